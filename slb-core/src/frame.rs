@@ -1,0 +1,409 @@
+//! One packet in a caller's buffer, with room to grow at both ends.
+//!
+//! ```text
+//!   buf                off                    off + len              cap
+//!    |     headroom     |        bytes()          |      tailroom      |
+//! ```
+//!
+//! The layout is that of C's `struct slb_frame`: a burst is an array that both languages read.
+//! A frame borrows the *memory*, not the I/O that it came from: it can outlive a call, and one
+//! that is let go leaks a buffer at worst.
+
+use core::fmt;
+use core::marker::PhantomData;
+use core::ops::{Deref, DerefMut};
+use core::ptr::NonNull;
+use core::slice;
+
+use crate::prefetch::{CACHE_LINE, prefetch_address};
+use crate::verdict::{DropReason, PortId, Verdict};
+
+/// How many frames one burst holds at most.
+pub const BURST: usize = 64;
+
+/// One packet, from its Ethernet header on and without the frame check sequence, in a buffer
+/// that is exclusively its own for `'m`.
+///
+/// Invariants: `buf` is valid for reads and writes of `cap` bytes for `'m`, nothing else
+/// accesses them meanwhile, and `off + len <= cap`.
+#[repr(C)]
+pub struct Frame<'m> {
+    buf: NonNull<u8>,
+    cap: u32,
+    off: u32,
+    len: u32,
+    port: PortId,
+    verdict: u8,
+    reason: u8,
+    memory: PhantomData<&'m mut [u8]>,
+}
+
+const PASS: u8 = 0;
+const FORWARD: u8 = 1;
+const REPLY: u8 = 2;
+const DROP: u8 = 3;
+
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(size_of::<Frame<'static>>() == 24);
+
+// SAFETY: a frame is an exclusive loan of plain bytes, which any thread may hold.
+unsafe impl Send for Frame<'_> {}
+// SAFETY: through a shared frame the bytes can only be read.
+unsafe impl Sync for Frame<'_> {}
+
+impl<'m> Frame<'m> {
+    /// A frame with no memory: what stands in a burst's empty places.
+    pub const EMPTY: Self = Self {
+        buf: NonNull::dangling(),
+        cap: 0,
+        off: 0,
+        len: 0,
+        port: PortId(0),
+        verdict: PASS,
+        reason: 0,
+        memory: PhantomData,
+    };
+
+    /// A packet of `len` bytes that starts `headroom` bytes into `buf`; the rest is tailroom.
+    ///
+    /// `None` when it does not fit, or when the buffer has more than `u32::MAX` bytes.
+    pub fn new(buf: &'m mut [u8], headroom: usize, len: usize) -> Option<Self> {
+        let cap = u32::try_from(buf.len()).ok()?;
+        if headroom.checked_add(len)? > buf.len() {
+            return None;
+        }
+        Some(Self {
+            buf: NonNull::from(buf).cast(),
+            cap,
+            off: u32::try_from(headroom).ok()?,
+            len: u32::try_from(len).ok()?,
+            ..Self::EMPTY
+        })
+    }
+
+    /// The packet, from its Ethernet header on.
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: `off <= cap`, so the pointer stays inside the buffer.
+        let start = unsafe { self.buf.add(self.off as usize) };
+        // SAFETY: `off + len <= cap`; the bytes are initialised and only `self` reaches them.
+        unsafe { slice::from_raw_parts(start.as_ptr(), self.len as usize) }
+    }
+
+    /// The packet, to be changed in place.
+    #[inline]
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: `off <= cap`, so the pointer stays inside the buffer.
+        let start = unsafe { self.buf.add(self.off as usize) };
+        // SAFETY: `off + len <= cap`, and `&mut self` makes this the only access.
+        unsafe { slice::from_raw_parts_mut(start.as_ptr(), self.len as usize) }
+    }
+
+    /// The packet's length in bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Whether there is no packet: only the case before one was put in.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Free bytes before the packet.
+    #[inline]
+    pub fn headroom(&self) -> usize {
+        self.off as usize
+    }
+
+    /// Free bytes after the packet.
+    #[inline]
+    pub fn tailroom(&self) -> usize {
+        (self.cap - self.off - self.len) as usize
+    }
+
+    /// Grows the packet by `N` bytes at its front and returns them, to be written; `None`, and
+    /// no change, where the headroom is too small.
+    #[inline]
+    pub fn push_front<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+        let n = u32::try_from(N).ok()?;
+        self.off = self.off.checked_sub(n)?;
+        self.len += n; // off + len is as before
+        self.bytes_mut().first_chunk_mut()
+    }
+
+    /// Puts `N` bytes in the place of the packet's first `old` ones, ends the packet where its
+    /// first `end` bytes ended, and returns all of it, the `N` bytes to be written. `None`, and
+    /// no change, where the headroom is too small or the packet shorter than that.
+    #[inline]
+    pub(crate) fn replace_front<const N: usize>(
+        &mut self,
+        old: usize,
+        end: usize,
+    ) -> Option<&mut [u8]> {
+        let kept = end.checked_sub(old)?;
+        if end > self.len() {
+            return None;
+        }
+        let off = (self.headroom() + old).checked_sub(N)?;
+        // Both fit: `off + N + kept` is where the first `end` bytes ended.
+        self.off = off as u32;
+        self.len = (N + kept) as u32;
+        Some(self.bytes_mut())
+    }
+
+    /// Starts loading the packet's headers, and the line before them, where new ones go.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        let first = self.buf.as_ptr().wrapping_add(self.off as usize);
+        prefetch_address(first);
+        prefetch_address(first.wrapping_sub(CACHE_LINE));
+    }
+
+    /// Grows the packet by `n` bytes at its end and returns them, to be written (they hold what
+    /// the buffer held before); `None`, and no change, where the tailroom is too small.
+    pub fn push_back(&mut self, n: usize) -> Option<&mut [u8]> {
+        if n > self.tailroom() {
+            return None;
+        }
+        let old = self.len();
+        self.len += u32::try_from(n).ok()?;
+        self.bytes_mut().get_mut(old..)
+    }
+
+    /// Takes `n` bytes off the front; `false`, and no change, where the packet is shorter.
+    #[inline]
+    pub fn trim_front(&mut self, n: usize) -> bool {
+        if n > self.len() {
+            return false;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "n <= len, which is a u32")]
+        let n = n as u32;
+        self.off += n;
+        self.len -= n;
+        true
+    }
+
+    /// Shortens the packet to its first `len` bytes; `false`, and no change, where it is
+    /// shorter already.
+    #[inline]
+    pub fn truncate(&mut self, len: usize) -> bool {
+        if len > self.len() {
+            return false;
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "len <= self.len, which is a u32"
+        )]
+        let len = len as u32;
+        self.len = len;
+        true
+    }
+
+    /// The port that it came in by; after [`Verdict::Forward`], the one it is to leave by.
+    #[inline]
+    pub fn port(&self) -> PortId {
+        self.port
+    }
+
+    /// Says which port it came in by.
+    #[inline]
+    pub fn set_port(&mut self, port: PortId) {
+        self.port = port;
+    }
+
+    /// What the last dataplane that saw it decided; `Pass` before any did.
+    #[inline]
+    pub fn verdict(&self) -> Verdict {
+        match self.verdict {
+            FORWARD => Verdict::Forward(self.port),
+            REPLY => Verdict::Reply,
+            DROP => match DropReason::ALL.get(usize::from(self.reason)) {
+                Some(&reason) => Verdict::Drop(reason),
+                None => Verdict::Pass, // only a C caller could have written it
+            },
+            _ => Verdict::Pass,
+        }
+    }
+
+    /// Sets the verdict.
+    #[inline]
+    pub fn set_verdict(&mut self, verdict: Verdict) {
+        match verdict {
+            Verdict::Forward(port) => {
+                self.verdict = FORWARD;
+                self.port = port;
+            }
+            Verdict::Reply => self.verdict = REPLY,
+            Verdict::Pass => self.verdict = PASS,
+            Verdict::Drop(reason) => {
+                self.verdict = DROP;
+                self.reason = reason as u8;
+            }
+        }
+    }
+
+    /// The address of the first byte of the buffer: how an I/O with memory of its own knows
+    /// which of its buffers comes back.
+    pub fn buffer_address(&self) -> usize {
+        self.buf.as_ptr().addr()
+    }
+
+    /// Gives the whole buffer back.
+    pub fn into_buffer(self) -> &'m mut [u8] {
+        // SAFETY: `buf` is valid for `cap` bytes for `'m`, and the frame, the only other way
+        // to them, is consumed.
+        unsafe { slice::from_raw_parts_mut(self.buf.as_ptr(), self.cap as usize) }
+    }
+}
+
+impl fmt::Debug for Frame<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frame")
+            .field("len", &self.len)
+            .field("headroom", &self.headroom())
+            .field("tailroom", &self.tailroom())
+            .field("port", &self.port)
+            .field("verdict", &self.verdict())
+            .finish()
+    }
+}
+
+/// Up to [`BURST`] frames, inline.
+#[derive(Debug)]
+pub struct Burst<'m> {
+    frames: [Frame<'m>; BURST],
+    len: usize,
+}
+
+impl<'m> Burst<'m> {
+    /// An empty burst.
+    pub const fn new() -> Self {
+        Self {
+            frames: [const { Frame::EMPTY }; BURST],
+            len: 0,
+        }
+    }
+
+    /// Adds a frame; hands it back where the burst is full.
+    pub fn push(&mut self, frame: Frame<'m>) -> Result<(), Frame<'m>> {
+        match self.frames.get_mut(self.len) {
+            Some(place) => {
+                *place = frame;
+                self.len += 1;
+                Ok(())
+            }
+            None => Err(frame),
+        }
+    }
+
+    /// Takes the last frame out.
+    pub fn pop(&mut self) -> Option<Frame<'m>> {
+        let last = self.len.checked_sub(1)?;
+        self.len = last;
+        self.frames
+            .get_mut(last)
+            .map(|place| core::mem::replace(place, Frame::EMPTY))
+    }
+
+    /// Takes all frames out, in their order.
+    pub fn drain(&mut self) -> impl Iterator<Item = Frame<'m>> + '_ {
+        let len = core::mem::take(&mut self.len);
+        self.frames
+            .iter_mut()
+            .take(len)
+            .map(|place| core::mem::replace(place, Frame::EMPTY))
+    }
+
+    /// Whether no further frame fits.
+    pub fn is_full(&self) -> bool {
+        self.len == BURST
+    }
+}
+
+impl Default for Burst<'_> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<'m> Deref for Burst<'m> {
+    type Target = [Frame<'m>];
+
+    fn deref(&self) -> &Self::Target {
+        self.frames.get(..self.len).unwrap_or_default()
+    }
+}
+
+impl DerefMut for Burst<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        self.frames.get_mut(..self.len).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growing_and_trimming_keep_inside_the_buffer() {
+        let mut buf = [0u8; 16];
+        let mut frame = Frame::new(&mut buf, 4, 8).unwrap();
+        assert_eq!((frame.headroom(), frame.len(), frame.tailroom()), (4, 8, 4));
+        frame.push_front::<4>().unwrap().copy_from_slice(b"head");
+        assert!(frame.push_front::<1>().is_none());
+        frame.push_back(4).unwrap().copy_from_slice(b"tail");
+        assert!(frame.push_back(1).is_none());
+        assert_eq!(frame.bytes(), b"head\0\0\0\0\0\0\0\0tail");
+        assert!(!frame.trim_front(17));
+        assert!(frame.trim_front(12));
+        assert_eq!(frame.bytes(), b"tail");
+        assert!(!frame.truncate(5));
+        assert!(frame.truncate(1));
+        assert_eq!(
+            (frame.headroom(), frame.bytes(), frame.tailroom()),
+            (12, &b"t"[..], 3)
+        );
+        assert_eq!(frame.into_buffer().len(), 16);
+    }
+
+    #[test]
+    fn a_frame_that_does_not_fit_is_refused() {
+        let mut buf = [0u8; 16];
+        assert!(Frame::new(&mut buf, 9, 8).is_none());
+        assert!(Frame::new(&mut buf, usize::MAX, 8).is_none());
+        assert!(Frame::new(&mut buf, 16, 0).is_some());
+    }
+
+    #[test]
+    fn verdicts_are_kept() {
+        let mut frame = Frame::EMPTY;
+        frame.set_port(PortId(7));
+        for verdict in [Verdict::Reply, Verdict::Pass, Verdict::Forward(PortId(9))] {
+            frame.set_verdict(verdict);
+            assert_eq!(frame.verdict(), verdict);
+        }
+        for &reason in DropReason::ALL {
+            frame.set_verdict(Verdict::Drop(reason));
+            assert_eq!(frame.verdict(), Verdict::Drop(reason));
+        }
+        assert_eq!(frame.port(), PortId(9));
+    }
+
+    #[test]
+    fn a_burst_keeps_order_and_refuses_the_65th() {
+        let mut memory = [[0u8; 4]; BURST + 1];
+        let mut burst = Burst::new();
+        let mut refused = 0;
+        for (i, buf) in memory.iter_mut().enumerate() {
+            buf[0] = i as u8;
+            refused += usize::from(burst.push(Frame::new(buf, 0, 1).unwrap()).is_err());
+        }
+        assert_eq!((burst.len(), refused), (BURST, 1));
+        assert_eq!(burst.pop().unwrap().bytes(), [63]);
+        let first: [u8; 63] = core::array::from_fn(|i| i as u8);
+        assert!(burst.drain().map(|frame| frame.bytes()[0]).eq(first));
+        assert!(burst.is_empty() && burst.pop().is_none());
+    }
+}

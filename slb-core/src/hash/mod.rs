@@ -1,0 +1,166 @@
+//! Tuple hashers: which backend a flow gets, the same on every node, platform and version.
+//!
+//! # Specification
+//! The tuple is written as a *message* in network byte order, 16 bytes for IPv4 and 40 for IPv6:
+//!
+//! ```text
+//! source address | destination address | source port | destination port | protocol | 0 0 0
+//!     4 or 16            4 or 16               2               2              1        3
+//! ```
+//!
+//! What the distribution mode leaves out is zero, and so are the ports of a protocol that has
+//! none. The hash is 64 bits:
+//! - [`Xxh3`] (default): XXH3-64 of the message with a 64-bit seed.
+//! - [`SipHash13`]: SipHash-1-3 of the message with a 128-bit key, for hostile traffic: without
+//!   the key nobody can aim flows at one backend.
+//! - [`Toeplitz`]: the hash of receive-side scaling, `h = T(message)`, as `h << 32 | h`. For five
+//!   tuples the protocol is left out, so that it is the value that the NIC computes.
+//!
+//! Slot of a table of `size`: `(hash >> 32) * size >> 32`. The outer UDP source port takes the
+//! low 14 bits, so it does not depend on the slot.
+//!
+//! A hash is computed from little-endian *words* of the message, which is what loading the
+//! header's bytes gives on a little-endian machine; on a big-endian one the loads swap.
+
+mod siphash;
+mod toeplitz;
+mod xxh3;
+
+use core::fmt;
+
+pub use siphash::{SipHash13, siphash13, siphash24};
+pub use toeplitz::{MICROSOFT_KEY, Toeplitz};
+pub use xxh3::Xxh3;
+
+/// The protocol's place in the message's word of ports and protocol.
+const PROTOCOL_SHIFT: u32 = 32;
+
+/// A 64-bit hash of a tuple's message. Implement it to bring another one: see
+/// [`Hasher::Custom`].
+pub trait TupleHasher {
+    /// Hashes the message of an IPv4 tuple, given as little-endian words.
+    fn ipv4(&self, message: &[u64; 2]) -> u64;
+
+    /// Hashes the message of an IPv6 tuple, given as little-endian words.
+    fn ipv6(&self, message: &[u64; 5]) -> u64;
+}
+
+/// Which parts of the tuple choose the backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Distribution {
+    /// Addresses, ports and protocol.
+    #[default]
+    FiveTuple,
+    /// Source and destination address: a client stays with a backend.
+    SourceIp,
+    /// Addresses and protocol.
+    SourceIpProtocol,
+}
+
+impl Distribution {
+    /// The bits of the message's last word that count.
+    pub(crate) const fn mask(self) -> u64 {
+        match self {
+            Self::FiveTuple => u64::MAX,
+            Self::SourceIp => 0,
+            Self::SourceIpProtocol => 0xff << PROTOCOL_SHIFT,
+        }
+    }
+
+    /// Its name in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FiveTuple => "five-tuple",
+            Self::SourceIp => "source-ip",
+            Self::SourceIpProtocol => "source-ip-protocol",
+        }
+    }
+}
+
+/// The last word of a message. `ports` is the packet's four bytes of ports, read little-endian.
+#[inline]
+pub(crate) const fn ports_and_protocol(ports: u32, protocol: u8) -> u64 {
+    ports as u64 | (protocol as u64) << PROTOCOL_SHIFT
+}
+
+/// The hasher of a configuration.
+#[derive(Clone)]
+pub enum Hasher {
+    /// XXH3-64 with a seed.
+    Xxh3(Xxh3),
+    /// SipHash-1-3 with a key.
+    SipHash13(SipHash13),
+    /// Receive-side scaling's hash with a key.
+    Toeplitz(Toeplitz),
+    /// The caller's own. Every node has to bring the same.
+    Custom(&'static (dyn TupleHasher + Send + Sync)),
+}
+
+impl Default for Hasher {
+    fn default() -> Self {
+        Self::Xxh3(Xxh3::new(0))
+    }
+}
+
+impl Hasher {
+    /// Its name in reports.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Xxh3(_) => "xxh3",
+            Self::SipHash13(_) => "siphash-1-3",
+            Self::Toeplitz(_) => "toeplitz",
+            Self::Custom(_) => "custom",
+        }
+    }
+}
+
+impl TupleHasher for Hasher {
+    #[inline]
+    fn ipv4(&self, message: &[u64; 2]) -> u64 {
+        match self {
+            Self::Xxh3(hasher) => hasher.ipv4(message),
+            Self::SipHash13(hasher) => hasher.ipv4(message),
+            Self::Toeplitz(hasher) => hasher.ipv4(message),
+            Self::Custom(hasher) => hasher.ipv4(message),
+        }
+    }
+
+    #[inline]
+    fn ipv6(&self, message: &[u64; 5]) -> u64 {
+        match self {
+            Self::Xxh3(hasher) => hasher.ipv6(message),
+            Self::SipHash13(hasher) => hasher.ipv6(message),
+            Self::Toeplitz(hasher) => hasher.ipv6(message),
+            Self::Custom(hasher) => hasher.ipv6(message),
+        }
+    }
+}
+
+impl fmt::Debug for Hasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name()) // the key stays secret
+    }
+}
+
+/// The 128-bit product of two words, its halves XORed.
+#[inline]
+pub(crate) const fn fold_multiply(a: u64, b: u64) -> u64 {
+    let product = a as u128 * b as u128;
+    product as u64 ^ (product >> 64) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_leave_out_what_the_mode_leaves_out() {
+        let word = ports_and_protocol(0xaabb_ccdd, 17);
+        assert_eq!(word & Distribution::FiveTuple.mask(), word);
+        assert_eq!(word & Distribution::SourceIp.mask(), 0);
+        assert_eq!(
+            word & Distribution::SourceIpProtocol.mask(),
+            ports_and_protocol(0, 17)
+        );
+    }
+}

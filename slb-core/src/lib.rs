@@ -1,0 +1,44 @@
+//! The dataplane of a layer-4 load balancer, without I/O, without allocation, without `std`.
+//!
+//! A burst of [`Frame`]s goes in, each comes out rewritten in place and with one [`Verdict`]:
+//!
+//! ```ignore
+//! loop {
+//!     io.receive(&mut burst)?;                // any PacketIo: AF_XDP, TUN, pcap, yours
+//!     mux.process(clock.now(), &mut burst);
+//!     io.transmit(&mut burst)?;
+//! }
+//! ```
+//!
+//! - [`wire`], [`hash`] and [`maglev`] are of use on their own.
+//! - All memory is the caller's: see [`mem`]. With the feature `alloc` (default), constructors
+//!   that use boxes are there too.
+
+#![no_std]
+#![deny(unsafe_code)] // allowed, file by file, where it is stated why
+
+#[cfg(any(test, feature = "alloc"))]
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+#[expect(
+    unsafe_code,
+    reason = "a frame is a raw loan, with the layout that C has for it"
+)]
+pub mod frame;
+pub mod hash;
+pub mod io;
+pub mod maglev;
+#[expect(unsafe_code, reason = "tables live in memory that the caller gives")]
+pub mod mem;
+#[expect(unsafe_code, reason = "the intrinsic takes a raw pointer")]
+mod prefetch;
+pub mod time;
+mod verdict;
+pub mod wire;
+
+pub use frame::{BURST, Burst, Frame};
+pub use io::PacketIo;
+pub use time::Instant;
+pub use verdict::{DropReason, PortId, Verdict};

@@ -1,0 +1,567 @@
+//! Maglev's consistent hashing (Eisenbud et al., NSDI 2016, §3.4), with weights.
+//!
+//! Each backend has a permutation of the table's slots, from its name. In turns, each takes the
+//! first slot of its permutation that is still free. A table is a function of the *set* of
+//! names and weights, the seed and the size: turns go by name, never by the order given.
+//!
+//! Weights: a backend gets its exact share of the slots, rounded down or up (largest remainder
+//! first). In the round `r` of `R`, the largest share, one with the share `q` has had
+//! `ceil(r*q/R)` turns: all take part in the first, and the light ones skip evenly. With equal
+//! weights this is the paper's listing 1.
+//!
+//! Building takes about `size * ln(size)` steps by the listing, half of them for the last few
+//! hundred slots, since a turn tries slots until it finds a free one. Here the last turns go the
+//! other way round: of the few free slots, which comes first in the permutation?
+//!
+//! Specification of a permutation, with `h` = SipHash-1-3 of the name's bytes under the key
+//! (seed, constant): `offset = h(OFFSET) mod size`, `skip = h(SKIP) mod (size - 1) + 1`.
+
+use core::fmt;
+
+use crate::hash::siphash13;
+
+/// A slot that no backend has: there is none with any weight.
+pub const EMPTY: u16 = u16::MAX;
+/// The table size when none is chosen: the paper's small one, good for some 600 backends.
+pub const DEFAULT_SIZE: u32 = 65_537;
+/// Sizes above this are refused: 32 MiB for one pool.
+pub const MAX_SIZE: u32 = 1 << 24;
+/// The most backends of one table.
+pub const MAX_BACKENDS: usize = EMPTY as usize;
+
+const OFFSET: u64 = 0x6d61_676c_6576_0001; // "maglev", 1
+const SKIP: u64 = 0x6d61_676c_6576_0002;
+
+/// With this many free slots left, turns compare all of them instead of trying one by one.
+/// The two ways cost the same where `free = size / free`, less the inverse that the second
+/// needs (benches `maglev/build`: 64 to 192 are alike for 65 537 slots).
+const TAIL: usize = 128;
+
+/// A backend as the table sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member<'a> {
+    /// Its name, unlike all others of the table.
+    pub name: &'a str,
+    /// Its share in proportion to the others'; none when zero.
+    pub weight: u32,
+}
+
+/// Working memory of a build: one for each member.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Turn {
+    /// The next slot of the permutation to try.
+    next: u32,
+    skip: u32,
+    /// Slots that it gets.
+    quota: u32,
+    /// Turns that it had, or what is left of a round's credit.
+    credit: u32,
+    /// Which member it is.
+    member: u16,
+    /// Its place in the order of names.
+    order: u16,
+}
+
+/// Why a table cannot be built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MaglevError {
+    /// The table's size is no prime from 3 to [`MAX_SIZE`].
+    SizeNotPrime {
+        /// The size given.
+        size: usize,
+    },
+    /// More members than slots, or than [`MAX_BACKENDS`].
+    TooManyMembers {
+        /// How many were given.
+        members: usize,
+        /// How many there may be.
+        most: usize,
+    },
+    /// The working memory is too small.
+    TooFewTurns {
+        /// How many it has.
+        turns: usize,
+        /// How many are needed.
+        needed: usize,
+    },
+    /// Two members have one name.
+    DuplicateName {
+        /// The place of one of them.
+        member: usize,
+    },
+}
+
+impl fmt::Display for MaglevError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SizeNotPrime { size } => {
+                write!(
+                    f,
+                    "the table's size must be a prime from 3 to {MAX_SIZE}, not {size}"
+                )
+            }
+            Self::TooManyMembers { members, most } => {
+                write!(f, "{members} backends, but the table takes at most {most}")
+            }
+            Self::TooFewTurns { turns, needed } => {
+                write!(
+                    f,
+                    "working memory for {turns} backends, but there are {needed}"
+                )
+            }
+            Self::DuplicateName { member } => {
+                write!(f, "the name of backend {member} stands twice")
+            }
+        }
+    }
+}
+
+impl core::error::Error for MaglevError {}
+
+/// Builds the table of `members` into `table`, whose length is the size; each slot gets the
+/// place of its backend in `members`, or [`EMPTY`] where none has any weight.
+///
+/// # Errors
+/// See [`MaglevError`]; the table is then unchanged.
+///
+/// # Cost
+/// For 65 537 slots and 1000 members less than a millisecond (`slb bench`, line `maglev`).
+pub fn build(
+    members: &[Member<'_>],
+    seed: u64,
+    table: &mut [u16],
+    turns: &mut [Turn],
+) -> Result<(), MaglevError> {
+    build_with(members.len(), |place| members[place], seed, table, turns)
+}
+
+/// The same for `count` members that stand in a structure of the caller's.
+pub(crate) fn build_with<'a>(
+    count: usize,
+    member: impl Fn(usize) -> Member<'a>,
+    seed: u64,
+    table: &mut [u16],
+    turns: &mut [Turn],
+) -> Result<(), MaglevError> {
+    let size = match u32::try_from(table.len()) {
+        Ok(size) if is_valid_size(size) => size,
+        _ => return Err(MaglevError::SizeNotPrime { size: table.len() }),
+    };
+    let most = MAX_BACKENDS.min(table.len());
+    if count > most {
+        return Err(MaglevError::TooManyMembers {
+            members: count,
+            most,
+        });
+    }
+    let available = turns.len();
+    let Some(turns) = turns.get_mut(..count) else {
+        return Err(MaglevError::TooFewTurns {
+            turns: available,
+            needed: count,
+        });
+    };
+
+    for (place, turn) in turns.iter_mut().enumerate() {
+        *turn = Turn {
+            member: place as u16,
+            ..Turn::default()
+        };
+    }
+    let name = |turn: &Turn| member(usize::from(turn.member)).name;
+    turns.sort_unstable_by(|a, b| name(a).cmp(name(b)));
+    for pair in turns.windows(2) {
+        if name(&pair[0]) == name(&pair[1]) {
+            return Err(MaglevError::DuplicateName {
+                member: pair[1].member.into(),
+            });
+        }
+    }
+
+    table.fill(EMPTY);
+    let turns = share_out(|turn| member(usize::from(turn.member)).weight, size, turns);
+    for (order, turn) in turns.iter_mut().enumerate() {
+        let name = name(turn).as_bytes();
+        turn.order = order as u16;
+        turn.next = (siphash13([seed, OFFSET], name) % u64::from(size)) as u32;
+        turn.skip = (siphash13([seed, SKIP], name) % u64::from(size - 1)) as u32 + 1;
+    }
+    populate(turns, table);
+    Ok(())
+}
+
+/// Whether a table may have this size: a prime, so that every skip visits every slot.
+pub const fn is_valid_size(size: u32) -> bool {
+    if size < 3 || size > MAX_SIZE || size.is_multiple_of(2) {
+        return false;
+    }
+    let mut divisor = 3;
+    while divisor * divisor <= size {
+        if size.is_multiple_of(divisor) {
+            return false;
+        }
+        divisor += 2;
+    }
+    true
+}
+
+/// The slot of a hash in a table of `size` slots: its high half, scaled. No division.
+#[inline]
+pub const fn slot(hash: u64, size: u32) -> usize {
+    (((hash >> 32) * size as u64) >> 32) as usize
+}
+
+/// Gives each turn its quota by the largest remainder; returns those that have one, by name.
+fn share_out(weight: impl Fn(&Turn) -> u32, size: u32, turns: &mut [Turn]) -> &mut [Turn] {
+    let weight = |turn: &Turn| u64::from(weight(turn));
+    let total: u64 = turns.iter().map(weight).sum();
+    if total == 0 {
+        return &mut [];
+    }
+    // share = size * weight / total = quota + remainder / total
+    let remainder = |turn: &Turn| u64::from(size) * weight(turn) % total;
+    let mut left = size;
+    for (order, turn) in turns.iter_mut().enumerate() {
+        turn.quota = (u64::from(size) * weight(turn) / total) as u32;
+        turn.order = order as u16;
+        left -= turn.quota;
+    }
+    let alike = turns
+        .windows(2)
+        .all(|pair| remainder(&pair[0]) == remainder(&pair[1]));
+    if !alike {
+        turns.sort_unstable_by_key(|turn| (core::cmp::Reverse(remainder(turn)), turn.order));
+    }
+    for turn in turns.iter_mut().take(left as usize) {
+        turn.quota += 1;
+    }
+    // By name again, those without a slot last.
+    turns.sort_unstable_by_key(|turn| (turn.quota == 0, turn.order));
+    let with_slots = turns.iter().take_while(|turn| turn.quota != 0).count();
+    &mut turns[..with_slots]
+}
+
+/// Lets the turns take all slots of the empty `table`. Their quotas add up to its length.
+fn populate(turns: &mut [Turn], table: &mut [u16]) {
+    let rounds = turns.iter().map(|turn| turn.quota).max().unwrap_or(0);
+    let visits = rounds as usize * turns.len();
+    let mut filling = Filling {
+        free: table.len(),
+        table,
+        tail: Tail::default(),
+    };
+    // Going round over all turns is fast unless most of them have nothing to do most of the time.
+    if visits <= 8 * filling.free {
+        populate_by_rounds(turns, rounds, &mut filling);
+    } else {
+        populate_by_heap(turns, rounds, &mut filling);
+    }
+}
+
+fn populate_by_rounds(turns: &mut [Turn], rounds: u32, filling: &mut Filling<'_>) {
+    for turn in turns.iter_mut() {
+        turn.credit = rounds - 1; // so that all take part in the first round
+    }
+    for _ in 0..rounds {
+        for turn in turns.iter_mut() {
+            turn.credit += turn.quota;
+            if turn.credit >= rounds {
+                turn.credit -= rounds;
+                filling.take(turn);
+            }
+        }
+    }
+}
+
+/// The same turns in the same order, for weights that differ widely: the next turn is the
+/// smallest of a binary heap over (round, order).
+fn populate_by_heap(turns: &mut [Turn], rounds: u32, filling: &mut Filling<'_>) {
+    // The turn after `credit` ones comes in the first round r with r*quota > credit*rounds.
+    let key = |turn: &Turn| {
+        let round = u64::from(turn.credit) * u64::from(rounds) / u64::from(turn.quota);
+        (round, turn.order)
+    };
+    let sift_down = |heap: &mut [Turn], mut parent: usize| {
+        loop {
+            let mut child = 2 * parent + 1;
+            if child + 1 < heap.len() && key(&heap[child + 1]) < key(&heap[child]) {
+                child += 1;
+            }
+            if child >= heap.len() || key(&heap[parent]) <= key(&heap[child]) {
+                return;
+            }
+            heap.swap(parent, child);
+            parent = child;
+        }
+    };
+    for turn in turns.iter_mut() {
+        turn.credit = 0;
+    }
+    let mut live = turns.len();
+    for parent in (0..live / 2).rev() {
+        sift_down(turns, parent);
+    }
+    while live > 0 {
+        filling.take(&mut turns[0]);
+        turns[0].credit += 1;
+        if turns[0].credit == turns[0].quota {
+            live -= 1;
+            turns.swap(0, live);
+        }
+        sift_down(&mut turns[..live], 0);
+    }
+}
+
+/// A table being filled.
+struct Filling<'a> {
+    table: &'a mut [u16],
+    free: usize,
+    tail: Tail,
+}
+
+/// The last free slots.
+struct Tail {
+    slots: [u32; TAIL],
+    gathered: bool,
+}
+
+impl Default for Tail {
+    fn default() -> Self {
+        Self {
+            slots: [0; TAIL],
+            gathered: false,
+        }
+    }
+}
+
+impl Filling<'_> {
+    /// Gives `turn` the first free slot of its permutation.
+    fn take(&mut self, turn: &mut Turn) {
+        if self.free <= TAIL {
+            return self.take_of_few(turn);
+        }
+        let size = self.table.len() as u32;
+        let mut at = turn.next;
+        while self.table[at as usize] != EMPTY {
+            at = step(at, turn.skip, size);
+        }
+        self.give(turn, at);
+    }
+
+    /// The same where few are free: the one with the least distance in the permutation.
+    #[cold]
+    fn take_of_few(&mut self, turn: &mut Turn) {
+        if !self.tail.gathered {
+            let free = self
+                .table
+                .iter()
+                .enumerate()
+                .filter(|(_, owner)| **owner == EMPTY);
+            for (place, (slot, _)) in self.tail.slots.iter_mut().zip(free) {
+                *place = slot as u32;
+            }
+            self.tail.gathered = true;
+        }
+        let size = self.table.len() as u64;
+        let inverse = inverse(turn.skip, size as u32);
+        let from = u64::from(turn.next);
+        let distance = |slot: u32| (u64::from(slot) + size - from) * inverse % size;
+        let free = &mut self.tail.slots[..self.free];
+        let nearest = free
+            .iter()
+            .enumerate()
+            .min_by_key(|(_, slot)| distance(**slot));
+        let Some((place, &at)) = nearest else { return };
+        free[place] = free[free.len() - 1];
+        self.give(turn, at);
+    }
+
+    fn give(&mut self, turn: &mut Turn, at: u32) {
+        self.table[at as usize] = turn.member;
+        turn.next = step(at, turn.skip, self.table.len() as u32);
+        self.free -= 1;
+    }
+}
+
+/// The next slot of a permutation.
+#[inline]
+const fn step(at: u32, skip: u32, size: u32) -> u32 {
+    let next = at + skip; // below 2^25
+    if next >= size { next - size } else { next }
+}
+
+/// The inverse of `value` modulo the prime `modulus`, by Euclid's extended algorithm.
+fn inverse(value: u32, modulus: u32) -> u64 {
+    let (mut a, mut b) = (i64::from(modulus), i64::from(value));
+    let (mut x, mut y) = (0i64, 1i64);
+    while b != 0 {
+        (a, b, x, y) = (b, a % b, y, x - a / b * y);
+    }
+    x.rem_euclid(i64::from(modulus)) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+    use alloc::vec::Vec;
+    use serde_json::Value;
+
+    fn number(value: &Value) -> u32 {
+        u32::try_from(value.as_u64().unwrap()).unwrap()
+    }
+
+    fn populated(permutations: &[(u16, u32, u32)], size: u32) -> Vec<u16> {
+        let mut turns: Vec<Turn> = permutations
+            .iter()
+            .map(|&(member, next, skip)| Turn {
+                next,
+                skip,
+                member,
+                ..Turn::default()
+            })
+            .collect();
+        let mut table = vec![EMPTY; size as usize];
+        let turns = share_out(|_| 1, size, &mut turns);
+        populate(turns, &mut table);
+        table
+    }
+
+    /// NSDI'16 table 1, and every other subset of its three backends.
+    #[test]
+    fn the_published_population() {
+        let vectors = include_str!("../tests/vectors/maglev-population.json");
+        let vectors: Value = serde_json::from_str(vectors).unwrap();
+        let size = number(&vectors["table_size"]);
+        let tables = vectors["tables"].as_array().unwrap();
+        for case in tables {
+            let alive: Vec<_> = case["alive"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(number)
+                .collect();
+            let permutations: Vec<_> = alive
+                .iter()
+                .map(|&i| {
+                    let backend = &vectors["backends"][i as usize];
+                    (
+                        i as u16,
+                        number(&backend["offset"]),
+                        number(&backend["skip"]),
+                    )
+                })
+                .collect();
+            let expected: Vec<_> = case["lookup"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(number)
+                .collect();
+            let table: Vec<_> = populated(&permutations, size)
+                .into_iter()
+                .map(u32::from)
+                .collect();
+            assert_eq!(table, expected, "alive: {alive:?}");
+        }
+        assert_eq!(tables.len(), 7);
+    }
+
+    /// The listing, step by step, without quotas or shortcuts.
+    fn by_the_listing(permutations: &[(u16, u32, u32)], size: u32) -> Vec<u16> {
+        let mut next: Vec<u32> = vec![0; permutations.len()];
+        let mut table = vec![EMPTY; size as usize];
+        let mut filled = 0;
+        loop {
+            for (i, &(member, offset, skip)) in permutations.iter().enumerate() {
+                let slot = |j: u32| {
+                    ((u64::from(offset) + u64::from(j) * u64::from(skip)) % u64::from(size))
+                        as usize
+                };
+                while table[slot(next[i])] != EMPTY {
+                    next[i] += 1;
+                }
+                table[slot(next[i])] = member;
+                next[i] += 1;
+                filled += 1;
+                if filled == size {
+                    return table;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn equal_weights_are_the_listing() {
+        bolero::check!()
+            .with_type::<(Vec<(u32, u32)>, u8)>()
+            .for_each(|(seeds, choice)| {
+                let sizes = [3, 7, 131, 251, 1009];
+                let size = sizes[usize::from(*choice) % sizes.len()];
+                let permutations: Vec<_> = seeds
+                    .iter()
+                    .take(size as usize)
+                    .enumerate()
+                    .map(|(i, &(a, b))| (i as u16, a % size, b % (size - 1) + 1))
+                    .collect();
+                if !permutations.is_empty() {
+                    let expected = by_the_listing(&permutations, size);
+                    assert_eq!(populated(&permutations, size), expected);
+                }
+            });
+    }
+
+    #[test]
+    fn both_ways_of_taking_turns_agree() {
+        bolero::check!()
+            .with_type::<Vec<(u32, u32, u8)>>()
+            .for_each(|seeds| {
+                let size = 251;
+                let members: Vec<_> = seeds.iter().take(60).enumerate().collect();
+                let turns = || {
+                    members.iter().map(|&(i, &(a, b, _))| Turn {
+                        next: a % size,
+                        skip: b % (size - 1) + 1,
+                        member: i as u16,
+                        ..Turn::default()
+                    })
+                };
+                let weight = |turn: &Turn| u32::from(seeds[usize::from(turn.member)].2);
+                let mut tables = [vec![EMPTY; size as usize], vec![EMPTY; size as usize]];
+                let [a, b] = &mut tables;
+                for (way, table) in [
+                    (populate_by_rounds as fn(&mut [_], _, &mut Filling<'_>), a),
+                    (populate_by_heap, b),
+                ] {
+                    let mut turns: Vec<_> = turns().collect();
+                    let turns = share_out(weight, size, &mut turns);
+                    for (order, turn) in turns.iter_mut().enumerate() {
+                        turn.order = order as u16;
+                    }
+                    let rounds = turns.iter().map(|turn| turn.quota).max().unwrap_or(0);
+                    let free = table.len();
+                    way(
+                        turns,
+                        rounds,
+                        &mut Filling {
+                            table,
+                            free,
+                            tail: Tail::default(),
+                        },
+                    );
+                }
+                assert_eq!(tables[0], tables[1]);
+            });
+    }
+
+    #[test]
+    fn an_inverse_is_one() {
+        for modulus in [3u32, 7, 65_537, 16_777_213] {
+            for value in [1, 2, modulus / 2, modulus - 1] {
+                let product = inverse(value, modulus) * u64::from(value);
+                assert_eq!(product % u64::from(modulus), 1, "{value} mod {modulus}");
+            }
+        }
+    }
+}

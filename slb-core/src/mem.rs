@@ -1,0 +1,222 @@
+//! Memory that is the caller's, or, with the `alloc` feature, our own: one type for both, so
+//! that neither the tables nor the packet path know the difference.
+
+use core::fmt;
+use core::mem::MaybeUninit;
+use core::ops::{Deref, DerefMut};
+use core::slice;
+
+use crate::prefetch::CACHE_LINE;
+
+/// A slice that a table lives in: borrowed from the caller, or owned in a box.
+pub struct Mem<'m, T> {
+    slice: &'m mut [T],
+    /// Whether `slice` is a leaked box, to be freed at the end.
+    #[cfg(feature = "alloc")]
+    owned: bool,
+}
+
+impl<T> Mem<'_, T> {
+    /// No memory at all: the table that gets it holds nothing.
+    pub fn empty() -> Self {
+        Self::from(&mut [][..])
+    }
+}
+
+impl<'m, T> From<&'m mut [T]> for Mem<'m, T> {
+    fn from(slice: &'m mut [T]) -> Self {
+        Self {
+            slice,
+            #[cfg(feature = "alloc")]
+            owned: false,
+        }
+    }
+}
+
+impl<'m, T, const N: usize> From<&'m mut [T; N]> for Mem<'m, T> {
+    fn from(array: &'m mut [T; N]) -> Self {
+        Self::from(&mut array[..])
+    }
+}
+
+#[cfg(feature = "alloc")]
+impl<T> From<alloc::boxed::Box<[T]>> for Mem<'static, T> {
+    fn from(memory: alloc::boxed::Box<[T]>) -> Self {
+        Self {
+            slice: alloc::boxed::Box::leak(memory),
+            owned: true,
+        }
+    }
+}
+
+#[cfg(feature = "alloc")]
+impl<T> From<alloc::vec::Vec<T>> for Mem<'static, T> {
+    fn from(memory: alloc::vec::Vec<T>) -> Self {
+        Self::from(memory.into_boxed_slice())
+    }
+}
+
+#[cfg(feature = "alloc")]
+impl<T> Drop for Mem<'_, T> {
+    fn drop(&mut self) {
+        if self.owned {
+            let slice: *mut [T] = core::ptr::from_mut(core::mem::take(&mut self.slice));
+            // SAFETY: `owned` says that the slice was leaked from a box; it was taken out, so
+            // nothing refers to it any more.
+            drop(unsafe { alloc::boxed::Box::from_raw(slice) });
+        }
+    }
+}
+
+impl<T> Deref for Mem<'_, T> {
+    type Target = [T];
+
+    #[inline]
+    fn deref(&self) -> &[T] {
+        self.slice
+    }
+}
+
+impl<T> DerefMut for Mem<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [T] {
+        self.slice
+    }
+}
+
+impl<T> fmt::Debug for Mem<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mem")
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The unit of memory that a caller gives: a cache line, of whatever content.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Line([MaybeUninit<u8>; CACHE_LINE]);
+
+impl Line {
+    /// A line to fill arrays with.
+    pub const EMPTY: Self = Self([MaybeUninit::uninit(); CACHE_LINE]);
+}
+
+impl fmt::Debug for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Line")
+    }
+}
+
+/// Where the parts of a structure come from.
+pub trait Memory<'m> {
+    /// `count` times `fill`, or `None` where the memory is used up.
+    fn take<T: Copy>(&mut self, count: usize, fill: T) -> Option<Mem<'m, T>>;
+}
+
+/// Memory of the caller's, taken from its front.
+#[derive(Debug)]
+pub struct Arena<'m> {
+    free: &'m mut [Line],
+}
+
+impl<'m> Arena<'m> {
+    /// An arena over `lines`.
+    pub fn new(lines: &'m mut [Line]) -> Self {
+        Self { free: lines }
+    }
+}
+
+impl<'m> Memory<'m> for Arena<'m> {
+    fn take<T: Copy>(&mut self, count: usize, fill: T) -> Option<Mem<'m, T>> {
+        const { assert!(align_of::<T>() <= align_of::<Line>()) };
+        let lines = lines_for::<T>(count)?;
+        let (taken, rest) = core::mem::take(&mut self.free).split_at_mut_checked(lines)?;
+        self.free = rest;
+        let first: *mut T = taken.as_mut_ptr().cast();
+        for i in 0..count {
+            // SAFETY: `taken` has room for `count` of `T`, of at least its alignment.
+            let place = unsafe { first.add(i) };
+            // SAFETY: `place` is inside `taken`, which is borrowed exclusively for `'m`. The
+            // caller gets the lines back as `MaybeUninit`, whatever is written.
+            unsafe { place.write(fill) };
+        }
+        // SAFETY: the loop has initialised all `count` elements, and `taken` is not used again.
+        Some(Mem::from(unsafe {
+            slice::from_raw_parts_mut(first, count)
+        }))
+    }
+}
+
+/// Counts the lines that an [`Arena`] needs. It gives no memory: every part is empty.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counter {
+    lines: usize,
+}
+
+impl Counter {
+    /// Adds a part; `None` where the count overflows.
+    pub fn add<T>(&mut self, count: usize) -> Option<()> {
+        self.lines = self.lines.checked_add(lines_for::<T>(count)?)?;
+        Some(())
+    }
+
+    /// Lines so far.
+    pub fn lines(&self) -> usize {
+        self.lines
+    }
+}
+
+fn lines_for<T>(count: usize) -> Option<usize> {
+    Some(
+        count
+            .checked_mul(size_of::<T>())?
+            .div_ceil(size_of::<Line>()),
+    )
+}
+
+/// Memory from the allocator: a box for each part.
+#[cfg(feature = "alloc")]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Boxes;
+
+#[cfg(feature = "alloc")]
+impl Memory<'static> for Boxes {
+    fn take<T: Copy>(&mut self, count: usize, fill: T) -> Option<Mem<'static, T>> {
+        Some(Mem::from(alloc::vec![fill; count]))
+    }
+}
+
+#[cfg(all(test, feature = "alloc"))]
+mod tests {
+    use super::*;
+    use alloc::rc::Rc;
+    use alloc::vec;
+
+    #[test]
+    fn owned_memory_is_freed_once_and_borrowed_memory_not() {
+        let counter = Rc::new(());
+        let owned = Mem::from(vec![counter.clone(), counter.clone()]);
+        assert_eq!(Rc::strong_count(&counter), 3);
+        drop(owned);
+        assert_eq!(Rc::strong_count(&counter), 1);
+        let mut array = [counter.clone()];
+        drop(Mem::from(&mut array));
+        assert_eq!(Rc::strong_count(&counter), 2);
+    }
+
+    #[test]
+    fn an_arena_gives_what_was_counted_and_no_more() {
+        let mut counter = Counter::default();
+        counter.add::<u16>(33).unwrap();
+        counter.add::<u64>(8).unwrap();
+        assert_eq!(counter.lines(), 3);
+        let mut lines = [Line::EMPTY; 3];
+        let mut arena = Arena::new(&mut lines);
+        let mut a = arena.take(33, 7u16).unwrap();
+        let b = arena.take(8, 9u64).unwrap();
+        assert!(arena.take(1, 0u8).is_none());
+        a[32] = 8;
+        assert_eq!((a[31], a[32], &b[..]), (7, 8, &[9; 8][..]));
+    }
+}

@@ -1,0 +1,109 @@
+//! What became of a frame.
+
+use core::fmt;
+
+/// A port of the dataplane: where a frame came in, or is to go out. The numbers are the caller's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct PortId(pub u16);
+
+/// The one outcome that every frame gets.
+///
+/// Exhaustive on purpose: whoever moves packets has to handle all four.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// Send it out of this port.
+    Forward(PortId),
+    /// It has become an answer: send it out of the port it came in by.
+    Reply,
+    /// Not ours, and untouched: hand it to the kernel, or to whoever else listens.
+    Pass,
+    /// Not to be sent, for this reason.
+    Drop(DropReason),
+}
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
+        /// Why a frame was dropped. Each reason has its own counter in [`Stats`](crate::Stats).
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[non_exhaustive]
+        #[repr(u8)]
+        pub enum DropReason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl DropReason {
+            /// Every reason, in the order of its counter.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// How many reasons there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The reason's name in reports and metrics: snake case, stable.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// The frame ends before a header that it announces.
+    Truncated = "truncated",
+    /// A header contradicts itself: a version, a header length or a total length that cannot be.
+    Malformed = "malformed",
+    /// For a VIP, but no rule takes its protocol and port.
+    NoRule = "no_rule",
+    /// The rule's pool has no backend that may take a new flow.
+    NoBackend = "no_backend",
+    /// A later fragment whose first fragment was not seen: its ports, and so its backend, are
+    /// unknown.
+    FragmentWithoutFirst = "fragment_without_first",
+    /// An ICMP error for a VIP that quotes no packet of that VIP.
+    IcmpUnmatched = "icmp_unmatched",
+    /// The hop limit ran out here, and the sender could not be told (the limit on answers, or
+    /// nobody to answer).
+    HopLimit = "hop_limit",
+    /// Too long for the underlay once encapsulated, and the sender could not be told.
+    PacketTooBig = "packet_too_big",
+    /// An ICMP echo request for a VIP that does not answer, or above the limit on answers.
+    EchoIgnored = "echo_ignored",
+    /// The frame's buffer has too little room before the packet for the outer headers.
+    NoHeadroom = "no_headroom",
+}
+
+impl fmt::Display for DropReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_its_own_index() {
+        for (index, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+        }
+    }
+
+    #[test]
+    fn names_are_distinct_snake_case() {
+        for (index, reason) in DropReason::ALL.iter().enumerate() {
+            let name = reason.name();
+            assert!(
+                name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'),
+                "{name}"
+            );
+            assert!(
+                DropReason::ALL[..index]
+                    .iter()
+                    .all(|other| other.name() != name)
+            );
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The Internet checksum: whole (RFC 1071) and incremental (RFC 1624).
+//!
+//! A [`Sum`] is a one's complement sum that is not folded yet. Values are as if the data were
+//! read in network byte order, on every platform.
+
+use core::net::{Ipv4Addr, Ipv6Addr};
+
+/// A one's complement sum under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sum(u64);
+
+impl Sum {
+    /// Nothing summed yet.
+    pub const ZERO: Self = Self(0);
+
+    /// Adds bytes that start at an even offset of what is summed. An odd last byte counts as if
+    /// a zero followed (RFC 1071 §1).
+    #[must_use]
+    pub fn add_bytes(self, bytes: &[u8]) -> Self {
+        // Four bytes at a time into 64 bits: no carry is lost below 2^32 words, and one's
+        // complement addition does not care about the word size (RFC 1071 §2, C).
+        let mut sum = self.0;
+        let mut words = bytes.chunks_exact(4);
+        for word in &mut words {
+            sum += u64::from(u32::from_be_bytes([word[0], word[1], word[2], word[3]]));
+        }
+        let mut rest = [0u8; 4];
+        for (to, from) in rest.iter_mut().zip(words.remainder()) {
+            *to = *from;
+        }
+        Self(fold_once(sum + u64::from(u32::from_be_bytes(rest))))
+    }
+
+    /// Adds one 16-bit word.
+    #[must_use]
+    #[inline]
+    pub const fn add_u16(self, word: u16) -> Self {
+        Self(self.0 + word as u64)
+    }
+
+    /// Adds the pseudo-header of IPv4 (RFC 9293 §3.1): addresses, protocol, transport length.
+    #[must_use]
+    pub fn add_pseudo_ipv4(self, src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, len: u16) -> Self {
+        self.add_bytes(&src.octets())
+            .add_bytes(&dst.octets())
+            .add_u16(u16::from(protocol))
+            .add_u16(len)
+    }
+
+    /// Adds the pseudo-header of IPv6 (RFC 8200 §8.1): addresses, transport length, next header.
+    #[must_use]
+    pub fn add_pseudo_ipv6(self, src: Ipv6Addr, dst: Ipv6Addr, protocol: u8, len: u32) -> Self {
+        self.add_bytes(&src.octets())
+            .add_bytes(&dst.octets())
+            .add_bytes(&len.to_be_bytes())
+            .add_u16(u16::from(protocol))
+    }
+
+    /// The sum in 16 bits.
+    #[must_use]
+    #[inline]
+    pub const fn fold(self) -> u16 {
+        let sum = (self.0 >> 32) + (self.0 & 0xffff_ffff);
+        let sum = (sum >> 16) + (sum & 0xffff);
+        let sum = (sum >> 16) + (sum & 0xffff);
+        let sum = (sum >> 16) + (sum & 0xffff);
+        sum as u16
+    }
+
+    /// The checksum: the complement of the folded sum. Over data that includes a right checksum
+    /// it is zero.
+    #[must_use]
+    #[inline]
+    pub const fn checksum(self) -> u16 {
+        !self.fold()
+    }
+}
+
+const fn fold_once(sum: u64) -> u64 {
+    (sum >> 32) + (sum & 0xffff_ffff)
+}
+
+/// The checksum of `bytes` (RFC 1071).
+pub fn checksum(bytes: &[u8]) -> u16 {
+    Sum::ZERO.add_bytes(bytes).checksum()
+}
+
+/// The checksum after a 16-bit field changed from `old` to `new` (RFC 1624 §3, equation 3).
+///
+/// A checksum that was wrong stays wrong by as much.
+#[inline]
+pub const fn update(checksum: u16, old: u16, new: u16) -> u16 {
+    // HC' = ~(~HC + ~m + m')
+    let sum = !checksum as u32 + !old as u32 + new as u32;
+    let sum = (sum >> 16) + (sum & 0xffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    !(sum as u16)
+}
+
+/// A UDP checksum as it is sent: one that computes to zero goes out as all ones, since zero
+/// means that there is none (RFC 768).
+#[inline]
+pub const fn udp_never_zero(checksum: u16) -> u16 {
+    if checksum == 0 { 0xffff } else { checksum }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rfc1071_section3() {
+        let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
+        assert_eq!(Sum::ZERO.add_bytes(&bytes).fold(), 0xddf2);
+        assert_eq!(checksum(&bytes), 0x220d);
+    }
+
+    #[test]
+    fn rfc1624_section4() {
+        // The example that equation 2 of RFC 1141 gets wrong (0xffff).
+        assert_eq!(update(0xdd2f, 0x5555, 0x3285), 0x0000);
+    }
+
+    #[test]
+    fn an_odd_last_byte_is_padded_at_its_end() {
+        assert_eq!(checksum(&[0x12]), !0x1200);
+        assert_eq!(checksum(&[0x12, 0x34, 0x56]), !(0x1234 + 0x5600));
+        assert_eq!(checksum(&[]), 0xffff);
+    }
+
+    #[test]
+    fn incremental_agrees_with_whole() {
+        bolero::check!()
+            .with_type::<(alloc::vec::Vec<u8>, u16, u8)>()
+            .for_each(|(bytes, new, place)| {
+                let mut bytes = bytes.clone();
+                bytes.truncate(bytes.len() & !1);
+                // A header is never all zeros, the one sum that has two representations.
+                bytes.extend_from_slice(&[0x45, 0x00]);
+                let at = usize::from(*place) * 2 % bytes.len();
+                let before = checksum(&bytes);
+                let old = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+                bytes[at..at + 2].copy_from_slice(&new.to_be_bytes());
+                if bytes.iter().any(|&b| b != 0) {
+                    assert_eq!(update(before, old, *new), checksum(&bytes));
+                }
+            });
+    }
+}

@@ -1,0 +1,27 @@
+//! ICMPv6 (RFC 4443). The header has ICMP's shape; only the numbers differ.
+
+pub use super::icmp::{HEADER_LEN, Icmp};
+
+/// Destination unreachable.
+pub const UNREACHABLE: u8 = 1;
+/// Packet too big.
+pub const PACKET_TOO_BIG: u8 = 2;
+/// Time exceeded.
+pub const TIME_EXCEEDED: u8 = 3;
+/// Parameter problem.
+pub const PARAMETER_PROBLEM: u8 = 4;
+/// Echo request.
+pub const ECHO_REQUEST: u8 = 128;
+/// Echo reply.
+pub const ECHO_REPLY: u8 = 129;
+
+/// Whether messages of this type report an error (RFC 4443 §2.1): all below 128.
+pub const fn is_error(kind: u8) -> bool {
+    kind < 128
+}
+
+/// Whether a message belongs to the link, not to the VIP: router and neighbour discovery, and
+/// multicast listeners (RFC 4861, RFC 2710, RFC 3810).
+pub const fn is_link_local(kind: u8) -> bool {
+    matches!(kind, 130..=137 | 143)
+}

@@ -1,0 +1,296 @@
+//! IPv4 (RFC 791), options included.
+
+use core::net::Ipv4Addr;
+
+use super::{WireError, checksum, read_array, read_u16, split, write};
+
+/// Bytes of a header without options.
+pub const HEADER_LEN: usize = 20;
+
+const VERSION_IHL: usize = 0;
+const TRAFFIC_CLASS: usize = 1;
+const TOTAL_LEN: usize = 2;
+const IDENTIFICATION: usize = 4;
+const FLAGS_FRAGMENT: usize = 6;
+const TTL: usize = 8;
+const PROTOCOL: usize = 9;
+const CHECKSUM: usize = 10;
+const SOURCE: usize = 12;
+const DESTINATION: usize = 16;
+
+/// "Don't fragment", in the word of flags and fragment offset.
+pub const DONT_FRAGMENT: u16 = 0x4000;
+/// "More fragments", in the same word.
+pub const MORE_FRAGMENTS: u16 = 0x2000;
+/// The fragment offset's bits, in the same word; in units of 8 bytes.
+pub const FRAGMENT_OFFSET: u16 = 0x1fff;
+
+/// An IPv4 packet whose lengths agree with the bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Ipv4<'a> {
+    fixed: &'a [u8; HEADER_LEN],
+    options: &'a [u8],
+    payload: &'a [u8],
+}
+
+impl<'a> Ipv4<'a> {
+    /// Reads a packet; bytes beyond its total length (Ethernet's padding) are left out.
+    ///
+    /// # Errors
+    /// Wrong version, a length that cannot be, or fewer bytes than the total length says.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, WireError> {
+        let view = Self::parse_quoted(bytes)?;
+        let needed = view.total_len();
+        if bytes.len() < needed {
+            return Err(WireError::Truncated {
+                needed,
+                available: bytes.len(),
+            });
+        }
+        Ok(view)
+    }
+
+    /// Reads a packet that may be cut off behind its header, as one quoted in an ICMP error is.
+    ///
+    /// # Errors
+    /// Wrong version, a length that cannot be, or the header itself is not all there.
+    pub fn parse_quoted(bytes: &'a [u8]) -> Result<Self, WireError> {
+        let (fixed, rest) = split::<HEADER_LEN>(bytes)?;
+        let version = fixed[VERSION_IHL] >> 4;
+        if version != 4 {
+            return Err(WireError::Malformed {
+                field: "IPv4 version",
+                value: version.into(),
+            });
+        }
+        let header_len = usize::from(fixed[VERSION_IHL] & 0x0f) * 4;
+        let total_len = read_u16(fixed, TOTAL_LEN);
+        let Some(options_len) = header_len.checked_sub(HEADER_LEN) else {
+            let value = u32::from(fixed[VERSION_IHL] & 0x0f);
+            return Err(WireError::Malformed {
+                field: "IPv4 header length",
+                value,
+            });
+        };
+        let Some(payload_len) = usize::from(total_len).checked_sub(header_len) else {
+            let value = total_len.into();
+            return Err(WireError::Malformed {
+                field: "IPv4 total length",
+                value,
+            });
+        };
+        let Some((options, payload)) = rest.split_at_checked(options_len) else {
+            return Err(WireError::Truncated {
+                needed: header_len,
+                available: bytes.len(),
+            });
+        };
+        let payload = payload.get(..payload_len).unwrap_or(payload);
+        Ok(Self {
+            fixed,
+            options,
+            payload,
+        })
+    }
+
+    /// Bytes of the header with its options.
+    pub fn header_len(&self) -> usize {
+        HEADER_LEN + self.options.len()
+    }
+
+    /// Bytes of the packet as its header says.
+    pub fn total_len(&self) -> usize {
+        read_u16(self.fixed, TOTAL_LEN).into()
+    }
+
+    /// DSCP and ECN (RFC 2474, RFC 3168).
+    pub fn traffic_class(&self) -> u8 {
+        self.fixed[TRAFFIC_CLASS]
+    }
+
+    /// Which datagram a fragment belongs to.
+    pub fn identification(&self) -> u16 {
+        read_u16(self.fixed, IDENTIFICATION)
+    }
+
+    /// Whether routers must not fragment it.
+    pub fn dont_fragment(&self) -> bool {
+        self.flags_fragment() & DONT_FRAGMENT != 0
+    }
+
+    /// Whether it is a part of a datagram.
+    pub fn is_fragment(&self) -> bool {
+        self.flags_fragment() & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0
+    }
+
+    /// Whether it holds the datagram's beginning, and so its ports.
+    pub fn is_first_fragment(&self) -> bool {
+        self.flags_fragment() & FRAGMENT_OFFSET == 0
+    }
+
+    /// Where its payload begins in the datagram's, in bytes.
+    pub fn fragment_offset(&self) -> usize {
+        usize::from(self.flags_fragment() & FRAGMENT_OFFSET) * 8
+    }
+
+    /// Whether further fragments follow.
+    pub fn more_fragments(&self) -> bool {
+        self.flags_fragment() & MORE_FRAGMENTS != 0
+    }
+
+    fn flags_fragment(&self) -> u16 {
+        read_u16(self.fixed, FLAGS_FRAGMENT)
+    }
+
+    /// Hops it may still take.
+    pub fn ttl(&self) -> u8 {
+        self.fixed[TTL]
+    }
+
+    /// What it carries.
+    pub fn protocol(&self) -> u8 {
+        self.fixed[PROTOCOL]
+    }
+
+    /// The header's checksum, as it stands.
+    pub fn checksum(&self) -> u16 {
+        read_u16(self.fixed, CHECKSUM)
+    }
+
+    /// Whether the header's checksum is right.
+    pub fn checksum_is_right(&self) -> bool {
+        checksum::Sum::ZERO
+            .add_bytes(self.fixed)
+            .add_bytes(self.options)
+            .checksum()
+            == 0
+    }
+
+    /// Who sent it.
+    pub fn source(&self) -> Ipv4Addr {
+        Ipv4Addr::from(read_array(self.fixed, SOURCE))
+    }
+
+    /// Whom it is for.
+    pub fn destination(&self) -> Ipv4Addr {
+        Ipv4Addr::from(read_array(self.fixed, DESTINATION))
+    }
+
+    /// The options' bytes.
+    pub fn options(&self) -> &'a [u8] {
+        self.options
+    }
+
+    /// What is behind the header, as far as it is there.
+    pub fn payload(&self) -> &'a [u8] {
+        self.payload
+    }
+}
+
+/// An IPv4 header without options, to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+    /// Bytes of header and payload.
+    pub total_len: u16,
+    /// Which datagram a fragment belongs to; free to be zero with "don't fragment" (RFC 6864).
+    pub identification: u16,
+    /// Flags and fragment offset.
+    pub flags_fragment: u16,
+    /// Hops it may take.
+    pub ttl: u8,
+    /// What it carries.
+    pub protocol: u8,
+    /// Who sends it.
+    pub source: Ipv4Addr,
+    /// Whom it is for.
+    pub destination: Ipv4Addr,
+}
+
+impl Header {
+    /// Writes the header, checksum included.
+    pub fn emit(&self, bytes: &mut [u8; HEADER_LEN]) {
+        bytes[VERSION_IHL] = 0x45;
+        bytes[TRAFFIC_CLASS] = self.traffic_class;
+        write(bytes, TOTAL_LEN, self.total_len.to_be_bytes());
+        write(bytes, IDENTIFICATION, self.identification.to_be_bytes());
+        write(bytes, FLAGS_FRAGMENT, self.flags_fragment.to_be_bytes());
+        bytes[TTL] = self.ttl;
+        bytes[PROTOCOL] = self.protocol;
+        write(bytes, CHECKSUM, [0, 0]);
+        write(bytes, SOURCE, self.source.octets());
+        write(bytes, DESTINATION, self.destination.octets());
+        let checksum = checksum::checksum(bytes);
+        write(bytes, CHECKSUM, checksum.to_be_bytes());
+    }
+}
+
+/// Takes one hop off the TTL of a header and updates its checksum.
+///
+/// The caller has seen that the TTL is not zero: there is no lower one.
+#[inline]
+pub fn decrement_ttl(header: &mut [u8; HEADER_LEN]) {
+    header[TTL] = header[TTL].wrapping_sub(1);
+    // RFC 1624 §3, equation 3, with m' = m - 0x0100: ~m + m' is 0xfeff, and the complement of
+    // adding that is adding 0x0100.
+    let sum = u32::from(read_u16(header, CHECKSUM)) + 0x0100;
+    let checksum = (sum + u32::from(sum >= 0xffff)) as u16;
+    write(header, CHECKSUM, checksum.to_be_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 192.168.0.1 to 192.168.0.199, UDP, length 115: the widely published example.
+    fn published() -> [u8; HEADER_LEN] {
+        let mut header = [0; HEADER_LEN];
+        Header {
+            traffic_class: 0,
+            total_len: 0x73,
+            identification: 0,
+            flags_fragment: DONT_FRAGMENT,
+            ttl: 64,
+            protocol: 17,
+            source: Ipv4Addr::new(192, 168, 0, 1),
+            destination: Ipv4Addr::new(192, 168, 0, 199),
+        }
+        .emit(&mut header);
+        header
+    }
+
+    #[test]
+    fn the_published_header_and_its_decremented_ttl() {
+        let mut header = published();
+        assert_eq!(read_u16(&header, CHECKSUM), 0xb861);
+        decrement_ttl(&mut header);
+        assert_eq!((header[TTL], read_u16(&header, CHECKSUM)), (63, 0xb961));
+    }
+
+    #[test]
+    fn a_wrong_checksum_stays_as_wrong() {
+        for error in 1..=u16::MAX {
+            let mut header = published();
+            let wrong = checksum::update(read_u16(&header, CHECKSUM), 0, error);
+            write(&mut header, CHECKSUM, wrong.to_be_bytes());
+            decrement_ttl(&mut header);
+            let right = checksum::update(0xb961, 0, error);
+            assert_eq!(read_u16(&header, CHECKSUM), right);
+        }
+    }
+
+    #[test]
+    fn every_ttl_is_decremented_with_a_right_checksum() {
+        for ttl in 1..=255 {
+            let mut header = published();
+            header[TTL] = ttl;
+            write(&mut header, CHECKSUM, [0, 0]);
+            let right = checksum::checksum(&header);
+            write(&mut header, CHECKSUM, right.to_be_bytes());
+            decrement_ttl(&mut header);
+            assert_eq!(header[TTL], ttl - 1);
+            assert_eq!(checksum::checksum(&header), 0, "ttl {ttl}");
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! IPv6 and its extension headers (RFC 8200).
+
+use core::net::Ipv6Addr;
+
+use super::{WireError, protocol, read_array, read_u16, read_u32, split, write};
+
+/// Bytes of the fixed header.
+pub const HEADER_LEN: usize = 40;
+/// Bytes of a fragment header.
+pub const FRAGMENT_HEADER_LEN: usize = 8;
+/// The longest chain of extension headers that is followed. RFC 8200 sets no limit, RFC 8504
+/// §5.3 lets one be set; longer ones are seen in attacks only.
+pub const MAX_EXTENSIONS: usize = 8;
+/// Every link carries packets of this size unfragmented (RFC 8200 §5).
+pub const MIN_MTU: usize = 1280;
+
+const VERSION_CLASS_LABEL: usize = 0;
+const PAYLOAD_LEN: usize = 4;
+const NEXT_HEADER: usize = 6;
+const HOP_LIMIT: usize = 7;
+const SOURCE: usize = 8;
+const DESTINATION: usize = 24;
+
+/// What a fragment header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// Which packet the fragment belongs to.
+    pub identification: u32,
+    /// Where it begins in the fragmentable part, in bytes.
+    pub offset: u16,
+    /// Whether further fragments follow.
+    pub more: bool,
+}
+
+impl Fragment {
+    /// Whether it is a part of a packet; one that is first and last at once is whole
+    /// (an atomic fragment, RFC 6946).
+    pub fn is_part(&self) -> bool {
+        self.offset != 0 || self.more
+    }
+}
+
+/// An IPv6 packet whose lengths agree with the bytes, its extension headers walked.
+#[derive(Clone, Copy, Debug)]
+pub struct Ipv6<'a> {
+    fixed: &'a [u8; HEADER_LEN],
+    protocol: u8,
+    transport_offset: usize,
+    fragment: Option<Fragment>,
+    payload: &'a [u8],
+}
+
+impl<'a> Ipv6<'a> {
+    /// Reads a packet; bytes beyond its payload length are left out.
+    ///
+    /// # Errors
+    /// Wrong version, an extension header that does not fit or one too many, or fewer bytes than
+    /// the payload length says.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, WireError> {
+        let (fixed, _) = split::<HEADER_LEN>(bytes)?;
+        let needed = HEADER_LEN + usize::from(read_u16(fixed, PAYLOAD_LEN));
+        match bytes.get(..needed) {
+            Some(packet) => Self::parse_quoted(packet),
+            None => Err(WireError::Truncated {
+                needed,
+                available: bytes.len(),
+            }),
+        }
+    }
+
+    /// Reads a packet that may be cut off behind its headers, as one quoted in an ICMPv6 error.
+    ///
+    /// # Errors
+    /// Wrong version, an extension header that does not fit, or one too many.
+    pub fn parse_quoted(bytes: &'a [u8]) -> Result<Self, WireError> {
+        let (fixed, rest) = split::<HEADER_LEN>(bytes)?;
+        let version = fixed[VERSION_CLASS_LABEL] >> 4;
+        if version != 6 {
+            return Err(WireError::Malformed {
+                field: "IPv6 version",
+                value: version.into(),
+            });
+        }
+        let payload_len = usize::from(read_u16(fixed, PAYLOAD_LEN));
+        let mut payload = rest.get(..payload_len).unwrap_or(rest);
+        let mut next = fixed[NEXT_HEADER];
+        let mut fragment = None;
+        for _ in 0..=MAX_EXTENSIONS {
+            let Some(len) = extension_len(next, payload)? else {
+                let transport_offset = HEADER_LEN + payload_offset(rest, payload);
+                return Ok(Self {
+                    fixed,
+                    protocol: next,
+                    transport_offset,
+                    fragment,
+                    payload,
+                });
+            };
+            let Some((header, behind)) = payload.split_at_checked(len) else {
+                return Err(WireError::Truncated {
+                    needed: len,
+                    available: payload.len(),
+                });
+            };
+            let is_fragment = next == protocol::FRAGMENT;
+            next = header.first().copied().unwrap_or(protocol::NO_NEXT_HEADER);
+            payload = behind;
+            if is_fragment {
+                let found = parse_fragment(header)?;
+                fragment = Some(found);
+                if found.offset != 0 {
+                    // Behind it is the middle of a packet, not another header.
+                    let transport_offset = HEADER_LEN + payload_offset(rest, payload);
+                    return Ok(Self {
+                        fixed,
+                        protocol: next,
+                        transport_offset,
+                        fragment,
+                        payload,
+                    });
+                }
+            }
+        }
+        let value = MAX_EXTENSIONS as u32 + 1;
+        Err(WireError::Malformed {
+            field: "IPv6 extension header count",
+            value,
+        })
+    }
+
+    /// DSCP and ECN.
+    pub fn traffic_class(&self) -> u8 {
+        (read_u16(self.fixed, VERSION_CLASS_LABEL) >> 4) as u8
+    }
+
+    /// The flow label, 20 bits.
+    pub fn flow_label(&self) -> u32 {
+        read_u32(self.fixed, VERSION_CLASS_LABEL) & 0x000f_ffff
+    }
+
+    /// Bytes of the packet as its header says.
+    pub fn total_len(&self) -> usize {
+        HEADER_LEN + usize::from(read_u16(self.fixed, PAYLOAD_LEN))
+    }
+
+    /// Hops it may still take.
+    pub fn hop_limit(&self) -> u8 {
+        self.fixed[HOP_LIMIT]
+    }
+
+    /// What is behind the extension headers.
+    pub fn protocol(&self) -> u8 {
+        self.protocol
+    }
+
+    /// Where it begins, in bytes from the start of the packet.
+    pub fn transport_offset(&self) -> usize {
+        self.transport_offset
+    }
+
+    /// The fragment header, where there is one.
+    pub fn fragment(&self) -> Option<Fragment> {
+        self.fragment
+    }
+
+    /// Who sent it.
+    pub fn source(&self) -> Ipv6Addr {
+        Ipv6Addr::from(read_array::<HEADER_LEN, 16>(self.fixed, SOURCE))
+    }
+
+    /// Whom it is for.
+    pub fn destination(&self) -> Ipv6Addr {
+        Ipv6Addr::from(read_array::<HEADER_LEN, 16>(self.fixed, DESTINATION))
+    }
+
+    /// What is behind the extension headers, as far as it is there.
+    pub fn payload(&self) -> &'a [u8] {
+        self.payload
+    }
+}
+
+/// Bytes of the extension header `next` at the start of `bytes`; `None` where it is none, or one
+/// that hides what is behind it (ESP).
+fn extension_len(next: u8, bytes: &[u8]) -> Result<Option<usize>, WireError> {
+    let announced = || match bytes.get(1) {
+        Some(&len) => Ok(usize::from(len)),
+        None => Err(WireError::Truncated {
+            needed: 8,
+            available: bytes.len(),
+        }),
+    };
+    Ok(Some(match next {
+        protocol::HOP_BY_HOP
+        | protocol::ROUTING
+        | protocol::DESTINATION_OPTIONS
+        | protocol::MOBILITY
+        | protocol::HIP
+        | protocol::SHIM6 => (announced()? + 1) * 8,
+        protocol::AUTHENTICATION => (announced()? + 2) * 4, // RFC 4302 §2.2
+        protocol::FRAGMENT => FRAGMENT_HEADER_LEN,
+        _ => return Ok(None),
+    }))
+}
+
+fn parse_fragment(header: &[u8]) -> Result<Fragment, WireError> {
+    let (header, _) = split::<FRAGMENT_HEADER_LEN>(header)?;
+    let offset_flags = read_u16(header, 2);
+    Ok(Fragment {
+        identification: read_u32(header, 4),
+        offset: offset_flags & 0xfff8,
+        more: offset_flags & 1 != 0,
+    })
+}
+
+/// How far `inner`, a tail of `outer`'s beginning, starts behind `outer`.
+fn payload_offset(outer: &[u8], inner: &[u8]) -> usize {
+    inner.as_ptr().addr() - outer.as_ptr().addr()
+}
+
+/// An IPv6 header, to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+    /// The flow label, 20 bits.
+    pub flow_label: u32,
+    /// Bytes behind this header.
+    pub payload_len: u16,
+    /// What is behind this header.
+    pub next_header: u8,
+    /// Hops it may take.
+    pub hop_limit: u8,
+    /// Who sends it.
+    pub source: Ipv6Addr,
+    /// Whom it is for.
+    pub destination: Ipv6Addr,
+}
+
+impl Header {
+    /// Writes the header.
+    pub fn emit(&self, bytes: &mut [u8; HEADER_LEN]) {
+        let word = 6 << 28 | u32::from(self.traffic_class) << 20 | self.flow_label & 0x000f_ffff;
+        write(bytes, VERSION_CLASS_LABEL, word.to_be_bytes());
+        write(bytes, PAYLOAD_LEN, self.payload_len.to_be_bytes());
+        bytes[NEXT_HEADER] = self.next_header;
+        bytes[HOP_LIMIT] = self.hop_limit;
+        write(bytes, SOURCE, self.source.octets());
+        write(bytes, DESTINATION, self.destination.octets());
+    }
+}
+
+/// Takes one hop off the hop limit; one that is zero stays.
+#[inline]
+pub fn decrement_hop_limit(header: &mut [u8; HEADER_LEN]) {
+    header[HOP_LIMIT] = header[HOP_LIMIT].saturating_sub(1);
+}

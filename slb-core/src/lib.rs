@@ -10,7 +10,7 @@
 //! }
 //! ```
 //!
-//! - [`wire`], [`hash`] and [`maglev`] are of use on their own.
+//! - [`wire`], [`hash`], [`maglev`] and [`flow`] are of use on their own.
 //! - All memory is the caller's: see [`mem`]. With the feature `alloc` (default), constructors
 //!   that use boxes are there too.
 
@@ -22,6 +22,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod flow;
 #[expect(
     unsafe_code,
     reason = "a frame is a raw loan, with the layout that C has for it"

@@ -1,0 +1,139 @@
+//! What tells one flow from another.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::hash::fold_multiply;
+use crate::wire::protocol;
+
+/// What a flow's 32 bits of ports mean. Two bits in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum FlowProtocol {
+    /// TCP, and its ports.
+    Tcp = 0,
+    /// UDP, and its ports.
+    Udp = 1,
+    /// Another protocol: its number stands in the ports' place.
+    Other = 2,
+    /// A fragmented datagram: its identification stands in the ports' place.
+    Fragment = 3,
+}
+
+/// Source and destination address, as little-endian words of the header's bytes: `u64` for
+/// IPv4, `[u64; 4]` for IPv6.
+pub trait Addresses: Copy + Eq + core::fmt::Debug {
+    /// All zero.
+    const ZERO: Self;
+
+    /// Mixes the addresses and `rest` under a key. Stays inside one table: it may change.
+    fn hash(self, rest: u64, key: [u64; 2]) -> u64;
+
+    /// Source and destination.
+    fn unpack(self) -> (IpAddr, IpAddr);
+}
+
+/// An odd number without structure: digits of the golden ratio.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
+impl Addresses for u64 {
+    const ZERO: Self = 0;
+
+    #[inline]
+    fn hash(self, rest: u64, key: [u64; 2]) -> u64 {
+        // Once is not enough: both halves of the result are used, and of tuples that differ in a
+        // counter they would depend on each other.
+        fold_multiply(fold_multiply(self ^ key[0], rest ^ key[1]), SPREAD)
+    }
+
+    fn unpack(self) -> (IpAddr, IpAddr) {
+        let [a, b, c, d, e, f, g, h] = self.to_le_bytes();
+        (
+            Ipv4Addr::new(a, b, c, d).into(),
+            Ipv4Addr::new(e, f, g, h).into(),
+        )
+    }
+}
+
+impl Addresses for [u64; 4] {
+    const ZERO: Self = [0; 4];
+
+    #[inline]
+    fn hash(self, rest: u64, key: [u64; 2]) -> u64 {
+        let [a, b, c, d] = self;
+        let source = fold_multiply(a ^ key[0], b ^ key[1]);
+        let destination = fold_multiply(c ^ key[1], d ^ key[0]);
+        fold_multiply(source ^ key[0], destination.rotate_left(32) ^ rest ^ key[1])
+    }
+
+    fn unpack(self) -> (IpAddr, IpAddr) {
+        let address = |low: u64, high: u64| {
+            Ipv6Addr::from((u128::from(high) << 64 | u128::from(low)).to_le_bytes())
+        };
+        let [a, b, c, d] = self;
+        (address(a, b).into(), address(c, d).into())
+    }
+}
+
+/// A flow's name in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowKey<A> {
+    /// Source and destination.
+    pub addresses: A,
+    /// The four bytes of ports read little-endian, or what [`FlowProtocol`] says.
+    pub ports: u32,
+    /// What `ports` means.
+    pub protocol: FlowProtocol,
+}
+
+impl<A> FlowKey<A> {
+    /// The key of a flow of IP protocol `number`.
+    #[inline]
+    pub(crate) fn new(addresses: A, ports: u32, number: u8) -> Self {
+        let (ports, protocol) = match number {
+            protocol::TCP => (ports, FlowProtocol::Tcp),
+            protocol::UDP => (ports, FlowProtocol::Udp),
+            other => (u32::from(other), FlowProtocol::Other),
+        };
+        Self {
+            addresses,
+            ports,
+            protocol,
+        }
+    }
+
+    /// The key that the fragments of one datagram share.
+    pub(crate) fn fragment(addresses: A, identification: u32) -> Self {
+        Self {
+            addresses,
+            ports: identification,
+            protocol: FlowProtocol::Fragment,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_unpack_in_the_order_of_the_header() {
+        let ipv4 = u64::from_le_bytes([192, 0, 2, 1, 198, 51, 100, 2]);
+        let expected: (IpAddr, IpAddr) = (
+            "192.0.2.1".parse().unwrap(),
+            "198.51.100.2".parse().unwrap(),
+        );
+        assert_eq!(ipv4.unpack(), expected);
+
+        let expected: (Ipv6Addr, Ipv6Addr) = (
+            "2001:db8::1:2".parse().unwrap(),
+            "fd00:16::abcd".parse().unwrap(),
+        );
+        let mut bytes = [0; 32];
+        bytes[..16].copy_from_slice(&expected.0.octets());
+        bytes[16..].copy_from_slice(&expected.1.octets());
+        let words: [u64; 4] = core::array::from_fn(|i| {
+            u64::from_le_bytes(bytes[8 * i..8 * i + 8].try_into().unwrap())
+        });
+        assert_eq!(words.unpack(), (expected.0.into(), expected.1.into()));
+    }
+}

@@ -1,0 +1,721 @@
+//! The table itself: buckets of three places, two buckets for each flow.
+//!
+//! ```text
+//!  IPv4 bucket, one cache line                     IPv6 bucket, two cache lines
+//!  0        24       36       48     54  55        0        96      108      120    126 127
+//!  | addr×3 | port×3 | value×3 | meta×3 | displaced | ...
+//!
+//!  meta:  15 14  13 12  11 ............ 0
+//!         state  proto  deadline (ticks, modulo 4096)
+//! ```
+//!
+//! A flow lives in its *primary* bucket; where that is full, in its *secondary* one, and then
+//! the primary's `displaced` counts it. A lookup reads the primary, and the secondary only where
+//! something is displaced: one line in the common case, two at most. `displaced` goes down again
+//! as flows leave, so there are no tombstones and nothing decays.
+//!
+//! Full in both, an insert moves another flow to its other bucket, else evicts a half-open flow.
+//! An established flow may have up to three others move, each making room for the next, before
+//! it is refused. A half-open flow touches 8 buckets at most, an established one 80. Established
+//! flows are never evicted, and half-open ones get at most half of the places.
+//!
+//! Expiry: a flow past its deadline is absent for lookups at once, and its place is free for
+//! inserts; a sweep of a few buckets per call collects the rest. Deadlines are 12-bit ticks, so
+//! a bucket has to be swept before 2048 ticks have passed; a round is made every 16 s.
+
+use core::fmt;
+use core::net::IpAddr;
+use core::ops::{Add, RangeInclusive};
+
+use super::key::{Addresses, FlowKey, FlowProtocol};
+use super::{Ticks, tick_of};
+use crate::hash::siphash13;
+use crate::mem::Mem;
+use crate::prefetch::prefetch;
+use crate::time::Instant;
+
+/// Places in a bucket.
+pub const SLOTS: usize = 3;
+
+const DEADLINE_BITS: u16 = 0x0fff;
+/// Deadlines further ahead than this are in the past.
+const AHEAD: u16 = 0x0800;
+const PROTOCOL_SHIFT: u16 = 12;
+const PROTOCOL_BITS: u16 = 0x3000;
+const STATE_SHIFT: u16 = 14;
+/// Every `meta` below has the state "empty".
+const OCCUPIED: u16 = 0x4000;
+
+/// How many flows may move to make room for an established one: a table of 85 % takes it.
+const MOVES: usize = 3;
+/// And for a half-open one, which a flood may be made of: less work.
+const MOVES_HALF_OPEN: usize = 1;
+
+/// Buckets swept in one go.
+const SWEEP_STEP: usize = 256;
+/// The most of them in one call.
+const SWEEP_STEPS: usize = 8;
+/// A round over the table takes this long.
+const SWEEP_ROUND_NANOS: u64 = 16_000_000_000;
+/// A round that took longer than this many ticks (6 minutes) is ended at once.
+const SWEEP_OVERDUE: u32 = 340;
+
+// A deadline is recognised as past for as long as nobody may have swept it.
+const _: () = assert!(SWEEP_OVERDUE + Ticks::MAX.0 as u32 <= AHEAD as u32);
+
+/// How far a flow's handshake has come, as seen from its client's packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum FlowState {
+    /// Only SYNs so far: the first to be evicted.
+    HalfOpen = 1,
+    /// Anything but a SYN was seen; UDP at once.
+    Established = 2,
+    /// FIN or RST was seen.
+    Closing = 3,
+}
+
+/// Three places for flows. All zero is an empty bucket.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Bucket<A> {
+    addresses: [A; SLOTS],
+    ports: [u32; SLOTS],
+    values: [u32; SLOTS],
+    meta: [u16; SLOTS],
+    /// Flows whose primary bucket this is, but that live in their secondary one.
+    displaced: u8,
+}
+
+impl<A: Addresses> Bucket<A> {
+    /// No flows.
+    pub const EMPTY: Self = Self {
+        addresses: [A::ZERO; SLOTS],
+        ports: [0; SLOTS],
+        values: [0; SLOTS],
+        meta: [0; SLOTS],
+        displaced: 0,
+    };
+
+    #[inline]
+    fn find(&self, key: &FlowKey<A>, now: u32) -> Option<usize> {
+        let protocol = (key.protocol as u16) << PROTOCOL_SHIFT;
+        (0..SLOTS).find(|&i| {
+            self.addresses[i] == key.addresses
+                && self.ports[i] == key.ports
+                && self.meta[i] & PROTOCOL_BITS == protocol
+                && is_alive(self.meta[i], now)
+        })
+    }
+
+    /// A place that is empty, or whose flow is past its deadline.
+    #[inline]
+    fn vacant(&self, now: u32) -> Option<usize> {
+        (0..SLOTS).find(|&i| !is_alive(self.meta[i], now))
+    }
+
+    fn key(&self, i: usize) -> FlowKey<A> {
+        let protocol = match (self.meta[i] & PROTOCOL_BITS) >> PROTOCOL_SHIFT {
+            0 => FlowProtocol::Tcp,
+            1 => FlowProtocol::Udp,
+            2 => FlowProtocol::Other,
+            _ => FlowProtocol::Fragment,
+        };
+        FlowKey {
+            addresses: self.addresses[i],
+            ports: self.ports[i],
+            protocol,
+        }
+    }
+
+    fn holds(&self, i: usize, key: &FlowKey<A>) -> bool {
+        self.meta[i] >= OCCUPIED && self.key(i) == *key
+    }
+
+    fn put(&mut self, i: usize, key: &FlowKey<A>, value: u32, meta: u16) {
+        self.addresses[i] = key.addresses;
+        self.ports[i] = key.ports;
+        self.values[i] = value;
+        self.meta[i] = meta;
+    }
+}
+
+/// Whether there is a flow, and its deadline is not past.
+#[inline]
+const fn is_alive(meta: u16, now: u32) -> bool {
+    meta >= OCCUPIED && meta.wrapping_sub(now as u16) & DEADLINE_BITS < AHEAD
+}
+
+#[inline]
+const fn is_half_open(meta: u16) -> bool {
+    meta >> STATE_SHIFT == FlowState::HalfOpen as u16
+}
+
+#[inline]
+const fn pack(state: FlowState, protocol: FlowProtocol, deadline: u32) -> u16 {
+    (state as u16) << STATE_SHIFT
+        | (protocol as u16) << PROTOCOL_SHIFT
+        | deadline as u16 & DEADLINE_BITS
+}
+
+/// A flow found in the table; valid until the table changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    bucket: u32,
+    place: u8,
+    /// What is stored with the flow.
+    pub value: u32,
+    /// How far it has come.
+    pub state: FlowState,
+}
+
+/// Makes a key of which all bits matter: hashing is one multiplication, which few bits spoil.
+fn spread(key: [u64; 2]) -> [u64; 2] {
+    [siphash13(key, b"low"), siphash13(key, b"high")]
+}
+
+#[inline]
+fn found<A>(bucket: &Bucket<A>, index: usize, place: usize) -> Found {
+    Found {
+        bucket: index as u32,
+        place: place as u8,
+        value: bucket.values[place],
+        state: state_of(bucket.meta[place]),
+    }
+}
+
+#[inline]
+const fn state_of(meta: u16) -> FlowState {
+    match meta >> STATE_SHIFT {
+        1 => FlowState::HalfOpen,
+        2 => FlowState::Established,
+        _ => FlowState::Closing,
+    }
+}
+
+/// What one bucket says of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// Here it is.
+    Found(Found),
+    /// It is nowhere, and its primary bucket has room.
+    Absent,
+    /// It is nowhere, and its primary bucket is full: an insert will read the secondary.
+    AbsentFull,
+    /// It may be in the secondary bucket.
+    Displaced,
+}
+
+/// What became of an insert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inserted {
+    /// It has a place.
+    Pinned,
+    /// It has the place of a half-open flow, which was forgotten.
+    Evicted,
+    /// There is no place for it.
+    Refused,
+}
+
+/// What happened in a table since it was made, and how full it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowStats {
+    /// Flows pinned.
+    pub made: u64,
+    /// Flows gone because their time ran out.
+    pub expired: u64,
+    /// Half-open flows that had to make room.
+    pub evicted: u64,
+    /// Flows that found no place.
+    pub refused: u64,
+    /// Flows removed by the caller.
+    pub removed: u64,
+    /// Flows in the table now; those past their deadline count until they are collected.
+    pub live: u64,
+    /// Of these, half-open ones.
+    pub half_open: u64,
+    /// Places in the table.
+    pub places: u64,
+}
+
+impl Add for FlowStats {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            made: self.made + other.made,
+            expired: self.expired + other.expired,
+            evicted: self.evicted + other.evicted,
+            refused: self.refused + other.refused,
+            removed: self.removed + other.removed,
+            live: self.live + other.live,
+            half_open: self.half_open + other.half_open,
+            places: self.places + other.places,
+        }
+    }
+}
+
+/// A flow as the table shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// The client.
+    pub source: IpAddr,
+    /// The VIP.
+    pub destination: IpAddr,
+    /// What `ports` means.
+    pub protocol: FlowProtocol,
+    /// Source and destination port, or what [`FlowProtocol`] says, in the first.
+    pub ports: (u16, u16),
+    /// What is stored with it.
+    pub value: u32,
+    /// How far it has come.
+    pub state: FlowState,
+}
+
+/// A table of flows with addresses of one family.
+pub struct Table<'m, A> {
+    buckets: Mem<'m, Bucket<A>>,
+    key: [u64; 2],
+    now: u32,
+    half_open_limit: u64,
+    stats: FlowStats,
+    sweep: Sweep,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Sweep {
+    /// The next bucket to sweep.
+    at: usize,
+    /// Nanoseconds between two steps.
+    interval: u64,
+    /// When the next step is due.
+    due: u64,
+    /// The tick in which this round began.
+    round: u32,
+}
+
+impl<'m, A: Addresses> Table<'m, A> {
+    /// A table in `buckets`, which it empties.
+    pub fn new(mut buckets: Mem<'m, Bucket<A>>, key: [u64; 2]) -> Self {
+        // An index is a multiplication by the count, in 32 bits.
+        let most = buckets.len().min(u32::MAX as usize);
+        for bucket in buckets.iter_mut() {
+            *bucket = Bucket::EMPTY;
+        }
+        let places = (most * SLOTS) as u64;
+        let step = most.clamp(1, SWEEP_STEP) as u64;
+        let interval = SWEEP_ROUND_NANOS * step / (most.max(1) as u64);
+        Self {
+            buckets,
+            key: spread(key),
+            now: 0,
+            half_open_limit: places.div_ceil(2),
+            stats: FlowStats {
+                places,
+                ..FlowStats::default()
+            },
+            sweep: Sweep {
+                interval,
+                ..Sweep::default()
+            },
+        }
+    }
+
+    /// Buckets that indices reach.
+    #[inline]
+    fn len(&self) -> u64 {
+        self.buckets.len() as u64
+    }
+
+    /// The hash that the other methods ask for.
+    #[inline]
+    pub fn hash(&self, key: &FlowKey<A>) -> u64 {
+        let rest = u64::from(key.ports) | (key.protocol as u64) << 32;
+        key.addresses.hash(rest, self.key)
+    }
+
+    #[inline]
+    fn primary(&self, hash: u64) -> usize {
+        (((hash >> 32) * self.len()) >> 32) as usize
+    }
+
+    #[inline]
+    fn secondary(&self, hash: u64) -> usize {
+        (((hash & 0xffff_ffff) * self.len()) >> 32) as usize
+    }
+
+    /// Starts loading the flow's primary bucket.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        if let Some(bucket) = self.buckets.get(self.primary(hash)) {
+            prefetch(bucket);
+        }
+    }
+
+    /// Starts loading the flow's secondary bucket.
+    #[inline]
+    pub fn prefetch_secondary(&self, hash: u64) {
+        if let Some(bucket) = self.buckets.get(self.secondary(hash)) {
+            prefetch(bucket);
+        }
+    }
+
+    /// Looks into the flow's primary bucket.
+    #[inline]
+    pub fn probe(&self, hash: u64, key: &FlowKey<A>) -> Probe {
+        let index = self.primary(hash);
+        let Some(bucket) = self.buckets.get(index) else {
+            return Probe::AbsentFull; // no memory at all
+        };
+        match bucket.find(key, self.now) {
+            Some(place) => Probe::Found(found(bucket, index, place)),
+            None if bucket.displaced != 0 => Probe::Displaced,
+            None if bucket.vacant(self.now).is_some() => Probe::Absent,
+            None => Probe::AbsentFull,
+        }
+    }
+
+    /// Looks into the flow's secondary bucket, where its primary said [`Probe::Displaced`].
+    #[inline]
+    pub fn probe_secondary(&self, hash: u64, key: &FlowKey<A>) -> Option<Found> {
+        let index = self.secondary(hash);
+        let bucket = self.buckets.get(index)?;
+        bucket
+            .find(key, self.now)
+            .map(|place| found(bucket, index, place))
+    }
+
+    /// Looks into both buckets.
+    pub fn find(&self, key: &FlowKey<A>) -> Option<Found> {
+        let hash = self.hash(key);
+        match self.probe(hash, key) {
+            Probe::Found(found) => Some(found),
+            Probe::Displaced => self.probe_secondary(hash, key),
+            Probe::Absent | Probe::AbsentFull => None,
+        }
+    }
+
+    /// Gives a flow the state that `next` makes of its present one, and `timeout` from now on.
+    /// Writes nothing where nothing changes, as within one tick.
+    #[inline]
+    pub fn update(
+        &mut self,
+        found: Found,
+        timeout: Ticks,
+        next: impl FnOnce(FlowState) -> FlowState,
+    ) {
+        self.update_with(found, |state| (next(state), timeout));
+    }
+
+    /// The same where the timeout depends on the state.
+    #[inline]
+    pub(crate) fn update_with(
+        &mut self,
+        found: Found,
+        next: impl FnOnce(FlowState) -> (FlowState, Ticks),
+    ) {
+        let Some(bucket) = self.buckets.get_mut(found.bucket as usize) else {
+            return;
+        };
+        let Some(meta) = bucket.meta.get_mut(usize::from(found.place)) else {
+            return;
+        };
+        let (state, timeout) = next(state_of(*meta));
+        let deadline = self.now.wrapping_add(u32::from(timeout.0));
+        let new =
+            (state as u16) << STATE_SHIFT | *meta & PROTOCOL_BITS | deadline as u16 & DEADLINE_BITS;
+        if new != *meta {
+            self.stats.half_open -= u64::from(is_half_open(*meta));
+            self.stats.half_open += u64::from(is_half_open(new));
+            *meta = new;
+        }
+    }
+
+    /// Changes what is stored with a flow.
+    pub fn set_value(&mut self, found: Found, value: u32) {
+        let bucket = self.buckets.get_mut(found.bucket as usize);
+        let place = bucket.and_then(|bucket| bucket.values.get_mut(usize::from(found.place)));
+        if let Some(place) = place {
+            *place = value;
+        }
+    }
+
+    /// Pins a flow that is not in the table.
+    ///
+    /// # Cost
+    /// The primary bucket; where it is full, the secondary; where both are, see [`table`](self).
+    pub fn insert(
+        &mut self,
+        hash: u64,
+        key: &FlowKey<A>,
+        value: u32,
+        state: FlowState,
+        timeout: Ticks,
+    ) -> Inserted {
+        if self.buckets.is_empty() {
+            self.stats.refused += 1;
+            return Inserted::Refused;
+        }
+        let deadline = self.now.wrapping_add(u32::from(timeout.0));
+        let meta = pack(state, key.protocol, deadline);
+        let (primary, secondary) = (self.primary(hash), self.secondary(hash));
+        let over_quota =
+            state == FlowState::HalfOpen && self.stats.half_open >= self.half_open_limit;
+        let evicted = self.stats.evicted;
+        let place = if over_quota {
+            self.replace_half_open(primary, secondary)
+        } else {
+            let moves = if state == FlowState::HalfOpen {
+                0
+            } else {
+                MOVES
+            };
+            match self.make_room(primary, secondary, 0..=MOVES_HALF_OPEN, false) {
+                Some(place) => Some(place),
+                None => self.make_room(primary, secondary, 0..=moves, true),
+            }
+        };
+        let Some((index, place)) = place else {
+            self.stats.refused += 1;
+            return Inserted::Refused;
+        };
+        if index != primary {
+            self.buckets[primary].displaced += 1; // make_room left it below its limit
+        }
+        self.buckets[index].put(place, key, value, meta);
+        self.stats.made += 1;
+        self.stats.live += 1;
+        self.stats.half_open += u64::from(state == FlowState::HalfOpen);
+        if self.stats.evicted == evicted {
+            Inserted::Pinned
+        } else {
+            Inserted::Evicted
+        }
+    }
+
+    /// A number that changes whenever flows change places: what was [`Found`] before is then to be
+    /// looked up again.
+    #[inline]
+    pub fn changes(&self) -> u64 {
+        self.stats.made + self.stats.removed // an insert may move and evict, but it also makes
+    }
+
+    /// Takes a flow out.
+    pub fn remove(&mut self, found: Found) {
+        self.vacate(found.bucket as usize, usize::from(found.place));
+        self.stats.removed += 1;
+    }
+
+    /// A free place in either bucket, made by so many moves of other flows, and, where that is
+    /// allowed, by forgetting a half-open one.
+    fn make_room(
+        &mut self,
+        primary: usize,
+        secondary: usize,
+        moves: RangeInclusive<usize>,
+        evict: bool,
+    ) -> Option<(usize, usize)> {
+        for moves in moves {
+            if let Some(place) = self.clear_place(primary, moves, evict) {
+                return Some((primary, place));
+            }
+            if self.may_displace(primary, secondary)
+                && let Some(place) = self.clear_place(secondary, moves, evict)
+            {
+                return Some((secondary, place));
+            }
+        }
+        None
+    }
+
+    /// A free place in a bucket, made by up to `moves` moves, each making room for the next.
+    fn clear_place(&mut self, index: usize, moves: usize, evict: bool) -> Option<usize> {
+        if let Some(place) = self.reclaim(index) {
+            return Some(place);
+        }
+        if evict && let Some(place) = self.evict_half_open(index) {
+            return Some(place);
+        }
+        let moves = moves.checked_sub(1)?;
+        (0..SLOTS).find(|&place| self.move_away(index, place, moves, evict))
+    }
+
+    /// Whether a flow of bucket `primary` may live in `secondary`.
+    fn may_displace(&self, primary: usize, secondary: usize) -> bool {
+        primary != secondary
+            && self
+                .buckets
+                .get(primary)
+                .is_some_and(|b| b.displaced < u8::MAX)
+    }
+
+    /// An empty place of a bucket; that of an expired flow is emptied for it.
+    fn reclaim(&mut self, index: usize) -> Option<usize> {
+        let bucket = self.buckets.get(index)?;
+        let place = bucket.vacant(self.now)?;
+        if bucket.meta[place] >= OCCUPIED {
+            self.vacate(index, place);
+            self.stats.expired += 1;
+        }
+        Some(place)
+    }
+
+    /// Moves a flow of a full bucket to its other one, if `moves` more make room there.
+    fn move_away(&mut self, from: usize, place: usize, moves: usize, evict: bool) -> bool {
+        let bucket = self.buckets[from];
+        let key = bucket.key(place);
+        let hash = self.hash(&key);
+        let (primary, secondary) = (self.primary(hash), self.secondary(hash));
+        let to = if from == primary { secondary } else { primary };
+        if to == from || to == secondary && !self.may_displace(primary, secondary) {
+            return false;
+        }
+        let Some(vacant) = self.clear_place(to, moves, evict) else {
+            return false;
+        };
+        if !self.buckets[from].holds(place, &key) {
+            return false; // making room there went round in a circle, and moved it already
+        }
+        self.buckets[to].put(vacant, &key, bucket.values[place], bucket.meta[place]);
+        self.buckets[from].meta[place] = 0;
+        if to == secondary {
+            self.buckets[primary].displaced += 1;
+        } else {
+            self.buckets[primary].displaced -= 1;
+        }
+        true
+    }
+
+    /// The place of a half-open flow in either bucket, which is forgotten.
+    fn replace_half_open(&mut self, primary: usize, secondary: usize) -> Option<(usize, usize)> {
+        if let Some(place) = self.evict_half_open(primary) {
+            return Some((primary, place));
+        }
+        let secondary = self.may_displace(primary, secondary).then_some(secondary)?;
+        Some((secondary, self.evict_half_open(secondary)?))
+    }
+
+    /// Forgets the half-open flow of a bucket whose time is nearest to its end.
+    fn evict_half_open(&mut self, index: usize) -> Option<usize> {
+        let bucket = self.buckets.get(index)?;
+        let left =
+            |place: &usize| bucket.meta[*place].wrapping_sub(self.now as u16) & DEADLINE_BITS;
+        let place = (0..SLOTS)
+            .filter(|&place| is_half_open(bucket.meta[place]))
+            .min_by_key(left)?;
+        self.vacate(index, place);
+        self.stats.evicted += 1;
+        Some(place)
+    }
+
+    /// Empties a place.
+    fn vacate(&mut self, index: usize, place: usize) {
+        let bucket = self.buckets[index];
+        if bucket.meta[place] < OCCUPIED {
+            return;
+        }
+        let primary = self.primary(self.hash(&bucket.key(place)));
+        if primary != index {
+            self.buckets[primary].displaced -= 1;
+        }
+        self.buckets[index].meta[place] = 0;
+        self.stats.live -= 1;
+        self.stats.half_open -= u64::from(is_half_open(bucket.meta[place]));
+    }
+
+    /// Moves the clock, and sweeps what is due.
+    #[inline]
+    pub fn advance(&mut self, now: Instant) {
+        let before = self.now;
+        self.now = before.max(tick_of(now));
+        if now.as_nanos() >= self.sweep.due {
+            self.sweep(now, before);
+        }
+    }
+
+    #[cold]
+    fn sweep(&mut self, now: Instant, before: u32) {
+        let nanos = now.as_nanos();
+        let count = self.buckets.len();
+        if self.sweep.due == 0 || count == 0 {
+            // The first call sets the clock: nothing can have expired before it.
+            self.sweep.round = self.now;
+            self.sweep.due = if count == 0 {
+                u64::MAX
+            } else {
+                nanos + self.sweep.interval
+            };
+            return;
+        }
+        if self.now - self.sweep.round > SWEEP_OVERDUE {
+            // Nobody called for minutes: catch up before deadlines wrap.
+            let all = self.now - before > u32::from(Ticks::MAX.0);
+            for index in 0..count {
+                self.sweep_bucket(index, all);
+            }
+            self.sweep.at = 0;
+            self.sweep.round = self.now;
+            self.sweep.due = nanos.saturating_add(self.sweep.interval);
+            return;
+        }
+        for _ in 0..SWEEP_STEPS {
+            for _ in 0..SWEEP_STEP.min(count) {
+                self.sweep_bucket(self.sweep.at, false);
+                self.sweep.at += 1;
+                if self.sweep.at == count {
+                    self.sweep.at = 0;
+                    self.sweep.round = self.now;
+                }
+            }
+            self.sweep.due = self.sweep.due.saturating_add(self.sweep.interval);
+            if self.sweep.due > nanos {
+                return;
+            }
+        }
+    }
+
+    /// Empties a bucket of its expired flows, or of all.
+    #[inline]
+    fn sweep_bucket(&mut self, index: usize, all: bool) {
+        for place in 0..SLOTS {
+            let meta = self.buckets[index].meta[place];
+            if meta >= OCCUPIED && (all || !is_alive(meta, self.now)) {
+                self.vacate(index, place);
+                self.stats.expired += 1;
+            }
+        }
+    }
+
+    /// What happened so far.
+    pub fn stats(&self) -> FlowStats {
+        self.stats
+    }
+
+    /// Every flow that is alive.
+    pub fn iter(&self) -> impl Iterator<Item = Flow> + '_ {
+        self.buckets.iter().flat_map(move |bucket| {
+            (0..SLOTS)
+                .filter(|&i| is_alive(bucket.meta[i], self.now))
+                .map(move |i| {
+                    let (source, destination) = bucket.addresses[i].unpack();
+                    let [a, b, c, d] = bucket.ports[i].to_le_bytes();
+                    Flow {
+                        source,
+                        destination,
+                        protocol: bucket.key(i).protocol,
+                        ports: (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])),
+                        value: bucket.values[i],
+                        state: state_of(bucket.meta[i]),
+                    }
+                })
+        })
+    }
+}
+
+impl<A> fmt::Debug for Table<'_, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Table")
+            .field("stats", &self.stats)
+            .finish_non_exhaustive()
+    }
+}

@@ -10,6 +10,8 @@
 //! }
 //! ```
 //!
+//! - [`Spec`](service::Spec) says what is balanced; [`Snapshot`](service::Snapshot) is its
+//!   compiled form; [`Mux`] is the role that uses it. Read [`mux`] to follow a packet.
 //! - [`wire`], [`hash`], [`maglev`] and [`flow`] are of use on their own.
 //! - All memory is the caller's: see [`mem`]. With the feature `alloc` (default), constructors
 //!   that use boxes are there too.
@@ -22,6 +24,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod encapsulation;
 pub mod flow;
 #[expect(
     unsafe_code,
@@ -33,13 +36,22 @@ pub mod io;
 pub mod maglev;
 #[expect(unsafe_code, reason = "tables live in memory that the caller gives")]
 pub mod mem;
+pub mod mux;
+pub mod observe;
+pub mod packet;
 #[expect(unsafe_code, reason = "the intrinsic takes a raw pointer")]
 mod prefetch;
+mod reply;
+pub mod service;
+pub mod stats;
 pub mod time;
 mod verdict;
 pub mod wire;
 
+pub use encapsulation::HEADROOM;
 pub use frame::{BURST, Burst, Frame};
 pub use io::PacketIo;
+pub use mux::{Mux, MuxOptions, MuxTables};
+pub use stats::Stats;
 pub use time::Instant;
 pub use verdict::{DropReason, PortId, Verdict};

@@ -1,0 +1,278 @@
+//! VXLAN in place: the outer headers of each backend are written once, when the snapshot is
+//! compiled, and copied in front of each packet with the few fields that differ.
+//!
+//! ```text
+//!   outer Ethernet | IPv4 or IPv6 | UDP | VXLAN | inner Ethernet | inner IP, as it came
+//!         14           20 or 40      8      8          14
+//! ```
+//!
+//! Sources: RFC 7348 §5 (the format), RFC 6040 §4.1 (DSCP and ECN are copied out), RFC 6864
+//! (identification zero with DF), RFC 6935 and RFC 6936 (zero UDP checksums over IPv6).
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::frame::Frame;
+use crate::packet::{Family, Packet};
+use crate::service::{UdpChecksum, Underlay};
+use crate::verdict::DropReason;
+use crate::wire::checksum::{Sum, udp_never_zero};
+use crate::wire::ethernet::{EtherType, MacAddress};
+use crate::wire::vxlan::{self, Vni};
+use crate::wire::{ethernet, ipv4, ipv6, protocol, udp};
+
+const ETHERNET: usize = ethernet::HEADER_LEN;
+/// Where the outer IP header begins.
+const IP: usize = ETHERNET;
+const UDP_IPV4: usize = IP + ipv4::HEADER_LEN;
+const UDP_IPV6: usize = IP + ipv6::HEADER_LEN;
+/// Bytes of UDP header, VXLAN header and inner Ethernet header.
+const TUNNEL: usize = udp::HEADER_LEN + vxlan::HEADER_LEN + ETHERNET;
+/// Everything before the inner IP header, over IPv4.
+const HEADER_IPV4: usize = UDP_IPV4 + TUNNEL;
+/// Everything before the inner IP header, over IPv6.
+const HEADER_IPV6: usize = UDP_IPV6 + TUNNEL;
+
+/// The headroom that a frame without VLAN tags needs to be encapsulated, or answered by ICMP.
+pub const HEADROOM: usize = HEADER_IPV6 - ETHERNET;
+
+/// The outer source port's range: 49152 to 65535 (RFC 7348 §5).
+const FIRST_SOURCE_PORT: u16 = 49_152;
+
+/// The headers before the inner EtherType, for one backend.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct Template {
+    /// Bytes before the inner IP header.
+    header_len: u8,
+    /// Whether the outer UDP checksum is computed.
+    checksum: bool,
+    /// As many as the outer family needs. IPv4's, with what stands before it, is one cache line.
+    bytes: [u8; HEADER_IPV6 - 2],
+}
+
+impl Template {
+    pub(crate) const EMPTY: Self = Self {
+        header_len: HEADER_IPV4 as u8,
+        checksum: false,
+        bytes: [0; HEADER_IPV6 - 2],
+    };
+
+    /// The headers for a backend; `None` where the underlay has no address of its host's family.
+    pub(crate) fn new(
+        underlay: &Underlay,
+        host: IpAddr,
+        next_hop: MacAddress,
+        mac: MacAddress,
+        vni: Vni,
+    ) -> Option<Self> {
+        let mut template = Self::EMPTY;
+        let source_port = FIRST_SOURCE_PORT;
+        let udp = udp::Header {
+            source_port,
+            destination_port: vxlan::PORT,
+            len: 0,
+            checksum: 0,
+        };
+        let ether_type = match host {
+            IpAddr::V4(host) => {
+                template.checksum = underlay.udp_checksum == UdpChecksum::Computed;
+                template.write_ipv4(underlay, underlay.ipv4?, host);
+                template.write_tunnel::<UDP_IPV4>(udp, vni, mac, underlay.mac);
+                EtherType::IPV4
+            }
+            IpAddr::V6(host) => {
+                template.header_len = HEADER_IPV6 as u8;
+                template.checksum = underlay.udp_checksum != UdpChecksum::Zero;
+                template.write_ipv6(underlay, underlay.ipv6?, host);
+                template.write_tunnel::<UDP_IPV6>(udp, vni, mac, underlay.mac);
+                EtherType::IPV6
+            }
+        };
+        let header = ethernet::Header {
+            destination: next_hop,
+            source: underlay.mac,
+            ether_type,
+        };
+        header.emit(at_mut::<0, _>(&mut template.bytes));
+        Some(template)
+    }
+
+    fn write_ipv4(&mut self, underlay: &Underlay, source: Ipv4Addr, destination: Ipv4Addr) {
+        let header = ipv4::Header {
+            traffic_class: 0,
+            total_len: 0, // added for each packet, as is the traffic class
+            identification: 0,
+            flags_fragment: ipv4::DONT_FRAGMENT,
+            ttl: underlay.hop_limit,
+            protocol: protocol::UDP,
+            source,
+            destination,
+        };
+        header.emit(at_mut::<IP, _>(&mut self.bytes));
+    }
+
+    fn write_ipv6(&mut self, underlay: &Underlay, source: Ipv6Addr, destination: Ipv6Addr) {
+        let header = ipv6::Header {
+            traffic_class: 0,
+            flow_label: 0,
+            payload_len: 0,
+            next_header: protocol::UDP,
+            hop_limit: underlay.hop_limit,
+            source,
+            destination,
+        };
+        header.emit(at_mut::<IP, _>(&mut self.bytes));
+    }
+
+    /// Writes what follows the outer IP header, `UDP` bytes into the frame.
+    fn write_tunnel<const UDP: usize>(
+        &mut self,
+        udp: udp::Header,
+        vni: Vni,
+        destination: MacAddress,
+        source: MacAddress,
+    ) {
+        let mut tunnel = [0; TUNNEL];
+        udp.emit(at_mut::<0, _>(&mut tunnel));
+        vxlan::Header { vni }.emit(at_mut::<{ udp::HEADER_LEN }, _>(&mut tunnel));
+        let inner = ethernet::Header {
+            destination,
+            source,
+            ether_type: EtherType(0),
+        };
+        inner.emit(at_mut::<{ udp::HEADER_LEN + vxlan::HEADER_LEN }, _>(
+            &mut tunnel,
+        ));
+        // All but the EtherType, which is the packet's.
+        for (to, from) in self.bytes.iter_mut().skip(UDP).zip(&tunnel[..TUNNEL - 2]) {
+            *to = *from;
+        }
+    }
+
+    /// The longest inner IP packet that fits an underlay of `mtu` bytes.
+    pub(crate) fn inner_mtu(&self, mtu: u16) -> u32 {
+        u32::from(mtu).saturating_sub(u32::from(self.header_len) - ETHERNET as u32)
+    }
+
+    /// Encapsulates `packet`, whose frame this is, one hop taken off its TTL. `entropy` is a hash
+    /// of the inner flow; its low 14 bits become the outer source port.
+    ///
+    /// Link-layer padding and VLAN tags of the link it came by are left out.
+    ///
+    /// # Errors
+    /// The headroom is too small. The frame is then unchanged.
+    #[inline]
+    pub(crate) fn encapsulate(
+        &self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        entropy: u64,
+    ) -> Result<(), DropReason> {
+        let source_port = (FIRST_SOURCE_PORT | entropy as u16 & 0x3fff).to_be_bytes();
+        if usize::from(self.header_len) == HEADER_IPV4 {
+            self.over_ipv4(frame, packet, source_port)
+        } else {
+            self.over_ipv6(frame, packet, source_port)
+        }
+        .ok_or(DropReason::NoHeadroom)
+    }
+
+    #[inline]
+    fn over_ipv4(
+        &self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        source_port: [u8; 2],
+    ) -> Option<()> {
+        let ip_offset = usize::from(packet.shape.ip_offset);
+        let bytes = frame.replace_front::<HEADER_IPV4>(ip_offset, ip_offset + packet.ip_len())?;
+        let (header, inner): (&mut [u8; HEADER_IPV4], _) = bytes.split_first_chunk_mut()?;
+        header[..HEADER_IPV4 - 2].copy_from_slice(&self.bytes[..HEADER_IPV4 - 2]);
+        header[HEADER_IPV4 - 2..].copy_from_slice(&take_a_hop(inner, packet)?);
+        let total_len = packet.ip_len + (HEADER_IPV4 - IP) as u32;
+        // The template's checksum has zeros in these two fields: what they add is known.
+        let template_sum = !u16::from_be_bytes([self.bytes[IP + 10], self.bytes[IP + 11]]);
+        let sum = u32::from(template_sum) + u32::from(packet.traffic_class) + total_len;
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let checksum = !((sum + (sum >> 16)) as u16);
+        header[IP + 1] = packet.traffic_class;
+        header[IP + 2..IP + 4].copy_from_slice(&(total_len as u16).to_be_bytes());
+        header[IP + 10..IP + 12].copy_from_slice(&checksum.to_be_bytes());
+        let udp_len = total_len as u16 - ipv4::HEADER_LEN as u16;
+        header[UDP_IPV4..UDP_IPV4 + 2].copy_from_slice(&source_port);
+        header[UDP_IPV4 + 4..UDP_IPV4 + 6].copy_from_slice(&udp_len.to_be_bytes());
+        if self.checksum {
+            fill_udp_checksum::<UDP_IPV4>(bytes, IP + 12);
+        }
+        Some(())
+    }
+
+    #[inline]
+    fn over_ipv6(
+        &self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        source_port: [u8; 2],
+    ) -> Option<()> {
+        let ip_offset = usize::from(packet.shape.ip_offset);
+        let bytes = frame.replace_front::<HEADER_IPV6>(ip_offset, ip_offset + packet.ip_len())?;
+        let (header, inner): (&mut [u8; HEADER_IPV6], _) = bytes.split_first_chunk_mut()?;
+        header[..HEADER_IPV6 - 2].copy_from_slice(&self.bytes);
+        header[HEADER_IPV6 - 2..].copy_from_slice(&take_a_hop(inner, packet)?);
+        let udp_len = (packet.ip_len + TUNNEL as u32) as u16;
+        // Version 6, then eight bits of traffic class, then the flow label.
+        header[IP] = 0x60 | packet.traffic_class >> 4;
+        header[IP + 1] = packet.traffic_class << 4;
+        header[IP + 4..IP + 6].copy_from_slice(&udp_len.to_be_bytes());
+        header[UDP_IPV6..UDP_IPV6 + 2].copy_from_slice(&source_port);
+        header[UDP_IPV6 + 4..UDP_IPV6 + 6].copy_from_slice(&udp_len.to_be_bytes());
+        if self.checksum {
+            fill_udp_checksum::<UDP_IPV6>(bytes, IP + 8);
+        }
+        Some(())
+    }
+}
+
+/// Takes one hop off the inner packet's TTL; returns its EtherType as it stands in the frame.
+#[inline]
+fn take_a_hop(inner: &mut [u8], packet: &Packet) -> Option<[u8; 2]> {
+    let ether_type = match packet.shape.family {
+        Family::Ipv4 => {
+            ipv4::decrement_ttl(inner.first_chunk_mut()?);
+            EtherType::IPV4
+        }
+        Family::Ipv6 => {
+            ipv6::decrement_hop_limit(inner.first_chunk_mut()?);
+            EtherType::IPV6
+        }
+    };
+    Some(ether_type.0.to_be_bytes())
+}
+
+/// Computes the outer UDP checksum of a packet whose UDP header begins at `UDP`; the outer
+/// addresses, from `addresses` on, end there.
+#[cold]
+fn fill_udp_checksum<const UDP: usize>(bytes: &mut [u8], addresses: usize) {
+    let (Some(summed), Some(datagram)) = (bytes.get(addresses..), bytes.get(UDP..)) else {
+        return;
+    };
+    let sum = Sum::ZERO
+        .add_bytes(summed) // addresses, then the datagram, whose checksum is zero as yet
+        .add_u16(protocol::UDP.into())
+        .add_u16(datagram.len() as u16);
+    let checksum = udp_never_zero(sum.checksum()).to_be_bytes();
+    if let Some(field) = bytes.get_mut(UDP + 6..UDP + 8) {
+        field.copy_from_slice(&checksum);
+    }
+}
+
+/// The `N` bytes from `AT` on.
+fn at_mut<const AT: usize, const N: usize>(bytes: &mut [u8]) -> &mut [u8; N] {
+    match bytes
+        .split_at_mut_checked(AT)
+        .and_then(|(_, rest)| rest.first_chunk_mut())
+    {
+        Some(chunk) => chunk,
+        None => unreachable!("headers are written at constant places inside the template"),
+    }
+}

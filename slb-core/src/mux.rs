@@ -1,0 +1,554 @@
+//! The mux: packets for a VIP go to a backend, encapsulated; the rest is passed on.
+//!
+//! A burst goes through four stages, each a loop over all its frames, so that one stage can ask
+//! for the cache lines that the next one reads:
+//!
+//! ```text
+//!  parse      -> where are the headers, what is the tuple      (asks for the rule's line)
+//!  classify   -> which rule takes it, what is its hash         (asks for the flow's line)
+//!  select     -> which backend: the flow's, or Maglev's        (asks for a second one, rarely)
+//!  encapsulate -> the backend's outer header in front, counters
+//! ```
+//!
+//! Between parse and encapsulate a frame is a [`Lane`]. A frame leaves early by getting its
+//! verdict: passed, answered, or dropped with a reason.
+//!
+//! Without a flow table, or where it is full, Maglev alone decides: the same on every mux.
+
+mod pin;
+mod unusual;
+
+use core::fmt;
+use core::ops::Deref;
+
+use self::pin::Pinner;
+use self::unusual::report;
+use crate::flow::FlowTable;
+use crate::flow::table::Probe;
+use crate::frame::{BURST, Frame};
+use crate::mem::Mem;
+use crate::observe::{Observe, Step};
+use crate::packet::{Packet, Read};
+use crate::reply::Limiter;
+use crate::service::{BackendId, NO_BACKEND, RuleMatch, Snapshot};
+use crate::stats::{BackendCounters, Count, RuleCounters, Stats};
+use crate::time::Instant;
+use crate::verdict::{DropReason, Verdict};
+
+/// What a mux may do besides forwarding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MuxOptions {
+    /// Packets of its own, echo replies and ICMP errors, a second: the long run.
+    pub answers_per_second: u32,
+    /// And at once.
+    pub answers_at_once: u32,
+}
+
+impl Default for MuxOptions {
+    fn default() -> Self {
+        Self {
+            answers_per_second: 1000,
+            answers_at_once: 100,
+        }
+    }
+}
+
+/// The tables of a mux, all of them optional.
+#[derive(Debug)]
+pub struct MuxTables<'m> {
+    /// Where flows are pinned; `None`: stateless.
+    pub flows: Option<FlowTable<'m>>,
+    /// Where the ports of fragmented datagrams are remembered; `None`: later fragments that need
+    /// ports are dropped.
+    pub fragments: Option<FlowTable<'m>>,
+    /// Counters by [`CompiledRule::slot`]; rules beyond its end are not counted.
+    pub rules: Mem<'m, RuleCounters>,
+    /// Counters by [`BackendId::slot`]; backends beyond its end are not counted.
+    pub backends: Mem<'m, BackendCounters>,
+}
+
+/// A multiplexer: see the [module](self).
+///
+/// `S` is how it holds its snapshot: `&Snapshot`, `Arc<Snapshot>`, or the caller's own.
+pub struct Mux<'m, S> {
+    pipeline: Pipeline<'m, S>,
+    lanes: [Lane; BURST],
+}
+
+impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
+    /// A mux with the tables given.
+    pub fn new(snapshot: S, tables: MuxTables<'m>, options: MuxOptions) -> Self {
+        let answers = Limiter::new(options.answers_per_second, options.answers_at_once);
+        let mut pipeline = Pipeline {
+            snapshot,
+            tables,
+            answers,
+            stats: Stats::default(),
+        };
+        pipeline.name_counters();
+        Self {
+            pipeline,
+            lanes: [Lane::EMPTY; BURST],
+        }
+    }
+
+    /// Gives each of `frames` its verdict, rewritten in place where it is to be sent.
+    pub fn process(&mut self, now: Instant, frames: &mut [Frame<'_>]) {
+        self.process_observed(now, frames, &mut ());
+    }
+
+    /// The same, with somebody looking on.
+    pub fn process_observed(
+        &mut self,
+        now: Instant,
+        frames: &mut [Frame<'_>],
+        seen: &mut impl Observe,
+    ) {
+        let Self { pipeline, lanes } = self;
+        for (burst, frames) in frames.chunks_mut(BURST).enumerate() {
+            let seen = &mut From {
+                first: burst * BURST,
+                seen,
+            };
+            pipeline.advance(now);
+            let lanes = pipeline.parse(frames, lanes, seen);
+            pipeline.classify(frames, lanes, seen);
+            pipeline.select(frames, lanes, seen);
+            pipeline.encapsulate(frames, lanes, seen);
+        }
+    }
+
+    /// Does what is due without a packet: expires flows. To be called a few times a second where
+    /// `process` is not.
+    pub fn advance(&mut self, now: Instant) {
+        self.pipeline.advance(now);
+    }
+
+    /// Puts another snapshot in place, built with the present one as its previous, and returns
+    /// the old one: nothing here refers to it any more.
+    pub fn install(&mut self, snapshot: S) -> S {
+        let old = core::mem::replace(&mut self.pipeline.snapshot, snapshot);
+        self.pipeline.name_counters();
+        old
+    }
+
+    /// The snapshot in place.
+    pub fn snapshot(&self) -> &Snapshot<'s> {
+        &self.pipeline.snapshot
+    }
+
+    /// What it did so far.
+    pub fn stats(&self) -> Stats {
+        let flows = self.pipeline.tables.flows.as_ref().map(FlowTable::stats);
+        Stats {
+            flows: flows.unwrap_or_default(),
+            ..self.pipeline.stats
+        }
+    }
+
+    /// What a rule did, by its place in the spec.
+    pub fn rule_counters(&self, rule: usize) -> Option<RuleCounters> {
+        let rule = self.pipeline.snapshot.rule(u32::try_from(rule).ok()?)?;
+        self.pipeline.tables.rules.get(rule.slot()).copied()
+    }
+
+    /// What a backend got.
+    pub fn backend_counters(&self, id: BackendId) -> Option<BackendCounters> {
+        self.pipeline
+            .tables
+            .backends
+            .get(id.slot())
+            .copied()
+            .filter(|c| c.id == id.get())
+    }
+
+    /// The flows that are pinned.
+    pub fn flows(&self) -> Option<&FlowTable<'m>> {
+        self.pipeline.tables.flows.as_ref()
+    }
+}
+
+#[cfg(feature = "alloc")]
+impl<'s, S: Deref<Target = Snapshot<'s>>> Mux<'static, S> {
+    /// A mux that pins up to `flows` flows of each family, with a table of fragments, and with
+    /// counters for the snapshot and as many rules and backends more. `key` should be random and
+    /// secret where the traffic may be hostile.
+    pub fn with_capacity(snapshot: S, flows: usize, key: [u64; 2]) -> Self {
+        Self::boxed(
+            snapshot,
+            Some(FlowTable::with_capacity(flows, flows, key)),
+            key,
+        )
+    }
+
+    /// A mux that pins nothing: Maglev alone decides. It remembers fragments only.
+    pub fn stateless(snapshot: S, key: [u64; 2]) -> Self {
+        Self::boxed(snapshot, None, key)
+    }
+
+    fn boxed(snapshot: S, flows: Option<FlowTable<'static>>, key: [u64; 2]) -> Self {
+        const FRAGMENTS: usize = 4096;
+        let rules = (2 * snapshot.rule_slots()).max(64);
+        let backends = (2 * snapshot.backend_slots()).max(1024);
+        let tables = MuxTables {
+            flows,
+            fragments: Some(FlowTable::with_capacity(FRAGMENTS, FRAGMENTS, key)),
+            rules: Mem::from(alloc::vec![RuleCounters::default(); rules]),
+            backends: Mem::from(alloc::vec![BackendCounters::default(); backends]),
+        };
+        Self::new(snapshot, tables, MuxOptions::default())
+    }
+}
+
+impl<S> fmt::Debug for Mux<'_, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mux")
+            .field("stats", &self.pipeline.stats)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A frame on its way from parse to encapsulate.
+#[derive(Clone, Copy, Debug)]
+struct Lane {
+    packet: Packet,
+    /// The hash that chooses the backend.
+    hash: u64,
+    /// The hash of the flow table.
+    flow_hash: u64,
+    /// What the flow table said, when it had changed so often.
+    probe: Probe,
+    changes: u64,
+    /// The slot in the snapshot's Maglev tables.
+    table_index: u32,
+    rule: u32,
+    /// The first backend of the rule's pool.
+    first_backend: u32,
+    backend: u32,
+    /// Bytes of the frame as it came in.
+    len: u32,
+    /// Its place in the burst.
+    frame: u8,
+    /// Whether it is an ICMP error about a flow: `packet` then has the flow's tuple.
+    is_error: bool,
+    /// Whether the frame has its verdict.
+    done: bool,
+}
+
+impl Lane {
+    const EMPTY: Self = Self {
+        packet: Packet::EMPTY,
+        hash: 0,
+        flow_hash: 0,
+        probe: Probe::Absent,
+        changes: 0,
+        table_index: 0,
+        rule: 0,
+        first_backend: 0,
+        backend: NO_BACKEND,
+        len: 0,
+        frame: 0,
+        is_error: false,
+        done: false,
+    };
+}
+
+/// Everything but the lanes, so that the stages can borrow both.
+struct Pipeline<'m, S> {
+    snapshot: S,
+    tables: MuxTables<'m>,
+    answers: Limiter,
+    stats: Stats,
+}
+
+impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
+    #[inline]
+    fn advance(&mut self, now: Instant) {
+        if let Some(flows) = &mut self.tables.flows {
+            flows.advance(now);
+        }
+        if let Some(fragments) = &mut self.tables.fragments {
+            fragments.advance(now);
+        }
+        self.answers.advance(now);
+    }
+
+    /// Stage 1: reads each frame into a lane. What is no IP packet is done.
+    #[inline]
+    fn parse<'l>(
+        &mut self,
+        frames: &mut [Frame<'_>],
+        lanes: &'l mut [Lane; BURST],
+        seen: &mut impl Observe,
+    ) -> &'l mut [Lane] {
+        for frame in frames.iter() {
+            frame.prefetch();
+        }
+        let snapshot = &*self.snapshot;
+        let many_rules = snapshot.has_many_rules();
+        let mut received = Count::default();
+        let mut count = 0;
+        for (index, frame) in frames.iter_mut().enumerate() {
+            received.add(frame.len());
+            let Some(lane) = lanes.get_mut(count) else {
+                break;
+            };
+            let read = lane.packet.read(frame.bytes());
+            if read != Read::Ip {
+                finish_unread(&mut self.stats, frame, read, index, seen);
+                continue;
+            }
+            if many_rules {
+                snapshot.prefetch_rule(&lane.packet);
+            }
+            seen.step(index, Step::Parsed(lane.packet));
+            lane.len = frame.len() as u32;
+            lane.frame = index as u8;
+            lane.is_error = false;
+            lane.done = false;
+            count += 1;
+        }
+        self.stats.received += received;
+        lanes.get_mut(..count).unwrap_or_default()
+    }
+
+    /// Stage 2: finds each packet's rule, and hashes its tuple. What is not for a VIP is passed.
+    #[inline]
+    fn classify(&mut self, frames: &mut [Frame<'_>], lanes: &mut [Lane], seen: &mut impl Observe) {
+        // Packets for one service come in runs: often the last lookup's result holds.
+        let mut last = (None, RuleMatch::NotVip);
+        for lane in lanes {
+            let found = if lane.packet.is_plain() {
+                let service = lane.packet.service();
+                if service.is_none() || service != last.0 {
+                    last = (service, self.snapshot.classify(&lane.packet));
+                }
+                Ok(last.1)
+            } else {
+                self.classify_unusual(frames, lane, seen)
+            };
+            let verdict = match found {
+                Ok(RuleMatch::Rule(index)) => {
+                    seen.step(lane.frame.into(), Step::Classified(RuleMatch::Rule(index)));
+                    self.hash(lane, index, seen);
+                    continue;
+                }
+                Ok(RuleMatch::NoRule) => Verdict::Drop(DropReason::NoRule),
+                Ok(RuleMatch::NotVip) => Verdict::Pass,
+                Err(verdict) => verdict,
+            };
+            if let Ok(rule) = found {
+                seen.step(lane.frame.into(), Step::Classified(rule));
+            }
+            finish(&mut self.stats, frames, lane, verdict, seen);
+        }
+    }
+
+    /// Computes what selecting a backend takes, and asks for the cache line that it begins with.
+    #[inline]
+    fn hash(&self, lane: &mut Lane, index: u32, seen: &mut impl Observe) {
+        let snapshot = &*self.snapshot;
+        let Some(rule) = snapshot.rule(index) else {
+            return;
+        };
+        lane.rule = index;
+        lane.first_backend = rule.first_backend;
+        lane.hash = snapshot.hash(&lane.packet, rule.mask);
+        let table_index = snapshot.table_index(rule, lane.hash);
+        lane.table_index = table_index as u32;
+        let slot = table_index - rule.first_slot();
+        seen.step(
+            lane.frame.into(),
+            Step::Hashed {
+                hash: lane.hash,
+                slot,
+            },
+        );
+        match &self.tables.flows {
+            Some(flows) => lane.flow_hash = pin::hash(flows, &lane.packet),
+            None => snapshot.prefetch_slot(table_index),
+        }
+    }
+
+    /// Stage 3: gives each lane its backend.
+    #[inline]
+    fn select(&mut self, frames: &mut [Frame<'_>], lanes: &mut [Lane], seen: &mut impl Observe) {
+        let snapshot = &*self.snapshot;
+        let MuxTables {
+            flows,
+            rules,
+            backends,
+            ..
+        } = &mut self.tables;
+        let mut pinner = flows.as_mut().map(|flows| Pinner {
+            snapshot,
+            flows,
+            rules,
+            backends,
+        });
+        if let Some(pinner) = &mut pinner {
+            pinner.probe(lanes);
+        }
+        for lane in lanes.iter_mut().filter(|lane| !lane.done) {
+            lane.backend = match &mut pinner {
+                Some(pinner) => pinner.backend(lane, seen),
+                None => snapshot.backend_at(lane.first_backend, lane.table_index as usize),
+            };
+            if lane.backend == NO_BACKEND {
+                let verdict = Verdict::Drop(DropReason::NoBackend);
+                finish(&mut self.stats, frames, lane, verdict, seen);
+            } else {
+                snapshot.prefetch_backend(lane.backend);
+            }
+        }
+    }
+
+    /// Stage 4: writes the backend's outer header in front of each packet.
+    #[inline]
+    fn encapsulate(
+        &mut self,
+        frames: &mut [Frame<'_>],
+        lanes: &mut [Lane],
+        seen: &mut impl Observe,
+    ) {
+        let snapshot = &*self.snapshot;
+        let port = Verdict::Forward(snapshot.underlay().port);
+        let mut run = Run::default();
+        for lane in lanes.iter_mut().filter(|lane| !lane.done) {
+            let Some(frame) = frames.get_mut(usize::from(lane.frame)) else {
+                continue;
+            };
+            let Some(backend) = snapshot.backend(lane.backend) else {
+                continue;
+            };
+            seen.step(lane.frame.into(), Step::Selected(lane.backend));
+            let packet = &lane.packet;
+            if packet.hop_limit <= 1 || packet.ip_len > backend.inner_mtu {
+                let verdict = report(frame, packet, backend.inner_mtu, &mut self.answers);
+                finish(&mut self.stats, frames, lane, verdict, seen);
+                continue;
+            }
+            if let Err(reason) = backend.template.encapsulate(frame, packet, lane.hash) {
+                finish(&mut self.stats, frames, lane, Verdict::Drop(reason), seen);
+                continue;
+            }
+            frame.set_verdict(port);
+            seen.step(lane.frame.into(), Step::Done(port));
+            let len = lane.len as usize;
+            if let Some(counters) = self.tables.backends.get_mut(backend.counters()) {
+                counters.forwarded.add(len);
+            }
+            if run.rule != lane.rule {
+                let run = core::mem::replace(&mut run, Run::of(lane.rule));
+                run.count(snapshot, &mut self.stats, &mut self.tables.rules);
+            }
+            run.forwarded.add(len);
+            run.syns += u64::from(packet.opens());
+        }
+        run.count(snapshot, &mut self.stats, &mut self.tables.rules);
+    }
+
+    /// Says whose counters the backends' places are from now on.
+    fn name_counters(&mut self) {
+        for backend in self.snapshot.backends() {
+            let id = backend.id();
+            if let Some(counters) = self.tables.backends.get_mut(id.slot())
+                && counters.id != id.get()
+            {
+                *counters = BackendCounters {
+                    id: id.get(),
+                    ..BackendCounters::default()
+                };
+            }
+        }
+    }
+}
+
+/// Packets in a row for one rule, counted together: adding each to the same counter would have
+/// each wait for the one before.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    rule: u32,
+    forwarded: Count,
+    syns: u64,
+}
+
+impl Run {
+    const fn of(rule: u32) -> Self {
+        Self {
+            rule,
+            forwarded: Count {
+                packets: 0,
+                bytes: 0,
+            },
+            syns: 0,
+        }
+    }
+
+    #[inline]
+    fn count(self, snapshot: &Snapshot<'_>, stats: &mut Stats, rules: &mut [RuleCounters]) {
+        stats.forwarded += self.forwarded;
+        stats.syns += self.syns;
+        if let Some(rule) = snapshot.rule(self.rule)
+            && let Some(counters) = rules.get_mut(rule.slot())
+        {
+            counters.forwarded += self.forwarded;
+            counters.syns += self.syns;
+        }
+    }
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self::of(u32::MAX)
+    }
+}
+
+/// Gives a lane's frame a verdict that ends its way.
+#[cold]
+fn finish(
+    stats: &mut Stats,
+    frames: &mut [Frame<'_>],
+    lane: &mut Lane,
+    verdict: Verdict,
+    seen: &mut impl Observe,
+) {
+    lane.done = true;
+    if let Some(frame) = frames.get_mut(usize::from(lane.frame)) {
+        // An answer has another length by now: what counts is what came in.
+        frame.set_verdict(verdict);
+        stats.count(verdict, lane.len as usize);
+        seen.step(lane.frame.into(), Step::Done(verdict));
+    }
+}
+
+/// The same for a frame that is no readable IP packet.
+#[cold]
+fn finish_unread(
+    stats: &mut Stats,
+    frame: &mut Frame<'_>,
+    read: Read,
+    index: usize,
+    seen: &mut impl Observe,
+) {
+    let verdict = match read {
+        Read::Bad(reason) => Verdict::Drop(reason),
+        _ => Verdict::Pass,
+    };
+    frame.set_verdict(verdict);
+    stats.count(verdict, frame.len());
+    seen.step(index, Step::Done(verdict));
+}
+
+/// An observer of one burst out of several: counts frames from the first one's place.
+struct From<'o, O> {
+    first: usize,
+    seen: &'o mut O,
+}
+
+impl<O: Observe> Observe for From<'_, O> {
+    #[inline(always)]
+    fn step(&mut self, frame: usize, step: Step) {
+        self.seen.step(self.first + frame, step);
+    }
+}

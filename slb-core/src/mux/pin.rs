@@ -1,0 +1,263 @@
+//! Flows that are pinned to their backend, whatever the Maglev table says by now.
+//!
+//! | what comes | what is done |
+//! |---|---|
+//! | a packet of a pinned flow | its backend, healthy or not |
+//! | the backend is gone, or a SYN comes and the backend gets no new flows | Maglev's choice, pinned anew |
+//! | SYN, no flow | Maglev's choice, pinned half-open |
+//! | anything else, no flow | Maglev's choice, pinned established (it began at another mux) |
+//! | FIN or RST, or an ICMP error, no flow | Maglev's choice, not pinned |
+
+use super::Lane;
+use crate::flow::table::{Found, Inserted, Probe};
+use crate::flow::{Addresses, FlowKey, FlowState, FlowTable, Table, Ticks};
+use crate::observe::{FlowStep, Observe, Step};
+use crate::packet::{Family, Packet};
+use crate::service::{BackendId, NO_BACKEND, Snapshot};
+use crate::stats::{BackendCounters, RuleCounters};
+use crate::wire::protocol;
+use crate::wire::tcp::Flags;
+
+/// Flows that only sent SYNs are forgotten after some 30 s.
+const HALF_OPEN: Ticks = Ticks(28);
+/// Flows that sent FIN or RST, after a minute without a packet: their last segments may come
+/// again (RFC 9293 §3.6.1: TIME-WAIT).
+const CLOSING: Ticks = Ticks(56);
+
+/// The flow table, and what pinning reads and counts beside it.
+pub(super) struct Pinner<'a, 's, 'm> {
+    pub(super) snapshot: &'a Snapshot<'s>,
+    pub(super) flows: &'a mut FlowTable<'m>,
+    pub(super) rules: &'a mut [RuleCounters],
+    pub(super) backends: &'a mut [BackendCounters],
+}
+
+impl Pinner<'_, '_, '_> {
+    /// Looks all lanes' flows up in their primary buckets, and asks for the secondary ones of
+    /// those that are not there.
+    #[inline]
+    pub(super) fn probe(&self, lanes: &mut [Lane]) {
+        for lane in lanes.iter_mut().filter(|lane| !lane.done) {
+            lane.probe = match lane.packet.shape.family {
+                Family::Ipv4 => probe(&self.flows.ipv4, lane.flow_hash, &lane.packet.ipv4_key()),
+                Family::Ipv6 => probe(&self.flows.ipv6, lane.flow_hash, &lane.packet.ipv6_key()),
+            };
+            lane.changes = match lane.packet.shape.family {
+                Family::Ipv4 => self.flows.ipv4.changes(),
+                Family::Ipv6 => self.flows.ipv6.changes(),
+            };
+        }
+    }
+
+    /// The backend of a lane's flow.
+    #[inline]
+    pub(super) fn backend(&mut self, lane: &Lane, seen: &mut impl Observe) -> u32 {
+        let Self {
+            snapshot,
+            flows,
+            rules,
+            backends,
+        } = self;
+        let mut counters = Counters {
+            snapshot,
+            rules,
+            backends,
+        };
+        match lane.packet.shape.family {
+            Family::Ipv4 => backend(
+                &mut flows.ipv4,
+                &lane.packet.ipv4_key(),
+                lane,
+                &mut counters,
+                seen,
+            ),
+            Family::Ipv6 => backend(
+                &mut flows.ipv6,
+                &lane.packet.ipv6_key(),
+                lane,
+                &mut counters,
+                seen,
+            ),
+        }
+    }
+}
+
+/// The hash of a packet's flow in the table, whose cache line is asked for.
+#[inline]
+pub(super) fn hash(flows: &FlowTable<'_>, packet: &Packet) -> u64 {
+    match packet.shape.family {
+        Family::Ipv4 => {
+            let hash = flows.ipv4.hash(&packet.ipv4_key());
+            flows.ipv4.prefetch(hash);
+            hash
+        }
+        Family::Ipv6 => {
+            let hash = flows.ipv6.hash(&packet.ipv6_key());
+            flows.ipv6.prefetch(hash);
+            hash
+        }
+    }
+}
+
+struct Counters<'a, 's> {
+    snapshot: &'a Snapshot<'s>,
+    rules: &'a mut [RuleCounters],
+    backends: &'a mut [BackendCounters],
+}
+
+#[inline]
+fn probe<A: Addresses>(table: &Table<'_, A>, hash: u64, key: &FlowKey<A>) -> Probe {
+    let probe = table.probe(hash, key);
+    if matches!(probe, Probe::Displaced | Probe::AbsentFull) {
+        table.prefetch_secondary(hash);
+    }
+    probe
+}
+
+#[inline]
+fn backend<A: Addresses>(
+    table: &mut Table<'_, A>,
+    key: &FlowKey<A>,
+    lane: &Lane,
+    counters: &mut Counters<'_, '_>,
+    seen: &mut impl Observe,
+) -> u32 {
+    // What an earlier lane of the burst inserted may have moved this one's flow, or be it.
+    let probe = if table.changes() == lane.changes {
+        lane.probe
+    } else {
+        table.probe(lane.flow_hash, key)
+    };
+    let found = match probe {
+        Probe::Found(found) => Some(found),
+        Probe::Displaced => table.probe_secondary(lane.flow_hash, key),
+        Probe::Absent | Probe::AbsentFull => None,
+    };
+    match found {
+        Some(found) => pinned(table, found, lane, counters, seen),
+        None => unpinned(table, key, lane, counters, seen),
+    }
+}
+
+/// The backend of a flow that is in the table.
+#[inline]
+fn pinned<A: Addresses>(
+    table: &mut Table<'_, A>,
+    found: Found,
+    lane: &Lane,
+    counters: &mut Counters<'_, '_>,
+    seen: &mut impl Observe,
+) -> u32 {
+    let Counters { snapshot, .. } = counters;
+    let packet = &lane.packet;
+    let index = snapshot.backend_index(BackendId::from_value(found.value));
+    let stays = index.filter(|&index| {
+        !packet.opens()
+            || snapshot
+                .backend(index)
+                .is_some_and(|backend| backend.is_eligible())
+    });
+    let index = match stays {
+        Some(index) => {
+            seen.step(lane.frame.into(), Step::Flow(FlowStep::Hit(found.state)));
+            index
+        }
+        None => {
+            let index = snapshot.backend_at(lane.first_backend, lane.table_index as usize);
+            let Some(backend) = snapshot.backend(index) else {
+                return NO_BACKEND;
+            };
+            table.set_value(found, backend.id().get());
+            seen.step(lane.frame.into(), Step::Flow(FlowStep::Repinned));
+            index
+        }
+    };
+    if !lane.is_error {
+        let idle = snapshot
+            .rule(lane.rule)
+            .map_or(CLOSING, |rule| rule.idle_timeout);
+        table.update_with(found, |state| {
+            let state = next_state(state, packet);
+            (state, timeout(state, idle))
+        });
+    }
+    index
+}
+
+/// The backend of a flow that is not in the table, and its pinning.
+#[inline]
+fn unpinned<A: Addresses>(
+    table: &mut Table<'_, A>,
+    key: &FlowKey<A>,
+    lane: &Lane,
+    counters: &mut Counters<'_, '_>,
+    seen: &mut impl Observe,
+) -> u32 {
+    let Counters {
+        snapshot,
+        rules,
+        backends,
+    } = counters;
+    let packet = &lane.packet;
+    let index = snapshot.backend_at(lane.first_backend, lane.table_index as usize);
+    let (Some(backend), Some(rule)) = (snapshot.backend(index), snapshot.rule(lane.rule)) else {
+        return NO_BACKEND;
+    };
+    if lane.is_error || packet.flags.intersects(Flags::FIN.with(Flags::RST)) {
+        seen.step(lane.frame.into(), Step::Flow(FlowStep::Miss));
+        return index;
+    }
+    let state = if packet.opens() {
+        FlowState::HalfOpen
+    } else {
+        FlowState::Established
+    };
+    let timeout = timeout(state, rule.idle_timeout);
+    let id = backend.id();
+    let inserted = table.insert(lane.flow_hash, key, id.get(), state, timeout);
+    if inserted != Inserted::Refused {
+        if let Some(counters) = rules.get_mut(rule.slot()) {
+            counters.flows += 1;
+        }
+        if let Some(counters) = backends.get_mut(id.slot()) {
+            counters.flows += 1;
+        }
+    }
+    let step = match inserted {
+        Inserted::Pinned => FlowStep::Pinned,
+        Inserted::Evicted => FlowStep::PinnedByEviction,
+        Inserted::Refused => FlowStep::Refused,
+    };
+    seen.step(lane.frame.into(), Step::Flow(step));
+    index
+}
+
+/// How a client's packet moves its flow on.
+#[inline]
+fn next_state(state: FlowState, packet: &Packet) -> FlowState {
+    if packet.protocol != protocol::TCP {
+        FlowState::Established
+    } else if packet.flags.intersects(Flags::FIN.with(Flags::RST)) {
+        FlowState::Closing
+    } else if packet.flags.opens() {
+        // The old connection is over where a new one begins with the same ports.
+        if state == FlowState::Closing {
+            FlowState::HalfOpen
+        } else {
+            state
+        }
+    } else if state == FlowState::HalfOpen {
+        FlowState::Established
+    } else {
+        state
+    }
+}
+
+#[inline]
+fn timeout(state: FlowState, idle: Ticks) -> Ticks {
+    match state {
+        FlowState::HalfOpen => HALF_OPEN.min(idle),
+        FlowState::Established => idle,
+        FlowState::Closing => CLOSING.min(idle),
+    }
+}

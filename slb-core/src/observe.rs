@@ -1,0 +1,70 @@
+//! A look at the real pipeline while it works: what `explain`, traces and tests are made of.
+//!
+//! There is no second implementation to explain the first. The empty observer `()` costs nothing.
+
+use crate::flow::FlowState;
+use crate::packet::{Packet, Tuple};
+use crate::service::RuleMatch;
+use crate::verdict::Verdict;
+
+/// Something that a role decided about a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Step {
+    /// The frame's headers were read.
+    Parsed(Packet),
+    /// A later fragment got the ports that its first fragment had.
+    FragmentPorts(Tuple),
+    /// An ICMP error was found to be about this flow.
+    QuotedFlow(Tuple),
+    /// The rules were looked up.
+    Classified(RuleMatch),
+    /// The tuple was hashed; the slot is that of the rule's pool.
+    Hashed {
+        /// The hash of what the distribution mode counts.
+        hash: u64,
+        /// The Maglev slot that it gives.
+        slot: usize,
+    },
+    /// The flow table was asked.
+    Flow(FlowStep),
+    /// The backend, by its place among all: see [`Snapshot::backend`](crate::service::Snapshot::backend).
+    Selected(u32),
+    /// The frame's verdict. Always the last step.
+    Done(Verdict),
+}
+
+/// What the flow table said or did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FlowStep {
+    /// The flow is pinned.
+    Hit(FlowState),
+    /// The flow is not pinned, and stays so: its packet begins none.
+    Miss,
+    /// It is pinned from now on.
+    Pinned,
+    /// It is pinned from now on, in the place of a half-open flow.
+    PinnedByEviction,
+    /// There is no place to pin it.
+    Refused,
+    /// Its backend is gone, or gets no new connections: it was pinned to another.
+    Repinned,
+}
+
+/// Sees each step of each frame.
+pub trait Observe {
+    /// `frame` is the place in the slice given to `process`.
+    fn step(&mut self, frame: usize, step: Step);
+}
+
+impl Observe for () {
+    #[inline(always)]
+    fn step(&mut self, _: usize, _: Step) {}
+}
+
+impl<F: FnMut(usize, Step)> Observe for F {
+    fn step(&mut self, frame: usize, step: Step) {
+        self(frame, step);
+    }
+}

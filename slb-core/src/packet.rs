@@ -1,0 +1,483 @@
+//! Where a packet's headers are, and the tuple that names its flow: what every role asks first.
+//!
+//! The common shapes (Ethernet, IPv4 without options, TCP or UDP) are read in one straight run;
+//! everything else goes through the views of [`wire`](crate::wire). Both give the same answers
+//! (test `the_short_way_and_the_long_way_agree`).
+
+use core::fmt;
+use core::net::{IpAddr, SocketAddr};
+
+use crate::flow::FlowKey;
+use crate::hash::ports_and_protocol;
+use crate::verdict::DropReason;
+use crate::wire::ethernet::{self, EtherType, Ethernet};
+use crate::wire::icmp::{self, Icmp};
+use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::ipv6::{self, Ipv6};
+use crate::wire::tcp::{self, Flags};
+use crate::wire::{WireError, icmpv6, protocol, udp};
+
+/// Which IP it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Family {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+}
+
+/// Which part of a datagram it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// The first fragment: it has the ports.
+    First,
+    /// A later fragment: it has none.
+    Later,
+}
+
+/// An IP packet in an Ethernet frame, as far as a balancer reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Source and destination as little-endian words of the header's bytes; IPv4 has both in the
+    /// first.
+    pub(crate) addresses: [u64; 4],
+    /// The four bytes of ports, read little-endian; zero where there are none.
+    pub(crate) ports: u32,
+    /// Which datagram a fragment belongs to.
+    pub(crate) identification: u32,
+    /// Bytes of the IP packet, headers included; the frame has at least as many.
+    pub(crate) ip_len: u32,
+    /// Where its headers are, and what is unusual about it.
+    pub(crate) shape: Shape,
+    /// The transport protocol.
+    pub(crate) protocol: u8,
+    /// TCP's control bits.
+    pub(crate) flags: Flags,
+    /// DSCP and ECN.
+    pub(crate) traffic_class: u8,
+    /// TTL or hop limit.
+    pub(crate) hop_limit: u8,
+}
+
+/// Where a packet's headers are, and what is unusual about it: one word, written at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub(crate) struct Shape {
+    /// Where the transport header begins in the frame.
+    pub(crate) transport_offset: u16,
+    /// Where the IP header begins in the frame.
+    pub(crate) ip_offset: u8,
+    pub(crate) family: Family,
+    pub(crate) part: Part,
+    /// What is wrong behind the IP header, if something is.
+    pub(crate) fault: Option<DropReason>,
+    /// Whether it is a whole TCP or UDP packet with nothing wrong.
+    pub(crate) plain: bool,
+}
+
+impl Shape {
+    const PLAIN_IPV4: Self = Self {
+        transport_offset: (ethernet::HEADER_LEN + ipv4::HEADER_LEN) as u16,
+        ip_offset: ethernet::HEADER_LEN as u8,
+        family: Family::Ipv4,
+        part: Part::Whole,
+        fault: None,
+        plain: true,
+    };
+}
+
+/// What a frame holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parsed {
+    /// An IP packet.
+    Ip(Packet),
+    /// Something else: ARP, LLDP, and whatever else Ethernet carries.
+    Other,
+    /// An IP packet whose headers cannot be read.
+    Bad(DropReason),
+}
+
+/// What reading a frame in place gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Read {
+    Ip,
+    Other,
+    Bad(DropReason),
+}
+
+impl Packet {
+    pub(crate) const EMPTY: Self = Self {
+        addresses: [0; 4],
+        ports: 0,
+        identification: 0,
+        ip_len: 0,
+        shape: Shape::PLAIN_IPV4,
+        protocol: 0,
+        flags: Flags(0),
+        traffic_class: 0,
+        hop_limit: 0,
+    };
+
+    /// Reads a frame.
+    pub fn parse(frame: &[u8]) -> Parsed {
+        let mut packet = Self::EMPTY;
+        match packet.read(frame) {
+            Read::Ip => Parsed::Ip(packet),
+            Read::Other => Parsed::Other,
+            Read::Bad(reason) => Parsed::Bad(reason),
+        }
+    }
+
+    /// Reads a frame into `self`, which holds nothing of use unless that gives [`Read::Ip`].
+    // In place: built on the stack and moved, it would be stored by fields and loaded by vectors,
+    // which stalls (benches `parse`: 9 ns against 3).
+    #[inline]
+    pub(crate) fn read(&mut self, frame: &[u8]) -> Read {
+        if self.read_common(frame).is_some() {
+            Read::Ip
+        } else {
+            self.read_any(frame)
+        }
+    }
+
+    /// Reads a whole TCP or UDP packet in IPv4 without options, not tagged.
+    #[inline]
+    pub(crate) fn read_common(&mut self, frame: &[u8]) -> Option<()> {
+        const IP: usize = ethernet::HEADER_LEN;
+        const TRANSPORT: usize = IP + ipv4::HEADER_LEN;
+        /// EtherType IPv4, version 4, five words of header.
+        const PLAIN: u32 = u32::from_le_bytes([0x08, 0x00, 0x45, 0]);
+        /// More fragments, fragment offset.
+        const FRAGMENT: u16 = u16::from_le_bytes([0x3f, 0xff]);
+        let head: &[u8; TRANSPORT + udp::HEADER_LEN] = frame.first_chunk()?;
+        // Words as they lie in the frame: EtherType to total length, fragment to protocol.
+        let plain = u32::from_le_bytes([head[12], head[13], head[14], head[15]]);
+        let fragment = u16::from_le_bytes([head[IP + 6], head[IP + 7]]);
+        if plain & 0x00ff_ffff != PLAIN || fragment & FRAGMENT != 0 {
+            return None;
+        }
+        let ip_len = u32::from(u16::from_be_bytes([head[IP + 2], head[IP + 3]]));
+        let number = head[IP + 9];
+        let (least, flags) = match number {
+            protocol::TCP => (
+                ipv4::HEADER_LEN + tcp::HEADER_LEN,
+                *frame.get(TRANSPORT + 13)?,
+            ),
+            protocol::UDP => (ipv4::HEADER_LEN + udp::HEADER_LEN, 0),
+            _ => return None,
+        };
+        if ip_len as usize > frame.len() - IP || (ip_len as usize) < least {
+            return None;
+        }
+        self.addresses[0] = u64::from_le_bytes(core::array::from_fn(|i| head[IP + 12 + i]));
+        self.ports = u32::from_le_bytes(core::array::from_fn(|i| head[TRANSPORT + i]));
+        self.ip_len = ip_len;
+        self.shape = Shape::PLAIN_IPV4;
+        self.protocol = number;
+        self.flags = Flags(flags);
+        self.traffic_class = (plain >> 24) as u8;
+        self.hop_limit = head[IP + 8];
+        Some(())
+    }
+
+    /// Reads any frame.
+    #[inline(never)]
+    fn read_any(&mut self, frame: &[u8]) -> Read {
+        let ethernet = match Ethernet::parse(frame) {
+            Ok(ethernet) => ethernet,
+            Err(error) => return Read::Bad(reason(error)),
+        };
+        let read = match ethernet.ether_type() {
+            EtherType::IPV4 => self.read_ipv4(&ethernet),
+            EtherType::IPV6 => self.read_ipv6(&ethernet),
+            _ => return Read::Other,
+        };
+        match read {
+            Ok(()) => Read::Ip,
+            Err(error) => Read::Bad(reason(error)),
+        }
+    }
+
+    fn read_ipv4(&mut self, ethernet: &Ethernet<'_>) -> Result<(), WireError> {
+        let ip = Ipv4::parse(ethernet.payload())?;
+        self.addresses = ipv4_addresses(&ip);
+        self.identification = ip.identification().into();
+        self.ip_len = ip.total_len() as u32;
+        self.shape.transport_offset = (ethernet.header_len() + ip.header_len()) as u16;
+        self.shape.ip_offset = ethernet.header_len() as u8;
+        self.protocol = ip.protocol();
+        self.traffic_class = ip.traffic_class();
+        self.hop_limit = ip.ttl();
+        self.shape.family = Family::Ipv4;
+        self.shape.part = match (ip.is_fragment(), ip.is_first_fragment()) {
+            (false, _) => Part::Whole,
+            (true, true) => Part::First,
+            (true, false) => Part::Later,
+        };
+        self.read_transport(ip.payload());
+        Ok(())
+    }
+
+    fn read_ipv6(&mut self, ethernet: &Ethernet<'_>) -> Result<(), WireError> {
+        let ip = Ipv6::parse(ethernet.payload())?;
+        let fragment = ip.fragment().filter(ipv6::Fragment::is_part);
+        self.addresses = ipv6_addresses(&ip);
+        self.identification = fragment.map_or(0, |fragment| fragment.identification);
+        self.ip_len = ip.total_len() as u32;
+        self.shape.transport_offset = (ethernet.header_len() + ip.transport_offset()) as u16;
+        self.shape.ip_offset = ethernet.header_len() as u8;
+        self.protocol = ip.protocol();
+        self.traffic_class = ip.traffic_class();
+        self.hop_limit = ip.hop_limit();
+        self.shape.family = Family::Ipv6;
+        self.shape.part = match fragment {
+            None => Part::Whole,
+            Some(fragment) if fragment.offset == 0 => Part::First,
+            Some(_) => Part::Later,
+        };
+        self.read_transport(ip.payload());
+        Ok(())
+    }
+
+    /// Reads ports and flags, where there are any.
+    fn read_transport(&mut self, transport: &[u8]) {
+        self.ports = 0;
+        self.flags = Flags(0);
+        self.shape.fault = None;
+        self.shape.plain = false;
+        let needed = match self.protocol {
+            _ if self.shape.part == Part::Later => 0,
+            protocol::TCP => tcp::HEADER_LEN,
+            protocol::UDP => udp::HEADER_LEN,
+            protocol::ICMP | protocol::ICMPV6 => icmp::HEADER_LEN,
+            _ => 0,
+        };
+        if transport.len() < needed {
+            self.shape.fault = Some(DropReason::Truncated);
+        } else if self.shape.part != Part::Later && self.has_ports() {
+            if let Some(ports) = transport.first_chunk() {
+                self.ports = u32::from_le_bytes(*ports);
+            }
+            if self.protocol == protocol::TCP {
+                self.flags = Flags(transport.get(13).copied().unwrap_or(0));
+            }
+            self.shape.plain = self.shape.part == Part::Whole;
+        }
+    }
+
+    /// The flow that an ICMP error for it is about, as its sender's packets name it: the error
+    /// quotes what the VIP sent, so source and destination change places. `None` where it is no
+    /// error, or does not quote a packet from this packet's destination.
+    ///
+    /// All but the tuple stays that of the error.
+    pub(crate) fn quoted_flow(&self, frame: &[u8]) -> Option<Self> {
+        let ip_end = usize::from(self.shape.ip_offset) + self.ip_len as usize;
+        let transport = frame.get(usize::from(self.shape.transport_offset)..ip_end)?;
+        let icmp = Icmp::parse(transport).ok()?;
+        let (addresses, number, quoted) = match self.shape.family {
+            Family::Ipv4 if icmp.is_error() => {
+                let ip = Ipv4::parse_quoted(icmp.payload())
+                    .ok()
+                    .filter(Ipv4::is_first_fragment)?;
+                (ipv4_addresses(&ip), ip.protocol(), ip.payload())
+            }
+            Family::Ipv6 if icmpv6::is_error(icmp.kind()) => {
+                let ip = Ipv6::parse_quoted(icmp.payload()).ok()?;
+                if ip.fragment().is_some_and(|fragment| fragment.offset != 0) {
+                    return None;
+                }
+                (ipv6_addresses(&ip), ip.protocol(), ip.payload())
+            }
+            _ => return None,
+        };
+        let addresses = self.swapped(addresses);
+        let same_vip = match self.shape.family {
+            Family::Ipv4 => addresses[0] >> 32 == self.addresses[0] >> 32,
+            Family::Ipv6 => addresses[2..] == self.addresses[2..],
+        };
+        let mut flow = Self {
+            addresses,
+            protocol: number,
+            ports: 0,
+            ..*self
+        };
+        if flow.has_ports() {
+            // RFC 792 quotes 8 bytes at least: the ports are among them.
+            flow.ports = u32::from_le_bytes(*quoted.first_chunk()?).rotate_left(16);
+        }
+        same_vip.then_some(flow)
+    }
+
+    fn swapped(&self, [a, b, c, d]: [u64; 4]) -> [u64; 4] {
+        match self.shape.family {
+            Family::Ipv4 => [a.rotate_left(32), 0, 0, 0],
+            Family::Ipv6 => [c, d, a, b],
+        }
+    }
+
+    /// Whether its protocol has ports (that a later fragment does not show).
+    #[inline]
+    pub fn has_ports(&self) -> bool {
+        matches!(self.protocol, protocol::TCP | protocol::UDP)
+    }
+
+    /// Whether nothing about it needs a second look.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.shape.plain
+    }
+
+    /// Whether it is ICMP of its own family.
+    pub(crate) fn is_icmp(&self) -> bool {
+        match self.shape.family {
+            Family::Ipv4 => self.protocol == protocol::ICMP,
+            Family::Ipv6 => self.protocol == protocol::ICMPV6,
+        }
+    }
+
+    /// Whether it asks for a new connection.
+    #[inline]
+    pub(crate) fn opens(&self) -> bool {
+        self.flags.opens() // other protocols have none
+    }
+
+    /// The last word of its message, see [`hash`](crate::hash).
+    #[inline]
+    pub(crate) fn ports_and_protocol(&self) -> u64 {
+        ports_and_protocol(self.ports, self.protocol)
+    }
+
+    /// What rules are looked up by: destination address, protocol and port, in one word; `None`
+    /// for IPv6, whose addresses are too long for that.
+    #[inline]
+    pub(crate) fn service(&self) -> Option<u64> {
+        let port = u64::from(self.raw_destination_port()) << 32;
+        let service = self.addresses[0] >> 32 | port | u64::from(self.protocol) << 48;
+        (self.shape.family == Family::Ipv4).then_some(service)
+    }
+
+    #[inline]
+    pub(crate) fn raw_destination_port(&self) -> u16 {
+        (self.ports >> 16) as u16
+    }
+
+    #[inline]
+    pub(crate) fn ipv4_key(&self) -> FlowKey<u64> {
+        FlowKey::new(self.addresses[0], self.ports, self.protocol)
+    }
+
+    #[inline]
+    pub(crate) fn ipv6_key(&self) -> FlowKey<[u64; 4]> {
+        FlowKey::new(self.addresses, self.ports, self.protocol)
+    }
+
+    /// Its tuple.
+    pub fn tuple(&self) -> Tuple {
+        use crate::flow::Addresses;
+        let (source, destination) = match self.shape.family {
+            Family::Ipv4 => self.addresses[0].unpack(),
+            Family::Ipv6 => self.addresses.unpack(),
+        };
+        let [a, b, c, d] = self.ports.to_le_bytes();
+        Tuple {
+            source,
+            destination,
+            source_port: u16::from_be_bytes([a, b]),
+            destination_port: u16::from_be_bytes([c, d]),
+            protocol: self.protocol,
+        }
+    }
+
+    /// Bytes of the IP packet.
+    pub fn ip_len(&self) -> usize {
+        self.ip_len as usize
+    }
+
+    /// Which part of a datagram it is.
+    pub fn part(&self) -> Part {
+        self.shape.part
+    }
+
+    /// TCP's control bits; none for other protocols.
+    pub fn flags(&self) -> Flags {
+        self.flags
+    }
+
+    /// DSCP and ECN.
+    pub fn traffic_class(&self) -> u8 {
+        self.traffic_class
+    }
+
+    /// TTL or hop limit.
+    pub fn hop_limit(&self) -> u8 {
+        self.hop_limit
+    }
+
+    /// VLAN tags before the IP header.
+    pub fn vlan_tags(&self) -> usize {
+        (usize::from(self.shape.ip_offset) - ethernet::HEADER_LEN) / ethernet::TAG_LEN
+    }
+}
+
+/// What names a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tuple {
+    /// Who sends.
+    pub source: IpAddr,
+    /// Whom it is for.
+    pub destination: IpAddr,
+    /// The sender's port; zero where the protocol has none.
+    pub source_port: u16,
+    /// The receiver's port; zero where the protocol has none.
+    pub destination_port: u16,
+    /// The IP protocol's number.
+    pub protocol: u8,
+}
+
+impl fmt::Display for Tuple {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self.protocol {
+            protocol::TCP => "tcp",
+            protocol::UDP => "udp",
+            protocol::ICMP => "icmp",
+            protocol::ICMPV6 => "icmpv6",
+            other => {
+                return write!(f, "protocol {other} {} > {}", self.source, self.destination);
+            }
+        };
+        if matches!(self.protocol, protocol::TCP | protocol::UDP) {
+            let source = SocketAddr::new(self.source, self.source_port);
+            let destination = SocketAddr::new(self.destination, self.destination_port);
+            write!(f, "{name} {source} > {destination}")
+        } else {
+            write!(f, "{name} {} > {}", self.source, self.destination)
+        }
+    }
+}
+
+fn reason(error: WireError) -> DropReason {
+    match error {
+        WireError::Truncated { .. } => DropReason::Truncated,
+        WireError::Malformed { .. } => DropReason::Malformed,
+    }
+}
+
+fn ipv4_addresses(ip: &Ipv4<'_>) -> [u64; 4] {
+    let word = |address: core::net::Ipv4Addr| u64::from(u32::from_le_bytes(address.octets()));
+    [word(ip.source()) | word(ip.destination()) << 32, 0, 0, 0]
+}
+
+fn ipv6_addresses(ip: &Ipv6<'_>) -> [u64; 4] {
+    let source = u128::from_le_bytes(ip.source().octets());
+    let destination = u128::from_le_bytes(ip.destination().octets());
+    [
+        source as u64,
+        (source >> 64) as u64,
+        destination as u64,
+        (destination >> 64) as u64,
+    ]
+}

@@ -1,0 +1,275 @@
+//! Answers made out of the frame that asks for them: echo replies and ICMP errors.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::frame::Frame;
+use crate::packet::{Family, Packet, Part};
+use crate::time::Instant;
+use crate::verdict::DropReason;
+use crate::wire::checksum::{self, Sum};
+use crate::wire::icmp::{self, Icmp};
+use crate::wire::{ethernet, icmpv6, ipv4, ipv6, protocol};
+
+/// TTL and hop limit of our own packets.
+const HOP_LIMIT: u8 = 64;
+/// An ICMP error for IPv4 has at most this many bytes (RFC 1812 §4.3.2.3).
+const MAX_ERROR_IPV4: usize = 576;
+
+/// An error to report to the sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum IcmpError {
+    /// The packet has more bytes than this.
+    TooBig(u32),
+    /// Its hop limit ran out.
+    HopLimit,
+}
+
+impl IcmpError {
+    /// Why the frame is dropped where it cannot be answered.
+    pub(crate) fn reason(self) -> DropReason {
+        match self {
+            Self::TooBig(_) => DropReason::PacketTooBig,
+            Self::HopLimit => DropReason::HopLimit,
+        }
+    }
+}
+
+/// How many answers may be made in a while: a bucket of tokens, counted in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limiter {
+    credit: u64,
+    most: u64,
+    cost: u64,
+    last: Option<Instant>,
+}
+
+impl Limiter {
+    /// `rate` answers a second in the long run, `burst` at once. None where `rate` is zero.
+    pub(crate) fn new(rate: u32, burst: u32) -> Self {
+        let cost = if rate == 0 {
+            u64::MAX
+        } else {
+            1_000_000_000 / u64::from(rate)
+        };
+        let most = if rate == 0 {
+            0
+        } else {
+            cost.saturating_mul(burst.into())
+        };
+        Self {
+            credit: most,
+            most,
+            cost,
+            last: None,
+        }
+    }
+
+    /// Refills what the time since the last call has earned.
+    #[inline]
+    pub(crate) fn advance(&mut self, now: Instant) {
+        let earned = self
+            .last
+            .map_or(0, |last| now.as_nanos().saturating_sub(last.as_nanos()));
+        self.credit = self.credit.saturating_add(earned).min(self.most);
+        self.last = self.last.max(Some(now));
+    }
+
+    /// Takes a token, if there is one.
+    pub(crate) fn allow(&mut self) -> bool {
+        match self.credit.checked_sub(self.cost) {
+            Some(rest) => {
+                self.credit = rest;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// Makes the echo request in `frame` its own reply.
+pub(crate) fn echo_reply(frame: &mut Frame<'_>, packet: &Packet) -> Option<()> {
+    let (reply, request) = match packet.shape.family {
+        Family::Ipv4 => (icmp::ECHO_REPLY, icmp::ECHO_REQUEST),
+        Family::Ipv6 => (icmpv6::ECHO_REPLY, icmpv6::ECHO_REQUEST),
+    };
+    let icmp = usize::from(packet.shape.transport_offset);
+    let bytes = frame.bytes_mut();
+    swap_macs(bytes)?;
+    let ip = bytes.get_mut(usize::from(packet.shape.ip_offset)..)?;
+    match packet.shape.family {
+        Family::Ipv4 => {
+            let header: &mut [u8; ipv4::HEADER_LEN] = ip.first_chunk_mut()?;
+            let (source, destination) = header[12..].split_at_mut(4);
+            source.swap_with_slice(destination);
+            let old = u16::from_be_bytes([header[8], header[9]]);
+            header[8] = HOP_LIMIT;
+            let new = u16::from_be_bytes([header[8], header[9]]);
+            update(&mut header[10..12], old, new);
+        }
+        Family::Ipv6 => {
+            let header: &mut [u8; ipv6::HEADER_LEN] = ip.first_chunk_mut()?;
+            let (source, destination) = header[8..].split_at_mut(16);
+            source.swap_with_slice(destination);
+            header[7] = HOP_LIMIT;
+        }
+    }
+    let icmp: &mut [u8; icmp::HEADER_LEN] = bytes.get_mut(icmp..)?.first_chunk_mut()?;
+    let code = icmp[1];
+    icmp[0] = reply;
+    let (old, new) = (
+        u16::from_be_bytes([request, code]),
+        u16::from_be_bytes([reply, code]),
+    );
+    update(&mut icmp[2..4], old, new);
+    Some(())
+}
+
+fn update(field: &mut [u8], old: u16, new: u16) {
+    if let [high, low] = field {
+        [*high, *low] = checksum::update(u16::from_be_bytes([*high, *low]), old, new).to_be_bytes();
+    }
+}
+
+/// Whether the sender of a packet may be told of an error (RFC 1122 §3.2.2, RFC 4443 §2.4 e):
+/// not about another error, a later fragment, what came to many, or from no single sender.
+pub(crate) fn may_be_told(frame: &[u8], packet: &Packet) -> bool {
+    let sent_to_many = frame.first().is_none_or(|first| first & 1 != 0);
+    let is_error = packet.is_icmp() && {
+        let icmp = frame
+            .get(usize::from(packet.shape.transport_offset)..)
+            .map(Icmp::parse);
+        match (packet.shape.family, icmp) {
+            (Family::Ipv4, Some(Ok(icmp))) => icmp.is_error(),
+            (Family::Ipv6, Some(Ok(icmp))) => icmpv6::is_error(icmp.kind()),
+            _ => true,
+        }
+    };
+    let one_sender = match packet.tuple().source {
+        IpAddr::V4(source) => {
+            !(source.is_unspecified()
+                || source.is_loopback()
+                || source.is_multicast()
+                || source.octets()[0] >= 240)
+        }
+        IpAddr::V6(source) => {
+            !(source.is_unspecified() || source.is_loopback() || source.is_multicast())
+        }
+    };
+    !sent_to_many && !is_error && one_sender && packet.shape.part != Part::Later
+}
+
+/// Makes the packet in `frame` an ICMP error about itself, to its sender, from the address that
+/// it was for. `None`, and no change, where the headroom is too small.
+pub(crate) fn icmp_error(frame: &mut Frame<'_>, packet: &Packet, error: IcmpError) -> Option<()> {
+    const IPV4: usize = ipv4::HEADER_LEN + icmp::HEADER_LEN;
+    const IPV6: usize = ipv6::HEADER_LEN + icmp::HEADER_LEN;
+    let ip_offset = usize::from(packet.shape.ip_offset);
+    // The link-layer header is kept, tags and all.
+    let mut link = [0; ethernet::HEADER_LEN + ethernet::MAX_TAGS * ethernet::TAG_LEN];
+    let link = link.get_mut(..ip_offset)?;
+    link.copy_from_slice(frame.bytes().get(..ip_offset)?);
+    swap_macs(link)?;
+    let (header_len, most) = match packet.shape.family {
+        Family::Ipv4 => (IPV4, MAX_ERROR_IPV4),
+        Family::Ipv6 => (IPV6, ipv6::MIN_MTU),
+    };
+    if frame.headroom() < header_len {
+        return None;
+    }
+    let quoted = packet.ip_len().min(most - header_len);
+    frame.truncate(ip_offset + quoted);
+    frame.trim_front(ip_offset);
+    match (packet.tuple().source, packet.tuple().destination) {
+        (IpAddr::V4(client), IpAddr::V4(vip)) => {
+            let sum = Sum::ZERO.add_bytes(frame.bytes());
+            error_ipv4(frame.push_front()?, client, vip, error, quoted, sum);
+        }
+        (IpAddr::V6(client), IpAddr::V6(vip)) => {
+            let sum = Sum::ZERO.add_bytes(frame.bytes());
+            error_ipv6(frame.push_front()?, client, vip, error, quoted, sum);
+        }
+        _ => return None,
+    }
+    match link.len() {
+        14 => frame.push_front::<14>()?.copy_from_slice(link),
+        18 => frame.push_front::<18>()?.copy_from_slice(link),
+        _ => frame.push_front::<22>()?.copy_from_slice(link),
+    }
+    Some(())
+}
+
+fn error_ipv4(
+    header: &mut [u8; 28],
+    client: Ipv4Addr,
+    vip: Ipv4Addr,
+    error: IcmpError,
+    quoted: usize,
+    quoted_sum: Sum,
+) {
+    let (kind, code, rest) = match error {
+        // RFC 1191 §4: the MTU is in the low 16 bits.
+        IcmpError::TooBig(mtu) => (icmp::UNREACHABLE, icmp::FRAGMENTATION_NEEDED, mtu & 0xffff),
+        IcmpError::HopLimit => (icmp::TIME_EXCEEDED, 0, 0),
+    };
+    let (ip, icmp) = header.split_at_mut(ipv4::HEADER_LEN);
+    if let (Some(ip), Some(icmp)) = (ip.first_chunk_mut(), icmp.first_chunk_mut()) {
+        let header = ipv4::Header {
+            traffic_class: 0xc0, // CS6, as routers do (RFC 1812 §4.3.2.5)
+            total_len: (28 + quoted) as u16,
+            identification: 0,
+            flags_fragment: ipv4::DONT_FRAGMENT,
+            ttl: HOP_LIMIT,
+            protocol: protocol::ICMP,
+            source: vip,
+            destination: client,
+        };
+        header.emit(ip);
+        emit_icmp(icmp, kind, code, rest, quoted_sum);
+    }
+}
+
+fn error_ipv6(
+    header: &mut [u8; 48],
+    client: Ipv6Addr,
+    vip: Ipv6Addr,
+    error: IcmpError,
+    quoted: usize,
+    quoted_sum: Sum,
+) {
+    let (kind, rest) = match error {
+        // No link is narrower (RFC 8200 §5), so neither is what we report.
+        IcmpError::TooBig(mtu) => (icmpv6::PACKET_TOO_BIG, mtu.max(ipv6::MIN_MTU as u32)),
+        IcmpError::HopLimit => (icmpv6::TIME_EXCEEDED, 0),
+    };
+    let payload_len = (icmp::HEADER_LEN + quoted) as u16;
+    let (ip, icmp) = header.split_at_mut(ipv6::HEADER_LEN);
+    if let (Some(ip), Some(icmp)) = (ip.first_chunk_mut(), icmp.first_chunk_mut()) {
+        let header = ipv6::Header {
+            traffic_class: 0xc0,
+            flow_label: 0,
+            payload_len,
+            next_header: protocol::ICMPV6,
+            hop_limit: HOP_LIMIT,
+            source: vip,
+            destination: client,
+        };
+        header.emit(ip);
+        let pseudo = quoted_sum.add_pseudo_ipv6(vip, client, protocol::ICMPV6, payload_len.into());
+        emit_icmp(icmp, kind, 0, rest, pseudo);
+    }
+}
+
+/// Writes an ICMP header before data whose sum is `behind`.
+fn emit_icmp(header: &mut [u8; icmp::HEADER_LEN], kind: u8, code: u8, rest: u32, behind: Sum) {
+    *header = [kind, code, 0, 0, 0, 0, 0, 0];
+    header[4..].copy_from_slice(&rest.to_be_bytes());
+    let checksum = behind.add_bytes(header).checksum();
+    header[2..4].copy_from_slice(&checksum.to_be_bytes());
+}
+
+fn swap_macs(bytes: &mut [u8]) -> Option<()> {
+    let macs: &mut [u8; 12] = bytes.first_chunk_mut()?;
+    let (destination, source) = macs.split_at_mut(6);
+    destination.swap_with_slice(source);
+    Some(())
+}

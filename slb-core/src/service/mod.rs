@@ -1,0 +1,18 @@
+//! Frontends, rules and pools: as the caller says them ([`Spec`]), and as packets meet them
+//! ([`Snapshot`]).
+//!
+//! A snapshot is compiled once and never changes. Health, drain and weights are part of what it
+//! is compiled from: a new verdict on a backend is a new snapshot, put in place between two
+//! bursts. Backends and rules keep their ids from one generation to the next.
+
+mod probe_map;
+mod registry;
+mod snapshot;
+mod spec;
+
+pub use registry::BackendId;
+pub use snapshot::{CompiledBackend, CompiledRule, NO_BACKEND, RuleMatch, Snapshot};
+pub use spec::{
+    Backend, BackendState, Echo, Frontend, Pool, Protocol, Rule, Spec, SpecError, UdpChecksum,
+    Underlay, derived_mac,
+};

@@ -1,0 +1,198 @@
+//! Ids that stay the same from one snapshot to the next.
+//!
+//! A name gets a slot and keeps it for as long as it is there. A slot that became free is used
+//! again, the one free for longest first, with another incarnation: an id that a flow still
+//! holds from before then matches nobody.
+
+use super::probe_map::{NONE, ProbeMap, RuleBucket};
+use crate::hash::siphash13;
+use crate::mem::Mem;
+
+/// Bits of an id that are the slot; the others count its incarnations.
+const SLOT_BITS: u32 = 20;
+const INCARNATIONS: u32 = 1 << (32 - SLOT_BITS);
+
+/// The most slots there can be.
+pub(crate) const MAX_SLOTS: usize = 1 << SLOT_BITS;
+
+/// A backend's id: the same in every generation for as long as the backend is there, and never
+/// that of another one while a flow can remember it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BackendId(u32);
+
+impl BackendId {
+    /// The id as a number.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+
+    /// The id that the flow table stored.
+    #[inline]
+    pub(crate) const fn from_value(value: u32) -> Self {
+        Self(value)
+    }
+
+    /// The place of its counters.
+    #[inline]
+    pub const fn slot(self) -> usize {
+        (self.0 & (MAX_SLOTS as u32 - 1)) as usize
+    }
+}
+
+/// Who has a slot.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RegistryEntry {
+    /// The slot's id now.
+    id: u32,
+    /// Where its owner is compiled, or [`NONE`] where it has none.
+    index: u32,
+    /// The generation in which it became free.
+    freed: u64,
+}
+
+impl RegistryEntry {
+    /// A slot that nobody ever had.
+    pub(crate) const EMPTY: Self = Self {
+        id: 0,
+        index: NONE,
+        freed: 0,
+    };
+}
+
+/// All slots, and who has them.
+#[derive(Debug)]
+pub(crate) struct Registry<'m> {
+    entries: Mem<'m, RegistryEntry>,
+    /// Slots that were ever used.
+    used: usize,
+    /// Of these, the ones that nobody has.
+    free: usize,
+    by_identity: ProbeMap<'m, u64, 5>,
+}
+
+/// An identity that is registered already, for the owner compiled at this index.
+#[derive(Debug)]
+pub(crate) struct AlreadyRegistered(pub(crate) u32);
+
+impl<'m> Registry<'m> {
+    /// Slots that a registry of `count` owners needs, after `previous`.
+    pub(crate) fn slots_for(count: usize, previous: Option<&Registry<'_>>) -> usize {
+        count.max(previous.map_or(0, |previous| previous.used))
+    }
+
+    /// Starts the next generation: every slot of the previous one is there, without an owner.
+    pub(crate) fn continue_from(
+        previous: Option<&Registry<'_>>,
+        generation: u64,
+        mut entries: Mem<'m, RegistryEntry>,
+        map: Mem<'m, RuleBucket>,
+    ) -> Self {
+        let mut used = 0;
+        if let Some(previous) = previous {
+            used = previous.used;
+            for (entry, old) in entries.iter_mut().zip(previous.entries.iter().take(used)) {
+                *entry = *old;
+                if old.index != NONE {
+                    entry.freed = generation; // unless it is kept
+                }
+                entry.index = NONE;
+            }
+        }
+        Self {
+            entries,
+            used,
+            free: used,
+            by_identity: ProbeMap::new(map),
+        }
+    }
+
+    /// Registers the owner at `index` if `previous` knows its identity, and returns its slot.
+    /// All that can be kept are kept before the first is added.
+    pub(crate) fn keep(
+        &mut self,
+        previous: Option<&Registry<'_>>,
+        identity: u64,
+        index: u32,
+    ) -> Result<Option<usize>, AlreadyRegistered> {
+        let known = previous.and_then(|previous| {
+            let slot = previous.by_identity.get(identity)?;
+            (previous.entries.get(slot as usize)?.index != NONE).then_some(slot)
+        });
+        let Some(slot) = known else { return Ok(None) };
+        self.register(identity, slot)?;
+        if let Some(entry) = self.entries.get_mut(slot as usize) {
+            entry.index = index;
+        }
+        self.free -= 1;
+        Ok(Some(slot as usize))
+    }
+
+    /// Registers a new owner, in the slot that was free for longest, or in one never used.
+    ///
+    /// # Cost
+    /// All slots, where one is free.
+    pub(crate) fn add(&mut self, identity: u64, index: u32) -> Result<usize, AlreadyRegistered> {
+        let unowned = self
+            .entries
+            .iter()
+            .take(self.used)
+            .enumerate()
+            .filter(|_| self.free > 0);
+        let oldest = unowned
+            .filter(|(_, e)| e.index == NONE)
+            .min_by_key(|(_, e)| e.freed);
+        let (slot, incarnation) = match oldest {
+            Some((slot, entry)) => (slot, ((entry.id >> SLOT_BITS) + 1) % INCARNATIONS),
+            None => (self.used, 0),
+        };
+        self.register(identity, slot as u32)?;
+        if slot == self.used {
+            self.used += 1;
+        } else {
+            self.free -= 1;
+        }
+        if let Some(entry) = self.entries.get_mut(slot) {
+            let id = incarnation << SLOT_BITS | slot as u32;
+            *entry = RegistryEntry {
+                id,
+                index,
+                freed: 0,
+            };
+        }
+        Ok(slot)
+    }
+
+    fn register(&mut self, identity: u64, slot: u32) -> Result<(), AlreadyRegistered> {
+        self.by_identity.insert(identity, slot).map_err(|owner| {
+            AlreadyRegistered(
+                self.entries
+                    .get(owner as usize)
+                    .map_or(0, |entry| entry.index),
+            )
+        })
+    }
+
+    /// The id of a slot.
+    pub(crate) fn id(&self, slot: usize) -> BackendId {
+        BackendId(self.entries.get(slot).map_or(0, |entry| entry.id))
+    }
+
+    /// Where the owner of an id is compiled; `None` where it is gone.
+    #[inline]
+    pub(crate) fn index(&self, id: BackendId) -> Option<u32> {
+        let entry = self.entries.get(id.slot())?;
+        (entry.id == id.0 && entry.index != NONE).then_some(entry.index)
+    }
+
+    /// Slots that were ever used.
+    pub(crate) fn used(&self) -> usize {
+        self.used
+    }
+}
+
+/// A hash of a name made of parts. The key is fixed: identities are compared between snapshots.
+pub(crate) fn identity(parts: [&[u8]; 3]) -> u64 {
+    parts.iter().fold(0, |so_far, part| {
+        siphash13([so_far, part.len() as u64], part)
+    })
+}

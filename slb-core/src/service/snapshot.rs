@@ -1,0 +1,761 @@
+//! What packets are looked up in: immutable, compiled from a [`Spec`].
+//!
+//! ```text
+//!  (VIP, protocol, port) -> rule -> Maglev slot -> backend: its outer header, ready to copy
+//!                                   flow's id   ->
+//! ```
+
+use core::net::IpAddr;
+
+use super::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
+use super::registry::{AlreadyRegistered, BackendId, MAX_SLOTS, Registry, RegistryEntry, identity};
+use super::spec::{Echo, Protocol, Spec, SpecError, Underlay, derived_mac};
+use crate::encapsulation::Template;
+use crate::flow::Ticks;
+use crate::hash::{Hasher, TupleHasher, siphash13};
+use crate::maglev::{self, Member, Turn};
+use crate::mem::{Counter, Mem, Memory};
+use crate::packet::{Family, Packet};
+use crate::prefetch::prefetch;
+use crate::wire::protocol;
+
+/// What stands for "no backend may take it".
+pub const NO_BACKEND: u32 = u32::MAX;
+
+/// A VIP that has no HA-ports rule.
+const NO_RULE: u32 = NONE - 1;
+
+/// Key bytes in the protocol's place, of protocol numbers that are reserved (255) and for
+/// experiments (254): not ones that a rule can name.
+const HA_PORTS: u8 = 255;
+const VIP: u8 = 254;
+
+/// A rule as packets meet it.
+#[derive(Clone, Copy, Debug)]
+pub struct CompiledRule {
+    /// The bits of the message's last word that the distribution mode counts.
+    pub(crate) mask: u64,
+    /// The pool's Maglev table: where it begins and how long it is.
+    table_start: u32,
+    table_size: u32,
+    /// The pool's first backend.
+    pub(crate) first_backend: u32,
+    /// How long its flows stay pinned.
+    pub(crate) idle_timeout: Ticks,
+    /// The place of its counters.
+    slot: u32,
+    ha_ports: bool,
+}
+
+impl CompiledRule {
+    const EMPTY: Self = Self {
+        mask: 0,
+        table_start: 0,
+        table_size: 0,
+        first_backend: 0,
+        idle_timeout: Ticks(0),
+        slot: 0,
+        ha_ports: false,
+    };
+
+    /// The first slot of its pool's table among all tables.
+    #[inline]
+    pub(crate) fn first_slot(&self) -> usize {
+        self.table_start as usize
+    }
+
+    /// Whether it takes packets whatever their ports, and chooses backends without them.
+    pub(crate) fn ignores_ports(&self) -> bool {
+        self.ha_ports && self.mask as u32 == 0
+    }
+
+    /// The place of its counters: the same in every generation while a rule of its name is there.
+    pub fn slot(&self) -> usize {
+        self.slot as usize
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct CompiledPool {
+    identity: u64,
+    /// Everything that its table depends on.
+    digest: u64,
+    table_start: u32,
+    table_size: u32,
+    first_backend: u32,
+}
+
+/// A backend as packets meet it.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct CompiledBackend {
+    pub(crate) template: Template,
+    /// The longest packet that can be encapsulated for it.
+    pub(crate) inner_mtu: u32,
+    id: u32,
+    /// The place of its counters.
+    counters: u32,
+    pool: u32,
+    member: u32,
+    eligible: bool,
+}
+
+const _: () = assert!(size_of::<CompiledBackend>() == 128);
+
+impl CompiledBackend {
+    const EMPTY: Self = Self {
+        template: Template::EMPTY,
+        inner_mtu: 0,
+        id: NONE,
+        counters: 0,
+        pool: 0,
+        member: 0,
+        eligible: false,
+    };
+
+    /// Its id.
+    #[inline]
+    pub fn id(&self) -> BackendId {
+        BackendId::from_value(self.id)
+    }
+
+    /// The place of its counters: [`BackendId::slot`].
+    #[inline]
+    pub(crate) fn counters(&self) -> usize {
+        self.counters as usize
+    }
+
+    /// Its pool's place in [`Spec::pools`].
+    pub fn pool(&self) -> usize {
+        self.pool as usize
+    }
+
+    /// Its place in the pool's backends.
+    pub fn member(&self) -> usize {
+        self.member as usize
+    }
+
+    /// Whether it gets new flows.
+    #[inline]
+    pub fn is_eligible(&self) -> bool {
+        self.eligible
+    }
+}
+
+/// What a packet's destination is to this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RuleMatch {
+    /// This rule takes it: a place in [`Spec::rules`].
+    Rule(u32),
+    /// It is for a VIP, but no rule takes it.
+    NoRule,
+    /// It is not for a VIP.
+    NotVip,
+}
+
+/// The compiled configuration of one generation.
+#[derive(Debug)]
+pub struct Snapshot<'m> {
+    generation: u64,
+    hasher: Hasher,
+    underlay: Underlay,
+    rule_keys: ProbeMap<'m, u64, 5>,
+    ipv6_vips: ProbeMap<'m, [u64; 2], 3>,
+    echo: Mem<'m, Echo>,
+    rules: Mem<'m, CompiledRule>,
+    pools: Mem<'m, CompiledPool>,
+    backends: Mem<'m, CompiledBackend>,
+    table: Mem<'m, u16>,
+    backend_ids: Registry<'m>,
+    rule_ids: Registry<'m>,
+}
+
+/// How many elements each part of a snapshot has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Size {
+    rule_buckets: usize,
+    vip_buckets: usize,
+    frontends: usize,
+    rules: usize,
+    pools: usize,
+    backends: usize,
+    table: usize,
+    turns: usize,
+    backend_slots: usize,
+    rule_slots: usize,
+}
+
+impl Size {
+    fn of(spec: &Spec<'_>, previous: Option<&Snapshot<'_>>) -> Self {
+        let ipv6 = spec
+            .frontends
+            .iter()
+            .filter(|frontend| frontend.address.is_ipv6())
+            .count();
+        let backends = spec.pools.iter().map(|pool| pool.backends.len()).sum();
+        let slots = |count, registry| Registry::slots_for(count, registry);
+        Self {
+            rule_buckets: ProbeMap::<u64, 5>::buckets_for(
+                spec.rules.len() + 2 * spec.frontends.len(),
+            ),
+            vip_buckets: ProbeMap::<[u64; 2], 3>::buckets_for(ipv6),
+            frontends: spec.frontends.len(),
+            rules: spec.rules.len(),
+            pools: spec.pools.len(),
+            backends,
+            table: spec.pools.iter().map(|pool| pool.table_size as usize).sum(),
+            turns: spec
+                .pools
+                .iter()
+                .map(|pool| pool.backends.len())
+                .max()
+                .unwrap_or(0),
+            backend_slots: slots(backends, previous.map(|p| &p.backend_ids)),
+            rule_slots: slots(spec.rules.len(), previous.map(|p| &p.rule_ids)),
+        }
+    }
+
+    fn lines(&self) -> Option<usize> {
+        let mut counter = Counter::default();
+        counter.add::<RuleBucket>(self.rule_buckets)?;
+        counter.add::<VipBucket>(self.vip_buckets)?;
+        counter.add::<Echo>(self.frontends)?;
+        counter.add::<CompiledRule>(self.rules)?;
+        counter.add::<CompiledPool>(self.pools)?;
+        counter.add::<CompiledBackend>(self.backends)?;
+        counter.add::<u16>(self.table)?;
+        counter.add::<Turn>(self.turns)?;
+        for (slots, owners) in [
+            (self.backend_slots, self.backends),
+            (self.rule_slots, self.rules),
+        ] {
+            counter.add::<RegistryEntry>(slots)?;
+            counter.add::<RuleBucket>(ProbeMap::<u64, 5>::buckets_for(owners))?;
+        }
+        Some(counter.lines())
+    }
+}
+
+impl<'m> Snapshot<'m> {
+    /// How many [`Line`](crate::mem::Line)s [`build`](Self::build) takes from an arena;
+    /// `usize::MAX` where it is more than can be counted.
+    pub fn lines_for(spec: &Spec<'_>, previous: Option<&Snapshot<'_>>) -> usize {
+        Size::of(spec, previous).lines().unwrap_or(usize::MAX)
+    }
+
+    /// Compiles `spec`. Give the snapshot that this one is to follow as `previous`: backends and
+    /// rules keep their ids, and tables of pools that did not change are copied.
+    ///
+    /// # Errors
+    /// The spec contradicts itself, or the memory is used up.
+    pub fn build(
+        spec: &Spec<'_>,
+        previous: Option<&Snapshot<'_>>,
+        memory: &mut impl Memory<'m>,
+    ) -> Result<Self, SpecError> {
+        let size = Size::of(spec, previous);
+        for (what, count, most) in [
+            ("backends", size.backend_slots, MAX_SLOTS),
+            ("rules", size.rule_slots, MAX_SLOTS),
+            ("table slots", size.table, NONE as usize - 1),
+        ] {
+            if count > most {
+                return Err(SpecError::TooMany { what, most });
+            }
+        }
+        let needed = size.lines().unwrap_or(usize::MAX);
+        let none = SpecError::Memory { lines: needed };
+        let generation = previous.map_or(1, |previous| previous.generation + 1);
+        let mut registry = |slots, owners, previous| {
+            let entries = memory.take(slots, RegistryEntry::EMPTY)?;
+            let buckets = ProbeMap::<u64, 5>::buckets_for(owners);
+            let map = memory.take(buckets, RuleBucket::EMPTY)?;
+            Some(Registry::continue_from(previous, generation, entries, map))
+        };
+        let backend_ids = registry(
+            size.backend_slots,
+            size.backends,
+            previous.map(|p| &p.backend_ids),
+        );
+        let rule_ids = registry(size.rule_slots, size.rules, previous.map(|p| &p.rule_ids));
+        let mut snapshot = Self {
+            generation,
+            hasher: spec.hasher.clone(),
+            underlay: spec.underlay,
+            backend_ids: backend_ids.ok_or(none)?,
+            rule_ids: rule_ids.ok_or(none)?,
+            rule_keys: ProbeMap::new(
+                memory
+                    .take(size.rule_buckets, RuleBucket::EMPTY)
+                    .ok_or(none)?,
+            ),
+            ipv6_vips: ProbeMap::new(
+                memory
+                    .take(size.vip_buckets, VipBucket::EMPTY)
+                    .ok_or(none)?,
+            ),
+            echo: memory.take(size.frontends, Echo::default()).ok_or(none)?,
+            rules: memory.take(size.rules, CompiledRule::EMPTY).ok_or(none)?,
+            pools: memory.take(size.pools, CompiledPool::EMPTY).ok_or(none)?,
+            backends: memory
+                .take(size.backends, CompiledBackend::EMPTY)
+                .ok_or(none)?,
+            table: memory.take(size.table, maglev::EMPTY).ok_or(none)?,
+        };
+        let mut turns = memory.take(size.turns, Turn::default()).ok_or(none)?;
+        snapshot.compile_pools(spec, previous, &mut turns)?;
+        snapshot.compile_backends(spec, previous)?;
+        snapshot.compile_rules(spec, previous)?;
+        Ok(snapshot)
+    }
+
+    fn compile_pools(
+        &mut self,
+        spec: &Spec<'_>,
+        previous: Option<&Snapshot<'_>>,
+        turns: &mut [Turn],
+    ) -> Result<(), SpecError> {
+        let (mut table_start, mut first_backend) = (0, 0);
+        for (index, pool) in spec.pools.iter().enumerate() {
+            let member = |place: usize| {
+                let backend = &pool.backends[place];
+                let weight = if backend.is_eligible() {
+                    backend.weight
+                } else {
+                    0
+                };
+                Member {
+                    name: backend.name,
+                    weight,
+                }
+            };
+            let mut digest = siphash13([spec.maglev_seed, pool.table_size.into()], &[]);
+            for place in 0..pool.backends.len() {
+                let Member { name, weight } = member(place);
+                digest = siphash13([digest, weight.into()], name.as_bytes());
+            }
+            let compiled = CompiledPool {
+                identity: identity([pool.name.as_bytes(), &[], &[]]),
+                digest,
+                table_start,
+                table_size: pool.table_size,
+                first_backend,
+            };
+            self.pools[index] = compiled;
+            let range = compiled.table();
+            let table = &mut self.table[range];
+            match previous.and_then(|previous| previous.table_of(&compiled, index)) {
+                Some(same) => table.copy_from_slice(same),
+                None => {
+                    let count = pool.backends.len();
+                    maglev::build_with(count, member, spec.maglev_seed, table, turns)
+                        .map_err(|error| SpecError::Table { pool: index, error })?;
+                }
+            }
+            table_start += pool.table_size;
+            first_backend += pool.backends.len() as u32;
+        }
+        Ok(())
+    }
+
+    /// The table that was built from the same input as `pool`'s would be.
+    fn table_of(&self, pool: &CompiledPool, index: usize) -> Option<&[u16]> {
+        let same = |candidate: &&CompiledPool| {
+            candidate.identity == pool.identity
+                && candidate.digest == pool.digest
+                && candidate.table_size == pool.table_size
+        };
+        let here = self.pools.get(index).filter(same);
+        let found = here.or_else(|| self.pools.iter().find(same))?;
+        self.table.get(found.table())
+    }
+
+    fn compile_backends(
+        &mut self,
+        spec: &Spec<'_>,
+        previous: Option<&Snapshot<'_>>,
+    ) -> Result<(), SpecError> {
+        let previous = previous.map(|previous| &previous.backend_ids);
+        let all = || {
+            let members = spec.pools.iter().enumerate().flat_map(|(pool, of)| {
+                of.backends
+                    .iter()
+                    .enumerate()
+                    .map(move |(member, backend)| {
+                        let address = address_bytes(backend.address);
+                        let parts = [of.name.as_bytes(), backend.name.as_bytes(), &address];
+                        (pool, member, backend, identity(parts))
+                    })
+            });
+            members.enumerate()
+        };
+        let duplicate = |AlreadyRegistered(first), second: usize| SpecError::DuplicateBackend {
+            first: first as usize,
+            second,
+        };
+        for (index, (pool, member, backend, identity)) in all() {
+            let next_hop = backend.next_hop.unwrap_or(spec.underlay.next_hop);
+            let mac = backend.mac.unwrap_or(derived_mac(backend.address));
+            let vni = spec.pools[pool].vni;
+            let template = Template::new(&spec.underlay, backend.host, next_hop, mac, vni).ok_or(
+                SpecError::NoUnderlayAddress {
+                    pool,
+                    backend: member,
+                },
+            )?;
+            let slot = self
+                .backend_ids
+                .keep(previous, identity, index as u32)
+                .map_err(|already| duplicate(already, index))?;
+            self.backends[index] = CompiledBackend {
+                template,
+                inner_mtu: template.inner_mtu(spec.underlay.mtu),
+                id: slot.map_or(NONE, |slot| self.backend_ids.id(slot).get()),
+                counters: slot.unwrap_or_default() as u32,
+                pool: pool as u32,
+                member: member as u32,
+                eligible: backend.is_eligible(),
+            };
+        }
+        for (index, (.., identity)) in all() {
+            if self.backends[index].id == NONE {
+                let slot = self
+                    .backend_ids
+                    .add(identity, index as u32)
+                    .map_err(|already| duplicate(already, index))?;
+                self.backends[index].id = self.backend_ids.id(slot).get();
+                self.backends[index].counters = slot as u32;
+            }
+        }
+        Ok(())
+    }
+
+    fn compile_rules(
+        &mut self,
+        spec: &Spec<'_>,
+        previous: Option<&Snapshot<'_>>,
+    ) -> Result<(), SpecError> {
+        // An IPv6 VIP is looked up once for its number, which stands for it in rule keys.
+        for (index, frontend) in spec.frontends.iter().enumerate() {
+            let duplicate = |first: u32| SpecError::DuplicateFrontend {
+                first: first as usize,
+                second: index,
+            };
+            if let IpAddr::V6(address) = frontend.address {
+                let words = ipv6_words(address.octets());
+                self.ipv6_vips
+                    .insert(words, index as u32)
+                    .map_err(duplicate)?;
+            }
+            self.echo[index] = frontend.echo;
+            let vip = self.vip_of(frontend.address).unwrap_or_default();
+            self.rule_keys
+                .insert(rule_key(vip, VIP, 0), index as u32)
+                .map_err(duplicate)?;
+        }
+        let previous = previous.map(|previous| &previous.rule_ids);
+        let duplicate = |AlreadyRegistered(first), second: usize| SpecError::DuplicateRule {
+            first: first as usize,
+            second,
+        };
+        for (index, rule) in spec.rules.iter().enumerate() {
+            let dangling = SpecError::DanglingRule { rule: index };
+            let frontend = spec.frontends.get(rule.frontend).ok_or(dangling)?;
+            let pool = spec.pools.get(rule.pool).ok_or(dangling)?;
+            let compiled = self.pools.get(rule.pool).ok_or(dangling)?;
+            if (rule.protocol == Protocol::All) != (rule.frontend_port == 0) {
+                return Err(SpecError::RulePort { rule: index });
+            }
+            let is_ipv6 = frontend.address.is_ipv6();
+            if let Some(backend) = pool
+                .backends
+                .iter()
+                .position(|b| b.address.is_ipv6() != is_ipv6)
+            {
+                return Err(SpecError::MixedFamilies {
+                    rule: index,
+                    backend,
+                });
+            }
+            self.rules[index] = CompiledRule {
+                mask: rule.distribution.mask(),
+                table_start: compiled.table_start,
+                table_size: compiled.table_size,
+                first_backend: compiled.first_backend,
+                idle_timeout: Ticks::from_duration(rule.idle_timeout),
+                slot: NONE,
+                ha_ports: rule.protocol == Protocol::All,
+            };
+            let vip = self.vip_of(frontend.address).unwrap_or_default();
+            let key = match rule.protocol {
+                Protocol::Tcp => rule_key(vip, protocol::TCP, raw_port(rule.frontend_port)),
+                Protocol::Udp => rule_key(vip, protocol::UDP, raw_port(rule.frontend_port)),
+                Protocol::All => rule_key(vip, HA_PORTS, 0),
+            };
+            self.rule_keys.insert(key, index as u32).map_err(|first| {
+                SpecError::ConflictingRules {
+                    first: first as usize,
+                    second: index,
+                }
+            })?;
+            let slot = self
+                .rule_ids
+                .keep(
+                    previous,
+                    identity([rule.name.as_bytes(), &[], &[]]),
+                    index as u32,
+                )
+                .map_err(|already| duplicate(already, index))?;
+            if let Some(slot) = slot {
+                self.rules[index].slot = slot as u32;
+            }
+        }
+        for (index, rule) in spec.rules.iter().enumerate() {
+            if self.rules[index].slot == NONE {
+                let slot = self
+                    .rule_ids
+                    .add(identity([rule.name.as_bytes(), &[], &[]]), index as u32)
+                    .map_err(|already| duplicate(already, index))?;
+                self.rules[index].slot = slot as u32;
+            }
+        }
+        // A VIP without an HA-ports rule is still a VIP.
+        for frontend in spec.frontends {
+            let vip = self.vip_of(frontend.address).unwrap_or_default();
+            let _ = self.rule_keys.insert(rule_key(vip, HA_PORTS, 0), NO_RULE);
+        }
+        Ok(())
+    }
+
+    /// The number that stands for an address in rule keys; `None` where it is no IPv6 VIP.
+    fn vip_of(&self, address: IpAddr) -> Option<u64> {
+        match address {
+            IpAddr::V4(address) => Some(ipv4_vip(u32::from_le_bytes(address.octets()))),
+            IpAddr::V6(address) => self
+                .ipv6_vips
+                .get(ipv6_words(address.octets()))
+                .map(ipv6_vip),
+        }
+    }
+
+    #[inline]
+    fn vip(&self, packet: &Packet) -> Option<u64> {
+        match packet.shape.family {
+            Family::Ipv4 => Some(ipv4_vip((packet.addresses[0] >> 32) as u32)),
+            Family::Ipv6 => {
+                let [_, _, low, high] = packet.addresses;
+                self.ipv6_vips.get([low, high]).map(ipv6_vip)
+            }
+        }
+    }
+
+    /// Whether looking up a rule may miss the cache.
+    #[inline]
+    pub(crate) fn has_many_rules(&self) -> bool {
+        const FEW: usize = 256; // buckets: half of a first-level cache
+        self.rule_keys.len() > FEW
+    }
+
+    /// Starts loading what [`classify`](Self::classify) will read first.
+    #[inline]
+    pub(crate) fn prefetch_rule(&self, packet: &Packet) {
+        if packet.shape.family == Family::Ipv4 {
+            let vip = ipv4_vip((packet.addresses[0] >> 32) as u32);
+            self.rule_keys.prefetch(rule_key(
+                vip,
+                packet.protocol,
+                packet.raw_destination_port(),
+            ));
+        }
+    }
+
+    /// What the packet's destination is to this node, by its address, protocol and port.
+    pub(crate) fn classify(&self, packet: &Packet) -> RuleMatch {
+        let Some(vip) = self.vip(packet) else {
+            return RuleMatch::NotVip;
+        };
+        if packet.has_ports() {
+            let key = rule_key(vip, packet.protocol, packet.raw_destination_port());
+            if let Some(rule) = self.rule_keys.get(key) {
+                return RuleMatch::Rule(rule);
+            }
+        }
+        self.ha_ports(vip)
+    }
+
+    /// The same for a packet whose ports are not known, or count for nothing.
+    pub(crate) fn classify_without_ports(&self, packet: &Packet) -> RuleMatch {
+        self.vip(packet)
+            .map_or(RuleMatch::NotVip, |vip| self.ha_ports(vip))
+    }
+
+    fn ha_ports(&self, vip: u64) -> RuleMatch {
+        match self.rule_keys.get(rule_key(vip, HA_PORTS, 0)) {
+            None => RuleMatch::NotVip,
+            Some(NO_RULE) => RuleMatch::NoRule,
+            Some(rule) => RuleMatch::Rule(rule),
+        }
+    }
+
+    /// What becomes of echo requests for the VIP that the packet is for.
+    pub(crate) fn echo(&self, packet: &Packet) -> Option<Echo> {
+        let frontend = self.rule_keys.get(rule_key(self.vip(packet)?, VIP, 0))?;
+        self.echo.get(frontend as usize).copied()
+    }
+
+    /// A rule by its place in [`Spec::rules`].
+    #[inline]
+    pub fn rule(&self, index: u32) -> Option<&CompiledRule> {
+        self.rules.get(index as usize)
+    }
+
+    /// A backend by its place among all backends, pool by pool.
+    #[inline]
+    pub fn backend(&self, index: u32) -> Option<&CompiledBackend> {
+        self.backends.get(index as usize)
+    }
+
+    /// All backends, pool by pool.
+    pub fn backends(&self) -> &[CompiledBackend] {
+        &self.backends
+    }
+
+    /// The place of the backend that has an id; `None` where it is gone.
+    #[inline]
+    pub fn backend_index(&self, id: BackendId) -> Option<u32> {
+        self.backend_ids.index(id)
+    }
+
+    /// The Maglev slot of a hash in the rule's table.
+    #[inline]
+    pub(crate) fn table_index(&self, rule: &CompiledRule, hash: u64) -> usize {
+        rule.table_start as usize + maglev::slot(hash, rule.table_size)
+    }
+
+    /// The backend of a Maglev slot of the rule's table, or [`NO_BACKEND`].
+    #[inline]
+    pub(crate) fn backend_at(&self, first_backend: u32, table_index: usize) -> u32 {
+        match self.table.get(table_index) {
+            Some(&member) if member != maglev::EMPTY => first_backend + u32::from(member),
+            _ => NO_BACKEND,
+        }
+    }
+
+    /// Starts loading a Maglev slot.
+    #[inline]
+    pub(crate) fn prefetch_slot(&self, table_index: usize) {
+        if let Some(slot) = self.table.get(table_index) {
+            prefetch(slot);
+        }
+    }
+
+    /// Starts loading a backend.
+    #[inline]
+    pub(crate) fn prefetch_backend(&self, index: u32) {
+        if let Some(backend) = self.backend(index) {
+            prefetch(backend);
+        }
+    }
+
+    /// The hash of a packet's tuple, of the parts that `mask` leaves.
+    #[inline]
+    pub(crate) fn hash(&self, packet: &Packet, mask: u64) -> u64 {
+        let rest = packet.ports_and_protocol() & mask;
+        match packet.shape.family {
+            Family::Ipv4 => self.hasher.ipv4(&[packet.addresses[0], rest]),
+            Family::Ipv6 => {
+                let [a, b, c, d] = packet.addresses;
+                self.hasher.ipv6(&[a, b, c, d, rest])
+            }
+        }
+    }
+
+    /// The Maglev table of a pool, by its place in [`Spec::pools`]: places in the pool's backends,
+    /// or [`maglev::EMPTY`].
+    pub fn pool_table(&self, pool: usize) -> Option<&[u16]> {
+        self.table.get(self.pools.get(pool)?.table())
+    }
+
+    /// The number of this snapshot: one more than its predecessor's.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// This node's place on the fabric.
+    pub fn underlay(&self) -> &Underlay {
+        &self.underlay
+    }
+
+    /// How flows are hashed.
+    pub fn hasher(&self) -> &Hasher {
+        &self.hasher
+    }
+
+    /// Places that counters of backends need: [`BackendId::slot`] stays below.
+    pub fn backend_slots(&self) -> usize {
+        self.backend_ids.used()
+    }
+
+    /// Places that counters of rules need: [`CompiledRule::slot`] stays below.
+    pub fn rule_slots(&self) -> usize {
+        self.rule_ids.used()
+    }
+}
+
+impl CompiledPool {
+    const EMPTY: Self = Self {
+        identity: 0,
+        digest: 0,
+        table_start: 0,
+        table_size: 0,
+        first_backend: 0,
+    };
+
+    fn table(&self) -> core::ops::Range<usize> {
+        let start = self.table_start as usize;
+        start..start + self.table_size as usize
+    }
+}
+
+/// A port as the packet has it: its two bytes read little-endian.
+const fn raw_port(port: u16) -> u16 {
+    u16::from_le_bytes(port.to_be_bytes())
+}
+
+#[inline]
+const fn rule_key(vip: u64, protocol: u8, raw_port: u16) -> u64 {
+    vip | (raw_port as u64) << 32 | (protocol as u64) << 48
+}
+
+#[inline]
+const fn ipv4_vip(raw_address: u32) -> u64 {
+    raw_address as u64
+}
+
+#[inline]
+const fn ipv6_vip(number: u32) -> u64 {
+    number as u64 | 1 << 56
+}
+
+fn ipv6_words(octets: [u8; 16]) -> [u64; 2] {
+    let bits = u128::from_le_bytes(octets);
+    [bits as u64, (bits >> 64) as u64]
+}
+
+fn address_bytes(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+#[cfg(feature = "alloc")]
+impl Snapshot<'static> {
+    /// Compiles `spec` into boxes.
+    ///
+    /// # Errors
+    /// The spec contradicts itself.
+    pub fn boxed(spec: &Spec<'_>, previous: Option<&Snapshot<'_>>) -> Result<Self, SpecError> {
+        Snapshot::build(spec, previous, &mut crate::mem::Boxes)
+    }
+}

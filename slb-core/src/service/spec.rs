@@ -1,0 +1,358 @@
+//! What is to be balanced, in the caller's words. Parsed configurations become this, and an
+//! embedder writes it field by field.
+
+use core::fmt;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::time::Duration;
+
+use crate::hash::{Distribution, Hasher};
+use crate::maglev::{self, MaglevError};
+use crate::verdict::PortId;
+use crate::wire::ethernet::MacAddress;
+use crate::wire::vxlan::Vni;
+
+/// Everything that a mux needs to know. Indices refer to places in the slices.
+#[derive(Clone, Debug)]
+pub struct Spec<'a> {
+    /// How flows are hashed. The same on every node.
+    pub hasher: Hasher,
+    /// The seed of the Maglev permutations. The same on every node.
+    pub maglev_seed: u64,
+    /// This node's place on the fabric.
+    pub underlay: Underlay,
+    /// The VIPs.
+    pub frontends: &'a [Frontend<'a>],
+    /// What is balanced, and where to.
+    pub rules: &'a [Rule<'a>],
+    /// Who serves.
+    pub pools: &'a [Pool<'a>],
+}
+
+/// This node's place on the fabric, and how it encapsulates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Underlay {
+    /// Outer source address towards backends whose host has an IPv4 address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// Outer source address towards backends whose host has an IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
+    /// This node's MAC address: outer and inner source.
+    pub mac: MacAddress,
+    /// Outer destination where a backend names none: the fabric's router.
+    pub next_hop: MacAddress,
+    /// The longest IP packet that the fabric carries, in bytes.
+    pub mtu: u16,
+    /// TTL or hop limit of the outer header.
+    pub hop_limit: u8,
+    /// The outer UDP checksum.
+    pub udp_checksum: UdpChecksum,
+    /// Where encapsulated packets leave.
+    pub port: PortId,
+}
+
+impl Default for Underlay {
+    fn default() -> Self {
+        Self {
+            ipv4: None,
+            ipv6: None,
+            mac: MacAddress([0x02, 0, 0, 0, 0, 0x01]),
+            next_hop: MacAddress([0x02, 0, 0, 0, 0, 0x02]),
+            mtu: 1500,
+            hop_limit: 64,
+            udp_checksum: UdpChecksum::default(),
+            port: PortId(0),
+        }
+    }
+}
+
+/// What stands in the outer UDP header's checksum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UdpChecksum {
+    /// Zero over IPv4 (RFC 7348 §4.1), computed over IPv6 (RFC 8200 §8.1): what every receiver
+    /// takes.
+    #[default]
+    Auto,
+    /// Zero over both. Over IPv6 the receivers have to be set up for it (RFC 6935, RFC 6936).
+    Zero,
+    /// Computed over both.
+    Computed,
+}
+
+/// A VIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frontend<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its address, unlike all other frontends'.
+    pub address: IpAddr,
+    /// What becomes of ICMP echo requests for it.
+    pub echo: Echo,
+}
+
+/// What becomes of ICMP echo requests for a VIP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Echo {
+    /// They are answered here.
+    #[default]
+    Answer,
+    /// They go to a backend of the VIP's HA-ports rule.
+    Forward,
+    /// They are dropped.
+    Ignore,
+}
+
+/// What a rule takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// TCP to one port.
+    Tcp,
+    /// UDP to one port.
+    Udp,
+    /// HA ports: every protocol and port.
+    All,
+}
+
+impl Protocol {
+    /// Its name in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::All => "all",
+        }
+    }
+}
+
+/// A load-balancing rule: what comes to a frontend's port goes to a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule<'a> {
+    /// Its name, unlike all other rules'. Counters go by it.
+    pub name: &'a str,
+    /// Which frontend.
+    pub frontend: usize,
+    /// Which pool.
+    pub pool: usize,
+    /// Which protocol.
+    pub protocol: Protocol,
+    /// The port that clients use; zero with [`Protocol::All`], and only then.
+    pub frontend_port: u16,
+    /// The port that backends serve: for their host agent, the mux itself changes no port.
+    pub backend_port: u16,
+    /// What chooses a flow's backend.
+    pub distribution: Distribution,
+    /// How long a flow stays pinned without a packet.
+    pub idle_timeout: Duration,
+}
+
+/// Backends that serve the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool<'a> {
+    /// Its name. Backends keep their ids while their pool keeps its name.
+    pub name: &'a str,
+    /// The VXLAN network that its backends are reached in.
+    pub vni: Vni,
+    /// Slots of its Maglev table: a prime, a hundred times the backends or more.
+    pub table_size: u32,
+    /// Its backends. Their order does not matter.
+    pub backends: &'a [Backend<'a>],
+}
+
+/// One who serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backend<'a> {
+    /// Its name, unlike all others of its pool.
+    pub name: &'a str,
+    /// Its own address, the DIP. A backend with another address is another backend.
+    pub address: IpAddr,
+    /// The underlay address of the host it runs on. It may move to another and stays the same.
+    pub host: IpAddr,
+    /// Its MAC address; `None`: derived from its address, see [`derived_mac`].
+    pub mac: Option<MacAddress>,
+    /// The MAC address of the next hop to its host; `None`: the underlay's.
+    pub next_hop: Option<MacAddress>,
+    /// Its share in proportion to the others'; zero: drain.
+    pub weight: u32,
+    /// Whether it gets new flows.
+    pub state: BackendState,
+}
+
+impl Backend<'_> {
+    /// Whether it gets new flows.
+    pub const fn is_eligible(&self) -> bool {
+        self.weight != 0 && matches!(self.state, BackendState::Healthy)
+    }
+}
+
+/// Whether a backend gets new flows. Pinned flows stay with it in every state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendState {
+    /// It does.
+    #[default]
+    Healthy,
+    /// Its probe fails: it does not.
+    Unhealthy,
+    /// It is to be emptied: it does not.
+    Draining,
+}
+
+impl BackendState {
+    /// Its name in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// The MAC address of a backend that names none: `0a:58:` and its IPv4 address, or the last four
+/// bytes of its IPv6 address.
+pub const fn derived_mac(address: IpAddr) -> MacAddress {
+    let [a, b, c, d] = match address {
+        IpAddr::V4(address) => address.octets(),
+        IpAddr::V6(address) => (address.to_bits() as u32).to_be_bytes(),
+    };
+    MacAddress([0x0a, 0x58, a, b, c, d])
+}
+
+/// Why a [`Spec`] cannot be compiled. Indices are places in its slices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SpecError {
+    /// Two frontends have one address.
+    DuplicateFrontend {
+        /// The earlier one.
+        first: usize,
+        /// The later one.
+        second: usize,
+    },
+    /// Two backends have one name and one address, in pools of one name. Places are counted over
+    /// all pools.
+    DuplicateBackend {
+        /// The earlier one.
+        first: usize,
+        /// The later one.
+        second: usize,
+    },
+    /// Two rules have one name.
+    DuplicateRule {
+        /// The earlier one.
+        first: usize,
+        /// The later one.
+        second: usize,
+    },
+    /// Two rules take the same packets.
+    ConflictingRules {
+        /// The earlier one.
+        first: usize,
+        /// The later one.
+        second: usize,
+    },
+    /// A rule refers to a frontend or pool that is not there.
+    DanglingRule {
+        /// The rule.
+        rule: usize,
+    },
+    /// A rule for all protocols has a port, or one for TCP or UDP has none.
+    RulePort {
+        /// The rule.
+        rule: usize,
+    },
+    /// A rule's frontend and one of its backends have addresses of different families.
+    MixedFamilies {
+        /// The rule.
+        rule: usize,
+        /// The backend, within the rule's pool.
+        backend: usize,
+    },
+    /// A pool's table cannot be built.
+    Table {
+        /// The pool.
+        pool: usize,
+        /// Why.
+        error: MaglevError,
+    },
+    /// A backend's host has an address of a family that the underlay has none of.
+    NoUnderlayAddress {
+        /// The pool.
+        pool: usize,
+        /// The backend, within the pool.
+        backend: usize,
+    },
+    /// More backends or rules than ids.
+    TooMany {
+        /// What there are too many of.
+        what: &'static str,
+        /// How many there may be.
+        most: usize,
+    },
+    /// The memory given is used up.
+    Memory {
+        /// The [`Line`](crate::mem::Line)s that are needed.
+        lines: usize,
+    },
+}
+
+impl fmt::Display for SpecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DuplicateFrontend { first, second } => {
+                write!(f, "frontends {first} and {second} have the same address")
+            }
+            Self::DuplicateBackend { first, second } => {
+                write!(
+                    f,
+                    "backends {first} and {second} have the same pool, name and address"
+                )
+            }
+            Self::DuplicateRule { first, second } => {
+                write!(f, "rules {first} and {second} have the same name")
+            }
+            Self::ConflictingRules { first, second } => {
+                write!(
+                    f,
+                    "rules {first} and {second} take the same protocol and port of one VIP"
+                )
+            }
+            Self::DanglingRule { rule } => {
+                write!(
+                    f,
+                    "rule {rule} names a frontend or a pool that is not there"
+                )
+            }
+            Self::RulePort { rule } => write!(
+                f,
+                "rule {rule}: the frontend port must be 0 for all protocols, and not 0 otherwise"
+            ),
+            Self::MixedFamilies { rule, backend } => write!(
+                f,
+                "rule {rule}: its frontend and backend {backend} of its pool are not of one family"
+            ),
+            Self::Table { pool, error } => write!(f, "pool {pool}: {error}"),
+            Self::NoUnderlayAddress { pool, backend } => write!(
+                f,
+                "pool {pool}: the underlay has no address of the family of backend {backend}'s host"
+            ),
+            Self::TooMany { what, most } => write!(f, "too many {what}: at most {most}"),
+            Self::Memory { lines } => {
+                write!(
+                    f,
+                    "the memory is used up: {lines} lines of 64 bytes are needed"
+                )
+            }
+        }
+    }
+}
+
+impl core::error::Error for SpecError {}
+
+impl Default for Pool<'_> {
+    fn default() -> Self {
+        Self {
+            name: "",
+            vni: Vni::default(),
+            table_size: maglev::DEFAULT_SIZE,
+            backends: &[],
+        }
+    }
+}

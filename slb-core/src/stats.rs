@@ -1,0 +1,129 @@
+//! Counters: plain structs to read, compare and subtract.
+
+use core::ops::{AddAssign, Sub};
+
+use crate::flow::FlowStats;
+use crate::verdict::{DropReason, Verdict};
+
+/// Packets and their bytes. Bytes are those of the frame as it came in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Frames.
+    pub packets: u64,
+    /// Their bytes, from the Ethernet header on.
+    pub bytes: u64,
+}
+
+impl Count {
+    /// Counts one frame of `len` bytes.
+    #[inline]
+    pub fn add(&mut self, len: usize) {
+        self.packets += 1;
+        self.bytes += len as u64;
+    }
+}
+
+impl AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
+impl Sub for Count {
+    type Output = Self;
+
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            packets: self.packets - earlier.packets,
+            bytes: self.bytes - earlier.bytes,
+        }
+    }
+}
+
+/// What a dataplane did. Every frame received is in exactly one of `forwarded`, `replied`,
+/// `passed` and `dropped`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Frames given to it.
+    pub received: Count,
+    /// Frames to send out of a port.
+    pub forwarded: Count,
+    /// Frames that became an answer.
+    pub replied: Count,
+    /// Frames that are not ours.
+    pub passed: Count,
+    /// Frames not to be sent, by [`DropReason`].
+    pub dropped: [Count; DropReason::COUNT],
+    /// TCP segments that ask for a connection, among those that a rule took.
+    pub syns: u64,
+    /// ICMP errors that were sent on to the backend of the flow that they quote.
+    pub icmp_errors: u64,
+    /// The flow table's own counters.
+    pub flows: FlowStats,
+}
+
+impl Stats {
+    /// Counts a frame of `len` bytes by its verdict.
+    #[inline]
+    pub(crate) fn count(&mut self, verdict: Verdict, len: usize) {
+        match verdict {
+            Verdict::Forward(_) => self.forwarded.add(len),
+            Verdict::Reply => self.replied.add(len),
+            Verdict::Pass => self.passed.add(len),
+            Verdict::Drop(reason) => {
+                if let Some(count) = self.dropped.get_mut(reason as usize) {
+                    count.add(len);
+                }
+            }
+        }
+    }
+
+    /// Frames dropped for `reason`.
+    pub fn dropped_for(&self, reason: DropReason) -> Count {
+        self.dropped
+            .get(reason as usize)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// Frames dropped for any reason.
+    pub fn dropped_total(&self) -> Count {
+        let mut total = Count::default();
+        for &count in &self.dropped {
+            total += count;
+        }
+        total
+    }
+
+    /// Frames that have a verdict: as many as were received.
+    pub fn accounted(&self) -> Count {
+        let mut total = self.dropped_total();
+        total += self.forwarded;
+        total += self.replied;
+        total += self.passed;
+        total
+    }
+}
+
+/// What a rule did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RuleCounters {
+    /// Frames forwarded to its backends.
+    pub forwarded: Count,
+    /// TCP segments that ask for a connection.
+    pub syns: u64,
+    /// Flows pinned.
+    pub flows: u64,
+}
+
+/// What a backend got.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackendCounters {
+    /// Frames forwarded to it.
+    pub forwarded: Count,
+    /// Flows pinned to it.
+    pub flows: u64,
+    /// Whose counters these are: they begin anew when the slot gets another owner.
+    pub(crate) id: u32,
+}

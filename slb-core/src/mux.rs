@@ -424,7 +424,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             seen.step(lane.frame.into(), Step::Selected(lane.backend));
             let packet = &lane.packet;
             if packet.hop_limit <= 1 || packet.ip_len > backend.inner_mtu {
-                let verdict = report(frame, packet, backend.inner_mtu, &mut self.answers);
+                let verdict = report(frame, lane, backend.inner_mtu, &mut self.answers);
                 finish(&mut self.stats, frames, lane, verdict, seen);
                 continue;
             }

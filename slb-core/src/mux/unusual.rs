@@ -142,16 +142,19 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
 #[cold]
 pub(super) fn report(
     frame: &mut Frame<'_>,
-    packet: &Packet,
+    lane: &Lane,
     inner_mtu: u32,
     answers: &mut Limiter,
 ) -> Verdict {
+    let packet = &lane.packet;
     let error = if packet.hop_limit <= 1 {
         IcmpError::HopLimit
     } else {
         IcmpError::TooBig(inner_mtu)
     };
-    if !reply::may_be_told(frame.bytes(), packet) || !answers.allow() {
+    // Of an ICMP error the lane has the quoted flow's tuple, and errors are not answered anyway.
+    let may_be_told = !lane.is_error && reply::may_be_told(frame.bytes(), packet);
+    if !may_be_told || !answers.allow() {
         return Verdict::Drop(error.reason());
     }
     match reply::icmp_error(frame, packet, error) {

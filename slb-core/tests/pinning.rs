@@ -1,0 +1,274 @@
+//! Who stays where when backends come, go, fail and drain.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::*;
+use slb_core::mem::{Arena, Line};
+use slb_core::service::{BackendState, Snapshot, SpecError};
+use slb_core::{DropReason, Instant, Verdict};
+
+const NOW: Instant = Instant::from_secs(10);
+
+#[test]
+fn two_muxes_make_the_same_choice_stateless_or_not() {
+    let setup = Setup::new(30);
+    let packets = flows(3000, "A");
+    let one = backends_of(&mut stateless(&setup), NOW, &packets);
+    let mut other = pinned(&setup);
+    assert_eq!(backends_of(&mut other, NOW, &packets), one);
+    assert_eq!(backends_of(&mut other, NOW, &packets), one);
+    // In another order of the backends, and one by one.
+    let mut reversed = setup.clone();
+    reversed.backends.reverse();
+    let mut mux = stateless(&reversed);
+    let each: Vec<u16> = packets
+        .iter()
+        .map(|packet| backend_of(&send_one(&mut mux, packet.clone())))
+        .collect();
+    assert_eq!(each, one);
+}
+
+#[test]
+fn one_backend_of_a_hundred_removed_moves_no_other_flow_when_pinned() {
+    let mut setup = Setup::new(100);
+    let packets = flows(5000, "A");
+    let mut mux = pinned(&setup);
+    let before = backends_of(&mut mux, NOW, &packets);
+    setup.backends.remove(41); // vm42
+    mux.install(setup.after(Some(mux.snapshot())).into());
+    let after = backends_of(&mut mux, NOW, &packets);
+    let mut orphans = 0;
+    for (before, after) in before.iter().zip(&after) {
+        if *before == 42 {
+            orphans += 1;
+            assert_ne!(*after, 42);
+        } else {
+            assert_eq!(before, after);
+        }
+    }
+    assert!(orphans > 20, "{orphans} flows were vm42's");
+}
+
+#[test]
+fn and_under_0_6_percent_when_stateless() {
+    let mut setup = Setup::new(100);
+    let packets = flows(100_000, "A");
+    let mut mux = stateless(&setup);
+    let before = backends_of(&mut mux, NOW, &packets);
+    setup.backends.remove(41);
+    mux.install(setup.after(Some(mux.snapshot())).into());
+    let after = backends_of(&mut mux, NOW, &packets);
+    let others = before
+        .iter()
+        .zip(&after)
+        .filter(|(before, _)| **before != 42);
+    let moved = others.filter(|(before, after)| before != after).count();
+    assert!(moved < 600, "{moved} of 100 000 flows moved");
+}
+
+/// GLB's issue 77: a second choice may be unhealthy too.
+#[test]
+fn whatever_subset_is_unhealthy_no_new_flow_reaches_it() {
+    bolero::check!()
+        .with_type::<(u16, u16, bool)>()
+        .for_each(|&(down, draining, syn)| {
+            let mut setup = Setup::new(16);
+            for number in 1..=16 {
+                if down & 1 << (number - 1) != 0 {
+                    setup.set_state(number, BackendState::Unhealthy);
+                } else if draining & 1 << (number - 1) != 0 {
+                    setup.set_state(number, BackendState::Draining);
+                }
+            }
+            let packets = flows(200, if syn { "S" } else { "A" });
+            for mut mux in [pinned(&setup), stateless(&setup)] {
+                for outcome in send(&mut mux, NOW, &packets) {
+                    if down | draining == u16::MAX {
+                        assert_eq!(outcome.verdict, Verdict::Drop(DropReason::NoBackend));
+                    } else {
+                        let bit = 1 << (backend_of(&outcome) - 1);
+                        assert_eq!((down | draining) & bit, 0);
+                    }
+                }
+            }
+        });
+}
+
+#[test]
+fn established_flows_stay_with_a_backend_that_fails_or_drains() {
+    for state in [BackendState::Unhealthy, BackendState::Draining] {
+        let mut setup = Setup::new(10);
+        let packets = flows(500, "A");
+        let mut mux = pinned(&setup);
+        let before = backends_of(&mut mux, NOW, &packets);
+        setup.set_state(3, state);
+        mux.install(setup.after(Some(mux.snapshot())).into());
+        assert_eq!(backends_of(&mut mux, NOW, &packets), before);
+        // A SYN asks for a new connection: that goes to one who takes some.
+        let syns = backends_of(&mut mux, NOW, &flows(500, "S"));
+        assert!(!syns.contains(&3));
+        // And the new connection stays where its SYN went.
+        assert_eq!(backends_of(&mut mux, NOW, &packets), syns);
+    }
+}
+
+#[test]
+fn weight_zero_drains() {
+    let mut setup = Setup::new(10);
+    let packets = flows(500, "A");
+    let mut mux = pinned(&setup);
+    let before = backends_of(&mut mux, NOW, &packets);
+    setup.backends[2].weight = 0;
+    mux.install(setup.after(Some(mux.snapshot())).into());
+    assert_eq!(backends_of(&mut mux, NOW, &packets), before);
+    let others = (0..500)
+        .map(|i| tcp([11, 0, 0, 1], 1024 + i, "S"))
+        .collect::<Vec<_>>();
+    assert!(!backends_of(&mut mux, NOW, &others).contains(&3));
+}
+
+#[test]
+fn flows_end_by_their_timeouts() {
+    let mut setup = Setup {
+        idle_timeout: Duration::from_secs(240),
+        ..Setup::new(10)
+    };
+    let mut mux = pinned(&setup);
+    let established = tcp(CLIENT, 1, "A");
+    let half_open = tcp(CLIENT, 2, "S");
+    let closed = [
+        tcp(CLIENT, 3, "A"),
+        tcp(CLIENT, 3, "FA"),
+        tcp(CLIENT, 3, "A"),
+    ];
+    let reset = [tcp(CLIENT, 4, "A"), tcp(CLIENT, 4, "R")];
+    let mut packets = vec![established.clone(), half_open];
+    packets.extend(closed);
+    packets.extend(reset);
+    send(&mut mux, NOW, &packets);
+    assert_eq!(mux.flows().unwrap().iter().count(), 4);
+    let live_at = |mux: &mut TestMux, seconds: u64| {
+        mux.advance(NOW + Duration::from_secs(seconds));
+        mux.flows().unwrap().iter().count()
+    };
+    assert_eq!(live_at(&mut mux, 28), 4);
+    assert_eq!(live_at(&mut mux, 35), 3, "half open: 30 s");
+    assert_eq!(live_at(&mut mux, 65), 1, "closing: a minute");
+    assert_eq!(live_at(&mut mux, 238), 1);
+    send(&mut mux, NOW + Duration::from_secs(238), &[established]);
+    assert_eq!(
+        live_at(&mut mux, 470),
+        1,
+        "a packet gives it its time again"
+    );
+    assert_eq!(live_at(&mut mux, 485), 0);
+    setup.idle_timeout = Duration::from_secs(1800);
+    mux.install(setup.after(Some(mux.snapshot())).into());
+    send(
+        &mut mux,
+        NOW + Duration::from_secs(500),
+        &[tcp(CLIENT, 1, "A")],
+    );
+    assert_eq!(live_at(&mut mux, 500 + 1795), 1, "the longest there is");
+    assert_eq!(live_at(&mut mux, 500 + 1805), 0);
+}
+
+#[test]
+fn a_full_table_drops_nobody() {
+    let setup = Setup::new(10);
+    let packets = flows(4000, "A");
+    let expected = backends_of(&mut stateless(&setup), NOW, &packets);
+    let mut mux = TestMux::with_capacity(Arc::new(setup.snapshot()), 1000, [1, 2]);
+    assert_eq!(backends_of(&mut mux, NOW, &packets), expected);
+    let flows = mux.stats().flows;
+    assert!(flows.refused > 2500 && flows.live > 1000, "{flows:?}");
+}
+
+#[test]
+fn ids_stay_and_are_never_somebody_else_s() {
+    let mut setup = Setup::new(5);
+    let ids = |snapshot: &Snapshot<'_>, setup: &Setup| -> BTreeMap<String, u32> {
+        let names = setup.backends.iter().map(|backend| backend.name.clone());
+        names
+            .zip(snapshot.backends().iter().map(|backend| backend.id().get()))
+            .collect()
+    };
+    let first = setup.snapshot();
+    let before = ids(&first, &setup);
+    let gone = setup.backends.remove(1);
+    setup.backends.reverse();
+    let second = setup.after(Some(&first));
+    for (name, id) in ids(&second, &setup) {
+        assert_eq!(before[&name], id, "{name}");
+    }
+    assert_eq!((first.generation(), second.generation()), (1, 2));
+    // One with its name and another address is another backend, and has another id.
+    let mut other = gone.clone();
+    other.number = 500;
+    setup.backends.push(other);
+    let third = setup.after(Some(&second));
+    let id = ids(&third, &setup)[&gone.name];
+    assert!(!before.values().any(|&known| known == id));
+    // Its slot is the freed one: memory does not grow with the number of reloads.
+    assert_eq!(third.backend_slots(), first.backend_slots());
+}
+
+#[test]
+fn a_thousand_reloads_use_no_more_slots_and_confuse_no_flow() {
+    let mut setup = Setup::new(8);
+    let mut mux = pinned(&setup);
+    let packets = flows(300, "A");
+    let mut known = backends_of(&mut mux, NOW, &packets);
+    for round in 0..1000u16 {
+        // One goes, a new one comes.
+        let gone = setup.backends.remove(usize::from(round) % 8).number;
+        let mut new = setup.backends[0].clone();
+        (new.name, new.number) = (format!("new{round}"), 100 + round);
+        setup.backends.insert(usize::from(round) % 7, new);
+        mux.install(setup.after(Some(mux.snapshot())).into());
+        let now = backends_of(&mut mux, NOW, &packets);
+        for (before, after) in known.iter().zip(&now) {
+            assert!(
+                before == after || *before == gone,
+                "round {round}: {before} to {after}"
+            );
+        }
+        known = now;
+        assert!(mux.snapshot().backend_slots() <= 18);
+    }
+}
+
+#[test]
+fn an_unchanged_pool_keeps_its_table_and_a_changed_one_does_not() {
+    let mut setup = Setup::new(20);
+    let first = setup.snapshot();
+    let second = setup.after(Some(&first));
+    assert_eq!(first.pool_table(0), second.pool_table(0));
+    setup.set_state(4, BackendState::Unhealthy);
+    let third = setup.after(Some(&second));
+    assert_ne!(first.pool_table(0), third.pool_table(0));
+    setup.set_state(4, BackendState::Healthy);
+    // What comes back, comes back as it was.
+    assert_eq!(first.pool_table(0), setup.after(Some(&third)).pool_table(0));
+}
+
+#[test]
+fn a_snapshot_in_an_arena_is_the_same_and_asks_for_what_it_needs() {
+    let setup = Setup::new(9);
+    let boxed = setup.snapshot();
+    setup.with_spec(|spec| {
+        let lines = Snapshot::lines_for(spec, None);
+        let mut memory = vec![Line::EMPTY; lines];
+        let snapshot = Snapshot::build(spec, None, &mut Arena::new(&mut memory)).unwrap();
+        assert_eq!(snapshot.pool_table(0), boxed.pool_table(0));
+        let next = Snapshot::lines_for(spec, Some(&snapshot));
+        assert_eq!(next, lines);
+        let mut memory = vec![Line::EMPTY; lines - 1];
+        let error = Snapshot::build(spec, None, &mut Arena::new(&mut memory)).unwrap_err();
+        assert_eq!(error, SpecError::Memory { lines });
+    });
+}

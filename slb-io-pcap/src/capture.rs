@@ -1,0 +1,266 @@
+//! [`PacketIo`] over captures: the clock is the capture's own.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Write};
+use std::time::Duration;
+
+use slb_core::{Burst, Frame, HEADROOM, Instant, PacketIo, PortId, Verdict};
+
+use crate::error::ReadError;
+use crate::link::LinkType;
+use crate::reader::{Next, Reader};
+use crate::writer::Writer;
+
+/// The longest frame that fits: what tcpdump captures at most.
+pub const FRAME_LEN: usize = 262_144;
+/// Packets further apart than this are not of one burst: the clock stands still within one.
+const BURST_SPAN: Duration = Duration::from_millis(1);
+/// Bytes of one buffer; an odd number of cache lines, so that buffers do not share cache sets.
+const STRIDE: usize = FRAME_LEN + HEADROOM.next_multiple_of(64) + 64;
+
+/// Bytes of memory for `frames` frames.
+pub const fn memory_for(frames: usize) -> usize {
+    frames * STRIDE
+}
+
+/// What a capture's reading and writing came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CaptureStats {
+    /// Frames received.
+    pub received: u64,
+    /// Frames written: those to be forwarded, and answers.
+    pub written: u64,
+    /// Packets left out because their link type is not known, or they are too short for it.
+    pub unknown_link: BTreeMap<LinkType, u64>,
+    /// Packets left out because they are longer than [`FRAME_LEN`].
+    pub too_long: u64,
+    /// Frames handed to `transmit` that are not in this capture's memory.
+    pub foreign: u64,
+}
+
+/// A capture to read, and others to write: as a port with packets to receive and send.
+pub struct Capture<'m, W: Write> {
+    reader: Reader,
+    sent: Option<Writer<W>>,
+    passed: Option<Writer<W>>,
+    free: Vec<&'m mut [u8]>,
+    /// The timestamp of the packet in each buffer.
+    timestamps: Vec<Instant>,
+    base: usize,
+    now: Instant,
+    at_end: bool,
+    damaged: Option<ReadError>,
+    port: PortId,
+    stats: CaptureStats,
+}
+
+impl<'m, W: Write> Capture<'m, W> {
+    /// A capture whose frames lie in `memory`, see [`memory_for`].
+    pub fn new(reader: Reader, memory: &'m mut [u8]) -> Self {
+        let base = memory.as_ptr().addr();
+        let free: Vec<_> = memory.chunks_exact_mut(STRIDE).rev().collect();
+        Self {
+            reader,
+            sent: None,
+            passed: None,
+            timestamps: vec![Instant::ZERO; free.len()],
+            free,
+            base,
+            now: Instant::ZERO,
+            at_end: false,
+            damaged: None,
+            port: PortId(0),
+            stats: CaptureStats::default(),
+        }
+    }
+
+    /// Writes what is to be sent, forwarded or as an answer, to `writer`.
+    #[must_use]
+    pub fn write_sent(mut self, writer: Writer<W>) -> Self {
+        self.sent = Some(writer);
+        self
+    }
+
+    /// Writes what is passed to `writer`.
+    #[must_use]
+    pub fn write_passed(mut self, writer: Writer<W>) -> Self {
+        self.passed = Some(writer);
+        self
+    }
+
+    /// The time: when the last burst's first packet was captured.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// Whether there is nothing more to receive.
+    pub fn is_at_end(&self) -> bool {
+        self.at_end
+    }
+
+    /// What was read and written so far.
+    pub fn stats(&self) -> &CaptureStats {
+        &self.stats
+    }
+
+    /// Bytes of the file read so far.
+    pub fn offset(&self) -> u64 {
+        self.reader.offset()
+    }
+
+    /// Ends all files.
+    ///
+    /// # Errors
+    /// What was still to be written cannot be.
+    pub fn finish(self) -> io::Result<CaptureStats> {
+        for writer in [self.sent, self.passed].into_iter().flatten() {
+            writer.finish()?;
+        }
+        Ok(self.stats)
+    }
+
+    /// The buffer that a frame lies in.
+    fn buffer(&self, frame: &Frame<'m>) -> Option<usize> {
+        let offset = frame.buffer_address().checked_sub(self.base)?;
+        (offset % STRIDE == 0 && offset / STRIDE < self.timestamps.len()).then(|| offset / STRIDE)
+    }
+
+    fn send(&mut self, timestamp: Instant, frame: &Frame<'m>) -> io::Result<bool> {
+        let writer = match frame.verdict() {
+            Verdict::Forward(_) | Verdict::Reply => &mut self.sent,
+            Verdict::Pass => &mut self.passed,
+            Verdict::Drop(_) => return Ok(false),
+        };
+        if let Some(writer) = writer {
+            writer.write(timestamp, frame.bytes())?;
+        }
+        Ok(frame.verdict() != Verdict::Pass)
+    }
+}
+
+/// What went wrong with a capture.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum CaptureError {
+    /// It cannot be read further.
+    Read(ReadError),
+    /// A frame cannot be written.
+    Write(io::Error),
+}
+
+impl fmt::Display for CaptureError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read(error) => error.fmt(f),
+            Self::Write(error) => write!(f, "the output cannot be written: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for CaptureError {}
+
+impl<'m, W: Write> PacketIo<'m> for Capture<'m, W> {
+    type Error = CaptureError;
+
+    /// An error comes after all good packets before it were handed out.
+    fn receive(&mut self, burst: &mut Burst<'m>) -> Result<usize, CaptureError> {
+        if let Some(error) = self.damaged.take() {
+            self.at_end = true;
+            return Err(CaptureError::Read(error));
+        }
+        let mut count = 0;
+        while !burst.is_full() && !self.at_end {
+            let Some(buffer) = self.free.pop() else { break };
+            let until = (count > 0).then(|| self.now + BURST_SPAN);
+            let start = HEADROOM.next_multiple_of(64);
+            let next = match buffer.get_mut(start..start + FRAME_LEN) {
+                Some(room) => self.reader.next(room, until),
+                None => Ok(Next::End),
+            };
+            match next {
+                Ok(Next::Packet { timestamp, len }) => {
+                    if count == 0 {
+                        self.now = self.now.max(timestamp);
+                    }
+                    let Some(mut frame) = Frame::new(buffer, start, len) else {
+                        continue;
+                    };
+                    frame.set_port(self.port);
+                    if let Some(index) = self.buffer(&frame) {
+                        self.timestamps[index] = timestamp;
+                    }
+                    if burst.push(frame).is_ok() {
+                        count += 1;
+                        self.stats.received += 1;
+                    }
+                    continue;
+                }
+                Ok(Next::UnknownLink(link)) => {
+                    *self.stats.unknown_link.entry(link).or_default() += 1;
+                }
+                Ok(Next::TooLong) => self.stats.too_long += 1,
+                Ok(Next::End) => self.at_end = true,
+                Ok(Next::Later) => {
+                    self.free.push(buffer);
+                    break;
+                }
+                Err(error) if count == 0 => {
+                    self.free.push(buffer);
+                    self.at_end = true;
+                    return Err(CaptureError::Read(error));
+                }
+                Err(error) => {
+                    self.free.push(buffer);
+                    self.damaged = Some(error);
+                    break;
+                }
+            }
+            self.free.push(buffer);
+        }
+        Ok(count)
+    }
+
+    fn transmit(&mut self, burst: &mut Burst<'m>) -> Result<usize, CaptureError> {
+        let mut sent = 0;
+        let mut result = Ok(());
+        for frame in burst.drain() {
+            let Some(index) = self.buffer(&frame) else {
+                self.stats.foreign += 1;
+                continue;
+            };
+            if result.is_ok() && !frame.is_empty() {
+                match self.send(self.timestamps[index], &frame) {
+                    Ok(written) => sent += usize::from(written),
+                    Err(error) => result = Err(CaptureError::Write(error)),
+                }
+            }
+            self.free.push(frame.into_buffer());
+        }
+        self.stats.written += sent as u64;
+        result.map(|()| sent)
+    }
+
+    fn reserve(&mut self, spare: &mut Burst<'m>, n: usize) -> usize {
+        let mut count = 0;
+        while count < n && !spare.is_full() {
+            let Some(buffer) = self.free.pop() else { break };
+            let Some(frame) = Frame::new(buffer, HEADROOM.next_multiple_of(64), 0) else {
+                break;
+            };
+            if let Some(index) = self.buffer(&frame) {
+                self.timestamps[index] = self.now;
+            }
+            count += usize::from(spare.push(frame).is_ok());
+        }
+        count
+    }
+}
+
+impl<W: Write> fmt::Debug for Capture<'_, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Capture")
+            .field("stats", &self.stats)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,75 @@
+//! What can be wrong with a capture, and where.
+
+use std::fmt;
+use std::io;
+
+/// A capture that cannot be read further. All packets before the one named were good.
+#[derive(Debug)]
+pub struct ReadError {
+    /// Which packet could not be read, counted from 1.
+    pub packet: u64,
+    /// Where in the file the record or block begins that could not be read, in bytes.
+    pub offset: u64,
+    /// What is wrong.
+    pub damage: Damage,
+}
+
+/// What is wrong with a capture.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Damage {
+    /// It does not begin as a pcap or a pcapng file does.
+    NotACapture,
+    /// It ends within a record or block.
+    Truncated,
+    /// A record or block contradicts itself.
+    Malformed,
+    /// A record or block announces more bytes than any does.
+    TooLong,
+    /// A pcapng section has a version other than 1.
+    Version {
+        /// The version's first number.
+        major: u16,
+        /// The version's second number.
+        minor: u16,
+    },
+    /// A packet is of an interface that was not described.
+    UnknownInterface(u32),
+    /// The operating system could not read it.
+    Io(io::Error),
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotACapture => f.write_str("expected a pcap or pcapng file"),
+            Self::Truncated => f.write_str("the file ends within it"),
+            Self::Malformed => f.write_str("its lengths contradict each other"),
+            Self::TooLong => f.write_str("it announces more bytes than a packet can have"),
+            Self::Version { major, minor } => {
+                write!(f, "expected a section of version 1, got {major}.{minor}")
+            }
+            Self::UnknownInterface(id) => write!(f, "no interface {id} was described before it"),
+            Self::Io(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+impl fmt::Display for ReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "packet {}, at byte {}: {}",
+            self.packet, self.offset, self.damage
+        )
+    }
+}
+
+impl std::error::Error for ReadError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.damage {
+            Damage::Io(error) => Some(error),
+            _ => None,
+        }
+    }
+}

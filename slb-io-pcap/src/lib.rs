@@ -1,0 +1,19 @@
+//! Captures as packet I/O: a file is read as if its packets came from a port, and what would be
+//! sent is written to another.
+//!
+//! [`Capture`] implements [`PacketIo`](slb_core::PacketIo). [`Reader`] and [`Writer`] are of use
+//! on their own. Files of any size are streamed in constant memory.
+
+#![forbid(unsafe_code)]
+
+mod capture;
+mod error;
+mod link;
+mod reader;
+mod writer;
+
+pub use capture::{Capture, CaptureError, CaptureStats, FRAME_LEN, memory_for};
+pub use error::{Damage, ReadError};
+pub use link::LinkType;
+pub use reader::{Next, Reader};
+pub use writer::{Format, Writer};

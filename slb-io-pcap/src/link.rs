@@ -1,0 +1,83 @@
+//! What stands before the IP packet in a capture, made Ethernet.
+//!
+//! The dataplane reads Ethernet only. A packet captured without it (raw IP, Linux cooked) gets an
+//! Ethernet header with the addresses that the capture knows, zero where it knows none.
+
+use slb_core::wire::ethernet::HEADER_LEN;
+
+/// A link type (the numbers of `LINKTYPE_` values).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkType(pub u16);
+
+impl LinkType {
+    /// BSD loopback: an address family in the byte order of whoever captured.
+    pub const NULL: Self = Self(0);
+    /// Ethernet.
+    pub const ETHERNET: Self = Self(1);
+    /// IP without a link-layer header.
+    pub const RAW: Self = Self(101);
+    /// OpenBSD loopback: an address family in network byte order.
+    pub const LOOP: Self = Self(108);
+    /// Linux cooked, version 1.
+    pub const LINUX_SLL: Self = Self(113);
+    /// IPv4 without a link-layer header.
+    pub const IPV4: Self = Self(228);
+    /// IPv6 without a link-layer header.
+    pub const IPV6: Self = Self(229);
+    /// Linux cooked, version 2.
+    pub const LINUX_SLL2: Self = Self(276);
+
+    /// The Ethernet header that stands for the packet's own, and where its payload begins;
+    /// `None` where the link type is not known, or the packet too short for it.
+    pub(crate) fn to_ethernet(self, packet: &[u8]) -> Option<(Header, usize)> {
+        let ip = |at: usize| {
+            let version = packet.get(at)? >> 4;
+            let ether_type = match version {
+                4 => [0x08, 0x00],
+                6 => [0x86, 0xdd],
+                _ => return None,
+            };
+            Some((header([0; 6], ether_type), at))
+        };
+        match self {
+            Self::ETHERNET => Some((Header::Kept, 0)),
+            Self::RAW | Self::IPV4 | Self::IPV6 => ip(0),
+            Self::NULL | Self::LOOP => ip(4),
+            Self::LINUX_SLL => {
+                let sll: &[u8; 16] = packet.first_chunk()?;
+                let len = usize::from(u16::from_be_bytes([sll[4], sll[5]]));
+                Some((header(mac(&sll[6..14], len), [sll[14], sll[15]]), 16))
+            }
+            Self::LINUX_SLL2 => {
+                let sll: &[u8; 20] = packet.first_chunk()?;
+                let len = usize::from(sll[11]);
+                Some((header(mac(&sll[12..20], len), [sll[0], sll[1]]), 20))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What comes before the payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Header {
+    /// The packet's own.
+    Kept,
+    /// One made for it.
+    Made([u8; HEADER_LEN]),
+}
+
+fn header(source: [u8; 6], ether_type: [u8; 2]) -> Header {
+    let mut header = [0; HEADER_LEN];
+    header[6..12].copy_from_slice(&source);
+    header[12..].copy_from_slice(&ether_type);
+    Header::Made(header)
+}
+
+/// A link-layer address, where it is one of Ethernet's.
+fn mac(field: &[u8], len: usize) -> [u8; 6] {
+    match field.first_chunk() {
+        Some(&mac) if len == 6 => mac,
+        _ => [0; 6],
+    }
+}

@@ -1,0 +1,128 @@
+//! Frames into a pcap or pcapng file, timestamps in nanoseconds.
+
+use std::borrow::Cow;
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
+use pcap_file::pcapng::PcapNgWriter;
+use pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketBlock;
+use pcap_file::pcapng::blocks::interface_description::{
+    InterfaceDescriptionBlock, InterfaceDescriptionOption,
+};
+use pcap_file::{DataLink, PcapError, TsResolution};
+use slb_core::Instant;
+
+/// Longest packet that readers are told to expect; none is cut.
+const SNAPLEN: u32 = 1 << 20;
+
+/// Which kind of file is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// pcap with timestamps in nanoseconds.
+    #[default]
+    Pcap,
+    /// pcapng with one interface.
+    PcapNg,
+}
+
+impl Format {
+    /// What a file's name asks for: `.pcapng` or pcap.
+    pub fn of(path: &Path) -> Self {
+        match path.extension() {
+            Some(extension) if extension.eq_ignore_ascii_case("pcapng") => Self::PcapNg,
+            _ => Self::Pcap,
+        }
+    }
+}
+
+/// Writes Ethernet frames to a capture.
+pub struct Writer<W: Write>(Inner<W>);
+
+enum Inner<W: Write> {
+    Pcap(PcapWriter<W>),
+    PcapNg(PcapNgWriter<W>),
+}
+
+impl<W: Write> Writer<W> {
+    /// Begins a capture.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn new(output: W, format: Format) -> io::Result<Self> {
+        Ok(Self(match format {
+            Format::Pcap => {
+                let header = PcapHeader {
+                    snaplen: SNAPLEN,
+                    datalink: DataLink::ETHERNET,
+                    ts_resolution: TsResolution::NanoSecond,
+                    ..PcapHeader::default()
+                };
+                Inner::Pcap(PcapWriter::with_header(output, header).map_err(io_error)?)
+            }
+            Format::PcapNg => {
+                let mut writer = PcapNgWriter::new(output).map_err(io_error)?;
+                let interface = InterfaceDescriptionBlock {
+                    linktype: DataLink::ETHERNET,
+                    snaplen: SNAPLEN,
+                    options: vec![InterfaceDescriptionOption::IfTsResol(9)],
+                };
+                writer.write_pcapng_block(interface).map_err(io_error)?;
+                Inner::PcapNg(writer)
+            }
+        }))
+    }
+
+    /// Adds a frame.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&mut self, timestamp: Instant, frame: &[u8]) -> io::Result<()> {
+        let timestamp = Duration::from_nanos(timestamp.as_nanos());
+        let len = u32::try_from(frame.len()).map_err(io::Error::other)?;
+        match &mut self.0 {
+            Inner::Pcap(writer) => {
+                let packet = PcapPacket::new(timestamp, len, frame);
+                writer.write_packet(&packet).map_err(io_error)?;
+            }
+            Inner::PcapNg(writer) => {
+                let packet = EnhancedPacketBlock {
+                    interface_id: 0,
+                    timestamp,
+                    original_len: len,
+                    data: Cow::Borrowed(frame),
+                    options: Vec::new(),
+                };
+                writer.write_pcapng_block(packet).map_err(io_error)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the capture and gives the output back.
+    ///
+    /// # Errors
+    /// What was still to be written cannot be.
+    pub fn finish(self) -> io::Result<W> {
+        let mut output = match self.0 {
+            Inner::Pcap(writer) => writer.into_writer(),
+            Inner::PcapNg(writer) => writer.into_inner(),
+        };
+        output.flush()?;
+        Ok(output)
+    }
+}
+
+impl<W: Write> std::fmt::Debug for Writer<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").finish_non_exhaustive()
+    }
+}
+
+fn io_error(error: PcapError) -> io::Error {
+    match error {
+        PcapError::IoError(error) => error,
+        other => io::Error::other(other),
+    }
+}

@@ -1,0 +1,433 @@
+//! A TOML document, read field by field; every fault is kept with its line.
+//!
+//! A [`Section`] knows which fields it was asked for: the others are unknown, and reported with
+//! the known name that they resemble.
+
+use std::cell::RefCell;
+use std::ops::{Range, RangeInclusive};
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::duration::{format_duration, parse_duration};
+use crate::error::{ConfigError, ConfigErrors};
+
+/// Where something stands in the text.
+pub(crate) type Span = Range<usize>;
+
+/// The faults found so far.
+#[derive(Debug)]
+pub(crate) struct Faults<'t> {
+    file: &'t str,
+    text: &'t str,
+    errors: RefCell<Vec<ConfigError>>,
+}
+
+impl<'t> Faults<'t> {
+    pub(crate) fn new(file: &'t str, text: &'t str) -> Self {
+        Self {
+            file,
+            text,
+            errors: RefCell::default(),
+        }
+    }
+
+    pub(crate) fn add(&self, span: &Span, place: impl Into<String>, message: impl Into<String>) {
+        let before = self
+            .text
+            .as_bytes()
+            .get(..span.start)
+            .unwrap_or(self.text.as_bytes());
+        let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
+        self.errors.borrow_mut().push(ConfigError {
+            file: self.file.to_owned(),
+            line,
+            place: place.into(),
+            message: message.into(),
+        });
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.errors.borrow().is_empty()
+    }
+
+    /// All faults, by line.
+    pub(crate) fn into_errors(self) -> ConfigErrors {
+        let mut errors = self.errors.into_inner();
+        errors.sort_by_key(|error| error.line);
+        ConfigErrors(errors)
+    }
+}
+
+/// A table of the document.
+#[derive(Debug)]
+pub(crate) struct Section<'d> {
+    table: &'d DeTable<'d>,
+    span: Span,
+    /// How errors name it: `rule "http"`.
+    place: String,
+    faults: &'d Faults<'d>,
+    asked: RefCell<Vec<&'static str>>,
+}
+
+impl<'d> Section<'d> {
+    pub(crate) fn root(document: &'d Spanned<DeTable<'d>>, faults: &'d Faults<'d>) -> Self {
+        let table = document.get_ref();
+        Self {
+            table,
+            span: document.span(),
+            place: String::new(),
+            faults,
+            asked: RefCell::default(),
+        }
+    }
+
+    /// Where the section begins.
+    pub(crate) fn span(&self) -> &Span {
+        &self.span
+    }
+
+    /// Adds a fault of a field.
+    pub(crate) fn fault(&self, span: &Span, field: &str, message: impl Into<String>) {
+        let place = match (self.place.is_empty(), field.is_empty()) {
+            (true, _) => field.to_owned(),
+            (false, true) => self.place.clone(),
+            (false, false) => format!("{}: {field}", self.place),
+        };
+        self.faults.add(span, place, message);
+    }
+
+    fn get(&self, field: &'static str) -> Option<&'d Spanned<DeValue<'d>>> {
+        self.asked.borrow_mut().push(field);
+        self.table.get(field)
+    }
+
+    /// A field that has to be there.
+    fn require(&self, field: &'static str) -> Option<&'d Spanned<DeValue<'d>>> {
+        let value = self.get(field);
+        if value.is_none() {
+            self.fault(&self.span, field, "is missing");
+        }
+        value
+    }
+
+    /// The sections `[[field]]`, each with the name that its errors go by.
+    pub(crate) fn sections(&self, field: &'static str) -> Vec<Section<'d>> {
+        let Some(value) = self.get(field) else {
+            return Vec::new();
+        };
+        let Some(array) = value.get_ref().as_array() else {
+            self.wrong_type(value, field, "a list of tables");
+            return Vec::new();
+        };
+        // In `backends = [...]` of a pool they are called "backend".
+        let kind = field.strip_suffix('s').unwrap_or(field);
+        let mut sections = Vec::new();
+        for (index, element) in array.iter().enumerate() {
+            let Some(table) = element.get_ref().as_table() else {
+                self.wrong_type(element, field, "a table");
+                continue;
+            };
+            let name = table.get("name").and_then(|name| name.get_ref().as_str());
+            let own = match name {
+                Some(name) => format!("{kind} {name:?}"),
+                None => format!("{kind} {}", index + 1),
+            };
+            let place = if self.place.is_empty() {
+                own
+            } else {
+                format!("{}: {own}", self.place)
+            };
+            sections.push(Section {
+                table,
+                span: element.span(),
+                place,
+                faults: self.faults,
+                asked: RefCell::default(),
+            });
+        }
+        sections
+    }
+
+    /// The section `[field]`, which has to be there.
+    pub(crate) fn section(&self, field: &'static str) -> Option<Section<'d>> {
+        let value = self.require(field)?;
+        let Some(table) = value.get_ref().as_table() else {
+            self.wrong_type(value, field, "a table");
+            return None;
+        };
+        Some(Section {
+            table,
+            span: value.span(),
+            place: field.to_owned(),
+            faults: self.faults,
+            asked: RefCell::default(),
+        })
+    }
+
+    fn wrong_type(&self, value: &Spanned<DeValue<'_>>, field: &str, expected: &str) {
+        let got = value.get_ref().type_str();
+        self.fault(
+            &value.span(),
+            field,
+            format!("expected {expected}, got {got}"),
+        );
+    }
+
+    fn as_string(&self, value: &'d Spanned<DeValue<'d>>, field: &str) -> Option<(&'d str, Span)> {
+        match value.get_ref().as_str() {
+            Some(text) => Some((text, value.span())),
+            None => {
+                self.wrong_type(value, field, "a string");
+                None
+            }
+        }
+    }
+
+    /// The section's name, where it has one; no fault where not.
+    pub(crate) fn peek_name(&self) -> Option<String> {
+        self.table
+            .get("name")
+            .and_then(|name| name.get_ref().as_str())
+            .map(str::to_owned)
+    }
+
+    /// A string that has to be there, and not empty.
+    pub(crate) fn name(&self, field: &'static str) -> Option<(String, Span)> {
+        let (text, span) = self.as_string(self.require(field)?, field)?;
+        if text.is_empty() {
+            self.fault(&span, field, "expected a name, got an empty string");
+            return None;
+        }
+        Some((text.to_owned(), span))
+    }
+
+    /// A string that need not be there.
+    pub(crate) fn text(&self, field: &'static str) -> Option<(String, Span)> {
+        self.as_string(self.get(field)?, field)
+            .map(|(text, span)| (text.to_owned(), span))
+    }
+
+    fn parse<T>(
+        &self,
+        value: &'d Spanned<DeValue<'d>>,
+        field: &str,
+        expected: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Option<(T, Span)> {
+        let (text, span) = self.as_string(value, field)?;
+        match parse(text) {
+            Some(parsed) => Some((parsed, span)),
+            None => {
+                self.fault(&span, field, format!("expected {expected}, got {text:?}"));
+                None
+            }
+        }
+    }
+
+    /// A string that has to be there and means something.
+    pub(crate) fn required<T>(
+        &self,
+        field: &'static str,
+        expected: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Option<(T, Span)> {
+        self.parse(self.require(field)?, field, expected, parse)
+    }
+
+    /// A string that means something, where it is there.
+    pub(crate) fn optional<T>(
+        &self,
+        field: &'static str,
+        expected: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Option<(T, Span)> {
+        self.parse(self.get(field)?, field, expected, parse)
+    }
+
+    /// One string or a list of strings, at least one.
+    pub(crate) fn one_or_more<T>(
+        &self,
+        field: &'static str,
+        expected: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Vec<(T, Span)> {
+        let Some(value) = self.require(field) else {
+            return Vec::new();
+        };
+        let Some(array) = value.get_ref().as_array() else {
+            return self
+                .parse(value, field, expected, parse)
+                .into_iter()
+                .collect();
+        };
+        if array.is_empty() {
+            self.fault(
+                &value.span(),
+                field,
+                format!("expected {expected}, got an empty list"),
+            );
+        }
+        array
+            .iter()
+            .filter_map(|value| self.parse(value, field, expected, &parse))
+            .collect()
+    }
+
+    /// One of some words; the default where it is not there.
+    pub(crate) fn choice<T: Copy>(
+        &self,
+        field: &'static str,
+        choices: &[(&str, T)],
+        default: T,
+    ) -> T {
+        let Some(value) = self.get(field) else {
+            return default;
+        };
+        let expected = list(choices.iter().map(|(name, _)| *name));
+        self.parse(value, field, &expected, |text| {
+            choices
+                .iter()
+                .find(|(name, _)| *name == text)
+                .map(|&(_, choice)| choice)
+        })
+        .map_or(default, |(choice, _)| choice)
+    }
+
+    /// One of some words, which has to be there.
+    pub(crate) fn required_choice<T: Copy>(
+        &self,
+        field: &'static str,
+        choices: &[(&str, T)],
+    ) -> Option<(T, Span)> {
+        let expected = list(choices.iter().map(|(name, _)| *name));
+        self.required(field, &expected, |text| {
+            choices
+                .iter()
+                .find(|(name, _)| *name == text)
+                .map(|&(_, choice)| choice)
+        })
+    }
+
+    fn as_integer(
+        &self,
+        value: &'d Spanned<DeValue<'d>>,
+        field: &str,
+        range: &RangeInclusive<u64>,
+    ) -> Option<(u64, Span)> {
+        let expected = format!("{} to {}", range.start(), range.end());
+        let Some(integer) = value.get_ref().as_integer() else {
+            self.wrong_type(value, field, &expected);
+            return None;
+        };
+        let digits = integer.as_str().replace('_', "");
+        match u64::from_str_radix(digits.trim_start_matches('+'), integer.radix()) {
+            Ok(number) if range.contains(&number) => Some((number, value.span())),
+            _ => {
+                self.fault(
+                    &value.span(),
+                    field,
+                    format!("expected {expected}, got {digits}"),
+                );
+                None
+            }
+        }
+    }
+
+    /// A number that has to be there.
+    pub(crate) fn required_integer(
+        &self,
+        field: &'static str,
+        range: RangeInclusive<u64>,
+    ) -> Option<(u64, Span)> {
+        self.as_integer(self.require(field)?, field, &range)
+    }
+
+    /// A number; the default where it is not there, and nothing where it has a fault.
+    pub(crate) fn integer(
+        &self,
+        field: &'static str,
+        range: RangeInclusive<u64>,
+        default: u64,
+    ) -> Option<(u64, Span)> {
+        match self.get(field) {
+            Some(value) => self.as_integer(value, field, &range),
+            None => Some((default, self.span.clone())),
+        }
+    }
+
+    /// The same, where a fault may leave the default.
+    pub(crate) fn number(
+        &self,
+        field: &'static str,
+        range: RangeInclusive<u64>,
+        default: u64,
+    ) -> u64 {
+        self.integer(field, range, default)
+            .map_or(default, |(number, _)| number)
+    }
+
+    /// True or false; the default where it is not there.
+    pub(crate) fn boolean(&self, field: &'static str, default: bool) -> bool {
+        let Some(value) = self.get(field) else {
+            return default;
+        };
+        value.get_ref().as_bool().unwrap_or_else(|| {
+            self.wrong_type(value, field, "true or false");
+            default
+        })
+    }
+
+    /// A length of time; the default where it is not there.
+    pub(crate) fn duration(
+        &self,
+        field: &'static str,
+        range: RangeInclusive<Duration>,
+        default: Duration,
+    ) -> Duration {
+        let (least, most) = (
+            format_duration(*range.start()),
+            format_duration(*range.end()),
+        );
+        let expected = format!("a time from {least} to {most}, such as {least:?}");
+        self.optional(field, &expected, |text| {
+            parse_duration(text).filter(|duration| range.contains(duration))
+        })
+        .map_or(default, |(duration, _)| duration)
+    }
+
+    /// Reports the fields that nobody asked for.
+    pub(crate) fn finish(self) {
+        let asked = self.asked.borrow();
+        for key in self.table.keys() {
+            let name: &str = key.get_ref();
+            if !asked.contains(&name) {
+                let hint = resembling(name, asked.iter().copied()).map_or_else(
+                    || format!("expected {}", list(asked.iter().copied())),
+                    |known| format!("did you mean {known:?}?"),
+                );
+                self.fault(&key.span(), "", format!("unknown field {name:?}: {hint}"));
+            }
+        }
+    }
+}
+
+/// The known name that a text is most like, if it is like one at all.
+pub(crate) fn resembling<'n>(text: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    names
+        .map(|name| (strsim::damerau_levenshtein(text, name), name))
+        .filter(|&(distance, name)| distance <= 1 + name.len() / 4)
+        .min_by_key(|&(distance, _)| distance)
+        .map(|(_, name)| name)
+}
+
+/// `"a", "b" or "c"`.
+pub(crate) fn list<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    let names: Vec<String> = names.map(|name| format!("{name:?}")).collect();
+    match names.split_last() {
+        None => "nothing".to_owned(),
+        Some((last, [])) => last.clone(),
+        Some((last, others)) => format!("{} or {last}", others.join(", ")),
+    }
+}

@@ -1,0 +1,38 @@
+//! What a balancer does around its dataplane, with `std`: for now, its configuration.
+//!
+//! ```
+//! let text = r#"
+//!     [node]
+//!     role = "mux"
+//!     underlay = "172.16.0.11"
+//!     [[frontend]]
+//!     name = "web"
+//!     address = "20.20.20.100"
+//!     [[pool]]
+//!     name = "servers"
+//!     vni = 5001
+//!     backends = [{ name = "vm1", address = "10.10.1.11", host = "172.16.0.101" }]
+//!     [[rule]]
+//!     name = "http"
+//!     frontend = "web"
+//!     pool = "servers"
+//!     protocol = "tcp"
+//!     frontend_port = 80
+//! "#;
+//! let config = slb_control::Config::parse("web.toml", text)?;
+//! let mut mux = slb_core::Mux::with_capacity(config.snapshot(None)?, 1 << 16, [1, 2]);
+//! # let _ = &mut mux;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub mod config;
+mod document;
+mod duration;
+mod error;
+mod validate;
+
+pub use config::Config;
+pub use duration::{format_duration, parse_duration};
+pub use error::{ConfigError, ConfigErrors};

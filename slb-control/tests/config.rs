@@ -1,0 +1,302 @@
+//! A configuration that is wrong is told what, where, and what is allowed.
+
+use std::time::Duration;
+
+use slb_control::Config;
+use slb_core::service::{BackendState, Echo, Protocol};
+
+const GOOD: &str = r#"[node]
+role = "mux"
+underlay = ["172.16.0.11", "fd00:16::11"]
+hash_seed = 1
+
+[[frontend]]
+name = "web"
+address = "20.20.20.100"
+
+[[frontend]]
+name = "web6"
+address = "2001:db8:20::100"
+icmp_echo = "ignore"
+
+[[pool]]
+name = "servers"
+vni = 5001
+backends = [
+  { name = "vm1", address = "10.10.1.11", host = "172.16.0.101", mac = "02:00:0a:0a:01:0b" },
+  { name = "vm2", address = "10.10.2.11", host = "172.16.0.102", weight = 2, state = "draining" },
+]
+
+[[pool]]
+name = "servers6"
+vni = 0x1_389
+table_size = 4099
+backends = [{ name = "vm1", address = "fd00:10::11", host = "fd00:16::101" }]
+
+[[probe]]
+name = "health"
+protocol = "http"
+port = 80
+path = "/health"
+interval = "15s"
+
+[[rule]]
+name = "http"
+frontend = "web"
+pool = "servers"
+probe = "health"
+protocol = "tcp"
+frontend_port = 80
+backend_port = 8080
+distribution = "source-ip"
+idle_timeout = "30m"
+tcp_reset = true
+
+[[rule]]
+name = "everything"
+frontend = "web6"
+pool = "servers6"
+protocol = "all"
+"#;
+
+#[test]
+fn a_good_configuration_says_what_it_says() {
+    let config = Config::parse("web.toml", GOOD).unwrap();
+    assert_eq!(config.frontends[1].icmp_echo, Echo::Ignore);
+    assert_eq!(config.pools[1].vni.get(), 0x1389);
+    assert_eq!(config.pools[0].backends[1].weight, 2);
+    assert_eq!(config.pools[0].backends[1].state, BackendState::Draining);
+    let rule = &config.rules[0];
+    assert_eq!(
+        (rule.protocol, rule.frontend_port, rule.backend_port),
+        (Protocol::Tcp, 80, 8080)
+    );
+    assert_eq!(
+        (rule.idle_timeout, rule.probe),
+        (Duration::from_secs(1800), Some(0))
+    );
+    assert_eq!(config.rules[1].idle_timeout, Duration::from_secs(240));
+    let snapshot = config.snapshot(None).unwrap();
+    assert_eq!(snapshot.backends().len(), 3);
+    assert_eq!(snapshot.pool_table(1).unwrap().len(), 4099);
+    let next = config.snapshot(Some(&snapshot)).unwrap();
+    assert_eq!(
+        (next.generation(), next.backends()[2].id()),
+        (2, snapshot.backends()[2].id())
+    );
+}
+
+/// One change of the good text, and what it is told.
+#[track_caller]
+fn fault(from: &str, to: &str, expected: &str) {
+    assert_eq!(GOOD.matches(from).count(), 1, "{from}");
+    let text = GOOD.replace(from, to);
+    let errors = Config::parse("web.toml", &text).unwrap_err();
+    assert_eq!(errors.to_string(), expected);
+}
+
+#[test]
+fn fields_that_are_not_known_are_errors_with_a_suggestion() {
+    fault(
+        "frontend_port = 80",
+        "frontent_port = 80\nfrontend_port = 80",
+        "web.toml:42: rule \"http\": unknown field \"frontent_port\": did you mean \"frontend_port\"?",
+    );
+    fault(
+        "weight = 2",
+        "wieght = 2",
+        "web.toml:20: pool \"servers\": backend \"vm2\": unknown field \"wieght\": did you mean \
+         \"weight\"?",
+    );
+    fault(
+        "hash_seed = 1",
+        "zzz = 1",
+        "web.toml:4: node: unknown field \"zzz\": expected \"role\", \"underlay\", \"hash_seed\", \
+         \"mac\", \"next_hop\", \"mtu\", \"hop_limit\", \"udp_checksum\", \"hash\", \"hash_key\", \
+         \"flows\" or \"answers_per_second\"",
+    );
+    fault(
+        "[[probe]]",
+        "[[probes]]",
+        "web.toml:29: unknown field \"probes\": did you mean \"probe\"?\nweb.toml:40: rule \
+         \"http\": probe: there is no probe \"health\": expected nothing",
+    );
+}
+
+#[test]
+fn values_are_told_what_is_allowed() {
+    fault(
+        "idle_timeout = \"30m\"",
+        "idle_timeout = \"2m\"",
+        "web.toml:45: rule \"http\": idle_timeout: expected a time from 4m to 30m, such as \"4m\", \
+         got \"2m\"",
+    );
+    fault(
+        "frontend_port = 80",
+        "frontend_port = 65536",
+        "web.toml:42: rule \"http\": frontend_port: expected 0 to 65535, got 65536",
+    );
+    fault(
+        "frontend_port = 80",
+        "frontend_port = \"http\"",
+        "web.toml:42: rule \"http\": frontend_port: expected 0 to 65535, got string",
+    );
+    fault(
+        "frontend_port = 80",
+        "frontend_port = 0",
+        "web.toml:42: rule \"http\": frontend_port: expected 1 to 65535 with \"tcp\" and \"udp\"",
+    );
+    fault(
+        "address = \"20.20.20.100\"",
+        "address = \"20.20.20.300\"",
+        "web.toml:8: frontend \"web\": address: expected an IPv4 or IPv6 address, got \
+         \"20.20.20.300\"",
+    );
+    fault(
+        "protocol = \"tcp\"",
+        "protocol = \"sctp\"",
+        "web.toml:41: rule \"http\": protocol: expected \"tcp\", \"udp\" or \"all\", got \"sctp\"",
+    );
+    fault(
+        "table_size = 4099",
+        "table_size = 4100",
+        "web.toml:26: pool \"servers6\": table_size: expected a prime, got 4100; the next one is \
+         4111",
+    );
+    fault(
+        "interval = \"15s\"",
+        "interval = \"301s\"",
+        "web.toml:34: probe \"health\": interval: expected a time from 5s to 5m, such as \"5s\", \
+         got \"301s\"",
+    );
+    fault(
+        "role = \"mux\"",
+        "role = \"hub\"",
+        "web.toml:2: node: role: expected \"mux\", got \"hub\"",
+    );
+    fault(
+        "02:00:0a:0a:01:0b",
+        "02:00:0a:0a:01",
+        "web.toml:19: pool \"servers\": backend \"vm1\": mac: expected a MAC address such as \
+         \"02:00:0a:0a:01:0b\", got \"02:00:0a:0a:01\"",
+    );
+}
+
+#[test]
+fn what_is_missing_or_refers_to_nothing_is_named() {
+    fault(
+        "address = \"20.20.20.100\"\n",
+        "\n",
+        "web.toml:6: frontend \"web\": address: is missing",
+    );
+    fault(
+        "pool = \"servers\"\n",
+        "pool = \"serves\"\n",
+        "web.toml:39: rule \"http\": pool: there is no pool \"serves\": did you mean \"servers\"?",
+    );
+    let errors = Config::parse("empty.toml", "").unwrap_err().to_string();
+    assert_eq!(errors, "empty.toml:1: node: is missing");
+    let error = Config::from_path("/nowhere/web.toml")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("/nowhere/web.toml:1: cannot be read: "),
+        "{error}"
+    );
+}
+
+#[test]
+fn contradictions_are_found_all_at_once() {
+    let text = format!(
+        "{GOOD}
+[[rule]]
+name = \"http\"
+frontend = \"web\"
+pool = \"servers\"
+protocol = \"tcp\"
+frontend_port = 80
+
+[[rule]]
+name = \"dns\"
+frontend = \"web6\"
+pool = \"servers\"
+protocol = \"udp\"
+frontend_port = 53
+
+[[frontend]]
+name = \"again\"
+address = \"20.20.20.100\"
+"
+    );
+    let errors = Config::parse("web.toml", &text).unwrap_err().to_string();
+    let expected = "\
+web.toml:48: rule \"everything\": takes all ports of frontend \"web6\" (HA ports), so rule \"dns\" cannot stand beside it
+web.toml:54: rule \"http\": the name stands twice
+web.toml:54: rule \"http\": takes tcp port 80 of frontend \"web\", as rule \"http\" does
+web.toml:61: rule \"dns\": frontend \"web6\" is 2001:db8:20::100, but backend \"vm1\" of pool \"servers\" is 10.10.1.11
+web.toml:68: frontend \"again\": address: 20.20.20.100 is the address of frontend \"web\" already";
+    assert_eq!(errors, expected);
+}
+
+#[test]
+fn a_host_needs_an_underlay_of_its_family() {
+    fault(
+        "underlay = [\"172.16.0.11\", \"fd00:16::11\"]",
+        "underlay = \"172.16.0.11\"",
+        "web.toml:27: pool \"servers6\": backend \"vm1\": host: fd00:16::101 is IPv6, but the \
+         node's underlay has no such address",
+    );
+    fault(
+        "\"fd00:16::11\"]",
+        "\"172.16.0.12\", \"fd00:16::11\"]",
+        "web.toml:3: node: underlay: expected one address of each family, got 172.16.0.12 too",
+    );
+}
+
+#[test]
+fn keys_are_asked_for_and_never_shown() {
+    fault(
+        "hash_seed = 1",
+        "hash = \"siphash-1-3\"",
+        "web.toml:1: node: hash_key: is missing: \"siphash-1-3\" needs a secret one of 32 \
+         hexadecimal digits",
+    );
+    fault(
+        "hash_seed = 1",
+        "hash = \"siphash-1-3\"\nhash_key = \"secret\"",
+        "web.toml:5: node: hash_key: expected 32 hexadecimal digits (it is secret, so not shown)",
+    );
+    let text = GOOD.replace(
+        "hash_seed = 1",
+        "hash = \"siphash-1-3\"\nhash_key = \"000102030405060708090a0b0c0d0e0f\"",
+    );
+    let config = Config::parse("web.toml", &text).unwrap();
+    assert!(!format!("{config:?}").contains("0001020304"));
+}
+
+#[test]
+fn toml_that_is_none_is_told_so() {
+    let errors = Config::parse("web.toml", "[node\nrole = 1").unwrap_err();
+    assert_eq!(errors.0[0].line, 1);
+}
+
+#[test]
+fn arbitrary_text_never_panics() {
+    bolero::check!()
+        .with_type::<(Vec<(u16, u8)>, u16)>()
+        .for_each(|(changes, cut)| {
+            let mut bytes = GOOD.as_bytes().to_vec();
+            for &(at, value) in changes {
+                let at = usize::from(at) % bytes.len();
+                bytes[at] = value;
+            }
+            bytes.truncate(bytes.len() - usize::from(*cut) % bytes.len() / 4);
+            let text = String::from_utf8_lossy(&bytes);
+            if let Ok(config) = Config::parse("fuzz.toml", &text) {
+                // What was found good can be compiled.
+                if config.pools.iter().all(|pool| pool.table_size < 100_000) {
+                    config.snapshot(None).unwrap();
+                }
+            }
+        });
+}

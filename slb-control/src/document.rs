@@ -113,7 +113,7 @@ impl<'d> Section<'d> {
     }
 
     /// The sections `[[field]]`, each with the name that its errors go by.
-    pub(crate) fn sections(&self, field: &'static str) -> Vec<Section<'d>> {
+    pub(crate) fn sections(&self, field: &'static str) -> Vec<Self> {
         let Some(value) = self.get(field) else {
             return Vec::new();
         };
@@ -151,7 +151,7 @@ impl<'d> Section<'d> {
     }
 
     /// The section `[field]`, which has to be there.
-    pub(crate) fn section(&self, field: &'static str) -> Option<Section<'d>> {
+    pub(crate) fn section(&self, field: &'static str) -> Option<Self> {
         let value = self.require(field)?;
         let Some(table) = value.get_ref().as_table() else {
             self.wrong_type(value, field, "a table");

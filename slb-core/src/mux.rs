@@ -10,7 +10,7 @@
 //!  encapsulate -> the backend's outer header in front, counters
 //! ```
 //!
-//! Between parse and encapsulate a frame is a [`Lane`]. A frame leaves early by getting its
+//! Between parse and encapsulate a frame is a `Lane`. A frame leaves early by getting its
 //! verdict: passed, answered, or dropped with a reason.
 //!
 //! Without a flow table, or where it is full, Maglev alone decides: the same on every mux.
@@ -61,7 +61,7 @@ pub struct MuxTables<'m> {
     /// Where the ports of fragmented datagrams are remembered; `None`: later fragments that need
     /// ports are dropped.
     pub fragments: Option<FlowTable<'m>>,
-    /// Counters by [`CompiledRule::slot`]; rules beyond its end are not counted.
+    /// Counters by [`CompiledRule::slot`](crate::service::CompiledRule::slot); rules beyond its end are not counted.
     pub rules: Mem<'m, RuleCounters>,
     /// Counters by [`BackendId::slot`]; backends beyond its end are not counted.
     pub backends: Mem<'m, BackendCounters>,
@@ -90,6 +90,13 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
             pipeline,
             lanes: [Lane::EMPTY; BURST],
         }
+    }
+
+    /// The same mux with other options.
+    #[must_use]
+    pub fn with_options(mut self, options: MuxOptions) -> Self {
+        self.pipeline.answers = Limiter::new(options.answers_per_second, options.answers_at_once);
+        self
     }
 
     /// Gives each of `frames` its verdict, rewritten in place where it is to be sent.

@@ -414,7 +414,7 @@ fn nobody_is_answered_who_must_not_be() {
         send_one(&mut mux, later).verdict,
         dropped(DropReason::FragmentWithoutFirst)
     );
-    let error = expire(icmp_error(tcp_to(VIP, 80, CLIENT, 1, "A", b"")));
+    let error = expire(icmp_error(&tcp_to(VIP, 80, CLIENT, 1, "A", b"")));
     assert_eq!(
         send_one(&mut mux, error).verdict,
         dropped(DropReason::HopLimit)
@@ -496,7 +496,7 @@ fn an_echo_request_is_answered_ignored_or_forwarded() {
 }
 
 /// An ICMP "unreachable" from a router to the VIP, about this packet from the VIP.
-fn icmp_error(about: Vec<u8>) -> Vec<u8> {
+fn icmp_error(about: &[u8]) -> Vec<u8> {
     let mut packet = Vec::new();
     PacketBuilder::ethernet2(CLIENT_MAC, MUX_MAC)
         .ipv4([203, 0, 113, 1], VIP, 60)
@@ -531,7 +531,7 @@ fn an_icmp_error_follows_the_flow_that_it_quotes() {
     let setup = Setup::new(20);
     for port in 1000..1050 {
         let flow = backend_of(&send_one(&mut pinned(&setup), tcp(CLIENT, port, "S")));
-        let error = icmp_error(tcp_to(VIP, 80, CLIENT, port, "A", b"data"));
+        let error = icmp_error(&tcp_to(VIP, 80, CLIENT, port, "A", b"data"));
         let flow6 = backend_of(&send_one(&mut pinned(&setup), tcp6(port, "S")));
         let error6 = icmp6_error(&tcp6_from_vip(port));
         for mut mux in [pinned(&setup), stateless(&setup)] {
@@ -553,24 +553,24 @@ fn an_icmp_error_follows_a_flow_that_is_pinned_elsewhere() {
     setup.set_state(before, slb_core::service::BackendState::Draining);
     let snapshot = setup.after(Some(mux.snapshot()));
     mux.install(snapshot.into());
-    let error = icmp_error(tcp_to(VIP, 80, CLIENT, 1000, "A", b""));
+    let error = icmp_error(&tcp_to(VIP, 80, CLIENT, 1000, "A", b""));
     assert_eq!(backend_of(&send_one(&mut mux, error)), before);
 }
 
 #[test]
 fn an_icmp_error_about_nothing_of_ours_is_dropped() {
     let mut mux = pinned(&Setup::new(3));
-    let about_somebody_else = icmp_error(tcp_to([9, 9, 9, 9], 80, CLIENT, 1, "A", b""));
-    let about_no_rule = icmp_error(tcp_to(VIP, 81, CLIENT, 1, "A", b""));
+    let about_somebody_else = icmp_error(&tcp_to([9, 9, 9, 9], 80, CLIENT, 1, "A", b""));
+    let about_no_rule = icmp_error(&tcp_to(VIP, 81, CLIENT, 1, "A", b""));
     let mut about_a_later_fragment = tcp_to(VIP, 80, CLIENT, 1, "A", b"");
     about_a_later_fragment[21] = 9;
-    let mut cut_short = icmp_error(tcp_to(VIP, 80, CLIENT, 1, "A", b""));
+    let mut cut_short = icmp_error(&tcp_to(VIP, 80, CLIENT, 1, "A", b""));
     cut_short.truncate(14 + 20 + 8 + 10);
     cut_short[17] = 38;
     for packet in [
         about_somebody_else,
         about_no_rule,
-        icmp_error(about_a_later_fragment),
+        icmp_error(&about_a_later_fragment),
         cut_short,
     ] {
         assert_eq!(
@@ -776,7 +776,7 @@ fn rules_and_backends_count_what_they_got() {
     );
     let ids: Vec<_> = mux.snapshot().backends()[..4]
         .iter()
-        .map(|b| b.id())
+        .map(slb_core::service::CompiledBackend::id)
         .collect();
     for (number, id) in (1..).zip(ids) {
         let expected = found.iter().filter(|&&b| b == number).count() as u64;

@@ -123,7 +123,7 @@ impl<'m, W: Write> Capture<'m, W> {
     /// The buffer that a frame lies in.
     fn buffer(&self, frame: &Frame<'m>) -> Option<usize> {
         let offset = frame.buffer_address().checked_sub(self.base)?;
-        (offset % STRIDE == 0 && offset / STRIDE < self.timestamps.len()).then(|| offset / STRIDE)
+        (offset % STRIDE == 0 && offset / STRIDE < self.timestamps.len()).then_some(offset / STRIDE)
     }
 
     fn send(&mut self, timestamp: Instant, frame: &Frame<'m>) -> io::Result<bool> {

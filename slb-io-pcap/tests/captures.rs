@@ -18,7 +18,10 @@ fn shared(name: &str) -> Option<PathBuf> {
     None
 }
 
-fn read_all(bytes: Vec<u8>) -> (Vec<(Instant, Vec<u8>)>, Option<ReadError>, u64) {
+type Packets = Vec<(Instant, Vec<u8>)>;
+
+/// Packets, the error that ended them, and how many were left out.
+fn read_all(bytes: Vec<u8>) -> (Packets, Option<ReadError>, u64) {
     let mut left_out = 0;
     let mut packets = Vec::new();
     let mut reader = match Reader::new(Cursor::new(bytes)) {
@@ -29,7 +32,7 @@ fn read_all(bytes: Vec<u8>) -> (Vec<(Instant, Vec<u8>)>, Option<ReadError>, u64)
     loop {
         match reader.next(&mut buffer, None) {
             Ok(Next::Packet { timestamp, len }) => {
-                packets.push((timestamp, buffer[..len].to_vec()))
+                packets.push((timestamp, buffer[..len].to_vec()));
             }
             Ok(Next::End) => return (packets, None, left_out),
             Ok(_) => left_out += 1,

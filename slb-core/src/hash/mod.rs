@@ -85,6 +85,10 @@ pub(crate) const fn ports_and_protocol(ports: u32, protocol: u8) -> u64 {
 
 /// The hasher of a configuration.
 #[derive(Clone)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one in a snapshot, and no box in core"
+)]
 pub enum Hasher {
     /// XXH3-64 with a seed.
     Xxh3(Xxh3),

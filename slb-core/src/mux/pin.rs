@@ -13,7 +13,7 @@ use crate::flow::table::{Found, Inserted, Probe};
 use crate::flow::{Addresses, FlowKey, FlowState, FlowTable, Table, Ticks};
 use crate::observe::{FlowStep, Observe, Step};
 use crate::packet::{Family, Packet};
-use crate::service::{BackendId, NO_BACKEND, Snapshot};
+use crate::service::{BackendId, CompiledBackend, NO_BACKEND, Snapshot};
 use crate::stats::{BackendCounters, RuleCounters};
 use crate::wire::protocol;
 use crate::wire::tcp::Flags;
@@ -155,7 +155,7 @@ fn pinned<A: Addresses>(
         !packet.opens()
             || snapshot
                 .backend(index)
-                .is_some_and(|backend| backend.is_eligible())
+                .is_some_and(CompiledBackend::is_eligible)
     });
     let index = match stays {
         Some(index) => {

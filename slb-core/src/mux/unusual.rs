@@ -36,10 +36,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if packet.shape.part != Part::Whole && packet.has_ports() {
             return self.classify_fragment(lane, by_address, seen);
         }
-        if packet.is_icmp() && packet.shape.part != Part::Later {
-            if let Some(frame) = frames.get_mut(usize::from(lane.frame)) {
-                return self.classify_icmp(frame, lane, by_address, seen);
-            }
+        if packet.is_icmp()
+            && packet.shape.part != Part::Later
+            && let Some(frame) = frames.get_mut(usize::from(lane.frame))
+        {
+            return self.classify_icmp(frame, lane, by_address, seen);
         }
         Ok(by_address)
     }
@@ -57,10 +58,10 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             if let Some(fragments) = &mut self.tables.fragments {
                 match packet.shape.family {
                     Family::Ipv4 => {
-                        remember(&mut fragments.ipv4, &ipv4_fragment(packet), packet.ports)
+                        remember(&mut fragments.ipv4, &ipv4_fragment(packet), packet.ports);
                     }
                     Family::Ipv6 => {
-                        remember(&mut fragments.ipv6, &ipv6_fragment(packet), packet.ports)
+                        remember(&mut fragments.ipv6, &ipv6_fragment(packet), packet.ports);
                     }
                 }
             }

@@ -1,0 +1,156 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A layer-4 load balancer: replays captures, explains packets, checks configurations.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Exit status: 0; 1 where it failed; 2 for bad usage or a bad configuration."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Send a capture through a balancer, and write what it would send.
+    ///
+    /// The capture's clock is the balancer's, so the same capture gives the same result whenever
+    /// and however fast it is replayed. No root, no network.
+    Replay(ReplayOptions),
+    /// Show one packet's whole way: what was read, which rule took it, its hash, slot and
+    /// backend, and the outer header; or why not.
+    ///
+    /// The packet is one of a capture (those before it are processed first, so that flows are as
+    /// they would be), or made from a tuple: slb explain --config web.toml tcp 1.2.3.4:50000
+    /// 20.20.20.100:80
+    Explain(ExplainOptions),
+    /// Check a configuration: prints every fault with its line, or what it comes to.
+    Check(CheckOptions),
+    /// Make a capture to try things with: TCP sessions and UDP exchanges from many clients.
+    ///
+    /// The same options give the same bytes.
+    Generate(GenerateOptions),
+    /// Measure the mux alone, in memory, on one core.
+    Bench(BenchOptions),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// What the balancer is, for every command that runs one.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BalancerOptions {
+    /// The configuration (TOML).
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// Pin no flows: Maglev alone chooses, as with `flows = 0` in the configuration.
+    #[arg(long)]
+    pub(crate) stateless: bool,
+    /// Take this backend as unhealthy: its name, or POOL/NAME. Can be given several times.
+    #[arg(long, value_name = "BACKEND")]
+    pub(crate) down: Vec<String>,
+    /// Drain this backend: its name, or POOL/NAME. Can be given several times.
+    #[arg(long, value_name = "BACKEND")]
+    pub(crate) drain: Vec<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ReplayOptions {
+    #[command(flatten)]
+    pub(crate) balancer: BalancerOptions,
+    /// The capture to read: pcap or pcapng; Ethernet, raw IP or Linux cooked.
+    #[arg(long = "in", value_name = "FILE")]
+    pub(crate) input: PathBuf,
+    /// Where to write what the balancer sends: pcapng if it ends so, else pcap.
+    #[arg(long = "out", value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Where to write what the balancer passes on untouched.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) passed: Option<PathBuf>,
+    /// How to print the report.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) report: Format,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ExplainOptions {
+    #[command(flatten)]
+    pub(crate) balancer: BalancerOptions,
+    /// A capture that the packet is in.
+    #[arg(
+        long = "in",
+        value_name = "FILE",
+        requires = "packet",
+        conflicts_with = "tuple"
+    )]
+    pub(crate) input: Option<PathBuf>,
+    /// Which packet of the capture, counted from 1.
+    #[arg(long, value_name = "N", requires = "input")]
+    pub(crate) packet: Option<u64>,
+    /// Or a tuple: PROTOCOL SOURCE DESTINATION, such as tcp 1.2.3.4:50000 20.20.20.100:80 (a SYN),
+    /// udp 1.2.3.4:9 20.20.20.100:53, or icmp 1.2.3.4 20.20.20.100 (an echo request).
+    #[arg(value_name = "TUPLE", num_args = 3, required_unless_present = "input")]
+    pub(crate) tuple: Vec<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CheckOptions {
+    /// The configuration (TOML).
+    #[arg(value_name = "FILE")]
+    pub(crate) config: PathBuf,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct GenerateOptions {
+    /// Where to write the capture: pcapng if it ends so, else pcap.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Where TCP sessions go, over IPv4 or IPv6. Can be given several times.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "20.20.20.100:80")]
+    pub(crate) tcp: Vec<SocketAddr>,
+    /// Where UDP exchanges go. Can be given several times.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) udp: Vec<SocketAddr>,
+    /// TCP sessions and UDP exchanges for each address given.
+    #[arg(long, default_value_t = 100)]
+    pub(crate) sessions: u32,
+    /// How many clients they come from.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub(crate) clients: u32,
+    /// Data segments or datagrams of each session.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) packets: u32,
+    /// Bytes of data in each.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(0..=1400))]
+    pub(crate) size: u16,
+    /// Write the servers' side too, as it comes from the VIP.
+    #[arg(long)]
+    pub(crate) replies: bool,
+    /// Another seed gives other ports, times and data.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BenchOptions {
+    /// Less time for each line.
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// How to print the table.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) report: Format,
+    /// Only lines whose name contains this.
+    #[arg(value_name = "NAME")]
+    pub(crate) filter: Option<String>,
+}

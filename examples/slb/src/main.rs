@@ -1,0 +1,68 @@
+//! `slb`: a layer-4 load balancer on the command line.
+//!
+//! Exit status: 0, 1 (it failed), 2 (bad usage or configuration).
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod check;
+mod cli;
+mod explain;
+mod generate;
+mod replay;
+mod report;
+
+use std::fmt;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Replay(options) => replay::run(&options),
+        Command::Explain(options) => explain::run(&options),
+        Command::Check(options) => check::run(&options),
+        Command::Generate(options) => generate::run(&options),
+        Command::Bench(options) => bench::run(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+/// Why the program ends with another status than 0.
+#[derive(Debug)]
+struct Failure {
+    status: u8,
+    message: String,
+}
+
+impl Failure {
+    /// What was asked for cannot be done: status 1.
+    fn failed(message: impl fmt::Display) -> Self {
+        Self {
+            status: 1,
+            message: format!("slb: {message}"),
+        }
+    }
+
+    /// What was asked for makes no sense: status 2.
+    fn usage(message: impl fmt::Display) -> Self {
+        Self {
+            status: 2,
+            message: format!("slb: {message}"),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}

@@ -1,0 +1,104 @@
+//! `slb replay`: a capture in, what the balancer would send out.
+
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use slb_control::Config;
+use slb_core::service::Snapshot;
+use slb_core::{BURST, Burst, Mux, PacketIo};
+use slb_io_pcap::{Capture, Format as FileFormat, Reader, Writer, memory_for};
+
+use crate::Failure;
+use crate::check::load_balancer;
+use crate::cli::{Format, ReplayOptions};
+use crate::report::Report;
+
+/// The flow table's key: a replay gives the same result each time, so it is no secret.
+const KEY: [u64; 2] = [0x736c_6220_7265_706c, 0x6179_2066_6c6f_7773];
+
+pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
+    let config = load_balancer(&options.balancer)?;
+    let mut mux = mux(&config)?;
+    let (reader, size) = open(&options.input)?;
+    let mut memory = vec![0; memory_for(2 * BURST)];
+    let mut capture = Capture::new(reader, &mut memory);
+    if let Some(path) = &options.output {
+        capture = capture.write_sent(create(path)?);
+    }
+    if let Some(path) = &options.passed {
+        capture = capture.write_passed(create(path)?);
+    }
+
+    let progress = progress(size);
+    let start = Instant::now();
+    let mut burst = Burst::new();
+    let mut damage = None;
+    while !capture.is_at_end() {
+        if let Err(error) = capture.receive(&mut burst) {
+            damage = Some(error);
+        }
+        mux.process(capture.now(), &mut burst);
+        capture.transmit(&mut burst).map_err(Failure::failed)?;
+        progress.set_position(capture.offset());
+    }
+    let elapsed = start.elapsed();
+    progress.finish_and_clear();
+    let capture = capture.finish().map_err(Failure::failed)?;
+
+    let report = Report::new(&config, &mux, &capture, elapsed);
+    match options.report {
+        Format::Text => print!("{}", report.text()),
+        Format::Json => println!("{:#}", report.json()),
+    }
+    match damage {
+        None => Ok(()),
+        Some(error) => Err(Failure::failed(format!(
+            "{}: {error}",
+            options.input.display()
+        ))),
+    }
+}
+
+/// The mux of a configuration.
+pub(crate) fn mux(config: &Config) -> Result<Mux<'static, Arc<Snapshot<'static>>>, Failure> {
+    let snapshot = config.snapshot(None).map_err(Failure::usage)?;
+    let mux = match config.node.flows {
+        0 => Mux::stateless(snapshot, KEY),
+        flows => Mux::with_capacity(snapshot, flows, KEY),
+    };
+    Ok(mux.with_options(config.mux_options()))
+}
+
+/// Opens a capture; returns its size too.
+pub(crate) fn open(path: &Path) -> Result<(Reader, u64), Failure> {
+    let failed =
+        |error: &dyn std::fmt::Display| Failure::failed(format!("{}: {error}", path.display()));
+    let file = File::open(path).map_err(|error| failed(&error))?;
+    let size = file.metadata().map_or(0, |metadata| metadata.len());
+    let reader = Reader::new(file).map_err(|error| failed(&error))?;
+    Ok((reader, size))
+}
+
+fn create(path: &Path) -> Result<Writer<BufWriter<File>>, Failure> {
+    File::create(path)
+        .and_then(|file| Writer::new(BufWriter::new(file), FileFormat::of(path)))
+        .map_err(|error| Failure::failed(format!("{}: {error}", path.display())))
+}
+
+/// A bar on a terminal, for work that takes longer than a moment.
+fn progress(size: u64) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(Some(size), ProgressDrawTarget::stderr_with_hz(5));
+    let template = "{bar:40} {bytes}/{total_bytes} ({bytes_per_sec}, {eta} left)";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}

@@ -1,0 +1,385 @@
+//! Real captures through the mux, their servers made VIPs, read by tshark and decapsulated by
+//! Linux's own VXLAN device.
+//!
+//! The captures are other projects' and not part of this one: where they are missing, or a tool
+//! or the rights, the tests say so and are skipped. With `SLB_REQUIRE_ALL` set they fail instead.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufWriter, Write as _};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant as Clock};
+
+use slb_control::Config;
+use slb_core::packet::{Packet, Parsed};
+use slb_core::{Frame, HEADROOM, Instant, Mux, Verdict};
+use slb_io_pcap::{FRAME_LEN, Format, Next, Reader, Writer};
+
+/// Says why a test is skipped, or fails where nothing may be.
+macro_rules! skip {
+    ($($why:tt)*) => {{
+        assert!(std::env::var_os("SLB_REQUIRE_ALL").is_none(), $($why)*);
+        eprintln!("SKIPPED: {}", format!($($why)*));
+        return;
+    }};
+}
+
+fn captures() -> Option<Vec<PathBuf>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/captures");
+    let mut paths: Vec<PathBuf> = fs::read_dir(folder)
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|e| e == "pcap" || e == "pcapng")
+        })
+        .collect();
+    paths.sort();
+    (!paths.is_empty()).then_some(paths)
+}
+
+fn has(tool: &str) -> bool {
+    Command::new(tool).arg("--version").output().is_ok()
+}
+
+fn read(path: &Path) -> Vec<(Instant, Vec<u8>)> {
+    let mut reader = Reader::new(fs::File::open(path).unwrap()).unwrap();
+    let mut buffer = vec![0; FRAME_LEN];
+    let mut packets = Vec::new();
+    loop {
+        match reader.next(&mut buffer, None) {
+            Ok(Next::Packet { timestamp, len }) => {
+                packets.push((timestamp, buffer[..len].to_vec()));
+            }
+            Ok(Next::End) | Err(_) => return packets,
+            Ok(_) => {}
+        }
+    }
+}
+
+/// A configuration that makes every destination of the capture a VIP: TCP and UDP and all else.
+fn configuration(packets: &[(Instant, Vec<u8>)], host: &str, next_hop: &str, mtu: u32) -> Config {
+    let mut vips: BTreeMap<IpAddr, ()> = BTreeMap::new();
+    for (_, packet) in packets {
+        if let Parsed::Ip(packet) = Packet::parse(packet) {
+            let destination = packet.tuple().destination;
+            if !destination.is_multicast() && !destination.is_unspecified() {
+                vips.insert(destination, ());
+            }
+        }
+    }
+    let mut text = format!(
+        "[node]\nrole = \"mux\"\nunderlay = [\"172.16.0.11\", \"fd00:16::11\"]\nmtu = {mtu}\n\
+         next_hop = \"{next_hop}\"\n"
+    );
+    for (pool, network) in [("four", "10.10.1."), ("six", "fd00:10::")] {
+        text += &format!("[[pool]]\nname = \"{pool}\"\nvni = 5001\nbackends = [\n");
+        for i in 1..=3 {
+            text += &format!(
+                "{{ name = \"vm{i}\", address = \"{network}{i}\", host = \"{host}\" }},\n"
+            );
+        }
+        text += "]\n";
+    }
+    for (i, vip) in vips.keys().enumerate() {
+        let pool = if vip.is_ipv4() { "four" } else { "six" };
+        text += &format!(
+            "[[frontend]]\nname = \"f{i}\"\naddress = \"{vip}\"\nicmp_echo = \"forward\"\n\
+             [[rule]]\nname = \"r{i}\"\nfrontend = \"f{i}\"\npool = \"{pool}\"\nprotocol = \"all\"\n"
+        );
+    }
+    Config::parse("captures.toml", &text).unwrap()
+}
+
+struct Processed {
+    /// What came in, what went out.
+    forwarded: Vec<(Instant, Vec<u8>, Vec<u8>)>,
+    dropped: u64,
+}
+
+fn process(config: &Config, packets: &[(Instant, Vec<u8>)]) -> Processed {
+    let mut mux = Mux::with_capacity(config.snapshot(None).unwrap(), 10_000, [1, 2]);
+    let mut forwarded = Vec::new();
+    for (timestamp, packet) in packets {
+        let mut buffer = vec![0; HEADROOM];
+        buffer.extend(packet);
+        let mut frames = [Frame::new(&mut buffer, HEADROOM, packet.len()).unwrap()];
+        mux.process(*timestamp, &mut frames);
+        if let Verdict::Forward(_) = frames[0].verdict() {
+            forwarded.push((*timestamp, packet.clone(), frames[0].bytes().to_vec()));
+        }
+    }
+    let stats = mux.stats();
+    assert_eq!(stats.received, stats.accounted());
+    assert_eq!(stats.received.packets, packets.len() as u64);
+    let _: Option<Arc<()>> = None;
+    Processed {
+        forwarded,
+        dropped: stats.dropped_total().packets,
+    }
+}
+
+/// The IP packet of a frame, its TTL and IPv4 header checksum set to zero.
+fn without_ttl(frame: &[u8]) -> Vec<u8> {
+    let link = slb_core::wire::ethernet::Ethernet::parse(frame).unwrap();
+    let mut ip = link.payload().to_vec();
+    if ip[0] >> 4 == 4 {
+        ip.truncate(u16::from_be_bytes([ip[2], ip[3]]).into());
+        (ip[8], ip[10], ip[11]) = (0, 0, 0);
+    } else {
+        ip.truncate(40 + usize::from(u16::from_be_bytes([ip[4], ip[5]])));
+        ip[7] = 0;
+    }
+    ip
+}
+
+/// An IPv4 header's checksum error: zero where it is right.
+fn checksum_error(frame: &[u8]) -> Option<u16> {
+    let link = slb_core::wire::ethernet::Ethernet::parse(frame).ok()?;
+    let ip = link.payload();
+    let len = usize::from(ip.first()? & 15) * 4;
+    (ip.first()? >> 4 == 4).then(|| slb_core::wire::checksum::checksum(&ip[..len]))
+}
+
+#[test]
+fn tshark_finds_every_forwarded_packet_well_formed_and_unchanged_inside() {
+    let Some(captures) = captures() else {
+        skip!("the shared captures are not there")
+    };
+    if !has("tshark") {
+        skip!("tshark is not installed");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (mut total, mut files) = (0, 0);
+    for (host, outer) in [("172.16.0.101", "ip"), ("fd00:16::101", "ipv6")] {
+        let out = directory.path().join(format!("{outer}.pcap"));
+        let mut writer = Writer::new(
+            BufWriter::new(fs::File::create(&out).unwrap()),
+            Format::Pcap,
+        )
+        .unwrap();
+        let mut expected = 0;
+        for path in &captures {
+            let packets = read(path);
+            let config = configuration(&packets, host, "02:00:00:00:00:02", 9000);
+            let processed = process(&config, &packets);
+            files += usize::from(!processed.forwarded.is_empty());
+            for (timestamp, before, after) in processed.forwarded {
+                let inner = &after[if outer == "ip" { 50 } else { 70 }..];
+                assert_eq!(
+                    without_ttl(inner),
+                    without_ttl(&before),
+                    "{}",
+                    path.display()
+                );
+                // A right checksum is right after the TTL's change, a wrong one as wrong.
+                assert_eq!(
+                    checksum_error(inner),
+                    checksum_error(&before),
+                    "{}",
+                    path.display()
+                );
+                writer.write(timestamp, &after).unwrap();
+                expected += 1;
+            }
+            let _ = processed.dropped;
+        }
+        writer.finish().unwrap();
+        // Every frame: the first (outer) checksum is right, VXLAN with our VNI, UDP as it should.
+        let fields = [
+            "ip.checksum.status",
+            "udp.checksum.status",
+            "vxlan.vni",
+            "vxlan.flags",
+        ];
+        let mut tshark = Command::new("tshark");
+        tshark.args([
+            "-r",
+            out.to_str().unwrap(),
+            "-T",
+            "fields",
+            "-E",
+            "occurrence=f",
+        ]);
+        tshark.args([
+            "-o",
+            "ip.check_checksum:TRUE",
+            "-o",
+            "udp.check_checksum:TRUE",
+        ]);
+        for field in fields {
+            tshark.args(["-e", field]);
+        }
+        let output = tshark.output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let mut lines = 0;
+        for line in text.lines() {
+            let found: Vec<&str> = line.split('\t').collect();
+            assert_eq!(
+                found[2..4],
+                ["5001", "0x0800"],
+                "{outer}: frame {}: {line}",
+                lines + 1
+            );
+            match outer {
+                "ip" => assert_eq!(found[0], "1", "frame {}: {line}", lines + 1),
+                _ => assert_eq!(found[1], "1", "frame {}: {line}", lines + 1),
+            }
+            lines += 1;
+        }
+        assert_eq!(lines, expected);
+        total += expected;
+    }
+    println!("{total} packets of {files} replays, all well-formed");
+    assert!(total > 100_000, "{total} packets");
+}
+
+/// A network namespace of this test's own, gone with it.
+struct Namespace {
+    name: String,
+    link: String,
+}
+
+impl Namespace {
+    fn new(tag: &str) -> Option<Self> {
+        let id = std::process::id() % 100_000;
+        let namespace = Self {
+            name: format!("slbt-{tag}-{id}"),
+            link: format!("st{tag}{id}"),
+        };
+        sh(&format!("ip netns add {}", namespace.name)).then_some(namespace)
+    }
+
+    fn run(&self, command: &str) {
+        assert!(
+            sh(&format!("ip netns exec {} {command}", self.name)),
+            "{command}"
+        );
+    }
+
+    fn spawn(&self, command: &str) -> Child {
+        let mut words = vec!["netns", "exec", &self.name];
+        words.extend(command.split_whitespace());
+        Command::new("ip")
+            .args(words)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        sh(&format!("ip netns del {}", self.name));
+        sh(&format!("ip link del {}", self.link));
+    }
+}
+
+fn sh(command: &str) -> bool {
+    let output = Command::new("sh").args(["-c", command]).output().unwrap();
+    output.status.success()
+}
+
+fn is_root() -> bool {
+    let output = Command::new("id").arg("-u").output();
+    output.is_ok_and(|output| output.stdout == b"0\n")
+}
+
+/// The kernel's VXLAN device takes what the mux sends, over both underlays, and what comes out of
+/// it is the packet that went in.
+#[test]
+fn linux_s_own_vxlan_device_decapsulates_it() {
+    let Some(captures) = captures() else {
+        skip!("the shared captures are not there")
+    };
+    if !is_root() {
+        skip!("root is needed for network namespaces");
+    }
+    for tool in ["tcpdump", "tcpreplay"] {
+        if !has(tool) {
+            skip!("{tool} is not installed");
+        }
+    }
+    let directory = tempfile::tempdir().unwrap();
+    for (tag, host, mux) in [
+        ("4", "172.16.0.101", "172.16.0.11"),
+        ("6", "fd00:16::101", "fd00:16::11"),
+    ] {
+        let Some(namespace) = Namespace::new(tag) else {
+            skip!("a network namespace cannot be made here")
+        };
+        let link = &namespace.link;
+        let mac = "02:00:00:00:00:65";
+        assert!(sh(&format!(
+            "ip link add {link} type veth peer name eth0 netns {} && ip link set {link} mtu 9000 up \
+             && sysctl -qw net.ipv6.conf.{link}.disable_ipv6=1",
+            namespace.name
+        )));
+        namespace.run(&format!("ip link set eth0 address {mac} mtu 9000 up"));
+        let bits = if tag == "4" { 24 } else { 64 };
+        namespace.run(&format!("ip address add {host}/{bits} dev eth0 nodad"));
+        namespace.run(&format!(
+            "ip link add vx0 mtu 8900 type vxlan id 5001 local {host} remote {mux} dstport 4789 dev eth0"
+        ));
+        namespace.run("sysctl -qw net.ipv6.conf.vx0.disable_ipv6=1");
+        namespace.run("ip link set vx0 up");
+
+        let mut expected = Vec::new();
+        let out = directory.path().join(format!("out{tag}.pcap"));
+        let mut writer = Writer::new(
+            BufWriter::new(fs::File::create(&out).unwrap()),
+            Format::Pcap,
+        )
+        .unwrap();
+        for path in &captures {
+            let packets = read(path);
+            let config = configuration(&packets, host, mac, 8900);
+            // A few of each: a veth's queue is short, and the kinds are what matters.
+            for (timestamp, before, after) in
+                process(&config, &packets).forwarded.into_iter().take(60)
+            {
+                writer.write(timestamp, &after).unwrap();
+                expected.push(without_ttl(&before));
+            }
+        }
+        writer.finish().unwrap();
+
+        let seen = directory.path().join(format!("seen{tag}.pcap"));
+        let mut tcpdump = namespace.spawn(&format!(
+            "tcpdump -i vx0 -Q in -U -B 65536 -w {}",
+            seen.display()
+        ));
+        let deadline = Clock::now() + Duration::from_secs(10);
+        while fs::metadata(&seen).map_or(0, |m| m.len()) < 24 && Clock::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let replay = format!(
+            "tcpreplay -i {link} --pps 4000 {} >/dev/null 2>&1",
+            out.display()
+        );
+        assert!(sh(&replay), "tcpreplay failed");
+        let deadline = Clock::now() + Duration::from_secs(5);
+        let mut decapsulated = read(&seen);
+        while decapsulated.len() < expected.len() && Clock::now() < deadline {
+            std::thread::sleep(Duration::from_millis(100));
+            decapsulated = read(&seen);
+        }
+        tcpdump.kill().ok();
+        tcpdump.wait().ok();
+        let got: Vec<Vec<u8>> = decapsulated
+            .iter()
+            .map(|(_, packet)| without_ttl(packet))
+            .collect();
+        assert_eq!(got.len(), expected.len(), "over {mux}");
+        assert!(got == expected, "what comes out is not what went in");
+        assert!(expected.len() > 700, "{} packets", expected.len());
+        std::io::stdout().flush().ok();
+        println!(
+            "{} packets decapsulated by the kernel, over {host}",
+            got.len()
+        );
+    }
+}

@@ -1,0 +1,293 @@
+//! The mux, given anything: each frame gets one verdict, the counters add up, nothing is written
+//! outside a frame's buffer, and what is forwarded is well-formed VXLAN.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bolero::TypeGenerator;
+use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use slb_core::service::{
+    Backend, BackendState, Echo, Frontend, Pool, Protocol, Rule, Snapshot, Spec, Underlay,
+};
+use slb_core::wire::vxlan::Vni;
+use slb_core::{Frame, HEADROOM, Instant, Mux, Verdict};
+
+const VIP: [u8; 4] = [20, 20, 20, 100];
+const VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x20, 0, 0, 0, 0, 0x100);
+const GUARD: u8 = 0xa5;
+
+/// VIPs of both families with HA ports and source-ip distribution on one, ports on the other.
+fn snapshots() -> &'static [Arc<Snapshot<'static>>; 2] {
+    static SNAPSHOTS: OnceLock<[Arc<Snapshot<'static>>; 2]> = OnceLock::new();
+    SNAPSHOTS.get_or_init(|| {
+        let first = snapshot(BackendState::Healthy, None);
+        let second = snapshot(BackendState::Unhealthy, Some(&first));
+        [Arc::new(first), Arc::new(second)]
+    })
+}
+
+fn snapshot(third: BackendState, previous: Option<&Snapshot<'_>>) -> Snapshot<'static> {
+    let backend = |name, number: u8, ipv6: bool, state| Backend {
+        name,
+        address: if ipv6 {
+            Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number.into()).into()
+        } else {
+            Ipv4Addr::new(10, 10, 1, number).into()
+        },
+        host: if number == 2 {
+            Ipv6Addr::new(0xfd00, 0x16, 0, 0, 0, 0, 0, 2).into()
+        } else {
+            Ipv4Addr::new(172, 16, 0, number).into()
+        },
+        mac: None,
+        next_hop: None,
+        weight: number.into(),
+        state,
+    };
+    let all = |ipv6| {
+        [
+            backend("a", 1, ipv6, BackendState::Healthy),
+            backend("b", 2, ipv6, BackendState::Healthy),
+            backend("c", 3, ipv6, third),
+        ]
+    };
+    let (ipv4, ipv6) = (all(false), all(true));
+    let pool = |name, backends| Pool {
+        name,
+        vni: Vni::new(7).unwrap(),
+        table_size: 251,
+        backends,
+    };
+    let rule = |name, frontend, protocol, frontend_port, distribution| Rule {
+        name,
+        frontend,
+        pool: frontend,
+        protocol,
+        frontend_port,
+        backend_port: frontend_port,
+        distribution,
+        idle_timeout: Duration::from_secs(240),
+    };
+    let spec = Spec {
+        hasher: Default::default(),
+        maglev_seed: 1,
+        underlay: Underlay {
+            ipv4: Some(Ipv4Addr::new(172, 16, 0, 11)),
+            ipv6: Some(Ipv6Addr::new(0xfd00, 0x16, 0, 0, 0, 0, 0, 0x11)),
+            ..Underlay::default()
+        },
+        frontends: &[
+            Frontend {
+                name: "v4",
+                address: VIP.into(),
+                echo: Echo::Answer,
+            },
+            Frontend {
+                name: "v6",
+                address: VIP6.into(),
+                echo: Echo::Forward,
+            },
+        ],
+        rules: &[
+            rule("tcp", 0, Protocol::Tcp, 80, Default::default()),
+            rule(
+                "udp",
+                0,
+                Protocol::Udp,
+                53,
+                slb_core::hash::Distribution::SourceIpProtocol,
+            ),
+            rule(
+                "all",
+                1,
+                Protocol::All,
+                0,
+                slb_core::hash::Distribution::SourceIp,
+            ),
+        ],
+        pools: &[pool("v4", &ipv4), pool("v6", &ipv6)],
+    };
+    Snapshot::boxed(&spec, previous).unwrap()
+}
+
+/// Processes one burst of frames, each with its headroom, and checks all that always holds.
+fn process(mux: &mut Mux<'_, Arc<Snapshot<'static>>>, now: Instant, packets: &[(Vec<u8>, usize)]) {
+    let mut memory: Vec<Vec<u8>> = packets
+        .iter()
+        .map(|(packet, headroom)| {
+            let mut buffer = vec![GUARD; *headroom];
+            buffer.extend(packet);
+            buffer.extend([GUARD; 16]);
+            buffer
+        })
+        .collect();
+    let mut frames: Vec<Frame<'_>> = memory
+        .iter_mut()
+        .zip(packets)
+        .map(|(buffer, (packet, headroom))| Frame::new(buffer, *headroom, packet.len()).unwrap())
+        .collect();
+    mux.process(now, &mut frames);
+    for (frame, (packet, _)) in frames.iter().zip(packets) {
+        match frame.verdict() {
+            Verdict::Pass => assert_eq!(frame.bytes(), packet),
+            Verdict::Drop(_) => {}
+            Verdict::Reply => {
+                let reply = SlicedPacket::from_ethernet(frame.bytes()).unwrap();
+                assert!(reply.net.is_some());
+            }
+            Verdict::Forward(_) => forwarded(frame.bytes()),
+        }
+    }
+    drop(frames);
+    for (buffer, (packet, headroom)) in memory.iter().zip(packets) {
+        assert!(
+            buffer[headroom + packet.len()..]
+                .iter()
+                .all(|&byte| byte == GUARD)
+        );
+    }
+    let stats = mux.stats();
+    assert_eq!(stats.received, stats.accounted());
+}
+
+fn forwarded(frame: &[u8]) {
+    let outer = SlicedPacket::from_ethernet(frame).unwrap();
+    match outer.net.unwrap() {
+        NetSlice::Ipv4(ip) => {
+            let header = ip.header().to_header();
+            assert_eq!(header.calc_header_checksum(), header.header_checksum);
+        }
+        NetSlice::Ipv6(_) => {}
+        NetSlice::Arp(_) => panic!("ARP is no tunnel"),
+    }
+    let Some(TransportSlice::Udp(udp)) = outer.transport else {
+        panic!("no UDP")
+    };
+    assert_eq!(udp.destination_port(), 4789);
+    assert_eq!(udp.payload()[..4], [8, 0, 0, 0]);
+}
+
+#[test]
+fn mux_takes_arbitrary_frames() {
+    bolero::check!()
+        .with_type::<Vec<(Vec<u8>, u8)>>()
+        .for_each(|frames| {
+            let snapshot = snapshots()[0].clone();
+            let mut mux = Mux::with_capacity(snapshot, 64, [1, 2]);
+            let packets: Vec<_> = frames
+                .iter()
+                .map(|(bytes, headroom)| (bytes.clone(), usize::from(*headroom)))
+                .collect();
+            process(&mut mux, Instant::from_secs(1), &packets);
+        });
+}
+
+/// A packet that is nearly right.
+#[derive(Clone, Debug, TypeGenerator)]
+struct Nearly {
+    kind: u8,
+    client: u8,
+    ports: (u8, u8),
+    flags: u8,
+    data: Vec<u8>,
+    changes: Vec<(u8, u8)>,
+    cut: u8,
+    tags: u8,
+    headroom: u8,
+}
+
+impl Nearly {
+    fn packet(&self) -> Vec<u8> {
+        let link = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 3], [2, 0, 0, 0, 0, 1]);
+        let ip = match self.kind & 1 {
+            0 => link.ipv4([10, 0, 0, self.client], VIP, 64),
+            _ => link.ipv6([self.client; 16], VIP6.octets(), 64),
+        };
+        let port = [80, 53, 81][usize::from(self.ports.1) % 3];
+        let mut packet = Vec::new();
+        let data = &self.data;
+        match self.kind >> 1 & 3 {
+            0 => ip
+                .tcp(self.ports.0.into(), port, 1, 1)
+                .write(&mut packet, data),
+            1 => ip.udp(self.ports.0.into(), port).write(&mut packet, data),
+            _ if self.kind & 1 == 0 => ip
+                .icmpv4_raw(self.flags, self.ports.0, [0; 4])
+                .write(&mut packet, &self.quoted()),
+            _ => ip
+                .icmpv6_raw(self.flags, self.ports.0, [0; 4])
+                .write(&mut packet, &self.quoted()),
+        }
+        .unwrap();
+        if self.kind >> 1 & 3 == 0 && self.kind & 1 == 0 {
+            packet[47] = self.flags;
+        }
+        for _ in 0..self.tags % 4 {
+            packet.splice(12..12, [0x81, 0, 0, 5]);
+        }
+        for &(at, value) in self.changes.iter().take(4) {
+            let at = usize::from(at) % packet.len();
+            packet[at] = value;
+        }
+        if self.cut & 1 == 1 {
+            packet.truncate(usize::from(self.cut));
+        }
+        packet
+    }
+
+    /// What an ICMP error would quote: a packet from the VIP.
+    fn quoted(&self) -> Vec<u8> {
+        let link = PacketBuilder::ethernet2([0; 6], [0; 6]);
+        let ip = match self.kind & 1 {
+            0 => link.ipv4(VIP, [10, 0, 0, self.client], 64),
+            _ => link.ipv6(VIP6.octets(), [self.client; 16], 64),
+        };
+        let mut packet = Vec::new();
+        ip.tcp(80, self.ports.0.into(), 1, 1)
+            .write(&mut packet, &self.data)
+            .unwrap();
+        packet.split_off(14)
+    }
+}
+
+#[derive(Clone, Debug, TypeGenerator)]
+enum Operation {
+    Burst(Vec<Nearly>),
+    Wait(u32),
+    Install(bool),
+}
+
+/// Over time: bursts, health changes, clock leaps.
+#[test]
+fn mux_survives_sequences() {
+    bolero::check!()
+        .with_type::<(bool, Vec<Operation>)>()
+        .for_each(|(stateless, operations)| {
+            let [healthy, unhealthy] = snapshots();
+            let mut mux = if *stateless {
+                Mux::stateless(healthy.clone(), [1, 2])
+            } else {
+                Mux::with_capacity(healthy.clone(), 40, [1, 2])
+            };
+            let mut now = Instant::from_secs(1);
+            for operation in operations {
+                match operation {
+                    Operation::Burst(packets) => {
+                        let packets: Vec<_> = packets
+                            .iter()
+                            .map(|nearly| {
+                                (nearly.packet(), HEADROOM.min(nearly.headroom.into()) * 2)
+                            })
+                            .collect();
+                        process(&mut mux, now, &packets);
+                    }
+                    Operation::Wait(millis) => now = now + Duration::from_millis((*millis).into()),
+                    Operation::Install(is_healthy) => {
+                        let next = if *is_healthy { healthy } else { unhealthy };
+                        mux.install(next.clone());
+                    }
+                }
+            }
+        });
+}

@@ -169,7 +169,7 @@ mod lookup {
                             Probe::Displaced => table.probe_secondary(hash, key),
                             _ => None,
                         };
-                        sum = sum.wrapping_add(found.map_or(0, |found| found.value));
+                        sum = sum.wrapping_add(found.map_or(0, |found| table.value(found)));
                     }
                 }
                 sum

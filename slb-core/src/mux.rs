@@ -1,17 +1,17 @@
 //! The mux: packets for a VIP go to a backend, encapsulated; the rest is passed on.
 //!
-//! A burst goes through four stages, each a loop over all its frames, so that one stage can ask
+//! A burst goes through three stages, each a loop over all its frames, so that one stage can ask
 //! for the cache lines that the next one reads:
 //!
 //! ```text
-//!  parse      -> where are the headers, what is the tuple      (asks for the rule's line)
-//!  classify   -> which rule takes it, what is its hash         (asks for the flow's line)
-//!  select     -> which backend: the flow's, or Maglev's        (asks for a second one, rarely)
-//!  encapsulate -> the backend's outer header in front, counters
+//!  classify -> where are the headers, which rule takes the packet, what is its hash
+//!                                      (asks for the line of its flow, or of its Maglev slot)
+//!  look up  -> where is its flow       (asks for the line of its other bucket, rarely)
+//!  forward  -> which backend: the flow's, or Maglev's; its outer header in front; counters
 //! ```
 //!
-//! Between parse and encapsulate a frame is a `Lane`. A frame leaves early by getting its
-//! verdict: passed, answered, or dropped with a reason.
+//! Between the stages a frame is a `Lane`. A frame leaves early by getting its verdict: passed,
+//! answered, or dropped with a reason.
 //!
 //! Without a flow table, or where it is full, Maglev alone decides: the same on every mux.
 
@@ -21,7 +21,7 @@ mod unusual;
 use core::fmt;
 use core::ops::Deref;
 
-use self::pin::Pinner;
+use self::pin::{Changes, Pinner};
 use self::unusual::report;
 use crate::flow::FlowTable;
 use crate::flow::table::Probe;
@@ -30,7 +30,7 @@ use crate::mem::Mem;
 use crate::observe::{Observe, Step};
 use crate::packet::{Packet, Read};
 use crate::reply::Limiter;
-use crate::service::{BackendId, NO_BACKEND, RuleMatch, Snapshot};
+use crate::service::{BackendId, RuleMatch, Snapshot};
 use crate::stats::{BackendCounters, Count, RuleCounters, Stats};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
@@ -118,10 +118,9 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
                 seen,
             };
             pipeline.advance(now);
-            let lanes = pipeline.parse(frames, lanes, seen);
-            pipeline.classify(frames, lanes, seen);
-            pipeline.select(frames, lanes, seen);
-            pipeline.encapsulate(frames, lanes, seen);
+            let lanes = pipeline.classify(frames, lanes, seen);
+            pipeline.look_up(lanes);
+            pipeline.forward(frames, lanes, seen);
         }
     }
 
@@ -215,7 +214,7 @@ impl<S> fmt::Debug for Mux<'_, S> {
     }
 }
 
-/// A frame on its way from parse to encapsulate.
+/// A frame on its way through the stages.
 #[derive(Clone, Copy, Debug)]
 struct Lane {
     packet: Packet,
@@ -223,23 +222,19 @@ struct Lane {
     hash: u64,
     /// The hash of the flow table.
     flow_hash: u64,
-    /// What the flow table said, when it had changed so often.
+    /// What the flow table said.
     probe: Probe,
-    changes: u64,
     /// The slot in the snapshot's Maglev tables.
     table_index: u32,
     rule: u32,
     /// The first backend of the rule's pool.
     first_backend: u32,
-    backend: u32,
     /// Bytes of the frame as it came in.
     len: u32,
     /// Its place in the burst.
     frame: u8,
     /// Whether it is an ICMP error about a flow: `packet` then has the flow's tuple.
     is_error: bool,
-    /// Whether the frame has its verdict.
-    done: bool,
 }
 
 impl Lane {
@@ -248,15 +243,12 @@ impl Lane {
         hash: 0,
         flow_hash: 0,
         probe: Probe::Absent,
-        changes: 0,
         table_index: 0,
         rule: 0,
         first_backend: 0,
-        backend: NO_BACKEND,
         len: 0,
         frame: 0,
         is_error: false,
-        done: false,
     };
 }
 
@@ -280,9 +272,10 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         self.answers.advance(now);
     }
 
-    /// Stage 1: reads each frame into a lane. What is no IP packet is done.
+    /// Stage 1: reads each frame, finds its rule and hashes its tuple. Returns the lanes of those
+    /// that a rule takes; what is broken, unwanted or not for a VIP is done.
     #[inline]
-    fn parse<'l>(
+    fn classify<'l>(
         &mut self,
         frames: &mut [Frame<'_>],
         lanes: &'l mut [Lane; BURST],
@@ -291,67 +284,47 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         for frame in frames.iter() {
             frame.prefetch();
         }
-        let snapshot = &*self.snapshot;
-        let many_rules = snapshot.has_many_rules();
         let mut received = Count::default();
+        // Packets for one service come in runs: often the last lookup's result holds.
+        let mut last = (None, RuleMatch::NotVip);
         let mut count = 0;
         for (index, frame) in frames.iter_mut().enumerate() {
-            received.add(frame.len());
             let Some(lane) = lanes.get_mut(count) else {
                 break;
             };
-            let read = lane.packet.read(frame.bytes());
-            if read != Read::Ip {
-                finish_unread(&mut self.stats, frame, read, index, seen);
-                continue;
-            }
-            if many_rules {
-                snapshot.prefetch_rule(&lane.packet);
-            }
-            seen.step(index, Step::Parsed(lane.packet));
             lane.len = frame.len() as u32;
             lane.frame = index as u8;
             lane.is_error = false;
-            lane.done = false;
-            count += 1;
+            received.add(frame.len());
+            let found = match lane.packet.read(frame.bytes()) {
+                Read::Ip if lane.packet.is_plain() => {
+                    seen.step(index, Step::Parsed(lane.packet));
+                    let service = lane.packet.service();
+                    if service.is_none() || service != last.0 {
+                        last = (service, self.snapshot.classify(&lane.packet));
+                    }
+                    Ok(last.1)
+                }
+                Read::Ip => {
+                    seen.step(index, Step::Parsed(lane.packet));
+                    self.classify_unusual(frame, lane, seen)
+                }
+                Read::Other => Err(Verdict::Pass),
+                Read::Bad(reason) => Err(Verdict::Drop(reason)),
+            };
+            if let Ok(RuleMatch::Rule(rule)) = found {
+                seen.step(index, Step::Classified(RuleMatch::Rule(rule)));
+                self.hash(lane, rule, seen);
+                count += 1;
+            } else {
+                finish_unwanted(&mut self.stats, frame, lane, found, seen);
+            }
         }
         self.stats.received += received;
         lanes.get_mut(..count).unwrap_or_default()
     }
 
-    /// Stage 2: finds each packet's rule, and hashes its tuple. What is not for a VIP is passed.
-    #[inline]
-    fn classify(&mut self, frames: &mut [Frame<'_>], lanes: &mut [Lane], seen: &mut impl Observe) {
-        // Packets for one service come in runs: often the last lookup's result holds.
-        let mut last = (None, RuleMatch::NotVip);
-        for lane in lanes {
-            let found = if lane.packet.is_plain() {
-                let service = lane.packet.service();
-                if service.is_none() || service != last.0 {
-                    last = (service, self.snapshot.classify(&lane.packet));
-                }
-                Ok(last.1)
-            } else {
-                self.classify_unusual(frames, lane, seen)
-            };
-            let verdict = match found {
-                Ok(RuleMatch::Rule(index)) => {
-                    seen.step(lane.frame.into(), Step::Classified(RuleMatch::Rule(index)));
-                    self.hash(lane, index, seen);
-                    continue;
-                }
-                Ok(RuleMatch::NoRule) => Verdict::Drop(DropReason::NoRule),
-                Ok(RuleMatch::NotVip) => Verdict::Pass,
-                Err(verdict) => verdict,
-            };
-            if let Ok(rule) = found {
-                seen.step(lane.frame.into(), Step::Classified(rule));
-            }
-            finish(&mut self.stats, frames, lane, verdict, seen);
-        }
-    }
-
-    /// Computes what selecting a backend takes, and asks for the cache line that it begins with.
+    /// Computes what choosing a backend takes, and asks for the cache line that it begins with.
     #[inline]
     fn hash(&self, lane: &mut Lane, index: u32, seen: &mut impl Observe) {
         let snapshot = &*self.snapshot;
@@ -364,95 +337,85 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let table_index = snapshot.table_index(rule, lane.hash);
         lane.table_index = table_index as u32;
         let slot = table_index - rule.first_slot();
-        seen.step(
-            lane.frame.into(),
-            Step::Hashed {
-                hash: lane.hash,
-                slot,
-            },
-        );
+        let hash = lane.hash;
+        seen.step(lane.frame.into(), Step::Hashed { hash, slot });
         match &self.tables.flows {
             Some(flows) => lane.flow_hash = pin::hash(flows, &lane.packet),
             None => snapshot.prefetch_slot(table_index),
         }
     }
 
-    /// Stage 3: gives each lane its backend.
+    /// Stage 2: looks each lane's flow up, where flows are pinned.
     #[inline]
-    fn select(&mut self, frames: &mut [Frame<'_>], lanes: &mut [Lane], seen: &mut impl Observe) {
-        let snapshot = &*self.snapshot;
+    fn look_up(&mut self, lanes: &mut [Lane]) {
+        if let Some(flows) = &self.tables.flows {
+            pin::look_up(flows, lanes);
+        }
+    }
+
+    /// Stage 3: gives each packet its backend, and writes that one's outer header in front.
+    #[inline]
+    fn forward(&mut self, frames: &mut [Frame<'_>], lanes: &[Lane], seen: &mut impl Observe) {
+        let Self {
+            snapshot,
+            tables,
+            answers,
+            stats,
+        } = self;
+        let snapshot: &Snapshot<'_> = snapshot;
         let MuxTables {
             flows,
             rules,
             backends,
             ..
-        } = &mut self.tables;
-        let mut pinner = flows.as_mut().map(|flows| Pinner {
-            snapshot,
-            flows,
-            rules,
-            backends,
-        });
-        if let Some(pinner) = &mut pinner {
-            pinner.probe(lanes);
-        }
-        for lane in lanes.iter_mut().filter(|lane| !lane.done) {
-            lane.backend = match &mut pinner {
-                Some(pinner) => pinner.backend(lane, seen),
-                None => snapshot.backend_at(lane.first_backend, lane.table_index as usize),
-            };
-            if lane.backend == NO_BACKEND {
-                let verdict = Verdict::Drop(DropReason::NoBackend);
-                finish(&mut self.stats, frames, lane, verdict, seen);
-            } else {
-                snapshot.prefetch_backend(lane.backend);
-            }
-        }
-    }
-
-    /// Stage 4: writes the backend's outer header in front of each packet.
-    #[inline]
-    fn encapsulate(
-        &mut self,
-        frames: &mut [Frame<'_>],
-        lanes: &mut [Lane],
-        seen: &mut impl Observe,
-    ) {
-        let snapshot = &*self.snapshot;
+        } = tables;
+        let before = flows.as_ref().map(Changes::of);
         let port = Verdict::Forward(snapshot.underlay().port);
         let mut run = Run::default();
-        for lane in lanes.iter_mut().filter(|lane| !lane.done) {
+        for lane in lanes {
             let Some(frame) = frames.get_mut(usize::from(lane.frame)) else {
                 continue;
             };
-            let Some(backend) = snapshot.backend(lane.backend) else {
+            let index = match (&mut *flows, &before) {
+                (Some(flows), Some(before)) => Pinner {
+                    snapshot,
+                    flows,
+                    rules,
+                    backends,
+                    before,
+                }
+                .backend(lane, seen),
+                _ => snapshot.backend_at(lane.first_backend, lane.table_index as usize),
+            };
+            let Some(backend) = snapshot.backend(index) else {
+                let verdict = Verdict::Drop(DropReason::NoBackend);
+                finish(stats, frame, lane, verdict, seen);
                 continue;
             };
-            seen.step(lane.frame.into(), Step::Selected(lane.backend));
+            seen.step(lane.frame.into(), Step::Selected(index));
             let packet = &lane.packet;
             if packet.hop_limit <= 1 || packet.ip_len > backend.inner_mtu {
-                let verdict = report(frame, lane, backend.inner_mtu, &mut self.answers);
-                finish(&mut self.stats, frames, lane, verdict, seen);
+                let verdict = report(frame, lane, backend.inner_mtu, answers);
+                finish(stats, frame, lane, verdict, seen);
                 continue;
             }
             if let Err(reason) = backend.template.encapsulate(frame, packet, lane.hash) {
-                finish(&mut self.stats, frames, lane, Verdict::Drop(reason), seen);
+                finish(stats, frame, lane, Verdict::Drop(reason), seen);
                 continue;
             }
             frame.set_verdict(port);
             seen.step(lane.frame.into(), Step::Done(port));
             let len = lane.len as usize;
-            if let Some(counters) = self.tables.backends.get_mut(backend.counters()) {
+            if let Some(counters) = backends.get_mut(backend.counters()) {
                 counters.forwarded.add(len);
             }
             if run.rule != lane.rule {
-                let run = core::mem::replace(&mut run, Run::of(lane.rule));
-                run.count(snapshot, &mut self.stats, &mut self.tables.rules);
+                core::mem::replace(&mut run, Run::of(lane.rule)).count(snapshot, stats, rules);
             }
             run.forwarded.add(len);
             run.syns += u64::from(packet.opens());
         }
-        run.count(snapshot, &mut self.stats, &mut self.tables.rules);
+        run.count(snapshot, stats, rules);
     }
 
     /// Says whose counters the backends' places are from now on.
@@ -511,40 +474,39 @@ impl Default for Run {
     }
 }
 
-/// Gives a lane's frame a verdict that ends its way.
+/// Gives a frame a verdict that ends its way.
 #[cold]
 fn finish(
     stats: &mut Stats,
-    frames: &mut [Frame<'_>],
-    lane: &mut Lane,
+    frame: &mut Frame<'_>,
+    lane: &Lane,
     verdict: Verdict,
     seen: &mut impl Observe,
 ) {
-    lane.done = true;
-    if let Some(frame) = frames.get_mut(usize::from(lane.frame)) {
-        // An answer has another length by now: what counts is what came in.
-        frame.set_verdict(verdict);
-        stats.count(verdict, lane.len as usize);
-        seen.step(lane.frame.into(), Step::Done(verdict));
-    }
+    frame.set_verdict(verdict);
+    // An answer has another length by now: what counts is what came in.
+    stats.count(verdict, lane.len as usize);
+    seen.step(lane.frame.into(), Step::Done(verdict));
 }
 
-/// The same for a frame that is no readable IP packet.
-#[cold]
-fn finish_unread(
+/// The same for a frame that no rule takes.
+#[inline(never)]
+fn finish_unwanted(
     stats: &mut Stats,
     frame: &mut Frame<'_>,
-    read: Read,
-    index: usize,
+    lane: &Lane,
+    found: Result<RuleMatch, Verdict>,
     seen: &mut impl Observe,
 ) {
-    let verdict = match read {
-        Read::Bad(reason) => Verdict::Drop(reason),
-        _ => Verdict::Pass,
+    let verdict = match found {
+        Ok(RuleMatch::NotVip) => Verdict::Pass,
+        Ok(_) => Verdict::Drop(DropReason::NoRule),
+        Err(verdict) => verdict,
     };
-    frame.set_verdict(verdict);
-    stats.count(verdict, frame.len());
-    seen.step(index, Step::Done(verdict));
+    if let Ok(found) = found {
+        seen.step(lane.frame.into(), Step::Classified(found));
+    }
+    finish(stats, frame, lane, verdict, seen);
 }
 
 /// An observer of one burst out of several: counts frames from the first one's place.

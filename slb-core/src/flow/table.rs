@@ -99,13 +99,24 @@ impl<A: Addresses> Bucket<A> {
 
     #[inline]
     fn find(&self, key: &FlowKey<A>, now: u32) -> Option<usize> {
+        // All three places without a branch: which one it is cannot be predicted.
+        let may_be = |i: usize| {
+            u32::from((self.addresses[i] == key.addresses) & (self.ports[i] == key.ports))
+        };
+        let places = may_be(0) | may_be(1) << 1 | may_be(2) << 2;
+        let first = (places.trailing_zeros() as usize).min(SLOTS - 1);
+        if places != 0 && self.is(first, key, now) {
+            return Some(first);
+        }
+        // The same addresses and ports of another protocol, or of a flow that is over.
+        (first + 1..SLOTS).find(|&i| places >> i & 1 != 0 && self.is(i, key, now))
+    }
+
+    /// Whether the place, whose addresses and ports are the flow's, has the flow.
+    #[inline]
+    fn is(&self, i: usize, key: &FlowKey<A>, now: u32) -> bool {
         let protocol = (key.protocol as u16) << PROTOCOL_SHIFT;
-        (0..SLOTS).find(|&i| {
-            self.addresses[i] == key.addresses
-                && self.ports[i] == key.ports
-                && self.meta[i] & PROTOCOL_BITS == protocol
-                && is_alive(self.meta[i], now)
-        })
+        self.meta[i] & PROTOCOL_BITS == protocol && is_alive(self.meta[i], now)
     }
 
     /// A place that is empty, or whose flow is past its deadline.
@@ -143,7 +154,7 @@ impl<A: Addresses> Bucket<A> {
 /// Whether there is a flow, and its deadline is not past.
 #[inline]
 const fn is_alive(meta: u16, now: u32) -> bool {
-    meta >= OCCUPIED && meta.wrapping_sub(now as u16) & DEADLINE_BITS < AHEAD
+    (meta >= OCCUPIED) & (meta.wrapping_sub(now as u16) & DEADLINE_BITS < AHEAD)
 }
 
 #[inline]
@@ -158,15 +169,11 @@ const fn pack(state: FlowState, protocol: FlowProtocol, deadline: u32) -> u16 {
         | deadline as u16 & DEADLINE_BITS
 }
 
-/// A flow found in the table; valid until the table changes.
+/// Where a flow was found in the table; valid until the table changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
     bucket: u32,
     place: u8,
-    /// What is stored with the flow.
-    pub value: u32,
-    /// How far it has come.
-    pub state: FlowState,
 }
 
 /// Makes a key of which all bits matter: hashing is one multiplication, which few bits spoil.
@@ -175,12 +182,10 @@ fn spread(key: [u64; 2]) -> [u64; 2] {
 }
 
 #[inline]
-fn found<A>(bucket: &Bucket<A>, index: usize, place: usize) -> Found {
+const fn found(bucket: usize, place: usize) -> Found {
     Found {
-        bucket: index as u32,
+        bucket: bucket as u32,
         place: place as u8,
-        value: bucket.values[place],
-        state: state_of(bucket.meta[place]),
     }
 }
 
@@ -368,7 +373,7 @@ impl<'m, A: Addresses> Table<'m, A> {
             return Probe::AbsentFull; // no memory at all
         };
         match bucket.find(key, self.now) {
-            Some(place) => Probe::Found(found(bucket, index, place)),
+            Some(place) => Probe::Found(found(index, place)),
             None if bucket.displaced != 0 => Probe::Displaced,
             None if bucket.vacant(self.now).is_some() => Probe::Absent,
             None => Probe::AbsentFull,
@@ -380,9 +385,7 @@ impl<'m, A: Addresses> Table<'m, A> {
     pub fn probe_secondary(&self, hash: u64, key: &FlowKey<A>) -> Option<Found> {
         let index = self.secondary(hash);
         let bucket = self.buckets.get(index)?;
-        bucket
-            .find(key, self.now)
-            .map(|place| found(bucket, index, place))
+        bucket.find(key, self.now).map(|place| found(index, place))
     }
 
     /// Looks into both buckets.
@@ -429,6 +432,23 @@ impl<'m, A: Addresses> Table<'m, A> {
             self.stats.half_open += u64::from(is_half_open(new));
             *meta = new;
         }
+    }
+
+    /// What is stored with a flow.
+    #[inline]
+    pub fn value(&self, found: Found) -> u32 {
+        let bucket = self.buckets.get(found.bucket as usize);
+        bucket
+            .and_then(|bucket| bucket.values.get(usize::from(found.place)))
+            .copied()
+            .unwrap_or(0)
+    }
+
+    /// How far a flow has come.
+    pub fn state(&self, found: Found) -> FlowState {
+        let bucket = self.buckets.get(found.bucket as usize);
+        let meta = bucket.and_then(|bucket| bucket.meta.get(usize::from(found.place)));
+        state_of(meta.copied().unwrap_or(0))
     }
 
     /// Changes what is stored with a flow.

@@ -30,55 +30,58 @@ pub(super) struct Pinner<'a, 's, 'm> {
     pub(super) flows: &'a mut FlowTable<'m>,
     pub(super) rules: &'a mut [RuleCounters],
     pub(super) backends: &'a mut [BackendCounters],
+    /// How often the table had changed when the lanes' flows were looked up.
+    pub(super) before: &'a Changes,
+}
+
+/// How often the tables had changed.
+pub(super) struct Changes {
+    ipv4: u64,
+    ipv6: u64,
+}
+
+impl Changes {
+    pub(super) fn of(flows: &FlowTable<'_>) -> Self {
+        Self {
+            ipv4: flows.ipv4.changes(),
+            ipv6: flows.ipv6.changes(),
+        }
+    }
 }
 
 impl Pinner<'_, '_, '_> {
-    /// Looks all lanes' flows up in their primary buckets, and asks for the secondary ones of
-    /// those that are not there.
-    #[inline]
-    pub(super) fn probe(&self, lanes: &mut [Lane]) {
-        for lane in lanes.iter_mut().filter(|lane| !lane.done) {
-            lane.probe = match lane.packet.shape.family {
-                Family::Ipv4 => probe(&self.flows.ipv4, lane.flow_hash, &lane.packet.ipv4_key()),
-                Family::Ipv6 => probe(&self.flows.ipv6, lane.flow_hash, &lane.packet.ipv6_key()),
-            };
-            lane.changes = match lane.packet.shape.family {
-                Family::Ipv4 => self.flows.ipv4.changes(),
-                Family::Ipv6 => self.flows.ipv6.changes(),
-            };
-        }
-    }
-
     /// The backend of a lane's flow.
     #[inline]
-    pub(super) fn backend(&mut self, lane: &Lane, seen: &mut impl Observe) -> u32 {
-        let Self {
-            snapshot,
-            flows,
-            rules,
-            backends,
-        } = self;
+    pub(super) fn backend(self, lane: &Lane, seen: &mut impl Observe) -> u32 {
         let mut counters = Counters {
-            snapshot,
-            rules,
-            backends,
+            snapshot: self.snapshot,
+            rules: self.rules,
+            backends: self.backends,
         };
         match lane.packet.shape.family {
-            Family::Ipv4 => backend(
-                &mut flows.ipv4,
-                &lane.packet.ipv4_key(),
-                lane,
-                &mut counters,
-                seen,
-            ),
-            Family::Ipv6 => backend(
-                &mut flows.ipv6,
-                &lane.packet.ipv6_key(),
-                lane,
-                &mut counters,
-                seen,
-            ),
+            Family::Ipv4 => {
+                let (table, key) = (&mut self.flows.ipv4, lane.packet.ipv4_key());
+                let is_same = table.changes() == self.before.ipv4;
+                backend(table, &key, is_same, lane, &mut counters, seen)
+            }
+            Family::Ipv6 => {
+                let (table, key) = (&mut self.flows.ipv6, lane.packet.ipv6_key());
+                let is_same = table.changes() == self.before.ipv6;
+                backend(table, &key, is_same, lane, &mut counters, seen)
+            }
         }
+    }
+}
+
+/// Looks all lanes' flows up in their primary buckets, and asks for the secondary ones of those
+/// that are not there.
+#[inline]
+pub(super) fn look_up(flows: &FlowTable<'_>, lanes: &mut [Lane]) {
+    for lane in lanes {
+        lane.probe = match lane.packet.shape.family {
+            Family::Ipv4 => probe(&flows.ipv4, lane.flow_hash, &lane.packet.ipv4_key()),
+            Family::Ipv6 => probe(&flows.ipv6, lane.flow_hash, &lane.packet.ipv6_key()),
+        };
     }
 }
 
@@ -118,12 +121,13 @@ fn probe<A: Addresses>(table: &Table<'_, A>, hash: u64, key: &FlowKey<A>) -> Pro
 fn backend<A: Addresses>(
     table: &mut Table<'_, A>,
     key: &FlowKey<A>,
+    is_same: bool,
     lane: &Lane,
     counters: &mut Counters<'_, '_>,
     seen: &mut impl Observe,
 ) -> u32 {
     // What an earlier lane of the burst inserted may have moved this one's flow, or be it.
-    let probe = if table.changes() == lane.changes {
+    let probe = if is_same {
         lane.probe
     } else {
         table.probe(lane.flow_hash, key)
@@ -150,7 +154,7 @@ fn pinned<A: Addresses>(
 ) -> u32 {
     let Counters { snapshot, .. } = counters;
     let packet = &lane.packet;
-    let index = snapshot.backend_index(BackendId::from_value(found.value));
+    let index = snapshot.backend_index(BackendId::from_value(table.value(found)));
     let stays = index.filter(|&index| {
         !packet.opens()
             || snapshot
@@ -159,7 +163,10 @@ fn pinned<A: Addresses>(
     });
     let index = match stays {
         Some(index) => {
-            seen.step(lane.frame.into(), Step::Flow(FlowStep::Hit(found.state)));
+            seen.step(
+                lane.frame.into(),
+                Step::Flow(FlowStep::Hit(table.state(found))),
+            );
             index
         }
         None => {

@@ -21,7 +21,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     #[cold]
     pub(super) fn classify_unusual(
         &mut self,
-        frames: &mut [Frame<'_>],
+        frame: &mut Frame<'_>,
         lane: &mut Lane,
         seen: &mut impl Observe,
     ) -> Result<RuleMatch, Verdict> {
@@ -36,10 +36,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if packet.shape.part != Part::Whole && packet.has_ports() {
             return self.classify_fragment(lane, by_address, seen);
         }
-        if packet.is_icmp()
-            && packet.shape.part != Part::Later
-            && let Some(frame) = frames.get_mut(usize::from(lane.frame))
-        {
+        if packet.is_icmp() && packet.shape.part != Part::Later {
             return self.classify_icmp(frame, lane, by_address, seen);
         }
         Ok(by_address)
@@ -67,16 +64,18 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             }
             return Ok(self.snapshot.classify(packet));
         }
-        let found =
-            self.tables
-                .fragments
-                .as_ref()
-                .and_then(|fragments| match packet.shape.family {
-                    Family::Ipv4 => fragments.ipv4.find(&ipv4_fragment(packet)),
-                    Family::Ipv6 => fragments.ipv6.find(&ipv6_fragment(packet)),
-                });
-        if let Some(found) = found {
-            packet.ports = found.value;
+        let ports = self.tables.fragments.as_ref().and_then(|fragments| {
+            Some(match packet.shape.family {
+                Family::Ipv4 => fragments
+                    .ipv4
+                    .value(fragments.ipv4.find(&ipv4_fragment(packet))?),
+                Family::Ipv6 => fragments
+                    .ipv6
+                    .value(fragments.ipv6.find(&ipv6_fragment(packet))?),
+            })
+        });
+        if let Some(ports) = ports {
+            packet.ports = ports;
             seen.step(lane.frame.into(), Step::FragmentPorts(packet.tuple()));
             return Ok(self.snapshot.classify(packet));
         }

@@ -5,7 +5,6 @@
 
 use crate::hash::fold_multiply;
 use crate::mem::Mem;
-use crate::prefetch::prefetch;
 
 /// No value.
 pub(crate) const NONE: u32 = u32::MAX;
@@ -85,23 +84,9 @@ impl<'m, K: MapKey, const N: usize> ProbeMap<'m, K, N> {
         Self { buckets }
     }
 
-    /// How many buckets there are.
-    #[inline]
-    pub(crate) fn len(&self) -> usize {
-        self.buckets.len()
-    }
-
     #[inline]
     fn start(&self, hash: u64) -> usize {
         (((hash >> 32) * self.buckets.len() as u64) >> 32) as usize
-    }
-
-    /// Starts loading the key's bucket.
-    #[inline]
-    pub(crate) fn prefetch(&self, key: K) {
-        if let Some(bucket) = self.buckets.get(self.start(key.hash())) {
-            prefetch(bucket);
-        }
     }
 
     /// The key's value.

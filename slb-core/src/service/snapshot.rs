@@ -549,26 +549,6 @@ impl<'m> Snapshot<'m> {
         }
     }
 
-    /// Whether looking up a rule may miss the cache.
-    #[inline]
-    pub(crate) fn has_many_rules(&self) -> bool {
-        const FEW: usize = 256; // buckets: half of a first-level cache
-        self.rule_keys.len() > FEW
-    }
-
-    /// Starts loading what [`classify`](Self::classify) will read first.
-    #[inline]
-    pub(crate) fn prefetch_rule(&self, packet: &Packet) {
-        if packet.shape.family == Family::Ipv4 {
-            let vip = ipv4_vip((packet.addresses[0] >> 32) as u32);
-            self.rule_keys.prefetch(rule_key(
-                vip,
-                packet.protocol,
-                packet.raw_destination_port(),
-            ));
-        }
-    }
-
     /// What the packet's destination is to this node, by its address, protocol and port.
     pub(crate) fn classify(&self, packet: &Packet) -> RuleMatch {
         let Some(vip) = self.vip(packet) else {
@@ -646,14 +626,6 @@ impl<'m> Snapshot<'m> {
     pub(crate) fn prefetch_slot(&self, table_index: usize) {
         if let Some(slot) = self.table.get(table_index) {
             prefetch(slot);
-        }
-    }
-
-    /// Starts loading a backend.
-    #[inline]
-    pub(crate) fn prefetch_backend(&self, index: u32) {
-        if let Some(backend) = self.backend(index) {
-            prefetch(backend);
         }
     }
 

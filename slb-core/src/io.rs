@@ -6,13 +6,7 @@ use crate::frame::Burst;
 ///
 /// Frames are *moved*: `receive` hands out frames that borrow the memory `'m`, and `transmit`
 /// takes them back, so nothing is copied between the I/O and the dataplane, and the loop of
-/// three lines borrow-checks:
-///
-/// ```ignore
-/// io.receive(&mut burst)?;
-/// mux.process(clock.now(), &mut burst);
-/// io.transmit(&mut burst)?;
-/// ```
+/// three lines (see the [crate]'s first page) borrow-checks.
 ///
 /// An I/O with memory of its own has to check, in `transmit`, that a frame lies inside it: safe
 /// code can hand it any frame. One that is not its own it must count and set aside.

@@ -2,11 +2,20 @@
 //!
 //! A burst of [`Frame`]s goes in, each comes out rewritten in place and with one [`Verdict`]:
 //!
-//! ```ignore
-//! loop {
-//!     io.receive(&mut burst)?;                // any PacketIo: AF_XDP, TUN, pcap, yours
-//!     mux.process(clock.now(), &mut burst);
-//!     io.transmit(&mut burst)?;
+//! ```
+//! # use slb_core::service::Snapshot;
+//! # use slb_core::{Burst, Instant, Mux, PacketIo};
+//! fn run<'m, I: PacketIo<'m>>(
+//!     io: &mut I, // AF_XDP, TUN, pcap, yours
+//!     mux: &mut Mux<'_, &Snapshot<'_>>,
+//!     clock: impl Fn() -> Instant,
+//! ) -> Result<(), I::Error> {
+//!     let mut burst = Burst::new();
+//!     loop {
+//!         io.receive(&mut burst)?;
+//!         mux.process(clock(), &mut burst); // rewritten in place, one verdict per frame
+//!         io.transmit(&mut burst)?;
+//!     }
 //! }
 //! ```
 //!

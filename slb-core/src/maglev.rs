@@ -131,7 +131,7 @@ impl core::error::Error for MaglevError {}
 /// See [`MaglevError`]; the table is then unchanged.
 ///
 /// # Cost
-/// For 65 537 slots and 1000 members less than a millisecond (`slb bench`, line `maglev`).
+/// For 65 537 slots and 1000 members about a millisecond (`slb bench`, lines `maglev`).
 pub fn build(
     members: &[Member<'_>],
     seed: u64,

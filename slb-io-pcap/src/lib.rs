@@ -17,3 +17,8 @@ pub use error::{Damage, ReadError};
 pub use link::LinkType;
 pub use reader::{Next, Reader};
 pub use writer::{Format, Writer};
+
+/// The README's program compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

@@ -269,6 +269,14 @@ impl Packet {
         }
     }
 
+    /// The identifier of an ICMP echo message, in the place of the asking side's port; `None` where
+    /// it is none.
+    pub(crate) fn echo_ports(&self, frame: &[u8]) -> Option<u32> {
+        let end = usize::from(self.shape.ip_offset) + self.ip_len as usize;
+        let message = frame.get(usize::from(self.shape.transport_offset)..end)?;
+        echo_ports(self.shape.family, self.protocol, message)
+    }
+
     /// The flow that an ICMP error for it is about, as its sender's packets name it: the error
     /// quotes what the VIP sent, so source and destination change places. `None` where it is no
     /// error, or does not quote a packet from this packet's destination.
@@ -308,6 +316,8 @@ impl Packet {
         if flow.has_ports() {
             // RFC 792 quotes 8 bytes at least: the ports are among them.
             flow.ports = u32::from_le_bytes(*quoted.first_chunk()?).rotate_left(16);
+        } else if let Some(ports) = echo_ports(self.shape.family, number, quoted) {
+            flow.ports = ports.rotate_left(16);
         }
         same_vip.then_some(flow)
     }
@@ -463,6 +473,23 @@ fn reason(error: WireError) -> DropReason {
     match error {
         WireError::Truncated { .. } => DropReason::Truncated,
         WireError::Malformed { .. } => DropReason::Malformed,
+    }
+}
+
+fn echo_ports(family: Family, number: u8, message: &[u8]) -> Option<u32> {
+    let (icmp, request, reply) = match family {
+        Family::Ipv4 => (protocol::ICMP, icmp::ECHO_REQUEST, icmp::ECHO_REPLY),
+        Family::Ipv6 => (protocol::ICMPV6, icmpv6::ECHO_REQUEST, icmpv6::ECHO_REPLY),
+    };
+    let [kind, _, _, _, a, b, ..] = *message else {
+        return None;
+    };
+    let identifier = u32::from(u16::from_le_bytes([a, b]));
+    match kind {
+        _ if number != icmp => None,
+        _ if kind == request => Some(identifier),
+        _ if kind == reply => Some(identifier << 16),
+        _ => None,
     }
 }
 

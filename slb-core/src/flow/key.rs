@@ -21,9 +21,31 @@ pub enum FlowProtocol {
 
 /// Source and destination address, as little-endian words of the header's bytes: `u64` for
 /// IPv4, `[u64; 4]` for IPv6.
-pub trait Addresses: Copy + Eq + core::fmt::Debug {
+pub trait Addresses: Copy + Eq + core::fmt::Debug + 'static {
+    /// One address.
+    type Address: Copy + Eq + core::fmt::Debug;
+
     /// All zero.
     const ZERO: Self;
+
+    /// A source and a destination.
+    fn join(source: Self::Address, destination: Self::Address) -> Self;
+
+    /// The source and the destination.
+    fn split(self) -> (Self::Address, Self::Address);
+
+    /// Destination and source: as an answer has them.
+    #[must_use]
+    fn swapped(self) -> Self {
+        let (source, destination) = self.split();
+        Self::join(destination, source)
+    }
+
+    /// The one's complement sum of the words that both addresses are made of, not folded.
+    fn sum(self) -> u64;
+
+    /// The words of `address`; `None` where it is of the other family.
+    fn from_ip(address: IpAddr) -> Option<Self::Address>;
 
     /// Mixes the addresses and `rest` under a key. Stays inside one table: it may change.
     fn hash(self, rest: u64, key: [u64; 2]) -> u64;
@@ -32,11 +54,41 @@ pub trait Addresses: Copy + Eq + core::fmt::Debug {
     fn unpack(self) -> (IpAddr, IpAddr);
 }
 
+/// The sum of the two halves of a word: of its four quarters, once it is folded.
+#[inline]
+fn sum_words(word: u64) -> u64 {
+    (word & 0xffff_ffff) + (word >> 32)
+}
+
 /// An odd number without structure: digits of the golden ratio.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Addresses for u64 {
+    type Address = u32;
+
     const ZERO: Self = 0;
+
+    #[inline]
+    fn join(source: u32, destination: u32) -> Self {
+        Self::from(source) | Self::from(destination) << 32
+    }
+
+    #[inline]
+    fn split(self) -> (u32, u32) {
+        (self as u32, (self >> 32) as u32)
+    }
+
+    #[inline]
+    fn sum(self) -> u64 {
+        sum_words(self)
+    }
+
+    fn from_ip(address: IpAddr) -> Option<u32> {
+        match address {
+            IpAddr::V4(address) => Some(u32::from_le_bytes(address.octets())),
+            IpAddr::V6(_) => None,
+        }
+    }
 
     #[inline]
     fn hash(self, rest: u64, key: [u64; 2]) -> u64 {
@@ -55,7 +107,35 @@ impl Addresses for u64 {
 }
 
 impl Addresses for [u64; 4] {
+    type Address = [u64; 2];
+
     const ZERO: Self = [0; 4];
+
+    #[inline]
+    fn join([a, b]: [u64; 2], [c, d]: [u64; 2]) -> Self {
+        [a, b, c, d]
+    }
+
+    #[inline]
+    fn split(self) -> ([u64; 2], [u64; 2]) {
+        let [a, b, c, d] = self;
+        ([a, b], [c, d])
+    }
+
+    #[inline]
+    fn sum(self) -> u64 {
+        self.into_iter().map(sum_words).sum()
+    }
+
+    fn from_ip(address: IpAddr) -> Option<[u64; 2]> {
+        match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => {
+                let bits = u128::from_le_bytes(address.octets());
+                Some([bits as u64, (bits >> 64) as u64])
+            }
+        }
+    }
 
     #[inline]
     fn hash(self, rest: u64, key: [u64; 2]) -> u64 {

@@ -1,0 +1,394 @@
+//! One translated connection: what it is called on either side, and how far it has come.
+//!
+//! ```text
+//!        outside                                inside
+//!   remote -> front     == translated to ==>   peer -> server
+//!   remote <- front     <== translated to ==   peer <- server
+//! ```
+//!
+//! The remote is the client, or whom the server calls; the front a VIP or a SNAT address; the
+//! server a vm. The peer is the remote under its own name, unless its address is translated too.
+
+use super::tcp::{ConnectionState, Direction, Segment, Sequences, next_state};
+use crate::flow::Addresses;
+use crate::time::Instant;
+use crate::verdict::PortId;
+use crate::wire::protocol;
+
+/// Deadlines count in units of 2^26 ns (67 ms): what a shift makes of nanoseconds.
+const TICK_SHIFT: u32 = 26;
+
+/// The tick that a moment lies in.
+#[inline]
+pub(crate) const fn tick_of(now: Instant) -> u32 {
+    let tick = now.as_nanos() >> TICK_SHIFT;
+    if tick > u32::MAX as u64 {
+        u32::MAX
+    } else {
+        tick as u32
+    }
+}
+
+/// A length of time in these units, up to 73 minutes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(u16);
+
+impl Span {
+    /// `duration`, rounded up, and at most the longest.
+    pub const fn from_duration(duration: core::time::Duration) -> Self {
+        let ticks = duration.as_nanos().div_ceil(1 << TICK_SHIFT);
+        if ticks > u16::MAX as u128 {
+            Self(u16::MAX)
+        } else {
+            Self(ticks as u16)
+        }
+    }
+
+    const fn from_secs(seconds: u64) -> Self {
+        Self::from_duration(core::time::Duration::from_secs(seconds))
+    }
+}
+
+/// A SYN without its answer: a minute, in which Linux sends it six times.
+const HALF_OPEN: Span = Span::from_secs(60);
+/// One end, or both, sent FIN: two minutes, twice the segment's lifetime that stacks use.
+const CLOSING: Span = Span::from_secs(120);
+/// A RST went by: what is on its way still arrives.
+const RESET: Span = Span::from_secs(10);
+/// UDP, from one side only so far.
+const UNANSWERED: Span = Span::from_secs(120); // RFC 4787 §4.3 REQ-5: no less
+/// UDP, from both.
+const UDP: Span = Span::from_secs(240);
+/// ICMP echo (RFC 5508 §3.2 REQ-1: no less).
+const ECHO: Span = Span::from_secs(60);
+
+/// What one side calls a connection: the tuple of the packets that come from there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Side<A> {
+    /// Source and destination.
+    pub(crate) addresses: A,
+    /// The four bytes of ports, read little-endian. Of ICMP echo, the identifier stands in the
+    /// place of the asking side's port; zero for other protocols.
+    pub(crate) ports: u32,
+}
+
+impl<A: Addresses> Side<A> {
+    /// The tuple of the packets that go there.
+    #[inline]
+    pub(crate) fn reversed(&self) -> Self {
+        Self {
+            addresses: self.addresses.swapped(),
+            ports: self.ports.rotate_left(16),
+        }
+    }
+}
+
+/// What a packet is looked up by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key<A> {
+    pub(crate) side: Side<A>,
+    pub(crate) protocol: u8,
+    /// Which way the packet goes.
+    pub(crate) direction: Direction,
+    /// Whose packet it is: tuples of two vms may be the same.
+    pub(crate) zone: PortId,
+}
+
+impl<A: Addresses> Key<A> {
+    #[inline]
+    pub(crate) fn hash(&self, key: [u64; 2]) -> u64 {
+        let rest = u64::from(self.side.ports)
+            | u64::from(self.protocol) << 32
+            | u64::from(self.zone.0) << 40
+            | (self.direction as u64) << 56;
+        self.side.addresses.hash(rest, key)
+    }
+}
+
+/// What becomes of a connection's packets besides its translation: fixed when it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Policy {
+    /// Without a packet for so long, it is over.
+    pub(crate) idle: Span,
+    /// The place of its rule's counters.
+    pub(crate) rule: u16,
+    /// The backend, as the snapshot numbers those that are here.
+    pub(crate) server: u16,
+    /// Answers go back through the mux of this number; [`Policy::DIRECT`]: straight on.
+    pub(crate) via: u8,
+    /// Both ends are told with a RST when it ends by itself.
+    pub(crate) reset: bool,
+    /// The direction of its first packet.
+    pub(crate) opener: Direction,
+}
+
+impl Policy {
+    /// Answers do not go through a mux.
+    pub(crate) const DIRECT: u8 = 0xf;
+}
+
+const VIA: u8 = 0x0f;
+const RESETS: u8 = 0x10;
+const OPENED_OUTWARD: u8 = 0x20;
+
+/// A connection. IPv4's is one cache line, IPv6's two.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Connection<A> {
+    outside: A,
+    inside: A,
+    outside_ports: u32,
+    inside_ports: u32,
+    /// The tick in which it ends; of a free place, the next free one.
+    pub(super) deadline: u32,
+    sequences: Sequences,
+    /// What the translation of an inward packet adds to the sum of its addresses.
+    address_delta: u16,
+    /// And to that of its ports.
+    port_delta: u16,
+    idle: u16,
+    rule: u16,
+    server: u16,
+    zone: u16,
+}
+
+impl<A: Addresses> Connection<A> {
+    /// A free place.
+    pub const EMPTY: Self = Self {
+        outside: A::ZERO,
+        inside: A::ZERO,
+        outside_ports: 0,
+        inside_ports: 0,
+        deadline: 0,
+        sequences: Sequences::EMPTY,
+        address_delta: 0,
+        port_delta: 0,
+        idle: 0,
+        rule: 0,
+        server: 0,
+        zone: 0,
+    };
+
+    pub(crate) fn new(
+        outside: Side<A>,
+        inside: Side<A>,
+        protocol: u8,
+        zone: PortId,
+        policy: Policy,
+    ) -> Self {
+        // An inward packet's tuple becomes that of the packets that go to the server.
+        let to_server = inside.reversed();
+        let address_delta = delta(outside.addresses.sum(), to_server.addresses.sum());
+        let port_delta = delta(port_sum(outside.ports), port_sum(to_server.ports));
+        let opened_outward = if policy.opener == Direction::Outward {
+            OPENED_OUTWARD
+        } else {
+            0
+        };
+        Self {
+            outside: outside.addresses,
+            inside: inside.addresses,
+            outside_ports: outside.ports,
+            inside_ports: inside.ports,
+            address_delta,
+            port_delta,
+            idle: policy.idle.0,
+            rule: policy.rule,
+            server: policy.server,
+            zone: zone.0,
+            sequences: Sequences::beside(
+                ConnectionState::SynSent,
+                protocol,
+                policy.via & VIA | if policy.reset { RESETS } else { 0 } | opened_outward,
+            ),
+            ..Self::EMPTY
+        }
+    }
+
+    #[inline]
+    pub(super) fn is_free(&self) -> bool {
+        self.sequences.state == 0
+    }
+
+    pub(super) fn free(&mut self, next: u32) {
+        self.sequences.state = 0;
+        self.deadline = next;
+    }
+
+    /// How far it has come.
+    #[inline]
+    pub(crate) fn state(&self) -> ConnectionState {
+        let place = usize::from(self.sequences.state).wrapping_sub(1);
+        ConnectionState::ALL
+            .get(place)
+            .copied()
+            .unwrap_or(ConnectionState::Closed)
+    }
+
+    /// What the packets that come from one side are called.
+    #[inline]
+    pub(crate) fn side(&self, direction: Direction) -> Side<A> {
+        match direction {
+            Direction::Inward => Side {
+                addresses: self.outside,
+                ports: self.outside_ports,
+            },
+            Direction::Outward => Side {
+                addresses: self.inside,
+                ports: self.inside_ports,
+            },
+        }
+    }
+
+    /// The tuple of a packet that goes in `direction`, once it is translated.
+    #[inline]
+    pub(crate) fn translated(&self, direction: Direction) -> Side<A> {
+        self.side(direction.reverse()).reversed()
+    }
+
+    pub(super) fn key(&self, direction: Direction) -> Key<A> {
+        Key {
+            side: self.side(direction),
+            protocol: self.sequences.protocol,
+            direction,
+            zone: PortId(self.zone),
+        }
+    }
+
+    #[inline]
+    pub(super) fn is(&self, key: &Key<A>) -> bool {
+        self.side(key.direction) == key.side
+            && self.sequences.protocol == key.protocol
+            && self.zone == key.zone.0
+            && !self.is_free()
+    }
+
+    /// What translating a packet adds to the sums of its addresses and of its ports, in words
+    /// read little-endian.
+    #[inline]
+    pub(crate) fn deltas(&self, direction: Direction) -> (u16, u16) {
+        match direction {
+            Direction::Inward => (self.address_delta, self.port_delta),
+            Direction::Outward => (!self.address_delta, !self.port_delta),
+        }
+    }
+
+    /// The protocol's number.
+    #[inline]
+    pub(crate) fn protocol(&self) -> u8 {
+        self.sequences.protocol
+    }
+
+    /// The port of the vm that it is with.
+    #[inline]
+    pub(crate) fn zone(&self) -> PortId {
+        PortId(self.zone)
+    }
+
+    #[inline]
+    pub(crate) fn rule(&self) -> usize {
+        self.rule.into()
+    }
+
+    #[inline]
+    pub(crate) fn server(&self) -> u16 {
+        self.server
+    }
+
+    /// The mux that answers go through, if they do.
+    #[inline]
+    pub(crate) fn via(&self) -> Option<usize> {
+        let via = self.sequences.flags & VIA;
+        (via != Policy::DIRECT).then_some(via.into())
+    }
+
+    /// Whether its ends are told when it ends by itself.
+    pub(crate) fn resets(&self) -> bool {
+        self.sequences.flags & RESETS != 0
+            && self.sequences.protocol == protocol::TCP
+            && !self.state().is_over()
+    }
+
+    /// The direction of its first packet.
+    #[inline]
+    pub(crate) fn opener(&self) -> Direction {
+        if self.sequences.flags & OPENED_OUTWARD != 0 {
+            Direction::Outward
+        } else {
+            Direction::Inward
+        }
+    }
+
+    pub(crate) fn sequences(&self) -> &Sequences {
+        &self.sequences
+    }
+
+    /// Its first packet; of TCP with what its SYN says.
+    pub(crate) fn open(&mut self, now: u32, syn: Option<&Segment>) {
+        if let Some(syn) = syn {
+            self.sequences.open(self.opener(), syn);
+        }
+        self.sequences.state = ConnectionState::SynSent as u8;
+        self.deadline = now.saturating_add(self.timeout().0.into());
+    }
+
+    /// A further packet; of TCP with what its segment says.
+    #[inline]
+    pub(crate) fn note(&mut self, now: u32, direction: Direction, segment: Option<&Segment>) {
+        let before = self.state();
+        let state = match segment {
+            Some(segment) => {
+                let opener = self.opener();
+                next_state(before, &mut self.sequences, opener, direction, segment)
+            }
+            // Other protocols know no states: one that is answered is established.
+            None if self.sequences.protocol != protocol::TCP && direction != self.opener() => {
+                ConnectionState::Established
+            }
+            None => before,
+        };
+        self.sequences.state = state as u8;
+        if !(before.is_over() && state.is_over()) {
+            self.deadline = now.saturating_add(self.timeout().0.into());
+        }
+    }
+
+    /// How long it may be without a packet in its present state.
+    #[inline]
+    fn timeout(&self) -> Span {
+        use ConnectionState::*;
+        let idle = Span(self.idle);
+        match (self.sequences.protocol, self.state()) {
+            (protocol::TCP, Established) => idle,
+            (protocol::TCP, SynSent | SynReceived) => HALF_OPEN.min(idle),
+            (_, FinWaitInward | FinWaitOutward | TimeWait) => CLOSING.min(idle),
+            (_, Closed) => RESET,
+            (protocol::UDP, SynSent) => UNANSWERED.min(idle),
+            (protocol::UDP, _) => UDP.min(idle),
+            (protocol::ICMP | protocol::ICMPV6, _) => ECHO.min(idle),
+            _ => idle,
+        }
+    }
+}
+
+const _: () = assert!(size_of::<Connection<u64>>() == 64);
+const _: () = assert!(size_of::<Connection<[u64; 4]>>() == 128);
+
+fn port_sum(ports: u32) -> u64 {
+    u64::from(ports & 0xffff) + u64::from(ports >> 16)
+}
+
+/// What is to be added to a one's complement sum when words that sum up to `old` become ones that
+/// sum up to `new` (RFC 1624 §3).
+pub(super) fn delta(old: u64, new: u64) -> u16 {
+    fold(u64::from(!fold(old)) + u64::from(fold(new)))
+}
+
+#[inline]
+pub(super) const fn fold(sum: u64) -> u16 {
+    let sum = (sum >> 32) + (sum & 0xffff_ffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    sum as u16
+}

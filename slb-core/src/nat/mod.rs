@@ -1,0 +1,128 @@
+//! Network address translation: connections under two names, and packets from one to the other.
+//!
+//! - [`connection`](mod@connection): what a connection is called on either side, and its timeouts;
+//! - [`tcp`]: how far one has come;
+//! - `table`, `index`: all of them, found by either name in two cache lines;
+//! - `rewrite`: headers and checksums, and what ICMP errors quote;
+//! - [`ports`]: which ports a vm's connections to the outside may use.
+//!
+//! Behaviour follows RFC 4787 (UDP), RFC 5382 (TCP) and RFC 5508 (ICMP).
+
+pub mod connection;
+pub(crate) mod index;
+pub mod ports;
+pub(crate) mod reset;
+pub(crate) mod rewrite;
+pub(crate) mod table;
+pub mod tcp;
+
+pub use connection::Connection;
+pub use index::IndexBucket;
+pub use table::{ConnectionMemory, NatStats};
+pub use tcp::{ConnectionState, Direction};
+
+use core::fmt;
+
+use self::table::Connections;
+use crate::mem::Mem;
+use crate::time::Instant;
+
+/// The connections of both families.
+pub struct NatTable<'m> {
+    pub(crate) ipv4: Connections<'m, u64>,
+    pub(crate) ipv6: Connections<'m, [u64; 4]>,
+}
+
+impl<'m> NatTable<'m> {
+    /// The [`IndexBucket`]s that so many connections need: with the connection itself, an IPv4
+    /// connection costs 82.3 bytes, an IPv6 one 146.3.
+    pub const fn index_buckets_for(connections: usize) -> usize {
+        index::Index::buckets_for(connections.saturating_mul(2))
+    }
+
+    /// A table in the memory given. `key` should be random and secret where the traffic may be
+    /// hostile: whoever knows it can have connections refused.
+    pub fn new(
+        ipv4: ConnectionMemory<'m, u64>,
+        ipv6: ConnectionMemory<'m, [u64; 4]>,
+        key: [u64; 2],
+    ) -> Self {
+        Self {
+            ipv4: Connections::new(ipv4, key),
+            ipv6: Connections::new(ipv6, key),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn advance(&mut self, now: Instant) {
+        self.ipv4.advance(now);
+        self.ipv6.advance(now);
+    }
+
+    /// What happened in both tables.
+    pub fn stats(&self) -> NatStats {
+        self.ipv4.stats() + self.ipv6.stats()
+    }
+
+    /// How many connections are in each state, in the order of [`ConnectionState::ALL`].
+    ///
+    /// # Cost
+    /// Every place that was ever used: for metrics, not for the packet path.
+    pub fn states(&self) -> [u64; ConnectionState::ALL.len()] {
+        let mut counts = [0; ConnectionState::ALL.len()];
+        self.ipv4.count_states(&mut counts);
+        self.ipv6.count_states(&mut counts);
+        counts
+    }
+}
+
+#[cfg(feature = "alloc")]
+impl NatTable<'static> {
+    /// A table for so many connections of each family, in memory of its own.
+    pub fn with_capacity(ipv4: usize, ipv6: usize, key: [u64; 2]) -> Self {
+        fn memory<A: crate::flow::Addresses>(count: usize) -> ConnectionMemory<'static, A> {
+            let buckets = NatTable::index_buckets_for(count);
+            ConnectionMemory {
+                connections: Mem::from(alloc::vec![Connection::EMPTY; count]),
+                index: Mem::from(alloc::vec![IndexBucket::EMPTY; buckets]),
+            }
+        }
+        Self::new(memory(ipv4), memory(ipv6), key)
+    }
+}
+
+impl<A> ConnectionMemory<'_, A> {
+    /// No memory: no connection of this family is ever made.
+    pub fn none() -> Self {
+        Self {
+            connections: Mem::empty(),
+            index: Mem::empty(),
+        }
+    }
+}
+
+impl fmt::Debug for NatTable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NatTable")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The options of a TCP header: each one's kind, and where it begins among them. Ends where they
+/// make no sense.
+pub(crate) fn options(bytes: &[u8]) -> impl Iterator<Item = (u8, usize)> + '_ {
+    let mut at = 0;
+    core::iter::from_fn(move || {
+        while bytes.get(at) == Some(&1) {
+            at += 1; // padding
+        }
+        let kind = *bytes.get(at).filter(|&&kind| kind != 0)?;
+        let len = usize::from(*bytes.get(at + 1)?);
+        if len < 2 || at + len > bytes.len() {
+            return None;
+        }
+        at += len;
+        Some((kind, at - len))
+    })
+}

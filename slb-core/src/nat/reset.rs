@@ -1,0 +1,133 @@
+//! TCP resets of our own making.
+
+use core::net::IpAddr;
+
+use super::connection::Side;
+use super::rewrite::Rewrite;
+use crate::frame::Frame;
+use crate::packet::Packet;
+use crate::wire::checksum::Sum;
+use crate::wire::ethernet::{EtherType, MacAddress};
+use crate::wire::tcp::Flags;
+use crate::wire::{ethernet, ipv4, ipv6, protocol, tcp};
+
+/// TTL and hop limit of our own packets.
+const HOP_LIMIT: u8 = 64;
+
+/// Sequence and acknowledgement number of a reset, and its control bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Numbers {
+    pub(crate) sequence: u32,
+    pub(crate) acknowledgement: u32,
+    pub(crate) flags: Flags,
+}
+
+/// Puts a reset into `frame`, in the place of what is there. `None` where it does not fit.
+pub(crate) fn emit<A: Rewrite>(
+    frame: &mut Frame<'_>,
+    (source, destination): (MacAddress, MacAddress),
+    side: Side<A>,
+    numbers: Numbers,
+) -> Option<()> {
+    let (from, to) = side.addresses.unpack();
+    let ip_len = match from {
+        IpAddr::V4(_) => ipv4::HEADER_LEN,
+        IpAddr::V6(_) => ipv6::HEADER_LEN,
+    };
+    let len = ethernet::HEADER_LEN + ip_len + tcp::HEADER_LEN;
+    if frame.len() + frame.tailroom() < len {
+        return None;
+    }
+    frame.truncate(0);
+    let bytes = frame.push_back(len)?;
+    let (link, rest) = bytes.split_first_chunk_mut::<{ ethernet::HEADER_LEN }>()?;
+    let (ip, segment) = rest.split_at_mut_checked(ip_len)?;
+    let [a, b, c, d] = side.ports.to_le_bytes();
+    let header = tcp::Header {
+        source_port: u16::from_be_bytes([a, b]),
+        destination_port: u16::from_be_bytes([c, d]),
+        sequence: numbers.sequence,
+        acknowledgement: numbers.acknowledgement,
+        flags: numbers.flags,
+        window: 0,
+    };
+    let segment: &mut [u8; tcp::HEADER_LEN] = segment.first_chunk_mut()?;
+    header.emit(segment);
+    let sum = Sum::ZERO.add_bytes(segment);
+    let (ether_type, sum) = match (from, to) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let header = ipv4::Header {
+                traffic_class: 0,
+                total_len: (ipv4::HEADER_LEN + tcp::HEADER_LEN) as u16,
+                identification: 0,
+                flags_fragment: ipv4::DONT_FRAGMENT,
+                ttl: HOP_LIMIT,
+                protocol: protocol::TCP,
+                source,
+                destination,
+            };
+            header.emit(ip.first_chunk_mut()?);
+            let sum =
+                sum.add_pseudo_ipv4(source, destination, protocol::TCP, tcp::HEADER_LEN as u16);
+            (EtherType::IPV4, sum)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let header = ipv6::Header {
+                traffic_class: 0,
+                flow_label: 0,
+                payload_len: tcp::HEADER_LEN as u16,
+                next_header: protocol::TCP,
+                hop_limit: HOP_LIMIT,
+                source,
+                destination,
+            };
+            header.emit(ip.first_chunk_mut()?);
+            let sum =
+                sum.add_pseudo_ipv6(source, destination, protocol::TCP, tcp::HEADER_LEN as u32);
+            (EtherType::IPV6, sum)
+        }
+        _ => return None,
+    };
+    segment[16..18].copy_from_slice(&sum.checksum().to_be_bytes());
+    let header = ethernet::Header {
+        destination,
+        source,
+        ether_type,
+    };
+    header.emit(link);
+    Some(())
+}
+
+/// The numbers of the answer to a segment of no connection (RFC 9293 §3.10.7.1); `None` to a
+/// reset, which is never answered.
+pub(crate) fn answer(bytes: &[u8], packet: &Packet) -> Option<Numbers> {
+    let transport = usize::from(packet.shape.transport_offset);
+    let len = (usize::from(packet.shape.ip_offset) + packet.ip_len()).checked_sub(transport)?;
+    let segment = super::tcp::Segment::parse(bytes.get(transport..)?, len)?;
+    if segment.flags.contains(Flags::RST) {
+        return None;
+    }
+    Some(if segment.flags.contains(Flags::ACK) {
+        Numbers {
+            sequence: segment.acknowledgement,
+            acknowledgement: 0,
+            flags: Flags::RST,
+        }
+    } else {
+        Numbers {
+            sequence: 0,
+            acknowledgement: segment.sequence.wrapping_add(segment.len),
+            flags: Flags::RST.with(Flags::ACK),
+        }
+    })
+}
+
+/// The MAC addresses of the answer to a frame: from whom it was for, to whom it came from.
+pub(crate) fn macs_of_answer(frame: &Frame<'_>) -> Option<(MacAddress, MacAddress)> {
+    let macs: &[u8; 12] = frame.bytes().first_chunk()?;
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = *macs;
+    Some((
+        MacAddress([a, b, c, d, e, f]),
+        MacAddress([g, h, i, j, k, l]),
+    ))
+}

@@ -1,0 +1,310 @@
+//! Packets under their other name: addresses, ports and checksums in place, and what ICMP errors
+//! quote.
+//!
+//! Checksums are updated, never computed (RFC 1624 §3): one that was wrong stays wrong by as much,
+//! and a UDP checksum of zero, which means none, stays zero. Words are read little-endian: the sum
+//! does not care (RFC 1071 §2, B), as long as all are.
+
+use super::connection::{Connection, Side, delta, fold};
+use super::tcp::Direction;
+use crate::flow::Addresses;
+use crate::packet::{Packet, Part};
+use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::ipv6::{self, Ipv6};
+use crate::wire::{icmp, icmpv6, protocol, tcp};
+
+/// Families whose packets can be rewritten.
+pub(crate) trait Rewrite: Addresses {
+    /// The family's ICMP.
+    const ICMP: u8;
+    /// Whether ICMP's checksum covers a pseudo-header.
+    const ICMP_HAS_PSEUDO: bool;
+    /// The addresses of a packet.
+    fn of(packet: &Packet) -> Self;
+
+    /// Writes addresses, whose sum differs by `delta`, and takes `hops` off the hop limit.
+    fn rewrite(self, ip: &mut [u8], delta: u16, hops: u8) -> Option<()>;
+
+    /// A quoted packet: its protocol, where its transport header begins, whether it has one.
+    fn parse_quoted(ip: &[u8]) -> Option<(u8, usize, bool)>;
+
+    /// Which direction's half of the ports has the identifier of an ICMP message, if it is one
+    /// that asks or answers: `Some(true)`: the sender's.
+    fn echo(kind: u8) -> Option<bool>;
+}
+
+impl Rewrite for u64 {
+    const ICMP: u8 = protocol::ICMP;
+    const ICMP_HAS_PSEUDO: bool = false;
+
+    #[inline]
+    fn of(packet: &Packet) -> Self {
+        packet.addresses[0]
+    }
+
+    #[inline]
+    fn rewrite(self, ip: &mut [u8], delta: u16, hops: u8) -> Option<()> {
+        let header: &mut [u8; ipv4::HEADER_LEN] = ip.first_chunk_mut()?;
+        header[8] -= hops.min(header[8]);
+        // The TTL is the low byte of its word, as read here.
+        let hop_delta = !u16::from(hops);
+        let sum = Self::from(!read(header, 10)) + Self::from(delta) + Self::from(hop_delta);
+        header[10..12].copy_from_slice(&(!fold(sum)).to_le_bytes());
+        header[12..20].copy_from_slice(&self.to_le_bytes());
+        Some(())
+    }
+
+    fn parse_quoted(ip: &[u8]) -> Option<(u8, usize, bool)> {
+        let ip = Ipv4::parse_quoted(ip).ok()?;
+        Some((ip.protocol(), ip.header_len(), ip.is_first_fragment()))
+    }
+
+    fn echo(kind: u8) -> Option<bool> {
+        match kind {
+            icmp::ECHO_REQUEST => Some(true),
+            icmp::ECHO_REPLY => Some(false),
+            _ => None,
+        }
+    }
+}
+
+impl Rewrite for [u64; 4] {
+    const ICMP: u8 = protocol::ICMPV6;
+    const ICMP_HAS_PSEUDO: bool = true;
+
+    #[inline]
+    fn of(packet: &Packet) -> Self {
+        packet.addresses
+    }
+
+    #[inline]
+    fn rewrite(self, ip: &mut [u8], _: u16, hops: u8) -> Option<()> {
+        let header: &mut [u8; ipv6::HEADER_LEN] = ip.first_chunk_mut()?;
+        header[7] -= hops.min(header[7]);
+        for (to, word) in header[8..].chunks_exact_mut(8).zip(self) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
+        Some(())
+    }
+
+    fn parse_quoted(ip: &[u8]) -> Option<(u8, usize, bool)> {
+        let ip = Ipv6::parse_quoted(ip).ok()?;
+        let first = ip.fragment().is_none_or(|fragment| fragment.offset == 0);
+        Some((ip.protocol(), ip.transport_offset(), first))
+    }
+
+    fn echo(kind: u8) -> Option<bool> {
+        match kind {
+            icmpv6::ECHO_REQUEST => Some(true),
+            icmpv6::ECHO_REPLY => Some(false),
+            _ => None,
+        }
+    }
+}
+
+/// Gives a packet that goes in `direction` its connection's other name, and takes `hops` off.
+/// `None` where it ends before its checksum: it is then half done, and to be dropped.
+#[inline]
+pub(crate) fn translate<A: Rewrite>(
+    bytes: &mut [u8],
+    packet: &Packet,
+    connection: &Connection<A>,
+    direction: Direction,
+    hops: u8,
+) -> Option<()> {
+    let to = connection.translated(direction);
+    let deltas = connection.deltas(direction);
+    let ip = bytes.get_mut(usize::from(packet.shape.ip_offset)..)?;
+    to.addresses.rewrite(ip, deltas.0, hops)?;
+    if packet.shape.part == Part::Later {
+        return Some(());
+    }
+    let transport = bytes.get_mut(usize::from(packet.shape.transport_offset)..)?;
+    rewrite_transport::<A>(transport, packet.protocol, to.ports, deltas).ok()
+}
+
+/// The checksum is not among the bytes that are there.
+pub(crate) struct Cut;
+
+/// Writes ports, and updates the checksum for them and for the addresses before them.
+#[inline]
+fn rewrite_transport<A: Rewrite>(
+    transport: &mut [u8],
+    number: u8,
+    ports: u32,
+    (addresses, port_delta): (u16, u16),
+) -> Result<(), Cut> {
+    let both = u64::from(addresses) + u64::from(port_delta);
+    match number {
+        protocol::TCP => {
+            write_ports(transport, ports)?;
+            update(transport, 16, both)
+        }
+        protocol::UDP => {
+            write_ports(transport, ports)?;
+            match transport.get(6..8) {
+                None => Err(Cut),
+                Some([0, 0]) => Ok(()),
+                Some(_) => {
+                    update(transport, 6, both)?;
+                    if transport.get(6..8) == Some(&[0, 0]) {
+                        transport[6..8].fill(0xff); // zero would mean that there is none
+                    }
+                    Ok(())
+                }
+            }
+        }
+        number if number == A::ICMP => {
+            let delta = if A::ICMP_HAS_PSEUDO {
+                both
+            } else {
+                port_delta.into()
+            };
+            let Some(asks) = transport.first().copied().and_then(A::echo) else {
+                return if A::ICMP_HAS_PSEUDO {
+                    update(transport, 2, addresses.into())
+                } else {
+                    Ok(())
+                };
+            };
+            let identifier = if asks {
+                ports as u16
+            } else {
+                (ports >> 16) as u16
+            };
+            let field = transport.get_mut(4..6).ok_or(Cut)?;
+            field.copy_from_slice(&identifier.to_le_bytes());
+            update(transport, 2, delta)
+        }
+        // UDP-Lite (RFC 3828) and DCCP (RFC 4340) have ports, but are not told apart by them.
+        136 | 33 => update(transport, 6, addresses.into()),
+        _ => Ok(()),
+    }
+}
+
+#[inline]
+fn write_ports(transport: &mut [u8], ports: u32) -> Result<(), Cut> {
+    let field: &mut [u8; 4] = transport.first_chunk_mut().ok_or(Cut)?;
+    *field = ports.to_le_bytes();
+    Ok(())
+}
+
+/// Updates the checksum at `at` for words that now sum up to `delta` more.
+#[inline]
+fn update(bytes: &mut [u8], at: usize, delta: u64) -> Result<(), Cut> {
+    let field = bytes.get_mut(at..at + 2).ok_or(Cut)?;
+    let old = u16::from_le_bytes([field[0], field[1]]);
+    let new = !fold(u64::from(!old) + delta);
+    field.copy_from_slice(&new.to_le_bytes());
+    Ok(())
+}
+
+#[inline]
+fn read(bytes: &[u8; ipv4::HEADER_LEN], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// Gives an ICMP error about a connection, that goes in `direction`, the other names: the packet
+/// that it quotes gets back those that it was sent with (RFC 5508 §4.2).
+pub(crate) fn translate_error<A: Rewrite>(
+    bytes: &mut [u8],
+    packet: &Packet,
+    connection: &Connection<A>,
+    direction: Direction,
+    hops: u8,
+) -> Option<()> {
+    let ip_offset = usize::from(packet.shape.ip_offset);
+    let icmp_offset = usize::from(packet.shape.transport_offset);
+    let end = ip_offset + packet.ip_len();
+    let message = bytes.get_mut(icmp_offset..end)?;
+    let (header, quote) = message.split_first_chunk_mut::<{ icmp::HEADER_LEN }>()?;
+    let before = sum(quote);
+    restore::<A>(
+        quote,
+        connection.side(direction.reverse()),
+        connection.deltas(direction),
+    )?;
+    let quote_delta = delta(before, sum(quote));
+    let old = A::of(packet);
+    let new = about(connection, direction, old);
+    let address_delta = delta(old.sum(), new.sum());
+    let pseudo = if A::ICMP_HAS_PSEUDO { address_delta } else { 0 };
+    update(header, 2, u64::from(quote_delta) + u64::from(pseudo)).ok()?;
+    let ip = bytes.get_mut(ip_offset..)?;
+    new.rewrite(ip, address_delta, hops)
+}
+
+/// The addresses of an ICMP error under its other name. A router on the outside keeps its own; of
+/// what is inside, nothing is shown but the front.
+fn about<A: Rewrite>(connection: &Connection<A>, direction: Direction, old: A) -> A {
+    let from = connection.side(direction).addresses;
+    let to = connection.translated(direction).addresses;
+    let source = match direction {
+        Direction::Inward if old.split().0 != from.split().0 => old.split().0,
+        _ => to.split().0,
+    };
+    A::join(source, to.split().1)
+}
+
+/// Gives a quoted packet the name `side`. What of it is not quoted needs none.
+fn restore<A: Rewrite>(quote: &mut [u8], side: Side<A>, deltas: (u16, u16)) -> Option<()> {
+    let (number, transport, has_ports) = A::parse_quoted(quote)?;
+    side.addresses.rewrite(quote, deltas.0, 0)?;
+    if has_ports {
+        let transport = quote.get_mut(transport..)?;
+        let _: Result<(), Cut> = rewrite_transport::<A>(transport, number, side.ports, deltas);
+    }
+    Some(())
+}
+
+fn sum(bytes: &[u8]) -> u64 {
+    let mut words = bytes.chunks_exact(2);
+    let mut sum = 0;
+    for word in &mut words {
+        sum += u64::from(u16::from_le_bytes([word[0], word[1]]));
+    }
+    match words.remainder() {
+        [last] => sum + u64::from(*last),
+        _ => sum,
+    }
+}
+
+/// Lowers the maximum segment size that a SYN offers to `most` (RFC 9293 §3.7.1), where it offers
+/// more.
+pub(crate) fn clamp_mss(bytes: &mut [u8], packet: &Packet, most: u16) {
+    const MSS: u8 = 2;
+    let transport = usize::from(packet.shape.transport_offset);
+    let end = usize::from(packet.shape.ip_offset) + packet.ip_len();
+    let Some(segment) = bytes.get_mut(transport..end) else {
+        return;
+    };
+    let Some(len) = segment.get(12).map(|byte| usize::from(byte >> 4) * 4) else {
+        return;
+    };
+    let Some(options) = segment.get(tcp::HEADER_LEN..len) else {
+        return;
+    };
+    let Some((_, at)) = super::options(options).find(|&(kind, _)| kind == MSS) else {
+        return;
+    };
+    let at = tcp::HEADER_LEN + at + 2;
+    let Some([high, low]) = segment.get(at..at + 2) else {
+        return;
+    };
+    let old = [*high, *low];
+    if u16::from_be_bytes(old) <= most {
+        return;
+    }
+    let new = most.to_be_bytes();
+    segment[at..at + 2].copy_from_slice(&new);
+    // At an odd place its bytes stand in the other halves of their words.
+    let word = |bytes: [u8; 2]| {
+        let word = u16::from_le_bytes(bytes);
+        u64::from(if at.is_multiple_of(2) {
+            word
+        } else {
+            word.swap_bytes()
+        })
+    };
+    let _: Result<(), Cut> = update(segment, 16, delta(word(old), word(new)).into());
+}

@@ -1,0 +1,354 @@
+//! All connections of one family, each found by either of its tuples.
+//!
+//! Connections lie in a slab and stay where they are; an [`Index`] has both tuples of each. Nothing
+//! is ever forgotten before its time: where the table is full, a new connection is refused.
+//!
+//! A sweep looks at each connection about once a second, a few at a time, and ends those whose
+//! time has come.
+
+use core::fmt;
+
+use super::connection::{Connection, Key, tick_of};
+use super::index::{Index, IndexBucket};
+use super::tcp::{ConnectionState, Direction};
+use crate::flow::Addresses;
+use crate::mem::Mem;
+use crate::prefetch::prefetch;
+use crate::time::Instant;
+
+/// A round of the sweep takes this long.
+const ROUND_NANOS: u64 = 1 << 30;
+/// The most that one call looks at: some 20 µs.
+const SWEEP_STEP: usize = 2048;
+
+const WAYS: [Direction; 2] = [Direction::Inward, Direction::Outward];
+
+/// Nobody.
+const NONE: u32 = u32::MAX;
+
+/// What happened in the table so far, and how it is now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NatStats {
+    /// Connections there is room for.
+    pub places: u64,
+    /// Connections that are there.
+    pub live: u64,
+    /// The most that there ever were at once.
+    pub most: u64,
+    /// Connections made.
+    pub made: u64,
+    /// Connections that ended because their time had come.
+    pub expired: u64,
+    /// Connections taken out for other reasons.
+    pub removed: u64,
+    /// New ones refused because the table was full.
+    pub refused: u64,
+}
+
+impl core::ops::Add for NatStats {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            places: self.places + other.places,
+            live: self.live + other.live,
+            most: self.most + other.most,
+            made: self.made + other.made,
+            expired: self.expired + other.expired,
+            removed: self.removed + other.removed,
+            refused: self.refused + other.refused,
+        }
+    }
+}
+
+/// Why a connection was not made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// There is no place.
+    Full,
+    /// Another one has one of its tuples.
+    Taken,
+}
+
+/// What becomes of a connection that the sweep looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Stays,
+    Ends,
+    /// Not now: the sweep goes on with it next time.
+    Waits,
+}
+
+/// Where the table lives.
+#[derive(Debug)]
+pub struct ConnectionMemory<'m, A> {
+    /// A place for each connection.
+    pub connections: Mem<'m, Connection<A>>,
+    /// As many as [`NatTable::index_buckets_for`](super::NatTable::index_buckets_for) says.
+    pub index: Mem<'m, IndexBucket>,
+}
+
+/// Connections of one family.
+pub(crate) struct Connections<'m, A> {
+    slab: Mem<'m, Connection<A>>,
+    index: Index<'m>,
+    key: [u64; 2],
+    /// The first of the free places that were used before.
+    free: u32,
+    /// Places that were ever used.
+    used: u32,
+    /// The present tick.
+    now: u32,
+    /// Where the sweep is, and since when.
+    swept: u32,
+    swept_at: u64,
+    /// How many places a purge still has to see.
+    to_purge: u32,
+    stats: NatStats,
+}
+
+impl<'m, A: Addresses> Connections<'m, A> {
+    pub(crate) fn new(memory: ConnectionMemory<'m, A>, key: [u64; 2]) -> Self {
+        let ConnectionMemory { connections, index } = memory;
+        let places = connections.len().min(NONE as usize) as u64;
+        Self {
+            slab: connections,
+            index: Index::new(index),
+            key,
+            free: NONE,
+            used: 0,
+            now: 0,
+            swept: 0,
+            swept_at: 0,
+            to_purge: 0,
+            stats: NatStats {
+                places,
+                ..NatStats::default()
+            },
+        }
+    }
+
+    #[inline]
+    pub(crate) fn hash(&self, key: &Key<A>) -> u64 {
+        key.hash(self.key)
+    }
+
+    /// Starts loading the index's line.
+    #[inline]
+    pub(crate) fn prefetch(&self, hash: u64) {
+        self.index.prefetch(hash);
+    }
+
+    /// Starts loading the line of the connection that it most likely is.
+    #[inline]
+    pub(crate) fn prefetch_connection(&self, hash: u64) {
+        if let Some(number) = self.index.first(hash)
+            && let Some(connection) = self.slab.get(number as usize)
+        {
+            prefetch(connection);
+        }
+    }
+
+    /// The connection of a key, also one that is past its time.
+    #[inline]
+    pub(crate) fn find(&self, hash: u64, key: &Key<A>) -> Option<u32> {
+        let is_it = |number: u32| {
+            self.slab
+                .get(number as usize)
+                .is_some_and(|connection| connection.is(key))
+        };
+        self.index.find(hash, is_it)
+    }
+
+    /// Whether a tuple is free for a new connection.
+    pub(crate) fn is_free(&self, key: &Key<A>) -> bool {
+        self.find(self.hash(key), key).is_none()
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, number: u32) -> Option<&Connection<A>> {
+        self.slab.get(number as usize)
+    }
+
+    #[inline]
+    pub(crate) fn get_mut(&mut self, number: u32) -> Option<&mut Connection<A>> {
+        self.slab.get_mut(number as usize)
+    }
+
+    /// The present tick.
+    #[inline]
+    pub(crate) fn now(&self) -> u32 {
+        self.now
+    }
+
+    /// Whether a connection's time has come.
+    #[inline]
+    pub(crate) fn is_past(&self, connection: &Connection<A>) -> bool {
+        self.now >= connection.deadline
+    }
+
+    /// The connection of a key that a new one may replace: it is over, or past its time.
+    pub(crate) fn leftover(&self, key: &Key<A>) -> Option<u32> {
+        let number = self.find(self.hash(key), key)?;
+        let old = self.get(number)?;
+        (old.state().is_over() || self.is_past(old)).then_some(number)
+    }
+
+    /// Adds a connection, under both its tuples.
+    pub(crate) fn insert(&mut self, connection: Connection<A>) -> Result<u32, Refused> {
+        let keys = WAYS.map(|way| connection.key(way));
+        let hashes = keys.map(|key| self.hash(&key));
+        let is_taken = |(key, hash): (&Key<A>, u64)| self.find(hash, key).is_some();
+        if keys.iter().zip(hashes).any(is_taken) {
+            return Err(Refused::Taken);
+        }
+        let Some(number) = self.take_place() else {
+            self.stats.refused += 1;
+            return Err(Refused::Full);
+        };
+        let Self {
+            slab, index, key, ..
+        } = self;
+        let hashes_of = |number: u32| match slab.get(number as usize) {
+            Some(other) => WAYS.map(|way| other.key(way).hash(*key)),
+            None => [0; 2],
+        };
+        let [inward, outward] = hashes;
+        let inserted = index.insert(inward, number, hashes_of) && {
+            let both = index.insert(outward, number, hashes_of);
+            if !both {
+                index.remove(inward, number);
+            }
+            both
+        };
+        if !inserted {
+            self.give_back(number);
+            self.stats.refused += 1;
+            return Err(Refused::Full);
+        }
+        if let Some(place) = self.slab.get_mut(number as usize) {
+            *place = connection;
+        }
+        self.stats.made += 1;
+        self.stats.live += 1;
+        self.stats.most = self.stats.most.max(self.stats.live);
+        Ok(number)
+    }
+
+    fn take_place(&mut self) -> Option<u32> {
+        if self.free != NONE {
+            let number = self.free;
+            self.free = self.slab.get(number as usize)?.deadline;
+            return Some(number);
+        }
+        let number = self.used;
+        if u64::from(number) >= self.stats.places {
+            return None;
+        }
+        self.used += 1;
+        Some(number)
+    }
+
+    fn give_back(&mut self, number: u32) {
+        let next = self.free;
+        if let Some(place) = self.slab.get_mut(number as usize) {
+            place.free(next);
+            self.free = number;
+        }
+    }
+
+    /// Takes a connection out.
+    pub(crate) fn remove(&mut self, number: u32) {
+        let Some(connection) = self.slab.get(number as usize).filter(|c| !c.is_free()) else {
+            return;
+        };
+        for key in WAYS.map(|way| connection.key(way)) {
+            self.index.remove(self.hash(&key), number);
+        }
+        self.give_back(number);
+        self.stats.live -= 1;
+        self.stats.removed += 1;
+    }
+
+    /// Moves the clock.
+    #[inline]
+    pub(crate) fn advance(&mut self, now: Instant) {
+        self.now = self.now.max(tick_of(now));
+    }
+
+    /// Has every connection looked at soon, whether its time has come or not.
+    pub(crate) fn purge(&mut self) {
+        self.to_purge = self.used;
+    }
+
+    /// Whether [`sweep`](Self::sweep) has something to do.
+    #[inline]
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.used != 0 && (self.to_purge != 0 || now.as_nanos() > self.swept_at + (1 << 20))
+    }
+
+    /// Looks at a bounded share of the connections: `visit` is asked about each whose time has
+    /// come, and during a purge about each, and says what becomes of it.
+    pub(crate) fn sweep(
+        &mut self,
+        now: Instant,
+        mut visit: impl FnMut(&Connection<A>, bool) -> Fate,
+    ) {
+        let nanos = now.as_nanos();
+        let passed = nanos.saturating_sub(self.swept_at).min(ROUND_NANOS);
+        let due = (u64::from(self.used) * passed).div_ceil(ROUND_NANOS) as usize;
+        let purging = (self.to_purge as usize).min(SWEEP_STEP);
+        let steps = due.max(purging).min(SWEEP_STEP).min(self.used as usize);
+        self.swept_at = nanos;
+        for _ in 0..steps {
+            let number = self.swept;
+            let Some(connection) = self.slab.get(number as usize) else {
+                return;
+            };
+            if !connection.is_free() {
+                let is_past = self.is_past(connection);
+                if is_past || self.to_purge != 0 {
+                    match visit(connection, is_past) {
+                        Fate::Stays => {}
+                        Fate::Waits => return,
+                        Fate::Ends => {
+                            self.remove(number);
+                            self.stats.removed -= u64::from(is_past);
+                            self.stats.expired += u64::from(is_past);
+                        }
+                    }
+                }
+            }
+            self.to_purge = self.to_purge.saturating_sub(1);
+            self.swept = number + 1;
+            if self.swept >= self.used {
+                self.swept = 0;
+            }
+        }
+    }
+
+    pub(crate) fn stats(&self) -> NatStats {
+        self.stats
+    }
+
+    /// Every connection whose time has not come.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Connection<A>> + '_ {
+        let used = self.slab.get(..self.used as usize).unwrap_or_default();
+        used.iter().filter(|c| !c.is_free() && !self.is_past(c))
+    }
+
+    /// How many connections are in each state.
+    pub(crate) fn count_states(&self, counts: &mut [u64; ConnectionState::ALL.len()]) {
+        for connection in self.iter() {
+            counts[connection.state() as usize - 1] += 1;
+        }
+    }
+}
+
+impl<A> fmt::Debug for Connections<'_, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connections")
+            .field("stats", &self.stats)
+            .finish_non_exhaustive()
+    }
+}

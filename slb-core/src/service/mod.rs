@@ -5,6 +5,7 @@
 //! is compiled from: a new verdict on a backend is a new snapshot, put in place between two
 //! bursts. Backends and rules keep their ids from one generation to the next.
 
+pub(crate) mod nat;
 mod probe_map;
 mod registry;
 mod snapshot;
@@ -13,6 +14,6 @@ mod spec;
 pub use registry::BackendId;
 pub use snapshot::{CompiledBackend, CompiledRule, NO_BACKEND, RuleMatch, Snapshot};
 pub use spec::{
-    Backend, BackendState, Echo, Frontend, Pool, Protocol, Rule, Spec, SpecError, UdpChecksum,
-    Underlay, derived_mac,
+    Answers, Backend, BackendState, Echo, Frontend, InboundNat, NatTarget, Outbound, Pool,
+    Protocol, Rule, Spec, SpecError, Terms, UdpChecksum, Underlay, derived_mac,
 };

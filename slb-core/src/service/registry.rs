@@ -9,7 +9,7 @@ use crate::hash::siphash13;
 use crate::mem::Mem;
 
 /// Bits of an id that are the slot; the others count its incarnations.
-const SLOT_BITS: u32 = 20;
+pub(crate) const SLOT_BITS: u32 = 20;
 const INCARNATIONS: u32 = 1 << (32 - SLOT_BITS);
 
 /// The most slots there can be.

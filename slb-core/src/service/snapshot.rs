@@ -7,9 +7,16 @@
 
 use core::net::IpAddr;
 
+use super::nat::{
+    CompiledTerms, GRANULE, GRANULES, MAX_OWNERS, Nat, NatSize, RuleKind, deal, instance,
+    is_outbound,
+};
 use super::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
 use super::registry::{AlreadyRegistered, BackendId, MAX_SLOTS, Registry, RegistryEntry, identity};
-use super::spec::{Echo, Protocol, Spec, SpecError, Underlay, derived_mac};
+use super::spec::{
+    BackendState, Echo, InboundNat, NatTarget, Protocol, Rule, Spec, SpecError, Terms, Underlay,
+    derived_mac,
+};
 use crate::encapsulation::Template;
 use crate::flow::Ticks;
 use crate::hash::{Hasher, TupleHasher, siphash13};
@@ -45,6 +52,8 @@ pub struct CompiledRule {
     /// The place of its counters.
     slot: u32,
     ha_ports: bool,
+    /// Its table has a slot for each eight destination ports, in the place of hashes.
+    by_port: bool,
 }
 
 impl CompiledRule {
@@ -56,6 +65,7 @@ impl CompiledRule {
         idle_timeout: Ticks(0),
         slot: 0,
         ha_ports: false,
+        by_port: false,
     };
 
     /// The first slot of its pool's table among all tables.
@@ -98,6 +108,7 @@ pub struct CompiledBackend {
     pool: u32,
     member: u32,
     eligible: bool,
+    unhealthy: bool,
 }
 
 const _: () = assert!(size_of::<CompiledBackend>() == 128);
@@ -111,6 +122,7 @@ impl CompiledBackend {
         pool: 0,
         member: 0,
         eligible: false,
+        unhealthy: false,
     };
 
     /// Its id.
@@ -140,6 +152,11 @@ impl CompiledBackend {
     pub fn is_eligible(&self) -> bool {
         self.eligible
     }
+
+    /// Whether its probe fails.
+    pub(crate) fn is_unhealthy(&self) -> bool {
+        self.unhealthy
+    }
 }
 
 /// What a packet's destination is to this node.
@@ -163,11 +180,13 @@ pub struct Snapshot<'m> {
     ipv6_vips: ProbeMap<'m, [u64; 2], 3>,
     echo: Mem<'m, Echo>,
     rules: Mem<'m, CompiledRule>,
+    terms: Mem<'m, CompiledTerms>,
     pools: Mem<'m, CompiledPool>,
     backends: Mem<'m, CompiledBackend>,
     table: Mem<'m, u16>,
     backend_ids: Registry<'m>,
     rule_ids: Registry<'m>,
+    pub(crate) nat: Nat<'m>,
 }
 
 /// How many elements each part of a snapshot has.
@@ -183,6 +202,7 @@ struct Size {
     turns: usize,
     backend_slots: usize,
     rule_slots: usize,
+    nat: NatSize,
 }
 
 impl Size {
@@ -194,16 +214,27 @@ impl Size {
             .count();
         let backends = spec.pools.iter().map(|pool| pool.backends.len()).sum();
         let slots = |count, registry| Registry::slots_for(count, registry);
+        let (nat_rules, outbound) = (
+            spec.inbound_nat
+                .iter()
+                .map(|nat| nat_rules(spec, nat).count())
+                .sum::<usize>(),
+            (0..spec.frontends.len())
+                .filter(|&f| is_outbound(spec, f))
+                .count(),
+        );
+        let rules = spec.rules.len() + nat_rules + outbound;
+        let tables: usize = spec.pools.iter().map(|pool| pool.table_size as usize).sum();
         Self {
             rule_buckets: ProbeMap::<u64, 5>::buckets_for(
-                spec.rules.len() + 2 * spec.frontends.len(),
+                spec.rules.len() + nat_rules + (2 + OUTBOUND_KEYS) * spec.frontends.len(),
             ),
             vip_buckets: ProbeMap::<[u64; 2], 3>::buckets_for(ipv6),
             frontends: spec.frontends.len(),
-            rules: spec.rules.len(),
+            rules,
             pools: spec.pools.len(),
             backends,
-            table: spec.pools.iter().map(|pool| pool.table_size as usize).sum(),
+            table: tables + nat_rules + outbound * GRANULES,
             turns: spec
                 .pools
                 .iter()
@@ -211,7 +242,8 @@ impl Size {
                 .max()
                 .unwrap_or(0),
             backend_slots: slots(backends, previous.map(|p| &p.backend_ids)),
-            rule_slots: slots(spec.rules.len(), previous.map(|p| &p.rule_ids)),
+            rule_slots: slots(rules, previous.map(|p| &p.rule_ids)),
+            nat: NatSize::of(spec, previous.map(|p| &p.nat)),
         }
     }
 
@@ -221,6 +253,7 @@ impl Size {
         counter.add::<VipBucket>(self.vip_buckets)?;
         counter.add::<Echo>(self.frontends)?;
         counter.add::<CompiledRule>(self.rules)?;
+        counter.add::<CompiledTerms>(self.rules)?;
         counter.add::<CompiledPool>(self.pools)?;
         counter.add::<CompiledBackend>(self.backends)?;
         counter.add::<u16>(self.table)?;
@@ -232,6 +265,7 @@ impl Size {
             counter.add::<RegistryEntry>(slots)?;
             counter.add::<RuleBucket>(ProbeMap::<u64, 5>::buckets_for(owners))?;
         }
+        self.nat.count(&mut counter)?;
         Some(counter.lines())
     }
 }
@@ -263,6 +297,14 @@ impl<'m> Snapshot<'m> {
                 return Err(SpecError::TooMany { what, most });
             }
         }
+        size.nat.check()?;
+        if !spec.outbound.is_empty() && size.backends > MAX_OWNERS {
+            let what = "backends beside outbound rules";
+            return Err(SpecError::TooMany {
+                what,
+                most: MAX_OWNERS,
+            });
+        }
         let needed = size.lines().unwrap_or(usize::MAX);
         let none = SpecError::Memory { lines: needed };
         let generation = previous.map_or(1, |previous| previous.generation + 1);
@@ -278,6 +320,7 @@ impl<'m> Snapshot<'m> {
             previous.map(|p| &p.backend_ids),
         );
         let rule_ids = registry(size.rule_slots, size.rules, previous.map(|p| &p.rule_ids));
+        let previous_nat = previous.map(|p| &p.nat);
         let mut snapshot = Self {
             generation,
             hasher: spec.hasher.clone(),
@@ -296,15 +339,19 @@ impl<'m> Snapshot<'m> {
             ),
             echo: memory.take(size.frontends, Echo::default()).ok_or(none)?,
             rules: memory.take(size.rules, CompiledRule::EMPTY).ok_or(none)?,
+            terms: memory.take(size.rules, CompiledTerms::EMPTY).ok_or(none)?,
             pools: memory.take(size.pools, CompiledPool::EMPTY).ok_or(none)?,
             backends: memory
                 .take(size.backends, CompiledBackend::EMPTY)
                 .ok_or(none)?,
             table: memory.take(size.table, maglev::EMPTY).ok_or(none)?,
+            nat: Nat::new(&size.nat, generation, previous_nat, memory).ok_or(none)?,
         };
         let mut turns = memory.take(size.turns, Turn::default()).ok_or(none)?;
         snapshot.compile_pools(spec, previous, &mut turns)?;
         snapshot.compile_backends(spec, previous)?;
+        snapshot.nat.compile(spec, previous_nat)?;
+        snapshot.compile_frontends(spec)?;
         snapshot.compile_rules(spec, previous)?;
         Ok(snapshot)
     }
@@ -415,6 +462,7 @@ impl<'m> Snapshot<'m> {
                 pool: pool as u32,
                 member: member as u32,
                 eligible: backend.is_eligible(),
+                unhealthy: backend.state == BackendState::Unhealthy,
             };
         }
         for (index, (.., identity)) in all() {
@@ -430,11 +478,7 @@ impl<'m> Snapshot<'m> {
         Ok(())
     }
 
-    fn compile_rules(
-        &mut self,
-        spec: &Spec<'_>,
-        previous: Option<&Snapshot<'_>>,
-    ) -> Result<(), SpecError> {
+    fn compile_frontends(&mut self, spec: &Spec<'_>) -> Result<(), SpecError> {
         // An IPv6 VIP is looked up once for its number, which stands for it in rule keys.
         for (index, frontend) in spec.frontends.iter().enumerate() {
             let duplicate = |first: u32| SpecError::DuplicateFrontend {
@@ -453,76 +497,281 @@ impl<'m> Snapshot<'m> {
                 .insert(rule_key(vip, VIP, 0), index as u32)
                 .map_err(duplicate)?;
         }
+        Ok(())
+    }
+
+    fn compile_rules(
+        &mut self,
+        spec: &Spec<'_>,
+        previous: Option<&Snapshot<'_>>,
+    ) -> Result<(), SpecError> {
+        let mut free = spec.pools.iter().map(|pool| pool.table_size as usize).sum();
+        for (index, rule) in spec.rules.iter().enumerate() {
+            self.compile_rule(spec, index, rule)?;
+        }
+        let mut index = spec.rules.len();
+        for (number, nat) in spec.inbound_nat.iter().enumerate() {
+            self.check_nat(spec, number, nat)?;
+            for (member, port) in nat_rules(spec, nat) {
+                self.compile_nat_rule(spec, index, nat, (member, port), free)?;
+                index += 1;
+                free += 1;
+            }
+        }
+        for (number, rule) in spec.outbound.iter().enumerate() {
+            check_outbound(spec, number, rule)?;
+        }
+        let first_outbound = index;
+        for frontend in (0..spec.frontends.len()).filter(|&f| is_outbound(spec, f)) {
+            self.compile_outbound(spec, index, frontend, free)?;
+            index += 1;
+            free += GRANULES;
+        }
+        self.number_rules(spec, previous)?;
+        // A VIP without an HA-ports rule is still a VIP.
+        for frontend in spec.frontends {
+            let vip = self.vip_of(frontend.address).unwrap_or_default();
+            let _ = self.rule_keys.insert(rule_key(vip, HA_PORTS, 0), NO_RULE);
+        }
+        let Self {
+            nat, rules, table, ..
+        } = self;
+        let outbound = (0..spec.frontends.len()).filter(|&f| is_outbound(spec, f));
+        let owners = outbound
+            .zip(first_outbound..)
+            .filter_map(|(frontend, rule)| {
+                let start = rules.get(rule)?.table_start as usize;
+                Some((frontend, rule as u32, table.get(start..start + GRANULES)?))
+            });
+        nat.compile_blocks(spec, &owners);
+        Ok(())
+    }
+
+    fn compile_rule(
+        &mut self,
+        spec: &Spec<'_>,
+        index: usize,
+        rule: &Rule<'_>,
+    ) -> Result<(), SpecError> {
+        let dangling = SpecError::DanglingRule { rule: index };
+        let frontend = spec.frontends.get(rule.frontend).ok_or(dangling)?;
+        let pool = spec.pools.get(rule.pool).ok_or(dangling)?;
+        let compiled = self.pools.get(rule.pool).ok_or(dangling)?;
+        if (rule.protocol == Protocol::All) != (rule.frontend_port == 0) {
+            return Err(SpecError::RulePort { rule: index });
+        }
+        let is_ipv6 = frontend.address.is_ipv6();
+        let other_family = |b: &super::Backend<'_>| b.address.is_ipv6() != is_ipv6;
+        if let Some(backend) = pool.backends.iter().position(other_family) {
+            return Err(SpecError::MixedFamilies {
+                rule: index,
+                backend,
+            });
+        }
+        if rule
+            .terms
+            .source_nat
+            .is_some_and(|address| address.is_ipv6() != is_ipv6)
+        {
+            return Err(dangling);
+        }
+        self.rules[index] = CompiledRule {
+            mask: rule.distribution.mask(),
+            table_start: compiled.table_start,
+            table_size: compiled.table_size,
+            first_backend: compiled.first_backend,
+            idle_timeout: Ticks::from_duration(rule.idle_timeout),
+            slot: NONE,
+            ha_ports: rule.protocol == Protocol::All,
+            by_port: false,
+        };
+        let port = (rule.protocol != Protocol::All).then_some(raw_port(rule.backend_port));
+        self.terms[index] = CompiledTerms::new(
+            RuleKind::Balance,
+            rule.idle_timeout,
+            rule.pool,
+            port,
+            &rule.terms,
+        );
+        self.add_key(frontend.address, rule.protocol, rule.frontend_port, index)
+    }
+
+    /// Has packets for a protocol and port of a frontend go to a rule.
+    fn add_key(
+        &mut self,
+        address: IpAddr,
+        protocol: Protocol,
+        port: u16,
+        index: usize,
+    ) -> Result<(), SpecError> {
+        let vip = self.vip_of(address).unwrap_or_default();
+        let key = match protocol {
+            Protocol::Tcp => rule_key(vip, protocol::TCP, raw_port(port)),
+            Protocol::Udp => rule_key(vip, protocol::UDP, raw_port(port)),
+            Protocol::All => rule_key(vip, HA_PORTS, 0),
+        };
+        self.rule_keys
+            .insert(key, index as u32)
+            .map_err(|first| SpecError::ConflictingRules {
+                first: first as usize,
+                second: index,
+            })
+    }
+
+    fn check_nat(
+        &self,
+        spec: &Spec<'_>,
+        number: usize,
+        nat: &InboundNat<'_>,
+    ) -> Result<(), SpecError> {
+        let dangling = SpecError::DanglingNat { rule: number };
+        let frontend = spec.frontends.get(nat.frontend).ok_or(dangling)?;
+        let pool = spec.pools.get(nat.pool).ok_or(dangling)?;
+        let is_ipv6 = frontend.address.is_ipv6();
+        let source_nat = nat.terms.source_nat.into_iter();
+        let addresses = pool.backends.iter().map(|backend| backend.address);
+        if addresses
+            .chain(source_nat)
+            .any(|address| address.is_ipv6() != is_ipv6)
+        {
+            return Err(dangling);
+        }
+        let first = match nat.target {
+            NatTarget::Backend { port, backend } => {
+                pool.backends.get(backend).ok_or(dangling)?;
+                port
+            }
+            NatTarget::Pool { first, last } => {
+                for backend in 0..pool.backends.len() {
+                    let instance = instance(spec, nat.pool, backend);
+                    if u32::from(first) + instance > u32::from(last) {
+                        return Err(SpecError::NatPoolFull {
+                            rule: number,
+                            instance,
+                        });
+                    }
+                }
+                first
+            }
+        };
+        if nat.protocol == Protocol::All || first == 0 || nat.backend_port == 0 {
+            return Err(SpecError::NatPort { rule: number });
+        }
+        Ok(())
+    }
+
+    /// A rule whose table is one slot long.
+    fn compile_nat_rule(
+        &mut self,
+        spec: &Spec<'_>,
+        index: usize,
+        nat: &InboundNat<'_>,
+        (member, port): (usize, u16),
+        slot: usize,
+    ) -> Result<(), SpecError> {
+        self.table[slot] = member as u16;
+        self.rules[index] = CompiledRule {
+            mask: u64::MAX,
+            table_start: slot as u32,
+            table_size: 1,
+            first_backend: self.pools[nat.pool].first_backend,
+            idle_timeout: Ticks::from_duration(nat.idle_timeout),
+            slot: NONE,
+            ha_ports: false,
+            by_port: false,
+        };
+        let backend_port = Some(raw_port(nat.backend_port));
+        self.terms[index] = CompiledTerms::new(
+            RuleKind::Nat,
+            nat.idle_timeout,
+            nat.pool,
+            backend_port,
+            &nat.terms,
+        );
+        let address = spec.frontends[nat.frontend].address;
+        self.add_key(address, nat.protocol, port, index)
+    }
+
+    /// The rule that answers to a frontend's SNAT ports match: its table says whose each port is.
+    fn compile_outbound(
+        &mut self,
+        spec: &Spec<'_>,
+        index: usize,
+        frontend: usize,
+        start: usize,
+    ) -> Result<(), SpecError> {
+        deal(spec, frontend, &mut self.table[start..start + GRANULES])?;
+        let rules = spec
+            .outbound
+            .iter()
+            .filter(|rule| rule.frontends.contains(&frontend));
+        let idle = rules
+            .clone()
+            .map(|rule| rule.idle_timeout)
+            .max()
+            .unwrap_or_default();
+        self.rules[index] = CompiledRule {
+            mask: u64::MAX,
+            table_start: start as u32,
+            table_size: GRANULES as u32,
+            first_backend: 0,
+            idle_timeout: Ticks::from_duration(idle),
+            slot: NONE,
+            ha_ports: false,
+            by_port: true,
+        };
+        self.terms[index] =
+            CompiledTerms::new(RuleKind::Outbound, idle, 0, None, &Terms::default());
+        let address = spec.frontends[frontend].address;
+        let vip = self.vip_of(address).unwrap_or_default();
+        let icmp = if address.is_ipv6() {
+            protocol::ICMPV6
+        } else {
+            protocol::ICMP
+        };
+        for rule in rules {
+            let protocols: &[u8] = match rule.protocol {
+                Protocol::Tcp => &[protocol::TCP],
+                Protocol::Udp => &[protocol::UDP],
+                Protocol::All => &[protocol::TCP, protocol::UDP, icmp],
+            };
+            for &number in protocols {
+                let _ = self
+                    .rule_keys
+                    .insert(rule_key(vip, number, 0), index as u32);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives each rule the place of its counters: its own from before, or a free one.
+    fn number_rules(
+        &mut self,
+        spec: &Spec<'_>,
+        previous: Option<&Snapshot<'_>>,
+    ) -> Result<(), SpecError> {
         let previous = previous.map(|previous| &previous.rule_ids);
         let duplicate = |AlreadyRegistered(first), second: usize| SpecError::DuplicateRule {
             first: first as usize,
             second,
         };
-        for (index, rule) in spec.rules.iter().enumerate() {
-            let dangling = SpecError::DanglingRule { rule: index };
-            let frontend = spec.frontends.get(rule.frontend).ok_or(dangling)?;
-            let pool = spec.pools.get(rule.pool).ok_or(dangling)?;
-            let compiled = self.pools.get(rule.pool).ok_or(dangling)?;
-            if (rule.protocol == Protocol::All) != (rule.frontend_port == 0) {
-                return Err(SpecError::RulePort { rule: index });
-            }
-            let is_ipv6 = frontend.address.is_ipv6();
-            if let Some(backend) = pool
-                .backends
-                .iter()
-                .position(|b| b.address.is_ipv6() != is_ipv6)
-            {
-                return Err(SpecError::MixedFamilies {
-                    rule: index,
-                    backend,
-                });
-            }
-            self.rules[index] = CompiledRule {
-                mask: rule.distribution.mask(),
-                table_start: compiled.table_start,
-                table_size: compiled.table_size,
-                first_backend: compiled.first_backend,
-                idle_timeout: Ticks::from_duration(rule.idle_timeout),
-                slot: NONE,
-                ha_ports: rule.protocol == Protocol::All,
-            };
-            let vip = self.vip_of(frontend.address).unwrap_or_default();
-            let key = match rule.protocol {
-                Protocol::Tcp => rule_key(vip, protocol::TCP, raw_port(rule.frontend_port)),
-                Protocol::Udp => rule_key(vip, protocol::UDP, raw_port(rule.frontend_port)),
-                Protocol::All => rule_key(vip, HA_PORTS, 0),
-            };
-            self.rule_keys.insert(key, index as u32).map_err(|first| {
-                SpecError::ConflictingRules {
-                    first: first as usize,
-                    second: index,
-                }
-            })?;
+        for (index, name) in rule_identities(spec).enumerate() {
             let slot = self
                 .rule_ids
-                .keep(
-                    previous,
-                    identity([rule.name.as_bytes(), &[], &[]]),
-                    index as u32,
-                )
+                .keep(previous, name, index as u32)
                 .map_err(|already| duplicate(already, index))?;
             if let Some(slot) = slot {
                 self.rules[index].slot = slot as u32;
             }
         }
-        for (index, rule) in spec.rules.iter().enumerate() {
+        for (index, name) in rule_identities(spec).enumerate() {
             if self.rules[index].slot == NONE {
                 let slot = self
                     .rule_ids
-                    .add(identity([rule.name.as_bytes(), &[], &[]]), index as u32)
+                    .add(name, index as u32)
                     .map_err(|already| duplicate(already, index))?;
                 self.rules[index].slot = slot as u32;
             }
-        }
-        // A VIP without an HA-ports rule is still a VIP.
-        for frontend in spec.frontends {
-            let vip = self.vip_of(frontend.address).unwrap_or_default();
-            let _ = self.rule_keys.insert(rule_key(vip, HA_PORTS, 0), NO_RULE);
         }
         Ok(())
     }
@@ -560,7 +809,27 @@ impl<'m> Snapshot<'m> {
                 return RuleMatch::Rule(rule);
             }
         }
-        self.ha_ports(vip)
+        match self.ha_ports(vip) {
+            RuleMatch::NoRule => self.outbound(vip, packet.protocol),
+            found => found,
+        }
+    }
+
+    /// The rule of a VIP's SNAT ports.
+    fn outbound(&self, vip: u64, protocol: u8) -> RuleMatch {
+        let rule = self.rule_keys.get(rule_key(vip, protocol, 0));
+        rule.map_or(RuleMatch::NoRule, RuleMatch::Rule)
+    }
+
+    /// What an answer to an ICMP echo request is, whose identifier may be a SNAT port.
+    pub(crate) fn classify_echo_reply(&self, packet: &Packet) -> RuleMatch {
+        let Some(vip) = self.vip(packet) else {
+            return RuleMatch::NotVip;
+        };
+        match self.ha_ports(vip) {
+            RuleMatch::NoRule => self.outbound(vip, packet.protocol),
+            found => found,
+        }
     }
 
     /// The same for a packet whose ports are not known, or count for nothing.
@@ -581,6 +850,18 @@ impl<'m> Snapshot<'m> {
     pub(crate) fn echo(&self, packet: &Packet) -> Option<Echo> {
         let frontend = self.rule_keys.get(rule_key(self.vip(packet)?, VIP, 0))?;
         self.echo.get(frontend as usize).copied()
+    }
+
+    /// Whether an address is a VIP.
+    pub(crate) fn is_vip(&self, address: IpAddr) -> bool {
+        let vip = self.vip_of(address);
+        vip.is_some_and(|vip| self.rule_keys.get(rule_key(vip, VIP, 0)).is_some())
+    }
+
+    /// Places that users of SNAT ports are counted in: see
+    /// [`HostTables::snat_users`](crate::host::HostTables::snat_users).
+    pub fn snat_port_places(&self) -> usize {
+        self.nat.port_places()
     }
 
     /// A rule by its place in [`Spec::rules`].
@@ -606,10 +887,20 @@ impl<'m> Snapshot<'m> {
         self.backend_ids.index(id)
     }
 
-    /// The Maglev slot of a hash in the rule's table.
+    /// What becomes of a rule's connections.
+    pub(crate) fn terms(&self, index: u32) -> Option<&CompiledTerms> {
+        self.terms.get(index as usize)
+    }
+
+    /// The slot of a packet, whose hash this is, in the rule's table.
     #[inline]
-    pub(crate) fn table_index(&self, rule: &CompiledRule, hash: u64) -> usize {
-        rule.table_start as usize + maglev::slot(hash, rule.table_size)
+    pub(crate) fn table_index(&self, rule: &CompiledRule, packet: &Packet, hash: u64) -> usize {
+        let slot = if rule.by_port {
+            usize::from(packet.raw_destination_port().swap_bytes()) / GRANULE as usize
+        } else {
+            maglev::slot(hash, rule.table_size)
+        };
+        rule.table_start as usize + slot
     }
 
     /// The backend of a Maglev slot of the rule's table, or [`NO_BACKEND`].
@@ -689,6 +980,90 @@ impl CompiledPool {
     }
 }
 
+/// Keys of a frontend for its SNAT ports: TCP's, UDP's and ICMP's.
+const OUTBOUND_KEYS: usize = 3;
+
+/// The place in its pool and the port of each backend that an inbound NAT rule or pool leads to.
+fn nat_rules<'s>(
+    spec: &'s Spec<'_>,
+    nat: &'s InboundNat<'_>,
+) -> impl Iterator<Item = (usize, u16)> + 's {
+    let all = match nat.target {
+        NatTarget::Backend { backend, .. } => backend..backend + 1,
+        NatTarget::Pool { .. } => {
+            0..spec
+                .pools
+                .get(nat.pool)
+                .map_or(0, |pool| pool.backends.len())
+        }
+    };
+    all.map(|backend| match nat.target {
+        NatTarget::Backend { port, .. } => (backend, port),
+        NatTarget::Pool { first, .. } => {
+            let instance = instance(spec, nat.pool, backend);
+            (backend, u32::from(first).saturating_add(instance) as u16)
+        }
+    })
+}
+
+/// The names of all rules, in the order of their places.
+fn rule_identities<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = u64> + 's {
+    let rules = spec
+        .rules
+        .iter()
+        .map(|rule| identity([rule.name.as_bytes(), &[], &[]]));
+    let nat = spec.inbound_nat.iter().flat_map(|nat| {
+        nat_rules(spec, nat)
+            .map(|(_, port)| identity([nat.name.as_bytes(), b"inbound nat", &port.to_be_bytes()]))
+    });
+    let outbound = spec.frontends.iter().enumerate();
+    let outbound = outbound.filter(|&(f, _)| is_outbound(spec, f));
+    let outbound = outbound.map(|(_, f)| identity([&address_bytes(f.address), b"outbound", &[]]));
+    rules.chain(nat).chain(outbound)
+}
+
+fn check_outbound(
+    spec: &Spec<'_>,
+    number: usize,
+    rule: &super::Outbound<'_>,
+) -> Result<(), SpecError> {
+    let dangling = SpecError::DanglingNat {
+        rule: spec.inbound_nat.len() + number,
+    };
+    let pool = spec.pools.get(rule.pool).ok_or(dangling)?;
+    if rule.frontends.is_empty() {
+        return Err(dangling);
+    }
+    for (place, &frontend) in rule.frontends.iter().enumerate() {
+        let is_ipv6 = spec
+            .frontends
+            .get(frontend)
+            .ok_or(dangling)?
+            .address
+            .is_ipv6();
+        let mixed = pool.backends.iter().any(|b| b.address.is_ipv6() != is_ipv6);
+        if mixed || rule.frontends[..place].contains(&frontend) {
+            return Err(dangling);
+        }
+    }
+    if rule
+        .ports_per_backend
+        .is_some_and(|ports| ports == 0 || ports % GRANULE != 0)
+    {
+        return Err(SpecError::PortsPerBackend { rule: number });
+    }
+    for index in 0..pool.backends.len() {
+        let own = instance(spec, rule.pool, index);
+        if (0..index).any(|other| instance(spec, rule.pool, other) == own) {
+            return Err(SpecError::DuplicateInstance {
+                pool: rule.pool,
+                instance: own,
+            });
+        }
+    }
+    Ok(())
+}
+
 /// A port as the packet has it: its two bytes read little-endian.
 const fn raw_port(port: u16) -> u16 {
     u16::from_le_bytes(port.to_be_bytes())
@@ -714,7 +1089,7 @@ fn ipv6_words(octets: [u8; 16]) -> [u64; 2] {
     [bits as u64, (bits >> 64) as u64]
 }
 
-fn address_bytes(address: IpAddr) -> [u8; 16] {
+pub(crate) fn address_bytes(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
         IpAddr::V6(address) => address.octets(),

@@ -11,8 +11,8 @@ use crate::verdict::PortId;
 use crate::wire::ethernet::MacAddress;
 use crate::wire::vxlan::Vni;
 
-/// Everything that a mux needs to know. Indices refer to places in the slices.
-#[derive(Clone, Debug)]
+/// Everything that a node needs to know. Indices refer to places in the slices.
+#[derive(Clone, Debug, Default)]
 pub struct Spec<'a> {
     /// How flows are hashed. The same on every node.
     pub hasher: Hasher,
@@ -26,6 +26,14 @@ pub struct Spec<'a> {
     pub rules: &'a [Rule<'a>],
     /// Who serves.
     pub pools: &'a [Pool<'a>],
+    /// Ports of frontends that lead to one backend each.
+    pub inbound_nat: &'a [InboundNat<'a>],
+    /// Who may call out, and under which addresses.
+    pub outbound: &'a [Outbound<'a>],
+    /// Underlay addresses of the muxes: where a host sends what a rule returns through them, and,
+    /// where there are any, the only ones besides other hosts that it takes packets from. At most
+    /// 15.
+    pub muxes: &'a [IpAddr],
 }
 
 /// This node's place on the fabric, and how it encapsulates.
@@ -139,8 +147,95 @@ pub struct Rule<'a> {
     pub backend_port: u16,
     /// What chooses a flow's backend.
     pub distribution: Distribution,
-    /// How long a flow stays pinned without a packet.
+    /// How long a flow stays without a packet.
     pub idle_timeout: Duration,
+    /// What else becomes of its connections: for their host agent.
+    pub terms: Terms,
+}
+
+/// What becomes of a rule's connections at their host agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// The backend sees the VIP and the frontend port, not its own (direct server return).
+    pub floating_ip: bool,
+    /// Both ends are told with a RST when a connection ends by itself, and so is the sender of a
+    /// segment of no connection.
+    pub tcp_reset: bool,
+    /// How answers go back.
+    pub answers: Answers,
+    /// The backend sees this address in the place of the client's (full SNAT).
+    pub source_nat: Option<IpAddr>,
+}
+
+/// How a backend's answers go back to the client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Answers {
+    /// Straight on (direct server return).
+    #[default]
+    Direct,
+    /// In VXLAN to the mux, of [`Spec::muxes`], that the connection came through.
+    ThroughMux,
+}
+
+/// An inbound NAT rule or pool: frontend ports that lead to one backend each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InboundNat<'a> {
+    /// Its name, unlike those of the others.
+    pub name: &'a str,
+    /// Which frontend.
+    pub frontend: usize,
+    /// Which pool.
+    pub pool: usize,
+    /// Where its ports lead to.
+    pub target: NatTarget,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The port that the backend serves.
+    pub backend_port: u16,
+    /// How long a flow stays without a packet.
+    pub idle_timeout: Duration,
+    /// What else becomes of its connections.
+    pub terms: Terms,
+}
+
+/// Where the ports of an [`InboundNat`] lead to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NatTarget {
+    /// One port to one backend.
+    Backend {
+        /// The port that clients use.
+        port: u16,
+        /// The backend's place in the pool.
+        backend: usize,
+    },
+    /// A port for each backend of the pool: that of instance `n` is `first + n`.
+    Pool {
+        /// The port of instance 0.
+        first: u16,
+        /// The last port there is.
+        last: u16,
+    },
+}
+
+/// An outbound rule: a pool's backends may call out, under the addresses of frontends, from ports
+/// that are theirs alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outbound<'a> {
+    /// Its name, unlike those of the others.
+    pub name: &'a str,
+    /// The frontends whose addresses it uses.
+    pub frontends: &'a [usize],
+    /// Which pool.
+    pub pool: usize,
+    /// What may go out; [`Protocol::All`]: TCP, UDP and ICMP echo.
+    pub protocol: Protocol,
+    /// Ports for each backend, a multiple of 8, over all of its frontends; `None`: an even share of
+    /// what is free.
+    pub ports_per_backend: Option<u32>,
+    /// How long a flow stays without a packet.
+    pub idle_timeout: Duration,
+    /// Both ends are told with a RST when a connection ends by itself.
+    pub tcp_reset: bool,
 }
 
 /// Backends that serve the same.
@@ -173,6 +268,27 @@ pub struct Backend<'a> {
     pub weight: u32,
     /// Whether it gets new flows.
     pub state: BackendState,
+    /// Its number in the pool, by which NAT pools and outbound rules give it its ports: so they
+    /// stay when another backend goes. `None`: its place in the pool.
+    pub instance: Option<u32>,
+    /// The port of this node that its vm is at; `None`: it runs elsewhere.
+    pub port: Option<PortId>,
+}
+
+impl Default for Backend<'_> {
+    fn default() -> Self {
+        Self {
+            name: "",
+            address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            host: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            mac: None,
+            next_hop: None,
+            weight: 1,
+            state: BackendState::Healthy,
+            instance: None,
+            port: None,
+        }
+    }
 }
 
 impl Backend<'_> {
@@ -279,6 +395,53 @@ pub enum SpecError {
         /// The backend, within the pool.
         backend: usize,
     },
+    /// An inbound NAT or outbound rule refers to a frontend, pool or backend that is not there, or
+    /// to a frontend of another family.
+    DanglingNat {
+        /// Its name's place: of inbound NAT first, then of outbound rules.
+        rule: usize,
+    },
+    /// A rule of inbound NAT is neither for TCP nor for UDP, or has port 0.
+    NatPort {
+        /// Its place in [`Spec::inbound_nat`].
+        rule: usize,
+    },
+    /// A NAT pool has no port left for an instance.
+    NatPoolFull {
+        /// Its place in [`Spec::inbound_nat`].
+        rule: usize,
+        /// The instance.
+        instance: u32,
+    },
+    /// Two backends of a pool have one instance number.
+    DuplicateInstance {
+        /// The pool.
+        pool: usize,
+        /// The number.
+        instance: u32,
+    },
+    /// Ports for each backend are no multiple of 8, or none.
+    PortsPerBackend {
+        /// Its place in [`Spec::outbound`].
+        rule: usize,
+    },
+    /// A frontend has too few ports for the outbound rules that use it.
+    OutOfPorts {
+        /// The outbound rule that finds too few.
+        rule: usize,
+        /// The frontend.
+        frontend: usize,
+        /// Ports that are wanted of it in all.
+        needed: u32,
+        /// Ports that it has to give.
+        available: u32,
+    },
+    /// Two backends at one port of this node are not one vm: their networks or MAC addresses
+    /// differ.
+    PortConflict {
+        /// The port.
+        port: PortId,
+    },
     /// More backends or rules than ids.
     TooMany {
         /// What there are too many of.
@@ -333,6 +496,39 @@ impl fmt::Display for SpecError {
                 f,
                 "pool {pool}: the underlay has no address of the family of backend {backend}'s host"
             ),
+            Self::DanglingNat { rule } => write!(
+                f,
+                "NAT rule {rule} names a frontend, pool or backend that is not there, or of another family"
+            ),
+            Self::NatPort { rule } => write!(
+                f,
+                "inbound NAT {rule}: expected tcp or udp, and ports other than 0"
+            ),
+            Self::NatPoolFull { rule, instance } => write!(
+                f,
+                "inbound NAT {rule} has no port left for instance {instance}"
+            ),
+            Self::DuplicateInstance { pool, instance } => {
+                write!(f, "pool {pool} has instance {instance} twice")
+            }
+            Self::PortsPerBackend { rule } => write!(
+                f,
+                "outbound rule {rule}: expected a multiple of 8 ports for each backend"
+            ),
+            Self::OutOfPorts {
+                rule,
+                frontend,
+                needed,
+                available,
+            } => write!(
+                f,
+                "outbound rule {rule}: {needed} ports of frontend {frontend} are wanted, {available} are free"
+            ),
+            Self::PortConflict { port } => write!(
+                f,
+                "the backends at port {} are not one vm: one network and one MAC address",
+                port.0
+            ),
             Self::TooMany { what, most } => write!(f, "too many {what}: at most {most}"),
             Self::Memory { lines } => {
                 write!(
@@ -345,6 +541,22 @@ impl fmt::Display for SpecError {
 }
 
 impl core::error::Error for SpecError {}
+
+impl Default for Rule<'_> {
+    fn default() -> Self {
+        Self {
+            name: "",
+            frontend: 0,
+            pool: 0,
+            protocol: Protocol::Tcp,
+            frontend_port: 0,
+            backend_port: 0,
+            distribution: Distribution::FiveTuple,
+            idle_timeout: Duration::from_secs(240),
+            terms: Terms::default(),
+        }
+    }
+}
 
 impl Default for Pool<'_> {
     fn default() -> Self {

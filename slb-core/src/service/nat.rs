@@ -1,0 +1,749 @@
+//! What translating packets needs beside the rules: the vms that are here, the ports that each may
+//! call out from, and the muxes.
+//!
+//! SNAT ports are given out eight at a time ("granules"). Which backend has which follows from the
+//! spec alone, so every node knows it without asking: on each frontend, those that a rule uses
+//! are taken out, and the rest is dealt out in the order of outbound rules and instances.
+
+use core::net::IpAddr;
+
+use super::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
+use super::registry::{AlreadyRegistered, Registry, RegistryEntry, identity};
+use super::snapshot::address_bytes;
+use super::spec::{Answers, NatTarget, Outbound, Protocol, Spec, SpecError, Terms, derived_mac};
+use crate::encapsulation::Template;
+use crate::mem::{Counter, Mem, Memory};
+use crate::nat::connection::Span;
+use crate::verdict::PortId;
+use crate::wire::ethernet::MacAddress;
+use crate::wire::vxlan::Vni;
+
+/// Ports are given out this many at a time.
+pub(crate) const GRANULE: u32 = 8;
+/// Granules of a frontend, used or not.
+pub(crate) const GRANULES: usize = 65_536 / GRANULE as usize;
+/// The first that may be given out: port 1024 (RFC 6056 §3.2).
+const FIRST_GRANULE: usize = 1024 / GRANULE as usize;
+
+/// In the place of a granule's owner: nobody.
+pub(crate) const NOBODY: u16 = u16::MAX;
+/// While granules are dealt out: a rule uses it.
+const USED: u16 = u16::MAX - 1;
+/// Backends that a granule's owner can be one of.
+pub(crate) const MAX_OWNERS: usize = USED as usize;
+
+/// The most muxes, and the most backends on one host.
+const MAX_MUXES: usize = 15;
+const LOCAL_BITS: u32 = 11;
+const MAX_LOCALS: usize = 1 << LOCAL_BITS;
+
+/// What becomes of a rule's connections.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CompiledTerms {
+    pub(crate) idle: Span,
+    /// The port that the backend serves, as packets have it; `None`: the packet's own.
+    pub(crate) backend_port: Option<u16>,
+    pub(crate) floating_ip: bool,
+    pub(crate) reset: bool,
+    pub(crate) through_mux: bool,
+    pub(crate) source_nat: Option<IpAddr>,
+    /// The place of its pool; of no meaning for outbound ports.
+    pub(crate) pool: u32,
+    pub(crate) kind: RuleKind,
+}
+
+/// What kind of rule it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RuleKind {
+    /// Balances over a pool.
+    Balance,
+    /// Leads to one backend.
+    Nat,
+    /// Brings answers to who has the port.
+    Outbound,
+}
+
+impl CompiledTerms {
+    pub(crate) const EMPTY: Self = Self {
+        idle: Span::from_duration(core::time::Duration::ZERO),
+        backend_port: None,
+        floating_ip: false,
+        reset: false,
+        through_mux: false,
+        source_nat: None,
+        pool: 0,
+        kind: RuleKind::Outbound,
+    };
+
+    pub(crate) fn new(
+        kind: RuleKind,
+        idle: core::time::Duration,
+        pool: usize,
+        backend_port: Option<u16>,
+        terms: &Terms,
+    ) -> Self {
+        Self {
+            idle: Span::from_duration(idle),
+            backend_port: backend_port.filter(|_| !terms.floating_ip),
+            floating_ip: terms.floating_ip,
+            reset: terms.tcp_reset,
+            through_mux: terms.answers == Answers::ThroughMux,
+            source_nat: terms.source_nat,
+            pool: pool as u32,
+            kind,
+        }
+    }
+}
+
+/// A vm on this node.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Vm {
+    pub(crate) port: PortId,
+    pub(crate) mac: MacAddress,
+    pub(crate) vni: Vni,
+    /// The first of the backends that it is.
+    first: u32,
+}
+
+/// A backend whose vm is on this node.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Local {
+    /// Its place among all backends.
+    pub(crate) backend: u32,
+    /// The same in every generation, and never another's.
+    pub(crate) id: u16,
+    pub(crate) address: IpAddr,
+    /// The vm's next one.
+    next: u32,
+    /// Its blocks of ports.
+    blocks: (u32, u32),
+}
+
+/// The ports of one frontend that a backend may call out from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block {
+    /// The frontend's address.
+    pub(crate) address: IpAddr,
+    /// The rule that answers to it match.
+    pub(crate) rule: u32,
+    /// The outbound rule that gave it.
+    pub(crate) outbound: u32,
+    granules: (u32, u32),
+}
+
+/// What becomes of connections that an outbound rule lets out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CompiledOutbound {
+    pub(crate) idle: Span,
+    pub(crate) reset: bool,
+    pub(crate) protocol: Protocol,
+}
+
+/// A mux that answers may go back through.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CompiledMux {
+    pub(crate) template: Template,
+    address: [u64; 2],
+}
+
+/// All of it.
+#[derive(Debug)]
+pub(crate) struct Nat<'m> {
+    vms: Mem<'m, Vm>,
+    vm_count: usize,
+    locals: Mem<'m, Local>,
+    local_ids: Registry<'m>,
+    blocks: Mem<'m, Block>,
+    granules: Mem<'m, u16>,
+    outbound: Mem<'m, CompiledOutbound>,
+    muxes: Mem<'m, CompiledMux>,
+    vm_by_mac: ProbeMap<'m, [u64; 2], 3>,
+    vm_by_port: ProbeMap<'m, u64, 5>,
+    local_by_pool: ProbeMap<'m, u64, 5>,
+    peers: ProbeMap<'m, [u64; 2], 3>,
+    vnis: ProbeMap<'m, u64, 5>,
+    neighbours: ProbeMap<'m, [u64; 2], 3>,
+}
+
+/// How many of each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NatSize {
+    locals: usize,
+    local_slots: usize,
+    blocks: usize,
+    granules: usize,
+    outbound: usize,
+    muxes: usize,
+    peers: usize,
+    pools: usize,
+}
+
+impl NatSize {
+    pub(crate) fn of(spec: &Spec<'_>, previous: Option<&Nat<'_>>) -> Self {
+        let of_pool = |pool: usize| {
+            let backends = spec.pools.get(pool).map_or(&[][..], |pool| pool.backends);
+            backends.iter().filter(|b| b.port.is_some()).count()
+        };
+        let locals = (0..spec.pools.len()).map(of_pool).sum();
+        let backends: usize = spec.pools.iter().map(|pool| pool.backends.len()).sum();
+        let frontends = (0..spec.frontends.len())
+            .filter(|&f| is_outbound(spec, f))
+            .count();
+        Self {
+            locals,
+            local_slots: Registry::slots_for(locals, previous.map(|p| &p.local_ids)),
+            blocks: spec
+                .outbound
+                .iter()
+                .map(|rule| rule.frontends.len() * of_pool(rule.pool))
+                .sum(),
+            granules: if locals == 0 { 0 } else { frontends * GRANULES },
+            outbound: spec.outbound.len(),
+            muxes: spec.muxes.len(),
+            peers: spec.muxes.len() + backends,
+            pools: spec.pools.len(),
+        }
+    }
+
+    pub(crate) fn count(&self, counter: &mut Counter) -> Option<()> {
+        counter.add::<Vm>(self.locals)?;
+        counter.add::<Local>(self.locals)?;
+        counter.add::<RegistryEntry>(self.local_slots)?;
+        for keys in [self.locals, self.locals, self.locals, self.pools] {
+            counter.add::<RuleBucket>(ProbeMap::<u64, 5>::buckets_for(keys))?;
+        }
+        for keys in [self.locals, self.peers, self.peers] {
+            counter.add::<VipBucket>(ProbeMap::<[u64; 2], 3>::buckets_for(keys))?;
+        }
+        counter.add::<Block>(self.blocks)?;
+        counter.add::<u16>(self.granules)?;
+        counter.add::<CompiledOutbound>(self.outbound)?;
+        counter.add::<CompiledMux>(self.muxes)
+    }
+
+    /// What cannot be numbered.
+    pub(crate) fn check(&self) -> Result<(), SpecError> {
+        for (what, count, most) in [
+            ("backends on one host", self.local_slots, MAX_LOCALS),
+            ("muxes", self.muxes, MAX_MUXES),
+        ] {
+            if count > most {
+                return Err(SpecError::TooMany { what, most });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'m> Nat<'m> {
+    /// Takes the memory. `None` where it is used up.
+    pub(crate) fn new(
+        size: &NatSize,
+        generation: u64,
+        previous: Option<&Nat<'_>>,
+        memory: &mut impl Memory<'m>,
+    ) -> Option<Self> {
+        const NO_ADDRESS: IpAddr = IpAddr::V4(core::net::Ipv4Addr::UNSPECIFIED);
+        let vm = Vm {
+            port: PortId(0),
+            mac: MacAddress([0; 6]),
+            vni: Vni::default(),
+            first: NONE,
+        };
+        let local = Local {
+            backend: 0,
+            id: 0,
+            address: NO_ADDRESS,
+            next: NONE,
+            blocks: (0, 0),
+        };
+        let block = Block {
+            address: NO_ADDRESS,
+            rule: 0,
+            outbound: 0,
+            granules: (0, 0),
+        };
+        let outbound = CompiledOutbound {
+            idle: CompiledTerms::EMPTY.idle,
+            reset: false,
+            protocol: Protocol::All,
+        };
+        let mux = CompiledMux {
+            template: Template::EMPTY,
+            address: [0; 2],
+        };
+        let mut map = |keys| {
+            let buckets = ProbeMap::<u64, 5>::buckets_for(keys);
+            memory.take(buckets, RuleBucket::EMPTY)
+        };
+        let ids = map(size.locals)?;
+        let (vm_by_port, local_by_pool, vnis) =
+            (map(size.locals)?, map(size.locals)?, map(size.pools)?);
+        let mut map = |keys| {
+            let buckets = ProbeMap::<[u64; 2], 3>::buckets_for(keys);
+            memory.take(buckets, VipBucket::EMPTY)
+        };
+        let (vm_by_mac, peers, neighbours) =
+            (map(size.locals)?, map(size.peers)?, map(size.peers)?);
+        let entries = memory.take(size.local_slots, RegistryEntry::EMPTY)?;
+        let previous = previous.map(|previous| &previous.local_ids);
+        Some(Self {
+            vms: memory.take(size.locals, vm)?,
+            vm_count: 0,
+            locals: memory.take(size.locals, local)?,
+            local_ids: Registry::continue_from(previous, generation, entries, ids),
+            blocks: memory.take(size.blocks, block)?,
+            granules: memory.take(size.granules, 0)?,
+            outbound: memory.take(size.outbound, outbound)?,
+            muxes: memory.take(size.muxes, mux)?,
+            vm_by_mac: ProbeMap::new(vm_by_mac),
+            vm_by_port: ProbeMap::new(vm_by_port),
+            local_by_pool: ProbeMap::new(local_by_pool),
+            peers: ProbeMap::new(peers),
+            vnis: ProbeMap::new(vnis),
+            neighbours: ProbeMap::new(neighbours),
+        })
+    }
+
+    /// Notes who is here, and who may send to here.
+    pub(crate) fn compile(
+        &mut self,
+        spec: &Spec<'_>,
+        previous: Option<&Nat<'_>>,
+    ) -> Result<(), SpecError> {
+        self.compile_locals(spec, previous)?;
+        for (place, rule) in self.outbound.iter_mut().zip(spec.outbound) {
+            *place = CompiledOutbound {
+                idle: Span::from_duration(rule.idle_timeout),
+                reset: rule.tcp_reset,
+                protocol: rule.protocol,
+            };
+        }
+        for (index, &address) in spec.muxes.iter().enumerate() {
+            let next_hop = spec.underlay.next_hop;
+            let mac = derived_mac(address);
+            let template = Template::new(&spec.underlay, address, next_hop, mac, Vni::default());
+            let no_address = SpecError::NoUnderlayAddress {
+                pool: spec.pools.len(),
+                backend: index,
+            };
+            let address = words(address);
+            self.muxes[index] = CompiledMux {
+                template: template.ok_or(no_address)?,
+                address,
+            };
+            let _ = self.peers.insert(address, index as u32);
+        }
+        for pool in spec.pools {
+            let _ = self.vnis.insert(pool.vni.get().into(), 0);
+            for backend in pool.backends {
+                let _ = self.peers.insert(words(backend.host), NOT_A_MUX);
+                let key = neighbour_key(backend.address, pool.vni);
+                let _ = self.neighbours.insert(key, 0);
+            }
+        }
+        Ok(())
+    }
+
+    fn compile_locals(
+        &mut self,
+        spec: &Spec<'_>,
+        previous: Option<&Nat<'_>>,
+    ) -> Result<(), SpecError> {
+        let previous = previous.map(|previous| &previous.local_ids);
+        let (mut backend_index, mut count) = (0, 0);
+        for (pool_index, pool) in spec.pools.iter().enumerate() {
+            for backend in pool.backends {
+                let index = backend_index;
+                backend_index += 1;
+                let Some(port) = backend.port else { continue };
+                let mac = backend.mac.unwrap_or(derived_mac(backend.address));
+                let vm = self.vm_at(port, mac, pool.vni)?;
+                let local = count as u32;
+                self.locals[count] = Local {
+                    backend: index,
+                    id: 0,
+                    address: backend.address,
+                    next: core::mem::replace(&mut self.vms[vm].first, local),
+                    blocks: (0, 0),
+                };
+                // The same vm twice in a pool has the rules of its first name.
+                let _ = self
+                    .local_by_pool
+                    .insert(pool_key(pool_index as u32, port), local);
+                count += 1;
+            }
+        }
+        let identity = |local: &Local| {
+            let (pool, backend) = owner(spec, local.backend as usize);
+            let (pool, backend) = (&spec.pools[pool], &spec.pools[pool].backends[backend]);
+            let address = address_bytes(backend.address);
+            identity([pool.name.as_bytes(), backend.name.as_bytes(), &address])
+        };
+        let duplicate = |AlreadyRegistered(first): AlreadyRegistered, second: usize| {
+            SpecError::DuplicateBackend {
+                first: first as usize,
+                second,
+            }
+        };
+        let mut kept = 0;
+        for round in 0..2 {
+            for index in 0..count {
+                let name = identity(&self.locals[index]);
+                if self.locals[index].id != 0 && round == 1 {
+                    continue;
+                }
+                let slot = if round == 0 {
+                    self.local_ids.keep(previous, name, index as u32)
+                } else {
+                    self.local_ids.add(name, index as u32).map(Some)
+                };
+                if let Some(slot) = slot.map_err(|already| duplicate(already, index))? {
+                    self.locals[index].id = compress(self.local_ids.id(slot).get());
+                    kept += 1;
+                }
+            }
+        }
+        debug_assert!(kept >= count);
+        Ok(())
+    }
+
+    /// The vm at a port, added where it is not there yet.
+    fn vm_at(&mut self, port: PortId, mac: MacAddress, vni: Vni) -> Result<usize, SpecError> {
+        let index = self.vm_count as u32;
+        match self.vm_by_port.insert(port.0.into(), index) {
+            Err(known) => {
+                let vm = self.vms[known as usize];
+                if vm.mac == mac && vm.vni == vni {
+                    Ok(known as usize)
+                } else {
+                    Err(SpecError::PortConflict { port })
+                }
+            }
+            Ok(()) => {
+                let conflict = |_| SpecError::PortConflict { port };
+                self.vm_by_mac
+                    .insert(mac_key(mac, vni), index)
+                    .map_err(conflict)?;
+                self.vms[self.vm_count] = Vm {
+                    port,
+                    mac,
+                    vni,
+                    first: NONE,
+                };
+                self.vm_count += 1;
+                Ok(index as usize)
+            }
+        }
+    }
+
+    /// Notes the ports of the locals. `owners` says, for each frontend that outbound rules use,
+    /// its place, its compiled rule and its granules' owners.
+    pub(crate) fn compile_blocks<'t>(
+        &mut self,
+        spec: &Spec<'_>,
+        owners: &(impl Iterator<Item = (usize, u32, &'t [u16])> + Clone),
+    ) {
+        let (mut block_count, mut granule_count) = (0, 0);
+        for local in self.locals.iter_mut() {
+            let first_block = block_count;
+            let (pool, _) = owner(spec, local.backend as usize);
+            for (frontend, rule, owners) in owners.clone() {
+                let uses = |outbound: &&(usize, &Outbound<'_>)| {
+                    outbound.1.pool == pool && outbound.1.frontends.contains(&frontend)
+                };
+                let rules = spec.outbound.iter().enumerate();
+                let Some((outbound, _)) = rules.clone().find(|rule| uses(&rule)) else {
+                    continue;
+                };
+                let first = granule_count;
+                for (granule, &owner) in owners.iter().enumerate() {
+                    if u32::from(owner) == local.backend {
+                        self.granules[granule_count] = granule as u16;
+                        granule_count += 1;
+                    }
+                }
+                self.blocks[block_count] = Block {
+                    address: spec.frontends[frontend].address,
+                    rule,
+                    outbound: outbound as u32,
+                    granules: (first as u32, granule_count as u32),
+                };
+                block_count += 1;
+            }
+            local.blocks = (first_block as u32, block_count as u32);
+        }
+    }
+
+    /// The vm at a port of this node.
+    #[inline]
+    pub(crate) fn vm_by_port(&self, port: PortId) -> Option<&Vm> {
+        self.vms.get(self.vm_by_port.get(port.0.into())? as usize)
+    }
+
+    /// The vm that has a MAC address in a network.
+    #[inline]
+    pub(crate) fn vm_by_mac(&self, mac: MacAddress, vni: Vni) -> Option<&Vm> {
+        self.vms
+            .get(self.vm_by_mac.get(mac_key(mac, vni))? as usize)
+    }
+
+    /// A pool's backend at a vm.
+    pub(crate) fn local_of_pool(&self, pool: u32, port: PortId) -> Option<&Local> {
+        let local = self.local_by_pool.get(pool_key(pool, port))?;
+        self.locals.get(local as usize)
+    }
+
+    /// The local of an id; `None` where it is gone.
+    #[inline]
+    pub(crate) fn local(&self, id: u16) -> Option<&Local> {
+        let slot = usize::from(id) & (MAX_LOCALS - 1);
+        let index = self.local_ids.index(self.local_ids.id(slot))?;
+        self.locals
+            .get(index as usize)
+            .filter(|local| local.id == id)
+    }
+
+    /// The backends that a vm is.
+    pub(crate) fn locals_of(&self, vm: &Vm) -> impl Iterator<Item = &Local> + '_ {
+        let mut next = vm.first;
+        core::iter::from_fn(move || {
+            let local = self.locals.get(next as usize)?;
+            next = local.next;
+            Some(local)
+        })
+    }
+
+    /// Every backend whose vm is here.
+    pub(crate) fn locals(&self) -> &[Local] {
+        &self.locals
+    }
+
+    /// The ports that a local may call out from.
+    pub(crate) fn blocks_of(&self, local: &Local) -> &[Block] {
+        let (first, end) = local.blocks;
+        self.blocks
+            .get(first as usize..end as usize)
+            .unwrap_or_default()
+    }
+
+    /// The granules of a block.
+    pub(crate) fn granules_of(&self, block: &Block) -> &[u16] {
+        let (first, end) = block.granules;
+        self.granules
+            .get(first as usize..end as usize)
+            .unwrap_or_default()
+    }
+
+    /// Where a block's granules begin among all.
+    pub(crate) fn first_granule(&self, block: &Block) -> usize {
+        block.granules.0 as usize
+    }
+
+    /// Places that users of ports are counted in.
+    pub(crate) fn port_places(&self) -> usize {
+        self.granules.len() * GRANULE as usize
+    }
+
+    /// Whether an address is a backend's of this network.
+    pub(crate) fn is_neighbour(&self, address: IpAddr, vni: Vni) -> bool {
+        self.neighbours.get(neighbour_key(address, vni)).is_some()
+    }
+
+    /// An outbound rule, by its place in [`Spec::outbound`].
+    pub(crate) fn outbound(&self, index: u32) -> Option<&CompiledOutbound> {
+        self.outbound.get(index as usize)
+    }
+
+    /// Whether a peer's packets are taken: it is a mux, or, where none are named, any; and a host
+    /// may always.
+    pub(crate) fn is_peer(&self, address: [u64; 2]) -> bool {
+        self.peers.get(address).is_some()
+    }
+
+    /// The number of the mux at an address.
+    pub(crate) fn mux_at(&self, address: [u64; 2]) -> Option<usize> {
+        let index = self.peers.get(address)? as usize;
+        (self.muxes.get(index)?.address == address).then_some(index)
+    }
+
+    /// A mux by its number.
+    pub(crate) fn mux(&self, number: usize) -> Option<&CompiledMux> {
+        self.muxes.get(number)
+    }
+
+    /// Whether a pool is in this network.
+    pub(crate) fn has_vni(&self, vni: Vni) -> bool {
+        self.vnis.get(vni.get().into()).is_some()
+    }
+
+    /// Whether muxes are named, so that others are not taken for one.
+    pub(crate) fn has_muxes(&self) -> bool {
+        !self.muxes.is_empty()
+    }
+}
+
+/// A peer that is no mux.
+const NOT_A_MUX: u32 = NONE - 1;
+
+/// An id of 32 bits in 16.
+const fn compress(id: u32) -> u16 {
+    let slot = id as u16 & (MAX_LOCALS as u16 - 1);
+    slot | ((id >> super::registry::SLOT_BITS) as u16) << LOCAL_BITS
+}
+
+fn mac_key(mac: MacAddress, vni: Vni) -> [u64; 2] {
+    let [a, b, c, d, e, f] = mac.0;
+    [
+        u64::from_le_bytes([a, b, c, d, e, f, 0, 0]),
+        vni.get().into(),
+    ]
+}
+
+fn neighbour_key(address: IpAddr, vni: Vni) -> [u64; 2] {
+    let [low, high] = words(address);
+    [low ^ u64::from(vni.get()), high]
+}
+
+fn pool_key(pool: u32, port: PortId) -> u64 {
+    u64::from(pool) << 16 | u64::from(port.0)
+}
+
+/// An address of either family in two words.
+pub(crate) fn words(address: IpAddr) -> [u64; 2] {
+    let bits = u128::from_le_bytes(address_bytes(address));
+    [bits as u64, (bits >> 64) as u64]
+}
+
+/// The pool of the backend at a place among all, and its place in there.
+fn owner(spec: &Spec<'_>, mut backend: usize) -> (usize, usize) {
+    for (index, pool) in spec.pools.iter().enumerate() {
+        match backend.checked_sub(pool.backends.len()) {
+            None => return (index, backend),
+            Some(rest) => backend = rest,
+        }
+    }
+    (0, 0)
+}
+
+/// Whether an outbound rule uses a frontend.
+pub(crate) fn is_outbound(spec: &Spec<'_>, frontend: usize) -> bool {
+    spec.outbound
+        .iter()
+        .any(|rule| rule.frontends.contains(&frontend))
+}
+
+/// The number of a pool's backend.
+pub(crate) fn instance(spec: &Spec<'_>, pool: usize, backend: usize) -> u32 {
+    let given = spec
+        .pools
+        .get(pool)
+        .and_then(|p| p.backends.get(backend)?.instance);
+    given.unwrap_or(backend as u32)
+}
+
+/// Instances of a pool: one more than the highest number.
+fn instances(spec: &Spec<'_>, pool: usize) -> u32 {
+    let count = spec.pools.get(pool).map_or(0, |pool| pool.backends.len());
+    (0..count)
+        .map(|b| instance(spec, pool, b) + 1)
+        .max()
+        .unwrap_or(0)
+}
+
+/// Deals a frontend's granules out: `owners[g]` becomes the place of the backend, among all, that
+/// has ports 8 g to 8 g + 7, or [`NOBODY`].
+pub(crate) fn deal(spec: &Spec<'_>, frontend: usize, owners: &mut [u16]) -> Result<(), SpecError> {
+    owners.fill(USED);
+    if let Some(free) = owners.get_mut(FIRST_GRANULE..) {
+        free.fill(NOBODY);
+    }
+    let mut uses = |port: u16| {
+        if let Some(owner) = owners.get_mut(usize::from(port) / GRANULE as usize) {
+            *owner = USED;
+        }
+    };
+    let rules = spec.rules.iter().filter(|rule| rule.frontend == frontend);
+    rules.for_each(|rule| uses(rule.frontend_port));
+    for nat in spec
+        .inbound_nat
+        .iter()
+        .filter(|nat| nat.frontend == frontend)
+    {
+        match nat.target {
+            NatTarget::Backend { port, .. } => uses(port),
+            // All of the range, so that it can grow into it.
+            NatTarget::Pool { first, last } => (first..=last).for_each(&mut uses),
+        }
+    }
+    let free = owners.iter().filter(|&&owner| owner == NOBODY).count() as u32;
+    let rules = || {
+        let all = spec.outbound.iter().enumerate();
+        all.filter(|(_, rule)| rule.frontends.contains(&frontend))
+    };
+    let claimed = |rule: &Outbound<'_>| {
+        (0..instances(spec, rule.pool))
+            .map(move |i| claim(rule, frontend, i))
+            .sum::<u32>()
+    };
+    let fixed = rules().map(|(_, rule)| claimed(rule)).sum::<u32>();
+    let out_of_ports = |rule| SpecError::OutOfPorts {
+        rule,
+        frontend,
+        needed: fixed * GRANULE,
+        available: free * GRANULE,
+    };
+    let shared = rules().filter(|(_, rule)| rule.ports_per_backend.is_none());
+    let sharers: u32 = shared.map(|(_, rule)| instances(spec, rule.pool)).sum();
+    let left = free.checked_sub(fixed).ok_or_else(|| {
+        let last = rules().next_back().map_or(0, |(index, _)| index);
+        out_of_ports(last)
+    })?;
+    let share = left.checked_div(sharers).unwrap_or(0);
+    let mut granules = owners.iter_mut().filter(|owner| **owner == NOBODY);
+    for (index, rule) in rules() {
+        if rule.ports_per_backend.is_none() && share == 0 && instances(spec, rule.pool) != 0 {
+            return Err(out_of_ports(index));
+        }
+        let backends = spec
+            .pools
+            .get(rule.pool)
+            .map_or(0, |pool| pool.backends.len());
+        let before: usize = spec.pools[..rule.pool]
+            .iter()
+            .map(|pool| pool.backends.len())
+            .sum();
+        for number in 0..instances(spec, rule.pool) {
+            let owner = (0..backends).find(|&b| instance(spec, rule.pool, b) == number);
+            let owner = owner.map_or(NOBODY, |backend| (before + backend) as u16);
+            let count = match rule.ports_per_backend {
+                Some(_) => claim(rule, frontend, number),
+                None => share,
+            };
+            // An instance that is not there keeps its place, for when it is.
+            for place in granules.by_ref().take(count as usize) {
+                *place = if owner == NOBODY { USED } else { owner };
+            }
+        }
+    }
+    for owner in owners.iter_mut().filter(|owner| **owner == USED) {
+        *owner = NOBODY;
+    }
+    Ok(())
+}
+
+/// Granules of `frontend` that an outbound rule of a fixed size gives to an instance: an even part
+/// of its ports, and what cannot be divided from one frontend after the other.
+fn claim(rule: &Outbound<'_>, frontend: usize, instance: u32) -> u32 {
+    let Some(ports) = rule.ports_per_backend else {
+        return 0;
+    };
+    let frontends = rule.frontends.len() as u32;
+    let place = rule.frontends.iter().position(|&other| other == frontend);
+    let (Some(place), Some(rest)) = (place, (ports / GRANULE).checked_rem(frontends)) else {
+        return 0;
+    };
+    let first = (u64::from(instance) * u64::from(rest) % u64::from(frontends)) as u32;
+    let turn = (place as u32 + frontends - first) % frontends;
+    ports / GRANULE / frontends + u32::from(turn < rest)
+}

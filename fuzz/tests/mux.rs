@@ -44,6 +44,7 @@ fn snapshot(third: BackendState, previous: Option<&Snapshot<'_>>) -> Snapshot<'s
         next_hop: None,
         weight: number.into(),
         state,
+        ..Backend::default()
     };
     let all = |ipv6| {
         [
@@ -68,6 +69,7 @@ fn snapshot(third: BackendState, previous: Option<&Snapshot<'_>>) -> Snapshot<'s
         backend_port: frontend_port,
         distribution,
         idle_timeout: Duration::from_secs(240),
+        ..Rule::default()
     };
     let spec = Spec {
         hasher: Default::default(),
@@ -107,6 +109,7 @@ fn snapshot(third: BackendState, previous: Option<&Snapshot<'_>>) -> Snapshot<'s
             ),
         ],
         pools: &[pool("v4", &ipv4), pool("v6", &ipv6)],
+        ..Spec::default()
     };
     Snapshot::boxed(&spec, previous).unwrap()
 }

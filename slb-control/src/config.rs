@@ -266,6 +266,7 @@ impl Config {
             frontends: &frontends,
             rules: &rules,
             pools: &pools,
+            ..Spec::default()
         })
     }
 
@@ -339,6 +340,7 @@ impl Backend {
             next_hop: self.next_hop,
             weight: self.weight,
             state: self.state,
+            ..service::Backend::default()
         }
     }
 }
@@ -354,6 +356,7 @@ impl Rule {
             backend_port: self.backend_port,
             distribution: self.distribution,
             idle_timeout: self.idle_timeout,
+            ..service::Rule::default()
         }
     }
 }

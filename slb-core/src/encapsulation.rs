@@ -177,6 +177,15 @@ impl Template {
         .ok_or(DropReason::NoHeadroom)
     }
 
+    /// Writes another network into a frame that this template encapsulated.
+    pub(crate) fn set_vni(&self, frame: &mut Frame<'_>, vni: Vni) {
+        let at = usize::from(self.header_len) - ETHERNET - vxlan::HEADER_LEN;
+        let bytes = frame.bytes_mut().get_mut(at..at + vxlan::HEADER_LEN);
+        if let Some(header) = bytes.and_then(<[u8]>::first_chunk_mut) {
+            vxlan::Header { vni }.emit(header);
+        }
+    }
+
     #[inline]
     fn over_ipv4(
         &self,

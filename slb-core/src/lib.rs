@@ -33,19 +33,24 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod decapsulation;
 mod encapsulation;
 pub mod flow;
+mod fragments;
 #[expect(
     unsafe_code,
     reason = "a frame is a raw loan, with the layout that C has for it"
 )]
 pub mod frame;
 pub mod hash;
+pub mod host;
 pub mod io;
+mod link;
 pub mod maglev;
 #[expect(unsafe_code, reason = "tables live in memory that the caller gives")]
 pub mod mem;
 pub mod mux;
+pub mod nat;
 pub mod observe;
 pub mod packet;
 #[expect(unsafe_code, reason = "the intrinsic takes a raw pointer")]
@@ -59,6 +64,7 @@ pub mod wire;
 
 pub use encapsulation::HEADROOM;
 pub use frame::{BURST, Burst, Frame};
+pub use host::{Host, HostOptions, HostTables};
 pub use io::PacketIo;
 pub use mux::{Mux, MuxOptions, MuxTables};
 pub use stats::Stats;

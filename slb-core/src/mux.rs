@@ -16,18 +16,19 @@
 //! Without a flow table, or where it is full, Maglev alone decides: the same on every mux.
 
 mod pin;
+mod returning;
 mod unusual;
 
 use core::fmt;
 use core::ops::Deref;
 
 use self::pin::{Changes, Pinner};
-use self::unusual::report;
+use self::unusual::{refuse, report};
 use crate::flow::FlowTable;
 use crate::flow::table::Probe;
 use crate::frame::{BURST, Frame};
 use crate::mem::Mem;
-use crate::observe::{Observe, Step};
+use crate::observe::{From, Observe, Step};
 use crate::packet::{Packet, Read};
 use crate::reply::Limiter;
 use crate::service::{BackendId, RuleMatch, Snapshot};
@@ -317,11 +318,31 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 self.hash(lane, rule, seen);
                 count += 1;
             } else {
-                finish_unwanted(&mut self.stats, frame, lane, found, seen);
+                self.finish_unwanted(frame, lane, found, seen);
             }
         }
         self.stats.received += received;
         lanes.get_mut(..count).unwrap_or_default()
+    }
+
+    /// Gives a frame that no rule takes its verdict.
+    #[inline(never)]
+    fn finish_unwanted(
+        &mut self,
+        frame: &mut Frame<'_>,
+        lane: &mut Lane,
+        found: Result<RuleMatch, Verdict>,
+        seen: &mut impl Observe,
+    ) {
+        if let Ok(found) = found {
+            seen.step(lane.frame.into(), Step::Classified(found));
+        }
+        let verdict = match found {
+            Ok(RuleMatch::NotVip) => self.take_back(frame, lane, seen).unwrap_or(Verdict::Pass),
+            Ok(_) => Verdict::Drop(DropReason::NoRule),
+            Err(verdict) => verdict,
+        };
+        finish(&mut self.stats, frame, lane, verdict, seen);
     }
 
     /// Computes what choosing a backend takes, and asks for the cache line that it begins with.
@@ -334,7 +355,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         lane.rule = index;
         lane.first_backend = rule.first_backend;
         lane.hash = snapshot.hash(&lane.packet, rule.mask);
-        let table_index = snapshot.table_index(rule, lane.hash);
+        let table_index = snapshot.table_index(rule, &lane.packet, lane.hash);
         lane.table_index = table_index as u32;
         let slot = table_index - rule.first_slot();
         let hash = lane.hash;
@@ -388,7 +409,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 _ => snapshot.backend_at(lane.first_backend, lane.table_index as usize),
             };
             let Some(backend) = snapshot.backend(index) else {
-                let verdict = Verdict::Drop(DropReason::NoBackend);
+                let verdict = refuse(snapshot, frame, lane, answers, stats);
                 finish(stats, frame, lane, verdict, seen);
                 continue;
             };
@@ -425,10 +446,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             if let Some(counters) = self.tables.backends.get_mut(id.slot())
                 && counters.id != id.get()
             {
-                *counters = BackendCounters {
-                    id: id.get(),
-                    ..BackendCounters::default()
-                };
+                *counters = BackendCounters::of(id.get());
             }
         }
     }
@@ -487,37 +505,4 @@ fn finish(
     // An answer has another length by now: what counts is what came in.
     stats.count(verdict, lane.len as usize);
     seen.step(lane.frame.into(), Step::Done(verdict));
-}
-
-/// The same for a frame that no rule takes.
-#[inline(never)]
-fn finish_unwanted(
-    stats: &mut Stats,
-    frame: &mut Frame<'_>,
-    lane: &Lane,
-    found: Result<RuleMatch, Verdict>,
-    seen: &mut impl Observe,
-) {
-    let verdict = match found {
-        Ok(RuleMatch::NotVip) => Verdict::Pass,
-        Ok(_) => Verdict::Drop(DropReason::NoRule),
-        Err(verdict) => verdict,
-    };
-    if let Ok(found) = found {
-        seen.step(lane.frame.into(), Step::Classified(found));
-    }
-    finish(stats, frame, lane, verdict, seen);
-}
-
-/// An observer of one burst out of several: counts frames from the first one's place.
-struct From<'o, O> {
-    first: usize,
-    seen: &'o mut O,
-}
-
-impl<O: Observe> Observe for From<'_, O> {
-    #[inline(always)]
-    fn step(&mut self, frame: usize, step: Step) {
-        self.seen.step(self.first + frame, step);
-    }
 }

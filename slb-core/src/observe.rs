@@ -3,9 +3,11 @@
 //! There is no second implementation to explain the first. The empty observer `()` costs nothing.
 
 use crate::flow::FlowState;
+use crate::nat::ConnectionState;
 use crate::packet::{Packet, Tuple};
 use crate::service::RuleMatch;
-use crate::verdict::Verdict;
+use crate::verdict::{PortId, Verdict};
+use crate::wire::vxlan::Vni;
 
 /// Something that a role decided about a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +32,17 @@ pub enum Step {
     Flow(FlowStep),
     /// The backend, by its place among all: see [`Snapshot::backend`](crate::service::Snapshot::backend).
     Selected(u32),
+    /// The frame was taken out of VXLAN.
+    Decapsulated {
+        /// Its network.
+        vni: Vni,
+        /// The port of the vm that it is for; of a mux, the one that it came by.
+        port: PortId,
+    },
+    /// The connection table was asked.
+    Connection(ConnectionStep),
+    /// The packet has this name now.
+    Translated(Tuple),
     /// The frame's verdict. Always the last step.
     Done(Verdict),
 }
@@ -52,6 +65,20 @@ pub enum FlowStep {
     Repinned,
 }
 
+/// What the connection table said or did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConnectionStep {
+    /// It is there; this is its state after the packet.
+    Found(ConnectionState),
+    /// It is made.
+    Made,
+    /// It is not there, and the packet makes none.
+    Missing,
+    /// The sender is told so with a RST.
+    Reset,
+}
+
 /// Sees each step of each frame.
 pub trait Observe {
     /// `frame` is the place in the slice given to `process`.
@@ -66,5 +93,18 @@ impl Observe for () {
 impl<F: FnMut(usize, Step)> Observe for F {
     fn step(&mut self, frame: usize, step: Step) {
         self(frame, step);
+    }
+}
+
+/// An observer of one burst out of several: counts frames from the first one's place.
+pub(crate) struct From<'o, O> {
+    pub(crate) first: usize,
+    pub(crate) seen: &'o mut O,
+}
+
+impl<O: Observe> Observe for From<'_, O> {
+    #[inline(always)]
+    fn step(&mut self, frame: usize, step: Step) {
+        self.seen.step(self.first + frame, step);
     }
 }

@@ -3,6 +3,7 @@
 use core::ops::{AddAssign, Sub};
 
 use crate::flow::FlowStats;
+use crate::nat::NatStats;
 use crate::verdict::{DropReason, Verdict};
 
 /// Packets and their bytes. Bytes are those of the frame as it came in.
@@ -61,6 +62,12 @@ pub struct Stats {
     pub icmp_errors: u64,
     /// The flow table's own counters.
     pub flows: FlowStats,
+    /// The connection table's own counters.
+    pub connections: NatStats,
+    /// RSTs that it made: answers, and those that tell both ends of a connection of its end.
+    pub resets: u64,
+    /// RSTs that were due and not made: above the limit, or nowhere to put them.
+    pub resets_suppressed: u64,
 }
 
 impl Stats {
@@ -126,4 +133,26 @@ pub struct BackendCounters {
     pub flows: u64,
     /// Whose counters these are: they begin anew when the slot gets another owner.
     pub(crate) id: u32,
+}
+
+impl BackendCounters {
+    pub(crate) fn of(id: u32) -> Self {
+        Self {
+            id,
+            ..Self::default()
+        }
+    }
+}
+
+/// The SNAT ports of a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SnatCounters {
+    /// Ports that it may use.
+    pub ports: u64,
+    /// Those that one connection or more use now.
+    pub used: u64,
+    /// Connections that it has to the outside now.
+    pub connections: u64,
+    /// New ones that found no port.
+    pub exhausted: u64,
 }

@@ -72,6 +72,29 @@ drop_reasons! {
     EchoIgnored = "echo_ignored",
     /// The frame's buffer has too little room before the packet for the outer headers.
     NoHeadroom = "no_headroom",
+    /// VXLAN from an address that is neither a mux nor a host.
+    UnknownPeer = "unknown_peer",
+    /// VXLAN for a network or a MAC address that no vm here has.
+    UnknownVm = "unknown_vm",
+    /// VXLAN whose outer UDP checksum is wrong.
+    OuterChecksum = "outer_checksum",
+    /// Congestion was experienced on the fabric by a packet whose ends do not know of it (RFC 6040
+    /// §4.2).
+    Congestion = "congestion",
+    /// A packet of no connection that begins none, whose sender is not told, or an unsolicited one
+    /// to a SNAT port.
+    NoConnection = "no_connection",
+    /// There is no place for another connection.
+    TableFull = "table_full",
+    /// A new connection would have the name of another: a client uses one port towards two
+    /// frontends that lead to the same port of one vm.
+    TupleTaken = "tuple_taken",
+    /// A vm calls out, and no outbound rule lets it.
+    NoOutboundRule = "no_outbound_rule",
+    /// A vm calls out, and all its SNAT ports are in use towards that destination.
+    SnatExhausted = "snat_exhausted",
+    /// A vm's packet does not come from the vm's address.
+    SpoofedSource = "spoofed_source",
 }
 
 impl fmt::Display for DropReason {

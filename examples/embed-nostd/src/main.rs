@@ -35,6 +35,7 @@ fn run() -> Option<()> {
         next_hop: None,
         weight: 1,
         state: BackendState::Healthy,
+        ..Backend::default()
     };
     let backends = [backend("vm1", 1), backend("vm2", 2)];
     let spec = Spec {
@@ -55,6 +56,7 @@ fn run() -> Option<()> {
             backend_port: 80,
             distribution: Distribution::FiveTuple,
             idle_timeout: Duration::from_secs(240),
+            ..Rule::default()
         }],
         pools: &[Pool {
             name: "servers",
@@ -62,6 +64,7 @@ fn run() -> Option<()> {
             table_size: 251,
             backends: &backends,
         }],
+        ..Spec::default()
     };
     // SAFETY: this is the only place that names the statics, and it runs once.
     let (memory, flows, buffer) = unsafe {

@@ -167,6 +167,7 @@ impl Case {
                 next_hop: None,
                 weight: 1,
                 state: BackendState::Healthy,
+                ..Backend::default()
             })
             .collect();
         let vip = if self.ipv6 {
@@ -196,6 +197,7 @@ impl Case {
                 backend_port: 80,
                 distribution: Distribution::FiveTuple,
                 idle_timeout: Duration::from_secs(240),
+                ..Rule::default()
             }],
             pools: &[Pool {
                 name: "servers",
@@ -203,6 +205,7 @@ impl Case {
                 table_size: maglev::DEFAULT_SIZE,
                 backends: &backends,
             }],
+            ..Spec::default()
         };
         Snapshot::boxed(&spec, None).map_err(Failure::failed)
     }

@@ -3,18 +3,17 @@
 use core::ops::Deref;
 
 use super::{Lane, Pipeline};
-use crate::flow::table::Inserted;
-use crate::flow::{Addresses, FlowKey, FlowState, Table, Ticks};
+use crate::fragments;
 use crate::frame::Frame;
+use crate::nat::connection::Side;
+use crate::nat::reset;
 use crate::observe::{Observe, Step};
-use crate::packet::{Family, Packet, Part};
+use crate::packet::{Family, Part};
 use crate::reply::{self, IcmpError, Limiter};
 use crate::service::{CompiledRule, Echo, RuleMatch, Snapshot};
+use crate::stats::Stats;
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::{icmp, icmpv6};
-
-/// Fragments of one datagram come within this time (RFC 1122 §3.3.2: 60 s and more).
-const FRAGMENT: Ticks = Ticks(56);
+use crate::wire::{icmp, icmpv6, protocol};
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     /// What a packet is to this node that is a fragment, neither TCP nor UDP, or broken.
@@ -52,28 +51,13 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     ) -> Result<RuleMatch, Verdict> {
         let packet = &mut lane.packet;
         if packet.shape.part == Part::First {
-            if let Some(fragments) = &mut self.tables.fragments {
-                match packet.shape.family {
-                    Family::Ipv4 => {
-                        remember(&mut fragments.ipv4, &ipv4_fragment(packet), packet.ports);
-                    }
-                    Family::Ipv6 => {
-                        remember(&mut fragments.ipv6, &ipv6_fragment(packet), packet.ports);
-                    }
-                }
+            if let Some(table) = &mut self.tables.fragments {
+                fragments::remember(table, packet);
             }
             return Ok(self.snapshot.classify(packet));
         }
-        let ports = self.tables.fragments.as_ref().and_then(|fragments| {
-            Some(match packet.shape.family {
-                Family::Ipv4 => fragments
-                    .ipv4
-                    .value(fragments.ipv4.find(&ipv4_fragment(packet))?),
-                Family::Ipv6 => fragments
-                    .ipv6
-                    .value(fragments.ipv6.find(&ipv6_fragment(packet))?),
-            })
-        });
+        let table = self.tables.fragments.as_ref();
+        let ports = table.and_then(|table| fragments::recall(table, packet));
         if let Some(ports) = ports {
             packet.ports = ports;
             seen.step(lane.frame.into(), Step::FragmentPorts(packet.tuple()));
@@ -121,10 +105,21 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             let RuleMatch::Rule(index) = self.snapshot.classify(&flow) else {
                 return Err(unmatched);
             };
+            if !flow.has_ports() && by_address == RuleMatch::Rule(index) {
+                lane.packet.ports = 0; // as of the flow's own packets
+            }
             self.stats.icmp_errors += 1;
             return Ok(RuleMatch::Rule(index));
         }
         if kind != echo_request {
+            // An answer to a vm's own request: its identifier is a SNAT port.
+            if let Some(ports) = packet.echo_ports(frame.bytes()) {
+                let found = self.snapshot.classify_echo_reply(&packet);
+                if by_address == RuleMatch::NoRule && found != by_address {
+                    lane.packet.ports = ports;
+                }
+                return Ok(found);
+            }
             return Ok(by_address);
         }
         let ignored = Verdict::Drop(DropReason::EchoIgnored);
@@ -163,27 +158,45 @@ pub(super) fn report(
     }
 }
 
-/// Keeps the ports of a datagram's first fragment.
-fn remember<A: Addresses>(table: &mut Table<'_, A>, key: &FlowKey<A>, ports: u32) {
-    match table.find(key) {
-        Some(found) => {
-            table.set_value(found, ports);
-            table.update(found, FRAGMENT, |state| state);
-        }
-        None => {
-            // Half-open, so that newer datagrams push out older ones where it gets tight.
-            let _: Inserted =
-                table.insert(table.hash(key), key, ports, FlowState::HalfOpen, FRAGMENT);
-        }
+/// What becomes of a packet that no backend may take: with `tcp_reset`, its sender is told.
+#[cold]
+pub(super) fn refuse(
+    snapshot: &Snapshot<'_>,
+    frame: &mut Frame<'_>,
+    lane: &Lane,
+    answers: &mut Limiter,
+    stats: &mut Stats,
+) -> Verdict {
+    let packet = &lane.packet;
+    let no_backend = Verdict::Drop(DropReason::NoBackend);
+    let wanted = snapshot.terms(lane.rule).is_some_and(|terms| terms.reset);
+    let is_segment = packet.protocol == protocol::TCP && packet.shape.part == Part::Whole;
+    if !wanted || !is_segment || lane.is_error {
+        return no_backend;
     }
-}
-
-fn ipv4_fragment(packet: &Packet) -> FlowKey<u64> {
-    // RFC 791: source, destination, protocol and identification name a datagram.
-    let identification = packet.identification | u32::from(packet.protocol) << 16;
-    FlowKey::fragment(packet.addresses[0], identification)
-}
-
-fn ipv6_fragment(packet: &Packet) -> FlowKey<[u64; 4]> {
-    FlowKey::fragment(packet.addresses, packet.identification)
+    let (Some(numbers), Some(macs)) = (
+        reset::answer(frame.bytes(), packet),
+        reset::macs_of_answer(frame),
+    ) else {
+        return no_backend; // never in answer to a reset
+    };
+    let ports = packet.ports;
+    let done = answers.allow()
+        && match packet.shape.family {
+            Family::Ipv4 => {
+                let addresses = packet.addresses[0];
+                reset::emit(frame, macs, Side { addresses, ports }.reversed(), numbers)
+            }
+            Family::Ipv6 => {
+                let addresses = packet.addresses;
+                reset::emit(frame, macs, Side { addresses, ports }.reversed(), numbers)
+            }
+        }
+        .is_some();
+    if !done {
+        stats.resets_suppressed += 1;
+        return no_backend;
+    }
+    stats.resets += 1;
+    Verdict::Reply
 }

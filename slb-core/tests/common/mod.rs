@@ -96,6 +96,7 @@ impl Setup {
                     next_hop: None,
                     weight: backend.weight,
                     state: backend.state,
+                    ..Backend::default()
                 })
                 .collect()
         };
@@ -115,6 +116,7 @@ impl Setup {
             backend_port: frontend_port,
             distribution: self.distribution,
             idle_timeout: self.idle_timeout,
+            ..Rule::default()
         };
         let mut rules = vec![
             rule("http", 0, Protocol::Tcp, 80),
@@ -146,6 +148,7 @@ impl Setup {
             frontends: &frontends,
             rules: &rules,
             pools: &[pool("servers", 5001, &ipv4), pool("servers6", 5002, &ipv6)],
+            ..Spec::default()
         })
     }
 

@@ -1,0 +1,246 @@
+//! VXLAN the other way: what comes for this node from the fabric.
+//!
+//! Sources: RFC 7348 §4.1 and §5, RFC 6040 §4.2 (what congestion on the way means inside).
+
+use core::net::IpAddr;
+
+use crate::service::Underlay;
+use crate::service::nat::words;
+use crate::verdict::DropReason;
+use crate::wire::checksum::Sum;
+use crate::wire::ethernet::{EtherType, Ethernet, MacAddress};
+use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::ipv6::Ipv6;
+use crate::wire::udp::{self, Udp};
+use crate::wire::vxlan::{self, Vni, Vxlan};
+use crate::wire::{ethernet, protocol};
+
+/// What stands around an inner frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Outer {
+    /// Who sent it, in two words.
+    pub(crate) source: [u64; 2],
+    /// Its network.
+    pub(crate) vni: Vni,
+    /// The outer header's ECN field.
+    ecn: u8,
+    /// Where the inner frame begins, and where it ends.
+    pub(crate) inner: (usize, usize),
+    /// Whom the inner frame is for.
+    pub(crate) destination: MacAddress,
+}
+
+/// Where VXLAN's inner frame begins in the common case.
+const COMMON: usize = ethernet::HEADER_LEN + ipv4::HEADER_LEN + udp::HEADER_LEN + vxlan::HEADER_LEN;
+
+impl Outer {
+    /// Reads what stands around the inner frame; `None` where `bytes` is not VXLAN for this node.
+    ///
+    /// # Errors
+    /// It is, and is broken.
+    #[inline]
+    pub(crate) fn parse(bytes: &[u8], underlay: &Underlay) -> Result<Option<Self>, DropReason> {
+        if let Some(outer) = Self::parse_common(bytes, underlay) {
+            return Ok(Some(outer));
+        }
+        Self::parse_any(bytes, underlay)
+    }
+
+    /// Over IPv4 without options and without a UDP checksum: what muxes send.
+    #[inline]
+    fn parse_common(bytes: &[u8], underlay: &Underlay) -> Option<Self> {
+        const IP: usize = ethernet::HEADER_LEN;
+        const UDP: usize = IP + ipv4::HEADER_LEN;
+        let head: &[u8; COMMON + ethernet::HEADER_LEN] = bytes.first_chunk()?;
+        let word =
+            |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let half = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
+        let is_common = word(12) >> 8 == 0x0008_0045
+            && half(IP + 6) & (ipv4::MORE_FRAGMENTS | ipv4::FRAGMENT_OFFSET) == 0
+            && head[IP + 9] == protocol::UDP
+            && word(IP + 16) == underlay.ipv4?.to_bits()
+            && half(UDP + 2) == vxlan::PORT
+            && half(UDP + 6) == 0
+            && head[UDP + udp::HEADER_LEN] & 0x08 != 0;
+        let len = usize::from(half(UDP + 4));
+        let fits = half(IP + 2) as usize == len + ipv4::HEADER_LEN && UDP + len <= bytes.len();
+        let mac = COMMON..COMMON + 6;
+        if !is_common || !fits || len < COMMON + ethernet::HEADER_LEN - UDP {
+            return None;
+        }
+        let source = [head[IP + 12], head[IP + 13], head[IP + 14], head[IP + 15]];
+        Some(Self {
+            source: words(IpAddr::from(source)),
+            vni: Vni::new(word(UDP + udp::HEADER_LEN + 4) >> 8)?,
+            ecn: head[IP + 1] & ECN,
+            inner: (COMMON, UDP + len),
+            destination: MacAddress(*head[mac].first_chunk()?),
+        })
+    }
+
+    #[cold]
+    fn parse_any(bytes: &[u8], underlay: &Underlay) -> Result<Option<Self>, DropReason> {
+        let Ok(link) = Ethernet::parse(bytes) else {
+            return Ok(None);
+        };
+        let (source, is_here, traffic_class, payload, pseudo) = match link.ether_type() {
+            EtherType::IPV4 => {
+                let Some(ip) = Ipv4::parse(link.payload())
+                    .ok()
+                    .filter(|ip| ip.protocol() == protocol::UDP && !ip.is_fragment())
+                else {
+                    return Ok(None);
+                };
+                let len = ip.payload().len() as u16;
+                let pseudo =
+                    Sum::ZERO.add_pseudo_ipv4(ip.source(), ip.destination(), protocol::UDP, len);
+                let is_here = Some(ip.destination()) == underlay.ipv4;
+                let source = IpAddr::V4(ip.source());
+                (source, is_here, ip.traffic_class(), ip.payload(), pseudo)
+            }
+            EtherType::IPV6 => {
+                let Some(ip) = Ipv6::parse(link.payload())
+                    .ok()
+                    .filter(|ip| ip.protocol() == protocol::UDP && ip.fragment().is_none())
+                else {
+                    return Ok(None);
+                };
+                let len = ip.payload().len() as u32;
+                let pseudo =
+                    Sum::ZERO.add_pseudo_ipv6(ip.source(), ip.destination(), protocol::UDP, len);
+                let is_here = Some(ip.destination()) == underlay.ipv6;
+                let source = IpAddr::V6(ip.source());
+                (source, is_here, ip.traffic_class(), ip.payload(), pseudo)
+            }
+            _ => return Ok(None),
+        };
+        let udp = match Udp::parse(payload) {
+            Ok(udp) if is_here && udp.destination_port() == vxlan::PORT => udp,
+            _ => return Ok(None),
+        };
+        let datagram = payload
+            .get(..usize::from(udp.len()))
+            .ok_or(DropReason::Malformed)?;
+        // A checksum that is there is checked (RFC 7348 §5); none is fine over IPv6 too (RFC 6935).
+        if udp.checksum() != 0 && pseudo.add_bytes(datagram).checksum() != 0 {
+            return Err(DropReason::OuterChecksum);
+        }
+        let vxlan = Vxlan::parse(udp.payload()).map_err(|_| DropReason::Malformed)?;
+        let inner = vxlan.payload();
+        let destination = inner.first_chunk().ok_or(DropReason::Truncated)?;
+        // Both are parts of one slice.
+        let start = inner.as_ptr().addr() - bytes.as_ptr().addr();
+        Ok(Some(Self {
+            source: words(source),
+            vni: vxlan.vni(),
+            ecn: traffic_class & ECN,
+            inner: (start, start + inner.len()),
+            destination: MacAddress(*destination),
+        }))
+    }
+
+    /// Gives the inner packet, whose IP header `ip` begins with, the ECN field that it is to have
+    /// (RFC 6040 §4.2, figure 4).
+    ///
+    /// # Errors
+    /// It was to be slowed down, and its ends would not know: it is to be dropped.
+    #[inline]
+    pub(crate) fn pass_congestion_on(
+        &self,
+        ip: &mut [u8],
+        is_ipv4: bool,
+    ) -> Result<(), DropReason> {
+        if self.ecn == 0 {
+            return Ok(());
+        }
+        self.mark(ip, is_ipv4)
+    }
+
+    fn mark(&self, ip: &mut [u8], is_ipv4: bool) -> Result<(), DropReason> {
+        let Some([first, second]) = ip.first_chunk_mut() else {
+            return Ok(());
+        };
+        let old = u16::from_be_bytes([*first, *second]);
+        let shift = if is_ipv4 { 0 } else { 4 };
+        let inner = (old >> shift) as u8 & ECN;
+        let new = match (inner, self.ecn) {
+            (NOT_CAPABLE, CONGESTED) => return Err(DropReason::Congestion),
+            (NOT_CAPABLE, _) | (_, NOT_CAPABLE) => inner,
+            (_, CONGESTED) | (CONGESTED, _) => CONGESTED,
+            (_, outer) if outer == CAPABLE_1 => CAPABLE_1,
+            _ => inner,
+        };
+        let word = old & !(u16::from(ECN) << shift) | u16::from(new) << shift;
+        [*first, *second] = word.to_be_bytes();
+        if is_ipv4 && let Some([high, low]) = ip.get_mut(10..12) {
+            let checksum = u16::from_be_bytes([*high, *low]);
+            [*high, *low] = crate::wire::checksum::update(checksum, old, word).to_be_bytes();
+        }
+        Ok(())
+    }
+}
+
+/// The bits of the traffic class that are ECN's (RFC 3168 §5).
+const ECN: u8 = 0b11;
+const NOT_CAPABLE: u8 = 0b00;
+const CAPABLE_1: u8 = 0b01;
+const CONGESTED: u8 = 0b11;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 6040 figure 4, row by row: the inner field, and what becomes of it for each outer one.
+    #[test]
+    fn rfc6040_figure_4() {
+        let (ect0, ect1, ce) = (0b10, 0b01, 0b11);
+        for (inner, results) in [
+            (0, [Ok(0), Ok(0), Ok(0), Err(DropReason::Congestion)]),
+            (ect0, [Ok(ect0), Ok(ect0), Ok(ect1), Ok(ce)]),
+            (ect1, [Ok(ect1), Ok(ect1), Ok(ect1), Ok(ce)]),
+            (ce, [Ok(ce), Ok(ce), Ok(ce), Ok(ce)]),
+        ] {
+            for (ecn, result) in [0, ect0, ect1, ce].into_iter().zip(results) {
+                let outer = Outer {
+                    source: [0; 2],
+                    vni: Vni::default(),
+                    ecn,
+                    inner: (0, 0),
+                    destination: MacAddress([0; 6]),
+                };
+                let mut ipv6 = [0x60, inner << 4, 0, 0];
+                let marked = outer
+                    .pass_congestion_on(&mut ipv6, false)
+                    .map(|()| ipv6[1] >> 4);
+                assert_eq!(marked, result);
+                let mut ipv4 = [
+                    0x45,
+                    0xb8 | inner,
+                    0,
+                    20,
+                    0,
+                    0,
+                    0,
+                    0,
+                    64,
+                    17,
+                    0,
+                    0,
+                    1,
+                    2,
+                    3,
+                    4,
+                    5,
+                    6,
+                    7,
+                    8,
+                ];
+                let checksum = crate::wire::checksum::checksum(&ipv4).to_be_bytes();
+                ipv4[10..12].copy_from_slice(&checksum);
+                let marked = outer.pass_congestion_on(&mut ipv4, true).map(|()| ipv4[1]);
+                assert_eq!(marked, result.map(|ecn| 0xb8 | ecn));
+                assert_eq!(crate::wire::checksum::checksum(&ipv4), 0);
+            }
+        }
+    }
+}

@@ -35,7 +35,9 @@ pub(crate) const MAX_OWNERS: usize = USED as usize;
 /// The most muxes, and the most backends on one host.
 const MAX_MUXES: usize = 15;
 const LOCAL_BITS: u32 = 11;
-const MAX_LOCALS: usize = 1 << LOCAL_BITS;
+/// The last number stays free: an id is never [`UNNUMBERED`].
+const MAX_LOCALS: usize = (1 << LOCAL_BITS) - 1;
+const UNNUMBERED: u16 = u16::MAX;
 
 /// What becomes of a rule's connections.
 #[derive(Clone, Copy, Debug)]
@@ -362,7 +364,7 @@ impl<'m> Nat<'m> {
                 let local = count as u32;
                 self.locals[count] = Local {
                     backend: index,
-                    id: 0,
+                    id: UNNUMBERED,
                     address: backend.address,
                     next: core::mem::replace(&mut self.vms[vm].first, local),
                     blocks: (0, 0),
@@ -386,25 +388,21 @@ impl<'m> Nat<'m> {
                 second,
             }
         };
-        let mut kept = 0;
-        for round in 0..2 {
-            for index in 0..count {
-                let name = identity(&self.locals[index]);
-                if self.locals[index].id != 0 && round == 1 {
-                    continue;
-                }
-                let slot = if round == 0 {
-                    self.local_ids.keep(previous, name, index as u32)
-                } else {
-                    self.local_ids.add(name, index as u32).map(Some)
-                };
-                if let Some(slot) = slot.map_err(|already| duplicate(already, index))? {
-                    self.locals[index].id = compress(self.local_ids.id(slot).get());
-                    kept += 1;
-                }
+        for index in 0..count {
+            let name = identity(&self.locals[index]);
+            let kept = self.local_ids.keep(previous, name, index as u32);
+            if let Some(slot) = kept.map_err(|already| duplicate(already, index))? {
+                self.locals[index].id = compress(self.local_ids.id(slot).get());
             }
         }
-        debug_assert!(kept >= count);
+        for index in 0..count {
+            if self.locals[index].id == UNNUMBERED {
+                let name = identity(&self.locals[index]);
+                let added = self.local_ids.add(name, index as u32);
+                let slot = added.map_err(|already| duplicate(already, index))?;
+                self.locals[index].id = compress(self.local_ids.id(slot).get());
+            }
+        }
         Ok(())
     }
 
@@ -497,7 +495,7 @@ impl<'m> Nat<'m> {
     /// The local of an id; `None` where it is gone.
     #[inline]
     pub(crate) fn local(&self, id: u16) -> Option<&Local> {
-        let slot = usize::from(id) & (MAX_LOCALS - 1);
+        let slot = usize::from(id) & MAX_LOCALS;
         let index = self.local_ids.index(self.local_ids.id(slot))?;
         self.locals
             .get(index as usize)
@@ -588,7 +586,7 @@ const NOT_A_MUX: u32 = NONE - 1;
 
 /// An id of 32 bits in 16.
 const fn compress(id: u32) -> u16 {
-    let slot = id as u16 & (MAX_LOCALS as u16 - 1);
+    let slot = id as u16 & MAX_LOCALS as u16;
     slot | ((id >> super::registry::SLOT_BITS) as u16) << LOCAL_BITS
 }
 

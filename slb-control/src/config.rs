@@ -11,10 +11,12 @@ use std::time::Duration;
 
 use slb_core::hash::{Distribution, Hasher, MICROSOFT_KEY, SipHash13, Toeplitz, Xxh3};
 use slb_core::maglev;
-use slb_core::service::{self, BackendState, Echo, Snapshot, Spec, SpecError, UdpChecksum};
+use slb_core::service::{
+    self, Answers, BackendState, Echo, NatTarget, Snapshot, Spec, SpecError, Terms, UdpChecksum,
+};
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
-use slb_core::{MuxOptions, PortId};
+use slb_core::{HostOptions, MuxOptions, PortId};
 
 use crate::document::{Faults, Section, Span};
 use crate::error::{ConfigError, ConfigErrors};
@@ -36,6 +38,10 @@ pub struct Config {
     pub probes: Vec<Probe>,
     /// `[[rule]]`.
     pub rules: Vec<Rule>,
+    /// `[[inbound_nat_rule]]`, then `[[inbound_nat_pool]]`.
+    pub inbound_nat: Vec<InboundNat>,
+    /// `[[outbound_rule]]`, then those that rules imply.
+    pub outbound: Vec<Outbound>,
 }
 
 /// What the node does.
@@ -43,6 +49,8 @@ pub struct Config {
 pub enum Role {
     /// Encapsulates packets for VIPs to the hosts of their backends.
     Mux,
+    /// Translates between VIPs and the vms that run on this machine.
+    Host,
 }
 
 /// `[node]`: this machine.
@@ -72,6 +80,14 @@ pub struct Node {
     pub flows: usize,
     /// Echo replies and ICMP errors a second.
     pub answers_per_second: u32,
+    /// Connections of a host agent, of each family.
+    pub connections: usize,
+    /// RSTs of a host agent a second.
+    pub resets_per_second: u32,
+    /// Whether a host agent lowers the segment sizes that SYNs offer to what fits VXLAN.
+    pub clamp_mss: bool,
+    /// The muxes' addresses on the fabric.
+    pub muxes: Vec<IpAddr>,
 }
 
 /// `[[frontend]]`: a VIP.
@@ -117,6 +133,10 @@ pub struct Backend {
     pub weight: u32,
     /// Whether it gets new flows.
     pub state: BackendState,
+    /// Its number in the pool, unless that is its place.
+    pub instance: Option<u32>,
+    /// The port of its host that it is at, unless that is counted.
+    pub port: Option<u16>,
     pub(crate) span: Span,
 }
 
@@ -168,11 +188,71 @@ pub struct Rule {
     pub backend_port: u16,
     /// What chooses a flow's backend.
     pub distribution: Distribution,
-    /// Whether the VIP stays in the packet (for the host agent).
-    pub floating_ip: bool,
     /// How long a flow stays without a packet.
     pub idle_timeout: Duration,
-    /// Whether ends of idle connections are told (for the host agent).
+    /// What else becomes of its connections.
+    pub terms: Terms,
+    /// Whether its backends may not call out under its frontend's address.
+    pub disable_outbound_snat: bool,
+    pub(crate) span: Span,
+}
+
+/// `[[inbound_nat_rule]]` or `[[inbound_nat_pool]]`.
+#[derive(Clone, Debug)]
+pub struct InboundNat {
+    /// Its name.
+    pub name: String,
+    /// The place of its frontend.
+    pub frontend: usize,
+    /// The place of its pool.
+    pub pool: usize,
+    /// Where its ports lead to.
+    pub target: NatTarget,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The port that the backend serves.
+    pub backend_port: u16,
+    /// How long a flow stays without a packet.
+    pub idle_timeout: Duration,
+    /// What else becomes of its connections.
+    pub terms: Terms,
+    pub(crate) span: Span,
+}
+
+impl InboundNat {
+    /// What errors call it.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self.target {
+            NatTarget::Backend { .. } => "inbound_nat_rule",
+            NatTarget::Pool { .. } => "inbound_nat_pool",
+        }
+    }
+
+    /// The frontend ports that it takes.
+    pub(crate) fn ports(&self) -> std::ops::RangeInclusive<u16> {
+        match self.target {
+            NatTarget::Backend { port, .. } => port..=port,
+            NatTarget::Pool { first, last } => first..=last,
+        }
+    }
+}
+
+/// `[[outbound_rule]]`.
+#[derive(Clone, Debug)]
+pub struct Outbound {
+    /// Its name.
+    pub name: String,
+    /// The places of its frontends.
+    pub frontends: Vec<usize>,
+    /// The place of its pool.
+    pub pool: usize,
+    /// What may go out.
+    pub protocol: Protocol,
+    /// Ports for each backend; `None`: an even share.
+    pub allocated_outbound_ports: Option<u32>,
+    /// How long a flow stays without a packet.
+    pub idle_timeout: Duration,
+    /// Whether both ends are told when a connection ends by itself.
     pub tcp_reset: bool,
     pub(crate) span: Span,
 }
@@ -250,7 +330,12 @@ impl Config {
         let backends: Vec<Vec<_>> = self
             .pools
             .iter()
-            .map(|pool| pool.backends.iter().map(Backend::spec).collect())
+            .map(|pool| {
+                let backends = pool.backends.iter();
+                backends
+                    .map(|backend| self.backend_spec(pool, backend))
+                    .collect()
+            })
             .collect();
         let pools: Vec<_> = self
             .pools
@@ -259,6 +344,8 @@ impl Config {
             .map(|(pool, backends)| pool.spec(backends))
             .collect();
         let rules: Vec<_> = self.rules.iter().map(Rule::spec).collect();
+        let inbound_nat: Vec<_> = self.inbound_nat.iter().map(InboundNat::spec).collect();
+        let outbound: Vec<_> = self.outbound.iter().map(Outbound::spec).collect();
         f(&Spec {
             hasher: self.node.hasher.clone(),
             maglev_seed: self.node.hash_seed,
@@ -266,7 +353,9 @@ impl Config {
             frontends: &frontends,
             rules: &rules,
             pools: &pools,
-            ..Spec::default()
+            inbound_nat: &inbound_nat,
+            outbound: &outbound,
+            muxes: &self.node.muxes,
         })
     }
 
@@ -275,6 +364,73 @@ impl Config {
         MuxOptions {
             answers_per_second: self.node.answers_per_second,
             ..MuxOptions::default()
+        }
+    }
+
+    /// What a host agent may do besides translating.
+    pub fn host_options(&self) -> HostOptions {
+        HostOptions {
+            answers_per_second: self.node.answers_per_second,
+            resets_per_second: self.node.resets_per_second,
+            clamp_mss: self.node.clamp_mss,
+            ..HostOptions::default()
+        }
+    }
+
+    /// The vms that run on this machine, each at its port: those whose backends' host is this node.
+    /// They are at the ports from 1 on in the order in which they stand, unless they say where.
+    pub fn vms(&self) -> Vec<Vm> {
+        let mut vms: Vec<Vm> = Vec::new();
+        if self.node.role != Role::Host {
+            return vms;
+        }
+        let here = self.pools.iter().flat_map(|pool| {
+            let backends = pool.backends.iter();
+            backends.map(move |backend| (pool.vni, backend))
+        });
+        for (vni, backend) in here.filter(|(_, backend)| self.node.is(backend.host)) {
+            let mac = backend.mac();
+            let known = vms.iter_mut().find(|vm| vm.vni == vni && vm.mac == mac);
+            match known {
+                Some(vm) => vm.addresses.push(backend.address),
+                None => vms.push(Vm {
+                    port: backend.port.map(PortId),
+                    vni,
+                    mac,
+                    addresses: vec![backend.address],
+                }),
+            }
+        }
+        let mut next = 1;
+        for place in 0..vms.len() {
+            if vms[place].port.is_none() {
+                while vms.iter().any(|vm| vm.port == Some(PortId(next))) {
+                    next += 1;
+                }
+                vms[place].port = Some(PortId(next));
+            }
+        }
+        vms
+    }
+
+    fn backend_spec<'b>(&self, pool: &Pool, backend: &'b Backend) -> service::Backend<'b> {
+        let mac = backend.mac();
+        let vms = self.vms();
+        let vm = vms.iter().find(|vm| {
+            vm.vni == pool.vni && vm.mac == mac && vm.addresses.contains(&backend.address)
+        });
+        service::Backend {
+            name: &backend.name,
+            address: backend.address,
+            host: backend.host,
+            mac: backend.mac,
+            next_hop: backend.next_hop,
+            weight: backend.weight,
+            state: backend.state,
+            instance: backend.instance,
+            port: vm
+                .filter(|_| self.node.is(backend.host))
+                .and_then(|vm| vm.port),
         }
     }
 
@@ -295,6 +451,14 @@ impl Config {
 }
 
 impl Node {
+    /// Whether an address is this node's on the fabric.
+    pub fn is(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.ipv4 == Some(address),
+            IpAddr::V6(address) => self.ipv6 == Some(address),
+        }
+    }
+
     fn underlay(&self) -> service::Underlay {
         service::Underlay {
             ipv4: self.ipv4,
@@ -331,16 +495,51 @@ impl Pool {
 }
 
 impl Backend {
-    fn spec(&self) -> service::Backend<'_> {
-        service::Backend {
+    /// Its MAC address, given or derived.
+    pub fn mac(&self) -> MacAddress {
+        self.mac
+            .unwrap_or_else(|| service::derived_mac(self.address))
+    }
+}
+
+/// A vm on this machine.
+#[derive(Clone, Debug)]
+pub struct Vm {
+    /// The port that it is at; there always is one.
+    pub port: Option<PortId>,
+    /// Its network.
+    pub vni: Vni,
+    /// Its MAC address.
+    pub mac: MacAddress,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl InboundNat {
+    fn spec(&self) -> service::InboundNat<'_> {
+        service::InboundNat {
             name: &self.name,
-            address: self.address,
-            host: self.host,
-            mac: self.mac,
-            next_hop: self.next_hop,
-            weight: self.weight,
-            state: self.state,
-            ..service::Backend::default()
+            frontend: self.frontend,
+            pool: self.pool,
+            target: self.target,
+            protocol: self.protocol,
+            backend_port: self.backend_port,
+            idle_timeout: self.idle_timeout,
+            terms: self.terms,
+        }
+    }
+}
+
+impl Outbound {
+    fn spec(&self) -> service::Outbound<'_> {
+        service::Outbound {
+            name: &self.name,
+            frontends: &self.frontends,
+            pool: self.pool,
+            protocol: self.protocol,
+            ports_per_backend: self.allocated_outbound_ports,
+            idle_timeout: self.idle_timeout,
+            tcp_reset: self.tcp_reset,
         }
     }
 }
@@ -356,7 +555,7 @@ impl Rule {
             backend_port: self.backend_port,
             distribution: self.distribution,
             idle_timeout: self.idle_timeout,
-            ..service::Rule::default()
+            terms: self.terms,
         }
     }
 }
@@ -369,25 +568,87 @@ fn read(root: &Section<'_>) -> Option<Config> {
     let frontends = read_all(root, "frontend", read_frontend);
     let pools = read_all(root, "pool", read_pool);
     let probes = read_all(root, "probe", read_probe);
-    // References are looked up among all names, also those of sections with faults.
-    let names = |field| -> Vec<String> {
-        let sections = root.sections(field).into_iter();
-        sections
-            .map(|section| section.peek_name().unwrap_or_default())
-            .collect()
-    };
-    let (frontend_names, pool_names, probe_names) =
-        (names("frontend"), names("pool"), names("probe"));
-    let rules = read_all(root, "rule", |section| {
-        read_rule(section, &frontend_names, &pool_names, &probe_names)
+    let names = Names::of(root);
+    let rules = read_all(root, "rule", |section| read_rule(section, &names));
+    let nat_rules = read_all(root, "inbound_nat_rule", |section| {
+        read_nat(section, &names, false)
     });
+    let nat_pools = read_all(root, "inbound_nat_pool", |section| {
+        read_nat(section, &names, true)
+    });
+    let outbound = read_all(root, "outbound_rule", |section| {
+        read_outbound(section, &names)
+    });
+    let mut inbound_nat = nat_rules?;
+    inbound_nat.extend(nat_pools?);
+    let rules = rules?;
+    let mut outbound = outbound?;
+    add_implied(&rules, &mut outbound);
     Some(Config {
         node: node?,
         frontends: frontends?,
         pools: pools?,
         probes: probes?,
-        rules: rules?,
+        rules,
+        inbound_nat,
+        outbound,
     })
+}
+
+/// Adds the outbound rules that load-balancing rules imply: without `disable_outbound_snat`, a
+/// rule's backends call out under its frontend's address, unless a rule of their own says how.
+fn add_implied(rules: &[Rule], outbound: &mut Vec<Outbound>) {
+    let explicit: Vec<usize> = outbound.iter().map(|rule| rule.pool).collect();
+    for rule in rules {
+        let known =
+            |other: &Outbound| other.pool == rule.pool && other.frontends == [rule.frontend];
+        if rule.disable_outbound_snat || explicit.contains(&rule.pool) || outbound.iter().any(known)
+        {
+            continue;
+        }
+        outbound.push(Outbound {
+            name: format!("of rule {}", rule.name),
+            frontends: vec![rule.frontend],
+            pool: rule.pool,
+            protocol: Protocol::All,
+            allocated_outbound_ports: None,
+            idle_timeout: rule.idle_timeout,
+            tcp_reset: rule.terms.tcp_reset,
+            span: rule.span.clone(),
+        });
+    }
+}
+
+/// What can be referred to: all names, also those of sections with faults.
+struct Names {
+    frontends: Vec<String>,
+    pools: Vec<String>,
+    probes: Vec<String>,
+    /// Those of each pool.
+    backends: Vec<Vec<String>>,
+}
+
+impl Names {
+    fn of(root: &Section<'_>) -> Self {
+        let name = |section: &Section<'_>| section.peek_name().unwrap_or_default();
+        let names = |field| root.sections(field).iter().map(name).collect();
+        let pools = root.sections("pool");
+        Self {
+            frontends: names("frontend"),
+            pools: names("pool"),
+            probes: names("probe"),
+            backends: pools
+                .iter()
+                .map(|pool| pool.sections("backends").iter().map(name).collect())
+                .collect(),
+        }
+    }
+}
+
+/// The place of the section that a field names.
+fn refer(section: &Section<'_>, field: &'static str, names: &[String]) -> Option<usize> {
+    let (text, span) = section.name(field)?;
+    validate::refer(section, field, &text, &span, names)
 }
 
 /// Reads all sections of a kind; `None` where one of them has a fault.
@@ -402,7 +663,7 @@ fn read_all<'d, T>(
 
 fn read_node(section: Section<'_>) -> Option<Node> {
     let role = section
-        .required_choice("role", &[("mux", Role::Mux)])
+        .required_choice("role", &[("mux", Role::Mux), ("host", Role::Host)])
         .map(|(role, _)| role);
     let (mut ipv4, mut ipv6) = (None, None);
     for (address, span) in section.one_or_more("underlay", ADDRESS, |text| text.parse().ok()) {
@@ -439,6 +700,14 @@ fn read_node(section: Section<'_>) -> Option<Node> {
         hash_seed,
         flows: section.number("flows", 0..=1 << 32, 1 << 20) as usize,
         answers_per_second: section.number("answers_per_second", 0..=1_000_000, 1000) as u32,
+        connections: section.number("connections", 1..=1 << 31, 1 << 18) as usize,
+        resets_per_second: section.number("resets_per_second", 0..=10_000_000, 10_000) as u32,
+        clamp_mss: section.boolean("clamp_mss", false),
+        muxes: section
+            .any("muxes", ADDRESS, |text| text.parse().ok())
+            .into_iter()
+            .map(|(address, _)| address)
+            .collect(),
     };
     section.finish();
     role.map(|_| node)
@@ -567,6 +836,12 @@ fn read_backend(section: Section<'_>) -> Option<Backend> {
         ],
         BackendState::Healthy,
     );
+    let instance = section
+        .has("instance")
+        .then(|| section.number("instance", 0..=65_535, 0));
+    let port = section
+        .has("port")
+        .then(|| section.number("port", 1..=65_535, 1));
     let span = section.span().clone();
     section.finish();
     Some(Backend {
@@ -577,6 +852,8 @@ fn read_backend(section: Section<'_>) -> Option<Backend> {
         next_hop: next_hop.map(|(mac, _)| mac),
         weight,
         state,
+        instance: instance.map(|instance| instance as u32),
+        port: port.map(|port| port as u16),
         span,
     })
 }
@@ -620,22 +897,13 @@ fn read_probe(section: Section<'_>) -> Option<Probe> {
     })
 }
 
-fn read_rule(
-    section: Section<'_>,
-    frontends: &[String],
-    pools: &[String],
-    probes: &[String],
-) -> Option<Rule> {
+fn read_rule(section: Section<'_>, names: &Names) -> Option<Rule> {
     let name = section.name("name");
-    let refer = |field, names: &[String]| {
-        let (text, span) = section.name(field)?;
-        validate::refer(&section, field, &text, &span, names)
-    };
-    let frontend = refer("frontend", frontends);
-    let pool = refer("pool", pools);
+    let frontend = refer(&section, "frontend", &names.frontends);
+    let pool = refer(&section, "pool", &names.pools);
     let probe = section
         .text("probe")
-        .map(|(text, span)| validate::refer(&section, "probe", &text, &span, probes));
+        .map(|(text, span)| validate::refer(&section, "probe", &text, &span, &names.probes));
     let choices = [
         ("tcp", Protocol::Tcp),
         ("udp", Protocol::Udp),
@@ -667,10 +935,9 @@ fn read_rule(
         .map(|mode| (mode.name(), mode)),
         Distribution::FiveTuple,
     );
-    let floating_ip = section.boolean("floating_ip", false);
-    let timeouts = MIN_IDLE_TIMEOUT..=MAX_IDLE_TIMEOUT;
-    let idle_timeout = section.duration("idle_timeout", timeouts, MIN_IDLE_TIMEOUT);
-    let tcp_reset = section.boolean("tcp_reset", false);
+    let terms = read_terms(&section);
+    let idle_timeout = read_idle_timeout(&section);
+    let disable_outbound_snat = section.boolean("disable_outbound_snat", true);
     let span = section.span().clone();
     section.finish();
     Some(Rule {
@@ -685,7 +952,122 @@ fn read_rule(
         frontend_port: frontend_port?,
         backend_port: backend_port?,
         distribution,
-        floating_ip,
+        idle_timeout,
+        terms,
+        disable_outbound_snat,
+        span,
+    })
+}
+
+fn read_idle_timeout(section: &Section<'_>) -> Duration {
+    let timeouts = MIN_IDLE_TIMEOUT..=MAX_IDLE_TIMEOUT;
+    section.duration("idle_timeout", timeouts, MIN_IDLE_TIMEOUT)
+}
+
+fn read_terms(section: &Section<'_>) -> Terms {
+    let answers = [("direct", Answers::Direct), ("mux", Answers::ThroughMux)];
+    let source_nat = section.optional("source_nat", ADDRESS, |text| text.parse().ok());
+    Terms {
+        floating_ip: section.boolean("floating_ip", false),
+        tcp_reset: section.boolean("tcp_reset", false),
+        answers: section.choice("answers", &answers, Answers::Direct),
+        source_nat: source_nat.map(|(address, _)| address),
+    }
+}
+
+/// An inbound NAT rule, or a pool of them.
+fn read_nat(section: Section<'_>, names: &Names, is_pool: bool) -> Option<InboundNat> {
+    const PORTS: std::ops::RangeInclusive<u64> = 1..=65_535;
+    let name = section.name("name");
+    let frontend = refer(&section, "frontend", &names.frontends);
+    let pool = refer(&section, "pool", &names.pools);
+    let target = if is_pool {
+        let first = section.required_integer("frontend_port_start", PORTS);
+        let last = section.required_integer("frontend_port_end", PORTS);
+        first.zip(last).and_then(|((first, _), (last, span))| {
+            if last < first {
+                let message = format!("expected {first} or more, got {last}");
+                section.fault(&span, "frontend_port_end", message);
+                return None;
+            }
+            Some(NatTarget::Pool {
+                first: first as u16,
+                last: last as u16,
+            })
+        })
+    } else {
+        let none = Vec::new();
+        let backends = pool
+            .and_then(|pool| names.backends.get(pool))
+            .unwrap_or(&none);
+        let backend = match pool {
+            Some(_) => refer(&section, "backend", backends),
+            None => section.name("backend").and(None),
+        };
+        let port = section.required_integer("frontend_port", PORTS);
+        backend
+            .zip(port)
+            .map(|(backend, (port, _))| NatTarget::Backend {
+                port: port as u16,
+                backend,
+            })
+    };
+    let protocols = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+    let protocol = section.required_choice("protocol", &protocols);
+    let backend_port = section.required_integer("backend_port", PORTS);
+    let terms = read_terms(&section);
+    let idle_timeout = read_idle_timeout(&section);
+    let span = section.span().clone();
+    section.finish();
+    Some(InboundNat {
+        name: name?.0,
+        frontend: frontend?,
+        pool: pool?,
+        target: target?,
+        protocol: protocol?.0,
+        backend_port: backend_port?.0 as u16,
+        idle_timeout,
+        terms,
+        span,
+    })
+}
+
+fn read_outbound(section: Section<'_>, names: &Names) -> Option<Outbound> {
+    let name = section.name("name");
+    let expected = "the name of a frontend";
+    let frontends: Vec<Option<usize>> = section
+        .one_or_more("frontends", expected, |text| Some(text.to_owned()))
+        .into_iter()
+        .map(|(text, span)| validate::refer(&section, "frontends", &text, &span, &names.frontends))
+        .collect();
+    let pool = refer(&section, "pool", &names.pools);
+    let protocols = [
+        ("tcp", Protocol::Tcp),
+        ("udp", Protocol::Udp),
+        ("all", Protocol::All),
+    ];
+    let protocol = section.choice("protocol", &protocols, Protocol::All);
+    let mut ports = None;
+    if section.has("allocated_outbound_ports")
+        && let Some((count, span)) = section.integer("allocated_outbound_ports", 0..=1_000_000, 0)
+    {
+        if count % 8 != 0 {
+            let message = format!("expected a multiple of 8, or 0 for an even share, got {count}");
+            section.fault(&span, "allocated_outbound_ports", message);
+        }
+        ports = Some(count as u32).filter(|&count| count != 0);
+    }
+    let idle_timeout = read_idle_timeout(&section);
+    let tcp_reset = section.boolean("tcp_reset", false);
+    let span = section.span().clone();
+    section.finish();
+    let frontends: Option<Vec<usize>> = frontends.into_iter().collect();
+    Some(Outbound {
+        name: name?.0,
+        frontends: frontends.filter(|all| !all.is_empty())?,
+        pool: pool?,
+        protocol,
+        allocated_outbound_ports: ports,
         idle_timeout,
         tcp_reset,
         span,

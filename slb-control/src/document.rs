@@ -246,6 +246,25 @@ impl<'d> Section<'d> {
         self.parse(self.get(field)?, field, expected, parse)
     }
 
+    /// Whether a field is there.
+    pub(crate) fn has(&self, field: &'static str) -> bool {
+        self.get(field).is_some()
+    }
+
+    /// One string or a list of strings, or nothing.
+    pub(crate) fn any<T>(
+        &self,
+        field: &'static str,
+        expected: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Vec<(T, Span)> {
+        if self.has(field) {
+            self.one_or_more(field, expected, parse)
+        } else {
+            Vec::new()
+        }
+    }
+
     /// One string or a list of strings, at least one.
     pub(crate) fn one_or_more<T>(
         &self,

@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use slb_core::service::Protocol;
+use slb_core::service::{Answers, NatTarget, Protocol, Snapshot, SpecError, Terms};
 
-use crate::config::Config;
+use crate::config::{Config, InboundNat};
 use crate::document::{Faults, Section, Span, list, resembling};
 
 /// The place of the section that a field names.
@@ -24,7 +24,8 @@ pub(crate) fn refer(
             || format!("expected {}", list(known)),
             |n| format!("did you mean {n:?}?"),
         );
-        section.fault(span, field, format!("there is no {field} {text:?}: {hint}"));
+        let kind = field.trim_end_matches('s');
+        section.fault(span, field, format!("there is no {kind} {text:?}: {hint}"));
     }
     place
 }
@@ -51,9 +52,27 @@ pub(crate) fn check(config: &Config, faults: &Faults<'_>) {
         "rule",
         config.rules.iter().map(|r| (r.name.clone(), &r.span)),
     );
+    let nat = |pool: bool| {
+        let all = config.inbound_nat.iter();
+        all.filter(move |nat| matches!(nat.target, NatTarget::Pool { .. }) == pool)
+            .map(|nat| (nat.name.clone(), &nat.span))
+    };
+    unique(faults, "inbound_nat_rule", nat(false));
+    unique(faults, "inbound_nat_pool", nat(true));
+    let outbound = config.outbound.iter();
+    unique(
+        faults,
+        "outbound_rule",
+        outbound.map(|rule| (rule.name.clone(), &rule.span)),
+    );
     check_addresses(config, faults);
     check_pools(config, faults);
     check_rules(config, faults);
+    check_nat(config, faults);
+    check_outbound(config, faults);
+    if faults.is_empty() {
+        check_spec(config, faults);
+    }
 }
 
 fn unique<'c>(faults: &Faults<'_>, kind: &str, names: impl Iterator<Item = (String, &'c Span)>) {
@@ -91,6 +110,16 @@ fn check_pools(config: &Config, faults: &Faults<'_>) {
             &place,
             pool.backends.iter().map(|b| (b.name.clone(), &b.span)),
         );
+        let mut instances = HashMap::new();
+        for (place, backend) in pool.backends.iter().enumerate() {
+            let instance = backend.instance.unwrap_or(place as u32);
+            if let Some(other) = instances.insert(instance, &backend.name) {
+                let message = format!("{instance} is the instance of backend {other:?} already");
+                let name = &backend.name;
+                let place = format!("pool {:?}: backend {name:?}: instance", pool.name);
+                faults.add(&backend.span, place, message);
+            }
+        }
         let (count, most) = (pool.backends.len(), pool.table_size as usize);
         if count > most || count > slb_core::maglev::MAX_BACKENDS {
             let message = format!("{count} backends, but a table of {most} slots");
@@ -157,5 +186,206 @@ fn check_rules(config: &Config, faults: &Faults<'_>) {
             );
             faults.add(&rule.span, place, message);
         }
+    }
+}
+
+/// What a rule's terms have to be, of a frontend with this address.
+fn check_terms(
+    config: &Config,
+    terms: &Terms,
+    frontend: IpAddr,
+    (place, span): (&str, &Span),
+    faults: &Faults<'_>,
+) {
+    if terms.answers == Answers::ThroughMux && config.node.muxes.is_empty() {
+        let message = "\"mux\" needs the muxes' addresses: muxes of [node]";
+        faults.add(span, format!("{place}: answers"), message);
+    }
+    if let Some(address) = terms.source_nat
+        && address.is_ipv6() != frontend.is_ipv6()
+    {
+        let message = format!("expected an address of the family of {frontend}, got {address}");
+        faults.add(span, format!("{place}: source_nat"), message);
+    }
+}
+
+fn check_nat(config: &Config, faults: &Faults<'_>) {
+    for rule in &config.rules {
+        if let Some(frontend) = config.frontends.get(rule.frontend) {
+            let place = format!("rule {:?}", rule.name);
+            let at = (place.as_str(), &rule.span);
+            check_terms(config, &rule.terms, frontend.address, at, faults);
+        }
+    }
+    for (index, nat) in config.inbound_nat.iter().enumerate() {
+        let place = format!("{} {:?}", nat.kind(), nat.name);
+        let (Some(frontend), Some(pool)) = (
+            config.frontends.get(nat.frontend),
+            config.pools.get(nat.pool),
+        ) else {
+            continue;
+        };
+        let at = (place.as_str(), &nat.span);
+        check_terms(config, &nat.terms, frontend.address, at, faults);
+        let mixed = pool
+            .backends
+            .iter()
+            .find(|backend| backend.address.is_ipv6() != frontend.address.is_ipv6());
+        if let Some(backend) = mixed {
+            let message = format!(
+                "frontend {:?} is {}, but backend {:?} of pool {:?} is {}",
+                frontend.name, frontend.address, backend.name, pool.name, backend.address
+            );
+            faults.add(&nat.span, place.clone(), message);
+        }
+        if let NatTarget::Pool { first, last } = nat.target {
+            let room = usize::from(last - first) + 1;
+            let instances = pool.backends.iter().enumerate();
+            let most = instances
+                .map(|(i, b)| b.instance.map_or(i, |n| n as usize) + 1)
+                .max();
+            if most.unwrap_or(0) > room {
+                let message = format!(
+                    "expected a port for each instance of pool {:?}, {} of them, got {room} ports \
+                     ({first} to {last})",
+                    pool.name,
+                    most.unwrap_or(0)
+                );
+                faults.add(&nat.span, place.clone(), message);
+            }
+        }
+        check_overlaps(config, index, nat, &place, faults);
+    }
+}
+
+/// No two take one port of a frontend.
+fn check_overlaps(
+    config: &Config,
+    index: usize,
+    nat: &InboundNat,
+    place: &str,
+    faults: &Faults<'_>,
+) {
+    let ports = nat.ports();
+    let name = |ports: &std::ops::RangeInclusive<u16>| {
+        if ports.start() == ports.end() {
+            format!("port {}", ports.start())
+        } else {
+            format!("ports {} to {}", ports.start(), ports.end())
+        }
+    };
+    for rule in config
+        .rules
+        .iter()
+        .filter(|rule| rule.frontend == nat.frontend)
+    {
+        let same = rule.protocol == nat.protocol && ports.contains(&rule.frontend_port);
+        if same || rule.protocol == Protocol::All {
+            let taken = match rule.protocol {
+                Protocol::All => "every port".to_owned(),
+                _ => format!("port {}", rule.frontend_port),
+            };
+            let message = format!(
+                "takes {} of frontend {:?}, of which rule {:?} takes {taken}",
+                name(&ports),
+                config.frontends[nat.frontend].name,
+                rule.name
+            );
+            faults.add(&nat.span, place, message);
+        }
+    }
+    for other in config.inbound_nat.iter().take(index) {
+        let theirs = other.ports();
+        let overlap = ports.start() <= theirs.end() && theirs.start() <= ports.end();
+        if overlap && other.frontend == nat.frontend && other.protocol == nat.protocol {
+            let message = format!(
+                "takes {} of frontend {:?}, of which {} {:?} takes {}",
+                name(&ports),
+                config.frontends[nat.frontend].name,
+                other.kind(),
+                other.name,
+                name(&theirs)
+            );
+            faults.add(&nat.span, place, message);
+        }
+    }
+}
+
+fn check_outbound(config: &Config, faults: &Faults<'_>) {
+    for rule in &config.outbound {
+        let place = format!("outbound_rule {:?}", rule.name);
+        let Some(pool) = config.pools.get(rule.pool) else {
+            continue;
+        };
+        for (number, &frontend) in rule.frontends.iter().enumerate() {
+            let Some(address) = config.frontends.get(frontend).map(|f| f.address) else {
+                continue;
+            };
+            if rule
+                .frontends
+                .iter()
+                .take(number)
+                .any(|&other| other == frontend)
+            {
+                let message = format!("{:?} stands twice", config.frontends[frontend].name);
+                faults.add(&rule.span, format!("{place}: frontends"), message);
+            }
+            let mixed = pool
+                .backends
+                .iter()
+                .find(|b| b.address.is_ipv6() != address.is_ipv6());
+            if let Some(backend) = mixed {
+                let message = format!(
+                    "frontend {:?} is {address}, but backend {:?} of pool {:?} is {}",
+                    config.frontends[frontend].name, backend.name, pool.name, backend.address
+                );
+                faults.add(&rule.span, place.clone(), message);
+            }
+            let all_ports = config
+                .rules
+                .iter()
+                .find(|other| other.frontend == frontend && other.protocol == Protocol::All);
+            if let Some(other) = all_ports {
+                let message = format!(
+                    "frontend {:?} has no ports to give: rule {:?} takes all (HA ports)",
+                    config.frontends[frontend].name, other.name
+                );
+                faults.add(&rule.span, place.clone(), message);
+            }
+        }
+    }
+}
+
+/// What shows only when all of it is put together.
+fn check_spec(config: &Config, faults: &Faults<'_>) {
+    let Err(error) = config.with_spec(|spec| Snapshot::boxed(spec, None)) else {
+        return;
+    };
+    match error {
+        SpecError::OutOfPorts {
+            rule,
+            frontend,
+            needed,
+            available,
+        } => {
+            let rule = &config.outbound[rule];
+            let message = format!(
+                "wants {needed} ports of frontend {:?} in all, which has {available} to give (each \
+                 port that a rule takes costs eight)",
+                config.frontends[frontend].name
+            );
+            let place = format!("outbound_rule {:?}: allocated_outbound_ports", rule.name);
+            faults.add(&rule.span, place, message);
+        }
+        SpecError::PortConflict { port } => {
+            let pools = config.pools.iter().flat_map(|pool| &pool.backends);
+            let span = pools
+                .filter(|b| b.port == Some(port.0))
+                .next_back()
+                .map(|b| &b.span);
+            let message = format!("another vm is at port {} already", port.0);
+            faults.add(span.unwrap_or(&(0..0)), "pool: backend: port", message);
+        }
+        error => faults.add(&(0..0), "", error.to_string()),
     }
 }

@@ -113,7 +113,8 @@ fn fields_that_are_not_known_are_errors_with_a_suggestion() {
         "zzz = 1",
         "web.toml:4: node: unknown field \"zzz\": expected \"role\", \"underlay\", \"hash_seed\", \
          \"mac\", \"next_hop\", \"mtu\", \"hop_limit\", \"udp_checksum\", \"hash\", \"hash_key\", \
-         \"flows\" or \"answers_per_second\"",
+         \"flows\", \"answers_per_second\", \"connections\", \"resets_per_second\", \"clamp_mss\" or \
+         \"muxes\"",
     );
     fault(
         "[[probe]]",
@@ -172,7 +173,7 @@ fn values_are_told_what_is_allowed() {
     fault(
         "role = \"mux\"",
         "role = \"hub\"",
-        "web.toml:2: node: role: expected \"mux\", got \"hub\"",
+        "web.toml:2: node: role: expected \"mux\" or \"host\", got \"hub\"",
     );
     fault(
         "02:00:0a:0a:01:0b",
@@ -272,6 +273,156 @@ fn keys_are_asked_for_and_never_shown() {
     );
     let config = Config::parse("web.toml", &text).unwrap();
     assert!(!format!("{config:?}").contains("0001020304"));
+}
+
+const HOST: &str = r#"[node]
+role = "host"
+underlay = "172.16.0.101"
+muxes = ["172.16.0.11", "172.16.0.12"]
+
+[[frontend]]
+name = "web"
+address = "20.20.20.100"
+
+[[frontend]]
+name = "out"
+address = "20.20.20.200"
+
+[[pool]]
+name = "servers"
+vni = 5001
+backends = [
+  { name = "vm1", address = "10.10.1.11", host = "172.16.0.101" },
+  { name = "vm2", address = "10.10.2.11", host = "172.16.0.102" },
+  { name = "vm3", address = "10.10.1.12", host = "172.16.0.101", instance = 4 },
+]
+
+[[rule]]
+name = "http"
+frontend = "web"
+pool = "servers"
+protocol = "tcp"
+frontend_port = 80
+backend_port = 8080
+answers = "mux"
+tcp_reset = true
+
+[[inbound_nat_rule]]
+name = "ssh"
+frontend = "web"
+pool = "servers"
+backend = "vm2"
+protocol = "tcp"
+frontend_port = 2222
+backend_port = 22
+
+[[inbound_nat_pool]]
+name = "rdp"
+frontend = "web"
+pool = "servers"
+protocol = "tcp"
+frontend_port_start = 5000
+frontend_port_end = 5009
+backend_port = 3389
+
+[[outbound_rule]]
+name = "all"
+frontends = ["out"]
+pool = "servers"
+allocated_outbound_ports = 1024
+"#;
+
+#[test]
+fn a_host_knows_its_vms_and_rules() {
+    let config = Config::parse("host.toml", HOST).unwrap();
+    let vms = config.vms();
+    let ports: Vec<u16> = vms.iter().map(|vm| vm.port.unwrap().0).collect();
+    let addresses: Vec<String> = vms.iter().map(|vm| vm.addresses[0].to_string()).collect();
+    assert_eq!(ports, [1, 2]);
+    assert_eq!(addresses, ["10.10.1.11", "10.10.1.12"]);
+    let rule = &config.rules[0];
+    assert!(rule.terms.tcp_reset && rule.disable_outbound_snat && !rule.terms.floating_ip);
+    assert_eq!(config.inbound_nat.len(), 2);
+    assert_eq!(config.outbound[0].allocated_outbound_ports, Some(1024));
+    assert_eq!(config.outbound[0].protocol, Protocol::All);
+}
+
+#[test]
+fn a_rule_may_imply_an_outbound_one() {
+    let end = HOST.find("[[outbound_rule]]").unwrap();
+    let none = Config::parse("host.toml", &HOST[..end]).unwrap();
+    assert!(none.outbound.is_empty());
+    let text = HOST[..end].replace("tcp_reset", "disable_outbound_snat = false\ntcp_reset");
+    let implied = Config::parse("host.toml", &text).unwrap();
+    assert_eq!(implied.outbound.len(), 1);
+    assert_eq!(implied.outbound[0].frontends, [0]);
+    assert_eq!(implied.outbound[0].allocated_outbound_ports, None);
+    let text = HOST.replace("tcp_reset", "disable_outbound_snat = false\ntcp_reset");
+    assert_eq!(Config::parse("host.toml", &text).unwrap().outbound.len(), 1);
+}
+
+#[track_caller]
+fn host_fault(good: &str, bad: &str, expected: &str) {
+    assert!(HOST.contains(good), "{good}");
+    let errors = Config::parse("host.toml", &HOST.replace(good, bad)).unwrap_err();
+    assert_eq!(errors.to_string(), expected);
+}
+
+#[test]
+fn faults_of_nat_are_told() {
+    host_fault(
+        "frontend_port = 2222",
+        "frontend_port = 80",
+        "host.toml:33: inbound_nat_rule \"ssh\": takes port 80 of frontend \"web\", of which rule \
+         \"http\" takes port 80",
+    );
+    host_fault(
+        "frontend_port = 2222",
+        "frontend_port = 5005",
+        "host.toml:42: inbound_nat_pool \"rdp\": takes ports 5000 to 5009 of frontend \"web\", of \
+         which inbound_nat_rule \"ssh\" takes port 5005",
+    );
+    host_fault(
+        "backend = \"vm2\"",
+        "backend = \"vm22\"",
+        "host.toml:37: inbound_nat_rule \"ssh\": backend: there is no backend \"vm22\": did you mean \
+         \"vm2\"?",
+    );
+    host_fault(
+        "frontend_port_end = 5009",
+        "frontend_port_end = 5003",
+        "host.toml:42: inbound_nat_pool \"rdp\": expected a port for each instance of pool \
+         \"servers\", 5 of them, got 4 ports (5000 to 5003)",
+    );
+    host_fault(
+        "ports = 1024",
+        "ports = 1025",
+        "host.toml:55: outbound_rule \"all\": allocated_outbound_ports: expected a multiple of 8, \
+         or 0 for an even share, got 1025",
+    );
+    host_fault(
+        "ports = 1024",
+        "ports = 16000",
+        "host.toml:51: outbound_rule \"all\": allocated_outbound_ports: wants 80000 ports of \
+         frontend \"out\" in all, which has 64512 to give (each port that a rule takes costs eight)",
+    );
+    host_fault(
+        "muxes = [\"172.16.0.11\", \"172.16.0.12\"]\n",
+        "\n",
+        "host.toml:23: rule \"http\": answers: \"mux\" needs the muxes' addresses: muxes of [node]",
+    );
+    host_fault(
+        "instance = 4",
+        "instance = 1",
+        "host.toml:20: pool \"servers\": backend \"vm3\": instance: 1 is the instance of backend \
+         \"vm2\" already",
+    );
+    host_fault(
+        "frontends = [\"out\"]",
+        "frontends = [\"out\", \"ut\"]",
+        "host.toml:53: outbound_rule \"all\": frontends: there is no frontend \"ut\": did you mean \
+         \"out\"?",
+    );
 }
 
 #[test]

@@ -33,6 +33,6 @@ mod duration;
 mod error;
 mod validate;
 
-pub use config::Config;
+pub use config::{Config, Role};
 pub use duration::{format_duration, parse_duration};
 pub use error::{ConfigError, ConfigErrors};

@@ -378,11 +378,8 @@ fn check_spec(config: &Config, faults: &Faults<'_>) {
             faults.add(&rule.span, place, message);
         }
         SpecError::PortConflict { port } => {
-            let pools = config.pools.iter().flat_map(|pool| &pool.backends);
-            let span = pools
-                .filter(|b| b.port == Some(port.0))
-                .next_back()
-                .map(|b| &b.span);
+            let mut backends = config.pools.iter().flat_map(|pool| &pool.backends);
+            let span = backends.rfind(|b| b.port == Some(port.0)).map(|b| &b.span);
             let message = format!("another vm is at port {} already", port.0);
             faults.add(span.unwrap_or(&(0..0)), "pool: backend: port", message);
         }

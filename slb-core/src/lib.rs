@@ -33,6 +33,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod dataplane;
 mod decapsulation;
 mod encapsulation;
 pub mod flow;
@@ -62,6 +63,7 @@ pub mod time;
 mod verdict;
 pub mod wire;
 
+pub use dataplane::Dataplane;
 pub use encapsulation::HEADROOM;
 pub use frame::{BURST, Burst, Frame};
 pub use host::{Host, HostOptions, HostTables};

@@ -1,9 +1,11 @@
-//! `slb bench`: the mux alone, in memory, on one core.
+//! `slb bench`: mux and host agent alone, in memory, on one core.
 //!
 //! A round writes 1024 frames as a NIC would, then times the mux on them, in bursts of 64. The
 //! number of a line is the median over its rounds; the least is shown beside it, and how the
 //! median compares with a floor that is measured in the same run: a bare loop that reads the
 //! tuple, hashes it, looks up a slot and copies 50 bytes, with nothing counted or checked.
+
+mod host;
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -54,7 +56,7 @@ pub(crate) fn run(options: &BenchOptions) -> Result<(), Failure> {
     if text {
         println!(
             "{:<44} {:>10} {:>8} {:>9} {:>7}",
-            "mux, 100 backends, one core", "ns/packet", "least", "M/s", "floor"
+            "in memory, one core", "ns/packet", "least", "M/s", "floor"
         );
     }
     let floor = Sample::of(floor(time));
@@ -96,6 +98,23 @@ pub(crate) fn run(options: &BenchOptions) -> Result<(), Failure> {
                         show(&name, Sample::of(case.measure(time)?));
                     }
                 }
+            }
+        }
+    }
+    for (way, outward) in [("in", false), ("out", true)] {
+        for (count, flows) in [("1", 1), ("64 k", 1 << 16), ("1 M", 1 << 20)] {
+            let name = format!("host, {way}, IPv4, 64 B, {count} connections");
+            if options
+                .filter
+                .as_ref()
+                .is_none_or(|filter| name.contains(filter))
+            {
+                let case = host::Case {
+                    outward,
+                    frame_len: 64,
+                    flows,
+                };
+                show(&name, Sample::of(case.measure(time)?));
             }
         }
     }

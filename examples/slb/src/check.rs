@@ -1,7 +1,7 @@
 //! `slb check`: is the configuration good, and what does it come to?
 
 use slb_control::{Config, format_duration};
-use slb_core::service::BackendState;
+use slb_core::service::{BackendState, NatTarget};
 
 use crate::Failure;
 use crate::cli::{BalancerOptions, CheckOptions};
@@ -33,6 +33,53 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
             format_duration(rule.idle_timeout),
         );
     }
+    for nat in &config.inbound_nat {
+        let (frontend, pool) = (&config.frontends[nat.frontend], &config.pools[nat.pool]);
+        let (ports, to) = match nat.target {
+            NatTarget::Backend { port, backend } => (
+                format!("port {port}"),
+                format!("backend {:?}", pool.backends[backend].name),
+            ),
+            NatTarget::Pool { first, last } => (
+                format!("ports {first} to {last}"),
+                format!("pool {:?}", pool.name),
+            ),
+        };
+        println!(
+            "  inbound NAT {:?}: {} {ports} of {} to {to}, port {}",
+            nat.name,
+            nat.protocol.name(),
+            frontend.address,
+            nat.backend_port
+        );
+    }
+    for rule in &config.outbound {
+        let addresses: Vec<String> = rule
+            .frontends
+            .iter()
+            .map(|&frontend| config.frontends[frontend].address.to_string())
+            .collect();
+        let ports = rule.allocated_outbound_ports.map_or_else(
+            || "an even share of the ports".to_owned(),
+            |ports| format!("{ports} ports"),
+        );
+        println!(
+            "  outbound {:?}: pool {:?} calls out under {}, {ports} for each backend",
+            rule.name,
+            config.pools[rule.pool].name,
+            addresses.join(", ")
+        );
+    }
+    for vm in config.vms() {
+        let addresses: Vec<String> = vm.addresses.iter().map(ToString::to_string).collect();
+        println!(
+            "  vm at port {}: {}, MAC {}, VNI {}",
+            vm.port.map_or(0, |port| port.0),
+            addresses.join(", "),
+            vm.mac,
+            vm.vni
+        );
+    }
     Ok(())
 }
 
@@ -47,6 +94,9 @@ pub(crate) fn load(path: &std::path::Path) -> Result<Config, Failure> {
 /// Reads the configuration of a balancer, its options applied.
 pub(crate) fn load_balancer(options: &BalancerOptions) -> Result<Config, Failure> {
     let mut config = load(&options.config)?;
+    if let Some(role) = options.role {
+        config.node.role = role.into();
+    }
     if options.stateless {
         config.node.flows = 0;
     }

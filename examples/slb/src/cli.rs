@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use slb_control::Role;
 
 /// A layer-4 load balancer: replays captures, explains packets, checks configurations.
 #[derive(Debug, Parser)]
@@ -36,7 +37,7 @@ pub(crate) enum Command {
     ///
     /// The same options give the same bytes.
     Generate(GenerateOptions),
-    /// Measure the mux alone, in memory, on one core.
+    /// Measure mux and host agent alone, in memory, on one core.
     Bench(BenchOptions),
 }
 
@@ -48,12 +49,34 @@ pub(crate) enum Format {
     Json,
 }
 
+/// What a node does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RoleName {
+    /// Sends packets for VIPs to the hosts of their backends.
+    Mux,
+    /// Translates between VIPs and the vms of one machine. What comes from a vm is told by its
+    /// MAC address.
+    Host,
+}
+
+impl From<RoleName> for Role {
+    fn from(name: RoleName) -> Self {
+        match name {
+            RoleName::Mux => Self::Mux,
+            RoleName::Host => Self::Host,
+        }
+    }
+}
+
 /// What the balancer is, for every command that runs one.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BalancerOptions {
     /// The configuration (TOML).
     #[arg(long, short, value_name = "FILE")]
     pub(crate) config: PathBuf,
+    /// Run it in another role than the configuration says.
+    #[arg(long, value_enum)]
+    pub(crate) role: Option<RoleName>,
     /// Pin no flows: Maglev alone chooses, as with `flows = 0` in the configuration.
     #[arg(long)]
     pub(crate) stateless: bool,

@@ -1,33 +1,32 @@
 //! `slb explain`: one packet's whole way, as the pipeline itself reports it.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use etherparse::PacketBuilder;
-use slb_control::Config;
+use slb_control::{Config, Role};
 use slb_core::flow::FlowState;
-use slb_core::observe::{FlowStep, Step};
+use slb_core::nat::ConnectionState;
+use slb_core::observe::{ConnectionStep, FlowStep, Step};
 use slb_core::packet::{Packet, Part};
-use slb_core::service::{RuleMatch, Snapshot};
+use slb_core::service::{NatTarget, RuleMatch};
 use slb_core::wire::ethernet::{self, EtherType, Ethernet};
 use slb_core::wire::ipv4::Ipv4;
 use slb_core::wire::ipv6::Ipv6;
 use slb_core::wire::tcp::Flags;
 use slb_core::wire::udp::Udp;
 use slb_core::wire::vxlan::Vxlan;
-use slb_core::{Burst, DropReason, Frame, HEADROOM, Instant, Mux, PacketIo, Verdict};
+use slb_core::{Burst, DropReason, Frame, HEADROOM, Instant, PacketIo, Verdict};
 use slb_io_pcap::{Capture, memory_for};
 
 use crate::Failure;
+use crate::balancer::Balancer;
 use crate::check::load_balancer;
 use crate::cli::ExplainOptions;
-use crate::replay::{mux, open};
-
-type Balancer = Mux<'static, Arc<Snapshot<'static>>>;
+use crate::replay::open;
 
 pub(crate) fn run(options: &ExplainOptions) -> Result<(), Failure> {
     let config = load_balancer(&options.balancer)?;
-    let mut mux = mux(&config)?;
+    let mut balancer = Balancer::new(&config)?;
     match (&options.input, options.packet) {
         (Some(input), Some(wanted)) => {
             let (reader, _) = open(input)?;
@@ -44,12 +43,13 @@ pub(crate) fn run(options: &ExplainOptions) -> Result<(), Failure> {
                     .checked_sub(seen + 1)
                     .map_or(usize::MAX, |n| n as usize);
                 let now = capture.now();
+                burst.iter_mut().for_each(|frame| balancer.set_port(frame));
                 if place < burst.len() {
                     println!("{title}, {} bytes, at {now}", burst[place].len());
-                    explain(&config, &mut mux, now, &mut burst, place);
+                    explain(&config, &mut balancer, now, &mut burst, place);
                     return Ok(());
                 }
-                mux.process(now, &mut burst);
+                balancer.process(now, &mut burst, &mut ());
                 seen += burst.len() as u64;
                 capture.transmit(&mut burst).map_err(Failure::failed)?;
             }
@@ -58,20 +58,61 @@ pub(crate) fn run(options: &ExplainOptions) -> Result<(), Failure> {
             )))
         }
         _ => {
-            let packet = made_from(&options.tuple)?;
-            let mut buffer = vec![0; HEADROOM];
-            buffer.extend(&packet);
-            let frame = Frame::new(&mut buffer, HEADROOM, packet.len());
-            let mut frames = [frame.unwrap_or(Frame::EMPTY)];
+            let packet = made_from(&config, &options.tuple)?;
             println!("a packet made for it, {} bytes", packet.len());
-            explain(&config, &mut mux, Instant::from_secs(1), &mut frames, 0);
-            Ok(())
+            explain_made(&config, balancer, &packet)
         }
     }
 }
 
+/// Explains a packet that was made for it. From the outside a host gets it through a mux, so that
+/// one tells its part first.
+fn explain_made(config: &Config, mut balancer: Balancer, packet: &[u8]) -> Result<(), Failure> {
+    let now = Instant::from_secs(1);
+    let is_from_vm = packet.first_chunk::<12>().is_some_and(|macs| {
+        balancer
+            .port_of(core::array::from_fn(|i| macs[6 + i]))
+            .is_some()
+    });
+    let through_mux = config.node.role == Role::Host && !is_from_vm;
+    let mut buffer = vec![0; HEADROOM + packet.len() + HEADROOM];
+    buffer[HEADROOM..HEADROOM + packet.len()].copy_from_slice(packet);
+    let frame = Frame::new(&mut buffer, HEADROOM, packet.len());
+    let mut frames = [frame.unwrap_or(Frame::EMPTY)];
+    if !through_mux {
+        balancer.set_port(&mut frames[0]);
+        explain(config, &mut balancer, now, &mut frames, 0);
+        return Ok(());
+    }
+    let mut at_mux = config.clone();
+    at_mux.node.role = Role::Mux;
+    println!("at a mux with this configuration:");
+    explain(&at_mux, &mut Balancer::new(&at_mux)?, now, &mut frames, 0);
+    let sent = frames[0].bytes().to_vec();
+    let here = match Ethernet::parse(&sent).map(|link| (link.ether_type(), link.payload())) {
+        Ok((EtherType::IPV4, ip)) => {
+            Ipv4::parse(ip).is_ok_and(|ip| config.node.is(ip.destination().into()))
+        }
+        Ok((EtherType::IPV6, ip)) => {
+            Ipv6::parse(ip).is_ok_and(|ip| config.node.is(ip.destination().into()))
+        }
+        _ => false,
+    };
+    if !matches!(frames[0].verdict(), Verdict::Forward(_)) || !here {
+        println!("it does not come to this host");
+        return Ok(());
+    }
+    println!("at this host:");
+    let frame = Frame::new(&mut buffer, 0, sent.len()).unwrap_or(Frame::EMPTY);
+    let mut frames = [frame];
+    frames[0].bytes_mut().copy_from_slice(&sent);
+    balancer.set_port(&mut frames[0]);
+    explain(config, &mut balancer, now, &mut frames, 0);
+    Ok(())
+}
+
 /// A SYN, a datagram or an echo request with this tuple.
-fn made_from(tuple: &[String]) -> Result<Vec<u8>, Failure> {
+fn made_from(config: &Config, tuple: &[String]) -> Result<Vec<u8>, Failure> {
     let bad = |what: &str, got: &str| Failure::usage(format!("expected {what}, got {got:?}"));
     let [protocol, source, destination] = tuple else {
         return Err(bad("PROTOCOL SOURCE DESTINATION", &tuple.join(" ")));
@@ -88,7 +129,10 @@ fn made_from(tuple: &[String]) -> Result<Vec<u8>, Failure> {
         }
     };
     let (source, destination) = (endpoint(source)?, endpoint(destination)?);
-    let link = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 3], [2, 0, 0, 0, 0, 1]);
+    let vms = config.vms();
+    let vm = vms.iter().find(|vm| vm.addresses.contains(&source.ip()));
+    let mac = vm.map_or([2, 0, 0, 0, 0, 3], |vm| vm.mac.0);
+    let link = PacketBuilder::ethernet2(mac, [2, 0, 0, 0, 0, 1]);
     let (ip, is_ipv6) = match (source.ip(), destination.ip()) {
         (IpAddr::V4(a), IpAddr::V4(b)) => (link.ipv4(a.octets(), b.octets(), 64), false),
         (IpAddr::V6(a), IpAddr::V6(b)) => (link.ipv6(a.octets(), b.octets(), 64), true),
@@ -110,13 +154,13 @@ fn made_from(tuple: &[String]) -> Result<Vec<u8>, Failure> {
 /// Processes `frames` and prints what happens to the one at `place`.
 fn explain(
     config: &Config,
-    mux: &mut Balancer,
+    balancer: &mut Balancer,
     now: Instant,
     frames: &mut [Frame<'_>],
     place: usize,
 ) {
     let mut steps = Vec::new();
-    mux.process_observed(now, frames, &mut |frame: usize, step: Step| {
+    balancer.process(now, frames, &mut |frame: usize, step: Step| {
         if frame == place {
             steps.push(step);
         }
@@ -126,9 +170,10 @@ fn explain(
         if let Step::Classified(RuleMatch::Rule(index)) = step {
             rule = config.rules.get(index as usize);
         }
-        let (name, text) = describe(config, mux, rule, step);
+        let (name, text) = describe(config, balancer, rule, step);
         println!("  {name:<10} {text}");
-        if let Step::Done(Verdict::Forward(_)) = step
+        if config.node.role == Role::Mux
+            && let Step::Done(Verdict::Forward(_)) = step
             && let Some(frame) = frames.get(place)
             && let Some(text) = outer(frame.bytes())
         {
@@ -139,7 +184,7 @@ fn explain(
 
 fn describe(
     config: &Config,
-    mux: &Balancer,
+    balancer: &Balancer,
     rule: Option<&slb_control::config::Rule>,
     step: Step,
 ) -> (&'static str, String) {
@@ -151,17 +196,26 @@ fn describe(
         Step::Classified(RuleMatch::NoRule) => ("rule", "none takes its protocol and port".into()),
         Step::Classified(RuleMatch::NotVip) => ("rule", "it is not for a VIP".into()),
         Step::Hashed { hash, slot } => {
-            let mode = rule.map_or("", |rule| rule.distribution.name());
-            let size = rule.map_or(0, |rule| config.pools[rule.pool].table_size);
-            let hasher = mux.snapshot().hasher().name();
-            (
-                "hash",
-                format!("{hasher} of its {mode}: {hash:#018x}, slot {slot} of {size}"),
-            )
+            let hasher = balancer.snapshot().hasher().name();
+            let text = match rule {
+                Some(rule) => format!(
+                    "{hasher} of its {}: {hash:#018x}, slot {slot} of {}",
+                    rule.distribution.name(),
+                    config.pools[rule.pool].table_size
+                ),
+                None => "of no matter: the port says which backend".to_owned(),
+            };
+            ("hash", text)
         }
         Step::Flow(step) => ("flow", flow_text(step).into()),
-        Step::Selected(index) => ("backend", backend_text(config, mux, index)),
+        Step::Selected(index) => ("backend", backend_text(config, balancer, index)),
         Step::Done(verdict) => ("verdict", verdict_text(verdict)),
+        Step::Decapsulated { vni, port } => (
+            "inner",
+            format!("out of VXLAN, VNI {vni}, for port {}", port.0),
+        ),
+        Step::Connection(step) => ("connection", connection_text(step)),
+        Step::Translated(tuple) => ("translated", tuple.to_string()),
         other => ("step", format!("{other:?}")),
     }
 }
@@ -201,7 +255,7 @@ fn packet_text(packet: &Packet) -> String {
 
 fn rule_text(config: &Config, index: usize) -> String {
     let Some(rule) = config.rules.get(index) else {
-        return String::new();
+        return other_rule_text(config, index - config.rules.len());
     };
     let (frontend, pool) = (&config.frontends[rule.frontend], &config.pools[rule.pool]);
     let port = match rule.frontend_port {
@@ -219,6 +273,44 @@ fn rule_text(config: &Config, index: usize) -> String {
     )
 }
 
+/// A rule behind the load-balancing ones: inbound NAT, port by port, then outbound ports.
+fn other_rule_text(config: &Config, mut index: usize) -> String {
+    for nat in &config.inbound_nat {
+        let pool = &config.pools[nat.pool];
+        let (first, member, count) = match nat.target {
+            NatTarget::Backend { port, backend } => (port, backend, 1),
+            NatTarget::Pool { first, .. } => (first, index, pool.backends.len()),
+        };
+        if let Some(backend) = pool.backends.get(member).filter(|_| index < count) {
+            let instance = match nat.target {
+                NatTarget::Backend { .. } => 0,
+                NatTarget::Pool { .. } => backend.instance.unwrap_or(member as u32),
+            };
+            return format!(
+                "inbound NAT {:?}: {} port {} to backend {:?}, port {}",
+                nat.name,
+                nat.protocol.name(),
+                u32::from(first) + instance,
+                backend.name,
+                nat.backend_port
+            );
+        }
+        index -= count;
+    }
+    "outbound: the port is a backend's to call out from".to_owned()
+}
+
+fn connection_text(step: ConnectionStep) -> String {
+    match step {
+        ConnectionStep::Found(ConnectionState::SynSent) => "waits for an answer".to_owned(),
+        ConnectionStep::Found(state) => format!("its state is {}", state.name()),
+        ConnectionStep::Made => "new".to_owned(),
+        ConnectionStep::Missing => "there is none, and this packet begins none".to_owned(),
+        ConnectionStep::Reset => "its sender is told with a RST".to_owned(),
+        _ => "?".to_owned(),
+    }
+}
+
 fn flow_text(step: FlowStep) -> &'static str {
     match step {
         FlowStep::Hit(FlowState::HalfOpen) => "pinned, half open",
@@ -233,8 +325,8 @@ fn flow_text(step: FlowStep) -> &'static str {
     }
 }
 
-fn backend_text(config: &Config, mux: &Balancer, index: u32) -> String {
-    let Some(compiled) = mux.snapshot().backend(index) else {
+fn backend_text(config: &Config, balancer: &Balancer, index: u32) -> String {
+    let Some(compiled) = balancer.snapshot().backend(index) else {
         return String::new();
     };
     let pool = &config.pools[compiled.pool()];
@@ -270,6 +362,16 @@ fn reason_text(reason: DropReason) -> &'static str {
         DropReason::PacketTooBig => "it is too long once encapsulated",
         DropReason::EchoIgnored => "the VIP does not answer echo requests, or not so many",
         DropReason::NoHeadroom => "its buffer has no room for the outer headers",
+        DropReason::UnknownPeer => "it comes from neither a mux nor a host",
+        DropReason::UnknownVm => "no vm here has its network and MAC address",
+        DropReason::OuterChecksum => "its outer UDP checksum is wrong",
+        DropReason::Congestion => "it met congestion, and its ends do not know of that",
+        DropReason::NoConnection => "it is of no connection, and begins none",
+        DropReason::TableFull => "there is no place for another connection",
+        DropReason::TupleTaken => "another connection has the name that it would get",
+        DropReason::NoOutboundRule => "no outbound rule lets the vm call out",
+        DropReason::SnatExhausted => "all SNAT ports are in use towards that destination",
+        DropReason::SpoofedSource => "it does not come from the vm's address",
         _ => "see the documentation",
     }
 }

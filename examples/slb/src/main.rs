@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod balancer;
 mod bench;
 mod check;
 mod cli;

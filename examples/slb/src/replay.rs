@@ -3,28 +3,26 @@
 use std::fs::File;
 use std::io::{BufWriter, IsTerminal};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use slb_control::Config;
-use slb_core::service::Snapshot;
-use slb_core::{BURST, Burst, Mux, PacketIo};
+use slb_core::{BURST, Burst, PacketIo};
 use slb_io_pcap::{Capture, Format as FileFormat, Reader, Writer, memory_for};
 
 use crate::Failure;
+use crate::balancer::Balancer;
 use crate::check::load_balancer;
 use crate::cli::{Format, ReplayOptions};
 use crate::report::Report;
 
-/// The flow table's key: a replay gives the same result each time, so it is no secret.
-const KEY: [u64; 2] = [0x736c_6220_7265_706c, 0x6179_2066_6c6f_7773];
+/// Frames kept ready for packets of the balancer's own.
+const SPARE: usize = 16;
 
 pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
     let config = load_balancer(&options.balancer)?;
-    let mut mux = mux(&config)?;
+    let mut balancer = Balancer::new(&config)?;
     let (reader, size) = open(&options.input)?;
-    let mut memory = vec![0; memory_for(2 * BURST)];
+    let mut memory = vec![0; memory_for(2 * BURST + SPARE)];
     let mut capture = Capture::new(reader, &mut memory);
     if let Some(path) = &options.output {
         capture = capture.write_sent(create(path)?);
@@ -41,7 +39,14 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
         if let Err(error) = capture.receive(&mut burst) {
             damage = Some(error);
         }
-        mux.process(capture.now(), &mut burst);
+        let now = capture.now();
+        // What was due before these packets came is sent before them.
+        let mut spare = Burst::new();
+        capture.reserve(&mut spare, SPARE);
+        balancer.advance(now, &mut spare);
+        capture.transmit(&mut spare).map_err(Failure::failed)?;
+        burst.iter_mut().for_each(|frame| balancer.set_port(frame));
+        balancer.process(now, &mut burst, &mut ());
         capture.transmit(&mut burst).map_err(Failure::failed)?;
         progress.set_position(capture.offset());
     }
@@ -49,7 +54,7 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
     progress.finish_and_clear();
     let capture = capture.finish().map_err(Failure::failed)?;
 
-    let report = Report::new(&config, &mux, &capture, elapsed);
+    let report = Report::new(&config, &balancer, &capture, elapsed);
     match options.report {
         Format::Text => print!("{}", report.text()),
         Format::Json => println!("{:#}", report.json()),
@@ -61,16 +66,6 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
             options.input.display()
         ))),
     }
-}
-
-/// The mux of a configuration.
-pub(crate) fn mux(config: &Config) -> Result<Mux<'static, Arc<Snapshot<'static>>>, Failure> {
-    let snapshot = config.snapshot(None).map_err(Failure::usage)?;
-    let mux = match config.node.flows {
-        0 => Mux::stateless(snapshot, KEY),
-        flows => Mux::with_capacity(snapshot, flows, KEY),
-    };
-    Ok(mux.with_options(config.mux_options()))
 }
 
 /// Opens a capture; returns its size too.

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use slb_control::Config;
-use slb_core::service::Snapshot;
-use slb_core::stats::Count;
-use slb_core::{DropReason, Mux, Stats};
+use slb_core::nat::ConnectionState;
+use slb_core::stats::{Count, SnatCounters};
+use slb_core::{DropReason, Stats};
 use slb_io_pcap::CaptureStats;
+
+use crate::balancer::Balancer;
 
 /// A backend's share of what was forwarded.
 struct Share {
@@ -19,6 +21,7 @@ struct Share {
     expected: f64,
     forwarded: Count,
     flows: u64,
+    snat: Option<SnatCounters>,
 }
 
 pub(crate) struct Report<'a> {
@@ -27,16 +30,18 @@ pub(crate) struct Report<'a> {
     shares: Vec<Share>,
     elapsed: Duration,
     is_pinned: bool,
+    /// Of a host: how many connections are in each state.
+    states: Option<[u64; ConnectionState::ALL.len()]>,
 }
 
 impl<'a> Report<'a> {
-    pub(crate) fn new<'s, S: std::ops::Deref<Target = Snapshot<'s>>>(
+    pub(crate) fn new(
         config: &Config,
-        mux: &Mux<'_, S>,
+        balancer: &Balancer,
         capture: &'a CaptureStats,
         elapsed: Duration,
     ) -> Self {
-        let snapshot = mux.snapshot();
+        let snapshot = balancer.snapshot();
         let mut shares = Vec::new();
         for compiled in snapshot.backends() {
             let pool = &config.pools[compiled.pool()];
@@ -58,7 +63,7 @@ impl<'a> Report<'a> {
             } else {
                 0
             };
-            let counters = mux.backend_counters(compiled.id());
+            let counters = balancer.backend_counters(compiled.id());
             shares.push(Share {
                 pool: pool.name.clone(),
                 backend: backend.name.clone(),
@@ -72,15 +77,17 @@ impl<'a> Report<'a> {
                     .map(|counters| counters.forwarded)
                     .unwrap_or_default(),
                 flows: counters.map_or(0, |counters| counters.flows),
+                snat: balancer.snat_counters(compiled.id()),
             });
         }
-        let is_pinned = mux.flows().is_some();
+        let host = balancer.host().map(|host| host.connections().states());
         Self {
-            stats: mux.stats(),
+            stats: balancer.stats(),
             capture,
             shares,
             elapsed,
-            is_pinned,
+            is_pinned: balancer.is_pinned(),
+            states: host,
         }
     }
 
@@ -126,7 +133,33 @@ impl<'a> Report<'a> {
         }
         let _ = writeln!(text);
         let flows = stats.flows;
-        if self.is_pinned {
+        if let Some(states) = self.states {
+            let connections = stats.connections;
+            let _ = writeln!(
+                text,
+                "connections: {} made, {} expired, {} removed, {} refused, {} live; {} SYNs",
+                connections.made,
+                connections.expired,
+                connections.removed,
+                connections.refused,
+                connections.live,
+                stats.syns
+            );
+            let live: Vec<String> = ConnectionState::ALL
+                .iter()
+                .zip(states)
+                .filter(|&(_, count)| count > 0)
+                .map(|(state, count)| format!("{count} {}", state.name()))
+                .collect();
+            if !live.is_empty() {
+                let _ = writeln!(text, "live: {}", live.join(", "));
+            }
+            let _ = writeln!(
+                text,
+                "resets: {} sent, {} suppressed",
+                stats.resets, stats.resets_suppressed
+            );
+        } else if self.is_pinned {
             let _ = writeln!(
                 text,
                 "flows: {} made, {} expired, {} evicted, {} refused, {} live; {} SYNs",
@@ -158,7 +191,7 @@ impl<'a> Report<'a> {
                 share.backend,
                 share.weight,
                 share.forwarded.packets,
-                if self.is_pinned {
+                if self.counts_flows() {
                     share.flows.to_string()
                 } else {
                     "-".to_owned()
@@ -167,13 +200,32 @@ impl<'a> Report<'a> {
                 100.0 * share.expected
             );
         }
+        for share in &self.shares {
+            if let Some(snat) = share.snat {
+                let _ = writeln!(
+                    text,
+                    "SNAT of {}/{}: {} of {} ports in use, {} connections, {} found no port",
+                    share.pool,
+                    share.backend,
+                    snat.used,
+                    snat.ports,
+                    snat.connections,
+                    snat.exhausted
+                );
+            }
+        }
         text
+    }
+
+    /// Whether flows are known, and not only packets.
+    fn counts_flows(&self) -> bool {
+        self.is_pinned || self.states.is_some()
     }
 
     /// The backend's share of the pool's flows; of its packets where no flows are pinned.
     fn share(&self, share: &Share) -> f64 {
         let value = |s: &Share| {
-            if self.is_pinned {
+            if self.counts_flows() {
                 s.flows
             } else {
                 s.forwarded.packets
@@ -210,11 +262,28 @@ impl<'a> Report<'a> {
                     "flows": share.flows,
                     "share": self.share(share),
                     "share_by_weight": share.expected,
+                    "snat": share.snat.map(|snat| json!({
+                        "ports": snat.ports, "used": snat.used,
+                        "connections": snat.connections, "exhausted": snat.exhausted,
+                    })),
                 })
             })
             .collect();
         let flows = self.stats.flows;
+        let connections = self.stats.connections;
+        let states: serde_json::Map<String, Value> = ConnectionState::ALL
+            .iter()
+            .zip(self.states.unwrap_or_default())
+            .map(|(state, count)| (state.name().to_owned(), count.into()))
+            .collect();
         json!({
+            "connections": {
+                "made": connections.made, "expired": connections.expired,
+                "removed": connections.removed, "refused": connections.refused,
+                "live": connections.live, "places": connections.places, "states": states,
+            },
+            "resets": self.stats.resets,
+            "resets_suppressed": self.stats.resets_suppressed,
             "received": count(self.stats.received),
             "forwarded": count(self.stats.forwarded),
             "replied": count(self.stats.replied),

@@ -318,7 +318,7 @@ impl World {
         self.hosts[host].stats()
     }
 
-    fn send(&mut self, place: Place, frame: Vec<u8>) {
+    fn send(&mut self, place: Place, frame: &[u8]) {
         let copies = match self.random(1000) {
             roll if roll < self.plan.loss => 0,
             roll if roll < 2 * self.plan.loss => 2,
@@ -328,7 +328,7 @@ impl World {
             let arrival = self.now + 1 + self.random(self.plan.delay);
             self.sent += 1;
             self.on_the_way
-                .insert((arrival, self.sent), (place, frame.clone()));
+                .insert((arrival, self.sent), (place, frame.to_vec()));
         }
     }
 
@@ -360,15 +360,15 @@ impl World {
                 .map(|mux| Place::Node(Node::Mux(mux), FABRIC))
         };
         match place {
-            Some(place) => self.send(place, frame),
+            Some(place) => self.send(place, &frame),
             None => self.astray.push(format!("{source} > {destination}")),
         }
     }
 
     /// Lets a node see a frame, and does with it what the node says.
-    fn arrive(&mut self, node: Node, port: PortId, frame: Vec<u8>) {
+    fn arrive(&mut self, node: Node, port: PortId, frame: &[u8]) {
         let mut buffer = vec![0xa5; 128 + frame.len() + 128];
-        buffer[128..128 + frame.len()].copy_from_slice(&frame);
+        buffer[128..128 + frame.len()].copy_from_slice(frame);
         let mut frames = [Frame::new(&mut buffer, 128, frame.len()).unwrap()];
         frames[0].set_port(port);
         let now = Instant::from_nanos(self.now * 1_000_000);
@@ -399,7 +399,7 @@ impl World {
                 let number = host * VMS_PER_HOST + usize::from(vm_port) - 1;
                 let mac = derived_mac(vm(number, self.plan.ipv6));
                 assert_eq!(frame[..6], mac.0, "for another vm");
-                self.send(Place::Vm(number), frame);
+                self.send(Place::Vm(number), &frame);
             }
             _ => panic!("a mux has no vms"),
         }
@@ -412,7 +412,7 @@ impl World {
         let arriving = std::mem::replace(&mut self.on_the_way, later);
         for (place, frame) in arriving.into_values() {
             match place {
-                Place::Node(node, port) => self.arrive(node, port, frame),
+                Place::Node(node, port) => self.arrive(node, port, &frame),
                 Place::Client(number) => self.clients[number].deliver(frame[14..].to_vec()),
                 Place::Vm(number) => self.vms[number].deliver(frame[14..].to_vec()),
             }
@@ -437,7 +437,7 @@ impl World {
                 }
                 let port = PortId((number % VMS_PER_HOST) as u16 + 1);
                 let place = Place::Node(Node::Host(number / VMS_PER_HOST), port);
-                self.send(place, frame(&packet));
+                self.send(place, &frame(&packet));
             }
         }
     }

@@ -1,0 +1,119 @@
+//! The balancer of a configuration, whatever its role.
+
+use std::sync::Arc;
+
+use slb_control::{Config, Role};
+use slb_core::observe::Observe;
+use slb_core::service::{BackendId, Snapshot};
+use slb_core::stats::{BackendCounters, SnatCounters};
+use slb_core::{Burst, Dataplane, Frame, Host, Instant, Mux, PortId, Stats};
+
+use crate::Failure;
+
+type Shared = Arc<Snapshot<'static>>;
+
+/// The tables' key: a replay gives the same result each time, so it is no secret.
+const KEY: [u64; 2] = [0x736c_6220_7265_706c, 0x6179_2066_6c6f_7773];
+
+/// A mux or a host agent, and where its frames come in.
+pub(crate) struct Balancer {
+    role: Running,
+    /// Of a host: who sends from which port.
+    vms: Vec<(PortId, [u8; 6])>,
+}
+
+#[expect(clippy::large_enum_variant, reason = "there is one")]
+enum Running {
+    Mux(Mux<'static, Shared>),
+    Host(Host<'static, Shared>),
+}
+
+macro_rules! on {
+    ($balancer:expr, $role:ident => $call:expr) => {
+        match $balancer {
+            Running::Mux($role) => $call,
+            Running::Host($role) => $call,
+        }
+    };
+}
+
+impl Balancer {
+    pub(crate) fn new(config: &Config) -> Result<Self, Failure> {
+        let snapshot = config.snapshot(None).map_err(Failure::usage)?;
+        let role = match (config.node.role, config.node.flows) {
+            (Role::Mux, 0) => {
+                Running::Mux(Mux::stateless(snapshot, KEY).with_options(config.mux_options()))
+            }
+            (Role::Mux, flows) => {
+                let mux = Mux::with_capacity(snapshot, flows, KEY);
+                Running::Mux(mux.with_options(config.mux_options()))
+            }
+            (Role::Host, _) => {
+                let host = Host::with_capacity(snapshot, config.node.connections, KEY);
+                Running::Host(host.with_options(config.host_options()))
+            }
+        };
+        let vms = config.vms().into_iter();
+        let vms = vms.filter_map(|vm| Some((vm.port?, vm.mac.0))).collect();
+        Ok(Self { role, vms })
+    }
+
+    /// Says where a frame came in, which a capture does not: what has a vm's MAC address for its
+    /// source comes from that vm, and all else from the fabric.
+    pub(crate) fn set_port(&self, frame: &mut Frame<'_>) {
+        let source = frame.bytes().get(6..12);
+        let vm = self.vms.iter().find(|(_, mac)| source == Some(mac));
+        let fabric = self.snapshot().underlay().port;
+        frame.set_port(vm.map_or(fabric, |&(port, _)| port));
+    }
+
+    /// The port of the vm at an address.
+    pub(crate) fn port_of(&self, mac: [u8; 6]) -> Option<PortId> {
+        let vm = self.vms.iter().find(|&&(_, other)| other == mac);
+        vm.map(|&(port, _)| port)
+    }
+
+    pub(crate) fn process(
+        &mut self,
+        now: Instant,
+        frames: &mut [Frame<'_>],
+        seen: &mut impl Observe,
+    ) {
+        on!(&mut self.role, role => role.process_observed(now, frames, seen));
+    }
+
+    pub(crate) fn advance(&mut self, now: Instant, spare: &mut Burst<'_>) {
+        on!(&mut self.role, role => Dataplane::advance(role, now, spare));
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        on!(&self.role, role => role.stats())
+    }
+
+    pub(crate) fn snapshot(&self) -> &Snapshot<'static> {
+        on!(&self.role, role => role.snapshot())
+    }
+
+    pub(crate) fn backend_counters(&self, id: BackendId) -> Option<BackendCounters> {
+        on!(&self.role, role => role.backend_counters(id))
+    }
+
+    /// Of a mux: whether it pins flows.
+    pub(crate) fn is_pinned(&self) -> bool {
+        matches!(&self.role, Running::Mux(mux) if mux.flows().is_some())
+    }
+
+    /// The host agent, where it is one.
+    pub(crate) fn host(&self) -> Option<&Host<'static, Shared>> {
+        match &self.role {
+            Running::Mux(_) => None,
+            Running::Host(host) => Some(host),
+        }
+    }
+
+    /// A backend's SNAT ports; `None` where it has none here.
+    pub(crate) fn snat_counters(&self, id: BackendId) -> Option<SnatCounters> {
+        let counters = self.host()?.snat_counters(id)?;
+        (counters.ports > 0).then_some(counters)
+    }
+}

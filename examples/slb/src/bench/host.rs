@@ -1,0 +1,207 @@
+//! The host agent: established connections, into the vm and out of it.
+
+use std::hint::black_box;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant as Clock};
+
+use slb_core::service::{
+    Backend, Frontend, Pool, Protocol, Rule, Snapshot, Spec, Underlay, derived_mac,
+};
+use slb_core::wire::checksum::checksum;
+use slb_core::wire::vxlan::Vni;
+use slb_core::{BURST, Dataplane, Frame, HEADROOM, Host, Instant, PortId};
+
+use super::{FRAMES, VIP_IPV4};
+use crate::Failure;
+
+const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
+const MUX: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 11);
+const VM: Ipv4Addr = Ipv4Addr::new(10, 10, 1, 11);
+const FABRIC: PortId = PortId(0);
+const VM_PORT: PortId = PortId(1);
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+
+/// What is measured in one line.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Case {
+    /// Out of the vm, rather than into it.
+    pub(super) outward: bool,
+    /// Length of the inner frame on the wire, with its frame check sequence.
+    pub(super) frame_len: usize,
+    pub(super) flows: u32,
+}
+
+impl Case {
+    fn snapshot() -> Result<Snapshot<'static>, Failure> {
+        let spec = Spec {
+            underlay: Underlay {
+                ipv4: Some(HOST),
+                mtu: 1600,
+                port: FABRIC,
+                ..Underlay::default()
+            },
+            frontends: &[Frontend {
+                name: "web",
+                address: VIP_IPV4.into(),
+                echo: slb_core::service::Echo::Answer,
+            }],
+            rules: &[Rule {
+                name: "http",
+                protocol: Protocol::Tcp,
+                frontend_port: 80,
+                backend_port: 8080,
+                ..Rule::default()
+            }],
+            pools: &[Pool {
+                name: "servers",
+                vni: Vni::new(5001).unwrap_or_default(),
+                table_size: 251,
+                backends: &[Backend {
+                    name: "vm",
+                    address: VM.into(),
+                    host: HOST.into(),
+                    port: Some(VM_PORT),
+                    ..Backend::default()
+                }],
+            }],
+            muxes: &[MUX.into()],
+            ..Spec::default()
+        };
+        Snapshot::boxed(&spec, None).map_err(Failure::failed)
+    }
+
+    /// Nanoseconds for each packet, round by round.
+    pub(super) fn measure(&self, time: Duration) -> Result<Vec<f64>, Failure> {
+        let snapshot = Self::snapshot()?;
+        let key = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
+        let mut host = Host::with_capacity(&snapshot, self.flows.max(1 << 16) as usize, key);
+        let stride = (HEADROOM + 50 + self.frame_len).next_multiple_of(64);
+        let mut memory = vec![0u8; stride * FRAMES];
+        let mut frames = Frames {
+            frame_len: self.frame_len,
+            flows: self.flows,
+            random: 1,
+            next: 0,
+        };
+        let now = Instant::from_secs(1);
+        // The handshake of every connection.
+        for (outward, flags) in [(false, SYN), (true, SYN | ACK), (false, ACK)] {
+            frames.next = 0;
+            for _ in 0..self.flows.div_ceil(FRAMES as u32) {
+                let mut all = frames.write(&mut memory, stride, outward, flags, true);
+                host.process(now, &mut all);
+            }
+        }
+        let begin = Clock::now();
+        let mut nanos = Vec::new();
+        while begin.elapsed() < time {
+            let mut frames = frames.write(&mut memory, stride, self.outward, ACK, false);
+            let start = Clock::now();
+            for burst in frames.chunks_mut(BURST) {
+                host.process(now, burst);
+            }
+            nanos.push(start.elapsed().as_nanos() as f64 / FRAMES as f64);
+            black_box(&mut frames);
+        }
+        let stats = Dataplane::stats(&host);
+        if stats.forwarded != stats.received {
+            return Err(Failure::failed(format!("not all was forwarded: {stats:?}")));
+        }
+        Ok(nanos)
+    }
+}
+
+/// Writes frames of random flows, or of all in turn.
+struct Frames {
+    frame_len: usize,
+    flows: u32,
+    random: u64,
+    next: u32,
+}
+
+impl Frames {
+    fn write<'m>(
+        &mut self,
+        memory: &'m mut [u8],
+        stride: usize,
+        outward: bool,
+        flags: u8,
+        in_turn: bool,
+    ) -> Vec<Frame<'m>> {
+        let inner = inner(self.frame_len - 4, outward, flags);
+        let (address, port) = if outward { (30, 36) } else { (26, 34) };
+        let outer = if outward {
+            Vec::new()
+        } else {
+            outer(inner.len())
+        };
+        memory
+            .chunks_exact_mut(stride)
+            .map(|buffer| {
+                self.random ^= self.random << 13;
+                self.random ^= self.random >> 7;
+                self.random ^= self.random << 17;
+                self.next = (self.next + 1) % self.flows;
+                let flow = if in_turn {
+                    self.next
+                } else {
+                    (self.random >> 32) as u32 % self.flows
+                };
+                let len = outer.len() + inner.len();
+                let packet = &mut buffer[HEADROOM..][..len];
+                packet[..outer.len()].copy_from_slice(&outer);
+                let packet = &mut packet[outer.len()..];
+                packet.copy_from_slice(&inner);
+                let client = 0x0a40_0000 + (flow >> 4);
+                packet[address..address + 4].copy_from_slice(&client.to_be_bytes());
+                packet[port..port + 2].copy_from_slice(&(1024 + (flow & 15) as u16).to_be_bytes());
+                let mut frame = Frame::new(buffer, HEADROOM, len).unwrap_or(Frame::EMPTY);
+                frame.set_port(if outward { VM_PORT } else { FABRIC });
+                frame
+            })
+            .collect()
+    }
+}
+
+/// A segment between a client, not yet filled in, and the VIP or the vm.
+fn inner(len: usize, outward: bool, flags: u8) -> Vec<u8> {
+    let mut frame = derived_mac(VM.into()).0.to_vec();
+    frame.extend([2, 0, 0, 0, 0, 1]);
+    if outward {
+        frame.rotate_left(6);
+    }
+    let ip_len = (len - 14) as u16;
+    frame.extend([0x08, 0x00, 0x45, 0]);
+    frame.extend(ip_len.to_be_bytes());
+    frame.extend([0, 0, 0x40, 0, 64, 6, 0, 0]);
+    let ports = if outward {
+        frame.extend(VM.octets());
+        frame.extend([0; 4]);
+        [0x1f, 0x90, 0, 0]
+    } else {
+        frame.extend([0; 4]);
+        frame.extend(VIP_IPV4.octets());
+        [0, 0, 0, 80]
+    };
+    frame.extend(ports);
+    frame.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    frame.resize(len, 0);
+    frame
+}
+
+/// What the mux puts in front.
+fn outer(inner: usize) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00, 0x45, 0];
+    let udp_len = (inner + 16) as u16;
+    frame.extend((udp_len + 20).to_be_bytes());
+    frame.extend([0, 0, 0x40, 0, 64, 17, 0, 0]);
+    frame.extend(MUX.octets());
+    frame.extend(HOST.octets());
+    let sum = checksum(&frame[14..34]).to_be_bytes();
+    frame[24..26].copy_from_slice(&sum);
+    frame.extend([0xc0, 0, 0x12, 0xb5]);
+    frame.extend(udp_len.to_be_bytes());
+    frame.extend([0, 0, 0x08, 0, 0, 0, 0, 0x13, 0x89, 0]);
+    frame
+}

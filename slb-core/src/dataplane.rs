@@ -1,0 +1,76 @@
+//! What all roles have in common: enough for a loop that runs any of them.
+
+use core::ops::Deref;
+
+use crate::frame::{Burst, Frame};
+use crate::host::Host;
+use crate::mux::Mux;
+use crate::observe::Observe;
+use crate::service::{BackendId, Snapshot};
+use crate::stats::{BackendCounters, RuleCounters, Stats};
+use crate::time::Instant;
+
+/// A role.
+pub trait Dataplane<'s> {
+    /// Gives each of `frames` its verdict, rewritten in place where it is to be sent.
+    fn process(&mut self, now: Instant, frames: &mut [Frame<'_>]) {
+        self.process_observed(now, frames, &mut ());
+    }
+
+    /// The same, with somebody looking on.
+    fn process_observed(&mut self, now: Instant, frames: &mut [Frame<'_>], seen: &mut impl Observe);
+
+    /// Does what is due without a packet. Frames of `spare`, which are empty, become packets of
+    /// the role's own, with the verdict to forward them; the others stay as they are.
+    fn advance(&mut self, now: Instant, spare: &mut Burst<'_>);
+
+    /// What it did so far.
+    fn stats(&self) -> Stats;
+
+    /// The snapshot in place.
+    fn snapshot(&self) -> &Snapshot<'s>;
+
+    /// What a rule did, by its place.
+    fn rule_counters(&self, rule: usize) -> Option<RuleCounters>;
+
+    /// What a backend got.
+    fn backend_counters(&self, id: BackendId) -> Option<BackendCounters>;
+}
+
+macro_rules! delegate {
+    ($role:ident, $advance:expr) => {
+        impl<'s, S: Deref<Target = Snapshot<'s>>> Dataplane<'s> for $role<'_, S> {
+            fn process_observed(
+                &mut self,
+                now: Instant,
+                frames: &mut [Frame<'_>],
+                seen: &mut impl Observe,
+            ) {
+                $role::process_observed(self, now, frames, seen);
+            }
+
+            fn advance(&mut self, now: Instant, spare: &mut Burst<'_>) {
+                $advance(self, now, spare);
+            }
+
+            fn stats(&self) -> Stats {
+                $role::stats(self)
+            }
+
+            fn snapshot(&self) -> &Snapshot<'s> {
+                $role::snapshot(self)
+            }
+
+            fn rule_counters(&self, rule: usize) -> Option<RuleCounters> {
+                $role::rule_counters(self, rule)
+            }
+
+            fn backend_counters(&self, id: BackendId) -> Option<BackendCounters> {
+                $role::backend_counters(self, id)
+            }
+        }
+    };
+}
+
+delegate!(Mux, |mux: &mut Self, now, _| mux.advance(now));
+delegate!(Host, Self::advance);

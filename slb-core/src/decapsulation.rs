@@ -30,10 +30,19 @@ pub(crate) struct Outer {
     pub(crate) destination: MacAddress,
 }
 
+/// What tells one sender and receiver from others.
+pub(crate) type OuterName = ([u64; 2], Vni, MacAddress);
+
 /// Where VXLAN's inner frame begins in the common case.
 const COMMON: usize = ethernet::HEADER_LEN + ipv4::HEADER_LEN + udp::HEADER_LEN + vxlan::HEADER_LEN;
 
 impl Outer {
+    /// Who sent it, and whom it is for.
+    #[inline]
+    pub(crate) fn name(&self) -> OuterName {
+        (self.source, self.vni, self.destination)
+    }
+
     /// Reads what stands around the inner frame; `None` where `bytes` is not VXLAN for this node.
     ///
     /// # Errors

@@ -22,7 +22,7 @@ mod unusual;
 use core::fmt;
 use core::ops::Deref;
 
-use crate::decapsulation::Outer;
+use crate::decapsulation::{Outer, OuterName};
 use crate::flow::FlowTable;
 use crate::frame::{BURST, Burst, Frame};
 use crate::link;
@@ -30,7 +30,7 @@ use crate::mem::Mem;
 use crate::nat::connection::{Connection, Key, Side};
 use crate::nat::reset::{self, Numbers};
 use crate::nat::rewrite::{self, Rewrite};
-use crate::nat::table::{Connections, Fate};
+use crate::nat::table::{Connections, Fate, NONE};
 use crate::nat::tcp::{Segment, reopens};
 use crate::nat::{ConnectionState, Direction, NatTable};
 use crate::observe::{ConnectionStep, Observe, Step};
@@ -258,6 +258,8 @@ struct Lane {
     packet: Packet,
     /// The hash of its key.
     hash: u64,
+    /// The connection that it most likely is.
+    candidate: u32,
     /// Bytes of the frame as it came in.
     len: u32,
     /// The port of the vm that it is for, or from.
@@ -276,6 +278,7 @@ impl Lane {
     const EMPTY: Self = Self {
         packet: Packet::EMPTY,
         hash: 0,
+        candidate: NONE,
         len: 0,
         zone: PortId(0),
         mux: 0,
@@ -313,6 +316,31 @@ impl Lane {
     }
 }
 
+/// Where a frame from the fabric comes from, and goes to.
+#[derive(Clone, Copy, Debug)]
+struct Arrival {
+    name: OuterName,
+    /// The number of the mux, or that of none.
+    mux: u8,
+    /// The port of the vm.
+    port: PortId,
+}
+
+impl Arrival {
+    fn new(outer: &Outer, snapshot: &Snapshot<'_>) -> Result<Self, Verdict> {
+        let mux = snapshot.nat.mux_at(outer.source);
+        if mux.is_none() && snapshot.nat.has_muxes() && !snapshot.nat.is_peer(outer.source) {
+            return Err(Verdict::Drop(DropReason::UnknownPeer));
+        }
+        let vm = snapshot.nat.vm_by_mac(outer.destination, outer.vni);
+        Ok(Self {
+            name: outer.name(),
+            mux: mux.map_or(u8::MAX, |number| number as u8),
+            port: vm.ok_or(Verdict::Drop(DropReason::UnknownVm))?.port,
+        })
+    }
+}
+
 /// Everything but the lanes, so that the stages can borrow both.
 struct Pipeline<'m, S> {
     snapshot: S,
@@ -347,6 +375,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             frame.prefetch();
         }
         let mut count = 0;
+        // What comes for one vm through one mux comes in runs: often the last answer holds.
+        let mut last = None;
         for (index, frame) in frames.iter_mut().enumerate() {
             let Some(lane) = lanes.get_mut(count) else {
                 break;
@@ -355,7 +385,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             lane.frame = index as u8;
             lane.error = None;
             self.stats.received.add(frame.len());
-            match self.classify_frame(frame, lane, seen) {
+            match self.classify_frame(frame, lane, &mut last, seen) {
                 Ok(()) => {
                     let connections = &self.tables.connections;
                     match lane.packet.shape.family {
@@ -375,12 +405,13 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         &mut self,
         frame: &mut Frame<'_>,
         lane: &mut Lane,
+        last: &mut Option<Arrival>,
         seen: &mut impl Observe,
     ) -> Result<(), Verdict> {
         let mut outer = None;
         if frame.port() == self.snapshot.underlay().port {
             lane.direction = Direction::Inward;
-            outer = Some(self.decapsulate(frame, lane, seen)?);
+            outer = Some(self.decapsulate(frame, lane, last, seen)?);
         } else {
             let vm = self.snapshot.nat.vm_by_port(frame.port());
             lane.zone = vm.ok_or(Verdict::Pass)?.port;
@@ -413,36 +444,35 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         &mut self,
         frame: &mut Frame<'_>,
         lane: &mut Lane,
+        last: &mut Option<Arrival>,
         seen: &mut impl Observe,
     ) -> Result<Outer, Verdict> {
         let snapshot = &*self.snapshot;
         let outer = Outer::parse(frame.bytes(), snapshot.underlay())
             .map_err(Verdict::Drop)?
             .ok_or(Verdict::Pass)?;
-        let mux = snapshot.nat.mux_at(outer.source);
-        if mux.is_none() && snapshot.nat.has_muxes() && !snapshot.nat.is_peer(outer.source) {
-            return Err(Verdict::Drop(DropReason::UnknownPeer));
-        }
-        lane.mux = mux.map_or(u8::MAX, |number| number as u8);
-        let vm = snapshot.nat.vm_by_mac(outer.destination, outer.vni);
-        let vm = vm.ok_or(Verdict::Drop(DropReason::UnknownVm))?;
-        lane.zone = vm.port;
+        let arrival = match *last {
+            Some(arrival) if arrival.name == outer.name() => arrival,
+            _ => Arrival::new(&outer, snapshot)?,
+        };
+        *last = Some(arrival);
+        (lane.mux, lane.zone) = (arrival.mux, arrival.port);
         frame.truncate(outer.inner.1);
         frame.trim_front(outer.inner.0);
-        let (vni, port) = (outer.vni, vm.port);
+        let (vni, port) = (outer.vni, arrival.port);
         seen.step(lane.frame.into(), Step::Decapsulated { vni, port });
         Ok(outer)
     }
 
     /// Stage 2: asks for the line of each lane's connection.
     #[inline]
-    fn look_up(&self, lanes: &[Lane]) {
+    fn look_up(&self, lanes: &mut [Lane]) {
         let NatTable { ipv4, ipv6 } = &self.tables.connections;
         for lane in lanes {
-            match lane.packet.shape.family {
-                Family::Ipv4 => ipv4.prefetch_connection(lane.hash),
-                Family::Ipv6 => ipv6.prefetch_connection(lane.hash),
-            }
+            lane.candidate = match lane.packet.shape.family {
+                Family::Ipv4 => ipv4.candidate(lane.hash),
+                Family::Ipv6 => ipv6.candidate(lane.hash),
+            };
         }
     }
 
@@ -479,7 +509,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     ) -> Result<PortId, Verdict> {
         let segment = segment_of(frame, lane);
         let table = A::table(&mut self.tables.connections);
-        let number = match table.find(lane.hash, &lane.key()) {
+        let number = match table.find_from(lane.candidate, lane.hash, &lane.key()) {
             Some(number) if self.stays::<A>(number, lane, segment.as_ref()) => number,
             Some(number) => {
                 self.end::<A>(number);
@@ -587,8 +617,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         stats.syns += u64::from(packet.opens());
         stats.icmp_errors += u64::from(lane.error.is_some());
         if let Some(local) = snapshot.nat.local(connection.server())
-            && let Some(backend) = snapshot.backend(local.backend)
-            && let Some(counters) = tables.backends.get_mut(backend.counters())
+            && let Some(counters) = tables.backends.get_mut(local.counters as usize)
         {
             counters.forwarded.add(len);
         }
@@ -698,9 +727,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         // Blocks may lie elsewhere now: who uses which port is counted anew.
         tables.snat_users.fill(0);
         for local in snapshot.nat.locals() {
-            if let Some(backend) = snapshot.backend(local.backend)
-                && let Some(counters) = tables.snat.get_mut(backend.counters())
-            {
+            if let Some(counters) = tables.snat.get_mut(local.counters as usize) {
                 let granules = |block| snapshot.nat.granules_of(block).len() as u64;
                 counters.ports = 8 * snapshot
                     .nat
@@ -861,7 +888,7 @@ fn port_of<A: Rewrite>(
         return None;
     }
     let local = snapshot.nat.local(connection.server())?;
-    let counters = snapshot.backend(local.backend)?.counters();
+    let counters = local.counters as usize;
     let outside = connection.side(Direction::Inward);
     Some((
         counters,

@@ -92,8 +92,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             counters.flows += 1;
         }
         if let Some(local) = snapshot.nat.local(connection.server())
-            && let Some(backend) = snapshot.backend(local.backend)
-            && let Some(counters) = tables.backends.get_mut(backend.counters())
+            && let Some(counters) = tables.backends.get_mut(local.counters as usize)
         {
             counters.flows += 1;
         }
@@ -281,9 +280,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             Ok(outside) => outside,
             Err(NoPort::NoRule) => return Err(Verdict::Drop(DropReason::NoOutboundRule)),
             Err(NoPort::Exhausted) => {
-                if let Some(backend) = snapshot.backend(local.backend)
-                    && let Some(counters) = self.tables.snat.get_mut(backend.counters())
-                {
+                if let Some(counters) = self.tables.snat.get_mut(local.counters as usize) {
                     counters.exhausted += 1;
                 }
                 return Err(Verdict::Drop(DropReason::SnatExhausted));

@@ -24,7 +24,7 @@ const SWEEP_STEP: usize = 2048;
 const WAYS: [Direction; 2] = [Direction::Inward, Direction::Outward];
 
 /// Nobody.
-const NONE: u32 = u32::MAX;
+pub(crate) const NONE: u32 = u32::MAX;
 
 /// What happened in the table so far, and how it is now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -139,18 +139,26 @@ impl<'m, A: Addresses> Connections<'m, A> {
         self.index.prefetch(hash);
     }
 
-    /// Starts loading the line of the connection that it most likely is.
+    /// The connection that it most likely is, whose line is asked for, or [`NONE`].
     #[inline]
-    pub(crate) fn prefetch_connection(&self, hash: u64) {
-        if let Some(number) = self.index.first(hash)
-            && let Some(connection) = self.slab.get(number as usize)
-        {
+    pub(crate) fn candidate(&self, hash: u64) -> u32 {
+        let number = self.index.first(hash).unwrap_or(NONE);
+        if let Some(connection) = self.slab.get(number as usize) {
             prefetch(connection);
         }
+        number
+    }
+
+    /// The connection of a key, also one that is past its time; `candidate` is looked at first.
+    #[inline]
+    pub(crate) fn find_from(&self, candidate: u32, hash: u64, key: &Key<A>) -> Option<u32> {
+        if self.slab.get(candidate as usize).is_some_and(|c| c.is(key)) {
+            return Some(candidate);
+        }
+        self.find(hash, key)
     }
 
     /// The connection of a key, also one that is past its time.
-    #[inline]
     pub(crate) fn find(&self, hash: u64, key: &Key<A>) -> Option<u32> {
         let is_it = |number: u32| {
             self.slab

@@ -112,6 +112,8 @@ pub(crate) struct Vm {
 pub(crate) struct Local {
     /// Its place among all backends.
     pub(crate) backend: u32,
+    /// The place of its counters.
+    pub(crate) counters: u32,
     /// The same in every generation, and never another's.
     pub(crate) id: u16,
     pub(crate) address: IpAddr,
@@ -254,6 +256,7 @@ impl<'m> Nat<'m> {
         };
         let local = Local {
             backend: 0,
+            counters: 0,
             id: 0,
             address: NO_ADDRESS,
             next: NONE,
@@ -307,13 +310,14 @@ impl<'m> Nat<'m> {
         })
     }
 
-    /// Notes who is here, and who may send to here.
+    /// Notes who is here, and who may send to here. `counters` says where those of a backend are.
     pub(crate) fn compile(
         &mut self,
         spec: &Spec<'_>,
         previous: Option<&Nat<'_>>,
+        counters: impl Fn(u32) -> u32,
     ) -> Result<(), SpecError> {
-        self.compile_locals(spec, previous)?;
+        self.compile_locals(spec, previous, counters)?;
         for (place, rule) in self.outbound.iter_mut().zip(spec.outbound) {
             *place = CompiledOutbound {
                 idle: Span::from_duration(rule.idle_timeout),
@@ -351,6 +355,7 @@ impl<'m> Nat<'m> {
         &mut self,
         spec: &Spec<'_>,
         previous: Option<&Nat<'_>>,
+        counters: impl Fn(u32) -> u32,
     ) -> Result<(), SpecError> {
         let previous = previous.map(|previous| &previous.local_ids);
         let (mut backend_index, mut count) = (0, 0);
@@ -364,6 +369,7 @@ impl<'m> Nat<'m> {
                 let local = count as u32;
                 self.locals[count] = Local {
                     backend: index,
+                    counters: counters(index),
                     id: UNNUMBERED,
                     address: backend.address,
                     next: core::mem::replace(&mut self.vms[vm].first, local),
@@ -496,7 +502,7 @@ impl<'m> Nat<'m> {
     #[inline]
     pub(crate) fn local(&self, id: u16) -> Option<&Local> {
         let slot = usize::from(id) & MAX_LOCALS;
-        let index = self.local_ids.index(self.local_ids.id(slot))?;
+        let index = self.local_ids.owner(slot)?;
         self.locals
             .get(index as usize)
             .filter(|local| local.id == id)

@@ -184,6 +184,13 @@ impl<'m> Registry<'m> {
         (entry.id == id.0 && entry.index != NONE).then_some(entry.index)
     }
 
+    /// Where the owner of a slot is compiled; `None` where it has none.
+    #[inline]
+    pub(crate) fn owner(&self, slot: usize) -> Option<u32> {
+        let entry = self.entries.get(slot)?;
+        (entry.index != NONE).then_some(entry.index)
+    }
+
     /// Slots that were ever used.
     pub(crate) fn used(&self) -> usize {
         self.used

@@ -350,7 +350,9 @@ impl<'m> Snapshot<'m> {
         let mut turns = memory.take(size.turns, Turn::default()).ok_or(none)?;
         snapshot.compile_pools(spec, previous, &mut turns)?;
         snapshot.compile_backends(spec, previous)?;
-        snapshot.nat.compile(spec, previous_nat)?;
+        let Self { nat, backends, .. } = &mut snapshot;
+        let counters = |backend: u32| backends.get(backend as usize).map_or(0, |b| b.counters);
+        nat.compile(spec, previous_nat, counters)?;
         snapshot.compile_frontends(spec)?;
         snapshot.compile_rules(spec, previous)?;
         Ok(snapshot)

@@ -333,7 +333,7 @@ impl World {
     }
 
     /// The router: where a frame goes by its destination address.
-    fn route(&mut self, frame: Vec<u8>) {
+    fn route(&mut self, frame: &[u8]) {
         let ip = etherparse::IpSlice::from_slice(&frame[14..])
             .unwrap_or_else(|error| panic!("seed {}: {error}: {frame:02x?}", self.plan.seed));
         let (source, destination) = (ip.source_addr(), ip.destination_addr());
@@ -360,7 +360,7 @@ impl World {
                 .map(|mux| Place::Node(Node::Mux(mux), FABRIC))
         };
         match place {
-            Some(place) => self.send(place, &frame),
+            Some(place) => self.send(place, frame),
             None => self.astray.push(format!("{source} > {destination}")),
         }
     }
@@ -389,17 +389,17 @@ impl World {
             Verdict::Drop(_) => return,
         };
         let bytes = frames[0].bytes().to_vec();
-        self.leave(node, out, bytes);
+        self.leave(node, out, &bytes);
     }
 
-    fn leave(&mut self, node: Node, port: PortId, frame: Vec<u8>) {
+    fn leave(&mut self, node: Node, port: PortId, frame: &[u8]) {
         match (node, port) {
             (_, FABRIC) => self.route(frame),
             (Node::Host(host), PortId(vm_port)) => {
                 let number = host * VMS_PER_HOST + usize::from(vm_port) - 1;
                 let mac = derived_mac(vm(number, self.plan.ipv6));
                 assert_eq!(frame[..6], mac.0, "for another vm");
-                self.send(Place::Vm(number), &frame);
+                self.send(Place::Vm(number), frame);
             }
             _ => panic!("a mux has no vms"),
         }
@@ -427,7 +427,7 @@ impl World {
         let frame = |packet: &[u8]| [&link, packet].concat();
         for number in 0..CLIENTS {
             for packet in self.clients[number].run(self.now as i64) {
-                self.route(frame(&packet));
+                self.route(&frame(&packet));
             }
         }
         for number in 0..VMS {
@@ -460,7 +460,7 @@ impl World {
                 })
                 .collect();
             for (port, frame) in sent {
-                self.leave(Node::Host(number), port, frame);
+                self.leave(Node::Host(number), port, &frame);
             }
         }
     }

@@ -126,7 +126,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             return Err(NO_CONNECTION);
         };
         let rule_slot = rule.slot() as u16;
-        if terms.kind == RuleKind::Outbound {
+        let is_answer = packet.is_icmp() && packet.ports >> 16 != 0;
+        if terms.kind == RuleKind::Outbound || is_answer {
             return Err(NO_CONNECTION); // nobody asked for it
         }
         if packet.shape.part == Part::Later {

@@ -1,0 +1,561 @@
+//! What always holds of translated connections, whatever comes.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
+use slb_core::service::{
+    Backend, BackendState, Echo, Frontend, Outbound, Pool, Protocol, Rule, Snapshot, Spec, Terms,
+    Underlay, derived_mac,
+};
+use slb_core::wire::vxlan::Vni;
+use slb_core::{Burst, DropReason, Frame, HEADROOM, Host, Instant, Mux, PortId, Verdict};
+
+const VIP: Ipv4Addr = Ipv4Addr::new(20, 20, 20, 100);
+const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
+const FABRIC: PortId = PortId(0);
+const KEY: [u64; 2] = [5, 6];
+
+fn front(number: usize) -> Ipv4Addr {
+    Ipv4Addr::new(20, 20, 20, 200 + number as u8)
+}
+
+fn dip(number: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 10, 1, 1 + number as u8)
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    vms: usize,
+    /// Frontends of the outbound rule.
+    fronts: usize,
+    ports: Option<u32>,
+    terms: Terms,
+    /// A port of the first outbound frontend that a rule takes.
+    taken: u16,
+}
+
+impl Plan {
+    fn snapshot(&self) -> Snapshot<'static> {
+        let names: Vec<String> = (0..self.vms).map(|n| format!("vm{n}")).collect();
+        let backends: Vec<Backend<'_>> = (0..self.vms)
+            .map(|n| Backend {
+                name: &names[n],
+                address: dip(n).into(),
+                host: HOST.into(),
+                port: Some(PortId(1 + n as u16)),
+                ..Backend::default()
+            })
+            .collect();
+        let mut frontends = vec![Frontend {
+            name: "web",
+            address: VIP.into(),
+            echo: Echo::Answer,
+        }];
+        let names: Vec<String> = (0..self.fronts).map(|n| format!("out{n}")).collect();
+        frontends.extend((0..self.fronts).map(|n| Frontend {
+            name: &names[n],
+            address: front(n).into(),
+            echo: Echo::Answer,
+        }));
+        let outbound: Vec<usize> = (1..=self.fronts).collect();
+        let rule = |name, frontend, frontend_port| Rule {
+            name,
+            frontend,
+            protocol: Protocol::Tcp,
+            frontend_port,
+            backend_port: 8080,
+            terms: self.terms,
+            ..Rule::default()
+        };
+        let spec = Spec {
+            underlay: Underlay {
+                ipv4: Some(HOST),
+                port: FABRIC,
+                ..Underlay::default()
+            },
+            frontends: &frontends,
+            rules: &[rule("http", 0, 80), rule("beside", 1, self.taken)],
+            pools: &[Pool {
+                name: "servers",
+                vni: Vni::new(5001).unwrap(),
+                table_size: 251,
+                backends: &backends,
+            }],
+            outbound: &[Outbound {
+                name: "out",
+                frontends: &outbound,
+                pool: 0,
+                protocol: Protocol::All,
+                ports_per_backend: self.ports,
+                idle_timeout: Duration::from_secs(240),
+                tcp_reset: false,
+            }],
+            ..Spec::default()
+        };
+        Snapshot::boxed(&spec, None).unwrap()
+    }
+}
+
+const PLAN: Plan = Plan {
+    vms: 2,
+    fronts: 1,
+    ports: Some(64),
+    terms: Terms {
+        floating_ip: false,
+        tcp_reset: false,
+        answers: slb_core::service::Answers::Direct,
+        source_nat: None,
+    },
+    taken: 1031,
+};
+
+/// That of [`PLAN`].
+fn snapshot() -> &'static Snapshot<'static> {
+    static SNAPSHOT: OnceLock<Snapshot<'static>> = OnceLock::new();
+    SNAPSHOT.get_or_init(|| PLAN.snapshot())
+}
+
+type Endpoint = (IpAddr, u16);
+type Dut<'s> = Host<'static, &'s Snapshot<'static>>;
+
+/// Gives a host a frame; returns what becomes of it.
+fn give(host: &mut Dut<'_>, now: Instant, port: PortId, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+    let mut buffer = vec![0; HEADROOM];
+    buffer.extend(bytes);
+    let mut frames = [Frame::new(&mut buffer, HEADROOM, bytes.len()).unwrap()];
+    frames[0].set_port(port);
+    host.process(now, &mut frames);
+    (frames[0].verdict(), frames[0].bytes().to_vec())
+}
+
+/// A frame for a vm, in VXLAN as a mux would send it.
+fn encapsulated(vm: usize, packet: &[u8]) -> Vec<u8> {
+    let mut inner = derived_mac(dip(vm).into()).0.to_vec();
+    inner.extend([2, 0, 0, 0, 0, 1, 8, 0]);
+    inner.extend(packet);
+    let mut payload = vec![8, 0, 0, 0, 0, 0x13, 0x89, 0];
+    payload.extend(inner);
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1])
+        .ipv4(HOST.octets(), HOST.octets(), 64)
+        .udp(50_000, 4789)
+        .write(&mut frame, &payload)
+        .unwrap();
+    frame
+}
+
+fn tcp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), flags: u8, seq: u32, data: &[u8]) -> Vec<u8> {
+    let mut header = etherparse::TcpHeader::new(from.1, to.1, seq, 1000);
+    (header.fin, header.syn, header.rst) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0);
+    header.ack = flags & 16 != 0;
+    header.acknowledgment_number = seq;
+    let mut packet = Vec::new();
+    PacketBuilder::ipv4(from.0.octets(), to.0.octets(), 64)
+        .tcp_header(header)
+        .write(&mut packet, data)
+        .unwrap();
+    packet
+}
+
+fn udp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), data: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::new();
+    PacketBuilder::ipv4(from.0.octets(), to.0.octets(), 64)
+        .udp(from.1, to.1)
+        .write(&mut packet, data)
+        .unwrap();
+    packet
+}
+
+/// A frame as a vm sends it.
+fn of_vm(vm: usize, packet: &[u8]) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 9];
+    frame.extend(derived_mac(dip(vm).into()).0);
+    frame.extend([8, 0]);
+    frame.extend(packet);
+    frame
+}
+
+/// Addresses and ports of a frame's IPv4 packet, once etherparse has found its checksums right.
+fn ends(frame: &[u8]) -> ((IpAddr, u16), (IpAddr, u16)) {
+    let sliced = SlicedPacket::from_ethernet(frame).unwrap();
+    let Some(etherparse::NetSlice::Ipv4(ip)) = &sliced.net else {
+        panic!("not IPv4")
+    };
+    let header = ip.header();
+    assert_eq!(
+        header.header_checksum(),
+        header.to_header().calc_header_checksum()
+    );
+    let (source, destination) = (header.source_addr(), header.destination_addr());
+    let ports = match &sliced.transport {
+        Some(TransportSlice::Tcp(tcp)) => {
+            let sum = tcp
+                .calc_checksum_ipv4(header.source(), header.destination())
+                .unwrap();
+            assert_eq!(tcp.checksum(), sum);
+            (tcp.source_port(), tcp.destination_port())
+        }
+        Some(TransportSlice::Udp(udp)) => {
+            let header = udp.to_header();
+            let sum = header
+                .calc_checksum_ipv4_raw(source.octets(), destination.octets(), udp.payload())
+                .unwrap();
+            assert_eq!(udp.checksum(), sum);
+            (udp.source_port(), udp.destination_port())
+        }
+        other => panic!("{other:?}"),
+    };
+    ((source.into(), ports.0), (destination.into(), ports.1))
+}
+
+/// The IP packet, TTL and header checksum aside.
+fn packet_of(frame: &[u8]) -> Vec<u8> {
+    let mut packet = frame[14..].to_vec();
+    (packet[8], packet[10], packet[11]) = (0, 0, 0);
+    packet
+}
+
+const SYN: u8 = 2;
+const ACK: u8 = 16;
+
+#[test]
+fn there_and_back_gives_the_original_bytes() {
+    bolero::check!()
+        .with_type::<(u32, u16, Vec<u8>, bool)>()
+        .for_each(|(client, port, data, with_checksum)| {
+            let client = (Ipv4Addr::from(client | 1 << 24), port.max(&1).to_owned());
+            let mut host = Host::with_capacity(snapshot(), 16, KEY);
+            let now = Instant::from_secs(1);
+            let data = &data[..data.len().min(1000)];
+            // The vm echoes what it gets: what it sent comes back under the other name.
+            let syn = tcp(client, (VIP, 80), SYN, 9, b"");
+            let (verdict, inside) = give(&mut host, now, FABRIC, &encapsulated(0, &syn));
+            assert_eq!(verdict, Verdict::Forward(PortId(1)));
+            let ((source, sport), (destination, dport)) = ends(&inside);
+            assert_eq!((source, sport), (client.0.into(), client.1));
+            assert_eq!((destination, dport), (dip(0).into(), 8080));
+            let answer = tcp((dip(0), 8080), client, SYN | ACK, 9, data);
+            let (verdict, outside) = give(&mut host, now, PortId(1), &of_vm(0, &answer));
+            assert_eq!(verdict, Verdict::Forward(FABRIC));
+            let expected = tcp((VIP, 80), client, SYN | ACK, 9, data);
+            assert_eq!(packet_of(&outside), packet_of(&of_vm(0, &expected)));
+            // A call of the vm's own, and its answer.
+            let far = (Ipv4Addr::from(u32::from(client.0) ^ 0x5555), 53);
+            let mut call = udp((dip(1), client.1), far, data);
+            if !with_checksum {
+                call[26..28].fill(0);
+            }
+            let (verdict, out) = give(&mut host, now, PortId(2), &of_vm(1, &call));
+            if verdict != Verdict::Forward(FABRIC) {
+                return; // multicast and the like
+            }
+            assert_eq!(out[40..42] == [0, 0], !with_checksum);
+            let port = u16::from_be_bytes([out[34], out[35]]);
+            let back = udp(far, (front(0), port), data);
+            let (verdict, inside) = give(&mut host, now, FABRIC, &encapsulated(1, &back));
+            assert_eq!(verdict, Verdict::Forward(PortId(2)));
+            let expected = udp(far, (dip(1), client.1), data);
+            assert_eq!(packet_of(&inside), packet_of(&of_vm(1, &expected)));
+        });
+}
+
+#[test]
+fn a_wrong_checksum_stays_as_wrong() {
+    let mut host = Host::with_capacity(snapshot(), 16, KEY);
+    let (client, now) = ((Ipv4Addr::new(1, 2, 3, 4), 50_000), Instant::from_secs(1));
+    for error in [1u16, 0x1234, 0xfffe] {
+        let right = tcp(client, (VIP, 80), SYN, 9, b"");
+        let mut wrong = right.clone();
+        let sum = u16::from_be_bytes([wrong[36], wrong[37]]);
+        wrong[36..38].copy_from_slice(&sum.wrapping_add(error).to_be_bytes());
+        let field = |host: &mut Dut<'_>, packet: &[u8]| {
+            let (_, frame) = give(host, now, FABRIC, &encapsulated(0, packet));
+            u16::from_be_bytes([frame[50], frame[51]])
+        };
+        let apart = |right: u16, wrong: u16| (u32::from(wrong) + u32::from(!right)) % 0xffff;
+        let before = apart(sum, sum.wrapping_add(error));
+        let (right, wrong) = (field(&mut host, &right), field(&mut host, &wrong));
+        assert_eq!(apart(right, wrong), before);
+    }
+}
+
+/// Every vm calls one place until it is out of ports. No port is two vms', all that were promised
+/// are there, they are spread over the addresses, and the mux brings answers to the right vm.
+#[test]
+fn port_blocks_never_overlap_and_muxes_know_them() {
+    bolero::check!()
+        .with_type::<(u8, u8, u8, u8)>()
+        .with_iterations(60)
+        .for_each(|&(vms, fronts, granules, taken)| {
+            let plan = Plan {
+                vms: 1 + usize::from(vms % 6),
+                fronts: 1 + usize::from(fronts % 3),
+                ports: Some(8 * (1 + u32::from(granules % 20))),
+                taken: 1024 + u16::from(taken),
+                ..PLAN
+            };
+            let snapshot = plan.snapshot();
+            let mut host = Host::with_capacity(&snapshot, 4096, KEY);
+            let mut mux = Mux::stateless(&snapshot, KEY);
+            let now = Instant::from_secs(1);
+            let far = (Ipv4Addr::new(9, 9, 9, 9), 443);
+            let mut owners: HashMap<(IpAddr, u16), usize> = HashMap::new();
+            let promised = plan.ports.unwrap();
+            for vm in 0..plan.vms {
+                let mut of_front: HashMap<IpAddr, u32> = HashMap::new();
+                for call in 0..=promised {
+                    let source = (dip(vm), 2000 + call as u16);
+                    let syn = of_vm(vm, &tcp(source, far, SYN, 1, b""));
+                    let (verdict, out) = give(&mut host, now, PortId(1 + vm as u16), &syn);
+                    if call == promised {
+                        assert_eq!(verdict, Verdict::Drop(DropReason::SnatExhausted));
+                        break;
+                    }
+                    assert_eq!(verdict, Verdict::Forward(FABRIC), "{plan:?}");
+                    let (from, _) = ends(&out);
+                    assert!(from.1 >= 1024);
+                    assert!(from.0 != IpAddr::from(front(0)) || from.1 / 8 != plan.taken / 8);
+                    assert_eq!(owners.insert(from, vm), None, "{from:?} is two vms'");
+                    *of_front.entry(from.0).or_default() += 1;
+                    // The answer, at a mux.
+                    let (IpAddr::V4(address), port) = from else {
+                        panic!()
+                    };
+                    let answer = of_vm(0, &tcp(far, (address, port), SYN | ACK, 1, b""));
+                    let mut buffer = vec![0; HEADROOM];
+                    buffer.extend(&answer);
+                    let mut frames = [Frame::new(&mut buffer, HEADROOM, answer.len()).unwrap()];
+                    mux.process(now, &mut frames);
+                    assert_eq!(frames[0].verdict(), Verdict::Forward(FABRIC));
+                    assert_eq!(frames[0].bytes()[50..56], derived_mac(dip(vm).into()).0);
+                }
+                // From the start over all addresses: none has more than one granule over another.
+                let counts: Vec<u32> = (0..plan.fronts)
+                    .map(|f| of_front.get(&front(f).into()).copied().unwrap_or(0))
+                    .collect();
+                let (most, least) = (counts.iter().max().unwrap(), counts.iter().min().unwrap());
+                assert!(most - least <= 8, "{counts:?}");
+            }
+            // What nobody asked for goes nowhere.
+            let (&(address, port), &vm) = owners.iter().next().unwrap();
+            let IpAddr::V4(address) = address else {
+                panic!()
+            };
+            let stranger = tcp(
+                (Ipv4Addr::new(6, 6, 6, 6), 443),
+                (address, port),
+                SYN,
+                1,
+                b"",
+            );
+            let (verdict, _) = give(&mut host, now, FABRIC, &encapsulated(vm, &stranger));
+            assert_eq!(verdict, Verdict::Drop(DropReason::NoConnection));
+        });
+}
+
+#[test]
+fn udp_keeps_its_port_whomever_it_talks_to_and_its_parity() {
+    let mut host = Host::with_capacity(snapshot(), 4096, KEY);
+    let now = Instant::from_secs(1);
+    for port in 3000..3030 {
+        let mut seen = HashSet::new();
+        for far in 1..20 {
+            let to = (Ipv4Addr::new(9, 9, 9, far), 53);
+            let call = of_vm(0, &udp((dip(0), port), to, b"?"));
+            let (verdict, out) = give(&mut host, now, PortId(1), &call);
+            assert_eq!(verdict, Verdict::Forward(FABRIC));
+            seen.insert(ends(&out).0.1);
+        }
+        assert!(seen.iter().all(|seen| seen % 2 == port % 2));
+        // Two endpoints may want one port: then the later one has another towards some.
+        assert!(seen.len() <= 3, "{seen:?}");
+    }
+    // A port that is the vm's own stays as it is.
+    let own = of_vm(
+        0,
+        &udp((dip(0), 1041), (Ipv4Addr::new(9, 9, 9, 99), 53), b"?"),
+    );
+    let (_, out) = give(&mut host, now, PortId(1), &own);
+    assert_eq!(ends(&out).0.1, 1041);
+}
+
+/// Random segments from both sides: whatever state they lead to, once they end the connection is
+/// gone when its time has come, and no two connections ever have one name.
+#[test]
+fn nothing_stays_longer_than_its_time_and_names_are_unique() {
+    bolero::check!()
+        .with_type::<Vec<(bool, u8, u8, u8, u16)>>()
+        .with_iterations(2000)
+        .for_each(|segments| {
+            let mut host = Host::with_capacity(snapshot(), 64, KEY);
+            let mut now = 1_000_000_000u64;
+            let mut names: HashMap<(Endpoint, Endpoint), Endpoint> = HashMap::new();
+            for &(inward, client, flags, seq, millis) in segments {
+                now += u64::from(millis) * 1_000_000;
+                let clock = Instant::from_nanos(now);
+                host.advance(clock, &mut Burst::new());
+                let peer = (
+                    Ipv4Addr::new(1, 1, 1, client % 4),
+                    5000 + u16::from(client % 3),
+                );
+                let seq = u32::from(seq) * 100;
+                if inward {
+                    let packet = tcp(peer, (VIP, 80), flags & 0x17, seq, b"x");
+                    give(&mut host, clock, FABRIC, &encapsulated(0, &packet));
+                } else {
+                    let packet = tcp((dip(0), 8080), peer, flags & 0x17, seq, b"x");
+                    let (verdict, out) = give(&mut host, clock, PortId(1), &of_vm(0, &packet));
+                    if verdict == Verdict::Forward(FABRIC) {
+                        // One inside name has one outside name for as long as it lives.
+                        let (from, to) = ends(&out);
+                        let old = names.insert((from, to), (dip(0).into(), 8080));
+                        assert!(old.is_none_or(|old| old == (dip(0).into(), 8080)));
+                    }
+                }
+                let stats = host.stats().connections;
+                assert_eq!(stats.made, stats.live + stats.expired + stats.removed);
+            }
+            for seconds in [241, 1] {
+                now += seconds * 1_000_000_000;
+                host.advance(Instant::from_nanos(now), &mut Burst::new());
+            }
+            assert_eq!(host.stats().connections.live, 0);
+            let stats = host.stats();
+            assert_eq!(stats.received, stats.accounted());
+        });
+}
+
+#[test]
+fn a_full_table_refuses_new_connections_and_keeps_the_old() {
+    let mut host = Host::with_capacity(snapshot(), 100, KEY);
+    let now = Instant::from_secs(1);
+    let mut refused = 0;
+    for client in 0..300u16 {
+        let syn = tcp(
+            (Ipv4Addr::new(1, 1, 1, 1), 2000 + client),
+            (VIP, 80),
+            SYN,
+            9,
+            b"",
+        );
+        let (verdict, _) = give(&mut host, now, FABRIC, &encapsulated(0, &syn));
+        refused += u32::from(verdict == Verdict::Drop(DropReason::TableFull));
+    }
+    assert_eq!(refused, 200);
+    assert_eq!(host.stats().connections.refused, 200);
+    let again = tcp((Ipv4Addr::new(1, 1, 1, 1), 2000), (VIP, 80), SYN, 9, b"");
+    let (verdict, _) = give(&mut host, now, FABRIC, &encapsulated(0, &again));
+    assert_eq!(verdict, Verdict::Forward(PortId(1)));
+}
+
+#[test]
+fn what_is_not_for_this_host_is_passed_and_what_is_forged_dropped() {
+    let mut host = Host::with_capacity(snapshot(), 100, KEY);
+    let now = Instant::from_secs(1);
+    let syn = tcp((Ipv4Addr::new(1, 1, 1, 1), 2000), (VIP, 80), SYN, 9, b"");
+    // Not in VXLAN, not for this host.
+    assert_eq!(
+        give(&mut host, now, FABRIC, &of_vm(0, &syn)).0,
+        Verdict::Pass
+    );
+    // From a port where nobody is.
+    assert_eq!(
+        give(&mut host, now, PortId(77), &of_vm(0, &syn)).0,
+        Verdict::Pass
+    );
+    let mut other_network = encapsulated(0, &syn);
+    other_network[48] ^= 1;
+    let verdict = give(&mut host, now, FABRIC, &other_network).0;
+    assert!(matches!(
+        verdict,
+        Verdict::Drop(DropReason::UnknownVm | DropReason::OuterChecksum)
+    ));
+    let mut broken = encapsulated(0, &syn);
+    *broken.last_mut().unwrap() ^= 1;
+    let verdict = give(&mut host, now, FABRIC, &broken).0;
+    assert_eq!(verdict, Verdict::Drop(DropReason::OuterChecksum));
+    let forged = of_vm(
+        0,
+        &tcp((dip(1), 2000), (Ipv4Addr::new(9, 9, 9, 9), 80), SYN, 9, b""),
+    );
+    let verdict = give(&mut host, now, PortId(1), &forged).0;
+    assert_eq!(verdict, Verdict::Drop(DropReason::SpoofedSource));
+    // To a neighbour, untouched.
+    let near = of_vm(0, &tcp((dip(0), 2000), (dip(1), 80), SYN, 9, b""));
+    assert_eq!(
+        give(&mut host, now, PortId(1), &near),
+        (Verdict::Pass, near.clone())
+    );
+}
+
+#[test]
+fn without_an_outbound_rule_nobody_calls_out() {
+    let backends = [Backend {
+        name: "vm0",
+        address: dip(0).into(),
+        host: HOST.into(),
+        port: Some(PortId(1)),
+        state: BackendState::Healthy,
+        ..Backend::default()
+    }];
+    let spec = Spec {
+        underlay: Underlay {
+            ipv4: Some(HOST),
+            port: FABRIC,
+            ..Underlay::default()
+        },
+        pools: &[Pool {
+            name: "servers",
+            vni: Vni::new(5001).unwrap(),
+            table_size: 3,
+            backends: &backends,
+        }],
+        ..Spec::default()
+    };
+    let snapshot = Snapshot::boxed(&spec, None).unwrap();
+    let mut host = Host::with_capacity(&snapshot, 100, KEY);
+    let call = of_vm(
+        0,
+        &tcp((dip(0), 2000), (Ipv4Addr::new(9, 9, 9, 9), 80), SYN, 9, b""),
+    );
+    let verdict = give(&mut host, Instant::from_secs(1), PortId(1), &call).0;
+    assert_eq!(verdict, Verdict::Drop(DropReason::NoOutboundRule));
+}
+
+#[test]
+fn the_mss_is_clamped_where_asked() {
+    let options = slb_core::HostOptions {
+        clamp_mss: true,
+        ..slb_core::HostOptions::default()
+    };
+    let mut host = Host::with_capacity(snapshot(), 100, KEY).with_options(options);
+    for (offered, seen) in [(1460, 1500 - 56 - 14 - 40), (500, 500)] {
+        let mut header = etherparse::TcpHeader::new(2000 + offered, 80, 1, 1000);
+        header.syn = true;
+        let options = [
+            etherparse::TcpOptionElement::Noop,
+            etherparse::TcpOptionElement::MaximumSegmentSize(offered),
+        ];
+        header.set_options(&options).unwrap();
+        let mut packet = Vec::new();
+        PacketBuilder::ipv4([1, 1, 1, 1], VIP.octets(), 64)
+            .tcp_header(header)
+            .write(&mut packet, b"")
+            .unwrap();
+        let now = Instant::from_secs(1);
+        let (_, inside) = give(&mut host, now, FABRIC, &encapsulated(0, &packet));
+        ends(&inside); // the checksum is right
+        let sliced = SlicedPacket::from_ethernet(&inside).unwrap();
+        let Some(TransportSlice::Tcp(tcp)) = sliced.transport else {
+            panic!()
+        };
+        let mss = tcp.options_iterator().find_map(|option| match option {
+            Ok(etherparse::TcpOptionElement::MaximumSegmentSize(mss)) => Some(mss),
+            _ => None,
+        });
+        assert_eq!(mss, Some(seen));
+    }
+}

@@ -6,15 +6,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bolero::TypeGenerator;
-use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use slb_core::service::{
     Backend, BackendState, Echo, Frontend, Pool, Protocol, Rule, Snapshot, Spec, Underlay,
 };
 use slb_core::wire::vxlan::Vni;
 use slb_core::{Frame, HEADROOM, Instant, Mux, Verdict};
+use slb_fuzz::{Nearly, VIP, VIP6};
 
-const VIP: [u8; 4] = [20, 20, 20, 100];
-const VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x20, 0, 0, 0, 0, 0x100);
 const GUARD: u8 = 0xa5;
 
 /// VIPs of both families with HA ports and source-ip distribution on one, ports on the other.
@@ -184,74 +183,6 @@ fn mux_takes_arbitrary_frames() {
                 .collect();
             process(&mut mux, Instant::from_secs(1), &packets);
         });
-}
-
-/// A packet that is nearly right.
-#[derive(Clone, Debug, TypeGenerator)]
-struct Nearly {
-    kind: u8,
-    client: u8,
-    ports: (u8, u8),
-    flags: u8,
-    data: Vec<u8>,
-    changes: Vec<(u8, u8)>,
-    cut: u8,
-    tags: u8,
-    headroom: u8,
-}
-
-impl Nearly {
-    fn packet(&self) -> Vec<u8> {
-        let link = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 3], [2, 0, 0, 0, 0, 1]);
-        let ip = match self.kind & 1 {
-            0 => link.ipv4([10, 0, 0, self.client], VIP, 64),
-            _ => link.ipv6([self.client; 16], VIP6.octets(), 64),
-        };
-        let port = [80, 53, 81][usize::from(self.ports.1) % 3];
-        let mut packet = Vec::new();
-        let data = &self.data;
-        match self.kind >> 1 & 3 {
-            0 => ip
-                .tcp(self.ports.0.into(), port, 1, 1)
-                .write(&mut packet, data),
-            1 => ip.udp(self.ports.0.into(), port).write(&mut packet, data),
-            _ if self.kind & 1 == 0 => ip
-                .icmpv4_raw(self.flags, self.ports.0, [0; 4])
-                .write(&mut packet, &self.quoted()),
-            _ => ip
-                .icmpv6_raw(self.flags, self.ports.0, [0; 4])
-                .write(&mut packet, &self.quoted()),
-        }
-        .unwrap();
-        if self.kind >> 1 & 3 == 0 && self.kind & 1 == 0 {
-            packet[47] = self.flags;
-        }
-        for _ in 0..self.tags % 4 {
-            packet.splice(12..12, [0x81, 0, 0, 5]);
-        }
-        for &(at, value) in self.changes.iter().take(4) {
-            let at = usize::from(at) % packet.len();
-            packet[at] = value;
-        }
-        if self.cut & 1 == 1 {
-            packet.truncate(usize::from(self.cut));
-        }
-        packet
-    }
-
-    /// What an ICMP error would quote: a packet from the VIP.
-    fn quoted(&self) -> Vec<u8> {
-        let link = PacketBuilder::ethernet2([0; 6], [0; 6]);
-        let ip = match self.kind & 1 {
-            0 => link.ipv4(VIP, [10, 0, 0, self.client], 64),
-            _ => link.ipv6(VIP6.octets(), [self.client; 16], 64),
-        };
-        let mut packet = Vec::new();
-        ip.tcp(80, self.ports.0.into(), 1, 1)
-            .write(&mut packet, &self.data)
-            .unwrap();
-        packet.split_off(14)
-    }
 }
 
 #[derive(Clone, Debug, TypeGenerator)]

@@ -26,7 +26,7 @@ use crate::decapsulation::{Outer, OuterName};
 use crate::flow::FlowTable;
 use crate::frame::{BURST, Burst, Frame};
 use crate::link;
-use crate::mem::Mem;
+use crate::mem::{Mem, Memory};
 use crate::nat::connection::{Connection, Key, Side};
 use crate::nat::reset::{self, Numbers};
 use crate::nat::rewrite::{self, Rewrite};
@@ -219,28 +219,44 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     }
 }
 
-#[cfg(feature = "alloc")]
-impl<'s, S: Deref<Target = Snapshot<'s>>> Host<'static, S> {
-    /// A host agent for up to `connections` connections of each family. `key` should be random and
-    /// secret where the traffic may be hostile.
-    pub fn with_capacity(snapshot: S, connections: usize, key: [u64; 2]) -> Self {
+impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
+    /// A host agent for up to `connections` connections of each family, with a table of fragments,
+    /// and with counters for the snapshot and as many rules and backends more. `None` where the
+    /// memory is used up. `key` should be random and secret where the traffic may be hostile.
+    pub fn build(
+        snapshot: S,
+        connections: usize,
+        key: [u64; 2],
+        memory: &mut impl Memory<'m>,
+    ) -> Option<Self> {
         const FRAGMENTS: usize = 4096;
         let rules = (2 * snapshot.rule_slots()).max(64);
         let backends = (2 * snapshot.backend_slots()).max(1024);
         let ports = snapshot.snat_port_places().max(1 << 17);
         let tables = HostTables {
-            connections: NatTable::with_capacity(connections, connections, key),
-            fragments: Some(FlowTable::with_capacity(FRAGMENTS, FRAGMENTS, key)),
-            rules: Mem::from(alloc::vec![RuleCounters::default(); rules]),
-            backends: Mem::from(alloc::vec![BackendCounters::default(); backends]),
-            snat: Mem::from(alloc::vec![SnatCounters::default(); backends]),
-            snat_users: Mem::from(alloc::vec![0; ports]),
+            connections: NatTable::build(connections, connections, key, memory)?,
+            fragments: Some(FlowTable::build(FRAGMENTS, FRAGMENTS, key, memory)?),
+            rules: memory.take(rules, RuleCounters::default())?,
+            backends: memory.take(backends, BackendCounters::default())?,
+            snat: memory.take(backends, SnatCounters::default())?,
+            snat_users: memory.take(ports, 0)?,
         };
         let options = HostOptions {
             port_secret: [key[1], key[0]],
             ..HostOptions::default()
         };
-        Self::new(snapshot, tables, options)
+        Some(Self::new(snapshot, tables, options))
+    }
+}
+
+#[cfg(feature = "alloc")]
+impl<'s, S: Deref<Target = Snapshot<'s>>> Host<'static, S> {
+    /// [`build`](Self::build), in boxes.
+    pub fn with_capacity(snapshot: S, connections: usize, key: [u64; 2]) -> Self {
+        match Self::build(snapshot, connections, key, &mut crate::mem::Boxes) {
+            Some(host) => host,
+            None => unreachable!("an allocator does not run out without saying so"),
+        }
     }
 }
 

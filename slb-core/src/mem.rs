@@ -100,6 +100,15 @@ pub struct Line([MaybeUninit<u8>; CACHE_LINE]);
 impl Line {
     /// A line to fill arrays with.
     pub const EMPTY: Self = Self([MaybeUninit::uninit(); CACHE_LINE]);
+
+    /// The lines that lie in memory which is given away for good, such as a mapping that is never
+    /// unmapped. What does not fill an aligned line is left out.
+    pub fn from_leaked(bytes: &'static mut [u8]) -> &'static mut [Self] {
+        // SAFETY: any bytes are lines, which may be uninitialised. The bytes are borrowed for ever,
+        // so nobody can read them as bytes again, whatever is written.
+        let (_, lines, _) = unsafe { bytes.align_to_mut() };
+        lines
+    }
 }
 
 impl fmt::Debug for Line {

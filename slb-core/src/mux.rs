@@ -27,7 +27,7 @@ use self::unusual::{refuse, report};
 use crate::flow::FlowTable;
 use crate::flow::table::Probe;
 use crate::frame::{BURST, Frame};
-use crate::mem::Mem;
+use crate::mem::{Mem, Memory};
 use crate::observe::{From, Observe, Step};
 use crate::packet::{Packet, Read};
 use crate::reply::Limiter;
@@ -175,35 +175,46 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
     }
 }
 
-#[cfg(feature = "alloc")]
-impl<'s, S: Deref<Target = Snapshot<'s>>> Mux<'static, S> {
-    /// A mux that pins up to `flows` flows of each family, with a table of fragments, and with
-    /// counters for the snapshot and as many rules and backends more. `key` should be random and
-    /// secret where the traffic may be hostile.
-    pub fn with_capacity(snapshot: S, flows: usize, key: [u64; 2]) -> Self {
-        Self::boxed(
-            snapshot,
-            Some(FlowTable::with_capacity(flows, flows, key)),
-            key,
-        )
-    }
-
-    /// A mux that pins nothing: Maglev alone decides. It remembers fragments only.
-    pub fn stateless(snapshot: S, key: [u64; 2]) -> Self {
-        Self::boxed(snapshot, None, key)
-    }
-
-    fn boxed(snapshot: S, flows: Option<FlowTable<'static>>, key: [u64; 2]) -> Self {
+impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
+    /// A mux that pins up to `flows` flows of each family, zero for none at all, with a table of
+    /// fragments, and with counters for the snapshot and as many rules and backends more. `None`
+    /// where the memory is used up. `key` should be random and secret where the traffic may be
+    /// hostile.
+    pub fn build(
+        snapshot: S,
+        flows: usize,
+        key: [u64; 2],
+        memory: &mut impl Memory<'m>,
+    ) -> Option<Self> {
         const FRAGMENTS: usize = 4096;
         let rules = (2 * snapshot.rule_slots()).max(64);
         let backends = (2 * snapshot.backend_slots()).max(1024);
         let tables = MuxTables {
-            flows,
-            fragments: Some(FlowTable::with_capacity(FRAGMENTS, FRAGMENTS, key)),
-            rules: Mem::from(alloc::vec![RuleCounters::default(); rules]),
-            backends: Mem::from(alloc::vec![BackendCounters::default(); backends]),
+            flows: match flows {
+                0 => None,
+                flows => Some(FlowTable::build(flows, flows, key, memory)?),
+            },
+            fragments: Some(FlowTable::build(FRAGMENTS, FRAGMENTS, key, memory)?),
+            rules: memory.take(rules, RuleCounters::default())?,
+            backends: memory.take(backends, BackendCounters::default())?,
         };
-        Self::new(snapshot, tables, MuxOptions::default())
+        Some(Self::new(snapshot, tables, MuxOptions::default()))
+    }
+}
+
+#[cfg(feature = "alloc")]
+impl<'s, S: Deref<Target = Snapshot<'s>>> Mux<'static, S> {
+    /// [`build`](Self::build), in boxes.
+    pub fn with_capacity(snapshot: S, flows: usize, key: [u64; 2]) -> Self {
+        match Self::build(snapshot, flows, key, &mut crate::mem::Boxes) {
+            Some(mux) => mux,
+            None => unreachable!("an allocator does not run out without saying so"),
+        }
+    }
+
+    /// A mux that pins nothing: Maglev alone decides. It remembers fragments only.
+    pub fn stateless(snapshot: S, key: [u64; 2]) -> Self {
+        Self::with_capacity(snapshot, 0, key)
     }
 }
 

@@ -9,6 +9,7 @@ use slb_core::stats::{BackendCounters, SnatCounters};
 use slb_core::{Burst, Dataplane, Frame, Host, Instant, Mux, PortId, Stats};
 
 use crate::Failure;
+use crate::memory::HugePages;
 
 type Shared = Arc<Snapshot<'static>>;
 
@@ -40,16 +41,16 @@ macro_rules! on {
 impl Balancer {
     pub(crate) fn new(config: &Config) -> Result<Self, Failure> {
         let snapshot = config.snapshot(None).map_err(Failure::usage)?;
-        let role = match (config.node.role, config.node.flows) {
-            (Role::Mux, 0) => {
-                Running::Mux(Mux::stateless(snapshot, KEY).with_options(config.mux_options()))
-            }
-            (Role::Mux, flows) => {
-                let mux = Mux::with_capacity(snapshot, flows, KEY);
+        let memory = &mut HugePages;
+        let none = || Failure::failed("there is not enough memory for the tables");
+        let role = match config.node.role {
+            Role::Mux => {
+                let mux = Mux::build(snapshot, config.node.flows, KEY, memory).ok_or_else(none)?;
                 Running::Mux(mux.with_options(config.mux_options()))
             }
-            (Role::Host, _) => {
-                let host = Host::with_capacity(snapshot, config.node.connections, KEY);
+            Role::Host => {
+                let connections = config.node.connections;
+                let host = Host::build(snapshot, connections, KEY, memory).ok_or_else(none)?;
                 Running::Host(host.with_options(config.host_options()))
             }
         };

@@ -23,6 +23,7 @@ use slb_core::{BURST, Frame, HEADROOM, Instant, Mux, Verdict};
 
 use crate::Failure;
 use crate::cli::{BenchOptions, Format};
+use crate::memory::HugePages;
 
 /// Frames of one round: few enough to stay in a second-level cache, as they do behind a NIC that
 /// writes into the cache.
@@ -233,11 +234,13 @@ impl Case {
     fn measure(&self, time: Duration) -> Result<Vec<f64>, Failure> {
         let snapshot = Arc::new(self.snapshot()?);
         let key = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
-        let mut mux = if self.pinned {
-            Mux::with_capacity(snapshot, self.flows.max(1 << 16) as usize, key)
+        let flows = if self.pinned {
+            self.flows.max(1 << 16) as usize
         } else {
-            Mux::stateless(snapshot, key)
+            0
         };
+        let none = || Failure::failed("there is not enough memory for the table");
+        let mut mux = Mux::build(snapshot, flows, key, &mut HugePages).ok_or_else(none)?;
         let stride = (HEADROOM + self.frame_len).next_multiple_of(64);
         let mut memory = vec![0u8; stride * FRAMES];
         let mut frames = Frames {

@@ -10,6 +10,7 @@ mod check;
 mod cli;
 mod explain;
 mod generate;
+mod memory;
 mod replay;
 mod report;
 

@@ -15,7 +15,7 @@ pub use table::{Bucket, Flow, FlowState, FlowStats, Table};
 
 use core::time::Duration;
 
-use crate::mem::Mem;
+use crate::mem::{Mem, Memory};
 use crate::time::Instant;
 
 /// A bucket of IPv4 flows.
@@ -83,6 +83,20 @@ impl<'m> FlowTable<'m> {
             ipv4: Table::new(ipv4.into(), key),
             ipv6: Table::new(ipv6.into(), key),
         }
+    }
+
+    /// A table for `ipv4` and `ipv6` flows; `None` where the memory is used up.
+    pub fn build(
+        ipv4: usize,
+        ipv6: usize,
+        key: [u64; 2],
+        memory: &mut impl Memory<'m>,
+    ) -> Option<Self> {
+        Some(Self::new(
+            memory.take(Self::buckets_for(ipv4), Bucket::EMPTY)?,
+            memory.take(Self::buckets_for(ipv6), Bucket::EMPTY)?,
+            key,
+        ))
     }
 
     /// Does a bounded share of the expiry that is due: at most 2048 buckets of each family, some

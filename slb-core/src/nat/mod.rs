@@ -24,7 +24,7 @@ pub use tcp::{ConnectionState, Direction};
 use core::fmt;
 
 use self::table::Connections;
-use crate::mem::Mem;
+use crate::mem::{Mem, Memory};
 use crate::time::Instant;
 
 /// The connections of both families.
@@ -53,6 +53,24 @@ impl<'m> NatTable<'m> {
         }
     }
 
+    /// A table for so many connections of each family; `None` where the memory is used up.
+    pub fn build(
+        ipv4: usize,
+        ipv6: usize,
+        key: [u64; 2],
+        memory: &mut impl Memory<'m>,
+    ) -> Option<Self> {
+        let ipv4 = ConnectionMemory {
+            connections: memory.take(ipv4, Connection::EMPTY)?,
+            index: memory.take(Self::index_buckets_for(ipv4), IndexBucket::EMPTY)?,
+        };
+        let ipv6 = ConnectionMemory {
+            connections: memory.take(ipv6, Connection::EMPTY)?,
+            index: memory.take(Self::index_buckets_for(ipv6), IndexBucket::EMPTY)?,
+        };
+        Some(Self::new(ipv4, ipv6, key))
+    }
+
     #[inline]
     pub(crate) fn advance(&mut self, now: Instant) {
         self.ipv4.advance(now);
@@ -73,21 +91,6 @@ impl<'m> NatTable<'m> {
         self.ipv4.count_states(&mut counts);
         self.ipv6.count_states(&mut counts);
         counts
-    }
-}
-
-#[cfg(feature = "alloc")]
-impl NatTable<'static> {
-    /// A table for so many connections of each family, in memory of its own.
-    pub fn with_capacity(ipv4: usize, ipv6: usize, key: [u64; 2]) -> Self {
-        fn memory<A: crate::flow::Addresses>(count: usize) -> ConnectionMemory<'static, A> {
-            let buckets = NatTable::index_buckets_for(count);
-            ConnectionMemory {
-                connections: Mem::from(alloc::vec![Connection::EMPTY; count]),
-                index: Mem::from(alloc::vec![IndexBucket::EMPTY; buckets]),
-            }
-        }
-        Self::new(memory(ipv4), memory(ipv6), key)
     }
 }
 

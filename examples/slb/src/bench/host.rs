@@ -13,6 +13,7 @@ use slb_core::{BURST, Dataplane, Frame, HEADROOM, Host, Instant, PortId};
 
 use super::{FRAMES, VIP_IPV4};
 use crate::Failure;
+use crate::memory::HugePages;
 
 const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
 const MUX: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 11);
@@ -75,7 +76,9 @@ impl Case {
     pub(super) fn measure(&self, time: Duration) -> Result<Vec<f64>, Failure> {
         let snapshot = Self::snapshot()?;
         let key = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
-        let mut host = Host::with_capacity(&snapshot, self.flows.max(1 << 16) as usize, key);
+        let connections = self.flows.max(1 << 16) as usize;
+        let none = || Failure::failed("there is not enough memory for the table");
+        let mut host = Host::build(&snapshot, connections, key, &mut HugePages).ok_or_else(none)?;
         let stride = (HEADROOM + 50 + self.frame_len).next_multiple_of(64);
         let mut memory = vec![0u8; stride * FRAMES];
         let mut frames = Frames {

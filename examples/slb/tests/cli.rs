@@ -297,3 +297,90 @@ fn bad_usage_is_2_and_failure_1() {
         assert!(!output.stderr.is_empty());
     }
 }
+
+/// The sample through a mux, and what it sends through the host: every packet reaches a vm under
+/// its own address, and tshark finds its checksums right.
+#[test]
+fn what_the_mux_sends_the_host_takes() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let (fabric, vms) = (path("fabric.pcap"), path("vms.pcap"));
+    let config = "examples/host.toml";
+    let run = |role: &str, input: &str, output: &str| -> serde_json::Value {
+        let output = slb(&[
+            "replay", "--config", config, "--role", role, "--in", input, "--out", output,
+            "--report", "json",
+        ]);
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let at_mux = run("mux", "examples/sample.pcap", &fabric);
+    let sent = at_mux["forwarded"]["packets"].as_u64().unwrap();
+    assert!(sent > 300, "{at_mux}");
+    let at_host = run("host", &fabric, &vms);
+    assert_eq!(at_host["received"]["packets"], sent);
+    assert_eq!(at_host["forwarded"]["packets"], sent);
+    assert_eq!(at_host["connections"]["made"], at_mux["flows"]["made"]);
+    // Nobody answers, so the connections end by themselves, and their ends are told: not these.
+    assert!(at_host["resets"].as_u64() > Some(0));
+    let Ok(tshark) = Command::new("tshark")
+        .args(["-Y", "tcp.flags.reset == 0"])
+        .args([
+            "-r",
+            &vms,
+            "-T",
+            "fields",
+            "-e",
+            "ip.dst",
+            "-e",
+            "tcp.dstport",
+        ])
+        .args(["-e", "ip.checksum.status", "-e", "tcp.checksum.status"])
+        .args([
+            "-o",
+            "ip.check_checksum:TRUE",
+            "-o",
+            "tcp.check_checksum:TRUE",
+        ])
+        .output()
+    else {
+        assert!(
+            std::env::var_os("SLB_REQUIRE_ALL").is_none(),
+            "tshark is missing"
+        );
+        eprintln!("SKIPPED: tshark is not installed");
+        return;
+    };
+    let text = String::from_utf8(tshark.stdout).unwrap();
+    assert_eq!(text.lines().count() as u64, sent);
+    for line in text.lines() {
+        let fields: Vec<&str> = line.split('\t').collect();
+        assert!(["10.10.1.11", "10.10.1.12"].contains(&fields[0]), "{line}");
+        assert_eq!(fields[1..], ["8080", "1", "1"], "{line}");
+    }
+}
+
+#[test]
+fn explain_tells_the_way_through_mux_and_host_and_out_again() {
+    let config = "examples/host.toml";
+    let told = |tuple: [&str; 3]| {
+        let mut arguments = vec!["explain", "--config", config];
+        arguments.extend(tuple);
+        let output = slb(&arguments);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let inbound = told(["tcp", "1.2.3.4:50000", "20.20.20.100:2201"]);
+    for text in [
+        "inbound NAT \"ssh\": tcp port 2201 to backend \"vm2\", port 22",
+        "out of VXLAN, VNI 5001, for port 2",
+        "translated tcp 1.2.3.4:50000 > 10.10.1.12:22",
+    ] {
+        assert!(inbound.contains(text), "{inbound}");
+    }
+    let outbound = told(["udp", "10.10.1.11:5353", "9.9.9.9:53"]);
+    assert!(
+        outbound.contains("translated udp 20.20.20.200:"),
+        "{outbound}"
+    );
+}

@@ -566,12 +566,12 @@ fn made(ipv6: bool) -> Scenario {
         (header.fin, header.rst) = (flags.contains('F'), flags.contains('R'));
         header.acknowledgment_number = if header.ack { 1001 } else { 0 };
         ip(from.0, to.0, |builder, out| {
-            builder.tcp_header(header.clone()).write(out, data).unwrap()
+            builder.tcp_header(header.clone()).write(out, data).unwrap();
         })
     };
     let udp = |from: (IpAddr, u16), to: (IpAddr, u16), data: &[u8], sum: bool| {
         let mut packet = ip(from.0, to.0, |builder, out| {
-            builder.udp(from.1, to.1).write(out, data).unwrap()
+            builder.udp(from.1, to.1).write(out, data).unwrap();
         });
         if !sum {
             let at = packet.len() - data.len() - 2;

@@ -321,10 +321,8 @@ fn what_the_mux_sends_the_host_takes() {
     assert_eq!(at_host["received"]["packets"], sent);
     assert_eq!(at_host["forwarded"]["packets"], sent);
     assert_eq!(at_host["connections"]["made"], at_mux["flows"]["made"]);
-    // Nobody answers, so the connections end by themselves, and their ends are told: not these.
-    assert!(at_host["resets"].as_u64() > Some(0));
+    assert_eq!(at_host["resets"], 0);
     let Ok(tshark) = Command::new("tshark")
-        .args(["-Y", "tcp.flags.reset == 0"])
         .args([
             "-r",
             &vms,

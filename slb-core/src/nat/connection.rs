@@ -18,14 +18,14 @@ use crate::wire::protocol;
 /// Deadlines count in units of 2^26 ns (67 ms): what a shift makes of nanoseconds.
 const TICK_SHIFT: u32 = 26;
 
-/// The tick that a moment lies in.
+/// How many ticks after `origin` a moment is; none when it is before. They last nine years.
 #[inline]
-pub(crate) const fn tick_of(now: Instant) -> u32 {
-    let tick = now.as_nanos() >> TICK_SHIFT;
-    if tick > u32::MAX as u64 {
+pub(crate) const fn ticks_between(origin: Instant, now: Instant) -> u32 {
+    let ticks = now.as_nanos().saturating_sub(origin.as_nanos()) >> TICK_SHIFT;
+    if ticks > u32::MAX as u64 {
         u32::MAX
     } else {
-        tick as u32
+        ticks as u32
     }
 }
 

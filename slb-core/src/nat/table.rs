@@ -8,7 +8,7 @@
 
 use core::fmt;
 
-use super::connection::{Connection, Key, tick_of};
+use super::connection::{Connection, Key, ticks_between};
 use super::index::{Index, IndexBucket};
 use super::tcp::{ConnectionState, Direction};
 use crate::flow::Addresses;
@@ -97,6 +97,9 @@ pub(crate) struct Connections<'m, A> {
     free: u32,
     /// Places that were ever used.
     used: u32,
+    /// The first moment that it was told: ticks count from here, so that they fit whatever the
+    /// caller's clock counts from.
+    origin: Option<Instant>,
     /// The present tick.
     now: u32,
     /// Where the sweep is, and since when.
@@ -117,6 +120,7 @@ impl<'m, A: Addresses> Connections<'m, A> {
             key,
             free: NONE,
             used: 0,
+            origin: None,
             now: 0,
             swept: 0,
             swept_at: 0,
@@ -281,7 +285,8 @@ impl<'m, A: Addresses> Connections<'m, A> {
     /// Moves the clock.
     #[inline]
     pub(crate) fn advance(&mut self, now: Instant) {
-        self.now = self.now.max(tick_of(now));
+        let origin = *self.origin.get_or_insert(now);
+        self.now = self.now.max(ticks_between(origin, now));
     }
 
     /// Has every connection looked at soon, whether its time has come or not.

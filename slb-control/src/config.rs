@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use slb_core::hash::{Distribution, Hasher, MICROSOFT_KEY, SipHash13, Toeplitz, Xxh3};
 use slb_core::maglev;
+use slb_core::nat::NatOptions;
 use slb_core::service::{
     self, Answers, BackendState, Echo, NatTarget, Snapshot, Spec, SpecError, Terms, UdpChecksum,
 };
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
-use slb_core::{HostOptions, MuxOptions, PortId};
+use slb_core::{MuxOptions, PortId};
 
 use crate::document::{Faults, Section, Span};
 use crate::error::{ConfigError, ConfigErrors};
@@ -368,12 +369,12 @@ impl Config {
     }
 
     /// What a host agent may do besides translating.
-    pub fn host_options(&self) -> HostOptions {
-        HostOptions {
+    pub fn host_options(&self) -> NatOptions {
+        NatOptions {
             answers_per_second: self.node.answers_per_second,
             resets_per_second: self.node.resets_per_second,
             clamp_mss: self.node.clamp_mss,
-            ..HostOptions::default()
+            ..NatOptions::default()
         }
     }
 

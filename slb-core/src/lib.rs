@@ -66,7 +66,7 @@ pub mod wire;
 pub use dataplane::Dataplane;
 pub use encapsulation::HEADROOM;
 pub use frame::{BURST, Burst, Frame};
-pub use host::{Host, HostOptions, HostTables};
+pub use host::Host;
 pub use io::PacketIo;
 pub use mux::{Mux, MuxOptions, MuxTables};
 pub use stats::Stats;

@@ -527,9 +527,9 @@ fn without_an_outbound_rule_nobody_calls_out() {
 
 #[test]
 fn the_mss_is_clamped_where_asked() {
-    let options = slb_core::HostOptions {
+    let options = slb_core::nat::NatOptions {
         clamp_mss: true,
-        ..slb_core::HostOptions::default()
+        ..slb_core::nat::NatOptions::default()
     };
     let mut host = Host::with_capacity(snapshot(), 100, KEY).with_options(options);
     for (offered, seen) in [(1460, 1500 - 56 - 14 - 40), (500, 500)] {

@@ -12,10 +12,10 @@
 use core::net::IpAddr;
 use core::ops::Deref;
 
-use super::{Lane, Pipeline, Table, note_port};
 use crate::frame::Frame;
 use crate::link;
 use crate::nat::connection::{Connection, Key, Policy, Side};
+use crate::nat::pipeline::{Lane, Pipeline, Table, note_port};
 use crate::nat::ports::{self, NoPort};
 use crate::nat::reset;
 use crate::nat::table::Refused;
@@ -37,7 +37,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     /// # Errors
     /// It begins none: this becomes of it.
     #[inline(never)]
-    pub(super) fn establish<A: Table>(
+    pub(crate) fn establish<A: Table>(
         &mut self,
         frame: &mut Frame<'_>,
         lane: &Lane,

@@ -10,15 +10,18 @@
 
 pub mod connection;
 pub(crate) mod index;
+pub(crate) mod pipeline;
 pub mod ports;
 pub(crate) mod reset;
 pub(crate) mod rewrite;
 pub(crate) mod table;
+mod tables;
 pub mod tcp;
 
 pub use connection::Connection;
 pub use index::IndexBucket;
 pub use table::{ConnectionMemory, NatStats};
+pub use tables::{NatOptions, NatTables};
 pub use tcp::{ConnectionState, Direction};
 
 use core::fmt;

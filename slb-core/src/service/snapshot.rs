@@ -861,7 +861,7 @@ impl<'m> Snapshot<'m> {
     }
 
     /// Places that users of SNAT ports are counted in: see
-    /// [`HostTables::snat_users`](crate::host::HostTables::snat_users).
+    /// [`NatTables::snat_users`](crate::host::HostTables::snat_users).
     pub fn snat_port_places(&self) -> usize {
         self.nat.port_places()
     }

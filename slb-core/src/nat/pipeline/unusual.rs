@@ -15,7 +15,7 @@ use crate::wire::{icmp, icmpv6};
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     /// Finds the tuple that a packet's connection is looked up by, where it is not its own.
     #[cold]
-    pub(super) fn classify_unusual(
+    pub(crate) fn classify_unusual(
         &mut self,
         frame: &mut Frame<'_>,
         lane: &mut Lane,

@@ -1,0 +1,457 @@
+//! The stages that every role that translates has in common: whose connection is it, and under
+//! which name does the packet go on.
+
+mod sweep;
+mod unusual;
+
+use core::ops::Deref;
+
+use super::connection::{Key, Side};
+use super::rewrite::{self, Rewrite};
+use super::table::{Connections, NONE};
+use super::tcp::{Direction, Segment, reopens};
+use super::{NatOptions, NatTable, NatTables};
+use crate::frame::{BURST, Frame};
+use crate::link;
+use crate::observe::{ConnectionStep, Observe, Step};
+use crate::packet::{Family, Packet, Part};
+use crate::reply::{self, IcmpError, Limiter};
+use crate::service::{Snapshot, Underlay};
+use crate::stats::Stats;
+use crate::time::Instant;
+use crate::verdict::{DropReason, PortId, Verdict};
+use crate::wire::tcp::Flags;
+use crate::wire::{ipv4, ipv6, protocol, tcp};
+
+use sweep::forget_port;
+pub(crate) use sweep::note_port;
+
+/// A frame on its way through the stages.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lane {
+    pub(crate) packet: Packet,
+    /// The hash of its key.
+    pub(crate) hash: u64,
+    /// The connection that it most likely is.
+    pub(crate) candidate: u32,
+    /// Bytes of the frame as it came in.
+    pub(crate) len: u32,
+    /// The port of the vm that it is for, or from.
+    pub(crate) zone: PortId,
+    /// The number of the mux that it came from, or that of none.
+    pub(crate) mux: u8,
+    /// Its place in the burst.
+    pub(crate) frame: u8,
+    pub(crate) direction: Direction,
+    /// Of an ICMP error about a connection: `packet` has the tuple of the connection's packets, and
+    /// this the addresses of the error's own.
+    pub(crate) error: Option<[u64; 4]>,
+}
+
+impl Lane {
+    pub(crate) const EMPTY: Self = Self {
+        packet: Packet::EMPTY,
+        hash: 0,
+        candidate: NONE,
+        len: 0,
+        zone: PortId(0),
+        mux: 0,
+        frame: 0,
+        direction: Direction::Inward,
+        error: None,
+    };
+
+    #[inline]
+    pub(crate) fn key<A: Rewrite>(&self) -> Key<A> {
+        Key {
+            side: Side {
+                addresses: A::of(&self.packet),
+                ports: self.packet.ports,
+            },
+            protocol: self.packet.protocol,
+            direction: self.direction,
+            zone: self.zone,
+        }
+    }
+
+    /// The packet as it is in the frame.
+    pub(crate) fn own_packet(&self) -> Packet {
+        match self.error {
+            None => self.packet,
+            Some(addresses) => Packet {
+                addresses,
+                protocol: match self.packet.shape.family {
+                    Family::Ipv4 => protocol::ICMP,
+                    Family::Ipv6 => protocol::ICMPV6,
+                },
+                ..self.packet
+            },
+        }
+    }
+}
+
+/// Everything but the lanes, so that the stages can borrow both.
+pub(crate) struct Pipeline<'m, S> {
+    pub(crate) snapshot: S,
+    pub(crate) tables: NatTables<'m>,
+    pub(crate) options: NatOptions,
+    pub(crate) answers: Limiter,
+    pub(crate) resets: Limiter,
+    pub(crate) stats: Stats,
+}
+
+impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
+    #[inline]
+    pub(crate) fn set_clock(&mut self, now: Instant) {
+        self.tables.connections.advance(now);
+        if let Some(fragments) = &mut self.tables.fragments {
+            fragments.advance(now);
+        }
+        self.answers.advance(now);
+        self.resets.advance(now);
+    }
+
+    /// Stage 1: takes frames from the fabric out of VXLAN, reads each, finds whose it is and hashes
+    /// its tuple. Returns the lanes of those that concern a connection.
+    #[inline]
+    pub(crate) fn classify<'l>(
+        &mut self,
+        frames: &mut [Frame<'_>],
+        lanes: &'l mut [Lane; BURST],
+        seen: &mut impl Observe,
+    ) -> &'l mut [Lane] {
+        for frame in frames.iter() {
+            frame.prefetch();
+        }
+        let mut count = 0;
+        // What comes for one vm through one mux comes in runs: often the last answer holds.
+        let mut last = None;
+        for (index, frame) in frames.iter_mut().enumerate() {
+            let Some(lane) = lanes.get_mut(count) else {
+                break;
+            };
+            lane.len = frame.len() as u32;
+            lane.frame = index as u8;
+            lane.error = None;
+            self.stats.received.add(frame.len());
+            match self.classify_frame(frame, lane, &mut last, seen) {
+                Ok(()) => {
+                    let connections = &self.tables.connections;
+                    match lane.packet.shape.family {
+                        Family::Ipv4 => lane.hash = hash(&connections.ipv4, lane),
+                        Family::Ipv6 => lane.hash = hash(&connections.ipv6, lane),
+                    }
+                    count += 1;
+                }
+                Err(verdict) => finish(&mut self.stats, frame, lane, verdict, seen),
+            }
+        }
+        lanes.get_mut(..count).unwrap_or_default()
+    }
+
+    #[inline]
+    pub(crate) fn look_up(&self, lanes: &mut [Lane]) {
+        let NatTable { ipv4, ipv6 } = &self.tables.connections;
+        for lane in lanes {
+            lane.candidate = match lane.packet.shape.family {
+                Family::Ipv4 => ipv4.candidate(lane.hash),
+                Family::Ipv6 => ipv6.candidate(lane.hash),
+            };
+        }
+    }
+
+    /// Stage 3: gives each packet the other name of its connection, which is made where it is
+    /// missing and the packet may make one.
+    #[inline]
+    pub(crate) fn translate(
+        &mut self,
+        frames: &mut [Frame<'_>],
+        lanes: &[Lane],
+        seen: &mut impl Observe,
+    ) {
+        for lane in lanes {
+            let Some(frame) = frames.get_mut(usize::from(lane.frame)) else {
+                continue;
+            };
+            let result = match lane.packet.shape.family {
+                Family::Ipv4 => self.translate_lane::<u64>(frame, lane, seen),
+                Family::Ipv6 => self.translate_lane::<[u64; 4]>(frame, lane, seen),
+            };
+            match result {
+                Ok(port) => {
+                    let verdict = Verdict::Forward(port);
+                    frame.set_verdict(verdict);
+                    self.stats.forwarded.add(lane.len as usize);
+                    seen.step(lane.frame.into(), Step::Done(verdict));
+                }
+                Err(verdict) => finish(&mut self.stats, frame, lane, verdict, seen),
+            }
+        }
+    }
+
+    #[inline]
+    pub(crate) fn translate_lane<A: Table>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        seen: &mut impl Observe,
+    ) -> Result<PortId, Verdict> {
+        let segment = segment_of(frame, lane);
+        let table = A::table(&mut self.tables.connections);
+        let number = match table.find_from(lane.candidate, lane.hash, &lane.key()) {
+            Some(number) if self.stays::<A>(number, lane, segment.as_ref()) => number,
+            Some(number) => {
+                self.end::<A>(number);
+                self.establish::<A>(frame, lane, segment.as_ref(), seen)?
+            }
+            None => self.establish::<A>(frame, lane, segment.as_ref(), seen)?,
+        };
+        self.follow::<A>(number, frame, lane, segment.as_ref(), seen)
+    }
+
+    /// Whether a connection goes on with a packet of its name.
+    #[inline]
+    pub(crate) fn stays<A: Table>(
+        &mut self,
+        number: u32,
+        lane: &Lane,
+        segment: Option<&Segment>,
+    ) -> bool {
+        let table = A::table(&mut self.tables.connections);
+        let Some(connection) = table.get(number) else {
+            return false;
+        };
+        let begins_anew = segment.is_some_and(|segment| {
+            segment.flags.opens()
+                && lane.direction == connection.opener()
+                && reopens(
+                    connection.state(),
+                    connection.sequences(),
+                    lane.direction,
+                    segment,
+                )
+        });
+        !table.is_past(connection)
+            && !begins_anew
+            && self.snapshot.nat.local(connection.server()).is_some()
+    }
+
+    /// Sends a packet on under the other name of its connection.
+    #[inline]
+    pub(crate) fn follow<A: Table>(
+        &mut self,
+        number: u32,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        segment: Option<&Segment>,
+        seen: &mut impl Observe,
+    ) -> Result<PortId, Verdict> {
+        let Self {
+            snapshot,
+            tables,
+            options,
+            answers,
+            stats,
+            ..
+        } = self;
+        let direction = lane.direction;
+        let table = A::table(&mut tables.connections);
+        let now = table.now();
+        let missing = Verdict::Drop(DropReason::NoConnection);
+        let connection = table.get_mut(number).ok_or(missing)?;
+        let packet = &lane.packet;
+        let underlay = snapshot.underlay();
+        let mux = match (direction, connection.via()) {
+            (Direction::Outward, Some(mux)) => snapshot.nat.mux(mux),
+            _ => None,
+        };
+        let most = match (direction, mux) {
+            (Direction::Inward, _) => u32::MAX, // as long as the fabric brought it
+            (_, Some(mux)) => mux.template.inner_mtu(underlay.mtu),
+            (_, None) => underlay.mtu.into(),
+        };
+        if packet.hop_limit <= 1 || packet.ip_len > most {
+            return Err(report(frame, lane, most, answers, underlay));
+        }
+        // Later fragments and errors keep a connection alive as little as they move it on.
+        if lane.error.is_none() && packet.shape.part != Part::Later {
+            connection.note(now, direction, segment);
+        }
+        let state = connection.state();
+        seen.step(
+            lane.frame.into(),
+            Step::Connection(ConnectionStep::Found(state)),
+        );
+        let hops = u8::from(mux.is_none()); // encapsulation takes its own
+        let own_packet;
+        let packet = if lane.error.is_some() {
+            own_packet = lane.own_packet();
+            rewrite::translate_error(frame.bytes_mut(), &own_packet, connection, direction, hops)
+                .ok_or(Verdict::Drop(DropReason::IcmpUnmatched))?;
+            &own_packet
+        } else {
+            rewrite::translate(frame.bytes_mut(), packet, connection, direction, hops)
+                .ok_or(Verdict::Drop(DropReason::Truncated))?;
+            packet
+        };
+        if options.clamp_mss && segment.is_some_and(|segment| segment.flags.contains(Flags::SYN)) {
+            let most = clamped_mss(underlay.mtu, packet.shape.family);
+            rewrite::clamp_mss(frame.bytes_mut(), packet, most);
+        }
+        let to = connection.translated(direction);
+        seen.step(
+            lane.frame.into(),
+            Step::Translated(tuple(&to, connection.protocol())),
+        );
+        let len = lane.len as usize;
+        if let Some(counters) = tables.rules.get_mut(connection.rule()) {
+            counters.forwarded.add(len);
+            counters.syns += u64::from(packet.opens());
+        }
+        stats.syns += u64::from(packet.opens());
+        stats.icmp_errors += u64::from(lane.error.is_some());
+        if let Some(local) = snapshot.nat.local(connection.server())
+            && let Some(counters) = tables.backends.get_mut(local.counters as usize)
+        {
+            counters.forwarded.add(len);
+        }
+        if direction == Direction::Inward {
+            return Ok(lane.zone);
+        }
+        let no_headroom = Verdict::Drop(DropReason::NoHeadroom);
+        match mux {
+            Some(mux) => {
+                mux.template
+                    .encapsulate(frame, packet, lane.hash)
+                    .map_err(Verdict::Drop)?;
+                let vni = snapshot.nat.vm_by_port(lane.zone).map(|vm| vm.vni);
+                mux.template.set_vni(frame, vni.unwrap_or_default());
+            }
+            None => link::replace(frame, packet, underlay).ok_or(no_headroom)?,
+        }
+        Ok(underlay.port)
+    }
+
+    /// Ends a connection without telling anybody.
+    pub(crate) fn end<A: Table>(&mut self, number: u32) {
+        let NatTables {
+            connections,
+            snat,
+            snat_users,
+            ..
+        } = &mut self.tables;
+        let table = A::table(connections);
+        if let Some(connection) = table.get(number) {
+            forget_port(&self.snapshot, connection, snat, snat_users);
+        }
+        table.remove(number);
+    }
+}
+
+/// The table of a family.
+pub(crate) trait Table: Rewrite {
+    fn table<'t, 'm>(connections: &'t mut NatTable<'m>) -> &'t mut Connections<'m, Self>;
+}
+
+impl Table for u64 {
+    #[inline]
+    fn table<'t, 'm>(connections: &'t mut NatTable<'m>) -> &'t mut Connections<'m, Self> {
+        &mut connections.ipv4
+    }
+}
+
+impl Table for [u64; 4] {
+    #[inline]
+    fn table<'t, 'm>(connections: &'t mut NatTable<'m>) -> &'t mut Connections<'m, Self> {
+        &mut connections.ipv6
+    }
+}
+
+#[inline]
+fn hash<A: Rewrite>(table: &Connections<'_, A>, lane: &Lane) -> u64 {
+    let hash = table.hash(&lane.key());
+    table.prefetch(hash);
+    hash
+}
+
+/// What the segment says, where it is TCP's and all of its header is there.
+#[inline]
+fn segment_of(frame: &Frame<'_>, lane: &Lane) -> Option<Segment> {
+    let packet = &lane.packet;
+    if packet.protocol != protocol::TCP || lane.error.is_some() || packet.shape.part == Part::Later
+    {
+        return None;
+    }
+    let transport = usize::from(packet.shape.transport_offset);
+    let len = usize::from(packet.shape.ip_offset) + packet.ip_len() - transport;
+    Segment::parse(frame.bytes().get(transport..)?, len)
+}
+
+/// The largest segment that fits the fabric in VXLAN.
+fn clamped_mss(mtu: u16, family: Family) -> u16 {
+    let ip = match family {
+        Family::Ipv4 => ipv4::HEADER_LEN,
+        Family::Ipv6 => ipv6::HEADER_LEN,
+    };
+    let headers = crate::HEADROOM + ip + tcp::HEADER_LEN;
+    mtu.saturating_sub(headers as u16)
+}
+
+/// Makes a frame that cannot go on an ICMP error about itself, where its sender may be told.
+#[cold]
+fn report(
+    frame: &mut Frame<'_>,
+    lane: &Lane,
+    most: u32,
+    answers: &mut Limiter,
+    underlay: &Underlay,
+) -> Verdict {
+    let packet = &lane.packet;
+    let error = if packet.hop_limit <= 1 {
+        IcmpError::HopLimit
+    } else {
+        IcmpError::TooBig(most)
+    };
+    let may_be_told = lane.error.is_none() && reply::may_be_told(frame.bytes(), packet);
+    if !may_be_told || !answers.allow() {
+        return Verdict::Drop(error.reason());
+    }
+    if reply::icmp_error(frame, packet, error).is_none() {
+        return Verdict::Drop(DropReason::NoHeadroom);
+    }
+    match lane.direction {
+        Direction::Outward => Verdict::Reply,
+        // It came out of VXLAN, but goes back to the client straight.
+        Direction::Inward => match link::readdress(frame, underlay) {
+            Some(()) => Verdict::Forward(underlay.port),
+            None => Verdict::Drop(error.reason()),
+        },
+    }
+}
+
+fn tuple<A: Rewrite>(side: &Side<A>, number: u8) -> crate::packet::Tuple {
+    let (source, destination) = side.addresses.unpack();
+    let [a, b, c, d] = side.ports.to_le_bytes();
+    crate::packet::Tuple {
+        source,
+        destination,
+        source_port: u16::from_be_bytes([a, b]),
+        destination_port: u16::from_be_bytes([c, d]),
+        protocol: number,
+    }
+}
+
+/// Gives a frame a verdict that ends its way.
+#[cold]
+fn finish(
+    stats: &mut Stats,
+    frame: &mut Frame<'_>,
+    lane: &Lane,
+    verdict: Verdict,
+    seen: &mut impl Observe,
+) {
+    frame.set_verdict(verdict);
+    // An answer has another length by now: what counts is what came in.
+    stats.count(verdict, lane.len as usize);
+    seen.step(lane.frame.into(), Step::Done(verdict));
+}

@@ -1,0 +1,215 @@
+//! What happens without a packet: connections end, their ends are told, ports are free again.
+
+use core::ops::Deref;
+
+use super::{Pipeline, Table};
+use crate::frame::{Burst, Frame};
+use crate::nat::connection::Connection;
+use crate::nat::reset::{self, Numbers};
+use crate::nat::rewrite::Rewrite;
+use crate::nat::table::Fate;
+use crate::nat::{ConnectionState, Direction, NatTable, NatTables};
+use crate::service::{CompiledBackend, Snapshot};
+use crate::stats::{BackendCounters, SnatCounters};
+use crate::time::Instant;
+use crate::verdict::Verdict;
+use crate::wire::tcp::Flags;
+
+impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
+    /// Looks at some connections, and ends those whose time has come, or whose backend is gone.
+    pub(crate) fn sweep(&mut self, now: Instant, spare: &mut Burst<'_>) {
+        let mut used = 0;
+        if self.tables.connections.ipv4.is_due(now) {
+            self.sweep_family::<u64>(now, spare, &mut used);
+        }
+        if self.tables.connections.ipv6.is_due(now) {
+            self.sweep_family::<[u64; 4]>(now, spare, &mut used);
+        }
+    }
+
+    fn sweep_family<A: Table>(&mut self, now: Instant, spare: &mut Burst<'_>, used: &mut usize) {
+        let Self {
+            snapshot,
+            tables,
+            resets,
+            stats,
+            ..
+        } = self;
+        let snapshot: &Snapshot<'_> = snapshot;
+        let NatTables {
+            connections,
+            snat,
+            snat_users,
+            ..
+        } = tables;
+        A::table(connections).sweep(now, |connection, is_past| {
+            let local = snapshot.nat.local(connection.server());
+            let is_unhealthy = connection.resets()
+                && local.is_some_and(|local| is_unhealthy(snapshot, local.backend));
+            if !is_past && local.is_some() && !is_unhealthy {
+                return Fate::Stays;
+            }
+            if connection.resets() {
+                // Two are needed, one for each end.
+                if spare.len() >= 2 && spare.len() < *used + 2 {
+                    return Fate::Waits;
+                }
+                for way in [Direction::Inward, Direction::Outward] {
+                    let told = resets.allow()
+                        && spare
+                            .get_mut(*used)
+                            .is_some_and(|frame| tell(frame, snapshot, connection, way).is_some());
+                    *used += usize::from(told);
+                    stats.resets += u64::from(told);
+                    stats.resets_suppressed += u64::from(!told);
+                }
+            }
+            forget_port(snapshot, connection, snat, snat_users);
+            Fate::Ends
+        });
+    }
+
+    /// Notes what a new snapshot changes for what is here already.
+    pub(crate) fn begin_generation(&mut self) {
+        let Self {
+            snapshot, tables, ..
+        } = self;
+        let snapshot: &Snapshot<'_> = snapshot;
+        for backend in snapshot.backends() {
+            let id = backend.id();
+            let snat = tables.snat.get_mut(id.slot());
+            if let Some(counters) = tables.backends.get_mut(id.slot())
+                && counters.id != id.get()
+            {
+                *counters = BackendCounters::of(id.get());
+                if let Some(snat) = snat {
+                    *snat = SnatCounters::default();
+                }
+            }
+        }
+        // Blocks may lie elsewhere now: who uses which port is counted anew.
+        tables.snat_users.fill(0);
+        for local in snapshot.nat.locals() {
+            if let Some(counters) = tables.snat.get_mut(local.counters as usize) {
+                let granules = |block| snapshot.nat.granules_of(block).len() as u64;
+                counters.ports = 8 * snapshot
+                    .nat
+                    .blocks_of(local)
+                    .iter()
+                    .map(granules)
+                    .sum::<u64>();
+                counters.used = 0;
+                counters.connections = 0;
+            }
+        }
+        let NatTable { ipv4, ipv6 } = &tables.connections;
+        for connection in ipv4.iter() {
+            note_port(
+                snapshot,
+                connection,
+                &mut tables.snat,
+                &mut tables.snat_users,
+            );
+        }
+        for connection in ipv6.iter() {
+            note_port(
+                snapshot,
+                connection,
+                &mut tables.snat,
+                &mut tables.snat_users,
+            );
+        }
+        tables.connections.ipv4.purge();
+        tables.connections.ipv6.purge();
+    }
+}
+
+/// Makes a spare frame the RST that goes in `way` to one end of a connection.
+fn tell<A: Rewrite>(
+    frame: &mut Frame<'_>,
+    snapshot: &Snapshot<'_>,
+    connection: &Connection<A>,
+    way: Direction,
+) -> Option<()> {
+    let underlay = snapshot.underlay();
+    let (port, macs) = match way {
+        Direction::Inward => {
+            let vm = snapshot.nat.vm_by_port(connection.zone())?;
+            (vm.port, (underlay.mac, vm.mac))
+        }
+        Direction::Outward => (underlay.port, (underlay.mac, underlay.next_hop)),
+    };
+    // What goes in `way` goes to the end whose own packets go the other way.
+    let (sequence, acknowledgement) = connection.sequences().reset_to(way.reverse());
+    let answered =
+        connection.state() != ConnectionState::SynSent || way != connection.opener().reverse();
+    let numbers = Numbers {
+        sequence: if answered { sequence } else { 0 },
+        acknowledgement,
+        flags: Flags::RST.with(Flags::ACK),
+    };
+    reset::emit(frame, macs, connection.translated(way), numbers)?;
+    frame.set_verdict(Verdict::Forward(port));
+    Some(())
+}
+
+/// Whether a backend's probe fails.
+fn is_unhealthy(snapshot: &Snapshot<'_>, backend: u32) -> bool {
+    snapshot
+        .backend(backend)
+        .is_some_and(CompiledBackend::is_unhealthy)
+}
+
+/// The counters of a connection's backend, and the place of the port that it goes out from; `None`
+/// where it came from outside.
+fn port_of<A: Rewrite>(
+    snapshot: &Snapshot<'_>,
+    connection: &Connection<A>,
+) -> Option<(usize, Option<usize>)> {
+    if connection.opener() != Direction::Outward {
+        return None;
+    }
+    let local = snapshot.nat.local(connection.server())?;
+    let counters = local.counters as usize;
+    let outside = connection.side(Direction::Inward);
+    Some((
+        counters,
+        crate::nat::ports::place_of(&snapshot.nat, local, &outside),
+    ))
+}
+
+/// Counts a connection among the users of its SNAT port.
+pub(crate) fn note_port<A: Rewrite>(
+    snapshot: &Snapshot<'_>,
+    connection: &Connection<A>,
+    snat: &mut [SnatCounters],
+    users: &mut [u16],
+) {
+    if let Some((counters, place)) = port_of(snapshot, connection)
+        && let Some(counters) = snat.get_mut(counters)
+    {
+        counters.connections += 1;
+        if let Some(users) = place.and_then(|place| users.get_mut(place)) {
+            counters.used += u64::from(*users == 0);
+            *users = users.saturating_add(1);
+        }
+    }
+}
+
+/// And no more.
+pub(super) fn forget_port<A: Rewrite>(
+    snapshot: &Snapshot<'_>,
+    connection: &Connection<A>,
+    snat: &mut [SnatCounters],
+    users: &mut [u16],
+) {
+    if let Some((counters, place)) = port_of(snapshot, connection)
+        && let Some(counters) = snat.get_mut(counters)
+    {
+        counters.connections = counters.connections.saturating_sub(1);
+        if let Some(users) = place.and_then(|place| users.get_mut(place)) {
+            *users = users.saturating_sub(1);
+            counters.used -= u64::from(*users == 0).min(counters.used);
+        }
+    }
+}

@@ -234,6 +234,7 @@ fn process(host: &mut Dut, now: Instant, arrivals: &[Arrival]) {
         match frame.verdict() {
             Verdict::Pass => assert_eq!(frame.bytes(), packet),
             Verdict::Drop(_) => {}
+            Verdict::Flood => unreachable!("a host knows whose it is"),
             Verdict::Forward(_) | Verdict::Reply => {
                 // What came with right checksums leaves with right ones.
                 let before = if *port == FABRIC {

@@ -134,6 +134,7 @@ fn process(mux: &mut Mux<'_, Arc<Snapshot<'static>>>, now: Instant, packets: &[(
         match frame.verdict() {
             Verdict::Pass => assert_eq!(frame.bytes(), packet),
             Verdict::Drop(_) => {}
+            Verdict::Flood => unreachable!("a mux has one port"),
             Verdict::Reply => {
                 let reply = SlicedPacket::from_ethernet(frame.bytes()).unwrap();
                 assert!(reply.net.is_some());

@@ -6,6 +6,7 @@ use crate::frame::{Burst, Frame};
 use crate::host::Host;
 use crate::mux::Mux;
 use crate::observe::Observe;
+use crate::proxy::Proxy;
 use crate::service::{BackendId, Snapshot};
 use crate::stats::{BackendCounters, RuleCounters, Stats};
 use crate::time::Instant;
@@ -74,3 +75,4 @@ macro_rules! delegate {
 
 delegate!(Mux, |mux: &mut Self, now, _| mux.advance(now));
 delegate!(Host, Self::advance);
+delegate!(Proxy, Self::advance);

@@ -42,6 +42,7 @@ const PASS: u8 = 0;
 const FORWARD: u8 = 1;
 const REPLY: u8 = 2;
 const DROP: u8 = 3;
+const FLOOD: u8 = 4;
 
 #[cfg(target_pointer_width = "64")]
 const _: () = assert!(size_of::<Frame<'static>>() == 24);
@@ -219,6 +220,7 @@ impl<'m> Frame<'m> {
         match self.verdict {
             FORWARD => Verdict::Forward(self.port),
             REPLY => Verdict::Reply,
+            FLOOD => Verdict::Flood,
             DROP => match DropReason::ALL.get(usize::from(self.reason)) {
                 Some(&reason) => Verdict::Drop(reason),
                 None => Verdict::Pass, // only a C caller could have written it
@@ -236,6 +238,7 @@ impl<'m> Frame<'m> {
                 self.port = port;
             }
             Verdict::Reply => self.verdict = REPLY,
+            Verdict::Flood => self.verdict = FLOOD,
             Verdict::Pass => self.verdict = PASS,
             Verdict::Drop(reason) => {
                 self.verdict = DROP;
@@ -380,7 +383,12 @@ mod tests {
     fn verdicts_are_kept() {
         let mut frame = Frame::EMPTY;
         frame.set_port(PortId(7));
-        for verdict in [Verdict::Reply, Verdict::Pass, Verdict::Forward(PortId(9))] {
+        for verdict in [
+            Verdict::Reply,
+            Verdict::Flood,
+            Verdict::Pass,
+            Verdict::Forward(PortId(9)),
+        ] {
             frame.set_verdict(verdict);
             assert_eq!(frame.verdict(), verdict);
         }

@@ -21,15 +21,16 @@ use core::fmt;
 use core::ops::Deref;
 
 use crate::decapsulation::{Outer, OuterName};
-use crate::flow::FlowTable;
 use crate::frame::{BURST, Burst, Frame};
+use crate::link::{self, Link};
 use crate::mem::Memory;
-use crate::nat::pipeline::{Lane, Pipeline};
-use crate::nat::{Direction, NatOptions, NatTable, NatTables};
+use crate::nat::pipeline::{Lane, Pipeline, Role, Table};
+use crate::nat::tcp::Segment;
+use crate::nat::{Connection, Direction, NatOptions, NatTable, NatTables};
 use crate::observe::{Observe, Step};
-use crate::packet::{Family, Read};
-use crate::reply::Limiter;
-use crate::service::{BackendId, Snapshot};
+use crate::packet::{Family, Packet, Read};
+use crate::service::nat::{CompiledMux, RuleKind};
+use crate::service::{BackendId, RuleMatch, Snapshot};
 use crate::stats::{BackendCounters, RuleCounters, SnatCounters, Stats};
 use crate::time::Instant;
 use crate::verdict::{DropReason, PortId, Verdict};
@@ -45,15 +46,7 @@ pub struct Host<'m, S> {
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     /// A host agent with the tables given.
     pub fn new(snapshot: S, tables: NatTables<'m>, options: NatOptions) -> Self {
-        let mut pipeline = Pipeline {
-            snapshot,
-            tables,
-            options,
-            answers: Limiter::new(options.answers_per_second, options.answers_at_once),
-            resets: Limiter::new(options.resets_per_second, options.resets_at_once),
-            stats: Stats::default(),
-        };
-        pipeline.begin_generation();
+        let pipeline = Pipeline::new(snapshot, tables, options);
         Self {
             pipeline,
             lanes: [Lane::EMPTY; BURST],
@@ -63,15 +56,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     /// The same host agent with other options.
     #[must_use]
     pub fn with_options(mut self, options: NatOptions) -> Self {
-        let Pipeline {
-            options: old,
-            answers,
-            resets,
-            ..
-        } = &mut self.pipeline;
-        *answers = Limiter::new(options.answers_per_second, options.answers_at_once);
-        *resets = Limiter::new(options.resets_per_second, options.resets_at_once);
-        *old = options;
+        self.pipeline.set_options(options);
         self
     }
 
@@ -94,9 +79,9 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
                 seen,
             };
             pipeline.set_clock(now);
-            let lanes = pipeline.classify(frames, lanes, seen);
+            let lanes = pipeline.classify::<HostRole>(frames, lanes, seen);
             pipeline.look_up(lanes);
-            pipeline.translate(frames, lanes, seen);
+            pipeline.translate::<HostRole>(frames, lanes, seen);
         }
     }
 
@@ -109,16 +94,14 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     /// with no frame in it at all, nobody is told.
     pub fn advance(&mut self, now: Instant, spare: &mut Burst<'_>) {
         self.pipeline.set_clock(now);
-        self.pipeline.sweep(now, spare);
+        self.pipeline.sweep::<HostRole>(now, spare);
     }
 
     /// Puts another snapshot in place, built with the present one as its previous, and returns the
     /// old one: nothing here refers to it any more. Connections of backends that are gone, or
     /// unhealthy where their rule resets, end within the next calls of [`advance`](Self::advance).
     pub fn install(&mut self, snapshot: S) -> S {
-        let old = core::mem::replace(&mut self.pipeline.snapshot, snapshot);
-        self.pipeline.begin_generation();
-        old
+        self.pipeline.install(snapshot)
     }
 
     /// The snapshot in place.
@@ -128,10 +111,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
 
     /// What it did so far.
     pub fn stats(&self) -> Stats {
-        Stats {
-            connections: self.pipeline.tables.connections.stats(),
-            ..self.pipeline.stats
-        }
+        self.pipeline.stats()
     }
 
     /// Its connections.
@@ -142,14 +122,12 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     /// What a rule did, by its place: load-balancing rules, then inbound NAT, then outbound
     /// frontends.
     pub fn rule_counters(&self, rule: usize) -> Option<RuleCounters> {
-        let rule = self.pipeline.snapshot.rule(u32::try_from(rule).ok()?)?;
-        self.pipeline.tables.rules.get(rule.slot()).copied()
+        self.pipeline.rule_counters(rule)
     }
 
     /// What a backend got.
     pub fn backend_counters(&self, id: BackendId) -> Option<BackendCounters> {
-        let counters = self.pipeline.tables.backends.get(id.slot()).copied();
-        counters.filter(|c| c.id == id.get())
+        self.pipeline.backend_counters(id)
     }
 
     /// A backend's SNAT ports.
@@ -169,18 +147,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         key: [u64; 2],
         memory: &mut impl Memory<'m>,
     ) -> Option<Self> {
-        const FRAGMENTS: usize = 4096;
-        let rules = (2 * snapshot.rule_slots()).max(64);
-        let backends = (2 * snapshot.backend_slots()).max(1024);
-        let ports = snapshot.snat_port_places().max(1 << 17);
-        let tables = NatTables {
-            connections: NatTable::build(connections, connections, key, memory)?,
-            fragments: Some(FlowTable::build(FRAGMENTS, FRAGMENTS, key, memory)?),
-            rules: memory.take(rules, RuleCounters::default())?,
-            backends: memory.take(backends, BackendCounters::default())?,
-            snat: memory.take(backends, SnatCounters::default())?,
-            snat_users: memory.take(ports, 0)?,
-        };
+        let tables = NatTables::build(&snapshot, connections, key, memory)?;
         let options = NatOptions {
             port_secret: [key[1], key[0]],
             ..NatOptions::default()
@@ -233,21 +200,30 @@ impl Arrival {
     }
 }
 
-impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
+/// What a host agent does in its own way.
+enum HostRole {}
+
+impl Role for HostRole {
+    // What comes for one vm through one mux comes in runs: often the last answer holds.
+    type Last = Option<Arrival>;
+    const ROUTES: bool = true;
+    const SHARED: bool = false;
+    const KEEPS_REMOVED: bool = false;
+
     #[inline]
-    pub(crate) fn classify_frame(
-        &mut self,
+    fn arrive<'s, S: Deref<Target = Snapshot<'s>>>(
+        pipeline: &mut Pipeline<'_, S>,
         frame: &mut Frame<'_>,
         lane: &mut Lane,
-        last: &mut Option<Arrival>,
+        last: &mut Self::Last,
         seen: &mut impl Observe,
     ) -> Result<(), Verdict> {
         let mut outer = None;
-        if frame.port() == self.snapshot.underlay().port {
+        if frame.port() == pipeline.snapshot.underlay().port {
             lane.direction = Direction::Inward;
-            outer = Some(self.decapsulate(frame, lane, last, seen)?);
+            outer = Some(decapsulate(&pipeline.snapshot, frame, lane, last, seen)?);
         } else {
-            let vm = self.snapshot.nat.vm_by_port(frame.port());
+            let vm = pipeline.snapshot.nat.vm_by_port(frame.port());
             lane.zone = vm.ok_or(Verdict::Pass)?.port;
             lane.direction = Direction::Outward;
         }
@@ -269,32 +245,132 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if lane.packet.is_plain() {
             return Ok(());
         }
-        self.classify_unusual(frame, lane, seen)
+        pipeline.classify_unusual::<Self>(frame, lane, seen)
     }
 
-    /// Takes a frame out of VXLAN, and finds the vm that it is for.
-    #[inline]
-    fn decapsulate(
-        &mut self,
+    fn open<'s, A: Table, S: Deref<Target = Snapshot<'s>>>(
+        pipeline: &mut Pipeline<'_, S>,
         frame: &mut Frame<'_>,
-        lane: &mut Lane,
-        last: &mut Option<Arrival>,
+        lane: &Lane,
+        segment: Option<&Segment>,
         seen: &mut impl Observe,
-    ) -> Result<Outer, Verdict> {
-        let snapshot = &*self.snapshot;
-        let outer = Outer::parse(frame.bytes(), snapshot.underlay())
-            .map_err(Verdict::Drop)?
-            .ok_or(Verdict::Pass)?;
-        let arrival = match *last {
-            Some(arrival) if arrival.name == outer.name() => arrival,
-            _ => Arrival::new(&outer, snapshot)?,
-        };
-        *last = Some(arrival);
-        (lane.mux, lane.zone) = (arrival.mux, arrival.port);
-        frame.truncate(outer.inner.1);
-        frame.trim_front(outer.inner.0);
-        let (vni, port) = (outer.vni, arrival.port);
-        seen.step(lane.frame.into(), Step::Decapsulated { vni, port });
-        Ok(outer)
+    ) -> Result<Connection<A>, Verdict> {
+        match lane.direction {
+            Direction::Inward => pipeline.inbound::<A, Self>(frame, lane, segment, seen),
+            Direction::Outward => pipeline.outbound(frame, lane, segment, seen),
+        }
     }
+
+    /// The vm that it came for, if it is of the rule's pool and takes new connections.
+    fn choose<'s, S: Deref<Target = Snapshot<'s>>>(
+        pipeline: &Pipeline<'_, S>,
+        lane: &Lane,
+        rule: u32,
+        _: &mut impl Observe,
+    ) -> Option<u32> {
+        let snapshot = &*pipeline.snapshot;
+        let terms = snapshot.terms(rule)?;
+        let local = snapshot.nat.local_of_pool(terms.pool, lane.zone)?;
+        let backend = snapshot.backend(local.backend)?;
+        (terms.kind == RuleKind::Nat || backend.is_eligible()).then_some(local.backend)
+    }
+
+    fn not_ours(_: &Snapshot<'_>, lane: &Lane, found: RuleMatch) -> Verdict {
+        match found {
+            RuleMatch::NoRule => Verdict::Drop(DropReason::NoRule),
+            // The vm's own traffic, which needs no translation.
+            _ => Verdict::Forward(lane.zone),
+        }
+    }
+
+    fn unmatched(_: &Snapshot<'_>, _: &Lane, reason: DropReason) -> Verdict {
+        Verdict::Drop(reason)
+    }
+
+    fn neighbour_discovery(_: &Snapshot<'_>, lane: &Lane) -> Verdict {
+        match lane.direction {
+            Direction::Inward => Verdict::Forward(lane.zone),
+            Direction::Outward => Verdict::Pass,
+        }
+    }
+
+    #[inline]
+    fn mux<'a, A: Table>(
+        snapshot: &'a Snapshot<'_>,
+        connection: &Connection<A>,
+        direction: Direction,
+    ) -> Option<&'a CompiledMux> {
+        match (direction, connection.via()) {
+            (Direction::Outward, Some(mux)) => snapshot.nat.mux(mux),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn leave(
+        snapshot: &Snapshot<'_>,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        packet: &Packet,
+        zone: PortId,
+        mux: Option<&CompiledMux>,
+    ) -> Result<PortId, Verdict> {
+        if lane.direction == Direction::Inward {
+            return Ok(zone);
+        }
+        let underlay = snapshot.underlay();
+        let no_headroom = Verdict::Drop(DropReason::NoHeadroom);
+        match mux {
+            Some(mux) => {
+                mux.template
+                    .encapsulate(frame, packet, lane.hash)
+                    .map_err(Verdict::Drop)?;
+                let vni = snapshot.nat.vm_by_port(zone).map(|vm| vm.vni);
+                mux.template.set_vni(frame, vni.unwrap_or_default());
+            }
+            None => link::replace(frame, packet, underlay).ok_or(no_headroom)?,
+        }
+        Ok(underlay.port)
+    }
+
+    fn way_to<A: Table>(
+        snapshot: &Snapshot<'_>,
+        connection: &Connection<A>,
+        direction: Direction,
+        _: Option<Link>,
+    ) -> Option<(PortId, Link)> {
+        let underlay = snapshot.underlay();
+        Some(match direction {
+            Direction::Inward => {
+                let vm = snapshot.nat.vm_by_port(connection.zone())?;
+                (vm.port, Link::new(underlay.mac, vm.mac))
+            }
+            Direction::Outward => (underlay.port, Link::new(underlay.mac, underlay.next_hop)),
+        })
+    }
+}
+
+/// Takes a frame out of VXLAN, and finds the vm that it is for.
+#[inline]
+fn decapsulate(
+    snapshot: &Snapshot<'_>,
+    frame: &mut Frame<'_>,
+    lane: &mut Lane,
+    last: &mut Option<Arrival>,
+    seen: &mut impl Observe,
+) -> Result<Outer, Verdict> {
+    let outer = Outer::parse(frame.bytes(), snapshot.underlay())
+        .map_err(Verdict::Drop)?
+        .ok_or(Verdict::Pass)?;
+    let arrival = match *last {
+        Some(arrival) if arrival.name == outer.name() => arrival,
+        _ => Arrival::new(&outer, snapshot)?,
+    };
+    *last = Some(arrival);
+    (lane.mux, lane.zone) = (arrival.mux, arrival.port);
+    frame.truncate(outer.inner.1);
+    frame.trim_front(outer.inner.0);
+    let (vni, port) = (outer.vni, arrival.port);
+    seen.step(lane.frame.into(), Step::Decapsulated { vni, port });
+    Ok(outer)
 }

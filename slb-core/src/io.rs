@@ -22,7 +22,8 @@ pub trait PacketIo<'m> {
     fn receive(&mut self, burst: &mut Burst<'m>) -> Result<usize, Self::Error>;
 
     /// Takes every frame out of `burst` and does with it what its verdict says; returns how
-    /// many were queued for sending. The burst is empty afterwards, also on an error.
+    /// many were queued for sending. The burst is empty afterwards, also on an error. Of a frame
+    /// to [flood](crate::Verdict::Flood), each port but [its own](crate::Frame::port) gets a copy.
     ///
     /// # Errors
     /// The device failed; frames it could not send are lost, and counted by the I/O.

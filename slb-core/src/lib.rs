@@ -56,6 +56,7 @@ pub mod observe;
 pub mod packet;
 #[expect(unsafe_code, reason = "the intrinsic takes a raw pointer")]
 mod prefetch;
+pub mod proxy;
 mod reply;
 pub mod service;
 pub mod stats;
@@ -69,6 +70,7 @@ pub use frame::{BURST, Burst, Frame};
 pub use host::Host;
 pub use io::PacketIo;
 pub use mux::{Mux, MuxOptions, MuxTables};
+pub use proxy::Proxy;
 pub use stats::Stats;
 pub use time::Instant;
 pub use verdict::{DropReason, PortId, Verdict};

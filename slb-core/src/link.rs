@@ -1,10 +1,88 @@
-//! The link header of what leaves for the fabric's router.
+//! The link header of what leaves: that of the fabric's router, or that of whom it answers.
 
 use crate::frame::Frame;
 use crate::packet::{Family, Packet};
 use crate::service::Underlay;
-use crate::wire::ethernet::{self, EtherType};
+use crate::wire::ethernet::{self, EtherType, MacAddress};
 use crate::wire::{ipv4, ipv6};
+
+/// The link header of a frame that is made here: two addresses, and the VLAN tag of the frame that
+/// it goes with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    destination: MacAddress,
+    source: MacAddress,
+    /// All zero: none.
+    tag: [u8; ethernet::TAG_LEN],
+}
+
+impl Link {
+    /// Nowhere.
+    pub const NONE: Self = Self::new(MacAddress([0; 6]), MacAddress([0; 6]));
+
+    /// Without a tag.
+    pub(crate) const fn new(source: MacAddress, destination: MacAddress) -> Self {
+        Self {
+            destination,
+            source,
+            tag: [0; ethernet::TAG_LEN],
+        }
+    }
+
+    /// That of a frame; `None` where it has several tags.
+    pub(crate) fn of(frame: &Frame<'_>, packet: &Packet) -> Option<Self> {
+        let header: &[u8; 16] = frame.bytes().first_chunk()?;
+        let [a, b, c, d, e, f, g, h, i, j, k, l, tag @ ..] = *header;
+        let link = Self::new(
+            MacAddress([g, h, i, j, k, l]),
+            MacAddress([a, b, c, d, e, f]),
+        );
+        match usize::from(packet.shape.ip_offset) {
+            ethernet::HEADER_LEN => Some(link),
+            offset if offset == ethernet::HEADER_LEN + ethernet::TAG_LEN => {
+                Some(Self { tag, ..link })
+            }
+            _ => None,
+        }
+    }
+
+    /// The way back.
+    pub(crate) fn reversed(self) -> Self {
+        Self {
+            destination: self.source,
+            source: self.destination,
+            ..self
+        }
+    }
+
+    /// Bytes that it takes.
+    pub(crate) fn len(&self) -> usize {
+        ethernet::HEADER_LEN
+            + if self.tag == [0; ethernet::TAG_LEN] {
+                0
+            } else {
+                ethernet::TAG_LEN
+            }
+    }
+
+    /// Writes it to the beginning of `bytes`.
+    pub(crate) fn emit(&self, bytes: &mut [u8], ether_type: EtherType) -> Option<()> {
+        let header = ethernet::Header {
+            destination: self.destination,
+            source: self.source,
+            ether_type,
+        };
+        let tagged = self.len() > ethernet::HEADER_LEN;
+        header.emit(bytes.first_chunk_mut()?);
+        if tagged {
+            bytes.get_mut(12..16)?.copy_from_slice(&self.tag);
+            bytes
+                .get_mut(16..18)?
+                .copy_from_slice(&ether_type.0.to_be_bytes());
+        }
+        Some(())
+    }
+}
 
 /// Puts the fabric's link header in the place of the one that the packet came with; padding and
 /// VLAN tags of that link are left behind. `None`, and no change, where it does not fit.

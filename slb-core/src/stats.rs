@@ -48,7 +48,7 @@ impl Sub for Count {
 pub struct Stats {
     /// Frames given to it.
     pub received: Count,
-    /// Frames to send out of a port.
+    /// Frames to send out of a port, or several.
     pub forwarded: Count,
     /// Frames that became an answer.
     pub replied: Count,
@@ -75,7 +75,7 @@ impl Stats {
     #[inline]
     pub(crate) fn count(&mut self, verdict: Verdict, len: usize) {
         match verdict {
-            Verdict::Forward(_) => self.forwarded.add(len),
+            Verdict::Forward(_) | Verdict::Flood => self.forwarded.add(len),
             Verdict::Reply => self.replied.add(len),
             Verdict::Pass => self.passed.add(len),
             Verdict::Drop(reason) => {
@@ -129,8 +129,10 @@ pub struct RuleCounters {
 pub struct BackendCounters {
     /// Frames forwarded to it.
     pub forwarded: Count,
-    /// Flows pinned to it.
+    /// Flows pinned to it, or connections made.
     pub flows: u64,
+    /// Connections that it has now; of a mux, which forgets flows in silence, none.
+    pub live: u64,
     /// Whose counters these are: they begin anew when the slot gets another owner.
     pub(crate) id: u32,
 }

@@ -9,11 +9,13 @@ pub struct PortId(pub u16);
 
 /// The one outcome that every frame gets.
 ///
-/// Exhaustive on purpose: whoever moves packets has to handle all four.
+/// Exhaustive on purpose: whoever moves packets has to handle all five.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// Send it out of this port.
     Forward(PortId),
+    /// Send it out of every port but the one that it came in by.
+    Flood,
     /// It has become an answer: send it out of the port it came in by.
     Reply,
     /// Not ours, and untouched: hand it to the kernel, or to whoever else listens.

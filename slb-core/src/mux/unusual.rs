@@ -5,6 +5,7 @@ use core::ops::Deref;
 use super::{Lane, Pipeline};
 use crate::fragments;
 use crate::frame::Frame;
+use crate::link::Link;
 use crate::nat::connection::Side;
 use crate::nat::reset;
 use crate::observe::{Observe, Step};
@@ -122,6 +123,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             }
             return Ok(by_address);
         }
+        if let Some(rule) = self.snapshot.echo_rule(&packet) {
+            return Ok(RuleMatch::Rule(rule));
+        }
         let ignored = Verdict::Drop(DropReason::EchoIgnored);
         match self.snapshot.echo(&packet) {
             Some(Echo::Forward) => Ok(by_address),
@@ -174,9 +178,9 @@ pub(super) fn refuse(
     if !wanted || !is_segment || lane.is_error {
         return no_backend;
     }
-    let (Some(numbers), Some(macs)) = (
+    let (Some(numbers), Some(link)) = (
         reset::answer(frame.bytes(), packet),
-        reset::macs_of_answer(frame),
+        Link::of(frame, packet).map(Link::reversed),
     ) else {
         return no_backend; // never in answer to a reset
     };
@@ -185,11 +189,11 @@ pub(super) fn refuse(
         && match packet.shape.family {
             Family::Ipv4 => {
                 let addresses = packet.addresses[0];
-                reset::emit(frame, macs, Side { addresses, ports }.reversed(), numbers)
+                reset::emit(frame, &link, Side { addresses, ports }.reversed(), numbers)
             }
             Family::Ipv6 => {
                 let addresses = packet.addresses;
-                reset::emit(frame, macs, Side { addresses, ports }.reversed(), numbers)
+                reset::emit(frame, &link, Side { addresses, ports }.reversed(), numbers)
             }
         }
         .is_some();

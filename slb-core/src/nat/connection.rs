@@ -90,9 +90,12 @@ pub(crate) struct Key<A> {
     pub(crate) protocol: u8,
     /// Which way the packet goes.
     pub(crate) direction: Direction,
-    /// Whose packet it is: tuples of two vms may be the same.
+    /// Whose packet it is: tuples of two vms may be the same. Or of [`ALL_PORTS`].
     pub(crate) zone: PortId,
 }
+
+/// In the place of a zone: names are the same at all ports.
+pub(crate) const ALL_PORTS: PortId = PortId(u16::MAX);
 
 impl<A: Addresses> Key<A> {
     #[inline]
@@ -120,6 +123,8 @@ pub(crate) struct Policy {
     pub(crate) reset: bool,
     /// The direction of its first packet.
     pub(crate) opener: Direction,
+    /// Its name on the inside is that of all ports.
+    pub(crate) shared: bool,
 }
 
 impl Policy {
@@ -130,6 +135,7 @@ impl Policy {
 const VIA: u8 = 0x0f;
 const RESETS: u8 = 0x10;
 const OPENED_OUTWARD: u8 = 0x20;
+const SHARED: u8 = 0x40;
 
 /// A connection. IPv4's is one cache line, IPv6's two.
 #[derive(Clone, Copy, Debug)]
@@ -180,11 +186,14 @@ impl<A: Addresses> Connection<A> {
         let to_server = inside.reversed();
         let address_delta = delta(outside.addresses.sum(), to_server.addresses.sum());
         let port_delta = delta(port_sum(outside.ports), port_sum(to_server.ports));
-        let opened_outward = if policy.opener == Direction::Outward {
-            OPENED_OUTWARD
-        } else {
-            0
-        };
+        let mut flags = policy.via & VIA;
+        for (set, flag) in [
+            (policy.reset, RESETS),
+            (policy.opener == Direction::Outward, OPENED_OUTWARD),
+            (policy.shared, SHARED),
+        ] {
+            flags |= if set { flag } else { 0 };
+        }
         Self {
             outside: outside.addresses,
             inside: inside.addresses,
@@ -196,11 +205,7 @@ impl<A: Addresses> Connection<A> {
             rule: policy.rule,
             server: policy.server,
             zone: zone.0,
-            sequences: Sequences::beside(
-                ConnectionState::SynSent,
-                protocol,
-                policy.via & VIA | if policy.reset { RESETS } else { 0 } | opened_outward,
-            ),
+            sequences: Sequences::beside(ConnectionState::SynSent, protocol, flags),
             ..Self::EMPTY
         }
     }
@@ -247,11 +252,12 @@ impl<A: Addresses> Connection<A> {
     }
 
     pub(super) fn key(&self, direction: Direction) -> Key<A> {
+        let is_shared = self.sequences.flags & SHARED != 0 && direction == Direction::Outward;
         Key {
             side: self.side(direction),
             protocol: self.sequences.protocol,
             direction,
-            zone: PortId(self.zone),
+            zone: if is_shared { ALL_PORTS } else { self.zone() },
         }
     }
 
@@ -259,7 +265,7 @@ impl<A: Addresses> Connection<A> {
     pub(super) fn is(&self, key: &Key<A>) -> bool {
         self.side(key.direction) == key.side
             && self.sequences.protocol == key.protocol
-            && self.zone == key.zone.0
+            && (self.zone == key.zone.0 || key.zone == ALL_PORTS)
             && !self.is_free()
     }
 
@@ -279,7 +285,7 @@ impl<A: Addresses> Connection<A> {
         self.sequences.protocol
     }
 
-    /// The port of the vm that it is with.
+    /// The port of the vm that it is with, or of the proxy's client.
     #[inline]
     pub(crate) fn zone(&self) -> PortId {
         PortId(self.zone)

@@ -18,10 +18,11 @@ pub(crate) mod table;
 mod tables;
 pub mod tcp;
 
+pub use crate::link::Link;
 pub use connection::Connection;
 pub use index::IndexBucket;
 pub use table::{ConnectionMemory, NatStats};
-pub use tables::{NatOptions, NatTables};
+pub use tables::{Links, NatOptions, NatTables};
 pub use tcp::{ConnectionState, Direction};
 
 use core::fmt;

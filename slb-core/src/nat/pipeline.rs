@@ -1,30 +1,110 @@
 //! The stages that every role that translates has in common: whose connection is it, and under
 //! which name does the packet go on.
 
+mod establish;
 mod sweep;
 mod unusual;
 
 use core::ops::Deref;
 
-use super::connection::{Key, Side};
+use super::connection::{Connection, Key, Side};
 use super::rewrite::{self, Rewrite};
 use super::table::{Connections, NONE};
 use super::tcp::{Direction, Segment, reopens};
-use super::{NatOptions, NatTable, NatTables};
+use super::{Links, NatOptions, NatTable, NatTables};
 use crate::frame::{BURST, Frame};
-use crate::link;
+use crate::link::{self, Link};
 use crate::observe::{ConnectionStep, Observe, Step};
 use crate::packet::{Family, Packet, Part};
 use crate::reply::{self, IcmpError, Limiter};
-use crate::service::{Snapshot, Underlay};
-use crate::stats::Stats;
+use crate::service::nat::CompiledMux;
+use crate::service::{BackendId, RuleMatch, Snapshot, Underlay};
+use crate::stats::{BackendCounters, RuleCounters, Stats};
 use crate::time::Instant;
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::tcp::Flags;
 use crate::wire::{ipv4, ipv6, protocol, tcp};
 
-use sweep::forget_port;
-pub(crate) use sweep::note_port;
+pub(crate) use self::establish::{NO_CONNECTION, Refusal};
+use self::sweep::forget;
+
+/// What each role that translates does in its own way.
+pub(crate) trait Role: Sized {
+    /// What one frame of a burst leaves for the next.
+    type Last: Default;
+    /// Packets go on as through a router: each loses a hop, and has to fit.
+    const ROUTES: bool;
+    /// Names on the inside are those of all ports.
+    const SHARED: bool;
+    /// Connections go on when their backend is no longer configured.
+    const KEEPS_REMOVED: bool;
+
+    /// Finds where a frame comes from, and reads it: stage 1.
+    ///
+    /// # Errors
+    /// It concerns no connection: this becomes of it.
+    fn arrive<'s, S: Deref<Target = Snapshot<'s>>>(
+        pipeline: &mut Pipeline<'_, S>,
+        frame: &mut Frame<'_>,
+        lane: &mut Lane,
+        last: &mut Self::Last,
+        seen: &mut impl Observe,
+    ) -> Result<(), Verdict>;
+
+    /// The connection that a packet begins.
+    ///
+    /// # Errors
+    /// It begins none: this becomes of it.
+    fn open<'s, A: Table, S: Deref<Target = Snapshot<'s>>>(
+        pipeline: &mut Pipeline<'_, S>,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        segment: Option<&Segment>,
+        seen: &mut impl Observe,
+    ) -> Result<Connection<A>, Verdict>;
+
+    /// The backend that a new connection from outside goes to under a rule: its place among all.
+    fn choose<'s, S: Deref<Target = Snapshot<'s>>>(
+        pipeline: &Pipeline<'_, S>,
+        lane: &Lane,
+        rule: u32,
+        seen: &mut impl Observe,
+    ) -> Option<u32>;
+
+    /// What becomes of a packet from outside that no rule takes.
+    fn not_ours(snapshot: &Snapshot<'_>, lane: &Lane, found: RuleMatch) -> Verdict;
+
+    /// What becomes of a packet of which cannot be told whose it is, for this reason.
+    fn unmatched(snapshot: &Snapshot<'_>, lane: &Lane, reason: DropReason) -> Verdict;
+
+    /// What becomes of neighbour discovery.
+    fn neighbour_discovery(snapshot: &Snapshot<'_>, lane: &Lane) -> Verdict;
+
+    /// The mux that a connection's packets leave through, if they do.
+    fn mux<'a, A: Table>(
+        snapshot: &'a Snapshot<'_>,
+        connection: &Connection<A>,
+        direction: Direction,
+    ) -> Option<&'a CompiledMux>;
+
+    /// Makes a translated packet ready to leave; returns by which port.
+    fn leave(
+        snapshot: &Snapshot<'_>,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        packet: &Packet,
+        zone: PortId,
+        mux: Option<&CompiledMux>,
+    ) -> Result<PortId, Verdict>;
+
+    /// Where a packet of our own for a connection's end leaves, and under which link header.
+    fn way_to<A: Table>(
+        snapshot: &Snapshot<'_>,
+        connection: &Connection<A>,
+        direction: Direction,
+        opened_by: Option<Link>,
+    ) -> Option<(PortId, Link)>;
+}
 
 /// A frame on its way through the stages.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +116,7 @@ pub(crate) struct Lane {
     pub(crate) candidate: u32,
     /// Bytes of the frame as it came in.
     pub(crate) len: u32,
-    /// The port of the vm that it is for, or from.
+    /// The port that its connection's name is of: the vm's, or that of the proxy's clients.
     pub(crate) zone: PortId,
     /// The number of the mux that it came from, or that of none.
     pub(crate) mux: u8,
@@ -100,7 +180,50 @@ pub(crate) struct Pipeline<'m, S> {
     pub(crate) stats: Stats,
 }
 
-impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
+impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
+    pub(crate) fn new(snapshot: S, tables: NatTables<'m>, options: NatOptions) -> Self {
+        let mut pipeline = Self {
+            snapshot,
+            tables,
+            options,
+            answers: Limiter::new(options.answers_per_second, options.answers_at_once),
+            resets: Limiter::new(options.resets_per_second, options.resets_at_once),
+            stats: Stats::default(),
+        };
+        pipeline.begin_generation();
+        pipeline
+    }
+
+    pub(crate) fn set_options(&mut self, options: NatOptions) {
+        self.answers = Limiter::new(options.answers_per_second, options.answers_at_once);
+        self.resets = Limiter::new(options.resets_per_second, options.resets_at_once);
+        self.options = options;
+    }
+
+    /// Puts another snapshot in place, and returns the old one.
+    pub(crate) fn install(&mut self, snapshot: S) -> S {
+        let old = core::mem::replace(&mut self.snapshot, snapshot);
+        self.begin_generation();
+        old
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            connections: self.tables.connections.stats(),
+            ..self.stats
+        }
+    }
+
+    pub(crate) fn rule_counters(&self, rule: usize) -> Option<RuleCounters> {
+        let rule = self.snapshot.rule(u32::try_from(rule).ok()?)?;
+        self.tables.rules.get(rule.slot()).copied()
+    }
+
+    pub(crate) fn backend_counters(&self, id: BackendId) -> Option<BackendCounters> {
+        let counters = self.tables.backends.get(id.slot()).copied();
+        counters.filter(|c| c.id == id.get())
+    }
+
     #[inline]
     pub(crate) fn set_clock(&mut self, now: Instant) {
         self.tables.connections.advance(now);
@@ -111,10 +234,10 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         self.resets.advance(now);
     }
 
-    /// Stage 1: takes frames from the fabric out of VXLAN, reads each, finds whose it is and hashes
-    /// its tuple. Returns the lanes of those that concern a connection.
+    /// Stage 1: reads each frame, finds whose it is and hashes its tuple. Returns the lanes of those
+    /// that concern a connection.
     #[inline]
-    pub(crate) fn classify<'l>(
+    pub(crate) fn classify<'l, R: Role>(
         &mut self,
         frames: &mut [Frame<'_>],
         lanes: &'l mut [Lane; BURST],
@@ -124,8 +247,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             frame.prefetch();
         }
         let mut count = 0;
-        // What comes for one vm through one mux comes in runs: often the last answer holds.
-        let mut last = None;
+        let mut last = R::Last::default();
         for (index, frame) in frames.iter_mut().enumerate() {
             let Some(lane) = lanes.get_mut(count) else {
                 break;
@@ -134,7 +256,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             lane.frame = index as u8;
             lane.error = None;
             self.stats.received.add(frame.len());
-            match self.classify_frame(frame, lane, &mut last, seen) {
+            match R::arrive(self, frame, lane, &mut last, seen) {
                 Ok(()) => {
                     let connections = &self.tables.connections;
                     match lane.packet.shape.family {
@@ -149,6 +271,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         lanes.get_mut(..count).unwrap_or_default()
     }
 
+    /// Stage 2: asks for the line of each lane's connection.
     #[inline]
     pub(crate) fn look_up(&self, lanes: &mut [Lane]) {
         let NatTable { ipv4, ipv6 } = &self.tables.connections;
@@ -163,7 +286,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     /// Stage 3: gives each packet the other name of its connection, which is made where it is
     /// missing and the packet may make one.
     #[inline]
-    pub(crate) fn translate(
+    pub(crate) fn translate<R: Role>(
         &mut self,
         frames: &mut [Frame<'_>],
         lanes: &[Lane],
@@ -174,8 +297,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 continue;
             };
             let result = match lane.packet.shape.family {
-                Family::Ipv4 => self.translate_lane::<u64>(frame, lane, seen),
-                Family::Ipv6 => self.translate_lane::<[u64; 4]>(frame, lane, seen),
+                Family::Ipv4 => self.translate_lane::<u64, R>(frame, lane, seen),
+                Family::Ipv6 => self.translate_lane::<[u64; 4], R>(frame, lane, seen),
             };
             match result {
                 Ok(port) => {
@@ -190,7 +313,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     }
 
     #[inline]
-    pub(crate) fn translate_lane<A: Table>(
+    fn translate_lane<A: Table, R: Role>(
         &mut self,
         frame: &mut Frame<'_>,
         lane: &Lane,
@@ -199,19 +322,19 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let segment = segment_of(frame, lane);
         let table = A::table(&mut self.tables.connections);
         let number = match table.find_from(lane.candidate, lane.hash, &lane.key()) {
-            Some(number) if self.stays::<A>(number, lane, segment.as_ref()) => number,
+            Some(number) if self.stays::<A, R>(number, lane, segment.as_ref()) => number,
             Some(number) => {
                 self.end::<A>(number);
-                self.establish::<A>(frame, lane, segment.as_ref(), seen)?
+                self.establish::<A, R>(frame, lane, segment.as_ref(), seen)?
             }
-            None => self.establish::<A>(frame, lane, segment.as_ref(), seen)?,
+            None => self.establish::<A, R>(frame, lane, segment.as_ref(), seen)?,
         };
-        self.follow::<A>(number, frame, lane, segment.as_ref(), seen)
+        self.follow::<A, R>(number, frame, lane, segment.as_ref(), seen)
     }
 
     /// Whether a connection goes on with a packet of its name.
     #[inline]
-    pub(crate) fn stays<A: Table>(
+    fn stays<A: Table, R: Role>(
         &mut self,
         number: u32,
         lane: &Lane,
@@ -233,12 +356,12 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         });
         !table.is_past(connection)
             && !begins_anew
-            && self.snapshot.nat.local(connection.server()).is_some()
+            && (R::KEEPS_REMOVED || self.snapshot.nat.local(connection.server()).is_some())
     }
 
     /// Sends a packet on under the other name of its connection.
     #[inline]
-    pub(crate) fn follow<A: Table>(
+    fn follow<A: Table, R: Role>(
         &mut self,
         number: u32,
         frame: &mut Frame<'_>,
@@ -261,16 +384,13 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let connection = table.get_mut(number).ok_or(missing)?;
         let packet = &lane.packet;
         let underlay = snapshot.underlay();
-        let mux = match (direction, connection.via()) {
-            (Direction::Outward, Some(mux)) => snapshot.nat.mux(mux),
-            _ => None,
-        };
+        let mux = R::mux(snapshot, connection, direction);
         let most = match (direction, mux) {
             (Direction::Inward, _) => u32::MAX, // as long as the fabric brought it
             (_, Some(mux)) => mux.template.inner_mtu(underlay.mtu),
             (_, None) => underlay.mtu.into(),
         };
-        if packet.hop_limit <= 1 || packet.ip_len > most {
+        if R::ROUTES && (packet.hop_limit <= 1 || packet.ip_len > most) {
             return Err(report(frame, lane, most, answers, underlay));
         }
         // Later fragments and errors keep a connection alive as little as they move it on.
@@ -282,7 +402,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             lane.frame.into(),
             Step::Connection(ConnectionStep::Found(state)),
         );
-        let hops = u8::from(mux.is_none()); // encapsulation takes its own
+        let hops = u8::from(R::ROUTES && mux.is_none()); // encapsulation takes its own
         let own_packet;
         let packet = if lane.error.is_some() {
             own_packet = lane.own_packet();
@@ -315,34 +435,22 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         {
             counters.forwarded.add(len);
         }
-        if direction == Direction::Inward {
-            return Ok(lane.zone);
-        }
-        let no_headroom = Verdict::Drop(DropReason::NoHeadroom);
-        match mux {
-            Some(mux) => {
-                mux.template
-                    .encapsulate(frame, packet, lane.hash)
-                    .map_err(Verdict::Drop)?;
-                let vni = snapshot.nat.vm_by_port(lane.zone).map(|vm| vm.vni);
-                mux.template.set_vni(frame, vni.unwrap_or_default());
-            }
-            None => link::replace(frame, packet, underlay).ok_or(no_headroom)?,
-        }
-        Ok(underlay.port)
+        let zone = connection.zone();
+        R::leave(snapshot, frame, lane, packet, zone, mux)
     }
 
     /// Ends a connection without telling anybody.
     pub(crate) fn end<A: Table>(&mut self, number: u32) {
         let NatTables {
             connections,
+            backends,
             snat,
             snat_users,
             ..
         } = &mut self.tables;
         let table = A::table(connections);
         if let Some(connection) = table.get(number) {
-            forget_port(&self.snapshot, connection, snat, snat_users);
+            forget(&self.snapshot, connection, backends, (snat, snat_users));
         }
         table.remove(number);
     }
@@ -351,6 +459,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
 /// The table of a family.
 pub(crate) trait Table: Rewrite {
     fn table<'t, 'm>(connections: &'t mut NatTable<'m>) -> &'t mut Connections<'m, Self>;
+
+    /// Those of the link headers that its connections were opened with.
+    fn links<'t>(links: &'t mut Links<'_>) -> &'t mut [Link];
 }
 
 impl Table for u64 {
@@ -358,12 +469,20 @@ impl Table for u64 {
     fn table<'t, 'm>(connections: &'t mut NatTable<'m>) -> &'t mut Connections<'m, Self> {
         &mut connections.ipv4
     }
+
+    fn links<'t>(links: &'t mut Links<'_>) -> &'t mut [Link] {
+        &mut links.ipv4
+    }
 }
 
 impl Table for [u64; 4] {
     #[inline]
     fn table<'t, 'm>(connections: &'t mut NatTable<'m>) -> &'t mut Connections<'m, Self> {
         &mut connections.ipv6
+    }
+
+    fn links<'t>(links: &'t mut Links<'_>) -> &'t mut [Link] {
+        &mut links.ipv6
     }
 }
 

@@ -140,6 +140,7 @@ fn lets_out<A: Rewrite>(nat: &Nat<'_>, block: &Block, number: u8) -> bool {
     let allowed = match protocols {
         Some(Protocol::Tcp) => number == protocol::TCP,
         Some(Protocol::Udp) => number == protocol::UDP,
+        Some(Protocol::Icmp) => number == A::ICMP,
         Some(Protocol::All) => matches!(number, protocol::TCP | protocol::UDP) || number == A::ICMP,
         None => false,
     };

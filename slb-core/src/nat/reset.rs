@@ -5,11 +5,12 @@ use core::net::IpAddr;
 use super::connection::Side;
 use super::rewrite::Rewrite;
 use crate::frame::Frame;
+use crate::link::Link;
 use crate::packet::Packet;
 use crate::wire::checksum::Sum;
-use crate::wire::ethernet::{EtherType, MacAddress};
+use crate::wire::ethernet::EtherType;
 use crate::wire::tcp::Flags;
-use crate::wire::{ethernet, ipv4, ipv6, protocol, tcp};
+use crate::wire::{ipv4, ipv6, protocol, tcp};
 
 /// TTL and hop limit of our own packets.
 const HOP_LIMIT: u8 = 64;
@@ -25,7 +26,7 @@ pub(crate) struct Numbers {
 /// Puts a reset into `frame`, in the place of what is there. `None` where it does not fit.
 pub(crate) fn emit<A: Rewrite>(
     frame: &mut Frame<'_>,
-    (source, destination): (MacAddress, MacAddress),
+    link: &Link,
     side: Side<A>,
     numbers: Numbers,
 ) -> Option<()> {
@@ -34,13 +35,13 @@ pub(crate) fn emit<A: Rewrite>(
         IpAddr::V4(_) => ipv4::HEADER_LEN,
         IpAddr::V6(_) => ipv6::HEADER_LEN,
     };
-    let len = ethernet::HEADER_LEN + ip_len + tcp::HEADER_LEN;
+    let len = link.len() + ip_len + tcp::HEADER_LEN;
     if frame.len() + frame.tailroom() < len {
         return None;
     }
     frame.truncate(0);
     let bytes = frame.push_back(len)?;
-    let (link, rest) = bytes.split_first_chunk_mut::<{ ethernet::HEADER_LEN }>()?;
+    let (link_header, rest) = bytes.split_at_mut_checked(link.len())?;
     let (ip, segment) = rest.split_at_mut_checked(ip_len)?;
     let [a, b, c, d] = side.ports.to_le_bytes();
     let header = tcp::Header {
@@ -89,13 +90,7 @@ pub(crate) fn emit<A: Rewrite>(
         _ => return None,
     };
     segment[16..18].copy_from_slice(&sum.checksum().to_be_bytes());
-    let header = ethernet::Header {
-        destination,
-        source,
-        ether_type,
-    };
-    header.emit(link);
-    Some(())
+    link.emit(link_header, ether_type)
 }
 
 /// The numbers of the answer to a segment of no connection (RFC 9293 §3.10.7.1); `None` to a
@@ -120,14 +115,4 @@ pub(crate) fn answer(bytes: &[u8], packet: &Packet) -> Option<Numbers> {
             flags: Flags::RST.with(Flags::ACK),
         }
     })
-}
-
-/// The MAC addresses of the answer to a frame: from whom it was for, to whom it came from.
-pub(crate) fn macs_of_answer(frame: &Frame<'_>) -> Option<(MacAddress, MacAddress)> {
-    let macs: &[u8; 12] = frame.bytes().first_chunk()?;
-    let [a, b, c, d, e, f, g, h, i, j, k, l] = *macs;
-    Some((
-        MacAddress([a, b, c, d, e, f]),
-        MacAddress([g, h, i, j, k, l]),
-    ))
 }

@@ -305,7 +305,7 @@ impl<'m, A: Addresses> Connections<'m, A> {
     pub(crate) fn sweep(
         &mut self,
         now: Instant,
-        mut visit: impl FnMut(&Connection<A>, bool) -> Fate,
+        mut visit: impl FnMut(u32, &Connection<A>, bool) -> Fate,
     ) {
         let nanos = now.as_nanos();
         let passed = nanos.saturating_sub(self.swept_at).min(ROUND_NANOS);
@@ -321,7 +321,7 @@ impl<'m, A: Addresses> Connections<'m, A> {
             if !connection.is_free() {
                 let is_past = self.is_past(connection);
                 if is_past || self.to_purge != 0 {
-                    match visit(connection, is_past) {
+                    match visit(number, connection, is_past) {
                         Fate::Stays => {}
                         Fate::Waits => return,
                         Fate::Ends => {

@@ -2,10 +2,12 @@
 
 use super::NatTable;
 use crate::flow::FlowTable;
-use crate::mem::Mem;
+use crate::link::Link;
+use crate::mem::{Mem, Memory};
+use crate::service::Snapshot;
 use crate::stats::{BackendCounters, RuleCounters, SnatCounters};
 
-/// What a host agent may do besides translating.
+/// What a host agent or a proxy may do besides translating.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NatOptions {
     /// ICMP errors of its own a second: the long run.
@@ -36,7 +38,7 @@ impl Default for NatOptions {
     }
 }
 
-/// The tables of a host agent.
+/// The tables of a host agent or a proxy.
 #[derive(Debug)]
 pub struct NatTables<'m> {
     /// Its connections.
@@ -54,4 +56,52 @@ pub struct NatTables<'m> {
     /// How many connections use each SNAT port of the backends here:
     /// [`Snapshot::snat_port_places`] of them; those beyond its end are not counted.
     pub snat_users: Mem<'m, u16>,
+    /// Of a proxy: the link headers that its connections were opened with.
+    pub links: Links<'m>,
+}
+
+/// Link headers by connection, as many as there are connections; of those beyond, the ends are not
+/// told when they end by themselves.
+#[derive(Debug)]
+pub struct Links<'m> {
+    /// Those of IPv4 connections.
+    pub ipv4: Mem<'m, Link>,
+    /// Those of IPv6 connections.
+    pub ipv6: Mem<'m, Link>,
+}
+
+impl Links<'_> {
+    /// None: a host agent knows its vms.
+    pub fn none() -> Self {
+        Self {
+            ipv4: Mem::empty(),
+            ipv6: Mem::empty(),
+        }
+    }
+}
+
+impl<'m> NatTables<'m> {
+    /// Tables for up to `connections` connections of each family, with a table of fragments, and
+    /// with counters for the snapshot and as many rules and backends more. `None` where the memory
+    /// is used up. `key` should be random and secret where the traffic may be hostile.
+    pub fn build(
+        snapshot: &Snapshot<'_>,
+        connections: usize,
+        key: [u64; 2],
+        memory: &mut impl Memory<'m>,
+    ) -> Option<Self> {
+        const FRAGMENTS: usize = 4096;
+        let rules = (2 * snapshot.rule_slots()).max(64);
+        let backends = (2 * snapshot.backend_slots()).max(1024);
+        let ports = snapshot.snat_port_places().max(1 << 17);
+        Some(Self {
+            connections: NatTable::build(connections, connections, key, memory)?,
+            fragments: Some(FlowTable::build(FRAGMENTS, FRAGMENTS, key, memory)?),
+            rules: memory.take(rules, RuleCounters::default())?,
+            backends: memory.take(backends, BackendCounters::default())?,
+            snat: memory.take(backends, SnatCounters::default())?,
+            snat_users: memory.take(ports, 0)?,
+            links: Links::none(),
+        })
+    }
 }

@@ -7,13 +7,15 @@
 
 pub(crate) mod nat;
 mod probe_map;
+pub(crate) mod proxy;
 mod registry;
 mod snapshot;
 mod spec;
 
+pub use proxy::{FrontendPort, PortMode, ProxyPorts, SourceRewrite};
 pub use registry::BackendId;
 pub use snapshot::{CompiledBackend, CompiledRule, NO_BACKEND, RuleMatch, Snapshot};
 pub use spec::{
     Answers, Backend, BackendState, Echo, Frontend, InboundNat, NatTarget, Outbound, Pool,
-    Protocol, Rule, Spec, SpecError, Terms, UdpChecksum, Underlay, derived_mac,
+    Protocol, Rule, Scheduler, Spec, SpecError, Terms, UdpChecksum, Underlay, derived_mac,
 };

@@ -8,12 +8,15 @@
 use core::net::IpAddr;
 
 use super::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
+use super::proxy::CompiledProxy;
 use super::registry::{AlreadyRegistered, Registry, RegistryEntry, identity};
-use super::snapshot::address_bytes;
-use super::spec::{Answers, NatTarget, Outbound, Protocol, Spec, SpecError, Terms, derived_mac};
+use super::snapshot::{address_bytes, raw_port};
+use super::spec::{
+    Answers, Backend, NatTarget, Outbound, Protocol, Scheduler, Spec, SpecError, Terms, derived_mac,
+};
 use crate::encapsulation::Template;
 use crate::mem::{Counter, Mem, Memory};
-use crate::nat::connection::Span;
+use crate::nat::connection::{ALL_PORTS, Span};
 use crate::verdict::PortId;
 use crate::wire::ethernet::MacAddress;
 use crate::wire::vxlan::Vni;
@@ -52,6 +55,7 @@ pub(crate) struct CompiledTerms {
     /// The place of its pool; of no meaning for outbound ports.
     pub(crate) pool: u32,
     pub(crate) kind: RuleKind,
+    pub(crate) scheduler: Scheduler,
 }
 
 /// What kind of rule it is.
@@ -75,6 +79,7 @@ impl CompiledTerms {
         source_nat: None,
         pool: 0,
         kind: RuleKind::Outbound,
+        scheduler: Scheduler::Maglev,
     };
 
     pub(crate) fn new(
@@ -93,6 +98,7 @@ impl CompiledTerms {
             source_nat: terms.source_nat,
             pool: pool as u32,
             kind,
+            scheduler: Scheduler::Maglev,
         }
     }
 }
@@ -117,6 +123,8 @@ pub(crate) struct Local {
     /// The same in every generation, and never another's.
     pub(crate) id: u16,
     pub(crate) address: IpAddr,
+    /// The port that it serves in the place of the rule's, as packets have it.
+    pub(crate) port: Option<u16>,
     /// The vm's next one.
     next: u32,
     /// Its blocks of ports.
@@ -167,6 +175,9 @@ pub(crate) struct Nat<'m> {
     peers: ProbeMap<'m, [u64; 2], 3>,
     vnis: ProbeMap<'m, u64, 5>,
     neighbours: ProbeMap<'m, [u64; 2], 3>,
+    local_by_backend: ProbeMap<'m, u64, 5>,
+    /// Of a proxy: its ports.
+    pub(crate) proxy: Option<CompiledProxy<'m>>,
 }
 
 /// How many of each.
@@ -186,7 +197,7 @@ impl NatSize {
     pub(crate) fn of(spec: &Spec<'_>, previous: Option<&Nat<'_>>) -> Self {
         let of_pool = |pool: usize| {
             let backends = spec.pools.get(pool).map_or(&[][..], |pool| pool.backends);
-            backends.iter().filter(|b| b.port.is_some()).count()
+            backends.iter().filter(|b| is_local(spec, b)).count()
         };
         let locals = (0..spec.pools.len()).map(of_pool).sum();
         let backends: usize = spec.pools.iter().map(|pool| pool.backends.len()).sum();
@@ -213,7 +224,13 @@ impl NatSize {
         counter.add::<Vm>(self.locals)?;
         counter.add::<Local>(self.locals)?;
         counter.add::<RegistryEntry>(self.local_slots)?;
-        for keys in [self.locals, self.locals, self.locals, self.pools] {
+        for keys in [
+            self.locals,
+            self.locals,
+            self.locals,
+            self.locals,
+            self.pools,
+        ] {
             counter.add::<RuleBucket>(ProbeMap::<u64, 5>::buckets_for(keys))?;
         }
         for keys in [self.locals, self.peers, self.peers] {
@@ -243,6 +260,7 @@ impl<'m> Nat<'m> {
     /// Takes the memory. `None` where it is used up.
     pub(crate) fn new(
         size: &NatSize,
+        spec: &Spec<'_>,
         generation: u64,
         previous: Option<&Nat<'_>>,
         memory: &mut impl Memory<'m>,
@@ -259,6 +277,7 @@ impl<'m> Nat<'m> {
             counters: 0,
             id: 0,
             address: NO_ADDRESS,
+            port: None,
             next: NONE,
             blocks: (0, 0),
         };
@@ -282,8 +301,9 @@ impl<'m> Nat<'m> {
             memory.take(buckets, RuleBucket::EMPTY)
         };
         let ids = map(size.locals)?;
-        let (vm_by_port, local_by_pool, vnis) =
-            (map(size.locals)?, map(size.locals)?, map(size.pools)?);
+        let (vm_by_port, local_by_pool, local_by_backend) =
+            (map(size.locals)?, map(size.locals)?, map(size.locals)?);
+        let vnis = map(size.pools)?;
         let mut map = |keys| {
             let buckets = ProbeMap::<[u64; 2], 3>::buckets_for(keys);
             memory.take(buckets, VipBucket::EMPTY)
@@ -307,6 +327,11 @@ impl<'m> Nat<'m> {
             peers: ProbeMap::new(peers),
             vnis: ProbeMap::new(vnis),
             neighbours: ProbeMap::new(neighbours),
+            local_by_backend: ProbeMap::new(local_by_backend),
+            proxy: match &spec.proxy {
+                Some(ports) => Some(CompiledProxy::new(ports, memory)?),
+                None => None,
+            },
         })
     }
 
@@ -344,7 +369,11 @@ impl<'m> Nat<'m> {
             let _ = self.vnis.insert(pool.vni.get().into(), 0);
             for backend in pool.backends {
                 let _ = self.peers.insert(words(backend.host), NOT_A_MUX);
-                let key = neighbour_key(backend.address, pool.vni);
+                let vni = match spec.proxy {
+                    Some(_) => Vni::default(), // it has no networks
+                    None => pool.vni,
+                };
+                let key = neighbour_key(backend.address, vni);
                 let _ = self.neighbours.insert(key, 0);
             }
         }
@@ -363,22 +392,32 @@ impl<'m> Nat<'m> {
             for backend in pool.backends {
                 let index = backend_index;
                 backend_index += 1;
-                let Some(port) = backend.port else { continue };
-                let mac = backend.mac.unwrap_or(derived_mac(backend.address));
-                let vm = self.vm_at(port, mac, pool.vni)?;
+                if !is_local(spec, backend) {
+                    continue;
+                }
                 let local = count as u32;
+                let next = match backend.port.filter(|_| spec.proxy.is_none()) {
+                    Some(port) => {
+                        let mac = backend.mac.unwrap_or(derived_mac(backend.address));
+                        let vm = self.vm_at(port, mac, pool.vni)?;
+                        // The same vm twice in a pool has the rules of its first name.
+                        let _ = self
+                            .local_by_pool
+                            .insert(pool_key(pool_index as u32, port), local);
+                        core::mem::replace(&mut self.vms[vm].first, local)
+                    }
+                    None => NONE,
+                };
+                let _ = self.local_by_backend.insert(index.into(), local);
                 self.locals[count] = Local {
                     backend: index,
                     counters: counters(index),
                     id: UNNUMBERED,
                     address: backend.address,
-                    next: core::mem::replace(&mut self.vms[vm].first, local),
+                    port: backend.serves.map(raw_port),
+                    next,
                     blocks: (0, 0),
                 };
-                // The same vm twice in a pool has the rules of its first name.
-                let _ = self
-                    .local_by_pool
-                    .insert(pool_key(pool_index as u32, port), local);
                 count += 1;
             }
         }
@@ -415,6 +454,9 @@ impl<'m> Nat<'m> {
     /// The vm at a port, added where it is not there yet.
     fn vm_at(&mut self, port: PortId, mac: MacAddress, vni: Vni) -> Result<usize, SpecError> {
         let index = self.vm_count as u32;
+        if port == ALL_PORTS {
+            return Err(SpecError::UnusablePort { port });
+        }
         match self.vm_by_port.insert(port.0.into(), index) {
             Err(known) => {
                 let vm = self.vms[known as usize];
@@ -498,6 +540,17 @@ impl<'m> Nat<'m> {
         self.locals.get(local as usize)
     }
 
+    /// A backend that is here, by its place among all.
+    pub(crate) fn local_of(&self, backend: u32) -> Option<&Local> {
+        let local = self.local_by_backend.get(backend.into())?;
+        self.locals.get(local as usize)
+    }
+
+    /// Of a proxy: the address that a client is seen under, where it is another.
+    pub(crate) fn rewritten(&self, client: IpAddr) -> Option<IpAddr> {
+        self.proxy.as_ref()?.rewritten(client)
+    }
+
     /// The local of an id; `None` where it is gone.
     #[inline]
     pub(crate) fn local(&self, id: u16) -> Option<&Local> {
@@ -554,6 +607,11 @@ impl<'m> Nat<'m> {
         self.neighbours.get(neighbour_key(address, vni)).is_some()
     }
 
+    /// Of a proxy: whether an address is a backend's.
+    pub(crate) fn is_backend(&self, address: IpAddr) -> bool {
+        self.is_neighbour(address, Vni::default())
+    }
+
     /// An outbound rule, by its place in [`Spec::outbound`].
     pub(crate) fn outbound(&self, index: u32) -> Option<&CompiledOutbound> {
         self.outbound.get(index as usize)
@@ -585,6 +643,11 @@ impl<'m> Nat<'m> {
     pub(crate) fn has_muxes(&self) -> bool {
         !self.muxes.is_empty()
     }
+}
+
+/// Whether a backend is reached from this node without the fabric.
+fn is_local(spec: &Spec<'_>, backend: &Backend<'_>) -> bool {
+    spec.proxy.is_some() || backend.port.is_some()
 }
 
 /// A peer that is no mux.

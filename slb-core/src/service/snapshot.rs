@@ -12,6 +12,7 @@ use super::nat::{
     is_outbound,
 };
 use super::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
+use super::proxy::CompiledProxy;
 use super::registry::{AlreadyRegistered, BackendId, MAX_SLOTS, Registry, RegistryEntry, identity};
 use super::spec::{
     BackendState, Echo, InboundNat, NatTarget, Protocol, Rule, Spec, SpecError, Terms, Underlay,
@@ -93,6 +94,7 @@ struct CompiledPool {
     table_start: u32,
     table_size: u32,
     first_backend: u32,
+    backends: u32,
 }
 
 /// A backend as packets meet it.
@@ -107,6 +109,7 @@ pub struct CompiledBackend {
     counters: u32,
     pool: u32,
     member: u32,
+    weight: u32,
     eligible: bool,
     unhealthy: bool,
 }
@@ -121,6 +124,7 @@ impl CompiledBackend {
         counters: 0,
         pool: 0,
         member: 0,
+        weight: 0,
         eligible: false,
         unhealthy: false,
     };
@@ -151,6 +155,11 @@ impl CompiledBackend {
     #[inline]
     pub fn is_eligible(&self) -> bool {
         self.eligible
+    }
+
+    /// Its share in proportion to the others'.
+    pub(crate) fn weight(&self) -> u32 {
+        self.weight
     }
 
     /// Whether its probe fails.
@@ -247,7 +256,7 @@ impl Size {
         }
     }
 
-    fn lines(&self) -> Option<usize> {
+    fn lines(&self, spec: &Spec<'_>) -> Option<usize> {
         let mut counter = Counter::default();
         counter.add::<RuleBucket>(self.rule_buckets)?;
         counter.add::<VipBucket>(self.vip_buckets)?;
@@ -266,6 +275,7 @@ impl Size {
             counter.add::<RuleBucket>(ProbeMap::<u64, 5>::buckets_for(owners))?;
         }
         self.nat.count(&mut counter)?;
+        CompiledProxy::count(spec, &mut counter)?;
         Some(counter.lines())
     }
 }
@@ -274,7 +284,7 @@ impl<'m> Snapshot<'m> {
     /// How many [`Line`](crate::mem::Line)s [`build`](Self::build) takes from an arena;
     /// `usize::MAX` where it is more than can be counted.
     pub fn lines_for(spec: &Spec<'_>, previous: Option<&Snapshot<'_>>) -> usize {
-        Size::of(spec, previous).lines().unwrap_or(usize::MAX)
+        Size::of(spec, previous).lines(spec).unwrap_or(usize::MAX)
     }
 
     /// Compiles `spec`. Give the snapshot that this one is to follow as `previous`: backends and
@@ -298,6 +308,9 @@ impl<'m> Snapshot<'m> {
             }
         }
         size.nat.check()?;
+        if let Some(ports) = &spec.proxy {
+            ports.check()?;
+        }
         if !spec.outbound.is_empty() && size.backends > MAX_OWNERS {
             let what = "backends beside outbound rules";
             return Err(SpecError::TooMany {
@@ -305,7 +318,7 @@ impl<'m> Snapshot<'m> {
                 most: MAX_OWNERS,
             });
         }
-        let needed = size.lines().unwrap_or(usize::MAX);
+        let needed = size.lines(spec).unwrap_or(usize::MAX);
         let none = SpecError::Memory { lines: needed };
         let generation = previous.map_or(1, |previous| previous.generation + 1);
         let mut registry = |slots, owners, previous| {
@@ -345,7 +358,7 @@ impl<'m> Snapshot<'m> {
                 .take(size.backends, CompiledBackend::EMPTY)
                 .ok_or(none)?,
             table: memory.take(size.table, maglev::EMPTY).ok_or(none)?,
-            nat: Nat::new(&size.nat, generation, previous_nat, memory).ok_or(none)?,
+            nat: Nat::new(&size.nat, spec, generation, previous_nat, memory).ok_or(none)?,
         };
         let mut turns = memory.take(size.turns, Turn::default()).ok_or(none)?;
         snapshot.compile_pools(spec, previous, &mut turns)?;
@@ -389,6 +402,7 @@ impl<'m> Snapshot<'m> {
                 table_start,
                 table_size: pool.table_size,
                 first_backend,
+                backends: pool.backends.len() as u32,
             };
             self.pools[index] = compiled;
             let range = compiled.table();
@@ -446,12 +460,15 @@ impl<'m> Snapshot<'m> {
             let next_hop = backend.next_hop.unwrap_or(spec.underlay.next_hop);
             let mac = backend.mac.unwrap_or(derived_mac(backend.address));
             let vni = spec.pools[pool].vni;
-            let template = Template::new(&spec.underlay, backend.host, next_hop, mac, vni).ok_or(
-                SpecError::NoUnderlayAddress {
+            let template = if spec.proxy.is_some() {
+                Template::EMPTY // nothing is encapsulated
+            } else {
+                let template = Template::new(&spec.underlay, backend.host, next_hop, mac, vni);
+                template.ok_or(SpecError::NoUnderlayAddress {
                     pool,
                     backend: member,
-                },
-            )?;
+                })?
+            };
             let slot = self
                 .backend_ids
                 .keep(previous, identity, index as u32)
@@ -463,6 +480,7 @@ impl<'m> Snapshot<'m> {
                 counters: slot.unwrap_or_default() as u32,
                 pool: pool as u32,
                 member: member as u32,
+                weight: backend.weight,
                 eligible: backend.is_eligible(),
                 unhealthy: backend.state == BackendState::Unhealthy,
             };
@@ -559,7 +577,7 @@ impl<'m> Snapshot<'m> {
         let frontend = spec.frontends.get(rule.frontend).ok_or(dangling)?;
         let pool = spec.pools.get(rule.pool).ok_or(dangling)?;
         let compiled = self.pools.get(rule.pool).ok_or(dangling)?;
-        if (rule.protocol == Protocol::All) != (rule.frontend_port == 0) {
+        if rule.protocol.has_port() != (rule.frontend_port != 0) {
             return Err(SpecError::RulePort { rule: index });
         }
         let is_ipv6 = frontend.address.is_ipv6();
@@ -587,7 +605,10 @@ impl<'m> Snapshot<'m> {
             ha_ports: rule.protocol == Protocol::All,
             by_port: false,
         };
-        let port = (rule.protocol != Protocol::All).then_some(raw_port(rule.backend_port));
+        let port = rule
+            .protocol
+            .has_port()
+            .then_some(raw_port(rule.backend_port));
         self.terms[index] = CompiledTerms::new(
             RuleKind::Balance,
             rule.idle_timeout,
@@ -595,6 +616,7 @@ impl<'m> Snapshot<'m> {
             port,
             &rule.terms,
         );
+        self.terms[index].scheduler = rule.scheduler;
         self.add_key(frontend.address, rule.protocol, rule.frontend_port, index)
     }
 
@@ -610,6 +632,7 @@ impl<'m> Snapshot<'m> {
         let key = match protocol {
             Protocol::Tcp => rule_key(vip, protocol::TCP, raw_port(port)),
             Protocol::Udp => rule_key(vip, protocol::UDP, raw_port(port)),
+            Protocol::Icmp => rule_key(vip, icmp_of(address), ECHO),
             Protocol::All => rule_key(vip, HA_PORTS, 0),
         };
         self.rule_keys
@@ -656,7 +679,7 @@ impl<'m> Snapshot<'m> {
                 first
             }
         };
-        if nat.protocol == Protocol::All || first == 0 || nat.backend_port == 0 {
+        if !nat.protocol.has_port() || first == 0 || nat.backend_port == 0 {
             return Err(SpecError::NatPort { rule: number });
         }
         Ok(())
@@ -726,15 +749,12 @@ impl<'m> Snapshot<'m> {
             CompiledTerms::new(RuleKind::Outbound, idle, 0, None, &Terms::default());
         let address = spec.frontends[frontend].address;
         let vip = self.vip_of(address).unwrap_or_default();
-        let icmp = if address.is_ipv6() {
-            protocol::ICMPV6
-        } else {
-            protocol::ICMP
-        };
+        let icmp = icmp_of(address);
         for rule in rules {
             let protocols: &[u8] = match rule.protocol {
                 Protocol::Tcp => &[protocol::TCP],
                 Protocol::Udp => &[protocol::UDP],
+                Protocol::Icmp => &[icmp],
                 Protocol::All => &[protocol::TCP, protocol::UDP, icmp],
             };
             for &number in protocols {
@@ -810,6 +830,10 @@ impl<'m> Snapshot<'m> {
             if let Some(rule) = self.rule_keys.get(key) {
                 return RuleMatch::Rule(rule);
             }
+        } else if packet.is_icmp()
+            && let Some(rule) = self.echo_rule(packet)
+        {
+            return RuleMatch::Rule(rule);
         }
         match self.ha_ports(vip) {
             RuleMatch::NoRule => self.outbound(vip, packet.protocol),
@@ -846,6 +870,12 @@ impl<'m> Snapshot<'m> {
             Some(NO_RULE) => RuleMatch::NoRule,
             Some(rule) => RuleMatch::Rule(rule),
         }
+    }
+
+    /// The rule that takes echo requests for the VIP that the packet is for.
+    pub(crate) fn echo_rule(&self, packet: &Packet) -> Option<u32> {
+        let key = rule_key(self.vip(packet)?, packet.protocol, ECHO);
+        self.rule_keys.get(key)
     }
 
     /// What becomes of echo requests for the VIP that the packet is for.
@@ -941,6 +971,14 @@ impl<'m> Snapshot<'m> {
         self.table.get(self.pools.get(pool)?.table())
     }
 
+    /// The places of a pool's backends among all.
+    pub(crate) fn backends_of(&self, pool: u32) -> core::ops::Range<u32> {
+        match self.pools.get(pool as usize) {
+            Some(pool) => pool.first_backend..pool.first_backend + pool.backends,
+            None => 0..0,
+        }
+    }
+
     /// The number of this snapshot: one more than its predecessor's.
     pub fn generation(&self) -> u64 {
         self.generation
@@ -974,6 +1012,7 @@ impl CompiledPool {
         table_start: 0,
         table_size: 0,
         first_backend: 0,
+        backends: 0,
     };
 
     fn table(&self) -> core::ops::Range<usize> {
@@ -1066,8 +1105,19 @@ fn check_outbound(
     Ok(())
 }
 
+/// In the place of an ICMP rule's port: not one that SNAT's keys have.
+const ECHO: u16 = 1;
+
+/// The number of ICMP in an address's family.
+const fn icmp_of(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => protocol::ICMP,
+        IpAddr::V6(_) => protocol::ICMPV6,
+    }
+}
+
 /// A port as the packet has it: its two bytes read little-endian.
-const fn raw_port(port: u16) -> u16 {
+pub(crate) const fn raw_port(port: u16) -> u16 {
     u16::from_le_bytes(port.to_be_bytes())
 }
 

@@ -5,6 +5,7 @@ use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::time::Duration;
 
+use super::proxy::ProxyPorts;
 use crate::hash::{Distribution, Hasher};
 use crate::maglev::{self, MaglevError};
 use crate::verdict::PortId;
@@ -34,6 +35,8 @@ pub struct Spec<'a> {
     /// where there are any, the only ones besides other hosts that it takes packets from. At most
     /// 15.
     pub muxes: &'a [IpAddr],
+    /// Of a proxy: its ports. All backends are then behind the backend port.
+    pub proxy: Option<ProxyPorts<'a>>,
 }
 
 /// This node's place on the fabric, and how it encapsulates.
@@ -115,6 +118,8 @@ pub enum Protocol {
     Tcp,
     /// UDP to one port.
     Udp,
+    /// ICMP echo requests (of the frontend's family): so backends answer pings of the VIP.
+    Icmp,
     /// HA ports: every protocol and port.
     All,
 }
@@ -125,8 +130,14 @@ impl Protocol {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Icmp => "icmp",
             Self::All => "all",
         }
+    }
+
+    /// Whether its packets have ports that a rule names.
+    pub const fn has_port(self) -> bool {
+        matches!(self, Self::Tcp | Self::Udp)
     }
 }
 
@@ -141,16 +152,29 @@ pub struct Rule<'a> {
     pub pool: usize,
     /// Which protocol.
     pub protocol: Protocol,
-    /// The port that clients use; zero with [`Protocol::All`], and only then.
+    /// The port that clients use; zero where the protocol [has none](Protocol::has_port), and only
+    /// then.
     pub frontend_port: u16,
     /// The port that backends serve: for their host agent, the mux itself changes no port.
     pub backend_port: u16,
     /// What chooses a flow's backend.
     pub distribution: Distribution,
+    /// How a proxy chooses; muxes have to agree, so they go by Maglev.
+    pub scheduler: Scheduler,
     /// How long a flow stays without a packet.
     pub idle_timeout: Duration,
-    /// What else becomes of its connections: for their host agent.
+    /// What else becomes of its connections: for their host agent, or a proxy.
     pub terms: Terms,
+}
+
+/// How a new connection's backend is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scheduler {
+    /// By the hash of what the distribution mode counts.
+    #[default]
+    Maglev,
+    /// The one that has the fewest connections now, in proportion to its weight.
+    LeastConnections,
 }
 
 /// What becomes of a rule's connections at their host agent.
@@ -273,6 +297,8 @@ pub struct Backend<'a> {
     pub instance: Option<u32>,
     /// The port of this node that its vm is at; `None`: it runs elsewhere.
     pub port: Option<PortId>,
+    /// The port that it serves in the place of the rule's; for its host agent, or a proxy.
+    pub serves: Option<u16>,
 }
 
 impl Default for Backend<'_> {
@@ -287,6 +313,7 @@ impl Default for Backend<'_> {
             state: BackendState::Healthy,
             instance: None,
             port: None,
+            serves: None,
         }
     }
 }
@@ -436,6 +463,26 @@ pub enum SpecError {
         /// Ports that it has to give.
         available: u32,
     },
+    /// A proxy has no frontend port, or several in [`PortMode::Single`].
+    FrontendPorts {
+        /// How many it has.
+        count: usize,
+    },
+    /// A frontend port has no address in [`PortMode::Multi`].
+    FrontendPortAddress {
+        /// The port.
+        port: PortId,
+    },
+    /// Two ports of a proxy have one number or one address, or a port's number is 65535.
+    UnusablePort {
+        /// The port.
+        port: PortId,
+    },
+    /// The ranges of a source rewrite are of two families, or longer than addresses.
+    SourceRewrite {
+        /// Its place.
+        index: usize,
+    },
     /// Two backends at one port of this node are not one vm: their networks or MAC addresses
     /// differ.
     PortConflict {
@@ -524,6 +571,22 @@ impl fmt::Display for SpecError {
                 f,
                 "outbound rule {rule}: {needed} ports of frontend {frontend} are wanted, {available} are free"
             ),
+            Self::FrontendPorts { count } => write!(
+                f,
+                "expected one frontend port (or several in multi mode), got {count}"
+            ),
+            Self::FrontendPortAddress { port } => {
+                write!(f, "frontend port {} has no address, in multi mode", port.0)
+            }
+            Self::SourceRewrite { index } => write!(
+                f,
+                "source rewrite {index}: expected two ranges of one family and size"
+            ),
+            Self::UnusablePort { port } => write!(
+                f,
+                "the number or the address of port {} is another's, or the number is 65535",
+                port.0
+            ),
             Self::PortConflict { port } => write!(
                 f,
                 "the backends at port {} are not one vm: one network and one MAC address",
@@ -552,6 +615,7 @@ impl Default for Rule<'_> {
             frontend_port: 0,
             backend_port: 0,
             distribution: Distribution::FiveTuple,
+            scheduler: Scheduler::Maglev,
             idle_timeout: Duration::from_secs(240),
             terms: Terms::default(),
         }

@@ -193,6 +193,7 @@ impl Plan {
                 tcp_reset: self.outbound_reset,
             }],
             muxes: &muxes,
+            proxy: None,
         };
         Snapshot::boxed(&spec, previous).unwrap()
     }
@@ -386,7 +387,7 @@ impl World {
                 self.astray.push(format!("{node:?} passed {frame:02x?}"));
                 return;
             }
-            Verdict::Drop(_) => return,
+            Verdict::Drop(_) | Verdict::Flood => return,
         };
         let bytes = frames[0].bytes().to_vec();
         self.leave(node, out, &bytes);

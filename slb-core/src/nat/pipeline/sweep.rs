@@ -2,8 +2,9 @@
 
 use core::ops::Deref;
 
-use super::{Pipeline, Table};
+use super::{Pipeline, Role, Table};
 use crate::frame::{Burst, Frame};
+use crate::link::Link;
 use crate::nat::connection::Connection;
 use crate::nat::reset::{self, Numbers};
 use crate::nat::rewrite::Rewrite;
@@ -12,22 +13,27 @@ use crate::nat::{ConnectionState, Direction, NatTable, NatTables};
 use crate::service::{CompiledBackend, Snapshot};
 use crate::stats::{BackendCounters, SnatCounters};
 use crate::time::Instant;
-use crate::verdict::Verdict;
+use crate::verdict::{PortId, Verdict};
 use crate::wire::tcp::Flags;
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     /// Looks at some connections, and ends those whose time has come, or whose backend is gone.
-    pub(crate) fn sweep(&mut self, now: Instant, spare: &mut Burst<'_>) {
+    pub(crate) fn sweep<R: Role>(&mut self, now: Instant, spare: &mut Burst<'_>) {
         let mut used = 0;
         if self.tables.connections.ipv4.is_due(now) {
-            self.sweep_family::<u64>(now, spare, &mut used);
+            self.sweep_family::<u64, R>(now, spare, &mut used);
         }
         if self.tables.connections.ipv6.is_due(now) {
-            self.sweep_family::<[u64; 4]>(now, spare, &mut used);
+            self.sweep_family::<[u64; 4], R>(now, spare, &mut used);
         }
     }
 
-    fn sweep_family<A: Table>(&mut self, now: Instant, spare: &mut Burst<'_>, used: &mut usize) {
+    fn sweep_family<A: Table, R: Role>(
+        &mut self,
+        now: Instant,
+        spare: &mut Burst<'_>,
+        used: &mut usize,
+    ) {
         let Self {
             snapshot,
             tables,
@@ -38,15 +44,19 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let snapshot: &Snapshot<'_> = snapshot;
         let NatTables {
             connections,
+            backends,
             snat,
             snat_users,
+            links,
             ..
         } = tables;
-        A::table(connections).sweep(now, |connection, is_past| {
+        let links = A::links(links);
+        A::table(connections).sweep(now, |number, connection, is_past| {
             let local = snapshot.nat.local(connection.server());
             let is_unhealthy = connection.resets()
                 && local.is_some_and(|local| is_unhealthy(snapshot, local.backend));
-            if !is_past && local.is_some() && !is_unhealthy {
+            let is_removed = local.is_none() && !R::KEEPS_REMOVED;
+            if !is_past && !is_removed && !is_unhealthy {
                 return Fate::Stays;
             }
             if connection.resets() {
@@ -54,17 +64,19 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 if spare.len() >= 2 && spare.len() < *used + 2 {
                     return Fate::Waits;
                 }
+                let opened_by = links.get(number as usize).copied();
                 for way in [Direction::Inward, Direction::Outward] {
+                    let to = R::way_to(snapshot, connection, way, opened_by);
                     let told = resets.allow()
                         && spare
                             .get_mut(*used)
-                            .is_some_and(|frame| tell(frame, snapshot, connection, way).is_some());
+                            .is_some_and(|frame| tell(frame, to, connection, way).is_some());
                     *used += usize::from(told);
                     stats.resets += u64::from(told);
                     stats.resets_suppressed += u64::from(!told);
                 }
             }
-            forget_port(snapshot, connection, snat, snat_users);
+            forget(snapshot, connection, backends, (snat, snat_users));
             Fate::Ends
         });
     }
@@ -127,18 +139,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
 /// Makes a spare frame the RST that goes in `way` to one end of a connection.
 fn tell<A: Rewrite>(
     frame: &mut Frame<'_>,
-    snapshot: &Snapshot<'_>,
+    to: Option<(PortId, Link)>,
     connection: &Connection<A>,
     way: Direction,
 ) -> Option<()> {
-    let underlay = snapshot.underlay();
-    let (port, macs) = match way {
-        Direction::Inward => {
-            let vm = snapshot.nat.vm_by_port(connection.zone())?;
-            (vm.port, (underlay.mac, vm.mac))
-        }
-        Direction::Outward => (underlay.port, (underlay.mac, underlay.next_hop)),
-    };
+    let (port, link) = to?;
     // What goes in `way` goes to the end whose own packets go the other way.
     let (sequence, acknowledgement) = connection.sequences().reset_to(way.reverse());
     let answered =
@@ -148,7 +153,7 @@ fn tell<A: Rewrite>(
         acknowledgement,
         flags: Flags::RST.with(Flags::ACK),
     };
-    reset::emit(frame, macs, connection.translated(way), numbers)?;
+    reset::emit(frame, &link, connection.translated(way), numbers)?;
     frame.set_verdict(Verdict::Forward(port));
     Some(())
 }
@@ -178,8 +183,46 @@ fn port_of<A: Rewrite>(
     ))
 }
 
+/// Counts a connection that is made.
+pub(super) fn note_made<A: Rewrite>(
+    snapshot: &Snapshot<'_>,
+    connection: &Connection<A>,
+    tables: &mut NatTables<'_>,
+) {
+    note_port(
+        snapshot,
+        connection,
+        &mut tables.snat,
+        &mut tables.snat_users,
+    );
+    if let Some(counters) = tables.rules.get_mut(connection.rule()) {
+        counters.flows += 1;
+    }
+    if let Some(local) = snapshot.nat.local(connection.server())
+        && let Some(counters) = tables.backends.get_mut(local.counters as usize)
+    {
+        counters.flows += 1;
+        counters.live += 1;
+    }
+}
+
+/// Counts one that ends.
+pub(super) fn forget<A: Rewrite>(
+    snapshot: &Snapshot<'_>,
+    connection: &Connection<A>,
+    backends: &mut [BackendCounters],
+    (snat, users): (&mut [SnatCounters], &mut [u16]),
+) {
+    forget_port(snapshot, connection, snat, users);
+    if let Some(local) = snapshot.nat.local(connection.server())
+        && let Some(counters) = backends.get_mut(local.counters as usize)
+    {
+        counters.live = counters.live.saturating_sub(1);
+    }
+}
+
 /// Counts a connection among the users of its SNAT port.
-pub(crate) fn note_port<A: Rewrite>(
+fn note_port<A: Rewrite>(
     snapshot: &Snapshot<'_>,
     connection: &Connection<A>,
     snat: &mut [SnatCounters],
@@ -197,7 +240,7 @@ pub(crate) fn note_port<A: Rewrite>(
 }
 
 /// And no more.
-pub(super) fn forget_port<A: Rewrite>(
+fn forget_port<A: Rewrite>(
     snapshot: &Snapshot<'_>,
     connection: &Connection<A>,
     snat: &mut [SnatCounters],

@@ -1,0 +1,248 @@
+//! New connections: what all roles that translate do alike.
+
+use core::ops::Deref;
+
+use super::sweep::note_made;
+use super::{Lane, Pipeline, Role, Table};
+use crate::frame::Frame;
+use crate::link::Link;
+use crate::nat::connection::{ALL_PORTS, Connection, Policy, Side};
+use crate::nat::ports;
+use crate::nat::reset;
+use crate::nat::table::Refused;
+use crate::nat::tcp::{Direction, Segment};
+use crate::observe::{ConnectionStep, Observe, Step};
+use crate::packet::Part;
+use crate::reply::Limiter;
+use crate::service::nat::{CompiledTerms, Local, RuleKind};
+use crate::service::{RuleMatch, Snapshot, Underlay};
+use crate::stats::Stats;
+use crate::verdict::{DropReason, Verdict};
+use crate::wire::protocol;
+
+pub(crate) const NO_CONNECTION: Verdict = Verdict::Drop(DropReason::NoConnection);
+
+impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
+    /// Makes the connection that a packet begins.
+    ///
+    /// # Errors
+    /// It begins none: this becomes of it.
+    #[inline(never)]
+    pub(super) fn establish<A: Table, R: Role>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        segment: Option<&Segment>,
+        seen: &mut impl Observe,
+    ) -> Result<u32, Verdict> {
+        if lane.error.is_some() {
+            let unmatched = DropReason::IcmpUnmatched;
+            return Err(R::unmatched(&self.snapshot, lane, unmatched));
+        }
+        let connection = R::open::<A, S>(self, frame, lane, segment, seen)?;
+        let number = self.add(connection, lane, segment, seen)?;
+        if let Some(place) = A::links(&mut self.tables.links).get_mut(number as usize) {
+            *place = Link::of(frame, &lane.packet).unwrap_or(Link::NONE);
+        }
+        Ok(number)
+    }
+
+    /// Puts a connection into the table, in the place of what is left of others.
+    fn add<A: Table>(
+        &mut self,
+        mut connection: Connection<A>,
+        lane: &Lane,
+        segment: Option<&Segment>,
+        seen: &mut impl Observe,
+    ) -> Result<u32, Verdict> {
+        for way in [Direction::Inward, Direction::Outward] {
+            let table = A::table(&mut self.tables.connections);
+            if let Some(old) = table.leftover(&connection.key(way)) {
+                self.end::<A>(old);
+            }
+        }
+        let table = A::table(&mut self.tables.connections);
+        connection.open(table.now(), segment);
+        let number = table.insert(connection).map_err(|refused| {
+            Verdict::Drop(match refused {
+                Refused::Full => DropReason::TableFull,
+                Refused::Taken => DropReason::TupleTaken,
+            })
+        })?;
+        note_made(&self.snapshot, &connection, &mut self.tables);
+        seen.step(lane.frame.into(), Step::Connection(ConnectionStep::Made));
+        Ok(number)
+    }
+
+    /// A connection from outside, for a rule.
+    ///
+    /// # Errors
+    /// There is none, or it takes no new ones: this becomes of the packet.
+    pub(crate) fn inbound<A: Table, R: Role>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        segment: Option<&Segment>,
+        seen: &mut impl Observe,
+    ) -> Result<Connection<A>, Verdict> {
+        let packet = &lane.packet;
+        let found = if packet.is_icmp() && packet.ports >> 16 != 0 {
+            self.snapshot.classify_echo_reply(packet)
+        } else {
+            self.snapshot.classify(packet)
+        };
+        seen.step(lane.frame.into(), Step::Classified(found));
+        let index = match found {
+            RuleMatch::Rule(index) => index,
+            none => return Err(R::not_ours(&self.snapshot, lane, none)),
+        };
+        let (Some(&terms), Some(rule)) = (self.snapshot.terms(index), self.snapshot.rule(index))
+        else {
+            return Err(NO_CONNECTION);
+        };
+        let rule_slot = rule.slot() as u16;
+        let is_answer = packet.is_icmp() && packet.ports >> 16 != 0;
+        if terms.kind == RuleKind::Outbound || is_answer {
+            return Err(NO_CONNECTION); // nobody asked for it
+        }
+        if packet.shape.part == Part::Later {
+            return Err(Verdict::Drop(DropReason::FragmentWithoutFirst));
+        }
+        if segment.is_some_and(|segment| !segment.flags.opens()) {
+            return Err(self
+                .refusal()
+                .answer::<A, R>(frame, lane, terms.reset, seen));
+        }
+        let chosen = R::choose(self, lane, index, seen);
+        let local = chosen.and_then(|backend| self.snapshot.nat.local_of(backend));
+        let Some(&local) = local else {
+            let verdict = self
+                .refusal()
+                .answer::<A, R>(frame, lane, terms.reset, seen);
+            return Err(match verdict {
+                NO_CONNECTION => Verdict::Drop(DropReason::NoBackend),
+                told => told,
+            });
+        };
+        let inside = self.inside_of::<A, R>(lane, &terms, &local)?;
+        let policy = Policy {
+            idle: terms.idle,
+            rule: rule_slot,
+            server: local.id,
+            via: if terms.through_mux {
+                lane.mux.min(Policy::DIRECT)
+            } else {
+                Policy::DIRECT
+            },
+            reset: terms.reset,
+            opener: Direction::Inward,
+            shared: R::SHARED,
+        };
+        let outside = lane.key().side;
+        Ok(Connection::new(
+            outside,
+            inside,
+            packet.protocol,
+            lane.zone,
+            policy,
+        ))
+    }
+
+    pub(crate) fn refusal(&mut self) -> Refusal<'_> {
+        Refusal {
+            resets: &mut self.resets,
+            stats: &mut self.stats,
+            underlay: *self.snapshot.underlay(),
+        }
+    }
+
+    /// What the server calls a connection from outside.
+    fn inside_of<A: Table, R: Role>(
+        &mut self,
+        lane: &Lane,
+        terms: &CompiledTerms,
+        local: &Local,
+    ) -> Result<Side<A>, Verdict> {
+        let packet = &lane.packet;
+        let (mut remote, front) = A::of(packet).split();
+        let (client, _) = A::of(packet).unpack();
+        if let Some(other) = self.snapshot.nat.rewritten(client).and_then(A::from_ip) {
+            remote = other;
+        }
+        let address = A::from_ip(local.address).filter(|_| !terms.floating_ip);
+        let server = address.unwrap_or(front);
+        let port = match terms.backend_port.filter(|_| packet.has_ports()) {
+            Some(port) => local.port.unwrap_or(port),
+            None => packet.raw_destination_port(),
+        };
+        let Some(source_nat) = terms.source_nat.and_then(A::from_ip) else {
+            let ports = u32::from(port) | packet.ports << 16;
+            let addresses = A::join(server, remote);
+            return Ok(Side { addresses, ports });
+        };
+        let has_ports = packet.has_ports() || (packet.is_icmp() && packet.ports != 0);
+        if !has_ports {
+            let addresses = A::join(server, source_nat);
+            return Ok(Side {
+                addresses,
+                ports: 0,
+            });
+        }
+        let table = A::table(&mut self.tables.connections);
+        let outside = lane.key().side;
+        let zone = if R::SHARED { ALL_PORTS } else { lane.zone };
+        ports::choose_peer::<A>(
+            table,
+            source_nat,
+            (outside, (server, port), packet.protocol, zone),
+            self.options.port_secret,
+        )
+        .ok_or(Verdict::Drop(DropReason::SnatExhausted))
+    }
+}
+
+/// What telling a sender takes.
+pub(crate) struct Refusal<'a> {
+    pub(crate) resets: &'a mut Limiter,
+    pub(crate) stats: &'a mut Stats,
+    pub(crate) underlay: Underlay,
+}
+
+impl Refusal<'_> {
+    /// Tells the sender of a segment that there is no connection, where that is wanted.
+    pub(crate) fn answer<A: Table, R: Role>(
+        self,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        wanted: bool,
+        seen: &mut impl Observe,
+    ) -> Verdict {
+        let packet = &lane.packet;
+        seen.step(lane.frame.into(), Step::Connection(ConnectionStep::Missing));
+        if !wanted || packet.protocol != protocol::TCP || packet.shape.part != Part::Whole {
+            return NO_CONNECTION;
+        }
+        // What came out of VXLAN goes back to the client straight.
+        let is_straight = R::ROUTES && lane.direction == Direction::Inward;
+        let link = if is_straight {
+            Some(Link::new(self.underlay.mac, self.underlay.next_hop))
+        } else {
+            Link::of(frame, packet).map(Link::reversed)
+        };
+        let (Some(numbers), Some(link)) = (reset::answer(frame.bytes(), packet), link) else {
+            return NO_CONNECTION; // never in answer to a reset
+        };
+        let side = lane.key::<A>().side.reversed();
+        if !self.resets.allow() || reset::emit(frame, &link, side, numbers).is_none() {
+            self.stats.resets_suppressed += 1;
+            return NO_CONNECTION;
+        }
+        self.stats.resets += 1;
+        seen.step(lane.frame.into(), Step::Connection(ConnectionStep::Reset));
+        if is_straight {
+            Verdict::Forward(self.underlay.port)
+        } else {
+            Verdict::Reply
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! The proxy: one box between clients and backends, a bump in the wire that translates.
+//!
+//! ```text
+//!            from a frontend port                       from the backend port
+//!  classify  where are the headers, what is the connection's key?
+//!                                            (asks for the line of the index)
+//!  look up                                   (asks for the line of the connection)
+//!  translate known: VIP and frontend port               known: the other way round, and out of
+//!            become the backend's address and port,     the frontend port that it came by
+//!            and out of the backend port
+//!            new: as the rule says                      new: as it is
+//! ```
+//!
+//! Link headers stay as they are, and so do the TTLs: neighbours on one side see those on the other.
+//! What is not for a service crosses untouched. With several frontend ports, what comes from the
+//! backends for nobody's connection goes to the port whose address it is for, or to all of them.
+//!
+//! Sessions stay on their backend whatever becomes of it in the configuration; a probe that fails
+//! ends them where their rule has `tcp_reset`. The stages are those of the [host agent](crate::host).
+
+use core::fmt;
+use core::net::IpAddr;
+use core::ops::Deref;
+
+use crate::frame::{BURST, Burst, Frame};
+use crate::link::Link;
+use crate::mem::Memory;
+use crate::nat::connection::{ALL_PORTS, Connection};
+use crate::nat::pipeline::{Lane, Pipeline, Role, Table};
+use crate::nat::tcp::Segment;
+use crate::nat::{Direction, Links, NatOptions, NatTable, NatTables};
+use crate::observe::{Observe, Step};
+use crate::packet::{Packet, Part, Read};
+use crate::reply;
+use crate::service::nat::{CompiledMux, RuleKind};
+use crate::service::{BackendId, Echo, NO_BACKEND, RuleMatch, Scheduler, Snapshot};
+use crate::stats::{BackendCounters, RuleCounters, Stats};
+use crate::time::Instant;
+use crate::verdict::{DropReason, PortId, Verdict};
+use crate::wire::arp;
+use crate::wire::ethernet::{EtherType, Ethernet};
+
+/// A proxy: see the [module](self).
+///
+/// `S` is how it holds its snapshot: `&Snapshot`, `Arc<Snapshot>`, or the caller's own. The
+/// snapshot's spec has to have [`proxy`](crate::service::Spec::proxy) ports; without them, every
+/// frame is passed.
+pub struct Proxy<'m, S> {
+    pipeline: Pipeline<'m, S>,
+    lanes: [Lane; BURST],
+}
+
+impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
+    /// A proxy with the tables given.
+    pub fn new(snapshot: S, tables: NatTables<'m>, options: NatOptions) -> Self {
+        Self {
+            pipeline: Pipeline::new(snapshot, tables, options),
+            lanes: [Lane::EMPTY; BURST],
+        }
+    }
+
+    /// A proxy for up to `connections` connections of each family, with a table of fragments, and
+    /// with counters for the snapshot and as many rules and backends more. `None` where the memory
+    /// is used up. `key` should be random and secret where the traffic may be hostile.
+    pub fn build(
+        snapshot: S,
+        connections: usize,
+        key: [u64; 2],
+        memory: &mut impl Memory<'m>,
+    ) -> Option<Self> {
+        let mut tables = NatTables::build(&snapshot, connections, key, memory)?;
+        tables.links = Links {
+            ipv4: memory.take(connections, Link::NONE)?,
+            ipv6: memory.take(connections, Link::NONE)?,
+        };
+        let options = NatOptions {
+            port_secret: [key[1], key[0]],
+            ..NatOptions::default()
+        };
+        Some(Self::new(snapshot, tables, options))
+    }
+
+    /// The same proxy with other options.
+    #[must_use]
+    pub fn with_options(mut self, options: NatOptions) -> Self {
+        self.pipeline.set_options(options);
+        self
+    }
+
+    /// Gives each of `frames` its verdict, rewritten in place where it is of a connection.
+    pub fn process(&mut self, now: Instant, frames: &mut [Frame<'_>]) {
+        self.process_observed(now, frames, &mut ());
+    }
+
+    /// The same, with somebody looking on.
+    pub fn process_observed(
+        &mut self,
+        now: Instant,
+        frames: &mut [Frame<'_>],
+        seen: &mut impl Observe,
+    ) {
+        let Self { pipeline, lanes } = self;
+        for (burst, frames) in frames.chunks_mut(BURST).enumerate() {
+            let seen = &mut crate::observe::From {
+                first: burst * BURST,
+                seen,
+            };
+            pipeline.set_clock(now);
+            let lanes = pipeline.classify::<ProxyRole>(frames, lanes, seen);
+            pipeline.look_up(lanes);
+            pipeline.translate::<ProxyRole>(frames, lanes, seen);
+        }
+    }
+
+    /// Does what is due without a packet: ends connections whose time has come, and tells their
+    /// ends. As [`Host::advance`](crate::Host::advance).
+    pub fn advance(&mut self, now: Instant, spare: &mut Burst<'_>) {
+        self.pipeline.set_clock(now);
+        self.pipeline.sweep::<ProxyRole>(now, spare);
+    }
+
+    /// Puts another snapshot in place, built with the present one as its previous, and returns the
+    /// old one: nothing here refers to it any more. No connection moves.
+    pub fn install(&mut self, snapshot: S) -> S {
+        self.pipeline.install(snapshot)
+    }
+
+    /// The snapshot in place.
+    pub fn snapshot(&self) -> &Snapshot<'s> {
+        &self.pipeline.snapshot
+    }
+
+    /// What it did so far.
+    pub fn stats(&self) -> Stats {
+        self.pipeline.stats()
+    }
+
+    /// Its connections.
+    pub fn connections(&self) -> &NatTable<'m> {
+        &self.pipeline.tables.connections
+    }
+
+    /// What a rule did, by its place: load-balancing rules, then inbound NAT.
+    pub fn rule_counters(&self, rule: usize) -> Option<RuleCounters> {
+        self.pipeline.rule_counters(rule)
+    }
+
+    /// What a backend got.
+    pub fn backend_counters(&self, id: BackendId) -> Option<BackendCounters> {
+        self.pipeline.backend_counters(id)
+    }
+}
+
+#[cfg(feature = "alloc")]
+impl<'s, S: Deref<Target = Snapshot<'s>>> Proxy<'static, S> {
+    /// [`build`](Self::build), in boxes.
+    pub fn with_capacity(snapshot: S, connections: usize, key: [u64; 2]) -> Self {
+        match Self::build(snapshot, connections, key, &mut crate::mem::Boxes) {
+            Some(proxy) => proxy,
+            None => unreachable!("an allocator does not run out without saying so"),
+        }
+    }
+}
+
+impl<S> fmt::Debug for Proxy<'_, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proxy")
+            .field("stats", &self.pipeline.stats)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a proxy does in its own way.
+enum ProxyRole {}
+
+impl Role for ProxyRole {
+    /// Where the last frame came in, and which way that is.
+    type Last = Option<(PortId, Direction)>;
+    const ROUTES: bool = false;
+    const SHARED: bool = true;
+    const KEEPS_REMOVED: bool = true;
+
+    #[inline]
+    fn arrive<'s, S: Deref<Target = Snapshot<'s>>>(
+        pipeline: &mut Pipeline<'_, S>,
+        frame: &mut Frame<'_>,
+        lane: &mut Lane,
+        last: &mut Self::Last,
+        seen: &mut impl Observe,
+    ) -> Result<(), Verdict> {
+        let port = frame.port();
+        lane.direction = match *last {
+            Some((known, direction)) if known == port => direction,
+            _ => direction_of(&pipeline.snapshot, port).ok_or(Verdict::Pass)?,
+        };
+        *last = Some((port, lane.direction));
+        lane.zone = match lane.direction {
+            Direction::Inward => port,
+            Direction::Outward => ALL_PORTS,
+        };
+        match lane.packet.read(frame.bytes()) {
+            Read::Ip => {}
+            Read::Other => {
+                let target = arp_target(frame);
+                return Err(bridge(&pipeline.snapshot, lane.direction, target));
+            }
+            Read::Bad(reason) => return Err(Verdict::Drop(reason)),
+        }
+        seen.step(lane.frame.into(), Step::Parsed(lane.packet));
+        if lane.packet.is_plain() {
+            return Ok(());
+        }
+        let destination = lane.packet.tuple().destination;
+        if lane.direction == Direction::Inward && !pipeline.snapshot.is_vip(destination) {
+            return Err(bridge(&pipeline.snapshot, lane.direction, None));
+        }
+        pipeline.classify_unusual::<Self>(frame, lane, seen)
+    }
+
+    fn open<'s, A: Table, S: Deref<Target = Snapshot<'s>>>(
+        pipeline: &mut Pipeline<'_, S>,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        segment: Option<&Segment>,
+        seen: &mut impl Observe,
+    ) -> Result<Connection<A>, Verdict> {
+        let packet = &lane.packet;
+        if lane.direction == Direction::Outward {
+            let destination = packet.tuple().destination;
+            let snapshot = &pipeline.snapshot;
+            return Err(bridge(snapshot, lane.direction, Some(destination)));
+        }
+        // An echo request that no rule takes is answered here, or not.
+        if packet.is_icmp()
+            && packet.echo_ports(frame.bytes()) == Some(packet.ports & 0xffff)
+            && pipeline.snapshot.echo_rule(packet).is_none()
+        {
+            let ignored = Verdict::Drop(DropReason::EchoIgnored);
+            match pipeline.snapshot.echo(packet) {
+                Some(Echo::Answer) if packet.shape.part == Part::Whole => {
+                    let answered =
+                        pipeline.answers.allow() && reply::echo_reply(frame, packet).is_some();
+                    return Err(if answered { Verdict::Reply } else { ignored });
+                }
+                Some(Echo::Answer | Echo::Ignore) => return Err(ignored),
+                Some(Echo::Forward) | None => {}
+            }
+        }
+        pipeline.inbound::<A, Self>(frame, lane, segment, seen)
+    }
+
+    /// As the rule's scheduler says: Maglev's choice, or who has the fewest connections.
+    fn choose<'s, S: Deref<Target = Snapshot<'s>>>(
+        pipeline: &Pipeline<'_, S>,
+        lane: &Lane,
+        rule: u32,
+        seen: &mut impl Observe,
+    ) -> Option<u32> {
+        let snapshot = &*pipeline.snapshot;
+        let (compiled, terms) = (snapshot.rule(rule)?, snapshot.terms(rule)?);
+        let hash = snapshot.hash(&lane.packet, compiled.mask);
+        if terms.kind == RuleKind::Balance && terms.scheduler == Scheduler::LeastConnections {
+            let counters = &pipeline.tables.backends;
+            let backend = least_connections(snapshot, counters, terms.pool, hash)?;
+            seen.step(lane.frame.into(), Step::Selected(backend));
+            return Some(backend);
+        }
+        let place = snapshot.table_index(compiled, &lane.packet, hash);
+        let slot = place - compiled.first_slot();
+        seen.step(lane.frame.into(), Step::Hashed { hash, slot });
+        let backend = snapshot.backend_at(compiled.first_backend, place);
+        seen.step(lane.frame.into(), Step::Selected(backend));
+        (backend != NO_BACKEND).then_some(backend)
+    }
+
+    fn not_ours(snapshot: &Snapshot<'_>, lane: &Lane, _: RuleMatch) -> Verdict {
+        bridge(snapshot, lane.direction, None)
+    }
+
+    /// From a backend it is dropped: it may be of a connection, and nobody is to see its address.
+    fn unmatched(snapshot: &Snapshot<'_>, lane: &Lane, reason: DropReason) -> Verdict {
+        let tuple = lane.own_packet().tuple();
+        match lane.direction {
+            Direction::Outward if !snapshot.nat.is_backend(tuple.source) => {
+                bridge(snapshot, lane.direction, Some(tuple.destination))
+            }
+            _ => Verdict::Drop(reason),
+        }
+    }
+
+    fn neighbour_discovery(snapshot: &Snapshot<'_>, lane: &Lane) -> Verdict {
+        bridge(snapshot, lane.direction, None)
+    }
+
+    #[inline]
+    fn mux<'a, A: Table>(
+        _: &'a Snapshot<'_>,
+        _: &Connection<A>,
+        _: Direction,
+    ) -> Option<&'a CompiledMux> {
+        None
+    }
+
+    #[inline]
+    fn leave(
+        snapshot: &Snapshot<'_>,
+        _: &mut Frame<'_>,
+        lane: &Lane,
+        _: &Packet,
+        zone: PortId,
+        _: Option<&CompiledMux>,
+    ) -> Result<PortId, Verdict> {
+        match (lane.direction, &snapshot.nat.proxy) {
+            (Direction::Outward, _) => Ok(zone),
+            (Direction::Inward, Some(ports)) => Ok(ports.backend),
+            (Direction::Inward, None) => Err(Verdict::Pass),
+        }
+    }
+
+    /// The connection's first frame tells: neighbours see each other's addresses.
+    fn way_to<A: Table>(
+        snapshot: &Snapshot<'_>,
+        connection: &Connection<A>,
+        direction: Direction,
+        opened_by: Option<Link>,
+    ) -> Option<(PortId, Link)> {
+        let link = opened_by.filter(|link| *link != Link::NONE)?;
+        let ports = snapshot.nat.proxy.as_ref()?;
+        Some(match direction {
+            Direction::Inward => (ports.backend, link),
+            Direction::Outward => (connection.zone(), link.reversed()),
+        })
+    }
+}
+
+/// Which way frames of a port go; `None` where it is not one of the proxy's.
+fn direction_of(snapshot: &Snapshot<'_>, port: PortId) -> Option<Direction> {
+    let ports = snapshot.nat.proxy.as_ref()?;
+    if port == ports.backend {
+        Some(Direction::Outward)
+    } else {
+        ports.is_frontend(port).then_some(Direction::Inward)
+    }
+}
+
+/// What becomes of a frame that crosses as it is. `target` is the address that it is for, as far
+/// as it says where it leaves.
+fn bridge(snapshot: &Snapshot<'_>, direction: Direction, target: Option<IpAddr>) -> Verdict {
+    let Some(ports) = &snapshot.nat.proxy else {
+        return Verdict::Pass;
+    };
+    match direction {
+        Direction::Inward => Verdict::Forward(ports.backend),
+        Direction::Outward => match ports.frontend_of(target) {
+            Some(port) => Verdict::Forward(port),
+            None => Verdict::Flood,
+        },
+    }
+}
+
+/// The address that an ARP packet is about.
+fn arp_target(frame: &Frame<'_>) -> Option<IpAddr> {
+    let link = Ethernet::parse(frame.bytes()).ok()?;
+    if link.ether_type() != EtherType::ARP {
+        return None;
+    }
+    let packet = arp::Packet::parse(link.payload()).ok()?;
+    Some(packet.target.into())
+}
+
+/// The backend with the fewest connections for its weight. Between equals the hash decides, so
+/// that not all new connections meet at the first one.
+fn least_connections(
+    snapshot: &Snapshot<'_>,
+    counters: &[BackendCounters],
+    pool: u32,
+    hash: u64,
+) -> Option<u32> {
+    let all = snapshot.backends_of(pool);
+    let count = u64::from(all.end - all.start);
+    let first = all.start + (((hash >> 32) * count) >> 32) as u32;
+    let mut best: Option<(u32, u64, u64)> = None;
+    for index in (first..all.end).chain(all.start..first) {
+        let Some(backend) = snapshot.backend(index).filter(|b| b.is_eligible()) else {
+            continue;
+        };
+        let live = counters.get(backend.counters()).map_or(0, |c| c.live) + 1;
+        let weight = u64::from(backend.weight());
+        // live / weight < best's, without dividing: neither has more than 32 bits.
+        if best.is_none_or(|(_, least, of)| live * of < least * weight) {
+            best = Some((index, live, weight));
+        }
+    }
+    best.map(|(index, ..)| index)
+}

@@ -9,6 +9,7 @@ use slb_core::{Burst, Frame, HEADROOM, Instant, PacketIo, PortId, Verdict};
 
 use crate::error::ReadError;
 use crate::link::LinkType;
+use crate::merge::Merge;
 use crate::reader::{Next, Reader};
 use crate::writer::Writer;
 
@@ -39,10 +40,11 @@ pub struct CaptureStats {
     pub foreign: u64,
 }
 
-/// A capture to read, and others to write: as a port with packets to receive and send.
+/// Captures to read, and others to write: as ports with packets to receive and send.
 pub struct Capture<'m, W: Write> {
-    reader: Reader,
+    inputs: Merge,
     sent: Option<Writer<W>>,
+    ports: Vec<(PortId, Writer<W>)>,
     passed: Option<Writer<W>>,
     free: Vec<&'m mut [u8]>,
     /// The timestamp of the packet in each buffer.
@@ -51,18 +53,23 @@ pub struct Capture<'m, W: Write> {
     now: Instant,
     at_end: bool,
     damaged: Option<ReadError>,
-    port: PortId,
     stats: CaptureStats,
 }
 
 impl<'m, W: Write> Capture<'m, W> {
-    /// A capture whose frames lie in `memory`, see [`memory_for`].
+    /// A capture of port 0, whose frames lie in `memory`, see [`memory_for`].
     pub fn new(reader: Reader, memory: &'m mut [u8]) -> Self {
+        Self::of_ports(vec![(PortId(0), reader)], memory)
+    }
+
+    /// Captures of several ports, merged by their timestamps.
+    pub fn of_ports(inputs: Vec<(PortId, Reader)>, memory: &'m mut [u8]) -> Self {
         let base = memory.as_ptr().addr();
         let free: Vec<_> = memory.chunks_exact_mut(STRIDE).rev().collect();
         Self {
-            reader,
+            inputs: Merge::new(inputs),
             sent: None,
+            ports: Vec::new(),
             passed: None,
             timestamps: vec![Instant::ZERO; free.len()],
             free,
@@ -70,15 +77,23 @@ impl<'m, W: Write> Capture<'m, W> {
             now: Instant::ZERO,
             at_end: false,
             damaged: None,
-            port: PortId(0),
             stats: CaptureStats::default(),
         }
     }
 
-    /// Writes what is to be sent, forwarded or as an answer, to `writer`.
+    /// Writes what is to be sent, forwarded or as an answer, to `writer`: in the order in which it
+    /// leaves, what goes out of several ports once.
     #[must_use]
     pub fn write_sent(mut self, writer: Writer<W>) -> Self {
         self.sent = Some(writer);
+        self
+    }
+
+    /// Writes what is to be sent out of `port` to `writer`. A frame that is flooded leaves by each
+    /// such port but the one that it came in by.
+    #[must_use]
+    pub fn write_port(mut self, port: PortId, writer: Writer<W>) -> Self {
+        self.ports.push((port, writer));
         self
     }
 
@@ -104,9 +119,9 @@ impl<'m, W: Write> Capture<'m, W> {
         &self.stats
     }
 
-    /// Bytes of the file read so far.
+    /// Bytes of the files read so far.
     pub fn offset(&self) -> u64 {
-        self.reader.offset()
+        self.inputs.offset()
     }
 
     /// Ends all files.
@@ -114,7 +129,8 @@ impl<'m, W: Write> Capture<'m, W> {
     /// # Errors
     /// What was still to be written cannot be.
     pub fn finish(self) -> io::Result<CaptureStats> {
-        for writer in [self.sent, self.passed].into_iter().flatten() {
+        let ports = self.ports.into_iter().map(|(_, writer)| writer);
+        for writer in self.sent.into_iter().chain(self.passed).chain(ports) {
             writer.finish()?;
         }
         Ok(self.stats)
@@ -127,15 +143,27 @@ impl<'m, W: Write> Capture<'m, W> {
     }
 
     fn send(&mut self, timestamp: Instant, frame: &Frame<'m>) -> io::Result<bool> {
-        let writer = match frame.verdict() {
-            Verdict::Forward(_) | Verdict::Reply => &mut self.sent,
+        let verdict = frame.verdict();
+        let writer = match verdict {
+            Verdict::Forward(_) | Verdict::Flood | Verdict::Reply => &mut self.sent,
             Verdict::Pass => &mut self.passed,
             Verdict::Drop(_) => return Ok(false),
         };
         if let Some(writer) = writer {
             writer.write(timestamp, frame.bytes())?;
         }
-        Ok(frame.verdict() != Verdict::Pass)
+        for (port, writer) in &mut self.ports {
+            let leaves = match verdict {
+                // After `Forward` it is the one to leave by.
+                Verdict::Forward(_) | Verdict::Reply => *port == frame.port(),
+                Verdict::Flood => *port != frame.port(),
+                Verdict::Pass | Verdict::Drop(_) => false,
+            };
+            if leaves {
+                writer.write(timestamp, frame.bytes())?;
+            }
+        }
+        Ok(verdict != Verdict::Pass)
     }
 }
 
@@ -175,18 +203,18 @@ impl<'m, W: Write> PacketIo<'m> for Capture<'m, W> {
             let until = (count > 0).then(|| self.now + BURST_SPAN);
             let start = HEADROOM.next_multiple_of(64);
             let next = match buffer.get_mut(start..start + FRAME_LEN) {
-                Some(room) => self.reader.next(room, until),
-                None => Ok(Next::End),
+                Some(room) => self.inputs.next(room, until),
+                None => Ok((PortId(0), Next::End)),
             };
             match next {
-                Ok(Next::Packet { timestamp, len }) => {
+                Ok((port, Next::Packet { timestamp, len })) => {
                     if count == 0 {
                         self.now = self.now.max(timestamp);
                     }
                     let Some(mut frame) = Frame::new(buffer, start, len) else {
                         continue;
                     };
-                    frame.set_port(self.port);
+                    frame.set_port(port);
                     if let Some(index) = self.buffer(&frame) {
                         self.timestamps[index] = timestamp;
                     }
@@ -196,12 +224,12 @@ impl<'m, W: Write> PacketIo<'m> for Capture<'m, W> {
                     }
                     continue;
                 }
-                Ok(Next::UnknownLink(link)) => {
+                Ok((_, Next::UnknownLink(link))) => {
                     *self.stats.unknown_link.entry(link).or_default() += 1;
                 }
-                Ok(Next::TooLong) => self.stats.too_long += 1,
-                Ok(Next::End) => self.at_end = true,
-                Ok(Next::Later) => {
+                Ok((_, Next::TooLong)) => self.stats.too_long += 1,
+                Ok((_, Next::End)) => self.at_end = true,
+                Ok((_, Next::Later)) => {
                     self.free.push(buffer);
                     break;
                 }

@@ -9,6 +9,7 @@
 mod capture;
 mod error;
 mod link;
+mod merge;
 mod reader;
 mod writer;
 

@@ -1,0 +1,111 @@
+//! Several captures as one, in the order of their timestamps: what came by each port of a node.
+
+use slb_core::{Instant, PortId};
+
+use crate::capture::FRAME_LEN;
+use crate::error::ReadError;
+use crate::reader::{Next, Reader};
+
+/// Captures of several ports, read packet by packet as they came in.
+#[derive(Debug)]
+pub(crate) struct Merge {
+    inputs: Vec<Input>,
+    /// Of inputs that are damaged: what is said once the others are at their end.
+    damaged: Vec<ReadError>,
+}
+
+#[derive(Debug)]
+struct Input {
+    port: PortId,
+    reader: Reader,
+    /// What comes next, of which the bytes of a packet are in `bytes`.
+    ahead: Option<Next>,
+    bytes: Vec<u8>,
+}
+
+impl Merge {
+    pub(crate) fn new(inputs: Vec<(PortId, Reader)>) -> Self {
+        let inputs = inputs.into_iter().map(|(port, reader)| Input {
+            port,
+            reader,
+            ahead: None,
+            bytes: vec![0; FRAME_LEN],
+        });
+        Self {
+            inputs: inputs.collect(),
+            damaged: Vec::new(),
+        }
+    }
+
+    /// Bytes of all files read so far.
+    pub(crate) fn offset(&self) -> u64 {
+        self.inputs.iter().map(|input| input.reader.offset()).sum()
+    }
+
+    /// Reads the next packet into `buffer`, unless it was captured after `until`; says which port
+    /// it came by. Of packets of one time, that of the earlier input is first.
+    ///
+    /// # Errors
+    /// An input is damaged, and all others are at their end.
+    pub(crate) fn next(
+        &mut self,
+        buffer: &mut [u8],
+        until: Option<Instant>,
+    ) -> Result<(PortId, Next), ReadError> {
+        let mut first: Option<(Instant, &mut Input)> = None;
+        for input in &mut self.inputs {
+            match input.look_ahead() {
+                Ok(Next::Packet { timestamp, .. }) => {
+                    if first
+                        .as_ref()
+                        .is_none_or(|(earliest, _)| timestamp < *earliest)
+                    {
+                        first = Some((timestamp, input));
+                    }
+                }
+                Ok(Next::End) => {}
+                Ok(left_out) => {
+                    input.ahead = None;
+                    return Ok((input.port, left_out));
+                }
+                Err(error) => {
+                    self.damaged.push(error);
+                    input.ahead = Some(Next::End);
+                }
+            }
+        }
+        let Some((timestamp, input)) = first else {
+            return match self.damaged.pop() {
+                Some(error) => Err(error),
+                None => Ok((PortId(0), Next::End)),
+            };
+        };
+        if until.is_some_and(|until| timestamp > until) {
+            return Ok((input.port, Next::Later));
+        }
+        Ok((input.port, input.take(buffer)))
+    }
+}
+
+impl Input {
+    fn look_ahead(&mut self) -> Result<Next, ReadError> {
+        if let Some(next) = self.ahead {
+            return Ok(next);
+        }
+        let next = self.reader.next(&mut self.bytes, None)?;
+        self.ahead = Some(next);
+        Ok(next)
+    }
+
+    /// Hands the packet out that was looked at.
+    fn take(&mut self, buffer: &mut [u8]) -> Next {
+        let next = self.ahead.take().unwrap_or(Next::End);
+        if let Next::Packet { len, .. } = next {
+            match (buffer.get_mut(..len), self.bytes.get(..len)) {
+                (Some(to), Some(from)) => to.copy_from_slice(from),
+                _ => return Next::TooLong,
+            }
+        }
+        next
+    }
+}

@@ -13,7 +13,8 @@ use slb_core::hash::{Distribution, Hasher, MICROSOFT_KEY, SipHash13, Toeplitz, X
 use slb_core::maglev;
 use slb_core::nat::NatOptions;
 use slb_core::service::{
-    self, Answers, BackendState, Echo, NatTarget, Snapshot, Spec, SpecError, Terms, UdpChecksum,
+    self, Answers, BackendState, Echo, NatTarget, Scheduler, Snapshot, Spec, SpecError, Terms,
+    UdpChecksum,
 };
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
@@ -21,6 +22,7 @@ use slb_core::{MuxOptions, PortId};
 
 use crate::document::{Faults, Section, Span};
 use crate::error::{ConfigError, ConfigErrors};
+use crate::ports::{self, Ports};
 use crate::validate;
 use toml::de::DeTable;
 
@@ -43,6 +45,8 @@ pub struct Config {
     pub inbound_nat: Vec<InboundNat>,
     /// `[[outbound_rule]]`, then those that rules imply.
     pub outbound: Vec<Outbound>,
+    /// `[[port]]` and `[[source_rewrite]]`: of a proxy.
+    pub ports: Ports,
 }
 
 /// What the node does.
@@ -52,6 +56,8 @@ pub enum Role {
     Mux,
     /// Translates between VIPs and the vms that run on this machine.
     Host,
+    /// Translates between clients on one side and backends on the other.
+    Proxy,
 }
 
 /// `[node]`: this machine.
@@ -81,9 +87,9 @@ pub struct Node {
     pub flows: usize,
     /// Echo replies and ICMP errors a second.
     pub answers_per_second: u32,
-    /// Connections of a host agent, of each family.
+    /// Connections of a host agent or a proxy, of each family.
     pub connections: usize,
-    /// RSTs of a host agent a second.
+    /// RSTs of a host agent or a proxy a second.
     pub resets_per_second: u32,
     /// Whether a host agent lowers the segment sizes that SYNs offer to what fits VXLAN.
     pub clamp_mss: bool,
@@ -138,6 +144,8 @@ pub struct Backend {
     pub instance: Option<u32>,
     /// The port of its host that it is at, unless that is counted.
     pub port: Option<u16>,
+    /// The port that it serves, unless that is the rule's.
+    pub backend_port: Option<u16>,
     pub(crate) span: Span,
 }
 
@@ -189,6 +197,8 @@ pub struct Rule {
     pub backend_port: u16,
     /// What chooses a flow's backend.
     pub distribution: Distribution,
+    /// How a proxy chooses.
+    pub scheduler: Scheduler,
     /// How long a flow stays without a packet.
     pub idle_timeout: Duration,
     /// What else becomes of its connections.
@@ -347,6 +357,8 @@ impl Config {
         let rules: Vec<_> = self.rules.iter().map(Rule::spec).collect();
         let inbound_nat: Vec<_> = self.inbound_nat.iter().map(InboundNat::spec).collect();
         let outbound: Vec<_> = self.outbound.iter().map(Outbound::spec).collect();
+        let is_proxy = self.node.role == Role::Proxy;
+        let ports = self.ports.frontends();
         f(&Spec {
             hasher: self.node.hasher.clone(),
             maglev_seed: self.node.hash_seed,
@@ -355,8 +367,9 @@ impl Config {
             rules: &rules,
             pools: &pools,
             inbound_nat: &inbound_nat,
-            outbound: &outbound,
+            outbound: if is_proxy { &[] } else { &outbound },
             muxes: &self.node.muxes,
+            proxy: is_proxy.then(|| self.ports.spec(&ports)),
         })
     }
 
@@ -368,8 +381,8 @@ impl Config {
         }
     }
 
-    /// What a host agent may do besides translating.
-    pub fn host_options(&self) -> NatOptions {
+    /// What a host agent or a proxy may do besides translating.
+    pub fn nat_options(&self) -> NatOptions {
         NatOptions {
             answers_per_second: self.node.answers_per_second,
             resets_per_second: self.node.resets_per_second,
@@ -429,6 +442,7 @@ impl Config {
             weight: backend.weight,
             state: backend.state,
             instance: backend.instance,
+            serves: backend.backend_port,
             port: vm
                 .filter(|_| self.node.is(backend.host))
                 .and_then(|vm| vm.port),
@@ -555,6 +569,7 @@ impl Rule {
             frontend_port: self.frontend_port,
             backend_port: self.backend_port,
             distribution: self.distribution,
+            scheduler: self.scheduler,
             idle_timeout: self.idle_timeout,
             terms: self.terms,
         }
@@ -567,7 +582,9 @@ const MAC: &str = "a MAC address such as \"02:00:0a:0a:01:0b\"";
 fn read(root: &Section<'_>) -> Option<Config> {
     let node = root.section("node").and_then(read_node);
     let frontends = read_all(root, "frontend", read_frontend);
-    let pools = read_all(root, "pool", read_pool);
+    let is_proxy = node.as_ref().is_some_and(|node| node.role == Role::Proxy);
+    let pools = read_all(root, "pool", |section| read_pool(section, is_proxy));
+    let ports = ports::read(root);
     let probes = read_all(root, "probe", read_probe);
     let names = Names::of(root);
     let rules = read_all(root, "rule", |section| read_rule(section, &names));
@@ -593,6 +610,7 @@ fn read(root: &Section<'_>) -> Option<Config> {
         rules,
         inbound_nat,
         outbound,
+        ports: ports?,
     })
 }
 
@@ -664,10 +682,22 @@ fn read_all<'d, T>(
 
 fn read_node(section: Section<'_>) -> Option<Node> {
     let role = section
-        .required_choice("role", &[("mux", Role::Mux), ("host", Role::Host)])
+        .required_choice(
+            "role",
+            &[
+                ("mux", Role::Mux),
+                ("host", Role::Host),
+                ("proxy", Role::Proxy),
+            ],
+        )
         .map(|(role, _)| role);
     let (mut ipv4, mut ipv6) = (None, None);
-    for (address, span) in section.one_or_more("underlay", ADDRESS, |text| text.parse().ok()) {
+    let parse = |text: &str| text.parse().ok();
+    let addresses = match role {
+        Some(Role::Proxy) => section.any("underlay", ADDRESS, parse),
+        _ => section.one_or_more("underlay", ADDRESS, parse),
+    };
+    for (address, span) in addresses {
         let twice = match address {
             IpAddr::V4(address) => ipv4.replace(address).is_some(),
             IpAddr::V6(address) => ipv6.replace(address).is_some(),
@@ -794,9 +824,14 @@ fn read_frontend(section: Section<'_>) -> Option<Frontend> {
     })
 }
 
-fn read_pool(section: Section<'_>) -> Option<Pool> {
+fn read_pool(section: Section<'_>, is_proxy: bool) -> Option<Pool> {
     let name = section.name("name");
-    let vni = section.required_integer("vni", 0..=Vni::MAX.get().into());
+    let vnis = 0..=Vni::MAX.get().into();
+    let vni = if is_proxy {
+        section.integer("vni", vnis, 0) // nothing is encapsulated
+    } else {
+        section.required_integer("vni", vnis)
+    };
     let sizes = 3..=maglev::MAX_SIZE.into();
     let size = section.integer("table_size", sizes, maglev::DEFAULT_SIZE.into());
     if let Some((size, span)) = &size
@@ -808,7 +843,9 @@ fn read_pool(section: Section<'_>) -> Option<Pool> {
         let message = format!("expected a prime, got {size}; the next one is {next}");
         section.fault(span, "table_size", message);
     }
-    let backends = read_all(&section, "backends", read_backend);
+    let backends = read_all(&section, "backends", |section| {
+        read_backend(section, is_proxy)
+    });
     let span = section.span().clone();
     section.finish();
     let vni = vni.and_then(|(vni, _)| Vni::new(vni as u32));
@@ -821,10 +858,18 @@ fn read_pool(section: Section<'_>) -> Option<Pool> {
     })
 }
 
-fn read_backend(section: Section<'_>) -> Option<Backend> {
+fn read_backend(section: Section<'_>, is_proxy: bool) -> Option<Backend> {
     let name = section.name("name");
     let address = section.required("address", ADDRESS, |text| text.parse().ok());
-    let host = section.required("host", ADDRESS, |text| text.parse().ok());
+    let parse = |text: &str| text.parse().ok();
+    let host = if is_proxy {
+        let host = section.optional("host", ADDRESS, parse);
+        Some(host.map_or(Ipv4Addr::UNSPECIFIED.into(), |(host, _)| host))
+    } else {
+        section
+            .required("host", ADDRESS, parse)
+            .map(|(host, _)| host)
+    };
     let mac = section.optional("mac", MAC, |text| text.parse().ok());
     let next_hop = section.optional("next_hop", MAC, |text| text.parse().ok());
     let weight = section.number("weight", 0..=1_000_000, 1) as u32;
@@ -842,19 +887,23 @@ fn read_backend(section: Section<'_>) -> Option<Backend> {
         .then(|| section.number("instance", 0..=65_535, 0));
     let port = section
         .has("port")
-        .then(|| section.number("port", 1..=65_535, 1));
+        .then(|| section.number("port", 1..=65_534, 1));
+    let backend_port = section
+        .has("backend_port")
+        .then(|| section.number("backend_port", 1..=65_535, 1));
     let span = section.span().clone();
     section.finish();
     Some(Backend {
         name: name?.0,
         address: address?.0,
-        host: host?.0,
+        host: host?,
         mac: mac.map(|(mac, _)| mac),
         next_hop: next_hop.map(|(mac, _)| mac),
         weight,
         state,
         instance: instance.map(|instance| instance as u32),
         port: port.map(|port| port as u16),
+        backend_port: backend_port.map(|port| port as u16),
         span,
     })
 }
@@ -908,6 +957,7 @@ fn read_rule(section: Section<'_>, names: &Names) -> Option<Rule> {
     let choices = [
         ("tcp", Protocol::Tcp),
         ("udp", Protocol::Udp),
+        ("icmp", Protocol::Icmp),
         ("all", Protocol::All),
     ];
     let protocol = section.required_choice("protocol", &choices);
@@ -916,6 +966,7 @@ fn read_rule(section: Section<'_>, names: &Names) -> Option<Rule> {
         let (port, span) = section.integer(field, 0..=65_535, default)?;
         let message = match (protocol?, port) {
             (Protocol::All, 1..) => format!("expected 0 with \"all\" (HA ports), got {port}"),
+            (Protocol::Icmp, 1..) => format!("expected 0 with \"icmp\", got {port}"),
             (Protocol::Tcp | Protocol::Udp, 0) => {
                 "expected 1 to 65535 with \"tcp\" and \"udp\"".to_owned()
             }
@@ -925,7 +976,8 @@ fn read_rule(section: Section<'_>, names: &Names) -> Option<Rule> {
         None
     };
     let frontend_port = port("frontend_port", 0);
-    let backend_port = port("backend_port", frontend_port.unwrap_or(1).into());
+    let some_port = u64::from(protocol.is_none_or(Protocol::has_port));
+    let backend_port = port("backend_port", frontend_port.map_or(some_port, u64::from));
     let distribution = section.choice(
         "distribution",
         &[
@@ -936,6 +988,11 @@ fn read_rule(section: Section<'_>, names: &Names) -> Option<Rule> {
         .map(|mode| (mode.name(), mode)),
         Distribution::FiveTuple,
     );
+    let schedulers = [
+        ("maglev", Scheduler::Maglev),
+        ("least-connections", Scheduler::LeastConnections),
+    ];
+    let scheduler = section.choice("scheduler", &schedulers, Scheduler::Maglev);
     let terms = read_terms(&section);
     let idle_timeout = read_idle_timeout(&section);
     let disable_outbound_snat = section.boolean("disable_outbound_snat", true);
@@ -953,6 +1010,7 @@ fn read_rule(section: Section<'_>, names: &Names) -> Option<Rule> {
         frontend_port: frontend_port?,
         backend_port: backend_port?,
         distribution,
+        scheduler,
         idle_timeout,
         terms,
         disable_outbound_snat,

@@ -31,6 +31,7 @@ pub mod config;
 mod document;
 mod duration;
 mod error;
+pub mod ports;
 mod validate;
 
 pub use config::{Config, Role};

@@ -4,10 +4,12 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use slb_core::service::{Answers, NatTarget, Protocol, Snapshot, SpecError, Terms};
+use slb_core::hash::Distribution;
+use slb_core::service::{Answers, NatTarget, Protocol, Scheduler, Snapshot, SpecError, Terms};
 
-use crate::config::{Config, InboundNat};
+use crate::config::{Config, InboundNat, Role};
 use crate::document::{Faults, Section, Span, list, resembling};
+use crate::ports;
 
 /// The place of the section that a field names.
 pub(crate) fn refer(
@@ -70,6 +72,10 @@ pub(crate) fn check(config: &Config, faults: &Faults<'_>) {
     check_rules(config, faults);
     check_nat(config, faults);
     check_outbound(config, faults);
+    match config.node.role {
+        Role::Proxy => check_proxy(config, faults),
+        Role::Mux | Role::Host => check_no_proxy(config, faults),
+    }
     if faults.is_empty() {
         check_spec(config, faults);
     }
@@ -125,7 +131,8 @@ fn check_pools(config: &Config, faults: &Faults<'_>) {
             let message = format!("{count} backends, but a table of {most} slots");
             faults.add(&pool.span, format!("pool {:?}", pool.name), message);
         }
-        for backend in &pool.backends {
+        let is_proxy = config.node.role == Role::Proxy;
+        for backend in pool.backends.iter().filter(|_| !is_proxy) {
             let (family, known) = match backend.host {
                 IpAddr::V4(_) => ("IPv4", config.node.ipv4.is_some()),
                 IpAddr::V6(_) => ("IPv6", config.node.ipv6.is_some()),
@@ -165,9 +172,10 @@ fn check_rules(config: &Config, faults: &Faults<'_>) {
             faults.add(&rule.span, place.clone(), message);
         }
         let is_ha = rule.protocol == Protocol::All;
-        let beside = config.rules.iter().find(|other| {
-            is_ha && other.frontend == rule.frontend && other.protocol != Protocol::All
-        });
+        let beside = config
+            .rules
+            .iter()
+            .find(|other| is_ha && other.frontend == rule.frontend && other.protocol.has_port());
         if let Some(other) = beside {
             let message = format!(
                 "takes all ports of frontend {:?} (HA ports), so rule {:?} cannot stand beside it",
@@ -352,6 +360,38 @@ fn check_outbound(config: &Config, faults: &Faults<'_>) {
                 );
                 faults.add(&rule.span, place.clone(), message);
             }
+        }
+    }
+}
+
+/// What a proxy has to have, and what it has not.
+fn check_proxy(config: &Config, faults: &Faults<'_>) {
+    ports::check(&config.ports, faults);
+    for rule in &config.rules {
+        let place = format!("rule {:?}", rule.name);
+        let by_load = rule.scheduler == Scheduler::LeastConnections;
+        if by_load && rule.distribution != Distribution::FiveTuple {
+            let message = format!(
+                "{:?} sends a client where it was before, \"least-connections\" does not",
+                rule.distribution.name()
+            );
+            faults.add(&rule.span, format!("{place}: scheduler"), message);
+        }
+    }
+    for rule in &config.outbound {
+        let place = format!("outbound_rule {:?}", rule.name);
+        let message = "is for role \"host\": a proxy lets backends out as they are";
+        faults.add(&rule.span, place, message);
+    }
+}
+
+/// What only a proxy has.
+fn check_no_proxy(config: &Config, faults: &Faults<'_>) {
+    for rule in &config.rules {
+        if rule.scheduler == Scheduler::LeastConnections {
+            let place = format!("rule {:?}: scheduler", rule.name);
+            let message = "\"least-connections\" is for role \"proxy\": muxes have to agree";
+            faults.add(&rule.span, place, message);
         }
     }
 }

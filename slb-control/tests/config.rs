@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use slb_control::Config;
-use slb_core::service::{BackendState, Echo, Protocol};
+use slb_core::PortId;
+use slb_core::service::{BackendState, Echo, PortMode, Protocol, Scheduler};
 
 const GOOD: &str = r#"[node]
 role = "mux"
@@ -156,7 +157,8 @@ fn values_are_told_what_is_allowed() {
     fault(
         "protocol = \"tcp\"",
         "protocol = \"sctp\"",
-        "web.toml:41: rule \"http\": protocol: expected \"tcp\", \"udp\" or \"all\", got \"sctp\"",
+        "web.toml:41: rule \"http\": protocol: expected \"tcp\", \"udp\", \"icmp\" or \
+         \"all\", got \"sctp\"",
     );
     fault(
         "table_size = 4099",
@@ -173,7 +175,7 @@ fn values_are_told_what_is_allowed() {
     fault(
         "role = \"mux\"",
         "role = \"hub\"",
-        "web.toml:2: node: role: expected \"mux\" or \"host\", got \"hub\"",
+        "web.toml:2: node: role: expected \"mux\", \"host\" or \"proxy\", got \"hub\"",
     );
     fault(
         "02:00:0a:0a:01:0b",
@@ -422,6 +424,154 @@ fn faults_of_nat_are_told() {
         "frontends = [\"out\", \"ut\"]",
         "host.toml:53: outbound_rule \"all\": frontends: there is no frontend \"ut\": did you mean \
          \"out\"?",
+    );
+}
+
+const PROXY: &str = r#"[node]
+role = "proxy"
+
+[[port]]
+name = "clients"
+type = "frontend"
+mode = "multi"
+address = "10.0.1.1"
+
+[[port]]
+name = "more"
+type = "frontend"
+address = "10.0.2.1"
+
+[[port]]
+name = "servers"
+type = "backend"
+
+[[source_rewrite]]
+from = "10.0.1.0/24"
+to = "192.168.5.0/24"
+
+[[frontend]]
+name = "web"
+address = "20.20.20.100"
+
+[[pool]]
+name = "servers"
+backends = [
+  { name = "one", address = "10.10.1.11" },
+  { name = "two", address = "10.10.1.12", backend_port = 8081 },
+]
+
+[[rule]]
+name = "http"
+frontend = "web"
+pool = "servers"
+protocol = "tcp"
+frontend_port = 80
+backend_port = 8080
+scheduler = "least-connections"
+
+[[rule]]
+name = "ping"
+frontend = "web"
+pool = "servers"
+protocol = "icmp"
+"#;
+
+#[test]
+fn a_proxy_knows_its_ports() {
+    let config = Config::parse("proxy.toml", PROXY).unwrap();
+    assert_eq!(config.ports.mode(), PortMode::Multi);
+    assert_eq!(config.ports.by_name("more"), Some(PortId(1)));
+    assert_eq!(config.ports.name(PortId(2)), Some("servers"));
+    assert_eq!(config.rules[0].scheduler, Scheduler::LeastConnections);
+    assert_eq!(config.rules[1].protocol, Protocol::Icmp);
+    assert_eq!(config.ports.source_rewrites[0].prefix_len, 24);
+    config.with_spec(|spec| {
+        let ports = spec.proxy.unwrap();
+        assert_eq!(ports.backend, PortId(2));
+        assert_eq!(ports.frontends.len(), 2);
+        assert_eq!(spec.pools[0].backends[1].serves, Some(8081));
+    });
+}
+
+#[test]
+fn a_proxy_without_ports_has_one_of_each() {
+    let start = PROXY.find("[[port]]").unwrap();
+    let end = PROXY.find("[[source_rewrite]]").unwrap();
+    let text = PROXY[..start].to_owned() + &PROXY[end..];
+    let config = Config::parse("proxy.toml", &text).unwrap();
+    assert_eq!(config.ports.mode(), PortMode::Single);
+    assert_eq!(config.ports.by_name("frontend"), Some(PortId(0)));
+    assert_eq!(config.ports.by_name("backend"), Some(PortId(1)));
+}
+
+#[track_caller]
+fn proxy_fault(good: &str, bad: &str, expected: &str) {
+    assert!(PROXY.contains(good), "{good}");
+    let errors = Config::parse("proxy.toml", &PROXY.replace(good, bad)).unwrap_err();
+    assert_eq!(errors.to_string(), expected);
+}
+
+#[test]
+fn faults_of_ports_are_told() {
+    proxy_fault(
+        "mode = \"multi\"",
+        "mode = \"single\"",
+        "proxy.toml:10: port \"more\": expected one frontend port in \"single\" mode: mode = \
+         \"multi\" has several",
+    );
+    proxy_fault(
+        "address = \"10.0.2.1\"\n",
+        "\n",
+        "proxy.toml:10: port \"more\": address: is missing: in \"multi\" mode each frontend port \
+         needs one",
+    );
+    proxy_fault(
+        "10.0.2.1",
+        "10.0.1.1",
+        "proxy.toml:10: port \"more\": address: 10.0.1.1 is the address of port \"clients\" already",
+    );
+    proxy_fault(
+        "10.0.2.1",
+        "fd00::1",
+        "proxy.toml:13: port \"more\": address: expected an IPv4 address, got \"fd00::1\"",
+    );
+    proxy_fault(
+        "type = \"backend\"",
+        "type = \"frontend\"\naddress = \"10.0.3.1\"",
+        "proxy.toml:4: port: expected a backend port, got none",
+    );
+    proxy_fault(
+        "to = \"192.168.5.0/24\"",
+        "to = \"192.168.5.0/25\"",
+        "proxy.toml:21: source_rewrite 1: to: expected a range of the size of 10.0.1.0/24, got \
+         192.168.5.0/25",
+    );
+    proxy_fault(
+        "from = \"10.0.1.0/24\"",
+        "from = \"10.0.1.7/24\"",
+        "proxy.toml:20: source_rewrite 1: from: expected a range such as \"10.0.0.0/24\", or one \
+         address, got \"10.0.1.7/24\"",
+    );
+    proxy_fault(
+        "scheduler = \"least-connections\"",
+        "scheduler = \"least-connections\"\ndistribution = \"source-ip\"",
+        "proxy.toml:34: rule \"http\": scheduler: \"source-ip\" sends a client where it was before, \
+         \"least-connections\" does not",
+    );
+    proxy_fault(
+        "protocol = \"icmp\"",
+        "protocol = \"icmp\"\nfrontend_port = 8",
+        "proxy.toml:48: rule \"ping\": frontend_port: expected 0 with \"icmp\", got 8",
+    );
+    let text = GOOD.replace(
+        "frontend_port = 80",
+        "frontend_port = 80\nscheduler = \"least-connections\"",
+    );
+    let errors = Config::parse("web.toml", &text).unwrap_err();
+    assert_eq!(
+        errors.to_string(),
+        "web.toml:36: rule \"http\": scheduler: \"least-connections\" is for role \"proxy\": muxes \
+         have to agree"
     );
 }
 

@@ -1,0 +1,231 @@
+//! `[[port]]` and `[[source_rewrite]]`: where a proxy's clients and backends are.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use slb_core::PortId;
+use slb_core::service::{FrontendPort, PortMode, ProxyPorts, SourceRewrite};
+
+use crate::document::{Faults, Section, Span};
+
+/// Who is at a proxy's port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortKind {
+    /// Clients.
+    Frontend,
+    /// Backends.
+    Backend,
+}
+
+/// `[[port]]`.
+#[derive(Clone, Debug)]
+pub struct Port {
+    /// Its name.
+    pub name: String,
+    /// Who is there.
+    pub kind: PortKind,
+    /// How many frontend ports there are: the same at all ports that say it.
+    pub mode: Option<PortMode>,
+    /// The address of who is at a frontend port.
+    pub address: Option<Ipv4Addr>,
+    span: Span,
+}
+
+/// The ports of a proxy, numbered in the order in which they stand.
+#[derive(Clone, Debug)]
+pub struct Ports {
+    /// `[[port]]`; without any, `frontend` and `backend`.
+    pub all: Vec<Port>,
+    /// `[[source_rewrite]]`.
+    pub source_rewrites: Vec<SourceRewrite>,
+}
+
+impl Ports {
+    /// How many frontend ports there are.
+    pub fn mode(&self) -> PortMode {
+        let said = self.all.iter().find_map(|port| port.mode);
+        said.unwrap_or_default()
+    }
+
+    /// The number of the port of a name.
+    pub fn by_name(&self, name: &str) -> Option<PortId> {
+        let place = self.all.iter().position(|port| port.name == name)?;
+        Some(PortId(place as u16))
+    }
+
+    /// The name of a port.
+    pub fn name(&self, port: PortId) -> Option<&str> {
+        Some(&self.all.get(usize::from(port.0))?.name)
+    }
+
+    fn of(&self, kind: PortKind) -> impl Iterator<Item = (PortId, &Port)> {
+        let numbered = (0..).map(PortId).zip(&self.all);
+        numbered.filter(move |(_, port)| port.kind == kind)
+    }
+
+    /// The frontend ports as the dataplane's own.
+    pub(crate) fn frontends(&self) -> Vec<FrontendPort> {
+        let spec = |(port, of): (PortId, &Port)| FrontendPort {
+            port,
+            address: of.address,
+        };
+        self.of(PortKind::Frontend).map(spec).collect()
+    }
+
+    /// All of it as the dataplane's own.
+    pub(crate) fn spec<'a>(&'a self, frontends: &'a [FrontendPort]) -> ProxyPorts<'a> {
+        let backend = self.of(PortKind::Backend).next();
+        ProxyPorts {
+            mode: self.mode(),
+            frontends,
+            backend: backend.map(|(port, _)| port).unwrap_or_default(),
+            source_rewrites: &self.source_rewrites,
+        }
+    }
+}
+
+/// Reads all ports; `None` where one of them has a fault.
+pub(crate) fn read(root: &Section<'_>) -> Option<Ports> {
+    let ports: Vec<_> = root.sections("port").into_iter().map(read_port).collect();
+    let rewrites = root.sections("source_rewrite").into_iter();
+    let rewrites: Vec<_> = rewrites.map(read_source_rewrite).collect();
+    let mut all: Vec<Port> = ports.into_iter().collect::<Option<_>>()?;
+    if all.is_empty() {
+        let port = |name: &str, kind| Port {
+            name: name.to_owned(),
+            kind,
+            mode: None,
+            address: None,
+            span: 0..0,
+        };
+        all = vec![
+            port("frontend", PortKind::Frontend),
+            port("backend", PortKind::Backend),
+        ];
+    }
+    Some(Ports {
+        all,
+        source_rewrites: rewrites.into_iter().collect::<Option<_>>()?,
+    })
+}
+
+fn read_port(section: Section<'_>) -> Option<Port> {
+    let name = section.name("name");
+    let kinds = [
+        ("frontend", PortKind::Frontend),
+        ("backend", PortKind::Backend),
+    ];
+    let kind = section.required_choice("type", &kinds);
+    let modes = [("single", PortMode::Single), ("multi", PortMode::Multi)];
+    let mode = section
+        .has("mode")
+        .then(|| section.choice("mode", &modes, PortMode::Single));
+    let address = section.optional("address", "an IPv4 address", |text| text.parse().ok());
+    if let (Some((PortKind::Backend, _)), Some((_, span))) = (&kind, &address) {
+        section.fault(span, "address", "is for frontend ports");
+    }
+    let is_unreadable = section.has("address") && address.is_none();
+    let span = section.span().clone();
+    section.finish();
+    let port = Port {
+        name: name?.0,
+        kind: kind?.0,
+        mode,
+        address: address.map(|(address, _)| address),
+        span,
+    };
+    (!is_unreadable).then_some(port)
+}
+
+fn read_source_rewrite(section: Section<'_>) -> Option<SourceRewrite> {
+    const RANGE: &str = "a range such as \"10.0.0.0/24\", or one address";
+    let from = section.required("from", RANGE, range);
+    let to = section.required("to", RANGE, range);
+    let rewrite = from
+        .zip(to)
+        .and_then(|(((from, len), _), ((to, to_len), span))| {
+            if from.is_ipv6() != to.is_ipv6() || len != to_len {
+                let message =
+                    format!("expected a range of the size of {from}/{len}, got {to}/{to_len}");
+                section.fault(&span, "to", message);
+                return None;
+            }
+            Some(SourceRewrite {
+                from,
+                to,
+                prefix_len: len,
+            })
+        });
+    section.finish();
+    rewrite
+}
+
+/// A range: its first address, and how many bits its addresses have in common.
+fn range(text: &str) -> Option<(IpAddr, u8)> {
+    let (address, len) = match text.split_once('/') {
+        Some((address, len)) => (address.parse().ok()?, Some(len.parse().ok()?)),
+        None => (text.parse::<IpAddr>().ok()?, None),
+    };
+    let most = if address.is_ipv6() { 128 } else { 32 };
+    let len = len.unwrap_or(most);
+    let (bits, host) = match address {
+        IpAddr::V4(address) => (
+            u128::from(address.to_bits()),
+            u128::from(u32::MAX.checked_shr(len.into()).unwrap_or(0)),
+        ),
+        IpAddr::V6(address) => (
+            address.to_bits(),
+            u128::MAX.checked_shr(len.into()).unwrap_or(0),
+        ),
+    };
+    (len <= most && bits & host == 0).then_some((address, len))
+}
+
+/// Adds the faults of ports that are good each for itself.
+pub(crate) fn check(ports: &Ports, faults: &Faults<'_>) {
+    let first = ports.all.iter().find(|port| port.mode.is_some());
+    let mode = ports.mode();
+    let mut names = HashMap::new();
+    let mut addresses: HashMap<Ipv4Addr, &str> = HashMap::new();
+    for port in &ports.all {
+        let place = format!("port {:?}", port.name);
+        if names.insert(&port.name, ()).is_some() {
+            faults.add(&port.span, place.clone(), "the name stands twice");
+        }
+        if let (Some(own), Some(first)) = (port.mode, first)
+            && own != mode
+        {
+            let message = format!("port {:?} is in another: all are in one", first.name);
+            faults.add(&port.span, format!("{place}: mode"), message);
+        }
+        if mode == PortMode::Multi && port.kind == PortKind::Frontend && port.address.is_none() {
+            let message = "is missing: in \"multi\" mode each frontend port needs one";
+            faults.add(&port.span, format!("{place}: address"), message);
+        }
+        if let Some(address) = port.address
+            && let Some(other) = addresses.insert(address, &port.name)
+        {
+            let message = format!("{address} is the address of port {other:?} already");
+            faults.add(&port.span, format!("{place}: address"), message);
+        }
+    }
+    for (kind, name) in [
+        (PortKind::Frontend, "frontend"),
+        (PortKind::Backend, "backend"),
+    ] {
+        let one = kind == PortKind::Backend || mode == PortMode::Single;
+        let mut of_kind = ports.of(kind);
+        if of_kind.next().is_none() {
+            let span = ports.all.first().map_or(0..0, |port| port.span.clone());
+            faults.add(&span, "port", format!("expected a {name} port, got none"));
+        }
+        if let Some((_, second)) = of_kind.next().filter(|_| one) {
+            let hint = match kind {
+                PortKind::Frontend => " in \"single\" mode: mode = \"multi\" has several",
+                PortKind::Backend => "",
+            };
+            let message = format!("expected one {name} port{hint}");
+            faults.add(&second.span, format!("port {:?}", second.name), message);
+        }
+    }
+}

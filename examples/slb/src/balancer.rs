@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use slb_control::{Config, Role};
+use slb_core::nat::NatTable;
 use slb_core::observe::Observe;
 use slb_core::service::{BackendId, Snapshot};
 use slb_core::stats::{BackendCounters, SnatCounters};
-use slb_core::{Burst, Dataplane, Frame, Host, Instant, Mux, PortId, Stats};
+use slb_core::{Burst, Dataplane, Frame, Host, Instant, Mux, PortId, Proxy, Stats};
 
 use crate::Failure;
 use crate::memory::HugePages;
@@ -16,17 +17,17 @@ type Shared = Arc<Snapshot<'static>>;
 /// The tables' key: a replay gives the same result each time, so it is no secret.
 const KEY: [u64; 2] = [0x736c_6220_7265_706c, 0x6179_2066_6c6f_7773];
 
-/// A mux or a host agent, and where its frames come in.
+/// A mux, a host agent or a proxy, and where its frames come in.
 pub(crate) struct Balancer {
     role: Running,
     /// Of a host: who sends from which port.
     vms: Vec<(PortId, [u8; 6])>,
 }
 
-#[expect(clippy::large_enum_variant, reason = "there is one")]
 enum Running {
     Mux(Mux<'static, Shared>),
     Host(Host<'static, Shared>),
+    Proxy(Proxy<'static, Shared>),
 }
 
 macro_rules! on {
@@ -34,6 +35,7 @@ macro_rules! on {
         match $balancer {
             Running::Mux($role) => $call,
             Running::Host($role) => $call,
+            Running::Proxy($role) => $call,
         }
     };
 }
@@ -51,7 +53,12 @@ impl Balancer {
             Role::Host => {
                 let connections = config.node.connections;
                 let host = Host::build(snapshot, connections, KEY, memory).ok_or_else(none)?;
-                Running::Host(host.with_options(config.host_options()))
+                Running::Host(host.with_options(config.nat_options()))
+            }
+            Role::Proxy => {
+                let connections = config.node.connections;
+                let proxy = Proxy::build(snapshot, connections, KEY, memory).ok_or_else(none)?;
+                Running::Proxy(proxy.with_options(config.nat_options()))
             }
         };
         let vms = config.vms().into_iter();
@@ -62,6 +69,9 @@ impl Balancer {
     /// Says where a frame came in, which a capture does not: what has a vm's MAC address for its
     /// source comes from that vm, and all else from the fabric.
     pub(crate) fn set_port(&self, frame: &mut Frame<'_>) {
+        if matches!(self.role, Running::Proxy(_)) {
+            return; // each capture is of one port
+        }
         let source = frame.bytes().get(6..12);
         let vm = self.vms.iter().find(|(_, mac)| source == Some(mac));
         let fabric = self.snapshot().underlay().port;
@@ -104,17 +114,21 @@ impl Balancer {
         matches!(&self.role, Running::Mux(mux) if mux.flows().is_some())
     }
 
-    /// The host agent, where it is one.
-    pub(crate) fn host(&self) -> Option<&Host<'static, Shared>> {
+    /// The connections of a host agent or a proxy.
+    pub(crate) fn connections(&self) -> Option<&NatTable<'static>> {
         match &self.role {
             Running::Mux(_) => None,
-            Running::Host(host) => Some(host),
+            Running::Host(host) => Some(host.connections()),
+            Running::Proxy(proxy) => Some(proxy.connections()),
         }
     }
 
     /// A backend's SNAT ports; `None` where it has none here.
     pub(crate) fn snat_counters(&self, id: BackendId) -> Option<SnatCounters> {
-        let counters = self.host()?.snat_counters(id)?;
+        let Running::Host(host) = &self.role else {
+            return None;
+        };
+        let counters = host.snat_counters(id)?;
         (counters.ports > 0).then_some(counters)
     }
 }

@@ -37,7 +37,7 @@ pub(crate) enum Command {
     ///
     /// The same options give the same bytes.
     Generate(GenerateOptions),
-    /// Measure mux and host agent alone, in memory, on one core.
+    /// Measure mux, host agent and proxy alone, in memory, on one core.
     Bench(BenchOptions),
 }
 
@@ -57,6 +57,8 @@ pub(crate) enum RoleName {
     /// Translates between VIPs and the vms of one machine. What comes from a vm is told by its
     /// MAC address.
     Host,
+    /// Translates between clients on one side and backends on the other.
+    Proxy,
 }
 
 impl From<RoleName> for Role {
@@ -64,6 +66,7 @@ impl From<RoleName> for Role {
         match name {
             RoleName::Mux => Self::Mux,
             RoleName::Host => Self::Host,
+            RoleName::Proxy => Self::Proxy,
         }
     }
 }
@@ -92,12 +95,15 @@ pub(crate) struct BalancerOptions {
 pub(crate) struct ReplayOptions {
     #[command(flatten)]
     pub(crate) balancer: BalancerOptions,
-    /// The capture to read: pcap or pcapng; Ethernet, raw IP or Linux cooked.
-    #[arg(long = "in", value_name = "FILE")]
-    pub(crate) input: PathBuf,
-    /// Where to write what the balancer sends: pcapng if it ends so, else pcap.
-    #[arg(long = "out", value_name = "FILE")]
-    pub(crate) output: Option<PathBuf>,
+    /// The capture to read: pcap or pcapng; Ethernet, raw IP or Linux cooked. Of a proxy one for
+    /// each port, merged by time: --in frontend=a.pcap --in backend=b.pcap; without a port's name
+    /// it is the first frontend port's.
+    #[arg(long = "in", value_name = "[PORT=]FILE", required = true)]
+    pub(crate) input: Vec<String>,
+    /// Where to write what the balancer sends: pcapng if it ends so, else pcap. Of a proxy also
+    /// what it sends out of one port: --out backend=b.pcap. Can be given several times.
+    #[arg(long = "out", value_name = "[PORT=]FILE")]
+    pub(crate) output: Vec<String>,
     /// Where to write what the balancer passes on untouched.
     #[arg(long, value_name = "FILE")]
     pub(crate) passed: Option<PathBuf>,
@@ -110,15 +116,15 @@ pub(crate) struct ReplayOptions {
 pub(crate) struct ExplainOptions {
     #[command(flatten)]
     pub(crate) balancer: BalancerOptions,
-    /// A capture that the packet is in.
+    /// A capture that the packet is in; of a proxy one for each port, as for replay.
     #[arg(
         long = "in",
-        value_name = "FILE",
+        value_name = "[PORT=]FILE",
         requires = "packet",
         conflicts_with = "tuple"
     )]
-    pub(crate) input: Option<PathBuf>,
-    /// Which packet of the capture, counted from 1.
+    pub(crate) input: Vec<String>,
+    /// Which packet of the capture, or of all in the order of time, counted from 1.
     #[arg(long, value_name = "N", requires = "input")]
     pub(crate) packet: Option<u64>,
     /// Or a tuple: PROTOCOL SOURCE DESTINATION, such as tcp 1.2.3.4:50000 20.20.20.100:80 (a SYN),

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::PacketBuilder;
+use slb_control::ports::PortKind;
 use slb_control::{Config, Role};
 use slb_core::flow::FlowState;
 use slb_core::nat::ConnectionState;
@@ -15,30 +16,31 @@ use slb_core::wire::ipv6::Ipv6;
 use slb_core::wire::tcp::Flags;
 use slb_core::wire::udp::Udp;
 use slb_core::wire::vxlan::Vxlan;
-use slb_core::{Burst, DropReason, Frame, HEADROOM, Instant, PacketIo, Verdict};
+use slb_core::{Burst, DropReason, Frame, HEADROOM, Instant, PacketIo, PortId, Verdict};
 use slb_io_pcap::{Capture, memory_for};
 
 use crate::Failure;
 use crate::balancer::Balancer;
 use crate::check::load_balancer;
 use crate::cli::ExplainOptions;
-use crate::replay::open;
+use crate::replay::{first_frontend, inputs};
 
 pub(crate) fn run(options: &ExplainOptions) -> Result<(), Failure> {
     let config = load_balancer(&options.balancer)?;
     let mut balancer = Balancer::new(&config)?;
-    match (&options.input, options.packet) {
-        (Some(input), Some(wanted)) => {
-            let (reader, _) = open(input)?;
-            let title = format!("packet {wanted} of {}", input.display());
+    match options.packet {
+        Some(wanted) => {
+            let (readers, _) = inputs(&config, &options.input)?;
+            let files = options.input.join(", ");
+            let title = format!("packet {wanted} of {files}");
             let mut memory = vec![0; memory_for(64)];
-            let mut capture: Capture<'_, Vec<u8>> = Capture::new(reader, &mut memory);
+            let mut capture: Capture<'_, Vec<u8>> = Capture::of_ports(readers, &mut memory);
             let mut burst = Burst::new();
             let mut seen = 0;
             while !capture.is_at_end() {
                 capture
                     .receive(&mut burst)
-                    .map_err(|error| Failure::failed(format!("{}: {error}", input.display())))?;
+                    .map_err(|error| Failure::failed(format!("{files}: {error}")))?;
                 let place = wanted
                     .checked_sub(seen + 1)
                     .map_or(usize::MAX, |n| n as usize);
@@ -57,7 +59,7 @@ pub(crate) fn run(options: &ExplainOptions) -> Result<(), Failure> {
                 "{title}: the capture has {seen} packets"
             )))
         }
-        _ => {
+        None => {
             let packet = made_from(&config, &options.tuple)?;
             println!("a packet made for it, {} bytes", packet.len());
             explain_made(&config, balancer, &packet)
@@ -80,6 +82,9 @@ fn explain_made(config: &Config, mut balancer: Balancer, packet: &[u8]) -> Resul
     let frame = Frame::new(&mut buffer, HEADROOM, packet.len());
     let mut frames = [frame.unwrap_or(Frame::EMPTY)];
     if !through_mux {
+        if config.node.role == Role::Proxy {
+            frames[0].set_port(proxy_port(config, packet));
+        }
         balancer.set_port(&mut frames[0]);
         explain(config, &mut balancer, now, &mut frames, 0);
         return Ok(());
@@ -109,6 +114,22 @@ fn explain_made(config: &Config, mut balancer: Balancer, packet: &[u8]) -> Resul
     balancer.set_port(&mut frames[0]);
     explain(config, &mut balancer, now, &mut frames, 0);
     Ok(())
+}
+
+/// The port of a proxy that a packet comes by: that of the backends, where it is from one.
+fn proxy_port(config: &Config, packet: &[u8]) -> PortId {
+    let link = Ethernet::parse(packet).ok();
+    let source: Option<IpAddr> = link.and_then(|link| match link.ether_type() {
+        EtherType::IPV4 => Some(Ipv4::parse(link.payload()).ok()?.source().into()),
+        _ => Some(Ipv6::parse(link.payload()).ok()?.source().into()),
+    });
+    let mut backends = config.pools.iter().flat_map(|pool| &pool.backends);
+    if backends.any(|backend| Some(backend.address) == source) {
+        let all = (0..).map(PortId).zip(&config.ports.all);
+        let mut of_backends = all.filter(|(_, port)| port.kind == PortKind::Backend);
+        return of_backends.next().map_or(PortId(0), |(port, _)| port);
+    }
+    first_frontend(config)
 }
 
 /// A SYN, a datagram or an echo request with this tuple.
@@ -209,7 +230,7 @@ fn describe(
         }
         Step::Flow(step) => ("flow", flow_text(step).into()),
         Step::Selected(index) => ("backend", backend_text(config, balancer, index)),
-        Step::Done(verdict) => ("verdict", verdict_text(verdict)),
+        Step::Done(verdict) => ("verdict", verdict_text(config, verdict)),
         Step::Decapsulated { vni, port } => (
             "inner",
             format!("out of VXLAN, VNI {vni}, for port {}", port.0),
@@ -331,19 +352,29 @@ fn backend_text(config: &Config, balancer: &Balancer, index: u32) -> String {
     };
     let pool = &config.pools[compiled.pool()];
     let backend = &pool.backends[compiled.member()];
+    let host = match config.node.role {
+        Role::Proxy => String::new(),
+        Role::Mux | Role::Host => format!(" on host {}", backend.host),
+    };
     format!(
-        "{:?} ({}) on host {}, weight {}, {}",
+        "{:?} ({}){host}, weight {}, {}",
         backend.name,
         backend.address,
-        backend.host,
         backend.weight,
         backend.state.name()
     )
 }
 
-fn verdict_text(verdict: Verdict) -> String {
+fn verdict_text(config: &Config, verdict: Verdict) -> String {
     match verdict {
-        Verdict::Forward(port) => format!("forward, out of port {}", port.0),
+        Verdict::Forward(port) => {
+            let name = config.ports.name(port);
+            match name.filter(|_| config.node.role == Role::Proxy) {
+                Some(name) => format!("forward, out of port {name:?}"),
+                None => format!("forward, out of port {}", port.0),
+            }
+        }
+        Verdict::Flood => "flood, out of every other port".to_owned(),
         Verdict::Reply => "reply, to where it came from".to_owned(),
         Verdict::Pass => "pass, untouched".to_owned(),
         Verdict::Drop(reason) => format!("drop, {reason}: {}", reason_text(reason)),

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use slb_core::{BURST, Burst, PacketIo};
+use slb_control::ports::PortKind;
+use slb_control::{Config, Role};
+use slb_core::{BURST, Burst, PacketIo, PortId};
 use slb_io_pcap::{Capture, Format as FileFormat, Reader, Writer, memory_for};
 
 use crate::Failure;
@@ -21,11 +23,20 @@ const SPARE: usize = 16;
 pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
     let config = load_balancer(&options.balancer)?;
     let mut balancer = Balancer::new(&config)?;
-    let (reader, size) = open(&options.input)?;
+    let (readers, size) = inputs(&config, &options.input)?;
     let mut memory = vec![0; memory_for(2 * BURST + SPARE)];
-    let mut capture = Capture::new(reader, &mut memory);
-    if let Some(path) = &options.output {
-        capture = capture.write_sent(create(path)?);
+    let mut capture = Capture::of_ports(readers, &mut memory);
+    let mut whole = false;
+    for text in &options.output {
+        let (port, path) = place(&config, text);
+        capture = match port {
+            Some(port) => capture.write_port(port, create(path)?),
+            None if whole => return Err(Failure::usage("--out stands twice without a port")),
+            None => {
+                whole = true;
+                capture.write_sent(create(path)?)
+            }
+        };
     }
     if let Some(path) = &options.passed {
         capture = capture.write_passed(create(path)?);
@@ -63,13 +74,47 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
         None => Ok(()),
         Some(error) => Err(Failure::failed(format!(
             "{}: {error}",
-            options.input.display()
+            options.input.join(", ")
         ))),
     }
 }
 
+/// Opens the captures that options name, each at its port; returns their size too.
+pub(crate) fn inputs(
+    config: &Config,
+    options: &[String],
+) -> Result<(Vec<(PortId, Reader)>, u64), Failure> {
+    let mut readers = Vec::new();
+    let mut size = 0;
+    for text in options {
+        let (port, path) = place(config, text);
+        let (reader, len) = open(path)?;
+        size += len;
+        readers.push((port.unwrap_or_else(|| first_frontend(config)), reader));
+    }
+    Ok((readers, size))
+}
+
+/// The port that an option names, and the rest of it: a file. A file's name may have a `=` itself.
+fn place<'t>(config: &Config, text: &'t str) -> (Option<PortId>, &'t Path) {
+    if config.node.role == Role::Proxy
+        && let Some((name, file)) = text.split_once('=')
+        && let Some(port) = config.ports.by_name(name)
+    {
+        return (Some(port), Path::new(file));
+    }
+    (None, Path::new(text))
+}
+
+/// Where packets come from that are of no port by name.
+pub(crate) fn first_frontend(config: &Config) -> PortId {
+    let all = (0..).map(PortId).zip(&config.ports.all);
+    let mut frontends = all.filter(|(_, port)| port.kind == PortKind::Frontend);
+    frontends.next().map_or(PortId(0), |(port, _)| port)
+}
+
 /// Opens a capture; returns its size too.
-pub(crate) fn open(path: &Path) -> Result<(Reader, u64), Failure> {
+fn open(path: &Path) -> Result<(Reader, u64), Failure> {
     let failed =
         |error: &dyn std::fmt::Display| Failure::failed(format!("{}: {error}", path.display()));
     let file = File::open(path).map_err(|error| failed(&error))?;

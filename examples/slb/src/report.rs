@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use slb_control::Config;
-use slb_core::nat::ConnectionState;
+use slb_core::nat::{ConnectionState, NatTable};
 use slb_core::stats::{Count, SnatCounters};
 use slb_core::{DropReason, Stats};
 use slb_io_pcap::CaptureStats;
@@ -30,7 +30,7 @@ pub(crate) struct Report<'a> {
     shares: Vec<Share>,
     elapsed: Duration,
     is_pinned: bool,
-    /// Of a host: how many connections are in each state.
+    /// Of a host or a proxy: how many connections are in each state.
     states: Option<[u64; ConnectionState::ALL.len()]>,
 }
 
@@ -80,14 +80,13 @@ impl<'a> Report<'a> {
                 snat: balancer.snat_counters(compiled.id()),
             });
         }
-        let host = balancer.host().map(|host| host.connections().states());
         Self {
             stats: balancer.stats(),
             capture,
             shares,
             elapsed,
             is_pinned: balancer.is_pinned(),
-            states: host,
+            states: balancer.connections().map(NatTable::states),
         }
     }
 

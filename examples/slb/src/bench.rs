@@ -1,11 +1,11 @@
-//! `slb bench`: mux and host agent alone, in memory, on one core.
+//! `slb bench`: mux, host agent and proxy alone, in memory, on one core.
 //!
 //! A round writes 1024 frames as a NIC would, then times the mux on them, in bursts of 64. The
 //! number of a line is the median over its rounds; the least is shown beside it, and how the
 //! median compares with a floor that is measured in the same run: a bare loop that reads the
 //! tuple, hashes it, looks up a slot and copies 50 bytes, with nothing counted or checked.
 
-mod host;
+mod connections;
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -21,6 +21,7 @@ use slb_core::service::{
 use slb_core::wire::vxlan::Vni;
 use slb_core::{BURST, Frame, HEADROOM, Instant, Mux, Verdict};
 
+use self::connections::Role;
 use crate::Failure;
 use crate::cli::{BenchOptions, Format};
 use crate::memory::HugePages;
@@ -102,20 +103,23 @@ pub(crate) fn run(options: &BenchOptions) -> Result<(), Failure> {
             }
         }
     }
-    for (way, outward) in [("in", false), ("out", true)] {
-        for (count, flows) in [("1", 1), ("64 k", 1 << 16), ("1 M", 1 << 20)] {
-            let name = format!("host, {way}, IPv4, 64 B, {count} connections");
-            if options
-                .filter
-                .as_ref()
-                .is_none_or(|filter| name.contains(filter))
-            {
-                let case = host::Case {
-                    outward,
-                    frame_len: 64,
-                    flows,
-                };
-                show(&name, Sample::of(case.measure(time)?));
+    for (who, role) in [("host", Role::Host), ("proxy", Role::Proxy)] {
+        for (way, outward) in [("in", false), ("out", true)] {
+            for (count, flows) in [("1", 1), ("64 k", 1 << 16), ("1 M", 1 << 20)] {
+                let name = format!("{who}, {way}, IPv4, 64 B, {count} connections");
+                if options
+                    .filter
+                    .as_ref()
+                    .is_none_or(|filter| name.contains(filter))
+                {
+                    let case = connections::Case {
+                        role,
+                        outward,
+                        frame_len: 64,
+                        flows,
+                    };
+                    show(&name, Sample::of(case.measure(time)?));
+                }
             }
         }
     }

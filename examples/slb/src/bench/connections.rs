@@ -1,15 +1,16 @@
-//! The host agent: established connections, into the vm and out of it.
+//! Established connections through a host agent or a proxy, inwards and outwards.
 
 use std::hint::black_box;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant as Clock};
 
 use slb_core::service::{
-    Backend, Frontend, Pool, Protocol, Rule, Snapshot, Spec, Underlay, derived_mac,
+    Backend, Frontend, FrontendPort, Pool, Protocol, ProxyPorts, Rule, Snapshot, Spec, Underlay,
+    derived_mac,
 };
 use slb_core::wire::checksum::checksum;
 use slb_core::wire::vxlan::Vni;
-use slb_core::{BURST, Dataplane, Frame, HEADROOM, Host, Instant, PortId};
+use slb_core::{BURST, Dataplane, Frame, HEADROOM, Host, Instant, PortId, Proxy};
 
 use super::{FRAMES, VIP_IPV4};
 use crate::Failure;
@@ -23,10 +24,18 @@ const VM_PORT: PortId = PortId(1);
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
+/// Who translates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Host,
+    Proxy,
+}
+
 /// What is measured in one line.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Case {
-    /// Out of the vm, rather than into it.
+    pub(super) role: Role,
+    /// From the backend, rather than to it.
     pub(super) outward: bool,
     /// Length of the inner frame on the wire, with its frame check sequence.
     pub(super) frame_len: usize,
@@ -34,7 +43,7 @@ pub(super) struct Case {
 }
 
 impl Case {
-    fn snapshot() -> Result<Snapshot<'static>, Failure> {
+    fn snapshot(&self) -> Result<Snapshot<'static>, Failure> {
         let spec = Spec {
             underlay: Underlay {
                 ipv4: Some(HOST),
@@ -67,6 +76,14 @@ impl Case {
                 }],
             }],
             muxes: &[MUX.into()],
+            proxy: (self.role == Role::Proxy).then_some(ProxyPorts {
+                frontends: &[FrontendPort {
+                    port: FABRIC,
+                    address: None,
+                }],
+                backend: VM_PORT,
+                ..ProxyPorts::default()
+            }),
             ..Spec::default()
         };
         Snapshot::boxed(&spec, None).map_err(Failure::failed)
@@ -74,11 +91,24 @@ impl Case {
 
     /// Nanoseconds for each packet, round by round.
     pub(super) fn measure(&self, time: Duration) -> Result<Vec<f64>, Failure> {
-        let snapshot = Self::snapshot()?;
+        let snapshot = self.snapshot()?;
         let key = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
         let connections = self.flows.max(1 << 16) as usize;
         let none = || Failure::failed("there is not enough memory for the table");
-        let mut host = Host::build(&snapshot, connections, key, &mut HugePages).ok_or_else(none)?;
+        let memory = &mut HugePages;
+        match self.role {
+            Role::Host => {
+                let host = Host::build(&snapshot, connections, key, memory).ok_or_else(none)?;
+                self.run(host, time)
+            }
+            Role::Proxy => {
+                let proxy = Proxy::build(&snapshot, connections, key, memory).ok_or_else(none)?;
+                self.run(proxy, time)
+            }
+        }
+    }
+
+    fn run<'s>(&self, mut role: impl Dataplane<'s>, time: Duration) -> Result<Vec<f64>, Failure> {
         let stride = (HEADROOM + 50 + self.frame_len).next_multiple_of(64);
         let mut memory = vec![0u8; stride * FRAMES];
         let mut frames = Frames {
@@ -86,6 +116,7 @@ impl Case {
             flows: self.flows,
             random: 1,
             next: 0,
+            in_vxlan: self.role == Role::Host,
         };
         let now = Instant::from_secs(1);
         // The handshake of every connection.
@@ -93,7 +124,7 @@ impl Case {
             frames.next = 0;
             for _ in 0..self.flows.div_ceil(FRAMES as u32) {
                 let mut all = frames.write(&mut memory, stride, outward, flags, true);
-                host.process(now, &mut all);
+                role.process(now, &mut all);
             }
         }
         let begin = Clock::now();
@@ -102,12 +133,12 @@ impl Case {
             let mut frames = frames.write(&mut memory, stride, self.outward, ACK, false);
             let start = Clock::now();
             for burst in frames.chunks_mut(BURST) {
-                host.process(now, burst);
+                role.process(now, burst);
             }
             nanos.push(start.elapsed().as_nanos() as f64 / FRAMES as f64);
             black_box(&mut frames);
         }
-        let stats = Dataplane::stats(&host);
+        let stats = role.stats();
         if stats.forwarded != stats.received {
             return Err(Failure::failed(format!("not all was forwarded: {stats:?}")));
         }
@@ -121,6 +152,8 @@ struct Frames {
     flows: u32,
     random: u64,
     next: u32,
+    /// Those that go inwards.
+    in_vxlan: bool,
 }
 
 impl Frames {
@@ -134,10 +167,10 @@ impl Frames {
     ) -> Vec<Frame<'m>> {
         let inner = inner(self.frame_len - 4, outward, flags);
         let (address, port) = if outward { (30, 36) } else { (26, 34) };
-        let outer = if outward {
-            Vec::new()
-        } else {
+        let outer = if self.in_vxlan && !outward {
             outer(inner.len())
+        } else {
+            Vec::new()
         };
         memory
             .chunks_exact_mut(stride)

@@ -5,7 +5,7 @@
 use std::net::Ipv6Addr;
 
 use bolero::TypeGenerator;
-use etherparse::PacketBuilder;
+use etherparse::{NetSlice, PacketBuilder, SlicedPacket};
 
 /// The VIPs that packets are for.
 pub const VIP: [u8; 4] = [20, 20, 20, 100];
@@ -80,4 +80,37 @@ impl Nearly {
             .unwrap();
         packet.split_off(14)
     }
+}
+
+/// Puts bytes into a frame, where they fit.
+pub fn write(frame: &mut [u8], at: usize, bytes: &[u8]) {
+    if let Some(place) = frame.get_mut(at..at + bytes.len()) {
+        place.copy_from_slice(bytes);
+    }
+}
+
+/// Whether every checksum of a frame that etherparse can verify is right.
+pub fn is_right(frame: &[u8]) -> bool {
+    let Ok(sliced) = SlicedPacket::from_ethernet(frame) else {
+        return false;
+    };
+    let Some(NetSlice::Ipv4(ip)) = &sliced.net else {
+        return false;
+    };
+    let header = ip.header();
+    let fragment = ip.payload().fragmented;
+    let transport = match &sliced.transport {
+        Some(etherparse::TransportSlice::Tcp(tcp)) => tcp
+            .calc_checksum_ipv4(header.source(), header.destination())
+            .is_ok_and(|sum| sum == tcp.checksum()),
+        Some(etherparse::TransportSlice::Icmpv4(icmp)) => {
+            let bytes = icmp.slice();
+            etherparse::checksum::Sum16BitWords::new()
+                .add_slice(bytes)
+                .ones_complement()
+                == 0
+        }
+        _ => false,
+    };
+    header.header_checksum() == header.to_header().calc_header_checksum() && transport && !fragment
 }

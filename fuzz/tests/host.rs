@@ -6,14 +6,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bolero::TypeGenerator;
-use etherparse::{NetSlice, PacketBuilder, SlicedPacket};
+use etherparse::{PacketBuilder, SlicedPacket};
 use slb_core::service::{
     Answers, Backend, BackendState, Echo, Frontend, InboundNat, NatTarget, Outbound, Pool,
     Protocol, Rule, Snapshot, Spec, Terms, Underlay, derived_mac,
 };
 use slb_core::wire::vxlan::Vni;
 use slb_core::{Burst, Frame, Host, Instant, PortId, Verdict};
-use slb_fuzz::{Nearly, VIP, VIP6};
+use slb_fuzz::{Nearly, VIP, VIP6, is_right, write};
 
 type Dut = Host<'static, Arc<Snapshot<'static>>>;
 
@@ -165,12 +165,6 @@ impl Arrival {
     }
 }
 
-fn write(frame: &mut [u8], at: usize, bytes: &[u8]) {
-    if let Some(place) = frame.get_mut(at..at + bytes.len()) {
-        place.copy_from_slice(bytes);
-    }
-}
-
 fn encapsulated(inner: &[u8]) -> Vec<u8> {
     let mut payload = vec![8, 0, 0, 0, 0, 0, 7, 0];
     payload.extend(derived_mac(VM.into()).0);
@@ -183,29 +177,6 @@ fn encapsulated(inner: &[u8]) -> Vec<u8> {
         .unwrap();
     frame[40..42].fill(0); // no checksum: what is inside decides
     frame
-}
-
-/// Whether every checksum of a frame that etherparse can verify is right.
-fn is_right(frame: &[u8]) -> bool {
-    let Ok(sliced) = SlicedPacket::from_ethernet(frame) else {
-        return false;
-    };
-    let Some(NetSlice::Ipv4(ip)) = &sliced.net else {
-        return false;
-    };
-    let header = ip.header();
-    let fragment = ip.payload().fragmented;
-    let transport = match &sliced.transport {
-        Some(etherparse::TransportSlice::Tcp(tcp)) => tcp
-            .calc_checksum_ipv4(header.source(), header.destination())
-            .is_ok_and(|sum| sum == tcp.checksum()),
-        Some(etherparse::TransportSlice::Icmpv4(icmp)) => {
-            let bytes = icmp.slice();
-            slb_core::wire::checksum::checksum(bytes) == 0
-        }
-        _ => false,
-    };
-    header.header_checksum() == header.to_header().calc_header_checksum() && transport && !fragment
 }
 
 fn process(host: &mut Dut, now: Instant, arrivals: &[Arrival]) {

@@ -1,7 +1,8 @@
 //! `slb check`: is the configuration good, and what does it come to?
 
+use slb_control::config::Rule;
 use slb_control::{Config, format_duration};
-use slb_core::service::{BackendState, NatTarget};
+use slb_core::service::{BackendState, NatTarget, Protocol, Scheduler};
 
 use crate::Failure;
 use crate::cli::{BalancerOptions, CheckOptions};
@@ -16,20 +17,18 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
             .backends
             .iter()
             .filter(|backend| backend.weight > 0 && backend.state == BackendState::Healthy);
-        let port = match rule.frontend_port {
-            0 => "every port".to_owned(),
-            port => format!("port {port}"),
-        };
         println!(
-            "  rule {:?}: {} {} of {} to pool {:?} ({} of {} backends serve, {}, idle {})",
+            "  rule {:?}: {} of {} to pool {:?} ({} of {} backends serve, {}, idle {})",
             rule.name,
-            rule.protocol.name(),
-            port,
+            taken_by(rule),
             frontend.address,
             pool.name,
             serving.count(),
             pool.backends.len(),
-            rule.distribution.name(),
+            match rule.scheduler {
+                Scheduler::Maglev => rule.distribution.name(),
+                Scheduler::LeastConnections => "least connections",
+            },
             format_duration(rule.idle_timeout),
         );
     }
@@ -81,6 +80,16 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
         );
     }
     Ok(())
+}
+
+/// What a rule takes.
+pub(crate) fn taken_by(rule: &Rule) -> String {
+    let protocol = rule.protocol.name();
+    match (rule.protocol, rule.frontend_port) {
+        (Protocol::Icmp, _) => format!("{protocol} echo requests"),
+        (_, 0) => format!("{protocol} ports"),
+        (_, port) => format!("{protocol} port {port}"),
+    }
 }
 
 /// Reads a configuration.

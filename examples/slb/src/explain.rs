@@ -21,7 +21,7 @@ use slb_io_pcap::{Capture, memory_for};
 
 use crate::Failure;
 use crate::balancer::Balancer;
-use crate::check::load_balancer;
+use crate::check::{load_balancer, taken_by};
 use crate::cli::ExplainOptions;
 use crate::replay::{first_frontend, inputs};
 
@@ -279,18 +279,17 @@ fn rule_text(config: &Config, index: usize) -> String {
         return other_rule_text(config, index - config.rules.len());
     };
     let (frontend, pool) = (&config.frontends[rule.frontend], &config.pools[rule.pool]);
-    let port = match rule.frontend_port {
-        0 => "every port".to_owned(),
-        port => format!("port {port}"),
+    let port = match rule.backend_port {
+        0 => String::new(),
+        port => format!(", port {port}"),
     };
     format!(
-        "{:?}: {} {port} of frontend {:?} ({}), to pool {:?}, port {}",
+        "{:?}: {} of frontend {:?} ({}), to pool {:?}{port}",
         rule.name,
-        rule.protocol.name(),
+        taken_by(rule),
         frontend.name,
         frontend.address,
-        pool.name,
-        rule.backend_port
+        pool.name
     )
 }
 

@@ -1,8 +1,13 @@
 //! The program as its users run it.
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
+
+use slb_io_pcap::{Format, Writer};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -356,6 +361,99 @@ fn what_the_mux_sends_the_host_takes() {
         assert!(["10.10.1.11", "10.10.1.12"].contains(&fields[0]), "{line}");
         assert_eq!(fields[1..], ["8080", "1", "1"], "{line}");
     }
+}
+
+/// A capture for each port of a proxy, merged by time: clients' packets reach backends, and the
+/// backends' answers, made of those, come back to the clients under the VIP's name.
+#[test]
+fn a_proxy_replays_a_capture_for_each_port() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let run = |arguments: &[&str]| -> serde_json::Value {
+        let config = [
+            "replay",
+            "--config",
+            "examples/proxy.toml",
+            "--report",
+            "json",
+        ];
+        serde_json::from_str(&ok(&[&config[..], arguments].concat())).unwrap()
+    };
+    let option = |port: &str, name: &str| format!("{port}={}", path(name).display());
+    let frontend = "frontend=examples/sample.pcap";
+    run(&["--in", frontend, "--out", &option("backend", "asked.pcap")]);
+
+    // Each SYN is answered a millisecond later.
+    let mut answers = Writer::new(Vec::new(), Format::Pcap).unwrap();
+    let mut count = 0;
+    for (at, frame) in common::read(&path("asked.pcap")) {
+        let sliced = etherparse::SlicedPacket::from_ethernet(&frame).unwrap();
+        let Some(etherparse::TransportSlice::Tcp(tcp)) = sliced.transport else {
+            continue;
+        };
+        let Some(etherparse::NetSlice::Ipv4(ip)) = sliced.net else {
+            continue;
+        };
+        if tcp.destination_port() != 8080 && tcp.destination_port() != 8081 || !tcp.syn() {
+            continue;
+        }
+        let mut answer = Vec::new();
+        let ip = ip.header();
+        etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 3])
+            .ipv4(ip.destination(), ip.source(), 64)
+            .tcp(tcp.destination_port(), tcp.source_port(), 7, 1000)
+            .syn()
+            .ack(tcp.sequence_number().wrapping_add(1))
+            .write(&mut answer, &[])
+            .unwrap();
+        answers
+            .write(at + Duration::from_millis(1), &answer)
+            .unwrap();
+        count += 1;
+    }
+    assert_eq!(count, 60);
+    fs::write(path("answers.pcap"), answers.finish().unwrap()).unwrap();
+
+    let report = run(&[
+        "--in",
+        frontend,
+        "--in",
+        &option("backend", "answers.pcap"),
+        "--out",
+        &option("backend", "to-backends.pcap"),
+        "--out",
+        &option("frontend", "to-clients.pcap"),
+        "--out",
+        path("all.pcapng").to_str().unwrap(),
+    ]);
+    assert_eq!(report["connections"]["made"], 60);
+    let to_clients = common::read(&path("to-clients.pcap"));
+    assert_eq!(to_clients.len(), count);
+    for (_, frame) in &to_clients {
+        assert_eq!(frame[26..30], [20, 20, 20, 100]);
+        assert_eq!(frame[34..36], [0, 80]);
+    }
+    let to_backends = common::read(&path("to-backends.pcap"));
+    assert_eq!(to_backends, common::read(&path("asked.pcap")));
+    let all = common::read(&path("all.pcapng"));
+    assert_eq!(all.len(), to_backends.len() + to_clients.len());
+    assert!(all.is_sorted_by_key(|(at, _)| *at));
+    if !common::has("tshark") {
+        skip!("tshark is not installed");
+    }
+    let output = Command::new("tshark")
+        .args(["-r", path("to-clients.pcap").to_str().unwrap()])
+        .args([
+            "-o",
+            "ip.check_checksum:TRUE",
+            "-o",
+            "tcp.check_checksum:TRUE",
+        ])
+        .args(["-Y", "ip.checksum.status == 1 && tcp.checksum.status == 1"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text.lines().count(), count);
 }
 
 #[test]

@@ -1,0 +1,270 @@
+//! The proxy, given anything from either side, over time and configurations: each frame gets one
+//! verdict, the counters add up, what is not translated is untouched, what came with right checksums
+//! leaves with right ones, and no connection moves.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bolero::TypeGenerator;
+use slb_core::service::{
+    Backend, BackendState, Echo, Frontend, FrontendPort, Pool, PortMode, Protocol, ProxyPorts,
+    Rule, Scheduler, Snapshot, SourceRewrite, Spec, Terms,
+};
+use slb_core::{Burst, Frame, Instant, PortId, Proxy, Verdict};
+use slb_fuzz::{Nearly, VIP, VIP6, is_right, write};
+
+type Dut = Proxy<'static, Arc<Snapshot<'static>>>;
+
+const GUARD: u8 = 0xa5;
+const BACKEND: PortId = PortId(9);
+
+fn server(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 10, 1, number)
+}
+
+/// Three generations: more and fewer backends, in three states.
+fn snapshots() -> &'static [Arc<Snapshot<'static>>; 3] {
+    static SNAPSHOTS: OnceLock<[Arc<Snapshot<'static>>; 3]> = OnceLock::new();
+    SNAPSHOTS.get_or_init(|| {
+        let first = snapshot(2, BackendState::Healthy, Scheduler::Maglev, None);
+        let second = snapshot(
+            3,
+            BackendState::Draining,
+            Scheduler::LeastConnections,
+            Some(&first),
+        );
+        let third = snapshot(1, BackendState::Unhealthy, Scheduler::Maglev, Some(&second));
+        [Arc::new(first), Arc::new(second), Arc::new(third)]
+    })
+}
+
+fn snapshot(
+    count: u8,
+    state: BackendState,
+    scheduler: Scheduler,
+    previous: Option<&Snapshot<'_>>,
+) -> Snapshot<'static> {
+    let names = ["a", "b", "c"];
+    let backends: Vec<_> = (0..count)
+        .map(|n| Backend {
+            name: names[usize::from(n)],
+            address: server(n).into(),
+            state: if n == 0 { BackendState::Healthy } else { state },
+            ..Backend::default()
+        })
+        .collect();
+    let six = [Backend {
+        name: "six",
+        address: std::net::Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 1).into(),
+        ..Backend::default()
+    }];
+    let rule = |name, frontend, protocol, frontend_port| Rule {
+        name,
+        frontend,
+        pool: frontend,
+        protocol,
+        frontend_port,
+        backend_port: 8080 * u16::from(frontend_port != 0),
+        scheduler,
+        terms: Terms {
+            tcp_reset: true,
+            source_nat: (frontend_port == 81).then_some(Ipv4Addr::new(10, 99, 0, 1).into()),
+            ..Terms::default()
+        },
+        ..Rule::default()
+    };
+    let pool = |name, backends| Pool {
+        name,
+        table_size: 31,
+        backends,
+        ..Pool::default()
+    };
+    let frontend = |name, address| Frontend {
+        name,
+        address,
+        echo: Echo::Answer,
+    };
+    let port = |n: u8| FrontendPort {
+        port: PortId(n.into()),
+        address: Some(Ipv4Addr::new(10, 0, 0, n)),
+    };
+    let spec = Spec {
+        frontends: &[frontend("v4", VIP.into()), frontend("v6", VIP6.into())],
+        rules: &[
+            rule("tcp", 0, Protocol::Tcp, 80),
+            rule("full", 0, Protocol::Tcp, 81),
+            rule("udp", 0, Protocol::Udp, 53),
+            rule("ping", 0, Protocol::Icmp, 0),
+            rule("all", 1, Protocol::All, 0),
+        ],
+        pools: &[pool("v4", &backends), pool("v6", &six)],
+        proxy: Some(ProxyPorts {
+            mode: PortMode::Multi,
+            frontends: &[port(0), port(1)],
+            backend: BACKEND,
+            source_rewrites: &[SourceRewrite {
+                from: Ipv4Addr::new(10, 0, 0, 128).into(),
+                to: Ipv4Addr::new(192, 168, 0, 0).into(),
+                prefix_len: 25,
+            }],
+        }),
+        ..Spec::default()
+    };
+    Snapshot::boxed(&spec, previous).unwrap()
+}
+
+/// What comes, and from where.
+#[derive(Clone, Debug, TypeGenerator)]
+enum Arrival {
+    /// For a VIP.
+    FromClient(bool, Nearly),
+    /// For somebody else.
+    ToStranger(Nearly),
+    /// The other way round: what a server would answer.
+    Answer(u8, Nearly),
+    /// Bytes from any port.
+    Raw(u8, Vec<u8>),
+}
+
+impl Arrival {
+    fn frame(&self) -> (PortId, Vec<u8>) {
+        match self {
+            Self::FromClient(second, packet) => (PortId((*second).into()), packet.packet()),
+            Self::ToStranger(packet) => {
+                let mut frame = packet.packet();
+                write(&mut frame, 30, &[9, 9, 9, 9]);
+                (PortId(0), frame)
+            }
+            Self::Answer(number, packet) => {
+                let mut frame = packet.packet();
+                if frame.get(12..14) == Some(&[8, 0]) {
+                    let client = frame.get(26..30).map(<[u8]>::to_vec).unwrap_or_default();
+                    let port = frame.get(34..36).map(<[u8]>::to_vec).unwrap_or_default();
+                    write(&mut frame, 26, &server(number % 3).octets());
+                    write(&mut frame, 30, &client);
+                    write(&mut frame, 34, &8080u16.to_be_bytes());
+                    write(&mut frame, 36, &port);
+                }
+                (BACKEND, frame)
+            }
+            Self::Raw(port, bytes) => (PortId((*port % 10).into()), bytes.clone()),
+        }
+    }
+}
+
+/// The five-tuple of a TCP segment over IPv4 without options, and where its server is.
+fn segment(frame: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let is_plain = frame.get(12..15) == Some(&[8, 0, 0x45])
+        && frame.get(23) == Some(&6)
+        && frame.get(20..22) == Some(&[0, 0]);
+    is_plain.then_some(())?;
+    let client = [frame.get(26..30)?, frame.get(34..36)?].concat();
+    Some((client, [frame.get(30..34)?, frame.get(36..38)?].concat()))
+}
+
+fn process(
+    proxy: &mut Dut,
+    now: Instant,
+    arrivals: &[Arrival],
+    homes: &mut HashMap<Vec<u8>, (u64, Vec<u8>)>,
+) {
+    const HEADROOM: usize = 64;
+    let packets: Vec<_> = arrivals.iter().map(Arrival::frame).collect();
+    for (port, packet) in &packets {
+        let mut buffer = vec![GUARD; HEADROOM];
+        buffer.extend(packet);
+        buffer.extend([GUARD; 64]);
+        let made = proxy.stats().connections.made;
+        let mut frame = Frame::new(&mut buffer, HEADROOM, packet.len()).unwrap();
+        frame.set_port(*port);
+        proxy.process(now, std::slice::from_mut(&mut frame));
+        let (verdict, after) = (frame.verdict(), frame.bytes().to_vec());
+        match verdict {
+            Verdict::Pass | Verdict::Flood => assert_eq!(&after, packet),
+            Verdict::Drop(_) => {}
+            Verdict::Forward(out) => {
+                assert_eq!(out == BACKEND, *port != BACKEND);
+                assert_eq!(after.len(), packet.len());
+                assert_eq!(after.get(..14), packet.get(..14));
+                if is_right(packet) {
+                    assert!(is_right(&after), "{packet:02x?} became {after:02x?}");
+                }
+                // Who has a connection meets the same server, until it is made anew.
+                if let (Some((mut client, vip)), Some((_, server))) =
+                    (segment(packet), segment(&after))
+                    && *port != BACKEND
+                    && vip != server
+                {
+                    client.extend(vip);
+                    client.extend(port.0.to_be_bytes());
+                    let stats = proxy.stats().connections;
+                    let begins = stats.made > made;
+                    let home = homes.entry(client).or_insert((stats.made, server.clone()));
+                    if begins {
+                        *home = (stats.made, server);
+                    } else {
+                        assert_eq!(home.1, server);
+                    }
+                }
+            }
+            Verdict::Reply => {
+                if is_right(packet) {
+                    assert!(is_right(&after), "{packet:02x?} became {after:02x?}");
+                }
+            }
+        }
+        // Only an answer may grow, and into no more than a reset or an error takes.
+        assert!(buffer[buffer.len() - 4..].iter().all(|&byte| byte == GUARD));
+    }
+    let stats = proxy.stats();
+    assert_eq!(stats.received, stats.accounted());
+    let connections = stats.connections;
+    assert_eq!(
+        connections.made,
+        connections.live + connections.expired + connections.removed
+    );
+}
+
+#[derive(Clone, Debug, TypeGenerator)]
+enum Operation {
+    Burst(Vec<Arrival>),
+    Wait(u32),
+    Advance,
+    Install(u8),
+}
+
+#[test]
+fn proxy_survives_sequences() {
+    bolero::check!()
+        .with_type::<Vec<Operation>>()
+        .for_each(|operations| {
+            let snapshots = snapshots();
+            let mut proxy = Proxy::with_capacity(snapshots[0].clone(), 32, [1, 2]);
+            let mut now = Instant::from_secs(1);
+            let mut homes = HashMap::new();
+            for operation in operations {
+                match operation {
+                    Operation::Burst(arrivals) => {
+                        process(&mut proxy, now, arrivals, &mut homes);
+                    }
+                    Operation::Wait(millis) => now = now + Duration::from_millis((*millis).into()),
+                    Operation::Advance => {
+                        let mut memory = [[0u8; 128]; 4];
+                        let mut spare = Burst::new();
+                        for buffer in &mut memory {
+                            spare.push(Frame::new(buffer, 16, 0).unwrap()).unwrap();
+                        }
+                        proxy.advance(now, &mut spare);
+                        for frame in spare.iter().filter(|frame| !frame.is_empty()) {
+                            assert!(matches!(frame.verdict(), Verdict::Forward(_)));
+                        }
+                    }
+                    Operation::Install(which) => {
+                        proxy.install(snapshots[usize::from(*which) % 3].clone());
+                    }
+                }
+            }
+        });
+}

@@ -31,9 +31,11 @@ pub mod config;
 mod document;
 mod duration;
 mod error;
+mod memory;
 pub mod ports;
 mod validate;
 
 pub use config::{Config, Role};
 pub use duration::{format_duration, parse_duration};
 pub use error::{ConfigError, ConfigErrors};
+pub use memory::HugePages;

@@ -44,6 +44,7 @@ mod fragments;
 )]
 pub mod frame;
 pub mod hash;
+pub mod health;
 pub mod host;
 pub mod io;
 mod link;

@@ -157,7 +157,8 @@ impl<'m> Memory<'m> for Arena<'m> {
     }
 }
 
-/// Counts the lines that an [`Arena`] needs. It gives no memory: every part is empty.
+/// Counts the lines that an [`Arena`] needs. As a [`Memory`] it gives none, every part is empty: a
+/// structure built with it says what it takes, and does nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counter {
     lines: usize,
@@ -173,6 +174,13 @@ impl Counter {
     /// Lines so far.
     pub fn lines(&self) -> usize {
         self.lines
+    }
+}
+
+impl<'m> Memory<'m> for Counter {
+    fn take<T: Copy>(&mut self, count: usize, _: T) -> Option<Mem<'m, T>> {
+        self.add::<T>(count)?;
+        Some(Mem::empty())
     }
 }
 

@@ -125,7 +125,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         }
     }
 
-    /// Does what is due without a packet: expires flows. To be called a few times a second where
+    /// Does what is due without a packet: expires flows. To be called some 20 times a second where
     /// `process` is not.
     pub fn advance(&mut self, now: Instant) {
         self.pipeline.advance(now);

@@ -129,6 +129,7 @@ impl Packet {
     };
 
     /// Reads a frame.
+    #[inline]
     pub fn parse(frame: &[u8]) -> Parsed {
         let mut packet = Self::EMPTY;
         match packet.read(frame) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use slb_control::{Config, Role};
+use slb_control::{Config, HugePages, Role};
 use slb_core::nat::NatTable;
 use slb_core::observe::Observe;
 use slb_core::service::{BackendId, Snapshot};
@@ -10,7 +10,6 @@ use slb_core::stats::{BackendCounters, SnatCounters};
 use slb_core::{Burst, Dataplane, Frame, Host, Instant, Mux, PortId, Proxy, Stats};
 
 use crate::Failure;
-use crate::memory::HugePages;
 
 type Shared = Arc<Snapshot<'static>>;
 

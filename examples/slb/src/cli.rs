@@ -37,7 +37,10 @@ pub(crate) enum Command {
     ///
     /// The same options give the same bytes.
     Generate(GenerateOptions),
-    /// Measure mux, host agent and proxy alone, in memory, on one core.
+    /// Measure this machine, Maglev tables, and mux, host agent and proxy alone, in memory, on one
+    /// core.
+    ///
+    /// Beside their peers, they are measured by cargo run --release -p slb-benches.
     Bench(BenchOptions),
 }
 

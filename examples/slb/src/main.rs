@@ -5,12 +5,10 @@
 #![forbid(unsafe_code)]
 
 mod balancer;
-mod bench;
 mod check;
 mod cli;
 mod explain;
 mod generate;
-mod memory;
 mod replay;
 mod report;
 
@@ -27,7 +25,12 @@ fn main() -> ExitCode {
         Command::Explain(options) => explain::run(&options),
         Command::Check(options) => check::run(&options),
         Command::Generate(options) => generate::run(&options),
-        Command::Bench(options) => bench::run(&options),
+        Command::Bench(options) => slb_benches::run(&slb_benches::Options {
+            quick: options.quick,
+            json: options.report == cli::Format::Json,
+            filter: options.filter,
+        })
+        .map_err(Failure::failed),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -139,6 +139,19 @@ impl<A: Addresses> Bucket<A> {
         }
     }
 
+    fn flow(&self, i: usize) -> Flow {
+        let (source, destination) = self.addresses[i].unpack();
+        let [a, b, c, d] = self.ports[i].to_le_bytes();
+        Flow {
+            source,
+            destination,
+            protocol: self.key(i).protocol,
+            ports: (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])),
+            value: self.values[i],
+            state: state_of(self.meta[i]),
+        }
+    }
+
     fn holds(&self, i: usize, key: &FlowKey<A>) -> bool {
         self.meta[i] >= OCCUPIED && self.key(i) == *key
     }
@@ -713,21 +726,17 @@ impl<'m, A: Addresses> Table<'m, A> {
 
     /// Every flow that is alive.
     pub fn iter(&self) -> impl Iterator<Item = Flow> + '_ {
-        self.buckets.iter().flat_map(move |bucket| {
+        self.iter_from(0).map(|(_, flow)| flow)
+    }
+
+    /// Every flow that is alive in the buckets from `first` on, with the number of its bucket: so
+    /// a look at all of them can be made in parts.
+    pub fn iter_from(&self, first: usize) -> impl Iterator<Item = (usize, Flow)> + '_ {
+        let buckets = self.buckets.iter().enumerate().skip(first);
+        buckets.flat_map(move |(number, bucket)| {
             (0..SLOTS)
                 .filter(|&i| is_alive(bucket.meta[i], self.now))
-                .map(move |i| {
-                    let (source, destination) = bucket.addresses[i].unpack();
-                    let [a, b, c, d] = bucket.ports[i].to_le_bytes();
-                    Flow {
-                        source,
-                        destination,
-                        protocol: bucket.key(i).protocol,
-                        ports: (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])),
-                        value: bucket.values[i],
-                        state: state_of(bucket.meta[i]),
-                    }
-                })
+                .map(move |i| (number, bucket.flow(i)))
         })
     }
 }

@@ -11,6 +11,7 @@
 
 use super::tcp::{ConnectionState, Direction, Segment, Sequences, next_state};
 use crate::flow::Addresses;
+use crate::packet::Tuple;
 use crate::time::Instant;
 use crate::verdict::PortId;
 use crate::wire::protocol;
@@ -81,6 +82,19 @@ impl<A: Addresses> Side<A> {
             ports: self.ports.rotate_left(16),
         }
     }
+
+    /// The same in words, of a protocol by its number.
+    pub(crate) fn tuple(&self, protocol: u8) -> Tuple {
+        let (source, destination) = self.addresses.unpack();
+        let [a, b, c, d] = self.ports.to_le_bytes();
+        Tuple {
+            source,
+            destination,
+            source_port: u16::from_be_bytes([a, b]),
+            destination_port: u16::from_be_bytes([c, d]),
+            protocol,
+        }
+    }
 }
 
 /// What a packet is looked up by.
@@ -136,6 +150,17 @@ const VIA: u8 = 0x0f;
 const RESETS: u8 = 0x10;
 const OPENED_OUTWARD: u8 = 0x20;
 const SHARED: u8 = 0x40;
+
+/// A connection as its table shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionView {
+    /// What its packets from outside have: the client's, or those that answer a vm.
+    pub outside: Tuple,
+    /// What those of the server have.
+    pub inside: Tuple,
+    /// How far it has come.
+    pub state: ConnectionState,
+}
 
 /// A connection. IPv4's is one cache line, IPv6's two.
 #[derive(Clone, Copy, Debug)]
@@ -218,6 +243,15 @@ impl<A: Addresses> Connection<A> {
     pub(super) fn free(&mut self, next: u32) {
         self.sequences.state = 0;
         self.deadline = next;
+    }
+
+    /// All that may be known of it.
+    pub(crate) fn view(&self) -> ConnectionView {
+        ConnectionView {
+            outside: self.side(Direction::Inward).tuple(self.protocol()),
+            inside: self.side(Direction::Outward).tuple(self.protocol()),
+            state: self.state(),
+        }
     }
 
     /// How far it has come.

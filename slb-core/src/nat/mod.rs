@@ -19,7 +19,7 @@ mod tables;
 pub mod tcp;
 
 pub use crate::link::Link;
-pub use connection::Connection;
+pub use connection::{Connection, ConnectionView};
 pub use index::IndexBucket;
 pub use table::{ConnectionMemory, NatStats};
 pub use tables::{Links, NatOptions, NatTables};
@@ -79,6 +79,19 @@ impl<'m> NatTable<'m> {
     pub(crate) fn advance(&mut self, now: Instant) {
         self.ipv4.advance(now);
         self.ipv6.advance(now);
+    }
+
+    /// Every connection of IPv4 whose place is `first` or behind it, with its place: so a look at all
+    /// of them can be made in parts.
+    pub fn ipv4_from(&self, first: usize) -> impl Iterator<Item = (usize, ConnectionView)> + '_ {
+        let all = self.ipv4.iter_from(first);
+        all.map(|(place, connection)| (place, connection.view()))
+    }
+
+    /// And of IPv6.
+    pub fn ipv6_from(&self, first: usize) -> impl Iterator<Item = (usize, ConnectionView)> + '_ {
+        let all = self.ipv6.iter_from(first);
+        all.map(|(place, connection)| (place, connection.view()))
     }
 
     /// What happened in both tables.

@@ -421,7 +421,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         let to = connection.translated(direction);
         seen.step(
             lane.frame.into(),
-            Step::Translated(tuple(&to, connection.protocol())),
+            Step::Translated(to.tuple(connection.protocol())),
         );
         let len = lane.len as usize;
         if let Some(counters) = tables.rules.get_mut(connection.rule()) {
@@ -545,18 +545,6 @@ fn report(
             Some(()) => Verdict::Forward(underlay.port),
             None => Verdict::Drop(error.reason()),
         },
-    }
-}
-
-fn tuple<A: Rewrite>(side: &Side<A>, number: u8) -> crate::packet::Tuple {
-    let (source, destination) = side.addresses.unpack();
-    let [a, b, c, d] = side.ports.to_le_bytes();
-    crate::packet::Tuple {
-        source,
-        destination,
-        source_port: u16::from_be_bytes([a, b]),
-        destination_port: u16::from_be_bytes([c, d]),
-        protocol: number,
     }
 }
 

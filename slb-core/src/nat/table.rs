@@ -344,10 +344,19 @@ impl<'m, A: Addresses> Connections<'m, A> {
         self.stats
     }
 
+    /// Those from a place on, with their places.
+    pub(crate) fn iter_from(
+        &self,
+        first: usize,
+    ) -> impl Iterator<Item = (usize, &Connection<A>)> + '_ {
+        let used = self.slab.get(..self.used as usize).unwrap_or_default();
+        let places = used.iter().enumerate().skip(first);
+        places.filter(|(_, c)| !c.is_free() && !self.is_past(c))
+    }
+
     /// Every connection whose time has not come.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Connection<A>> + '_ {
-        let used = self.slab.get(..self.used as usize).unwrap_or_default();
-        used.iter().filter(|c| !c.is_free() && !self.is_past(c))
+        self.iter_from(0).map(|(_, connection)| connection)
     }
 
     /// How many connections are in each state.

@@ -26,9 +26,9 @@ impl BackendId {
         self.0
     }
 
-    /// The id that the flow table stored.
+    /// The id that the flow table stores: [`Flow::value`](crate::flow::Flow::value).
     #[inline]
-    pub(crate) const fn from_value(value: u32) -> Self {
+    pub const fn from_value(value: u32) -> Self {
         Self(value)
     }
 

@@ -4,6 +4,8 @@ use std::hint::black_box;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant as Clock};
 
+use slb_control::HugePages;
+use slb_core::nat::NatTable;
 use slb_core::service::{
     Backend, Frontend, FrontendPort, Pool, Protocol, ProxyPorts, Rule, Snapshot, Spec, Underlay,
     derived_mac,
@@ -12,9 +14,10 @@ use slb_core::wire::checksum::checksum;
 use slb_core::wire::vxlan::Vni;
 use slb_core::{BURST, Dataplane, Frame, HEADROOM, Host, Instant, PortId, Proxy};
 
-use super::{FRAMES, VIP_IPV4};
-use crate::Failure;
-use crate::memory::HugePages;
+use super::mux::{FRAMES, VIP_IPV4};
+use crate::error::Failure;
+use crate::flows::Random;
+use crate::report::Sample;
 
 const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
 const MUX: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 11);
@@ -89,32 +92,38 @@ impl Case {
         Snapshot::boxed(&spec, None).map_err(Failure::failed)
     }
 
-    /// Nanoseconds for each packet, round by round.
-    pub(super) fn measure(&self, time: Duration) -> Result<Vec<f64>, Failure> {
+    /// Bytes of its connections and their index.
+    pub(super) fn table_bytes(&self) -> usize {
+        64 * (self.flows as usize + NatTable::index_buckets_for(self.flows as usize))
+    }
+
+    /// Packets of established connections, in no order.
+    pub(super) fn measure(&self, time: Duration) -> Result<Sample, Failure> {
         let snapshot = self.snapshot()?;
         let key = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
         let connections = self.flows.max(1 << 16) as usize;
-        let none = || Failure::failed("there is not enough memory for the table");
         let memory = &mut HugePages;
         match self.role {
             Role::Host => {
-                let host = Host::build(&snapshot, connections, key, memory).ok_or_else(none)?;
+                let host =
+                    Host::build(&snapshot, connections, key, memory).ok_or_else(Failure::memory)?;
                 self.run(host, time)
             }
             Role::Proxy => {
-                let proxy = Proxy::build(&snapshot, connections, key, memory).ok_or_else(none)?;
+                let proxy = Proxy::build(&snapshot, connections, key, memory)
+                    .ok_or_else(Failure::memory)?;
                 self.run(proxy, time)
             }
         }
     }
 
-    fn run<'s>(&self, mut role: impl Dataplane<'s>, time: Duration) -> Result<Vec<f64>, Failure> {
+    fn run<'s>(&self, mut role: impl Dataplane<'s>, time: Duration) -> Result<Sample, Failure> {
         let stride = (HEADROOM + 50 + self.frame_len).next_multiple_of(64);
         let mut memory = vec![0u8; stride * FRAMES];
         let mut frames = Frames {
             frame_len: self.frame_len,
             flows: self.flows,
-            random: 1,
+            random: Random::new(1),
             next: 0,
             in_vxlan: self.role == Role::Host,
         };
@@ -142,7 +151,7 @@ impl Case {
         if stats.forwarded != stats.received {
             return Err(Failure::failed(format!("not all was forwarded: {stats:?}")));
         }
-        Ok(nanos)
+        Ok(Sample::of(nanos))
     }
 }
 
@@ -150,7 +159,7 @@ impl Case {
 struct Frames {
     frame_len: usize,
     flows: u32,
-    random: u64,
+    random: Random,
     next: u32,
     /// Those that go inwards.
     in_vxlan: bool,
@@ -175,14 +184,10 @@ impl Frames {
         memory
             .chunks_exact_mut(stride)
             .map(|buffer| {
-                self.random ^= self.random << 13;
-                self.random ^= self.random >> 7;
-                self.random ^= self.random << 17;
                 self.next = (self.next + 1) % self.flows;
-                let flow = if in_turn {
-                    self.next
-                } else {
-                    (self.random >> 32) as u32 % self.flows
+                let flow = match in_turn {
+                    true => self.next,
+                    false => self.random.below(self.flows as usize) as u32,
                 };
                 let len = outer.len() + inner.len();
                 let packet = &mut buffer[HEADROOM..][..len];

@@ -6,7 +6,7 @@ use slb_core::mem::{Arena, Boxes, Line, Mem, Memory};
 
 /// A mapping of its own for each large table, never unmapped; boxes for the others.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct HugePages;
+pub struct HugePages;
 
 /// Below this a table is not worth a mapping.
 const LARGE: usize = 2 << 20;

@@ -1,0 +1,25 @@
+//! What ends a run.
+
+use std::fmt;
+
+/// Why something could not be measured.
+#[derive(Debug)]
+pub struct Failure(String);
+
+impl Failure {
+    pub(crate) fn failed(message: impl fmt::Display) -> Self {
+        Self(message.to_string())
+    }
+
+    pub(crate) fn memory() -> Self {
+        Self::failed("there is not enough memory for the tables")
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Failure {}

@@ -1,0 +1,169 @@
+//! What the machine can do at best: cache lines touched one after the other, or as many at once as
+//! it can, headers written, and a loop that does what no balancer can do without.
+
+use std::hint::black_box;
+
+use slb_control::HugePages;
+use slb_core::Verdict;
+use slb_core::hash::{TupleHasher, Xxh3};
+use slb_core::mem::Memory;
+
+use crate::Options;
+use crate::error::Failure;
+use crate::flows::Random;
+use crate::report::{Limit, Report, Sample};
+use crate::roles::mux::{BACKENDS, Case, FRAMES, Frames};
+
+const MIB: usize = 1 << 20;
+/// Touches of one round.
+const TOUCHES: usize = 1 << 16;
+
+/// A cache line.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Cell([u64; 8]);
+
+/// What was measured, for the lines that follow.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    /// A line touched among others that do not wait for it, by bytes of memory.
+    touches: Vec<(usize, f64)>,
+    /// The loop of what no mux can do without.
+    pub(crate) floor: Limit,
+}
+
+impl Limits {
+    /// The limit of looking something up in so many bytes.
+    pub(crate) fn touch(&self, bytes: usize) -> Option<Limit> {
+        let fits = |&&(size, _): &&(usize, f64)| size >= bytes;
+        let all = self.touches.iter();
+        let (_, least) = all.clone().find(fits).or_else(|| self.touches.last())?;
+        Some(Limit {
+            name: "a touch",
+            least: *least,
+        })
+    }
+
+    /// The limit of a mux whose flows take so many bytes.
+    pub(crate) fn mux(&self, bytes: usize) -> Limit {
+        let touch = self.touch(bytes).filter(|_| bytes != 0);
+        Limit {
+            name: if touch.is_some() {
+                "floor and touch"
+            } else {
+                "the floor"
+            },
+            least: self.floor.least + touch.map_or(0.0, |touch| touch.least),
+        }
+    }
+}
+
+/// Has the kernel leave this thread on one core; `None` where it will not.
+pub(crate) fn stay_on_a_core() -> Option<usize> {
+    let core = rustix::thread::sched_getcpu();
+    let mut cores = rustix::thread::CpuSet::new();
+    cores.set(core);
+    rustix::thread::sched_setaffinity(None, &cores).ok()?;
+    Some(core)
+}
+
+pub(crate) fn measure(options: &Options, report: &mut Report) -> Result<Limits, Failure> {
+    let time = options.time();
+    report.group("the machine, for each line or header");
+    let sizes: &[usize] = if options.quick {
+        &[1, 32, 128]
+    } else {
+        &[1, 32, 128, 1024, 2560]
+    };
+    let largest = sizes.iter().max().copied().unwrap_or(1) * MIB / size_of::<Cell>();
+    let memory = HugePages
+        .take(largest, Cell([1; 8]))
+        .ok_or_else(Failure::memory)?;
+    let mut touches = Vec::new();
+    for &mib in sizes {
+        let cells = &memory[..mib * MIB / size_of::<Cell>()];
+        let mut random = Random::new(1);
+        let at_once = Sample::measure(time, TOUCHES, || {
+            let touch = |_| cells[random.below(cells.len())].0[0];
+            black_box((0..TOUCHES).map(touch).sum::<u64>());
+        });
+        touches.push((mib * MIB, at_once.least));
+        report.show(&format!("lines touched at once, {mib} MiB"), at_once, None);
+        let in_turn = Sample::measure(time, TOUCHES / 16, || {
+            let mut held = 0;
+            for _ in 0..TOUCHES / 16 {
+                held = cells[random.below_with(cells.len(), held)].0[0];
+            }
+            black_box(held);
+        });
+        let name = format!("lines touched one after the other, {mib} MiB");
+        report.show(&name, in_turn, None);
+    }
+    let writes = header_writes(options);
+    report.show("50 bytes of header written", writes, None);
+    let floor = floor(options);
+    report.show("floor: tuple, XXH3, slot, 50 bytes", floor, None);
+    Ok(Limits {
+        touches,
+        floor: Limit {
+            name: "the floor",
+            least: floor.least,
+        },
+    })
+}
+
+fn header_writes(options: &Options) -> Sample {
+    let case = Case::FLOOR;
+    let mut memory = vec![0u8; case.stride() * FRAMES];
+    let header = [0x5au8; 50];
+    let mut frames = Frames::new(case);
+    let mut made = frames.write(&mut memory, false);
+    let limit = made.len();
+    Sample::measure(options.time(), limit, || {
+        for frame in &mut made {
+            if let Some(front) = frame.push_front::<50>() {
+                front.copy_from_slice(black_box(&header));
+            }
+            frame.trim_front(50);
+        }
+    })
+}
+
+/// The least that a mux has to do, with nothing around it.
+fn floor(options: &Options) -> Sample {
+    let case = Case::FLOOR;
+    let mut memory = vec![0u8; case.stride() * FRAMES];
+    let mut source = Frames::new(case);
+    let table: Vec<u16> = (0..65_537u32)
+        .map(|i| (i % u32::from(BACKENDS)) as u16)
+        .collect();
+    let headers = vec![[0x5au8; 64]; BACKENDS.into()];
+    let hasher = Xxh3::new(1);
+    let begin = std::time::Instant::now();
+    let mut nanos = Vec::new();
+    while begin.elapsed() < options.time() {
+        let mut frames = source.write(&mut memory, false);
+        let start = std::time::Instant::now();
+        for frame in &mut frames {
+            let bytes = frame.bytes();
+            let (Some(addresses), Some(ports)) = (bytes.get(26..34), bytes.get(34..38)) else {
+                continue;
+            };
+            let mut message = [0; 16];
+            message[..8].copy_from_slice(addresses);
+            message[8..12].copy_from_slice(ports);
+            message[12] = 6;
+            let message = u128::from_le_bytes(message);
+            let hash = hasher.ipv4(&[message as u64, (message >> 64) as u64]);
+            let backend = table[slb_core::maglev::slot(hash, 65_537)];
+            let header = &headers[usize::from(backend)];
+            if let Some(front) = frame.push_front::<50>() {
+                front.copy_from_slice(&header[..50]);
+            }
+            frame.set_verdict(Verdict::Reply);
+        }
+        nanos.push(start.elapsed().as_nanos() as f64 / FRAMES as f64);
+        black_box(&mut frames);
+    }
+    Sample::of(nanos)
+}

@@ -1,0 +1,20 @@
+//! The parts of a packet's way, each beside what others do with the same packets and flows.
+
+mod hash;
+mod parse;
+mod table;
+
+use crate::Options;
+use crate::error::Failure;
+use crate::machine::Limits;
+use crate::report::Report;
+
+pub(crate) fn measure(
+    options: &Options,
+    report: &mut Report,
+    limits: &Limits,
+) -> Result<(), Failure> {
+    parse::measure(options, report);
+    hash::measure(options, report);
+    table::measure(options, report, limits)
+}

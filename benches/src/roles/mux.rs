@@ -1,0 +1,270 @@
+//! The mux: packets of established flows, and SYNs of new ones.
+
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant as Clock};
+
+use slb_control::HugePages;
+use slb_core::flow::FlowTable;
+use slb_core::hash::{Hasher, Xxh3};
+use slb_core::maglev;
+use slb_core::mem::Memory;
+use slb_core::service::{Backend, Echo, Frontend, Pool, Protocol, Rule, Snapshot, Spec, Underlay};
+use slb_core::stats::{BackendCounters, RuleCounters};
+use slb_core::wire::vxlan::Vni;
+use slb_core::{BURST, Frame, HEADROOM, Instant, Mux, MuxOptions, MuxTables};
+
+use crate::error::Failure;
+use crate::flows::Random;
+use crate::report::Sample;
+
+/// Frames of one round: few enough to stay in a second-level cache, as they do behind a NIC that
+/// writes into the cache.
+pub(crate) const FRAMES: usize = 1024;
+pub(crate) const BACKENDS: u8 = 100;
+pub(super) const VIP_IPV4: Ipv4Addr = Ipv4Addr::new(20, 20, 20, 100);
+const VIP_IPV6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x20, 0, 0, 0, 0, 0x100);
+
+/// What is measured in one line.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Case {
+    pub(crate) pinned: bool,
+    pub(crate) ipv6: bool,
+    /// As on the wire: with the four bytes of the frame check sequence.
+    pub(crate) frame_len: usize,
+    pub(crate) flows: u32,
+}
+
+impl Case {
+    /// What the machine's limits are measured with.
+    pub(crate) const FLOOR: Self = Self {
+        pinned: false,
+        ipv6: false,
+        frame_len: 64,
+        flows: 1 << 20,
+    };
+
+    /// Bytes from one frame's buffer to the next.
+    pub(crate) fn stride(&self) -> usize {
+        (HEADROOM + self.frame_len).next_multiple_of(64)
+    }
+
+    /// Bytes of its flow table.
+    pub(crate) fn table_bytes(&self) -> usize {
+        let buckets = FlowTable::buckets_for(self.flows as usize);
+        match (self.pinned, self.ipv6) {
+            (false, _) => 0,
+            (true, false) => 64 * buckets,
+            (true, true) => 128 * buckets,
+        }
+    }
+
+    fn snapshot(&self) -> Result<Snapshot<'static>, Failure> {
+        let names: Vec<String> = (0..BACKENDS).map(|i| format!("vm{i}")).collect();
+        let address = |i: u8| -> IpAddr {
+            if self.ipv6 {
+                Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, i.into()).into()
+            } else {
+                Ipv4Addr::new(10, 10, 1, i).into()
+            }
+        };
+        let backends: Vec<Backend<'_>> = (0..BACKENDS)
+            .zip(&names)
+            .map(|(i, name)| Backend {
+                name,
+                address: address(i),
+                host: Ipv4Addr::new(172, 16, 0, i).into(),
+                ..Backend::default()
+            })
+            .collect();
+        let vip = if self.ipv6 {
+            VIP_IPV6.into()
+        } else {
+            VIP_IPV4.into()
+        };
+        let spec = Spec {
+            hasher: Hasher::Xxh3(Xxh3::new(1)),
+            maglev_seed: 1,
+            underlay: Underlay {
+                ipv4: Some(Ipv4Addr::new(172, 16, 0, 11)),
+                mtu: 1600,
+                ..Underlay::default()
+            },
+            frontends: &[Frontend {
+                name: "web",
+                address: vip,
+                echo: Echo::Answer,
+            }],
+            rules: &[Rule {
+                name: "http",
+                frontend: 0,
+                pool: 0,
+                protocol: Protocol::Tcp,
+                frontend_port: 80,
+                backend_port: 80,
+                ..Rule::default()
+            }],
+            pools: &[Pool {
+                name: "servers",
+                vni: Vni::new(5001).unwrap_or_default(),
+                table_size: maglev::DEFAULT_SIZE,
+                backends: &backends,
+            }],
+            ..Spec::default()
+        };
+        Snapshot::boxed(&spec, None).map_err(Failure::failed)
+    }
+
+    fn mux<'s>(&self, snapshot: &'s Snapshot<'static>) -> Option<Dut<'s>> {
+        const KEY: [u64; 2] = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
+        let memory = &mut HugePages;
+        let flows = self.flows.max(1 << 16) as usize;
+        let (ipv4, ipv6) = if self.ipv6 { (3, flows) } else { (flows, 3) };
+        let tables = MuxTables {
+            flows: match self.pinned {
+                true => Some(FlowTable::build(ipv4, ipv6, KEY, memory)?),
+                false => None,
+            },
+            fragments: None,
+            rules: memory.take(64, RuleCounters::default())?,
+            backends: memory.take(1024, BackendCounters::default())?,
+        };
+        Some(Mux::new(snapshot, tables, MuxOptions::default()))
+    }
+
+    /// Packets of established flows, in no order.
+    pub(crate) fn established(&self, time: Duration) -> Result<Sample, Failure> {
+        let snapshot = self.snapshot()?;
+        let mut mux = self.mux(&snapshot).ok_or_else(Failure::memory)?;
+        let mut memory = vec![0u8; self.stride() * FRAMES];
+        let mut frames = Frames::new(*self);
+        let now = Instant::from_secs(1);
+        for _ in 0..self.flows.div_ceil(FRAMES as u32) {
+            let mut warm = frames.write(&mut memory, true);
+            mux.process(now, &mut warm);
+        }
+        let begin = Clock::now();
+        let mut nanos = Vec::new();
+        while begin.elapsed() < time {
+            let mut frames = frames.write(&mut memory, false);
+            let start = Clock::now();
+            for burst in frames.chunks_mut(BURST) {
+                mux.process(now, burst);
+            }
+            nanos.push(start.elapsed().as_nanos() as f64 / FRAMES as f64);
+            black_box(&mut frames);
+        }
+        all_forwarded(&mux)?;
+        Ok(Sample::of(nanos))
+    }
+
+    /// SYNs, each of another flow, at five million a second by the mux's clock, so that what is to
+    /// be swept is swept.
+    pub(crate) fn opening(&self, time: Duration) -> Result<Sample, Failure> {
+        const APART: Duration = Duration::from_nanos(200 * FRAMES as u64);
+        let snapshot = self.snapshot()?;
+        let mut mux = self.mux(&snapshot).ok_or_else(Failure::memory)?;
+        let mut memory = vec![0u8; self.stride() * FRAMES];
+        let mut frames = Frames::new(*self);
+        frames.template[14 + 20 + 13] = 2;
+        let mut now = Instant::from_secs(1);
+        let begin = Clock::now();
+        let mut nanos = Vec::new();
+        // Half of the table is for half-open flows; a line is to stay below that.
+        let rounds = self.flows as usize * 2 / 5 / FRAMES;
+        while nanos.len() < rounds && begin.elapsed() < time {
+            let mut frames = frames.write(&mut memory, true);
+            now = now + APART;
+            let start = Clock::now();
+            for burst in frames.chunks_mut(BURST) {
+                mux.process(now, burst);
+            }
+            nanos.push(start.elapsed().as_nanos() as f64 / FRAMES as f64);
+            black_box(&mut frames);
+        }
+        all_forwarded(&mux)?;
+        let stats = mux.stats();
+        if stats.flows.made != stats.received.packets {
+            return Err(Failure::failed(format!("not all were new: {stats:?}")));
+        }
+        Ok(Sample::of(nanos))
+    }
+
+    /// An ACK to the VIP, its flow not yet filled in.
+    fn template(&self) -> Vec<u8> {
+        let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+        let ip_len = (self.frame_len - 4 - 14) as u16;
+        if self.ipv6 {
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+            frame.extend((ip_len - 40).to_be_bytes());
+            frame.extend([6, 64]);
+            frame.extend([0x20, 1, 0xd, 0xb8, 0, 0xc, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+            frame.extend(VIP_IPV6.octets());
+        } else {
+            frame.extend([0x08, 0x00, 0x45, 0]);
+            frame.extend(ip_len.to_be_bytes());
+            frame.extend([0, 0, 0x40, 0, 64, 6, 0, 0, 198, 51, 100, 10]);
+            frame.extend(VIP_IPV4.octets());
+        }
+        frame.extend([
+            0, 0, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0,
+        ]);
+        frame
+    }
+}
+
+type Dut<'s> = Mux<'static, &'s Snapshot<'static>>;
+
+fn all_forwarded(mux: &Dut<'_>) -> Result<(), Failure> {
+    let stats = mux.stats();
+    if stats.forwarded == stats.received {
+        Ok(())
+    } else {
+        Err(Failure::failed(format!("not all was forwarded: {stats:?}")))
+    }
+}
+
+/// Writes frames of random flows, or of all in turn.
+pub(crate) struct Frames {
+    case: Case,
+    template: Vec<u8>,
+    random: Random,
+    next: u32,
+}
+
+impl Frames {
+    pub(crate) fn new(case: Case) -> Self {
+        Self {
+            case,
+            template: case.template(),
+            random: Random::new(1),
+            next: 0,
+        }
+    }
+
+    pub(crate) fn write<'m>(&mut self, memory: &'m mut [u8], in_turn: bool) -> Vec<Frame<'m>> {
+        let Case {
+            ipv6,
+            flows,
+            frame_len,
+            ..
+        } = self.case;
+        let (address, port) = if ipv6 { (34, 54) } else { (26, 34) };
+        memory
+            .chunks_exact_mut(self.case.stride())
+            .map(|buffer| {
+                self.next = (self.next + 1) % flows;
+                let flow = match in_turn {
+                    true => self.next,
+                    false => self.random.below(flows as usize) as u32,
+                };
+                let packet = &mut buffer[HEADROOM..][..self.template.len()];
+                packet.copy_from_slice(&self.template);
+                let client = 0x0a00_0000 + (flow >> 4); // 268 million flows
+                packet[address..address + 4].copy_from_slice(&client.to_be_bytes());
+                packet[port..port + 2].copy_from_slice(&(1024 + (flow & 15) as u16).to_be_bytes());
+                Frame::new(buffer, HEADROOM, frame_len - 4).unwrap_or(Frame::EMPTY)
+            })
+            .collect()
+    }
+}

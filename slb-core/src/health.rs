@@ -1,0 +1,255 @@
+//! Whether a backend is well, from what its probes say: a state machine without I/O.
+//!
+//! ```text
+//!   due ──► the caller asks the backend ──► succeeded / failed ──► a new condition
+//! ```
+//!
+//! `threshold` failures in a row make a healthy backend unhealthy, and as many successes in a row an
+//! unhealthy one healthy: one answer of the other kind begins the count anew. A probe that is still
+//! out when the next is due, or when its timeout has passed, has failed.
+
+use core::time::Duration;
+
+use crate::time::Instant;
+
+/// How a backend is probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbePolicy {
+    /// From one probe to the next.
+    pub interval: Duration,
+    /// An answer that takes longer is none. At most the interval.
+    pub timeout: Duration,
+    /// Answers of the other kind in a row before the condition changes; at least one.
+    pub threshold: u32,
+}
+
+impl Default for ProbePolicy {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(15),
+            timeout: Duration::from_secs(15),
+            threshold: 2,
+        }
+    }
+}
+
+/// Whether a backend is well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It gets new flows.
+    Healthy,
+    /// It does not.
+    Unhealthy,
+}
+
+/// One backend's health.
+#[derive(Clone, Copy, Debug)]
+pub struct Health {
+    policy: ProbePolicy,
+    condition: Condition,
+    /// Answers of the other kind in a row.
+    against: u32,
+    /// When the next probe is to go out.
+    next: Instant,
+    /// When the one that is out has failed.
+    out: Option<Instant>,
+}
+
+impl Health {
+    /// The health of a backend whose first probe goes out at `first`, until then as `condition`
+    /// says. Spread `first` over an interval, so that not all backends are asked at once: see
+    /// [`jitter`].
+    pub fn new(policy: ProbePolicy, condition: Condition, first: Instant) -> Self {
+        let threshold = policy.threshold.max(1);
+        let timeout = policy.timeout.min(policy.interval);
+        Self {
+            policy: ProbePolicy {
+                threshold,
+                timeout,
+                ..policy
+            },
+            condition,
+            against: 0,
+            next: first,
+            out: None,
+        }
+    }
+
+    /// Whether it is well, as far as is known.
+    pub fn condition(&self) -> Condition {
+        self.condition
+    }
+
+    /// When something is due: a probe is to go out, or the one that is out has failed.
+    pub fn due(&self) -> Instant {
+        self.out.unwrap_or(self.next)
+    }
+
+    /// Whether a probe is to go out now. Then it counts as out, until [`succeeded`](Self::succeeded)
+    /// or [`failed`](Self::failed) tells what came of it, or [`expire`](Self::expire) that nothing
+    /// did.
+    pub fn begin(&mut self, now: Instant) -> bool {
+        if self.out.is_some() || now < self.next {
+            return false;
+        }
+        // On time: one that goes out late does not delay those that follow, as long as it is less
+        // than an interval late.
+        let next = self.next + self.policy.interval;
+        self.next = if next > now {
+            next
+        } else {
+            now + self.policy.interval
+        };
+        self.out = Some(now + self.policy.timeout);
+        true
+    }
+
+    /// The backend answered well. Returns the condition where it changed.
+    pub fn succeeded(&mut self) -> Option<Condition> {
+        self.out.take()?;
+        self.note(Condition::Healthy)
+    }
+
+    /// It did not: refused, answered something else. Returns the condition where it changed.
+    pub fn failed(&mut self) -> Option<Condition> {
+        self.out.take()?;
+        self.note(Condition::Unhealthy)
+    }
+
+    /// Takes a probe that is out for too long as failed. Returns the condition where it changed.
+    pub fn expire(&mut self, now: Instant) -> Option<Condition> {
+        self.out.filter(|out| now >= *out)?;
+        self.failed()
+    }
+
+    fn note(&mut self, answer: Condition) -> Option<Condition> {
+        if answer == self.condition {
+            self.against = 0;
+            return None;
+        }
+        self.against += 1;
+        if self.against < self.policy.threshold {
+            return None;
+        }
+        self.against = 0;
+        self.condition = answer;
+        Some(answer)
+    }
+}
+
+/// When the first probe of backend `number` goes out, of any number of them, after `now`: spread
+/// evenly over the interval, whatever their number (the golden ratio's multiples).
+pub fn jitter(now: Instant, interval: Duration, number: u32) -> Instant {
+    const GOLDEN: u32 = 0x9e37_79b9;
+    let share = u128::from(number.wrapping_mul(GOLDEN));
+    let nanos = (interval.as_nanos() * share) >> 32;
+    now + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Instant {
+        Instant::from_secs(1000 + seconds)
+    }
+
+    /// The timeline of Azure's documentation: 15 s, two failures, two successes.
+    #[test]
+    fn t0_to_t60() {
+        let mut health = Health::new(ProbePolicy::default(), Condition::Healthy, at(0));
+        let mut conditions = [None; 5];
+        for (condition, (second, is_well)) in
+            conditions
+                .iter_mut()
+                .zip([(0, true), (15, false), (30, false), (45, true), (60, true)])
+        {
+            assert_eq!(health.due(), at(second));
+            assert!(health.begin(at(second)));
+            *condition = if is_well {
+                health.succeeded()
+            } else {
+                health.failed()
+            };
+        }
+        let expected = [
+            None,
+            None,
+            Some(Condition::Unhealthy), // T+30s: out of rotation
+            None,
+            Some(Condition::Healthy), // T+60s: back
+        ];
+        assert_eq!(conditions, expected);
+    }
+
+    #[test]
+    fn an_answer_of_the_other_kind_begins_the_count_anew() {
+        let policy = ProbePolicy {
+            threshold: 3,
+            ..ProbePolicy::default()
+        };
+        let mut health = Health::new(policy, Condition::Healthy, at(0));
+        let mut second = 0;
+        let mut answer = |health: &mut Health, is_well| {
+            assert!(health.begin(at(second)));
+            second += 15;
+            if is_well {
+                health.succeeded()
+            } else {
+                health.failed()
+            }
+        };
+        for is_well in [false, false, true, false, false] {
+            assert_eq!(answer(&mut health, is_well), None);
+        }
+        assert_eq!(answer(&mut health, false), Some(Condition::Unhealthy));
+        for is_well in [true, true, false, true, true] {
+            assert_eq!(answer(&mut health, is_well), None);
+        }
+        assert_eq!(answer(&mut health, true), Some(Condition::Healthy));
+    }
+
+    #[test]
+    fn silence_is_failure_when_the_timeout_has_passed() {
+        let policy = ProbePolicy {
+            timeout: Duration::from_secs(5),
+            threshold: 1,
+            ..ProbePolicy::default()
+        };
+        let mut health = Health::new(policy, Condition::Healthy, at(0));
+        assert!(health.begin(at(0)));
+        assert_eq!(health.due(), at(5));
+        assert!(!health.begin(at(4)));
+        assert_eq!(health.expire(at(4)), None);
+        assert_eq!(health.expire(at(5)), Some(Condition::Unhealthy));
+        // An answer that comes now is to no probe.
+        assert_eq!(health.succeeded(), None);
+        assert_eq!(health.due(), at(15));
+    }
+
+    #[test]
+    fn a_late_probe_does_not_delay_the_others() {
+        let mut health = Health::new(ProbePolicy::default(), Condition::Healthy, at(0));
+        assert!(health.begin(at(3)));
+        health.succeeded();
+        assert_eq!(health.due(), at(15));
+        assert!(health.begin(at(100)));
+        health.succeeded();
+        assert_eq!(health.due(), at(115));
+    }
+
+    #[test]
+    fn a_thousand_backends_are_not_asked_at_once() {
+        let interval = Duration::from_secs(5);
+        let mut tenths = [0u32; 50];
+        for number in 0..1000 {
+            let first = jitter(at(0), interval, number).since(at(0));
+            assert!(first < interval);
+            tenths[first.as_millis() as usize / 100] += 1;
+        }
+        assert!(
+            tenths.iter().all(|&count| (17..=23).contains(&count)),
+            "{tenths:?}"
+        );
+    }
+}

@@ -11,7 +11,7 @@ use pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketBlock;
 use pcap_file::pcapng::blocks::interface_description::{
     InterfaceDescriptionBlock, InterfaceDescriptionOption,
 };
-use pcap_file::{DataLink, PcapError, TsResolution};
+use pcap_file::{DataLink, Endianness, PcapError, TsResolution};
 use slb_core::Instant;
 
 /// Longest packet that readers are told to expect; none is cut.
@@ -57,6 +57,7 @@ impl<W: Write> Writer<W> {
                     snaplen: SNAPLEN,
                     datalink: DataLink::ETHERNET,
                     ts_resolution: TsResolution::NanoSecond,
+                    endianness: Endianness::Little, // whatever the machine: the same bytes
                     ..PcapHeader::default()
                 };
                 Inner::Pcap(PcapWriter::with_header(output, header).map_err(io_error)?)

@@ -1,0 +1,1727 @@
+/* slb: a layer-4 load balancer for your packets. Made by cbindgen from slb-ffi/src: do not edit.
+ *
+ * All functions give 0 or a count where they did what they were asked, else a negative number of
+ * enum slb_error; then they changed nothing, unless they say so. Pointers may be NULL only where
+ * that is said. NULL, misaligned, too short or overlapping arguments, and handles of another kind,
+ * are errors; that buffers of frames overlap each other is not looked for, but by
+ * slb_frames_check. What points to more than is there cannot be seen by anybody.
+ *
+ * A handle is for one thread at a time, handles of their own for as many as there are; a snapshot
+ * is for any number of threads and handles. Nothing calls back, nothing is global, nothing
+ * allocates but what is called _new or _config, and no panic crosses over.
+ *
+ * The freestanding library has no function of _new and _config: define SLB_FREESTANDING.
+ *
+ * See docs/c.md. */
+
+#ifndef SLB_H
+#define SLB_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/**
+ * Bytes before a packet that its encapsulation needs.
+ */
+#define SLB_HEADROOM 70
+
+/**
+ * Frames that are processed together: give so many at once, or a multiple.
+ */
+#define SLB_BURST 64
+
+/**
+ * Places for reasons in `slb_stats`; as many as there are, and room for more.
+ */
+#define SLB_DROP_REASONS 32
+
+/**
+ * What went wrong.
+ */
+typedef enum slb_error {
+    /**
+     * Nothing.
+     */
+    SLB_OK = 0,
+    /**
+     * A pointer is NULL that must not be.
+     */
+    SLB_ERROR_NULL = -1,
+    /**
+     * A pointer is not aligned as its type, or memory for a handle not to 64 bytes.
+     */
+    SLB_ERROR_ALIGNMENT = -2,
+    /**
+     * The memory given is too short, or an array has no room.
+     */
+    SLB_ERROR_SHORT = -3,
+    /**
+     * Two arguments overlap.
+     */
+    SLB_ERROR_OVERLAP = -4,
+    /**
+     * A frame's offset and length exceed its buffer.
+     */
+    SLB_ERROR_FRAME = -5,
+    /**
+     * A number is out of range, or a name is not UTF-8.
+     */
+    SLB_ERROR_RANGE = -6,
+    /**
+     * It is no handle of this kind, or was freed.
+     */
+    SLB_ERROR_HANDLE = -7,
+    /**
+     * The handle is in use: a snapshot that a mux, host or proxy has.
+     */
+    SLB_ERROR_IN_USE = -8,
+    /**
+     * The configuration contradicts itself.
+     */
+    SLB_ERROR_CONFIGURATION = -9,
+    /**
+     * The builder has no room for another one.
+     */
+    SLB_ERROR_FULL = -10,
+    /**
+     * The allocator has no memory.
+     */
+    SLB_ERROR_MEMORY = -11,
+    /**
+     * A fault of the library's own. The handle is not to be used any more.
+     */
+    SLB_ERROR_INTERNAL = -12,
+} slb_error;
+
+/**
+ * What becomes of a frame.
+ */
+typedef enum slb_action {
+    /**
+     * Not ours, and untouched.
+     */
+    SLB_PASS = 0,
+    /**
+     * Send it out of its `port`.
+     */
+    SLB_FORWARD = 1,
+    /**
+     * It has become an answer: send it out of the port it came in by.
+     */
+    SLB_REPLY = 2,
+    /**
+     * Do not send it.
+     */
+    SLB_DROP = 3,
+    /**
+     * Send it out of every port but its `port`.
+     */
+    SLB_FLOOD = 4,
+} slb_action;
+
+/**
+ * What rules and backends are in words of C.
+ */
+typedef enum slb_protocol {
+    /**
+     * TCP to one port.
+     */
+    SLB_TCP = 0,
+    /**
+     * UDP to one port.
+     */
+    SLB_UDP = 1,
+    /**
+     * Echo requests.
+     */
+    SLB_ICMP = 2,
+    /**
+     * HA ports: every protocol and port.
+     */
+    SLB_ALL = 3,
+} slb_protocol;
+
+/**
+ * Whether a backend gets new flows.
+ */
+typedef enum slb_state {
+    /**
+     * It does.
+     */
+    SLB_HEALTHY = 0,
+    /**
+     * Its probe fails: it does not.
+     */
+    SLB_UNHEALTHY = 1,
+    /**
+     * It is to be emptied: it does not.
+     */
+    SLB_DRAINING = 2,
+} slb_state;
+
+/**
+ * What `slb_health_succeeded` and its kin say where it changes.
+ */
+typedef enum slb_change {
+    /**
+     * It is as it was.
+     */
+    SLB_UNCHANGED = 0,
+    /**
+     * It is well now.
+     */
+    SLB_NOW_HEALTHY = 1,
+    /**
+     * It is not any more.
+     */
+    SLB_NOW_UNHEALTHY = 2,
+} slb_change;
+
+#if !defined(SLB_FREESTANDING)
+/**
+ * What a configuration is for.
+ */
+typedef enum slb_role {
+#if !defined(SLB_FREESTANDING)
+    /**
+     * A mux.
+     */
+    SLB_MUX = 0,
+#endif
+#if !defined(SLB_FREESTANDING)
+    /**
+     * A host agent.
+     */
+    SLB_HOST = 1,
+#endif
+#if !defined(SLB_FREESTANDING)
+    /**
+     * A proxy.
+     */
+    SLB_PROXY = 2,
+#endif
+} slb_role;
+#endif
+
+/**
+ * A configuration that is being written. Names given to it have to stay where they are until
+ * `slb_builder_free`; everything else is copied.
+ */
+typedef struct slb_builder slb_builder;
+
+#if !defined(SLB_FREESTANDING)
+/**
+ * A configuration that was read from TOML: see docs/configuration.md.
+ */
+typedef struct slb_config slb_config;
+#endif
+
+/**
+ * A host agent. Packets between VIPs and the vms of one machine are translated.
+ */
+typedef struct slb_host slb_host;
+
+/**
+ * A mux. Packets for VIPs go to the hosts of their backends, in VXLAN.
+ */
+typedef struct slb_mux slb_mux;
+
+/**
+ * A proxy. Packets between clients on one side and backends on the other are translated.
+ */
+typedef struct slb_proxy slb_proxy;
+
+/**
+ * A compiled configuration: immutable, and for any number of muxes, hosts and proxies.
+ */
+typedef struct slb_snapshot slb_snapshot;
+
+/**
+ * How much a builder has room for.
+ */
+typedef struct slb_capacity {
+    /**
+     * VIPs.
+     */
+    size_t frontends;
+    /**
+     * Pools.
+     */
+    size_t pools;
+    /**
+     * Over all pools.
+     */
+    size_t backends;
+    /**
+     * Load-balancing rules.
+     */
+    size_t rules;
+    /**
+     * Inbound NAT rules and pools.
+     */
+    size_t inbound_nat;
+    /**
+     * Outbound rules.
+     */
+    size_t outbound;
+    /**
+     * Frontends of all outbound rules.
+     */
+    size_t outbound_frontends;
+    /**
+     * Muxes' addresses.
+     */
+    size_t muxes;
+    /**
+     * Of a proxy.
+     */
+    size_t frontend_ports;
+    /**
+     * Of a proxy.
+     */
+    size_t source_rewrites;
+} slb_capacity;
+
+/**
+ * An IP address.
+ */
+typedef struct slb_address {
+    /**
+     * 4, 6, or 0 for none.
+     */
+    uint8_t family;
+    /**
+     * In network byte order; of IPv4 the first four.
+     */
+    uint8_t bytes[16];
+} slb_address;
+
+/**
+ * A MAC address, or none.
+ */
+typedef struct slb_mac {
+    /**
+     * Not 0: there is one.
+     */
+    uint8_t given;
+    /**
+     * Its bytes.
+     */
+    uint8_t bytes[6];
+} slb_mac;
+
+/**
+ * This node's place on the fabric. All zero: no addresses, and for the rest what is usual.
+ */
+typedef struct slb_underlay {
+    /**
+     * Outer source address over IPv4, or none.
+     */
+    struct slb_address ipv4;
+    /**
+     * Outer source address over IPv6, or none.
+     */
+    struct slb_address ipv6;
+    /**
+     * This node's MAC address.
+     */
+    struct slb_mac mac;
+    /**
+     * The MAC address of the fabric's router.
+     */
+    struct slb_mac next_hop;
+    /**
+     * The longest IP packet on the fabric; 0: 1500.
+     */
+    uint16_t mtu;
+    /**
+     * Where encapsulated packets leave.
+     */
+    uint16_t port;
+    /**
+     * TTL of the outer header; 0: 64.
+     */
+    uint8_t hop_limit;
+    /**
+     * The outer UDP checksum: 0: zero over IPv4, computed over IPv6; 1: zero; 2: computed.
+     */
+    uint8_t udp_checksum;
+} slb_underlay;
+
+/**
+ * A VIP.
+ */
+typedef struct slb_frontend {
+    /**
+     * Its name, unlike those of the others.
+     */
+    const char *name;
+    /**
+     * Its address.
+     */
+    struct slb_address address;
+    /**
+     * Echo requests: 0: answered here; 1: to the HA-ports rule's pool; 2: dropped.
+     */
+    uint8_t echo;
+} slb_frontend;
+
+/**
+ * Backends that serve the same.
+ */
+typedef struct slb_pool {
+    /**
+     * Its name, unlike those of the others.
+     */
+    const char *name;
+    /**
+     * The VXLAN network of its backends, 0 to 16777215.
+     */
+    uint32_t vni;
+    /**
+     * Slots of its Maglev table, a prime; 0: 65537.
+     */
+    uint32_t table_size;
+} slb_pool;
+
+/**
+ * One who serves.
+ */
+typedef struct slb_backend {
+    /**
+     * Its name, unlike those of the others.
+     */
+    const char *name;
+    /**
+     * Its own address.
+     */
+    struct slb_address address;
+    /**
+     * The underlay address of its host; none for a proxy.
+     */
+    struct slb_address host;
+    /**
+     * None: derived from its address.
+     */
+    struct slb_mac mac;
+    /**
+     * The MAC address of the next hop to its host; none: the underlay's.
+     */
+    struct slb_mac next_hop;
+    /**
+     * Its share in proportion to the others'; 0: drained.
+     */
+    uint32_t weight;
+    /**
+     * Its number in the pool, by which it gets ports; negative: its place.
+     */
+    int32_t instance;
+    /**
+     * The port of this node that its vm is at; negative: it runs elsewhere.
+     */
+    int32_t port;
+    /**
+     * The port that it serves in the place of the rule's; 0: none.
+     */
+    uint16_t serves;
+    /**
+     * Of enum slb_state.
+     */
+    uint8_t state;
+} slb_backend;
+
+/**
+ * What becomes of a rule's connections. All zero is what is usual.
+ */
+typedef struct slb_terms {
+    /**
+     * Backends see this address in the place of the client's, or none.
+     */
+    struct slb_address source_nat;
+    /**
+     * Seconds that a flow stays without a packet, 240 to 1800; 0: 240.
+     */
+    uint16_t idle_timeout;
+    /**
+     * Not 0: backends see the VIP and the frontend port.
+     */
+    uint8_t floating_ip;
+    /**
+     * Not 0: both ends are told with a RST when a connection ends by itself.
+     */
+    uint8_t tcp_reset;
+    /**
+     * Not 0: answers go back through the mux that the connection came through.
+     */
+    uint8_t through_mux;
+} slb_terms;
+
+/**
+ * A load-balancing rule.
+ */
+typedef struct slb_rule {
+    /**
+     * Its name, unlike those of the others.
+     */
+    const char *name;
+    /**
+     * The place of its frontend.
+     */
+    size_t frontend;
+    /**
+     * The place of its pool.
+     */
+    size_t pool;
+    /**
+     * The port that clients use; 0 with `SLB_ICMP` and `SLB_ALL`.
+     */
+    uint16_t frontend_port;
+    /**
+     * The port that backends serve.
+     */
+    uint16_t backend_port;
+    /**
+     * Of enum slb_protocol.
+     */
+    uint8_t protocol;
+    /**
+     * What chooses a backend: 0: the five-tuple; 1: the source and destination address; 2: these
+     * and the protocol.
+     */
+    uint8_t distribution;
+    /**
+     * How a proxy chooses: 0: Maglev; 1: the fewest live connections.
+     */
+    uint8_t scheduler;
+    /**
+     * What else becomes of its connections.
+     */
+    struct slb_terms terms;
+} slb_rule;
+
+/**
+ * Frontend ports that lead to one backend each.
+ */
+typedef struct slb_inbound_nat {
+    /**
+     * Its name, unlike those of the others.
+     */
+    const char *name;
+    /**
+     * The place of its frontend.
+     */
+    size_t frontend;
+    /**
+     * The place of its pool.
+     */
+    size_t pool;
+    /**
+     * The place in the pool of the one backend; negative: a port for each.
+     */
+    int32_t backend;
+    /**
+     * The port that clients use; of a pool, that of instance 0.
+     */
+    uint16_t first_port;
+    /**
+     * Of a pool, the last port there is.
+     */
+    uint16_t last_port;
+    /**
+     * The port that the backend serves.
+     */
+    uint16_t backend_port;
+    /**
+     * `SLB_TCP` or `SLB_UDP`.
+     */
+    uint8_t protocol;
+    /**
+     * What else becomes of its connections.
+     */
+    struct slb_terms terms;
+} slb_inbound_nat;
+
+/**
+ * Who may call out, and under which addresses.
+ */
+typedef struct slb_outbound {
+    /**
+     * Its name, unlike those of the others.
+     */
+    const char *name;
+    /**
+     * The places of its frontends.
+     */
+    const size_t *frontends;
+    /**
+     * How many.
+     */
+    size_t frontend_count;
+    /**
+     * The place of its pool.
+     */
+    size_t pool;
+    /**
+     * Ports for each backend, a multiple of 8; 0: an even share.
+     */
+    uint32_t ports_per_backend;
+    /**
+     * Seconds that a flow stays without a packet, 240 to 1800; 0: 240.
+     */
+    uint16_t idle_timeout;
+    /**
+     * `SLB_TCP`, `SLB_UDP` or `SLB_ALL`.
+     */
+    uint8_t protocol;
+    /**
+     * Not 0: both ends are told with a RST when a connection ends by itself.
+     */
+    uint8_t tcp_reset;
+} slb_outbound;
+
+/**
+ * What a mux is made with. `slb_mux_options_init` fills in what is usual.
+ */
+typedef struct slb_mux_options {
+    /**
+     * Flows of each family that can be pinned; 0: none, Maglev alone chooses.
+     */
+    size_t flows;
+    /**
+     * Echo replies, ICMP errors and RSTs that it makes a second; 0: none.
+     */
+    uint32_t answers_per_second;
+    /**
+     * And at once.
+     */
+    uint32_t answers_at_once;
+    /**
+     * The flow table's key: random and secret where the traffic may be hostile.
+     */
+    uint64_t key[2];
+} slb_mux_options;
+
+/**
+ * What a host agent or a proxy is made with. `slb_nat_options_init` fills in what is usual.
+ */
+typedef struct slb_nat_options {
+    /**
+     * Connections of each family.
+     */
+    size_t connections;
+    /**
+     * ICMP errors and echo replies of its own a second; 0: none.
+     */
+    uint32_t answers_per_second;
+    /**
+     * And at once.
+     */
+    uint32_t answers_at_once;
+    /**
+     * RSTs of its own a second; 0: none.
+     */
+    uint32_t resets_per_second;
+    /**
+     * And at once.
+     */
+    uint32_t resets_at_once;
+    /**
+     * Not 0: lowers the segment size that SYNs offer to what fits VXLAN. Of a host.
+     */
+    uint8_t clamp_mss;
+    /**
+     * The tables' key, and what SNAT ports are chosen by: random and secret where the traffic may
+     * be hostile.
+     */
+    uint64_t key[2];
+} slb_nat_options;
+
+/**
+ * Source and destination.
+ */
+typedef struct slb_tuple {
+    /**
+     * Where the packet comes from.
+     */
+    struct slb_address source;
+    /**
+     * Where it goes.
+     */
+    struct slb_address destination;
+    /**
+     * In host byte order; 0 where there are none.
+     */
+    uint16_t source_port;
+    /**
+     * In host byte order.
+     */
+    uint16_t destination_port;
+} slb_tuple;
+
+/**
+ * A flow of a mux.
+ */
+typedef struct slb_flow {
+    /**
+     * What its packets have.
+     */
+    struct slb_tuple tuple;
+    /**
+     * The place of its backend among those of all pools; `UINT32_MAX`: it is gone.
+     */
+    uint32_t backend;
+    /**
+     * The protocol's number, 6 or 17; of others, 0.
+     */
+    uint8_t protocol;
+    /**
+     * 1: SYNs only; 2: established; 3: FIN or RST was seen.
+     */
+    uint8_t state;
+} slb_flow;
+
+/**
+ * A connection of a host or a proxy.
+ */
+typedef struct slb_connection {
+    /**
+     * What packets from outside have.
+     */
+    struct slb_tuple outside;
+    /**
+     * What packets of the server have.
+     */
+    struct slb_tuple inside;
+    /**
+     * The protocol's number.
+     */
+    uint8_t protocol;
+    /**
+     * 1: asked for; 2: answered; 3: established; 4 and 5: one end sent FIN, the one outside or the
+     * one inside; 6: both did; 7: reset.
+     */
+    uint8_t state;
+} slb_connection;
+
+/**
+ * A packet in a buffer: `length` bytes from `offset` on, from its Ethernet header and without the
+ * frame check sequence. To be encapsulated it needs 70 bytes before it (`SLB_HEADROOM`).
+ */
+typedef struct slb_frame {
+    /**
+     * The buffer. The caller's, and no other frame's.
+     */
+    uint8_t *buffer;
+    /**
+     * Bytes of the buffer.
+     */
+    uint32_t capacity;
+    /**
+     * Where the packet begins in it.
+     */
+    uint32_t offset;
+    /**
+     * Bytes of the packet.
+     */
+    uint32_t length;
+    /**
+     * The port that it came in by; after `SLB_FORWARD`, the one to send it out of.
+     */
+    uint16_t port;
+    /**
+     * What became of it: of enum slb_action.
+     */
+    uint8_t action;
+    /**
+     * After `SLB_DROP`, why: see `slb_drop_reason`.
+     */
+    uint8_t reason;
+} slb_frame;
+
+/**
+ * Whether one backend is well, from what its probes say. The caller's memory, initialised by
+ * `slb_health_init`; not to be looked into.
+ */
+typedef struct slb_health {
+    /**
+     * Not to be looked into.
+     */
+    uint64_t opaque[16];
+} slb_health;
+
+/**
+ * How a backend is probed.
+ */
+typedef struct slb_probe {
+    /**
+     * Nanoseconds from one probe to the next.
+     */
+    uint64_t interval;
+    /**
+     * An answer that takes longer, in nanoseconds, is none. At most the interval.
+     */
+    uint64_t timeout;
+    /**
+     * Answers of the other kind in a row before a healthy backend is unhealthy, or the other way.
+     */
+    uint32_t threshold;
+} slb_probe;
+
+/**
+ * A frame's action, reason and port, for those who do not want to look into frames.
+ */
+typedef struct slb_verdict {
+    /**
+     * Of enum slb_action.
+     */
+    uint8_t action;
+    /**
+     * After `SLB_DROP`, why: see `slb_drop_reason`.
+     */
+    uint8_t reason;
+    /**
+     * After `SLB_FORWARD`, the port to send it out of.
+     */
+    uint16_t port;
+} slb_verdict;
+
+/**
+ * What a mux, host or proxy did so far. Every frame received is in exactly one of forwarded,
+ * replied, passed and dropped.
+ */
+typedef struct slb_stats {
+    /**
+     * Frames given to it.
+     */
+    uint64_t received;
+    /**
+     * Their bytes.
+     */
+    uint64_t received_bytes;
+    /**
+     * Frames to send out of a port.
+     */
+    uint64_t forwarded;
+    /**
+     * Their bytes, as they came in.
+     */
+    uint64_t forwarded_bytes;
+    /**
+     * Frames that became an answer.
+     */
+    uint64_t replied;
+    /**
+     * Frames that are not ours.
+     */
+    uint64_t passed;
+    /**
+     * Frames not to be sent.
+     */
+    uint64_t dropped;
+    /**
+     * By reason: see `slb_drop_reason`.
+     */
+    uint64_t dropped_for[SLB_DROP_REASONS];
+    /**
+     * TCP segments that ask for a connection, among those that a rule took.
+     */
+    uint64_t syns;
+    /**
+     * ICMP errors that were sent on to who sent what they quote.
+     */
+    uint64_t icmp_errors;
+    /**
+     * Of a mux: flows pinned.
+     */
+    uint64_t flows_made;
+    /**
+     * Gone because their time ran out.
+     */
+    uint64_t flows_expired;
+    /**
+     * Half-open ones that had to make room.
+     */
+    uint64_t flows_evicted;
+    /**
+     * Those without a place.
+     */
+    uint64_t flows_refused;
+    /**
+     * Those that are there.
+     */
+    uint64_t flows_live;
+    /**
+     * Places.
+     */
+    uint64_t flow_places;
+    /**
+     * Of a host or a proxy: connections made.
+     */
+    uint64_t connections_made;
+    /**
+     * Gone because their time ran out.
+     */
+    uint64_t connections_expired;
+    /**
+     * Taken out for other reasons.
+     */
+    uint64_t connections_removed;
+    /**
+     * Those without a place.
+     */
+    uint64_t connections_refused;
+    /**
+     * Those that are there.
+     */
+    uint64_t connections_live;
+    /**
+     * Places.
+     */
+    uint64_t connection_places;
+    /**
+     * RSTs made.
+     */
+    uint64_t resets;
+    /**
+     * RSTs that were due and not made.
+     */
+    uint64_t resets_suppressed;
+} slb_stats;
+
+/**
+ * What a rule did.
+ */
+typedef struct slb_rule_stats {
+    /**
+     * Frames to send out of a port.
+     */
+    uint64_t forwarded;
+    /**
+     * Their bytes, as they came in.
+     */
+    uint64_t forwarded_bytes;
+    /**
+     * TCP segments that ask for a connection.
+     */
+    uint64_t syns;
+    /**
+     * Flows pinned, or connections made.
+     */
+    uint64_t flows;
+} slb_rule_stats;
+
+/**
+ * What a backend got.
+ */
+typedef struct slb_backend_stats {
+    /**
+     * Frames to send out of a port.
+     */
+    uint64_t forwarded;
+    /**
+     * Their bytes, as they came in.
+     */
+    uint64_t forwarded_bytes;
+    /**
+     * Flows pinned to it, or connections made.
+     */
+    uint64_t flows;
+    /**
+     * Connections that it has now; of a mux 0.
+     */
+    uint64_t live;
+} slb_backend_stats;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * Bytes of memory that a builder takes, or 0 where the argument is bad.
+ *
+ * The caller promises:
+ * It points to a capacity.
+ */
+size_t slb_builder_size(const struct slb_capacity *capacity);
+
+/**
+ * Makes a builder in `memory`, aligned to 64 bytes and of `length` bytes, of which
+ * `slb_builder_size` says how many are needed. The memory is the builder's until
+ * `slb_builder_free`.
+ *
+ * The caller promises:
+ * The memory is the caller's.
+ */
+int slb_builder_init(void *memory,
+                     size_t length,
+                     const struct slb_capacity *capacity,
+                     struct slb_builder **out);
+
+#if !defined(SLB_FREESTANDING)
+/**
+ * Makes a builder in memory of the library's own. Otherwise as `slb_builder_init`.
+ *
+ * The caller promises:
+ * The pointers point to what they say.
+ */
+int slb_builder_new(const struct slb_capacity *capacity, struct slb_builder **out);
+#endif
+
+/**
+ * Ends a builder. Its memory is the caller's again, or given back. Snapshots that were made with
+ * it stay. NULL is no error.
+ *
+ * The caller promises:
+ * It is one, and nobody uses it any more.
+ */
+int slb_builder_free(struct slb_builder *builder);
+
+/**
+ * How flows are hashed, the same on every node. 0: XXH3, whose seed is `seed`; 1: SipHash-1-3,
+ * whose `key` has 16 bytes; 2: Toeplitz, whose `key` has 40, or is NULL for Microsoft's. `seed` is
+ * also that of Maglev's permutations.
+ *
+ * The caller promises:
+ * It is a builder, and `key` has `length` bytes.
+ */
+int slb_builder_hash(struct slb_builder *builder,
+                     uint8_t hash,
+                     uint64_t seed,
+                     const uint8_t *key,
+                     size_t length);
+
+/**
+ * This node's place on the fabric.
+ *
+ * The caller promises:
+ * It is a builder, and `underlay` points to one.
+ */
+int slb_builder_underlay(struct slb_builder *builder, const struct slb_underlay *underlay);
+
+/**
+ * Adds a VIP. Gives its place.
+ *
+ * The caller promises:
+ * It is a builder, and `frontend` points to one.
+ */
+int slb_builder_frontend(struct slb_builder *builder, const struct slb_frontend *frontend);
+
+/**
+ * Adds a pool. Gives its place.
+ *
+ * The caller promises:
+ * It is a builder, and `pool` points to one.
+ */
+int slb_builder_pool(struct slb_builder *builder, const struct slb_pool *pool);
+
+/**
+ * Adds a backend to a pool. Gives its place there.
+ *
+ * The caller promises:
+ * It is a builder, and `backend` points to one.
+ */
+int slb_builder_backend(struct slb_builder *builder,
+                        size_t pool,
+                        const struct slb_backend *backend);
+
+/**
+ * Changes a backend's weight and state: what a probe said, or a drain. It takes effect with the
+ * next snapshot.
+ *
+ * The caller promises:
+ * It is a builder.
+ */
+int slb_builder_set_backend(struct slb_builder *builder,
+                            size_t pool,
+                            size_t backend,
+                            uint32_t weight,
+                            uint8_t backend_state);
+
+/**
+ * Adds a load-balancing rule. Gives its place.
+ *
+ * The caller promises:
+ * It is a builder, and `rule` points to one.
+ */
+int slb_builder_rule(struct slb_builder *builder, const struct slb_rule *rule);
+
+/**
+ * Adds an inbound NAT rule or pool. Gives its place.
+ *
+ * The caller promises:
+ * It is a builder, and `nat` points to one.
+ */
+int slb_builder_inbound_nat(struct slb_builder *builder, const struct slb_inbound_nat *nat);
+
+/**
+ * Adds an outbound rule. Gives its place.
+ *
+ * The caller promises:
+ * It is a builder, and `outbound` points to one with as many frontends as it says.
+ */
+int slb_builder_outbound(struct slb_builder *builder, const struct slb_outbound *outbound);
+
+/**
+ * Adds a mux's underlay address: where a host sends what a rule returns through it, and takes
+ * packets from. Gives its place.
+ *
+ * The caller promises:
+ * It is a builder, and `address` points to one.
+ */
+int slb_builder_mux(struct slb_builder *builder, const struct slb_address *address);
+
+/**
+ * Makes it the configuration of a proxy, whose backends are at `backend_port`. `multi`: 0: one
+ * frontend port; else any number, each with an address.
+ *
+ * The caller promises:
+ * It is a builder.
+ */
+int slb_builder_proxy(struct slb_builder *builder, uint8_t multi, uint16_t backend_port);
+
+/**
+ * Adds a frontend port of a proxy. `address` is the IPv4 address of who is there, or NULL. Gives
+ * its place.
+ *
+ * The caller promises:
+ * It is a builder, and `address` points to one.
+ */
+int slb_builder_frontend_port(struct slb_builder *builder,
+                              uint16_t port,
+                              const struct slb_address *address);
+
+/**
+ * Adds a source rewrite of a proxy: clients of the range of `prefix_length` that `from` begins are
+ * seen as those that `to` begins. Gives its place.
+ *
+ * The caller promises:
+ * It is a builder, and both point to addresses.
+ */
+int slb_builder_source_rewrite(struct slb_builder *builder,
+                               const struct slb_address *from,
+                               const struct slb_address *to,
+                               uint8_t prefix_length);
+
+#if !defined(SLB_FREESTANDING)
+/**
+ * Reads a configuration of `length` bytes. Where it has faults, `SLB_ERROR_CONFIGURATION`, and
+ * their text, one a line, is in `faults`, cut to `faults_length` bytes with the zero that ends it;
+ * `faults` may be NULL.
+ *
+ * The caller promises:
+ * `toml` has `length` bytes, and `faults` room for `faults_length`.
+ */
+int slb_config_parse(const char *toml,
+                     size_t length,
+                     char *faults,
+                     size_t faults_length,
+                     struct slb_config **out);
+#endif
+
+#if !defined(SLB_FREESTANDING)
+/**
+ * Ends a configuration. Snapshots that were made with it stay. NULL is no error.
+ *
+ * The caller promises:
+ * It is one, and nobody uses it any more.
+ */
+int slb_config_free(struct slb_config *config);
+#endif
+
+#if !defined(SLB_FREESTANDING)
+/**
+ * What a configuration is for: of enum slb_role.
+ *
+ * The caller promises:
+ * It is one.
+ */
+int slb_config_role(struct slb_config *config);
+#endif
+
+#if !defined(SLB_FREESTANDING)
+/**
+ * Fills in what a mux with this configuration is made with, but for its key.
+ *
+ * The caller promises:
+ * It is one, and `options` were initialised.
+ */
+int slb_config_mux_options(struct slb_config *config, struct slb_mux_options *options);
+#endif
+
+#if !defined(SLB_FREESTANDING)
+/**
+ * Fills in what a host agent or a proxy with this configuration is made with, but for its key.
+ *
+ * The caller promises:
+ * It is one, and `options` were initialised.
+ */
+int slb_config_nat_options(struct slb_config *config, struct slb_nat_options *options);
+#endif
+
+#if !defined(SLB_FREESTANDING)
+/**
+ * Changes a backend's weight and state: what a probe said, or a drain. `backend` is its name, or
+ * POOL/NAME. It takes effect with the next snapshot.
+ *
+ * The caller promises:
+ * It is one, and `backend` ends with a zero.
+ */
+int slb_config_set_backend(struct slb_config *config,
+                           const char *backend,
+                           uint32_t weight,
+                           uint8_t state);
+#endif
+
+#if !defined(SLB_FREESTANDING)
+/**
+ * Compiles a configuration. `previous`, which may be NULL, is the snapshot that this one is to
+ * follow: backends and rules keep their counters and flows.
+ *
+ * The caller promises:
+ * Both are handles.
+ */
+int slb_config_snapshot(struct slb_config *config,
+                        const struct slb_snapshot *previous,
+                        struct slb_snapshot **out);
+#endif
+
+/**
+ * What an error means, in English. Never NULL, never to be freed.
+ */
+const char *slb_strerror(int error);
+
+/**
+ * The library's version, such as "0.1.0". Never NULL, never to be freed.
+ */
+const char *slb_version(void);
+
+/**
+ * Copies flows to `out`, which has room for `count` of them, 3 or more, and moves `cursor`, which
+ * begins at 0, on. Gives how many; 0: there are no more. What changes meanwhile may be seen or
+ * not.
+ *
+ * The caller promises:
+ * It is a mux, and `out` has `count` elements.
+ */
+int slb_mux_flows(struct slb_mux *mux, uint64_t *cursor, struct slb_flow *out, size_t count);
+
+/**
+ * Copies connections to `out`, which has room for `count` of them, and moves `cursor`, which begins
+ * at 0, on. Gives how many; 0: there are no more.
+ *
+ * The caller promises:
+ * It is a host, and `out` has `count` elements.
+ */
+int slb_host_connections(struct slb_host *host,
+                         uint64_t *cursor,
+                         struct slb_connection *out,
+                         size_t count);
+
+/**
+ * Copies connections of a proxy. As `slb_host_connections`.
+ *
+ * The caller promises:
+ * It is a proxy, and `out` has `count` elements.
+ */
+int slb_proxy_connections(struct slb_proxy *proxy,
+                          uint64_t *cursor,
+                          struct slb_connection *out,
+                          size_t count);
+
+/**
+ * Looks for what `slb_mux_process` does not: buffers that overlap. For tests of an I/O: it takes
+ * time with the square of `count`.
+ *
+ * Gives 0, `SLB_ERROR_OVERLAP`, or `SLB_ERROR_FRAME` where a frame exceeds its buffer.
+ *
+ * The caller promises:
+ * `frames` points to `count` frames.
+ */
+int slb_frames_check(const struct slb_frame *frames, size_t count);
+
+/**
+ * Begins with a backend that is well, or not where `healthy` is 0. Its first probe is due within an
+ * interval from `now` on; `number`, of any numbering, spreads those of many backends over it.
+ *
+ * The caller promises:
+ * `health` points to room for one.
+ */
+int slb_health_init(struct slb_health *health,
+                    const struct slb_probe *probe,
+                    uint8_t healthy,
+                    uint64_t now,
+                    uint32_t number);
+
+/**
+ * When something is due: a probe is to go out, or the one that is out has failed. `UINT64_MAX`
+ * where the argument is bad.
+ *
+ * The caller promises:
+ * It was initialised.
+ */
+uint64_t slb_health_due(struct slb_health *health);
+
+/**
+ * Gives 1 where a probe is to go out now, and takes it as out; else 0.
+ *
+ * The caller promises:
+ * It was initialised.
+ */
+int slb_health_begin(struct slb_health *health, uint64_t now);
+
+/**
+ * The probe that is out was answered well. Gives what of enum slb_change.
+ *
+ * The caller promises:
+ * It was initialised.
+ */
+int slb_health_succeeded(struct slb_health *health);
+
+/**
+ * It was not. Gives what of enum slb_change.
+ *
+ * The caller promises:
+ * It was initialised.
+ */
+int slb_health_failed(struct slb_health *health);
+
+/**
+ * Takes a probe that is out for too long as failed. Gives what of enum slb_change.
+ *
+ * The caller promises:
+ * It was initialised.
+ */
+int slb_health_expire(struct slb_health *health, uint64_t now);
+
+/**
+ * Gives 1 where the backend is well, else 0.
+ *
+ * The caller promises:
+ * It was initialised.
+ */
+int slb_health_is_healthy(struct slb_health *health);
+
+/**
+ * Bytes of memory that a host agent takes, or 0 where an argument is bad.
+ *
+ * The caller promises:
+ * The snapshot is one.
+ */
+size_t slb_host_size(const struct slb_snapshot *snapshot, const struct slb_nat_options *options);
+
+/**
+ * Makes a host agent in `memory`, aligned to 64 bytes and of `length` bytes, of which `slb_host_size`
+ * says how many are needed. The memory is the host agent's until `slb_host_free`. It uses the snapshot
+ * until another is installed, or it is freed.
+ *
+ * The caller promises:
+ * The snapshot is one, and the memory is the caller's.
+ */
+int slb_host_init(void *memory,
+                  size_t length,
+                  const struct slb_snapshot *snapshot,
+                  const struct slb_nat_options *options,
+                  struct slb_host **out);
+
+#if !defined(SLB_FREESTANDING)
+/**
+ * Makes a host agent in memory of the library's own. Otherwise as `slb_host_init`.
+ *
+ * The caller promises:
+ * The snapshot is one.
+ */
+int slb_host_new(const struct slb_snapshot *snapshot,
+                 const struct slb_nat_options *options,
+                 struct slb_host **out);
+#endif
+
+/**
+ * Ends a host agent. Its memory is the caller's again, or given back. NULL is no error.
+ *
+ * The caller promises:
+ * It is one, and nobody uses it any more.
+ */
+int slb_host_free(struct slb_host *host);
+
+/**
+ * Processes `count` frames. As `slb_mux_process`.
+ *
+ * The caller promises:
+ * It is one, and `frames` and `verdicts` have `count` elements.
+ */
+int slb_host_process(struct slb_host *host,
+                     uint64_t now,
+                     struct slb_frame *frames,
+                     size_t count,
+                     struct slb_verdict *verdicts);
+
+/**
+ * Does what is due without a packet: ends connections whose time has come, and tells their ends
+ * with packets in `spare`, `count` frames with an empty buffer of 64 bytes or more each, of which up
+ * to 64 are used. To be called some 20 times a second, and before or after each burst.
+ *
+ * Gives how many of `spare` are to be sent: those with a length.
+ *
+ * The caller promises:
+ * It is one, and `spare` has `count` elements.
+ */
+int slb_host_advance(struct slb_host *host,
+                     uint64_t now,
+                     struct slb_frame *spare,
+                     size_t count);
+
+/**
+ * Puts another snapshot in place, built with the present one as its previous. `before`, unless
+ * NULL, gets the old one, which can then be freed, if nobody else uses it.
+ *
+ * The caller promises:
+ * Both are handles.
+ */
+int slb_host_install(struct slb_host *host,
+                     const struct slb_snapshot *snapshot,
+                     struct slb_snapshot **before);
+
+/**
+ * What it did so far.
+ *
+ * The caller promises:
+ * It is one.
+ */
+int slb_host_stats(struct slb_host *host, struct slb_stats *out);
+
+/**
+ * What a rule did, by its place in the configuration.
+ *
+ * The caller promises:
+ * It is one.
+ */
+int slb_host_rule_stats(struct slb_host *host, size_t rule, struct slb_rule_stats *out);
+
+/**
+ * What a backend got, by its place among those of all pools.
+ *
+ * The caller promises:
+ * It is one.
+ */
+int slb_host_backend_stats(struct slb_host *host, size_t backend, struct slb_backend_stats *out);
+
+/**
+ * Bytes of memory that a mux takes, or 0 where an argument is bad.
+ *
+ * The caller promises:
+ * The snapshot is one.
+ */
+size_t slb_mux_size(const struct slb_snapshot *snapshot, const struct slb_mux_options *options);
+
+/**
+ * Makes a mux in `memory`, aligned to 64 bytes and of `length` bytes, of which `slb_mux_size`
+ * says how many are needed. The memory is the mux's until `slb_mux_free`. It uses the snapshot
+ * until another is installed, or it is freed.
+ *
+ * The caller promises:
+ * The snapshot is one, and the memory is the caller's.
+ */
+int slb_mux_init(void *memory,
+                 size_t length,
+                 const struct slb_snapshot *snapshot,
+                 const struct slb_mux_options *options,
+                 struct slb_mux **out);
+
+#if !defined(SLB_FREESTANDING)
+/**
+ * Makes a mux in memory of the library's own. Otherwise as `slb_mux_init`.
+ *
+ * The caller promises:
+ * The snapshot is one.
+ */
+int slb_mux_new(const struct slb_snapshot *snapshot,
+                const struct slb_mux_options *options,
+                struct slb_mux **out);
+#endif
+
+/**
+ * Ends a mux. Its memory is the caller's again, or given back. NULL is no error.
+ *
+ * The caller promises:
+ * It is one, and nobody uses it any more.
+ */
+int slb_mux_free(struct slb_mux *mux);
+
+/**
+ * Processes `count` frames: rewrites those that are to be sent, in place, and says in each what
+ * becomes of it; also in `verdicts`, of which there are as many, unless it is NULL. `now` is in
+ * nanoseconds from any origin, and should not run backwards. Give frames in bursts of `SLB_BURST`.
+ *
+ * Gives `count`. On `SLB_ERROR_FRAME` no frame was touched.
+ *
+ * The caller promises:
+ * It is one, and `frames` and `verdicts` have `count` elements.
+ */
+int slb_mux_process(struct slb_mux *mux,
+                    uint64_t now,
+                    struct slb_frame *frames,
+                    size_t count,
+                    struct slb_verdict *verdicts);
+
+/**
+ * Does what is due without a packet: ends flows whose time has come. To be called some 20 times a
+ * second where `slb_mux_process` is not. `spare` are `count` frames, whose content is lost, for
+ * packets of its own; a mux makes none, so it may be NULL with a count of 0.
+ *
+ * Gives how many of `spare` are to be sent: those with a length.
+ *
+ * The caller promises:
+ * It is one, and `spare` has `count` elements.
+ */
+int slb_mux_advance(struct slb_mux *mux, uint64_t now, struct slb_frame *spare, size_t count);
+
+/**
+ * Puts another snapshot in place, built with the present one as its previous. `before`, unless
+ * NULL, gets the old one, which can then be freed, if nobody else uses it.
+ *
+ * The caller promises:
+ * Both are handles.
+ */
+int slb_mux_install(struct slb_mux *mux,
+                    const struct slb_snapshot *snapshot,
+                    struct slb_snapshot **before);
+
+/**
+ * What it did so far.
+ *
+ * The caller promises:
+ * It is one.
+ */
+int slb_mux_stats(struct slb_mux *mux, struct slb_stats *out);
+
+/**
+ * What a rule did, by its place in the configuration.
+ *
+ * The caller promises:
+ * It is one.
+ */
+int slb_mux_rule_stats(struct slb_mux *mux, size_t rule, struct slb_rule_stats *out);
+
+/**
+ * What a backend got, by its place among those of all pools.
+ *
+ * The caller promises:
+ * It is one.
+ */
+int slb_mux_backend_stats(struct slb_mux *mux, size_t backend, struct slb_backend_stats *out);
+
+/**
+ * Fills in a million flows, 1000 answers a second, and a key of zeros, to be replaced by a secret
+ * one. NULL is left alone.
+ *
+ * The caller promises:
+ * It points to room for options.
+ */
+void slb_mux_options_init(struct slb_mux_options *options);
+
+/**
+ * Fills in 262144 connections, 1000 answers and 10000 resets a second, and a key of zeros, to be
+ * replaced by a secret one. NULL is left alone.
+ *
+ * The caller promises:
+ * It points to room for options.
+ */
+void slb_nat_options_init(struct slb_nat_options *options);
+
+/**
+ * Bytes of memory that a proxy takes, or 0 where an argument is bad.
+ *
+ * The caller promises:
+ * The snapshot is one.
+ */
+size_t slb_proxy_size(const struct slb_snapshot *snapshot, const struct slb_nat_options *options);
+
+/**
+ * Makes a proxy in `memory`, aligned to 64 bytes and of `length` bytes, of which `slb_proxy_size`
+ * says how many are needed. The memory is the proxy's until `slb_proxy_free`. It uses the snapshot
+ * until another is installed, or it is freed.
+ *
+ * The caller promises:
+ * The snapshot is one, and the memory is the caller's.
+ */
+int slb_proxy_init(void *memory,
+                   size_t length,
+                   const struct slb_snapshot *snapshot,
+                   const struct slb_nat_options *options,
+                   struct slb_proxy **out);
+
+#if !defined(SLB_FREESTANDING)
+/**
+ * Makes a proxy in memory of the library's own. Otherwise as `slb_proxy_init`.
+ *
+ * The caller promises:
+ * The snapshot is one.
+ */
+int slb_proxy_new(const struct slb_snapshot *snapshot,
+                  const struct slb_nat_options *options,
+                  struct slb_proxy **out);
+#endif
+
+/**
+ * Ends a proxy. Its memory is the caller's again, or given back. NULL is no error.
+ *
+ * The caller promises:
+ * It is one, and nobody uses it any more.
+ */
+int slb_proxy_free(struct slb_proxy *proxy);
+
+/**
+ * Processes `count` frames. As `slb_mux_process`.
+ *
+ * The caller promises:
+ * It is one, and `frames` and `verdicts` have `count` elements.
+ */
+int slb_proxy_process(struct slb_proxy *proxy,
+                      uint64_t now,
+                      struct slb_frame *frames,
+                      size_t count,
+                      struct slb_verdict *verdicts);
+
+/**
+ * Does what is due without a packet: ends connections whose time has come, and tells their ends
+ * with packets in `spare`, `count` frames with an empty buffer of 64 bytes or more each, of which up
+ * to 64 are used. To be called some 20 times a second, and before or after each burst.
+ *
+ * Gives how many of `spare` are to be sent: those with a length.
+ *
+ * The caller promises:
+ * It is one, and `spare` has `count` elements.
+ */
+int slb_proxy_advance(struct slb_proxy *proxy,
+                      uint64_t now,
+                      struct slb_frame *spare,
+                      size_t count);
+
+/**
+ * Puts another snapshot in place, built with the present one as its previous. `before`, unless
+ * NULL, gets the old one, which can then be freed, if nobody else uses it.
+ *
+ * The caller promises:
+ * Both are handles.
+ */
+int slb_proxy_install(struct slb_proxy *proxy,
+                      const struct slb_snapshot *snapshot,
+                      struct slb_snapshot **before);
+
+/**
+ * What it did so far.
+ *
+ * The caller promises:
+ * It is one.
+ */
+int slb_proxy_stats(struct slb_proxy *proxy, struct slb_stats *out);
+
+/**
+ * What a rule did, by its place in the configuration.
+ *
+ * The caller promises:
+ * It is one.
+ */
+int slb_proxy_rule_stats(struct slb_proxy *proxy, size_t rule, struct slb_rule_stats *out);
+
+/**
+ * What a backend got, by its place among those of all pools.
+ *
+ * The caller promises:
+ * It is one.
+ */
+int slb_proxy_backend_stats(struct slb_proxy *proxy, size_t backend, struct slb_backend_stats *out);
+
+/**
+ * Bytes of memory that the snapshot of a configuration takes, or 0 where an argument is bad or the
+ * configuration contradicts itself. `previous` may be NULL.
+ *
+ * The caller promises:
+ * The handles are handles.
+ */
+size_t slb_snapshot_size(struct slb_builder *builder, const struct slb_snapshot *before);
+
+/**
+ * Compiles a configuration into `memory`, aligned to 64 bytes and of `length` bytes, of which
+ * `slb_snapshot_size` says how many are needed. `previous`, which may be NULL, is the snapshot
+ * that this one is to follow: backends and rules keep their counters and flows. The memory is the
+ * snapshot's until `slb_snapshot_free`. The builder can be changed and used again.
+ *
+ * The caller promises:
+ * The handles are handles, and the memory is the caller's.
+ */
+int slb_snapshot_init(void *memory,
+                      size_t length,
+                      struct slb_builder *builder,
+                      const struct slb_snapshot *before,
+                      struct slb_snapshot **out);
+
+#if !defined(SLB_FREESTANDING)
+/**
+ * Compiles a configuration into memory of the library's own. Otherwise as `slb_snapshot_init`.
+ *
+ * The caller promises:
+ * The handles are handles.
+ */
+int slb_snapshot_new(struct slb_builder *builder,
+                     const struct slb_snapshot *before,
+                     struct slb_snapshot **out);
+#endif
+
+/**
+ * Ends a snapshot. Its memory is the caller's again, or given back. `SLB_ERROR_IN_USE` while a
+ * mux, host or proxy has it. NULL is no error.
+ *
+ * The caller promises:
+ * It is one, and nobody uses it any more.
+ */
+int slb_snapshot_free(struct slb_snapshot *snapshot);
+
+/**
+ * The number of a snapshot: one more than that of the one before; 0 where it is none.
+ *
+ * The caller promises:
+ * It is one.
+ */
+uint64_t slb_snapshot_generation(const struct slb_snapshot *snapshot);
+
+/**
+ * Backends of a snapshot, over all pools: their places are 0 to one less, pool by pool in the
+ * order of the configuration.
+ *
+ * The caller promises:
+ * It is one.
+ */
+size_t slb_snapshot_backends(const struct slb_snapshot *snapshot);
+
+/**
+ * The name of a reason, such as "no_rule"; "unknown" where there is none of this number. Never
+ * NULL, never to be freed. Numbers are stable within a version.
+ */
+const char *slb_drop_reason(uint8_t reason);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* SLB_H */
+
+#if defined(__cplusplus) && __cplusplus >= 201103L
+#define SLB_ASSERT(condition) static_assert(condition, #condition)
+#elif defined(__STDC_VERSION__) && __STDC_VERSION__ >= 201112L
+#define SLB_ASSERT(condition) _Static_assert(condition, #condition)
+#endif
+#ifdef SLB_ASSERT
+SLB_ASSERT(sizeof(slb_verdict) == 4);
+SLB_ASSERT(sizeof(slb_address) == 17);
+SLB_ASSERT(sizeof(slb_health) == 128);
+SLB_ASSERT(sizeof(slb_stats) == 8 * (23 + SLB_DROP_REASONS));
+#if UINTPTR_MAX == UINT64_MAX
+SLB_ASSERT(sizeof(slb_frame) == 24);
+SLB_ASSERT(sizeof(slb_backend) == 72);
+SLB_ASSERT(sizeof(slb_rule) == 56);
+SLB_ASSERT(sizeof(slb_mux_options) == 32);
+SLB_ASSERT(sizeof(slb_nat_options) == 48);
+#endif
+#undef SLB_ASSERT
+#endif

@@ -1,0 +1,1110 @@
+//! A configuration, field by field, in memory of the caller's.
+
+use core::ffi::{c_char, c_int, c_void};
+use core::mem::MaybeUninit;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::time::Duration;
+
+use slb_core::PortId;
+use slb_core::hash::{Distribution, Hasher, MICROSOFT_KEY, SipHash13, Toeplitz, Xxh3};
+use slb_core::mem::{Arena, Counter, Line, Mem, Memory};
+use slb_core::service::{
+    Answers, Backend, BackendState, Echo, Frontend, FrontendPort, InboundNat, NatTarget, Outbound,
+    Pool, PortMode, Protocol, ProxyPorts, Rule, Scheduler, SourceRewrite, Spec, Terms, UdpChecksum,
+    Underlay,
+};
+use slb_core::wire::ethernet::MacAddress;
+use slb_core::wire::vxlan::Vni;
+
+use crate::error::slb_error::*;
+use crate::error::{Error, guard};
+use crate::handle::{Kind, allocation, deallocate};
+use crate::memory::{array_of, exclusive, lines, put, shared, text};
+
+/// A configuration that is being written. Names given to it have to stay where they are until
+/// `slb_builder_free`; everything else is copied.
+#[derive(Debug)]
+pub struct slb_builder {
+    _opaque: (),
+}
+
+/// How much a builder has room for.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct slb_capacity {
+    /// VIPs.
+    pub frontends: usize,
+    /// Pools.
+    pub pools: usize,
+    /// Over all pools.
+    pub backends: usize,
+    /// Load-balancing rules.
+    pub rules: usize,
+    /// Inbound NAT rules and pools.
+    pub inbound_nat: usize,
+    /// Outbound rules.
+    pub outbound: usize,
+    /// Frontends of all outbound rules.
+    pub outbound_frontends: usize,
+    /// Muxes' addresses.
+    pub muxes: usize,
+    /// Of a proxy.
+    pub frontend_ports: usize,
+    /// Of a proxy.
+    pub source_rewrites: usize,
+}
+
+/// An IP address.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct slb_address {
+    /// 4, 6, or 0 for none.
+    pub family: u8,
+    /// In network byte order; of IPv4 the first four.
+    pub bytes: [u8; 16],
+}
+
+impl slb_address {
+    fn optional(&self) -> Result<Option<IpAddr>, Error> {
+        let [a, b, c, d, ..] = self.bytes;
+        match self.family {
+            0 => Ok(None),
+            4 => Ok(Some(Ipv4Addr::new(a, b, c, d).into())),
+            6 => Ok(Some(Ipv6Addr::from(self.bytes).into())),
+            _ => Err(SLB_ERROR_RANGE),
+        }
+    }
+
+    fn required(&self) -> Result<IpAddr, Error> {
+        self.optional()?.ok_or(SLB_ERROR_RANGE)
+    }
+
+    pub(crate) fn of(address: IpAddr) -> Self {
+        let mut bytes = [0; 16];
+        match address {
+            IpAddr::V4(address) => {
+                bytes[..4].copy_from_slice(&address.octets());
+                Self { family: 4, bytes }
+            }
+            IpAddr::V6(address) => Self {
+                family: 6,
+                bytes: address.octets(),
+            },
+        }
+    }
+}
+
+/// A MAC address, or none.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct slb_mac {
+    /// Not 0: there is one.
+    pub given: u8,
+    /// Its bytes.
+    pub bytes: [u8; 6],
+}
+
+impl slb_mac {
+    fn optional(&self) -> Option<MacAddress> {
+        (self.given != 0).then_some(MacAddress(self.bytes))
+    }
+}
+
+/// This node's place on the fabric. All zero: no addresses, and for the rest what is usual.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct slb_underlay {
+    /// Outer source address over IPv4, or none.
+    pub ipv4: slb_address,
+    /// Outer source address over IPv6, or none.
+    pub ipv6: slb_address,
+    /// This node's MAC address.
+    pub mac: slb_mac,
+    /// The MAC address of the fabric's router.
+    pub next_hop: slb_mac,
+    /// The longest IP packet on the fabric; 0: 1500.
+    pub mtu: u16,
+    /// Where encapsulated packets leave.
+    pub port: u16,
+    /// TTL of the outer header; 0: 64.
+    pub hop_limit: u8,
+    /// The outer UDP checksum: 0: zero over IPv4, computed over IPv6; 1: zero; 2: computed.
+    pub udp_checksum: u8,
+}
+
+/// What rules and backends are in words of C.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub enum slb_protocol {
+    /// TCP to one port.
+    SLB_TCP = 0,
+    /// UDP to one port.
+    SLB_UDP = 1,
+    /// Echo requests.
+    SLB_ICMP = 2,
+    /// HA ports: every protocol and port.
+    SLB_ALL = 3,
+}
+
+/// Whether a backend gets new flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub enum slb_state {
+    /// It does.
+    SLB_HEALTHY = 0,
+    /// Its probe fails: it does not.
+    SLB_UNHEALTHY = 1,
+    /// It is to be emptied: it does not.
+    SLB_DRAINING = 2,
+}
+
+fn protocol(number: u8) -> Result<Protocol, Error> {
+    Ok(match number {
+        0 => Protocol::Tcp,
+        1 => Protocol::Udp,
+        2 => Protocol::Icmp,
+        3 => Protocol::All,
+        _ => return Err(SLB_ERROR_RANGE),
+    })
+}
+
+fn state(number: u8) -> Result<BackendState, Error> {
+    Ok(match number {
+        0 => BackendState::Healthy,
+        1 => BackendState::Unhealthy,
+        2 => BackendState::Draining,
+        _ => return Err(SLB_ERROR_RANGE),
+    })
+}
+
+/// A VIP.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct slb_frontend {
+    /// Its name, unlike those of the others.
+    pub name: *const c_char,
+    /// Its address.
+    pub address: slb_address,
+    /// Echo requests: 0: answered here; 1: to the HA-ports rule's pool; 2: dropped.
+    pub echo: u8,
+}
+
+/// Backends that serve the same.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct slb_pool {
+    /// Its name, unlike those of the others.
+    pub name: *const c_char,
+    /// The VXLAN network of its backends, 0 to 16777215.
+    pub vni: u32,
+    /// Slots of its Maglev table, a prime; 0: 65537.
+    pub table_size: u32,
+}
+
+/// One who serves.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct slb_backend {
+    /// Its name, unlike those of the others.
+    pub name: *const c_char,
+    /// Its own address.
+    pub address: slb_address,
+    /// The underlay address of its host; none for a proxy.
+    pub host: slb_address,
+    /// None: derived from its address.
+    pub mac: slb_mac,
+    /// The MAC address of the next hop to its host; none: the underlay's.
+    pub next_hop: slb_mac,
+    /// Its share in proportion to the others'; 0: drained.
+    pub weight: u32,
+    /// Its number in the pool, by which it gets ports; negative: its place.
+    pub instance: i32,
+    /// The port of this node that its vm is at; negative: it runs elsewhere.
+    pub port: i32,
+    /// The port that it serves in the place of the rule's; 0: none.
+    pub serves: u16,
+    /// Of enum slb_state.
+    pub state: u8,
+}
+
+/// What becomes of a rule's connections. All zero is what is usual.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct slb_terms {
+    /// Backends see this address in the place of the client's, or none.
+    pub source_nat: slb_address,
+    /// Seconds that a flow stays without a packet, 240 to 1800; 0: 240.
+    pub idle_timeout: u16,
+    /// Not 0: backends see the VIP and the frontend port.
+    pub floating_ip: u8,
+    /// Not 0: both ends are told with a RST when a connection ends by itself.
+    pub tcp_reset: u8,
+    /// Not 0: answers go back through the mux that the connection came through.
+    pub through_mux: u8,
+}
+
+/// A load-balancing rule.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct slb_rule {
+    /// Its name, unlike those of the others.
+    pub name: *const c_char,
+    /// The place of its frontend.
+    pub frontend: usize,
+    /// The place of its pool.
+    pub pool: usize,
+    /// The port that clients use; 0 with `SLB_ICMP` and `SLB_ALL`.
+    pub frontend_port: u16,
+    /// The port that backends serve.
+    pub backend_port: u16,
+    /// Of enum slb_protocol.
+    pub protocol: u8,
+    /// What chooses a backend: 0: the five-tuple; 1: the source and destination address; 2: these
+    /// and the protocol.
+    pub distribution: u8,
+    /// How a proxy chooses: 0: Maglev; 1: the fewest live connections.
+    pub scheduler: u8,
+    /// What else becomes of its connections.
+    pub terms: slb_terms,
+}
+
+/// Frontend ports that lead to one backend each.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct slb_inbound_nat {
+    /// Its name, unlike those of the others.
+    pub name: *const c_char,
+    /// The place of its frontend.
+    pub frontend: usize,
+    /// The place of its pool.
+    pub pool: usize,
+    /// The place in the pool of the one backend; negative: a port for each.
+    pub backend: i32,
+    /// The port that clients use; of a pool, that of instance 0.
+    pub first_port: u16,
+    /// Of a pool, the last port there is.
+    pub last_port: u16,
+    /// The port that the backend serves.
+    pub backend_port: u16,
+    /// `SLB_TCP` or `SLB_UDP`.
+    pub protocol: u8,
+    /// What else becomes of its connections.
+    pub terms: slb_terms,
+}
+
+/// Who may call out, and under which addresses.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct slb_outbound {
+    /// Its name, unlike those of the others.
+    pub name: *const c_char,
+    /// The places of its frontends.
+    pub frontends: *const usize,
+    /// How many.
+    pub frontend_count: usize,
+    /// The place of its pool.
+    pub pool: usize,
+    /// Ports for each backend, a multiple of 8; 0: an even share.
+    pub ports_per_backend: u32,
+    /// Seconds that a flow stays without a packet, 240 to 1800; 0: 240.
+    pub idle_timeout: u16,
+    /// `SLB_TCP`, `SLB_UDP` or `SLB_ALL`.
+    pub protocol: u8,
+    /// Not 0: both ends are told with a RST when a connection ends by itself.
+    pub tcp_reset: u8,
+}
+
+fn idle(seconds: u16) -> Result<Duration, Error> {
+    match seconds {
+        0 => Ok(Duration::from_secs(240)),
+        240..=1800 => Ok(Duration::from_secs(seconds.into())),
+        _ => Err(SLB_ERROR_RANGE),
+    }
+}
+
+impl slb_terms {
+    fn terms(&self) -> Result<Terms, Error> {
+        Ok(Terms {
+            floating_ip: self.floating_ip != 0,
+            tcp_reset: self.tcp_reset != 0,
+            answers: match self.through_mux {
+                0 => Answers::Direct,
+                _ => Answers::ThroughMux,
+            },
+            source_nat: self.source_nat.optional()?,
+        })
+    }
+}
+
+/// Elements that were given, of as many as there is room for.
+struct List<T: 'static> {
+    places: Mem<'static, T>,
+    len: usize,
+}
+
+impl<T: Copy + 'static> List<T> {
+    fn take(memory: &mut impl Memory<'static>, capacity: usize, fill: T) -> Option<Self> {
+        Some(Self {
+            places: memory.take(capacity, fill)?,
+            len: 0,
+        })
+    }
+
+    fn all(&self) -> &[T] {
+        self.places.get(..self.len).unwrap_or_default()
+    }
+
+    /// Adds one at a place, and says which that is.
+    fn insert(&mut self, at: usize, element: T) -> Result<(), Error> {
+        if self.len >= self.places.len() {
+            return Err(SLB_ERROR_FULL);
+        }
+        let end = self.places.get_mut(at..=self.len).ok_or(SLB_ERROR_RANGE)?;
+        end.rotate_right(1);
+        *end.first_mut().ok_or(SLB_ERROR_RANGE)? = element;
+        self.len += 1;
+        Ok(())
+    }
+
+    fn push(&mut self, element: T) -> Result<usize, Error> {
+        let place = self.len;
+        self.insert(place, element)?;
+        Ok(place)
+    }
+}
+
+/// A pool, and how many backends it has.
+#[derive(Clone, Copy)]
+struct PoolEntry {
+    name: &'static str,
+    vni: Vni,
+    table_size: u32,
+    backends: usize,
+}
+
+pub(crate) struct Builder {
+    kind: Kind,
+    allocated: usize,
+    parts: Parts,
+}
+
+struct Parts {
+    hasher: Hasher,
+    seed: u64,
+    underlay: Underlay,
+    frontends: List<Frontend<'static>>,
+    pools: List<PoolEntry>,
+    /// Pool by pool.
+    backends: List<Backend<'static>>,
+    rules: List<Rule<'static>>,
+    inbound_nat: List<InboundNat<'static>>,
+    /// Their frontends are ranges of `outbound_frontends`.
+    outbound: List<(Outbound<'static>, usize, usize)>,
+    outbound_frontends: List<usize>,
+    muxes: List<IpAddr>,
+    frontend_ports: List<FrontendPort>,
+    source_rewrites: List<SourceRewrite>,
+    proxy: Option<(PortMode, PortId)>,
+    scratch: Mem<'static, Line>,
+}
+
+const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+impl Parts {
+    fn take(capacity: &slb_capacity, memory: &mut impl Memory<'static>) -> Option<Self> {
+        let frontend = Frontend {
+            name: "",
+            address: ANY,
+            echo: Echo::Answer,
+        };
+        let pool = PoolEntry {
+            name: "",
+            vni: Vni::default(),
+            table_size: 0,
+            backends: 0,
+        };
+        let nat = InboundNat {
+            name: "",
+            frontend: 0,
+            pool: 0,
+            target: NatTarget::Backend {
+                port: 0,
+                backend: 0,
+            },
+            protocol: Protocol::Tcp,
+            backend_port: 0,
+            idle_timeout: Duration::ZERO,
+            terms: Terms::default(),
+        };
+        let outbound = Outbound {
+            name: "",
+            frontends: &[],
+            pool: 0,
+            protocol: Protocol::All,
+            ports_per_backend: None,
+            idle_timeout: Duration::ZERO,
+            tcp_reset: false,
+        };
+        let rewrite = SourceRewrite {
+            from: ANY,
+            to: ANY,
+            prefix_len: 0,
+        };
+        // What a spec's slices of slices need: pools, and outbound rules.
+        let mut scratch = Counter::default();
+        scratch.add::<Pool<'_>>(capacity.pools)?;
+        scratch.add::<Outbound<'_>>(capacity.outbound)?;
+        Some(Self {
+            hasher: Hasher::Xxh3(Xxh3::new(0)),
+            seed: 0,
+            underlay: Underlay::default(),
+            frontends: List::take(memory, capacity.frontends, frontend)?,
+            pools: List::take(memory, capacity.pools, pool)?,
+            backends: List::take(memory, capacity.backends, Backend::default())?,
+            rules: List::take(memory, capacity.rules, Rule::default())?,
+            inbound_nat: List::take(memory, capacity.inbound_nat, nat)?,
+            outbound: List::take(memory, capacity.outbound, (outbound, 0, 0))?,
+            outbound_frontends: List::take(memory, capacity.outbound_frontends, 0)?,
+            muxes: List::take(memory, capacity.muxes, ANY)?,
+            frontend_ports: List::take(memory, capacity.frontend_ports, FrontendPort::default())?,
+            source_rewrites: List::take(memory, capacity.source_rewrites, rewrite)?,
+            proxy: None,
+            scratch: memory.take(scratch.lines(), Line::EMPTY)?,
+        })
+    }
+
+    /// Where a pool's backends begin, and how many they are.
+    fn backends_of(&self, pool: usize) -> Result<(usize, usize), Error> {
+        let entry = self.pools.all().get(pool).ok_or(SLB_ERROR_RANGE)?;
+        let before = self.pools.all().iter().take(pool);
+        Ok((before.map(|pool| pool.backends).sum(), entry.backends))
+    }
+}
+
+impl Builder {
+    const LINES: usize = size_of::<Self>().div_ceil(size_of::<Line>());
+
+    /// # Safety
+    /// Where it is neither NULL nor misaligned, it is a handle that nobody else uses.
+    pub(crate) unsafe fn of<'a>(builder: *mut slb_builder) -> Result<&'a mut Self, Error> {
+        // SAFETY: the caller promises it.
+        let builder: &mut Self = unsafe { exclusive(builder.cast()) }?;
+        if builder.kind == Kind::BUILDER {
+            Ok(builder)
+        } else {
+            Err(SLB_ERROR_HANDLE)
+        }
+    }
+
+    /// Lends the configuration as the dataplane's own.
+    pub(crate) fn with_spec<T>(&mut self, f: impl FnOnce(&Spec<'_>) -> T) -> Result<T, Error> {
+        let Parts {
+            hasher,
+            seed,
+            underlay,
+            frontends,
+            pools,
+            backends,
+            rules,
+            inbound_nat,
+            outbound,
+            outbound_frontends,
+            muxes,
+            frontend_ports,
+            source_rewrites,
+            proxy,
+            scratch,
+        } = &mut self.parts;
+        let mut arena = Arena::new(scratch);
+        let none = Pool::default();
+        let mut spec_pools = arena.take(pools.len, none).ok_or(SLB_ERROR_INTERNAL)?;
+        let mut rest = backends.all();
+        for (place, pool) in spec_pools.iter_mut().zip(pools.all()) {
+            let (own, others) = rest
+                .split_at_checked(pool.backends)
+                .ok_or(SLB_ERROR_INTERNAL)?;
+            rest = others;
+            *place = Pool {
+                name: pool.name,
+                vni: pool.vni,
+                table_size: pool.table_size,
+                backends: own,
+            };
+        }
+        let empty = outbound.all().first().map(|(rule, ..)| *rule);
+        let mut spec_outbound = match empty {
+            Some(rule) => arena.take(outbound.len, rule).ok_or(SLB_ERROR_INTERNAL)?,
+            None => Mem::empty(),
+        };
+        for (place, (rule, first, end)) in spec_outbound.iter_mut().zip(outbound.all()) {
+            let frontends = outbound_frontends.all().get(*first..*end);
+            *place = Outbound {
+                frontends: frontends.ok_or(SLB_ERROR_INTERNAL)?,
+                ..*rule
+            };
+        }
+        Ok(f(&Spec {
+            hasher: hasher.clone(),
+            maglev_seed: *seed,
+            underlay: *underlay,
+            frontends: frontends.all(),
+            rules: rules.all(),
+            pools: &spec_pools,
+            inbound_nat: inbound_nat.all(),
+            outbound: &spec_outbound,
+            muxes: muxes.all(),
+            proxy: proxy.map(|(mode, backend)| ProxyPorts {
+                mode,
+                frontends: frontend_ports.all(),
+                backend,
+                source_rewrites: source_rewrites.all(),
+            }),
+        }))
+    }
+}
+
+/// Runs `change` on a builder.
+///
+/// # Safety
+/// As for [`Builder::of`].
+unsafe fn change(
+    builder: *mut slb_builder,
+    change: impl FnOnce(&mut Parts) -> Result<usize, Error>,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| change(&mut unsafe { Builder::of(builder) }?.parts))
+}
+
+/// Bytes of memory that a builder takes, or 0 where the argument is bad.
+///
+/// # Safety
+/// It points to a capacity.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_size(capacity: *const slb_capacity) -> usize {
+    let mut bytes = 0;
+    guard(|| {
+        // SAFETY: the caller promises it.
+        bytes = builder_size(unsafe { shared(capacity) }?)?;
+        Ok(0)
+    });
+    bytes
+}
+
+fn builder_size(capacity: &slb_capacity) -> Result<usize, Error> {
+    let mut counter = Counter::default();
+    Parts::take(capacity, &mut counter).ok_or(SLB_ERROR_RANGE)?;
+    let lines = counter.lines().checked_add(Builder::LINES);
+    let bytes = lines.and_then(|lines| lines.checked_mul(size_of::<Line>()));
+    bytes.ok_or(SLB_ERROR_RANGE)
+}
+
+/// Makes a builder in memory.
+///
+/// # Safety
+/// The memory is the caller's.
+unsafe fn init(
+    memory: *mut c_void,
+    (length, allocated): (usize, usize),
+    capacity: &slb_capacity,
+    out: *mut *mut slb_builder,
+) -> Result<usize, Error> {
+    // SAFETY: the caller promises it.
+    let memory = unsafe { lines(memory, length) }?;
+    let (place, rest) = memory
+        .split_at_mut_checked(Builder::LINES)
+        .ok_or(SLB_ERROR_SHORT)?;
+    let parts = Parts::take(capacity, &mut Arena::new(rest)).ok_or(SLB_ERROR_SHORT)?;
+    let place: *mut MaybeUninit<Builder> = place.as_mut_ptr().cast();
+    // SAFETY: `place` has room for a builder, aligned, and is nobody else's.
+    let builder = unsafe { &mut *place }.write(Builder {
+        kind: Kind::BUILDER,
+        allocated,
+        parts,
+    });
+    // SAFETY: the caller promises it.
+    unsafe { put(out, core::ptr::from_mut(builder).cast()) }?;
+    Ok(0)
+}
+
+/// Makes a builder in `memory`, aligned to 64 bytes and of `length` bytes, of which
+/// `slb_builder_size` says how many are needed. The memory is the builder's until
+/// `slb_builder_free`.
+///
+/// # Safety
+/// The memory is the caller's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_init(
+    memory: *mut c_void,
+    length: usize,
+    capacity: *const slb_capacity,
+    out: *mut *mut slb_builder,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller promises it.
+        unsafe {
+            put(out, core::ptr::null_mut())?;
+            init(memory, (length, 0), shared(capacity)?, out)
+        }
+    })
+}
+
+/// Makes a builder in memory of the library's own. Otherwise as `slb_builder_init`.
+///
+/// # Safety
+/// The pointers point to what they say.
+#[cfg(feature = "std")]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_new(
+    capacity: *const slb_capacity,
+    out: *mut *mut slb_builder,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller promises it.
+        unsafe {
+            put(out, core::ptr::null_mut())?;
+            let capacity = shared(capacity)?;
+            let bytes = builder_size(capacity)?;
+            let memory = crate::handle::allocate(bytes)?;
+            init(memory, (bytes, bytes), capacity, out).inspect_err(|_| {
+                deallocate(memory, allocation(bytes));
+            })
+        }
+    })
+}
+
+/// Ends a builder. Its memory is the caller's again, or given back. Snapshots that were made with
+/// it stay. NULL is no error.
+///
+/// # Safety
+/// It is one, and nobody uses it any more.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_free(builder: *mut slb_builder) -> c_int {
+    guard(|| {
+        if builder.is_null() {
+            return Ok(0);
+        }
+        // SAFETY: the caller promises it.
+        let handle = unsafe { Builder::of(builder) }?;
+        let allocated = handle.allocated;
+        handle.kind = Kind::FREED;
+        // SAFETY: nobody uses it any more; it holds nothing but memory that is not its own.
+        unsafe { deallocate(builder.cast(), allocation(allocated)) };
+        Ok(0)
+    })
+}
+
+/// How flows are hashed, the same on every node. 0: XXH3, whose seed is `seed`; 1: SipHash-1-3,
+/// whose `key` has 16 bytes; 2: Toeplitz, whose `key` has 40, or is NULL for Microsoft's. `seed` is
+/// also that of Maglev's permutations.
+///
+/// # Safety
+/// It is a builder, and `key` has `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_hash(
+    builder: *mut slb_builder,
+    hash: u8,
+    seed: u64,
+    key: *const u8,
+    length: usize,
+) -> c_int {
+    let read = |parts: &mut Parts| {
+        let key = if key.is_null() {
+            &[]
+        } else {
+            // SAFETY: the caller promises it.
+            unsafe { array_of(key, length) }?
+        };
+        parts.hasher = match hash {
+            0 => Hasher::Xxh3(Xxh3::new(seed)),
+            1 => Hasher::SipHash13(SipHash13::new(key.try_into().or(Err(SLB_ERROR_RANGE))?)),
+            2 if key.is_empty() => Hasher::Toeplitz(Toeplitz::new(&MICROSOFT_KEY)),
+            2 => {
+                let key: &[u8; 40] = key.try_into().or(Err(SLB_ERROR_RANGE))?;
+                Hasher::Toeplitz(Toeplitz::new(key))
+            }
+            _ => return Err(SLB_ERROR_RANGE),
+        };
+        parts.seed = seed;
+        Ok(0)
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, read) }
+}
+
+/// This node's place on the fabric.
+///
+/// # Safety
+/// It is a builder, and `underlay` points to one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_underlay(
+    builder: *mut slb_builder,
+    underlay: *const slb_underlay,
+) -> c_int {
+    let set = |parts: &mut Parts| {
+        // SAFETY: the caller promises it.
+        let given = unsafe { shared(underlay) }?;
+        let usual = Underlay::default();
+        let ipv4 = match given.ipv4.optional()? {
+            Some(IpAddr::V6(_)) => return Err(SLB_ERROR_RANGE),
+            Some(IpAddr::V4(address)) => Some(address),
+            None => None,
+        };
+        let ipv6 = match given.ipv6.optional()? {
+            Some(IpAddr::V4(_)) => return Err(SLB_ERROR_RANGE),
+            Some(IpAddr::V6(address)) => Some(address),
+            None => None,
+        };
+        parts.underlay = Underlay {
+            ipv4,
+            ipv6,
+            mac: given.mac.optional().unwrap_or(usual.mac),
+            next_hop: given.next_hop.optional().unwrap_or(usual.next_hop),
+            mtu: if given.mtu == 0 { usual.mtu } else { given.mtu },
+            hop_limit: match given.hop_limit {
+                0 => usual.hop_limit,
+                hop_limit => hop_limit,
+            },
+            udp_checksum: match given.udp_checksum {
+                0 => UdpChecksum::Auto,
+                1 => UdpChecksum::Zero,
+                2 => UdpChecksum::Computed,
+                _ => return Err(SLB_ERROR_RANGE),
+            },
+            port: PortId(given.port),
+        };
+        Ok(0)
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, set) }
+}
+
+/// Adds a VIP. Gives its place.
+///
+/// # Safety
+/// It is a builder, and `frontend` points to one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_frontend(
+    builder: *mut slb_builder,
+    frontend: *const slb_frontend,
+) -> c_int {
+    let add = |parts: &mut Parts| {
+        // SAFETY: the caller promises it.
+        let (given, name) = unsafe { (shared(frontend)?, text((*frontend).name)?) };
+        parts.frontends.push(Frontend {
+            name,
+            address: given.address.required()?,
+            echo: match given.echo {
+                0 => Echo::Answer,
+                1 => Echo::Forward,
+                2 => Echo::Ignore,
+                _ => return Err(SLB_ERROR_RANGE),
+            },
+        })
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, add) }
+}
+
+/// Adds a pool. Gives its place.
+///
+/// # Safety
+/// It is a builder, and `pool` points to one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_pool(
+    builder: *mut slb_builder,
+    pool: *const slb_pool,
+) -> c_int {
+    let add = |parts: &mut Parts| {
+        // SAFETY: the caller promises it.
+        let (given, name) = unsafe { (shared(pool)?, text((*pool).name)?) };
+        parts.pools.push(PoolEntry {
+            name,
+            vni: Vni::new(given.vni).ok_or(SLB_ERROR_RANGE)?,
+            table_size: match given.table_size {
+                0 => Pool::default().table_size,
+                size => size,
+            },
+            backends: 0,
+        })
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, add) }
+}
+
+/// Adds a backend to a pool. Gives its place there.
+///
+/// # Safety
+/// It is a builder, and `backend` points to one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_backend(
+    builder: *mut slb_builder,
+    pool: usize,
+    backend: *const slb_backend,
+) -> c_int {
+    let add = |parts: &mut Parts| {
+        // SAFETY: the caller promises it.
+        let (given, name) = unsafe { (shared(backend)?, text((*backend).name)?) };
+        let port = match u16::try_from(given.port) {
+            Ok(port) => Some(PortId(port)),
+            Err(_) if given.port < 0 => None,
+            Err(_) => return Err(SLB_ERROR_RANGE),
+        };
+        let added = Backend {
+            name,
+            address: given.address.required()?,
+            host: given.host.optional()?.unwrap_or(ANY),
+            mac: given.mac.optional(),
+            next_hop: given.next_hop.optional(),
+            weight: given.weight,
+            state: state(given.state)?,
+            instance: u32::try_from(given.instance).ok(),
+            port,
+            serves: (given.serves != 0).then_some(given.serves),
+        };
+        let (first, count) = parts.backends_of(pool)?;
+        parts.backends.insert(first + count, added)?;
+        if let Some(pool) = parts.pools.places.get_mut(pool) {
+            pool.backends += 1;
+        }
+        Ok(count)
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, add) }
+}
+
+/// Changes a backend's weight and state: what a probe said, or a drain. It takes effect with the
+/// next snapshot.
+///
+/// # Safety
+/// It is a builder.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_set_backend(
+    builder: *mut slb_builder,
+    pool: usize,
+    backend: usize,
+    weight: u32,
+    backend_state: u8,
+) -> c_int {
+    let set = |parts: &mut Parts| {
+        let (first, count) = parts.backends_of(pool)?;
+        let known = state(backend_state)?;
+        let place = parts.backends.places.get_mut(first..first + count);
+        let place = place.and_then(|all| all.get_mut(backend));
+        let place = place.ok_or(SLB_ERROR_RANGE)?;
+        (place.weight, place.state) = (weight, known);
+        Ok(0)
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, set) }
+}
+
+/// Adds a load-balancing rule. Gives its place.
+///
+/// # Safety
+/// It is a builder, and `rule` points to one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_rule(
+    builder: *mut slb_builder,
+    rule: *const slb_rule,
+) -> c_int {
+    let add = |parts: &mut Parts| {
+        // SAFETY: the caller promises it.
+        let (given, name) = unsafe { (shared(rule)?, text((*rule).name)?) };
+        parts.rules.push(Rule {
+            name,
+            frontend: given.frontend,
+            pool: given.pool,
+            protocol: protocol(given.protocol)?,
+            frontend_port: given.frontend_port,
+            backend_port: given.backend_port,
+            distribution: match given.distribution {
+                0 => Distribution::FiveTuple,
+                1 => Distribution::SourceIp,
+                2 => Distribution::SourceIpProtocol,
+                _ => return Err(SLB_ERROR_RANGE),
+            },
+            scheduler: match given.scheduler {
+                0 => Scheduler::Maglev,
+                1 => Scheduler::LeastConnections,
+                _ => return Err(SLB_ERROR_RANGE),
+            },
+            idle_timeout: idle(given.terms.idle_timeout)?,
+            terms: given.terms.terms()?,
+        })
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, add) }
+}
+
+/// Adds an inbound NAT rule or pool. Gives its place.
+///
+/// # Safety
+/// It is a builder, and `nat` points to one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_inbound_nat(
+    builder: *mut slb_builder,
+    nat: *const slb_inbound_nat,
+) -> c_int {
+    let add = |parts: &mut Parts| {
+        // SAFETY: the caller promises it.
+        let (given, name) = unsafe { (shared(nat)?, text((*nat).name)?) };
+        let target = match usize::try_from(given.backend) {
+            Ok(backend) => NatTarget::Backend {
+                port: given.first_port,
+                backend,
+            },
+            Err(_) => NatTarget::Pool {
+                first: given.first_port,
+                last: given.last_port,
+            },
+        };
+        parts.inbound_nat.push(InboundNat {
+            name,
+            frontend: given.frontend,
+            pool: given.pool,
+            target,
+            protocol: protocol(given.protocol)?,
+            backend_port: given.backend_port,
+            idle_timeout: idle(given.terms.idle_timeout)?,
+            terms: given.terms.terms()?,
+        })
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, add) }
+}
+
+/// Adds an outbound rule. Gives its place.
+///
+/// # Safety
+/// It is a builder, and `outbound` points to one with as many frontends as it says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_outbound(
+    builder: *mut slb_builder,
+    outbound: *const slb_outbound,
+) -> c_int {
+    let add = |parts: &mut Parts| {
+        // SAFETY: the caller promises it.
+        let (given, name, frontends) = unsafe {
+            let given = shared(outbound)?;
+            let frontends = array_of(given.frontends, given.frontend_count)?;
+            (given, text(given.name)?, frontends)
+        };
+        let rule = Outbound {
+            name,
+            frontends: &[],
+            pool: given.pool,
+            protocol: protocol(given.protocol)?,
+            ports_per_backend: (given.ports_per_backend != 0).then_some(given.ports_per_backend),
+            idle_timeout: idle(given.idle_timeout)?,
+            tcp_reset: given.tcp_reset != 0,
+        };
+        let first = parts.outbound_frontends.len;
+        let room = parts.outbound_frontends.places.len() - first;
+        if parts.outbound.len >= parts.outbound.places.len() || frontends.len() > room {
+            return Err(SLB_ERROR_FULL);
+        }
+        for &frontend in frontends {
+            parts.outbound_frontends.push(frontend)?;
+        }
+        parts.outbound.push((rule, first, first + frontends.len()))
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, add) }
+}
+
+/// Adds a mux's underlay address: where a host sends what a rule returns through it, and takes
+/// packets from. Gives its place.
+///
+/// # Safety
+/// It is a builder, and `address` points to one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_mux(
+    builder: *mut slb_builder,
+    address: *const slb_address,
+) -> c_int {
+    let add = |parts: &mut Parts| {
+        // SAFETY: the caller promises it.
+        let address = unsafe { shared(address) }?.required()?;
+        parts.muxes.push(address)
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, add) }
+}
+
+/// Makes it the configuration of a proxy, whose backends are at `backend_port`. `multi`: 0: one
+/// frontend port; else any number, each with an address.
+///
+/// # Safety
+/// It is a builder.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_proxy(
+    builder: *mut slb_builder,
+    multi: u8,
+    backend_port: u16,
+) -> c_int {
+    let set = |parts: &mut Parts| {
+        let mode = match multi {
+            0 => PortMode::Single,
+            _ => PortMode::Multi,
+        };
+        parts.proxy = Some((mode, PortId(backend_port)));
+        Ok(0)
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, set) }
+}
+
+/// Adds a frontend port of a proxy. `address` is the IPv4 address of who is there, or NULL. Gives
+/// its place.
+///
+/// # Safety
+/// It is a builder, and `address` points to one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_frontend_port(
+    builder: *mut slb_builder,
+    port: u16,
+    address: *const slb_address,
+) -> c_int {
+    let add = |parts: &mut Parts| {
+        let address = if address.is_null() {
+            None
+        } else {
+            // SAFETY: the caller promises it.
+            match unsafe { shared(address) }?.required()? {
+                IpAddr::V4(address) => Some(address),
+                IpAddr::V6(_) => return Err(SLB_ERROR_RANGE),
+            }
+        };
+        parts.frontend_ports.push(FrontendPort {
+            port: PortId(port),
+            address,
+        })
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, add) }
+}
+
+/// Adds a source rewrite of a proxy: clients of the range of `prefix_length` that `from` begins are
+/// seen as those that `to` begins. Gives its place.
+///
+/// # Safety
+/// It is a builder, and both point to addresses.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_source_rewrite(
+    builder: *mut slb_builder,
+    from: *const slb_address,
+    to: *const slb_address,
+    prefix_length: u8,
+) -> c_int {
+    let add = |parts: &mut Parts| {
+        // SAFETY: the caller promises it.
+        let (from, to) = unsafe { (shared(from)?, shared(to)?) };
+        parts.source_rewrites.push(SourceRewrite {
+            from: from.required()?,
+            to: to.required()?,
+            prefix_len: prefix_length,
+        })
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, add) }
+}

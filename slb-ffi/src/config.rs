@@ -1,0 +1,236 @@
+//! Configurations in TOML: the same as the program's.
+
+use std::ffi::{c_char, c_int};
+
+use slb_control::{Config, Role};
+use slb_core::service::BackendState;
+
+use crate::error::slb_error::*;
+use crate::error::{Error, guard};
+use crate::handle::Kind;
+use crate::memory::{array, array_of, exclusive, put, text};
+use crate::options::{slb_mux_options, slb_nat_options};
+use crate::snapshot::{build_allocated, handle, slb_snapshot};
+
+/// A configuration that was read from TOML: see docs/configuration.md.
+#[derive(Debug)]
+pub struct slb_config {
+    _opaque: (),
+}
+
+struct ConfigHandle {
+    kind: Kind,
+    config: Config,
+}
+
+/// What a configuration is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub enum slb_role {
+    /// A mux.
+    SLB_MUX = 0,
+    /// A host agent.
+    SLB_HOST = 1,
+    /// A proxy.
+    SLB_PROXY = 2,
+}
+
+/// # Safety
+/// Where it is neither NULL nor misaligned, it is a handle that nobody else uses.
+unsafe fn of<'a>(config: *mut slb_config) -> Result<&'a mut Config, Error> {
+    // SAFETY: the caller promises it.
+    let handle: &mut ConfigHandle = unsafe { exclusive(config.cast()) }?;
+    if handle.kind == Kind::CONFIG {
+        Ok(&mut handle.config)
+    } else {
+        Err(SLB_ERROR_HANDLE)
+    }
+}
+
+/// Reads a configuration of `length` bytes. Where it has faults, `SLB_ERROR_CONFIGURATION`, and
+/// their text, one a line, is in `faults`, cut to `faults_length` bytes with the zero that ends it;
+/// `faults` may be NULL.
+///
+/// # Safety
+/// `toml` has `length` bytes, and `faults` room for `faults_length`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_config_parse(
+    toml: *const c_char,
+    length: usize,
+    faults: *mut c_char,
+    faults_length: usize,
+    out: *mut *mut slb_config,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller promises it.
+        let bytes: &[u8] = unsafe {
+            put(out, std::ptr::null_mut())?;
+            array_of(toml.cast(), length)?
+        };
+        let told = if faults.is_null() {
+            &mut []
+        } else {
+            // SAFETY: the caller promises it.
+            unsafe { array::<u8>(faults.cast(), faults_length) }?
+        };
+        if let Some(first) = told.first_mut() {
+            *first = 0;
+        }
+        let text = std::str::from_utf8(bytes).map_err(|_| SLB_ERROR_RANGE)?;
+        match Config::parse("configuration", text) {
+            Ok(config) => {
+                let kind = Kind::CONFIG;
+                let handle = Box::into_raw(Box::new(ConfigHandle { kind, config }));
+                // SAFETY: `out` was good before.
+                unsafe { put(out, handle.cast()) }?;
+                Ok(0)
+            }
+            Err(errors) => {
+                let text = errors.to_string();
+                if let Some(room) = told.len().checked_sub(1) {
+                    let len = text.floor_char_boundary(room.min(text.len()));
+                    told[..len].copy_from_slice(&text.as_bytes()[..len]);
+                    told[len] = 0;
+                }
+                Err(SLB_ERROR_CONFIGURATION)
+            }
+        }
+    })
+}
+
+/// Ends a configuration. Snapshots that were made with it stay. NULL is no error.
+///
+/// # Safety
+/// It is one, and nobody uses it any more.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_config_free(config: *mut slb_config) -> c_int {
+    guard(|| {
+        if config.is_null() {
+            return Ok(0);
+        }
+        // SAFETY: the caller promises it.
+        unsafe { of(config) }?;
+        let place: *mut ConfigHandle = config.cast();
+        // SAFETY: it is one, made from a box, and its kind is not looked at again but to see that
+        // it is none.
+        unsafe {
+            (*place).kind = Kind::FREED;
+            drop(Box::from_raw(place));
+        }
+        Ok(0)
+    })
+}
+
+/// What a configuration is for: of enum slb_role.
+///
+/// # Safety
+/// It is one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_config_role(config: *mut slb_config) -> c_int {
+    guard(|| {
+        // SAFETY: the caller promises it.
+        let role = match unsafe { of(config) }?.node.role {
+            Role::Mux => slb_role::SLB_MUX,
+            Role::Host => slb_role::SLB_HOST,
+            Role::Proxy => slb_role::SLB_PROXY,
+        };
+        Ok(role as usize)
+    })
+}
+
+/// Fills in what a mux with this configuration is made with, but for its key.
+///
+/// # Safety
+/// It is one, and `options` were initialised.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_config_mux_options(
+    config: *mut slb_config,
+    options: *mut slb_mux_options,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller promises it.
+        let (config, options) = unsafe { (of(config)?, exclusive(options)?) };
+        let said = config.mux_options();
+        options.flows = config.node.flows;
+        options.answers_per_second = said.answers_per_second;
+        options.answers_at_once = said.answers_at_once;
+        Ok(0)
+    })
+}
+
+/// Fills in what a host agent or a proxy with this configuration is made with, but for its key.
+///
+/// # Safety
+/// It is one, and `options` were initialised.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_config_nat_options(
+    config: *mut slb_config,
+    options: *mut slb_nat_options,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller promises it.
+        let (config, options) = unsafe { (of(config)?, exclusive(options)?) };
+        let said = config.nat_options();
+        options.connections = config.node.connections;
+        options.answers_per_second = said.answers_per_second;
+        options.answers_at_once = said.answers_at_once;
+        options.resets_per_second = said.resets_per_second;
+        options.resets_at_once = said.resets_at_once;
+        options.clamp_mss = said.clamp_mss.into();
+        Ok(0)
+    })
+}
+
+/// Changes a backend's weight and state: what a probe said, or a drain. `backend` is its name, or
+/// POOL/NAME. It takes effect with the next snapshot.
+///
+/// # Safety
+/// It is one, and `backend` ends with a zero.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_config_set_backend(
+    config: *mut slb_config,
+    backend: *const c_char,
+    weight: u32,
+    state: u8,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller promises it.
+        let (config, name) = unsafe { (of(config)?, text(backend)?) };
+        let state = match state {
+            0 => BackendState::Healthy,
+            1 => BackendState::Unhealthy,
+            2 => BackendState::Draining,
+            _ => return Err(SLB_ERROR_RANGE),
+        };
+        let backend = config.backend_mut(name).ok_or(SLB_ERROR_RANGE)?;
+        (backend.weight, backend.state) = (weight, state);
+        Ok(0)
+    })
+}
+
+/// Compiles a configuration. `previous`, which may be NULL, is the snapshot that this one is to
+/// follow: backends and rules keep their counters and flows.
+///
+/// # Safety
+/// Both are handles.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_config_snapshot(
+    config: *mut slb_config,
+    previous: *const slb_snapshot,
+    out: *mut *mut slb_snapshot,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller promises it.
+        unsafe {
+            put(out, std::ptr::null_mut())?;
+            let config = of(config)?;
+            let previous = match previous.is_null() {
+                true => None,
+                false => Some(&handle(previous)?.snapshot),
+            };
+            let snapshot = config.with_spec(|spec| build_allocated(spec, previous))?;
+            put(out, snapshot)?;
+        }
+        Ok(0)
+    })
+}

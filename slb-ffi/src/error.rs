@@ -1,0 +1,94 @@
+//! What functions say, and how a failure inside becomes a number.
+
+use core::ffi::{CStr, c_char, c_int};
+
+use slb_core::service::SpecError;
+
+/// What went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub enum slb_error {
+    /// Nothing.
+    SLB_OK = 0,
+    /// A pointer is NULL that must not be.
+    SLB_ERROR_NULL = -1,
+    /// A pointer is not aligned as its type, or memory for a handle not to 64 bytes.
+    SLB_ERROR_ALIGNMENT = -2,
+    /// The memory given is too short, or an array has no room.
+    SLB_ERROR_SHORT = -3,
+    /// Two arguments overlap.
+    SLB_ERROR_OVERLAP = -4,
+    /// A frame's offset and length exceed its buffer.
+    SLB_ERROR_FRAME = -5,
+    /// A number is out of range, or a name is not UTF-8.
+    SLB_ERROR_RANGE = -6,
+    /// It is no handle of this kind, or was freed.
+    SLB_ERROR_HANDLE = -7,
+    /// The handle is in use: a snapshot that a mux, host or proxy has.
+    SLB_ERROR_IN_USE = -8,
+    /// The configuration contradicts itself.
+    SLB_ERROR_CONFIGURATION = -9,
+    /// The builder has no room for another one.
+    SLB_ERROR_FULL = -10,
+    /// The allocator has no memory.
+    SLB_ERROR_MEMORY = -11,
+    /// A fault of the library's own. The handle is not to be used any more.
+    SLB_ERROR_INTERNAL = -12,
+}
+
+use slb_error::*;
+
+/// What went wrong, inside.
+pub(crate) type Error = slb_error;
+
+impl From<SpecError> for Error {
+    fn from(error: SpecError) -> Self {
+        match error {
+            SpecError::Memory { .. } => SLB_ERROR_SHORT,
+            SpecError::TooMany { .. } => SLB_ERROR_RANGE,
+            _ => SLB_ERROR_CONFIGURATION,
+        }
+    }
+}
+
+/// What an error means, in English. Never NULL, never to be freed.
+#[unsafe(no_mangle)]
+pub extern "C" fn slb_strerror(error: c_int) -> *const c_char {
+    let text: &CStr = match error {
+        0.. => c"no error",
+        -1 => c"a pointer is NULL",
+        -2 => c"a pointer is not aligned",
+        -3 => c"memory or an array is too short",
+        -4 => c"two arguments overlap",
+        -5 => c"a frame's offset and length exceed its buffer",
+        -6 => c"a number is out of range, or a name is not UTF-8",
+        -7 => c"not a handle of this kind, or it was freed",
+        -8 => c"the handle is in use",
+        -9 => c"the configuration contradicts itself",
+        -10 => c"the builder is full",
+        -11 => c"the allocator has no memory",
+        -12 => c"a fault of the library's own",
+        _ => c"unknown error",
+    };
+    text.as_ptr()
+}
+
+/// The library's version, such as "0.1.0". Never NULL, never to be freed.
+#[unsafe(no_mangle)]
+pub extern "C" fn slb_version() -> *const c_char {
+    const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
+    VERSION.as_ptr().cast()
+}
+
+/// Runs what a function does, and makes a number of what comes of it.
+pub(crate) fn guard(run: impl FnOnce() -> Result<usize, Error>) -> c_int {
+    #[cfg(feature = "std")]
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
+        .unwrap_or(Err(SLB_ERROR_INTERNAL));
+    #[cfg(not(feature = "std"))]
+    let result = run();
+    match result {
+        Ok(count) => c_int::try_from(count).unwrap_or(c_int::MAX),
+        Err(error) => error as c_int,
+    }
+}

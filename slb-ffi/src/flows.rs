@@ -1,0 +1,231 @@
+//! What is in the tables.
+
+use core::ffi::c_int;
+
+use slb_core::Dataplane;
+use slb_core::flow::table::SLOTS;
+use slb_core::flow::{Flow, FlowProtocol};
+use slb_core::nat::{ConnectionView, NatTable};
+use slb_core::packet::Tuple;
+use slb_core::service::BackendId;
+
+use crate::builder::slb_address;
+use crate::error::slb_error::*;
+use crate::error::{Error, guard};
+use crate::handle::role;
+use crate::host::slb_host;
+use crate::memory::{array, exclusive};
+use crate::mux::slb_mux;
+use crate::proxy::slb_proxy;
+
+/// Source and destination.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct slb_tuple {
+    /// Where the packet comes from.
+    pub source: slb_address,
+    /// Where it goes.
+    pub destination: slb_address,
+    /// In host byte order; 0 where there are none.
+    pub source_port: u16,
+    /// In host byte order.
+    pub destination_port: u16,
+}
+
+/// A flow of a mux.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct slb_flow {
+    /// What its packets have.
+    pub tuple: slb_tuple,
+    /// The place of its backend among those of all pools; `UINT32_MAX`: it is gone.
+    pub backend: u32,
+    /// The protocol's number, 6 or 17; of others, 0.
+    pub protocol: u8,
+    /// 1: SYNs only; 2: established; 3: FIN or RST was seen.
+    pub state: u8,
+}
+
+/// A connection of a host or a proxy.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct slb_connection {
+    /// What packets from outside have.
+    pub outside: slb_tuple,
+    /// What packets of the server have.
+    pub inside: slb_tuple,
+    /// The protocol's number.
+    pub protocol: u8,
+    /// 1: asked for; 2: answered; 3: established; 4 and 5: one end sent FIN, the one outside or the
+    /// one inside; 6: both did; 7: reset.
+    pub state: u8,
+}
+
+impl slb_tuple {
+    fn of(tuple: &Tuple) -> Self {
+        Self {
+            source: slb_address::of(tuple.source),
+            destination: slb_address::of(tuple.destination),
+            source_port: tuple.source_port,
+            destination_port: tuple.destination_port,
+        }
+    }
+}
+
+/// Cursors with this bit are in the table of IPv6.
+const IPV6: u64 = 1 << 63;
+
+/// Copies flows to `out`, which has room for `count` of them, 3 or more, and moves `cursor`, which
+/// begins at 0, on. Gives how many; 0: there are no more. What changes meanwhile may be seen or
+/// not.
+///
+/// # Safety
+/// It is a mux, and `out` has `count` elements.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_mux_flows(
+    mux: *mut slb_mux,
+    cursor: *mut u64,
+    out: *mut slb_flow,
+    count: usize,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller promises it.
+        let (mux, cursor, out) = unsafe {
+            let mux = role::<crate::mux::Inner, _>(mux)?;
+            (mux, exclusive(cursor)?, array(out, count)?)
+        };
+        if count < SLOTS {
+            return Err(SLB_ERROR_SHORT);
+        }
+        let Some(flows) = mux.flows() else {
+            return Ok(0);
+        };
+        let show = |flow: &Flow| {
+            let id = BackendId::from_value(flow.value);
+            slb_flow {
+                tuple: slb_tuple {
+                    source: slb_address::of(flow.source),
+                    destination: slb_address::of(flow.destination),
+                    source_port: flow.ports.0,
+                    destination_port: flow.ports.1,
+                },
+                backend: Dataplane::snapshot(mux)
+                    .backend_index(id)
+                    .unwrap_or(u32::MAX),
+                protocol: match flow.protocol {
+                    FlowProtocol::Tcp => 6,
+                    FlowProtocol::Udp => 17,
+                    _ => 0,
+                },
+                state: flow.state as u8,
+            }
+        };
+        let mut copied = 0;
+        if *cursor & IPV6 == 0 {
+            let first = *cursor as usize;
+            let next = copy(flows.ipv4().iter_from(first), out, &mut copied, show);
+            *cursor = next.map_or(IPV6, |bucket| bucket as u64);
+        }
+        if *cursor & IPV6 != 0 {
+            let first = (*cursor & !IPV6) as usize;
+            let next = copy(flows.ipv6().iter_from(first), out, &mut copied, show);
+            // At the end, nothing is left to be found there.
+            *cursor = IPV6 | next.map_or(u64::MAX >> 1, |bucket| bucket as u64);
+        }
+        Ok(copied)
+    })
+}
+
+/// Copies whole buckets; gives the next one where there is no room for it.
+fn copy<T>(
+    flows: impl Iterator<Item = (usize, Flow)>,
+    out: &mut [T],
+    copied: &mut usize,
+    show: impl Fn(&Flow) -> T,
+) -> Option<usize> {
+    let mut last = None;
+    for (bucket, flow) in flows {
+        if last != Some(bucket) && out.len() - *copied < SLOTS {
+            return Some(bucket);
+        }
+        last = Some(bucket);
+        if let Some(place) = out.get_mut(*copied) {
+            *place = show(&flow);
+            *copied += 1;
+        }
+    }
+    None
+}
+
+fn connections(
+    table: &NatTable<'_>,
+    cursor: &mut u64,
+    out: &mut [slb_connection],
+) -> Result<usize, Error> {
+    let mut copied = 0;
+    let mut take = |all: &mut dyn Iterator<Item = (usize, ConnectionView)>| {
+        for (place, connection) in all {
+            let Some(to) = out.get_mut(copied) else {
+                return Some(place);
+            };
+            *to = slb_connection {
+                outside: slb_tuple::of(&connection.outside),
+                inside: slb_tuple::of(&connection.inside),
+                protocol: connection.outside.protocol,
+                state: connection.state as u8,
+            };
+            copied += 1;
+        }
+        None
+    };
+    if *cursor & IPV6 == 0 {
+        let next = take(&mut table.ipv4_from(*cursor as usize));
+        *cursor = next.map_or(IPV6, |place| place as u64);
+    }
+    if *cursor & IPV6 != 0 {
+        let next = take(&mut table.ipv6_from((*cursor & !IPV6) as usize));
+        *cursor = IPV6 | next.map_or(u64::MAX >> 1, |place| place as u64);
+    }
+    Ok(copied)
+}
+
+/// Copies connections to `out`, which has room for `count` of them, and moves `cursor`, which begins
+/// at 0, on. Gives how many; 0: there are no more.
+///
+/// # Safety
+/// It is a host, and `out` has `count` elements.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_host_connections(
+    host: *mut slb_host,
+    cursor: *mut u64,
+    out: *mut slb_connection,
+    count: usize,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller promises it.
+        unsafe {
+            let host = role::<crate::host::Inner, _>(host)?;
+            connections(host.connections(), exclusive(cursor)?, array(out, count)?)
+        }
+    })
+}
+
+/// Copies connections of a proxy. As `slb_host_connections`.
+///
+/// # Safety
+/// It is a proxy, and `out` has `count` elements.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_proxy_connections(
+    proxy: *mut slb_proxy,
+    cursor: *mut u64,
+    out: *mut slb_connection,
+    count: usize,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller promises it.
+        unsafe {
+            let proxy = role::<crate::proxy::Inner, _>(proxy)?;
+            connections(proxy.connections(), exclusive(cursor)?, array(out, count)?)
+        }
+    })
+}

@@ -1,0 +1,122 @@
+//! Frames, as both languages see them.
+
+use core::ffi::c_int;
+use core::mem::offset_of;
+
+use slb_core::Frame;
+
+use crate::error::slb_error::*;
+use crate::error::{Error, guard};
+use crate::memory::{array_of, overlap};
+
+/// A packet in a buffer: `length` bytes from `offset` on, from its Ethernet header and without the
+/// frame check sequence. To be encapsulated it needs 70 bytes before it (`SLB_HEADROOM`).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct slb_frame {
+    /// The buffer. The caller's, and no other frame's.
+    pub buffer: *mut u8,
+    /// Bytes of the buffer.
+    pub capacity: u32,
+    /// Where the packet begins in it.
+    pub offset: u32,
+    /// Bytes of the packet.
+    pub length: u32,
+    /// The port that it came in by; after `SLB_FORWARD`, the one to send it out of.
+    pub port: u16,
+    /// What became of it: of enum slb_action.
+    pub action: u8,
+    /// After `SLB_DROP`, why: see `slb_drop_reason`.
+    pub reason: u8,
+}
+
+/// Bytes before a packet that its encapsulation needs.
+pub const SLB_HEADROOM: usize = 70;
+/// Frames that are processed together: give so many at once, or a multiple.
+pub const SLB_BURST: usize = 64;
+
+/// What becomes of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub enum slb_action {
+    /// Not ours, and untouched.
+    SLB_PASS = 0,
+    /// Send it out of its `port`.
+    SLB_FORWARD = 1,
+    /// It has become an answer: send it out of the port it came in by.
+    SLB_REPLY = 2,
+    /// Do not send it.
+    SLB_DROP = 3,
+    /// Send it out of every port but its `port`.
+    SLB_FLOOD = 4,
+}
+
+/// A frame's action, reason and port, for those who do not want to look into frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct slb_verdict {
+    /// Of enum slb_action.
+    pub action: u8,
+    /// After `SLB_DROP`, why: see `slb_drop_reason`.
+    pub reason: u8,
+    /// After `SLB_FORWARD`, the port to send it out of.
+    pub port: u16,
+}
+
+const _: () = assert!(SLB_HEADROOM == slb_core::HEADROOM);
+const _: () = assert!(SLB_BURST == slb_core::BURST);
+const _: () = assert!(size_of::<slb_frame>() == size_of::<Frame<'static>>());
+const _: () = assert!(align_of::<slb_frame>() == align_of::<Frame<'static>>());
+#[cfg(target_pointer_width = "64")]
+const _: () = {
+    assert!(size_of::<slb_frame>() == 24);
+    assert!(offset_of!(slb_frame, length) == 16);
+    assert!(offset_of!(slb_frame, reason) == 23);
+    assert!(size_of::<slb_verdict>() == 4);
+};
+
+/// Frames as the dataplane takes them, after each was checked.
+///
+/// # Errors
+/// A frame has no buffer, or exceeds it.
+pub(crate) fn frames(frames: &mut [slb_frame]) -> Result<&mut [Frame<'_>], Error> {
+    for frame in frames.iter() {
+        let end = u64::from(frame.offset) + u64::from(frame.length);
+        if frame.buffer.is_null() || end > u64::from(frame.capacity) {
+            return Err(SLB_ERROR_FRAME);
+        }
+    }
+    let first: *mut Frame<'_> = frames.as_mut_ptr().cast();
+    // SAFETY: both structs have the same fields in the same order, both are `repr(C)` (asserted
+    // above as far as it can be). A `Frame`'s invariants hold: the buffer is not NULL, offset and
+    // length lie inside it, any number is a good action or reason; and that it is valid and nobody
+    // else's, C was told to see to.
+    Ok(unsafe { core::slice::from_raw_parts_mut(first, frames.len()) })
+}
+
+/// Looks for what `slb_mux_process` does not: buffers that overlap. For tests of an I/O: it takes
+/// time with the square of `count`.
+///
+/// Gives 0, `SLB_ERROR_OVERLAP`, or `SLB_ERROR_FRAME` where a frame exceeds its buffer.
+///
+/// # Safety
+/// `frames` points to `count` frames.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_frames_check(frames: *const slb_frame, count: usize) -> c_int {
+    guard(|| {
+        // SAFETY: the caller promises it.
+        let frames = unsafe { array_of(frames, count) }?;
+        for (index, frame) in frames.iter().enumerate() {
+            let end = u64::from(frame.offset) + u64::from(frame.length);
+            if frame.buffer.is_null() || end > u64::from(frame.capacity) {
+                return Err(SLB_ERROR_FRAME);
+            }
+            let of = |frame: &slb_frame| (frame.buffer.cast_const(), frame.capacity as usize);
+            let others = frames.get(index + 1..).unwrap_or_default();
+            if others.iter().any(|other| overlap(of(frame), of(other))) {
+                return Err(SLB_ERROR_OVERLAP);
+            }
+        }
+        Ok(0)
+    })
+}

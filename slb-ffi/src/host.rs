@@ -1,0 +1,188 @@
+//! The host agent.
+
+use core::ffi::{c_int, c_void};
+
+use slb_core::Host;
+use slb_core::mem::Memory;
+
+use crate::error::guard;
+use crate::frame::{slb_frame, slb_verdict};
+use crate::handle::{self, Kind, Role};
+use crate::options::slb_nat_options;
+use crate::snapshot::{Shared, slb_snapshot};
+use crate::stats::{slb_backend_stats, slb_rule_stats, slb_stats};
+
+/// A host agent. Packets between VIPs and the vms of one machine are translated.
+#[derive(Debug)]
+pub struct slb_host {
+    _opaque: (),
+}
+
+pub(crate) type Inner = Host<'static, Shared>;
+
+impl Role for Inner {
+    const KIND: Kind = Kind::HOST;
+    type Options = slb_nat_options;
+
+    fn build(
+        snapshot: Shared,
+        options: &slb_nat_options,
+        memory: &mut impl Memory<'static>,
+    ) -> Option<Self> {
+        let host = Host::build(snapshot, options.connections, options.key, memory)?;
+        Some(host.with_options(options.options()))
+    }
+
+    fn install(&mut self, snapshot: Shared) -> Shared {
+        Host::install(self, snapshot)
+    }
+}
+
+/// Bytes of memory that a host agent takes, or 0 where an argument is bad.
+///
+/// # Safety
+/// The snapshot is one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_host_size(
+    snapshot: *const slb_snapshot,
+    options: *const slb_nat_options,
+) -> usize {
+    let mut bytes = 0;
+    guard(|| {
+        // SAFETY: the caller promises it.
+        bytes = unsafe { handle::size::<Inner>(snapshot, options) }?;
+        Ok(0)
+    });
+    bytes
+}
+
+/// Makes a host agent in `memory`, aligned to 64 bytes and of `length` bytes, of which `slb_host_size`
+/// says how many are needed. The memory is the host agent's until `slb_host_free`. It uses the snapshot
+/// until another is installed, or it is freed.
+///
+/// # Safety
+/// The snapshot is one, and the memory is the caller's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_host_init(
+    memory: *mut c_void,
+    length: usize,
+    snapshot: *const slb_snapshot,
+    options: *const slb_nat_options,
+    out: *mut *mut slb_host,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::init::<Inner, _>(memory, (length, 0), snapshot, options, out) })
+}
+
+/// Makes a host agent in memory of the library's own. Otherwise as `slb_host_init`.
+///
+/// # Safety
+/// The snapshot is one.
+#[cfg(feature = "std")]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_host_new(
+    snapshot: *const slb_snapshot,
+    options: *const slb_nat_options,
+    out: *mut *mut slb_host,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::new::<Inner, _>(snapshot, options, out) })
+}
+
+/// Ends a host agent. Its memory is the caller's again, or given back. NULL is no error.
+///
+/// # Safety
+/// It is one, and nobody uses it any more.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_host_free(host: *mut slb_host) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::free::<Inner, _>(host) })
+}
+
+/// Processes `count` frames. As `slb_mux_process`.
+///
+/// # Safety
+/// It is one, and `frames` and `verdicts` have `count` elements.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_host_process(
+    host: *mut slb_host,
+    now: u64,
+    frames: *mut slb_frame,
+    count: usize,
+    verdicts: *mut slb_verdict,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::process::<Inner, _>(host, now, frames, count, verdicts) })
+}
+
+/// Does what is due without a packet: ends connections whose time has come, and tells their ends
+/// with packets in `spare`, `count` frames with an empty buffer of 64 bytes or more each, of which up
+/// to 64 are used. To be called some 20 times a second, and before or after each burst.
+///
+/// Gives how many of `spare` are to be sent: those with a length.
+///
+/// # Safety
+/// It is one, and `spare` has `count` elements.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_host_advance(
+    host: *mut slb_host,
+    now: u64,
+    spare: *mut slb_frame,
+    count: usize,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::advance::<Inner, _>(host, now, spare, count) })
+}
+
+/// Puts another snapshot in place, built with the present one as its previous. `before`, unless
+/// NULL, gets the old one, which can then be freed, if nobody else uses it.
+///
+/// # Safety
+/// Both are handles.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_host_install(
+    host: *mut slb_host,
+    snapshot: *const slb_snapshot,
+    before: *mut *mut slb_snapshot,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::install::<Inner, _>(host, snapshot, before) })
+}
+
+/// What it did so far.
+///
+/// # Safety
+/// It is one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_host_stats(host: *mut slb_host, out: *mut slb_stats) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::stats::<Inner, _>(host, out) })
+}
+
+/// What a rule did, by its place in the configuration.
+///
+/// # Safety
+/// It is one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_host_rule_stats(
+    host: *mut slb_host,
+    rule: usize,
+    out: *mut slb_rule_stats,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::rule_stats::<Inner, _>(host, rule, out) })
+}
+
+/// What a backend got, by its place among those of all pools.
+///
+/// # Safety
+/// It is one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_host_backend_stats(
+    host: *mut slb_host,
+    backend: usize,
+    out: *mut slb_backend_stats,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::backend_stats::<Inner, _>(host, backend, out) })
+}

@@ -1,0 +1,74 @@
+//! The dataplane for people who do not write Rust.
+//!
+//! The C side is `include/slb.h`, which is made from these files (test `header`), and `docs/c.md`. What
+//! holds for all functions:
+//!
+//! - They give 0 or a count where they did what they were asked, else a negative number of
+//!   [`slb_error`]. Then they changed nothing, unless they say so.
+//! - Pointers may be NULL only where that is said. NULL, misaligned, too short or overlapping
+//!   arguments, and handles of another kind, are errors. Buffers of frames must not overlap each
+//!   other: `slb_frames_check` finds it.
+//! - A handle is for one thread at a time. A snapshot may be read by any number of threads.
+//! - Nothing calls back, nothing is global, nothing panics across.
+
+#![cfg_attr(not(feature = "std"), no_std)]
+#![allow(non_camel_case_types, reason = "the names are C's")]
+#![allow(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "what the caller promises is promised of all arguments at once"
+)]
+
+mod builder;
+#[cfg(feature = "std")]
+mod config;
+mod error;
+mod flows;
+mod frame;
+mod handle;
+mod health;
+mod host;
+mod memory;
+mod mux;
+mod options;
+mod proxy;
+mod snapshot;
+mod stats;
+
+pub use builder::*;
+#[cfg(feature = "std")]
+pub use config::*;
+pub use error::*;
+pub use flows::*;
+pub use frame::*;
+pub use health::*;
+pub use host::*;
+pub use mux::*;
+pub use options::*;
+pub use proxy::*;
+pub use snapshot::*;
+pub use stats::*;
+
+// What the header asserts too.
+const _: () = {
+    assert!(size_of::<slb_verdict>() == 4);
+    assert!(size_of::<slb_address>() == 17);
+    assert!(size_of::<slb_health>() == 128);
+    assert!(size_of::<slb_stats>() == 8 * (23 + SLB_DROP_REASONS));
+};
+#[cfg(target_pointer_width = "64")]
+const _: () = {
+    assert!(size_of::<slb_frame>() == 24);
+    assert!(size_of::<slb_backend>() == 72);
+    assert!(size_of::<slb_rule>() == 56);
+    assert!(size_of::<slb_mux_options>() == 32);
+    assert!(size_of::<slb_nat_options>() == 48);
+};
+
+/// Nothing here panics; if it did, it would stay here.
+#[cfg(not(feature = "std"))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {
+        core::hint::spin_loop();
+    }
+}

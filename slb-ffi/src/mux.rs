@@ -1,0 +1,192 @@
+//! The mux.
+
+use core::ffi::{c_int, c_void};
+
+use slb_core::Mux;
+use slb_core::mem::Memory;
+
+use crate::error::guard;
+use crate::frame::{slb_frame, slb_verdict};
+use crate::handle::{self, Kind, Role};
+use crate::options::slb_mux_options;
+use crate::snapshot::{Shared, slb_snapshot};
+use crate::stats::{slb_backend_stats, slb_rule_stats, slb_stats};
+
+/// A mux. Packets for VIPs go to the hosts of their backends, in VXLAN.
+#[derive(Debug)]
+pub struct slb_mux {
+    _opaque: (),
+}
+
+pub(crate) type Inner = Mux<'static, Shared>;
+
+impl Role for Inner {
+    const KIND: Kind = Kind::MUX;
+    type Options = slb_mux_options;
+
+    fn build(
+        snapshot: Shared,
+        options: &slb_mux_options,
+        memory: &mut impl Memory<'static>,
+    ) -> Option<Self> {
+        let mux = Mux::build(snapshot, options.flows, options.key, memory)?;
+        Some(mux.with_options(options.options()))
+    }
+
+    fn install(&mut self, snapshot: Shared) -> Shared {
+        Mux::install(self, snapshot)
+    }
+}
+
+/// Bytes of memory that a mux takes, or 0 where an argument is bad.
+///
+/// # Safety
+/// The snapshot is one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_mux_size(
+    snapshot: *const slb_snapshot,
+    options: *const slb_mux_options,
+) -> usize {
+    let mut bytes = 0;
+    guard(|| {
+        // SAFETY: the caller promises it.
+        bytes = unsafe { handle::size::<Inner>(snapshot, options) }?;
+        Ok(0)
+    });
+    bytes
+}
+
+/// Makes a mux in `memory`, aligned to 64 bytes and of `length` bytes, of which `slb_mux_size`
+/// says how many are needed. The memory is the mux's until `slb_mux_free`. It uses the snapshot
+/// until another is installed, or it is freed.
+///
+/// # Safety
+/// The snapshot is one, and the memory is the caller's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_mux_init(
+    memory: *mut c_void,
+    length: usize,
+    snapshot: *const slb_snapshot,
+    options: *const slb_mux_options,
+    out: *mut *mut slb_mux,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::init::<Inner, _>(memory, (length, 0), snapshot, options, out) })
+}
+
+/// Makes a mux in memory of the library's own. Otherwise as `slb_mux_init`.
+///
+/// # Safety
+/// The snapshot is one.
+#[cfg(feature = "std")]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_mux_new(
+    snapshot: *const slb_snapshot,
+    options: *const slb_mux_options,
+    out: *mut *mut slb_mux,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::new::<Inner, _>(snapshot, options, out) })
+}
+
+/// Ends a mux. Its memory is the caller's again, or given back. NULL is no error.
+///
+/// # Safety
+/// It is one, and nobody uses it any more.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_mux_free(mux: *mut slb_mux) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::free::<Inner, _>(mux) })
+}
+
+/// Processes `count` frames: rewrites those that are to be sent, in place, and says in each what
+/// becomes of it; also in `verdicts`, of which there are as many, unless it is NULL. `now` is in
+/// nanoseconds from any origin, and should not run backwards. Give frames in bursts of `SLB_BURST`.
+///
+/// Gives `count`. On `SLB_ERROR_FRAME` no frame was touched.
+///
+/// # Safety
+/// It is one, and `frames` and `verdicts` have `count` elements.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_mux_process(
+    mux: *mut slb_mux,
+    now: u64,
+    frames: *mut slb_frame,
+    count: usize,
+    verdicts: *mut slb_verdict,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::process::<Inner, _>(mux, now, frames, count, verdicts) })
+}
+
+/// Does what is due without a packet: ends flows whose time has come. To be called some 20 times a
+/// second where `slb_mux_process` is not. `spare` are `count` frames, whose content is lost, for
+/// packets of its own; a mux makes none, so it may be NULL with a count of 0.
+///
+/// Gives how many of `spare` are to be sent: those with a length.
+///
+/// # Safety
+/// It is one, and `spare` has `count` elements.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_mux_advance(
+    mux: *mut slb_mux,
+    now: u64,
+    spare: *mut slb_frame,
+    count: usize,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::advance::<Inner, _>(mux, now, spare, count) })
+}
+
+/// Puts another snapshot in place, built with the present one as its previous. `before`, unless
+/// NULL, gets the old one, which can then be freed, if nobody else uses it.
+///
+/// # Safety
+/// Both are handles.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_mux_install(
+    mux: *mut slb_mux,
+    snapshot: *const slb_snapshot,
+    before: *mut *mut slb_snapshot,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::install::<Inner, _>(mux, snapshot, before) })
+}
+
+/// What it did so far.
+///
+/// # Safety
+/// It is one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_mux_stats(mux: *mut slb_mux, out: *mut slb_stats) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::stats::<Inner, _>(mux, out) })
+}
+
+/// What a rule did, by its place in the configuration.
+///
+/// # Safety
+/// It is one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_mux_rule_stats(
+    mux: *mut slb_mux,
+    rule: usize,
+    out: *mut slb_rule_stats,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::rule_stats::<Inner, _>(mux, rule, out) })
+}
+
+/// What a backend got, by its place among those of all pools.
+///
+/// # Safety
+/// It is one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_mux_backend_stats(
+    mux: *mut slb_mux,
+    backend: usize,
+    out: *mut slb_backend_stats,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::backend_stats::<Inner, _>(mux, backend, out) })
+}

@@ -1,0 +1,100 @@
+//! What a role is made with.
+
+use slb_core::MuxOptions;
+use slb_core::nat::NatOptions;
+
+/// What a mux is made with. `slb_mux_options_init` fills in what is usual.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct slb_mux_options {
+    /// Flows of each family that can be pinned; 0: none, Maglev alone chooses.
+    pub flows: usize,
+    /// Echo replies, ICMP errors and RSTs that it makes a second; 0: none.
+    pub answers_per_second: u32,
+    /// And at once.
+    pub answers_at_once: u32,
+    /// The flow table's key: random and secret where the traffic may be hostile.
+    pub key: [u64; 2],
+}
+
+/// What a host agent or a proxy is made with. `slb_nat_options_init` fills in what is usual.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct slb_nat_options {
+    /// Connections of each family.
+    pub connections: usize,
+    /// ICMP errors and echo replies of its own a second; 0: none.
+    pub answers_per_second: u32,
+    /// And at once.
+    pub answers_at_once: u32,
+    /// RSTs of its own a second; 0: none.
+    pub resets_per_second: u32,
+    /// And at once.
+    pub resets_at_once: u32,
+    /// Not 0: lowers the segment size that SYNs offer to what fits VXLAN. Of a host.
+    pub clamp_mss: u8,
+    /// The tables' key, and what SNAT ports are chosen by: random and secret where the traffic may
+    /// be hostile.
+    pub key: [u64; 2],
+}
+
+impl slb_mux_options {
+    pub(crate) fn options(&self) -> MuxOptions {
+        MuxOptions {
+            answers_per_second: self.answers_per_second,
+            answers_at_once: self.answers_at_once,
+        }
+    }
+}
+
+impl slb_nat_options {
+    pub(crate) fn options(&self) -> NatOptions {
+        NatOptions {
+            answers_per_second: self.answers_per_second,
+            answers_at_once: self.answers_at_once,
+            resets_per_second: self.resets_per_second,
+            resets_at_once: self.resets_at_once,
+            clamp_mss: self.clamp_mss != 0,
+            port_secret: [self.key[1], self.key[0]],
+        }
+    }
+}
+
+/// Fills in a million flows, 1000 answers a second, and a key of zeros, to be replaced by a secret
+/// one. NULL is left alone.
+///
+/// # Safety
+/// It points to room for options.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_mux_options_init(options: *mut slb_mux_options) {
+    let usual = MuxOptions::default();
+    let usual = slb_mux_options {
+        flows: 1 << 20,
+        answers_per_second: usual.answers_per_second,
+        answers_at_once: usual.answers_at_once,
+        key: [0; 2],
+    };
+    // SAFETY: the caller promises it.
+    let _ = unsafe { crate::memory::put(options, usual) };
+}
+
+/// Fills in 262144 connections, 1000 answers and 10000 resets a second, and a key of zeros, to be
+/// replaced by a secret one. NULL is left alone.
+///
+/// # Safety
+/// It points to room for options.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_nat_options_init(options: *mut slb_nat_options) {
+    let usual = NatOptions::default();
+    let usual = slb_nat_options {
+        connections: 1 << 18,
+        answers_per_second: usual.answers_per_second,
+        answers_at_once: usual.answers_at_once,
+        resets_per_second: usual.resets_per_second,
+        resets_at_once: usual.resets_at_once,
+        clamp_mss: usual.clamp_mss.into(),
+        key: [0; 2],
+    };
+    // SAFETY: the caller promises it.
+    let _ = unsafe { crate::memory::put(options, usual) };
+}

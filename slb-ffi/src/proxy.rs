@@ -1,0 +1,188 @@
+//! The proxy.
+
+use core::ffi::{c_int, c_void};
+
+use slb_core::Proxy;
+use slb_core::mem::Memory;
+
+use crate::error::guard;
+use crate::frame::{slb_frame, slb_verdict};
+use crate::handle::{self, Kind, Role};
+use crate::options::slb_nat_options;
+use crate::snapshot::{Shared, slb_snapshot};
+use crate::stats::{slb_backend_stats, slb_rule_stats, slb_stats};
+
+/// A proxy. Packets between clients on one side and backends on the other are translated.
+#[derive(Debug)]
+pub struct slb_proxy {
+    _opaque: (),
+}
+
+pub(crate) type Inner = Proxy<'static, Shared>;
+
+impl Role for Inner {
+    const KIND: Kind = Kind::PROXY;
+    type Options = slb_nat_options;
+
+    fn build(
+        snapshot: Shared,
+        options: &slb_nat_options,
+        memory: &mut impl Memory<'static>,
+    ) -> Option<Self> {
+        let proxy = Proxy::build(snapshot, options.connections, options.key, memory)?;
+        Some(proxy.with_options(options.options()))
+    }
+
+    fn install(&mut self, snapshot: Shared) -> Shared {
+        Proxy::install(self, snapshot)
+    }
+}
+
+/// Bytes of memory that a proxy takes, or 0 where an argument is bad.
+///
+/// # Safety
+/// The snapshot is one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_proxy_size(
+    snapshot: *const slb_snapshot,
+    options: *const slb_nat_options,
+) -> usize {
+    let mut bytes = 0;
+    guard(|| {
+        // SAFETY: the caller promises it.
+        bytes = unsafe { handle::size::<Inner>(snapshot, options) }?;
+        Ok(0)
+    });
+    bytes
+}
+
+/// Makes a proxy in `memory`, aligned to 64 bytes and of `length` bytes, of which `slb_proxy_size`
+/// says how many are needed. The memory is the proxy's until `slb_proxy_free`. It uses the snapshot
+/// until another is installed, or it is freed.
+///
+/// # Safety
+/// The snapshot is one, and the memory is the caller's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_proxy_init(
+    memory: *mut c_void,
+    length: usize,
+    snapshot: *const slb_snapshot,
+    options: *const slb_nat_options,
+    out: *mut *mut slb_proxy,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::init::<Inner, _>(memory, (length, 0), snapshot, options, out) })
+}
+
+/// Makes a proxy in memory of the library's own. Otherwise as `slb_proxy_init`.
+///
+/// # Safety
+/// The snapshot is one.
+#[cfg(feature = "std")]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_proxy_new(
+    snapshot: *const slb_snapshot,
+    options: *const slb_nat_options,
+    out: *mut *mut slb_proxy,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::new::<Inner, _>(snapshot, options, out) })
+}
+
+/// Ends a proxy. Its memory is the caller's again, or given back. NULL is no error.
+///
+/// # Safety
+/// It is one, and nobody uses it any more.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_proxy_free(proxy: *mut slb_proxy) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::free::<Inner, _>(proxy) })
+}
+
+/// Processes `count` frames. As `slb_mux_process`.
+///
+/// # Safety
+/// It is one, and `frames` and `verdicts` have `count` elements.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_proxy_process(
+    proxy: *mut slb_proxy,
+    now: u64,
+    frames: *mut slb_frame,
+    count: usize,
+    verdicts: *mut slb_verdict,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::process::<Inner, _>(proxy, now, frames, count, verdicts) })
+}
+
+/// Does what is due without a packet: ends connections whose time has come, and tells their ends
+/// with packets in `spare`, `count` frames with an empty buffer of 64 bytes or more each, of which up
+/// to 64 are used. To be called some 20 times a second, and before or after each burst.
+///
+/// Gives how many of `spare` are to be sent: those with a length.
+///
+/// # Safety
+/// It is one, and `spare` has `count` elements.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_proxy_advance(
+    proxy: *mut slb_proxy,
+    now: u64,
+    spare: *mut slb_frame,
+    count: usize,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::advance::<Inner, _>(proxy, now, spare, count) })
+}
+
+/// Puts another snapshot in place, built with the present one as its previous. `before`, unless
+/// NULL, gets the old one, which can then be freed, if nobody else uses it.
+///
+/// # Safety
+/// Both are handles.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_proxy_install(
+    proxy: *mut slb_proxy,
+    snapshot: *const slb_snapshot,
+    before: *mut *mut slb_snapshot,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::install::<Inner, _>(proxy, snapshot, before) })
+}
+
+/// What it did so far.
+///
+/// # Safety
+/// It is one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_proxy_stats(proxy: *mut slb_proxy, out: *mut slb_stats) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::stats::<Inner, _>(proxy, out) })
+}
+
+/// What a rule did, by its place in the configuration.
+///
+/// # Safety
+/// It is one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_proxy_rule_stats(
+    proxy: *mut slb_proxy,
+    rule: usize,
+    out: *mut slb_rule_stats,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::rule_stats::<Inner, _>(proxy, rule, out) })
+}
+
+/// What a backend got, by its place among those of all pools.
+///
+/// # Safety
+/// It is one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_proxy_backend_stats(
+    proxy: *mut slb_proxy,
+    backend: usize,
+    out: *mut slb_backend_stats,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::backend_stats::<Inner, _>(proxy, backend, out) })
+}

@@ -1,0 +1,259 @@
+//! Snapshots behind handles, counted by who uses them.
+
+use core::ffi::{c_int, c_void};
+use core::mem::MaybeUninit;
+use core::ops::Deref;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use slb_core::mem::{Arena, Line};
+use slb_core::service::{Snapshot, Spec};
+
+use crate::builder::{Builder, slb_builder};
+use crate::error::slb_error::*;
+use crate::error::{Error, guard};
+use crate::handle::{Kind, allocation, deallocate};
+use crate::memory::{lines, put, shared};
+
+/// A compiled configuration: immutable, and for any number of muxes, hosts and proxies.
+#[derive(Debug)]
+pub struct slb_snapshot {
+    _opaque: (),
+}
+
+pub(crate) struct SnapshotHandle {
+    kind: Kind,
+    /// Bytes that were allocated for it; zero: the memory is the caller's.
+    allocated: usize,
+    users: AtomicUsize,
+    pub(crate) snapshot: Snapshot<'static>,
+}
+
+const HANDLE_LINES: usize = size_of::<SnapshotHandle>().div_ceil(size_of::<Line>());
+
+/// A snapshot that somebody uses.
+pub(crate) struct Shared(NonNull<SnapshotHandle>);
+
+impl Shared {
+    /// # Safety
+    /// Where `snapshot` is neither NULL nor misaligned, it is one, or something else that can be read.
+    pub(crate) unsafe fn of(snapshot: *const slb_snapshot) -> Result<Self, Error> {
+        // SAFETY: the caller promises it.
+        let handle = unsafe { handle(snapshot) }?;
+        handle.users.fetch_add(1, Ordering::Relaxed);
+        Ok(Self(NonNull::from(handle)))
+    }
+
+    /// The handle, as C knows it.
+    pub(crate) fn as_c(&self) -> *mut slb_snapshot {
+        self.0.as_ptr().cast()
+    }
+}
+
+impl Deref for Shared {
+    type Target = Snapshot<'static>;
+
+    #[inline]
+    fn deref(&self) -> &Snapshot<'static> {
+        // SAFETY: it counts as used, so it is not freed.
+        &unsafe { self.0.as_ref() }.snapshot
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: it still counts as used.
+        let handle = unsafe { self.0.as_ref() };
+        handle.users.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// # Safety
+/// As for [`Shared::of`].
+pub(crate) unsafe fn handle<'a>(
+    snapshot: *const slb_snapshot,
+) -> Result<&'a SnapshotHandle, Error> {
+    // SAFETY: the caller promises it.
+    let handle: &SnapshotHandle = unsafe { shared(snapshot.cast()) }?;
+    if handle.kind == Kind::SNAPSHOT {
+        Ok(handle)
+    } else {
+        Err(SLB_ERROR_HANDLE)
+    }
+}
+
+/// The snapshot before, where there is one.
+unsafe fn previous<'a>(
+    snapshot: *const slb_snapshot,
+) -> Result<Option<&'a Snapshot<'static>>, Error> {
+    if snapshot.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: the caller of the caller promises it.
+    unsafe { handle(snapshot) }.map(|handle| Some(&handle.snapshot))
+}
+
+/// Bytes that a snapshot takes.
+pub(crate) fn size(spec: &Spec<'_>, previous: Option<&Snapshot<'_>>) -> Option<usize> {
+    let lines = Snapshot::lines_for(spec, previous).checked_add(HANDLE_LINES)?;
+    lines.checked_mul(size_of::<Line>())
+}
+
+/// Compiles a snapshot into memory.
+pub(crate) fn build(
+    memory: &'static mut [Line],
+    allocated: usize,
+    spec: &Spec<'_>,
+    previous: Option<&Snapshot<'_>>,
+) -> Result<*mut slb_snapshot, Error> {
+    let (place, rest) = memory
+        .split_at_mut_checked(HANDLE_LINES)
+        .ok_or(SLB_ERROR_SHORT)?;
+    let snapshot = Snapshot::build(spec, previous, &mut Arena::new(rest))?;
+    let place: *mut MaybeUninit<SnapshotHandle> = place.as_mut_ptr().cast();
+    // SAFETY: `place` has room for a handle, aligned, and is nobody else's.
+    let handle = unsafe { &mut *place }.write(SnapshotHandle {
+        kind: Kind::SNAPSHOT,
+        allocated,
+        users: AtomicUsize::new(0),
+        snapshot,
+    });
+    Ok(core::ptr::from_mut(handle).cast())
+}
+
+/// Compiles a snapshot into memory of the library's own.
+#[cfg(feature = "std")]
+pub(crate) fn build_allocated(
+    spec: &Spec<'_>,
+    before: Option<&Snapshot<'_>>,
+) -> Result<*mut slb_snapshot, Error> {
+    let size = size(spec, before).ok_or(SLB_ERROR_RANGE)?;
+    let memory = crate::handle::allocate(size)?;
+    // SAFETY: it was allocated for this.
+    let lines = unsafe { lines(memory, size) }?;
+    build(lines, size, spec, before).inspect_err(|_| {
+        // SAFETY: nobody else has it.
+        unsafe { deallocate(memory, allocation(size)) };
+    })
+}
+
+/// Bytes of memory that the snapshot of a configuration takes, or 0 where an argument is bad or the
+/// configuration contradicts itself. `previous` may be NULL.
+///
+/// # Safety
+/// The handles are handles.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_snapshot_size(
+    builder: *mut slb_builder,
+    before: *const slb_snapshot,
+) -> usize {
+    let mut bytes = 0;
+    guard(|| {
+        // SAFETY: the caller promises it.
+        let (builder, before) = unsafe { (Builder::of(builder)?, previous(before)?) };
+        bytes = builder.with_spec(|spec| size(spec, before))?.unwrap_or(0);
+        Ok(0)
+    });
+    bytes
+}
+
+/// Compiles a configuration into `memory`, aligned to 64 bytes and of `length` bytes, of which
+/// `slb_snapshot_size` says how many are needed. `previous`, which may be NULL, is the snapshot
+/// that this one is to follow: backends and rules keep their counters and flows. The memory is the
+/// snapshot's until `slb_snapshot_free`. The builder can be changed and used again.
+///
+/// # Safety
+/// The handles are handles, and the memory is the caller's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_snapshot_init(
+    memory: *mut c_void,
+    length: usize,
+    builder: *mut slb_builder,
+    before: *const slb_snapshot,
+    out: *mut *mut slb_snapshot,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller promises it.
+        unsafe {
+            put(out, core::ptr::null_mut())?;
+            let (builder, before) = (Builder::of(builder)?, previous(before)?);
+            let memory = lines(memory, length)?;
+            let snapshot = builder.with_spec(|spec| build(memory, 0, spec, before))??;
+            put(out, snapshot)?;
+        }
+        Ok(0)
+    })
+}
+
+/// Compiles a configuration into memory of the library's own. Otherwise as `slb_snapshot_init`.
+///
+/// # Safety
+/// The handles are handles.
+#[cfg(feature = "std")]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_snapshot_new(
+    builder: *mut slb_builder,
+    before: *const slb_snapshot,
+    out: *mut *mut slb_snapshot,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller promises it.
+        unsafe {
+            put(out, core::ptr::null_mut())?;
+            let (builder, before) = (Builder::of(builder)?, previous(before)?);
+            let snapshot = builder.with_spec(|spec| build_allocated(spec, before))??;
+            put(out, snapshot)?;
+        }
+        Ok(0)
+    })
+}
+
+/// Ends a snapshot. Its memory is the caller's again, or given back. `SLB_ERROR_IN_USE` while a
+/// mux, host or proxy has it. NULL is no error.
+///
+/// # Safety
+/// It is one, and nobody uses it any more.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_snapshot_free(snapshot: *mut slb_snapshot) -> c_int {
+    guard(|| {
+        if snapshot.is_null() {
+            return Ok(0);
+        }
+        // SAFETY: the caller promises it.
+        let used = unsafe { handle(snapshot) }?.users.load(Ordering::Acquire);
+        if used != 0 {
+            return Err(SLB_ERROR_IN_USE);
+        }
+        let place: *mut SnapshotHandle = snapshot.cast();
+        // SAFETY: it is a handle, which nobody else uses, and whose kind is not looked at again but
+        // to see that it is none.
+        unsafe {
+            let allocated = (*place).allocated;
+            (*place).kind = Kind::FREED;
+            core::ptr::drop_in_place(&raw mut (*place).snapshot);
+            deallocate(place.cast(), allocation(allocated));
+        }
+        Ok(0)
+    })
+}
+
+/// The number of a snapshot: one more than that of the one before; 0 where it is none.
+///
+/// # Safety
+/// It is one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_snapshot_generation(snapshot: *const slb_snapshot) -> u64 {
+    // SAFETY: the caller promises it.
+    unsafe { handle(snapshot) }.map_or(0, |handle| handle.snapshot.generation())
+}
+
+/// Backends of a snapshot, over all pools: their places are 0 to one less, pool by pool in the
+/// order of the configuration.
+///
+/// # Safety
+/// It is one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_snapshot_backends(snapshot: *const slb_snapshot) -> usize {
+    // SAFETY: the caller promises it.
+    unsafe { handle(snapshot) }.map_or(0, |handle| handle.snapshot.backends().len())
+}

@@ -1,0 +1,203 @@
+//! Counters.
+
+use core::ffi::{CStr, c_char};
+
+use slb_core::stats::{BackendCounters, RuleCounters};
+use slb_core::{DropReason, Stats};
+
+/// Places for reasons in `slb_stats`; as many as there are, and room for more.
+pub const SLB_DROP_REASONS: usize = 32;
+
+const _: () = assert!(DropReason::COUNT <= SLB_DROP_REASONS);
+
+/// What a mux, host or proxy did so far. Every frame received is in exactly one of forwarded,
+/// replied, passed and dropped.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct slb_stats {
+    /// Frames given to it.
+    pub received: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// Frames to send out of a port.
+    pub forwarded: u64,
+    /// Their bytes, as they came in.
+    pub forwarded_bytes: u64,
+    /// Frames that became an answer.
+    pub replied: u64,
+    /// Frames that are not ours.
+    pub passed: u64,
+    /// Frames not to be sent.
+    pub dropped: u64,
+    /// By reason: see `slb_drop_reason`.
+    pub dropped_for: [u64; SLB_DROP_REASONS],
+    /// TCP segments that ask for a connection, among those that a rule took.
+    pub syns: u64,
+    /// ICMP errors that were sent on to who sent what they quote.
+    pub icmp_errors: u64,
+    /// Of a mux: flows pinned.
+    pub flows_made: u64,
+    /// Gone because their time ran out.
+    pub flows_expired: u64,
+    /// Half-open ones that had to make room.
+    pub flows_evicted: u64,
+    /// Those without a place.
+    pub flows_refused: u64,
+    /// Those that are there.
+    pub flows_live: u64,
+    /// Places.
+    pub flow_places: u64,
+    /// Of a host or a proxy: connections made.
+    pub connections_made: u64,
+    /// Gone because their time ran out.
+    pub connections_expired: u64,
+    /// Taken out for other reasons.
+    pub connections_removed: u64,
+    /// Those without a place.
+    pub connections_refused: u64,
+    /// Those that are there.
+    pub connections_live: u64,
+    /// Places.
+    pub connection_places: u64,
+    /// RSTs made.
+    pub resets: u64,
+    /// RSTs that were due and not made.
+    pub resets_suppressed: u64,
+}
+
+impl slb_stats {
+    pub(crate) fn of(stats: &Stats) -> Self {
+        let mut dropped_for = [0; SLB_DROP_REASONS];
+        for (to, from) in dropped_for.iter_mut().zip(&stats.dropped) {
+            *to = from.packets;
+        }
+        let (flows, connections) = (stats.flows, stats.connections);
+        Self {
+            received: stats.received.packets,
+            received_bytes: stats.received.bytes,
+            forwarded: stats.forwarded.packets,
+            forwarded_bytes: stats.forwarded.bytes,
+            replied: stats.replied.packets,
+            passed: stats.passed.packets,
+            dropped: stats.dropped_total().packets,
+            dropped_for,
+            syns: stats.syns,
+            icmp_errors: stats.icmp_errors,
+            flows_made: flows.made,
+            flows_expired: flows.expired,
+            flows_evicted: flows.evicted,
+            flows_refused: flows.refused,
+            flows_live: flows.live,
+            flow_places: flows.places,
+            connections_made: connections.made,
+            connections_expired: connections.expired,
+            connections_removed: connections.removed,
+            connections_refused: connections.refused,
+            connections_live: connections.live,
+            connection_places: connections.places,
+            resets: stats.resets,
+            resets_suppressed: stats.resets_suppressed,
+        }
+    }
+}
+
+/// What a rule did.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct slb_rule_stats {
+    /// Frames to send out of a port.
+    pub forwarded: u64,
+    /// Their bytes, as they came in.
+    pub forwarded_bytes: u64,
+    /// TCP segments that ask for a connection.
+    pub syns: u64,
+    /// Flows pinned, or connections made.
+    pub flows: u64,
+}
+
+impl slb_rule_stats {
+    pub(crate) fn of(counters: &RuleCounters) -> Self {
+        Self {
+            forwarded: counters.forwarded.packets,
+            forwarded_bytes: counters.forwarded.bytes,
+            syns: counters.syns,
+            flows: counters.flows,
+        }
+    }
+}
+
+/// What a backend got.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct slb_backend_stats {
+    /// Frames to send out of a port.
+    pub forwarded: u64,
+    /// Their bytes, as they came in.
+    pub forwarded_bytes: u64,
+    /// Flows pinned to it, or connections made.
+    pub flows: u64,
+    /// Connections that it has now; of a mux 0.
+    pub live: u64,
+}
+
+impl slb_backend_stats {
+    pub(crate) fn of(counters: &BackendCounters) -> Self {
+        Self {
+            forwarded: counters.forwarded.packets,
+            forwarded_bytes: counters.forwarded.bytes,
+            flows: counters.flows,
+            live: counters.live,
+        }
+    }
+}
+
+/// The name of a reason, such as "no_rule"; "unknown" where there is none of this number. Never
+/// NULL, never to be freed. Numbers are stable within a version.
+#[unsafe(no_mangle)]
+pub extern "C" fn slb_drop_reason(reason: u8) -> *const c_char {
+    let text: &CStr = match DropReason::ALL.get(usize::from(reason)) {
+        None => c"unknown",
+        Some(reason) => C_NAMES
+            .iter()
+            .find(|name| name.to_bytes() == reason.name().as_bytes())
+            .copied()
+            .unwrap_or(c"unknown"),
+    };
+    text.as_ptr()
+}
+
+/// The reasons' names with the zero that C wants; a test holds them to the dataplane's.
+const C_NAMES: [&CStr; DropReason::COUNT] = [
+    c"truncated",
+    c"malformed",
+    c"no_rule",
+    c"no_backend",
+    c"fragment_without_first",
+    c"icmp_unmatched",
+    c"hop_limit",
+    c"packet_too_big",
+    c"echo_ignored",
+    c"no_headroom",
+    c"unknown_peer",
+    c"unknown_vm",
+    c"outer_checksum",
+    c"congestion",
+    c"no_connection",
+    c"table_full",
+    c"tuple_taken",
+    c"no_outbound_rule",
+    c"snat_exhausted",
+    c"spoofed_source",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_name_in_c() {
+        for (name, reason) in C_NAMES.iter().zip(DropReason::ALL) {
+            assert_eq!(name.to_str(), Ok(reason.name()));
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! `include/slb.h` is what cbindgen makes of the source. To make it anew:
+//! `SLB_WRITE_HEADER=1 cargo test -p slb-ffi --test header`.
+
+use std::fs;
+use std::path::Path;
+
+const BEFORE: &str = "\
+/* slb: a layer-4 load balancer for your packets. Made by cbindgen from slb-ffi/src: do not edit.
+ *
+ * All functions give 0 or a count where they did what they were asked, else a negative number of
+ * enum slb_error; then they changed nothing, unless they say so. Pointers may be NULL only where
+ * that is said. NULL, misaligned, too short or overlapping arguments, and handles of another kind,
+ * are errors; that buffers of frames overlap each other is not looked for, but by
+ * slb_frames_check. What points to more than is there cannot be seen by anybody.
+ *
+ * A handle is for one thread at a time, handles of their own for as many as there are; a snapshot
+ * is for any number of threads and handles. Nothing calls back, nothing is global, nothing
+ * allocates but what is called _new or _config, and no panic crosses over.
+ *
+ * The freestanding library has no function of _new and _config: define SLB_FREESTANDING.
+ *
+ * See docs/c.md. */";
+
+const AFTER: &str = "\
+#if defined(__cplusplus) && __cplusplus >= 201103L
+#define SLB_ASSERT(condition) static_assert(condition, #condition)
+#elif defined(__STDC_VERSION__) && __STDC_VERSION__ >= 201112L
+#define SLB_ASSERT(condition) _Static_assert(condition, #condition)
+#endif
+#ifdef SLB_ASSERT
+SLB_ASSERT(sizeof(slb_verdict) == 4);
+SLB_ASSERT(sizeof(slb_address) == 17);
+SLB_ASSERT(sizeof(slb_health) == 128);
+SLB_ASSERT(sizeof(slb_stats) == 8 * (23 + SLB_DROP_REASONS));
+#if UINTPTR_MAX == UINT64_MAX
+SLB_ASSERT(sizeof(slb_frame) == 24);
+SLB_ASSERT(sizeof(slb_backend) == 72);
+SLB_ASSERT(sizeof(slb_rule) == 56);
+SLB_ASSERT(sizeof(slb_mux_options) == 32);
+SLB_ASSERT(sizeof(slb_nat_options) == 48);
+#endif
+#undef SLB_ASSERT
+#endif";
+
+fn generate() -> String {
+    let crate_dir = env!("CARGO_MANIFEST_DIR");
+    let mut config = cbindgen::Config {
+        language: cbindgen::Language::C,
+        include_guard: Some("SLB_H".into()),
+        cpp_compat: true,
+        no_includes: true,
+        sys_includes: vec!["stddef.h".into(), "stdint.h".into()],
+        header: Some(BEFORE.into()),
+        trailer: Some(AFTER.into()),
+        usize_is_size_t: true,
+        documentation_style: cbindgen::DocumentationStyle::Doxy,
+        style: cbindgen::Style::Both,
+        line_length: 100,
+        tab_width: 4,
+        ..cbindgen::Config::default()
+    };
+    config.enumeration.prefix_with_name = false;
+    config
+        .defines
+        .insert("feature = std".into(), "SLB_HOSTED".into());
+    // What no function names, since numbers stand for it.
+    config.export.include = [
+        "slb_error",
+        "slb_action",
+        "slb_protocol",
+        "slb_state",
+        "slb_change",
+        "slb_role",
+    ]
+    .map(String::from)
+    .to_vec();
+    let mut bytes = Vec::new();
+    cbindgen::Builder::new()
+        .with_crate(crate_dir)
+        .with_config(config)
+        .generate()
+        .unwrap()
+        .write(&mut bytes);
+    let header = String::from_utf8(bytes).unwrap();
+    // Rust's word for a promise means nothing to C: its paragraph is what the caller has to see to.
+    header
+        .replace("# Safety\n", "The caller promises:\n")
+        .replace("SLB_HOSTED", "!defined(SLB_FREESTANDING)")
+        .replace(
+            "defined(!defined(SLB_FREESTANDING))",
+            "!defined(SLB_FREESTANDING)",
+        )
+}
+
+#[test]
+fn the_header_is_that_of_the_source() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("include/slb.h");
+    let made = generate();
+    if std::env::var_os("SLB_WRITE_HEADER").is_some() {
+        fs::write(&path, &made).unwrap();
+    }
+    let kept = fs::read_to_string(&path).unwrap();
+    assert!(
+        kept == made,
+        "slb.h is not that of the source: make it anew"
+    );
+}

@@ -382,6 +382,8 @@ struct PoolEntry {
     backends: usize,
 }
 
+// Its kind is first: it is looked at before anything else is known.
+#[repr(C)]
 pub(crate) struct Builder {
     kind: Kind,
     allocated: usize,

@@ -18,6 +18,8 @@ pub struct slb_config {
     _opaque: (),
 }
 
+// Its kind is first: it is looked at before anything else is known.
+#[repr(C)]
 struct ConfigHandle {
     kind: Kind,
     config: Config,

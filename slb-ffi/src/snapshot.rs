@@ -21,6 +21,8 @@ pub struct slb_snapshot {
     _opaque: (),
 }
 
+// Its kind is first: it is looked at before anything else is known.
+#[repr(C)]
 pub(crate) struct SnapshotHandle {
     kind: Kind,
     /// Bytes that were allocated for it; zero: the memory is the caller's.

@@ -1,0 +1,443 @@
+/* Every function with every bad argument that can be seen: an error, and nothing changes. */
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <slb.h>
+
+#undef NDEBUG
+#define IS(call, error)                                                            \
+    do {                                                                           \
+        int got = (call);                                                          \
+        if (got != (error)) {                                                      \
+            fprintf(stderr, "%s:%d: %s: %d, not %d\n", __FILE__, __LINE__, #call, got, error); \
+            exit(1);                                                               \
+        }                                                                          \
+    } while (0)
+#define ODD(type, pointer) ((type *)((char *)(pointer) + 1))
+
+static slb_address ipv4(uint8_t last) {
+    slb_address address = {4, {10, 10, 1, last}};
+    return address;
+}
+
+static slb_frontend frontend(void) {
+    slb_frontend frontend = {"web", {4, {20, 20, 20, 100}}, 0};
+    return frontend;
+}
+
+static slb_backend backend(const char *name, uint8_t last) {
+    slb_backend backend;
+    memset(&backend, 0, sizeof backend);
+    backend.name = name;
+    backend.address = ipv4(last);
+    backend.host = ipv4(101);
+    backend.weight = 1;
+    backend.instance = backend.port = -1;
+    return backend;
+}
+
+static slb_rule rule(void) {
+    slb_rule rule;
+    memset(&rule, 0, sizeof rule);
+    rule.name = "http";
+    rule.frontend_port = rule.backend_port = 80;
+    return rule;
+}
+
+static void strings(void) {
+    assert(strcmp(slb_strerror(SLB_ERROR_NULL), "a pointer is NULL") == 0);
+    for (int error = -100; error < 100; error++) assert(slb_strerror(error)[0]);
+    for (int reason = 0; reason < 256; reason++) assert(slb_drop_reason((uint8_t)reason)[0]);
+    assert(strcmp(slb_drop_reason(2), "no_rule") == 0);
+    assert(slb_version()[0]);
+}
+
+static slb_builder *builders(void) {
+    slb_capacity capacity;
+    memset(&capacity, 0, sizeof capacity);
+    capacity.frontends = capacity.pools = capacity.rules = capacity.inbound_nat = 1;
+    capacity.outbound = capacity.outbound_frontends = capacity.muxes = 1;
+    capacity.frontend_ports = capacity.source_rewrites = 1;
+    capacity.backends = 2;
+    assert(slb_builder_size(NULL) == 0);
+    assert(slb_builder_size(ODD(slb_capacity, &capacity)) == 0);
+    slb_capacity huge = capacity;
+    huge.backends = SIZE_MAX;
+    assert(slb_builder_size(&huge) == 0);
+    size_t size = slb_builder_size(&capacity);
+    assert(size > 0);
+
+    slb_builder *builder = NULL, *other = NULL;
+    char *memory = aligned_alloc(64, size + 64);
+    IS(slb_builder_init(NULL, size, &capacity, &builder), SLB_ERROR_NULL);
+    IS(slb_builder_init(memory + 8, size, &capacity, &builder), SLB_ERROR_ALIGNMENT);
+    IS(slb_builder_init(memory, size - 64, &capacity, &builder), SLB_ERROR_SHORT);
+    IS(slb_builder_init(memory, 0, &capacity, &builder), SLB_ERROR_SHORT);
+    IS(slb_builder_init(memory, SIZE_MAX, &capacity, &builder), SLB_ERROR_RANGE);
+    IS(slb_builder_init(memory, size, NULL, &builder), SLB_ERROR_NULL);
+    IS(slb_builder_init(memory, size, &capacity, NULL), SLB_ERROR_NULL);
+    assert(builder == NULL);
+    IS(slb_builder_init(memory, size, &capacity, &builder), SLB_OK);
+    IS(slb_builder_free(builder), SLB_OK);
+    IS(slb_builder_free(builder), SLB_ERROR_HANDLE);
+    IS(slb_builder_free(NULL), SLB_OK);
+    free(memory);
+    IS(slb_builder_new(NULL, &builder), SLB_ERROR_NULL);
+    IS(slb_builder_new(&capacity, NULL), SLB_ERROR_NULL);
+    IS(slb_builder_new(&huge, &other), SLB_ERROR_RANGE);
+    IS(slb_builder_new(&capacity, &builder), SLB_OK);
+
+    static const uint8_t key[40];
+    IS(slb_builder_hash(NULL, 0, 1, NULL, 0), SLB_ERROR_NULL);
+    IS(slb_builder_hash(builder, 3, 1, NULL, 0), SLB_ERROR_RANGE);
+    IS(slb_builder_hash(builder, 1, 1, key, 15), SLB_ERROR_RANGE);
+    IS(slb_builder_hash(builder, 1, 1, NULL, 0), SLB_ERROR_RANGE);
+    IS(slb_builder_hash(builder, 2, 1, key, 39), SLB_ERROR_RANGE);
+    IS(slb_builder_hash(builder, 2, 1, key, 40), SLB_OK);
+    IS(slb_builder_hash(builder, 0, 1, NULL, 0), SLB_OK);
+
+    slb_underlay underlay;
+    memset(&underlay, 0, sizeof underlay);
+    underlay.ipv4 = ipv4(11);
+    IS(slb_builder_underlay(builder, NULL), SLB_ERROR_NULL);
+    IS(slb_builder_underlay(NULL, &underlay), SLB_ERROR_NULL);
+    IS(slb_builder_underlay(builder, ODD(slb_underlay, &underlay)), SLB_ERROR_ALIGNMENT);
+    underlay.udp_checksum = 3;
+    IS(slb_builder_underlay(builder, &underlay), SLB_ERROR_RANGE);
+    underlay.udp_checksum = 0;
+    underlay.ipv6 = ipv4(11);
+    IS(slb_builder_underlay(builder, &underlay), SLB_ERROR_RANGE);
+    memset(&underlay.ipv6, 0, sizeof underlay.ipv6);
+    underlay.ipv4.family = 6;
+    IS(slb_builder_underlay(builder, &underlay), SLB_ERROR_RANGE);
+    underlay.ipv4.family = 4;
+    IS(slb_builder_underlay(builder, &underlay), SLB_OK);
+
+    slb_frontend web = frontend(), bad = web;
+    IS(slb_builder_frontend(builder, NULL), SLB_ERROR_NULL);
+    bad.name = NULL;
+    IS(slb_builder_frontend(builder, &bad), SLB_ERROR_NULL);
+    bad.name = "\xff";
+    IS(slb_builder_frontend(builder, &bad), SLB_ERROR_RANGE);
+    bad = web, bad.address.family = 5;
+    IS(slb_builder_frontend(builder, &bad), SLB_ERROR_RANGE);
+    bad = web, bad.address.family = 0;
+    IS(slb_builder_frontend(builder, &bad), SLB_ERROR_RANGE);
+    bad = web, bad.echo = 3;
+    IS(slb_builder_frontend(builder, &bad), SLB_ERROR_RANGE);
+    IS(slb_builder_frontend(builder, &web), 0);
+    IS(slb_builder_frontend(builder, &web), SLB_ERROR_FULL);
+
+    slb_pool pool = {"servers", 1 << 24, 251};
+    slb_backend one = backend("one", 1), two = backend("two", 2), wrong = one;
+    IS(slb_builder_backend(builder, 0, &one), SLB_ERROR_RANGE); /* no pool yet */
+    IS(slb_builder_pool(builder, NULL), SLB_ERROR_NULL);
+    IS(slb_builder_pool(builder, &pool), SLB_ERROR_RANGE);
+    pool.vni = 5001;
+    IS(slb_builder_pool(builder, &pool), 0);
+    IS(slb_builder_pool(builder, &pool), SLB_ERROR_FULL);
+    IS(slb_builder_backend(builder, 0, NULL), SLB_ERROR_NULL);
+    wrong.state = 3;
+    IS(slb_builder_backend(builder, 0, &wrong), SLB_ERROR_RANGE);
+    wrong = one, wrong.port = 65536;
+    IS(slb_builder_backend(builder, 0, &wrong), SLB_ERROR_RANGE);
+    IS(slb_builder_backend(builder, SIZE_MAX, &one), SLB_ERROR_RANGE);
+    IS(slb_builder_backend(builder, 0, &one), 0);
+    IS(slb_builder_backend(builder, 0, &two), 1);
+    IS(slb_builder_backend(builder, 0, &two), SLB_ERROR_FULL);
+    IS(slb_builder_set_backend(builder, 0, 2, 1, SLB_HEALTHY), SLB_ERROR_RANGE);
+    IS(slb_builder_set_backend(builder, 1, 0, 1, SLB_HEALTHY), SLB_ERROR_RANGE);
+    IS(slb_builder_set_backend(builder, 0, 0, 1, 9), SLB_ERROR_RANGE);
+    IS(slb_builder_set_backend(NULL, 0, 0, 1, 0), SLB_ERROR_NULL);
+    IS(slb_builder_set_backend(builder, 0, 1, 7, SLB_DRAINING), SLB_OK);
+
+    slb_rule http = rule(), not = http;
+    IS(slb_builder_rule(builder, NULL), SLB_ERROR_NULL);
+    not.protocol = 4;
+    IS(slb_builder_rule(builder, &not ), SLB_ERROR_RANGE);
+    not = http, not.distribution = 3;
+    IS(slb_builder_rule(builder, &not ), SLB_ERROR_RANGE);
+    not = http, not.scheduler = 2;
+    IS(slb_builder_rule(builder, &not ), SLB_ERROR_RANGE);
+    not = http, not.terms.idle_timeout = 239;
+    IS(slb_builder_rule(builder, &not ), SLB_ERROR_RANGE);
+    not = http, not.terms.source_nat.family = 7;
+    IS(slb_builder_rule(builder, &not ), SLB_ERROR_RANGE);
+    IS(slb_builder_rule(builder, &http), 0);
+
+    slb_inbound_nat nat;
+    memset(&nat, 0, sizeof nat);
+    nat.name = "ssh";
+    nat.first_port = 2222, nat.backend_port = 22, nat.protocol = 9;
+    IS(slb_builder_inbound_nat(builder, NULL), SLB_ERROR_NULL);
+    IS(slb_builder_inbound_nat(builder, &nat), SLB_ERROR_RANGE);
+    nat.protocol = SLB_TCP;
+    IS(slb_builder_inbound_nat(builder, &nat), 0);
+
+    slb_outbound out;
+    size_t frontends[2] = {0, 1};
+    memset(&out, 0, sizeof out);
+    out.name = "out", out.frontend_count = 1, out.protocol = SLB_ALL;
+    IS(slb_builder_outbound(builder, NULL), SLB_ERROR_NULL);
+    IS(slb_builder_outbound(builder, &out), SLB_ERROR_NULL);
+    out.frontends = frontends, out.frontend_count = SIZE_MAX;
+    IS(slb_builder_outbound(builder, &out), SLB_ERROR_RANGE);
+    out.frontend_count = 2;
+    IS(slb_builder_outbound(builder, &out), SLB_ERROR_FULL);
+    slb_address mux = ipv4(12);
+    IS(slb_builder_mux(builder, NULL), SLB_ERROR_NULL);
+    IS(slb_builder_mux(builder, &mux), 0);
+    IS(slb_builder_mux(builder, &mux), SLB_ERROR_FULL);
+    IS(slb_builder_proxy(NULL, 0, 1), SLB_ERROR_NULL);
+    IS(slb_builder_frontend_port(NULL, 0, NULL), SLB_ERROR_NULL);
+    mux.family = 6;
+    IS(slb_builder_frontend_port(builder, 0, &mux), SLB_ERROR_RANGE);
+    IS(slb_builder_frontend_port(builder, 0, NULL), 0);
+    IS(slb_builder_frontend_port(builder, 1, NULL), SLB_ERROR_FULL);
+    IS(slb_builder_source_rewrite(builder, NULL, &mux, 24), SLB_ERROR_NULL);
+    IS(slb_builder_source_rewrite(builder, &mux, NULL, 24), SLB_ERROR_NULL);
+    return builder;
+}
+
+static slb_snapshot *snapshots(slb_builder *builder) {
+    slb_snapshot *snapshot = NULL, *not = (slb_snapshot *)builder;
+    assert(slb_snapshot_size(NULL, NULL) == 0);
+    assert(slb_snapshot_size(builder, not ) == 0);
+    size_t size = slb_snapshot_size(builder, NULL);
+    assert(size > 0);
+    char *memory = aligned_alloc(64, size);
+    IS(slb_snapshot_init(NULL, size, builder, NULL, &snapshot), SLB_ERROR_NULL);
+    IS(slb_snapshot_init(memory + 1, size, builder, NULL, &snapshot), SLB_ERROR_ALIGNMENT);
+    IS(slb_snapshot_init(memory, size - 64, builder, NULL, &snapshot), SLB_ERROR_SHORT);
+    IS(slb_snapshot_init(memory, size, NULL, NULL, &snapshot), SLB_ERROR_NULL);
+    IS(slb_snapshot_init(memory, size, builder, not, &snapshot), SLB_ERROR_HANDLE);
+    IS(slb_snapshot_init(memory, size, builder, NULL, NULL), SLB_ERROR_NULL);
+    IS(slb_snapshot_init(memory, size, builder, NULL, &snapshot), SLB_OK);
+    IS(slb_snapshot_free(snapshot), SLB_OK);
+    IS(slb_snapshot_free(snapshot), SLB_ERROR_HANDLE);
+    IS(slb_snapshot_free(not ), SLB_ERROR_HANDLE);
+    IS(slb_snapshot_free(NULL), SLB_OK);
+    free(memory);
+    IS(slb_snapshot_new(NULL, NULL, &snapshot), SLB_ERROR_NULL);
+    IS(slb_snapshot_new(builder, NULL, NULL), SLB_ERROR_NULL);
+    IS(slb_snapshot_new(builder, NULL, &snapshot), SLB_OK);
+    assert(slb_snapshot_generation(snapshot) == 1 && slb_snapshot_generation(NULL) == 0);
+    assert(slb_snapshot_backends(snapshot) == 2 && slb_snapshot_backends(not ) == 0);
+    return snapshot;
+}
+
+static void frames_of(slb_mux *mux) {
+    static uint8_t buffers[2][256];
+    slb_frame frames[3];
+    memset(frames, 0, sizeof frames);
+    slb_verdict verdicts[3];
+    slb_frame good = {buffers[0], 256, 100, 60, 0, 0, 0}, other = good, bad = good;
+    other.buffer = buffers[1];
+    frames[0] = good, frames[1] = other;
+    IS(slb_mux_process(NULL, 1, frames, 1, NULL), SLB_ERROR_NULL);
+    IS(slb_mux_process(ODD(slb_mux, mux), 1, frames, 1, NULL), SLB_ERROR_ALIGNMENT);
+    IS(slb_mux_process(mux, 1, NULL, 1, NULL), SLB_ERROR_NULL);
+    IS(slb_mux_process(mux, 1, NULL, 0, NULL), 0);
+    IS(slb_mux_process(mux, 1, ODD(slb_frame, frames), 1, NULL), SLB_ERROR_ALIGNMENT);
+    IS(slb_mux_process(mux, 1, frames, SIZE_MAX, NULL), SLB_ERROR_RANGE);
+    IS(slb_mux_process(mux, 1, frames, 2, (slb_verdict *)&frames[1]), SLB_ERROR_OVERLAP);
+    bad.offset = 200;
+    frames[1] = bad;
+    IS(slb_mux_process(mux, 1, frames, 2, verdicts), SLB_ERROR_FRAME);
+    bad.offset = UINT32_MAX, bad.length = UINT32_MAX;
+    frames[1] = bad;
+    IS(slb_mux_process(mux, 1, frames, 2, verdicts), SLB_ERROR_FRAME);
+    bad = good, bad.buffer = NULL;
+    frames[1] = bad;
+    IS(slb_mux_process(mux, 1, frames, 2, verdicts), SLB_ERROR_FRAME);
+    slb_stats stats;
+    IS(slb_mux_stats(mux, &stats), SLB_OK);
+    assert(stats.received == 0); /* none was touched */
+    frames[1] = other;
+    frames[0].action = 200, frames[0].reason = 200; /* whatever was there */
+    IS(slb_mux_process(mux, 1, frames, 2, verdicts), 2);
+    IS(slb_mux_stats(mux, &stats), SLB_OK);
+    assert(stats.received == 2);
+    IS(slb_frames_check(NULL, 1), SLB_ERROR_NULL);
+    IS(slb_frames_check(frames, 2), SLB_OK);
+    frames[1] = frames[0];
+    IS(slb_frames_check(frames, 2), SLB_ERROR_OVERLAP);
+    frames[1] = bad;
+    IS(slb_frames_check(frames, 2), SLB_ERROR_FRAME);
+}
+
+#define ROLE(role, options_type, options)                                                       \
+    static slb_##role *role##s(slb_snapshot *snapshot) {                                        \
+        slb_##role *handle = NULL;                                                              \
+        options_type given;                                                                     \
+        options##_init(&given);                                                                 \
+        options##_init(NULL);                                                                   \
+        slb_snapshot *not = (slb_snapshot *)&given, *before;                                    \
+        assert(slb_##role##_size(NULL, &given) == 0 && slb_##role##_size(snapshot, NULL) == 0); \
+        size_t size = slb_##role##_size(snapshot, &given);                                      \
+        assert(size > 0);                                                                       \
+        char *memory = aligned_alloc(64, size);                                                 \
+        IS(slb_##role##_init(NULL, size, snapshot, &given, &handle), SLB_ERROR_NULL);           \
+        IS(slb_##role##_init(memory + 8, size, snapshot, &given, &handle), SLB_ERROR_ALIGNMENT); \
+        IS(slb_##role##_init(memory, size - 64, snapshot, &given, &handle), SLB_ERROR_SHORT);   \
+        IS(slb_##role##_init(memory, size, not, &given, &handle), SLB_ERROR_HANDLE);            \
+        IS(slb_##role##_init(memory, size, snapshot, NULL, &handle), SLB_ERROR_NULL);           \
+        IS(slb_##role##_init(memory, size, snapshot, &given, NULL), SLB_ERROR_NULL);            \
+        IS(slb_##role##_init(memory, size, snapshot, &given, &handle), SLB_OK);                 \
+        IS(slb_##role##_free(handle), SLB_OK);                                                  \
+        IS(slb_##role##_free(handle), SLB_ERROR_HANDLE);                                        \
+        IS(slb_##role##_free(NULL), SLB_OK);                                                    \
+        free(memory);                                                                           \
+        IS(slb_##role##_new(snapshot, &given, NULL), SLB_ERROR_NULL);                           \
+        IS(slb_##role##_new(snapshot, &given, &handle), SLB_OK);                                \
+        IS(slb_snapshot_free(snapshot), SLB_ERROR_IN_USE);                                      \
+        IS(slb_##role##_install(handle, NULL, NULL), SLB_ERROR_NULL);                           \
+        IS(slb_##role##_install(handle, not, NULL), SLB_ERROR_HANDLE);                          \
+        IS(slb_##role##_install(NULL, snapshot, NULL), SLB_ERROR_NULL);                         \
+        IS(slb_##role##_install(handle, snapshot, ODD(slb_snapshot *, &before)), SLB_ERROR_ALIGNMENT); \
+        IS(slb_##role##_install(handle, snapshot, &before), SLB_OK);                            \
+        assert(before == snapshot);                                                             \
+        slb_stats stats;                                                                        \
+        slb_rule_stats of_rule;                                                                 \
+        slb_backend_stats of_backend;                                                           \
+        IS(slb_##role##_stats(handle, NULL), SLB_ERROR_NULL);                                   \
+        IS(slb_##role##_stats(NULL, &stats), SLB_ERROR_NULL);                                   \
+        IS(slb_##role##_stats((slb_##role *)snapshot, &stats), SLB_ERROR_HANDLE);               \
+        IS(slb_##role##_stats(handle, &stats), SLB_OK);                                         \
+        IS(slb_##role##_rule_stats(handle, SIZE_MAX, &of_rule), SLB_ERROR_RANGE);               \
+        IS(slb_##role##_rule_stats(handle, 0, NULL), SLB_ERROR_NULL);                           \
+        IS(slb_##role##_rule_stats(handle, 0, &of_rule), SLB_OK);                               \
+        IS(slb_##role##_backend_stats(handle, 2, &of_backend), SLB_ERROR_RANGE);                \
+        IS(slb_##role##_backend_stats(handle, 0, NULL), SLB_ERROR_NULL);                        \
+        IS(slb_##role##_backend_stats(handle, 1, &of_backend), SLB_OK);                         \
+        uint8_t buffer[128];                                                                    \
+        slb_frame spare = {buffer, 128, 0, 0, 0, 0, 0};                                         \
+        IS(slb_##role##_advance(NULL, 1, &spare, 1), SLB_ERROR_NULL);                           \
+        IS(slb_##role##_advance(handle, 1, NULL, 1), SLB_ERROR_NULL);                           \
+        IS(slb_##role##_advance(handle, 1, NULL, 0), 0);                                        \
+        spare.offset = 129;                                                                     \
+        IS(slb_##role##_advance(handle, 1, &spare, 1), SLB_ERROR_FRAME);                        \
+        spare.offset = 0;                                                                       \
+        IS(slb_##role##_advance(handle, UINT64_MAX, &spare, 1), 0);                             \
+        assert(spare.buffer == buffer && spare.capacity == 128);                                \
+        IS(slb_##role##_process(handle, 1, &spare, 0, NULL), 0);                                \
+        IS(slb_##role##_process((slb_##role *)snapshot, 1, &spare, 1, NULL), SLB_ERROR_HANDLE); \
+        return handle;                                                                          \
+    }
+ROLE(mux, slb_mux_options, slb_mux_options)
+ROLE(host, slb_nat_options, slb_nat_options)
+ROLE(proxy, slb_nat_options, slb_nat_options)
+
+static void flows(slb_mux *mux, slb_host *host, slb_proxy *proxy) {
+    uint64_t cursor = 0;
+    slb_flow some[3];
+    slb_connection others[3];
+    IS(slb_mux_flows(NULL, &cursor, some, 3), SLB_ERROR_NULL);
+    IS(slb_mux_flows(mux, NULL, some, 3), SLB_ERROR_NULL);
+    IS(slb_mux_flows(mux, &cursor, NULL, 3), SLB_ERROR_NULL);
+    IS(slb_mux_flows(mux, &cursor, some, 2), SLB_ERROR_SHORT);
+    IS(slb_mux_flows((slb_mux *)host, &cursor, some, 3), SLB_ERROR_HANDLE);
+    IS(slb_mux_flows(mux, &cursor, some, 3), 0);
+    cursor = UINT64_MAX;
+    IS(slb_mux_flows(mux, &cursor, some, 3), 0);
+    cursor = 0;
+    IS(slb_host_connections(host, NULL, others, 3), SLB_ERROR_NULL);
+    IS(slb_host_connections((slb_host *)proxy, &cursor, others, 3), SLB_ERROR_HANDLE);
+    IS(slb_host_connections(host, &cursor, others, 3), 0);
+    IS(slb_proxy_connections(proxy, &cursor, NULL, 3), SLB_ERROR_NULL);
+    cursor = UINT64_MAX - 1;
+    IS(slb_proxy_connections(proxy, &cursor, others, 3), 0);
+}
+
+static void health(void) {
+    slb_health health;
+    slb_probe probe = {5000000000, 1000000000, 2};
+    IS(slb_health_init(NULL, &probe, 1, 0, 0), SLB_ERROR_NULL);
+    IS(slb_health_init(&health, NULL, 1, 0, 0), SLB_ERROR_NULL);
+    IS(slb_health_init(ODD(slb_health, &health), &probe, 1, 0, 0), SLB_ERROR_ALIGNMENT);
+    probe.threshold = 0;
+    IS(slb_health_init(&health, &probe, 1, 0, 0), SLB_ERROR_RANGE);
+    probe.threshold = 2, probe.interval = 0;
+    IS(slb_health_init(&health, &probe, 1, 0, 0), SLB_ERROR_RANGE);
+    probe.interval = 5000000000;
+    IS(slb_health_init(&health, &probe, 1, 0, 0), SLB_OK);
+    assert(slb_health_due(NULL) == UINT64_MAX && slb_health_due(&health) == 0);
+    IS(slb_health_begin(NULL, 0), SLB_ERROR_NULL);
+    IS(slb_health_succeeded(&health), SLB_UNCHANGED); /* of no probe */
+    for (uint64_t i = 0; i < 2; i++) {
+        IS(slb_health_begin(&health, i * 5000000000), 1);
+        IS(slb_health_begin(&health, i * 5000000000), 0);
+        IS(slb_health_expire(&health, i * 5000000000), SLB_UNCHANGED);
+        IS(slb_health_expire(&health, i * 5000000000 + 1000000000),
+           i == 0 ? SLB_UNCHANGED : SLB_NOW_UNHEALTHY);
+    }
+    IS(slb_health_is_healthy(&health), 0);
+    IS(slb_health_begin(&health, 10000000000), 1);
+    IS(slb_health_failed(&health), SLB_UNCHANGED);
+}
+
+static void configs(void) {
+    slb_config *config = NULL;
+    slb_snapshot *snapshot = NULL;
+    slb_mux_options mux;
+    slb_nat_options nat;
+    char faults[64];
+    const char *bad = "[node]\nrole = \"hub\"\n";
+    memset(faults, 'x', sizeof faults);
+    IS(slb_config_parse(NULL, 1, faults, sizeof faults, &config), SLB_ERROR_NULL);
+    IS(slb_config_parse(bad, strlen(bad), faults, sizeof faults, NULL), SLB_ERROR_NULL);
+    IS(slb_config_parse("\xff", 1, faults, sizeof faults, &config), SLB_ERROR_RANGE);
+    IS(slb_config_parse(bad, strlen(bad), faults, sizeof faults, &config), SLB_ERROR_CONFIGURATION);
+    assert(config == NULL && strlen(faults) == sizeof faults - 1);
+    assert(strncmp(faults, "configuration:1: node", 21) == 0 || strstr(faults, "role"));
+    IS(slb_config_parse(bad, strlen(bad), faults, 1, &config), SLB_ERROR_CONFIGURATION);
+    assert(faults[0] == 0);
+    IS(slb_config_parse(bad, strlen(bad), faults, 0, &config), SLB_ERROR_CONFIGURATION);
+    IS(slb_config_parse(bad, strlen(bad), NULL, 0, &config), SLB_ERROR_CONFIGURATION);
+    const char *good = "[node]\nrole = \"proxy\"\n[[pool]]\nname = \"p\"\n"
+                       "backends = [{ name = \"b\", address = \"10.0.0.1\" }]\n";
+    IS(slb_config_parse(good, strlen(good), NULL, 0, &config), SLB_OK);
+    IS(slb_config_role(NULL), SLB_ERROR_NULL);
+    IS(slb_config_role(config), SLB_PROXY);
+    slb_mux_options_init(&mux);
+    slb_nat_options_init(&nat);
+    IS(slb_config_mux_options(config, NULL), SLB_ERROR_NULL);
+    IS(slb_config_mux_options(config, &mux), SLB_OK);
+    IS(slb_config_nat_options(NULL, &nat), SLB_ERROR_NULL);
+    IS(slb_config_nat_options(config, &nat), SLB_OK);
+    IS(slb_config_set_backend(config, NULL, 1, 0), SLB_ERROR_NULL);
+    IS(slb_config_set_backend(config, "none", 1, 0), SLB_ERROR_RANGE);
+    IS(slb_config_set_backend(config, "p/b", 1, 3), SLB_ERROR_RANGE);
+    IS(slb_config_set_backend(config, "p/b", 1, SLB_DRAINING), SLB_OK);
+    IS(slb_config_snapshot(config, NULL, NULL), SLB_ERROR_NULL);
+    IS(slb_config_snapshot(config, (slb_snapshot *)&nat, &snapshot), SLB_ERROR_HANDLE);
+    IS(slb_config_snapshot(config, NULL, &snapshot), SLB_OK);
+    IS(slb_config_free(config), SLB_OK);
+    IS(slb_config_free(NULL), SLB_OK);
+    IS(slb_config_free((slb_config *)snapshot), SLB_ERROR_HANDLE);
+    IS(slb_snapshot_free(snapshot), SLB_OK);
+}
+
+int main(void) {
+    strings();
+    slb_builder *builder = builders();
+    slb_snapshot *snapshot = snapshots(builder);
+    IS(slb_builder_free(builder), SLB_OK);
+    slb_mux *mux = muxs(snapshot);
+    slb_host *host = hosts(snapshot);
+    slb_proxy *proxy = proxys(snapshot);
+    flows(mux, host, proxy);
+    frames_of(mux);
+    health();
+    configs();
+    IS(slb_mux_free((slb_mux *)host), SLB_ERROR_HANDLE);
+    IS(slb_mux_free(mux), SLB_OK);
+    IS(slb_host_free(host), SLB_OK);
+    IS(slb_snapshot_free(snapshot), SLB_ERROR_IN_USE);
+    IS(slb_proxy_free(proxy), SLB_OK);
+    IS(slb_snapshot_free(snapshot), SLB_OK);
+    puts("every misuse was seen");
+    return 0;
+}

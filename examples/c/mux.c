@@ -88,9 +88,10 @@ int main(int argc, char **argv) {
     const uint8_t *data;
     uint64_t now = 0, first = 0;
     size_t count = 0;
+    int next = 1;
     for (int more = 1; more || count > 0;) {
         uint64_t at = 0;
-        if (more && (more = pcap_next_ex(in, &header, &data) == 1))
+        if (more && (more = (next = pcap_next_ex(in, &header, &data)) == 1))
             at = (uint64_t)header->ts.tv_sec * 1000000000 + (uint64_t)header->ts.tv_usec;
         /* Packets of one burst are no further apart than a millisecond. */
         if (count > 0 && (!more || count == SLB_BURST || at > first + MILLISECOND)) {
@@ -121,6 +122,7 @@ int main(int argc, char **argv) {
            (unsigned long long)stats.forwarded, (unsigned long long)stats.replied,
            (unsigned long long)stats.dropped);
     pcap_dump_close(out);
+    if (next == PCAP_ERROR) fail(argv[2], pcap_geterr(in));
     pcap_close(format);
     pcap_close(in);
     free(memory);

@@ -7,52 +7,22 @@
 #[macro_use]
 mod common;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufWriter, Write as _};
-use std::net::IpAddr;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
 use slb_control::Config;
-use slb_core::packet::{Packet, Parsed};
 use slb_core::{Frame, HEADROOM, Instant, Mux, Verdict};
 use slb_io_pcap::{Format, Writer};
 
-use common::{Namespace, captures, checksum_error, has, is_root, read, sh, without_ttl};
+use common::{
+    Namespace, captures, checksum_error, configuration_text, has, is_root, read, sh, without_ttl,
+};
 
-/// A configuration that makes every destination of the capture a VIP: TCP and UDP and all else.
 fn configuration(packets: &[(Instant, Vec<u8>)], host: &str, next_hop: &str, mtu: u32) -> Config {
-    let mut vips: BTreeMap<IpAddr, ()> = BTreeMap::new();
-    for (_, packet) in packets {
-        if let Parsed::Ip(packet) = Packet::parse(packet) {
-            let destination = packet.tuple().destination;
-            if !destination.is_multicast() && !destination.is_unspecified() {
-                vips.insert(destination, ());
-            }
-        }
-    }
-    let mut text = format!(
-        "[node]\nrole = \"mux\"\nunderlay = [\"172.16.0.11\", \"fd00:16::11\"]\nmtu = {mtu}\n\
-         next_hop = \"{next_hop}\"\n"
-    );
-    for (pool, network) in [("four", "10.10.1."), ("six", "fd00:10::")] {
-        text += &format!("[[pool]]\nname = \"{pool}\"\nvni = 5001\nbackends = [\n");
-        for i in 1..=3 {
-            text += &format!(
-                "{{ name = \"vm{i}\", address = \"{network}{i}\", host = \"{host}\" }},\n"
-            );
-        }
-        text += "]\n";
-    }
-    for (i, vip) in vips.keys().enumerate() {
-        let pool = if vip.is_ipv4() { "four" } else { "six" };
-        text += &format!(
-            "[[frontend]]\nname = \"f{i}\"\naddress = \"{vip}\"\nicmp_echo = \"forward\"\n\
-             [[rule]]\nname = \"r{i}\"\nfrontend = \"f{i}\"\npool = \"{pool}\"\nprotocol = \"all\"\n"
-        );
-    }
+    let text = configuration_text(packets, host, next_hop, mtu);
     Config::parse("captures.toml", &text).unwrap()
 }
 

@@ -2,11 +2,14 @@
 
 #![allow(dead_code, reason = "each test uses some of it")]
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use slb_core::Instant;
+use slb_core::packet::{Packet, Parsed};
 use slb_io_pcap::{FRAME_LEN, Next, Reader};
 
 /// Says why a test is skipped, or fails where nothing may be.
@@ -123,4 +126,43 @@ pub fn sh(command: &str) -> bool {
 pub fn is_root() -> bool {
     let output = Command::new("id").arg("-u").output();
     output.is_ok_and(|output| output.stdout == b"0\n")
+}
+
+/// A mux's configuration that makes every destination of the capture a VIP: TCP and UDP and all else.
+pub fn configuration_text(
+    packets: &[(Instant, Vec<u8>)],
+    host: &str,
+    next_hop: &str,
+    mtu: u32,
+) -> String {
+    let mut vips: BTreeMap<IpAddr, ()> = BTreeMap::new();
+    for (_, packet) in packets {
+        if let Parsed::Ip(packet) = Packet::parse(packet) {
+            let destination = packet.tuple().destination;
+            if !destination.is_multicast() && !destination.is_unspecified() {
+                vips.insert(destination, ());
+            }
+        }
+    }
+    let mut text = format!(
+        "[node]\nrole = \"mux\"\nunderlay = [\"172.16.0.11\", \"fd00:16::11\"]\nmtu = {mtu}\n\
+         next_hop = \"{next_hop}\"\n"
+    );
+    for (pool, network) in [("four", "10.10.1."), ("six", "fd00:10::")] {
+        text += &format!("[[pool]]\nname = \"{pool}\"\nvni = 5001\nbackends = [\n");
+        for i in 1..=3 {
+            text += &format!(
+                "{{ name = \"vm{i}\", address = \"{network}{i}\", host = \"{host}\" }},\n"
+            );
+        }
+        text += "]\n";
+    }
+    for (i, vip) in vips.keys().enumerate() {
+        let pool = if vip.is_ipv4() { "four" } else { "six" };
+        text += &format!(
+            "[[frontend]]\nname = \"f{i}\"\naddress = \"{vip}\"\nicmp_echo = \"forward\"\n\
+             [[rule]]\nname = \"r{i}\"\nfrontend = \"f{i}\"\npool = \"{pool}\"\nprotocol = \"all\"\n"
+        );
+    }
+    text
 }

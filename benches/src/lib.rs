@@ -8,7 +8,7 @@
 //! has a limit, which is measured in the same run, the last column says how many times as long it
 //! takes, by the least of both.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod error;
 mod flows;

@@ -1,5 +1,6 @@
 //! The parts of a packet's way, each beside what others do with the same packets and flows.
 
+mod ffi;
 mod hash;
 mod parse;
 mod table;
@@ -16,5 +17,6 @@ pub(crate) fn measure(
 ) -> Result<(), Failure> {
     parse::measure(options, report);
     hash::measure(options, report);
-    table::measure(options, report, limits)
+    table::measure(options, report, limits)?;
+    ffi::measure(options, report, limits)
 }

@@ -49,9 +49,9 @@ pub struct NatTables<'m> {
     /// Counters by [`CompiledRule::slot`](crate::service::CompiledRule::slot); rules beyond its end
     /// are not counted.
     pub rules: Mem<'m, RuleCounters>,
-    /// Counters by [`BackendId::slot`]; backends beyond its end are not counted.
+    /// Counters by [`BackendId::slot`](crate::service::BackendId::slot); backends beyond its end are not counted.
     pub backends: Mem<'m, BackendCounters>,
-    /// SNAT counters by [`BackendId::slot`]; backends beyond its end are not counted.
+    /// SNAT counters by [`BackendId::slot`](crate::service::BackendId::slot); backends beyond its end are not counted.
     pub snat: Mem<'m, SnatCounters>,
     /// How many connections use each SNAT port of the backends here:
     /// [`Snapshot::snat_port_places`] of them; those beyond its end are not counted.

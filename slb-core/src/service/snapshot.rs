@@ -891,7 +891,7 @@ impl<'m> Snapshot<'m> {
     }
 
     /// Places that users of SNAT ports are counted in: see
-    /// [`NatTables::snat_users`](crate::host::HostTables::snat_users).
+    /// [`NatTables::snat_users`](crate::nat::NatTables::snat_users).
     pub fn snat_port_places(&self) -> usize {
         self.nat.port_places()
     }

@@ -463,12 +463,12 @@ pub enum SpecError {
         /// Ports that it has to give.
         available: u32,
     },
-    /// A proxy has no frontend port, or several in [`PortMode::Single`].
+    /// A proxy has no frontend port, or several in [`PortMode::Single`](super::PortMode::Single).
     FrontendPorts {
         /// How many it has.
         count: usize,
     },
-    /// A frontend port has no address in [`PortMode::Multi`].
+    /// A frontend port has no address in [`PortMode::Multi`](super::PortMode::Multi).
     FrontendPortAddress {
         /// The port.
         port: PortId,

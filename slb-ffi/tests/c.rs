@@ -267,26 +267,35 @@ fn cmake_finds_it() {
     let Some(prefix) = installed() else {
         skip!("make or a C compiler is not installed");
     };
-    if let Some(tool) = missing(&["cmake", "pkg-config"]) {
+    if let Some(tool) = missing(&["cmake", "pkg-config", "gcc", "clang", "g++", "clang++"]) {
         skip!("{tool} is not installed");
     }
     if !Path::new("/usr/include/pcap/pcap.h").exists() {
         skip!("libpcap's header is not installed");
     }
-    let folder = build("cmake");
-    ok(Command::new("cmake")
-        .arg("-S")
-        .arg(root().join("examples/c"))
-        .arg("-B")
-        .arg(&folder)
-        .arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.display())));
-    ok(Command::new("cmake").arg("--build").arg(&folder));
-    let out = folder.join("out.pcap");
-    ok(Command::new(folder.join("mux"))
-        .args(["examples/web.toml", "examples/sample.pcap"])
-        .arg(&out)
-        .current_dir(root()));
-    assert!(fs::metadata(out).unwrap().len() > 10_000);
+    for (example, variable, compiler) in [
+        ("c", "C", "gcc"),
+        ("c", "C", "clang"),
+        ("cpp", "CXX", "g++"),
+        ("cpp", "CXX", "clang++"),
+    ] {
+        let folder = build(&format!("cmake-{compiler}"));
+        ok(Command::new("cmake")
+            .arg("-S")
+            .arg(root().join("examples").join(example))
+            .arg("-B")
+            .arg(&folder)
+            .arg(format!("-DCMAKE_{variable}_COMPILER={compiler}"))
+            .arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.display())));
+        ok(Command::new("cmake").arg("--build").arg(&folder));
+        let mut program = Command::new(folder.join("mux"));
+        if example == "c" {
+            program
+                .args(["examples/web.toml", "examples/sample.pcap"])
+                .arg(folder.join("out.pcap"));
+        }
+        ok(program.current_dir(root()));
+    }
 }
 
 /// Linked without libc and an allocator.

@@ -60,7 +60,11 @@ impl Limits {
 
 /// Has the kernel leave this thread on one core; `None` where it will not.
 pub(crate) fn stay_on_a_core() -> Option<usize> {
-    let core = rustix::thread::sched_getcpu();
+    let allowed = rustix::thread::sched_getaffinity(None).ok()?;
+    // The last one: interrupts tend to be the first one's.
+    let core = (0..rustix::thread::CpuSet::MAX_CPU)
+        .rev()
+        .find(|&core| allowed.is_set(core))?;
     let mut cores = rustix::thread::CpuSet::new();
     cores.set(core);
     rustix::thread::sched_setaffinity(None, &cores).ok()?;

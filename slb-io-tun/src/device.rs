@@ -1,0 +1,149 @@
+//! One queue of a TUN or TAP device.
+
+use std::ffi::{c_char, c_int, c_short};
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl};
+
+/// What a device carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// IP packets: TUN.
+    Ip,
+    /// Ethernet frames: TAP.
+    Ethernet,
+}
+
+/// A queue of a device, not blocking.
+#[derive(Debug)]
+pub struct Device {
+    file: File,
+    layer: Layer,
+}
+
+/// Why a device cannot be opened.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// A name has 1 to 15 bytes, none of them zero, a slash or a space.
+    Name(String),
+    /// `/dev/net/tun` cannot be opened: is the module there, and the right to read and write it?
+    Driver(io::Error),
+    /// The device cannot be attached to: CAP_NET_ADMIN is missing, it is of the other kind, or
+    /// somebody else has it.
+    Attach(io::Error),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => {
+                write!(f, "{name:?} is no name of a device: expected 1 to 15 bytes")
+            }
+            Self::Driver(error) => write!(f, "/dev/net/tun cannot be opened: {error}"),
+            Self::Attach(error) => write!(
+                f,
+                "the device cannot be attached to: {error} (it takes CAP_NET_ADMIN, and a device of \
+                 this kind that nobody else has)"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+const NAME_LEN: usize = 16;
+const IFF_TUN: c_short = 0x0001;
+const IFF_TAP: c_short = 0x0002;
+const IFF_NO_PI: c_short = 0x1000;
+const IFF_MULTI_QUEUE: c_short = 0x0100;
+
+/// The kernel's `struct ifreq`, as far as attaching needs it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Request {
+    name: [c_char; NAME_LEN],
+    flags: c_short,
+    rest: [u8; 22],
+}
+
+const _: () = assert!(size_of::<Request>() == 40);
+
+/// TUNSETIFF.
+struct Attach(Request);
+
+// SAFETY: the opcode takes a pointer to a `struct ifreq`, which `as_ptr` gives, and nothing else.
+unsafe impl Ioctl for Attach {
+    type Output = ();
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> Opcode {
+        rustix::ioctl::opcode::write::<c_int>(b'T', 202)
+    }
+
+    fn as_ptr(&mut self) -> *mut std::ffi::c_void {
+        (&raw mut self.0).cast()
+    }
+
+    unsafe fn output_from_ptr(_: IoctlOutput, _: *mut std::ffi::c_void) -> rustix::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Device {
+    /// Attaches to a device, which is made where it is not there. With `multi_queue` it can be
+    /// opened several times, and flows are spread over the queues by the kernel; then all have to
+    /// be opened so.
+    ///
+    /// # Errors
+    /// The name is none, or the kernel refuses.
+    pub fn open(name: &str, layer: Layer, multi_queue: bool) -> Result<Self, OpenError> {
+        const O_NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+        let bad = |byte: &u8| matches!(byte, 0 | b'/' | b' ');
+        if name.is_empty() || name.len() >= NAME_LEN || name.as_bytes().iter().any(bad) {
+            return Err(OpenError::Name(name.to_owned()));
+        }
+        let mut request = Request {
+            name: [0; NAME_LEN],
+            flags: IFF_NO_PI
+                | match layer {
+                    Layer::Ip => IFF_TUN,
+                    Layer::Ethernet => IFF_TAP,
+                }
+                | if multi_queue { IFF_MULTI_QUEUE } else { 0 },
+            rest: [0; 22],
+        };
+        for (to, from) in request.name.iter_mut().zip(name.bytes()) {
+            *to = from as c_char;
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(O_NONBLOCK)
+            .open("/dev/net/tun")
+            .map_err(OpenError::Driver)?;
+        // SAFETY: the file is a TUN driver's, of which the opcode is one.
+        unsafe { ioctl(&file, Attach(request)) }
+            .map_err(|error| OpenError::Attach(error.into()))?;
+        Ok(Self { file, layer })
+    }
+
+    /// What it carries.
+    pub fn layer(&self) -> Layer {
+        self.layer
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}

@@ -19,6 +19,7 @@ const KEY: [u64; 2] = [0x736c_6220_7265_706c, 0x6179_2066_6c6f_7773];
 /// A mux, a host agent or a proxy, and where its frames come in.
 pub(crate) struct Balancer {
     role: Running,
+    current: Shared,
     /// Of a host: who sends from which port.
     vms: Vec<(PortId, [u8; 6])>,
 }
@@ -41,28 +42,45 @@ macro_rules! on {
 
 impl Balancer {
     pub(crate) fn new(config: &Config) -> Result<Self, Failure> {
+        Self::with_key(config, KEY)
+    }
+
+    /// A balancer whose tables have a key of the caller's.
+    pub(crate) fn with_key(config: &Config, key: [u64; 2]) -> Result<Self, Failure> {
         let snapshot = config.snapshot(None).map_err(Failure::usage)?;
+        let current = Arc::clone(&snapshot);
         let memory = &mut HugePages;
         let none = || Failure::failed("there is not enough memory for the tables");
         let role = match config.node.role {
             Role::Mux => {
-                let mux = Mux::build(snapshot, config.node.flows, KEY, memory).ok_or_else(none)?;
+                let mux = Mux::build(snapshot, config.node.flows, key, memory).ok_or_else(none)?;
                 Running::Mux(mux.with_options(config.mux_options()))
             }
             Role::Host => {
                 let connections = config.node.connections;
-                let host = Host::build(snapshot, connections, KEY, memory).ok_or_else(none)?;
+                let host = Host::build(snapshot, connections, key, memory).ok_or_else(none)?;
                 Running::Host(host.with_options(config.nat_options()))
             }
             Role::Proxy => {
                 let connections = config.node.connections;
-                let proxy = Proxy::build(snapshot, connections, KEY, memory).ok_or_else(none)?;
+                let proxy = Proxy::build(snapshot, connections, key, memory).ok_or_else(none)?;
                 Running::Proxy(proxy.with_options(config.nat_options()))
             }
         };
         let vms = config.vms().into_iter();
         let vms = vms.filter_map(|vm| Some((vm.port?, vm.mac.0))).collect();
-        Ok(Self { role, vms })
+        Ok(Self { role, current, vms })
+    }
+
+    /// The snapshot in place.
+    pub(crate) fn shared_snapshot(&self) -> Shared {
+        Arc::clone(&self.current)
+    }
+
+    /// Puts another snapshot in place.
+    pub(crate) fn install(&mut self, snapshot: Shared) {
+        self.current = Arc::clone(&snapshot);
+        on!(&mut self.role, role => drop(role.install(snapshot)));
     }
 
     /// Says where a frame came in, which a capture does not: what has a vm's MAC address for its

@@ -31,6 +31,12 @@ pub(crate) enum Command {
     /// they would be), or made from a tuple: slb explain --config web.toml tcp 1.2.3.4:50000
     /// 20.20.20.100:80
     Explain(ExplainOptions),
+    /// Run a mux on a TUN device: VIPs are routed into it, and VXLAN comes out.
+    Mux(LiveOptions),
+    /// Run a host agent on TAP devices: port 0 is the fabric's, the vms' are as `slb check` says.
+    Host(LiveOptions),
+    /// Run a proxy on TAP devices, one for each port.
+    Proxy(LiveOptions),
     /// Check a configuration: prints every fault with its line, or what it comes to.
     Check(CheckOptions),
     /// Make a capture to try things with: TCP sessions and UDP exchanges from many clients.
@@ -113,6 +119,18 @@ pub(crate) struct ReplayOptions {
     /// How to print the report.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(crate) report: Format,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct LiveOptions {
+    /// The configuration (TOML). Read again on SIGHUP, between two bursts; a bad one changes
+    /// nothing. SIGTERM and SIGINT end the program, with a report.
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// A device, and the port that it is: a proxy's by name, a host's by number. Can be given
+    /// several times. It takes CAP_NET_ADMIN.
+    #[arg(long, value_name = "[PORT=]tun:NAME|tap:NAME", required = true)]
+    pub(crate) io: Vec<String>,
 }
 
 #[derive(Clone, Debug, Args)]

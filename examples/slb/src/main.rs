@@ -9,6 +9,7 @@ mod check;
 mod cli;
 mod explain;
 mod generate;
+mod live;
 mod replay;
 mod report;
 
@@ -16,6 +17,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use clap::Parser;
+use slb_control::Role;
 
 use crate::cli::{Cli, Command};
 
@@ -23,6 +25,9 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Replay(options) => replay::run(&options),
         Command::Explain(options) => explain::run(&options),
+        Command::Mux(options) => live::run(&options, Role::Mux),
+        Command::Host(options) => live::run(&options, Role::Host),
+        Command::Proxy(options) => live::run(&options, Role::Proxy),
         Command::Check(options) => check::run(&options),
         Command::Generate(options) => generate::run(&options),
         Command::Bench(options) => slb_benches::run(&slb_benches::Options {

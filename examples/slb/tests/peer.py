@@ -1,0 +1,65 @@
+"""The machines at both ends of the live tests.
+
+serve NAME: says its name and its client's address, by lines, by HTTP and by datagrams.
+stay ADDRESS PORT SECONDS: asks over one connection all the time, and prints who answered.
+ask ADDRESS PORT: asks by a datagram, and prints who answered.
+"""
+import socket
+import sys
+import threading
+import time
+
+
+def answer(connection, peer, name):
+    stream = connection.makefile("rwb")
+    text = f"{name} {peer[0]}\n".encode()
+    for line in stream:
+        if line.startswith(b"GET "):
+            stream.write(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
+            stream.flush()
+            break
+        stream.write(text)
+        stream.flush()
+    connection.close()
+
+
+def listen(name):
+    server = socket.socket()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind(("", 8080))
+    server.listen(64)
+    while True:
+        connection, peer = server.accept()
+        threading.Thread(target=answer, args=(connection, peer, name), daemon=True).start()
+
+
+def serve(name):
+    threading.Thread(target=listen, args=(name,), daemon=True).start()
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    datagrams.bind(("", 8080))
+    while True:
+        _, peer = datagrams.recvfrom(2000)
+        datagrams.sendto(f"{name} {peer[0]}\n".encode(), peer)
+
+
+def stay(address, port, seconds):
+    connection = socket.create_connection((address, int(port)), timeout=5)
+    stream = connection.makefile("rwb")
+    end = time.time() + float(seconds)
+    names = set()
+    while time.time() < end:
+        stream.write(b"who\n")
+        stream.flush()
+        names.add(stream.readline().decode().split()[0])
+        time.sleep(0.02)
+    print(*names)
+
+
+def ask(address, port):
+    question = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    question.settimeout(5)
+    question.sendto(b"who\n", (address, int(port)))
+    print(question.recvfrom(2000)[0].decode().strip())
+
+
+{"serve": serve, "stay": stay, "ask": ask}[sys.argv[1]](*sys.argv[2:])

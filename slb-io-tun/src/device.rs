@@ -147,3 +147,16 @@ impl AsFd for Device {
         self.file.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_no_device_can_have_are_refused_before_the_kernel_is_asked() {
+        for name in ["", "sixteen-bytes-it", "a b", "a/b", "a\0b"] {
+            let opened = Device::open(name, Layer::Ip, false);
+            assert!(matches!(opened, Err(OpenError::Name(_))), "{name:?}");
+        }
+    }
+}

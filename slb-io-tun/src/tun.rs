@@ -234,3 +234,45 @@ impl<'m> PacketIo<'m> for Tun<'m> {
         count
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ip_packets_get_a_link_header_and_lose_it_again() {
+        for (version, ether_type) in [(0x45, [0x08, 0x00]), (0x60, [0x86, 0xdd])] {
+            let mut frame = [0xff; 40];
+            frame[14] = version;
+            assert_eq!(make_link(&mut frame), Some(()));
+            assert_eq!(frame[12..14], ether_type);
+            assert_eq!(without_link(&frame), Some(&frame[14..]));
+        }
+        let mut neither = [0; 40];
+        assert_eq!(make_link(&mut neither), None);
+        assert_eq!(make_link(&mut [0; 14]), None);
+        neither[12..14].copy_from_slice(&[0x08, 0x06]); // ARP
+        assert_eq!(without_link(&neither), None);
+    }
+
+    #[test]
+    fn frames_of_others_are_set_aside() {
+        let mut memory = vec![0; memory_for(2)];
+        let mut other = vec![0; memory_for(1)];
+        let mut io = Tun::new(Vec::new(), &mut memory);
+        let mut burst = Burst::new();
+        assert_eq!(io.reserve(&mut burst, 5), 2);
+        assert!(
+            burst
+                .push(Frame::new(&mut other, START, 60).unwrap())
+                .is_ok()
+        );
+        for frame in burst.iter_mut() {
+            frame.set_verdict(Verdict::Forward(PortId(1)));
+        }
+        assert_eq!(io.transmit(&mut burst).unwrap(), 0);
+        assert_eq!(io.stats().foreign, 1);
+        // The others are back.
+        assert_eq!(io.reserve(&mut burst, 5), 2);
+    }
+}

@@ -1,10 +1,18 @@
-//! The proxy between real machines, which are network namespaces: two clients at a frontend port
-//! each, and behind the backend port a router with three servers.
+//! The program between real machines, which are network namespaces.
 //!
+//! The proxy, over TAP devices: two clients at a frontend port each, and behind the backend port a
+//! router with three servers.
 //! ```text
-//!  c0 ── bridge ── tap f0 ┐                      ┌ s1
+//!  c0 ── bridge ── tap f0 ┐                         ┌ s1
 //!                         ├ slb ─ tap back ─ router ┼ s2
-//!  c1 ── bridge ── tap f1 ┘                      └ s3
+//!  c1 ── bridge ── tap f1 ┘                         └ s3
+//! ```
+//! Two muxes, over TUN devices, behind a router with ECMP, and three hosts with Linux's own VXLAN
+//! devices, which answer clients straight.
+//! ```text
+//!               ┌ m1: tun ─ slb ┐          ┌ h1
+//!  c ── router ─┤               ├─ VXLAN ──┼ h2
+//!               └ m2: tun ─ slb ┘          └ h3
 //! ```
 //!
 //! Needs root; without, or where a tool is missing, it says so and is skipped.
@@ -13,33 +21,69 @@
 mod common;
 
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use common::{has, is_root, sh};
+use common::{is_root, sh};
+
+/// A process, which ends with its test.
+struct Process(Child);
+
+impl Process {
+    fn signal(&self, signal: &str) {
+        assert!(sh(&format!("kill -{signal} {}", self.0.id())));
+    }
+
+    /// Waits for its end; gives what it printed, where it ended well.
+    #[track_caller]
+    fn finish(mut self) -> String {
+        let mut said = String::new();
+        if let Some(out) = &mut self.0.stdout {
+            out.read_to_string(&mut said).unwrap();
+        }
+        let status = self.0.wait().unwrap();
+        assert!(status.success(), "{status}: {said}");
+        said
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 /// Namespaces, and the processes in them: gone with it.
 struct World {
     tag: String,
-    children: Vec<Child>,
+    machines: Vec<String>,
+    servers: Vec<Process>,
     directory: tempfile::TempDir,
 }
 
-const MACHINES: [&str; 7] = ["c0", "c1", "lb", "r", "s1", "s2", "s3"];
-
 impl World {
-    fn new() -> Self {
-        let world = Self {
-            tag: format!("slbl{}", std::process::id() % 100_000),
-            children: Vec::new(),
+    fn new(kind: &str, machines: &[&str]) -> Self {
+        let mut world = Self {
+            tag: format!("slb{kind}{}", std::process::id() % 100_000),
+            machines: Vec::new(),
+            servers: Vec::new(),
             directory: tempfile::tempdir().unwrap(),
         };
-        for machine in MACHINES {
+        for machine in machines {
             assert!(sh(&format!("ip netns add {}-{machine}", world.tag)));
+            world.machines.push((*machine).to_owned());
             world.on(machine, "ip link set lo up");
         }
+        world
+    }
+
+    /// What the proxy stands between.
+    fn of_proxy() -> Self {
+        let world = Self::new("p", &["c0", "c1", "lb", "r", "s1", "s2", "s3"]);
         let bridge = |port: &str| {
             world.on("lb", &format!("ip tuntap add dev {port} mode tap"));
             world.on("lb", &format!("ip link add br{port} type bridge"));
@@ -108,11 +152,9 @@ impl World {
         said
     }
 
-    fn start(&self, machine: &str, command: &str) -> Child {
-        self.command(machine, command)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap()
+    fn start(&self, machine: &str, command: &str) -> Process {
+        let mut command = self.command(machine, command);
+        Process(command.stdout(Stdio::piped()).spawn().unwrap())
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -156,14 +198,21 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        for child in &mut self.children {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        for machine in MACHINES {
+        self.servers.clear();
+        for machine in &self.machines {
             sh(&format!("ip netns del {}-{machine}", self.tag));
         }
     }
+}
+
+/// What the tests cannot do without.
+fn lacking() -> Option<String> {
+    if !is_root() {
+        return Some("network namespaces need root".to_owned());
+    }
+    let mut tools = ["ip", "sysctl", "curl", "python3", "ping"].into_iter();
+    let missing = tools.find(|tool| !sh(&format!("command -v {tool}")))?;
+    Some(format!("{missing} is not installed"))
 }
 
 fn peer(arguments: &str) -> String {
@@ -173,19 +222,13 @@ fn peer(arguments: &str) -> String {
 
 #[test]
 fn the_proxy_serves_machines_behind_several_frontend_ports() {
-    if !is_root() {
-        skip!("network namespaces need root");
+    if let Some(why) = lacking() {
+        skip!("{why}");
     }
-    for tool in ["ip", "sysctl", "curl", "python3", "ping"] {
-        if !sh(&format!("command -v {tool}")) {
-            skip!("{tool} is not installed");
-        }
-    }
-    assert!(has("ip") || sh("ip -V"));
-    let mut world = World::new();
+    let mut world = World::of_proxy();
     for number in 1..=3 {
         let server = world.start(&format!("s{number}"), &peer(&format!("serve s{number}")));
-        world.children.push(server);
+        world.servers.push(server);
     }
     world.configure(&[("s1", 1), ("s2", 1), ("s3", 1)]);
     let slb = format!(
@@ -193,9 +236,7 @@ fn the_proxy_serves_machines_behind_several_frontend_ports() {
         env!("CARGO_BIN_EXE_slb"),
         world.path("proxy.toml").display()
     );
-    let mut proxy = world.start("lb", &slb);
-    let signal =
-        |child: &Child, signal: &str| assert!(sh(&format!("kill -{signal} {}", child.id())));
+    let proxy = world.start("lb", &slb);
     // Until neighbours know each other.
     let ready = (0..50).any(|_| {
         sleep(Duration::from_millis(100));
@@ -205,7 +246,7 @@ fn the_proxy_serves_machines_behind_several_frontend_ports() {
             .unwrap();
         ping.status.success()
     });
-    assert!(ready, "{:?}", proxy.try_wait());
+    assert!(ready);
 
     for (client, own) in [("c0", "10.0.0.10"), ("c1", "10.0.0.11")] {
         // Pings of the VIP are answered by backends, all of them.
@@ -231,7 +272,7 @@ fn the_proxy_serves_machines_behind_several_frontend_ports() {
     }
 
     // Sessions stay where they are, whatever becomes of the configuration.
-    let sessions: Vec<Child> = (0..6)
+    let sessions: Vec<Process> = (0..6)
         .map(|n| world.start(["c0", "c1"][n % 2], &peer("stay 10.99.0.1 80 3")))
         .collect();
     sleep(Duration::from_millis(500));
@@ -241,17 +282,15 @@ fn the_proxy_serves_machines_behind_several_frontend_ports() {
         &[("s1", 1), ("s2", 0), ("s3", 7)],
     ] {
         world.configure(backends);
-        signal(&proxy, "HUP");
+        proxy.signal("HUP");
         sleep(Duration::from_millis(400));
     }
     // A bad one changes nothing.
     fs::write(world.path("proxy.toml"), "[node]\nrole = \"hub\"\n").unwrap();
-    signal(&proxy, "HUP");
+    proxy.signal("HUP");
     let mut homes = std::collections::BTreeSet::new();
     for session in sessions {
-        let output = session.wait_with_output().unwrap();
-        assert!(output.status.success());
-        let names = String::from_utf8(output.stdout).unwrap();
+        let names = session.finish();
         assert_eq!(names.split_whitespace().count(), 1, "{names}");
         homes.insert(names);
     }
@@ -260,12 +299,156 @@ fn the_proxy_serves_machines_behind_several_frontend_ports() {
         assert!(!page.starts_with("s2"), "s2 is drained");
     }
 
-    signal(&proxy, "TERM");
-    let output = proxy.wait_with_output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{text}");
+    proxy.signal("TERM");
+    let text = proxy.finish();
     assert!(
         text.contains("connections:") && text.contains("servers"),
         "{text}"
     );
+}
+
+/// A mux's configuration, the same on all but for its own address.
+fn mux_configuration(own: &str) -> String {
+    let mut text = format!(
+        "[node]\nrole = \"mux\"\nunderlay = \"{own}\"\nmtu = 1600\nhash_seed = 1\n\
+         [[frontend]]\nname = \"web\"\naddress = \"20.20.20.100\"\n\
+         [[rule]]\nname = \"http\"\nfrontend = \"web\"\npool = \"hosts\"\n\
+         protocol = \"tcp\"\nfrontend_port = 8080\n\
+         [[pool]]\nname = \"hosts\"\nvni = 5001\nbackends = [\n"
+    );
+    for number in 1..=3 {
+        text += &format!(
+            "{{ name = \"h{number}\", address = \"10.10.0.{number}\", \
+             host = \"172.16.0.10{number}\", mac = \"02:00:00:00:01:0{number}\" }},\n"
+        );
+    }
+    text + "]\n"
+}
+
+#[test]
+fn two_muxes_serve_through_the_kernels_own_vxlan_and_one_may_die() {
+    if let Some(why) = lacking() {
+        skip!("{why}");
+    }
+    let mut world = World::new("m", &["c", "r", "m1", "m2", "h1", "h2", "h3"]);
+    world.cable("c", "eth0", "r", "to-c");
+    world.on("c", "ip address add 198.51.100.10/24 dev eth0");
+    world.on("r", "ip address add 198.51.100.1/24 dev to-c");
+    world.on("c", "ip route add default via 198.51.100.1");
+    world.on("r", "ip link add fabric type bridge");
+    world.on("r", "ip address add 172.16.0.1/24 dev fabric");
+    world.on("r", "ip link set fabric mtu 1600 up");
+    world.on(
+        "r",
+        "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.fib_multipath_hash_policy=1",
+    );
+    for (machine, last) in [
+        ("m1", 11),
+        ("m2", 12),
+        ("h1", 101),
+        ("h2", 102),
+        ("h3", 103),
+    ] {
+        world.cable(machine, "eth0", "r", machine);
+        world.on(
+            "r",
+            &format!("ip link set {machine} mtu 1600 master fabric"),
+        );
+        world.on(machine, "ip link set eth0 mtu 1600");
+        world.on(
+            machine,
+            &format!("ip address add 172.16.0.{last}/24 dev eth0"),
+        );
+        world.on(machine, "ip route add default via 172.16.0.1");
+        world.on(machine, "sysctl -qw net.ipv4.conf.all.rp_filter=0");
+    }
+    for number in 1..=3 {
+        let host = format!("h{number}");
+        world.on(
+            &host,
+            "ip link add vx0 type vxlan id 5001 dstport 4789 dev eth0 nolearning",
+        );
+        world.on(
+            &host,
+            &format!("ip link set vx0 address 02:00:00:00:01:0{number} up"),
+        );
+        world.on(&host, "sysctl -qw net.ipv4.conf.vx0.rp_filter=0");
+        world.on(&host, "ip address add 20.20.20.100/32 dev lo");
+        let server = world.start(&host, &peer(&format!("serve {host}")));
+        world.servers.push(server);
+    }
+    let mut muxes = Vec::new();
+    for (mux, own) in [("m1", "172.16.0.11"), ("m2", "172.16.0.12")] {
+        fs::write(world.path(mux), mux_configuration(own)).unwrap();
+        world.on(mux, "ip tuntap add dev slb0 mode tun");
+        world.on(mux, "ip link set slb0 up");
+        world.on(mux, "ip route add 20.20.20.100/32 dev slb0");
+        // What comes out of the device has this node's own address.
+        world.on(
+            mux,
+            "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.slb0.accept_local=1",
+        );
+        world.on(mux, "sysctl -qw net.ipv4.conf.slb0.rp_filter=0");
+        let slb = format!(
+            "{} mux --config {} --io tun:slb0",
+            env!("CARGO_BIN_EXE_slb"),
+            world.path(mux).display()
+        );
+        muxes.push(world.start(mux, &slb));
+    }
+    let routes = |hops: &[&str]| {
+        let hops: String = hops
+            .iter()
+            .map(|hop| format!(" nexthop via {hop}"))
+            .collect();
+        world.on("r", &format!("ip route replace 20.20.20.100/32{hops}"));
+    };
+    routes(&["172.16.0.11", "172.16.0.12"]);
+    let ready = (0..50).any(|_| {
+        sleep(Duration::from_millis(100));
+        let ping = world
+            .command("c", "ping -c 1 -W 1 20.20.20.100")
+            .output()
+            .unwrap();
+        ping.status.success()
+    });
+    assert!(ready);
+
+    let mut served = std::collections::BTreeMap::<String, u32>::new();
+    for _ in 0..60 {
+        let page = world.on("c", "curl -sS --max-time 5 http://20.20.20.100:8080/");
+        let (host, seen) = page.trim().split_once(' ').unwrap();
+        assert_eq!(seen, "198.51.100.10");
+        *served.entry(host.to_owned()).or_default() += 1;
+    }
+    assert!(
+        served.len() == 3 && served.values().all(|&count| count >= 6),
+        "{served:?}"
+    );
+
+    // Slow downloads go on when a mux dies: the other one makes the same choices.
+    let downloads: Vec<Process> = (0..24)
+        .map(|_| {
+            let curl = "curl -sS --max-time 60 --limit-rate 500k http://20.20.20.100:8080/1500000";
+            world.start("c", &format!("sh -c '{curl} | sha256sum'"))
+        })
+        .collect();
+    sleep(Duration::from_millis(1000));
+    drop(muxes.remove(0)); // as kill -9 does
+    routes(&["172.16.0.12"]);
+    let mut sums = std::collections::BTreeSet::new();
+    for download in downloads {
+        sums.insert(download.finish());
+    }
+    assert_eq!(sums.len(), 1, "all have the same bytes: {sums:?}");
+    let whole = world.on(
+        "h1",
+        "sh -c 'curl -sS http://127.0.0.1:8080/1500000 | sha256sum'",
+    );
+    assert!(sums.contains(&whole));
+
+    let last = muxes.remove(0);
+    last.signal("TERM");
+    let text = last.finish();
+    assert!(text.contains("flows:"), "{text}");
 }

@@ -1,6 +1,7 @@
 """The machines at both ends of the live tests.
 
-serve NAME: says its name and its client's address, by lines, by HTTP and by datagrams.
+serve NAME: says its name and its client's address, by lines, by HTTP and by datagrams; and by HTTP
+    as many bytes as are asked for.
 stay ADDRESS PORT SECONDS: asks over one connection all the time, and prints who answered.
 ask ADDRESS PORT: asks by a datagram, and prints who answered.
 """
@@ -15,6 +16,10 @@ def answer(connection, peer, name):
     text = f"{name} {peer[0]}\n".encode()
     for line in stream:
         if line.startswith(b"GET "):
+            size = line.split()[1].strip(b"/")
+            if size:
+                text = bytes(i * 31 >> 3 & 255 for i in range(997)) * (int(size) // 997 + 1)
+                text = text[: int(size)]
             stream.write(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
             stream.flush()
             break

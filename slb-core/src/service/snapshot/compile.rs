@@ -1,0 +1,720 @@
+//! A snapshot out of a [`Spec`]: sizes first, then pools, backends, frontends, rules.
+
+use core::net::IpAddr;
+
+use super::{
+    CompiledBackend, CompiledPool, CompiledRule, ECHO, HA_PORTS, NO_RULE, Snapshot, VIP,
+    address_bytes, icmp_of, ipv6_words, raw_port, rule_key,
+};
+use crate::encapsulation::Template;
+use crate::flow::Ticks;
+use crate::hash::siphash13;
+use crate::maglev::{self, Member, Turn};
+use crate::mem::{Counter, Memory};
+use crate::service::nat::{
+    CompiledTerms, GRANULE, GRANULES, MAX_OWNERS, Nat, NatSize, RuleKind, deal, instance,
+    is_outbound,
+};
+use crate::service::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
+use crate::service::proxy::CompiledProxy;
+use crate::service::registry::{AlreadyRegistered, MAX_SLOTS, Registry, RegistryEntry, identity};
+use crate::service::spec::{
+    BackendState, Echo, InboundNat, NatTarget, Protocol, Rule, Spec, SpecError, Terms, derived_mac,
+};
+use crate::wire::protocol;
+
+/// How many elements each part of a snapshot has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Size {
+    rule_buckets: usize,
+    vip_buckets: usize,
+    frontends: usize,
+    rules: usize,
+    pools: usize,
+    backends: usize,
+    table: usize,
+    turns: usize,
+    backend_slots: usize,
+    rule_slots: usize,
+    nat: NatSize,
+}
+
+impl Size {
+    fn of(spec: &Spec<'_>, previous: Option<&Snapshot<'_>>) -> Self {
+        let ipv6 = spec
+            .frontends
+            .iter()
+            .filter(|frontend| frontend.address.is_ipv6())
+            .count();
+        let backends = spec.pools.iter().map(|pool| pool.backends.len()).sum();
+        let slots = |count, registry| Registry::slots_for(count, registry);
+        let (nat_rules, outbound) = (
+            spec.inbound_nat
+                .iter()
+                .map(|nat| nat_rules(spec, nat).count())
+                .sum::<usize>(),
+            (0..spec.frontends.len())
+                .filter(|&f| is_outbound(spec, f))
+                .count(),
+        );
+        let rules = spec.rules.len() + nat_rules + outbound;
+        let tables: usize = spec.pools.iter().map(|pool| pool.table_size as usize).sum();
+        Self {
+            rule_buckets: ProbeMap::<u64, 5>::buckets_for(
+                spec.rules.len() + nat_rules + (2 + OUTBOUND_KEYS) * spec.frontends.len(),
+            ),
+            vip_buckets: ProbeMap::<[u64; 2], 3>::buckets_for(ipv6),
+            frontends: spec.frontends.len(),
+            rules,
+            pools: spec.pools.len(),
+            backends,
+            table: tables + nat_rules + outbound * GRANULES,
+            turns: spec
+                .pools
+                .iter()
+                .map(|pool| pool.backends.len())
+                .max()
+                .unwrap_or(0),
+            backend_slots: slots(backends, previous.map(|p| &p.backend_ids)),
+            rule_slots: slots(rules, previous.map(|p| &p.rule_ids)),
+            nat: NatSize::of(spec, previous.map(|p| &p.nat)),
+        }
+    }
+
+    fn lines(&self, spec: &Spec<'_>) -> Option<usize> {
+        let mut counter = Counter::default();
+        counter.add::<RuleBucket>(self.rule_buckets)?;
+        counter.add::<VipBucket>(self.vip_buckets)?;
+        counter.add::<Echo>(self.frontends)?;
+        counter.add::<CompiledRule>(self.rules)?;
+        counter.add::<CompiledTerms>(self.rules)?;
+        counter.add::<CompiledPool>(self.pools)?;
+        counter.add::<CompiledBackend>(self.backends)?;
+        counter.add::<u16>(self.table)?;
+        counter.add::<Turn>(self.turns)?;
+        for (slots, owners) in [
+            (self.backend_slots, self.backends),
+            (self.rule_slots, self.rules),
+        ] {
+            counter.add::<RegistryEntry>(slots)?;
+            counter.add::<RuleBucket>(ProbeMap::<u64, 5>::buckets_for(owners))?;
+        }
+        self.nat.count(&mut counter)?;
+        CompiledProxy::count(spec, &mut counter)?;
+        Some(counter.lines())
+    }
+}
+
+impl<'m> Snapshot<'m> {
+    /// How many [`Line`](crate::mem::Line)s [`build`](Self::build) takes from an arena;
+    /// `usize::MAX` where it is more than can be counted.
+    pub fn lines_for(spec: &Spec<'_>, previous: Option<&Snapshot<'_>>) -> usize {
+        Size::of(spec, previous).lines(spec).unwrap_or(usize::MAX)
+    }
+
+    /// Compiles `spec`. Give the snapshot that this one is to follow as `previous`: backends and
+    /// rules keep their ids, and tables of pools that did not change are copied.
+    ///
+    /// # Errors
+    /// The spec contradicts itself, or the memory is used up.
+    pub fn build(
+        spec: &Spec<'_>,
+        previous: Option<&Snapshot<'_>>,
+        memory: &mut impl Memory<'m>,
+    ) -> Result<Self, SpecError> {
+        let size = Size::of(spec, previous);
+        for (what, count, most) in [
+            ("backends", size.backend_slots, MAX_SLOTS),
+            ("rules", size.rule_slots, MAX_SLOTS),
+            ("table slots", size.table, NONE as usize - 1),
+        ] {
+            if count > most {
+                return Err(SpecError::TooMany { what, most });
+            }
+        }
+        size.nat.check()?;
+        if let Some(ports) = &spec.proxy {
+            ports.check()?;
+        }
+        if !spec.outbound.is_empty() && size.backends > MAX_OWNERS {
+            let what = "backends beside outbound rules";
+            return Err(SpecError::TooMany {
+                what,
+                most: MAX_OWNERS,
+            });
+        }
+        let needed = size.lines(spec).unwrap_or(usize::MAX);
+        let none = SpecError::Memory { lines: needed };
+        let generation = previous.map_or(1, |previous| previous.generation + 1);
+        let mut registry = |slots, owners, previous| {
+            let entries = memory.take(slots, RegistryEntry::EMPTY)?;
+            let buckets = ProbeMap::<u64, 5>::buckets_for(owners);
+            let map = memory.take(buckets, RuleBucket::EMPTY)?;
+            Some(Registry::continue_from(previous, generation, entries, map))
+        };
+        let backend_ids = registry(
+            size.backend_slots,
+            size.backends,
+            previous.map(|p| &p.backend_ids),
+        );
+        let rule_ids = registry(size.rule_slots, size.rules, previous.map(|p| &p.rule_ids));
+        let previous_nat = previous.map(|p| &p.nat);
+        let mut snapshot = Self {
+            generation,
+            hasher: spec.hasher.clone(),
+            underlay: spec.underlay,
+            backend_ids: backend_ids.ok_or(none)?,
+            rule_ids: rule_ids.ok_or(none)?,
+            rule_keys: ProbeMap::new(
+                memory
+                    .take(size.rule_buckets, RuleBucket::EMPTY)
+                    .ok_or(none)?,
+            ),
+            ipv6_vips: ProbeMap::new(
+                memory
+                    .take(size.vip_buckets, VipBucket::EMPTY)
+                    .ok_or(none)?,
+            ),
+            echo: memory.take(size.frontends, Echo::default()).ok_or(none)?,
+            rules: memory.take(size.rules, CompiledRule::EMPTY).ok_or(none)?,
+            terms: memory.take(size.rules, CompiledTerms::EMPTY).ok_or(none)?,
+            pools: memory.take(size.pools, CompiledPool::EMPTY).ok_or(none)?,
+            backends: memory
+                .take(size.backends, CompiledBackend::EMPTY)
+                .ok_or(none)?,
+            table: memory.take(size.table, maglev::EMPTY).ok_or(none)?,
+            nat: Nat::new(&size.nat, spec, generation, previous_nat, memory).ok_or(none)?,
+        };
+        let mut turns = memory.take(size.turns, Turn::default()).ok_or(none)?;
+        snapshot.compile_pools(spec, previous, &mut turns)?;
+        snapshot.compile_backends(spec, previous)?;
+        let Self { nat, backends, .. } = &mut snapshot;
+        let counters = |backend: u32| backends.get(backend as usize).map_or(0, |b| b.counters);
+        nat.compile(spec, previous_nat, counters)?;
+        snapshot.compile_frontends(spec)?;
+        snapshot.compile_rules(spec, previous)?;
+        Ok(snapshot)
+    }
+
+    fn compile_pools(
+        &mut self,
+        spec: &Spec<'_>,
+        previous: Option<&Snapshot<'_>>,
+        turns: &mut [Turn],
+    ) -> Result<(), SpecError> {
+        let (mut table_start, mut first_backend) = (0, 0);
+        for (index, pool) in spec.pools.iter().enumerate() {
+            let member = |place: usize| {
+                let backend = &pool.backends[place];
+                let weight = if backend.is_eligible() {
+                    backend.weight
+                } else {
+                    0
+                };
+                Member {
+                    name: backend.name,
+                    weight,
+                }
+            };
+            let mut digest = siphash13([spec.maglev_seed, pool.table_size.into()], &[]);
+            for place in 0..pool.backends.len() {
+                let Member { name, weight } = member(place);
+                digest = siphash13([digest, weight.into()], name.as_bytes());
+            }
+            let compiled = CompiledPool {
+                identity: identity([pool.name.as_bytes(), &[], &[]]),
+                digest,
+                table_start,
+                table_size: pool.table_size,
+                first_backend,
+                backends: pool.backends.len() as u32,
+            };
+            self.pools[index] = compiled;
+            let range = compiled.table();
+            let table = &mut self.table[range];
+            match previous.and_then(|previous| previous.table_of(&compiled, index)) {
+                Some(same) => table.copy_from_slice(same),
+                None => {
+                    let count = pool.backends.len();
+                    maglev::build_with(count, member, spec.maglev_seed, table, turns)
+                        .map_err(|error| SpecError::Table { pool: index, error })?;
+                }
+            }
+            table_start += pool.table_size;
+            first_backend += pool.backends.len() as u32;
+        }
+        Ok(())
+    }
+
+    /// The table that was built from the same input as `pool`'s would be.
+    fn table_of(&self, pool: &CompiledPool, index: usize) -> Option<&[u16]> {
+        let same = |candidate: &&CompiledPool| {
+            candidate.identity == pool.identity
+                && candidate.digest == pool.digest
+                && candidate.table_size == pool.table_size
+        };
+        let here = self.pools.get(index).filter(same);
+        let found = here.or_else(|| self.pools.iter().find(same))?;
+        self.table.get(found.table())
+    }
+
+    fn compile_backends(
+        &mut self,
+        spec: &Spec<'_>,
+        previous: Option<&Snapshot<'_>>,
+    ) -> Result<(), SpecError> {
+        let previous = previous.map(|previous| &previous.backend_ids);
+        let all = || {
+            let members = spec.pools.iter().enumerate().flat_map(|(pool, of)| {
+                of.backends
+                    .iter()
+                    .enumerate()
+                    .map(move |(member, backend)| {
+                        let address = address_bytes(backend.address);
+                        let parts = [of.name.as_bytes(), backend.name.as_bytes(), &address];
+                        (pool, member, backend, identity(parts))
+                    })
+            });
+            members.enumerate()
+        };
+        let duplicate = |AlreadyRegistered(first), second: usize| SpecError::DuplicateBackend {
+            first: first as usize,
+            second,
+        };
+        for (index, (pool, member, backend, identity)) in all() {
+            let next_hop = backend.next_hop.unwrap_or(spec.underlay.next_hop);
+            let mac = backend.mac.unwrap_or(derived_mac(backend.address));
+            let vni = spec.pools[pool].vni;
+            let template = if spec.proxy.is_some() {
+                Template::EMPTY // nothing is encapsulated
+            } else {
+                let template = Template::new(&spec.underlay, backend.host, next_hop, mac, vni);
+                template.ok_or(SpecError::NoUnderlayAddress {
+                    pool,
+                    backend: member,
+                })?
+            };
+            let slot = self
+                .backend_ids
+                .keep(previous, identity, index as u32)
+                .map_err(|already| duplicate(already, index))?;
+            self.backends[index] = CompiledBackend {
+                template,
+                inner_mtu: template.inner_mtu(spec.underlay.mtu),
+                id: slot.map_or(NONE, |slot| self.backend_ids.id(slot).get()),
+                counters: slot.unwrap_or_default() as u32,
+                pool: pool as u32,
+                member: member as u32,
+                weight: backend.weight,
+                eligible: backend.is_eligible(),
+                unhealthy: backend.state == BackendState::Unhealthy,
+            };
+        }
+        for (index, (.., identity)) in all() {
+            if self.backends[index].id == NONE {
+                let slot = self
+                    .backend_ids
+                    .add(identity, index as u32)
+                    .map_err(|already| duplicate(already, index))?;
+                self.backends[index].id = self.backend_ids.id(slot).get();
+                self.backends[index].counters = slot as u32;
+            }
+        }
+        Ok(())
+    }
+
+    fn compile_frontends(&mut self, spec: &Spec<'_>) -> Result<(), SpecError> {
+        // An IPv6 VIP is looked up once for its number, which stands for it in rule keys.
+        for (index, frontend) in spec.frontends.iter().enumerate() {
+            let duplicate = |first: u32| SpecError::DuplicateFrontend {
+                first: first as usize,
+                second: index,
+            };
+            if let IpAddr::V6(address) = frontend.address {
+                let words = ipv6_words(address.octets());
+                self.ipv6_vips
+                    .insert(words, index as u32)
+                    .map_err(duplicate)?;
+            }
+            self.echo[index] = frontend.echo;
+            let vip = self.vip_of(frontend.address).unwrap_or_default();
+            self.rule_keys
+                .insert(rule_key(vip, VIP, 0), index as u32)
+                .map_err(duplicate)?;
+        }
+        Ok(())
+    }
+
+    fn compile_rules(
+        &mut self,
+        spec: &Spec<'_>,
+        previous: Option<&Snapshot<'_>>,
+    ) -> Result<(), SpecError> {
+        let mut free = spec.pools.iter().map(|pool| pool.table_size as usize).sum();
+        for (index, rule) in spec.rules.iter().enumerate() {
+            self.compile_rule(spec, index, rule)?;
+        }
+        let mut index = spec.rules.len();
+        for (number, nat) in spec.inbound_nat.iter().enumerate() {
+            self.check_nat(spec, number, nat)?;
+            for (member, port) in nat_rules(spec, nat) {
+                self.compile_nat_rule(spec, index, nat, (member, port), free)?;
+                index += 1;
+                free += 1;
+            }
+        }
+        for (number, rule) in spec.outbound.iter().enumerate() {
+            check_outbound(spec, number, rule)?;
+        }
+        let first_outbound = index;
+        for frontend in (0..spec.frontends.len()).filter(|&f| is_outbound(spec, f)) {
+            self.compile_outbound(spec, index, frontend, free)?;
+            index += 1;
+            free += GRANULES;
+        }
+        self.number_rules(spec, previous)?;
+        // A VIP without an HA-ports rule is still a VIP.
+        for frontend in spec.frontends {
+            let vip = self.vip_of(frontend.address).unwrap_or_default();
+            let _ = self.rule_keys.insert(rule_key(vip, HA_PORTS, 0), NO_RULE);
+        }
+        let Self {
+            nat, rules, table, ..
+        } = self;
+        let outbound = (0..spec.frontends.len()).filter(|&f| is_outbound(spec, f));
+        let owners = outbound
+            .zip(first_outbound..)
+            .filter_map(|(frontend, rule)| {
+                let start = rules.get(rule)?.table_start as usize;
+                Some((frontend, rule as u32, table.get(start..start + GRANULES)?))
+            });
+        nat.compile_blocks(spec, &owners);
+        Ok(())
+    }
+
+    fn compile_rule(
+        &mut self,
+        spec: &Spec<'_>,
+        index: usize,
+        rule: &Rule<'_>,
+    ) -> Result<(), SpecError> {
+        let dangling = SpecError::DanglingRule { rule: index };
+        let frontend = spec.frontends.get(rule.frontend).ok_or(dangling)?;
+        let pool = spec.pools.get(rule.pool).ok_or(dangling)?;
+        let compiled = self.pools.get(rule.pool).ok_or(dangling)?;
+        if rule.protocol.has_port() != (rule.frontend_port != 0) {
+            return Err(SpecError::RulePort { rule: index });
+        }
+        let is_ipv6 = frontend.address.is_ipv6();
+        let other_family = |b: &crate::service::Backend<'_>| b.address.is_ipv6() != is_ipv6;
+        if let Some(backend) = pool.backends.iter().position(other_family) {
+            return Err(SpecError::MixedFamilies {
+                rule: index,
+                backend,
+            });
+        }
+        if rule
+            .terms
+            .source_nat
+            .is_some_and(|address| address.is_ipv6() != is_ipv6)
+        {
+            return Err(dangling);
+        }
+        self.rules[index] = CompiledRule {
+            mask: rule.distribution.mask(),
+            table_start: compiled.table_start,
+            table_size: compiled.table_size,
+            first_backend: compiled.first_backend,
+            idle_timeout: Ticks::from_duration(rule.idle_timeout),
+            slot: NONE,
+            ha_ports: rule.protocol == Protocol::All,
+            by_port: false,
+        };
+        let port = rule
+            .protocol
+            .has_port()
+            .then_some(raw_port(rule.backend_port));
+        self.terms[index] = CompiledTerms::new(
+            RuleKind::Balance,
+            rule.idle_timeout,
+            rule.pool,
+            port,
+            &rule.terms,
+        );
+        self.terms[index].scheduler = rule.scheduler;
+        self.add_key(frontend.address, rule.protocol, rule.frontend_port, index)
+    }
+
+    /// Has packets for a protocol and port of a frontend go to a rule.
+    fn add_key(
+        &mut self,
+        address: IpAddr,
+        protocol: Protocol,
+        port: u16,
+        index: usize,
+    ) -> Result<(), SpecError> {
+        let vip = self.vip_of(address).unwrap_or_default();
+        let key = match protocol {
+            Protocol::Tcp => rule_key(vip, protocol::TCP, raw_port(port)),
+            Protocol::Udp => rule_key(vip, protocol::UDP, raw_port(port)),
+            Protocol::Icmp => rule_key(vip, icmp_of(address), ECHO),
+            Protocol::All => rule_key(vip, HA_PORTS, 0),
+        };
+        self.rule_keys
+            .insert(key, index as u32)
+            .map_err(|first| SpecError::ConflictingRules {
+                first: first as usize,
+                second: index,
+            })
+    }
+
+    fn check_nat(
+        &self,
+        spec: &Spec<'_>,
+        number: usize,
+        nat: &InboundNat<'_>,
+    ) -> Result<(), SpecError> {
+        let dangling = SpecError::DanglingNat { rule: number };
+        let frontend = spec.frontends.get(nat.frontend).ok_or(dangling)?;
+        let pool = spec.pools.get(nat.pool).ok_or(dangling)?;
+        let is_ipv6 = frontend.address.is_ipv6();
+        let source_nat = nat.terms.source_nat.into_iter();
+        let addresses = pool.backends.iter().map(|backend| backend.address);
+        if addresses
+            .chain(source_nat)
+            .any(|address| address.is_ipv6() != is_ipv6)
+        {
+            return Err(dangling);
+        }
+        let first = match nat.target {
+            NatTarget::Backend { port, backend } => {
+                pool.backends.get(backend).ok_or(dangling)?;
+                port
+            }
+            NatTarget::Pool { first, last } => {
+                for backend in 0..pool.backends.len() {
+                    let instance = instance(spec, nat.pool, backend);
+                    if u32::from(first) + instance > u32::from(last) {
+                        return Err(SpecError::NatPoolFull {
+                            rule: number,
+                            instance,
+                        });
+                    }
+                }
+                first
+            }
+        };
+        if !nat.protocol.has_port() || first == 0 || nat.backend_port == 0 {
+            return Err(SpecError::NatPort { rule: number });
+        }
+        Ok(())
+    }
+
+    /// A rule whose table is one slot long.
+    fn compile_nat_rule(
+        &mut self,
+        spec: &Spec<'_>,
+        index: usize,
+        nat: &InboundNat<'_>,
+        (member, port): (usize, u16),
+        slot: usize,
+    ) -> Result<(), SpecError> {
+        self.table[slot] = member as u16;
+        self.rules[index] = CompiledRule {
+            mask: u64::MAX,
+            table_start: slot as u32,
+            table_size: 1,
+            first_backend: self.pools[nat.pool].first_backend,
+            idle_timeout: Ticks::from_duration(nat.idle_timeout),
+            slot: NONE,
+            ha_ports: false,
+            by_port: false,
+        };
+        let backend_port = Some(raw_port(nat.backend_port));
+        self.terms[index] = CompiledTerms::new(
+            RuleKind::Nat,
+            nat.idle_timeout,
+            nat.pool,
+            backend_port,
+            &nat.terms,
+        );
+        let address = spec.frontends[nat.frontend].address;
+        self.add_key(address, nat.protocol, port, index)
+    }
+
+    /// The rule that answers to a frontend's SNAT ports match: its table says whose each port is.
+    fn compile_outbound(
+        &mut self,
+        spec: &Spec<'_>,
+        index: usize,
+        frontend: usize,
+        start: usize,
+    ) -> Result<(), SpecError> {
+        deal(spec, frontend, &mut self.table[start..start + GRANULES])?;
+        let rules = spec
+            .outbound
+            .iter()
+            .filter(|rule| rule.frontends.contains(&frontend));
+        let idle = rules
+            .clone()
+            .map(|rule| rule.idle_timeout)
+            .max()
+            .unwrap_or_default();
+        self.rules[index] = CompiledRule {
+            mask: u64::MAX,
+            table_start: start as u32,
+            table_size: GRANULES as u32,
+            first_backend: 0,
+            idle_timeout: Ticks::from_duration(idle),
+            slot: NONE,
+            ha_ports: false,
+            by_port: true,
+        };
+        self.terms[index] =
+            CompiledTerms::new(RuleKind::Outbound, idle, 0, None, &Terms::default());
+        let address = spec.frontends[frontend].address;
+        let vip = self.vip_of(address).unwrap_or_default();
+        let icmp = icmp_of(address);
+        for rule in rules {
+            let protocols: &[u8] = match rule.protocol {
+                Protocol::Tcp => &[protocol::TCP],
+                Protocol::Udp => &[protocol::UDP],
+                Protocol::Icmp => &[icmp],
+                Protocol::All => &[protocol::TCP, protocol::UDP, icmp],
+            };
+            for &number in protocols {
+                let _ = self
+                    .rule_keys
+                    .insert(rule_key(vip, number, 0), index as u32);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives each rule the place of its counters: its own from before, or a free one.
+    fn number_rules(
+        &mut self,
+        spec: &Spec<'_>,
+        previous: Option<&Snapshot<'_>>,
+    ) -> Result<(), SpecError> {
+        let previous = previous.map(|previous| &previous.rule_ids);
+        let duplicate = |AlreadyRegistered(first), second: usize| SpecError::DuplicateRule {
+            first: first as usize,
+            second,
+        };
+        for (index, name) in rule_identities(spec).enumerate() {
+            let slot = self
+                .rule_ids
+                .keep(previous, name, index as u32)
+                .map_err(|already| duplicate(already, index))?;
+            if let Some(slot) = slot {
+                self.rules[index].slot = slot as u32;
+            }
+        }
+        for (index, name) in rule_identities(spec).enumerate() {
+            if self.rules[index].slot == NONE {
+                let slot = self
+                    .rule_ids
+                    .add(name, index as u32)
+                    .map_err(|already| duplicate(already, index))?;
+                self.rules[index].slot = slot as u32;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Keys of a frontend for its SNAT ports: TCP's, UDP's and ICMP's.
+const OUTBOUND_KEYS: usize = 3;
+
+/// The place in its pool and the port of each backend that an inbound NAT rule or pool leads to.
+fn nat_rules<'s>(
+    spec: &'s Spec<'_>,
+    nat: &'s InboundNat<'_>,
+) -> impl Iterator<Item = (usize, u16)> + 's {
+    let all = match nat.target {
+        NatTarget::Backend { backend, .. } => backend..backend + 1,
+        NatTarget::Pool { .. } => {
+            0..spec
+                .pools
+                .get(nat.pool)
+                .map_or(0, |pool| pool.backends.len())
+        }
+    };
+    all.map(|backend| match nat.target {
+        NatTarget::Backend { port, .. } => (backend, port),
+        NatTarget::Pool { first, .. } => {
+            let instance = instance(spec, nat.pool, backend);
+            (backend, u32::from(first).saturating_add(instance) as u16)
+        }
+    })
+}
+
+/// The names of all rules, in the order of their places.
+fn rule_identities<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = u64> + 's {
+    let rules = spec
+        .rules
+        .iter()
+        .map(|rule| identity([rule.name.as_bytes(), &[], &[]]));
+    let nat = spec.inbound_nat.iter().flat_map(|nat| {
+        nat_rules(spec, nat)
+            .map(|(_, port)| identity([nat.name.as_bytes(), b"inbound nat", &port.to_be_bytes()]))
+    });
+    let outbound = spec.frontends.iter().enumerate();
+    let outbound = outbound.filter(|&(f, _)| is_outbound(spec, f));
+    let outbound = outbound.map(|(_, f)| identity([&address_bytes(f.address), b"outbound", &[]]));
+    rules.chain(nat).chain(outbound)
+}
+
+fn check_outbound(
+    spec: &Spec<'_>,
+    number: usize,
+    rule: &crate::service::Outbound<'_>,
+) -> Result<(), SpecError> {
+    let dangling = SpecError::DanglingNat {
+        rule: spec.inbound_nat.len() + number,
+    };
+    let pool = spec.pools.get(rule.pool).ok_or(dangling)?;
+    if rule.frontends.is_empty() {
+        return Err(dangling);
+    }
+    for (place, &frontend) in rule.frontends.iter().enumerate() {
+        let is_ipv6 = spec
+            .frontends
+            .get(frontend)
+            .ok_or(dangling)?
+            .address
+            .is_ipv6();
+        let mixed = pool.backends.iter().any(|b| b.address.is_ipv6() != is_ipv6);
+        if mixed || rule.frontends[..place].contains(&frontend) {
+            return Err(dangling);
+        }
+    }
+    if rule
+        .ports_per_backend
+        .is_some_and(|ports| ports == 0 || ports % GRANULE != 0)
+    {
+        return Err(SpecError::PortsPerBackend { rule: number });
+    }
+    for index in 0..pool.backends.len() {
+        let own = instance(spec, rule.pool, index);
+        if (0..index).any(|other| instance(spec, rule.pool, other) == own) {
+            return Err(SpecError::DuplicateInstance {
+                pool: rule.pool,
+                instance: own,
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(feature = "alloc")]
+impl Snapshot<'static> {
+    /// Compiles `spec` into boxes.
+    ///
+    /// # Errors
+    /// The spec contradicts itself.
+    pub fn boxed(spec: &Spec<'_>, previous: Option<&Snapshot<'_>>) -> Result<Self, SpecError> {
+        Snapshot::build(spec, previous, &mut crate::mem::Boxes)
+    }
+}

@@ -1,0 +1,575 @@
+//! A [`Config`] out of a document: each section read for itself, its faults told where they are.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use slb_core::hash::{Distribution, Hasher, MICROSOFT_KEY, SipHash13, Toeplitz, Xxh3};
+use slb_core::maglev;
+use slb_core::service::{
+    self, Answers, BackendState, Echo, NatTarget, Scheduler, Terms, UdpChecksum,
+};
+use slb_core::wire::vxlan::Vni;
+
+use super::{
+    Backend, Config, Frontend, InboundNat, MAX_IDLE_TIMEOUT, MIN_IDLE_TIMEOUT, Node, Outbound,
+    Pool, Probe, ProbeProtocol, Protocol, Role, Rule,
+};
+use crate::document::Section;
+use crate::{ports, validate};
+
+const ADDRESS: &str = "an IPv4 or IPv6 address";
+const MAC: &str = "a MAC address such as \"02:00:0a:0a:01:0b\"";
+
+pub(super) fn read(root: &Section<'_>) -> Option<Config> {
+    let node = root.section("node").and_then(read_node);
+    let frontends = read_all(root, "frontend", read_frontend);
+    let is_proxy = node.as_ref().is_some_and(|node| node.role == Role::Proxy);
+    let pools = read_all(root, "pool", |section| read_pool(section, is_proxy));
+    let ports = ports::read(root);
+    let probes = read_all(root, "probe", read_probe);
+    let names = Names::of(root);
+    let rules = read_all(root, "rule", |section| read_rule(section, &names));
+    let nat_rules = read_all(root, "inbound_nat_rule", |section| {
+        read_nat(section, &names, false)
+    });
+    let nat_pools = read_all(root, "inbound_nat_pool", |section| {
+        read_nat(section, &names, true)
+    });
+    let outbound = read_all(root, "outbound_rule", |section| {
+        read_outbound(section, &names)
+    });
+    let mut inbound_nat = nat_rules?;
+    inbound_nat.extend(nat_pools?);
+    let rules = rules?;
+    let mut outbound = outbound?;
+    add_implied(&rules, &mut outbound);
+    Some(Config {
+        node: node?,
+        frontends: frontends?,
+        pools: pools?,
+        probes: probes?,
+        rules,
+        inbound_nat,
+        outbound,
+        ports: ports?,
+    })
+}
+
+/// Adds the outbound rules that load-balancing rules imply: without `disable_outbound_snat`, a
+/// rule's backends call out under its frontend's address, unless a rule of their own says how.
+fn add_implied(rules: &[Rule], outbound: &mut Vec<Outbound>) {
+    let explicit: Vec<usize> = outbound.iter().map(|rule| rule.pool).collect();
+    for rule in rules {
+        let known =
+            |other: &Outbound| other.pool == rule.pool && other.frontends == [rule.frontend];
+        if rule.disable_outbound_snat || explicit.contains(&rule.pool) || outbound.iter().any(known)
+        {
+            continue;
+        }
+        outbound.push(Outbound {
+            name: format!("of rule {}", rule.name),
+            frontends: vec![rule.frontend],
+            pool: rule.pool,
+            protocol: Protocol::All,
+            allocated_outbound_ports: None,
+            idle_timeout: rule.idle_timeout,
+            tcp_reset: rule.terms.tcp_reset,
+            span: rule.span.clone(),
+        });
+    }
+}
+
+/// What can be referred to: all names, also those of sections with faults.
+struct Names {
+    frontends: Vec<String>,
+    pools: Vec<String>,
+    probes: Vec<String>,
+    /// Those of each pool.
+    backends: Vec<Vec<String>>,
+}
+
+impl Names {
+    fn of(root: &Section<'_>) -> Self {
+        let name = |section: &Section<'_>| section.peek_name().unwrap_or_default();
+        let names = |field| root.sections(field).iter().map(name).collect();
+        let pools = root.sections("pool");
+        Self {
+            frontends: names("frontend"),
+            pools: names("pool"),
+            probes: names("probe"),
+            backends: pools
+                .iter()
+                .map(|pool| pool.sections("backends").iter().map(name).collect())
+                .collect(),
+        }
+    }
+}
+
+/// The place of the section that a field names.
+fn refer(section: &Section<'_>, field: &'static str, names: &[String]) -> Option<usize> {
+    let (text, span) = section.name(field)?;
+    validate::refer(section, field, &text, &span, names)
+}
+
+/// Reads all sections of a kind; `None` where one of them has a fault.
+fn read_all<'d, T>(
+    parent: &Section<'d>,
+    field: &'static str,
+    read: impl Fn(Section<'d>) -> Option<T>,
+) -> Option<Vec<T>> {
+    let all: Vec<_> = parent.sections(field).into_iter().map(read).collect();
+    all.into_iter().collect()
+}
+
+fn read_node(section: Section<'_>) -> Option<Node> {
+    let role = section
+        .required_choice(
+            "role",
+            &[
+                ("mux", Role::Mux),
+                ("host", Role::Host),
+                ("proxy", Role::Proxy),
+            ],
+        )
+        .map(|(role, _)| role);
+    let (mut ipv4, mut ipv6) = (None, None);
+    let parse = |text: &str| text.parse().ok();
+    let addresses = match role {
+        Some(Role::Proxy) => section.any("underlay", ADDRESS, parse),
+        _ => section.one_or_more("underlay", ADDRESS, parse),
+    };
+    for (address, span) in addresses {
+        let twice = match address {
+            IpAddr::V4(address) => ipv4.replace(address).is_some(),
+            IpAddr::V6(address) => ipv6.replace(address).is_some(),
+        };
+        if twice {
+            let message = format!("expected one address of each family, got {address} too");
+            section.fault(&span, "underlay", message);
+        }
+    }
+    let mac = |field| section.optional(field, MAC, |text| text.parse().ok());
+    let defaults = service::Underlay::default();
+    let hash_seed = section.number("hash_seed", 0..=i64::MAX as u64, 0);
+    let node = Node {
+        role: role.unwrap_or(Role::Mux),
+        ipv4,
+        ipv6,
+        mac: mac("mac").map_or(defaults.mac, |(mac, _)| mac),
+        next_hop: mac("next_hop").map_or(defaults.next_hop, |(mac, _)| mac),
+        mtu: section.number("mtu", 576..=65_535, defaults.mtu.into()) as u16,
+        hop_limit: section.number("hop_limit", 1..=255, defaults.hop_limit.into()) as u8,
+        udp_checksum: section.choice(
+            "udp_checksum",
+            &[
+                ("auto", UdpChecksum::Auto),
+                ("zero", UdpChecksum::Zero),
+                ("computed", UdpChecksum::Computed),
+            ],
+            UdpChecksum::Auto,
+        ),
+        hasher: read_hasher(&section, hash_seed),
+        hash_seed,
+        flows: section.number("flows", 0..=1 << 32, 1 << 20) as usize,
+        answers_per_second: section.number("answers_per_second", 0..=1_000_000, 1000) as u32,
+        connections: section.number("connections", 1..=1 << 31, 1 << 18) as usize,
+        resets_per_second: section.number("resets_per_second", 0..=10_000_000, 10_000) as u32,
+        clamp_mss: section.boolean("clamp_mss", false),
+        muxes: section
+            .any("muxes", ADDRESS, |text| text.parse().ok())
+            .into_iter()
+            .map(|(address, _)| address)
+            .collect(),
+    };
+    section.finish();
+    role.map(|_| node)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum HashName {
+    Xxh3,
+    SipHash13,
+    Toeplitz,
+}
+
+fn read_hasher(section: &Section<'_>, seed: u64) -> Hasher {
+    let choices = [
+        ("xxh3", HashName::Xxh3),
+        ("siphash-1-3", HashName::SipHash13),
+        ("toeplitz", HashName::Toeplitz),
+    ];
+    let name = section.choice("hash", &choices, HashName::Xxh3);
+    let key = section.text("hash_key");
+    match (name, key) {
+        (HashName::Xxh3, None) => Hasher::Xxh3(Xxh3::new(seed)),
+        (HashName::Xxh3, Some((_, span))) => {
+            let message = "is for \"siphash-1-3\" and \"toeplitz\"; \"xxh3\" has a hash_seed";
+            section.fault(&span, "hash_key", message);
+            Hasher::default()
+        }
+        (HashName::SipHash13, Some((text, span))) => match hex(&text) {
+            Some(key) => Hasher::SipHash13(SipHash13::new(key)),
+            None => {
+                let message = "expected 32 hexadecimal digits (it is secret, so not shown)";
+                section.fault(&span, "hash_key", message);
+                Hasher::default()
+            }
+        },
+        (HashName::SipHash13, None) => {
+            let message = "is missing: \"siphash-1-3\" needs a secret one of 32 hexadecimal digits";
+            section.fault(section.span(), "hash_key", message);
+            Hasher::default()
+        }
+        (HashName::Toeplitz, Some((text, span))) => match hex(&text) {
+            Some(key) => Hasher::Toeplitz(Toeplitz::new(&key)),
+            None => {
+                let message = "expected 80 hexadecimal digits (it is secret, so not shown)";
+                section.fault(&span, "hash_key", message);
+                Hasher::default()
+            }
+        },
+        (HashName::Toeplitz, None) => Hasher::Toeplitz(Toeplitz::new(&MICROSOFT_KEY)),
+    }
+}
+
+fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    if text.len() != 2 * N || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut bytes = [0; N];
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(2 * i..2 * i + 2)?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+fn read_frontend(section: Section<'_>) -> Option<Frontend> {
+    let name = section.name("name");
+    let address = section.required("address", ADDRESS, |text| text.parse().ok());
+    let icmp_echo = section.choice(
+        "icmp_echo",
+        &[
+            ("answer", Echo::Answer),
+            ("forward", Echo::Forward),
+            ("ignore", Echo::Ignore),
+        ],
+        Echo::Answer,
+    );
+    let span = section.span().clone();
+    section.finish();
+    Some(Frontend {
+        name: name?.0,
+        address: address?.0,
+        icmp_echo,
+        span,
+    })
+}
+
+fn read_pool(section: Section<'_>, is_proxy: bool) -> Option<Pool> {
+    let name = section.name("name");
+    let vnis = 0..=Vni::MAX.get().into();
+    let vni = if is_proxy {
+        section.integer("vni", vnis, 0) // nothing is encapsulated
+    } else {
+        section.required_integer("vni", vnis)
+    };
+    let sizes = 3..=maglev::MAX_SIZE.into();
+    let size = section.integer("table_size", sizes, maglev::DEFAULT_SIZE.into());
+    if let Some((size, span)) = &size
+        && !maglev::is_valid_size(*size as u32)
+    {
+        let next = (*size..)
+            .find(|&size| maglev::is_valid_size(size as u32))
+            .unwrap_or(3);
+        let message = format!("expected a prime, got {size}; the next one is {next}");
+        section.fault(span, "table_size", message);
+    }
+    let backends = read_all(&section, "backends", |section| {
+        read_backend(section, is_proxy)
+    });
+    let span = section.span().clone();
+    section.finish();
+    let vni = vni.and_then(|(vni, _)| Vni::new(vni as u32));
+    Some(Pool {
+        name: name?.0,
+        vni: vni?,
+        table_size: size?.0 as u32,
+        backends: backends?,
+        span,
+    })
+}
+
+fn read_backend(section: Section<'_>, is_proxy: bool) -> Option<Backend> {
+    let name = section.name("name");
+    let address = section.required("address", ADDRESS, |text| text.parse().ok());
+    let parse = |text: &str| text.parse().ok();
+    let host = if is_proxy {
+        let host = section.optional("host", ADDRESS, parse);
+        Some(host.map_or(Ipv4Addr::UNSPECIFIED.into(), |(host, _)| host))
+    } else {
+        section
+            .required("host", ADDRESS, parse)
+            .map(|(host, _)| host)
+    };
+    let mac = section.optional("mac", MAC, |text| text.parse().ok());
+    let next_hop = section.optional("next_hop", MAC, |text| text.parse().ok());
+    let weight = section.number("weight", 0..=1_000_000, 1) as u32;
+    let state = section.choice(
+        "state",
+        &[
+            ("healthy", BackendState::Healthy),
+            ("unhealthy", BackendState::Unhealthy),
+            ("draining", BackendState::Draining),
+        ],
+        BackendState::Healthy,
+    );
+    let instance = section
+        .has("instance")
+        .then(|| section.number("instance", 0..=65_535, 0));
+    let port = section
+        .has("port")
+        .then(|| section.number("port", 1..=65_534, 1));
+    let backend_port = section
+        .has("backend_port")
+        .then(|| section.number("backend_port", 1..=65_535, 1));
+    let span = section.span().clone();
+    section.finish();
+    Some(Backend {
+        name: name?.0,
+        address: address?.0,
+        host: host?,
+        mac: mac.map(|(mac, _)| mac),
+        next_hop: next_hop.map(|(mac, _)| mac),
+        weight,
+        state,
+        instance: instance.map(|instance| instance as u32),
+        port: port.map(|port| port as u16),
+        backend_port: backend_port.map(|port| port as u16),
+        span,
+    })
+}
+
+fn read_probe(section: Section<'_>) -> Option<Probe> {
+    let name = section.name("name");
+    let choices = [
+        ("tcp", ProbeProtocol::Tcp),
+        ("http", ProbeProtocol::Http),
+        ("https", ProbeProtocol::Https),
+    ];
+    let protocol = section.required_choice("protocol", &choices);
+    let port = section.required_integer("port", 1..=65_535);
+    let path = section.text("path");
+    match (&protocol, &path) {
+        (Some((ProbeProtocol::Tcp, _)), Some((_, span))) => {
+            section.fault(span, "path", "is for \"http\" and \"https\"");
+        }
+        (_, Some((path, span))) if !path.starts_with('/') => {
+            section.fault(
+                span,
+                "path",
+                format!("expected one that begins with /, got {path:?}"),
+            );
+        }
+        _ => {}
+    }
+    let seconds = Duration::from_secs;
+    let interval = section.duration("interval", seconds(5)..=seconds(300), seconds(15));
+    let threshold = section.number("threshold", 1..=100, 2) as u32;
+    let span = section.span().clone();
+    section.finish();
+    Some(Probe {
+        name: name?.0,
+        protocol: protocol?.0,
+        port: port?.0 as u16,
+        path: path.map_or_else(|| "/".to_owned(), |(path, _)| path),
+        interval,
+        threshold,
+        span,
+    })
+}
+
+fn read_rule(section: Section<'_>, names: &Names) -> Option<Rule> {
+    let name = section.name("name");
+    let frontend = refer(&section, "frontend", &names.frontends);
+    let pool = refer(&section, "pool", &names.pools);
+    let probe = section
+        .text("probe")
+        .map(|(text, span)| validate::refer(&section, "probe", &text, &span, &names.probes));
+    let choices = [
+        ("tcp", Protocol::Tcp),
+        ("udp", Protocol::Udp),
+        ("icmp", Protocol::Icmp),
+        ("all", Protocol::All),
+    ];
+    let protocol = section.required_choice("protocol", &choices);
+    let protocol = protocol.map(|(protocol, _)| protocol);
+    let port = |field, default| {
+        let (port, span) = section.integer(field, 0..=65_535, default)?;
+        let message = match (protocol?, port) {
+            (Protocol::All, 1..) => format!("expected 0 with \"all\" (HA ports), got {port}"),
+            (Protocol::Icmp, 1..) => format!("expected 0 with \"icmp\", got {port}"),
+            (Protocol::Tcp | Protocol::Udp, 0) => {
+                "expected 1 to 65535 with \"tcp\" and \"udp\"".to_owned()
+            }
+            _ => return Some(port as u16),
+        };
+        section.fault(&span, field, message);
+        None
+    };
+    let frontend_port = port("frontend_port", 0);
+    let some_port = u64::from(protocol.is_none_or(Protocol::has_port));
+    let backend_port = port("backend_port", frontend_port.map_or(some_port, u64::from));
+    let distribution = section.choice(
+        "distribution",
+        &[
+            Distribution::FiveTuple,
+            Distribution::SourceIp,
+            Distribution::SourceIpProtocol,
+        ]
+        .map(|mode| (mode.name(), mode)),
+        Distribution::FiveTuple,
+    );
+    let schedulers = [
+        ("maglev", Scheduler::Maglev),
+        ("least-connections", Scheduler::LeastConnections),
+    ];
+    let scheduler = section.choice("scheduler", &schedulers, Scheduler::Maglev);
+    let terms = read_terms(&section);
+    let idle_timeout = read_idle_timeout(&section);
+    let disable_outbound_snat = section.boolean("disable_outbound_snat", true);
+    let span = section.span().clone();
+    section.finish();
+    Some(Rule {
+        name: name?.0,
+        frontend: frontend?,
+        pool: pool?,
+        probe: match probe {
+            None => None,
+            Some(found) => Some(found?),
+        },
+        protocol: protocol?,
+        frontend_port: frontend_port?,
+        backend_port: backend_port?,
+        distribution,
+        scheduler,
+        idle_timeout,
+        terms,
+        disable_outbound_snat,
+        span,
+    })
+}
+
+fn read_idle_timeout(section: &Section<'_>) -> Duration {
+    let timeouts = MIN_IDLE_TIMEOUT..=MAX_IDLE_TIMEOUT;
+    section.duration("idle_timeout", timeouts, MIN_IDLE_TIMEOUT)
+}
+
+fn read_terms(section: &Section<'_>) -> Terms {
+    let answers = [("direct", Answers::Direct), ("mux", Answers::ThroughMux)];
+    let source_nat = section.optional("source_nat", ADDRESS, |text| text.parse().ok());
+    Terms {
+        floating_ip: section.boolean("floating_ip", false),
+        tcp_reset: section.boolean("tcp_reset", false),
+        answers: section.choice("answers", &answers, Answers::Direct),
+        source_nat: source_nat.map(|(address, _)| address),
+    }
+}
+
+/// An inbound NAT rule, or a pool of them.
+fn read_nat(section: Section<'_>, names: &Names, is_pool: bool) -> Option<InboundNat> {
+    const PORTS: std::ops::RangeInclusive<u64> = 1..=65_535;
+    let name = section.name("name");
+    let frontend = refer(&section, "frontend", &names.frontends);
+    let pool = refer(&section, "pool", &names.pools);
+    let target = if is_pool {
+        let first = section.required_integer("frontend_port_start", PORTS);
+        let last = section.required_integer("frontend_port_end", PORTS);
+        first.zip(last).and_then(|((first, _), (last, span))| {
+            if last < first {
+                let message = format!("expected {first} or more, got {last}");
+                section.fault(&span, "frontend_port_end", message);
+                return None;
+            }
+            Some(NatTarget::Pool {
+                first: first as u16,
+                last: last as u16,
+            })
+        })
+    } else {
+        let none = Vec::new();
+        let backends = pool
+            .and_then(|pool| names.backends.get(pool))
+            .unwrap_or(&none);
+        let backend = match pool {
+            Some(_) => refer(&section, "backend", backends),
+            None => section.name("backend").and(None),
+        };
+        let port = section.required_integer("frontend_port", PORTS);
+        backend
+            .zip(port)
+            .map(|(backend, (port, _))| NatTarget::Backend {
+                port: port as u16,
+                backend,
+            })
+    };
+    let protocols = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+    let protocol = section.required_choice("protocol", &protocols);
+    let backend_port = section.required_integer("backend_port", PORTS);
+    let terms = read_terms(&section);
+    let idle_timeout = read_idle_timeout(&section);
+    let span = section.span().clone();
+    section.finish();
+    Some(InboundNat {
+        name: name?.0,
+        frontend: frontend?,
+        pool: pool?,
+        target: target?,
+        protocol: protocol?.0,
+        backend_port: backend_port?.0 as u16,
+        idle_timeout,
+        terms,
+        span,
+    })
+}
+
+fn read_outbound(section: Section<'_>, names: &Names) -> Option<Outbound> {
+    let name = section.name("name");
+    let expected = "the name of a frontend";
+    let frontends: Vec<Option<usize>> = section
+        .one_or_more("frontends", expected, |text| Some(text.to_owned()))
+        .into_iter()
+        .map(|(text, span)| validate::refer(&section, "frontends", &text, &span, &names.frontends))
+        .collect();
+    let pool = refer(&section, "pool", &names.pools);
+    let protocols = [
+        ("tcp", Protocol::Tcp),
+        ("udp", Protocol::Udp),
+        ("all", Protocol::All),
+    ];
+    let protocol = section.choice("protocol", &protocols, Protocol::All);
+    let mut ports = None;
+    if section.has("allocated_outbound_ports")
+        && let Some((count, span)) = section.integer("allocated_outbound_ports", 0..=1_000_000, 0)
+    {
+        if count % 8 != 0 {
+            let message = format!("expected a multiple of 8, or 0 for an even share, got {count}");
+            section.fault(&span, "allocated_outbound_ports", message);
+        }
+        ports = Some(count as u32).filter(|&count| count != 0);
+    }
+    let idle_timeout = read_idle_timeout(&section);
+    let tcp_reset = section.boolean("tcp_reset", false);
+    let span = section.span().clone();
+    section.finish();
+    let frontends: Option<Vec<usize>> = frontends.into_iter().collect();
+    Some(Outbound {
+        name: name?.0,
+        frontends: frontends.filter(|all| !all.is_empty())?,
+        pool: pool?,
+        protocol,
+        allocated_outbound_ports: ports,
+        idle_timeout,
+        tcp_reset,
+        span,
+    })
+}

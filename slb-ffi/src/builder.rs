@@ -1,25 +1,27 @@
-//! A configuration, field by field, in memory of the caller's.
+//! A configuration that is written field by field, in memory of the caller's.
 
-use core::ffi::{c_char, c_int, c_void};
+use core::ffi::{c_int, c_void};
 use core::mem::MaybeUninit;
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr};
 use core::time::Duration;
 
 use slb_core::PortId;
 use slb_core::hash::{Distribution, Hasher, MICROSOFT_KEY, SipHash13, Toeplitz, Xxh3};
 use slb_core::mem::{Arena, Counter, Line, Mem, Memory};
 use slb_core::service::{
-    Answers, Backend, BackendState, Echo, Frontend, FrontendPort, InboundNat, NatTarget, Outbound,
-    Pool, PortMode, Protocol, ProxyPorts, Rule, Scheduler, SourceRewrite, Spec, Terms, UdpChecksum,
-    Underlay,
+    Backend, Echo, Frontend, FrontendPort, InboundNat, NatTarget, Outbound, Pool, PortMode,
+    Protocol, ProxyPorts, Rule, Scheduler, SourceRewrite, Spec, Terms, UdpChecksum, Underlay,
 };
-use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
 
 use crate::error::slb_error::*;
 use crate::error::{Error, guard};
 use crate::handle::{Kind, allocation, deallocate};
 use crate::memory::{array_of, exclusive, lines, put, shared, text};
+use crate::spec::{
+    idle, protocol, slb_address, slb_backend, slb_frontend, slb_inbound_nat, slb_outbound,
+    slb_pool, slb_rule, slb_underlay, state,
+};
 
 /// A configuration that is being written. Names given to it have to stay where they are until
 /// `slb_builder_free`; everything else is copied.
@@ -52,288 +54,6 @@ pub struct slb_capacity {
     pub frontend_ports: usize,
     /// Of a proxy.
     pub source_rewrites: usize,
-}
-
-/// An IP address.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub struct slb_address {
-    /// 4, 6, or 0 for none.
-    pub family: u8,
-    /// In network byte order; of IPv4 the first four.
-    pub bytes: [u8; 16],
-}
-
-impl slb_address {
-    fn optional(&self) -> Result<Option<IpAddr>, Error> {
-        let [a, b, c, d, ..] = self.bytes;
-        match self.family {
-            0 => Ok(None),
-            4 => Ok(Some(Ipv4Addr::new(a, b, c, d).into())),
-            6 => Ok(Some(Ipv6Addr::from(self.bytes).into())),
-            _ => Err(SLB_ERROR_RANGE),
-        }
-    }
-
-    fn required(&self) -> Result<IpAddr, Error> {
-        self.optional()?.ok_or(SLB_ERROR_RANGE)
-    }
-
-    pub(crate) fn of(address: IpAddr) -> Self {
-        let mut bytes = [0; 16];
-        match address {
-            IpAddr::V4(address) => {
-                bytes[..4].copy_from_slice(&address.octets());
-                Self { family: 4, bytes }
-            }
-            IpAddr::V6(address) => Self {
-                family: 6,
-                bytes: address.octets(),
-            },
-        }
-    }
-}
-
-/// A MAC address, or none.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub struct slb_mac {
-    /// Not 0: there is one.
-    pub given: u8,
-    /// Its bytes.
-    pub bytes: [u8; 6],
-}
-
-impl slb_mac {
-    fn optional(&self) -> Option<MacAddress> {
-        (self.given != 0).then_some(MacAddress(self.bytes))
-    }
-}
-
-/// This node's place on the fabric. All zero: no addresses, and for the rest what is usual.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub struct slb_underlay {
-    /// Outer source address over IPv4, or none.
-    pub ipv4: slb_address,
-    /// Outer source address over IPv6, or none.
-    pub ipv6: slb_address,
-    /// This node's MAC address.
-    pub mac: slb_mac,
-    /// The MAC address of the fabric's router.
-    pub next_hop: slb_mac,
-    /// The longest IP packet on the fabric; 0: 1500.
-    pub mtu: u16,
-    /// Where encapsulated packets leave.
-    pub port: u16,
-    /// TTL of the outer header; 0: 64.
-    pub hop_limit: u8,
-    /// The outer UDP checksum: 0: zero over IPv4, computed over IPv6; 1: zero; 2: computed.
-    pub udp_checksum: u8,
-}
-
-/// What rules and backends are in words of C.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub enum slb_protocol {
-    /// TCP to one port.
-    SLB_TCP = 0,
-    /// UDP to one port.
-    SLB_UDP = 1,
-    /// Echo requests.
-    SLB_ICMP = 2,
-    /// HA ports: every protocol and port.
-    SLB_ALL = 3,
-}
-
-/// Whether a backend gets new flows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub enum slb_state {
-    /// It does.
-    SLB_HEALTHY = 0,
-    /// Its probe fails: it does not.
-    SLB_UNHEALTHY = 1,
-    /// It is to be emptied: it does not.
-    SLB_DRAINING = 2,
-}
-
-fn protocol(number: u8) -> Result<Protocol, Error> {
-    Ok(match number {
-        0 => Protocol::Tcp,
-        1 => Protocol::Udp,
-        2 => Protocol::Icmp,
-        3 => Protocol::All,
-        _ => return Err(SLB_ERROR_RANGE),
-    })
-}
-
-fn state(number: u8) -> Result<BackendState, Error> {
-    Ok(match number {
-        0 => BackendState::Healthy,
-        1 => BackendState::Unhealthy,
-        2 => BackendState::Draining,
-        _ => return Err(SLB_ERROR_RANGE),
-    })
-}
-
-/// A VIP.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct slb_frontend {
-    /// Its name, unlike those of the others.
-    pub name: *const c_char,
-    /// Its address.
-    pub address: slb_address,
-    /// Echo requests: 0: answered here; 1: to the HA-ports rule's pool; 2: dropped.
-    pub echo: u8,
-}
-
-/// Backends that serve the same.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct slb_pool {
-    /// Its name, unlike those of the others.
-    pub name: *const c_char,
-    /// The VXLAN network of its backends, 0 to 16777215.
-    pub vni: u32,
-    /// Slots of its Maglev table, a prime; 0: 65537.
-    pub table_size: u32,
-}
-
-/// One who serves.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct slb_backend {
-    /// Its name, unlike those of the others.
-    pub name: *const c_char,
-    /// Its own address.
-    pub address: slb_address,
-    /// The underlay address of its host; none for a proxy.
-    pub host: slb_address,
-    /// None: derived from its address.
-    pub mac: slb_mac,
-    /// The MAC address of the next hop to its host; none: the underlay's.
-    pub next_hop: slb_mac,
-    /// Its share in proportion to the others'; 0: drained.
-    pub weight: u32,
-    /// Its number in the pool, by which it gets ports; negative: its place.
-    pub instance: i32,
-    /// The port of this node that its vm is at; negative: it runs elsewhere.
-    pub port: i32,
-    /// The port that it serves in the place of the rule's; 0: none.
-    pub serves: u16,
-    /// Of enum slb_state.
-    pub state: u8,
-}
-
-/// What becomes of a rule's connections. All zero is what is usual.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub struct slb_terms {
-    /// Backends see this address in the place of the client's, or none.
-    pub source_nat: slb_address,
-    /// Seconds that a flow stays without a packet, 240 to 1800; 0: 240.
-    pub idle_timeout: u16,
-    /// Not 0: backends see the VIP and the frontend port.
-    pub floating_ip: u8,
-    /// Not 0: both ends are told with a RST when a connection ends by itself.
-    pub tcp_reset: u8,
-    /// Not 0: answers go back through the mux that the connection came through.
-    pub through_mux: u8,
-}
-
-/// A load-balancing rule.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct slb_rule {
-    /// Its name, unlike those of the others.
-    pub name: *const c_char,
-    /// The place of its frontend.
-    pub frontend: usize,
-    /// The place of its pool.
-    pub pool: usize,
-    /// The port that clients use; 0 with `SLB_ICMP` and `SLB_ALL`.
-    pub frontend_port: u16,
-    /// The port that backends serve.
-    pub backend_port: u16,
-    /// Of enum slb_protocol.
-    pub protocol: u8,
-    /// What chooses a backend: 0: the five-tuple; 1: the source and destination address; 2: these
-    /// and the protocol.
-    pub distribution: u8,
-    /// How a proxy chooses: 0: Maglev; 1: the fewest live connections.
-    pub scheduler: u8,
-    /// What else becomes of its connections.
-    pub terms: slb_terms,
-}
-
-/// Frontend ports that lead to one backend each.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct slb_inbound_nat {
-    /// Its name, unlike those of the others.
-    pub name: *const c_char,
-    /// The place of its frontend.
-    pub frontend: usize,
-    /// The place of its pool.
-    pub pool: usize,
-    /// The place in the pool of the one backend; negative: a port for each.
-    pub backend: i32,
-    /// The port that clients use; of a pool, that of instance 0.
-    pub first_port: u16,
-    /// Of a pool, the last port there is.
-    pub last_port: u16,
-    /// The port that the backend serves.
-    pub backend_port: u16,
-    /// `SLB_TCP` or `SLB_UDP`.
-    pub protocol: u8,
-    /// What else becomes of its connections.
-    pub terms: slb_terms,
-}
-
-/// Who may call out, and under which addresses.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct slb_outbound {
-    /// Its name, unlike those of the others.
-    pub name: *const c_char,
-    /// The places of its frontends.
-    pub frontends: *const usize,
-    /// How many.
-    pub frontend_count: usize,
-    /// The place of its pool.
-    pub pool: usize,
-    /// Ports for each backend, a multiple of 8; 0: an even share.
-    pub ports_per_backend: u32,
-    /// Seconds that a flow stays without a packet, 240 to 1800; 0: 240.
-    pub idle_timeout: u16,
-    /// `SLB_TCP`, `SLB_UDP` or `SLB_ALL`.
-    pub protocol: u8,
-    /// Not 0: both ends are told with a RST when a connection ends by itself.
-    pub tcp_reset: u8,
-}
-
-fn idle(seconds: u16) -> Result<Duration, Error> {
-    match seconds {
-        0 => Ok(Duration::from_secs(240)),
-        240..=1800 => Ok(Duration::from_secs(seconds.into())),
-        _ => Err(SLB_ERROR_RANGE),
-    }
-}
-
-impl slb_terms {
-    fn terms(&self) -> Result<Terms, Error> {
-        Ok(Terms {
-            floating_ip: self.floating_ip != 0,
-            tcp_reset: self.tcp_reset != 0,
-            answers: match self.through_mux {
-                0 => Answers::Direct,
-                _ => Answers::ThroughMux,
-            },
-            source_nat: self.source_nat.optional()?,
-        })
-    }
 }
 
 /// Elements that were given, of as many as there is room for.

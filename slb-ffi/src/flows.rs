@@ -9,7 +9,6 @@ use slb_core::nat::{ConnectionView, NatTable};
 use slb_core::packet::Tuple;
 use slb_core::service::BackendId;
 
-use crate::builder::slb_address;
 use crate::error::slb_error::*;
 use crate::error::{Error, guard};
 use crate::handle::role;
@@ -17,6 +16,7 @@ use crate::host::slb_host;
 use crate::memory::{array, exclusive};
 use crate::mux::slb_mux;
 use crate::proxy::slb_proxy;
+use crate::spec::slb_address;
 
 /// Source and destination.
 #[derive(Clone, Copy, Debug, Default)]

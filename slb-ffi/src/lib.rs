@@ -32,6 +32,7 @@ mod mux;
 mod options;
 mod proxy;
 mod snapshot;
+mod spec;
 mod stats;
 
 pub use builder::*;
@@ -46,6 +47,7 @@ pub use mux::*;
 pub use options::*;
 pub use proxy::*;
 pub use snapshot::*;
+pub use spec::*;
 pub use stats::*;
 
 // What the header asserts too.

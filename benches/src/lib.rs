@@ -24,6 +24,8 @@ use std::time::Duration;
 pub use error::Failure;
 
 use report::Report;
+use slb_control::HugePages;
+use slb_core::mem::{Line, Memory};
 
 /// What is measured, and how it is shown.
 #[derive(Clone, Debug, Default)]
@@ -52,9 +54,13 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     let mut report = Report::new(options, core);
     let limits = machine::measure(options, &mut report)?;
     maglev::measure(options, &mut report)?;
+    // All tables lie here in turn: pages that are there already.
+    let bytes = if options.quick { 512 << 20 } else { 6 << 30 };
+    let memory = HugePages.take(bytes / size_of::<Line>(), Line::EMPTY);
+    let memory = &mut *memory.ok_or_else(Failure::memory)?;
     #[cfg(feature = "peers")]
-    peers::measure(options, &mut report, &limits)?;
-    roles::measure(options, &mut report, &limits)?;
+    peers::measure(options, &mut report, &limits, memory)?;
+    roles::measure(options, &mut report, &limits, memory)?;
     report.finish();
     Ok(())
 }

@@ -5,6 +5,8 @@ mod hash;
 mod parse;
 mod table;
 
+use slb_core::mem::Line;
+
 use crate::Options;
 use crate::error::Failure;
 use crate::machine::Limits;
@@ -14,9 +16,10 @@ pub(crate) fn measure(
     options: &Options,
     report: &mut Report,
     limits: &Limits,
+    memory: &mut [Line],
 ) -> Result<(), Failure> {
     parse::measure(options, report);
     hash::measure(options, report);
-    table::measure(options, report, limits)?;
+    table::measure(options, report, limits, memory)?;
     ffi::measure(options, report, limits)
 }

@@ -6,10 +6,9 @@ use std::time::Instant;
 
 use hashbrown::HashMap;
 use serde_json::json;
-use slb_control::HugePages;
 use slb_core::flow::table::{Found, Inserted, Probe, Table};
 use slb_core::flow::{Bucket, FlowKey, FlowProtocol, FlowState, FlowTable, Ticks};
-use slb_core::mem::Memory;
+use slb_core::mem::{Arena, Line, Memory};
 
 use crate::Options;
 use crate::error::Failure;
@@ -39,11 +38,11 @@ trait Flows {
     fn bytes(&self) -> usize;
 }
 
-struct Ours(Table<'static, u64>);
+struct Ours<'m>(Table<'m, u64>);
 
-impl Ours {
-    fn new(flows: usize) -> Option<Self> {
-        let buckets = HugePages.take(FlowTable::buckets_for(flows), Bucket::EMPTY)?;
+impl<'m> Ours<'m> {
+    fn new(flows: usize, memory: &'m mut [Line]) -> Option<Self> {
+        let buckets = Arena::new(memory).take(FlowTable::buckets_for(flows), Bucket::EMPTY)?;
         Some(Self(Table::new(buckets, [1, 2])))
     }
 
@@ -73,7 +72,7 @@ impl Ours {
     }
 }
 
-impl Flows for Ours {
+impl Flows for Ours<'_> {
     fn insert(&mut self, flows: &[u32]) -> usize {
         let mut refused = 0;
         for burst in flows.chunks(64) {
@@ -148,6 +147,7 @@ pub(super) fn measure(
     options: &Options,
     report: &mut Report,
     limits: &Limits,
+    memory: &mut [Line],
 ) -> Result<(), Failure> {
     report.group("the flow table, IPv4, for each flow");
     let counts: &[usize] = if options.quick {
@@ -167,11 +167,11 @@ pub(super) fn measure(
             names.iter().any(|name| report.wants(name))
         };
         if wants(report, ours) {
-            let flows = Ours::new(count).ok_or_else(Failure::memory)?;
+            let flows = Ours::new(count, memory).ok_or_else(Failure::memory)?;
             measure_one(options, report, limits, ours, count, flows)?;
         }
         if wants(report, full) {
-            let flows = Ours::new(count * 4 / 5).ok_or_else(Failure::memory)?;
+            let flows = Ours::new(count * 4 / 5, memory).ok_or_else(Failure::memory)?;
             measure_one(options, report, limits, full, count, flows)?;
         }
         if wants(report, with_ahash) {

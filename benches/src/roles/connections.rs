@@ -1,11 +1,11 @@
 //! Established connections through a host agent or a proxy, inwards and outwards.
 
 use std::hint::black_box;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant as Clock};
 
-use slb_control::HugePages;
-use slb_core::nat::NatTable;
+use slb_core::mem::{Arena, Line, Memory};
+use slb_core::nat::{Link, Links, NatOptions, NatTable, NatTables};
 use slb_core::service::{
     Backend, Frontend, FrontendPort, Pool, Protocol, ProxyPorts, Rule, Snapshot, Spec, Underlay,
     derived_mac,
@@ -14,7 +14,7 @@ use slb_core::wire::checksum::checksum;
 use slb_core::wire::vxlan::Vni;
 use slb_core::{BURST, Dataplane, Frame, HEADROOM, Host, Instant, PortId, Proxy};
 
-use super::mux::{FRAMES, VIP_IPV4};
+use super::mux::{FRAMES, VIP_IPV4, VIP_IPV6};
 use crate::error::Failure;
 use crate::flows::Random;
 use crate::report::Sample;
@@ -22,6 +22,8 @@ use crate::report::Sample;
 const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
 const MUX: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 11);
 const VM: Ipv4Addr = Ipv4Addr::new(10, 10, 1, 11);
+const VM_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 1);
+const CLIENT_IPV6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, 0);
 const FABRIC: PortId = PortId(0);
 const VM_PORT: PortId = PortId(1);
 const SYN: u8 = 0x02;
@@ -38,6 +40,7 @@ pub(super) enum Role {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Case {
     pub(super) role: Role,
+    pub(super) ipv6: bool,
     /// From the backend, rather than to it.
     pub(super) outward: bool,
     /// Length of the inner frame on the wire, with its frame check sequence.
@@ -56,7 +59,7 @@ impl Case {
             },
             frontends: &[Frontend {
                 name: "web",
-                address: VIP_IPV4.into(),
+                address: self.vip(),
                 echo: slb_core::service::Echo::Answer,
             }],
             rules: &[Rule {
@@ -72,7 +75,8 @@ impl Case {
                 table_size: 251,
                 backends: &[Backend {
                     name: "vm",
-                    address: VM.into(),
+                    address: self.vm(),
+                    mac: Some(derived_mac(VM.into())),
                     host: HOST.into(),
                     port: Some(VM_PORT),
                     ..Backend::default()
@@ -92,28 +96,53 @@ impl Case {
         Snapshot::boxed(&spec, None).map_err(Failure::failed)
     }
 
+    fn vip(&self) -> IpAddr {
+        match self.ipv6 {
+            false => VIP_IPV4.into(),
+            true => VIP_IPV6.into(),
+        }
+    }
+
+    fn vm(&self) -> IpAddr {
+        match self.ipv6 {
+            false => VM.into(),
+            true => VM_IPV6.into(),
+        }
+    }
+
     /// Bytes of its connections and their index.
     pub(super) fn table_bytes(&self) -> usize {
-        64 * (self.flows as usize + NatTable::index_buckets_for(self.flows as usize))
+        let flows = self.flows as usize;
+        flows * if self.ipv6 { 128 } else { 64 } + 64 * NatTable::index_buckets_for(flows)
+    }
+
+    /// Tables for one family.
+    fn tables<'m>(&self, snapshot: &Snapshot<'_>, memory: &mut Arena<'m>) -> Option<NatTables<'m>> {
+        const KEY: [u64; 2] = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
+        let count = self.flows.max(1 << 16) as usize;
+        let (ipv4, ipv6) = if self.ipv6 { (1, count) } else { (count, 1) };
+        Some(NatTables {
+            connections: NatTable::build(ipv4, ipv6, KEY, memory)?,
+            links: match self.role {
+                Role::Host => Links::none(),
+                Role::Proxy => Links {
+                    ipv4: memory.take(ipv4, Link::NONE)?,
+                    ipv6: memory.take(ipv6, Link::NONE)?,
+                },
+            },
+            ..NatTables::build(snapshot, 1, KEY, memory)?
+        })
     }
 
     /// Packets of established connections, in no order.
-    pub(super) fn measure(&self, time: Duration) -> Result<Sample, Failure> {
+    pub(super) fn measure(&self, time: Duration, memory: &mut [Line]) -> Result<Sample, Failure> {
         let snapshot = self.snapshot()?;
-        let key = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
-        let connections = self.flows.max(1 << 16) as usize;
-        let memory = &mut HugePages;
+        let tables = self.tables(&snapshot, &mut Arena::new(memory));
+        let tables = tables.ok_or_else(Failure::memory)?;
+        let options = NatOptions::default();
         match self.role {
-            Role::Host => {
-                let host =
-                    Host::build(&snapshot, connections, key, memory).ok_or_else(Failure::memory)?;
-                self.run(host, time)
-            }
-            Role::Proxy => {
-                let proxy = Proxy::build(&snapshot, connections, key, memory)
-                    .ok_or_else(Failure::memory)?;
-                self.run(proxy, time)
-            }
+            Role::Host => self.run(Host::new(&snapshot, tables, options), time),
+            Role::Proxy => self.run(Proxy::new(&snapshot, tables, options), time),
         }
     }
 
@@ -121,11 +150,9 @@ impl Case {
         let stride = (HEADROOM + 50 + self.frame_len).next_multiple_of(64);
         let mut memory = vec![0u8; stride * FRAMES];
         let mut frames = Frames {
-            frame_len: self.frame_len,
-            flows: self.flows,
+            case: *self,
             random: Random::new(1),
             next: 0,
-            in_vxlan: self.role == Role::Host,
         };
         let now = Instant::from_secs(1);
         // The handshake of every connection.
@@ -157,12 +184,9 @@ impl Case {
 
 /// Writes frames of random flows, or of all in turn.
 struct Frames {
-    frame_len: usize,
-    flows: u32,
+    case: Case,
     random: Random,
     next: u32,
-    /// Those that go inwards.
-    in_vxlan: bool,
 }
 
 impl Frames {
@@ -174,9 +198,16 @@ impl Frames {
         flags: u8,
         in_turn: bool,
     ) -> Vec<Frame<'m>> {
-        let inner = inner(self.frame_len - 4, outward, flags);
-        let (address, port) = if outward { (30, 36) } else { (26, 34) };
-        let outer = if self.in_vxlan && !outward {
+        let case = self.case;
+        let inner = case.inner(outward, flags);
+        // Where the client's address ends differently, and its port.
+        let (address, port) = match (case.ipv6, outward) {
+            (false, false) => (26, 34),
+            (false, true) => (30, 36),
+            (true, false) => (34, 54),
+            (true, true) => (50, 56),
+        };
+        let outer = if case.role == Role::Host && !outward {
             outer(inner.len())
         } else {
             Vec::new()
@@ -184,10 +215,10 @@ impl Frames {
         memory
             .chunks_exact_mut(stride)
             .map(|buffer| {
-                self.next = (self.next + 1) % self.flows;
+                self.next = (self.next + 1) % case.flows;
                 let flow = match in_turn {
                     true => self.next,
-                    false => self.random.below(self.flows as usize) as u32,
+                    false => self.random.below(case.flows as usize) as u32,
                 };
                 let len = outer.len() + inner.len();
                 let packet = &mut buffer[HEADROOM..][..len];
@@ -205,30 +236,43 @@ impl Frames {
     }
 }
 
-/// A segment between a client, not yet filled in, and the VIP or the vm.
-fn inner(len: usize, outward: bool, flags: u8) -> Vec<u8> {
-    let mut frame = derived_mac(VM.into()).0.to_vec();
-    frame.extend([2, 0, 0, 0, 0, 1]);
-    if outward {
-        frame.rotate_left(6);
+impl Case {
+    /// A segment between a client, not yet filled in, and the VIP or the vm.
+    fn inner(&self, outward: bool, flags: u8) -> Vec<u8> {
+        let len = self.frame_len - 4;
+        let mut frame = derived_mac(VM.into()).0.to_vec();
+        frame.extend([2, 0, 0, 0, 0, 1]);
+        if outward {
+            frame.rotate_left(6);
+        }
+        let ip_len = (len - 14) as u16;
+        let server = if outward { self.vm() } else { self.vip() };
+        let server = match server {
+            IpAddr::V4(server) => {
+                frame.extend([0x08, 0x00, 0x45, 0]);
+                frame.extend(ip_len.to_be_bytes());
+                frame.extend([0, 0, 0x40, 0, 64, 6, 0, 0]);
+                server.octets().to_vec()
+            }
+            IpAddr::V6(server) => {
+                frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+                frame.extend((ip_len - 40).to_be_bytes());
+                frame.extend([6, 64]);
+                server.octets().to_vec()
+            }
+        };
+        let client = &CLIENT_IPV6.octets()[..server.len()];
+        if outward {
+            frame.extend([&server, client].concat());
+            frame.extend([0x1f, 0x90, 0, 0]);
+        } else {
+            frame.extend([client, &server].concat());
+            frame.extend([0, 0, 0, 80]);
+        }
+        frame.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+        frame.resize(len, 0);
+        frame
     }
-    let ip_len = (len - 14) as u16;
-    frame.extend([0x08, 0x00, 0x45, 0]);
-    frame.extend(ip_len.to_be_bytes());
-    frame.extend([0, 0, 0x40, 0, 64, 6, 0, 0]);
-    let ports = if outward {
-        frame.extend(VM.octets());
-        frame.extend([0; 4]);
-        [0x1f, 0x90, 0, 0]
-    } else {
-        frame.extend([0; 4]);
-        frame.extend(VIP_IPV4.octets());
-        [0, 0, 0, 80]
-    };
-    frame.extend(ports);
-    frame.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
-    frame.resize(len, 0);
-    frame
 }
 
 /// What the mux puts in front.

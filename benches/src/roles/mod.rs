@@ -6,6 +6,8 @@
 mod connections;
 pub(crate) mod mux;
 
+use slb_core::mem::Line;
+
 use self::connections::Role;
 use crate::Options;
 use crate::error::Failure;
@@ -16,28 +18,37 @@ pub(crate) fn measure(
     options: &Options,
     report: &mut Report,
     limits: &Limits,
+    memory: &mut [Line],
 ) -> Result<(), Failure> {
-    measure_mux(options, report, limits)?;
+    measure_mux(options, report, limits, memory)?;
     report.group("established connections, for each packet");
-    let counts: &[u32] = if options.quick {
-        &[1, 1_000_000]
-    } else {
-        &[1, 64_000, 1_000_000, 10_000_000]
-    };
     for (who, role) in [("host", Role::Host), ("proxy", Role::Proxy)] {
-        for (way, outward) in [("in", false), ("out", true)] {
-            for &flows in counts {
-                let count = short(flows as usize);
-                let name = format!("{who}, {way}, IPv4, 64 B, {count} connections");
-                let case = connections::Case {
-                    role,
-                    outward,
-                    frame_len: 64,
-                    flows,
-                };
-                if report.wants(&name) {
-                    let limit = limits.mux(case.table_bytes());
-                    report.show(&name, case.measure(options.time())?, Some(limit));
+        for (family, ipv6, lens) in FAMILIES {
+            for (way, outward) in [("in", false), ("out", true)] {
+                for frame_len in lens {
+                    for &flows in counts(options) {
+                        // The longest ones tell what length costs, and IPv6's are twice as large.
+                        let most = match (frame_len, ipv6) {
+                            (0..100, false) => 40_000_000,
+                            (0..100, true) => 10_000_000,
+                            _ => 1_000_000,
+                        };
+                        let count = short(flows as usize);
+                        let name =
+                            format!("{who}, {way}, {family}, {frame_len} B, {count} connections");
+                        let case = connections::Case {
+                            role,
+                            ipv6,
+                            outward,
+                            frame_len,
+                            flows,
+                        };
+                        if flows <= most && report.wants(&name) {
+                            let limit = limits.mux(case.table_bytes());
+                            let sample = case.measure(options.time(), memory)?;
+                            report.show(&name, sample, Some(limit));
+                        }
+                    }
                 }
             }
         }
@@ -45,18 +56,31 @@ pub(crate) fn measure(
     Ok(())
 }
 
-fn measure_mux(options: &Options, report: &mut Report, limits: &Limits) -> Result<(), Failure> {
-    report.group("the mux with 100 backends, for each packet");
-    let counts: &[u32] = if options.quick {
+/// The lengths of frames in each family, the shortest first.
+const FAMILIES: [(&str, bool, [usize; 3]); 2] = [
+    ("IPv4", false, [64, 512, 1500]),
+    ("IPv6", true, [84, 512, 1500]),
+];
+
+/// Flows or connections.
+fn counts(options: &Options) -> &'static [u32] {
+    if options.quick {
         &[1, 1_000_000]
     } else {
         &[1, 64_000, 1_000_000, 10_000_000, 40_000_000]
-    };
+    }
+}
+
+fn measure_mux(
+    options: &Options,
+    report: &mut Report,
+    limits: &Limits,
+    memory: &mut [Line],
+) -> Result<(), Failure> {
+    report.group("the mux with 100 backends, for each packet");
+    let counts = counts(options);
     for (mode, pinned) in [("stateless", false), ("flow table", true)] {
-        for (family, ipv6, lens) in [
-            ("IPv4", false, [64, 512, 1500]),
-            ("IPv6", true, [84, 512, 1500]),
-        ] {
+        for (family, ipv6, lens) in FAMILIES {
             for frame_len in lens {
                 for &flows in counts {
                     // Of longer ones and of no table, one number of flows tells all.
@@ -73,7 +97,11 @@ fn measure_mux(options: &Options, report: &mut Report, limits: &Limits) -> Resul
                     };
                     if report.wants(&name) {
                         let limit = limits.mux(case.table_bytes());
-                        report.show(&name, case.established(options.time())?, Some(limit));
+                        report.show(
+                            &name,
+                            case.established(options.time(), memory)?,
+                            Some(limit),
+                        );
                     }
                 }
             }
@@ -89,7 +117,7 @@ fn measure_mux(options: &Options, report: &mut Report, limits: &Limits) -> Resul
         };
         if report.wants(&name) {
             let limit = limits.mux(case.table_bytes());
-            report.show(&name, case.opening(options.time())?, Some(limit));
+            report.show(&name, case.opening(options.time(), memory)?, Some(limit));
         }
     }
     Ok(())

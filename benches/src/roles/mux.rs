@@ -4,11 +4,10 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant as Clock};
 
-use slb_control::HugePages;
 use slb_core::flow::FlowTable;
 use slb_core::hash::{Hasher, Xxh3};
 use slb_core::maglev;
-use slb_core::mem::Memory;
+use slb_core::mem::{Arena, Line, Memory};
 use slb_core::service::{Backend, Echo, Frontend, Pool, Protocol, Rule, Snapshot, Spec, Underlay};
 use slb_core::stats::{BackendCounters, RuleCounters};
 use slb_core::wire::vxlan::Vni;
@@ -23,7 +22,7 @@ use crate::report::Sample;
 pub(crate) const FRAMES: usize = 1024;
 pub(crate) const BACKENDS: u8 = 100;
 pub(super) const VIP_IPV4: Ipv4Addr = Ipv4Addr::new(20, 20, 20, 100);
-const VIP_IPV6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x20, 0, 0, 0, 0, 0x100);
+pub(super) const VIP_IPV6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x20, 0, 0, 0, 0, 0x100);
 
 /// What is measured in one line.
 #[derive(Clone, Copy, Debug)]
@@ -115,9 +114,9 @@ impl Case {
         Snapshot::boxed(&spec, None).map_err(Failure::failed)
     }
 
-    fn mux<'s>(&self, snapshot: &'s Snapshot<'static>) -> Option<Dut<'s>> {
+    fn mux<'s>(&self, snapshot: &'s Snapshot<'static>, memory: &'s mut [Line]) -> Option<Dut<'s>> {
         const KEY: [u64; 2] = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
-        let memory = &mut HugePages;
+        let memory = &mut Arena::new(memory);
         let flows = self.flows.max(1 << 16) as usize;
         let (ipv4, ipv6) = if self.ipv6 { (3, flows) } else { (flows, 3) };
         let tables = MuxTables {
@@ -133,9 +132,13 @@ impl Case {
     }
 
     /// Packets of established flows, in no order.
-    pub(crate) fn established(&self, time: Duration) -> Result<Sample, Failure> {
+    pub(crate) fn established(
+        &self,
+        time: Duration,
+        tables: &mut [Line],
+    ) -> Result<Sample, Failure> {
         let snapshot = self.snapshot()?;
-        let mut mux = self.mux(&snapshot).ok_or_else(Failure::memory)?;
+        let mut mux = self.mux(&snapshot, tables).ok_or_else(Failure::memory)?;
         let mut memory = vec![0u8; self.stride() * FRAMES];
         let mut frames = Frames::new(*self);
         let now = Instant::from_secs(1);
@@ -160,10 +163,10 @@ impl Case {
 
     /// SYNs, each of another flow, at five million a second by the mux's clock, so that what is to
     /// be swept is swept.
-    pub(crate) fn opening(&self, time: Duration) -> Result<Sample, Failure> {
+    pub(crate) fn opening(&self, time: Duration, tables: &mut [Line]) -> Result<Sample, Failure> {
         const APART: Duration = Duration::from_nanos(200 * FRAMES as u64);
         let snapshot = self.snapshot()?;
-        let mut mux = self.mux(&snapshot).ok_or_else(Failure::memory)?;
+        let mut mux = self.mux(&snapshot, tables).ok_or_else(Failure::memory)?;
         let mut memory = vec![0u8; self.stride() * FRAMES];
         let mut frames = Frames::new(*self);
         frames.template[14 + 20 + 13] = 2;
@@ -213,7 +216,7 @@ impl Case {
     }
 }
 
-type Dut<'s> = Mux<'static, &'s Snapshot<'static>>;
+type Dut<'s> = Mux<'s, &'s Snapshot<'static>>;
 
 fn all_forwarded(mux: &Dut<'_>) -> Result<(), Failure> {
     let stats = mux.stats();

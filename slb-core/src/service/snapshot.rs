@@ -1,4 +1,4 @@
-//! What packets are looked up in: immutable, compiled from a [`Spec`].
+//! What packets are looked up in: immutable, compiled from a [`Spec`](super::Spec).
 //!
 //! ```text
 //!  (VIP, protocol, port) -> rule -> Maglev slot -> backend: its outer header, ready to copy
@@ -136,7 +136,7 @@ impl CompiledBackend {
         self.counters as usize
     }
 
-    /// Its pool's place in [`Spec::pools`].
+    /// Its pool's place in [`Spec::pools`](super::Spec::pools).
     pub fn pool(&self) -> usize {
         self.pool as usize
     }
@@ -166,7 +166,7 @@ impl CompiledBackend {
 /// What a packet's destination is to this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RuleMatch {
-    /// This rule takes it: a place in [`Spec::rules`].
+    /// This rule takes it: a place in [`Spec::rules`](super::Spec::rules).
     Rule(u32),
     /// It is for a VIP, but no rule takes it.
     NoRule,
@@ -292,7 +292,7 @@ impl Snapshot<'_> {
         self.nat.port_places()
     }
 
-    /// A rule by its place in [`Spec::rules`].
+    /// A rule by its place in [`Spec::rules`](super::Spec::rules).
     #[inline]
     pub fn rule(&self, index: u32) -> Option<&CompiledRule> {
         self.rules.get(index as usize)
@@ -361,8 +361,8 @@ impl Snapshot<'_> {
         }
     }
 
-    /// The Maglev table of a pool, by its place in [`Spec::pools`]: places in the pool's backends,
-    /// or [`maglev::EMPTY`].
+    /// The Maglev table of a pool, by its place in [`Spec::pools`](super::Spec::pools): places in
+    /// the pool's backends, or [`maglev::EMPTY`].
     pub fn pool_table(&self, pool: usize) -> Option<&[u16]> {
         self.table.get(self.pools.get(pool)?.table())
     }

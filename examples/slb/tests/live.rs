@@ -157,6 +157,19 @@ impl World {
         Process(command.stdout(Stdio::piped()).spawn().unwrap())
     }
 
+    /// Starts a server on a machine, and waits until it listens for connections and datagrams:
+    /// pings, which its kernel answers, say nothing of that.
+    #[track_caller]
+    fn serve(&mut self, machine: &str) {
+        let server = self.start(machine, &peer(&format!("serve {machine}")));
+        self.servers.push(server);
+        let listens = (0..200).any(|_| {
+            sleep(Duration::from_millis(50));
+            self.on(machine, "ss -Hlntu sport = :8080").lines().count() == 2
+        });
+        assert!(listens, "{machine}: nobody listens on port 8080");
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -227,8 +240,7 @@ fn the_proxy_serves_machines_behind_several_frontend_ports() {
     }
     let mut world = World::of_proxy();
     for number in 1..=3 {
-        let server = world.start(&format!("s{number}"), &peer(&format!("serve s{number}")));
-        world.servers.push(server);
+        world.serve(&format!("s{number}"));
     }
     world.configure(&[("s1", 1), ("s2", 1), ("s3", 1)]);
     let slb = format!(
@@ -374,8 +386,7 @@ fn two_muxes_serve_through_the_kernels_own_vxlan_and_one_may_die() {
         );
         world.on(&host, "sysctl -qw net.ipv4.conf.vx0.rp_filter=0");
         world.on(&host, "ip address add 20.20.20.100/32 dev lo");
-        let server = world.start(&host, &peer(&format!("serve {host}")));
-        world.servers.push(server);
+        world.serve(&host);
     }
     let mut muxes = Vec::new();
     for (mux, own) in [("m1", "172.16.0.11"), ("m2", "172.16.0.12")] {

@@ -1,0 +1,173 @@
+// Which packets of an interface go to user space: those of the balancer, and no others.
+//
+// An XDP program. It runs for each packet that an interface receives, before the kernel's stack:
+// what it redirects is the balancer's, what it passes stays the kernel's, untouched. ARP and
+// neighbour discovery always stay with the kernel, except where everything is taken.
+//
+// Built by `slb-io-afxdp/bpf/build`; the object lies beside it, so that `cargo build` needs no clang.
+
+#include <linux/bpf.h>
+
+#define SEC(name) __attribute__((section(name), used))
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+#define UINT(name, value) int (*name)[value]
+#define TYPE(name, type) type *name
+#define BIG(x) __builtin_bswap16(x) // the hosts that this object is for are little-endian
+
+static void *(*const map_lookup)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
+static long (*const redirect)(void *map, __u32 key, __u64 flags) = (void *)BPF_FUNC_redirect_map;
+
+// What the interface is; set before the program is loaded.
+#define SERVICES 0 // takes packets by their destination
+#define VMS 1      // takes IP packets of a vm, but for those to addresses of the kernel's
+#define EVERYTHING 2
+const volatile __u32 interface_is = SERVICES;
+
+// What is taken of a destination.
+#define TAKE_ALL 1   // a VIP
+#define TAKE_VXLAN 2 // this node's address on the fabric
+#define TAKE_NONE 4  // the kernel's, of an interface that takes all else
+
+struct address {
+    __u8 bytes[16]; // IPv6, or IPv4 in IPv6 (RFC 4291 2.5.5.2)
+};
+
+struct {
+    UINT(type, BPF_MAP_TYPE_HASH);
+    UINT(max_entries, 65536);
+    UINT(map_flags, BPF_F_NO_PREALLOC);
+    TYPE(key, struct address);
+    TYPE(value, __u32);
+} addresses SEC(".maps");
+
+// The sockets of user space, by receive queue.
+struct {
+    UINT(type, BPF_MAP_TYPE_XSKMAP);
+    UINT(max_entries, 256);
+    UINT(key_size, sizeof(__u32));
+    UINT(value_size, sizeof(__u32));
+} sockets SEC(".maps");
+
+struct ethernet {
+    __u8 destination[6], source[6];
+    __u16 ether_type;
+} __attribute__((packed));
+
+struct vlan {
+    __u16 tag, ether_type;
+} __attribute__((packed));
+
+struct ipv4 {
+    __u8 version_len, tos;
+    __u16 total_len, id, fragment;
+    __u8 ttl, protocol;
+    __u16 checksum;
+    __u8 source[4], destination[4];
+} __attribute__((packed));
+
+struct ipv6 {
+    __u8 version_class, class_flow;
+    __u16 flow, payload_len;
+    __u8 next_header, hop_limit;
+    __u8 source[16], destination[16];
+} __attribute__((packed));
+
+struct udp {
+    __u16 source, destination, len, checksum;
+} __attribute__((packed));
+
+#define ETHER_IPV4 0x0800
+#define ETHER_IPV6 0x86dd
+#define ETHER_VLAN 0x8100
+#define ETHER_SERVICE_VLAN 0x88a8
+#define PROTOCOL_UDP 17
+#define PROTOCOL_ICMPV6 58
+#define VXLAN_PORT 4789
+
+struct packet {
+    struct address destination;
+    __u8 is_vxlan;     // UDP for port 4789, and no later fragment
+    __u8 is_neighbour; // neighbour discovery
+    __u8 is_local;     // to a multicast, broadcast or link-local address
+};
+
+// Whether it is an IP packet; if so, what it is.
+ALWAYS_INLINE int read(void *at, void *end, struct packet *packet) {
+    struct ethernet *link = at;
+    if ((void *)(link + 1) > end)
+        return 0;
+    __u16 ether_type = BIG(link->ether_type);
+    void *network = link + 1;
+#pragma unroll
+    for (int tags = 0; tags < 2; tags++) {
+        struct vlan *vlan = network;
+        if (ether_type != ETHER_VLAN && ether_type != ETHER_SERVICE_VLAN)
+            break;
+        if ((void *)(vlan + 1) > end)
+            return 0;
+        ether_type = BIG(vlan->ether_type);
+        network = vlan + 1;
+    }
+    __u8 protocol;
+    void *transport;
+    if (ether_type == ETHER_IPV4) {
+        struct ipv4 *ip = network;
+        if ((void *)(ip + 1) > end)
+            return 0;
+        __builtin_memset(&packet->destination, 0, 10);
+        packet->destination.bytes[10] = packet->destination.bytes[11] = 0xff;
+        __builtin_memcpy(packet->destination.bytes + 12, ip->destination, 4);
+        packet->is_local = ip->destination[0] >= 224 ||
+                           (ip->destination[0] == 169 && ip->destination[1] == 254);
+        __u32 len = (ip->version_len & 15) * 4;
+        if (len < sizeof *ip)
+            return 1;
+        transport = network + len;
+        protocol = BIG(ip->fragment) & 0x1fff ? 0 : ip->protocol;
+    } else if (ether_type == ETHER_IPV6) {
+        struct ipv6 *ip = network;
+        if ((void *)(ip + 1) > end)
+            return 0;
+        __builtin_memcpy(packet->destination.bytes, ip->destination, 16);
+        packet->is_local = ip->destination[0] == 0xff ||
+                           (ip->destination[0] == 0xfe && (ip->destination[1] & 0xc0) == 0x80);
+        transport = ip + 1;
+        protocol = ip->next_header;
+    } else {
+        return 0;
+    }
+    if (protocol == PROTOCOL_UDP) {
+        struct udp *udp = transport;
+        packet->is_vxlan = (void *)(udp + 1) <= end && udp->destination == BIG(VXLAN_PORT);
+    } else if (protocol == PROTOCOL_ICMPV6 && ether_type == ETHER_IPV6) {
+        __u8 *kind = transport;
+        // Router and neighbour solicitations and advertisements, redirects (RFC 4861).
+        packet->is_neighbour = (void *)(kind + 1) <= end && *kind >= 133 && *kind <= 137;
+    }
+    return 1;
+}
+
+ALWAYS_INLINE int is_taken(struct xdp_md *context) {
+    if (interface_is == EVERYTHING)
+        return 1;
+    struct packet packet = {};
+    if (!read((void *)(long)context->data, (void *)(long)context->data_end, &packet))
+        return 0;
+    if (packet.is_neighbour)
+        return 0;
+    __u32 *found = map_lookup(&addresses, &packet.destination);
+    __u32 what = found ? *found : 0;
+    if (interface_is == VMS)
+        return !packet.is_local && !(what & TAKE_NONE);
+    return (what & TAKE_ALL) || ((what & TAKE_VXLAN) && packet.is_vxlan);
+}
+
+SEC("xdp")
+int steer(struct xdp_md *context) {
+    if (!is_taken(context))
+        return XDP_PASS;
+    // A queue without a socket passes what it gets.
+    return redirect(&sockets, context->rx_queue_index, XDP_PASS);
+}
+
+char terms[] SEC("license") = "Dual MIT/GPL";

@@ -1,0 +1,186 @@
+//! What the kernel says of an interface.
+
+use std::fmt;
+use std::io;
+
+use netlink_packet_core::NLM_F_REQUEST;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use rustix::io::Errno;
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl};
+use rustix::net::{AddressFamily, SocketType};
+use slb_core::wire::ethernet::MacAddress;
+
+use crate::netlink;
+
+/// A network interface of this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub index: u32,
+    /// Its MAC address.
+    pub mac: MacAddress,
+    /// The longest IP packet that it carries.
+    pub mtu: u32,
+    /// Its receive queues, which are numbered from zero.
+    pub queues: u32,
+}
+
+/// Why an interface cannot be used.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum InterfaceError {
+    /// There is none of that name.
+    Unknown(String),
+    /// It is none of Ethernet: it has no MAC address.
+    NoEthernet(String),
+    /// The kernel cannot be asked.
+    Netlink(io::Error),
+}
+
+impl fmt::Display for InterfaceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(name) => write!(f, "there is no interface {name:?}"),
+            Self::NoEthernet(name) => write!(f, "interface {name:?} is none of Ethernet"),
+            Self::Netlink(error) => write!(f, "the kernel cannot be asked: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for InterfaceError {}
+
+impl From<io::Error> for InterfaceError {
+    fn from(error: io::Error) -> Self {
+        Self::Netlink(error)
+    }
+}
+
+impl Interface {
+    /// The interface of a name.
+    ///
+    /// # Errors
+    /// There is none, or it has no MAC address.
+    pub fn find(name: &str) -> Result<Self, InterfaceError> {
+        if name.is_empty() || name.len() > LONGEST_NAME {
+            return Err(InterfaceError::Unknown(name.to_owned()));
+        }
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        let socket = netlink::open()?;
+        let request = RouteNetlinkMessage::GetLink(message);
+        let link = match netlink::request(&socket, request, NLM_F_REQUEST) {
+            Ok(Some(RouteNetlinkMessage::NewLink(link))) => link,
+            Err(error) if error.raw_os_error() != Some(Errno::NODEV.raw_os_error()) => {
+                return Err(error.into());
+            }
+            _ => return Err(InterfaceError::Unknown(name.to_owned())),
+        };
+        let (mut mac, mut mtu, mut queues) = (None, None, 1);
+        for attribute in link.attributes {
+            match attribute {
+                LinkAttribute::Address(bytes) => mac = bytes.try_into().ok().map(MacAddress),
+                LinkAttribute::Mtu(bytes) => mtu = Some(bytes),
+                LinkAttribute::NumRxQueues(number) => queues = number,
+                _ => {}
+            }
+        }
+        let (Some(mac), Some(mtu)) = (mac, mtu) else {
+            return Err(InterfaceError::NoEthernet(name.to_owned()));
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            index: link.header.index,
+            mac,
+            mtu,
+            // Of those that it has room for, as many are used.
+            queues: channels(name).unwrap_or(queues).max(1),
+        })
+    }
+}
+
+/// The longest name of an interface: the kernel's IFNAMSIZ, less the zero at its end.
+const LONGEST_NAME: usize = 15;
+
+/// The kernel's `struct ethtool_channels`.
+#[derive(Default)]
+#[repr(C)]
+struct Channels {
+    command: u32,
+    max: [u32; 4],
+    receive: u32,
+    transmit: u32,
+    other: u32,
+    combined: u32,
+}
+
+/// The kernel's `struct ifreq`, as far as ETHTOOL needs it.
+#[repr(C)]
+struct Request {
+    name: [u8; LONGEST_NAME + 1],
+    channels: *mut Channels,
+    rest: [u8; 24 - size_of::<*mut ()>()],
+}
+
+const _: () = assert!(size_of::<Request>() == 40);
+
+/// SIOCETHTOOL with ETHTOOL_GCHANNELS.
+struct GetChannels(Request);
+
+// SAFETY: the opcode takes a pointer to a `struct ifreq` whose data points to what the command, the
+// first word of that data, says: a `struct ethtool_channels`, which lives as long as the request.
+unsafe impl Ioctl for GetChannels {
+    type Output = ();
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> Opcode {
+        0x8946
+    }
+
+    fn as_ptr(&mut self) -> *mut std::ffi::c_void {
+        (&raw mut self.0).cast()
+    }
+
+    unsafe fn output_from_ptr(_: IoctlOutput, _: *mut std::ffi::c_void) -> rustix::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How many receive queues are in use, if the driver says so.
+fn channels(name: &str) -> Option<u32> {
+    const GET_CHANNELS: u32 = 0x3c;
+    let mut channels = Channels {
+        command: GET_CHANNELS,
+        ..Channels::default()
+    };
+    let mut request = Request {
+        name: [0; LONGEST_NAME + 1],
+        channels: &raw mut channels,
+        rest: [0; 24 - size_of::<*mut ()>()],
+    };
+    request
+        .name
+        .get_mut(..name.len())?
+        .copy_from_slice(name.as_bytes());
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).ok()?;
+    // SAFETY: the request is as the opcode has it, and `channels` is here until it is over.
+    unsafe { ioctl(&socket, GetChannels(request)) }.ok()?;
+    Some(channels.receive + channels.combined)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_nobody_are_unknown() {
+        for name in ["", "no-such-device", "../lo", "a-name-that-is-far-too-long"] {
+            let found = Interface::find(name);
+            assert!(matches!(found, Err(InterfaceError::Unknown(_))), "{name:?}");
+        }
+        let lo = Interface::find("lo").unwrap();
+        assert_eq!((lo.index, lo.mac), (1, MacAddress([0; 6])));
+    }
+}

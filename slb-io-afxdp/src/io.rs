@@ -1,0 +1,478 @@
+//! [`PacketIo`] over AF_XDP sockets that share their memory, each a queue of a port.
+//!
+//! A chunk of the memory is in one place at a time, and goes round:
+//!
+//! ```text
+//!             ┌──────────────────────────────────────────────┐
+//!             ▼                                              │
+//!   free ─► fill ─► (kernel) ─► rx ─► frame of the caller's ─┤ dropped or passed
+//!     ▲                                   │                  │
+//!     └──────── completion ◄─ (kernel) ◄─ tx ────────────────┘
+//! ```
+//! A packet is read, rewritten and sent in the chunk that it was received into; the kernel copies it
+//! where the driver cannot do without, and nobody else does. [`AfXdp::places`] counts who has how many
+//! chunks: those add up, or a chunk is lost.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::xdp::{XdpDesc, XdpDescOptions};
+use slb_core::{Burst, Frame, PacketIo, PortId, Verdict};
+
+use crate::interface::Interface;
+use crate::socket::{Memory, Socket, SocketError};
+use crate::umem::{Chunks, KERNEL_HEADROOM, Umem};
+
+/// Entries of each ring, unless said otherwise.
+pub const RING: u32 = 2048;
+
+/// Frames that a socket with rings of `ring` entries needs memory for: as many as it may receive, and
+/// as many as it may have to send.
+pub const fn frames_for(sockets: usize, ring: u32) -> usize {
+    sockets * 2 * ring as usize
+}
+
+/// A queue of an interface, and the port that it is.
+#[derive(Clone, Debug)]
+pub struct Queue {
+    /// The port. Several queues can be one: it sends by the first.
+    pub port: PortId,
+    /// The interface.
+    pub interface: Interface,
+    /// The number of its queue.
+    pub queue: u32,
+}
+
+/// What was received and sent so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AfXdpStats {
+    /// Frames received.
+    pub received: u64,
+    /// Frames given to the kernel to send; one that is flooded counts for each.
+    pub sent: u64,
+    /// Frames that came to user space and were given back to the kernel.
+    pub passed: u64,
+    /// Frames that were to be passed, and there was no way to the kernel.
+    pub not_passed: u64,
+    /// Frames whose next hop has no MAC address yet: its all zeros.
+    pub unresolved: u64,
+    /// Frames that found no room in the ring of what is to be sent.
+    pub refused: u64,
+    /// Frames for a port that is not here.
+    pub undeliverable: u64,
+    /// Frames handed to `transmit` that are not in this I/O's memory.
+    pub foreign: u64,
+    /// Packets that the kernel had no chunk for, or no room in a ring of what was received.
+    pub overrun: u64,
+}
+
+impl AfXdpStats {
+    /// Each counter and its name.
+    pub fn named(&self) -> [(&'static str, u64); 9] {
+        [
+            ("received", self.received),
+            ("sent", self.sent),
+            ("passed", self.passed),
+            ("not_passed", self.not_passed),
+            ("unresolved", self.unresolved),
+            ("refused", self.refused),
+            ("undeliverable", self.undeliverable),
+            ("foreign", self.foreign),
+            ("overrun", self.overrun),
+        ]
+    }
+}
+
+/// Who has how many chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// All that there are.
+    pub total: usize,
+    /// Nobody has them.
+    pub free: usize,
+    /// The kernel, to receive into, or received and not yet taken.
+    pub receiving: usize,
+    /// The kernel, being sent.
+    pub sending: usize,
+    /// The caller, as frames: none between two bursts.
+    pub lent: usize,
+}
+
+/// A socket, and the chunks that it has.
+#[derive(Debug)]
+struct Member {
+    socket: Socket,
+    port: PortId,
+    receiving: u32,
+    sending: u32,
+    /// Whether something was put in its tx ring that the kernel has not been told of.
+    is_dirty: bool,
+}
+
+/// Where frames go that are not the balancer's.
+type Kernel = Box<dyn Write + Send>;
+
+/// AF_XDP sockets as ports: see the [module](self).
+pub struct AfXdp<'m> {
+    chunks: Chunks,
+    free: Vec<u64>,
+    members: Vec<Member>,
+    /// By port: the member that sends for it.
+    by_port: Vec<Option<u16>>,
+    ring: u32,
+    /// The member to be received from next: so that none waits for another.
+    next: usize,
+    lent: usize,
+    total: usize,
+    kernel: Option<Kernel>,
+    stats: AfXdpStats,
+    memory: PhantomData<&'m mut Umem>,
+}
+
+impl<'m> AfXdp<'m> {
+    /// Opens queues whose packets are in `umem`, with rings of `ring` entries; see [`frames_for`] for
+    /// how much memory that is. They receive nothing until a [`Program`](crate::Program) sends packets
+    /// to them.
+    ///
+    /// # Errors
+    /// The kernel refuses: it takes CAP_NET_RAW, and CAP_IPC_LOCK or memory enough to lock.
+    ///
+    /// # Panics
+    /// `ring` is no power of two, or the memory has been another's.
+    pub fn open(umem: &'m mut Umem, queues: &[Queue], ring: u32) -> Result<Self, SocketError> {
+        assert!(
+            ring.is_power_of_two(),
+            "expected a power of two, got {ring}"
+        );
+        assert!(!umem.is_used, "expected memory that has no sockets");
+        umem.is_used = true;
+        let registration = umem.registration();
+        let chunks = umem.chunks();
+        let mut members: Vec<Member> = Vec::new();
+        let mut by_port = Vec::new();
+        for queue in queues {
+            let memory = match members.first() {
+                None => Memory::Own(registration),
+                Some(first) => Memory::Of(&first.socket),
+            };
+            let socket = Socket::open(&queue.interface, queue.queue, &memory, ring)?;
+            let port = usize::from(queue.port.0);
+            if by_port.len() <= port {
+                by_port.resize(port + 1, None);
+            }
+            by_port[port].get_or_insert(members.len() as u16);
+            members.push(Member {
+                socket,
+                port: queue.port,
+                receiving: 0,
+                sending: 0,
+                is_dirty: false,
+            });
+        }
+        let free: Vec<u64> = chunks.all().collect();
+        let mut io = Self {
+            chunks,
+            total: free.len(),
+            free,
+            members,
+            by_port,
+            ring,
+            next: 0,
+            lent: 0,
+            kernel: None,
+            stats: AfXdpStats::default(),
+            memory: PhantomData,
+        };
+        io.fill();
+        Ok(io)
+    }
+
+    /// Says where frames go that are not the balancer's: each is written whole, from its link header
+    /// on. Without, they are counted and lost.
+    pub fn pass_to(&mut self, kernel: impl Write + Send + 'static) {
+        self.kernel = Some(Box::new(kernel));
+    }
+
+    /// The sockets, in the order of the queues that they were opened for: a program sends to them.
+    pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.members.iter().map(|member| member.socket.as_fd())
+    }
+
+    /// Whether the drivers of all queues put packets into the memory themselves.
+    pub fn is_zero_copy(&self) -> bool {
+        self.members
+            .iter()
+            .all(|member| member.socket.is_zero_copy())
+    }
+
+    /// What was received and sent so far. Asks the kernel for its counters: not for each burst.
+    pub fn stats(&self) -> AfXdpStats {
+        let kernel = self
+            .members
+            .iter()
+            .filter_map(|member| member.socket.statistics());
+        let overrun = kernel.map(|counted| {
+            // Without a chunk the packet is dropped; so it is where the ring is full.
+            counted.rx_dropped + counted.rx_ring_full.unwrap_or(0)
+        });
+        AfXdpStats {
+            overrun: overrun.sum(),
+            ..self.stats
+        }
+    }
+
+    /// Who has how many chunks.
+    pub fn places(&self) -> Places {
+        let sum = |of: fn(&Member) -> u32| self.members.iter().map(of).sum::<u32>() as usize;
+        Places {
+            total: self.total,
+            free: self.free.len(),
+            receiving: sum(|member| member.receiving),
+            sending: sum(|member| member.sending),
+            lent: self.lent,
+        }
+    }
+
+    /// Waits until there is something to receive, or so long.
+    ///
+    /// # Errors
+    /// The kernel cannot wait. That a signal came is none.
+    pub fn wait(&self, most: Duration) -> io::Result<()> {
+        let fds = self.members.iter().map(|member| &member.socket);
+        let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        let most = Timespec {
+            tv_sec: most.as_secs() as i64,
+            tv_nsec: most.subsec_nanos().into(),
+        };
+        match poll(&mut fds, Some(&most)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes back what was sent, and lets the kernel have chunks to receive into.
+    fn fill(&mut self) {
+        for member in &mut self.members {
+            let mut count = 0;
+            while let Some(address) = member.socket.completion.pop() {
+                count += 1;
+                if let Some((chunk, _)) = self.chunks.of(address) {
+                    self.free.push(chunk);
+                }
+            }
+            if count > 0 {
+                member.socket.completion.release();
+                member.sending -= count;
+            }
+        }
+        for member in &mut self.members {
+            // A few at a time would be a write of a shared line for each.
+            if self.ring - member.receiving < (self.ring / 4).min(64) {
+                continue;
+            }
+            while member.receiving < self.ring {
+                let Some(chunk) = self.free.pop() else { break };
+                if let Err(chunk) = member.socket.fill.push(chunk) {
+                    self.free.push(chunk);
+                    break;
+                }
+                member.receiving += 1;
+            }
+            member.socket.fill.submit();
+            if member.socket.is_zero_copy() {
+                member.socket.wake_receiver();
+            }
+        }
+    }
+
+    /// Takes what a member has received, as much as fits.
+    #[inline]
+    fn take(&mut self, place: usize, burst: &mut Burst<'m>) {
+        let Some(member) = self.members.get_mut(place) else {
+            return;
+        };
+        let mut count = 0;
+        while !burst.is_full() {
+            let Some(packet) = member.socket.rx.pop() else {
+                break;
+            };
+            count += 1;
+            let Some((chunk, offset)) = self.chunks.of(packet.addr) else {
+                continue; // the kernel has no others
+            };
+            // SAFETY: the chunk came by the rx ring, so the kernel is done with it and neither it
+            // nor anybody here has it; the memory is borrowed for `'m`.
+            let buffer = unsafe { self.chunks.lend(chunk) };
+            match Frame::new(buffer, offset, packet.len as usize) {
+                Some(mut frame) => {
+                    frame.set_port(member.port);
+                    let _ = burst.push(frame); // there is room
+                    self.lent += 1;
+                }
+                None => self.free.push(chunk),
+            }
+        }
+        if count > 0 {
+            member.socket.rx.release();
+            member.receiving -= count;
+            self.stats.received += u64::from(count);
+        }
+    }
+
+    /// Puts a frame into the tx ring of a port; `false`, and it is still the caller's, where that
+    /// cannot be.
+    #[inline]
+    fn send(&mut self, port: PortId, chunk: u64, offset: usize, len: usize) -> bool {
+        let place = self.by_port.get(usize::from(port.0)).copied().flatten();
+        let Some(member) = place.and_then(|place| self.members.get_mut(usize::from(place))) else {
+            self.stats.undeliverable += 1;
+            return false;
+        };
+        let packet = XdpDesc {
+            addr: chunk + offset as u64,
+            len: len as u32,
+            options: XdpDescOptions::empty(),
+        };
+        // What is in the completion ring has to have room there too.
+        if member.sending == self.ring || member.socket.tx.push(packet).is_err() {
+            self.stats.refused += 1;
+            return false;
+        }
+        member.sending += 1;
+        member.is_dirty = true;
+        self.stats.sent += 1;
+        true
+    }
+
+    /// Sends a copy of a frame out of each port but its own, and the frame out of the last.
+    fn flood(&mut self, frame: &Frame<'m>, chunk: u64) -> bool {
+        let ports = (0..).map(PortId).zip(&self.by_port);
+        let others = ports.filter(|(port, member)| member.is_some() && *port != frame.port());
+        let others: Vec<PortId> = others.map(|(port, _)| port).collect();
+        let Some((last, rest)) = others.split_last() else {
+            self.stats.undeliverable += 1;
+            return false;
+        };
+        for &port in rest {
+            let Some(copy) = self.free.pop() else {
+                self.stats.refused += 1;
+                continue;
+            };
+            // SAFETY: a free chunk is nobody's, and the memory is borrowed for `'m`.
+            let buffer: &mut [u8] = unsafe { self.chunks.lend(copy) };
+            let (offset, len) = (frame.headroom(), frame.len());
+            if let Some(place) = buffer.get_mut(offset..offset + len) {
+                place.copy_from_slice(frame.bytes());
+            }
+            if !self.send(port, copy, offset, len) {
+                self.free.push(copy);
+            }
+        }
+        self.send(*last, chunk, frame.headroom(), frame.len())
+    }
+
+    fn pass(&mut self, frame: &Frame<'m>) {
+        let taken = self
+            .kernel
+            .as_mut()
+            .map(|kernel| kernel.write(frame.bytes()));
+        match taken {
+            Some(Ok(_)) => self.stats.passed += 1,
+            _ => self.stats.not_passed += 1,
+        }
+    }
+}
+
+impl<'m> PacketIo<'m> for AfXdp<'m> {
+    type Error = io::Error;
+
+    fn receive(&mut self, burst: &mut Burst<'m>) -> io::Result<usize> {
+        let before = burst.len();
+        self.fill();
+        for _ in 0..self.members.len() {
+            self.take(self.next, burst);
+            self.next += 1;
+            if self.next >= self.members.len() {
+                self.next = 0;
+            }
+        }
+        // What the device had no room for last time.
+        for member in &self.members {
+            if member.sending > 0 {
+                member.socket.send()?;
+            }
+        }
+        Ok(burst.len() - before)
+    }
+
+    fn transmit(&mut self, burst: &mut Burst<'m>) -> io::Result<usize> {
+        let before = self.stats.sent;
+        for frame in burst.drain() {
+            let (offset, len) = (frame.headroom(), frame.len());
+            let capacity = offset + len + frame.tailroom();
+            let Some(chunk) = self.chunks.at(frame.buffer_address(), capacity) else {
+                self.stats.foreign += 1;
+                continue;
+            };
+            self.lent -= 1;
+            let is_kept = match frame.verdict() {
+                _ if frame.is_empty() => false,
+                Verdict::Drop(_) => false,
+                Verdict::Pass => {
+                    self.pass(&frame);
+                    false
+                }
+                Verdict::Flood => self.flood(&frame, chunk),
+                // After `Forward` the frame's port is the one to leave by.
+                Verdict::Forward(_) | Verdict::Reply => {
+                    if frame.bytes().first_chunk() == Some(&[0; 6]) {
+                        self.stats.unresolved += 1;
+                        false
+                    } else {
+                        self.send(frame.port(), chunk, offset, len)
+                    }
+                }
+            };
+            if !is_kept {
+                self.free.push(chunk);
+            }
+        }
+        for member in &mut self.members {
+            if std::mem::take(&mut member.is_dirty) {
+                member.socket.tx.submit();
+                member.socket.send()?;
+            }
+        }
+        Ok((self.stats.sent - before) as usize)
+    }
+
+    fn reserve(&mut self, spare: &mut Burst<'m>, n: usize) -> usize {
+        let mut count = 0;
+        while count < n && !spare.is_full() {
+            let Some(chunk) = self.free.pop() else { break };
+            // SAFETY: a free chunk is nobody's, and the memory is borrowed for `'m`.
+            let buffer = unsafe { self.chunks.lend(chunk) };
+            let Some(frame) = Frame::new(buffer, KERNEL_HEADROOM, 0) else {
+                break;
+            };
+            let _ = spare.push(frame); // there is room
+            self.lent += 1;
+            count += 1;
+        }
+        count
+    }
+}
+
+impl fmt::Debug for AfXdp<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AfXdp")
+            .field("members", &self.members)
+            .field("places", &self.places())
+            .field("stats", &self.stats)
+            .finish_non_exhaustive()
+    }
+}

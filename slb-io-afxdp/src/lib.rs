@@ -1,0 +1,52 @@
+//! AF_XDP sockets as packet I/O: a NIC's packets in user space, without the kernel's stack and, where
+//! the driver can, without a copy.
+//!
+//! - [`Umem`]: the memory that packets are in.
+//! - [`AfXdp`]: sockets over it, one for each queue of each port, as [`PacketIo`](slb_core::PacketIo).
+//! - [`Program`]: the XDP program of an interface, which sends to the sockets what is the balancer's
+//!   and leaves the kernel the rest: ARP, SSH and BGP go on as if nothing were there.
+//! - [`Neighbours`]: the MAC addresses of next hops, as the kernel knows them.
+//!
+//! It needs Linux 5.10, and CAP_NET_RAW (sockets), CAP_BPF and CAP_NET_ADMIN (the program).
+//!
+//! ```no_run
+//! use slb_core::{Burst, PacketIo, PortId};
+//! use slb_io_afxdp::{AfXdp, Interface, Kind, Program, Queue, RING, Take, Umem, frames_for};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let interface = Interface::find("eth0")?;
+//! let mut umem = Umem::new(frames_for(1, RING), slb_io_afxdp::SMALL_CHUNK)?;
+//! let queue = Queue { port: PortId(0), interface: interface.clone(), queue: 0 };
+//! let mut io = AfXdp::open(&mut umem, &[queue], RING)?;
+//!
+//! let mut program = Program::load(interface, Kind::Services)?;
+//! program.set_addresses([("20.20.20.100".parse()?, Take::All)])?;
+//! for socket in io.sockets() {
+//!     program.set_socket(0, socket)?;
+//! }
+//! program.attach()?;
+//!
+//! let mut burst = Burst::new();
+//! loop {
+//!     io.receive(&mut burst)?;
+//!     // mux.process(now, &mut burst);
+//!     io.transmit(&mut burst)?;
+//! }
+//! # }
+//! ```
+
+mod interface;
+mod io;
+mod neighbours;
+mod netlink;
+mod program;
+mod ring;
+mod socket;
+mod umem;
+
+pub use interface::{Interface, InterfaceError};
+pub use io::{AfXdp, AfXdpStats, Places, Queue, RING, frames_for};
+pub use neighbours::{Neighbours, NextHop};
+pub use program::{Kind, Program, ProgramFault, Take};
+pub use socket::SocketError;
+pub use umem::{KERNEL_HEADROOM, LARGE_CHUNK, SMALL_CHUNK, Umem};

@@ -1,0 +1,212 @@
+//! Next hops, as the kernel's routing and neighbour tables have them, by netlink.
+//!
+//! A frame that leaves by AF_XDP needs the MAC address that it goes to, which the kernel finds for
+//! packets of its own only. So the kernel is asked for it, and told that it is used: it resolves
+//! what it does not know yet, and verifies from time to time what it knows.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::Socket;
+use rustix::io::Errno;
+use slb_core::wire::ethernet::MacAddress;
+
+use crate::netlink;
+
+/// Where packets to an address go first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// The router, or the address itself where it is on the link.
+    pub address: IpAddr,
+    /// The interface that leads there.
+    pub interface: u32,
+    /// Its MAC address, where the kernel knows it.
+    pub mac: Option<MacAddress>,
+}
+
+/// The kernel's tables.
+#[derive(Debug)]
+pub struct Neighbours {
+    requests: Socket,
+    events: Socket,
+}
+
+/// Multicast groups of what can change a next hop (`enum rtnetlink_groups`).
+const LINK: u32 = 1;
+const NEIGHBOUR: u32 = 3;
+const IPV4_ADDRESS: u32 = 5;
+const IPV4_ROUTE: u32 = 7;
+const IPV6_ADDRESS: u32 = 9;
+const IPV6_ROUTE: u32 = 11;
+
+impl Neighbours {
+    /// Opens the tables.
+    ///
+    /// # Errors
+    /// There is no netlink.
+    pub fn open() -> io::Result<Self> {
+        let requests = netlink::open()?;
+        let events = netlink::open()?;
+        for group in [
+            LINK,
+            NEIGHBOUR,
+            IPV4_ADDRESS,
+            IPV4_ROUTE,
+            IPV6_ADDRESS,
+            IPV6_ROUTE,
+        ] {
+            events.add_membership(group)?;
+        }
+        events.set_non_blocking(true)?;
+        Ok(Self { requests, events })
+    }
+
+    /// What becomes readable when something changes.
+    pub fn events(&self) -> BorrowedFd<'_> {
+        // SAFETY: the socket owns the descriptor, and is borrowed for as long.
+        unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) }
+    }
+
+    /// Whether something changed since the last call.
+    pub fn has_changed(&self) -> bool {
+        let mut any = false;
+        loop {
+            match self.events.recv_from_full() {
+                Ok(_) => any = true,
+                // More than its buffer holds: something did.
+                Err(error) if error.raw_os_error() == Some(ENOBUFS) => any = true,
+                Err(_) => return any,
+            }
+        }
+    }
+
+    /// The next hop to an address; `None` where no route leads there.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn next_hop(&self, to: IpAddr) -> io::Result<Option<NextHop>> {
+        let Some((address, interface)) = self.route(to)? else {
+            return Ok(None);
+        };
+        let mac = self.mac(address, interface)?;
+        Ok(Some(NextHop {
+            address,
+            interface,
+            mac,
+        }))
+    }
+
+    /// Tells the kernel that a next hop is used: it asks the link for its address, unless it knows
+    /// it well. Takes CAP_NET_ADMIN.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn ask(&self, next_hop: &NextHop) -> io::Result<()> {
+        let mut message = neighbour(next_hop.address, next_hop.interface);
+        message.header.flags = NeighbourFlags::Use;
+        let flags = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE | NLM_F_ACK;
+        netlink::request(
+            &self.requests,
+            RouteNetlinkMessage::NewNeighbour(message),
+            flags,
+        )
+        .map(drop)
+    }
+
+    /// The router and interface for an address.
+    fn route(&self, to: IpAddr) -> io::Result<Option<(IpAddr, u32)>> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(to);
+        message.header.destination_prefix_length = if to.is_ipv4() { 32 } else { 128 };
+        message.header.flags = RouteFlags::empty();
+        message.attributes = vec![RouteAttribute::Destination(to.into())];
+        let request = RouteNetlinkMessage::GetRoute(message);
+        let answer = match netlink::request(&self.requests, request, NLM_F_REQUEST) {
+            Ok(Some(RouteNetlinkMessage::NewRoute(route))) => route,
+            Ok(_) => return Ok(None),
+            // No route, or one that says so.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(ENETUNREACH | EHOSTUNREACH | EINVAL | EACCES)
+                ) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let (mut gateway, mut interface) = (to, None);
+        for attribute in answer.attributes {
+            match attribute {
+                RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = address.into(),
+                RouteAttribute::Gateway(RouteAddress::Inet6(address)) => gateway = address.into(),
+                RouteAttribute::Via(via) => {
+                    gateway = match via {
+                        netlink_packet_route::route::RouteVia::Inet(address) => address.into(),
+                        netlink_packet_route::route::RouteVia::Inet6(address) => address.into(),
+                        _ => gateway,
+                    }
+                }
+                RouteAttribute::Oif(index) => interface = Some(index),
+                _ => {}
+            }
+        }
+        Ok(interface.map(|interface| (gateway, interface)))
+    }
+
+    fn mac(&self, address: IpAddr, interface: u32) -> io::Result<Option<MacAddress>> {
+        let message = neighbour(address, interface);
+        let request = RouteNetlinkMessage::GetNeighbour(message);
+        let entry = match netlink::request(&self.requests, request, NLM_F_REQUEST) {
+            Ok(Some(RouteNetlinkMessage::NewNeighbour(entry))) => entry,
+            Ok(_) => return Ok(None),
+            Err(error) if error.raw_os_error() == Some(ENOENT) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let is_known = !matches!(
+            entry.header.state,
+            NeighbourState::None | NeighbourState::Incomplete | NeighbourState::Failed
+        );
+        let mac = entry
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok(),
+                _ => None,
+            });
+        Ok(mac.filter(|_| is_known).map(MacAddress))
+    }
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+fn neighbour(address: IpAddr, interface: u32) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(address);
+    message.header.ifindex = interface;
+    let destination = match address {
+        IpAddr::V4(address) => NeighbourAddress::Inet(address),
+        IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+    };
+    message.attributes = vec![NeighbourAttribute::Destination(destination)];
+    message
+}
+
+const ENOENT: i32 = Errno::NOENT.raw_os_error();
+const EACCES: i32 = Errno::ACCESS.raw_os_error();
+const EINVAL: i32 = Errno::INVAL.raw_os_error();
+const ENOBUFS: i32 = Errno::NOBUFS.raw_os_error();
+const ENETUNREACH: i32 = Errno::NETUNREACH.raw_os_error();
+const EHOSTUNREACH: i32 = Errno::HOSTUNREACH.raw_os_error();

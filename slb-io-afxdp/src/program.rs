@@ -1,0 +1,267 @@
+//! The XDP program of an interface: which of its packets come to user space.
+//!
+//! Its source is `bpf/steer.c`, and `bpf/build` makes the object that is loaded from here. It is
+//! attached by a link that this process holds: where the process ends, however it does, the program
+//! goes, and the kernel has all packets again.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use aya::maps::{HashMap, MapData, MapError, XskMap};
+use aya::programs::{ProgramError, Xdp, XdpMode};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+
+use crate::interface::Interface;
+
+#[cfg(target_endian = "big")]
+compile_error!("bpf/steer.o is for little-endian machines");
+
+/// The compiled program: see the task `bpf/build`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../bpf/steer.o");
+
+/// What an interface is, and so what is taken of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// The services' side of a mux or host agent: IP packets to the addresses that are named.
+    Services = 0,
+    /// A vm: all its IP packets, but for those to addresses that stay the kernel's, to many, or to
+    /// the link.
+    Vm = 1,
+    /// A proxy's port: everything.
+    Everything = 2,
+}
+
+/// What is taken of what comes for an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Take {
+    /// All of it: a VIP.
+    All = 1,
+    /// VXLAN: this node's address on the fabric.
+    Vxlan = 2,
+    /// None of it: an address of the kernel's, at a vm's interface.
+    None = 4,
+}
+
+/// Why the program cannot be had.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ProgramFault {
+    /// The kernel does not load it.
+    Load(EbpfError),
+    /// The kernel does not attach it.
+    Attach {
+        /// Where.
+        interface: String,
+        /// Why.
+        error: ProgramError,
+    },
+    /// A map of it does not take what it should.
+    Map {
+        /// What it should take.
+        what: String,
+        /// Why it does not.
+        error: MapError,
+    },
+}
+
+impl ProgramFault {
+    /// Whether a right is missing: CAP_BPF and CAP_NET_ADMIN.
+    pub fn is_denied(&self) -> bool {
+        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = source {
+            if let Some(error) = error.downcast_ref::<std::io::Error>() {
+                return error.kind() == std::io::ErrorKind::PermissionDenied;
+            }
+            source = error.source();
+        }
+        false
+    }
+}
+
+impl fmt::Display for ProgramFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Load(error) => write!(f, "the XDP program cannot be loaded: {}", Chain(error)),
+            Self::Attach { interface, error } => write!(
+                f,
+                "the XDP program cannot be attached to {interface}: {}",
+                Chain(error)
+            ),
+            Self::Map { what, error } => {
+                write!(f, "the XDP program does not take {what}: {}", Chain(error))
+            }
+        }
+    }
+}
+
+impl std::error::Error for ProgramFault {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Load(error) => Some(error),
+            Self::Attach { error, .. } => Some(error),
+            Self::Map { error, .. } => Some(error),
+        }
+    }
+}
+
+/// An error and those that it comes from.
+struct Chain<'e>(&'e dyn std::error::Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        match self.0.source() {
+            Some(source) => write!(f, ": {}", Chain(source)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The program of an interface.
+#[derive(Debug)]
+pub struct Program {
+    ebpf: Ebpf,
+    interface: Interface,
+    taken: BTreeMap<[u8; 16], u32>,
+    is_native: bool,
+}
+
+impl Program {
+    /// Loads the program for an interface; it is not attached yet.
+    ///
+    /// # Errors
+    /// The kernel refuses: it takes CAP_BPF and CAP_NET_ADMIN.
+    pub fn load(interface: Interface, kind: Kind) -> Result<Self, ProgramFault> {
+        let kind = kind as u32;
+        let ebpf = EbpfLoader::new()
+            .override_global("interface_is", &kind, true)
+            .load(OBJECT)
+            .map_err(ProgramFault::Load)?;
+        let mut program = Self {
+            ebpf,
+            interface,
+            taken: BTreeMap::new(),
+            is_native: false,
+        };
+        let loaded = program.xdp()?.load();
+        loaded.map_err(|error| ProgramFault::Load(error.into()))?;
+        Ok(program)
+    }
+
+    /// Has the packets of a receive queue go to a socket.
+    ///
+    /// # Errors
+    /// The kernel refuses: there are more queues than the program knows, 256.
+    pub fn set_socket(&mut self, queue: u32, socket: BorrowedFd<'_>) -> Result<(), ProgramFault> {
+        let fault = |error| ProgramFault::Map {
+            what: format!("a socket for queue {queue}"),
+            error,
+        };
+        let map = self
+            .ebpf
+            .map_mut("sockets")
+            .ok_or_else(|| missing("sockets"));
+        let mut sockets: XskMap<&mut MapData> = map?.try_into().map_err(fault)?;
+        sockets.set(queue, socket.as_raw_fd(), 0).map_err(fault)
+    }
+
+    /// Says what is taken of which address. New ones are there before old ones go, so what both
+    /// have is taken all the time.
+    ///
+    /// # Errors
+    /// The kernel refuses; what was there before is, some of what is new may be.
+    pub fn set_addresses(
+        &mut self,
+        wanted: impl IntoIterator<Item = (IpAddr, Take)>,
+    ) -> Result<(), ProgramFault> {
+        let fault = |error| ProgramFault::Map {
+            what: "an address".to_owned(),
+            error,
+        };
+        let mut all = BTreeMap::new();
+        for (address, take) in wanted {
+            *all.entry(mapped(address)).or_insert(0) |= take as u32;
+        }
+        let map = self.ebpf.map_mut("addresses");
+        let map = map.ok_or_else(|| missing("addresses"))?;
+        let mut addresses: HashMap<&mut MapData, [u8; 16], u32> = map.try_into().map_err(fault)?;
+        for (address, what) in &all {
+            if self.taken.get(address) != Some(what) {
+                addresses.insert(address, what, 0).map_err(fault)?;
+                self.taken.insert(*address, *what);
+            }
+        }
+        let gone: Vec<_> = self
+            .taken
+            .keys()
+            .filter(|known| !all.contains_key(*known))
+            .copied()
+            .collect();
+        for address in gone {
+            addresses.remove(&address).map_err(fault)?;
+            self.taken.remove(&address);
+        }
+        Ok(())
+    }
+
+    /// Attaches the program: in the driver where that can, else where the kernel makes packets of
+    /// what drivers give it.
+    ///
+    /// # Errors
+    /// The kernel refuses: there is an XDP program already, or CAP_NET_ADMIN is missing.
+    pub fn attach(&mut self) -> Result<(), ProgramFault> {
+        let index = self.interface.index;
+        let native = self.xdp()?.attach_to_if_index(index, XdpMode::Driver);
+        self.is_native = native.is_ok();
+        let attached = match native {
+            Ok(_) => Ok(()),
+            Err(_) => self
+                .xdp()?
+                .attach_to_if_index(index, XdpMode::Skb)
+                .map(drop),
+        };
+        attached.map_err(|error| ProgramFault::Attach {
+            interface: self.interface.name.clone(),
+            error,
+        })
+    }
+
+    /// Whether it runs in the driver.
+    pub fn is_native(&self) -> bool {
+        self.is_native
+    }
+
+    /// Its interface.
+    pub fn interface(&self) -> &Interface {
+        &self.interface
+    }
+
+    fn xdp(&mut self) -> Result<&mut Xdp, ProgramFault> {
+        let program = self.ebpf.program_mut("steer");
+        let program = program.ok_or_else(|| missing("steer"))?;
+        program
+            .try_into()
+            .map_err(|error: ProgramError| ProgramFault::Load(error.into()))
+    }
+}
+
+fn missing(name: &str) -> ProgramFault {
+    ProgramFault::Map {
+        what: name.to_owned(),
+        error: MapError::InvalidName {
+            name: name.to_owned(),
+        },
+    }
+}
+
+/// An address as the program has it.
+fn mapped(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}

@@ -1,0 +1,200 @@
+//! A ring that the kernel and one thread share: one of them produces, the other consumes.
+//!
+//! ```text
+//!            consumer            producer
+//!   ──┬─────────┬───────────────────┬──────────
+//!     │ free    │ filled            │ free
+//!   ──┴─────────┴───────────────────┴──────────
+//! ```
+//! Both counters only grow, and wrap at 2^32; a place is a counter modulo the ring's size, which is
+//! a power of two. An entry belongs to the producer until it moves its counter past it with
+//! *release*, and to the consumer from when that reads the counter with *acquire*.
+//! Source: the kernel's Documentation/networking/af_xdp.rst, "Rings".
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use memmap2::{MmapOptions, MmapRaw};
+use rustix::net::xdp::{XdpRingFlags, XdpRingOffset};
+
+/// The shared memory of a ring.
+#[derive(Debug)]
+struct Shared<T> {
+    producer: NonNull<AtomicU32>,
+    consumer: NonNull<AtomicU32>,
+    flags: Option<NonNull<AtomicU32>>,
+    entries: NonNull<T>,
+    /// The ring's size less one.
+    mask: u32,
+    /// Keeps the mapping, which all of the above points into.
+    _map: MmapRaw,
+}
+
+impl<T> Shared<T> {
+    /// Maps a ring of `len` entries of a socket, of which the kernel said where its parts are.
+    fn map(socket: &OwnedFd, page: u64, parts: &XdpRingOffset, len: u32) -> io::Result<Self> {
+        assert!(len.is_power_of_two(), "the kernel has taken no other size");
+        let bytes = parts.desc as usize + len as usize * size_of::<T>();
+        let map = MmapOptions::new()
+            .offset(page)
+            .len(bytes)
+            .populate()
+            .map_raw(socket.as_raw_fd())?;
+        let at = |offset: u64| {
+            assert!(offset as usize + size_of::<u32>() <= bytes);
+            // SAFETY: the offset is inside the mapping, as was just checked.
+            let place = unsafe { map.as_mut_ptr().add(offset as usize) };
+            NonNull::new(place).ok_or(io::ErrorKind::InvalidData)
+        };
+        Ok(Self {
+            producer: at(parts.producer)?.cast(),
+            consumer: at(parts.consumer)?.cast(),
+            flags: parts.flags.map(&at).transpose()?.map(NonNull::cast),
+            entries: at(parts.desc)?.cast(),
+            mask: len - 1,
+            _map: map,
+        })
+    }
+
+    fn producer(&self) -> &AtomicU32 {
+        // SAFETY: inside the mapping, which lives as long as `self`; both sides use it atomically.
+        unsafe { self.producer.as_ref() }
+    }
+
+    fn consumer(&self) -> &AtomicU32 {
+        // SAFETY: as for `producer`.
+        unsafe { self.consumer.as_ref() }
+    }
+
+    /// Where an entry is: always inside the ring.
+    fn entry(&self, counter: u32) -> NonNull<T> {
+        // SAFETY: masked, it is less than the ring's size, and so many entries are mapped.
+        unsafe { self.entries.add((counter & self.mask) as usize) }
+    }
+}
+
+// SAFETY: the pointers are into a mapping of its own, which any thread may hold; each end is used
+// through `&mut`, by one thread at a time.
+unsafe impl<T: Send> Send for Shared<T> {}
+
+/// The producing end of a ring whose consumer is the kernel.
+#[derive(Debug)]
+pub(crate) struct Producer<T> {
+    shared: Shared<T>,
+    /// Up to where entries are written; the kernel knows of them after `submit`.
+    written: u32,
+    /// Up to where the kernel was seen to have consumed.
+    consumed: u32,
+}
+
+impl<T: Copy> Producer<T> {
+    pub(crate) fn map(
+        socket: &OwnedFd,
+        page: u64,
+        parts: &XdpRingOffset,
+        len: u32,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            shared: Shared::map(socket, page, parts, len)?,
+            written: 0,
+            consumed: 0,
+        })
+    }
+
+    /// How many entries can be written.
+    #[inline]
+    pub(crate) fn room(&mut self) -> u32 {
+        let len = self.shared.mask + 1;
+        if self.written.wrapping_sub(self.consumed) == len {
+            self.consumed = self.shared.consumer().load(Ordering::Acquire);
+        }
+        len - self.written.wrapping_sub(self.consumed)
+    }
+
+    /// Writes an entry; hands it back where the ring is full.
+    #[inline]
+    pub(crate) fn push(&mut self, value: T) -> Result<(), T> {
+        if self.room() == 0 {
+            return Err(value);
+        }
+        let entry = self.shared.entry(self.written);
+        // SAFETY: the entry is mapped, and free: the kernel does not read it before `submit`.
+        unsafe { entry.write(value) };
+        self.written = self.written.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Shows the kernel what was written.
+    #[inline]
+    pub(crate) fn submit(&self) {
+        self.shared
+            .producer()
+            .store(self.written, Ordering::Release);
+    }
+
+    /// Whether the kernel has not yet consumed all of it.
+    #[inline]
+    pub(crate) fn is_pending(&self) -> bool {
+        self.shared.consumer().load(Ordering::Relaxed) != self.written
+    }
+
+    /// Whether the kernel waits to be told of what was submitted.
+    #[inline]
+    pub(crate) fn needs_wakeup(&self) -> bool {
+        self.shared.flags.is_none_or(|flags| {
+            // SAFETY: inside the mapping, and written by the kernel only, atomically.
+            let flags = unsafe { flags.as_ref() }.load(Ordering::Relaxed);
+            flags & XdpRingFlags::XDP_RING_NEED_WAKEUP.bits() != 0
+        })
+    }
+}
+
+/// The consuming end of a ring whose producer is the kernel.
+#[derive(Debug)]
+pub(crate) struct Consumer<T> {
+    shared: Shared<T>,
+    /// Up to where entries were read; the kernel knows after `release`.
+    read: u32,
+    /// Up to where the kernel was seen to have produced.
+    produced: u32,
+}
+
+impl<T: Copy> Consumer<T> {
+    pub(crate) fn map(
+        socket: &OwnedFd,
+        page: u64,
+        parts: &XdpRingOffset,
+        len: u32,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            shared: Shared::map(socket, page, parts, len)?,
+            read: 0,
+            produced: 0,
+        })
+    }
+
+    /// Takes an entry, where there is one.
+    #[inline]
+    pub(crate) fn pop(&mut self) -> Option<T> {
+        if self.read == self.produced {
+            self.produced = self.shared.producer().load(Ordering::Acquire);
+            if self.read == self.produced {
+                return None;
+            }
+        }
+        let entry = self.shared.entry(self.read);
+        // SAFETY: the entry is mapped, and the kernel wrote it before it moved its counter past it;
+        // it does not write it again before `release`.
+        let value = unsafe { entry.read() };
+        self.read = self.read.wrapping_add(1);
+        Some(value)
+    }
+
+    /// Gives the kernel the places back that were read.
+    #[inline]
+    pub(crate) fn release(&self) {
+        self.shared.consumer().store(self.read, Ordering::Release);
+    }
+}

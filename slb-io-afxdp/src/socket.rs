@@ -1,0 +1,202 @@
+//! One AF_XDP socket: a queue of an interface, with its four rings.
+//!
+//! ```text
+//!   fill        chunks that the kernel may receive into     ──►  kernel
+//!   rx          packets that it received                    ◄──
+//!   tx          packets to be sent                          ──►
+//!   completion  chunks of packets that were sent            ◄──
+//! ```
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::sockopt;
+use rustix::net::xdp::{
+    SocketAddrXdp, SocketAddrXdpFlags, SocketAddrXdpWithSharedUmem, XDP_PGOFF_RX_RING,
+    XDP_PGOFF_TX_RING, XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpDesc,
+    XdpOptionsFlags, XdpStatistics, XdpUmemReg,
+};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, bind, recv, send, socket};
+
+use crate::interface::Interface;
+use crate::ring::{Consumer, Producer};
+
+/// Why a socket cannot be had.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum SocketError {
+    /// The kernel makes no AF_XDP socket: it takes CAP_NET_RAW, and a kernel that has them.
+    Create(io::Error),
+    /// It does not take the memory: without CAP_IPC_LOCK no more than RLIMIT_MEMLOCK.
+    Memory {
+        /// How many bytes it was.
+        bytes: u64,
+        /// Why.
+        error: io::Error,
+    },
+    /// A ring cannot be had.
+    Ring(io::Error),
+    /// The queue cannot be bound to: somebody else has it, or there is none of that number.
+    Bind {
+        /// The interface.
+        interface: String,
+        /// Its queue.
+        queue: u32,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+impl fmt::Display for SocketError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Create(error) => write!(f, "there is no AF_XDP socket to be had: {error}"),
+            Self::Memory { bytes, error } => write!(
+                f,
+                "{bytes} bytes of memory cannot be given to a socket: {error} (without CAP_IPC_LOCK \
+                 the limit is that of locked memory, `ulimit -l`)"
+            ),
+            Self::Ring(error) => write!(f, "a socket's ring cannot be had: {error}"),
+            Self::Bind {
+                interface,
+                queue,
+                error,
+            } => write!(
+                f,
+                "queue {queue} of {interface} cannot be bound to: {error}"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for SocketError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Create(error)
+            | Self::Memory { error, .. }
+            | Self::Ring(error)
+            | Self::Bind { error, .. } => Some(error),
+        }
+    }
+}
+
+/// What a socket's memory is.
+pub(crate) enum Memory<'a> {
+    /// This.
+    Own(XdpUmemReg),
+    /// That of another socket.
+    Of(&'a Socket),
+}
+
+#[derive(Debug)]
+pub(crate) struct Socket {
+    fd: OwnedFd,
+    pub(crate) fill: Producer<u64>,
+    pub(crate) rx: Consumer<XdpDesc>,
+    pub(crate) tx: Producer<XdpDesc>,
+    pub(crate) completion: Consumer<u64>,
+    is_zero_copy: bool,
+}
+
+impl Socket {
+    /// Opens a queue, with rings of `len` entries each.
+    pub(crate) fn open(
+        interface: &Interface,
+        queue: u32,
+        memory: &Memory<'_>,
+        len: u32,
+    ) -> Result<Self, SocketError> {
+        let create = |error: Errno| SocketError::Create(error.into());
+        let ring = |error: io::Error| SocketError::Ring(error);
+        let fd = socket(AddressFamily::XDP, SocketType::RAW, None).map_err(create)?;
+        if let Memory::Own(registration) = memory {
+            sockopt::set_xdp_umem_reg(&fd, *registration).map_err(|error| SocketError::Memory {
+                bytes: registration.len,
+                error: error.into(),
+            })?;
+        }
+        let sized = sockopt::set_xdp_umem_fill_ring_size(&fd, len)
+            .and_then(|()| sockopt::set_xdp_umem_completion_ring_size(&fd, len))
+            .and_then(|()| sockopt::set_xdp_rx_ring_size(&fd, len))
+            .and_then(|()| sockopt::set_xdp_tx_ring_size(&fd, len));
+        sized.map_err(|error| ring(error.into()))?;
+        let parts = sockopt::xdp_mmap_offsets(&fd).map_err(|error| ring(error.into()))?;
+        let fill = Producer::map(&fd, XDP_UMEM_PGOFF_FILL_RING, &parts.fr, len).map_err(ring)?;
+        let rx = Consumer::map(&fd, XDP_PGOFF_RX_RING, &parts.rx, len).map_err(ring)?;
+        let tx = Producer::map(&fd, XDP_PGOFF_TX_RING, &parts.tx, len).map_err(ring)?;
+        let completion = Consumer::map(&fd, XDP_UMEM_PGOFF_COMPLETION_RING, &parts.cr, len);
+        let completion = completion.map_err(ring)?;
+
+        // The kernel copies where the driver cannot do without.
+        let wakeup = SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
+        let bound = match memory {
+            Memory::Own(_) => bind(&fd, &SocketAddrXdp::new(wakeup, interface.index, queue)),
+            Memory::Of(other) => {
+                // What is shared says nothing of its own.
+                let flags = SocketAddrXdpFlags::XDP_SHARED_UMEM;
+                let address = SocketAddrXdpWithSharedUmem {
+                    addr: SocketAddrXdp::new(flags, interface.index, queue),
+                    shared_umem_fd: other.fd.as_fd(),
+                };
+                bind(&fd, &address)
+            }
+        };
+        bound.map_err(|error| SocketError::Bind {
+            interface: interface.name.clone(),
+            queue,
+            error: error.into(),
+        })?;
+        let options = sockopt::xdp_options(&fd).unwrap_or(XdpOptionsFlags::empty());
+        Ok(Self {
+            fd,
+            fill,
+            rx,
+            tx,
+            completion,
+            is_zero_copy: options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY),
+        })
+    }
+
+    pub(crate) fn is_zero_copy(&self) -> bool {
+        self.is_zero_copy
+    }
+
+    /// What the kernel counted.
+    pub(crate) fn statistics(&self) -> Option<XdpStatistics> {
+        sockopt::xdp_statistics(&self.fd).ok()
+    }
+
+    /// Has the kernel send what was submitted, where it waits to be told.
+    pub(crate) fn send(&self) -> io::Result<()> {
+        // In copy mode a call sends some 32 packets.
+        const CALLS: usize = 4;
+        for _ in 0..CALLS {
+            if !self.tx.is_pending() || !self.tx.needs_wakeup() {
+                return Ok(());
+            }
+            match send(&self.fd, &[], SendFlags::DONTWAIT) {
+                Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
+                // The device's queue is full, or it is down: later.
+                Err(Errno::BUSY | Errno::NOBUFS | Errno::NETDOWN) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the kernel look at the fill ring, where it waits to be told.
+    pub(crate) fn wake_receiver(&self) {
+        if self.fill.needs_wakeup() {
+            // What it says of the interface, `send` says too.
+            let _ = recv(&self.fd, &mut [0; 0], RecvFlags::DONTWAIT);
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

@@ -113,6 +113,25 @@ impl Stats {
     }
 }
 
+/// Two dataplanes' together.
+impl AddAssign for Stats {
+    fn add_assign(&mut self, other: Self) {
+        self.received += other.received;
+        self.forwarded += other.forwarded;
+        self.replied += other.replied;
+        self.passed += other.passed;
+        for (count, other) in self.dropped.iter_mut().zip(other.dropped) {
+            *count += other;
+        }
+        self.syns += other.syns;
+        self.icmp_errors += other.icmp_errors;
+        self.flows = self.flows + other.flows;
+        self.connections = self.connections + other.connections;
+        self.resets += other.resets;
+        self.resets_suppressed += other.resets_suppressed;
+    }
+}
+
 /// What a rule did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RuleCounters {
@@ -122,6 +141,14 @@ pub struct RuleCounters {
     pub syns: u64,
     /// Flows pinned.
     pub flows: u64,
+}
+
+impl AddAssign for RuleCounters {
+    fn add_assign(&mut self, other: Self) {
+        self.forwarded += other.forwarded;
+        self.syns += other.syns;
+        self.flows += other.flows;
+    }
 }
 
 /// What a backend got.
@@ -146,6 +173,14 @@ impl BackendCounters {
     }
 }
 
+impl AddAssign for BackendCounters {
+    fn add_assign(&mut self, other: Self) {
+        self.forwarded += other.forwarded;
+        self.flows += other.flows;
+        self.live += other.live;
+    }
+}
+
 /// The SNAT ports of a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SnatCounters {
@@ -157,4 +192,13 @@ pub struct SnatCounters {
     pub connections: u64,
     /// New ones that found no port.
     pub exhausted: u64,
+}
+
+impl AddAssign for SnatCounters {
+    fn add_assign(&mut self, other: Self) {
+        self.ports += other.ports;
+        self.used += other.used;
+        self.connections += other.connections;
+        self.exhausted += other.exhausted;
+    }
 }

@@ -69,12 +69,13 @@ pub struct Node {
     pub ipv4: Option<Ipv4Addr>,
     /// Its IPv6 address on the fabric.
     pub ipv6: Option<Ipv6Addr>,
-    /// Its MAC address.
-    pub mac: MacAddress,
-    /// The MAC address of the fabric's router.
-    pub next_hop: MacAddress,
-    /// The longest IP packet on the fabric.
-    pub mtu: u16,
+    /// Its MAC address, if it is said: else the interface's is taken, where there is one.
+    pub mac: Option<MacAddress>,
+    /// The MAC address of the fabric's router, if it is said: else the kernel's neighbour table is
+    /// asked, where there is one.
+    pub next_hop: Option<MacAddress>,
+    /// The longest IP packet on the fabric, if it is said: else the interface's, where there is one.
+    pub mtu: Option<u16>,
     /// TTL of the outer header.
     pub hop_limit: u8,
     /// The outer UDP checksum.
@@ -475,12 +476,13 @@ impl Node {
     }
 
     fn underlay(&self) -> service::Underlay {
+        let usual = service::Underlay::default();
         service::Underlay {
             ipv4: self.ipv4,
             ipv6: self.ipv6,
-            mac: self.mac,
-            next_hop: self.next_hop,
-            mtu: self.mtu,
+            mac: self.mac.unwrap_or(usual.mac),
+            next_hop: self.next_hop.unwrap_or(usual.next_hop),
+            mtu: self.mtu.unwrap_or(usual.mtu),
             hop_limit: self.hop_limit,
             udp_checksum: self.udp_checksum,
             port: PortId(0),

@@ -99,7 +99,11 @@ impl<'d> Section<'d> {
     }
 
     fn get(&self, field: &'static str) -> Option<&'d Spanned<DeValue<'d>>> {
-        self.asked.borrow_mut().push(field);
+        let mut asked = self.asked.borrow_mut();
+        if !asked.contains(&field) {
+            asked.push(field);
+        }
+        drop(asked);
         self.table.get(field)
     }
 

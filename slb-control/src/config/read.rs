@@ -151,15 +151,16 @@ fn read_node(section: Section<'_>) -> Option<Node> {
     let mac = |field| section.optional(field, MAC, |text| text.parse().ok());
     let defaults = service::Underlay::default();
     let hash_seed = section.number("hash_seed", 0..=i64::MAX as u64, 0);
-    let has_mtu = section.has("mtu");
-    let mtu = section.number("mtu", 576..=65_535, defaults.mtu.into());
     let node = Node {
         role: role.unwrap_or(Role::Mux),
         ipv4,
         ipv6,
         mac: mac("mac").map(|(mac, _)| mac),
         next_hop: mac("next_hop").map(|(mac, _)| mac),
-        mtu: has_mtu.then_some(mtu as u16),
+        mtu: {
+            let mtu = section.number("mtu", 576..=65_535, defaults.mtu.into());
+            section.has("mtu").then_some(mtu as u16)
+        },
         hop_limit: section.number("hop_limit", 1..=255, defaults.hop_limit.into()) as u8,
         udp_checksum: section.choice(
             "udp_checksum",

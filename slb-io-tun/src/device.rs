@@ -3,11 +3,12 @@
 use std::ffi::{c_char, c_int, c_short};
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl};
+use slb_core::wire::ethernet::{self, EtherType};
 
 /// What a device carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,8 +138,41 @@ impl Device {
         self.layer
     }
 
+    /// Writes a frame: all of it to a TAP device, its IP packet to a TUN device. A device takes it
+    /// whole, or not at all.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput): a TUN device, and no IP packet. Else the device
+    /// did not take it: its queue is full, or it is down.
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        let bytes = match self.layer {
+            Layer::Ethernet => Some(frame),
+            Layer::Ip => without_link(frame),
+        };
+        let bytes = bytes.ok_or(io::ErrorKind::InvalidInput)?;
+        (&self.file).write_all(bytes)
+    }
+
     pub(crate) fn file(&self) -> &File {
         &self.file
+    }
+}
+
+/// The IP packet of a frame without tags.
+pub(crate) fn without_link(frame: &[u8]) -> Option<&[u8]> {
+    let (header, packet) = frame.split_first_chunk::<{ ethernet::HEADER_LEN }>()?;
+    let ether_type = EtherType(u16::from_be_bytes([header[12], header[13]]));
+    matches!(ether_type, EtherType::IPV4 | EtherType::IPV6).then_some(packet)
+}
+
+impl io::Write for Device {
+    /// [`send`](Self::send): what is written at once is a frame.
+    fn write(&mut self, frame: &[u8]) -> io::Result<usize> {
+        self.send(frame).map(|()| frame.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

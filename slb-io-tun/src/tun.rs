@@ -1,6 +1,6 @@
 //! [`PacketIo`] over devices, each a port.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -38,6 +38,20 @@ pub struct TunStats {
     pub undeliverable: u64,
     /// Frames handed to `transmit` that are not in this I/O's memory.
     pub foreign: u64,
+}
+
+impl TunStats {
+    /// Each counter and its name.
+    pub fn named(&self) -> [(&'static str, u64); 6] {
+        [
+            ("received", self.received),
+            ("sent", self.sent),
+            ("unreadable", self.unreadable),
+            ("refused", self.refused),
+            ("undeliverable", self.undeliverable),
+            ("foreign", self.foreign),
+        ]
+    }
 }
 
 /// Devices as ports.
@@ -142,17 +156,11 @@ impl<'m> Tun<'m> {
         let mut known = false;
         for (_, device) in self.ports.iter().filter(|(port, _)| leaves(*port)) {
             known = true;
-            let bytes = match device.layer() {
-                Layer::Ethernet => Some(frame.bytes()),
-                Layer::Ip => without_link(frame.bytes()),
-            };
-            let Some(bytes) = bytes else {
-                self.stats.undeliverable += 1;
-                continue;
-            };
-            // A device takes a packet whole, or not at all.
-            match device.file().write_all(bytes) {
+            match device.send(frame.bytes()) {
                 Ok(()) => sent += 1,
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    self.stats.undeliverable += 1;
+                }
                 Err(_) => self.stats.refused += 1,
             }
         }
@@ -181,13 +189,6 @@ fn make_link(frame: &mut [u8]) -> Option<()> {
     header[..12].fill(0);
     header[12..].copy_from_slice(&ether_type.0.to_be_bytes());
     Some(())
-}
-
-/// The IP packet of a frame without tags.
-fn without_link(frame: &[u8]) -> Option<&[u8]> {
-    let (header, packet) = frame.split_first_chunk::<{ ethernet::HEADER_LEN }>()?;
-    let ether_type = EtherType(u16::from_be_bytes([header[12], header[13]]));
-    matches!(ether_type, EtherType::IPV4 | EtherType::IPV6).then_some(packet)
 }
 
 impl<'m> PacketIo<'m> for Tun<'m> {
@@ -238,6 +239,7 @@ impl<'m> PacketIo<'m> for Tun<'m> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::without_link;
 
     #[test]
     fn ip_packets_get_a_link_header_and_lose_it_again() {

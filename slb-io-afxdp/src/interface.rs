@@ -3,9 +3,9 @@
 use std::fmt;
 use std::io;
 
-use netlink_packet_core::NLM_F_REQUEST;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl};
 use rustix::net::{AddressFamily, SocketType};
@@ -99,6 +99,20 @@ impl Interface {
             queues: channels(name).unwrap_or(queues).max(1),
         })
     }
+}
+
+/// Brings the interface of a name up, as `ip link set NAME up` does. Takes CAP_NET_ADMIN.
+///
+/// # Errors
+/// There is none, or the kernel refuses.
+pub fn bring_up(name: &str) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+    let socket = netlink::open()?;
+    let request = RouteNetlinkMessage::SetLink(message);
+    netlink::request(&socket, request, NLM_F_REQUEST | NLM_F_ACK).map(drop)
 }
 
 /// The longest name of an interface: the kernel's IFNAMSIZ, less the zero at its end.

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -118,6 +119,29 @@ impl Neighbours {
             flags,
         )
         .map(drop)
+    }
+
+    /// The addresses of this machine, on all its interfaces.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn own_addresses(&self) -> io::Result<Vec<IpAddr>> {
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let mut all = Vec::new();
+        for answer in netlink::dump(&self.requests, request)? {
+            let RouteNetlinkMessage::NewAddress(message) = answer else {
+                continue;
+            };
+            for attribute in message.attributes {
+                // Of a tunnel they are both ends; of others the same.
+                if let AddressAttribute::Address(address) | AddressAttribute::Local(address) =
+                    attribute
+                {
+                    all.push(address);
+                }
+            }
+        }
+        Ok(all)
     }
 
     /// The router and interface for an address.

@@ -60,6 +60,17 @@ pub enum Role {
     Proxy,
 }
 
+impl Role {
+    /// Its name in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Mux => "mux",
+            Self::Host => "host",
+            Self::Proxy => "proxy",
+        }
+    }
+}
+
 /// `[node]`: this machine.
 #[derive(Clone, Debug)]
 pub struct Node {
@@ -413,6 +424,7 @@ impl Config {
                     vni,
                     mac,
                     addresses: vec![backend.address],
+                    name: backend.name.clone(),
                 }),
             }
         }
@@ -426,6 +438,14 @@ impl Config {
             }
         }
         vms
+    }
+
+    /// The port of the vm that is the backend of a name.
+    pub fn port_of(&self, backend: &str) -> Option<PortId> {
+        let vms = self.vms();
+        vms.iter()
+            .find(|vm| vm.name == backend)
+            .and_then(|vm| vm.port)
     }
 
     fn backend_spec<'b>(&self, pool: &Pool, backend: &'b Backend) -> service::Backend<'b> {
@@ -530,6 +550,8 @@ pub struct Vm {
     pub mac: MacAddress,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// The name of its first backend.
+    pub name: String,
 }
 
 impl InboundNat {

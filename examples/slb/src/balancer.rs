@@ -6,7 +6,7 @@ use slb_control::{Config, HugePages, Role};
 use slb_core::nat::NatTable;
 use slb_core::observe::Observe;
 use slb_core::service::{BackendId, Snapshot};
-use slb_core::stats::{BackendCounters, SnatCounters};
+use slb_core::stats::{BackendCounters, RuleCounters, SnatCounters};
 use slb_core::{Burst, Dataplane, Frame, Host, Instant, Mux, PortId, Proxy, Stats};
 
 use crate::Failure;
@@ -42,12 +42,17 @@ macro_rules! on {
 
 impl Balancer {
     pub(crate) fn new(config: &Config) -> Result<Self, Failure> {
-        Self::with_key(config, KEY)
+        let snapshot = config.snapshot(None).map_err(Failure::usage)?;
+        Self::with_snapshot(config, snapshot, KEY)
     }
 
-    /// A balancer whose tables have a key of the caller's.
-    pub(crate) fn with_key(config: &Config, key: [u64; 2]) -> Result<Self, Failure> {
-        let snapshot = config.snapshot(None).map_err(Failure::usage)?;
+    /// A balancer with a snapshot that was made of the configuration, whose tables have a key of the
+    /// caller's.
+    pub(crate) fn with_snapshot(
+        config: &Config,
+        snapshot: Shared,
+        key: [u64; 2],
+    ) -> Result<Self, Failure> {
         let current = Arc::clone(&snapshot);
         let memory = &mut HugePages;
         let none = || Failure::failed("there is not enough memory for the tables");
@@ -77,10 +82,10 @@ impl Balancer {
         Arc::clone(&self.current)
     }
 
-    /// Puts another snapshot in place.
-    pub(crate) fn install(&mut self, snapshot: Shared) {
+    /// Puts another snapshot in place, and gives the one that was.
+    pub(crate) fn install(&mut self, snapshot: Shared) -> Shared {
         self.current = Arc::clone(&snapshot);
-        on!(&mut self.role, role => drop(role.install(snapshot)));
+        on!(&mut self.role, role => role.install(snapshot))
     }
 
     /// Says where a frame came in, which a capture does not: what has a vm's MAC address for its
@@ -120,6 +125,10 @@ impl Balancer {
 
     pub(crate) fn snapshot(&self) -> &Snapshot<'static> {
         on!(&self.role, role => role.snapshot())
+    }
+
+    pub(crate) fn rule_counters(&self, rule: u32) -> Option<RuleCounters> {
+        on!(&self.role, role => role.rule_counters(rule as usize))
     }
 
     pub(crate) fn backend_counters(&self, id: BackendId) -> Option<BackendCounters> {

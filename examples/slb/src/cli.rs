@@ -31,12 +31,18 @@ pub(crate) enum Command {
     /// they would be), or made from a tuple: slb explain --config web.toml tcp 1.2.3.4:50000
     /// 20.20.20.100:80
     Explain(ExplainOptions),
-    /// Run a mux on a TUN device: VIPs are routed into it, and VXLAN comes out.
+    /// Run a mux: on AF_XDP, a worker for each queue; or on a TUN device, which VIPs are routed into
+    /// and VXLAN comes out of.
+    ///
+    /// AF_XDP takes CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF, and CAP_IPC_LOCK or a limit on locked
+    /// memory that is high enough.
     Mux(LiveOptions),
-    /// Run a host agent on TAP devices: port 0 is the fabric's, the vms' are as `slb check` says.
+    /// Run a host agent: port 0 is the fabric's, the vms' are as `slb check` says.
     Host(LiveOptions),
-    /// Run a proxy on TAP devices, one for each port.
+    /// Run a proxy, with a device for each port.
     Proxy(LiveOptions),
+    /// Show what a running balancer does: rates, flows, backends and drops, each second.
+    Status(StatusOptions),
     /// Check a configuration: prints every fault with its line, or what it comes to.
     Check(CheckOptions),
     /// Make a capture to try things with: TCP sessions and UDP exchanges from many clients.
@@ -123,14 +129,75 @@ pub(crate) struct ReplayOptions {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct LiveOptions {
-    /// The configuration (TOML). Read again on SIGHUP, between two bursts; a bad one changes
-    /// nothing. SIGTERM and SIGINT end the program, with a report.
+    /// The configuration (TOML). Read again on SIGHUP and when the file changes, between two bursts;
+    /// a bad one changes nothing. SIGTERM and SIGINT end the program, with a report.
     #[arg(long, short, value_name = "FILE")]
     pub(crate) config: PathBuf,
-    /// A device, and the port that it is: a proxy's by name, a host's by number. Can be given
-    /// several times. It takes CAP_NET_ADMIN.
-    #[arg(long, value_name = "[PORT=]tun:NAME|tap:NAME", required = true)]
+    /// A device, and the port that it is: a proxy's by name, a host's by number or the name of the
+    /// vm's backend. Can be given several times.
+    ///
+    /// afxdp:NAME is an interface, of which the balancer's packets are taken and no others; with
+    /// :QUEUES such as 0 or 0-3, some of its queues. tun:NAME and tap:NAME are devices that are made
+    /// where they are not there; with :N they have so many queues.
+    #[arg(
+        long,
+        value_name = "[PORT=]afxdp:NAME[:QUEUES]|tun:NAME[:N]|tap:NAME[:N]",
+        required = true
+    )]
     pub(crate) io: Vec<String>,
+    /// The CPUs that workers run on, each on one, in turn. Default: all.
+    #[arg(long, value_name = "CPU", value_delimiter = ',')]
+    pub(crate) cpus: Vec<usize>,
+    /// Where `slb status` asks. Default: /run/slb-ROLE.sock.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) status: Option<PathBuf>,
+    /// Of AF_XDP: a TUN device for packets that are the kernel's after all; none: they are lost.
+    /// Default: slb-pass for a host, none for others.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) pass: Option<String>,
+    /// Of AF_XDP: entries of each ring, a power of two.
+    #[arg(long, default_value_t = slb_io_afxdp::RING, value_parser = ring)]
+    pub(crate) ring: u32,
+    /// How long to go on after SIGTERM, in seconds; a second signal ends it at once.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub(crate) drain: u64,
+    /// How to write the log, which goes to standard error.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log: LogFormat,
+    /// What to log: error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub(crate) log_level: tracing::Level,
+}
+
+/// A ring has a power of two of entries.
+fn ring(text: &str) -> Result<u32, String> {
+    let ring = text
+        .parse()
+        .ok()
+        .filter(|ring: &u32| ring.is_power_of_two());
+    let ring = ring.filter(|ring| (64..=32_768).contains(ring));
+    ring.ok_or_else(|| "expected a power of two from 64 to 32768".to_owned())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs: an object a line.
+    Json,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct StatusOptions {
+    /// The balancer's socket. Default: that of the one that runs here.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Print it once, and end.
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// How to print it: JSON is printed once.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
 }
 
 #[derive(Clone, Debug, Args)]

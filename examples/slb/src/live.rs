@@ -1,188 +1,179 @@
 //! `slb mux`, `slb host`, `slb proxy`: the balancer on real devices.
 //!
-//! One thread moves packets and never waits for anybody but its devices; another reads signals,
-//! compiles configurations and puts them where the first one finds them between two bursts.
+//! ```text
+//!  control thread                          a worker for each queue, on a CPU of its own
+//!  signals, the file, neighbours  ──────►  receive → process → transmit
+//!  configurations, XDP programs   mailbox
+//!  status thread: a local socket  ◄──────  counters, when asked
+//! ```
+//! A worker waits for nobody but its devices. Between two bursts it looks at one flag; only where
+//! that is set does it look into its mailbox.
+//!
+//! A mux has a worker for each queue: the network card keeps a flow on one. A host agent's or a
+//! proxy's connections have two sides on different devices, so one worker has all of them.
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant as Clock};
+mod control;
+mod device;
+mod next_hops;
+mod rights;
+mod status;
+mod worker;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
 use slb_control::{Config, Role};
-use slb_core::service::Snapshot;
-use slb_core::{BURST, Burst, Instant, PacketIo, PortId};
-use slb_io_pcap::CaptureStats;
-use slb_io_tun::{Device, Layer, Tun, memory_for};
+use slb_core::PortId;
+use slb_io_afxdp::{Program, ProgramFault, Take, Umem, frames_for};
+use slb_io_tun::{Device, Layer};
+use tracing::{info, warn};
 
+use self::control::Control;
+use self::device::{Plan, Queues};
+use self::next_hops::NextHops;
+use self::status::Place;
+use self::worker::Worker;
 use crate::Failure;
-use crate::balancer::Balancer;
 use crate::check::load;
-use crate::cli::LiveOptions;
-use crate::report::Report;
+use crate::cli::{LiveOptions, LogFormat};
 
-/// Frames kept ready for packets of the balancer's own.
-const SPARE: usize = 16;
-/// Polls without a packet before the thread waits: packets seldom come alone.
-const IDLE_POLLS: u32 = 64;
-/// How long it waits at most: timers are due a few times a second.
-const WAIT: Duration = Duration::from_millis(20);
-
-/// What the two threads share.
-#[derive(Default)]
-struct Shared {
-    stop: AtomicBool,
-    /// Whether there is a new configuration: looked at once a burst, and the lock is not.
-    changed: AtomicBool,
-    next: Mutex<Option<Next>>,
-}
-
-/// A configuration to be put in place.
-struct Next {
-    config: Config,
-    snapshot: Arc<Snapshot<'static>>,
-}
+pub(crate) use self::status::default_path;
 
 pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
-    let read = || {
-        let mut config = load(&options.config)?;
-        config.node.role = role;
-        Ok::<_, Failure>(config)
-    };
-    let mut config = read()?;
-    let key = secret().map_err(|error| Failure::failed(format!("/dev/urandom: {error}")))?;
-    let mut balancer = Balancer::with_key(&config, key)?;
-    let mut ports = Vec::new();
-    for text in &options.io {
-        ports.push(open(&config, text)?);
+    log_to_stderr(options);
+    let mut given = load(&options.config)?;
+    given.node.role = role;
+    let plan = Plan::read(&given, &options.io)?;
+    let mut programs = plan.load_programs(role)?;
+    let next_hops = NextHops::open(&plan)?;
+    let found = next_hops
+        .as_ref()
+        .map(|next_hops| next_hops.look_up(&given));
+    let config = plan.complete(&given, found.as_ref());
+    let snapshot = config.snapshot(None).map_err(Failure::usage)?;
+
+    let cpus = worker::allowed_cpus(&options.cpus)?;
+    let mut workers = Vec::new();
+    for (number, queues) in plan.by_worker(role)?.into_iter().enumerate() {
+        workers.push(Worker::start(worker::Start {
+            config: config.clone(),
+            snapshot: Arc::clone(&snapshot),
+            cpu: cpus.get(number % cpus.len().max(1)).copied(),
+            kernel: kernel_device(options, role, &queues)?,
+            ring: options.ring,
+            queues,
+        })?);
     }
-    let mut memory = vec![0; memory_for(4 * BURST + SPARE)];
-    let mut io = Tun::new(ports, &mut memory);
-
-    let shared = Arc::new(Shared::default());
-    let signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(Failure::failed)?;
-    let in_place = balancer.shared_snapshot();
-    let control = Arc::clone(&shared);
-    let path = options.config.clone();
-    thread::spawn(move || listen(signals, &control, &path, role, in_place));
-    eprintln!("slb: running, {} ports", options.io.len());
-
-    let begin = Clock::now();
-    let result = forward(&mut balancer, &mut config, &mut io, &shared, begin);
-    let none = CaptureStats::default();
-    eprintln!("slb: {:?}", io.stats());
-    print!(
-        "{}",
-        Report::new(&config, &balancer, &none, begin.elapsed()).text()
+    let taken = plan.taken(&config);
+    for (program, taken) in programs.iter_mut().zip(&taken) {
+        start_program(program, &workers, taken).map_err(Failure::failed)?;
+    }
+    let place = Place::open(options.status.as_deref(), role)?;
+    info!(
+        role = role.name(),
+        workers = workers.len(),
+        generation = snapshot.generation(),
+        "running"
     );
-    result
+    let control = Control {
+        options,
+        plan,
+        programs,
+        next_hops,
+        found: found.unwrap_or_default(),
+        given,
+        config,
+        snapshot,
+        workers,
+        taken,
+    };
+    control.run(place)
 }
 
-/// Moves packets until it is told to stop.
-fn forward<'m>(
-    balancer: &mut Balancer,
-    config: &mut Config,
-    io: &mut Tun<'m>,
-    shared: &Shared,
-    begin: Clock,
-) -> Result<(), Failure> {
-    let mut burst: Burst<'m> = Burst::new();
-    let mut idle = 0;
-    while !shared.stop.load(Ordering::Relaxed) {
-        if shared.changed.swap(false, Ordering::Acquire)
-            && let Some(next) = slot(shared).take()
-        {
-            balancer.install(next.snapshot);
-            *config = next.config;
+/// Has packets come to the workers from now on.
+fn start_program(
+    program: &mut Program,
+    workers: &[Worker],
+    taken: &[(IpAddr, Take)],
+) -> Result<(), ProgramFault> {
+    let name = program.interface().name.clone();
+    for worker in workers {
+        for (queue, socket) in worker.sockets_of(&name) {
+            program.set_socket(queue, socket)?;
         }
-        let count = io.receive(&mut burst).map_err(Failure::failed)?;
-        let nanos = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let now = Instant::from_nanos(nanos);
-        let mut spare: Burst<'m> = Burst::new();
-        io.reserve(&mut spare, SPARE);
-        balancer.advance(now, &mut spare);
-        io.transmit(&mut spare).map_err(Failure::failed)?;
-        if count == 0 {
-            idle += 1;
-            if idle > IDLE_POLLS {
-                io.wait(WAIT).map_err(Failure::failed)?;
-            }
-            continue;
-        }
-        idle = 0;
-        balancer.process(now, &mut burst, &mut ());
-        io.transmit(&mut burst).map_err(Failure::failed)?;
     }
+    program.set_addresses(taken.iter().copied())?;
+    program.attach()?;
+    describe(program);
     Ok(())
 }
 
-/// Does what signals ask for: SIGHUP for the configuration to be read again, the others to stop.
-fn listen(
-    mut signals: Signals,
-    shared: &Shared,
-    path: &Path,
-    role: Role,
-    mut in_place: Arc<Snapshot<'static>>,
-) {
-    for signal in signals.forever() {
-        if signal != SIGHUP {
-            shared.stop.store(true, Ordering::Relaxed);
-            return;
-        }
-        // All or nothing: a bad file leaves the old configuration running.
-        let next = load(path).and_then(|mut config| {
-            config.node.role = role;
-            let snapshot = config.snapshot(Some(&in_place)).map_err(Failure::usage)?;
-            Ok(Next { config, snapshot })
-        });
-        match next {
-            Ok(next) => {
-                in_place = Arc::clone(&next.snapshot);
-                *slot(shared) = Some(next);
-                shared.changed.store(true, Ordering::Release);
-                eprintln!("slb: configuration {} in place", in_place.generation());
-            }
-            Err(failure) => eprintln!("slb: the configuration stays as it was: {failure}"),
-        }
+fn describe(program: &Program) {
+    let interface = &program.interface().name;
+    match program.is_native() {
+        true => info!(%interface, "XDP in the driver"),
+        false => warn!(%interface, "XDP after the driver: slower, since it has no XDP of its own"),
     }
 }
 
-fn slot(shared: &Shared) -> MutexGuard<'_, Option<Next>> {
-    shared.next.lock().unwrap_or_else(PoisonError::into_inner)
+/// The memory for the queues of a worker.
+fn memory_for(queues: &[slb_io_afxdp::Queue], ring: u32) -> Result<Umem, Failure> {
+    let longest = queues.iter().map(|queue| &queue.interface);
+    let longest = longest.max_by_key(|interface| interface.mtu);
+    let mtu = longest.map_or(1500, |interface| interface.mtu);
+    let chunk = Umem::chunk_for(mtu as usize).ok_or_else(|| {
+        Failure::failed(format!(
+            "an MTU of {mtu} is more than a packet in AF_XDP's memory can have: expected 3818 at most"
+        ))
+    })?;
+    Umem::new(frames_for(queues.len(), ring), chunk).map_err(Failure::failed)
 }
 
-/// Opens a device: `[PORT=]tun:NAME` or `[PORT=]tap:NAME`.
-fn open(config: &Config, text: &str) -> Result<(PortId, Device), Failure> {
-    let bad = |why: &str| Failure::usage(format!("--io {text:?}: {why}"));
-    let (port, device) = match text.split_once('=') {
-        None => (PortId(0), text),
-        Some((name, device)) => {
-            let number = name.parse().ok().map(PortId);
-            let port = config.ports.by_name(name).or(number);
-            (port.ok_or_else(|| bad("there is no such port"))?, device)
-        }
+/// Where packets that came by AF_XDP go that are the kernel's after all: a TUN device. A host agent
+/// has one unless it is told otherwise, since its vms also talk to their neighbours.
+fn kernel_device(
+    options: &LiveOptions,
+    role: Role,
+    queues: &Queues,
+) -> Result<Option<Device>, Failure> {
+    let usual = (role == Role::Host).then(|| "slb-pass".to_owned());
+    let name = match (&options.pass, queues) {
+        (Some(name), Queues::AfXdp(_)) => Some(name.clone()),
+        (None, Queues::AfXdp(_)) => usual,
+        (_, Queues::Tun(_)) => None,
     };
-    let (layer, name) = match device.split_once(':') {
-        Some(("tun", name)) => (Layer::Ip, name),
-        Some(("tap", name)) => (Layer::Ethernet, name),
-        _ => return Err(bad("expected tun:NAME or tap:NAME")),
+    let Some(name) = name.filter(|name| name != "none") else {
+        return Ok(None);
     };
-    let opened = Device::open(name, layer, false);
-    let device = opened.map_err(|error| Failure::failed(format!("--io {text:?}: {error}")))?;
-    Ok((port, device))
+    let failed = |error: &dyn std::fmt::Display| Failure::failed(format!("--pass {name}: {error}"));
+    let device = Device::open(&name, Layer::Ip, false).map_err(|error| failed(&error))?;
+    slb_io_afxdp::bring_up(&name).map_err(|error| failed(&error))?;
+    Ok(Some(device))
 }
 
-/// A key for the tables that nobody can guess.
-fn secret() -> std::io::Result<[u64; 2]> {
-    use std::io::Read as _;
-    let mut bytes = [0; 16];
-    std::fs::File::open(PathBuf::from("/dev/urandom"))?.read_exact(&mut bytes)?;
-    let [low, high] = [0, 8].map(|at| {
-        bytes[at..at + 8]
-            .iter()
-            .fold(0, |sum, &b| sum << 8 | u64::from(b))
-    });
-    Ok([low, high])
+fn log_to_stderr(options: &LiveOptions) {
+    let log = tracing_subscriber::fmt()
+        .with_max_level(options.log_level)
+        .with_target(false)
+        .with_writer(std::io::stderr);
+    // A second one, as in tests of several in one process, is none.
+    let _ = match options.log {
+        LogFormat::Text => log.with_ansi(false).try_init(),
+        LogFormat::Json => log.json().flatten_event(true).try_init(),
+    };
 }
+
+/// The port that a name is: of a proxy its own names, of a host its vms', or a number.
+fn port_named(config: &Config, name: &str) -> Option<PortId> {
+    let number = name.parse().ok().map(PortId);
+    config
+        .ports
+        .by_name(name)
+        .filter(|_| config.node.role == Role::Proxy)
+        .or_else(|| config.port_of(name))
+        .or(number)
+}
+
+/// How long a worker waits for packets at most: timers are due a few times a second.
+const WAIT: Duration = Duration::from_millis(20);

@@ -12,6 +12,7 @@ mod generate;
 mod live;
 mod replay;
 mod report;
+mod status;
 
 use std::fmt;
 use std::process::ExitCode;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         Command::Mux(options) => live::run(&options, Role::Mux),
         Command::Host(options) => live::run(&options, Role::Host),
         Command::Proxy(options) => live::run(&options, Role::Proxy),
+        Command::Status(options) => status::run(&options),
         Command::Check(options) => check::run(&options),
         Command::Generate(options) => generate::run(&options),
         Command::Bench(options) => slb_benches::run(&slb_benches::Options {

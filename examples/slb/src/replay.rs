@@ -15,7 +15,7 @@ use crate::Failure;
 use crate::balancer::Balancer;
 use crate::check::load_balancer;
 use crate::cli::{Format, ReplayOptions};
-use crate::report::Report;
+use crate::report::{Report, Tally};
 
 /// Frames kept ready for packets of the balancer's own.
 const SPARE: usize = 16;
@@ -65,7 +65,7 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
     progress.finish_and_clear();
     let capture = capture.finish().map_err(Failure::failed)?;
 
-    let report = Report::new(&config, &balancer, &capture, elapsed);
+    let report = Report::new(&config, Tally::of(&balancer), &capture, elapsed);
     match options.report {
         Format::Text => print!("{}", report.text()),
         Format::Json => println!("{:#}", report.json()),

@@ -1,12 +1,14 @@
 //! What a run came to, for people and for programs.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use slb_control::Config;
 use slb_core::nat::{ConnectionState, NatTable};
-use slb_core::stats::{Count, SnatCounters};
+use slb_core::service::{BackendState, CompiledBackend, Snapshot};
+use slb_core::stats::{BackendCounters, Count, RuleCounters, SnatCounters};
 use slb_core::{DropReason, Stats};
 use slb_io_pcap::CaptureStats;
 
@@ -19,33 +21,101 @@ struct Share {
     weight: u32,
     /// Its share by weight, of the pool's flows.
     expected: f64,
+    state: BackendState,
     forwarded: Count,
     flows: u64,
+    /// Connections that it has now.
+    live: u64,
     snat: Option<SnatCounters>,
 }
 
-pub(crate) struct Report<'a> {
+/// What a balancer counted, in a form that can be added up: of several, each on its queue.
+#[derive(Clone)]
+pub(crate) struct Tally {
+    snapshot: Arc<Snapshot<'static>>,
     stats: Stats,
-    capture: &'a CaptureStats,
-    shares: Vec<Share>,
-    elapsed: Duration,
+    rules: Vec<RuleCounters>,
+    backends: Vec<BackendCounters>,
+    snat: Vec<Option<SnatCounters>>,
     is_pinned: bool,
     /// Of a host or a proxy: how many connections are in each state.
     states: Option<[u64; ConnectionState::ALL.len()]>,
 }
 
+impl Tally {
+    pub(crate) fn of(balancer: &Balancer) -> Self {
+        let snapshot = balancer.shared_snapshot();
+        let ids = snapshot.backends().iter().map(CompiledBackend::id);
+        let counters = |id| balancer.backend_counters(id).unwrap_or_default();
+        Self {
+            stats: balancer.stats(),
+            rules: (0..)
+                .take_while(|&rule| snapshot.rule(rule).is_some())
+                .map(|rule| balancer.rule_counters(rule).unwrap_or_default())
+                .collect(),
+            backends: ids.clone().map(counters).collect(),
+            snat: ids.map(|id| balancer.snat_counters(id)).collect(),
+            is_pinned: balancer.is_pinned(),
+            states: balancer.connections().map(NatTable::states),
+            snapshot,
+        }
+    }
+
+    /// Adds what another balancer counted. What rules and backends did is added where both have the
+    /// same snapshot: else their places are not the same.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.stats += other.stats;
+        if let (Some(own), Some(states)) = (&mut self.states, other.states) {
+            own.iter_mut()
+                .zip(states)
+                .for_each(|(own, count)| *own += count);
+        }
+        if self.snapshot.generation() != other.snapshot.generation() {
+            return;
+        }
+        let rules = self.rules.iter_mut().zip(&other.rules);
+        rules.for_each(|(own, &rule)| *own += rule);
+        let backends = self.backends.iter_mut().zip(&other.backends);
+        backends.for_each(|(own, &backend)| *own += backend);
+        for (own, snat) in self.snat.iter_mut().zip(&other.snat) {
+            if let (Some(own), &Some(snat)) = (own, snat) {
+                *own += snat;
+            }
+        }
+    }
+
+    /// Which configuration it ran.
+    pub(crate) fn generation(&self) -> u64 {
+        self.snapshot.generation()
+    }
+}
+
+pub(crate) struct Report<'a> {
+    tally: Tally,
+    rules: Vec<(String, RuleCounters)>,
+    capture: &'a CaptureStats,
+    shares: Vec<Share>,
+    elapsed: Duration,
+}
+
 impl<'a> Report<'a> {
+    /// `config` is the one that the tally's snapshot was made of.
     pub(crate) fn new(
         config: &Config,
-        balancer: &Balancer,
+        tally: Tally,
         capture: &'a CaptureStats,
         elapsed: Duration,
     ) -> Self {
-        let snapshot = balancer.snapshot();
+        let snapshot = &tally.snapshot;
         let mut shares = Vec::new();
-        for compiled in snapshot.backends() {
-            let pool = &config.pools[compiled.pool()];
-            let backend = &pool.backends[compiled.member()];
+        let counted = tally.backends.iter().zip(&tally.snat);
+        for (compiled, (counters, &snat)) in snapshot.backends().iter().zip(counted) {
+            let of_pool = config.pools.get(compiled.pool());
+            let Some((pool, backend)) =
+                of_pool.and_then(|pool| Some((pool, pool.backends.get(compiled.member())?)))
+            else {
+                continue;
+            };
             let total: u64 = pool
                 .backends
                 .iter()
@@ -63,36 +133,42 @@ impl<'a> Report<'a> {
             } else {
                 0
             };
-            let counters = balancer.backend_counters(compiled.id());
             shares.push(Share {
                 pool: pool.name.clone(),
                 backend: backend.name.clone(),
+                state: backend.state,
                 weight,
                 expected: if total == 0 {
                     0.0
                 } else {
                     f64::from(weight) / total as f64
                 },
-                forwarded: counters
-                    .map(|counters| counters.forwarded)
-                    .unwrap_or_default(),
-                flows: counters.map_or(0, |counters| counters.flows),
-                snat: balancer.snat_counters(compiled.id()),
+                forwarded: counters.forwarded,
+                flows: counters.flows,
+                live: counters.live,
+                snat,
             });
         }
+        let names = config.rules.iter().map(|rule| rule.name.clone());
+        let names = names.chain(config.inbound_nat.iter().map(|nat| nat.name.clone()));
+        let outbound = config.outbound.iter();
+        let names = names.chain(outbound.flat_map(|rule| {
+            let frontends = rule.frontends.iter();
+            frontends.map(|&frontend| format!("{} {}", rule.name, config.frontends[frontend].name))
+        }));
+        let rules = names.zip(tally.rules.iter().copied()).collect();
         Self {
-            stats: balancer.stats(),
+            tally,
+            rules,
             capture,
             shares,
             elapsed,
-            is_pinned: balancer.is_pinned(),
-            states: balancer.connections().map(NatTable::states),
         }
     }
 
     /// Packets a second.
     fn rate(&self) -> f64 {
-        self.stats.received.packets as f64 / self.elapsed.as_secs_f64().max(1e-9)
+        self.tally.stats.received.packets as f64 / self.elapsed.as_secs_f64().max(1e-9)
     }
 
     fn of_pool(&self, pool: &str, value: impl Fn(&Share) -> u64) -> u64 {
@@ -104,7 +180,7 @@ impl<'a> Report<'a> {
     }
 
     pub(crate) fn text(&self) -> String {
-        let stats = &self.stats;
+        let stats = &self.tally.stats;
         let mut text = String::new();
         let mut line = |name: &str, count: Count| {
             let _ = writeln!(text, "{name:<28} {:>12} {:>15}", count.packets, count.bytes);
@@ -132,7 +208,7 @@ impl<'a> Report<'a> {
         }
         let _ = writeln!(text);
         let flows = stats.flows;
-        if let Some(states) = self.states {
+        if let Some(states) = self.tally.states {
             let connections = stats.connections;
             let _ = writeln!(
                 text,
@@ -158,7 +234,7 @@ impl<'a> Report<'a> {
                 "resets: {} sent, {} suppressed",
                 stats.resets, stats.resets_suppressed
             );
-        } else if self.is_pinned {
+        } else if self.tally.is_pinned {
             let _ = writeln!(
                 text,
                 "flows: {} made, {} expired, {} evicted, {} refused, {} live; {} SYNs",
@@ -218,7 +294,7 @@ impl<'a> Report<'a> {
 
     /// Whether flows are known, and not only packets.
     fn counts_flows(&self) -> bool {
-        self.is_pinned || self.states.is_some()
+        self.tally.is_pinned || self.tally.states.is_some()
     }
 
     /// The backend's share of the pool's flows; of its packets where no flows are pinned.
@@ -245,7 +321,7 @@ impl<'a> Report<'a> {
             .map(|&reason| {
                 (
                     reason.name().to_owned(),
-                    count(self.stats.dropped_for(reason)),
+                    count(self.tally.stats.dropped_for(reason)),
                 )
             })
             .collect();
@@ -256,9 +332,11 @@ impl<'a> Report<'a> {
                 json!({
                     "pool": share.pool,
                     "backend": share.backend,
+                    "state": share.state.name(),
                     "weight": share.weight,
                     "forwarded": count(share.forwarded),
                     "flows": share.flows,
+                    "live": share.live,
                     "share": self.share(share),
                     "share_by_weight": share.expected,
                     "snat": share.snat.map(|snat| json!({
@@ -268,11 +346,21 @@ impl<'a> Report<'a> {
                 })
             })
             .collect();
-        let flows = self.stats.flows;
-        let connections = self.stats.connections;
+        let rules: Vec<Value> = self
+            .rules
+            .iter()
+            .map(|(name, rule)| {
+                json!({
+                    "rule": name, "forwarded": count(rule.forwarded),
+                    "syns": rule.syns, "flows": rule.flows,
+                })
+            })
+            .collect();
+        let flows = self.tally.stats.flows;
+        let connections = self.tally.stats.connections;
         let states: serde_json::Map<String, Value> = ConnectionState::ALL
             .iter()
-            .zip(self.states.unwrap_or_default())
+            .zip(self.tally.states.unwrap_or_default())
             .map(|(state, count)| (state.name().to_owned(), count.into()))
             .collect();
         json!({
@@ -281,21 +369,22 @@ impl<'a> Report<'a> {
                 "removed": connections.removed, "refused": connections.refused,
                 "live": connections.live, "places": connections.places, "states": states,
             },
-            "resets": self.stats.resets,
-            "resets_suppressed": self.stats.resets_suppressed,
-            "received": count(self.stats.received),
-            "forwarded": count(self.stats.forwarded),
-            "replied": count(self.stats.replied),
-            "passed": count(self.stats.passed),
-            "dropped_total": count(self.stats.dropped_total()),
+            "resets": self.tally.stats.resets,
+            "resets_suppressed": self.tally.stats.resets_suppressed,
+            "received": count(self.tally.stats.received),
+            "forwarded": count(self.tally.stats.forwarded),
+            "replied": count(self.tally.stats.replied),
+            "passed": count(self.tally.stats.passed),
+            "dropped_total": count(self.tally.stats.dropped_total()),
             "dropped": dropped,
             "left_out": self.capture.unknown_link.values().sum::<u64>() + self.capture.too_long,
-            "syns": self.stats.syns,
-            "icmp_errors": self.stats.icmp_errors,
+            "syns": self.tally.stats.syns,
+            "icmp_errors": self.tally.stats.icmp_errors,
             "flows": {
                 "made": flows.made, "expired": flows.expired, "evicted": flows.evicted,
                 "refused": flows.refused, "live": flows.live, "places": flows.places,
             },
+            "rules": rules,
             "backends": backends,
             "packets_per_second": self.rate(),
         })

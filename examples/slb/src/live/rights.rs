@@ -1,0 +1,38 @@
+//! What the kernel lets this process do.
+
+use std::fs;
+
+use crate::Failure;
+
+/// The capabilities that AF_XDP takes, and their bits.
+const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_NET_RAW", 13), ("CAP_BPF", 39)];
+
+/// Fails where one is missing, and says which.
+pub(super) fn expect_all() -> Result<(), Failure> {
+    let missing = missing();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let missing = missing.join(", ");
+    Err(Failure::failed(format!(
+        "AF_XDP takes CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF; missing: {missing} (run it as root, from \
+         the systemd unit, or after: setcap cap_net_admin,cap_net_raw,cap_bpf,cap_ipc_lock+ep slb)"
+    )))
+}
+
+/// What to add to a refusal.
+pub(super) fn hint() -> &'static str {
+    match missing().contains(&"CAP_NET_ADMIN") {
+        true => " (CAP_NET_ADMIN is missing)",
+        false => "",
+    }
+}
+
+fn missing() -> Vec<&'static str> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+    let has = |bit: u32| effective.is_none_or(|bits| bits >> bit & 1 == 1);
+    let missing = NEEDED.iter().filter(|(_, bit)| !has(*bit));
+    missing.map(|(name, _)| *name).collect()
+}

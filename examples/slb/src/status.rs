@@ -1,0 +1,219 @@
+//! `slb status`: what a running balancer does, as a table that is renewed each second.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal as _, Read as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+
+use serde_json::Value;
+use slb_control::Role;
+
+use crate::Failure;
+use crate::cli::{Format, StatusOptions};
+use crate::live::default_path;
+
+/// More than any status has.
+const LONGEST: u64 = 64 << 20;
+const PATIENCE: Duration = Duration::from_secs(5);
+
+pub(crate) fn run(options: &StatusOptions) -> Result<(), Failure> {
+    let path = match &options.socket {
+        Some(path) => path.clone(),
+        None => running()?,
+    };
+    let mut now = ask(&path)?;
+    if options.format == Format::Json {
+        println!("{now:#}");
+        return Ok(());
+    }
+    let mut before: Option<Value> = None;
+    loop {
+        let table = table(&now, before.as_ref());
+        if options.once {
+            print!("{table}");
+            return Ok(());
+        }
+        // Home, and what was there goes line by line: no flicker.
+        if std::io::stdout().is_terminal() {
+            print!("\x1b[H{}\x1b[J", table.replace('\n', "\x1b[K\n"));
+        } else {
+            println!("{table}");
+        }
+        sleep(Duration::from_secs(1));
+        before = Some(now);
+        now = ask(&path)?;
+    }
+}
+
+/// The socket of the balancer that runs, where one does.
+fn running() -> Result<PathBuf, Failure> {
+    let roles = [Role::Mux, Role::Host, Role::Proxy];
+    let mut paths = roles.into_iter().map(default_path);
+    let found = paths.find(|path| UnixStream::connect(path).is_ok());
+    found.ok_or_else(|| {
+        Failure::failed("no balancer runs here, or it is another user's: say --socket where its is")
+    })
+}
+
+fn ask(path: &Path) -> Result<Value, Failure> {
+    let failed =
+        |error: &dyn std::fmt::Display| Failure::failed(format!("{}: {error}", path.display()));
+    let stream = UnixStream::connect(path).map_err(|error| failed(&error))?;
+    let patience = stream.set_read_timeout(Some(PATIENCE));
+    patience.map_err(|error| failed(&error))?;
+    let mut text = String::new();
+    let read = stream.take(LONGEST).read_to_string(&mut text);
+    read.map_err(|error| failed(&error))?;
+    serde_json::from_str(&text).map_err(|error| failed(&error))
+}
+
+fn number(value: &Value, path: &str) -> f64 {
+    value.pointer(path).and_then(Value::as_f64).unwrap_or(0.0)
+}
+
+fn text<'v>(value: &'v Value, path: &str) -> &'v str {
+    value.pointer(path).and_then(Value::as_str).unwrap_or("?")
+}
+
+/// The table; with rates where there is an earlier status.
+fn table(now: &Value, before: Option<&Value>) -> String {
+    let mut out = String::new();
+    let seconds = before.map(|before| number(now, "/time") - number(before, "/time"));
+    let seconds = seconds.filter(|seconds| *seconds > 0.0);
+    let rate = |path: &str| match (before, seconds) {
+        (Some(before), Some(seconds)) => {
+            short((number(now, path) - number(before, path)).max(0.0) / seconds)
+        }
+        _ => "-".to_owned(),
+    };
+    let _ = writeln!(
+        out,
+        "slb {} {}: pid {}, up {:.0} s, configuration {}",
+        text(now, "/version"),
+        text(now, "/role"),
+        number(now, "/pid"),
+        number(now, "/uptime"),
+        number(now, "/generation"),
+    );
+    let _ = writeln!(
+        out,
+        "\n{:<28} {:>12} {:>10} {:>12}",
+        "", "packets", "per s", "bytes per s"
+    );
+    let mut line = |name: &str, path: &str| {
+        let _ = writeln!(
+            out,
+            "{name:<28} {:>12} {:>10} {:>12}",
+            number(now, &format!("{path}/packets")),
+            rate(&format!("{path}/packets")),
+            rate(&format!("{path}/bytes")),
+        );
+    };
+    line("in", "/received");
+    line("  forwarded", "/forwarded");
+    line("  replied", "/replied");
+    line("  passed", "/passed");
+    line("  dropped", "/dropped_total");
+    let reasons = now.pointer("/dropped").and_then(Value::as_object);
+    for reason in reasons.into_iter().flat_map(serde_json::Map::keys) {
+        let path = format!("/dropped/{reason}");
+        if number(now, &format!("{path}/packets")) > 0.0 {
+            line(&format!("    {reason}"), &path);
+        }
+    }
+    let io = now.pointer("/io").and_then(Value::as_object);
+    let lost = io.into_iter().flatten().filter(|(name, count)| {
+        let is_a_loss = !["received", "sent", "passed"].contains(&name.as_str());
+        is_a_loss && !name.starts_with("frames") && count.as_u64() != Some(0)
+    });
+    for (name, count) in lost {
+        let _ = writeln!(
+            out,
+            "  I/O: {name:<21} {count:>12} {:>10}",
+            rate(&format!("/io/{name}"))
+        );
+    }
+    let table = match text(now, "/role") {
+        "mux" => "/flows",
+        _ => "/connections",
+    };
+    let _ = writeln!(
+        out,
+        "\n{}: {} live of {}, {} made ({} per s), {} refused; {} SYNs",
+        table.trim_start_matches('/'),
+        number(now, &format!("{table}/live")),
+        number(now, &format!("{table}/places")),
+        number(now, &format!("{table}/made")),
+        rate(&format!("{table}/made")),
+        number(now, &format!("{table}/refused")),
+        number(now, "/syns"),
+    );
+    let _ = writeln!(
+        out,
+        "\n{:<20} {:<20} {:<10} {:>7} {:>12} {:>10} {:>10}",
+        "pool", "backend", "state", "weight", "packets", "per s", "flows"
+    );
+    let backends = now.pointer("/backends").and_then(Value::as_array);
+    for at in 0..backends.map_or(0, Vec::len) {
+        let path = format!("/backends/{at}");
+        let _ = writeln!(
+            out,
+            "{:<20} {:<20} {:<10} {:>7} {:>12} {:>10} {:>10}",
+            text(now, &format!("{path}/pool")),
+            text(now, &format!("{path}/backend")),
+            text(now, &format!("{path}/state")),
+            number(now, &format!("{path}/weight")),
+            number(now, &format!("{path}/forwarded/packets")),
+            rate(&format!("{path}/forwarded/packets")),
+            number(now, &format!("{path}/flows")),
+        );
+    }
+    out
+}
+
+/// A rate in few digits.
+fn short(rate: f64) -> String {
+    match rate {
+        rate if rate >= 1e9 => format!("{:.2} G", rate / 1e9),
+        rate if rate >= 1e6 => format!("{:.2} M", rate / 1e6),
+        rate if rate >= 1e4 => format!("{:.1} k", rate / 1e3),
+        rate => format!("{rate:.0}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn rates_are_differences() {
+        let at = |time: f64, packets: u64| {
+            json!({
+                "role": "mux", "time": time,
+                "received": { "packets": packets, "bytes": packets * 100 },
+                "dropped": { "no_rule": { "packets": packets / 10, "bytes": 0 } },
+                "io": { "received": packets, "refused": 3, "frames_free": 9 },
+                "backends": [{ "pool": "p", "backend": "b1", "state": "healthy", "weight": 2,
+                               "forwarded": { "packets": packets }, "flows": 4 }],
+            })
+        };
+        let first = table(&at(10.0, 1000), None);
+        assert!(
+            first.contains("in                                   1000          -"),
+            "{first}"
+        );
+        let second = table(&at(12.0, 41_000), Some(&at(10.0, 1000)));
+        assert!(second.contains("41000     20.0 k       2.00 M"), "{second}");
+        assert!(second.contains("    no_rule"), "{second}");
+        assert!(second.contains("I/O: refused"), "{second}");
+        assert!(!second.contains("frames_free"), "{second}");
+        assert!(
+            second.contains("b1                   healthy          2        41000     20.0 k"),
+            "{second}"
+        );
+    }
+}

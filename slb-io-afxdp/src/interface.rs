@@ -2,13 +2,16 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::Socket;
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl};
-use rustix::net::{AddressFamily, SocketType};
+use rustix::net::SocketType;
 use slb_core::wire::ethernet::MacAddress;
 
 use crate::netlink;
@@ -64,20 +67,7 @@ impl Interface {
     /// # Errors
     /// There is none, or it has no MAC address.
     pub fn find(name: &str) -> Result<Self, InterfaceError> {
-        if name.is_empty() || name.len() > LONGEST_NAME {
-            return Err(InterfaceError::Unknown(name.to_owned()));
-        }
-        let mut message = LinkMessage::default();
-        message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
-        let socket = netlink::open()?;
-        let request = RouteNetlinkMessage::GetLink(message);
-        let link = match netlink::request(&socket, request, NLM_F_REQUEST) {
-            Ok(Some(RouteNetlinkMessage::NewLink(link))) => link,
-            Err(error) if error.raw_os_error() != Some(Errno::NODEV.raw_os_error()) => {
-                return Err(error.into());
-            }
-            _ => return Err(InterfaceError::Unknown(name.to_owned())),
-        };
+        let link = find_link(&netlink::open()?, name)?;
         let (mut mac, mut mtu, mut queues) = (None, None, 1);
         for attribute in link.attributes {
             match attribute {
@@ -98,6 +88,57 @@ impl Interface {
             // Of those that it has room for, as many are used.
             queues: channels(name).unwrap_or(queues).max(1),
         })
+    }
+}
+
+fn find_link(socket: &Socket, name: &str) -> Result<LinkMessage, InterfaceError> {
+    let unknown = || InterfaceError::Unknown(name.to_owned());
+    if name.is_empty() || name.len() > LONGEST_NAME {
+        return Err(unknown());
+    }
+    let mut message = LinkMessage::default();
+    message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+    let request = RouteNetlinkMessage::GetLink(message);
+    match netlink::request(socket, request, NLM_F_REQUEST) {
+        Ok(Some(RouteNetlinkMessage::NewLink(link))) => Ok(link),
+        Err(error) if error.raw_os_error() != Some(Errno::NODEV.raw_os_error()) => {
+            Err(error.into())
+        }
+        _ => Err(unknown()),
+    }
+}
+
+/// Gives the interface of a name an address, by itself and without a network, or takes it away; that
+/// it is as wanted already is fine. Takes CAP_NET_ADMIN.
+///
+/// # Errors
+/// There is no such interface, or the kernel refuses.
+pub fn set_address(name: &str, address: IpAddr, is_there: bool) -> Result<(), InterfaceError> {
+    let socket = netlink::open()?;
+    let mut message = AddressMessage::default();
+    message.header.index = find_link(&socket, name)?.header.index;
+    message.header.family = match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    };
+    message.header.prefix_len = if address.is_ipv4() { 32 } else { 128 };
+    message.attributes = vec![
+        AddressAttribute::Local(address),
+        AddressAttribute::Address(address),
+        // Several machines have a VIP: nobody is to be asked whether it is free.
+        AddressAttribute::Flags(AddressFlags::Nodad),
+    ];
+    let (request, flags) = match is_there {
+        true => (
+            RouteNetlinkMessage::NewAddress(message),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        ),
+        false => (RouteNetlinkMessage::DelAddress(message), 0),
+    };
+    match netlink::request(&socket, request, NLM_F_REQUEST | NLM_F_ACK | flags) {
+        Err(error) if !is_there && error.kind() == io::ErrorKind::AddrNotAvailable => Ok(()),
+        Err(error) => Err(error.into()),
+        Ok(_) => Ok(()),
     }
 }
 
@@ -178,7 +219,8 @@ fn channels(name: &str) -> Option<u32> {
         .name
         .get_mut(..name.len())?
         .copy_from_slice(name.as_bytes());
-    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).ok()?;
+    let socket =
+        rustix::net::socket(rustix::net::AddressFamily::INET, SocketType::DGRAM, None).ok()?;
     // SAFETY: the request is as the opcode has it, and `channels` is here until it is over.
     unsafe { ioctl(&socket, GetChannels(request)) }.ok()?;
     Some(channels.receive + channels.combined)

@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::{Burst, Frame, PacketIo, PortId, Verdict};
 use slb_io_afxdp::{
-    AfXdp, Interface, Kind, Neighbours, Places, Program, Queue, SMALL_CHUNK, Take, Umem, frames_for,
+    AfXdp, Interface, Kind, Neighbours, Places, Program, Queue, SMALL_CHUNK, Take, Umem, bring_up,
+    frames_for, set_address,
 };
 use world::{Machine, enter_own_namespace, lacking, run};
 
@@ -510,4 +511,35 @@ fn next_hops_are_the_kernels_and_followed() {
         hop("198.51.100.10").unwrap().address,
         IpAddr::from([172, 16, 0, 9])
     );
+}
+
+#[test]
+fn an_interface_gets_addresses_and_loses_them() {
+    if let Some(why) = lacking() {
+        skip!("{why}");
+    }
+    enter_own_namespace();
+    run("ip link add vips type bridge");
+    bring_up("vips").unwrap();
+    assert!(run("ip -o link show vips").contains(",UP"));
+    for (address, listed) in [
+        ("20.20.20.100", "inet 20.20.20.100/32"),
+        ("2001:db8::100", "inet6 2001:db8::100/128"),
+    ] {
+        let address: IpAddr = address.parse().unwrap();
+        for _ in 0..2 {
+            set_address("vips", address, true).unwrap();
+            let said = run("ip -o address show vips");
+            let is_ready = |line: &str| line.contains(listed) && !line.contains("tentative");
+            assert!(said.lines().any(is_ready), "{said}");
+        }
+        let own = Neighbours::open().unwrap().own_addresses().unwrap();
+        assert!(own.contains(&address), "{own:?}");
+        for _ in 0..2 {
+            set_address("vips", address, false).unwrap();
+            assert!(!run("ip -o address show vips").contains(listed));
+        }
+    }
+    let error = set_address("none", "10.0.0.1".parse().unwrap(), true).unwrap_err();
+    assert_eq!(error.to_string(), "there is no interface \"none\"");
 }

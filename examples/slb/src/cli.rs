@@ -155,10 +155,14 @@ pub(crate) struct LiveOptions {
     /// Default: slb-pass for a host, none for others.
     #[arg(long, value_name = "NAME")]
     pub(crate) pass: Option<String>,
+    /// Of a mux on AF_XDP: make an interface of this name that has the VIPs as its addresses, for the
+    /// routing daemon beside it to announce. They go when it drains, and with the process.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) announce: Option<String>,
     /// Of AF_XDP: entries of each ring, a power of two.
     #[arg(long, default_value_t = slb_io_afxdp::RING, value_parser = ring)]
     pub(crate) ring: u32,
-    /// How long to go on after SIGTERM, in seconds; a second signal ends it at once.
+    /// How long to go on after SIGTERM, in seconds, while others learn of it; a second signal ends it at once.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     pub(crate) drain: u64,
     /// How to write the log, which goes to standard error.

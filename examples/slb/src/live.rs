@@ -12,6 +12,7 @@
 //! A mux has a worker for each queue: the network card keeps a flow on one. A host agent's or a
 //! proxy's connections have two sides on different devices, so one worker has all of them.
 
+mod announce;
 mod control;
 mod device;
 mod next_hops;
@@ -29,6 +30,7 @@ use slb_io_afxdp::{Program, ProgramFault, Take, Umem, frames_for};
 use slb_io_tun::{Device, Layer};
 use tracing::{info, warn};
 
+use self::announce::Announcer;
 use self::control::Control;
 use self::device::{Plan, Queues};
 use self::next_hops::NextHops;
@@ -53,6 +55,12 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     let config = plan.complete(&given, found.as_ref());
     let snapshot = config.snapshot(None).map_err(Failure::usage)?;
 
+    let announcer = options
+        .announce
+        .as_deref()
+        .map(|name| announcer(name, role, &plan));
+    let mut announcer = announcer.transpose()?;
+
     let cpus = worker::allowed_cpus(&options.cpus)?;
     let mut workers = Vec::new();
     for (number, queues) in plan.by_worker(role)?.into_iter().enumerate() {
@@ -69,6 +77,9 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     for (program, taken) in programs.iter_mut().zip(&taken) {
         start_program(program, &workers, taken).map_err(Failure::failed)?;
     }
+    if let Some(announcer) = &mut announcer {
+        announcer.announce(&config);
+    }
     let place = Place::open(options.status.as_deref(), role)?;
     info!(
         role = role.name(),
@@ -81,6 +92,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         plan,
         programs,
         next_hops,
+        announcer,
         found: found.unwrap_or_default(),
         given,
         config,
@@ -89,6 +101,16 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         taken,
     };
     control.run(place)
+}
+
+fn announcer(name: &str, role: Role, plan: &Plan) -> Result<Announcer, Failure> {
+    match (role, plan) {
+        (Role::Mux, Plan::AfXdp(_)) => Announcer::open(name),
+        _ => Err(Failure::usage(
+            "--announce is for a mux on AF_XDP: into a TUN device the VIPs are routed, and that route \
+             is what to announce",
+        )),
+    }
 }
 
 /// Has packets come to the workers from now on.

@@ -15,6 +15,7 @@ use slb_io_afxdp::{Program, Take};
 use slb_io_pcap::CaptureStats;
 use tracing::{error, info, warn};
 
+use super::announce::Announcer;
 use super::device::Plan;
 use super::next_hops::{Found, NextHops, unresolved};
 use super::status::{Place, Shared};
@@ -37,6 +38,7 @@ pub(super) struct Control<'o> {
     pub(super) plan: Plan,
     pub(super) programs: Vec<Program>,
     pub(super) next_hops: Option<NextHops>,
+    pub(super) announcer: Option<Announcer>,
     pub(super) found: Found,
     /// The configuration as the file has it.
     pub(super) given: Config,
@@ -243,6 +245,9 @@ impl Control<'_> {
             }
         }
         self.take(&taken)?;
+        if let Some(announcer) = &mut self.announcer {
+            announcer.announce(&config);
+        }
         self.taken = taken;
         self.snapshot = snapshot;
         self.config = config;
@@ -258,7 +263,10 @@ impl Control<'_> {
     }
 
     /// Goes on for a while, so that whoever sends here can send elsewhere; another signal ends it.
-    fn drain(&self, signals: &mut Signals) {
+    fn drain(&mut self, signals: &mut Signals) {
+        if let Some(announcer) = &mut self.announcer {
+            announcer.withdraw();
+        }
         let drain = Duration::from_secs(self.options.drain);
         info!(seconds = self.options.drain, "draining");
         let begin = Instant::now();

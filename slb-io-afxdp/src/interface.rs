@@ -108,24 +108,32 @@ fn find_link(socket: &Socket, name: &str) -> Result<LinkMessage, InterfaceError>
     }
 }
 
-/// Gives the interface of a name an address, by itself and without a network, or takes it away; that
-/// it is as wanted already is fine. Takes CAP_NET_ADMIN.
+/// Has the interface of a name lead to an address, `peer`, as the other end of a link whose end here
+/// is `own`; or no longer. That it is as wanted already is fine. Takes CAP_NET_ADMIN.
+///
+/// A routing daemon that announces what its interfaces lead to announces the peer, and the kernel
+/// does not take it for an address of its own: it answers nobody in its name.
 ///
 /// # Errors
-/// There is no such interface, or the kernel refuses.
-pub fn set_address(name: &str, address: IpAddr, is_there: bool) -> Result<(), InterfaceError> {
+/// There is no such interface, both are not of one family, or the kernel refuses.
+pub fn set_peer(
+    name: &str,
+    own: IpAddr,
+    peer: IpAddr,
+    is_there: bool,
+) -> Result<(), InterfaceError> {
     let socket = netlink::open()?;
     let mut message = AddressMessage::default();
     message.header.index = find_link(&socket, name)?.header.index;
-    message.header.family = match address {
+    message.header.family = match peer {
         IpAddr::V4(_) => AddressFamily::Inet,
         IpAddr::V6(_) => AddressFamily::Inet6,
     };
-    message.header.prefix_len = if address.is_ipv4() { 32 } else { 128 };
+    message.header.prefix_len = if peer.is_ipv4() { 32 } else { 128 };
     message.attributes = vec![
-        AddressAttribute::Local(address),
-        AddressAttribute::Address(address),
-        // Several machines have a VIP: nobody is to be asked whether it is free.
+        AddressAttribute::Local(own),
+        AddressAttribute::Address(peer),
+        // The own address is this machine's on another interface already.
         AddressAttribute::Flags(AddressFlags::Nodad),
     ];
     let (request, flags) = match is_there {

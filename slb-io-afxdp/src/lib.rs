@@ -20,7 +20,7 @@
 //! let mut io = AfXdp::open(&mut umem, &[queue], RING)?;
 //!
 //! let mut program = Program::load(interface, Kind::Services)?;
-//! program.set_addresses([("20.20.20.100".parse()?, Take::All)])?;
+//! program.set_peeres([("20.20.20.100".parse()?, Take::All)])?;
 //! for socket in io.sockets() {
 //!     program.set_socket(0, socket)?;
 //! }
@@ -44,7 +44,7 @@ mod ring;
 mod socket;
 mod umem;
 
-pub use interface::{Interface, InterfaceError, bring_up, set_address};
+pub use interface::{Interface, InterfaceError, bring_up, set_peer};
 pub use io::{AfXdp, AfXdpStats, Places, Queue, RING, frames_for};
 pub use neighbours::{Neighbours, NextHop};
 pub use program::{Kind, Program, ProgramFault, Take};

@@ -132,14 +132,14 @@ impl Neighbours {
             let RouteNetlinkMessage::NewAddress(message) = answer else {
                 continue;
             };
-            for attribute in message.attributes {
-                // Of a tunnel they are both ends; of others the same.
-                if let AddressAttribute::Address(address) | AddressAttribute::Local(address) =
-                    attribute
-                {
-                    all.push(address);
-                }
-            }
+            // Where there are two, the other is that of the link's other end.
+            let of = |attribute: &AddressAttribute| match attribute {
+                AddressAttribute::Local(address) => Some((0, *address)),
+                AddressAttribute::Address(address) => Some((1, *address)),
+                _ => None,
+            };
+            let own = message.attributes.iter().filter_map(of).min();
+            all.extend(own.map(|(_, address)| address));
         }
         Ok(all)
     }

@@ -19,7 +19,7 @@ use slb_core::wire::ethernet::MacAddress;
 use slb_core::{Burst, Frame, PacketIo, PortId, Verdict};
 use slb_io_afxdp::{
     AfXdp, Interface, Kind, Neighbours, Places, Program, Queue, SMALL_CHUNK, Take, Umem, bring_up,
-    frames_for, set_address,
+    frames_for, set_peer,
 };
 use world::{Machine, enter_own_namespace, lacking, run};
 
@@ -514,32 +514,37 @@ fn next_hops_are_the_kernels_and_followed() {
 }
 
 #[test]
-fn an_interface_gets_addresses_and_loses_them() {
+fn an_interface_leads_to_addresses_that_are_not_the_kernels() {
     if let Some(why) = lacking() {
         skip!("{why}");
     }
     enter_own_namespace();
-    run("ip link add vips type bridge");
+    run("ip tuntap add vips mode tun");
     bring_up("vips").unwrap();
     assert!(run("ip -o link show vips").contains(",UP"));
-    for (address, listed) in [
-        ("20.20.20.100", "inet 20.20.20.100/32"),
-        ("2001:db8::100", "inet6 2001:db8::100/128"),
+    for (own, peer, lookup) in [
+        ("172.16.0.11", "20.20.20.100", "ip route get 20.20.20.100"),
+        (
+            "fd00:16::11",
+            "2001:db8::100",
+            "ip -6 route show 2001:db8::100",
+        ),
     ] {
-        let address: IpAddr = address.parse().unwrap();
+        let (own, peer): (IpAddr, IpAddr) = (own.parse().unwrap(), peer.parse().unwrap());
         for _ in 0..2 {
-            set_address("vips", address, true).unwrap();
+            set_peer("vips", own, peer, true).unwrap();
             let said = run("ip -o address show vips");
-            let is_ready = |line: &str| line.contains(listed) && !line.contains("tentative");
-            assert!(said.lines().any(is_ready), "{said}");
+            assert!(said.contains(&format!("{own} peer {peer}")), "{said}");
         }
-        let own = Neighbours::open().unwrap().own_addresses().unwrap();
-        assert!(own.contains(&address), "{own:?}");
+        assert!(run(lookup).contains("dev vips"), "{}", run(lookup));
+        let all = Neighbours::open().unwrap().own_addresses().unwrap();
+        assert!(all.contains(&own) && !all.contains(&peer), "{all:?}");
         for _ in 0..2 {
-            set_address("vips", address, false).unwrap();
-            assert!(!run("ip -o address show vips").contains(listed));
+            set_peer("vips", own, peer, false).unwrap();
+            assert!(!run("ip -o address show vips").contains("peer"));
         }
     }
-    let error = set_address("none", "10.0.0.1".parse().unwrap(), true).unwrap_err();
+    let (own, peer) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+    let error = set_peer("none", own, peer, true).unwrap_err();
     assert_eq!(error.to_string(), "there is no interface \"none\"");
 }

@@ -155,8 +155,8 @@ pub(crate) struct LiveOptions {
     /// Default: slb-pass for a host, none for others.
     #[arg(long, value_name = "NAME")]
     pub(crate) pass: Option<String>,
-    /// Of a mux on AF_XDP: make an interface of this name that has the VIPs as its addresses, for the
-    /// routing daemon beside it to announce. They go when it drains, and with the process.
+    /// Of a mux on AF_XDP: make an interface of this name that leads to the VIPs, for the routing
+    /// daemon beside it to announce. They go when it drains, and with the process.
     #[arg(long, value_name = "NAME")]
     pub(crate) announce: Option<String>,
     /// Of AF_XDP: entries of each ring, a power of two.

@@ -58,7 +58,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     let announcer = options
         .announce
         .as_deref()
-        .map(|name| announcer(name, role, &plan));
+        .map(|name| announcer(name, &config, &plan));
     let mut announcer = announcer.transpose()?;
 
     let cpus = worker::allowed_cpus(&options.cpus)?;
@@ -103,9 +103,9 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     control.run(place)
 }
 
-fn announcer(name: &str, role: Role, plan: &Plan) -> Result<Announcer, Failure> {
-    match (role, plan) {
-        (Role::Mux, Plan::AfXdp(_)) => Announcer::open(name),
+fn announcer(name: &str, config: &Config, plan: &Plan) -> Result<Announcer, Failure> {
+    match (config.node.role, plan) {
+        (Role::Mux, Plan::AfXdp(_)) => Announcer::open(name, config),
         _ => Err(Failure::usage(
             "--announce is for a mux on AF_XDP: into a TUN device the VIPs are routed, and that route \
              is what to announce",

@@ -1,33 +1,42 @@
-//! VIPs as addresses of an interface, for the routing daemon beside the mux to announce.
+//! VIPs behind an interface, for the routing daemon beside the mux to announce.
 //!
-//! The interface is this process's own: where the process ends, however it does, the interface goes
-//! with all addresses, the daemon withdraws the routes, and no kernel answers in the VIPs' name.
+//! Each is the other end of a link, so the kernel routes to it and does not answer in its name: what
+//! the mux does not take is lost in the interface, and resets nobody. The interface is this process's
+//! own: where the process ends, however it does, it goes, and the daemon withdraws the routes.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use slb_control::Config;
-use slb_io_afxdp::{bring_up, set_address};
+use slb_io_afxdp::{bring_up, set_peer};
 use slb_io_tun::{Device, Layer};
 use tracing::{info, warn};
 
 use crate::Failure;
 
+/// This end of the links, where the mux has no address of the family: any will do.
+const OWN_IPV4: Ipv4Addr = Ipv4Addr::new(169, 254, 255, 1);
+const OWN_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd73, 0x6c62, 0, 0, 0, 0, 0, 1);
+
 pub(super) struct Announcer {
     name: String,
+    own_ipv4: Ipv4Addr,
+    own_ipv6: Ipv6Addr,
     announced: BTreeSet<IpAddr>,
     /// Holds the interface.
     _device: Device,
 }
 
 impl Announcer {
-    pub(super) fn open(name: &str) -> Result<Self, Failure> {
+    pub(super) fn open(name: &str, config: &Config) -> Result<Self, Failure> {
         let failed =
             |error: &dyn std::fmt::Display| Failure::failed(format!("--announce {name}: {error}"));
         let device = Device::open(name, Layer::Ip, false).map_err(|error| failed(&error))?;
         bring_up(name).map_err(|error| failed(&error))?;
         Ok(Self {
             name: name.to_owned(),
+            own_ipv4: config.node.ipv4.unwrap_or(OWN_IPV4),
+            own_ipv6: config.node.ipv6.unwrap_or(OWN_IPV6),
             announced: BTreeSet::new(),
             _device: device,
         })
@@ -49,7 +58,11 @@ impl Announcer {
         let new = wanted.difference(&self.announced).map(|&vip| (vip, true));
         let changes: Vec<(IpAddr, bool)> = gone.chain(new).collect();
         for (vip, is_there) in changes {
-            match set_address(&self.name, vip, is_there) {
+            let own = match vip {
+                IpAddr::V4(_) => self.own_ipv4.into(),
+                IpAddr::V6(_) => self.own_ipv6.into(),
+            };
+            match set_peer(&self.name, own, vip, is_there) {
                 Ok(()) if is_there => {
                     info!(%vip, "announced");
                     self.announced.insert(vip);

@@ -21,66 +21,12 @@
 mod common;
 
 use std::fs;
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use common::{is_root, sh};
-
-/// A process, which ends with its test.
-struct Process(Child);
-
-impl Process {
-    fn signal(&self, signal: &str) {
-        assert!(sh(&format!("kill -{signal} {}", self.0.id())));
-    }
-
-    /// Waits for its end; gives what it printed, where it ended well.
-    #[track_caller]
-    fn finish(mut self) -> String {
-        let mut said = String::new();
-        if let Some(out) = &mut self.0.stdout {
-            out.read_to_string(&mut said).unwrap();
-        }
-        let status = self.0.wait().unwrap();
-        assert!(status.success(), "{status}: {said}");
-        said
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Namespaces, and the processes in them: gone with it.
-struct World {
-    tag: String,
-    machines: Vec<String>,
-    servers: Vec<Process>,
-    directory: tempfile::TempDir,
-}
+use common::world::{Process, World, lacking, peer};
 
 impl World {
-    fn new(kind: &str, machines: &[&str]) -> Self {
-        let mut world = Self {
-            tag: format!("slb{kind}{}", std::process::id() % 100_000),
-            machines: Vec::new(),
-            servers: Vec::new(),
-            directory: tempfile::tempdir().unwrap(),
-        };
-        for machine in machines {
-            assert!(sh(&format!("ip netns add {}-{machine}", world.tag)));
-            world.machines.push((*machine).to_owned());
-            world.on(machine, "ip link set lo up");
-        }
-        world
-    }
-
     /// What the proxy stands between.
     fn of_proxy() -> Self {
         let world = Self::new("p", &["c0", "c1", "lb", "r", "s1", "s2", "s3"]);
@@ -122,58 +68,6 @@ impl World {
         world
     }
 
-    /// A cable between two machines.
-    fn cable(&self, a: &str, a_end: &str, b: &str, b_end: &str) {
-        let tag = &self.tag;
-        assert!(sh(&format!(
-            "ip link add {a_end} netns {tag}-{a} type veth peer name {b_end} netns {tag}-{b}"
-        )));
-        self.on(a, &format!("ip link set {a_end} up"));
-        self.on(b, &format!("ip link set {b_end} up"));
-    }
-
-    fn command(&self, machine: &str, command: &str) -> Command {
-        let mut all = Command::new("ip");
-        all.args(["netns", "exec", &format!("{}-{machine}", self.tag)]);
-        all.args(["sh", "-c", &format!("exec {command}")]);
-        all
-    }
-
-    /// Runs a command to its end; gives what it printed.
-    #[track_caller]
-    fn on(&self, machine: &str, command: &str) -> String {
-        let output = self.command(machine, command).output().unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(
-            output.status.success(),
-            "{machine}: {command}: {said}{errors}"
-        );
-        said
-    }
-
-    fn start(&self, machine: &str, command: &str) -> Process {
-        let mut command = self.command(machine, command);
-        Process(command.stdout(Stdio::piped()).spawn().unwrap())
-    }
-
-    /// Starts a server on a machine, and waits until it listens for connections and datagrams:
-    /// pings, which its kernel answers, say nothing of that.
-    #[track_caller]
-    fn serve(&mut self, machine: &str) {
-        let server = self.start(machine, &peer(&format!("serve {machine}")));
-        self.servers.push(server);
-        let listens = (0..200).any(|_| {
-            sleep(Duration::from_millis(50));
-            self.on(machine, "ss -Hlntu sport = :8080").lines().count() == 2
-        });
-        assert!(listens, "{machine}: nobody listens on port 8080");
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
     fn configure(&self, backends: &[(&str, u32)]) {
         let mut list = String::new();
         for (name, weight) in backends {
@@ -209,33 +103,9 @@ impl World {
     }
 }
 
-impl Drop for World {
-    fn drop(&mut self) {
-        self.servers.clear();
-        for machine in &self.machines {
-            sh(&format!("ip netns del {}-{machine}", self.tag));
-        }
-    }
-}
-
-/// What the tests cannot do without.
-fn lacking() -> Option<String> {
-    if !is_root() {
-        return Some("network namespaces need root".to_owned());
-    }
-    let mut tools = ["ip", "sysctl", "curl", "python3", "ping"].into_iter();
-    let missing = tools.find(|tool| !sh(&format!("command -v {tool}")))?;
-    Some(format!("{missing} is not installed"))
-}
-
-fn peer(arguments: &str) -> String {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peer.py");
-    format!("python3 {} {arguments}", script.display())
-}
-
 #[test]
 fn the_proxy_serves_machines_behind_several_frontend_ports() {
-    if let Some(why) = lacking() {
+    if let Some(why) = lacking(&[]) {
         skip!("{why}");
     }
     let mut world = World::of_proxy();
@@ -244,9 +114,10 @@ fn the_proxy_serves_machines_behind_several_frontend_ports() {
     }
     world.configure(&[("s1", 1), ("s2", 1), ("s3", 1)]);
     let slb = format!(
-        "{} proxy --config {} --io f0=tap:f0 --io f1=tap:f1 --io back=tap:back",
+        "{} proxy --config {} --status {}.sock --io f0=tap:f0 --io f1=tap:f1 --io back=tap:back",
         env!("CARGO_BIN_EXE_slb"),
-        world.path("proxy.toml").display()
+        world.path("proxy.toml").display(),
+        world.path("proxy").display()
     );
     let proxy = world.start("lb", &slb);
     // Until neighbours know each other.
@@ -339,7 +210,7 @@ fn mux_configuration(own: &str) -> String {
 
 #[test]
 fn two_muxes_serve_through_the_kernels_own_vxlan_and_one_may_die() {
-    if let Some(why) = lacking() {
+    if let Some(why) = lacking(&[]) {
         skip!("{why}");
     }
     let mut world = World::new("m", &["c", "r", "m1", "m2", "h1", "h2", "h3"]);
@@ -401,8 +272,9 @@ fn two_muxes_serve_through_the_kernels_own_vxlan_and_one_may_die() {
         );
         world.on(mux, "sysctl -qw net.ipv4.conf.slb0.rp_filter=0");
         let slb = format!(
-            "{} mux --config {} --io tun:slb0",
+            "{} mux --config {} --status {}.sock --io tun:slb0",
             env!("CARGO_BIN_EXE_slb"),
+            world.path(mux).display(),
             world.path(mux).display()
         );
         muxes.push(world.start(mux, &slb));

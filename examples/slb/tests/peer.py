@@ -4,8 +4,15 @@ serve NAME: says its name and its client's address, by lines, by HTTP and by dat
     as many bytes as are asked for.
 stay ADDRESS PORT SECONDS: asks over one connection all the time, and prints who answered.
 ask ADDRESS PORT: asks by a datagram, and prints who answered.
+cable NAME SPACE OTHER: two tap devices, one here and one in another network namespace, and what is
+    sent to one comes out of the other.
 """
+import ctypes
+import fcntl
+import os
+import select
 import socket
+import struct
 import sys
 import threading
 import time
@@ -67,4 +74,24 @@ def ask(address, port):
     print(question.recvfrom(2000)[0].decode().strip())
 
 
-{"serve": serve, "stay": stay, "ask": ask}[sys.argv[1]](*sys.argv[2:])
+def tap(name):
+    device = os.open("/dev/net/tun", os.O_RDWR)
+    fcntl.ioctl(device, 0x400454CA, struct.pack("16sH22x", name.encode(), 0x1002))  # TUNSETIFF
+    return device
+
+
+def cable(name, space, other):
+    here = tap(name)
+    with open(f"/var/run/netns/{space}") as file:
+        assert ctypes.CDLL(None).setns(file.fileno(), 0) == 0
+    there = tap(other)
+    while True:
+        for device in select.select([here, there], [], [])[0]:
+            frame = os.read(device, 65536)
+            try:
+                os.write(there if device == here else here, frame)
+            except OSError:
+                pass  # it is down
+
+
+{"serve": serve, "stay": stay, "ask": ask, "cable": cable}[sys.argv[1]](*sys.argv[2:])

@@ -119,10 +119,11 @@ ALWAYS_INLINE int read(void *at, void *end, struct packet *packet) {
         __builtin_memcpy(packet->destination.bytes + 12, ip->destination, 4);
         packet->is_local = ip->destination[0] >= 224 ||
                            (ip->destination[0] == 169 && ip->destination[1] == 254);
-        __u32 len = (ip->version_len & 15) * 4;
-        if (len < sizeof *ip)
+        // With options it is no VXLAN of a fabric. Where they end could be computed, but the kernel
+        // lets only those with CAP_PERFMON compute with packet pointers.
+        if ((ip->version_len & 15) != 5)
             return 1;
-        transport = network + len;
+        transport = ip + 1;
         protocol = BIG(ip->fragment) & 0x1fff ? 0 : ip->protocol;
     } else if (ether_type == ETHER_IPV6) {
         struct ipv6 *ip = network;

@@ -335,3 +335,56 @@ fn two_muxes_serve_through_the_kernels_own_vxlan_and_one_may_die() {
     let text = last.finish();
     assert!(text.contains("flows:"), "{text}");
 }
+
+#[test]
+fn without_root_three_capabilities_do_and_missing_ones_are_named() {
+    if let Some(why) = lacking(&["setpriv"]) {
+        skip!("{why}");
+    }
+    let world = World::new("r", &["c", "m"]);
+    world.plain_cable("c", "eth0", "m", "eth0", 1500);
+    world.on("c", "ip address add 172.16.0.1/24 dev eth0");
+    world.on("m", "ip address add 172.16.0.11/24 dev eth0");
+    world.on("c", "ip route add 20.20.20.100 via 172.16.0.11");
+    // Where somebody who is not root can read it.
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    fs::set_permissions(world.path(""), mode).unwrap();
+    fs::write(world.path("mux.toml"), mux_configuration("172.16.0.11")).unwrap();
+    let slb = world.path("slb");
+    fs::copy(env!("CARGO_BIN_EXE_slb"), &slb).unwrap();
+    let run = |rights: &[&str]| {
+        let add = |sign: &str| {
+            let each = rights.iter().map(|right| format!("{sign}{right}"));
+            each.collect::<Vec<_>>().join(",")
+        };
+        format!(
+            "setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all,{0} \
+             --bounding-set=-all,{0} --ambient-caps=-all,{0} {1} mux --config {2} --status {3} \
+             --io afxdp:eth0 --ring 1024",
+            add("+"),
+            slb.display(),
+            world.path("mux.toml").display(),
+            world.path("mux.sock").display(),
+        )
+    };
+    for (rights, missing) in [
+        (&["net_admin", "net_raw"][..], "missing: CAP_BPF ("),
+        (&["bpf"], "missing: CAP_NET_ADMIN, CAP_NET_RAW ("),
+    ] {
+        let output = world.command("m", &run(rights)).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(missing), "{said}");
+    }
+    let mux = world.start("m", &run(&["net_admin", "net_raw", "bpf"]));
+    let answered = (0..50).any(|_| {
+        sleep(Duration::from_millis(100));
+        let ping = "ping -q -c 1 -W 1 20.20.20.100";
+        world.command("c", ping).output().unwrap().status.success()
+    });
+    assert!(answered, "the mux answers");
+    assert!(world.on("m", "ip link show dev eth0").contains("xdp"));
+    mux.signal("TERM");
+    assert!(mux.finish().contains("replied"));
+    assert!(!world.on("m", "ip link show dev eth0").contains("xdp"));
+}

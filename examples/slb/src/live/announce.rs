@@ -45,16 +45,16 @@ impl Announcer {
     /// Announces the VIPs of a configuration, and no others.
     pub(super) fn announce(&mut self, config: &Config) {
         let vips = config.frontends.iter().map(|frontend| frontend.address);
-        self.set(vips.collect());
+        self.set(&vips.collect());
     }
 
     /// Announces nothing any more.
     pub(super) fn withdraw(&mut self) {
-        self.set(BTreeSet::new());
+        self.set(&BTreeSet::new());
     }
 
-    fn set(&mut self, wanted: BTreeSet<IpAddr>) {
-        let gone = self.announced.difference(&wanted).map(|&vip| (vip, false));
+    fn set(&mut self, wanted: &BTreeSet<IpAddr>) {
+        let gone = self.announced.difference(wanted).map(|&vip| (vip, false));
         let new = wanted.difference(&self.announced).map(|&vip| (vip, true));
         let changes: Vec<(IpAddr, bool)> = gone.chain(new).collect();
         for (vip, is_there) in changes {

@@ -116,6 +116,7 @@ impl Plan {
             return Ok(Vec::new());
         };
         rights::expect_all()?;
+        rights::raise_locked_memory();
         let load = |card: &Card| {
             let program = Program::load(card.interface.clone(), card.kind(role));
             program.map_err(Failure::failed)

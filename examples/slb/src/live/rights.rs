@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use rustix::process::{Resource, getrlimit, setrlimit};
+
 use crate::Failure;
 
 /// The capabilities that AF_XDP takes, and their bits.
@@ -18,6 +20,15 @@ pub(super) fn expect_all() -> Result<(), Failure> {
         "AF_XDP takes CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF; missing: {missing} (run it as root, from \
          the systemd unit, or after: setcap cap_net_admin,cap_net_raw,cap_bpf,cap_ipc_lock+ep slb)"
     )))
+}
+
+/// Raises the limit on locked memory as far as this process may: where CAP_IPC_LOCK is missing, the
+/// sockets' memory counts.
+pub(super) fn raise_locked_memory() {
+    let mut limit = getrlimit(Resource::Memlock);
+    limit.current = limit.maximum;
+    // Where it may not, the sockets say what they lack.
+    let _ = setrlimit(Resource::Memlock, limit);
 }
 
 /// What to add to a refusal.

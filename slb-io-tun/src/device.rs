@@ -145,12 +145,16 @@ impl Device {
     /// [`InvalidInput`](io::ErrorKind::InvalidInput): a TUN device, and no IP packet. Else the device
     /// did not take it: its queue is full, or it is down.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
-        let bytes = match self.layer {
+        let bytes = self.part_of(frame).ok_or(io::ErrorKind::InvalidInput)?;
+        (&self.file).write_all(bytes)
+    }
+
+    /// What the device carries of a frame, if it can.
+    pub(crate) fn part_of<'f>(&self, frame: &'f [u8]) -> Option<&'f [u8]> {
+        match self.layer {
             Layer::Ethernet => Some(frame),
             Layer::Ip => without_link(frame),
-        };
-        let bytes = bytes.ok_or(io::ErrorKind::InvalidInput)?;
-        (&self.file).write_all(bytes)
+        }
     }
 
     pub(crate) fn file(&self) -> &File {

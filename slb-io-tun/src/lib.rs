@@ -4,10 +4,12 @@
 //! mux, whose VXLAN packets the kernel routes like anybody's. A TAP device carries Ethernet frames:
 //! one for each port of a proxy or host agent, bridged to where the port is.
 //!
-//! Devices are read and written without waiting; [`Tun::wait`] waits for all of them.
+//! Devices are read and written without waiting, a burst in one system call by io_uring, or a frame at
+//! a time where that is forbidden; [`Tun::wait`] waits for all of them.
 
 mod device;
 mod tun;
+mod uring;
 
 pub use device::{Device, Layer, OpenError};
 pub use tun::{FRAME_LEN, Tun, TunStats, memory_for};

@@ -1,13 +1,15 @@
 //! [`PacketIo`] over devices, each a port.
 
-use std::io::{self, Read};
+use std::io::{self, Read as _};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use slb_core::wire::ethernet::{self, EtherType};
-use slb_core::{Burst, Frame, HEADROOM, PacketIo, PortId, Verdict};
+use slb_core::{BURST, Burst, Frame, HEADROOM, PacketIo, PortId, Verdict};
 
 use crate::device::{Device, Layer};
+use crate::uring::{BATCH, Read, Uring, Write};
 
 /// The longest frame that is taken: what a device with an MTU of 9000 carries, and a little more.
 /// Longer ones are left out, and counted.
@@ -54,31 +56,66 @@ impl TunStats {
     }
 }
 
+/// A device, the port that it is, and how much is read of it at once.
+#[derive(Debug)]
+struct Port {
+    id: PortId,
+    device: Device,
+    /// Reads in the next batch: more where all of the last found something.
+    reads: usize,
+}
+
+/// The fewest reads of a device in a batch.
+const FEW: usize = 4;
+
 /// Devices as ports.
 #[derive(Debug)]
 pub struct Tun<'m> {
-    ports: Vec<(PortId, Device)>,
+    ports: Vec<Port>,
     free: Vec<&'m mut [u8]>,
     base: usize,
     buffers: usize,
     /// The device to be read next: so that none waits for another.
     next: usize,
+    /// `None`: each frame is read and written by itself.
+    uring: Option<Uring>,
     stats: TunStats,
 }
 
 impl<'m> Tun<'m> {
-    /// Devices, each a port, whose frames lie in `memory`, see [`memory_for`].
+    /// Devices, each a port, whose frames lie in `memory`, see [`memory_for`]. They are read and
+    /// written in batches by io_uring, where the kernel has and allows it.
     pub fn new(ports: Vec<(PortId, Device)>, memory: &'m mut [u8]) -> Self {
+        let uring = Uring::new(memory).ok();
+        Self {
+            uring,
+            ..Self::unbatched(ports, memory)
+        }
+    }
+
+    /// The same without io_uring: a system call for each frame.
+    pub fn unbatched(ports: Vec<(PortId, Device)>, memory: &'m mut [u8]) -> Self {
         let base = memory.as_ptr().addr();
         let free: Vec<_> = memory.chunks_exact_mut(STRIDE).rev().collect();
+        let port = |(id, device)| Port {
+            id,
+            device,
+            reads: FEW,
+        };
         Self {
-            ports,
+            ports: ports.into_iter().map(port).collect(),
             base,
             buffers: free.len(),
             free,
             next: 0,
+            uring: None,
             stats: TunStats::default(),
         }
+    }
+
+    /// Whether frames are read and written in batches.
+    pub fn is_batched(&self) -> bool {
+        self.uring.is_some()
     }
 
     /// What was read and written so far.
@@ -94,7 +131,7 @@ impl<'m> Tun<'m> {
         let mut fds: Vec<PollFd<'_>> = self
             .ports
             .iter()
-            .map(|(_, device)| PollFd::new(device, PollFlags::IN))
+            .map(|port| PollFd::new(&port.device, PollFlags::IN))
             .collect();
         let most = Timespec {
             tv_sec: most.as_secs() as i64,
@@ -106,68 +143,149 @@ impl<'m> Tun<'m> {
         }
     }
 
+    /// Takes from each device in turn, a frame at a time, until none has one.
+    fn receive_singly(&mut self, burst: &mut Burst<'m>) -> io::Result<()> {
+        let mut empty = 0;
+        while empty < self.ports.len() && !burst.is_full() {
+            match self.read(self.next, burst)? {
+                Some(()) => empty = 0,
+                None => empty += 1,
+            }
+            self.next = (self.next + 1) % self.ports.len();
+        }
+        Ok(())
+    }
+
     /// Reads a frame of a port into a buffer. `None`: there is none.
     fn read(&mut self, place: usize, burst: &mut Burst<'m>) -> io::Result<Option<()>> {
-        let Some((port, device)) = self.ports.get(place) else {
+        let Some(port) = self.ports.get(place) else {
             return Ok(None);
         };
         let Some(buffer) = self.free.pop() else {
             return Ok(None);
         };
-        let link = match device.layer() {
-            Layer::Ip => ethernet::HEADER_LEN,
-            Layer::Ethernet => 0,
-        };
-        let room = &mut buffer[START + link..START + FRAME_LEN];
-        let most = room.len();
-        let len = match device.file().read(room) {
+        let result = port.device.file().read(room(buffer, port.device.layer()));
+        let is_there = self.take(place, buffer, result, burst)?;
+        Ok(is_there.then_some(()))
+    }
+
+    /// Takes from all devices in one batch of reads.
+    fn receive_batched(&mut self, burst: &mut Burst<'m>) -> io::Result<()> {
+        let mut buffers: heapless::Vec<(usize, &'m mut [u8]), BATCH> = heapless::Vec::new();
+        for turn in 0..self.ports.len() {
+            let place = (self.next + turn) % self.ports.len();
+            for _ in 0..self.ports[place].reads {
+                if burst.len() + buffers.len() >= BURST {
+                    break;
+                }
+                let Some(buffer) = self.free.pop() else { break };
+                let _ = buffers.push((place, buffer)); // a batch has room for a burst
+            }
+        }
+        self.next = (self.next + 1) % self.ports.len().max(1);
+        let mut reads: heapless::Vec<Read<'_>, BATCH> = heapless::Vec::new();
+        for (place, buffer) in &mut buffers {
+            let device = &self.ports[*place].device;
+            let _ = reads.push(Read {
+                room: room(buffer, device.layer()),
+                device: device.as_fd(),
+                result: Ok(0),
+            });
+        }
+        if let Some(uring) = &mut self.uring {
+            uring.read(&mut reads)?;
+        }
+        let results: heapless::Vec<_, BATCH> = reads.into_iter().map(|read| read.result).collect();
+        let mut found: (usize, usize, usize) = (usize::MAX, 0, 0);
+        let mut failed = None;
+        for ((place, buffer), result) in buffers.into_iter().zip(results) {
+            if found.0 != place {
+                self.adapt(found);
+                found = (place, 0, 0);
+            }
+            found.1 += 1;
+            match self.take(place, buffer, result, burst) {
+                Ok(is_there) => found.2 += usize::from(is_there),
+                Err(error) => failed = Some(error),
+            }
+        }
+        self.adapt(found);
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Has the next batch ask a device for as much as it seems to have.
+    fn adapt(&mut self, (place, asked, got): (usize, usize, usize)) {
+        if let Some(port) = self.ports.get_mut(place) {
+            port.reads = match got == asked {
+                true => (port.reads * 2).min(BATCH),
+                false => (got + FEW).min(BATCH),
+            };
+        }
+    }
+
+    /// Makes what was read a frame; `false` where nothing was.
+    fn take(
+        &mut self,
+        place: usize,
+        buffer: &'m mut [u8],
+        result: io::Result<usize>,
+        burst: &mut Burst<'m>,
+    ) -> io::Result<bool> {
+        let len = match result {
             Ok(len) => len,
             Err(error) => {
                 self.free.push(buffer);
                 return match error.kind() {
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(None),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(false),
                     _ => Err(error),
                 };
             }
         };
-        let is_readable = len < most && (link == 0 || make_link(&mut buffer[START..]).is_some());
-        let port = *port;
-        if !is_readable || len == 0 {
+        let port = &self.ports[place];
+        let link = link_len(port.device.layer());
+        let is_whole = link + len < FRAME_LEN;
+        if len == 0 || !is_whole || (link > 0 && make_link(&mut buffer[START..]).is_none()) {
             self.stats.unreadable += 1;
             self.free.push(buffer);
-            return Ok(Some(()));
+            return Ok(true);
         }
         if let Some(mut frame) = Frame::new(buffer, START, link + len) {
-            frame.set_port(port);
+            frame.set_port(port.id);
             self.stats.received += 1;
             let _ = burst.push(frame); // there is room: the caller looked
         }
-        Ok(Some(()))
+        Ok(true)
     }
 
-    fn send(&mut self, frame: &Frame<'m>) -> usize {
+    /// Writes each frame to the devices that its verdict names.
+    fn send_all(&mut self, frames: &[Frame<'m>]) -> io::Result<usize> {
         let mut sent = 0;
-        let leaves = |port: PortId| match frame.verdict() {
-            // After `Forward` the frame's port is the one to leave by.
-            Verdict::Forward(_) | Verdict::Reply => port == frame.port(),
-            Verdict::Flood => port != frame.port(),
-            Verdict::Pass | Verdict::Drop(_) => false,
-        };
-        let mut known = false;
-        for (_, device) in self.ports.iter().filter(|(port, _)| leaves(*port)) {
-            known = true;
-            match device.send(frame.bytes()) {
-                Ok(()) => sent += 1,
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                    self.stats.undeliverable += 1;
-                }
-                Err(_) => self.stats.refused += 1,
+        let mut writes: heapless::Vec<Write<'_>, BATCH> = heapless::Vec::new();
+        for frame in frames {
+            let is_to_send = !matches!(frame.verdict(), Verdict::Pass | Verdict::Drop(_));
+            if frame.is_empty() || !is_to_send {
+                continue;
             }
+            let mut known = false;
+            for port in self.ports.iter().filter(|port| leaves(frame, port.id)) {
+                known = true;
+                let Some(bytes) = port.device.part_of(frame.bytes()) else {
+                    self.stats.undeliverable += 1;
+                    continue;
+                };
+                if writes.is_full() {
+                    sent += write_all(self.uring.as_mut(), &mut writes, &mut self.stats)?;
+                }
+                let _ = writes.push(Write {
+                    device: port.device.as_fd(),
+                    bytes,
+                    result: Ok(0),
+                });
+            }
+            self.stats.undeliverable += u64::from(!known);
         }
-        let is_to_send = !matches!(frame.verdict(), Verdict::Pass | Verdict::Drop(_));
-        self.stats.undeliverable += u64::from(is_to_send && !known);
-        self.stats.sent += sent as u64;
-        sent
+        sent += write_all(self.uring.as_mut(), &mut writes, &mut self.stats)?;
+        Ok(sent)
     }
 
     fn is_own(&self, frame: &Frame<'m>) -> bool {
@@ -176,6 +294,52 @@ impl<'m> Tun<'m> {
             .checked_sub(self.base)
             .is_some_and(|offset| offset % STRIDE == 0 && offset / STRIDE < self.buffers)
     }
+}
+
+/// Whether a frame leaves by a port.
+fn leaves(frame: &Frame<'_>, port: PortId) -> bool {
+    match frame.verdict() {
+        // After `Forward` the frame's port is the one to leave by.
+        Verdict::Forward(_) | Verdict::Reply => port == frame.port(),
+        Verdict::Flood => port != frame.port(),
+        Verdict::Pass | Verdict::Drop(_) => false,
+    }
+}
+
+/// Writes what is in a batch, which is empty then; says how much was taken. A device takes a packet
+/// whole, or not at all.
+fn write_all<const N: usize>(
+    uring: Option<&mut Uring>,
+    writes: &mut heapless::Vec<Write<'_>, N>,
+    stats: &mut TunStats,
+) -> io::Result<usize> {
+    match uring {
+        Some(uring) if writes.len() > 1 => uring.write(writes)?,
+        _ => {
+            for write in writes.iter_mut() {
+                write.result =
+                    rustix::io::write(write.device, write.bytes).map_err(io::Error::from);
+            }
+        }
+    }
+    let sent = writes.iter().filter(|write| write.result.is_ok()).count();
+    stats.sent += sent as u64;
+    stats.refused += (writes.len() - sent) as u64;
+    writes.clear();
+    Ok(sent)
+}
+
+/// The bytes of the link header that a device does not carry.
+fn link_len(layer: Layer) -> usize {
+    match layer {
+        Layer::Ip => ethernet::HEADER_LEN,
+        Layer::Ethernet => 0,
+    }
+}
+
+/// Where in a buffer a device's frame is read to.
+fn room(buffer: &mut [u8], layer: Layer) -> &mut [u8] {
+    &mut buffer[START + link_len(layer)..START + FRAME_LEN]
 }
 
 /// Writes the Ethernet header of an IP packet that begins behind it.
@@ -194,33 +358,26 @@ fn make_link(frame: &mut [u8]) -> Option<()> {
 impl<'m> PacketIo<'m> for Tun<'m> {
     type Error = io::Error;
 
-    /// Takes from each device in turn, a frame at a time, until none has one.
     fn receive(&mut self, burst: &mut Burst<'m>) -> io::Result<usize> {
         let before = burst.len();
-        let mut empty = 0;
-        while empty < self.ports.len() && !burst.is_full() {
-            match self.read(self.next, burst)? {
-                Some(()) => empty = 0,
-                None => empty += 1,
-            }
-            self.next = (self.next + 1) % self.ports.len();
+        match self.uring {
+            Some(_) => self.receive_batched(burst)?,
+            None => self.receive_singly(burst)?,
         }
         Ok(burst.len() - before)
     }
 
     fn transmit(&mut self, burst: &mut Burst<'m>) -> io::Result<usize> {
-        let mut sent = 0;
+        let mut frames: heapless::Vec<Frame<'m>, BURST> = heapless::Vec::new();
         for frame in burst.drain() {
-            if !self.is_own(&frame) {
-                self.stats.foreign += 1;
-                continue;
+            match self.is_own(&frame) {
+                true => drop(frames.push(frame)), // there is room for a burst
+                false => self.stats.foreign += 1,
             }
-            if !frame.is_empty() {
-                sent += self.send(&frame);
-            }
-            self.free.push(frame.into_buffer());
         }
-        Ok(sent)
+        let sent = self.send_all(&frames);
+        self.free.extend(frames.into_iter().map(Frame::into_buffer));
+        sent
     }
 
     fn reserve(&mut self, spare: &mut Burst<'m>, n: usize) -> usize {

@@ -20,7 +20,7 @@
 //! let mut io = AfXdp::open(&mut umem, &[queue], RING)?;
 //!
 //! let mut program = Program::load(interface, Kind::Services)?;
-//! program.set_peeres([("20.20.20.100".parse()?, Take::All)])?;
+//! program.set_addresses([("20.20.20.100".parse()?, Take::All)])?;
 //! for socket in io.sockets() {
 //!     program.set_socket(0, socket)?;
 //! }

@@ -30,6 +30,8 @@ pub struct NextHop {
     pub interface: u32,
     /// Its MAC address, where the kernel knows it.
     pub mac: Option<MacAddress>,
+    /// Whether somebody said it: nobody asks the link.
+    pub is_fixed: bool,
 }
 
 /// The kernel's tables.
@@ -96,11 +98,12 @@ impl Neighbours {
         let Some((address, interface)) = self.route(to)? else {
             return Ok(None);
         };
-        let mac = self.mac(address, interface)?;
+        let (mac, is_fixed) = self.mac(address, interface)?;
         Ok(Some(NextHop {
             address,
             interface,
             mac,
+            is_fixed,
         }))
     }
 
@@ -110,6 +113,10 @@ impl Neighbours {
     /// # Errors
     /// The kernel refuses.
     pub fn ask(&self, next_hop: &NextHop) -> io::Result<()> {
+        // An entry that is used is permanent no more (the kernel's `NEIGH_UPDATE_F_USE`).
+        if next_hop.is_fixed {
+            return Ok(());
+        }
         let mut message = neighbour(next_hop.address, next_hop.interface);
         message.header.flags = NeighbourFlags::Use;
         let flags = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE | NLM_F_ACK;
@@ -185,19 +192,22 @@ impl Neighbours {
         Ok(interface.map(|interface| (gateway, interface)))
     }
 
-    fn mac(&self, address: IpAddr, interface: u32) -> io::Result<Option<MacAddress>> {
+    fn mac(&self, address: IpAddr, interface: u32) -> io::Result<(Option<MacAddress>, bool)> {
         let message = neighbour(address, interface);
         let request = RouteNetlinkMessage::GetNeighbour(message);
         let entry = match netlink::request(&self.requests, request, NLM_F_REQUEST) {
             Ok(Some(RouteNetlinkMessage::NewNeighbour(entry))) => entry,
-            Ok(_) => return Ok(None),
-            Err(error) if error.raw_os_error() == Some(ENOENT) => return Ok(None),
+            Ok(_) => return Ok((None, false)),
+            Err(error) if error.raw_os_error() == Some(ENOENT) => return Ok((None, false)),
             Err(error) => return Err(error),
         };
-        let is_known = !matches!(
-            entry.header.state,
-            NeighbourState::None | NeighbourState::Incomplete | NeighbourState::Failed
-        );
+        let state = u16::from(entry.header.state);
+        let is_any = |states: &[NeighbourState]| {
+            let bits = states.iter().map(|state| u16::from(*state));
+            bits.fold(0, |all, bit| all | bit) & state != 0
+        };
+        let is_fixed = is_any(&[NeighbourState::Permanent, NeighbourState::Noarp]);
+        let is_known = state != 0 && !is_any(&[NeighbourState::Incomplete, NeighbourState::Failed]);
         let mac = entry
             .attributes
             .iter()
@@ -205,7 +215,7 @@ impl Neighbours {
                 NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok(),
                 _ => None,
             });
-        Ok(mac.filter(|_| is_known).map(MacAddress))
+        Ok((mac.filter(|_| is_known).map(MacAddress), is_fixed))
     }
 }
 

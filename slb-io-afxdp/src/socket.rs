@@ -10,6 +10,8 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::sockopt;
@@ -90,6 +92,9 @@ pub(crate) enum Memory<'a> {
     Of(&'a Socket),
 }
 
+/// How long a queue may be busy after its owner has ended.
+const LET_GO: Duration = Duration::from_millis(500);
+
 #[derive(Debug)]
 pub(crate) struct Socket {
     fd: OwnedFd,
@@ -131,7 +136,7 @@ impl Socket {
 
         // The kernel copies where the driver cannot do without.
         let wakeup = SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
-        let bound = match memory {
+        let try_bind = || match memory {
             Memory::Own(_) => bind(&fd, &SocketAddrXdp::new(wakeup, interface.index, queue)),
             Memory::Of(other) => {
                 // What is shared says nothing of its own.
@@ -143,6 +148,13 @@ impl Socket {
                 bind(&fd, &address)
             }
         };
+        // The kernel lets go of a queue a while after its last owner has ended.
+        let end = Instant::now() + LET_GO;
+        let mut bound = try_bind();
+        while bound == Err(Errno::BUSY) && Instant::now() < end {
+            thread::sleep(Duration::from_millis(10));
+            bound = try_bind();
+        }
         bound.map_err(|error| SocketError::Bind {
             interface: interface.name.clone(),
             queue,

@@ -495,6 +495,14 @@ fn next_hops_are_the_kernels_and_followed() {
     }
     assert!(neighbours.has_changed() && !neighbours.has_changed());
     assert_eq!(hop("10.66.1.1"), None);
+    // One that somebody said stays as it is, however often it is used.
+    run("ip neighbour replace 172.16.0.7 lladdr 02:00:00:00:00:07 dev eth1 nud permanent");
+    for _ in 0..3 {
+        let fixed = hop("172.16.0.7").unwrap();
+        assert_eq!(fixed.mac, Some(MacAddress([2, 0, 0, 0, 0, 7])));
+        neighbours.ask(&fixed).unwrap();
+    }
+    assert!(run("ip neighbour show 172.16.0.7").contains("PERMANENT"));
     // A router that gets another card: what it announces is known at once.
     router.run("ip link set eth0 address 02:00:00:00:00:77");
     router.run("ping -q -c 1 -W 2 172.16.0.11");

@@ -148,6 +148,9 @@ pub(crate) struct LiveOptions {
     /// The CPUs that workers run on, each on one, in turn. Default: all.
     #[arg(long, value_name = "CPU", value_delimiter = ',')]
     pub(crate) cpus: Vec<usize>,
+    /// Never wait for packets: they take less time on their way, and each worker a whole CPU.
+    #[arg(long)]
+    pub(crate) busy: bool,
     /// Where `slb status` asks. Default: /run/slb-ROLE.sock.
     #[arg(long, value_name = "PATH")]
     pub(crate) status: Option<PathBuf>,

@@ -70,6 +70,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
             cpu: cpus.get(number % cpus.len().max(1)).copied(),
             kernel: kernel_device(options, role, &queues)?,
             ring: options.ring,
+            waits: !options.busy,
             queues,
         })?);
     }

@@ -38,6 +38,8 @@ pub(super) struct Start {
     /// Where what is not the balancer's goes.
     pub(super) kernel: Option<Device>,
     pub(super) ring: u32,
+    /// Whether it waits for packets, or asks for them all the time.
+    pub(super) waits: bool,
 }
 
 /// A worker that runs.
@@ -205,7 +207,7 @@ fn work(
             let mut memory = vec![0; slb_io_tun::memory_for(4 * BURST + SPARE)];
             let io = Tun::new(ports, &mut memory);
             let _ = tell.send(Ok(Vec::new()));
-            forward(balancer, io, mailbox)
+            forward(balancer, io, mailbox, start.waits)
         }
         Queues::AfXdp(queues) => {
             let mut memory = memory_for(&queues, start.ring)?;
@@ -220,7 +222,7 @@ fn work(
             }
             debug!(zero_copy = io.is_zero_copy(), "sockets are open");
             let _ = tell.send(Ok(sockets));
-            forward(balancer, io, mailbox)
+            forward(balancer, io, mailbox, start.waits)
         }
     }
 }
@@ -230,6 +232,7 @@ fn forward<'m>(
     mut balancer: Balancer,
     mut io: impl LiveIo<'m>,
     mailbox: &Mailbox,
+    waits: bool,
 ) -> Result<(), Failure> {
     let mut burst: Burst<'m> = Burst::new();
     let (mut idle, mut last_sweep) = (0, Clock::now());
@@ -260,7 +263,7 @@ fn forward<'m>(
         if stops {
             break;
         }
-        if idle > IDLE_POLLS {
+        if idle > IDLE_POLLS && waits {
             io.wait(WAIT).map_err(Failure::failed)?;
         }
     }

@@ -15,7 +15,7 @@ use crate::frame::Frame;
 use crate::packet::{Family, Packet};
 use crate::service::{UdpChecksum, Underlay};
 use crate::verdict::DropReason;
-use crate::wire::checksum::{Sum, udp_never_zero};
+use crate::wire::checksum::{self, Sum, udp_never_zero};
 use crate::wire::ethernet::{EtherType, MacAddress};
 use crate::wire::vxlan::{self, Vni};
 use crate::wire::{ethernet, ipv4, ipv6, protocol, udp};
@@ -181,8 +181,25 @@ impl Template {
     pub(crate) fn set_vni(&self, frame: &mut Frame<'_>, vni: Vni) {
         let at = usize::from(self.header_len) - ETHERNET - vxlan::HEADER_LEN;
         let bytes = frame.bytes_mut().get_mut(at..at + vxlan::HEADER_LEN);
-        if let Some(header) = bytes.and_then(<[u8]>::first_chunk_mut) {
-            vxlan::Header { vni }.emit(header);
+        let Some(header) = bytes.and_then(<[u8]>::first_chunk_mut) else {
+            return;
+        };
+        let old = *header;
+        vxlan::Header { vni }.emit(header);
+        let new = *header;
+        if !self.checksum {
+            return;
+        }
+        // The last field before it is UDP's checksum, of which it is a part.
+        if let Some(field) = frame.bytes_mut().get_mut(at - 2..at)
+            && let [high, low] = field
+        {
+            let word = |bytes: &[u8], at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+            let mut checksum = u16::from_be_bytes([*high, *low]);
+            for at in [4, 6] {
+                checksum = checksum::update(checksum, word(&old, at), word(&new, at));
+            }
+            [*high, *low] = udp_never_zero(checksum).to_be_bytes();
         }
     }
 
@@ -283,5 +300,67 @@ fn at_mut<const AT: usize, const N: usize>(bytes: &mut [u8]) -> &mut [u8; N] {
     {
         Some(chunk) => chunk,
         None => unreachable!("headers are written at constant places inside the template"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A host agent's answers through a mux over IPv6 had a checksum for another network, and Linux
+    /// and the mux dropped them.
+    #[test]
+    fn the_checksum_is_that_of_the_network_that_is_written_last() {
+        let underlay = Underlay {
+            ipv4: Some(Ipv4Addr::new(172, 16, 0, 101)),
+            ipv6: Some(Ipv6Addr::new(0xfd00, 0x16, 0, 0, 0, 0, 0, 0x101)),
+            udp_checksum: UdpChecksum::Computed,
+            ..Underlay::default()
+        };
+        let muxes: [IpAddr; 2] = [
+            Ipv4Addr::new(172, 16, 0, 11).into(),
+            Ipv6Addr::new(0xfd00, 0x16, 0, 0, 0, 0, 0, 0x11).into(),
+        ];
+        let mut inner = [0; 54];
+        inner[12..14].copy_from_slice(&[8, 0]);
+        ipv4::Header {
+            traffic_class: 0,
+            total_len: 40,
+            identification: 7,
+            flags_fragment: 0,
+            ttl: 64,
+            protocol: protocol::TCP,
+            source: Ipv4Addr::new(20, 20, 20, 100),
+            destination: Ipv4Addr::new(1, 2, 3, 4),
+        }
+        .emit(at_mut::<ETHERNET, _>(&mut inner));
+        inner[46] = 0x50; // a TCP header of 20 bytes
+        for (mux, vni) in muxes
+            .into_iter()
+            .flat_map(|mux| [0, 1, 5001, 0xff_ffff].map(|vni| (mux, vni)))
+        {
+            let mac = MacAddress([2, 0, 0, 0, 0, 9]);
+            let template = Template::new(&underlay, mux, mac, mac, Vni::default()).unwrap();
+            let mut buffer = [0; 256];
+            buffer[128..128 + inner.len()].copy_from_slice(&inner);
+            let mut frame = Frame::new(&mut buffer, 128, inner.len()).unwrap();
+            let mut packet = Packet::EMPTY;
+            assert_eq!(packet.read(frame.bytes()), crate::packet::Read::Ip);
+            template.encapsulate(&mut frame, &packet, 0x1234).unwrap();
+            let vni = Vni::new(vni).unwrap();
+            template.set_vni(&mut frame, vni);
+            let bytes = frame.bytes();
+            let (addresses, udp) = match mux {
+                IpAddr::V4(_) => (&bytes[26..34], &bytes[UDP_IPV4..]),
+                IpAddr::V6(_) => (&bytes[22..54], &bytes[UDP_IPV6..]),
+            };
+            assert_eq!(udp[8 + 4..8 + 7], vni.get().to_be_bytes()[1..]);
+            let pseudo = [0, protocol::UDP, 0, udp.len() as u8];
+            let sum = Sum::ZERO
+                .add_bytes(addresses)
+                .add_bytes(&pseudo)
+                .add_bytes(udp);
+            assert_eq!(sum.checksum(), 0, "{mux}, {vni:?}");
+        }
     }
 }

@@ -47,12 +47,14 @@ struct Change {
     mtu: Option<u32>,
     weight_of_vm3: u32,
     another_vip: bool,
+    flows: u32,
 }
 
 const NO_CHANGE: Change = Change {
     mtu: None,
     weight_of_vm3: 1,
     another_vip: false,
+    flows: 65_536,
 };
 
 struct Lab {
@@ -164,8 +166,16 @@ impl Lab {
                         "ip link set slb0 mtu 1600 up",
                         &format!("ip route add {VIP}/32 dev slb0"),
                         &format!("ip -6 route add {VIP6}/128 dev slb0"),
-                        // What comes out of the device has this machine's own address.
-                        "sysctl -qw net.ipv4.conf.slb0.accept_local=1",
+                        // Where answers come in that go through it.
+                        &format!("ip route add 172.17.0.1{number}/32 dev slb0"),
+                        &format!("ip -6 route add fd00:17::1{number}/128 dev slb0"),
+                    ],
+                );
+                self.on(
+                    "router",
+                    &[
+                        &format!("ip route add 172.17.0.1{number}/32 via 172.16.0.1{number}"),
+                        &format!("ip route add fd00:17::1{number}/128 via fd00:16::1{number}"),
                     ],
                 );
                 format!(
@@ -327,20 +337,18 @@ impl Lab {
 
     /// A node's configuration: the same everywhere, but for who it is.
     fn configuration(&self, role: &str, number: u32, change: Change) -> String {
-        let network = match (self.io, role) {
-            (Io::Tun, "host") => 17,
-            _ => 16,
-        };
-        let hosts = if self.io == Io::Tun { 17 } else { 16 };
+        let network = if self.io == Io::Tun { 17 } else { 16 };
+        let flows = change.flows;
         let mtu = match (change.mtu, self.io) {
             (Some(mtu), _) => format!("mtu = {mtu}\n"),
             (None, Io::Tun) => "mtu = 1600\n".to_owned(),
             (None, Io::AfXdp) => String::new(),
         };
         let mut text = format!(
-            "[node]\nrole = \"{role}\"\nhash_seed = 7\nflows = 65536\nconnections = 65536\n{mtu}\
+            "[node]\nrole = \"{role}\"\nhash_seed = 7\nflows = {flows}\nconnections = 65536\n{mtu}\
              underlay = [\"172.{network}.0.{number}\", \"fd00:{network}::{number}\"]\n\
-             muxes = [\"172.16.0.11\", \"172.16.0.12\", \"fd00:16::11\", \"fd00:16::12\"]\n\
+             muxes = [\"172.{network}.0.11\", \"172.{network}.0.12\", \
+             \"fd00:{network}::11\", \"fd00:{network}::12\"]\n\
              [[frontend]]\nname = \"web4\"\naddress = \"{VIP}\"\n\
              [[frontend]]\nname = \"web6\"\naddress = \"{VIP6}\"\n"
         );
@@ -351,8 +359,11 @@ impl Lab {
             text += &format!("[[pool]]\nname = \"vms{family}\"\nvni = 5001\nbackends = [\n");
             for vm in 1..=3 {
                 let (address, host) = match family {
-                    "4" => (format!("10.10.{vm}.11"), format!("172.{hosts}.0.10{vm}")),
-                    _ => (format!("fd00:10:{vm}::11"), format!("fd00:{hosts}::10{vm}")),
+                    "4" => (format!("10.10.{vm}.11"), format!("172.{network}.0.10{vm}")),
+                    _ => (
+                        format!("fd00:10:{vm}::11"),
+                        format!("fd00:{network}::10{vm}"),
+                    ),
                 };
                 let weight = if vm == 3 { change.weight_of_vm3 } else { 1 };
                 text += &format!(
@@ -362,7 +373,10 @@ impl Lab {
             }
             text += &format!(
                 "]\n[[rule]]\nname = \"http{family}\"\nfrontend = \"web{family}\"\n\
-                 pool = \"vms{family}\"\nprotocol = \"tcp\"\nfrontend_port = 80\n"
+                 pool = \"vms{family}\"\nprotocol = \"tcp\"\nfrontend_port = 80\n\
+                 [[rule]]\nname = \"through{family}\"\nfrontend = \"web{family}\"\n\
+                 pool = \"vms{family}\"\nprotocol = \"tcp\"\nfrontend_port = 81\n\
+                 backend_port = 80\nanswers = \"mux\"\n"
             );
         }
         text + "[[inbound_nat_rule]]\nname = \"vm2\"\nfrontend = \"web4\"\npool = \"vms4\"\n\
@@ -506,6 +520,28 @@ fn serves(lab: &Lab) {
         .on("client", &format!("ping -q -c 5 -i 0.05 -W 2 {VIP6}"));
 }
 
+/// Answers in VXLAN to the mux, which sends them on.
+fn answers_go_through_the_mux(lab: &Lab) {
+    let passed = |lab: &Lab| {
+        let muxes = lab
+            .muxes
+            .keys()
+            .map(|number| lab.status(&format!("mux{number}")));
+        let packets = muxes.map(|status| status["received"]["bytes"].as_u64().unwrap());
+        packets.sum::<u64>()
+    };
+    let slow = lab.world.path("slow").display().to_string();
+    for vip in [VIP, "[2001:db8:20::100]"] {
+        let before = passed(lab);
+        let curl = format!("curl -sS -m 30 http://{vip}:81/slow --limit-rate 2M");
+        lab.world
+            .on("client", &format!("sh -c '{curl} | cmp - {slow}'"));
+        // The whole file came by a mux.
+        let through = passed(lab) - before;
+        assert!(through > SLOW as u64, "{vip}: {through} bytes");
+    }
+}
+
 /// Packets of 1500 bytes with DF, over a fabric that carries them in VXLAN, and over one that does not.
 fn long_packets_arrive(lab: &Lab) {
     let blob = lab.world.path("slow").display().to_string();
@@ -575,9 +611,9 @@ fn reloads_disturb_nobody(lab: &Lab, how_long: Duration) {
     while Instant::now() < end {
         turn += 1;
         lab.reconfigure(Change {
-            mtu: None,
             weight_of_vm3: 1 + turn % 3,
             another_vip: turn % 2 == 0,
+            ..NO_CHANGE
         });
         sleep(Duration::from_millis(100));
     }
@@ -691,7 +727,12 @@ fn linux_understands_it(lab: &mut Lab) {
             &format!("nft add rule ip slb in iifname vx0 ip daddr {VIP} dnat to 10.10.3.11"),
         ],
     );
-    let mux = lab.start("mux", 2, NO_CHANGE);
+    // It pins nothing this time.
+    let stateless = Change {
+        flows: 0,
+        ..NO_CHANGE
+    };
+    let mux = lab.start("mux", 2, stateless);
     lab.muxes.insert(2, mux);
     lab.on(
         "router",
@@ -712,6 +753,7 @@ fn over_afxdp() {
     lab.start_all();
     serves(&lab);
     nat_works(&mut lab);
+    answers_go_through_the_mux(&lab);
     long_packets_arrive(&lab);
     let shown = lab.world.on(
         "mux1",
@@ -746,6 +788,7 @@ fn over_tun() {
     lab.start_all();
     serves(&lab);
     nat_works(&mut lab);
+    answers_go_through_the_mux(&lab);
     long_packets_arrive(&lab);
     reloads_disturb_nobody(&lab, Duration::from_secs(60));
     a_mux_dies_unnoticed(&mut lab);

@@ -388,3 +388,72 @@ fn without_root_three_capabilities_do_and_missing_ones_are_named() {
     assert!(mux.finish().contains("replied"));
     assert!(!world.on("m", "ip link show dev eth0").contains("xdp"));
 }
+
+#[test]
+fn a_mux_has_a_worker_for_each_queue() {
+    if let Some(why) = lacking(&["ethtool"]) {
+        skip!("{why}");
+    }
+    let world = World::new("q", &["c", "m"]);
+    let tag = |machine: &str| world.space(machine);
+    // Two queues each way: the kernel spreads flows over them.
+    assert!(common::sh(&format!(
+        "ip link add eth0 netns {} numtxqueues 2 numrxqueues 2 type veth \
+         peer name eth0 netns {} numtxqueues 2 numrxqueues 2",
+        tag("c"),
+        tag("m")
+    )));
+    for (machine, address) in [("c", "172.16.0.1"), ("m", "172.16.0.11")] {
+        let off = "tx off rx off gro off gso off tso off";
+        world.on(machine, &format!("ethtool -K eth0 {off}"));
+        world.on(machine, "ethtool -L eth0 rx 2 tx 2");
+        world.on(machine, &format!("ip address add {address}/24 dev eth0"));
+        world.on(machine, "ip link set eth0 up");
+    }
+    world.on("c", "ip route add 20.20.20.100 via 172.16.0.11");
+    fs::write(world.path("mux.toml"), mux_configuration("172.16.0.11")).unwrap();
+    let socket = world.path("mux.sock").display().to_string();
+    let slb = env!("CARGO_BIN_EXE_slb");
+    let config = world.path("mux.toml").display().to_string();
+    let mux = world.start(
+        "m",
+        &format!("{slb} mux --config {config} --status {socket} --io afxdp:eth0"),
+    );
+    let ping = || {
+        let ping = "ping -q -c 1 -W 1 20.20.20.100";
+        world.command("c", ping).output().unwrap().status.success()
+    };
+    let answered = (0..50).any(|_| {
+        sleep(Duration::from_millis(100));
+        ping()
+    });
+    assert!(answered, "the mux answers");
+    let status = || {
+        let said = world.on(
+            "m",
+            &format!("{slb} status --socket {socket} --format json"),
+        );
+        serde_json::from_str::<serde_json::Value>(&said).unwrap()
+    };
+    // Datagrams of many flows, for a port of no rule: what matters is who gets them.
+    let send = "import socket\nfor n in range(400):\n s = socket.socket(2, 2)\n \
+                s.sendto(b\"x\", (\"20.20.20.100\", 1000 + n))\n s.close()\n";
+    fs::write(world.path("send.py"), send).unwrap();
+    world.on("c", &format!("python3 {}", world.path("send.py").display()));
+    sleep(Duration::from_millis(200));
+    let status = status();
+    let workers = status["workers"].as_array().unwrap();
+    let received = workers
+        .iter()
+        .map(|worker| worker["io"]["received"].as_u64().unwrap());
+    let received: Vec<u64> = received.collect();
+    assert_eq!(received.len(), 2, "{status:#}");
+    assert!(received.iter().all(|&count| count > 40), "{received:?}");
+    assert_eq!(
+        status["received"]["packets"].as_u64(),
+        Some(received.iter().sum())
+    );
+    assert!(status["dropped"]["no_rule"]["packets"].as_u64().unwrap() >= 400);
+    mux.signal("TERM");
+    assert!(mux.finish().contains("no_rule"));
+}

@@ -4,7 +4,7 @@
 #
 #   gen: sends and counts ── veth, one queue ── dut: forwards, and sends back by the same cable
 #
-# Needs root. SECONDS_EACH=3 and ROUNDS=3 can be set. The sender has the last CPU; what runs in user
+# Needs root. SECONDS_EACH=3, ROUNDS=3 and ONLY='a part of names' can be set. The sender has the last CPU; what runs in user
 # space on the other side has the first. The kernel does its work where packets arrive: on the
 # sender's CPU, which its numbers have to share.
 set -euo pipefail
@@ -119,6 +119,7 @@ names=("kernel, forwarding" "kernel, nftables DNAT" "AF_XDP alone, this project'
     "slb mux, flow table" "slb mux, never waiting")
 for round in $(seq "$ROUNDS"); do
     for name in "${names[@]}"; do
+        [[ $name == *"${ONLY:-}"* ]] || continue
         start "$name"
         in_gen "$bin/slb-veth" send gen0 02:00:00:00:00:01 "$address" 0.3 >/dev/null
         before=$(received)
@@ -140,6 +141,6 @@ awk -F'|' -v seconds="$SECONDS_EACH" '
         printf "%-32s %12s %12s %8s %9s %9s %9s\n", "64-byte frames, one queue", "M/s offered", "M/s back", "of bare", "p50 us", "p99 us", "p99.9 us"
         for (i = 1; i <= count; i++) {
             name = order[i]
-            printf "%-32s %12.3f %12.3f %8.2f %9s %9s %9s\n", name, sent[name] / 1e6, best[name] / 1e6, best[name] / bare, p50[name], p99[name], p999[name]
+            printf "%-32s %12.3f %12.3f %8.2f %9s %9s %9s\n", name, sent[name] / 1e6, best[name] / 1e6, bare ? best[name] / bare : 0, p50[name], p99[name], p999[name]
         }
     }' "$state/latencies" "$state/rates"

@@ -116,7 +116,7 @@ struct Member {
 /// Where frames go that are not the balancer's.
 type Kernel = Box<dyn Write + Send>;
 
-/// AF_XDP sockets as ports: see the [module](self).
+/// AF_XDP sockets as ports, which share their memory.
 pub struct AfXdp<'m> {
     chunks: Chunks,
     free: Vec<u64>,

@@ -107,6 +107,10 @@ pub struct Node {
     pub clamp_mss: bool,
     /// The muxes' addresses on the fabric.
     pub muxes: Vec<IpAddr>,
+    /// Whether a mux announces a VIP only while a backend of it takes new flows.
+    pub withdraw_when_down: bool,
+    /// The addresses that probes come from, if not those that the kernel chooses.
+    pub probe_sources: Vec<IpAddr>,
 }
 
 /// `[[frontend]]`: a VIP.
@@ -185,10 +189,30 @@ pub struct Probe {
     pub path: String,
     /// How often it asks.
     pub interval: Duration,
+    /// How long an answer may take; at most the interval.
+    pub timeout: Duration,
     /// Failures in a row before a backend is unhealthy, successes before it is healthy again.
     pub threshold: u32,
+    /// The host that is asked for, and that a certificate has to be for; else the backend's address.
+    pub host: Option<String>,
+    /// Whether a certificate has to be one that the web's authorities vouch for.
+    pub verify_certificate: bool,
     pub(crate) span: Span,
 }
+
+/// Where it stands in the file makes no difference.
+impl PartialEq for Probe {
+    fn eq(&self, other: &Self) -> bool {
+        let of = |probe: &Self| {
+            let times = (probe.interval, probe.timeout, probe.threshold);
+            (probe.protocol, probe.port, times, probe.verify_certificate)
+        };
+        of(self) == of(other)
+            && (&self.name, &self.path, &self.host) == (&other.name, &other.path, &other.host)
+    }
+}
+
+impl Eq for Probe {}
 
 /// `[[rule]]`.
 #[derive(Clone, Debug)]

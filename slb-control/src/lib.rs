@@ -33,6 +33,8 @@ mod duration;
 mod error;
 mod memory;
 pub mod ports;
+#[cfg(feature = "probe")]
+pub mod probe;
 mod validate;
 
 pub use config::{Config, Role};

@@ -1,0 +1,183 @@
+//! One question, and whether the answer is good.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Empty;
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use super::{Target, tls};
+use crate::config::ProbeProtocol;
+
+/// Of an answer's headers, as much is read.
+const MOST_HEADERS: usize = 16 << 10;
+
+/// Why an answer is none, or not a good one.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ProbeFailure {
+    /// Nothing came in time.
+    Timeout(Duration),
+    /// There is no connection to be had.
+    Connect(io::Error),
+    /// It does not speak TLS, or its certificate is not trusted.
+    Tls(io::Error),
+    /// What came is no HTTP, or too much of it.
+    Http(hyper::Error),
+    /// It is HTTP, and not 200.
+    Status(StatusCode),
+}
+
+impl fmt::Display for ProbeFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout(after) => write!(f, "no answer within {after:?}"),
+            Self::Connect(error) => write!(f, "no connection: {error}"),
+            Self::Tls(error) => write!(f, "no TLS: {error}"),
+            Self::Http(error) => write!(f, "no HTTP: {error}"),
+            Self::Status(status) => write!(f, "expected 200, got {status}"),
+        }
+    }
+}
+
+impl std::error::Error for ProbeFailure {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Connect(error) | Self::Tls(error) => Some(error),
+            Self::Http(error) => Some(error),
+            Self::Timeout(_) | Self::Status(_) => None,
+        }
+    }
+}
+
+/// Asks backends. Cheap to clone.
+#[derive(Clone)]
+pub struct Asker {
+    /// The addresses to ask from, one of each family.
+    sources: Vec<IpAddr>,
+    checked: TlsConnector,
+    unchecked: TlsConnector,
+}
+
+impl Asker {
+    /// Somebody who asks from `sources`, as far as their family fits; else from whatever address the
+    /// kernel chooses.
+    pub fn new(sources: &[IpAddr]) -> Self {
+        Self {
+            sources: sources.to_vec(),
+            checked: TlsConnector::from(Arc::new(tls::checked())),
+            unchecked: TlsConnector::from(Arc::new(tls::unchecked())),
+        }
+    }
+
+    /// Asks once. To be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// It is not well, and why.
+    pub async fn ask(&self, target: &Target) -> Result<(), ProbeFailure> {
+        let most = target.probe.timeout;
+        let answer = timeout(most, self.converse(target)).await;
+        answer.unwrap_or(Err(ProbeFailure::Timeout(most)))
+    }
+
+    async fn converse(&self, target: &Target) -> Result<(), ProbeFailure> {
+        let stream = self.connect(target).await.map_err(ProbeFailure::Connect)?;
+        let probe = &target.probe;
+        match probe.protocol {
+            // The handshake is all. It ends with a RST: no TIME-WAIT is kept for it at either end.
+            ProbeProtocol::Tcp => {
+                let _: io::Result<()> = stream.set_zero_linger();
+                Ok(())
+            }
+            ProbeProtocol::Http => get(stream, target).await,
+            ProbeProtocol::Https => {
+                let connector = match probe.verify_certificate {
+                    true => &self.checked,
+                    false => &self.unchecked,
+                };
+                let name = match &probe.host {
+                    Some(host) => ServerName::try_from(host.clone()),
+                    None => Ok(ServerName::from(target.address)),
+                };
+                let name = name.map_err(|error| ProbeFailure::Tls(io::Error::other(error)))?;
+                let stream = connector.connect(name, stream).await;
+                get(stream.map_err(ProbeFailure::Tls)?, target).await
+            }
+        }
+    }
+
+    async fn connect(&self, target: &Target) -> io::Result<TcpStream> {
+        let socket = match target.address {
+            IpAddr::V4(_) => TcpSocket::new_v4()?,
+            IpAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        let is_ipv4 = target.address.is_ipv4();
+        if let Some(&source) = self
+            .sources
+            .iter()
+            .find(|source| source.is_ipv4() == is_ipv4)
+        {
+            socket.bind(SocketAddr::new(source, 0))?;
+        }
+        socket
+            .connect(SocketAddr::new(target.address, target.probe.port))
+            .await
+    }
+}
+
+impl fmt::Debug for Asker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Asker")
+            .field("sources", &self.sources)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Asks for the path, and looks at the status.
+async fn get<S>(stream: S, target: &Target) -> Result<(), ProbeFailure>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let probe = &target.probe;
+    let host = probe.host.clone().unwrap_or_else(|| match target.address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    });
+    let request = Request::get(probe.path.as_str())
+        .header("host", host)
+        .header("user-agent", concat!("slb/", env!("CARGO_PKG_VERSION")))
+        .header("connection", "close")
+        .body(Empty::<Bytes>::new());
+    // The configuration was checked: what can be wrong with a path or a host, it says.
+    let Ok(request) = request else {
+        let error = io::Error::new(io::ErrorKind::InvalidInput, "no path or host of HTTP");
+        return Err(ProbeFailure::Connect(error));
+    };
+    let connection = http1::Builder::new()
+        .max_buf_size(MOST_HEADERS)
+        .handshake(TokioIo::new(stream));
+    let (mut sender, connection) = connection.await.map_err(ProbeFailure::Http)?;
+    let mut answer = pin!(sender.send_request(request));
+    let mut connection = pin!(connection);
+    let answer = tokio::select! {
+        answer = &mut answer => answer,
+        // However it ended: what came before is an answer.
+        _ = &mut connection => answer.await,
+    };
+    match answer.map_err(ProbeFailure::Http)?.status() {
+        StatusCode::OK => Ok(()),
+        status => Err(ProbeFailure::Status(status)),
+    }
+}

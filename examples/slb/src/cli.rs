@@ -43,6 +43,10 @@ pub(crate) enum Command {
     Proxy(LiveOptions),
     /// Show what a running balancer does: rates, flows, backends and drops, each second.
     Status(StatusOptions),
+    /// Ask each backend once how it is, as the configuration's probes do, and print the answers.
+    ///
+    /// Exit status 1 where one is not well.
+    Probe(CheckOptions),
     /// Check a configuration: prints every fault with its line, or what it comes to.
     Check(CheckOptions),
     /// Make a capture to try things with: TCP sessions and UDP exchanges from many clients.

@@ -24,6 +24,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use slb_control::probe::Prober;
 use slb_control::{Config, Role};
 use slb_core::PortId;
 use slb_io_afxdp::{Program, ProgramFault, Take, Umem, frames_for};
@@ -81,6 +82,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     if let Some(announcer) = &mut announcer {
         announcer.announce(&config);
     }
+    let prober = prober(&given)?;
     let place = Place::open(options.status.as_deref(), role)?;
     info!(
         role = role.name(),
@@ -94,6 +96,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         programs,
         next_hops,
         announcer,
+        prober,
         found: found.unwrap_or_default(),
         given,
         config,
@@ -102,6 +105,16 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         taken,
     };
     control.run(place)
+}
+
+/// Whoever chooses backends asks how they are; a host agent does not choose.
+fn prober(given: &Config) -> Result<Option<Prober>, Failure> {
+    if given.node.role == Role::Host {
+        return Ok(None);
+    }
+    let mut prober = Prober::start(&given.node.probe_sources).map_err(Failure::failed)?;
+    prober.set(given);
+    Ok(Some(prober))
 }
 
 fn announcer(name: &str, config: &Config, plan: &Plan) -> Result<Announcer, Failure> {

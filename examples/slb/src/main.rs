@@ -10,6 +10,7 @@ mod cli;
 mod explain;
 mod generate;
 mod live;
+mod probe;
 mod replay;
 mod report;
 mod status;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         Command::Host(options) => live::run(&options, Role::Host),
         Command::Proxy(options) => live::run(&options, Role::Proxy),
         Command::Status(options) => status::run(&options),
+        Command::Probe(options) => probe::run(&options),
         Command::Check(options) => check::run(&options),
         Command::Generate(options) => generate::run(&options),
         Command::Bench(options) => slb_benches::run(&slb_benches::Options {

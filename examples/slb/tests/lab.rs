@@ -232,6 +232,14 @@ impl Lab {
                 );
             }
             Io::AfXdp => {
+                // The muxes ask the vms how they are, by the way of any packet to them.
+                self.on(
+                    "router",
+                    &[
+                        &format!("ip route add 10.10.{number}.0/24 via 172.16.0.10{number}"),
+                        &format!("ip route add fd00:10:{number}::/64 via fd00:16::10{number}"),
+                    ],
+                );
                 if number == 3 {
                     let space = self.world.space(&vm);
                     self.world
@@ -300,6 +308,7 @@ impl Lab {
              server {{ listen 80; listen [::]:80; listen 8080; root {root};\n\
              location = / {{ return 200 \"{vm} $remote_addr\\n\"; }}\n\
              location = /slow {{ limit_rate 128k; }}\n\
+             location /health {{ if (-f {root}/sick) {{ return 503; }} return 200 \"well\\n\"; }}\n\
              location /put {{ dav_methods PUT; }} }} }}\n",
             root = root.display()
         );
@@ -345,7 +354,7 @@ impl Lab {
             (None, Io::AfXdp) => String::new(),
         };
         let mut text = format!(
-            "[node]\nrole = \"{role}\"\nhash_seed = 7\nflows = {flows}\nconnections = 65536\n{mtu}\
+            "[node]\nrole = \"{role}\"\nhash_seed = 7\nflows = {flows}\nwithdraw_when_down = true\nconnections = 65536\n{mtu}\
              underlay = [\"172.{network}.0.{number}\", \"fd00:{network}::{number}\"]\n\
              muxes = [\"172.{network}.0.11\", \"172.{network}.0.12\", \
              \"fd00:{network}::11\", \"fd00:{network}::12\"]\n\
@@ -354,6 +363,15 @@ impl Lab {
         );
         if change.another_vip {
             text += "[[frontend]]\nname = \"other\"\naddress = \"20.20.20.101\"\n";
+        }
+        // Over TUN there is no way from a mux to a vm but VXLAN.
+        let probe = match self.io {
+            Io::AfXdp => "probe = \"health\"\n",
+            Io::Tun => "",
+        };
+        if self.io == Io::AfXdp {
+            text += "[[probe]]\nname = \"health\"\nprotocol = \"http\"\nport = 80\n\
+                     path = \"/health\"\ninterval = \"5s\"\ntimeout = \"1s\"\nthreshold = 2\n";
         }
         for family in ["4", "6"] {
             text += &format!("[[pool]]\nname = \"vms{family}\"\nvni = 5001\nbackends = [\n");
@@ -373,7 +391,7 @@ impl Lab {
             }
             text += &format!(
                 "]\n[[rule]]\nname = \"http{family}\"\nfrontend = \"web{family}\"\n\
-                 pool = \"vms{family}\"\nprotocol = \"tcp\"\nfrontend_port = 80\n\
+                 pool = \"vms{family}\"\nprotocol = \"tcp\"\nfrontend_port = 80\n{probe}\
                  [[rule]]\nname = \"through{family}\"\nfrontend = \"web{family}\"\n\
                  pool = \"vms{family}\"\nprotocol = \"tcp\"\nfrontend_port = 81\n\
                  backend_port = 80\nanswers = \"mux\"\n"
@@ -632,6 +650,77 @@ fn reloads_disturb_nobody(lab: &Lab, how_long: Duration) {
     assert!(generation > seconds * 3, "{generation} configurations");
 }
 
+/// Who says that he is not well gets no new flows, and keeps those that he has; and where nobody is,
+/// the routes go.
+fn the_sick_get_no_new_flows(lab: &Lab) {
+    let is_sick = |vm: u32, is_sick: bool| {
+        let file = lab.world.path(&format!("www-vm{vm}/sick"));
+        match is_sick {
+            true => fs::write(file, "").unwrap(),
+            false => fs::remove_file(file).unwrap(),
+        }
+    };
+    let states = |vm: u32| {
+        let muxes = lab
+            .muxes
+            .keys()
+            .map(|number| lab.status(&format!("mux{number}")));
+        let name = format!("vm{vm}");
+        let backends = muxes.flat_map(|status| status["backends"].as_array().unwrap().clone());
+        let own = backends.filter(move |backend| backend["backend"] == name.as_str());
+        let states = own.map(|backend| backend["state"].as_str().unwrap().to_owned());
+        states.collect::<std::collections::BTreeSet<_>>()
+    };
+    let all_are = |vm: u32, state: &str| states(vm) == [state.to_owned()].into();
+    // Requests go on all the time, one after the other, and downloads, some of them from vm2.
+    let asking = lab.world.start(
+        "client",
+        &format!(
+            "sh -c 'while ! [ -e {} ]; do curl -sS -m 5 http://{VIP}/ || echo FAILED; done' 2>&1",
+            lab.world.path("done").display()
+        ),
+    );
+    let curl = format!(
+        "curl -sS -m 90 --limit-rate 40k http://{VIP}/slow -o /dev/null -w '%{{size_download}}'"
+    );
+    let downloads: Vec<Process> = (0..12).map(|_| lab.world.start("client", &curl)).collect();
+    sleep(Duration::from_millis(300));
+
+    is_sick(2, true);
+    lab.wait_until("vm2 is out", || all_are(2, "unhealthy"));
+    assert!(all_are(1, "healthy") && all_are(3, "healthy"));
+    for _ in 0..30 {
+        let page = lab
+            .world
+            .on("client", &format!("curl -sS -m 5 http://{VIP}/"));
+        assert!(!page.starts_with("vm2"), "{page}");
+    }
+    for download in downloads {
+        assert_eq!(download.finish(), SLOW.to_string());
+    }
+    is_sick(2, false);
+    lab.wait_until("vm2 is back", || all_are(2, "healthy"));
+    fs::write(lab.world.path("done"), "").unwrap();
+    let said = asking.finish();
+    assert!(said.lines().all(|line| line.starts_with("vm")), "{said}");
+    assert!(said.lines().count() > 100);
+
+    for vm in 1..=3 {
+        is_sick(vm, true);
+    }
+    lab.wait_for_paths(0);
+    for vm in 1..=3 {
+        is_sick(vm, false);
+    }
+    lab.wait_for_paths(2);
+    lab.world
+        .on("client", &format!("curl -sS -m 5 http://{VIP}/"));
+    let slb = env!("CARGO_BIN_EXE_slb");
+    let config = lab.world.path("mux1.toml").display().to_string();
+    let said = lab.world.on("mux1", &format!("{slb} probe {config}"));
+    assert_eq!(said.matches("  well\n").count(), 6, "{said}");
+}
+
 /// Every frame's memory is where it can be, and nothing was lost on the way.
 fn nothing_is_lost(lab: &Lab, machine: &str) {
     let status = lab.status(machine);
@@ -767,6 +856,7 @@ fn over_afxdp() {
         shown.contains("forwarded") && shown.contains("vms4"),
         "{shown}"
     );
+    the_sick_get_no_new_flows(&lab);
     reloads_disturb_nobody(&lab, Duration::from_secs(60));
     for machine in ["mux1", "mux2", "host1", "host2", "host3"] {
         nothing_is_lost(&lab, machine);

@@ -8,6 +8,8 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use slb_control::Config;
+use slb_control::config::{Backend, Frontend};
+use slb_core::service::BackendState;
 use slb_io_afxdp::{bring_up, set_peer};
 use slb_io_tun::{Device, Layer};
 use tracing::{info, warn};
@@ -42,9 +44,26 @@ impl Announcer {
         })
     }
 
-    /// Announces the VIPs of a configuration, and no others.
+    /// Announces the VIPs of a configuration, and no others; where it says so, without those whose
+    /// backends are all down.
     pub(super) fn announce(&mut self, config: &Config) {
-        let vips = config.frontends.iter().map(|frontend| frontend.address);
+        let frontends = config.frontends.iter().enumerate();
+        let serves = |&(place, _): &(usize, &Frontend)| {
+            let mut rules = config
+                .rules
+                .iter()
+                .filter(|rule| rule.frontend == place)
+                .peekable();
+            let takes_flows =
+                |backend: &Backend| backend.weight > 0 && backend.state == BackendState::Healthy;
+            // One without rules may be there for NAT, which asks nobody how he is.
+            !config.node.withdraw_when_down
+                || rules.peek().is_none()
+                || rules.any(|rule| config.pools[rule.pool].backends.iter().any(takes_flows))
+        };
+        let vips = frontends
+            .filter(serves)
+            .map(|(_, frontend)| frontend.address);
         self.set(&vips.collect());
     }
 

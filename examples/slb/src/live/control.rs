@@ -10,6 +10,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use slb_control::Config;
+use slb_control::probe::Prober;
+use slb_core::health::Condition;
 use slb_core::service::Snapshot;
 use slb_io_afxdp::{Program, Take};
 use slb_io_pcap::CaptureStats;
@@ -39,6 +41,7 @@ pub(super) struct Control<'o> {
     pub(super) programs: Vec<Program>,
     pub(super) next_hops: Option<NextHops>,
     pub(super) announcer: Option<Announcer>,
+    pub(super) prober: Option<Prober>,
     pub(super) found: Found,
     /// The configuration as the file has it.
     pub(super) given: Config,
@@ -84,6 +87,9 @@ impl Control<'_> {
                 shared.set_config(&self.config);
             }
             if self.next_hops.as_ref().is_some_and(NextHops::has_changed) && self.follow() {
+                shared.set_config(&self.config);
+            }
+            if self.heed_probes() {
                 shared.set_config(&self.config);
             }
             if asked.is_none_or(|asked: Instant| asked.elapsed() >= ASK) {
@@ -165,6 +171,9 @@ impl Control<'_> {
             .as_ref()
             .map(|next_hops| next_hops.look_up(&given));
         let found = found.unwrap_or_default();
+        if let Some(prober) = &mut self.prober {
+            prober.set(&given);
+        }
         match self.install(&given, &found) {
             Ok(()) => {
                 info!(
@@ -204,6 +213,31 @@ impl Control<'_> {
         }
     }
 
+    /// Has backends that have turned get new flows, or none; says whether any has.
+    fn heed_probes(&mut self) -> bool {
+        let Some(prober) = &mut self.prober else {
+            return false;
+        };
+        let mut any = false;
+        while let Some(change) = prober.changed() {
+            any = true;
+            let (backend, probe) = (change.address, &change.probe);
+            match change.condition {
+                Condition::Healthy => info!(%backend, probe, "healthy"),
+                Condition::Unhealthy => warn!(%backend, probe, why = change.why, "unhealthy"),
+            }
+        }
+        if !any {
+            return false;
+        }
+        let (given, found) = (self.given.clone(), self.found.clone());
+        let installed = self.install(&given, &found);
+        if let Err(failure) = &installed {
+            error!("what probes say is not in place: {failure}");
+        }
+        installed.is_ok()
+    }
+
     fn ask(&self, all: bool) {
         if let Some(next_hops) = &self.next_hops
             && let Err(error) = next_hops.ask(&self.found, all)
@@ -214,9 +248,12 @@ impl Control<'_> {
 
     /// Compiles a configuration and puts it in place everywhere: no packet is between two.
     fn install(&mut self, given: &Config, found: &Found) -> Result<(), Failure> {
-        let config = self
+        let mut config = self
             .plan
             .complete(given, self.next_hops.is_some().then_some(found));
+        if let Some(prober) = &self.prober {
+            prober.apply(&mut config);
+        }
         let previous = Some(&*self.snapshot);
         let snapshot = config.snapshot(previous).map_err(Failure::usage)?;
         let taken = self.plan.taken(&config);

@@ -464,6 +464,19 @@ impl Config {
         vms
     }
 
+    /// Whether a backend takes new flows of one of a frontend's rules; `None` where it has no rule.
+    pub fn is_available(&self, frontend: usize) -> Option<bool> {
+        let mut rules = self
+            .rules
+            .iter()
+            .filter(|rule| rule.frontend == frontend)
+            .peekable();
+        rules.peek()?;
+        let serves =
+            |backend: &Backend| backend.weight > 0 && backend.state == BackendState::Healthy;
+        Some(rules.any(|rule| self.pools[rule.pool].backends.iter().any(serves)))
+    }
+
     /// The port of the vm that is the backend of a name.
     pub fn port_of(&self, backend: &str) -> Option<PortId> {
         let vms = self.vms();

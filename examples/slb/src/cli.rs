@@ -162,6 +162,9 @@ pub(crate) struct LiveOptions {
     /// Default: slb-pass for a host, none for others.
     #[arg(long, value_name = "NAME")]
     pub(crate) pass: Option<String>,
+    /// Where to answer /metrics (for Prometheus), /healthz and /readyz over HTTP.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) metrics: Option<SocketAddr>,
     /// Of a mux on AF_XDP: make an interface of this name that leads to the VIPs, for the routing
     /// daemon beside it to announce. They go when it drains, and with the process.
     #[arg(long, value_name = "NAME")]

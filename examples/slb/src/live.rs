@@ -15,6 +15,7 @@
 mod announce;
 mod control;
 mod device;
+mod metrics;
 mod next_hops;
 mod rights;
 mod status;

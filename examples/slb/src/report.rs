@@ -1,5 +1,7 @@
 //! What a run came to, for people and for programs.
 
+pub(crate) mod metrics;
+
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;

@@ -417,7 +417,9 @@ fn a_mux_has_a_worker_for_each_queue() {
     let config = world.path("mux.toml").display().to_string();
     let mux = world.start(
         "m",
-        &format!("{slb} mux --config {config} --status {socket} --io afxdp:eth0"),
+        &format!(
+            "{slb} mux --config {config} --status {socket} --io afxdp:eth0 --metrics 127.0.0.1:9100"
+        ),
     );
     let ping = || {
         let ping = "ping -q -c 1 -W 1 20.20.20.100";
@@ -453,7 +455,45 @@ fn a_mux_has_a_worker_for_each_queue() {
         status["received"]["packets"].as_u64(),
         Some(received.iter().sum())
     );
-    assert!(status["dropped"]["no_rule"]["packets"].as_u64().unwrap() >= 400);
+    let no_rule = status["dropped"]["no_rule"]["packets"].as_u64().unwrap();
+    assert!(no_rule >= 400);
+
+    // The same as metrics.
+    let get = |path: &str| world.on("m", &format!("curl -sS -m 20 http://127.0.0.1:9100/{path}"));
+    let metrics = get("metrics");
+    assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+    let line = |line: String| {
+        assert!(
+            metrics.lines().any(|other| other == line),
+            "{line}: {metrics}"
+        )
+    };
+    line(format!(
+        "slb_dropped_packets_total{{reason=\"no_rule\"}} {no_rule}.0"
+    ));
+    line("slb_backend_up{pool=\"hosts\",backend=\"h1\"} 1.0".to_owned());
+    line("slb_frontend_available{frontend=\"web\"} 1.0".to_owned());
+    line("# TYPE slb_flows gauge".to_owned());
+    assert_eq!(get("healthz"), "well\n");
+    assert_eq!(get("readyz"), "ready\n");
+    let text = mux_configuration("172.16.0.11").replace("mac = ", "state = \"unhealthy\", mac = ");
+    fs::write(world.path("mux.toml"), text).unwrap();
+    mux.signal("HUP");
+    let is_down = (0..100).any(|_| {
+        sleep(Duration::from_millis(20));
+        get("readyz").starts_with("no backend takes new flows of: web")
+    });
+    assert!(is_down);
+    // More clients than there are places for, who say nothing, or too much: others have to wait, and
+    // packets do not.
+    let hold = "import socket, time\nall = [socket.create_connection((\"127.0.0.1\", 9100)) \
+                for _ in range(40)]\nfor s in all[:5]: s.sendall(b\"GET /metrics HTTP/1.1\\r\\n\" + \
+                b\"x\" * 70000)\ntime.sleep(60)\n";
+    fs::write(world.path("hold.py"), hold).unwrap();
+    let _held = world.start("m", &format!("python3 {}", world.path("hold.py").display()));
+    sleep(Duration::from_millis(500));
+    assert!((0..20).all(|_| ping()), "the mux answers");
+    assert_eq!(get("healthz"), "well\n");
     mux.signal("TERM");
     assert!(mux.finish().contains("no_rule"));
 }

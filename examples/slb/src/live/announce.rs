@@ -8,8 +8,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use slb_control::Config;
-use slb_control::config::{Backend, Frontend};
-use slb_core::service::BackendState;
+use slb_control::config::Frontend;
 use slb_io_afxdp::{bring_up, set_peer};
 use slb_io_tun::{Device, Layer};
 use tracing::{info, warn};
@@ -48,18 +47,9 @@ impl Announcer {
     /// backends are all down.
     pub(super) fn announce(&mut self, config: &Config) {
         let frontends = config.frontends.iter().enumerate();
+        // One without rules may be there for NAT, which asks nobody how he is.
         let serves = |&(place, _): &(usize, &Frontend)| {
-            let mut rules = config
-                .rules
-                .iter()
-                .filter(|rule| rule.frontend == place)
-                .peekable();
-            let takes_flows =
-                |backend: &Backend| backend.weight > 0 && backend.state == BackendState::Healthy;
-            // One without rules may be there for NAT, which asks nobody how he is.
-            !config.node.withdraw_when_down
-                || rules.peek().is_none()
-                || rules.any(|rule| config.pools[rule.pool].backends.iter().any(takes_flows))
+            !config.node.withdraw_when_down || config.is_available(place) != Some(false)
         };
         let vips = frontends
             .filter(serves)

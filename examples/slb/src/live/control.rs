@@ -19,6 +19,7 @@ use tracing::{error, info, warn};
 
 use super::announce::Announcer;
 use super::device::Plan;
+use super::metrics;
 use super::next_hops::{Found, NextHops, unresolved};
 use super::status::{Place, Shared};
 use super::worker::{Counted, Worker};
@@ -59,6 +60,9 @@ impl Control<'_> {
         let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(Failure::failed)?;
         let begin = Instant::now();
         let shared = Shared::new(&self.config, &self.workers, begin);
+        if let Some(address) = self.options.metrics {
+            metrics::serve(address, Arc::clone(&shared))?;
+        }
         let status = place.map(|place| place.serve(Arc::clone(&shared)));
         let mut file = self.file();
         let (mut looked, mut asked, mut verified) = (begin, None, begin);
@@ -323,6 +327,8 @@ impl Counted {
         for (own, (_, count)) in self.io.iter_mut().zip(other.io) {
             own.1 += count;
         }
+        self.work.bursts += other.work.bursts;
+        self.work.busy += other.work.busy;
         self
     }
 }

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,6 +17,7 @@ use tracing::warn;
 use super::worker::{Counted, Mailbox, Worker};
 use crate::Failure;
 use crate::report::Report;
+use crate::report::metrics::{Family, one};
 
 /// How long a client may take to read.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -56,27 +57,26 @@ impl Shared {
         *own = config.clone();
     }
 
+    /// What all workers counted, one after the other; `None` where one does not answer.
+    fn count(&self) -> Option<Vec<Counted>> {
+        self.workers
+            .iter()
+            .map(|(mailbox, ..)| mailbox.count())
+            .collect()
+    }
+
+    fn config(&self) -> MutexGuard<'_, Config> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The document; `None` where a worker does not answer.
     fn document(&self) -> Option<Value> {
-        let counted = self.workers.iter().map(|(mailbox, ..)| mailbox.count());
-        let counted: Vec<Counted> = counted.collect::<Option<_>>()?;
-        let one = |(counted, (_, names, cpu)): (&Counted, &(_, Vec<String>, Option<usize>))| {
-            let io: serde_json::Map<String, Value> = counted
-                .io
-                .iter()
-                .map(|&(name, count)| (name.to_owned(), count.into()))
-                .collect();
-            json!({ "queues": names, "cpu": cpu, "io": io })
-        };
+        let counted = self.count()?;
+        let one = |(counted, (_, names, cpu)): (&Counted, &(_, Vec<String>, Option<usize>))| json!({ "queues": names, "cpu": cpu, "io": counted.io_json() });
         let workers: Vec<Value> = counted.iter().zip(&self.workers).map(one).collect();
         let total = counted.into_iter().reduce(Counted::and)?;
-        let io: serde_json::Map<String, Value> = total
-            .io
-            .iter()
-            .map(|&(name, count)| (name.to_owned(), count.into()))
-            .collect();
-        let config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
-        let generation = total.tally.generation();
+        let (io, generation) = (total.io_json(), total.tally.generation());
+        let config = self.config();
         let none = CaptureStats::default();
         let report = Report::new(&config, total.tally, &none, self.begin.elapsed());
         let mut document = report.json();
@@ -95,6 +95,63 @@ impl Shared {
             document.extend(more);
         }
         Some(document)
+    }
+
+    /// The same as metrics.
+    pub(super) fn families(&self) -> Option<Vec<Family>> {
+        let total = self.count()?.into_iter().reduce(Counted::and)?;
+        let sample = |&(kind, value): &(&str, u64)| (vec![("kind", kind.to_owned())], value as f64);
+        let (frames, packets): (Vec<_>, Vec<_>) = total
+            .io
+            .iter()
+            .partition(|(name, _)| name.starts_with("frames"));
+        let frames = frames
+            .iter()
+            .filter_map(|(name, value)| Some((name.strip_prefix("frames_")?, *value)));
+        let frames: Vec<(&str, u64)> = frames.collect();
+        let work = [(
+            "slb_bursts",
+            "Bursts with a frame in them",
+            total.work.bursts,
+        )];
+        let generation = total.tally.generation();
+        let config = self.config();
+        let none = CaptureStats::default();
+        let report = Report::new(&config, total.tally, &none, self.begin.elapsed());
+        let mut families = report.families();
+        families.extend([
+            Family::counter("slb_io_packets", "Frames, by what the devices did with them", packets.iter().map(sample).collect()),
+            Family::gauge("slb_io_frames", "Frames of memory, by who has them", frames.iter().map(sample).collect()),
+            Family::counter("slb_busy_seconds", "Time spent with bursts that had a frame in them, of all workers", vec![(Vec::new(), total.work.busy.as_secs_f64())]),
+            Family::gauge("slb_configuration_generation", "How many configurations there were", one(generation)),
+            Family::gauge("slb_uptime_seconds", "How long it has been running", one(self.begin.elapsed().as_secs())),
+            Family::gauge("slb_frontend_available", "Whether a frontend's rules have a backend that takes new flows: data path availability", availability(&config).map(|(name, is_available)| (vec![("frontend", name.to_owned())], f64::from(u8::from(is_available)))).collect()),
+        ]);
+        families.extend(work.map(|(name, help, value)| Family::counter(name, help, one(value))));
+        Some(families)
+    }
+
+    /// The frontends whose rules have no backend that takes new flows.
+    pub(super) fn unavailable(&self) -> Vec<String> {
+        let config = self.config();
+        let down = availability(&config).filter(|(_, is_available)| !is_available);
+        down.map(|(name, _)| name.to_owned()).collect()
+    }
+}
+
+/// Of each frontend with rules, whether one of these has a backend that takes new flows.
+fn availability(config: &Config) -> impl Iterator<Item = (&str, bool)> {
+    let frontends = config.frontends.iter().enumerate();
+    frontends
+        .filter_map(|(place, frontend)| Some((frontend.name.as_str(), config.is_available(place)?)))
+}
+
+impl Counted {
+    fn io_json(&self) -> Value {
+        let counters = self.io.iter();
+        counters
+            .map(|&(name, count)| (name.to_owned(), Value::from(count)))
+            .collect()
     }
 }
 

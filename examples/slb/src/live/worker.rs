@@ -83,6 +83,16 @@ struct Letters {
 pub(super) struct Counted {
     pub(super) tally: Tally,
     pub(super) io: Vec<(&'static str, u64)>,
+    pub(super) work: Work,
+}
+
+/// How much a worker had to do.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Work {
+    /// Bursts with a frame in them.
+    pub(super) bursts: u64,
+    /// Time from when they were received until they were sent.
+    pub(super) busy: Duration,
 }
 
 impl Mailbox {
@@ -237,10 +247,10 @@ fn forward<'m>(
     let mut burst: Burst<'m> = Burst::new();
     let (mut idle, mut last_sweep) = (0, Clock::now());
     let begin = last_sweep;
-    let mut stops = false;
+    let (mut stops, mut work) = (false, Work::default());
     loop {
         if mailbox.attention.load(Ordering::Acquire) {
-            stops |= read_letters(mailbox, &mut balancer, &io);
+            stops |= read_letters(mailbox, &mut balancer, &io, work);
         }
         let count = io.receive(&mut burst).map_err(Failure::failed)?;
         let clock = Clock::now();
@@ -257,6 +267,8 @@ fn forward<'m>(
             idle = 0;
             balancer.process(now, &mut burst, &mut ());
             io.transmit(&mut burst).map_err(Failure::failed)?;
+            work.bursts += 1;
+            work.busy += clock.elapsed();
             continue;
         }
         idle += 1;
@@ -270,13 +282,19 @@ fn forward<'m>(
     mailbox.letters().counted = Some(Counted {
         tally: Tally::of(&balancer),
         io: io.counters(),
+        work,
     });
     Ok(())
 }
 
 /// Does what is asked for; says whether that is to stop.
 #[cold]
-fn read_letters<'m>(mailbox: &Mailbox, balancer: &mut Balancer, io: &impl LiveIo<'m>) -> bool {
+fn read_letters<'m>(
+    mailbox: &Mailbox,
+    balancer: &mut Balancer,
+    io: &impl LiveIo<'m>,
+    work: Work,
+) -> bool {
     mailbox.attention.store(false, Ordering::Relaxed);
     let mut letters = mailbox.letters();
     if let Some(next) = letters.next.take() {
@@ -289,6 +307,7 @@ fn read_letters<'m>(mailbox: &Mailbox, balancer: &mut Balancer, io: &impl LiveIo
         letters.counted = Some(Counted {
             tally: Tally::of(balancer),
             io: io.counters(),
+            work,
         });
     }
     mailbox.answered.notify_all();

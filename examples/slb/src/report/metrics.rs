@@ -1,0 +1,254 @@
+//! A report as metrics, by Prometheus' conventions: base units, `_total` behind what only grows, and
+//! labels whose values are those of the configuration, so there are no more of them than it names.
+
+use slb_core::DropReason;
+use slb_core::nat::ConnectionState;
+use slb_core::service::BackendState;
+use slb_core::stats::Count;
+
+use super::Report;
+
+/// A metric, with a value for each set of labels.
+#[derive(Debug)]
+pub(crate) struct Family {
+    pub(crate) name: &'static str,
+    pub(crate) help: &'static str,
+    pub(crate) is_counter: bool,
+    pub(crate) samples: Vec<Sample>,
+}
+
+/// Labels, and the value that they have.
+pub(crate) type Sample = (Vec<(&'static str, String)>, f64);
+
+impl Family {
+    /// What only grows; `_total` is put behind its name.
+    pub(crate) fn counter(name: &'static str, help: &'static str, samples: Vec<Sample>) -> Self {
+        Self {
+            name,
+            help,
+            is_counter: true,
+            samples,
+        }
+    }
+
+    /// What goes up and down.
+    pub(crate) fn gauge(name: &'static str, help: &'static str, samples: Vec<Sample>) -> Self {
+        Self {
+            is_counter: false,
+            ..Self::counter(name, help, samples)
+        }
+    }
+}
+
+/// A value without labels.
+pub(crate) fn one(value: u64) -> Vec<Sample> {
+    vec![(Vec::new(), value as f64)]
+}
+
+impl Report<'_> {
+    /// What the dataplane did.
+    pub(crate) fn families(&self) -> Vec<Family> {
+        let mut families = self.of_packets();
+        families.extend(self.of_rules());
+        families.extend(self.of_backends());
+        families.extend(self.of_tables());
+        families
+    }
+
+    fn of_packets(&self) -> Vec<Family> {
+        let stats = &self.tally.stats;
+        let verdicts = [
+            ("forwarded", stats.forwarded),
+            ("replied", stats.replied),
+            ("passed", stats.passed),
+            ("dropped", stats.dropped_total()),
+        ];
+        let by_verdict = |of: fn(Count) -> u64| {
+            let samples = verdicts.iter();
+            let sample = |&(verdict, count): &(&str, Count)| {
+                (vec![("verdict", verdict.to_owned())], of(count) as f64)
+            };
+            samples.map(sample).collect()
+        };
+        let dropped = DropReason::ALL.iter().map(|&reason| {
+            let packets = stats.dropped_for(reason).packets;
+            (vec![("reason", reason.name().to_owned())], packets as f64)
+        });
+        vec![
+            Family::counter(
+                "slb_packets",
+                "Frames, by what became of them",
+                by_verdict(|count| count.packets),
+            ),
+            Family::counter(
+                "slb_bytes",
+                "Bytes of frames as they came in, by what became of them",
+                by_verdict(|count| count.bytes),
+            ),
+            Family::counter(
+                "slb_dropped_packets",
+                "Frames dropped, by reason",
+                dropped.collect(),
+            ),
+            Family::counter(
+                "slb_syns",
+                "TCP segments that ask for a connection",
+                one(stats.syns),
+            ),
+            Family::counter(
+                "slb_icmp_errors",
+                "ICMP errors sent on to whom they concern",
+                one(stats.icmp_errors),
+            ),
+            Family::counter("slb_resets", "RSTs that it made", one(stats.resets)),
+        ]
+    }
+
+    fn of_rules(&self) -> Vec<Family> {
+        let of = |value: fn(&slb_core::stats::RuleCounters) -> u64| -> Vec<Sample> {
+            let sample =
+                |(name, rule): &(String, _)| (vec![("rule", name.clone())], value(rule) as f64);
+            self.rules.iter().map(sample).collect()
+        };
+        vec![
+            Family::counter(
+                "slb_rule_packets",
+                "Frames that a rule forwarded",
+                of(|rule| rule.forwarded.packets),
+            ),
+            Family::counter(
+                "slb_rule_bytes",
+                "Their bytes",
+                of(|rule| rule.forwarded.bytes),
+            ),
+            Family::counter(
+                "slb_rule_syns",
+                "TCP segments that ask a rule for a connection",
+                of(|rule| rule.syns),
+            ),
+            Family::counter("slb_rule_flows", "Flows of a rule", of(|rule| rule.flows)),
+        ]
+    }
+
+    fn of_backends(&self) -> Vec<Family> {
+        let of = |value: &dyn Fn(&super::Share) -> Option<u64>| -> Vec<Sample> {
+            let sample = |share: &super::Share| {
+                let labels = vec![
+                    ("pool", share.pool.clone()),
+                    ("backend", share.backend.clone()),
+                ];
+                Some((labels, value(share)? as f64))
+            };
+            self.shares.iter().filter_map(sample).collect()
+        };
+        let mut ports = Vec::new();
+        for (kind, value) in [
+            (
+                "allocated",
+                (|snat| snat.ports) as fn(slb_core::stats::SnatCounters) -> u64,
+            ),
+            ("used", |snat| snat.used),
+        ] {
+            for (mut labels, value) in of(&|share| share.snat.map(value)) {
+                labels.push(("kind", kind.to_owned()));
+                ports.push((labels, value));
+            }
+        }
+        vec![
+            Family::gauge(
+                "slb_backend_up",
+                "Whether a backend is healthy, by its probes and the configuration",
+                of(&|share| Some((share.state == BackendState::Healthy).into())),
+            ),
+            Family::gauge(
+                "slb_backend_weight",
+                "Its share of new flows",
+                of(&|share| Some(share.weight.into())),
+            ),
+            Family::counter(
+                "slb_backend_packets",
+                "Frames forwarded to a backend",
+                of(&|share| Some(share.forwarded.packets)),
+            ),
+            Family::counter(
+                "slb_backend_bytes",
+                "Their bytes",
+                of(&|share| Some(share.forwarded.bytes)),
+            ),
+            Family::counter(
+                "slb_backend_flows",
+                "Flows of a backend",
+                of(&|share| Some(share.flows)),
+            ),
+            Family::gauge(
+                "slb_backend_connections",
+                "Connections that it has now; a mux does not know",
+                of(&|share| self.tally.states.map(|_| share.live)),
+            ),
+            Family::gauge("slb_snat_ports", "SNAT ports of a backend", ports),
+            Family::gauge(
+                "slb_snat_connections",
+                "Its connections to the outside now",
+                of(&|share| share.snat.map(|snat| snat.connections)),
+            ),
+            Family::counter(
+                "slb_snat_exhausted",
+                "Connections to the outside that found no port",
+                of(&|share| share.snat.map(|snat| snat.exhausted)),
+            ),
+        ]
+    }
+
+    fn of_tables(&self) -> Vec<Family> {
+        let stats = &self.tally.stats;
+        let kinds = |kinds: &[(&str, u64)]| -> Vec<Sample> {
+            let sample =
+                |&(kind, value): &(&str, u64)| (vec![("kind", kind.to_owned())], value as f64);
+            kinds.iter().map(sample).collect()
+        };
+        let Some(states) = self.tally.states else {
+            let flows = stats.flows;
+            return vec![
+                Family::gauge("slb_flows", "Flows that are pinned now", one(flows.live)),
+                Family::gauge("slb_flow_places", "Places for flows", one(flows.places)),
+                Family::counter(
+                    "slb_flow_events",
+                    "What became of flows",
+                    kinds(&[
+                        ("made", flows.made),
+                        ("expired", flows.expired),
+                        ("evicted", flows.evicted),
+                        ("refused", flows.refused),
+                    ]),
+                ),
+            ];
+        };
+        let connections = stats.connections;
+        let by_state = ConnectionState::ALL
+            .iter()
+            .zip(states)
+            .map(|(state, count)| (vec![("state", state.name().to_owned())], count as f64));
+        vec![
+            Family::gauge(
+                "slb_connections",
+                "Connections now, by state",
+                by_state.collect(),
+            ),
+            Family::gauge(
+                "slb_connection_places",
+                "Places for connections",
+                one(connections.places),
+            ),
+            Family::counter(
+                "slb_connection_events",
+                "What became of connections",
+                kinds(&[
+                    ("made", connections.made),
+                    ("expired", connections.expired),
+                    ("removed", connections.removed),
+                    ("refused", connections.refused),
+                ]),
+            ),
+        ]
+    }
+}

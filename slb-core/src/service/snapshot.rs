@@ -309,6 +309,21 @@ impl Snapshot<'_> {
         &self.backends
     }
 
+    /// Whose each slot of a rule's Maglev table is; `None`: nobody's. Empty where there is no such
+    /// rule.
+    pub fn slots(&self, rule: u32) -> impl Iterator<Item = Option<BackendId>> + '_ {
+        let rule = self.rule(rule);
+        let slots = rule.map(|rule| {
+            let first = rule.first_slot();
+            (first..first + rule.table_size as usize).map(|slot| (rule.first_backend, slot))
+        });
+        let whose = |(first, slot)| {
+            let backend = self.backend(self.backend_at(first, slot));
+            backend.map(CompiledBackend::id)
+        };
+        slots.into_iter().flatten().map(whose)
+    }
+
     /// The place of the backend that has an id; `None` where it is gone.
     #[inline]
     pub fn backend_index(&self, id: BackendId) -> Option<u32> {

@@ -28,6 +28,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+mod diff;
 mod document;
 mod duration;
 mod error;
@@ -38,6 +39,7 @@ pub mod probe;
 mod validate;
 
 pub use config::{Config, Role};
+pub use diff::{Diff, RuleDiff};
 pub use duration::{format_duration, parse_duration};
 pub use error::{ConfigError, ConfigErrors};
 pub use memory::HugePages;

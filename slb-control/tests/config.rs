@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use slb_control::Config;
+use slb_control::{Config, Diff};
 use slb_core::PortId;
 use slb_core::service::{BackendState, Echo, PortMode, Protocol, Scheduler};
 
@@ -600,4 +600,37 @@ fn arbitrary_text_never_panics() {
                 }
             }
         });
+}
+
+#[test]
+fn a_diff_says_what_another_configuration_would_change() {
+    let old = Config::from_path("../examples/web.toml").unwrap();
+    let same = Diff::between(&old, &old).unwrap();
+    assert!(same.is_empty(), "{same}");
+    assert!(same.rules.iter().all(|rule| rule.changed == 0.0));
+
+    // One of three is drained: its share of the table, and no more than a little else, moves.
+    let mut drained = old.clone();
+    let backend = drained.backend_mut("vm1").unwrap();
+    backend.state = BackendState::Draining;
+    let diff = Diff::between(&old, &drained).unwrap();
+    assert_eq!(diff.changed, ["backend \"web-servers/vm1\""]);
+    let share = 1.0 / f64::from(old.pools[0].backends.iter().map(|b| b.weight).sum::<u32>());
+    let rule = &diff.rules[0];
+    assert!((rule.bereft - share).abs() < 0.001, "{diff}");
+    assert!(rule.changed - rule.bereft < 0.01, "{diff}");
+
+    // Another name is another backend, and what is sized at the start stays so.
+    let mut other = old.clone();
+    other.pools[0].backends[0].name = "new".to_owned();
+    other.node.flows += 1;
+    let diff = Diff::between(&old, &other).unwrap();
+    assert_eq!(diff.added, ["backend \"web-servers/new\""]);
+    assert_eq!(diff.removed, ["backend \"web-servers/vm1\""]);
+    assert_eq!(diff.restart, ["flows"]);
+    let said = diff.to_string();
+    assert!(
+        said.contains("! node: flows takes effect after a restart"),
+        "{said}"
+    );
 }

@@ -1,0 +1,276 @@
+//! What another configuration would change, without putting it in place.
+
+use std::fmt;
+
+use slb_core::service::{BackendState, CompiledBackend, SpecError};
+
+use crate::config::{Backend, Config};
+
+/// Two configurations, one after the other.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Diff {
+    /// What is there, of whatever kind, and is not in the other.
+    pub added: Vec<String>,
+    /// What is gone.
+    pub removed: Vec<String>,
+    /// What is in both, and not the same.
+    pub changed: Vec<String>,
+    /// For each rule in both, what becomes of flows.
+    pub rules: Vec<RuleDiff>,
+    /// What takes effect with a restart only.
+    pub restart: Vec<&'static str>,
+}
+
+/// What becomes of a rule's flows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RuleDiff {
+    /// Its name.
+    pub rule: String,
+    /// The share of its Maglev table that has another backend: of flows that are not pinned, so many
+    /// go elsewhere.
+    pub changed: f64,
+    /// Of that, the share whose backend takes no flows any more: the rest moves to make room for others.
+    pub bereft: f64,
+}
+
+impl Diff {
+    /// What `new` would change in the place of `old`.
+    ///
+    /// # Errors
+    /// One of them cannot be compiled.
+    pub fn between(old: &Config, new: &Config) -> Result<Self, SpecError> {
+        let before = old.snapshot(None)?;
+        let after = new.snapshot(Some(&before))?;
+        let mut diff = Self::default();
+        diff.compare_parts(old, new);
+        for (place, rule) in new.rules.iter().enumerate() {
+            let Some(old_place) = old.rules.iter().position(|other| other.name == rule.name) else {
+                continue;
+            };
+            let takes_flows = |id| {
+                let place = after.backend_index(id);
+                let backend = place.and_then(|place| after.backends().get(place as usize));
+                backend.is_some_and(CompiledBackend::is_eligible)
+            };
+            let (mut total, mut changed, mut bereft) = (0u32, 0u32, 0u32);
+            let old_slots = before.slots(old_place as u32);
+            for (old, new) in old_slots.zip(after.slots(place as u32)) {
+                total += 1;
+                changed += u32::from(old != new);
+                bereft += u32::from(old != new && old.is_some_and(|old| !takes_flows(old)));
+            }
+            let share = |count: u32| f64::from(count) / f64::from(total.max(1));
+            diff.rules.push(RuleDiff {
+                rule: rule.name.clone(),
+                changed: share(changed),
+                bereft: share(bereft),
+            });
+        }
+        Ok(diff)
+    }
+
+    /// Whether there is no difference.
+    pub fn is_empty(&self) -> bool {
+        let parts = [&self.added, &self.removed, &self.changed];
+        parts.iter().all(|part| part.is_empty()) && self.restart.is_empty()
+    }
+
+    fn compare_parts(&mut self, old: &Config, new: &Config) {
+        self.compare(
+            "frontend",
+            parts(&old.frontends, |f| {
+                (&f.name, format!("{:?}", (f.address, f.icmp_echo)))
+            }),
+            parts(&new.frontends, |f| {
+                (&f.name, format!("{:?}", (f.address, f.icmp_echo)))
+            }),
+        );
+        self.compare("rule", rules(old), rules(new));
+        self.compare("inbound NAT", nats(old), nats(new));
+        self.compare("outbound rule", outbounds(old), outbounds(new));
+        self.compare("probe", probes(old), probes(new));
+        self.compare("pool", pools(old), pools(new));
+        self.compare("backend", backends(old), backends(new));
+        let (was, is) = (&old.node, &new.node);
+        for (field, same) in [
+            ("role", was.role == is.role),
+            ("flows", was.flows == is.flows),
+            ("connections", was.connections == is.connections),
+            (
+                "answers_per_second",
+                was.answers_per_second == is.answers_per_second,
+            ),
+            (
+                "resets_per_second",
+                was.resets_per_second == is.resets_per_second,
+            ),
+            ("clamp_mss", was.clamp_mss == is.clamp_mss),
+        ] {
+            if !same {
+                self.restart.push(field);
+            }
+        }
+    }
+
+    fn compare(&mut self, kind: &str, old: Vec<Part>, new: Vec<Part>) {
+        for (name, is) in &new {
+            match old.iter().find(|(other, _)| other == name) {
+                None => self.added.push(format!("{kind} {name:?}")),
+                Some((_, was)) if was != is => self.changed.push(format!("{kind} {name:?}")),
+                Some(_) => {}
+            }
+        }
+        let gone = old
+            .iter()
+            .filter(|(name, _)| !new.iter().any(|(other, _)| other == name));
+        self.removed
+            .extend(gone.map(|(name, _)| format!("{kind} {name:?}")));
+    }
+}
+
+impl fmt::Display for Diff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return writeln!(f, "no difference");
+        }
+        for (sign, parts) in [
+            ("+", &self.added),
+            ("-", &self.removed),
+            ("~", &self.changed),
+        ] {
+            for part in parts {
+                writeln!(f, "{sign} {part}")?;
+            }
+        }
+        for field in &self.restart {
+            writeln!(f, "! node: {field} takes effect after a restart")?;
+        }
+        let mut moves = self
+            .rules
+            .iter()
+            .filter(|rule| rule.changed > 0.0)
+            .peekable();
+        if moves.peek().is_some() {
+            writeln!(
+                f,
+                "share of each rule's table that gets another backend; pinned flows stay with theirs:"
+            )?;
+        }
+        for rule in moves {
+            let (changed, bereft) = (100.0 * rule.changed, 100.0 * rule.bereft);
+            let rest = changed - bereft;
+            writeln!(
+                f,
+                "  rule {:?}: {changed:.2} %: {bereft:.2} since theirs takes no flows any more, {rest:.2} to share evenly",
+                rule.rule
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// A name, and all else as text.
+type Part = (String, String);
+
+fn parts<T>(all: &[T], part: impl Fn(&T) -> (&String, String)) -> Vec<Part> {
+    let own = all.iter().map(part);
+    own.map(|(name, rest)| (name.clone(), rest)).collect()
+}
+
+fn rules(config: &Config) -> Vec<Part> {
+    let name = |frontend: usize| &config.frontends[frontend].name;
+    parts(&config.rules, |rule| {
+        let (pool, probe) = (
+            &config.pools[rule.pool].name,
+            rule.probe.map(|probe| &config.probes[probe].name),
+        );
+        let ports = (rule.protocol, rule.frontend_port, rule.backend_port);
+        let how = (
+            rule.distribution,
+            rule.scheduler,
+            rule.idle_timeout,
+            rule.terms,
+        );
+        (
+            &rule.name,
+            format!("{:?}", (name(rule.frontend), pool, probe, ports, how)),
+        )
+    })
+}
+
+fn nats(config: &Config) -> Vec<Part> {
+    parts(&config.inbound_nat, |nat| {
+        let (frontend, pool) = (
+            &config.frontends[nat.frontend].name,
+            &config.pools[nat.pool].name,
+        );
+        let how = (
+            nat.target,
+            nat.protocol,
+            nat.backend_port,
+            nat.idle_timeout,
+            nat.terms,
+        );
+        (&nat.name, format!("{:?}", (frontend, pool, how)))
+    })
+}
+
+fn outbounds(config: &Config) -> Vec<Part> {
+    parts(&config.outbound, |rule| {
+        let frontends: Vec<_> = rule
+            .frontends
+            .iter()
+            .map(|&place| &config.frontends[place].name)
+            .collect();
+        let pool = &config.pools[rule.pool].name;
+        let how = (
+            rule.protocol,
+            rule.allocated_outbound_ports,
+            rule.idle_timeout,
+            rule.tcp_reset,
+        );
+        (&rule.name, format!("{:?}", (frontends, pool, how)))
+    })
+}
+
+fn probes(config: &Config) -> Vec<Part> {
+    parts(&config.probes, |probe| {
+        let times = (probe.interval, probe.timeout, probe.threshold);
+        let what = (&probe.path, &probe.host, probe.verify_certificate);
+        (
+            &probe.name,
+            format!("{:?}", (probe.protocol, probe.port, times, what)),
+        )
+    })
+}
+
+fn pools(config: &Config) -> Vec<Part> {
+    parts(&config.pools, |pool| {
+        (&pool.name, format!("{:?}", (pool.vni, pool.table_size)))
+    })
+}
+
+fn backends(config: &Config) -> Vec<Part> {
+    let pools = config.pools.iter();
+    let all = pools.flat_map(|pool| pool.backends.iter().map(move |backend| (pool, backend)));
+    let part = |(pool, backend): (&crate::config::Pool, &Backend)| {
+        let state = match backend.state {
+            BackendState::Healthy => 0,
+            BackendState::Unhealthy => 1,
+            BackendState::Draining => 2,
+        };
+        let how = (
+            backend.weight,
+            state,
+            backend.instance,
+            backend.port,
+            backend.backend_port,
+        );
+        let place = (backend.address, backend.host, backend.mac, backend.next_hop);
+        (
+            format!("{}/{}", pool.name, backend.name),
+            format!("{:?}", (place, how)),
+        )
+    };
+    all.map(part).collect()
+}

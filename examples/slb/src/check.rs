@@ -1,11 +1,11 @@
 //! `slb check`: is the configuration good, and what does it come to?
 
 use slb_control::config::Rule;
-use slb_control::{Config, format_duration};
+use slb_control::{Config, Diff, format_duration};
 use slb_core::service::{BackendState, NatTarget, Protocol, Scheduler};
 
 use crate::Failure;
-use crate::cli::{BalancerOptions, CheckOptions};
+use crate::cli::{BalancerOptions, CheckOptions, DiffOptions};
 
 pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
     let config = load(&options.config)?;
@@ -120,4 +120,11 @@ pub(crate) fn load_balancer(options: &BalancerOptions) -> Result<Config, Failure
         }
     }
     Ok(config)
+}
+
+/// `slb diff`: what would another configuration change?
+pub(crate) fn diff(options: &DiffOptions) -> Result<(), Failure> {
+    let (old, new) = (load(&options.old)?, load(&options.new)?);
+    print!("{}", Diff::between(&old, &new).map_err(Failure::usage)?);
+    Ok(())
 }

@@ -49,6 +49,9 @@ pub(crate) enum Command {
     Probe(CheckOptions),
     /// Check a configuration: prints every fault with its line, or what it comes to.
     Check(CheckOptions),
+    /// Say what another configuration would change: what is added, removed and different, how much of
+    /// each rule's table gets another backend, and what takes a restart.
+    Diff(DiffOptions),
     /// Make a capture to try things with: TCP sessions and UDP exchanges from many clients.
     ///
     /// The same options give the same bytes.
@@ -240,6 +243,16 @@ pub(crate) struct CheckOptions {
     /// The configuration (TOML).
     #[arg(value_name = "FILE")]
     pub(crate) config: PathBuf,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DiffOptions {
+    /// The configuration that runs (TOML).
+    #[arg(value_name = "OLD")]
+    pub(crate) old: PathBuf,
+    /// The one that would take its place.
+    #[arg(value_name = "NEW")]
+    pub(crate) new: PathBuf,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         Command::Proxy(options) => live::run(&options, Role::Proxy),
         Command::Status(options) => status::run(&options),
         Command::Probe(options) => probe::run(&options),
+        Command::Diff(options) => check::diff(&options),
         Command::Check(options) => check::run(&options),
         Command::Generate(options) => generate::run(&options),
         Command::Bench(options) => slb_benches::run(&slb_benches::Options {

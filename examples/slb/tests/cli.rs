@@ -480,3 +480,26 @@ fn explain_tells_the_way_through_mux_and_host_and_out_again() {
         "{outbound}"
     );
 }
+
+#[test]
+fn diff_says_what_another_configuration_would_change() {
+    let web = "examples/web.toml";
+    assert_eq!(ok(&["diff", web, web]), "no difference\n");
+    let directory = tempfile::tempdir().unwrap();
+    let other = directory.path().join("other.toml");
+    let text = fs::read_to_string(root().join(web)).unwrap();
+    fs::write(&other, text.replace("weight = 2", "weight = 0")).unwrap();
+    let said = ok(&["diff", web, other.to_str().unwrap()]);
+    assert!(
+        said.starts_with("~ backend \"web-servers/vm2\"\n"),
+        "{said}"
+    );
+    assert!(
+        said.contains("50.00 since theirs takes no flows any more"),
+        "{said}"
+    );
+    assert_eq!(
+        slb(&["diff", web, "examples/none.toml"]).status.code(),
+        Some(2)
+    );
+}

@@ -23,6 +23,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -56,6 +57,13 @@ const NO_CHANGE: Change = Change {
     another_vip: false,
     flows: 65_536,
 };
+
+/// One of the examples of what stands beside a mux.
+fn routing(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../routing")
+        .join(name)
+}
 
 struct Lab {
     world: World,
@@ -154,49 +162,42 @@ impl Lab {
     fn lay_mux(&mut self, number: u32) {
         let machine = format!("mux{number}");
         self.lay_fabric(&machine, 10 + number);
-        // What stands on `vips` is announced; or what is routed into the TUN device, while somebody
-        // has it open.
-        let announced = match self.io {
-            Io::AfXdp => "protocol direct { ipv4; ipv6; interface \"vips\"; }".to_owned(),
-            Io::Tun => {
-                self.on(
-                    &machine,
-                    &[
-                        "ip tuntap add dev slb0 mode tun multi_queue",
-                        "ip link set slb0 mtu 1600 up",
-                        &format!("ip route add {VIP}/32 dev slb0"),
-                        &format!("ip -6 route add {VIP6}/128 dev slb0"),
-                        // Where answers come in that go through it.
-                        &format!("ip route add 172.17.0.1{number}/32 dev slb0"),
-                        &format!("ip -6 route add fd00:17::1{number}/128 dev slb0"),
-                    ],
-                );
-                self.on(
-                    "router",
-                    &[
-                        &format!("ip route add 172.17.0.1{number}/32 via 172.16.0.1{number}"),
-                        &format!("ip route add fd00:17::1{number}/128 via fd00:16::1{number}"),
-                    ],
-                );
-                format!(
-                    "protocol static {{ check link; ipv4; route {VIP}/32 via \"slb0\"; }}\n\
-                     protocol static {{ check link; ipv6; route {VIP6}/128 via \"slb0\"; }}"
-                )
-            }
-        };
-        let source = if self.io == Io::AfXdp {
-            "RTS_DEVICE"
-        } else {
-            "RTS_STATIC"
-        };
-        let text = format!(
-            "router id 172.16.0.1{number};\nprotocol device {{ scan time 1; }}\n{announced}\n\
-             protocol bgp edge {{ local 172.16.0.1{number} as 65001; neighbor 172.16.0.1 as 65000;\n\
-             hold time 9; keepalive time 3; connect delay time 1; connect retry time 1;\n\
-             ipv4 {{ import none; export where source = {source}; next hop self; }};\n\
-             ipv6 {{ import none; export where source = {source}; \
-             next hop address fd00:16::1{number}; }}; }}\n"
-        );
+        // What the interface `vips` leads to is announced; or what is routed into the TUN device, while
+        // somebody has it open.
+        let example = fs::read_to_string(routing("bird-mux.conf")).unwrap();
+        let mut text = example
+            .replace("172.16.0.11", &format!("172.16.0.1{number}"))
+            .replace("fd00:16::11", &format!("fd00:16::1{number}"));
+        if self.io == Io::Tun {
+            self.on(
+                &machine,
+                &[
+                    "ip tuntap add dev slb0 mode tun multi_queue",
+                    "ip link set slb0 mtu 1600 up",
+                    &format!("ip route add {VIP}/32 dev slb0"),
+                    &format!("ip -6 route add {VIP6}/128 dev slb0"),
+                    // Where answers come in that go through it.
+                    &format!("ip route add 172.17.0.1{number}/32 dev slb0"),
+                    &format!("ip -6 route add fd00:17::1{number}/128 dev slb0"),
+                ],
+            );
+            self.on(
+                "router",
+                &[
+                    &format!("ip route add 172.17.0.1{number}/32 via 172.16.0.1{number}"),
+                    &format!("ip route add fd00:17::1{number}/128 via fd00:16::1{number}"),
+                ],
+            );
+            let routes = format!(
+                "protocol static {{ check link; ipv4; route {VIP}/32 via \"slb0\"; }}\n\
+                 protocol static {{ check link; ipv6; route {VIP6}/128 via \"slb0\"; }}"
+            );
+            let direct = "protocol direct { ipv4; ipv6; interface \"vips\"; }";
+            assert!(text.contains(direct));
+            text = text
+                .replace(direct, &routes)
+                .replace("RTS_DEVICE", "RTS_STATIC");
+        }
         self.start_bird(&machine, &text);
     }
 
@@ -325,22 +326,7 @@ impl Lab {
     }
 
     fn start_router(&mut self) {
-        let mut text = "router id 172.16.0.1;\nprotocol device { }\n\
-             protocol kernel { ipv4 { import none; export where source = RTS_BGP; }; \
-             merge paths on limit 64; }\n\
-             protocol kernel { ipv6 { import none; export where source = RTS_BGP; }; \
-             merge paths on limit 64; }\n\
-             template bgp mux { local 172.16.0.1 as 65000; hold time 9; keepalive time 3;\n\
-             connect delay time 1; connect retry time 1;\n\
-             ipv4 { import all; export none; };\n\
-             ipv6 { import all; export none; extended next hop on; }; }\n"
-            .to_owned();
-        for number in 1..=2 {
-            let neighbour = format!("172.16.0.1{number}");
-            text += &format!(
-                "protocol bgp mux{number} from mux {{ neighbor {neighbour} as 65001; }}\n"
-            );
-        }
+        let text = fs::read_to_string(routing("bird-router.conf")).unwrap();
         self.start_bird("router", &text);
     }
 

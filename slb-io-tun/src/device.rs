@@ -6,7 +6,10 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl};
 use slb_core::wire::ethernet::{self, EtherType};
 
@@ -74,6 +77,9 @@ struct Request {
 
 const _: () = assert!(size_of::<Request>() == 40);
 
+/// How long a device may be busy after its owner has ended: io_uring lets go of it a while later.
+const LET_GO: Duration = Duration::from_millis(500);
+
 /// TUNSETIFF.
 struct Attach(Request);
 
@@ -121,16 +127,23 @@ impl Device {
         for (to, from) in request.name.iter_mut().zip(name.bytes()) {
             *to = from as c_char;
         }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(O_NONBLOCK)
-            .open("/dev/net/tun")
-            .map_err(OpenError::Driver)?;
-        // SAFETY: the file is a TUN driver's, of which the opcode is one.
-        unsafe { ioctl(&file, Attach(request)) }
-            .map_err(|error| OpenError::Attach(error.into()))?;
-        Ok(Self { file, layer })
+        let end = Instant::now() + LET_GO;
+        loop {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .custom_flags(O_NONBLOCK)
+                .open("/dev/net/tun")
+                .map_err(OpenError::Driver)?;
+            // SAFETY: the file is a TUN driver's, of which the opcode is one.
+            match unsafe { ioctl(&file, Attach(request)) } {
+                Ok(()) => return Ok(Self { file, layer }),
+                Err(Errno::BUSY) if Instant::now() < end => {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                Err(error) => return Err(OpenError::Attach(error.into())),
+            }
+        }
     }
 
     /// What it carries.

@@ -2,9 +2,10 @@
 
 use std::fmt;
 
+use slb_core::hash::TupleHasher;
 use slb_core::service::{BackendState, CompiledBackend, SpecError};
 
-use crate::config::{Backend, Config};
+use crate::config::{Backend, Config, Node};
 
 /// Two configurations, one after the other.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -76,22 +77,46 @@ impl Diff {
     }
 
     fn compare_parts(&mut self, old: &Config, new: &Config) {
-        self.compare(
-            "frontend",
-            parts(&old.frontends, |f| {
-                (&f.name, format!("{:?}", (f.address, f.icmp_echo)))
-            }),
-            parts(&new.frontends, |f| {
-                (&f.name, format!("{:?}", (f.address, f.icmp_echo)))
-            }),
-        );
-        self.compare("rule", rules(old), rules(new));
-        self.compare("inbound NAT", nats(old), nats(new));
-        self.compare("outbound rule", outbounds(old), outbounds(new));
-        self.compare("probe", probes(old), probes(new));
-        self.compare("pool", pools(old), pools(new));
-        self.compare("backend", backends(old), backends(new));
+        type Parts = fn(&Config) -> Vec<Part>;
+        let kinds: [(&str, Parts); 7] = [
+            ("frontend", frontends),
+            ("rule", rules),
+            ("inbound NAT", nats),
+            ("outbound rule", outbounds),
+            ("probe", probes),
+            ("pool", pools),
+            ("backend", backends),
+        ];
+        for (kind, parts) in kinds {
+            self.compare(kind, &parts(old), &parts(new));
+        }
         let (was, is) = (&old.node, &new.node);
+        let place = |node: &Node| {
+            let link = (node.mac, node.next_hop, node.mtu, node.hop_limit);
+            format!("{:?}", (node.ipv4, node.ipv6, link, node.udp_checksum))
+        };
+        // Keys are not to be shown; what they make of a tuple tells them apart.
+        let hash = |node: &Node| {
+            let of = |word: u64| node.hasher.ipv4(&[word, !word]);
+            (node.hasher.name(), [1, 2, 3].map(of))
+        };
+        for (field, same) in [
+            ("underlay", place(was) == place(is)),
+            (
+                "hash",
+                was.hash_seed == is.hash_seed && hash(was) == hash(is),
+            ),
+            ("muxes", was.muxes == is.muxes),
+            ("probe_sources", was.probe_sources == is.probe_sources),
+            (
+                "withdraw_when_down",
+                was.withdraw_when_down == is.withdraw_when_down,
+            ),
+        ] {
+            if !same {
+                self.changed.push(format!("node: {field}"));
+            }
+        }
         for (field, same) in [
             ("role", was.role == is.role),
             ("flows", was.flows == is.flows),
@@ -112,8 +137,8 @@ impl Diff {
         }
     }
 
-    fn compare(&mut self, kind: &str, old: Vec<Part>, new: Vec<Part>) {
-        for (name, is) in &new {
+    fn compare(&mut self, kind: &str, old: &[Part], new: &[Part]) {
+        for (name, is) in new {
             match old.iter().find(|(other, _)| other == name) {
                 None => self.added.push(format!("{kind} {name:?}")),
                 Some((_, was)) if was != is => self.changed.push(format!("{kind} {name:?}")),
@@ -175,6 +200,13 @@ type Part = (String, String);
 fn parts<T>(all: &[T], part: impl Fn(&T) -> (&String, String)) -> Vec<Part> {
     let own = all.iter().map(part);
     own.map(|(name, rest)| (name.clone(), rest)).collect()
+}
+
+fn frontends(config: &Config) -> Vec<Part> {
+    parts(&config.frontends, |frontend| {
+        let how = (frontend.address, frontend.icmp_echo);
+        (&frontend.name, format!("{how:?}"))
+    })
 }
 
 fn rules(config: &Config) -> Vec<Part> {

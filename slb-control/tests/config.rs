@@ -628,6 +628,12 @@ fn a_diff_says_what_another_configuration_would_change() {
     assert_eq!(diff.added, ["backend \"web-servers/new\""]);
     assert_eq!(diff.removed, ["backend \"web-servers/vm1\""]);
     assert_eq!(diff.restart, ["flows"]);
+    let mut other = old.clone();
+    other.node.mtu = Some(9000);
+    other.node.hash_seed = 99;
+    let reseeded = Diff::between(&old, &other).unwrap();
+    assert_eq!(reseeded.changed, ["node: underlay", "node: hash"]);
+    assert!(reseeded.rules[0].changed > 0.3, "{reseeded}");
     let said = diff.to_string();
     assert!(
         said.contains("! node: flows takes effect after a restart"),

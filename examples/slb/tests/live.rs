@@ -466,7 +466,7 @@ fn a_mux_has_a_worker_for_each_queue() {
         assert!(
             metrics.lines().any(|other| other == line),
             "{line}: {metrics}"
-        )
+        );
     };
     line(format!(
         "slb_dropped_packets_total{{reason=\"no_rule\"}} {no_rule}.0"

@@ -133,6 +133,10 @@ fn give(host: &mut Dut<'_>, now: Instant, port: PortId, bytes: &[u8]) -> (Verdic
 
 /// A frame for a vm, in VXLAN as a mux would send it.
 fn encapsulated(vm: usize, packet: &[u8]) -> Vec<u8> {
+    encapsulated_by(HOST, vm, packet)
+}
+
+fn encapsulated_by(peer: Ipv4Addr, vm: usize, packet: &[u8]) -> Vec<u8> {
     let mut inner = derived_mac(dip(vm).into()).0.to_vec();
     inner.extend([2, 0, 0, 0, 0, 1, 8, 0]);
     inner.extend(packet);
@@ -140,7 +144,7 @@ fn encapsulated(vm: usize, packet: &[u8]) -> Vec<u8> {
     payload.extend(inner);
     let mut frame = Vec::new();
     PacketBuilder::ethernet2([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1])
-        .ipv4(HOST.octets(), HOST.octets(), 64)
+        .ipv4(peer.octets(), HOST.octets(), 64)
         .udp(50_000, 4789)
         .write(&mut frame, &payload)
         .unwrap();
@@ -489,6 +493,72 @@ fn what_is_not_for_this_host_is_passed_and_what_is_forged_dropped() {
         give(&mut host, now, PortId(1), &near),
         (Verdict::Pass, near.clone())
     );
+}
+
+#[test]
+fn vxlan_from_a_stranger_is_refused() {
+    let (mux, other) = (
+        Ipv4Addr::new(172, 16, 0, 11),
+        Ipv4Addr::new(172, 16, 0, 102),
+    );
+    let backend = |name, number: usize, host: Ipv4Addr| Backend {
+        name,
+        address: dip(number).into(),
+        host: host.into(),
+        port: (host == HOST).then_some(PortId(1)),
+        ..Backend::default()
+    };
+    let spec = Spec {
+        underlay: Underlay {
+            ipv4: Some(HOST),
+            port: FABRIC,
+            ..Underlay::default()
+        },
+        frontends: &[Frontend {
+            name: "web",
+            address: VIP.into(),
+            echo: Echo::Answer,
+        }],
+        rules: &[Rule {
+            name: "http",
+            protocol: Protocol::Tcp,
+            frontend_port: 80,
+            backend_port: 80,
+            ..Rule::default()
+        }],
+        pools: &[Pool {
+            name: "servers",
+            vni: Vni::new(5001).unwrap(),
+            table_size: 251,
+            backends: &[backend("here", 0, HOST), backend("there", 1, other)],
+        }],
+        muxes: &[mux.into()],
+        ..Spec::default()
+    };
+    let snapshot = Snapshot::boxed(&spec, None).unwrap();
+    let mut host = Host::with_capacity(&snapshot, 100, KEY);
+    let now = Instant::from_secs(1);
+    let mut port = 2000;
+    let mut from = |host: &mut Dut<'_>, peer| {
+        port += 1;
+        let syn = tcp((Ipv4Addr::new(1, 1, 1, 1), port), (VIP, 80), SYN, 9, b"");
+        give(host, now, FABRIC, &encapsulated_by(peer, 0, &syn)).0
+    };
+    for known in [mux, other] {
+        assert_eq!(
+            from(&mut host, known),
+            Verdict::Forward(PortId(1)),
+            "{known}"
+        );
+    }
+    let stranger = Ipv4Addr::new(172, 16, 0, 66);
+    assert_eq!(
+        from(&mut host, stranger),
+        Verdict::Drop(DropReason::UnknownPeer)
+    );
+    // Those that it has heard before and after are none the less known.
+    assert_eq!(from(&mut host, mux), Verdict::Forward(PortId(1)));
+    assert_eq!(host.stats().dropped_for(DropReason::UnknownPeer).packets, 1);
 }
 
 #[test]

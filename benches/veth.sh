@@ -12,7 +12,9 @@ cd "$(dirname "$0")/.."
 [ "$(id -u)" = 0 ] || { echo "veth.sh: needs root: it makes network namespaces" >&2; exit 1; }
 SECONDS_EACH=${SECONDS_EACH:-3} ROUNDS=${ROUNDS:-3}
 
-cargo build -q --release -p slb -p slb-benches
+# One after the other: together they would have each other's features, and be built anew for it.
+cargo build -q --release -p slb
+cargo build -q --release -p slb-benches
 bin=$PWD/target/release last=$(($(nproc) - 1))
 state=$(mktemp -d) gen="slbv$$-gen" dut="slbv$$-dut"
 forwarder=

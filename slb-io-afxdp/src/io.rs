@@ -350,21 +350,23 @@ impl<'m> AfXdp<'m> {
 
     /// Sends a copy of a frame out of each port but its own, and the frame out of the last.
     fn flood(&mut self, frame: &Frame<'m>, chunk: u64) -> bool {
-        let ports = (0..).map(PortId).zip(&self.by_port);
-        let others = ports.filter(|(port, member)| member.is_some() && *port != frame.port());
-        let others: Vec<PortId> = others.map(|(port, _)| port).collect();
-        let Some((last, rest)) = others.split_last() else {
-            self.stats.undeliverable += 1;
-            return false;
-        };
-        for &port in rest {
+        let (offset, len) = (frame.headroom(), frame.len());
+        let mut last = None;
+        for port in 0..self.by_port.len() {
+            let is_other = self.by_port[port].is_some() && port != usize::from(frame.port().0);
+            // It is the last that gets the frame itself.
+            let Some(port) = is_other
+                .then(|| last.replace(PortId(port as u16)))
+                .flatten()
+            else {
+                continue;
+            };
             let Some(copy) = self.free.pop() else {
                 self.stats.refused += 1;
                 continue;
             };
             // SAFETY: a free chunk is nobody's, and the memory is borrowed for `'m`.
             let buffer: &mut [u8] = unsafe { self.chunks.lend(copy) };
-            let (offset, len) = (frame.headroom(), frame.len());
             if let Some(place) = buffer.get_mut(offset..offset + len) {
                 place.copy_from_slice(frame.bytes());
             }
@@ -372,7 +374,13 @@ impl<'m> AfXdp<'m> {
                 self.free.push(copy);
             }
         }
-        self.send(*last, chunk, frame.headroom(), frame.len())
+        match last {
+            Some(port) => self.send(port, chunk, offset, len),
+            None => {
+                self.stats.undeliverable += 1;
+                false
+            }
+        }
     }
 
     fn pass(&mut self, frame: &Frame<'m>) {

@@ -188,7 +188,12 @@ impl Control<'_> {
                 self.found = found;
                 self.ask(false);
             }
-            Err(failure) => error!("the configuration stays as it was: {failure}"),
+            Err(failure) => {
+                error!("the configuration stays as it was: {failure}");
+                if let Some(prober) = &mut self.prober {
+                    prober.set(&self.given);
+                }
+            }
         }
     }
 

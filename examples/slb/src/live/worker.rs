@@ -26,6 +26,8 @@ use crate::report::Tally;
 const SPARE: usize = 16;
 /// Polls without a packet before the thread waits: packets seldom come alone.
 const IDLE_POLLS: u32 = 64;
+/// How long it takes what still comes after it was told to stop.
+const LAST: Duration = Duration::from_secs(1);
 /// How often timers are looked at while packets come.
 const SWEEP: Duration = Duration::from_micros(200);
 
@@ -127,11 +129,10 @@ impl Mailbox {
         self.attention.store(true, Ordering::Release);
         let waits = |letters: &mut Letters| letters.given < number && !letters.is_over;
         let most = Duration::from_secs(1);
-        let (letters, _) = self
-            .answered
-            .wait_timeout_while(letters, most, waits)
-            .ok()?;
-        letters.counted.clone()
+        let waited = self.answered.wait_timeout_while(letters, most, waits).ok();
+        let (letters, timeout) = waited?;
+        let is_answered = !timeout.timed_out();
+        is_answered.then(|| letters.counted.clone()).flatten()
     }
 
     fn stop(&self) {
@@ -247,10 +248,12 @@ fn forward<'m>(
     let mut burst: Burst<'m> = Burst::new();
     let (mut idle, mut last_sweep) = (0, Clock::now());
     let begin = last_sweep;
-    let (mut stops, mut work) = (false, Work::default());
+    let (mut stop, mut work): (Option<Clock>, _) = (None, Work::default());
     loop {
         if mailbox.attention.load(Ordering::Acquire) {
-            stops |= read_letters(mailbox, &mut balancer, &io, work);
+            if read_letters(mailbox, &mut balancer, &io, work) {
+                stop.get_or_insert_with(Clock::now);
+            }
         }
         let count = io.receive(&mut burst).map_err(Failure::failed)?;
         let clock = Clock::now();
@@ -269,10 +272,14 @@ fn forward<'m>(
             io.transmit(&mut burst).map_err(Failure::failed)?;
             work.bursts += 1;
             work.busy += clock.elapsed();
+            // Into a TUN device packets may come for ever.
+            if stop.is_some_and(|stop| clock - stop >= LAST) {
+                break;
+            }
             continue;
         }
         idle += 1;
-        if stops {
+        if stop.is_some() {
             break;
         }
         if idle > IDLE_POLLS && waits {

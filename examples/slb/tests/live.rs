@@ -28,24 +28,29 @@ use common::world::{Process, World, lacking, peer};
 
 impl World {
     /// What the proxy stands between.
-    fn of_proxy() -> Self {
-        let world = Self::new("p", &["c0", "c1", "lb", "r", "s1", "s2", "s3"]);
+    fn of_proxy(over: &str) -> Self {
+        let kind = if over == "tap" { "p" } else { "a" };
+        let world = Self::new(kind, &["c0", "c1", "lb", "r", "s1", "s2", "s3"]);
         let bridge = |port: &str| {
             world.on("lb", &format!("ip tuntap add dev {port} mode tap"));
             world.on("lb", &format!("ip link add br{port} type bridge"));
             world.on("lb", &format!("ip link set {port} master br{port} up"));
             world.on("lb", &format!("ip link set br{port} up"));
         };
-        for port in ["f0", "f1", "back"] {
-            bridge(port);
+        if over == "tap" {
+            ["f0", "f1", "back"].into_iter().for_each(bridge);
         }
         for (machine, port, address) in [
             ("c0", "f0", "10.0.0.10/24"),
             ("c1", "f1", "10.0.0.11/24"),
             ("r", "back", "10.0.0.1/24"),
         ] {
-            world.cable(machine, "eth0", "lb", &format!("to-{machine}"));
-            world.on("lb", &format!("ip link set to-{machine} master br{port}"));
+            if over == "tap" {
+                world.cable(machine, "eth0", "lb", &format!("to-{machine}"));
+                world.on("lb", &format!("ip link set to-{machine} master br{port}"));
+            } else {
+                world.plain_cable(machine, "eth0", "lb", port, 1500);
+            }
             world.on(machine, &format!("ip address add {address} dev eth0"));
         }
         for client in ["c0", "c1"] {
@@ -105,16 +110,25 @@ impl World {
 
 #[test]
 fn the_proxy_serves_machines_behind_several_frontend_ports() {
-    if let Some(why) = lacking(&[]) {
+    the_proxy_serves_over("tap");
+}
+
+#[test]
+fn the_proxy_serves_them_over_afxdp() {
+    the_proxy_serves_over("afxdp");
+}
+
+fn the_proxy_serves_over(over: &str) {
+    if let Some(why) = lacking(&["ethtool"]) {
         skip!("{why}");
     }
-    let mut world = World::of_proxy();
+    let mut world = World::of_proxy(over);
     for number in 1..=3 {
         world.serve(&format!("s{number}"));
     }
     world.configure(&[("s1", 1), ("s2", 1), ("s3", 1)]);
     let slb = format!(
-        "{} proxy --config {} --status {}.sock --io f0=tap:f0 --io f1=tap:f1 --io back=tap:back",
+        "{} proxy --config {} --status {}.sock --io f0={over}:f0 --io f1={over}:f1 --io back={over}:back",
         env!("CARGO_BIN_EXE_slb"),
         world.path("proxy.toml").display(),
         world.path("proxy").display()

@@ -250,10 +250,10 @@ fn forward<'m>(
     let begin = last_sweep;
     let (mut stop, mut work): (Option<Clock>, _) = (None, Work::default());
     loop {
-        if mailbox.attention.load(Ordering::Acquire) {
-            if read_letters(mailbox, &mut balancer, &io, work) {
-                stop.get_or_insert_with(Clock::now);
-            }
+        if mailbox.attention.load(Ordering::Acquire)
+            && read_letters(mailbox, &mut balancer, &io, work)
+        {
+            stop.get_or_insert_with(Clock::now);
         }
         let count = io.receive(&mut burst).map_err(Failure::failed)?;
         let clock = Clock::now();

@@ -52,6 +52,11 @@ pub(crate) enum Command {
     /// Say what another configuration would change: what is added, removed and different, how much of
     /// each rule's table gets another backend, and what takes a restart.
     Diff(DiffOptions),
+    /// Turn Azure's JSON, load balancers and whole templates, into a configuration.
+    ///
+    /// What the JSON does not say, such as the hosts of backends, comes from an inventory; what is left
+    /// out is said by name.
+    Import(ImportOptions),
     /// Make a capture to try things with: TCP sessions and UDP exchanges from many clients.
     ///
     /// The same options give the same bytes.
@@ -253,6 +258,20 @@ pub(crate) struct DiffOptions {
     /// The one that would take its place.
     #[arg(value_name = "NEW")]
     pub(crate) new: PathBuf,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ImportOptions {
+    /// Load balancers, templates with `resources`, their parameter files, or parts of a load balancer;
+    /// comments may be in them.
+    #[arg(value_name = "JSON", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+    /// What the JSON does not say (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) inventory: Option<PathBuf>,
+    /// Where to write the configuration. Default: standard output.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]

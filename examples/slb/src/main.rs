@@ -9,6 +9,7 @@ mod check;
 mod cli;
 mod explain;
 mod generate;
+mod import;
 mod live;
 mod probe;
 mod replay;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Command::Probe(options) => probe::run(&options),
         Command::Diff(options) => check::diff(&options),
         Command::Check(options) => check::run(&options),
+        Command::Import(options) => import::run(&options),
         Command::Generate(options) => generate::run(&options),
         Command::Bench(options) => slb_benches::run(&slb_benches::Options {
             quick: options.quick,

@@ -1,0 +1,42 @@
+//! `slb import`: Azure's JSON into a configuration.
+
+use std::fs;
+
+use slb_control::azure::{self, Input, Inventory};
+
+use crate::Failure;
+use crate::cli::ImportOptions;
+
+pub(crate) fn run(options: &ImportOptions) -> Result<(), Failure> {
+    let bad = |errors: slb_control::ConfigErrors| Failure {
+        status: 2,
+        message: errors.to_string(),
+    };
+    let inventory = options.inventory.as_deref().map(Inventory::from_path);
+    let inventory = inventory.transpose().map_err(bad)?.unwrap_or_default();
+    let mut files = Vec::new();
+    for path in &options.files {
+        let name = path.display().to_string();
+        let text = fs::read_to_string(path)
+            .map_err(|error| Failure::usage(format!("{name}: cannot be read: {error}")))?;
+        files.push((name, text));
+    }
+    let inputs = files.iter().map(|(file, text)| Input { file, text });
+    let inputs: Vec<Input<'_>> = inputs.collect();
+    let imported = azure::import(&inputs, &inventory).map_err(bad)?;
+    for warning in &imported.warnings {
+        eprintln!("warning: {warning}");
+    }
+    if let Some(missing) = &imported.missing {
+        eprintln!("not a whole configuration, since only parts of a load balancer were given:");
+        eprintln!("{missing}");
+    }
+    match &options.out {
+        Some(path) => fs::write(path, &imported.toml)
+            .map_err(|error| Failure::failed(format!("{}: {error}", path.display()))),
+        None => {
+            print!("{}", imported.toml);
+            Ok(())
+        }
+    }
+}

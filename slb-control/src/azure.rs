@@ -1,0 +1,94 @@
+//! Azure's own JSON into a configuration of ours.
+//!
+//! ```text
+//!  JSON, with comments ─► tree ─► expressions worked out ─► load balancers ─► TOML
+//!                         json         template                  read         write
+//!  inventory (TOML): what Azure knows and its JSON does not say ──┘
+//! ```
+//! What is read: load balancers as resources, whole ARM templates (`resources`, with the addresses and
+//! network interfaces that they have, and parameter files), and parts of a load balancer, such as one
+//! rule. Every property is either mapped, known to mean nothing here, or a warning by name.
+
+mod inventory;
+mod json;
+mod model;
+mod read;
+mod resources;
+mod template;
+mod write;
+
+use std::fmt;
+
+pub use self::inventory::Inventory;
+
+use self::json::Notes;
+use crate::config::Config;
+use crate::error::{ConfigError, ConfigErrors};
+
+/// A configuration, and what did not become part of it.
+#[derive(Clone, Debug)]
+pub struct Imported {
+    /// The configuration as a file.
+    pub toml: String,
+    /// What was left out, and why, with its place in the JSON.
+    pub warnings: Vec<ConfigError>,
+    /// Why it is not a whole configuration: what was given are parts, and others are missing.
+    pub missing: Option<ConfigErrors>,
+}
+
+/// A text and what messages call it.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'t> {
+    /// The file's name.
+    pub file: &'t str,
+    /// What is in it.
+    pub text: &'t str,
+}
+
+/// Turns load balancers, templates, parameter files and parts of load balancers, taken together, into a
+/// configuration.
+///
+/// # Errors
+/// All faults: what is no JSON, has values that there are none of, or lacks what the inventory should
+/// say.
+pub fn import(inputs: &[Input<'_>], inventory: &Inventory) -> Result<Imported, ConfigErrors> {
+    let notes = Notes::default();
+    let mut trees = Vec::new();
+    for input in inputs {
+        match json::parse(input) {
+            Ok(tree) => trees.push(tree),
+            Err(error) => notes.add_error(error),
+        }
+    }
+    let found = resources::gather(&trees, &notes);
+    let model = read::read(&found, inventory, &notes);
+    let (errors, warnings) = notes.finish();
+    if !errors.is_empty() {
+        return Err(ConfigErrors(errors));
+    }
+    let toml = write::write(&model, inventory, &Sources(inputs));
+    let missing = Config::parse("the imported configuration", &toml).err();
+    match missing {
+        Some(errors) if !found.has_parts() => Err(errors),
+        missing => Ok(Imported {
+            toml,
+            warnings,
+            missing,
+        }),
+    }
+}
+
+/// The files' names, one after the other.
+struct Sources<'i>(&'i [Input<'i>]);
+
+impl fmt::Display for Sources<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, input) in self.0.iter().enumerate() {
+            let comma = if place == 0 { "" } else { ", " };
+            // What follows stands in a comment of one line.
+            let name: String = input.file.chars().filter(|c| !c.is_control()).collect();
+            write!(f, "{comma}{name}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,316 @@
+//! What Azure knows and its JSON does not say: the addresses behind ids, and where backends run.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+
+use toml::de::DeTable;
+
+use crate::document::{Faults, Section};
+use crate::error::{ConfigError, ConfigErrors};
+
+/// An inventory: a TOML file.
+///
+/// ```
+/// # use slb_control::azure::Inventory;
+/// let inventory = Inventory::parse("inventory.toml", r#"
+///     vni = 5001                       # of networks that have no [[network]]
+///     [node]                           # becomes the configuration's
+///     role = "mux"
+///     underlay = "172.16.0.11"
+///     [[public_ip]]                    # the end of its id in the JSON
+///     id = "WebPublicIP"
+///     address = "40.50.60.70"          # or of a prefix: "40.50.60.72/30"
+///     [[network]]
+///     id = "MyVNet"
+///     vni = 5002
+///     [[backend]]                      # by `id`, the end of its id or its name, or by `address`
+///     id = "VM1-NIC"
+///     address = "10.0.1.4"
+///     host = "172.16.0.101"
+///     [[backend]]                      # one that the JSON does not list
+///     pool = "WebServers"
+///     address = "10.0.1.5"
+///     host = "172.16.0.102"
+///     [[nat_pool]]                     # which pool's instances have its ports
+///     id = "SSH-Pool"
+///     pool = "WebServers"
+/// "#)?;
+/// # Ok::<(), slb_control::ConfigErrors>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Inventory {
+    pub(super) node: toml::Table,
+    vni: Option<u32>,
+    public: Vec<(String, PublicAddress)>,
+    networks: Vec<(String, u32)>,
+    pub(super) backends: Vec<Entry>,
+    nat_pools: Vec<(String, String)>,
+}
+
+/// What a public IP resource stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PublicAddress {
+    pub(super) first: IpAddr,
+    /// How many there are from it on.
+    pub(super) count: u32,
+}
+
+/// `[[backend]]`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Entry {
+    id: Option<String>,
+    pub(super) pools: Vec<String>,
+    pub(super) name: Option<String>,
+    pub(super) address: Option<IpAddr>,
+    /// What goes into the configuration as it is.
+    pub(super) fields: toml::Table,
+}
+
+/// Fields of a backend that are the configuration's own.
+const FIELDS: [&str; 8] = [
+    "host",
+    "mac",
+    "next_hop",
+    "weight",
+    "state",
+    "instance",
+    "port",
+    "backend_port",
+];
+
+impl Inventory {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// All faults, each with its line. A file that cannot be read is one on line 1.
+    pub fn from_path(path: impl AsRef<Path>) -> Result<Self, ConfigErrors> {
+        let file = path.as_ref().display().to_string();
+        match fs::read_to_string(&path) {
+            Ok(text) => Self::parse(&file, &text),
+            Err(error) => Err(ConfigErrors(vec![ConfigError {
+                file,
+                line: 1,
+                place: String::new(),
+                message: format!("cannot be read: {error}"),
+            }])),
+        }
+    }
+
+    /// Reads a text; `file` is what errors call it.
+    ///
+    /// # Errors
+    /// All faults, each with its line.
+    pub fn parse(file: &str, text: &str) -> Result<Self, ConfigErrors> {
+        let faults = Faults::new(file, text);
+        let (document, errors) = DeTable::parse_recoverable(text);
+        for error in errors {
+            faults.add(&error.span().unwrap_or(0..0), "", error.message());
+        }
+        if !faults.is_empty() {
+            return Err(faults.into_errors());
+        }
+        let values: toml::Table = text.parse().unwrap_or_default();
+        let inventory = {
+            let root = Section::root(&document, &faults);
+            let inventory = Self::read(&root, &values);
+            root.finish();
+            inventory
+        };
+        if faults.is_empty() {
+            Ok(inventory)
+        } else {
+            Err(faults.into_errors())
+        }
+    }
+
+    fn read(root: &Section<'_>, values: &toml::Table) -> Self {
+        let mut inventory = Self::default();
+        if root.has("node") {
+            let node = values.get("node").and_then(toml::Value::as_table);
+            inventory.node = node.cloned().unwrap_or_default();
+        }
+        let vnis = 0..=0xff_ffff;
+        if root.has("vni") {
+            inventory.vni = root.integer("vni", vnis.clone(), 0).map(|v| v.0 as u32);
+        }
+        for section in root.sections("public_ip") {
+            let id = section.name("id");
+            let expected = "an address, or a prefix such as \"40.50.60.72/30\"";
+            let address = section.required("address", expected, public_address);
+            if let (Some((id, _)), Some((address, _))) = (id, address) {
+                inventory.public.push((id, address));
+            }
+            section.finish();
+        }
+        for section in root.sections("network") {
+            let (id, vni) = (
+                section.name("id"),
+                section.required_integer("vni", vnis.clone()),
+            );
+            if let (Some((id, _)), Some((vni, _))) = (id, vni) {
+                inventory.networks.push((id, vni as u32));
+            }
+            section.finish();
+        }
+        for section in root.sections("nat_pool") {
+            if let (Some((id, _)), Some((pool, _))) = (section.name("id"), section.name("pool")) {
+                inventory.nat_pools.push((id, pool));
+            }
+            section.finish();
+        }
+        let tables = values.get("backend").and_then(toml::Value::as_array);
+        for (place, section) in root.sections("backend").into_iter().enumerate() {
+            let table = tables.and_then(|tables| tables.get(place)?.as_table());
+            inventory.backends.push(Entry::read(&section, table));
+            section.finish();
+        }
+        inventory
+    }
+
+    /// Whether backends need hosts.
+    pub(super) fn is_proxy(&self) -> bool {
+        self.node.get("role").and_then(toml::Value::as_str) == Some("proxy")
+    }
+
+    pub(super) fn public(&self, id: &str) -> Option<PublicAddress> {
+        of_id(&self.public, id).copied()
+    }
+
+    pub(super) fn vni(&self, network: Option<&str>) -> Option<u32> {
+        let known = network.and_then(|id| of_id(&self.networks, id).copied());
+        known.or(self.vni)
+    }
+
+    /// The pool of a NAT pool's instances.
+    pub(super) fn nat_pool(&self, name: &str) -> Option<&str> {
+        of_id(&self.nat_pools, name).map(String::as_str)
+    }
+
+    /// Whom the JSON means: by its id, its name, or its address.
+    pub(super) fn backend(
+        &self,
+        id: Option<&str>,
+        name: Option<&str>,
+        address: Option<IpAddr>,
+    ) -> Option<&Entry> {
+        let is_meant = |entry: &&Entry| {
+            let own = entry.id.as_deref();
+            let by_id = own.is_some_and(|own| {
+                id.is_some_and(|id| is_end_of(own, id)) || name.is_some_and(|name| name == own)
+            });
+            by_id || (own.is_none() && address.is_some() && entry.address == address)
+        };
+        self.backends.iter().find(is_meant)
+    }
+}
+
+impl Entry {
+    fn read(section: &Section<'_>, table: Option<&toml::Table>) -> Self {
+        let address = section.optional("address", "an IPv4 or IPv6 address", |t| t.parse().ok());
+        let pools = section.any("pool", "a pool's name", |text| Some(text.to_owned()));
+        let mut fields = toml::Table::new();
+        for field in FIELDS {
+            let value = table.and_then(|table| table.get(field));
+            if section.has(field)
+                && let Some(value) = value
+            {
+                fields.insert(field.to_owned(), value.clone());
+            }
+        }
+        Self {
+            id: section.text("id").map(|(id, _)| id),
+            pools: pools.into_iter().map(|(pool, _)| pool).collect(),
+            name: section.text("name").map(|(name, _)| name),
+            address: address.map(|(address, _)| address),
+            fields,
+        }
+    }
+}
+
+fn public_address(text: &str) -> Option<PublicAddress> {
+    const MOST: u32 = 256;
+    let Some((first, bits)) = text.split_once('/') else {
+        return Some(PublicAddress {
+            first: text.parse().ok()?,
+            count: 1,
+        });
+    };
+    let first: IpAddr = first.parse().ok()?;
+    let (all, bits) = (
+        if first.is_ipv4() { 32 } else { 128 },
+        bits.parse::<u32>().ok()?,
+    );
+    let count = 1u32.checked_shl(u32::checked_sub(all, bits)?)?;
+    (count <= MOST).then_some(PublicAddress { first, count })
+}
+
+impl PublicAddress {
+    pub(super) fn addresses(self) -> impl Iterator<Item = IpAddr> {
+        (0..self.count).map(move |place| match self.first {
+            IpAddr::V4(first) => IpAddr::from((first.to_bits().wrapping_add(place)).to_be_bytes()),
+            IpAddr::V6(first) => {
+                IpAddr::from((first.to_bits().wrapping_add(u128::from(place))).to_be_bytes())
+            }
+        })
+    }
+}
+
+fn of_id<'a, T>(all: &'a [(String, T)], id: &str) -> Option<&'a T> {
+    let found = all.iter().find(|(own, _)| is_end_of(own, id));
+    found.map(|(_, value)| value)
+}
+
+/// Whether a path is the end of an id, with or without the configuration's or subnet's name behind it:
+/// `VM1-NIC` of `.../networkInterfaces/VM1-NIC/ipConfigurations/ipconfig1`.
+fn is_end_of(path: &str, id: &str) -> bool {
+    let ends = |id: &str| {
+        let start = id.len().checked_sub(path.len());
+        let tail = start.and_then(|start| Some((start, id.get(start..)?)));
+        tail.is_some_and(|(start, tail)| {
+            let is_segment = start == 0 || id.as_bytes().get(start - 1) == Some(&b'/');
+            is_segment && tail.eq_ignore_ascii_case(path)
+        })
+    };
+    let parent = |inner: &str| {
+        let at = id.to_ascii_lowercase().rfind(inner)?;
+        id.get(..at)
+    };
+    ends(id)
+        || ["/ipconfigurations/", "/subnets/"]
+            .into_iter()
+            .any(|inner| parent(inner).is_some_and(ends))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_known_by_its_end() {
+        let id = "/subscriptions/x/networkInterfaces/VM1-NIC/ipConfigurations/ipconfig1";
+        for (path, known) in [
+            ("VM1-NIC", true),
+            ("vm1-nic", true),
+            ("networkInterfaces/VM1-NIC", true),
+            ("VM1-NIC/ipConfigurations/ipconfig1", true),
+            ("ipconfig1", true),
+            ("1-NIC", false),
+            ("x", false),
+            ("", false),
+        ] {
+            assert_eq!(is_end_of(path, id), known, "{path}");
+        }
+        assert!(is_end_of("VM1", "VM1"));
+    }
+
+    #[test]
+    fn prefixes_are_their_addresses() {
+        let four = public_address("40.50.60.72/30").expect("a prefix");
+        let last = four.addresses().last();
+        assert_eq!(last, Some(IpAddr::from([40, 50, 60, 75])));
+        assert_eq!(public_address("40.50.60.72/8"), None);
+        assert_eq!(public_address("40.50.60.72/33"), None);
+        assert_eq!(public_address("2001:db8::/64"), None);
+    }
+}

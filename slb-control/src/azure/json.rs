@@ -1,0 +1,440 @@
+//! JSON with comments as a tree that knows its lines, and objects read member by member.
+//!
+//! An [`Object`] knows which members it was asked for; the others are warnings, by name. Names are
+//! compared as Azure does, without regard to case.
+
+use std::cell::RefCell;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::rc::Rc;
+
+use jsonc_parser::ast::{ObjectPropName, Value as Ast};
+use jsonc_parser::common::Ranged;
+use jsonc_parser::{CollectOptions, ParseOptions, parse_to_ast};
+
+use super::Input;
+use crate::error::ConfigError;
+
+/// A value and where it stands.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    pub(super) file: Rc<str>,
+    pub(super) line: usize,
+    pub(super) value: Value,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Value {
+    Null,
+    Bool(bool),
+    /// As it is written.
+    Number(String),
+    String(String),
+    Array(Vec<Node>),
+    Object(Vec<(String, Node)>),
+}
+
+impl Value {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Null => "null",
+            Self::Bool(_) => "true or false",
+            Self::Number(_) => "a number",
+            Self::String(_) => "a string",
+            Self::Array(_) => "a list",
+            Self::Object(_) => "an object",
+        }
+    }
+}
+
+impl Node {
+    /// A member of an object, if it is one and has it.
+    pub(super) fn get(&self, name: &str) -> Option<&Self> {
+        let Value::Object(members) = &self.value else {
+            return None;
+        };
+        let found = members.iter().find(|(own, _)| is_named(own, name));
+        found
+            .map(|(_, node)| node)
+            .filter(|node| !matches!(node.value, Value::Null))
+    }
+
+    pub(super) fn as_str(&self) -> Option<&str> {
+        match &self.value {
+            Value::String(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    pub(super) fn as_array(&self) -> &[Self] {
+        match &self.value {
+            Value::Array(elements) => elements,
+            _ => &[],
+        }
+    }
+}
+
+/// Whether a member's name is this one. One with a space before it is a slip of the pen.
+fn is_named(own: &str, name: &str) -> bool {
+    own.trim().eq_ignore_ascii_case(name)
+}
+
+/// Reads a text. Nesting is limited to 512 levels by the parser.
+pub(super) fn parse(input: &Input<'_>) -> Result<Node, ConfigError> {
+    let fault = |line, message: String| ConfigError {
+        file: input.file.to_owned(),
+        line,
+        place: String::new(),
+        message,
+    };
+    let options = ParseOptions {
+        allow_comments: true,
+        allow_trailing_commas: true,
+        allow_loose_object_property_names: false,
+        allow_missing_commas: false,
+        allow_single_quoted_strings: false,
+        allow_hexadecimal_numbers: false,
+        allow_unary_plus_numbers: false,
+        allow_bare_decimal_point_numbers: false,
+        allow_non_finite_numbers: false,
+        allow_extended_string_escapes: false,
+    };
+    let parsed = parse_to_ast(input.text, &CollectOptions::default(), &options)
+        .map_err(|error| fault(error.line_display(), error.kind().to_string()))?;
+    let ast = parsed
+        .value
+        .ok_or_else(|| fault(1, "expected JSON, got nothing".to_owned()))?;
+    let mut lines = Lines {
+        text: input.text,
+        at: 0,
+        line: 1,
+    };
+    Ok(lines.node(ast, &Rc::from(input.file)))
+}
+
+/// Counts lines on the way through the tree, which goes by the text's order.
+struct Lines<'t> {
+    text: &'t str,
+    at: usize,
+    line: usize,
+}
+
+impl Lines<'_> {
+    fn line_of(&mut self, start: usize) -> usize {
+        let between = self.text.as_bytes().get(self.at..start).unwrap_or_default();
+        self.line += between.iter().filter(|&&byte| byte == b'\n').count();
+        self.at = self.at.max(start);
+        self.line
+    }
+
+    fn node(&mut self, ast: Ast<'_>, file: &Rc<str>) -> Node {
+        let line = self.line_of(ast.start());
+        let value = match ast {
+            Ast::NullKeyword(_) => Value::Null,
+            Ast::BooleanLit(literal) => Value::Bool(literal.value),
+            Ast::NumberLit(literal) => Value::Number(literal.value.to_owned()),
+            Ast::StringLit(literal) => Value::String(literal.value.into_owned()),
+            Ast::Array(array) => {
+                let elements = array.elements.into_iter();
+                Value::Array(elements.map(|element| self.node(element, file)).collect())
+            }
+            Ast::Object(object) => {
+                let properties = object.properties.into_iter();
+                let member = |property: jsonc_parser::ast::ObjectProp<'_>| {
+                    let name = match property.name {
+                        ObjectPropName::String(name) => name.value.into_owned(),
+                        ObjectPropName::Word(word) => word.value.to_owned(),
+                    };
+                    (name, self.node(property.value, file))
+                };
+                Value::Object(properties.map(member).collect())
+            }
+        };
+        Node {
+            file: Rc::clone(file),
+            line,
+            value,
+        }
+    }
+}
+
+/// What was found wrong, and what was left out.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    errors: RefCell<Vec<ConfigError>>,
+    warnings: RefCell<Vec<ConfigError>>,
+}
+
+impl Notes {
+    pub(super) fn add_error(&self, error: ConfigError) {
+        self.errors.borrow_mut().push(error);
+    }
+
+    pub(super) fn error(&self, node: &Node, place: &str, message: impl Into<String>) {
+        self.add_error(note(node, place, message.into()));
+    }
+
+    pub(super) fn warning(&self, node: &Node, place: &str, message: impl Into<String>) {
+        let warning = note(node, place, message.into());
+        self.warnings.borrow_mut().push(warning);
+    }
+
+    /// Errors and warnings, each by their place.
+    pub(super) fn finish(self) -> (Vec<ConfigError>, Vec<ConfigError>) {
+        let sort = |mut notes: Vec<ConfigError>| {
+            notes.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
+            notes
+        };
+        (
+            sort(self.errors.into_inner()),
+            sort(self.warnings.into_inner()),
+        )
+    }
+}
+
+fn note(node: &Node, place: &str, message: String) -> ConfigError {
+    ConfigError {
+        file: node.file.to_string(),
+        line: node.line,
+        place: place.to_owned(),
+        message,
+    }
+}
+
+/// What any resource or part of one may have, and means nothing to a load balancer.
+const OF_ARM: [&str; 15] = [
+    "apiVersion",
+    "comments",
+    "condition",
+    "copy",
+    "dependsOn",
+    "etag",
+    "extendedLocation",
+    "id",
+    "location",
+    "provisioningState",
+    "resourceGroup",
+    "resourceGuid",
+    "resources",
+    "tags",
+    "type",
+];
+
+/// An object, read member by member. Members under `properties` count as its own.
+#[derive(Debug)]
+pub(super) struct Object<'n> {
+    pub(super) node: &'n Node,
+    /// How messages name it: `rule "http"`.
+    pub(super) place: String,
+    notes: &'n Notes,
+    asked: RefCell<Vec<&'static str>>,
+}
+
+impl<'n> Object<'n> {
+    pub(super) fn new(node: &'n Node, place: impl Into<String>, notes: &'n Notes) -> Self {
+        Self {
+            node,
+            place: place.into(),
+            notes,
+            asked: RefCell::default(),
+        }
+    }
+
+    /// An object of a kind that goes by its name, which it has to have.
+    pub(super) fn named(node: &'n Node, kind: &str, notes: &'n Notes) -> (Self, String) {
+        let mut object = Self::new(node, kind, notes);
+        let name = object.text("name").unwrap_or_default();
+        if name.is_empty() {
+            notes.error(node, kind, "name is missing");
+        }
+        object.place = format!("{kind} {name:?}");
+        (object, name)
+    }
+
+    pub(super) fn get(&self, name: &'static str) -> Option<&'n Node> {
+        self.asked.borrow_mut().push(name);
+        let properties = || self.node.get("properties")?.get(name);
+        self.node.get(name).or_else(properties)
+    }
+
+    pub(super) fn error(&self, node: &Node, name: &str, message: impl AsRef<str>) {
+        let message = format!("{name}: {}", message.as_ref());
+        self.notes.error(node, &self.place, message);
+    }
+
+    pub(super) fn warning(&self, node: &Node, name: &str, message: impl AsRef<str>) {
+        let message = format!("{name}: {}", message.as_ref());
+        self.notes.warning(node, &self.place, message);
+    }
+
+    fn expected(&self, node: &Node, name: &str, expected: &str) {
+        let got = match &node.value {
+            Value::String(text) if text.starts_with('[') => {
+                format!("the expression {text:?}, which cannot be worked out here")
+            }
+            Value::String(text) => format!("{text:?}"),
+            Value::Number(text) => text.clone(),
+            Value::Bool(value) => value.to_string(),
+            other => other.kind().to_owned(),
+        };
+        self.error(node, name, format!("expected {expected}, got {got}"));
+    }
+
+    pub(super) fn text(&self, name: &'static str) -> Option<String> {
+        let node = self.get(name)?;
+        match node.as_str() {
+            Some(text) if !text.starts_with('[') => Some(text.to_owned()),
+            _ => {
+                self.expected(node, name, "a string");
+                None
+            }
+        }
+    }
+
+    pub(super) fn address(&self, name: &'static str) -> Option<IpAddr> {
+        let node = self.get(name)?;
+        let address = node.as_str().and_then(|text| text.parse().ok());
+        if address.is_none() {
+            self.expected(node, name, "an IPv4 or IPv6 address");
+        }
+        address
+    }
+
+    pub(super) fn number(&self, name: &'static str, range: RangeInclusive<u32>) -> Option<u32> {
+        let node = self.get(name)?;
+        let text = match &node.value {
+            // Parameters may come as strings.
+            Value::Number(text) | Value::String(text) => text.as_str(),
+            _ => "",
+        };
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        if number.is_none() {
+            let expected = format!("{} to {}", range.start(), range.end());
+            self.expected(node, name, &expected);
+        }
+        number
+    }
+
+    pub(super) fn required_number(
+        &self,
+        name: &'static str,
+        range: RangeInclusive<u32>,
+    ) -> Option<u32> {
+        if self.get(name).is_none() {
+            self.error(self.node, name, "is missing");
+        }
+        self.number(name, range)
+    }
+
+    pub(super) fn boolean(&self, name: &'static str) -> Option<bool> {
+        let node = self.get(name)?;
+        match &node.value {
+            Value::Bool(value) => Some(*value),
+            Value::String(text) if text.eq_ignore_ascii_case("true") => Some(true),
+            Value::String(text) if text.eq_ignore_ascii_case("false") => Some(false),
+            _ => {
+                self.expected(node, name, "true or false");
+                None
+            }
+        }
+    }
+
+    /// One of some words.
+    pub(super) fn choice<T: Copy>(
+        &self,
+        name: &'static str,
+        choices: &[(&str, T)],
+    ) -> Option<(&'n Node, T)> {
+        let node = self.get(name)?;
+        let text = node.as_str().unwrap_or_default();
+        let choice = choices
+            .iter()
+            .find(|(word, _)| word.eq_ignore_ascii_case(text));
+        if choice.is_none() {
+            let words = choices.iter().map(|(word, _)| *word);
+            self.expected(node, name, &crate::document::list(words));
+        }
+        choice.map(|&(_, value)| (node, value))
+    }
+
+    /// The elements of a list.
+    pub(super) fn list(&self, name: &'static str) -> &'n [Node] {
+        let Some(node) = self.get(name) else {
+            return &[];
+        };
+        if !matches!(node.value, Value::Array(_)) {
+            self.expected(node, name, "a list");
+        }
+        node.as_array()
+    }
+
+    /// The id that an object `{ "id": ... }` refers by.
+    pub(super) fn reference(&self, name: &'static str) -> Option<(&'n Node, &'n str)> {
+        let node = self.get(name)?;
+        self.id_of(node, name).map(|id| (node, id))
+    }
+
+    /// The ids of a list of such.
+    pub(super) fn references(&self, name: &'static str) -> Vec<(&'n Node, &'n str)> {
+        let all = self.list(name).iter();
+        all.filter_map(|node| Some((node, self.id_of(node, name)?)))
+            .collect()
+    }
+
+    fn id_of(&self, node: &'n Node, name: &str) -> Option<&'n str> {
+        if let Value::Object(members) = &node.value {
+            for (own, _) in members.iter().filter(|(own, _)| own.trim() != own) {
+                let message = format!("{own:?} is taken for {:?}", own.trim());
+                self.warning(node, name, message);
+            }
+        }
+        let id = node.get("id").and_then(Node::as_str);
+        if id.is_none_or(|id| id.starts_with('[')) {
+            self.expected(node.get("id").unwrap_or(node), name, "an id");
+            return None;
+        }
+        id
+    }
+
+    /// Has members be known that mean nothing here.
+    pub(super) fn ignore(&self, names: &[&'static str]) {
+        self.asked.borrow_mut().extend(names);
+    }
+
+    /// Warns of a member that would mean something, and is not done here.
+    pub(super) fn not_done(&self, name: &'static str, why: &str) {
+        if let Some(node) = self.get(name) {
+            let says_no = match &node.value {
+                Value::Bool(value) => !value,
+                Value::Array(elements) => elements.is_empty(),
+                _ => false,
+            };
+            if !says_no {
+                self.warning(node, name, why);
+            }
+        }
+    }
+
+    /// Warns of the members that nobody asked for.
+    pub(super) fn finish(self) {
+        let asked = self.asked.borrow();
+        let is_known = |own: &str| {
+            let own = own.trim();
+            let known = asked.iter().chain(&OF_ARM);
+            known.into_iter().any(|name| own.eq_ignore_ascii_case(name))
+        };
+        let properties = self.node.get("properties");
+        for object in [Some(self.node), properties].into_iter().flatten() {
+            let Value::Object(members) = &object.value else {
+                continue;
+            };
+            for (own, node) in members {
+                let is_shell = std::ptr::eq(object, self.node) && is_named(own, "properties");
+                if !is_shell && !is_known(own) {
+                    let message = format!("{own:?} is not known, and left out");
+                    self.notes.warning(node, &self.place, message);
+                }
+            }
+        }
+    }
+}

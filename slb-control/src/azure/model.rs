@@ -1,0 +1,106 @@
+//! What load balancers say, in our terms: names for ids, minutes as they are.
+
+use std::net::IpAddr;
+
+use slb_core::hash::Distribution;
+use slb_core::service::Protocol;
+
+use crate::config::ProbeProtocol;
+
+/// All load balancers, together.
+#[derive(Debug, Default)]
+pub(super) struct Model {
+    pub(super) frontends: Vec<Frontend>,
+    pub(super) pools: Vec<Pool>,
+    pub(super) probes: Vec<Probe>,
+    pub(super) rules: Vec<Rule>,
+    pub(super) nat: Vec<Nat>,
+    pub(super) outbound: Vec<Outbound>,
+}
+
+#[derive(Debug)]
+pub(super) struct Frontend {
+    pub(super) name: String,
+    pub(super) address: IpAddr,
+    /// What is said of it in a comment.
+    pub(super) remark: String,
+}
+
+#[derive(Debug)]
+pub(super) struct Pool {
+    pub(super) name: String,
+    /// None where there need be none.
+    pub(super) vni: Option<u32>,
+    pub(super) backends: Vec<Backend>,
+}
+
+#[derive(Debug)]
+pub(super) struct Backend {
+    pub(super) name: String,
+    /// Its id in the JSON.
+    pub(super) id: Option<String>,
+    pub(super) address: IpAddr,
+    /// The configuration's other fields.
+    pub(super) fields: toml::Table,
+}
+
+#[derive(Debug)]
+pub(super) struct Probe {
+    pub(super) name: String,
+    pub(super) protocol: ProbeProtocol,
+    pub(super) port: u32,
+    pub(super) path: Option<String>,
+    /// In seconds.
+    pub(super) interval: u32,
+    pub(super) threshold: u32,
+}
+
+/// What rules of all kinds have.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    /// In minutes.
+    pub(super) idle_timeout: u32,
+    pub(super) floating_ip: bool,
+    pub(super) tcp_reset: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Rule {
+    pub(super) name: String,
+    pub(super) frontend: String,
+    pub(super) pool: String,
+    pub(super) probe: Option<String>,
+    pub(super) protocol: Protocol,
+    pub(super) frontend_port: u32,
+    pub(super) backend_port: u32,
+    pub(super) distribution: Distribution,
+    pub(super) terms: Terms,
+    pub(super) outbound_snat: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Nat {
+    pub(super) name: String,
+    pub(super) frontend: String,
+    pub(super) pool: String,
+    pub(super) target: Target,
+    pub(super) protocol: Protocol,
+    pub(super) backend_port: u32,
+    pub(super) terms: Terms,
+}
+
+#[derive(Debug)]
+pub(super) enum Target {
+    Backend { port: u32, backend: String },
+    Pool { first: u32, last: u32 },
+}
+
+#[derive(Debug)]
+pub(super) struct Outbound {
+    pub(super) name: String,
+    pub(super) frontends: Vec<String>,
+    pub(super) pool: String,
+    pub(super) protocol: Protocol,
+    pub(super) ports: u32,
+    pub(super) terms: Terms,
+}

@@ -1,0 +1,185 @@
+//! The model as a configuration file for people to read: what is as it is by default is left out.
+
+use std::fmt::{Display, Write as _};
+
+use slb_core::hash::Distribution;
+use slb_core::service::Protocol;
+
+use super::inventory::Inventory;
+use super::model::{Backend, Frontend, Model, Nat, Outbound, Pool, Probe, Rule, Target, Terms};
+use crate::config::ProbeProtocol;
+
+/// Azure waits so long for an answer, in seconds.
+const PROBE_TIMEOUT: u32 = 30;
+
+pub(super) fn write(model: &Model, inventory: &Inventory, from: &impl Display) -> String {
+    let mut file = File(String::new());
+    file.line(&format!("# Made by `slb import` from {from}."));
+    if !inventory.node.is_empty() {
+        file.section("[node]");
+        for (name, value) in &inventory.node {
+            file.field(name, value.clone());
+        }
+    }
+    model.frontends.iter().for_each(|part| file.frontend(part));
+    model.probes.iter().for_each(|part| file.probe(part));
+    model.pools.iter().for_each(|part| file.pool(part));
+    model.rules.iter().for_each(|part| file.rule(part));
+    for (kind, wants_pool) in [("inbound_nat_rule", false), ("inbound_nat_pool", true)] {
+        let is_one = |nat: &&Nat| matches!(nat.target, Target::Pool { .. }) == wants_pool;
+        for nat in model.nat.iter().filter(is_one) {
+            file.nat(kind, nat);
+        }
+    }
+    model.outbound.iter().for_each(|part| file.outbound(part));
+    file.0
+}
+
+struct File(String);
+
+impl File {
+    fn line(&mut self, text: &str) {
+        self.0.push_str(text);
+        self.0.push('\n');
+    }
+
+    fn section(&mut self, header: &str) {
+        self.line(&format!("\n{header}"));
+    }
+
+    fn field(&mut self, name: &str, value: impl Into<toml::Value>) {
+        let _ = writeln!(self.0, "{name} = {}", value.into());
+    }
+
+    fn frontend(&mut self, frontend: &Frontend) {
+        self.section("[[frontend]]");
+        if !frontend.remark.is_empty() {
+            let remark: String = frontend
+                .remark
+                .chars()
+                .filter(|c| !c.is_control())
+                .collect();
+            self.line(&format!("# {remark}"));
+        }
+        self.field("name", frontend.name.as_str());
+        self.field("address", frontend.address.to_string());
+    }
+
+    fn probe(&mut self, probe: &Probe) {
+        self.section("[[probe]]");
+        self.field("name", probe.name.as_str());
+        let protocol = match probe.protocol {
+            ProbeProtocol::Tcp => "tcp",
+            ProbeProtocol::Http => "http",
+            ProbeProtocol::Https => "https",
+        };
+        self.field("protocol", protocol);
+        self.field("port", i64::from(probe.port));
+        if let Some(path) = &probe.path {
+            self.field("path", path.as_str());
+        }
+        self.field("interval", seconds(probe.interval));
+        self.field("timeout", seconds(probe.interval.min(PROBE_TIMEOUT)));
+        self.field("threshold", i64::from(probe.threshold));
+        if probe.protocol == ProbeProtocol::Https {
+            self.line("# Azure asks by address, and takes any certificate.");
+            self.field("verify_certificate", false);
+        }
+    }
+
+    fn pool(&mut self, pool: &Pool) {
+        self.section("[[pool]]");
+        self.field("name", pool.name.as_str());
+        if let Some(vni) = pool.vni {
+            self.field("vni", i64::from(vni));
+        }
+        self.line("backends = [");
+        pool.backends
+            .iter()
+            .for_each(|backend| self.backend(backend));
+        self.line("]");
+    }
+
+    fn backend(&mut self, backend: &Backend) {
+        let mut fields = vec![
+            format!("name = {}", toml::Value::from(backend.name.as_str())),
+            format!("address = \"{}\"", backend.address),
+        ];
+        let others = backend.fields.iter();
+        fields.extend(others.map(|(name, value)| format!("{name} = {value}")));
+        self.line(&format!("  {{ {} }},", fields.join(", ")));
+    }
+
+    fn rule(&mut self, rule: &Rule) {
+        self.section("[[rule]]");
+        self.field("name", rule.name.as_str());
+        self.field("frontend", rule.frontend.as_str());
+        self.field("pool", rule.pool.as_str());
+        if let Some(probe) = &rule.probe {
+            self.field("probe", probe.as_str());
+        }
+        self.field("protocol", rule.protocol.name());
+        if rule.protocol != Protocol::All {
+            self.field("frontend_port", i64::from(rule.frontend_port));
+            self.field("backend_port", i64::from(rule.backend_port));
+        }
+        if rule.distribution != Distribution::FiveTuple {
+            self.field("distribution", rule.distribution.name());
+        }
+        self.terms(rule.terms);
+        if rule.outbound_snat {
+            self.field("disable_outbound_snat", false);
+        }
+    }
+
+    fn terms(&mut self, terms: Terms) {
+        self.field("idle_timeout", format!("{}m", terms.idle_timeout));
+        for (name, is_on) in [
+            ("floating_ip", terms.floating_ip),
+            ("tcp_reset", terms.tcp_reset),
+        ] {
+            if is_on {
+                self.field(name, true);
+            }
+        }
+    }
+
+    fn nat(&mut self, kind: &str, nat: &Nat) {
+        self.section(&format!("[[{kind}]]"));
+        self.field("name", nat.name.as_str());
+        self.field("frontend", nat.frontend.as_str());
+        self.field("pool", nat.pool.as_str());
+        self.field("protocol", nat.protocol.name());
+        match &nat.target {
+            Target::Backend { port, backend } => {
+                self.field("frontend_port", i64::from(*port));
+                self.field("backend", backend.as_str());
+            }
+            Target::Pool { first, last } => {
+                self.field("frontend_port_start", i64::from(*first));
+                self.field("frontend_port_end", i64::from(*last));
+            }
+        }
+        self.field("backend_port", i64::from(nat.backend_port));
+        self.terms(nat.terms);
+    }
+
+    fn outbound(&mut self, rule: &Outbound) {
+        self.section("[[outbound_rule]]");
+        self.field("name", rule.name.as_str());
+        self.field("frontends", rule.frontends.clone());
+        self.field("pool", rule.pool.as_str());
+        self.field("protocol", rule.protocol.name());
+        if rule.ports != 0 {
+            self.field("allocated_outbound_ports", i64::from(rule.ports));
+        }
+        self.field("idle_timeout", format!("{}m", rule.terms.idle_timeout));
+        if rule.terms.tcp_reset {
+            self.field("tcp_reset", true);
+        }
+    }
+}
+
+fn seconds(seconds: u32) -> String {
+    crate::duration::format_duration(std::time::Duration::from_secs(seconds.into()))
+}

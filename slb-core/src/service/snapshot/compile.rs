@@ -657,8 +657,11 @@ fn rule_identities<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = u64> + 's {
         .iter()
         .map(|rule| identity([rule.name.as_bytes(), &[], &[]]));
     let nat = spec.inbound_nat.iter().flat_map(|nat| {
-        nat_rules(spec, nat)
-            .map(|(_, port)| identity([nat.name.as_bytes(), b"inbound nat", &port.to_be_bytes()]))
+        nat_rules(spec, nat).map(|(_, port)| {
+            let [high, low] = port.to_be_bytes();
+            let taken = [high, low, nat.protocol as u8];
+            identity([nat.name.as_bytes(), b"inbound nat", &taken])
+        })
     });
     let outbound = spec.frontends.iter().enumerate();
     let outbound = outbound.filter(|&(f, _)| is_outbound(spec, f));

@@ -1,8 +1,10 @@
 //! What a run came to, for people and for programs.
 
 pub(crate) mod metrics;
+pub(crate) mod rules;
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use slb_core::stats::{BackendCounters, Count, RuleCounters, SnatCounters};
 use slb_core::{DropReason, Stats};
 use slb_io_pcap::CaptureStats;
 
+use self::rules::RuleLine;
 use crate::balancer::Balancer;
 
 /// A backend's share of what was forwarded.
@@ -94,7 +97,9 @@ impl Tally {
 
 pub(crate) struct Report<'a> {
     tally: Tally,
-    rules: Vec<(String, RuleCounters)>,
+    rules: Vec<RuleLine>,
+    /// Name and address of each frontend.
+    frontends: Vec<(String, IpAddr)>,
     capture: &'a CaptureStats,
     shares: Vec<Share>,
     elapsed: Duration,
@@ -151,17 +156,12 @@ impl<'a> Report<'a> {
                 snat,
             });
         }
-        let names = config.rules.iter().map(|rule| rule.name.clone());
-        let names = names.chain(config.inbound_nat.iter().map(|nat| nat.name.clone()));
-        let outbound = config.outbound.iter();
-        let names = names.chain(outbound.flat_map(|rule| {
-            let frontends = rule.frontends.iter();
-            frontends.map(|&frontend| format!("{} {}", rule.name, config.frontends[frontend].name))
-        }));
-        let rules = names.zip(tally.rules.iter().copied()).collect();
+        let rules = rules::lines(config, &tally.rules);
+        let frontends = config.frontends.iter();
         Self {
-            tally,
             rules,
+            frontends: frontends.map(|f| (f.name.clone(), f.address)).collect(),
+            tally,
             capture,
             shares,
             elapsed,
@@ -351,10 +351,13 @@ impl<'a> Report<'a> {
         let rules: Vec<Value> = self
             .rules
             .iter()
-            .map(|(name, rule)| {
+            .map(|rule| {
+                let counters = rule.counters;
+                let (frontend, address) = &self.frontends[rule.frontend];
                 json!({
-                    "rule": name, "forwarded": count(rule.forwarded),
-                    "syns": rule.syns, "flows": rule.flows,
+                    "kind": rule.kind, "rule": rule.name, "frontend": frontend, "address": address,
+                    "forwarded": count(counters.forwarded),
+                    "syns": counters.syns, "flows": counters.flows,
                 })
             })
             .collect();

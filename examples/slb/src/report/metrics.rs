@@ -7,6 +7,7 @@ use slb_core::service::BackendState;
 use slb_core::stats::Count;
 
 use super::Report;
+use super::rules::RuleLine;
 
 /// A metric, with a value for each set of labels.
 #[derive(Debug)]
@@ -106,8 +107,10 @@ impl Report<'_> {
 
     fn of_rules(&self) -> Vec<Family> {
         let of = |value: fn(&slb_core::stats::RuleCounters) -> u64| -> Vec<Sample> {
-            let sample =
-                |(name, rule): &(String, _)| (vec![("rule", name.clone())], value(rule) as f64);
+            let sample = |rule: &RuleLine| {
+                let labels = vec![("kind", rule.kind.to_owned()), ("rule", rule.name.clone())];
+                (labels, value(&rule.counters) as f64)
+            };
             self.rules.iter().map(sample).collect()
         };
         vec![

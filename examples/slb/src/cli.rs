@@ -43,6 +43,8 @@ pub(crate) enum Command {
     Proxy(LiveOptions),
     /// Show what a running balancer does: rates, flows, backends and drops, each second.
     Status(StatusOptions),
+    /// Watch a running balancer on the whole terminal: VIPs, backends and their health, rates, drops.
+    Top(TopOptions),
     /// Ask each backend once how it is, as the configuration's probes do, and print the answers.
     ///
     /// Exit status 1 where one is not well.
@@ -220,6 +222,13 @@ pub(crate) struct StatusOptions {
     /// How to print it: JSON is printed once.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TopOptions {
+    /// The balancer's socket. Default: that of the one that runs here.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]

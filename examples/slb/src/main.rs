@@ -15,6 +15,7 @@ mod probe;
 mod replay;
 mod report;
 mod status;
+mod top;
 
 use std::fmt;
 use std::process::ExitCode;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::Host(options) => live::run(&options, Role::Host),
         Command::Proxy(options) => live::run(&options, Role::Proxy),
         Command::Status(options) => status::run(&options),
+        Command::Top(options) => top::run(&options),
         Command::Probe(options) => probe::run(&options),
         Command::Diff(options) => check::diff(&options),
         Command::Check(options) => check::run(&options),

@@ -19,10 +19,7 @@ const LONGEST: u64 = 64 << 20;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) fn run(options: &StatusOptions) -> Result<(), Failure> {
-    let path = match &options.socket {
-        Some(path) => path.clone(),
-        None => running()?,
-    };
+    let path = place(options.socket.as_deref())?;
     let mut now = ask(&path)?;
     if options.format == Format::Json {
         println!("{now:#}");
@@ -47,8 +44,11 @@ pub(crate) fn run(options: &StatusOptions) -> Result<(), Failure> {
     }
 }
 
-/// The socket of the balancer that runs, where one does.
-fn running() -> Result<PathBuf, Failure> {
+/// The socket to ask: the one that is said, or that of the balancer that runs here.
+pub(crate) fn place(said: Option<&Path>) -> Result<PathBuf, Failure> {
+    if let Some(path) = said {
+        return Ok(path.to_owned());
+    }
     let roles = [Role::Mux, Role::Host, Role::Proxy];
     let mut paths = roles.into_iter().map(default_path);
     let found = paths.find(|path| UnixStream::connect(path).is_ok());
@@ -57,7 +57,7 @@ fn running() -> Result<PathBuf, Failure> {
     })
 }
 
-fn ask(path: &Path) -> Result<Value, Failure> {
+pub(crate) fn ask(path: &Path) -> Result<Value, Failure> {
     let failed =
         |error: &dyn std::fmt::Display| Failure::failed(format!("{}: {error}", path.display()));
     let stream = UnixStream::connect(path).map_err(|error| failed(&error))?;
@@ -69,11 +69,11 @@ fn ask(path: &Path) -> Result<Value, Failure> {
     serde_json::from_str(&text).map_err(|error| failed(&error))
 }
 
-fn number(value: &Value, path: &str) -> f64 {
+pub(crate) fn number(value: &Value, path: &str) -> f64 {
     value.pointer(path).and_then(Value::as_f64).unwrap_or(0.0)
 }
 
-fn text<'v>(value: &'v Value, path: &str) -> &'v str {
+pub(crate) fn text<'v>(value: &'v Value, path: &str) -> &'v str {
     value.pointer(path).and_then(Value::as_str).unwrap_or("?")
 }
 
@@ -174,7 +174,7 @@ fn table(now: &Value, before: Option<&Value>) -> String {
 }
 
 /// A rate in few digits.
-fn short(rate: f64) -> String {
+pub(crate) fn short(rate: f64) -> String {
     match rate {
         rate if rate >= 1e9 => format!("{:.2} G", rate / 1e9),
         rate if rate >= 1e6 => format!("{:.2} M", rate / 1e6),

@@ -163,7 +163,11 @@ fn at(text: &str) -> SocketAddrV4 {
 }
 
 fn syn(from: SocketAddrV4, to: SocketAddrV4) -> Vec<u8> {
-    tcp(from, to, |builder| builder.syn())
+    tcp(
+        from,
+        to,
+        etherparse::PacketBuilderStep::<etherparse::TcpHeader>::syn,
+    )
 }
 
 fn tcp(

@@ -662,16 +662,16 @@ impl<'r> Reader<'r> {
 fn add(all: &mut Vec<Backend>, backend: Option<Backend>) {
     let known = |backend: &Backend| all.iter().any(|own| own.address == backend.address);
     if let Some(mut backend) = backend.filter(|backend| !known(backend)) {
-        backend.name = unlike(all, backend.name);
+        backend.name = unlike(all, &backend.name);
         all.push(backend);
     }
 }
 
 /// A name that none of the others has: with a number behind it where it has to be.
-fn unlike(others: &[Backend], name: String) -> String {
+fn unlike(others: &[Backend], name: &str) -> String {
     let is_free = |name: &String| others.iter().all(|other| other.name != *name);
     let numbered = (2..).map(|number| format!("{name}-{number}"));
-    let mut free = std::iter::once(name.clone())
+    let mut free = std::iter::once(name.to_owned())
         .chain(numbered)
         .filter(is_free);
     free.next().unwrap_or_default()

@@ -8,6 +8,12 @@
 //! unhealthy one healthy: one answer of the other kind begins the count anew. A probe that is still
 //! out when the next is due, or when its timeout has passed, has failed.
 
+mod passive;
+mod ramp;
+
+pub use self::passive::{Passive, PassivePolicy};
+pub use self::ramp::{RAMP_STEPS, Ramp};
+
 use core::time::Duration;
 
 use crate::time::Instant;

@@ -160,6 +160,12 @@ pub struct BackendCounters {
     pub flows: u64,
     /// Connections that it has now; of a mux, which forgets flows in silence, none.
     pub live: u64,
+    /// Connections that it took up: of a mux, whose client went on after its SYN; else, that it
+    /// answered.
+    pub accepted: u64,
+    /// Signs that it did not: a SYN that came again; a RST or an ICMP error in answer to the first
+    /// packet, which a mux does not see.
+    pub failures: u64,
     /// Whose counters these are: they begin anew when the slot gets another owner.
     pub(crate) id: u32,
 }
@@ -178,6 +184,8 @@ impl AddAssign for BackendCounters {
         self.forwarded += other.forwarded;
         self.flows += other.flows;
         self.live += other.live;
+        self.accepted += other.accepted;
+        self.failures += other.failures;
     }
 }
 

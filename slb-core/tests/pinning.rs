@@ -117,6 +117,32 @@ fn established_flows_stay_with_a_backend_that_fails_or_drains() {
 }
 
 #[test]
+fn a_mux_counts_the_syns_that_came_again_and_those_that_went_on() {
+    let setup = Setup::new(1);
+    let mut mux = pinned(&setup);
+    let mut sent = |port, flags: &str| {
+        send_one(&mut mux, tcp([11, 0, 0, 1], port, flags));
+        let id = mux.snapshot().backends()[0].id();
+        let counters = mux.backend_counters(id).unwrap();
+        (counters.accepted, counters.failures)
+    };
+    for (port, flags, expected) in [
+        (1, "S", (0, 0)),
+        (1, "S", (0, 1)),
+        (1, "S", (0, 2)),
+        (1, "A", (1, 2)),
+        (1, "A", (1, 2)),
+        (1, "S", (1, 2)), // of a flow that is established
+        (2, "S", (1, 2)),
+        (2, "R", (1, 2)), // a scanner: neither
+        (2, "A", (1, 2)),
+        (3, "A", (1, 2)), // it began elsewhere
+    ] {
+        assert_eq!(sent(port, flags), expected, "{port} {flags}");
+    }
+}
+
+#[test]
 fn weight_zero_drains() {
     let mut setup = Setup::new(10);
     let packets = flows(500, "A");

@@ -701,6 +701,59 @@ fn icmp_errors_reach_who_sent_what_they_quote() {
     assert_eq!(ip.header().destination_addr(), VIP);
 }
 
+#[test]
+fn what_servers_take_up_and_what_fails_is_counted() {
+    let mut proxy = Setup::new(1).proxy();
+    let counted = |proxy: &Dut, pool: usize| {
+        let id = proxy.snapshot().backends()[pool].id();
+        let counters = proxy.backend_counters(id).unwrap();
+        (counters.accepted, counters.failures)
+    };
+    let syn = |proxy: &mut Dut, client| give(proxy, FRONTEND, &tcp(client, at(VIP, 80), "S"));
+    // A handshake, its answer twice.
+    let (one, two, three) = (at(CLIENT, 1000), at(CLIENT, 1001), at(CLIENT, 1002));
+    let backend = open(&mut proxy, one);
+    for _ in 0..2 {
+        give(&mut proxy, BACKEND, &tcp(backend, one, "SA"));
+    }
+    assert_eq!(counted(&proxy, 0), (1, 0));
+    // A SYN that comes again, until it is answered.
+    for _ in 0..3 {
+        syn(&mut proxy, two);
+    }
+    assert_eq!(counted(&proxy, 0), (1, 2));
+    give(&mut proxy, BACKEND, &tcp(backend, two, "SA"));
+    syn(&mut proxy, two);
+    assert_eq!(counted(&proxy, 0), (2, 2));
+    // A refusal, and one that is none: it answers no SYN of this connection.
+    syn(&mut proxy, three);
+    for acknowledgement in [77, 1005, 1005] {
+        let mut refusal = Vec::new();
+        let step = link(backend.0, three.0).tcp(backend.1, three.1, 0, 0);
+        let step = step.rst().ack(acknowledgement);
+        step.write(&mut refusal, b"").unwrap();
+        give(&mut proxy, BACKEND, &refusal);
+    }
+    assert_eq!(counted(&proxy, 0), (2, 3));
+    // Of UDP an answer, and an error.
+    for (client, port) in [(one, 1), (two, 2)] {
+        let (_, sent) = give(&mut proxy, FRONTEND, &udp(client, at(VIP, 53)));
+        if port == 1 {
+            let answer = udp(at(server(1), 8080), client);
+            give(&mut proxy, BACKEND, &answer);
+            continue;
+        }
+        let mut error = Vec::new();
+        let unreachable = etherparse::icmpv4::DestUnreachableHeader::Port;
+        link(server(1).into(), CLIENT.into())
+            .icmpv4(etherparse::Icmpv4Type::DestinationUnreachable(unreachable))
+            .write(&mut error, &sent[14..])
+            .unwrap();
+        give(&mut proxy, BACKEND, &error);
+    }
+    assert_eq!(counted(&proxy, 1), (1, 1));
+}
+
 // Sessions and weights.
 
 /// Where each of many clients is.

@@ -183,12 +183,33 @@ fn pinned<A: Addresses>(
         let idle = snapshot
             .rule(lane.rule)
             .map_or(CLOSING, |rule| rule.idle_timeout);
+        let before = table.state(found);
         table.update_with(found, |state| {
             let state = next_state(state, packet);
             (state, timeout(state, idle))
         });
+        if before == FlowState::HalfOpen {
+            note_answer(counters, index, packet);
+        }
     }
     index
+}
+
+/// Counts how a flow that began with a SYN goes on: the client has an answer, or asks again.
+#[inline(never)]
+fn note_answer(counters: &mut Counters<'_, '_>, backend: u32, packet: &Packet) {
+    let slot = counters
+        .snapshot
+        .backend(backend)
+        .map(|backend| backend.id().slot());
+    let Some(counters) = slot.and_then(|slot| counters.backends.get_mut(slot)) else {
+        return;
+    };
+    if packet.opens() {
+        counters.failures += 1;
+    } else if !packet.flags.contains(Flags::RST) {
+        counters.accepted += 1;
+    }
 }
 
 /// The backend of a flow that is not in the table, and its pinning.

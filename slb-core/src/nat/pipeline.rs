@@ -1,6 +1,7 @@
 //! The stages that every role that translates has in common: whose connection is it, and under
 //! which name does the packet go on.
 
+mod answers;
 mod establish;
 mod sweep;
 mod unusual;
@@ -11,7 +12,7 @@ use super::connection::{Connection, Key, Side};
 use super::rewrite::{self, Rewrite};
 use super::table::{Connections, NONE};
 use super::tcp::{Direction, Segment, reopens};
-use super::{Links, NatOptions, NatTable, NatTables};
+use super::{ConnectionState, Links, NatOptions, NatTable, NatTables};
 use crate::frame::{BURST, Frame};
 use crate::link::{self, Link};
 use crate::observe::{ConnectionStep, Observe, Step};
@@ -25,6 +26,7 @@ use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::tcp::Flags;
 use crate::wire::{ipv4, ipv6, protocol, tcp};
 
+use self::answers::note_answer;
 pub(crate) use self::establish::{NO_CONNECTION, Refusal};
 use self::sweep::forget;
 
@@ -322,7 +324,12 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         let segment = segment_of(frame, lane);
         let table = A::table(&mut self.tables.connections);
         let number = match table.find_from(lane.candidate, lane.hash, &lane.key()) {
-            Some(number) if self.stays::<A, R>(number, lane, segment.as_ref()) => number,
+            Some(number) if self.stays::<A, R>(number, lane, segment.as_ref()) => {
+                if segment.is_some_and(|segment| segment.flags.opens()) {
+                    self.note_repeated::<A>(number, lane.direction);
+                }
+                number
+            }
             Some(number) => {
                 self.end::<A>(number);
                 self.establish::<A, R>(frame, lane, segment.as_ref(), seen)?
@@ -394,10 +401,19 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             return Err(report(frame, lane, most, answers, underlay));
         }
         // Later fragments and errors keep a connection alive as little as they move it on.
+        let before = connection.state();
         if lane.error.is_none() && packet.shape.part != Part::Later {
             connection.note(now, direction, segment);
         }
         let state = connection.state();
+        if before == ConnectionState::SynSent && direction != connection.opener() {
+            note_answer(
+                snapshot,
+                connection,
+                &mut tables.backends,
+                lane.error.is_some(),
+            );
+        }
         seen.step(
             lane.frame.into(),
             Step::Connection(ConnectionStep::Found(state)),

@@ -1,0 +1,56 @@
+//! Whether backends take their connections up: what health goes by that looks at traffic.
+
+use core::ops::Deref;
+
+use super::{Pipeline, Table};
+use crate::nat::connection::Connection;
+use crate::nat::rewrite::Rewrite;
+use crate::nat::{ConnectionState, Direction};
+use crate::service::Snapshot;
+use crate::stats::BackendCounters;
+
+impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
+    /// Counts a SYN that came again, where the first one was not answered.
+    #[cold]
+    pub(super) fn note_repeated<A: Table>(&mut self, number: u32, direction: Direction) {
+        let Some(connection) = A::table(&mut self.tables.connections).get(number) else {
+            return;
+        };
+        let is_asking = connection.state() == ConnectionState::SynSent;
+        if is_asking && direction == Direction::Inward && connection.opener() == direction {
+            let counters = counters_of(&self.snapshot, connection, &mut self.tables.backends);
+            counters.into_iter().for_each(|c| c.failures += 1);
+        }
+    }
+}
+
+/// Counts the first answer to a connection from outside: the state is that after it.
+#[inline(never)]
+pub(super) fn note_answer<A: Rewrite>(
+    snapshot: &Snapshot<'_>,
+    connection: &Connection<A>,
+    backends: &mut [BackendCounters],
+    is_error: bool,
+) {
+    if connection.opener() != Direction::Inward {
+        return;
+    }
+    let Some(counters) = counters_of(snapshot, connection, backends) else {
+        return;
+    };
+    match connection.state() {
+        ConnectionState::Closed => counters.failures += 1,
+        ConnectionState::SynSent if is_error => counters.failures += 1,
+        ConnectionState::SynSent => {} // of another handshake: nobody takes it
+        _ => counters.accepted += 1,
+    }
+}
+
+fn counters_of<'b, A: Rewrite>(
+    snapshot: &Snapshot<'_>,
+    connection: &Connection<A>,
+    backends: &'b mut [BackendCounters],
+) -> Option<&'b mut BackendCounters> {
+    let local = snapshot.nat.local(connection.server())?;
+    backends.get_mut(local.counters as usize)
+}

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use slb_core::hash::{Distribution, Hasher};
+use slb_core::health::PassivePolicy;
 use slb_core::nat::NatOptions;
 use slb_core::service::{
     self, BackendState, Echo, NatTarget, Scheduler, Snapshot, Spec, SpecError, Terms, UdpChecksum,
@@ -134,6 +135,10 @@ pub struct Pool {
     pub vni: Vni,
     /// Slots of its Maglev table.
     pub table_size: u32,
+    /// How long a backend that has recovered takes to get its whole share, if not at once.
+    pub slow_start: Option<Duration>,
+    /// When its own traffic speaks against a backend, if ever.
+    pub passive: Option<PassivePolicy>,
     /// Its backends.
     pub backends: Vec<Backend>,
     pub(crate) span: Span,

@@ -278,7 +278,8 @@ fn probes(config: &Config) -> Vec<Part> {
 
 fn pools(config: &Config) -> Vec<Part> {
     parts(&config.pools, |pool| {
-        (&pool.name, format!("{:?}", (pool.vni, pool.table_size)))
+        let how = (pool.vni, pool.table_size, pool.slow_start, pool.passive);
+        (&pool.name, format!("{how:?}"))
     })
 }
 

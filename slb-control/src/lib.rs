@@ -35,9 +35,11 @@ mod document;
 mod duration;
 mod error;
 mod memory;
+mod passive;
 pub mod ports;
 #[cfg(feature = "probe")]
 pub mod probe;
+mod slow_start;
 mod validate;
 
 pub use config::{Config, Role};
@@ -45,3 +47,5 @@ pub use diff::{Diff, RuleDiff};
 pub use duration::{format_duration, parse_duration};
 pub use error::{ConfigError, ConfigErrors};
 pub use memory::HugePages;
+pub use passive::{PassiveHealth, Turned};
+pub use slow_start::SlowStart;

@@ -23,10 +23,10 @@ mod worker;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use slb_control::probe::Prober;
-use slb_control::{Config, Role};
+use slb_control::{Config, PassiveHealth, Role, SlowStart};
 use slb_core::PortId;
 use slb_io_afxdp::{Program, ProgramFault, Take, Umem, frames_for};
 use slb_io_tun::{Device, Layer};
@@ -93,6 +93,9 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     );
     let control = Control {
         options,
+        begin: Instant::now(),
+        passive: PassiveHealth::default(),
+        slow_start: SlowStart::default(),
         plan,
         programs,
         next_hops,

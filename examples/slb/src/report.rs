@@ -31,6 +31,8 @@ struct Share {
     flows: u64,
     /// Connections that it has now.
     live: u64,
+    accepted: u64,
+    failures: u64,
     snat: Option<SnatCounters>,
 }
 
@@ -87,6 +89,12 @@ impl Tally {
                 *own += snat;
             }
         }
+    }
+
+    /// What each backend got, by its pool's and its own place in the configuration.
+    pub(crate) fn by_backend(&self) -> impl Iterator<Item = ((usize, usize), BackendCounters)> {
+        let backends = self.snapshot.backends().iter().zip(&self.backends);
+        backends.map(|(backend, &counters)| ((backend.pool(), backend.member()), counters))
     }
 
     /// Which configuration it ran.
@@ -153,6 +161,8 @@ impl<'a> Report<'a> {
                 forwarded: counters.forwarded,
                 flows: counters.flows,
                 live: counters.live,
+                accepted: counters.accepted,
+                failures: counters.failures,
                 snat,
             });
         }
@@ -339,6 +349,8 @@ impl<'a> Report<'a> {
                     "forwarded": count(share.forwarded),
                     "flows": share.flows,
                     "live": share.live,
+                    "accepted": share.accepted,
+                    "failures": share.failures,
                     "share": self.share(share),
                     "share_by_weight": share.expected,
                     "snat": share.snat.map(|snat| json!({

@@ -28,8 +28,7 @@ use common::world::{Process, World, lacking, peer};
 
 impl World {
     /// What the proxy stands between.
-    fn of_proxy(over: &str) -> Self {
-        let kind = if over == "tap" { "p" } else { "a" };
+    fn of_proxy(kind: &str, over: &str) -> Self {
         let world = Self::new(kind, &["c0", "c1", "lb", "r", "s1", "s2", "s3"]);
         let bridge = |port: &str| {
             world.on("lb", &format!("ip tuntap add dev {port} mode tap"));
@@ -122,7 +121,8 @@ fn the_proxy_serves_over(over: &str) {
     if let Some(why) = lacking(&["ethtool"]) {
         skip!("{why}");
     }
-    let mut world = World::of_proxy(over);
+    let kind = if over == "tap" { "p" } else { "a" };
+    let mut world = World::of_proxy(kind, over);
     for number in 1..=3 {
         world.serve(&format!("s{number}"));
     }
@@ -518,4 +518,71 @@ fn a_mux_has_a_worker_for_each_queue() {
     assert_eq!(get("healthz"), "well\n");
     mux.signal("TERM");
     assert!(mux.finish().contains("no_rule"));
+}
+
+#[test]
+fn a_server_that_refuses_is_left_out_and_tried_again() {
+    if let Some(why) = lacking(&["ethtool"]) {
+        skip!("{why}");
+    }
+    let mut world = World::of_proxy("h", "afxdp");
+    world.serve("s1");
+    world.serve("s2");
+    world.configure(&[("s1", 1), ("s2", 1), ("s3", 1)]);
+    let path = world.path("proxy.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let pool = "name = \"servers\"\n";
+    let watched = format!(
+        "{pool}passive_failures = 3\npassive_window = \"60s\"\npassive_retry = \"4s\"\n\
+         slow_start = \"2s\"\n"
+    );
+    fs::write(&path, text.replace(pool, &watched)).unwrap();
+    let socket = world.path("proxy.sock");
+    let slb = env!("CARGO_BIN_EXE_slb");
+    let proxy = format!(
+        "{slb} proxy --config {} --status {} --io f0=afxdp:f0 --io f1=afxdp:f1 --io back=afxdp:back",
+        path.display(),
+        socket.display()
+    );
+    let proxy = world.start("lb", &proxy);
+    let get = |world: &World| {
+        let curl = "curl -sS --max-time 5 http://10.99.0.1/";
+        let output = world.command("c0", curl).output().unwrap();
+        let page = String::from_utf8_lossy(&output.stdout).into_owned();
+        output.status.success().then_some(page)
+    };
+    // s3 has no server: its kernel refuses. After a few refusals nobody is sent there.
+    let state = |world: &World| {
+        let status = format!(
+            "{slb} status --once --format json --socket {}",
+            socket.display()
+        );
+        let status: serde_json::Value = serde_json::from_str(&world.on("lb", &status)).unwrap();
+        status["backends"][2].clone()
+    };
+    let is_out = (0..200).any(|_| {
+        get(&world);
+        sleep(Duration::from_millis(50));
+        state(&world)["state"] == "unhealthy"
+    });
+    assert!(is_out, "{}", state(&world));
+    assert!(state(&world)["failures"].as_u64() >= Some(3));
+    for _ in 0..20 {
+        let page = get(&world).expect("the others serve");
+        assert!(!page.starts_with("s3"), "{page}");
+    }
+    // With a server it is tried again, and gets its whole share in the end.
+    world.serve("s3");
+    let is_back = (0..200).any(|_| {
+        sleep(Duration::from_millis(50));
+        get(&world).is_some_and(|page| page.starts_with("s3"))
+    });
+    assert!(is_back, "{}", state(&world));
+    let is_whole = (0..100).any(|_| {
+        sleep(Duration::from_millis(50));
+        state(&world)["weight"] == 1
+    });
+    assert!(is_whole, "{}", state(&world));
+    proxy.signal("TERM");
+    let _ = proxy.finish();
 }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use slb_core::hash::{Distribution, Hasher, MICROSOFT_KEY, SipHash13, Toeplitz, Xxh3};
+use slb_core::health::PassivePolicy;
 use slb_core::maglev;
 use slb_core::service::{
     self, Answers, BackendState, Echo, NatTarget, Scheduler, Terms, UdpChecksum,
@@ -293,6 +294,17 @@ fn read_pool(section: Section<'_>, is_proxy: bool) -> Option<Pool> {
         let message = format!("expected a prime, got {size}; the next one is {next}");
         section.fault(span, "table_size", message);
     }
+    let seconds = Duration::from_secs;
+    let hour = seconds(1)..=seconds(3600);
+    let slow_start = section.duration("slow_start", hour.clone(), seconds(1));
+    let slow_start = section.has("slow_start").then_some(slow_start);
+    let usual = PassivePolicy::default();
+    let threshold = section.number("passive_failures", 0..=1_000_000, 0) as u32;
+    let passive = PassivePolicy {
+        threshold,
+        window: section.duration("passive_window", seconds(1)..=seconds(300), usual.window),
+        retry: section.duration("passive_retry", hour, usual.retry),
+    };
     let backends = read_all(&section, "backends", |section| {
         read_backend(section, is_proxy)
     });
@@ -303,6 +315,8 @@ fn read_pool(section: Section<'_>, is_proxy: bool) -> Option<Pool> {
         name: name?.0,
         vni: vni?,
         table_size: size?.0 as u32,
+        slow_start,
+        passive: (threshold > 0).then_some(passive),
         backends: backends?,
         span,
     })

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use slb_control::Config;
 use slb_control::probe::Prober;
+use slb_control::{Config, PassiveHealth, SlowStart};
 use slb_core::health::Condition;
 use slb_core::service::Snapshot;
 use slb_io_afxdp::{Program, Take};
@@ -32,17 +32,22 @@ use crate::report::Report;
 const TICK: Duration = Duration::from_millis(20);
 /// How often it looks whether the file is another.
 const LOOK_AT_FILE: Duration = Duration::from_millis(500);
+/// How often it judges backends by their traffic.
+const JUDGE: Duration = Duration::from_secs(1);
 /// How often it asks for next hops that are not known, and has those that are verified.
 const ASK: Duration = Duration::from_secs(1);
 const VERIFY: Duration = Duration::from_secs(30);
 
 pub(super) struct Control<'o> {
     pub(super) options: &'o LiveOptions,
+    pub(super) begin: Instant,
     pub(super) plan: Plan,
     pub(super) programs: Vec<Program>,
     pub(super) next_hops: Option<NextHops>,
     pub(super) announcer: Option<Announcer>,
     pub(super) prober: Option<Prober>,
+    pub(super) passive: PassiveHealth,
+    pub(super) slow_start: SlowStart,
     pub(super) found: Found,
     /// The configuration as the file has it.
     pub(super) given: Config,
@@ -58,7 +63,7 @@ impl Control<'_> {
     /// Does what is to be done until a signal ends it; then ends everything in its order.
     pub(super) fn run(mut self, place: Option<Place>) -> Result<(), Failure> {
         let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(Failure::failed)?;
-        let begin = Instant::now();
+        let begin = self.begin;
         let shared = Shared::new(&self.config, &self.workers, begin);
         if let Some(address) = self.options.metrics {
             metrics::serve(address, Arc::clone(&shared))?;
@@ -66,6 +71,7 @@ impl Control<'_> {
         let status = place.map(|place| place.serve(Arc::clone(&shared)));
         let mut file = self.file();
         let (mut looked, mut asked, mut verified) = (begin, None, begin);
+        let mut judged = begin;
         self.ask(true);
         let ends = loop {
             self.wait();
@@ -93,7 +99,14 @@ impl Control<'_> {
             if self.next_hops.as_ref().is_some_and(NextHops::has_changed) && self.follow() {
                 shared.set_config(&self.config);
             }
-            if self.heed_probes() {
+            let mut is_due = self.heed_probes();
+            if judged.elapsed() >= JUDGE && PassiveHealth::watches(&self.config) {
+                judged = Instant::now();
+                is_due |= self.heed_traffic(&shared);
+            }
+            let next = self.slow_start.due(self.clock());
+            is_due |= next.is_some_and(|next| next <= self.clock());
+            if is_due && self.heed() {
                 shared.set_config(&self.config);
             }
             if asked.is_none_or(|asked: Instant| asked.elapsed() >= ASK) {
@@ -222,13 +235,10 @@ impl Control<'_> {
         }
     }
 
-    /// Has backends that have turned get new flows, or none; says whether any has.
+    /// Says which backends have turned, by their probes, and whether any has.
     fn heed_probes(&mut self) -> bool {
-        let Some(prober) = &mut self.prober else {
-            return false;
-        };
         let mut any = false;
-        while let Some(change) = prober.changed() {
+        while let Some(change) = self.prober.as_mut().and_then(Prober::changed) {
             any = true;
             let (backend, probe) = (change.address, &change.probe);
             match change.condition {
@@ -236,15 +246,41 @@ impl Control<'_> {
                 Condition::Unhealthy => warn!(%backend, probe, why = change.why, "unhealthy"),
             }
         }
-        if !any {
+        any
+    }
+
+    /// The same by their traffic.
+    fn heed_traffic(&mut self, shared: &Shared) -> bool {
+        let Some(counters) = shared.backend_counters() else {
             return false;
+        };
+        let now = self.clock();
+        let of = |pool, member| counters.get(&(pool, member)).copied().unwrap_or_default();
+        let turned = self.passive.note(now, &self.config, of);
+        for change in &turned {
+            let (pool, backend) = (&change.pool, &change.backend);
+            match change.condition {
+                Condition::Healthy => info!(pool, backend, "tried again"),
+                Condition::Unhealthy => warn!(pool, backend, "takes no connections"),
+            }
         }
+        !turned.is_empty()
+    }
+
+    /// Has backends that have turned get new flows, or none, or more of them; says whether that is in
+    /// place.
+    fn heed(&mut self) -> bool {
         let (given, found) = (self.given.clone(), self.found.clone());
         let installed = self.install(&given, &found);
         if let Err(failure) = &installed {
-            error!("what probes say is not in place: {failure}");
+            error!("what is known of backends is not in place: {failure}");
         }
         installed.is_ok()
+    }
+
+    fn clock(&self) -> slb_core::Instant {
+        let nanos = u64::try_from(self.begin.elapsed().as_nanos());
+        slb_core::Instant::from_nanos(nanos.unwrap_or(u64::MAX))
     }
 
     fn ask(&self, all: bool) {
@@ -263,6 +299,8 @@ impl Control<'_> {
         if let Some(prober) = &self.prober {
             prober.apply(&mut config);
         }
+        self.passive.apply(&mut config);
+        self.slow_start.apply(self.clock(), &mut config);
         let previous = Some(&*self.snapshot);
         let snapshot = config.snapshot(previous).map_err(Failure::usage)?;
         let taken = self.plan.taken(&config);

@@ -1,5 +1,6 @@
 //! The status socket: whoever connects gets one JSON document about the running process.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 use slb_control::{Config, Role};
+use slb_core::stats::BackendCounters;
 use slb_io_pcap::CaptureStats;
 use tracing::warn;
 
@@ -63,6 +65,13 @@ impl Shared {
             .iter()
             .map(|(mailbox, ..)| mailbox.count())
             .collect()
+    }
+
+    /// What backends got, by their pool's and their own place; `None` where a worker does not answer, or
+    /// the configuration is just changing.
+    pub(super) fn backend_counters(&self) -> Option<HashMap<(usize, usize), BackendCounters>> {
+        let total = self.count()?.into_iter().reduce(Counted::and)?;
+        Some(total.tally.by_backend().collect())
     }
 
     fn config(&self) -> MutexGuard<'_, Config> {

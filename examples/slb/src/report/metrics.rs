@@ -188,6 +188,16 @@ impl Report<'_> {
                 "Connections that it has now; a mux does not know",
                 of(&|share| self.tally.states.map(|_| share.live)),
             ),
+            Family::counter(
+                "slb_backend_accepted",
+                "Connections that it took up",
+                of(&|share| Some(share.accepted)),
+            ),
+            Family::counter(
+                "slb_backend_failures",
+                "SYNs to it that came again, and refusals",
+                of(&|share| Some(share.failures)),
+            ),
             Family::gauge("slb_snat_ports", "SNAT ports of a backend", ports),
             Family::gauge(
                 "slb_snat_connections",

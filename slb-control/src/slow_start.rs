@@ -1,0 +1,98 @@
+//! Slow start: a backend that has recovered gets its share of new flows little by little, where its
+//! pool says `slow_start`.
+
+use std::collections::{HashMap, HashSet};
+
+use slb_core::Instant;
+use slb_core::health::{RAMP_STEPS, Ramp};
+use slb_core::service::BackendState;
+
+use crate::config::{Config, Pool};
+
+/// The backends that are on their way to their whole weight.
+#[derive(Debug, Default)]
+pub struct SlowStart {
+    /// By their pool's and their own name.
+    ramps: HashMap<(String, String), Ramp>,
+    unhealthy: HashSet<(String, String)>,
+}
+
+impl SlowStart {
+    /// Lowers the weights of those that have recovered since the last configuration that was given here,
+    /// with what probes say in it. While one of a pool is on its way, weights of the pool are counted
+    /// in tenths of what they were.
+    pub fn apply(&mut self, now: Instant, config: &mut Config) {
+        let before = std::mem::take(&mut self.unhealthy);
+        let mut ramps = std::mem::take(&mut self.ramps);
+        for pool in &mut config.pools {
+            let own = |backend: &str| (pool.name.clone(), backend.to_owned());
+            let mut steps = Vec::new();
+            for backend in &pool.backends {
+                let name = own(&backend.name);
+                let known = ramps.remove(&name);
+                if backend.state == BackendState::Unhealthy {
+                    self.unhealthy.insert(name);
+                    steps.push(RAMP_STEPS);
+                    continue;
+                }
+                let length = pool.slow_start.filter(|_| before.contains(&name));
+                let ramp = length.map(|length| Ramp::new(now, length)).or(known);
+                let ramp = ramp.filter(|ramp| pool.slow_start.is_some() && !ramp.is_over(now));
+                steps.push(ramp.map_or(RAMP_STEPS, |ramp| ramp.step(now)));
+                self.ramps.extend(ramp.map(|ramp| (name, ramp)));
+            }
+            weigh(pool, &steps);
+        }
+    }
+
+    /// When a backend takes its next step, and the configuration is to be given again.
+    pub fn due(&self, now: Instant) -> Option<Instant> {
+        self.ramps.values().map(|ramp| ramp.next(now)).min()
+    }
+}
+
+fn weigh(pool: &mut Pool, steps: &[u32]) {
+    if steps.iter().all(|&step| step == RAMP_STEPS) {
+        return;
+    }
+    for (backend, step) in pool.backends.iter_mut().zip(steps) {
+        backend.weight *= step; // at most ten times a million
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recovered_backend_gets_a_tenth_more_each_tenth_of_the_time() {
+        let text = "[node]\nrole = \"mux\"\nunderlay = \"172.16.0.11\"\n[[pool]]\nname = \"p\"\n\
+                    vni = 1\nslow_start = \"10s\"\nbackends = [\n\
+                    { name = \"a\", address = \"10.0.0.1\", host = \"172.16.0.1\", weight = 3 },\n\
+                    { name = \"b\", address = \"10.0.0.2\", host = \"172.16.0.1\" }]\n";
+        let config = Config::parse("test", text).expect("good");
+        let mut slow = SlowStart::default();
+        let mut weights = |second, is_well: bool| {
+            let (mut config, now) = (config.clone(), Instant::from_secs(second));
+            if !is_well {
+                config.pools[0].backends[0].state = BackendState::Unhealthy;
+            }
+            slow.apply(now, &mut config);
+            let backends = config.pools[0].backends.iter();
+            let weights: Vec<u32> = backends.map(|backend| backend.weight).collect();
+            let due = slow.due(now).map(|due| due.as_nanos() / 1_000_000_000);
+            (weights, due)
+        };
+        // From the start it has all.
+        assert_eq!(weights(100, true), (vec![3, 1], None));
+        assert_eq!(weights(101, false), (vec![3, 1], None));
+        assert_eq!(weights(200, true), (vec![3, 10], Some(201)));
+        assert_eq!(weights(201, true), (vec![6, 10], Some(202)));
+        assert_eq!(weights(208, true), (vec![27, 10], Some(209)));
+        // Ill again, it begins anew.
+        assert_eq!(weights(208, false), (vec![3, 1], None));
+        assert_eq!(weights(250, true), (vec![3, 10], Some(251)));
+        assert_eq!(weights(259, true), (vec![3, 1], None));
+        assert_eq!(weights(260, true), (vec![3, 1], None));
+    }
+}

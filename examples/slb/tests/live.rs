@@ -222,12 +222,46 @@ fn mux_configuration(own: &str) -> String {
     text + "]\n"
 }
 
-#[test]
-fn two_muxes_serve_through_the_kernels_own_vxlan_and_one_may_die() {
-    if let Some(why) = lacking(&[]) {
-        skip!("{why}");
+/// Two muxes behind a router with ECMP, and three hosts.
+struct Muxes {
+    world: World,
+    muxes: Vec<Process>,
+}
+
+impl Muxes {
+    /// Has the router send to some of them.
+    fn route(&self, hops: &[&str]) {
+        let hops: String = hops
+            .iter()
+            .map(|hop| format!(" nexthop via {hop}"))
+            .collect();
+        let route = format!("ip route replace 20.20.20.100/32{hops}");
+        self.world.on("r", &route);
     }
-    let mut world = World::new("m", &["c", "r", "m1", "m2", "h1", "h2", "h3"]);
+
+    /// Slow downloads, and their checksums.
+    fn downloads(&self, count: usize, rate: &str) -> Vec<Process> {
+        let url = "http://20.20.20.100:8080/1500000";
+        let curl = format!("curl -sS --max-time 120 --limit-rate {rate} {url}");
+        let one = |_| {
+            self.world
+                .start("c", &format!("sh -c '{curl} | sha256sum'"))
+        };
+        (0..count).map(one).collect()
+    }
+
+    /// All downloads end, with the bytes that the hosts have.
+    fn all_are_whole(&self, downloads: Vec<Process>) {
+        let sums = downloads.into_iter().map(Process::finish);
+        let sums: std::collections::BTreeSet<String> = sums.collect();
+        assert_eq!(sums.len(), 1, "all have the same bytes: {sums:?}");
+        let whole = "sh -c 'curl -sS http://127.0.0.1:8080/1500000 | sha256sum'";
+        assert!(sums.contains(&self.world.on("h1", whole)));
+    }
+}
+
+fn muxes(kind: &str) -> Muxes {
+    let mut world = World::new(kind, &["c", "r", "m1", "m2", "h1", "h2", "h3"]);
     world.cable("c", "eth0", "r", "to-c");
     world.on("c", "ip address add 198.51.100.10/24 dev eth0");
     world.on("r", "ip address add 198.51.100.1/24 dev to-c");
@@ -293,14 +327,9 @@ fn two_muxes_serve_through_the_kernels_own_vxlan_and_one_may_die() {
         );
         muxes.push(world.start(mux, &slb));
     }
-    let routes = |hops: &[&str]| {
-        let hops: String = hops
-            .iter()
-            .map(|hop| format!(" nexthop via {hop}"))
-            .collect();
-        world.on("r", &format!("ip route replace 20.20.20.100/32{hops}"));
-    };
-    routes(&["172.16.0.11", "172.16.0.12"]);
+    let both = Muxes { world, muxes };
+    both.route(&["172.16.0.11", "172.16.0.12"]);
+    let world = &both.world;
     let ready = (0..50).any(|_| {
         sleep(Duration::from_millis(100));
         let ping = world
@@ -310,7 +339,16 @@ fn two_muxes_serve_through_the_kernels_own_vxlan_and_one_may_die() {
         ping.status.success()
     });
     assert!(ready);
+    both
+}
 
+#[test]
+fn two_muxes_serve_through_the_kernels_own_vxlan_and_one_may_die() {
+    if let Some(why) = lacking(&[]) {
+        skip!("{why}");
+    }
+    let mut both = muxes("m");
+    let world = &both.world;
     let mut served = std::collections::BTreeMap::<String, u32>::new();
     for _ in 0..60 {
         let page = world.on("c", "curl -sS --max-time 5 http://20.20.20.100:8080/");
@@ -324,27 +362,13 @@ fn two_muxes_serve_through_the_kernels_own_vxlan_and_one_may_die() {
     );
 
     // Slow downloads go on when a mux dies: the other one makes the same choices.
-    let downloads: Vec<Process> = (0..24)
-        .map(|_| {
-            let curl = "curl -sS --max-time 60 --limit-rate 500k http://20.20.20.100:8080/1500000";
-            world.start("c", &format!("sh -c '{curl} | sha256sum'"))
-        })
-        .collect();
+    let downloads = both.downloads(24, "500k");
     sleep(Duration::from_millis(1000));
-    drop(muxes.remove(0)); // as kill -9 does
-    routes(&["172.16.0.12"]);
-    let mut sums = std::collections::BTreeSet::new();
-    for download in downloads {
-        sums.insert(download.finish());
-    }
-    assert_eq!(sums.len(), 1, "all have the same bytes: {sums:?}");
-    let whole = world.on(
-        "h1",
-        "sh -c 'curl -sS http://127.0.0.1:8080/1500000 | sha256sum'",
-    );
-    assert!(sums.contains(&whole));
+    drop(both.muxes.remove(0)); // as kill -9 does
+    both.route(&["172.16.0.12"]);
+    both.all_are_whole(downloads);
 
-    let last = muxes.remove(0);
+    let last = both.muxes.remove(0);
     last.signal("TERM");
     let text = last.finish();
     assert!(text.contains("flows:"), "{text}");
@@ -585,4 +609,74 @@ fn a_server_that_refuses_is_left_out_and_tried_again() {
     assert!(is_whole, "{}", state(&world));
     proxy.signal("TERM");
     let _ = proxy.finish();
+}
+
+#[test]
+fn a_thousand_reloads_lose_nothing_move_nobody_and_keep_no_memory() {
+    const RELOADS: u64 = 1000;
+    if let Some(why) = lacking(&[]) {
+        skip!("{why}");
+    }
+    let both = muxes("q");
+    let world = &both.world;
+    let downloads = both.downloads(24, "60k");
+    // The mux answers these itself: one lost is one too many.
+    let pings = world.start("c", "ping -q -i 0.02 -c 1000 20.20.20.100");
+    let own = "172.16.0.11";
+    let one = mux_configuration(own);
+    let other = one.replace(
+        "mac = \"02:00:00:00:01:03\"",
+        "weight = 0, mac = \"02:00:00:00:01:03\"",
+    );
+    let other = other.replace(
+        "mac = \"02:00:00:00:01:02\"",
+        "weight = 5, mac = \"02:00:00:00:01:02\"",
+    );
+    let other = format!("{other}[[frontend]]\nname = \"more\"\naddress = \"20.20.20.101\"\n");
+    let status = || {
+        use std::io::Read as _;
+        let socket = world.path("m1.sock");
+        let mut text = String::new();
+        let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+        stream.read_to_string(&mut text).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    let generation = || status()["generation"].as_u64().unwrap();
+    let memory = || {
+        let pid = status()["pid"].as_u64().unwrap();
+        let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = text.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+        line.split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+    };
+    let mut early = 0;
+    for reload in 0..RELOADS {
+        let text = if reload % 2 == 0 { &other } else { &one };
+        // In one step, as editors and configuration tools do.
+        fs::write(world.path("m1.new"), text).unwrap();
+        fs::rename(world.path("m1.new"), world.path("m1")).unwrap();
+        let before = generation();
+        both.muxes[0].signal("HUP");
+        let is_done = (0..1000).any(|_| {
+            sleep(Duration::from_millis(2));
+            generation() > before
+        });
+        assert!(is_done, "reload {reload}");
+        if reload == RELOADS / 10 {
+            early = memory();
+        }
+    }
+    let late = memory();
+    assert!(
+        late <= early + 512,
+        "{early} kB after a tenth, {late} kB at the end"
+    );
+    let said = pings.finish();
+    assert!(said.contains("1000 received"), "{said}");
+    both.all_are_whole(downloads);
+    let dropped = &status()["dropped_total"]["packets"];
+    assert_eq!(dropped, 0);
 }

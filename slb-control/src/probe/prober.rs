@@ -5,7 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread;
-use std::time::Instant as Clock;
+use std::time::{Duration, Instant as Clock};
 
 use slb_core::Instant;
 use slb_core::health::{Condition, Health, ProbePolicy, jitter};
@@ -16,6 +16,9 @@ use tokio::time::sleep_until;
 
 use super::{Asker, BackendName, Target, targets};
 use crate::config::Config;
+
+/// Probes go out at multiples of this: those that are due together cost one awakening.
+const GRAIN: Duration = Duration::from_millis(20);
 
 /// A backend that turned.
 #[derive(Clone, Debug)]
@@ -187,7 +190,11 @@ impl One {
         let first = jitter(self.now(), probe.interval, self.number as u32);
         let mut health = Health::new(policy, Condition::Healthy, first);
         loop {
-            let due = self.begin + std::time::Duration::from_nanos(health.due().as_nanos());
+            let due = health
+                .due()
+                .as_nanos()
+                .next_multiple_of(GRAIN.as_nanos() as u64);
+            let due = self.begin + Duration::from_nanos(due);
             sleep_until(due.into()).await;
             if !health.begin(self.now()) {
                 continue;

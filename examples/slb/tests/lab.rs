@@ -691,6 +691,25 @@ fn the_sick_get_no_new_flows(lab: &Lab) {
     assert!(said.lines().all(|line| line.starts_with("vm")), "{said}");
     assert!(said.lines().count() > 100);
 
+    // Cut off, it cannot even say that it is not well.
+    let cut = Instant::now();
+    lab.world.on("vm2", "nft add table inet cut");
+    for way in ["input", "output"] {
+        let chain = format!("{{ type filter hook {way} priority 0; policy drop; }}");
+        lab.world
+            .on("vm2", &format!("nft 'add chain inet cut {way} {chain}'"));
+    }
+    lab.wait_until("vm2 is out", || all_are(2, "unhealthy"));
+    // Two failures in a row, five seconds apart.
+    assert!(cut.elapsed() >= Duration::from_secs(5));
+    for _ in 0..30 {
+        let page = format!("curl -sS -m 5 http://{VIP}/");
+        let page = lab.world.on("client", &page);
+        assert!(!page.starts_with("vm2"), "{page}");
+    }
+    lab.world.on("vm2", "nft delete table inet cut");
+    lab.wait_until("vm2 is back", || all_are(2, "healthy"));
+
     for vm in 1..=3 {
         is_sick(vm, true);
     }

@@ -530,6 +530,20 @@ fn a_mux_has_a_worker_for_each_queue() {
         get("readyz").starts_with("no backend takes new flows of: web")
     });
     assert!(is_down);
+    // Who asks for the status and reads nothing, or says what nobody asked for, keeps nobody else from
+    // it for long.
+    let rude: Vec<std::os::unix::net::UnixStream> = (0..50)
+        .filter_map(|_| {
+            use std::io::Write as _;
+            let mut stream = std::os::unix::net::UnixStream::connect(&socket).ok()?;
+            stream.set_nonblocking(true).ok()?;
+            let _ = stream.write(&[b'x'; 70_000]);
+            Some(stream)
+        })
+        .collect();
+    assert!(!rude.is_empty());
+    world.on("m", &format!("{slb} status --once --socket {socket}"));
+    drop(rude);
     // More clients than there are places for, who say nothing, or too much: others have to wait, and
     // packets do not.
     let hold = "import socket, time\nall = [socket.create_connection((\"127.0.0.1\", 9100)) \
@@ -617,7 +631,7 @@ fn a_thousand_reloads_lose_nothing_move_nobody_and_keep_no_memory() {
     if let Some(why) = lacking(&[]) {
         skip!("{why}");
     }
-    let both = muxes("q");
+    let both = muxes("k");
     let world = &both.world;
     let downloads = both.downloads(24, "60k");
     // The mux answers these itself: one lost is one too many.

@@ -72,6 +72,7 @@ pub(crate) fn check(config: &Config, faults: &Faults<'_>) {
     check_rules(config, faults);
     check_nat(config, faults);
     check_outbound(config, faults);
+    check_ports(config, faults);
     match config.node.role {
         Role::Proxy => check_proxy(config, faults),
         Role::Mux | Role::Host => check_no_proxy(config, faults),
@@ -396,27 +397,36 @@ fn check_no_proxy(config: &Config, faults: &Faults<'_>) {
     }
 }
 
+/// Frontends give no more ports than they have.
+fn check_ports(config: &Config, faults: &Faults<'_>) {
+    let errors: Vec<SpecError> = config.with_spec(|spec| spec.frontends_out_of_ports().collect());
+    for error in errors {
+        let SpecError::OutOfPorts {
+            rule,
+            frontend,
+            needed,
+            available,
+        } = error
+        else {
+            continue;
+        };
+        let rule = &config.outbound[rule];
+        let message = format!(
+            "wants {needed} ports of frontend {:?} in all, which has {available} to give (each \
+             port that a rule takes costs eight)",
+            config.frontends[frontend].name
+        );
+        let place = format!("outbound_rule {:?}: allocated_outbound_ports", rule.name);
+        faults.add(&rule.span, place, message);
+    }
+}
+
 /// What shows only when all of it is put together.
 fn check_spec(config: &Config, faults: &Faults<'_>) {
     let Err(error) = config.with_spec(|spec| Snapshot::boxed(spec, None)) else {
         return;
     };
     match error {
-        SpecError::OutOfPorts {
-            rule,
-            frontend,
-            needed,
-            available,
-        } => {
-            let rule = &config.outbound[rule];
-            let message = format!(
-                "wants {needed} ports of frontend {:?} in all, which has {available} to give (each \
-                 port that a rule takes costs eight)",
-                config.frontends[frontend].name
-            );
-            let place = format!("outbound_rule {:?}: allocated_outbound_ports", rule.name);
-            faults.add(&rule.span, place, message);
-        }
         SpecError::PortConflict { port } => {
             let mut backends = config.pools.iter().flat_map(|pool| &pool.backends);
             let span = backends.rfind(|b| b.port == Some(port.0)).map(|b| &b.span);

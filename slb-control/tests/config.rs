@@ -427,6 +427,38 @@ fn faults_of_nat_are_told() {
     );
 }
 
+#[test]
+fn conflicts_of_a_host_are_found_all_at_once() {
+    let text = HOST
+        .replace("frontend_port = 2222", "frontend_port = 80")
+        .replace("frontend_port_end = 5009", "frontend_port_end = 5003")
+        .replace("ports = 1024", "ports = 16000");
+    let text = format!(
+        "{text}
+[[frontend]]
+name = \"other\"
+address = \"20.20.20.103\"
+
+[[outbound_rule]]
+name = \"more\"
+frontends = [\"other\"]
+pool = \"servers\"
+allocated_outbound_ports = 40000
+"
+    );
+    let errors = Config::parse("host.toml", &text).unwrap_err().to_string();
+    let expected = [
+        "inbound_nat_rule \"ssh\": takes port 80",
+        "inbound_nat_pool \"rdp\": expected a port for each instance",
+        "outbound_rule \"all\": allocated_outbound_ports: wants 80000 ports of frontend \"out\"",
+        "outbound_rule \"more\": allocated_outbound_ports: wants 200000 ports of frontend \"other\"",
+    ];
+    assert_eq!(errors.lines().count(), expected.len(), "{errors}");
+    for (line, expected) in errors.lines().zip(expected) {
+        assert!(line.contains(expected), "{line}");
+    }
+}
+
 const PROXY: &str = r#"[node]
 role = "proxy"
 

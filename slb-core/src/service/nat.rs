@@ -700,6 +700,16 @@ pub(crate) fn is_outbound(spec: &Spec<'_>, frontend: usize) -> bool {
         .any(|rule| rule.frontends.contains(&frontend))
 }
 
+impl Spec<'_> {
+    /// Of each frontend that has too few ports for the outbound rules that use it, a
+    /// [`SpecError::OutOfPorts`]: all of them, where building a snapshot stops at the first. Places that
+    /// refer to nothing have no ports.
+    pub fn frontends_out_of_ports(&self) -> impl Iterator<Item = SpecError> {
+        let outbound = (0..self.frontends.len()).filter(|&f| is_outbound(self, f));
+        outbound.filter_map(|frontend| deal(self, frontend, &mut [NOBODY; GRANULES]).err())
+    }
+}
+
 /// The number of a pool's backend.
 pub(crate) fn instance(spec: &Spec<'_>, pool: usize, backend: usize) -> u32 {
     let given = spec

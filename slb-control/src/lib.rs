@@ -1,4 +1,4 @@
-//! What a balancer does around its dataplane, with `std`: for now, its configuration.
+//! What a balancer does around its dataplane, with `std`: its configuration, and the health of backends.
 //!
 //! ```
 //! let text = r#"

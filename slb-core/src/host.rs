@@ -31,6 +31,7 @@ use crate::observe::{Observe, Step};
 use crate::packet::{Family, Packet, Read};
 use crate::service::nat::{CompiledMux, RuleKind};
 use crate::service::{BackendId, RuleMatch, Snapshot};
+use crate::sources::SourceLimiter;
 use crate::stats::{BackendCounters, RuleCounters, SnatCounters, Stats};
 use crate::time::Instant;
 use crate::verdict::{DropReason, PortId, Verdict};
@@ -57,6 +58,14 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     #[must_use]
     pub fn with_options(mut self, options: NatOptions) -> Self {
         self.pipeline.set_options(options);
+        self
+    }
+
+    /// The same host agent with a limit on the new connections of each source from outside: above it, their
+    /// first packets are dropped.
+    #[must_use]
+    pub fn with_source_limit(mut self, limiter: SourceLimiter<'m>) -> Self {
+        self.pipeline.sources = Some(limiter);
         self
     }
 

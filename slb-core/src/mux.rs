@@ -31,7 +31,8 @@ use crate::mem::{Mem, Memory};
 use crate::observe::{From, Observe, Step};
 use crate::packet::{Packet, Read};
 use crate::reply::Limiter;
-use crate::service::{BackendId, RuleMatch, Snapshot};
+use crate::service::{BackendId, NO_BACKEND, RuleMatch, Snapshot};
+use crate::sources::SourceLimiter;
 use crate::stats::{BackendCounters, Count, RuleCounters, Stats};
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
@@ -84,6 +85,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
             snapshot,
             tables,
             answers,
+            sources: None,
             stats: Stats::default(),
         };
         pipeline.name_counters();
@@ -97,6 +99,15 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
     #[must_use]
     pub fn with_options(mut self, options: MuxOptions) -> Self {
         self.pipeline.answers = Limiter::new(options.answers_per_second, options.answers_at_once);
+        self
+    }
+
+    /// The same mux with a limit on the new flows of each source. Above it a SYN is dropped; what may be
+    /// of a flow that began elsewhere is sent on by Maglev's choice, and not pinned. Without a flow table
+    /// there is nothing to limit.
+    #[must_use]
+    pub fn with_source_limit(mut self, limiter: SourceLimiter<'m>) -> Self {
+        self.pipeline.sources = Some(limiter);
         self
     }
 
@@ -269,6 +280,7 @@ struct Pipeline<'m, S> {
     snapshot: S,
     tables: MuxTables<'m>,
     answers: Limiter,
+    sources: Option<SourceLimiter<'m>>,
     stats: Stats,
 }
 
@@ -282,6 +294,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             fragments.advance(now);
         }
         self.answers.advance(now);
+        if let Some(sources) = &mut self.sources {
+            sources.advance(now);
+        }
     }
 
     /// Stage 1: reads each frame, finds its rule and hashes its tuple. Returns the lanes of those
@@ -392,6 +407,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             snapshot,
             tables,
             answers,
+            sources,
             stats,
         } = self;
         let snapshot: &Snapshot<'_> = snapshot;
@@ -414,13 +430,15 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                     flows,
                     rules,
                     backends,
+                    sources,
                     before,
                 }
                 .backend(lane, seen),
+                _ if lane.packet.is_martian() => NO_BACKEND,
                 _ => snapshot.backend_at(lane.first_backend, lane.table_index as usize),
             };
             let Some(backend) = snapshot.backend(index) else {
-                let verdict = refuse(snapshot, frame, lane, answers, stats);
+                let verdict = refuse(snapshot, frame, lane, index, answers, stats);
                 finish(stats, frame, lane, verdict, seen);
                 continue;
             };

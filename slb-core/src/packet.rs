@@ -383,6 +383,32 @@ impl Packet {
         self.shape.plain
     }
 
+    /// Whether no host sends from its source: a network's own, multicast, broadcast or none, loopback
+    /// unless that is where it goes (RFC 1812 §5.3.7, RFC 4291 §2); or the very address and port that it
+    /// is for.
+    pub(crate) fn is_martian(&self) -> bool {
+        let [a, b, c, d] = self.addresses;
+        let (is_nobody, is_own) = match self.shape.family {
+            Family::Ipv4 => {
+                let (source, destination) = (a as u32, (a >> 32) as u32);
+                let is_nobody = match source as u8 {
+                    0 | 224..=239 => true,
+                    127 => destination as u8 != 127,
+                    _ => source == u32::MAX,
+                };
+                (is_nobody, source == destination)
+            }
+            Family::Ipv6 => {
+                const LOOPBACK: [u64; 2] = [0, 1 << 56];
+                let (source, destination) = ([a, b], [c, d]);
+                let is_loopback = source == LOOPBACK && destination != LOOPBACK;
+                let is_nobody = is_loopback || source == [0, 0] || a as u8 == 0xff;
+                (is_nobody, source == destination)
+            }
+        };
+        is_nobody || (is_own && self.ports & 0xffff == self.ports >> 16)
+    }
+
     /// Whether it is ICMP of its own family.
     pub(crate) fn is_icmp(&self) -> bool {
         match self.shape.family {

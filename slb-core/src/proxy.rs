@@ -34,6 +34,7 @@ use crate::packet::{Packet, Part, Read};
 use crate::reply;
 use crate::service::nat::{CompiledMux, RuleKind};
 use crate::service::{BackendId, Echo, NO_BACKEND, RuleMatch, Scheduler, Snapshot};
+use crate::sources::SourceLimiter;
 use crate::stats::{BackendCounters, RuleCounters, Stats};
 use crate::time::Instant;
 use crate::verdict::{DropReason, PortId, Verdict};
@@ -84,6 +85,14 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
     #[must_use]
     pub fn with_options(mut self, options: NatOptions) -> Self {
         self.pipeline.set_options(options);
+        self
+    }
+
+    /// The same proxy with a limit on the new connections of each source from outside: above it, their
+    /// first packets are dropped.
+    #[must_use]
+    pub fn with_source_limit(mut self, limiter: SourceLimiter<'m>) -> Self {
+        self.pipeline.sources = Some(limiter);
         self
     }
 

@@ -97,6 +97,11 @@ drop_reasons! {
     SnatExhausted = "snat_exhausted",
     /// A vm's packet does not come from the vm's address.
     SpoofedSource = "spoofed_source",
+    /// It begins a flow from an address that no host sends from: multicast, broadcast, none or
+    /// another's loopback (RFC 1812 §5.3.7), or the address and port that it is for.
+    Martian = "martian",
+    /// Its source begins too many flows: see [`SourceLimiter`](crate::SourceLimiter).
+    SourceLimit = "source_limit",
 }
 
 impl fmt::Display for DropReason {

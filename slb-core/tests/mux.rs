@@ -8,7 +8,7 @@ use common::*;
 use etherparse::{Icmpv4Type, Icmpv6Type, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use slb_core::hash::{Distribution, Hasher, MICROSOFT_KEY, SipHash13, Toeplitz, TupleHasher};
 use slb_core::service::{Echo, UdpChecksum, derived_mac};
-use slb_core::{DropReason, Instant, PortId, Verdict};
+use slb_core::{DropReason, Instant, PortId, SourceLimiter, Verdict};
 
 fn dropped(reason: DropReason) -> Verdict {
     Verdict::Drop(reason)
@@ -402,14 +402,16 @@ fn nobody_is_answered_who_must_not_be() {
         [224, 0, 0, 1],
         [255, 255, 255, 255],
     ];
-    let mut packets: Vec<_> = nobodys.map(|source| expire(tcp(source, 1, "S"))).into();
-    packets.push(to_many);
-    for packet in packets {
+    for source in nobodys {
         assert_eq!(
-            send_one(&mut mux, packet).verdict,
-            dropped(DropReason::HopLimit)
+            send_one(&mut mux, expire(tcp(source, 1, "S"))).verdict,
+            dropped(DropReason::Martian)
         );
     }
+    assert_eq!(
+        send_one(&mut mux, to_many).verdict,
+        dropped(DropReason::HopLimit)
+    );
     assert_eq!(
         send_one(&mut mux, later).verdict,
         dropped(DropReason::FragmentWithoutFirst)
@@ -419,6 +421,83 @@ fn nobody_is_answered_who_must_not_be() {
         send_one(&mut mux, error).verdict,
         dropped(DropReason::HopLimit)
     );
+}
+
+#[test]
+fn martian_and_land_packets_are_dropped_and_others_are_not() {
+    let setup = Setup {
+        ha_ports: true,
+        ..Setup::new(3)
+    };
+    for mut mux in [pinned(&setup), stateless(&setup)] {
+        let mut sent = |packet: Vec<u8>| send_one(&mut mux, packet).verdict;
+        for source in [
+            [0, 1, 2, 3],
+            [127, 0, 0, 1],
+            [224, 0, 0, 1],
+            [239, 255, 255, 255],
+            [255, 255, 255, 255],
+        ] {
+            for flags in ["S", "A"] {
+                let verdict = sent(tcp(source, 1, flags));
+                assert_eq!(verdict, dropped(DropReason::Martian), "{source:?}");
+            }
+        }
+        // The VIP to itself: the same port is land, another is a vm that calls its own VIP.
+        let land = sent(tcp_to(VIP, 80, VIP, 80, "S", b""));
+        assert_eq!(land, dropped(DropReason::Martian));
+        for source in [
+            VIP,
+            [1, 0, 0, 0],
+            [126, 255, 255, 255],
+            [223, 255, 255, 255],
+            [240, 0, 0, 1],
+        ] {
+            let verdict = sent(tcp(source, 5000, "S"));
+            assert!(matches!(verdict, Verdict::Forward(_)), "{source:?}");
+        }
+        for source in [
+            [0; 16],
+            [[0; 15].as_slice(), &[1]].concat().try_into().unwrap(),
+            [0xff; 16],
+            vip6(),
+        ] {
+            let mut packet = tcp6(80, "S");
+            packet[22..38].copy_from_slice(&source);
+            assert_eq!(sent(packet), dropped(DropReason::Martian), "{source:?}");
+        }
+        assert!(matches!(sent(tcp6(80, "S")), Verdict::Forward(_)));
+    }
+}
+
+#[test]
+fn a_source_begins_so_many_flows_and_others_are_not_disturbed() {
+    let build = || {
+        let limiter = SourceLimiter::build(1 << 12, 10, 20, [5, 6], &mut slb_core::mem::Boxes);
+        pinned(&Setup::new(3)).with_source_limit(limiter.unwrap())
+    };
+    let mut mux = build();
+    let verdicts: Vec<_> = (0..100u16)
+        .map(|port| send_one(&mut mux, tcp([11, 0, 0, 1], port, "S")).verdict)
+        .collect();
+    for (number, verdict) in verdicts.into_iter().enumerate() {
+        let is_over = verdict == dropped(DropReason::SourceLimit);
+        assert_eq!(is_over, number >= 20, "{number}: {verdict:?}");
+    }
+    // What it began goes on, and others begin theirs.
+    let known = send_one(&mut mux, tcp([11, 0, 0, 1], 3, "A"));
+    assert!(matches!(known.verdict, Verdict::Forward(_)));
+    for client in 2..=200 {
+        let other = send_one(&mut mux, tcp([11, 0, 0, client], 3, "S"));
+        assert!(matches!(other.verdict, Verdict::Forward(_)), "{client}");
+    }
+    // What may have begun at another mux is sent on, and not pinned.
+    let mut mux = build();
+    for port in 0..100 {
+        let outcome = send_one(&mut mux, tcp([11, 0, 0, 1], port, "A"));
+        assert!(matches!(outcome.verdict, Verdict::Forward(_)));
+    }
+    assert_eq!(mux.stats().flows.live, 20);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use crate::flow::{Addresses, FlowKey, FlowState, FlowTable, Table, Ticks};
 use crate::observe::{FlowStep, Observe, Step};
 use crate::packet::{Family, Packet};
 use crate::service::{BackendId, CompiledBackend, NO_BACKEND, Snapshot};
+use crate::sources::SourceLimiter;
 use crate::stats::{BackendCounters, RuleCounters};
 use crate::wire::protocol;
 use crate::wire::tcp::Flags;
@@ -30,6 +31,7 @@ pub(super) struct Pinner<'a, 's, 'm> {
     pub(super) flows: &'a mut FlowTable<'m>,
     pub(super) rules: &'a mut [RuleCounters],
     pub(super) backends: &'a mut [BackendCounters],
+    pub(super) sources: &'a mut Option<SourceLimiter<'m>>,
     /// How often the table had changed when the lanes' flows were looked up.
     pub(super) before: &'a Changes,
 }
@@ -57,6 +59,7 @@ impl Pinner<'_, '_, '_> {
             snapshot: self.snapshot,
             rules: self.rules,
             backends: self.backends,
+            sources: self.sources,
         };
         match lane.packet.shape.family {
             Family::Ipv4 => {
@@ -102,11 +105,15 @@ pub(super) fn hash(flows: &FlowTable<'_>, packet: &Packet) -> u64 {
     }
 }
 
-struct Counters<'a, 's> {
+struct Counters<'a, 's, 'm> {
     snapshot: &'a Snapshot<'s>,
     rules: &'a mut [RuleCounters],
     backends: &'a mut [BackendCounters],
+    sources: &'a mut Option<SourceLimiter<'m>>,
 }
+
+/// In the place of a backend: the source begins too many flows.
+pub(super) const OVER_LIMIT: u32 = NO_BACKEND - 1;
 
 #[inline]
 fn probe<A: Addresses>(table: &Table<'_, A>, hash: u64, key: &FlowKey<A>) -> Probe {
@@ -123,7 +130,7 @@ fn backend<A: Addresses>(
     key: &FlowKey<A>,
     is_same: bool,
     lane: &Lane,
-    counters: &mut Counters<'_, '_>,
+    counters: &mut Counters<'_, '_, '_>,
     seen: &mut impl Observe,
 ) -> u32 {
     // What an earlier lane of the burst inserted may have moved this one's flow, or be it.
@@ -149,7 +156,7 @@ fn pinned<A: Addresses>(
     table: &mut Table<'_, A>,
     found: Found,
     lane: &Lane,
-    counters: &mut Counters<'_, '_>,
+    counters: &mut Counters<'_, '_, '_>,
     seen: &mut impl Observe,
 ) -> u32 {
     let Counters { snapshot, .. } = counters;
@@ -197,7 +204,7 @@ fn pinned<A: Addresses>(
 
 /// Counts how a flow that began with a SYN goes on: the client has an answer, or asks again.
 #[inline(never)]
-fn note_answer(counters: &mut Counters<'_, '_>, backend: u32, packet: &Packet) {
+fn note_answer(counters: &mut Counters<'_, '_, '_>, backend: u32, packet: &Packet) {
     let slot = counters
         .snapshot
         .backend(backend)
@@ -218,21 +225,36 @@ fn unpinned<A: Addresses>(
     table: &mut Table<'_, A>,
     key: &FlowKey<A>,
     lane: &Lane,
-    counters: &mut Counters<'_, '_>,
+    counters: &mut Counters<'_, '_, '_>,
     seen: &mut impl Observe,
 ) -> u32 {
     let Counters {
         snapshot,
         rules,
         backends,
+        sources,
     } = counters;
     let packet = &lane.packet;
+    if packet.is_martian() {
+        return NO_BACKEND;
+    }
     let index = snapshot.backend_at(lane.first_backend, lane.table_index as usize);
     let (Some(backend), Some(rule)) = (snapshot.backend(index), snapshot.rule(lane.rule)) else {
         return NO_BACKEND;
     };
     if lane.is_error || packet.flags.intersects(Flags::FIN.with(Flags::RST)) {
         seen.step(lane.frame.into(), Step::Flow(FlowStep::Miss));
+        return index;
+    }
+    if sources
+        .as_mut()
+        .is_some_and(|sources| !sources.allow(packet))
+    {
+        if packet.opens() {
+            return OVER_LIMIT;
+        }
+        // It may have begun at another mux.
+        seen.step(lane.frame.into(), Step::Flow(FlowStep::Refused));
         return index;
     }
     let state = if packet.opens() {

@@ -2,6 +2,7 @@
 
 use core::ops::Deref;
 
+use super::pin::OVER_LIMIT;
 use super::{Lane, Pipeline};
 use crate::fragments;
 use crate::frame::Frame;
@@ -168,10 +169,17 @@ pub(super) fn refuse(
     snapshot: &Snapshot<'_>,
     frame: &mut Frame<'_>,
     lane: &Lane,
+    index: u32,
     answers: &mut Limiter,
     stats: &mut Stats,
 ) -> Verdict {
     let packet = &lane.packet;
+    if packet.is_martian() {
+        return Verdict::Drop(DropReason::Martian);
+    }
+    if index == OVER_LIMIT {
+        return Verdict::Drop(DropReason::SourceLimit);
+    }
     let no_backend = Verdict::Drop(DropReason::NoBackend);
     let wanted = snapshot.terms(lane.rule).is_some_and(|terms| terms.reset);
     let is_segment = packet.protocol == protocol::TCP && packet.shape.part == Part::Whole;

@@ -20,6 +20,7 @@ use crate::packet::{Family, Packet, Part};
 use crate::reply::{self, IcmpError, Limiter};
 use crate::service::nat::CompiledMux;
 use crate::service::{BackendId, RuleMatch, Snapshot, Underlay};
+use crate::sources::SourceLimiter;
 use crate::stats::{BackendCounters, RuleCounters, Stats};
 use crate::time::Instant;
 use crate::verdict::{DropReason, PortId, Verdict};
@@ -179,6 +180,7 @@ pub(crate) struct Pipeline<'m, S> {
     pub(crate) options: NatOptions,
     pub(crate) answers: Limiter,
     pub(crate) resets: Limiter,
+    pub(crate) sources: Option<SourceLimiter<'m>>,
     pub(crate) stats: Stats,
 }
 
@@ -190,6 +192,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             options,
             answers: Limiter::new(options.answers_per_second, options.answers_at_once),
             resets: Limiter::new(options.resets_per_second, options.resets_at_once),
+            sources: None,
             stats: Stats::default(),
         };
         pipeline.begin_generation();
@@ -234,6 +237,9 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         }
         self.answers.advance(now);
         self.resets.advance(now);
+        if let Some(sources) = &mut self.sources {
+            sources.advance(now);
+        }
     }
 
     /// Stage 1: reads each frame, finds whose it is and hashes its tuple. Returns the lanes of those
@@ -422,6 +428,11 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         let own_packet;
         let packet = if lane.error.is_some() {
             own_packet = lane.own_packet();
+            // Who did not see the connection can only guess a number that its sender has in flight.
+            let quoted = rewrite::quoted_sequence::<A>(frame.bytes(), &own_packet);
+            if quoted.is_some_and(|n| !connection.sequences().is_recent(direction.reverse(), n)) {
+                return Err(Verdict::Drop(DropReason::IcmpUnmatched));
+            }
             rewrite::translate_error(frame.bytes_mut(), &own_packet, connection, direction, hops)
                 .ok_or(Verdict::Drop(DropReason::IcmpUnmatched))?;
             &own_packet

@@ -234,6 +234,18 @@ pub(crate) fn translate_error<A: Rewrite>(
     new.rewrite(ip, address_delta, hops)
 }
 
+/// The sequence number of the TCP segment that an ICMP error quotes; `None` where it quotes no such
+/// number.
+pub(crate) fn quoted_sequence<A: Rewrite>(bytes: &[u8], packet: &Packet) -> Option<u32> {
+    let quote = bytes.get(usize::from(packet.shape.transport_offset) + icmp::HEADER_LEN..)?;
+    let (number, transport, is_first) = A::parse_quoted(quote)?;
+    if number != protocol::TCP || !is_first {
+        return None;
+    }
+    let sequence = quote.get(transport + 4..)?.first_chunk()?;
+    Some(u32::from_be_bytes(*sequence))
+}
+
 /// The addresses of an ICMP error under its other name. A router on the outside keeps its own; of
 /// what is inside, nothing is shown but the front.
 fn about<A: Rewrite>(connection: &Connection<A>, direction: Direction, old: A) -> A {

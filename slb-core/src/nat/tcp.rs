@@ -243,6 +243,20 @@ impl Sequences {
         (sequence, self.sent[direction.index()])
     }
 
+    /// Whether a segment that goes in `direction` may have this number: sent, and not long acknowledged
+    /// (RFC 5927 §4.1). Older ones, of a window without scale, may still be on their way.
+    pub(crate) fn is_recent(&self, direction: Direction, sequence: u32) -> bool {
+        const SLACK: u32 = 65_535;
+        let sent = self.sent[direction.index()];
+        let acknowledged = self.acknowledged[direction.reverse().index()];
+        let in_flight = if after(sent, acknowledged) {
+            sent.wrapping_sub(acknowledged)
+        } else {
+            0
+        };
+        sent.wrapping_sub(sequence) <= in_flight.saturating_add(SLACK)
+    }
+
     /// Whether the receiver of a RST that goes in `direction` takes it.
     fn is_reset(&self, direction: Direction, segment: &Segment, state: ConnectionState) -> bool {
         let receiver = direction.reverse();

@@ -113,6 +113,16 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 .refusal()
                 .answer::<A, R>(frame, lane, terms.reset, seen));
         }
+        if packet.is_martian() {
+            return Err(Verdict::Drop(DropReason::Martian));
+        }
+        if self
+            .sources
+            .as_mut()
+            .is_some_and(|sources| !sources.allow(packet))
+        {
+            return Err(Verdict::Drop(DropReason::SourceLimit));
+        }
         let chosen = R::choose(self, lane, index, seen);
         let local = chosen.and_then(|backend| self.snapshot.nat.local_of(backend));
         let Some(&local) = local else {

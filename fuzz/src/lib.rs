@@ -2,6 +2,8 @@
 //! as long as one likes: `cargo bolero test -p slb-fuzz mux_takes_arbitrary_frames` (needs
 //! `cargo install cargo-bolero` and a nightly toolchain).
 
+#![forbid(unsafe_code)]
+
 use std::net::Ipv6Addr;
 
 use bolero::TypeGenerator;

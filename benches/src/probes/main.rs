@@ -2,6 +2,8 @@
 //!
 //! The backends are addresses of the loopback network, all served by one thread, which is not counted.
 
+#![forbid(unsafe_code)]
+
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::TcpListener;

@@ -1,167 +1,144 @@
-//! A mux in a program that has nothing: no std, no allocator, no libc. All tables are static.
+//! A mux, a host agent and a proxy in a program that has nothing: no std, no allocator, no libc. All
+//! tables are static.
 //!
-//! It forwards one packet and ends with status 0, or with another where something went wrong.
-//! Linux on x86-64 is only the stage: the last instruction is its `exit`.
+//! A client's SYN goes through the mux to the host agent and its vm, and the answer back; another goes
+//! through the proxy. The program ends with status 0, or with another where something went wrong.
 
 #![no_std]
 #![no_main]
 
-use core::arch::{asm, naked_asm};
-use core::net::Ipv4Addr;
-use core::time::Duration;
+mod start;
 
-use slb_core::flow::{FlowTable, Ipv4Bucket};
-use slb_core::hash::{Distribution, Hasher, SipHash13};
-use slb_core::mem::{Arena, Line, Mem};
+use core::net::{IpAddr, Ipv4Addr};
+
+use slb_core::mem::{Arena, Line};
 use slb_core::service::{
-    Backend, BackendState, Echo, Frontend, Pool, Protocol, Rule, Snapshot, Spec, Underlay,
+    Backend, Echo, Frontend, FrontendPort, Pool, PortMode, Protocol, ProxyPorts, Rule, Snapshot,
+    Spec, Underlay, derived_mac,
 };
-use slb_core::stats::{BackendCounters, RuleCounters};
 use slb_core::wire::vxlan::Vni;
-use slb_core::{Frame, HEADROOM, Instant, Mux, MuxOptions, MuxTables, Verdict};
+use slb_core::{Frame, HEADROOM, Host, Instant, Mux, PortId, Proxy, Verdict};
 
-/// Memory of the snapshot: a table of 251 slots and a little more.
-static mut SNAPSHOT: [Line; 64] = [Line::EMPTY; 64];
-static mut FLOWS: [Ipv4Bucket; FlowTable::buckets_for(1000)] =
-    [Ipv4Bucket::EMPTY; FlowTable::buckets_for(1000)];
+/// Memory of everything: snapshots, flows, connections, counters.
+static mut MEMORY: [Line; 1 << 16] = [Line::EMPTY; 1 << 16];
 static mut FRAME: [u8; 256] = [0; 256];
 
+const CLIENT: (Ipv4Addr, u16) = (Ipv4Addr::new(198, 51, 100, 10), 50_000);
+const VIP: (Ipv4Addr, u16) = (Ipv4Addr::new(20, 20, 20, 100), 80);
+const VM: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 10, 1, 1), 8080);
+const MUX: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 11);
+const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
+const NOW: Instant = Instant::from_secs(1);
+/// Of the tables; a product would draw it at random.
+const KEY: [u64; 2] = [3, 4];
+
 fn run() -> Option<()> {
-    let backend = |name, number| Backend {
-        name,
-        address: Ipv4Addr::new(10, 10, 1, number).into(),
-        host: Ipv4Addr::new(172, 16, 0, 100 + number).into(),
-        mac: None,
-        next_hop: None,
-        weight: 1,
-        state: BackendState::Healthy,
+    let backends = [Backend {
+        name: "vm1",
+        address: VM.0.into(),
+        host: HOST.into(),
+        port: Some(PortId(1)),
         ..Backend::default()
+    }];
+    let rules = [Rule {
+        name: "http",
+        protocol: Protocol::Tcp,
+        frontend_port: VIP.1,
+        backend_port: VM.1,
+        ..Rule::default()
+    }];
+    let vni = Vni::new(5001)?;
+    let fronts = [Frontend { name: "web", address: IpAddr::V4(VIP.0), echo: Echo::Answer }];
+    let pools = [Pool { name: "servers", vni, table_size: 251, backends: &backends }];
+    let frontends = [FrontendPort { port: PortId(0), address: None }];
+    let ports = ProxyPorts {
+        mode: PortMode::Single,
+        frontends: &frontends,
+        backend: PortId(1),
+        source_rewrites: &[],
     };
-    let backends = [backend("vm1", 1), backend("vm2", 2)];
-    let spec = Spec {
-        hasher: Hasher::SipHash13(SipHash13::new([7; 16])),
-        maglev_seed: 1,
-        underlay: Underlay { ipv4: Some(Ipv4Addr::new(172, 16, 0, 11)), ..Underlay::default() },
-        frontends: &[Frontend {
-            name: "web",
-            address: Ipv4Addr::new(20, 20, 20, 100).into(),
-            echo: Echo::Answer,
-        }],
-        rules: &[Rule {
-            name: "http",
-            frontend: 0,
-            pool: 0,
-            protocol: Protocol::Tcp,
-            frontend_port: 80,
-            backend_port: 80,
-            distribution: Distribution::FiveTuple,
-            idle_timeout: Duration::from_secs(240),
-            ..Rule::default()
-        }],
-        pools: &[Pool {
-            name: "servers",
-            vni: Vni::new(5001)?,
-            table_size: 251,
-            backends: &backends,
-        }],
+    let spec = |own: Ipv4Addr, proxy| Spec {
+        underlay: Underlay { ipv4: Some(own), ..Underlay::default() },
+        frontends: &fronts,
+        rules: &rules,
+        pools: &pools,
+        proxy,
         ..Spec::default()
     };
     // SAFETY: this is the only place that names the statics, and it runs once.
-    let (memory, flows, buffer) = unsafe {
-        (&mut *(&raw mut SNAPSHOT), &mut *(&raw mut FLOWS), &mut *(&raw mut FRAME))
-    };
-    let snapshot = Snapshot::build(&spec, None, &mut Arena::new(memory)).ok()?;
-    let mut rules = [RuleCounters::default(); 1];
-    let mut backends = [BackendCounters::default(); 2];
-    let tables = MuxTables {
-        flows: Some(FlowTable::new(flows, Mem::empty(), [3, 4])),
-        fragments: None,
-        rules: Mem::from(&mut rules),
-        backends: Mem::from(&mut backends),
-    };
-    let mut mux = Mux::new(&snapshot, tables, MuxOptions::default());
+    let (memory, buffer) = unsafe { (&mut *(&raw mut MEMORY), &mut *(&raw mut FRAME)) };
+    let mut arena = Arena::new(memory);
 
-    // A SYN from 198.51.100.10:50000 to 20.20.20.100:80.
-    let packet = [
+    let of_mux = Snapshot::build(&spec(MUX, None), None, &mut arena).ok()?;
+    let mut mux = Mux::build(&of_mux, 1000, KEY, &mut arena)?;
+    let of_host = Snapshot::build(&spec(HOST, None), None, &mut arena).ok()?;
+    let mut host = Host::build(&of_host, 1000, KEY, &mut arena)?;
+    let of_proxy = Snapshot::build(&spec(MUX, Some(ports)), None, &mut arena).ok()?;
+    let mut proxy = Proxy::build(&of_proxy, 1000, KEY, &mut arena)?;
+
+    // In VXLAN to the host, and to the vm as its own.
+    let mut frames = [segment(buffer, CLIENT, VIP, SYN)?];
+    mux.process(NOW, &mut frames);
+    expect(&frames[0], PortId(0))?;
+    host.process(NOW, &mut frames);
+    expect(&frames[0], PortId(1))?;
+    is_between(&frames[0], CLIENT, VM)?;
+    // Its answer, straight to the client, as the VIP's.
+    let mut frames = [segment(buffer, VM, CLIENT, SYN | ACK)?];
+    frames[0].bytes_mut().get_mut(6..12)?.copy_from_slice(&derived_mac(VM.0.into()).0);
+    frames[0].set_port(PortId(1));
+    host.process(NOW, &mut frames);
+    expect(&frames[0], PortId(0))?;
+    is_between(&frames[0], VIP, CLIENT)?;
+    // The same through the proxy.
+    let mut frames = [segment(buffer, CLIENT, VIP, SYN)?];
+    proxy.process(NOW, &mut frames);
+    expect(&frames[0], PortId(1))?;
+    is_between(&frames[0], CLIENT, VM)?;
+    let mut frames = [segment(buffer, VM, CLIENT, SYN | ACK)?];
+    frames[0].set_port(PortId(1));
+    proxy.process(NOW, &mut frames);
+    expect(&frames[0], PortId(0))?;
+    is_between(&frames[0], VIP, CLIENT)
+}
+
+const SYN: u8 = 2;
+const ACK: u8 = 16;
+
+/// A frame with a TCP segment, its checksums left to whoever would send it.
+fn segment(
+    buffer: &mut [u8],
+    from: (Ipv4Addr, u16),
+    to: (Ipv4Addr, u16),
+    flags: u8,
+) -> Option<Frame<'_>> {
+    let mut packet = [
         2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00, // Ethernet
-        0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 198, 51, 100, 10, 20, 20, 20, 100, // IPv4
-        0xc3, 0x50, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0, // TCP
+        0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, // IPv4
+        0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0, 0xff, 0xff, 0, 0, 0, 0, // TCP
     ];
+    packet[26..30].copy_from_slice(&from.0.octets());
+    packet[30..34].copy_from_slice(&to.0.octets());
+    packet[34..36].copy_from_slice(&from.1.to_be_bytes());
+    packet[36..38].copy_from_slice(&to.1.to_be_bytes());
+    packet[47] = flags;
     buffer.get_mut(HEADROOM..HEADROOM + packet.len())?.copy_from_slice(&packet);
-    let mut frames = [Frame::new(buffer, HEADROOM, packet.len())?];
-    mux.process(Instant::from_secs(1), &mut frames);
-    let is_right = matches!(frames[0].verdict(), Verdict::Forward(_))
-        && frames[0].len() == packet.len() + 50
-        && mux.stats().flows.live == 1;
+    Frame::new(buffer, HEADROOM, packet.len())
+}
+
+fn expect(frame: &Frame<'_>, port: PortId) -> Option<()> {
+    (frame.verdict() == Verdict::Forward(port)).then_some(())
+}
+
+fn is_between(frame: &Frame<'_>, from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) -> Option<()> {
+    let ends = frame.bytes().get(26..38)?;
+    let expected = [
+        &from.0.octets()[..],
+        &to.0.octets(),
+        &from.1.to_be_bytes(),
+        &to.1.to_be_bytes(),
+    ];
+    let mut ends = ends.iter();
+    let is_right = expected.into_iter().flatten().all(|byte| ends.next() == Some(byte));
     is_right.then_some(())
-}
-
-/// Where the program begins: aligns the stack as calls expect it.
-#[unsafe(naked)]
-#[unsafe(no_mangle)]
-extern "C" fn _start() -> ! {
-    naked_asm!("and rsp, -16", "call {main}", "ud2", main = sym main);
-}
-
-extern "C" fn main() -> ! {
-    exit(if run().is_some() { 0 } else { 1 })
-}
-
-fn exit(status: i32) -> ! {
-    // SAFETY: `exit` ends the process and touches no memory.
-    unsafe { asm!("syscall", in("rax") 60, in("rdi") status, options(noreturn)) }
-}
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    exit(2)
-}
-
-// What the compiler may call for copies and comparisons, and a libc would bring.
-
-#[unsafe(no_mangle)]
-unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, len: usize) -> *mut u8 {
-    // SAFETY: the caller promises `len` bytes on both sides, as C has it.
-    unsafe { asm!("rep movsb", inout("rcx") len => _, inout("rdi") to => _, inout("rsi") from => _) };
-    to
-}
-
-#[unsafe(no_mangle)]
-unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, len: usize) -> *mut u8 {
-    if (to as usize).wrapping_sub(from as usize) >= len {
-        // SAFETY: copying forwards reads each byte before it is written over.
-        return unsafe { memcpy(to, from, len) };
-    }
-    // SAFETY: copying backwards does, where `to` is behind `from`.
-    unsafe {
-        asm!("std", "rep movsb", "cld", inout("rcx") len => _,
-            inout("rdi") to.wrapping_add(len).wrapping_sub(1) => _,
-            inout("rsi") from.wrapping_add(len).wrapping_sub(1) => _)
-    };
-    to
-}
-
-#[unsafe(no_mangle)]
-unsafe extern "C" fn memset(to: *mut u8, byte: i32, len: usize) -> *mut u8 {
-    // SAFETY: the caller promises `len` bytes.
-    unsafe { asm!("rep stosb", inout("rcx") len => _, inout("rdi") to => _, in("al") byte as u8) };
-    to
-}
-
-#[unsafe(no_mangle)]
-unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, len: usize) -> i32 {
-    for i in 0..len {
-        // SAFETY: the caller promises `len` bytes on both sides.
-        let (a, b) = unsafe { (a.add(i).read_volatile(), b.add(i).read_volatile()) };
-        if a != b {
-            return i32::from(a) - i32::from(b);
-        }
-    }
-    0
-}
-
-#[unsafe(no_mangle)]
-unsafe extern "C" fn bcmp(a: *const u8, b: *const u8, len: usize) -> i32 {
-    // SAFETY: the same contract.
-    unsafe { memcmp(a, b, len) }
 }

@@ -188,6 +188,8 @@ const C_NAMES: [&CStr; DropReason::COUNT] = [
     c"no_outbound_rule",
     c"snat_exhausted",
     c"spoofed_source",
+    c"martian",
+    c"source_limit",
 ];
 
 #[cfg(test)]

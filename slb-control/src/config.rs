@@ -13,13 +13,14 @@ use std::time::Duration;
 
 use slb_core::hash::{Distribution, Hasher};
 use slb_core::health::PassivePolicy;
+use slb_core::mem::Memory;
 use slb_core::nat::NatOptions;
 use slb_core::service::{
     self, BackendState, Echo, NatTarget, Scheduler, Snapshot, Spec, SpecError, Terms, UdpChecksum,
 };
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
-use slb_core::{MuxOptions, PortId};
+use slb_core::{MuxOptions, PortId, SourceLimiter};
 
 use crate::document::{Faults, Section, Span};
 use crate::error::{ConfigError, ConfigErrors};
@@ -102,6 +103,10 @@ pub struct Node {
     pub answers_per_second: u32,
     /// Connections of a host agent or a proxy, of each family.
     pub connections: usize,
+    /// New flows that a source may begin a second, in the long run; zero: as many as it likes.
+    pub flows_per_source: u32,
+    /// And at once.
+    pub flows_per_source_at_once: u32,
     /// RSTs of a host agent or a proxy a second.
     pub resets_per_second: u32,
     /// Whether a host agent lowers the segment sizes that SYNs offer to what fits VXLAN.
@@ -412,6 +417,21 @@ impl Config {
             muxes: &self.node.muxes,
             proxy: is_proxy.then(|| self.ports.spec(&ports)),
         })
+    }
+
+    /// The limit on the new flows of each source, with buckets out of `memory`, if the node has one; the
+    /// inner one is missing where the memory is used up.
+    pub fn source_limit<'m>(
+        &self,
+        key: [u64; 2],
+        memory: &mut impl Memory<'m>,
+    ) -> Option<Option<SourceLimiter<'m>>> {
+        let (rate, at_once) = (
+            self.node.flows_per_source,
+            self.node.flows_per_source_at_once,
+        );
+        let build = || SourceLimiter::build(SourceLimiter::BUCKETS, rate, at_once, key, memory);
+        (rate > 0).then(build)
     }
 
     /// What a mux may do besides forwarding.

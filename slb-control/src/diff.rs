@@ -126,6 +126,11 @@ impl Diff {
                 was.answers_per_second == is.answers_per_second,
             ),
             (
+                "flows_per_source",
+                was.flows_per_source == is.flows_per_source
+                    && was.flows_per_source_at_once == is.flows_per_source_at_once,
+            ),
+            (
                 "resets_per_second",
                 was.resets_per_second == is.resets_per_second,
             ),

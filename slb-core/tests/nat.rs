@@ -11,7 +11,9 @@ use slb_core::service::{
     Underlay, derived_mac,
 };
 use slb_core::wire::vxlan::Vni;
-use slb_core::{Burst, DropReason, Frame, HEADROOM, Host, Instant, Mux, PortId, Verdict};
+use slb_core::{
+    Burst, DropReason, Frame, HEADROOM, Host, Instant, Mux, PortId, SourceLimiter, Verdict,
+};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(20, 20, 20, 100);
 const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
@@ -266,6 +268,36 @@ fn there_and_back_gives_the_original_bytes() {
             let expected = udp(far, (dip(1), client.1), data);
             assert_eq!(packet_of(&inside), packet_of(&of_vm(1, &expected)));
         });
+}
+
+#[test]
+fn a_source_is_limited_at_a_host_too() {
+    let limiter = SourceLimiter::build(1 << 10, 10, 5, KEY, &mut slb_core::mem::Boxes);
+    let mut host = Host::with_capacity(snapshot(), 64, KEY).with_source_limit(limiter.unwrap());
+    let now = Instant::from_secs(1);
+    let mut open = |address, port| {
+        let syn = tcp(
+            (Ipv4Addr::new(1, 2, 3, address), port),
+            (VIP, 80),
+            SYN,
+            9,
+            b"",
+        );
+        give(&mut host, now, FABRIC, &encapsulated(0, &syn)).0
+    };
+    for port in 1..=8 {
+        let expected = match port {
+            1..=5 => Verdict::Forward(PortId(1)),
+            _ => Verdict::Drop(DropReason::SourceLimit),
+        };
+        assert_eq!(open(4, port), expected);
+    }
+    assert_eq!(open(5, 1), Verdict::Forward(PortId(1)));
+    // Of a connection that is there, a SYN that comes again is none.
+    assert_eq!(open(4, 1), Verdict::Forward(PortId(1)));
+    let land = tcp((VIP, 80), (VIP, 80), SYN, 9, b"");
+    let land = give(&mut host, now, FABRIC, &encapsulated(0, &land)).0;
+    assert_eq!(land, Verdict::Drop(DropReason::Martian));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use slb_core::nat::NatTable;
 use slb_core::observe::Observe;
 use slb_core::service::{BackendId, Snapshot};
 use slb_core::stats::{BackendCounters, RuleCounters, SnatCounters};
-use slb_core::{Burst, Dataplane, Frame, Host, Instant, Mux, PortId, Proxy, Stats};
+use slb_core::{Burst, Dataplane, Frame, Host, Instant, Mux, PortId, Proxy, SourceLimiter, Stats};
 
 use crate::Failure;
 
@@ -28,6 +28,16 @@ enum Running {
     Mux(Mux<'static, Shared>),
     Host(Host<'static, Shared>),
     Proxy(Proxy<'static, Shared>),
+}
+
+impl Running {
+    fn with_source_limit(self, limiter: SourceLimiter<'static>) -> Self {
+        match self {
+            Self::Mux(mux) => Self::Mux(mux.with_source_limit(limiter)),
+            Self::Host(host) => Self::Host(host.with_source_limit(limiter)),
+            Self::Proxy(proxy) => Self::Proxy(proxy.with_source_limit(limiter)),
+        }
+    }
 }
 
 macro_rules! on {
@@ -71,6 +81,14 @@ impl Balancer {
                 let proxy = Proxy::build(snapshot, connections, key, memory).ok_or_else(none)?;
                 Running::Proxy(proxy.with_options(config.nat_options()))
             }
+        };
+        let limiter = config.source_limit(key, memory);
+        let role = match limiter
+            .map(|limiter| limiter.ok_or_else(none))
+            .transpose()?
+        {
+            Some(limiter) => role.with_source_limit(limiter),
+            None => role,
         };
         let vms = config.vms().into_iter();
         let vms = vms.filter_map(|vm| Some((vm.port?, vm.mac.0))).collect();

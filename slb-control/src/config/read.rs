@@ -177,6 +177,9 @@ fn read_node(section: Section<'_>) -> Option<Node> {
         flows: section.number("flows", 0..=1 << 32, 1 << 20) as usize,
         answers_per_second: section.number("answers_per_second", 0..=1_000_000, 1000) as u32,
         connections: section.number("connections", 1..=1 << 31, 1 << 18) as usize,
+        flows_per_source: section.number("flows_per_source", 0..=1_000_000, 0) as u32,
+        flows_per_source_at_once: section.number("flows_per_source_at_once", 1..=1_000_000, 100)
+            as u32,
         resets_per_second: section.number("resets_per_second", 0..=10_000_000, 10_000) as u32,
         clamp_mss: section.boolean("clamp_mss", false),
         muxes: section

@@ -177,7 +177,8 @@ impl Control<'_> {
         let old = &self.given.node;
         given.node.role = old.role;
         let of = |node: &slb_control::config::Node| {
-            let rates = (node.answers_per_second, node.resets_per_second);
+            let of_sources = (node.flows_per_source, node.flows_per_source_at_once);
+            let rates = (node.answers_per_second, node.resets_per_second, of_sources);
             (node.flows, node.connections, rates, node.clamp_mss)
         };
         if of(old) != of(&given.node) {

@@ -78,7 +78,8 @@ impl Diff {
 
     fn compare_parts(&mut self, old: &Config, new: &Config) {
         type Parts = fn(&Config) -> Vec<Part>;
-        let kinds: [(&str, Parts); 7] = [
+        let kinds: [(&str, Parts); 8] = [
+            ("port", ports),
             ("frontend", frontends),
             ("rule", rules),
             ("inbound NAT", nats),
@@ -89,6 +90,9 @@ impl Diff {
         ];
         for (kind, parts) in kinds {
             self.compare(kind, &parts(old), &parts(new));
+        }
+        if old.ports.source_rewrites != new.ports.source_rewrites {
+            self.changed.push("source_rewrite".to_owned());
         }
         let (was, is) = (&old.node, &new.node);
         let place = |node: &Node| {
@@ -211,6 +215,13 @@ fn frontends(config: &Config) -> Vec<Part> {
     parts(&config.frontends, |frontend| {
         let how = (frontend.address, frontend.icmp_echo);
         (&frontend.name, format!("{how:?}"))
+    })
+}
+
+fn ports(config: &Config) -> Vec<Part> {
+    parts(&config.ports.all, |port| {
+        let how = (port.kind, port.mode, port.address);
+        (&port.name, format!("{how:?}"))
     })
 }
 

@@ -1,0 +1,206 @@
+//! Flows over time against a model that a page holds: who was pinned stays while its backend is there, new
+//! ones go to who takes some, whatever changes in between.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use bolero::TypeGenerator;
+use etherparse::{PacketBuilder, SlicedPacket};
+use slb_core::service::{
+    Backend, BackendState, Echo, Frontend, Pool, Protocol, Rule, Snapshot, Spec, Underlay,
+};
+use slb_core::wire::vxlan::Vni;
+use slb_core::{DropReason, Frame, HEADROOM, Instant, Mux, Verdict};
+use slb_fuzz::VIP;
+
+const BACKENDS: usize = 8;
+const IDLE: Duration = Duration::from_secs(240);
+
+#[derive(Clone, Debug, TypeGenerator)]
+enum Operation {
+    /// A SYN of this client's; where it has a flow, a new connection with the old ports.
+    Syn(u8),
+    /// What belongs to a connection.
+    Ack(u8),
+    /// A backend's state and weight.
+    Set(u8, u8, u8),
+    /// A backend goes, or comes back.
+    Toggle(u8),
+    Wait(u16),
+    /// The clock leaps.
+    Leap,
+}
+
+/// Each backend, if it is there: its state and weight.
+type Backends = [Option<(BackendState, u32)>; BACKENDS];
+
+fn snapshot(backends: &Backends, previous: Option<&Snapshot<'_>>) -> Box<Snapshot<'static>> {
+    const NAMES: [&str; BACKENDS] = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let there = backends.iter().enumerate();
+    let there = there.filter_map(|(number, backend)| Some((number, (*backend)?)));
+    let backends: Vec<Backend<'_>> = there
+        .map(|(number, (state, weight))| Backend {
+            name: NAMES[number],
+            address: Ipv4Addr::new(10, 10, 1, number as u8).into(),
+            host: Ipv4Addr::new(172, 16, 0, number as u8).into(),
+            weight,
+            state,
+            ..Backend::default()
+        })
+        .collect();
+    let spec = Spec {
+        underlay: Underlay {
+            ipv4: Some(Ipv4Addr::new(172, 16, 0, 200)),
+            ..Underlay::default()
+        },
+        frontends: &[Frontend {
+            name: "web",
+            address: VIP.into(),
+            echo: Echo::Answer,
+        }],
+        rules: &[Rule {
+            name: "http",
+            protocol: Protocol::Tcp,
+            frontend_port: 80,
+            idle_timeout: IDLE,
+            ..Rule::default()
+        }],
+        pools: &[Pool {
+            name: "p",
+            vni: Vni::new(7).expect("small"),
+            table_size: 251,
+            backends: &backends,
+        }],
+        ..Spec::default()
+    };
+    Box::new(Snapshot::boxed(&spec, previous).expect("a good spec"))
+}
+
+/// Where a packet goes, by the outer header that etherparse reads; `None`: refused.
+fn sent(
+    mux: &mut Mux<'_, Box<Snapshot<'static>>>,
+    now: Instant,
+    client: u8,
+    syn: bool,
+) -> Option<usize> {
+    let builder = PacketBuilder::ethernet2([2; 6], [4; 6])
+        .ipv4([11, 0, 0, client], VIP, 64)
+        .tcp(1000, 80, 1, 1);
+    let builder = if syn { builder.syn() } else { builder.ack(1) };
+    let mut packet = Vec::new();
+    builder.write(&mut packet, b"data").expect("memory");
+    let mut buffer = vec![0; HEADROOM];
+    buffer.extend(&packet);
+    let mut frames = [Frame::new(&mut buffer, HEADROOM, packet.len()).expect("room")];
+    mux.process(now, &mut frames);
+    match frames[0].verdict() {
+        Verdict::Drop(DropReason::NoBackend) => None,
+        Verdict::Forward(_) => {
+            let outer = SlicedPacket::from_ethernet(frames[0].bytes()).expect("a packet");
+            let net = outer.net.expect("IP");
+            let host = net.ipv4_ref().expect("IPv4").header().destination();
+            Some(host[3].into())
+        }
+        verdict => panic!("{verdict:?}"),
+    }
+}
+
+/// What the mux should know of a client's flow.
+#[derive(Clone, Copy)]
+struct Pinned {
+    backend: usize,
+    last: Instant,
+    is_established: bool,
+}
+
+impl Pinned {
+    /// Whether it may be forgotten: a half-open one after some 28 seconds; others after their idle
+    /// timeout. The wheel is a few seconds coarse.
+    fn may_be_forgotten(&self, now: Instant) -> bool {
+        let least = if self.is_established {
+            IDLE
+        } else {
+            Duration::from_secs(28)
+        };
+        now.since(self.last) + Duration::from_secs(5) >= least
+    }
+}
+
+#[test]
+fn flows_stay_and_new_ones_go_to_who_takes_some() {
+    bolero::check!()
+        .with_type::<Vec<Operation>>()
+        .for_each(|operations| {
+            let mut backends: Backends = [Some((BackendState::Healthy, 1)); BACKENDS];
+            let mut mux = Mux::with_capacity(snapshot(&backends, None), 1024, [1, 2]);
+            let mut now = Instant::from_secs(1);
+            let mut pinned: HashMap<u8, Pinned> = HashMap::new();
+            for operation in operations {
+                let takes = |backends: &Backends, number: usize| {
+                    matches!(backends[number], Some((BackendState::Healthy, 1..)))
+                };
+                match *operation {
+                    Operation::Syn(client) | Operation::Ack(client) => {
+                        let is_syn = matches!(operation, Operation::Syn(_));
+                        let went = sent(&mut mux, now, client, is_syn);
+                        let known = pinned.get(&client).copied();
+                        let known = known.filter(|pinned| !pinned.may_be_forgotten(now));
+                        let stays = known.filter(|pinned| {
+                            backends[pinned.backend].is_some()
+                                && (!is_syn || takes(&backends, pinned.backend))
+                        });
+                        match (stays, went) {
+                            (Some(pinned), _) => assert_eq!(went, Some(pinned.backend)),
+                            // It may have been remembered all the same.
+                            (None, Some(to)) => assert!(
+                                takes(&backends, to)
+                                    || (!is_syn
+                                        && backends[to].is_some()
+                                        && pinned.get(&client).is_some_and(|p| p.backend == to)),
+                                "a new flow went to {to}: {backends:?}"
+                            ),
+                            (None, None) => {
+                                assert!((0..BACKENDS).all(|number| !takes(&backends, number)));
+                            }
+                        }
+                        if let Some(backend) = went {
+                            let was = stays.is_some_and(|pinned| pinned.is_established);
+                            let pin = Pinned {
+                                backend,
+                                last: now,
+                                is_established: was || !is_syn,
+                            };
+                            pinned.insert(client, pin);
+                        }
+                    }
+                    Operation::Set(number, state, weight) => {
+                        let state = match state % 3 {
+                            0 => BackendState::Healthy,
+                            1 => BackendState::Unhealthy,
+                            _ => BackendState::Draining,
+                        };
+                        if let Some(backend) = &mut backends[usize::from(number) % BACKENDS] {
+                            *backend = (state, u32::from(weight % 4));
+                        }
+                        mux.install(snapshot(&backends, Some(mux.snapshot())));
+                    }
+                    Operation::Toggle(number) => {
+                        let number = usize::from(number) % BACKENDS;
+                        // One that comes back is another one.
+                        pinned.retain(|_, pinned| pinned.backend != number);
+                        let backend = &mut backends[number];
+                        *backend = match backend {
+                            Some(_) => None,
+                            None => Some((BackendState::Healthy, 1)),
+                        };
+                        mux.install(snapshot(&backends, Some(mux.snapshot())));
+                    }
+                    Operation::Wait(millis) => now = now + Duration::from_millis(millis.into()),
+                    Operation::Leap => now = now + Duration::from_secs(86_400),
+                }
+            }
+            let stats = mux.stats();
+            assert_eq!(stats.received, stats.accounted());
+        });
+}

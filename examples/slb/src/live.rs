@@ -15,6 +15,7 @@
 mod announce;
 mod control;
 mod device;
+mod mailbox;
 mod metrics;
 mod next_hops;
 mod rights;

@@ -317,10 +317,10 @@ impl Control<'_> {
         };
         let both: Vec<_> = self.taken.iter().zip(&taken).map(both).collect();
         self.take(&both)?;
-        for worker in &self.workers {
-            worker.mailbox.install(Arc::clone(&snapshot));
-        }
         let generation = snapshot.generation();
+        for worker in &self.workers {
+            worker.mailbox.install(Arc::clone(&snapshot), generation);
+        }
         for worker in &self.workers {
             if !worker.mailbox.wait_for(generation) {
                 warn!(

@@ -16,7 +16,7 @@ use slb_core::stats::BackendCounters;
 use slb_io_pcap::CaptureStats;
 use tracing::warn;
 
-use super::worker::{Counted, Mailbox, Worker};
+use super::worker::{Counted, Letterbox, Worker};
 use crate::Failure;
 use crate::report::Report;
 use crate::report::metrics::{Family, one};
@@ -34,7 +34,7 @@ pub(crate) fn default_path(role: Role) -> PathBuf {
 /// What the status is made of.
 pub(super) struct Shared {
     config: Mutex<Config>,
-    workers: Vec<(Arc<Mailbox>, Vec<String>, Option<usize>)>,
+    workers: Vec<(Arc<Letterbox>, Vec<String>, Option<usize>)>,
     begin: Instant,
 }
 

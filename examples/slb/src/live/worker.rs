@@ -2,9 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant as Clock};
 
@@ -17,6 +16,7 @@ use slb_io_tun::{Device, Tun};
 use tracing::{debug, error, warn};
 
 use super::device::Queues;
+use super::mailbox::{Mailbox, Recipient};
 use super::{WAIT, memory_for};
 use crate::Failure;
 use crate::balancer::Balancer;
@@ -46,7 +46,7 @@ pub(super) struct Start {
 
 /// A worker that runs.
 pub(super) struct Worker {
-    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) mailbox: Arc<Letterbox>,
     pub(super) names: Vec<String>,
     pub(super) cpu: Option<usize>,
     /// Of AF_XDP: the interface and queue of each socket.
@@ -55,30 +55,7 @@ pub(super) struct Worker {
 }
 
 /// What a worker and the others tell each other.
-#[derive(Default)]
-pub(super) struct Mailbox {
-    /// Whether there is anything in it for the worker: looked at for each burst, and the locks are
-    /// not.
-    attention: AtomicBool,
-    letters: Mutex<Letters>,
-    answered: Condvar,
-}
-
-#[derive(Default)]
-struct Letters {
-    next: Option<Arc<Snapshot<'static>>>,
-    stop: bool,
-    /// How many times its counters were asked for, and given.
-    asked: u64,
-    given: u64,
-    counted: Option<Counted>,
-    /// Snapshots that it no longer uses: it does not free them itself.
-    old: Vec<Arc<Snapshot<'static>>>,
-    /// The generation that it has in place.
-    generation: u64,
-    /// Whether it has ended.
-    is_over: bool,
-}
+pub(super) type Letterbox = Mailbox<Arc<Snapshot<'static>>, Counted>;
 
 /// What a worker counted.
 #[derive(Clone)]
@@ -97,59 +74,10 @@ pub(super) struct Work {
     pub(super) busy: Duration,
 }
 
-impl Mailbox {
-    fn letters(&self) -> MutexGuard<'_, Letters> {
-        self.letters.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Has the worker put a snapshot in place between two bursts.
-    pub(super) fn install(&self, snapshot: Arc<Snapshot<'static>>) {
-        let mut letters = self.letters();
-        letters.next = Some(snapshot);
-        letters.old.clear();
-        self.attention.store(true, Ordering::Release);
-    }
-
-    /// Waits until it has done so, for a second at most.
-    pub(super) fn wait_for(&self, generation: u64) -> bool {
-        let letters = self.letters();
-        let waits = |letters: &mut Letters| letters.generation < generation && !letters.is_over;
-        let most = Duration::from_secs(1);
-        match self.answered.wait_timeout_while(letters, most, waits) {
-            Ok((letters, _)) => letters.generation >= generation,
-            Err(_) => false,
-        }
-    }
-
-    /// Asks for the worker's counters, and waits for them, for a second at most.
-    pub(super) fn count(&self) -> Option<Counted> {
-        let mut letters = self.letters();
-        letters.asked += 1;
-        let number = letters.asked;
-        self.attention.store(true, Ordering::Release);
-        let waits = |letters: &mut Letters| letters.given < number && !letters.is_over;
-        let most = Duration::from_secs(1);
-        let waited = self.answered.wait_timeout_while(letters, most, waits).ok();
-        let (letters, timeout) = waited?;
-        let is_answered = !timeout.timed_out();
-        is_answered.then(|| letters.counted.clone()).flatten()
-    }
-
-    fn stop(&self) {
-        self.letters().stop = true;
-        self.attention.store(true, Ordering::Release);
-    }
-
-    pub(super) fn is_over(&self) -> bool {
-        self.letters().is_over
-    }
-}
-
 impl Worker {
     /// Starts a worker; it has opened its devices when this returns.
     pub(super) fn start(start: Start) -> Result<Self, Failure> {
-        let mailbox = Arc::new(Mailbox::default());
-        mailbox.letters().generation = start.snapshot.generation();
+        let mailbox = Arc::new(Letterbox::new(start.snapshot.generation()));
         let (names, cpu) = (start.queues.names(), start.cpu);
         let (tell, told) = channel();
         let own = Arc::clone(&mailbox);
@@ -161,8 +89,7 @@ impl Worker {
                 // If it is of the beginning, somebody still listens.
                 let _ = tell.send(Err(failure));
             }
-            own.letters().is_over = true;
-            own.answered.notify_all();
+            own.end();
         });
         let thread = thread.map_err(Failure::failed)?;
         let ended = || Failure::failed("a worker ended before it began");
@@ -192,7 +119,7 @@ impl Worker {
     pub(super) fn finish(self) -> Option<Counted> {
         self.mailbox.stop();
         let _ = self.thread.join();
-        self.mailbox.letters().counted.take()
+        self.mailbox.take_counted()
     }
 }
 
@@ -201,7 +128,7 @@ type Sockets = Vec<(String, u32, OwnedFd)>;
 /// The thread's whole life.
 fn work(
     start: Start,
-    mailbox: &Mailbox,
+    mailbox: &Letterbox,
     tell: &Sender<Result<Sockets, Failure>>,
 ) -> Result<(), Failure> {
     if let Some(cpu) = start.cpu {
@@ -242,7 +169,7 @@ fn work(
 fn forward<'m>(
     mut balancer: Balancer,
     mut io: impl LiveIo<'m>,
-    mailbox: &Mailbox,
+    mailbox: &Letterbox,
     waits: bool,
 ) -> Result<(), Failure> {
     let mut burst: Burst<'m> = Burst::new();
@@ -250,9 +177,12 @@ fn forward<'m>(
     let begin = last_sweep;
     let (mut stop, mut work): (Option<Clock>, _) = (None, Work::default());
     loop {
-        if mailbox.attention.load(Ordering::Acquire)
-            && read_letters(mailbox, &mut balancer, &io, work)
-        {
+        let mut reader = Reading {
+            balancer: &mut balancer,
+            io: &io,
+            work,
+        };
+        if mailbox.has_letters() && mailbox.read(&mut reader) {
             stop.get_or_insert_with(Clock::now);
         }
         let count = io.receive(&mut burst).map_err(Failure::failed)?;
@@ -286,39 +216,34 @@ fn forward<'m>(
             io.wait(WAIT).map_err(Failure::failed)?;
         }
     }
-    mailbox.letters().counted = Some(Counted {
-        tally: Tally::of(&balancer),
-        io: io.counters(),
+    let mut last = Reading {
+        balancer: &mut balancer,
+        io: &io,
         work,
-    });
+    };
+    mailbox.leave(last.count());
     Ok(())
 }
 
-/// Does what is asked for; says whether that is to stop.
-#[cold]
-fn read_letters<'m>(
-    mailbox: &Mailbox,
-    balancer: &mut Balancer,
-    io: &impl LiveIo<'m>,
+/// A worker that reads its letters.
+struct Reading<'w, I> {
+    balancer: &'w mut Balancer,
+    io: &'w I,
     work: Work,
-) -> bool {
-    mailbox.attention.store(false, Ordering::Relaxed);
-    let mut letters = mailbox.letters();
-    if let Some(next) = letters.next.take() {
-        letters.generation = next.generation();
-        let old = balancer.install(next);
-        letters.old.push(old);
+}
+
+impl<'m, I: LiveIo<'m>> Recipient<Arc<Snapshot<'static>>, Counted> for Reading<'_, I> {
+    fn install(&mut self, snapshot: Arc<Snapshot<'static>>) -> Arc<Snapshot<'static>> {
+        self.balancer.install(snapshot)
     }
-    if letters.given < letters.asked {
-        letters.given = letters.asked;
-        letters.counted = Some(Counted {
-            tally: Tally::of(balancer),
-            io: io.counters(),
-            work,
-        });
+
+    fn count(&mut self) -> Counted {
+        Counted {
+            tally: Tally::of(self.balancer),
+            io: self.io.counters(),
+            work: self.work,
+        }
     }
-    mailbox.answered.notify_all();
-    letters.stop
 }
 
 /// What the loop needs of an I/O besides moving frames.

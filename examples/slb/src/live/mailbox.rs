@@ -1,0 +1,254 @@
+//! What a worker and the others tell each other, without either waiting where packets are moved.
+//!
+//! ```text
+//!  control, status                          worker, once a burst
+//!  letters under the lock, then the flag ─► flag? ─► lowered, then the letters under the lock
+//!  wait, for a second at most            ◄─ answered
+//! ```
+//! The flag is raised with the letters in place, and lowered before they are read: what comes in between
+//! raises it again. Tested with Shuttle, which runs the threads in thousands of orders.
+
+use std::time::Duration;
+
+#[cfg(test)]
+use shuttle::sync::{
+    Condvar, Mutex, MutexGuard,
+    atomic::{AtomicBool, Ordering},
+};
+use std::sync::PoisonError;
+#[cfg(not(test))]
+use std::sync::{
+    Condvar, Mutex, MutexGuard,
+    atomic::{AtomicBool, Ordering},
+};
+
+/// How long anybody waits for a worker.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A mailbox for snapshots `S`, and what a worker counts, `C`.
+pub(super) struct Mailbox<S, C> {
+    /// Whether there is anything in it for the worker: looked at for each burst, and the lock is not.
+    attention: AtomicBool,
+    letters: Mutex<Letters<S, C>>,
+    answered: Condvar,
+}
+
+struct Letters<S, C> {
+    /// A snapshot to put in place, and its generation.
+    next: Option<(S, u64)>,
+    stop: bool,
+    /// How many times its counters were asked for, and given.
+    asked: u64,
+    given: u64,
+    counted: Option<C>,
+    /// Snapshots that it no longer uses: it does not free them itself.
+    old: Vec<S>,
+    /// The generation that it has in place.
+    generation: u64,
+    /// Whether it has ended.
+    is_over: bool,
+}
+
+/// The worker.
+pub(super) trait Recipient<S, C> {
+    /// Puts a snapshot in place, and gives the one that was.
+    fn install(&mut self, snapshot: S) -> S;
+    /// What it counted until now.
+    fn count(&mut self) -> C;
+}
+
+impl<S, C: Clone> Mailbox<S, C> {
+    /// For a worker that has a generation in place.
+    pub(super) fn new(generation: u64) -> Self {
+        Self {
+            attention: AtomicBool::new(false),
+            letters: Mutex::new(Letters {
+                next: None,
+                stop: false,
+                asked: 0,
+                given: 0,
+                counted: None,
+                old: Vec::new(),
+                generation,
+                is_over: false,
+            }),
+            answered: Condvar::new(),
+        }
+    }
+
+    fn letters(&self) -> MutexGuard<'_, Letters<S, C>> {
+        self.letters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the worker put a snapshot in place between two bursts.
+    pub(super) fn install(&self, snapshot: S, generation: u64) {
+        let mut letters = self.letters();
+        letters.next = Some((snapshot, generation));
+        letters.old.clear();
+        self.attention.store(true, Ordering::Release);
+    }
+
+    /// Waits until it has done so, for a second at most.
+    pub(super) fn wait_for(&self, generation: u64) -> bool {
+        let letters = self.letters();
+        let waits =
+            |letters: &mut Letters<S, C>| letters.generation < generation && !letters.is_over;
+        match self.answered.wait_timeout_while(letters, PATIENCE, waits) {
+            Ok((letters, _)) => letters.generation >= generation,
+            Err(_) => false,
+        }
+    }
+
+    /// Asks for the worker's counters, and waits for them, for a second at most.
+    pub(super) fn count(&self) -> Option<C> {
+        let mut letters = self.letters();
+        letters.asked += 1;
+        let number = letters.asked;
+        self.attention.store(true, Ordering::Release);
+        let waits = |letters: &mut Letters<S, C>| letters.given < number && !letters.is_over;
+        let waited = self.answered.wait_timeout_while(letters, PATIENCE, waits);
+        let (letters, timeout) = waited.ok()?;
+        let is_answered = !timeout.timed_out();
+        is_answered.then(|| letters.counted.clone()).flatten()
+    }
+
+    /// Has the worker end.
+    pub(super) fn stop(&self) {
+        self.letters().stop = true;
+        self.attention.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.letters().is_over
+    }
+
+    /// What the worker counted last.
+    pub(super) fn take_counted(&self) -> Option<C> {
+        self.letters().counted.take()
+    }
+
+    /// Whether there is anything for the worker.
+    #[inline]
+    pub(super) fn has_letters(&self) -> bool {
+        self.attention.load(Ordering::Acquire)
+    }
+
+    /// The worker reads its letters: puts a snapshot in place, giving the old one, and counts, where
+    /// that is asked for. Says whether it is to stop.
+    #[cold]
+    pub(super) fn read(&self, worker: &mut impl Recipient<S, C>) -> bool {
+        self.attention.store(false, Ordering::Relaxed);
+        let mut letters = self.letters();
+        if let Some((next, generation)) = letters.next.take() {
+            letters.generation = generation;
+            let old = worker.install(next);
+            letters.old.push(old);
+        }
+        if letters.given < letters.asked {
+            letters.given = letters.asked;
+            letters.counted = Some(worker.count());
+        }
+        self.answered.notify_all();
+        letters.stop
+    }
+
+    /// The worker says what it counted in the end.
+    pub(super) fn leave(&self, counted: C) {
+        self.letters().counted = Some(counted);
+    }
+
+    /// Says that the worker has ended, however it did.
+    pub(super) fn end(&self) {
+        self.letters().is_over = true;
+        self.answered.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shuttle::sync::Arc;
+    use shuttle::thread;
+
+    use super::*;
+
+    /// The snapshots that a worker had, in their order, and how often it counted.
+    struct Worker(Vec<u64>, u64);
+
+    impl Recipient<u64, u64> for Worker {
+        fn install(&mut self, snapshot: u64) -> u64 {
+            let old = self.0.last().copied().unwrap_or_default();
+            self.0.push(snapshot);
+            old
+        }
+
+        fn count(&mut self) -> u64 {
+            self.1 += 1;
+            self.1
+        }
+    }
+
+    /// Takes letters as they come, until it is to stop.
+    fn work(mailbox: &Mailbox<u64, u64>) -> Vec<u64> {
+        let mut worker = Worker(vec![0], 0);
+        while !(mailbox.has_letters() && mailbox.read(&mut worker)) {
+            thread::yield_now();
+        }
+        mailbox.leave(worker.1);
+        mailbox.end();
+        worker.0
+    }
+
+    /// Two others who install and count at once, in thousands of orders: every letter is read, every
+    /// question is answered, nobody waits for ever.
+    #[test]
+    fn no_letter_is_lost_and_no_question_unanswered() {
+        shuttle::check_random(
+            || {
+                let mailbox = Arc::new(Mailbox::new(0));
+                let worker = thread::spawn({
+                    let mailbox = Arc::clone(&mailbox);
+                    move || work(&mailbox)
+                });
+                let counting = thread::spawn({
+                    let mailbox = Arc::clone(&mailbox);
+                    move || {
+                        let first = mailbox.count().expect("an answer");
+                        let second = mailbox.count().expect("an answer");
+                        assert!(second > first, "{first}, then {second}");
+                    }
+                });
+                for generation in 1..=3 {
+                    mailbox.install(generation, generation);
+                    // Not each one is waited for: then the newest counts.
+                    if generation != 2 {
+                        assert!(mailbox.wait_for(generation));
+                    }
+                }
+                counting.join().expect("it ends");
+                mailbox.stop();
+                let had = worker.join().expect("it ends");
+                assert!(had.is_sorted() && had.first() == Some(&0) && had.last() == Some(&3));
+                assert!(had.contains(&1), "it was waited for");
+                assert!(mailbox.is_over() && mailbox.take_counted().is_some());
+            },
+            3000,
+        );
+    }
+
+    /// Whoever waits for a worker that ends is told.
+    #[test]
+    fn the_end_wakes_who_waits() {
+        shuttle::check_random(
+            || {
+                let mailbox = Arc::new(Mailbox::<u64, u64>::new(0));
+                let waiting = thread::spawn({
+                    let mailbox = Arc::clone(&mailbox);
+                    move || (mailbox.wait_for(1), mailbox.count())
+                });
+                mailbox.end();
+                assert_eq!(waiting.join().expect("it ends"), (false, None));
+            },
+            1000,
+        );
+    }
+}

@@ -300,6 +300,89 @@ fn a_source_is_limited_at_a_host_too() {
     assert_eq!(land, Verdict::Drop(DropReason::Martian));
 }
 
+/// The ICMP message of a frame that etherparse finds right, and whom it is for.
+fn icmp(frame: &[u8]) -> (etherparse::Icmpv4Type, IpAddr) {
+    let sliced = SlicedPacket::from_ethernet(frame).unwrap();
+    let Some(etherparse::NetSlice::Ipv4(ip)) = &sliced.net else {
+        panic!("not IPv4")
+    };
+    let Some(TransportSlice::Icmpv4(icmp)) = &sliced.transport else {
+        panic!("not ICMP")
+    };
+    let kind = icmp.header().icmp_type;
+    assert_eq!(icmp.checksum(), kind.calc_checksum(icmp.payload()));
+    (kind, ip.header().destination_addr().into())
+}
+
+#[test]
+fn whoever_sent_what_cannot_go_on_is_told() {
+    let mut host = Host::with_capacity(snapshot(), 16, KEY);
+    let (client, now) = ((Ipv4Addr::new(1, 2, 3, 4), 50_000), Instant::from_secs(1));
+    let exceeded = |kind| matches!(kind, etherparse::Icmpv4Type::TimeExceeded(_));
+    // From the fabric: it goes back to the client straight.
+    let mut syn = tcp(client, (VIP, 80), SYN, 9, b"");
+    syn[8] = 1;
+    let (verdict, error) = give(&mut host, now, FABRIC, &encapsulated(0, &syn));
+    assert_eq!(verdict, Verdict::Forward(FABRIC));
+    let (kind, to) = icmp(&error);
+    assert!(
+        exceeded(kind) && to == IpAddr::from(client.0),
+        "{kind:?} to {to}"
+    );
+    // From a vm: it is answered there.
+    let far = (Ipv4Addr::new(9, 9, 9, 9), 443);
+    let mut call = udp((dip(0), 1000), far, b"data");
+    call[8] = 1;
+    let (verdict, error) = give(&mut host, now, PortId(1), &of_vm(0, &call));
+    assert_eq!(verdict, Verdict::Reply);
+    let (kind, to) = icmp(&error);
+    assert!(
+        exceeded(kind) && to == IpAddr::from(dip(0)),
+        "{kind:?} to {to}"
+    );
+    // Longer than the fabric carries, and not to be fragmented.
+    let mut long = udp((dip(0), 1000), far, &[7; 1600]);
+    long[6] = 0x40;
+    let (verdict, error) = give(&mut host, now, PortId(1), &of_vm(0, &long));
+    assert_eq!(verdict, Verdict::Reply);
+    let needed =
+        etherparse::icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: 1500 };
+    assert_eq!(
+        icmp(&error).0,
+        etherparse::Icmpv4Type::DestinationUnreachable(needed)
+    );
+}
+
+#[test]
+fn segments_are_offered_as_long_as_the_fabric_carries_them() {
+    let options = slb_core::nat::NatOptions {
+        clamp_mss: true,
+        ..Default::default()
+    };
+    let mut host = Host::with_capacity(snapshot(), 16, KEY).with_options(options);
+    let (client, now) = (Ipv4Addr::new(1, 2, 3, 4), Instant::from_secs(1));
+    for (port, offered, expected) in [(1, 1460, 1410), (2, 1000, 1000), (3, 9000, 1410)] {
+        let mut syn = Vec::new();
+        PacketBuilder::ipv4(client.octets(), VIP.octets(), 64)
+            .tcp(port, 80, 9, 1000)
+            .syn()
+            .options(&[etherparse::TcpOptionElement::MaximumSegmentSize(offered)])
+            .unwrap()
+            .write(&mut syn, b"")
+            .unwrap();
+        let (verdict, inside) = give(&mut host, now, FABRIC, &encapsulated(0, &syn));
+        assert_eq!(verdict, Verdict::Forward(PortId(1)));
+        ends(&inside); // checksums are right
+        let sliced = SlicedPacket::from_ethernet(&inside).unwrap();
+        let Some(TransportSlice::Tcp(tcp)) = sliced.transport else {
+            panic!("not TCP")
+        };
+        let found: Vec<_> = tcp.options_iterator().map(Result::unwrap).collect();
+        let size = etherparse::TcpOptionElement::MaximumSegmentSize(expected);
+        assert!(found.contains(&size), "{found:?}, expected {size:?}");
+    }
+}
+
 #[test]
 fn a_wrong_checksum_stays_as_wrong() {
     let mut host = Host::with_capacity(snapshot(), 16, KEY);

@@ -318,7 +318,7 @@ fn icmp(frame: &[u8]) -> (etherparse::Icmpv4Type, IpAddr) {
 fn whoever_sent_what_cannot_go_on_is_told() {
     let mut host = Host::with_capacity(snapshot(), 16, KEY);
     let (client, now) = ((Ipv4Addr::new(1, 2, 3, 4), 50_000), Instant::from_secs(1));
-    let exceeded = |kind| matches!(kind, etherparse::Icmpv4Type::TimeExceeded(_));
+    let exceeded = |kind: &_| matches!(kind, etherparse::Icmpv4Type::TimeExceeded(_));
     // From the fabric: it goes back to the client straight.
     let mut syn = tcp(client, (VIP, 80), SYN, 9, b"");
     syn[8] = 1;
@@ -326,7 +326,7 @@ fn whoever_sent_what_cannot_go_on_is_told() {
     assert_eq!(verdict, Verdict::Forward(FABRIC));
     let (kind, to) = icmp(&error);
     assert!(
-        exceeded(kind) && to == IpAddr::from(client.0),
+        exceeded(&kind) && to == IpAddr::from(client.0),
         "{kind:?} to {to}"
     );
     // From a vm: it is answered there.
@@ -337,7 +337,7 @@ fn whoever_sent_what_cannot_go_on_is_told() {
     assert_eq!(verdict, Verdict::Reply);
     let (kind, to) = icmp(&error);
     assert!(
-        exceeded(kind) && to == IpAddr::from(dip(0)),
+        exceeded(&kind) && to == IpAddr::from(dip(0)),
         "{kind:?} to {to}"
     );
     // Longer than the fabric carries, and not to be fragmented.

@@ -1,5 +1,10 @@
 //! What a spec may not say: each contradiction is found, and told with the places that it is at.
 
+#![allow(
+    clippy::semicolon_if_nothing_returned,
+    reason = "each closure is one assignment"
+)]
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use slb_core::mem::{Arena, Line};
@@ -89,12 +94,11 @@ fn with_good(change: impl FnOnce(&mut Spec<'_>)) -> Result<Snapshot<'static>, Sp
         pools: &pools,
         ..Spec::default()
     };
-    // What is changed has to live as long: it is leaked, in a test.
-    let spec: &mut Spec<'_> = &mut spec;
-    change(spec);
-    Snapshot::boxed(spec, None)
+    change(&mut spec);
+    Snapshot::boxed(&spec, None)
 }
 
+/// What a spec refers to has to live longer than the closure that says it.
 fn leak<T>(value: Vec<T>) -> &'static [T] {
     Vec::leak(value)
 }

@@ -10,7 +10,9 @@ use crate::prefetch::CACHE_LINE;
 
 /// A slice that a table lives in: borrowed from the caller, or owned in a box.
 pub struct Mem<'m, T> {
-    slice: &'m mut [T],
+    /// Always there. A plain reference would promise that the slice outlives each function that is given
+    /// the `Mem`, even one that drops it, and so frees the box.
+    slice: MaybeUninit<&'m mut [T]>,
     /// Whether `slice` is a leaked box, to be freed at the end.
     #[cfg(feature = "alloc")]
     owned: bool,
@@ -26,7 +28,7 @@ impl<T> Mem<'_, T> {
 impl<'m, T> From<&'m mut [T]> for Mem<'m, T> {
     fn from(slice: &'m mut [T]) -> Self {
         Self {
-            slice,
+            slice: MaybeUninit::new(slice),
             #[cfg(feature = "alloc")]
             owned: false,
         }
@@ -43,7 +45,7 @@ impl<'m, T, const N: usize> From<&'m mut [T; N]> for Mem<'m, T> {
 impl<T> From<alloc::boxed::Box<[T]>> for Mem<'static, T> {
     fn from(memory: alloc::boxed::Box<[T]>) -> Self {
         Self {
-            slice: alloc::boxed::Box::leak(memory),
+            slice: MaybeUninit::new(alloc::boxed::Box::leak(memory)),
             owned: true,
         }
     }
@@ -60,9 +62,8 @@ impl<T> From<alloc::vec::Vec<T>> for Mem<'static, T> {
 impl<T> Drop for Mem<'_, T> {
     fn drop(&mut self) {
         if self.owned {
-            let slice: *mut [T] = core::ptr::from_mut(core::mem::take(&mut self.slice));
-            // SAFETY: `owned` says that the slice was leaked from a box; it was taken out, so
-            // nothing refers to it any more.
+            let slice: *mut [T] = core::ptr::from_mut(&mut **self);
+            // SAFETY: `owned` says that the slice was leaked from a box, and this is the last use of it.
             drop(unsafe { alloc::boxed::Box::from_raw(slice) });
         }
     }
@@ -73,14 +74,16 @@ impl<T> Deref for Mem<'_, T> {
 
     #[inline]
     fn deref(&self) -> &[T] {
-        self.slice
+        // SAFETY: it is there from the beginning.
+        unsafe { self.slice.assume_init_ref() }
     }
 }
 
 impl<T> DerefMut for Mem<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut [T] {
-        self.slice
+        // SAFETY: it is there from the beginning.
+        unsafe { self.slice.assume_init_mut() }
     }
 }
 

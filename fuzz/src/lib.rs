@@ -1,4 +1,6 @@
-//! The targets are in `tests/`. For a moment each: `cargo test -p slb-fuzz`. With libFuzzer, for
+//! The targets are in `tests/`: headers, each role with arbitrary and with structured frames, flows over time
+//! against a model, captures, configurations and imports, the C functions. The flow table's and Maglev's
+//! own models are in `slb-core/tests`. For a moment each: `cargo test -p slb-fuzz`. With libFuzzer, for
 //! as long as one likes: `cargo bolero test -p slb-fuzz mux_takes_arbitrary_frames` (needs
 //! `cargo install cargo-bolero` and a nightly toolchain).
 

@@ -70,6 +70,16 @@ pub(crate) enum Command {
     Bench(BenchOptions),
 }
 
+impl Command {
+    /// Whether it is over when nobody reads what it prints.
+    pub(crate) fn only_prints(&self) -> bool {
+        !matches!(
+            self,
+            Self::Mux(_) | Self::Host(_) | Self::Proxy(_) | Self::Probe(_) | Self::Top(_)
+        )
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// For people.

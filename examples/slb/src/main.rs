@@ -19,6 +19,8 @@ mod top;
 
 use std::fmt;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::Parser;
 use slb_control::Role;
@@ -26,7 +28,11 @@ use slb_control::Role;
 use crate::cli::{Cli, Command};
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    if command.only_prints() {
+        end_with_the_reader();
+    }
+    let result = match command {
         Command::Replay(options) => replay::run(&options),
         Command::Explain(options) => explain::run(&options),
         Command::Mux(options) => live::run(&options, Role::Mux),
@@ -53,6 +59,14 @@ fn main() -> ExitCode {
             ExitCode::from(failure.status)
         }
     }
+}
+
+/// Has the program end when nobody reads what it prints, as `slb explain ... | head -1`. Not for those that
+/// talk to others: a peer that goes away must not take the program with it.
+fn end_with_the_reader() {
+    let always = Arc::new(AtomicBool::new(true));
+    // Without it, printing would fail, and say so.
+    let _ = signal_hook::flag::register_conditional_default(signal_hook::consts::SIGPIPE, always);
 }
 
 /// Why the program ends with another status than 0.

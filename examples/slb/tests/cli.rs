@@ -503,3 +503,18 @@ fn diff_says_what_another_configuration_would_change() {
         Some(2)
     );
 }
+
+#[test]
+fn nobody_has_to_read_to_the_end() {
+    let examples = root().join("examples");
+    let (web, sample) = (examples.join("web.toml"), examples.join("sample.pcap"));
+    let script = format!(
+        "{} replay --config {} --in {} --out /dev/null --report json | head -1",
+        env!("CARGO_BIN_EXE_slb"),
+        web.display(),
+        sample.display()
+    );
+    let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "{\n");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}

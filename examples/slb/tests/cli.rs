@@ -518,3 +518,58 @@ fn nobody_has_to_read_to_the_end() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "{\n");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
+
+#[test]
+fn azures_json_becomes_a_configuration_that_is_good() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let write = |name: &str, text: &str| fs::write(path(name), text).unwrap();
+    write(
+        "lb.json",
+        r#"{ "name": "lb", // as it is exported
+             "colour": "blue",
+             "properties": {
+               "frontendIPConfigurations": [{ "name": "fe", "properties": { "privateIPAddress": "10.0.2.100" } }],
+               "backendAddressPools": [{ "name": "be", "properties": { "loadBalancerBackendAddresses": [
+                 { "name": "vm1", "properties": { "ipAddress": "10.0.2.4" } } ] } }],
+               "loadBalancingRules": [{ "name": "http", "properties": {
+                 "frontendIPConfiguration": { "id": "x/fe" }, "backendAddressPool": { "id": "x/be" },
+                 "protocol": "Tcp", "frontendPort": 80, "backendPort": 8080 } }] } }"#,
+    );
+    write(
+        "inventory.toml",
+        "vni = 7\n[node]\nrole = \"mux\"\nunderlay = \"172.16.0.11\"\n\
+         [[backend]]\nid = \"vm1\"\nhost = \"172.16.0.101\"\n",
+    );
+    let import = |file: &str, more: &[&str]| slb(&[&["import", &path(file)], more].concat());
+    let (inventory, out) = (path("inventory.toml"), path("web.toml"));
+    let made = import("lb.json", &["--inventory", &inventory, "--out", &out]);
+    assert_eq!(made.status.code(), Some(0), "{made:?}");
+    let said = String::from_utf8_lossy(&made.stderr).into_owned();
+    assert!(
+        said.contains("lb.json:2: load balancer \"lb\": \"colour\" is not known"),
+        "{said}"
+    );
+    let checked = ok(&["check", &out]);
+    assert!(
+        checked.contains("rule \"http\": tcp port 80 of 10.0.2.100 to pool \"be\""),
+        "{checked}"
+    );
+    // Without the inventory it is refused, with all that is missing.
+    let refused = import("lb.json", &[]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(
+        said.contains("its host") && said.contains("VXLAN network"),
+        "{said}"
+    );
+    // A part alone is printed, and what it is not is said.
+    write(
+        "probe.json",
+        r#"{ "name": "p", "properties": { "protocol": "Tcp", "port": 80, "intervalInSeconds": 5 } }"#,
+    );
+    let part = import("probe.json", &[]);
+    assert_eq!(part.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&part.stdout).contains("[[probe]]\nname = \"p\""));
+    assert!(String::from_utf8_lossy(&part.stderr).contains("not a whole configuration"));
+}

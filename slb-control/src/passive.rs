@@ -8,7 +8,7 @@ use slb_core::health::{Condition, Passive};
 use slb_core::service::BackendState;
 use slb_core::stats::BackendCounters;
 
-use crate::config::{Backend, Config, Pool};
+use crate::config::{Backend, Config, Pool, Role};
 
 /// A backend that turned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,9 +38,10 @@ fn key(pool: &Pool, backend: &Backend) -> Watched {
 }
 
 impl PassiveHealth {
-    /// Whether a configuration has a pool that is watched.
+    /// Whether a configuration has a pool that is watched. A host agent watches none: who chooses does.
     pub fn watches(config: &Config) -> bool {
-        config.pools.iter().any(|pool| pool.passive.is_some())
+        let is_any = config.pools.iter().any(|pool| pool.passive.is_some());
+        is_any && config.node.role != Role::Host
     }
 
     /// Judges all backends of a configuration by their counters as they are now, given by the pool's and
@@ -155,6 +156,10 @@ mod tests {
     #[test]
     fn a_pool_that_does_not_ask_for_it_is_not_watched() {
         let mut config = config(4);
+        assert!(PassiveHealth::watches(&config));
+        let mut of_host = config.clone();
+        of_host.node.role = Role::Host;
+        assert!(!PassiveHealth::watches(&of_host));
         config.pools[0].passive = None;
         let mut passive = PassiveHealth::default();
         assert!(!PassiveHealth::watches(&config));

@@ -493,6 +493,19 @@ fn a_template_with_all_that_belongs_to_it() {
 }
 
 #[test]
+fn a_copy_of_properties_is_left_out_and_named() {
+    let text = r#"{ "name": "p", "properties": { "protocol": "Tcp", "port": 80, "intervalInSeconds": 5,
+        "copy": [{ "name": "x", "count": 2 }] } }"#;
+    let imported = import_one(text, &inventory()).expect("a probe");
+    let warnings: Vec<String> = imported.warnings.iter().map(ToString::to_string).collect();
+    let [warning] = warnings.as_slice() else {
+        panic!("{warnings:?}");
+    };
+    let expected = "lb.json:2: probe \"p\": \"copy\" is done for whole resources only";
+    assert!(warning.starts_with(expected), "{warning}");
+}
+
+#[test]
 fn a_faulty_inventory_is_told_with_its_lines() {
     let text = "vnis = 1\n[[public_ip]]\nid = \"a\"\naddress = \"10.0.0.0/40\"\n[[backend]]\nhots = \"x\"\n";
     let found = Inventory::parse("inventory.toml", text)

@@ -429,8 +429,12 @@ impl<'n> Object<'n> {
                 continue;
             };
             for (own, node) in members {
-                let is_shell = std::ptr::eq(object, self.node) && is_named(own, "properties");
-                if !is_shell && !is_known(own) {
+                let is_outer = std::ptr::eq(object, self.node);
+                let is_shell = is_outer && is_named(own, "properties");
+                if !is_outer && is_named(own, "copy") {
+                    let message = "\"copy\" is done for whole resources only, and left out here";
+                    self.notes.warning(node, &self.place, message);
+                } else if !is_shell && !is_known(own) {
                     let message = format!("{own:?} is not known, and left out");
                     self.notes.warning(node, &self.place, message);
                 }

@@ -15,6 +15,8 @@ pub struct SlowStart {
     /// By their pool's and their own name.
     ramps: HashMap<(String, String), Ramp>,
     unhealthy: HashSet<(String, String)>,
+    /// When a configuration was given last.
+    applied: Instant,
 }
 
 impl SlowStart {
@@ -22,6 +24,7 @@ impl SlowStart {
     /// with what probes say in it. While one of a pool is on its way, weights of the pool are counted
     /// in tenths of what they were.
     pub fn apply(&mut self, now: Instant, config: &mut Config) {
+        self.applied = now;
         let before = std::mem::take(&mut self.unhealthy);
         let mut ramps = std::mem::take(&mut self.ramps);
         for pool in &mut config.pools {
@@ -45,9 +48,13 @@ impl SlowStart {
         }
     }
 
-    /// When a backend takes its next step, and the configuration is to be given again.
-    pub fn due(&self, now: Instant) -> Option<Instant> {
-        self.ramps.values().map(|ramp| ramp.next(now)).min()
+    /// When a backend takes its next step after the configuration that was given last: it is to be given
+    /// again then.
+    pub fn due(&self) -> Option<Instant> {
+        self.ramps
+            .values()
+            .map(|ramp| ramp.next(self.applied))
+            .min()
     }
 }
 
@@ -80,7 +87,7 @@ mod tests {
             slow.apply(now, &mut config);
             let backends = config.pools[0].backends.iter();
             let weights: Vec<u32> = backends.map(|backend| backend.weight).collect();
-            let due = slow.due(now).map(|due| due.as_nanos() / 1_000_000_000);
+            let due = slow.due().map(|due| due.as_nanos() / 1_000_000_000);
             (weights, due)
         };
         // From the start it has all.

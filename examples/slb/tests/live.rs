@@ -616,11 +616,27 @@ fn a_server_that_refuses_is_left_out_and_tried_again() {
         get(&world).is_some_and(|page| page.starts_with("s3"))
     });
     assert!(is_back, "{}", state(&world));
-    let is_whole = (0..100).any(|_| {
-        sleep(Duration::from_millis(50));
-        state(&world)["weight"] == 1
+    // It had a tenth more each fifth of a second: meanwhile weights are counted in tenths.
+    let weights = |world: &World| {
+        let status = format!(
+            "{slb} status --once --format json --socket {}",
+            socket.display()
+        );
+        let status: serde_json::Value = serde_json::from_str(&world.on("lb", &status)).unwrap();
+        [0, 2].map(|place| status["backends"][place]["weight"].as_u64().unwrap())
+    };
+    let mut seen = std::collections::BTreeSet::new();
+    let is_whole = (0..200).any(|_| {
+        sleep(Duration::from_millis(20));
+        let weights = weights(&world);
+        seen.insert(weights);
+        weights == [1, 1]
     });
-    assert!(is_whole, "{}", state(&world));
+    assert!(is_whole, "{seen:?}");
+    assert!(
+        seen.iter().filter(|weights| weights[0] == 10).count() >= 2,
+        "{seen:?}"
+    );
     proxy.signal("TERM");
     let _ = proxy.finish();
 }

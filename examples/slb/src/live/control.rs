@@ -104,7 +104,7 @@ impl Control<'_> {
                 judged = Instant::now();
                 is_due |= self.heed_traffic(&shared);
             }
-            let next = self.slow_start.due(self.clock());
+            let next = self.slow_start.due();
             is_due |= next.is_some_and(|next| next <= self.clock());
             if is_due && self.heed() {
                 shared.set_config(&self.config);

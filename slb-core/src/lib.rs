@@ -55,7 +55,10 @@ pub mod mux;
 pub mod nat;
 pub mod observe;
 pub mod packet;
-#[expect(unsafe_code, reason = "the intrinsic takes a raw pointer")]
+#[allow(
+    unsafe_code,
+    reason = "the intrinsic of some machines takes a raw pointer"
+)]
 mod prefetch;
 pub mod proxy;
 mod reply;

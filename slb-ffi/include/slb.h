@@ -596,6 +596,14 @@ typedef struct slb_mux_options {
      */
     uint32_t answers_at_once;
     /**
+     * New flows that a source (an IPv4 address, or a /64 of IPv6) may begin a second; 0: no limit.
+     */
+    uint32_t flows_per_source;
+    /**
+     * And at once.
+     */
+    uint32_t flows_per_source_at_once;
+    /**
      * The flow table's key: random and secret where the traffic may be hostile.
      */
     uint64_t key[2];
@@ -625,6 +633,14 @@ typedef struct slb_nat_options {
      * And at once.
      */
     uint32_t resets_at_once;
+    /**
+     * New flows that a source (an IPv4 address, or a /64 of IPv6) may begin a second; 0: no limit.
+     */
+    uint32_t flows_per_source;
+    /**
+     * And at once.
+     */
+    uint32_t flows_per_source_at_once;
     /**
      * Not 0: lowers the segment size that SYNs offer to what fits VXLAN. Of a host.
      */
@@ -1511,7 +1527,7 @@ int slb_mux_rule_stats(struct slb_mux *mux, size_t rule, struct slb_rule_stats *
 int slb_mux_backend_stats(struct slb_mux *mux, size_t backend, struct slb_backend_stats *out);
 
 /**
- * Fills in a million flows, 1000 answers a second, and a key of zeros, to be replaced by a secret
+ * Fills in a million flows, 1000 answers a second, no limit for sources, and a key of zeros, to be replaced by a secret
  * one. NULL is left alone.
  *
  * The caller promises:
@@ -1520,8 +1536,8 @@ int slb_mux_backend_stats(struct slb_mux *mux, size_t backend, struct slb_backen
 void slb_mux_options_init(struct slb_mux_options *options);
 
 /**
- * Fills in 262144 connections, 1000 answers and 10000 resets a second, and a key of zeros, to be
- * replaced by a secret one. NULL is left alone.
+ * Fills in 262144 connections, 1000 answers and 10000 resets a second, no limit for sources, and a
+ * key of zeros, to be replaced by a secret one. NULL is left alone.
  *
  * The caller promises:
  * It points to room for options.
@@ -1720,8 +1736,8 @@ SLB_ASSERT(sizeof(slb_stats) == 8 * (23 + SLB_DROP_REASONS));
 SLB_ASSERT(sizeof(slb_frame) == 24);
 SLB_ASSERT(sizeof(slb_backend) == 72);
 SLB_ASSERT(sizeof(slb_rule) == 56);
-SLB_ASSERT(sizeof(slb_mux_options) == 32);
-SLB_ASSERT(sizeof(slb_nat_options) == 48);
+SLB_ASSERT(sizeof(slb_mux_options) == 40);
+SLB_ASSERT(sizeof(slb_nat_options) == 56);
 #endif
 #undef SLB_ASSERT
 #endif

@@ -156,6 +156,8 @@ pub unsafe extern "C" fn slb_config_mux_options(
         options.flows = config.node.flows;
         options.answers_per_second = said.answers_per_second;
         options.answers_at_once = said.answers_at_once;
+        options.flows_per_source = config.node.flows_per_source;
+        options.flows_per_source_at_once = config.node.flows_per_source_at_once;
         Ok(0)
     })
 }
@@ -176,6 +178,8 @@ pub unsafe extern "C" fn slb_config_nat_options(
         options.connections = config.node.connections;
         options.answers_per_second = said.answers_per_second;
         options.answers_at_once = said.answers_at_once;
+        options.flows_per_source = config.node.flows_per_source;
+        options.flows_per_source_at_once = config.node.flows_per_source_at_once;
         options.resets_per_second = said.resets_per_second;
         options.resets_at_once = said.resets_at_once;
         options.clamp_mss = said.clamp_mss.into();

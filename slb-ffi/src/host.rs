@@ -29,8 +29,12 @@ impl Role for Inner {
         options: &slb_nat_options,
         memory: &mut impl Memory<'static>,
     ) -> Option<Self> {
-        let host = Host::build(snapshot, options.connections, options.key, memory)?;
-        Some(host.with_options(options.options()))
+        let host = Host::build(snapshot, options.connections, options.key, memory)?
+            .with_options(options.options());
+        Some(match options.source_limit(memory)? {
+            Some(limit) => host.with_source_limit(limit),
+            None => host,
+        })
     }
 
     fn install(&mut self, snapshot: Shared) -> Shared {

@@ -29,8 +29,12 @@ impl Role for Inner {
         options: &slb_mux_options,
         memory: &mut impl Memory<'static>,
     ) -> Option<Self> {
-        let mux = Mux::build(snapshot, options.flows, options.key, memory)?;
-        Some(mux.with_options(options.options()))
+        let mux = Mux::build(snapshot, options.flows, options.key, memory)?
+            .with_options(options.options());
+        Some(match options.source_limit(memory)? {
+            Some(limit) => mux.with_source_limit(limit),
+            None => mux,
+        })
     }
 
     fn install(&mut self, snapshot: Shared) -> Shared {

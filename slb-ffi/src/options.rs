@@ -1,7 +1,8 @@
 //! What a role is made with.
 
-use slb_core::MuxOptions;
+use slb_core::mem::Memory;
 use slb_core::nat::NatOptions;
+use slb_core::{MuxOptions, SourceLimiter};
 
 /// What a mux is made with. `slb_mux_options_init` fills in what is usual.
 #[derive(Clone, Copy, Debug)]
@@ -13,6 +14,10 @@ pub struct slb_mux_options {
     pub answers_per_second: u32,
     /// And at once.
     pub answers_at_once: u32,
+    /// New flows that a source (an IPv4 address, or a /64 of IPv6) may begin a second; 0: no limit.
+    pub flows_per_source: u32,
+    /// And at once.
+    pub flows_per_source_at_once: u32,
     /// The flow table's key: random and secret where the traffic may be hostile.
     pub key: [u64; 2],
 }
@@ -31,6 +36,10 @@ pub struct slb_nat_options {
     pub resets_per_second: u32,
     /// And at once.
     pub resets_at_once: u32,
+    /// New flows that a source (an IPv4 address, or a /64 of IPv6) may begin a second; 0: no limit.
+    pub flows_per_source: u32,
+    /// And at once.
+    pub flows_per_source_at_once: u32,
     /// Not 0: lowers the segment size that SYNs offer to what fits VXLAN. Of a host.
     pub clamp_mss: u8,
     /// The tables' key, and what SNAT ports are chosen by: random and secret where the traffic may
@@ -39,6 +48,14 @@ pub struct slb_nat_options {
 }
 
 impl slb_mux_options {
+    pub(crate) fn source_limit(
+        &self,
+        memory: &mut impl Memory<'static>,
+    ) -> Option<Option<SourceLimiter<'static>>> {
+        let (rate, at_once) = (self.flows_per_source, self.flows_per_source_at_once);
+        source_limit(rate, at_once, self.key, memory)
+    }
+
     pub(crate) fn options(&self) -> MuxOptions {
         MuxOptions {
             answers_per_second: self.answers_per_second,
@@ -48,6 +65,14 @@ impl slb_mux_options {
 }
 
 impl slb_nat_options {
+    pub(crate) fn source_limit(
+        &self,
+        memory: &mut impl Memory<'static>,
+    ) -> Option<Option<SourceLimiter<'static>>> {
+        let (rate, at_once) = (self.flows_per_source, self.flows_per_source_at_once);
+        source_limit(rate, at_once, self.key, memory)
+    }
+
     pub(crate) fn options(&self) -> NatOptions {
         NatOptions {
             answers_per_second: self.answers_per_second,
@@ -60,7 +85,20 @@ impl slb_nat_options {
     }
 }
 
-/// Fills in a million flows, 1000 answers a second, and a key of zeros, to be replaced by a secret
+/// The limit on each source's new flows, if there is to be one; `None`: the memory does not suffice.
+fn source_limit(
+    rate: u32,
+    at_once: u32,
+    key: [u64; 2],
+    memory: &mut impl Memory<'static>,
+) -> Option<Option<SourceLimiter<'static>>> {
+    if rate == 0 {
+        return Some(None);
+    }
+    SourceLimiter::build(SourceLimiter::BUCKETS, rate, at_once, key, memory).map(Some)
+}
+
+/// Fills in a million flows, 1000 answers a second, no limit for sources, and a key of zeros, to be replaced by a secret
 /// one. NULL is left alone.
 ///
 /// # Safety
@@ -72,14 +110,16 @@ pub unsafe extern "C" fn slb_mux_options_init(options: *mut slb_mux_options) {
         flows: 1 << 20,
         answers_per_second: usual.answers_per_second,
         answers_at_once: usual.answers_at_once,
+        flows_per_source: 0,
+        flows_per_source_at_once: 100,
         key: [0; 2],
     };
     // SAFETY: the caller promises it.
     let _ = unsafe { crate::memory::put(options, usual) };
 }
 
-/// Fills in 262144 connections, 1000 answers and 10000 resets a second, and a key of zeros, to be
-/// replaced by a secret one. NULL is left alone.
+/// Fills in 262144 connections, 1000 answers and 10000 resets a second, no limit for sources, and a
+/// key of zeros, to be replaced by a secret one. NULL is left alone.
 ///
 /// # Safety
 /// It points to room for options.
@@ -92,6 +132,8 @@ pub unsafe extern "C" fn slb_nat_options_init(options: *mut slb_nat_options) {
         answers_at_once: usual.answers_at_once,
         resets_per_second: usual.resets_per_second,
         resets_at_once: usual.resets_at_once,
+        flows_per_source: 0,
+        flows_per_source_at_once: 100,
         clamp_mss: usual.clamp_mss.into(),
         key: [0; 2],
     };

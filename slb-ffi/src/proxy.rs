@@ -29,8 +29,12 @@ impl Role for Inner {
         options: &slb_nat_options,
         memory: &mut impl Memory<'static>,
     ) -> Option<Self> {
-        let proxy = Proxy::build(snapshot, options.connections, options.key, memory)?;
-        Some(proxy.with_options(options.options()))
+        let proxy = Proxy::build(snapshot, options.connections, options.key, memory)?
+            .with_options(options.options());
+        Some(match options.source_limit(memory)? {
+            Some(limit) => proxy.with_source_limit(limit),
+            None => proxy,
+        })
     }
 
     fn install(&mut self, snapshot: Shared) -> Shared {

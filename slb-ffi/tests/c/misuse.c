@@ -351,6 +351,34 @@ static void flows(slb_mux *mux, slb_host *host, slb_proxy *proxy) {
     IS(slb_proxy_connections(proxy, &cursor, others, 3), 0);
 }
 
+/* A source that may begin one flow, and a second one later; others are not disturbed. */
+static void sources(slb_snapshot *snapshot) {
+    slb_mux *mux = NULL;
+    slb_mux_options options;
+    slb_mux_options_init(&options);
+    options.flows = 64;
+    size_t without = slb_mux_size(snapshot, &options);
+    options.flows_per_source = options.flows_per_source_at_once = 1;
+    assert(slb_mux_size(snapshot, &options) > without);
+    IS(slb_mux_new(snapshot, &options, &mux), SLB_OK);
+    for (uint8_t i = 0; i < 4; i++) {
+        uint8_t buffer[512] = {0}, *packet = buffer + 256;
+        const uint8_t syn[] = {2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0,                       /* Ethernet */
+                               0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0,                       /* IPv4 */
+                               10, 9, 9, (uint8_t)(i == 2 ? 2 : 1), 20, 20, 20, 100,          /* who, the VIP */
+                               4, i, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 1, 0, 0, 0, 0, 0}; /* TCP */
+        memcpy(packet, syn, sizeof syn);
+        slb_frame frame = {buffer, sizeof buffer, 256, sizeof syn, 0, 0, 0};
+        slb_verdict verdict;
+        IS(slb_mux_process(mux, i < 3 ? 1 : 2000000001, &frame, 1, &verdict), 1);
+        const char *reason = slb_drop_reason(verdict.reason);
+        int is_refused = verdict.action == SLB_DROP && strcmp(reason, "source_limit") == 0;
+        assert(is_refused == (i == 1));
+        assert(is_refused || verdict.action == SLB_FORWARD);
+    }
+    IS(slb_mux_free(mux), SLB_OK);
+}
+
 static void health(void) {
     slb_health health;
     slb_probe probe = {5000000000, 1000000000, 2};
@@ -430,6 +458,7 @@ int main(void) {
     slb_proxy *proxy = proxys(snapshot);
     flows(mux, host, proxy);
     frames_of(mux);
+    sources(snapshot);
     health();
     configs();
     IS(slb_mux_free((slb_mux *)host), SLB_ERROR_HANDLE);

@@ -261,6 +261,9 @@ impl Packet {
             (true, false) => Part::Later,
         };
         self.read_transport(ip.payload());
+        if ip.is_on_source_route() {
+            self.refuse(DropReason::SourceRoute);
+        }
         Ok(())
     }
 
@@ -282,7 +285,16 @@ impl Packet {
             Some(_) => Part::Later,
         };
         self.read_transport(ip.payload());
+        if ip.is_on_source_route() {
+            self.refuse(DropReason::SourceRoute);
+        }
         Ok(())
+    }
+
+    /// Has it be dropped where it is for a VIP or a vm.
+    fn refuse(&mut self, reason: DropReason) {
+        self.shape.fault = Some(reason);
+        self.shape.plain = false;
     }
 
     /// Reads ports and flags, where there are any.

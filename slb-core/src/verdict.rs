@@ -102,6 +102,10 @@ drop_reasons! {
     Martian = "martian",
     /// Its source begins too many flows: see [`SourceLimiter`](crate::SourceLimiter).
     SourceLimit = "source_limit",
+    /// Its sender chose further hops for it (RFC 791 §3.1, RFC 8200 §4.4). A VIP is no hop of a source route,
+    /// which is deprecated besides (RFC 5095, RFC 7126 §4.3), and the checksum is about another
+    /// destination, so it could not be translated either.
+    SourceRoute = "source_route",
 }
 
 impl fmt::Display for DropReason {

@@ -470,6 +470,69 @@ fn martian_and_land_packets_are_dropped_and_others_are_not() {
     }
 }
 
+/// A source route that is used up is a packet like others.
+#[test]
+fn packets_on_their_sender_s_route_are_dropped() {
+    let setup = Setup::new(3);
+    for mut mux in [pinned(&setup), stateless(&setup)] {
+        let mut sent = |packet: Vec<u8>| send_one(&mut mux, packet).verdict;
+        // Loose and strict, with two places; recorded ones are none that are chosen.
+        for (kind, pointer, is_on_route) in [
+            (131, 4, true),
+            (137, 8, true),
+            (131, 11, true),
+            (137, 12, false),
+            (131, 255, false),
+            (7, 4, false),
+        ] {
+            for before in [0, 1, 3] {
+                let mut options = vec![1; before];
+                options.extend([kind, 11, pointer, 9, 9, 9, 9, 8, 8, 8, 8]);
+                options.resize(16, 0);
+                let mut packet = tcp([10, 1, 1, 1], 7000, "S");
+                packet.splice(34..34, options);
+                packet[14] = 0x49;
+                packet[17] += 16;
+                let verdict = sent(packet);
+                let is_dropped = verdict == dropped(DropReason::SourceRoute);
+                assert_eq!(is_dropped, is_on_route, "{kind} {pointer}: {verdict:?}");
+                assert!(is_dropped || matches!(verdict, Verdict::Forward(_)));
+            }
+        }
+        // Options that cannot be read.
+        for options in [
+            [131, 11, 99, 0],
+            [131, 0, 12, 0],
+            [7, 0, 0, 0],
+            [1, 1, 1, 131],
+            [68; 4],
+        ] {
+            let mut packet = tcp([10, 1, 1, 1], 7000, "S");
+            packet.splice(34..34, options);
+            packet[14] = 0x46;
+            packet[17] += 4;
+            assert!(matches!(
+                sent(packet),
+                Verdict::Forward(_) | Verdict::Drop(_)
+            ));
+        }
+        for kind in [0, 2, 4] {
+            for left in [0, 1, 255] {
+                let mut packet = tcp6(7000, "S");
+                packet.splice(
+                    54..54,
+                    [6, 2, kind, left, 0, 0, 0, 0].into_iter().chain([9; 16]),
+                );
+                packet[20] = 43;
+                packet[19] += 24;
+                let verdict = sent(packet);
+                let is_dropped = verdict == dropped(DropReason::SourceRoute);
+                assert_eq!(is_dropped, left != 0, "{kind} {left}: {verdict:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_source_begins_so_many_flows_and_others_are_not_disturbed() {
     let build = || {

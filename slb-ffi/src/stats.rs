@@ -190,6 +190,7 @@ const C_NAMES: [&CStr; DropReason::COUNT] = [
     c"spoofed_source",
     c"martian",
     c"source_limit",
+    c"source_route",
 ];
 
 #[cfg(test)]

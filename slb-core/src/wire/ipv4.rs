@@ -18,6 +18,12 @@ const CHECKSUM: usize = 10;
 const SOURCE: usize = 12;
 const DESTINATION: usize = 16;
 
+/// Options (RFC 791 §3.1).
+const END_OF_OPTIONS: u8 = 0;
+const NO_OPERATION: u8 = 1;
+const LOOSE_ROUTE: u8 = 131;
+const STRICT_ROUTE: u8 = 137;
+
 /// "Don't fragment", in the word of flags and fragment offset.
 pub const DONT_FRAGMENT: u16 = 0x4000;
 /// "More fragments", in the same word.
@@ -179,6 +185,24 @@ impl<'a> Ipv4<'a> {
     /// The options' bytes.
     pub fn options(&self) -> &'a [u8] {
         self.options
+    }
+
+    /// Whether its destination is only the next of the hops that its sender chose: a loose or strict
+    /// source route that is not used up (RFC 791 §3.1). Options that cannot be read hold none.
+    pub fn is_on_source_route(&self) -> bool {
+        let mut options = self.options;
+        while let [kind, rest @ ..] = options {
+            match (*kind, rest) {
+                (END_OF_OPTIONS, _) => return false,
+                (NO_OPERATION, _) => options = rest,
+                (LOOSE_ROUTE | STRICT_ROUTE, [len, pointer, ..]) => return pointer <= len,
+                (_, [len, ..]) if *len >= 2 => {
+                    options = options.get(usize::from(*len)..).unwrap_or(&[]);
+                }
+                _ => return false,
+            }
+        }
+        false
     }
 
     /// What is behind the header, as far as it is there.

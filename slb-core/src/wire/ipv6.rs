@@ -47,6 +47,7 @@ pub struct Ipv6<'a> {
     protocol: u8,
     transport_offset: usize,
     fragment: Option<Fragment>,
+    is_on_source_route: bool,
     payload: &'a [u8],
 }
 
@@ -85,6 +86,7 @@ impl<'a> Ipv6<'a> {
         let mut payload = rest.get(..payload_len).unwrap_or(rest);
         let mut next = fixed[NEXT_HEADER];
         let mut fragment = None;
+        let mut is_on_source_route = false;
         for _ in 0..=MAX_EXTENSIONS {
             let Some(len) = extension_len(next, payload)? else {
                 let transport_offset = HEADER_LEN + payload_offset(rest, payload);
@@ -93,6 +95,7 @@ impl<'a> Ipv6<'a> {
                     protocol: next,
                     transport_offset,
                     fragment,
+                    is_on_source_route,
                     payload,
                 });
             };
@@ -103,6 +106,8 @@ impl<'a> Ipv6<'a> {
                 });
             };
             let is_fragment = next == protocol::FRAGMENT;
+            // Segments left.
+            is_on_source_route |= next == protocol::ROUTING && header.get(3) != Some(&0);
             next = header.first().copied().unwrap_or(protocol::NO_NEXT_HEADER);
             payload = behind;
             if is_fragment {
@@ -116,6 +121,7 @@ impl<'a> Ipv6<'a> {
                         protocol: next,
                         transport_offset,
                         fragment,
+                        is_on_source_route,
                         payload,
                     });
                 }
@@ -161,6 +167,12 @@ impl<'a> Ipv6<'a> {
     /// The fragment header, where there is one.
     pub fn fragment(&self) -> Option<Fragment> {
         self.fragment
+    }
+
+    /// Whether its destination is only the next of the hops that its sender chose: a routing header has
+    /// segments left (RFC 8200 §4.4).
+    pub fn is_on_source_route(&self) -> bool {
+        self.is_on_source_route
     }
 
     /// Who sent it.

@@ -44,13 +44,13 @@ const POOL: &str = "[[frontend]]\nname = \"web\"\naddress = \"20.20.20.100\"\n\
     [[frontend]]\nname = \"web6\"\naddress = \"2001:db8:20::100\"\n\
     [[rule]]\nname = \"http\"\nfrontend = \"web\"\npool = \"p\"\nprotocol = \"tcp\"\nfrontend_port = 80\n\
     [[rule]]\nname = \"dns\"\nfrontend = \"web\"\npool = \"p\"\nprotocol = \"udp\"\nfrontend_port = 53\n\
-    [[pool]]\nname = \"p\"\nvni = 1\ntable_size = 251\n\
+    [[pool]]\nname = \"p\"\nvni = 1\ntable_size = 13\n\
     backends = [{ name = \"vm\", address = \"10.0.0.1\", host = \"172.16.0.1\", mac = \"02:00:00:00:00:09\" }]\n";
 const UNDERLAY: &str = "underlay = \"172.16.0.1\"\nnext_hop = \"02:00:00:00:00:02\"\n";
 const PROXY: &str = "[node]\nrole = \"proxy\"\n[[frontend]]\nname = \"web\"\naddress = \"20.20.20.100\"\n\
     [[rule]]\nname = \"http\"\nfrontend = \"web\"\npool = \"p\"\nprotocol = \"tcp\"\nfrontend_port = 80\n\
     scheduler = \"least-connections\"\n\
-    [[pool]]\nname = \"p\"\nbackends = [{ name = \"vm\", address = \"10.0.0.1\" }]\n";
+    [[pool]]\nname = \"p\"\ntable_size = 13\nbackends = [{ name = \"vm\", address = \"10.0.0.1\" }]\n";
 
 fn text(which: u8, other: &[u8]) -> Vec<u8> {
     match which % 4 {

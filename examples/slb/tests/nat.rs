@@ -17,10 +17,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
 use etherparse::PacketBuilder;
+use etherparse::defrag::IpDefragPool;
 use slb_control::{Config, Role};
 use slb_core::packet::{Packet, Parsed, Part};
 use slb_core::service::Snapshot;
 use slb_core::wire::checksum;
+use slb_core::wire::ipv4::Ipv4;
+use slb_core::wire::ipv6::Ipv6;
 use slb_core::{Frame, HEADROOM, Host, Instant, Mux, PortId, Verdict};
 use slb_io_pcap::{Format, Writer};
 
@@ -309,12 +312,27 @@ impl Kernel {
 }
 
 /// What tells packets apart: all of the IP packet but TTL and header checksum, and how wrong the
-/// checksum is.
+/// checksum is. Of fragments, what they come to: the kernel puts them together and takes them apart again,
+/// and holds back what never becomes whole.
 fn essence(frames: &[Vec<u8>]) -> BTreeMap<(Vec<u8>, Option<u16>), usize> {
     let mut all = BTreeMap::new();
+    let mut pool = IpDefragPool::<(), ()>::new();
     for frame in frames {
-        *all.entry((without_ttl(frame), checksum_error(frame)))
-            .or_default() += 1;
+        let Parsed::Ip(packet) = Packet::parse(frame) else {
+            panic!("no IP packet was sent: {frame:02x?}")
+        };
+        let key = if packet.part() == Part::Whole {
+            (without_ttl(frame), checksum_error(frame))
+        } else {
+            let sliced = etherparse::SlicedPacket::from_ethernet(frame).unwrap();
+            let Ok(Some(whole)) = pool.process_sliced_packet(&sliced, (), ()) else {
+                continue;
+            };
+            let tuple = packet.tuple();
+            let ends = format!("{} {} {}", tuple.source, tuple.destination, tuple.protocol);
+            ([ends.as_bytes(), &whole.payload].concat(), None)
+        };
+        *all.entry(key).or_default() += 1;
     }
     all
 }
@@ -458,11 +476,18 @@ fn scenario_of(path: &Path) -> Option<Scenario> {
         let tuple = packet.tuple();
         let link = slb_core::wire::ethernet::Ethernet::parse(&bytes).unwrap();
         let ip = &link.payload()[..packet.ip_len()];
-        // The kernel puts fragments together and takes them apart again, each in its own way.
-        if !is_unicast(&tuple.source) || packet.hop_limit() < 3 || packet.part() != Part::Whole {
+        if !is_unicast(&tuple.source) || packet.hop_limit() < 3 {
             continue;
         }
-        // It drops what has a wrong header checksum; ours leaves that to the receiver.
+        // Of these the kernel makes packets with a wrong checksum, and we drop them.
+        let is_on_source_route = match ip[0] >> 4 {
+            4 => Ipv4::parse(ip).unwrap().is_on_source_route(),
+            _ => Ipv6::parse(ip).unwrap().is_on_source_route(),
+        };
+        if is_on_source_route {
+            continue;
+        }
+        // The kernel drops what has a wrong header checksum; ours leaves that to the receiver.
         if checksum_error(&bytes).is_some_and(|error| error != 0) {
             continue;
         }
@@ -653,6 +678,16 @@ fn made(ipv6: bool) -> Scenario {
     send(Side::Client, error(router, vip, &sent, 500));
     let got = udp(c, s, b"a datagram", true);
     send(Side::Vm, error(dip, client, &got, 500));
+    // Datagrams in pieces, of which only the first has the ports.
+    for len in [1600, 2999, 4000] {
+        let data: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+        for piece in fragments(&udp(c, v, &data, true), 1000, len as u16) {
+            send(Side::Client, piece);
+        }
+        for piece in fragments(&udp(s, c, &data, true), 1480, len as u16) {
+            send(Side::Vm, piece);
+        }
+    }
     // From the vm: the ports are those that both keep as they are.
     let (o, far) = ((outbound, 40_000), (client, 443));
     let d = (dip, 40_000);
@@ -680,6 +715,37 @@ fn made(ipv6: bool) -> Scenario {
         outbound: Some(outbound),
         traffic,
     }
+}
+
+/// A packet in pieces of at most so many bytes behind the header, a multiple of eight.
+fn fragments(packet: &[u8], most: usize, identification: u16) -> Vec<Vec<u8>> {
+    let is_ipv4 = packet[0] >> 4 == 4;
+    let (header, data) = packet.split_at(if is_ipv4 { 20 } else { 40 });
+    let pieces = data.chunks(most).enumerate();
+    let fragment = |(number, piece): (usize, &[u8])| {
+        let offset = number * most;
+        let more = u16::from(offset + piece.len() < data.len());
+        let mut header = header.to_vec();
+        if is_ipv4 {
+            let total = (20 + piece.len()) as u16;
+            header[2..4].copy_from_slice(&total.to_be_bytes());
+            header[4..6].copy_from_slice(&identification.to_be_bytes());
+            let place = more << 13 | (offset / 8) as u16;
+            header[6..8].copy_from_slice(&place.to_be_bytes());
+            header[10..12].fill(0);
+            let sum = checksum::checksum(&header);
+            header[10..12].copy_from_slice(&sum.to_be_bytes());
+        } else {
+            let payload = (8 + piece.len()) as u16;
+            header[4..6].copy_from_slice(&payload.to_be_bytes());
+            let place = (offset as u16 | more).to_be_bytes();
+            let id = u32::from(identification).to_be_bytes();
+            let next = std::mem::replace(&mut header[6], 44);
+            header.extend([&[next, 0][..], &place, &id].concat());
+        }
+        [&header, piece].concat()
+    };
+    pieces.map(fragment).collect()
 }
 
 /// An IP packet.
@@ -712,5 +778,11 @@ fn made_traffic_is_translated_as_nftables_translates_it() {
         };
         // Every packet comes through.
         assert_eq!(count, sent, "{}", scenario.name);
+        // The datagrams that came in pieces were put together, and compared.
+        let ours = essence(&ours(&scenario).vm);
+        assert_eq!(
+            ours.keys().filter(|(whole, _)| whole.len() > 1500).count(),
+            3
+        );
     }
 }

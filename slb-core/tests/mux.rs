@@ -928,3 +928,20 @@ fn rules_and_backends_count_what_they_got() {
     }
     let _: Ipv4Addr = MUX;
 }
+
+/// Found by `c_functions_in_any_order`: the first sweep was put beyond the end of time.
+#[test]
+fn a_clock_at_its_end_is_a_clock() {
+    for first in [u64::MAX, u64::MAX - 1, u64::MAX - (1 << 20), 0] {
+        let mut mux = pinned(&Setup::new(3));
+        for now in [first, u64::MAX] {
+            let now = Instant::from_nanos(now);
+            mux.advance(now);
+            for flags in ["S", "A"] {
+                let outcome = send(&mut mux, now, &[tcp([10, 1, 1, 1], 7000, flags)]).remove(0);
+                assert!(matches!(outcome.verdict, Verdict::Forward(_)));
+            }
+        }
+        assert_eq!(mux.stats().flows.live, 1);
+    }
+}

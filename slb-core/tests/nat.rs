@@ -746,3 +746,20 @@ fn the_mss_is_clamped_where_asked() {
         assert_eq!(mss, Some(seen));
     }
 }
+
+/// As at a mux (`a_clock_at_its_end_is_a_clock` there).
+#[test]
+fn a_clock_at_its_end_is_a_clock() {
+    for first in [u64::MAX, u64::MAX - 1, u64::MAX - (1 << 20), 0] {
+        let mut host = Host::with_capacity(snapshot(), 64, KEY);
+        for now in [first, u64::MAX] {
+            let now = Instant::from_nanos(now);
+            host.advance(now, &mut Burst::new());
+            let syn = tcp((Ipv4Addr::new(1, 1, 1, 1), 5000), (VIP, 80), 2, 1, b"");
+            let (verdict, _) = give(&mut host, now, FABRIC, &encapsulated(0, &syn));
+            assert_eq!(verdict, Verdict::Forward(PortId(1)));
+            host.advance(now, &mut Burst::new());
+        }
+        assert_eq!(host.stats().connections.live, 1);
+    }
+}

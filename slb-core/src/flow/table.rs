@@ -676,7 +676,7 @@ impl<'m, A: Addresses> Table<'m, A> {
             self.sweep.due = if count == 0 {
                 u64::MAX
             } else {
-                nanos + self.sweep.interval
+                nanos.saturating_add(self.sweep.interval)
             };
             return;
         }

@@ -297,7 +297,8 @@ impl<'m, A: Addresses> Connections<'m, A> {
     /// Whether [`sweep`](Self::sweep) has something to do.
     #[inline]
     pub(crate) fn is_due(&self, now: Instant) -> bool {
-        self.used != 0 && (self.to_purge != 0 || now.as_nanos() > self.swept_at + (1 << 20))
+        self.used != 0
+            && (self.to_purge != 0 || now.as_nanos().saturating_sub(self.swept_at) > 1 << 20)
     }
 
     /// Looks at a bounded share of the connections: `visit` is asked about each whose time has

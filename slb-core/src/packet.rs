@@ -77,6 +77,17 @@ pub(crate) struct Shape {
     pub(crate) fault: Option<DropReason>,
     /// Whether it is a whole TCP or UDP packet with nothing wrong.
     pub(crate) plain: bool,
+    /// Whether it is ICMP that asks for an echo, or is one.
+    pub(crate) echo: EchoMessage,
+}
+
+/// Which ICMP echo message a packet is. Identifiers do not tell: zero is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum EchoMessage {
+    None,
+    Request,
+    Reply,
 }
 
 impl Shape {
@@ -87,6 +98,7 @@ impl Shape {
         part: Part::Whole,
         fault: None,
         plain: true,
+        echo: EchoMessage::None,
     };
 
     const PLAIN_IPV6: Self = Self {
@@ -303,6 +315,7 @@ impl Packet {
         self.flags = Flags(0);
         self.shape.fault = None;
         self.shape.plain = false;
+        self.shape.echo = EchoMessage::None;
         let needed = match self.protocol {
             _ if self.shape.part == Part::Later => 0,
             protocol::TCP => tcp::HEADER_LEN,
@@ -320,6 +333,16 @@ impl Packet {
                 self.flags = Flags(transport.get(13).copied().unwrap_or(0));
             }
             self.shape.plain = self.shape.part == Part::Whole;
+        } else if self.shape.part != Part::Later && self.is_icmp() {
+            let (request, reply) = match self.shape.family {
+                Family::Ipv4 => (icmp::ECHO_REQUEST, icmp::ECHO_REPLY),
+                Family::Ipv6 => (icmpv6::ECHO_REQUEST, icmpv6::ECHO_REPLY),
+            };
+            self.shape.echo = match transport.first() {
+                Some(kind) if *kind == request => EchoMessage::Request,
+                Some(kind) if *kind == reply => EchoMessage::Reply,
+                _ => EchoMessage::None,
+            };
         }
     }
 

@@ -30,7 +30,7 @@ use crate::nat::pipeline::{Lane, Pipeline, Role, Table};
 use crate::nat::tcp::Segment;
 use crate::nat::{Direction, Links, NatOptions, NatTable, NatTables};
 use crate::observe::{Observe, Step};
-use crate::packet::{Packet, Part, Read};
+use crate::packet::{EchoMessage, Packet, Part, Read};
 use crate::reply;
 use crate::service::nat::{CompiledMux, RuleKind};
 use crate::service::{BackendId, Echo, NO_BACKEND, RuleMatch, Scheduler, Snapshot};
@@ -240,8 +240,7 @@ impl Role for ProxyRole {
             return Err(bridge(snapshot, lane.direction, Some(destination)));
         }
         // An echo request that no rule takes is answered here, or not.
-        if packet.is_icmp()
-            && packet.echo_ports(frame.bytes()) == Some(packet.ports & 0xffff)
+        if packet.shape.echo == EchoMessage::Request
             && pipeline.snapshot.echo_rule(packet).is_none()
         {
             let ignored = Verdict::Drop(DropReason::EchoIgnored);

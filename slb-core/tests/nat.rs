@@ -747,6 +747,54 @@ fn the_mss_is_clamped_where_asked() {
     }
 }
 
+/// Identifiers name connections, zero like any other; only the message's type says which way it goes.
+#[test]
+fn a_ping_may_have_any_identifier() {
+    let mut host = Host::with_capacity(snapshot(), 64, KEY);
+    let now = Instant::from_secs(1);
+    let far = Ipv4Addr::new(9, 9, 9, 9);
+    let ping = |from: Ipv4Addr, to: Ipv4Addr, identifier: u16, reply: bool| {
+        let builder = PacketBuilder::ipv4(from.octets(), to.octets(), 64);
+        let mut packet = Vec::new();
+        if reply {
+            builder.icmpv4_echo_reply(identifier, 1)
+        } else {
+            builder.icmpv4_echo_request(identifier, 1)
+        }
+        .write(&mut packet, b"ping")
+        .unwrap();
+        packet
+    };
+    for identifier in [0, 1, 9000, u16::MAX] {
+        let request = of_vm(0, &ping(dip(0), far, identifier, false));
+        let (verdict, out) = give(&mut host, now, PortId(1), &request);
+        assert_eq!(verdict, Verdict::Forward(FABRIC), "{identifier}");
+        let (etherparse::Icmpv4Type::EchoRequest(echo), _) = icmp(&out) else {
+            panic!("{out:02x?}")
+        };
+        let outside = Ipv4Addr::from(*out[26..].first_chunk::<4>().unwrap());
+        let reply = ping(far, outside, echo.id, true);
+        let (verdict, back) = give(&mut host, now, FABRIC, &encapsulated(0, &reply));
+        assert_eq!(verdict, Verdict::Forward(PortId(1)), "{identifier}");
+        let (etherparse::Icmpv4Type::EchoReply(echo), to) = icmp(&back) else {
+            panic!("{back:02x?}")
+        };
+        assert_eq!((echo.id, to), (identifier, dip(0).into()));
+    }
+    // One that nobody asked for begins nothing.
+    let made = host.stats().connections.made;
+    let far = Ipv4Addr::new(9, 9, 9, 10);
+    for identifier in [0, 7] {
+        let reply = ping(far, VIP, identifier, true);
+        let (verdict, _) = give(&mut host, now, FABRIC, &encapsulated(0, &reply));
+        assert!(matches!(verdict, Verdict::Drop(_)), "{verdict:?}");
+        let reply = of_vm(0, &ping(dip(0), far, identifier, true));
+        let (verdict, _) = give(&mut host, now, PortId(1), &reply);
+        assert!(matches!(verdict, Verdict::Drop(_)), "{verdict:?}");
+    }
+    assert_eq!(host.stats().connections.made, made);
+}
+
 /// As at a mux (`a_clock_at_its_end_is_a_clock` there).
 #[test]
 fn a_clock_at_its_end_is_a_clock() {

@@ -679,6 +679,25 @@ fn or_the_proxy_answers_pings_itself_or_nobody_does() {
     assert_eq!(verdict, Verdict::Forward(BACKEND));
 }
 
+/// Found by `proxy_survives_sequences`: one with the identifier 0 was taken for a request, so that two
+/// proxies could have sent it to each other for ever.
+#[test]
+fn an_echo_reply_is_not_answered() {
+    for (echo, identifier) in [(Echo::Answer, 0), (Echo::Answer, 9), (Echo::Ignore, 0)] {
+        let setup = Setup {
+            ping: false,
+            echo,
+            ..Setup::new(2)
+        };
+        let reply = ping(CLIENT.into(), VIP.into(), identifier, true);
+        let mut proxy = setup.proxy();
+        // It is nobody's, and goes on as it is.
+        let (verdict, frame) = give(&mut proxy, FRONTEND, &reply);
+        assert_eq!((verdict, frame), (Verdict::Forward(BACKEND), reply));
+        assert_eq!(proxy.stats().connections.made, 0, "{identifier}");
+    }
+}
+
 #[test]
 fn icmp_errors_reach_who_sent_what_they_quote() {
     let mut proxy = Setup::new(1).proxy();

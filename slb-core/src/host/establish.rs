@@ -19,7 +19,7 @@ use crate::nat::pipeline::{Lane, NO_CONNECTION, Pipeline, Refusal, Table};
 use crate::nat::ports::{self, NoPort};
 use crate::nat::tcp::{Direction, Segment};
 use crate::observe::Observe;
-use crate::packet::Part;
+use crate::packet::{EchoMessage, Part};
 use crate::service::Snapshot;
 use crate::verdict::{DropReason, Verdict};
 
@@ -71,7 +71,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if segment.is_some_and(|segment| !segment.flags.opens()) {
             return Err(refusal.answer::<A, HostRole>(frame, lane, reset, seen));
         }
-        let is_request = packet.has_ports() || (packet.is_icmp() && packet.ports & 0xffff != 0);
+        let is_request = packet.has_ports() || packet.shape.echo == EchoMessage::Request;
         if !is_request {
             return Err(Verdict::Drop(DropReason::NoOutboundRule));
         }

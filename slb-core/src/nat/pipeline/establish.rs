@@ -12,7 +12,7 @@ use crate::nat::reset;
 use crate::nat::table::Refused;
 use crate::nat::tcp::{Direction, Segment};
 use crate::observe::{ConnectionStep, Observe, Step};
-use crate::packet::Part;
+use crate::packet::{EchoMessage, Part};
 use crate::reply::Limiter;
 use crate::service::nat::{CompiledTerms, Local, RuleKind};
 use crate::service::{RuleMatch, Snapshot, Underlay};
@@ -86,7 +86,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         seen: &mut impl Observe,
     ) -> Result<Connection<A>, Verdict> {
         let packet = &lane.packet;
-        let found = if packet.is_icmp() && packet.ports >> 16 != 0 {
+        let is_answer = packet.shape.echo == EchoMessage::Reply;
+        let found = if is_answer {
             self.snapshot.classify_echo_reply(packet)
         } else {
             self.snapshot.classify(packet)
@@ -101,7 +102,6 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             return Err(NO_CONNECTION);
         };
         let rule_slot = rule.slot() as u16;
-        let is_answer = packet.is_icmp() && packet.ports >> 16 != 0;
         if terms.kind == RuleKind::Outbound || is_answer {
             return Err(NO_CONNECTION); // nobody asked for it
         }

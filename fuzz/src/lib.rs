@@ -9,7 +9,8 @@
 use std::net::Ipv6Addr;
 
 use bolero::TypeGenerator;
-use etherparse::{NetSlice, PacketBuilder, SlicedPacket};
+use etherparse::checksum::Sum16BitWords;
+use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 
 /// The VIPs that packets are for.
 pub const VIP: [u8; 4] = [20, 20, 20, 100];
@@ -86,35 +87,119 @@ impl Nearly {
     }
 }
 
-/// Puts bytes into a frame, where they fit.
-pub fn write(frame: &mut [u8], at: usize, bytes: &[u8]) {
-    if let Some(place) = frame.get_mut(at..at + bytes.len()) {
-        place.copy_from_slice(bytes);
+/// Puts bytes into a frame, where they fit. A frame with right checksums is given right ones again.
+pub fn write(frame: &mut [u8], parts: &[(usize, &[u8])]) {
+    let was_right = is_right(frame);
+    for &(at, bytes) in parts {
+        if let Some(place) = frame.get_mut(at..at + bytes.len()) {
+            place.copy_from_slice(bytes);
+        }
+    }
+    if was_right && let Some(fields) = checksums(frame) {
+        for Checksum { at, right, .. } in fields.into_iter().flatten() {
+            frame[at..at + 2].copy_from_slice(&right.to_be_bytes());
+        }
     }
 }
 
-/// Whether every checksum of a frame that etherparse can verify is right.
+/// Whether every checksum of a whole packet is right; false where they cannot all be verified.
 pub fn is_right(frame: &[u8]) -> bool {
-    let Ok(sliced) = SlicedPacket::from_ethernet(frame) else {
-        return false;
-    };
-    let Some(NetSlice::Ipv4(ip)) = &sliced.net else {
-        return false;
-    };
-    let header = ip.header();
-    let fragment = ip.payload().fragmented;
-    let transport = match &sliced.transport {
-        Some(etherparse::TransportSlice::Tcp(tcp)) => tcp
-            .calc_checksum_ipv4(header.source(), header.destination())
-            .is_ok_and(|sum| sum == tcp.checksum()),
-        Some(etherparse::TransportSlice::Icmpv4(icmp)) => {
-            let bytes = icmp.slice();
-            etherparse::checksum::Sum16BitWords::new()
-                .add_slice(bytes)
-                .ones_complement()
-                == 0
+    let is_right = |field: Checksum| field.is == field.right;
+    checksums(frame).is_some_and(|fields| fields.into_iter().flatten().all(is_right))
+}
+
+/// A checksum: where it is, what it is, and what etherparse says that it should be.
+struct Checksum {
+    at: usize,
+    is: u16,
+    right: u16,
+}
+
+/// The checksums of a whole packet, IPv4's and the transport's; `None` where etherparse does not know them.
+fn checksums(frame: &[u8]) -> Option<[Option<Checksum>; 2]> {
+    let sliced = SlicedPacket::from_ethernet(frame).ok()?;
+    let offset = |part: &[u8]| part.as_ptr().addr() - frame.as_ptr().addr();
+    let (of_ip, ends) = match sliced.net.as_ref()? {
+        NetSlice::Ipv4(ip) if !ip.payload().fragmented => {
+            let header = ip.header();
+            let of_ip = Checksum {
+                at: offset(header.slice()) + 10,
+                is: header.header_checksum(),
+                right: header.to_header().calc_header_checksum(),
+            };
+            (
+                Some(of_ip),
+                Ends::Ipv4(header.source(), header.destination()),
+            )
         }
-        _ => false,
+        // Behind extension headers there may be another destination.
+        NetSlice::Ipv6(ip) if ip.extensions().is_empty() => {
+            let header = ip.header();
+            (None, Ends::Ipv6(header.source(), header.destination()))
+        }
+        _ => return None,
     };
-    header.header_checksum() == header.to_header().calc_header_checksum() && transport && !fragment
+    let of_transport = match (sliced.transport.as_ref()?, ends) {
+        (TransportSlice::Tcp(tcp), ends) => Checksum {
+            at: offset(tcp.slice()) + 16,
+            is: tcp.checksum(),
+            right: match ends {
+                Ends::Ipv4(from, to) => tcp.calc_checksum_ipv4(from, to).ok()?,
+                Ends::Ipv6(from, to) => tcp.calc_checksum_ipv6(from, to).ok()?,
+            },
+        },
+        // None at all is right over IPv4.
+        (TransportSlice::Udp(udp), Ends::Ipv4(..)) if udp.checksum() == 0 => Checksum {
+            at: offset(udp.slice()) + 6,
+            is: 0,
+            right: 0,
+        },
+        (TransportSlice::Udp(udp), ends) => Checksum {
+            at: offset(udp.slice()) + 6,
+            is: udp.checksum(),
+            right: match ends {
+                Ends::Ipv4(from, to) => {
+                    let header = udp.to_header();
+                    header
+                        .calc_checksum_ipv4_raw(from, to, udp.payload())
+                        .ok()?
+                }
+                Ends::Ipv6(from, to) => {
+                    let header = udp.to_header();
+                    header
+                        .calc_checksum_ipv6_raw(from, to, udp.payload())
+                        .ok()?
+                }
+            },
+        },
+        (TransportSlice::Icmpv4(icmp), Ends::Ipv4(..)) => Checksum {
+            at: offset(icmp.slice()) + 2,
+            is: icmp.checksum(),
+            right: without_field(Sum16BitWords::new(), icmp.slice()),
+        },
+        (TransportSlice::Icmpv6(icmp), Ends::Ipv6(from, to)) => {
+            let mut pseudo = Sum16BitWords::new().add_16bytes(from).add_16bytes(to);
+            let length = u32::try_from(icmp.slice().len()).ok()?.to_be_bytes();
+            let pseudo = pseudo.add_4bytes(length).add_4bytes([0, 0, 0, 58]);
+            Checksum {
+                at: offset(icmp.slice()) + 2,
+                is: icmp.checksum(),
+                right: without_field(pseudo, icmp.slice()),
+            }
+        }
+        _ => return None,
+    };
+    Some([of_ip, Some(of_transport)])
+}
+
+enum Ends {
+    Ipv4([u8; 4], [u8; 4]),
+    Ipv6([u8; 16], [u8; 16]),
+}
+
+/// The checksum of an ICMP message, that field left out.
+fn without_field(sum: Sum16BitWords, message: &[u8]) -> u16 {
+    let (head, rest) = message.split_at(4);
+    let sum = sum.add_slice(&head[..2]).add_slice(rest);
+    sum.ones_complement().to_be()
 }

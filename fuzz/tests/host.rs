@@ -145,7 +145,7 @@ impl Arrival {
             Self::FromFabric(bytes) => (FABRIC, bytes.clone()),
             Self::FromVm(packet) => {
                 let mut frame = packet.packet();
-                write(&mut frame, 26, &VM.octets());
+                write(&mut frame, &[(26, &VM.octets())]);
                 (PortId(1), frame)
             }
             Self::Answer(packet) => {
@@ -153,10 +153,10 @@ impl Arrival {
                 if frame.get(12..14) == Some(&[8, 0]) {
                     let client = frame.get(26..30).map(<[u8]>::to_vec).unwrap_or_default();
                     let port = frame.get(34..36).map(<[u8]>::to_vec).unwrap_or_default();
-                    write(&mut frame, 26, &VM.octets());
-                    write(&mut frame, 30, &client);
-                    write(&mut frame, 34, &8080u16.to_be_bytes());
-                    write(&mut frame, 36, &port);
+                    let own = 8080_u16.to_be_bytes();
+                    let ends: [(usize, &[u8]); 4] =
+                        [(26, &VM.octets()), (30, &client), (34, &own), (36, &port)];
+                    write(&mut frame, &ends);
                 }
                 (PortId(1), frame)
             }
@@ -195,7 +195,9 @@ fn process(host: &mut Dut, now: Instant, arrivals: &[Arrival]) {
         .iter_mut()
         .zip(&packets)
         .map(|(buffer, (port, packet))| {
-            let mut frame = Frame::new(buffer, HEADROOM, packet.len()).unwrap();
+            // The last bytes are not lent.
+            let lent = buffer.len() - 8;
+            let mut frame = Frame::new(&mut buffer[..lent], HEADROOM, packet.len()).unwrap();
             frame.set_port(*port);
             frame
         })
@@ -225,6 +227,10 @@ fn process(host: &mut Dut, now: Instant, arrivals: &[Arrival]) {
                 }
             }
         }
+    }
+    drop(frames);
+    for buffer in &memory {
+        assert!(buffer[buffer.len() - 8..].iter().all(|&byte| byte == GUARD));
     }
     let stats = host.stats();
     assert_eq!(stats.received, stats.accounted());

@@ -12,7 +12,7 @@ use slb_core::service::{
 };
 use slb_core::wire::vxlan::Vni;
 use slb_core::{Frame, HEADROOM, Instant, Mux, Verdict};
-use slb_fuzz::{Nearly, VIP, VIP6};
+use slb_fuzz::{Nearly, VIP, VIP6, is_right};
 
 const GUARD: u8 = 0xa5;
 
@@ -138,8 +138,12 @@ fn process(mux: &mut Mux<'_, Arc<Snapshot<'static>>>, now: Instant, packets: &[(
             Verdict::Reply => {
                 let reply = SlicedPacket::from_ethernet(frame.bytes()).unwrap();
                 assert!(reply.net.is_some());
+                assert!(!is_right(packet) || is_right(frame.bytes()));
             }
-            Verdict::Forward(_) => forwarded(frame.bytes()),
+            Verdict::Forward(_) => {
+                let inner = forwarded(frame.bytes());
+                assert!(!is_right(packet) || is_right(inner));
+            }
         }
     }
     drop(frames);
@@ -154,7 +158,8 @@ fn process(mux: &mut Mux<'_, Arc<Snapshot<'static>>>, now: Instant, packets: &[(
     assert_eq!(stats.received, stats.accounted());
 }
 
-fn forwarded(frame: &[u8]) {
+/// What is inside.
+fn forwarded(frame: &[u8]) -> &[u8] {
     let outer = SlicedPacket::from_ethernet(frame).unwrap();
     match outer.net.unwrap() {
         NetSlice::Ipv4(ip) => {
@@ -169,6 +174,8 @@ fn forwarded(frame: &[u8]) {
     };
     assert_eq!(udp.destination_port(), 4789);
     assert_eq!(udp.payload()[..4], [8, 0, 0, 0]);
+    let inner = frame.len() - (udp.payload().len() - 8);
+    &frame[inner..]
 }
 
 #[test]

@@ -781,6 +781,10 @@ fn a_ping_may_have_any_identifier() {
         };
         assert_eq!((echo.id, to), (identifier, dip(0).into()));
     }
+    // The vm answers nobody with it, though requests and replies with the identifier 0 have one name.
+    let reply = of_vm(0, &ping(dip(0), far, 0, true));
+    let (verdict, _) = give(&mut host, now, PortId(1), &reply);
+    assert_eq!(verdict, Verdict::Drop(DropReason::NoConnection));
     // One that nobody asked for begins nothing.
     let made = host.stats().connections.made;
     let far = Ipv4Addr::new(9, 9, 9, 10);

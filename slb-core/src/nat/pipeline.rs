@@ -16,7 +16,7 @@ use super::{ConnectionState, Links, NatOptions, NatTable, NatTables};
 use crate::frame::{BURST, Frame};
 use crate::link::{self, Link};
 use crate::observe::{ConnectionStep, Observe, Step};
-use crate::packet::{Family, Packet, Part};
+use crate::packet::{EchoMessage, Family, Packet, Part};
 use crate::reply::{self, IcmpError, Limiter};
 use crate::service::nat::CompiledMux;
 use crate::service::{BackendId, RuleMatch, Snapshot, Underlay};
@@ -396,6 +396,12 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         let missing = Verdict::Drop(DropReason::NoConnection);
         let connection = table.get_mut(number).ok_or(missing)?;
         let packet = &lane.packet;
+        let echo = packet.shape.echo;
+        if echo != EchoMessage::None
+            && (echo == EchoMessage::Request) != (direction == connection.opener())
+        {
+            return Err(missing); // with the identifier 0 both ways have one name
+        }
         let underlay = snapshot.underlay();
         let mux = R::mux(snapshot, connection, direction);
         let most = match (direction, mux) {

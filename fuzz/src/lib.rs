@@ -6,7 +6,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use bolero::TypeGenerator;
 use etherparse::checksum::Sum16BitWords;
@@ -17,7 +17,7 @@ pub const VIP: [u8; 4] = [20, 20, 20, 100];
 /// And over IPv6.
 pub const VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x20, 0, 0, 0, 0, 0x100);
 
-/// A packet that is nearly right.
+/// A packet that is right, or nearly.
 #[derive(Clone, Debug, TypeGenerator)]
 pub struct Nearly {
     kind: u8,
@@ -56,8 +56,12 @@ impl Nearly {
                 .write(&mut packet, &self.quoted()),
         }
         .unwrap();
-        if self.kind >> 1 & 3 == 0 && self.kind & 1 == 0 {
-            packet[47] = self.flags;
+        if self.kind >> 1 & 3 == 0 {
+            let flags = if self.kind & 1 == 0 { 47 } else { 67 };
+            write(&mut packet, &[(flags, &[self.flags])]);
+        }
+        if self.kind & 0x80 != 0 {
+            return packet; // half of them are right
         }
         for _ in 0..self.tags % 4 {
             packet.splice(12..12, [0x81, 0, 0, 5]);
@@ -99,6 +103,87 @@ pub fn write(frame: &mut [u8], parts: &[(usize, &[u8])]) {
         for Checksum { at, right, .. } in fields.into_iter().flatten() {
             frame[at..at + 2].copy_from_slice(&right.to_be_bytes());
         }
+    }
+}
+
+/// The ends of a whole TCP or UDP packet with right checksums and without extension headers, and its data.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Talk {
+    /// Who sends it.
+    pub from: SocketAddr,
+    /// Whom it is for.
+    pub to: SocketAddr,
+    /// Whether it is a TCP segment that ends its connection at once.
+    pub is_reset: bool,
+    /// What it carries.
+    pub data: Vec<u8>,
+}
+
+impl Talk {
+    /// Of a frame, if it is such a packet.
+    pub fn of(frame: &[u8]) -> Option<Self> {
+        is_right(frame).then_some(())?;
+        let sliced = SlicedPacket::from_ethernet(frame).ok()?;
+        let (from, to): (IpAddr, IpAddr) = match sliced.net.as_ref()? {
+            NetSlice::Ipv4(ip) => {
+                let header = ip.header();
+                (
+                    header.source_addr().into(),
+                    header.destination_addr().into(),
+                )
+            }
+            NetSlice::Ipv6(ip) => {
+                let header = ip.header();
+                (
+                    header.source_addr().into(),
+                    header.destination_addr().into(),
+                )
+            }
+            NetSlice::Arp(_) => return None,
+        };
+        let (ports, is_reset, data) = match sliced.transport.as_ref()? {
+            TransportSlice::Tcp(tcp) => {
+                let ports = (tcp.source_port(), tcp.destination_port());
+                (ports, tcp.rst(), tcp.payload())
+            }
+            TransportSlice::Udp(udp) => {
+                let ports = (udp.source_port(), udp.destination_port());
+                (ports, false, udp.payload())
+            }
+            _ => return None,
+        };
+        Some(Self {
+            from: SocketAddr::new(from, ports.0),
+            to: SocketAddr::new(to, ports.1),
+            is_reset,
+            data: data.to_vec(),
+        })
+    }
+
+    /// What the other end would answer, with the same data, as an acknowledgement.
+    pub fn answer(frame: &[u8]) -> Option<Vec<u8>> {
+        let sliced = SlicedPacket::from_ethernet(frame).ok()?;
+        let mut answer = frame.to_vec();
+        let mut swap = |at: usize, len: usize| {
+            let (one, other) = answer[at..at + 2 * len].split_at_mut(len);
+            one.swap_with_slice(other);
+        };
+        let offset = |part: &[u8]| part.as_ptr().addr() - frame.as_ptr().addr();
+        swap(0, 6);
+        match sliced.net.as_ref()? {
+            NetSlice::Ipv4(ip) => swap(offset(ip.header().slice()) + 12, 4),
+            NetSlice::Ipv6(ip) => swap(offset(ip.header().slice()) + 8, 16),
+            NetSlice::Arp(_) => return None,
+        }
+        match sliced.transport.as_ref()? {
+            TransportSlice::Tcp(tcp) => {
+                swap(offset(tcp.slice()), 2);
+                write(&mut answer, &[(offset(tcp.slice()) + 13, &[0x10])]);
+            }
+            TransportSlice::Udp(udp) => swap(offset(udp.slice()), 2),
+            _ => return None,
+        }
+        Some(answer)
     }
 }
 

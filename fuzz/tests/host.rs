@@ -13,7 +13,7 @@ use slb_core::service::{
 };
 use slb_core::wire::vxlan::Vni;
 use slb_core::{Burst, Frame, Host, Instant, PortId, Verdict};
-use slb_fuzz::{Nearly, VIP, VIP6, is_right, write};
+use slb_fuzz::{Nearly, Talk, VIP, VIP6, is_right, write};
 
 type Dut = Host<'static, Arc<Snapshot<'static>>>;
 
@@ -222,15 +222,44 @@ fn process(host: &mut Dut, now: Instant, arrivals: &[Arrival]) {
                 } else {
                     after
                 };
+                if let (Some(before), Some(after)) = (before.and_then(Talk::of), Talk::of(after))
+                    && matches!(frame.verdict(), Verdict::Forward(_))
+                {
+                    // Or it became a reset, on its way back.
+                    assert!(before.data == after.data || after.is_reset, "{before:?}");
+                }
                 if before.is_some_and(is_right) {
                     assert!(is_right(after), "{packet:02x?} became {after:02x?}");
                 }
             }
         }
     }
+    let delivered: Vec<_> = frames
+        .iter()
+        .map(|frame| (frame.verdict(), frame.bytes().to_vec()))
+        .collect();
     drop(frames);
     for buffer in &memory {
         assert!(buffer[buffer.len() - 8..].iter().all(|&byte| byte == GUARD));
+    }
+    // Unless somebody ended the connection meanwhile.
+    let inside = |(port, packet): &(PortId, Vec<u8>)| {
+        let packet = if *port == FABRIC {
+            packet.get(50..)?
+        } else {
+            &packet[..]
+        };
+        Talk::of(packet)
+    };
+    let is_ended = packets.iter().filter_map(inside).any(|talk| talk.is_reset);
+    for (packet, (verdict, delivered)) in packets.iter().zip(&delivered) {
+        if let Some(asked) = inside(packet)
+            && packet.0 == FABRIC
+            && *verdict == Verdict::Forward(PortId(1))
+            && !is_ended
+        {
+            is_answered(host, now, &asked, delivered);
+        }
     }
     let stats = host.stats();
     assert_eq!(stats.received, stats.accounted());
@@ -239,6 +268,34 @@ fn process(host: &mut Dut, now: Instant, arrivals: &[Arrival]) {
         connections.made,
         connections.live + connections.expired + connections.removed
     );
+}
+
+/// What the vm answers goes to who asked, from whom was asked; or to a mux, on its way there.
+fn is_answered(host: &mut Dut, now: Instant, asked: &Talk, delivered: &[u8]) {
+    const HEADROOM: usize = 64;
+    let Some(given) = Talk::of(delivered) else {
+        panic!("{asked:?} became {delivered:02x?}")
+    };
+    // What is behind more tags than are read is the vm's as it is.
+    if (given.from, given.to) == (asked.from, asked.to) {
+        return;
+    }
+    let answer = Talk::answer(delivered).unwrap();
+    let mut buffer = vec![0; HEADROOM];
+    buffer.extend(&answer);
+    let mut frame = Frame::new(&mut buffer, HEADROOM, answer.len()).unwrap();
+    frame.set_port(PortId(1));
+    host.process(now, std::slice::from_mut(&mut frame));
+    assert_eq!(
+        frame.verdict(),
+        Verdict::Forward(FABRIC),
+        "{asked:?}, {given:?}"
+    );
+    let is_tunnelled = Talk::of(frame.bytes()).is_none_or(|talk| talk.to.port() == 4789);
+    let inner = if is_tunnelled { 50 } else { 0 };
+    let got = Talk::of(&frame.bytes()[inner..]).expect("right checksums");
+    assert_eq!((got.from, got.to), (asked.to, asked.from));
+    assert_eq!(got.data, asked.data);
 }
 
 #[derive(Clone, Debug, TypeGenerator)]

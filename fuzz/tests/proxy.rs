@@ -13,7 +13,7 @@ use slb_core::service::{
     Rule, Scheduler, Snapshot, SourceRewrite, Spec, Terms,
 };
 use slb_core::{Burst, Frame, Instant, PortId, Proxy, Verdict};
-use slb_fuzz::{Nearly, VIP, VIP6, is_right, write};
+use slb_fuzz::{Nearly, Talk, VIP, VIP6, is_right, write};
 
 type Dut = Proxy<'static, Arc<Snapshot<'static>>>;
 
@@ -197,6 +197,12 @@ fn process(
                 if is_right(packet) {
                     assert!(is_right(&after), "{packet:02x?} became {after:02x?}");
                 }
+                if let (Some(asked), Some(given)) = (Talk::of(packet), Talk::of(&after)) {
+                    assert_eq!(asked.data, given.data);
+                    if asked.to != given.to && !asked.is_reset && *port != BACKEND {
+                        is_answered(proxy, now, *port, &asked, &after);
+                    }
+                }
                 // Who has a connection meets the same server, until it is made anew.
                 if let (Some((mut client, vip)), Some((_, server))) =
                     (segment(packet), segment(&after))
@@ -232,6 +238,19 @@ fn process(
         connections.made,
         connections.live + connections.expired + connections.removed
     );
+}
+
+/// What the server answers reaches who asked, from whom was asked.
+fn is_answered(proxy: &mut Dut, now: Instant, port: PortId, asked: &Talk, forwarded: &[u8]) {
+    let answer = Talk::answer(forwarded).unwrap();
+    let mut buffer = answer.clone();
+    let mut frame = Frame::new(&mut buffer, 0, answer.len()).unwrap();
+    frame.set_port(BACKEND);
+    proxy.process(now, std::slice::from_mut(&mut frame));
+    assert_eq!(frame.verdict(), Verdict::Forward(port), "{asked:?}");
+    let got = Talk::of(frame.bytes()).expect("right checksums");
+    assert_eq!((got.from, got.to), (asked.to, asked.from));
+    assert_eq!(got.data, asked.data);
 }
 
 #[derive(Clone, Debug, TypeGenerator)]

@@ -22,6 +22,7 @@ const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
 const MUX: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 11);
 const VM: Ipv4Addr = Ipv4Addr::new(10, 10, 1, 1);
 const VM6: std::net::Ipv6Addr = std::net::Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 1);
+const FAR: Ipv4Addr = Ipv4Addr::new(9, 9, 9, 9);
 const FABRIC: PortId = PortId(0);
 
 /// Rules of every kind, in two states of health and with two ways of answering.
@@ -129,7 +130,7 @@ enum Arrival {
     Inner(Vec<u8>),
     /// Bytes from the fabric.
     FromFabric(Vec<u8>),
-    /// As if the vm were the VIP's client.
+    /// As if the vm were the VIP's client, or somebody's who is far away.
     FromVm(Nearly),
     /// A packet for a VIP turned round: what the vm would answer.
     Answer(Nearly),
@@ -146,6 +147,9 @@ impl Arrival {
             Self::FromVm(packet) => {
                 let mut frame = packet.packet();
                 write(&mut frame, &[(26, &VM.octets())]);
+                if packet.headroom & 1 == 1 && frame.get(12..14) == Some(&[8, 0]) {
+                    write(&mut frame, &[(30, &FAR.octets())]);
+                }
                 (PortId(1), frame)
             }
             Self::Answer(packet) => {
@@ -260,6 +264,14 @@ fn process(host: &mut Dut, now: Instant, arrivals: &[Arrival]) {
         {
             is_answered(host, now, &asked, delivered);
         }
+        if let Some(asked) = inside(packet)
+            && packet.0 != FABRIC
+            && *verdict == Verdict::Forward(FABRIC)
+            && asked.to.ip() == FAR
+            && !is_ended
+        {
+            is_answered_from_afar(host, now, &asked, delivered);
+        }
     }
     let stats = host.stats();
     assert_eq!(stats.received, stats.accounted());
@@ -268,6 +280,26 @@ fn process(host: &mut Dut, now: Instant, arrivals: &[Arrival]) {
         connections.made,
         connections.live + connections.expired + connections.removed
     );
+}
+
+/// What somebody far away answers to a SNAT port reaches the vm that asked.
+fn is_answered_from_afar(host: &mut Dut, now: Instant, asked: &Talk, sent: &[u8]) {
+    let given = Talk::of(sent).expect("right checksums");
+    assert_eq!(given.to, asked.to);
+    assert_eq!(given.from.ip(), Ipv4Addr::from(VIP));
+    let answer = encapsulated(&Talk::answer(sent).unwrap());
+    let mut buffer = answer.clone();
+    let mut frame = Frame::new(&mut buffer, 0, answer.len()).unwrap();
+    frame.set_port(FABRIC);
+    host.process(now, std::slice::from_mut(&mut frame));
+    assert_eq!(
+        frame.verdict(),
+        Verdict::Forward(PortId(1)),
+        "{asked:?}, {given:?}"
+    );
+    let got = Talk::of(frame.bytes()).expect("right checksums");
+    assert_eq!((got.from, got.to), (asked.to, asked.from));
+    assert_eq!(got.data, asked.data);
 }
 
 /// What the vm answers goes to who asked, from whom was asked; or to a mux, on its way there.

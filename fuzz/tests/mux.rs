@@ -12,7 +12,7 @@ use slb_core::service::{
 };
 use slb_core::wire::vxlan::Vni;
 use slb_core::{Frame, HEADROOM, Instant, Mux, Verdict};
-use slb_fuzz::{Nearly, VIP, VIP6, is_right};
+use slb_fuzz::{Nearly, Talk, VIP, VIP6, is_right};
 
 const GUARD: u8 = 0xa5;
 
@@ -143,6 +143,7 @@ fn process(mux: &mut Mux<'_, Arc<Snapshot<'static>>>, now: Instant, packets: &[(
             Verdict::Forward(_) => {
                 let inner = forwarded(frame.bytes());
                 assert!(!is_right(packet) || is_right(inner));
+                assert!(Talk::of(packet).is_none_or(|talk| Some(talk) == Talk::of(inner)));
             }
         }
     }

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use bolero::TypeGenerator;
 use etherparse::checksum::Sum16BitWords;
-use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use etherparse::{Icmpv4Type, Icmpv6Type, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 
 /// The VIPs that packets are for.
 pub const VIP: [u8; 4] = [20, 20, 20, 100];
@@ -48,6 +48,19 @@ impl Nearly {
                 .tcp(self.ports.0.into(), port, 1, 1)
                 .write(&mut packet, data),
             1 => ip.udp(self.ports.0.into(), port).write(&mut packet, data),
+            2 => {
+                let identifier = self.ports.0.into();
+                match (self.kind & 1, self.flags & 1) {
+                    (0, 0) => ip
+                        .icmpv4_echo_request(identifier, 1)
+                        .write(&mut packet, data),
+                    (0, _) => ip.icmpv4_echo_reply(identifier, 1).write(&mut packet, data),
+                    (_, 0) => ip
+                        .icmpv6_echo_request(identifier, 1)
+                        .write(&mut packet, data),
+                    _ => ip.icmpv6_echo_reply(identifier, 1).write(&mut packet, data),
+                }
+            }
             _ if self.kind & 1 == 0 => ip
                 .icmpv4_raw(self.flags, self.ports.0, [0; 4])
                 .write(&mut packet, &self.quoted()),
@@ -106,7 +119,8 @@ pub fn write(frame: &mut [u8], parts: &[(usize, &[u8])]) {
     }
 }
 
-/// The ends of a whole TCP or UDP packet with right checksums and without extension headers, and its data.
+/// The ends of a whole TCP, UDP or ICMP echo packet with right checksums and without extension headers, and
+/// its data. An echo's identifier stands for the port of who asks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Talk {
     /// Who sends it.
@@ -150,6 +164,22 @@ impl Talk {
                 let ports = (udp.source_port(), udp.destination_port());
                 (ports, false, udp.payload())
             }
+            TransportSlice::Icmpv4(icmp) => {
+                let ports = match icmp.icmp_type() {
+                    Icmpv4Type::EchoRequest(echo) => (echo.id, 0),
+                    Icmpv4Type::EchoReply(echo) => (0, echo.id),
+                    _ => return None,
+                };
+                (ports, false, icmp.payload())
+            }
+            TransportSlice::Icmpv6(icmp) => {
+                let ports = match icmp.icmp_type() {
+                    Icmpv6Type::EchoRequest(echo) => (echo.id, 0),
+                    Icmpv6Type::EchoReply(echo) => (0, echo.id),
+                    _ => return None,
+                };
+                (ports, false, icmp.payload())
+            }
             _ => return None,
         };
         Some(Self {
@@ -181,6 +211,14 @@ impl Talk {
                 write(&mut answer, &[(offset(tcp.slice()) + 13, &[0x10])]);
             }
             TransportSlice::Udp(udp) => swap(offset(udp.slice()), 2),
+            TransportSlice::Icmpv4(icmp) => {
+                let kind = if icmp.type_u8() == 8 { 0 } else { 8 };
+                write(&mut answer, &[(offset(icmp.slice()), &[kind])]);
+            }
+            TransportSlice::Icmpv6(icmp) => {
+                let kind = icmp.type_u8() ^ 1;
+                write(&mut answer, &[(offset(icmp.slice()), &[kind])]);
+            }
             _ => return None,
         }
         Some(answer)

@@ -220,7 +220,9 @@ fn process(host: &mut Dut, now: Instant, arrivals: &[Arrival]) {
                     Some(&packet[..])
                 };
                 let after = frame.bytes();
-                let after = if after.get(36..38) == Some(&4789u16.to_be_bytes()) && *port != FABRIC
+                let after = if after.get(23) == Some(&17)
+                    && after.get(36..38) == Some(&4789u16.to_be_bytes())
+                    && *port != FABRIC
                 {
                     &after[50..]
                 } else {

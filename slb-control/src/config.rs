@@ -207,7 +207,18 @@ pub struct Probe {
     pub host: Option<String>,
     /// Whether a certificate has to be one that the web's authorities vouch for.
     pub verify_certificate: bool,
+    /// What becomes of a pool of whose backends none is left.
+    pub no_healthy_backends: NoHealthyBackends,
     pub(crate) span: Span,
+}
+
+/// What becomes of a pool all of whose backends fail their probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoHealthyBackends {
+    /// New flows are refused: Azure's `AllProbedDown`.
+    Refuse,
+    /// They go to all, as if nobody failed: Azure's `AllProbedUp`.
+    UseAll,
 }
 
 /// Where it stands in the file makes no difference.
@@ -215,7 +226,8 @@ impl PartialEq for Probe {
     fn eq(&self, other: &Self) -> bool {
         let of = |probe: &Self| {
             let times = (probe.interval, probe.timeout, probe.threshold);
-            (probe.protocol, probe.port, times, probe.verify_certificate)
+            let how = (probe.verify_certificate, probe.no_healthy_backends);
+            (probe.protocol, probe.port, times, how)
         };
         of(self) == of(other)
             && (&self.name, &self.path, &self.host) == (&other.name, &other.path, &other.host)

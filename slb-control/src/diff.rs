@@ -284,7 +284,12 @@ fn outbounds(config: &Config) -> Vec<Part> {
 fn probes(config: &Config) -> Vec<Part> {
     parts(&config.probes, |probe| {
         let times = (probe.interval, probe.timeout, probe.threshold);
-        let what = (&probe.path, &probe.host, probe.verify_certificate);
+        let what = (
+            &probe.path,
+            &probe.host,
+            probe.verify_certificate,
+            probe.no_healthy_backends,
+        );
         (
             &probe.name,
             format!("{:?}", (probe.protocol, probe.port, times, what)),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use slb_control::azure::{Imported, Input, Inventory, import};
-use slb_control::config::ProbeProtocol;
+use slb_control::config::{NoHealthyBackends, ProbeProtocol};
 use slb_control::{Config, ConfigErrors};
 use slb_core::hash::Distribution;
 use slb_core::service::{BackendState, NatTarget, Protocol};
@@ -141,7 +141,7 @@ const ALL: &str = r#"{
         { "id": "/s/networkInterfaces/app1-nic/ipConfigurations/c" } ] } },
     ],
     "probes": [
-      { "name": "p", "properties": { "protocol": "Https", "port": 443, "requestPath": "/h", "intervalInSeconds": 60, "numberOfProbes": 2, "probeThreshold": 4 } },
+      { "name": "p", "properties": { "protocol": "Https", "port": 443, "requestPath": "/h", "intervalInSeconds": 60, "numberOfProbes": 2, "probeThreshold": 4, "noHealthyBackendsBehavior": "AllProbedUp" } },
     ],
     "loadBalancingRules": [
       { "name": "r1", "properties": { "frontendIPConfiguration": { "id": "/s/public" }, "backendAddressPool": { "id": "/s/web" },
@@ -262,6 +262,7 @@ fn every_property_is_mapped_or_named() {
     let times = (probe.interval, probe.timeout);
     assert_eq!(times, (Duration::from_secs(60), Duration::from_secs(30)));
     assert!(!probe.verify_certificate);
+    assert_eq!(probe.no_healthy_backends, NoHealthyBackends::UseAll);
 
     let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
     let [r1, r2, r3] = config.rules.as_slice() else {

@@ -273,6 +273,59 @@ fn a_backend_turns_after_as_many_answers_as_the_threshold_says() {
     assert!(asked.load(Ordering::SeqCst) <= before + 1);
 }
 
+/// Azure's `AllProbedDown` and `AllProbedUp`.
+#[test]
+fn where_nobody_is_well_nobody_or_everybody_is_used() {
+    let is_well = Arc::new(AtomicBool::new(false));
+    let well = Arc::clone(&is_well);
+    let sick = serve(move |mut stream| {
+        read_request(&mut stream)?;
+        let status = if well.load(Ordering::SeqCst) {
+            "200 OK"
+        } else {
+            "503 Gone"
+        };
+        write!(stream, "HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n")
+    });
+    for (value, alone) in [
+        ("refuse", BackendState::Unhealthy),
+        ("use-all", BackendState::Healthy),
+    ] {
+        let mut config = config(
+            &format!("{HTTP}\nthreshold = 1\nno_healthy_backends = \"{value}\""),
+            sick,
+        );
+        config.probes[0].interval = Duration::from_millis(50);
+        config.probes[0].timeout = Duration::from_millis(50);
+        let mut prober = Prober::start(&[]).unwrap();
+        prober.set(&config);
+        assert_eq!(turn(&mut prober), Some(Condition::Unhealthy));
+        let states = |config: &Config, prober: &Prober| -> Vec<BackendState> {
+            let mut applied = config.clone();
+            prober.apply(&mut applied);
+            let backends = applied.pools[0].backends.iter();
+            backends.map(|backend| backend.state).collect()
+        };
+        // The other one is unhealthy by the configuration, and stays so.
+        assert_eq!(states(&config, &prober), [alone, BackendState::Unhealthy]);
+        // With somebody left who is well, the sick one gets nothing, whatever is said.
+        let mut two = config.clone();
+        let mut third = two.pools[0].backends[0].clone();
+        third.name = "third".to_owned();
+        third.address = "127.0.0.77".parse().unwrap();
+        two.pools[0].backends.push(third);
+        assert_eq!(states(&two, &prober)[0], BackendState::Unhealthy);
+        // A draining one takes no new flows: it is nobody who is left.
+        two.pools[0].backends[2].state = BackendState::Draining;
+        assert_eq!(states(&two, &prober)[0], alone);
+        // And all is as before when it is well again.
+        is_well.store(true, Ordering::SeqCst);
+        assert_eq!(turn(&mut prober), Some(Condition::Healthy));
+        assert_eq!(states(&config, &prober)[0], BackendState::Healthy);
+        is_well.store(false, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn many_backends_are_not_asked_at_once() {
     // Each server notes when it was asked; 40 backends are 40 addresses of the loopback.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use slb_core::hash::Distribution;
 use slb_core::service::Protocol;
 
-use crate::config::ProbeProtocol;
+use crate::config::{NoHealthyBackends, ProbeProtocol};
 
 /// All load balancers, together.
 #[derive(Debug, Default)]
@@ -53,6 +53,7 @@ pub(super) struct Probe {
     /// In seconds.
     pub(super) interval: u32,
     pub(super) threshold: u32,
+    pub(super) no_healthy_backends: NoHealthyBackends,
 }
 
 /// What rules of all kinds have.

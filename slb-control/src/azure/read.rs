@@ -10,7 +10,7 @@ use super::inventory::{Entry, Inventory, PublicAddress};
 use super::json::{Node, Notes, Object};
 use super::model::{Backend, Frontend, Model, Nat, Outbound, Pool, Probe, Rule, Target, Terms};
 use super::resources::{Balancer, Found, Interface, Kind};
-use crate::config::ProbeProtocol;
+use crate::config::{NoHealthyBackends, ProbeProtocol};
 
 pub(super) fn read(found: &Found, inventory: &Inventory, notes: &Notes) -> Model {
     let names = Names::of(found);
@@ -399,12 +399,11 @@ impl<'r> Reader<'r> {
         // The newer one counts where both are there.
         let threshold = object.number("probeThreshold", 1..=100).or(threshold);
         let path = object.text("requestPath").filter(|path| !path.is_empty());
-        let behaviours = [("AllProbedDown", false), ("AllProbedUp", true)];
+        let behaviours = [
+            ("AllProbedDown", NoHealthyBackends::Refuse),
+            ("AllProbedUp", NoHealthyBackends::UseAll),
+        ];
         let behaviour = object.choice("noHealthyBackendsBehavior", &behaviours);
-        if let Some((at, true)) = behaviour {
-            let why = "with no healthy backend, new flows are refused here";
-            object.warning(at, "noHealthyBackendsBehavior", why);
-        }
         object.finish();
         let (Some((_, protocol)), Some(port)) = (protocol, port) else {
             return;
@@ -416,6 +415,7 @@ impl<'r> Reader<'r> {
             path: path.filter(|_| protocol != ProbeProtocol::Tcp),
             interval,
             threshold: threshold.unwrap_or(2),
+            no_healthy_backends: behaviour.map_or(NoHealthyBackends::Refuse, |(_, it)| it),
         });
     }
 

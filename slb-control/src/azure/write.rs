@@ -7,7 +7,7 @@ use slb_core::service::Protocol;
 
 use super::inventory::Inventory;
 use super::model::{Backend, Frontend, Model, Nat, Outbound, Pool, Probe, Rule, Target, Terms};
-use crate::config::ProbeProtocol;
+use crate::config::{NoHealthyBackends, ProbeProtocol};
 
 /// Azure waits so long for an answer, in seconds.
 const PROBE_TIMEOUT: u32 = 30;
@@ -81,6 +81,9 @@ impl File {
         self.field("interval", seconds(probe.interval));
         self.field("timeout", seconds(probe.interval.min(PROBE_TIMEOUT)));
         self.field("threshold", i64::from(probe.threshold));
+        if probe.no_healthy_backends == NoHealthyBackends::UseAll {
+            self.field("no_healthy_backends", "use-all");
+        }
         if probe.protocol == ProbeProtocol::Https {
             self.line("# Azure asks by address, and takes any certificate.");
             self.field("verify_certificate", false);

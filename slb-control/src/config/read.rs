@@ -12,8 +12,8 @@ use slb_core::service::{
 use slb_core::wire::vxlan::Vni;
 
 use super::{
-    Backend, Config, Frontend, InboundNat, MAX_IDLE_TIMEOUT, MIN_IDLE_TIMEOUT, Node, Outbound,
-    Pool, Probe, ProbeProtocol, Protocol, Role, Rule,
+    Backend, Config, Frontend, InboundNat, MAX_IDLE_TIMEOUT, MIN_IDLE_TIMEOUT, NoHealthyBackends,
+    Node, Outbound, Pool, Probe, ProbeProtocol, Protocol, Role, Rule,
 };
 use crate::document::Section;
 use crate::{ports, validate};
@@ -410,6 +410,12 @@ fn read_probe(section: Section<'_>) -> Option<Probe> {
     let usual = interval.min(seconds(5));
     let timeout = section.duration("timeout", seconds(1)..=interval, usual);
     let threshold = section.number("threshold", 1..=100, 2) as u32;
+    let choices = [
+        ("refuse", NoHealthyBackends::Refuse),
+        ("use-all", NoHealthyBackends::UseAll),
+    ];
+    let refuse = NoHealthyBackends::Refuse;
+    let no_healthy_backends = section.choice("no_healthy_backends", &choices, refuse);
     let span = section.span().clone();
     section.finish();
     Some(Probe {
@@ -422,6 +428,7 @@ fn read_probe(section: Section<'_>) -> Option<Probe> {
         threshold,
         host: host.map(|(host, _)| host),
         verify_certificate,
+        no_healthy_backends,
         span,
     })
 }

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep_until;
 
 use super::{Asker, BackendName, Target, targets};
-use crate::config::Config;
+use crate::config::{Backend, Config, NoHealthyBackends};
 
 /// Probes go out at multiples of this: those that are due together cost one awakening.
 const GRAIN: Duration = Duration::from_millis(20);
@@ -142,22 +142,32 @@ impl Prober {
         }
     }
 
-    /// Writes into a configuration who is not well: who fails a probe of one of its pool's rules.
+    /// Writes into a configuration who is not well: who fails a probe of one of its pool's rules. Where that
+    /// is everybody, those who fail probes with [`NoHealthyBackends::UseAll`] only are left as they are.
     pub fn apply(&self, config: &mut Config) {
-        let mut unwell: BTreeMap<&BackendName, ()> = BTreeMap::new();
-        let failing = self
-            .asked
-            .iter()
-            .filter(|asked| asked.condition == Condition::Unhealthy);
-        unwell.extend(
-            failing
-                .flat_map(|asked| &asked.names)
-                .map(|name| (name, ())),
-        );
+        // And whether that is for good.
+        let mut unwell: BTreeMap<&BackendName, bool> = BTreeMap::new();
+        for asked in &self.asked {
+            if asked.condition == Condition::Unhealthy {
+                let refuses = asked.target.probe.no_healthy_backends == NoHealthyBackends::Refuse;
+                for name in &asked.names {
+                    *unwell.entry(name).or_default() |= refuses;
+                }
+            }
+        }
         for pool in &mut config.pools {
-            for backend in &mut pool.backends {
-                let name = (pool.name.clone(), backend.name.clone());
-                if backend.state == BackendState::Healthy && unwell.contains_key(&name) {
+            let (name, backends) = (&pool.name, &mut pool.backends);
+            let fails = |backend: &Backend| {
+                let name = (name.clone(), backend.name.clone());
+                unwell.get(&name).copied()
+            };
+            let is_used = |backend: &&Backend| backend.state == BackendState::Healthy;
+            let nobody_is_left = backends.iter().filter(is_used).all(|b| fails(b).is_some());
+            for backend in backends {
+                if let Some(refuses) = fails(backend)
+                    && backend.state == BackendState::Healthy
+                    && (refuses || !nobody_is_left)
+                {
                     backend.state = BackendState::Unhealthy;
                 }
             }

@@ -1,5 +1,5 @@
 //! The targets are in `tests/`: headers, each role with arbitrary and with structured frames, flows over time
-//! against a model, captures, configurations and imports, the C functions. The flow table's and Maglev's
+//! against a model, specs, captures, configurations and imports, the C functions. The flow table's and Maglev's
 //! own models are in `slb-core/tests`. For a moment each: `cargo test -p slb-fuzz`. With libFuzzer, for
 //! as long as one likes: `cargo bolero test --rustc-bootstrap -p slb-fuzz -s NONE -T 1h NAME` (needs
 //! `cargo install cargo-bolero`). What it found worth keeping is in `tests/__fuzz__`, and is replayed first.

@@ -1,0 +1,427 @@
+//! Specs of any kind, one after another: each compiles or says what is wrong with it, in as much memory as was
+//! said; and what compiled runs, in all roles, with flows of the generation before.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use bolero::{TypeGenerator, produce};
+use slb_core::hash::Distribution;
+use slb_core::mem::{Arena, Line};
+use slb_core::service::{
+    Answers, Backend, BackendState, Echo, Frontend, FrontendPort, InboundNat, NatTarget, Outbound,
+    Pool, PortMode, Protocol, ProxyPorts, Rule, Scheduler, Snapshot, SourceRewrite, Spec,
+    SpecError, Terms, Underlay,
+};
+use slb_core::wire::vxlan::Vni;
+use slb_core::{Burst, Dataplane, Frame, HEADROOM, Host, Instant, Mux, PortId, Proxy, Verdict};
+use slb_fuzz::{Nearly, VIP, VIP6};
+
+const NAMES: [&str; 6] = ["a", "b", "c", "d", "", "ä long name, as names go"];
+const TABLES: [u32; 4] = [7, 13, 31, 251];
+const NO_TABLES: [u32; 4] = [0, 1, 3, 12];
+const PORTS: [u16; 8] = [80, 80, 53, 81, 1024, 1032, 65_535, 8080];
+
+/// Mostly one that nobody else has.
+fn name(place: usize, which: u8) -> &'static str {
+    let place = if which < 250 { place } else { which.into() };
+    NAMES[place % NAMES.len()]
+}
+
+/// Mostly the place of one that is there.
+fn place(which: u8, count: usize) -> usize {
+    match which {
+        0..250 => usize::from(which) % count.clamp(1, FEW),
+        _ => which.into(),
+    }
+}
+
+fn port(which: u8) -> u16 {
+    if which >= 250 {
+        return 0;
+    }
+    PORTS[usize::from(which) % PORTS.len()]
+}
+
+fn address(which: u8) -> IpAddr {
+    match which {
+        0..64 => VIP.into(),
+        64..80 => VIP6.into(),
+        80 => Ipv6Addr::LOCALHOST.into(),
+        81 => Ipv4Addr::UNSPECIFIED.into(),
+        82..90 => Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, which.into()).into(),
+        _ => Ipv4Addr::new(10, 10, 0, which).into(),
+    }
+}
+
+fn protocol(which: u8) -> Protocol {
+    [Protocol::Tcp, Protocol::Udp, Protocol::Icmp, Protocol::All][usize::from(which) % 4]
+}
+
+fn idle(seconds: u16) -> Duration {
+    Duration::from_secs(seconds.into())
+}
+
+#[derive(Clone, Debug, TypeGenerator)]
+struct AnySpec {
+    underlay: u8,
+    mtu: u16,
+    seed: u8,
+    #[generator(produce::<Vec<(u8, u8, u8)>>().with().len(1..=FEW))]
+    frontends: Vec<(u8, u8, u8)>,
+    #[generator(produce::<Vec<AnyPool>>().with().len(1..=FEW))]
+    pools: Vec<AnyPool>,
+    #[generator(produce::<Vec<AnyRule>>().with().len(0..=FEW))]
+    rules: Vec<AnyRule>,
+    #[generator(produce::<Vec<AnyNat>>().with().len(0..=FEW))]
+    nats: Vec<AnyNat>,
+    #[generator(produce::<Vec<AnyOutbound>>().with().len(0..=FEW))]
+    outbound: Vec<AnyOutbound>,
+    #[generator(produce::<Vec<u8>>().with().len(0..=FEW))]
+    muxes: Vec<u8>,
+    proxy: Option<AnyProxy>,
+}
+
+#[derive(Clone, Debug, TypeGenerator)]
+struct AnyPool {
+    name: u8,
+    vni: u8,
+    table: u8,
+    #[generator(produce::<Vec<AnyBackend>>().with().len(0..=FEW))]
+    backends: Vec<AnyBackend>,
+}
+
+#[derive(Clone, Debug, TypeGenerator)]
+struct AnyBackend {
+    name: u8,
+    address: u8,
+    host: u8,
+    weight: u8,
+    state: u8,
+    instance: Option<u16>,
+    port: Option<u8>,
+    serves: Option<u8>,
+}
+
+#[derive(Clone, Debug, TypeGenerator)]
+struct AnyTerms {
+    flags: u8,
+    source_nat: Option<u8>,
+}
+
+#[derive(Clone, Debug, TypeGenerator)]
+struct AnyRule {
+    name: u8,
+    frontend: u8,
+    pool: u8,
+    protocol: u8,
+    ports: (u8, u8),
+    idle: u16,
+    how: u8,
+    terms: AnyTerms,
+}
+
+#[derive(Clone, Debug, TypeGenerator)]
+struct AnyNat {
+    name: u8,
+    frontend: u8,
+    pool: u8,
+    backend: Option<u8>,
+    ports: (u8, u8, u8),
+    protocol: u8,
+    idle: u16,
+    terms: AnyTerms,
+}
+
+#[derive(Clone, Debug, TypeGenerator)]
+struct AnyOutbound {
+    name: u8,
+    #[generator(produce::<Vec<u8>>().with().len(0..=FEW))]
+    frontends: Vec<u8>,
+    pool: u8,
+    protocol: u8,
+    ports: Option<u16>,
+    idle: u16,
+}
+
+#[derive(Clone, Debug, TypeGenerator)]
+struct AnyProxy {
+    is_odd: bool,
+    #[generator(produce::<Vec<(u8, u8)>>().with().len(1..=3_usize))]
+    frontends: Vec<(u8, u8)>,
+    backend: u8,
+    #[generator(produce::<Vec<(u8, u8, u8)>>().with().len(0..=FEW))]
+    rewrites: Vec<(u8, u8, u8)>,
+}
+
+fn terms(any: &AnyTerms) -> Terms {
+    Terms {
+        floating_ip: any.flags & 1 != 0,
+        tcp_reset: any.flags & 2 != 0,
+        answers: if any.flags & 4 != 0 {
+            Answers::ThroughMux
+        } else {
+            Answers::Direct
+        },
+        source_nat: any.source_nat.map(address),
+    }
+}
+
+/// So many of each: what goes wrong goes wrong with few.
+const FEW: usize = 5;
+
+impl AnySpec {
+    fn give<R>(&self, take: impl FnOnce(&Spec<'_>) -> R) -> R {
+        let frontends: Vec<_> = few(&self.frontends, |own, &(number, at, echo)| Frontend {
+            name: name(own, number),
+            address: match own {
+                0 => VIP.into(),
+                1 => VIP6.into(),
+                _ => address(at),
+            },
+            echo: [Echo::Answer, Echo::Forward, Echo::Ignore][usize::from(echo) % 3],
+        });
+        let backends: Vec<Vec<_>> = few(&self.pools, |pool_place, pool| {
+            few(&pool.backends, |own, any| Backend {
+                name: name(own, any.name),
+                address: match (any.address, pool_place) {
+                    (250.., _) => address(any.host),
+                    (last, 1) => Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, last.into()).into(),
+                    (last, _) => Ipv4Addr::new(10, 10, 0, last).into(),
+                },
+                host: address(any.host),
+                weight: u32::from(any.weight % 4),
+                state: [
+                    BackendState::Healthy,
+                    BackendState::Unhealthy,
+                    BackendState::Draining,
+                ][usize::from(any.state) % 3],
+                instance: any.instance.map(Into::into),
+                port: any.port.map(|port| PortId(port.into())),
+                serves: any.serves.map(port),
+                ..Backend::default()
+            })
+        });
+        let pools: Vec<_> = self
+            .pools
+            .iter()
+            .zip(&backends)
+            .enumerate()
+            .map(|(own, (any, backends))| Pool {
+                name: name(own, any.name),
+                vni: Vni::new(any.vni.into()).expect("small"),
+                table_size: match usize::from(any.table) {
+                    mostly @ 0..250 => TABLES[mostly % 4],
+                    other => NO_TABLES[other % 4],
+                },
+                backends,
+            })
+            .collect();
+        // Mostly one of the frontend's family.
+        let pool_of = |frontend: u8, pool: u8| match place(frontend, frontends.len()) {
+            _ if pool >= 250 => pool.into(),
+            1 => 1,
+            _ => [0, 2, 3, 4][place(pool, pools.len().saturating_sub(1)) % 4],
+        };
+        let rules: Vec<_> = few(&self.rules, |own, any| Rule {
+            name: name(own, any.name),
+            frontend: place(any.frontend, frontends.len()),
+            pool: pool_of(any.frontend, any.pool),
+            protocol: protocol(any.protocol),
+            frontend_port: match protocol(any.protocol) {
+                Protocol::Tcp | Protocol::Udp => port(any.ports.0),
+                _ => u16::from(any.ports.0 >= 250),
+            },
+            backend_port: match protocol(any.protocol) {
+                Protocol::Tcp | Protocol::Udp => port(any.ports.1),
+                _ => 0,
+            },
+            distribution: [
+                Distribution::FiveTuple,
+                Distribution::SourceIp,
+                Distribution::SourceIpProtocol,
+            ][usize::from(any.how) % 3],
+            scheduler: if any.how & 0x80 != 0 {
+                Scheduler::LeastConnections
+            } else {
+                Scheduler::Maglev
+            },
+            idle_timeout: idle(any.idle),
+            terms: terms(&any.terms),
+        });
+        let nats: Vec<_> = few(&self.nats, |own, any| InboundNat {
+            name: name(own, any.name),
+            frontend: place(any.frontend, frontends.len()),
+            pool: pool_of(any.frontend, any.pool),
+            target: match any.backend {
+                Some(backend) => NatTarget::Backend {
+                    port: port(any.ports.0),
+                    backend: place(backend, FEW),
+                },
+                None => NatTarget::Pool {
+                    first: port(any.ports.0),
+                    last: port(any.ports.1),
+                },
+            },
+            protocol: match any.protocol {
+                250.. => Protocol::All,
+                odd if odd & 1 == 1 => Protocol::Tcp,
+                _ => Protocol::Udp,
+            },
+            backend_port: port(any.ports.2),
+            idle_timeout: idle(any.idle),
+            terms: terms(&any.terms),
+        });
+        let fronts: Vec<Vec<usize>> = few(&self.outbound, |_, any| {
+            few(&any.frontends, |_, &frontend| {
+                place(frontend, frontends.len())
+            })
+        });
+        let outbound: Vec<_> = self
+            .outbound
+            .iter()
+            .zip(&fronts)
+            .enumerate()
+            .map(|(own, (any, frontends))| Outbound {
+                name: name(own, any.name),
+                frontends,
+                pool: place(any.pool, pools.len()),
+                protocol: protocol(any.protocol),
+                ports_per_backend: any.ports.map(Into::into),
+                idle_timeout: idle(any.idle),
+                tcp_reset: any.idle & 1 == 1,
+            })
+            .collect();
+        let muxes = few(&self.muxes, |_, &mux| address(mux));
+        let no_proxy = AnyProxy {
+            is_odd: false,
+            frontends: Vec::new(),
+            backend: 0,
+            rewrites: Vec::new(),
+        };
+        let proxy = self.proxy.as_ref().unwrap_or(&no_proxy);
+        let ports = few(&proxy.frontends, |own, &(number, at)| FrontendPort {
+            port: PortId(if number < 250 {
+                own as u16
+            } else {
+                number.into()
+            }),
+            address: (at < 250).then_some(Ipv4Addr::new(10, 0, own as u8, at)),
+        });
+        let rewrites = few(&proxy.rewrites, |_, &(from, to, prefix_len)| {
+            SourceRewrite {
+                from: Ipv4Addr::new(10, from, 0, 0).into(),
+                to: if to < 250 {
+                    Ipv4Addr::new(11, to, 0, 0).into()
+                } else {
+                    VIP6.into()
+                },
+                prefix_len: if prefix_len < 250 { 16 } else { prefix_len },
+            }
+        });
+        take(&Spec {
+            maglev_seed: self.seed.into(),
+            underlay: Underlay {
+                ipv4: (self.underlay < 240).then_some(Ipv4Addr::new(172, 16, 0, 1)),
+                ipv6: (self.underlay < 248).then_some(Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 1)),
+                mtu: self.mtu,
+                port: PortId((self.underlay >> 4).into()),
+                ..Underlay::default()
+            },
+            frontends: &frontends,
+            rules: &rules,
+            pools: &pools,
+            inbound_nat: &nats,
+            outbound: &outbound,
+            muxes: &muxes,
+            proxy: self.proxy.as_ref().map(|proxy| ProxyPorts {
+                mode: if proxy.frontends.len() > 1 || proxy.is_odd {
+                    PortMode::Multi
+                } else {
+                    PortMode::Single
+                },
+                frontends: &ports,
+                backend: PortId(if proxy.backend < 250 { 9 } else { 0 }),
+                source_rewrites: &rewrites,
+            }),
+            ..Spec::default()
+        })
+    }
+}
+
+fn few<T, R>(all: &[T], make: impl Fn(usize, &T) -> R) -> Vec<R> {
+    let all = all.iter().enumerate().take(FEW);
+    all.map(|(place, one)| make(place, one)).collect()
+}
+
+/// Compiles a spec, in boxes and in an arena of as many lines as it says that it takes.
+fn compile(spec: &Spec<'_>, previous: Option<&Snapshot<'_>>) -> Option<Box<Snapshot<'static>>> {
+    let boxed = Snapshot::boxed(spec, previous);
+    let lines = Snapshot::lines_for(spec, previous);
+    match boxed {
+        Ok(snapshot) => {
+            let mut memory = vec![Line::EMPTY; lines];
+            let again = Snapshot::build(spec, previous, &mut Arena::new(&mut memory));
+            assert!(again.is_ok(), "{:?} of {lines} lines", again.err());
+            Some(Box::new(snapshot))
+        }
+        Err(error) => {
+            assert!(!matches!(error, SpecError::Memory { .. }), "{error}");
+            assert!(!error.to_string().is_empty());
+            None
+        }
+    }
+}
+
+/// Gives packets to a role, by several ports; what it counts adds up.
+fn run<'s, D: Dataplane<'s>>(role: &mut D, now: Instant, packets: &[Nearly]) {
+    let frames: Vec<Vec<u8>> = packets.iter().map(Nearly::packet).collect();
+    for (number, packet) in frames.iter().enumerate() {
+        let mut buffer = vec![0; HEADROOM];
+        buffer.extend(packet);
+        let mut frames = [Frame::new(&mut buffer, HEADROOM, packet.len()).expect("room")];
+        frames[0].set_port(PortId(number as u16 % 3));
+        role.process(now, &mut frames);
+        if frames[0].verdict() == Verdict::Pass {
+            assert_eq!(frames[0].bytes(), packet);
+        }
+    }
+    role.advance(now, &mut Burst::new());
+}
+
+#[test]
+fn specs_of_any_kind_compile_and_run_or_say_what_is_wrong() {
+    bolero::check!()
+        .with_generator((
+            produce::<Vec<AnySpec>>().with().len(1..=3_usize),
+            produce::<Vec<Nearly>>().with().len(0..=8_usize),
+        ))
+        .for_each(|(specs, packets)| {
+            let mut generations: Vec<Box<Snapshot<'static>>> = Vec::new();
+            for spec in specs {
+                let previous = generations.last().map(|snapshot| &**snapshot);
+                generations.extend(spec.give(|spec| compile(spec, previous)));
+            }
+            let Some((first, rest)) = generations.split_first() else {
+                return;
+            };
+            let mut now = Instant::from_secs(1);
+            let mut mux = Mux::with_capacity(&**first, 64, [1, 2]);
+            let mut host = Host::with_capacity(&**first, 32, [1, 2]);
+            let mut proxy = Proxy::with_capacity(&**first, 32, [1, 2]);
+            run(&mut mux, now, packets);
+            run(&mut host, now, packets);
+            run(&mut proxy, now, packets);
+            for next in rest {
+                now = now + Duration::from_secs(1);
+                mux.install(next);
+                host.install(next);
+                proxy.install(next);
+                run(&mut mux, now, packets);
+                run(&mut host, now, packets);
+                run(&mut proxy, now, packets);
+            }
+            for stats in [mux.stats(), host.stats(), proxy.stats()] {
+                assert_eq!(stats.received, stats.accounted());
+            }
+        });
+}

@@ -1527,8 +1527,8 @@ int slb_mux_rule_stats(struct slb_mux *mux, size_t rule, struct slb_rule_stats *
 int slb_mux_backend_stats(struct slb_mux *mux, size_t backend, struct slb_backend_stats *out);
 
 /**
- * Fills in a million flows, 1000 answers a second, no limit for sources, and a key of zeros, to be replaced by a secret
- * one. NULL is left alone.
+ * Fills in a million flows, 1000 answers a second, no limit for sources, and a key of zeros, to be
+ * replaced by a secret one. NULL is left alone.
  *
  * The caller promises:
  * It points to room for options.

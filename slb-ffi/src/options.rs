@@ -98,8 +98,8 @@ fn source_limit(
     SourceLimiter::build(SourceLimiter::BUCKETS, rate, at_once, key, memory).map(Some)
 }
 
-/// Fills in a million flows, 1000 answers a second, no limit for sources, and a key of zeros, to be replaced by a secret
-/// one. NULL is left alone.
+/// Fills in a million flows, 1000 answers a second, no limit for sources, and a key of zeros, to be
+/// replaced by a secret one. NULL is left alone.
 ///
 /// # Safety
 /// It points to room for options.

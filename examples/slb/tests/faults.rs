@@ -33,6 +33,17 @@ struct Sent {
     output: Vec<u8>,
 }
 
+impl Sent {
+    fn of(role: &'static str, at: Instant, input: &[u8], output: &[u8]) -> Self {
+        Self {
+            role,
+            at,
+            input: input.to_vec(),
+            output: output.to_vec(),
+        }
+    }
+}
+
 /// Gives a packet to a role; what it sends, and out of which port.
 fn process<'a, D: Dataplane<'a>>(
     role: &mut D,
@@ -101,15 +112,8 @@ fn behind_a_mux(text: &str, packets: &[(Instant, Vec<u8>)], sent: &mut Vec<Sent>
         let Some((_, carried)) = process(&mut mux, *at, 0, packet) else {
             continue;
         };
-        let mut note = |role, input: &[u8], output: &[u8]| {
-            let (input, output) = (input.to_vec(), output.to_vec());
-            sent.push(Sent {
-                role,
-                at: *at,
-                input,
-                output,
-            });
-        };
+        let mut note =
+            |role, input: &[u8], output: &[u8]| sent.push(Sent::of(role, *at, input, output));
         note("mux", packet, &carried);
         let Some((1.., delivered)) = process(&mut host, *at, 0, &carried) else {
             continue;
@@ -142,15 +146,8 @@ fn behind_a_proxy(text: &str, packets: &[(Instant, Vec<u8>)], sent: &mut Vec<Sen
         let Some((port, forwarded)) = process(&mut proxy, *at, 0, packet) else {
             continue;
         };
-        let mut note = |role, input: &[u8], output: &[u8]| {
-            let (input, output) = (input.to_vec(), output.to_vec());
-            sent.push(Sent {
-                role,
-                at: *at,
-                input,
-                output,
-            });
-        };
+        let mut note =
+            |role, input: &[u8], output: &[u8]| sent.push(Sent::of(role, *at, input, output));
         note("proxy", packet, &forwarded);
         if port == 0 {
             continue;

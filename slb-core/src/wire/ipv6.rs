@@ -112,7 +112,11 @@ impl<'a> Ipv6<'a> {
             payload = behind;
             if is_fragment {
                 let found = parse_fragment(header)?;
-                fragment = Some(found);
+                // Of several the outermost says whether it is a part.
+                fragment = match fragment {
+                    Some(outer) if outer.is_part() && found.offset == 0 => Some(outer),
+                    _ => Some(found),
+                };
                 if found.offset != 0 {
                     // Behind it is the middle of a packet, not another header.
                     let transport_offset = HEADER_LEN + payload_offset(rest, payload);

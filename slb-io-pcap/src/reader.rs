@@ -38,6 +38,8 @@ pub enum Next {
 pub struct Reader {
     blocks: Box<dyn PcapReaderIterator + Send>,
     interfaces: Vec<Interface>,
+    /// Of pcapng: whether the section's numbers are big-endian.
+    is_big_endian: Option<bool>,
     packets: u64,
     offset: u64,
     last: Instant,
@@ -73,6 +75,7 @@ impl Reader {
         Ok(Self {
             blocks,
             interfaces,
+            is_big_endian: None,
             packets: 0,
             offset: 0,
             last: Instant::ZERO,
@@ -95,7 +98,18 @@ impl Reader {
     /// The file is damaged from here on.
     pub fn next(&mut self, buffer: &mut [u8], until: Option<Instant>) -> Result<Next, ReadError> {
         loop {
+            if self.is_shorter_than_a_block() {
+                return Err(self.error(Damage::Malformed));
+            }
             let (len, found) = match self.blocks.next() {
+                Ok((len, PcapBlockOwned::NG(Block::SectionHeader(section)))) => {
+                    self.is_big_endian = Some(section.big_endian());
+                    let block = PcapBlockOwned::NG(Block::SectionHeader(section));
+                    match interpret(&block, &mut self.interfaces, self.last) {
+                        Ok(_) => (len, None),
+                        Err(damage) => return Err(self.error(damage)),
+                    }
+                }
                 Ok((len, block)) => match interpret(&block, &mut self.interfaces, self.last) {
                     Ok(None) => (len, None),
                     Ok(Some(packet)) if until.is_some_and(|until| packet.timestamp > until) => {
@@ -129,6 +143,23 @@ impl Reader {
                 return Ok(next);
             }
         }
+    }
+
+    /// Whether the next block of pcapng says that it is shorter than what every block begins and ends with.
+    /// The parser would subtract that all the same.
+    fn is_shorter_than_a_block(&self) -> bool {
+        let (Some(is_big_endian), Some([_, _, _, _, a, b, c, d])) =
+            (self.is_big_endian, self.blocks.data().first_chunk())
+        else {
+            return false;
+        };
+        let len = [*a, *b, *c, *d];
+        let len = if is_big_endian {
+            u32::from_be_bytes(len)
+        } else {
+            u32::from_le_bytes(len)
+        };
+        len < 12
     }
 
     fn refill(&mut self) -> Result<(), ReadError> {

@@ -479,7 +479,7 @@ fn scenario_of(path: &Path) -> Option<Scenario> {
         if !is_unicast(&tuple.source) || packet.hop_limit() < 3 {
             continue;
         }
-        // Of these the kernel makes packets with a wrong checksum, and we drop them.
+        // The kernel translates these; ours are dropped, since their checksum is about another destination.
         let is_on_source_route = match ip[0] >> 4 {
             4 => Ipv4::parse(ip).unwrap().is_on_source_route(),
             _ => Ipv6::parse(ip).unwrap().is_on_source_route(),

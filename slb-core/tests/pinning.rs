@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use common::*;
 use slb_core::mem::{Arena, Line};
-use slb_core::service::{BackendState, Snapshot, SpecError};
-use slb_core::{DropReason, Instant, Verdict};
+use slb_core::service::{
+    BackendState, InboundNat, NatTarget, Pool, Protocol, Rule, Snapshot, Spec, SpecError, Terms,
+};
+use slb_core::{DropReason, Instant, Mux, Verdict};
 
 const NOW: Instant = Instant::from_secs(10);
 
@@ -114,6 +116,87 @@ fn established_flows_stay_with_a_backend_that_fails_or_drains() {
         // And the new connection stays where its SYN went.
         assert_eq!(backends_of(&mut mux, NOW, &packets), syns);
     }
+}
+
+/// Blue and green: both pools stay, and a rule goes from one to the other.
+#[test]
+fn new_connections_go_to_the_pool_that_their_rule_has_now() {
+    let setup = Setup::new(6);
+    let snapshot = |http: usize, previous: Option<&Snapshot<'_>>| {
+        setup.with_spec(|spec| {
+            let (blue, green) = spec.pools[0].backends.split_at(3);
+            let pool = |name, backends| Pool {
+                name,
+                backends,
+                ..spec.pools[0]
+            };
+            let rule = |name, frontend_port, pool| Rule {
+                name,
+                frontend_port,
+                pool,
+                ..spec.rules[0]
+            };
+            // The empty pool begins where the next one does.
+            let pools = [pool("blue", blue), pool("empty", &[]), pool("green", green)];
+            let rules = [rule("http", 80, http), rule("staging", 8080, 2 - http)];
+            let spec = Spec {
+                pools: &pools,
+                rules: &rules,
+                ..spec.clone()
+            };
+            Arc::new(Snapshot::boxed(&spec, previous).unwrap())
+        })
+    };
+    let (acks, syns) = (flows(200, "A"), flows(200, "S"));
+    let mut mux = Mux::with_capacity(snapshot(2, None), 1000, [3, 4]);
+    let before = backends_of(&mut mux, NOW, &acks);
+    assert!(before.iter().all(|backend| *backend > 3));
+    mux.install(snapshot(0, Some(mux.snapshot())));
+    // Connections stay where they are.
+    assert_eq!(backends_of(&mut mux, NOW, &acks), before);
+    // New ones from the same ports do not.
+    let after = backends_of(&mut mux, NOW, &syns);
+    assert!(after.iter().all(|backend| *backend <= 3));
+    assert_eq!(backends_of(&mut mux, NOW, &acks), after);
+    // Nobody is in the empty pool.
+    mux.install(snapshot(1, Some(mux.snapshot())));
+    assert_eq!(backends_of(&mut mux, NOW, &acks), after);
+    for outcome in send(&mut mux, NOW, &syns) {
+        assert_eq!(outcome.verdict, Verdict::Drop(DropReason::NoBackend));
+    }
+}
+
+#[test]
+fn new_connections_go_where_an_inbound_nat_rule_leads_now() {
+    let setup = Setup::new(2);
+    let snapshot = |backend, previous: Option<&Snapshot<'_>>| {
+        setup.with_spec(|spec| {
+            let ssh = InboundNat {
+                name: "ssh",
+                frontend: 0,
+                pool: 0,
+                target: NatTarget::Backend { port: 22, backend },
+                protocol: Protocol::Tcp,
+                backend_port: 22,
+                idle_timeout: Duration::from_secs(240),
+                terms: Terms::default(),
+            };
+            let spec = Spec {
+                inbound_nat: &[ssh],
+                ..spec.clone()
+            };
+            Arc::new(Snapshot::boxed(&spec, previous).unwrap())
+        })
+    };
+    let packet = |flags| tcp_to(CLIENT, 50_000, VIP, 22, flags, b"");
+    let mut mux = Mux::with_capacity(snapshot(0, None), 1000, [3, 4]);
+    let sent = |mux: &mut TestMux, flags| backend_of(&send_one(mux, packet(flags)));
+    assert_eq!(sent(&mut mux, "S"), 1);
+    assert_eq!(sent(&mut mux, "A"), 1);
+    mux.install(snapshot(1, Some(mux.snapshot())));
+    assert_eq!(sent(&mut mux, "A"), 1);
+    assert_eq!(sent(&mut mux, "S"), 2);
+    assert_eq!(sent(&mut mux, "A"), 2);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! | what comes | what is done |
 //! |---|---|
 //! | a packet of a pinned flow | its backend, healthy or not |
-//! | the backend is gone, or a SYN comes and the backend gets no new flows | Maglev's choice, pinned anew |
+//! | the backend is gone, or a SYN comes and the backend gets no new flows of the rule | Maglev's choice, pinned anew |
 //! | SYN, no flow | Maglev's choice, pinned half-open |
 //! | anything else, no flow | Maglev's choice, pinned established (it began at another mux) |
 //! | FIN or RST, or an ICMP error, no flow | Maglev's choice, not pinned |
@@ -13,7 +13,8 @@ use crate::flow::table::{Found, Inserted, Probe};
 use crate::flow::{Addresses, FlowKey, FlowState, FlowTable, Table, Ticks};
 use crate::observe::{FlowStep, Observe, Step};
 use crate::packet::{Family, Packet};
-use crate::service::{BackendId, CompiledBackend, NO_BACKEND, Snapshot};
+use crate::service::nat::RuleKind;
+use crate::service::{BackendId, NO_BACKEND, Snapshot};
 use crate::sources::SourceLimiter;
 use crate::stats::{BackendCounters, RuleCounters};
 use crate::wire::protocol;
@@ -162,12 +163,7 @@ fn pinned<A: Addresses>(
     let Counters { snapshot, .. } = counters;
     let packet = &lane.packet;
     let index = snapshot.backend_index(BackendId::from_value(table.value(found)));
-    let stays = index.filter(|&index| {
-        !packet.opens()
-            || snapshot
-                .backend(index)
-                .is_some_and(CompiledBackend::is_eligible)
-    });
+    let stays = index.filter(|&index| !packet.opens() || gets_new_flows(snapshot, lane, index));
     let index = match stays {
         Some(index) => {
             seen.step(
@@ -200,6 +196,22 @@ fn pinned<A: Addresses>(
         }
     }
     index
+}
+
+/// Whether a backend gets new flows of the rule that takes a packet: the rule may have led elsewhere when
+/// the flow was pinned.
+#[inline(never)]
+fn gets_new_flows(snapshot: &Snapshot<'_>, lane: &Lane, index: u32) -> bool {
+    let (Some(terms), Some(backend)) = (snapshot.terms(lane.rule), snapshot.backend(index)) else {
+        return false;
+    };
+    match terms.kind {
+        RuleKind::Balance => backend.is_eligible() && backend.pool() == terms.pool as usize,
+        // Whoever it is, whatever its health.
+        RuleKind::Nat | RuleKind::Outbound => {
+            snapshot.backend_at(lane.first_backend, lane.table_index as usize) == index
+        }
+    }
 }
 
 /// Counts how a flow that began with a SYN goes on: the client has an answer, or asks again.

@@ -30,25 +30,57 @@ enum Operation {
     Wait(u16),
     /// The clock leaps.
     Leap,
+    /// The rule goes from one pool to the other.
+    Move,
 }
 
-/// Each backend, if it is there: its state and weight.
-type Backends = [Option<(BackendState, u32)>; BACKENDS];
+/// What is configured.
+struct Configured {
+    /// Each backend, if it is there: its state and weight. The first half is one pool, the second another.
+    backends: [Option<(BackendState, u32)>; BACKENDS],
+    /// The rule's pool.
+    pool: usize,
+}
 
-fn snapshot(backends: &Backends, previous: Option<&Snapshot<'_>>) -> Box<Snapshot<'static>> {
+impl Configured {
+    fn is_there(&self, number: usize) -> bool {
+        self.backends[number].is_some()
+    }
+
+    /// Whether the rule's new flows may go to a backend.
+    fn takes(&self, number: usize) -> bool {
+        pool_of(number) == self.pool
+            && matches!(self.backends[number], Some((BackendState::Healthy, 1..)))
+    }
+}
+
+fn pool_of(number: usize) -> usize {
+    2 * number / BACKENDS
+}
+
+fn snapshot(configured: &Configured, previous: Option<&Snapshot<'_>>) -> Box<Snapshot<'static>> {
     const NAMES: [&str; BACKENDS] = ["a", "b", "c", "d", "e", "f", "g", "h"];
-    let there = backends.iter().enumerate();
-    let there = there.filter_map(|(number, backend)| Some((number, (*backend)?)));
-    let backends: Vec<Backend<'_>> = there
-        .map(|(number, (state, weight))| Backend {
-            name: NAMES[number],
-            address: Ipv4Addr::new(10, 10, 1, number as u8).into(),
-            host: Ipv4Addr::new(172, 16, 0, number as u8).into(),
-            weight,
-            state,
-            ..Backend::default()
-        })
-        .collect();
+    let [one, other] = [0, 1].map(|pool| -> Vec<Backend<'_>> {
+        let there = configured.backends.iter().enumerate();
+        let there = there.filter_map(|(number, backend)| Some((number, (*backend)?)));
+        let of_pool = there.filter(|(number, _)| pool_of(*number) == pool);
+        of_pool
+            .map(|(number, (state, weight))| Backend {
+                name: NAMES[number],
+                address: Ipv4Addr::new(10, 10, 1, number as u8).into(),
+                host: Ipv4Addr::new(172, 16, 0, number as u8).into(),
+                weight,
+                state,
+                ..Backend::default()
+            })
+            .collect()
+    });
+    let pool = |name, backends| Pool {
+        name,
+        vni: Vni::new(7).expect("small"),
+        table_size: 251,
+        backends,
+    };
     let spec = Spec {
         underlay: Underlay {
             ipv4: Some(Ipv4Addr::new(172, 16, 0, 200)),
@@ -61,17 +93,13 @@ fn snapshot(backends: &Backends, previous: Option<&Snapshot<'_>>) -> Box<Snapsho
         }],
         rules: &[Rule {
             name: "http",
+            pool: configured.pool,
             protocol: Protocol::Tcp,
             frontend_port: 80,
             idle_timeout: IDLE,
             ..Rule::default()
         }],
-        pools: &[Pool {
-            name: "p",
-            vni: Vni::new(7).expect("small"),
-            table_size: 251,
-            backends: &backends,
-        }],
+        pools: &[pool("one", &one), pool("other", &other)],
         ..Spec::default()
     };
     Box::new(Snapshot::boxed(&spec, previous).expect("a good spec"))
@@ -132,14 +160,14 @@ fn flows_stay_and_new_ones_go_to_who_takes_some() {
     bolero::check!()
         .with_type::<Vec<Operation>>()
         .for_each(|operations| {
-            let mut backends: Backends = [Some((BackendState::Healthy, 1)); BACKENDS];
-            let mut mux = Mux::with_capacity(snapshot(&backends, None), 1024, [1, 2]);
+            let mut configured = Configured {
+                backends: [Some((BackendState::Healthy, 1)); BACKENDS],
+                pool: 0,
+            };
+            let mut mux = Mux::with_capacity(snapshot(&configured, None), 1024, [1, 2]);
             let mut now = Instant::from_secs(1);
             let mut pinned: HashMap<u8, Pinned> = HashMap::new();
             for operation in operations {
-                let takes = |backends: &Backends, number: usize| {
-                    matches!(backends[number], Some((BackendState::Healthy, 1..)))
-                };
                 match *operation {
                     Operation::Syn(client) | Operation::Ack(client) => {
                         let is_syn = matches!(operation, Operation::Syn(_));
@@ -147,21 +175,21 @@ fn flows_stay_and_new_ones_go_to_who_takes_some() {
                         let known = pinned.get(&client).copied();
                         let known = known.filter(|pinned| !pinned.may_be_forgotten(now));
                         let stays = known.filter(|pinned| {
-                            backends[pinned.backend].is_some()
-                                && (!is_syn || takes(&backends, pinned.backend))
+                            configured.is_there(pinned.backend)
+                                && (!is_syn || configured.takes(pinned.backend))
                         });
                         match (stays, went) {
                             (Some(pinned), _) => assert_eq!(went, Some(pinned.backend)),
                             // It may have been remembered all the same.
                             (None, Some(to)) => assert!(
-                                takes(&backends, to)
+                                configured.takes(to)
                                     || (!is_syn
-                                        && backends[to].is_some()
+                                        && configured.is_there(to)
                                         && pinned.get(&client).is_some_and(|p| p.backend == to)),
-                                "a new flow went to {to}: {backends:?}"
+                                "a new flow went to {to}"
                             ),
                             (None, None) => {
-                                assert!((0..BACKENDS).all(|number| !takes(&backends, number)));
+                                assert!((0..BACKENDS).all(|number| !configured.takes(number)));
                             }
                         }
                         if let Some(backend) = went {
@@ -180,21 +208,26 @@ fn flows_stay_and_new_ones_go_to_who_takes_some() {
                             1 => BackendState::Unhealthy,
                             _ => BackendState::Draining,
                         };
-                        if let Some(backend) = &mut backends[usize::from(number) % BACKENDS] {
+                        let number = usize::from(number) % BACKENDS;
+                        if let Some(backend) = &mut configured.backends[number] {
                             *backend = (state, u32::from(weight % 4));
                         }
-                        mux.install(snapshot(&backends, Some(mux.snapshot())));
+                        mux.install(snapshot(&configured, Some(mux.snapshot())));
                     }
                     Operation::Toggle(number) => {
                         let number = usize::from(number) % BACKENDS;
                         // One that comes back is another one.
                         pinned.retain(|_, pinned| pinned.backend != number);
-                        let backend = &mut backends[number];
+                        let backend = &mut configured.backends[number];
                         *backend = match backend {
                             Some(_) => None,
                             None => Some((BackendState::Healthy, 1)),
                         };
-                        mux.install(snapshot(&backends, Some(mux.snapshot())));
+                        mux.install(snapshot(&configured, Some(mux.snapshot())));
+                    }
+                    Operation::Move => {
+                        configured.pool = 1 - configured.pool;
+                        mux.install(snapshot(&configured, Some(mux.snapshot())));
                     }
                     Operation::Wait(millis) => now = now + Duration::from_millis(millis.into()),
                     Operation::Leap => now = now + Duration::from_secs(86_400),

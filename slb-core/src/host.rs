@@ -218,6 +218,7 @@ impl Role for HostRole {
     const ROUTES: bool = true;
     const SHARED: bool = false;
     const KEEPS_REMOVED: bool = false;
+    const CHOOSES: bool = false;
 
     #[inline]
     fn arrive<'s, S: Deref<Target = Snapshot<'s>>>(

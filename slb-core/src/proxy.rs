@@ -188,6 +188,7 @@ impl Role for ProxyRole {
     const ROUTES: bool = false;
     const SHARED: bool = true;
     const KEEPS_REMOVED: bool = true;
+    const CHOOSES: bool = true;
 
     #[inline]
     fn arrive<'s, S: Deref<Target = Snapshot<'s>>>(

@@ -829,6 +829,52 @@ fn a_session_stays_whatever_is_added_removed_or_weighted_at_run_time() {
 }
 
 #[test]
+fn a_syn_that_nobody_answered_comes_again_to_a_backend_that_takes_new_ones() {
+    type Change = fn(&mut Vec<(usize, u32, BackendState)>, usize);
+    let changes: [Change; 4] = [
+        |pool, place| pool[place].2 = BackendState::Unhealthy,
+        |pool, place| pool[place].2 = BackendState::Draining,
+        |pool, place| pool[place].1 = 0,
+        |pool, place| {
+            pool.remove(place);
+        },
+    ];
+    for (change, scheduler) in changes
+        .into_iter()
+        .flat_map(|change| [Scheduler::Maglev, Scheduler::LeastConnections].map(|s| (change, s)))
+    {
+        let mut setup = Setup::new(4);
+        setup.scheduler = scheduler;
+        let mut proxy = setup.proxy();
+        let [asking, answered] = [at(CLIENT, 1000), at(CLIENT, 1001)];
+        let first = open(&mut proxy, asking);
+        assert_eq!(open(&mut proxy, asking), first);
+        // One whose backend has answered is a session.
+        let backend = open(&mut proxy, answered);
+        give(&mut proxy, BACKEND, &tcp(backend, answered, "SA"));
+        let place = |of: Endpoint| (1..=4).position(|n| of.0 == server(n)).unwrap();
+        let mut gone = [place(first), place(backend)];
+        gone.sort_unstable();
+        change(&mut setup.pools[0], gone[1]);
+        if gone[0] != gone[1] {
+            change(&mut setup.pools[0], gone[0]);
+        }
+        setup.install(&mut proxy);
+        let second = open(&mut proxy, asking);
+        assert!(!gone.contains(&place(second)));
+        assert_eq!(open(&mut proxy, asking), second);
+        assert_eq!(open(&mut proxy, answered), backend);
+        // The second one's answer is the session's, and the first one's is nobody's.
+        let (verdict, frame) = give(&mut proxy, BACKEND, &tcp(second, asking, "SA"));
+        assert_eq!(verdict, Verdict::Forward(FRONTEND));
+        assert_eq!(ends(&frame), (at(VIP, 80), asking));
+        let late = tcp(first, asking, "SA");
+        assert_eq!(give(&mut proxy, BACKEND, &late).1, late);
+        assert_eq!(proxy.stats().connections.live, 2);
+    }
+}
+
+#[test]
 fn a_backend_of_weight_10_gets_twice_the_sessions_of_one_of_weight_5() {
     let mut setup = Setup::new(2);
     (setup.pools[0][0].1, setup.pools[0][1].1) = (10, 5);

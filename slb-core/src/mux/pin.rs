@@ -13,7 +13,6 @@ use crate::flow::table::{Found, Inserted, Probe};
 use crate::flow::{Addresses, FlowKey, FlowState, FlowTable, Table, Ticks};
 use crate::observe::{FlowStep, Observe, Step};
 use crate::packet::{Family, Packet};
-use crate::service::nat::RuleKind;
 use crate::service::{BackendId, NO_BACKEND, Snapshot};
 use crate::sources::SourceLimiter;
 use crate::stats::{BackendCounters, RuleCounters};
@@ -163,7 +162,8 @@ fn pinned<A: Addresses>(
     let Counters { snapshot, .. } = counters;
     let packet = &lane.packet;
     let index = snapshot.backend_index(BackendId::from_value(table.value(found)));
-    let stays = index.filter(|&index| !packet.opens() || gets_new_flows(snapshot, lane, index));
+    let stays =
+        index.filter(|&index| !packet.opens() || snapshot.gets_new_flows(lane.rule, packet, index));
     let index = match stays {
         Some(index) => {
             seen.step(
@@ -196,22 +196,6 @@ fn pinned<A: Addresses>(
         }
     }
     index
-}
-
-/// Whether a backend gets new flows of the rule that takes a packet: the rule may have led elsewhere when
-/// the flow was pinned.
-#[inline(never)]
-fn gets_new_flows(snapshot: &Snapshot<'_>, lane: &Lane, index: u32) -> bool {
-    let (Some(terms), Some(backend)) = (snapshot.terms(lane.rule), snapshot.backend(index)) else {
-        return false;
-    };
-    match terms.kind {
-        RuleKind::Balance => backend.is_eligible() && backend.pool() == terms.pool as usize,
-        // Whoever it is, whatever its health.
-        RuleKind::Nat | RuleKind::Outbound => {
-            snapshot.backend_at(lane.first_backend, lane.table_index as usize) == index
-        }
-    }
 }
 
 /// Counts how a flow that began with a SYN goes on: the client has an answer, or asks again.

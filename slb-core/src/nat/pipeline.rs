@@ -41,6 +41,8 @@ pub(crate) trait Role: Sized {
     const SHARED: bool;
     /// Connections go on when their backend is no longer configured.
     const KEEPS_REMOVED: bool;
+    /// It has several backends to choose from.
+    const CHOOSES: bool;
 
     /// Finds where a frame comes from, and reads it: stage 1.
     ///
@@ -330,10 +332,11 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         let segment = segment_of(frame, lane);
         let table = A::table(&mut self.tables.connections);
         let number = match table.find_from(lane.candidate, lane.hash, &lane.key()) {
-            Some(number) if self.stays::<A, R>(number, lane, segment.as_ref()) => {
-                if segment.is_some_and(|segment| segment.flags.opens()) {
-                    self.note_repeated::<A>(number, lane.direction);
-                }
+            Some(number)
+                if self.stays::<A, R>(number, lane, segment.as_ref())
+                    && !(segment.is_some_and(|segment| segment.flags.opens())
+                        && self.asks_in_vain::<A, R>(number, lane)) =>
+            {
                 number
             }
             Some(number) => {

@@ -9,7 +9,7 @@ mod compile;
 
 use core::net::IpAddr;
 
-use super::nat::{CompiledTerms, GRANULE, Nat};
+use super::nat::{CompiledTerms, GRANULE, Nat, RuleKind};
 use super::probe_map::{NONE, ProbeMap};
 use super::registry::{BackendId, Registry};
 use super::spec::{Echo, Underlay};
@@ -352,6 +352,26 @@ impl Snapshot<'_> {
         match self.table.get(table_index) {
             Some(&member) if member != maglev::EMPTY => first_backend + u32::from(member),
             _ => NO_BACKEND,
+        }
+    }
+
+    /// Whether a backend gets new flows of a rule that takes this packet: the rule may have led elsewhere
+    /// when the packet's flow began.
+    #[inline(never)]
+    pub(crate) fn gets_new_flows(&self, rule: u32, packet: &Packet, backend: u32) -> bool {
+        let (Some(terms), Some(rule)) = (self.terms(rule), self.rule(rule)) else {
+            return false;
+        };
+        match terms.kind {
+            RuleKind::Balance => {
+                let found = self.backend(backend);
+                found.is_some_and(|found| found.is_eligible() && found.pool == terms.pool)
+            }
+            // One only, whatever its health; no hash chooses it.
+            RuleKind::Nat | RuleKind::Outbound => {
+                let place = self.table_index(rule, packet, 0);
+                self.backend_at(rule.first_backend, place) == backend
+            }
         }
     }
 

@@ -2,25 +2,37 @@
 
 use core::ops::Deref;
 
-use super::{Pipeline, Table};
+use super::{Lane, Pipeline, Role, Table};
 use crate::nat::connection::Connection;
 use crate::nat::rewrite::Rewrite;
 use crate::nat::{ConnectionState, Direction};
-use crate::service::Snapshot;
+use crate::service::{RuleMatch, Snapshot};
 use crate::stats::BackendCounters;
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
-    /// Counts a SYN that came again, where the first one was not answered.
+    /// Counts a SYN that came again, where the first one was not answered; says whether it is to go to
+    /// another backend, since its own gets no new connections any more.
     #[cold]
-    pub(super) fn note_repeated<A: Table>(&mut self, number: u32, direction: Direction) {
+    pub(super) fn asks_in_vain<A: Table, R: Role>(&mut self, number: u32, lane: &Lane) -> bool {
         let Some(connection) = A::table(&mut self.tables.connections).get(number) else {
-            return;
+            return false;
         };
         let is_asking = connection.state() == ConnectionState::SynSent;
-        if is_asking && direction == Direction::Inward && connection.opener() == direction {
-            let counters = counters_of(&self.snapshot, connection, &mut self.tables.backends);
-            counters.into_iter().for_each(|c| c.failures += 1);
+        let from_outside = (Direction::Inward, Direction::Inward);
+        if !is_asking || (connection.opener(), lane.direction) != from_outside {
+            return false;
         }
+        let counters = counters_of(&self.snapshot, connection, &mut self.tables.backends);
+        counters.into_iter().for_each(|c| c.failures += 1);
+        if !R::CHOOSES {
+            return false;
+        }
+        let snapshot = &*self.snapshot;
+        let RuleMatch::Rule(rule) = snapshot.classify(&lane.packet) else {
+            return false;
+        };
+        let local = snapshot.nat.local(connection.server());
+        local.is_none_or(|local| !snapshot.gets_new_flows(rule, &lane.packet, local.backend))
     }
 }
 

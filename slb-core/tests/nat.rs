@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
 use slb_core::service::{
-    Backend, BackendState, Echo, Frontend, Outbound, Pool, Protocol, Rule, Snapshot, Spec, Terms,
-    Underlay, derived_mac,
+    Backend, BackendState, CompiledBackend, Echo, Frontend, Outbound, Pool, Protocol, Rule,
+    Snapshot, Spec, Terms, Underlay, derived_mac,
 };
 use slb_core::wire::vxlan::Vni;
 use slb_core::{
@@ -41,6 +41,10 @@ struct Plan {
 
 impl Plan {
     fn snapshot(&self) -> Snapshot<'static> {
+        self.after(None)
+    }
+
+    fn after(&self, previous: Option<&Snapshot<'_>>) -> Snapshot<'static> {
         let names: Vec<String> = (0..self.vms).map(|n| format!("vm{n}")).collect();
         let backends: Vec<Backend<'_>> = (0..self.vms)
             .map(|n| Backend {
@@ -97,7 +101,7 @@ impl Plan {
             }],
             ..Spec::default()
         };
-        Snapshot::boxed(&spec, None).unwrap()
+        Snapshot::boxed(&spec, previous).unwrap()
     }
 }
 
@@ -475,6 +479,73 @@ fn port_blocks_never_overlap_and_muxes_know_them() {
             let (verdict, _) = give(&mut host, now, FABRIC, &encapsulated(vm, &stranger));
             assert_eq!(verdict, Verdict::Drop(DropReason::NoConnection));
         });
+}
+
+#[test]
+fn ports_in_use_are_counted_across_configurations() {
+    let first = PLAN.snapshot();
+    // Nothing changes for the ports; then there are more of them, other ones, and the first again.
+    let same = Plan {
+        terms: Terms {
+            tcp_reset: true,
+            ..PLAN.terms
+        },
+        ..PLAN
+    };
+    let more = Plan {
+        ports: Some(256),
+        ..PLAN
+    };
+    let others = Plan {
+        taken: 1024,
+        ..PLAN
+    };
+    let mut snapshots = vec![first];
+    for plan in [same, more, others, PLAN] {
+        let next = plan.after(snapshots.last());
+        snapshots.push(next);
+    }
+    let mut host: Dut<'_> = Host::with_capacity(&snapshots[0], 1 << 10, KEY);
+    let ids: Vec<_> = snapshots[0]
+        .backends()
+        .iter()
+        .map(CompiledBackend::id)
+        .collect();
+    let now = Instant::from_secs(1000);
+    // Each vm talks from three ports, from the first of them to two places.
+    for vm in 0..2 {
+        for (port, to) in [(5000, 1), (5000, 2), (5001, 1), (5002, 1)] {
+            let packet = udp((dip(vm), port), (Ipv4Addr::new(8, 8, 8, to), 53), b"query");
+            let sent = give(&mut host, now, PortId(1 + vm as u16), &of_vm(vm, &packet));
+            assert_eq!(sent.0, Verdict::Forward(FABRIC));
+        }
+    }
+    let counted = |host: &Dut<'_>| {
+        ids.iter()
+            .map(|&id| host.snat_counters(id).unwrap())
+            .map(|c| (c.ports, c.used, c.connections))
+            .collect::<Vec<_>>()
+    };
+    let before = counted(&host);
+    assert_eq!(before, [(64, 3, 4); 2]);
+    host.install(&snapshots[1]);
+    assert_eq!(counted(&host), before);
+    host.install(&snapshots[2]);
+    for (ports, used, connections) in counted(&host) {
+        assert_eq!((ports, connections), (256, 4));
+        assert!(used <= 3, "{used}"); // ports that are somebody else's now are not its own
+    }
+    host.install(&snapshots[3]);
+    assert_eq!(counted(&host)[0].0, 64);
+    host.install(&snapshots[4]);
+    assert_eq!(counted(&host), before);
+    // And they are free when the connections are over.
+    let mut spare = Burst::new();
+    for second in 0..300 {
+        host.advance(now + Duration::from_secs(second), &mut spare);
+    }
+    assert_eq!(host.stats().connections.live, 0);
+    assert_eq!(counted(&host), [(64, 0, 0); 2]);
 }
 
 #[test]

@@ -197,7 +197,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             sources: None,
             stats: Stats::default(),
         };
-        pipeline.begin_generation();
+        pipeline.name_counters();
+        pipeline.count_ports();
         pipeline
     }
 
@@ -210,7 +211,12 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
     /// Puts another snapshot in place, and returns the old one.
     pub(crate) fn install(&mut self, snapshot: S) -> S {
         let old = core::mem::replace(&mut self.snapshot, snapshot);
-        self.begin_generation();
+        self.name_counters();
+        if !self.snapshot.nat.has_ports_as(&old.nat) {
+            self.count_ports();
+        }
+        self.tables.connections.ipv4.purge();
+        self.tables.connections.ipv6.purge();
         old
     }
 

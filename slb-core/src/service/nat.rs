@@ -597,6 +597,26 @@ impl<'m> Nat<'m> {
         block.granules.0 as usize
     }
 
+    /// Whether every port is whose it was: then its users need not be counted anew.
+    pub(crate) fn has_ports_as(&self, other: &Nat<'_>) -> bool {
+        if self.granules.is_empty() && other.granules.is_empty() {
+            return true; // nobody has any
+        }
+        let local = |local: &Local| (local.id, local.counters, local.blocks);
+        let block = |block: &Block| (block.address, block.granules);
+        self.granules[..] == other.granules[..]
+            && self
+                .locals
+                .iter()
+                .map(local)
+                .eq(other.locals.iter().map(local))
+            && self
+                .blocks
+                .iter()
+                .map(block)
+                .eq(other.blocks.iter().map(block))
+    }
+
     /// Places that users of ports are counted in.
     pub(crate) fn port_places(&self) -> usize {
         self.granules.len() * GRANULE as usize

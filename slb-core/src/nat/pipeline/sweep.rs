@@ -81,8 +81,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         });
     }
 
-    /// Notes what a new snapshot changes for what is here already.
-    pub(crate) fn begin_generation(&mut self) {
+    /// Says whose counters the backends' places are from now on.
+    pub(super) fn name_counters(&mut self) {
         let Self {
             snapshot, tables, ..
         } = self;
@@ -99,7 +99,14 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 }
             }
         }
-        // Blocks may lie elsewhere now: who uses which port is counted anew.
+    }
+
+    /// Counts who uses which SNAT port: once by all connections, since blocks lie elsewhere now.
+    pub(super) fn count_ports(&mut self) {
+        let Self {
+            snapshot, tables, ..
+        } = self;
+        let snapshot: &Snapshot<'_> = snapshot;
         tables.snat_users.fill(0);
         for local in snapshot.nat.locals() {
             if let Some(counters) = tables.snat.get_mut(local.counters as usize) {
@@ -131,8 +138,6 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 &mut tables.snat_users,
             );
         }
-        tables.connections.ipv4.purge();
-        tables.connections.ipv6.purge();
     }
 }
 

@@ -29,7 +29,8 @@ impl Link {
         }
     }
 
-    /// That of a frame; `None` where it has several tags.
+    /// That of a frame; `None` where it has several tags, or is from or to a group: nobody
+    /// answers that.
     pub(crate) fn of(frame: &Frame<'_>, packet: &Packet) -> Option<Self> {
         let header: &[u8; 16] = frame.bytes().first_chunk()?;
         let [a, b, c, d, e, f, g, h, i, j, k, l, tag @ ..] = *header;
@@ -38,6 +39,7 @@ impl Link {
             MacAddress([a, b, c, d, e, f]),
         );
         match usize::from(packet.shape.ip_offset) {
+            _ if link.destination.is_multicast() || link.source.is_multicast() => None,
             ethernet::HEADER_LEN => Some(link),
             offset if offset == ethernet::HEADER_LEN + ethernet::TAG_LEN => {
                 Some(Self { tag, ..link })

@@ -30,7 +30,7 @@ use crate::nat::pipeline::{Lane, Pipeline, Role, Table};
 use crate::nat::tcp::Segment;
 use crate::nat::{Direction, Links, NatOptions, NatTable, NatTables};
 use crate::observe::{Observe, Step};
-use crate::packet::{EchoMessage, Packet, Part, Read};
+use crate::packet::{EchoMessage, Packet, Read};
 use crate::reply;
 use crate::service::nat::{CompiledMux, RuleKind};
 use crate::service::{BackendId, Echo, NO_BACKEND, RuleMatch, Scheduler, Snapshot};
@@ -244,14 +244,11 @@ impl Role for ProxyRole {
         if packet.shape.echo == EchoMessage::Request
             && pipeline.snapshot.echo_rule(packet).is_none()
         {
-            let ignored = Verdict::Drop(DropReason::EchoIgnored);
             match pipeline.snapshot.echo(packet) {
-                Some(Echo::Answer) if packet.shape.part == Part::Whole => {
-                    let answered =
-                        pipeline.answers.allow() && reply::echo_reply(frame, packet).is_some();
-                    return Err(if answered { Verdict::Reply } else { ignored });
+                Some(Echo::Answer) => {
+                    return Err(reply::answer_echo(frame, packet, &mut pipeline.answers));
                 }
-                Some(Echo::Answer | Echo::Ignore) => return Err(ignored),
+                Some(Echo::Ignore) => return Err(Verdict::Drop(DropReason::EchoIgnored)),
                 Some(Echo::Forward) | None => {}
             }
         }

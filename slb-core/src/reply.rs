@@ -5,7 +5,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::frame::Frame;
 use crate::packet::{Family, Packet, Part};
 use crate::time::Instant;
-use crate::verdict::DropReason;
+use crate::verdict::{DropReason, Verdict};
 use crate::wire::checksum::{self, Sum};
 use crate::wire::icmp::{self, Icmp};
 use crate::wire::{ethernet, icmpv6, ipv4, ipv6, protocol};
@@ -86,8 +86,25 @@ impl Limiter {
     }
 }
 
+/// Answers an echo request, where its sender may be told anything.
+pub(crate) fn answer_echo(
+    frame: &mut Frame<'_>,
+    packet: &Packet,
+    answers: &mut Limiter,
+) -> Verdict {
+    if packet.is_martian() {
+        return Verdict::Drop(DropReason::Martian);
+    }
+    let may_be_told = packet.shape.part == Part::Whole && may_be_told(frame.bytes(), packet);
+    if may_be_told && answers.allow() && echo_reply(frame, packet).is_some() {
+        Verdict::Reply
+    } else {
+        Verdict::Drop(DropReason::EchoIgnored)
+    }
+}
+
 /// Makes the echo request in `frame` its own reply.
-pub(crate) fn echo_reply(frame: &mut Frame<'_>, packet: &Packet) -> Option<()> {
+fn echo_reply(frame: &mut Frame<'_>, packet: &Packet) -> Option<()> {
     let (reply, request) = match packet.shape.family {
         Family::Ipv4 => (icmp::ECHO_REPLY, icmp::ECHO_REQUEST),
         Family::Ipv6 => (icmpv6::ECHO_REPLY, icmpv6::ECHO_REQUEST),
@@ -133,7 +150,8 @@ fn update(field: &mut [u8], old: u16, new: u16) {
 /// Whether the sender of a packet may be told of an error (RFC 1122 §3.2.2, RFC 4443 §2.4 e):
 /// not about another error, a later fragment, what came to many, or from no single sender.
 pub(crate) fn may_be_told(frame: &[u8], packet: &Packet) -> bool {
-    let sent_to_many = frame.first().is_none_or(|first| first & 1 != 0);
+    // By its MAC addresses.
+    let has_group = [0, 6].map(|at| frame.get(at).is_none_or(|first| first & 1 != 0)) != [false; 2];
     let is_error = packet.is_icmp() && {
         let icmp = frame
             .get(usize::from(packet.shape.transport_offset)..)
@@ -155,7 +173,7 @@ pub(crate) fn may_be_told(frame: &[u8], packet: &Packet) -> bool {
             !(source.is_unspecified() || source.is_loopback() || source.is_multicast())
         }
     };
-    !sent_to_many && !is_error && one_sender && packet.shape.part != Part::Later
+    !has_group && !is_error && one_sender && packet.shape.part != Part::Later
 }
 
 /// Makes the packet in `frame` an ICMP error about itself, to its sender, from the address that

@@ -7,8 +7,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use common::*;
 use etherparse::{Icmpv4Type, Icmpv6Type, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use slb_core::hash::{Distribution, Hasher, MICROSOFT_KEY, SipHash13, Toeplitz, TupleHasher};
-use slb_core::service::{Echo, UdpChecksum, derived_mac};
-use slb_core::{DropReason, Instant, PortId, SourceLimiter, Verdict};
+use slb_core::service::{
+    BackendState, Echo, Rule, Snapshot, Spec, Terms, UdpChecksum, derived_mac,
+};
+use slb_core::{DropReason, Instant, Mux, PortId, SourceLimiter, Verdict};
 
 fn dropped(reason: DropReason) -> Verdict {
     Verdict::Drop(reason)
@@ -637,6 +639,68 @@ fn an_echo_request_is_answered_ignored_or_forwarded() {
     tunnelled(&send_one(&mut mux, echo6(9, b"")));
 }
 
+#[test]
+fn echo_requests_and_segments_from_nobody_or_to_many_are_not_answered() {
+    let mut setup = Setup::new(1);
+    let mut mux = pinned(&setup);
+    let ping = |source: [u8; 4]| {
+        let mut packet = Vec::new();
+        PacketBuilder::ethernet2(CLIENT_MAC, MUX_MAC)
+            .ipv4(source, VIP, 64)
+            .icmpv4_echo_request(1, 2)
+            .write(&mut packet, b"data")
+            .unwrap();
+        packet
+    };
+    for source in [[0; 4], [127, 0, 0, 1], [224, 0, 0, 1], [255; 4], VIP] {
+        let verdict = send_one(&mut mux, ping(source)).verdict;
+        assert_eq!(verdict, dropped(DropReason::Martian), "{source:?}");
+    }
+    let reserved = send_one(&mut mux, ping([240, 0, 0, 1]));
+    assert_eq!(reserved.verdict, dropped(DropReason::EchoIgnored));
+    let mut ping6 = echo6(9, b"");
+    ping6[22..38].copy_from_slice(&[0; 16]);
+    let unspecified = send_one(&mut mux, ping6);
+    assert_eq!(unspecified.verdict, dropped(DropReason::Martian));
+    // Link addresses of groups, as destination and as source.
+    setup.backends[0].state = BackendState::Unhealthy;
+    let mut refusing = setup.with_spec(|spec| {
+        let terms = Terms {
+            tcp_reset: true,
+            ..Terms::default()
+        };
+        let rules: Vec<_> = spec
+            .rules
+            .iter()
+            .map(|rule| Rule { terms, ..*rule })
+            .collect();
+        let rules = &rules[..];
+        let snapshot = Snapshot::boxed(
+            &Spec {
+                rules,
+                ..spec.clone()
+            },
+            None,
+        )
+        .unwrap();
+        Mux::with_capacity(snapshot.into(), 100, [3, 4])
+    });
+    let (ping, syn) = (ping(CLIENT), tcp(CLIENT, 1, "S"));
+    assert_eq!(send_one(&mut mux, ping.clone()).verdict, Verdict::Reply);
+    assert_eq!(send_one(&mut refusing, syn.clone()).verdict, Verdict::Reply);
+    for at in [0, 6] {
+        let to_group = |packet: &[u8]| {
+            let mut packet = packet.to_vec();
+            packet[at..at + 6].copy_from_slice(&[0xff; 6]);
+            packet
+        };
+        let outcome = send_one(&mut mux, to_group(&ping));
+        assert_eq!(outcome.verdict, dropped(DropReason::EchoIgnored));
+        let outcome = send_one(&mut refusing, to_group(&syn));
+        assert_eq!(outcome.verdict, dropped(DropReason::NoBackend));
+    }
+}
+
 /// An ICMP "unreachable" from a router to the VIP, about this packet from the VIP.
 fn icmp_error(about: &[u8]) -> Vec<u8> {
     let mut packet = Vec::new();
@@ -692,7 +756,7 @@ fn an_icmp_error_follows_a_flow_that_is_pinned_elsewhere() {
     let mut setup = Setup::new(20);
     let mut mux = pinned(&setup);
     let before = backend_of(&send_one(&mut mux, tcp(CLIENT, 1000, "A")));
-    setup.set_state(before, slb_core::service::BackendState::Draining);
+    setup.set_state(before, BackendState::Draining);
     let snapshot = setup.after(Some(mux.snapshot()));
     mux.install(snapshot.into());
     let error = icmp_error(&tcp_to(VIP, 80, CLIENT, 1000, "A", b""));

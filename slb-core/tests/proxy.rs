@@ -668,6 +668,14 @@ fn or_the_proxy_answers_pings_itself_or_nobody_does() {
     assert_eq!(verdict, Verdict::Reply);
     assert_eq!(ends(&frame), (at(VIP, 0), at(CLIENT, 0)));
     assert_eq!(frame[..6], CLIENT_MAC);
+    // Who asks from everywhere is nobody, and what goes to all is not answered.
+    let martian = ping(Ipv4Addr::BROADCAST.into(), VIP.into(), 9, false);
+    let (verdict, _) = give(&mut setup.proxy(), FRONTEND, &martian);
+    assert_eq!(verdict, Verdict::Drop(DropReason::Martian));
+    let mut to_many = request.clone();
+    to_many[..6].fill(0xff);
+    let (verdict, _) = give(&mut setup.proxy(), FRONTEND, &to_many);
+    assert_eq!(verdict, Verdict::Drop(DropReason::EchoIgnored));
     setup.echo = Echo::Ignore;
     let (verdict, _) = give(&mut setup.proxy(), FRONTEND, &request);
     assert_eq!(verdict, Verdict::Drop(DropReason::EchoIgnored));
@@ -1136,6 +1144,30 @@ fn with_tcp_reset_both_ends_are_told_over_the_link_that_they_came_by() {
     assert_eq!(verdict, Verdict::Reply);
     assert_eq!(ends(&frame), (at(VIP, 80), client));
     assert_eq!(frame[..6], CLIENT_MAC);
+}
+
+#[test]
+fn segments_from_nobody_or_to_many_are_not_answered() {
+    let mut setup = Setup::new(1);
+    setup.terms.tcp_reset = true;
+    let mut proxy = setup.proxy();
+    let segment = tcp(at(CLIENT, 1), at(VIP, 80), "A");
+    assert_eq!(give(&mut proxy, FRONTEND, &segment).0, Verdict::Reply);
+    for place in [0, 6] {
+        let mut to_many = segment.clone();
+        to_many[place..place + 6].fill(0xff);
+        let verdict = give(&mut proxy, FRONTEND, &to_many).0;
+        assert_eq!(verdict, Verdict::Drop(DropReason::NoConnection));
+    }
+    for source in [
+        Ipv4Addr::BROADCAST,
+        Ipv4Addr::UNSPECIFIED,
+        Ipv4Addr::new(224, 0, 0, 1),
+    ] {
+        let martian = tcp(at(source, 1), at(VIP, 80), "A");
+        let verdict = give(&mut proxy, FRONTEND, &martian).0;
+        assert_eq!(verdict, Verdict::Drop(DropReason::Martian), "{source}");
+    }
 }
 
 #[test]

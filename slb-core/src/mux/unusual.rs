@@ -127,13 +127,10 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if let Some(rule) = self.snapshot.echo_rule(&packet) {
             return Ok(RuleMatch::Rule(rule));
         }
-        let ignored = Verdict::Drop(DropReason::EchoIgnored);
         match self.snapshot.echo(&packet) {
             Some(Echo::Forward) => Ok(by_address),
-            Some(Echo::Answer) if packet.shape.part == Part::Whole && self.answers.allow() => {
-                Err(reply::echo_reply(frame, &packet).map_or(ignored, |()| Verdict::Reply))
-            }
-            _ => Err(ignored),
+            Some(Echo::Answer) => Err(reply::answer_echo(frame, &packet, &mut self.answers)),
+            _ => Err(Verdict::Drop(DropReason::EchoIgnored)),
         }
     }
 }

@@ -108,13 +108,13 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if packet.shape.part == Part::Later {
             return Err(Verdict::Drop(DropReason::FragmentWithoutFirst));
         }
+        if packet.is_martian() {
+            return Err(Verdict::Drop(DropReason::Martian));
+        }
         if segment.is_some_and(|segment| !segment.flags.opens()) {
             return Err(self
                 .refusal()
                 .answer::<A, R>(frame, lane, terms.reset, seen));
-        }
-        if packet.is_martian() {
-            return Err(Verdict::Drop(DropReason::Martian));
         }
         if self
             .sources

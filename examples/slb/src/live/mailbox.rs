@@ -157,10 +157,21 @@ impl<S, C: Clone> Mailbox<S, C> {
         self.letters().counted = Some(counted);
     }
 
-    /// Says that the worker has ended, however it did.
-    pub(super) fn end(&self) {
-        self.letters().is_over = true;
-        self.answered.notify_all();
+    /// What says that the worker has ended when it is dropped: also by a panic, so that nobody goes on
+    /// as if packets were still moved.
+    pub(super) fn ends_with_this(&self) -> Ending<'_, S, C> {
+        Ending(self)
+    }
+}
+
+/// See [`Mailbox::ends_with_this`].
+pub(super) struct Ending<'m, S, C>(&'m Mailbox<S, C>);
+
+impl<S, C> Drop for Ending<'_, S, C> {
+    fn drop(&mut self) {
+        let letters = self.0.letters.lock();
+        letters.unwrap_or_else(PoisonError::into_inner).is_over = true;
+        self.0.answered.notify_all();
     }
 }
 
@@ -190,11 +201,11 @@ mod tests {
     /// Takes letters as they come, until it is to stop.
     fn work(mailbox: &Mailbox<u64, u64>) -> Vec<u64> {
         let mut worker = Worker(vec![0], 0);
+        let _ends = mailbox.ends_with_this();
         while !(mailbox.has_letters() && mailbox.read(&mut worker)) {
             thread::yield_now();
         }
         mailbox.leave(worker.1);
-        mailbox.end();
         worker.0
     }
 
@@ -245,8 +256,45 @@ mod tests {
                     let mailbox = Arc::clone(&mailbox);
                     move || (mailbox.wait_for(1), mailbox.count())
                 });
-                mailbox.end();
+                drop(mailbox.ends_with_this());
                 assert_eq!(waiting.join().expect("it ends"), (false, None));
+            },
+            1000,
+        );
+    }
+
+    /// A worker that panics, here while it reads its letters, has ended too.
+    #[test]
+    fn a_panic_is_an_end() {
+        struct Breaks;
+        impl Recipient<u64, u64> for Breaks {
+            fn install(&mut self, _: u64) -> u64 {
+                std::panic::resume_unwind(Box::new("without a message"))
+            }
+
+            fn count(&mut self) -> u64 {
+                0
+            }
+        }
+        shuttle::check_random(
+            || {
+                let mailbox = Arc::new(Mailbox::<u64, u64>::new(0));
+                let worker = thread::spawn({
+                    let mailbox = Arc::clone(&mailbox);
+                    move || {
+                        let work = std::panic::AssertUnwindSafe(|| {
+                            let _ends = mailbox.ends_with_this();
+                            while !(mailbox.has_letters() && mailbox.read(&mut Breaks)) {
+                                thread::yield_now();
+                            }
+                        });
+                        std::panic::catch_unwind(work).is_err()
+                    }
+                });
+                mailbox.install(1, 1);
+                mailbox.wait_for(1);
+                assert!(worker.join().expect("it is caught"), "it panicked");
+                assert!(mailbox.is_over() && mailbox.count().is_none());
             },
             1000,
         );

@@ -83,13 +83,13 @@ impl Worker {
         let own = Arc::clone(&mailbox);
         let name = format!("slb {}", names.first().map_or("", String::as_str));
         let thread = thread::Builder::new().name(name).spawn(move || {
+            let _ends = own.ends_with_this();
             let result = work(start, &own, &tell);
             if let Err(failure) = result {
                 error!("{failure}");
                 // If it is of the beginning, somebody still listens.
                 let _ = tell.send(Err(failure));
             }
-            own.end();
         });
         let thread = thread.map_err(Failure::failed)?;
         let ended = || Failure::failed("a worker ended before it began");

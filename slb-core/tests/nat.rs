@@ -765,6 +765,11 @@ fn without_an_outbound_rule_nobody_calls_out() {
             port: FABRIC,
             ..Underlay::default()
         },
+        frontends: &[Frontend {
+            name: "database",
+            address: VIP.into(),
+            echo: Echo::Answer,
+        }],
         pools: &[Pool {
             name: "servers",
             vni: Vni::new(5001).unwrap(),
@@ -775,12 +780,20 @@ fn without_an_outbound_rule_nobody_calls_out() {
     };
     let snapshot = Snapshot::boxed(&spec, None).unwrap();
     let mut host = Host::with_capacity(&snapshot, 100, KEY);
-    let call = of_vm(
-        0,
-        &tcp((dip(0), 2000), (Ipv4Addr::new(9, 9, 9, 9), 80), SYN, 9, b""),
-    );
-    let verdict = give(&mut host, Instant::from_secs(1), PortId(1), &call).0;
+    let mut sent = |from, to, flags| {
+        let frame = of_vm(0, &tcp((from, 2000), (to, 80), flags, 9, b""));
+        let (verdict, after) = give(&mut host, Instant::from_secs(1), PortId(1), &frame);
+        assert!(verdict != Verdict::Pass || after == frame);
+        verdict
+    };
+    let verdict = sent(dip(0), Ipv4Addr::new(9, 9, 9, 9), SYN);
     assert_eq!(verdict, Verdict::Drop(DropReason::NoOutboundRule));
+    // But to an internal VIP under its own name, and under no other's.
+    for flags in [SYN, ACK] {
+        assert_eq!(sent(dip(0), VIP, flags), Verdict::Pass);
+    }
+    let verdict = sent(dip(1), VIP, SYN);
+    assert_eq!(verdict, Verdict::Drop(DropReason::SpoofedSource));
 }
 
 #[test]

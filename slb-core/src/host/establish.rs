@@ -6,6 +6,7 @@
 //! | from the fabric, for the vm's own address | handed over as it is |
 //! | from the fabric, for a SNAT port of nobody | dropped |
 //! | from a vm, to a neighbour in its network | passed on as it is |
+//! | from a vm that no outbound rule lets out, to a VIP | passed on as it is: an internal one asks for no other name |
 //! | from a vm, to the outside | a connection from a port of its own, if an outbound rule lets it |
 //! | a segment of no connection that is no SYN | a RST to its sender, where the rule says so |
 
@@ -51,6 +52,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             local.address == source && !snapshot.nat.blocks_of(local).is_empty()
         });
         let Some(&local) = local else {
+            if known && snapshot.is_vip(destination) {
+                return Err(Verdict::Pass);
+            }
             // From a VIP: an answer of floating IP whose connection is over.
             let is_vip = snapshot.is_vip(source);
             return Err(match segment {

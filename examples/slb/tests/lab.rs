@@ -385,6 +385,8 @@ impl Lab {
         }
         text + "[[inbound_nat_rule]]\nname = \"vm2\"\nfrontend = \"web4\"\npool = \"vms4\"\n\
              protocol = \"tcp\"\nfrontend_port = 2222\nbackend = \"vm2\"\nbackend_port = 8080\n\
+             [[inbound_nat_rule]]\nname = \"vm2-6\"\nfrontend = \"web6\"\npool = \"vms6\"\n\
+             protocol = \"tcp\"\nfrontend_port = 2222\nbackend = \"vm2\"\nbackend_port = 80\n\
              [[outbound_rule]]\nname = \"out\"\npool = \"vms4\"\nfrontends = [\"web4\"]\n"
     }
 
@@ -588,6 +590,15 @@ fn nat_works(lab: &mut Lab) {
             .world
             .on("client", &format!("curl -sS -m 5 http://{VIP}:2222/"));
         assert_eq!(page, format!("vm2 {CLIENT}\n"));
+    }
+}
+
+/// A vm that no outbound rule lets out calls a VIP of the same network, under its own name.
+fn an_internal_vip_is_there(lab: &Lab) {
+    for number in [1, 3] {
+        let curl = format!("curl -sS -m 5 http://[{VIP6}]:2222/");
+        let page = lab.world.on(&format!("vm{number}"), &curl);
+        assert_eq!(page, format!("vm2 fd00:10:{number}::11\n"));
     }
 }
 
@@ -847,6 +858,7 @@ fn over_afxdp() {
     lab.start_all();
     serves(&lab);
     nat_works(&mut lab);
+    an_internal_vip_is_there(&lab);
     answers_go_through_the_mux(&lab);
     long_packets_arrive(&lab);
     let shown = lab.world.on(

@@ -226,6 +226,24 @@ fn a_mux_counts_the_syns_that_came_again_and_those_that_went_on() {
 }
 
 #[test]
+fn what_one_backend_did_not_answer_is_not_held_against_the_next() {
+    let mut setup = Setup::new(2);
+    let mut mux = pinned(&setup);
+    let syns = flows(100, "S");
+    let before = backends_of(&mut mux, NOW, &syns);
+    let of_first = before.iter().filter(|backend| **backend == 1).count();
+    assert!(of_first > 20);
+    setup.set_state(1, BackendState::Unhealthy);
+    mux.install(setup.after(Some(mux.snapshot())).into());
+    let after = backends_of(&mut mux, NOW, &syns);
+    assert!(after.iter().all(|backend| *backend == 2));
+    // Of the second one's own SYNs it is the second.
+    let id = mux.snapshot().backends()[1].id();
+    let failures = mux.backend_counters(id).unwrap().failures;
+    assert_eq!(failures as usize, 100 - of_first);
+}
+
+#[test]
 fn weight_zero_drains() {
     let mut setup = Setup::new(10);
     let packets = flows(500, "A");

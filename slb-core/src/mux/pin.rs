@@ -191,7 +191,7 @@ fn pinned<A: Addresses>(
             let state = next_state(state, packet);
             (state, timeout(state, idle))
         });
-        if before == FlowState::HalfOpen {
+        if before == FlowState::HalfOpen && stays.is_some() {
             note_answer(counters, index, packet);
         }
     }

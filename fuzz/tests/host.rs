@@ -206,7 +206,9 @@ fn process(host: &mut Dut, now: Instant, arrivals: &[Arrival]) {
             frame
         })
         .collect();
+    let removed = host.stats().connections.removed;
     host.process(now, &mut frames);
+    let is_removed = host.stats().connections.removed != removed;
     for (frame, (port, packet)) in frames.iter().zip(&packets) {
         match frame.verdict() {
             Verdict::Pass => assert_eq!(frame.bytes(), packet),
@@ -257,7 +259,8 @@ fn process(host: &mut Dut, now: Instant, arrivals: &[Arrival]) {
         };
         Talk::of(packet)
     };
-    let is_ended = packets.iter().filter_map(inside).any(|talk| talk.is_reset);
+    let is_reset = packets.iter().filter_map(inside).any(|talk| talk.is_reset);
+    let is_ended = is_reset || is_removed;
     for (packet, (verdict, delivered)) in packets.iter().zip(&delivered) {
         if let Some(asked) = inside(packet)
             && packet.0 == FABRIC

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bolero::TypeGenerator;
+use etherparse::{IpNumber, LaxNetSlice, LaxSlicedPacket};
 use slb_core::service::{
     Backend, BackendState, Echo, Frontend, FrontendPort, Pool, PortMode, Protocol, ProxyPorts,
     Rule, Scheduler, Snapshot, SourceRewrite, Spec, Terms,
@@ -157,14 +158,25 @@ impl Arrival {
     }
 }
 
-/// The five-tuple of a TCP segment over IPv4 without options, and where its server is.
+/// The ends of a TCP segment over IPv4, or of its first fragment, behind whatever tags: who sends it, and where
+/// its server is.
 fn segment(frame: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
-    let is_plain = frame.get(12..15) == Some(&[8, 0, 0x45])
-        && frame.get(23) == Some(&6)
-        && frame.get(20..22) == Some(&[0, 0]);
-    is_plain.then_some(())?;
-    let client = [frame.get(26..30)?, frame.get(34..36)?].concat();
-    Some((client, [frame.get(30..34)?, frame.get(36..38)?].concat()))
+    let sliced = LaxSlicedPacket::from_ethernet(frame).ok()?;
+    let Some(LaxNetSlice::Ipv4(ip)) = &sliced.net else {
+        return None;
+    };
+    let header = ip.header();
+    let is_first = header.fragments_offset().value() == 0;
+    (header.protocol() == IpNumber::TCP && is_first).then_some(())?;
+    let ports = header.slice().as_ptr().addr() - frame.as_ptr().addr() + header.slice().len();
+    let (from, to) = (
+        frame.get(ports..ports + 2)?,
+        frame.get(ports + 2..ports + 4)?,
+    );
+    Some((
+        [&header.source(), from].concat(),
+        [&header.destination(), to].concat(),
+    ))
 }
 
 fn process(

@@ -58,6 +58,8 @@ static int run(void) {
     slb_mux_options options;
     slb_mux_options_init(&options);
     options.flows = 1000;
+    options.key[0] = 0x0123456789abcdef; /* yours: from the machine's source of random numbers */
+    options.key[1] = 0xfedcba9876543210;
     slb_mux *mux;
     if (slb_mux_size(snapshot, &options) > sizeof mux_memory) return 4;
     if (slb_mux_init(mux_memory, sizeof mux_memory, snapshot, &options, &mux)) return 5;

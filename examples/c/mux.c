@@ -62,7 +62,10 @@ static slb_mux *make(const char *path, slb_snapshot **snapshot) {
     slb_mux_options options;
     slb_mux_options_init(&options);
     check("options", slb_config_mux_options(config, &options));
-    options.key[0] = 0x736c6220657861; /* yours: random, and secret */
+    FILE *urandom = fopen("/dev/urandom", "rb");
+    if (urandom == NULL || fread(options.key, sizeof options.key, 1, urandom) != 1)
+        fail("/dev/urandom", "cannot be read");
+    fclose(urandom);
     check("snapshot", slb_config_snapshot(config, NULL, snapshot));
     slb_config_free(config);
     slb_mux *mux;

@@ -200,6 +200,7 @@ impl Program {
             slb::slb_nat_options_init(options.as_mut_ptr());
             let (mut mux_options, mut options) = (mux_options.assume_init(), options.assume_init());
             (mux_options.flows, options.connections) = (places, places);
+            (mux_options.key, options.key) = ([1, 2], [1, 2]);
             mux_options.answers_per_second = wanted.answers.into();
             options.answers_per_second = wanted.answers.into();
             options.resets_per_second = wanted.answers.into();

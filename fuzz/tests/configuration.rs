@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use slb_control::azure::{Input, Inventory, import};
 use slb_control::{Config, Diff, Role};
-use slb_core::{Frame, HEADROOM, Host, Instant, Mux, Proxy};
+use slb_core::{Frame, HEADROOM, Host, Instant, Key, Mux, Proxy};
 
 /// Lines of configurations, most of them good.
 const LINES: &[&str] = &[
@@ -58,9 +58,11 @@ fn take_a_packet(config: &Config) {
     let mut frames = [Frame::new(&mut buffer, HEADROOM, 60).expect("room")];
     let now = Instant::from_secs(1);
     match config.node.role {
-        Role::Mux => Mux::with_capacity(snapshot, 64, [1, 2]).process(now, &mut frames),
-        Role::Host => Host::with_capacity(snapshot, 64, [1, 2]).process(now, &mut frames),
-        Role::Proxy => Proxy::with_capacity(snapshot, 64, [1, 2]).process(now, &mut frames),
+        Role::Mux => Mux::with_capacity(snapshot, 64, Key::new([1, 2])).process(now, &mut frames),
+        Role::Host => Host::with_capacity(snapshot, 64, Key::new([1, 2])).process(now, &mut frames),
+        Role::Proxy => {
+            Proxy::with_capacity(snapshot, 64, Key::new([1, 2])).process(now, &mut frames);
+        }
     }
 }
 

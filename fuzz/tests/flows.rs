@@ -11,7 +11,7 @@ use slb_core::service::{
     Backend, BackendState, Echo, Frontend, Pool, Protocol, Rule, Snapshot, Spec, Underlay,
 };
 use slb_core::wire::vxlan::Vni;
-use slb_core::{DropReason, Frame, HEADROOM, Instant, Mux, Verdict};
+use slb_core::{DropReason, Frame, HEADROOM, Instant, Key, Mux, Verdict};
 use slb_fuzz::VIP;
 
 const BACKENDS: usize = 8;
@@ -164,7 +164,7 @@ fn flows_stay_and_new_ones_go_to_who_takes_some() {
                 backends: [Some((BackendState::Healthy, 1)); BACKENDS],
                 pool: 0,
             };
-            let mut mux = Mux::with_capacity(snapshot(&configured, None), 1024, [1, 2]);
+            let mut mux = Mux::with_capacity(snapshot(&configured, None), 1024, Key::new([1, 2]));
             let mut now = Instant::from_secs(1);
             let mut pinned: HashMap<u8, Pinned> = HashMap::new();
             for operation in operations {

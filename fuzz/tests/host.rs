@@ -12,7 +12,7 @@ use slb_core::service::{
     Protocol, Rule, Snapshot, Spec, Terms, Underlay, derived_mac,
 };
 use slb_core::wire::vxlan::Vni;
-use slb_core::{Burst, Frame, Host, Instant, PortId, Verdict};
+use slb_core::{Burst, Frame, Host, Instant, Key, PortId, Verdict};
 use slb_fuzz::{Nearly, Talk, VIP, VIP6, is_right, write};
 
 type Dut = Host<'static, Arc<Snapshot<'static>>>;
@@ -349,7 +349,7 @@ fn host_survives_sequences() {
         .with_type::<Vec<Operation>>()
         .for_each(|operations| {
             let [healthy, unhealthy] = snapshots();
-            let mut host = Host::with_capacity(healthy.clone(), 32, [1, 2]);
+            let mut host = Host::with_capacity(healthy.clone(), 32, Key::new([1, 2]));
             let mut now = Instant::from_secs(1);
             for operation in operations {
                 match operation {

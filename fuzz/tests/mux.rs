@@ -11,7 +11,7 @@ use slb_core::service::{
     Backend, BackendState, Echo, Frontend, Pool, Protocol, Rule, Snapshot, Spec, Underlay,
 };
 use slb_core::wire::vxlan::Vni;
-use slb_core::{Frame, HEADROOM, Instant, Mux, Verdict};
+use slb_core::{Frame, HEADROOM, Instant, Key, Mux, Verdict};
 use slb_fuzz::{Nearly, Talk, VIP, VIP6, is_right};
 
 const GUARD: u8 = 0xa5;
@@ -185,7 +185,7 @@ fn mux_takes_arbitrary_frames() {
         .with_type::<Vec<(Vec<u8>, u8)>>()
         .for_each(|frames| {
             let snapshot = snapshots()[0].clone();
-            let mut mux = Mux::with_capacity(snapshot, 64, [1, 2]);
+            let mut mux = Mux::with_capacity(snapshot, 64, Key::new([1, 2]));
             let packets: Vec<_> = frames
                 .iter()
                 .map(|(bytes, headroom)| (bytes.clone(), usize::from(*headroom)))
@@ -209,9 +209,9 @@ fn mux_survives_sequences() {
         .for_each(|(stateless, operations)| {
             let [healthy, unhealthy] = snapshots();
             let mut mux = if *stateless {
-                Mux::stateless(healthy.clone(), [1, 2])
+                Mux::stateless(healthy.clone(), Key::new([1, 2]))
             } else {
-                Mux::with_capacity(healthy.clone(), 40, [1, 2])
+                Mux::with_capacity(healthy.clone(), 40, Key::new([1, 2]))
             };
             let mut now = Instant::from_secs(1);
             for operation in operations {

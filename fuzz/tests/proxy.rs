@@ -13,7 +13,7 @@ use slb_core::service::{
     Backend, BackendState, Echo, Frontend, FrontendPort, Pool, PortMode, Protocol, ProxyPorts,
     Rule, Scheduler, Snapshot, SourceRewrite, Spec, Terms,
 };
-use slb_core::{Burst, Frame, Instant, PortId, Proxy, Verdict};
+use slb_core::{Burst, Frame, Instant, Key, PortId, Proxy, Verdict};
 use slb_fuzz::{Nearly, Talk, VIP, VIP6, is_right, write};
 
 type Dut = Proxy<'static, Arc<Snapshot<'static>>>;
@@ -279,7 +279,7 @@ fn proxy_survives_sequences() {
         .with_type::<Vec<Operation>>()
         .for_each(|operations| {
             let snapshots = snapshots();
-            let mut proxy = Proxy::with_capacity(snapshots[0].clone(), 32, [1, 2]);
+            let mut proxy = Proxy::with_capacity(snapshots[0].clone(), 32, Key::new([1, 2]));
             let mut now = Instant::from_secs(1);
             let mut homes = HashMap::new();
             let mut takers = TAKERS[0];

@@ -13,7 +13,9 @@ use slb_core::service::{
     SpecError, Terms, Underlay,
 };
 use slb_core::wire::vxlan::Vni;
-use slb_core::{Burst, Dataplane, Frame, HEADROOM, Host, Instant, Mux, PortId, Proxy, Verdict};
+use slb_core::{
+    Burst, Dataplane, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Proxy, Verdict,
+};
 use slb_fuzz::{Nearly, VIP, VIP6};
 
 const NAMES: [&str; 6] = ["a", "b", "c", "d", "", "ä long name, as names go"];
@@ -405,9 +407,9 @@ fn specs_of_any_kind_compile_and_run_or_say_what_is_wrong() {
                 return;
             };
             let mut now = Instant::from_secs(1);
-            let mut mux = Mux::with_capacity(&**first, 64, [1, 2]);
-            let mut host = Host::with_capacity(&**first, 32, [1, 2]);
-            let mut proxy = Proxy::with_capacity(&**first, 32, [1, 2]);
+            let mut mux = Mux::with_capacity(&**first, 64, Key::new([1, 2]));
+            let mut host = Host::with_capacity(&**first, 32, Key::new([1, 2]));
+            let mut proxy = Proxy::with_capacity(&**first, 32, Key::new([1, 2]));
             run(&mut mux, now, packets);
             run(&mut host, now, packets);
             run(&mut proxy, now, packets);

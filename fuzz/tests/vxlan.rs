@@ -10,7 +10,7 @@ use slb_core::service::{
     Backend, Echo, Frontend, Pool, Protocol, Rule, Snapshot, Spec, Terms, Underlay, derived_mac,
 };
 use slb_core::wire::vxlan::Vni;
-use slb_core::{Frame, Host, Instant, PortId, Verdict};
+use slb_core::{Frame, Host, Instant, Key, PortId, Verdict};
 use slb_fuzz::VIP;
 
 const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
@@ -174,7 +174,7 @@ fn a_vm_gets_what_a_known_peer_sent_and_nothing_else() {
     bolero::check!()
         .with_type::<Vec<Tunnelled>>()
         .for_each(|all| {
-            let mut host = Host::with_capacity(snapshot(), 64, [1, 2]);
+            let mut host = Host::with_capacity(snapshot(), 64, Key::new([1, 2]));
             for tunnelled in all {
                 let (bytes, inner) = tunnelled.frame();
                 let mut buffer = [&bytes[..], &[0xa5; 16]].concat();

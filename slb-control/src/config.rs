@@ -20,7 +20,7 @@ use slb_core::service::{
 };
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
-use slb_core::{MuxOptions, PortId, SourceLimiter};
+use slb_core::{Key, MuxOptions, PortId, SourceLimiter};
 
 use crate::document::{Faults, Section, Span};
 use crate::error::{ConfigError, ConfigErrors};
@@ -435,7 +435,7 @@ impl Config {
     /// inner one is missing where the memory is used up.
     pub fn source_limit<'m>(
         &self,
-        key: [u64; 2],
+        key: Key,
         memory: &mut impl Memory<'m>,
     ) -> Option<Option<SourceLimiter<'m>>> {
         let (rate, at_once) = (

@@ -22,6 +22,7 @@ use core::ops::Deref;
 
 use crate::decapsulation::{Outer, OuterName};
 use crate::frame::{BURST, Burst, Frame};
+use crate::key::Key;
 use crate::link::{self, Link};
 use crate::mem::Memory;
 use crate::nat::pipeline::{Lane, Pipeline, Role, Table};
@@ -149,26 +150,22 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     /// A host agent for up to `connections` connections of each family, with a table of fragments,
     /// and with counters for the snapshot and as many rules and backends more. `None` where the
-    /// memory is used up. `key` should be random and secret where the traffic may be hostile.
+    /// memory is used up.
     pub fn build(
         snapshot: S,
         connections: usize,
-        key: [u64; 2],
+        key: Key,
         memory: &mut impl Memory<'m>,
     ) -> Option<Self> {
         let tables = NatTables::build(&snapshot, connections, key, memory)?;
-        let options = NatOptions {
-            port_secret: [key[1], key[0]],
-            ..NatOptions::default()
-        };
-        Some(Self::new(snapshot, tables, options))
+        Some(Self::new(snapshot, tables, NatOptions::default()))
     }
 }
 
 #[cfg(feature = "alloc")]
 impl<'s, S: Deref<Target = Snapshot<'s>>> Host<'static, S> {
     /// [`build`](Self::build), in boxes.
-    pub fn with_capacity(snapshot: S, connections: usize, key: [u64; 2]) -> Self {
+    pub fn with_capacity(snapshot: S, connections: usize, key: Key) -> Self {
         match Self::build(snapshot, connections, key, &mut crate::mem::Boxes) {
             Some(host) => host,
             None => unreachable!("an allocator does not run out without saying so"),

@@ -47,6 +47,7 @@ pub mod hash;
 pub mod health;
 pub mod host;
 pub mod io;
+mod key;
 mod link;
 pub mod maglev;
 #[expect(unsafe_code, reason = "tables live in memory that the caller gives")]
@@ -74,6 +75,7 @@ pub use encapsulation::HEADROOM;
 pub use frame::{BURST, Burst, Frame};
 pub use host::Host;
 pub use io::PacketIo;
+pub use key::Key;
 pub use mux::{Mux, MuxOptions, MuxTables};
 pub use proxy::Proxy;
 pub use sources::{SourceBucket, SourceLimiter};

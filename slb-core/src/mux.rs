@@ -27,6 +27,7 @@ use self::unusual::{refuse, report};
 use crate::flow::FlowTable;
 use crate::flow::table::Probe;
 use crate::frame::{BURST, Frame};
+use crate::key::Key;
 use crate::mem::{Mem, Memory};
 use crate::observe::{From, Observe, Step};
 use crate::packet::{Packet, Read};
@@ -189,12 +190,11 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
     /// A mux that pins up to `flows` flows of each family, zero for none at all, with a table of
     /// fragments, and with counters for the snapshot and as many rules and backends more. `None`
-    /// where the memory is used up. `key` should be random and secret where the traffic may be
-    /// hostile.
+    /// where the memory is used up.
     pub fn build(
         snapshot: S,
         flows: usize,
-        key: [u64; 2],
+        key: Key,
         memory: &mut impl Memory<'m>,
     ) -> Option<Self> {
         const FRAGMENTS: usize = 4096;
@@ -216,7 +216,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
 #[cfg(feature = "alloc")]
 impl<'s, S: Deref<Target = Snapshot<'s>>> Mux<'static, S> {
     /// [`build`](Self::build), in boxes.
-    pub fn with_capacity(snapshot: S, flows: usize, key: [u64; 2]) -> Self {
+    pub fn with_capacity(snapshot: S, flows: usize, key: Key) -> Self {
         match Self::build(snapshot, flows, key, &mut crate::mem::Boxes) {
             Some(mux) => mux,
             None => unreachable!("an allocator does not run out without saying so"),
@@ -224,7 +224,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Mux<'static, S> {
     }
 
     /// A mux that pins nothing: Maglev alone decides. It remembers fragments only.
-    pub fn stateless(snapshot: S, key: [u64; 2]) -> Self {
+    pub fn stateless(snapshot: S, key: Key) -> Self {
         Self::with_capacity(snapshot, 0, key)
     }
 }

@@ -23,6 +23,7 @@ use core::net::IpAddr;
 use core::ops::Deref;
 
 use crate::frame::{BURST, Burst, Frame};
+use crate::key::Key;
 use crate::link::Link;
 use crate::mem::Memory;
 use crate::nat::connection::{ALL_PORTS, Connection};
@@ -62,11 +63,11 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
 
     /// A proxy for up to `connections` connections of each family, with a table of fragments, and
     /// with counters for the snapshot and as many rules and backends more. `None` where the memory
-    /// is used up. `key` should be random and secret where the traffic may be hostile.
+    /// is used up.
     pub fn build(
         snapshot: S,
         connections: usize,
-        key: [u64; 2],
+        key: Key,
         memory: &mut impl Memory<'m>,
     ) -> Option<Self> {
         let mut tables = NatTables::build(&snapshot, connections, key, memory)?;
@@ -74,11 +75,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
             ipv4: memory.take(connections, Link::NONE)?,
             ipv6: memory.take(connections, Link::NONE)?,
         };
-        let options = NatOptions {
-            port_secret: [key[1], key[0]],
-            ..NatOptions::default()
-        };
-        Some(Self::new(snapshot, tables, options))
+        Some(Self::new(snapshot, tables, NatOptions::default()))
     }
 
     /// The same proxy with other options.
@@ -163,7 +160,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
 #[cfg(feature = "alloc")]
 impl<'s, S: Deref<Target = Snapshot<'s>>> Proxy<'static, S> {
     /// [`build`](Self::build), in boxes.
-    pub fn with_capacity(snapshot: S, connections: usize, key: [u64; 2]) -> Self {
+    pub fn with_capacity(snapshot: S, connections: usize, key: Key) -> Self {
         match Self::build(snapshot, connections, key, &mut crate::mem::Boxes) {
             Some(proxy) => proxy,
             None => unreachable!("an allocator does not run out without saying so"),

@@ -11,6 +11,7 @@
 use core::fmt;
 
 use crate::hash::fold_multiply;
+use crate::key::{Key, Purpose};
 use crate::mem::{Mem, Memory};
 use crate::packet::{Family, Packet};
 use crate::time::Instant;
@@ -44,9 +45,8 @@ impl<'m> SourceLimiter<'m> {
     pub const BUCKETS: usize = 1 << 16;
 
     /// A limiter that lets each source begin `rate` flows a second in the long run, and `at_once` at
-    /// once, at least one and at most four million. Each bucket takes eight bytes. `key` should be random
-    /// and secret.
-    pub fn new(mut buckets: Mem<'m, SourceBucket>, rate: u32, at_once: u32, key: [u64; 2]) -> Self {
+    /// once, at least one and at most four million. Each bucket takes eight bytes.
+    pub fn new(mut buckets: Mem<'m, SourceBucket>, rate: u32, at_once: u32, key: Key) -> Self {
         let most = at_once.clamp(1, u32::MAX / TOKEN) * TOKEN;
         let full = SourceBucket {
             credit: most,
@@ -57,7 +57,7 @@ impl<'m> SourceLimiter<'m> {
             buckets,
             rate,
             most,
-            key,
+            key: key.derive(Purpose::Sources),
             now: 0,
         }
     }
@@ -67,7 +67,7 @@ impl<'m> SourceLimiter<'m> {
         buckets: usize,
         rate: u32,
         at_once: u32,
-        key: [u64; 2],
+        key: Key,
         memory: &mut impl Memory<'m>,
     ) -> Option<Self> {
         let buckets = memory.take(buckets, SourceBucket::default())?;
@@ -140,7 +140,7 @@ mod tests {
 
     fn limiter(buckets: usize) -> SourceLimiter<'static> {
         let buckets = Mem::from(vec![SourceBucket::default(); buckets]);
-        let mut limiter = SourceLimiter::new(buckets, 10, 50, [1, 2]);
+        let mut limiter = SourceLimiter::new(buckets, 10, 50, Key::new([1, 2]));
         limiter.advance(Instant::from_secs(1000));
         limiter
     }
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn without_buckets_nobody_may() {
-        let mut none = SourceLimiter::new(Mem::empty(), 10, 50, [1, 2]);
+        let mut none = SourceLimiter::new(Mem::empty(), 10, 50, Key::new([1, 2]));
         assert!(!none.allow(&from(1)));
     }
 

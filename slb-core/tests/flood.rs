@@ -9,7 +9,7 @@ use slb_core::service::{
     Backend, Echo, Frontend, Pool, Protocol, Rule, Snapshot, Spec, Terms, Underlay,
 };
 use slb_core::wire::vxlan::Vni;
-use slb_core::{BURST, DropReason, Frame, HEADROOM, Host, Instant, Mux, PortId, Verdict};
+use slb_core::{BURST, DropReason, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Verdict};
 
 const CONNECTIONS: u32 = 10_000;
 const PACKETS: u32 = 10_000_000;
@@ -101,8 +101,8 @@ fn client(number: u32) -> (Ipv4Addr, u16) {
 impl World {
     fn new() -> Self {
         let mut world = Self {
-            mux: Mux::with_capacity(snapshot(), 20_000, [1, 2]),
-            host: Host::with_capacity(snapshot(), 20_000, [3, 4]),
+            mux: Mux::with_capacity(snapshot(), 20_000, Key::new([1, 2])),
+            host: Host::with_capacity(snapshot(), 20_000, Key::new([3, 4])),
             now: Instant::from_secs(1),
             buffers: vec![vec![0; HEADROOM + 256]; BURST],
             random: 0x9e37_79b9_7f4a_7c15,

@@ -4,17 +4,17 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use bolero::TypeGenerator;
-use slb_core::Instant;
 use slb_core::flow::table::{Inserted, SLOTS, Table};
 use slb_core::flow::{Bucket, FlowKey, FlowProtocol, FlowState, FlowTable, Ticks};
 use slb_core::mem::Mem;
+use slb_core::{Instant, Key};
 
 const TICK: u64 = 1 << 30;
 
 fn table(buckets: usize) -> Table<'static, u64> {
     let mut table = Table::new(
         Mem::from(vec![Bucket::EMPTY; buckets]),
-        [0x1234_5678_9abc, 42],
+        Key::new([0x1234_5678_9abc, 42]),
     );
     table.advance(at(1));
     table
@@ -311,7 +311,7 @@ fn a_clock_that_runs_backwards_stands_still() {
 
 #[test]
 fn no_memory_means_no_flows() {
-    let mut table: Table<'_, u64> = Table::new(Mem::empty(), [1, 2]);
+    let mut table: Table<'_, u64> = Table::new(Mem::empty(), Key::new([1, 2]));
     table.advance(at(5));
     assert_eq!(
         pin(&mut table, 1, FlowState::HalfOpen, ticks(60)),

@@ -10,7 +10,7 @@ use slb_core::hash::{Distribution, Hasher, MICROSOFT_KEY, SipHash13, Toeplitz, T
 use slb_core::service::{
     BackendState, Echo, Rule, Snapshot, Spec, Terms, UdpChecksum, derived_mac,
 };
-use slb_core::{DropReason, Instant, Mux, PortId, SourceLimiter, Verdict};
+use slb_core::{DropReason, Instant, Key, Mux, PortId, SourceLimiter, Verdict};
 
 fn dropped(reason: DropReason) -> Verdict {
     Verdict::Drop(reason)
@@ -538,7 +538,8 @@ fn packets_on_their_sender_s_route_are_dropped() {
 #[test]
 fn a_source_begins_so_many_flows_and_others_are_not_disturbed() {
     let build = || {
-        let limiter = SourceLimiter::build(1 << 12, 10, 20, [5, 6], &mut slb_core::mem::Boxes);
+        let limiter =
+            SourceLimiter::build(1 << 12, 10, 20, Key::new([5, 6]), &mut slb_core::mem::Boxes);
         pinned(&Setup::new(3)).with_source_limit(limiter.unwrap())
     };
     let mut mux = build();
@@ -683,7 +684,7 @@ fn echo_requests_and_segments_from_nobody_or_to_many_are_not_answered() {
             None,
         )
         .unwrap();
-        Mux::with_capacity(snapshot.into(), 100, [3, 4])
+        Mux::with_capacity(snapshot.into(), 100, Key::new([3, 4]))
     });
     let (ping, syn) = (ping(CLIENT), tcp(CLIENT, 1, "S"));
     assert_eq!(send_one(&mut mux, ping.clone()).verdict, Verdict::Reply);

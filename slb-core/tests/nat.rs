@@ -12,13 +12,13 @@ use slb_core::service::{
 };
 use slb_core::wire::vxlan::Vni;
 use slb_core::{
-    Burst, DropReason, Frame, HEADROOM, Host, Instant, Mux, PortId, SourceLimiter, Verdict,
+    Burst, DropReason, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, SourceLimiter, Verdict,
 };
 
 const VIP: Ipv4Addr = Ipv4Addr::new(20, 20, 20, 100);
 const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
 const FABRIC: PortId = PortId(0);
-const KEY: [u64; 2] = [5, 6];
+const KEY: Key = Key::new([5, 6]);
 
 fn front(number: usize) -> Ipv4Addr {
     Ipv4Addr::new(20, 20, 20, 200 + number as u8)

@@ -11,7 +11,7 @@ use slb_core::mem::{Arena, Line};
 use slb_core::service::{
     BackendState, InboundNat, NatTarget, Pool, Protocol, Rule, Snapshot, Spec, SpecError, Terms,
 };
-use slb_core::{DropReason, Instant, Mux, Verdict};
+use slb_core::{DropReason, Instant, Key, Mux, Verdict};
 
 const NOW: Instant = Instant::from_secs(10);
 
@@ -148,7 +148,7 @@ fn new_connections_go_to_the_pool_that_their_rule_has_now() {
         })
     };
     let (acks, syns) = (flows(200, "A"), flows(200, "S"));
-    let mut mux = Mux::with_capacity(snapshot(2, None), 1000, [3, 4]);
+    let mut mux = Mux::with_capacity(snapshot(2, None), 1000, Key::new([3, 4]));
     let before = backends_of(&mut mux, NOW, &acks);
     assert!(before.iter().all(|backend| *backend > 3));
     mux.install(snapshot(0, Some(mux.snapshot())));
@@ -189,7 +189,7 @@ fn new_connections_go_where_an_inbound_nat_rule_leads_now() {
         })
     };
     let packet = |flags| tcp_to(CLIENT, 50_000, VIP, 22, flags, b"");
-    let mut mux = Mux::with_capacity(snapshot(0, None), 1000, [3, 4]);
+    let mut mux = Mux::with_capacity(snapshot(0, None), 1000, Key::new([3, 4]));
     let sent = |mux: &mut TestMux, flags| backend_of(&send_one(mux, packet(flags)));
     assert_eq!(sent(&mut mux, "S"), 1);
     assert_eq!(sent(&mut mux, "A"), 1);
@@ -309,7 +309,7 @@ fn a_full_table_drops_nobody() {
     let setup = Setup::new(10);
     let packets = flows(4000, "A");
     let expected = backends_of(&mut stateless(&setup), NOW, &packets);
-    let mut mux = TestMux::with_capacity(Arc::new(setup.snapshot()), 1000, [1, 2]);
+    let mut mux = TestMux::with_capacity(Arc::new(setup.snapshot()), 1000, Key::new([1, 2]));
     assert_eq!(backends_of(&mut mux, NOW, &packets), expected);
     let flows = mux.stats().flows;
     assert!(flows.refused > 2500 && flows.live > 1000, "{flows:?}");

@@ -14,7 +14,7 @@ use slb_core::service::{
     Backend, BackendState, Echo, Frontend, FrontendPort, Pool, PortMode, Protocol, ProxyPorts,
     Rule, Scheduler, Snapshot, SourceRewrite, Spec, SpecError, Terms,
 };
-use slb_core::{Burst, DropReason, Frame, HEADROOM, Instant, PortId, Proxy, Verdict};
+use slb_core::{Burst, DropReason, Frame, HEADROOM, Instant, Key, PortId, Proxy, Verdict};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(20, 20, 20, 100);
 const VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x20, 0, 0, 0, 0, 0x100);
@@ -24,7 +24,7 @@ const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 2, 2];
 const FRONTEND: PortId = PortId(0);
 const BACKEND: PortId = PortId(7);
 const NOW: Instant = Instant::from_secs(1_750_000_000);
-const KEY: [u64; 2] = [5, 6];
+const KEY: Key = Key::new([5, 6]);
 
 fn server(number: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 10, 1, number as u8)

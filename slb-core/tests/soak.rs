@@ -12,7 +12,7 @@ use slb_core::service::{
     derived_mac,
 };
 use slb_core::wire::vxlan::Vni;
-use slb_core::{Burst, Frame, HEADROOM, Host, Instant, Mux, PortId, Stats, Verdict};
+use slb_core::{Burst, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Stats, Verdict};
 
 /// Counts what is allocated now.
 struct Counting;
@@ -122,8 +122,8 @@ impl World {
     fn new() -> Self {
         let first = || build(0, true, None);
         Self {
-            mux: Mux::with_capacity(first(), PLACES, [1, 2]),
-            host: Host::with_capacity(first(), PLACES, [3, 4]),
+            mux: Mux::with_capacity(first(), PLACES, Key::new([1, 2])),
+            host: Host::with_capacity(first(), PLACES, Key::new([3, 4])),
             now: Instant::from_secs(1),
             buffer: vec![0; HEADROOM + 64],
             spare: vec![vec![0; HEADROOM + 128]; 8],

@@ -401,7 +401,7 @@ fn run<'s>(role: &mut impl Dataplane<'s>) -> (Verdict, slb_core::Stats) {
 #[test]
 fn one_loop_runs_every_role_and_their_counters_add_up() {
     let snapshot = || Box::new(with_good(|_| ()).expect("good"));
-    let key = [1, 2];
+    let key = slb_core::Key::new([1, 2]);
     let (verdict, mux) = run(&mut Mux::with_capacity(snapshot(), 64, key));
     assert_eq!(verdict, Verdict::Pass);
     let mut host = Host::with_capacity(snapshot(), 64, key);

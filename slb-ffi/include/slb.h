@@ -91,6 +91,10 @@ typedef enum slb_error {
      * A fault of the library's own. The handle is not to be used any more.
      */
     SLB_ERROR_INTERNAL = -12,
+    /**
+     * The key of a mux, host or proxy is all zeros: it has to be random and secret.
+     */
+    SLB_ERROR_KEY = -13,
 } slb_error;
 
 /**
@@ -604,7 +608,8 @@ typedef struct slb_mux_options {
      */
     uint32_t flows_per_source_at_once;
     /**
-     * The flow table's key: random and secret where the traffic may be hostile.
+     * The secret that its tables are keyed with: 128 random bits of this process alone. Zeros are
+     * refused with `SLB_ERROR_KEY`.
      */
     uint64_t key[2];
 } slb_mux_options;
@@ -646,8 +651,8 @@ typedef struct slb_nat_options {
      */
     uint8_t clamp_mss;
     /**
-     * The tables' key, and what SNAT ports are chosen by: random and secret where the traffic may
-     * be hostile.
+     * The secret that its tables are keyed with and its SNAT ports chosen by: 128 random bits of
+     * this process alone. Zeros are refused with `SLB_ERROR_KEY`.
      */
     uint64_t key[2];
 } slb_nat_options;
@@ -1527,8 +1532,8 @@ int slb_mux_rule_stats(struct slb_mux *mux, size_t rule, struct slb_rule_stats *
 int slb_mux_backend_stats(struct slb_mux *mux, size_t backend, struct slb_backend_stats *out);
 
 /**
- * Fills in a million flows, 1000 answers a second, no limit for sources, and a key of zeros, to be
- * replaced by a secret one. NULL is left alone.
+ * Fills in a million flows, 1000 answers a second, no limit for sources, and a key of zeros, which
+ * the caller replaces by a secret one. NULL is left alone.
  *
  * The caller promises:
  * It points to room for options.
@@ -1537,7 +1542,7 @@ void slb_mux_options_init(struct slb_mux_options *options);
 
 /**
  * Fills in 262144 connections, 1000 answers and 10000 resets a second, no limit for sources, and a
- * key of zeros, to be replaced by a secret one. NULL is left alone.
+ * key of zeros, which the caller replaces by a secret one. NULL is left alone.
  *
  * The caller promises:
  * It points to room for options.

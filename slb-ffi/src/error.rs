@@ -34,6 +34,8 @@ pub enum slb_error {
     SLB_ERROR_MEMORY = -11,
     /// A fault of the library's own. The handle is not to be used any more.
     SLB_ERROR_INTERNAL = -12,
+    /// The key of a mux, host or proxy is all zeros: it has to be random and secret.
+    SLB_ERROR_KEY = -13,
 }
 
 use slb_error::*;
@@ -68,6 +70,7 @@ pub extern "C" fn slb_strerror(error: c_int) -> *const c_char {
         -10 => c"the builder is full",
         -11 => c"the allocator has no memory",
         -12 => c"a fault of the library's own",
+        -13 => c"the key is all zeros: it has to be 128 random, secret bits",
         _ => c"unknown error",
     };
     text.as_ptr()

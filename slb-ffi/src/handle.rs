@@ -4,7 +4,7 @@ use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
 use slb_core::mem::{Arena, Counter, Line, Memory};
-use slb_core::{Burst, Dataplane, Frame, Instant};
+use slb_core::{Burst, Dataplane, Frame, Instant, Key};
 
 use crate::error::Error;
 use crate::error::slb_error::*;
@@ -32,6 +32,9 @@ impl Kind {
 pub(crate) trait Role: Dataplane<'static> + Sized {
     const KIND: Kind;
     type Options: Copy;
+
+    /// The key of the role to be made.
+    fn key(options: &Self::Options) -> Key;
 
     fn build(
         snapshot: Shared,
@@ -106,6 +109,9 @@ pub(crate) unsafe fn init<R: Role, C>(
             lines(memory, length)?,
         )
     };
+    if R::key(options).is_zero() {
+        return Err(SLB_ERROR_KEY);
+    }
     let (place, rest) = memory
         .split_at_mut_checked(Handle::<R>::LINES)
         .ok_or(SLB_ERROR_SHORT)?;

@@ -2,8 +2,8 @@
 
 use core::ffi::{c_int, c_void};
 
-use slb_core::Host;
 use slb_core::mem::Memory;
+use slb_core::{Host, Key};
 
 use crate::error::guard;
 use crate::frame::{slb_frame, slb_verdict};
@@ -24,12 +24,16 @@ impl Role for Inner {
     const KIND: Kind = Kind::HOST;
     type Options = slb_nat_options;
 
+    fn key(options: &slb_nat_options) -> Key {
+        Key::new(options.key)
+    }
+
     fn build(
         snapshot: Shared,
         options: &slb_nat_options,
         memory: &mut impl Memory<'static>,
     ) -> Option<Self> {
-        let host = Host::build(snapshot, options.connections, options.key, memory)?
+        let host = Host::build(snapshot, options.connections, Key::new(options.key), memory)?
             .with_options(options.options());
         Some(match options.source_limit(memory)? {
             Some(limit) => host.with_source_limit(limit),

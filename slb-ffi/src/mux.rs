@@ -2,8 +2,8 @@
 
 use core::ffi::{c_int, c_void};
 
-use slb_core::Mux;
 use slb_core::mem::Memory;
+use slb_core::{Key, Mux};
 
 use crate::error::guard;
 use crate::frame::{slb_frame, slb_verdict};
@@ -24,12 +24,16 @@ impl Role for Inner {
     const KIND: Kind = Kind::MUX;
     type Options = slb_mux_options;
 
+    fn key(options: &slb_mux_options) -> Key {
+        Key::new(options.key)
+    }
+
     fn build(
         snapshot: Shared,
         options: &slb_mux_options,
         memory: &mut impl Memory<'static>,
     ) -> Option<Self> {
-        let mux = Mux::build(snapshot, options.flows, options.key, memory)?
+        let mux = Mux::build(snapshot, options.flows, Key::new(options.key), memory)?
             .with_options(options.options());
         Some(match options.source_limit(memory)? {
             Some(limit) => mux.with_source_limit(limit),

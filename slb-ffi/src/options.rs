@@ -2,7 +2,7 @@
 
 use slb_core::mem::Memory;
 use slb_core::nat::NatOptions;
-use slb_core::{MuxOptions, SourceLimiter};
+use slb_core::{Key, MuxOptions, SourceLimiter};
 
 /// What a mux is made with. `slb_mux_options_init` fills in what is usual.
 #[derive(Clone, Copy, Debug)]
@@ -18,7 +18,8 @@ pub struct slb_mux_options {
     pub flows_per_source: u32,
     /// And at once.
     pub flows_per_source_at_once: u32,
-    /// The flow table's key: random and secret where the traffic may be hostile.
+    /// The secret that its tables are keyed with: 128 random bits of this process alone. Zeros are
+    /// refused with `SLB_ERROR_KEY`.
     pub key: [u64; 2],
 }
 
@@ -42,8 +43,8 @@ pub struct slb_nat_options {
     pub flows_per_source_at_once: u32,
     /// Not 0: lowers the segment size that SYNs offer to what fits VXLAN. Of a host.
     pub clamp_mss: u8,
-    /// The tables' key, and what SNAT ports are chosen by: random and secret where the traffic may
-    /// be hostile.
+    /// The secret that its tables are keyed with and its SNAT ports chosen by: 128 random bits of
+    /// this process alone. Zeros are refused with `SLB_ERROR_KEY`.
     pub key: [u64; 2],
 }
 
@@ -53,7 +54,7 @@ impl slb_mux_options {
         memory: &mut impl Memory<'static>,
     ) -> Option<Option<SourceLimiter<'static>>> {
         let (rate, at_once) = (self.flows_per_source, self.flows_per_source_at_once);
-        source_limit(rate, at_once, self.key, memory)
+        source_limit(rate, at_once, Key::new(self.key), memory)
     }
 
     pub(crate) fn options(&self) -> MuxOptions {
@@ -70,7 +71,7 @@ impl slb_nat_options {
         memory: &mut impl Memory<'static>,
     ) -> Option<Option<SourceLimiter<'static>>> {
         let (rate, at_once) = (self.flows_per_source, self.flows_per_source_at_once);
-        source_limit(rate, at_once, self.key, memory)
+        source_limit(rate, at_once, Key::new(self.key), memory)
     }
 
     pub(crate) fn options(&self) -> NatOptions {
@@ -80,7 +81,6 @@ impl slb_nat_options {
             resets_per_second: self.resets_per_second,
             resets_at_once: self.resets_at_once,
             clamp_mss: self.clamp_mss != 0,
-            port_secret: [self.key[1], self.key[0]],
         }
     }
 }
@@ -89,7 +89,7 @@ impl slb_nat_options {
 fn source_limit(
     rate: u32,
     at_once: u32,
-    key: [u64; 2],
+    key: Key,
     memory: &mut impl Memory<'static>,
 ) -> Option<Option<SourceLimiter<'static>>> {
     if rate == 0 {
@@ -98,8 +98,8 @@ fn source_limit(
     SourceLimiter::build(SourceLimiter::BUCKETS, rate, at_once, key, memory).map(Some)
 }
 
-/// Fills in a million flows, 1000 answers a second, no limit for sources, and a key of zeros, to be
-/// replaced by a secret one. NULL is left alone.
+/// Fills in a million flows, 1000 answers a second, no limit for sources, and a key of zeros, which
+/// the caller replaces by a secret one. NULL is left alone.
 ///
 /// # Safety
 /// It points to room for options.
@@ -119,7 +119,7 @@ pub unsafe extern "C" fn slb_mux_options_init(options: *mut slb_mux_options) {
 }
 
 /// Fills in 262144 connections, 1000 answers and 10000 resets a second, no limit for sources, and a
-/// key of zeros, to be replaced by a secret one. NULL is left alone.
+/// key of zeros, which the caller replaces by a secret one. NULL is left alone.
 ///
 /// # Safety
 /// It points to room for options.

@@ -2,8 +2,8 @@
 
 use core::ffi::{c_int, c_void};
 
-use slb_core::Proxy;
 use slb_core::mem::Memory;
+use slb_core::{Key, Proxy};
 
 use crate::error::guard;
 use crate::frame::{slb_frame, slb_verdict};
@@ -24,12 +24,16 @@ impl Role for Inner {
     const KIND: Kind = Kind::PROXY;
     type Options = slb_nat_options;
 
+    fn key(options: &slb_nat_options) -> Key {
+        Key::new(options.key)
+    }
+
     fn build(
         snapshot: Shared,
         options: &slb_nat_options,
         memory: &mut impl Memory<'static>,
     ) -> Option<Self> {
-        let proxy = Proxy::build(snapshot, options.connections, options.key, memory)?
+        let proxy = Proxy::build(snapshot, options.connections, Key::new(options.key), memory)?
             .with_options(options.options());
         Some(match options.source_limit(memory)? {
             Some(limit) => proxy.with_source_limit(limit),

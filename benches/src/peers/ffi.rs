@@ -8,7 +8,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use slb_core::BURST;
+use slb_core::{BURST, Key};
 
 use crate::Options;
 use crate::error::Failure;
@@ -52,6 +52,7 @@ impl FromC {
         // SAFETY: all pointers are to locals of the right types, or NULL where that is allowed.
         let results = unsafe {
             slb::slb_mux_options_init(options.as_mut_ptr());
+            (*options.as_mut_ptr()).key = [1, 2];
             [
                 slb::slb_config_parse(text.as_ptr().cast(), text.len(), none, 0, &mut config),
                 slb::slb_config_mux_options(config, options.as_mut_ptr()),
@@ -97,7 +98,7 @@ pub(super) fn measure(
     let text = configuration();
     let config = slb_control::Config::parse("benches", &text).map_err(Failure::failed)?;
     let snapshot = config.snapshot(None).map_err(Failure::failed)?;
-    let mut from_rust = slb_core::Mux::stateless(snapshot, [1, 2]);
+    let mut from_rust = slb_core::Mux::stateless(snapshot, Key::new([1, 2]));
     let from_c = FromC::new(&text)?;
     let case = Case::FLOOR;
     let mut memory = vec![0u8; case.stride() * FRAMES];

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use hashbrown::HashMap;
 use serde_json::json;
+use slb_core::Key;
 use slb_core::flow::table::{Found, Inserted, Probe, Table};
 use slb_core::flow::{Bucket, FlowKey, FlowProtocol, FlowState, FlowTable, Ticks};
 use slb_core::mem::{Arena, Line, Memory};
@@ -43,7 +44,7 @@ struct Ours<'m>(Table<'m, u64>);
 impl<'m> Ours<'m> {
     fn new(flows: usize, memory: &'m mut [Line]) -> Option<Self> {
         let buckets = Arena::new(memory).take(FlowTable::buckets_for(flows), Bucket::EMPTY)?;
-        Some(Self(Table::new(buckets, [1, 2])))
+        Some(Self(Table::new(buckets, Key::new([1, 2]))))
     }
 
     /// Looks a burst up as the mux does: asks for all first lines, then looks into them and asks

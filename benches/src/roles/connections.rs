@@ -12,7 +12,7 @@ use slb_core::service::{
 };
 use slb_core::wire::checksum::checksum;
 use slb_core::wire::vxlan::Vni;
-use slb_core::{BURST, Dataplane, Frame, HEADROOM, Host, Instant, PortId, Proxy};
+use slb_core::{BURST, Dataplane, Frame, HEADROOM, Host, Instant, Key, PortId, Proxy};
 
 use super::mux::{FRAMES, VIP_IPV4, VIP_IPV6};
 use crate::error::Failure;
@@ -118,7 +118,7 @@ impl Case {
 
     /// Tables for one family.
     fn tables<'m>(&self, snapshot: &Snapshot<'_>, memory: &mut Arena<'m>) -> Option<NatTables<'m>> {
-        const KEY: [u64; 2] = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
+        const KEY: Key = Key::new([0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344]);
         let count = self.flows.max(1 << 16) as usize;
         let (ipv4, ipv6) = if self.ipv6 { (1, count) } else { (count, 1) };
         Some(NatTables {

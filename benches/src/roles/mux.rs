@@ -11,7 +11,7 @@ use slb_core::mem::{Arena, Line, Memory};
 use slb_core::service::{Backend, Echo, Frontend, Pool, Protocol, Rule, Snapshot, Spec, Underlay};
 use slb_core::stats::{BackendCounters, RuleCounters};
 use slb_core::wire::vxlan::Vni;
-use slb_core::{BURST, Frame, HEADROOM, Instant, Mux, MuxOptions, MuxTables};
+use slb_core::{BURST, Frame, HEADROOM, Instant, Key, Mux, MuxOptions, MuxTables};
 
 use crate::error::Failure;
 use crate::flows::Random;
@@ -115,7 +115,7 @@ impl Case {
     }
 
     fn mux<'s>(&self, snapshot: &'s Snapshot<'static>, memory: &'s mut [Line]) -> Option<Dut<'s>> {
-        const KEY: [u64; 2] = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
+        const KEY: Key = Key::new([0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344]);
         let memory = &mut Arena::new(memory);
         let flows = self.flows.max(1 << 16) as usize;
         let (ipv4, ipv6) = if self.ipv6 { (3, flows) } else { (flows, 3) };

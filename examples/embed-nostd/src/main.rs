@@ -17,7 +17,7 @@ use slb_core::service::{
     Spec, Underlay, derived_mac,
 };
 use slb_core::wire::vxlan::Vni;
-use slb_core::{Frame, HEADROOM, Host, Instant, Mux, PortId, Proxy, Verdict};
+use slb_core::{Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Proxy, Verdict};
 
 /// Memory of everything: snapshots, flows, connections, counters.
 static mut MEMORY: [Line; 1 << 16] = [Line::EMPTY; 1 << 16];
@@ -30,7 +30,7 @@ const MUX: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 11);
 const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
 const NOW: Instant = Instant::from_secs(1);
 /// Of the tables; a product would draw it at random.
-const KEY: [u64; 2] = [3, 4];
+const KEY: Key = Key::new([3, 4]);
 
 fn run() -> Option<()> {
     let backends = [Backend {
@@ -48,9 +48,21 @@ fn run() -> Option<()> {
         ..Rule::default()
     }];
     let vni = Vni::new(5001)?;
-    let fronts = [Frontend { name: "web", address: IpAddr::V4(VIP.0), echo: Echo::Answer }];
-    let pools = [Pool { name: "servers", vni, table_size: 251, backends: &backends }];
-    let frontends = [FrontendPort { port: PortId(0), address: None }];
+    let fronts = [Frontend {
+        name: "web",
+        address: IpAddr::V4(VIP.0),
+        echo: Echo::Answer,
+    }];
+    let pools = [Pool {
+        name: "servers",
+        vni,
+        table_size: 251,
+        backends: &backends,
+    }];
+    let frontends = [FrontendPort {
+        port: PortId(0),
+        address: None,
+    }];
     let ports = ProxyPorts {
         mode: PortMode::Single,
         frontends: &frontends,
@@ -58,7 +70,10 @@ fn run() -> Option<()> {
         source_rewrites: &[],
     };
     let spec = |own: Ipv4Addr, proxy| Spec {
-        underlay: Underlay { ipv4: Some(own), ..Underlay::default() },
+        underlay: Underlay {
+            ipv4: Some(own),
+            ..Underlay::default()
+        },
         frontends: &fronts,
         rules: &rules,
         pools: &pools,
@@ -85,7 +100,10 @@ fn run() -> Option<()> {
     is_between(&frames[0], CLIENT, VM)?;
     // Its answer, straight to the client, as the VIP's.
     let mut frames = [segment(buffer, VM, CLIENT, SYN | ACK)?];
-    frames[0].bytes_mut().get_mut(6..12)?.copy_from_slice(&derived_mac(VM.0.into()).0);
+    frames[0]
+        .bytes_mut()
+        .get_mut(6..12)?
+        .copy_from_slice(&derived_mac(VM.0.into()).0);
     frames[0].set_port(PortId(1));
     host.process(NOW, &mut frames);
     expect(&frames[0], PortId(0))?;
@@ -122,7 +140,9 @@ fn segment(
     packet[34..36].copy_from_slice(&from.1.to_be_bytes());
     packet[36..38].copy_from_slice(&to.1.to_be_bytes());
     packet[47] = flags;
-    buffer.get_mut(HEADROOM..HEADROOM + packet.len())?.copy_from_slice(&packet);
+    buffer
+        .get_mut(HEADROOM..HEADROOM + packet.len())?
+        .copy_from_slice(&packet);
     Frame::new(buffer, HEADROOM, packet.len())
 }
 
@@ -139,6 +159,9 @@ fn is_between(frame: &Frame<'_>, from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) -> 
         &to.1.to_be_bytes(),
     ];
     let mut ends = ends.iter();
-    let is_right = expected.into_iter().flatten().all(|byte| ends.next() == Some(byte));
+    let is_right = expected
+        .into_iter()
+        .flatten()
+        .all(|byte| ends.next() == Some(byte));
     is_right.then_some(())
 }

@@ -7,14 +7,16 @@ use slb_core::nat::NatTable;
 use slb_core::observe::Observe;
 use slb_core::service::{BackendId, Snapshot};
 use slb_core::stats::{BackendCounters, RuleCounters, SnatCounters};
-use slb_core::{Burst, Dataplane, Frame, Host, Instant, Mux, PortId, Proxy, SourceLimiter, Stats};
+use slb_core::{
+    Burst, Dataplane, Frame, Host, Instant, Key, Mux, PortId, Proxy, SourceLimiter, Stats,
+};
 
 use crate::Failure;
 
 type Shared = Arc<Snapshot<'static>>;
 
 /// The tables' key: a replay gives the same result each time, so it is no secret.
-const KEY: [u64; 2] = [0x736c_6220_7265_706c, 0x6179_2066_6c6f_7773];
+const KEY: Key = Key::new([0x736c_6220_7265_706c, 0x6179_2066_6c6f_7773]);
 
 /// A mux, a host agent or a proxy, and where its frames come in.
 pub(crate) struct Balancer {
@@ -61,7 +63,7 @@ impl Balancer {
     pub(crate) fn with_snapshot(
         config: &Config,
         snapshot: Shared,
-        key: [u64; 2],
+        key: Key,
     ) -> Result<Self, Failure> {
         let current = Arc::clone(&snapshot);
         let memory = &mut HugePages;
@@ -174,5 +176,78 @@ impl Balancer {
         };
         let counters = host.snat_counters(id)?;
         (counters.ports > 0).then_some(counters)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::PacketBuilder;
+    use slb_core::HEADROOM;
+
+    use super::*;
+
+    const HOST: &str = include_str!("../../host.toml");
+    const PROXY: &str = include_str!("../../proxy.toml");
+
+    /// The port that the source of each of 40 connections is translated to. They come in at `port`,
+    /// from one address, and from client ports on from 40 000.
+    fn ports(
+        config: &str,
+        key: Key,
+        port: PortId,
+        (source, destination): ([u8; 4], [u8; 4]),
+    ) -> Vec<u16> {
+        let config = Config::parse("test.toml", config).expect("a good configuration");
+        let snapshot = config.snapshot(None).expect("a good configuration");
+        let mut balancer = Balancer::with_snapshot(&config, snapshot, key).expect("enough memory");
+        let mac = match config.node.role {
+            Role::Host => balancer.vms[0].1,
+            _ => [2, 0, 0, 0, 0, 9],
+        };
+        let now = Instant::from_secs(1);
+        let one = |client: u16| {
+            let mut buffer = vec![0; 512];
+            let mut packet = Vec::new();
+            PacketBuilder::ethernet2(mac, [2, 0, 0, 0, 0, 1])
+                .ipv4(source, destination, 64)
+                .tcp(client, 80, 1, 1000)
+                .syn()
+                .write(&mut packet, &[])
+                .expect("a packet");
+            buffer[HEADROOM..][..packet.len()].copy_from_slice(&packet);
+            let mut frame = Frame::new(&mut buffer, HEADROOM, packet.len()).expect("it fits");
+            frame.set_port(port);
+            balancer.process(now, core::slice::from_mut(&mut frame), &mut ());
+            assert!(
+                matches!(frame.verdict(), slb_core::Verdict::Forward(_)),
+                "{:?}",
+                frame.verdict()
+            );
+            // Behind Ethernet and IPv4.
+            u16::from_be_bytes([frame.bytes()[34], frame.bytes()[35]])
+        };
+        (40_000..40_040).map(one).collect()
+    }
+
+    /// The program's own balancer, with the options of the configuration in place.
+    #[test]
+    fn snat_ports_are_the_keys() {
+        let source_nat = PROXY.replacen("tcp_reset = true", "source_nat = \"10.0.0.9\"", 1);
+        assert_ne!(source_nat, PROXY);
+        let at_host = ([10, 10, 1, 11], [198, 51, 100, 7]);
+        let at_proxy = ([1, 2, 3, 4], [20, 20, 20, 100]);
+        for (config, port, way) in [
+            (HOST, PortId(1), at_host),
+            (source_nat.as_str(), PortId(0), at_proxy),
+        ] {
+            let of = |words| ports(config, Key::new(words), port, way);
+            let one = of([1, 2]);
+            assert_eq!(one, of([1, 2]));
+            for other in [[1, 3], [2, 2], [2, 1]] {
+                let other = of(other);
+                let same = one.iter().zip(&other).filter(|(a, b)| a == b).count();
+                assert!(same < 4, "{same} of 40 ports are the same");
+            }
+        }
     }
 }

@@ -14,7 +14,7 @@ use slb_control::{Config, Role};
 use slb_core::health::{Condition, Health, ProbePolicy};
 use slb_core::service::BackendState;
 use slb_core::service::Snapshot;
-use slb_core::{DropReason, Frame, HEADROOM, Host, Instant, Mux, PortId, Verdict};
+use slb_core::{DropReason, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Verdict};
 use std::sync::Arc;
 
 const INVENTORY: &str = r#"
@@ -74,8 +74,12 @@ impl World {
         let vms = vms.filter_map(|vm| Some((*vm.addresses.first()?, vm.port?, vm.mac.0)));
         Self {
             vms: vms.collect(),
-            mux: Mux::with_capacity(Arc::clone(&snapshot), 10_000, [1, 2]),
-            host: Host::with_capacity(at_host.snapshot(None).expect("good"), 10_000, [3, 4]),
+            mux: Mux::with_capacity(Arc::clone(&snapshot), 10_000, Key::new([1, 2])),
+            host: Host::with_capacity(
+                at_host.snapshot(None).expect("good"),
+                10_000,
+                Key::new([3, 4]),
+            ),
             snapshot,
             config,
             now: Instant::from_secs(1),

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
 use slb_control::Config;
-use slb_core::{Frame, HEADROOM, Instant, Mux, Verdict};
+use slb_core::{Frame, HEADROOM, Instant, Key, Mux, Verdict};
 use slb_io_pcap::{Format, Writer};
 
 use common::{
@@ -33,7 +33,7 @@ struct Processed {
 }
 
 fn process(config: &Config, packets: &[(Instant, Vec<u8>)]) -> Processed {
-    let mut mux = Mux::with_capacity(config.snapshot(None).unwrap(), 10_000, [1, 2]);
+    let mut mux = Mux::with_capacity(config.snapshot(None).unwrap(), 10_000, Key::new([1, 2]));
     let mut forwarded = Vec::new();
     for (timestamp, packet) in packets {
         let mut buffer = vec![0; HEADROOM];

@@ -16,7 +16,7 @@ use std::process::Command;
 use slb_control::Config;
 use slb_core::packet::{Packet, Parsed};
 use slb_core::wire::ethernet::Ethernet;
-use slb_core::{Dataplane, Frame, HEADROOM, Host, Instant, Mux, PortId, Proxy, Verdict};
+use slb_core::{Dataplane, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Proxy, Verdict};
 use slb_io_pcap::{Format, Writer};
 
 use common::{captures, configuration_text, has, read};
@@ -106,8 +106,16 @@ fn behind_a_mux(text: &str, packets: &[(Instant, Vec<u8>)], sent: &mut Vec<Sent>
     let at_host = text
         .replacen("role = \"mux\"", "role = \"host\"", 1)
         .replacen("172.16.0.11\"", &format!("{HOST}\""), 1);
-    let mut mux = Mux::with_capacity(parse(text).snapshot(None).unwrap(), 10_000, [1, 2]);
-    let mut host = Host::with_capacity(parse(&at_host).snapshot(None).unwrap(), 10_000, [1, 2]);
+    let mut mux = Mux::with_capacity(
+        parse(text).snapshot(None).unwrap(),
+        10_000,
+        Key::new([1, 2]),
+    );
+    let mut host = Host::with_capacity(
+        parse(&at_host).snapshot(None).unwrap(),
+        10_000,
+        Key::new([1, 2]),
+    );
     for (at, packet) in packets.iter().take(MOST) {
         let Some((_, carried)) = process(&mut mux, *at, 0, packet) else {
             continue;
@@ -141,7 +149,7 @@ fn behind_a_proxy(text: &str, packets: &[(Instant, Vec<u8>)], sent: &mut Vec<Sen
         );
     }
     let config = Config::parse("faults.toml", &(at_proxy + &vips)).unwrap();
-    let mut proxy = Proxy::with_capacity(config.snapshot(None).unwrap(), 10_000, [1, 2]);
+    let mut proxy = Proxy::with_capacity(config.snapshot(None).unwrap(), 10_000, Key::new([1, 2]));
     for (at, packet) in packets.iter().take(MOST) {
         let Some((port, forwarded)) = process(&mut proxy, *at, 0, packet) else {
             continue;

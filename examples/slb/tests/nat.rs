@@ -24,7 +24,7 @@ use slb_core::service::Snapshot;
 use slb_core::wire::checksum;
 use slb_core::wire::ipv4::Ipv4;
 use slb_core::wire::ipv6::Ipv6;
-use slb_core::{Frame, HEADROOM, Host, Instant, Mux, PortId, Verdict};
+use slb_core::{Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Verdict};
 use slb_io_pcap::{Format, Writer};
 
 use common::{Namespace, captures, checksum_error, has, is_root, read, sh, without_ttl};
@@ -146,8 +146,8 @@ fn ours(scenario: &Scenario) -> Received {
     let mut at_mux = config.clone();
     at_mux.node.role = Role::Mux;
     let snapshot: Arc<Snapshot<'static>> = at_mux.snapshot(None).unwrap();
-    let mut mux = Mux::with_capacity(snapshot, 1000, [1, 2]);
-    let mut host = Host::with_capacity(config.snapshot(None).unwrap(), 1000, [3, 4]);
+    let mut mux = Mux::with_capacity(snapshot, 1000, Key::new([1, 2]));
+    let mut host = Host::with_capacity(config.snapshot(None).unwrap(), 1000, Key::new([3, 4]));
     let mut received = Received::default();
     for (number, (side, packet)) in scenario.traffic.iter().enumerate() {
         let now = Instant::from_nanos(1_000_000 * (1 + number as u64));

@@ -18,7 +18,7 @@ use etherparse::PacketBuilder;
 use slb_control::Config;
 use slb_core::service::Snapshot;
 use slb_core::wire::checksum;
-use slb_core::{Dataplane, Frame, HEADROOM, Host, Instant, Mux, Verdict};
+use slb_core::{Dataplane, Frame, HEADROOM, Host, Instant, Key, Mux, Verdict};
 use slb_io_pcap::{Format, Writer};
 
 use common::{
@@ -171,8 +171,8 @@ fn roles(text: &str, underlay: usize) -> (Mux<'static, Shared>, Host<'static, Sh
         );
     let host = parse(&at_host).snapshot(None).unwrap();
     (
-        Mux::with_capacity(mux, 10_000, [1, 2]),
-        Host::with_capacity(host, 10_000, [1, 2]),
+        Mux::with_capacity(mux, 10_000, Key::new([1, 2])),
+        Host::with_capacity(host, 10_000, Key::new([1, 2])),
     )
 }
 

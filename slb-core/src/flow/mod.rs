@@ -15,6 +15,7 @@ pub use table::{Bucket, Flow, FlowState, FlowStats, Table};
 
 use core::time::Duration;
 
+use crate::key::Key;
 use crate::mem::{Mem, Memory};
 use crate::time::Instant;
 
@@ -72,13 +73,12 @@ impl<'m> FlowTable<'m> {
         flows.saturating_mul(25).div_ceil(17 * table::SLOTS)
     }
 
-    /// A table in the memory given. A family without memory is never pinned. The key should be
-    /// random and secret where the traffic may be hostile: whoever knows it can aim flows at one
-    /// bucket (and so have them forgotten, no more).
+    /// A table in the memory given. A family without memory is never pinned.
+    /// Whoever knows the key can aim flows at one bucket (and so have them forgotten, no more).
     pub fn new(
         ipv4: impl Into<Mem<'m, Ipv4Bucket>>,
         ipv6: impl Into<Mem<'m, Ipv6Bucket>>,
-        key: [u64; 2],
+        key: Key,
     ) -> Self {
         Self {
             ipv4: Table::new(ipv4.into(), key),
@@ -87,12 +87,7 @@ impl<'m> FlowTable<'m> {
     }
 
     /// A table for `ipv4` and `ipv6` flows; `None` where the memory is used up.
-    pub fn build(
-        ipv4: usize,
-        ipv6: usize,
-        key: [u64; 2],
-        memory: &mut impl Memory<'m>,
-    ) -> Option<Self> {
+    pub fn build(ipv4: usize, ipv6: usize, key: Key, memory: &mut impl Memory<'m>) -> Option<Self> {
         Some(Self::new(
             memory.take(Self::buckets_for(ipv4), Bucket::EMPTY)?,
             memory.take(Self::buckets_for(ipv6), Bucket::EMPTY)?,
@@ -134,7 +129,7 @@ impl<'m> FlowTable<'m> {
 #[cfg(feature = "alloc")]
 impl FlowTable<'static> {
     /// A table for `ipv4` and `ipv6` flows in memory of its own.
-    pub fn with_capacity(ipv4: usize, ipv6: usize, key: [u64; 2]) -> Self {
+    pub fn with_capacity(ipv4: usize, ipv6: usize, key: Key) -> Self {
         Self::new(
             alloc::vec![Bucket::EMPTY; Self::buckets_for(ipv4)],
             alloc::vec![Bucket::EMPTY; Self::buckets_for(ipv6)],

@@ -29,7 +29,7 @@ use core::ops::{Add, RangeInclusive};
 
 use super::key::{Addresses, FlowKey, FlowProtocol};
 use super::{Ticks, tick_of};
-use crate::hash::siphash13;
+use crate::key::{Key, Purpose};
 use crate::mem::Mem;
 use crate::prefetch::prefetch;
 use crate::time::Instant;
@@ -189,11 +189,6 @@ pub struct Found {
     place: u8,
 }
 
-/// Makes a key of which all bits matter: hashing is one multiplication, which few bits spoil.
-fn spread(key: [u64; 2]) -> [u64; 2] {
-    [siphash13(key, b"low"), siphash13(key, b"high")]
-}
-
 #[inline]
 const fn found(bucket: usize, place: usize) -> Found {
     Found {
@@ -314,7 +309,7 @@ struct Sweep {
 
 impl<'m, A: Addresses> Table<'m, A> {
     /// A table in `buckets`, which it empties.
-    pub fn new(mut buckets: Mem<'m, Bucket<A>>, key: [u64; 2]) -> Self {
+    pub fn new(mut buckets: Mem<'m, Bucket<A>>, key: Key) -> Self {
         // An index is a multiplication by the count, in 32 bits.
         let most = buckets.len().min(u32::MAX as usize);
         for bucket in buckets.iter_mut() {
@@ -325,7 +320,7 @@ impl<'m, A: Addresses> Table<'m, A> {
         let interval = SWEEP_ROUND_NANOS * step / (most.max(1) as u64);
         Self {
             buckets,
-            key: spread(key),
+            key: key.derive(Purpose::Flows),
             now: 0,
             half_open_limit: places.div_ceil(2),
             stats: FlowStats {

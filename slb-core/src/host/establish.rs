@@ -81,8 +81,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
         let side = lane.key::<A>().side;
         let inside = (side, packet.protocol, lane.zone);
+        let secret = self.tables.connections.port_secret;
         let table = A::table(&mut self.tables.connections);
-        let secret = self.options.port_secret;
         let outside = match ports::choose(table, &snapshot.nat, &local, inside, secret) {
             Ok(outside) => outside,
             Err(NoPort::NoRule) => return Err(Verdict::Drop(DropReason::NoOutboundRule)),

@@ -28,6 +28,7 @@ pub use tcp::{ConnectionState, Direction};
 use core::fmt;
 
 use self::table::Connections;
+use crate::key::{Key, Purpose};
 use crate::mem::{Mem, Memory};
 use crate::time::Instant;
 
@@ -35,6 +36,8 @@ use crate::time::Instant;
 pub struct NatTable<'m> {
     pub(crate) ipv4: Connections<'m, u64>,
     pub(crate) ipv6: Connections<'m, [u64; 4]>,
+    /// What the ports of translated connections are chosen by (RFC 6056 §3.3.3).
+    pub(crate) port_secret: [u64; 2],
 }
 
 impl<'m> NatTable<'m> {
@@ -44,26 +47,23 @@ impl<'m> NatTable<'m> {
         index::Index::buckets_for(connections.saturating_mul(2))
     }
 
-    /// A table in the memory given. `key` should be random and secret where the traffic may be
-    /// hostile: whoever knows it can have connections refused.
+    /// A table in the memory given. Whoever knows the key can have connections refused, and predicts
+    /// the SNAT ports of those that are made.
     pub fn new(
         ipv4: ConnectionMemory<'m, u64>,
         ipv6: ConnectionMemory<'m, [u64; 4]>,
-        key: [u64; 2],
+        key: Key,
     ) -> Self {
+        let hash_key = key.derive(Purpose::Connections);
         Self {
-            ipv4: Connections::new(ipv4, key),
-            ipv6: Connections::new(ipv6, key),
+            ipv4: Connections::new(ipv4, hash_key),
+            ipv6: Connections::new(ipv6, hash_key),
+            port_secret: key.derive(Purpose::Ports),
         }
     }
 
     /// A table for so many connections of each family; `None` where the memory is used up.
-    pub fn build(
-        ipv4: usize,
-        ipv6: usize,
-        key: [u64; 2],
-        memory: &mut impl Memory<'m>,
-    ) -> Option<Self> {
+    pub fn build(ipv4: usize, ipv6: usize, key: Key, memory: &mut impl Memory<'m>) -> Option<Self> {
         let ipv4 = ConnectionMemory {
             connections: memory.take(ipv4, Connection::EMPTY)?,
             index: memory.take(Self::index_buckets_for(ipv4), IndexBucket::EMPTY)?,

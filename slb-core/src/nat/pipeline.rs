@@ -290,7 +290,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
     /// Stage 2: asks for the line of each lane's connection.
     #[inline]
     pub(crate) fn look_up(&self, lanes: &mut [Lane]) {
-        let NatTable { ipv4, ipv6 } = &self.tables.connections;
+        let NatTable { ipv4, ipv6, .. } = &self.tables.connections;
         for lane in lanes {
             lane.candidate = match lane.packet.shape.family {
                 Family::Ipv4 => ipv4.candidate(lane.hash),

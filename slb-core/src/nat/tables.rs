@@ -2,6 +2,7 @@
 
 use super::NatTable;
 use crate::flow::FlowTable;
+use crate::key::Key;
 use crate::link::Link;
 use crate::mem::{Mem, Memory};
 use crate::service::Snapshot;
@@ -20,9 +21,6 @@ pub struct NatOptions {
     pub resets_at_once: u32,
     /// Lowers the maximum segment size that SYNs offer to what fits the fabric in VXLAN.
     pub clamp_mss: bool,
-    /// A secret, by which the ports of connections to the outside are chosen so that nobody can
-    /// guess them (RFC 6056).
-    pub port_secret: [u64; 2],
 }
 
 impl Default for NatOptions {
@@ -33,7 +31,6 @@ impl Default for NatOptions {
             resets_per_second: 10_000,
             resets_at_once: 1000,
             clamp_mss: false,
-            port_secret: [0x452a_821e_638d_0137, 0x7be5_466c_f34e_90c6],
         }
     }
 }
@@ -83,11 +80,11 @@ impl Links<'_> {
 impl<'m> NatTables<'m> {
     /// Tables for up to `connections` connections of each family, with a table of fragments, and
     /// with counters for the snapshot and as many rules and backends more. `None` where the memory
-    /// is used up. `key` should be random and secret where the traffic may be hostile.
+    /// is used up.
     pub fn build(
         snapshot: &Snapshot<'_>,
         connections: usize,
-        key: [u64; 2],
+        key: Key,
         memory: &mut impl Memory<'m>,
     ) -> Option<Self> {
         const FRAGMENTS: usize = 4096;

@@ -14,7 +14,7 @@ use slb_core::service::{
 };
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
-use slb_core::{BURST, Frame, HEADROOM, Instant, Mux, PortId, Verdict};
+use slb_core::{BURST, Frame, HEADROOM, Instant, Key, Mux, PortId, Verdict};
 
 pub const VIP: [u8; 4] = [20, 20, 20, 100];
 pub const CLIENT: [u8; 4] = [198, 51, 100, 10];
@@ -253,11 +253,11 @@ pub fn send(mux: &mut TestMux, now: Instant, packets: &[Vec<u8>]) -> Vec<Outcome
 pub type TestMux = Mux<'static, std::sync::Arc<Snapshot<'static>>>;
 
 pub fn pinned(setup: &Setup) -> TestMux {
-    Mux::with_capacity(setup.snapshot().into(), 10_000, [3, 4])
+    Mux::with_capacity(setup.snapshot().into(), 10_000, Key::new([3, 4]))
 }
 
 pub fn stateless(setup: &Setup) -> TestMux {
-    Mux::stateless(setup.snapshot().into(), [3, 4])
+    Mux::stateless(setup.snapshot().into(), Key::new([3, 4]))
 }
 
 pub fn send_one(mux: &mut TestMux, packet: Vec<u8>) -> Outcome {

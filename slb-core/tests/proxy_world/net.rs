@@ -9,7 +9,7 @@ use slb_core::service::{
     Backend, BackendState, Echo, Frontend, FrontendPort, Pool, PortMode, Protocol, ProxyPorts,
     Rule, Scheduler, Snapshot, Spec, Terms,
 };
-use slb_core::{Burst, Frame, Instant, PortId, Proxy, Verdict};
+use slb_core::{Burst, Frame, Instant, Key, PortId, Proxy, Verdict};
 
 use crate::stack::{Outcome, Stack};
 
@@ -18,7 +18,7 @@ pub const SERVERS: usize = 4;
 const FRONTENDS: usize = 3;
 const BACKEND: PortId = PortId(9);
 const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const KEY: [u64; 2] = [0x1234_5678, 0x9abc_def0];
+const KEY: Key = Key::new([0x1234_5678, 0x9abc_def0]);
 
 pub fn vip(ipv6: bool) -> IpAddr {
     if ipv6 {

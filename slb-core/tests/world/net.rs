@@ -12,7 +12,7 @@ use slb_core::service::{
     Protocol, Rule, Snapshot, Spec, Terms, Underlay, derived_mac,
 };
 use slb_core::wire::vxlan::Vni;
-use slb_core::{Burst, Frame, Host, Instant, Mux, PortId, Stats, Verdict};
+use slb_core::{Burst, Frame, Host, Instant, Key, Mux, PortId, Stats, Verdict};
 
 use crate::stack::{Outcome, Stack};
 
@@ -229,7 +229,7 @@ pub struct World {
     pub astray: Vec<String>,
 }
 
-const KEY: [u64; 2] = [0x1234_5678, 0x9abc_def0];
+const KEY: Key = Key::new([0x1234_5678, 0x9abc_def0]);
 
 impl World {
     pub fn new(plan: Plan) -> Self {

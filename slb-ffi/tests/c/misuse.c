@@ -51,6 +51,7 @@ static void strings(void) {
     for (int error = -100; error < 100; error++) assert(slb_strerror(error)[0]);
     for (int reason = 0; reason < 256; reason++) assert(slb_drop_reason((uint8_t)reason)[0]);
     assert(strcmp(slb_drop_reason(2), "no_rule") == 0);
+    assert(strstr(slb_strerror(SLB_ERROR_KEY), "the key is all zeros"));
     assert(slb_version()[0]);
 }
 
@@ -279,6 +280,11 @@ static void frames_of(slb_mux *mux) {
         size_t size = slb_##role##_size(snapshot, &given);                                      \
         assert(size > 0);                                                                       \
         char *memory = aligned_alloc(64, size);                                                 \
+        given.key[0] = given.key[1] = 0;                                                        \
+        IS(slb_##role##_init(memory, size, snapshot, &given, &handle), SLB_ERROR_KEY);          \
+        assert(handle == NULL);                                                                 \
+        IS(slb_##role##_new(snapshot, &given, &handle), SLB_ERROR_KEY);                         \
+        given.key[1] = 1;                                                                       \
         IS(slb_##role##_init(NULL, size, snapshot, &given, &handle), SLB_ERROR_NULL);           \
         IS(slb_##role##_init(memory + 8, size, snapshot, &given, &handle), SLB_ERROR_ALIGNMENT); \
         IS(slb_##role##_init(memory, size - 64, snapshot, &given, &handle), SLB_ERROR_SHORT);   \
@@ -357,6 +363,7 @@ static void sources(slb_snapshot *snapshot) {
     slb_mux_options options;
     slb_mux_options_init(&options);
     options.flows = 64;
+    options.key[0] = 7;
     size_t without = slb_mux_size(snapshot, &options);
     options.flows_per_source = options.flows_per_source_at_once = 1;
     assert(slb_mux_size(snapshot, &options) > without);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant as Clock};
 use rustix::thread::CpuSet;
 use slb_control::Config;
 use slb_core::service::Snapshot;
-use slb_core::{BURST, Burst, Instant, PacketIo};
+use slb_core::{BURST, Burst, Instant, Key, PacketIo};
 use slb_io_afxdp::AfXdp;
 use slb_io_tun::{Device, Tun};
 use tracing::{debug, error, warn};
@@ -290,16 +290,11 @@ pub(super) fn allowed_cpus(asked: &[usize]) -> Result<Vec<usize>, Failure> {
     Ok(asked.to_vec())
 }
 
-/// A key for the tables that nobody can guess.
-fn secret() -> Result<[u64; 2], Failure> {
+/// A key that nobody can guess.
+fn secret() -> Result<Key, Failure> {
     use std::io::Read as _;
     let mut bytes = [0; 16];
     let read = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
     read.map_err(|error| Failure::failed(format!("/dev/urandom: {error}")))?;
-    let word = |at: usize| {
-        bytes[at..at + 8]
-            .iter()
-            .fold(0, |sum, &b| sum << 8 | u64::from(b))
-    };
-    Ok([word(0), word(8)])
+    Ok(Key::from_bytes(bytes))
 }

@@ -198,6 +198,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 ports: 0,
             });
         }
+        let secret = self.tables.connections.port_secret;
         let table = A::table(&mut self.tables.connections);
         let outside = lane.key().side;
         let zone = if R::SHARED { ALL_PORTS } else { lane.zone };
@@ -205,7 +206,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             table,
             source_nat,
             (outside, (server, port), packet.protocol, zone),
-            self.options.port_secret,
+            secret,
         )
         .ok_or(Verdict::Drop(DropReason::SnatExhausted))
     }

@@ -121,7 +121,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 counters.connections = 0;
             }
         }
-        let NatTable { ipv4, ipv6 } = &tables.connections;
+        let NatTable { ipv4, ipv6, .. } = &tables.connections;
         for connection in ipv4.iter() {
             note_port(
                 snapshot,

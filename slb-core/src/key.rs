@@ -1,0 +1,93 @@
+//! The secret of a process, which keys its tables and chooses its SNAT ports.
+
+use core::fmt;
+
+use crate::hash::siphash24;
+
+/// A secret of 128 bits, drawn at random by the caller when the process starts.
+///
+/// A role is given one when it is built, and derives from it an independent key for each purpose: the
+/// hash of each kind of table, and the choice of SNAT ports. Somebody who knows the key can make
+/// entries collide in a table and predict ports (RFC 6056 §3.3.3). Two roles with the same key choose
+/// the same ports, so every process draws its own. It has no default, its `Debug` does not print it,
+/// and no option replaces it later.
+#[derive(Clone, Copy)]
+pub struct Key([u64; 2]);
+
+impl Key {
+    /// The key of two words, each of 64 random bits.
+    pub const fn new(words: [u64; 2]) -> Self {
+        Self(words)
+    }
+
+    /// The key of 16 random bytes, such as those that `getrandom(2)` or `/dev/urandom` gives.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        let all = u128::from_le_bytes(bytes);
+        Self([all as u64, (all >> 64) as u64])
+    }
+
+    /// Whether all bits are zero, as in memory that nobody has filled in.
+    pub const fn is_zero(&self) -> bool {
+        self.0[0] | self.0[1] == 0
+    }
+
+    /// The key for one purpose: SipHash-2-4 of its name, which is a pseudorandom function, so that
+    /// the keys of two purposes say nothing about one another or about the secret.
+    pub(crate) fn derive(&self, purpose: Purpose) -> [u64; 2] {
+        [0, 1].map(|half| siphash24(self.0, &[purpose as u8, half]))
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(secret)")
+    }
+}
+
+/// What a derived key is for. The numbers are fixed: no two purposes share one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Purpose {
+    /// The hash of a flow table.
+    Flows = 1,
+    /// The hash of a table of connections.
+    Connections = 2,
+    /// The choice of SNAT ports.
+    Ports = 3,
+    /// The hash of a limiter of sources.
+    Sources = 4,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_purpose_has_a_key_of_its_own() {
+        let of = |key: Key| {
+            [
+                Purpose::Flows,
+                Purpose::Connections,
+                Purpose::Ports,
+                Purpose::Sources,
+            ]
+            .map(|purpose| key.derive(purpose))
+        };
+        let (one, other) = (of(Key::new([1, 2])), of(Key::new([1, 3])));
+        let words: alloc::collections::BTreeSet<u64> =
+            one.iter().chain(&other).flatten().copied().collect();
+        assert_eq!(words.len(), 16);
+        assert_eq!(one, of(Key::new([1, 2])));
+    }
+
+    #[test]
+    fn bytes_are_read_little_endian() {
+        let bytes = [1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(Key::from_bytes(bytes).0, [1, 2]);
+        assert!(Key::from_bytes([0; 16]).is_zero() && !Key::from_bytes(bytes).is_zero());
+    }
+
+    #[test]
+    fn debug_does_not_print_it() {
+        assert_eq!(alloc::format!("{:?}", Key::new([77, 78])), "Key(secret)");
+    }
+}

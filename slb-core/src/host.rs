@@ -103,7 +103,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     /// One call looks at a bounded number of connections, and stops where `spare` is used up;
     /// with no frame in it at all, nobody is told.
     pub fn advance(&mut self, now: Instant, spare: &mut Burst<'_>) {
-        self.pipeline.set_clock(now);
+        let now = self.pipeline.set_clock(now);
         self.pipeline.sweep::<HostRole>(now, spare);
     }
 

@@ -35,7 +35,7 @@ use crate::reply::Limiter;
 use crate::service::{BackendId, NO_BACKEND, RuleMatch, Snapshot};
 use crate::sources::SourceLimiter;
 use crate::stats::{BackendCounters, Count, RuleCounters, Stats};
-use crate::time::Instant;
+use crate::time::{Clock, Instant};
 use crate::verdict::{DropReason, Verdict};
 
 /// What a mux may do besides forwarding.
@@ -85,6 +85,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         let mut pipeline = Pipeline {
             snapshot,
             tables,
+            clock: Clock::default(),
             answers,
             sources: None,
             stats: Stats::default(),
@@ -279,6 +280,7 @@ impl Lane {
 struct Pipeline<'m, S> {
     snapshot: S,
     tables: MuxTables<'m>,
+    clock: Clock,
     answers: Limiter,
     sources: Option<SourceLimiter<'m>>,
     stats: Stats,
@@ -287,6 +289,7 @@ struct Pipeline<'m, S> {
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     #[inline]
     fn advance(&mut self, now: Instant) {
+        let now = self.clock.advance(now);
         if let Some(flows) = &mut self.tables.flows {
             flows.advance(now);
         }
@@ -409,6 +412,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             answers,
             sources,
             stats,
+            ..
         } = self;
         let snapshot: &Snapshot<'_> = snapshot;
         let MuxTables {

@@ -121,7 +121,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
     /// Does what is due without a packet: ends connections whose time has come, and tells their
     /// ends. As [`Host::advance`](crate::Host::advance).
     pub fn advance(&mut self, now: Instant, spare: &mut Burst<'_>) {
-        self.pipeline.set_clock(now);
+        let now = self.pipeline.set_clock(now);
         self.pipeline.sweep::<ProxyRole>(now, spare);
     }
 

@@ -9,7 +9,17 @@ use core::time::Duration;
 
 /// A moment, in nanoseconds since an origin of the caller's choice.
 ///
-/// It should not run backwards; where it does, the dataplane treats the time as standing still.
+/// A monotonic clock is best. A clock that is set while packets flow is harmless: between two calls,
+///
+/// | the clock moves | the dataplane counts |
+/// |---|---|
+/// | forward, up to two hours | that time |
+/// | forward, up to 2^55 ns (417 days) | two hours: every idle timeout, which is 73 minutes at most, is over |
+/// | forward, further than that | no time: the clock was set, and no connection ends by it |
+/// | backward | no time, and goes on from there; a second or less is waited for instead, as packets are not always in order |
+///
+/// A gap of hours or days in a capture therefore ends idle connections, and a clock that starts in
+/// 1970 and is set to the present ends none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant(u64);
 
@@ -67,6 +77,52 @@ impl fmt::Display for Instant {
     }
 }
 
+/// The longest time that counts between two calls: longer than any timeout.
+const LONGEST: u64 = 2 * 60 * 60 * 1_000_000_000;
+/// A gap of this length or more is a clock that was set, not time that passed.
+const SET_FORWARD: u64 = 1 << 55;
+/// By so much the clock may run backward and is waited for.
+const OUT_OF_ORDER: u64 = 1_000_000_000;
+
+/// The time that passed according to the caller's clock, whatever the clock was set to meanwhile.
+///
+/// Counts from zero at the first moment that it is told, never runs backward, and never by more than
+/// [`LONGEST`] at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Clock {
+    /// What the caller's clock said last; `None`: nothing so far.
+    last: Option<u64>,
+    passed: u64,
+}
+
+impl Clock {
+    /// Moves on to `now` by the caller's clock, and returns the time that has passed since the first
+    /// call.
+    #[inline]
+    pub(crate) fn advance(&mut self, now: Instant) -> Instant {
+        let gap = now.0.wrapping_sub(self.last.unwrap_or(now.0));
+        if gap > LONGEST {
+            return self.leap(now.0);
+        }
+        self.last = Some(now.0);
+        self.passed = self.passed.wrapping_add(gap);
+        Instant(self.passed)
+    }
+
+    #[cold]
+    fn leap(&mut self, now: u64) -> Instant {
+        let last = self.last.unwrap_or(now);
+        if last > now && last - now <= OUT_OF_ORDER {
+            return Instant(self.passed);
+        }
+        if (LONGEST..SET_FORWARD).contains(&now.saturating_sub(last)) {
+            self.passed = self.passed.wrapping_add(LONGEST);
+        }
+        self.last = Some(now);
+        Instant(self.passed)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,5 +136,56 @@ mod tests {
             Instant::from_secs(3) - Instant::from_secs(1),
             Duration::from_secs(2)
         );
+    }
+
+    #[test]
+    fn a_clock_that_is_set_counts_no_time() {
+        const HOUR: u64 = 3_600_000_000_000;
+        const START: u64 = 1 << 50;
+        for (after, passed) in [
+            (START, 0),
+            (START + 1, 1),
+            (START + 2 * HOUR, 2 * HOUR),
+            (START + 2 * HOUR + 1, 2 * HOUR),
+            (START + 24 * HOUR, 2 * HOUR),
+            (START + (1 << 55) - 1, 2 * HOUR),
+            (START + (1 << 55), 0),
+            (START + (1 << 58), 0),
+            (START + (1 << 63), 0),
+            (u64::MAX, 0),
+            (START - 1, 0),
+            (START - HOUR, 0),
+            (0, 0),
+        ] {
+            let mut clock = Clock::default();
+            assert_eq!(clock.advance(Instant(START)), Instant::ZERO);
+            assert_eq!(clock.advance(Instant(after)), Instant(passed), "{after}");
+            // The clock goes on from there.
+            let next = after.saturating_add(2_000_000_000);
+            let on = next - after;
+            let waits = START - after.min(START);
+            let waits = if waits <= OUT_OF_ORDER { waits } else { 0 };
+            assert_eq!(clock.advance(Instant(next)), Instant(passed + on - waits));
+        }
+    }
+
+    #[test]
+    fn time_counts_from_the_first_moment_on() {
+        for first in [0, 1, 1 << 60, u64::MAX] {
+            let mut clock = Clock::default();
+            assert_eq!(clock.advance(Instant(first)), Instant::ZERO, "{first}");
+            assert_eq!(clock.advance(Instant(first)), Instant::ZERO, "{first}");
+        }
+    }
+
+    #[test]
+    fn packets_out_of_order_do_not_make_time_run_faster() {
+        let mut clock = Clock::default();
+        for millisecond in 1..=1000u64 {
+            let late = u64::from(millisecond % 3 == 0) * 900_000;
+            clock.advance(Instant(1_000_000 * (5_000 + millisecond) - late));
+            clock.advance(Instant(1_000_000 * (5_000 + millisecond - 1)));
+        }
+        assert_eq!(clock.passed, 999_000_000);
     }
 }

@@ -48,14 +48,9 @@ impl Ticks {
 
 const TICK_SHIFT: u32 = 30;
 
-/// The tick that a moment lies in.
-pub(crate) const fn tick_of(now: Instant) -> u32 {
-    let tick = now.as_nanos() >> TICK_SHIFT;
-    if tick > u32::MAX as u64 {
-        u32::MAX
-    } else {
-        tick as u32
-    }
+/// The tick that a moment lies in, modulo 2^32.
+pub(crate) const fn tick_of(passed: Instant) -> u32 {
+    (passed.as_nanos() >> TICK_SHIFT) as u32
 }
 
 /// The tables of IPv4 and of IPv6 flows, with one key and one clock.

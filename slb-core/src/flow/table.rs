@@ -32,7 +32,7 @@ use super::{Ticks, tick_of};
 use crate::key::{Key, Purpose};
 use crate::mem::Mem;
 use crate::prefetch::prefetch;
-use crate::time::Instant;
+use crate::time::{Clock, Instant};
 
 /// Places in a bucket.
 pub const SLOTS: usize = 3;
@@ -289,6 +289,7 @@ pub struct Flow {
 pub struct Table<'m, A> {
     buckets: Mem<'m, Bucket<A>>,
     key: [u64; 2],
+    clock: Clock,
     now: u32,
     half_open_limit: u64,
     stats: FlowStats,
@@ -321,6 +322,7 @@ impl<'m, A: Addresses> Table<'m, A> {
         Self {
             buckets,
             key: key.derive(Purpose::Flows),
+            clock: Clock::default(),
             now: 0,
             half_open_limit: places.div_ceil(2),
             stats: FlowStats {
@@ -655,7 +657,8 @@ impl<'m, A: Addresses> Table<'m, A> {
     #[inline]
     pub fn advance(&mut self, now: Instant) {
         let before = self.now;
-        self.now = before.max(tick_of(now));
+        let now = self.clock.advance(now);
+        self.now = tick_of(now);
         if now.as_nanos() >= self.sweep.due {
             self.sweep(now, before);
         }
@@ -665,19 +668,13 @@ impl<'m, A: Addresses> Table<'m, A> {
     fn sweep(&mut self, now: Instant, before: u32) {
         let nanos = now.as_nanos();
         let count = self.buckets.len();
-        if self.sweep.due == 0 || count == 0 {
-            // The first call sets the clock: nothing can have expired before it.
-            self.sweep.round = self.now;
-            self.sweep.due = if count == 0 {
-                u64::MAX
-            } else {
-                nanos.saturating_add(self.sweep.interval)
-            };
+        if count == 0 {
+            self.sweep.due = u64::MAX;
             return;
         }
-        if self.now - self.sweep.round > SWEEP_OVERDUE {
+        if self.now.wrapping_sub(self.sweep.round) > SWEEP_OVERDUE {
             // Nobody called for minutes: catch up before deadlines wrap.
-            let all = self.now - before > u32::from(Ticks::MAX.0);
+            let all = self.now.wrapping_sub(before) > u32::from(Ticks::MAX.0);
             for index in 0..count {
                 self.sweep_bucket(index, all);
             }

@@ -19,15 +19,10 @@ use crate::wire::protocol;
 /// Deadlines count in units of 2^26 ns (67 ms): what a shift makes of nanoseconds.
 const TICK_SHIFT: u32 = 26;
 
-/// How many ticks after `origin` a moment is; none when it is before. They last nine years.
+/// The tick that a moment lies in, modulo 2^32: ticks wrap after nine years.
 #[inline]
-pub(crate) const fn ticks_between(origin: Instant, now: Instant) -> u32 {
-    let ticks = now.as_nanos().saturating_sub(origin.as_nanos()) >> TICK_SHIFT;
-    if ticks > u32::MAX as u64 {
-        u32::MAX
-    } else {
-        ticks as u32
-    }
+pub(crate) const fn tick_of(passed: Instant) -> u32 {
+    (passed.as_nanos() >> TICK_SHIFT) as u32
 }
 
 /// A length of time in these units, up to 73 minutes.
@@ -170,7 +165,7 @@ pub struct Connection<A> {
     inside: A,
     outside_ports: u32,
     inside_ports: u32,
-    /// The tick in which it ends; of a free place, the next free one.
+    /// The tick in which it ends, modulo 2^32; of a free place, the next free one.
     pub(super) deadline: u32,
     sequences: Sequences,
     /// What the translation of an inward packet adds to the sum of its addresses.
@@ -369,7 +364,7 @@ impl<A: Addresses> Connection<A> {
             self.sequences.open(self.opener(), syn);
         }
         self.sequences.state = ConnectionState::SynSent as u8;
-        self.deadline = now.saturating_add(self.timeout().0.into());
+        self.deadline = now.wrapping_add(self.timeout().0.into());
     }
 
     /// A further packet; of TCP with what its segment says.
@@ -389,7 +384,7 @@ impl<A: Addresses> Connection<A> {
         };
         self.sequences.state = state as u8;
         if !(before.is_over() && state.is_over()) {
-            self.deadline = now.saturating_add(self.timeout().0.into());
+            self.deadline = now.wrapping_add(self.timeout().0.into());
         }
     }
 

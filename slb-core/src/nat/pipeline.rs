@@ -22,7 +22,7 @@ use crate::service::nat::CompiledMux;
 use crate::service::{BackendId, RuleMatch, Snapshot, Underlay};
 use crate::sources::SourceLimiter;
 use crate::stats::{BackendCounters, RuleCounters, Stats};
-use crate::time::Instant;
+use crate::time::{Clock, Instant};
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::tcp::Flags;
 use crate::wire::{ipv4, ipv6, protocol, tcp};
@@ -180,6 +180,7 @@ pub(crate) struct Pipeline<'m, S> {
     pub(crate) snapshot: S,
     pub(crate) tables: NatTables<'m>,
     pub(crate) options: NatOptions,
+    clock: Clock,
     pub(crate) answers: Limiter,
     pub(crate) resets: Limiter,
     pub(crate) sources: Option<SourceLimiter<'m>>,
@@ -192,6 +193,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             snapshot,
             tables,
             options,
+            clock: Clock::default(),
             answers: Limiter::new(options.answers_per_second, options.answers_at_once),
             resets: Limiter::new(options.resets_per_second, options.resets_at_once),
             sources: None,
@@ -237,8 +239,10 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         counters.filter(|c| c.id == id.get())
     }
 
+    /// Tells all parts what time it is, and returns the time by which they count.
     #[inline]
-    pub(crate) fn set_clock(&mut self, now: Instant) {
+    pub(crate) fn set_clock(&mut self, now: Instant) -> Instant {
+        let now = self.clock.advance(now);
         self.tables.connections.advance(now);
         if let Some(fragments) = &mut self.tables.fragments {
             fragments.advance(now);
@@ -248,6 +252,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         if let Some(sources) = &mut self.sources {
             sources.advance(now);
         }
+        now
     }
 
     /// Stage 1: reads each frame, finds whose it is and hashes its tuple. Returns the lanes of those

@@ -8,7 +8,7 @@
 
 use core::fmt;
 
-use super::connection::{Connection, Key, ticks_between};
+use super::connection::{Connection, Key, tick_of};
 use super::index::{Index, IndexBucket};
 use super::tcp::{ConnectionState, Direction};
 use crate::flow::Addresses;
@@ -97,9 +97,6 @@ pub(crate) struct Connections<'m, A> {
     free: u32,
     /// Places that were ever used.
     used: u32,
-    /// The first moment that it was told: ticks count from here, so that they fit whatever the
-    /// caller's clock counts from.
-    origin: Option<Instant>,
     /// The present tick.
     now: u32,
     /// Where the sweep is, and since when.
@@ -120,7 +117,6 @@ impl<'m, A: Addresses> Connections<'m, A> {
             key,
             free: NONE,
             used: 0,
-            origin: None,
             now: 0,
             swept: 0,
             swept_at: 0,
@@ -196,7 +192,8 @@ impl<'m, A: Addresses> Connections<'m, A> {
     /// Whether a connection's time has come.
     #[inline]
     pub(crate) fn is_past(&self, connection: &Connection<A>) -> bool {
-        self.now >= connection.deadline
+        // Ticks wrap: what is less than half of their range behind is past.
+        (self.now.wrapping_sub(connection.deadline) as i32) >= 0
     }
 
     /// The connection of a key that a new one may replace: it is over, or past its time.
@@ -282,11 +279,10 @@ impl<'m, A: Addresses> Connections<'m, A> {
         self.stats.removed += 1;
     }
 
-    /// Moves the clock.
+    /// Moves the clock to a moment of a [`Clock`](crate::time::Clock).
     #[inline]
     pub(crate) fn advance(&mut self, now: Instant) {
-        let origin = *self.origin.get_or_insert(now);
-        self.now = self.now.max(ticks_between(origin, now));
+        self.now = tick_of(now);
     }
 
     /// Has every connection looked at soon, whether its time has come or not.

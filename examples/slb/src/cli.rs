@@ -140,7 +140,8 @@ pub(crate) struct ReplayOptions {
     #[arg(long = "in", value_name = "[PORT=]FILE", required = true)]
     pub(crate) input: Vec<String>,
     /// Where to write what the balancer sends: pcapng if it ends so, else pcap. Of a proxy also
-    /// what it sends out of one port: --out backend=b.pcap. Can be given several times.
+    /// what it sends out of one port: --out backend=b.pcap. Can be given several times. A capture that is
+    /// there is replaced; a file that is read, or that is no capture, is not.
     #[arg(long = "out", value_name = "[PORT=]FILE")]
     pub(crate) output: Vec<String>,
     /// Where to write what the balancer passes on untouched.
@@ -175,7 +176,8 @@ pub(crate) struct LiveOptions {
     /// Never wait for packets: they take less time on their way, and each worker a whole CPU.
     #[arg(long)]
     pub(crate) busy: bool,
-    /// Where `slb status` asks. Default: /run/slb-ROLE.sock.
+    /// Where `slb status` asks. Default: /run/slb-ROLE.sock. A socket that nobody listens at is replaced; any
+    /// other file stays, and the program does not start.
     #[arg(long, value_name = "PATH")]
     pub(crate) status: Option<PathBuf>,
     /// Of AF_XDP: a TUN device for packets that are the kernel's after all; none: they are lost.

@@ -2,7 +2,6 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::fs::File;
 use std::io::BufWriter;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -12,6 +11,7 @@ use slb_io_pcap::{Format, Writer};
 
 use crate::Failure;
 use crate::cli::GenerateOptions;
+use crate::output::{Content, create};
 
 /// When the first session begins: an arbitrary but recent moment.
 const START: u64 = 1_750_000_000_000_000_000;
@@ -22,7 +22,7 @@ pub(crate) fn run(options: &GenerateOptions) -> Result<(), Failure> {
     let failed = |error: &dyn std::fmt::Display| {
         Failure::failed(format!("{}: {error}", options.out.display()))
     };
-    let file = File::create(&options.out).map_err(|error| failed(&error))?;
+    let file = create(&[], ("--out", &options.out), Content::Capture)?;
     let mut writer = Writer::new(BufWriter::new(file), Format::of(&options.out))
         .map_err(|error| failed(&error))?;
     let packets = packets(options);

@@ -1,11 +1,14 @@
 //! `slb import`: Azure's JSON into a configuration.
 
 use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
 use slb_control::azure::{self, Input, Inventory};
 
 use crate::Failure;
 use crate::cli::ImportOptions;
+use crate::output::{Content, create};
 
 pub(crate) fn run(options: &ImportOptions) -> Result<(), Failure> {
     let bad = |errors: slb_control::ConfigErrors| Failure {
@@ -32,8 +35,13 @@ pub(crate) fn run(options: &ImportOptions) -> Result<(), Failure> {
         eprintln!("{missing}");
     }
     match &options.out {
-        Some(path) => fs::write(path, &imported.toml)
-            .map_err(|error| Failure::failed(format!("{}: {error}", path.display()))),
+        Some(path) => {
+            let read = options.files.iter().chain(&options.inventory);
+            let read: Vec<&Path> = read.map(PathBuf::as_path).collect();
+            let mut file = create(&read, ("--out", path), Content::Text)?;
+            file.write_all(imported.toml.as_bytes())
+                .map_err(|error| Failure::failed(format!("{}: {error}", path.display())))
+        }
         None => {
             print!("{}", imported.toml);
             Ok(())

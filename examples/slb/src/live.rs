@@ -36,6 +36,7 @@ use tracing::{info, warn};
 use self::announce::Announcer;
 use self::control::Control;
 use self::device::{Plan, Queues};
+use self::metrics::Endpoint;
 use self::next_hops::NextHops;
 use self::status::Place;
 use self::worker::Worker;
@@ -50,6 +51,9 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     let mut given = load(&options.config)?;
     given.node.role = role;
     let plan = Plan::read(&given, &options.io)?;
+    // What can be missing is opened before anything is taken or announced.
+    let endpoint = options.metrics.map(Endpoint::bind).transpose()?;
+    let place = Place::open(options.status.as_deref(), role)?;
     let mut programs = plan.load_programs(role)?;
     let next_hops = NextHops::open(&plan)?;
     let found = next_hops
@@ -62,7 +66,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         .announce
         .as_deref()
         .map(|name| announcer(name, &config, &plan));
-    let mut announcer = announcer.transpose()?;
+    let announcer = announcer.transpose()?;
 
     let cpus = worker::allowed_cpus(&options.cpus)?;
     let mut workers = Vec::new();
@@ -81,11 +85,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     for (program, taken) in programs.iter_mut().zip(&taken) {
         start_program(program, &workers, taken).map_err(Failure::failed)?;
     }
-    if let Some(announcer) = &mut announcer {
-        announcer.announce(&config);
-    }
     let prober = prober(&given)?;
-    let place = Place::open(options.status.as_deref(), role)?;
     info!(
         role = role.name(),
         workers = workers.len(),
@@ -109,7 +109,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         workers,
         taken,
     };
-    control.run(place)
+    control.run(endpoint, place)
 }
 
 /// Whoever chooses backends asks how they are; a host agent does not choose.

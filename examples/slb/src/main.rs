@@ -11,6 +11,7 @@ mod explain;
 mod generate;
 mod import;
 mod live;
+mod output;
 mod probe;
 mod replay;
 mod report;

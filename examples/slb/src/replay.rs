@@ -15,6 +15,7 @@ use crate::Failure;
 use crate::balancer::Balancer;
 use crate::check::load_balancer;
 use crate::cli::{Format, ReplayOptions};
+use crate::output::{Content, Output, create_all};
 use crate::report::{Report, Tally};
 
 /// Frames kept ready for packets of the balancer's own.
@@ -26,20 +27,21 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
     let (readers, size) = inputs(&config, &options.input)?;
     let mut memory = vec![0; memory_for(2 * BURST + SPARE)];
     let mut capture = Capture::of_ports(readers, &mut memory);
-    let mut whole = false;
-    for text in &options.output {
-        let (port, path) = place(&config, text);
+    let outputs = options.output.iter().map(|text| place(&config, text));
+    let outputs: Vec<(Option<PortId>, &Path)> = outputs.collect();
+    if outputs.iter().filter(|(port, _)| port.is_none()).count() > 1 {
+        return Err(Failure::usage("--out stands twice without a port"));
+    }
+    let mut files = create_outputs(&config, options, &outputs)?.into_iter();
+    for ((port, path), file) in outputs.iter().zip(&mut files) {
+        let writer = writer(path, file)?;
         capture = match port {
-            Some(port) => capture.write_port(port, create(path)?),
-            None if whole => return Err(Failure::usage("--out stands twice without a port")),
-            None => {
-                whole = true;
-                capture.write_sent(create(path)?)
-            }
+            Some(port) => capture.write_port(*port, writer),
+            None => capture.write_sent(writer),
         };
     }
-    if let Some(path) = &options.passed {
-        capture = capture.write_passed(create(path)?);
+    if let Some((path, file)) = options.passed.as_deref().zip(files.next()) {
+        capture = capture.write_passed(writer(path, file)?);
     }
 
     let progress = progress(size);
@@ -123,9 +125,25 @@ fn open(path: &Path) -> Result<(Reader, u64), Failure> {
     Ok((reader, size))
 }
 
-fn create(path: &Path) -> Result<Writer<BufWriter<File>>, Failure> {
-    File::create(path)
-        .and_then(|file| Writer::new(BufWriter::new(file), FileFormat::of(path)))
+/// The files to write: of each `--out`, then of `--passed`.
+fn create_outputs(
+    config: &Config,
+    options: &ReplayOptions,
+    outputs: &[(Option<PortId>, &Path)],
+) -> Result<Vec<File>, Failure> {
+    let inputs = options.input.iter().map(|text| place(config, text).1);
+    let read: Vec<&Path> = inputs.chain([options.balancer.config.as_path()]).collect();
+    let outputs = outputs.iter().map(|&(_, path)| ("--out", path));
+    let passed = options
+        .passed
+        .iter()
+        .map(|path| ("--passed", path.as_path()));
+    let outputs: Vec<Output<'_>> = outputs.chain(passed).collect();
+    create_all(&read, &outputs, Content::Capture)
+}
+
+fn writer(path: &Path, file: File) -> Result<Writer<BufWriter<File>>, Failure> {
+    Writer::new(BufWriter::new(file), FileFormat::of(path))
         .map_err(|error| Failure::failed(format!("{}: {error}", path.display())))
 }
 

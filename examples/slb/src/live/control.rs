@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 
 use super::announce::Announcer;
 use super::device::Plan;
-use super::metrics;
+use super::metrics::Endpoint;
 use super::next_hops::{Found, NextHops, unresolved};
 use super::status::{Place, Shared};
 use super::worker::{Counted, Worker};
@@ -61,14 +61,21 @@ pub(super) struct Control<'o> {
 
 impl Control<'_> {
     /// Does what is to be done until a signal ends it; then ends everything in its order.
-    pub(super) fn run(mut self, place: Option<Place>) -> Result<(), Failure> {
+    pub(super) fn run(
+        mut self,
+        endpoint: Option<Endpoint>,
+        place: Option<Place>,
+    ) -> Result<(), Failure> {
         let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(Failure::failed)?;
         let begin = self.begin;
         let shared = Shared::new(&self.config, &self.workers, begin);
-        if let Some(address) = self.options.metrics {
-            metrics::serve(address, Arc::clone(&shared))?;
+        if let Some(endpoint) = endpoint {
+            endpoint.serve(Arc::clone(&shared))?;
         }
         let status = place.map(|place| place.serve(Arc::clone(&shared)));
+        if let Some(announcer) = &mut self.announcer {
+            announcer.announce(&self.config);
+        }
         let mut file = self.file();
         let (mut looked, mut asked, mut verified) = (begin, None, begin);
         let mut judged = begin;

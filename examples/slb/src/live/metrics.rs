@@ -6,15 +6,18 @@
 //! | `/healthz` | 200 while the workers answer |
 //! | `/readyz` | 200 while they do, and each frontend with rules has a backend for new flows |
 //!
-//! Whoever asks is not trusted: there are so many connections at once and no more, each lasts a few
-//! seconds, and has headers of 16 KiB.
+//! Clients are not trusted: there are so many connections at once and no more, each lasts a few seconds, and
+//! has headers of 16 KiB. Where there are too many, the oldest connection of the address that has the most
+//! makes room for a new one: slow clients keep nobody else waiting.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -28,7 +31,7 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -36,38 +39,117 @@ use super::status::Shared;
 use crate::Failure;
 use crate::report::metrics::Family;
 
-const MOST_CONNECTIONS: usize = 16;
+const MOST_CONNECTIONS: usize = 256;
+/// Answers that are made at once: each asks the workers.
+const MOST_AT_ONCE: usize = 8;
 const MOST_HEADERS: usize = 16 << 10;
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a client has for its request, and for reading the answer, where others wait for a place.
+const TIME_TO_ASK: Duration = Duration::from_millis(100);
+const TIME_TO_READ: Duration = Duration::from_secs(1);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Answers at an address, in a thread of its own, for as long as the process lives.
-pub(super) fn serve(address: SocketAddr, shared: Arc<Shared>) -> Result<(), Failure> {
-    let failed = |error: std::io::Error| Failure::failed(format!("--metrics {address}: {error}"));
-    let listener = std::net::TcpListener::bind(address).map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let runtime = runtime.map_err(failed)?;
-    let thread = thread::Builder::new().name("slb metrics".to_owned());
-    let started = thread.spawn(move || {
-        if let Err(error) = runtime.block_on(accept(listener, shared)) {
-            warn!("no metrics any more: {error}");
+/// An address that metrics are answered at.
+pub(super) struct Endpoint {
+    address: SocketAddr,
+    listener: std::net::TcpListener,
+}
+
+impl Endpoint {
+    /// Binds to an address; clients wait from now on.
+    pub(super) fn bind(address: SocketAddr) -> Result<Self, Failure> {
+        let failed = failed(address);
+        let listener = std::net::TcpListener::bind(address).map_err(&failed)?;
+        listener.set_nonblocking(true).map_err(&failed)?;
+        Ok(Self { address, listener })
+    }
+
+    /// Answers in a thread of its own, for as long as the process lives.
+    pub(super) fn serve(self, shared: Arc<Shared>) -> Result<(), Failure> {
+        let Self { address, listener } = self;
+        let failed = failed(address);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(MOST_AT_ONCE)
+            .build();
+        let runtime = runtime.map_err(&failed)?;
+        let thread = thread::Builder::new().name("slb metrics".to_owned());
+        let started = thread.spawn(move || {
+            if let Err(error) = runtime.block_on(accept(listener, shared)) {
+                warn!("no metrics any more: {error}");
+            }
+        });
+        started.map_err(&failed)?;
+        info!(%address, "metrics");
+        Ok(())
+    }
+}
+
+fn failed(address: SocketAddr) -> impl Fn(std::io::Error) -> Failure {
+    move |error| Failure::failed(format!("--metrics {address}: {error}"))
+}
+
+/// A connection that is open.
+struct Connection {
+    peer: IpAddr,
+    since: Instant,
+    /// Whether its request has come.
+    has_asked: Arc<AtomicBool>,
+    task: JoinHandle<()>,
+}
+
+impl Connection {
+    /// Whether it may go where there are too many. A client that asks at once is answered by then, unless it
+    /// does not read.
+    fn may_go(&self) -> bool {
+        let patience = match self.has_asked.load(Ordering::Relaxed) {
+            false => TIME_TO_ASK,
+            true => TIME_TO_READ,
+        };
+        self.since.elapsed() >= patience
+    }
+}
+
+/// Connections that are open, in the order in which they came.
+#[derive(Default)]
+struct Connections(VecDeque<Connection>);
+
+impl Connections {
+    /// Makes room for one more: where there are too many, the oldest goes of the address that has the most.
+    /// Waits where none may go yet.
+    async fn make_room(&mut self) {
+        loop {
+            self.0.retain(|connection| !connection.task.is_finished());
+            if self.0.len() < MOST_CONNECTIONS {
+                return;
+            }
+            let mut counts: BTreeMap<IpAddr, usize> = BTreeMap::new();
+            for connection in self.0.iter().filter(|connection| connection.may_go()) {
+                *counts.entry(connection.peer).or_default() += 1;
+            }
+            let most = counts.into_iter().max_by_key(|(_, count)| *count);
+            let goes = |connection: &Connection| {
+                most.is_some_and(|(peer, _)| peer == connection.peer) && connection.may_go()
+            };
+            if let Some(connection) = self
+                .0
+                .iter()
+                .position(goes)
+                .and_then(|at| self.0.remove(at))
+            {
+                connection.task.abort();
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-    });
-    started.map_err(failed)?;
-    info!(%address, "metrics");
-    Ok(())
+    }
 }
 
 async fn accept(listener: std::net::TcpListener, shared: Arc<Shared>) -> std::io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
-    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let mut connections = Connections::default();
     loop {
-        // The others wait in the kernel's queue.
-        let place = Arc::clone(&places).acquire_owned().await;
-        let (stream, _) = match listener.accept().await {
+        let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Too many open files, say: it passes.
@@ -76,9 +158,14 @@ async fn accept(listener: std::net::TcpListener, shared: Arc<Shared>) -> std::io
                 continue;
             }
         };
-        let shared = Arc::clone(&shared);
-        tokio::spawn(async move {
-            let service = service_fn(move |request| answer(request, Arc::clone(&shared)));
+        connections.make_room().await;
+        let has_asked = Arc::new(AtomicBool::new(false));
+        let (shared, asks) = (Arc::clone(&shared), Arc::clone(&has_asked));
+        let task = tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                asks.store(true, Ordering::Relaxed);
+                answer(request, Arc::clone(&shared))
+            });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(PATIENCE)
@@ -86,7 +173,12 @@ async fn accept(listener: std::net::TcpListener, shared: Arc<Shared>) -> std::io
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
             let _ = timeout(PATIENCE, connection).await;
-            drop(place);
+        });
+        connections.0.push_back(Connection {
+            peer: peer.ip(),
+            since: Instant::now(),
+            has_asked,
+            task,
         });
     }
 }
@@ -123,9 +215,8 @@ fn respond(method: &Method, path: &str, shared: &Shared) -> Response<Full<Bytes>
             }
             None => stuck(),
         },
-        "/healthz" if shared.families().is_none() => stuck(),
+        "/healthz" | "/readyz" if !shared.is_answered() => stuck(),
         "/healthz" => text(StatusCode::OK, "well\n"),
-        "/readyz" if shared.families().is_none() => stuck(),
         "/readyz" => match shared.unavailable() {
             down if down.is_empty() => text(StatusCode::OK, "ready\n"),
             down => {

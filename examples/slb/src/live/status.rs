@@ -1,9 +1,10 @@
 //! The status socket: whoever connects gets one JSON document about the running process.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::net::Shutdown;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +24,8 @@ use crate::report::metrics::{Family, one};
 
 /// How long a client may take to read.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Clients that are answered at once.
+const MOST_CLIENTS: usize = 32;
 
 /// Where the socket of a role is, unless it is said: in systemd's runtime directory, if it gave one.
 pub(crate) fn default_path(role: Role) -> PathBuf {
@@ -65,6 +68,11 @@ impl Shared {
             .iter()
             .map(|(mailbox, ..)| mailbox.count())
             .collect()
+    }
+
+    /// Whether all workers answer.
+    pub(super) fn is_answered(&self) -> bool {
+        self.count().is_some()
     }
 
     /// What backends got, by their pool's and their own place; `None` where a worker does not answer, or
@@ -167,7 +175,7 @@ impl Counted {
 /// The socket; its file goes with it.
 pub(super) struct Place {
     listener: UnixListener,
-    path: PathBuf,
+    name: Name,
 }
 
 impl Place {
@@ -175,7 +183,7 @@ impl Place {
     pub(super) fn open(asked: Option<&Path>, role: Role) -> Result<Option<Self>, Failure> {
         let path = asked.map_or_else(|| default_path(role), Path::to_owned);
         match listen(&path) {
-            Ok(listener) => Ok(Some(Self { listener, path })),
+            Ok((listener, name)) => Ok(Some(Self { listener, name })),
             Err(error) => {
                 let said = format!("no status at {}: {error}", path.display());
                 match asked {
@@ -189,26 +197,75 @@ impl Place {
         }
     }
 
-    /// Answers in a thread of its own: a client that does not read stops nobody but other clients,
-    /// and those for a second.
-    pub(super) fn serve(self, shared: Arc<Shared>) -> Gone {
-        let gone = Gone(self.path);
-        let listener = self.listener;
+    /// Answers in threads of its own: clients that do not read keep nobody else waiting.
+    pub(super) fn serve(self, shared: Arc<Shared>) -> Name {
+        let Self { listener, name } = self;
         thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                let _: io::Result<()> = answer(&client, &shared);
+            let clients = Arc::new(Clients::default());
+            for client in listener.incoming() {
+                match client {
+                    Ok(client) => clients.answer(client, &shared),
+                    // Too many open files, say: the next one would fail at once.
+                    Err(_) => thread::sleep(Duration::from_millis(100)),
+                }
             }
         });
-        gone
+        name
     }
 }
 
-/// Removes the socket's file when dropped.
-pub(super) struct Gone(PathBuf);
+/// Clients that are being answered.
+#[derive(Default)]
+struct Clients {
+    /// Each with its number, in the order in which they came.
+    present: Mutex<VecDeque<(u64, UnixStream)>>,
+}
 
-impl Drop for Gone {
+impl Clients {
+    /// Answers a client in a thread of its own. Where there are too many clients already, the one that has
+    /// taken longest goes.
+    fn answer(self: &Arc<Self>, client: UnixStream, shared: &Arc<Shared>) {
+        let Ok(own) = client.try_clone() else { return };
+        let number = {
+            let mut present = self.present();
+            if present.len() >= MOST_CLIENTS
+                && let Some((_, oldest)) = present.pop_front()
+            {
+                let _ = oldest.shutdown(Shutdown::Both);
+            }
+            let number = present.back().map_or(0, |(last, _)| last + 1);
+            present.push_back((number, own));
+            number
+        };
+        let (clients, shared) = (Arc::clone(self), Arc::clone(shared));
+        let thread = thread::Builder::new().name("slb status".to_owned());
+        let started = thread.spawn(move || {
+            let _: io::Result<()> = answer(&client, &shared);
+            clients.present().retain(|(other, _)| *other != number);
+        });
+        if started.is_err() {
+            self.present().retain(|(other, _)| *other != number);
+        }
+    }
+
+    fn present(&self) -> MutexGuard<'_, VecDeque<(u64, UnixStream)>> {
+        self.present.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The name of a socket in the file system. Dropped, it removes the name, unless another file has it by then.
+pub(super) struct Name {
+    path: PathBuf,
+    /// The device and the inode.
+    identity: (u64, u64),
+}
+
+impl Drop for Name {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        let now = fs::symlink_metadata(&self.path);
+        if now.is_ok_and(|now| (now.dev(), now.ino()) == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -220,18 +277,70 @@ fn answer(mut client: &UnixStream, shared: &Shared) -> io::Result<()> {
     Ok(())
 }
 
-/// Listens at a path, for this user only; takes the place of a socket that nobody listens at.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    let listener = match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            if UnixStream::connect(path).is_ok() {
+/// A directory that nobody else can look into, beside a path; gone when dropped, with all that is in it.
+struct Private(PathBuf);
+
+impl Private {
+    fn beside(path: &Path) -> io::Result<Self> {
+        let directory = path.parent().unwrap_or_else(|| Path::new("."));
+        let directory = directory.join(format!(".slb-{}", std::process::id()));
+        // One of a process of the same number that was killed.
+        let _ = fs::remove_dir_all(&directory);
+        fs::DirBuilder::new().mode(0o700).create(&directory)?;
+        Ok(Self(directory))
+    }
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Listens at a path, for this user only. It takes the place of a socket that nobody listens at, and of
+/// nothing else.
+///
+/// The socket is made in a private directory and gets its name last: whoever can see it finds it listening,
+/// and with its final mode.
+fn listen(path: &Path) -> io::Result<(UnixListener, Name)> {
+    let private = Private::beside(path)?;
+    let new = private.0.join("s");
+    let listener = UnixListener::bind(&new)?;
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o600))?;
+    match fs::hard_link(&new, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            expect_stale(path)?;
+            let old = private.0.join("old");
+            fs::rename(path, &old)?;
+            // Of two that start at once, one may have moved away what the other has just put there.
+            if let Err(error) = expect_stale(&old) {
+                let _ = fs::hard_link(&old, path);
                 return Err(error);
             }
-            fs::remove_file(path)?;
-            UnixListener::bind(path)?
+            fs::hard_link(&new, path)?;
         }
-        bound => bound?,
+        linked => linked?,
+    }
+    let metadata = fs::symlink_metadata(&new)?;
+    let name = Name {
+        path: path.to_owned(),
+        identity: (metadata.dev(), metadata.ino()),
     };
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    Ok((listener, name))
+}
+
+/// Fails unless a path is a socket that nobody listens at.
+fn expect_stale(path: &Path) -> io::Result<()> {
+    let refused = |why: &str| Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+    if !fs::symlink_metadata(path)?.file_type().is_socket() {
+        return refused("a file that is no socket is there, and stays: expected a path of its own");
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+        Ok(_) => refused("a running process answers there: expected a path of its own"),
+        Err(error) => Err(io::Error::new(
+            error.kind(),
+            format!("a socket is there, and whether anybody answers is not known: {error}"),
+        )),
+    }
 }

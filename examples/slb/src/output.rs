@@ -1,0 +1,155 @@
+//! The files that a command writes.
+//!
+//! A file that is named for output replaces one of the same kind, as other tools do it. It never replaces a
+//! file that the command reads, one that the command writes already, or one of another kind, by whatever
+//! name: links are followed, and files are told apart by device and inode.
+
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use crate::Failure;
+
+/// What a file is to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// A capture: it replaces an empty file or a capture.
+    Capture,
+    /// Text: it replaces any file that is not read.
+    Text,
+}
+
+/// An output: the option that names it, and the file.
+pub(crate) type Output<'a> = (&'a str, &'a Path);
+
+/// What tells files apart: the device, and the inode on it.
+type Identity = (u64, u64);
+
+/// Opens all outputs of a command that reads the files `read`; each is empty then.
+///
+/// # Errors
+/// Bad usage, where an output is a file that is read, another output, or a file of another kind. Nothing is
+/// changed then.
+pub(crate) fn create_all(
+    read: &[&Path],
+    outputs: &[Output<'_>],
+    content: Content,
+) -> Result<Vec<File>, Failure> {
+    let mut known = identities(read);
+    // All of them before the first is changed.
+    let mut others = known.clone();
+    for &output in outputs {
+        check_present(output, &mut others, content)?;
+    }
+    let files = outputs.iter().map(|&output| open(output, &mut known));
+    files.collect()
+}
+
+/// Opens the output of a command that reads the files `read`.
+///
+/// # Errors
+/// As of [`create_all`].
+pub(crate) fn create(
+    read: &[&Path],
+    output: Output<'_>,
+    content: Content,
+) -> Result<File, Failure> {
+    let mut known = identities(read);
+    check_present(output, &mut known.clone(), content)?;
+    open(output, &mut known)
+}
+
+/// The identities of the files that a command reads, and what messages call them.
+fn identities(read: &[&Path]) -> Vec<(Identity, String)> {
+    let known = read.iter().filter_map(|path| {
+        // A file that cannot be asked for cannot be read either, and its reader says so.
+        let metadata = fs::metadata(path).ok()?;
+        Some((
+            identity(&metadata)?,
+            format!("{}, which is read", path.display()),
+        ))
+    });
+    known.collect()
+}
+
+/// Checks an output whose file is there already.
+fn check_present(
+    output: Output<'_>,
+    known: &mut Vec<(Identity, String)>,
+    content: Content,
+) -> Result<(), Failure> {
+    let Ok(metadata) = fs::metadata(output.1) else {
+        return Ok(());
+    };
+    check(output, &metadata, known)?;
+    check_content(output, &metadata, content)
+}
+
+fn open((option, path): Output<'_>, known: &mut Vec<(Identity, String)>) -> Result<File, Failure> {
+    let failed =
+        |error: io::Error| Failure::failed(format!("{option} {}: {error}", path.display()));
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false);
+    let file = options.open(path).map_err(failed)?;
+    // What was opened may be another file than the one that was there a moment ago.
+    let metadata = file.metadata().map_err(failed)?;
+    check((option, path), &metadata, known)?;
+    if metadata.is_file() {
+        file.set_len(0).map_err(failed)?;
+    }
+    Ok(file)
+}
+
+/// The identity of a regular file; devices and pipes can be read and written at once.
+fn identity(metadata: &Metadata) -> Option<Identity> {
+    metadata.is_file().then(|| (metadata.dev(), metadata.ino()))
+}
+
+/// Checks that an output is none of the known files, and makes it one.
+fn check(
+    (option, path): Output<'_>,
+    metadata: &Metadata,
+    known: &mut Vec<(Identity, String)>,
+) -> Result<(), Failure> {
+    let Some(own) = identity(metadata) else {
+        return Ok(());
+    };
+    if let Some((_, other)) = known.iter().find(|(identity, _)| *identity == own) {
+        return Err(Failure::usage(format!(
+            "{option} {}: is the same file as {other}: expected a file of its own",
+            path.display()
+        )));
+    }
+    known.push((own, format!("{option} {}", path.display())));
+    Ok(())
+}
+
+/// Checks that a file which is there may be replaced.
+fn check_content(
+    (option, path): Output<'_>,
+    metadata: &Metadata,
+    content: Content,
+) -> Result<(), Failure> {
+    if content == Content::Text || !metadata.is_file() || metadata.len() == 0 {
+        return Ok(());
+    }
+    let mut first = [0; 4];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut first));
+    if read.is_ok() && is_capture(first) {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "{option} {}: is a file that holds no capture: expected a new file, or a capture to replace",
+        path.display()
+    )))
+}
+
+/// Whether a file that begins so is a capture: pcap in either byte order, with micro- or nanoseconds, or
+/// modified (`wiretap/libpcap.h`); or pcapng (its section header block).
+fn is_capture(first: [u8; 4]) -> bool {
+    const PCAP: [u32; 3] = [0xa1b2_c3d4, 0xa1b2_3c4d, 0xa1b2_cd34];
+    const PCAPNG: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
+    let magic = [u32::from_be_bytes(first), u32::from_le_bytes(first)];
+    first == PCAPNG || magic.iter().any(|magic| PCAP.contains(magic))
+}

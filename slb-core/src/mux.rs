@@ -242,7 +242,8 @@ impl<S> fmt::Debug for Mux<'_, S> {
 #[derive(Clone, Copy, Debug)]
 struct Lane {
     packet: Packet,
-    /// The hash that chooses the backend.
+    /// The hash that chooses the backend, and from then on the one that the outer source port is
+    /// made of: the same, unless the distribution mode leaves parts of the tuple out.
     hash: u64,
     /// The hash of the flow table.
     flow_hash: u64,
@@ -389,6 +390,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let slot = table_index - rule.first_slot();
         let hash = lane.hash;
         seen.step(lane.frame.into(), Step::Hashed { hash, slot });
+        if rule.mask != u64::MAX {
+            lane.hash = full_hash(snapshot, &lane.packet);
+        }
         match &self.tables.flows {
             Some(flows) => lane.flow_hash = pin::hash(flows, &lane.packet),
             None => snapshot.prefetch_slot(table_index),
@@ -523,6 +527,13 @@ impl Default for Run {
     fn default() -> Self {
         Self::of(u32::MAX)
     }
+}
+
+/// The hash of all of a packet's tuple, where the distribution mode counts less of it: what the
+/// outer source port is made of, so that the fabric spreads the flows of one client.
+#[inline(never)]
+fn full_hash(snapshot: &Snapshot<'_>, packet: &Packet) -> u64 {
+    snapshot.hash(packet, u64::MAX)
 }
 
 /// Gives a frame a verdict that ends its way.

@@ -17,7 +17,8 @@
 //!   tuples the protocol is left out, so that it is the value that the NIC computes.
 //!
 //! Slot of a table of `size`: `(hash >> 32) * size >> 32`. The outer UDP source port takes the
-//! low 14 bits, so it does not depend on the slot.
+//! low 14 bits of the hash of the whole tuple, whatever the distribution mode leaves out, so it does
+//! not depend on the slot.
 //!
 //! A hash is computed from little-endian *words* of the message, which is what loading the
 //! header's bytes gives on a little-endian machine; on a big-endian one the loads swap.

@@ -15,7 +15,7 @@ use slb_core::{DropReason, Frame, HEADROOM, Instant, Key, Mux, Verdict};
 use slb_fuzz::VIP;
 
 const BACKENDS: usize = 8;
-const IDLE: Duration = Duration::from_secs(240);
+const IDLE: Duration = Duration::from_secs(600);
 
 #[derive(Clone, Debug, TypeGenerator)]
 enum Operation {
@@ -143,13 +143,13 @@ struct Pinned {
 }
 
 impl Pinned {
-    /// Whether it may be forgotten: a half-open one after some 28 seconds; others after their idle
+    /// Whether it may be forgotten: a half-open one after four minutes; others after their idle
     /// timeout. The wheel is a few seconds coarse.
     fn may_be_forgotten(&self, now: Instant) -> bool {
         let least = if self.is_established {
             IDLE
         } else {
-            Duration::from_secs(28)
+            Duration::from_secs(240)
         };
         now.since(self.last) + Duration::from_secs(5) >= least
     }

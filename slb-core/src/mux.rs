@@ -258,8 +258,9 @@ struct Lane {
     len: u32,
     /// Its place in the burst.
     frame: u8,
-    /// Whether it is an ICMP error about a flow: `packet` then has the flow's tuple.
-    is_error: bool,
+    /// Whether it goes where its flow goes, and leaves that as it is: an ICMP error, of which
+    /// `packet` has the flow's tuple, or a later fragment.
+    only_follows: bool,
 }
 
 impl Lane {
@@ -273,7 +274,7 @@ impl Lane {
         first_backend: 0,
         len: 0,
         frame: 0,
-        is_error: false,
+        only_follows: false,
     };
 }
 
@@ -325,7 +326,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             };
             lane.len = frame.len() as u32;
             lane.frame = index as u8;
-            lane.is_error = false;
+            lane.only_follows = false;
             received.add(frame.len());
             let found = match lane.packet.read(frame.bytes()) {
                 Read::Ip if lane.packet.is_plain() => {

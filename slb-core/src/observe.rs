@@ -57,7 +57,7 @@ pub enum FlowStep {
     Miss,
     /// It is pinned from now on.
     Pinned,
-    /// It is pinned from now on, in the place of a half-open flow.
+    /// It is pinned from now on, in the place of a half-open or closing flow.
     PinnedByEviction,
     /// There is no place to pin it.
     Refused,

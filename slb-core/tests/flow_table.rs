@@ -72,13 +72,15 @@ enum Operation {
 }
 
 /// Whatever is found was put there and is not past its deadline; whatever was put there and has
-/// to be found, is. Only half-open flows may be missing before their time, and only by eviction.
+/// to be found, is. Only half-open and closing flows may be missing before their time, and only by
+/// eviction.
 #[test]
 fn agrees_with_a_map() {
     bolero::check!()
         .with_type::<(u8, Vec<Operation>)>()
         .for_each(|(buckets, operations)| {
             let mut table = table(1 + usize::from(*buckets) % 40);
+            // Value, deadline, and whether it may be evicted.
             let mut model: HashMap<u8, (u32, u64, bool)> = HashMap::new();
             let mut now = 1;
             for &operation in operations {
@@ -105,8 +107,8 @@ fn agrees_with_a_map() {
                                 model.insert(flow, (value, deadline, half_open));
                             }
                             if inserted == Inserted::Evicted {
-                                model.retain(|&flow, &mut (_, _, half_open)| {
-                                    !half_open || table.find(&key_of(flow)).is_some()
+                                model.retain(|&flow, &mut (_, _, may_go)| {
+                                    !may_go || table.find(&key_of(flow)).is_some()
                                 });
                             }
                         }
@@ -126,7 +128,7 @@ fn agrees_with_a_map() {
                             table.update(found, timeout, |_| state);
                             let entry = model.get_mut(&flow).unwrap();
                             entry.1 = now + u64::from(seconds % 1800 != 0) * deadline(timeout);
-                            entry.2 = false;
+                            entry.2 = closing;
                         }
                     }
                     Operation::SetValue { flow, value } => {
@@ -253,6 +255,55 @@ fn a_syn_flood_evicts_no_established_flow() {
         })
         .count();
     assert_eq!(pinned, 1000);
+}
+
+#[test]
+fn closing_flows_make_room_after_half_open_ones_and_established_ones_never() {
+    let mut table = table(1);
+    let states = |table: &Table<'_, u64>| -> Vec<(u32, FlowState)> {
+        let mut all: Vec<_> = table.iter().map(|flow| (flow.value, flow.state)).collect();
+        all.sort_by_key(|&(flow, _)| flow);
+        all
+    };
+    let (open, over) = (FlowState::Established, FlowState::Closing);
+    pin(&mut table, 0, open, ticks(240));
+    pin(&mut table, 1, over, ticks(240));
+    pin(&mut table, 2, FlowState::HalfOpen, ticks(300));
+    for (flow, state, inserted) in [
+        (3, over, Inserted::Evicted),                // the half-open one's place
+        (4, FlowState::HalfOpen, Inserted::Evicted), // the older closing one's
+        (5, open, Inserted::Evicted),                // the half-open one's
+        (6, open, Inserted::Evicted),                // the last closing one's
+        (7, open, Inserted::Refused),
+        (8, over, Inserted::Refused),
+        (9, FlowState::HalfOpen, Inserted::Refused),
+    ] {
+        table.advance(at(u64::from(flow)));
+        assert_eq!(pin(&mut table, flow, state, ticks(240)), inserted, "{flow}");
+        if flow == 4 {
+            let half_open = FlowState::HalfOpen;
+            assert_eq!(states(&table), [(0, open), (3, over), (4, half_open)]);
+        }
+    }
+    assert_eq!(states(&table), [(0, open), (5, open), (6, open)]);
+    assert_eq!(table.stats().evicted, 4);
+}
+
+#[test]
+fn flows_that_are_over_leave_their_places_to_new_ones() {
+    let mut table = table(1000);
+    for flow in 0..10_000 {
+        assert_ne!(
+            pin(&mut table, flow, FlowState::Closing, ticks(240)),
+            Inserted::Refused
+        );
+    }
+    for flow in 10_000..11_000 {
+        pin(&mut table, flow, FlowState::Established, ticks(240));
+    }
+    for flow in 10_000..11_000 {
+        assert!(table.find(&key(flow)).is_some(), "flow {flow}");
+    }
 }
 
 #[test]

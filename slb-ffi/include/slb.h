@@ -860,7 +860,7 @@ typedef struct slb_stats {
      */
     uint64_t flows_expired;
     /**
-     * Half-open ones that had to make room.
+     * Half-open and closing ones that had to make room.
      */
     uint64_t flows_evicted;
     /**

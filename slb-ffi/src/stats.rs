@@ -39,7 +39,7 @@ pub struct slb_stats {
     pub flows_made: u64,
     /// Gone because their time ran out.
     pub flows_expired: u64,
-    /// Half-open ones that had to make room.
+    /// Half-open and closing ones that had to make room.
     pub flows_evicted: u64,
     /// Those without a place.
     pub flows_refused: u64,

@@ -338,7 +338,7 @@ fn flow_text(step: FlowStep) -> &'static str {
         FlowStep::Hit(FlowState::Closing) => "pinned, closing",
         FlowStep::Miss => "not pinned, and this packet pins none",
         FlowStep::Pinned => "new: pinned to Maglev's choice from now on",
-        FlowStep::PinnedByEviction => "new: pinned in the place of a half-open flow",
+        FlowStep::PinnedByEviction => "new: pinned in the place of a half-open or closing flow",
         FlowStep::Refused => "new: the table is full, so Maglev chooses each time",
         FlowStep::Repinned => "pinned to a backend that is gone or takes no new ones: pinned anew",
         _ => "?",

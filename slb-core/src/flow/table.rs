@@ -14,10 +14,11 @@
 //! something is displaced: one line in the common case, two at most. `displaced` goes down again
 //! as flows leave, so there are no tombstones and nothing decays.
 //!
-//! Full in both, an insert moves another flow to its other bucket, else evicts a half-open flow.
-//! An established flow may have up to three others move, each making room for the next, before
-//! it is refused. A half-open flow touches 8 buckets at most, an established one 80. Established
-//! flows are never evicted, and half-open ones get at most half of the places.
+//! Full in both, an insert moves another flow to its other bucket, else evicts a transitory flow:
+//! a half-open one, or else a closing one. An established flow may have up to three others move,
+//! each making room for the next, before it is refused. A half-open flow touches 8 buckets at
+//! most, an established one 80. Established flows are never evicted, and half-open ones get at
+//! most half of the places.
 //!
 //! Expiry: a flow past its deadline is absent for lookups at once, and its place is free for
 //! inserts; a sweep of a few buckets per call collects the rest. Deadlines are 12-bit ticks, so
@@ -69,9 +70,9 @@ const _: () = assert!(SWEEP_OVERDUE + Ticks::MAX.0 as u32 <= AHEAD as u32);
 pub enum FlowState {
     /// Only SYNs so far: the first to be evicted.
     HalfOpen = 1,
-    /// Anything but a SYN was seen; UDP at once.
+    /// Anything but a SYN was seen; UDP at once. Never evicted.
     Established = 2,
-    /// FIN or RST was seen.
+    /// FIN or RST was the last that was seen: evicted where no half-open flow can be.
     Closing = 3,
 }
 
@@ -175,6 +176,12 @@ const fn is_half_open(meta: u16) -> bool {
     meta >> STATE_SHIFT == FlowState::HalfOpen as u16
 }
 
+/// Whether there is a flow that may be evicted.
+#[inline]
+const fn is_transitory(meta: u16) -> bool {
+    is_half_open(meta) || meta >> STATE_SHIFT == FlowState::Closing as u16
+}
+
 #[inline]
 const fn pack(state: FlowState, protocol: FlowProtocol, deadline: u32) -> u16 {
     (state as u16) << STATE_SHIFT
@@ -224,7 +231,7 @@ pub enum Probe {
 pub enum Inserted {
     /// It has a place.
     Pinned,
-    /// It has the place of a half-open flow, which was forgotten.
+    /// It has the place of a half-open or closing flow, which was forgotten.
     Evicted,
     /// There is no place for it.
     Refused,
@@ -237,7 +244,7 @@ pub struct FlowStats {
     pub made: u64,
     /// Flows gone because their time ran out.
     pub expired: u64,
-    /// Half-open flows that had to make room.
+    /// Half-open and closing flows that had to make room.
     pub evicted: u64,
     /// Flows that found no place.
     pub refused: u64,
@@ -537,7 +544,7 @@ impl<'m, A: Addresses> Table<'m, A> {
     }
 
     /// A free place in either bucket, made by so many moves of other flows, and, where that is
-    /// allowed, by forgetting a half-open one.
+    /// allowed, by forgetting a transitory one.
     fn make_room(
         &mut self,
         primary: usize,
@@ -563,7 +570,7 @@ impl<'m, A: Addresses> Table<'m, A> {
         if let Some(place) = self.reclaim(index) {
             return Some(place);
         }
-        if evict && let Some(place) = self.evict_half_open(index) {
+        if evict && let Some(place) = self.evict(index, is_transitory) {
             return Some(place);
         }
         let moves = moves.checked_sub(1)?;
@@ -618,21 +625,26 @@ impl<'m, A: Addresses> Table<'m, A> {
 
     /// The place of a half-open flow in either bucket, which is forgotten.
     fn replace_half_open(&mut self, primary: usize, secondary: usize) -> Option<(usize, usize)> {
-        if let Some(place) = self.evict_half_open(primary) {
+        if let Some(place) = self.evict(primary, is_half_open) {
             return Some((primary, place));
         }
         let secondary = self.may_displace(primary, secondary).then_some(secondary)?;
-        Some((secondary, self.evict_half_open(secondary)?))
+        Some((secondary, self.evict(secondary, is_half_open)?))
     }
 
-    /// Forgets the half-open flow of a bucket whose time is nearest to its end.
-    fn evict_half_open(&mut self, index: usize) -> Option<usize> {
+    /// Forgets one of the flows of a bucket that `may_go`: half-open ones before others, so that a
+    /// flood of SYNs makes room for itself first, and of these the one whose time is nearest to its
+    /// end.
+    fn evict(&mut self, index: usize, may_go: fn(u16) -> bool) -> Option<usize> {
         let bucket = self.buckets.get(index)?;
-        let left =
-            |place: &usize| bucket.meta[*place].wrapping_sub(self.now as u16) & DEADLINE_BITS;
+        let order = |place: &usize| {
+            let meta = bucket.meta[*place];
+            let left = meta.wrapping_sub(self.now as u16) & DEADLINE_BITS;
+            (!is_half_open(meta), left)
+        };
         let place = (0..SLOTS)
-            .filter(|&place| is_half_open(bucket.meta[place]))
-            .min_by_key(left)?;
+            .filter(|&place| may_go(bucket.meta[place]))
+            .min_by_key(order)?;
         self.vacate(index, place);
         self.stats.evicted += 1;
         Some(place)

@@ -2,11 +2,17 @@
 //!
 //! | what comes | what is done |
 //! |---|---|
-//! | a packet of a pinned flow | its backend, healthy or not |
+//! | a segment of a pinned TCP flow | its backend, healthy or not |
+//! | a packet of any other pinned flow | its backend, unless that is unhealthy: then Maglev's choice, pinned anew |
 //! | the backend is gone, or a SYN comes and the backend gets no new flows of the rule | Maglev's choice, pinned anew |
 //! | SYN, no flow | Maglev's choice, pinned half-open |
 //! | anything else, no flow | Maglev's choice, pinned established (it began at another mux) |
-//! | FIN or RST, or an ICMP error, no flow | Maglev's choice, not pinned |
+//! | FIN or RST, an ICMP error or a later fragment, no flow | Maglev's choice, not pinned |
+//!
+//! A FIN or RST makes a flow closing, and any other segment but a SYN makes it established again:
+//! without sequence numbers a forged RST looks like a true one, and only what follows tells.
+
+use core::time::Duration;
 
 use super::Lane;
 use crate::flow::table::{Found, Inserted, Probe};
@@ -19,11 +25,9 @@ use crate::stats::{BackendCounters, RuleCounters};
 use crate::wire::protocol;
 use crate::wire::tcp::Flags;
 
-/// Flows that only sent SYNs are forgotten after some 30 s.
-const HALF_OPEN: Ticks = Ticks(28);
-/// Flows that sent FIN or RST, after a minute without a packet: their last segments may come
-/// again (RFC 9293 §3.6.1: TIME-WAIT).
-const CLOSING: Ticks = Ticks(56);
+/// How long half-open and closing flows last without a packet: 4 minutes (RFC 5382 §5, REQ-5), or
+/// the rule's idle timeout where that is shorter. The table evicts them sooner where it is full.
+const TRANSITORY: Ticks = Ticks::from_duration(Duration::from_secs(240));
 
 /// The flow table, and what pinning reads and counts beside it.
 pub(super) struct Pinner<'a, 's, 'm> {
@@ -162,8 +166,13 @@ fn pinned<A: Addresses>(
     let Counters { snapshot, .. } = counters;
     let packet = &lane.packet;
     let index = snapshot.backend_index(BackendId::from_value(table.value(found)));
-    let stays =
-        index.filter(|&index| !packet.opens() || snapshot.gets_new_flows(lane.rule, packet, index));
+    let stays = index.filter(|&index| {
+        if packet.protocol == protocol::TCP {
+            !packet.opens() || snapshot.gets_new_flows(lane.rule, packet, index)
+        } else {
+            lane.only_follows || snapshot.keeps_flows(lane.rule, index)
+        }
+    });
     let index = match stays {
         Some(index) => {
             seen.step(
@@ -182,10 +191,10 @@ fn pinned<A: Addresses>(
             index
         }
     };
-    if !lane.is_error {
+    if !lane.only_follows {
         let idle = snapshot
             .rule(lane.rule)
-            .map_or(CLOSING, |rule| rule.idle_timeout);
+            .map_or(TRANSITORY, |rule| rule.idle_timeout);
         let before = table.state(found);
         table.update_with(found, |state| {
             let state = next_state(state, packet);
@@ -238,7 +247,7 @@ fn unpinned<A: Addresses>(
     let (Some(backend), Some(rule)) = (snapshot.backend(index), snapshot.rule(lane.rule)) else {
         return NO_BACKEND;
     };
-    if lane.is_error || packet.flags.intersects(Flags::FIN.with(Flags::RST)) {
+    if lane.only_follows || packet.flags.intersects(Flags::FIN.with(Flags::RST)) {
         seen.step(lane.frame.into(), Step::Flow(FlowStep::Miss));
         return index;
     }
@@ -292,18 +301,15 @@ fn next_state(state: FlowState, packet: &Packet) -> FlowState {
         } else {
             state
         }
-    } else if state == FlowState::HalfOpen {
-        FlowState::Established
     } else {
-        state
+        FlowState::Established
     }
 }
 
 #[inline]
 fn timeout(state: FlowState, idle: Ticks) -> Ticks {
     match state {
-        FlowState::HalfOpen => HALF_OPEN.min(idle),
+        FlowState::HalfOpen | FlowState::Closing => TRANSITORY.min(idle),
         FlowState::Established => idle,
-        FlowState::Closing => CLOSING.min(idle),
     }
 }

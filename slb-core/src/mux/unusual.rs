@@ -34,6 +34,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if let Some(reason) = packet.shape.fault {
             return Err(Verdict::Drop(reason));
         }
+        lane.only_follows = packet.shape.part == Part::Later;
         if packet.shape.part != Part::Whole && packet.has_ports() {
             return self.classify_fragment(lane, by_address, seen);
         }
@@ -103,7 +104,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             let flow = packet.quoted_flow(frame.bytes()).ok_or(unmatched)?;
             seen.step(lane.frame.into(), Step::QuotedFlow(flow.tuple()));
             lane.packet = flow;
-            lane.is_error = true;
+            lane.only_follows = true;
             let RuleMatch::Rule(index) = self.snapshot.classify(&flow) else {
                 return Err(unmatched);
             };
@@ -150,7 +151,7 @@ pub(super) fn report(
         IcmpError::TooBig(inner_mtu)
     };
     // Of an ICMP error the lane has the quoted flow's tuple, and errors are not answered anyway.
-    let may_be_told = !lane.is_error && reply::may_be_told(frame.bytes(), packet);
+    let may_be_told = !lane.only_follows && reply::may_be_told(frame.bytes(), packet);
     if !may_be_told || !answers.allow() {
         return Verdict::Drop(error.reason());
     }
@@ -180,7 +181,7 @@ pub(super) fn refuse(
     let no_backend = Verdict::Drop(DropReason::NoBackend);
     let wanted = snapshot.terms(lane.rule).is_some_and(|terms| terms.reset);
     let is_segment = packet.protocol == protocol::TCP && packet.shape.part == Part::Whole;
-    if !wanted || !is_segment || lane.is_error {
+    if !wanted || !is_segment || lane.only_follows {
         return no_backend;
     }
     let (Some(numbers), Some(link)) = (

@@ -375,6 +375,18 @@ impl Snapshot<'_> {
         }
     }
 
+    /// Whether a backend keeps the flows of a rule that it has, where their protocol knows no
+    /// connections: an unhealthy one loses them to others, a draining one does not. The one backend
+    /// of an inbound NAT rule or a SNAT port keeps them whatever its health.
+    #[inline]
+    pub(crate) fn keeps_flows(&self, rule: u32, backend: u32) -> bool {
+        let is_unhealthy = self
+            .backend(backend)
+            .is_some_and(CompiledBackend::is_unhealthy);
+        let has_others = |terms: &CompiledTerms| terms.kind == RuleKind::Balance;
+        !is_unhealthy || !self.terms(rule).is_some_and(has_others)
+    }
+
     /// Starts loading a Maglev slot.
     #[inline]
     pub(crate) fn prefetch_slot(&self, table_index: usize) {

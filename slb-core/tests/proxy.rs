@@ -197,11 +197,13 @@ fn link(from: IpAddr, to: IpAddr) -> etherparse::PacketBuilderStep<etherparse::I
 }
 
 fn tcp(from: Endpoint, to: Endpoint, flags: &str) -> Vec<u8> {
-    let mut step = link(from.0, to.0).tcp(from.1, to.1, 1000, 4096);
+    // Both ends begin at 1000: a RST has the number that is expected behind the SYN.
+    let sequence = if flags.contains('R') { 1001 } else { 1000 };
+    let mut step = link(from.0, to.0).tcp(from.1, to.1, sequence, 4096);
     for flag in flags.chars() {
         step = match flag {
             'S' => step.syn(),
-            'A' => step.ack(2000),
+            'A' => step.ack(1001),
             'F' => step.fin(),
             'R' => step.rst(),
             other => unreachable!("{other}"),
@@ -922,7 +924,12 @@ fn least_connections_goes_by_what_is_live_and_by_weight() {
         give(&mut proxy, FRONTEND, &tcp(client, at(VIP, 80), "RA"));
         give(&mut proxy, BACKEND, &tcp(backend, client, "RA"));
     }
-    let later = NOW + Duration::from_secs(60);
+    // The others are used in the meantime.
+    let soon = NOW + Duration::from_secs(200);
+    for (&client, _) in sessions.iter().filter(|(_, to)| to.0 != server(1)) {
+        give_at(&mut proxy, soon, FRONTEND, &tcp(client, at(VIP, 80), "A"));
+    }
+    let later = NOW + Duration::from_secs(300);
     for step in 0..64 {
         proxy.advance(later + Duration::from_millis(step * 40), &mut Burst::new());
     }

@@ -45,18 +45,11 @@ impl Span {
     }
 }
 
-/// A SYN without its answer: a minute, in which Linux sends it six times.
-const HALF_OPEN: Span = Span::from_secs(60);
-/// One end, or both, sent FIN: two minutes, twice the segment's lifetime that stacks use.
-const CLOSING: Span = Span::from_secs(120);
-/// A RST went by: what is on its way still arrives.
-const RESET: Span = Span::from_secs(10);
-/// UDP, from one side only so far.
-const UNANSWERED: Span = Span::from_secs(120); // RFC 4787 §4.3 REQ-5: no less
-/// UDP, from both.
-const UDP: Span = Span::from_secs(240);
-/// ICMP echo (RFC 5508 §3.2 REQ-1: no less).
-const ECHO: Span = Span::from_secs(60);
+/// TCP that is not established yet, or not any more. A RST may be lost between here and its
+/// receiver, so a reset connection lasts as long (RFC 7857 §2.2).
+const TRANSITORY: Span = Span::from_secs(240); // RFC 5382 §5 REQ-5: no less
+/// ICMP echo.
+const ECHO: Span = Span::from_secs(60); // RFC 5508 §3.2 REQ-1: no less
 
 /// What one side calls a connection: the tuple of the packets that come from there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,11 +225,11 @@ impl<A: Addresses> Connection<A> {
 
     #[inline]
     pub(super) fn is_free(&self) -> bool {
-        self.sequences.state == 0
+        self.sequences.is_free()
     }
 
     pub(super) fn free(&mut self, next: u32) {
-        self.sequences.state = 0;
+        self.sequences.free();
         self.deadline = next;
     }
 
@@ -252,11 +245,7 @@ impl<A: Addresses> Connection<A> {
     /// How far it has come.
     #[inline]
     pub(crate) fn state(&self) -> ConnectionState {
-        let place = usize::from(self.sequences.state).wrapping_sub(1);
-        ConnectionState::ALL
-            .get(place)
-            .copied()
-            .unwrap_or(ConnectionState::Closed)
+        self.sequences.state()
     }
 
     /// What the packets that come from one side are called.
@@ -363,7 +352,7 @@ impl<A: Addresses> Connection<A> {
         if let Some(syn) = syn {
             self.sequences.open(self.opener(), syn);
         }
-        self.sequences.state = ConnectionState::SynSent as u8;
+        self.sequences.set_state(ConnectionState::SynSent);
         self.deadline = now.wrapping_add(self.timeout().0.into());
     }
 
@@ -382,26 +371,19 @@ impl<A: Addresses> Connection<A> {
             }
             None => before,
         };
-        self.sequences.state = state as u8;
-        if !(before.is_over() && state.is_over()) {
-            self.deadline = now.wrapping_add(self.timeout().0.into());
-        }
+        self.sequences.set_state(state);
+        self.deadline = now.wrapping_add(self.timeout().0.into());
     }
 
-    /// How long it may be without a packet in its present state.
+    /// How long the connection may be without a packet in its present state.
     #[inline]
     fn timeout(&self) -> Span {
         use ConnectionState::*;
-        let idle = Span(self.idle);
         match (self.sequences.protocol, self.state()) {
-            (protocol::TCP, Established) => idle,
-            (protocol::TCP, SynSent | SynReceived) => HALF_OPEN.min(idle),
-            (_, FinWaitInward | FinWaitOutward | TimeWait) => CLOSING.min(idle),
-            (_, Closed) => RESET,
-            (protocol::UDP, SynSent) => UNANSWERED.min(idle),
-            (protocol::UDP, _) => UDP.min(idle),
-            (protocol::ICMP | protocol::ICMPV6, _) => ECHO.min(idle),
-            _ => idle,
+            (protocol::TCP, SynSent | SynReceived | TimeWait | Closed) => TRANSITORY,
+            (protocol::ICMP | protocol::ICMPV6, _) => ECHO,
+            // Half-closed ones too: the other end may send for as long as it likes.
+            _ => Span(self.idle),
         }
     }
 }

@@ -432,13 +432,15 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             connection.note(now, direction, segment);
         }
         let state = connection.state();
-        if before == ConnectionState::SynSent && direction != connection.opener() {
-            note_answer(
-                snapshot,
-                connection,
-                &mut tables.backends,
-                lane.error.is_some(),
-            );
+        let may_answer = before == ConnectionState::SynSent || before != state;
+        if may_answer && direction != connection.opener() {
+            let is_error = lane.error.is_some();
+            let states = (before, state);
+            let begins_anew =
+                note_answer(snapshot, connection, &mut tables.backends, states, is_error);
+            if begins_anew && let Some(counters) = tables.rules.get_mut(connection.rule()) {
+                counters.flows += 1;
+            }
         }
         seen.step(
             lane.frame.into(),

@@ -5,12 +5,16 @@
 //!    closed ------------> SynSent ----------> SynReceived ------> Established
 //!
 //!    Established -- FIN of one end --> FinWait -- FIN of the other --> TimeWait
-//!    any         -- RST that its receiver takes --> Closed
+//!    any         -- RST at the number that its receiver expects --> Closed
+//!    any         -- SYN-ACK that acknowledges a later SYN --> SynReceived
 //! ```
 //!
-//! A RST counts where its receiver would take it: with a sequence number in the window that it
-//! last offered (RFC 9293 §3.10.7.4); an RST from elsewhere changes nothing here either. What each
-//! end expects next is kept, so that a RST of our own is one that it takes (RFC 5961 §3.2).
+//! A RST closes a connection only at the exact number that its receiver expects next (RFC 5961
+//! §3.2). A RST elsewhere changes nothing: its receiver challenges it, and the answer to the
+//! challenge has the exact number.
+//!
+//! A SYN on a connection that exists proves nothing, since anybody can send one. Its number is kept
+//! beside the connection's own, and the connection begins anew when the responder acknowledges it.
 
 use crate::wire::tcp::{Flags, Tcp};
 
@@ -154,6 +158,17 @@ fn window_shift(bytes: &[u8]) -> Option<u8> {
 /// Neither SYN had a window scale, or only one: windows are as they stand.
 const NO_SHIFT: u8 = 15;
 
+/// The bits of [`Sequences::state`] that hold the [`ConnectionState`].
+const STATE: u8 = 0x07;
+/// The window scale of a later SYN, in four bits of the same byte.
+const LATER_SHIFT: u32 = 3;
+/// Whether the number of a later SYN is kept.
+const LATER: u8 = 0x80;
+
+/// The smallest bound on what an end may send beyond what the other has acknowledged, in bytes:
+/// the largest window without a scale, rounded up.
+const LEAST_BOUND: u32 = 1 << 16;
+
 /// What both ends have sent and acknowledged. Index 0 is the end whose segments go inward.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sequences {
@@ -161,13 +176,15 @@ pub(crate) struct Sequences {
     sent: [u32; 2],
     /// The last that it acknowledged: what it expects next.
     acknowledged: [u32; 2],
-    /// The window that it offered last.
-    window: [u16; 2],
-    /// By how much its windows are scaled: four bits each.
-    shifts: u8,
+    /// By how much the end's windows are scaled, in the low four bits. The high four bits, `e`,
+    /// bound the window that it offered last: at most 2^(16 + e) bytes.
+    windows: [u8; 2],
+    /// The low 24 bits, little-endian, of the number that acknowledges a later SYN of the opener.
+    /// The answer brings all 32 bits, so these only have to tell it from other answers.
+    later: [u8; 3],
     // Three bytes of the connection's, which would cost it a second cache line elsewhere.
-    /// A [`ConnectionState`]; zero: nobody's.
-    pub(super) state: u8,
+    /// A [`ConnectionState`] and the later SYN's window scale; zero: the place is free.
+    state: u8,
     pub(super) protocol: u8,
     pub(super) flags: u8,
 }
@@ -176,8 +193,8 @@ impl Sequences {
     pub(crate) const EMPTY: Self = Self {
         sent: [0; 2],
         acknowledged: [0; 2],
-        window: [0; 2],
-        shifts: NO_SHIFT | NO_SHIFT << 4,
+        windows: [NO_SHIFT; 2],
+        later: [0; 3],
         state: 0,
         protocol: 0,
         flags: 0,
@@ -193,40 +210,126 @@ impl Sequences {
         }
     }
 
+    /// Whether the place is free.
+    #[inline]
+    pub(super) fn is_free(&self) -> bool {
+        self.state == 0
+    }
+
+    /// Frees the place.
+    pub(super) fn free(&mut self) {
+        self.state = 0;
+    }
+
+    /// How far the connection has come.
+    #[inline]
+    pub(super) fn state(&self) -> ConnectionState {
+        let place = usize::from(self.state & STATE).wrapping_sub(1);
+        ConnectionState::ALL
+            .get(place)
+            .copied()
+            .unwrap_or(ConnectionState::Closed)
+    }
+
+    #[inline]
+    pub(super) fn set_state(&mut self, state: ConnectionState) {
+        self.state = self.state & !STATE | state as u8;
+    }
+
     /// Starts over with the SYN that goes in `direction`.
     pub(crate) fn open(&mut self, direction: Direction, syn: &Segment) {
         *self = Self {
-            state: self.state,
+            state: self.state & STATE,
             protocol: self.protocol,
             flags: self.flags,
             ..Self::EMPTY
         };
-        self.sent[direction.index()] = syn.end();
-        self.acknowledged[direction.reverse().index()] = syn.sequence;
-        self.set_window(direction, syn);
-        self.set_shift(direction, syn);
+        self.ask(direction, syn);
     }
 
-    fn set_window(&mut self, direction: Direction, segment: &Segment) {
-        self.window[direction.index()] = segment.window;
+    /// Notes what a SYN says that goes in `direction`.
+    fn ask(&mut self, direction: Direction, syn: &Segment) {
+        let (own, other) = (direction.index(), direction.reverse().index());
+        self.sent[own] = syn.end();
+        // Nobody acknowledges less than the SYN.
+        self.acknowledged[other] = syn.sequence.wrapping_add(1);
+        // RFC 7323 §2.2: the window of a SYN itself is not scaled.
+        self.windows[own] = syn.window_shift.unwrap_or(NO_SHIFT);
     }
 
-    fn set_shift(&mut self, direction: Direction, syn: &Segment) {
-        let bits = 4 * direction.index();
+    /// Notes a SYN of the opener's on a connection that exists.
+    fn ask_again(&mut self, state: ConnectionState, opener: Direction, syn: &Segment) {
+        let (own, other) = (opener.index(), opener.reverse().index());
         let shift = syn.window_shift.unwrap_or(NO_SHIFT);
-        self.shifts = self.shifts & !(0xf << bits) | shift << bits;
+        if state != ConnectionState::SynSent {
+            let is_same = state == ConnectionState::SynReceived
+                && self.acknowledged[other] == syn.sequence.wrapping_add(1);
+            if !is_same {
+                self.keep(syn.end(), shift);
+            }
+            return;
+        }
+        let first = self.sent[own];
+        if syn.end() == first {
+            return;
+        }
+        // The later number counts, but the answer to the first may be on its way, or the later SYN
+        // may be forged: either may be answered.
+        if !self.is_kept(first) && (!self.has_kept() || self.is_kept(syn.end())) {
+            self.keep(first, self.windows[own] & 0xf);
+        }
+        self.ask(opener, syn);
     }
 
-    /// How many bytes an end may be sent at once.
+    /// Keeps the number that acknowledges a SYN, and that SYN's window scale.
+    fn keep(&mut self, number: u32, shift: u8) {
+        let [a, b, c, _] = number.to_le_bytes();
+        self.later = [a, b, c];
+        self.state = self.state & STATE | shift << LATER_SHIFT | LATER;
+    }
+
+    fn has_kept(&self) -> bool {
+        self.state & LATER != 0
+    }
+
+    /// Whether a number acknowledges the SYN that is kept.
+    fn is_kept(&self, number: u32) -> bool {
+        let [a, b, c, _] = number.to_le_bytes();
+        self.has_kept() && self.later == [a, b, c]
+    }
+
+    /// Whether a segment to the opener acknowledges its present SYN. A SYN may bring data, of which
+    /// the answer may acknowledge a part (RFC 7413 §4.2.2).
+    fn acknowledges_syn(&self, opener: Direction, segment: &Segment) -> bool {
+        let number = segment.acknowledgement;
+        segment.flags.contains(Flags::ACK)
+            && !after(self.acknowledged[opener.reverse().index()], number)
+            && !after(number, self.sent[opener.index()])
+    }
+
+    /// Begins anew with the SYN-ACK that acknowledges the SYN that is kept.
+    fn begin_anew(&mut self, opener: Direction, answer: &Segment) {
+        self.sent[opener.index()] = answer.acknowledgement;
+        self.windows[opener.index()] = self.state >> LATER_SHIFT & 0xf;
+        self.answer(opener, answer);
+    }
+
+    /// Notes what the SYN-ACK to the opener says.
+    fn answer(&mut self, opener: Direction, answer: &Segment) {
+        let responder = opener.reverse();
+        self.ask(responder, answer);
+        self.acknowledged[responder.index()] = answer.acknowledgement;
+        if self.windows.iter().any(|window| window & 0xf == NO_SHIFT) {
+            self.windows = [0; 2]; // RFC 7323 §1.3: both ends have to send the option
+        }
+        self.state &= STATE;
+    }
+
+    /// The most that an end may be sent beyond what it acknowledged, in bytes: its window rounded
+    /// up.
     #[inline]
-    fn window_of(&self, direction: Direction) -> u32 {
-        let scaled = (self.shifts & 0xf) != NO_SHIFT && (self.shifts >> 4) != NO_SHIFT;
-        let shift = if scaled {
-            self.shifts >> (4 * direction.index()) & 0xf
-        } else {
-            0
-        };
-        u32::from(self.window[direction.index()]) << shift
+    fn bound_of(&self, receiver: Direction) -> u32 {
+        LEAST_BOUND << (self.windows[receiver.index()] >> 4)
     }
 
     /// The sequence number of a RST to the end whose segments go in `direction`, as the other end
@@ -257,18 +360,30 @@ impl Sequences {
         sent.wrapping_sub(sequence) <= in_flight.saturating_add(SLACK)
     }
 
-    /// Whether the receiver of a RST that goes in `direction` takes it.
-    fn is_reset(&self, direction: Direction, segment: &Segment, state: ConnectionState) -> bool {
-        let receiver = direction.reverse();
-        if state == ConnectionState::SynSent && segment.flags.contains(Flags::ACK) {
-            // RFC 9293 §3.10.7.3: the answer to a SYN has to acknowledge it.
-            return segment.acknowledgement == self.sent[receiver.index()];
+    /// Whether a RST that goes in `direction` closes the connection.
+    fn is_reset(
+        &self,
+        state: ConnectionState,
+        opener: Direction,
+        direction: Direction,
+        segment: &Segment,
+    ) -> bool {
+        if direction != opener {
+            if state == ConnectionState::SynSent {
+                // RFC 9293 §3.10.7.3: the answer to a SYN has to acknowledge it.
+                return self.acknowledges_syn(opener, segment);
+            }
+            // A responder that knows of the connection challenges a SYN (RFC 5961 §4.2). One that
+            // refuses it has forgotten the connection.
+            let refuses = segment.flags.contains(Flags::ACK);
+            if refuses && self.is_kept(segment.acknowledgement) {
+                return true;
+            }
         }
-        let offset = segment
-            .sequence
-            .wrapping_sub(self.acknowledged[receiver.index()]);
-        offset <= self.window_of(receiver).max(1)
-            || segment.sequence == self.sent[direction.index()]
+        // What the receiver acknowledged last, or all that was sent to it and that it may have
+        // taken without saying so yet.
+        let expected = self.acknowledged[direction.reverse().index()];
+        segment.sequence == expected || segment.sequence == self.sent[direction.index()]
     }
 
     /// Notes what a segment says that goes in `direction`, as far as it can be true.
@@ -276,16 +391,19 @@ impl Sequences {
     fn note(&mut self, direction: Direction, segment: &Segment) {
         let (own, other) = (direction.index(), direction.reverse().index());
         let end = segment.end();
-        // Data beyond the receiver's window moves nothing: nobody takes it.
+        // Data beyond the receiver's window moves nothing: no receiver takes it.
         let ahead = end.wrapping_sub(self.acknowledged[other]);
-        if after(end, self.sent[own]) && ahead <= self.window_of(direction.reverse()).max(65_535) {
+        if after(end, self.sent[own]) && ahead <= self.bound_of(direction.reverse()) {
             self.sent[own] = end;
         }
         if segment.flags.contains(Flags::ACK) {
             let number = segment.acknowledgement;
             if !after(number, self.sent[other]) && !after(self.acknowledged[own], number) {
                 self.acknowledged[own] = number;
-                self.set_window(direction, segment);
+                let shift = self.windows[own] & 0xf;
+                let window = u32::from(segment.window) << shift;
+                let exponent = (u32::BITS - window.leading_zeros()).saturating_sub(16);
+                self.windows[own] = (exponent as u8) << 4 | shift;
             }
         }
     }
@@ -307,47 +425,60 @@ pub(crate) fn next_state(
     direction: Direction,
     segment: &Segment,
 ) -> ConnectionState {
-    use ConnectionState::*;
-    let flags = segment.flags;
-    if state == Established && !flags.intersects(Flags::SYN.with(Flags::FIN).with(Flags::RST)) {
+    let special = Flags::SYN.with(Flags::FIN).with(Flags::RST);
+    if state == ConnectionState::Established && !segment.flags.intersects(special) {
         sequences.note(direction, segment);
         return state; // nearly every segment
     }
+    next_state_at_the_ends(state, sequences, opener, direction, segment)
+}
+
+/// The same at the beginning and at the end of a connection.
+#[inline(never)]
+fn next_state_at_the_ends(
+    state: ConnectionState,
+    sequences: &mut Sequences,
+    opener: Direction,
+    direction: Direction,
+    segment: &Segment,
+) -> ConnectionState {
+    use ConnectionState::*;
+    let flags = segment.flags;
     if flags.contains(Flags::RST) {
-        return if sequences.is_reset(direction, segment, state) {
+        return if sequences.is_reset(state, opener, direction, segment) {
             Closed
         } else {
             state
         };
     }
     if flags.contains(Flags::SYN) {
-        if direction != opener
-            && flags.contains(Flags::ACK)
-            && matches!(state, SynSent | SynReceived)
-        {
-            let own = direction.index();
-            sequences.sent[own] = segment.end();
-            sequences.acknowledged[opener.index()] = segment.sequence;
-            sequences.acknowledged[own] = segment.acknowledgement;
-            sequences.set_window(direction, segment);
-            sequences.set_shift(direction, segment);
-            return SynReceived;
-        }
-        if direction != opener && state == SynSent {
-            // Simultaneous open (RFC 9293 §3.5): the other end's own SYN.
-            sequences.sent[direction.index()] = segment.end();
-            sequences.acknowledged[opener.index()] = segment.sequence;
-            sequences.set_window(direction, segment);
-            sequences.set_shift(direction, segment);
-        }
-        return state; // the same again, or nothing that either end would take
+        return after_syn(state, sequences, opener, direction, segment);
     }
+    let (own, other) = (direction.index(), direction.reverse().index());
+    let (sent, expected) = (sequences.sent[own], sequences.acknowledged[other]);
+    let is_in_window =
+        segment.end().wrapping_sub(expected) <= sequences.bound_of(direction.reverse());
+    let acknowledges = flags.contains(Flags::ACK)
+        && !after(segment.acknowledgement, sequences.sent[other])
+        && !after(sequences.acknowledged[own], segment.acknowledgement);
     sequences.note(direction, segment);
-    let state = match state {
-        SynReceived if direction == opener && flags.contains(Flags::ACK) => Established,
-        other => other,
+    let state = match (state, direction) {
+        (SynReceived, _) if direction == opener && acknowledges => Established,
+        // Data beyond its own FIN: the FIN was forged.
+        (FinWaitInward, Direction::Inward) | (FinWaitOutward, Direction::Outward)
+            if is_in_window && after(segment.end(), sent) =>
+        {
+            Established
+        }
+        (TimeWait, Direction::Inward) if is_in_window && after(segment.end(), sent) => {
+            FinWaitOutward
+        }
+        (TimeWait, Direction::Outward) if is_in_window && after(segment.end(), sent) => {
+            FinWaitInward
+        }
+        (state, _) => state,
     };
-    if !flags.contains(Flags::FIN) {
+    if !flags.contains(Flags::FIN) || !is_in_window {
         return state;
     }
     match (state, direction) {
@@ -356,6 +487,37 @@ pub(crate) fn next_state(
         (FinWaitInward, Direction::Outward) | (FinWaitOutward, Direction::Inward) => TimeWait,
         (state, _) => state,
     }
+}
+
+/// The state after a SYN or a SYN-ACK.
+fn after_syn(
+    state: ConnectionState,
+    sequences: &mut Sequences,
+    opener: Direction,
+    direction: Direction,
+    segment: &Segment,
+) -> ConnectionState {
+    use ConnectionState::*;
+    if direction == opener {
+        if segment.flags.opens() {
+            sequences.ask_again(state, opener, segment);
+        }
+        return state;
+    }
+    if segment.flags.contains(Flags::ACK) {
+        let is_asked = matches!(state, SynSent | SynReceived);
+        if is_asked && sequences.acknowledges_syn(opener, segment) {
+            sequences.answer(opener, segment);
+            return SynReceived;
+        }
+        if sequences.is_kept(segment.acknowledgement) {
+            sequences.begin_anew(opener, segment);
+            return SynReceived;
+        }
+    } else if state == SynSent {
+        sequences.ask(direction, segment); // simultaneous open (RFC 9293 §3.5)
+    }
+    state // the same again, or nothing that either end would take
 }
 
 /// Whether a SYN that goes in `direction` begins a new connection in the place of one that is
@@ -457,20 +619,21 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_counts_inside_the_window_only() {
+    fn a_reset_counts_at_the_expected_number_only() {
         for (sequence, state) in [
             (500, Established),
             (501, Closed),
-            (1501, Closed),
-            (1502, Established),
+            (502, Established),
+            (600, Established),
+            (601, Closed), // what was sent, and may have been taken without saying so
+            (602, Established),
+            (1501, Established),
             (400_000, Established),
         ] {
             let mut c = Conversation::established();
-            assert_eq!(
-                c.sees(Outward, segment(RST, sequence, 0, 0)),
-                state,
-                "{sequence}"
-            );
+            c.sees(Outward, segment(ACK, 501, 101, 100));
+            let after = c.sees(Outward, segment(RST, sequence, 0, 0));
+            assert_eq!(after, state, "{sequence}");
         }
     }
 
@@ -484,21 +647,27 @@ mod tests {
     #[test]
     fn the_window_is_scaled_where_both_ends_said_so() {
         let scaled = |shift, mut segment: Segment| {
-            segment.window_shift = Some(shift);
+            segment.window_shift = shift;
             segment
         };
-        for (theirs, sequence, state) in [
-            (Some(7), 501 + (1000 << 4), Closed),
-            (None, 501 + 1001, SynReceived),
+        // A window of 1000 << 7 bytes is rounded up to 2^17; without a scale, to 2^16.
+        for (own, theirs, most) in [
+            (Some(7), Some(0), 1 << 17),
+            (Some(7), None, 1 << 16),
+            (None, Some(7), 1 << 16),
+            (None, None, 1 << 16),
         ] {
-            let mut c = Conversation::new(100);
-            c.sequences
-                .open(Inward, &scaled(4, segment(SYN, 100, 0, 0)));
-            let mut answer = segment(SYN.with(ACK), 500, 101, 0);
-            answer.window_shift = theirs;
-            c.sees(Outward, answer);
-            c.sequences.note(Inward, &segment(ACK, 101, 501, 0));
-            assert_eq!(c.sees(Outward, segment(RST, sequence, 0, 0)), state);
+            for (len, is_taken) in [(most, true), (most + 1, false)] {
+                let mut c = Conversation::new(100);
+                c.sequences
+                    .open(Inward, &scaled(own, segment(SYN, 100, 0, 0)));
+                let answer = scaled(theirs, segment(SYN.with(ACK), 500, 101, 0));
+                assert_eq!(c.sees(Outward, answer), SynReceived);
+                assert_eq!(c.sees(Inward, segment(ACK, 101, 501, 0)), Established);
+                c.sees(Outward, segment(ACK, 501, 101, len));
+                let sent = if is_taken { 501 + len } else { 501 };
+                assert_eq!(c.sequences.reset_to(Inward).0, sent, "{own:?} {theirs:?}");
+            }
         }
     }
 

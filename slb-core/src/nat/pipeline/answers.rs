@@ -10,8 +10,9 @@ use crate::service::{RuleMatch, Snapshot};
 use crate::stats::BackendCounters;
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
-    /// Counts a SYN that came again, where the first one was not answered; says whether it is to go to
-    /// another backend, since its own gets no new connections any more.
+    /// Counts a SYN that came again, where the first one was not answered. Says whether the SYN is to
+    /// go to another backend: its connection is none yet or no more, and its own backend gets no new
+    /// ones.
     #[cold]
     pub(super) fn asks_in_vain<A: Table, R: Role>(&mut self, number: u32, lane: &Lane) -> bool {
         let Some(connection) = A::table(&mut self.tables.connections).get(number) else {
@@ -19,11 +20,14 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         };
         let is_asking = connection.state() == ConnectionState::SynSent;
         let from_outside = (Direction::Inward, Direction::Inward);
-        if !is_asking || (connection.opener(), lane.direction) != from_outside {
+        let is_open = !is_asking && !connection.state().is_over();
+        if is_open || (connection.opener(), lane.direction) != from_outside {
             return false;
         }
         let counters = counters_of(&self.snapshot, connection, &mut self.tables.backends);
-        counters.into_iter().for_each(|c| c.failures += 1);
+        counters
+            .into_iter()
+            .for_each(|c| c.failures += u64::from(is_asking));
         if !R::CHOOSES {
             return false;
         }
@@ -36,26 +40,31 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     }
 }
 
-/// Counts the first answer to a connection from outside: the state is that after it.
+/// Counts the first answer to a connection from outside, and a connection that begins anew under
+/// the names of an old one; says whether this one does. `states` are those before and after.
 #[inline(never)]
 pub(super) fn note_answer<A: Rewrite>(
     snapshot: &Snapshot<'_>,
     connection: &Connection<A>,
     backends: &mut [BackendCounters],
+    states: (ConnectionState, ConnectionState),
     is_error: bool,
-) {
-    if connection.opener() != Direction::Inward {
-        return;
-    }
+) -> bool {
+    use ConnectionState::*;
+    let begins_anew = states.1 == SynReceived && states.0 != SynSent;
     let Some(counters) = counters_of(snapshot, connection, backends) else {
-        return;
+        return begins_anew;
     };
-    match connection.state() {
-        ConnectionState::Closed => counters.failures += 1,
-        ConnectionState::SynSent if is_error => counters.failures += 1,
-        ConnectionState::SynSent => {} // of another handshake: nobody takes it
-        _ => counters.accepted += 1,
+    counters.flows += u64::from(begins_anew);
+    if connection.opener() == Direction::Inward {
+        match states {
+            (SynSent, Closed) => counters.failures += 1,
+            (SynSent, SynSent) => counters.failures += u64::from(is_error), // or nobody takes it
+            (SynSent, _) => counters.accepted += 1,
+            _ => counters.accepted += u64::from(begins_anew),
+        }
     }
+    begins_anew
 }
 
 fn counters_of<'b, A: Rewrite>(

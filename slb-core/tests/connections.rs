@@ -1,0 +1,999 @@
+//! How connections of the host agent and the proxy begin, begin anew and end: the numbers and the
+//! timers that count, in each role, family and direction.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use etherparse::{
+    IpNumber, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice,
+};
+use slb_core::nat::ConnectionState::{self, *};
+use slb_core::service::{
+    Backend, Echo, Frontend, FrontendPort, Outbound, Pool, Protocol, ProxyPorts, Rule, Snapshot,
+    Spec, Terms, Underlay, derived_mac,
+};
+use slb_core::wire::ethernet::MacAddress;
+use slb_core::wire::vxlan::Vni;
+use slb_core::{Burst, Frame, HEADROOM, Host, Instant, Key, PortId, Proxy, Verdict};
+
+const KEY: Key = Key::new([5, 6]);
+const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
+/// Of a host agent the fabric, of a proxy the clients.
+const OUTSIDE: PortId = PortId(0);
+/// Of a host agent the vm, of a proxy the backends.
+const INSIDE: PortId = PortId(1);
+const VNI: u32 = 5001;
+/// The idle timeout of every rule.
+const IDLE: u64 = 1800;
+const START: Instant = Instant::from_secs(1_750_000_000);
+
+type Endpoint = (IpAddr, u16);
+
+fn vip(ipv6: bool, number: u8) -> IpAddr {
+    match ipv6 {
+        false => Ipv4Addr::new(20, 20, 20, 100 + number).into(),
+        true => Ipv6Addr::new(0x2001, 0xdb8, 0x20, 0, 0, 0, 0, 0x100 + u16::from(number)).into(),
+    }
+}
+
+fn server(ipv6: bool) -> IpAddr {
+    match ipv6 {
+        false => Ipv4Addr::new(10, 10, 1, 11).into(),
+        true => Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 0x11).into(),
+    }
+}
+
+fn client(ipv6: bool) -> IpAddr {
+    match ipv6 {
+        false => Ipv4Addr::new(198, 51, 100, 7).into(),
+        true => Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, 7).into(),
+    }
+}
+
+fn vm_mac() -> MacAddress {
+    derived_mac(server(false))
+}
+
+/// Two VIPs of each family with rules for TCP, UDP and IPv4's echo. They lead to one server, which may
+/// call out from behind a host agent.
+fn snapshot(is_proxy: bool, tcp_reset: bool) -> Snapshot<'static> {
+    let backends = [false, true].map(|ipv6| {
+        let backend = Backend {
+            name: "one",
+            address: server(ipv6),
+            ..Backend::default()
+        };
+        let at_host = Backend {
+            host: HOST.into(),
+            mac: Some(vm_mac()),
+            port: Some(INSIDE),
+            ..backend
+        };
+        [if is_proxy { backend } else { at_host }]
+    });
+    let pool = |name, backends| Pool {
+        name,
+        vni: Vni::new(VNI).unwrap(),
+        table_size: 3,
+        backends,
+    };
+    let frontend = |name, ipv6, number| Frontend {
+        name,
+        address: vip(ipv6, number),
+        echo: Echo::Answer,
+    };
+    let rule = |name, frontend: usize, protocol, frontend_port, backend_port| Rule {
+        name,
+        frontend,
+        pool: frontend % 2,
+        protocol,
+        frontend_port,
+        backend_port,
+        idle_timeout: Duration::from_secs(IDLE),
+        terms: Terms {
+            tcp_reset,
+            ..Terms::default()
+        },
+        ..Rule::default()
+    };
+    let (tcp, udp, echo) = (Protocol::Tcp, Protocol::Udp, Protocol::Icmp);
+    let outbound = |name, frontends, pool| Outbound {
+        name,
+        frontends,
+        pool,
+        protocol: Protocol::All,
+        ports_per_backend: Some(64),
+        idle_timeout: Duration::from_secs(IDLE),
+        tcp_reset,
+    };
+    let outbounds = [outbound("out4", &[0], 0), outbound("out6", &[1], 1)];
+    let spec = Spec {
+        underlay: Underlay {
+            ipv4: Some(HOST),
+            port: OUTSIDE,
+            ..Underlay::default()
+        },
+        frontends: &[
+            frontend("v4", false, 0),
+            frontend("v6", true, 0),
+            frontend("v4b", false, 1),
+            frontend("v6b", true, 1),
+        ],
+        rules: &[
+            rule("t4", 0, tcp, 80, 8080),
+            rule("t6", 1, tcp, 80, 8080),
+            rule("t4b", 2, tcp, 80, 8080),
+            rule("t6b", 3, tcp, 80, 8080),
+            rule("u4", 0, udp, 53, 53),
+            rule("u6", 1, udp, 53, 53),
+            rule("u4b", 2, udp, 53, 53),
+            rule("u6b", 3, udp, 53, 53),
+            rule("e4", 0, echo, 0, 0),
+            rule("e4b", 2, echo, 0, 0),
+        ],
+        pools: &[pool("p4", &backends[0]), pool("p6", &backends[1])],
+        outbound: if is_proxy { &[] } else { &outbounds },
+        proxy: is_proxy.then_some(ProxyPorts {
+            frontends: &[FrontendPort {
+                port: OUTSIDE,
+                address: None,
+            }],
+            backend: INSIDE,
+            ..ProxyPorts::default()
+        }),
+        ..Spec::default()
+    };
+    Snapshot::boxed(&spec, None).unwrap()
+}
+
+/// Who translates, and whose call it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Proxy,
+    /// A proxy whose frames have a VLAN tag.
+    TaggedProxy,
+    Host,
+    /// A host agent, whose vm calls out.
+    Snat,
+}
+
+const ROLES: [Role; 4] = [Role::Proxy, Role::TaggedProxy, Role::Host, Role::Snat];
+
+/// Every role with every family.
+fn worlds() -> impl Iterator<Item = World> {
+    worlds_with(true)
+}
+
+fn worlds_with(tcp_reset: bool) -> impl Iterator<Item = World> {
+    let families = [false, true];
+    let all = ROLES
+        .into_iter()
+        .flat_map(move |role| families.map(|ipv6| (role, ipv6)));
+    all.map(move |(role, ipv6)| World::new(role, ipv6, tcp_reset))
+}
+
+enum Dut {
+    Proxy(Box<Proxy<'static, Box<Snapshot<'static>>>>),
+    Host(Box<Host<'static, Box<Snapshot<'static>>>>),
+}
+
+/// What became of a packet: where it went, and who sees whom in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen {
+    port: PortId,
+    from: Endpoint,
+    to: Endpoint,
+}
+
+/// One translator, an opener and a responder.
+struct World {
+    dut: Dut,
+    role: Role,
+    ipv6: bool,
+    now: Instant,
+    /// The opener's own name, and whom it calls.
+    asks: (Endpoint, Endpoint),
+    /// The responder's own name, and who calls it.
+    answers: (Endpoint, Endpoint),
+}
+
+/// A segment, as far as it matters here.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seg {
+    flags: &'static str,
+    seq: u32,
+    ack: u32,
+    len: usize,
+    scale: Option<u8>,
+}
+
+fn seg(flags: &'static str, seq: u32, ack: u32) -> Seg {
+    Seg {
+        flags,
+        seq,
+        ack,
+        ..Seg::default()
+    }
+}
+
+fn data(seq: u32, ack: u32, len: usize) -> Seg {
+    Seg {
+        len,
+        ..seg("A", seq, ack)
+    }
+}
+
+fn scaled(seg: Seg, scale: Option<u8>) -> Seg {
+    Seg { scale, ..seg }
+}
+
+fn ip(from: Endpoint, to: Endpoint) -> etherparse::PacketBuilderStep<etherparse::IpHeaders> {
+    match (from.0, to.0) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => PacketBuilder::ipv4(a.octets(), b.octets(), 64),
+        (IpAddr::V6(a), IpAddr::V6(b)) => PacketBuilder::ipv6(a.octets(), b.octets(), 64),
+        _ => unreachable!("of one family"),
+    }
+}
+
+fn segment(from: Endpoint, to: Endpoint, seg: Seg) -> Vec<u8> {
+    let mut header = TcpHeader::new(from.1, to.1, seg.seq, 65_535);
+    header.syn = seg.flags.contains('S');
+    header.fin = seg.flags.contains('F');
+    header.rst = seg.flags.contains('R');
+    header.ack = seg.flags.contains('A');
+    header.acknowledgment_number = seg.ack;
+    if let Some(scale) = seg.scale {
+        header
+            .set_options(&[TcpOptionElement::WindowScale(scale)])
+            .unwrap();
+    }
+    let mut packet = Vec::new();
+    let step = ip(from, to).tcp_header(header);
+    step.write(&mut packet, &vec![0x55; seg.len]).unwrap();
+    packet
+}
+
+fn datagram(from: Endpoint, to: Endpoint) -> Vec<u8> {
+    let mut packet = Vec::new();
+    let step = ip(from, to).udp(from.1, to.1);
+    step.write(&mut packet, b"datagram").unwrap();
+    packet
+}
+
+/// "Packet too big", about a segment that `from` sent with this number, from a router.
+fn too_big(from: Endpoint, to: Endpoint, seq: u32) -> Vec<u8> {
+    let quoted = segment(from, to, data(seq, 1, 1400));
+    let router = match from.0 {
+        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::new(203, 0, 113, 9)),
+        IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 9).into(),
+    };
+    let mut packet = Vec::new();
+    let step = ip((router, 0), (from.0, 0));
+    if from.0.is_ipv4() {
+        let needed =
+            etherparse::icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: 1280 };
+        step.icmpv4(etherparse::Icmpv4Type::DestinationUnreachable(needed))
+            .write(&mut packet, &quoted[..64])
+    } else {
+        step.icmpv6(etherparse::Icmpv6Type::PacketTooBig { mtu: 1280 })
+            .write(&mut packet, &quoted[..200])
+    }
+    .unwrap();
+    packet
+}
+
+const TAG: [u8; 4] = [0x81, 0, 0, 42];
+
+impl World {
+    fn new(role: Role, ipv6: bool, tcp_reset: bool) -> Self {
+        let dut = match role {
+            Role::Proxy | Role::TaggedProxy => {
+                let snapshot = Box::new(snapshot(true, tcp_reset));
+                Dut::Proxy(Box::new(Proxy::with_capacity(snapshot, 1 << 10, KEY)))
+            }
+            Role::Host | Role::Snat => {
+                let snapshot = Box::new(snapshot(false, tcp_reset));
+                Dut::Host(Box::new(Host::with_capacity(snapshot, 1 << 10, KEY)))
+            }
+        };
+        let asks = match role {
+            Role::Snat => ((server(ipv6), 50_000), (client(ipv6), 443)),
+            _ => ((client(ipv6), 50_000), (vip(ipv6, 0), 80)),
+        };
+        Self {
+            dut,
+            role,
+            ipv6,
+            now: START,
+            asks,
+            answers: asks,
+        }
+    }
+
+    fn name(&self) -> String {
+        format!("{:?}, IPv{}", self.role, if self.ipv6 { 6 } else { 4 })
+    }
+
+    /// Whether the opener is outside.
+    fn is_inbound(&self) -> bool {
+        self.role != Role::Snat
+    }
+
+    fn wait(&mut self, seconds: u64) {
+        self.now = self.now + Duration::from_secs(seconds);
+    }
+
+    /// The frame around a packet that comes from one side.
+    fn framed(&self, port: PortId, packet: &[u8]) -> Vec<u8> {
+        let ether_type: [u8; 2] = if packet[0] >> 4 == 6 {
+            [0x86, 0xdd]
+        } else {
+            [8, 0]
+        };
+        let (outer, vm) = ([2, 0, 0, 0, 0, 1], vm_mac().0);
+        let tag: &[u8] = match self.role {
+            Role::TaggedProxy => &TAG,
+            _ => &[],
+        };
+        match (self.role, port) {
+            (Role::Host | Role::Snat, OUTSIDE) => {
+                let mut payload = vec![8, 0, 0, 0, 0, 0x13, 0x89, 0];
+                payload.extend([&vm[..], &outer, &ether_type, packet].concat());
+                let mut frame = Vec::new();
+                PacketBuilder::ethernet2([2, 0, 0, 0, 0, 2], outer)
+                    .ipv4([172, 16, 0, 11], HOST.octets(), 64)
+                    .udp(50_000, 4789)
+                    .write(&mut frame, &payload)
+                    .unwrap();
+                frame
+            }
+            (_, OUTSIDE) => [&vm[..], &outer, tag, &ether_type, packet].concat(),
+            _ => [&outer[..], &vm, tag, &ether_type, packet].concat(),
+        }
+    }
+
+    /// Gives the translator a packet that comes from one side.
+    fn give(&mut self, port: PortId, packet: &[u8]) -> (Verdict, Vec<u8>) {
+        let frame = self.framed(port, packet);
+        let mut buffer = vec![0; HEADROOM + frame.len() + 64];
+        buffer[HEADROOM..HEADROOM + frame.len()].copy_from_slice(&frame);
+        let mut frames = [Frame::new(&mut buffer, HEADROOM, frame.len()).unwrap()];
+        frames[0].set_port(port);
+        match &mut self.dut {
+            Dut::Proxy(proxy) => proxy.process(self.now, &mut frames),
+            Dut::Host(host) => host.process(self.now, &mut frames),
+        }
+        (frames[0].verdict(), frames[0].bytes().to_vec())
+    }
+
+    /// The same where it is to be sent on: who sees whom.
+    fn pass(&mut self, port: PortId, packet: &[u8]) -> Option<Seen> {
+        let (verdict, frame) = self.give(port, packet);
+        match verdict {
+            Verdict::Forward(port) => Some(seen(port, &frame)),
+            _ => None,
+        }
+    }
+
+    fn sides(&self) -> (PortId, PortId) {
+        if self.is_inbound() {
+            (OUTSIDE, INSIDE)
+        } else {
+            (INSIDE, OUTSIDE)
+        }
+    }
+
+    /// A segment of the opener's; it has to reach the responder.
+    fn opener(&mut self, seg: Seg) {
+        let packet = segment(self.asks.0, self.asks.1, seg);
+        let (from, to) = self.sides();
+        let seen = self.pass(from, &packet);
+        let seen = seen.unwrap_or_else(|| panic!("{}: {seg:?} is lost", self.name()));
+        assert_eq!(seen.port, to);
+        if seg.flags == "S" {
+            self.answers = (seen.to, seen.from);
+        }
+        assert_eq!((seen.to, seen.from), self.answers, "{}", self.name());
+    }
+
+    /// A segment of the responder's; it has to reach the opener.
+    fn responder(&mut self, seg: Seg) {
+        let packet = segment(self.answers.0, self.answers.1, seg);
+        let (to, from) = self.sides();
+        let seen = self.pass(from, &packet);
+        let seen = seen.unwrap_or_else(|| panic!("{}: {seg:?} is lost", self.name()));
+        assert_eq!(seen.port, to);
+        assert_eq!((seen.to, seen.from), self.asks, "{}", self.name());
+    }
+
+    /// Opens a connection from these numbers.
+    fn open(&mut self, own: u32, theirs: u32) {
+        self.opener(seg("S", own, 0));
+        self.responder(seg("SA", theirs, own.wrapping_add(1)));
+        self.opener(seg("A", own.wrapping_add(1), theirs.wrapping_add(1)));
+        assert_eq!(self.state(), Some(Established), "{}", self.name());
+    }
+
+    /// Lets the translator do what is due, for two rounds of its sweep; returns the RSTs that it
+    /// sends: to whom, with which number.
+    fn sweep(&mut self) -> Vec<(Endpoint, u32)> {
+        let mut told = Vec::new();
+        for _ in 0..64 {
+            let mut memory = vec![[0u8; 256]; 4];
+            let mut spare = Burst::new();
+            for buffer in &mut memory {
+                spare.push(Frame::new(buffer, 128, 0).unwrap()).unwrap();
+            }
+            match &mut self.dut {
+                Dut::Proxy(proxy) => proxy.advance(self.now, &mut spare),
+                Dut::Host(host) => host.advance(self.now, &mut spare),
+            }
+            for frame in spare.iter().filter(|frame| !frame.is_empty()) {
+                let (Verdict::Forward(port), bytes) = (frame.verdict(), frame.bytes().to_vec())
+                else {
+                    panic!("{:?}", frame.verdict())
+                };
+                let sliced = SlicedPacket::from_ethernet(&bytes).unwrap();
+                let Some(TransportSlice::Tcp(tcp)) = sliced.transport else {
+                    panic!("{bytes:02x?}")
+                };
+                assert!(tcp.rst());
+                told.push((seen(port, &bytes).to, tcp.sequence_number()));
+            }
+            self.now = self.now + Duration::from_millis(40);
+        }
+        told
+    }
+
+    /// The state of the connection whose outside name is this world's.
+    fn state(&self) -> Option<ConnectionState> {
+        let table = match &self.dut {
+            Dut::Proxy(proxy) => proxy.connections(),
+            Dut::Host(host) => host.connections(),
+        };
+        let all = table.ipv4_from(0).chain(table.ipv6_from(0));
+        let mut states = all.map(|(_, connection)| connection.state);
+        let state = states.next();
+        assert_eq!(states.next(), None, "there is one connection");
+        state
+    }
+
+    /// Whether "packet too big" about a segment of the inner end's with this number passes.
+    fn tells_of_mtu(&mut self, seq: u32) -> bool {
+        // As the outside sees the inner end.
+        let (inner, outer) = match self.is_inbound() {
+            true => (self.asks.1, self.asks.0),
+            false => (self.answers.1, self.answers.0),
+        };
+        let (verdict, _) = self.give(OUTSIDE, &too_big(inner, outer, seq));
+        verdict == Verdict::Forward(INSIDE)
+    }
+
+    /// Waits until the connection has been idle for long enough, and checks the RSTs' numbers.
+    fn ends_idle(&mut self, opener_expects: u32, responder_expects: u32) {
+        let name = self.name();
+        self.wait(IDLE - 10);
+        assert_eq!(self.sweep(), [], "{name}");
+        assert_eq!(self.state(), Some(Established), "{name}");
+        self.wait(20);
+        let mut told = self.sweep();
+        told.sort_by_key(|&(to, _)| to != self.asks.0);
+        let expected = [
+            (self.asks.0, opener_expects),
+            (self.answers.0, responder_expects),
+        ];
+        assert_eq!(told, expected, "{name}");
+        assert_eq!(self.state(), None, "{name}");
+    }
+}
+
+/// Who is seen by whom in a frame, whose checksums are right.
+fn seen(port: PortId, frame: &[u8]) -> Seen {
+    let sliced = SlicedPacket::from_ethernet(frame).unwrap();
+    let (from, to): (IpAddr, IpAddr) = match sliced.net.as_ref().unwrap() {
+        NetSlice::Ipv4(ip) => {
+            let header = ip.header();
+            let sum = header.to_header().calc_header_checksum();
+            assert_eq!(header.header_checksum(), sum);
+            (
+                header.source_addr().into(),
+                header.destination_addr().into(),
+            )
+        }
+        NetSlice::Ipv6(ip) => (
+            ip.header().source_addr().into(),
+            ip.header().destination_addr().into(),
+        ),
+        NetSlice::Arp(_) => panic!("ARP"),
+    };
+    let (header, protocol) = match sliced.transport.as_ref().unwrap() {
+        TransportSlice::Tcp(tcp) => (tcp.slice(), IpNumber::TCP),
+        TransportSlice::Udp(udp) => (udp.slice(), IpNumber::UDP),
+        TransportSlice::Icmpv4(icmp) => {
+            let sum = icmp.header().icmp_type.calc_checksum(icmp.payload());
+            assert_eq!(icmp.checksum(), sum);
+            let (from_port, to_port) = match icmp.header().icmp_type {
+                etherparse::Icmpv4Type::EchoRequest(echo) => (echo.id, 0),
+                etherparse::Icmpv4Type::EchoReply(echo) => (0, echo.id),
+                _ => (0, 0),
+            };
+            let (from, to) = ((from, from_port), (to, to_port));
+            return Seen { port, from, to };
+        }
+        TransportSlice::Icmpv6(_) => {
+            let (from, to) = ((from, 0), (to, 0));
+            return Seen { port, from, to };
+        }
+        TransportSlice::Igmp(_) => panic!("IGMP"),
+    };
+    let octets = |address: IpAddr| match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    let len = u32::try_from(header.len()).unwrap();
+    let pseudo = [
+        octets(from),
+        octets(to),
+        len.to_be_bytes().to_vec(),
+        u32::from(protocol.0).to_be_bytes().to_vec(),
+        header.to_vec(),
+    ]
+    .concat();
+    let sum: u64 = pseudo
+        .chunks(2)
+        .map(|pair| u64::from(pair[0]) << 8 | u64::from(*pair.get(1).unwrap_or(&0)))
+        .sum();
+    assert_eq!(sum % 0xffff, 0, "the checksum is right");
+    let port_at = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+    Seen {
+        port,
+        from: (from, port_at(0)),
+        to: (to, port_at(2)),
+    }
+}
+
+/// How the connection before ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    BothFins,
+    OpenersFin,
+    RespondersFin,
+    Reset,
+    Unseen,
+}
+
+const ENDS: [(End, ConnectionState); 5] = [
+    (End::BothFins, TimeWait),
+    (End::OpenersFin, FinWaitInward),
+    (End::RespondersFin, FinWaitOutward),
+    (End::Reset, Closed),
+    (End::Unseen, Established),
+];
+
+/// Numbers of the old connection.
+const OLD: (u32, u32) = (1_500_000_000, 3_000_000_000);
+
+impl World {
+    /// An old connection that ended so; returns its state.
+    fn old(&mut self, end: End) -> ConnectionState {
+        self.open(OLD.0, OLD.1);
+        let (own, theirs) = (OLD.0 + 1, OLD.1 + 1);
+        match end {
+            End::BothFins => {
+                self.opener(seg("FA", own, theirs));
+                self.responder(seg("FA", theirs, own + 1));
+                self.opener(seg("A", own + 1, theirs + 1));
+            }
+            End::OpenersFin => self.opener(seg("FA", own, theirs)),
+            End::RespondersFin => self.responder(seg("FA", theirs, own)),
+            End::Reset => self.opener(seg("R", own, 0)),
+            End::Unseen => {}
+        }
+        let (_, state) = ENDS[ENDS.iter().position(|&(other, _)| other == end).unwrap()];
+        match (self.is_inbound(), state) {
+            (false, FinWaitInward) => FinWaitOutward,
+            (false, FinWaitOutward) => FinWaitInward,
+            (_, state) => state,
+        }
+    }
+}
+
+/// An ISN below the old connection's numbers, one above, and one that wraps.
+const NEW: [u32; 3] = [1000, 2_000_000_000, u32::MAX];
+
+#[test]
+fn an_answered_syn_on_a_used_port_begins_a_new_connection() {
+    for (end, _) in ENDS {
+        for own in NEW {
+            for mut world in worlds() {
+                let name = format!("{end:?}, {own}, {}", world.name());
+                world.old(end);
+                world.wait(5);
+                let theirs = 900_000;
+                let [a, b] = [own.wrapping_add(1), theirs + 1];
+                world.opener(scaled(seg("S", own, 0), Some(7)));
+                world.responder(scaled(seg("SA", theirs, a), Some(9)));
+                assert_eq!(world.state(), Some(SynReceived), "{name}");
+                world.opener(seg("A", a, b));
+                assert_eq!(world.state(), Some(Established), "{name}");
+                // Its timer is the rule's.
+                for _ in 0..3 {
+                    world.wait(IDLE - 10);
+                    world.responder(seg("A", b, a));
+                    world.sweep();
+                    assert_eq!(world.state(), Some(Established), "{name}");
+                }
+                // Its sequence numbers and window scales are the new ones: 200 000 bytes each way.
+                let mut sent = 0;
+                while sent < 200_000 {
+                    world.opener(data(a.wrapping_add(sent), b, 1000));
+                    world.responder(data(b.wrapping_add(sent), a, 1000));
+                    sent += 1000;
+                }
+                let inner = if world.is_inbound() { b } else { a };
+                assert!(world.tells_of_mtu(inner), "{name}");
+                assert!(world.tells_of_mtu(inner.wrapping_add(199_000)), "{name}");
+                assert!(!world.tells_of_mtu(inner.wrapping_add(201_000)), "{name}");
+                let old = if world.is_inbound() { OLD.1 } else { OLD.0 };
+                assert!(!world.tells_of_mtu(old + 1), "{name}");
+                world.ends_idle(b.wrapping_add(sent), a.wrapping_add(sent));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_new_connections_scale_holds_whatever_the_old_ones_was() {
+    for (old, new, is_scaled) in [
+        ((None, None), (Some(7), Some(7)), true),
+        ((Some(7), Some(7)), (None, None), false),
+        ((Some(7), Some(7)), (Some(7), None), false),
+        ((Some(14), Some(14)), (None, Some(7)), false),
+    ] {
+        for mut world in worlds() {
+            world.opener(scaled(seg("S", OLD.0, 0), old.0));
+            world.responder(scaled(seg("SA", OLD.1, OLD.0 + 1), old.1));
+            world.opener(seg("A", OLD.0 + 1, OLD.1 + 1));
+            world.opener(scaled(seg("S", 1000, 0), new.0));
+            world.responder(scaled(seg("SA", 5000, 1001), new.1));
+            world.opener(seg("A", 1001, 5001));
+            world.responder(seg("A", 5001, 1001));
+            // What lies 400 000 bytes ahead is in a window that is scaled only.
+            world.responder(data(5001 + 400_000, 1001, 10));
+            world.opener(data(1001 + 400_000, 5001, 10));
+            let ahead = if is_scaled { 400_010 } else { 0 };
+            world.ends_idle(5001 + ahead, 1001 + ahead);
+        }
+    }
+}
+
+#[test]
+fn a_forged_syn_changes_nothing() {
+    for (end, _) in ENDS.into_iter().filter(|&(end, _)| end != End::Reset) {
+        for mut world in worlds() {
+            let state = world.old(end);
+            let name = format!("{end:?}, {}", world.name());
+            assert_eq!(world.state(), Some(state), "{name}");
+            let (own, theirs) = match end {
+                End::BothFins => (OLD.0 + 2, OLD.1 + 2),
+                End::OpenersFin => (OLD.0 + 2, OLD.1 + 1),
+                End::RespondersFin => (OLD.0 + 1, OLD.1 + 2),
+                _ => (OLD.0 + 1, OLD.1 + 1),
+            };
+            world.opener(scaled(seg("S", 1000, 0), Some(14)));
+            assert_eq!(world.state(), Some(state), "{name}");
+            // The responder challenges it, or answers another one.
+            world.responder(seg("A", theirs, own));
+            assert_eq!(world.state(), Some(state), "{name}");
+            world.responder(seg("SA", 77, 1002));
+            world.responder(seg("RA", 0, 1002));
+            assert_eq!(world.state(), Some(state), "{name}");
+            let inner = if world.is_inbound() { theirs } else { own };
+            assert!(world.tells_of_mtu(inner - 1), "{name}");
+            assert!(!world.tells_of_mtu(1001), "{name}");
+            if end == End::Unseen {
+                // Windows stay without scale.
+                world.responder(data(theirs + 400_000, own, 10));
+                world.ends_idle(theirs, own);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_challenge_ends_in_the_exact_reset_and_the_syn_that_comes_again_is_new() {
+    for mut world in worlds() {
+        world.old(End::Unseen);
+        world.opener(seg("S", 1000, 0));
+        world.responder(seg("A", OLD.1 + 1, OLD.0 + 1));
+        assert_eq!(world.state(), Some(Established));
+        world.opener(seg("R", OLD.0 + 1, 0));
+        assert_eq!(world.state(), Some(Closed));
+        world.open(1000, 9000);
+        world.ends_idle(9001, 1001);
+    }
+}
+
+#[test]
+fn a_refused_syn_ends_a_connection_that_the_responder_has_forgotten() {
+    for mut world in worlds() {
+        world.old(End::Unseen);
+        world.opener(seg("S", 1000, 0));
+        world.responder(seg("RA", 0, 1001));
+        assert_eq!(world.state(), Some(Closed), "{}", world.name());
+    }
+}
+
+#[test]
+fn of_two_syns_the_one_that_is_answered_counts() {
+    for (answered, is_forged) in [(2000, false), (1000, true)] {
+        for mut world in worlds() {
+            world.opener(scaled(seg("S", 1000, 0), Some(7)));
+            world.opener(scaled(seg("S", 2000, 0), Some(7)));
+            if is_forged {
+                for other in [7000, 8000, 2000] {
+                    world.opener(seg("S", other, 0));
+                }
+            }
+            // An answer to neither opens nothing.
+            world.responder(seg("SA", 5000, 3001));
+            assert_eq!(world.state(), Some(SynSent), "{}", world.name());
+            world.responder(scaled(seg("SA", 5000, answered + 1), Some(7)));
+            world.opener(seg("A", answered + 1, 5001));
+            assert_eq!(world.state(), Some(Established), "{}", world.name());
+            world.responder(seg("A", 5001, answered + 1));
+            world.opener(data(answered + 1 + 100_000, 5001, 10));
+            world.ends_idle(5001, answered + 1 + 100_010);
+        }
+    }
+}
+
+#[test]
+fn of_two_unanswered_syns_the_later_counts() {
+    for mut world in worlds() {
+        world.opener(seg("S", 3_000_000_000, 0));
+        world.opener(seg("S", 2_000_000_000, 0));
+        world.wait(250);
+        let told = world.sweep();
+        assert!(told.contains(&(world.answers.0, 2_000_000_001)), "{told:?}");
+    }
+}
+
+#[test]
+fn a_syn_may_bring_data_that_its_answer_acknowledges() {
+    for (reuses, acknowledged) in [(false, 1001), (false, 1101), (true, 1101)] {
+        for mut world in worlds() {
+            if reuses {
+                world.old(End::BothFins);
+            }
+            world.opener(Seg {
+                len: 100,
+                ..seg("S", 1000, 0)
+            });
+            world.responder(seg("SA", 5000, acknowledged));
+            world.opener(seg("A", 1101, 5001));
+            assert_eq!(world.state(), Some(Established), "{}", world.name());
+        }
+    }
+}
+
+#[test]
+fn an_acknowledgement_of_nothing_establishes_nothing() {
+    for mut world in worlds() {
+        world.opener(seg("S", 1000, 0));
+        world.responder(seg("SA", 5000, 1001));
+        for forged in [5000, 5002, 0, 3_000_000_000] {
+            world.opener(seg("A", 1001, forged));
+            assert_eq!(world.state(), Some(SynReceived), "{forged}");
+        }
+        world.opener(seg("A", 1001, 5001));
+        assert_eq!(world.state(), Some(Established));
+    }
+}
+
+#[test]
+fn only_a_reset_at_the_expected_number_closes() {
+    for mut world in worlds() {
+        let name = world.name();
+        world.open(1000, 5000);
+        world.opener(data(1001, 5001, 100));
+        world.responder(data(5001, 1101, 100));
+        world.opener(seg("A", 1101, 5101));
+        for off in [0, 1, 99, 101, 200, 1000, 6001, 65_635, 1 << 20, 1 << 31] {
+            world.opener(seg("R", 1001 + off, 0));
+            world.responder(seg("R", 5001 + off, 0));
+            world.responder(seg("RA", 5001 + off, 1101));
+            assert_eq!(world.state(), Some(Established), "{name}, {off}");
+        }
+        // The challenge is answered with the exact number.
+        world.opener(seg("R", 1102, 0));
+        world.responder(seg("A", 5101, 1101));
+        assert_eq!(world.state(), Some(Established), "{name}");
+        world.opener(seg("R", 1101, 0));
+        assert_eq!(world.state(), Some(Closed), "{name}");
+        // Late segments still get through, and a SYN begins anew.
+        world.wait(200);
+        world.responder(data(5101, 1101, 10));
+        world.open(7000, 8000);
+    }
+}
+
+#[test]
+fn data_behind_an_inexact_reset_shows_that_it_was_forged() {
+    for mut world in worlds() {
+        world.open(1000, 5000);
+        world.opener(seg("R", 6001, 0));
+        world.responder(seg("A", 5001, 1001));
+        for round in 0..3 {
+            world.wait(IDLE - 10);
+            world.opener(data(1001 + 10 * round, 5001, 10));
+            world.responder(seg("A", 5001, 1011 + 10 * round));
+            assert_eq!(world.sweep(), []);
+        }
+        world.ends_idle(5001, 1031);
+    }
+}
+
+#[test]
+fn a_reset_that_answers_no_syn_refuses_nothing() {
+    for mut world in worlds() {
+        world.opener(seg("S", 1000, 0));
+        world.responder(seg("R", 0, 0));
+        world.responder(seg("RA", 0, 1000));
+        world.responder(seg("RA", 0, 1002));
+        assert_eq!(world.state(), Some(SynSent), "{}", world.name());
+        world.responder(seg("RA", 0, 1001));
+        assert_eq!(world.state(), Some(Closed), "{}", world.name());
+    }
+}
+
+#[test]
+fn data_beyond_its_own_fin_shows_that_the_fin_was_forged() {
+    for mut world in worlds() {
+        let name = world.name();
+        world.open(1000, 5000);
+        // Out of the window: no receiver takes it.
+        world.opener(seg("FA", 1001 + (1 << 20), 5001));
+        assert_eq!(world.state(), Some(Established), "{name}");
+        world.opener(seg("FA", 1001, 5001));
+        world.responder(seg("FA", 5001, 1001));
+        assert_eq!(world.state(), Some(TimeWait), "{name}");
+        world.opener(data(1001, 5001, 10));
+        let [own, theirs] = match world.is_inbound() {
+            true => [FinWaitInward, FinWaitOutward],
+            false => [FinWaitOutward, FinWaitInward],
+        };
+        assert_eq!(world.state(), Some(theirs), "{name}");
+        world.opener(seg("FA", 1011, 5002));
+        assert_eq!(world.state(), Some(TimeWait), "{name}");
+        world.responder(data(5001, 1012, 10));
+        assert_eq!(world.state(), Some(own), "{name}");
+        world.responder(data(5011, 1012, 10));
+        world.opener(data(1011, 5021, 10));
+        assert_eq!(world.state(), Some(Established), "{name}");
+    }
+}
+
+#[test]
+fn each_state_lasts_as_long_as_it_should() {
+    // RFC 5382 §5 REQ-5: four minutes.
+    type Prepare = fn(&mut World);
+    let states: [(&str, Prepare, u64); 7] = [
+        ("syn", |w| w.opener(seg("S", 1000, 0)), 240),
+        (
+            "syn-ack",
+            |w| {
+                w.opener(seg("S", 1000, 0));
+                w.responder(seg("SA", 5000, 1001));
+            },
+            240,
+        ),
+        ("established", |w| w.open(1000, 5000), IDLE),
+        (
+            "half-closed by the opener",
+            |w| _ = w.old(End::OpenersFin),
+            IDLE,
+        ),
+        (
+            "half-closed by the responder",
+            |w| _ = w.old(End::RespondersFin),
+            IDLE,
+        ),
+        ("closed", |w| _ = w.old(End::BothFins), 240),
+        ("reset", |w| _ = w.old(End::Reset), 240),
+    ];
+    for (name, prepare, seconds) in states {
+        for mut world in worlds_with(false) {
+            prepare(&mut world);
+            let state = world.state();
+            world.wait(seconds - 5);
+            world.sweep();
+            assert_eq!(world.state(), state, "{name}, {}", world.name());
+            world.wait(5);
+            world.sweep();
+            assert_eq!(world.state(), None, "{name}, {}", world.name());
+        }
+    }
+}
+
+#[test]
+fn a_half_closed_connection_may_pause_and_go_on() {
+    for mut world in worlds() {
+        world.open(1000, 5000);
+        world.opener(seg("FA", 1001, 5001));
+        world.responder(seg("A", 5001, 1002));
+        for round in 0..4 {
+            world.wait(IDLE - 10);
+            assert_eq!(world.sweep(), []);
+            world.responder(data(5001 + 10 * round, 1002, 10));
+            world.opener(seg("A", 1002, 5011 + 10 * round));
+        }
+        world.responder(seg("FA", 5041, 1002));
+        assert_eq!(world.state(), Some(TimeWait));
+    }
+}
+
+#[test]
+fn a_slow_answer_is_an_answer() {
+    for mut world in worlds() {
+        world.opener(seg("S", 1000, 0));
+        world.wait(230);
+        assert_eq!(world.sweep(), []);
+        world.responder(seg("SA", 5000, 1001));
+        world.wait(230);
+        assert_eq!(world.sweep(), []);
+        world.opener(seg("A", 1001, 5001));
+        assert_eq!(world.state(), Some(Established));
+    }
+}
+
+#[test]
+fn the_idle_timeout_of_a_udp_rule_holds_answered_or_not() {
+    for is_answered in [false, true] {
+        for mut world in worlds() {
+            let name = format!("{}, answered: {is_answered}", world.name());
+            world.asks.1.1 = 53;
+            let (own, other) = world.sides();
+            let question = datagram(world.asks.0, world.asks.1);
+            let question = world.pass(own, &question).unwrap();
+            let answer = datagram(question.to, question.from);
+            if is_answered {
+                assert!(world.pass(other, &answer).is_some());
+            }
+            world.wait(IDLE - 5);
+            world.sweep();
+            let late = world.pass(other, &answer).expect(&name);
+            assert_eq!((late.to, late.from), world.asks, "{name}");
+            world.wait(IDLE + 5);
+            world.sweep();
+            assert_eq!(world.state(), None, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_begins_anew_is_counted_as_a_flow_that_was_taken_up() {
+    for mut world in worlds() {
+        let counted = |world: &World| match &world.dut {
+            Dut::Proxy(proxy) => {
+                let id = proxy.snapshot().backends()[usize::from(world.ipv6)].id();
+                proxy.backend_counters(id).unwrap()
+            }
+            Dut::Host(host) => {
+                let id = host.snapshot().backends()[usize::from(world.ipv6)].id();
+                host.backend_counters(id).unwrap()
+            }
+        };
+        world.old(End::Unseen);
+        let before = counted(&world);
+        world.opener(seg("S", 1000, 0));
+        world.responder(seg("SA", 5000, 1001));
+        world.responder(seg("SA", 5000, 1001));
+        let after = counted(&world);
+        let accepted = u64::from(world.is_inbound());
+        assert_eq!(after.flows - before.flows, 1, "{}", world.name());
+        assert_eq!(after.live, before.live, "{}", world.name());
+        assert_eq!(after.accepted - before.accepted, accepted);
+        assert_eq!(after.failures, before.failures);
+    }
+}

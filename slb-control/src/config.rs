@@ -99,16 +99,24 @@ pub struct Node {
     pub hash_seed: u64,
     /// Flows that can be pinned, of each family; zero: stateless.
     pub flows: usize,
-    /// Echo replies and ICMP errors a second.
+    /// Echo replies a second.
     pub answers_per_second: u32,
+    /// Packets "too big" and "fragmentation needed" a second.
+    pub too_big_per_second: u32,
+    /// Other ICMP errors a second.
+    pub errors_per_second: u32,
     /// Connections of a host agent or a proxy, of each family.
     pub connections: usize,
     /// New flows that a source may begin a second, in the long run; zero: as many as it likes.
     pub flows_per_source: u32,
     /// And at once.
     pub flows_per_source_at_once: u32,
-    /// RSTs of a host agent or a proxy a second.
+    /// RSTs a second.
     pub resets_per_second: u32,
+    /// Where a host agent's ICMP errors over IPv4 come from, if not from its underlay address.
+    pub icmp_source_ipv4: Option<Ipv4Addr>,
+    /// Where a host agent's ICMP errors over IPv6 come from, if not from its underlay address.
+    pub icmp_source_ipv6: Option<Ipv6Addr>,
     /// Whether a host agent lowers the segment sizes that SYNs offer to what fits VXLAN.
     pub clamp_mss: bool,
     /// The muxes' addresses on the fabric.
@@ -450,6 +458,9 @@ impl Config {
     pub fn mux_options(&self) -> MuxOptions {
         MuxOptions {
             answers_per_second: self.node.answers_per_second,
+            too_big_per_second: self.node.too_big_per_second,
+            errors_per_second: self.node.errors_per_second,
+            resets_per_second: self.node.resets_per_second,
             ..MuxOptions::default()
         }
     }
@@ -458,7 +469,11 @@ impl Config {
     pub fn nat_options(&self) -> NatOptions {
         NatOptions {
             answers_per_second: self.node.answers_per_second,
+            too_big_per_second: self.node.too_big_per_second,
+            errors_per_second: self.node.errors_per_second,
             resets_per_second: self.node.resets_per_second,
+            icmp_source_ipv4: self.node.icmp_source_ipv4,
+            icmp_source_ipv6: self.node.icmp_source_ipv6,
             clamp_mss: self.node.clamp_mss,
             ..NatOptions::default()
         }

@@ -130,6 +130,19 @@ impl Diff {
                 was.answers_per_second == is.answers_per_second,
             ),
             (
+                "too_big_per_second",
+                was.too_big_per_second == is.too_big_per_second,
+            ),
+            (
+                "errors_per_second",
+                was.errors_per_second == is.errors_per_second,
+            ),
+            (
+                "icmp_source",
+                was.icmp_source_ipv4 == is.icmp_source_ipv4
+                    && was.icmp_source_ipv6 == is.icmp_source_ipv6,
+            ),
+            (
                 "flows_per_source",
                 was.flows_per_source == is.flows_per_source
                     && was.flows_per_source_at_once == is.flows_per_source_at_once,

@@ -46,6 +46,7 @@ pub mod frame;
 pub mod hash;
 pub mod health;
 pub mod host;
+mod icmp;
 pub mod io;
 mod key;
 mod link;

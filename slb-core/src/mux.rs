@@ -31,20 +31,43 @@ use crate::key::Key;
 use crate::mem::{Mem, Memory};
 use crate::observe::{From, Observe, Step};
 use crate::packet::{Packet, Read};
-use crate::reply::Limiter;
+use crate::reply::{Limits, Rates};
 use crate::service::{BackendId, NO_BACKEND, RuleMatch, Snapshot};
 use crate::sources::SourceLimiter;
 use crate::stats::{BackendCounters, Count, RuleCounters, Stats};
 use crate::time::{Clock, Instant};
 use crate::verdict::{DropReason, Verdict};
 
-/// What a mux may do besides forwarding.
+/// What a mux may do besides forwarding. Each kind of packet that it makes has a limit of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MuxOptions {
-    /// Packets of its own, echo replies and ICMP errors, a second: the long run.
+    /// Echo replies a second: the long run. Zero: none, as for the other kinds.
     pub answers_per_second: u32,
-    /// And at once.
+    /// Echo replies at once.
     pub answers_at_once: u32,
+    /// Packets "too big" (ICMPv6) and "fragmentation needed" (ICMP) a second: the long run.
+    pub too_big_per_second: u32,
+    /// Packets "too big" and "fragmentation needed" at once.
+    pub too_big_at_once: u32,
+    /// Other ICMP errors of its own a second: the long run.
+    pub errors_per_second: u32,
+    /// Other ICMP errors at once.
+    pub errors_at_once: u32,
+    /// RSTs a second: the long run.
+    pub resets_per_second: u32,
+    /// RSTs at once.
+    pub resets_at_once: u32,
+}
+
+impl MuxOptions {
+    fn rates(&self) -> Rates {
+        Rates {
+            echoes: (self.answers_per_second, self.answers_at_once),
+            too_big: (self.too_big_per_second, self.too_big_at_once),
+            errors: (self.errors_per_second, self.errors_at_once),
+            resets: (self.resets_per_second, self.resets_at_once),
+        }
+    }
 }
 
 impl Default for MuxOptions {
@@ -52,6 +75,12 @@ impl Default for MuxOptions {
         Self {
             answers_per_second: 1000,
             answers_at_once: 100,
+            too_big_per_second: 1000,
+            too_big_at_once: 100,
+            errors_per_second: 1000,
+            errors_at_once: 100,
+            resets_per_second: 10_000,
+            resets_at_once: 1000,
         }
     }
 }
@@ -81,12 +110,11 @@ pub struct Mux<'m, S> {
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
     /// A mux with the tables given.
     pub fn new(snapshot: S, tables: MuxTables<'m>, options: MuxOptions) -> Self {
-        let answers = Limiter::new(options.answers_per_second, options.answers_at_once);
         let mut pipeline = Pipeline {
             snapshot,
             tables,
             clock: Clock::default(),
-            answers,
+            limits: Limits::new(&options.rates()),
             sources: None,
             stats: Stats::default(),
         };
@@ -100,7 +128,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
     /// The same mux with other options.
     #[must_use]
     pub fn with_options(mut self, options: MuxOptions) -> Self {
-        self.pipeline.answers = Limiter::new(options.answers_per_second, options.answers_at_once);
+        self.pipeline.limits = Limits::new(&options.rates());
         self
     }
 
@@ -283,7 +311,7 @@ struct Pipeline<'m, S> {
     snapshot: S,
     tables: MuxTables<'m>,
     clock: Clock,
-    answers: Limiter,
+    limits: Limits,
     sources: Option<SourceLimiter<'m>>,
     stats: Stats,
 }
@@ -298,7 +326,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if let Some(fragments) = &mut self.tables.fragments {
             fragments.advance(now);
         }
-        self.answers.advance(now);
+        self.limits.advance(now);
         if let Some(sources) = &mut self.sources {
             sources.advance(now);
         }
@@ -414,7 +442,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let Self {
             snapshot,
             tables,
-            answers,
+            limits,
             sources,
             stats,
             ..
@@ -447,14 +475,14 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 _ => snapshot.backend_at(lane.first_backend, lane.table_index as usize),
             };
             let Some(backend) = snapshot.backend(index) else {
-                let verdict = refuse(snapshot, frame, lane, index, answers, stats);
+                let verdict = refuse(snapshot, frame, lane, index, limits, stats);
                 finish(stats, frame, lane, verdict, seen);
                 continue;
             };
             seen.step(lane.frame.into(), Step::Selected(index));
             let packet = &lane.packet;
             if packet.hop_limit <= 1 || packet.ip_len > backend.inner_mtu {
-                let verdict = report(frame, lane, backend.inner_mtu, answers);
+                let verdict = report(frame, lane, backend.inner_mtu, limits);
                 finish(stats, frame, lane, verdict, seen);
                 continue;
             }

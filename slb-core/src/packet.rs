@@ -363,27 +363,37 @@ impl Packet {
         let ip_end = usize::from(self.shape.ip_offset) + self.ip_len as usize;
         let transport = frame.get(usize::from(self.shape.transport_offset)..ip_end)?;
         let icmp = Icmp::parse(transport).ok()?;
+        let is_error = match self.shape.family {
+            Family::Ipv4 => icmp.is_error(),
+            Family::Ipv6 => icmpv6::is_error(icmp.kind()),
+        };
+        let flow = self.flow_of(icmp.payload()).filter(|_| is_error)?;
+        let same_vip = match self.shape.family {
+            Family::Ipv4 => flow.addresses[0] >> 32 == self.addresses[0] >> 32,
+            Family::Ipv6 => flow.addresses[2..] == self.addresses[2..],
+        };
+        same_vip.then_some(flow)
+    }
+
+    /// The flow of a packet that this one quotes, as [`quoted_flow`](Self::quoted_flow) names it, whoever
+    /// sent it. `None` where the quote is of no first fragment, or shows too little.
+    pub(crate) fn flow_of(&self, quote: &[u8]) -> Option<Self> {
         let (addresses, number, quoted) = match self.shape.family {
-            Family::Ipv4 if icmp.is_error() => {
-                let ip = Ipv4::parse_quoted(icmp.payload())
+            Family::Ipv4 => {
+                let ip = Ipv4::parse_quoted(quote)
                     .ok()
                     .filter(Ipv4::is_first_fragment)?;
                 (ipv4_addresses(&ip), ip.protocol(), ip.payload())
             }
-            Family::Ipv6 if icmpv6::is_error(icmp.kind()) => {
-                let ip = Ipv6::parse_quoted(icmp.payload()).ok()?;
+            Family::Ipv6 => {
+                let ip = Ipv6::parse_quoted(quote).ok()?;
                 if ip.fragment().is_some_and(|fragment| fragment.offset != 0) {
                     return None;
                 }
                 (ipv6_addresses(&ip), ip.protocol(), ip.payload())
             }
-            _ => return None,
         };
         let addresses = self.swapped(addresses);
-        let same_vip = match self.shape.family {
-            Family::Ipv4 => addresses[0] >> 32 == self.addresses[0] >> 32,
-            Family::Ipv6 => addresses[2..] == self.addresses[2..],
-        };
         let mut flow = Self {
             addresses,
             protocol: number,
@@ -396,7 +406,16 @@ impl Packet {
         } else if let Some(ports) = echo_ports(self.shape.family, number, quoted) {
             flow.ports = ports.rotate_left(16);
         }
-        same_vip.then_some(flow)
+        Some(flow)
+    }
+
+    /// The same flow as its other side's packets name it.
+    pub(crate) fn reversed(&self) -> Self {
+        Self {
+            addresses: self.swapped(self.addresses),
+            ports: self.ports.rotate_left(16),
+            ..*self
+        }
     }
 
     fn swapped(&self, [a, b, c, d]: [u64; 4]) -> [u64; 4] {

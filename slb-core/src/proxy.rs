@@ -219,6 +219,9 @@ impl Role for ProxyRole {
         }
         let destination = lane.packet.tuple().destination;
         if lane.direction == Direction::Inward && !pipeline.snapshot.is_vip(destination) {
+            if pipeline.advises_about_translated::<Self>(frame.bytes(), lane) {
+                return Err(Verdict::Drop(DropReason::IcmpRedirect));
+            }
             return Err(bridge(&pipeline.snapshot, lane.direction, None));
         }
         pipeline.classify_unusual::<Self>(frame, lane, seen)
@@ -243,7 +246,7 @@ impl Role for ProxyRole {
         {
             match pipeline.snapshot.echo(packet) {
                 Some(Echo::Answer) => {
-                    return Err(reply::answer_echo(frame, packet, &mut pipeline.answers));
+                    return Err(reply::answer_echo(frame, packet, &mut pipeline.limits));
                 }
                 Some(Echo::Ignore) => return Err(Verdict::Drop(DropReason::EchoIgnored)),
                 Some(Echo::Forward) | None => {}

@@ -25,6 +25,14 @@ pub(crate) enum IcmpError {
 }
 
 impl IcmpError {
+    /// Whose limit it counts against.
+    pub(crate) fn kind(self) -> Own {
+        match self {
+            Self::TooBig(_) => Own::TooBig,
+            Self::HopLimit => Own::Error,
+        }
+    }
+
     /// Why the frame is dropped where it cannot be answered.
     pub(crate) fn reason(self) -> DropReason {
         match self {
@@ -34,9 +42,75 @@ impl IcmpError {
     }
 }
 
-/// How many answers may be made in a while: a bucket of tokens, counted in nanoseconds.
+/// The kinds of packets that a role makes itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Own {
+    /// An echo reply.
+    Echo,
+    /// "Packet too big", or "fragmentation needed".
+    TooBig,
+    /// Any other ICMP error.
+    Error,
+    /// A RST.
+    Reset,
+}
+
+/// How many packets of its own a role may make in a while. Each kind has a limit of its own, so a
+/// flood of pings silences neither path-MTU discovery nor RSTs.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limiter {
+pub(crate) struct Limits {
+    now: Instant,
+    echoes: Limiter,
+    too_big: Limiter,
+    errors: Limiter,
+    resets: Limiter,
+}
+
+impl Limits {
+    /// Packets a second in the long run, and at once, of each kind.
+    pub(crate) fn new(rates: &Rates) -> Self {
+        let limiter = |(rate, burst)| Limiter::new(rate, burst);
+        Self {
+            now: Instant::ZERO,
+            echoes: limiter(rates.echoes),
+            too_big: limiter(rates.too_big),
+            errors: limiter(rates.errors),
+            resets: limiter(rates.resets),
+        }
+    }
+
+    /// Says what the time is.
+    #[inline]
+    pub(crate) fn advance(&mut self, now: Instant) {
+        self.now = now;
+    }
+
+    /// Takes a token for a packet of a kind, if there is one.
+    #[cold]
+    pub(crate) fn allow(&mut self, kind: Own) -> bool {
+        let limiter = match kind {
+            Own::Echo => &mut self.echoes,
+            Own::TooBig => &mut self.too_big,
+            Own::Error => &mut self.errors,
+            Own::Reset => &mut self.resets,
+        };
+        limiter.advance(self.now);
+        limiter.allow()
+    }
+}
+
+/// What [`Limits`] allow: packets a second in the long run, and at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rates {
+    pub(crate) echoes: (u32, u32),
+    pub(crate) too_big: (u32, u32),
+    pub(crate) errors: (u32, u32),
+    pub(crate) resets: (u32, u32),
+}
+
+/// How many packets may be made in a while: a bucket of tokens, counted in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+struct Limiter {
     credit: u64,
     most: u64,
     cost: u64,
@@ -44,8 +118,8 @@ pub(crate) struct Limiter {
 }
 
 impl Limiter {
-    /// `rate` answers a second in the long run, `burst` at once. None where `rate` is zero.
-    pub(crate) fn new(rate: u32, burst: u32) -> Self {
+    /// `rate` packets a second in the long run, `burst` at once. None where `rate` is zero.
+    fn new(rate: u32, burst: u32) -> Self {
         let cost = if rate == 0 {
             u64::MAX
         } else {
@@ -65,8 +139,7 @@ impl Limiter {
     }
 
     /// Refills what the time since the last call has earned.
-    #[inline]
-    pub(crate) fn advance(&mut self, now: Instant) {
+    fn advance(&mut self, now: Instant) {
         let earned = self
             .last
             .map_or(0, |last| now.as_nanos().saturating_sub(last.as_nanos()));
@@ -75,7 +148,7 @@ impl Limiter {
     }
 
     /// Takes a token, if there is one.
-    pub(crate) fn allow(&mut self) -> bool {
+    fn allow(&mut self) -> bool {
         match self.credit.checked_sub(self.cost) {
             Some(rest) => {
                 self.credit = rest;
@@ -87,16 +160,12 @@ impl Limiter {
 }
 
 /// Answers an echo request, where its sender may be told anything.
-pub(crate) fn answer_echo(
-    frame: &mut Frame<'_>,
-    packet: &Packet,
-    answers: &mut Limiter,
-) -> Verdict {
+pub(crate) fn answer_echo(frame: &mut Frame<'_>, packet: &Packet, limits: &mut Limits) -> Verdict {
     if packet.is_martian() {
         return Verdict::Drop(DropReason::Martian);
     }
     let may_be_told = packet.shape.part == Part::Whole && may_be_told(frame.bytes(), packet);
-    if may_be_told && answers.allow() && echo_reply(frame, packet).is_some() {
+    if may_be_told && limits.allow(Own::Echo) && echo_reply(frame, packet).is_some() {
         Verdict::Reply
     } else {
         Verdict::Drop(DropReason::EchoIgnored)
@@ -130,14 +199,22 @@ fn echo_reply(frame: &mut Frame<'_>, packet: &Packet) -> Option<()> {
             header[7] = HOP_LIMIT;
         }
     }
-    let icmp: &mut [u8; icmp::HEADER_LEN] = bytes.get_mut(icmp..)?.first_chunk_mut()?;
-    let code = icmp[1];
-    icmp[0] = reply;
+    let end = usize::from(packet.shape.ip_offset) + packet.ip_len();
+    let message = bytes.get_mut(icmp..end)?;
+    let header: &mut [u8; icmp::HEADER_LEN] = message.first_chunk_mut()?;
+    let code = header[1];
+    header[0] = reply;
     let (old, new) = (
         u16::from_be_bytes([request, code]),
         u16::from_be_bytes([reply, code]),
     );
-    update(&mut icmp[2..4], old, new);
+    update(&mut header[2..4], old, new);
+    if header[2..4] == [0, 0] {
+        let checksum = checksum::never_zero_of_zeros(message);
+        message
+            .get_mut(2..4)?
+            .copy_from_slice(&checksum.to_be_bytes());
+    }
     Some(())
 }
 
@@ -176,9 +253,14 @@ pub(crate) fn may_be_told(frame: &[u8], packet: &Packet) -> bool {
     !has_group && !is_error && one_sender && packet.shape.part != Part::Later
 }
 
-/// Makes the packet in `frame` an ICMP error about itself, to its sender, from the address that
-/// it was for. `None`, and no change, where the headroom is too small.
-pub(crate) fn icmp_error(frame: &mut Frame<'_>, packet: &Packet, error: IcmpError) -> Option<()> {
+/// Makes the packet in `frame` an ICMP error about itself, from `source` to its sender. `None`, and
+/// no change, where the headroom is too small or `source` is of the other family.
+pub(crate) fn icmp_error(
+    frame: &mut Frame<'_>,
+    packet: &Packet,
+    error: IcmpError,
+    source: IpAddr,
+) -> Option<()> {
     const IPV4: usize = ipv4::HEADER_LEN + icmp::HEADER_LEN;
     const IPV6: usize = ipv6::HEADER_LEN + icmp::HEADER_LEN;
     let ip_offset = usize::from(packet.shape.ip_offset);
@@ -191,20 +273,21 @@ pub(crate) fn icmp_error(frame: &mut Frame<'_>, packet: &Packet, error: IcmpErro
         Family::Ipv4 => (IPV4, MAX_ERROR_IPV4),
         Family::Ipv6 => (IPV6, ipv6::MIN_MTU),
     };
-    if frame.headroom() < header_len {
+    let client = packet.tuple().source;
+    if frame.headroom() < header_len || client.is_ipv4() != source.is_ipv4() {
         return None;
     }
     let quoted = packet.ip_len().min(most - header_len);
     frame.truncate(ip_offset + quoted);
     frame.trim_front(ip_offset);
-    match (packet.tuple().source, packet.tuple().destination) {
-        (IpAddr::V4(client), IpAddr::V4(vip)) => {
+    match (client, source) {
+        (IpAddr::V4(client), IpAddr::V4(source)) => {
             let sum = Sum::ZERO.add_bytes(frame.bytes());
-            error_ipv4(frame.push_front()?, client, vip, error, quoted, sum);
+            error_ipv4(frame.push_front()?, client, source, error, quoted, sum);
         }
-        (IpAddr::V6(client), IpAddr::V6(vip)) => {
+        (IpAddr::V6(client), IpAddr::V6(source)) => {
             let sum = Sum::ZERO.add_bytes(frame.bytes());
-            error_ipv6(frame.push_front()?, client, vip, error, quoted, sum);
+            error_ipv6(frame.push_front()?, client, source, error, quoted, sum);
         }
         _ => return None,
     }
@@ -219,7 +302,7 @@ pub(crate) fn icmp_error(frame: &mut Frame<'_>, packet: &Packet, error: IcmpErro
 fn error_ipv4(
     header: &mut [u8; 28],
     client: Ipv4Addr,
-    vip: Ipv4Addr,
+    source: Ipv4Addr,
     error: IcmpError,
     quoted: usize,
     quoted_sum: Sum,
@@ -238,7 +321,7 @@ fn error_ipv4(
             flags_fragment: ipv4::DONT_FRAGMENT,
             ttl: HOP_LIMIT,
             protocol: protocol::ICMP,
-            source: vip,
+            source,
             destination: client,
         };
         header.emit(ip);
@@ -249,7 +332,7 @@ fn error_ipv4(
 fn error_ipv6(
     header: &mut [u8; 48],
     client: Ipv6Addr,
-    vip: Ipv6Addr,
+    source: Ipv6Addr,
     error: IcmpError,
     quoted: usize,
     quoted_sum: Sum,
@@ -268,11 +351,12 @@ fn error_ipv6(
             payload_len,
             next_header: protocol::ICMPV6,
             hop_limit: HOP_LIMIT,
-            source: vip,
+            source,
             destination: client,
         };
         header.emit(ip);
-        let pseudo = quoted_sum.add_pseudo_ipv6(vip, client, protocol::ICMPV6, payload_len.into());
+        let pseudo =
+            quoted_sum.add_pseudo_ipv6(source, client, protocol::ICMPV6, payload_len.into());
         emit_icmp(icmp, kind, 0, rest, pseudo);
     }
 }

@@ -106,6 +106,12 @@ drop_reasons! {
     /// which is deprecated besides (RFC 5095, RFC 7126 §4.3), and the checksum is about another
     /// destination, so it could not be translated either.
     SourceRoute = "source_route",
+    /// An ICMP redirect, or source quench, for a VIP or about a connection: anybody could send one, and
+    /// a host that believes it sends its packets elsewhere (RFC 1122 §3.2.2.2, RFC 6633).
+    IcmpRedirect = "icmp_redirect",
+    /// An ICMP error for a VIP or about a connection whose checksum is wrong (RFC 5508 REQ-3a), or
+    /// cannot be verified since the error itself is in fragments.
+    IcmpChecksum = "icmp_checksum",
 }
 
 impl fmt::Display for DropReason {

@@ -279,6 +279,9 @@ fn a_flood_of_forged_errors_and_resets() {
         packet[58..62].copy_from_slice(&address.octets());
         packet[64..66].copy_from_slice(&port.to_be_bytes());
         packet[66..70].copy_from_slice(&(random as u32 & 0x3fff_ffff | 0x4000_0000).to_be_bytes());
+        packet[36..38].fill(0);
+        let sum = slb_core::wire::checksum::checksum(&packet[34..]);
+        packet[36..38].copy_from_slice(&sum.to_be_bytes());
     };
     world.flood(&template, change);
     let unmatched = world.host.stats().dropped_for(DropReason::IcmpUnmatched);

@@ -592,7 +592,7 @@ typedef struct slb_mux_options {
      */
     size_t flows;
     /**
-     * Echo replies, ICMP errors and RSTs that it makes a second; 0: none.
+     * Echo replies that it makes a second; 0: none.
      */
     uint32_t answers_per_second;
     /**
@@ -612,6 +612,30 @@ typedef struct slb_mux_options {
      * refused with `SLB_ERROR_KEY`.
      */
     uint64_t key[2];
+    /**
+     * ICMP "fragmentation needed" and ICMPv6 "packet too big" a second; 0: none.
+     */
+    uint32_t too_big_per_second;
+    /**
+     * And at once.
+     */
+    uint32_t too_big_at_once;
+    /**
+     * Other ICMP errors a second; 0: none.
+     */
+    uint32_t errors_per_second;
+    /**
+     * And at once.
+     */
+    uint32_t errors_at_once;
+    /**
+     * RSTs a second; 0: none.
+     */
+    uint32_t resets_per_second;
+    /**
+     * And at once.
+     */
+    uint32_t resets_at_once;
 } slb_mux_options;
 
 /**
@@ -623,7 +647,7 @@ typedef struct slb_nat_options {
      */
     size_t connections;
     /**
-     * ICMP errors and echo replies of its own a second; 0: none.
+     * Echo replies of its own a second; 0: none.
      */
     uint32_t answers_per_second;
     /**
@@ -655,6 +679,30 @@ typedef struct slb_nat_options {
      * this process alone. Zeros are refused with `SLB_ERROR_KEY`.
      */
     uint64_t key[2];
+    /**
+     * ICMP "fragmentation needed" and ICMPv6 "packet too big" a second; 0: none.
+     */
+    uint32_t too_big_per_second;
+    /**
+     * And at once.
+     */
+    uint32_t too_big_at_once;
+    /**
+     * Other ICMP errors a second; 0: none.
+     */
+    uint32_t errors_per_second;
+    /**
+     * And at once.
+     */
+    uint32_t errors_at_once;
+    /**
+     * Where a host agent's ICMP errors over IPv4 come from; all zeros: its underlay address.
+     */
+    uint8_t icmp_source_ipv4[4];
+    /**
+     * Where a host agent's ICMP errors over IPv6 come from; all zeros: its underlay address.
+     */
+    uint8_t icmp_source_ipv6[16];
 } slb_nat_options;
 
 /**
@@ -1532,8 +1580,8 @@ int slb_mux_rule_stats(struct slb_mux *mux, size_t rule, struct slb_rule_stats *
 int slb_mux_backend_stats(struct slb_mux *mux, size_t backend, struct slb_backend_stats *out);
 
 /**
- * Fills in a million flows, 1000 answers a second, no limit for sources, and a key of zeros, which
- * the caller replaces by a secret one. NULL is left alone.
+ * Fills in a million flows, 1000 answers of each kind and 10000 RSTs a second, no limit for sources,
+ * and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
  *
  * The caller promises:
  * It points to room for options.
@@ -1541,8 +1589,8 @@ int slb_mux_backend_stats(struct slb_mux *mux, size_t backend, struct slb_backen
 void slb_mux_options_init(struct slb_mux_options *options);
 
 /**
- * Fills in 262144 connections, 1000 answers and 10000 resets a second, no limit for sources, and a
- * key of zeros, which the caller replaces by a secret one. NULL is left alone.
+ * Fills in 262144 connections, 1000 answers of each kind and 10000 RSTs a second, no limit for
+ * sources, and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
  *
  * The caller promises:
  * It points to room for options.
@@ -1741,8 +1789,8 @@ SLB_ASSERT(sizeof(slb_stats) == 8 * (23 + SLB_DROP_REASONS));
 SLB_ASSERT(sizeof(slb_frame) == 24);
 SLB_ASSERT(sizeof(slb_backend) == 72);
 SLB_ASSERT(sizeof(slb_rule) == 56);
-SLB_ASSERT(sizeof(slb_mux_options) == 40);
-SLB_ASSERT(sizeof(slb_nat_options) == 56);
+SLB_ASSERT(sizeof(slb_mux_options) == 64);
+SLB_ASSERT(sizeof(slb_nat_options) == 96);
 #endif
 #undef SLB_ASSERT
 #endif

@@ -156,6 +156,12 @@ pub unsafe extern "C" fn slb_config_mux_options(
         options.flows = config.node.flows;
         options.answers_per_second = said.answers_per_second;
         options.answers_at_once = said.answers_at_once;
+        options.too_big_per_second = said.too_big_per_second;
+        options.too_big_at_once = said.too_big_at_once;
+        options.errors_per_second = said.errors_per_second;
+        options.errors_at_once = said.errors_at_once;
+        options.resets_per_second = said.resets_per_second;
+        options.resets_at_once = said.resets_at_once;
         options.flows_per_source = config.node.flows_per_source;
         options.flows_per_source_at_once = config.node.flows_per_source_at_once;
         Ok(0)
@@ -178,6 +184,13 @@ pub unsafe extern "C" fn slb_config_nat_options(
         options.connections = config.node.connections;
         options.answers_per_second = said.answers_per_second;
         options.answers_at_once = said.answers_at_once;
+        options.too_big_per_second = said.too_big_per_second;
+        options.too_big_at_once = said.too_big_at_once;
+        options.errors_per_second = said.errors_per_second;
+        options.errors_at_once = said.errors_at_once;
+        let (ipv4, ipv6) = (said.icmp_source_ipv4, said.icmp_source_ipv6);
+        options.icmp_source_ipv4 = ipv4.map_or([0; 4], |address| address.octets());
+        options.icmp_source_ipv6 = ipv6.map_or([0; 16], |address| address.octets());
         options.flows_per_source = config.node.flows_per_source;
         options.flows_per_source_at_once = config.node.flows_per_source_at_once;
         options.resets_per_second = said.resets_per_second;

@@ -62,8 +62,8 @@ const _: () = {
     assert!(size_of::<slb_frame>() == 24);
     assert!(size_of::<slb_backend>() == 72);
     assert!(size_of::<slb_rule>() == 56);
-    assert!(size_of::<slb_mux_options>() == 40);
-    assert!(size_of::<slb_nat_options>() == 56);
+    assert!(size_of::<slb_mux_options>() == 64);
+    assert!(size_of::<slb_nat_options>() == 96);
 };
 
 /// Nothing here panics; if it did, it would stay here.

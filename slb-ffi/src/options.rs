@@ -10,7 +10,7 @@ use slb_core::{Key, MuxOptions, SourceLimiter};
 pub struct slb_mux_options {
     /// Flows of each family that can be pinned; 0: none, Maglev alone chooses.
     pub flows: usize,
-    /// Echo replies, ICMP errors and RSTs that it makes a second; 0: none.
+    /// Echo replies that it makes a second; 0: none.
     pub answers_per_second: u32,
     /// And at once.
     pub answers_at_once: u32,
@@ -21,6 +21,18 @@ pub struct slb_mux_options {
     /// The secret that its tables are keyed with: 128 random bits of this process alone. Zeros are
     /// refused with `SLB_ERROR_KEY`.
     pub key: [u64; 2],
+    /// ICMP "fragmentation needed" and ICMPv6 "packet too big" a second; 0: none.
+    pub too_big_per_second: u32,
+    /// And at once.
+    pub too_big_at_once: u32,
+    /// Other ICMP errors a second; 0: none.
+    pub errors_per_second: u32,
+    /// And at once.
+    pub errors_at_once: u32,
+    /// RSTs a second; 0: none.
+    pub resets_per_second: u32,
+    /// And at once.
+    pub resets_at_once: u32,
 }
 
 /// What a host agent or a proxy is made with. `slb_nat_options_init` fills in what is usual.
@@ -29,7 +41,7 @@ pub struct slb_mux_options {
 pub struct slb_nat_options {
     /// Connections of each family.
     pub connections: usize,
-    /// ICMP errors and echo replies of its own a second; 0: none.
+    /// Echo replies of its own a second; 0: none.
     pub answers_per_second: u32,
     /// And at once.
     pub answers_at_once: u32,
@@ -46,6 +58,18 @@ pub struct slb_nat_options {
     /// The secret that its tables are keyed with and its SNAT ports chosen by: 128 random bits of
     /// this process alone. Zeros are refused with `SLB_ERROR_KEY`.
     pub key: [u64; 2],
+    /// ICMP "fragmentation needed" and ICMPv6 "packet too big" a second; 0: none.
+    pub too_big_per_second: u32,
+    /// And at once.
+    pub too_big_at_once: u32,
+    /// Other ICMP errors a second; 0: none.
+    pub errors_per_second: u32,
+    /// And at once.
+    pub errors_at_once: u32,
+    /// Where a host agent's ICMP errors over IPv4 come from; all zeros: its underlay address.
+    pub icmp_source_ipv4: [u8; 4],
+    /// Where a host agent's ICMP errors over IPv6 come from; all zeros: its underlay address.
+    pub icmp_source_ipv6: [u8; 16],
 }
 
 impl slb_mux_options {
@@ -61,6 +85,12 @@ impl slb_mux_options {
         MuxOptions {
             answers_per_second: self.answers_per_second,
             answers_at_once: self.answers_at_once,
+            too_big_per_second: self.too_big_per_second,
+            too_big_at_once: self.too_big_at_once,
+            errors_per_second: self.errors_per_second,
+            errors_at_once: self.errors_at_once,
+            resets_per_second: self.resets_per_second,
+            resets_at_once: self.resets_at_once,
         }
     }
 }
@@ -75,9 +105,16 @@ impl slb_nat_options {
     }
 
     pub(crate) fn options(&self) -> NatOptions {
+        let (ipv4, ipv6) = (self.icmp_source_ipv4, self.icmp_source_ipv6);
         NatOptions {
             answers_per_second: self.answers_per_second,
             answers_at_once: self.answers_at_once,
+            too_big_per_second: self.too_big_per_second,
+            too_big_at_once: self.too_big_at_once,
+            errors_per_second: self.errors_per_second,
+            errors_at_once: self.errors_at_once,
+            icmp_source_ipv4: (ipv4 != [0; 4]).then_some(ipv4.into()),
+            icmp_source_ipv6: (ipv6 != [0; 16]).then_some(ipv6.into()),
             resets_per_second: self.resets_per_second,
             resets_at_once: self.resets_at_once,
             clamp_mss: self.clamp_mss != 0,
@@ -98,8 +135,8 @@ fn source_limit(
     SourceLimiter::build(SourceLimiter::BUCKETS, rate, at_once, key, memory).map(Some)
 }
 
-/// Fills in a million flows, 1000 answers a second, no limit for sources, and a key of zeros, which
-/// the caller replaces by a secret one. NULL is left alone.
+/// Fills in a million flows, 1000 answers of each kind and 10000 RSTs a second, no limit for sources,
+/// and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
 ///
 /// # Safety
 /// It points to room for options.
@@ -113,13 +150,19 @@ pub unsafe extern "C" fn slb_mux_options_init(options: *mut slb_mux_options) {
         flows_per_source: 0,
         flows_per_source_at_once: 100,
         key: [0; 2],
+        too_big_per_second: usual.too_big_per_second,
+        too_big_at_once: usual.too_big_at_once,
+        errors_per_second: usual.errors_per_second,
+        errors_at_once: usual.errors_at_once,
+        resets_per_second: usual.resets_per_second,
+        resets_at_once: usual.resets_at_once,
     };
     // SAFETY: the caller promises it.
     let _ = unsafe { crate::memory::put(options, usual) };
 }
 
-/// Fills in 262144 connections, 1000 answers and 10000 resets a second, no limit for sources, and a
-/// key of zeros, which the caller replaces by a secret one. NULL is left alone.
+/// Fills in 262144 connections, 1000 answers of each kind and 10000 RSTs a second, no limit for
+/// sources, and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
 ///
 /// # Safety
 /// It points to room for options.
@@ -136,6 +179,12 @@ pub unsafe extern "C" fn slb_nat_options_init(options: *mut slb_nat_options) {
         flows_per_source_at_once: 100,
         clamp_mss: usual.clamp_mss.into(),
         key: [0; 2],
+        too_big_per_second: usual.too_big_per_second,
+        too_big_at_once: usual.too_big_at_once,
+        errors_per_second: usual.errors_per_second,
+        errors_at_once: usual.errors_at_once,
+        icmp_source_ipv4: [0; 4],
+        icmp_source_ipv6: [0; 16],
     };
     // SAFETY: the caller promises it.
     let _ = unsafe { crate::memory::put(options, usual) };

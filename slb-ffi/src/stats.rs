@@ -191,6 +191,8 @@ const C_NAMES: [&CStr; DropReason::COUNT] = [
     c"martian",
     c"source_limit",
     c"source_route",
+    c"icmp_redirect",
+    c"icmp_checksum",
 ];
 
 #[cfg(test)]

@@ -36,8 +36,8 @@ SLB_ASSERT(sizeof(slb_stats) == 8 * (23 + SLB_DROP_REASONS));
 SLB_ASSERT(sizeof(slb_frame) == 24);
 SLB_ASSERT(sizeof(slb_backend) == 72);
 SLB_ASSERT(sizeof(slb_rule) == 56);
-SLB_ASSERT(sizeof(slb_mux_options) == 40);
-SLB_ASSERT(sizeof(slb_nat_options) == 56);
+SLB_ASSERT(sizeof(slb_mux_options) == 64);
+SLB_ASSERT(sizeof(slb_nat_options) == 96);
 #endif
 #undef SLB_ASSERT
 #endif";

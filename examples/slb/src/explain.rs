@@ -402,6 +402,8 @@ fn reason_text(reason: DropReason) -> &'static str {
         DropReason::NoOutboundRule => "no outbound rule lets the vm call out",
         DropReason::SnatExhausted => "all SNAT ports are in use towards that destination",
         DropReason::SpoofedSource => "it does not come from the vm's address",
+        DropReason::IcmpRedirect => "it would have a host send elsewhere, or slower",
+        DropReason::IcmpChecksum => "its checksum is wrong, or not to be verified",
         _ => "see the documentation",
     }
 }

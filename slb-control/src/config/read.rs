@@ -1,6 +1,6 @@
 //! A [`Config`] out of a document: each section read for itself, its faults told where they are.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use slb_core::hash::{Distribution, Hasher, MICROSOFT_KEY, SipHash13, Toeplitz, Xxh3};
@@ -149,9 +149,11 @@ fn read_node(section: Section<'_>) -> Option<Node> {
             section.fault(&span, "underlay", message);
         }
     }
+    let rate = |field, most, usual| section.number(field, 0..=most, usual) as u32;
     let mac = |field| section.optional(field, MAC, |text| text.parse().ok());
     let defaults = service::Underlay::default();
     let hash_seed = section.number("hash_seed", 0..=i64::MAX as u64, 0);
+    let icmp_source = read_icmp_source(&section);
     let node = Node {
         role: role.unwrap_or(Role::Mux),
         ipv4,
@@ -175,12 +177,16 @@ fn read_node(section: Section<'_>) -> Option<Node> {
         hasher: read_hasher(&section, hash_seed),
         hash_seed,
         flows: section.number("flows", 0..=1 << 32, 1 << 20) as usize,
-        answers_per_second: section.number("answers_per_second", 0..=1_000_000, 1000) as u32,
+        answers_per_second: rate("answers_per_second", 1_000_000, 1000),
+        too_big_per_second: rate("too_big_per_second", 1_000_000, 1000),
+        errors_per_second: rate("errors_per_second", 1_000_000, 1000),
         connections: section.number("connections", 1..=1 << 31, 1 << 18) as usize,
         flows_per_source: section.number("flows_per_source", 0..=1_000_000, 0) as u32,
         flows_per_source_at_once: section.number("flows_per_source_at_once", 1..=1_000_000, 100)
             as u32,
-        resets_per_second: section.number("resets_per_second", 0..=10_000_000, 10_000) as u32,
+        resets_per_second: rate("resets_per_second", 10_000_000, 10_000),
+        icmp_source_ipv4: icmp_source.0,
+        icmp_source_ipv6: icmp_source.1,
         clamp_mss: section.boolean("clamp_mss", false),
         muxes: section
             .any("muxes", ADDRESS, |text| text.parse().ok())
@@ -196,6 +202,31 @@ fn read_node(section: Section<'_>) -> Option<Node> {
     };
     section.finish();
     role.map(|_| node)
+}
+
+/// The addresses that a host agent's ICMP errors come from, at most one of each family.
+fn read_icmp_source(section: &Section<'_>) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+    const FIELD: &str = "icmp_source";
+    let (mut ipv4, mut ipv6) = (None, None);
+    for (address, span) in section.any(FIELD, ADDRESS, |text| text.parse().ok()) {
+        let is_of_none = match address {
+            IpAddr::V4(address) => address.is_multicast() || address.is_broadcast(),
+            IpAddr::V6(address) => address.is_multicast(),
+        };
+        if is_of_none || address.is_unspecified() || address.is_loopback() {
+            let message = format!("expected the address of a host, got {address}");
+            section.fault(&span, FIELD, message);
+        }
+        let twice = match address {
+            IpAddr::V4(address) => ipv4.replace(address).is_some(),
+            IpAddr::V6(address) => ipv6.replace(address).is_some(),
+        };
+        if twice {
+            let message = format!("expected one address of each family, got {address} too");
+            section.fault(&span, FIELD, message);
+        }
+    }
+    (ipv4, ipv6)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

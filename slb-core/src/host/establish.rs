@@ -36,7 +36,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let packet = &lane.packet;
         let snapshot = &*self.snapshot;
         let refusal = Refusal {
-            resets: &mut self.resets,
+            limits: &mut self.limits,
             stats: &mut self.stats,
             underlay: *snapshot.underlay(),
         };

@@ -6,12 +6,13 @@ use super::pin::OVER_LIMIT;
 use super::{Lane, Pipeline};
 use crate::fragments;
 use crate::frame::Frame;
+use crate::icmp::is_advice;
 use crate::link::Link;
 use crate::nat::connection::Side;
 use crate::nat::reset;
 use crate::observe::{Observe, Step};
 use crate::packet::{Family, Part};
-use crate::reply::{self, IcmpError, Limiter};
+use crate::reply::{self, IcmpError, Limits, Own};
 use crate::service::{CompiledRule, Echo, RuleMatch, Snapshot};
 use crate::stats::Stats;
 use crate::verdict::{DropReason, Verdict};
@@ -89,11 +90,10 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         seen: &mut impl Observe,
     ) -> Result<RuleMatch, Verdict> {
         let packet = lane.packet;
-        let kind = frame
-            .bytes()
-            .get(usize::from(packet.shape.transport_offset))
-            .copied()
-            .unwrap_or(0);
+        let kind = crate::icmp::kind(frame.bytes(), &packet);
+        if is_advice(packet.shape.family, kind) {
+            return Err(Verdict::Drop(DropReason::IcmpRedirect));
+        }
         let (echo_request, is_error) = match packet.shape.family {
             Family::Ipv4 => (icmp::ECHO_REQUEST, icmp::is_error(kind)),
             Family::Ipv6 if icmpv6::is_link_local(kind) => return Ok(RuleMatch::NotVip),
@@ -103,6 +103,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             let unmatched = Verdict::Drop(DropReason::IcmpUnmatched);
             let flow = packet.quoted_flow(frame.bytes()).ok_or(unmatched)?;
             seen.step(lane.frame.into(), Step::QuotedFlow(flow.tuple()));
+            if let Some(reason) = crate::icmp::refusal(frame.bytes(), &packet) {
+                return Err(Verdict::Drop(reason));
+            }
             lane.packet = flow;
             lane.only_follows = true;
             let RuleMatch::Rule(index) = self.snapshot.classify(&flow) else {
@@ -130,7 +133,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
         match self.snapshot.echo(&packet) {
             Some(Echo::Forward) => Ok(by_address),
-            Some(Echo::Answer) => Err(reply::answer_echo(frame, &packet, &mut self.answers)),
+            Some(Echo::Answer) => Err(reply::answer_echo(frame, &packet, &mut self.limits)),
             _ => Err(Verdict::Drop(DropReason::EchoIgnored)),
         }
     }
@@ -142,7 +145,7 @@ pub(super) fn report(
     frame: &mut Frame<'_>,
     lane: &Lane,
     inner_mtu: u32,
-    answers: &mut Limiter,
+    limits: &mut Limits,
 ) -> Verdict {
     let packet = &lane.packet;
     let error = if packet.hop_limit <= 1 {
@@ -152,10 +155,10 @@ pub(super) fn report(
     };
     // Of an ICMP error the lane has the quoted flow's tuple, and errors are not answered anyway.
     let may_be_told = !lane.only_follows && reply::may_be_told(frame.bytes(), packet);
-    if !may_be_told || !answers.allow() {
+    if !may_be_told || !limits.allow(error.kind()) {
         return Verdict::Drop(error.reason());
     }
-    match reply::icmp_error(frame, packet, error) {
+    match reply::icmp_error(frame, packet, error, packet.tuple().destination) {
         Some(()) => Verdict::Reply,
         None => Verdict::Drop(DropReason::NoHeadroom),
     }
@@ -168,7 +171,7 @@ pub(super) fn refuse(
     frame: &mut Frame<'_>,
     lane: &Lane,
     index: u32,
-    answers: &mut Limiter,
+    limits: &mut Limits,
     stats: &mut Stats,
 ) -> Verdict {
     let packet = &lane.packet;
@@ -191,7 +194,7 @@ pub(super) fn refuse(
         return no_backend; // never in answer to a reset
     };
     let ports = packet.ports;
-    let done = answers.allow()
+    let done = limits.allow(Own::Reset)
         && match packet.shape.family {
             Family::Ipv4 => {
                 let addresses = packet.addresses[0];

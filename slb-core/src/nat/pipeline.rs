@@ -17,7 +17,7 @@ use crate::frame::{BURST, Frame};
 use crate::link::{self, Link};
 use crate::observe::{ConnectionStep, Observe, Step};
 use crate::packet::{EchoMessage, Family, Packet, Part};
-use crate::reply::{self, IcmpError, Limiter};
+use crate::reply::{self, IcmpError, Limits};
 use crate::service::nat::CompiledMux;
 use crate::service::{BackendId, RuleMatch, Snapshot, Underlay};
 use crate::sources::SourceLimiter;
@@ -181,8 +181,7 @@ pub(crate) struct Pipeline<'m, S> {
     pub(crate) tables: NatTables<'m>,
     pub(crate) options: NatOptions,
     clock: Clock,
-    pub(crate) answers: Limiter,
-    pub(crate) resets: Limiter,
+    pub(crate) limits: Limits,
     pub(crate) sources: Option<SourceLimiter<'m>>,
     pub(crate) stats: Stats,
 }
@@ -194,8 +193,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             tables,
             options,
             clock: Clock::default(),
-            answers: Limiter::new(options.answers_per_second, options.answers_at_once),
-            resets: Limiter::new(options.resets_per_second, options.resets_at_once),
+            limits: Limits::new(&options.rates()),
             sources: None,
             stats: Stats::default(),
         };
@@ -205,8 +203,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
     }
 
     pub(crate) fn set_options(&mut self, options: NatOptions) {
-        self.answers = Limiter::new(options.answers_per_second, options.answers_at_once);
-        self.resets = Limiter::new(options.resets_per_second, options.resets_at_once);
+        self.limits = Limits::new(&options.rates());
         self.options = options;
     }
 
@@ -247,8 +244,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         if let Some(fragments) = &mut self.tables.fragments {
             fragments.advance(now);
         }
-        self.answers.advance(now);
-        self.resets.advance(now);
+        self.limits.advance(now);
         if let Some(sources) = &mut self.sources {
             sources.advance(now);
         }
@@ -400,7 +396,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             snapshot,
             tables,
             options,
-            answers,
+            limits,
             stats,
             ..
         } = self;
@@ -424,7 +420,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             (_, None) => underlay.mtu.into(),
         };
         if R::ROUTES && (packet.hop_limit <= 1 || packet.ip_len > most) {
-            return Err(report(frame, lane, most, answers, underlay));
+            return Err(report(frame, lane, most, limits, (options, underlay)));
         }
         // Later fragments and errors keep a connection alive as little as they move it on.
         let before = connection.state();
@@ -571,8 +567,8 @@ fn report(
     frame: &mut Frame<'_>,
     lane: &Lane,
     most: u32,
-    answers: &mut Limiter,
-    underlay: &Underlay,
+    limits: &mut Limits,
+    (options, underlay): (&NatOptions, &Underlay),
 ) -> Verdict {
     let packet = &lane.packet;
     let error = if packet.hop_limit <= 1 {
@@ -581,10 +577,11 @@ fn report(
         IcmpError::TooBig(most)
     };
     let may_be_told = lane.error.is_none() && reply::may_be_told(frame.bytes(), packet);
-    if !may_be_told || !answers.allow() {
+    if !may_be_told || !limits.allow(error.kind()) {
         return Verdict::Drop(error.reason());
     }
-    if reply::icmp_error(frame, packet, error).is_none() {
+    let source = options.icmp_source(underlay, packet.shape.family);
+    if reply::icmp_error(frame, packet, error, source).is_none() {
         return Verdict::Drop(DropReason::NoHeadroom);
     }
     match lane.direction {

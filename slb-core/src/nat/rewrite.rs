@@ -11,7 +11,7 @@ use crate::flow::Addresses;
 use crate::packet::{Packet, Part};
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6::{self, Ipv6};
-use crate::wire::{icmp, icmpv6, protocol, tcp};
+use crate::wire::{checksum, icmp, icmpv6, protocol, tcp};
 
 /// Families whose packets can be rewritten.
 pub(crate) trait Rewrite: Addresses {
@@ -119,7 +119,13 @@ pub(crate) fn translate<A: Rewrite>(
     if packet.shape.part == Part::Later {
         return Some(());
     }
-    let transport = bytes.get_mut(usize::from(packet.shape.transport_offset)..)?;
+    let start = usize::from(packet.shape.transport_offset);
+    if packet.protocol == A::ICMP {
+        // Padding behind a short packet is no part of the message.
+        let end = usize::from(packet.shape.ip_offset) + packet.ip_len();
+        return rewrite_icmp::<A>(bytes.get_mut(start..end)?, to.ports, deltas).ok();
+    }
+    let transport = bytes.get_mut(start..)?;
     rewrite_transport::<A>(transport, packet.protocol, to.ports, deltas).ok()
 }
 
@@ -154,32 +160,43 @@ fn rewrite_transport<A: Rewrite>(
                 }
             }
         }
-        number if number == A::ICMP => {
-            let delta = if A::ICMP_HAS_PSEUDO {
-                both
-            } else {
-                port_delta.into()
-            };
-            let Some(asks) = transport.first().copied().and_then(A::echo) else {
-                return if A::ICMP_HAS_PSEUDO {
-                    update(transport, 2, addresses.into())
-                } else {
-                    Ok(())
-                };
-            };
-            let identifier = if asks {
-                ports as u16
-            } else {
-                (ports >> 16) as u16
-            };
-            let field = transport.get_mut(4..6).ok_or(Cut)?;
-            field.copy_from_slice(&identifier.to_le_bytes());
-            update(transport, 2, delta)
-        }
+        number if number == A::ICMP => rewrite_icmp::<A>(transport, ports, (addresses, port_delta)),
         // UDP-Lite (RFC 3828) and DCCP (RFC 4340) have ports, but are not told apart by them.
         136 | 33 => update(transport, 6, addresses.into()),
         _ => Ok(()),
     }
+}
+
+/// Writes the identifier of an ICMP message that has one, and updates its checksum.
+#[inline(never)]
+fn rewrite_icmp<A: Rewrite>(
+    message: &mut [u8],
+    ports: u32,
+    (addresses, port_delta): (u16, u16),
+) -> Result<(), Cut> {
+    let pseudo = if A::ICMP_HAS_PSEUDO { addresses } else { 0 };
+    let Some(asks) = message.first().copied().and_then(A::echo) else {
+        return match A::ICMP_HAS_PSEUDO {
+            true => update(message, 2, pseudo.into()),
+            false => Ok(()),
+        };
+    };
+    let identifier = if asks {
+        ports as u16
+    } else {
+        (ports >> 16) as u16
+    };
+    let field = message.get_mut(4..6).ok_or(Cut)?;
+    field.copy_from_slice(&identifier.to_le_bytes());
+    update(message, 2, u64::from(pseudo) + u64::from(port_delta))?;
+    if message.get(2..4) == Some(&[0, 0]) {
+        let checksum = checksum::never_zero_of_zeros(message);
+        message
+            .get_mut(2..4)
+            .ok_or(Cut)?
+            .copy_from_slice(&checksum.to_be_bytes());
+    }
+    Ok(())
 }
 
 #[inline]

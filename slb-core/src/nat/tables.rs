@@ -1,24 +1,42 @@
 //! What a role that translates is given: its tables, and what it may do besides.
 
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use super::NatTable;
 use crate::flow::FlowTable;
 use crate::key::Key;
 use crate::link::Link;
 use crate::mem::{Mem, Memory};
-use crate::service::Snapshot;
+use crate::packet::Family;
+use crate::reply::Rates;
+use crate::service::{Snapshot, Underlay};
 use crate::stats::{BackendCounters, RuleCounters, SnatCounters};
 
 /// What a host agent or a proxy may do besides translating.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NatOptions {
-    /// ICMP errors of its own a second: the long run.
+    /// Echo replies a second: the long run. Zero: none, as for the other kinds.
     pub answers_per_second: u32,
-    /// And at once.
+    /// Echo replies at once.
     pub answers_at_once: u32,
+    /// Packets "too big" (ICMPv6) and "fragmentation needed" (ICMP) a second: the long run.
+    pub too_big_per_second: u32,
+    /// Packets "too big" and "fragmentation needed" at once.
+    pub too_big_at_once: u32,
+    /// Other ICMP errors of its own a second: the long run.
+    pub errors_per_second: u32,
+    /// Other ICMP errors at once.
+    pub errors_at_once: u32,
     /// RSTs a second: the long run.
     pub resets_per_second: u32,
-    /// And at once.
+    /// RSTs at once.
     pub resets_at_once: u32,
+    /// Where a host agent's ICMP errors over IPv4 come from; `None`: from its underlay address, or
+    /// without one from the dummy address 192.0.0.8 (RFC 7600 §4.8).
+    pub icmp_source_ipv4: Option<Ipv4Addr>,
+    /// Where a host agent's ICMP errors over IPv6 come from; `None`: from its underlay address, or
+    /// without one from 100::1, of the discard prefix (RFC 6666): no answer goes there.
+    pub icmp_source_ipv6: Option<Ipv6Addr>,
     /// Lowers the maximum segment size that SYNs offer to what fits the fabric in VXLAN.
     pub clamp_mss: bool,
 }
@@ -28,9 +46,42 @@ impl Default for NatOptions {
         Self {
             answers_per_second: 1000,
             answers_at_once: 100,
+            too_big_per_second: 1000,
+            too_big_at_once: 100,
+            errors_per_second: 1000,
+            errors_at_once: 100,
             resets_per_second: 10_000,
             resets_at_once: 1000,
+            icmp_source_ipv4: None,
+            icmp_source_ipv6: None,
             clamp_mss: false,
+        }
+    }
+}
+
+impl NatOptions {
+    pub(crate) fn rates(&self) -> Rates {
+        Rates {
+            echoes: (self.answers_per_second, self.answers_at_once),
+            too_big: (self.too_big_per_second, self.too_big_at_once),
+            errors: (self.errors_per_second, self.errors_at_once),
+            resets: (self.resets_per_second, self.resets_at_once),
+        }
+    }
+
+    /// Where ICMP errors about packets of a family come from: a router's own address (RFC 1812
+    /// §4.3.2.4), so that traceroute shows it as a hop and not as the packet's destination.
+    pub(crate) fn icmp_source(&self, underlay: &Underlay, family: Family) -> IpAddr {
+        match family {
+            Family::Ipv4 => {
+                let own = self.icmp_source_ipv4.or(underlay.ipv4);
+                own.unwrap_or(Ipv4Addr::new(192, 0, 0, 8)).into()
+            }
+            Family::Ipv6 => {
+                let own = self.icmp_source_ipv6.or(underlay.ipv6);
+                own.unwrap_or(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1))
+                    .into()
+            }
         }
     }
 }

@@ -97,6 +97,21 @@ pub const fn update(checksum: u16, old: u16, new: u16) -> u16 {
     !(sum as u16)
 }
 
+/// An updated ICMP checksum as it is sent: of a message of zeros it is all ones (RFC 1624 §3).
+///
+/// The sum of zeros is the one sum that has two representations, of which [`update`] gives the other.
+/// Every other header that is covered has a byte that is never zero: a version, or the protocol in
+/// a pseudo-header. `message` is the ICMP message with its checksum still the old one.
+#[cold]
+pub(crate) fn never_zero_of_zeros(message: &[u8]) -> u16 {
+    let is_zero = |(at, byte): (usize, &u8)| *byte == 0 || matches!(at, 2 | 3);
+    if message.iter().enumerate().all(is_zero) {
+        0xffff
+    } else {
+        0
+    }
+}
+
 /// A UDP checksum as it is sent: one that computes to zero goes out as all ones, since zero
 /// means that there is none (RFC 768).
 #[inline]

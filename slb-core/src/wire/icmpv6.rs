@@ -15,6 +15,9 @@ pub const ECHO_REQUEST: u8 = 128;
 /// Echo reply.
 pub const ECHO_REPLY: u8 = 129;
 
+/// Redirect (RFC 4861 §4.5).
+pub const REDIRECT: u8 = 137;
+
 /// Whether messages of this type report an error (RFC 4443 §2.1): all below 128.
 pub const fn is_error(kind: u8) -> bool {
     kind < 128

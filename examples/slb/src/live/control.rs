@@ -185,11 +185,21 @@ impl Control<'_> {
         given.node.role = old.role;
         let of = |node: &slb_control::config::Node| {
             let of_sources = (node.flows_per_source, node.flows_per_source_at_once);
-            let rates = (node.answers_per_second, node.resets_per_second, of_sources);
-            (node.flows, node.connections, rates, node.clamp_mss)
+            let rates = [
+                node.answers_per_second,
+                node.too_big_per_second,
+                node.errors_per_second,
+                node.resets_per_second,
+            ];
+            let icmp_source = (node.icmp_source_ipv4, node.icmp_source_ipv6);
+            let sizes = (node.flows, node.connections);
+            (sizes, (rates, of_sources), icmp_source, node.clamp_mss)
         };
         if of(old) != of(&given.node) {
-            warn!("table sizes, rates and clamp_mss are those that the program was started with");
+            warn!(
+                "table sizes, rates, icmp_source and clamp_mss are those that the program was \
+                 started with"
+            );
         }
         let found = self
             .next_hops

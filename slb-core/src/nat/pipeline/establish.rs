@@ -13,7 +13,7 @@ use crate::nat::table::Refused;
 use crate::nat::tcp::{Direction, Segment};
 use crate::observe::{ConnectionStep, Observe, Step};
 use crate::packet::{EchoMessage, Part};
-use crate::reply::Limiter;
+use crate::reply::{Limits, Own};
 use crate::service::nat::{CompiledTerms, Local, RuleKind};
 use crate::service::{RuleMatch, Snapshot, Underlay};
 use crate::stats::Stats;
@@ -160,7 +160,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
 
     pub(crate) fn refusal(&mut self) -> Refusal<'_> {
         Refusal {
-            resets: &mut self.resets,
+            limits: &mut self.limits,
             stats: &mut self.stats,
             underlay: *self.snapshot.underlay(),
         }
@@ -214,7 +214,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
 
 /// What telling a sender takes.
 pub(crate) struct Refusal<'a> {
-    pub(crate) resets: &'a mut Limiter,
+    pub(crate) limits: &'a mut Limits,
     pub(crate) stats: &'a mut Stats,
     pub(crate) underlay: Underlay,
 }
@@ -244,7 +244,7 @@ impl Refusal<'_> {
             return NO_CONNECTION; // never in answer to a reset
         };
         let side = lane.key::<A>().side.reversed();
-        if !self.resets.allow() || reset::emit(frame, &link, side, numbers).is_none() {
+        if !self.limits.allow(Own::Reset) || reset::emit(frame, &link, side, numbers).is_none() {
             self.stats.resets_suppressed += 1;
             return NO_CONNECTION;
         }

@@ -10,6 +10,7 @@ use crate::nat::reset::{self, Numbers};
 use crate::nat::rewrite::Rewrite;
 use crate::nat::table::Fate;
 use crate::nat::{ConnectionState, Direction, NatTable, NatTables};
+use crate::reply::Own;
 use crate::service::{CompiledBackend, Snapshot};
 use crate::stats::{BackendCounters, SnatCounters};
 use crate::time::Instant;
@@ -37,7 +38,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let Self {
             snapshot,
             tables,
-            resets,
+            limits,
             stats,
             ..
         } = self;
@@ -67,7 +68,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 let opened_by = links.get(number as usize).copied();
                 for way in [Direction::Inward, Direction::Outward] {
                     let to = R::way_to(snapshot, connection, way, opened_by);
-                    let told = resets.allow()
+                    let told = limits.allow(Own::Reset)
                         && spare
                             .get_mut(*used)
                             .is_some_and(|frame| tell(frame, to, connection, way).is_some());

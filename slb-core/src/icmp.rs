@@ -1,0 +1,99 @@
+//! ICMP messages about other packets: which of them a balancer passes on.
+//!
+//! An error goes the way of the flow that it quotes. Two kinds go nowhere where they are about a
+//! translated flow: redirects and source quench, which ask a host to change its routes or its rate
+//! and could come from anybody (RFC 1122 §3.2.2.2, RFC 6633), and errors whose checksum is wrong
+//! (RFC 5508 REQ-3a).
+
+use crate::packet::{Family, Packet, Part};
+use crate::verdict::DropReason;
+use crate::wire::checksum::Sum;
+use crate::wire::{icmp, icmpv6, ipv6, protocol};
+
+/// Bytes of an ICMPv6 redirect before its options: header, target and destination (RFC 4861 §4.5).
+const REDIRECT_LEN: usize = icmp::HEADER_LEN + 2 * 16;
+/// Where the destination stands that the redirect is about.
+const REDIRECT_DESTINATION: usize = icmp::HEADER_LEN + 16;
+/// The option that quotes the redirected packet, and the bytes before the quote (RFC 4861 §4.6.3).
+const REDIRECTED_HEADER: u8 = 4;
+const REDIRECTED_HEADER_LEN: usize = 8;
+
+/// The type of the ICMP message in a packet; zero where it has none.
+pub(crate) fn kind(frame: &[u8], packet: &Packet) -> u8 {
+    let at = usize::from(packet.shape.transport_offset);
+    frame.get(at).copied().unwrap_or(0)
+}
+
+/// Whether a message of this type tells a host to send elsewhere, or slower.
+pub(crate) const fn is_advice(family: Family, kind: u8) -> bool {
+    match family {
+        Family::Ipv4 => matches!(kind, icmp::REDIRECT | icmp::SOURCE_QUENCH),
+        Family::Ipv6 => kind == icmpv6::REDIRECT,
+    }
+}
+
+/// Why an ICMP error does not follow the flow that it quotes; `None` where it does.
+pub(crate) fn refusal(frame: &[u8], packet: &Packet) -> Option<DropReason> {
+    if is_advice(packet.shape.family, kind(frame, packet)) {
+        Some(DropReason::IcmpRedirect)
+    } else if checksum_is_right(frame, packet) {
+        None
+    } else {
+        Some(DropReason::IcmpChecksum)
+    }
+}
+
+/// Whether the checksum of the ICMP message in a packet is right. Of a fragment it cannot be told.
+fn checksum_is_right(frame: &[u8], packet: &Packet) -> bool {
+    let end = usize::from(packet.shape.ip_offset) + packet.ip_len();
+    let message = frame.get(usize::from(packet.shape.transport_offset)..end);
+    let Some(message) = message.filter(|_| packet.shape.part == Part::Whole) else {
+        return false;
+    };
+    let sum = Sum::ZERO.add_bytes(message);
+    let sum = match packet.shape.family {
+        Family::Ipv4 => sum,
+        Family::Ipv6 => {
+            let mut addresses = [0; 32];
+            for (bytes, word) in addresses.chunks_exact_mut(8).zip(packet.addresses) {
+                bytes.copy_from_slice(&word.to_le_bytes());
+            }
+            // The pseudo-header (RFC 8200 §8.1).
+            sum.add_bytes(&addresses)
+                .add_bytes(&(message.len() as u32).to_be_bytes())
+                .add_u16(protocol::ICMPV6.into())
+        }
+    };
+    sum.checksum() == 0
+}
+
+/// What an ICMPv6 redirect is about.
+pub(crate) struct Redirected<'f> {
+    /// The bytes of the destination that packets are to reach by another way.
+    pub(crate) destination: [u8; 16],
+    /// The packet that caused it, as far as it is quoted.
+    pub(crate) quote: Option<&'f [u8]>,
+}
+
+/// Reads an ICMPv6 redirect; `None` where it ends too early.
+pub(crate) fn redirected<'f>(frame: &'f [u8], packet: &Packet) -> Option<Redirected<'f>> {
+    let end = usize::from(packet.shape.ip_offset) + packet.ip_len();
+    let message = frame.get(usize::from(packet.shape.transport_offset)..end)?;
+    let (fixed, mut options) = message.split_at_checked(REDIRECT_LEN)?;
+    let destination = *fixed.get(REDIRECT_DESTINATION..)?.first_chunk()?;
+    let mut quote = None;
+    while let [option, units, ..] = *options {
+        let len = usize::from(units) * 8;
+        let Some((this, rest)) = options.split_at_checked(len).filter(|_| len > 0) else {
+            break;
+        };
+        if option == REDIRECTED_HEADER {
+            quote = this.get(REDIRECTED_HEADER_LEN..);
+            break;
+        }
+        options = rest;
+    }
+    // The option's length counts its padding.
+    let quote = quote.filter(|quote| quote.len() >= ipv6::HEADER_LEN);
+    Some(Redirected { destination, quote })
+}

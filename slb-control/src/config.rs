@@ -3,8 +3,11 @@
 //! A [`Config`] is one that was found good: every name that is referred to is there, no two rules
 //! take the same packets, and a snapshot can be built. `docs/configuration.md` lists the fields.
 
+mod addresses;
 mod read;
+mod warnings;
 
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -404,13 +407,17 @@ impl Config {
     /// Lends the configuration as the dataplane's own.
     pub fn with_spec<T>(&self, f: impl FnOnce(&Spec<'_>) -> T) -> T {
         let frontends: Vec<_> = self.frontends.iter().map(Frontend::spec).collect();
+        let vms = self.vms().into_iter();
+        let ports = vms
+            .filter_map(|vm| Some(((vm.vni, vm.mac), vm.port?)))
+            .collect();
         let backends: Vec<Vec<_>> = self
             .pools
             .iter()
             .map(|pool| {
                 let backends = pool.backends.iter();
                 backends
-                    .map(|backend| self.backend_spec(pool, backend))
+                    .map(|backend| self.backend_spec(pool, backend, &ports))
                     .collect()
             })
             .collect();
@@ -479,41 +486,60 @@ impl Config {
         }
     }
 
-    /// The vms that run on this machine, each at its port: those whose backends' host is this node.
-    /// They are at the ports from 1 on in the order in which they stand, unless they say where.
+    /// The longest IP packet on the fabric, in bytes: as configured, or the default.
+    pub fn mtu(&self) -> u16 {
+        self.node.underlay().mtu
+    }
+
+    /// The vms that run on this machine, each at its port: the backends whose host is this node.
+    /// Backends of one network with one MAC address are one vm. A vm without a `port` gets the first
+    /// free one, counted from 1 in the order of the file.
     pub fn vms(&self) -> Vec<Vm> {
         let mut vms: Vec<Vm> = Vec::new();
         if self.node.role != Role::Host {
             return vms;
         }
-        let here = self.pools.iter().flat_map(|pool| {
-            let backends = pool.backends.iter();
-            backends.map(move |backend| (pool.vni, backend))
-        });
-        for (vni, backend) in here.filter(|(_, backend)| self.node.is(backend.host)) {
-            let mac = backend.mac();
-            let known = vms.iter_mut().find(|vm| vm.vni == vni && vm.mac == mac);
-            match known {
-                Some(vm) => vm.addresses.push(backend.address),
-                None => vms.push(Vm {
-                    port: backend.port.map(PortId),
-                    vni,
-                    mac,
-                    addresses: vec![backend.address],
-                    name: backend.name.clone(),
-                }),
+        let mut known = HashMap::new();
+        for pool in &self.pools {
+            for backend in &pool.backends {
+                if !self.node.is(backend.host) {
+                    continue;
+                }
+                let mac = backend.mac();
+                let index = *known.entry((pool.vni, mac)).or_insert_with(|| {
+                    vms.push(Vm {
+                        port: None,
+                        vni: pool.vni,
+                        mac,
+                        addresses: Vec::new(),
+                        name: backend.name.clone(),
+                    });
+                    vms.len() - 1
+                });
+                let vm = &mut vms[index];
+                vm.port = vm.port.or(backend.port.map(PortId));
+                if !vm.addresses.contains(&backend.address) {
+                    vm.addresses.push(backend.address);
+                }
             }
         }
-        let mut next = 1;
-        for place in 0..vms.len() {
-            if vms[place].port.is_none() {
-                while vms.iter().any(|vm| vm.port == Some(PortId(next))) {
-                    next += 1;
-                }
-                vms[place].port = Some(PortId(next));
-            }
+        let said: HashSet<PortId> = vms.iter().filter_map(|vm| vm.port).collect();
+        let mut free = (1..).map(PortId).filter(|port| !said.contains(port));
+        for vm in vms.iter_mut().filter(|vm| vm.port.is_none()) {
+            vm.port = free.next();
         }
         vms
+    }
+
+    /// Things that are allowed and seldom meant, a line each.
+    pub fn warnings(&self) -> Vec<String> {
+        warnings::of(self)
+    }
+
+    /// What this configuration takes away that `old` had and that is seldom taken away on purpose,
+    /// a line each: all rules of a VIP, or half of a pool's backends and more.
+    pub fn losses(&self, old: &Self) -> Vec<String> {
+        warnings::losses(old, self)
     }
 
     /// Whether a backend takes new flows of one of a frontend's rules; `None` where it has no rule.
@@ -537,12 +563,12 @@ impl Config {
             .and_then(|vm| vm.port)
     }
 
-    fn backend_spec<'b>(&self, pool: &Pool, backend: &'b Backend) -> service::Backend<'b> {
-        let mac = backend.mac();
-        let vms = self.vms();
-        let vm = vms.iter().find(|vm| {
-            vm.vni == pool.vni && vm.mac == mac && vm.addresses.contains(&backend.address)
-        });
+    fn backend_spec<'b>(
+        &self,
+        pool: &Pool,
+        backend: &'b Backend,
+        ports: &HashMap<(Vni, MacAddress), PortId>,
+    ) -> service::Backend<'b> {
         service::Backend {
             name: &backend.name,
             address: backend.address,
@@ -553,9 +579,10 @@ impl Config {
             state: backend.state,
             instance: backend.instance,
             serves: backend.backend_port,
-            port: vm
+            port: ports
+                .get(&(pool.vni, backend.mac()))
                 .filter(|_| self.node.is(backend.host))
-                .and_then(|vm| vm.port),
+                .copied(),
         }
     }
 

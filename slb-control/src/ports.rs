@@ -190,7 +190,7 @@ pub(crate) fn check(ports: &Ports, faults: &Faults<'_>) {
     for port in &ports.all {
         let place = format!("port {:?}", port.name);
         if names.insert(&port.name, ()).is_some() {
-            faults.add(&port.span, place.clone(), "the name stands twice");
+            faults.add(&port.span, place.clone(), "duplicate name");
         }
         if let (Some(own), Some(first)) = (port.mode, first)
             && own != mode

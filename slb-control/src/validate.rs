@@ -1,6 +1,8 @@
 //! What a configuration has to be as a whole: names once, references that lead somewhere, rules
 //! that do not contradict each other.
 
+mod addresses;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 
@@ -67,7 +69,10 @@ pub(crate) fn check(config: &Config, faults: &Faults<'_>) {
         "outbound_rule",
         outbound.map(|rule| (rule.name.clone(), &rule.span)),
     );
-    check_addresses(config, faults);
+    addresses::check_vips(config, faults);
+    addresses::check_vms(config, faults);
+    addresses::check_mtu(config, faults);
+    addresses::check_shares(config, faults);
     check_pools(config, faults);
     check_rules(config, faults);
     check_nat(config, faults);
@@ -86,25 +91,7 @@ fn unique<'c>(faults: &Faults<'_>, kind: &str, names: impl Iterator<Item = (Stri
     let mut seen = HashMap::new();
     for (name, span) in names {
         if seen.insert(name.clone(), ()).is_some() {
-            faults.add(span, format!("{kind} {name:?}"), "the name stands twice");
-        }
-    }
-}
-
-fn check_addresses(config: &Config, faults: &Faults<'_>) {
-    let mut seen: HashMap<IpAddr, &str> = HashMap::new();
-    for frontend in &config.frontends {
-        let place = format!("frontend {:?}: address", frontend.name);
-        let address = frontend.address;
-        if address.is_unspecified() || address.is_multicast() {
-            faults.add(
-                &frontend.span,
-                place,
-                format!("expected a unicast address, got {address}"),
-            );
-        } else if let Some(other) = seen.insert(address, &frontend.name) {
-            let message = format!("{address} is the address of frontend {other:?} already");
-            faults.add(&frontend.span, place, message);
+            faults.add(span, format!("{kind} {name:?}"), "duplicate name");
         }
     }
 }

@@ -153,7 +153,8 @@ fn values_are_told_what_is_allowed() {
     fault(
         "address = \"20.20.20.100\"",
         "address = \"20.20.20.300\"",
-        "web.toml:8: frontend \"web\": address: expected an IPv4 or IPv6 address, got \
+        "web.toml:8: frontend \"web\": address: expected the IPv4 or IPv6 address of a host (unicast, neither loopback nor \
+         link-local), got \
          \"20.20.20.300\"",
     );
     fault(
@@ -182,8 +183,8 @@ fn values_are_told_what_is_allowed() {
     fault(
         "02:00:0a:0a:01:0b",
         "02:00:0a:0a:01",
-        "web.toml:19: pool \"servers\": backend \"vm1\": mac: expected a MAC address such as \
-         \"02:00:0a:0a:01:0b\", got \"02:00:0a:0a:01\"",
+        "web.toml:19: pool \"servers\": backend \"vm1\": mac: expected the MAC address of one \
+         station, such as \"02:00:0a:0a:01:0b\" (no group's, not all zeros), got \"02:00:0a:0a:01\"",
     );
 }
 
@@ -236,7 +237,7 @@ address = \"20.20.20.100\"
     let errors = Config::parse("web.toml", &text).unwrap_err().to_string();
     let expected = "\
 web.toml:48: rule \"everything\": takes all ports of frontend \"web6\" (HA ports), so rule \"dns\" cannot stand beside it
-web.toml:54: rule \"http\": the name stands twice
+web.toml:54: rule \"http\": duplicate name
 web.toml:54: rule \"http\": takes tcp port 80 of frontend \"web\", as rule \"http\" does
 web.toml:61: rule \"dns\": frontend \"web6\" is 2001:db8:20::100, but backend \"vm1\" of pool \"servers\" is 10.10.1.11
 web.toml:68: frontend \"again\": address: 20.20.20.100 is the address of frontend \"web\" already";

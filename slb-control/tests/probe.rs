@@ -45,15 +45,18 @@ fn config(probe: &str, address: SocketAddr) -> Config {
         "[node]\nrole = \"mux\"\nunderlay = \"172.16.0.11\"\n\
          [[frontend]]\nname = \"web\"\naddress = \"20.20.20.100\"\n\
          [[pool]]\nname = \"servers\"\nvni = 1\nbackends = [\n\
-         {{ name = \"a\", address = \"{}\", host = \"172.16.0.101\" }},\n\
-         {{ name = \"b\", address = \"127.0.0.9\", host = \"172.16.0.102\", state = \"unhealthy\" }}]\n\
+         {{ name = \"a\", address = \"10.0.0.1\", host = \"172.16.0.101\" }},\n\
+         {{ name = \"b\", address = \"10.0.0.2\", host = \"172.16.0.102\", state = \"unhealthy\" }}]\n\
          [[probe]]\nname = \"p\"\nport = {}\n{probe}\n\
          [[rule]]\nname = \"http\"\nfrontend = \"web\"\npool = \"servers\"\nprobe = \"p\"\n\
          protocol = \"tcp\"\nfrontend_port = 80\n",
-        address.ip(),
         address.port(),
     );
-    Config::parse("probe.toml", &text).unwrap()
+    let mut config = Config::parse("probe.toml", &text).unwrap();
+    // A configuration names no loopback address, but the servers of these tests are there.
+    config.pools[0].backends[0].address = address.ip();
+    config.pools[0].backends[1].address = "127.0.0.9".parse().unwrap();
+    config
 }
 
 fn target(probe: &str, address: SocketAddr) -> Target {

@@ -79,6 +79,9 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
             vm.vni
         );
     }
+    for line in config.warnings() {
+        eprintln!("{}: warning: {line}", options.config.display());
+    }
     Ok(())
 }
 

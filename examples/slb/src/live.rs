@@ -15,6 +15,7 @@
 mod announce;
 mod control;
 mod device;
+mod file;
 mod mailbox;
 mod metrics;
 mod next_hops;
@@ -92,6 +93,9 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         generation = snapshot.generation(),
         "running"
     );
+    for line in given.warnings() {
+        warn!("{line}");
+    }
     let control = Control {
         options,
         begin: Instant::now(),

@@ -11,6 +11,7 @@ use slb_core::service::{
 };
 use slb_core::wire::vxlan::Vni;
 
+use super::addresses::{HOST, STATION, UNICAST, host, station, unicast};
 use super::{
     Backend, Config, Frontend, InboundNat, MAX_IDLE_TIMEOUT, MIN_IDLE_TIMEOUT, NoHealthyBackends,
     Node, Outbound, Pool, Probe, ProbeProtocol, Protocol, Role, Rule,
@@ -19,7 +20,6 @@ use crate::document::Section;
 use crate::{ports, validate};
 
 const ADDRESS: &str = "an IPv4 or IPv6 address";
-const MAC: &str = "a MAC address such as \"02:00:0a:0a:01:0b\"";
 
 pub(super) fn read(root: &Section<'_>) -> Option<Config> {
     let node = root.section("node").and_then(read_node);
@@ -134,10 +134,9 @@ fn read_node(section: Section<'_>) -> Option<Node> {
         )
         .map(|(role, _)| role);
     let (mut ipv4, mut ipv6) = (None, None);
-    let parse = |text: &str| text.parse().ok();
     let addresses = match role {
-        Some(Role::Proxy) => section.any("underlay", ADDRESS, parse),
-        _ => section.one_or_more("underlay", ADDRESS, parse),
+        Some(Role::Proxy) => section.any("underlay", HOST, host),
+        _ => section.one_or_more("underlay", HOST, host),
     };
     for (address, span) in addresses {
         let twice = match address {
@@ -150,7 +149,7 @@ fn read_node(section: Section<'_>) -> Option<Node> {
         }
     }
     let rate = |field, most, usual| section.number(field, 0..=most, usual) as u32;
-    let mac = |field| section.optional(field, MAC, |text| text.parse().ok());
+    let mac = |field| section.optional(field, STATION, station);
     let defaults = service::Underlay::default();
     let hash_seed = section.number("hash_seed", 0..=i64::MAX as u64, 0);
     let icmp_source = read_icmp_source(&section);
@@ -189,13 +188,13 @@ fn read_node(section: Section<'_>) -> Option<Node> {
         icmp_source_ipv6: icmp_source.1,
         clamp_mss: section.boolean("clamp_mss", false),
         muxes: section
-            .any("muxes", ADDRESS, |text| text.parse().ok())
+            .any("muxes", HOST, host)
             .into_iter()
             .map(|(address, _)| address)
             .collect(),
         withdraw_when_down: section.boolean("withdraw_when_down", false),
         probe_sources: section
-            .any("probe_sources", ADDRESS, |text| text.parse().ok())
+            .any("probe_sources", UNICAST, unicast)
             .into_iter()
             .map(|(address, _)| address)
             .collect(),
@@ -289,7 +288,7 @@ fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
 
 fn read_frontend(section: Section<'_>) -> Option<Frontend> {
     let name = section.name("name");
-    let address = section.required("address", ADDRESS, |text| text.parse().ok());
+    let address = section.required("address", HOST, host);
     let icmp_echo = section.choice(
         "icmp_echo",
         &[
@@ -358,18 +357,15 @@ fn read_pool(section: Section<'_>, is_proxy: bool) -> Option<Pool> {
 
 fn read_backend(section: Section<'_>, is_proxy: bool) -> Option<Backend> {
     let name = section.name("name");
-    let address = section.required("address", ADDRESS, |text| text.parse().ok());
-    let parse = |text: &str| text.parse().ok();
+    let address = section.required("address", HOST, host);
     let host = if is_proxy {
-        let host = section.optional("host", ADDRESS, parse);
+        let host = section.optional("host", HOST, host);
         Some(host.map_or(Ipv4Addr::UNSPECIFIED.into(), |(host, _)| host))
     } else {
-        section
-            .required("host", ADDRESS, parse)
-            .map(|(host, _)| host)
+        section.required("host", HOST, host).map(|(host, _)| host)
     };
-    let mac = section.optional("mac", MAC, |text| text.parse().ok());
-    let next_hop = section.optional("next_hop", MAC, |text| text.parse().ok());
+    let mac = section.optional("mac", STATION, station);
+    let next_hop = section.optional("next_hop", STATION, station);
     let weight = section.number("weight", 0..=1_000_000, 1) as u32;
     let state = section.choice(
         "state",

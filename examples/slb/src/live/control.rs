@@ -1,10 +1,9 @@
 //! The control thread: signals, the configuration's file, and next hops.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -19,6 +18,7 @@ use tracing::{error, info, warn};
 
 use super::announce::Announcer;
 use super::device::Plan;
+use super::file::WatchedFile;
 use super::metrics::Endpoint;
 use super::next_hops::{Found, NextHops, unresolved};
 use super::status::{Place, Shared};
@@ -30,8 +30,8 @@ use crate::report::Report;
 
 /// How often it looks whether there is something to do.
 const TICK: Duration = Duration::from_millis(20);
-/// How often it looks whether the file is another.
-const LOOK_AT_FILE: Duration = Duration::from_millis(500);
+/// How often it looks at the file.
+const LOOK_AT_FILE: Duration = Duration::from_millis(250);
 /// How often it judges backends by their traffic.
 const JUDGE: Duration = Duration::from_secs(1);
 /// How often it asks for next hops that are not known, and has those that are verified.
@@ -76,7 +76,7 @@ impl Control<'_> {
         if let Some(announcer) = &mut self.announcer {
             announcer.announce(&self.config);
         }
-        let mut file = self.file();
+        let mut file = WatchedFile::new(&self.options.config);
         let (mut looked, mut asked, mut verified) = (begin, None, begin);
         let mut judged = begin;
         self.ask(true);
@@ -95,11 +95,10 @@ impl Control<'_> {
             let mut reads = raised.contains(&SIGHUP);
             if looked.elapsed() >= LOOK_AT_FILE {
                 looked = Instant::now();
-                let now = self.file();
-                reads |= now.is_some() && now != file;
+                reads |= file.has_changed(looked);
             }
             if reads {
-                file = self.file();
+                file.set_loaded();
                 self.reload();
                 shared.set_config(&self.config);
             }
@@ -168,13 +167,6 @@ impl Control<'_> {
         let _ = poll(&mut fds, Some(&tick));
     }
 
-    /// What tells whether the file is another.
-    fn file(&self) -> Option<(SystemTime, u64, u64)> {
-        use std::os::unix::fs::MetadataExt as _;
-        let metadata = fs::metadata(&self.options.config).ok()?;
-        Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
-    }
-
     /// Reads the configuration again. All or nothing: a bad one leaves the old one running.
     fn reload(&mut self) {
         let mut given = match load(&self.options.config) {
@@ -215,6 +207,13 @@ impl Control<'_> {
                     generation = self.snapshot.generation(),
                     "configuration in place"
                 );
+                for line in given
+                    .losses(&self.given)
+                    .into_iter()
+                    .chain(given.warnings())
+                {
+                    warn!("{line}");
+                }
                 self.given = given;
                 self.found = found;
                 self.ask(false);

@@ -1,0 +1,229 @@
+//! Addresses that exclude each other, and backends that no packet reaches.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use slb_core::maglev::{self, Member, Turn};
+use slb_core::service::Answers;
+use slb_core::wire::ethernet::MacAddress;
+use slb_core::wire::ipv6;
+use slb_core::wire::vxlan::Vni;
+
+use crate::config::{Backend, Config, Pool, Role};
+use crate::document::Faults;
+
+/// Bytes of the outer UDP and VXLAN headers and of the inner Ethernet header.
+const VXLAN_OVERHEAD: u16 = 30;
+
+/// What tells vms apart: their host, network and MAC address.
+type Nic = (IpAddr, Vni, MacAddress);
+
+/// Adds a fault for each frontend whose address another frontend, this node, a host or a mux has:
+/// a mux that takes such an address's packets cuts that machine off.
+pub(super) fn check_vips(config: &Config, faults: &Faults<'_>) {
+    let mut machines: HashMap<IpAddr, String> = HashMap::new();
+    for &mux in &config.node.muxes {
+        machines.insert(mux, "a mux".to_owned());
+    }
+    if config.node.role != Role::Proxy {
+        for (pool, backend) in backends(config) {
+            let machine = format!(
+                "the host of backend {:?} of pool {:?}",
+                backend.name, pool.name
+            );
+            machines.entry(backend.host).or_insert(machine);
+        }
+    }
+    for own in config
+        .node
+        .ipv4
+        .map(IpAddr::V4)
+        .into_iter()
+        .chain(config.node.ipv6.map(IpAddr::V6))
+    {
+        machines.insert(own, "this node (underlay of [node])".to_owned());
+    }
+    let mut vips: HashMap<IpAddr, &str> = HashMap::new();
+    for frontend in &config.frontends {
+        let place = format!("frontend {:?}: address", frontend.name);
+        let address = frontend.address;
+        if let Some(machine) = machines.get(&address) {
+            let message = format!("expected an address of its own, but {address} is {machine}");
+            faults.add(&frontend.span, place, message);
+        } else if let Some(other) = vips.insert(address, &frontend.name) {
+            let message = format!("{address} is the address of frontend {other:?} already");
+            faults.add(&frontend.span, place, message);
+        }
+    }
+}
+
+/// Adds a fault for each backend that shares its network, host and MAC address with another vm.
+///
+/// Two backends are one vm if they have one address, name or port, or if both name that MAC
+/// address and one is its IPv4 side, the other its IPv6 side.
+pub(super) fn check_vms(config: &Config, faults: &Faults<'_>) {
+    if config.node.role == Role::Proxy {
+        return;
+    }
+    let mut vms: HashMap<Nic, Vec<(&Pool, &Backend)>> = HashMap::new();
+    for (pool, backend) in backends(config) {
+        let same_nic = vms
+            .entry((backend.host, pool.vni, backend.mac()))
+            .or_default();
+        let Some(&(first_pool, first)) = same_nic.first() else {
+            same_nic.push((pool, backend));
+            continue;
+        };
+        let place = format!("pool {:?}: backend {:?}", pool.name, backend.name);
+        let other = format!("backend {:?} of pool {:?}", first.name, first_pool.name);
+        if let (Some(port), Some(first_port)) = (backend.port, first.port)
+            && port != first_port
+        {
+            let message = format!(
+                "is one vm with {other} (one MAC address, {}, in one network), which is at port {first_port}, \
+                 but says port {port}",
+                backend.mac()
+            );
+            faults.add(&backend.span, place, message);
+            continue;
+        }
+        let both_say = backend.mac.is_some() && first.mac.is_some();
+        let is_one_vm = same_nic.iter().any(|(_, known)| {
+            known.address == backend.address
+                || known.name == backend.name
+                || (known.port.is_some() && known.port == backend.port)
+                || (both_say && known.address.is_ipv6() != backend.address.is_ipv6())
+        });
+        if !is_one_vm {
+            let (how, cure) = if both_say {
+                ("MAC address", "two vms need two")
+            } else {
+                (
+                    "MAC address, derived from its address,",
+                    "write a mac of its own",
+                )
+            };
+            let message = format!(
+                "its {how} {} is that of {other} on the same host and network: {cure}",
+                backend.mac()
+            );
+            faults.add(&backend.span, place, message);
+        }
+        same_nic.push((pool, backend));
+    }
+}
+
+/// Adds a fault for each IPv6 pool whose packets this node would have to send through VXLAN that
+/// carries less than IPv6's smallest MTU.
+pub(super) fn check_mtu(config: &Config, faults: &Faults<'_>) {
+    let mtu = config.mtu();
+    let is_short = |outer: IpAddr| {
+        let room = mtu.saturating_sub(overhead(outer));
+        usize::from(room) < ipv6::MIN_MTU
+    };
+    let message = |outer: IpAddr| {
+        format!(
+            "expected an mtu of {} or more in [node], got {mtu}: IPv6 needs {} bytes on every link \
+             (RFC 8200 §5), and the outer headers take {}",
+            ipv6::MIN_MTU + usize::from(overhead(outer)),
+            ipv6::MIN_MTU,
+            overhead(outer)
+        )
+    };
+    match config.node.role {
+        Role::Proxy => {}
+        Role::Mux => {
+            for pool in &config.pools {
+                let first = pool
+                    .backends
+                    .iter()
+                    .find(|b| b.address.is_ipv6() && is_short(b.host));
+                if let Some(backend) = first {
+                    let place = format!("pool {:?}: backend {:?}", pool.name, backend.name);
+                    faults.add(&backend.span, place, message(backend.host));
+                }
+            }
+        }
+        Role::Host => {
+            let Some(&mux) = config.node.muxes.iter().find(|&&mux| is_short(mux)) else {
+                return;
+            };
+            let is_ipv6 = |frontend: usize| config.frontends[frontend].address.is_ipv6();
+            for rule in &config.rules {
+                if rule.terms.answers == Answers::ThroughMux && is_ipv6(rule.frontend) {
+                    let place = format!("rule {:?}: answers", rule.name);
+                    faults.add(&rule.span, place, message(mux));
+                }
+            }
+        }
+    }
+}
+
+/// Adds a fault for each backend whose weight, beside those of its pool, gives it no slot of the
+/// Maglev table, and so no flow.
+pub(super) fn check_shares(config: &Config, faults: &Faults<'_>) {
+    for pool in &config.pools {
+        let weights = || {
+            pool.backends
+                .iter()
+                .map(|backend| u64::from(backend.weight))
+        };
+        let total: u64 = weights().sum();
+        let size = u64::from(pool.table_size);
+        let Some(least) = weights().filter(|&weight| weight > 0).min() else {
+            continue;
+        };
+        if least * size >= total || pool.backends.len() > maglev::MAX_BACKENDS {
+            continue; // every share is one slot or more
+        }
+        let members: Vec<Member<'_>> = pool
+            .backends
+            .iter()
+            .map(|backend| Member {
+                name: &backend.name,
+                weight: backend.weight,
+            })
+            .collect();
+        let mut table = vec![maglev::EMPTY; pool.table_size as usize];
+        let mut turns = vec![Turn::default(); members.len()];
+        if maglev::build(&members, config.node.hash_seed, &mut table, &mut turns).is_err() {
+            continue; // another check names it
+        }
+        let mut slots = vec![0_u32; members.len()];
+        for &index in &table {
+            if let Some(slots) = slots.get_mut(usize::from(index)) {
+                *slots += 1;
+            }
+        }
+        for (backend, _) in pool
+            .backends
+            .iter()
+            .zip(slots)
+            .filter(|(b, slots)| b.weight > 0 && *slots == 0)
+        {
+            let message = format!(
+                "weight {} of {total} in all is no slot of the {size} in the pool's table, so it would get no \
+                 flow: expected a table_size of {} or more, or weights that are closer",
+                backend.weight,
+                total.div_ceil(u64::from(backend.weight)),
+            );
+            let place = format!("pool {:?}: backend {:?}: weight", pool.name, backend.name);
+            faults.add(&backend.span, place, message);
+        }
+    }
+}
+
+/// Bytes that VXLAN adds to an inner IP packet towards this outer address.
+const fn overhead(outer: IpAddr) -> u16 {
+    match outer {
+        IpAddr::V4(_) => VXLAN_OVERHEAD + 20,
+        IpAddr::V6(_) => VXLAN_OVERHEAD + 40,
+    }
+}
+
+fn backends(config: &Config) -> impl Iterator<Item = (&Pool, &Backend)> {
+    config
+        .pools
+        .iter()
+        .flat_map(|pool| pool.backends.iter().map(move |backend| (pool, backend)))
+}

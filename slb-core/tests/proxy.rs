@@ -1046,17 +1046,37 @@ fn source_nat_hides_clients_and_keeps_them_apart() {
 }
 
 #[test]
-fn two_clients_that_a_backend_could_not_tell_apart_do_not_meet() {
+fn two_clients_that_a_backend_could_not_tell_apart_get_two_ports() {
     let mut proxy = Setup::multi(1).proxy();
-    let syn = tcp(at(CLIENT, 50_000), at(VIP, 80), "S");
-    assert_eq!(
-        give(&mut proxy, PortId(0), &syn).0,
-        Verdict::Forward(BACKEND)
-    );
-    assert_eq!(
-        give(&mut proxy, PortId(1), &syn).0,
-        Verdict::Drop(DropReason::TupleTaken)
-    );
+    let client = at(CLIENT, 50_000);
+    let syn = tcp(client, at(VIP, 80), "S");
+    let mut sessions = Vec::new();
+    for port in [PortId(0), PortId(1), PortId(2)] {
+        let (verdict, frame) = give(&mut proxy, port, &syn);
+        assert_eq!(verdict, Verdict::Forward(BACKEND));
+        let (seen, backend) = ends(&frame);
+        assert_eq!(seen.0, client.0);
+        assert_eq!(seen.1 == client.1, port == PortId(0));
+        sessions.push((port, seen, backend));
+    }
+    for (port, seen, backend) in sessions {
+        let answer = give(&mut proxy, BACKEND, &tcp(backend, seen, "SA"));
+        assert_eq!(answer.0, Verdict::Forward(port));
+        assert_eq!(ends(&answer.1), (at(VIP, 80), client));
+    }
+    // A protocol without ports has no other name.
+    let second = Ipv4Addr::from_bits(VIP.to_bits() + 1);
+    let mut packet = Vec::new();
+    link(CLIENT.into(), second.into())
+        .write(&mut packet, etherparse::IpNumber::GRE, b"tunnelled")
+        .unwrap();
+    for expected in [
+        Verdict::Forward(BACKEND),
+        Verdict::Drop(DropReason::TupleTaken),
+    ] {
+        let port = PortId(u16::from(expected != Verdict::Forward(BACKEND)));
+        assert_eq!(give(&mut proxy, port, &packet).0, expected);
+    }
 }
 
 // Beyond the model.

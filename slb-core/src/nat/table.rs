@@ -173,6 +173,14 @@ impl<'m, A: Addresses> Connections<'m, A> {
         self.find(self.hash(key), key).is_none()
     }
 
+    /// Whether a tuple is that of a connection whose time has not come, be it over or not.
+    pub(crate) fn is_in_use(&self, key: &Key<A>) -> bool {
+        let connection = self
+            .find(self.hash(key), key)
+            .and_then(|number| self.get(number));
+        connection.is_some_and(|connection| !self.is_past(connection))
+    }
+
     #[inline]
     pub(crate) fn get(&self, number: u32) -> Option<&Connection<A>> {
         self.slab.get(number as usize)

@@ -6,7 +6,7 @@ use super::sweep::note_made;
 use super::{Lane, Pipeline, Role, Table};
 use crate::frame::Frame;
 use crate::link::Link;
-use crate::nat::connection::{ALL_PORTS, Connection, Policy, Side};
+use crate::nat::connection::{ALL_PORTS, Connection, Key, Policy, Side};
 use crate::nat::ports;
 use crate::nat::reset;
 use crate::nat::table::Refused;
@@ -134,7 +134,17 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 told => told,
             });
         };
-        let inside = self.inside_of::<A, R>(lane, &terms, &local)?;
+        let inside = match self.inside_of::<A, R>(lane, &terms, &local) {
+            Ok(inside) => inside,
+            Err(reason) => {
+                let refusal = self.refusal();
+                let verdict = refusal.answer::<A, R>(frame, lane, terms.reset, seen);
+                return Err(match verdict {
+                    NO_CONNECTION => Verdict::Drop(reason),
+                    told => told,
+                });
+            }
+        };
         let policy = Policy {
             idle: terms.idle,
             rule: rule_slot,
@@ -166,13 +176,17 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// What the server calls a connection from outside.
+    /// The name of a connection from outside on the inside: the tuple of the server's packets.
+    ///
+    /// The client keeps its address and port unless the rule translates its address, or unless the
+    /// server already talks to that address and port: under another frontend, say. Then another port
+    /// of the address stands for the client, as Linux' connection tracking does.
     fn inside_of<A: Table, R: Role>(
         &mut self,
         lane: &Lane,
         terms: &CompiledTerms,
         local: &Local,
-    ) -> Result<Side<A>, Verdict> {
+    ) -> Result<Side<A>, DropReason> {
         let packet = &lane.packet;
         let (mut remote, front) = A::of(packet).split();
         let (client, _) = A::of(packet).unpack();
@@ -185,30 +199,46 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             Some(port) => local.port.unwrap_or(port),
             None => packet.raw_destination_port(),
         };
-        let Some(source_nat) = terms.source_nat.and_then(A::from_ip) else {
-            let ports = u32::from(port) | packet.ports << 16;
-            let addresses = A::join(server, remote);
-            return Ok(Side { addresses, ports });
-        };
+        let source_nat = terms.source_nat.and_then(A::from_ip);
         let has_ports = packet.has_ports() || (packet.is_icmp() && packet.ports != 0);
-        if !has_ports {
-            let addresses = A::join(server, source_nat);
-            return Ok(Side {
-                addresses,
-                ports: 0,
-            });
-        }
         let secret = self.tables.connections.port_secret;
         let table = A::table(&mut self.tables.connections);
-        let outside = lane.key().side;
         let zone = if R::SHARED { ALL_PORTS } else { lane.zone };
+        if source_nat.is_none() || !has_ports {
+            let side = Side {
+                addresses: A::join(server, source_nat.unwrap_or(remote)),
+                ports: if source_nat.is_none() {
+                    u32::from(port) | packet.ports << 16
+                } else {
+                    0
+                },
+            };
+            let key = Key {
+                side,
+                protocol: packet.protocol,
+                direction: Direction::Outward,
+                zone,
+            };
+            if source_nat.is_some() || !table.is_in_use(&key) {
+                return Ok(side);
+            }
+            if !has_ports {
+                return Err(DropReason::TupleTaken);
+            }
+        }
+        let (address, reason) = match source_nat {
+            Some(address) => (address, DropReason::SnatExhausted),
+            None => (remote, DropReason::TupleTaken),
+        };
+        let outside = lane.key().side;
+        let server = (server, port);
         ports::choose_peer::<A>(
             table,
-            source_nat,
-            (outside, (server, port), packet.protocol, zone),
+            address,
+            (outside, server, packet.protocol, zone),
             secret,
         )
-        .ok_or(Verdict::Drop(DropReason::SnatExhausted))
+        .ok_or(reason)
     }
 }
 

@@ -9,6 +9,8 @@
 //! network interfaces that they have, and parameter files), and parts of a load balancer, such as one
 //! rule. Every property is either mapped, known to mean nothing here, or a warning by name.
 
+mod expression;
+mod functions;
 mod inventory;
 mod json;
 mod model;

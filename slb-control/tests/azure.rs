@@ -365,7 +365,7 @@ fn values_that_there_are_none_of_are_said_with_their_line() {
         (r#""port": [1]"#, "port: expected 1 to 65535, got a list"),
         (
             r#""port": "[parameters('p')]""#,
-            "which cannot be worked out here",
+            r#"got the expression "[parameters('p')]", which cannot be worked out: no parameter "p" is declared"#,
         ),
         (r#""x": 1"#, "port: is missing"),
     ] {
@@ -420,9 +420,10 @@ const TEMPLATE: &str = r#"{
         "inboundNatRules": [ { "name": "ssh0", "properties": { "frontendIPConfiguration": { "id": "[concat(variables('lbId'), '/frontendIPConfigurations/fe')]" },
           "protocol": "Tcp", "frontendPort": 50000, "backendPort": 22 } } ]
       } },
-    { "type": "Microsoft.Network/loadBalancers/inboundNatRules", "name": "[concat(parameters('lbName'), '/ssh1')]",
+    { "type": "Microsoft.Network/loadBalancers/inboundNatRules", "name": "[concat(parameters('lbName'), '/ssh', copyIndex(1))]",
+      "copy": { "name": "rules", "count": "[sub(parameters('vms'), 1)]" },
       "properties": { "frontendIPConfiguration": { "id": "[concat(variables('lbId'), '/frontendIPConfigurations/fe')]" },
-        "protocol": "Tcp", "frontendPort": 50001, "backendPort": 22 } },
+        "protocol": "Tcp", "frontendPort": "[copyIndex(50001)]", "backendPort": 22 } },
     { "type": "Microsoft.Network/loadBalancers", "name": "second", "properties": {
         "frontendIPConfigurations": [ { "name": "fe", "properties": { "privateIPAddress": "10.0.2.100" } } ],
         "backendAddressPools": [ { "name": "others", "properties": { "loadBalancerBackendAddresses": [ { "properties": { "ipAddress": "10.0.3.1" } } ] } } ],
@@ -474,7 +475,12 @@ fn a_template_with_all_that_belongs_to_it() {
         .map(|n| (n.name.as_str(), n.target))
         .collect();
     let to = |port, backend| NatTarget::Backend { port, backend };
-    assert_eq!(nat, [("ssh0", to(50000, 0)), ("ssh1", to(50001, 1))]);
+    let expected = [
+        ("ssh0", to(50000, 0)),
+        ("ssh1", to(50001, 1)),
+        ("ssh2", to(50002, 2)),
+    ];
+    assert_eq!(nat, expected);
     // Two load balancers have names in common.
     let rules: Vec<_> = config
         .rules
@@ -494,16 +500,13 @@ fn a_template_with_all_that_belongs_to_it() {
 }
 
 #[test]
-fn a_copy_of_properties_is_left_out_and_named() {
-    let text = r#"{ "name": "p", "properties": { "protocol": "Tcp", "port": 80, "intervalInSeconds": 5,
-        "copy": [{ "name": "x", "count": 2 }] } }"#;
-    let imported = import_one(text, &inventory()).expect("a probe");
-    let warnings: Vec<String> = imported.warnings.iter().map(ToString::to_string).collect();
-    let [warning] = warnings.as_slice() else {
-        panic!("{warnings:?}");
-    };
-    let expected = "lb.json:2: probe \"p\": \"copy\" is done for whole resources only";
-    assert!(warning.starts_with(expected), "{warning}");
+fn a_loop_that_says_too_little_is_refused() {
+    let text = r#"{ "name": "p", "properties": { "protocol": "Tcp", "intervalInSeconds": 5,
+        "copy": [{ "name": "port", "count": 2 }] } }"#;
+    let found = errors(text, &inventory());
+    let expected = "lb.json:2: probe \"p\": port: expected 1 to 65535, got the expression \"copy of \\\"port\\\"\", \
+                    which cannot be worked out: input is missing";
+    assert!(found.contains(expected), "{found}");
 }
 
 #[test]

@@ -228,7 +228,7 @@ impl Entry {
     }
 }
 
-fn public_address(text: &str) -> Option<PublicAddress> {
+pub(super) fn public_address(text: &str) -> Option<PublicAddress> {
     const MOST: u32 = 256;
     let Some((first, bits)) = text.split_once('/') else {
         return Some(PublicAddress {

@@ -4,6 +4,7 @@
 //! compared as Azure does, without regard to case.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::rc::Rc;
@@ -32,17 +33,54 @@ pub(super) enum Value {
     String(String),
     Array(Vec<Node>),
     Object(Vec<(String, Node)>),
+    /// An expression that cannot be worked out: an error where its value is needed, and only there.
+    Unresolved(Box<Unresolved>),
+}
+
+/// An expression without a value.
+#[derive(Clone, Debug)]
+pub(super) struct Unresolved {
+    /// The expression as it is written.
+    pub(super) text: String,
+    pub(super) failure: Failure,
+}
+
+/// Why an expression has no value.
+#[derive(Clone, Debug)]
+pub(super) enum Failure {
+    /// A parameter has neither a value nor a default.
+    NoValue {
+        parameter: String,
+        /// Where it is declared.
+        file: Rc<str>,
+        line: usize,
+    },
+    Other(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoValue { parameter, .. } => write!(f, "parameter {parameter:?} has no value"),
+            Self::Other(message) => f.write_str(message),
+        }
+    }
 }
 
 impl Value {
-    fn kind(&self) -> &'static str {
+    /// The value as messages show it.
+    pub(super) fn describe(&self) -> String {
         match self {
-            Self::Null => "null",
-            Self::Bool(_) => "true or false",
-            Self::Number(_) => "a number",
-            Self::String(_) => "a string",
-            Self::Array(_) => "a list",
-            Self::Object(_) => "an object",
+            Self::Null => "null".to_owned(),
+            Self::Bool(value) => value.to_string(),
+            Self::Number(text) => text.clone(),
+            Self::String(text) => format!("{text:?}"),
+            Self::Array(_) => "a list".to_owned(),
+            Self::Object(_) => "an object".to_owned(),
+            Self::Unresolved(unresolved) => format!(
+                "the expression {:?}, which cannot be worked out: {}",
+                unresolved.text, unresolved.failure
+            ),
         }
     }
 }
@@ -179,6 +217,28 @@ impl Notes {
         self.warnings.borrow_mut().push(warning);
     }
 
+    /// An expression that has no value where one is needed. A parameter that nobody gave a value is the
+    /// cause, and is named once however many expressions refer to it.
+    pub(super) fn unresolved(&self, node: &Node, place: &str, message: String, why: &Failure) {
+        let error = match why {
+            Failure::NoValue {
+                parameter,
+                file,
+                line,
+            } => ConfigError {
+                file: file.to_string(),
+                line: *line,
+                place: format!("parameter {parameter:?}"),
+                message: "has no value and no default: a parameter file has to give one".to_owned(),
+            },
+            Failure::Other(_) => note(node, place, message),
+        };
+        let is_known = self.errors.borrow().contains(&error);
+        if !is_known {
+            self.add_error(error);
+        }
+    }
+
     /// Errors and warnings, each by their place.
     pub(super) fn finish(self) -> (Vec<ConfigError>, Vec<ConfigError>) {
         let sort = |mut notes: Vec<ConfigError>| {
@@ -202,11 +262,9 @@ fn note(node: &Node, place: &str, message: String) -> ConfigError {
 }
 
 /// What any resource or part of one may have, and means nothing to a load balancer.
-const OF_ARM: [&str; 15] = [
+const OF_ARM: [&str; 13] = [
     "apiVersion",
     "comments",
-    "condition",
-    "copy",
     "dependsOn",
     "etag",
     "extendedLocation",
@@ -244,11 +302,18 @@ impl<'n> Object<'n> {
     pub(super) fn named(node: &'n Node, kind: &str, notes: &'n Notes) -> (Self, String) {
         let mut object = Self::new(node, kind, notes);
         let name = object.text("name").unwrap_or_default();
-        if name.is_empty() {
-            notes.error(node, kind, "name is missing");
+        if object.get("name").is_none()
+            || object.get("name").is_some_and(|n| n.as_str() == Some(""))
+        {
+            notes.error(node, kind, "name: is missing");
         }
         object.place = format!("{kind} {name:?}");
         (object, name)
+    }
+
+    /// An object within this one.
+    pub(super) fn inner(&self, node: &'n Node, name: &str) -> Self {
+        Self::new(node, format!("{}: {name}", self.place), self.notes)
     }
 
     pub(super) fn get(&self, name: &'static str) -> Option<&'n Node> {
@@ -268,34 +333,35 @@ impl<'n> Object<'n> {
     }
 
     fn expected(&self, node: &Node, name: &str, expected: &str) {
-        let got = match &node.value {
-            Value::String(text) if text.starts_with('[') => {
-                format!("the expression {text:?}, which cannot be worked out here")
+        let message = format!("{name}: expected {expected}, got {}", node.value.describe());
+        match &node.value {
+            Value::Unresolved(unresolved) => {
+                let why = &unresolved.failure;
+                self.notes.unresolved(node, &self.place, message, why);
             }
-            Value::String(text) => format!("{text:?}"),
-            Value::Number(text) => text.clone(),
-            Value::Bool(value) => value.to_string(),
-            other => other.kind().to_owned(),
-        };
-        self.error(node, name, format!("expected {expected}, got {got}"));
+            _ => self.notes.error(node, &self.place, message),
+        }
     }
 
     pub(super) fn text(&self, name: &'static str) -> Option<String> {
         let node = self.get(name)?;
-        match node.as_str() {
-            Some(text) if !text.starts_with('[') => Some(text.to_owned()),
-            _ => {
-                self.expected(node, name, "a string");
-                None
-            }
+        let text = node.as_str().map(str::to_owned);
+        if text.is_none() {
+            self.expected(node, name, "a string");
         }
+        text
     }
 
     pub(super) fn address(&self, name: &'static str) -> Option<IpAddr> {
+        self.address_or(name, "")
+    }
+
+    /// An address; `or` is what messages say of where else it may stand.
+    pub(super) fn address_or(&self, name: &'static str, or: &str) -> Option<IpAddr> {
         let node = self.get(name)?;
         let address = node.as_str().and_then(|text| text.parse().ok());
         if address.is_none() {
-            self.expected(node, name, "an IPv4 or IPv6 address");
+            self.expected(node, name, &format!("an IPv4 or IPv6 address{or}"));
         }
         address
     }
@@ -389,9 +455,8 @@ impl<'n> Object<'n> {
             }
         }
         let id = node.get("id").and_then(Node::as_str);
-        if id.is_none_or(|id| id.starts_with('[')) {
+        if id.is_none() {
             self.expected(node.get("id").unwrap_or(node), name, "an id");
-            return None;
         }
         id
     }
@@ -415,6 +480,21 @@ impl<'n> Object<'n> {
         }
     }
 
+    /// Refuses a member that would make it another thing than what can be made here.
+    pub(super) fn refuse(&self, name: &'static str, why: &str) {
+        if let Some(node) = self.get(name)
+            && !matches!(&node.value, Value::Array(elements) if elements.is_empty())
+        {
+            self.error(node, name, why);
+        }
+    }
+
+    /// Whether a member is an expression that has no value.
+    pub(super) fn is_unresolved(&self, name: &'static str) -> bool {
+        let node = self.get(name);
+        node.is_some_and(|node| matches!(node.value, Value::Unresolved(_)))
+    }
+
     /// Warns of the members that nobody asked for.
     pub(super) fn finish(self) {
         let asked = self.asked.borrow();
@@ -431,9 +511,12 @@ impl<'n> Object<'n> {
             for (own, node) in members {
                 let is_outer = std::ptr::eq(object, self.node);
                 let is_shell = is_outer && is_named(own, "properties");
-                if !is_outer && is_named(own, "copy") {
-                    let message = "\"copy\" is done for whole resources only, and left out here";
-                    self.notes.warning(node, &self.place, message);
+                if is_named(own, "copy") {
+                    self.expected(node, own, "loops, each with name, count and input");
+                } else if is_named(own, "condition") {
+                    let message =
+                        "condition: expected at whole resources only, not at a part of one";
+                    self.notes.error(node, &self.place, message);
                 } else if !is_shell && !is_known(own) {
                     let message = format!("{own:?} is not known, and left out");
                     self.notes.warning(node, &self.place, message);

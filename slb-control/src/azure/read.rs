@@ -1,5 +1,6 @@
 //! Load balancers as the model: ids become names, and the inventory says what the JSON does not.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
@@ -9,12 +10,16 @@ use slb_core::service::Protocol;
 use super::inventory::{Entry, Inventory, PublicAddress};
 use super::json::{Node, Notes, Object};
 use super::model::{Backend, Frontend, Model, Nat, Outbound, Pool, Probe, Rule, Target, Terms};
-use super::resources::{Balancer, Found, Interface, Kind};
+use super::resources::{Balancer, Configuration, Found, Interface, Kind, ScaleSet, Sku};
 use crate::config::{NoHealthyBackends, ProbeProtocol};
+
+/// The most backends of a pool of a Basic load balancer, Azure's own limit.
+const MOST_OF_BASIC: usize = 300;
 
 pub(super) fn read(found: &Found, inventory: &Inventory, notes: &Notes) -> Model {
     let names = Names::of(found);
     let mut model = Model::default();
+    check_references(found, notes);
     for balancer in &found.balancers {
         let mut reader = Reader {
             balancer,
@@ -98,23 +103,23 @@ impl<'r> Reader<'r> {
     fn frontend(&mut self, node: &'r Node) {
         let (object, own) = Object::named(node, "frontend", self.notes);
         let name = self.names.of_part(self.balancer, Kind::Frontend, &own);
-        object.ignore(&["privateIPAllocationMethod", "subnet"]);
+        object.ignore(&["privateIPAllocationMethod"]);
+        let is_inside = object.get("subnet").is_some();
         object.ignore(&[
             "inboundNatRules",
             "inboundNatPools",
             "outboundRules",
             "loadBalancingRules",
         ]);
-        object.not_done(
-            "gatewayLoadBalancer",
-            "chains of gateways are not made here",
-        );
+        let why = "a chain through a Gateway load balancer is not made here";
+        object.refuse("gatewayLoadBalancer", why);
         let private = object.address("privateIPAddress");
         let version = object.choice(
             "privateIPAddressVersion",
             &[("IPv4", false), ("IPv6", true)],
         );
         let public = self.public_address(&object);
+        let is_public = public.is_some() || (private.is_none() && !is_inside);
         let zones = object.list("zones").iter().filter_map(Node::as_str);
         let zones: Vec<&str> = zones.collect();
         let remark = match zones.as_slice() {
@@ -124,6 +129,8 @@ impl<'r> Reader<'r> {
         let address = match (private, public) {
             (Some(first), _) => Some(PublicAddress { first, count: 1 }),
             (None, Some(public)) => public,
+            // Said already.
+            (None, None) if object.get("privateIPAddress").is_some() => None,
             (None, None) => {
                 let message = "expected privateIPAddress or publicIPAddress; where the address is \
                                given by Azure, the inventory says it: [[public_ip]] with this name as id";
@@ -141,8 +148,7 @@ impl<'r> Reader<'r> {
             object.error(at, "privateIPAddressVersion", message);
         }
         object.finish();
-        self.is_public
-            .insert(name.to_lowercase(), private.is_none());
+        self.is_public.insert(name.to_lowercase(), is_public);
         let Some(address) = address else { return };
         let mut all = Vec::new();
         for (place, address_of) in address.addresses().enumerate() {
@@ -180,7 +186,7 @@ impl<'r> Reader<'r> {
             let beside = addresses
                 .iter()
                 .find(|(own, _)| own.eq_ignore_ascii_case(last));
-            let beside = beside.map(|&(_, first)| PublicAddress { first, count: 1 });
+            let beside = beside.map(|&(_, address)| address);
             let known = self.inventory.public(id).or(beside);
             if known.is_none() {
                 let message = format!(
@@ -204,11 +210,17 @@ impl<'r> Reader<'r> {
             "inboundNatRules",
         ]);
         object.ignore(&["syncMode"]);
-        object.not_done("tunnelInterfaces", "tunnels to gateways are not made here");
-        object.not_done(
-            "drainPeriodInSeconds",
-            "a drain here lasts as long as its flows",
+        object.refuse(
+            "tunnelInterfaces",
+            "tunnels of a Gateway load balancer are not made here",
         );
+        let drain = object.number("drainPeriodInSeconds", 0..=u32::MAX);
+        if let (Some(at), Some(period @ 1..)) = (object.get("drainPeriodInSeconds"), drain) {
+            let why = format!(
+                "flows of a backend that drains are not ended after {period} s here: they last until they end"
+            );
+            object.warning(at, "drainPeriodInSeconds", why);
+        }
         let mut networks: Vec<&str> = Vec::new();
         networks.extend(object.reference("virtualNetwork").map(|(_, id)| id));
         let mut backends: Vec<Backend> = Vec::new();
@@ -222,14 +234,24 @@ impl<'r> Reader<'r> {
         }
         let is_in = |interface: &&Interface| interface.pools.iter().any(|id| self.is_own(id, &own));
         for interface in self.found.interfaces.iter().filter(is_in) {
-            let backend = self.backend_by_id(&object, node, &interface.id);
+            let backend = self.backend_by_id(&object, &interface.node, &interface.id);
             add(&mut backends, backend);
         }
         let is_listed =
             |entry: &&Entry| entry.pools.iter().any(|pool| *pool == own || *pool == name);
+        let mut listed = 0;
         for entry in self.inventory.backends.iter().filter(is_listed) {
             let backend = self.backend(&object, node, (None, None, None), Some(entry));
             add(&mut backends, backend);
+            listed += 1;
+        }
+        self.instances(&object, &own, listed);
+        if self.balancer.sku == Sku::Basic && backends.len() > MOST_OF_BASIC {
+            let message = format!(
+                "a Basic load balancer has at most {MOST_OF_BASIC} backends, got {}",
+                backends.len()
+            );
+            object.error(node, "backends", message);
         }
         let vni = self.vni(&object, &networks);
         object.finish();
@@ -238,6 +260,31 @@ impl<'r> Reader<'r> {
             vni,
             backends,
         });
+    }
+
+    /// Compares how many instances scale sets have in a pool with how many the inventory lists: it alone
+    /// knows their addresses.
+    fn instances(&self, object: &Object<'_>, pool: &str, listed: u32) {
+        let is_in = |set: &&ScaleSet| {
+            let mut ids = set.configurations.iter().flat_map(|c| &c.pools);
+            ids.any(|id| self.is_own(id, pool))
+        };
+        let sets: Vec<&ScaleSet> = self.found.scale_sets.iter().filter(is_in).collect();
+        let Some(&first) = sets.first() else { return };
+        let Some(expected) = sets.iter().map(|set| set.capacity).sum::<Option<u32>>() else {
+            return; // said already
+        };
+        let names = sets.iter().map(|set| format!("{:?}", set.name));
+        let names = names.collect::<Vec<_>>().join(" and ");
+        let message = format!(
+            "scale set {names} has {expected} instances in it, and the inventory lists {listed}: \
+             [[backend]] with pool = {pool:?}, address and host for each"
+        );
+        match listed.cmp(&expected) {
+            Ordering::Less => object.error(&first.node, "backends", message),
+            Ordering::Equal => {}
+            Ordering::Greater => object.warning(&first.node, "backends", message),
+        }
     }
 
     /// The VXLAN network of a pool, which has to be in one.
@@ -271,7 +318,24 @@ impl<'r> Reader<'r> {
     ) -> Option<Backend> {
         let mut object = Object::new(node, format!("{place}: backend"), self.notes);
         let name = object.text("name");
-        let address = object.address("ipAddress");
+        if let Some(known) = &name {
+            object.place = format!("{place}: backend {known:?}");
+        }
+        // Where Azure gives the address, the inventory may say it under the backend's name.
+        let entry = self.inventory.backend(None, name.as_deref(), None);
+        let is_said = entry.is_some_and(|entry| entry.address.is_some());
+        let is_unresolved = object.is_unresolved("ipAddress");
+        let address = if is_unresolved && is_said {
+            None
+        } else {
+            let name = name.as_deref().unwrap_or("its name");
+            let or =
+                format!(", here or in the inventory ([[backend]] with id = {name:?} and address)");
+            object.address_or("ipAddress", if is_unresolved { &or } else { "" })
+        };
+        if is_unresolved && !is_said {
+            return None; // said already
+        }
         if let Some(known) = name.clone().or_else(|| address.map(|a| a.to_string())) {
             object.place = format!("{place}: backend {known:?}");
         }
@@ -280,8 +344,8 @@ impl<'r> Reader<'r> {
             .or(object.reference("subnet"));
         networks.extend(network.map(|(_, id)| id));
         object.ignore(&["inboundNatRulesPortMapping"]);
-        let why = "pools of load balancers are not made here";
-        object.not_done("loadBalancerFrontendIPConfiguration", why);
+        let why = "a pool of load balancers, as a Global one has, is not made here";
+        object.refuse("loadBalancerFrontendIPConfiguration", why);
         let states = [
             ("None", None),
             ("Up", None),
@@ -342,7 +406,12 @@ impl<'r> Reader<'r> {
             );
             object.error(at, &format!("backend {known:?}"), message);
         };
+        let is_one_of_several = interface.is_some_and(|interface| !interface.is_only);
         let key = match (machine, name, address) {
+            (Some(machine), ..) if is_one_of_several => {
+                let configuration = last_of(id.unwrap_or_default());
+                format!("id = \"{machine}/ipConfigurations/{configuration}\"")
+            }
             (Some(machine), ..) => format!("id = {machine:?}"),
             (None, Some(name), _) => format!("id = {name:?}"),
             (None, None, Some(address)) => format!("address = \"{address}\""),
@@ -404,6 +473,13 @@ impl<'r> Reader<'r> {
             ("AllProbedUp", NoHealthyBackends::UseAll),
         ];
         let behaviour = object.choice("noHealthyBackendsBehavior", &behaviours);
+        if let (Some((at, ProbeProtocol::Https)), Sku::Basic) = (protocol, self.balancer.sku) {
+            object.error(
+                at,
+                "protocol",
+                "HTTPS probes take a Standard load balancer, and this is Basic",
+            );
+        }
         object.finish();
         let (Some((_, protocol)), Some(port)) = (protocol, port) else {
             return;
@@ -421,8 +497,38 @@ impl<'r> Reader<'r> {
 
     /// The name that a reference means.
     fn refer(&self, object: &Object<'_>, name: &'static str, kind: Kind) -> Option<String> {
-        let (_, id) = object.reference(name)?;
-        Some(self.names.of_part(self.balancer, kind, last_of(id)))
+        let (at, id) = object.reference(name)?;
+        self.part_of_id(object, at, name, kind, id)
+    }
+
+    /// The name that an id means: that of a part of this load balancer.
+    fn part_of_id(
+        &self,
+        object: &Object<'_>,
+        at: &Node,
+        name: &str,
+        kind: Kind,
+        id: &str,
+    ) -> Option<String> {
+        let (own, balancer) = (last_of(id), &self.balancer.name);
+        if let Some(other) = balancer_of(id)
+            && !balancer.is_empty()
+            && !other.eq_ignore_ascii_case(balancer)
+        {
+            let message =
+                format!("expected a {kind} of load balancer {balancer:?}, got one of {other:?}");
+            object.error(at, name, message);
+            return None;
+        }
+        if self.balancer.is_declared && !self.balancer.has(kind, own) {
+            object.error(
+                at,
+                name,
+                format!("load balancer {balancer:?} has no {kind} {own:?}"),
+            );
+            return None;
+        }
+        Some(self.names.of_part(self.balancer, kind, own))
     }
 
     fn require(&self, object: &Object<'_>, name: &'static str, kind: Kind) -> Option<String> {
@@ -436,17 +542,17 @@ impl<'r> Reader<'r> {
         let (object, own) = Object::named(node, "rule", self.notes);
         let frontend = self.require(&object, "frontendIPConfiguration", Kind::Frontend);
         let pools = object.references("backendAddressPools");
-        if let [_, second, ..] = pools.as_slice() {
-            object.warning(
-                second.0,
-                "backendAddressPools",
-                "only the first one is used",
-            );
-        }
-        let pool = match pools.first() {
-            Some((_, id)) => {
-                object.ignore(&["backendAddressPool"]);
-                Some(self.names.of_part(self.balancer, Kind::Pool, last_of(id)))
+        let single = object.reference("backendAddressPool");
+        let mut pools = single.into_iter().chain(pools);
+        let pool = match pools.next() {
+            Some((at, id)) => {
+                // Both members name it where Azure wrote them.
+                if let Some((other, _)) = pools.find(|(_, other)| !other.eq_ignore_ascii_case(id)) {
+                    let why = "expected one pool: a rule has several at a Gateway load balancer only, which \
+                               is not made here";
+                    object.error(other, "backendAddressPools", why);
+                }
+                self.part_of_id(&object, at, "backendAddressPool", Kind::Pool, id)
             }
             None => self.require(&object, "backendAddressPool", Kind::Pool),
         };
@@ -469,10 +575,20 @@ impl<'r> Reader<'r> {
         object.not_done("enableConnectionTracking", why);
         let terms = terms_of(&object);
         let disable = object.boolean("disableOutboundSnat").unwrap_or(false);
-        object.finish();
         let is_public = frontend
             .as_ref()
             .and_then(|f| self.is_public.get(&f.to_lowercase()));
+        if protocol == Some(Protocol::All) {
+            let at = object.get("protocol").unwrap_or(node);
+            if self.balancer.sku == Sku::Basic {
+                let why = "HA ports take a Standard load balancer, and this is Basic";
+                object.error(at, "protocol", why);
+            } else if is_public == Some(&true) {
+                let why = "HA ports are of internal frontends only: a public one takes \"Tcp\" or \"Udp\" and a port";
+                object.error(at, "protocol", why);
+            }
+        }
+        object.finish();
         let may_call_out = protocol != Some(Protocol::All) && is_public.is_none_or(|&is| is);
         if let (
             Some(frontend),
@@ -507,6 +623,19 @@ impl<'r> Reader<'r> {
         let first = object.number("frontendPortRangeStart", 1..=65_535);
         let last = object.number("frontendPortRangeEnd", 1..=65_535);
         let of_pool = self.refer(&object, "backendAddressPool", Kind::Pool);
+        if of_pool.is_some() {
+            let all = [
+                ("frontendPortRangeStart", first),
+                ("frontendPortRangeEnd", last),
+            ];
+            for (name, _) in all.iter().filter(|(_, port)| port.is_none()) {
+                object.error(
+                    node,
+                    name,
+                    "is missing: instances of a pool have a port each",
+                );
+            }
+        }
         let configuration = object.reference("backendIPConfiguration");
         let leads_to = |i: &&Interface| i.nat_rules.iter().any(|id| self.is_own(id, &own));
         let interface = self.found.interfaces.iter().find(leads_to);
@@ -594,7 +723,27 @@ impl<'r> Reader<'r> {
             .filter(|(kind, _)| *kind == Kind::Pool);
         let mut pools = pools.filter_map(|(_, node)| node.get("name")?.as_str());
         let only = pools.next().filter(|_| pools.next().is_none());
-        let pool = self.inventory.nat_pool(&own).or(only);
+        let configurations = self
+            .found
+            .scale_sets
+            .iter()
+            .flat_map(|set| &set.configurations);
+        let has_it = |c: &&Configuration| c.nat_pools.iter().any(|id| self.is_own(id, &own));
+        let of_set = configurations.filter(has_it).flat_map(|c| c.pools.first());
+        let mut of_set: Vec<&str> = of_set.map(|id| last_of(id)).collect();
+        of_set.dedup_by(|left, right| left.eq_ignore_ascii_case(right));
+        if let [_, _, ..] = of_set.as_slice() {
+            let message = format!(
+                "expected instances of one pool, got those of {}",
+                of_set.join(" and ")
+            );
+            object.error(node, "pool", message);
+        }
+        let pool = self
+            .inventory
+            .nat_pool(&own)
+            .or(of_set.first().copied())
+            .or(only);
         if pool.is_none() {
             let message = format!(
                 "the JSON does not say whose instances have its ports, so the inventory has to: \
@@ -626,16 +775,22 @@ impl<'r> Reader<'r> {
     fn outbound(&mut self, node: &'r Node) {
         let (object, own) = Object::named(node, "outbound rule", self.notes);
         let mut frontends = Vec::new();
-        for (_, id) in object.references("frontendIPConfigurations") {
-            let name = self
-                .names
-                .of_part(self.balancer, Kind::Frontend, last_of(id));
+        if self.balancer.sku == Sku::Basic {
+            let why = "outbound rules take a Standard load balancer, and this is Basic";
+            object.error(node, "sku", why);
+        }
+        let own_frontends = object.references("frontendIPConfigurations");
+        for (at, id) in &own_frontends {
+            let member = "frontendIPConfigurations";
+            let Some(name) = self.part_of_id(&object, at, member, Kind::Frontend, id) else {
+                continue;
+            };
             match self.prefixes.get(&name) {
                 Some(all) => frontends.extend(all.iter().cloned()),
                 None => frontends.push(name),
             }
         }
-        if frontends.is_empty() {
+        if own_frontends.is_empty() {
             object.error(node, "frontendIPConfigurations", "is missing");
         }
         let pool = self.require(&object, "backendAddressPool", Kind::Pool);
@@ -706,6 +861,63 @@ fn terms_of(object: &Object<'_>) -> Terms {
         idle_timeout: minutes.min(LONGEST),
         floating_ip: object.boolean("enableFloatingIP").unwrap_or(false),
         tcp_reset: object.boolean("enableTcpReset").unwrap_or(false),
+    }
+}
+
+/// The load balancer that an id says its part is of.
+fn balancer_of(id: &str) -> Option<&str> {
+    let mut segments = id.split('/');
+    segments.find(|segment| segment.eq_ignore_ascii_case("loadBalancers"))?;
+    let name = segments.next()?;
+    // What follows is the part itself.
+    segments.next().map(|_| name)
+}
+
+/// Has network interfaces and scale sets refer to what there is: one that is in no pool that is read would
+/// be lost without a word.
+fn check_references(found: &Found, notes: &Notes) {
+    let check = |node: &Node, place: &str, kind: Kind, id: &str| {
+        let Some(name) = balancer_of(id) else { return };
+        let own = |balancer: &&Balancer| balancer.name.eq_ignore_ascii_case(name);
+        match found.balancers.iter().find(own) {
+            None => {
+                let message = format!("load balancer {name:?} is not among the files given");
+                notes.warning(node, place, message);
+            }
+            Some(balancer) if balancer.is_declared && !balancer.has(kind, last_of(id)) => {
+                let own = last_of(id);
+                notes.error(
+                    node,
+                    place,
+                    format!("load balancer {name:?} has no {kind} {own:?}"),
+                );
+            }
+            Some(_) => {}
+        }
+    };
+    for interface in &found.interfaces {
+        let place = format!("network interface {:?}", machine_of(&interface.id));
+        let all = [
+            (Kind::Pool, &interface.pools),
+            (Kind::NatRule, &interface.nat_rules),
+        ];
+        for (kind, ids) in all {
+            ids.iter()
+                .for_each(|id| check(&interface.node, &place, kind, id));
+        }
+    }
+    for set in &found.scale_sets {
+        let place = format!("scale set {:?}", set.name);
+        for configuration in &set.configurations {
+            let all = [
+                (Kind::Pool, &configuration.pools),
+                (Kind::NatRule, &configuration.nat_rules),
+                (Kind::NatPool, &configuration.nat_pools),
+            ];
+            for (kind, ids) in all {
+                ids.iter().for_each(|id| check(&set.node, &place, kind, id));
+            }
+        }
     }
 }
 

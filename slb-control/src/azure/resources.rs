@@ -1,17 +1,20 @@
 //! What a file holds: load balancers, the resources that they refer to, or parts of one.
 
+use std::fmt;
 use std::net::IpAddr;
 
+use super::inventory::{PublicAddress, public_address};
 use super::json::{Node, Notes, Object, Value};
-use super::template::Template;
+use super::template::{Resource, Templates, file_name};
 
 /// All that was found.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub(super) balancers: Vec<Balancer>,
-    /// Public IP addresses by their names.
-    pub(super) addresses: Vec<(String, IpAddr)>,
+    /// Public IP addresses and prefixes by their names.
+    pub(super) addresses: Vec<(String, PublicAddress)>,
     pub(super) interfaces: Vec<Interface>,
+    pub(super) scale_sets: Vec<ScaleSet>,
 }
 
 /// A load balancer.
@@ -19,7 +22,20 @@ pub(super) struct Found {
 pub(super) struct Balancer {
     /// Empty where only parts of one were given.
     pub(super) name: String,
+    /// Whether it was given itself, and not only children of it.
+    pub(super) is_declared: bool,
+    pub(super) sku: Sku,
     pub(super) parts: Vec<(Kind, Node)>,
+}
+
+/// What Azure sells a load balancer as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Sku {
+    /// Only parts of it were given.
+    #[default]
+    Unknown,
+    Basic,
+    Standard,
 }
 
 /// What a part of a load balancer is.
@@ -50,10 +66,153 @@ const LISTS: [(&str, Kind); 7] = [
 pub(super) struct Interface {
     /// Both names, as the end of its id.
     pub(super) id: String,
+    pub(super) node: Node,
     pub(super) address: Option<IpAddr>,
+    /// Whether its network interface has no other.
+    pub(super) is_only: bool,
     /// The ids of the pools that it is in, and of the NAT rules that lead to it.
     pub(super) pools: Vec<String>,
     pub(super) nat_rules: Vec<String>,
+}
+
+/// A scale set some of whose instances' addresses are in pools.
+#[derive(Debug)]
+pub(super) struct ScaleSet {
+    pub(super) name: String,
+    pub(super) node: Node,
+    /// The number of instances; none where it was refused.
+    pub(super) capacity: Option<u32>,
+    pub(super) configurations: Vec<Configuration>,
+}
+
+/// The ids that an IP configuration refers to.
+#[derive(Debug)]
+pub(super) struct Configuration {
+    pub(super) pools: Vec<String>,
+    pub(super) nat_rules: Vec<String>,
+    pub(super) nat_pools: Vec<String>,
+}
+
+impl Configuration {
+    fn read(own: &Object<'_>) -> Self {
+        let ids = |list| {
+            let references = own.references(list).into_iter();
+            references.map(|(_, id)| id.to_owned()).collect()
+        };
+        Self {
+            pools: ids("loadBalancerBackendAddressPools"),
+            nat_rules: ids("loadBalancerInboundNatRules"),
+            nat_pools: ids("loadBalancerInboundNatPools"),
+        }
+    }
+
+    /// Whether a load balancer leads to it.
+    fn is_of_use(&self) -> bool {
+        let all = [&self.pools, &self.nat_rules, &self.nat_pools];
+        all.iter().any(|ids| !ids.is_empty())
+    }
+}
+
+impl Balancer {
+    /// Whether it has a part of this name.
+    pub(super) fn has(&self, kind: Kind, name: &str) -> bool {
+        let is_it = |node: &Node| {
+            let own = node.get("name").and_then(Node::as_str);
+            // One whose name is not known may be it: its own error says so.
+            own.is_none_or(|own| own.eq_ignore_ascii_case(name))
+        };
+        self.parts
+            .iter()
+            .any(|(own, node)| *own == kind && is_it(node))
+    }
+
+    /// Adds a part. What a child resource says counts before what its load balancer says of it: Azure
+    /// deploys it later.
+    fn add(&mut self, kind: Kind, part: Node, is_child: bool, notes: &Notes) {
+        let name = |node: &Node| Some(node.get("name")?.as_str()?.to_lowercase());
+        let own = name(&part);
+        let mut same = self.parts.iter_mut();
+        let same = same.find(|(other, node)| *other == kind && own.is_some() && name(node) == own);
+        match same {
+            None => self.parts.push((kind, part)),
+            Some((_, inline)) if is_child && !inline.is_child() => merge(inline, &part),
+            Some(_) => {
+                let own = own.unwrap_or_default();
+                let place = format!("load balancer {:?}", self.name);
+                notes.error(&part, &place, format!("{kind} {own:?} is declared twice"));
+            }
+        }
+    }
+}
+
+/// Has the members of a child count before those of the same part within its load balancer.
+fn merge(inline: &mut Node, child: &Node) {
+    let Value::Object(members) = &child.value else {
+        return;
+    };
+    for (name, node) in members {
+        let Value::Object(own) = &mut inline.value else {
+            return;
+        };
+        let is_same = |(own, _): &&mut (String, Node)| own.trim().eq_ignore_ascii_case(name.trim());
+        match own.iter_mut().find(is_same) {
+            Some((_, own)) if name.trim().eq_ignore_ascii_case("properties") => merge(own, node),
+            Some((_, own)) => *own = node.clone(),
+            None => own.push((name.clone(), node.clone())),
+        }
+    }
+}
+
+impl Node {
+    /// Whether a part of a load balancer came as a resource: those within one have no type.
+    fn is_child(&self) -> bool {
+        self.get("type").is_some()
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Frontend => "frontend",
+            Self::Pool => "pool",
+            Self::Probe => "probe",
+            Self::Rule => "rule",
+            Self::NatRule => "inbound NAT rule",
+            Self::NatPool => "inbound NAT pool",
+            Self::Outbound => "outbound rule",
+        })
+    }
+}
+
+/// What a load balancer is sold as; one that does not say it is Basic. `None` where there is none of it
+/// here.
+fn sku_of(object: &Object<'_>) -> Option<Sku> {
+    let Some(sku) = object.get("sku") else {
+        return Some(Sku::Basic);
+    };
+    let inner = object.inner(sku, "sku");
+    let names = [
+        ("Basic", Some(Sku::Basic)),
+        ("Standard", Some(Sku::Standard)),
+        ("Gateway", None),
+    ];
+    let mut known = Some(Sku::Basic);
+    if let Some((node, sku)) = inner.choice("name", &names) {
+        known = sku;
+        if sku.is_none() {
+            let why = "a Gateway load balancer, which chains appliances into other load balancers, is \
+                       not made here: expected \"Basic\" or \"Standard\"";
+            inner.error(node, "name", why);
+        }
+    }
+    if let Some((node, true)) = inner.choice("tier", &[("Regional", false), ("Global", true)]) {
+        let why = "a Global load balancer, whose backends are load balancers of regions, is not made \
+                   here: expected \"Regional\"";
+        inner.error(node, "tier", why);
+        known = None;
+    }
+    inner.finish();
+    known
 }
 
 impl Found {
@@ -68,6 +227,8 @@ impl Found {
         let place = place.unwrap_or_else(|| {
             self.balancers.push(Balancer {
                 name: name.to_owned(),
+                is_declared: false,
+                sku: Sku::Unknown,
                 parts: Vec::new(),
             });
             self.balancers.len() - 1
@@ -76,17 +237,68 @@ impl Found {
     }
 }
 
+/// The types of resources that are read, in lower case, and which of their properties are: all where none
+/// is named.
+pub(super) const KINDS: [(&str, &[&[&str]]); 6] = [
+    ("microsoft.network/loadbalancers", &[]),
+    ("microsoft.network/publicipaddresses", &[&["ipAddress"]]),
+    ("microsoft.network/publicipprefixes", &[&["ipPrefix"]]),
+    (
+        "microsoft.network/networkinterfaces",
+        &[&["ipConfigurations"]],
+    ),
+    ("microsoft.compute/virtualmachines", INLINE),
+    ("microsoft.compute/virtualmachinescalesets", OF_SCALE_SET),
+];
+
+/// Network interfaces that are made with their vm.
+const INLINE: &[&[&str]] = &[&["networkProfile", "networkInterfaceConfigurations"]];
+const OF_SCALE_SET: &[&[&str]] = &[&[
+    "virtualMachineProfile",
+    "networkProfile",
+    "networkInterfaceConfigurations",
+]];
+
 pub(super) fn gather(trees: &[Node], notes: &Notes) -> Found {
     let mut found = Found::default();
     let is_parameters = |tree: &&Node| {
         let schema = tree.get("$schema").and_then(Node::as_str);
         schema.is_some_and(|schema| schema.to_ascii_lowercase().contains("parameters"))
     };
-    let given = trees.iter().filter(is_parameters);
-    let given: Vec<&Node> = given.filter_map(|tree| tree.get("parameters")).collect();
-    for tree in trees.iter().filter(|tree| !is_parameters(tree)) {
-        if tree.get("resources").is_some() && tree.get("type").is_none() {
-            let template = Template::new(tree, given.clone());
+    let is_template = |tree: &Node| tree.get("resources").is_some() && tree.get("type").is_none();
+    let others = || trees.iter().filter(|tree| !is_parameters(tree));
+    let templates = || others().filter(|tree| is_template(tree));
+    let mut given = Vec::new();
+    for parameters in trees
+        .iter()
+        .filter(is_parameters)
+        .filter_map(|tree| tree.get("parameters"))
+    {
+        let Value::Object(members) = &parameters.value else {
+            continue;
+        };
+        for (name, node) in members {
+            let is_declared = |template: &Node| {
+                template
+                    .get("parameters")
+                    .is_some_and(|declared| declared.get(name).is_some())
+            };
+            if !templates().any(is_declared) {
+                let message = "is declared by no template, and left out";
+                notes.warning(node, &format!("parameter {name:?}"), message);
+            }
+            given.extend(node.get("value").map(|value| (name.clone(), value.clone())));
+        }
+    }
+    let files = templates().map(|tree| (tree.file.to_string(), tree.clone()));
+    let files: Vec<_> = files.collect();
+    let all = Templates::new(files, notes);
+    for tree in others() {
+        let deployment = if is_template(tree) {
+            let name = file_name(&tree.file);
+            if templates().any(|other| !std::ptr::eq(other, tree) && mentions(other, name)) {
+                continue; // deployed by the other
+            }
             let object = Object::new(tree, "template", notes);
             object.ignore(&[
                 "$schema",
@@ -96,61 +308,86 @@ pub(super) fn gather(trees: &[Node], notes: &Notes) -> Found {
                 "definitions",
                 "metadata",
                 "parameters",
+                "resources",
                 "variables",
                 "functions",
                 "outputs",
             ]);
             object.finish();
-            let resources = tree.get("resources").map(|resources| &resources.value);
-            // With symbolic names, an object of them.
-            let all: Vec<&Node> = match resources {
-                Some(Value::Array(all)) => all.iter().collect(),
-                Some(Value::Object(all)) => all.iter().map(|(_, resource)| resource).collect(),
-                _ => Vec::new(),
-            };
-            for resource in all.into_iter().flat_map(|node| template.resources(node)) {
-                found.take(&resource, notes);
-            }
-        } else if let Value::Array(elements) = &tree.value {
-            for element in elements {
-                found.take(element, notes);
-            }
+            all.deploy(tree.clone(), given.clone())
         } else {
-            found.take(tree, notes);
+            let list = match &tree.value {
+                Value::Array(_) => tree.clone(),
+                _ => Node {
+                    value: Value::Array(vec![tree.clone()]),
+                    ..tree.clone()
+                },
+            };
+            let root = Value::Object(vec![("resources".to_owned(), list)]);
+            let root = Node {
+                value: root,
+                ..tree.clone()
+            };
+            all.deploy(root, Vec::new())
+        };
+        all.visit(deployment, &mut |all, resource| {
+            found.take(all, resource, notes);
+        });
+        if all.is_exhausted() {
+            notes.error(tree, "template", "takes too much work");
+            break;
         }
     }
     found
 }
 
+/// Whether a template names a file, as deployments do that link to it.
+fn mentions(node: &Node, file: &str) -> bool {
+    match &node.value {
+        Value::String(text) => text.contains(file),
+        Value::Array(elements) => elements.iter().any(|element| mentions(element, file)),
+        Value::Object(members) => members.iter().any(|(_, member)| mentions(member, file)),
+        _ => false,
+    }
+}
+
 impl Found {
     /// Takes a resource, or a part of a load balancer.
-    fn take(&mut self, node: &Node, notes: &Notes) {
-        let kind = node.get("type").and_then(Node::as_str).unwrap_or_default();
-        let kind = kind.to_ascii_lowercase();
-        let network = kind.strip_prefix("microsoft.network/");
-        let is_balancer = LISTS.iter().any(|(list, _)| {
-            node.get("properties").is_some_and(|p| {
-                p.get(list)
-                    .is_some_and(|l| matches!(l.value, Value::Array(_)))
-            })
-        });
-        match network {
-            Some("loadbalancers") => self.take_balancer(node, notes),
-            Some("publicipaddresses") => self.take_address(node, notes),
-            Some("networkinterfaces") => self.take_interface(node, notes),
-            Some(child) if child.starts_with("loadbalancers/") => {
-                self.take_child(node, child, notes);
+    fn take(&mut self, templates: &Templates<'_>, resource: &Resource, notes: &Notes) {
+        let kind = resource.kind().to_ascii_lowercase();
+        let paths = KINDS.iter().find(|(known, _)| *known == kind);
+        let paths = paths.map_or(&[][..], |&(_, paths)| paths);
+        let node = || templates.work_out(resource, paths);
+        match kind.as_str() {
+            "microsoft.network/loadbalancers" => self.take_balancer(&node(), notes),
+            "microsoft.network/publicipaddresses" => self.take_address(&node(), notes),
+            "microsoft.network/publicipprefixes" => self.take_prefix(&node(), notes),
+            "microsoft.network/networkinterfaces" => self.take_interface(&node(), notes),
+            "microsoft.compute/virtualmachinescalesets" => self.take_scale_set(&node(), notes),
+            "microsoft.compute/virtualmachines" if self.take_machine(&node(), notes) => {}
+            child if child.starts_with("microsoft.network/loadbalancers/") => {
+                self.take_child(&node(), child, notes);
             }
-            // A part of a load balancer that was read from Azure has its own type, too.
-            None if kind.is_empty() && is_balancer && !looks_like_outbound(node) => {
-                self.take_balancer(node, notes);
+            "" => {
+                let node = node();
+                // A part of a load balancer that was read from Azure has its own type, too.
+                let is_balancer = LISTS.iter().any(|(list, _)| {
+                    node.get("properties").is_some_and(|p| {
+                        p.get(list)
+                            .is_some_and(|l| matches!(l.value, Value::Array(_)))
+                    })
+                });
+                if is_balancer && !looks_like_outbound(&node) {
+                    self.take_balancer(&node, notes);
+                } else {
+                    self.take_part(&node, notes);
+                }
             }
-            None if kind.is_empty() => self.take_part(node, notes),
             _ => {
-                let kind = node.get("type").unwrap_or(node);
-                let name = kind.as_str().unwrap_or_default();
+                let name = resource.kind();
                 let message = format!("a {name} is nothing to a load balancer, and left out");
-                notes.warning(kind, "resource", message);
+                let node = resource.node();
+                notes.warning(node.get("type").unwrap_or(node), "resource", message);
             }
         }
     }
@@ -161,25 +398,27 @@ impl Found {
         for (list, kind) in LISTS {
             parts.extend(object.list(list).iter().map(|part| (kind, part.clone())));
         }
-        if let Some(sku) = object.get("sku") {
-            let sku = Object::new(sku, format!("{}: sku", object.place), notes);
-            sku.choice("name", &[("Basic", ()), ("Standard", ()), ("Gateway", ())]);
-            if let Some((node, true)) = sku.choice("tier", &[("Regional", false), ("Global", true)])
-            {
-                sku.warning(node, "tier", "one over several regions is not made here");
-            }
-            sku.finish();
-        }
+        let sku = sku_of(&object);
         object.finish();
-        let children = node
-            .get("resources")
-            .map(Node::as_array)
-            .unwrap_or_default();
-        self.balancer(&name).parts.extend(parts);
-        for child in children {
-            let kind = child.get("type").and_then(Node::as_str).unwrap_or_default();
-            let kind = kind.rsplit('/').next().unwrap_or_default();
-            self.take_child_of(&name, kind, child, notes);
+        let Some(sku) = sku else { return }; // said already, and its parts are not ours to read
+        let balancer = self.balancer(&name);
+        if balancer.is_declared && !name.is_empty() {
+            notes.error(
+                node,
+                &format!("load balancer {name:?}"),
+                "is declared twice",
+            );
+            return;
+        }
+        balancer.is_declared = true;
+        balancer.sku = sku;
+        // Its children may have come before it.
+        let children = std::mem::take(&mut balancer.parts);
+        for (kind, part) in parts {
+            balancer.add(kind, part, false, notes);
+        }
+        for (kind, part) in children {
+            balancer.add(kind, part, true, notes);
         }
     }
 
@@ -187,24 +426,22 @@ impl Found {
     fn take_child(&mut self, node: &Node, kind: &str, notes: &Notes) {
         let name = node.get("name").and_then(Node::as_str).unwrap_or_default();
         let (balancer, own) = name.split_once('/').unwrap_or(("", name));
-        let mut node = node.clone();
-        if let Value::Object(members) = &mut node.value {
+        let mut part = node.clone();
+        if let Value::Object(members) = &mut part.value
+            && !own.is_empty()
+        {
             for (_, member) in members.iter_mut().filter(|(name, _)| name == "name") {
                 member.value = Value::String(own.to_owned());
             }
         }
-        let kind = kind.rsplit('/').next().unwrap_or_default();
-        self.take_child_of(balancer, kind, &node, notes);
-    }
-
-    fn take_child_of(&mut self, balancer: &str, kind: &str, node: &Node, notes: &Notes) {
+        let list = kind.rsplit('/').next().unwrap_or_default();
         let known = LISTS
             .iter()
-            .find(|(list, _)| list.eq_ignore_ascii_case(kind));
+            .find(|(known, _)| known.eq_ignore_ascii_case(list));
         match known {
-            Some(&(_, kind)) => self.balancer(balancer).parts.push((kind, node.clone())),
+            Some(&(_, kind)) => self.balancer(balancer).add(kind, part, true, notes),
             None => {
-                let message = format!("a load balancer's {kind:?} are not known, and left out");
+                let message = format!("a load balancer's {list:?} are not known, and left out");
                 notes.warning(node, "resource", message);
             }
         }
@@ -213,26 +450,114 @@ impl Found {
     fn take_address(&mut self, node: &Node, notes: &Notes) {
         let (object, name) = Object::named(node, "public IP address", notes);
         // One that is not made yet has none: the inventory says it then.
-        if let Some(address) = object.address("ipAddress") {
-            self.addresses.push((name, address));
+        if let Some(first) = object.address("ipAddress") {
+            self.addresses
+                .push((name, PublicAddress { first, count: 1 }));
+        }
+    }
+
+    fn take_prefix(&mut self, node: &Node, notes: &Notes) {
+        let (object, name) = Object::named(node, "public IP prefix", notes);
+        let Some(text) = object.text("ipPrefix") else {
+            return;
+        };
+        match public_address(&text) {
+            Some(prefix) => self.addresses.push((name, prefix)),
+            None => object.error(
+                node,
+                "ipPrefix",
+                format!("expected a prefix of at most 256 addresses, got {text:?}"),
+            ),
         }
     }
 
     fn take_interface(&mut self, node: &Node, notes: &Notes) {
         let (object, name) = Object::named(node, "network interface", notes);
-        for node in object.list("ipConfigurations") {
+        if name.is_empty() {
+            return; // said already
+        }
+        let list = object.list("ipConfigurations");
+        for node in list {
             let (own, inner) = Object::named(node, "IP configuration", notes);
-            let ids = |list| {
-                let references = own.references(list).into_iter();
-                references.map(|(_, id)| id.to_owned()).collect()
-            };
+            let configuration = Configuration::read(&own);
+            if !configuration.is_of_use() {
+                continue;
+            }
+            let machine = format!("networkInterfaces/{name}");
+            let address = own.address("privateIPAddress");
             self.interfaces.push(Interface {
-                id: format!("networkInterfaces/{name}/ipConfigurations/{inner}"),
-                address: own.address("privateIPAddress"),
-                pools: ids("loadBalancerBackendAddressPools"),
-                nat_rules: ids("loadBalancerInboundNatRules"),
+                id: format!("{machine}/ipConfigurations/{inner}"),
+                node: node.clone(),
+                address,
+                is_only: list.len() == 1,
+                pools: configuration.pools,
+                nat_rules: configuration.nat_rules,
             });
         }
+    }
+
+    /// A vm that is made with its network interfaces; false where it is not.
+    fn take_machine(&mut self, node: &Node, notes: &Notes) -> bool {
+        let (object, machine) = Object::named(node, "vm", notes);
+        if machine.is_empty() {
+            return true; // said already
+        }
+        let mut is_one = false;
+        for node in object.list("networkInterfaceConfigurations") {
+            is_one = true;
+            let own = Object::new(node, object.place.clone(), notes);
+            let list = own.list("ipConfigurations");
+            for node in list {
+                let (own, inner) = Object::named(node, "IP configuration", notes);
+                let configuration = Configuration::read(&own);
+                self.interfaces.push(Interface {
+                    id: format!("virtualMachines/{machine}/ipConfigurations/{inner}"),
+                    node: node.clone(),
+                    address: None,
+                    is_only: list.len() == 1,
+                    pools: configuration.pools,
+                    nat_rules: configuration.nat_rules,
+                });
+            }
+        }
+        is_one
+    }
+
+    fn take_scale_set(&mut self, node: &Node, notes: &Notes) {
+        let (object, name) = Object::named(node, "scale set", notes);
+        if name.is_empty() {
+            return; // said already
+        }
+        let mut configurations = Vec::new();
+        for node in object.list("networkInterfaceConfigurations") {
+            let own = Object::new(node, object.place.clone(), notes);
+            for node in own.list("ipConfigurations") {
+                let own = Object::new(node, object.place.clone(), notes);
+                configurations.push(Configuration::read(&own));
+            }
+        }
+        if !configurations.iter().any(Configuration::is_of_use) {
+            return;
+        }
+        let sku = object.get("sku");
+        let capacity = sku.and_then(|sku| {
+            let sku = Object::new(sku, object.place.clone(), notes);
+            sku.number("capacity", 0..=1000)
+        });
+        let says_none = sku.is_none_or(|sku| sku.get("capacity").is_none());
+        if says_none {
+            object.error(
+                node,
+                "sku: capacity",
+                "is missing: how many instances there are",
+            );
+        }
+        self.scale_sets.push(ScaleSet {
+            name,
+            node: node.clone(),
+            capacity,
+            configurations,
+        });
     }
 
     /// A part of a load balancer, told by what it has.
@@ -265,7 +590,7 @@ impl Found {
             None
         };
         match kind {
-            Some(kind) => self.balancer("").parts.push((kind, node.clone())),
+            Some(kind) => self.balancer("").add(kind, node.clone(), false, notes),
             None => notes.error(
                 node,
                 "",

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use bolero::{TypeGenerator, produce};
 use slb_core::hash::Distribution;
+use slb_core::health::Condition;
 use slb_core::mem::{Arena, Line};
 use slb_core::service::{
-    Answers, Backend, BackendState, Echo, Frontend, FrontendPort, InboundNat, NatTarget, Outbound,
-    Pool, PortMode, Protocol, ProxyPorts, Rule, Scheduler, Snapshot, SourceRewrite, Spec,
-    SpecError, Terms, Underlay,
+    Answers, Backend, BackendHealth, BackendState, Echo, Frontend, FrontendPort, InboundNat,
+    NatTarget, Outbound, Pool, PoolHealth, PortMode, Protocol, ProxyPorts, Rule, Scheduler,
+    Snapshot, SourceRewrite, Spec, SpecError, Terms, Underlay,
 };
 use slb_core::wire::vxlan::Vni;
 use slb_core::{
@@ -81,6 +82,9 @@ struct AnySpec {
     #[generator(produce::<Vec<u8>>().with().len(0..=FEW))]
     muxes: Vec<u8>,
     proxy: Option<AnyProxy>,
+    /// The pool of each set of probe results, who fails, and how many results are missing.
+    #[generator(produce::<Vec<(u8, u8, u8)>>().with().len(0..=FEW))]
+    health: Vec<(u8, u8, u8)>,
 }
 
 #[derive(Clone, Debug, TypeGenerator)]
@@ -224,10 +228,38 @@ impl AnySpec {
             1 => 1,
             _ => [0, 2, 3, 4][place(pool, pools.len().saturating_sub(1)) % 4],
         };
+        let health_pools = few(&self.health, |_, &(pool, ..)| place(pool, pools.len()));
+        let results: Vec<Vec<_>> = few(&self.health, |own, &(_, failing, missing)| {
+            let of_pool = self.pools.get(health_pools[own]);
+            let count = of_pool.map_or(0, |pool| pool.backends.len().min(FEW));
+            let count = count.saturating_sub(usize::from(missing >= 250));
+            let result = |bit: usize| BackendHealth {
+                condition: if failing >> bit & 1 == 1 {
+                    Condition::Unhealthy
+                } else {
+                    Condition::Healthy
+                },
+                weight: (missing >> bit & 1 == 1).then_some(u32::from(missing)),
+            };
+            (0..count).map(result).collect()
+        });
+        let health: Vec<_> = health_pools
+            .iter()
+            .zip(&results)
+            .map(|(&pool, backends)| PoolHealth { pool, backends })
+            .collect();
         let rules: Vec<_> = few(&self.rules, |own, any| Rule {
             name: name(own, any.name),
             frontend: place(any.frontend, frontends.len()),
             pool: pool_of(any.frontend, any.pool),
+            // Mostly results of its own pool, where there are any.
+            health: (any.how & 0x40 != 0)
+                .then(|| {
+                    let pool = pool_of(any.frontend, any.pool);
+                    health_pools.iter().position(|&other| other == pool)
+                })
+                .flatten()
+                .or((any.how & 0x3f == 0x3f).then_some(usize::from(any.pool) % 4)),
             protocol: protocol(any.protocol),
             frontend_port: match protocol(any.protocol) {
                 Protocol::Tcp | Protocol::Udp => port(any.ports.0),
@@ -332,6 +364,7 @@ impl AnySpec {
             frontends: &frontends,
             rules: &rules,
             pools: &pools,
+            health: &health,
             inbound_nat: &nats,
             outbound: &outbound,
             muxes: &muxes,

@@ -7,7 +7,7 @@ mod addresses;
 mod read;
 mod warnings;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -15,11 +15,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use slb_core::hash::{Distribution, Hasher};
-use slb_core::health::PassivePolicy;
+use slb_core::health::{Condition, PassivePolicy};
 use slb_core::mem::Memory;
 use slb_core::nat::NatOptions;
 use slb_core::service::{
-    self, BackendState, Echo, NatTarget, Scheduler, Snapshot, Spec, SpecError, Terms, UdpChecksum,
+    self, BackendHealth, BackendState, Echo, NatTarget, PoolHealth, Scheduler, Snapshot, Spec,
+    SpecError, Terms, UdpChecksum,
 };
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
@@ -52,6 +53,58 @@ pub struct Config {
     pub outbound: Vec<Outbound>,
     /// `[[port]]` and `[[source_rewrite]]`: of a proxy.
     pub ports: Ports,
+    /// What probes found so far: no file says that.
+    pub health: Findings,
+}
+
+/// What probes found of backends, beside what the configuration says of them.
+///
+/// A finding belongs to a pool, a probe and a backend, given by their places in the configuration:
+/// a rule goes by the findings of its own probe. A backend without a finding is healthy.
+#[derive(Clone, Debug, Default)]
+pub struct Findings(BTreeMap<(usize, usize, usize), BackendHealth>);
+
+impl Findings {
+    /// The finding of a probe about a backend of a pool.
+    pub fn of(&self, pool: usize, probe: usize, backend: usize) -> BackendHealth {
+        let found = self.0.get(&(pool, probe, backend));
+        found.copied().unwrap_or_default()
+    }
+
+    /// Takes down a finding.
+    pub fn set(&mut self, pool: usize, probe: usize, backend: usize, found: BackendHealth) {
+        self.0.insert((pool, probe, backend), found);
+    }
+}
+
+/// How a backend stands with the rules of its pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// New flows of all rules may go to it.
+    Healthy,
+    /// It fails the probes of some rules of its pool, and serves the others.
+    Partial,
+    /// It fails the probes of all rules of its pool, or is down whatever its probes say.
+    Unhealthy,
+    /// It is to be emptied.
+    Draining,
+}
+
+impl Standing {
+    /// Whether new flows of a rule may go to the backend.
+    pub const fn takes_flows(self) -> bool {
+        matches!(self, Self::Healthy | Self::Partial)
+    }
+
+    /// Its name in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Partial => "partial",
+            Self::Unhealthy => "unhealthy",
+            Self::Draining => "draining",
+        }
+    }
 }
 
 /// What the node does.
@@ -427,7 +480,28 @@ impl Config {
             .zip(&backends)
             .map(|(pool, backends)| pool.spec(backends))
             .collect();
-        let rules: Vec<_> = self.rules.iter().map(Rule::spec).collect();
+        let probed = self.probed_pools();
+        let findings: Vec<Vec<_>> = probed
+            .iter()
+            .map(|&(pool, probe)| {
+                let backends = 0..self.pools[pool].backends.len();
+                backends.map(|n| self.health.of(pool, probe, n)).collect()
+            })
+            .collect();
+        let health: Vec<_> = probed
+            .iter()
+            .zip(&findings)
+            .map(|(&(pool, _), backends)| PoolHealth { pool, backends })
+            .collect();
+        let rules: Vec<_> = self
+            .rules
+            .iter()
+            .map(|rule| {
+                let own = rule.probe.map(|probe| (rule.pool, probe));
+                let health = own.and_then(|own| probed.iter().position(|&other| other == own));
+                rule.spec(health)
+            })
+            .collect();
         let inbound_nat: Vec<_> = self.inbound_nat.iter().map(InboundNat::spec).collect();
         let outbound: Vec<_> = self.outbound.iter().map(Outbound::spec).collect();
         let is_proxy = self.node.role == Role::Proxy;
@@ -439,6 +513,7 @@ impl Config {
             frontends: &frontends,
             rules: &rules,
             pools: &pools,
+            health: &health,
             inbound_nat: &inbound_nat,
             outbound: if is_proxy { &[] } else { &outbound },
             muxes: &self.node.muxes,
@@ -542,6 +617,65 @@ impl Config {
         warnings::losses(old, self)
     }
 
+    /// The pools and probes that rules go by, each pair once.
+    pub fn probed_pools(&self) -> Vec<(usize, usize)> {
+        let mut all = Vec::new();
+        for rule in &self.rules {
+            let pair = rule.probe.map(|probe| (rule.pool, probe));
+            all.extend(pair.filter(|pair| !all.contains(pair)));
+        }
+        all
+    }
+
+    /// Whether new flows of a rule may go to a backend of its pool, given by its place there.
+    pub fn serves(&self, rule: &Rule, backend: usize) -> bool {
+        let of_pool = self.pools.get(rule.pool);
+        of_pool
+            .and_then(|pool| pool.backends.get(backend))
+            .is_some_and(|own| {
+                own.weight > 0 && own.state == BackendState::Healthy && !self.fails(rule, backend)
+            })
+    }
+
+    /// Whether a backend fails the probe of a rule.
+    pub fn fails(&self, rule: &Rule, backend: usize) -> bool {
+        rule.probe.is_some_and(|probe| {
+            self.health.of(rule.pool, probe, backend).condition == Condition::Unhealthy
+        })
+    }
+
+    /// The backends of a pool that get new flows of a rule of it, or would, where it has no rule.
+    pub(crate) fn serving(&self, pool: usize) -> Vec<usize> {
+        let rules = || self.rules.iter().filter(|rule| rule.pool == pool);
+        let is_ruled = rules().next().is_some();
+        let backends = self.pools[pool].backends.iter().enumerate();
+        let serves = |&(place, backend): &(usize, &Backend)| {
+            backend.weight > 0
+                && backend.state == BackendState::Healthy
+                && (!is_ruled || rules().any(|rule| self.serves(rule, place)))
+        };
+        backends.filter(serves).map(|(place, _)| place).collect()
+    }
+
+    /// How a backend stands with the rules of its pool; both are given by their places.
+    pub fn standing(&self, pool: usize, backend: usize) -> Standing {
+        let of_pool = self.pools.get(pool);
+        let state = of_pool
+            .and_then(|pool| pool.backends.get(backend))
+            .map(|own| own.state);
+        match state.unwrap_or_default() {
+            BackendState::Unhealthy => return Standing::Unhealthy,
+            BackendState::Draining => return Standing::Draining,
+            BackendState::Healthy => {}
+        }
+        let rules = || self.rules.iter().filter(|rule| rule.pool == pool);
+        match rules().filter(|rule| self.fails(rule, backend)).count() {
+            0 => Standing::Healthy,
+            failed if failed < rules().count() => Standing::Partial,
+            _ => Standing::Unhealthy,
+        }
+    }
+
     /// Whether a backend takes new flows of one of a frontend's rules; `None` where it has no rule.
     pub fn is_available(&self, frontend: usize) -> Option<bool> {
         let mut rules = self
@@ -550,9 +684,13 @@ impl Config {
             .filter(|rule| rule.frontend == frontend)
             .peekable();
         rules.peek()?;
-        let serves =
-            |backend: &Backend| backend.weight > 0 && backend.state == BackendState::Healthy;
-        Some(rules.any(|rule| self.pools[rule.pool].backends.iter().any(serves)))
+        Some(rules.any(|rule| {
+            let backends = self
+                .pools
+                .get(rule.pool)
+                .map_or(0, |pool| pool.backends.len());
+            (0..backends).any(|backend| self.serves(rule, backend))
+        }))
     }
 
     /// The port of the vm that is the backend of a name.
@@ -700,11 +838,12 @@ impl Outbound {
 }
 
 impl Rule {
-    fn spec(&self) -> service::Rule<'_> {
+    fn spec(&self, health: Option<usize>) -> service::Rule<'_> {
         service::Rule {
             name: &self.name,
             frontend: self.frontend,
             pool: self.pool,
+            health,
             protocol: self.protocol,
             frontend_port: self.frontend_port,
             backend_port: self.backend_port,

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use slb_core::hash::TupleHasher;
-use slb_core::service::{BackendState, CompiledBackend, SpecError};
+use slb_core::service::{BackendState, SpecError};
 
 use crate::config::{Backend, Config, Node};
 
@@ -49,9 +49,8 @@ impl Diff {
                 continue;
             };
             let takes_flows = |id| {
-                let place = after.backend_index(id);
-                let backend = place.and_then(|place| after.backends().get(place as usize));
-                backend.is_some_and(CompiledBackend::is_eligible)
+                let backend = after.backend_index(id);
+                backend.is_some_and(|backend| after.serves(place as u32, backend))
             };
             let (mut total, mut changed, mut bereft) = (0u32, 0u32, 0u32);
             let old_slots = before.slots(old_place as u32);

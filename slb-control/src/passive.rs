@@ -73,24 +73,24 @@ impl PassiveHealth {
         turned
     }
 
-    /// Writes into a configuration who is not well: of each pool half of those that would get new flows,
-    /// those that failed first.
+    /// Writes into a configuration who is not well, for all rules of the pool: traffic is not asked
+    /// whose rule it was. Of each pool these are at most half of the backends that would get new
+    /// flows of any rule, those that failed first.
     pub fn apply(&self, config: &mut Config) {
-        for pool in config.pools.iter_mut().filter(|p| p.passive.is_some()) {
-            let serves = |b: &Backend| b.weight > 0 && b.state == BackendState::Healthy;
+        for at in 0..config.pools.len() {
+            if config.pools[at].passive.is_none() {
+                continue;
+            }
+            let serving = config.serving(at);
+            let pool = &mut config.pools[at];
             let mut failed = Vec::new();
-            for (place, backend) in pool.backends.iter().enumerate() {
-                let watched = self.watched.get(&key(pool, backend));
+            for &place in &serving {
+                let watched = self.watched.get(&key(pool, &pool.backends[place]));
                 let since = watched.and_then(Passive::unhealthy_since);
-                failed.extend(
-                    since
-                        .filter(|_| serves(backend))
-                        .map(|since| (since, place)),
-                );
+                failed.extend(since.map(|since| (since, place)));
             }
             failed.sort_unstable();
-            let most = pool.backends.iter().filter(|b| serves(b)).count() / 2;
-            for (_, place) in failed.into_iter().take(most) {
+            for (_, place) in failed.into_iter().take(serving.len() / 2) {
                 pool.backends[place].state = BackendState::Unhealthy;
             }
         }

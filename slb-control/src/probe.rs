@@ -15,17 +15,21 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use slb_core::service::BackendState;
+use slb_core::wire::vxlan::Vni;
 
 pub use ask::{Asker, ProbeFailure};
 pub use prober::{Change, Prober};
 
-use crate::config::{Config, Probe};
+use crate::config::{Config, Probe, Role};
 
 /// A backend's address, and how it is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// The backend's address.
     pub address: IpAddr,
+    /// The network that the address is of: another network's backend of the same address is
+    /// another one.
+    pub vni: Vni,
     /// How it is asked.
     pub probe: Probe,
 }
@@ -33,26 +37,34 @@ pub struct Target {
 /// A backend: its pool's name and its own.
 pub type BackendName = (String, String);
 
-/// Who is asked: each address once for each probe that a rule of one of its pools names; and which
-/// backends it is.
+/// Who is asked: each address of a network once for each probe that a rule of one of its pools
+/// names; and which backends it is. A host agent asks the vms of its own machine.
 pub fn targets(config: &Config) -> Vec<(Target, Vec<BackendName>)> {
-    let mut all: BTreeMap<(usize, IpAddr), Vec<BackendName>> = BTreeMap::new();
-    for rule in &config.rules {
-        let Some(probe) = rule.probe else { continue };
-        let pool = &config.pools[rule.pool];
-        // One that the configuration says is not to be used is not asked.
-        let used = pool.backends.iter();
-        for backend in used.filter(|backend| backend.state != BackendState::Unhealthy) {
-            let names = all.entry((probe, backend.address)).or_default();
-            let name = (pool.name.clone(), backend.name.clone());
-            if !names.contains(&name) {
-                names.push(name);
-            }
+    let mut all: BTreeMap<(usize, u32, IpAddr), (Vni, Vec<BackendName>)> = BTreeMap::new();
+    let is_host = config.node.role == Role::Host;
+    for (pool, probe) in config.probed_pools() {
+        let pool = &config.pools[pool];
+        let used = pool.backends.iter().filter(|backend| {
+            // One that the configuration says is not to be used is not asked.
+            backend.state != BackendState::Unhealthy && (!is_host || config.node.is(backend.host))
+        });
+        for backend in used {
+            let key = (probe, pool.vni.get(), backend.address);
+            let (_, names) = all.entry(key).or_insert((pool.vni, Vec::new()));
+            names.push((pool.name.clone(), backend.name.clone()));
         }
     }
-    let target = |((probe, address), names): ((usize, IpAddr), Vec<BackendName>)| {
-        let probe = config.probes[probe].clone();
-        (Target { address, probe }, names)
+    let target = |((probe, _, address), (vni, names))| {
+        let probe: &Probe = &config.probes[probe];
+        let probe = probe.clone();
+        (
+            Target {
+                address,
+                vni,
+                probe,
+            },
+            names,
+        )
     };
     all.into_iter().map(target).collect()
 }

@@ -4,17 +4,23 @@
 use std::collections::{HashMap, HashSet};
 
 use slb_core::Instant;
-use slb_core::health::{RAMP_STEPS, Ramp};
+use slb_core::health::{Condition, RAMP_STEPS, Ramp};
 use slb_core::service::BackendState;
 
-use crate::config::{Config, Pool};
+use crate::config::Config;
+
+/// A backend, and the probe that it recovered by: the names of its pool, of the probe, and its own.
+/// Without a probe it recovered in its own state, which all rules go by.
+type Recovering = (String, Option<String>, String);
 
 /// The backends that are on their way to their whole weight.
+///
+/// A backend recovers for the rules that go by one probe, and gets its share of their new flows
+/// little by little; what it gets of other rules stays as it was.
 #[derive(Debug, Default)]
 pub struct SlowStart {
-    /// By their pool's and their own name.
-    ramps: HashMap<(String, String), Ramp>,
-    unhealthy: HashSet<(String, String)>,
+    ramps: HashMap<Recovering, Ramp>,
+    unhealthy: HashSet<Recovering>,
     /// When a configuration was given last.
     applied: Instant,
 }
@@ -25,27 +31,66 @@ impl SlowStart {
     /// in tenths of what they were.
     pub fn apply(&mut self, now: Instant, config: &mut Config) {
         self.applied = now;
-        let before = std::mem::take(&mut self.unhealthy);
-        let mut ramps = std::mem::take(&mut self.ramps);
-        for pool in &mut config.pools {
-            let own = |backend: &str| (pool.name.clone(), backend.to_owned());
-            let mut steps = Vec::new();
-            for backend in &pool.backends {
-                let name = own(&backend.name);
-                let known = ramps.remove(&name);
-                if backend.state == BackendState::Unhealthy {
-                    self.unhealthy.insert(name);
-                    steps.push(RAMP_STEPS);
-                    continue;
-                }
-                let length = pool.slow_start.filter(|_| before.contains(&name));
-                let ramp = length.map(|length| Ramp::new(now, length)).or(known);
-                let ramp = ramp.filter(|ramp| pool.slow_start.is_some() && !ramp.is_over(now));
-                steps.push(ramp.map_or(RAMP_STEPS, |ramp| ramp.step(now)));
-                self.ramps.extend(ramp.map(|ramp| (name, ramp)));
+        let before = (
+            std::mem::take(&mut self.ramps),
+            std::mem::take(&mut self.unhealthy),
+        );
+        let by_probe = config.probed_pools().into_iter();
+        let by_state = (0..config.pools.len()).map(|pool| (pool, None));
+        // Weights by probes first: they are tenths of the pool's own.
+        let all = by_probe.map(|(pool, probe)| (pool, Some(probe)));
+        for (at, probe) in all.chain(by_state) {
+            let steps = self.steps(now, config, at, probe, &before);
+            // Then the rules of a probe go by the weights of the pool: who is on the way there, is on
+            // the way here, or fails the probe.
+            if steps.iter().all(|&step| step == RAMP_STEPS) {
+                continue;
             }
-            weigh(pool, &steps);
+            let pool = &mut config.pools[at];
+            for (place, (backend, step)) in pool.backends.iter_mut().zip(steps).enumerate() {
+                let weight = backend.weight * step; // at most ten times a million
+                match probe {
+                    None => backend.weight = weight,
+                    Some(probe) => {
+                        let mut found = config.health.of(at, probe, place);
+                        found.weight = Some(weight);
+                        config.health.set(at, probe, place, found);
+                    }
+                }
+            }
         }
+    }
+
+    /// How far each backend of a pool is, by a probe or by its own state.
+    fn steps(
+        &mut self,
+        now: Instant,
+        config: &Config,
+        at: usize,
+        probe: Option<usize>,
+        (ramps, unhealthy): &(HashMap<Recovering, Ramp>, HashSet<Recovering>),
+    ) -> Vec<u32> {
+        let pool = &config.pools[at];
+        let by = probe.map(|probe| config.probes[probe].name.clone());
+        let mut steps = Vec::new();
+        for (place, backend) in pool.backends.iter().enumerate() {
+            let name = (pool.name.clone(), by.clone(), backend.name.clone());
+            let fails = probe.is_some_and(|probe| {
+                config.health.of(at, probe, place).condition == Condition::Unhealthy
+            });
+            if fails || backend.state == BackendState::Unhealthy {
+                self.unhealthy.insert(name);
+                steps.push(RAMP_STEPS);
+                continue;
+            }
+            let length = pool.slow_start.filter(|_| unhealthy.contains(&name));
+            let known = ramps.get(&name).copied();
+            let ramp = length.map(|length| Ramp::new(now, length)).or(known);
+            let ramp = ramp.filter(|ramp| pool.slow_start.is_some() && !ramp.is_over(now));
+            steps.push(ramp.map_or(RAMP_STEPS, |ramp| ramp.step(now)));
+            self.ramps.extend(ramp.map(|ramp| (name, ramp)));
+        }
+        steps
     }
 
     /// When a backend takes its next step after the configuration that was given last: it is to be given
@@ -55,15 +100,6 @@ impl SlowStart {
             .values()
             .map(|ramp| ramp.next(self.applied))
             .min()
-    }
-}
-
-fn weigh(pool: &mut Pool, steps: &[u32]) {
-    if steps.iter().all(|&step| step == RAMP_STEPS) {
-        return;
-    }
-    for (backend, step) in pool.backends.iter_mut().zip(steps) {
-        backend.weight *= step; // at most ten times a million
     }
 }
 

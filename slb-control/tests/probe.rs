@@ -8,10 +8,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use slb_control::Config;
-use slb_control::config::Probe;
+use slb_control::config::{Probe, Standing};
 use slb_control::probe::{Asker, ProbeFailure, Prober, Target};
 use slb_core::health::Condition;
 use slb_core::service::BackendState;
+use slb_core::wire::vxlan::Vni;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};
 
@@ -64,6 +65,7 @@ fn target(probe: &str, address: SocketAddr) -> Target {
     probe.timeout = Duration::from_millis(400);
     Target {
         address: address.ip(),
+        vni: Vni::default(),
         probe,
     }
 }
@@ -238,15 +240,15 @@ fn a_backend_turns_after_as_many_answers_as_the_threshold_says() {
     let state = |prober: &Prober| {
         let mut applied = config.clone();
         prober.apply(&mut applied);
-        applied.pools[0].backends[0].state
+        applied.standing(0, 0)
     };
-    assert_eq!(state(&prober), BackendState::Healthy);
+    assert_eq!(state(&prober), Standing::Healthy);
     while asked.load(Ordering::SeqCst) < 4 {
         thread::sleep(Duration::from_millis(5));
     }
     for (well, condition, after) in [
-        (false, Condition::Unhealthy, BackendState::Unhealthy),
-        (true, Condition::Healthy, BackendState::Healthy),
+        (false, Condition::Unhealthy, Standing::Unhealthy),
+        (true, Condition::Healthy, Standing::Healthy),
     ] {
         is_well.store(well, Ordering::SeqCst);
         let before = asked.load(Ordering::SeqCst);
@@ -261,11 +263,11 @@ fn a_backend_turns_after_as_many_answers_as_the_threshold_says() {
     is_well.store(false, Ordering::SeqCst);
     assert_eq!(turn(&mut prober), Some(Condition::Unhealthy));
     prober.set(&config.clone());
-    assert_eq!(state(&prober), BackendState::Unhealthy);
+    assert_eq!(state(&prober), Standing::Unhealthy);
     let mut other = config.clone();
     other.probes[0].path = "/other".to_owned();
     prober.set(&other);
-    assert_eq!(state(&prober), BackendState::Healthy);
+    assert_eq!(state(&prober), Standing::Healthy);
     assert_eq!(turn(&mut prober), Some(Condition::Unhealthy));
     // A configuration without rules asks nobody.
     other.rules.clear();
@@ -291,8 +293,8 @@ fn where_nobody_is_well_nobody_or_everybody_is_used() {
         write!(stream, "HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n")
     });
     for (value, alone) in [
-        ("refuse", BackendState::Unhealthy),
-        ("use-all", BackendState::Healthy),
+        ("refuse", Standing::Unhealthy),
+        ("use-all", Standing::Healthy),
     ] {
         let mut config = config(
             &format!("{HTTP}\nthreshold = 1\nno_healthy_backends = \"{value}\""),
@@ -303,28 +305,28 @@ fn where_nobody_is_well_nobody_or_everybody_is_used() {
         let mut prober = Prober::start(&[]).unwrap();
         prober.set(&config);
         assert_eq!(turn(&mut prober), Some(Condition::Unhealthy));
-        let states = |config: &Config, prober: &Prober| -> Vec<BackendState> {
+        let states = |config: &Config, prober: &Prober| -> Vec<Standing> {
             let mut applied = config.clone();
             prober.apply(&mut applied);
-            let backends = applied.pools[0].backends.iter();
-            backends.map(|backend| backend.state).collect()
+            let backends = 0..applied.pools[0].backends.len();
+            backends.map(|place| applied.standing(0, place)).collect()
         };
         // The other one is unhealthy by the configuration, and stays so.
-        assert_eq!(states(&config, &prober), [alone, BackendState::Unhealthy]);
+        assert_eq!(states(&config, &prober), [alone, Standing::Unhealthy]);
         // With somebody left who is well, the sick one gets nothing, whatever is said.
         let mut two = config.clone();
         let mut third = two.pools[0].backends[0].clone();
         third.name = "third".to_owned();
         third.address = "127.0.0.77".parse().unwrap();
         two.pools[0].backends.push(third);
-        assert_eq!(states(&two, &prober)[0], BackendState::Unhealthy);
+        assert_eq!(states(&two, &prober)[0], Standing::Unhealthy);
         // A draining one takes no new flows: it is nobody who is left.
         two.pools[0].backends[2].state = BackendState::Draining;
         assert_eq!(states(&two, &prober)[0], alone);
         // And all is as before when it is well again.
         is_well.store(true, Ordering::SeqCst);
         assert_eq!(turn(&mut prober), Some(Condition::Healthy));
-        assert_eq!(states(&config, &prober)[0], BackendState::Healthy);
+        assert_eq!(states(&config, &prober)[0], Standing::Healthy);
         is_well.store(false, Ordering::SeqCst);
     }
 }

@@ -40,9 +40,10 @@ impl Default for ProbePolicy {
 }
 
 /// Whether a backend is well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Condition {
     /// It gets new flows.
+    #[default]
     Healthy,
     /// It does not.
     Unhealthy,

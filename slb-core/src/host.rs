@@ -278,8 +278,8 @@ impl Role for HostRole {
         let snapshot = &*pipeline.snapshot;
         let terms = snapshot.terms(rule)?;
         let local = snapshot.nat.local_of_pool(terms.pool, lane.zone)?;
-        let backend = snapshot.backend(local.backend)?;
-        (terms.kind == RuleKind::Nat || backend.is_eligible()).then_some(local.backend)
+        let takes = terms.kind == RuleKind::Nat || snapshot.takes(terms, local.backend);
+        takes.then_some(local.backend)
     }
 
     fn not_ours(_: &Snapshot<'_>, lane: &Lane, found: RuleMatch) -> Verdict {

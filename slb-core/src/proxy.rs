@@ -33,7 +33,7 @@ use crate::nat::{Direction, Links, NatOptions, NatTable, NatTables};
 use crate::observe::{Observe, Step};
 use crate::packet::{EchoMessage, Packet, Read};
 use crate::reply;
-use crate::service::nat::{CompiledMux, RuleKind};
+use crate::service::nat::{CompiledMux, CompiledTerms, RuleKind};
 use crate::service::{BackendId, Echo, NO_BACKEND, RuleMatch, Scheduler, Snapshot};
 use crate::sources::SourceLimiter;
 use crate::stats::{BackendCounters, RuleCounters, Stats};
@@ -267,7 +267,7 @@ impl Role for ProxyRole {
         let hash = snapshot.hash(&lane.packet, compiled.mask);
         if terms.kind == RuleKind::Balance && terms.scheduler == Scheduler::LeastConnections {
             let counters = &pipeline.tables.backends;
-            let backend = least_connections(snapshot, counters, terms.pool, hash)?;
+            let backend = least_connections(snapshot, counters, terms, hash)?;
             seen.step(lane.frame.into(), Step::Selected(backend));
             return Some(backend);
         }
@@ -379,19 +379,22 @@ fn arp_target(frame: &Frame<'_>) -> Option<IpAddr> {
 fn least_connections(
     snapshot: &Snapshot<'_>,
     counters: &[BackendCounters],
-    pool: u32,
+    terms: &CompiledTerms,
     hash: u64,
 ) -> Option<u32> {
-    let all = snapshot.backends_of(pool);
+    let all = snapshot.backends_of(terms.pool);
     let count = u64::from(all.end - all.start);
     let first = all.start + (((hash >> 32) * count) >> 32) as u32;
     let mut best: Option<(u32, u64, u64)> = None;
     for index in (first..all.end).chain(all.start..first) {
-        let Some(backend) = snapshot.backend(index).filter(|b| b.is_eligible()) else {
+        let share = snapshot
+            .share(terms, index)
+            .filter(|share| share.weight != 0);
+        let (Some(backend), Some(share)) = (snapshot.backend(index), share) else {
             continue;
         };
         let live = counters.get(backend.counters()).map_or(0, |c| c.live) + 1;
-        let weight = u64::from(backend.weight());
+        let weight = u64::from(share.weight);
         // live / weight < best's, without dividing: neither has more than 32 bits.
         if best.is_none_or(|(_, least, of)| live * of < least * weight) {
             best = Some((index, live, weight));

@@ -146,7 +146,7 @@ typedef enum slb_protocol {
 } slb_protocol;
 
 /**
- * Whether a backend gets new flows.
+ * Whether a backend gets new flows, whatever the rule.
  */
 typedef enum slb_state {
     /**
@@ -154,7 +154,7 @@ typedef enum slb_state {
      */
     SLB_HEALTHY = 0,
     /**
-     * Its probe fails: it does not.
+     * It is down: it does not.
      */
     SLB_UNHEALTHY = 1,
     /**
@@ -284,6 +284,14 @@ typedef struct slb_capacity {
      * Of a proxy.
      */
     size_t source_rewrites;
+    /**
+     * Sets of probe results: one for each pool and probe that rules go by.
+     */
+    size_t health;
+    /**
+     * Results of all sets: a set has one for each backend of its pool.
+     */
+    size_t health_results;
 } slb_capacity;
 
 /**
@@ -1094,8 +1102,8 @@ int slb_builder_backend(struct slb_builder *builder,
                         const struct slb_backend *backend);
 
 /**
- * Changes a backend's weight and state: what a probe said, or a drain. It takes effect with the
- * next snapshot.
+ * Changes a backend's weight and state for all rules, such as to drain it. It takes effect with the
+ * next snapshot. For what a probe said, see `slb_builder_set_health`.
  *
  * The caller promises:
  * It is a builder.
@@ -1105,6 +1113,38 @@ int slb_builder_set_backend(struct slb_builder *builder,
                             size_t backend,
                             uint32_t weight,
                             uint8_t backend_state);
+
+/**
+ * Adds a set of probe results for the backends of a pool, all of them healthy: one set for each
+ * probe that rules of the pool go by. Gives its place.
+ *
+ * The caller promises:
+ * It is a builder.
+ */
+int slb_builder_health(struct slb_builder *builder, size_t pool);
+
+/**
+ * Has a rule go by a set of probe results of its pool. Without one, a rule goes by the state of
+ * backends alone.
+ *
+ * The caller promises:
+ * It is a builder.
+ */
+int slb_builder_rule_health(struct slb_builder *builder, size_t rule, size_t health);
+
+/**
+ * Says what a probe found of a backend, given by its place in the pool: 0 in `healthy`: its
+ * probe fails, and the rules that go by the set give it no new flows. `weight` is the backend's
+ * for these rules; negative: its own. It takes effect with the next snapshot.
+ *
+ * The caller promises:
+ * It is a builder.
+ */
+int slb_builder_set_health(struct slb_builder *builder,
+                           size_t health,
+                           size_t backend,
+                           uint8_t healthy,
+                           int64_t weight);
 
 /**
  * Adds a load-balancing rule. Gives its place.
@@ -1229,8 +1269,9 @@ int slb_config_nat_options(struct slb_config *config, struct slb_nat_options *op
 
 #if !defined(SLB_FREESTANDING)
 /**
- * Changes a backend's weight and state: what a probe said, or a drain. `backend` is its name, or
- * POOL/NAME. It takes effect with the next snapshot.
+ * Changes a backend's weight and state for all rules, such as to drain it. `backend` is its name,
+ * or POOL/NAME. It takes effect with the next snapshot. For what a probe said, see
+ * `slb_config_set_health`.
  *
  * The caller promises:
  * It is one, and `backend` ends with a zero.
@@ -1239,6 +1280,21 @@ int slb_config_set_backend(struct slb_config *config,
                            const char *backend,
                            uint32_t weight,
                            uint8_t state);
+#endif
+
+#if !defined(SLB_FREESTANDING)
+/**
+ * Says what the probe of a rule found of a backend of the rule's pool, both given by their names:
+ * 0 in `healthy`: it fails. All rules of the pool with this probe go by it. It takes effect with
+ * the next snapshot.
+ *
+ * The caller promises:
+ * It is one, and both names end with a zero.
+ */
+int slb_config_set_health(struct slb_config *config,
+                          const char *rule,
+                          const char *backend,
+                          uint8_t healthy);
 #endif
 
 #if !defined(SLB_FREESTANDING)

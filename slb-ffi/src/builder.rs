@@ -7,10 +7,12 @@ use core::time::Duration;
 
 use slb_core::PortId;
 use slb_core::hash::{Distribution, Hasher, MICROSOFT_KEY, SipHash13, Toeplitz, Xxh3};
+use slb_core::health::Condition;
 use slb_core::mem::{Arena, Counter, Line, Mem, Memory};
 use slb_core::service::{
-    Backend, Echo, Frontend, FrontendPort, InboundNat, NatTarget, Outbound, Pool, PortMode,
-    Protocol, ProxyPorts, Rule, Scheduler, SourceRewrite, Spec, Terms, UdpChecksum, Underlay,
+    Backend, BackendHealth, Echo, Frontend, FrontendPort, InboundNat, NatTarget, Outbound, Pool,
+    PoolHealth, PortMode, Protocol, ProxyPorts, Rule, Scheduler, SourceRewrite, Spec, Terms,
+    UdpChecksum, Underlay,
 };
 use slb_core::wire::vxlan::Vni;
 
@@ -54,6 +56,10 @@ pub struct slb_capacity {
     pub frontend_ports: usize,
     /// Of a proxy.
     pub source_rewrites: usize,
+    /// Sets of probe results: one for each pool and probe that rules go by.
+    pub health: usize,
+    /// Results of all sets: a set has one for each backend of its pool.
+    pub health_results: usize,
 }
 
 /// Elements that were given, of as many as there is room for.
@@ -118,6 +124,10 @@ struct Parts {
     pools: List<PoolEntry>,
     /// Pool by pool.
     backends: List<Backend<'static>>,
+    /// The pool of each set of probe results.
+    health: List<usize>,
+    /// Set by set.
+    health_results: List<BackendHealth>,
     rules: List<Rule<'static>>,
     inbound_nat: List<InboundNat<'static>>,
     /// Their frontends are ranges of `outbound_frontends`.
@@ -172,10 +182,11 @@ impl Parts {
             to: ANY,
             prefix_len: 0,
         };
-        // What a spec's slices of slices need: pools, and outbound rules.
+        // What a spec's slices of slices need: pools, outbound rules, and probe results.
         let mut scratch = Counter::default();
         scratch.add::<Pool<'_>>(capacity.pools)?;
         scratch.add::<Outbound<'_>>(capacity.outbound)?;
+        scratch.add::<PoolHealth<'_>>(capacity.health)?;
         Some(Self {
             hasher: Hasher::Xxh3(Xxh3::new(0)),
             seed: 0,
@@ -183,6 +194,8 @@ impl Parts {
             frontends: List::take(memory, capacity.frontends, frontend)?,
             pools: List::take(memory, capacity.pools, pool)?,
             backends: List::take(memory, capacity.backends, Backend::default())?,
+            health: List::take(memory, capacity.health, 0)?,
+            health_results: List::take(memory, capacity.health_results, BackendHealth::default())?,
             rules: List::take(memory, capacity.rules, Rule::default())?,
             inbound_nat: List::take(memory, capacity.inbound_nat, nat)?,
             outbound: List::take(memory, capacity.outbound, (outbound, 0, 0))?,
@@ -200,6 +213,14 @@ impl Parts {
         let entry = self.pools.all().get(pool).ok_or(SLB_ERROR_RANGE)?;
         let before = self.pools.all().iter().take(pool);
         Ok((before.map(|pool| pool.backends).sum(), entry.backends))
+    }
+
+    /// Where a set of probe results begins, and how many they are.
+    fn results_of(&self, health: usize) -> Result<(usize, usize), Error> {
+        let all = self.health.all();
+        let own = *all.get(health).ok_or(SLB_ERROR_RANGE)?;
+        let count = |&pool: &usize| self.pools.all().get(pool).map_or(0, |pool| pool.backends);
+        Ok((all.iter().take(health).map(count).sum(), count(&own)))
     }
 }
 
@@ -227,6 +248,8 @@ impl Builder {
             frontends,
             pools,
             backends,
+            health,
+            health_results,
             rules,
             inbound_nat,
             outbound,
@@ -253,6 +276,18 @@ impl Builder {
                 backends: own,
             };
         }
+        let nothing = PoolHealth {
+            pool: 0,
+            backends: &[],
+        };
+        let mut spec_health = arena.take(health.len, nothing).ok_or(SLB_ERROR_INTERNAL)?;
+        let mut rest = health_results.all();
+        for (place, &pool) in spec_health.iter_mut().zip(health.all()) {
+            let count = pools.all().get(pool).map_or(0, |pool| pool.backends);
+            let (backends, others) = rest.split_at_checked(count).ok_or(SLB_ERROR_INTERNAL)?;
+            rest = others;
+            *place = PoolHealth { pool, backends };
+        }
         let empty = outbound.all().first().map(|(rule, ..)| *rule);
         let mut spec_outbound = match empty {
             Some(rule) => arena.take(outbound.len, rule).ok_or(SLB_ERROR_INTERNAL)?,
@@ -272,6 +307,7 @@ impl Builder {
             frontends: frontends.all(),
             rules: rules.all(),
             pools: &spec_pools,
+            health: &spec_health,
             inbound_nat: inbound_nat.all(),
             outbound: &spec_outbound,
             muxes: muxes.all(),
@@ -584,6 +620,20 @@ pub unsafe extern "C" fn slb_builder_backend(
             serves: (given.serves != 0).then_some(given.serves),
         };
         let (first, count) = parts.backends_of(pool)?;
+        let of_pool = |&set: &usize| set == pool;
+        let sets = parts.health.all().iter().copied().filter(of_pool).count();
+        let room = parts.health_results.places.len() - parts.health_results.len;
+        if parts.backends.len >= parts.backends.places.len() || sets > room {
+            return Err(SLB_ERROR_FULL);
+        }
+        // From the last set on: what is inserted moves none of those before.
+        for set in (0..parts.health.len).rev() {
+            if parts.health.all().get(set).is_some_and(of_pool) {
+                let (first, count) = parts.results_of(set)?;
+                let healthy = BackendHealth::default();
+                parts.health_results.insert(first + count, healthy)?;
+            }
+        }
         parts.backends.insert(first + count, added)?;
         if let Some(pool) = parts.pools.places.get_mut(pool) {
             pool.backends += 1;
@@ -594,8 +644,8 @@ pub unsafe extern "C" fn slb_builder_backend(
     unsafe { change(builder, add) }
 }
 
-/// Changes a backend's weight and state: what a probe said, or a drain. It takes effect with the
-/// next snapshot.
+/// Changes a backend's weight and state for all rules, such as to drain it. It takes effect with the
+/// next snapshot. For what a probe said, see `slb_builder_set_health`.
 ///
 /// # Safety
 /// It is a builder.
@@ -620,6 +670,89 @@ pub unsafe extern "C" fn slb_builder_set_backend(
     unsafe { change(builder, set) }
 }
 
+/// Adds a set of probe results for the backends of a pool, all of them healthy: one set for each
+/// probe that rules of the pool go by. Gives its place.
+///
+/// # Safety
+/// It is a builder.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_health(builder: *mut slb_builder, pool: usize) -> c_int {
+    let add = |parts: &mut Parts| {
+        let (_, count) = parts.backends_of(pool)?;
+        let results = &mut parts.health_results;
+        if parts.health.len >= parts.health.places.len()
+            || results.places.len() - results.len < count
+        {
+            return Err(SLB_ERROR_FULL);
+        }
+        for _ in 0..count {
+            results.push(BackendHealth::default())?;
+        }
+        parts.health.push(pool)
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, add) }
+}
+
+/// Has a rule go by a set of probe results of its pool. Without one, a rule goes by the state of
+/// backends alone.
+///
+/// # Safety
+/// It is a builder.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_rule_health(
+    builder: *mut slb_builder,
+    rule: usize,
+    health: usize,
+) -> c_int {
+    let set = |parts: &mut Parts| {
+        let pool = *parts.health.all().get(health).ok_or(SLB_ERROR_RANGE)?;
+        let len = parts.rules.len;
+        let rules = parts.rules.places.get_mut(..len);
+        let rule = rules.and_then(|rules| rules.get_mut(rule));
+        let rule = rule.filter(|rule| rule.pool == pool);
+        rule.ok_or(SLB_ERROR_RANGE)?.health = Some(health);
+        Ok(0)
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, set) }
+}
+
+/// Says what a probe found of a backend, given by its place in the pool: 0 in `healthy`: its
+/// probe fails, and the rules that go by the set give it no new flows. `weight` is the backend's
+/// for these rules; negative: its own. It takes effect with the next snapshot.
+///
+/// # Safety
+/// It is a builder.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_set_health(
+    builder: *mut slb_builder,
+    health: usize,
+    backend: usize,
+    healthy: u8,
+    weight: i64,
+) -> c_int {
+    let set = |parts: &mut Parts| {
+        let (first, count) = parts.results_of(health)?;
+        let weight = match weight {
+            ..0 => None,
+            weight => Some(u32::try_from(weight).or(Err(SLB_ERROR_RANGE))?),
+        };
+        let place = parts.health_results.places.get_mut(first..first + count);
+        let place = place.and_then(|all| all.get_mut(backend));
+        *place.ok_or(SLB_ERROR_RANGE)? = BackendHealth {
+            condition: match healthy {
+                0 => Condition::Unhealthy,
+                _ => Condition::Healthy,
+            },
+            weight,
+        };
+        Ok(0)
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, set) }
+}
+
 /// Adds a load-balancing rule. Gives its place.
 ///
 /// # Safety
@@ -636,6 +769,7 @@ pub unsafe extern "C" fn slb_builder_rule(
             name,
             frontend: given.frontend,
             pool: given.pool,
+            health: None,
             protocol: protocol(given.protocol)?,
             frontend_port: given.frontend_port,
             backend_port: given.backend_port,

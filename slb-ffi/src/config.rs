@@ -3,6 +3,7 @@
 use std::ffi::{c_char, c_int};
 
 use slb_control::{Config, Role};
+use slb_core::health::Condition;
 use slb_core::service::BackendState;
 
 use crate::error::slb_error::*;
@@ -200,8 +201,9 @@ pub unsafe extern "C" fn slb_config_nat_options(
     })
 }
 
-/// Changes a backend's weight and state: what a probe said, or a drain. `backend` is its name, or
-/// POOL/NAME. It takes effect with the next snapshot.
+/// Changes a backend's weight and state for all rules, such as to drain it. `backend` is its name,
+/// or POOL/NAME. It takes effect with the next snapshot. For what a probe said, see
+/// `slb_config_set_health`.
 ///
 /// # Safety
 /// It is one, and `backend` ends with a zero.
@@ -223,6 +225,39 @@ pub unsafe extern "C" fn slb_config_set_backend(
         };
         let backend = config.backend_mut(name).ok_or(SLB_ERROR_RANGE)?;
         (backend.weight, backend.state) = (weight, state);
+        Ok(0)
+    })
+}
+
+/// Says what the probe of a rule found of a backend of the rule's pool, both given by their names:
+/// 0 in `healthy`: it fails. All rules of the pool with this probe go by it. It takes effect with
+/// the next snapshot.
+///
+/// # Safety
+/// It is one, and both names end with a zero.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_config_set_health(
+    config: *mut slb_config,
+    rule: *const c_char,
+    backend: *const c_char,
+    healthy: u8,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller promises it.
+        let (config, rule, name) = unsafe { (of(config)?, text(rule)?, text(backend)?) };
+        let rule = config.rules.iter().find(|other| other.name == rule);
+        let rule = rule.ok_or(SLB_ERROR_RANGE)?;
+        let (pool, probe) = (rule.pool, rule.probe.ok_or(SLB_ERROR_RANGE)?);
+        let mut backends = config.pools[pool].backends.iter();
+        let place = backends.position(|other| other.name == name);
+        let place = place.ok_or(SLB_ERROR_RANGE)?;
+        let condition = match healthy {
+            0 => Condition::Unhealthy,
+            _ => Condition::Healthy,
+        };
+        let mut found = config.health.of(pool, probe, place);
+        found.condition = condition;
+        config.health.set(pool, probe, place, found);
         Ok(0)
     })
 }

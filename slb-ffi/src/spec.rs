@@ -102,13 +102,13 @@ pub enum slb_protocol {
     SLB_ALL = 3,
 }
 
-/// Whether a backend gets new flows.
+/// Whether a backend gets new flows, whatever the rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub enum slb_state {
     /// It does.
     SLB_HEALTHY = 0,
-    /// Its probe fails: it does not.
+    /// It is down: it does not.
     SLB_UNHEALTHY = 1,
     /// It is to be emptied: it does not.
     SLB_DRAINING = 2,

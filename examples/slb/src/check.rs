@@ -13,10 +13,7 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
     println!("{}: good", options.config.display());
     for rule in &config.rules {
         let (frontend, pool) = (&config.frontends[rule.frontend], &config.pools[rule.pool]);
-        let serving = pool
-            .backends
-            .iter()
-            .filter(|backend| backend.weight > 0 && backend.state == BackendState::Healthy);
+        let serving = (0..pool.backends.len()).filter(|&backend| config.serves(rule, backend));
         println!(
             "  rule {:?}: {} of {} to pool {:?} ({} of {} backends serve, {}, idle {})",
             rule.name,

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use slb_control::Config;
+use slb_control::config::Standing;
 use slb_core::nat::{ConnectionState, NatTable};
-use slb_core::service::{BackendState, CompiledBackend, Snapshot};
+use slb_core::service::{CompiledBackend, Snapshot};
 use slb_core::stats::{BackendCounters, Count, RuleCounters, SnatCounters};
 use slb_core::{DropReason, Stats};
 use slb_io_pcap::CaptureStats;
@@ -26,7 +27,9 @@ struct Share {
     weight: u32,
     /// Its share by weight, of the pool's flows.
     expected: f64,
-    state: BackendState,
+    standing: Standing,
+    /// The rules whose probe it fails.
+    fails: Vec<String>,
     forwarded: Count,
     flows: u64,
     /// Connections that it has now.
@@ -123,6 +126,27 @@ impl<'a> Report<'a> {
     ) -> Self {
         let snapshot = &tally.snapshot;
         let mut shares = Vec::new();
+        let standings: Vec<Vec<Standing>> = (0..config.pools.len())
+            .map(|pool| {
+                let members = 0..config.pools[pool].backends.len();
+                members
+                    .map(|member| config.standing(pool, member))
+                    .collect()
+            })
+            .collect();
+        let totals: Vec<u64> = config
+            .pools
+            .iter()
+            .zip(&standings)
+            .map(|(pool, standings)| {
+                let taking = pool
+                    .backends
+                    .iter()
+                    .zip(standings)
+                    .filter(|(_, s)| s.takes_flows());
+                taking.map(|(backend, _)| u64::from(backend.weight)).sum()
+            })
+            .collect();
         let counted = tally.backends.iter().zip(&tally.snat);
         for (compiled, (counters, &snat)) in snapshot.backends().iter().zip(counted) {
             let of_pool = config.pools.get(compiled.pool());
@@ -131,27 +155,22 @@ impl<'a> Report<'a> {
             else {
                 continue;
             };
-            let total: u64 = pool
-                .backends
-                .iter()
-                .zip(
-                    snapshot
-                        .backends()
-                        .iter()
-                        .filter(|b| b.pool() == compiled.pool()),
-                )
-                .filter(|(_, compiled)| compiled.is_eligible())
-                .map(|(backend, _)| u64::from(backend.weight))
-                .sum();
-            let weight = if compiled.is_eligible() {
+            let standing = standings[compiled.pool()][compiled.member()];
+            let total = totals[compiled.pool()];
+            let weight = if standing.takes_flows() {
                 backend.weight
             } else {
                 0
             };
+            let rules = config.rules.iter();
+            let fails = rules.filter(|rule| {
+                rule.pool == compiled.pool() && config.fails(rule, compiled.member())
+            });
             shares.push(Share {
                 pool: pool.name.clone(),
                 backend: backend.name.clone(),
-                state: backend.state,
+                standing,
+                fails: fails.map(|rule| rule.name.clone()).collect(),
                 weight,
                 expected: if total == 0 {
                     0.0
@@ -344,7 +363,8 @@ impl<'a> Report<'a> {
                 json!({
                     "pool": share.pool,
                     "backend": share.backend,
-                    "state": share.state.name(),
+                    "state": share.standing.name(),
+                    "fails": share.fails,
                     "weight": share.weight,
                     "forwarded": count(share.forwarded),
                     "flows": share.flows,

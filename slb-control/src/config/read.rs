@@ -13,8 +13,8 @@ use slb_core::wire::vxlan::Vni;
 
 use super::addresses::{HOST, STATION, UNICAST, host, station, unicast};
 use super::{
-    Backend, Config, Frontend, InboundNat, MAX_IDLE_TIMEOUT, MIN_IDLE_TIMEOUT, NoHealthyBackends,
-    Node, Outbound, Pool, Probe, ProbeProtocol, Protocol, Role, Rule,
+    Backend, Config, Findings, Frontend, InboundNat, MAX_IDLE_TIMEOUT, MIN_IDLE_TIMEOUT,
+    NoHealthyBackends, Node, Outbound, Pool, Probe, ProbeProtocol, Protocol, Role, Rule,
 };
 use crate::document::Section;
 use crate::{ports, validate};
@@ -53,6 +53,7 @@ pub(super) fn read(root: &Section<'_>) -> Option<Config> {
         inbound_nat,
         outbound,
         ports: ports?,
+        health: Findings::default(),
     })
 }
 

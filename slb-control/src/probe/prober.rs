@@ -1,6 +1,6 @@
 //! All backends of a configuration, each asked in its time.
 
-use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -25,6 +25,8 @@ const GRAIN: Duration = Duration::from_millis(20);
 pub struct Change {
     /// Its address.
     pub address: IpAddr,
+    /// The backends that it is.
+    pub backends: Vec<BackendName>,
     /// The probe's name.
     pub probe: String,
     /// How it is now.
@@ -137,39 +139,43 @@ impl Prober {
             let asked = self.asked.iter_mut().find(|asked| asked.number == number);
             if let Some(asked) = asked {
                 asked.condition = change.condition;
-                return Some(change);
+                let backends = asked.names.clone();
+                return Some(Change { backends, ..change });
             }
         }
     }
 
-    /// Writes into a configuration who is not well: who fails a probe of one of its pool's rules. Where that
-    /// is everybody, those who fail probes with [`NoHealthyBackends::UseAll`] only are left as they are.
+    /// Takes down in a configuration who fails which probe, for the rules that go by it. Where all
+    /// backends of a pool that would get new flows fail a probe with
+    /// [`NoHealthyBackends::UseAll`], its rules go on as if none did.
     pub fn apply(&self, config: &mut Config) {
-        // And whether that is for good.
-        let mut unwell: BTreeMap<&BackendName, bool> = BTreeMap::new();
+        let mut sick = HashSet::new();
         for asked in &self.asked {
             if asked.condition == Condition::Unhealthy {
-                let refuses = asked.target.probe.no_healthy_backends == NoHealthyBackends::Refuse;
-                for name in &asked.names {
-                    *unwell.entry(name).or_default() |= refuses;
-                }
+                let names = asked.names.iter();
+                sick.extend(
+                    names.map(|(pool, name)| (&*asked.target.probe.name, &**pool, &**name)),
+                );
             }
         }
-        for pool in &mut config.pools {
-            let (name, backends) = (&pool.name, &mut pool.backends);
-            let fails = |backend: &Backend| {
-                let name = (name.clone(), backend.name.clone());
-                unwell.get(&name).copied()
-            };
-            let is_used = |backend: &&Backend| backend.state == BackendState::Healthy;
-            let nobody_is_left = backends.iter().filter(is_used).all(|b| fails(b).is_some());
-            for backend in backends {
-                if let Some(refuses) = fails(backend)
-                    && backend.state == BackendState::Healthy
-                    && (refuses || !nobody_is_left)
-                {
-                    backend.state = BackendState::Unhealthy;
-                }
+        for (at, probe) in config.probed_pools() {
+            let (pool, own) = (&config.pools[at], &config.probes[probe]);
+            let fails =
+                |backend: &Backend| sick.contains(&(&*own.name, &*pool.name, &*backend.name));
+            let failing: Vec<bool> = pool.backends.iter().map(fails).collect();
+            let mut used = pool
+                .backends
+                .iter()
+                .zip(&failing)
+                .filter(|(backend, _)| backend.state == BackendState::Healthy);
+            let is_nobody_left = used.all(|(_, &fails)| fails);
+            if is_nobody_left && own.no_healthy_backends == NoHealthyBackends::UseAll {
+                continue;
+            }
+            for (place, _) in failing.iter().enumerate().filter(|(_, fails)| **fails) {
+                let mut found = config.health.of(at, probe, place);
+                found.condition = Condition::Unhealthy;
+                config.health.set(at, probe, place, found);
             }
         }
     }
@@ -217,6 +223,7 @@ impl One {
             let Some(condition) = changed else { continue };
             let change = Change {
                 address: self.target.address,
+                backends: Vec::new(), // whoever is told knows
                 probe: probe.name.clone(),
                 condition,
                 why: answer

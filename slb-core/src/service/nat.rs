@@ -54,6 +54,8 @@ pub(crate) struct CompiledTerms {
     pub(crate) source_nat: Option<IpAddr>,
     /// The place of its pool; of no meaning for outbound ports.
     pub(crate) pool: u32,
+    /// Where the shares of the pool's backends begin that the rule goes by.
+    pub(crate) shares: u32,
     pub(crate) kind: RuleKind,
     pub(crate) scheduler: Scheduler,
 }
@@ -78,6 +80,7 @@ impl CompiledTerms {
         through_mux: false,
         source_nat: None,
         pool: 0,
+        shares: 0,
         kind: RuleKind::Outbound,
         scheduler: Scheduler::Maglev,
     };
@@ -97,6 +100,7 @@ impl CompiledTerms {
             through_mux: terms.answers == Answers::ThroughMux,
             source_nat: terms.source_nat,
             pool: pool as u32,
+            shares: 0,
             kind,
             scheduler: Scheduler::Maglev,
         }

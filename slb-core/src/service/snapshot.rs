@@ -81,6 +81,8 @@ impl CompiledRule {
     }
 }
 
+/// A pool's backends as rules choose from them: by their own state and weight alone, or by what a
+/// probe says of them too.
 #[derive(Clone, Copy, Debug)]
 struct CompiledPool {
     identity: u64,
@@ -90,6 +92,23 @@ struct CompiledPool {
     table_size: u32,
     first_backend: u32,
     backends: u32,
+    /// Where their shares begin.
+    shares: u32,
+}
+
+/// A backend's share of the new flows of rules that go by one probe, or by none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Share {
+    /// In proportion to the others'; zero: it gets none.
+    pub(crate) weight: u32,
+    pub(crate) is_unhealthy: bool,
+}
+
+impl Share {
+    const EMPTY: Self = Self {
+        weight: 0,
+        is_unhealthy: false,
+    };
 }
 
 /// A backend as packets meet it.
@@ -104,9 +123,11 @@ pub struct CompiledBackend {
     counters: u32,
     pool: u32,
     member: u32,
-    weight: u32,
     eligible: bool,
+    /// By its own state.
     unhealthy: bool,
+    /// By its own state or any probe: rules that it serves may look no further while it is not.
+    suspect: bool,
 }
 
 const _: () = assert!(size_of::<CompiledBackend>() == 128);
@@ -119,9 +140,9 @@ impl CompiledBackend {
         counters: 0,
         pool: 0,
         member: 0,
-        weight: 0,
         eligible: false,
         unhealthy: false,
+        suspect: false,
     };
 
     /// Its id.
@@ -146,20 +167,11 @@ impl CompiledBackend {
         self.member as usize
     }
 
-    /// Whether it gets new flows.
+    /// Whether new flows may go to the backend by its own state and weight, before any probe is
+    /// asked: see [`Snapshot::serves`] for what a rule's probe says.
     #[inline]
     pub fn is_eligible(&self) -> bool {
         self.eligible
-    }
-
-    /// Its share in proportion to the others'.
-    pub(crate) fn weight(&self) -> u32 {
-        self.weight
-    }
-
-    /// Whether its probe fails.
-    pub(crate) fn is_unhealthy(&self) -> bool {
-        self.unhealthy
     }
 }
 
@@ -186,6 +198,10 @@ pub struct Snapshot<'m> {
     rules: Mem<'m, CompiledRule>,
     terms: Mem<'m, CompiledTerms>,
     pools: Mem<'m, CompiledPool>,
+    /// The same by the results of probes, in the order of [`Spec::health`](super::Spec::health).
+    probed: Mem<'m, CompiledPool>,
+    /// Of all pools, then of all probe results.
+    shares: Mem<'m, Share>,
     backends: Mem<'m, CompiledBackend>,
     table: Mem<'m, u16>,
     backend_ids: Registry<'m>,
@@ -363,10 +379,7 @@ impl Snapshot<'_> {
             return false;
         };
         match terms.kind {
-            RuleKind::Balance => {
-                let found = self.backend(backend);
-                found.is_some_and(|found| found.is_eligible() && found.pool == terms.pool)
-            }
+            RuleKind::Balance => self.takes(terms, backend),
             // One only, whatever its health; no hash chooses it.
             RuleKind::Nat | RuleKind::Outbound => {
                 let place = self.table_index(rule, packet, 0);
@@ -376,15 +389,63 @@ impl Snapshot<'_> {
     }
 
     /// Whether a backend keeps the flows of a rule that it has, where their protocol knows no
-    /// connections: an unhealthy one loses them to others, a draining one does not. The one backend
-    /// of an inbound NAT rule or a SNAT port keeps them whatever its health.
+    /// connections: one that is unhealthy for the rule loses them to others, a draining one does
+    /// not. The one backend of an inbound NAT rule or a SNAT port keeps them whatever its health.
     #[inline]
     pub(crate) fn keeps_flows(&self, rule: u32, backend: u32) -> bool {
-        let is_unhealthy = self
-            .backend(backend)
-            .is_some_and(CompiledBackend::is_unhealthy);
-        let has_others = |terms: &CompiledTerms| terms.kind == RuleKind::Balance;
-        !is_unhealthy || !self.terms(rule).is_some_and(has_others)
+        let is_suspect = self.backend(backend).is_some_and(|found| found.suspect);
+        !is_suspect || self.keeps_flows_of(rule, backend)
+    }
+
+    /// The same for a backend that is unhealthy for some rule.
+    #[cold]
+    fn keeps_flows_of(&self, rule: u32, backend: u32) -> bool {
+        let terms = self.terms(rule);
+        let terms = terms.filter(|terms| terms.kind == RuleKind::Balance);
+        terms.is_none_or(|terms| match self.share(terms, backend) {
+            Some(share) => !share.is_unhealthy,
+            None => !self.backend(backend).is_some_and(|found| found.unhealthy),
+        })
+    }
+
+    /// A backend's share of the new flows of a balancing rule; `None` where it is not of the rule's
+    /// pool.
+    pub(crate) fn share(&self, terms: &CompiledTerms, backend: u32) -> Option<&Share> {
+        let members = self.backends_of(terms.pool);
+        let place = backend.checked_sub(members.start)?;
+        if backend >= members.end {
+            return None;
+        }
+        self.shares.get((terms.shares + place) as usize)
+    }
+
+    /// Whether a balancing rule gives new flows to a backend.
+    pub(crate) fn takes(&self, terms: &CompiledTerms, backend: u32) -> bool {
+        self.share(terms, backend)
+            .is_some_and(|share| share.weight != 0)
+    }
+
+    /// Whether new flows of a rule may go to a backend: it is of the rule's pool, has a weight, and
+    /// neither its own state nor the rule's probe speaks against it. Places are those in
+    /// [`Spec::rules`](super::Spec::rules) and in [`backends`](Self::backends); `false` where there
+    /// is no such rule, or none that balances.
+    pub fn serves(&self, rule: u32, backend: u32) -> bool {
+        let terms = self.terms(rule);
+        terms.is_some_and(|terms| terms.kind == RuleKind::Balance && self.takes(terms, backend))
+    }
+
+    /// Whether a backend is unhealthy for the connections of a rule, given by the place of its
+    /// counters: as the rule's probe says, or the backend's own state where the rule has none, is
+    /// gone or leads elsewhere now.
+    #[cold]
+    pub(crate) fn is_unhealthy(&self, rule_slot: usize, backend: u32) -> bool {
+        let rule = self.rule_ids.owner(rule_slot);
+        let terms = rule.and_then(|rule| self.terms(rule));
+        let terms = terms.filter(|terms| terms.kind == RuleKind::Balance);
+        match terms.and_then(|terms| self.share(terms, backend)) {
+            Some(share) => share.is_unhealthy,
+            None => self.backend(backend).is_some_and(|found| found.unhealthy),
+        }
     }
 
     /// Starts loading a Maglev slot.
@@ -408,8 +469,8 @@ impl Snapshot<'_> {
         }
     }
 
-    /// The Maglev table of a pool, by its place in [`Spec::pools`](super::Spec::pools): places in
-    /// the pool's backends, or [`maglev::EMPTY`].
+    /// The Maglev table of a pool, by its place in [`Spec::pools`](super::Spec::pools), for rules
+    /// without a probe: places in the pool's backends, or [`maglev::EMPTY`].
     pub fn pool_table(&self, pool: usize) -> Option<&[u16]> {
         self.table.get(self.pools.get(pool)?.table())
     }
@@ -456,6 +517,7 @@ impl CompiledPool {
         table_size: 0,
         first_backend: 0,
         backends: 0,
+        shares: 0,
     };
 
     fn table(&self) -> core::ops::Range<usize> {

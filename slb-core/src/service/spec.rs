@@ -7,6 +7,7 @@ use core::time::Duration;
 
 use super::proxy::ProxyPorts;
 use crate::hash::{Distribution, Hasher};
+use crate::health::Condition;
 use crate::maglev::{self, MaglevError};
 use crate::verdict::PortId;
 use crate::wire::ethernet::MacAddress;
@@ -27,6 +28,8 @@ pub struct Spec<'a> {
     pub rules: &'a [Rule<'a>],
     /// Who serves.
     pub pools: &'a [Pool<'a>],
+    /// What probes say about the backends of pools. Rules name the one that they go by.
+    pub health: &'a [PoolHealth<'a>],
     /// Ports of frontends that lead to one backend each.
     pub inbound_nat: &'a [InboundNat<'a>],
     /// Who may call out, and under which addresses.
@@ -150,6 +153,9 @@ pub struct Rule<'a> {
     pub frontend: usize,
     /// Which pool.
     pub pool: usize,
+    /// The place in [`Spec::health`] of the probe results that the rule goes by; `None`: the rule
+    /// has no probe, and goes by the backends' [`state`](Backend::state) alone.
+    pub health: Option<usize>,
     /// Which protocol.
     pub protocol: Protocol,
     /// The port that clients use; zero where the protocol [has none](Protocol::has_port), and only
@@ -262,6 +268,30 @@ pub struct Outbound<'a> {
     pub tcp_reset: bool,
 }
 
+/// The results of one probe for the backends of a pool.
+///
+/// Health belongs to a rule and a backend: a backend that fails the probe of one rule still serves
+/// the other rules of its pool. Rules of one pool that share a probe share one entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolHealth<'a> {
+    /// The place of the pool in [`Spec::pools`].
+    pub pool: usize,
+    /// A result for each backend of the pool, in the order of [`Pool::backends`].
+    pub backends: &'a [BackendHealth],
+}
+
+/// What a probe found of one backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackendHealth {
+    /// Whether the probe succeeds. An unhealthy backend gets no new flows of the rules that go by
+    /// this probe, and their connections are reset where they have
+    /// [`tcp_reset`](Terms::tcp_reset).
+    pub condition: Condition,
+    /// The backend's weight for these rules, as while it recovers by and by; `None`: its own,
+    /// [`Backend::weight`].
+    pub weight: Option<u32>,
+}
+
 /// Backends that serve the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pool<'a> {
@@ -290,7 +320,7 @@ pub struct Backend<'a> {
     pub next_hop: Option<MacAddress>,
     /// Its share in proportion to the others'; zero: drain.
     pub weight: u32,
-    /// Whether it gets new flows.
+    /// Whether it gets new flows, of any rule.
     pub state: BackendState,
     /// Its number in the pool, by which NAT pools and outbound rules give it its ports: so they
     /// stay when another backend goes. `None`: its place in the pool.
@@ -319,19 +349,21 @@ impl Default for Backend<'_> {
 }
 
 impl Backend<'_> {
-    /// Whether it gets new flows.
+    /// Whether new flows may go to the backend, before any probe is asked.
     pub const fn is_eligible(&self) -> bool {
         self.weight != 0 && matches!(self.state, BackendState::Healthy)
     }
 }
 
-/// Whether a backend gets new flows. Pinned flows stay with it in every state.
+/// Whether a backend gets new flows, whatever the rule: the operator's word, or that of its own
+/// traffic. What probes say stands in [`Spec::health`]. Pinned flows stay with a backend in every
+/// state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BackendState {
     /// It does.
     #[default]
     Healthy,
-    /// Its probe fails: it does not.
+    /// It is down: it does not.
     Unhealthy,
     /// It is to be emptied: it does not.
     Draining,
@@ -395,6 +427,20 @@ pub enum SpecError {
     DanglingRule {
         /// The rule.
         rule: usize,
+    },
+    /// A rule goes by probe results that are not there, or those of another pool.
+    DanglingHealth {
+        /// The rule.
+        rule: usize,
+    },
+    /// Probe results are of a pool that is not there, or not as many as the pool has backends.
+    PoolHealth {
+        /// Their place in [`Spec::health`].
+        health: usize,
+        /// Backends of the pool.
+        expected: usize,
+        /// Results that were given.
+        given: usize,
     },
     /// A rule for all protocols has a port, or one for TCP or UDP has none.
     RulePort {
@@ -530,6 +576,18 @@ impl fmt::Display for SpecError {
                     "rule {rule} names a frontend or a pool that is not there"
                 )
             }
+            Self::DanglingHealth { rule } => write!(
+                f,
+                "rule {rule} goes by probe results that are not there, or those of another pool"
+            ),
+            Self::PoolHealth {
+                health,
+                expected,
+                given,
+            } => write!(
+                f,
+                "probe results {health}: expected one for each of the {expected} backends of a pool, got {given}"
+            ),
             Self::RulePort { rule } => write!(
                 f,
                 "rule {rule}: the frontend port must be 0 for all protocols, and not 0 otherwise"
@@ -611,6 +669,7 @@ impl Default for Rule<'_> {
             name: "",
             frontend: 0,
             pool: 0,
+            health: None,
             protocol: Protocol::Tcp,
             frontend_port: 0,
             backend_port: 0,

@@ -164,6 +164,7 @@ impl Plan {
                 terms: self.terms,
                 ..Rule::default()
             }],
+            health: &[],
             pools: &[Pool {
                 name: "servers",
                 vni: Vni::new(5001).unwrap(),

@@ -61,7 +61,8 @@ static slb_builder *builders(void) {
     capacity.frontends = capacity.pools = capacity.rules = capacity.inbound_nat = 1;
     capacity.outbound = capacity.outbound_frontends = capacity.muxes = 1;
     capacity.frontend_ports = capacity.source_rewrites = 1;
-    capacity.backends = 2;
+    capacity.backends = capacity.health_results = 2;
+    capacity.health = 1;
     assert(slb_builder_size(NULL) == 0);
     assert(slb_builder_size(ODD(slb_capacity, &capacity)) == 0);
     slb_capacity huge = capacity;
@@ -145,8 +146,21 @@ static slb_builder *builders(void) {
     wrong = one, wrong.port = 65536;
     IS(slb_builder_backend(builder, 0, &wrong), SLB_ERROR_RANGE);
     IS(slb_builder_backend(builder, SIZE_MAX, &one), SLB_ERROR_RANGE);
+    IS(slb_builder_health(NULL, 0), SLB_ERROR_NULL);
+    IS(slb_builder_health(builder, 1), SLB_ERROR_RANGE);
+    IS(slb_builder_set_health(builder, 0, 0, 1, -1), SLB_ERROR_RANGE);
     IS(slb_builder_backend(builder, 0, &one), 0);
+    IS(slb_builder_health(builder, 0), 0);
+    IS(slb_builder_health(builder, 0), SLB_ERROR_FULL);
+    IS(slb_builder_set_health(builder, 0, 1, 1, -1), SLB_ERROR_RANGE);
     IS(slb_builder_backend(builder, 0, &two), 1);
+    IS(slb_builder_set_health(builder, 0, 1, 0, -1), SLB_OK);
+    IS(slb_builder_set_health(builder, 0, 1, 1, UINT32_MAX), SLB_OK);
+    IS(slb_builder_set_health(builder, 0, 1, 1, 1 + (int64_t)UINT32_MAX), SLB_ERROR_RANGE);
+    IS(slb_builder_set_health(builder, 0, 1, 1, INT64_MIN), SLB_OK);
+    IS(slb_builder_set_health(builder, 1, 0, 1, -1), SLB_ERROR_RANGE);
+    IS(slb_builder_set_health(NULL, 0, 0, 1, -1), SLB_ERROR_NULL);
+    IS(slb_builder_rule_health(builder, 0, 0), SLB_ERROR_RANGE); /* no rule yet */
     IS(slb_builder_backend(builder, 0, &two), SLB_ERROR_FULL);
     IS(slb_builder_set_backend(builder, 0, 2, 1, SLB_HEALTHY), SLB_ERROR_RANGE);
     IS(slb_builder_set_backend(builder, 1, 0, 1, SLB_HEALTHY), SLB_ERROR_RANGE);
@@ -167,6 +181,10 @@ static slb_builder *builders(void) {
     not = http, not.terms.source_nat.family = 7;
     IS(slb_builder_rule(builder, &not ), SLB_ERROR_RANGE);
     IS(slb_builder_rule(builder, &http), 0);
+    IS(slb_builder_rule_health(NULL, 0, 0), SLB_ERROR_NULL);
+    IS(slb_builder_rule_health(builder, 1, 0), SLB_ERROR_RANGE);
+    IS(slb_builder_rule_health(builder, 0, 1), SLB_ERROR_RANGE);
+    IS(slb_builder_rule_health(builder, 0, 0), SLB_OK);
 
     slb_inbound_nat nat;
     memset(&nat, 0, sizeof nat);
@@ -386,6 +404,64 @@ static void sources(slb_snapshot *snapshot) {
     IS(slb_mux_free(mux), SLB_OK);
 }
 
+/* Two rules of one pool: whoever fails the probe of the one serves the other. */
+static void health_by_rule(void) {
+    slb_capacity capacity;
+    memset(&capacity, 0, sizeof capacity);
+    capacity.frontends = capacity.pools = capacity.backends = 1;
+    capacity.rules = 2, capacity.health = capacity.health_results = 1;
+    slb_builder *builder = NULL;
+    IS(slb_builder_new(&capacity, &builder), SLB_OK);
+    slb_underlay underlay;
+    memset(&underlay, 0, sizeof underlay);
+    underlay.ipv4 = ipv4(11);
+    slb_frontend web = frontend();
+    slb_pool pool = {"servers", 5001, 251};
+    slb_backend one = backend("one", 1);
+    slb_rule first = rule(), second = first;
+    second.name = "plain", second.frontend_port = second.backend_port = 81;
+    IS(slb_builder_underlay(builder, &underlay), SLB_OK);
+    IS(slb_builder_frontend(builder, &web), 0);
+    IS(slb_builder_pool(builder, &pool), 0);
+    IS(slb_builder_backend(builder, 0, &one), 0);
+    IS(slb_builder_health(builder, 0), 0);
+    IS(slb_builder_rule(builder, &first), 0);
+    IS(slb_builder_rule(builder, &second), 1);
+    IS(slb_builder_rule_health(builder, 0, 0), SLB_OK);
+    slb_snapshot *snapshot = NULL, *before = NULL;
+    slb_mux *mux = NULL;
+    slb_mux_options options;
+    slb_mux_options_init(&options);
+    options.flows = 64, options.key[0] = 1;
+    IS(slb_snapshot_new(builder, NULL, &snapshot), SLB_OK);
+    IS(slb_mux_new(snapshot, &options, &mux), SLB_OK);
+    for (uint8_t healthy = 2; healthy-- > 0;) {
+        IS(slb_builder_set_health(builder, 0, 0, healthy, -1), SLB_OK);
+        IS(slb_snapshot_new(builder, snapshot, &snapshot), SLB_OK);
+        IS(slb_mux_install(mux, snapshot, &before), SLB_OK);
+        IS(slb_snapshot_free(before), SLB_OK);
+        for (uint8_t port = 80; port <= 81; port++) {
+            uint8_t buffer[512] = {0};
+            const uint8_t syn[] = {2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0,         /* Ethernet */
+                                   0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0,         /* IPv4 */
+                                   10, 9, 9, 1, 20, 20, 20, 100,                    /* who, the VIP */
+                                   4, healthy, 0, port, 0, 0, 0, 1, 0, 0, 0, 0,     /* TCP */
+                                   0x50, 2, 1, 0, 0, 0, 0, 0};
+            memcpy(buffer + 256, syn, sizeof syn);
+            slb_frame frame = {buffer, sizeof buffer, 256, sizeof syn, 0, 0, 0};
+            slb_verdict verdict;
+            IS(slb_mux_process(mux, 1, &frame, 1, &verdict), 1);
+            int is_refused = verdict.action == SLB_DROP &&
+                             strcmp(slb_drop_reason(verdict.reason), "no_backend") == 0;
+            assert(is_refused == (port == 80 && !healthy));
+            assert(is_refused || verdict.action == SLB_FORWARD);
+        }
+    }
+    IS(slb_mux_free(mux), SLB_OK);
+    IS(slb_snapshot_free(snapshot), SLB_OK);
+    IS(slb_builder_free(builder), SLB_OK);
+}
+
 static void health(void) {
     slb_health health;
     slb_probe probe = {5000000000, 1000000000, 2};
@@ -432,7 +508,13 @@ static void configs(void) {
     IS(slb_config_parse(bad, strlen(bad), faults, 0, &config), SLB_ERROR_CONFIGURATION);
     IS(slb_config_parse(bad, strlen(bad), NULL, 0, &config), SLB_ERROR_CONFIGURATION);
     const char *good = "[node]\nrole = \"proxy\"\n[[pool]]\nname = \"p\"\n"
-                       "backends = [{ name = \"b\", address = \"10.0.0.1\" }]\n";
+                       "backends = [{ name = \"b\", address = \"10.0.0.1\" }]\n"
+                       "[[frontend]]\nname = \"f\"\naddress = \"20.20.20.100\"\n"
+                       "[[probe]]\nname = \"tcp\"\nprotocol = \"tcp\"\nport = 80\n"
+                       "[[rule]]\nname = \"plain\"\nfrontend = \"f\"\npool = \"p\"\n"
+                       "protocol = \"tcp\"\nfrontend_port = 81\n"
+                       "[[rule]]\nname = \"probed\"\nfrontend = \"f\"\npool = \"p\"\n"
+                       "protocol = \"tcp\"\nfrontend_port = 80\nprobe = \"tcp\"\n";
     IS(slb_config_parse(good, strlen(good), NULL, 0, &config), SLB_OK);
     IS(slb_config_role(NULL), SLB_ERROR_NULL);
     IS(slb_config_role(config), SLB_PROXY);
@@ -446,6 +528,11 @@ static void configs(void) {
     IS(slb_config_set_backend(config, "none", 1, 0), SLB_ERROR_RANGE);
     IS(slb_config_set_backend(config, "p/b", 1, 3), SLB_ERROR_RANGE);
     IS(slb_config_set_backend(config, "p/b", 1, SLB_DRAINING), SLB_OK);
+    IS(slb_config_set_health(config, NULL, "b", 1), SLB_ERROR_NULL);
+    IS(slb_config_set_health(config, "none", "b", 1), SLB_ERROR_RANGE);
+    IS(slb_config_set_health(config, "plain", "b", 1), SLB_ERROR_RANGE); /* no probe */
+    IS(slb_config_set_health(config, "probed", "none", 1), SLB_ERROR_RANGE);
+    IS(slb_config_set_health(config, "probed", "b", 0), SLB_OK);
     IS(slb_config_snapshot(config, NULL, NULL), SLB_ERROR_NULL);
     IS(slb_config_snapshot(config, (slb_snapshot *)&nat, &snapshot), SLB_ERROR_HANDLE);
     IS(slb_config_snapshot(config, NULL, &snapshot), SLB_OK);
@@ -467,6 +554,7 @@ int main(void) {
     frames_of(mux);
     sources(snapshot);
     health();
+    health_by_rule();
     configs();
     IS(slb_mux_free((slb_mux *)host), SLB_ERROR_HANDLE);
     IS(slb_mux_free(mux), SLB_OK);

@@ -257,10 +257,14 @@ impl Control<'_> {
         let mut any = false;
         while let Some(change) = self.prober.as_mut().and_then(Prober::changed) {
             any = true;
-            let (backend, probe) = (change.address, &change.probe);
-            match change.condition {
-                Condition::Healthy => info!(%backend, probe, "healthy"),
-                Condition::Unhealthy => warn!(%backend, probe, why = change.why, "unhealthy"),
+            let (address, probe) = (change.address, &change.probe);
+            for (pool, backend) in &change.backends {
+                match change.condition {
+                    Condition::Healthy => info!(pool, backend, %address, probe, "healthy"),
+                    Condition::Unhealthy => {
+                        warn!(pool, backend, %address, probe, why = change.why, "unhealthy");
+                    }
+                }
             }
         }
         any

@@ -3,7 +3,6 @@
 
 use slb_core::DropReason;
 use slb_core::nat::ConnectionState;
-use slb_core::service::BackendState;
 use slb_core::stats::Count;
 
 use super::Report;
@@ -144,6 +143,16 @@ impl Report<'_> {
             };
             self.shares.iter().filter_map(sample).collect()
         };
+        let failing = self.shares.iter().flat_map(|share| {
+            share.fails.iter().map(|rule| {
+                let labels = vec![
+                    ("rule", rule.clone()),
+                    ("pool", share.pool.clone()),
+                    ("backend", share.backend.clone()),
+                ];
+                (labels, 1.0)
+            })
+        });
         let mut ports = Vec::new();
         for (kind, value) in [
             (
@@ -160,8 +169,13 @@ impl Report<'_> {
         vec![
             Family::gauge(
                 "slb_backend_up",
-                "Whether a backend is healthy, by its probes and the configuration",
-                of(&|share| Some((share.state == BackendState::Healthy).into())),
+                "Whether a backend takes new flows of a rule, by its probes and the configuration",
+                of(&|share| Some(share.standing.takes_flows().into())),
+            ),
+            Family::gauge(
+                "slb_rule_backend_failing",
+                "Rules whose probe a backend fails: 1 for each",
+                failing.collect(),
             ),
             Family::gauge(
                 "slb_backend_weight",

@@ -125,7 +125,7 @@ impl View {
         let rows = shown.map(|backend| {
             let colour = match backend.state.as_str() {
                 "healthy" => Color::Green,
-                "draining" => Color::Yellow,
+                "draining" | "partial" => Color::Yellow,
                 _ => Color::Red,
             };
             Row::new([

@@ -11,7 +11,7 @@ use crate::nat::rewrite::Rewrite;
 use crate::nat::table::Fate;
 use crate::nat::{ConnectionState, Direction, NatTable, NatTables};
 use crate::reply::Own;
-use crate::service::{CompiledBackend, Snapshot};
+use crate::service::Snapshot;
 use crate::stats::{BackendCounters, SnatCounters};
 use crate::time::Instant;
 use crate::verdict::{PortId, Verdict};
@@ -55,7 +55,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         A::table(connections).sweep(now, |number, connection, is_past| {
             let local = snapshot.nat.local(connection.server());
             let is_unhealthy = connection.resets()
-                && local.is_some_and(|local| is_unhealthy(snapshot, local.backend));
+                && local
+                    .is_some_and(|local| snapshot.is_unhealthy(connection.rule(), local.backend));
             let is_removed = local.is_none() && !R::KEEPS_REMOVED;
             if !is_past && !is_removed && !is_unhealthy {
                 return Fate::Stays;
@@ -162,13 +163,6 @@ fn tell<A: Rewrite>(
     reset::emit(frame, &link, connection.translated(way), numbers)?;
     frame.set_verdict(Verdict::Forward(port));
     Some(())
-}
-
-/// Whether a backend's probe fails.
-fn is_unhealthy(snapshot: &Snapshot<'_>, backend: u32) -> bool {
-    snapshot
-        .backend(backend)
-        .is_some_and(CompiledBackend::is_unhealthy)
 }
 
 /// The counters of a connection's backend, and the place of the port that it goes out from; `None`

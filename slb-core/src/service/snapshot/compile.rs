@@ -3,12 +3,13 @@
 use core::net::IpAddr;
 
 use super::{
-    CompiledBackend, CompiledPool, CompiledRule, ECHO, HA_PORTS, NO_RULE, Snapshot, VIP,
+    CompiledBackend, CompiledPool, CompiledRule, ECHO, HA_PORTS, NO_RULE, Share, Snapshot, VIP,
     address_bytes, icmp_of, ipv6_words, raw_port, rule_key,
 };
 use crate::encapsulation::Template;
 use crate::flow::Ticks;
 use crate::hash::siphash13;
+use crate::health::Condition;
 use crate::maglev::{self, Member, Turn};
 use crate::mem::{Counter, Memory};
 use crate::service::nat::{
@@ -19,7 +20,8 @@ use crate::service::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
 use crate::service::proxy::CompiledProxy;
 use crate::service::registry::{AlreadyRegistered, MAX_SLOTS, Registry, RegistryEntry, identity};
 use crate::service::spec::{
-    BackendState, Echo, InboundNat, NatTarget, Protocol, Rule, Spec, SpecError, Terms, derived_mac,
+    BackendHealth, BackendState, Echo, InboundNat, NatTarget, Pool, Protocol, Rule, Spec,
+    SpecError, Terms, derived_mac,
 };
 use crate::wire::protocol;
 
@@ -31,6 +33,8 @@ struct Size {
     frontends: usize,
     rules: usize,
     pools: usize,
+    probed: usize,
+    shares: usize,
     backends: usize,
     table: usize,
     turns: usize,
@@ -58,7 +62,10 @@ impl Size {
                 .count(),
         );
         let rules = spec.rules.len() + nat_rules + outbound;
-        let tables: usize = spec.pools.iter().map(|pool| pool.table_size as usize).sum();
+        // A table for each probe, whether it fails anywhere or not: what is known of backends
+        // changes nothing about the memory that a snapshot takes.
+        let probed = probed_pools(spec).map(|pool| pool.backends.len());
+        let shares = backends + probed.sum::<usize>();
         Self {
             rule_buckets: ProbeMap::<u64, 5>::buckets_for(
                 spec.rules.len() + nat_rules + (2 + OUTBOUND_KEYS) * spec.frontends.len(),
@@ -67,8 +74,10 @@ impl Size {
             frontends: spec.frontends.len(),
             rules,
             pools: spec.pools.len(),
+            probed: spec.health.len(),
+            shares,
             backends,
-            table: tables + nat_rules + outbound * GRANULES,
+            table: tables_len(spec) + nat_rules + outbound * GRANULES,
             turns: spec
                 .pools
                 .iter()
@@ -89,6 +98,8 @@ impl Size {
         counter.add::<CompiledRule>(self.rules)?;
         counter.add::<CompiledTerms>(self.rules)?;
         counter.add::<CompiledPool>(self.pools)?;
+        counter.add::<CompiledPool>(self.probed)?;
+        counter.add::<Share>(self.shares)?;
         counter.add::<CompiledBackend>(self.backends)?;
         counter.add::<u16>(self.table)?;
         counter.add::<Turn>(self.turns)?;
@@ -179,6 +190,8 @@ impl<'m> Snapshot<'m> {
             rules: memory.take(size.rules, CompiledRule::EMPTY).ok_or(none)?,
             terms: memory.take(size.rules, CompiledTerms::EMPTY).ok_or(none)?,
             pools: memory.take(size.pools, CompiledPool::EMPTY).ok_or(none)?,
+            probed: memory.take(size.probed, CompiledPool::EMPTY).ok_or(none)?,
+            shares: memory.take(size.shares, Share::EMPTY).ok_or(none)?,
             backends: memory
                 .take(size.backends, CompiledBackend::EMPTY)
                 .ok_or(none)?,
@@ -202,48 +215,99 @@ impl<'m> Snapshot<'m> {
         previous: Option<&Snapshot<'_>>,
         turns: &mut [Turn],
     ) -> Result<(), SpecError> {
-        let (mut table_start, mut first_backend) = (0, 0);
+        let mut next = CompiledPool::EMPTY;
         for (index, pool) in spec.pools.iter().enumerate() {
-            let member = |place: usize| {
-                let backend = &pool.backends[place];
-                let weight = if backend.is_eligible() {
-                    backend.weight
-                } else {
-                    0
-                };
-                Member {
-                    name: backend.name,
-                    weight,
-                }
-            };
-            let mut digest = siphash13([spec.maglev_seed, pool.table_size.into()], &[]);
-            for place in 0..pool.backends.len() {
-                let Member { name, weight } = member(place);
-                digest = siphash13([digest, weight.into()], name.as_bytes());
+            next.identity = identity([pool.name.as_bytes(), &[], &[]]);
+            next.table_size = pool.table_size;
+            next.backends = pool.backends.len() as u32;
+            self.compile_pool(spec, index, None, &mut next, previous, turns)?;
+            self.pools[index] = next;
+            next.table_start += next.table_size;
+            next.first_backend += next.backends;
+            next.shares += next.backends;
+        }
+        let (mut table_start, mut shares) = (next.table_start, next.shares);
+        for (index, health) in spec.health.iter().enumerate() {
+            let backends = spec.pools.get(health.pool).map(|pool| pool.backends.len());
+            if backends != Some(health.backends.len()) {
+                return Err(SpecError::PoolHealth {
+                    health: index,
+                    expected: backends.unwrap_or_default(),
+                    given: health.backends.len(),
+                });
             }
-            let compiled = CompiledPool {
-                identity: identity([pool.name.as_bytes(), &[], &[]]),
-                digest,
+            let mut probed = CompiledPool {
                 table_start,
-                table_size: pool.table_size,
-                first_backend,
-                backends: pool.backends.len() as u32,
+                shares,
+                ..self.pools[health.pool]
             };
-            self.pools[index] = compiled;
-            let range = compiled.table();
-            let table = &mut self.table[range];
-            match previous.and_then(|previous| previous.table_of(&compiled, index)) {
-                Some(same) => table.copy_from_slice(same),
-                None => {
-                    let count = pool.backends.len();
-                    maglev::build_with(count, member, spec.maglev_seed, table, turns)
-                        .map_err(|error| SpecError::Table { pool: index, error })?;
-                }
-            }
-            table_start += pool.table_size;
-            first_backend += pool.backends.len() as u32;
+            let found = Some((index, health.backends));
+            self.compile_pool(spec, health.pool, found, &mut probed, previous, turns)?;
+            self.probed[index] = probed;
+            table_start += probed.table_size;
+            shares += probed.backends;
         }
         Ok(())
+    }
+
+    /// Compiles the shares and the table of a pool's backends, by what a probe found of them where
+    /// that is given, with its place in the spec.
+    fn compile_pool(
+        &mut self,
+        spec: &Spec<'_>,
+        index: usize,
+        probed: Option<(usize, &[BackendHealth])>,
+        compiled: &mut CompiledPool,
+        previous: Option<&Snapshot<'_>>,
+        turns: &mut [Turn],
+    ) -> Result<(), SpecError> {
+        let pool = &spec.pools[index];
+        let start = compiled.shares as usize;
+        let mut digest = siphash13([spec.maglev_seed, pool.table_size.into()], &[]);
+        for (place, backend) in pool.backends.iter().enumerate() {
+            let found = probed.map_or(BackendHealth::default(), |(_, all)| all[place]);
+            let is_unhealthy =
+                backend.state == BackendState::Unhealthy || found.condition == Condition::Unhealthy;
+            let weight = if is_unhealthy || backend.state == BackendState::Draining {
+                0
+            } else {
+                found.weight.unwrap_or(backend.weight)
+            };
+            self.shares[start + place] = Share {
+                weight,
+                is_unhealthy,
+            };
+            digest = siphash13([digest, weight.into()], backend.name.as_bytes());
+        }
+        compiled.digest = digest;
+        let Self {
+            pools,
+            probed: others,
+            shares,
+            table,
+            ..
+        } = self;
+        if let Some((number, _)) = probed {
+            // Where nobody fails, all rules of a pool share one table, and the cache lines of it.
+            let same = |other: &&CompiledPool| other.digest == digest;
+            let of_pool = |other: &&CompiledPool| other.first_backend == compiled.first_backend;
+            let before = others.iter().take(number).filter(of_pool);
+            if let Some(same) = pools.get(index).into_iter().chain(before).find(same) {
+                compiled.table_start = same.table_start;
+                return Ok(());
+            }
+        }
+        let table = &mut table[compiled.table()];
+        if let Some(same) = previous.and_then(|previous| previous.table_of(compiled, index)) {
+            table.copy_from_slice(same);
+            return Ok(());
+        }
+        let member = |place: usize| Member {
+            name: pool.backends[place].name,
+            weight: shares[start + place].weight,
+        };
+        maglev::build_with(pool.backends.len(), member, spec.maglev_seed, table, turns)
+            .map_err(|error| SpecError::Table { pool: index, error })
     }
 
     /// The table that was built from the same input as `pool`'s would be.
@@ -254,7 +318,7 @@ impl<'m> Snapshot<'m> {
                 && candidate.table_size == pool.table_size
         };
         let here = self.pools.get(index).filter(same);
-        let found = here.or_else(|| self.pools.iter().find(same))?;
+        let found = here.or_else(|| self.pools.iter().chain(&*self.probed).find(same))?;
         self.table.get(found.table())
     }
 
@@ -305,10 +369,16 @@ impl<'m> Snapshot<'m> {
                 counters: slot.unwrap_or_default() as u32,
                 pool: pool as u32,
                 member: member as u32,
-                weight: backend.weight,
                 eligible: backend.is_eligible(),
                 unhealthy: backend.state == BackendState::Unhealthy,
+                suspect: backend.state == BackendState::Unhealthy,
             };
+        }
+        for pool in self.probed.iter() {
+            let (first, start) = (pool.first_backend as usize, pool.shares as usize);
+            for place in 0..pool.backends as usize {
+                self.backends[first + place].suspect |= self.shares[start + place].is_unhealthy;
+            }
         }
         for (index, (.., identity)) in all() {
             if self.backends[index].id == NONE {
@@ -350,7 +420,7 @@ impl<'m> Snapshot<'m> {
         spec: &Spec<'_>,
         previous: Option<&Snapshot<'_>>,
     ) -> Result<(), SpecError> {
-        let mut free = spec.pools.iter().map(|pool| pool.table_size as usize).sum();
+        let mut free = tables_len(spec);
         for (index, rule) in spec.rules.iter().enumerate() {
             self.compile_rule(spec, index, rule)?;
         }
@@ -401,7 +471,13 @@ impl<'m> Snapshot<'m> {
         let dangling = SpecError::DanglingRule { rule: index };
         let frontend = spec.frontends.get(rule.frontend).ok_or(dangling)?;
         let pool = spec.pools.get(rule.pool).ok_or(dangling)?;
-        let compiled = self.pools.get(rule.pool).ok_or(dangling)?;
+        let mut compiled = self.pools.get(rule.pool).ok_or(dangling)?;
+        if let Some(health) = rule.health {
+            let own = spec.health.get(health).filter(|of| of.pool == rule.pool);
+            let probed = own.and(self.probed.get(health));
+            compiled = probed.ok_or(SpecError::DanglingHealth { rule: index })?;
+        }
+        let shares = compiled.shares;
         if rule.protocol.has_port() != (rule.frontend_port != 0) {
             return Err(SpecError::RulePort { rule: index });
         }
@@ -442,6 +518,7 @@ impl<'m> Snapshot<'m> {
             &rule.terms,
         );
         self.terms[index].scheduler = rule.scheduler;
+        self.terms[index].shares = shares;
         self.add_key(frontend.address, rule.protocol, rule.frontend_port, index)
     }
 
@@ -622,6 +699,18 @@ impl<'m> Snapshot<'m> {
         }
         Ok(())
     }
+}
+
+/// The pool of each set of probe results.
+fn probed_pools<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = &'s Pool<'s>> {
+    let all = spec.health.iter();
+    all.filter_map(|health| spec.pools.get(health.pool))
+}
+
+/// Slots of all pools' tables, and of those by probe results.
+fn tables_len(spec: &Spec<'_>) -> usize {
+    let all = spec.pools.iter().chain(probed_pools(spec));
+    all.map(|pool| pool.table_size as usize).sum()
 }
 
 /// Keys of a frontend for its SNAT ports: TCP's, UDP's and ICMP's.

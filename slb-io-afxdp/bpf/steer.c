@@ -2,7 +2,8 @@
 //
 // An XDP program. It runs for each packet that an interface receives, before the kernel's stack:
 // what it redirects is the balancer's, what it passes stays the kernel's, untouched. ARP and
-// neighbour discovery always stay with the kernel, except where everything is taken.
+// neighbour discovery stay with the kernel; of an interface that takes everything else, those that
+// are about an address of the kernel's do.
 //
 // Built by `slb-io-afxdp/bpf/build`; the object lies beside it, so that `cargo build` needs no clang.
 
@@ -20,7 +21,7 @@ static long (*const redirect)(void *map, __u32 key, __u64 flags) = (void *)BPF_F
 // What the interface is; set before the program is loaded.
 #define SERVICES 0 // takes packets by their destination
 #define VMS 1      // takes IP packets of a vm, but for those to addresses of the kernel's
-#define EVERYTHING 2
+#define EVERYTHING 2 // takes all frames, but for those that are for addresses of the kernel's
 const volatile __u32 interface_is = SERVICES;
 
 // What is taken of a destination.
@@ -72,30 +73,58 @@ struct ipv6 {
     __u8 source[16], destination[16];
 } __attribute__((packed));
 
+struct arp {
+    __u16 hardware, protocol;
+    __u8 hardware_len, protocol_len;
+    __u16 operation;
+    __u8 sender_hardware[6], sender[4], target_hardware[6], target[4];
+} __attribute__((packed));
+
+struct solicitation {
+    __u8 kind, code;
+    __u16 checksum;
+    __u32 reserved;
+    __u8 target[16];
+} __attribute__((packed));
+
 struct udp {
     __u16 source, destination, len, checksum;
 } __attribute__((packed));
 
 #define ETHER_IPV4 0x0800
 #define ETHER_IPV6 0x86dd
+#define ETHER_ARP 0x0806
 #define ETHER_VLAN 0x8100
 #define ETHER_SERVICE_VLAN 0x88a8
 #define PROTOCOL_UDP 17
 #define PROTOCOL_ICMPV6 58
+#define SOLICITATION 135 // of a neighbour (RFC 4861 4.3)
 #define VXLAN_PORT 4789
 
 struct packet {
-    struct address destination;
+    struct address destination; // of ARP and a neighbour solicitation, the address that is asked for
     __u8 is_vxlan;     // UDP for port 4789, and no later fragment
     __u8 is_neighbour; // neighbour discovery
     __u8 is_local;     // to a multicast, broadcast or link-local address
 };
 
-// Whether it is an IP packet; if so, what it is.
+// An IPv4 address as the map has it.
+ALWAYS_INLINE void map_ipv4(struct address *to, const __u8 *from) {
+    __builtin_memset(to, 0, 10);
+    to->bytes[10] = to->bytes[11] = 0xff;
+    __builtin_memcpy(to->bytes + 12, from, 4);
+}
+
+// What it is.
+#define OTHER 0
+#define IP 1
+#define ARP 2
+
+// Whether it is an IP packet or ARP; if so, what it is for.
 ALWAYS_INLINE int read(void *at, void *end, struct packet *packet) {
     struct ethernet *link = at;
     if ((void *)(link + 1) > end)
-        return 0;
+        return OTHER;
     __u16 ether_type = BIG(link->ether_type);
     void *network = link + 1;
 #pragma unroll
@@ -104,7 +133,7 @@ ALWAYS_INLINE int read(void *at, void *end, struct packet *packet) {
         if (ether_type != ETHER_VLAN && ether_type != ETHER_SERVICE_VLAN)
             break;
         if ((void *)(vlan + 1) > end)
-            return 0;
+            return OTHER;
         ether_type = BIG(vlan->ether_type);
         network = vlan + 1;
     }
@@ -113,29 +142,33 @@ ALWAYS_INLINE int read(void *at, void *end, struct packet *packet) {
     if (ether_type == ETHER_IPV4) {
         struct ipv4 *ip = network;
         if ((void *)(ip + 1) > end)
-            return 0;
-        __builtin_memset(&packet->destination, 0, 10);
-        packet->destination.bytes[10] = packet->destination.bytes[11] = 0xff;
-        __builtin_memcpy(packet->destination.bytes + 12, ip->destination, 4);
+            return OTHER;
+        map_ipv4(&packet->destination, ip->destination);
         packet->is_local = ip->destination[0] >= 224 ||
                            (ip->destination[0] == 169 && ip->destination[1] == 254);
         // With options it is no VXLAN of a fabric. Where they end could be computed, but the kernel
         // lets only those with CAP_PERFMON compute with packet pointers.
         if ((ip->version_len & 15) != 5)
-            return 1;
+            return IP;
         transport = ip + 1;
         protocol = BIG(ip->fragment) & 0x1fff ? 0 : ip->protocol;
     } else if (ether_type == ETHER_IPV6) {
         struct ipv6 *ip = network;
         if ((void *)(ip + 1) > end)
-            return 0;
+            return OTHER;
         __builtin_memcpy(packet->destination.bytes, ip->destination, 16);
         packet->is_local = ip->destination[0] == 0xff ||
                            (ip->destination[0] == 0xfe && (ip->destination[1] & 0xc0) == 0x80);
         transport = ip + 1;
         protocol = ip->next_header;
+    } else if (ether_type == ETHER_ARP) {
+        struct arp *arp = network;
+        if ((void *)(arp + 1) > end)
+            return OTHER;
+        map_ipv4(&packet->destination, arp->target);
+        return ARP;
     } else {
-        return 0;
+        return OTHER;
     }
     if (protocol == PROTOCOL_UDP) {
         struct udp *udp = transport;
@@ -144,17 +177,21 @@ ALWAYS_INLINE int read(void *at, void *end, struct packet *packet) {
         __u8 *kind = transport;
         // Router and neighbour solicitations and advertisements, redirects (RFC 4861).
         packet->is_neighbour = (void *)(kind + 1) <= end && *kind >= 133 && *kind <= 137;
+        struct solicitation *asks = transport;
+        if ((void *)(asks + 1) <= end && asks->kind == SOLICITATION)
+            __builtin_memcpy(packet->destination.bytes, asks->target, 16);
     }
-    return 1;
+    return IP;
 }
 
 ALWAYS_INLINE int is_taken(struct xdp_md *context) {
-    if (interface_is == EVERYTHING)
-        return 1;
     struct packet packet = {};
-    if (!read((void *)(long)context->data, (void *)(long)context->data_end, &packet))
-        return 0;
-    if (packet.is_neighbour)
+    int kind = read((void *)(long)context->data, (void *)(long)context->data_end, &packet);
+    if (interface_is == EVERYTHING) {
+        __u32 *own = kind == OTHER ? 0 : map_lookup(&addresses, &packet.destination);
+        return !(own && (*own & TAKE_NONE));
+    }
+    if (kind != IP || packet.is_neighbour)
         return 0;
     __u32 *found = map_lookup(&addresses, &packet.destination);
     __u32 what = found ? *found : 0;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::Socket;
 use rustix::io::Errno;
@@ -29,6 +29,49 @@ pub struct Interface {
     pub mtu: u32,
     /// Its receive queues, which are numbered from zero.
     pub queues: u32,
+    /// Whether it is up and has a carrier.
+    pub is_up: bool,
+    /// The XDP program that is attached to it, by its number.
+    pub program: Option<u32>,
+}
+
+/// The state of an interface of any kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The number of the interface; one that is made again under its old name has another.
+    pub index: u32,
+    /// Whether it is up and has a carrier.
+    pub is_up: bool,
+    /// The longest packet that it carries, in bytes from the network header on.
+    pub mtu: u32,
+}
+
+impl Link {
+    /// The state of the interface of a name.
+    ///
+    /// # Errors
+    /// There is none, or the kernel cannot be asked.
+    pub fn find(name: &str) -> Result<Self, InterfaceError> {
+        let link = find_link(&netlink::open()?, name)?;
+        let mtu = link
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::Mtu(bytes) => Some(*bytes),
+                _ => None,
+            });
+        Ok(Self {
+            index: link.header.index,
+            is_up: is_up(&link),
+            mtu: mtu.unwrap_or(0),
+        })
+    }
+}
+
+fn is_up(link: &LinkMessage) -> bool {
+    link.header
+        .flags
+        .contains(LinkFlags::Up | LinkFlags::Running)
 }
 
 /// Why an interface cannot be used.
@@ -68,12 +111,19 @@ impl Interface {
     /// There is none, or it has no MAC address.
     pub fn find(name: &str) -> Result<Self, InterfaceError> {
         let link = find_link(&netlink::open()?, name)?;
-        let (mut mac, mut mtu, mut queues) = (None, None, 1);
+        let is_up = is_up(&link);
+        let (mut mac, mut mtu, mut queues, mut program) = (None, None, 1, None);
         for attribute in link.attributes {
             match attribute {
                 LinkAttribute::Address(bytes) => mac = bytes.try_into().ok().map(MacAddress),
                 LinkAttribute::Mtu(bytes) => mtu = Some(bytes),
                 LinkAttribute::NumRxQueues(number) => queues = number,
+                LinkAttribute::Xdp(of) => {
+                    program = of.iter().find_map(|attribute| match attribute {
+                        LinkXdp::ProgId(id) => Some(*id),
+                        _ => None,
+                    });
+                }
                 _ => {}
             }
         }
@@ -87,6 +137,8 @@ impl Interface {
             mtu,
             // Of those that it has room for, as many are used.
             queues: channels(name).unwrap_or(queues).max(1),
+            is_up,
+            program,
         })
     }
 }

@@ -68,11 +68,13 @@ pub struct AfXdpStats {
     pub foreign: u64,
     /// Packets that the kernel had no chunk for, or no room in a ring of what was received.
     pub overrun: u64,
+    /// Packets that are longer than a chunk.
+    pub too_long: u64,
 }
 
 impl AfXdpStats {
     /// Each counter and its name.
-    pub fn named(&self) -> [(&'static str, u64); 9] {
+    pub fn named(&self) -> [(&'static str, u64); 10] {
         [
             ("received", self.received),
             ("sent", self.sent),
@@ -83,6 +85,7 @@ impl AfXdpStats {
             ("undeliverable", self.undeliverable),
             ("foreign", self.foreign),
             ("overrun", self.overrun),
+            ("too_long", self.too_long),
         ]
     }
 }
@@ -215,12 +218,18 @@ impl<'m> AfXdp<'m> {
             .members
             .iter()
             .filter_map(|member| member.socket.statistics());
-        let overrun = kernel.map(|counted| {
-            // Without a chunk the packet is dropped; so it is where the ring is full.
-            counted.rx_dropped + counted.rx_ring_full.unwrap_or(0)
-        });
+        let (mut overrun, mut too_long) = (0, 0);
+        for counted in kernel {
+            // Without a chunk a packet is dropped, and so it is where it is longer than one; the kernel counts
+            // both as dropped, and the former also by the fill ring that was empty.
+            let empty = counted.rx_fill_ring_empty_descs.unwrap_or(0);
+            let without_chunk = counted.rx_dropped.min(empty);
+            too_long += counted.rx_dropped - without_chunk;
+            overrun += without_chunk + counted.rx_ring_full.unwrap_or(0);
+        }
         AfXdpStats {
-            overrun: overrun.sum(),
+            overrun,
+            too_long,
             ..self.stats
         }
     }

@@ -30,7 +30,8 @@ pub enum Kind {
     /// A vm: all its IP packets, but for those to addresses that stay the kernel's, to many, or to
     /// the link.
     Vm = 1,
-    /// A proxy's port: everything.
+    /// A proxy's port: everything, but for packets to addresses that stay the kernel's, and ARP and
+    /// neighbour solicitations for these.
     Everything = 2,
 }
 
@@ -42,7 +43,7 @@ pub enum Take {
     All = 1,
     /// VXLAN: this node's address on the fabric.
     Vxlan = 2,
-    /// None of it: an address of the kernel's, at a vm's interface.
+    /// None of it: an address of the kernel's, at an interface that takes all else.
     None = 4,
 }
 

@@ -190,8 +190,9 @@ impl Socket {
             }
             match send(&self.fd, &[], SendFlags::DONTWAIT) {
                 Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
-                // The device's queue is full, or it is down: later.
-                Err(Errno::BUSY | Errno::NOBUFS | Errno::NETDOWN) => return Ok(()),
+                // The device's queue is full, or it is down: later. Or it is gone, which whoever follows the
+                // kernel's links learns; the sockets of other interfaces go on.
+                Err(Errno::BUSY | Errno::NOBUFS | Errno::NETDOWN | Errno::NXIO) => return Ok(()),
                 Err(error) => return Err(error.into()),
             }
         }

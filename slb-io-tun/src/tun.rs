@@ -113,6 +113,12 @@ impl<'m> Tun<'m> {
         }
     }
 
+    /// Gives the devices back, each with its port. Frames that were read and not yet written are lost.
+    pub fn into_devices(self) -> Vec<(PortId, Device)> {
+        let ports = self.ports.into_iter();
+        ports.map(|port| (port.id, port.device)).collect()
+    }
+
     /// Whether frames are read and written in batches.
     pub fn is_batched(&self) -> bool {
         self.uring.is_some()

@@ -23,6 +23,7 @@ mod rights;
 mod status;
 mod worker;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,7 +31,7 @@ use std::time::{Duration, Instant};
 use slb_control::probe::Prober;
 use slb_control::{Config, PassiveHealth, Role, SlowStart};
 use slb_core::PortId;
-use slb_io_afxdp::{Program, ProgramFault, Take, Umem, frames_for};
+use slb_io_afxdp::{LARGE_CHUNK, Program, ProgramFault, Take, Umem, frames_for};
 use slb_io_tun::{Device, Layer};
 use tracing::{info, warn};
 
@@ -38,7 +39,7 @@ use self::announce::Announcer;
 use self::control::Control;
 use self::device::{Plan, Queues};
 use self::metrics::Endpoint;
-use self::next_hops::NextHops;
+use self::next_hops::{NextHops, Unreached};
 use self::status::Place;
 use self::worker::Worker;
 use crate::Failure;
@@ -51,16 +52,16 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     log_to_stderr(options);
     let mut given = load(&options.config)?;
     given.node.role = role;
-    let plan = Plan::read(&given, &options.io)?;
+    let mut plan = Plan::read(&given, &options.io)?;
+    plan.expect_short_packets()?;
+    plan.warn_of_queues();
     // What can be missing is opened before anything is taken or announced.
     let endpoint = options.metrics.map(Endpoint::bind).transpose()?;
     let place = Place::open(options.status.as_deref(), role)?;
     let mut programs = plan.load_programs(role)?;
     let next_hops = NextHops::open(&plan)?;
-    let found = next_hops
-        .as_ref()
-        .map(|next_hops| next_hops.look_up(&given));
-    let config = plan.complete(&given, found.as_ref());
+    let found = next_hops.look_up(&given);
+    let config = plan.complete(&given, next_hops.are_needed().then_some(&found));
     let snapshot = config.snapshot(None).map_err(Failure::usage)?;
 
     let announcer = options
@@ -70,20 +71,24 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     let announcer = announcer.transpose()?;
 
     let cpus = worker::allowed_cpus(&options.cpus)?;
+    let slots = plan.by_worker(role);
     let mut workers = Vec::new();
-    for (number, queues) in plan.by_worker(role)?.into_iter().enumerate() {
+    for (number, slots) in slots.iter().enumerate() {
+        let queues = plan.queues(slots);
         workers.push(Worker::start(worker::Start {
             config: config.clone(),
             snapshot: Arc::clone(&snapshot),
             cpu: cpus.get(number % cpus.len().max(1)).copied(),
+            names: plan.names(slots),
             kernel: kernel_device(options, role, &queues)?,
             ring: options.ring,
             waits: !options.busy,
             queues,
         })?);
     }
+    plan.settle();
     let taken = plan.taken(&config);
-    for (program, taken) in programs.iter_mut().zip(&taken) {
+    for (program, taken) in programs.iter_mut().flatten().zip(&taken) {
         start_program(program, &workers, taken).map_err(Failure::failed)?;
     }
     let prober = prober(&given)?;
@@ -106,12 +111,16 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         next_hops,
         announcer,
         prober,
-        found: found.unwrap_or_default(),
+        found,
+        unreached: Unreached::default(),
         given,
         config,
         snapshot,
         workers,
+        slots,
         taken,
+        trouble: Vec::new(),
+        to_reopen: BTreeSet::new(),
     };
     control.run(endpoint, place)
 }
@@ -162,16 +171,10 @@ fn describe(program: &Program) {
     }
 }
 
-/// The memory for the queues of a worker.
+/// The memory for the queues of a worker. Packets that are longer than its chunks are lost, and counted.
 fn memory_for(queues: &[slb_io_afxdp::Queue], ring: u32) -> Result<Umem, Failure> {
-    let longest = queues.iter().map(|queue| &queue.interface);
-    let longest = longest.max_by_key(|interface| interface.mtu);
-    let mtu = longest.map_or(1500, |interface| interface.mtu);
-    let chunk = Umem::chunk_for(mtu as usize).ok_or_else(|| {
-        Failure::failed(format!(
-            "an MTU of {mtu} is more than a packet in AF_XDP's memory can have: expected 3818 at most"
-        ))
-    })?;
+    let longest = queues.iter().map(|queue| queue.interface.mtu).max();
+    let chunk = Umem::chunk_for(longest.unwrap_or(1500) as usize).unwrap_or(LARGE_CHUNK);
     Umem::new(frames_for(queues.len(), ring), chunk).map_err(Failure::failed)
 }
 

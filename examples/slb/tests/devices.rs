@@ -110,3 +110,383 @@ fn slow_clients_keep_nobody_else_waiting() {
     assert!(mux.finish().contains("flows:"));
     assert!(fs::symlink_metadata(&socket).is_err());
 }
+
+/// A client, a proxy and a router with two servers behind it; the proxy has an address of its own on the
+/// segment that it stands in.
+/// ```text
+///  c ── front [ lb, 10.0.0.2 ] back ── r ─┬─ s1
+///                                         └─ s2
+/// ```
+fn world_of_a_proxy(kind: &str) -> World {
+    let mut world = World::new(kind, &["c", "lb", "r", "s1", "s2"]);
+    world.plain_cable("c", "eth0", "lb", "front", 1500);
+    world.plain_cable("r", "eth0", "lb", "back", 1500);
+    world.on("c", "ip address add 10.0.0.10/24 dev eth0");
+    world.on("c", "ip route add default via 10.0.0.1");
+    world.on("r", "ip address add 10.0.0.1/24 dev eth0");
+    world.on("r", "ip address add fd00::1/64 dev eth0 nodad");
+    world.on("lb", "ip address add 10.0.0.2/24 dev back");
+    world.on("lb", "ip address add fd00::2/64 dev back nodad");
+    world.on("lb", "ip route add default via 10.0.0.1");
+    // Clients are on the other side of it, at the other device.
+    world.on("lb", "ip route add 10.0.0.10 dev front src 10.0.0.2");
+    world.on("r", "sysctl -qw net.ipv4.ip_forward=1");
+    for number in 1..=2 {
+        let server = format!("s{number}");
+        world.plain_cable(&server, "eth0", "r", &server, 1500);
+        world.on(
+            "r",
+            &format!("ip address add 10.1.{number}.1/24 dev {server}"),
+        );
+        world.on(
+            &server,
+            &format!("ip address add 10.1.{number}.2/24 dev eth0"),
+        );
+        world.on(
+            &server,
+            &format!("ip route add default via 10.1.{number}.1"),
+        );
+        world.serve(&server);
+    }
+    world.serve("lb");
+    world
+}
+
+#[test]
+fn a_proxys_own_addresses_stay_the_kernels() {
+    if let Some(why) = lacking(&["ethtool"]) {
+        skip!("{why}");
+    }
+    let world = world_of_a_proxy("dp");
+    let text = "[node]\nrole = \"proxy\"\n\
+                [[frontend]]\nname = \"web\"\naddress = \"10.99.0.1\"\n\
+                [[probe]]\nname = \"http\"\nprotocol = \"http\"\nport = 8080\npath = \"/\"\n\
+                interval = \"5s\"\ntimeout = \"1s\"\nthreshold = 1\n\
+                [[rule]]\nname = \"http\"\nfrontend = \"web\"\npool = \"servers\"\nprobe = \"http\"\n\
+                protocol = \"tcp\"\nfrontend_port = 80\nbackend_port = 8080\n\
+                [[pool]]\nname = \"servers\"\nbackends = [\n\
+                { name = \"s1\", address = \"10.1.1.2\" }, { name = \"s2\", address = \"10.1.2.2\" } ]\n";
+    fs::write(world.path("m.toml"), text).unwrap();
+    let slb = env!("CARGO_BIN_EXE_slb");
+    let socket = world.path("m.sock").display().to_string();
+    let _proxy = world.start(
+        "lb",
+        &format!(
+            "{slb} proxy --config {} --status {socket} --io frontend=afxdp:front \
+             --io backend=afxdp:back 2>>{}",
+            world.path("m.toml").display(),
+            world.path("m.log").display()
+        ),
+    );
+    let page = |url: &str| {
+        let curl = format!("curl -sS -m 2 http://{url}/");
+        let output = world.command("c", &curl).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    wait_until(&world, "the proxy serves", || {
+        page("10.99.0.1").starts_with('s')
+    });
+    // From in front of it and from behind it, over IPv4 and IPv6, and its own way out.
+    assert_eq!(page("10.0.0.2:8080"), "lb 10.0.0.10\n");
+    world.on("c", "ping -q -c 2 -i 0.2 -W 2 10.0.0.2");
+    world.on("r", "ping -q -c 2 -i 0.2 -W 2 fd00::2");
+    world.on("s1", "ping -q -c 2 -i 0.2 -W 2 10.0.0.2");
+    world.on("lb", "ping -q -c 2 -i 0.2 -W 2 10.1.2.2");
+    // One that comes while it runs.
+    world.on("lb", "ip address add 10.0.0.3/24 dev back");
+    wait_until(&world, "the new address is the kernel's", || {
+        page("10.0.0.3:8080") == "lb 10.0.0.10\n"
+    });
+    // The answers to its probes reach it: nobody is unhealthy after two rounds of them.
+    sleep(Duration::from_secs(11));
+    let states = format!("{slb} status --once --socket {socket}");
+    let states = world.on("lb", &states);
+    assert_eq!(states.matches(" healthy ").count(), 2, "{states}");
+    for _ in 0..10 {
+        assert!(page("10.99.0.1").starts_with('s'));
+    }
+}
+
+/// A client and a mux on AF_XDP, whose backend's host is on the link, with metrics and VIPs announced.
+fn world_of_a_mux(kind: &str) -> (World, Process) {
+    let world = World::new(kind, &["c", "m"]);
+    lay_cable(&world);
+    fs::write(world.path("m.toml"), mux_configuration()).unwrap();
+    let mux = start_mux(
+        &world,
+        "m",
+        "--io afxdp:eth0 --ring 1024 --announce vips --metrics 127.0.0.1:9100",
+    );
+    wait_until(&world, "the mux answers", || pings(&world));
+    (world, mux)
+}
+
+fn lay_cable(world: &World) {
+    world.plain_cable("c", "eth0", "m", "eth0", 1600);
+    world.on("c", "ip address add 172.16.0.101/24 dev eth0");
+    world.on("c", "ip route add 20.20.20.0/24 via 172.16.0.11");
+    world.on("m", "ip address add 172.16.0.11/24 dev eth0");
+    world.on("m", "ip route add default via 172.16.0.101");
+}
+
+fn pings(world: &World) -> bool {
+    let ping = "ping -q -c 1 -W 1 20.20.20.100";
+    world.command("c", ping).output().unwrap().status.success()
+}
+
+fn log(world: &World) -> String {
+    fs::read_to_string(world.path("m.log")).unwrap_or_default()
+}
+
+fn ready(world: &World) -> String {
+    let curl = "curl -sS -m 2 http://127.0.0.1:9100/readyz";
+    let output = world.command("m", curl).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn is_announced(world: &World) -> bool {
+    world
+        .on("m", "ip address show dev vips")
+        .contains("20.20.20.100")
+}
+
+fn status(world: &World, machine: &str) -> serde_json::Value {
+    let slb = env!("CARGO_BIN_EXE_slb");
+    let socket = world.path("m.sock").display().to_string();
+    let said = world.on(
+        machine,
+        &format!("{slb} status --format json --socket {socket}"),
+    );
+    serde_json::from_str(&said).unwrap()
+}
+
+#[test]
+fn an_interface_that_goes_and_comes_back_is_opened_anew() {
+    if let Some(why) = lacking(&["ethtool"]) {
+        skip!("{why}");
+    }
+    let (world, mux) = world_of_a_mux("di");
+    assert_eq!(ready(&world), "ready\n");
+    assert!(is_announced(&world));
+    let received = |world: &World| status(world, "m")["io"]["received"].as_u64().unwrap();
+    let before = received(&world);
+
+    world.on("m", "ip link del eth0");
+    wait_until(&world, "it is not ready", || {
+        ready(&world).contains("eth0 is gone")
+    });
+    wait_until(&world, "the VIP is withdrawn", || !is_announced(&world));
+    assert!(
+        log(&world).contains("no packets come in by it until"),
+        "{}",
+        log(&world)
+    );
+    lay_cable(&world);
+    wait_until(&world, "it answers again", || pings(&world));
+    wait_until(&world, "it is ready again", || ready(&world) == "ready\n");
+    wait_until(&world, "the VIP is announced again", || {
+        is_announced(&world)
+    });
+    // What was counted before is not forgotten, and no chunk is lost.
+    assert!(received(&world) > before);
+    let io = &status(&world, "m")["io"];
+    let of = |name: &str| io[name].as_u64().unwrap();
+    let places = ["free", "receiving", "sending", "lent"].map(|name| of(&format!("frames_{name}")));
+    assert_eq!(places.iter().sum::<u64>(), of("frames"), "{io}");
+
+    // Down and up again.
+    world.on("m", "ip link set eth0 down");
+    wait_until(&world, "it is not ready", || {
+        ready(&world).contains("eth0 is down")
+    });
+    assert!(!is_announced(&world));
+    world.on("m", "ip link set eth0 up");
+    world.on("m", "ip route replace default via 172.16.0.101");
+    wait_until(&world, "it answers again", || pings(&world));
+    wait_until(&world, "it is ready again", || ready(&world) == "ready\n");
+    mux.signal("TERM");
+    assert!(mux.finish().contains("replied"));
+}
+
+#[test]
+fn a_program_that_somebody_detaches_is_attached_again() {
+    if let Some(why) = lacking(&["ethtool"]) {
+        skip!("{why}");
+    }
+    let (world, _mux) = world_of_a_mux("dx");
+    // The kernel does not let `ip link set xdp off` take it; one who has its link can.
+    let detach = "import ctypes, os, struct\n\
+                  bpf = lambda command, data: ctypes.CDLL(None, use_errno=True).syscall(\
+                  321, command, ctypes.create_string_buffer(data, 128), 128)\n\
+                  number, detached = 0, 0\n\
+                  while True:\n \
+                  attributes = ctypes.create_string_buffer(struct.pack(\"III\", number, 0, 0), 128)\n \
+                  if ctypes.CDLL(None).syscall(321, 31, attributes, 128) != 0: break\n \
+                  number = struct.unpack(\"II\", attributes.raw[:8])[1]\n \
+                  link = bpf(30, struct.pack(\"I\", number))\n \
+                  info = ctypes.create_string_buffer(128)\n \
+                  of = ctypes.create_string_buffer(struct.pack(\"IIQ\", link, 128, ctypes.addressof(info)), 128)\n \
+                  ctypes.CDLL(None).syscall(321, 15, of, 128)\n \
+                  kind, _, program, index = struct.unpack(\"IIII\", info.raw[:16])\n \
+                  if kind == 6 and program == PROGRAM: detached += bpf(34, struct.pack(\"I\", link)) == 0\n\
+                  assert detached == 1, detached\n";
+    let program = || {
+        let shown = world.on("m", "ip -details -json link show dev eth0");
+        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        shown[0]["xdp"]["prog"]["id"].as_u64()
+    };
+    let before = program().unwrap();
+    let detach = detach.replace("PROGRAM", &before.to_string());
+    fs::write(world.path("detach.py"), detach).unwrap();
+    world.on(
+        "m",
+        &format!("python3 {}", world.path("detach.py").display()),
+    );
+    wait_until(&world, "another program is attached", || {
+        program().is_some_and(|now| now != before)
+    });
+    wait_until(&world, "the mux answers", || pings(&world));
+    assert!(
+        log(&world).contains("its XDP program was detached"),
+        "{}",
+        log(&world)
+    );
+}
+
+#[test]
+fn the_mtu_is_followed_and_longer_packets_are_answered() {
+    if let Some(why) = lacking(&["ethtool"]) {
+        skip!("{why}");
+    }
+    let (world, _mux) = world_of_a_mux("du");
+    // A datagram that is not to be fragmented: is the sender told that it is too long?
+    let text = mux_configuration().replace("protocol = \"tcp\"", "protocol = \"udp\"");
+    fs::write(world.path("m.new"), text).unwrap();
+    fs::rename(world.path("m.new"), world.path("m.toml")).unwrap();
+    let send = "import socket, time\n\
+                s = socket.socket(2, 2)\n\
+                s.setsockopt(0, 10, 2)\n\
+                s.connect((\"20.20.20.100\", 80))\n\
+                s.send(bytes(1400))\ntime.sleep(0.3)\n\
+                try: s.send(bytes(1400)); print(\"sent\")\n\
+                except OSError as error: print(s.getsockopt(0, 14))\n";
+    fs::write(world.path("send.py"), send).unwrap();
+    let told = || {
+        world.on("c", "ip route flush cache");
+        let said = world.on("c", &format!("python3 {}", world.path("send.py").display()));
+        said.trim().to_owned()
+    };
+    wait_until(&world, "it is carried", || told() == "sent");
+    world.on("m", "ip link set eth0 mtu 1450");
+    // VXLAN takes 50 bytes of it.
+    wait_until(&world, "the sender is told", || told() == "1400");
+    world.on("m", "ip link set eth0 mtu 1600");
+    wait_until(&world, "it is carried again", || told() == "sent");
+    // More than the memory that it was opened with has room for: it is opened anew, and flows stay.
+    let flows = status(&world, "m")["flows"]["live"].as_u64().unwrap();
+    assert!(flows > 0);
+    for machine in ["m", "c"] {
+        world.on(machine, "ip link set eth0 mtu 3000");
+    }
+    wait_until(&world, "the mux answers", || pings(&world));
+    let long = "ping -q -c 1 -W 1 -M do -s 2900 20.20.20.100";
+    wait_until(&world, "it answers long ones", || {
+        world.command("c", long).output().unwrap().status.success()
+    });
+    let now = status(&world, "m");
+    assert!(now["flows"]["live"].as_u64().unwrap() >= flows);
+    assert_eq!(now["io"]["too_long"], 0, "{now}");
+}
+
+#[test]
+fn hosts_that_cannot_be_reached_are_named() {
+    if let Some(why) = lacking(&["ethtool"]) {
+        skip!("{why}");
+    }
+    let world = World::new("dh", &["c", "m"]);
+    lay_cable(&world);
+    world.on("m", "ip route del default");
+    let text = mux_configuration().replace(
+        "{ name = \"web1\"",
+        "{ name = \"web2\", address = \"10.10.0.2\", host = \"172.31.9.2\" },\n{ name = \"web1\"",
+    );
+    fs::write(world.path("m.toml"), text).unwrap();
+    let _mux = start_mux(
+        &world,
+        "m",
+        "--io afxdp:eth0 --ring 1024 --announce vips --metrics 127.0.0.1:9100",
+    );
+    let state = |name: &str| {
+        let status = status(&world, "m");
+        let all = status["backends"].as_array().unwrap();
+        let of = all.iter().find(|backend| backend["backend"] == name);
+        of.unwrap()["state"].as_str().unwrap().to_owned()
+    };
+    let says = |what: &str| log(&world).contains(what);
+    wait_until(&world, "it is said by name", || {
+        says("webs/web2: no route to 172.31.9.2, packets are lost")
+    });
+    assert_eq!(
+        (state("web1").as_str(), state("web2").as_str()),
+        ("healthy", "unreachable")
+    );
+    assert_eq!(ready(&world), "ready\n");
+    // New flows go to the other one.
+    world.on("m", "ip route add 172.31.9.0/24 via 172.16.0.101");
+    wait_until(&world, "it is back", || state("web2") == "healthy");
+    assert!(says("webs/web2: 172.31.9.2 is reached again"));
+    // A neighbour that does not answer, and then nobody is left.
+    world.on("m", "ip route replace 172.31.9.0/24 via 172.16.0.99");
+    wait_until(&world, "the neighbour is named", || {
+        says("webs/web2: no answer from the neighbour 172.16.0.99 on the way to 172.31.9.2")
+    });
+    world.on("c", "ip address del 172.16.0.101/24 dev eth0");
+    world.on("m", "ip neighbour del 172.16.0.101 dev eth0");
+    wait_until(&world, "nobody is left", || ready(&world).contains("web"));
+    assert_eq!(state("web1"), "unreachable");
+
+    // Hundreds of changes a second are a few compilations.
+    let before = status(&world, "m")["generation"].as_u64().unwrap();
+    let storm = "sh -c 'for n in $(seq 400); do ip neighbour replace 172.16.0.99 lladdr \
+                 02:00:00:00:$(printf %02x:%02x $((n / 250)) $((n % 250))) dev eth0; done'";
+    let begin = Instant::now();
+    world.on("m", storm);
+    let took = begin.elapsed().as_millis() as u64;
+    sleep(Duration::from_millis(500));
+    let compiled = status(&world, "m")["generation"].as_u64().unwrap() - before;
+    assert!(
+        compiled >= 1 && compiled <= took / 250 + 3,
+        "{compiled} in {took} ms"
+    );
+}
+
+#[test]
+fn a_tun_device_that_goes_and_comes_back_is_opened_anew() {
+    if let Some(why) = lacking(&[]) {
+        skip!("{why}");
+    }
+    let world = World::new("dt", &["m"]);
+    let lay = || {
+        world.on("m", "ip tuntap add dev slb0 mode tun");
+        world.on("m", "ip link set slb0 up");
+        world.on("m", "ip address add 192.0.2.1/24 dev slb0");
+        world.on("m", "ip route add 20.20.20.100/32 dev slb0");
+    };
+    lay();
+    fs::write(world.path("m.toml"), mux_configuration()).unwrap();
+    let mux = start_mux(&world, "m", "--io tun:slb0 --metrics 127.0.0.1:9100");
+    let pings = || {
+        let ping = "ping -q -c 1 -W 1 20.20.20.100";
+        world.command("m", ping).output().unwrap().status.success()
+    };
+    wait_until(&world, "the mux answers", pings);
+    world.on("m", "ip link del slb0");
+    wait_until(&world, "it is not ready", || {
+        ready(&world).contains("slb0 is gone")
+    });
+    lay();
+    wait_until(&world, "it answers again", pings);
+    wait_until(&world, "it is ready", || !ready(&world).contains("slb0"));
+    mux.signal("TERM");
+    assert!(mux.finish().contains("replied"));
+}

@@ -17,10 +17,11 @@ use slb_io_pcap::CaptureStats;
 use tracing::{error, info, warn};
 
 use super::announce::Announcer;
-use super::device::Plan;
+use super::device::{Plan, Slot, Turn};
 use super::file::WatchedFile;
 use super::metrics::Endpoint;
-use super::next_hops::{Found, NextHops, unresolved};
+use super::next_hops::{Found, NextHops, Unreached, unresolved};
+use super::start_program;
 use super::status::{Place, Shared};
 use super::worker::{Counted, Worker};
 use crate::Failure;
@@ -37,26 +38,37 @@ const JUDGE: Duration = Duration::from_secs(1);
 /// How often it asks for next hops that are not known, and has those that are verified.
 const ASK: Duration = Duration::from_secs(1);
 const VERIFY: Duration = Duration::from_secs(30);
+/// How long it waits after it has followed the kernel's tables until it does so again; or longer, where it
+/// takes long: then four times as long as that took.
+const FOLLOW: Duration = Duration::from_millis(250);
 
 pub(super) struct Control<'o> {
     pub(super) options: &'o LiveOptions,
     pub(super) begin: Instant,
     pub(super) plan: Plan,
-    pub(super) programs: Vec<Program>,
-    pub(super) next_hops: Option<NextHops>,
+    /// For each interface; `None`: it is gone.
+    pub(super) programs: Vec<Option<Program>>,
+    pub(super) next_hops: NextHops,
     pub(super) announcer: Option<Announcer>,
     pub(super) prober: Option<Prober>,
     pub(super) passive: PassiveHealth,
     pub(super) slow_start: SlowStart,
     pub(super) found: Found,
+    pub(super) unreached: Unreached,
     /// The configuration as the file has it.
     pub(super) given: Config,
     /// And with what the interface and the kernel's tables know.
     pub(super) config: Config,
     pub(super) snapshot: Arc<Snapshot<'static>>,
     pub(super) workers: Vec<Worker>,
+    /// For each worker, its queues.
+    pub(super) slots: Vec<Vec<Slot>>,
     /// For each program, what is taken.
     pub(super) taken: Vec<Vec<(IpAddr, Take)>>,
+    /// Why packets do not come in, where they do not: then it is not ready, and no VIP is announced.
+    pub(super) trouble: Vec<String>,
+    /// The devices that are to be opened anew, or closed.
+    pub(super) to_reopen: BTreeSet<usize>,
 }
 
 impl Control<'_> {
@@ -73,12 +85,11 @@ impl Control<'_> {
             endpoint.serve(Arc::clone(&shared))?;
         }
         let status = place.map(|place| place.serve(Arc::clone(&shared)));
-        if let Some(announcer) = &mut self.announcer {
-            announcer.announce(&self.config);
-        }
+        self.look_at_trouble(&shared);
         let mut file = WatchedFile::new(&self.options.config);
         let (mut looked, mut asked, mut verified) = (begin, None, begin);
         let mut judged = begin;
+        let (mut has_changed, mut followed, mut pause) = (false, begin, FOLLOW);
         self.ask(true);
         let ends = loop {
             self.wait();
@@ -102,8 +113,20 @@ impl Control<'_> {
                 self.reload();
                 shared.set_config(&self.config);
             }
-            if self.next_hops.as_ref().is_some_and(NextHops::has_changed) && self.follow() {
-                shared.set_config(&self.config);
+            has_changed |= self.next_hops.has_changed();
+            // What cannot be opened is tried again, whether the kernel says something or not.
+            let is_due = !self.to_reopen.is_empty() || self.unreached.is_waiting();
+            let patience = if has_changed { pause } else { ASK };
+            if (has_changed || is_due) && followed.elapsed() >= patience {
+                has_changed = false;
+                let begin = Instant::now();
+                if self.follow_devices() | self.follow() {
+                    shared.set_config(&self.config);
+                }
+                shared.set_unreachable(self.unreached.hosts());
+                self.look_at_trouble(&shared);
+                followed = Instant::now();
+                pause = FOLLOW.max(4 * begin.elapsed());
             }
             let mut is_due = self.heed_probes();
             if judged.elapsed() >= JUDGE && PassiveHealth::watches(&self.config) {
@@ -157,12 +180,8 @@ impl Control<'_> {
             tv_sec: 0,
             tv_nsec: TICK.subsec_nanos().into(),
         };
-        let fds = self.next_hops.iter().map(NextHops::events);
-        let events: Vec<_> = fds.collect();
-        let mut fds: Vec<_> = events
-            .iter()
-            .map(|fd| PollFd::new(fd, PollFlags::IN))
-            .collect();
+        let events = self.next_hops.events();
+        let mut fds = [PollFd::new(&events, PollFlags::IN)];
         // A signal ends it early, which is as good.
         let _ = poll(&mut fds, Some(&tick));
     }
@@ -193,11 +212,7 @@ impl Control<'_> {
                  started with"
             );
         }
-        let found = self
-            .next_hops
-            .as_ref()
-            .map(|next_hops| next_hops.look_up(&given));
-        let found = found.unwrap_or_default();
+        let found = self.next_hops.look_up(&given);
         if let Some(prober) = &mut self.prober {
             prober.set(&given);
         }
@@ -229,18 +244,18 @@ impl Control<'_> {
 
     /// Follows the kernel's tables; says whether anything is different now.
     fn follow(&mut self) -> bool {
-        let Some(next_hops) = &self.next_hops else {
-            return false;
-        };
-        let found = next_hops.look_up(&self.given);
-        if found == self.found && self.plan.taken(&self.config) == self.taken {
+        let found = self.next_hops.look_up(&self.given);
+        let is_another = self.unreached.note(&self.given, &found);
+        if !is_another && found == self.found && self.plan.taken(&self.config) == self.taken {
             return false;
         }
         let given = self.given.clone();
         match self.install(&given, &found) {
             Ok(()) => {
-                let unresolved = unresolved(&found);
-                info!(unresolved = unresolved.len(), "next hops changed");
+                if found != self.found {
+                    let unresolved = unresolved(&given, &found);
+                    info!(of = found.len(), unresolved, "next hops changed");
+                }
                 self.found = found;
                 self.ask(false);
                 true
@@ -248,6 +263,173 @@ impl Control<'_> {
             Err(failure) => {
                 error!("next hops stay as they were: {failure}");
                 false
+            }
+        }
+    }
+
+    /// Follows the devices: what is gone is closed, and what is there again is opened. Says whether anything
+    /// is different now.
+    fn follow_devices(&mut self) -> bool {
+        let mut is_another = false;
+        for (place, turn) in self.plan.look() {
+            is_another = true;
+            let device = self.plan.name(place).to_owned();
+            match turn {
+                Turn::Gone => error!(
+                    device,
+                    "gone: no packets come in by it until there is a device of this name again"
+                ),
+                Turn::Back => info!(device, "there again: it is opened anew"),
+                Turn::Down => {
+                    error!(
+                        device,
+                        "down or without a carrier: no packets come in by it"
+                    );
+                }
+                Turn::Up => info!(device, "up again"),
+                Turn::Changed => info!(device, "its MTU, MAC address or queues have changed"),
+            }
+            match turn {
+                Turn::Gone | Turn::Back => drop(self.to_reopen.insert(place)),
+                Turn::Changed => {
+                    self.plan.warn_of_queues();
+                    // Longer packets may need longer chunks of memory.
+                    if self.plan.needs_more_memory(place) {
+                        self.to_reopen.insert(place);
+                    }
+                }
+                Turn::Down | Turn::Up => {}
+            }
+        }
+        is_another |= !self.to_reopen.is_empty();
+        self.reopen();
+        self.attach_again();
+        self.next_hops.set_fabric(&self.plan);
+        if is_another {
+            let (given, found) = (self.given.clone(), self.next_hops.look_up(&self.given));
+            match self.install(&given, &found) {
+                Ok(()) => self.found = found,
+                Err(failure) => error!("the configuration stays as it was: {failure}"),
+            }
+        }
+        is_another
+    }
+
+    /// Opens the devices anew that are to be, and closes those that are gone.
+    fn reopen(&mut self) {
+        let places = std::mem::take(&mut self.to_reopen);
+        if places.is_empty() {
+            return;
+        }
+        let mut touched = BTreeSet::new();
+        for (worker, slots) in self.workers.iter_mut().zip(&self.slots) {
+            if !slots.iter().any(|(place, _)| places.contains(place)) {
+                continue;
+            }
+            touched.extend(slots.iter().map(|&(place, _)| place));
+            if let Err(failure) = worker.reopen(self.plan.queues(slots)) {
+                let device = worker.names.join(", ");
+                error!(device, "cannot be opened, and is tried again: {failure}");
+                self.to_reopen.extend(&places);
+            }
+        }
+        for place in touched {
+            // A program is of one interface, and those whose sockets alone are others stay attached.
+            if places.contains(&place)
+                && let Some(program) = self.programs.get_mut(place)
+            {
+                *program = None;
+            }
+            if let Err(failure) = self.start_again(place) {
+                let device = self.plan.name(place).to_owned();
+                error!(
+                    device,
+                    "no packets come in, which is tried again: {failure}"
+                );
+                self.to_reopen.insert(place);
+            }
+        }
+    }
+
+    /// Has the packets of an interface that is there come to the workers' sockets.
+    fn start_again(&mut self, place: usize) -> Result<(), Failure> {
+        let role = self.config.node.role;
+        let (Some(card), Some(program)) = (self.plan.card(place), self.programs.get_mut(place))
+        else {
+            return Ok(());
+        };
+        if let Some(program) = program {
+            let name = program.interface().name.clone();
+            for worker in &self.workers {
+                for (queue, socket) in worker.sockets_of(&name) {
+                    let set = program.set_socket(queue, socket);
+                    set.map_err(Failure::failed)?;
+                }
+            }
+            return Ok(());
+        }
+        let mut new = card.load_program(role)?;
+        let none = Vec::new();
+        let taken = self.taken.get(place).unwrap_or(&none);
+        start_program(&mut new, &self.workers, taken).map_err(Failure::failed)?;
+        *program = Some(new);
+        info!(device = self.plan.name(place), "packets come in by it");
+        Ok(())
+    }
+
+    /// Attaches the programs again that somebody has taken from their interfaces.
+    fn attach_again(&mut self) {
+        for place in 0..self.programs.len() {
+            let is_taken = self
+                .plan
+                .card(place)
+                .is_some_and(|card| card.interface.program.is_none());
+            if !is_taken || self.programs[place].is_none() {
+                continue;
+            }
+            let device = self.plan.name(place).to_owned();
+            // It may have been attached since it was looked at.
+            if self.plan.look_for_program(place) {
+                continue;
+            }
+            warn!(device, "its XDP program was detached: it is attached again");
+            self.programs[place] = None;
+            if let Err(failure) = self.start_again(place) {
+                error!(
+                    device,
+                    "no packets come in, which is tried again: {failure}"
+                );
+                self.to_reopen.insert(place);
+            }
+        }
+    }
+
+    /// Takes note of why packets do not come in: then the node is not ready, and announces nothing.
+    fn look_at_trouble(&mut self, shared: &Shared) {
+        let mut trouble = self.plan.troubles();
+        let closed = self.to_reopen.iter().map(|&place| self.plan.name(place));
+        for name in closed {
+            if !trouble.iter().any(|known| known.starts_with(name)) {
+                trouble.push(format!("{name} cannot be opened"));
+            }
+        }
+        if trouble != self.trouble {
+            match trouble.is_empty() {
+                true => info!("ready again"),
+                false => error!(why = trouble.join(", "), "not ready"),
+            }
+            self.trouble = trouble;
+        }
+        shared.set_trouble(&self.trouble);
+        self.announce();
+    }
+
+    /// Announces the VIPs that packets can come in for.
+    fn announce(&mut self) {
+        if let Some(announcer) = &mut self.announcer {
+            match self.trouble.is_empty() {
+                true => announcer.announce(&self.config),
+                false => announcer.withdraw(),
             }
         }
     }
@@ -305,9 +487,7 @@ impl Control<'_> {
     }
 
     fn ask(&self, all: bool) {
-        if let Some(next_hops) = &self.next_hops
-            && let Err(error) = next_hops.ask(&self.found, all)
-        {
+        if let Err(error) = self.next_hops.ask(&self.found, all) {
             warn!("the kernel does not ask for next hops: {error}");
         }
     }
@@ -316,7 +496,8 @@ impl Control<'_> {
     fn install(&mut self, given: &Config, found: &Found) -> Result<(), Failure> {
         let mut config = self
             .plan
-            .complete(given, self.next_hops.is_some().then_some(found));
+            .complete(given, self.next_hops.are_needed().then_some(found));
+        self.unreached.apply(&mut config);
         if let Some(prober) = &self.prober {
             prober.apply(&mut config);
         }
@@ -350,17 +531,17 @@ impl Control<'_> {
             }
         }
         self.take(&taken)?;
-        if let Some(announcer) = &mut self.announcer {
-            announcer.announce(&config);
-        }
         self.taken = taken;
         self.snapshot = snapshot;
         self.config = config;
+        self.announce();
         Ok(())
     }
 
     fn take(&mut self, taken: &[Vec<(IpAddr, Take)>]) -> Result<(), Failure> {
-        for (program, taken) in self.programs.iter_mut().zip(taken) {
+        let programs = self.programs.iter_mut().zip(taken);
+        let attached = programs.filter_map(|(program, taken)| Some((program.as_mut()?, taken)));
+        for (program, taken) in attached {
             let set = program.set_addresses(taken.iter().copied());
             set.map_err(Failure::failed)?;
         }

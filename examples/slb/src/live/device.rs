@@ -1,41 +1,97 @@
 //! Which devices there are, which ports they are, and whose packets are taken from them.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use slb_control::{Config, Role};
 use slb_core::PortId;
 use slb_core::service::Answers;
-use slb_io_afxdp::{Interface, Kind, Neighbours, Program, Queue, Take};
+use slb_io_afxdp::{
+    Interface, InterfaceError, Kind, LARGE_CHUNK, Link, Neighbours, Program, Queue, Take, Umem,
+};
 use slb_io_tun::{Device, Layer};
+use tracing::warn;
 
 use super::next_hops::{self, Found};
 use super::{port_named, rights};
 use crate::Failure;
 
-/// The queues of one worker.
+/// The queues of one worker, which it opens.
 pub(super) enum Queues {
-    Tun(Vec<(PortId, Device)>),
+    Tun(Vec<TunQueue>),
     AfXdp(Vec<Queue>),
+}
+
+/// A queue of a TUN or TAP device.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct TunQueue {
+    pub(super) port: PortId,
+    name: String,
+    layer: Layer,
+    has_several: bool,
+    /// The number of the interface: one that is made again has another.
+    index: Option<u32>,
+}
+
+impl TunQueue {
+    pub(super) fn open(&mut self) -> Result<Device, Failure> {
+        let device = Device::open(&self.name, self.layer, self.has_several);
+        let device = device.map_err(|error| {
+            Failure::failed(format!("device {:?}: {error}{}", self.name, rights::hint()))
+        })?;
+        // It may have been made just now.
+        self.index = Link::find(&self.name).ok().map(|link| link.index);
+        Ok(device)
+    }
 }
 
 /// All devices: of one kind, since frames are in the memory of one.
 pub(super) enum Plan {
-    Tun(Vec<(PortId, TunName)>),
+    Tun(Vec<TunName>),
     AfXdp(Vec<Card>),
 }
 
 /// `tun:NAME[:QUEUES]` or `tap:NAME[:QUEUES]`.
 pub(super) struct TunName {
+    port: PortId,
     name: String,
     layer: Layer,
     queues: u32,
+    /// As it was when it was last looked at.
+    link: Option<Link>,
+    is_there: bool,
 }
 
 /// `afxdp:NAME[:QUEUES]`.
 pub(super) struct Card {
     port: PortId,
-    interface: Interface,
-    queues: std::ops::RangeInclusive<u32>,
+    /// As it was when it was last there.
+    pub(super) interface: Interface,
+    queues: RangeInclusive<u32>,
+    is_there: bool,
+    /// Whether it was gone, and came back: it may have fewer queues than before.
+    has_returned: bool,
+    /// What its packets needed when it was opened last.
+    chunk: usize,
+}
+
+/// A queue of a device, by the device's place in the plan.
+pub(super) type Slot = (usize, u32);
+
+/// What became of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Its interface was deleted.
+    Gone,
+    /// Its interface is there again, and is another.
+    Back,
+    /// It is down, or without a carrier.
+    Down,
+    /// It is up.
+    Up,
+    /// Its MTU, its MAC address or its queues are others.
+    Changed,
 }
 
 impl Plan {
@@ -67,12 +123,14 @@ impl Plan {
                     } else {
                         Layer::Ethernet
                     };
-                    let name = TunName {
+                    tun.push(TunName {
+                        port,
                         name: name.to_owned(),
                         layer,
                         queues: count.ok_or_else(|| bad("expected 1 to 256 queues"))?,
-                    };
-                    tun.push((port, name));
+                        link: None,
+                        is_there: true,
+                    });
                 }
                 "afxdp" => {
                     let interface =
@@ -81,47 +139,267 @@ impl Plan {
                     let queues = queues.ok_or_else(|| bad("expected queues such as 0 or 0-3"))?;
                     cards.push(Card {
                         port,
+                        chunk: Umem::chunk_for(interface.mtu as usize).unwrap_or(LARGE_CHUNK),
                         interface,
                         queues,
+                        is_there: true,
+                        has_returned: false,
                     });
                 }
                 _ => return Err(bad(expected)),
             }
         }
-        match (tun.is_empty(), cards.is_empty()) {
-            (false, true) => Ok(Self::Tun(tun)),
-            (true, _) => Ok(Self::AfXdp(cards)),
-            (false, false) => Err(Failure::usage(
-                "--io: expected devices of one kind, AF_XDP or TUN, got both",
-            )),
-        }
-    }
-
-    /// Who has which queues.
-    pub(super) fn by_worker(&self, role: Role) -> Result<Vec<Queues>, Failure> {
-        let mut all = match self {
-            Self::Tun(names) => open_all(names)?,
-            Self::AfXdp(cards) => cards.iter().flat_map(Card::all).collect(),
+        let plan = match (tun.is_empty(), cards.is_empty()) {
+            (false, true) => Self::Tun(tun),
+            (true, _) => Self::AfXdp(cards),
+            (false, false) => {
+                return Err(Failure::usage(
+                    "--io: expected devices of one kind, AF_XDP or TUN, got both",
+                ));
+            }
         };
-        if role != Role::Mux {
-            let together = all.into_iter().reduce(Queues::and);
-            all = together.into_iter().collect();
-        }
-        Ok(all)
+        plan.expect_ports(config)?;
+        Ok(plan)
     }
 
-    /// The XDP programs, loaded and not yet attached.
-    pub(super) fn load_programs(&self, role: Role) -> Result<Vec<Program>, Failure> {
+    /// Fails where a port has no device that packets cannot do without, and says which vms have none.
+    fn expect_ports(&self, config: &Config) -> Result<(), Failure> {
+        let has = |port: PortId| self.ports().any(|own| own == port);
+        if config.node.role == Role::Proxy {
+            let ports = (0..).map(PortId).zip(&config.ports.all);
+            let missing: Vec<String> = ports
+                .filter(|(port, _)| !has(*port))
+                .map(|(_, port)| format!("{:?}", port.name))
+                .collect();
+            if missing.is_empty() {
+                return Ok(());
+            }
+            let missing = missing.join(", ");
+            return Err(Failure::usage(format!(
+                "--io: no device for port {missing}: expected --io PORT=DEVICE for each"
+            )));
+        }
+        if !has(PortId(0)) {
+            return Err(Failure::usage(
+                "--io: no device for port 0, the fabric's: expected --io DEVICE without a port",
+            ));
+        }
+        for vm in config.vms() {
+            if let Some(port) = vm.port.filter(|port| !has(*port)) {
+                warn!(
+                    vm = vm.name,
+                    port = port.0,
+                    "no device for this vm's port: packets for it are lost (--io {}=DEVICE)",
+                    vm.name
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn ports(&self) -> impl Iterator<Item = PortId> {
+        let (tun, cards) = match self {
+            Self::Tun(names) => (names.as_slice(), [].as_slice()),
+            Self::AfXdp(cards) => ([].as_slice(), cards.as_slice()),
+        };
+        let tun = tun.iter().map(|name| name.port);
+        tun.chain(cards.iter().map(|card| card.port))
+    }
+
+    /// Who has which queues: of a mux a worker for each; else one for all.
+    pub(super) fn by_worker(&self, role: Role) -> Vec<Vec<Slot>> {
+        let all: Vec<Slot> = match self {
+            Self::Tun(names) => {
+                let of = |(place, name): (usize, &TunName)| {
+                    (0..name.queues).map(move |queue| (place, queue))
+                };
+                names.iter().enumerate().flat_map(of).collect()
+            }
+            Self::AfXdp(cards) => {
+                let of = |(place, card): (usize, &Card)| {
+                    card.queues.clone().map(move |queue| (place, queue))
+                };
+                cards.iter().enumerate().flat_map(of).collect()
+            }
+        };
+        match role {
+            Role::Mux => all.into_iter().map(|slot| vec![slot]).collect(),
+            Role::Host | Role::Proxy => vec![all],
+        }
+    }
+
+    /// What a worker with these queues opens: those that are there.
+    pub(super) fn queues(&self, slots: &[Slot]) -> Queues {
+        match self {
+            Self::Tun(names) => {
+                let queue = |&(place, _): &Slot| {
+                    let name = names.get(place).filter(|name| name.is_there)?;
+                    Some(TunQueue {
+                        port: name.port,
+                        name: name.name.clone(),
+                        layer: name.layer,
+                        has_several: name.queues > 1,
+                        index: name.link.map(|link| link.index),
+                    })
+                };
+                Queues::Tun(slots.iter().filter_map(queue).collect())
+            }
+            Self::AfXdp(cards) => {
+                let queue = |&(place, queue): &Slot| {
+                    let card = cards.get(place).filter(|card| card.is_there)?;
+                    (queue < card.interface.queues || !card.has_returned).then(|| Queue {
+                        port: card.port,
+                        interface: card.interface.clone(),
+                        queue,
+                    })
+                };
+                Queues::AfXdp(slots.iter().filter_map(queue).collect())
+            }
+        }
+    }
+
+    /// What logs and reports call queues.
+    pub(super) fn names(&self, slots: &[Slot]) -> Vec<String> {
+        let name = |&(place, queue): &Slot| match self {
+            Self::Tun(names) => format!("port {}", names[place].port.0),
+            Self::AfXdp(cards) => format!("{}:{queue}", cards[place].interface.name),
+        };
+        slots.iter().map(name).collect()
+    }
+
+    /// The XDP programs, loaded and not yet attached; one for each interface.
+    pub(super) fn load_programs(&self, role: Role) -> Result<Vec<Option<Program>>, Failure> {
         let Self::AfXdp(cards) = self else {
             return Ok(Vec::new());
         };
         rights::expect_all()?;
         rights::raise_locked_memory();
-        let load = |card: &Card| {
-            let program = Program::load(card.interface.clone(), card.kind(role));
-            program.map_err(Failure::failed)
-        };
+        let load = |card: &Card| card.load_program(role).map(Some);
         cards.iter().map(load).collect()
+    }
+
+    /// Fails where an interface carries packets that no chunk of memory has room for.
+    pub(super) fn expect_short_packets(&self) -> Result<(), Failure> {
+        let Self::AfXdp(cards) = self else {
+            return Ok(());
+        };
+        let long = cards.iter().map(|card| &card.interface);
+        match long
+            .into_iter()
+            .find(|interface| interface.mtu > LONGEST_PACKET)
+        {
+            None => Ok(()),
+            Some(interface) => Err(Failure::failed(format!(
+                "{}: an MTU of {} is more than a packet in AF_XDP's memory can have: expected \
+                 {LONGEST_PACKET} at most (ip link set {0} mtu {LONGEST_PACKET})",
+                interface.name, interface.mtu
+            ))),
+        }
+    }
+
+    /// Warns of queues that have no worker: what comes there is the kernel's.
+    pub(super) fn warn_of_queues(&self) {
+        let Self::AfXdp(cards) = self else { return };
+        for card in cards.iter().filter(|card| card.is_there) {
+            let left_out = (0..card.interface.queues).filter(|queue| !card.queues.contains(queue));
+            let left_out: Vec<String> = left_out.map(|queue| queue.to_string()).collect();
+            if !left_out.is_empty() {
+                warn!(
+                    interface = card.interface.name,
+                    queues = left_out.join(","),
+                    "these queues have no worker: packets that come in by them go to the kernel, and are lost \
+                     (say them with --io, or have fewer: ethtool -L)"
+                );
+            }
+        }
+    }
+
+    /// Takes note of the devices as they are now.
+    pub(super) fn settle(&mut self) {
+        let _ = self.look();
+    }
+
+    /// Looks at the devices; gives which ones are not as they were, by their place.
+    pub(super) fn look(&mut self) -> Vec<(usize, Turn)> {
+        match self {
+            Self::Tun(names) => {
+                let looked = names.iter_mut().enumerate();
+                let turned = looked.filter_map(|(place, name)| Some((place, name.look()?)));
+                turned.collect()
+            }
+            Self::AfXdp(cards) => {
+                let looked = cards.iter_mut().enumerate();
+                let turned = looked.filter_map(|(place, card)| Some((place, card.look()?)));
+                turned.collect()
+            }
+        }
+    }
+
+    /// The interface's name of a device, by its place.
+    pub(super) fn name(&self, place: usize) -> &str {
+        match self {
+            Self::Tun(names) => &names[place].name,
+            Self::AfXdp(cards) => &cards[place].interface.name,
+        }
+    }
+
+    /// An interface that is there, by its place.
+    pub(super) fn card(&self, place: usize) -> Option<&Card> {
+        match self {
+            Self::Tun(_) => None,
+            Self::AfXdp(cards) => cards.get(place).filter(|card| card.is_there),
+        }
+    }
+
+    /// Whether an interface has a program attached now.
+    pub(super) fn look_for_program(&mut self, place: usize) -> bool {
+        let Self::AfXdp(cards) = self else {
+            return false;
+        };
+        let Some(card) = cards.get_mut(place) else {
+            return false;
+        };
+        if let Ok(found) = Interface::find(&card.interface.name) {
+            card.interface.program = found.program;
+        }
+        card.interface.program.is_some()
+    }
+
+    /// Whether the packets of an interface are longer than the memory that it was opened with has room for.
+    pub(super) fn needs_more_memory(&mut self, place: usize) -> bool {
+        let Self::AfXdp(cards) = self else {
+            return false;
+        };
+        let Some(card) = cards.get_mut(place) else {
+            return false;
+        };
+        let chunk = Umem::chunk_for(card.interface.mtu as usize).unwrap_or(LARGE_CHUNK);
+        let needs = chunk > card.chunk;
+        card.chunk = chunk.max(card.chunk);
+        needs
+    }
+
+    /// The devices that no packets come in by, and why not.
+    pub(super) fn troubles(&self) -> Vec<String> {
+        let of = |name: &str, is_there: bool, is_up: bool| match (is_there, is_up) {
+            (false, _) => Some(format!("{name} is gone")),
+            (true, false) => Some(format!("{name} is down")),
+            (true, true) => None,
+        };
+        match self {
+            Self::Tun(names) => {
+                let of = |name: &TunName| {
+                    let is_up = name.link.is_none_or(|link| link.is_up);
+                    of(&name.name, name.is_there, is_up)
+                };
+                names.iter().filter_map(of).collect()
+            }
+            Self::AfXdp(cards) => {
+                let of =
+                    |card: &Card| of(&card.interface.name, card.is_there, card.interface.is_up);
+                cards.iter().filter_map(of).collect()
+            }
+        }
     }
 
     /// Of which addresses what is taken, for each program.
@@ -135,18 +413,19 @@ impl Plan {
             .into_iter()
             .flatten()
             .map(|address| (address, Take::Vxlan));
+        let kernels = own_addresses();
+        let stay = |address: IpAddr| (address, Take::None);
         let of = |card: &Card| match card.kind(node.role) {
-            Kind::Everything => Vec::new(),
+            Kind::Everything => kernels.iter().copied().map(stay).collect(),
             // Packets to the kernel's addresses and the muxes', which ask vms how they are, stay there.
             Kind::Vm => {
-                let addresses = Neighbours::open().and_then(|tables| tables.own_addresses());
-                let own = addresses.unwrap_or_default().into_iter();
-                let kernels = own.chain(node.muxes.iter().copied());
-                kernels.map(|address| (address, Take::None)).collect()
+                let muxes = node.muxes.iter();
+                kernels.iter().chain(muxes).copied().map(stay).collect()
             }
             Kind::Services if node.role == Role::Host => vxlan.clone().collect(),
             Kind::Services => {
                 let vips = config.frontends.iter().map(|frontend| frontend.address);
+                let vips = vips.filter(|vip| !kernels.contains(vip));
                 let vips = vips.map(|address| (address, Take::All));
                 let terms = config.rules.iter().map(|rule| &rule.terms);
                 let mut terms = terms.chain(config.inbound_nat.iter().map(|nat| &nat.terms));
@@ -163,10 +442,10 @@ impl Plan {
         let mut config = given.clone();
         if let Some(interface) = self.fabric() {
             config.node.mac.get_or_insert(interface.mac);
-            config
-                .node
-                .mtu
-                .get_or_insert(interface.mtu.min(65_535) as u16);
+            // What is longer than the interface carries would be lost in its driver.
+            let most = interface.mtu.min(LONGEST_PACKET) as u16;
+            let mtu = config.node.mtu.get_or_insert(most);
+            *mtu = most.min(*mtu);
         }
         if let Some(found) = found {
             next_hops::complete(&mut config, found);
@@ -195,64 +474,75 @@ impl Card {
         }
     }
 
-    fn all(&self) -> impl Iterator<Item = Queues> {
-        self.queues.clone().map(|queue| {
-            Queues::AfXdp(vec![Queue {
-                port: self.port,
-                interface: self.interface.clone(),
-                queue,
-            }])
-        })
+    /// Its XDP program, not yet attached.
+    pub(super) fn load_program(&self, role: Role) -> Result<Program, Failure> {
+        let program = Program::load(self.interface.clone(), self.kind(role));
+        program.map_err(Failure::failed)
     }
-}
 
-impl Queues {
-    /// Both as those of one worker.
-    fn and(self, other: Self) -> Self {
-        match (self, other) {
-            (Self::Tun(mut own), Self::Tun(other)) => {
-                own.extend(other);
-                Self::Tun(own)
+    fn look(&mut self) -> Option<Turn> {
+        let found = match Interface::find(&self.interface.name) {
+            Ok(found) => found,
+            // That the kernel cannot be asked says nothing about the interface.
+            Err(InterfaceError::Netlink(_)) => return None,
+            Err(_) => {
+                let was_there = std::mem::replace(&mut self.is_there, false);
+                return was_there.then_some(Turn::Gone);
             }
-            (Self::AfXdp(mut own), Self::AfXdp(other)) => {
-                own.extend(other);
-                Self::AfXdp(own)
-            }
-            (own, _) => own, // a plan has one kind
+        };
+        let old = std::mem::replace(&mut self.interface, found);
+        let new = &self.interface;
+        let is_another = old.index != new.index;
+        if !std::mem::replace(&mut self.is_there, true) || is_another {
+            self.has_returned = true;
+            return Some(Turn::Back);
         }
-    }
-
-    /// What logs and reports call them.
-    pub(super) fn names(&self) -> Vec<String> {
-        match self {
-            Self::Tun(devices) => devices
-                .iter()
-                .map(|(port, _)| format!("port {}", port.0))
-                .collect(),
-            Self::AfXdp(queues) => {
-                let name = |queue: &Queue| format!("{}:{}", queue.interface.name, queue.queue);
-                queues.iter().map(name).collect()
+        match (old.is_up, new.is_up) {
+            (true, false) => Some(Turn::Down),
+            (false, true) => Some(Turn::Up),
+            _ => {
+                let of = |interface: &Interface| (interface.mtu, interface.mac, interface.queues);
+                (of(&old) != of(new)).then_some(Turn::Changed)
             }
         }
     }
 }
 
-fn open_all(names: &[(PortId, TunName)]) -> Result<Vec<Queues>, Failure> {
-    let mut all = Vec::new();
-    for (port, of) in names {
-        for _ in 0..of.queues {
-            let device = Device::open(&of.name, of.layer, of.queues > 1);
-            let device = device.map_err(|error| {
-                Failure::failed(format!("device {:?}: {error}{}", of.name, rights::hint()))
-            })?;
-            all.push(Queues::Tun(vec![(*port, device)]));
+impl TunName {
+    fn look(&mut self) -> Option<Turn> {
+        let found = match Link::find(&self.name) {
+            Ok(found) => found,
+            Err(InterfaceError::Netlink(_)) => return None,
+            Err(_) => {
+                let was_there = std::mem::replace(&mut self.is_there, false);
+                return was_there.then_some(Turn::Gone);
+            }
+        };
+        let old = self.link.replace(found);
+        let was_there = std::mem::replace(&mut self.is_there, true);
+        let old = old?;
+        if !was_there || old.index != found.index {
+            return Some(Turn::Back);
+        }
+        match (old.is_up, found.is_up) {
+            (true, false) => Some(Turn::Down),
+            (false, true) => Some(Turn::Up),
+            _ => (old.mtu != found.mtu).then_some(Turn::Changed),
         }
     }
-    Ok(all)
+}
+
+/// The longest IP packet that has room in the largest chunk of AF_XDP's memory, in bytes.
+pub(super) const LONGEST_PACKET: u32 = 3818;
+
+/// The addresses of this machine, which stay the kernel's in every role.
+pub(super) fn own_addresses() -> BTreeSet<IpAddr> {
+    let addresses = Neighbours::open().and_then(|tables| tables.own_addresses());
+    addresses.unwrap_or_default().into_iter().collect()
 }
 
 /// `3` or `0-3`.
-fn range(text: &str) -> Option<std::ops::RangeInclusive<u32>> {
+fn range(text: &str) -> Option<RangeInclusive<u32>> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let (first, last) = (first.parse().ok()?, last.parse().ok()?);
     (first <= last && last < 256).then_some(first..=last)
@@ -261,6 +551,13 @@ fn range(text: &str) -> Option<std::ops::RangeInclusive<u32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_longest_packet_fits_the_largest_chunk() {
+        let longest = LONGEST_PACKET as usize;
+        assert_eq!(Umem::chunk_for(longest), Some(LARGE_CHUNK));
+        assert_eq!(Umem::chunk_for(longest + 1), None);
+    }
 
     #[test]
     fn queues_are_a_number_or_a_range() {

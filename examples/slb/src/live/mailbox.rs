@@ -112,6 +112,11 @@ impl<S, C: Clone> Mailbox<S, C> {
         is_answered.then(|| letters.counted.clone()).flatten()
     }
 
+    /// Has the worker look at what else there is for it.
+    pub(super) fn nudge(&self) {
+        self.attention.store(true, Ordering::Release);
+    }
+
     /// Has the worker end.
     pub(super) fn stop(&self) {
         self.letters().stop = true;

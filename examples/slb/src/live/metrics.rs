@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `/metrics` | all counters, as OpenMetrics text |
 //! | `/healthz` | 200 while the workers answer |
-//! | `/readyz` | 200 while they do, and each frontend with rules has a backend for new flows |
+//! | `/readyz` | 200 while they do, packets come in by all devices, and each frontend with rules has a backend for new flows |
 //!
 //! Clients are not trusted: there are so many connections at once and no more, each lasts a few seconds, and
 //! has headers of 16 KiB. Where there are too many, the oldest connection of the address that has the most
@@ -217,6 +217,10 @@ fn respond(method: &Method, path: &str, shared: &Shared) -> Response<Full<Bytes>
         },
         "/healthz" | "/readyz" if !shared.is_answered() => stuck(),
         "/healthz" => text(StatusCode::OK, "well\n"),
+        "/readyz" if !shared.trouble().is_empty() => {
+            let said = format!("no packets come in: {}\n", shared.trouble().join(", "));
+            text(StatusCode::SERVICE_UNAVAILABLE, said)
+        }
         "/readyz" => match shared.unavailable() {
             down if down.is_empty() => text(StatusCode::OK, "ready\n"),
             down => {

@@ -1,9 +1,9 @@
 //! The status socket: whoever connects gets one JSON document about the running process.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs;
 use std::io::{self, Write};
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -36,9 +36,31 @@ pub(crate) fn default_path(role: Role) -> PathBuf {
 
 /// What the status is made of.
 pub(super) struct Shared {
-    config: Mutex<Config>,
+    state: Mutex<State>,
     workers: Vec<(Arc<Letterbox>, Vec<String>, Option<usize>)>,
     begin: Instant,
+}
+
+/// What the control thread knows.
+struct State {
+    config: Config,
+    /// Hosts that no packet can reach.
+    unreachable: BTreeSet<IpAddr>,
+    /// Why packets do not come in.
+    trouble: Vec<String>,
+}
+
+impl State {
+    /// The backends whose hosts no packet can reach, by pool and name.
+    fn unreachable(&self) -> BTreeSet<(&str, &str)> {
+        let pools = self.config.pools.iter();
+        let backends = pools.flat_map(|pool| {
+            let names = pool.backends.iter().map(|backend| (&*pool.name, backend));
+            names.collect::<Vec<_>>()
+        });
+        let lost = backends.filter(|(_, backend)| self.unreachable.contains(&backend.host));
+        lost.map(|(pool, backend)| (pool, &*backend.name)).collect()
+    }
 }
 
 impl Shared {
@@ -51,15 +73,31 @@ impl Shared {
             )
         };
         Arc::new(Self {
-            config: Mutex::new(config.clone()),
+            state: Mutex::new(State {
+                config: config.clone(),
+                unreachable: BTreeSet::new(),
+                trouble: Vec::new(),
+            }),
             workers: workers.iter().map(one).collect(),
             begin,
         })
     }
 
     pub(super) fn set_config(&self, config: &Config) {
-        let mut own = self.config.lock().unwrap_or_else(PoisonError::into_inner);
-        *own = config.clone();
+        self.state().config = config.clone();
+    }
+
+    pub(super) fn set_unreachable(&self, hosts: BTreeSet<IpAddr>) {
+        self.state().unreachable = hosts;
+    }
+
+    pub(super) fn set_trouble(&self, trouble: &[String]) {
+        self.state().trouble = trouble.to_vec();
+    }
+
+    /// Why packets do not come in, where they do not.
+    pub(super) fn trouble(&self) -> Vec<String> {
+        self.state().trouble.clone()
     }
 
     /// What all workers counted, one after the other; `None` where one does not answer.
@@ -82,8 +120,8 @@ impl Shared {
         Some(total.tally.by_backend().collect())
     }
 
-    fn config(&self) -> MutexGuard<'_, Config> {
-        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The document; `None` where a worker does not answer.
@@ -93,10 +131,12 @@ impl Shared {
         let workers: Vec<Value> = counted.iter().zip(&self.workers).map(one).collect();
         let total = counted.into_iter().reduce(Counted::and)?;
         let (io, generation) = (total.io_json(), total.tally.generation());
-        let config = self.config();
+        let state = self.state();
+        let config = &state.config;
         let none = CaptureStats::default();
-        let report = Report::new(&config, total.tally, &none, self.begin.elapsed());
+        let report = Report::new(config, total.tally, &none, self.begin.elapsed());
         let mut document = report.json();
+        mark_unreachable(&mut document, &state.unreachable());
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let more = json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -106,6 +146,7 @@ impl Shared {
             "uptime": self.begin.elapsed().as_secs_f64(),
             "time": now.unwrap_or_default().as_secs_f64(),
             "io": io,
+            "trouble": state.trouble,
             "workers": workers,
         });
         if let (Value::Object(document), Value::Object(more)) = (&mut document, more) {
@@ -132,9 +173,10 @@ impl Shared {
             total.work.bursts,
         )];
         let generation = total.tally.generation();
-        let config = self.config();
+        let state = self.state();
+        let config = &state.config;
         let none = CaptureStats::default();
-        let report = Report::new(&config, total.tally, &none, self.begin.elapsed());
+        let report = Report::new(config, total.tally, &none, self.begin.elapsed());
         let mut families = report.families();
         families.extend([
             Family::counter("slb_io_packets", "Frames, by what the devices did with them", packets.iter().map(sample).collect()),
@@ -142,7 +184,7 @@ impl Shared {
             Family::counter("slb_busy_seconds", "Time spent with bursts that had a frame in them, of all workers", vec![(Vec::new(), total.work.busy.as_secs_f64())]),
             Family::gauge("slb_configuration_generation", "How many configurations there were", one(generation)),
             Family::gauge("slb_uptime_seconds", "How long it has been running", one(self.begin.elapsed().as_secs())),
-            Family::gauge("slb_frontend_available", "Whether a frontend's rules have a backend that takes new flows: data path availability", availability(&config).map(|(name, is_available)| (vec![("frontend", name.to_owned())], f64::from(u8::from(is_available)))).collect()),
+            Family::gauge("slb_frontend_available", "Whether a frontend's rules have a backend that takes new flows: data path availability", availability(config).map(|(name, is_available)| (vec![("frontend", name.to_owned())], f64::from(u8::from(is_available)))).collect()),
         ]);
         families.extend(work.map(|(name, help, value)| Family::counter(name, help, one(value))));
         Some(families)
@@ -150,9 +192,23 @@ impl Shared {
 
     /// The frontends whose rules have no backend that takes new flows.
     pub(super) fn unavailable(&self) -> Vec<String> {
-        let config = self.config();
-        let down = availability(&config).filter(|(_, is_available)| !is_available);
+        let state = self.state();
+        let down = availability(&state.config).filter(|(_, is_available)| !is_available);
         down.map(|(name, _)| name.to_owned()).collect()
+    }
+}
+
+/// Says in a document which backends no packet can reach.
+fn mark_unreachable(document: &mut Value, unreachable: &BTreeSet<(&str, &str)>) {
+    if unreachable.is_empty() {
+        return;
+    }
+    let backends = document.get_mut("backends").and_then(Value::as_array_mut);
+    for backend in backends.into_iter().flatten() {
+        let name = |key: &str| backend.get(key).and_then(Value::as_str).unwrap_or_default();
+        if unreachable.contains(&(name("pool"), name("backend"))) {
+            backend["state"] = "unreachable".into();
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant as Clock};
 
@@ -15,7 +15,7 @@ use slb_io_afxdp::AfXdp;
 use slb_io_tun::{Device, Tun};
 use tracing::{debug, error, warn};
 
-use super::device::Queues;
+use super::device::{Queues, TunQueue};
 use super::mailbox::{Mailbox, Recipient};
 use super::{WAIT, memory_for};
 use crate::Failure;
@@ -36,6 +36,8 @@ pub(super) struct Start {
     pub(super) config: Config,
     pub(super) snapshot: Arc<Snapshot<'static>>,
     pub(super) cpu: Option<usize>,
+    /// What the worker is called: its queues.
+    pub(super) names: Vec<String>,
     pub(super) queues: Queues,
     /// Where what is not the balancer's goes.
     pub(super) kernel: Option<Device>,
@@ -50,12 +52,22 @@ pub(super) struct Worker {
     pub(super) names: Vec<String>,
     pub(super) cpu: Option<usize>,
     /// Of AF_XDP: the interface and queue of each socket.
-    sockets: Vec<(String, u32, OwnedFd)>,
+    sockets: Sockets,
+    orders: Sender<Order>,
     thread: JoinHandle<()>,
 }
 
 /// What a worker and the others tell each other.
 pub(super) type Letterbox = Mailbox<Arc<Snapshot<'static>>, Counted>;
+
+/// Of AF_XDP: the interface and queue of each socket.
+type Sockets = Vec<(String, u32, OwnedFd)>;
+
+/// To go on with other queues, and whom to tell when they are open.
+struct Order {
+    queues: Queues,
+    tell: Sender<Result<Sockets, Failure>>,
+}
 
 /// What a worker counted.
 #[derive(Clone)]
@@ -78,14 +90,14 @@ impl Worker {
     /// Starts a worker; it has opened its devices when this returns.
     pub(super) fn start(start: Start) -> Result<Self, Failure> {
         let mailbox = Arc::new(Letterbox::new(start.snapshot.generation()));
-        let (names, cpu) = (start.queues.names(), start.cpu);
+        let (names, cpu) = (start.names.clone(), start.cpu);
         let (tell, told) = channel();
+        let (orders, received) = channel();
         let own = Arc::clone(&mailbox);
         let name = format!("slb {}", names.first().map_or("", String::as_str));
         let thread = thread::Builder::new().name(name).spawn(move || {
             let _ends = own.ends_with_this();
-            let result = work(start, &own, &tell);
-            if let Err(failure) = result {
+            if let Err(failure) = work(start, &own, &received, tell.clone()) {
                 error!("{failure}");
                 // If it is of the beginning, somebody still listens.
                 let _ = tell.send(Err(failure));
@@ -99,6 +111,7 @@ impl Worker {
             names,
             cpu,
             sockets,
+            orders,
             thread,
         })
     }
@@ -115,6 +128,20 @@ impl Worker {
         own.map(|(_, queue, socket)| (*queue, socket.as_fd()))
     }
 
+    /// Has it close its devices and go on with others. Its flows and connections stay. Where they cannot be
+    /// opened it goes on with none.
+    pub(super) fn reopen(&mut self, queues: Queues) -> Result<(), Failure> {
+        let (tell, told) = channel();
+        // A socket that is still open here would keep its queue from being bound anew.
+        self.sockets.clear();
+        let gone = || Failure::failed("a worker has ended");
+        let order = Order { queues, tell };
+        self.orders.send(order).map_err(|_| gone())?;
+        self.mailbox.nudge();
+        self.sockets = told.recv_timeout(TIME_TO_OPEN).map_err(|_| gone())??;
+        Ok(())
+    }
+
     /// Has it take what is still there, and waits for its end.
     pub(super) fn finish(self) -> Option<Counted> {
         self.mailbox.stop();
@@ -123,13 +150,15 @@ impl Worker {
     }
 }
 
-type Sockets = Vec<(String, u32, OwnedFd)>;
+/// How long a worker may take to open other devices.
+const TIME_TO_OPEN: Duration = Duration::from_secs(5);
 
 /// The thread's whole life.
 fn work(
     start: Start,
     mailbox: &Letterbox,
-    tell: &Sender<Result<Sockets, Failure>>,
+    orders: &Receiver<Order>,
+    mut tell: Sender<Result<Sockets, Failure>>,
 ) -> Result<(), Failure> {
     if let Some(cpu) = start.cpu {
         let mut set = CpuSet::new();
@@ -140,109 +169,253 @@ fn work(
     }
     // Made here, so that its memory is near this CPU.
     let balancer = Balancer::with_snapshot(&start.config, start.snapshot, secret()?)?;
-    match start.queues {
-        Queues::Tun(ports) => {
-            let mut memory = vec![0; slb_io_tun::memory_for(4 * BURST + SPARE)];
-            let io = Tun::new(ports, &mut memory);
-            let _ = tell.send(Ok(Vec::new()));
-            forward(balancer, io, mailbox, start.waits)
-        }
-        Queues::AfXdp(queues) => {
-            let mut memory = memory_for(&queues, start.ring)?;
-            let mut io = AfXdp::open(&mut memory, &queues, start.ring).map_err(Failure::failed)?;
-            if let Some(kernel) = start.kernel {
-                io.pass_to(kernel);
+    let kernel = start.kernel.map(|kernel| ToKernel(Arc::new(kernel)));
+    let mut moving = Moving {
+        balancer,
+        mailbox,
+        orders,
+        waits: start.waits,
+        begin: Clock::now(),
+        work: Work::default(),
+        earlier: Vec::new(),
+        held: Vec::new(),
+    };
+    let (mut queues, mut has_begun) = (start.queues, false);
+    loop {
+        let end = moving.on(queues, start.ring, kernel.as_ref(), &tell);
+        let end = match end {
+            Ok(end) => end,
+            Err(failure) if !has_begun => return Err(failure),
+            Err(failure) => {
+                // Whoever gave the order tries again.
+                let _ = tell.send(Err(failure));
+                moving.on_none()
             }
-            let mut sockets = Vec::new();
-            for (queue, socket) in queues.iter().zip(io.sockets()) {
-                let socket = socket.try_clone_to_owned().map_err(Failure::failed)?;
-                sockets.push((queue.interface.name.clone(), queue.queue, socket));
-            }
-            debug!(zero_copy = io.is_zero_copy(), "sockets are open");
-            let _ = tell.send(Ok(sockets));
-            forward(balancer, io, mailbox, start.waits)
+        };
+        has_begun = true;
+        match end {
+            End::Stopped => return Ok(()),
+            End::Order(order) => (queues, tell) = (order.queues, order.tell),
         }
     }
 }
 
-/// Moves packets until it is told to stop, and then those that are still there.
-fn forward<'m>(
-    mut balancer: Balancer,
-    mut io: impl LiveIo<'m>,
-    mailbox: &Letterbox,
+/// A device that frames are written to for the kernel, for as long as the worker lives.
+#[derive(Clone)]
+struct ToKernel(Arc<Device>);
+
+impl io::Write for ToKernel {
+    fn write(&mut self, frame: &[u8]) -> io::Result<usize> {
+        self.0.send(frame).map(|()| frame.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Why packets are not moved any more.
+enum End {
+    Stopped,
+    Order(Order),
+}
+
+/// What stays of a worker when its devices change.
+struct Moving<'w> {
+    balancer: Balancer,
+    mailbox: &'w Letterbox,
+    orders: &'w Receiver<Order>,
     waits: bool,
-) -> Result<(), Failure> {
-    let mut burst: Burst<'m> = Burst::new();
-    let (mut idle, mut last_sweep) = (0, Clock::now());
-    let begin = last_sweep;
-    let (mut stop, mut work): (Option<Clock>, _) = (None, Work::default());
-    loop {
-        let mut reader = Reading {
-            balancer: &mut balancer,
-            io: &io,
-            work,
-        };
-        if mailbox.has_letters() && mailbox.read(&mut reader) {
-            stop.get_or_insert_with(Clock::now);
-        }
-        let count = io.receive(&mut burst).map_err(Failure::failed)?;
-        let clock = Clock::now();
-        let elapsed = clock - begin;
-        let now = Instant::from_nanos(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX));
-        if clock - last_sweep >= SWEEP {
-            last_sweep = clock;
-            let mut spare: Burst<'m> = Burst::new();
-            io.reserve(&mut spare, SPARE);
-            balancer.advance(now, &mut spare);
-            io.transmit(&mut spare).map_err(Failure::failed)?;
-        }
-        if count > 0 {
-            idle = 0;
-            balancer.process(now, &mut burst, &mut ());
-            io.transmit(&mut burst).map_err(Failure::failed)?;
-            work.bursts += 1;
-            work.busy += clock.elapsed();
-            // Into a TUN device packets may come for ever.
-            if stop.is_some_and(|stop| clock - stop >= LAST) {
-                break;
+    begin: Clock,
+    work: Work,
+    /// What devices counted that are closed.
+    earlier: Vec<(&'static str, u64)>,
+    /// TUN devices, which some may go with when they are closed: those that stay are not.
+    held: Vec<(TunQueue, Device)>,
+}
+
+impl Moving<'_> {
+    /// Opens queues, tells so, and moves their packets.
+    fn on(
+        &mut self,
+        queues: Queues,
+        ring: u32,
+        kernel: Option<&ToKernel>,
+        tell: &Sender<Result<Sockets, Failure>>,
+    ) -> Result<End, Failure> {
+        match queues {
+            Queues::Tun(wanted) => {
+                self.hold(wanted)?;
+                let held = std::mem::take(&mut self.held).into_iter();
+                let (names, ports): (Vec<_>, Vec<_>) = held
+                    .map(|(queue, device)| (queue.clone(), (queue.port, device)))
+                    .unzip();
+                let mut memory = vec![0; slb_io_tun::memory_for(4 * BURST + SPARE)];
+                let mut io = Tun::new(ports, &mut memory);
+                let _ = tell.send(Ok(Vec::new()));
+                let end = self.forward(&mut io);
+                let devices = io.into_devices().into_iter().map(|(_, device)| device);
+                self.held = names.into_iter().zip(devices).collect();
+                Ok(end)
             }
-            continue;
-        }
-        idle += 1;
-        if stop.is_some() {
-            break;
-        }
-        if idle > IDLE_POLLS && waits {
-            io.wait(WAIT).map_err(Failure::failed)?;
+            Queues::AfXdp(queues) => {
+                let mut memory = memory_for(&queues, ring)?;
+                let mut io = AfXdp::open(&mut memory, &queues, ring).map_err(Failure::failed)?;
+                if let Some(kernel) = kernel {
+                    io.pass_to(kernel.clone());
+                }
+                let mut sockets = Vec::new();
+                for (queue, socket) in queues.iter().zip(io.sockets()) {
+                    let socket = socket.try_clone_to_owned().map_err(Failure::failed)?;
+                    sockets.push((queue.interface.name.clone(), queue.queue, socket));
+                }
+                debug!(zero_copy = io.is_zero_copy(), "sockets are open");
+                let _ = tell.send(Ok(sockets));
+                Ok(self.forward(&mut io))
+            }
         }
     }
-    let mut last = Reading {
-        balancer: &mut balancer,
-        io: &io,
-        work,
-    };
-    mailbox.leave(last.count());
-    Ok(())
+
+    /// Holds these TUN devices and no others. Those that it has already are not closed meanwhile.
+    fn hold(&mut self, wanted: Vec<TunQueue>) -> Result<(), Failure> {
+        let mut wanted = wanted;
+        self.held.retain(|(known, _)| {
+            let place = wanted.iter().position(|queue| queue == known);
+            place.map(|place| wanted.swap_remove(place)).is_some()
+        });
+        for mut queue in wanted {
+            let device = queue.open()?;
+            self.held.push((queue, device));
+        }
+        Ok(())
+    }
+
+    /// Moves nothing, and goes on reading letters.
+    fn on_none(&mut self) -> End {
+        self.forward(&mut Tun::unbatched(Vec::new(), &mut []))
+    }
+
+    /// Moves packets until it is told to stop, and then those that are still there; or until it gets an
+    /// order.
+    fn forward<'m>(&mut self, io: &mut impl LiveIo<'m>) -> End {
+        let end = self.move_packets(io);
+        let counters = io.counters();
+        let end = match end {
+            Ok(end) => {
+                self.note(&counters);
+                end
+            }
+            Err(error) => {
+                error!("the devices of this worker do not work any more: {error}");
+                self.note(&counters);
+                return self.on_none();
+            }
+        };
+        if matches!(end, End::Stopped) {
+            let last = self.counted(&[]);
+            self.mailbox.leave(last);
+        }
+        end
+    }
+
+    fn move_packets<'m>(&mut self, io: &mut impl LiveIo<'m>) -> io::Result<End> {
+        let mut burst: Burst<'m> = Burst::new();
+        let (mut idle, mut last_sweep) = (0, Clock::now());
+        let mut stop: Option<Clock> = None;
+        loop {
+            if self.mailbox.has_letters() {
+                let mut reader = Reading { moving: self, io };
+                if reader.read() {
+                    stop.get_or_insert_with(Clock::now);
+                } else if let Ok(order) = self.orders.try_recv() {
+                    return Ok(End::Order(order));
+                }
+            }
+            let count = io.receive(&mut burst)?;
+            let clock = Clock::now();
+            let elapsed = clock - self.begin;
+            let now = Instant::from_nanos(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX));
+            if clock - last_sweep >= SWEEP {
+                last_sweep = clock;
+                let mut spare: Burst<'m> = Burst::new();
+                io.reserve(&mut spare, SPARE);
+                self.balancer.advance(now, &mut spare);
+                io.transmit(&mut spare)?;
+            }
+            if count > 0 {
+                idle = 0;
+                self.balancer.process(now, &mut burst, &mut ());
+                io.transmit(&mut burst)?;
+                self.work.bursts += 1;
+                self.work.busy += clock.elapsed();
+                // Into a TUN device packets may come for ever.
+                if stop.is_some_and(|stop| clock - stop >= LAST) {
+                    return Ok(End::Stopped);
+                }
+                continue;
+            }
+            idle += 1;
+            if stop.is_some() {
+                return Ok(End::Stopped);
+            }
+            if idle > IDLE_POLLS && self.waits {
+                io.wait(WAIT)?;
+            }
+        }
+    }
+
+    /// Keeps the counters of devices that are closed; who has which frame of their memory is over.
+    fn note(&mut self, counters: &[(&'static str, u64)]) {
+        let lasting = counters
+            .iter()
+            .filter(|(name, _)| !name.starts_with("frames"));
+        for &(name, count) in lasting {
+            match self.earlier.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, sum)) => *sum += count,
+                None => self.earlier.push((name, count)),
+            }
+        }
+    }
+
+    /// What was counted until now, with the counters of the devices that are open.
+    fn counted(&self, io: &[(&'static str, u64)]) -> Counted {
+        let mut all = io.to_vec();
+        for &(name, count) in &self.earlier {
+            match all.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, sum)) => *sum += count,
+                None => all.push((name, count)),
+            }
+        }
+        Counted {
+            tally: Tally::of(&self.balancer),
+            io: all,
+            work: self.work,
+        }
+    }
 }
 
 /// A worker that reads its letters.
-struct Reading<'w, I> {
-    balancer: &'w mut Balancer,
-    io: &'w I,
-    work: Work,
+struct Reading<'r, 'w, I> {
+    moving: &'r mut Moving<'w>,
+    io: &'r I,
 }
 
-impl<'m, I: LiveIo<'m>> Recipient<Arc<Snapshot<'static>>, Counted> for Reading<'_, I> {
+impl<'m, I: LiveIo<'m>> Reading<'_, '_, I> {
+    /// Reads all letters; says whether it is to stop.
+    #[cold]
+    fn read(&mut self) -> bool {
+        let mailbox = self.moving.mailbox;
+        mailbox.read(self)
+    }
+}
+
+impl<'m, I: LiveIo<'m>> Recipient<Arc<Snapshot<'static>>, Counted> for Reading<'_, '_, I> {
     fn install(&mut self, snapshot: Arc<Snapshot<'static>>) -> Arc<Snapshot<'static>> {
-        self.balancer.install(snapshot)
+        self.moving.balancer.install(snapshot)
     }
 
     fn count(&mut self) -> Counted {
-        Counted {
-            tally: Tally::of(self.balancer),
-            io: self.io.counters(),
-            work: self.work,
-        }
+        self.moving.counted(&self.io.counters())
     }
 }
 

@@ -13,8 +13,9 @@
 //!                                                              the outbound rule's address
 //! ```
 //!
-//! Each stage is a loop over the burst, as in [`mux`](crate::mux). Connections are never forgotten
-//! before their time: where the table is full, new ones are refused and counted.
+//! Each stage is a loop over the burst, as in [`mux`](crate::mux). Connections that have come about are
+//! never forgotten before their time; those that have not make room for new ones, and where none is left
+//! to do so, new ones are refused and counted.
 mod establish;
 
 use core::fmt;

@@ -621,26 +621,26 @@ fn nothing_stays_longer_than_its_time_and_names_are_unique() {
 }
 
 #[test]
-fn a_full_table_refuses_new_connections_and_keeps_the_old() {
+fn syns_that_nobody_answers_get_half_of_the_table_and_the_oldest_goes_first() {
     let mut host = Host::with_capacity(snapshot(), 100, KEY);
     let now = Instant::from_secs(1);
-    let mut refused = 0;
-    for client in 0..300u16 {
-        let syn = tcp(
-            (Ipv4Addr::new(1, 1, 1, 1), 2000 + client),
-            (VIP, 80),
-            SYN,
-            9,
-            b"",
-        );
-        let (verdict, _) = give(&mut host, now, FABRIC, &encapsulated(0, &syn));
-        refused += u32::from(verdict == Verdict::Drop(DropReason::TableFull));
+    let send = |host: &mut Host<'static, &'static Snapshot<'static>>, client: u16| {
+        let from = (Ipv4Addr::new(1, 1, 1, 1), 2000 + client);
+        let syn = tcp(from, (VIP, 80), SYN, 9, b"");
+        let (verdict, _) = give(host, now, FABRIC, &encapsulated(0, &syn));
+        assert_eq!(verdict, Verdict::Forward(PortId(1)), "{client}");
+    };
+    for client in 0..300 {
+        send(&mut host, client);
     }
-    assert_eq!(refused, 200);
-    assert_eq!(host.stats().connections.refused, 200);
-    let again = tcp((Ipv4Addr::new(1, 1, 1, 1), 2000), (VIP, 80), SYN, 9, b"");
-    let (verdict, _) = give(&mut host, now, FABRIC, &encapsulated(0, &again));
-    assert_eq!(verdict, Verdict::Forward(PortId(1)));
+    let connections = host.stats().connections;
+    assert_eq!((connections.refused, connections.evicted), (0, 250));
+    assert_eq!((connections.live, connections.unanswered), (50, 50));
+    // The last fifty are there, the one before is not.
+    for (client, made) in [(250, 300), (299, 300), (249, 301)] {
+        send(&mut host, client);
+        assert_eq!(host.stats().connections.made, made, "{client}");
+    }
 }
 
 #[test]

@@ -963,6 +963,15 @@ typedef struct slb_stats {
      * RSTs that were due and not made.
      */
     uint64_t resets_suppressed;
+    /**
+     * Of a host or a proxy: of the connections removed, those that made room for new ones because
+     * they had not come about.
+     */
+    uint64_t connections_evicted;
+    /**
+     * Of the connections that are there, those that are unanswered.
+     */
+    uint64_t connections_unanswered;
 } slb_stats;
 
 /**
@@ -1840,7 +1849,7 @@ const char *slb_drop_reason(uint8_t reason);
 SLB_ASSERT(sizeof(slb_verdict) == 4);
 SLB_ASSERT(sizeof(slb_address) == 17);
 SLB_ASSERT(sizeof(slb_health) == 128);
-SLB_ASSERT(sizeof(slb_stats) == 8 * (23 + SLB_DROP_REASONS));
+SLB_ASSERT(sizeof(slb_stats) == 8 * (25 + SLB_DROP_REASONS));
 #if UINTPTR_MAX == UINT64_MAX
 SLB_ASSERT(sizeof(slb_frame) == 24);
 SLB_ASSERT(sizeof(slb_backend) == 72);

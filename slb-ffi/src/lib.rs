@@ -55,7 +55,7 @@ const _: () = {
     assert!(size_of::<slb_verdict>() == 4);
     assert!(size_of::<slb_address>() == 17);
     assert!(size_of::<slb_health>() == 128);
-    assert!(size_of::<slb_stats>() == 8 * (23 + SLB_DROP_REASONS));
+    assert!(size_of::<slb_stats>() == 8 * (25 + SLB_DROP_REASONS));
 };
 #[cfg(target_pointer_width = "64")]
 const _: () = {

@@ -63,6 +63,11 @@ pub struct slb_stats {
     pub resets: u64,
     /// RSTs that were due and not made.
     pub resets_suppressed: u64,
+    /// Of a host or a proxy: of the connections removed, those that made room for new ones because
+    /// they had not come about.
+    pub connections_evicted: u64,
+    /// Of the connections that are there, those that are unanswered.
+    pub connections_unanswered: u64,
 }
 
 impl slb_stats {
@@ -97,6 +102,8 @@ impl slb_stats {
             connection_places: connections.places,
             resets: stats.resets,
             resets_suppressed: stats.resets_suppressed,
+            connections_evicted: connections.evicted,
+            connections_unanswered: connections.unanswered,
         }
     }
 }

@@ -113,7 +113,7 @@ impl Case {
     /// Bytes of its connections and their index.
     pub(super) fn table_bytes(&self) -> usize {
         let flows = self.flows as usize;
-        flows * if self.ipv6 { 128 } else { 64 } + 64 * NatTable::index_buckets_for(flows)
+        flows * if self.ipv6 { 136 } else { 72 } + 64 * NatTable::index_buckets_for(flows)
     }
 
     /// Tables for one family.

@@ -243,10 +243,11 @@ impl<'a> Report<'a> {
             let connections = stats.connections;
             let _ = writeln!(
                 text,
-                "connections: {} made, {} expired, {} removed, {} refused, {} live; {} SYNs",
+                "connections: {} made, {} expired, {} removed, {} of them evicted, {} refused, {} live; {} SYNs",
                 connections.made,
                 connections.expired,
                 connections.removed,
+                connections.evicted,
                 connections.refused,
                 connections.live,
                 stats.syns
@@ -404,6 +405,7 @@ impl<'a> Report<'a> {
             "connections": {
                 "made": connections.made, "expired": connections.expired,
                 "removed": connections.removed, "refused": connections.refused,
+                "evicted": connections.evicted, "unanswered": connections.unanswered,
                 "live": connections.live, "places": connections.places, "states": states,
             },
             "resets": self.tally.stats.resets,

@@ -238,7 +238,18 @@ impl<A: Addresses> Connection<A> {
         ConnectionView {
             outside: self.side(Direction::Inward).tuple(self.protocol()),
             inside: self.side(Direction::Outward).tuple(self.protocol()),
-            state: self.state(),
+            state: self.shown_state(),
+        }
+    }
+
+    /// How far it has come, for those who look from outside: only here do protocols without a
+    /// handshake tell an answer from one that the opener went on after.
+    pub(crate) fn shown_state(&self) -> ConnectionState {
+        match self.state() {
+            ConnectionState::SynReceived if self.protocol() != protocol::TCP => {
+                ConnectionState::Established
+            }
+            state => state,
         }
     }
 
@@ -365,14 +376,24 @@ impl<A: Addresses> Connection<A> {
                 let opener = self.opener();
                 next_state(before, &mut self.sequences, opener, direction, segment)
             }
-            // Other protocols know no states: one that is answered is established.
-            None if self.sequences.protocol != protocol::TCP && direction != self.opener() => {
-                ConnectionState::Established
-            }
-            None => before,
+            None => self.next_without_handshake(direction),
         };
         self.sequences.set_state(state);
         self.deadline = now.wrapping_add(self.timeout().0.into());
+    }
+
+    /// The state after a packet of a protocol without states: answered, it is established, but whether
+    /// the opener got the answer is known only when it goes on.
+    #[inline]
+    fn next_without_handshake(&self, direction: Direction) -> ConnectionState {
+        use ConnectionState::{Established, SynReceived, SynSent};
+        let is_openers = direction == self.opener();
+        match self.state() {
+            state if self.sequences.protocol == protocol::TCP => state,
+            SynSent if !is_openers => SynReceived,
+            SynReceived if is_openers => Established,
+            state => state,
+        }
     }
 
     /// How long the connection may be without a packet in its present state.

@@ -3,11 +3,13 @@
 //! - [`connection`](mod@connection): what a connection is called on either side, and its timeouts;
 //! - [`tcp`]: how far one has come;
 //! - `table`, `index`: all of them, found by either name in two cache lines;
+//! - `ages`: those that may have to make room for others;
 //! - `rewrite`: headers and checksums, and what ICMP errors quote;
 //! - [`ports`]: which ports a vm's connections to the outside may use.
 //!
 //! Behaviour follows RFC 4787 (UDP), RFC 5382 (TCP) and RFC 5508 (ICMP).
 
+pub(crate) mod ages;
 pub mod connection;
 pub(crate) mod index;
 pub(crate) mod pipeline;
@@ -18,6 +20,7 @@ pub(crate) mod table;
 mod tables;
 pub mod tcp;
 
+pub use self::ages::AgeLink;
 pub use crate::link::Link;
 pub use connection::{Connection, ConnectionView};
 pub use index::IndexBucket;
@@ -41,8 +44,8 @@ pub struct NatTable<'m> {
 }
 
 impl<'m> NatTable<'m> {
-    /// The [`IndexBucket`]s that so many connections need: with the connection itself, an IPv4
-    /// connection costs 82.3 bytes, an IPv6 one 146.3.
+    /// The [`IndexBucket`]s that so many connections need: with the connection itself and its
+    /// [`AgeLink`], an IPv4 connection costs 90.3 bytes, an IPv6 one 154.3.
     pub const fn index_buckets_for(connections: usize) -> usize {
         index::Index::buckets_for(connections.saturating_mul(2))
     }
@@ -67,10 +70,12 @@ impl<'m> NatTable<'m> {
         let ipv4 = ConnectionMemory {
             connections: memory.take(ipv4, Connection::EMPTY)?,
             index: memory.take(Self::index_buckets_for(ipv4), IndexBucket::EMPTY)?,
+            ages: memory.take(ipv4, AgeLink::EMPTY)?,
         };
         let ipv6 = ConnectionMemory {
             connections: memory.take(ipv6, Connection::EMPTY)?,
             index: memory.take(Self::index_buckets_for(ipv6), IndexBucket::EMPTY)?,
+            ages: memory.take(ipv6, AgeLink::EMPTY)?,
         };
         Some(Self::new(ipv4, ipv6, key))
     }
@@ -117,6 +122,7 @@ impl<A> ConnectionMemory<'_, A> {
         Self {
             connections: Mem::empty(),
             index: Mem::empty(),
+            ages: Mem::empty(),
         }
     }
 }

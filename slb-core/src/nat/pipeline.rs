@@ -404,7 +404,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         let table = A::table(&mut tables.connections);
         let now = table.now();
         let missing = Verdict::Drop(DropReason::NoConnection);
-        let connection = table.get_mut(number).ok_or(missing)?;
+        let (connection, ages) = table.get_mut_and_ages(number).ok_or(missing)?;
         let packet = &lane.packet;
         let echo = packet.shape.echo;
         if echo != EchoMessage::None
@@ -428,19 +428,24 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             connection.note(now, direction, segment);
         }
         let state = connection.state();
-        let may_answer = before == ConnectionState::SynSent || before != state;
-        if may_answer && direction != connection.opener() {
-            let is_error = lane.error.is_some();
-            let states = (before, state);
-            let begins_anew =
-                note_answer(snapshot, connection, &mut tables.backends, states, is_error);
-            if begins_anew && let Some(counters) = tables.rules.get_mut(connection.rule()) {
-                counters.flows += 1;
+        if (before, state) != (ConnectionState::Established, ConnectionState::Established) {
+            if before.is_handshake() {
+                ages.note(number, connection.protocol(), state);
+            }
+            let may_answer = before == ConnectionState::SynSent || before != state;
+            if may_answer && direction != connection.opener() {
+                let is_error = lane.error.is_some();
+                let states = (before, state);
+                let begins_anew =
+                    note_answer(snapshot, connection, &mut tables.backends, states, is_error);
+                if begins_anew && let Some(counters) = tables.rules.get_mut(connection.rule()) {
+                    counters.flows += 1;
+                }
             }
         }
         seen.step(
             lane.frame.into(),
-            Step::Connection(ConnectionStep::Found(state)),
+            Step::Connection(ConnectionStep::Found(connection.shown_state())),
         );
         let hops = u8::from(R::ROUTES && mux.is_none()); // encapsulation takes its own
         let own_packet;

@@ -1,13 +1,16 @@
 //! All connections of one family, each found by either of its tuples.
 //!
-//! Connections lie in a slab and stay where they are; an [`Index`] has both tuples of each. Nothing
-//! is ever forgotten before its time: where the table is full, a new connection is refused.
+//! Connections lie in a slab and stay where they are; an [`Index`] has both tuples of each. A
+//! connection that has come about is never forgotten before its time. One that has not, because
+//! nobody answered or the opener did not go on, makes room for new ones: those that are unanswered get
+//! half of the places at most, and an eighth at least where others can give way (see [`Ages`]).
 //!
 //! A sweep looks at each connection about once a second, a few at a time, and ends those whose
 //! time has come.
 
 use core::fmt;
 
+use super::ages::{AgeLink, Ages, Kind};
 use super::connection::{Connection, Key, tick_of};
 use super::index::{Index, IndexBucket};
 use super::tcp::{ConnectionState, Direction};
@@ -43,6 +46,11 @@ pub struct NatStats {
     pub removed: u64,
     /// New ones refused because the table was full.
     pub refused: u64,
+    /// Of those removed, the ones that made room for new ones: unanswered, or answered once and not
+    /// gone on with.
+    pub evicted: u64,
+    /// Connections that are unanswered now.
+    pub unanswered: u64,
 }
 
 impl core::ops::Add for NatStats {
@@ -57,6 +65,8 @@ impl core::ops::Add for NatStats {
             expired: self.expired + other.expired,
             removed: self.removed + other.removed,
             refused: self.refused + other.refused,
+            evicted: self.evicted + other.evicted,
+            unanswered: self.unanswered + other.unanswered,
         }
     }
 }
@@ -86,12 +96,16 @@ pub struct ConnectionMemory<'m, A> {
     pub connections: Mem<'m, Connection<A>>,
     /// As many as [`NatTable::index_buckets_for`](super::NatTable::index_buckets_for) says.
     pub index: Mem<'m, IndexBucket>,
+    /// As many as connections, by which those that have not come about yet are known in the order of
+    /// their age. Connections without one are never evicted.
+    pub ages: Mem<'m, AgeLink>,
 }
 
 /// Connections of one family.
 pub(crate) struct Connections<'m, A> {
     slab: Mem<'m, Connection<A>>,
     index: Index<'m>,
+    ages: Ages<'m>,
     key: [u64; 2],
     /// The first of the free places that were used before.
     free: u32,
@@ -109,11 +123,16 @@ pub(crate) struct Connections<'m, A> {
 
 impl<'m, A: Addresses> Connections<'m, A> {
     pub(crate) fn new(memory: ConnectionMemory<'m, A>, key: [u64; 2]) -> Self {
-        let ConnectionMemory { connections, index } = memory;
+        let ConnectionMemory {
+            connections,
+            index,
+            ages,
+        } = memory;
         let places = connections.len().min(NONE as usize) as u64;
         Self {
             slab: connections,
             index: Index::new(index),
+            ages: Ages::new(ages),
             key,
             free: NONE,
             used: 0,
@@ -186,9 +205,14 @@ impl<'m, A: Addresses> Connections<'m, A> {
         self.slab.get(number as usize)
     }
 
+    /// A connection, and the lists that it may be in.
     #[inline]
-    pub(crate) fn get_mut(&mut self, number: u32) -> Option<&mut Connection<A>> {
-        self.slab.get_mut(number as usize)
+    pub(crate) fn get_mut_and_ages(
+        &mut self,
+        number: u32,
+    ) -> Option<(&mut Connection<A>, &mut Ages<'m>)> {
+        let connection = self.slab.get_mut(number as usize)?;
+        Some((connection, &mut self.ages))
     }
 
     /// The present tick.
@@ -246,10 +270,33 @@ impl<'m, A: Addresses> Connections<'m, A> {
         if let Some(place) = self.slab.get_mut(number as usize) {
             *place = connection;
         }
+        self.ages.push(number, Kind::Unanswered);
         self.stats.made += 1;
         self.stats.live += 1;
         self.stats.most = self.stats.most.max(self.stats.live);
         Ok(number)
+    }
+
+    /// The connection that has to make room before another is made.
+    pub(crate) fn to_evict(&self) -> Option<u32> {
+        let unanswered = self.ages.count(Kind::Unanswered);
+        let oldest = self.ages.oldest(Kind::Unanswered);
+        if unanswered >= self.stats.places.div_ceil(2) {
+            return oldest;
+        }
+        if self.stats.live < self.stats.places {
+            return None;
+        }
+        // Answers alone, to whoever asks, must not leave new ones less than they need to be answered.
+        if unanswered > self.stats.places / 8 {
+            return oldest;
+        }
+        self.ages.oldest(Kind::Answered).or(oldest)
+    }
+
+    /// Counts the connection removed last as evicted.
+    pub(crate) fn note_evicted(&mut self) {
+        self.stats.evicted += 1;
     }
 
     fn take_place(&mut self) -> Option<u32> {
@@ -282,6 +329,7 @@ impl<'m, A: Addresses> Connections<'m, A> {
         for key in WAYS.map(|way| connection.key(way)) {
             self.index.remove(self.hash(&key), number);
         }
+        self.ages.remove(number);
         self.give_back(number);
         self.stats.live -= 1;
         self.stats.removed += 1;
@@ -346,7 +394,10 @@ impl<'m, A: Addresses> Connections<'m, A> {
     }
 
     pub(crate) fn stats(&self) -> NatStats {
-        self.stats
+        NatStats {
+            unanswered: self.ages.count(Kind::Unanswered),
+            ..self.stats
+        }
     }
 
     /// Those from a place on, with their places.
@@ -367,7 +418,7 @@ impl<'m, A: Addresses> Connections<'m, A> {
     /// How many connections are in each state.
     pub(crate) fn count_states(&self, counts: &mut [u64; ConnectionState::ALL.len()]) {
         for connection in self.iter() {
-            counts[connection.state() as usize - 1] += 1;
+            counts[connection.shown_state() as usize - 1] += 1;
         }
     }
 }

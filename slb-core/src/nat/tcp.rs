@@ -91,6 +91,12 @@ impl ConnectionState {
         }
     }
 
+    /// Whether its opener has not shown yet that it got an answer.
+    #[inline]
+    pub(crate) const fn is_handshake(self) -> bool {
+        matches!(self, Self::SynSent | Self::SynReceived)
+    }
+
     /// Whether it is over, but for what may come late.
     #[inline]
     pub const fn is_over(self) -> bool {

@@ -198,7 +198,7 @@ impl Setup {
         let [_, b, c, d] = (number >> 10).to_be_bytes();
         let address: IpAddr = if self.ipv6 {
             let [low, high] = [u16::from_be_bytes([c, d]), b.into()];
-            Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, high, low + 1).into()
+            Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, high, low).into()
         } else {
             Ipv4Addr::new(11 + b, c, d, 1).into()
         };

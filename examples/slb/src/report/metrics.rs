@@ -272,7 +272,8 @@ impl Report<'_> {
                 kinds(&[
                     ("made", connections.made),
                     ("expired", connections.expired),
-                    ("removed", connections.removed),
+                    ("removed", connections.removed - connections.evicted),
+                    ("evicted", connections.evicted),
                     ("refused", connections.refused),
                 ]),
             ),

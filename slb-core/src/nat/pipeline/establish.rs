@@ -47,7 +47,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         Ok(number)
     }
 
-    /// Puts a connection into the table, in the place of what is left of others.
+    /// Puts a connection into the table, in the place of what is left of others, or of the oldest that
+    /// has not come about.
     fn add<A: Table>(
         &mut self,
         mut connection: Connection<A>,
@@ -60,6 +61,10 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             if let Some(old) = table.leftover(&connection.key(way)) {
                 self.end::<A>(old);
             }
+        }
+        if let Some(oldest) = A::table(&mut self.tables.connections).to_evict() {
+            self.end::<A>(oldest);
+            A::table(&mut self.tables.connections).note_evicted();
         }
         let table = A::table(&mut self.tables.connections);
         connection.open(table.now(), segment);

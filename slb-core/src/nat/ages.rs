@@ -1,0 +1,246 @@
+//! Connections that may have to make room for new ones, in the order of their age.
+//!
+//! ```text
+//!  unanswered  oldest <-> ... <-> newest    only the opener was heard
+//!  answered    oldest <-> ... <-> newest    answered once; the opener did not go on
+//! ```
+//!
+//! Anyone can begin a connection from an address that is not theirs, and a server that answers all
+//! comers answers that, too. Only who goes on after the answer must have got it: such a connection is
+//! in neither list, and is never evicted. Of TCP, the handshake says so; of other protocols, another
+//! packet of the opener's.
+//!
+//! The lists are doubly linked through an array beside the connections, so each operation costs the
+//! same however many there are.
+
+use super::ConnectionState;
+use crate::mem::Mem;
+use crate::wire::protocol;
+
+/// No connection.
+const NONE: u32 = u32::MAX;
+
+/// Which list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Unanswered = 0,
+    Answered = 1,
+}
+
+/// In the place of the next newer connection: it is in no list.
+const UNLISTED: u32 = u32::MAX - 1;
+/// Marks the list of those that are answered, beside the number of the next older connection.
+const ANSWERED: u32 = 1 << 31;
+/// Connections beyond this number are in no list, and are never evicted.
+const MOST: u32 = ANSWERED - 1;
+
+/// The neighbours of a connection in its list.
+#[derive(Clone, Copy, Debug)]
+pub struct AgeLink {
+    newer: u32,
+    /// And the list, in the highest bit.
+    older: u32,
+}
+
+impl AgeLink {
+    /// In no list.
+    pub const EMPTY: Self = Self {
+        newer: UNLISTED,
+        older: NONE,
+    };
+
+    fn kind(self) -> Option<Kind> {
+        match (self.newer, self.older & ANSWERED) {
+            (UNLISTED, _) => None,
+            (_, 0) => Some(Kind::Unanswered),
+            _ => Some(Kind::Answered),
+        }
+    }
+
+    fn older(self) -> u32 {
+        let number = self.older & !ANSWERED;
+        if number == MOST { NONE } else { number }
+    }
+
+    fn set_older(&mut self, number: u32) {
+        self.older = self.older & ANSWERED | number.min(MOST);
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct List {
+    oldest: u32,
+    newest: u32,
+    count: u64,
+}
+
+/// Both lists, over the connections of a table.
+#[derive(Debug)]
+pub(crate) struct Ages<'m> {
+    links: Mem<'m, AgeLink>,
+    lists: [List; 2],
+}
+
+impl<'m> Ages<'m> {
+    /// Empty lists; connections whose number is beyond `links` are in none.
+    pub(crate) fn new(mut links: Mem<'m, AgeLink>) -> Self {
+        links.fill(AgeLink::EMPTY);
+        let none = List {
+            oldest: NONE,
+            newest: NONE,
+            count: 0,
+        };
+        Self {
+            links,
+            lists: [none; 2],
+        }
+    }
+
+    pub(crate) fn count(&self, kind: Kind) -> u64 {
+        self.lists[kind as usize].count
+    }
+
+    pub(crate) fn oldest(&self, kind: Kind) -> Option<u32> {
+        let oldest = self.lists[kind as usize].oldest;
+        (oldest != NONE).then_some(oldest)
+    }
+
+    /// Puts a connection that is in no list in front of all others of one.
+    pub(crate) fn push(&mut self, number: u32, kind: Kind) {
+        let list = &mut self.lists[kind as usize];
+        let before = list.newest;
+        match self.links.get_mut(number as usize) {
+            Some(link) if number < MOST && link.kind().is_none() => {
+                link.newer = NONE;
+                link.older = (kind as u32) << 31;
+                link.set_older(before);
+            }
+            _ => return,
+        }
+        list.newest = number;
+        list.count += 1;
+        match self.links.get_mut(before as usize) {
+            Some(link) => link.newer = number,
+            None => list.oldest = number,
+        }
+    }
+
+    /// Takes a connection out of its list, if it is in one.
+    pub(crate) fn remove(&mut self, number: u32) {
+        let Some(link) = self.links.get_mut(number as usize) else {
+            return;
+        };
+        let Some(kind) = link.kind() else {
+            return;
+        };
+        let (newer, older) = (link.newer, link.older());
+        *link = AgeLink::EMPTY;
+        let list = &mut self.lists[kind as usize];
+        list.count -= 1;
+        match self.links.get_mut(older as usize) {
+            Some(link) => link.newer = newer,
+            None => list.oldest = newer,
+        }
+        match self.links.get_mut(newer as usize) {
+            Some(link) => link.set_older(older),
+            None => list.newest = older,
+        }
+    }
+
+    /// Notes how far a connection has come whose handshake was going on.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn note(&mut self, number: u32, protocol: u8, state: ConnectionState) {
+        use ConnectionState::{Closed, SynReceived, SynSent};
+        let kind = self.links.get(number as usize).and_then(|l| l.kind());
+        match state {
+            // A SYN that is refused may be from anybody.
+            SynSent | Closed => {}
+            // Its client's third segment is still to come.
+            SynReceived if protocol == protocol::TCP => {}
+            SynReceived if kind == Some(Kind::Unanswered) => {
+                self.remove(number);
+                self.push(number, Kind::Answered);
+            }
+            SynReceived => {}
+            _ => self.remove(number),
+        }
+    }
+}
+
+#[cfg(all(test, feature = "alloc"))]
+mod tests {
+    use super::*;
+    use alloc::vec;
+    use alloc::vec::Vec;
+
+    const KINDS: [Kind; 2] = [Kind::Unanswered, Kind::Answered];
+
+    #[test]
+    fn the_lists_are_in_the_order_of_arrival() {
+        bolero::check!()
+            .with_type::<Vec<(u8, u8)>>()
+            .for_each(|operations| {
+                let mut ages = Ages::new(Mem::from(vec![AgeLink::EMPTY; 16]));
+                let mut model = [const { Vec::new() }; 2];
+                // Miri takes a thousand times as long.
+                let most = if cfg!(miri) { 20 } else { usize::MAX };
+                for &(operation, number) in operations.iter().take(most) {
+                    let number = u32::from(number % 20);
+                    let is_listed = model.iter().flatten().any(|&n| n == number);
+                    match operation % 4 {
+                        kind @ (0 | 1) => {
+                            ages.push(number, KINDS[usize::from(kind)]);
+                            if !is_listed && number < 16 {
+                                model[usize::from(kind)].push(number);
+                            }
+                        }
+                        2 => {
+                            ages.remove(number);
+                            model
+                                .iter_mut()
+                                .for_each(|list| list.retain(|&n| n != number));
+                        }
+                        _ => {
+                            ages.note(number, protocol::UDP, ConnectionState::SynReceived);
+                            if model[0].contains(&number) {
+                                model[0].retain(|&n| n != number);
+                                model[1].push(number);
+                            }
+                        }
+                    }
+                    for (kind, list) in KINDS.into_iter().zip(&model) {
+                        assert_eq!(ages.count(kind), list.len() as u64);
+                        assert_eq!(ages.oldest(kind), list.first().copied());
+                        let mut backward = Vec::new();
+                        let mut at = ages.lists[kind as usize].newest;
+                        while at != NONE {
+                            backward.push(at);
+                            at = ages.links[at as usize].older();
+                        }
+                        assert!(backward.iter().rev().eq(list));
+                    }
+                }
+            });
+    }
+
+    #[test]
+    fn who_went_on_after_the_answer_is_in_no_list() {
+        use ConnectionState::{Closed, Established, FinWaitOutward, SynReceived, SynSent};
+        for (protocol, state, kind) in [
+            (protocol::TCP, SynSent, Some(Kind::Unanswered)),
+            (protocol::TCP, SynReceived, Some(Kind::Unanswered)),
+            (protocol::TCP, Closed, Some(Kind::Unanswered)),
+            (protocol::TCP, Established, None),
+            (protocol::TCP, FinWaitOutward, None),
+            (protocol::UDP, SynSent, Some(Kind::Unanswered)),
+            (protocol::UDP, SynReceived, Some(Kind::Answered)),
+            (protocol::UDP, Established, None),
+        ] {
+            let mut ages = Ages::new(Mem::from(vec![AgeLink::EMPTY; 1]));
+            ages.push(0, Kind::Unanswered);
+            ages.note(0, protocol, state);
+            assert_eq!(ages.links[0].kind(), kind, "{protocol} {state:?}");
+        }
+    }
+}

@@ -55,6 +55,8 @@ pub(crate) enum Purpose {
     Ports = 3,
     /// The hash of a limiter of sources.
     Sources = 4,
+    /// The hash of a table of ports.
+    PortTable = 5,
 }
 
 #[cfg(test)]
@@ -69,13 +71,14 @@ mod tests {
                 Purpose::Connections,
                 Purpose::Ports,
                 Purpose::Sources,
+                Purpose::PortTable,
             ]
             .map(|purpose| key.derive(purpose))
         };
         let (one, other) = (of(Key::new([1, 2])), of(Key::new([1, 3])));
         let words: alloc::collections::BTreeSet<u64> =
             one.iter().chain(&other).flatten().copied().collect();
-        assert_eq!(words.len(), 16);
+        assert_eq!(words.len(), 20);
         assert_eq!(one, of(Key::new([1, 2])));
     }
 

@@ -45,13 +45,13 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if is_local(destination) || snapshot.nat.is_neighbour(destination, vm.vni) {
             return Err(Verdict::Pass);
         }
-        let mut known = false;
-        let mut locals = snapshot.nat.locals_of(vm);
-        let local = locals.find(|local| {
-            known |= local.address == source;
-            local.address == source && !snapshot.nat.blocks_of(local).is_empty()
-        });
-        let Some(&local) = local else {
+        let of_source = snapshot
+            .nat
+            .locals_of(vm)
+            .filter(|local| local.address == source);
+        let known = of_source.clone().next().is_some();
+        let callers = of_source.filter(|local| !snapshot.nat.blocks_of(local).is_empty());
+        let Some(caller) = callers.clone().next() else {
             if known && snapshot.is_vip(destination) {
                 return Err(Verdict::Pass);
             }
@@ -69,9 +69,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if packet.shape.part == Part::Later {
             return Err(Verdict::Drop(DropReason::FragmentWithoutFirst));
         }
-        let blocks = snapshot.nat.blocks_of(&local).iter();
-        let reset = blocks.filter_map(|block| snapshot.nat.outbound(block.outbound));
-        let reset = reset.into_iter().any(|outbound| outbound.reset);
+        let reset = callers
+            .clone()
+            .flat_map(|local| snapshot.nat.blocks_of(local))
+            .filter_map(|block| snapshot.nat.outbound(block.outbound))
+            .any(|outbound| outbound.reset);
         if segment.is_some_and(|segment| !segment.flags.opens()) {
             return Err(refusal.answer::<A, HostRole>(frame, lane, reset, seen));
         }
@@ -83,11 +85,12 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let inside = (side, packet.protocol, lane.zone);
         let secret = self.tables.connections.port_secret;
         let table = A::table(&mut self.tables.connections);
-        let outside = match ports::choose(table, &snapshot.nat, &local, inside, secret) {
+        let taken = (&*table, &self.tables.snat_ports);
+        let outside = match ports::choose(taken, &snapshot.nat, &callers, inside, secret) {
             Ok(outside) => outside,
             Err(NoPort::NoRule) => return Err(Verdict::Drop(DropReason::NoOutboundRule)),
             Err(NoPort::Exhausted) => {
-                if let Some(counters) = self.tables.snat.get_mut(local.counters as usize) {
+                if let Some(counters) = self.tables.snat.get_mut(caller.counters as usize) {
                     counters.exhausted += 1;
                 }
                 return Err(Verdict::Drop(DropReason::SnatExhausted));
@@ -103,7 +106,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let policy = Policy {
             idle: outbound.idle,
             rule: rule.slot() as u16,
-            server: local.id,
+            server: outside.local.id,
             via: Policy::DIRECT,
             reset: outbound.reset,
             opener: Direction::Outward,

@@ -5,7 +5,7 @@
 //! - `table`, `index`: all of them, found by either name in two cache lines;
 //! - `ages`: those that may have to make room for others;
 //! - `rewrite`: headers and checksums, and what ICMP errors quote;
-//! - [`ports`]: which ports a vm's connections to the outside may use.
+//! - [`ports`], `port_table`: which ports a vm's connections to the outside use.
 //!
 //! Behaviour follows RFC 4787 (UDP), RFC 5382 (TCP) and RFC 5508 (ICMP).
 
@@ -13,6 +13,7 @@ pub(crate) mod ages;
 pub mod connection;
 pub(crate) mod index;
 pub(crate) mod pipeline;
+pub(crate) mod port_table;
 pub mod ports;
 pub(crate) mod reset;
 pub(crate) mod rewrite;
@@ -24,6 +25,7 @@ pub use self::ages::AgeLink;
 pub use crate::link::Link;
 pub use connection::{Connection, ConnectionView};
 pub use index::IndexBucket;
+pub use port_table::{PortBucket, PortTable};
 pub use table::{ConnectionMemory, NatStats};
 pub use tables::{Links, NatOptions, NatTables};
 pub use tcp::{ConnectionState, Direction};

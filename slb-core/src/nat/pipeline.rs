@@ -495,12 +495,12 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             connections,
             backends,
             snat,
-            snat_users,
+            snat_ports,
             ..
         } = &mut self.tables;
         let table = A::table(connections);
         if let Some(connection) = table.get(number) {
-            forget(&self.snapshot, connection, backends, (snat, snat_users));
+            forget(&self.snapshot, connection, backends, (snat, snat_ports));
         }
         table.remove(number);
     }

@@ -1,18 +1,27 @@
-//! The port that a connection to the outside goes out from.
+//! The port that a translated connection goes out from.
 //!
-//! A vm has blocks of ports that are its alone, on each frontend of its outbound rule. A port serves
-//! several connections at once as long as they go to different places, so what has to be unlike all
-//! others is the whole tuple. Which port is tried first:
+//! A vm has blocks of ports that are its alone, on each frontend of its outbound rules. A port serves
+//! several connections as long as they go to different destinations: what has to be unlike all others
+//! is the whole tuple. So N ports, over all blocks, carry N connections to each destination, and the
+//! next one is refused. Which port a connection gets:
 //!
-//! 1. the vm's own, where it is among those of the block (RFC 4787 §4.2.1);
-//! 2. of the same parity (RFC 4787 §4.2.2), from a place on that nobody can guess (RFC 6056 §3.3.3);
-//!    for UDP and ICMP the place depends on the vm's side alone, so an endpoint keeps its port
-//!    whomever it talks to (RFC 4787 §4.1 REQ-1), as far as there is no conflict;
-//! 3. any other of the block, and then the other blocks.
+//! 1. the vm's own, where it is among those of the block and free (RFC 4787 §4.2.1);
+//! 2. the next free one of the same parity (RFC 4787 §4.2.2) from a place on that depends on a secret
+//!    (RFC 6056 §3.3.3); for UDP and ICMP the place depends on the vm's side alone, so an endpoint
+//!    keeps its port whomever it talks to (RFC 4787 §4.1 REQ-1), as far as there is no conflict;
+//! 3. the next free one of the other parity;
+//! 4. one of the other blocks, in the same way.
 //!
 //! The block that is tried first depends on the vm's address alone (RFC 4787 §4.1 REQ-2).
+//!
+//! Free ports are found in the bitmaps of [`port_table`](super::port_table), so the work for a packet
+//! is bounded by the number of blocks: in each, the own port, and for each parity at most two pages and
+//! one summary for 4096 ports. What the bitmaps find is looked up among the connections before it is
+//! used. Only where the two disagree, since the bitmaps' memory is too small, does the search go on from
+//! port to port, [`MOST_TRIES`] times for a packet.
 
-use super::connection::{Key, Side};
+use super::connection::{Connection, Key, Side};
+use super::port_table::{Owner, Pool, PortTable};
 use super::rewrite::Rewrite;
 use super::table::Connections;
 use super::tcp::Direction;
@@ -30,50 +39,55 @@ pub(crate) enum NoPort {
     Exhausted,
 }
 
-/// So many are tried for one packet, some 30 µs: a vm that is out of ports delays nobody. Beyond
-/// that, a vm of more ports is out of them where so many in a row are taken.
-const MOST_TRIES: u32 = 1024;
+/// Ports that are looked up for one packet, beyond the first of each block: some 2 µs.
+const MOST_TRIES: u32 = 64;
 
 /// What a connection to the outside is called there.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outside<A> {
     /// As packets from there have it.
     pub(crate) side: Side<A>,
+    /// Whose port it is.
+    pub(crate) local: Local,
     /// The block that its port is of.
     pub(crate) block: Block,
 }
 
-/// Finds a port for a connection of `local`'s whose packets are `inside`.
-pub(crate) fn choose<A: Rewrite>(
-    connections: &Connections<'_, A>,
-    nat: &Nat<'_>,
-    local: &Local,
+/// Finds a port for a connection whose packets are `inside`, among those of `locals`, which are the
+/// backends that the vm is under this address.
+pub(crate) fn choose<'n, A: Rewrite>(
+    (connections, taken): (&Connections<'_, A>, &PortTable<'_>),
+    nat: &'n Nat<'_>,
+    locals: &(impl Iterator<Item = &'n Local> + Clone),
     (inside, number, zone): (Side<A>, u8, PortId),
     secret: [u64; 2],
 ) -> Result<Outside<A>, NoPort> {
     let usable = || {
-        let all = nat.blocks_of(local).iter();
-        all.filter(move |block| lets_out::<A>(nat, block, number))
+        let blocks = |local| nat.blocks_of(local).iter().map(move |block| (local, block));
+        let all = locals.clone().flat_map(blocks);
+        all.filter(move |(_, block)| lets_out::<A>(nat, block, number))
     };
     let count = usable().count();
-    let (vm, _) = inside.addresses.split();
-    let place = |of: A, rest: u64, count: usize| {
-        let hash = of.hash(rest, secret);
-        (((hash >> 32) * count as u64) >> 32) as usize
+    if count == 0 {
+        return Err(NoPort::NoRule);
+    }
+    let (vm, remote) = inside.addresses.split();
+    let of_vm = A::join(vm, A::ZERO.split().0);
+    let first = place(of_vm.hash(0, secret), count);
+    let start = match number {
+        protocol::TCP => inside.addresses.hash(inside.ports.into(), secret),
+        _ => of_vm.hash(u64::from(inside.ports & 0xffff), secret),
     };
-    let first = place(A::join(vm, A::ZERO.split().0), 0, count);
-    let blocks = usable().skip(first).chain(usable().take(first));
+    let own = (inside.ports as u16).swap_bytes();
     let mut tries = MOST_TRIES;
-    for block in blocks {
+    for (local, block) in usable().skip(first).chain(usable().take(first)) {
         let Some(front) = A::from_ip(block.address) else {
             continue;
         };
         let granules = nat.granules_of(block);
-        let ports = granules.len() * GRANULE as usize;
-        let outside = |port: u16| {
-            let addresses = A::join(inside.addresses.split().1, front);
-            let ports = inside.ports >> 16 | u32::from(port.swap_bytes()) << 16;
-            Side { addresses, ports }
+        let outside = |port: u16| Side {
+            addresses: A::join(remote, front),
+            ports: inside.ports >> 16 | u32::from(port.swap_bytes()) << 16,
         };
         let is_free = |port: u16| {
             connections.is_free(&Key {
@@ -85,51 +99,62 @@ pub(crate) fn choose<A: Rewrite>(
         };
         let found = |port| Outside {
             side: outside(port),
+            local: *local,
             block: *block,
         };
-        let own = (inside.ports as u16).swap_bytes();
         let granule = own / GRANULE as u16;
         if granules.binary_search(&granule).is_ok() && is_free(own) {
             return Ok(found(own));
         }
-        let start = match number {
-            protocol::TCP => place(inside.addresses, inside.ports.into(), ports),
-            _ => place(
-                A::join(vm, A::ZERO.split().0),
-                u64::from(inside.ports & 0xffff),
-                ports,
-            ),
-        };
+        let owner = Owner::Block(nat.first_granule(block));
+        let ports = granules.len() * GRANULE as usize;
+        let pool = taken.pool(owner, &outside(0), number, ports);
         // Granules begin at even ports: of a block's n-th port, n says which it is.
-        let parity = usize::from(own & 1);
-        for other in [0, 1] {
-            let parity = parity ^ other;
-            let half = ports / 2;
-            for step in 0..half {
-                let mut place = start / 2 + step;
-                if place >= half {
-                    place -= half;
+        let port_at = |place: u32| {
+            let granule = granules.get((place / GRANULE) as usize)?;
+            Some(granule * GRANULE as u16 + (place % GRANULE) as u16)
+        };
+        let port = search(taken, &pool, start, own, &mut tries, |place| {
+            port_at(place).filter(|&port| is_free(port))
+        });
+        if let Some(port) = port {
+            return Ok(found(port));
+        }
+    }
+    Err(NoPort::Exhausted)
+}
+
+/// The port of the first free place of a pool: of the own port's parity from where `start` points to,
+/// going round, then of the other parity. `check` gives the port of a place, if it is free indeed.
+fn search(
+    taken: &PortTable<'_>,
+    pool: &Pool,
+    start: u64,
+    own: u16,
+    tries: &mut u32,
+    check: impl Fn(u32) -> Option<u16>,
+) -> Option<u16> {
+    let half = pool.count() / 2;
+    let start = place(start, half as usize) as u32;
+    for parity in [own & 1, !own & 1] {
+        let begin = half * u32::from(parity);
+        for (from, end) in [(begin + start, begin + half), (begin, begin + start)] {
+            let mut from = from;
+            while let Some(index) = taken.free_from(pool, from, end) {
+                if let Some(port) = check(pool.place_of(index)) {
+                    return Some(port);
                 }
-                let place = 2 * place + parity;
-                let Some(granule) = granules.get(place / GRANULE as usize) else {
-                    continue;
-                };
-                let port = granule * GRANULE as u16 + (place as u16 & (GRANULE as u16 - 1));
-                if is_free(port) {
-                    return Ok(found(port));
-                }
-                tries -= 1;
-                if tries == 0 {
-                    return Err(NoPort::Exhausted);
-                }
+                *tries = tries.checked_sub(1)?;
+                from = index + 1;
             }
         }
     }
-    Err(if count == 0 {
-        NoPort::NoRule
-    } else {
-        NoPort::Exhausted
-    })
+    None
+}
+
+/// A place of `count` that a hash points to.
+fn place(hash: u64, count: usize) -> usize {
+    (((hash >> 32) * count as u64) >> 32) as usize
 }
 
 /// Whether a block's rule lets a protocol out, and its frontend is of the family.
@@ -151,61 +176,99 @@ fn lets_out<A: Rewrite>(nat: &Nat<'_>, block: &Block, number: u8) -> bool {
 /// are.
 const FIRST: u32 = 1024;
 const COUNT: u32 = 65_536 - FIRST;
-/// So many are tried: in a table where half of an address's ports go to one place, all are taken
-/// once in 2^64.
-const TRIES: u32 = 64;
 
 /// Finds a port of `address` for a client whose packets are `outside`, so that the server sees that
 /// address instead. What it gets is what the server's own packets are.
 pub(crate) fn choose_peer<A: Rewrite>(
-    connections: &Connections<'_, A>,
+    (connections, taken): (&Connections<'_, A>, &PortTable<'_>),
     address: A::Address,
     (outside, server, number, zone): (Side<A>, (A::Address, u16), u8, PortId),
     secret: [u64; 2],
 ) -> Option<Side<A>> {
-    let hash = outside.addresses.hash(outside.ports.into(), secret);
-    let mut offset = (((hash >> 32) * u64::from(COUNT)) >> 32) as u32;
-    let parity = u32::from((outside.ports as u16).swap_bytes()) & 1;
-    for _ in 0..TRIES {
-        let port = (FIRST + offset) & !1 | parity;
-        let ports = u32::from(server.1) | u32::from((port as u16).swap_bytes()) << 16;
-        let side = Side {
-            addresses: A::join(server.0, address),
-            ports,
-        };
+    let side = |port: u16| Side {
+        addresses: A::join(server.0, address),
+        ports: u32::from(server.1) | u32::from(port.swap_bytes()) << 16,
+    };
+    let pool = peer_pool(taken, &side(0), number, zone);
+    let start = outside.addresses.hash(outside.ports.into(), secret);
+    let own = (outside.ports as u16).swap_bytes();
+    let mut tries = MOST_TRIES;
+    let port = search(taken, &pool, start, own, &mut tries, |place| {
+        let port = (FIRST + place) as u16;
         let key = Key {
-            side,
+            side: side(port),
             protocol: number,
             direction: Direction::Outward,
             zone,
         };
-        if connections.is_free(&key) {
-            return Some(side);
-        }
-        offset += 2;
-        if offset >= COUNT {
-            offset -= COUNT;
-        }
-    }
-    None
+        connections.is_free(&key).then_some(port)
+    })?;
+    Some(side(port))
 }
 
-/// The place of a port among all that locals have, by which its users are counted.
-pub(crate) fn place_of<A: Rewrite>(
+/// All ports of a balancer's own address, towards a server whose packets are `inside`.
+fn peer_pool<A: Rewrite>(
+    taken: &PortTable<'_>,
+    inside: &Side<A>,
+    number: u8,
+    zone: PortId,
+) -> Pool {
+    taken.pool(Owner::Peer(zone.0), inside, number, COUNT as usize)
+}
+
+/// A port that a connection was given.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Given {
+    /// The pool that it is of, and its place there.
+    pub(crate) pool: Pool,
+    pub(crate) place: u32,
+    /// Of a SNAT port: its place among all.
+    pub(crate) among_all: Option<usize>,
+}
+
+/// The port under which a connection's server knows a client, where it is not the client's own port of
+/// the client's own address.
+pub(crate) fn given_to_peer<A: Rewrite>(
+    taken: &PortTable<'_>,
+    connection: &Connection<A>,
+) -> Option<Given> {
+    let inside = connection.key(Direction::Outward);
+    let outside = connection.side(Direction::Inward);
+    let raw_port = (inside.side.ports >> 16) as u16;
+    let (_, peer) = inside.side.addresses.split();
+    let (client, _) = outside.addresses.split();
+    if peer == client && raw_port == outside.ports as u16 {
+        return None;
+    }
+    Some(Given {
+        pool: peer_pool(taken, &inside.side, inside.protocol, inside.zone),
+        place: u32::from(raw_port.swap_bytes()).checked_sub(FIRST)?,
+        among_all: None,
+    })
+}
+
+/// The SNAT port of a connection that `local` opened; `None` where it is not the local's any more.
+pub(crate) fn given_to_local<A: Rewrite>(
+    taken: &PortTable<'_>,
     nat: &Nat<'_>,
     local: &Local,
-    outside: &Side<A>,
-) -> Option<usize> {
+    connection: &Connection<A>,
+) -> Option<Given> {
+    let outside = connection.side(Direction::Inward);
     let front = outside.addresses.split().1;
     let port = ((outside.ports >> 16) as u16).swap_bytes();
     let block = nat
         .blocks_of(local)
         .iter()
         .find(|block| A::from_ip(block.address) == Some(front))?;
-    let at = nat
-        .granules_of(block)
-        .binary_search(&(port / GRANULE as u16))
-        .ok()?;
-    let first = nat.first_granule(block) + at;
-    Some(first * GRANULE as usize + usize::from(port % GRANULE as u16))
+    let granules = nat.granules_of(block);
+    let at = granules.binary_search(&(port / GRANULE as u16)).ok()?;
+    let first = nat.first_granule(block);
+    let place = at * GRANULE as usize + usize::from(port % GRANULE as u16);
+    let ports = granules.len() * GRANULE as usize;
+    Some(Given {
+        pool: taken.pool(Owner::Block(first), &outside, connection.protocol(), ports),
+        place: place as u32,
+        among_all: Some(first * GRANULE as usize + place),
+    })
 }

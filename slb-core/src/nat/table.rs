@@ -410,6 +410,12 @@ impl<'m, A: Addresses> Connections<'m, A> {
         places.filter(|(_, c)| !c.is_free() && !self.is_past(c))
     }
 
+    /// Every connection, also one whose time has come.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Connection<A>> + '_ {
+        let used = self.slab.get(..self.used as usize).unwrap_or_default();
+        used.iter().filter(|connection| !connection.is_free())
+    }
+
     /// Every connection whose time has not come.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Connection<A>> + '_ {
         self.iter_from(0).map(|(_, connection)| connection)

@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::NatTable;
+use super::{NatTable, PortTable};
 use crate::flow::FlowTable;
 use crate::key::Key;
 use crate::link::Link;
@@ -101,9 +101,8 @@ pub struct NatTables<'m> {
     pub backends: Mem<'m, BackendCounters>,
     /// SNAT counters by [`BackendId::slot`](crate::service::BackendId::slot); backends beyond its end are not counted.
     pub snat: Mem<'m, SnatCounters>,
-    /// How many connections use each SNAT port of the backends here:
-    /// [`Snapshot::snat_port_places`] of them; those beyond its end are not counted.
-    pub snat_users: Mem<'m, u16>,
+    /// Which ports are taken by connections whose source is translated.
+    pub snat_ports: PortTable<'m>,
     /// Of a proxy: the link headers that its connections were opened with.
     pub links: Links<'m>,
 }
@@ -148,7 +147,7 @@ impl<'m> NatTables<'m> {
             rules: memory.take(rules, RuleCounters::default())?,
             backends: memory.take(backends, BackendCounters::default())?,
             snat: memory.take(backends, SnatCounters::default())?,
-            snat_users: memory.take(ports, 0)?,
+            snat_ports: PortTable::build(ports, connections.saturating_mul(2), key, memory)?,
             links: Links::none(),
         })
     }

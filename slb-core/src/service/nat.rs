@@ -566,7 +566,7 @@ impl<'m> Nat<'m> {
     }
 
     /// The backends that a vm is.
-    pub(crate) fn locals_of(&self, vm: &Vm) -> impl Iterator<Item = &Local> + '_ {
+    pub(crate) fn locals_of(&self, vm: &Vm) -> impl Iterator<Item = &Local> + Clone + '_ {
         let mut next = vm.first;
         core::iter::from_fn(move || {
             let local = self.locals.get(next as usize)?;

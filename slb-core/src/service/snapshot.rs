@@ -303,7 +303,7 @@ impl Snapshot<'_> {
     }
 
     /// Places that users of SNAT ports are counted in: see
-    /// [`NatTables::snat_users`](crate::nat::NatTables::snat_users).
+    /// [`PortTable::new`](crate::nat::PortTable::new).
     pub fn snat_port_places(&self) -> usize {
         self.nat.port_places()
     }

@@ -238,7 +238,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let outside = lane.key().side;
         let server = (server, port);
         ports::choose_peer::<A>(
-            table,
+            (table, &self.tables.snat_ports),
             address,
             (outside, server, packet.protocol, zone),
             secret,

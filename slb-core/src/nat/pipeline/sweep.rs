@@ -6,12 +6,14 @@ use super::{Pipeline, Role, Table};
 use crate::frame::{Burst, Frame};
 use crate::link::Link;
 use crate::nat::connection::Connection;
+use crate::nat::ports::{self, Given};
 use crate::nat::reset::{self, Numbers};
 use crate::nat::rewrite::Rewrite;
 use crate::nat::table::Fate;
-use crate::nat::{ConnectionState, Direction, NatTable, NatTables};
+use crate::nat::{ConnectionState, Direction, NatTable, NatTables, PortTable};
 use crate::reply::Own;
 use crate::service::Snapshot;
+use crate::service::nat::Local;
 use crate::stats::{BackendCounters, SnatCounters};
 use crate::time::Instant;
 use crate::verdict::{PortId, Verdict};
@@ -47,7 +49,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             connections,
             backends,
             snat,
-            snat_users,
+            snat_ports,
             links,
             ..
         } = tables;
@@ -78,7 +80,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                     stats.resets_suppressed += u64::from(!told);
                 }
             }
-            forget(snapshot, connection, backends, (snat, snat_users));
+            forget(snapshot, connection, backends, (snat, snat_ports));
             Fate::Ends
         });
     }
@@ -109,7 +111,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             snapshot, tables, ..
         } = self;
         let snapshot: &Snapshot<'_> = snapshot;
-        tables.snat_users.fill(0);
+        tables.snat_ports.clear();
         for local in snapshot.nat.locals() {
             if let Some(counters) = tables.snat.get_mut(local.counters as usize) {
                 let granules = |block| snapshot.nat.granules_of(block).len() as u64;
@@ -124,20 +126,20 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             }
         }
         let NatTable { ipv4, ipv6, .. } = &tables.connections;
-        for connection in ipv4.iter() {
+        for connection in ipv4.all() {
             note_port(
                 snapshot,
                 connection,
                 &mut tables.snat,
-                &mut tables.snat_users,
+                &mut tables.snat_ports,
             );
         }
-        for connection in ipv6.iter() {
+        for connection in ipv6.all() {
             note_port(
                 snapshot,
                 connection,
                 &mut tables.snat,
-                &mut tables.snat_users,
+                &mut tables.snat_ports,
             );
         }
     }
@@ -165,22 +167,29 @@ fn tell<A: Rewrite>(
     Some(())
 }
 
-/// The counters of a connection's backend, and the place of the port that it goes out from; `None`
-/// where it came from outside.
-fn port_of<A: Rewrite>(
+/// The backend that opened a connection to the outside; `None` where it is gone, or the connection
+/// came from there.
+fn opener_of<'n, A: Rewrite>(
+    snapshot: &'n Snapshot<'_>,
+    connection: &Connection<A>,
+) -> Option<&'n Local> {
+    match connection.opener() {
+        Direction::Outward => snapshot.nat.local(connection.server()),
+        Direction::Inward => None,
+    }
+}
+
+/// The port that a connection was given, if it was given one.
+fn given_port<A: Rewrite>(
     snapshot: &Snapshot<'_>,
     connection: &Connection<A>,
-) -> Option<(usize, Option<usize>)> {
-    if connection.opener() != Direction::Outward {
-        return None;
+    ports: &PortTable<'_>,
+) -> Option<Given> {
+    if connection.opener() == Direction::Inward {
+        return ports::given_to_peer(ports, connection);
     }
-    let local = snapshot.nat.local(connection.server())?;
-    let counters = local.counters as usize;
-    let outside = connection.side(Direction::Inward);
-    Some((
-        counters,
-        crate::nat::ports::place_of(&snapshot.nat, local, &outside),
-    ))
+    let local = opener_of(snapshot, connection)?;
+    ports::given_to_local(ports, &snapshot.nat, local, connection)
 }
 
 /// Counts a connection that is made.
@@ -193,7 +202,7 @@ pub(super) fn note_made<A: Rewrite>(
         snapshot,
         connection,
         &mut tables.snat,
-        &mut tables.snat_users,
+        &mut tables.snat_ports,
     );
     if let Some(counters) = tables.rules.get_mut(connection.rule()) {
         counters.flows += 1;
@@ -211,9 +220,9 @@ pub(super) fn forget<A: Rewrite>(
     snapshot: &Snapshot<'_>,
     connection: &Connection<A>,
     backends: &mut [BackendCounters],
-    (snat, users): (&mut [SnatCounters], &mut [u16]),
+    (snat, ports): (&mut [SnatCounters], &mut PortTable<'_>),
 ) {
-    forget_port(snapshot, connection, snat, users);
+    forget_port(snapshot, connection, snat, ports);
     if let Some(local) = snapshot.nat.local(connection.server())
         && let Some(counters) = backends.get_mut(local.counters as usize)
     {
@@ -221,38 +230,44 @@ pub(super) fn forget<A: Rewrite>(
     }
 }
 
-/// Counts a connection among the users of its SNAT port.
+/// Counts a connection among the users of its port.
 fn note_port<A: Rewrite>(
     snapshot: &Snapshot<'_>,
     connection: &Connection<A>,
     snat: &mut [SnatCounters],
-    users: &mut [u16],
+    ports: &mut PortTable<'_>,
 ) {
-    if let Some((counters, place)) = port_of(snapshot, connection)
-        && let Some(counters) = snat.get_mut(counters)
+    let given = given_port(snapshot, connection, ports);
+    if let Some(given) = &given {
+        ports.take(&given.pool, given.place);
+    }
+    if let Some(local) = opener_of(snapshot, connection)
+        && let Some(counters) = snat.get_mut(local.counters as usize)
     {
         counters.connections += 1;
-        if let Some(users) = place.and_then(|place| users.get_mut(place)) {
-            counters.used += u64::from(*users == 0);
-            *users = users.saturating_add(1);
-        }
+        let place = given.and_then(|given| given.among_all);
+        let is_first = place.is_some_and(|place| ports.add_user(place));
+        counters.used += u64::from(is_first);
     }
 }
 
-/// And no more.
+/// Counts one less.
 fn forget_port<A: Rewrite>(
     snapshot: &Snapshot<'_>,
     connection: &Connection<A>,
     snat: &mut [SnatCounters],
-    users: &mut [u16],
+    ports: &mut PortTable<'_>,
 ) {
-    if let Some((counters, place)) = port_of(snapshot, connection)
-        && let Some(counters) = snat.get_mut(counters)
+    let given = given_port(snapshot, connection, ports);
+    if let Some(given) = &given {
+        ports.release(&given.pool, given.place);
+    }
+    if let Some(local) = opener_of(snapshot, connection)
+        && let Some(counters) = snat.get_mut(local.counters as usize)
     {
         counters.connections = counters.connections.saturating_sub(1);
-        if let Some(users) = place.and_then(|place| users.get_mut(place)) {
-            *users = users.saturating_sub(1);
-            counters.used -= u64::from(*users == 0).min(counters.used);
-        }
+        let place = given.and_then(|given| given.among_all);
+        let was_last = place.is_some_and(|place| ports.remove_user(place));
+        counters.used -= u64::from(was_last).min(counters.used);
     }
 }

@@ -15,8 +15,9 @@
 //! What is not for a service crosses untouched. With several frontend ports, what comes from the
 //! backends for nobody's connection goes to the port whose address it is for, or to all of them.
 //!
-//! Sessions stay on their backend whatever becomes of it in the configuration; a probe that fails
-//! ends them where their rule has `tcp_reset`. The stages are those of the [host agent](crate::host).
+//! TCP sessions stay on their backend whatever becomes of it in the configuration; a probe that fails
+//! ends them where their rule has `tcp_reset`. Flows of other protocols go to another backend with their
+//! client's next packet when theirs is unhealthy or gone; a draining backend keeps them. The stages are those of the [host agent](crate::host).
 
 use core::fmt;
 use core::net::IpAddr;
@@ -126,7 +127,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
     }
 
     /// Puts another snapshot in place, built with the present one as its previous, and returns the
-    /// old one: nothing here refers to it any more. No connection moves.
+    /// old one: nothing here refers to it any more. No TCP connection
+    /// moves; other flows of backends that are unhealthy or gone move with their next packet.
     pub fn install(&mut self, snapshot: S) -> S {
         self.pipeline.install(snapshot)
     }

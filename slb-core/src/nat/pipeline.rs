@@ -18,7 +18,7 @@ use crate::link::{self, Link};
 use crate::observe::{ConnectionStep, Observe, Step};
 use crate::packet::{EchoMessage, Family, Packet, Part};
 use crate::reply::{self, IcmpError, Limits};
-use crate::service::nat::CompiledMux;
+use crate::service::nat::{CompiledMux, Local};
 use crate::service::{BackendId, RuleMatch, Snapshot, Underlay};
 use crate::sources::SourceLimiter;
 use crate::stats::{BackendCounters, RuleCounters, Stats};
@@ -39,7 +39,7 @@ pub(crate) trait Role: Sized {
     const ROUTES: bool;
     /// Names on the inside are those of all ports.
     const SHARED: bool;
-    /// Connections go on when their backend is no longer configured.
+    /// TCP connections go on when their backend is no longer configured.
     const KEEPS_REMOVED: bool;
     /// It has several backends to choose from.
     const CHOOSES: bool;
@@ -338,35 +338,39 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
     ) -> Result<PortId, Verdict> {
         let segment = segment_of(frame, lane);
         let table = A::table(&mut self.tables.connections);
-        let number = match table.find_from(lane.candidate, lane.hash, &lane.key()) {
-            Some(number)
-                if self.stays::<A, R>(number, lane, segment.as_ref())
-                    && !(segment.is_some_and(|segment| segment.flags.opens())
-                        && self.asks_in_vain::<A, R>(number, lane)) =>
-            {
-                number
-            }
-            Some(number) => {
-                self.end::<A>(number);
-                self.establish::<A, R>(frame, lane, segment.as_ref(), seen)?
-            }
-            None => self.establish::<A, R>(frame, lane, segment.as_ref(), seen)?,
+        let found = table.find_from(lane.candidate, lane.hash, &lane.key());
+        let known = match found {
+            Some(number) => self.known::<A, R>(number, lane, segment.as_ref()),
+            None => None,
         };
-        self.follow::<A, R>(number, frame, lane, segment.as_ref(), seen)
+        let known = match known {
+            Some(known)
+                if !(segment.is_some_and(|segment| segment.flags.opens())
+                    && self.asks_in_vain::<A, R>(known.number, lane)) =>
+            {
+                known
+            }
+            _ => {
+                if let Some(number) = found {
+                    self.end::<A>(number);
+                }
+                let number = self.establish::<A, R>(frame, lane, segment.as_ref(), seen)?;
+                self.made::<A>(number)
+            }
+        };
+        self.follow::<A, R>(known, frame, lane, segment.as_ref(), seen)
     }
 
-    /// Whether a connection goes on with a packet of its name.
+    /// A connection that goes on with a packet of its name; `None` where it does not.
     #[inline]
-    fn stays<A: Table, R: Role>(
+    fn known<A: Table, R: Role>(
         &mut self,
         number: u32,
         lane: &Lane,
         segment: Option<&Segment>,
-    ) -> bool {
+    ) -> Option<Known> {
         let table = A::table(&mut self.tables.connections);
-        let Some(connection) = table.get(number) else {
-            return false;
-        };
+        let connection = table.get(number)?;
         let begins_anew = segment.is_some_and(|segment| {
             segment.flags.opens()
                 && lane.direction == connection.opener()
@@ -377,16 +381,31 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
                     segment,
                 )
         });
-        !table.is_past(connection)
-            && !begins_anew
-            && (R::KEEPS_REMOVED || self.snapshot.nat.local(connection.server()).is_some())
+        if table.is_past(connection) || begins_anew {
+            return None;
+        }
+        let local = self.snapshot.nat.local(connection.server());
+        let is_sure = local.is_some_and(|local| !(R::CHOOSES && local.suspect));
+        let stays = is_sure
+            || (local.is_some() || R::KEEPS_REMOVED)
+                && keeps_backend(&self.snapshot, connection, local, lane);
+        let counters = local.map_or(NONE, |local| local.counters);
+        stays.then_some(Known { number, counters })
+    }
+
+    /// A connection that was made just now.
+    fn made<A: Table>(&mut self, number: u32) -> Known {
+        let connection = A::table(&mut self.tables.connections).get(number);
+        let local = connection.and_then(|c| self.snapshot.nat.local(c.server()));
+        let counters = local.map_or(NONE, |local| local.counters);
+        Known { number, counters }
     }
 
     /// Sends a packet on under the other name of its connection.
     #[inline]
     fn follow<A: Table, R: Role>(
         &mut self,
-        number: u32,
+        Known { number, counters }: Known,
         frame: &mut Frame<'_>,
         lane: &Lane,
         segment: Option<&Segment>,
@@ -480,9 +499,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         }
         stats.syns += u64::from(packet.opens());
         stats.icmp_errors += u64::from(lane.error.is_some());
-        if let Some(local) = snapshot.nat.local(connection.server())
-            && let Some(counters) = tables.backends.get_mut(local.counters as usize)
-        {
+        if let Some(counters) = tables.backends.get_mut(counters as usize) {
             counters.forwarded.add(len);
         }
         let zone = connection.zone();
@@ -504,6 +521,43 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         }
         table.remove(number);
     }
+}
+
+/// A connection that a packet is of.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    number: u32,
+    /// The place of its backend's counters; [`NONE`]: the backend is gone.
+    counters: u32,
+}
+
+/// Whether a connection keeps its backend, which is gone or unhealthy for some rule. TCP does: its
+/// other end is there and nowhere else. What knows no connections goes elsewhere with the client's
+/// next packet, unless there is no choice.
+#[cold]
+fn keeps_backend<A: Rewrite>(
+    snapshot: &Snapshot<'_>,
+    connection: &Connection<A>,
+    local: Option<&Local>,
+    lane: &Lane,
+) -> bool {
+    let packet = &lane.packet;
+    // Errors and later fragments only follow their flow.
+    let may_begin = lane.error.is_none()
+        && packet.shape.part != Part::Later
+        && packet.shape.echo != EchoMessage::Reply;
+    let is_clients =
+        (connection.opener(), lane.direction) == (Direction::Inward, Direction::Inward);
+    if packet.protocol == protocol::TCP || !is_clients || !may_begin {
+        return true;
+    }
+    let RuleMatch::Rule(rule) = snapshot.classify(packet) else {
+        return true;
+    };
+    local.is_some_and(|local| {
+        snapshot.keeps_flows(rule, local.backend)
+            || snapshot.gets_new_flows(rule, packet, local.backend)
+    })
 }
 
 /// The table of a family.

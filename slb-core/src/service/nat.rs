@@ -129,6 +129,8 @@ pub(crate) struct Local {
     pub(crate) address: IpAddr,
     /// The port that it serves in the place of the rule's, as packets have it.
     pub(crate) port: Option<u16>,
+    /// Whether the backend is unhealthy for some rule.
+    pub(crate) suspect: bool,
     /// The vm's next one.
     next: u32,
     /// Its blocks of ports.
@@ -282,6 +284,7 @@ impl<'m> Nat<'m> {
             id: 0,
             address: NO_ADDRESS,
             port: None,
+            suspect: false,
             next: NONE,
             blocks: (0, 0),
         };
@@ -339,14 +342,15 @@ impl<'m> Nat<'m> {
         })
     }
 
-    /// Notes who is here, and who may send to here. `counters` says where those of a backend are.
+    /// Notes who is here, and who may send to here. `facts` says where a backend's counters are, and
+    /// whether it is unhealthy for some rule.
     pub(crate) fn compile(
         &mut self,
         spec: &Spec<'_>,
         previous: Option<&Nat<'_>>,
-        counters: impl Fn(u32) -> u32,
+        facts: impl Fn(u32) -> (u32, bool),
     ) -> Result<(), SpecError> {
-        self.compile_locals(spec, previous, counters)?;
+        self.compile_locals(spec, previous, facts)?;
         for (place, rule) in self.outbound.iter_mut().zip(spec.outbound) {
             *place = CompiledOutbound {
                 idle: Span::from_duration(rule.idle_timeout),
@@ -388,7 +392,7 @@ impl<'m> Nat<'m> {
         &mut self,
         spec: &Spec<'_>,
         previous: Option<&Nat<'_>>,
-        counters: impl Fn(u32) -> u32,
+        facts: impl Fn(u32) -> (u32, bool),
     ) -> Result<(), SpecError> {
         let previous = previous.map(|previous| &previous.local_ids);
         let (mut backend_index, mut count) = (0, 0);
@@ -413,9 +417,11 @@ impl<'m> Nat<'m> {
                     None => NONE,
                 };
                 let _ = self.local_by_backend.insert(index.into(), local);
+                let (counters, suspect) = facts(index);
                 self.locals[count] = Local {
                     backend: index,
-                    counters: counters(index),
+                    counters,
+                    suspect,
                     id: UNNUMBERED,
                     address: backend.address,
                     port: backend.serves.map(raw_port),

@@ -202,8 +202,11 @@ impl<'m> Snapshot<'m> {
         snapshot.compile_pools(spec, previous, &mut turns)?;
         snapshot.compile_backends(spec, previous)?;
         let Self { nat, backends, .. } = &mut snapshot;
-        let counters = |backend: u32| backends.get(backend as usize).map_or(0, |b| b.counters);
-        nat.compile(spec, previous_nat, counters)?;
+        let facts = |backend: u32| {
+            let found = backends.get(backend as usize);
+            found.map_or((0, false), |found| (found.counters, found.suspect))
+        };
+        nat.compile(spec, previous_nat, facts)?;
         snapshot.compile_frontends(spec)?;
         snapshot.compile_rules(spec, previous)?;
         Ok(snapshot)

@@ -19,6 +19,7 @@
 mod establish;
 
 use core::fmt;
+use core::net::IpAddr;
 use core::ops::Deref;
 
 use crate::decapsulation::{Outer, OuterName};
@@ -289,6 +290,12 @@ impl Role for HostRole {
             // The vm's own traffic, which needs no translation.
             _ => Verdict::Forward(lane.zone),
         }
+    }
+
+    #[inline]
+    fn answers_directly(snapshot: &Snapshot<'_>, zone: PortId, client: IpAddr, _: IpAddr) -> bool {
+        let vm = snapshot.nat.vm_by_port(zone);
+        vm.is_some_and(|vm| establish::is_inside(snapshot, vm, client))
     }
 
     fn unmatched(_: &Snapshot<'_>, _: &Lane, reason: DropReason) -> Verdict {

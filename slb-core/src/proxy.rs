@@ -221,6 +221,7 @@ impl Role for ProxyRole {
         }
         let destination = lane.packet.tuple().destination;
         if lane.direction == Direction::Inward && !pipeline.snapshot.is_vip(destination) {
+            pipeline.note_unusual_direct::<Self>(frame, lane);
             if pipeline.advises_about_translated::<Self>(frame.bytes(), lane) {
                 return Err(Verdict::Drop(DropReason::IcmpRedirect));
             }
@@ -283,6 +284,11 @@ impl Role for ProxyRole {
 
     fn not_ours(snapshot: &Snapshot<'_>, lane: &Lane, _: RuleMatch) -> Verdict {
         bridge(snapshot, lane.direction, None)
+    }
+
+    #[inline]
+    fn answers_directly(snapshot: &Snapshot<'_>, _: PortId, _: IpAddr, server: IpAddr) -> bool {
+        snapshot.nat.is_backend(server)
     }
 
     /// From a backend it is dropped: it may be of a connection, and nobody is to see its address.

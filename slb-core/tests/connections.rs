@@ -43,6 +43,14 @@ fn server(ipv6: bool) -> IpAddr {
     }
 }
 
+/// A vm of another host in the same network.
+fn neighbour(ipv6: bool) -> IpAddr {
+    match ipv6 {
+        false => Ipv4Addr::new(10, 10, 1, 12).into(),
+        true => Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 0x12).into(),
+    }
+}
+
 fn client(ipv6: bool) -> IpAddr {
     match ipv6 {
         false => Ipv4Addr::new(198, 51, 100, 7).into(),
@@ -69,7 +77,18 @@ fn snapshot(is_proxy: bool, tcp_reset: bool) -> Snapshot<'static> {
             port: Some(INSIDE),
             ..backend
         };
-        [if is_proxy { backend } else { at_host }]
+        let neighbour = Backend {
+            name: "neighbour",
+            address: neighbour(ipv6),
+            host: Ipv4Addr::new(172, 16, 0, 102).into(),
+            weight: 0,
+            ..Backend::default()
+        };
+        if is_proxy {
+            vec![backend]
+        } else {
+            vec![at_host, neighbour]
+        }
     });
     let pool = |name, backends| Pool {
         name,
@@ -988,13 +1007,18 @@ fn the_idle_timeout_of_a_udp_rule_holds_answered_or_not() {
 #[test]
 fn a_connection_that_begins_anew_is_counted_as_a_flow_that_was_taken_up() {
     for mut world in worlds() {
+        let place = match (world.role, world.ipv6) {
+            (_, false) => 0,
+            (Role::Proxy | Role::TaggedProxy, true) => 1,
+            (_, true) => 2, // behind the neighbour
+        };
         let counted = |world: &World| match &world.dut {
             Dut::Proxy(proxy) => {
-                let id = proxy.snapshot().backends()[usize::from(world.ipv6)].id();
+                let id = proxy.snapshot().backends()[place].id();
                 proxy.backend_counters(id).unwrap()
             }
             Dut::Host(host) => {
-                let id = host.snapshot().backends()[usize::from(world.ipv6)].id();
+                let id = host.snapshot().backends()[place].id();
                 host.backend_counters(id).unwrap()
             }
         };
@@ -1073,5 +1097,119 @@ fn a_client_that_the_vm_calls_from_its_own_port_is_seen_by_another_one() {
         assert!(world.pass(INSIDE, &call).is_some());
         let seen = asks_and_is_answered(&mut world, IpNumber::TCP);
         assert!(seen.0 == client.0 && seen != client);
+    }
+}
+
+/// Worlds whose client may talk to the server itself: behind a proxy any, before a host agent a
+/// neighbour in the server's network.
+fn worlds_with_direct_clients() -> impl Iterator<Item = World> {
+    worlds().filter(World::is_inbound).map(|mut world| {
+        if world.role == Role::Host {
+            world.asks.0.0 = neighbour(world.ipv6);
+        }
+        world
+    })
+}
+
+impl World {
+    /// Who the direct conversation is between: the client's one port, and the server's own address.
+    fn direct(&self, port: u16) -> (Endpoint, Endpoint) {
+        (self.asks.0, (server(self.ipv6), port))
+    }
+
+    /// The client's packet to the server's own address; it has to arrive as it is.
+    fn asks_directly(&mut self, packet: &[u8]) {
+        let (verdict, frame) = self.give(OUTSIDE, packet);
+        assert_eq!(verdict, Verdict::Forward(INSIDE), "{}", self.name());
+        assert!(frame.ends_with(packet), "{}", self.name());
+    }
+
+    /// Whether the server's packet leaves as it is: a host agent leaves it to the kernel.
+    fn is_left_as_it_is(&mut self, packet: &[u8]) -> bool {
+        let (verdict, frame) = self.give(INSIDE, packet);
+        let expected = match self.role {
+            Role::Host => Verdict::Pass,
+            _ => Verdict::Forward(OUTSIDE),
+        };
+        verdict == expected && frame.ends_with(packet)
+    }
+}
+
+#[test]
+fn a_direct_connection_from_the_port_of_one_to_a_vip_keeps_the_servers_name() {
+    for (end, _) in ENDS {
+        for mut world in worlds_with_direct_clients() {
+            let name = format!("{end:?}, {}", world.name());
+            let state = world.old(end);
+            let (client, server) = world.direct(8080);
+            world.asks_directly(&segment(client, server, seg("S", 70_000, 0)));
+            // A SYN alone proves nothing: what is of the old connection stays there.
+            assert_eq!(world.state(), Some(state), "{name}");
+            if end != End::Reset {
+                world.responder(seg("A", OLD.1 + 1, OLD.0 + 1));
+            }
+            let answer = segment(server, client, seg("SA", 90_000, 70_001));
+            assert!(world.is_left_as_it_is(&answer), "{name}");
+            assert_eq!(world.state(), None, "{name}");
+            world.asks_directly(&segment(client, server, seg("A", 70_001, 90_001)));
+            let data = segment(server, client, data(90_001, 70_001, 100));
+            assert!(world.is_left_as_it_is(&data), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_refused_direct_connection_leaves_the_one_to_the_vip_alone() {
+    for mut world in worlds_with_direct_clients() {
+        world.open(1000, 5000);
+        let (client, server) = world.direct(8080);
+        world.asks_directly(&segment(client, server, seg("S", 70_000, 0)));
+        let refusal = segment(server, client, seg("RA", 0, 70_001));
+        assert!(world.is_left_as_it_is(&refusal), "{}", world.name());
+        world.responder(data(5001, 1001, 10));
+        world.opener(data(1001, 5011, 10));
+        world.ends_idle(5011, 1011);
+    }
+}
+
+#[test]
+fn a_direct_connection_that_is_there_goes_on_while_a_vip_is_asked_for() {
+    for mut world in worlds_with_direct_clients() {
+        let name = world.name();
+        let (client, server) = world.direct(8080);
+        world.opener(seg("S", 1000, 0));
+        world.asks_directly(&segment(client, server, data(70_001, 90_001, 10)));
+        let answer = segment(server, client, data(90_001, 70_011, 10));
+        assert!(world.is_left_as_it_is(&answer), "{name}");
+        // The VIP's own answer is told from it.
+        world.responder(seg("SA", 5000, 1001));
+        world.opener(seg("A", 1001, 5001));
+        world.responder(data(5001, 1001, 10));
+        assert_eq!(world.state(), Some(Established), "{name}");
+    }
+}
+
+#[test]
+fn datagrams_and_pings_are_answered_under_the_name_that_was_asked_last() {
+    for (protocol, port) in [(IpNumber::UDP, 53), (IpNumber::ICMP, 0)] {
+        for mut world in worlds_with_direct_clients() {
+            if world.ipv6 && protocol == IpNumber::ICMP {
+                continue;
+            }
+            world.asks.1.1 = port;
+            let name = format!("{}, {protocol:?}", world.name());
+            let (client, server) = world.direct(port);
+            for _ in 0..2 {
+                asks_and_is_answered(&mut world, protocol);
+                let (question, answer) = match protocol {
+                    IpNumber::UDP => (datagram(client, server), datagram(server, client)),
+                    _ => (echo(client, server, false), echo(server, client, true)),
+                };
+                world.asks_directly(&question);
+                for _ in 0..2 {
+                    assert!(world.is_left_as_it_is(&answer), "{name}");
+                }
+            }
+        }
     }
 }

@@ -22,6 +22,7 @@ use crate::nat::tcp::{Direction, Segment};
 use crate::observe::Observe;
 use crate::packet::{EchoMessage, Part};
 use crate::service::Snapshot;
+use crate::service::nat::Vm;
 use crate::verdict::{DropReason, Verdict};
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
@@ -42,7 +43,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         };
         let vm = snapshot.nat.vm_by_port(lane.zone).ok_or(Verdict::Pass)?;
         let (source, destination) = A::of(packet).unpack();
-        if is_local(destination) || snapshot.nat.is_neighbour(destination, vm.vni) {
+        if is_inside(snapshot, vm, destination) {
             return Err(Verdict::Pass);
         }
         let of_source = snapshot
@@ -121,6 +122,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             policy,
         ))
     }
+}
+
+/// Whether a vm's packets to an address leave as they are.
+pub(super) fn is_inside(snapshot: &Snapshot<'_>, vm: &Vm, address: IpAddr) -> bool {
+    is_local(address) || snapshot.nat.is_neighbour(address, vm.vni)
 }
 
 /// Whether an address is never on the outside.

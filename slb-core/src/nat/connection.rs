@@ -9,7 +9,7 @@
 //! The remote is the client, or whom the server calls; the front a VIP or a SNAT address; the
 //! server a vm. The peer is the remote under its own name, unless its address is translated too.
 
-use super::tcp::{ConnectionState, Direction, Segment, Sequences, next_state};
+use super::tcp::{ConnectionState, DIRECT, Direction, Segment, Sequences, next_state};
 use crate::flow::Addresses;
 use crate::packet::Tuple;
 use crate::time::Instant;
@@ -342,6 +342,38 @@ impl<A: Addresses> Connection<A> {
         self.sequences.flags & RESETS != 0
             && self.sequences.protocol == protocol::TCP
             && !self.state().is_over()
+    }
+
+    /// Whether packets of its name on the inside may be of another conversation.
+    #[inline]
+    pub(super) fn is_contested(&self) -> bool {
+        self.sequences.flags & DIRECT != 0
+    }
+
+    /// Notes a packet of the client's to the server's own address; of TCP with what its segment says.
+    pub(super) fn contest(&mut self, segment: Option<&Segment>) {
+        match segment {
+            _ if self.opener() != Direction::Inward => {}
+            Some(segment) => self.sequences.contest(segment),
+            None if self.sequences.protocol == protocol::TCP => {}
+            None => self.sequences.flags |= DIRECT,
+        }
+    }
+
+    /// Whether a packet of a contested name is of the other conversation.
+    pub(super) fn is_direct(&mut self, direction: Direction, segment: Option<&Segment>) -> bool {
+        match (direction, segment) {
+            (Direction::Outward, Some(segment)) => {
+                self.sequences.is_direct(Direction::Inward, segment)
+            }
+            (Direction::Outward, None) => self.sequences.protocol != protocol::TCP,
+            (Direction::Inward, None) => {
+                // The client used the frontend last.
+                self.sequences.flags &= !DIRECT;
+                false
+            }
+            (Direction::Inward, Some(_)) => false,
+        }
     }
 
     /// The direction of its first packet.

@@ -2,10 +2,12 @@
 //! which name does the packet go on.
 
 mod answers;
+mod direct;
 mod establish;
 mod sweep;
 mod unusual;
 
+use core::net::IpAddr;
 use core::ops::Deref;
 
 use super::connection::{Connection, Key, Side};
@@ -78,6 +80,15 @@ pub(crate) trait Role: Sized {
 
     /// What becomes of a packet from outside that no rule takes.
     fn not_ours(snapshot: &Snapshot<'_>, lane: &Lane, found: RuleMatch) -> Verdict;
+
+    /// Whether what a server sends to a client outside of all connections leaves as it is. `zone` is
+    /// that of the client's packet.
+    fn answers_directly(
+        snapshot: &Snapshot<'_>,
+        zone: PortId,
+        client: IpAddr,
+        server: IpAddr,
+    ) -> bool;
 
     /// What becomes of a packet of which cannot be told whose it is, for this reason.
     fn unmatched(snapshot: &Snapshot<'_>, lane: &Lane, reason: DropReason) -> Verdict;
@@ -339,6 +350,12 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         let segment = segment_of(frame, lane);
         let table = A::table(&mut self.tables.connections);
         let found = table.find_from(lane.candidate, lane.hash, &lane.key());
+        if let Some(number) = found
+            && table.get(number).is_some_and(Connection::is_contested)
+            && let Some(verdict) = self.settle::<A, R>(number, frame, lane, segment.as_ref(), seen)
+        {
+            return Err(verdict);
+        }
         let known = match found {
             Some(number) => self.known::<A, R>(number, lane, segment.as_ref()),
             None => None,

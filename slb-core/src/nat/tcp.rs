@@ -171,6 +171,10 @@ const LATER_SHIFT: u32 = 3;
 /// Whether the number of a later SYN is kept.
 const LATER: u8 = 0x80;
 
+/// Of [`Sequences::flags`]: the client talks to the server's own address too, from the same port.
+/// A SYN that is kept is one to that address.
+pub(super) const DIRECT: u8 = 0x80;
+
 /// The smallest bound on what an end may send beyond what the other has acknowledged, in bytes:
 /// the largest window without a scale, rounded up.
 const LEAST_BOUND: u32 = 1 << 16;
@@ -292,6 +296,35 @@ impl Sequences {
         let [a, b, c, _] = number.to_le_bytes();
         self.later = [a, b, c];
         self.state = self.state & STATE | shift << LATER_SHIFT | LATER;
+        self.flags &= !DIRECT;
+    }
+
+    /// Notes a segment of the opener's to the responder's own address.
+    pub(super) fn contest(&mut self, segment: &Segment) {
+        if segment.flags.opens() {
+            self.keep(segment.end(), NO_SHIFT);
+            self.flags |= DIRECT;
+        } else if self.state() == ConnectionState::SynSent && !self.has_kept() {
+            self.flags |= DIRECT;
+        }
+    }
+
+    /// Whether a segment of the responder's answers one to its own address.
+    pub(super) fn is_direct(&self, opener: Direction, segment: &Segment) -> bool {
+        let is_asked = matches!(
+            self.state(),
+            ConnectionState::SynSent | ConnectionState::SynReceived
+        );
+        let answers = segment.flags.contains(Flags::ACK)
+            && segment.flags.intersects(Flags::SYN.with(Flags::RST));
+        if is_asked && answers && self.acknowledges_syn(opener, segment) {
+            return false;
+        }
+        if self.has_kept() {
+            answers && self.is_kept(segment.acknowledgement)
+        } else {
+            self.state() == ConnectionState::SynSent
+        }
     }
 
     fn has_kept(&self) -> bool {
@@ -329,6 +362,7 @@ impl Sequences {
             self.windows = [0; 2]; // RFC 7323 §1.3: both ends have to send the option
         }
         self.state &= STATE;
+        self.flags &= !DIRECT;
     }
 
     /// The most that an end may be sent beyond what it acknowledged, in bytes: its window rounded

@@ -100,7 +100,12 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         seen.step(lane.frame.into(), Step::Classified(found));
         let index = match found {
             RuleMatch::Rule(index) => index,
-            none => return Err(R::not_ours(&self.snapshot, lane, none)),
+            none => {
+                if none == RuleMatch::NotVip {
+                    self.note_direct::<A, R>(lane, segment);
+                }
+                return Err(R::not_ours(&self.snapshot, lane, none));
+            }
         };
         let (Some(&terms), Some(rule)) = (self.snapshot.terms(index), self.snapshot.rule(index))
         else {

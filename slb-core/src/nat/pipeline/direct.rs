@@ -1,0 +1,101 @@
+//! Clients that talk to a server's own address, from a port that also has a connection to a frontend
+//! of that server.
+//!
+//! Both conversations have one name on the inside, so an answer of the server does not say which
+//! of the two it belongs to. What the client sent to the server's own address tells:
+//!
+//! - TCP: a server has one connection under one name. The SYN-ACK that acknowledges the client's SYN to
+//!   the server's own address ends the connection to the frontend, of which the server knows nothing any
+//!   more. A SYN alone, which may be forged, ends nothing. While the SYN to the frontend is
+//!   unanswered, segments that do not answer it are of the other connection.
+//! - Other protocols: answers go to the name that the client used last.
+
+use core::ops::Deref;
+
+use super::{Lane, Pipeline, Role, Table};
+use crate::frame::Frame;
+use crate::nat::Direction;
+use crate::nat::connection::{ALL_PORTS, Key};
+use crate::nat::tcp::Segment;
+use crate::observe::Observe;
+use crate::packet::{EchoMessage, Family, Part};
+use crate::service::Snapshot;
+use crate::verdict::Verdict;
+use crate::wire::tcp::Flags;
+
+impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
+    /// Notes a client's packet to a server's own address, at the connection that has its name on the
+    /// inside, if there is one.
+    #[cold]
+    pub(crate) fn note_direct<A: Table, R: Role>(
+        &mut self,
+        lane: &Lane,
+        segment: Option<&Segment>,
+    ) {
+        let (client, server) = A::of(&lane.packet).unpack();
+        if !R::answers_directly(&self.snapshot, lane.zone, client, server) {
+            return;
+        }
+        let key = Key {
+            side: lane.key::<A>().side.reversed(),
+            protocol: lane.packet.protocol,
+            direction: Direction::Outward,
+            zone: if R::SHARED { ALL_PORTS } else { lane.zone },
+        };
+        let table = A::table(&mut self.tables.connections);
+        if let Some(number) = table.find(table.hash(&key), &key)
+            && let Some((connection, _)) = table.get_mut_and_ages(number)
+        {
+            connection.contest(segment);
+        }
+    }
+
+    /// The same for what crosses a proxy without a look-up: ICMP and fragments.
+    #[cold]
+    pub(crate) fn note_unusual_direct<R: Role>(&mut self, frame: &Frame<'_>, lane: &Lane) {
+        let packet = &lane.packet;
+        if packet.shape.fault.is_some() || packet.shape.part == Part::Later {
+            return;
+        }
+        let mut lane = *lane;
+        if packet.is_icmp() {
+            match packet.echo_ports(frame.bytes()) {
+                Some(ports) if packet.shape.echo == EchoMessage::Request => {
+                    lane.packet.ports = ports;
+                }
+                _ => return,
+            }
+        }
+        let segment = super::segment_of(frame, &lane);
+        match packet.shape.family {
+            Family::Ipv4 => self.note_direct::<u64, R>(&lane, segment.as_ref()),
+            Family::Ipv6 => self.note_direct::<[u64; 4], R>(&lane, segment.as_ref()),
+        }
+    }
+
+    /// Finds out whose a packet is that has the name of a connection and of a direct conversation.
+    /// `None`: the connection's.
+    #[cold]
+    pub(super) fn settle<A: Table, R: Role>(
+        &mut self,
+        number: u32,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        segment: Option<&Segment>,
+        seen: &mut impl Observe,
+    ) -> Option<Verdict> {
+        if lane.error.is_some() {
+            return None;
+        }
+        let table = A::table(&mut self.tables.connections);
+        let (connection, _) = table.get_mut_and_ages(number)?;
+        if !connection.is_direct(lane.direction, segment) {
+            return None;
+        }
+        if segment.is_some_and(|segment| segment.flags.contains(Flags::SYN)) {
+            self.end::<A>(number); // the server has another one
+        }
+        // As if there were no connection: this opens none.
+        R::open::<A, S>(self, frame, lane, segment, seen).err()
+    }
+}

@@ -22,6 +22,7 @@ use core::fmt;
 use core::net::IpAddr;
 use core::ops::Deref;
 
+use crate::counters::CounterMemory;
 use crate::decapsulation::{Outer, OuterName};
 use crate::frame::{BURST, Burst, Frame};
 use crate::key::Key;
@@ -68,7 +69,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     /// first packets are dropped.
     #[must_use]
     pub fn with_source_limit(mut self, limiter: SourceLimiter<'m>) -> Self {
-        self.pipeline.sources = Some(limiter);
+        self.pipeline.sources = limiter;
         self
     }
 
@@ -107,6 +108,17 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     pub fn advance(&mut self, now: Instant, spare: &mut Burst<'_>) {
         let now = self.pipeline.set_clock(now);
         self.pipeline.sweep::<HostRole>(now, spare);
+    }
+
+    /// Returns true if every rule and backend of a snapshot has counters here.
+    pub fn has_counters_for(&self, snapshot: &Snapshot<'_>) -> bool {
+        self.pipeline.has_counters_for(snapshot)
+    }
+
+    /// Moves the counters into other memory, their values with them, and returns the memory that
+    /// they were in. Values without room in `counters` are lost.
+    pub fn replace_counters(&mut self, counters: CounterMemory<'m>) -> CounterMemory<'m> {
+        self.pipeline.replace_counters(counters)
     }
 
     /// Puts another snapshot in place, built with the present one as its previous, and returns the

@@ -33,6 +33,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod counters;
 mod dataplane;
 mod decapsulation;
 mod encapsulation;

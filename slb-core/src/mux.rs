@@ -24,6 +24,7 @@ use core::ops::Deref;
 
 use self::pin::{Changes, Pinner};
 use self::unusual::{refuse, report};
+use crate::counters::{self, CounterMemory};
 use crate::flow::FlowTable;
 use crate::flow::table::Probe;
 use crate::frame::{BURST, Frame};
@@ -115,7 +116,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
             tables,
             clock: Clock::default(),
             limits: Limits::new(&options.rates()),
-            sources: None,
+            sources: SourceLimiter::none(),
             stats: Stats::default(),
         };
         pipeline.name_counters();
@@ -137,7 +138,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
     /// there is nothing to limit.
     #[must_use]
     pub fn with_source_limit(mut self, limiter: SourceLimiter<'m>) -> Self {
-        self.pipeline.sources = Some(limiter);
+        self.pipeline.sources = limiter;
         self
     }
 
@@ -170,6 +171,24 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
     /// `process` is not.
     pub fn advance(&mut self, now: Instant) {
         self.pipeline.advance(now);
+    }
+
+    /// Returns true if every rule and backend of a snapshot has counters here.
+    pub fn has_counters_for(&self, snapshot: &Snapshot<'_>) -> bool {
+        let MuxTables {
+            rules, backends, ..
+        } = &self.pipeline.tables;
+        snapshot.rule_slots() <= rules.len() && snapshot.backend_slots() <= backends.len()
+    }
+
+    /// Moves the counters into other memory, their values with them, and returns the memory that
+    /// they were in. Values without room in `counters` are lost.
+    pub fn replace_counters(&mut self, mut counters: CounterMemory<'m>) -> CounterMemory<'m> {
+        let tables = &mut self.pipeline.tables;
+        counters::replace(&mut tables.rules, &mut counters.rules);
+        counters::replace(&mut tables.backends, &mut counters.backends);
+        self.pipeline.name_counters();
+        counters
     }
 
     /// Puts another snapshot in place, built with the present one as its previous, and returns
@@ -227,8 +246,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         memory: &mut impl Memory<'m>,
     ) -> Option<Self> {
         const FRAGMENTS: usize = 4096;
-        let rules = (2 * snapshot.rule_slots()).max(64);
-        let backends = (2 * snapshot.backend_slots()).max(1024);
+        let (rules, backends) = CounterMemory::size_for(&snapshot);
         let tables = MuxTables {
             flows: match flows {
                 0 => None,
@@ -312,7 +330,7 @@ struct Pipeline<'m, S> {
     tables: MuxTables<'m>,
     clock: Clock,
     limits: Limits,
-    sources: Option<SourceLimiter<'m>>,
+    sources: SourceLimiter<'m>,
     stats: Stats,
 }
 
@@ -327,9 +345,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             fragments.advance(now);
         }
         self.limits.advance(now);
-        if let Some(sources) = &mut self.sources {
-            sources.advance(now);
-        }
+        self.sources.advance(now);
     }
 
     /// Stage 1: reads each frame, finds its rule and hashes its tuple. Returns the lanes of those
@@ -505,16 +521,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         run.count(snapshot, stats, rules);
     }
 
-    /// Says whose counters the backends' places are from now on.
     fn name_counters(&mut self) {
-        for backend in self.snapshot.backends() {
-            let id = backend.id();
-            if let Some(counters) = self.tables.backends.get_mut(id.slot())
-                && counters.id != id.get()
-            {
-                *counters = BackendCounters::of(id.get());
-            }
-        }
+        let MuxTables {
+            rules, backends, ..
+        } = &mut self.tables;
+        counters::name(&self.snapshot, rules, backends, &mut []);
     }
 }
 

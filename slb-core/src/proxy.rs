@@ -23,6 +23,7 @@ use core::fmt;
 use core::net::IpAddr;
 use core::ops::Deref;
 
+use crate::counters::CounterMemory;
 use crate::frame::{BURST, Burst, Frame};
 use crate::key::Key;
 use crate::link::Link;
@@ -90,7 +91,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
     /// first packets are dropped.
     #[must_use]
     pub fn with_source_limit(mut self, limiter: SourceLimiter<'m>) -> Self {
-        self.pipeline.sources = Some(limiter);
+        self.pipeline.sources = limiter;
         self
     }
 
@@ -124,6 +125,17 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
     pub fn advance(&mut self, now: Instant, spare: &mut Burst<'_>) {
         let now = self.pipeline.set_clock(now);
         self.pipeline.sweep::<ProxyRole>(now, spare);
+    }
+
+    /// Returns true if every rule and backend of a snapshot has counters here.
+    pub fn has_counters_for(&self, snapshot: &Snapshot<'_>) -> bool {
+        self.pipeline.has_counters_for(snapshot)
+    }
+
+    /// Moves the counters into other memory, their values with them, and returns the memory that
+    /// they were in. Values without room in `counters` are lost.
+    pub fn replace_counters(&mut self, counters: CounterMemory<'m>) -> CounterMemory<'m> {
+        self.pipeline.replace_counters(counters)
     }
 
     /// Puts another snapshot in place, built with the present one as its previous, and returns the

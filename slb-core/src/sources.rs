@@ -45,7 +45,8 @@ impl<'m> SourceLimiter<'m> {
     pub const BUCKETS: usize = 1 << 16;
 
     /// A limiter that lets each source begin `rate` flows a second in the long run, and `at_once` at
-    /// once, at least one and at most four million. Each bucket takes eight bytes.
+    /// once, at least one and at most four million. Each bucket takes eight bytes; without any, nothing
+    /// is limited.
     pub fn new(mut buckets: Mem<'m, SourceBucket>, rate: u32, at_once: u32, key: Key) -> Self {
         let most = at_once.clamp(1, u32::MAX / TOKEN) * TOKEN;
         let full = SourceBucket {
@@ -58,6 +59,17 @@ impl<'m> SourceLimiter<'m> {
             rate,
             most,
             key: key.derive(Purpose::Sources),
+            now: 0,
+        }
+    }
+
+    /// No limit: every source may begin as many flows as it likes.
+    pub(crate) fn none() -> Self {
+        Self {
+            buckets: Mem::empty(),
+            rate: 0,
+            most: 0,
+            key: [0; 2],
             now: 0,
         }
     }
@@ -82,6 +94,9 @@ impl<'m> SourceLimiter<'m> {
 
     /// Whether the sender of a packet may begin another flow; if so, that one is counted.
     pub(crate) fn allow(&mut self, packet: &Packet) -> bool {
+        if self.buckets.is_empty() {
+            return true;
+        }
         let source = match packet.shape.family {
             Family::Ipv4 => u64::from(packet.addresses[0] as u32),
             Family::Ipv6 => packet.addresses[0],
@@ -171,9 +186,9 @@ mod tests {
     }
 
     #[test]
-    fn without_buckets_nobody_may() {
+    fn without_buckets_nothing_is_limited() {
         let mut none = SourceLimiter::new(Mem::empty(), 10, 50, Key::new([1, 2]));
-        assert!(!none.allow(&from(1)));
+        assert!(none.allow(&from(1)));
     }
 
     #[test]

@@ -141,6 +141,17 @@ pub struct RuleCounters {
     pub syns: u64,
     /// Flows pinned.
     pub flows: u64,
+    /// The rule's id: the counters start at zero when their slot gets another rule.
+    pub(crate) id: u32,
+}
+
+impl RuleCounters {
+    pub(crate) fn of(id: u32) -> Self {
+        Self {
+            id,
+            ..Self::default()
+        }
+    }
 }
 
 impl AddAssign for RuleCounters {

@@ -43,6 +43,11 @@ pub(crate) trait Role: Dataplane<'static> + Sized {
     ) -> Option<Self>;
 
     fn install(&mut self, snapshot: Shared) -> Shared;
+
+    /// Moves the counters to memory of the library's own where the snapshot has more rules or
+    /// backends than the present memory has room for.
+    #[cfg(feature = "std")]
+    fn make_room_for_counters(&mut self, snapshot: &Shared);
 }
 
 #[repr(C)]
@@ -247,6 +252,11 @@ pub(crate) unsafe fn install<R: Role, C>(
 ) -> Result<usize, Error> {
     // SAFETY: the caller promises it.
     let (role, snapshot) = unsafe { (role::<R, C>(handle)?, Shared::of(snapshot)?) };
+    // SAFETY: `role` was a handle of this kind just now.
+    #[cfg(feature = "std")]
+    if unsafe { (*handle.cast::<Handle<R>>()).allocated } != 0 {
+        role.make_room_for_counters(&snapshot);
+    }
     if !before.is_null() && !before.is_aligned() {
         return Err(SLB_ERROR_ALIGNMENT);
     }

@@ -4,6 +4,8 @@ use core::ffi::{c_int, c_void};
 
 use slb_core::mem::Memory;
 use slb_core::{Key, Mux};
+#[cfg(feature = "std")]
+use slb_core::{counters::CounterMemory, mem::Boxes};
 
 use crate::error::guard;
 use crate::frame::{slb_frame, slb_verdict};
@@ -43,6 +45,15 @@ impl Role for Inner {
 
     fn install(&mut self, snapshot: Shared) -> Shared {
         Mux::install(self, snapshot)
+    }
+
+    #[cfg(feature = "std")]
+    fn make_room_for_counters(&mut self, snapshot: &Shared) {
+        if !self.has_counters_for(snapshot)
+            && let Some(larger) = CounterMemory::build(snapshot, &mut Boxes)
+        {
+            self.replace_counters(larger);
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use slb_control::{Config, HugePages, Role};
+use slb_core::counters::CounterMemory;
 use slb_core::nat::NatTable;
 use slb_core::observe::Observe;
 use slb_core::service::{BackendId, Snapshot};
@@ -106,6 +107,14 @@ impl Balancer {
     pub(crate) fn install(&mut self, snapshot: Shared) -> Shared {
         self.current = Arc::clone(&snapshot);
         on!(&mut self.role, role => role.install(snapshot))
+    }
+
+    /// Moves the counters into larger memory, and returns the memory that they were in.
+    pub(crate) fn replace_counters(
+        &mut self,
+        counters: CounterMemory<'static>,
+    ) -> CounterMemory<'static> {
+        on!(&mut self.role, role => role.replace_counters(counters))
     }
 
     /// Says where a frame came in, which a capture does not: what has a vm's MAC address for its

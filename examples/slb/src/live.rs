@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 use slb_control::probe::Prober;
 use slb_control::{Config, PassiveHealth, Role, SlowStart};
 use slb_core::PortId;
+use slb_core::counters::CounterMemory;
 use slb_io_afxdp::{LARGE_CHUNK, Program, ProgramFault, Take, Umem, frames_for};
 use slb_io_tun::{Device, Layer};
 use tracing::{info, warn};
@@ -115,6 +116,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         unreached: Unreached::default(),
         given,
         config,
+        counters: CounterMemory::size_for(&snapshot),
         snapshot,
         workers,
         slots,

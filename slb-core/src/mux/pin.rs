@@ -35,7 +35,7 @@ pub(super) struct Pinner<'a, 's, 'm> {
     pub(super) flows: &'a mut FlowTable<'m>,
     pub(super) rules: &'a mut [RuleCounters],
     pub(super) backends: &'a mut [BackendCounters],
-    pub(super) sources: &'a mut Option<SourceLimiter<'m>>,
+    pub(super) sources: &'a mut SourceLimiter<'m>,
     /// How often the table had changed when the lanes' flows were looked up.
     pub(super) before: &'a Changes,
 }
@@ -113,7 +113,7 @@ struct Counters<'a, 's, 'm> {
     snapshot: &'a Snapshot<'s>,
     rules: &'a mut [RuleCounters],
     backends: &'a mut [BackendCounters],
-    sources: &'a mut Option<SourceLimiter<'m>>,
+    sources: &'a mut SourceLimiter<'m>,
 }
 
 /// In the place of a backend: the source begins too many flows.
@@ -251,10 +251,7 @@ fn unpinned<A: Addresses>(
         seen.step(lane.frame.into(), Step::Flow(FlowStep::Miss));
         return index;
     }
-    if sources
-        .as_mut()
-        .is_some_and(|sources| !sources.allow(packet))
-    {
+    if !sources.allow(packet) {
         if packet.opens() {
             return OVER_LIMIT;
         }

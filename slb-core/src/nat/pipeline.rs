@@ -15,6 +15,7 @@ use super::rewrite::{self, Rewrite};
 use super::table::{Connections, NONE};
 use super::tcp::{Direction, Segment, reopens};
 use super::{ConnectionState, Links, NatOptions, NatTable, NatTables};
+use crate::counters::{self, CounterMemory};
 use crate::frame::{BURST, Frame};
 use crate::link::{self, Link};
 use crate::observe::{ConnectionStep, Observe, Step};
@@ -193,8 +194,10 @@ pub(crate) struct Pipeline<'m, S> {
     pub(crate) options: NatOptions,
     clock: Clock,
     pub(crate) limits: Limits,
-    pub(crate) sources: Option<SourceLimiter<'m>>,
+    pub(crate) sources: SourceLimiter<'m>,
     pub(crate) stats: Stats,
+    /// Counters moved since the last snapshot: those of SNAT ports are to be counted again.
+    has_new_counters: bool,
 }
 
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
@@ -205,8 +208,9 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             options,
             clock: Clock::default(),
             limits: Limits::new(&options.rates()),
-            sources: None,
+            sources: SourceLimiter::none(),
             stats: Stats::default(),
+            has_new_counters: false,
         };
         pipeline.name_counters();
         pipeline.count_ports();
@@ -218,11 +222,32 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         self.options = options;
     }
 
+    pub(crate) fn has_counters_for(&self, snapshot: &Snapshot<'_>) -> bool {
+        let NatTables {
+            rules, backends, ..
+        } = &self.tables;
+        snapshot.rule_slots() <= rules.len() && snapshot.backend_slots() <= backends.len()
+    }
+
+    pub(crate) fn replace_counters(
+        &mut self,
+        mut counters: CounterMemory<'m>,
+    ) -> CounterMemory<'m> {
+        let tables = &mut self.tables;
+        counters::replace(&mut tables.rules, &mut counters.rules);
+        counters::replace(&mut tables.backends, &mut counters.backends);
+        counters::replace(&mut tables.snat, &mut counters.snat);
+        self.name_counters();
+        self.has_new_counters = true;
+        counters
+    }
+
     /// Puts another snapshot in place, and returns the old one.
     pub(crate) fn install(&mut self, snapshot: S) -> S {
         let old = core::mem::replace(&mut self.snapshot, snapshot);
         self.name_counters();
-        if !self.snapshot.nat.has_ports_as(&old.nat) {
+        if !self.snapshot.nat.has_ports_as(&old.nat) || self.has_new_counters {
+            self.has_new_counters = false;
             self.count_ports();
         }
         self.tables.connections.ipv4.purge();
@@ -256,9 +281,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             fragments.advance(now);
         }
         self.limits.advance(now);
-        if let Some(sources) = &mut self.sources {
-            sources.advance(now);
-        }
+        self.sources.advance(now);
         now
     }
 

@@ -3,6 +3,7 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{NatTable, PortTable};
+use crate::counters::CounterMemory;
 use crate::flow::FlowTable;
 use crate::key::Key;
 use crate::link::Link;
@@ -138,15 +139,14 @@ impl<'m> NatTables<'m> {
         memory: &mut impl Memory<'m>,
     ) -> Option<Self> {
         const FRAGMENTS: usize = 4096;
-        let rules = (2 * snapshot.rule_slots()).max(64);
-        let backends = (2 * snapshot.backend_slots()).max(1024);
         let ports = snapshot.snat_port_places().max(1 << 17);
+        let counters = CounterMemory::build(snapshot, memory)?;
         Some(Self {
             connections: NatTable::build(connections, connections, key, memory)?,
             fragments: Some(FlowTable::build(FRAGMENTS, FRAGMENTS, key, memory)?),
-            rules: memory.take(rules, RuleCounters::default())?,
-            backends: memory.take(backends, BackendCounters::default())?,
-            snat: memory.take(backends, SnatCounters::default())?,
+            rules: counters.rules,
+            backends: counters.backends,
+            snat: counters.snat,
             snat_ports: PortTable::build(ports, connections.saturating_mul(2), key, memory)?,
             links: Links::none(),
         })

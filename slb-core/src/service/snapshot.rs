@@ -308,6 +308,16 @@ impl Snapshot<'_> {
         self.nat.port_places()
     }
 
+    /// Every rule, in the order of their places.
+    pub(crate) fn rules(&self) -> &[CompiledRule] {
+        &self.rules
+    }
+
+    /// The id of the rule that has a slot: another owner of the slot has another id.
+    pub(crate) fn rule_id(&self, slot: usize) -> u32 {
+        self.rule_ids.id(slot).get()
+    }
+
     /// A rule by its place in [`Spec::rules`](super::Spec::rules).
     #[inline]
     pub fn rule(&self, index: u32) -> Option<&CompiledRule> {

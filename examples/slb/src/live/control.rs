@@ -10,7 +10,9 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use slb_control::probe::Prober;
 use slb_control::{Config, PassiveHealth, SlowStart};
+use slb_core::counters::CounterMemory;
 use slb_core::health::Condition;
+use slb_core::mem::Boxes;
 use slb_core::service::Snapshot;
 use slb_io_afxdp::{Program, Take};
 use slb_io_pcap::CaptureStats;
@@ -23,7 +25,7 @@ use super::metrics::Endpoint;
 use super::next_hops::{Found, NextHops, Unreached, unresolved};
 use super::start_program;
 use super::status::{Place, Shared};
-use super::worker::{Counted, Worker};
+use super::worker::{Counted, Next, Worker};
 use crate::Failure;
 use crate::check::load;
 use crate::cli::LiveOptions;
@@ -60,6 +62,8 @@ pub(super) struct Control<'o> {
     /// And with what the interface and the kernel's tables know.
     pub(super) config: Config,
     pub(super) snapshot: Arc<Snapshot<'static>>,
+    /// How many rules and backends the workers have counters for.
+    pub(super) counters: (usize, usize),
     pub(super) workers: Vec<Worker>,
     /// For each worker, its queues.
     pub(super) slots: Vec<Vec<Slot>>,
@@ -519,11 +523,26 @@ impl Control<'_> {
         let both: Vec<_> = self.taken.iter().zip(&taken).map(both).collect();
         self.take(&both)?;
         let generation = snapshot.generation();
+        let is_larger =
+            snapshot.rule_slots() > self.counters.0 || snapshot.backend_slots() > self.counters.1;
+        if is_larger {
+            self.counters = CounterMemory::size_for(&snapshot);
+        }
         for worker in &self.workers {
-            worker.mailbox.install(Arc::clone(&snapshot), generation);
+            let next = Next {
+                snapshot: Arc::clone(&snapshot),
+                counters: if is_larger {
+                    CounterMemory::build(&snapshot, &mut Boxes)
+                } else {
+                    None
+                },
+            };
+            worker.mailbox.install(next, generation);
         }
         for worker in &self.workers {
             if !worker.mailbox.wait_for(generation) {
+                // The next snapshot replaces one that was not taken, and brings the counters again.
+                self.counters = (0, 0);
                 warn!(
                     worker = worker.names.join(", "),
                     "slow to take the configuration"

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant as Clock};
 
 use rustix::thread::CpuSet;
 use slb_control::Config;
+use slb_core::counters::CounterMemory;
 use slb_core::service::Snapshot;
 use slb_core::{BURST, Burst, Instant, Key, PacketIo};
 use slb_io_afxdp::AfXdp;
@@ -58,7 +59,14 @@ pub(super) struct Worker {
 }
 
 /// What a worker and the others tell each other.
-pub(super) type Letterbox = Mailbox<Arc<Snapshot<'static>>, Counted>;
+pub(super) type Letterbox = Mailbox<Next, Counted>;
+
+/// A snapshot to put in place, and larger memory for counters where it has more rules or backends
+/// than there was room for. Returned by the worker, the snapshot and memory that it used before.
+pub(super) struct Next {
+    pub(super) snapshot: Arc<Snapshot<'static>>,
+    pub(super) counters: Option<CounterMemory<'static>>,
+}
 
 /// Of AF_XDP: the interface and queue of each socket.
 type Sockets = Vec<(String, u32, OwnedFd)>;
@@ -409,9 +417,13 @@ impl<'m, I: LiveIo<'m>> Reading<'_, '_, I> {
     }
 }
 
-impl<'m, I: LiveIo<'m>> Recipient<Arc<Snapshot<'static>>, Counted> for Reading<'_, '_, I> {
-    fn install(&mut self, snapshot: Arc<Snapshot<'static>>) -> Arc<Snapshot<'static>> {
-        self.moving.balancer.install(snapshot)
+impl<'m, I: LiveIo<'m>> Recipient<Next, Counted> for Reading<'_, '_, I> {
+    fn install(&mut self, next: Next) -> Next {
+        let counters = next.counters;
+        Next {
+            counters: counters.map(|larger| self.moving.balancer.replace_counters(larger)),
+            snapshot: self.moving.balancer.install(next.snapshot),
+        }
     }
 
     fn count(&mut self) -> Counted {

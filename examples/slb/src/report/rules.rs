@@ -109,9 +109,10 @@ mod tests {
         let places = (0..)
             .take_while(|&place| snapshot.rule(place).is_some())
             .count();
-        let syns = |syns| RuleCounters {
-            syns,
-            ..RuleCounters::default()
+        let syns = |syns| {
+            let mut counters = RuleCounters::default();
+            counters.syns = syns;
+            counters
         };
         // As many as the snapshot has, in its order: NAT rules come before NAT pools.
         let counted: Vec<_> = (0..places as u32)

@@ -126,11 +126,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 .refusal()
                 .answer::<A, R>(frame, lane, terms.reset, seen));
         }
-        if self
-            .sources
-            .as_mut()
-            .is_some_and(|sources| !sources.allow(packet))
-        {
+        if !self.sources.allow(packet) {
             return Err(Verdict::Drop(DropReason::SourceLimit));
         }
         let chosen = R::choose(self, lane, index, seen);

@@ -3,6 +3,7 @@
 use core::ops::Deref;
 
 use super::{Pipeline, Role, Table};
+use crate::counters;
 use crate::frame::{Burst, Frame};
 use crate::link::Link;
 use crate::nat::connection::Connection;
@@ -85,24 +86,14 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         });
     }
 
-    /// Says whose counters the backends' places are from now on.
     pub(super) fn name_counters(&mut self) {
-        let Self {
-            snapshot, tables, ..
-        } = self;
-        let snapshot: &Snapshot<'_> = snapshot;
-        for backend in snapshot.backends() {
-            let id = backend.id();
-            let snat = tables.snat.get_mut(id.slot());
-            if let Some(counters) = tables.backends.get_mut(id.slot())
-                && counters.id != id.get()
-            {
-                *counters = BackendCounters::of(id.get());
-                if let Some(snat) = snat {
-                    *snat = SnatCounters::default();
-                }
-            }
-        }
+        let NatTables {
+            rules,
+            backends,
+            snat,
+            ..
+        } = &mut self.tables;
+        counters::name(&self.snapshot, rules, backends, snat);
     }
 
     /// Counts who uses which SNAT port: once by all connections, since blocks lie elsewhere now.

@@ -1,0 +1,94 @@
+//! Where counters of rules and backends live, and how they move into larger memory.
+//!
+//! A rule or backend has the same slot in every snapshot that follows, and its counters are in that
+//! slot. A slot whose owner is gone goes to another one, whose counters begin at zero.
+
+use crate::mem::{Mem, Memory};
+use crate::service::Snapshot;
+use crate::stats::{BackendCounters, RuleCounters, SnatCounters};
+
+/// Memory for counters of rules, backends and, at a host agent, SNAT ports.
+///
+/// A role has as many counters as the memory that it was made with has room for; rules and
+/// backends beyond are not counted. Before a snapshot with more of them is installed, give the role
+/// larger memory, with [`Mux::replace_counters`](crate::Mux::replace_counters) and its likes:
+/// ```
+/// # use slb_core::{counters::CounterMemory, mem::Boxes, service::Snapshot, Mux};
+/// # fn reload(mux: &mut Mux<'static, &'static Snapshot<'static>>, next: &'static Snapshot<'static>) {
+/// if !mux.has_counters_for(next) {
+///     let larger = CounterMemory::build(next, &mut Boxes).expect("boxes do not run out");
+///     let smaller = mux.replace_counters(larger);
+///     drop(smaller); // or use it again
+/// }
+/// mux.install(next);
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct CounterMemory<'m> {
+    /// Counters by [`CompiledRule::slot`](crate::service::CompiledRule::slot).
+    pub rules: Mem<'m, RuleCounters>,
+    /// Counters by [`BackendId::slot`](crate::service::BackendId::slot).
+    pub backends: Mem<'m, BackendCounters>,
+    /// SNAT counters by [`BackendId::slot`](crate::service::BackendId::slot); a mux has none.
+    pub snat: Mem<'m, SnatCounters>,
+}
+
+impl<'m> CounterMemory<'m> {
+    /// The fewest counters that are made, so that small configurations have room to grow.
+    const LEAST_RULES: usize = 64;
+    const LEAST_BACKENDS: usize = 1024;
+
+    /// Counters for a snapshot, and for as many rules and backends more. `None` where the memory is
+    /// used up.
+    pub fn build(snapshot: &Snapshot<'_>, memory: &mut impl Memory<'m>) -> Option<Self> {
+        let (rules, backends) = Self::size_for(snapshot);
+        Some(Self {
+            rules: memory.take(rules, RuleCounters::default())?,
+            backends: memory.take(backends, BackendCounters::default())?,
+            snat: memory.take(backends, SnatCounters::default())?,
+        })
+    }
+
+    /// How many rules and backends [`build`](Self::build) makes counters for.
+    pub fn size_for(snapshot: &Snapshot<'_>) -> (usize, usize) {
+        let rules = (2 * snapshot.rule_slots()).max(Self::LEAST_RULES);
+        let backends = (2 * snapshot.backend_slots()).max(Self::LEAST_BACKENDS);
+        (rules, backends)
+    }
+}
+
+/// Swaps `counters` for `larger`, and takes the values along.
+pub(crate) fn replace<'m, T: Copy>(counters: &mut Mem<'m, T>, larger: &mut Mem<'m, T>) {
+    for (new, old) in larger.iter_mut().zip(counters.iter()) {
+        *new = *old;
+    }
+    core::mem::swap(counters, larger);
+}
+
+/// Starts the counters of every rule and backend whose slot had another owner at zero.
+pub(crate) fn name(
+    snapshot: &Snapshot<'_>,
+    rules: &mut [RuleCounters],
+    backends: &mut [BackendCounters],
+    snat: &mut [SnatCounters],
+) {
+    for rule in snapshot.rules() {
+        let id = snapshot.rule_id(rule.slot());
+        if let Some(counters) = rules.get_mut(rule.slot())
+            && counters.id != id
+        {
+            *counters = RuleCounters::of(id);
+        }
+    }
+    for backend in snapshot.backends() {
+        let id = backend.id();
+        if let Some(counters) = backends.get_mut(id.slot())
+            && counters.id != id.get()
+        {
+            *counters = BackendCounters::of(id.get());
+            if let Some(snat) = snat.get_mut(id.slot()) {
+                *snat = SnatCounters::default();
+            }
+        }
+    }
+}

@@ -36,8 +36,27 @@ pub struct CaptureStats {
     pub unknown_link: BTreeMap<LinkType, u64>,
     /// Packets left out because they are longer than [`FRAME_LEN`].
     pub too_long: u64,
+    /// Packets that a snap length cut when they were captured.
+    pub cut: u64,
+    /// Frames that were not written because the file's format does not have their time.
+    pub without_time: u64,
     /// Frames handed to `transmit` that are not in this capture's memory.
     pub foreign: u64,
+}
+
+impl CaptureStats {
+    /// Packets that were left out, for whatever reason.
+    pub fn left_out(&self) -> u64 {
+        self.unknown_link.values().sum::<u64>() + self.too_long
+    }
+}
+
+/// What is known of the packet in a buffer.
+#[derive(Clone, Copy, Debug)]
+struct Packet {
+    timestamp: Instant,
+    /// How many bytes at its end were not captured, and are zero.
+    filled: usize,
 }
 
 /// Captures to read, and others to write: as ports with packets to receive and send.
@@ -47,8 +66,9 @@ pub struct Capture<'m, W: Write> {
     ports: Vec<(PortId, Writer<W>)>,
     passed: Option<Writer<W>>,
     free: Vec<&'m mut [u8]>,
-    /// The timestamp of the packet in each buffer.
-    timestamps: Vec<Instant>,
+    /// The packet in each buffer.
+    packets: Vec<Packet>,
+    fills_cut: bool,
     base: usize,
     now: Instant,
     at_end: bool,
@@ -71,7 +91,14 @@ impl<'m, W: Write> Capture<'m, W> {
             sent: None,
             ports: Vec::new(),
             passed: None,
-            timestamps: vec![Instant::ZERO; free.len()],
+            packets: vec![
+                Packet {
+                    timestamp: Instant::ZERO,
+                    filled: 0
+                };
+                free.len()
+            ],
+            fills_cut: false,
             free,
             base,
             now: Instant::ZERO,
@@ -79,6 +106,15 @@ impl<'m, W: Write> Capture<'m, W> {
             damaged: None,
             stats: CaptureStats::default(),
         }
+    }
+
+    /// Has packets that a snap length cut be as long as they were, with zeros in the place of what is
+    /// missing: they can be processed by their headers. What is written of them ends where it was cut.
+    #[must_use]
+    pub fn fill_cut(mut self) -> Self {
+        self.inputs.fill_cut();
+        self.fills_cut = true;
+        self
     }
 
     /// Writes what is to be sent, forwarded or as an answer, to `writer`: in the order in which it
@@ -139,18 +175,34 @@ impl<'m, W: Write> Capture<'m, W> {
     /// The buffer that a frame lies in.
     fn buffer(&self, frame: &Frame<'m>) -> Option<usize> {
         let offset = frame.buffer_address().checked_sub(self.base)?;
-        (offset % STRIDE == 0 && offset / STRIDE < self.timestamps.len()).then_some(offset / STRIDE)
+        (offset % STRIDE == 0 && offset / STRIDE < self.packets.len()).then_some(offset / STRIDE)
     }
 
-    fn send(&mut self, timestamp: Instant, frame: &Frame<'m>) -> io::Result<bool> {
+    fn send(&mut self, packet: Packet, frame: &Frame<'m>) -> io::Result<bool> {
         let verdict = frame.verdict();
+        let timestamp = packet.timestamp;
+        // An answer is made anew, of what was captured.
+        let cut = match verdict {
+            Verdict::Reply => 0,
+            _ => packet.filled.min(frame.len()),
+        };
+        let bytes = frame.bytes();
+        let bytes = bytes.get(..bytes.len() - cut).unwrap_or_default();
+        let without_time = &mut self.stats.without_time;
+        let mut write = |writer: &mut Writer<W>| {
+            if !writer.has_time(timestamp) {
+                *without_time += 1;
+                return Ok(());
+            }
+            writer.write_cut(timestamp, bytes, cut)
+        };
         let writer = match verdict {
             Verdict::Forward(_) | Verdict::Flood | Verdict::Reply => &mut self.sent,
             Verdict::Pass => &mut self.passed,
             Verdict::Drop(_) => return Ok(false),
         };
         if let Some(writer) = writer {
-            writer.write(timestamp, frame.bytes())?;
+            write(writer)?;
         }
         for (port, writer) in &mut self.ports {
             let leaves = match verdict {
@@ -160,7 +212,7 @@ impl<'m, W: Write> Capture<'m, W> {
                 Verdict::Pass | Verdict::Drop(_) => false,
             };
             if leaves {
-                writer.write(timestamp, frame.bytes())?;
+                write(writer)?;
             }
         }
         Ok(verdict != Verdict::Pass)
@@ -207,7 +259,15 @@ impl<'m, W: Write> PacketIo<'m> for Capture<'m, W> {
                 None => Ok((PortId(0), Next::End)),
             };
             match next {
-                Ok((port, Next::Packet { timestamp, len })) => {
+                Ok((
+                    port,
+                    Next::Packet {
+                        timestamp,
+                        len,
+                        cut,
+                    },
+                )) => {
+                    self.stats.cut += u64::from(cut > 0);
                     if count == 0 {
                         self.now = self.now.max(timestamp);
                     }
@@ -216,7 +276,8 @@ impl<'m, W: Write> PacketIo<'m> for Capture<'m, W> {
                     };
                     frame.set_port(port);
                     if let Some(index) = self.buffer(&frame) {
-                        self.timestamps[index] = timestamp;
+                        let filled = if self.fills_cut { cut } else { 0 };
+                        self.packets[index] = Packet { timestamp, filled };
                     }
                     if burst.push(frame).is_ok() {
                         count += 1;
@@ -258,7 +319,7 @@ impl<'m, W: Write> PacketIo<'m> for Capture<'m, W> {
                 continue;
             };
             if result.is_ok() && !frame.is_empty() {
-                match self.send(self.timestamps[index], &frame) {
+                match self.send(self.packets[index], &frame) {
                     Ok(written) => sent += usize::from(written),
                     Err(error) => result = Err(CaptureError::Write(error)),
                 }
@@ -277,7 +338,10 @@ impl<'m, W: Write> PacketIo<'m> for Capture<'m, W> {
                 break;
             };
             if let Some(index) = self.buffer(&frame) {
-                self.timestamps[index] = self.now;
+                self.packets[index] = Packet {
+                    timestamp: self.now,
+                    filled: 0,
+                };
             }
             count += usize::from(spare.push(frame).is_ok());
         }

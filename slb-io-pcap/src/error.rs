@@ -33,6 +33,8 @@ pub enum Damage {
         /// The version's second number.
         minor: u16,
     },
+    /// A pcapng section describes more interfaces than any does.
+    TooManyInterfaces,
     /// A packet is of an interface that was not described.
     UnknownInterface(u32),
     /// The operating system could not read it.
@@ -49,6 +51,7 @@ impl fmt::Display for Damage {
             Self::Version { major, minor } => {
                 write!(f, "expected a section of version 1, got {major}.{minor}")
             }
+            Self::TooManyInterfaces => f.write_str("expected at most 65536 interfaces"),
             Self::UnknownInterface(id) => write!(f, "no interface {id} was described before it"),
             Self::Io(error) => write!(f, "{error}"),
         }

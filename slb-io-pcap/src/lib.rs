@@ -2,7 +2,7 @@
 //! sent is written to another.
 //!
 //! [`Capture`] implements [`PacketIo`](slb_core::PacketIo). [`Reader`] and [`Writer`] are of use
-//! on their own. Files of any size are streamed in constant memory.
+//! on their own. Files of any size are streamed in constant memory, also those that gzip or zstd packed.
 
 #![forbid(unsafe_code)]
 
@@ -11,6 +11,7 @@ mod error;
 mod link;
 mod merge;
 mod reader;
+mod stream;
 mod writer;
 
 pub use capture::{Capture, CaptureError, CaptureStats, FRAME_LEN, memory_for};

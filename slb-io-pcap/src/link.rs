@@ -3,6 +3,8 @@
 //! The dataplane reads Ethernet only. A packet captured without it (raw IP, Linux cooked) gets an
 //! Ethernet header with the addresses that the capture knows, zero where it knows none.
 
+use std::fmt;
+
 use slb_core::wire::ethernet::HEADER_LEN;
 
 /// A link type (the numbers of `LINKTYPE_` values).
@@ -16,6 +18,10 @@ impl LinkType {
     pub const ETHERNET: Self = Self(1);
     /// IP without a link-layer header.
     pub const RAW: Self = Self(101);
+    /// `DLT_RAW` of most systems, which some programs write in the place of [`RAW`](Self::RAW).
+    pub const DLT_RAW: Self = Self(12);
+    /// `DLT_RAW` of OpenBSD.
+    pub const DLT_RAW_OPENBSD: Self = Self(14);
     /// OpenBSD loopback: an address family in network byte order.
     pub const LOOP: Self = Self(108);
     /// Linux cooked, version 1.
@@ -26,6 +32,76 @@ impl LinkType {
     pub const IPV6: Self = Self(229);
     /// Linux cooked, version 2.
     pub const LINUX_SLL2: Self = Self(276);
+
+    /// What the link type is called, where it is one of those that captures are made with.
+    ///
+    /// # Source
+    /// <https://www.tcpdump.org/linktypes.html>
+    pub fn name(self) -> Option<&'static str> {
+        Some(match self.0 {
+            0 => "BSD loopback",
+            1 => "Ethernet",
+            6 => "token ring",
+            7 => "ARCNET",
+            8 => "SLIP",
+            9 => "PPP",
+            10 => "FDDI",
+            12 | 14 | 101 => "raw IP",
+            50 => "PPP in HDLC framing",
+            51 => "PPPoE session",
+            100 => "LLC/SNAP over ATM",
+            104 => "Cisco HDLC",
+            105 => "IEEE 802.11",
+            107 => "frame relay",
+            108 => "OpenBSD loopback",
+            113 => "Linux cooked v1",
+            114 => "LocalTalk",
+            117 => "OpenBSD pflog",
+            119 => "Prism",
+            127 => "IEEE 802.11 radiotap",
+            143 => "DOCSIS",
+            147..=162 => "private use",
+            163 => "IEEE 802.11 AVS",
+            187 | 201 => "Bluetooth HCI H4",
+            189 | 220 => "USB of Linux",
+            192 => "PPI",
+            195 | 215 | 230 => "IEEE 802.15.4",
+            204 => "PPP with direction",
+            209 => "IPMB",
+            227 => "CAN",
+            228 => "raw IPv4",
+            229 => "raw IPv6",
+            231 => "D-Bus",
+            239 => "NFLOG",
+            243 => "MPEG-2 transport stream",
+            247 => "InfiniBand",
+            248 => "SCTP",
+            249 => "USBPcap",
+            251 | 256 => "Bluetooth LE",
+            253 => "Linux netlink",
+            258 => "pktap",
+            276 => "Linux cooked v2",
+            _ => return None,
+        })
+    }
+
+    /// Whether its packets are read: those that are left out all the same hold no IP packet, or are too
+    /// short.
+    pub fn is_read(self) -> bool {
+        const READ: [LinkType; 10] = [
+            LinkType::NULL,
+            LinkType::ETHERNET,
+            LinkType::DLT_RAW,
+            LinkType::DLT_RAW_OPENBSD,
+            LinkType::RAW,
+            LinkType::LOOP,
+            LinkType::LINUX_SLL,
+            LinkType::IPV4,
+            LinkType::IPV6,
+            LinkType::LINUX_SLL2,
+        ];
+        READ.contains(&self)
+    }
 
     /// The Ethernet header that stands for the packet's own, and where its payload begins;
     /// `None` where the link type is not known, or the packet too short for it.
@@ -41,7 +117,7 @@ impl LinkType {
         };
         match self {
             Self::ETHERNET => Some((Header::Kept, 0)),
-            Self::RAW | Self::IPV4 | Self::IPV6 => ip(0),
+            Self::RAW | Self::DLT_RAW | Self::DLT_RAW_OPENBSD | Self::IPV4 | Self::IPV6 => ip(0),
             Self::NULL | Self::LOOP => ip(4),
             Self::LINUX_SLL => {
                 let sll: &[u8; 16] = packet.first_chunk()?;
@@ -54,6 +130,15 @@ impl LinkType {
                 Some((header(mac(&sll[12..20], len), [sll[0], sll[1]]), 20))
             }
             _ => None,
+        }
+    }
+}
+
+impl fmt::Display for LinkType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => write!(f, "{} ({name})", self.0),
+            None => write!(f, "{}", self.0),
         }
     }
 }

@@ -37,6 +37,13 @@ impl Merge {
         }
     }
 
+    /// Has packets that a snap length cut be as long as they were.
+    pub(crate) fn fill_cut(&mut self) {
+        for input in &mut self.inputs {
+            input.reader.fill_cut();
+        }
+    }
+
     /// Bytes of all files read so far.
     pub(crate) fn offset(&self) -> u64 {
         self.inputs.iter().map(|input| input.reader.offset()).sum()

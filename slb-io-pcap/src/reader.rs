@@ -1,18 +1,35 @@
 //! Packets out of a pcap or pcapng file, one by one, as Ethernet frames.
+//!
+//! The file's records and blocks are read here rather than by a crate: those that there are misread some
+//! of them (docs/dependencies.md says which). Sources: draft-ietf-opsawg-pcap, draft-ietf-opsawg-pcapng, and
+//! for modified pcap and the obsolete Packet Block Wireshark's `wiretap/libpcap.h` and `pcapng.c`.
 
 use std::io::Read;
+use std::ops::Range;
 
-use pcap_parser::traits::{PcapNGPacketBlock, PcapReaderIterator};
-use pcap_parser::{Block, PcapBlockOwned, PcapError, create_reader};
 use slb_core::Instant;
 
 use crate::error::{Damage, ReadError};
 use crate::link::{Header, LinkType};
+use crate::stream::Stream;
 
-/// Room for blocks to begin with; it grows up to [`MAX_BLOCK`].
-const BUFFER: usize = 1 << 20;
-/// The longest block: no capture has longer ones, broken files announce them.
+/// The longest record or block: no capture has longer ones, broken files announce them.
 const MAX_BLOCK: usize = 1 << 26;
+/// The most interfaces of a section.
+const MAX_INTERFACES: usize = 1 << 16;
+const SECOND: u64 = 1_000_000_000;
+
+/// Types of pcapng's blocks.
+const SECTION_HEADER: u32 = 0x0a0d_0d0a;
+const INTERFACE_DESCRIPTION: u32 = 1;
+const OBSOLETE_PACKET: u32 = 2;
+const SIMPLE_PACKET: u32 = 3;
+const ENHANCED_PACKET: u32 = 6;
+/// What a section header says in the byte order of its section.
+const BYTE_ORDER: u32 = 0x1a2b_3c4d;
+/// Options of an interface's description.
+const IF_TSRESOL: u16 = 9;
+const IF_TSOFFSET: u16 = 14;
 
 /// What the reader has next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +40,9 @@ pub enum Next {
         timestamp: Instant,
         /// Its bytes in the buffer, as an Ethernet frame.
         len: usize,
+        /// How many bytes at its end the capture does not have, because of its snap length. They are not
+        /// in the buffer, unless [`Reader::fill_cut`] was called: then they are zero there.
+        cut: usize,
     },
     /// A packet captured later than asked for; it stays for the next call.
     Later,
@@ -34,52 +54,92 @@ pub enum Next {
     End,
 }
 
-/// Reads a capture as a stream, in constant memory.
+/// Reads a capture as a stream, in constant memory. One that gzip or zstd packed is unpacked.
 pub struct Reader {
-    blocks: Box<dyn PcapReaderIterator + Send>,
+    stream: Stream,
+    format: Format,
     interfaces: Vec<Interface>,
-    /// Of pcapng: whether the section's numbers are big-endian.
-    is_big_endian: Option<bool>,
+    fills_cut: bool,
     packets: u64,
-    offset: u64,
     last: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Format {
+    Pcap {
+        is_big_endian: bool,
+        /// Bytes before a packet: 16, or 24 where the format is modified.
+        record_len: usize,
+    },
+    PcapNg {
+        is_big_endian: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Interface {
     link: LinkType,
-    /// Units of its timestamps in a second.
-    resolution: u64,
+    /// The longest packet that was captured; 0 is no limit.
+    snap_len: u32,
+    resolution: Resolution,
     /// Seconds to add to its timestamps.
     offset: i64,
+}
+
+/// Units of timestamps in a second.
+#[derive(Clone, Copy, Debug)]
+enum Resolution {
+    /// Ten to this.
+    Decimal(u32),
+    /// Two to this.
+    Binary(u32),
+}
+
+/// A packet where it lies in its record or block.
+struct Found {
+    timestamp: Instant,
+    link: LinkType,
+    data: Range<usize>,
+    /// How many bytes of it were not captured.
+    cut: usize,
 }
 
 impl Reader {
     /// Reads the beginning of a capture.
     ///
     /// # Errors
-    /// It is none.
+    /// It is none, or cannot be read.
     pub fn new(input: impl Read + Send + 'static) -> Result<Self, ReadError> {
         let at_start = |damage| ReadError {
             packet: 1,
             offset: 0,
             damage,
         };
-        let blocks = create_reader(BUFFER, input).map_err(|error| {
-            at_start(match error {
-                PcapError::ReadError => Damage::Io(std::io::ErrorKind::Other.into()),
-                _ => Damage::NotACapture,
-            })
+        let io = |error| at_start(Damage::Io(error));
+        let mut stream = Stream::new(input).map_err(io)?;
+        stream.fill(24).map_err(io)?;
+        let is_short = stream.ahead().len() < 24;
+        let (format, interface) = begin(stream.ahead()).map_err(|damage| match damage {
+            Damage::Malformed if is_short => at_start(Damage::Truncated),
+            damage => at_start(damage),
         })?;
-        let interfaces = Vec::new();
+        if let Format::Pcap { .. } = format {
+            stream.take(24);
+        }
         Ok(Self {
-            blocks,
-            interfaces,
-            is_big_endian: None,
+            stream,
+            format,
+            interfaces: interface.into_iter().collect(),
+            fills_cut: false,
             packets: 0,
-            offset: 0,
             last: Instant::ZERO,
         })
+    }
+
+    /// Has packets that a snap length cut be as long as they were, with zeros in the place of what is
+    /// missing.
+    pub fn fill_cut(&mut self) {
+        self.fills_cut = true;
     }
 
     /// Packets read so far, those left out included.
@@ -87,9 +147,9 @@ impl Reader {
         self.packets
     }
 
-    /// Bytes of the file read so far.
+    /// Bytes of the file read so far, packed ones where it is packed.
     pub fn offset(&self) -> u64 {
-        self.offset
+        self.stream.bytes_read()
     }
 
     /// Reads the next packet into `buffer`, unless it was captured after `until`.
@@ -98,106 +158,193 @@ impl Reader {
     /// The file is damaged from here on.
     pub fn next(&mut self, buffer: &mut [u8], until: Option<Instant>) -> Result<Next, ReadError> {
         loop {
-            if self.is_shorter_than_a_block() {
-                return Err(self.error(Damage::Malformed));
-            }
-            let (len, found) = match self.blocks.next() {
-                Ok((len, PcapBlockOwned::NG(Block::SectionHeader(section)))) => {
-                    self.is_big_endian = Some(section.big_endian());
-                    let block = PcapBlockOwned::NG(Block::SectionHeader(section));
-                    match interpret(&block, &mut self.interfaces, self.last) {
-                        Ok(_) => (len, None),
-                        Err(damage) => return Err(self.error(damage)),
-                    }
-                }
-                Ok((len, block)) => match interpret(&block, &mut self.interfaces, self.last) {
-                    Ok(None) => (len, None),
-                    Ok(Some(packet)) if until.is_some_and(|until| packet.timestamp > until) => {
-                        return Ok(Next::Later);
-                    }
-                    Ok(Some(packet)) => {
-                        self.last = packet.timestamp;
-                        (len, Some(packet.copy_to(buffer)))
-                    }
-                    Err(damage) => return Err(self.error(damage)),
-                },
-                Err(PcapError::Eof) => return Ok(Next::End),
-                Err(PcapError::Incomplete(_)) => {
-                    self.refill()?;
-                    continue;
-                }
-                Err(PcapError::BufferTooSmall) => {
-                    self.grow()?;
-                    continue;
-                }
-                Err(PcapError::UnexpectedEof) => return Err(self.error(Damage::Truncated)),
-                Err(PcapError::HeaderNotRecognized) => {
-                    return Err(self.error(Damage::NotACapture));
-                }
-                Err(_) => return Err(self.error(Damage::Malformed)),
+            let read = match self.format {
+                Format::Pcap {
+                    is_big_endian,
+                    record_len,
+                } => self.record(is_big_endian, record_len),
+                Format::PcapNg { is_big_endian } => self.block(is_big_endian),
             };
-            self.blocks.consume(len);
-            self.offset += len as u64;
-            if let Some(next) = found {
-                self.packets += 1;
-                return Ok(next);
+            let (len, found) = match read {
+                Ok(Some(read)) => read,
+                Ok(None) => return Ok(Next::End),
+                Err(damage) => {
+                    return Err(ReadError {
+                        packet: self.packets + 1,
+                        offset: self.stream.offset(),
+                        damage,
+                    });
+                }
+            };
+            let Some(found) = found else {
+                self.stream.take(len);
+                continue;
+            };
+            if until.is_some_and(|until| found.timestamp > until) {
+                return Ok(Next::Later);
             }
+            let data = self.stream.ahead().get(found.data.clone());
+            let next = found.copy_to(data.unwrap_or_default(), self.fills_cut, buffer);
+            self.last = found.timestamp;
+            self.packets += 1;
+            self.stream.take(len);
+            return Ok(next);
         }
     }
 
-    /// Whether the next block of pcapng says that it is shorter than what every block begins and ends with.
-    /// The parser would subtract that all the same.
-    fn is_shorter_than_a_block(&self) -> bool {
-        let (Some(is_big_endian), Some([_, _, _, _, a, b, c, d])) =
-            (self.is_big_endian, self.blocks.data().first_chunk())
-        else {
-            return false;
-        };
-        let len = [*a, *b, *c, *d];
-        let len = if is_big_endian {
-            u32::from_be_bytes(len)
-        } else {
-            u32::from_le_bytes(len)
-        };
-        len < 12
-    }
-
-    fn refill(&mut self) -> Result<(), ReadError> {
-        let exhausted = self.blocks.reader_exhausted();
-        let too_small = match self.blocks.refill() {
-            Ok(()) => false,
-            Err(PcapError::ReadError) => {
-                return Err(self.error(Damage::Io(std::io::ErrorKind::Other.into())));
-            }
-            Err(_) => true,
-        };
-        if too_small {
-            return self.grow();
+    /// Has `len` bytes lie ahead.
+    fn fill(&mut self, len: usize) -> Result<(), Damage> {
+        if len > MAX_BLOCK {
+            return Err(Damage::TooLong);
         }
-        // At the end of the file a refill adds nothing: half a block will never be whole.
-        if exhausted && !self.blocks.data().is_empty() {
-            return Err(self.error(Damage::Truncated));
+        self.stream.fill(len).map_err(Damage::Io)?;
+        if self.stream.ahead().len() < len {
+            return Err(Damage::Truncated);
         }
         Ok(())
     }
 
-    fn grow(&mut self) -> Result<(), ReadError> {
-        let size = (self.blocks.data().len().max(BUFFER) * 2).next_power_of_two();
-        if size > MAX_BLOCK || !self.blocks.grow(size) {
-            return Err(self.error(Damage::TooLong));
-        }
-        match self.blocks.refill() {
-            Ok(()) => Ok(()),
-            Err(_) => Err(self.error(Damage::TooLong)),
-        }
+    /// Whether the file is at its end.
+    fn is_at_end(&mut self) -> Result<bool, Damage> {
+        self.stream.fill(1).map_err(Damage::Io)?;
+        Ok(self.stream.ahead().is_empty())
     }
 
-    fn error(&self, damage: Damage) -> ReadError {
-        ReadError {
-            packet: self.packets + 1,
-            offset: self.offset,
-            damage,
+    /// The next record of pcap: its length, and the packet in it.
+    fn record(
+        &mut self,
+        is_big_endian: bool,
+        record_len: usize,
+    ) -> Result<Option<(usize, Option<Found>)>, Damage> {
+        if self.is_at_end()? {
+            return Ok(None);
         }
+        self.fill(record_len)?;
+        let fields = Fields {
+            bytes: self.stream.ahead(),
+            is_big_endian,
+        };
+        let (seconds, fraction) = (fields.u32(0)?, fields.u32(4)?);
+        let (captured, original) = (fields.u32(8)? as usize, fields.u32(12)?);
+        let len = record_len.saturating_add(captured);
+        self.fill(len)?;
+        let interface = self.interfaces.first().ok_or(Damage::NotACapture)?;
+        let nanos = u128::from(seconds) * u128::from(SECOND);
+        let nanos = nanos + interface.resolution.nanos(fraction.into());
+        let found = Found {
+            timestamp: instant(i128::try_from(nanos).unwrap_or(i128::MAX)),
+            link: interface.link,
+            data: record_len..len,
+            cut: (original as usize).saturating_sub(captured),
+        };
+        Ok(Some((len, Some(found))))
+    }
+
+    /// The next block of pcapng: its length, and the packet in it if it holds one.
+    fn block(&mut self, is_big_endian: bool) -> Result<Option<(usize, Option<Found>)>, Damage> {
+        if self.is_at_end()? {
+            return Ok(None);
+        }
+        self.fill(12)?;
+        let mut fields = Fields {
+            bytes: self.stream.ahead(),
+            is_big_endian,
+        };
+        let kind = fields.u32(0)?;
+        if kind == SECTION_HEADER {
+            fields.is_big_endian = match fields.u32(8)? {
+                BYTE_ORDER => is_big_endian,
+                order if order.swap_bytes() == BYTE_ORDER => !is_big_endian,
+                _ => return Err(Damage::Malformed),
+            };
+        }
+        let is_big_endian = fields.is_big_endian;
+        let len = fields.u32(4)? as usize;
+        if len < 12 || !len.is_multiple_of(4) {
+            return Err(Damage::Malformed);
+        }
+        self.fill(len)?;
+        let fields = Fields {
+            bytes: self.stream.ahead().get(..len).unwrap_or_default(),
+            is_big_endian,
+        };
+        // The length stands at both ends of a block.
+        if fields.u32(len - 4)? as usize != len {
+            return Err(Damage::Malformed);
+        }
+        let body = len - 4;
+        let least = match kind {
+            SECTION_HEADER => 24,
+            INTERFACE_DESCRIPTION => 16,
+            SIMPLE_PACKET => 12,
+            ENHANCED_PACKET | OBSOLETE_PACKET => 28,
+            _ => 8,
+        };
+        if body < least {
+            return Err(Damage::Malformed);
+        }
+        let found = match kind {
+            SECTION_HEADER => {
+                let (major, minor) = (fields.u16(12)?, fields.u16(14)?);
+                if major != 1 {
+                    return Err(Damage::Version { major, minor });
+                }
+                self.interfaces.clear();
+                self.format = Format::PcapNg { is_big_endian };
+                None
+            }
+            INTERFACE_DESCRIPTION => {
+                let interface = described(&fields, body)?;
+                if self.interfaces.len() >= MAX_INTERFACES {
+                    return Err(Damage::TooManyInterfaces);
+                }
+                self.interfaces.push(interface);
+                None
+            }
+            ENHANCED_PACKET => {
+                let interface = fields.u32(8)?;
+                Some(self.packet(&fields, interface, body)?)
+            }
+            OBSOLETE_PACKET => {
+                let interface = fields.u16(8)?.into();
+                Some(self.packet(&fields, interface, body)?)
+            }
+            SIMPLE_PACKET => {
+                // It has no timestamp, and is of the first interface.
+                let interface = self.interfaces.first().ok_or(Damage::UnknownInterface(0))?;
+                let original = fields.u32(8)? as usize;
+                let limit = match interface.snap_len {
+                    0 => usize::MAX,
+                    limit => limit as usize,
+                };
+                let captured = original.min(limit).min(body - 12);
+                Some(Found {
+                    timestamp: self.last,
+                    link: interface.link,
+                    data: 12..12 + captured,
+                    cut: original - captured,
+                })
+            }
+            _ => None,
+        };
+        Ok(Some((len, found)))
+    }
+
+    /// A packet of an Enhanced Packet Block, or of the obsolete one, which is alike from its ninth byte on.
+    fn packet(&self, fields: &Fields<'_>, interface: u32, body: usize) -> Result<Found, Damage> {
+        let known = self.interfaces.get(interface as usize);
+        let interface = known.ok_or(Damage::UnknownInterface(interface))?;
+        let units = u64::from(fields.u32(12)?) << 32 | u64::from(fields.u32(16)?);
+        let (captured, original) = (fields.u32(20)? as usize, fields.u32(24)? as usize);
+        if captured > body - 28 {
+            return Err(Damage::Malformed);
+        }
+        Ok(Found {
+            timestamp: interface.timestamp(units),
+            link: interface.link,
+            data: 28..28 + captured,
+            cut: original.saturating_sub(captured),
+        })
     }
 }
 
@@ -209,119 +356,166 @@ impl std::fmt::Debug for Reader {
     }
 }
 
-/// A packet as it lies in the file.
-struct RawPacket<'a> {
-    timestamp: Instant,
-    link: LinkType,
-    data: &'a [u8],
+/// What a file's first bytes say: the format, and of pcap the only interface.
+fn begin(bytes: &[u8]) -> Result<(Format, Option<Interface>), Damage> {
+    const MICROSECONDS: u32 = 0xa1b2_c3d4;
+    const NANOSECONDS: u32 = 0xa1b2_3c4d;
+    const MODIFIED: u32 = 0xa1b2_cd34;
+    let fields = |is_big_endian| Fields {
+        bytes,
+        is_big_endian,
+    };
+    let little = fields(false).u32(0).map_err(|_| Damage::NotACapture)?;
+    if little == SECTION_HEADER {
+        let order = fields(false).u32(8)?;
+        let is_big_endian = order.swap_bytes() == BYTE_ORDER;
+        return match order == BYTE_ORDER || is_big_endian {
+            true => Ok((Format::PcapNg { is_big_endian }, None)),
+            false => Err(Damage::NotACapture),
+        };
+    }
+    let is_big_endian = !matches!(little, MICROSECONDS | NANOSECONDS | MODIFIED);
+    let fields = fields(is_big_endian);
+    let (digits, record_len) = match fields.u32(0)? {
+        MICROSECONDS => (6, 16),
+        NANOSECONDS => (9, 16),
+        MODIFIED => (6, 24),
+        _ => return Err(Damage::NotACapture),
+    };
+    let interface = Interface {
+        // The upper bits may say how long the frame check sequence is.
+        link: LinkType(fields.u32(20)? as u16),
+        snap_len: fields.u32(16)?,
+        resolution: Resolution::Decimal(digits),
+        offset: 0,
+    };
+    let format = Format::Pcap {
+        is_big_endian,
+        record_len,
+    };
+    Ok((format, Some(interface)))
 }
 
-impl RawPacket<'_> {
-    fn copy_to(&self, buffer: &mut [u8]) -> Next {
-        let Some((header, payload)) = self.link.to_ethernet(self.data) else {
+/// What an Interface Description Block says.
+fn described(fields: &Fields<'_>, body: usize) -> Result<Interface, Damage> {
+    let mut interface = Interface {
+        link: LinkType(fields.u16(8)?),
+        snap_len: fields.u32(12)?,
+        resolution: Resolution::Decimal(6),
+        offset: 0,
+    };
+    let mut at = 16;
+    while at + 4 <= body {
+        let (code, len) = (fields.u16(at)?, usize::from(fields.u16(at + 2)?));
+        let value = at + 4;
+        if code == 0 {
+            break;
+        }
+        if value + len > body {
+            return Err(Damage::Malformed);
+        }
+        match (code, len) {
+            (IF_TSRESOL, 1) => {
+                let exponent = u32::from(fields.u8(value)?);
+                interface.resolution = match exponent & 0x80 {
+                    0 => Resolution::Decimal(exponent),
+                    _ => Resolution::Binary(exponent & 0x7f),
+                };
+            }
+            (IF_TSOFFSET, 8) => interface.offset = fields.u64(value)?.cast_signed(),
+            _ => {}
+        }
+        at = value + len.next_multiple_of(4);
+    }
+    Ok(interface)
+}
+
+impl Resolution {
+    /// So many units, in nanoseconds.
+    fn nanos(self, units: u64) -> u128 {
+        let units = u128::from(units);
+        match self {
+            Self::Decimal(digits @ 0..=9) => units * 10u128.pow(9 - digits),
+            Self::Decimal(digits) => 10u128
+                .checked_pow(digits - 9)
+                .map_or(0, |unit| units / unit),
+            Self::Binary(bits) => (units * u128::from(SECOND)) >> bits,
+        }
+    }
+}
+
+impl Interface {
+    fn timestamp(&self, units: u64) -> Instant {
+        let nanos = i128::try_from(self.resolution.nanos(units)).unwrap_or(i128::MAX);
+        instant(nanos.saturating_add(i128::from(self.offset) * i128::from(SECOND)))
+    }
+}
+
+/// The time so many nanoseconds after 1970; the nearest one where there is none.
+fn instant(nanos: i128) -> Instant {
+    Instant::from_nanos(u64::try_from(nanos.max(0)).unwrap_or(u64::MAX))
+}
+
+impl Found {
+    fn copy_to(&self, data: &[u8], fills_cut: bool, buffer: &mut [u8]) -> Next {
+        let Some((header, payload)) = self.link.to_ethernet(data) else {
             return Next::UnknownLink(self.link);
         };
         let made: &[u8] = match &header {
             Header::Kept => &[],
             Header::Made(header) => header,
         };
-        let payload = self.data.get(payload..).unwrap_or_default();
-        let len = made.len() + payload.len();
+        let payload = data.get(payload..).unwrap_or_default();
+        let captured = made.len() + payload.len();
+        let len = captured + if fills_cut { self.cut } else { 0 };
         let Some(to) = buffer.get_mut(..len) else {
             return Next::TooLong;
         };
-        let (front, back) = to.split_at_mut(made.len());
+        let (front, rest) = to.split_at_mut(made.len());
+        let (back, missing) = rest.split_at_mut(payload.len());
         front.copy_from_slice(made);
         back.copy_from_slice(payload);
+        missing.fill(0);
         Next::Packet {
             timestamp: self.timestamp,
             len,
+            cut: self.cut,
         }
     }
 }
 
-/// What a block says: a packet, or something to remember for the packets that follow.
-fn interpret<'a>(
-    block: &'a PcapBlockOwned<'_>,
-    interfaces: &mut Vec<Interface>,
-    last: Instant,
-) -> Result<Option<RawPacket<'a>>, Damage> {
-    match block {
-        PcapBlockOwned::LegacyHeader(header) => {
-            let resolution = if header.is_nanosecond_precision() {
-                1_000_000_000
-            } else {
-                1_000_000
-            };
-            // The upper bits may say how long the frame check sequence is.
-            let link = LinkType(header.network.0 as u16);
-            *interfaces = vec![Interface {
-                link,
-                resolution,
-                offset: 0,
-            }];
-            Ok(None)
-        }
-        PcapBlockOwned::Legacy(packet) => {
-            let interface = interfaces.first().ok_or(Damage::NotACapture)?;
-            let fraction = u64::from(packet.ts_usec) * (1_000_000_000 / interface.resolution);
-            let nanos = u64::from(packet.ts_sec) * 1_000_000_000 + fraction;
-            let data = packet
-                .data
-                .get(..packet.caplen as usize)
-                .unwrap_or(packet.data);
-            let timestamp = Instant::from_nanos(nanos);
-            Ok(Some(RawPacket {
-                timestamp,
-                link: interface.link,
-                data,
-            }))
-        }
-        PcapBlockOwned::NG(Block::SectionHeader(section)) => {
-            let (major, minor) = (section.major_version, section.minor_version);
-            interfaces.clear();
-            if major == 1 {
-                Ok(None)
-            } else {
-                Err(Damage::Version { major, minor })
-            }
-        }
-        PcapBlockOwned::NG(Block::InterfaceDescription(interface)) => {
-            interfaces.push(Interface {
-                link: LinkType(interface.linktype.0 as u16),
-                resolution: interface.ts_resolution().ok_or(Damage::Malformed)?.max(1),
-                offset: interface.if_tsoffset,
-            });
-            Ok(None)
-        }
-        PcapBlockOwned::NG(Block::EnhancedPacket(packet)) => {
-            let unknown = Damage::UnknownInterface(packet.if_id);
-            let interface = interfaces.get(packet.if_id as usize).ok_or(unknown)?;
-            let units = u64::from(packet.ts_high) << 32 | u64::from(packet.ts_low);
-            let timestamp = interface.timestamp(units);
-            Ok(Some(RawPacket {
-                timestamp,
-                link: interface.link,
-                data: packet.packet_data(),
-            }))
-        }
-        PcapBlockOwned::NG(Block::SimplePacket(packet)) => {
-            // It has no timestamp, and is of the first interface.
-            let interface = interfaces.first().ok_or(Damage::UnknownInterface(0))?;
-            Ok(Some(RawPacket {
-                timestamp: last,
-                link: interface.link,
-                data: packet.packet_data(),
-            }))
-        }
-        PcapBlockOwned::NG(_) => Ok(None),
-    }
+/// The numbers in a record or block.
+struct Fields<'b> {
+    bytes: &'b [u8],
+    is_big_endian: bool,
 }
 
-impl Interface {
-    fn timestamp(&self, units: u64) -> Instant {
-        let nanos = i128::from(units) * 1_000_000_000 / i128::from(self.resolution);
-        let nanos = nanos + i128::from(self.offset) * 1_000_000_000;
-        Instant::from_nanos(u64::try_from(nanos.max(0)).unwrap_or(u64::MAX))
+impl Fields<'_> {
+    fn array<const N: usize>(&self, at: usize) -> Result<[u8; N], Damage> {
+        let mut bytes = *self
+            .bytes
+            .get(at..)
+            .and_then(|bytes| bytes.first_chunk::<N>())
+            .ok_or(Damage::Malformed)?;
+        if !self.is_big_endian {
+            bytes.reverse();
+        }
+        Ok(bytes)
+    }
+
+    fn u8(&self, at: usize) -> Result<u8, Damage> {
+        self.array(at).map(u8::from_be_bytes)
+    }
+
+    fn u16(&self, at: usize) -> Result<u16, Damage> {
+        self.array(at).map(u16::from_be_bytes)
+    }
+
+    fn u32(&self, at: usize) -> Result<u32, Damage> {
+        self.array(at).map(u32::from_be_bytes)
+    }
+
+    fn u64(&self, at: usize) -> Result<u64, Damage> {
+        self.array(at).map(u64::from_be_bytes)
     }
 }

@@ -75,13 +75,33 @@ impl<W: Write> Writer<W> {
         }))
     }
 
+    /// Whether the format has this time: pcap's seconds end on 7 February 2106, pcapng's do not.
+    pub fn has_time(&self, timestamp: Instant) -> bool {
+        match self.0 {
+            Inner::Pcap(_) => timestamp.as_nanos() / 1_000_000_000 <= u64::from(u32::MAX),
+            Inner::PcapNg(_) => true,
+        }
+    }
+
     /// Adds a frame.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// It cannot be written, or the format does not have its time: then nothing is, and others can be.
     pub fn write(&mut self, timestamp: Instant, frame: &[u8]) -> io::Result<()> {
+        self.write_cut(timestamp, frame, 0)
+    }
+
+    /// Adds a frame whose last `cut` bytes are not there, as if a snap length had cut them.
+    ///
+    /// # Errors
+    /// As of [`write`](Self::write).
+    pub fn write_cut(&mut self, timestamp: Instant, frame: &[u8], cut: usize) -> io::Result<()> {
+        if !self.has_time(timestamp) {
+            let message = "pcap has no time after 2106-02-07: expected pcapng";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
         let timestamp = Duration::from_nanos(timestamp.as_nanos());
-        let len = u32::try_from(frame.len()).map_err(io::Error::other)?;
+        let len = u32::try_from(frame.len().saturating_add(cut)).map_err(io::Error::other)?;
         match &mut self.0 {
             Inner::Pcap(writer) => {
                 let packet = PcapPacket::new(timestamp, len, frame);

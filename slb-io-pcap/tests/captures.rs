@@ -31,7 +31,7 @@ fn read_all(bytes: Vec<u8>) -> (Packets, Option<ReadError>, u64) {
     let mut buffer = vec![0; slb_io_pcap::FRAME_LEN];
     loop {
         match reader.next(&mut buffer, None) {
-            Ok(Next::Packet { timestamp, len }) => {
+            Ok(Next::Packet { timestamp, len, .. }) => {
                 packets.push((timestamp, buffer[..len].to_vec()));
             }
             Ok(Next::End) => return (packets, None, left_out),

@@ -48,7 +48,7 @@ pub fn read(path: &Path) -> Vec<(Instant, Vec<u8>)> {
     let mut packets = Vec::new();
     loop {
         match reader.next(&mut buffer, None) {
-            Ok(Next::Packet { timestamp, len }) => {
+            Ok(Next::Packet { timestamp, len, .. }) => {
                 packets.push((timestamp, buffer[..len].to_vec()));
             }
             Ok(Next::End) | Err(_) => return packets,

@@ -1,0 +1,218 @@
+//! The bytes of a capture: buffered, and out of gzip or zstd where the file is packed so.
+
+use std::io::{self, BufReader, Cursor, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flate2::read::MultiGzDecoder;
+use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+
+/// Bytes that are read at once, and the least room for records; it grows with the longest one.
+const ROOM: usize = 1 << 18;
+
+/// RFC 1952 §2.3.1.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+/// RFC 8878 §3.1.1.
+const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// RFC 8878 §3.1.2, behind a first byte whose last four bits are the user's.
+const SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
+
+/// Something to read that may cross threads.
+type Input = Box<dyn Read + Send>;
+
+/// The bytes of a capture, in constant memory.
+pub(crate) struct Stream {
+    input: Input,
+    /// What was read and not taken yet lies from `start` to `end`.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// How many bytes were taken.
+    offset: u64,
+    /// How many bytes of the file were read, packed ones where it is packed.
+    read: Arc<AtomicU64>,
+}
+
+impl Stream {
+    /// Reads the first bytes, which tell how the file is packed.
+    pub(crate) fn new(input: impl Read + Send + 'static) -> io::Result<Self> {
+        let read = Arc::new(AtomicU64::new(0));
+        let mut input = Counted {
+            input,
+            read: Arc::clone(&read),
+        };
+        let mut first = Vec::new();
+        input.by_ref().take(4).read_to_end(&mut first)?;
+        let is_zstd = first == ZSTD || is_skippable(&first);
+        let is_gzip = first.starts_with(&GZIP);
+        let whole = Cursor::new(first).chain(input);
+        let input: Input = if is_gzip {
+            Box::new(MultiGzDecoder::new(whole))
+        } else if is_zstd {
+            Box::new(Zstd::new(BufReader::new(whole)))
+        } else {
+            Box::new(whole)
+        };
+        Ok(Self {
+            input,
+            buffer: vec![0; ROOM],
+            start: 0,
+            end: 0,
+            offset: 0,
+            read,
+        })
+    }
+
+    /// Where the next byte is that was not taken yet, in the unpacked file.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// How many bytes of the file were read.
+    pub(crate) fn bytes_read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    /// Has the next `len` bytes lie ahead, or all that are left.
+    pub(crate) fn fill(&mut self, len: usize) -> io::Result<()> {
+        if self.end - self.start >= len {
+            return Ok(());
+        }
+        if self.buffer.len() - self.start < len {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+            if self.buffer.len() < len {
+                self.buffer.resize(len.next_power_of_two(), 0);
+            }
+        }
+        while self.end - self.start < len {
+            let room = self.buffer.get_mut(self.end..).unwrap_or_default();
+            match self.input.read(room) {
+                Ok(0) => break,
+                Ok(count) => self.end += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The packed data ends too early: so does what is in it.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes that lie ahead.
+    pub(crate) fn ahead(&self) -> &[u8] {
+        self.buffer.get(self.start..self.end).unwrap_or_default()
+    }
+
+    /// Takes bytes that lie ahead.
+    pub(crate) fn take(&mut self, len: usize) {
+        let len = len.min(self.end - self.start);
+        self.start += len;
+        self.offset += len as u64;
+    }
+}
+
+/// A file whose bytes are counted.
+struct Counted<R> {
+    input: R,
+    read: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.input.read(buffer)?;
+        self.read.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+}
+
+/// Whether a frame that begins so is one that zstd skips.
+fn is_skippable(magic: &[u8]) -> bool {
+    matches!(magic, [0x50..=0x5f, rest @ ..] if rest == SKIPPABLE)
+}
+
+/// The frames of a zstd file, one behind the other.
+struct Zstd<R> {
+    input: R,
+    decoder: FrameDecoder,
+    is_within_frame: bool,
+    /// What went wrong, until all that was good before it was handed out.
+    failed: Option<io::Error>,
+}
+
+impl<R: Read> Zstd<R> {
+    fn new(input: R) -> Self {
+        Self {
+            input,
+            decoder: FrameDecoder::new(),
+            is_within_frame: false,
+            failed: None,
+        }
+    }
+
+    /// Reads a frame's beginning; false where there is none any more.
+    fn begin(&mut self) -> io::Result<bool> {
+        loop {
+            let mut magic = Vec::new();
+            self.input.by_ref().take(4).read_to_end(&mut magic)?;
+            if magic.is_empty() {
+                return Ok(false);
+            }
+            if !is_skippable(&magic) {
+                let frame = Cursor::new(magic).chain(&mut self.input);
+                self.decoder.init(frame).map_err(io::Error::other)?;
+                return Ok(true);
+            }
+            let mut len = [0; 4];
+            self.input.read_exact(&mut len)?;
+            let len = u64::from(u32::from_le_bytes(len));
+            io::copy(&mut self.input.by_ref().take(len), &mut io::sink())?;
+        }
+    }
+
+    fn check(&self) -> io::Result<()> {
+        let (said, found) = (
+            self.decoder.get_checksum_from_data(),
+            self.decoder.get_calculated_checksum(),
+        );
+        if said.is_some() && said != found {
+            return Err(io::Error::other("zstd: the checksum of a frame is wrong"));
+        }
+        Ok(())
+    }
+}
+
+impl<R: Read> Read for Zstd<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            if !self.is_within_frame {
+                if !self.begin()? {
+                    return Ok(0);
+                }
+                self.is_within_frame = true;
+            }
+            while self.failed.is_none()
+                && !self.decoder.is_finished()
+                && self.decoder.can_collect() < buffer.len()
+            {
+                let missing = buffer.len() - self.decoder.can_collect();
+                let some = BlockDecodingStrategy::UptoBytes(missing);
+                let decoded = self.decoder.decode_blocks(&mut self.input, some);
+                self.failed = decoded.err().map(io::Error::other);
+            }
+            let count = self.decoder.read(buffer)?;
+            if count > 0 {
+                return Ok(count);
+            }
+            if let Some(error) = self.failed.take() {
+                return Err(error);
+            }
+            self.check()?;
+            self.is_within_frame = false;
+        }
+    }
+}

@@ -11,7 +11,7 @@ use slb_io_pcap::{Format, Writer};
 
 use crate::Failure;
 use crate::cli::GenerateOptions;
-use crate::output::{Content, create};
+use crate::output::{Content, create, is_standard};
 
 /// When the first session begins: an arbitrary but recent moment.
 const START: u64 = 1_750_000_000_000_000_000;
@@ -25,55 +25,120 @@ pub(crate) fn run(options: &GenerateOptions) -> Result<(), Failure> {
     let file = create(&[], ("--out", &options.out), Content::Capture)?;
     let mut writer = Writer::new(BufWriter::new(file), Format::of(&options.out))
         .map_err(|error| failed(&error))?;
-    let packets = packets(options);
-    for (timestamp, packet) in &packets {
+    let mut count: u64 = 0;
+    for (timestamp, packet) in Packets::new(options) {
         writer
-            .write(Instant::from_nanos(*timestamp), packet)
+            .write(Instant::from_nanos(timestamp), &packet)
             .map_err(|error| failed(&error))?;
+        count += 1;
     }
     writer.finish().map_err(|error| failed(&error))?;
-    println!("{}: {} packets", options.out.display(), packets.len());
+    let said = format!("{}: {count} packets", options.out.display());
+    if is_standard(&options.out) {
+        eprintln!("{said}");
+    } else {
+        println!("{said}");
+    }
     Ok(())
 }
 
-/// All packets, by time.
-fn packets(options: &GenerateOptions) -> Vec<(u64, Vec<u8>)> {
-    let mut random = Random(options.seed);
-    let mut order = BinaryHeap::new();
-    let mut packets = Vec::new();
-    let kinds = options.tcp.iter().map(|&vip| (vip, true));
-    let kinds: Vec<_> = kinds
-        .chain(options.udp.iter().map(|&vip| (vip, false)))
-        .collect();
-    for session in 0..options.sessions {
-        for &(vip, is_tcp) in &kinds {
-            let client = client(vip.ip(), random.below(options.clients));
-            let port = 1024 + random.below(64_000) as u16;
-            let client = SocketAddr::new(client, port);
-            let mut at =
-                START + u64::from(session) * 2_000_000 + u64::from(random.below(2_000_000));
-            let session = Session {
-                client,
-                vip,
-                options,
-            };
-            let all = if is_tcp {
-                session.tcp(&mut random)
-            } else {
-                session.udp(&mut random)
-            };
-            for packet in all {
-                order.push(Reverse((at, packets.len())));
-                packets.push(packet);
-                at += 200_000 + u64::from(random.below(5_000_000));
-            }
+/// All packets, by time. Sessions are made as they begin and packets as they are asked for, so the memory
+/// is that of the sessions that are open at once.
+struct Packets<'o> {
+    options: &'o GenerateOptions,
+    /// Destinations, and whether they take TCP.
+    kinds: Vec<(SocketAddr, bool)>,
+    random: Random,
+    /// The session that begins next.
+    session: u32,
+    /// The packets of all sessions that have begun.
+    begun: u64,
+    open: Vec<Session<'o>>,
+    /// Places in `open` of sessions that are over.
+    free: Vec<usize>,
+    /// When the next packet of each open session is, its number and its session.
+    order: BinaryHeap<Reverse<(u64, u64, usize)>>,
+}
+
+impl<'o> Packets<'o> {
+    fn new(options: &'o GenerateOptions) -> Self {
+        let kinds = options.tcp.iter().map(|&vip| (vip, true));
+        let kinds = kinds.chain(options.udp.iter().map(|&vip| (vip, false)));
+        Self {
+            options,
+            kinds: kinds.collect(),
+            random: Random(options.seed),
+            session: 0,
+            begun: 0,
+            open: Vec::new(),
+            free: Vec::new(),
+            order: BinaryHeap::new(),
         }
     }
-    let mut sorted = Vec::with_capacity(packets.len());
-    while let Some(Reverse((at, index))) = order.pop() {
-        sorted.push((at, std::mem::take(&mut packets[index])));
+
+    /// When the next session begins at the earliest.
+    fn next_session(&self) -> u64 {
+        START + u64::from(self.session) * 2_000_000
     }
-    sorted
+
+    /// Begins a session with each destination.
+    fn begin(&mut self) {
+        for place in 0..self.kinds.len() {
+            let Some(&(vip, is_tcp)) = self.kinds.get(place) else {
+                return;
+            };
+            let random = &mut self.random;
+            let client = client(vip.ip(), random.below(self.options.clients));
+            let port = 1024 + random.below(64_000) as u16;
+            let start = START + u64::from(self.session) * 2_000_000;
+            let at = start + u64::from(random.below(2_000_000));
+            let client = SocketAddr::new(client, port);
+            let session = Session::new(client, vip, is_tcp, self.options, random);
+            if session.left == 0 {
+                continue;
+            }
+            let number = self.begun;
+            self.begun += session.left;
+            let place = match self.free.pop() {
+                Some(place) => {
+                    self.open[place] = session;
+                    place
+                }
+                None => {
+                    self.open.push(session);
+                    self.open.len() - 1
+                }
+            };
+            self.order.push(Reverse((at, number, place)));
+        }
+        self.session += 1;
+    }
+}
+
+impl Iterator for Packets<'_> {
+    type Item = (u64, Vec<u8>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        // No session that begins later has an earlier packet.
+        while self.session < self.options.sessions {
+            let first = self.order.peek();
+            if first.is_some_and(|Reverse((at, ..))| *at < self.next_session()) {
+                break;
+            }
+            self.begin();
+        }
+        let Reverse((at, number, place)) = self.order.pop()?;
+        let session = self.open.get_mut(place)?;
+        let packet = session.packet();
+        let pause = 200_000 + u64::from(session.pauses.below(5_000_000));
+        session.left -= 1;
+        if session.left > 0 {
+            self.order.push(Reverse((at + pause, number + 1, place)));
+        } else {
+            self.free.push(place);
+        }
+        Some((at, packet))
+    }
 }
 
 /// The address of a client: from a network for documentation or for benchmarks.
@@ -87,62 +152,123 @@ fn client(vip: IpAddr, number: u32) -> IpAddr {
     }
 }
 
+/// A session, made packet by packet.
 struct Session<'a> {
     client: SocketAddr,
     vip: SocketAddr,
+    is_tcp: bool,
     options: &'a GenerateOptions,
+    /// Packets that are still to be made.
+    left: u64,
+    step: u64,
+    /// Sequence numbers of the client and of the server.
+    ours: u32,
+    theirs: u32,
+    data: Random,
+    pauses: Random,
 }
 
-impl Session<'_> {
-    /// Handshake, data, teardown.
-    fn tcp(&self, random: &mut Random) -> Vec<Vec<u8>> {
-        let (mut ours, mut theirs) = (random.next() as u32, random.next() as u32);
-        let mut packets = Vec::new();
-        let size = u32::from(self.options.size);
-        let reply = |packets: &mut Vec<Vec<u8>>, packet: Vec<u8>| {
-            if self.options.replies {
-                packets.push(packet);
-            }
+impl<'a> Session<'a> {
+    /// Begins a session, and leaves `random` behind all that it will draw.
+    fn new(
+        client: SocketAddr,
+        vip: SocketAddr,
+        is_tcp: bool,
+        options: &'a GenerateOptions,
+        random: &mut Random,
+    ) -> Self {
+        let (packets, size) = (u64::from(options.packets), u64::from(options.size));
+        let sides = 1 + u64::from(options.replies);
+        // The data that a server sends in a TCP session is drawn whether it is written or not.
+        let (left, drawn) = match (is_tcp, options.replies) {
+            (true, true) => (6 + 2 * packets, 2 * packets * size),
+            (true, false) => (4 + packets, 2 * packets * size),
+            (false, _) => (sides * packets, sides * packets * size),
         };
-        packets.push(self.segment(true, ours, PacketBuilderStep::syn, &[]));
-        ours = ours.wrapping_add(1);
-        reply(
-            &mut packets,
-            self.segment(false, theirs, |tcp| tcp.syn().ack(ours), &[]),
-        );
-        theirs = theirs.wrapping_add(1);
-        packets.push(self.segment(true, ours, |tcp| tcp.ack(theirs), &[]));
-        for _ in 0..self.options.packets {
-            let data = random.bytes(self.options.size);
-            packets.push(self.segment(true, ours, |tcp| tcp.psh().ack(theirs), &data));
-            ours = ours.wrapping_add(size);
-            let answer = random.bytes(self.options.size);
-            reply(
-                &mut packets,
-                self.segment(false, theirs, |tcp| tcp.psh().ack(ours), &answer),
-            );
-            theirs = theirs.wrapping_add(size);
+        let mut sequence = || if is_tcp { random.next() as u32 } else { 0 };
+        let (ours, theirs) = (sequence(), sequence());
+        let data = Random(random.0);
+        random.skip(drawn);
+        let pauses = Random(random.0);
+        random.skip(left);
+        Self {
+            client,
+            vip,
+            is_tcp,
+            options,
+            left,
+            step: 0,
+            ours,
+            theirs,
+            data,
+            pauses,
         }
-        packets.push(self.segment(true, ours, |tcp| tcp.fin().ack(theirs), &[]));
-        ours = ours.wrapping_add(1);
-        reply(
-            &mut packets,
-            self.segment(false, theirs, |tcp| tcp.fin().ack(ours), &[]),
-        );
-        theirs = theirs.wrapping_add(1);
-        packets.push(self.segment(true, ours, |tcp| tcp.ack(theirs), &[]));
-        packets
     }
 
-    fn udp(&self, random: &mut Random) -> Vec<Vec<u8>> {
-        let mut packets = Vec::new();
-        for _ in 0..self.options.packets {
-            packets.push(self.datagram(true, &random.bytes(self.options.size)));
-            if self.options.replies {
-                packets.push(self.datagram(false, &random.bytes(self.options.size)));
+    /// The next packet.
+    fn packet(&mut self) -> Vec<u8> {
+        loop {
+            let step = self.step;
+            self.step += 1;
+            if !self.is_tcp {
+                let from_client = !self.options.replies || step.is_multiple_of(2);
+                let data = self.data.bytes(self.options.size);
+                return self.datagram(from_client, &data);
+            }
+            if let Some(packet) = self.tcp(step) {
+                return packet;
             }
         }
-        packets
+    }
+
+    /// Handshake, data, teardown; nothing where it is a reply that is not to be written.
+    fn tcp(&mut self, step: u64) -> Option<Vec<u8>> {
+        let data_steps = 2 * u64::from(self.options.packets);
+        let teardown = 3 + data_steps;
+        // Client and server take turns but for the last packet of the handshake and of the teardown.
+        let from_client = match step {
+            0 | 2 => true,
+            1 => false,
+            _ if step < teardown => !step.is_multiple_of(2),
+            _ => step != teardown + 1,
+        };
+        let (sequence, other) = if from_client {
+            (self.ours, self.theirs)
+        } else {
+            (self.theirs, self.ours)
+        };
+        let is_written = from_client || self.options.replies;
+        let is_data = (3..teardown).contains(&step);
+        let data = match (is_data, is_written) {
+            (true, true) => self.data.bytes(self.options.size),
+            (true, false) => {
+                self.data.skip(self.options.size.into());
+                Vec::new()
+            }
+            (false, _) => Vec::new(),
+        };
+        let flags = |tcp: PacketBuilderStep<TcpHeader>| match step {
+            0 => tcp.syn(),
+            1 => tcp.syn().ack(other),
+            _ if is_data => tcp.psh().ack(other),
+            _ if step == teardown || step == teardown + 1 => tcp.fin().ack(other),
+            _ => tcp.ack(other),
+        };
+        let packet = is_written.then(|| self.segment(from_client, sequence, flags, &data));
+        // SYN and FIN take a sequence number each.
+        let taken = match step {
+            0 | 1 => 1,
+            _ if is_data => u32::from(self.options.size),
+            _ if step == teardown || step == teardown + 1 => 1,
+            _ => 0,
+        };
+        let own = if from_client {
+            &mut self.ours
+        } else {
+            &mut self.theirs
+        };
+        *own = own.wrapping_add(taken);
+        packet
     }
 
     fn ends(&self, from_client: bool) -> (SocketAddr, SocketAddr) {
@@ -214,6 +340,13 @@ impl Random {
         word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         word ^ word >> 31
+    }
+
+    /// Leaves so many numbers out.
+    fn skip(&mut self, numbers: u64) {
+        self.0 = self
+            .0
+            .wrapping_add(numbers.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     }
 
     fn below(&mut self, most: u32) -> u32 {

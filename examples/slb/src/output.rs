@@ -5,7 +5,8 @@
 //! name: links are followed, and files are told apart by device and inode.
 
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, Read as _};
+use std::io::{self, IsTerminal as _, Read as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -23,6 +24,11 @@ pub(crate) enum Content {
 /// An output: the option that names it, and the file.
 pub(crate) type Output<'a> = (&'a str, &'a Path);
 
+/// What stands for standard input and output in the place of a file's name.
+pub(crate) fn is_standard(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
 /// What tells files apart: the device, and the inode on it.
 type Identity = (u64, u64);
 
@@ -36,6 +42,10 @@ pub(crate) fn create_all(
     outputs: &[Output<'_>],
     content: Content,
 ) -> Result<Vec<File>, Failure> {
+    if let Some((option, _)) = outputs.iter().filter(|(_, path)| is_standard(path)).nth(1) {
+        let message = format!("{option} -: standard output takes one capture, and is named twice");
+        return Err(Failure::usage(message));
+    }
     let mut known = identities(read);
     // All of them before the first is changed.
     let mut others = known.clone();
@@ -79,6 +89,9 @@ fn check_present(
     known: &mut Vec<(Identity, String)>,
     content: Content,
 ) -> Result<(), Failure> {
+    if is_standard(output.1) {
+        return Ok(());
+    }
     let Ok(metadata) = fs::metadata(output.1) else {
         return Ok(());
     };
@@ -89,6 +102,19 @@ fn check_present(
 fn open((option, path): Output<'_>, known: &mut Vec<(Identity, String)>) -> Result<File, Failure> {
     let failed =
         |error: io::Error| Failure::failed(format!("{option} {}: {error}", path.display()));
+    if is_standard(path) {
+        let standard = io::stdout();
+        if standard.is_terminal() {
+            let message =
+                format!("{option} -: standard output is a terminal: expected a pipe or a file");
+            return Err(Failure::usage(message));
+        }
+        return standard
+            .as_fd()
+            .try_clone_to_owned()
+            .map(File::from)
+            .map_err(failed);
+    }
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false);
     let file = options.open(path).map_err(failed)?;

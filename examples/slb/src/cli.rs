@@ -134,12 +134,13 @@ pub(crate) struct BalancerOptions {
 pub(crate) struct ReplayOptions {
     #[command(flatten)]
     pub(crate) balancer: BalancerOptions,
-    /// The capture to read: pcap or pcapng; Ethernet, raw IP or Linux cooked. Of a proxy one for
-    /// each port, merged by time: --in frontend=a.pcap --in backend=b.pcap; without a port's name
+    /// The capture to read: pcap or pcapng, also packed by gzip or zstd, or - for standard input;
+    /// Ethernet, raw IP or Linux cooked. Of a proxy one for each port, merged by time: --in frontend=a.pcap --in backend=b.pcap; without a port's name
     /// it is the first frontend port's.
     #[arg(long = "in", value_name = "[PORT=]FILE", required = true)]
     pub(crate) input: Vec<String>,
-    /// Where to write what the balancer sends: pcapng if it ends so, else pcap. Of a proxy also
+    /// Where to write what the balancer sends: pcapng if it ends so, else pcap; - for standard output, the
+    /// report goes to standard error then. Of a proxy also
     /// what it sends out of one port: --out backend=b.pcap. Can be given several times. A capture that is
     /// there is replaced; a file that is read, or that is no capture, is not.
     #[arg(long = "out", value_name = "[PORT=]FILE")]
@@ -147,6 +148,10 @@ pub(crate) struct ReplayOptions {
     /// Where to write what the balancer passes on untouched.
     #[arg(long, value_name = "FILE")]
     pub(crate) passed: Option<PathBuf>,
+    /// Take packets that a snap length cut by their headers, as if zeros stood in the place of what is
+    /// missing. What is written of them ends where it was cut. Without it they are dropped as truncated.
+    #[arg(long)]
+    pub(crate) cut: bool,
     /// How to print the report.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(crate) report: Format,
@@ -283,8 +288,8 @@ pub(crate) struct DiffOptions {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ImportOptions {
-    /// Load balancers, templates with `resources`, their parameter files, or parts of a load balancer;
-    /// comments may be in them.
+    /// Load balancers, templates with `resources`, templates that these link to, their parameter files,
+    /// or parts of a load balancer; comments may be in them.
     #[arg(value_name = "JSON", required = true)]
     pub(crate) files: Vec<PathBuf>,
     /// What the JSON does not say (TOML).
@@ -297,7 +302,7 @@ pub(crate) struct ImportOptions {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct GenerateOptions {
-    /// Where to write the capture: pcapng if it ends so, else pcap.
+    /// Where to write the capture: pcapng if it ends so, else pcap; - for standard output.
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
     /// Where TCP sessions go, over IPv4 or IPv6. Can be given several times.

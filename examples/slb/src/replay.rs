@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, IsTerminal};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use crate::Failure;
 use crate::balancer::Balancer;
 use crate::check::load_balancer;
 use crate::cli::{Format, ReplayOptions};
-use crate::output::{Content, Output, create_all};
+use crate::output::{Content, Output, create_all, is_standard};
 use crate::report::{Report, Tally};
 
 /// Frames kept ready for packets of the balancer's own.
@@ -27,6 +28,9 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
     let (readers, size) = inputs(&config, &options.input)?;
     let mut memory = vec![0; memory_for(2 * BURST + SPARE)];
     let mut capture = Capture::of_ports(readers, &mut memory);
+    if options.cut {
+        capture = capture.fill_cut();
+    }
     let outputs = options.output.iter().map(|text| place(&config, text));
     let outputs: Vec<(Option<PortId>, &Path)> = outputs.collect();
     if outputs.iter().filter(|(port, _)| port.is_none()).count() > 1 {
@@ -67,12 +71,30 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
     progress.finish_and_clear();
     let capture = capture.finish().map_err(Failure::failed)?;
 
-    let report = Report::new(&config, Tally::of(&balancer), &capture, elapsed);
-    match options.report {
-        Format::Text => print!("{}", report.text()),
-        Format::Json => println!("{:#}", report.json()),
+    let report =
+        Report::new(&config, Tally::of(&balancer), &capture, elapsed).fill_cut(options.cut);
+    let said = match options.report {
+        Format::Text => report.text(),
+        Format::Json => format!("{:#}\n", report.json()),
+    };
+    let outputs = outputs.iter().map(|&(_, path)| path);
+    if outputs.chain(options.passed.as_deref()).any(is_standard) {
+        eprint!("{said}");
+    } else {
+        print!("{said}");
     }
     match damage {
+        None if capture.received == 0 => {
+            let why = if capture.left_out() == 0 {
+                "it holds none"
+            } else {
+                "all were left out"
+            };
+            let names = options.input.join(", ");
+            Err(Failure::failed(format!(
+                "{names}: no packet was read: {why}"
+            )))
+        }
         None => Ok(()),
         Some(error) => Err(Failure::failed(format!(
             "{}: {error}",
@@ -88,6 +110,14 @@ pub(crate) fn inputs(
 ) -> Result<(Vec<(PortId, Reader)>, u64), Failure> {
     let mut readers = Vec::new();
     let mut size = 0;
+    let standard = options
+        .iter()
+        .filter(|text| is_standard(place(config, text).1));
+    if standard.count() > 1 {
+        return Err(Failure::usage(
+            "--in -: standard input holds one capture, and is named twice",
+        ));
+    }
     for text in options {
         let (port, path) = place(config, text);
         let (reader, len) = open(path)?;
@@ -119,8 +149,18 @@ pub(crate) fn first_frontend(config: &Config) -> PortId {
 fn open(path: &Path) -> Result<(Reader, u64), Failure> {
     let failed =
         |error: &dyn std::fmt::Display| Failure::failed(format!("{}: {error}", path.display()));
-    let file = File::open(path).map_err(|error| failed(&error))?;
-    let size = file.metadata().map_or(0, |metadata| metadata.len());
+    let unreadable = |error: std::io::Error| failed(&format_args!("cannot be read: {error}"));
+    let file = if is_standard(path) {
+        let standard = std::io::stdin().as_fd().try_clone_to_owned();
+        File::from(standard.map_err(unreadable)?)
+    } else {
+        File::open(path).map_err(unreadable)?
+    };
+    let metadata = file.metadata().map_err(unreadable)?;
+    if metadata.is_dir() {
+        return Err(failed(&"is a directory: expected a capture"));
+    }
+    let size = metadata.len();
     let reader = Reader::new(file).map_err(|error| failed(&error))?;
     Ok((reader, size))
 }

@@ -112,6 +112,8 @@ pub(crate) struct Report<'a> {
     /// Name and address of each frontend.
     frontends: Vec<(String, IpAddr)>,
     capture: &'a CaptureStats,
+    /// Whether packets that a snap length cut were taken by their headers.
+    fills_cut: bool,
     shares: Vec<Share>,
     elapsed: Duration,
 }
@@ -192,9 +194,16 @@ impl<'a> Report<'a> {
             frontends: frontends.map(|f| (f.name.clone(), f.address)).collect(),
             tally,
             capture,
+            fills_cut: false,
             shares,
             elapsed,
         }
+    }
+
+    /// Says of packets that a snap length cut that they were taken by their headers.
+    pub(crate) fn fill_cut(mut self, fills_cut: bool) -> Self {
+        self.fills_cut = fills_cut;
+        self
     }
 
     /// Packets a second.
@@ -232,7 +241,28 @@ impl<'a> Report<'a> {
         let body = text.split_once('\n').map_or("", |(_, body)| body);
         let mut text = header + body;
         for (link, count) in &self.capture.unknown_link {
-            let _ = writeln!(text, "left out: {count} packets of link type {}", link.0);
+            let why = if link.is_read() {
+                "which hold no IP packet"
+            } else {
+                "which is not read here"
+            };
+            let _ = writeln!(text, "left out: {count} packets of link type {link}, {why}");
+        }
+        if self.capture.cut > 0 {
+            let count = self.capture.cut;
+            let how = if self.fills_cut {
+                "processed by their headers, with zeros for what is missing"
+            } else {
+                "dropped where it is missed; --cut takes them by their headers"
+            };
+            let _ = writeln!(text, "cut by a snap length: {count} packets, {how}");
+        }
+        if self.capture.without_time > 0 {
+            let count = self.capture.without_time;
+            let _ = writeln!(
+                text,
+                "not written: {count} packets after 2106-02-07, a time that pcap does not have; pcapng has"
+            );
         }
         if self.capture.too_long > 0 {
             let _ = writeln!(text, "left out: {} packets too long", self.capture.too_long);
@@ -416,7 +446,14 @@ impl<'a> Report<'a> {
             "passed": count(self.tally.stats.passed),
             "dropped_total": count(self.tally.stats.dropped_total()),
             "dropped": dropped,
-            "left_out": self.capture.unknown_link.values().sum::<u64>() + self.capture.too_long,
+            "left_out": self.capture.left_out(),
+            "left_out_too_long": self.capture.too_long,
+            "left_out_link_types": self.capture.unknown_link.iter().map(|(link, count)| json!({
+                "link_type": link.0, "name": link.name(), "packets": count, "is_read": link.is_read(),
+            })).collect::<Vec<Value>>(),
+            "cut": self.capture.cut,
+            "cut_filled": self.fills_cut,
+            "not_written_without_time": self.capture.without_time,
             "syns": self.tally.stats.syns,
             "icmp_errors": self.tally.stats.icmp_errors,
             "flows": {

@@ -812,6 +812,88 @@ fn what_a_sku_cannot_do_is_refused() {
 }
 
 #[test]
+fn a_parameter_file_says_what_a_template_asks_for() {
+    let template = nics("\"[parameters('count')]\"", "");
+    let parameters = r#"{ "$schema": "https://schema.management.azure.com/schemas/2019-04-01/deploymentParameters.json#",
+        "parameters": { "count": { "value": "3" }, "colour": { "value": "blue" } } }"#;
+    let inputs = [("t.json", &*template), ("p.json", parameters)];
+    let inputs = inputs.map(|(file, text)| Input { file, text });
+    let inventory = inventory(&machines(&["nic1", "nic2", "nic3"]));
+    let imported = import(&inputs, &inventory).unwrap_or_else(|errors| panic!("{errors}"));
+    let made = Config::parse("imported", &imported.toml).expect("good");
+    assert_eq!(backends(&made).len(), 3);
+    let warnings: Vec<String> = imported.warnings.iter().map(ToString::to_string).collect();
+    let expected = "p.json:2: parameter \"colour\": is declared by no template, and left out";
+    assert_eq!(warnings, [expected]);
+}
+
+/// Pieces of expressions in any order: each ends, in a value or an error.
+#[test]
+fn any_expression_is_worked_out_or_refused() {
+    const PIECES: &[&str] = &[
+        "(",
+        ")",
+        "[",
+        "]",
+        ",",
+        ".",
+        "'a'",
+        "'",
+        "0",
+        "-1",
+        "9223372036854775807",
+        "concat(",
+        "format('{0}{1:D9}',",
+        "string(",
+        "range(0,",
+        "json('[1,{}]')",
+        "parameters('ports')",
+        "variables('loop')",
+        "variables('nics')",
+        "if(",
+        "and(",
+        "not(",
+        "take(",
+        "skip(",
+        "first(",
+        "split('a,b',",
+        "join(",
+        "substring('abc',",
+        "padLeft('a',",
+        "union(",
+        "createArray(",
+        "createObject('a',",
+        "map(",
+        "filter(",
+        "lambda('i',",
+        "lambdaVariables('i')",
+        "reference(",
+        "resourceId('A.B/c',",
+        "copyIndex(",
+        "cidrHost('10.0.0.0/24',",
+        "cidrSubnet('::/0',128,",
+        "own.name(",
+        "uniqueString(",
+        "indexOf('é',",
+        "true()",
+        "null()",
+        "x",
+        " ",
+        "items(",
+    ];
+    bolero::check!().with_type::<Vec<u8>>().for_each(|bytes| {
+        let pieces = bytes.iter().take(24);
+        let pieces = pieces.map(|&byte| PIECES[usize::from(byte) % PIECES.len()]);
+        let text = template_of(&format!("[{}]", pieces.collect::<String>()));
+        let proxy = Inventory::parse("inventory", "[node]\nrole = \"proxy\"\n").expect("good");
+        if let Ok(imported) = import_one(&text, &proxy) {
+            let table: Result<toml::Table, _> = imported.toml.parse();
+            assert!(table.is_ok(), "{}", imported.toml);
+        }
+    });
+}
+
+#[test]
 fn work_without_end_is_refused() {
     // Each variable is the one before it, twice: 2^40 values.
     let variable = |n: u32| {

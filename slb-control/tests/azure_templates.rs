@@ -672,6 +672,10 @@ fn a_scale_sets_instances_are_as_many_as_it_says() {
     let expected = "pool \"be\": backends: scale set \"vmss\" has 3 instances in it, and the inventory lists 2: \
                     [[backend]] with pool = \"be\", address and host for each";
     assert!(found.contains(expected), "{found}");
+    // One that is listed twice is one.
+    let twice = instances("ss/be", 2) + &instances("ss/be", 1);
+    let found = errors(&three, &inventory(&twice));
+    assert!(found.contains("the inventory lists 2"), "{found}");
     let more = import_one(&three, &inventory(&instances("ss/be", 4))).expect("more is a warning");
     assert!(
         more.warnings.iter().any(|w| w.message.contains("lists 4")),

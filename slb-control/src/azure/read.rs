@@ -239,13 +239,13 @@ impl<'r> Reader<'r> {
         }
         let is_listed =
             |entry: &&Entry| entry.pools.iter().any(|pool| *pool == own || *pool == name);
-        let mut listed = 0;
+        let before = backends.len();
         for entry in self.inventory.backends.iter().filter(is_listed) {
             let backend = self.backend(&object, node, (None, None, None), Some(entry));
             add(&mut backends, backend);
-            listed += 1;
         }
-        self.instances(&object, &own, listed);
+        // One that is listed twice is one.
+        self.instances(&object, &own, backends.len() - before);
         if self.balancer.sku == Sku::Basic && backends.len() > MOST_OF_BASIC {
             let message = format!(
                 "a Basic load balancer has at most {MOST_OF_BASIC} backends, got {}",
@@ -264,7 +264,7 @@ impl<'r> Reader<'r> {
 
     /// Compares how many instances scale sets have in a pool with how many the inventory lists: it alone
     /// knows their addresses.
-    fn instances(&self, object: &Object<'_>, pool: &str, listed: u32) {
+    fn instances(&self, object: &Object<'_>, pool: &str, listed: usize) {
         let is_in = |set: &&ScaleSet| {
             let mut ids = set.configurations.iter().flat_map(|c| &c.pools);
             ids.any(|id| self.is_own(id, pool))
@@ -280,7 +280,7 @@ impl<'r> Reader<'r> {
             "scale set {names} has {expected} instances in it, and the inventory lists {listed}: \
              [[backend]] with pool = {pool:?}, address and host for each"
         );
-        match listed.cmp(&expected) {
+        match listed.cmp(&(expected as usize)) {
             Ordering::Less => object.error(&first.node, "backends", message),
             Ordering::Equal => {}
             Ordering::Greater => object.warning(&first.node, "backends", message),

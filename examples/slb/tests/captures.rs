@@ -144,7 +144,7 @@ fn tshark_finds_every_forwarded_packet_well_formed_and_unchanged_inside() {
         total += expected;
     }
     println!("{total} packets of {files} replays, all well-formed");
-    assert!(total > 100_000, "{total} packets");
+    assert!(total > 15_000, "{total} packets");
 }
 
 /// The kernel's VXLAN device takes what the mux sends, over both underlays, and what comes out of

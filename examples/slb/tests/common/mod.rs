@@ -130,6 +130,21 @@ pub fn is_root() -> bool {
     output.is_ok_and(|output| output.stdout == b"0\n")
 }
 
+/// Whether a host can have the address: the configuration takes no other.
+fn may_be_a_vip(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            let is_unicast = !matches!(address.octets()[0], 0 | 224..);
+            is_unicast && !address.is_loopback() && !address.is_link_local()
+        }
+        IpAddr::V6(address) => {
+            let is_unicast = !address.is_multicast() && !address.is_unspecified();
+            let is_real = address.to_ipv4_mapped().is_none() && !address.is_loopback();
+            is_unicast && is_real && !address.is_unicast_link_local()
+        }
+    }
+}
+
 /// A mux's configuration that makes every destination of the capture a VIP: TCP and UDP and all else.
 pub fn configuration_text(
     packets: &[(Instant, Vec<u8>)],
@@ -141,7 +156,7 @@ pub fn configuration_text(
     for (_, packet) in packets {
         if let Parsed::Ip(packet) = Packet::parse(packet) {
             let destination = packet.tuple().destination;
-            if !destination.is_multicast() && !destination.is_unspecified() {
+            if may_be_a_vip(destination) {
                 vips.insert(destination, ());
             }
         }

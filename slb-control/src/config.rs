@@ -749,6 +749,24 @@ impl Node {
         }
     }
 
+    /// Makes a host agent's node one of its muxes: with the first address of each family that
+    /// [`muxes`](Self::muxes) has, since a host takes no VXLAN from its own. Where none is named, any
+    /// sender is taken, and the address is one for documentation (RFC 5737, RFC 3849).
+    pub fn become_mux(&mut self) {
+        let named = |is_ipv6| self.muxes.iter().find(move |mux| mux.is_ipv6() == is_ipv6);
+        let ipv4 = match named(false) {
+            Some(&IpAddr::V4(mux)) => mux,
+            _ => Ipv4Addr::new(192, 0, 2, 1),
+        };
+        let ipv6 = match named(true) {
+            Some(&IpAddr::V6(mux)) => mux,
+            _ => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1),
+        };
+        self.role = Role::Mux;
+        self.ipv4 = self.ipv4.and(Some(ipv4));
+        self.ipv6 = self.ipv6.and(Some(ipv6));
+    }
+
     fn underlay(&self) -> service::Underlay {
         let usual = service::Underlay::default();
         service::Underlay {

@@ -43,6 +43,13 @@ impl Outer {
         (self.source, self.vni, self.destination)
     }
 
+    /// Whether this node's own address is its source, from which nobody else sends.
+    pub(crate) fn is_from(&self, underlay: &Underlay) -> bool {
+        let is_own = |address: IpAddr| words(address) == self.source;
+        underlay.ipv4.is_some_and(|own| is_own(own.into()))
+            || underlay.ipv6.is_some_and(|own| is_own(own.into()))
+    }
+
     /// Reads what stands around the inner frame; `None` where `bytes` is not VXLAN for this node.
     ///
     /// # Errors
@@ -70,6 +77,7 @@ impl Outer {
             && word(IP + 16) == underlay.ipv4?.to_bits()
             && half(UDP + 2) == vxlan::PORT
             && half(UDP + 6) == 0
+            && ipv4::checksum_is_right(head[IP..].first_chunk()?)
             && head[UDP + udp::HEADER_LEN] & 0x08 != 0;
         let len = usize::from(half(UDP + 4));
         let fits = half(IP + 2) as usize == len + ipv4::HEADER_LEN && UDP + len <= bytes.len();
@@ -92,7 +100,7 @@ impl Outer {
         let Ok(link) = Ethernet::parse(bytes) else {
             return Ok(None);
         };
-        let (source, is_here, traffic_class, payload, pseudo) = match link.ether_type() {
+        let (source, is_here, is_right, traffic_class, payload, pseudo) = match link.ether_type() {
             EtherType::IPV4 => {
                 let Some(ip) = Ipv4::parse(link.payload())
                     .ok()
@@ -105,7 +113,14 @@ impl Outer {
                     Sum::ZERO.add_pseudo_ipv4(ip.source(), ip.destination(), protocol::UDP, len);
                 let is_here = Some(ip.destination()) == underlay.ipv4;
                 let source = IpAddr::V4(ip.source());
-                (source, is_here, ip.traffic_class(), ip.payload(), pseudo)
+                (
+                    source,
+                    is_here,
+                    ip.checksum_is_right(),
+                    ip.traffic_class(),
+                    ip.payload(),
+                    pseudo,
+                )
             }
             EtherType::IPV6 => {
                 let Some(ip) = Ipv6::parse(link.payload())
@@ -119,7 +134,14 @@ impl Outer {
                     Sum::ZERO.add_pseudo_ipv6(ip.source(), ip.destination(), protocol::UDP, len);
                 let is_here = Some(ip.destination()) == underlay.ipv6;
                 let source = IpAddr::V6(ip.source());
-                (source, is_here, ip.traffic_class(), ip.payload(), pseudo)
+                (
+                    source,
+                    is_here,
+                    true,
+                    ip.traffic_class(),
+                    ip.payload(),
+                    pseudo,
+                )
             }
             _ => return Ok(None),
         };
@@ -127,6 +149,9 @@ impl Outer {
             Ok(udp) if is_here && udp.destination_port() == vxlan::PORT => udp,
             _ => return Ok(None),
         };
+        if !is_right {
+            return Err(DropReason::BadChecksum);
+        }
         let datagram = payload
             .get(..usize::from(udp.len()))
             .ok_or(DropReason::Malformed)?;

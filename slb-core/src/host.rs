@@ -32,7 +32,7 @@ use crate::nat::pipeline::{Lane, Pipeline, Role, Table};
 use crate::nat::tcp::Segment;
 use crate::nat::{Connection, Direction, NatOptions, NatTable, NatTables};
 use crate::observe::{Observe, Step};
-use crate::packet::{Family, Packet, Read};
+use crate::packet::{Family, Packet, Read, ends_of_bad};
 use crate::service::nat::{CompiledMux, RuleKind};
 use crate::service::{BackendId, RuleMatch, Snapshot};
 use crate::sources::SourceLimiter;
@@ -208,6 +208,10 @@ pub(crate) struct Arrival {
 impl Arrival {
     fn new(outer: &Outer, snapshot: &Snapshot<'_>) -> Result<Self, Verdict> {
         let mux = snapshot.nat.mux_at(outer.source);
+        // This node does not send to itself, unless a mux runs on it too.
+        if mux.is_none() && outer.is_from(snapshot.underlay()) {
+            return Err(Verdict::Drop(DropReason::UnknownPeer));
+        }
         if mux.is_none() && snapshot.nat.has_muxes() && !snapshot.nat.is_peer(outer.source) {
             return Err(Verdict::Drop(DropReason::UnknownPeer));
         }
@@ -252,7 +256,7 @@ impl Role for HostRole {
             Read::Ip => {}
             Read::Other if outer.is_some() => return Err(Verdict::Forward(lane.zone)),
             Read::Other => return Err(Verdict::Pass),
-            Read::Bad(reason) => return Err(Verdict::Drop(reason)),
+            Read::Bad(reason) => return Err(refuse_bad(&pipeline.snapshot, frame, lane, reason)),
         }
         if let Some(outer) = outer {
             let is_ipv4 = lane.packet.shape.family == Family::Ipv4;
@@ -310,8 +314,19 @@ impl Role for HostRole {
         vm.is_some_and(|vm| establish::is_inside(snapshot, vm, client))
     }
 
-    fn unmatched(_: &Snapshot<'_>, _: &Lane, reason: DropReason) -> Verdict {
-        Verdict::Drop(reason)
+    /// What is for the vm's own address, or for a neighbour, is of no connection.
+    fn unmatched(snapshot: &Snapshot<'_>, lane: &Lane, reason: DropReason) -> Verdict {
+        let destination = lane.own_packet().tuple().destination;
+        let vm = snapshot.nat.vm_by_port(lane.zone);
+        match lane.direction {
+            Direction::Inward if !snapshot.is_vip(destination) => Verdict::Forward(lane.zone),
+            Direction::Outward
+                if vm.is_some_and(|vm| establish::is_inside(snapshot, vm, destination)) =>
+            {
+                Verdict::Pass
+            }
+            _ => Verdict::Drop(reason),
+        }
     }
 
     fn neighbour_discovery(_: &Snapshot<'_>, lane: &Lane) -> Verdict {
@@ -374,6 +389,27 @@ impl Role for HostRole {
             }
             Direction::Outward => (underlay.port, Link::new(underlay.mac, underlay.next_hop)),
         })
+    }
+}
+
+/// What becomes of an IP packet whose headers cannot be read: it is the vm's or the kernel's matter,
+/// unless it is for a VIP or from one.
+#[cold]
+fn refuse_bad(
+    snapshot: &Snapshot<'_>,
+    frame: &Frame<'_>,
+    lane: &Lane,
+    reason: DropReason,
+) -> Verdict {
+    let ends = ends_of_bad(frame.bytes());
+    let is_ours = |(source, destination)| match lane.direction {
+        Direction::Inward => snapshot.is_vip(destination),
+        Direction::Outward => snapshot.is_vip(destination) || snapshot.is_vip(source),
+    };
+    match lane.direction {
+        _ if ends.is_some_and(is_ours) => Verdict::Drop(reason),
+        Direction::Inward => Verdict::Forward(lane.zone),
+        Direction::Outward => Verdict::Pass,
     }
 }
 

@@ -31,7 +31,7 @@ use crate::frame::{BURST, Frame};
 use crate::key::Key;
 use crate::mem::{Mem, Memory};
 use crate::observe::{From, Observe, Step};
-use crate::packet::{Packet, Read};
+use crate::packet::{Packet, Read, ends_of_bad};
 use crate::reply::{Limits, Rates};
 use crate::service::{BackendId, NO_BACKEND, RuleMatch, Snapshot};
 use crate::sources::SourceLimiter;
@@ -386,7 +386,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                     self.classify_unusual(frame, lane, seen)
                 }
                 Read::Other => Err(Verdict::Pass),
-                Read::Bad(reason) => Err(Verdict::Drop(reason)),
+                Read::Bad(reason) => Err(self.refuse_bad(frame, reason)),
             };
             if let Ok(RuleMatch::Rule(rule)) = found {
                 seen.step(index, Step::Classified(RuleMatch::Rule(rule)));
@@ -398,6 +398,16 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
         self.stats.received += received;
         lanes.get_mut(..count).unwrap_or_default()
+    }
+
+    /// What becomes of an IP packet whose headers cannot be read: it is somebody else's, unless it is
+    /// for a VIP.
+    #[cold]
+    fn refuse_bad(&self, frame: &Frame<'_>, reason: DropReason) -> Verdict {
+        match ends_of_bad(frame.bytes()) {
+            Some((_, destination)) if self.snapshot.is_vip(destination) => Verdict::Drop(reason),
+            _ => Verdict::Pass,
+        }
     }
 
     /// Gives a frame that no rule takes its verdict.

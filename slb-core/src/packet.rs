@@ -179,6 +179,9 @@ impl Packet {
         if plain & 0x00ff_ffff != PLAIN || fragment & FRAGMENT != 0 {
             return None;
         }
+        if !ipv4::checksum_is_right(head[IP..].first_chunk()?) {
+            return None;
+        }
         let ip_len = u32::from(u16::from_be_bytes([head[IP + 2], head[IP + 3]]));
         let number = head[IP + 9];
         let (least, flags) = match number {
@@ -275,6 +278,10 @@ impl Packet {
         self.read_transport(ip.payload());
         if ip.is_on_source_route() {
             self.refuse(DropReason::SourceRoute);
+        }
+        // RFC 1812 §5.2.2. Nothing else in a header can be trusted where it is wrong.
+        if !ip.checksum_is_right() {
+            self.refuse(DropReason::BadChecksum);
         }
         Ok(())
     }
@@ -437,9 +444,9 @@ impl Packet {
         self.shape.plain
     }
 
-    /// Whether no host sends from its source: a network's own, multicast, broadcast or none, loopback
-    /// unless that is where it goes (RFC 1812 §5.3.7, RFC 4291 §2); or the very address and port that it
-    /// is for.
+    /// Whether no host sends from its source to a VIP: a network's own, multicast, broadcast or none,
+    /// a link's (RFC 3927 §2.7, RFC 4291 §2.5.6), loopback unless that is where it goes (RFC 1812
+    /// §5.3.7, RFC 4291 §2); or the very address and port that it is for.
     pub(crate) fn is_martian(&self) -> bool {
         let [a, b, c, d] = self.addresses;
         let (is_nobody, is_own) = match self.shape.family {
@@ -448,15 +455,20 @@ impl Packet {
                 let is_nobody = match source as u8 {
                     0 | 224..=239 => true,
                     127 => destination as u8 != 127,
+                    169 => source as u16 == u16::from_le_bytes([169, 254]),
                     _ => source == u32::MAX,
                 };
                 (is_nobody, source == destination)
             }
             Family::Ipv6 => {
                 const LOOPBACK: [u64; 2] = [0, 1 << 56];
+                /// fe80::/10.
+                const LINK_LOCAL: u16 = u16::from_le_bytes([0xfe, 0x80]);
+                const LINK_LOCAL_BITS: u16 = u16::from_le_bytes([0xff, 0xc0]);
                 let (source, destination) = ([a, b], [c, d]);
                 let is_loopback = source == LOOPBACK && destination != LOOPBACK;
-                let is_nobody = is_loopback || source == [0, 0] || a as u8 == 0xff;
+                let is_of_link = a as u16 & LINK_LOCAL_BITS == LINK_LOCAL;
+                let is_nobody = is_loopback || is_of_link || source == [0, 0] || a as u8 == 0xff;
                 (is_nobody, source == destination)
             }
         };
@@ -598,6 +610,29 @@ fn reason(error: WireError) -> DropReason {
     }
 }
 
+/// Source and destination of an IP packet whose headers cannot be read, as far as they are there.
+#[cold]
+pub(crate) fn ends_of_bad(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    let link = Ethernet::parse(frame).ok()?;
+    match link.ether_type() {
+        EtherType::IPV4 => {
+            let header: &[u8; ipv4::HEADER_LEN] = link.payload().first_chunk()?;
+            let (_, addresses) = header.split_last_chunk::<8>()?;
+            let (source, destination): (&[u8; 4], _) = addresses.split_first_chunk()?;
+            let destination: [u8; 4] = *destination.first_chunk()?;
+            Some((IpAddr::from(*source), IpAddr::from(destination)))
+        }
+        EtherType::IPV6 => {
+            let header: &[u8; ipv6::HEADER_LEN] = link.payload().first_chunk()?;
+            let (_, addresses) = header.split_last_chunk::<32>()?;
+            let (source, destination): (&[u8; 16], _) = addresses.split_first_chunk()?;
+            let destination: [u8; 16] = *destination.first_chunk()?;
+            Some((IpAddr::from(*source), IpAddr::from(destination)))
+        }
+        _ => None,
+    }
+}
+
 fn echo_ports(family: Family, number: u8, message: &[u8]) -> Option<u32> {
     let (icmp, request, reply) = match family {
         Family::Ipv4 => (protocol::ICMP, icmp::ECHO_REQUEST, icmp::ECHO_REPLY),
@@ -634,6 +669,7 @@ fn ipv6_addresses(ip: &Ipv6<'_>) -> [u64; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::checksum::checksum;
     use alloc::vec::Vec;
 
     /// One answer from two readers, whatever the bytes behind the header that both begin with.
@@ -649,8 +685,8 @@ mod tests {
         plain_ipv6.extend(1..=32);
         plain_ipv6.extend(&plain[34..]);
         bolero::check!()
-            .with_type::<(bool, Vec<(u8, u8)>, u8)>()
-            .for_each(|(is_ipv6, changes, len)| {
+            .with_type::<(bool, Vec<(u8, u8)>, u8, bool)>()
+            .for_each(|(is_ipv6, changes, len, is_right)| {
                 let plain = if *is_ipv6 {
                     &plain_ipv6[..]
                 } else {
@@ -662,6 +698,11 @@ mod tests {
                     if let Some(byte) = frame.get_mut(usize::from(at)) {
                         *byte = value;
                     }
+                }
+                if *is_right && !is_ipv6 && frame.len() >= 34 {
+                    frame[24..26].fill(0);
+                    let sum = checksum(&frame[14..34]).to_be_bytes();
+                    frame[24..26].copy_from_slice(&sum);
                 }
                 let (mut short, mut long) = (Packet::EMPTY, Packet::EMPTY);
                 if short.read_common(&frame).is_some() || short.read_common_ipv6(&frame).is_some() {

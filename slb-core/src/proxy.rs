@@ -33,7 +33,7 @@ use crate::nat::pipeline::{Lane, Pipeline, Role, Table};
 use crate::nat::tcp::Segment;
 use crate::nat::{Direction, Links, NatOptions, NatTable, NatTables};
 use crate::observe::{Observe, Step};
-use crate::packet::{EchoMessage, Packet, Read};
+use crate::packet::{EchoMessage, Packet, Read, ends_of_bad};
 use crate::reply;
 use crate::service::nat::{CompiledMux, CompiledTerms, RuleKind};
 use crate::service::{BackendId, Echo, NO_BACKEND, RuleMatch, Scheduler, Snapshot};
@@ -225,7 +225,7 @@ impl Role for ProxyRole {
                 let target = arp_target(frame);
                 return Err(bridge(&pipeline.snapshot, lane.direction, target));
             }
-            Read::Bad(reason) => return Err(Verdict::Drop(reason)),
+            Read::Bad(reason) => return Err(refuse_bad(&pipeline.snapshot, frame, lane, reason)),
         }
         seen.step(lane.frame.into(), Step::Parsed(lane.packet));
         if lane.packet.is_plain() {
@@ -381,6 +381,28 @@ fn bridge(snapshot: &Snapshot<'_>, direction: Direction, target: Option<IpAddr>)
             Some(port) => Verdict::Forward(port),
             None => Verdict::Flood,
         },
+    }
+}
+
+/// What becomes of an IP packet whose headers cannot be read: it crosses, unless it is for a VIP, or
+/// from a backend, whose address nobody is to see.
+#[cold]
+fn refuse_bad(
+    snapshot: &Snapshot<'_>,
+    frame: &Frame<'_>,
+    lane: &Lane,
+    reason: DropReason,
+) -> Verdict {
+    let ends = ends_of_bad(frame.bytes());
+    let is_ours = |(source, destination)| match lane.direction {
+        Direction::Inward => snapshot.is_vip(destination),
+        Direction::Outward => snapshot.nat.is_backend(source),
+    };
+    if ends.is_some_and(is_ours) {
+        Verdict::Drop(reason)
+    } else {
+        let destination = ends.map(|(_, destination)| destination);
+        bridge(snapshot, lane.direction, destination)
     }
 }
 

@@ -74,7 +74,8 @@ drop_reasons! {
     EchoIgnored = "echo_ignored",
     /// The frame's buffer has too little room before the packet for the outer headers.
     NoHeadroom = "no_headroom",
-    /// VXLAN from an address that is neither a mux nor a host.
+    /// VXLAN from an address that is neither a mux nor a host, or from this
+    /// node's own where that is not one of the muxes'.
     UnknownPeer = "unknown_peer",
     /// VXLAN for a network or a MAC address that no vm here has.
     UnknownVm = "unknown_vm",
@@ -97,8 +98,9 @@ drop_reasons! {
     SnatExhausted = "snat_exhausted",
     /// A vm's packet does not come from the vm's address.
     SpoofedSource = "spoofed_source",
-    /// It begins a flow from an address that no host sends from: multicast, broadcast, none or
-    /// another's loopback (RFC 1812 §5.3.7), or the address and port that it is for.
+    /// It begins a flow from an address that no host sends from: multicast, broadcast, none,
+    /// another's loopback (RFC 1812 §5.3.7) or a link's (RFC 3927 §2.7, RFC 4291 §2.5.6), or the
+    /// address and port that it is for.
     Martian = "martian",
     /// Its source begins too many flows: see [`SourceLimiter`](crate::SourceLimiter).
     SourceLimit = "source_limit",
@@ -112,6 +114,9 @@ drop_reasons! {
     /// An ICMP error for a VIP or about a connection whose checksum is wrong (RFC 5508 REQ-3a), or
     /// cannot be verified since the error itself is in fragments.
     IcmpChecksum = "icmp_checksum",
+    /// The checksum of the IPv4 header is wrong (RFC 1812 §5.2.2): that of a packet for a VIP or of a
+    /// connection, or of VXLAN's outer header.
+    BadChecksum = "bad_checksum",
 }
 
 impl fmt::Display for DropReason {

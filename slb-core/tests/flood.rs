@@ -8,6 +8,7 @@ use etherparse::PacketBuilder;
 use slb_core::service::{
     Backend, Echo, Frontend, Pool, Protocol, Rule, Snapshot, Spec, Terms, Underlay,
 };
+use slb_core::wire::checksum::checksum;
 use slb_core::wire::vxlan::Vni;
 use slb_core::{BURST, DropReason, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Verdict};
 
@@ -17,6 +18,7 @@ const PACKETS: u32 = 10_000_000;
 const LOOKS: u32 = 4;
 const VIP: Ipv4Addr = Ipv4Addr::new(20, 20, 20, 100);
 const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
+const MUX: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 11);
 const BACKENDS: usize = 10;
 
 struct World {
@@ -29,7 +31,7 @@ struct World {
     homes: Vec<PortId>,
 }
 
-fn snapshot() -> Box<Snapshot<'static>> {
+fn snapshot(of: Ipv4Addr) -> Box<Snapshot<'static>> {
     let names: Vec<String> = (0..BACKENDS).map(|n| format!("vm{n}")).collect();
     let backends: Vec<Backend<'_>> = names
         .iter()
@@ -44,7 +46,7 @@ fn snapshot() -> Box<Snapshot<'static>> {
         .collect();
     let spec = Spec {
         underlay: Underlay {
-            ipv4: Some(HOST),
+            ipv4: Some(of),
             mtu: 1600,
             ..Underlay::default()
         },
@@ -101,8 +103,8 @@ fn client(number: u32) -> (Ipv4Addr, u16) {
 impl World {
     fn new() -> Self {
         let mut world = Self {
-            mux: Mux::with_capacity(snapshot(), 20_000, Key::new([1, 2])),
-            host: Host::with_capacity(snapshot(), 20_000, Key::new([3, 4])),
+            mux: Mux::with_capacity(snapshot(MUX), 20_000, Key::new([1, 2])),
+            host: Host::with_capacity(snapshot(HOST), 20_000, Key::new([3, 4])),
             now: Instant::from_secs(1),
             buffers: vec![vec![0; HEADROOM + 256]; BURST],
             random: 0x9e37_79b9_7f4a_7c15,
@@ -175,6 +177,7 @@ impl World {
                 let place = &mut buffer[HEADROOM..HEADROOM + template.len()];
                 place.copy_from_slice(template);
                 make(place, random);
+                right_header(place);
                 Frame::new(buffer, HEADROOM, template.len()).expect("room")
             });
             let mut frames: Vec<Frame<'_>> = frames.collect();
@@ -200,6 +203,13 @@ impl World {
             );
         }
     }
+}
+
+/// Gives an IPv4 header the checksum that it should have.
+fn right_header(packet: &mut [u8]) {
+    packet[24..26].fill(0);
+    let sum = checksum(&packet[14..34]);
+    packet[24..26].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// Some address that a host may have, not one of the clients'.
@@ -284,7 +294,7 @@ fn a_flood_of_forged_errors_and_resets() {
         packet[64..66].copy_from_slice(&port.to_be_bytes());
         packet[66..70].copy_from_slice(&(random as u32 & 0x3fff_ffff | 0x4000_0000).to_be_bytes());
         packet[36..38].fill(0);
-        let sum = slb_core::wire::checksum::checksum(&packet[34..]);
+        let sum = checksum(&packet[34..]);
         packet[36..38].copy_from_slice(&sum.to_be_bytes());
     };
     world.flood(&template, change);

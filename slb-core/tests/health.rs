@@ -17,6 +17,7 @@ use slb_core::{BURST, Burst, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, P
 const BACKENDS: usize = 4;
 const KEY: Key = Key::new([5, 6]);
 const NODE: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
+const MUX: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 11);
 const FABRIC: PortId = PortId(0);
 const BEHIND: PortId = PortId(9);
 const NOW: Instant = Instant::from_secs(1_000_000);
@@ -579,7 +580,7 @@ fn encapsulated(vm: usize, packet: &[u8], ipv6: bool) -> Vec<u8> {
     payload.extend(&packet[6..]);
     let mut frame = Vec::new();
     PacketBuilder::ethernet2([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1])
-        .ipv4(NODE.octets(), NODE.octets(), 64)
+        .ipv4(MUX.octets(), NODE.octets(), 64)
         .udp(50_000, 4789)
         .write(&mut frame, &payload)
         .unwrap();

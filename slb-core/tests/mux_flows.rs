@@ -12,7 +12,6 @@ use slb_core::hash::Distribution;
 use slb_core::service::{
     BackendState, Frontend, InboundNat, NatTarget, Protocol, Rule, Snapshot, Spec, Terms,
 };
-use slb_core::wire::checksum::checksum;
 use slb_core::{DropReason, Instant, Key, Mux, Verdict};
 
 const NOW: Instant = Instant::from_secs(1000);
@@ -48,13 +47,6 @@ fn with_protocol(mut packet: Vec<u8>, number: u8) -> Vec<u8> {
         right_header(&mut packet);
     }
     packet
-}
-
-/// Gives an IPv4 header the checksum that it should have.
-fn right_header(packet: &mut [u8]) {
-    packet[24..26].fill(0);
-    let right = checksum(&packet[14..34]);
-    packet[24..26].copy_from_slice(&right.to_be_bytes());
 }
 
 /// An IP packet in two fragments, the second from `at` bytes of payload on.

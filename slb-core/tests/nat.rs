@@ -10,6 +10,7 @@ use slb_core::service::{
     Backend, BackendState, CompiledBackend, Echo, Frontend, Outbound, Pool, Protocol, Rule,
     Snapshot, Spec, Terms, Underlay, derived_mac,
 };
+use slb_core::wire::checksum::checksum;
 use slb_core::wire::vxlan::Vni;
 use slb_core::{
     Burst, DropReason, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, SourceLimiter, Verdict,
@@ -17,6 +18,7 @@ use slb_core::{
 
 const VIP: Ipv4Addr = Ipv4Addr::new(20, 20, 20, 100);
 const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
+const MUX: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 11);
 const FABRIC: PortId = PortId(0);
 const KEY: Key = Key::new([5, 6]);
 
@@ -139,7 +141,7 @@ fn give(host: &mut Dut<'_>, now: Instant, port: PortId, bytes: &[u8]) -> (Verdic
 
 /// A frame for a vm, in VXLAN as a mux would send it.
 fn encapsulated(vm: usize, packet: &[u8]) -> Vec<u8> {
-    encapsulated_by(HOST, vm, packet)
+    encapsulated_by(MUX, vm, packet)
 }
 
 fn encapsulated_by(peer: Ipv4Addr, vm: usize, packet: &[u8]) -> Vec<u8> {
@@ -318,6 +320,13 @@ fn icmp(frame: &[u8]) -> (etherparse::Icmpv4Type, IpAddr) {
     (kind, ip.header().destination_addr().into())
 }
 
+/// Gives the header of an IPv4 packet the checksum that it should have.
+fn right_header(packet: &mut [u8]) {
+    packet[10..12].fill(0);
+    let sum = checksum(&packet[..20]);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+}
+
 #[test]
 fn whoever_sent_what_cannot_go_on_is_told() {
     let mut host = Host::with_capacity(snapshot(), 16, KEY);
@@ -326,6 +335,7 @@ fn whoever_sent_what_cannot_go_on_is_told() {
     // From the fabric: it goes back to the client straight.
     let mut syn = tcp(client, (VIP, 80), SYN, 9, b"");
     syn[8] = 1;
+    right_header(&mut syn);
     let (verdict, error) = give(&mut host, now, FABRIC, &encapsulated(0, &syn));
     assert_eq!(verdict, Verdict::Forward(FABRIC));
     let (kind, to) = icmp(&error);
@@ -337,6 +347,7 @@ fn whoever_sent_what_cannot_go_on_is_told() {
     let far = (Ipv4Addr::new(9, 9, 9, 9), 443);
     let mut call = udp((dip(0), 1000), far, b"data");
     call[8] = 1;
+    right_header(&mut call);
     let (verdict, error) = give(&mut host, now, PortId(1), &of_vm(0, &call));
     assert_eq!(verdict, Verdict::Reply);
     let (kind, to) = icmp(&error);
@@ -347,6 +358,7 @@ fn whoever_sent_what_cannot_go_on_is_told() {
     // Longer than the fabric carries, and not to be fragmented.
     let mut long = udp((dip(0), 1000), far, &[7; 1600]);
     long[6] = 0x40;
+    right_header(&mut long);
     let (verdict, error) = give(&mut host, now, PortId(1), &of_vm(0, &long));
     assert_eq!(verdict, Verdict::Reply);
     let needed =

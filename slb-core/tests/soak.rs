@@ -11,6 +11,7 @@ use slb_core::service::{
     Backend, BackendState, Echo, Frontend, Pool, Protocol, Rule, Snapshot, Spec, Terms, Underlay,
     derived_mac,
 };
+use slb_core::wire::checksum::checksum;
 use slb_core::wire::vxlan::Vni;
 use slb_core::{Burst, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Stats, Verdict};
 
@@ -43,16 +44,18 @@ const RATE: u32 = 23;
 const PLACES: usize = 7 * 1024;
 const VIP: (Ipv4Addr, u16) = (Ipv4Addr::new(20, 20, 20, 100), 80);
 const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
+const MUX: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 11);
 const BACKENDS: u8 = 10;
 
 type Shared = Box<Snapshot<'static>>;
 
 /// The configuration of a moment: which backend is ill, and whether the last one is there.
 fn snapshot(ill: u8, has_last: bool, previous: &Snapshot<'_>) -> Shared {
-    build(ill, has_last, Some(previous))
+    let of = previous.underlay().ipv4.expect("both have one");
+    build(of, ill, has_last, Some(previous))
 }
 
-fn build(ill: u8, has_last: bool, previous: Option<&Snapshot<'_>>) -> Shared {
+fn build(of: Ipv4Addr, ill: u8, has_last: bool, previous: Option<&Snapshot<'_>>) -> Shared {
     const NAMES: [&str; BACKENDS as usize] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
     let count = BACKENDS - u8::from(!has_last);
     let backends: Vec<Backend<'_>> = (1..=count)
@@ -70,7 +73,7 @@ fn build(ill: u8, has_last: bool, previous: Option<&Snapshot<'_>>) -> Shared {
         .collect();
     let spec = Spec {
         underlay: Underlay {
-            ipv4: Some(HOST),
+            ipv4: Some(of),
             mtu: 1600,
             ..Underlay::default()
         },
@@ -120,10 +123,10 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let first = || build(0, true, None);
+        let first = |of| build(of, 0, true, None);
         Self {
-            mux: Mux::with_capacity(first(), PLACES, Key::new([1, 2])),
-            host: Host::with_capacity(first(), PLACES, Key::new([3, 4])),
+            mux: Mux::with_capacity(first(MUX), PLACES, Key::new([1, 2])),
+            host: Host::with_capacity(first(HOST), PLACES, Key::new([3, 4])),
             now: Instant::from_secs(1),
             buffer: vec![0; HEADROOM + 64],
             spare: vec![vec![0; HEADROOM + 128]; 8],
@@ -150,6 +153,8 @@ impl World {
         }
         packet[26..30].copy_from_slice(&from.0.octets());
         packet[30..34].copy_from_slice(&to.0.octets());
+        let sum = checksum(&packet[14..34]);
+        packet[24..26].copy_from_slice(&sum.to_be_bytes());
         packet[34..36].copy_from_slice(&from.1.to_be_bytes());
         packet[36..38].copy_from_slice(&to.1.to_be_bytes());
         packet[38..42].copy_from_slice(&sequence.to_be_bytes());

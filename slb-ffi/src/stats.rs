@@ -200,6 +200,7 @@ const C_NAMES: [&CStr; DropReason::COUNT] = [
     c"source_route",
     c"icmp_redirect",
     c"icmp_checksum",
+    c"bad_checksum",
 ];
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `slb check`: is the configuration good, and what does it come to?
 
 use slb_control::config::Rule;
-use slb_control::{Config, Diff, format_duration};
+use slb_control::{Config, Diff, Role, format_duration};
 use slb_core::service::{BackendState, NatTarget, Protocol, Scheduler};
 
 use crate::Failure;
@@ -104,7 +104,10 @@ pub(crate) fn load(path: &std::path::Path) -> Result<Config, Failure> {
 pub(crate) fn load_balancer(options: &BalancerOptions) -> Result<Config, Failure> {
     let mut config = load(&options.config)?;
     if let Some(role) = options.role {
-        config.node.role = role.into();
+        match (config.node.role, role.into()) {
+            (Role::Host, Role::Mux) => config.node.become_mux(),
+            (_, role) => config.node.role = role,
+        }
     }
     if options.stateless {
         config.node.flows = 0;

@@ -116,7 +116,8 @@ pub(crate) struct BalancerOptions {
     /// The configuration (TOML).
     #[arg(long, short, value_name = "FILE")]
     pub(crate) config: PathBuf,
-    /// Run it in another role than the configuration says.
+    /// Run it in another role than the configuration says. A host's configuration run as a mux has
+    /// the address of the first of its muxes.
     #[arg(long, value_enum)]
     pub(crate) role: Option<RoleName>,
     /// Pin no flows: Maglev alone chooses, as with `flows = 0` in the configuration.

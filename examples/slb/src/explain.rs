@@ -90,7 +90,7 @@ fn explain_made(config: &Config, mut balancer: Balancer, packet: &[u8]) -> Resul
         return Ok(());
     }
     let mut at_mux = config.clone();
-    at_mux.node.role = Role::Mux;
+    at_mux.node.become_mux();
     println!("at a mux with this configuration:");
     explain(&at_mux, &mut Balancer::new(&at_mux)?, now, &mut frames, 0);
     let sent = frames[0].bytes().to_vec();
@@ -404,6 +404,10 @@ fn reason_text(reason: DropReason) -> &'static str {
         DropReason::SpoofedSource => "it does not come from the vm's address",
         DropReason::IcmpRedirect => "it would have a host send elsewhere, or slower",
         DropReason::IcmpChecksum => "its checksum is wrong, or not to be verified",
+        DropReason::Martian => "no host sends from its source",
+        DropReason::SourceLimit => "its source begins too many flows",
+        DropReason::SourceRoute => "its sender chose its route",
+        DropReason::BadChecksum => "the checksum of its IPv4 header is wrong",
         _ => "see the documentation",
     }
 }

@@ -27,7 +27,13 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             Err(reason) => return Some(Verdict::Drop(reason)),
         };
         // VXLAN of somebody else's, which ends on this machine too.
-        if !snapshot.nat.is_peer(outer.source) || !snapshot.nat.has_vni(outer.vni) {
+        if !snapshot.nat.has_vni(outer.vni) {
+            return None;
+        }
+        if outer.is_from(underlay) {
+            return Some(Verdict::Drop(DropReason::UnknownPeer));
+        }
+        if !snapshot.nat.is_peer(outer.source) {
             return None;
         }
         let (vni, port) = (outer.vni, frame.port());
@@ -41,6 +47,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
         let packet = &lane.packet;
         seen.step(lane.frame.into(), Step::Parsed(*packet));
+        if packet.shape.fault == Some(DropReason::BadChecksum) {
+            return Some(Verdict::Drop(DropReason::BadChecksum));
+        }
         if !snapshot.is_vip(packet.tuple().source) {
             return Some(Verdict::Drop(DropReason::SpoofedSource));
         }

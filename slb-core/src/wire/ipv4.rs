@@ -250,6 +250,21 @@ impl Header {
     }
 }
 
+/// Whether the checksum of a header without options is right (RFC 1071 §1).
+#[inline]
+pub fn checksum_is_right(header: &[u8; HEADER_LEN]) -> bool {
+    let word = |at: usize| {
+        let bytes = [header[at], header[at + 1], header[at + 2], header[at + 3]];
+        u64::from(u32::from_le_bytes(bytes))
+    };
+    // Five words of 32 bits, in any byte order (RFC 1071 §2, B and C): 35 bits at most, and never
+    // zero, since the version is among them.
+    let sum = word(0) + word(4) + word(8) + word(12) + word(16);
+    let sum = (sum >> 32) + (sum & 0xffff_ffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    (sum >> 16) + (sum & 0xffff) == 0xffff
+}
+
 /// Takes one hop off the TTL of a header and updates its checksum.
 ///
 /// The caller has seen that the TTL is not zero: there is no lower one.
@@ -290,6 +305,24 @@ mod tests {
         assert_eq!(read_u16(&header, CHECKSUM), 0xb861);
         decrement_ttl(&mut header);
         assert_eq!((header[TTL], read_u16(&header, CHECKSUM)), (63, 0xb961));
+    }
+
+    #[test]
+    fn one_checksum_is_right_and_all_others_are_wrong() {
+        for identification in [0, 1, 0x4711, 0xfffe, 0xffff] {
+            let mut header = published();
+            write(&mut header, IDENTIFICATION, [0xff, identification as u8]);
+            write(&mut header, CHECKSUM, [0, 0]);
+            let right = checksum::checksum(&header);
+            for candidate in 0..=u16::MAX {
+                write(&mut header, CHECKSUM, candidate.to_be_bytes());
+                assert_eq!(checksum_is_right(&header), candidate == right);
+                let slow = Ipv4::parse_quoted(&header).map(|view| view.checksum_is_right());
+                assert_eq!(slow, Ok(candidate == right));
+            }
+        }
+        assert!(checksum_is_right(&published()));
+        assert!(!checksum_is_right(&[0xff; HEADER_LEN]) || checksum::checksum(&[0xff; 20]) == 0);
     }
 
     #[test]

@@ -309,6 +309,31 @@ pub fn finish_tcp(
     packet
 }
 
+/// Gives the IPv4 header of a frame, behind its tags, the checksum that it should have.
+pub fn right_header(packet: &mut [u8]) {
+    let mut at = 12;
+    while matches!(
+        packet[at..at + 2],
+        [0x81, 0x00] | [0x88, 0xa8] | [0x91, 0x00]
+    ) {
+        at += 4;
+    }
+    if packet[at..at + 2] != [0x08, 0x00] {
+        return;
+    }
+    let header = &mut packet[at + 2..];
+    let len = usize::from(header[0] & 0x0f) * 4;
+    header[10..12].fill(0);
+    let sum = slb_core::wire::checksum::checksum(&header[..len]);
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// The same packet with the right checksum in its IPv4 header.
+pub fn righted(mut packet: Vec<u8>) -> Vec<u8> {
+    right_header(&mut packet);
+    packet
+}
+
 pub fn udp_to(source: [u8; 4], port: u16, destination: [u8; 4], to: u16, data: &[u8]) -> Vec<u8> {
     let mut packet = Vec::new();
     PacketBuilder::ethernet2(CLIENT_MAC, MUX_MAC)

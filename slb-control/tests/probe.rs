@@ -99,7 +99,9 @@ fn http_is_well_when_it_says_200() {
     let address = serve(|mut stream| {
         let request = read_request(&mut stream)?;
         assert!(request.starts_with("GET /health HTTP/1.1\r\n"), "{request}");
-        let is_named = request.contains("host: web.example\r\n");
+        // With its port, which is not the usual one (RFC 9110 §7.2).
+        let port = stream.local_addr()?.port();
+        let is_named = request.contains(&format!("host: web.example:{port}\r\n"));
         let from_source = stream.peer_addr()?.ip() == "127.0.0.5".parse::<IpAddr>().unwrap();
         let status = if is_named && from_source {
             "200 OK"

@@ -123,6 +123,11 @@ impl Health {
         self.note(Condition::Unhealthy)
     }
 
+    /// The probe that is out was never asked, by the fault of whoever asks: it says nothing.
+    pub fn cancel(&mut self) {
+        self.out = None;
+    }
+
     /// Takes a probe that is out for too long as failed. Returns the condition where it changed.
     pub fn expire(&mut self, now: Instant) -> Option<Condition> {
         self.out.filter(|out| now >= *out)?;
@@ -187,6 +192,19 @@ mod tests {
             Some(Condition::Healthy), // T+60s: back
         ];
         assert_eq!(conditions, expected);
+    }
+
+    #[test]
+    fn a_probe_that_was_never_asked_says_nothing() {
+        let mut health = Health::new(ProbePolicy::default(), Condition::Healthy, at(0));
+        assert!(health.begin(at(0)));
+        assert_eq!(health.failed(), None);
+        assert!(health.begin(at(15)));
+        health.cancel();
+        assert_eq!(health.expire(at(30)), None);
+        // One failure was before it, and this is the second.
+        assert!(health.begin(at(30)));
+        assert_eq!(health.failed(), Some(Condition::Unhealthy));
     }
 
     #[test]

@@ -207,8 +207,24 @@ pub fn set_peer(
 /// # Errors
 /// There is none, or the kernel refuses.
 pub fn bring_up(name: &str) -> io::Result<()> {
+    set_up(name, true)
+}
+
+/// Takes the interface of a name down, as `ip link set NAME down` does. Takes CAP_NET_ADMIN.
+///
+/// # Errors
+/// There is none, or the kernel refuses.
+pub fn take_down(name: &str) -> io::Result<()> {
+    set_up(name, false)
+}
+
+fn set_up(name: &str, is_up: bool) -> io::Result<()> {
     let mut message = LinkMessage::default();
-    message.header.flags = LinkFlags::Up;
+    message.header.flags = if is_up {
+        LinkFlags::Up
+    } else {
+        LinkFlags::empty()
+    };
     message.header.change_mask = LinkFlags::Up;
     message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
     let socket = netlink::open()?;

@@ -20,7 +20,9 @@ use rustix::net::xdp::{
     XDP_PGOFF_TX_RING, XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpDesc,
     XdpOptionsFlags, XdpStatistics, XdpUmemReg,
 };
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, bind, recv, send, socket};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with,
+};
 
 use crate::interface::Interface;
 use crate::ring::{Consumer, Producer};
@@ -115,7 +117,9 @@ impl Socket {
     ) -> Result<Self, SocketError> {
         let create = |error: Errno| SocketError::Create(error.into());
         let ring = |error: io::Error| SocketError::Ring(error);
-        let fd = socket(AddressFamily::XDP, SocketType::RAW, None).map_err(create)?;
+        // A process that this one starts must not keep the queue bound.
+        let flags = SocketFlags::CLOEXEC;
+        let fd = socket_with(AddressFamily::XDP, SocketType::RAW, flags, None).map_err(create)?;
         if let Memory::Own(registration) = memory {
             sockopt::set_xdp_umem_reg(&fd, *registration).map_err(|error| SocketError::Memory {
                 bytes: registration.len,

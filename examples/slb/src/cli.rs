@@ -68,6 +68,9 @@ pub(crate) enum Command {
     ///
     /// Beside their peers, they are measured by cargo run --release -p slb-benches.
     Bench(BenchOptions),
+    /// Take an interface down while standard input is silent: what a mux starts beside itself.
+    #[command(hide = true)]
+    Watchdog(WatchdogOptions),
 }
 
 impl Command {
@@ -75,7 +78,12 @@ impl Command {
     pub(crate) fn only_prints(&self) -> bool {
         !matches!(
             self,
-            Self::Mux(_) | Self::Host(_) | Self::Proxy(_) | Self::Probe(_) | Self::Top(_)
+            Self::Mux(_)
+                | Self::Host(_)
+                | Self::Proxy(_)
+                | Self::Probe(_)
+                | Self::Top(_)
+                | Self::Watchdog(_)
         )
     }
 }
@@ -194,7 +202,8 @@ pub(crate) struct LiveOptions {
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) metrics: Option<SocketAddr>,
     /// Of a mux on AF_XDP: make an interface of this name that leads to the VIPs, for the routing
-    /// daemon beside it to announce. They go when it drains, and with the process.
+    /// daemon beside it to announce. They come after the first probes, and go when it drains, with the
+    /// process, and while no packets come in or the process stands still.
     #[arg(long, value_name = "NAME")]
     pub(crate) announce: Option<String>,
     /// Of AF_XDP: entries of each ring, a power of two.
@@ -330,6 +339,13 @@ pub(crate) struct GenerateOptions {
     /// Another seed gives other ports, times and data.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct WatchdogOptions {
+    /// The interface.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) announce: String,
 }
 
 #[derive(Clone, Debug, Args)]

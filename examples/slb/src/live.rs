@@ -21,9 +21,10 @@ mod metrics;
 mod next_hops;
 mod rights;
 mod status;
+mod watchdog;
 mod worker;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,12 +43,14 @@ use self::device::{Plan, Queues};
 use self::metrics::Endpoint;
 use self::next_hops::{NextHops, Unreached};
 use self::status::Place;
+use self::watchdog::Life;
 use self::worker::Worker;
 use crate::Failure;
 use crate::check::load;
 use crate::cli::{LiveOptions, LogFormat};
 
 pub(crate) use self::status::default_path;
+pub(crate) use self::watchdog::run as watch;
 
 pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     log_to_stderr(options);
@@ -102,6 +105,8 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     for line in given.warnings() {
         warn!("{line}");
     }
+    let longest = given.probes.iter().map(|probe| probe.timeout).max();
+    let longest = longest.unwrap_or_default();
     let control = Control {
         options,
         begin: Instant::now(),
@@ -123,6 +128,11 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         taken,
         trouble: Vec::new(),
         to_reopen: BTreeSet::new(),
+        first_round: Some(Instant::now() + longest + FIRST_ROUND),
+        stalled: BTreeMap::new(),
+        complained: None,
+        sick: BTreeMap::new(),
+        life: Life::begin(options.announce.as_deref()),
     };
     control.run(endpoint, place)
 }
@@ -132,7 +142,10 @@ fn prober(given: &Config) -> Result<Option<Prober>, Failure> {
     if given.node.role == Role::Host {
         return Ok(None);
     }
-    let mut prober = Prober::start(&given.node.probe_sources).map_err(Failure::failed)?;
+    let prober = Prober::start(&given.node.probe_sources).map_err(Failure::failed)?;
+    // The rest is for devices, metrics and the status.
+    let sockets = rights::raise_open_files().saturating_sub(OTHER_FILES);
+    let mut prober = prober.with_sockets(sockets.clamp(16, MOST_PROBES));
     prober.set(given);
     Ok(Some(prober))
 }
@@ -224,6 +237,15 @@ fn port_named(config: &Config, name: &str) -> Option<PortId> {
         .or_else(|| config.port_of(name))
         .or(number)
 }
+
+/// How long the first answers to probes are waited for, beyond the longest timeout: those of large pools go
+/// out one after the other.
+const FIRST_ROUND: Duration = Duration::from_secs(5);
+
+/// Open files that are not probes'.
+const OTHER_FILES: usize = 512;
+/// Probes that are out at once, however many files may be open.
+const MOST_PROBES: usize = 8192;
 
 /// How long a worker waits for packets at most: timers are due a few times a second.
 const WAIT: Duration = Duration::from_millis(20);

@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         Command::Check(options) => check::run(&options),
         Command::Import(options) => import::run(&options),
         Command::Generate(options) => generate::run(&options),
+        Command::Watchdog(options) => live::watch(&options),
         Command::Bench(options) => slb_benches::run(&slb_benches::Options {
             quick: options.quick,
             json: options.report == cli::Format::Json,

@@ -490,3 +490,202 @@ fn a_tun_device_that_goes_and_comes_back_is_opened_anew() {
     mux.signal("TERM");
     assert!(mux.finish().contains("replied"));
 }
+
+/// A mux with probes: web1's host answers them, and nobody is at web2's port.
+fn probed_configuration() -> String {
+    mux_configuration().replace(
+        "[[pool]]",
+        "probe = \"http\"\n[[probe]]\nname = \"http\"\nprotocol = \"http\"\nport = 8080\npath = \"/\"\n[[pool]]",
+    ).replace(
+        "{ name = \"web1\"",
+        "{ name = \"web2\", address = \"10.10.0.2\", host = \"172.16.0.101\" },\n{ name = \"web1\"",
+    )
+}
+
+/// A client that is a backend's host too, and answers at 10.10.0.1 alone.
+fn lay_backends(world: &mut World) {
+    lay_cable(world);
+    world.on("c", "ip address add 10.10.0.1/32 dev lo");
+    world.on("c", "ip address add 10.10.0.2/32 dev lo");
+    world.on("c", "nft add table inet cut");
+    world.on(
+        "c",
+        "nft 'add chain inet cut input { type filter hook input priority 0; }'",
+    );
+    world.on(
+        "c",
+        "nft add rule inet cut input ip daddr 10.10.0.2 tcp dport 8080 reject with tcp reset",
+    );
+    world.serve("c");
+}
+
+#[test]
+fn a_mux_announces_after_its_first_round_of_probes() {
+    if let Some(why) = lacking(&["ethtool", "nft"]) {
+        skip!("{why}");
+    }
+    let mut world = World::new("df", &["c", "m"]);
+    lay_backends(&mut world);
+    fs::write(world.path("m.toml"), probed_configuration()).unwrap();
+    let begin = Instant::now();
+    let _mux = start_mux(
+        &world,
+        "m",
+        "--io afxdp:eth0 --ring 1024 --announce vips --metrics 127.0.0.1:9100",
+    );
+    wait_until(&world, "it is ready", || ready(&world) == "ready\n");
+    // The interval is 15 s, and the dead one was not taken for well meanwhile.
+    assert!(begin.elapsed() < Duration::from_secs(6));
+    wait_until(&world, "the VIP is announced", || is_announced(&world));
+    let log = log(&world);
+    let place = |what: &str| log.find(what).unwrap_or_else(|| panic!("{what}: {log}"));
+    assert!(place(" unhealthy ") < place(" announced "), "{log}");
+    // It is said whose rule, and where.
+    let line = log
+        .lines()
+        .find(|line| line.contains(" unhealthy "))
+        .unwrap();
+    for part in [
+        "pool=\"webs\"",
+        "backend=\"web2\"",
+        "rules=\"http\"",
+        "10.10.0.2:8080",
+        "no connection",
+    ] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    let status = status(&world, "m");
+    let why = status["backends"][0]["why"].as_str().unwrap();
+    assert!(
+        why.starts_with("webs/web2: probe http of rule http at 10.10.0.2:8080: no connection"),
+        "{why}"
+    );
+    assert!(status["backends"][1]["why"].is_null(), "{status}");
+}
+
+#[test]
+fn a_process_that_stands_still_announces_nothing() {
+    if let Some(why) = lacking(&["ethtool"]) {
+        skip!("{why}");
+    }
+    let (world, mux) = world_of_a_mux("dw");
+    let is_up = || {
+        let shown = world.on("m", "ip link show dev vips");
+        shown.contains("UP,") && is_announced(&world)
+    };
+    wait_until(&world, "the VIP is announced", is_up);
+    mux.signal("STOP");
+    let stopped = Instant::now();
+    wait_until(&world, "the VIP is withdrawn", || !is_up());
+    assert!(stopped.elapsed() >= Duration::from_secs(2));
+    mux.signal("CONT");
+    wait_until(&world, "the VIP is announced again", is_up);
+    assert!(
+        log(&world).contains("this process stood still"),
+        "{}",
+        log(&world)
+    );
+    wait_until(&world, "the mux answers", || pings(&world));
+    // The watchdog ends with the process, however that ends.
+    mux.signal("KILL");
+    drop(mux);
+    wait_until(&world, "nobody is left", || {
+        let tag = world.space("m");
+        common::sh(&format!("test -z \"$(ip netns pids {tag})\""))
+    });
+}
+
+#[test]
+fn the_unit_lets_the_program_do_what_it_does() {
+    if let Some(why) = lacking(&["ethtool", "nft"]) {
+        skip!("{why}");
+    }
+    let unit = fs::read_to_string(
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../slb-mux.service"),
+    )
+    .unwrap();
+    let of = |key: &str| {
+        let key = format!("{key}=");
+        let line = unit.lines().find_map(|line| line.strip_prefix(&*key));
+        line.unwrap_or_else(|| panic!("{key}")).to_owned()
+    };
+    assert_eq!(of("Type"), "notify");
+    let patience: u64 = of("WatchdogSec").parse().unwrap();
+    assert!(patience >= 5);
+    // Its filter of address families, by the kernel's own means: socket(2) fails for all others.
+    let filter = "import ctypes, os, socket, struct, sys\n\
+                  families = [getattr(socket, f, 44) for f in sys.argv[1].split()]\n\
+                  code = [(0x20, 0, 0, 0), (0x15, 0, len(families) + 2, 41), (0x20, 0, 0, 16)]\n\
+                  code += [(0x15, len(families) - n, 0, int(f)) for n, f in enumerate(families)]\n\
+                  code += [(0x06, 0, 0, 0x00050000 | 97), (0x06, 0, 0, 0x7fff0000)]\n\
+                  code = b\"\".join(struct.pack(\"HBBI\", *line) for line in code)\n\
+                  buffer = ctypes.create_string_buffer(code)\n\
+                  program = struct.pack(\"HxxxxxxP\", len(code) // 8, ctypes.addressof(buffer))\n\
+                  libc = ctypes.CDLL(None)\n\
+                  assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program) == 0\n\
+                  try: socket.socket(socket.AF_VSOCK); raise SystemExit(\"no filter\")\n\
+                  except OSError: pass\n\
+                  os.execvp(sys.argv[2], sys.argv[2:])\n";
+    let mut world = World::new("dn", &["c", "m"]);
+    lay_backends(&mut world);
+    world.on("c", "ip address add fd00:10::1/128 dev lo");
+    world.on("c", "ip address add fd00:16::101/64 dev eth0 nodad");
+    world.on("m", "ip address add fd00:16::11/64 dev eth0 nodad");
+    world.on("m", "ip route add default via fd00:16::101");
+    fs::write(world.path("filter.py"), filter).unwrap();
+    // An IPv6 backend that nobody answers at is unhealthy for that, not for the filter.
+    let text = probed_configuration().replace(
+        "underlay = \"172.16.0.11\"",
+        "underlay = [\"172.16.0.11\", \"fd00:16::11\"]",
+    ) + "[[frontend]]\nname = \"web6\"\naddress = \"2001:db8:20::100\"\n\
+           [[rule]]\nname = \"http6\"\nfrontend = \"web6\"\npool = \"sixes\"\nprobe = \"http\"\n\
+           protocol = \"tcp\"\nfrontend_port = 80\n\
+           [[pool]]\nname = \"sixes\"\nvni = 5002\nbackends = [\n\
+           { name = \"six\", address = \"fd00:10::1\", host = \"fd00:16::101\" } ]\n";
+    fs::write(world.path("m.toml"), text).unwrap();
+    let notified = std::os::unix::net::UnixDatagram::bind(world.path("notify")).unwrap();
+    notified
+        .set_read_timeout(Some(Duration::from_secs(patience / 2)))
+        .unwrap();
+    let families = of("RestrictAddressFamilies");
+    let command = of("ExecStart");
+    let options = command.split_once(" mux ").unwrap().1;
+    let path = |name: &str| world.path(name).display().to_string();
+    let options = options
+        .replace("/etc/slb/mux.toml", &path("m.toml"))
+        .replace("${INTERFACE}", "eth0");
+    let mux = world.start(
+        "m",
+        &format!(
+            "env NOTIFY_SOCKET={} python3 {} \"{families}\" {} mux {options} --ring 1024 --status {} 2>>{}",
+            path("notify"),
+            path("filter.py"),
+            env!("CARGO_BIN_EXE_slb"),
+            path("m.sock"),
+            path("m.log")
+        ),
+    );
+    let hear = || {
+        let mut told = [0; 64];
+        let len = notified
+            .recv(&mut told)
+            .unwrap_or_else(|error| panic!("{error}: {}", log(&world)));
+        String::from_utf8_lossy(&told[..len]).into_owned()
+    };
+    assert_eq!(hear(), "READY=1");
+    for _ in 0..3 {
+        assert_eq!(hear(), "WATCHDOG=1");
+    }
+    wait_until(&world, "probes have been sent", || {
+        log(&world).matches("\"unhealthy\"").count() >= 2
+    });
+    let log = log(&world);
+    assert!(
+        !log.contains("cannot be sent") && log.contains("fd00:10::1"),
+        "{log}"
+    );
+    wait_until(&world, "the mux answers", || pings(&world));
+    mux.signal("TERM");
+    while hear() != "STOPPING=1" {}
+    assert!(mux.finish().contains("flows:"));
+}

@@ -303,7 +303,7 @@ impl Lab {
         }
         let directory = self.world.path(vm).display().to_string();
         let text = format!(
-            "daemon off; user root; worker_processes 1; pid {directory}.pid; \
+            "daemon off; master_process off; user root; pid {directory}.pid; \
              error_log {directory}.err;\nevents {{ worker_connections 4096; }}\n\
              http {{ access_log off; client_max_body_size 0; client_body_temp_path {directory}.body;\n\
              server {{ listen 80; listen [::]:80; listen 8080; root {root};\n\
@@ -380,7 +380,7 @@ impl Lab {
                  pool = \"vms{family}\"\nprotocol = \"tcp\"\nfrontend_port = 80\n{probe}\
                  [[rule]]\nname = \"through{family}\"\nfrontend = \"web{family}\"\n\
                  pool = \"vms{family}\"\nprotocol = \"tcp\"\nfrontend_port = 81\n\
-                 backend_port = 80\nanswers = \"mux\"\n"
+                 backend_port = 80\nanswers = \"mux\"\n{probe}"
             );
         }
         text + "[[inbound_nat_rule]]\nname = \"vm2\"\nfrontend = \"web4\"\npool = \"vms4\"\n\

@@ -38,7 +38,39 @@ pub enum ProbeFailure {
     Http(hyper::Error),
     /// It is HTTP, and not 200.
     Status(StatusCode),
+    /// This node could not ask: too many files are open, an address or memory is missing. Says nothing about
+    /// the backend.
+    Own(io::Error),
 }
+
+impl ProbeFailure {
+    /// Whether this node could not ask, so that nothing is known of the backend.
+    pub fn is_own(&self) -> bool {
+        matches!(self, Self::Own(_))
+    }
+
+    /// No connection, by the fault of the node or of the backend.
+    fn of_connecting(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(number) if OWN_ERRORS.contains(&number) => Self::Own(error),
+            _ => Self::Connect(error),
+        }
+    }
+}
+
+/// Errors of a connection that are this node's own: errno(3) of Linux. EPERM is a packet filter's here.
+const OWN_ERRORS: [i32; 10] = [
+    1,   // EPERM
+    12,  // ENOMEM
+    23,  // ENFILE
+    24,  // EMFILE
+    93,  // EPROTONOSUPPORT
+    97,  // EAFNOSUPPORT
+    98,  // EADDRINUSE
+    99,  // EADDRNOTAVAIL
+    100, // ENETDOWN
+    105, // ENOBUFS
+];
 
 impl fmt::Display for ProbeFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,6 +80,7 @@ impl fmt::Display for ProbeFailure {
             Self::Tls(error) => write!(f, "no TLS: {error}"),
             Self::Http(error) => write!(f, "no HTTP: {error}"),
             Self::Status(status) => write!(f, "expected 200, got {status}"),
+            Self::Own(error) => write!(f, "this node cannot ask: {error}"),
         }
     }
 }
@@ -55,7 +88,7 @@ impl fmt::Display for ProbeFailure {
 impl std::error::Error for ProbeFailure {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Connect(error) | Self::Tls(error) => Some(error),
+            Self::Connect(error) | Self::Tls(error) | Self::Own(error) => Some(error),
             Self::Http(error) => Some(error),
             Self::Timeout(_) | Self::Status(_) => None,
         }
@@ -93,7 +126,8 @@ impl Asker {
     }
 
     async fn converse(&self, target: &Target) -> Result<(), ProbeFailure> {
-        let stream = self.connect(target).await.map_err(ProbeFailure::Connect)?;
+        let stream = self.connect(target).await;
+        let stream = stream.map_err(ProbeFailure::of_connecting)?;
         let probe = &target.probe;
         match probe.protocol {
             // The handshake is all. It ends with a RST: no TIME-WAIT is kept for it at either end.
@@ -151,10 +185,18 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let probe = &target.probe;
-    let host = probe.host.clone().unwrap_or_else(|| match target.address {
+    let mut host = probe.host.clone().unwrap_or_else(|| match target.address {
         IpAddr::V4(address) => address.to_string(),
         IpAddr::V6(address) => format!("[{address}]"),
     });
+    // A port that is not the scheme's own is part of it (RFC 9110 §7.2, §4.2).
+    let usual = match probe.protocol {
+        ProbeProtocol::Https => 443,
+        ProbeProtocol::Http | ProbeProtocol::Tcp => 80,
+    };
+    if probe.port != usual {
+        host += &format!(":{}", probe.port);
+    }
     let request = Request::get(probe.path.as_str())
         .header("host", host)
         .header("user-agent", concat!("slb/", env!("CARGO_PKG_VERSION")))
@@ -167,6 +209,8 @@ where
     };
     let connection = http1::Builder::new()
         .max_buf_size(MOST_HEADERS)
+        // The shortest takes four bytes: what the buffer holds is what bounds them.
+        .max_headers(MOST_HEADERS / 4)
         .handshake(TokioIo::new(stream));
     let (mut sender, connection) = connection.await.map_err(ProbeFailure::Http)?;
     let mut answer = pin!(sender.send_request(request));

@@ -1,8 +1,9 @@
 //! All backends of a configuration, each asked in its time.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant as Clock};
@@ -11,20 +12,29 @@ use slb_core::Instant;
 use slb_core::health::{Condition, Health, ProbePolicy, jitter};
 use slb_core::service::BackendState;
 use tokio::runtime::{Builder, Handle};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::sleep_until;
 
-use super::{Asker, BackendName, Target, targets};
+use super::{Asker, BackendName, ProbeFailure, Target, targets};
 use crate::config::{Backend, Config, NoHealthyBackends};
 
 /// Probes go out at multiples of this: those that are due together cost one awakening.
 const GRAIN: Duration = Duration::from_millis(20);
+/// Within which new backends are asked for the first time, and after which again where they do not answer.
+const SOON: Duration = Duration::from_secs(1);
+/// Connections at once, unless it is said otherwise.
+const MOST_SOCKETS: usize = 512;
+/// Connections to the backends of one pool at once: however many are silent, others are asked in time.
+const MOST_OF_A_POOL: usize = 256;
 
 /// A backend that turned.
 #[derive(Clone, Debug)]
 pub struct Change {
     /// Its address.
     pub address: IpAddr,
+    /// The port that is asked.
+    pub port: u16,
     /// The backends that it is.
     pub backends: Vec<BackendName>,
     /// The probe's name.
@@ -42,11 +52,27 @@ pub struct Prober {
     asker: Asker,
     begin: Clock,
     asked: Vec<Asked>,
-    tell: Sender<(u64, Change)>,
-    told: Receiver<(u64, Change)>,
+    tell: Sender<(u64, Told)>,
+    told: Receiver<(u64, Told)>,
     next: u64,
+    /// Connections at once, of all.
+    places: Arc<Semaphore>,
+    /// And of each pool.
+    by_pool: HashMap<String, Arc<Semaphore>>,
+    /// Why this node could not ask, since that was last asked for.
+    trouble: Option<String>,
     /// The runtime's thread ends when this goes.
     _stop: tokio::sync::oneshot::Sender<()>,
+}
+
+/// What the life of a target's probes has to tell.
+enum Told {
+    /// The first probe has come to an end.
+    Asked,
+    /// It has turned.
+    Turned(Change),
+    /// This node could not ask, and why.
+    CouldNotAsk(String),
 }
 
 /// A target that is asked.
@@ -55,6 +81,8 @@ struct Asked {
     target: Target,
     names: Vec<BackendName>,
     condition: Condition,
+    /// Whether its first probe has come to an end.
+    is_known: bool,
     /// Changes of others, which are asked no more, may still be on their way.
     number: u64,
     task: JoinHandle<()>,
@@ -85,13 +113,23 @@ impl Prober {
             tell,
             told,
             next: 0,
+            places: Arc::new(Semaphore::new(MOST_SOCKETS)),
+            by_pool: HashMap::new(),
+            trouble: None,
             _stop: stop,
         })
     }
 
+    /// The same with so many connections at once and no more; to be said before anybody is asked.
+    #[must_use]
+    pub fn with_sockets(mut self, most: usize) -> Self {
+        self.places = Arc::new(Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS)));
+        self
+    }
+
     /// Asks the backends of a configuration from now on. Those that were asked the same way before
-    /// go on as they were; new ones are taken as well until their probes say otherwise, and are asked
-    /// for the first time within an interval, not all at once.
+    /// go on as they were. New ones are asked for the first time within a second, not all at once; they are
+    /// taken as well until then, and as the first answer says from then on.
     pub fn set(&mut self, config: &Config) {
         let mut old = std::mem::take(&mut self.asked);
         for (target, names) in targets(config) {
@@ -113,17 +151,22 @@ impl Prober {
     fn begin(&mut self, target: Target, names: Vec<BackendName>) -> Asked {
         self.next += 1;
         let number = self.next;
+        let pool = names.first().map(|(pool, _)| pool.clone());
+        let of_pool = self.by_pool.entry(pool.unwrap_or_default());
+        let of_pool = of_pool.or_insert_with(|| Arc::new(Semaphore::new(MOST_OF_A_POOL)));
         let one = One {
             number,
             target: target.clone(),
             asker: self.asker.clone(),
             begin: self.begin,
             tell: self.tell.clone(),
+            places: [Arc::clone(of_pool), Arc::clone(&self.places)],
         };
         Asked {
             target,
             names,
             condition: Condition::Healthy,
+            is_known: false,
             number,
             task: self.runtime.spawn(one.run()),
         }
@@ -132,17 +175,35 @@ impl Prober {
     /// A backend that has turned since the last call, if there is one. Does not wait.
     pub fn changed(&mut self) -> Option<Change> {
         loop {
-            let (number, change) = match self.told.try_recv() {
+            let (number, told) = match self.told.try_recv() {
                 Ok(told) => told,
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => return None,
             };
             let asked = self.asked.iter_mut().find(|asked| asked.number == number);
-            if let Some(asked) = asked {
-                asked.condition = change.condition;
-                let backends = asked.names.clone();
-                return Some(Change { backends, ..change });
+            let Some(asked) = asked else { continue };
+            match told {
+                Told::Asked => asked.is_known = true,
+                Told::CouldNotAsk(why) => self.trouble = Some(why),
+                Told::Turned(change) => {
+                    asked.condition = change.condition;
+                    let backends = asked.names.clone();
+                    return Some(Change { backends, ..change });
+                }
             }
         }
+    }
+
+    /// How many targets have not been asked to the end even once, as far as [`changed`](Self::changed) has
+    /// heard.
+    pub fn unknown(&self) -> usize {
+        let unknown = self.asked.iter().filter(|asked| !asked.is_known);
+        unknown.count()
+    }
+
+    /// Why this node could not ask a backend, if that happened since the last call. The backends are then
+    /// taken as they were.
+    pub fn take_trouble(&mut self) -> Option<String> {
+        self.trouble.take()
     }
 
     /// Takes down in a configuration who fails which probe, for the rules that go by it. Where all
@@ -192,49 +253,126 @@ struct One {
     target: Target,
     asker: Asker,
     begin: Clock,
-    tell: Sender<(u64, Change)>,
+    tell: Sender<(u64, Told)>,
+    /// Of the pool, and of all.
+    places: [Arc<Semaphore>; 2],
 }
 
 impl One {
     async fn run(self) {
+        // Whoever is told of it may have gone.
+        let _ = self.ask_for_ever().await;
+    }
+
+    async fn ask_for_ever(&self) -> Option<()> {
         let probe = &self.target.probe;
+        // Spread over the interval, whenever it was asked first.
+        let mut next = jitter(self.now(), probe.interval, self.number as u32);
+        let condition = self.begin().await?;
+        while next < self.now() + probe.interval / 2 {
+            next = next + probe.interval;
+        }
         let policy = ProbePolicy {
             interval: probe.interval,
             timeout: probe.timeout,
             threshold: probe.threshold,
         };
-        let first = jitter(self.now(), probe.interval, self.number as u32);
-        let mut health = Health::new(policy, Condition::Healthy, first);
+        let mut health = Health::new(policy, condition, next);
         loop {
-            let due = health
-                .due()
-                .as_nanos()
-                .next_multiple_of(GRAIN.as_nanos() as u64);
-            let due = self.begin + Duration::from_nanos(due);
-            sleep_until(due.into()).await;
+            self.sleep_until(health.due()).await;
+            let _places = self.places().await?;
             if !health.begin(self.now()) {
                 continue;
             }
             let answer = self.asker.ask(&self.target).await;
             let changed = match &answer {
                 Ok(()) => health.succeeded(),
+                Err(failure) if failure.is_own() => {
+                    health.cancel();
+                    self.tell(Told::CouldNotAsk(failure.to_string()))?;
+                    None
+                }
                 Err(_) => health.failed(),
             };
-            let Some(condition) = changed else { continue };
-            let change = Change {
-                address: self.target.address,
-                backends: Vec::new(), // whoever is told knows
-                probe: probe.name.clone(),
-                condition,
-                why: answer
-                    .err()
-                    .map(|failure| failure.to_string())
-                    .unwrap_or_default(),
-            };
-            if self.tell.send((self.number, change)).is_err() {
-                return;
+            if let Some(condition) = changed {
+                self.turn(condition, answer.err())?;
             }
         }
+    }
+
+    /// Asks for the first time: the first answer tells. A backend that does not answer well is asked again
+    /// soon, as often as its threshold says: it may just be starting.
+    async fn begin(&self) -> Option<Condition> {
+        let probe = &self.target.probe;
+        let pause = probe.interval.min(SOON);
+        self.sleep_until(jitter(self.now(), pause, self.number as u32))
+            .await;
+        let mut condition = Condition::Healthy;
+        for turn in 0..probe.threshold.max(1) {
+            if turn > 0 {
+                self.sleep_until(self.now() + pause).await;
+            }
+            let places = self.places().await?;
+            let answer = self.asker.ask(&self.target).await;
+            drop(places);
+            let is_well = match answer {
+                Ok(()) => true,
+                Err(failure) if failure.is_own() => {
+                    self.tell(Told::CouldNotAsk(failure.to_string()))?;
+                    true // as it was
+                }
+                Err(failure) => {
+                    if condition == Condition::Healthy {
+                        condition = Condition::Unhealthy;
+                        self.turn(condition, Some(failure))?;
+                    }
+                    false
+                }
+            };
+            if is_well && condition == Condition::Unhealthy {
+                condition = Condition::Healthy;
+                self.turn(condition, None)?;
+            }
+            if turn == 0 {
+                self.tell(Told::Asked)?;
+            }
+            if is_well {
+                break;
+            }
+        }
+        Some(condition)
+    }
+
+    /// Waits for a place among the connections of the pool and of all.
+    async fn places(&self) -> Option<[OwnedSemaphorePermit; 2]> {
+        let [of_pool, of_all] = &self.places;
+        let of_pool = Arc::clone(of_pool).acquire_owned().await.ok()?;
+        let of_all = Arc::clone(of_all).acquire_owned().await.ok()?;
+        Some([of_pool, of_all])
+    }
+
+    fn turn(&self, condition: Condition, failure: Option<ProbeFailure>) -> Option<()> {
+        let probe = &self.target.probe;
+        self.tell(Told::Turned(Change {
+            address: self.target.address,
+            port: probe.port,
+            backends: Vec::new(), // whoever is told knows
+            probe: probe.name.clone(),
+            condition,
+            why: failure
+                .map(|failure| failure.to_string())
+                .unwrap_or_default(),
+        }))
+    }
+
+    fn tell(&self, told: Told) -> Option<()> {
+        self.tell.send((self.number, told)).ok()
+    }
+
+    async fn sleep_until(&self, due: Instant) {
+        let due = due.as_nanos().next_multiple_of(GRAIN.as_nanos() as u64);
+        let due = self.begin + Duration::from_nanos(due);
+        sleep_until(due.into()).await;
     }
 
     fn now(&self) -> Instant {

@@ -57,6 +57,11 @@ impl Announcer {
         self.set(&vips.collect());
     }
 
+    /// Takes nothing as announced: somebody else may have changed the interface.
+    pub(super) fn forget(&mut self) {
+        self.announced.clear();
+    }
+
     /// Announces nothing any more.
     pub(super) fn withdraw(&mut self) {
         self.set(&BTreeSet::new());

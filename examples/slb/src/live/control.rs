@@ -1,14 +1,14 @@
 //! The control thread: signals, the configuration's file, and next hops.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use slb_control::probe::Prober;
+use slb_control::probe::{BackendName, Prober};
 use slb_control::{Config, PassiveHealth, SlowStart};
 use slb_core::counters::CounterMemory;
 use slb_core::health::Condition;
@@ -25,6 +25,7 @@ use super::metrics::Endpoint;
 use super::next_hops::{Found, NextHops, Unreached, unresolved};
 use super::start_program;
 use super::status::{Place, Shared};
+use super::watchdog::Life;
 use super::worker::{Counted, Next, Worker};
 use crate::Failure;
 use crate::check::load;
@@ -43,6 +44,12 @@ const VERIFY: Duration = Duration::from_secs(30);
 /// How long it waits after it has followed the kernel's tables until it does so again; or longer, where it
 /// takes long: then four times as long as that took.
 const FOLLOW: Duration = Duration::from_millis(250);
+/// How often it looks whether the workers move.
+const LISTEN: Duration = Duration::from_millis(200);
+/// How long a worker, or the whole process, may stand still before that is said, and its VIPs are withdrawn.
+const STILL: Duration = Duration::from_secs(2);
+/// How often it says that probes cannot be sent.
+const COMPLAIN: Duration = Duration::from_secs(60);
 
 pub(super) struct Control<'o> {
     pub(super) options: &'o LiveOptions,
@@ -73,6 +80,15 @@ pub(super) struct Control<'o> {
     pub(super) trouble: Vec<String>,
     /// The devices that are to be opened anew, or closed.
     pub(super) to_reopen: BTreeSet<usize>,
+    /// Until when the first answers to probes are waited for; `None`: they are there.
+    pub(super) first_round: Option<Instant>,
+    /// The workers that stand still, by their place, and since when.
+    pub(super) stalled: BTreeMap<usize, Instant>,
+    /// When it was last said that probes cannot be sent.
+    pub(super) complained: Option<Instant>,
+    /// Why backends are not well.
+    pub(super) sick: BTreeMap<BackendName, String>,
+    pub(super) life: Life,
 }
 
 impl Control<'_> {
@@ -95,8 +111,16 @@ impl Control<'_> {
         let mut judged = begin;
         let (mut has_changed, mut followed, mut pause) = (false, begin, FOLLOW);
         self.ask(true);
+        let mut listened = begin;
         let ends = loop {
+            let before = Instant::now();
             self.wait();
+            self.heed_stop(before.elapsed());
+            if listened.elapsed() >= LISTEN {
+                listened = Instant::now();
+                self.listen(&shared);
+            }
+            self.life.beat(self.stalled.is_empty());
             let raised: Vec<i32> = signals.pending().collect();
             if raised.contains(&SIGTERM) || raised.contains(&SIGINT) {
                 break Ok(());
@@ -132,7 +156,7 @@ impl Control<'_> {
                 followed = Instant::now();
                 pause = FOLLOW.max(4 * begin.elapsed());
             }
-            let mut is_due = self.heed_probes();
+            let mut is_due = self.heed_probes(&shared);
             if judged.elapsed() >= JUDGE && PassiveHealth::watches(&self.config) {
                 judged = Instant::now();
                 is_due |= self.heed_traffic(&shared);
@@ -142,6 +166,7 @@ impl Control<'_> {
             if is_due && self.heed() {
                 shared.set_config(&self.config);
             }
+            self.heed_first_round(&shared);
             if asked.is_none_or(|asked: Instant| asked.elapsed() >= ASK) {
                 asked = Some(Instant::now());
                 let all = verified.elapsed() >= VERIFY;
@@ -154,6 +179,7 @@ impl Control<'_> {
         if ends.is_ok() {
             self.drain(&mut signals);
         }
+        self.life.end();
         // First the kernel gets its packets back, then what is still in the rings goes out.
         self.programs.clear();
         let mut counted = self.workers.drain(..).filter_map(Worker::finish);
@@ -424,14 +450,90 @@ impl Control<'_> {
             }
             self.trouble = trouble;
         }
-        shared.set_trouble(&self.trouble);
+        let mut all = self.trouble.clone();
+        if self.first_round.is_some() {
+            all.push("the first probes have not been answered".to_owned());
+        }
+        let stalled = self.stalled.iter().map(|(&place, &since)| {
+            let names = self
+                .workers
+                .get(place)
+                .map(|worker| worker.names.join(", "));
+            (names.unwrap_or_default(), since)
+        });
+        shared.set_trouble(all, stalled.collect());
         self.announce();
+    }
+
+    /// Says how long the whole process stood still, if it did: it was stopped, or had no memory or CPU.
+    fn heed_stop(&mut self, waited: Duration) {
+        if waited < STILL {
+            return;
+        }
+        warn!(
+            seconds = waited.as_secs_f64(),
+            "this process stood still: it was stopped, or had no memory or CPU"
+        );
+        self.workers.iter_mut().for_each(Worker::forgive);
+        // The watchdog may have taken the interface down, and addresses go with that.
+        if let Some(announcer) = &mut self.announcer {
+            announcer.forget();
+        }
+        self.announce();
+    }
+
+    /// Looks whether the workers move, and says how long one did not.
+    fn listen(&mut self, shared: &Shared) {
+        let mut is_another = false;
+        for (place, worker) in self.workers.iter_mut().enumerate() {
+            let silence = worker.silence();
+            let worker = worker.names.join(", ");
+            match self.stalled.get(&place) {
+                None if silence >= STILL => {
+                    error!(
+                        worker,
+                        seconds = silence.as_secs_f64(),
+                        "this worker stands still"
+                    );
+                    self.stalled.insert(place, Instant::now() - silence);
+                    is_another = true;
+                }
+                Some(since) if silence < STILL => {
+                    let seconds = since.elapsed().as_secs_f64();
+                    info!(worker, seconds, "this worker moves again");
+                    self.stalled.remove(&place);
+                    is_another = true;
+                }
+                _ => {}
+            }
+        }
+        if is_another {
+            self.look_at_trouble(shared);
+        }
+    }
+
+    /// Goes on to announce VIPs once the first answers to probes are there.
+    fn heed_first_round(&mut self, shared: &Shared) {
+        let Some(end) = self.first_round else { return };
+        let unknown = self.prober.as_ref().map_or(0, Prober::unknown);
+        if unknown > 0 && Instant::now() < end {
+            return;
+        }
+        if unknown > 0 {
+            warn!(
+                unknown,
+                "not all backends have been asked: they are taken as well until they are"
+            );
+        }
+        self.first_round = None;
+        self.look_at_trouble(shared);
     }
 
     /// Announces the VIPs that packets can come in for.
     fn announce(&mut self) {
         if let Some(announcer) = &mut self.announcer {
-            match self.trouble.is_empty() {
+            let may = self.trouble.is_empty() && self.stalled.is_empty();
+            match may && self.first_round.is_none() {
                 true => announcer.announce(&self.config),
                 false => announcer.withdraw(),
             }
@@ -439,21 +541,56 @@ impl Control<'_> {
     }
 
     /// Says which backends have turned, by their probes, and whether any has.
-    fn heed_probes(&mut self) -> bool {
+    fn heed_probes(&mut self, shared: &Shared) -> bool {
         let mut any = false;
         while let Some(change) = self.prober.as_mut().and_then(Prober::changed) {
             any = true;
-            let (address, probe) = (change.address, &change.probe);
-            for (pool, backend) in &change.backends {
+            let address = SocketAddr::new(change.address, change.port);
+            let probe = &change.probe;
+            for name in &change.backends {
+                let (pool, backend) = name;
+                let rules = self.rules_by(pool, probe);
                 match change.condition {
-                    Condition::Healthy => info!(pool, backend, %address, probe, "healthy"),
+                    Condition::Healthy => {
+                        info!(pool, backend, %address, probe, rules, "healthy");
+                        self.sick.remove(name);
+                    }
                     Condition::Unhealthy => {
-                        warn!(pool, backend, %address, probe, why = change.why, "unhealthy");
+                        let why = &change.why;
+                        warn!(pool, backend, %address, probe, rules, why, "unhealthy");
+                        let why = format!(
+                            "{pool}/{backend}: probe {probe} of rule {rules} at {address}: {why}"
+                        );
+                        self.sick.insert(name.clone(), why);
                     }
                 }
             }
         }
+        if any {
+            shared.set_sick(self.sick.clone());
+        }
+        let trouble = self.prober.as_mut().and_then(Prober::take_trouble);
+        if let Some(why) = trouble
+            && self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN)
+        {
+            self.complained = Some(Instant::now());
+            error!(
+                why,
+                "probes cannot be sent; backends are taken as they were"
+            );
+        }
         any
+    }
+
+    /// The rules of a pool that go by a probe.
+    fn rules_by(&self, pool: &str, probe: &str) -> String {
+        let rules = self.given.rules.iter().filter(|rule| {
+            let own = rule.probe.and_then(|probe| self.given.probes.get(probe));
+            let of = self.given.pools.get(rule.pool);
+            own.is_some_and(|own| own.name == probe) && of.is_some_and(|of| of.name == pool)
+        });
+        let names: Vec<&str> = rules.map(|rule| rule.name.as_str()).collect();
+        names.join(", ")
     }
 
     /// The same by their traffic.
@@ -577,6 +714,7 @@ impl Control<'_> {
         let begin = Instant::now();
         while begin.elapsed() < drain {
             self.wait();
+            self.life.beat(true);
             if signals.pending().any(|signal| signal != SIGHUP) {
                 return;
             }

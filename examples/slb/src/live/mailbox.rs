@@ -13,13 +13,13 @@ use std::time::Duration;
 #[cfg(test)]
 use shuttle::sync::{
     Condvar, Mutex, MutexGuard,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 use std::sync::PoisonError;
 #[cfg(not(test))]
 use std::sync::{
     Condvar, Mutex, MutexGuard,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 /// How long anybody waits for a worker.
@@ -29,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(super) struct Mailbox<S, C> {
     /// Whether there is anything in it for the worker: looked at for each burst, and the lock is not.
     attention: AtomicBool,
+    /// How many times the worker has looked into it.
+    beats: AtomicU64,
     letters: Mutex<Letters<S, C>>,
     answered: Condvar,
 }
@@ -62,6 +64,7 @@ impl<S, C: Clone> Mailbox<S, C> {
     pub(super) fn new(generation: u64) -> Self {
         Self {
             attention: AtomicBool::new(false),
+            beats: AtomicU64::new(0),
             letters: Mutex::new(Letters {
                 next: None,
                 stop: false,
@@ -117,6 +120,12 @@ impl<S, C: Clone> Mailbox<S, C> {
         self.attention.store(true, Ordering::Release);
     }
 
+    /// How many times the worker has looked into it: grows after a nudge, or the worker stands still. Waits
+    /// for nobody.
+    pub(super) fn beats(&self) -> u64 {
+        self.beats.load(Ordering::Relaxed)
+    }
+
     /// Has the worker end.
     pub(super) fn stop(&self) {
         self.letters().stop = true;
@@ -143,6 +152,7 @@ impl<S, C: Clone> Mailbox<S, C> {
     #[cold]
     pub(super) fn read(&self, worker: &mut impl Recipient<S, C>) -> bool {
         self.attention.store(false, Ordering::Relaxed);
+        self.beats.fetch_add(1, Ordering::Relaxed);
         let mut letters = self.letters();
         if let Some((next, generation)) = letters.next.take() {
             letters.generation = generation;

@@ -215,12 +215,12 @@ fn respond(method: &Method, path: &str, shared: &Shared) -> Response<Full<Bytes>
             }
             None => stuck(),
         },
-        "/healthz" | "/readyz" if !shared.is_answered() => stuck(),
-        "/healthz" => text(StatusCode::OK, "well\n"),
         "/readyz" if !shared.trouble().is_empty() => {
-            let said = format!("no packets come in: {}\n", shared.trouble().join(", "));
+            let said = format!("not ready: {}\n", shared.trouble().join(", "));
             text(StatusCode::SERVICE_UNAVAILABLE, said)
         }
+        "/healthz" | "/readyz" if !shared.is_answered() => stuck(),
+        "/healthz" => text(StatusCode::OK, "well\n"),
         "/readyz" => match shared.unavailable() {
             down if down.is_empty() => text(StatusCode::OK, "ready\n"),
             down => {

@@ -31,6 +31,17 @@ pub(super) fn raise_locked_memory() {
     let _ = setrlimit(Resource::Memlock, limit);
 }
 
+/// Raises the limit on open files as far as this process may, and gives what it is then: each probe that is
+/// out is one.
+pub(super) fn raise_open_files() -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
+    let now = getrlimit(Resource::Nofile).current;
+    now.and_then(|now| usize::try_from(now).ok())
+        .unwrap_or(usize::MAX)
+}
+
 /// What to add to a refusal.
 pub(super) fn hint() -> &'static str {
     match missing().contains(&"CAP_NET_ADMIN") {

@@ -1,6 +1,6 @@
 //! The status socket: whoever connects gets one JSON document about the running process.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs;
 use std::io::{self, Write};
 use std::net::{IpAddr, Shutdown};
@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
+use slb_control::probe::BackendName;
 use slb_control::{Config, Role};
 use slb_core::stats::BackendCounters;
 use slb_io_pcap::CaptureStats;
@@ -46,11 +47,24 @@ struct State {
     config: Config,
     /// Hosts that no packet can reach.
     unreachable: BTreeSet<IpAddr>,
-    /// Why packets do not come in.
+    /// Why it is not ready.
     trouble: Vec<String>,
+    /// The workers that stand still, and since when.
+    stalled: Vec<(String, Instant)>,
+    /// Why backends are not well.
+    sick: BTreeMap<BackendName, String>,
 }
 
 impl State {
+    /// Why it is not ready, where it is not.
+    fn trouble(&self) -> Vec<String> {
+        let stalled = self.stalled.iter().map(|(worker, since)| {
+            let seconds = since.elapsed().as_secs_f64();
+            format!("the worker of {worker} has stood still for {seconds:.1} s")
+        });
+        self.trouble.iter().cloned().chain(stalled).collect()
+    }
+
     /// The backends whose hosts no packet can reach, by pool and name.
     fn unreachable(&self) -> BTreeSet<(&str, &str)> {
         let pools = self.config.pools.iter();
@@ -77,6 +91,8 @@ impl Shared {
                 config: config.clone(),
                 unreachable: BTreeSet::new(),
                 trouble: Vec::new(),
+                stalled: Vec::new(),
+                sick: BTreeMap::new(),
             }),
             workers: workers.iter().map(one).collect(),
             begin,
@@ -91,13 +107,18 @@ impl Shared {
         self.state().unreachable = hosts;
     }
 
-    pub(super) fn set_trouble(&self, trouble: &[String]) {
-        self.state().trouble = trouble.to_vec();
+    pub(super) fn set_trouble(&self, trouble: Vec<String>, stalled: Vec<(String, Instant)>) {
+        let mut state = self.state();
+        (state.trouble, state.stalled) = (trouble, stalled);
     }
 
-    /// Why packets do not come in, where they do not.
+    pub(super) fn set_sick(&self, sick: BTreeMap<BackendName, String>) {
+        self.state().sick = sick;
+    }
+
+    /// Why it is not ready, where it is not: also how long workers have stood still. Waits for no worker.
     pub(super) fn trouble(&self) -> Vec<String> {
-        self.state().trouble.clone()
+        self.state().trouble()
     }
 
     /// What all workers counted, one after the other; `None` where one does not answer.
@@ -136,7 +157,7 @@ impl Shared {
         let none = CaptureStats::default();
         let report = Report::new(config, total.tally, &none, self.begin.elapsed());
         let mut document = report.json();
-        mark_unreachable(&mut document, &state.unreachable());
+        mark(&mut document, &state.unreachable(), &state.sick);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let more = json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -146,7 +167,7 @@ impl Shared {
             "uptime": self.begin.elapsed().as_secs_f64(),
             "time": now.unwrap_or_default().as_secs_f64(),
             "io": io,
-            "trouble": state.trouble,
+            "trouble": state.trouble(),
             "workers": workers,
         });
         if let (Value::Object(document), Value::Object(more)) = (&mut document, more) {
@@ -198,16 +219,20 @@ impl Shared {
     }
 }
 
-/// Says in a document which backends no packet can reach.
-fn mark_unreachable(document: &mut Value, unreachable: &BTreeSet<(&str, &str)>) {
-    if unreachable.is_empty() {
-        return;
-    }
+/// Says in a document which backends no packet can reach, and why others are not well.
+fn mark(
+    document: &mut Value,
+    unreachable: &BTreeSet<(&str, &str)>,
+    sick: &BTreeMap<BackendName, String>,
+) {
     let backends = document.get_mut("backends").and_then(Value::as_array_mut);
     for backend in backends.into_iter().flatten() {
         let name = |key: &str| backend.get(key).and_then(Value::as_str).unwrap_or_default();
-        if unreachable.contains(&(name("pool"), name("backend"))) {
+        let (pool, own) = (name("pool").to_owned(), name("backend").to_owned());
+        if unreachable.contains(&(&*pool, &*own)) {
             backend["state"] = "unreachable".into();
+        } else if let Some(why) = sick.get(&(pool, own)) {
+            backend["why"] = why.as_str().into();
         }
     }
 }

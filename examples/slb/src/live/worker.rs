@@ -56,6 +56,8 @@ pub(super) struct Worker {
     sockets: Sockets,
     orders: Sender<Order>,
     thread: JoinHandle<()>,
+    /// How often it had looked into its mailbox when it was last heard of, and when that was.
+    heard: (u64, Clock),
 }
 
 /// What a worker and the others tell each other.
@@ -121,7 +123,23 @@ impl Worker {
             sockets,
             orders,
             thread,
+            heard: (0, Clock::now()),
         })
+    }
+
+    /// How long nothing was heard of it, as far as those know who ask again and again. Waits for nobody.
+    pub(super) fn silence(&mut self) -> Duration {
+        let beats = self.mailbox.beats();
+        if beats != self.heard.0 {
+            self.heard = (beats, Clock::now());
+        }
+        self.mailbox.nudge();
+        self.heard.1.elapsed()
+    }
+
+    /// Takes it as heard of just now: nobody asked meanwhile.
+    pub(super) fn forgive(&mut self) {
+        self.heard.1 = Clock::now();
     }
 
     /// Its sockets on an interface, by queue.

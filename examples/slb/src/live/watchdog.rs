@@ -1,0 +1,170 @@
+//! Somebody who notices when this process stands still: a process of its own, which takes the interface of
+//! the announced VIPs down; and systemd, where it asks for signs of life.
+//!
+//! ```text
+//!  slb mux ── a byte each half second ──► slb watchdog ── none for three seconds ──► interface down
+//! ```
+//! A process that is stopped, or waits for pages from a disk, keeps its interfaces, and the routing daemon
+//! beside it would go on announcing. The watchdog ends when the pipe is closed.
+
+use std::io::{self, Read, Write};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use slb_io_afxdp::{bring_up, take_down};
+use tracing::warn;
+
+use crate::Failure;
+use crate::cli::WatchdogOptions;
+
+/// How often there is a sign of life.
+const BEAT: Duration = Duration::from_millis(500);
+/// How long there may be none.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The signs of life of this process.
+pub(super) struct Life {
+    child: Option<(Child, ChildStdin)>,
+    systemd: Option<Systemd>,
+    last: Instant,
+}
+
+impl Life {
+    /// Starts a watchdog for the interface that VIPs are announced by, if there is one, and tells systemd that
+    /// the process runs, if that wants to know.
+    pub(super) fn begin(interface: Option<&str>) -> Self {
+        let start = |interface: &str| {
+            let mut command = Command::new(std::env::current_exe()?);
+            command.args(["watchdog", "--announce", interface]);
+            let mut child = command.stdin(Stdio::piped()).spawn()?;
+            let pipe = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
+            Ok::<_, io::Error>((child, pipe))
+        };
+        let child = interface.and_then(|interface| {
+            let started = start(interface);
+            started
+                .inspect_err(|error| {
+                    warn!("no watchdog: VIPs stay announced if the process stands still: {error}");
+                })
+                .ok()
+        });
+        let systemd = Systemd::from_environment();
+        if let Some(systemd) = &systemd {
+            systemd.tell("READY=1");
+        }
+        Self {
+            child,
+            systemd,
+            last: Instant::now(),
+        }
+    }
+
+    /// Gives signs of life where they are due. `is_well`: the workers move packets.
+    pub(super) fn beat(&mut self, is_well: bool) {
+        if self.last.elapsed() < BEAT {
+            return;
+        }
+        self.last = Instant::now();
+        if let Some((_, pipe)) = &mut self.child
+            && let Err(error) = pipe.write_all(b".")
+        {
+            warn!("the watchdog has ended: {error}");
+            self.child = None;
+        }
+        if let Some(systemd) = self.systemd.as_ref().filter(|_| is_well) {
+            systemd.tell("WATCHDOG=1");
+        }
+    }
+
+    /// Says that the process is about to end.
+    pub(super) fn end(self) {
+        if let Some(systemd) = &self.systemd {
+            systemd.tell("STOPPING=1");
+        }
+        if let Some((mut child, pipe)) = self.child {
+            drop(pipe);
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Whom a service of systemd tells how it is (sd_notify(3)).
+struct Systemd {
+    socket: UnixDatagram,
+    to: SocketAddr,
+}
+
+impl Systemd {
+    fn from_environment() -> Option<Self> {
+        let name = std::env::var("NOTIFY_SOCKET").ok()?;
+        let to = match name.strip_prefix('@') {
+            Some(name) => SocketAddr::from_abstract_name(name),
+            None => SocketAddr::from_pathname(&name),
+        };
+        let socket = UnixDatagram::unbound().ok()?;
+        socket.set_nonblocking(true).ok()?;
+        Some(Self {
+            socket,
+            to: to.ok()?,
+        })
+    }
+
+    fn tell(&self, what: &str) {
+        // Whoever does not listen does not want to know.
+        let _ = self.socket.send_to_addr(what.as_bytes(), &self.to);
+    }
+}
+
+/// `slb watchdog`: takes an interface down while nothing comes by standard input, and ends when that does.
+pub(crate) fn run(options: &WatchdogOptions) -> Result<(), Failure> {
+    // Those signals are for the process that it watches, and it ends with that.
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        let ignored = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(signal, ignored).map_err(Failure::failed)?;
+    }
+    let name = &options.announce;
+    let mut input = io::stdin();
+    let mut stalled: Option<Instant> = None;
+    let most = Timespec {
+        tv_sec: PATIENCE.as_secs() as i64,
+        tv_nsec: 0,
+    };
+    loop {
+        let mut fds = [PollFd::new(&input, PollFlags::IN)];
+        let ready = match poll(&mut fds, Some(&most)) {
+            Err(rustix::io::Errno::INTR) => continue,
+            ready => ready.map_err(Failure::failed)?,
+        };
+        if ready == 0 {
+            if stalled.is_none() {
+                eprintln!(
+                    "slb watchdog: no sign of life for {} s: {name} goes down, and the VIPs with it",
+                    PATIENCE.as_secs()
+                );
+                if let Err(error) = take_down(name) {
+                    eprintln!("slb watchdog: {name}: {error}");
+                }
+                stalled = Some(Instant::now());
+            }
+            continue;
+        }
+        if input.read(&mut [0; 64]).map_err(Failure::failed)? == 0 {
+            return Ok(());
+        }
+        if let Some(since) = stalled.take() {
+            let stood = since.elapsed() + PATIENCE;
+            eprintln!(
+                "slb watchdog: alive again after {:.1} s: {name} goes up",
+                stood.as_secs_f64()
+            );
+            if let Err(error) = bring_up(name) {
+                eprintln!("slb watchdog: {name}: {error}");
+            }
+        }
+    }
+}

@@ -4,6 +4,8 @@ serve NAME: says its name and its client's address, by lines, by HTTP and by dat
     as many bytes as are asked for.
 stay ADDRESS PORT SECONDS: asks over one connection all the time, and prints who answered.
 ask ADDRESS PORT: asks by a datagram, and prints who answered.
+requests ADDRESS TCP UDP COUNT: asks COUNT times, by a connection of its own and by a datagram in turn,
+    and prints how many requests failed. A datagram is sent again after a second, up to three times.
 cable NAME SPACE OTHER: two tap devices, one here and one in another network namespace, and what is
     sent to one comes out of the other.
 """
@@ -74,6 +76,35 @@ def ask(address, port):
     print(question.recvfrom(2000)[0].decode().strip())
 
 
+def request(address, tcp, udp, number):
+    if number % 2:
+        with socket.create_connection((address, int(tcp)), timeout=5) as connection:
+            stream = connection.makefile("rwb")
+            stream.write(b"who\n")
+            stream.flush()
+            return bool(stream.readline())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as question:
+        question.settimeout(1)
+        for _ in range(4):
+            question.sendto(b"who\n", (address, int(udp)))
+            try:
+                return bool(question.recv(2000))
+            except TimeoutError:
+                pass
+    return False
+
+
+def requests(address, tcp, udp, count):
+    failed = 0
+    for number in range(int(count)):
+        try:
+            failed += not request(address, tcp, udp, number)
+        except OSError:
+            failed += 1
+        time.sleep(0.02)
+    print(failed)
+
+
 def tap(name):
     device = os.open("/dev/net/tun", os.O_RDWR)
     fcntl.ioctl(device, 0x400454CA, struct.pack("16sH22x", name.encode(), 0x1002))  # TUNSETIFF
@@ -94,4 +125,5 @@ def cable(name, space, other):
                 pass  # it is down
 
 
-{"serve": serve, "stay": stay, "ask": ask, "cable": cable}[sys.argv[1]](*sys.argv[2:])
+roles = {"serve": serve, "stay": stay, "ask": ask, "requests": requests, "cable": cable}
+roles[sys.argv[1]](*sys.argv[2:])

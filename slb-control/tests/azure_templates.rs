@@ -916,8 +916,8 @@ fn work_without_end_is_refused() {
     assert!(found.contains("too much work"), "{found}");
 }
 
-/// What each quickstart needs of an inventory, and what it comes to: frontends, backends, rules, NAT rules
-/// and pools, outbound rules; or the one line that names what is missing.
+/// A quickstart's name, its inventory, and the expected numbers of frontends, backends, rules, NAT rules and
+/// pools, and outbound rules; or the expected error, which has one line.
 type Quickstart<'q> = (&'q str, String, Result<[usize; 5], &'q str>);
 
 fn public(ids: &[&str]) -> String {

@@ -51,11 +51,11 @@ impl CaptureStats {
     }
 }
 
-/// What is known of the packet in a buffer.
+/// Properties of the packet in a buffer.
 #[derive(Clone, Copy, Debug)]
 struct Packet {
     timestamp: Instant,
-    /// How many bytes at its end were not captured, and are zero.
+    /// Number of zero bytes at the end that were not captured.
     filled: usize,
 }
 
@@ -108,8 +108,8 @@ impl<'m, W: Write> Capture<'m, W> {
         }
     }
 
-    /// Has packets that a snap length cut be as long as they were, with zeros in the place of what is
-    /// missing: they can be processed by their headers. What is written of them ends where it was cut.
+    /// Restores the length of packets that a snap length cut, with zeros for the missing bytes, so that
+    /// they can be processed by their headers. The output contains captured bytes only.
     #[must_use]
     pub fn fill_cut(mut self) -> Self {
         self.inputs.fill_cut();

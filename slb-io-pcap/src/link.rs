@@ -33,7 +33,7 @@ impl LinkType {
     /// Linux cooked, version 2.
     pub const LINUX_SLL2: Self = Self(276);
 
-    /// What the link type is called, where it is one of those that captures are made with.
+    /// Returns the link type's name, if it is a common one.
     ///
     /// # Source
     /// <https://www.tcpdump.org/linktypes.html>
@@ -85,8 +85,8 @@ impl LinkType {
         })
     }
 
-    /// Whether its packets are read: those that are left out all the same hold no IP packet, or are too
-    /// short.
+    /// Returns whether packets of this link type are supported. A supported packet is left out only if it
+    /// is too short, or contains no IP packet where the link type requires one.
     pub fn is_read(self) -> bool {
         const READ: [LinkType; 10] = [
             LinkType::NULL,

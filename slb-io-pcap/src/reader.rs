@@ -25,7 +25,7 @@ const INTERFACE_DESCRIPTION: u32 = 1;
 const OBSOLETE_PACKET: u32 = 2;
 const SIMPLE_PACKET: u32 = 3;
 const ENHANCED_PACKET: u32 = 6;
-/// What a section header says in the byte order of its section.
+/// Byte-order magic of a section header.
 const BYTE_ORDER: u32 = 0x1a2b_3c4d;
 /// Options of an interface's description.
 const IF_TSRESOL: u16 = 9;
@@ -40,8 +40,8 @@ pub enum Next {
         timestamp: Instant,
         /// Its bytes in the buffer, as an Ethernet frame.
         len: usize,
-        /// How many bytes at its end the capture does not have, because of its snap length. They are not
-        /// in the buffer, unless [`Reader::fill_cut`] was called: then they are zero there.
+        /// Number of bytes that the capture's snap length cut from the end of the packet. The buffer does
+        /// not contain them, unless [`Reader::fill_cut`] was called: then they are zero.
         cut: usize,
     },
     /// A packet captured later than asked for; it stays for the next call.
@@ -54,7 +54,7 @@ pub enum Next {
     End,
 }
 
-/// Reads a capture as a stream, in constant memory. One that gzip or zstd packed is unpacked.
+/// Reads a capture as a stream, in constant memory, and decompresses gzip and zstd.
 pub struct Reader {
     stream: Stream,
     format: Format,
@@ -100,7 +100,7 @@ struct Found {
     timestamp: Instant,
     link: LinkType,
     data: Range<usize>,
-    /// How many bytes of it were not captured.
+    /// Number of bytes that were not captured.
     cut: usize,
 }
 
@@ -136,8 +136,7 @@ impl Reader {
         })
     }
 
-    /// Has packets that a snap length cut be as long as they were, with zeros in the place of what is
-    /// missing.
+    /// Restores the length of packets that a snap length cut, with zeros for the missing bytes.
     pub fn fill_cut(&mut self) {
         self.fills_cut = true;
     }
@@ -192,7 +191,7 @@ impl Reader {
         }
     }
 
-    /// Has `len` bytes lie ahead.
+    /// Reads until `len` bytes lie ahead.
     fn fill(&mut self, len: usize) -> Result<(), Damage> {
         if len > MAX_BLOCK {
             return Err(Damage::TooLong);
@@ -356,7 +355,7 @@ impl std::fmt::Debug for Reader {
     }
 }
 
-/// What a file's first bytes say: the format, and of pcap the only interface.
+/// Determines the format from the first bytes, and for pcap its only interface.
 fn begin(bytes: &[u8]) -> Result<(Format, Option<Interface>), Damage> {
     const MICROSECONDS: u32 = 0xa1b2_c3d4;
     const NANOSECONDS: u32 = 0xa1b2_3c4d;
@@ -396,7 +395,7 @@ fn begin(bytes: &[u8]) -> Result<(Format, Option<Interface>), Damage> {
     Ok((format, Some(interface)))
 }
 
-/// What an Interface Description Block says.
+/// Reads an Interface Description Block.
 fn described(fields: &Fields<'_>, body: usize) -> Result<Interface, Damage> {
     let mut interface = Interface {
         link: LinkType(fields.u16(8)?),
@@ -431,7 +430,7 @@ fn described(fields: &Fields<'_>, body: usize) -> Result<Interface, Damage> {
 }
 
 impl Resolution {
-    /// So many units, in nanoseconds.
+    /// Converts units to nanoseconds.
     fn nanos(self, units: u64) -> u128 {
         let units = u128::from(units);
         match self {

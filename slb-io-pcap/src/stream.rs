@@ -23,13 +23,13 @@ type Input = Box<dyn Read + Send>;
 /// The bytes of a capture, in constant memory.
 pub(crate) struct Stream {
     input: Input,
-    /// What was read and not taken yet lies from `start` to `end`.
+    /// Bytes from `start` to `end` were read and not taken yet.
     buffer: Vec<u8>,
     start: usize,
     end: usize,
-    /// How many bytes were taken.
+    /// Bytes taken so far.
     offset: u64,
-    /// How many bytes of the file were read, packed ones where it is packed.
+    /// Bytes read from the file so far, before decompression.
     read: Arc<AtomicU64>,
 }
 
@@ -63,17 +63,17 @@ impl Stream {
         })
     }
 
-    /// Where the next byte is that was not taken yet, in the unpacked file.
+    /// Returns the position of the next byte to take, after decompression.
     pub(crate) fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// How many bytes of the file were read.
+    /// Returns the number of bytes read from the file, before decompression.
     pub(crate) fn bytes_read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }
 
-    /// Has the next `len` bytes lie ahead, or all that are left.
+    /// Reads until `len` bytes lie ahead, or the file ends.
     pub(crate) fn fill(&mut self, len: usize) -> io::Result<()> {
         if self.end - self.start >= len {
             return Ok(());
@@ -137,7 +137,7 @@ struct Zstd<R> {
     input: R,
     decoder: FrameDecoder,
     is_within_frame: bool,
-    /// What went wrong, until all that was good before it was handed out.
+    /// Decoding error, kept until all bytes decoded before it were handed out.
     failed: Option<io::Error>,
 }
 

@@ -75,7 +75,7 @@ impl<W: Write> Writer<W> {
         }))
     }
 
-    /// Whether the format has this time: pcap's seconds end on 7 February 2106, pcapng's do not.
+    /// Returns whether the format can represent the time. The seconds of pcap end on 7 February 2106.
     pub fn has_time(&self, timestamp: Instant) -> bool {
         match self.0 {
             Inner::Pcap(_) => timestamp.as_nanos() / 1_000_000_000 <= u64::from(u32::MAX),
@@ -86,15 +86,16 @@ impl<W: Write> Writer<W> {
     /// Adds a frame.
     ///
     /// # Errors
-    /// It cannot be written, or the format does not have its time: then nothing is, and others can be.
+    /// The frame cannot be written, or the format cannot represent its time. In the second case nothing
+    /// was written, and further frames can be.
     pub fn write(&mut self, timestamp: Instant, frame: &[u8]) -> io::Result<()> {
         self.write_cut(timestamp, frame, 0)
     }
 
-    /// Adds a frame whose last `cut` bytes are not there, as if a snap length had cut them.
+    /// Adds a frame without its last `cut` bytes, as if a snap length had cut them.
     ///
     /// # Errors
-    /// As of [`write`](Self::write).
+    /// The same as for [`write`](Self::write).
     pub fn write_cut(&mut self, timestamp: Instant, frame: &[u8], cut: usize) -> io::Result<()> {
         if !self.has_time(timestamp) {
             let message = "pcap has no time after 2106-02-07: expected pcapng";

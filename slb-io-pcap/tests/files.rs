@@ -11,7 +11,7 @@ use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use slb_core::{Burst, Instant, PacketIo as _, Verdict};
 use slb_io_pcap::{Capture, Damage, FRAME_LEN, Format, LinkType, Next, Reader, Writer, memory_for};
 
-/// What was read of a file: packets with their times and the bytes that are missing, and how it ended.
+/// Contents of a file: packets with their times and the number of missing bytes, and the final error.
 #[derive(Debug, Default)]
 struct All {
     packets: Vec<(Instant, Vec<u8>, usize)>,
@@ -67,7 +67,7 @@ fn read(bytes: &[u8]) -> All {
     read_with(bytes, false)
 }
 
-/// What tshark shows of a file's packets, a line each; nothing where it is not installed.
+/// Returns tshark's output for a file, a line for each packet; `None` where tshark is not installed.
 fn tshark(name: &str, bytes: &[u8], fields: &[&str]) -> Option<Vec<String>> {
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     fs::write(&path, bytes).expect("a file");

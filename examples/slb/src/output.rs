@@ -24,7 +24,7 @@ pub(crate) enum Content {
 /// An output: the option that names it, and the file.
 pub(crate) type Output<'a> = (&'a str, &'a Path);
 
-/// What stands for standard input and output in the place of a file's name.
+/// Returns whether a name means standard input or output: `-`.
 pub(crate) fn is_standard(path: &Path) -> bool {
     path == Path::new("-")
 }

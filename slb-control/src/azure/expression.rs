@@ -33,10 +33,10 @@ pub(super) enum Expression {
     },
 }
 
-/// Why a text is no expression.
+/// A text that does not follow the grammar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SyntaxError {
-    /// Which character of the text, counted from 1.
+    /// Character of the text where the fault is, counted from 1.
     at: usize,
     expected: &'static str,
     got: String,
@@ -79,7 +79,7 @@ enum Kind {
 #[derive(Clone, Debug)]
 struct Token {
     kind: Kind,
-    /// Its first character, counted from 1.
+    /// Position of the first character, counted from 1.
     at: usize,
 }
 

@@ -18,7 +18,7 @@ pub(super) const LONGEST: usize = 16 << 10;
 pub(super) struct Arguments<'a> {
     pub(super) function: &'a str,
     pub(super) all: &'a [Value],
-    /// Where the expression stands.
+    /// JSON value that contains the expression.
     pub(super) node: &'a Node,
 }
 
@@ -361,7 +361,7 @@ fn of_networks(name: &str, a: &Arguments<'_>) -> Option<Outcome> {
     })
 }
 
-/// What stands in an array or object at an index or under a name.
+/// Returns the element of an array at an index, or the member of an object with a name.
 pub(super) fn element(value: &Value, index: &Value) -> Option<Value> {
     match (value, index) {
         (Value::Array(elements), Value::Number(number)) => {
@@ -378,7 +378,7 @@ pub(super) fn element(value: &Value, index: &Value) -> Option<Value> {
     }
 }
 
-/// How a value stands within a text, where it can.
+/// Formats a string, a number or a boolean as `concat` and `string` do; `None` for other values.
 pub(super) fn as_text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) | Value::Number(text) => Some(text.clone()),

@@ -28,7 +28,7 @@ pub(super) struct Node {
 pub(super) enum Value {
     Null,
     Bool(bool),
-    /// As it is written.
+    /// Digits as written in the file.
     Number(String),
     String(String),
     Array(Vec<Node>),
@@ -45,13 +45,13 @@ pub(super) struct Unresolved {
     pub(super) failure: Failure,
 }
 
-/// Why an expression has no value.
+/// Reason why an expression has no value.
 #[derive(Clone, Debug)]
 pub(super) enum Failure {
     /// A parameter has neither a value nor a default.
     NoValue {
         parameter: String,
-        /// Where it is declared.
+        /// File of the declaration.
         file: Rc<str>,
         line: usize,
     },
@@ -461,7 +461,7 @@ impl<'n> Object<'n> {
         id
     }
 
-    /// Has members be known that mean nothing here.
+    /// Marks members as known that have no meaning here.
     pub(super) fn ignore(&self, names: &[&'static str]) {
         self.asked.borrow_mut().extend(names);
     }

@@ -1,4 +1,4 @@
-//! What a file holds: load balancers, the resources that they refer to, or parts of one.
+//! Contents of a file: load balancers, the resources that they refer to, or parts of one.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -28,7 +28,7 @@ pub(super) struct Balancer {
     pub(super) parts: Vec<(Kind, Node)>,
 }
 
-/// What Azure sells a load balancer as.
+/// SKU of a load balancer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Sku {
     /// Only parts of it were given.
@@ -38,7 +38,7 @@ pub(super) enum Sku {
     Standard,
 }
 
-/// What a part of a load balancer is.
+/// Kind of a load balancer's part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
     Frontend,
@@ -145,7 +145,7 @@ impl Balancer {
     }
 }
 
-/// Has the members of a child count before those of the same part within its load balancer.
+/// Overrides members of an inline part with those of its child resource.
 fn merge(inline: &mut Node, child: &Node) {
     let Value::Object(members) = &child.value else {
         return;
@@ -184,8 +184,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What a load balancer is sold as; one that does not say it is Basic. `None` where there is none of it
-/// here.
+/// Reads the SKU, Basic by default. Reports a SKU or tier that is not supported, and returns `None`.
 fn sku_of(object: &Object<'_>) -> Option<Sku> {
     let Some(sku) = object.get("sku") else {
         return Some(Sku::Basic);
@@ -412,7 +411,7 @@ impl Found {
         }
         balancer.is_declared = true;
         balancer.sku = sku;
-        // Its children may have come before it.
+        // Child resources may precede their load balancer.
         let children = std::mem::take(&mut balancer.parts);
         for (kind, part) in parts {
             balancer.add(kind, part, false, notes);

@@ -14,10 +14,10 @@ use super::expression::{self, Expression};
 use super::functions::{self, Arguments, LONGEST};
 use super::json::{Failure, Node, Notes, Unresolved, Value};
 
-/// How much work all expressions may take, in values made: a template can name itself twice, again and
-/// again.
+/// Values that all expressions together may produce. Variables that refer to each other twice would
+/// otherwise grow without bound.
 const MOST_WORK: usize = 1 << 22;
-/// How deep values, expressions and what they refer to may lie within each other.
+/// Deepest nesting of values, expressions and references.
 const DEEPEST: u32 = 128;
 /// The most turns of a loop, Azure's own bound.
 const MOST_COPIES: i64 = 800;
@@ -55,7 +55,7 @@ pub(super) struct Templates<'n> {
     /// The functions that gave another value than Azure's, each said once.
     stand_ins: RefCell<Vec<String>>,
     work: Cell<usize>,
-    /// How many deployments' resources are being read, one because of another.
+    /// Number of deployments whose resources are being read, each on behalf of the one before.
     reading: Cell<u32>,
 }
 
@@ -64,7 +64,7 @@ pub(super) struct Templates<'n> {
 struct Deployment {
     root: Node,
     given: Vec<(String, Node)>,
-    /// Of a nested template whose expressions are its parent's: that deployment, and the loops there.
+    /// Parent deployment and its loops, for a nested template with outer scope.
     outer: Option<(usize, Loops)>,
     resources: RefCell<Resources>,
 }
@@ -88,7 +88,7 @@ pub(super) struct Resource {
     /// The name, with the parents' in front.
     pub(super) name: Result<String, Failure>,
     symbol: Option<String>,
-    /// What it deploys, where it is a deployment.
+    /// Deployment of the nested or linked template, if the resource is one.
     inner: RefCell<Inner>,
 }
 
@@ -99,12 +99,12 @@ enum Inner {
     Read(Result<usize, Failure>),
 }
 
-/// What an expression may refer to.
+/// Names that an expression can refer to.
 #[derive(Clone, Copy)]
 struct Context<'c> {
     deployment: usize,
     loops: &'c Loops,
-    /// Of a template's own function: its parameters, which are all that it knows.
+    /// Parameters of the user-defined function that is being evaluated; it sees nothing else.
     own: Option<&'c [(String, Value)]>,
     /// The variables of the lambdas around it.
     lambdas: &'c [(String, Value)],
@@ -233,7 +233,7 @@ impl<'n> Templates<'n> {
             let turns = match turns {
                 Ok(turns) => turns,
                 Err(failure) => {
-                    // Of what has nothing to do with load balancers, the number does not matter.
+                    // The number of resources that no load balancer uses does not matter.
                     if kind.as_ref().is_ok_and(|kind| matters(kind, raw, parent)) {
                         let copy = raw.get("copy").unwrap_or(raw);
                         let place = raw
@@ -592,7 +592,7 @@ impl<'n> Templates<'n> {
         }
     }
 
-    /// What stands at a path, worked out; nothing beside it is.
+    /// Evaluates the value at a path, and nothing else.
     fn at(&self, node: &Node, path: &[&str], context: &Context<'_>) -> Option<Node> {
         let Some((first, rest)) = path.split_first() else {
             return Some(self.resolve(node, context));
@@ -610,7 +610,7 @@ impl<'n> Templates<'n> {
         if let Some(member) = node.get(first) {
             return self.at(member, rest, context);
         }
-        // It may be what a loop makes.
+        // A loop may produce the member.
         node.get("copy")?;
         let resolved = self.resolve(node, context);
         let found = resolved.get(first)?;
@@ -1002,7 +1002,7 @@ impl<'n> Templates<'n> {
             .iter()
             .find(|(own, _)| own.eq_ignore_ascii_case(name));
         let value = match (given, declared.get("defaultValue")) {
-            // What was given is worked out already, and what a file gives is no expression.
+            // Values from a parent are evaluated already, and parameter files contain no expressions.
             (Some((_, given)), _) => {
                 self.charge(size_of(given))?;
                 given.value.clone()
@@ -1153,7 +1153,7 @@ impl<'n> Templates<'n> {
         }
     }
 
-    /// What a deployment says when it is done.
+    /// Returns the outputs of a deployment, as `reference` sees them.
     fn outputs(&self, resource: &Resource, a: &Arguments<'_>, depth: u32) -> Outcome {
         let number = self.inner(resource, depth)?;
         let deployment = self.deployment(number)?;
@@ -1216,7 +1216,7 @@ impl Resource {
         }
     }
 
-    /// Where the resource stands, as it is written.
+    /// Returns the resource as written in the file.
     pub(super) fn node(&self) -> &Node {
         &self.raw
     }
@@ -1340,7 +1340,7 @@ fn copy_index(a: &Arguments<'_>, context: &Context<'_>) -> Outcome {
     let mut turns = context.loops.iter().rev();
     let turn = match name {
         Some(name) => turns.find(|turn| turn.name.eq_ignore_ascii_case(name)),
-        // Of the resource, where there is such a loop: those within it are named.
+        // Without a name, the loop of the resource counts: inner loops have names.
         None => turns
             .find(|turn| turn.is_of_resources)
             .or(context.loops.last()),

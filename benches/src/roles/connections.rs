@@ -269,7 +269,10 @@ impl Case {
             frame.extend([client, &server].concat());
             frame.extend([0, 0, 0, 80]);
         }
-        frame.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+        // Both ends begin at 1: what comes behind the SYN, and acknowledges it, has 2.
+        let sequence = if flags & SYN != 0 { 1 } else { 2 };
+        frame.extend([0, 0, 0, sequence, 0, 0, 0, 2]);
+        frame.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
         frame.resize(len, 0);
         frame
     }

@@ -24,7 +24,7 @@ use slb_core::service::{
 };
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
-use slb_core::{Key, MuxOptions, PortId, SourceLimiter};
+use slb_core::{FragmentRoom, Key, MuxOptions, PortId, SourceLimiter};
 
 use crate::document::{Faults, Section, Span};
 use crate::error::{ConfigError, ConfigErrors};
@@ -163,6 +163,8 @@ pub struct Node {
     pub errors_per_second: u32,
     /// Connections of a host agent or a proxy, of each family.
     pub connections: usize,
+    /// Later fragments that can wait for their first one; zero: none.
+    pub waiting_fragments: usize,
     /// New flows that a source may begin a second, in the long run; zero: as many as it likes.
     pub flows_per_source: u32,
     /// And at once.
@@ -534,6 +536,17 @@ impl Config {
         );
         let build = || SourceLimiter::build(SourceLimiter::BUCKETS, rate, at_once, key, memory);
         (rate > 0).then(build)
+    }
+
+    /// Where later fragments wait for their first one, out of `memory`, if the node lets them; the inner
+    /// one is missing where the memory is used up.
+    pub fn fragment_room<'m>(
+        &self,
+        key: Key,
+        memory: &mut impl Memory<'m>,
+    ) -> Option<Option<FragmentRoom<'m>>> {
+        let slots = self.node.waiting_fragments;
+        (slots > 0).then(|| FragmentRoom::build(slots, key, memory))
     }
 
     /// What a mux may do besides forwarding.

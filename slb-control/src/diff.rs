@@ -129,6 +129,10 @@ impl Diff {
                 was.answers_per_second == is.answers_per_second,
             ),
             (
+                "waiting_fragments",
+                was.waiting_fragments == is.waiting_fragments,
+            ),
+            (
                 "too_big_per_second",
                 was.too_big_per_second == is.too_big_per_second,
             ),

@@ -73,6 +73,6 @@ macro_rules! delegate {
     };
 }
 
-delegate!(Mux, |mux: &mut Self, now, _| mux.advance(now));
+delegate!(Mux, Self::release);
 delegate!(Host, Self::advance);
 delegate!(Proxy, Self::advance);

@@ -1,49 +1,606 @@
-//! The ports of fragmented datagrams: only the first fragment has them, and the others go where it
-//! went.
+//! Fragments of datagrams, which belong together: only the first one has the ports.
+//!
+//! ```text
+//!  first ──► FragmentTable: its protocol and ports      later, known ──► goes where the first went
+//!        └─► FragmentRoom: what waited is released      later, not yet ──► FragmentRoom, or dropped
+//! ```
+//!
+//! Neither puts datagrams together: each fragment goes on by itself. Both are bounded. The table gives
+//! the place of its oldest datagram to a new one. The room keeps later fragments that came before
+//! their first one (RFC 4787 REQ-14), and gives no source more than half of the slots that it shares
+//! with others, so a flood of fragments pushes out its own.
 
-use crate::flow::table::Inserted;
-use crate::flow::{Addresses, FlowKey, FlowState, FlowTable, Table, Ticks};
-use crate::packet::{Family, Packet};
+use core::fmt;
 
-/// Fragments of one datagram come within this time (RFC 1122 §3.3.2: 60 s and more).
-const LIFETIME: Ticks = Ticks(56);
+use crate::flow::Addresses;
+use crate::frame::Frame;
+use crate::key::{Key, Purpose};
+use crate::mem::{Mem, Memory};
+use crate::nat::Direction;
+use crate::packet::{EchoMessage, Family, Packet};
+use crate::stats::Stats;
+use crate::time::Instant;
+use crate::verdict::{DropReason, PortId, Verdict};
+use crate::wire::ipv4::Ipv4;
+use crate::wire::ipv6::{self, Ipv6};
+use crate::wire::{protocol, tcp};
 
-/// Keeps the ports of a datagram, whose first fragment this is.
-pub(crate) fn remember(table: &mut FlowTable<'_>, packet: &Packet) {
+/// Fragments of one datagram come within this time: no receiver waits longer (RFC 1122 §3.3.2,
+/// RFC 8200 §4.5).
+const LIFETIME_NANOS: u64 = 60 * 1_000_000_000;
+/// How long a later fragment waits for its first one: NAT64's FRAGMENT_MIN (RFC 6146 §3.4, §4).
+const WAIT_NANOS: u64 = 2 * 1_000_000_000;
+/// Datagrams that a hash leads to.
+const WAYS: usize = 8;
+/// Slots that the sources of one hash share.
+const BUCKET: usize = 64;
+/// Slots that one source may have: a datagram of 64 KiB has 45 fragments, mostly in order.
+const SHARE: usize = BUCKET / 2;
+/// No slot.
+const NONE: u32 = u32::MAX;
+
+/// What names a datagram: source, destination and identification; of IPv4 the protocol too (RFC 791
+/// §2.3), but not of IPv6, where a later fragment need not know what the first one begins with (RFC
+/// 8200 §4.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Name {
+    addresses: [u64; 4],
+    identification: u32,
+    /// Whose addresses they are: two networks may use the same.
+    zone: PortId,
+    family: Family,
+    /// Zero for IPv6.
+    protocol: u8,
+}
+
+impl Name {
+    const EMPTY: Self = Self {
+        addresses: [0; 4],
+        identification: 0,
+        zone: PortId(0),
+        family: Family::Ipv4,
+        protocol: 0,
+    };
+
+    fn of(packet: &Packet, zone: PortId) -> Self {
+        let (addresses, protocol) = match packet.shape.family {
+            Family::Ipv4 => ([packet.addresses[0], 0, 0, 0], packet.protocol),
+            Family::Ipv6 => (packet.addresses, 0),
+        };
+        Self {
+            addresses,
+            identification: packet.identification,
+            zone,
+            family: packet.shape.family,
+            protocol,
+        }
+    }
+
+    /// Who sends it: an IPv4 address, or a /64 of IPv6.
+    fn source(&self) -> u64 {
+        match self.family {
+            Family::Ipv4 => u64::from(self.addresses[0] as u32),
+            Family::Ipv6 => self.addresses[0],
+        }
+    }
+
+    fn hash(&self, key: [u64; 2]) -> u64 {
+        let rest = u64::from(self.identification) << 32
+            | u64::from(self.zone.0) << 8
+            | u64::from(self.protocol);
+        self.addresses.hash(rest, key)
+    }
+}
+
+/// A datagram whose first fragment came.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub struct Datagram {
+    name: Name,
+    ports: u32,
+    /// What the first fragment carries behind all extension headers.
+    protocol: u8,
+    echo: EchoMessage,
+    /// Where that begins in the datagram's fragmentable part, in bytes.
+    start: u16,
+    /// When the first fragment came; `None`: no datagram.
+    since: Option<Instant>,
+}
+
+const _: () = assert!(size_of::<Datagram>() == 64);
+
+impl Datagram {
+    /// None.
+    pub const EMPTY: Self = Self {
+        name: Name::EMPTY,
+        ports: 0,
+        protocol: 0,
+        echo: EchoMessage::None,
+        start: 0,
+        since: None,
+    };
+}
+
+/// The ports of datagrams of which a first fragment came, by what later fragments have too.
+pub struct FragmentTable<'m> {
+    datagrams: Mem<'m, Datagram>,
+    key: [u64; 2],
+    now: Instant,
+}
+
+/// What is known of the datagram that a later fragment is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Recalled {
+    /// The packet has its protocol and ports now.
+    Known,
+    /// Its first fragment did not come so far.
+    Unknown,
+    /// It would overwrite the TCP header of its first fragment (RFC 1858, RFC 3128).
+    Overlaps,
+}
+
+impl<'m> FragmentTable<'m> {
+    /// A table in the memory given.
+    pub fn new(datagrams: Mem<'m, Datagram>, key: Key) -> Self {
+        Self {
+            datagrams,
+            key: key.derive(Purpose::Fragments),
+            now: Instant::ZERO,
+        }
+    }
+
+    /// A table for so many datagrams at a time, of both families together; `None` where the memory is
+    /// used up.
+    pub fn build(datagrams: usize, key: Key, memory: &mut impl Memory<'m>) -> Option<Self> {
+        let datagrams = datagrams.next_multiple_of(WAYS);
+        Some(Self::new(memory.take(datagrams, Datagram::EMPTY)?, key))
+    }
+
+    #[inline]
+    pub(crate) fn advance(&mut self, now: Instant) {
+        self.now = now;
+    }
+
+    /// Keeps the ports of the datagram whose first fragment this is.
+    fn remember(&mut self, frame: &[u8], packet: &Packet, ports: u32, zone: PortId) {
+        let name = Name::of(packet, zone);
+        let now = self.now;
+        let range = self.places(&name);
+        let Some(bucket) = self.datagrams.get_mut(range) else {
+            return;
+        };
+        let age = |datagram: &Datagram| match datagram.since {
+            Some(_) if datagram.name == name => u64::MAX, // its own place
+            Some(since) => now.as_nanos().saturating_sub(since.as_nanos()),
+            None => u64::MAX - 1,
+        };
+        if let Some(place) = bucket.iter_mut().max_by_key(|datagram| age(datagram)) {
+            *place = Datagram {
+                name,
+                ports,
+                protocol: packet.protocol,
+                echo: packet.shape.echo,
+                start: start_of(frame, packet),
+                since: Some(now),
+            };
+        }
+    }
+
+    /// Gives a later fragment the protocol and ports of its datagram.
+    fn recall(&self, frame: &[u8], packet: &mut Packet, zone: PortId) -> Recalled {
+        let name = Name::of(packet, zone);
+        let bucket = self.datagrams.get(self.places(&name)).unwrap_or_default();
+        let found = bucket.iter().find(|datagram| {
+            let lives = |since: Instant| {
+                self.now.as_nanos().saturating_sub(since.as_nanos()) < LIFETIME_NANOS
+            };
+            datagram.name == name && datagram.since.is_some_and(lives)
+        });
+        let Some(found) = found else {
+            return Recalled::Unknown;
+        };
+        let header_end = usize::from(found.start) + tcp::HEADER_LEN;
+        if found.protocol == protocol::TCP && offset_of(frame, packet) < header_end {
+            return Recalled::Overlaps;
+        }
+        packet.protocol = found.protocol;
+        packet.ports = found.ports;
+        packet.shape.echo = found.echo;
+        Recalled::Known
+    }
+
+    /// The places of the datagrams that a name's hash leads to.
+    fn places(&self, name: &Name) -> core::ops::Range<usize> {
+        let buckets = (self.datagrams.len() / WAYS) as u64;
+        let bucket = ((name.hash(self.key) >> 32) * buckets) >> 32;
+        let first = bucket as usize * WAYS;
+        first..first + WAYS
+    }
+}
+
+impl fmt::Debug for FragmentTable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FragmentTable")
+            .field("datagrams", &self.datagrams.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a fragment came in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrival {
+    /// The port of its frame.
+    pub(crate) port: PortId,
+    /// Whose addresses it has.
+    pub(crate) zone: PortId,
+    /// The number of the mux that it came from, or that of none.
+    pub(crate) mux: u8,
+    pub(crate) direction: Direction,
+    /// Bytes of the frame as it came in.
+    pub(crate) len: u32,
+}
+
+impl Arrival {
+    const EMPTY: Self = Self {
+        port: PortId(0),
+        zone: PortId(0),
+        mux: 0,
+        direction: Direction::Inward,
+        len: 0,
+    };
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Free,
+    Waiting,
+    /// Its first fragment came.
+    Ready,
+}
+
+/// A place for a fragment that waits, 2 KiB: frames that are longer than [`LONGEST`](Self::LONGEST)
+/// do not wait.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub struct FragmentSlot {
+    name: Name,
+    arrival: Arrival,
+    since: Instant,
+    /// The next one that is ready, or none.
+    next: u32,
+    len: u16,
+    state: State,
+    bytes: [u8; Self::LONGEST],
+}
+
+const _: () = assert!(size_of::<FragmentSlot>() == 2048);
+
+impl FragmentSlot {
+    /// Bytes of the longest frame that fits.
+    pub const LONGEST: usize = 2048 - 128;
+
+    /// No fragment.
+    pub const EMPTY: Self = Self {
+        name: Name::EMPTY,
+        arrival: Arrival::EMPTY,
+        since: Instant::ZERO,
+        next: NONE,
+        len: 0,
+        state: State::Free,
+        bytes: [0; Self::LONGEST],
+    };
+}
+
+impl fmt::Debug for FragmentSlot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FragmentSlot")
+            .field("state", &self.state)
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where later fragments wait that came before their first one.
+///
+/// They are copies: the frame itself is dropped as [`DropReason::FragmentHeld`]. Once the first
+/// fragment has come, they go on in spare frames that the role's `advance` is given. Those whose first
+/// one does not come within two seconds (RFC 6146 §3.4) are dropped for good, as
+/// [`DropReason::FragmentWithoutFirst`].
+pub struct FragmentRoom<'m> {
+    slots: Mem<'m, FragmentSlot>,
+    key: [u64; 2],
+    now: Instant,
+    /// Slots that are not free.
+    used: u32,
+    /// Slots that are ready, in a list.
+    first_ready: u32,
+    last_ready: u32,
+    /// The bucket that is swept next.
+    sweep: u32,
+}
+
+/// What [`FragmentRoom::take`] found.
+pub(crate) enum Taken {
+    /// The frame holds a fragment now, that came in so.
+    Fragment(Arrival),
+    /// The frame is too small for the one whose turn it is.
+    Small,
+    /// No fragment is ready.
+    Nothing,
+}
+
+impl<'m> FragmentRoom<'m> {
+    /// How many slots are enough for most: 1 MiB.
+    pub const SLOTS: usize = 512;
+
+    /// A room without a slot: no fragment waits.
+    // Not an `Option` of a room: what frees its memory would look at the flag of a room that is not
+    // there, which valgrind reports.
+    pub(crate) fn none() -> Self {
+        Self::new(Mem::empty(), Key::new([0; 2]))
+    }
+
+    /// A room of the slots given, of which a multiple of 64 is used.
+    pub fn new(slots: Mem<'m, FragmentSlot>, key: Key) -> Self {
+        Self {
+            slots,
+            key: key.derive(Purpose::Fragments),
+            now: Instant::ZERO,
+            used: 0,
+            first_ready: NONE,
+            last_ready: NONE,
+            sweep: 0,
+        }
+    }
+
+    /// A room of so many slots or up to 63 more; `None` where the memory is used up.
+    pub fn build(slots: usize, key: Key, memory: &mut impl Memory<'m>) -> Option<Self> {
+        let slots = slots.checked_next_multiple_of(BUCKET)?;
+        Some(Self::new(memory.take(slots, FragmentSlot::EMPTY)?, key))
+    }
+
+    #[inline]
+    pub(crate) fn advance(&mut self, now: Instant) {
+        self.now = now;
+    }
+
+    /// Keeps a later fragment; returns what becomes of its frame.
+    fn hold(
+        &mut self,
+        frame: &[u8],
+        packet: &Packet,
+        arrival: Arrival,
+        stats: &mut Stats,
+    ) -> DropReason {
+        let name = Name::of(packet, arrival.zone);
+        let (Some(place), true) = (
+            self.vacate(&name, stats),
+            frame.len() <= FragmentSlot::LONGEST,
+        ) else {
+            return DropReason::FragmentWithoutFirst;
+        };
+        let now = self.now;
+        let Some(slot) = self.slots.get_mut(place) else {
+            return DropReason::FragmentWithoutFirst;
+        };
+        for (to, from) in slot.bytes.iter_mut().zip(frame) {
+            *to = *from;
+        }
+        (slot.name, slot.arrival, slot.since) = (name, arrival, now);
+        (slot.next, slot.len, slot.state) = (NONE, frame.len() as u16, State::Waiting);
+        self.used += 1;
+        DropReason::FragmentHeld
+    }
+
+    /// Finds a place for a fragment: a free one, or that of the oldest of the source that has its
+    /// share, or the oldest of all. Those that are ready stay.
+    fn vacate(&mut self, name: &Name, stats: &mut Stats) -> Option<usize> {
+        let range = self.places(name);
+        let source = name.source();
+        let bucket = self.slots.get(range.clone())?;
+        let is_own = |slot: &&FragmentSlot| slot.name.source() == source;
+        let own = bucket.iter().filter(|slot| slot.state != State::Free);
+        let has_its_share = own.filter(is_own).count() >= SHARE;
+        let free = bucket.iter().position(|slot| slot.state == State::Free);
+        if let Some(free) = free.filter(|_| !has_its_share) {
+            return Some(range.start + free);
+        }
+        let waiting = bucket
+            .iter()
+            .enumerate()
+            .filter(|(_, slot)| slot.state == State::Waiting && (!has_its_share || is_own(slot)));
+        let (oldest, _) = waiting.min_by_key(|(_, slot)| slot.since)?;
+        self.give_up(range.start + oldest, stats);
+        Some(range.start + oldest)
+    }
+
+    /// Has the later fragments of a datagram go on, whose first one has come.
+    fn wake(&mut self, packet: &Packet, zone: PortId) {
+        if self.used == 0 {
+            return;
+        }
+        let name = Name::of(packet, zone);
+        for place in self.places(&name) {
+            let Some(slot) = self.slots.get_mut(place) else {
+                return;
+            };
+            if slot.state != State::Waiting || slot.name != name {
+                continue;
+            }
+            slot.state = State::Ready;
+            slot.next = NONE;
+            let place = place as u32;
+            match self.slots.get_mut(self.last_ready as usize) {
+                Some(last) => last.next = place,
+                None => self.first_ready = place,
+            }
+            self.last_ready = place;
+        }
+    }
+
+    /// Puts the fragment that is ready the longest into a frame.
+    pub(crate) fn take(&mut self, frame: &mut Frame<'_>, stats: &mut Stats) -> Taken {
+        while let Some(slot) = self.slots.get(self.first_ready as usize) {
+            let (place, next, arrival) = (self.first_ready as usize, slot.next, slot.arrival);
+            let is_late = self.is_late(slot);
+            let bytes = slot.bytes.get(..usize::from(slot.len)).unwrap_or_default();
+            if !is_late && frame.fill(bytes).is_none() {
+                return Taken::Small;
+            }
+            self.first_ready = next;
+            if next == NONE {
+                self.last_ready = NONE;
+            }
+            if is_late {
+                self.give_up(place, stats);
+                continue;
+            }
+            self.release(place);
+            frame.set_port(arrival.port);
+            return Taken::Fragment(arrival);
+        }
+        Taken::Nothing
+    }
+
+    /// Gives up fragments that have waited too long. One call looks at the slots of one hash.
+    pub(crate) fn sweep(&mut self, stats: &mut Stats) {
+        let buckets = (self.slots.len() / BUCKET) as u32;
+        if self.used == 0 || buckets == 0 {
+            return;
+        }
+        self.sweep = if self.sweep + 1 < buckets {
+            self.sweep + 1
+        } else {
+            0
+        };
+        let first = self.sweep as usize * BUCKET;
+        for place in first..first + BUCKET {
+            let slot = self.slots.get(place);
+            if slot.is_some_and(|slot| slot.state == State::Waiting && self.is_late(slot)) {
+                self.give_up(place, stats);
+            }
+        }
+    }
+
+    fn is_late(&self, slot: &FragmentSlot) -> bool {
+        self.now.as_nanos().saturating_sub(slot.since.as_nanos()) > WAIT_NANOS
+    }
+
+    /// Drops a fragment whose first one did not come, or that found no spare frame in time.
+    fn give_up(&mut self, place: usize, stats: &mut Stats) {
+        if let Some(slot) = self.slots.get(place) {
+            let len = slot.arrival.len as usize;
+            stats.released.add(len);
+            stats.count(Verdict::Drop(DropReason::FragmentWithoutFirst), len);
+        }
+        self.release(place);
+    }
+
+    fn release(&mut self, place: usize) {
+        if let Some(slot) = self.slots.get_mut(place) {
+            slot.state = State::Free;
+            self.used = self.used.saturating_sub(1);
+        }
+    }
+
+    /// The slots that a datagram's source shares.
+    fn places(&self, name: &Name) -> core::ops::Range<usize> {
+        let buckets = (self.slots.len() / BUCKET) as u64;
+        let hash = [name.source(), 0, 0, 0].hash(name.zone.0.into(), self.key);
+        let bucket = ((hash >> 32) * buckets) >> 32;
+        let first = bucket as usize * BUCKET;
+        first..first + BUCKET
+    }
+}
+
+impl fmt::Debug for FragmentRoom<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FragmentRoom")
+            .field("slots", &self.slots.len())
+            .field("used", &self.used)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a role does about fragments: its table, if it has one, and its room.
+pub(crate) struct Fragments<'a, 'm> {
+    pub(crate) table: Option<&'a mut FragmentTable<'m>>,
+    pub(crate) room: &'a mut FragmentRoom<'m>,
+}
+
+impl Fragments<'_, '_> {
+    /// Takes note of a first fragment: of its ports, or of the identifier of an echo message.
+    pub(crate) fn first(self, frame: &[u8], packet: &Packet, zone: PortId) {
+        let identifies = packet.has_ports() || packet.is_icmp();
+        let Some(table) = self.table else {
+            return;
+        };
+        // The protocol of an IPv6 datagram stands in its first fragment only.
+        if identifies || packet.shape.family == Family::Ipv6 {
+            let ports = if packet.has_ports() {
+                packet.ports
+            } else {
+                packet.echo_ports(frame).unwrap_or(0)
+            };
+            table.remember(frame, packet, ports, zone);
+            self.room.wake(packet, zone);
+        }
+    }
+
+    /// Gives a later fragment the protocol and ports of its datagram.
+    pub(crate) fn later(&self, frame: &[u8], packet: &mut Packet, zone: PortId) -> Recalled {
+        match &self.table {
+            Some(table) => table.recall(frame, packet, zone),
+            None => Recalled::Unknown,
+        }
+    }
+
+    /// What becomes of a later fragment whose first one did not come so far.
+    pub(crate) fn hold(
+        self,
+        frame: &[u8],
+        packet: &Packet,
+        arrival: Arrival,
+        stats: &mut Stats,
+    ) -> Verdict {
+        Verdict::Drop(match self.table {
+            Some(_) => self.room.hold(frame, packet, arrival, stats),
+            None => DropReason::FragmentWithoutFirst,
+        })
+    }
+}
+
+/// Whether only its first fragment says whose a later one is.
+pub(crate) fn needs_first(packet: &Packet) -> bool {
+    packet.has_ports()
+        || packet.is_icmp()
+        || (packet.shape.family == Family::Ipv6 && ipv6::is_extension(packet.protocol))
+}
+
+/// Where the transport header begins in the fragmentable part of a first fragment, in bytes.
+fn start_of(frame: &[u8], packet: &Packet) -> u16 {
     match packet.shape.family {
-        Family::Ipv4 => keep(&mut table.ipv4, &ipv4_key(packet), packet.ports),
-        Family::Ipv6 => keep(&mut table.ipv6, &ipv6_key(packet), packet.ports),
+        Family::Ipv4 => 0,
+        Family::Ipv6 => Ipv6::parse_quoted(ip_of(frame, packet)).map_or(0, |ip| {
+            (ip.transport_offset() - ip.fragmentable_offset()) as u16
+        }),
     }
 }
 
-/// The ports of a datagram, of which this is a later fragment.
-pub(crate) fn recall(table: &FlowTable<'_>, packet: &Packet) -> Option<u32> {
-    Some(match packet.shape.family {
-        Family::Ipv4 => table.ipv4.value(table.ipv4.find(&ipv4_key(packet))?),
-        Family::Ipv6 => table.ipv6.value(table.ipv6.find(&ipv6_key(packet))?),
-    })
-}
-
-fn keep<A: Addresses>(table: &mut Table<'_, A>, key: &FlowKey<A>, ports: u32) {
-    match table.find(key) {
-        Some(found) => {
-            table.set_value(found, ports);
-            table.update(found, LIFETIME, |state| state);
-        }
-        None => {
-            // Half-open, so that newer datagrams push out older ones where it gets tight.
-            let hash = table.hash(key);
-            let _: Inserted = table.insert(hash, key, ports, FlowState::HalfOpen, LIFETIME);
+/// Where a fragment begins in the fragmentable part of its datagram, in bytes.
+fn offset_of(frame: &[u8], packet: &Packet) -> usize {
+    let ip = ip_of(frame, packet);
+    match packet.shape.family {
+        Family::Ipv4 => Ipv4::parse_quoted(ip).map_or(0, |ip| ip.fragment_offset()),
+        Family::Ipv6 => {
+            let fragment = Ipv6::parse_quoted(ip).ok().and_then(|ip| ip.fragment());
+            fragment.map_or(0, |fragment| fragment.offset.into())
         }
     }
 }
 
-fn ipv4_key(packet: &Packet) -> FlowKey<u64> {
-    // RFC 791: source, destination, protocol and identification name a datagram.
-    let identification = packet.identification | u32::from(packet.protocol) << 16;
-    FlowKey::fragment(packet.addresses[0], identification)
-}
-
-fn ipv6_key(packet: &Packet) -> FlowKey<[u64; 4]> {
-    FlowKey::fragment(packet.addresses, packet.identification)
+fn ip_of<'f>(frame: &'f [u8], packet: &Packet) -> &'f [u8] {
+    frame
+        .get(usize::from(packet.shape.ip_offset)..)
+        .unwrap_or_default()
 }

@@ -173,6 +173,21 @@ impl<'m> Frame<'m> {
         self.bytes_mut().get_mut(old..)
     }
 
+    /// Makes `bytes` the packet, with room before it for the outer headers. `None`, and no change,
+    /// where the buffer is too small.
+    pub(crate) fn fill(&mut self, bytes: &[u8]) -> Option<()> {
+        let len = u32::try_from(bytes.len()).ok()?;
+        let fits = |off: &u32| {
+            let end = off.checked_add(len);
+            end.is_some_and(|end| end <= self.cap)
+        };
+        let least = crate::HEADROOM as u32;
+        let off = [self.off.max(least), least].into_iter().find(fits)?;
+        (self.off, self.len) = (off, len); // off + len <= cap
+        self.bytes_mut().copy_from_slice(bytes);
+        Some(())
+    }
+
     /// Takes `n` bytes off the front; `false`, and no change, where the packet is shorter.
     #[inline]
     pub fn trim_front(&mut self, n: usize) -> bool {

@@ -24,6 +24,7 @@ use core::ops::Deref;
 
 use crate::counters::CounterMemory;
 use crate::decapsulation::{Outer, OuterName};
+use crate::fragments::FragmentRoom;
 use crate::frame::{BURST, Burst, Frame};
 use crate::key::Key;
 use crate::link::{self, Link};
@@ -73,6 +74,14 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         self
     }
 
+    /// The same host agent with room for later fragments that come before their first one. They go on with
+    /// [`advance`](Self::advance).
+    #[must_use]
+    pub fn with_fragment_room(mut self, room: FragmentRoom<'m>) -> Self {
+        self.pipeline.room = room;
+        self
+    }
+
     /// Gives each of `frames` its verdict, rewritten in place where it is to be sent.
     pub fn process(&mut self, now: Instant, frames: &mut [Frame<'_>]) {
         self.process_observed(now, frames, &mut ());
@@ -99,15 +108,18 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     }
 
     /// Does what is due without a packet: ends connections whose time has come, and tells their
-    /// ends. Frames of `spare`, which are empty, become the RSTs that say so, with the verdict to
-    /// forward them; the others stay as they are. To be called before or after each burst, and a
+    /// ends; sends fragments on that waited for their first one. Frames of `spare`, which are empty,
+    /// become RSTs with the verdict to forward them, and those fragments with theirs; the others stay
+    /// as they are. To be called before or after each burst, and a
     /// few times a second without any.
     ///
     /// One call looks at a bounded number of connections, and stops where `spare` is used up;
     /// with no frame in it at all, nobody is told.
     pub fn advance(&mut self, now: Instant, spare: &mut Burst<'_>) {
         let now = self.pipeline.set_clock(now);
-        self.pipeline.sweep::<HostRole>(now, spare);
+        let used = self.pipeline.sweep::<HostRole>(now, spare);
+        self.pipeline
+            .release::<HostRole>(&mut self.lanes, spare, used);
     }
 
     /// Returns true if every rule and backend of a snapshot has counters here.

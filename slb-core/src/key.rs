@@ -57,6 +57,8 @@ pub(crate) enum Purpose {
     Sources = 4,
     /// The hash of a table of ports.
     PortTable = 5,
+    /// The hashes of a table of fragments and of the room where they wait.
+    Fragments = 6,
 }
 
 #[cfg(test)]
@@ -72,13 +74,14 @@ mod tests {
                 Purpose::Ports,
                 Purpose::Sources,
                 Purpose::PortTable,
+                Purpose::Fragments,
             ]
             .map(|purpose| key.derive(purpose))
         };
         let (one, other) = (of(Key::new([1, 2])), of(Key::new([1, 3])));
         let words: alloc::collections::BTreeSet<u64> =
             one.iter().chain(&other).flatten().copied().collect();
-        assert_eq!(words.len(), 20);
+        assert_eq!(words.len(), 24);
         assert_eq!(one, of(Key::new([1, 2])));
     }
 

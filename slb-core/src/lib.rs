@@ -74,6 +74,7 @@ pub mod wire;
 
 pub use dataplane::Dataplane;
 pub use encapsulation::HEADROOM;
+pub use fragments::{Datagram, FragmentRoom, FragmentSlot, FragmentTable};
 pub use frame::{BURST, Burst, Frame};
 pub use host::Host;
 pub use io::PacketIo;

@@ -27,7 +27,8 @@ use self::unusual::{refuse, report};
 use crate::counters::{self, CounterMemory};
 use crate::flow::FlowTable;
 use crate::flow::table::Probe;
-use crate::frame::{BURST, Frame};
+use crate::fragments::{FragmentRoom, FragmentTable};
+use crate::frame::{BURST, Burst, Frame};
 use crate::key::Key;
 use crate::mem::{Mem, Memory};
 use crate::observe::{From, Observe, Step};
@@ -93,7 +94,7 @@ pub struct MuxTables<'m> {
     pub flows: Option<FlowTable<'m>>,
     /// Where the ports of fragmented datagrams are remembered; `None`: later fragments that need
     /// ports are dropped.
-    pub fragments: Option<FlowTable<'m>>,
+    pub fragments: Option<FragmentTable<'m>>,
     /// Counters by [`CompiledRule::slot`](crate::service::CompiledRule::slot); rules beyond its end are not counted.
     pub rules: Mem<'m, RuleCounters>,
     /// Counters by [`BackendId::slot`]; backends beyond its end are not counted.
@@ -117,6 +118,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
             clock: Clock::default(),
             limits: Limits::new(&options.rates()),
             sources: SourceLimiter::none(),
+            room: FragmentRoom::none(),
             stats: Stats::default(),
         };
         pipeline.name_counters();
@@ -139,6 +141,14 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
     #[must_use]
     pub fn with_source_limit(mut self, limiter: SourceLimiter<'m>) -> Self {
         self.pipeline.sources = limiter;
+        self
+    }
+
+    /// The same mux with room for later fragments that come before their first one. They go on with
+    /// [`release`](Self::release).
+    #[must_use]
+    pub fn with_fragment_room(mut self, room: FragmentRoom<'m>) -> Self {
+        self.pipeline.room = room;
         self
     }
 
@@ -171,6 +181,16 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
     /// `process` is not.
     pub fn advance(&mut self, now: Instant) {
         self.pipeline.advance(now);
+    }
+
+    /// Sends fragments on that waited for their first one, and gives up those that waited too long.
+    /// Frames of `spare`, which are empty, become those fragments, each with its verdict; the others
+    /// stay as they are. To be called before or after each burst, and a few times a second without
+    /// any, of a mux that has [room for fragments](Self::with_fragment_room).
+    /// [`Dataplane::advance`](crate::Dataplane::advance) does this too.
+    pub fn release(&mut self, now: Instant, spare: &mut Burst<'_>) {
+        self.pipeline.advance(now);
+        self.pipeline.release(&mut self.lanes, spare);
     }
 
     /// Returns true if every rule and backend of a snapshot has counters here.
@@ -252,7 +272,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
                 0 => None,
                 flows => Some(FlowTable::build(flows, flows, key, memory)?),
             },
-            fragments: Some(FlowTable::build(FRAGMENTS, FRAGMENTS, key, memory)?),
+            fragments: Some(FragmentTable::build(FRAGMENTS, key, memory)?),
             rules: memory.take(rules, RuleCounters::default())?,
             backends: memory.take(backends, BackendCounters::default())?,
         };
@@ -331,6 +351,7 @@ struct Pipeline<'m, S> {
     clock: Clock,
     limits: Limits,
     sources: SourceLimiter<'m>,
+    room: FragmentRoom<'m>,
     stats: Stats,
 }
 
@@ -344,6 +365,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if let Some(fragments) = &mut self.tables.fragments {
             fragments.advance(now);
         }
+        self.room.advance(now);
         self.limits.advance(now);
         self.sources.advance(now);
     }

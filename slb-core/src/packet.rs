@@ -276,6 +276,9 @@ impl Packet {
             (true, false) => Part::Later,
         };
         self.read_transport(ip.payload());
+        if self.overlaps_tcp(ip.fragment_offset()) {
+            self.refuse(DropReason::TinyFragment);
+        }
         if ip.is_on_source_route() {
             self.refuse(DropReason::SourceRoute);
         }
@@ -304,10 +307,21 @@ impl Packet {
             Some(_) => Part::Later,
         };
         self.read_transport(ip.payload());
+        let offset = fragment.map_or(0, |fragment| fragment.offset);
+        if ip.chain_is_cut() || self.overlaps_tcp(offset.into()) {
+            self.refuse(DropReason::TinyFragment);
+        }
         if ip.is_on_source_route() {
             self.refuse(DropReason::SourceRoute);
         }
         Ok(())
+    }
+
+    /// Whether it is a later fragment, at this offset in bytes, that would overwrite a TCP header (RFC
+    /// 1858 §3, RFC 3128 §3): the first one has all of it.
+    fn overlaps_tcp(&self, offset: usize) -> bool {
+        let is_later = self.shape.part == Part::Later;
+        is_later && self.protocol == protocol::TCP && offset < tcp::HEADER_LEN
     }
 
     /// Has it be dropped where it is for a VIP or a vm.
@@ -330,8 +344,19 @@ impl Packet {
             protocol::ICMP | protocol::ICMPV6 => icmp::HEADER_LEN,
             _ => 0,
         };
-        if transport.len() < needed {
-            self.shape.fault = Some(DropReason::Truncated);
+        let is_first = self.shape.part == Part::First;
+        // In words of four bytes, in the upper half of a byte.
+        let tcp_len = match (self.protocol, transport.get(12)) {
+            (protocol::TCP, Some(byte)) if is_first => usize::from(byte >> 4) * 4,
+            _ => 0,
+        };
+        if transport.len() < needed.max(tcp_len) {
+            // RFC 1858 §3.1, RFC 7112 §5: a first fragment has the whole header.
+            self.shape.fault = Some(if is_first {
+                DropReason::TinyFragment
+            } else {
+                DropReason::Truncated
+            });
         } else if self.shape.part != Part::Later && self.has_ports() {
             if let Some(ports) = transport.first_chunk() {
                 self.ports = u32::from_le_bytes(*ports);

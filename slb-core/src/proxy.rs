@@ -24,6 +24,7 @@ use core::net::IpAddr;
 use core::ops::Deref;
 
 use crate::counters::CounterMemory;
+use crate::fragments::FragmentRoom;
 use crate::frame::{BURST, Burst, Frame};
 use crate::key::Key;
 use crate::link::Link;
@@ -95,6 +96,14 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         self
     }
 
+    /// The same proxy with room for later fragments that come before their first one. They go on with
+    /// [`advance`](Self::advance).
+    #[must_use]
+    pub fn with_fragment_room(mut self, room: FragmentRoom<'m>) -> Self {
+        self.pipeline.room = room;
+        self
+    }
+
     /// Gives each of `frames` its verdict, rewritten in place where it is of a connection.
     pub fn process(&mut self, now: Instant, frames: &mut [Frame<'_>]) {
         self.process_observed(now, frames, &mut ());
@@ -124,7 +133,9 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
     /// ends. As [`Host::advance`](crate::Host::advance).
     pub fn advance(&mut self, now: Instant, spare: &mut Burst<'_>) {
         let now = self.pipeline.set_clock(now);
-        self.pipeline.sweep::<ProxyRole>(now, spare);
+        let used = self.pipeline.sweep::<ProxyRole>(now, spare);
+        self.pipeline
+            .release::<ProxyRole>(&mut self.lanes, spare, used);
     }
 
     /// Returns true if every rule and backend of a snapshot has counters here.

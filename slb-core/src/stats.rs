@@ -43,7 +43,7 @@ impl Sub for Count {
 }
 
 /// What a dataplane did. Every frame received is in exactly one of `forwarded`, `replied`,
-/// `passed` and `dropped`.
+/// `passed` and `dropped`; a fragment that waited is in two, of which `released` is one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Frames given to it.
@@ -56,6 +56,9 @@ pub struct Stats {
     pub passed: Count,
     /// Frames not to be sent, by [`DropReason`].
     pub dropped: [Count; DropReason::COUNT],
+    /// Fragments that waited, and do so no more: each is in [`DropReason::FragmentHeld`] of `dropped`,
+    /// and besides where it went in the end.
+    pub released: Count,
     /// TCP segments that ask for a connection, among those that a rule took.
     pub syns: u64,
     /// ICMP errors that were sent on to the backend of the flow that they quote.
@@ -94,13 +97,18 @@ impl Stats {
             .unwrap_or_default()
     }
 
-    /// Frames dropped for any reason.
+    /// Frames dropped for any reason, but for fragments that waited and then went on.
     pub fn dropped_total(&self) -> Count {
         let mut total = Count::default();
         for &count in &self.dropped {
             total += count;
         }
-        total
+        total - self.released
+    }
+
+    /// Fragments that wait for their first one now.
+    pub fn waiting(&self) -> Count {
+        self.dropped_for(DropReason::FragmentHeld) - self.released
     }
 
     /// Frames that have a verdict: as many as were received.
@@ -123,6 +131,7 @@ impl AddAssign for Stats {
         for (count, other) in self.dropped.iter_mut().zip(other.dropped) {
             *count += other;
         }
+        self.released += other.released;
         self.syns += other.syns;
         self.icmp_errors += other.icmp_errors;
         self.flows = self.flows + other.flows;

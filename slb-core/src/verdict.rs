@@ -60,8 +60,8 @@ drop_reasons! {
     NoRule = "no_rule",
     /// The rule's pool has no backend that may take a new flow.
     NoBackend = "no_backend",
-    /// A later fragment whose first fragment was not seen: its ports, and so its backend, are
-    /// unknown.
+    /// A later fragment whose first fragment did not come, or not in time: its ports, and so its
+    /// backend, are unknown.
     FragmentWithoutFirst = "fragment_without_first",
     /// An ICMP error for a VIP that quotes no packet of that VIP.
     IcmpUnmatched = "icmp_unmatched",
@@ -117,6 +117,13 @@ drop_reasons! {
     /// The checksum of the IPv4 header is wrong (RFC 1812 §5.2.2): that of a packet for a VIP or of a
     /// connection, or of VXLAN's outer header.
     BadChecksum = "bad_checksum",
+    /// A fragment that could hide or overwrite a transport header: a first one without the whole
+    /// header, or a later TCP fragment that reaches into it (RFC 1858, RFC 3128, RFC 7112).
+    TinyFragment = "tiny_fragment",
+    /// A later fragment that came before its first one. A copy of it waits, see
+    /// [`FragmentRoom`](crate::FragmentRoom), and is counted once more when that is over: as
+    /// [released](crate::Stats::released), with its outcome.
+    FragmentHeld = "fragment_held",
 }
 
 impl fmt::Display for DropReason {

@@ -107,7 +107,10 @@ fn errors_with_a_wrong_checksum_are_dropped() {
                     packet
                 };
                 let check = |(verdict, _): (Verdict, Vec<u8>)| match flip {
-                    [0, 0] => assert!(matches!(verdict, Verdict::Forward(_)), "{verdict:?}"),
+                    [0, 0] => assert!(
+                        matches!(verdict, Verdict::Forward(_)),
+                        "{verdict:?} {family:?} {kind:?}"
+                    ),
                     _ => assert_eq!(verdict, dropped(DropReason::IcmpChecksum), "{kind:?}"),
                 };
                 check(mux.give(NOW, From::Outside, &spoilt(&inward)));

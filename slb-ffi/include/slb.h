@@ -644,6 +644,11 @@ typedef struct slb_mux_options {
      * And at once.
      */
     uint32_t resets_at_once;
+    /**
+     * Later fragments that can wait for their first one, at 2 KiB each, rounded up to a multiple of 64;
+     * 0: none. Those whose first one came are among what `_advance` makes of its spare frames.
+     */
+    uint32_t waiting_fragments;
 } slb_mux_options;
 
 /**
@@ -711,6 +716,11 @@ typedef struct slb_nat_options {
      * Where a host agent's ICMP errors over IPv6 come from; all zeros: its underlay address.
      */
     uint8_t icmp_source_ipv6[16];
+    /**
+     * Later fragments that can wait for their first one, at 2 KiB each, rounded up to a multiple of 64;
+     * 0: none. Those whose first one came are among what `_advance` makes of its spare frames.
+     */
+    uint32_t waiting_fragments;
 } slb_nat_options;
 
 /**
@@ -972,6 +982,11 @@ typedef struct slb_stats {
      * Of the connections that are there, those that are unanswered.
      */
     uint64_t connections_unanswered;
+    /**
+     * Fragments that waited for their first one, and do so no more: each is in `dropped_for`, as
+     * "fragment_held", and besides where it went in the end. `dropped` has those that still wait.
+     */
+    uint64_t fragments_released;
 } slb_stats;
 
 /**
@@ -1492,7 +1507,8 @@ int slb_host_process(struct slb_host *host,
 /**
  * Does what is due without a packet: ends connections whose time has come, and tells their ends
  * with packets in `spare`, `count` frames with an empty buffer of 64 bytes or more each, of which up
- * to 64 are used. To be called some 20 times a second, and before or after each burst.
+ * to 64 are used. Fragments that waited for their first one go on in them too, each with its
+ * verdict, where the buffer holds it: one of 2112 bytes does. To be called some 20 times a second, and before or after each burst.
  *
  * Gives how many of `spare` are to be sent: those with a length.
  *
@@ -1598,9 +1614,11 @@ int slb_mux_process(struct slb_mux *mux,
                     struct slb_verdict *verdicts);
 
 /**
- * Does what is due without a packet: ends flows whose time has come. To be called some 20 times a
- * second where `slb_mux_process` is not. `spare` are `count` frames, whose content is lost, for
- * packets of its own; a mux makes none, so it may be NULL with a count of 0.
+ * Does what is due without a packet: ends flows whose time has come, and sends fragments on that
+ * waited for their first one. To be called some 20 times a second, and after each burst where
+ * fragments may wait. `spare` are `count` frames, whose content is lost, of which up to 64 become
+ * those fragments, each with its verdict; a buffer of 2112 bytes holds any. It may be NULL with a
+ * count of 0: fragments then wait in vain.
  *
  * Gives how many of `spare` are to be sent: those with a length.
  *
@@ -1645,8 +1663,8 @@ int slb_mux_rule_stats(struct slb_mux *mux, size_t rule, struct slb_rule_stats *
 int slb_mux_backend_stats(struct slb_mux *mux, size_t backend, struct slb_backend_stats *out);
 
 /**
- * Fills in a million flows, 1000 answers of each kind and 10000 RSTs a second, no limit for sources,
- * and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
+ * Fills in a million flows, 1000 answers of each kind and 10000 RSTs a second, 64 waiting fragments,
+ * no limit for sources, and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
  *
  * The caller promises:
  * It points to room for options.
@@ -1654,8 +1672,8 @@ int slb_mux_backend_stats(struct slb_mux *mux, size_t backend, struct slb_backen
 void slb_mux_options_init(struct slb_mux_options *options);
 
 /**
- * Fills in 262144 connections, 1000 answers of each kind and 10000 RSTs a second, no limit for
- * sources, and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
+ * Fills in 262144 connections, 1000 answers of each kind and 10000 RSTs a second, 64 waiting
+ * fragments, no limit for sources, and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
  *
  * The caller promises:
  * It points to room for options.
@@ -1849,12 +1867,12 @@ const char *slb_drop_reason(uint8_t reason);
 SLB_ASSERT(sizeof(slb_verdict) == 4);
 SLB_ASSERT(sizeof(slb_address) == 17);
 SLB_ASSERT(sizeof(slb_health) == 128);
-SLB_ASSERT(sizeof(slb_stats) == 8 * (25 + SLB_DROP_REASONS));
+SLB_ASSERT(sizeof(slb_stats) == 8 * (26 + SLB_DROP_REASONS));
 #if UINTPTR_MAX == UINT64_MAX
 SLB_ASSERT(sizeof(slb_frame) == 24);
 SLB_ASSERT(sizeof(slb_backend) == 72);
 SLB_ASSERT(sizeof(slb_rule) == 56);
-SLB_ASSERT(sizeof(slb_mux_options) == 64);
+SLB_ASSERT(sizeof(slb_mux_options) == 72);
 SLB_ASSERT(sizeof(slb_nat_options) == 96);
 #endif
 #undef SLB_ASSERT

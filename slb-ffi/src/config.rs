@@ -163,6 +163,8 @@ pub unsafe extern "C" fn slb_config_mux_options(
         options.errors_at_once = said.errors_at_once;
         options.resets_per_second = said.resets_per_second;
         options.resets_at_once = said.resets_at_once;
+        options.waiting_fragments =
+            u32::try_from(config.node.waiting_fragments).unwrap_or(u32::MAX);
         options.flows_per_source = config.node.flows_per_source;
         options.flows_per_source_at_once = config.node.flows_per_source_at_once;
         Ok(0)
@@ -192,6 +194,8 @@ pub unsafe extern "C" fn slb_config_nat_options(
         let (ipv4, ipv6) = (said.icmp_source_ipv4, said.icmp_source_ipv6);
         options.icmp_source_ipv4 = ipv4.map_or([0; 4], |address| address.octets());
         options.icmp_source_ipv6 = ipv6.map_or([0; 16], |address| address.octets());
+        options.waiting_fragments =
+            u32::try_from(config.node.waiting_fragments).unwrap_or(u32::MAX);
         options.flows_per_source = config.node.flows_per_source;
         options.flows_per_source_at_once = config.node.flows_per_source_at_once;
         options.resets_per_second = said.resets_per_second;

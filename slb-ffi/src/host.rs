@@ -37,8 +37,12 @@ impl Role for Inner {
     ) -> Option<Self> {
         let host = Host::build(snapshot, options.connections, Key::new(options.key), memory)?
             .with_options(options.options());
-        Some(match options.source_limit(memory)? {
+        let host = match options.source_limit(memory)? {
             Some(limit) => host.with_source_limit(limit),
+            None => host,
+        };
+        Some(match options.fragment_room(memory)? {
+            Some(room) => host.with_fragment_room(room),
             None => host,
         })
     }
@@ -136,7 +140,8 @@ pub unsafe extern "C" fn slb_host_process(
 
 /// Does what is due without a packet: ends connections whose time has come, and tells their ends
 /// with packets in `spare`, `count` frames with an empty buffer of 64 bytes or more each, of which up
-/// to 64 are used. To be called some 20 times a second, and before or after each burst.
+/// to 64 are used. Fragments that waited for their first one go on in them too, each with its
+/// verdict, where the buffer holds it: one of 2112 bytes does. To be called some 20 times a second, and before or after each burst.
 ///
 /// Gives how many of `spare` are to be sent: those with a length.
 ///

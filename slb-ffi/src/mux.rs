@@ -37,8 +37,12 @@ impl Role for Inner {
     ) -> Option<Self> {
         let mux = Mux::build(snapshot, options.flows, Key::new(options.key), memory)?
             .with_options(options.options());
-        Some(match options.source_limit(memory)? {
+        let mux = match options.source_limit(memory)? {
             Some(limit) => mux.with_source_limit(limit),
+            None => mux,
+        };
+        Some(match options.fragment_room(memory)? {
+            Some(room) => mux.with_fragment_room(room),
             None => mux,
         })
     }
@@ -138,9 +142,11 @@ pub unsafe extern "C" fn slb_mux_process(
     guard(|| unsafe { handle::process::<Inner, _>(mux, now, frames, count, verdicts) })
 }
 
-/// Does what is due without a packet: ends flows whose time has come. To be called some 20 times a
-/// second where `slb_mux_process` is not. `spare` are `count` frames, whose content is lost, for
-/// packets of its own; a mux makes none, so it may be NULL with a count of 0.
+/// Does what is due without a packet: ends flows whose time has come, and sends fragments on that
+/// waited for their first one. To be called some 20 times a second, and after each burst where
+/// fragments may wait. `spare` are `count` frames, whose content is lost, of which up to 64 become
+/// those fragments, each with its verdict; a buffer of 2112 bytes holds any. It may be NULL with a
+/// count of 0: fragments then wait in vain.
 ///
 /// Gives how many of `spare` are to be sent: those with a length.
 ///

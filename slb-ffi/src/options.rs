@@ -2,7 +2,7 @@
 
 use slb_core::mem::Memory;
 use slb_core::nat::NatOptions;
-use slb_core::{Key, MuxOptions, SourceLimiter};
+use slb_core::{FragmentRoom, Key, MuxOptions, SourceLimiter};
 
 /// What a mux is made with. `slb_mux_options_init` fills in what is usual.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +33,9 @@ pub struct slb_mux_options {
     pub resets_per_second: u32,
     /// And at once.
     pub resets_at_once: u32,
+    /// Later fragments that can wait for their first one, at 2 KiB each, rounded up to a multiple of 64;
+    /// 0: none. Those whose first one came are among what `_advance` makes of its spare frames.
+    pub waiting_fragments: u32,
 }
 
 /// What a host agent or a proxy is made with. `slb_nat_options_init` fills in what is usual.
@@ -70,9 +73,19 @@ pub struct slb_nat_options {
     pub icmp_source_ipv4: [u8; 4],
     /// Where a host agent's ICMP errors over IPv6 come from; all zeros: its underlay address.
     pub icmp_source_ipv6: [u8; 16],
+    /// Later fragments that can wait for their first one, at 2 KiB each, rounded up to a multiple of 64;
+    /// 0: none. Those whose first one came are among what `_advance` makes of its spare frames.
+    pub waiting_fragments: u32,
 }
 
 impl slb_mux_options {
+    pub(crate) fn fragment_room(
+        &self,
+        memory: &mut impl Memory<'static>,
+    ) -> Option<Option<FragmentRoom<'static>>> {
+        fragment_room(self.waiting_fragments, Key::new(self.key), memory)
+    }
+
     pub(crate) fn source_limit(
         &self,
         memory: &mut impl Memory<'static>,
@@ -96,6 +109,13 @@ impl slb_mux_options {
 }
 
 impl slb_nat_options {
+    pub(crate) fn fragment_room(
+        &self,
+        memory: &mut impl Memory<'static>,
+    ) -> Option<Option<FragmentRoom<'static>>> {
+        fragment_room(self.waiting_fragments, Key::new(self.key), memory)
+    }
+
     pub(crate) fn source_limit(
         &self,
         memory: &mut impl Memory<'static>,
@@ -122,6 +142,21 @@ impl slb_nat_options {
     }
 }
 
+/// Later fragments that can wait where the caller says nothing: 128 KiB, which a small machine has.
+const WAITING_FRAGMENTS: u32 = 64;
+
+/// Where later fragments wait, if they may; `None`: the memory does not suffice.
+fn fragment_room(
+    slots: u32,
+    key: Key,
+    memory: &mut impl Memory<'static>,
+) -> Option<Option<FragmentRoom<'static>>> {
+    if slots == 0 {
+        return Some(None);
+    }
+    FragmentRoom::build(slots as usize, key, memory).map(Some)
+}
+
 /// The limit on each source's new flows, if there is to be one; `None`: the memory does not suffice.
 fn source_limit(
     rate: u32,
@@ -135,8 +170,8 @@ fn source_limit(
     SourceLimiter::build(SourceLimiter::BUCKETS, rate, at_once, key, memory).map(Some)
 }
 
-/// Fills in a million flows, 1000 answers of each kind and 10000 RSTs a second, no limit for sources,
-/// and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
+/// Fills in a million flows, 1000 answers of each kind and 10000 RSTs a second, 64 waiting fragments,
+/// no limit for sources, and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
 ///
 /// # Safety
 /// It points to room for options.
@@ -156,13 +191,14 @@ pub unsafe extern "C" fn slb_mux_options_init(options: *mut slb_mux_options) {
         errors_at_once: usual.errors_at_once,
         resets_per_second: usual.resets_per_second,
         resets_at_once: usual.resets_at_once,
+        waiting_fragments: WAITING_FRAGMENTS,
     };
     // SAFETY: the caller promises it.
     let _ = unsafe { crate::memory::put(options, usual) };
 }
 
-/// Fills in 262144 connections, 1000 answers of each kind and 10000 RSTs a second, no limit for
-/// sources, and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
+/// Fills in 262144 connections, 1000 answers of each kind and 10000 RSTs a second, 64 waiting
+/// fragments, no limit for sources, and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
 ///
 /// # Safety
 /// It points to room for options.
@@ -185,6 +221,7 @@ pub unsafe extern "C" fn slb_nat_options_init(options: *mut slb_nat_options) {
         errors_at_once: usual.errors_at_once,
         icmp_source_ipv4: [0; 4],
         icmp_source_ipv6: [0; 16],
+        waiting_fragments: WAITING_FRAGMENTS,
     };
     // SAFETY: the caller promises it.
     let _ = unsafe { crate::memory::put(options, usual) };

@@ -37,8 +37,12 @@ impl Role for Inner {
     ) -> Option<Self> {
         let proxy = Proxy::build(snapshot, options.connections, Key::new(options.key), memory)?
             .with_options(options.options());
-        Some(match options.source_limit(memory)? {
+        let proxy = match options.source_limit(memory)? {
             Some(limit) => proxy.with_source_limit(limit),
+            None => proxy,
+        };
+        Some(match options.fragment_room(memory)? {
+            Some(room) => proxy.with_fragment_room(room),
             None => proxy,
         })
     }

@@ -68,6 +68,9 @@ pub struct slb_stats {
     pub connections_evicted: u64,
     /// Of the connections that are there, those that are unanswered.
     pub connections_unanswered: u64,
+    /// Fragments that waited for their first one, and do so no more: each is in `dropped_for`, as
+    /// "fragment_held", and besides where it went in the end. `dropped` has those that still wait.
+    pub fragments_released: u64,
 }
 
 impl slb_stats {
@@ -104,6 +107,7 @@ impl slb_stats {
             resets_suppressed: stats.resets_suppressed,
             connections_evicted: connections.evicted,
             connections_unanswered: connections.unanswered,
+            fragments_released: stats.released.packets,
         }
     }
 }
@@ -201,6 +205,8 @@ const C_NAMES: [&CStr; DropReason::COUNT] = [
     c"icmp_redirect",
     c"icmp_checksum",
     c"bad_checksum",
+    c"tiny_fragment",
+    c"fragment_held",
 ];
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use slb_core::observe::Observe;
 use slb_core::service::{BackendId, Snapshot};
 use slb_core::stats::{BackendCounters, RuleCounters, SnatCounters};
 use slb_core::{
-    Burst, Dataplane, Frame, Host, Instant, Key, Mux, PortId, Proxy, SourceLimiter, Stats,
+    Burst, Dataplane, FragmentRoom, Frame, Host, Instant, Key, Mux, PortId, Proxy, SourceLimiter,
+    Stats,
 };
 
 use crate::Failure;
@@ -34,6 +35,14 @@ enum Running {
 }
 
 impl Running {
+    fn with_fragment_room(self, room: FragmentRoom<'static>) -> Self {
+        match self {
+            Self::Mux(mux) => Self::Mux(mux.with_fragment_room(room)),
+            Self::Host(host) => Self::Host(host.with_fragment_room(room)),
+            Self::Proxy(proxy) => Self::Proxy(proxy.with_fragment_room(room)),
+        }
+    }
+
     fn with_source_limit(self, limiter: SourceLimiter<'static>) -> Self {
         match self {
             Self::Mux(mux) => Self::Mux(mux.with_source_limit(limiter)),
@@ -91,6 +100,11 @@ impl Balancer {
             .transpose()?
         {
             Some(limiter) => role.with_source_limit(limiter),
+            None => role,
+        };
+        let room = config.fragment_room(key, memory);
+        let role = match room.map(|room| room.ok_or_else(none)).transpose()? {
+            Some(room) => role.with_fragment_room(room),
             None => role,
         };
         let vms = config.vms().into_iter();

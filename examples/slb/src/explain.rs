@@ -408,6 +408,8 @@ fn reason_text(reason: DropReason) -> &'static str {
         DropReason::SourceLimit => "its source begins too many flows",
         DropReason::SourceRoute => "its sender chose its route",
         DropReason::BadChecksum => "the checksum of its IPv4 header is wrong",
+        DropReason::TinyFragment => "it hides or overwrites a part of a transport header",
+        DropReason::FragmentHeld => "a copy of it waits for its first fragment",
         _ => "see the documentation",
     }
 }

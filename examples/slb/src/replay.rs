@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use slb_control::ports::PortKind;
 use slb_control::{Config, Role};
-use slb_core::{BURST, Burst, PacketIo, PortId};
+use slb_core::{BURST, Burst, Frame, PacketIo, PortId};
 use slb_io_pcap::{Capture, Format as FileFormat, Reader, Writer, memory_for};
 
 use crate::Failure;
@@ -66,6 +66,17 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
         balancer.process(now, &mut burst, &mut ());
         capture.transmit(&mut burst).map_err(Failure::failed)?;
         progress.set_position(capture.offset());
+    }
+    // What these last packets let go on, fragments that waited for their first one.
+    loop {
+        let mut spare = Burst::new();
+        capture.reserve(&mut spare, SPARE);
+        balancer.advance(capture.now(), &mut spare);
+        let is_done = spare.iter().all(Frame::is_empty);
+        capture.transmit(&mut spare).map_err(Failure::failed)?;
+        if is_done {
+            break;
+        }
     }
     let elapsed = start.elapsed();
     progress.finish_and_clear();

@@ -232,7 +232,7 @@ impl<'a> Report<'a> {
         line("  passed", stats.passed);
         line("  dropped", stats.dropped_total());
         for &reason in DropReason::ALL {
-            let count = stats.dropped_for(reason);
+            let count = lost_for(stats, reason);
             if count.packets > 0 {
                 line(&format!("    {reason}"), count);
             }
@@ -383,7 +383,7 @@ impl<'a> Report<'a> {
             .map(|&reason| {
                 (
                     reason.name().to_owned(),
-                    count(self.tally.stats.dropped_for(reason)),
+                    count(lost_for(&self.tally.stats, reason)),
                 )
             })
             .collect();
@@ -445,6 +445,7 @@ impl<'a> Report<'a> {
             "replied": count(self.tally.stats.replied),
             "passed": count(self.tally.stats.passed),
             "dropped_total": count(self.tally.stats.dropped_total()),
+            "released": count(self.tally.stats.released),
             "dropped": dropped,
             "left_out": self.capture.left_out(),
             "left_out_too_long": self.capture.too_long,
@@ -464,5 +465,13 @@ impl<'a> Report<'a> {
             "backends": backends,
             "packets_per_second": self.rate(),
         })
+    }
+}
+
+/// Frames dropped for a reason. Of fragments that wait, those that have not gone on.
+fn lost_for(stats: &Stats, reason: DropReason) -> Count {
+    match reason {
+        DropReason::FragmentHeld => stats.waiting(),
+        _ => stats.dropped_for(reason),
     }
 }

@@ -149,6 +149,7 @@ fn read_node(section: Section<'_>) -> Option<Node> {
             section.fault(&span, "underlay", message);
         }
     }
+    const SLOTS: u64 = slb_core::FragmentRoom::SLOTS as u64;
     let rate = |field, most, usual| section.number(field, 0..=most, usual) as u32;
     let mac = |field| section.optional(field, STATION, station);
     let defaults = service::Underlay::default();
@@ -181,6 +182,7 @@ fn read_node(section: Section<'_>) -> Option<Node> {
         too_big_per_second: rate("too_big_per_second", 1_000_000, 1000),
         errors_per_second: rate("errors_per_second", 1_000_000, 1000),
         connections: section.number("connections", 1..=1 << 31, 1 << 18) as usize,
+        waiting_fragments: section.number("waiting_fragments", 0..=1 << 20, SLOTS) as usize,
         flows_per_source: section.number("flows_per_source", 0..=1_000_000, 0) as u32,
         flows_per_source_at_once: section.number("flows_per_source_at_once", 1..=1_000_000, 100)
             as u32,

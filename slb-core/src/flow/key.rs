@@ -15,8 +15,6 @@ pub enum FlowProtocol {
     Udp = 1,
     /// Another protocol: its number stands in the ports' place.
     Other = 2,
-    /// A fragmented datagram: its identification stands in the ports' place.
-    Fragment = 3,
 }
 
 /// Source and destination address, as little-endian words of the header's bytes: `u64` for
@@ -178,15 +176,6 @@ impl<A> FlowKey<A> {
             addresses,
             ports,
             protocol,
-        }
-    }
-
-    /// The key that the fragments of one datagram share.
-    pub(crate) fn fragment(addresses: A, identification: u32) -> Self {
-        Self {
-            addresses,
-            ports: identification,
-            protocol: FlowProtocol::Fragment,
         }
     }
 }

@@ -130,8 +130,7 @@ impl<A: Addresses> Bucket<A> {
         let protocol = match (self.meta[i] & PROTOCOL_BITS) >> PROTOCOL_SHIFT {
             0 => FlowProtocol::Tcp,
             1 => FlowProtocol::Udp,
-            2 => FlowProtocol::Other,
-            _ => FlowProtocol::Fragment,
+            _ => FlowProtocol::Other,
         };
         FlowKey {
             addresses: self.addresses[i],

@@ -1,24 +1,25 @@
 //! Packets for a VIP that need a second look: fragments, ICMP, and what is broken.
 
 use core::ops::Deref;
+use core::slice;
 
 use super::pin::OVER_LIMIT;
 use super::{Lane, Pipeline};
-use crate::fragments;
-use crate::frame::Frame;
+use crate::fragments::{self, Arrival, Fragments, Recalled, Taken};
+use crate::frame::{BURST, Burst, Frame};
 use crate::icmp::is_advice;
 use crate::link::Link;
 use crate::nat::connection::Side;
-use crate::nat::reset;
+use crate::nat::{Direction, reset};
 use crate::observe::{Observe, Step};
-use crate::packet::{Family, Part};
+use crate::packet::{EchoMessage, Family, Part, Read};
 use crate::reply::{self, IcmpError, Limits, Own};
-use crate::service::{CompiledRule, Echo, RuleMatch, Snapshot};
+use crate::service::{Echo, RuleMatch, Snapshot};
 use crate::stats::Stats;
-use crate::verdict::{DropReason, Verdict};
+use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::{icmp, icmpv6, protocol};
 
-impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
+impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
     /// What a packet is to this node that is a fragment, neither TCP nor UDP, or broken.
     #[cold]
     pub(super) fn classify_unusual(
@@ -36,48 +37,119 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             return Err(Verdict::Drop(reason));
         }
         lane.only_follows = packet.shape.part == Part::Later;
-        if packet.shape.part != Part::Whole && packet.has_ports() {
-            return self.classify_fragment(lane, by_address, seen);
+        if packet.shape.part == Part::Later {
+            return self.classify_later(frame, lane, by_address, seen);
         }
-        if packet.is_icmp() && packet.shape.part != Part::Later {
-            return self.classify_icmp(frame, lane, by_address, seen);
+        let found = if packet.has_ports() {
+            Ok(self.snapshot.classify(&packet))
+        } else if packet.is_icmp() {
+            self.classify_icmp(frame, lane, by_address, seen)
+        } else {
+            Ok(by_address)
+        };
+        // Of an ICMP error that is dropped, later fragments are too.
+        let is_refused = found.is_err() && packet.shape.echo == EchoMessage::None;
+        if packet.shape.part == Part::First && !is_refused {
+            self.fragments()
+                .first(frame.bytes(), &packet, PortId::default());
         }
-        Ok(by_address)
+        found
     }
 
-    /// A fragment of a datagram with ports: the first has them, and they are remembered for the
-    /// rest, so that all go the way of the flow that they belong to.
-    fn classify_fragment(
+    fn fragments(&mut self) -> Fragments<'_, 'm> {
+        Fragments {
+            table: self.tables.fragments.as_mut(),
+            room: &mut self.room,
+        }
+    }
+
+    /// A later fragment goes the way of its first one, or waits for that.
+    fn classify_later(
         &mut self,
+        frame: &mut Frame<'_>,
         lane: &mut Lane,
         by_address: RuleMatch,
         seen: &mut impl Observe,
     ) -> Result<RuleMatch, Verdict> {
-        let packet = &mut lane.packet;
-        if packet.shape.part == Part::First {
-            if let Some(table) = &mut self.tables.fragments {
-                fragments::remember(table, packet);
+        let zone = PortId::default();
+        let fragments = self.fragments();
+        match fragments.later(frame.bytes(), &mut lane.packet, zone) {
+            Recalled::Known => {
+                let packet = &mut lane.packet;
+                seen.step(lane.frame.into(), Step::FragmentPorts(packet.tuple()));
+                if packet.has_ports() {
+                    return Ok(self.snapshot.classify(packet));
+                }
+                if packet.is_icmp() {
+                    // As of the first one, whose identifier counts where it is a SNAT port only.
+                    let identifier = core::mem::take(&mut packet.ports);
+                    return self.classify_echo(frame, lane, by_address, identifier);
+                }
+                return Ok(by_address);
             }
-            return Ok(self.snapshot.classify(packet));
-        }
-        let table = self.tables.fragments.as_ref();
-        let ports = table.and_then(|table| fragments::recall(table, packet));
-        if let Some(ports) = ports {
-            packet.ports = ports;
-            seen.step(lane.frame.into(), Step::FragmentPorts(packet.tuple()));
-            return Ok(self.snapshot.classify(packet));
+            Recalled::Overlaps => return Err(Verdict::Drop(DropReason::TinyFragment)),
+            Recalled::Unknown if !fragments::needs_first(&lane.packet) => return Ok(by_address),
+            Recalled::Unknown => {}
         }
         // Where neither the rule nor the distribution mode looks at ports, none are missed.
-        match by_address {
-            RuleMatch::Rule(index)
-                if self
-                    .snapshot
-                    .rule(index)
-                    .is_some_and(CompiledRule::ignores_ports) =>
+        if let RuleMatch::Rule(index) = by_address {
+            let rule = self.snapshot.rule(index);
+            let names_its_protocol = lane.packet.has_ports() || lane.packet.is_icmp();
+            if rule
+                .is_some_and(|rule| rule.ignores_ports() && (names_its_protocol || rule.mask == 0))
             {
-                Ok(by_address)
+                return Ok(by_address);
             }
-            _ => Err(Verdict::Drop(DropReason::FragmentWithoutFirst)),
+        }
+        let arrival = Arrival {
+            port: frame.port(),
+            zone,
+            mux: 0,
+            direction: Direction::Inward,
+            len: lane.len,
+        };
+        let fragments = Fragments {
+            table: self.tables.fragments.as_mut(),
+            room: &mut self.room,
+        };
+        Err(fragments.hold(frame.bytes(), &lane.packet, arrival, &mut self.stats))
+    }
+
+    /// Sends fragments on that waited for their first one, and gives up those that waited too long.
+    pub(super) fn release(&mut self, lanes: &mut [Lane; BURST], spare: &mut Burst<'_>) {
+        self.room.sweep(&mut self.stats);
+        let mut used = 0;
+        while let Some(frame) = spare.get_mut(used) {
+            let arrival = match self.room.take(frame, &mut self.stats) {
+                Taken::Fragment(arrival) => arrival,
+                Taken::Small => {
+                    used += 1;
+                    continue;
+                }
+                Taken::Nothing => return,
+            };
+            let [lane, ..] = lanes;
+            (lane.frame, lane.only_follows, lane.len) = (0, false, arrival.len);
+            self.stats.released.add(arrival.len as usize);
+            let found = match lane.packet.read(frame.bytes()) {
+                Read::Ip => self.classify_unusual(frame, lane, &mut ()),
+                Read::Other => Err(Verdict::Pass),
+                Read::Bad(reason) => Err(Verdict::Drop(reason)),
+            };
+            if let Ok(RuleMatch::Rule(rule)) = found {
+                self.hash(lane, rule, &mut ());
+                let lanes = lanes.get_mut(..1).unwrap_or_default();
+                self.look_up(lanes);
+                self.forward(slice::from_mut(frame), lanes, &mut ());
+            } else {
+                self.finish_unwanted(frame, lane, found, &mut ());
+            }
+            if matches!(frame.verdict(), Verdict::Drop(_)) {
+                frame.truncate(0);
+                frame.set_verdict(Verdict::Pass);
+            } else {
+                used += 1;
+            }
         }
     }
 
@@ -94,10 +166,10 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if is_advice(packet.shape.family, kind) {
             return Err(Verdict::Drop(DropReason::IcmpRedirect));
         }
-        let (echo_request, is_error) = match packet.shape.family {
-            Family::Ipv4 => (icmp::ECHO_REQUEST, icmp::is_error(kind)),
+        let is_error = match packet.shape.family {
+            Family::Ipv4 => icmp::is_error(kind),
             Family::Ipv6 if icmpv6::is_link_local(kind) => return Ok(RuleMatch::NotVip),
-            Family::Ipv6 => (icmpv6::ECHO_REQUEST, icmpv6::is_error(kind)),
+            Family::Ipv6 => icmpv6::is_error(kind),
         };
         if is_error {
             let unmatched = Verdict::Drop(DropReason::IcmpUnmatched);
@@ -117,24 +189,40 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             self.stats.icmp_errors += 1;
             return Ok(RuleMatch::Rule(index));
         }
-        if kind != echo_request {
-            // An answer to a vm's own request: its identifier is a SNAT port.
-            if let Some(ports) = packet.echo_ports(frame.bytes()) {
+        let identifier = packet.echo_ports(frame.bytes()).unwrap_or(0);
+        self.classify_echo(frame, lane, by_address, identifier)
+    }
+
+    /// An ICMP message that is no error, or a fragment of one. `identifier` is an echo message's, in
+    /// the place of the asking side's port.
+    fn classify_echo(
+        &mut self,
+        frame: &mut Frame<'_>,
+        lane: &mut Lane,
+        by_address: RuleMatch,
+        identifier: u32,
+    ) -> Result<RuleMatch, Verdict> {
+        let packet = lane.packet;
+        match packet.shape.echo {
+            EchoMessage::None => Ok(by_address),
+            EchoMessage::Reply => {
+                // An answer to a vm's own request: its identifier is a SNAT port.
                 let found = self.snapshot.classify_echo_reply(&packet);
                 if by_address == RuleMatch::NoRule && found != by_address {
-                    lane.packet.ports = ports;
+                    lane.packet.ports = identifier;
                 }
-                return Ok(found);
+                Ok(found)
             }
-            return Ok(by_address);
-        }
-        if let Some(rule) = self.snapshot.echo_rule(&packet) {
-            return Ok(RuleMatch::Rule(rule));
-        }
-        match self.snapshot.echo(&packet) {
-            Some(Echo::Forward) => Ok(by_address),
-            Some(Echo::Answer) => Err(reply::answer_echo(frame, &packet, &mut self.limits)),
-            _ => Err(Verdict::Drop(DropReason::EchoIgnored)),
+            EchoMessage::Request => {
+                if let Some(rule) = self.snapshot.echo_rule(&packet) {
+                    return Ok(RuleMatch::Rule(rule));
+                }
+                match self.snapshot.echo(&packet) {
+                    Some(Echo::Forward) => Ok(by_address),
+                    Some(Echo::Answer) => Err(reply::answer_echo(frame, &packet, &mut self.limits)),
+                    _ => Err(Verdict::Drop(DropReason::EchoIgnored)),
+                }
+            }
         }
     }
 }

@@ -16,6 +16,7 @@ use super::table::{Connections, NONE};
 use super::tcp::{Direction, Segment, reopens};
 use super::{ConnectionState, Links, NatOptions, NatTable, NatTables};
 use crate::counters::{self, CounterMemory};
+use crate::fragments::FragmentRoom;
 use crate::frame::{BURST, Frame};
 use crate::link::{self, Link};
 use crate::observe::{ConnectionStep, Observe, Step};
@@ -195,6 +196,7 @@ pub(crate) struct Pipeline<'m, S> {
     clock: Clock,
     pub(crate) limits: Limits,
     pub(crate) sources: SourceLimiter<'m>,
+    pub(crate) room: FragmentRoom<'m>,
     pub(crate) stats: Stats,
     /// Counters moved since the last snapshot: those of SNAT ports are to be counted again.
     has_new_counters: bool,
@@ -209,6 +211,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             clock: Clock::default(),
             limits: Limits::new(&options.rates()),
             sources: SourceLimiter::none(),
+            room: FragmentRoom::none(),
             stats: Stats::default(),
             has_new_counters: false,
         };
@@ -280,6 +283,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         if let Some(fragments) = &mut self.tables.fragments {
             fragments.advance(now);
         }
+        self.room.advance(now);
         self.limits.advance(now);
         self.sources.advance(now);
         now

@@ -4,7 +4,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{NatTable, PortTable};
 use crate::counters::CounterMemory;
-use crate::flow::FlowTable;
+use crate::fragments::FragmentTable;
 use crate::key::Key;
 use crate::link::Link;
 use crate::mem::{Mem, Memory};
@@ -94,7 +94,7 @@ pub struct NatTables<'m> {
     pub connections: NatTable<'m>,
     /// Where the ports of fragmented datagrams are remembered; `None`: later fragments that need
     /// ports are dropped.
-    pub fragments: Option<FlowTable<'m>>,
+    pub fragments: Option<FragmentTable<'m>>,
     /// Counters by [`CompiledRule::slot`](crate::service::CompiledRule::slot); rules beyond its end
     /// are not counted.
     pub rules: Mem<'m, RuleCounters>,
@@ -143,7 +143,7 @@ impl<'m> NatTables<'m> {
         let counters = CounterMemory::build(snapshot, memory)?;
         Some(Self {
             connections: NatTable::build(connections, connections, key, memory)?,
-            fragments: Some(FlowTable::build(FRAGMENTS, FRAGMENTS, key, memory)?),
+            fragments: Some(FragmentTable::build(FRAGMENTS, key, memory)?),
             rules: counters.rules,
             backends: counters.backends,
             snat: counters.snat,

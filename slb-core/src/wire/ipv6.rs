@@ -47,12 +47,16 @@ pub struct Ipv6<'a> {
     protocol: u8,
     transport_offset: usize,
     fragment: Option<Fragment>,
+    /// Where the fragmentable part begins: behind the fragment header, or else the fixed one.
+    fragmentable_offset: usize,
+    chain_is_cut: bool,
     is_on_source_route: bool,
     payload: &'a [u8],
 }
 
 impl<'a> Ipv6<'a> {
-    /// Reads a packet; bytes beyond its payload length are left out.
+    /// Reads a packet; bytes beyond its payload length are left out. Of a first fragment, the header
+    /// chain may be [cut](Self::chain_is_cut).
     ///
     /// # Errors
     /// Wrong version, an extension header that does not fit or one too many, or fewer bytes than
@@ -61,7 +65,7 @@ impl<'a> Ipv6<'a> {
         let (fixed, _) = split::<HEADER_LEN>(bytes)?;
         let needed = HEADER_LEN + usize::from(read_u16(fixed, PAYLOAD_LEN));
         match bytes.get(..needed) {
-            Some(packet) => Self::parse_quoted(packet),
+            Some(packet) => Self::read(packet, true),
             None => Err(WireError::Truncated {
                 needed,
                 available: bytes.len(),
@@ -74,6 +78,10 @@ impl<'a> Ipv6<'a> {
     /// # Errors
     /// Wrong version, an extension header that does not fit, or one too many.
     pub fn parse_quoted(bytes: &'a [u8]) -> Result<Self, WireError> {
+        Self::read(bytes, false)
+    }
+
+    fn read(bytes: &'a [u8], may_be_cut: bool) -> Result<Self, WireError> {
         let (fixed, rest) = split::<HEADER_LEN>(bytes)?;
         let version = fixed[VERSION_CLASS_LABEL] >> 4;
         if version != 6 {
@@ -87,22 +95,36 @@ impl<'a> Ipv6<'a> {
         let mut next = fixed[NEXT_HEADER];
         let mut fragment = None;
         let mut is_on_source_route = false;
+        let mut fragmentable_offset = HEADER_LEN;
         for _ in 0..=MAX_EXTENSIONS {
-            let Some(len) = extension_len(next, payload)? else {
+            let found = match extension_len(next, payload) {
+                Ok(None) => Ok(None),
+                Ok(Some(len)) => match payload.split_at_checked(len) {
+                    Some(split) => Ok(Some(split)),
+                    None => Err(WireError::Truncated {
+                        needed: len,
+                        available: payload.len(),
+                    }),
+                },
+                Err(error) => Err(error),
+            };
+            let is_first = fragment.is_some_and(|fragment: Fragment| fragment.more);
+            let (found, chain_is_cut) = match found {
+                Ok(found) => (found, false),
+                Err(_) if may_be_cut && is_first => (None, true),
+                Err(error) => return Err(error),
+            };
+            let Some((header, behind)) = found else {
                 let transport_offset = HEADER_LEN + payload_offset(rest, payload);
                 return Ok(Self {
                     fixed,
                     protocol: next,
                     transport_offset,
                     fragment,
+                    fragmentable_offset,
+                    chain_is_cut,
                     is_on_source_route,
                     payload,
-                });
-            };
-            let Some((header, behind)) = payload.split_at_checked(len) else {
-                return Err(WireError::Truncated {
-                    needed: len,
-                    available: payload.len(),
                 });
             };
             let is_fragment = next == protocol::FRAGMENT;
@@ -111,6 +133,7 @@ impl<'a> Ipv6<'a> {
             next = header.first().copied().unwrap_or(protocol::NO_NEXT_HEADER);
             payload = behind;
             if is_fragment {
+                fragmentable_offset = HEADER_LEN + payload_offset(rest, payload);
                 let found = parse_fragment(header)?;
                 // Of several the outermost says whether it is a part.
                 fragment = match fragment {
@@ -125,6 +148,8 @@ impl<'a> Ipv6<'a> {
                         protocol: next,
                         transport_offset,
                         fragment,
+                        fragmentable_offset,
+                        chain_is_cut: false,
                         is_on_source_route,
                         payload,
                     });
@@ -173,6 +198,18 @@ impl<'a> Ipv6<'a> {
         self.fragment
     }
 
+    /// Where the fragmentable part begins, in bytes from the start of the packet: fragments' offsets
+    /// count from there.
+    pub fn fragmentable_offset(&self) -> usize {
+        self.fragmentable_offset
+    }
+
+    /// Whether it is a first fragment that ends before its header chain does, which RFC 7112 §5 forbids:
+    /// [`protocol`](Self::protocol) is then an extension header's.
+    pub fn chain_is_cut(&self) -> bool {
+        self.chain_is_cut
+    }
+
     /// Whether its destination is only the next of the hops that its sender chose: a routing header has
     /// segments left (RFC 8200 §4.4).
     pub fn is_on_source_route(&self) -> bool {
@@ -193,6 +230,21 @@ impl<'a> Ipv6<'a> {
     pub fn payload(&self) -> &'a [u8] {
         self.payload
     }
+}
+
+/// Whether a next-header number is an extension header's, behind which there is another header.
+pub(crate) const fn is_extension(next: u8) -> bool {
+    matches!(
+        next,
+        protocol::HOP_BY_HOP
+            | protocol::ROUTING
+            | protocol::DESTINATION_OPTIONS
+            | protocol::MOBILITY
+            | protocol::HIP
+            | protocol::SHIM6
+            | protocol::AUTHENTICATION
+            | protocol::FRAGMENT
+    )
 }
 
 /// Bytes of the extension header `next` at the start of `bytes`; `None` where it is none, or one

@@ -217,6 +217,12 @@ pub fn mux(echo: Echo) -> Mux<'static, Shared> {
     Mux::with_capacity(snapshot(20, false, elsewhere, echo), 1000, KEY)
 }
 
+/// The same, that pins no flow.
+pub fn stateless_mux(echo: Echo) -> Mux<'static, Shared> {
+    let elsewhere = Ipv4Addr::new(172, 17, 0, 100).into();
+    Mux::stateless(snapshot(20, false, elsewhere, echo), KEY)
+}
+
 pub fn mux_with(echo: Echo, options: MuxOptions) -> Mux<'static, Shared> {
     mux(echo).with_options(options)
 }
@@ -432,13 +438,15 @@ pub fn udp(ends: Ends, (from, to): (u16, u16), data: &[u8]) -> Vec<u8> {
     summed(ends, UDP, 6, bytes)
 }
 
-/// A TCP header of 20 bytes and its data.
+/// A TCP header of 20 bytes and its data: of a side that begins with the sequence number 1000, in
+/// answer to such a one.
 pub fn tcp(ends: Ends, (from, to): (u16, u16), flags: u8, data: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend(from.to_be_bytes());
     bytes.extend(to.to_be_bytes());
-    bytes.extend(1000u32.to_be_bytes());
-    bytes.extend(1000u32.to_be_bytes());
+    let is_syn = flags & 2 != 0;
+    bytes.extend((1001 - u32::from(is_syn)).to_be_bytes());
+    bytes.extend(1001u32.to_be_bytes());
     bytes.extend([0x50, flags, 0x20, 0, 0, 0, 0, 0]);
     bytes.extend(data);
     summed(ends, TCP, 16, bytes)

@@ -233,7 +233,7 @@ impl Control<'_> {
                 node.resets_per_second,
             ];
             let icmp_source = (node.icmp_source_ipv4, node.icmp_source_ipv6);
-            let sizes = (node.flows, node.connections);
+            let sizes = (node.flows, node.connections, node.waiting_fragments);
             (sizes, (rates, of_sources), icmp_source, node.clamp_mss)
         };
         if of(old) != of(&given.node) {

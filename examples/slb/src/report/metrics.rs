@@ -57,11 +57,14 @@ impl Report<'_> {
 
     fn of_packets(&self) -> Vec<Family> {
         let stats = &self.tally.stats;
+        // A counter that only grows: fragments that waited are in it, and in `slb_released_packets`.
+        let mut dropped_total = stats.dropped_total();
+        dropped_total += stats.released;
         let verdicts = [
             ("forwarded", stats.forwarded),
             ("replied", stats.replied),
             ("passed", stats.passed),
-            ("dropped", stats.dropped_total()),
+            ("dropped", dropped_total),
         ];
         let by_verdict = |of: fn(Count) -> u64| {
             let samples = verdicts.iter();
@@ -89,6 +92,11 @@ impl Report<'_> {
                 "slb_dropped_packets",
                 "Frames dropped, by reason",
                 dropped.collect(),
+            ),
+            Family::counter(
+                "slb_released_packets",
+                "Fragments dropped as fragment_held that waited, and had another outcome in the end",
+                vec![(Vec::new(), stats.released.packets as f64)],
             ),
             Family::counter(
                 "slb_syns",

@@ -22,7 +22,8 @@ use crate::wire::tcp::Flags;
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     /// Looks at some connections, and ends those whose time has come, or whose backend is gone.
-    pub(crate) fn sweep<R: Role>(&mut self, now: Instant, spare: &mut Burst<'_>) {
+    /// Returns how many of the spare frames it used.
+    pub(crate) fn sweep<R: Role>(&mut self, now: Instant, spare: &mut Burst<'_>) -> usize {
         let mut used = 0;
         if self.tables.connections.ipv4.is_due(now) {
             self.sweep_family::<u64, R>(now, spare, &mut used);
@@ -30,6 +31,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if self.tables.connections.ipv6.is_due(now) {
             self.sweep_family::<[u64; 4], R>(now, spare, &mut used);
         }
+        used
     }
 
     fn sweep_family<A: Table, R: Role>(

@@ -2,22 +2,23 @@
 
 use core::net::Ipv6Addr;
 use core::ops::Deref;
+use core::slice;
 
-use super::{Lane, Pipeline, Role};
-use crate::fragments;
-use crate::frame::Frame;
+use super::{Lane, Pipeline, Role, finish};
+use crate::fragments::{self, Arrival, Fragments, Recalled, Taken};
+use crate::frame::{BURST, Burst, Frame};
 use crate::icmp;
 use crate::nat::NatTable;
 use crate::nat::connection::ALL_PORTS;
 use crate::nat::rewrite::Rewrite;
 use crate::nat::table::Connections;
 use crate::observe::{Observe, Step};
-use crate::packet::{Family, Part};
+use crate::packet::{Family, Part, Read};
 use crate::service::Snapshot;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{self, icmpv6};
 
-impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
+impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
     /// Finds the tuple that a packet's connection is looked up by, where it is not its own.
     #[cold]
     pub(crate) fn classify_unusual<R: Role>(
@@ -29,34 +30,118 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if let Some(reason) = lane.packet.shape.fault {
             return Err(R::unmatched(&self.snapshot, lane, reason));
         }
-        if lane.packet.is_icmp() && lane.packet.shape.part != Part::Later {
+        if lane.packet.shape.part == Part::Later {
+            return self.classify_later::<R>(frame, lane, seen);
+        }
+        if lane.packet.is_icmp() {
             self.classify_icmp::<R>(frame, lane, seen)?;
         }
-        if lane.packet.shape.part != Part::Whole && lane.error.is_none() {
-            self.classify_fragment::<R>(lane, seen)?;
+        if lane.packet.shape.part == Part::First && lane.error.is_none() {
+            let packet = &lane.packet;
+            self.fragments().first(frame.bytes(), packet, lane.zone);
         }
         Ok(())
     }
 
-    /// The first fragment of a datagram has its ports, and they are remembered for the rest.
-    fn classify_fragment<R: Role>(
+    fn fragments(&mut self) -> Fragments<'_, 'm> {
+        Fragments {
+            table: self.tables.fragments.as_mut(),
+            room: &mut self.room,
+        }
+    }
+
+    /// A later fragment is of the connection of its first one, or waits for that.
+    fn classify_later<R: Role>(
         &mut self,
+        frame: &mut Frame<'_>,
         lane: &mut Lane,
         seen: &mut impl Observe,
     ) -> Result<(), Verdict> {
-        let missing = R::unmatched(&self.snapshot, lane, DropReason::FragmentWithoutFirst);
-        let packet = &mut lane.packet;
-        if !packet.has_ports() && !packet.is_icmp() {
-            return Ok(());
+        let zone = lane.zone;
+        let fragments = self.fragments();
+        match fragments.later(frame.bytes(), &mut lane.packet, zone) {
+            Recalled::Known => {
+                let tuple = lane.packet.tuple();
+                seen.step(lane.frame.into(), Step::FragmentPorts(tuple));
+                return Ok(());
+            }
+            Recalled::Overlaps => {
+                return Err(R::unmatched(&self.snapshot, lane, DropReason::TinyFragment));
+            }
+            Recalled::Unknown if !fragments::needs_first(&lane.packet) => return Ok(()),
+            Recalled::Unknown => {}
         }
-        let table = self.tables.fragments.as_mut().ok_or(missing)?;
-        if packet.shape.part == Part::First {
-            fragments::remember(table, packet);
-            return Ok(());
+        let missing = Verdict::Drop(DropReason::FragmentWithoutFirst);
+        let unmatched = R::unmatched(&self.snapshot, lane, DropReason::FragmentWithoutFirst);
+        if unmatched != missing {
+            return Err(unmatched);
         }
-        packet.ports = fragments::recall(table, packet).ok_or(missing)?;
-        seen.step(lane.frame.into(), Step::FragmentPorts(packet.tuple()));
-        Ok(())
+        let arrival = Arrival {
+            port: frame.port(),
+            zone,
+            mux: lane.mux,
+            direction: lane.direction,
+            len: lane.len,
+        };
+        let fragments = Fragments {
+            table: self.tables.fragments.as_mut(),
+            room: &mut self.room,
+        };
+        Err(fragments.hold(frame.bytes(), &lane.packet, arrival, &mut self.stats))
+    }
+
+    /// Sends fragments on that waited for their first one, in the spare frames behind the first
+    /// `used`; gives up those that waited too long.
+    pub(crate) fn release<R: Role>(
+        &mut self,
+        lanes: &mut [Lane; BURST],
+        spare: &mut Burst<'_>,
+        mut used: usize,
+    ) {
+        self.room.sweep(&mut self.stats);
+        while let Some(frame) = spare.get_mut(used) {
+            let arrival = match self.room.take(frame, &mut self.stats) {
+                Taken::Fragment(arrival) => arrival,
+                Taken::Small => {
+                    used += 1;
+                    continue;
+                }
+                Taken::Nothing => return,
+            };
+            let [lane, ..] = lanes;
+            (lane.frame, lane.error, lane.len) = (0, None, arrival.len);
+            (lane.direction, lane.zone, lane.mux) = (arrival.direction, arrival.zone, arrival.mux);
+            self.stats.released.add(arrival.len as usize);
+            let found = match lane.packet.read(frame.bytes()) {
+                Read::Ip => self.classify_unusual::<R>(frame, lane, &mut ()),
+                Read::Other => Err(Verdict::Pass),
+                Read::Bad(reason) => Err(Verdict::Drop(reason)),
+            };
+            match found {
+                Ok(()) => {
+                    lane.hash = self.hash(lane);
+                    let lanes = lanes.get_mut(..1).unwrap_or_default();
+                    self.look_up(lanes);
+                    self.translate::<R>(slice::from_mut(frame), lanes, &mut ());
+                }
+                Err(verdict) => finish(&mut self.stats, frame, lane, verdict, &mut ()),
+            }
+            if matches!(frame.verdict(), Verdict::Drop(_)) {
+                frame.truncate(0);
+                frame.set_verdict(Verdict::Pass);
+            } else {
+                used += 1;
+            }
+        }
+    }
+
+    /// The hash of a lane's key.
+    fn hash(&self, lane: &Lane) -> u64 {
+        let connections = &self.tables.connections;
+        match lane.packet.shape.family {
+            Family::Ipv4 => connections.ipv4.hash(&lane.key()),
+            Family::Ipv6 => connections.ipv6.hash(&lane.key()),
+        }
     }
 
     /// ICMP: echo has an identifier in the place of ports, errors follow the connection that they

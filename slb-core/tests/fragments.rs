@@ -1,0 +1,636 @@
+//! Fragments of a datagram belong together in every role, whatever order they come in and whatever
+//! headers they begin with.
+
+mod trio;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use slb_core::mem::Boxes;
+use slb_core::service::Echo;
+use slb_core::{
+    Burst, DropReason, FragmentRoom, FragmentSlot, Frame, HEADROOM, Host, Instant, Key, Mux, Proxy,
+    Verdict,
+};
+use trio::{
+    DESTINATION_OPTIONS, Ends, FAMILIES, Family, From, NOW, Role, Shared, TCP, UDP, assert_summed,
+    echo, ends, fragment, fragments, host, inner, mux, packet, proxy, reassembled, stateless_mux,
+    tcp, udp,
+};
+
+const SYN: u8 = 2;
+const ACK: u8 = 16;
+const TINY: Verdict = Verdict::Drop(DropReason::TinyFragment);
+const HELD: Verdict = Verdict::Drop(DropReason::FragmentHeld);
+const MISSING: Verdict = Verdict::Drop(DropReason::FragmentWithoutFirst);
+
+/// Bytes that tell where they stand.
+fn data(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i / 8 + i) as u8).collect()
+}
+
+/// An IPv6 destination-options header of 8 bytes before a payload.
+fn behind_options(protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![protocol, 0, 1, 4, 0, 0, 0, 0];
+    bytes.extend(payload);
+    bytes
+}
+
+/// A packet as it is after a hop.
+fn hop(packet: &[u8]) -> Vec<u8> {
+    let mut packet = packet.to_vec();
+    let hop_limit = if packet[0] >> 4 == 6 { 7 } else { 8 };
+    packet[hop_limit] -= 1;
+    trio::with_header_checksum(packet)
+}
+
+/// The host that a frame's outer IPv4 header names.
+fn host_of(frame: &[u8]) -> [u8; 4] {
+    frame[30..34].try_into().unwrap()
+}
+
+/// Gives a mux a frame; returns its outer destination and what is inside.
+fn tunnelled(mux: &mut Mux<'static, Shared>, packet: &[u8]) -> ([u8; 4], Vec<u8>) {
+    let framed = trio::framed(packet);
+    let mut buffer = vec![0; HEADROOM];
+    buffer.extend(&framed);
+    let mut frame = Frame::new(&mut buffer, HEADROOM, framed.len()).unwrap();
+    mux.process(NOW, std::slice::from_mut(&mut frame));
+    assert!(
+        matches!(frame.verdict(), Verdict::Forward(_)),
+        "{:?}",
+        frame.verdict()
+    );
+    (host_of(frame.bytes()), inner(frame.bytes()))
+}
+
+/// Datagrams in fragments: ends, the protocol in the fragments' own headers, that behind all
+/// headers, and where that begins.
+type Datagram = (Ends, u8, Vec<u8>, (u8, usize));
+
+/// Datagrams from the client to the VIP that rules take.
+fn datagrams(family: Family) -> Vec<Datagram> {
+    let there = (family.client(), family.vip());
+    let udp = udp(there, (5000, 53), &data(2000));
+    let tcp = tcp(there, (5000, 80), ACK, &data(2000));
+    let ping = echo(there, false, 77, &data(2000));
+    let icmp = family.icmp();
+    let mut all = vec![
+        (there, UDP, udp.clone(), (UDP, 0)),
+        (there, TCP, tcp.clone(), (TCP, 0)),
+        (there, icmp, ping.clone(), (icmp, 0)),
+    ];
+    if family.is_ipv6 {
+        for (protocol, payload) in [(UDP, udp), (TCP, tcp), (icmp, ping)] {
+            let payload = behind_options(protocol, &payload);
+            all.push((there, DESTINATION_OPTIONS, payload, (protocol, 8)));
+        }
+    }
+    all
+}
+
+#[test]
+fn a_mux_sends_all_fragments_to_the_backend_and_rule_of_the_first() {
+    for family in FAMILIES {
+        for (i, (there, next, payload, _)) in datagrams(family).into_iter().enumerate() {
+            for mut mux in [mux(Echo::Forward), stateless_mux(Echo::Forward)] {
+                let parts = fragments(there, next, &payload, 800, i as u32 + 1);
+                let found: Vec<_> = parts.iter().map(|part| tunnelled(&mut mux, part)).collect();
+                assert!(found.iter().all(|(to, _)| *to == found[0].0), "{i}");
+                let inside: Vec<_> = found.into_iter().map(|(_, inside)| inside).collect();
+                assert_eq!(reassembled(&inside), (there, payload.clone()));
+                let rule = (0..8).find(|&rule| {
+                    let counters = mux.rule_counters(rule);
+                    counters.is_some_and(|counters| counters.forwarded.packets > 0)
+                });
+                let counters = mux.rule_counters(rule.unwrap()).unwrap();
+                assert_eq!(counters.forwarded.packets, parts.len() as u64);
+            }
+        }
+    }
+}
+
+/// Two datagrams whose backends differ, fragment by fragment in turn.
+#[test]
+fn fragments_of_two_datagrams_do_not_mix() {
+    for family in FAMILIES {
+        let there = (family.client(), family.vip());
+        let mut mux = mux(Echo::Forward);
+        let datagrams: Vec<_> = (0..20)
+            .map(|n| {
+                let payload = udp(there, (6000 + n, 53), &data(1500));
+                fragments(there, UDP, &payload, 800, n.into())
+            })
+            .collect();
+        let first: Vec<_> = datagrams
+            .iter()
+            .map(|d| tunnelled(&mut mux, &d[0]).0)
+            .collect();
+        let later: Vec<_> = datagrams
+            .iter()
+            .map(|d| tunnelled(&mut mux, &d[1]).0)
+            .collect();
+        assert_eq!(first, later);
+        assert!(first.iter().any(|to| *to != first[0]));
+    }
+}
+
+/// There and back: what the server gets, and what the client gets of its echo.
+fn there_and_back(role: &mut impl Role, family: Family) {
+    for (i, (there, next, payload, (protocol, start))) in datagrams(family).into_iter().enumerate()
+    {
+        if protocol == TCP {
+            let syn = packet(there, TCP, &tcp(there, (5000, 80), SYN, b""));
+            role.pass(NOW, From::Outside, &syn);
+        }
+        let parts = fragments(there, next, &payload, 800, 100 + i as u32);
+        let got: Vec<_> = parts
+            .iter()
+            .map(|part| role.pass(NOW, From::Outside, part))
+            .collect();
+        let (got_ends, mut got) = reassembled(&got);
+        assert_eq!(got_ends, (family.client(), family.dip()), "{family:?} {i}");
+        assert_summed(got_ends, protocol, &got[start..]);
+        // The server sends it back.
+        let back = (family.dip(), family.client());
+        let transport = got.split_off(start);
+        let mut answer = if protocol == family.icmp() {
+            let identifier = u16::from_be_bytes([transport[4], transport[5]]);
+            echo(back, true, identifier, &transport[8..])
+        } else if protocol == TCP {
+            tcp(back, (8080, 5000), ACK, &transport[20..])
+        } else {
+            udp(back, (53, 5000), &transport[8..])
+        };
+        if start > 0 {
+            answer = behind_options(protocol, &answer);
+        }
+        let parts = fragments(back, next, &answer, 800, 200 + i as u32);
+        let got: Vec<_> = parts
+            .iter()
+            .map(|part| role.pass(NOW, From::Inside, part))
+            .collect();
+        let (got_ends, got) = reassembled(&got);
+        assert_eq!(got_ends, (family.vip(), family.client()), "{family:?} {i}");
+        assert_summed(got_ends, protocol, &got[start..]);
+    }
+}
+
+#[test]
+fn a_host_agent_and_a_proxy_translate_all_fragments() {
+    for family in FAMILIES {
+        there_and_back(&mut host(), family);
+        there_and_back(&mut proxy(), family);
+    }
+}
+
+/// A vm's ping in fragments, under a SNAT identifier; and the answer's fragments, at mux and host.
+#[test]
+fn fragments_of_a_vm_s_ping_and_of_its_answer_follow_their_first() {
+    for family in FAMILIES {
+        let (mut host, mut mux) = (host(), mux(Echo::Answer));
+        let there = (family.dip(), family.client());
+        let request = echo(there, false, 0x1234, &data(2500));
+        let parts = fragments(there, family.icmp(), &request, 800, 1);
+        let sent: Vec<_> = parts
+            .iter()
+            .map(|part| host.pass(NOW, From::Inside, part))
+            .collect();
+        let (sent_ends, sent) = reassembled(&sent);
+        assert_eq!(sent_ends, (family.snat(), family.client()));
+        assert_summed(sent_ends, family.icmp(), &sent);
+        let identifier = u16::from_be_bytes([sent[4], sent[5]]);
+        // The answer meets a mux before the host.
+        let back = (family.client(), family.snat());
+        let reply = echo(back, true, identifier, &sent[8..]);
+        let parts = fragments(back, family.icmp(), &reply, 800, 2);
+        let found: Vec<_> = parts.iter().map(|part| tunnelled(&mut mux, part)).collect();
+        assert!(found.iter().all(|(to, _)| *to == found[0].0));
+        let got: Vec<_> = parts
+            .iter()
+            .map(|part| host.pass(NOW, From::Outside, part))
+            .collect();
+        let (got_ends, got) = reassembled(&got);
+        assert_eq!(got_ends, (family.client(), family.dip()));
+        assert_eq!(got, echo(got_ends, true, 0x1234, &data(2500)));
+    }
+}
+
+#[test]
+fn a_tcp_fragment_that_could_overwrite_flags_is_dropped() {
+    for family in FAMILIES {
+        let (mut mux, mut host, mut proxy) = (mux(Echo::Forward), host(), proxy());
+        let there = (family.client(), family.vip());
+        let back = (family.dip(), family.client());
+        let syn = packet(there, TCP, &tcp(there, (5000, 80), SYN, b""));
+        host.pass(NOW, From::Outside, &syn);
+        proxy.pass(NOW, From::Outside, &syn);
+        for (from, ends, ports) in [
+            (From::Outside, there, (5000, 80)),
+            (From::Inside, back, (8080, 5000)),
+        ] {
+            let segment = tcp(ends, ports, ACK, &data(100));
+            let mut give = |part: &[u8], expected: Option<Verdict>| {
+                let mut verdicts = vec![host.give(NOW, from, part).0];
+                verdicts.push(proxy.give(NOW, from, part).0);
+                if from == From::Outside {
+                    verdicts.push(mux.give(NOW, from, part).0);
+                }
+                for verdict in verdicts {
+                    match expected {
+                        Some(expected) => assert_eq!(verdict, expected),
+                        None => assert!(matches!(verdict, Verdict::Forward(_)), "{verdict:?}"),
+                    }
+                }
+            };
+            // First ones without all of the header.
+            for len in [0, 8, 16] {
+                let tiny = fragment(ends, TCP, &segment[..len], (0, true), 1);
+                give(&tiny, Some(TINY));
+            }
+            let mut with_options = segment.clone();
+            with_options[12] = 0x80; // 32 bytes of header
+            give(
+                &fragment(ends, TCP, &with_options[..24], (0, true), 2),
+                Some(TINY),
+            );
+            give(
+                &fragment(ends, TCP, &with_options[..32], (0, true), 2),
+                None,
+            );
+            // Later ones that reach into it, whether or not the first one came.
+            for (identification, is_known) in [(3, true), (4, false)] {
+                if is_known {
+                    let first = fragment(ends, TCP, &segment[..40], (0, true), identification);
+                    give(&first, None);
+                }
+                for offset in [8, 16] {
+                    let part = &segment[offset..];
+                    let later = fragment(ends, TCP, part, (offset, false), identification);
+                    give(&later, Some(TINY));
+                }
+                if is_known {
+                    give(
+                        &fragment(ends, TCP, &segment[40..], (40, false), identification),
+                        None,
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// The TCP header of an IPv6 datagram may begin behind options in its fragments.
+#[test]
+fn a_fragment_cannot_overwrite_flags_behind_destination_options() {
+    let family = FAMILIES[1];
+    let there = (family.client(), family.vip());
+    let payload = behind_options(TCP, &tcp(there, (5000, 80), SYN, &data(100)));
+    let (mut mux, mut host, mut proxy) = (mux(Echo::Forward), host(), proxy());
+    let mut give = |offset: usize, end: usize, more| {
+        let part = fragment(
+            there,
+            DESTINATION_OPTIONS,
+            &payload[offset..end],
+            (offset, more),
+            9,
+        );
+        let verdicts = [
+            mux.give(NOW, From::Outside, &part).0,
+            host.give(NOW, From::Outside, &part).0,
+            proxy.give(NOW, From::Outside, &part).0,
+        ];
+        if verdicts.iter().all(|verdict| *verdict == TINY) {
+            return false;
+        }
+        assert!(
+            verdicts
+                .iter()
+                .all(|verdict| matches!(verdict, Verdict::Forward(_))),
+            "{verdicts:?}"
+        );
+        true
+    };
+    // A chain that is cut in the options, behind them, and in the TCP header.
+    for end in [8, 16, 24] {
+        assert!(!give(0, end, true), "{end}");
+    }
+    assert!(give(0, 40, true));
+    for offset in [8, 16, 24] {
+        assert!(!give(offset, payload.len(), false), "{offset}");
+    }
+    assert!(give(40, payload.len(), false));
+}
+
+/// A first fragment that ends inside an extension header.
+#[test]
+fn a_cut_header_chain_is_a_tiny_fragment_for_a_vip_and_a_stranger_s_affair() {
+    let family = FAMILIES[1];
+    for (destination, is_ours) in [(family.vip(), true), (family.router(), false)] {
+        let there = (family.client(), destination);
+        let options = [UDP, 3, 1, 4, 0, 0, 0, 0]; // announces 32 bytes
+        let cut = fragment(there, DESTINATION_OPTIONS, &options, (0, true), 5);
+        let verdicts = [
+            mux(Echo::Forward).give(NOW, From::Outside, &cut).0,
+            proxy().give(NOW, From::Outside, &cut).0,
+        ];
+        match is_ours {
+            true => assert_eq!(verdicts, [TINY; 2]),
+            false => {
+                assert_eq!(verdicts[0], Verdict::Pass);
+                assert_eq!(verdicts[1], Verdict::Forward(trio::BACKEND));
+            }
+        }
+    }
+}
+
+/// What is given to wait in.
+fn room(slots: usize) -> FragmentRoom<'static> {
+    FragmentRoom::build(slots, Key::new([8, 9]), &mut Boxes).unwrap()
+}
+
+/// A role that can be given a room.
+trait Roomy: Role + Sized {
+    fn with_room(self, slots: usize) -> Self;
+}
+
+impl Roomy for Mux<'static, Shared> {
+    fn with_room(self, slots: usize) -> Self {
+        self.with_fragment_room(room(slots))
+    }
+}
+
+impl Roomy for Host<'static, Shared> {
+    fn with_room(self, slots: usize) -> Self {
+        self.with_fragment_room(room(slots))
+    }
+}
+
+impl Roomy for Proxy<'static, Shared> {
+    fn with_room(self, slots: usize) -> Self {
+        self.with_fragment_room(room(slots))
+    }
+}
+
+/// What a role sends of itself now, in so many spare frames of so many bytes.
+fn released(role: &mut impl Role, now: Instant, frames: usize, len: usize) -> Vec<Vec<u8>> {
+    let mut memory = vec![vec![0xa5; len]; frames];
+    let mut spare = Burst::new();
+    for buffer in &mut memory {
+        let headroom = len.min(64);
+        spare
+            .push(Frame::new(buffer, headroom, 0).unwrap())
+            .unwrap();
+    }
+    role.advance(now, &mut spare);
+    let stats = role.stats();
+    assert_eq!(stats.received, stats.accounted(), "each frame counts once");
+    let made = spare.iter().filter(|frame| !frame.is_empty());
+    made.map(|frame| {
+        assert!(
+            matches!(frame.verdict(), Verdict::Forward(_)),
+            "{:?}",
+            frame.verdict()
+        );
+        inner(frame.bytes())
+    })
+    .collect()
+}
+
+/// Sends fragments in an order, and returns what of them comes out at once and later.
+fn send<R: Role>(role: &mut R, from: From, parts: &[Vec<u8>], order: &[usize]) -> Vec<Vec<u8>> {
+    let mut out = Vec::new();
+    let mut has_first = false;
+    for &place in order {
+        let (verdict, packet) = role.give(NOW, from, &parts[place]);
+        has_first |= place == 0;
+        if has_first {
+            assert!(matches!(verdict, Verdict::Forward(_)), "{verdict:?}");
+            out.push(packet);
+        } else {
+            assert_eq!(verdict, HELD);
+        }
+        out.extend(released(role, NOW, 4, 4096));
+    }
+    while let more = released(role, NOW, 4, 4096)
+        && !more.is_empty()
+    {
+        out.extend(more);
+    }
+    let stats = role.stats();
+    assert_eq!(stats.waiting().packets, 0);
+    assert_eq!(stats.dropped_for(DropReason::FragmentHeld), stats.released);
+    out
+}
+
+/// Every order of three fragments, and the reversed one of many: all of them arrive.
+fn all_orders<R: Role>(build: impl Fn() -> R, family: Family, expected: (IpAddr, IpAddr)) {
+    let orders: [&[usize]; 6] = [
+        &[0, 1, 2],
+        &[0, 2, 1],
+        &[1, 0, 2],
+        &[1, 2, 0],
+        &[2, 0, 1],
+        &[2, 1, 0],
+    ];
+    for (there, next, payload, (protocol, start)) in datagrams(family) {
+        for order in orders {
+            let mut role = build();
+            if protocol == TCP {
+                let syn = packet(there, TCP, &tcp(there, (5000, 80), SYN, b""));
+                role.pass(NOW, From::Outside, &syn);
+            }
+            let parts = fragments(there, next, &payload, 800, 7);
+            let out = send(&mut role, From::Outside, &parts, order);
+            let (ends, got) = reassembled(&out);
+            assert_eq!(ends, expected, "{order:?}");
+            assert_summed(ends, protocol, &got[start..]);
+            let forwarded = role.stats().forwarded.packets;
+            assert_eq!(forwarded, 3 + u64::from(protocol == TCP));
+        }
+    }
+    // A datagram as long as they get, the last fragment first.
+    let there = (family.client(), family.vip());
+    let payload = udp(there, (5000, 53), &data(30 * 1440 - 8));
+    let parts = fragments(there, UDP, &payload, 1440, 8);
+    let order: Vec<_> = (0..parts.len()).rev().collect();
+    let mut role = build();
+    let out = send(&mut role, From::Outside, &parts, &order);
+    let (ends, got) = reassembled(&out);
+    assert_eq!(ends, expected);
+    assert_summed(ends, UDP, &got);
+}
+
+#[test]
+fn later_fragments_wait_for_their_first() {
+    for family in FAMILIES {
+        let mux = || mux(Echo::Forward).with_room(64);
+        all_orders(mux, family, (family.client(), family.vip()));
+        let inside = (family.client(), family.dip());
+        all_orders(|| host().with_room(64), family, inside);
+        all_orders(|| proxy().with_room(64), family, inside);
+    }
+}
+
+#[test]
+fn a_server_s_later_fragments_wait_too() {
+    for family in FAMILIES {
+        let there = (family.client(), family.vip());
+        let back = (family.dip(), family.client());
+        let request = packet(there, UDP, &udp(there, (5000, 53), b"?"));
+        let answer = udp(back, (53, 5000), &data(2000));
+        let parts = fragments(back, UDP, &answer, 800, 3);
+        let mut host = host().with_room(64);
+        let mut proxy = proxy().with_room(64);
+        host.pass(NOW, From::Outside, &request);
+        proxy.pass(NOW, From::Outside, &request);
+        let expected = (family.vip(), family.client());
+        for out in [
+            send(&mut host, From::Inside, &parts, &[2, 1, 0]),
+            send(&mut proxy, From::Inside, &parts, &[2, 1, 0]),
+        ] {
+            let (ends, got) = reassembled(&out);
+            assert_eq!(ends, expected);
+            assert_summed(ends, UDP, &got);
+        }
+    }
+}
+
+/// Two fragments of a datagram, the later one first.
+fn pair(ends: Ends, identification: u32) -> [Vec<u8>; 2] {
+    let payload = udp(ends, (5000, 53), &data(1000));
+    let parts = fragments(ends, UDP, &payload, 800, identification);
+    [parts[1].clone(), parts[0].clone()]
+}
+
+#[test]
+fn a_fragment_waits_two_seconds_and_is_dropped_by_name() {
+    for family in FAMILIES {
+        let mut mux = mux(Echo::Forward).with_room(64);
+        let [later, first] = pair((family.client(), family.vip()), 1);
+        assert_eq!(mux.give(NOW, From::Outside, &later).0, HELD);
+        let waited = NOW + Duration::from_secs(2);
+        assert_eq!(released(&mut mux, waited, 4, 4096), [[0; 0]; 0]);
+        assert_eq!(mux.stats().waiting().packets, 1);
+        let late = waited + Duration::from_millis(1);
+        assert_eq!(released(&mut mux, late, 4, 4096), [[0; 0]; 0]);
+        let stats = mux.stats();
+        assert_eq!(stats.waiting().packets, 0);
+        assert_eq!(
+            stats.dropped_for(DropReason::FragmentWithoutFirst).packets,
+            1
+        );
+        mux.pass(late, From::Outside, &first);
+        assert_eq!(released(&mut mux, late, 4, 4096), [[0; 0]; 0]);
+    }
+}
+
+#[test]
+fn without_a_room_or_too_long_for_it_a_later_fragment_is_dropped() {
+    let family = FAMILIES[0];
+    let [later, _] = pair((family.client(), family.vip()), 1);
+    assert_eq!(
+        mux(Echo::Forward).give(NOW, From::Outside, &later).0,
+        MISSING
+    );
+    let mut none = mux(Echo::Forward).with_room(0);
+    assert_eq!(none.give(NOW, From::Outside, &later).0, MISSING);
+    let there = (family.client(), family.vip());
+    let mut mux = mux(Echo::Forward).with_room(64);
+    let long = FragmentSlot::LONGEST - 14 - 20;
+    for (len, expected) in [(long, HELD), (long + 1, MISSING)] {
+        let part = fragment(there, UDP, &vec![0; len], (800, false), 2);
+        assert_eq!(mux.give(NOW, From::Outside, &part).0, expected);
+    }
+}
+
+#[test]
+fn fragments_wait_until_there_is_a_frame_that_holds_them() {
+    let family = FAMILIES[1];
+    let mut mux = mux(Echo::Forward).with_room(64);
+    let [later, first] = pair((family.client(), family.vip()), 1);
+    mux.give(NOW, From::Outside, &later);
+    mux.pass(NOW, From::Outside, &first);
+    assert_eq!(released(&mut mux, NOW, 0, 4096), [[0; 0]; 0]);
+    assert_eq!(released(&mut mux, NOW, 3, 200), [[0; 0]; 0]);
+    assert_eq!(released(&mut mux, NOW, 1, 4096), [hop(&later)]);
+}
+
+/// A flood of later fragments from one source leaves those of others alone, in the same slots too.
+#[test]
+fn one_source_s_flood_pushes_out_its_own() {
+    for family in FAMILIES {
+        let mut mux = mux(Echo::Forward).with_room(64);
+        let flooder = family.router();
+        let pairs: Vec<_> = (0..16)
+            .map(|n| pair((family.client(), family.vip()), n))
+            .collect();
+        for [later, _] in &pairs {
+            assert_eq!(mux.give(NOW, From::Outside, later).0, HELD);
+        }
+        for n in 0..10_000 {
+            let [later, _] = pair((flooder, family.vip()), 100 + n);
+            assert_eq!(mux.give(NOW, From::Outside, &later).0, HELD);
+        }
+        let lost = mux.stats().dropped_for(DropReason::FragmentWithoutFirst);
+        assert_eq!(
+            lost.packets,
+            10_000 - 32,
+            "half of the slots are the flooder's"
+        );
+        for [later, first] in &pairs {
+            mux.pass(NOW, From::Outside, first);
+            assert_eq!(released(&mut mux, NOW, 4, 4096), [hop(later)]);
+        }
+    }
+}
+
+/// A flood from everywhere: what came last stays, and memory is bounded.
+#[test]
+fn a_flood_from_everywhere_pushes_out_the_oldest() {
+    let family = FAMILIES[0];
+    let mut mux = mux(Echo::Forward).with_room(64);
+    let [later, first] = pair((family.client(), family.vip()), 1);
+    for n in 0..2000u32 {
+        let now = NOW + Duration::from_micros(n.into());
+        let source = std::net::Ipv4Addr::from(0x1400_0000 + n * 7);
+        let [flood, _] = pair((source.into(), family.vip()), n);
+        assert_eq!(mux.give(now, From::Outside, &flood).0, HELD);
+        if n == 1950 {
+            assert_eq!(mux.give(now, From::Outside, &later).0, HELD);
+        }
+    }
+    assert_eq!(mux.stats().waiting().packets, 64);
+    let now = NOW + Duration::from_millis(3);
+    mux.pass(now, From::Outside, &first);
+    assert_eq!(released(&mut mux, now, 4, 4096), [hop(&later)]);
+}
+
+#[test]
+fn fragments_of_ipv4_are_told_apart_by_their_protocol() {
+    let family = FAMILIES[0];
+    let there = (family.client(), family.vip());
+    let mut mux = mux(Echo::Forward);
+    let datagram = udp(there, (5000, 53), &data(1000));
+    let ping = echo(there, false, 9, &data(1000));
+    let udp = fragments(there, UDP, &datagram, 800, 5);
+    let ping = fragments(there, 1, &ping, 800, 5);
+    tunnelled(&mut mux, &udp[0]);
+    assert_eq!(mux.give(NOW, From::Outside, &ping[1]).0, MISSING);
+    tunnelled(&mut mux, &ping[0]);
+    assert_eq!(tunnelled(&mut mux, &ping[1]).1, hop(&ping[1]));
+    assert_eq!(ends(&tunnelled(&mut mux, &udp[1]).1), there);
+}
+
+#[test]
+fn pings_in_fragments_that_no_rule_takes_are_ignored() {
+    for family in FAMILIES {
+        let there = (family.client(), family.vip());
+        let mut mux = mux(Echo::Answer);
+        let ping = echo(there, false, 9, &data(1000));
+        for part in fragments(there, family.icmp(), &ping, 800, 5) {
+            let verdict = mux.give(NOW, From::Outside, &part).0;
+            assert_eq!(verdict, Verdict::Drop(DropReason::EchoIgnored));
+        }
+    }
+}

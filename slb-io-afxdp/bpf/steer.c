@@ -96,6 +96,7 @@ struct udp {
 #define ETHER_ARP 0x0806
 #define ETHER_VLAN 0x8100
 #define ETHER_SERVICE_VLAN 0x88a8
+#define ETHER_OLD_QINQ 0x9100 // before 802.1ad; the same three as in slb-core's wire/ethernet.rs
 #define PROTOCOL_UDP 17
 #define PROTOCOL_ICMPV6 58
 #define SOLICITATION 135 // of a neighbour (RFC 4861 4.3)
@@ -130,7 +131,8 @@ ALWAYS_INLINE int read(void *at, void *end, struct packet *packet) {
 #pragma unroll
     for (int tags = 0; tags < 2; tags++) {
         struct vlan *vlan = network;
-        if (ether_type != ETHER_VLAN && ether_type != ETHER_SERVICE_VLAN)
+        if (ether_type != ETHER_VLAN && ether_type != ETHER_SERVICE_VLAN &&
+            ether_type != ETHER_OLD_QINQ)
             break;
         if ((void *)(vlan + 1) > end)
             return OTHER;

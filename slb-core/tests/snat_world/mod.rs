@@ -262,7 +262,7 @@ impl Plan {
     }
 
     pub fn world(&self) -> World {
-        const CONNECTIONS: usize = 70_000;
+        const CONNECTIONS: usize = 140_000; // half of them may be half-open
         let snapshot = self.snapshot();
         let mut tables =
             NatTables::build(&snapshot, CONNECTIONS, self.key, &mut Boxes).expect("boxes");

@@ -19,8 +19,8 @@ use slb_core::health::{Condition, PassivePolicy};
 use slb_core::mem::Memory;
 use slb_core::nat::NatOptions;
 use slb_core::service::{
-    self, BackendHealth, BackendState, Echo, NatTarget, PoolHealth, Scheduler, Snapshot, Spec,
-    SpecError, Terms, UdpChecksum,
+    self, BackendHealth, BackendState, Echo, NatTarget, PoolHealth, Prefix, Scheduler, Snapshot,
+    Spec, SpecError, Terms, UdpChecksum,
 };
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
@@ -179,6 +179,8 @@ pub struct Node {
     pub clamp_mss: bool,
     /// The muxes' addresses on the fabric.
     pub muxes: Vec<IpAddr>,
+    /// Of a host agent: addresses that vms reach, and answer, under their own.
+    pub inside: Vec<Prefix>,
     /// Whether a mux announces a VIP only while a backend of it takes new flows.
     pub withdraw_when_down: bool,
     /// The addresses that probes come from, if not those that the kernel chooses.
@@ -519,6 +521,7 @@ impl Config {
             inbound_nat: &inbound_nat,
             outbound: if is_proxy { &[] } else { &outbound },
             muxes: &self.node.muxes,
+            inside: &self.node.inside,
             proxy: is_proxy.then(|| self.ports.spec(&ports)),
         })
     }

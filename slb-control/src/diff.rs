@@ -110,6 +110,7 @@ impl Diff {
                 was.hash_seed == is.hash_seed && hash(was) == hash(is),
             ),
             ("muxes", was.muxes == is.muxes),
+            ("inside", was.inside == is.inside),
             ("probe_sources", was.probe_sources == is.probe_sources),
             (
                 "withdraw_when_down",

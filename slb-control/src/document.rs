@@ -255,6 +255,12 @@ impl<'d> Section<'d> {
         self.get(field).is_some()
     }
 
+    /// Whether a field is a list with nothing in it.
+    pub(crate) fn is_empty_list(&self, field: &'static str) -> bool {
+        let array = self.get(field).and_then(|value| value.get_ref().as_array());
+        array.is_some_and(|array| array.is_empty())
+    }
+
     /// One string or a list of strings, or nothing.
     pub(crate) fn any<T>(
         &self,

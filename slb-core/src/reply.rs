@@ -22,6 +22,8 @@ pub(crate) enum IcmpError {
     TooBig(u32),
     /// Its hop limit ran out.
     HopLimit,
+    /// All SNAT ports of its sender are in use towards its destination.
+    NoPort,
 }
 
 impl IcmpError {
@@ -29,7 +31,7 @@ impl IcmpError {
     pub(crate) fn kind(self) -> Own {
         match self {
             Self::TooBig(_) => Own::TooBig,
-            Self::HopLimit => Own::Error,
+            Self::HopLimit | Self::NoPort => Own::Error,
         }
     }
 
@@ -38,6 +40,7 @@ impl IcmpError {
         match self {
             Self::TooBig(_) => DropReason::PacketTooBig,
             Self::HopLimit => DropReason::HopLimit,
+            Self::NoPort => DropReason::SnatExhausted,
         }
     }
 }
@@ -311,6 +314,8 @@ fn error_ipv4(
         // RFC 1191 §4: the MTU is in the low 16 bits.
         IcmpError::TooBig(mtu) => (icmp::UNREACHABLE, icmp::FRAGMENTATION_NEEDED, mtu & 0xffff),
         IcmpError::HopLimit => (icmp::TIME_EXCEEDED, 0, 0),
+        // RFC 5508 §8, REQ-8.
+        IcmpError::NoPort => (icmp::UNREACHABLE, icmp::PROHIBITED, 0),
     };
     let (ip, icmp) = header.split_at_mut(ipv4::HEADER_LEN);
     if let (Some(ip), Some(icmp)) = (ip.first_chunk_mut(), icmp.first_chunk_mut()) {
@@ -337,10 +342,11 @@ fn error_ipv6(
     quoted: usize,
     quoted_sum: Sum,
 ) {
-    let (kind, rest) = match error {
+    let (kind, code, rest) = match error {
         // No link is narrower (RFC 8200 §5), so neither is what we report.
-        IcmpError::TooBig(mtu) => (icmpv6::PACKET_TOO_BIG, mtu.max(ipv6::MIN_MTU as u32)),
-        IcmpError::HopLimit => (icmpv6::TIME_EXCEEDED, 0),
+        IcmpError::TooBig(mtu) => (icmpv6::PACKET_TOO_BIG, 0, mtu.max(ipv6::MIN_MTU as u32)),
+        IcmpError::HopLimit => (icmpv6::TIME_EXCEEDED, 0, 0),
+        IcmpError::NoPort => (icmpv6::UNREACHABLE, icmpv6::PROHIBITED, 0),
     };
     let payload_len = (icmp::HEADER_LEN + quoted) as u16;
     let (ip, icmp) = header.split_at_mut(ipv6::HEADER_LEN);
@@ -357,7 +363,7 @@ fn error_ipv6(
         header.emit(ip);
         let pseudo =
             quoted_sum.add_pseudo_ipv6(source, client, protocol::ICMPV6, payload_len.into());
-        emit_icmp(icmp, kind, 0, rest, pseudo);
+        emit_icmp(icmp, kind, code, rest, pseudo);
     }
 }
 

@@ -124,6 +124,9 @@ drop_reasons! {
     /// [`FragmentRoom`](crate::FragmentRoom), and is counted once more when that is over: as
     /// [released](crate::Stats::released), with its outcome.
     FragmentHeld = "fragment_held",
+    /// A vm calls a VIP, and is the backend that was chosen: it would get a packet from itself, which
+    /// no stack answers. With `source_nat`, the rule's connections come from another address.
+    Hairpin = "hairpin",
 }
 
 impl fmt::Display for DropReason {

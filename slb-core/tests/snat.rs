@@ -30,7 +30,7 @@ fn call(
                 assert!(name.1 >= 1024);
                 assert!(names.insert(name), "{name:?} has two connections");
             }
-            Verdict::Drop(DropReason::SnatExhausted) => refused += 1,
+            Verdict::Reply | Verdict::Drop(DropReason::SnatExhausted) => refused += 1,
             other => panic!("{other:?} of client {client}"),
         }
     }
@@ -108,7 +108,7 @@ fn every_destination_has_all_ports() {
                 let (verdict, _) = world.of_vm(NOW, 0, &packet);
                 let expected = match client.0 == ports {
                     false => Verdict::Forward(PortId(0)),
-                    true => Verdict::Drop(DropReason::SnatExhausted),
+                    true => Verdict::Reply,
                 };
                 assert_eq!(verdict, expected, "{family:?} {kind:?} {client:?}");
             }
@@ -241,4 +241,76 @@ fn without_bitmaps_a_bounded_number_of_ports_is_tried() {
         .world();
     let (names, _) = call(&mut world, NOW, Kind::Tcp, even_first().take(900));
     assert!(names.len() > 400, "{} of 900 found a port", names.len());
+}
+
+/// What a vm gets for a call that finds no port; the first `ports` calls get out.
+fn refusal(world: &mut snat_world::World, kind: Kind, ports: u16) -> (Verdict, Vec<u8>, Vec<u8>) {
+    for client in 0..ports {
+        let packet = kind.request((vm(world.family, 0), 2000 + client), far(world.family, 0));
+        assert_eq!(world.of_vm(NOW, 0, &packet).0, Verdict::Forward(PortId(0)));
+    }
+    let packet = kind.request((vm(world.family, 0), 9000), far(world.family, 0));
+    let (verdict, out) = world.of_vm(NOW, 0, &packet);
+    (verdict, out, packet)
+}
+
+/// RFC 5508 REQ-8.
+#[test]
+fn a_vm_that_is_out_of_ports_is_told_by_icmp() {
+    for (family, kind) in ALL {
+        let mut world = Plan::new(family, 1).ports(8).world();
+        let (verdict, out, packet) = refusal(&mut world, kind, 8);
+        assert_eq!(verdict, Verdict::Reply, "{family:?} {kind:?}");
+        let (ip, icmp, to) = match family {
+            Family::Ipv4 => (20, [3, 13], 16..20),
+            Family::Ipv6 => (40, [1, 1], 24..40),
+        };
+        let answer = &out[14..];
+        assert_eq!(answer[ip..ip + 2], icmp, "{family:?} {kind:?}");
+        let vm: Vec<u8> = match vm(family, 0) {
+            IpAddr::V4(vm) => vm.octets().to_vec(),
+            IpAddr::V6(vm) => vm.octets().to_vec(),
+        };
+        assert_eq!(answer[to], vm);
+        assert_eq!(answer[ip + 8..], packet, "it quotes the packet");
+        assert_eq!(world.snat().exhausted, 1);
+    }
+}
+
+#[test]
+fn a_segment_gets_a_reset_where_the_outbound_rule_resets() {
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let mut world = Plan::new(family, 1).ports(8).tcp_reset().world();
+        let (verdict, out, _) = refusal(&mut world, Kind::Tcp, 8);
+        assert_eq!(verdict, Verdict::Reply);
+        assert_eq!(
+            snat_world::ends(&out),
+            (far(family, 0), (vm(family, 0), 9000))
+        );
+        let ip = if family == Family::Ipv4 { 20 } else { 40 };
+        assert_eq!(out[14 + ip + 13] & 0x3f, 0x14, "RST and ACK");
+        assert_eq!(out[14 + ip + 8..14 + ip + 12], 1001u32.to_be_bytes());
+        // What is not TCP gets ICMP all the same.
+        let mut world = Plan::new(family, 1).ports(8).tcp_reset().world();
+        let (verdict, out, _) = refusal(&mut world, Kind::Udp, 8);
+        assert_eq!(verdict, Verdict::Reply);
+        assert_eq!(out[14 + ip], if family == Family::Ipv4 { 3 } else { 1 });
+    }
+}
+
+#[test]
+fn a_vm_is_told_so_often_and_not_more() {
+    let mut world = Plan::new(Family::Ipv4, 1).ports(8).world();
+    let (mut told, mut dropped) = (0, 0);
+    for client in 0..5000 {
+        let from = (vm(Family::Ipv4, 0), 2000 + client);
+        let packet = Kind::Udp.request(from, far(Family::Ipv4, 0));
+        match world.of_vm(NOW, 0, &packet).0 {
+            Verdict::Reply => told += 1,
+            Verdict::Drop(DropReason::SnatExhausted) => dropped += 1,
+            verdict => assert!(verdict == Verdict::Forward(PortId(0)) && client < 8),
+        }
+    }
+    assert_eq!(told + dropped, 5000 - 8);
+    assert!((1..=1000).contains(&told), "{told} at once");
 }

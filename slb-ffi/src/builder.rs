@@ -10,8 +10,8 @@ use slb_core::hash::{Distribution, Hasher, MICROSOFT_KEY, SipHash13, Toeplitz, X
 use slb_core::health::Condition;
 use slb_core::mem::{Arena, Counter, Line, Mem, Memory};
 use slb_core::service::{
-    Backend, BackendHealth, Echo, Frontend, FrontendPort, InboundNat, NatTarget, Outbound, Pool,
-    PoolHealth, PortMode, Protocol, ProxyPorts, Rule, Scheduler, SourceRewrite, Spec, Terms,
+    Backend, BackendHealth, Echo, Frontend, FrontendPort, INSIDE, InboundNat, NatTarget, Outbound,
+    Pool, PoolHealth, PortMode, Protocol, ProxyPorts, Rule, Scheduler, SourceRewrite, Spec, Terms,
     UdpChecksum, Underlay,
 };
 use slb_core::wire::vxlan::Vni;
@@ -310,6 +310,7 @@ impl Builder {
             health: &spec_health,
             inbound_nat: inbound_nat.all(),
             outbound: &spec_outbound,
+            inside: INSIDE,
             muxes: muxes.all(),
             proxy: proxy.map(|(mode, backend)| ProxyPorts {
                 mode,

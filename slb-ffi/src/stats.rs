@@ -207,6 +207,7 @@ const C_NAMES: [&CStr; DropReason::COUNT] = [
     c"bad_checksum",
     c"tiny_fragment",
     c"fragment_held",
+    c"hairpin",
 ];
 
 #[cfg(test)]

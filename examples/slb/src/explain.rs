@@ -403,6 +403,9 @@ fn reason_text(reason: DropReason) -> &'static str {
         DropReason::SnatExhausted => "all SNAT ports are in use towards that destination",
         DropReason::SpoofedSource => "it does not come from the vm's address",
         DropReason::IcmpRedirect => "it would have a host send elsewhere, or slower",
+        DropReason::Hairpin => {
+            "it comes from the backend that was chosen: with source_nat, a vm can call itself by its VIP"
+        }
         DropReason::IcmpChecksum => "its checksum is wrong, or not to be verified",
         DropReason::Martian => "no host sends from its source",
         DropReason::SourceLimit => "its source begins too many flows",

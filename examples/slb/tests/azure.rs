@@ -14,7 +14,7 @@ use slb_control::{Config, Role};
 use slb_core::health::{Condition, Health, ProbePolicy};
 use slb_core::service::BackendState;
 use slb_core::service::Snapshot;
-use slb_core::{DropReason, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Verdict};
+use slb_core::{Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Verdict};
 use std::sync::Arc;
 
 const INVENTORY: &str = r#"
@@ -296,14 +296,28 @@ fn three_tiers() {
         (at("1.2.3.4:5000"), at(&format!("{web_vm}:443")))
     );
     // Step 2: web tier to app tier, where a client stays at its vm.
-    let mut app_vms = BTreeSet::new();
-    for port in 40_000..40_100 {
+    // The vm calls out under 40.50.60.70, but not to the inside: the app vm sees 10.0.1.4.
+    let mut call = |web_vm: &str, port: u16| {
         let from = at(&format!("{web_vm}:{port}"));
-        let (vm, packet) = app.arrive(&syn(from, at("10.0.2.100:8080"))).expect("a vm");
+        let sent = syn(from, at("10.0.2.100:8080"));
+        let (verdict, packet) = web.leave(web_vm, &sent);
+        assert_eq!((verdict, &packet), (Verdict::Pass, &sent));
+        let (vm, packet) = app.arrive(&packet).expect("a vm");
         assert_eq!(ends(&packet), (from, at(&format!("{vm}:8080"))));
-        app_vms.insert(vm);
-    }
+        vm
+    };
+    let ports = 40_000..40_100;
+    let app_vms: BTreeSet<IpAddr> = ports.map(|port| call(&web_vm.to_string(), port)).collect();
     assert_eq!(app_vms.len(), 1, "{app_vms:?}");
+    // The other web vms are other clients, and so not all at one app vm.
+    let all: BTreeSet<IpAddr> = ["10.0.1.4", "10.0.1.5", "10.0.1.6"]
+        .map(|web_vm| call(web_vm, 50_000))
+        .into();
+    assert!(all.len() > 1, "{all:?}");
+    let to_the_internet = syn(at("10.0.1.4:50001"), at("93.184.216.34:443"));
+    let (verdict, packet) = web.leave("10.0.1.4", &to_the_internet);
+    assert_eq!(verdict, Verdict::Forward(PortId(0)));
+    assert_eq!(*ends(&packet).0.ip(), Ipv4Addr::new(40, 50, 60, 70));
     // Step 3: app tier to database, which sees the VIP itself.
     let app_vm = app_vms.first().expect("one");
     let (from, vip) = (at(&format!("{app_vm}:50000")), at("10.0.3.100:1433"));
@@ -372,7 +386,7 @@ fn outbound_with_2048_ports_each() {
             assert!(taken.insert(ends(&packet).0.port()), "a port twice");
         }
         let (verdict, _) = world.leave(vm, &syn(at(&format!("{vm}:9999")), api));
-        assert_eq!(verdict, Verdict::Drop(DropReason::SnatExhausted), "{vm}");
+        assert_eq!(verdict, Verdict::Reply, "{vm}: a RST, by enableTcpReset");
     }
     assert_eq!(taken.len(), 3 * 2048);
     assert!(taken.iter().all(|&port| port >= 1024));

@@ -7,7 +7,7 @@ use slb_core::hash::{Distribution, Hasher, MICROSOFT_KEY, SipHash13, Toeplitz, X
 use slb_core::health::PassivePolicy;
 use slb_core::maglev;
 use slb_core::service::{
-    self, Answers, BackendState, Echo, NatTarget, Scheduler, Terms, UdpChecksum,
+    self, Answers, BackendState, Echo, NatTarget, Prefix, Scheduler, Terms, UdpChecksum,
 };
 use slb_core::wire::vxlan::Vni;
 
@@ -195,6 +195,7 @@ fn read_node(section: Section<'_>) -> Option<Node> {
             .into_iter()
             .map(|(address, _)| address)
             .collect(),
+        inside: read_inside(&section),
         withdraw_when_down: section.boolean("withdraw_when_down", false),
         probe_sources: section
             .any("probe_sources", UNICAST, unicast)
@@ -204,6 +205,30 @@ fn read_node(section: Section<'_>) -> Option<Node> {
     };
     section.finish();
     role.map(|_| node)
+}
+
+/// The prefixes that are inside; a list that is there, even an empty one, replaces the usual one.
+fn read_inside(section: &Section<'_>) -> Vec<Prefix> {
+    const FIELD: &str = "inside";
+    if !section.has(FIELD) {
+        return service::INSIDE.to_vec();
+    }
+    if section.is_empty_list(FIELD) {
+        return Vec::new();
+    }
+    let prefix = |text: &str| {
+        let (address, len) = text.split_once('/')?;
+        let address: IpAddr = address.parse().ok()?;
+        let len: u8 = len.parse().ok()?;
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        (len <= most).then_some(Prefix { address, len })
+    };
+    let prefixes = section.any(
+        FIELD,
+        "an address and a length, such as \"10.0.0.0/8\"",
+        prefix,
+    );
+    prefixes.into_iter().map(|(prefix, _)| prefix).collect()
 }
 
 /// The addresses that a host agent's ICMP errors come from, at most one of each family.

@@ -6,8 +6,9 @@
 //! | from the fabric, for the vm's own address | handed over as it is |
 //! | from the fabric, for a SNAT port of nobody | dropped |
 //! | from a vm, to a neighbour in its network | passed on as it is |
+//! | from a vm, to an address that is inside ([`Spec::inside`](crate::service::Spec::inside)) | passed on as it is, and so are its answers |
 //! | from a vm that no outbound rule lets out, to a VIP | passed on as it is: an internal one asks for no other name |
-//! | from a vm, to the outside | a connection from a port of its own, if an outbound rule lets it |
+//! | from a vm, to the outside | a connection from a port of its own, if an outbound rule lets it; where all are in use towards there, the vm is told |
 //! | a segment of no connection that is no SYN | a RST to its sender, where the rule says so |
 
 use core::net::IpAddr;
@@ -16,11 +17,12 @@ use core::ops::Deref;
 use super::HostRole;
 use crate::frame::Frame;
 use crate::nat::connection::{Connection, Policy};
-use crate::nat::pipeline::{Lane, NO_CONNECTION, Pipeline, Refusal, Table};
+use crate::nat::pipeline::{Lane, NO_CONNECTION, Pipeline, Refusal, Table, report_error};
 use crate::nat::ports::{self, NoPort};
 use crate::nat::tcp::{Direction, Segment};
 use crate::observe::Observe;
 use crate::packet::{EchoMessage, Part};
+use crate::reply::IcmpError;
 use crate::service::Snapshot;
 use crate::service::nat::Vm;
 use crate::verdict::{DropReason, Verdict};
@@ -51,6 +53,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             .locals_of(vm)
             .filter(|local| local.address == source);
         let known = of_source.clone().next().is_some();
+        if known && snapshot.nat.is_inside(destination) {
+            return Err(Verdict::Pass);
+        }
         let callers = of_source.filter(|local| !snapshot.nat.blocks_of(local).is_empty());
         let Some(caller) = callers.clone().next() else {
             if known && snapshot.is_vip(destination) {
@@ -94,7 +99,21 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 if let Some(counters) = self.tables.snat.get_mut(caller.counters as usize) {
                     counters.exhausted += 1;
                 }
-                return Err(Verdict::Drop(DropReason::SnatExhausted));
+                if reset && segment.is_some() {
+                    let verdict = refusal.answer::<A, HostRole>(frame, lane, true, seen);
+                    return Err(match verdict {
+                        NO_CONNECTION => Verdict::Drop(DropReason::SnatExhausted),
+                        told => told,
+                    });
+                }
+                let (limits, told_as) = (&mut self.limits, (&self.options, snapshot.underlay()));
+                return Err(report_error(
+                    frame,
+                    lane,
+                    IcmpError::NoPort,
+                    limits,
+                    told_as,
+                ));
             }
         };
         let block = outside.block;

@@ -673,12 +673,24 @@ fn report(
     limits: &mut Limits,
     (options, underlay): (&NatOptions, &Underlay),
 ) -> Verdict {
-    let packet = &lane.packet;
-    let error = if packet.hop_limit <= 1 {
+    let error = if lane.packet.hop_limit <= 1 {
         IcmpError::HopLimit
     } else {
         IcmpError::TooBig(most)
     };
+    report_error(frame, lane, error, limits, (options, underlay))
+}
+
+/// Makes a frame that cannot go on the ICMP error given, where its sender may be told.
+#[cold]
+pub(crate) fn report_error(
+    frame: &mut Frame<'_>,
+    lane: &Lane,
+    error: IcmpError,
+    limits: &mut Limits,
+    (options, underlay): (&NatOptions, &Underlay),
+) -> Verdict {
+    let packet = &lane.packet;
     let may_be_told = lane.error.is_none() && reply::may_be_told(frame.bytes(), packet);
     if !may_be_told || !limits.allow(error.kind()) {
         return Verdict::Drop(error.reason());

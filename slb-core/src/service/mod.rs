@@ -16,7 +16,7 @@ pub use proxy::{FrontendPort, PortMode, ProxyPorts, SourceRewrite};
 pub use registry::BackendId;
 pub use snapshot::{CompiledBackend, CompiledRule, NO_BACKEND, RuleMatch, Snapshot};
 pub use spec::{
-    Answers, Backend, BackendHealth, BackendState, Echo, Frontend, InboundNat, NatTarget, Outbound,
-    Pool, PoolHealth, Protocol, Rule, Scheduler, Spec, SpecError, Terms, UdpChecksum, Underlay,
-    derived_mac,
+    Answers, Backend, BackendHealth, BackendState, Echo, Frontend, INSIDE, InboundNat, NatTarget,
+    Outbound, Pool, PoolHealth, Prefix, Protocol, Rule, Scheduler, Spec, SpecError, Terms,
+    UdpChecksum, Underlay, derived_mac,
 };

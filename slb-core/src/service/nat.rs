@@ -182,6 +182,9 @@ pub(crate) struct Nat<'m> {
     vnis: ProbeMap<'m, u64, 5>,
     neighbours: ProbeMap<'m, [u64; 2], 3>,
     local_by_backend: ProbeMap<'m, u64, 5>,
+    /// The ranges of addresses that are inside: ascending, and apart from each other.
+    inside: Mem<'m, [IpAddr; 2]>,
+    inside_count: usize,
     /// Of a proxy: its ports.
     pub(crate) proxy: Option<CompiledProxy<'m>>,
 }
@@ -197,6 +200,7 @@ pub(crate) struct NatSize {
     muxes: usize,
     peers: usize,
     pools: usize,
+    inside: usize,
 }
 
 impl NatSize {
@@ -223,6 +227,7 @@ impl NatSize {
             muxes: spec.muxes.len(),
             peers: spec.muxes.len() + backends,
             pools: spec.pools.len(),
+            inside: if locals == 0 { 0 } else { spec.inside.len() },
         }
     }
 
@@ -245,7 +250,8 @@ impl NatSize {
         counter.add::<Block>(self.blocks)?;
         counter.add::<u16>(self.granules)?;
         counter.add::<CompiledOutbound>(self.outbound)?;
-        counter.add::<CompiledMux>(self.muxes)
+        counter.add::<CompiledMux>(self.muxes)?;
+        counter.add::<[IpAddr; 2]>(self.inside)
     }
 
     /// What cannot be numbered.
@@ -335,6 +341,8 @@ impl<'m> Nat<'m> {
             vnis: ProbeMap::new(vnis),
             neighbours: ProbeMap::new(neighbours),
             local_by_backend: ProbeMap::new(local_by_backend),
+            inside: memory.take(size.inside, [NO_ADDRESS; 2])?,
+            inside_count: 0,
             proxy: match &spec.proxy {
                 Some(ports) => Some(CompiledProxy::new(ports, memory)?),
                 None => None,
@@ -351,6 +359,7 @@ impl<'m> Nat<'m> {
         facts: impl Fn(u32) -> (u32, bool),
     ) -> Result<(), SpecError> {
         self.compile_locals(spec, previous, facts)?;
+        self.compile_inside(spec)?;
         for (place, rule) in self.outbound.iter_mut().zip(spec.outbound) {
             *place = CompiledOutbound {
                 idle: Span::from_duration(rule.idle_timeout),
@@ -385,6 +394,31 @@ impl<'m> Nat<'m> {
                 let _ = self.neighbours.insert(key, 0);
             }
         }
+        Ok(())
+    }
+
+    /// Notes which addresses are inside.
+    fn compile_inside(&mut self, spec: &Spec<'_>) -> Result<(), SpecError> {
+        for (index, prefix) in spec.inside.iter().enumerate() {
+            let range = prefix.range().ok_or(SpecError::InsidePrefix { index })?;
+            if let Some(place) = self.inside.get_mut(index) {
+                *place = range;
+            }
+        }
+        // `IpAddr` orders all of IPv4 before IPv6.
+        self.inside.sort_unstable();
+        let mut count: usize = 0;
+        for index in 0..self.inside.len() {
+            let [first, last] = self.inside[index];
+            match count.checked_sub(1).map(|before| &mut self.inside[before]) {
+                Some([_, end]) if *end >= first => *end = last.max(*end),
+                _ => {
+                    self.inside[count] = [first, last];
+                    count += 1;
+                }
+            }
+        }
+        self.inside_count = count;
         Ok(())
     }
 
@@ -630,6 +664,14 @@ impl<'m> Nat<'m> {
     /// Places that users of ports are counted in.
     pub(crate) fn port_places(&self) -> usize {
         self.granules.len() * GRANULE as usize
+    }
+
+    /// Whether vms reach an address, and answer it, under their own: a binary search among the ranges.
+    pub(crate) fn is_inside(&self, address: IpAddr) -> bool {
+        let ranges = self.inside.get(..self.inside_count).unwrap_or_default();
+        let next = ranges.partition_point(|[first, _]| *first <= address);
+        let range = next.checked_sub(1).and_then(|at| ranges.get(at));
+        range.is_some_and(|[_, last]| address <= *last)
     }
 
     /// Whether an address is a backend's of this network.

@@ -14,7 +14,7 @@ use crate::wire::ethernet::MacAddress;
 use crate::wire::vxlan::Vni;
 
 /// Everything that a node needs to know. Indices refer to places in the slices.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Spec<'a> {
     /// How flows are hashed. The same on every node.
     pub hasher: Hasher,
@@ -38,9 +38,94 @@ pub struct Spec<'a> {
     /// where there are any, the only ones besides other hosts that it takes packets from. At most
     /// 15.
     pub muxes: &'a [IpAddr],
+    /// Of a host agent: the addresses that vms reach under their own, without an outbound rule, and
+    /// that vms answer under their own. The rest is outside. [`INSIDE`] by default.
+    pub inside: &'a [Prefix],
     /// Of a proxy: its ports. All backends are then behind the backend port.
     pub proxy: Option<ProxyPorts<'a>>,
 }
+
+impl Default for Spec<'_> {
+    fn default() -> Self {
+        Self {
+            hasher: Hasher::default(),
+            maglev_seed: 0,
+            underlay: Underlay::default(),
+            frontends: &[],
+            rules: &[],
+            pools: &[],
+            health: &[],
+            inbound_nat: &[],
+            outbound: &[],
+            muxes: &[],
+            inside: INSIDE,
+            proxy: None,
+        }
+    }
+}
+
+/// Addresses that begin with the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    /// One of them. Bits beyond the length do not count.
+    pub address: IpAddr,
+    /// How many bits are the same: at most 32 of IPv4, and 128 of IPv6.
+    pub len: u8,
+}
+
+impl Prefix {
+    /// The first and the last address; `None` where the length is more than the family has.
+    pub(crate) fn range(&self) -> Option<[IpAddr; 2]> {
+        match self.address {
+            IpAddr::V4(address) => {
+                let rest = u32::MAX.checked_shr(self.len.into()).unwrap_or(0);
+                let first = address.to_bits() & !rest;
+                let ends = [first, first | rest].map(|bits| Ipv4Addr::from_bits(bits).into());
+                (self.len <= 32).then_some(ends)
+            }
+            IpAddr::V6(address) => {
+                let rest = u128::MAX.checked_shr(self.len.into()).unwrap_or(0);
+                let first = address.to_bits() & !rest;
+                let ends = [first, first | rest].map(|bits| Ipv6Addr::from_bits(bits).into());
+                (self.len <= 128).then_some(ends)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.len)
+    }
+}
+
+const fn ipv4(a: u8, b: u8, c: u8, d: u8, len: u8) -> Prefix {
+    Prefix {
+        address: IpAddr::V4(Ipv4Addr::new(a, b, c, d)),
+        len,
+    }
+}
+
+const fn ipv6(first: u16, len: u8) -> Prefix {
+    Prefix {
+        address: IpAddr::V6(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0)),
+        len,
+    }
+}
+
+/// What is inside unless the spec says otherwise: private networks (RFC 1918), shared address space
+/// (RFC 6598), link-local addresses (RFC 3927, RFC 4291 §2.5.6), unique local ones (RFC 4193), and
+/// 168.63.129.16, from which Azure's platform serves and probes vms.
+pub const INSIDE: &[Prefix] = &[
+    ipv4(10, 0, 0, 0, 8),
+    ipv4(172, 16, 0, 0, 12),
+    ipv4(192, 168, 0, 0, 16),
+    ipv4(100, 64, 0, 0, 10),
+    ipv4(169, 254, 0, 0, 16),
+    ipv4(168, 63, 129, 16, 32),
+    ipv6(0xfe80, 10),
+    ipv6(0xfc00, 7),
+];
 
 /// This node's place on the fabric, and how it encapsulates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -524,6 +609,11 @@ pub enum SpecError {
         /// The port.
         port: PortId,
     },
+    /// A prefix is longer than addresses of its family.
+    InsidePrefix {
+        /// Its place in [`Spec::inside`].
+        index: usize,
+    },
     /// The ranges of a source rewrite are of two families, or longer than addresses.
     SourceRewrite {
         /// Its place.
@@ -636,6 +726,10 @@ impl fmt::Display for SpecError {
             Self::FrontendPortAddress { port } => {
                 write!(f, "frontend port {} has no address, in multi mode", port.0)
             }
+            Self::InsidePrefix { index } => write!(
+                f,
+                "inside prefix {index}: expected at most 32 bits of an IPv4 address, 128 of an IPv6 one"
+            ),
             Self::SourceRewrite { index } => write!(
                 f,
                 "source rewrite {index}: expected two ranges of one family and size"

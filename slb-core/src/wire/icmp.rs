@@ -26,6 +26,8 @@ pub const ECHO_REQUEST: u8 = 8;
 pub const TIME_EXCEEDED: u8 = 11;
 /// Parameter problem.
 pub const PARAMETER_PROBLEM: u8 = 12;
+/// Code of "unreachable": communication administratively prohibited (RFC 1812 §5.2.7.1).
+pub const PROHIBITED: u8 = 13;
 /// Code of "unreachable": fragmentation needed and DF set (RFC 1191).
 pub const FRAGMENTATION_NEEDED: u8 = 4;
 

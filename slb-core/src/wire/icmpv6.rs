@@ -4,6 +4,8 @@ pub use super::icmp::{HEADER_LEN, Icmp};
 
 /// Destination unreachable.
 pub const UNREACHABLE: u8 = 1;
+/// Code of "unreachable": communication administratively prohibited (RFC 4443 §3.1).
+pub const PROHIBITED: u8 = 1;
 /// Packet too big.
 pub const PACKET_TOO_BIG: u8 = 2;
 /// Time exceeded.

@@ -9,8 +9,8 @@ use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use slb_core::mem::{Boxes, Mem};
 use slb_core::nat::{NatOptions, NatTables, PortTable};
 use slb_core::service::{
-    Backend, Echo, Frontend, Outbound, Pool, Protocol, Rule, Snapshot, Spec, Terms, Underlay,
-    derived_mac,
+    Backend, Echo, Frontend, INSIDE, Outbound, Pool, Prefix, Protocol, Rule, Snapshot, Spec,
+    SpecError, Terms, Underlay, derived_mac,
 };
 use slb_core::stats::SnatCounters;
 use slb_core::wire::vxlan::Vni;
@@ -113,16 +113,32 @@ enum Rules {
     PoolForEach,
 }
 
+/// A segment of TCP that is no SYN of a client's.
+pub fn tcp(from: Endpoint, to: Endpoint, flags: u8) -> Vec<u8> {
+    let mut packet = Kind::Tcp.request(from, to);
+    let ip = if from.0.is_ipv4() { 20 } else { 40 };
+    // The checksum is about the flags, in the low byte of a word (RFC 1624, eqn. 3).
+    let old = packet[ip + 13];
+    packet[ip + 13] = flags;
+    let sum = u16::from_be_bytes([packet[ip + 16], packet[ip + 17]]);
+    let sum = u32::from(!sum) + u32::from(!u16::from(old)) + u32::from(flags);
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    packet[ip + 16..ip + 18].copy_from_slice(&sum.to_be_bytes());
+    packet
+}
+
 /// What the host agent is configured with.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     family: Family,
     fronts: u8,
+    vms: u8,
     ports: u32,
     rules: Rules,
     source_nat: bool,
     bitmaps: bool,
     tcp_reset: bool,
+    inside: &'static [Prefix],
     key: Key,
 }
 
@@ -132,16 +148,24 @@ impl Plan {
         Self {
             family,
             fronts,
+            vms: 1,
             ports: 1024,
             rules: Rules::One,
             source_nat: false,
             bitmaps: true,
             tcp_reset: false,
+            inside: INSIDE,
             key: Key::new([5, 6]),
         }
     }
 
-    /// Ports for the vm, of each outbound rule.
+    /// So many vms.
+    pub fn vms(mut self, vms: u8) -> Self {
+        self.vms = vms;
+        self
+    }
+
+    /// Ports for each vm, of each outbound rule.
     pub fn ports(mut self, ports: usize) -> Self {
         self.ports = ports as u32;
         self
@@ -173,13 +197,24 @@ impl Plan {
         self
     }
 
+    /// What vms reach under their own address.
+    pub fn inside(mut self, inside: &[Prefix]) -> Self {
+        self.inside = inside.to_vec().leak();
+        self
+    }
+
     pub fn key(mut self, key: Key) -> Self {
         self.key = key;
         self
     }
 
-    fn snapshot(&self) -> Box<Snapshot<'static>> {
-        let names: Vec<String> = (0..self.fronts).map(|n| format!("out{n}")).collect();
+    /// Why there is no such host agent.
+    pub fn error(&self) -> Option<SpecError> {
+        self.compile().err()
+    }
+
+    fn compile(&self) -> Result<Box<Snapshot<'static>>, SpecError> {
+        let names: Vec<String> = (0..self.fronts.max(1)).map(|n| format!("out{n}")).collect();
         let mut frontends: Vec<_> = (0..self.fronts)
             .map(|n| Frontend {
                 name: &names[usize::from(n)],
@@ -192,13 +227,16 @@ impl Plan {
             address: vip(self.family),
             echo: Echo::Answer,
         });
-        let backends = [Backend {
-            name: "vm",
-            address: vm(self.family, 0),
-            host: HOST.into(),
-            port: Some(PortId(1)),
-            ..Backend::default()
-        }];
+        let vm_names: Vec<String> = (0..self.vms).map(|n| format!("vm{n}")).collect();
+        let backends: Vec<_> = (0..self.vms)
+            .map(|n| Backend {
+                name: &vm_names[usize::from(n)],
+                address: vm(self.family, n),
+                host: HOST.into(),
+                port: Some(PortId(1 + u16::from(n))),
+                ..Backend::default()
+            })
+            .collect();
         let pools = if self.rules == Rules::PoolForEach {
             self.fronts
         } else {
@@ -227,6 +265,7 @@ impl Plan {
             tcp_reset: self.tcp_reset,
         };
         let outbound: Vec<_> = match self.rules {
+            Rules::One if all.is_empty() => Vec::new(),
             Rules::One => vec![outbound(0, &all[..])],
             _ => all.iter().map(|&n| outbound(n, &all[n..=n])).collect(),
         };
@@ -256,14 +295,15 @@ impl Plan {
             pools: &pools,
             outbound: &outbound,
             muxes: &[MUX.into()],
+            inside: self.inside,
             ..Spec::default()
         };
-        Box::new(Snapshot::boxed(&spec, None).expect("a good spec"))
+        Snapshot::boxed(&spec, None).map(Box::new)
     }
 
     pub fn world(&self) -> World {
         const CONNECTIONS: usize = 140_000; // half of them may be half-open
-        let snapshot = self.snapshot();
+        let snapshot = self.compile().expect("a good spec");
         let mut tables =
             NatTables::build(&snapshot, CONNECTIONS, self.key, &mut Boxes).expect("boxes");
         if !self.bitmaps {

@@ -194,6 +194,7 @@ impl Plan {
                 tcp_reset: self.outbound_reset,
             }],
             muxes: &muxes,
+            inside: slb_core::service::INSIDE,
             proxy: None,
         };
         Snapshot::boxed(&spec, previous).unwrap()
@@ -383,6 +384,16 @@ impl World {
         }
         let out = match frames[0].verdict() {
             Verdict::Forward(out) => out,
+            // A vm that is told something.
+            Verdict::Reply if port != FABRIC => {
+                assert_eq!(frames[0].bytes()[..6], frame[6..12], "for another vm");
+                let Node::Host(host) = node else {
+                    panic!("a mux has no vms");
+                };
+                let number = host * VMS_PER_HOST + usize::from(port.0) - 1;
+                let bytes = frames[0].bytes().to_vec();
+                return self.send(Place::Vm(number), &bytes);
+            }
             Verdict::Reply => port,
             Verdict::Pass => {
                 self.astray.push(format!("{node:?} passed {frame:02x?}"));

@@ -206,6 +206,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             None => packet.raw_destination_port(),
         };
         let source_nat = terms.source_nat.and_then(A::from_ip);
+        if source_nat.is_none() && A::from_ip(local.address) == Some(remote) {
+            return Err(DropReason::Hairpin);
+        }
         let has_ports = packet.has_ports() || (packet.is_icmp() && packet.ports != 0);
         let secret = self.tables.connections.port_secret;
         let table = A::table(&mut self.tables.connections);

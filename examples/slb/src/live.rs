@@ -19,6 +19,7 @@ mod file;
 mod mailbox;
 mod metrics;
 mod next_hops;
+mod offload;
 mod rights;
 mod status;
 mod watchdog;

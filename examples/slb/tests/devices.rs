@@ -689,3 +689,26 @@ fn the_unit_lets_the_program_do_what_it_does() {
     while hear() != "STOPPING=1" {}
     assert!(mux.finish().contains("flows:"));
 }
+
+#[test]
+fn checksums_that_are_left_to_no_card_are_warned_of() {
+    if let Some(why) = lacking(&["ethtool"]) {
+        skip!("{why}");
+    }
+    let (world, _mux) = world_of_a_mux("dk");
+    let ask = || {
+        let curl = "curl -s -m 1 http://20.20.20.100/";
+        for _ in 0..6 {
+            let _ = world.command("c", curl).output();
+        }
+    };
+    // The cable's ends compute checksums: nothing is wrong.
+    ask();
+    let says = || log(&world).contains("ethtool -K DEVICE tx off");
+    assert!(!says(), "{}", log(&world));
+    world.on("c", "ethtool -K eth0 tx on");
+    wait_until(&world, "it is warned of", || {
+        ask();
+        says()
+    });
+}

@@ -11,13 +11,14 @@ use rustix::thread::CpuSet;
 use slb_control::Config;
 use slb_core::counters::CounterMemory;
 use slb_core::service::Snapshot;
-use slb_core::{BURST, Burst, Instant, Key, PacketIo};
+use slb_core::{BURST, Burst, Instant, Key, PacketIo, PortId};
 use slb_io_afxdp::AfXdp;
 use slb_io_tun::{Device, Tun};
 use tracing::{debug, error, warn};
 
 use super::device::{Queues, TunQueue};
 use super::mailbox::{Mailbox, Recipient};
+use super::offload::Offload;
 use super::{WAIT, memory_for};
 use crate::Failure;
 use crate::balancer::Balancer;
@@ -205,6 +206,8 @@ fn work(
         work: Work::default(),
         earlier: Vec::new(),
         held: Vec::new(),
+        names: start.names,
+        offload: Offload::default(),
     };
     let (mut queues, mut has_begun) = (start.queues, false);
     loop {
@@ -258,6 +261,8 @@ struct Moving<'w> {
     earlier: Vec<(&'static str, u64)>,
     /// TUN devices, which some may go with when they are closed: those that stay are not.
     held: Vec<(TunQueue, Device)>,
+    names: Vec<String>,
+    offload: Offload,
 }
 
 impl Moving<'_> {
@@ -361,8 +366,9 @@ impl Moving<'_> {
             let clock = Clock::now();
             let elapsed = clock - self.begin;
             let now = Instant::from_nanos(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX));
+            let is_sweep = clock - last_sweep >= SWEEP;
             // Before it waits, too: what the last packets let go on does not.
-            if clock - last_sweep >= SWEEP || idle == IDLE_POLLS {
+            if is_sweep || idle == IDLE_POLLS {
                 last_sweep = clock;
                 let mut spare: Burst<'m> = Burst::new();
                 io.reserve(&mut spare, SPARE);
@@ -371,6 +377,9 @@ impl Moving<'_> {
             }
             if count > 0 {
                 idle = 0;
+                if is_sweep && let Some(frame) = burst.iter().next() {
+                    self.look_at_checksum(frame.port(), frame.bytes());
+                }
                 self.balancer.process(now, &mut burst, &mut ());
                 io.transmit(&mut burst)?;
                 self.work.bursts += 1;
@@ -388,6 +397,19 @@ impl Moving<'_> {
             if idle > IDLE_POLLS && self.waits {
                 io.wait(WAIT)?;
             }
+        }
+    }
+
+    /// Says once where checksums are left to a network card that is none.
+    #[cold]
+    fn look_at_checksum(&mut self, port: PortId, frame: &[u8]) {
+        if self.offload.look(frame) {
+            warn!(
+                worker = self.names.join(", "),
+                port = port.0,
+                "packets come in whose checksums were left to a network card that is none: whoever gets them \
+                 drops them. At the sender's end of this device: ethtool -K DEVICE tx off"
+            );
         }
     }
 

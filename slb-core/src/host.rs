@@ -322,19 +322,15 @@ impl Role for HostRole {
 
     #[inline]
     fn answers_directly(snapshot: &Snapshot<'_>, zone: PortId, client: IpAddr, _: IpAddr) -> bool {
-        let vm = snapshot.nat.vm_by_port(zone);
-        vm.is_some_and(|vm| establish::is_inside(snapshot, vm, client))
+        is_reached_untranslated(snapshot, zone, client)
     }
 
     /// What is for the vm's own address, or for a neighbour, is of no connection.
     fn unmatched(snapshot: &Snapshot<'_>, lane: &Lane, reason: DropReason) -> Verdict {
         let destination = lane.own_packet().tuple().destination;
-        let vm = snapshot.nat.vm_by_port(lane.zone);
         match lane.direction {
             Direction::Inward if !snapshot.is_vip(destination) => Verdict::Forward(lane.zone),
-            Direction::Outward
-                if vm.is_some_and(|vm| establish::is_inside(snapshot, vm, destination)) =>
-            {
+            Direction::Outward if is_reached_untranslated(snapshot, lane.zone, destination) => {
                 Verdict::Pass
             }
             _ => Verdict::Drop(reason),
@@ -423,6 +419,14 @@ fn refuse_bad(
         Direction::Inward => Verdict::Forward(lane.zone),
         Direction::Outward => Verdict::Pass,
     }
+}
+
+/// Returns true if the vm at a port reaches an address, and answers it, under its own address.
+#[cold]
+fn is_reached_untranslated(snapshot: &Snapshot<'_>, port: PortId, address: IpAddr) -> bool {
+    let vm = snapshot.nat.vm_by_port(port);
+    snapshot.nat.is_inside(address)
+        || vm.is_some_and(|vm| establish::is_inside(snapshot, vm, address))
 }
 
 /// Takes a frame out of VXLAN, and finds the vm that it is for.

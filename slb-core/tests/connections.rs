@@ -51,6 +51,14 @@ fn neighbour(ipv6: bool) -> IpAddr {
     }
 }
 
+/// A machine of the inside that is no backend, and so no neighbour.
+fn inside(ipv6: bool) -> IpAddr {
+    match ipv6 {
+        false => Ipv4Addr::new(10, 77, 0, 5).into(),
+        true => Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 5).into(),
+    }
+}
+
 fn client(ipv6: bool) -> IpAddr {
     match ipv6 {
         false => Ipv4Addr::new(198, 51, 100, 7).into(),
@@ -1103,12 +1111,19 @@ fn a_client_that_the_vm_calls_from_its_own_port_is_seen_by_another_one() {
 /// Worlds whose client may talk to the server itself: behind a proxy any, before a host agent a
 /// neighbour in the server's network.
 fn worlds_with_direct_clients() -> impl Iterator<Item = World> {
-    worlds().filter(World::is_inbound).map(|mut world| {
+    let neighbours = worlds().filter(World::is_inbound).map(|mut world| {
         if world.role == Role::Host {
             world.asks.0.0 = neighbour(world.ipv6);
         }
         world
-    })
+    });
+    // A vm answers clients of the inside directly, too, whether or not they are neighbours.
+    let hosts = worlds().filter(|world| world.is_inbound() && world.role == Role::Host);
+    let inside = hosts.map(|mut world| {
+        world.asks.0.0 = inside(world.ipv6);
+        world
+    });
+    neighbours.chain(inside)
 }
 
 impl World {

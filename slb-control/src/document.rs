@@ -33,18 +33,13 @@ impl<'t> Faults<'t> {
         }
     }
 
-    /// The line that a place is on, from 1.
-    pub(crate) fn line(&self, span: &Span) -> usize {
+    pub(crate) fn add(&self, span: &Span, place: impl Into<String>, message: impl Into<String>) {
         let before = self
             .text
             .as_bytes()
             .get(..span.start)
             .unwrap_or(self.text.as_bytes());
-        before.iter().filter(|&&byte| byte == b'\n').count() + 1
-    }
-
-    pub(crate) fn add(&self, span: &Span, place: impl Into<String>, message: impl Into<String>) {
-        let line = self.line(span);
+        let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
         self.errors.borrow_mut().push(ConfigError {
             file: self.file.to_owned(),
             line,

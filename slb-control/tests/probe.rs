@@ -66,7 +66,6 @@ fn target(probe: &str, address: SocketAddr) -> Target {
     Target {
         address: address.ip(),
         vni: Vni::default(),
-        vm: None,
         probe,
     }
 }

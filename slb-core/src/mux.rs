@@ -523,7 +523,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 _ => snapshot.backend_at(lane.first_backend, lane.table_index as usize),
             };
             let Some(backend) = snapshot.backend(index) else {
-                let verdict = refuse(snapshot, frame, lane, index, limits, stats);
+                let verdict = refuse(snapshot, frame, lane, index, limits, stats, seen);
                 finish(stats, frame, lane, verdict, seen);
                 continue;
             };

@@ -19,7 +19,8 @@ pub enum Step {
     FragmentPorts(Tuple),
     /// An ICMP error was found to be about this flow.
     QuotedFlow(Tuple),
-    /// The rules were looked up.
+    /// The rules were looked up. Of several such steps the last counts: under an outbound rule of a mux,
+    /// a port that no backend has turns out to be of no rule.
     Classified(RuleMatch),
     /// The tuple was hashed; the slot is that of the rule's pool.
     Hashed {

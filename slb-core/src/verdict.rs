@@ -56,7 +56,8 @@ drop_reasons! {
     Truncated = "truncated",
     /// A header contradicts itself: a version, a header length or a total length that cannot be.
     Malformed = "malformed",
-    /// For a VIP, but no rule takes its protocol and port.
+    /// For a VIP, but no rule takes its protocol and port. Beside an outbound rule: the port is in no
+    /// vm's block, or a SYN or a datagram comes for a port of a block and is of no connection.
     NoRule = "no_rule",
     /// The rule's pool has no backend that may take a new flow.
     NoBackend = "no_backend",
@@ -84,8 +85,8 @@ drop_reasons! {
     /// Congestion was experienced on the fabric by a packet whose ends do not know of it (RFC 6040
     /// §4.2).
     Congestion = "congestion",
-    /// A packet of no connection that begins none, whose sender is not told, or an unsolicited one
-    /// to a SNAT port.
+    /// A packet of no connection that begins none, whose sender is not told. Also a TCP segment other
+    /// than a SYN, or an echo reply, for a port of a vm's SNAT block: a late answer, or an unsolicited one.
     NoConnection = "no_connection",
     /// There is no place for another connection.
     TableFull = "table_full",

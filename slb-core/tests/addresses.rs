@@ -557,3 +557,32 @@ fn three_tag_protocols_are_looked_behind_in_every_order() {
         assert_eq!(Roles::new().inbound(&other)[0], Verdict::Pass);
     }
 }
+
+#[test]
+fn a_port_that_neither_a_rule_nor_a_vm_has_is_of_no_rule_beside_snat() {
+    // The vm has 64 ports from 1024 on, its neighbour the next 64.
+    for port in [81, 1023, 1024 + 128, 9999, 65_535] {
+        for packet in [
+            tcp_to(CLIENT, 9, VIP, port, "S", b""),
+            tcp_to(CLIENT, 9, VIP, port, "A", b""),
+            udp_to(CLIENT, 9, VIP, port, b"query"),
+        ] {
+            let of_mux = || snapshot(underlay(MUX, MUX6), false);
+            for mut mux in [
+                Mux::with_capacity(of_mux(), 1000, KEY),
+                Mux::stateless(of_mux(), KEY),
+            ] {
+                let (verdict, _) = process(|frame| mux.process(NOW, frame), FABRIC, &packet);
+                assert_eq!(verdict, dropped(DropReason::NoRule), "port {port}");
+            }
+        }
+    }
+    // An answer to the vm's own call goes to its host.
+    let answer = tcp_to(FAR, 443, VIP, 1030, "SA", b"");
+    let (verdict, _) = process(
+        |frame| Roles::new().mux.process(NOW, frame),
+        FABRIC,
+        &answer,
+    );
+    assert!(is_sent(verdict));
+}

@@ -489,7 +489,7 @@ fn port_blocks_never_overlap_and_muxes_know_them() {
                 b"",
             );
             let (verdict, _) = give(&mut host, now, FABRIC, &encapsulated(vm, &stranger));
-            assert_eq!(verdict, Verdict::Drop(DropReason::NoConnection));
+            assert_eq!(verdict, Verdict::Drop(DropReason::NoRule));
         });
 }
 

@@ -186,8 +186,14 @@ fn explain(
             steps.push(step);
         }
     });
+    // A lookup that a later one corrects, and the hash for it, would name a rule that does not count.
+    let is_lookup = |step: &Step| matches!(step, Step::Classified(_));
+    let last = steps.iter().rposition(is_lookup).unwrap_or(0);
     let mut rule = None;
-    for step in steps {
+    for (number, step) in steps.into_iter().enumerate() {
+        if number < last && matches!(step, Step::Classified(_) | Step::Hashed { .. }) {
+            continue;
+        }
         if let Step::Classified(RuleMatch::Rule(index)) = step {
             rule = config.rules.get(index as usize);
         }

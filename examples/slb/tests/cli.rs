@@ -151,6 +151,29 @@ fn explain_tells_the_packet_s_way() {
     assert!(explain(&["udp", "[::1]:1", "[::2]:9"]).contains("pass, untouched"));
 }
 
+/// Two vms have 1024 ports each, from 1024 on.
+#[test]
+fn explain_names_no_outbound_rule_where_none_takes_the_packet() {
+    let explain = |packet: &[&str]| {
+        let base = ["explain", "--config", "examples/host.toml"];
+        ok(&base.iter().chain(packet).copied().collect::<Vec<_>>())
+    };
+    for protocol in ["tcp", "udp"] {
+        let text = explain(&[protocol, "1.2.3.4:443", "20.20.20.200:9999"]);
+        assert!(text.contains("rule       none takes"), "{text}");
+        assert!(text.contains("drop, no_rule"), "{text}");
+        assert!(!text.contains("outbound:"), "{text}");
+        assert!(!text.contains("hash  "), "{text}");
+        // A mux sends on what may be for a vm, and the host knows that it is not.
+        let text = explain(&[protocol, "1.2.3.4:443", "20.20.20.200:1500"]);
+        let (at_mux, at_host) = text.split_once("at this host:").expect(&text);
+        assert!(at_mux.contains("outbound:"), "{text}");
+        assert!(at_host.contains("rule       none takes"), "{text}");
+        assert!(at_host.contains("drop, no_rule"), "{text}");
+        assert!(!at_host.contains("outbound:"), "{text}");
+    }
+}
+
 /// Fragments, errors and the like are explained by the pipeline itself: here, that the packets
 /// before the one asked for are processed first.
 #[test]

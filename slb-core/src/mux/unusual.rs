@@ -14,6 +14,7 @@ use crate::nat::{Direction, reset};
 use crate::observe::{Observe, Step};
 use crate::packet::{EchoMessage, Family, Part, Read};
 use crate::reply::{self, IcmpError, Limits, Own};
+use crate::service::nat::RuleKind;
 use crate::service::{Echo, RuleMatch, Snapshot};
 use crate::stats::Stats;
 use crate::verdict::{DropReason, PortId, Verdict};
@@ -261,6 +262,7 @@ pub(super) fn refuse(
     index: u32,
     limits: &mut Limits,
     stats: &mut Stats,
+    seen: &mut impl Observe,
 ) -> Verdict {
     let packet = &lane.packet;
     if packet.is_martian() {
@@ -268,6 +270,17 @@ pub(super) fn refuse(
     }
     if index == OVER_LIMIT {
         return Verdict::Drop(DropReason::SourceLimit);
+    }
+    let kind = snapshot.terms(lane.rule).map(|terms| terms.kind);
+    if kind == Some(RuleKind::Outbound) {
+        // The port is in no vm's block, and no other rule takes it.
+        seen.step(lane.frame.into(), Step::Classified(RuleMatch::NoRule));
+        let is_error = lane.only_follows && packet.shape.part != Part::Later;
+        return Verdict::Drop(if is_error {
+            DropReason::IcmpUnmatched
+        } else {
+            DropReason::NoRule
+        });
     }
     let no_backend = Verdict::Drop(DropReason::NoBackend);
     let wanted = snapshot.terms(lane.rule).is_some_and(|terms| terms.reset);

@@ -12,7 +12,7 @@ use core::net::IpAddr;
 use super::nat::{CompiledTerms, GRANULE, Nat, RuleKind};
 use super::probe_map::{NONE, ProbeMap};
 use super::registry::{BackendId, Registry};
-use super::spec::{Echo, ProbeSource, Underlay};
+use super::spec::{Echo, Underlay};
 use crate::encapsulation::Template;
 use crate::flow::Ticks;
 use crate::hash::{Hasher, TupleHasher};
@@ -192,7 +192,6 @@ pub struct Snapshot<'m> {
     generation: u64,
     hasher: Hasher,
     underlay: Underlay,
-    probe_source: ProbeSource,
     rule_keys: ProbeMap<'m, u64, 5>,
     ipv6_vips: ProbeMap<'m, [u64; 2], 3>,
     echo: Mem<'m, Echo>,
@@ -382,6 +381,15 @@ impl Snapshot<'_> {
         }
     }
 
+    /// Returns true if the packet is for a port of a backend's block, under the rule of a VIP's SNAT ports.
+    pub(crate) fn is_port_of_block(&self, rule: u32, packet: &Packet) -> bool {
+        let owner = self.rule(rule).map(|rule| {
+            let place = self.table_index(rule, packet, 0);
+            self.backend_at(rule.first_backend, place)
+        });
+        owner.is_some_and(|owner| owner != NO_BACKEND)
+    }
+
     /// Whether a backend gets new flows of a rule that takes this packet: the rule may have led elsewhere
     /// when the packet's flow began.
     #[inline(never)]
@@ -502,11 +510,6 @@ impl Snapshot<'_> {
     /// This node's place on the fabric.
     pub fn underlay(&self) -> &Underlay {
         &self.underlay
-    }
-
-    /// Where a host agent's own probes come from.
-    pub fn probe_source(&self) -> &ProbeSource {
-        &self.probe_source
     }
 
     /// How flows are hashed.

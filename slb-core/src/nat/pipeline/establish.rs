@@ -12,7 +12,7 @@ use crate::nat::reset;
 use crate::nat::table::Refused;
 use crate::nat::tcp::{Direction, Segment};
 use crate::observe::{ConnectionStep, Observe, Step};
-use crate::packet::{EchoMessage, Part};
+use crate::packet::{EchoMessage, Packet, Part};
 use crate::reply::{Limits, Own};
 use crate::service::nat::{CompiledTerms, Local, RuleKind};
 use crate::service::{RuleMatch, Snapshot, Underlay};
@@ -92,11 +92,16 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     ) -> Result<Connection<A>, Verdict> {
         let packet = &lane.packet;
         let is_answer = packet.shape.echo == EchoMessage::Reply;
-        let found = if is_answer {
+        let mut found = if is_answer {
             self.snapshot.classify_echo_reply(packet)
         } else {
             self.snapshot.classify(packet)
         };
+        if let RuleMatch::Rule(index) = found
+            && is_for_no_rule(&self.snapshot, index, packet)
+        {
+            found = RuleMatch::NoRule;
+        }
         seen.step(lane.frame.into(), Step::Classified(found));
         let index = match found {
             RuleMatch::Rule(index) => index,
@@ -113,12 +118,14 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         };
         let rule_slot = rule.slot() as u16;
         if terms.kind == RuleKind::Outbound || is_answer {
-            return Err(NO_CONNECTION); // nobody asked for it
+            // No vm asked for it, or no longer waits for it.
+            seen.step(lane.frame.into(), Step::Connection(ConnectionStep::Missing));
+            return Err(NO_CONNECTION);
         }
         if packet.shape.part == Part::Later {
             return Err(Verdict::Drop(DropReason::FragmentWithoutFirst));
         }
-        if packet.is_martian() || self.snapshot.probe_source().is(packet.tuple().source) {
+        if packet.is_martian() {
             return Err(Verdict::Drop(DropReason::Martian));
         }
         if segment.is_some_and(|segment| !segment.flags.opens()) {
@@ -249,6 +256,22 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         )
         .ok_or(reason)
     }
+}
+
+/// Returns true if a packet of no connection that is for a VIP's SNAT ports is for no rule: the port is
+/// in no vm's block, or the packet asks for a connection, as a SYN and every datagram do. Another TCP
+/// segment or an echo reply for a vm's port may be a late answer to the vm.
+fn is_for_no_rule(snapshot: &Snapshot<'_>, rule: u32, packet: &Packet) -> bool {
+    let kind = snapshot.terms(rule).map(|terms| terms.kind);
+    if kind != Some(RuleKind::Outbound) {
+        return false;
+    }
+    let may_answer = match packet.protocol {
+        protocol::TCP => !packet.opens(),
+        protocol::UDP => false,
+        _ => packet.shape.echo == EchoMessage::Reply,
+    };
+    !may_answer || !snapshot.is_port_of_block(rule, packet)
 }
 
 /// What telling a sender takes.

@@ -472,6 +472,64 @@ fn later_fragments_wait_for_their_first() {
     }
 }
 
+/// Gives a role two fragments behind VLAN tags, and returns the frames that leave, the first
+/// fragment's before the later one's.
+fn tagged(role: &mut impl Role, [first, later]: [&[u8]; 2], is_reversed: bool) -> [Vec<u8>; 2] {
+    fn give<R: Role>(role: &mut R, frame: &[u8]) -> Vec<u8> {
+        let mut buffer = vec![0; HEADROOM];
+        buffer.extend(frame);
+        let mut frame = Frame::new(&mut buffer, HEADROOM, frame.len()).unwrap();
+        frame.set_port(R::port(From::Outside));
+        role.process(NOW, std::slice::from_mut(&mut frame));
+        match frame.verdict() {
+            Verdict::Forward(_) => frame.bytes().to_vec(),
+            verdict => {
+                assert_eq!(verdict, HELD);
+                Vec::new()
+            }
+        }
+    }
+    if !is_reversed {
+        return [give(role, first), give(role, later)];
+    }
+    assert!(give(role, later).is_empty());
+    let first = give(role, first);
+    let mut memory = [0; 4096];
+    let mut spare = Burst::new();
+    spare
+        .push(Frame::new(&mut memory, HEADROOM, 0).unwrap())
+        .unwrap();
+    role.advance(NOW, &mut spare);
+    let later = spare.iter().next().unwrap().bytes().to_vec();
+    [first, later]
+}
+
+#[test]
+fn tagged_fragments_that_waited_leave_as_if_they_had_not() {
+    let tags: [&[u8]; 3] = [&[], &[0x81, 0, 0, 5], &[0x88, 0xa8, 0, 9, 0x81, 0, 0xa0, 5]];
+    for family in FAMILIES {
+        for tags in tags {
+            let there = (family.client(), family.vip());
+            let payload = udp(there, (5000, 53), &data(1500));
+            let mut parts = fragments(there, UDP, &payload, 800, 7);
+            for part in &mut parts {
+                *part = trio::framed(part);
+                part.splice(12..12, tags.iter().copied());
+            }
+            let parts = [&parts[0][..], &parts[1]];
+            let in_order = tagged(&mut mux(Echo::Forward), parts, false);
+            let mut with_room = mux(Echo::Forward).with_room(64);
+            assert_eq!(tagged(&mut with_room, parts, true), in_order);
+
+            let in_order = tagged(&mut proxy(), parts, false);
+            assert_eq!(tagged(&mut proxy().with_room(64), parts, true), in_order);
+            for frame in in_order {
+                assert_eq!(frame[12..12 + tags.len()], *tags);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_server_s_later_fragments_wait_too() {
     for family in FAMILIES {

@@ -1,0 +1,87 @@
+//! A SYN that comes in fragments, at a host agent and a proxy: its later fragments are no answer.
+
+mod trio;
+
+use slb_core::nat::ConnectionState;
+use slb_core::service::BackendId;
+use slb_core::stats::BackendCounters;
+use slb_core::{Host, Proxy, Verdict};
+use trio::{FAMILIES, Family, From, NOW, Role, Shared, TCP, fragments, host, packet, proxy, tcp};
+
+const SYN: u8 = 2;
+const SYN_ACK: u8 = 0x12;
+
+/// A role that keeps connections.
+trait Translator: Role {
+    fn states(&self) -> Vec<ConnectionState>;
+    fn counters(&self, id: BackendId) -> BackendCounters;
+    fn backend(&self, family: Family) -> BackendId;
+}
+
+macro_rules! translator {
+    ($role:ty) => {
+        impl Translator for $role {
+            fn states(&self) -> Vec<ConnectionState> {
+                let table = self.connections();
+                let all = table.ipv4_from(0).chain(table.ipv6_from(0));
+                all.map(|(_, connection)| connection.state).collect()
+            }
+
+            fn counters(&self, id: BackendId) -> BackendCounters {
+                self.backend_counters(id).unwrap()
+            }
+
+            fn backend(&self, family: Family) -> BackendId {
+                self.snapshot().backends()[usize::from(family.is_ipv6)].id()
+            }
+        }
+    };
+}
+
+translator!(Host<'static, Shared>);
+translator!(Proxy<'static, Shared>);
+
+fn a_syn_in_fragments(mut role: impl Translator, family: Family) {
+    let id = role.backend(family);
+    let counted = |role: &_| {
+        let counters = Translator::counters(role, id);
+        (counters.accepted, counters.failures)
+    };
+    let there = (family.client(), family.vip());
+    let syn = tcp(there, (5000, 80), SYN, &[7; 200]);
+    // The second one asks again, which its first fragment alone counts.
+    for asked_again in [0, 1] {
+        for part in fragments(there, TCP, &syn, 64, asked_again) {
+            let (verdict, _) = role.give(NOW, From::Outside, &part);
+            assert!(matches!(verdict, Verdict::Forward(_)), "{verdict:?}");
+            assert_eq!(role.states(), [ConnectionState::SynSent]);
+            assert_eq!(counted(&role), (0, u64::from(asked_again)));
+        }
+    }
+    let back = (family.dip(), family.client());
+    let answer = packet(back, TCP, &tcp(back, (8080, 5000), SYN_ACK, b""));
+    role.pass(NOW, From::Inside, &answer);
+    assert_ne!(role.states(), [ConnectionState::SynSent]);
+    assert_eq!(counted(&role), (1, 1));
+}
+
+#[test]
+fn a_syn_s_own_later_fragments_are_no_answer_at_a_host_and_a_proxy() {
+    for family in FAMILIES {
+        a_syn_in_fragments(host(), family);
+        a_syn_in_fragments(proxy(), family);
+    }
+}
+
+#[test]
+fn a_vm_s_own_fragmented_syn_is_not_answered_by_itself() {
+    for family in FAMILIES {
+        let mut host = host();
+        let there = (family.dip(), family.client());
+        let syn = tcp(there, (5000, 443), SYN, &[7; 200]);
+        for part in fragments(there, TCP, &syn, 64, 1) {
+            host.pass(NOW, From::Inside, &part);
+            assert_eq!(host.states(), [ConnectionState::SynSent]);
+        }
+    }
+}

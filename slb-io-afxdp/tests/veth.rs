@@ -9,12 +9,13 @@
 mod world;
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use slb_core::wire::checksum::checksum;
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::{Burst, Frame, PacketIo, PortId, Verdict};
 use slb_io_afxdp::{
@@ -307,6 +308,102 @@ fn what_is_not_the_balancers_stays_with_the_kernel() {
     assert!(!comes(&mut io, "20.20.20.101:80"));
     assert!(!run("ip link show dev c0").contains("xdp"));
     assert_none_lost(settle(&mut io));
+}
+
+/// A UDP datagram of either family behind VLAN tags.
+fn tagged_datagram(tags: &[u16], to: IpAddr) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    for tag in tags {
+        frame.extend(tag.to_be_bytes());
+        frame.extend([0, 7]);
+    }
+    let datagram = [&[0x13, 0x88, 0, 53, 0, 13, 0, 0][..], b"hello"].concat();
+    match to {
+        IpAddr::V4(to) => {
+            let mut header = [0x45, 0, 0, 33, 0, 0, 0, 0, 64, 17, 0, 0, 10, 9, 0, 1]
+                .into_iter()
+                .chain(to.octets())
+                .collect::<Vec<u8>>();
+            let sum = checksum(&header);
+            header[10..12].copy_from_slice(&sum.to_be_bytes());
+            frame.extend([8, 0]);
+            frame.extend(header);
+        }
+        IpAddr::V6(to) => {
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 13, 17, 64]);
+            frame.extend("fd09::1".parse::<Ipv6Addr>().unwrap().octets());
+            frame.extend(to.octets());
+        }
+    }
+    frame.extend(datagram);
+    frame.resize(frame.len().max(60), 0);
+    frame
+}
+
+/// The program looks behind the tags that the parser of replay and pipeline looks behind.
+#[test]
+fn frames_for_a_vip_are_taken_behind_tags_of_an_old_qinq() {
+    if let Some(why) = lacking() {
+        skip!("{why}");
+    }
+    enter_own_namespace();
+    let client = Machine::behind("c0");
+    let vips: [(IpAddr, Take); 2] = [
+        ("20.20.20.100".parse().unwrap(), Take::All),
+        ("2001:db8::100".parse().unwrap(), Take::All),
+    ];
+    let mut umem = Umem::new(frames_for(1, 256), SMALL_CHUNK).unwrap();
+    let mut io = AfXdp::open(&mut umem, &[queue(CLIENT, "c0")], 256).unwrap();
+    let _program = attach("c0", Kind::Services, &io, 0, &vips);
+    let mut frames = Vec::new();
+    for (tags, is_read) in [
+        (&[][..], true),
+        (&[0x9100], true),
+        (&[0x9100, 0x9100], true),
+        (&[0x9100, 0x8100], true),
+        (&[0x88a8, 0x9100], true),
+        (&[0x9100, 0x9100, 0x9100], false),
+        (&[0x9300], false),
+    ] {
+        for (to, is_vip) in [
+            (vips[0].0, true),
+            (vips[1].0, true),
+            ("20.20.20.101".parse().unwrap(), false),
+            ("2001:db8::101".parse().unwrap(), false),
+        ] {
+            frames.push((tagged_datagram(tags, to), is_read && is_vip));
+        }
+    }
+    let expected: Vec<Vec<u8>> = frames
+        .iter()
+        .filter(|(_, is_taken)| *is_taken)
+        .map(|(frame, _)| frame.clone())
+        .collect();
+    assert_eq!(expected.len(), 10);
+    // A kernel's own socket would not write such tags, and an AF_XDP one sends the bytes it is given.
+    client.within(move || {
+        let mut umem = Umem::new(frames_for(1, 64), SMALL_CHUNK).unwrap();
+        let mut io = AfXdp::open(&mut umem, &[queue(CLIENT, "eth0")], 64).unwrap();
+        for (bytes, _) in &frames {
+            let mut burst: Burst<'_> = Burst::new();
+            assert_eq!(io.reserve(&mut burst, 1), 1);
+            for frame in burst.iter_mut() {
+                frame.push_back(bytes.len()).unwrap().copy_from_slice(bytes);
+                frame.set_verdict(Verdict::Forward(CLIENT));
+            }
+            assert_eq!(io.transmit(&mut burst).unwrap(), 1);
+        }
+        settle(&mut io);
+    });
+    let mut got = Vec::new();
+    let mut burst = Burst::new();
+    for _ in 0..20 {
+        io.receive(&mut burst).unwrap();
+        got.extend(burst.iter().map(|frame| frame.bytes().to_vec()));
+        io.transmit(&mut burst).unwrap();
+        io.wait(Duration::from_millis(10)).unwrap();
+    }
+    assert_eq!(got, expected);
 }
 
 #[test]

@@ -10,6 +10,8 @@ use trio::{FAMILIES, Family, From, NOW, Role, Shared, TCP, fragments, host, pack
 
 const SYN: u8 = 2;
 const SYN_ACK: u8 = 0x12;
+/// SYN, ACK, FIN, RST, and none.
+const FLAGS: [u8; 5] = [SYN, 0x10, 0x11, 0x14, 0];
 
 /// A role that keeps connections.
 trait Translator: Role {
@@ -41,14 +43,19 @@ macro_rules! translator {
 translator!(Host<'static, Shared>);
 translator!(Proxy<'static, Shared>);
 
-fn a_syn_in_fragments(mut role: impl Translator, family: Family) {
+/// Data of a SYN of which each later fragment of 64 bytes looks like a TCP header with these flags.
+fn like_headers(flags: u8) -> Vec<u8> {
+    [0x50, flags].repeat(100)
+}
+
+fn a_syn_in_fragments(mut role: impl Translator, family: Family, flags: u8) {
     let id = role.backend(family);
     let counted = |role: &_| {
         let counters = Translator::counters(role, id);
         (counters.accepted, counters.failures)
     };
     let there = (family.client(), family.vip());
-    let syn = tcp(there, (5000, 80), SYN, &[7; 200]);
+    let syn = tcp(there, (5000, 80), SYN, &like_headers(flags));
     // The second one asks again, which its first fragment alone counts.
     for asked_again in [0, 1] {
         for part in fragments(there, TCP, &syn, 64, asked_again) {
@@ -68,20 +75,24 @@ fn a_syn_in_fragments(mut role: impl Translator, family: Family) {
 #[test]
 fn a_syn_s_own_later_fragments_are_no_answer_at_a_host_and_a_proxy() {
     for family in FAMILIES {
-        a_syn_in_fragments(host(), family);
-        a_syn_in_fragments(proxy(), family);
+        for flags in FLAGS {
+            a_syn_in_fragments(host(), family, flags);
+            a_syn_in_fragments(proxy(), family, flags);
+        }
     }
 }
 
 #[test]
 fn a_vm_s_own_fragmented_syn_is_not_answered_by_itself() {
     for family in FAMILIES {
-        let mut host = host();
-        let there = (family.dip(), family.client());
-        let syn = tcp(there, (5000, 443), SYN, &[7; 200]);
-        for part in fragments(there, TCP, &syn, 64, 1) {
-            host.pass(NOW, From::Inside, &part);
-            assert_eq!(host.states(), [ConnectionState::SynSent]);
+        for flags in FLAGS {
+            let mut host = host();
+            let there = (family.dip(), family.client());
+            let syn = tcp(there, (5000, 443), SYN, &like_headers(flags));
+            for part in fragments(there, TCP, &syn, 64, 1) {
+                host.pass(NOW, From::Inside, &part);
+                assert_eq!(host.states(), [ConnectionState::SynSent]);
+            }
         }
     }
 }

@@ -19,8 +19,8 @@ use slb_core::health::{Condition, PassivePolicy};
 use slb_core::mem::Memory;
 use slb_core::nat::NatOptions;
 use slb_core::service::{
-    self, BackendHealth, BackendState, Echo, NatTarget, PoolHealth, Prefix, Scheduler, Snapshot,
-    Spec, SpecError, Terms, UdpChecksum,
+    self, BackendHealth, BackendState, Echo, NatTarget, PoolHealth, Prefix, ProbeSource, Scheduler,
+    Snapshot, Spec, SpecError, Terms, UdpChecksum,
 };
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
@@ -183,8 +183,11 @@ pub struct Node {
     pub inside: Vec<Prefix>,
     /// Whether a mux announces a VIP only while a backend of it takes new flows.
     pub withdraw_when_down: bool,
-    /// The addresses that probes come from, if not those that the kernel chooses.
+    /// The addresses that probes come from, if not those that the kernel chooses: of a host agent,
+    /// if not [`PROBE_SOURCE_IPV4`] and [`PROBE_SOURCE_IPV6`].
     pub probe_sources: Vec<IpAddr>,
+    /// Whether the node probes backends at all.
+    pub probing: bool,
 }
 
 /// `[[frontend]]`: a VIP.
@@ -396,6 +399,13 @@ pub struct Outbound {
 
 /// The shortest idle timeout, and the default.
 pub const MIN_IDLE_TIMEOUT: Duration = Duration::from_secs(4 * 60);
+/// Where a host agent's probes of its vms come from, if it is not said: Azure's address, whose
+/// packets vms there let in.
+pub const PROBE_SOURCE_IPV4: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+/// The same for IPv6: unique local (RFC 4193), with the IPv4 address in its end. A link-local one
+/// would never come back from a vm by XDP, which leaves those to the kernel.
+pub const PROBE_SOURCE_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd73, 0x6c62, 0, 0, 0, 0, 0xa83f, 0x8110);
+
 /// The longest idle timeout.
 pub const MAX_IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
@@ -522,6 +532,7 @@ impl Config {
             outbound: if is_proxy { &[] } else { &outbound },
             muxes: &self.node.muxes,
             inside: &self.node.inside,
+            probe_source: self.node.probe_source(),
             proxy: is_proxy.then(|| self.ports.spec(&ports)),
         })
     }
@@ -757,6 +768,25 @@ impl Config {
 }
 
 impl Node {
+    /// Where a host agent's probes come from; none for the other roles, and where it does not
+    /// probe.
+    pub fn probe_source(&self) -> ProbeSource {
+        if self.role != Role::Host || !self.probing {
+            return ProbeSource::default();
+        }
+        let mut source = ProbeSource {
+            ipv4: Some(PROBE_SOURCE_IPV4),
+            ipv6: Some(PROBE_SOURCE_IPV6),
+        };
+        for address in &self.probe_sources {
+            match address {
+                IpAddr::V4(address) => source.ipv4 = Some(*address),
+                IpAddr::V6(address) => source.ipv6 = Some(*address),
+            }
+        }
+        source
+    }
+
     /// Whether an address is this node's on the fabric.
     pub fn is(&self, address: IpAddr) -> bool {
         match address {

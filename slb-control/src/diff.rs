@@ -112,6 +112,7 @@ impl Diff {
             ("muxes", was.muxes == is.muxes),
             ("inside", was.inside == is.inside),
             ("probe_sources", was.probe_sources == is.probe_sources),
+            ("probing", was.probing == is.probing),
             (
                 "withdraw_when_down",
                 was.withdraw_when_down == is.withdraw_when_down,

@@ -10,6 +10,7 @@
 mod ask;
 mod prober;
 mod tls;
+mod vms;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -19,6 +20,7 @@ use slb_core::wire::vxlan::Vni;
 
 pub use ask::{Asker, ProbeFailure};
 pub use prober::{Change, Prober};
+pub use vms::{ProberEnd, VmPort, WorkerEnd, way};
 
 use crate::config::{Config, Probe, Role};
 
@@ -30,6 +32,8 @@ pub struct Target {
     /// The network that the address is of: another network's backend of the same address is
     /// another one.
     pub vni: Vni,
+    /// Where a host agent reaches it, as a vm of its own; `None`: the kernel finds the way.
+    pub vm: Option<VmPort>,
     /// How it is asked.
     pub probe: Probe,
 }
@@ -38,33 +42,48 @@ pub struct Target {
 pub type BackendName = (String, String);
 
 /// Who is asked: each address of a network once for each probe that a rule of one of its pools
-/// names; and which backends it is. A host agent asks the vms of its own machine.
+/// names; and which backends it is. A host agent asks the vms of its own machine, through their
+/// ports.
 pub fn targets(config: &Config) -> Vec<(Target, Vec<BackendName>)> {
-    let mut all: BTreeMap<(usize, u32, IpAddr), (Vni, Vec<BackendName>)> = BTreeMap::new();
+    let mut all: BTreeMap<(usize, u32, IpAddr), (Target, Vec<BackendName>)> = BTreeMap::new();
     let is_host = config.node.role == Role::Host;
-    for (pool, probe) in config.probed_pools() {
+    let (vms, source) = (config.vms(), config.node.probe_source());
+    let probed = config.probed_pools().into_iter();
+    for (pool, probe) in probed.filter(|_| config.node.probing) {
         let pool = &config.pools[pool];
         let used = pool.backends.iter().filter(|backend| {
             // One that the configuration says is not to be used is not asked.
             backend.state != BackendState::Unhealthy && (!is_host || config.node.is(backend.host))
         });
         for backend in used {
-            let key = (probe, pool.vni.get(), backend.address);
-            let (_, names) = all.entry(key).or_insert((pool.vni, Vec::new()));
+            let (address, vni) = (backend.address, pool.vni);
+            let source = match address {
+                IpAddr::V4(_) => source.ipv4.map(IpAddr::from),
+                IpAddr::V6(_) => source.ipv6.map(IpAddr::from),
+            };
+            let vm = vms.iter().find(|vm| {
+                vm.vni == vni && vm.mac == backend.mac() && vm.addresses.contains(&address)
+            });
+            let vm = vm.and_then(|vm| {
+                Some(VmPort {
+                    port: vm.port?,
+                    mac: vm.mac,
+                    source: source?,
+                })
+            });
+            let key = (probe, vni.get(), address);
+            let (_, names) = all.entry(key).or_insert_with(|| {
+                let probe = config.probes[probe].clone();
+                let target = Target {
+                    address,
+                    vni,
+                    vm,
+                    probe,
+                };
+                (target, Vec::new())
+            });
             names.push((pool.name.clone(), backend.name.clone()));
         }
     }
-    let target = |((probe, _, address), (vni, names))| {
-        let probe: &Probe = &config.probes[probe];
-        let probe = probe.clone();
-        (
-            Target {
-                address,
-                vni,
-                probe,
-            },
-            names,
-        )
-    };
-    all.into_iter().map(target).collect()
+    all.into_values().collect()
 }

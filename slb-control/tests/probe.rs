@@ -66,6 +66,7 @@ fn target(probe: &str, address: SocketAddr) -> Target {
     Target {
         address: address.ip(),
         vni: Vni::default(),
+        vm: None,
         probe,
     }
 }

@@ -8,11 +8,13 @@ use slb_core::health::Condition;
 use slb_core::mem::{Arena, Line};
 use slb_core::service::{
     Backend, BackendHealth, BackendState, Echo, Frontend, FrontendPort, InboundNat, NatTarget,
-    Outbound, Pool, PoolHealth, PortMode, Protocol, ProxyPorts, Rule, Scheduler, Snapshot, Spec,
-    SpecError, Terms, Underlay, derived_mac,
+    Outbound, Pool, PoolHealth, PortMode, ProbeSource, Protocol, ProxyPorts, Rule, Scheduler,
+    Snapshot, Spec, SpecError, Terms, Underlay, derived_mac,
 };
 use slb_core::wire::vxlan::Vni;
-use slb_core::{BURST, Burst, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Proxy, Verdict};
+use slb_core::{
+    BURST, Burst, DropReason, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Proxy, Verdict,
+};
 
 const BACKENDS: usize = 4;
 const KEY: Key = Key::new([5, 6]);
@@ -36,6 +38,7 @@ struct Plan {
     ipv6: bool,
     proxy: bool,
     scheduler: Scheduler,
+    probe_source: ProbeSource,
     states: [BackendState; BACKENDS],
     found: [[BackendHealth; BACKENDS]; 2],
 }
@@ -55,6 +58,7 @@ impl Plan {
             ipv6,
             proxy: false,
             scheduler: Scheduler::Maglev,
+            probe_source: ProbeSource::default(),
             states: [BackendState::Healthy; BACKENDS],
             found: [[WELL; BACKENDS]; 2],
         }
@@ -157,6 +161,7 @@ impl Plan {
                 },
             }],
             outbound: if self.proxy { &[] } else { &outbound },
+            probe_source: self.probe_source,
             proxy: self.proxy.then_some(ProxyPorts {
                 mode: PortMode::Single,
                 frontends: &ports,
@@ -705,6 +710,40 @@ fn a_proxy_chooses_and_resets_by_rule() {
                 .collect();
             assert_eq!(chosen.contains(&3), port != OTHER, "port {port}");
             assert!(chosen.len() >= 3);
+        }
+    }
+}
+
+#[test]
+fn the_probes_source_is_nobodys_but_the_probers() {
+    for ipv6 in [false, true] {
+        let mut plan = Plan::new(ipv6);
+        let source = client(5, ipv6);
+        match source.0 {
+            IpAddr::V4(address) => plan.probe_source.ipv4 = Some(address),
+            IpAddr::V6(address) => plan.probe_source.ipv6 = Some(address),
+        }
+        let mut host = Host::with_capacity(plan.snapshot(), 64, KEY);
+        let mac = derived_mac(dip(1, ipv6)).0;
+        // A vm's answers to it, and whatever else the vm sends there, come out untouched: there is an
+        // outbound rule, which translates all else.
+        for flags in ["SA", "A", "S"] {
+            let answer = tcp(mac, (dip(1, ipv6), 8000), source, flags);
+            let (verdict, bytes) = give!(host, PortId(2), &answer);
+            assert_eq!((verdict, &bytes), (Verdict::Pass, &answer), "{flags}");
+        }
+        let elsewhere = tcp(mac, (dip(1, ipv6), 8000), client(6, ipv6), "S");
+        let (verdict, bytes) = give!(host, PortId(2), &elsewhere);
+        assert_eq!(verdict, Verdict::Forward(FABRIC));
+        assert_ne!(ends(&bytes).0.0, dip(1, ipv6));
+        // From the fabric nobody has it.
+        for (number, expected) in [
+            (5, Verdict::Drop(DropReason::Martian)),
+            (6, Verdict::Forward(PortId(2))),
+        ] {
+            let syn = tcp(CLIENT_MAC, client(number, ipv6), (vip(ipv6), PLAIN), "S");
+            let (verdict, _) = give!(host, FABRIC, &encapsulated(1, &syn, ipv6));
+            assert_eq!(verdict, expected);
         }
     }
 }

@@ -1204,6 +1204,15 @@ int slb_builder_outbound(struct slb_builder *builder, const struct slb_outbound 
 int slb_builder_mux(struct slb_builder *builder, const struct slb_address *address);
 
 /**
+ * The address, one of each family, that the caller's probes of a host's vms come from. What vms
+ * send to it is passed, whatever outbound rules say.
+ *
+ * The caller promises:
+ * It is a builder, and `address` points to one.
+ */
+int slb_builder_probe_source(struct slb_builder *builder, const struct slb_address *address);
+
+/**
  * Makes it the configuration of a proxy, whose backends are at `backend_port`. `multi`: 0: one
  * frontend port; else any number, each with an address.
  *

@@ -11,8 +11,8 @@ use slb_core::health::Condition;
 use slb_core::mem::{Arena, Counter, Line, Mem, Memory};
 use slb_core::service::{
     Backend, BackendHealth, Echo, Frontend, FrontendPort, INSIDE, InboundNat, NatTarget, Outbound,
-    Pool, PoolHealth, PortMode, Protocol, ProxyPorts, Rule, Scheduler, SourceRewrite, Spec, Terms,
-    UdpChecksum, Underlay,
+    Pool, PoolHealth, PortMode, ProbeSource, Protocol, ProxyPorts, Rule, Scheduler, SourceRewrite,
+    Spec, Terms, UdpChecksum, Underlay,
 };
 use slb_core::wire::vxlan::Vni;
 
@@ -134,6 +134,7 @@ struct Parts {
     outbound: List<(Outbound<'static>, usize, usize)>,
     outbound_frontends: List<usize>,
     muxes: List<IpAddr>,
+    probe_source: ProbeSource,
     frontend_ports: List<FrontendPort>,
     source_rewrites: List<SourceRewrite>,
     proxy: Option<(PortMode, PortId)>,
@@ -201,6 +202,7 @@ impl Parts {
             outbound: List::take(memory, capacity.outbound, (outbound, 0, 0))?,
             outbound_frontends: List::take(memory, capacity.outbound_frontends, 0)?,
             muxes: List::take(memory, capacity.muxes, ANY)?,
+            probe_source: ProbeSource::default(),
             frontend_ports: List::take(memory, capacity.frontend_ports, FrontendPort::default())?,
             source_rewrites: List::take(memory, capacity.source_rewrites, rewrite)?,
             proxy: None,
@@ -255,6 +257,7 @@ impl Builder {
             outbound,
             outbound_frontends,
             muxes,
+            probe_source,
             frontend_ports,
             source_rewrites,
             proxy,
@@ -312,6 +315,7 @@ impl Builder {
             outbound: &spec_outbound,
             inside: INSIDE,
             muxes: muxes.all(),
+            probe_source: *probe_source,
             proxy: proxy.map(|(mode, backend)| ProxyPorts {
                 mode,
                 frontends: frontend_ports.all(),
@@ -886,6 +890,28 @@ pub unsafe extern "C" fn slb_builder_mux(
     };
     // SAFETY: the caller promises it.
     unsafe { change(builder, add) }
+}
+
+/// The address, one of each family, that the caller's probes of a host's vms come from. What vms
+/// send to it is passed, whatever outbound rules say.
+///
+/// # Safety
+/// It is a builder, and `address` points to one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_probe_source(
+    builder: *mut slb_builder,
+    address: *const slb_address,
+) -> c_int {
+    let set = |parts: &mut Parts| {
+        // SAFETY: the caller promises it.
+        match unsafe { shared(address) }?.required()? {
+            IpAddr::V4(address) => parts.probe_source.ipv4 = Some(address),
+            IpAddr::V6(address) => parts.probe_source.ipv6 = Some(address),
+        }
+        Ok(0)
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, set) }
 }
 
 /// Makes it the configuration of a proxy, whose backends are at `backend_port`. `multi`: 0: one

@@ -20,6 +20,7 @@ mod mailbox;
 mod metrics;
 mod next_hops;
 mod offload;
+mod probes;
 mod rights;
 mod status;
 mod watchdog;
@@ -30,7 +31,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use slb_control::probe::Prober;
+use slb_control::probe::{Prober, ProberEnd, way};
 use slb_control::{Config, PassiveHealth, Role, SlowStart};
 use slb_core::PortId;
 use slb_core::counters::CounterMemory;
@@ -77,6 +78,14 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
 
     let cpus = worker::allowed_cpus(&options.cpus)?;
     let slots = plan.by_worker(role);
+    // A host agent's one worker has all of its vms' ports.
+    let (mut of_worker, of_prober) = match role {
+        Role::Host => {
+            let (of_worker, of_prober) = way();
+            (Some(of_worker), Some(of_prober))
+        }
+        Role::Mux | Role::Proxy => (None, None),
+    };
     let mut workers = Vec::new();
     for (number, slots) in slots.iter().enumerate() {
         let queues = plan.queues(slots);
@@ -88,6 +97,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
             kernel: kernel_device(options, role, &queues)?,
             ring: options.ring,
             waits: !options.busy,
+            probes: of_worker.take(),
             queues,
         })?);
     }
@@ -96,7 +106,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     for (program, taken) in programs.iter_mut().flatten().zip(&taken) {
         start_program(program, &workers, taken).map_err(Failure::failed)?;
     }
-    let prober = prober(&given)?;
+    let prober = prober(&given, of_prober)?;
     info!(
         role = role.name(),
         workers = workers.len(),
@@ -138,15 +148,17 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     control.run(endpoint, place)
 }
 
-/// Whoever chooses backends asks how they are; a host agent does not choose.
-fn prober(given: &Config) -> Result<Option<Prober>, Failure> {
-    if given.node.role == Role::Host {
-        return Ok(None);
-    }
-    let prober = Prober::start(&given.node.probe_sources).map_err(Failure::failed)?;
-    // The rest is for devices, metrics and the status.
-    let sockets = rights::raise_open_files().saturating_sub(OTHER_FILES);
-    let mut prober = prober.with_sockets(sockets.clamp(16, MOST_PROBES));
+/// Whoever chooses backends asks how they are; a host agent asks its own vms, through their ports.
+fn prober(given: &Config, way: Option<ProberEnd>) -> Result<Option<Prober>, Failure> {
+    let mut prober = match way {
+        Some(way) => Prober::through_vms(way).map_err(Failure::failed)?,
+        None => {
+            let prober = Prober::start(&given.node.probe_sources).map_err(Failure::failed)?;
+            // The rest is for devices, metrics and the status.
+            let sockets = rights::raise_open_files().saturating_sub(OTHER_FILES);
+            prober.with_sockets(sockets.clamp(16, MOST_PROBES))
+        }
+    };
     prober.set(given);
     Ok(Some(prober))
 }

@@ -202,6 +202,7 @@ fn read_node(section: Section<'_>) -> Option<Node> {
             .into_iter()
             .map(|(address, _)| address)
             .collect(),
+        probing: section.boolean("probing", true),
     };
     section.finish();
     role.map(|_| node)

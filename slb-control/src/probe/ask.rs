@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
+use super::vms::{VmStream, Vms};
 use super::{Target, tls};
 use crate::config::ProbeProtocol;
 
@@ -100,6 +101,8 @@ impl std::error::Error for ProbeFailure {
 pub struct Asker {
     /// The addresses to ask from, one of each family.
     sources: Vec<IpAddr>,
+    /// Of a host agent: the way to its vms.
+    vms: Option<Vms>,
     checked: TlsConnector,
     unchecked: TlsConnector,
 }
@@ -110,8 +113,17 @@ impl Asker {
     pub fn new(sources: &[IpAddr]) -> Self {
         Self {
             sources: sources.to_vec(),
+            vms: None,
             checked: TlsConnector::from(Arc::new(tls::checked())),
             unchecked: TlsConnector::from(Arc::new(tls::unchecked())),
+        }
+    }
+
+    /// The same for a host agent, which has a way to its vms of its own.
+    pub(super) fn through(vms: Vms) -> Self {
+        Self {
+            vms: Some(vms),
+            ..Self::new(&[])
         }
     }
 
@@ -126,15 +138,30 @@ impl Asker {
     }
 
     async fn converse(&self, target: &Target) -> Result<(), ProbeFailure> {
+        let to = SocketAddr::new(target.address, target.probe.port);
+        if let (Some(vm), Some(vms)) = (target.vm, &self.vms) {
+            let stream: io::Result<VmStream> = vms.connect(vm, to).await;
+            return self
+                .speak(stream.map_err(ProbeFailure::Connect)?, target)
+                .await;
+        }
         let stream = self.connect(target).await;
         let stream = stream.map_err(ProbeFailure::of_connecting)?;
+        if target.probe.protocol == ProbeProtocol::Tcp {
+            // It ends with a RST: no TIME-WAIT is kept for it at either end.
+            let _: io::Result<()> = stream.set_zero_linger();
+        }
+        self.speak(stream, target).await
+    }
+
+    /// What there is to say once there is a connection.
+    async fn speak<S>(&self, stream: S, target: &Target) -> Result<(), ProbeFailure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let probe = &target.probe;
         match probe.protocol {
-            // The handshake is all. It ends with a RST: no TIME-WAIT is kept for it at either end.
-            ProbeProtocol::Tcp => {
-                let _: io::Result<()> = stream.set_zero_linger();
-                Ok(())
-            }
+            ProbeProtocol::Tcp => Ok(()), // the handshake is all
             ProbeProtocol::Http => get(stream, target).await,
             ProbeProtocol::Https => {
                 let connector = match probe.verify_certificate {

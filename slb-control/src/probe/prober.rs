@@ -16,7 +16,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::sleep_until;
 
-use super::{Asker, BackendName, ProbeFailure, Target, targets};
+use super::vms::Vms;
+use super::{Asker, BackendName, ProbeFailure, ProberEnd, Target, targets};
 use crate::config::{Backend, Config, NoHealthyBackends};
 
 /// Probes go out at multiples of this: those that are due together cost one awakening.
@@ -94,6 +95,19 @@ impl Prober {
     /// # Errors
     /// There is no thread to be had.
     pub fn start(sources: &[IpAddr]) -> io::Result<Self> {
+        Self::with(Asker::new(sources), None)
+    }
+
+    /// A host agent's, which asks its vms by a way of its own, and nobody yet.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn through_vms(way: ProberEnd) -> io::Result<Self> {
+        let vms = Vms::new(way);
+        Self::with(Asker::through(vms.clone()), Some(vms))
+    }
+
+    fn with(asker: Asker, vms: Option<Vms>) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -104,10 +118,13 @@ impl Prober {
                     let _ = stopped.await;
                 });
             })?;
+        if let Some(vms) = vms {
+            handle.spawn(vms.run());
+        }
         let (tell, told) = channel();
         Ok(Self {
             runtime: handle,
-            asker: Asker::new(sources),
+            asker,
             begin: Clock::now(),
             asked: Vec::new(),
             tell,

@@ -6,6 +6,7 @@
 //! | from the fabric, for the vm's own address | handed over as it is |
 //! | from the fabric, a SYN, a datagram or an echo request for a SNAT port, of no connection | dropped as for no rule |
 //! | from the fabric, another segment or an echo reply for a SNAT port, of no connection | dropped as of no connection: a late answer; as for no rule where the port is in no block |
+//! | from a vm, to who probes it | passed on as it is |
 //! | from a vm, to a neighbour in its network | passed on as it is |
 //! | from a vm, to an address that is inside ([`Spec::inside`](crate::service::Spec::inside)) | passed on as it is, and so are its answers |
 //! | from a vm that no outbound rule lets out, to a VIP | passed on as it is: an internal one asks for no other name |
@@ -146,7 +147,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
 
 /// Whether a vm's packets to an address leave as they are.
 pub(super) fn is_inside(snapshot: &Snapshot<'_>, vm: &Vm, address: IpAddr) -> bool {
-    is_local(address) || snapshot.nat.is_neighbour(address, vm.vni)
+    is_local(address)
+        || snapshot.nat.is_neighbour(address, vm.vni)
+        || snapshot.probe_source().is(address)
 }
 
 /// Whether an address is never on the outside.

@@ -17,6 +17,6 @@ pub use registry::BackendId;
 pub use snapshot::{CompiledBackend, CompiledRule, NO_BACKEND, RuleMatch, Snapshot};
 pub use spec::{
     Answers, Backend, BackendHealth, BackendState, Echo, Frontend, INSIDE, InboundNat, NatTarget,
-    Outbound, Pool, PoolHealth, Prefix, Protocol, Rule, Scheduler, Spec, SpecError, Terms,
-    UdpChecksum, Underlay, derived_mac,
+    Outbound, Pool, PoolHealth, Prefix, ProbeSource, Protocol, Rule, Scheduler, Spec, SpecError,
+    Terms, UdpChecksum, Underlay, derived_mac,
 };

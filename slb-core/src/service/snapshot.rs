@@ -12,7 +12,7 @@ use core::net::IpAddr;
 use super::nat::{CompiledTerms, GRANULE, Nat, RuleKind};
 use super::probe_map::{NONE, ProbeMap};
 use super::registry::{BackendId, Registry};
-use super::spec::{Echo, Underlay};
+use super::spec::{Echo, ProbeSource, Underlay};
 use crate::encapsulation::Template;
 use crate::flow::Ticks;
 use crate::hash::{Hasher, TupleHasher};
@@ -192,6 +192,7 @@ pub struct Snapshot<'m> {
     generation: u64,
     hasher: Hasher,
     underlay: Underlay,
+    probe_source: ProbeSource,
     rule_keys: ProbeMap<'m, u64, 5>,
     ipv6_vips: ProbeMap<'m, [u64; 2], 3>,
     echo: Mem<'m, Echo>,
@@ -510,6 +511,11 @@ impl Snapshot<'_> {
     /// This node's place on the fabric.
     pub fn underlay(&self) -> &Underlay {
         &self.underlay
+    }
+
+    /// Where a host agent's own probes come from.
+    pub fn probe_source(&self) -> &ProbeSource {
+        &self.probe_source
     }
 
     /// How flows are hashed.

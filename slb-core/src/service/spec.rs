@@ -41,8 +41,33 @@ pub struct Spec<'a> {
     /// Of a host agent: the addresses that vms reach under their own, without an outbound rule, and
     /// that vms answer under their own. The rest is outside. [`INSIDE`] by default.
     pub inside: &'a [Prefix],
+    /// Of a host agent: where probes of its own vms come from.
+    pub probe_source: ProbeSource,
     /// Of a proxy: its ports. All backends are then behind the backend port.
     pub proxy: Option<ProxyPorts<'a>>,
+}
+
+/// The addresses that a host agent's own probes of its vms come from, the same on every host.
+///
+/// What a vm sends to them is passed as it is, whatever outbound rules say: the caller, who probes,
+/// takes it from there. Nobody else has them for a source: what comes from the fabric with one is
+/// dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProbeSource {
+    /// Towards vms with IPv4 addresses.
+    pub ipv4: Option<Ipv4Addr>,
+    /// Towards vms with IPv6 addresses.
+    pub ipv6: Option<Ipv6Addr>,
+}
+
+impl ProbeSource {
+    /// Whether an address is one of them.
+    pub fn is(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.ipv4 == Some(address),
+            IpAddr::V6(address) => self.ipv6 == Some(address),
+        }
+    }
 }
 
 impl Default for Spec<'_> {
@@ -59,6 +84,7 @@ impl Default for Spec<'_> {
             outbound: &[],
             muxes: &[],
             inside: INSIDE,
+            probe_source: ProbeSource::default(),
             proxy: None,
         }
     }

@@ -165,6 +165,7 @@ impl Plan {
                 ..Rule::default()
             }],
             health: &[],
+            probe_source: slb_core::service::ProbeSource::default(),
             pools: &[Pool {
                 name: "servers",
                 vni: Vni::new(5001).unwrap(),

@@ -209,6 +209,12 @@ static slb_builder *builders(void) {
     IS(slb_builder_mux(builder, NULL), SLB_ERROR_NULL);
     IS(slb_builder_mux(builder, &mux), 0);
     IS(slb_builder_mux(builder, &mux), SLB_ERROR_FULL);
+    mux.family = 0;
+    IS(slb_builder_probe_source(builder, &mux), SLB_ERROR_RANGE);
+    mux.family = 4;
+    IS(slb_builder_probe_source(builder, NULL), SLB_ERROR_NULL);
+    IS(slb_builder_probe_source(NULL, &mux), SLB_ERROR_NULL);
+    IS(slb_builder_probe_source(builder, &mux), SLB_OK);
     IS(slb_builder_proxy(NULL, 0, 1), SLB_ERROR_NULL);
     IS(slb_builder_frontend_port(NULL, 0, NULL), SLB_ERROR_NULL);
     mux.family = 6;

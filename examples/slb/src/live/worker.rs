@@ -9,6 +9,7 @@ use std::time::{Duration, Instant as Clock};
 
 use rustix::thread::CpuSet;
 use slb_control::Config;
+use slb_control::probe::WorkerEnd;
 use slb_core::counters::CounterMemory;
 use slb_core::service::Snapshot;
 use slb_core::{BURST, Burst, Instant, Key, PacketIo, PortId};
@@ -19,7 +20,7 @@ use tracing::{debug, error, warn};
 use super::device::{Queues, TunQueue};
 use super::mailbox::{Mailbox, Recipient};
 use super::offload::Offload;
-use super::{WAIT, memory_for};
+use super::{WAIT, memory_for, probes};
 use crate::Failure;
 use crate::balancer::Balancer;
 use crate::report::Tally;
@@ -46,6 +47,8 @@ pub(super) struct Start {
     pub(super) ring: u32,
     /// Whether it waits for packets, or asks for them all the time.
     pub(super) waits: bool,
+    /// Of a host agent: the way between its vms and the prober.
+    pub(super) probes: Option<WorkerEnd>,
 }
 
 /// A worker that runs.
@@ -202,6 +205,7 @@ fn work(
         mailbox,
         orders,
         waits: start.waits,
+        probes: start.probes,
         begin: Clock::now(),
         work: Work::default(),
         earlier: Vec::new(),
@@ -255,6 +259,7 @@ struct Moving<'w> {
     mailbox: &'w Letterbox,
     orders: &'w Receiver<Order>,
     waits: bool,
+    probes: Option<WorkerEnd>,
     begin: Clock,
     work: Work,
     /// What devices counted that are closed.
@@ -374,6 +379,9 @@ impl Moving<'_> {
                 io.reserve(&mut spare, SPARE);
                 self.balancer.advance(now, &mut spare);
                 io.transmit(&mut spare)?;
+                if let Some(probes) = &self.probes {
+                    probes::send(probes, &self.balancer, io)?;
+                }
             }
             if count > 0 {
                 idle = 0;
@@ -381,6 +389,9 @@ impl Moving<'_> {
                     self.look_at_checksum(frame.port(), frame.bytes());
                 }
                 self.balancer.process(now, &mut burst, &mut ());
+                if let Some(probes) = &self.probes {
+                    probes::collect(probes, &self.balancer, &mut burst);
+                }
                 io.transmit(&mut burst)?;
                 self.work.bursts += 1;
                 self.work.busy += clock.elapsed();

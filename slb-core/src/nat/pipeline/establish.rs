@@ -125,7 +125,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if packet.shape.part == Part::Later {
             return Err(Verdict::Drop(DropReason::FragmentWithoutFirst));
         }
-        if packet.is_martian() {
+        if packet.is_martian() || self.snapshot.probe_source().is(packet.tuple().source) {
             return Err(Verdict::Drop(DropReason::Martian));
         }
         if segment.is_some_and(|segment| !segment.flags.opens()) {

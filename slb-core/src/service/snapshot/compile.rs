@@ -174,6 +174,7 @@ impl<'m> Snapshot<'m> {
             generation,
             hasher: spec.hasher.clone(),
             underlay: spec.underlay,
+            probe_source: spec.probe_source,
             backend_ids: backend_ids.ok_or(none)?,
             rule_ids: rule_ids.ok_or(none)?,
             rule_keys: ProbeMap::new(

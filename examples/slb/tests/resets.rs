@@ -1,0 +1,439 @@
+//! A service hangs: who probes it finds out, each process for itself, and both ends of its connections
+//! get their RST.
+//!
+//! ```text
+//!  client 198.51.100.10 ── router ──┬─────────────┬──────────────────┐
+//!                                  mux           host ── vm1 10.10.1.11, network 5001
+//!                              172.16.0.11   172.16.0.101 └─ vm2 10.10.1.11, network 5002
+//! ```
+//! Both vms have one address, each in a network of its own. Over AF_XDP the vms are behind veth, over
+//! TUN behind tap devices.
+//!
+//! Needs root; without, or where a tool is missing, it says so and is skipped.
+
+#[macro_use]
+mod common;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::world::{Process, World, lacking};
+
+const CLIENT: &str = "198.51.100.10";
+const CLIENT6: &str = "2001:db8:c::10";
+/// The VIPs of a vm's network.
+const VIPS: [[&str; 2]; 2] = [
+    ["20.20.20.101", "2001:db8:20::101"],
+    ["20.20.20.102", "2001:db8:20::102"],
+];
+const DIP: &str = "10.10.1.11";
+const DIP6: &str = "fd00:10:1::11";
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Io {
+    AfXdp,
+    Tun,
+}
+
+/// A TCP connection that waits for data; says when it is there, and how it ended.
+const WAITING: &str = "import socket, sys\n\
+s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 20)\n\
+s.settimeout(None)\n\
+print('connected', flush=True)\n\
+try:\n    print('got', s.recv(1))\n\
+except ConnectionResetError:\n    print('reset')\n";
+
+struct Lab {
+    world: World,
+    io: Io,
+    /// The servers of the vms.
+    servers: Vec<Process>,
+}
+
+impl Lab {
+    fn new(io: Io) -> Self {
+        let kind = if io == Io::AfXdp { "hx" } else { "ht" };
+        let machines = ["client", "router", "mux", "host", "vm1", "vm2"];
+        let world = World::new(kind, &machines);
+        let lab = Self {
+            world,
+            io,
+            servers: Vec::new(),
+        };
+        for machine in machines {
+            lab.on(
+                machine,
+                &[
+                    "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 \
+                   net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 \
+                   net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0",
+                ],
+            );
+        }
+        fs::write(lab.world.path("waiting.py"), WAITING).unwrap();
+        lab.lay();
+        lab
+    }
+
+    fn on(&self, machine: &str, commands: &[&str]) {
+        for command in commands {
+            self.world.on(machine, command);
+        }
+    }
+
+    /// The last number of the network of addresses that nodes have.
+    fn network(&self) -> u32 {
+        if self.io == Io::Tun { 17 } else { 16 }
+    }
+
+    fn lay(&self) {
+        self.world
+            .plain_cable("client", "eth0", "router", "wan", 1500);
+        self.on(
+            "client",
+            &[
+                &format!("ip address add {CLIENT}/24 dev eth0"),
+                &format!("ip address add {CLIENT6}/64 dev eth0"),
+                "ip route add default via 198.51.100.1",
+                "ip route add default via 2001:db8:c::1",
+            ],
+        );
+        self.on(
+            "router",
+            &[
+                "ip address add 198.51.100.1/24 dev wan",
+                "ip address add 2001:db8:c::1/64 dev wan",
+                "ip link add fabric mtu 1600 type bridge",
+                "ip link set fabric up",
+                "ip address add 172.16.0.1/24 dev fabric",
+                "ip address add fd00:16::1/64 dev fabric",
+            ],
+        );
+        for (machine, number) in [("mux", 11), ("host", 101)] {
+            self.world
+                .plain_cable(machine, "eth0", "router", machine, 1600);
+            self.on("router", &[&format!("ip link set {machine} master fabric")]);
+            self.on(
+                machine,
+                &[
+                    &format!("ip address add 172.16.0.{number}/24 dev eth0"),
+                    &format!("ip address add fd00:16::{number}/64 dev eth0"),
+                    "ip route add default via 172.16.0.1",
+                    "ip route add default via fd00:16::1",
+                ],
+            );
+            if self.io == Io::Tun {
+                self.on(
+                    machine,
+                    &[
+                        "ip tuntap add dev slb0 mode tun",
+                        "ip link set slb0 mtu 1600 up",
+                        &format!("ip route add 172.17.0.{number}/32 dev slb0"),
+                        &format!("ip -6 route add fd00:17::{number}/128 dev slb0"),
+                    ],
+                );
+                self.on(
+                    "router",
+                    &[
+                        &format!("ip route add 172.17.0.{number}/32 via 172.16.0.{number}"),
+                        &format!("ip route add fd00:17::{number}/128 via fd00:16::{number}"),
+                    ],
+                );
+            }
+        }
+        for vip in VIPS.concat() {
+            let (family, length, mux) = match vip.contains(':') {
+                true => ("-6", 128, "fd00:16::11"),
+                false => ("-4", 32, "172.16.0.11"),
+            };
+            let route = format!("ip {family} route add {vip}/{length}");
+            self.on("router", &[&format!("{route} via {mux}")]);
+            if self.io == Io::Tun {
+                self.on("mux", &[&format!("{route} dev slb0")]);
+            }
+        }
+        for number in 1..=2 {
+            self.lay_vm(number);
+        }
+    }
+
+    fn lay_vm(&self, number: u32) {
+        let vm = format!("vm{number}");
+        let device = format!("to-{vm}");
+        match self.io {
+            Io::AfXdp => {
+                self.world.plain_cable(&vm, "eth0", "host", &device, 1500);
+            }
+            Io::Tun => {
+                self.world.plain_cable(&vm, "eth0", "host", &device, 1500);
+                self.on(
+                    "host",
+                    &[
+                        &format!("ip tuntap add dev {vm} mode tap"),
+                        &format!("ip link add bridge{number} type bridge"),
+                        &format!("ip link set {vm} master bridge{number} up"),
+                        &format!("ip link set {device} master bridge{number}"),
+                        &format!("ip link set bridge{number} up"),
+                    ],
+                );
+            }
+        }
+        self.on(
+            &vm,
+            &[
+                &format!("ip link set eth0 address 02:00:0a:0a:0{number}:0b up"),
+                &format!("ip address add {DIP}/24 dev eth0"),
+                &format!("ip address add {DIP6}/64 dev eth0"),
+                "ip route add default via 10.10.1.1",
+                "ip route add default via fd00:10:1::1",
+            ],
+        );
+        // The two networks have one gateway too, and no device of the kernel's that could be it.
+        for gateway in ["10.10.1.1", "fd00:10:1::1"] {
+            let own = "lladdr 02:00:00:00:00:01 nud permanent dev eth0";
+            self.on(&vm, &[&format!("ip neighbour replace {gateway} {own}")]);
+        }
+    }
+
+    /// Starts a vm's server, on port 8000.
+    fn serve(&mut self, number: u32) {
+        let vm = format!("vm{number}");
+        let directory = self.world.path(&vm);
+        fs::create_dir_all(&directory).unwrap();
+        let server = self.world.start(
+            &vm,
+            &format!(
+                "python3 -m http.server 8000 --bind :: --directory {} 2>/dev/null",
+                directory.display()
+            ),
+        );
+        self.wait_until("the server listens", || {
+            !self
+                .world
+                .on(&vm, "ss -Hlnt sport = :8000")
+                .trim()
+                .is_empty()
+        });
+        self.servers.push(server);
+    }
+
+    fn configure(&self, role: &str, node: &str) -> String {
+        let network = self.network();
+        let number = if role == "mux" { 11 } else { 101 };
+        let mtu = if self.io == Io::Tun {
+            "mtu = 1600\n"
+        } else {
+            ""
+        };
+        let mut text = format!(
+            "[node]\nrole = \"{role}\"\nhash_seed = 7\nconnections = 4096\nflows = 4096\n{mtu}{node}\
+             underlay = [\"172.{network}.0.{number}\", \"fd00:{network}::{number}\"]\n\
+             muxes = [\"172.{network}.0.11\", \"fd00:{network}::11\"]\n\
+             [[probe]]\nname = \"health\"\nprotocol = \"http\"\nport = 8000\n\
+             interval = \"5s\"\ntimeout = \"1s\"\nthreshold = 1\n"
+        );
+        for vm in 1..=2 {
+            for (family, dip, host) in [
+                ("4", DIP, format!("172.{network}.0.101")),
+                ("6", DIP6, format!("fd00:{network}::101")),
+            ] {
+                let vip = VIPS[vm - 1][usize::from(family == "6")];
+                text += &format!(
+                    "[[frontend]]\nname = \"web{vm}-{family}\"\naddress = \"{vip}\"\n\
+                     [[pool]]\nname = \"vm{vm}-{family}\"\nvni = 500{vm}\n\
+                     backends = [{{ name = \"vm{vm}\", address = \"{dip}\", host = \"{host}\", \
+                     mac = \"02:00:0a:0a:0{vm}:0b\" }}]\n"
+                );
+                for (name, port, probe) in
+                    [("probed", 80, "probe = \"health\"\n"), ("plain", 81, "")]
+                {
+                    text += &format!(
+                        "[[rule]]\nname = \"{name}{vm}-{family}\"\nfrontend = \"web{vm}-{family}\"\n\
+                         pool = \"vm{vm}-{family}\"\nprotocol = \"tcp\"\nfrontend_port = {port}\n\
+                         backend_port = 8000\ntcp_reset = true\n{probe}"
+                    );
+                }
+            }
+        }
+        let path = self.world.path(&format!("{role}.toml"));
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+
+    fn start(&self, role: &str, node: &str) -> Process {
+        let config = self.configure(role, node);
+        let io = match (role, self.io) {
+            ("mux", Io::AfXdp) => "--io afxdp:eth0",
+            ("mux", Io::Tun) => "--io tun:slb0",
+            (_, Io::AfXdp) => "--io 0=afxdp:eth0 --io vm1=afxdp:to-vm1 --io vm2=afxdp:to-vm2",
+            (_, Io::Tun) => "--io 0=tun:slb0 --io vm1=tap:vm1 --io vm2=tap:vm2",
+        };
+        let slb = env!("CARGO_BIN_EXE_slb");
+        let status = self.world.path(&format!("{role}.sock"));
+        self.world.start(
+            role,
+            &format!(
+                "{slb} {role} --config {config} {io} --status {} --log-level warn",
+                status.display()
+            ),
+        )
+    }
+
+    fn status(&self, role: &str) -> serde_json::Value {
+        let slb = env!("CARGO_BIN_EXE_slb");
+        let socket = self.world.path(&format!("{role}.sock"));
+        let said = self.world.on(
+            role,
+            &format!("{slb} status --socket {} --format json", socket.display()),
+        );
+        serde_json::from_str(&said).unwrap()
+    }
+
+    /// What a node says of a vm: its state in both families, and the rules that it fails.
+    fn standing(&self, role: &str, vm: u32) -> (Vec<String>, Vec<String>) {
+        let status = self.status(role);
+        let name = format!("vm{vm}");
+        let (mut states, mut fails) = (Vec::new(), Vec::new());
+        for backend in status["backends"].as_array().unwrap() {
+            if backend["backend"] == name.as_str() {
+                states.push(backend["state"].as_str().unwrap().to_owned());
+                let rules = backend["fails"].as_array().unwrap().iter();
+                fails.extend(rules.map(|rule| rule.as_str().unwrap().to_owned()));
+            }
+        }
+        (states, fails)
+    }
+
+    #[track_caller]
+    fn wait_until(&self, what: &str, mut is_so: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(30);
+        while !is_so() {
+            assert!(Instant::now() < end, "waited in vain: {what}");
+            sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Connections of a vm's server that are established.
+    fn established(&self, vm: u32) -> usize {
+        let shown = "ss -Htn state established sport = :8000";
+        self.world.on(&format!("vm{vm}"), shown).lines().count()
+    }
+
+    /// A client that has connected and waits.
+    fn wait_at(&self, vip: &str, port: u16) -> Process {
+        let script = self.world.path("waiting.py");
+        let command = format!("python3 {} {vip} {port}", script.display());
+        let mut client = self.world.start("client", &command);
+        let mut line = String::new();
+        let out = client.0.stdout.as_mut().unwrap();
+        // One byte at a time: what comes later is read by others.
+        let mut out = BufReader::with_capacity(1, out);
+        out.read_line(&mut line).unwrap();
+        assert_eq!(line, "connected\n", "{vip} port {port}");
+        client
+    }
+}
+
+/// vm1's server hangs, and vm2's, which has the same address, does not.
+fn who_hangs_is_reset_within_a_second(io: Io) {
+    let mut lab = Lab::new(io);
+    for vm in 1..=2 {
+        lab.serve(vm);
+    }
+    let _host = lab.start("host", "");
+    // From the mux there is no way to an address that two networks have.
+    let _mux = lab.start("mux", "probing = false\n");
+    lab.wait_until("the services answer", || {
+        VIPS.concat().iter().all(|vip| {
+            let vip = match vip.contains(':') {
+                true => format!("[{vip}]"),
+                false => (*vip).to_owned(),
+            };
+            let curl = format!("curl -sS -m 1 -o /dev/null http://{vip}/");
+            let page = lab.world.command("client", &curl).output();
+            page.is_ok_and(|page| page.status.success())
+        })
+    });
+    // Of each vm, for each family, a connection of the rule with a probe and of the one without.
+    let wait = |vm: usize, port| VIPS[vm - 1].map(|vip| lab.wait_at(vip, port));
+    let (probed, plain) = (wait(1, 80), wait(1, 81));
+    let others = [wait(2, 80), wait(2, 81)];
+    assert_eq!((lab.established(1), lab.established(2)), (4, 4));
+    // Some rounds of probes, which find all of them well.
+    sleep(Duration::from_secs(11));
+    for vm in 1..=2 {
+        let standing = lab.standing("host", vm);
+        assert_eq!(standing, (vec!["healthy".to_owned(); 2], Vec::new()));
+    }
+
+    lab.servers[0].signal("STOP");
+    let mut probed = probed;
+    let (mut turned, mut ended) = ([None; 2], [None; 2]);
+    lab.wait_until("the host knows, and the clients too", || {
+        for (client, ended) in probed.iter_mut().zip(&mut ended) {
+            if ended.is_none() && client.0.try_wait().unwrap().is_some() {
+                *ended = Some(Instant::now());
+            }
+        }
+        let (_, fails) = lab.standing("host", 1);
+        for (turned, rule) in turned.iter_mut().zip(["probed1-4", "probed1-6"]) {
+            if turned.is_none() && fails.iter().any(|fail| fail == rule) {
+                *turned = Some(Instant::now());
+            }
+        }
+        turned.iter().chain(&ended).all(Option::is_some)
+    });
+    for (client, (turned, ended)) in probed.into_iter().zip(turned.into_iter().zip(ended)) {
+        assert_eq!(client.finish(), "reset\n");
+        let took = ended.unwrap().saturating_duration_since(turned.unwrap());
+        assert!(took < Duration::from_secs(1), "{took:?} after the verdict");
+    }
+    // The vm's ends are gone too, though its server reads nothing; those of the rule without a probe
+    // are there, and so are all of vm2.
+    assert_eq!(lab.established(1), 2);
+    let (states, fails) = lab.standing("host", 1);
+    assert_eq!(states, ["partial", "partial"]);
+    assert_eq!(fails, ["probed1-4", "probed1-6"]);
+    let (states, fails) = lab.standing("host", 2);
+    assert_eq!((states, fails.len()), (vec!["healthy".to_owned(); 2], 0));
+    assert_eq!(lab.established(2), 4);
+    // New ones are refused where the probe fails, and taken where there is none.
+    let connects = |vip: &str, port: u16| {
+        let connect =
+            format!("python3 -c 'import socket; socket.create_connection((\"{vip}\", {port}), 2)'");
+        let output = lab.world.command("client", &connect).output().unwrap();
+        output.status.success()
+    };
+    for vip in VIPS[0] {
+        assert!(!connects(vip, 80) && connects(vip, 81), "{vip}");
+    }
+    for vip in VIPS[1] {
+        assert!(connects(vip, 80) && connects(vip, 81), "{vip}");
+    }
+
+    // It comes back by itself.
+    lab.servers[0].signal("CONT");
+    lab.wait_until("vm1 is well again", || {
+        lab.standing("host", 1) == (vec!["healthy".to_owned(); 2], Vec::new())
+    });
+    assert!(VIPS[0].iter().all(|vip| connects(vip, 80)));
+    drop((plain, others));
+}
+
+#[test]
+fn over_afxdp() {
+    if let Some(why) = lacking(&["ethtool", "ss"]) {
+        skip!("{why}");
+    }
+    who_hangs_is_reset_within_a_second(Io::AfXdp);
+}
+
+#[test]
+fn over_tun() {
+    if let Some(why) = lacking(&["ethtool", "ss"]) {
+        skip!("{why}");
+    }
+    who_hangs_is_reset_within_a_second(Io::Tun);
+}

@@ -1,0 +1,496 @@
+//! Probes of a host agent's own vms, through the ports that they are at.
+//!
+//! ```text
+//!  prober: a TCP stack for each port          worker
+//!  smoltcp, under hyper and rustls   ──────►  sends it to the vm
+//!                                    packets
+//!                                    ◄──────  what the vm sends to the probes' source
+//! ```
+//! The kernel is not asked for a route, so vms of two networks may have one address, and a port may
+//! be any device that the worker moves frames of. All vms see one source address.
+//!
+//! Packets go through queues of a fixed length, in buffers that go back and forth: the worker
+//! neither allocates nor waits, and a vm that sends more than fits loses it.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant as Clock};
+
+use slb_core::PortId;
+use slb_core::wire::ethernet::MacAddress;
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::{self, Checksum, ChecksumCapabilities, DeviceCapabilities, Medium};
+use smoltcp::socket::tcp;
+use smoltcp::time::Instant;
+use smoltcp::wire::{HardwareAddress, IpCidr};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+
+/// The longest packet, in bytes: what every link carries (RFC 8200 §5).
+const LONGEST: usize = 1280;
+/// Packets that may be on their way, in each direction.
+const ON_THE_WAY: usize = 256;
+/// How often the stacks look for packets while a probe is out.
+const TURN: Duration = Duration::from_millis(1);
+/// Bytes of each connection's buffers.
+const BUFFER: usize = 8 << 10;
+/// The first of the ports that probes come from (RFC 6335 §6).
+const FIRST_PORT: u16 = 49_152;
+
+/// How a host agent reaches a vm of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VmPort {
+    /// The port that it is at.
+    pub port: PortId,
+    /// Its MAC address.
+    pub mac: MacAddress,
+    /// The address that probes come from.
+    pub source: IpAddr,
+}
+
+/// An IP packet between the prober and a vm.
+struct Parcel {
+    port: PortId,
+    mac: MacAddress,
+    len: usize,
+    bytes: Box<[u8; LONGEST]>,
+}
+
+impl Parcel {
+    fn empty() -> Self {
+        Self {
+            port: PortId(0),
+            mac: MacAddress([0; 6]),
+            len: 0,
+            bytes: Box::new([0; LONGEST]),
+        }
+    }
+}
+
+/// A queue's end that packets are put into.
+#[derive(Debug)]
+struct Sender {
+    full: SyncSender<Parcel>,
+    empty: Receiver<Parcel>,
+}
+
+/// A queue's end that packets are taken from.
+#[derive(Debug)]
+struct Taker {
+    full: Receiver<Parcel>,
+    empty: SyncSender<Parcel>,
+}
+
+fn queue() -> (Sender, Taker) {
+    let (full, take_full) = sync_channel(ON_THE_WAY);
+    let (empty, take_empty) = sync_channel(ON_THE_WAY);
+    for _ in 0..ON_THE_WAY {
+        let _ = empty.try_send(Parcel::empty()); // it has room for so many
+    }
+    let sender = Sender {
+        full,
+        empty: take_empty,
+    };
+    let full = take_full;
+    (sender, Taker { full, empty })
+}
+
+impl Sender {
+    /// Puts a packet in; `false` where it is too long or there is no room.
+    fn put(&self, port: PortId, mac: MacAddress, packet: &[u8]) -> bool {
+        if packet.len() > LONGEST {
+            return false;
+        }
+        let Ok(mut parcel) = self.empty.try_recv() else {
+            return false;
+        };
+        (parcel.port, parcel.mac, parcel.len) = (port, mac, packet.len());
+        parcel.bytes[..packet.len()].copy_from_slice(packet);
+        self.full.try_send(parcel).is_ok()
+    }
+}
+
+impl Taker {
+    /// Gives the next packet to `f`, if there is one.
+    fn take<T>(&self, f: impl FnOnce(PortId, MacAddress, &[u8]) -> T) -> Option<T> {
+        let parcel = self.full.try_recv().ok()?;
+        let result = f(parcel.port, parcel.mac, &parcel.bytes[..parcel.len]);
+        let _ = self.empty.try_send(parcel);
+        Some(result)
+    }
+}
+
+/// The worker's end of the way between the prober and the vms.
+#[derive(Debug)]
+pub struct WorkerEnd {
+    to_prober: Sender,
+    from_prober: Taker,
+}
+
+/// The prober's end.
+#[derive(Debug)]
+pub struct ProberEnd {
+    to_worker: Sender,
+    from_worker: Taker,
+}
+
+/// The way between a prober and the worker that has the vms' ports: both of its ends.
+pub fn way() -> (WorkerEnd, ProberEnd) {
+    let (to_prober, from_worker) = queue();
+    let (to_worker, from_prober) = queue();
+    let worker = WorkerEnd {
+        to_prober,
+        from_prober,
+    };
+    let prober = ProberEnd {
+        to_worker,
+        from_worker,
+    };
+    (worker, prober)
+}
+
+impl WorkerEnd {
+    /// Gives the prober an IP packet that the vm at a port sent to it. Where there is no room it is
+    /// lost.
+    pub fn give(&self, port: PortId, packet: &[u8]) {
+        let _ = self.to_prober.put(port, MacAddress([0; 6]), packet);
+    }
+
+    /// Hands the next IP packet for a vm to `send`, with the vm's port and MAC address; says
+    /// whether there was one.
+    pub fn take(&self, send: impl FnOnce(PortId, MacAddress, &[u8])) -> bool {
+        self.from_prober.take(send).is_some()
+    }
+}
+
+/// TCP to vms. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Vms(Arc<Inner>);
+
+struct Inner {
+    stacks: Mutex<Stacks>,
+    /// A connection was asked for.
+    asked: Notify,
+}
+
+struct Stacks {
+    way: ProberEnd,
+    begin: Clock,
+    random: RandomState,
+    /// By the vm's port: what is asked at two of them may have one address.
+    by_port: HashMap<u16, Stack>,
+}
+
+impl Vms {
+    pub(super) fn new(way: ProberEnd) -> Self {
+        Self(Arc::new(Inner {
+            stacks: Mutex::new(Stacks {
+                way,
+                begin: Clock::now(),
+                random: RandomState::new(),
+                by_port: HashMap::new(),
+            }),
+            asked: Notify::new(),
+        }))
+    }
+
+    fn stacks(&self) -> MutexGuard<'_, Stacks> {
+        let stacks = self.0.stacks.lock();
+        stacks.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves packets for as long as it is polled.
+    pub(super) async fn run(self) {
+        loop {
+            if self.stacks().turn() {
+                tokio::time::sleep(TURN).await;
+            } else {
+                self.0.asked.notified().await;
+            }
+        }
+    }
+
+    /// Connects to a vm.
+    ///
+    /// # Errors
+    /// It refuses. Silence is no error: the caller waits for as long as it likes.
+    pub(super) async fn connect(&self, vm: VmPort, to: SocketAddr) -> io::Result<VmStream> {
+        let handle = self.stacks().open(vm, to)?;
+        self.0.asked.notify_one();
+        let stream = VmStream {
+            vms: self.clone(),
+            port: vm.port,
+            handle,
+        };
+        poll_fn(|context| {
+            stream.with(|socket| match socket.state() {
+                tcp::State::SynSent | tcp::State::SynReceived => {
+                    socket.register_send_waker(context.waker());
+                    Poll::Pending
+                }
+                tcp::State::Closed => Poll::Ready(Err(io::ErrorKind::ConnectionRefused.into())),
+                _ => Poll::Ready(Ok(())),
+            })
+        })
+        .await?;
+        Ok(stream)
+    }
+}
+
+impl Stacks {
+    fn now(&self) -> Instant {
+        let micros = self.begin.elapsed().as_micros();
+        Instant::from_micros(i64::try_from(micros).unwrap_or(i64::MAX))
+    }
+
+    /// Begins a connection.
+    fn open(&mut self, vm: VmPort, to: SocketAddr) -> io::Result<SocketHandle> {
+        let now = self.now();
+        let seed = self.random.hash_one((vm.port.0, self.begin.elapsed()));
+        let stack = self.by_port.entry(vm.port.0);
+        let stack = stack.or_insert_with(|| Stack::new(seed, now));
+        stack.mac = vm.mac;
+        stack.open(vm.source, to)
+    }
+
+    /// Moves what there is to be moved, and says whether a connection is left.
+    fn turn(&mut self) -> bool {
+        let now = self.now();
+        let Self { way, by_port, .. } = self;
+        while way
+            .from_worker
+            .take(|port, _, packet| {
+                // Where nobody asks, nobody answers.
+                if let Some(stack) = by_port.get_mut(&port.0) {
+                    stack.device.received.push_back(packet.to_vec());
+                }
+            })
+            .is_some()
+        {}
+        by_port.retain(|&port, stack| {
+            stack.turn(now);
+            for packet in stack.device.sent.drain(..) {
+                // Where there is no room it is lost, and sent again.
+                let _ = way.to_worker.put(PortId(port), stack.mac, &packet);
+            }
+            stack.sockets.iter().next().is_some()
+        });
+        !by_port.is_empty()
+    }
+}
+
+/// The connections to one vm.
+struct Stack {
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    device: Packets,
+    mac: MacAddress,
+    next_port: u16,
+    /// Connections that nobody holds any more: they go when their end has been sent.
+    ending: Vec<SocketHandle>,
+}
+
+impl Stack {
+    fn new(seed: u64, now: Instant) -> Self {
+        let mut config = Config::new(HardwareAddress::Ip);
+        config.random_seed = seed;
+        let mut device = Packets::default();
+        Self {
+            interface: Interface::new(config, &mut device, now),
+            sockets: SocketSet::new(Vec::new()),
+            device,
+            mac: MacAddress([0; 6]),
+            next_port: FIRST_PORT | seed as u16,
+            ending: Vec::new(),
+        }
+    }
+
+    fn open(&mut self, source: IpAddr, to: SocketAddr) -> io::Result<SocketHandle> {
+        let own = IpCidr::new(source.into(), if source.is_ipv4() { 32 } else { 128 });
+        self.interface.update_ip_addrs(|addresses| {
+            if !addresses.contains(&own) {
+                addresses.retain(|other| other.address().version() != own.address().version());
+                let _ = addresses.push(own); // there is room for one of each family
+            }
+        });
+        let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER]);
+        let mut socket = tcp::Socket::new(buffer(), buffer());
+        socket.set_nagle_enabled(false);
+        let from = (source, self.next_port);
+        self.next_port = match self.next_port {
+            u16::MAX => FIRST_PORT,
+            port => port + 1,
+        };
+        let begun = socket.connect(self.interface.context(), to, from);
+        begun.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))?;
+        Ok(self.sockets.add(socket))
+    }
+
+    fn turn(&mut self, now: Instant) {
+        let Self {
+            interface,
+            sockets,
+            device,
+            ending,
+            ..
+        } = self;
+        interface.poll(now, device, sockets);
+        device.received.clear();
+        ending.retain(|&handle| {
+            // Its reset is out, or there was nobody to get one.
+            sockets.remove(handle);
+            false
+        });
+    }
+}
+
+/// IP packets of one vm, as smoltcp's device.
+#[derive(Default)]
+struct Packets {
+    received: VecDeque<Vec<u8>>,
+    sent: Vec<Vec<u8>>,
+}
+
+impl phy::Device for Packets {
+    type RxToken<'a> = Received;
+    type TxToken<'a> = Sent<'a>;
+
+    fn receive(&mut self, _: Instant) -> Option<(Received, Sent<'_>)> {
+        let packet = self.received.pop_front()?;
+        Some((Received(packet), Sent(&mut self.sent)))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Sent<'_>> {
+        Some(Sent(&mut self.sent))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ip;
+        capabilities.max_transmission_unit = LONGEST;
+        // A vm may leave the checksum to a card, and there is none between it and here.
+        let mut checksum = ChecksumCapabilities::default();
+        checksum.tcp = Checksum::Tx;
+        capabilities.checksum = checksum;
+        capabilities
+    }
+}
+
+struct Received(Vec<u8>);
+
+impl phy::RxToken for Received {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(&self.0)
+    }
+}
+
+struct Sent<'a>(&'a mut Vec<Vec<u8>>);
+
+impl phy::TxToken for Sent<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let mut packet = vec![0; len];
+        let result = f(&mut packet);
+        self.0.push(packet);
+        result
+    }
+}
+
+/// A connection to a vm. Dropped, it ends with a RST: no TIME-WAIT is kept for it at either end.
+pub(super) struct VmStream {
+    vms: Vms,
+    port: PortId,
+    handle: SocketHandle,
+}
+
+impl VmStream {
+    fn with<T>(&self, f: impl FnOnce(&mut tcp::Socket<'static>) -> T) -> T
+    where
+        T: From<Gone>,
+    {
+        let mut stacks = self.vms.stacks();
+        match stacks.by_port.get_mut(&self.port.0) {
+            Some(stack) => f(stack.sockets.get_mut(self.handle)),
+            None => Gone.into(),
+        }
+    }
+}
+
+/// There is no stack of a connection: a stack stays while it has one.
+struct Gone;
+
+impl<T> From<Gone> for Poll<io::Result<T>> {
+    fn from(_: Gone) -> Self {
+        Self::Ready(Err(io::ErrorKind::NotConnected.into()))
+    }
+}
+
+impl Drop for VmStream {
+    fn drop(&mut self) {
+        let mut stacks = self.vms.stacks();
+        if let Some(stack) = stacks.by_port.get_mut(&self.port.0) {
+            stack
+                .sockets
+                .get_mut::<tcp::Socket<'_>>(self.handle)
+                .abort();
+            stack.ending.push(self.handle);
+        }
+    }
+}
+
+impl AsyncRead for VmStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.with(|socket| {
+            if !socket.can_recv() && socket.may_recv() {
+                socket.register_recv_waker(context.waker());
+                return Poll::Pending;
+            }
+            match socket.recv_slice(buffer.initialize_unfilled()) {
+                Ok(count) => buffer.advance(count),
+                Err(tcp::RecvError::Finished) => {}
+                Err(tcp::RecvError::InvalidState) => {
+                    return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+    }
+}
+
+impl AsyncWrite for VmStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.with(|socket| {
+            if !socket.can_send() && socket.may_send() {
+                socket.register_send_waker(context.waker());
+                return Poll::Pending;
+            }
+            let sent = socket.send_slice(bytes);
+            Poll::Ready(sent.map_err(|_| io::ErrorKind::BrokenPipe.into()))
+        })
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|socket| {
+            socket.close();
+            Poll::Ready(Ok(()))
+        })
+    }
+}

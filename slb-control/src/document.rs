@@ -33,13 +33,18 @@ impl<'t> Faults<'t> {
         }
     }
 
-    pub(crate) fn add(&self, span: &Span, place: impl Into<String>, message: impl Into<String>) {
+    /// The line that a place is on, from 1.
+    pub(crate) fn line(&self, span: &Span) -> usize {
         let before = self
             .text
             .as_bytes()
             .get(..span.start)
             .unwrap_or(self.text.as_bytes());
-        let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
+        before.iter().filter(|&&byte| byte == b'\n').count() + 1
+    }
+
+    pub(crate) fn add(&self, span: &Span, place: impl Into<String>, message: impl Into<String>) {
+        let line = self.line(span);
         self.errors.borrow_mut().push(ConfigError {
             file: self.file.to_owned(),
             line,

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use slb_core::hash::Distribution;
 use slb_core::service::{Answers, NatTarget, Protocol, Scheduler, Snapshot, SpecError, Terms};
 
-use crate::config::{Config, InboundNat, Role};
+use crate::config::{Backend, Config, InboundNat, Pool, Role};
 use crate::document::{Faults, Section, Span, list, resembling};
 use crate::ports;
 
@@ -75,6 +75,7 @@ pub(crate) fn check(config: &Config, faults: &Faults<'_>) {
     addresses::check_shares(config, faults);
     check_pools(config, faults);
     check_rules(config, faults);
+    check_probed_networks(config, faults);
     check_nat(config, faults);
     check_outbound(config, faults);
     check_ports(config, faults);
@@ -181,6 +182,41 @@ fn check_rules(config: &Config, faults: &Faults<'_>) {
                 frontend.name, frontend.address, backend.name, pool.name, backend.address
             );
             faults.add(&rule.span, place, message);
+        }
+    }
+}
+
+/// A mux asks backends by their addresses, and there is one way to an address: it cannot tell the
+/// backends of two networks apart that have one.
+fn check_probed_networks(config: &Config, faults: &Faults<'_>) {
+    if config.node.role != Role::Mux || !config.node.probing {
+        return;
+    }
+    let mut seen: HashMap<IpAddr, (&Pool, &Backend)> = HashMap::new();
+    let mut pools: Vec<usize> = Vec::new();
+    for (pool, _) in config.probed_pools() {
+        if !pools.contains(&pool) {
+            pools.push(pool);
+        }
+    }
+    for pool in pools.into_iter().filter_map(|pool| config.pools.get(pool)) {
+        for backend in &pool.backends {
+            let (other, first) = *seen.entry(backend.address).or_insert((pool, backend));
+            if other.vni != pool.vni {
+                let message = format!(
+                    "{} is the address of backend {:?} of pool {:?} too (line {}), in network {}, \
+                     this one in {}: a mux probes by address and would take one for the other. Host \
+                     agents probe their own vms in each network: say probing = false in [node] here",
+                    backend.address,
+                    first.name,
+                    other.name,
+                    faults.line(&first.span),
+                    other.vni,
+                    pool.vni,
+                );
+                let place = format!("pool {:?}: backend {:?}: address", pool.name, backend.name);
+                faults.add(&backend.span, place, message);
+            }
         }
     }
 }

@@ -154,3 +154,78 @@ fn all_rules_of_a_pool_with_one_probe_share_its_findings() {
     config.health.set(0, 0, 1, SICK);
     assert_eq!(served(&config, 1), [false, false, true]);
 }
+
+/// Two tenants' pools whose backends have one address, each in a network of its own.
+fn overlapping(node: &str) -> String {
+    format!(
+        r#"[node]
+{node}
+underlay = ["172.16.0.101", "fd00:16::101"]
+[[probe]]
+name = "p"
+protocol = "tcp"
+port = 80
+[[frontend]]
+name = "a"
+address = "20.20.20.1"
+[[frontend]]
+name = "b"
+address = "20.20.20.2"
+[[pool]]
+name = "ta"
+vni = 1
+backends = [{{ name = "x", address = "10.0.0.1", host = "172.16.0.101" }}]
+[[pool]]
+name = "tb"
+vni = 2
+backends = [
+  {{ name = "y", address = "10.0.0.1", host = "172.16.0.101", mac = "02:00:00:00:00:02" }},
+]
+[[rule]]
+name = "ra"
+frontend = "a"
+pool = "ta"
+probe = "p"
+protocol = "tcp"
+frontend_port = 80
+[[rule]]
+name = "rb"
+frontend = "b"
+pool = "tb"
+probe = "p"
+protocol = "tcp"
+frontend_port = 80
+"#
+    )
+}
+
+#[test]
+fn a_mux_refuses_to_probe_one_address_of_two_networks() {
+    let of_mux = overlapping("role = \"mux\"");
+    let said = Config::parse("c.toml", &of_mux).unwrap_err().to_string();
+    // Both lines, and what to do.
+    for part in [
+        "c.toml:22: pool \"tb\": backend \"y\": address:",
+        "backend \"x\" of pool \"ta\" too (line 17)",
+        "network 1",
+        "probing = false",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(said.trim().lines().count(), 1, "{said}");
+    let ipv6 = of_mux
+        .replace("20.20.20.", "2001:db8::")
+        .replace("10.0.0.1", "fd00::1");
+    assert!(Config::parse("c.toml", &ipv6).is_err());
+    // Nobody is asked twice: not where it does not probe, one of them has no probe, both are in one
+    // network, or a host agent asks, which has a port for each.
+    for good in [
+        overlapping("role = \"mux\"\nprobing = false"),
+        overlapping("role = \"host\""),
+        of_mux.replacen("probe = \"p\"\n", "", 1),
+        of_mux.replace("vni = 2", "vni = 1"),
+    ] {
+        let parsed = Config::parse("c.toml", &good);
+        assert!(parsed.is_ok(), "{:?}", parsed.err());
+    }
+}

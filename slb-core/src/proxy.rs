@@ -427,8 +427,9 @@ fn arp_target(frame: &Frame<'_>) -> Option<IpAddr> {
     Some(packet.target.into())
 }
 
-/// The backend with the fewest connections for its weight. Between equals the hash decides, so
-/// that not all new connections meet at the first one.
+/// The backend with the fewest connections for its weight, counting the one to come. Between equals
+/// the heavier one takes it; between equals of one weight the hash decides, so that not all new
+/// connections meet at the first one.
 fn least_connections(
     snapshot: &Snapshot<'_>,
     counters: &[BackendCounters],
@@ -449,7 +450,11 @@ fn least_connections(
         let live = counters.get(backend.counters()).map_or(0, |c| c.live) + 1;
         let weight = u64::from(share.weight);
         // live / weight < best's, without dividing: neither has more than 32 bits.
-        if best.is_none_or(|(_, least, of)| live * of < least * weight) {
+        let is_better = |(_, least, of)| {
+            let (own, others) = (live * of, least * weight);
+            own < others || own == others && weight > of
+        };
+        if best.is_none_or(is_better) {
             best = Some((index, live, weight));
         }
     }

@@ -944,6 +944,24 @@ fn least_connections_goes_by_what_is_live_and_by_weight() {
 }
 
 #[test]
+fn between_equally_loaded_backends_the_heavier_one_takes_a_connection() {
+    let mut setup = Setup::new(3);
+    setup.scheduler = Scheduler::LeastConnections;
+    setup.pools[0][2].1 = 2;
+    for client in 0..50 {
+        let mut proxy = setup.proxy();
+        let mut next = |port: u16| {
+            let client = at(Ipv4Addr::new(203, 0, 113, client), port);
+            let (_, frame) = give(&mut proxy, FRONTEND, &tcp(client, at(VIP, 80), "S"));
+            ends(&frame).1.0
+        };
+        // One of two is as much as none and one of one.
+        assert_eq!([next(1000), next(1001)], [server(3); 2].map(IpAddr::from));
+        assert_ne!(next(1002), server(3));
+    }
+}
+
+#[test]
 fn source_ip_distribution_keeps_a_client_together() {
     let names: Vec<String> = (0..8).map(|n| format!("server{n}")).collect();
     let backends: Vec<Backend<'_>> = (0..8)

@@ -14,8 +14,8 @@
 //! ```
 //!
 //! Each stage is a loop over the burst, as in [`mux`](crate::mux). Connections that have come about are
-//! never forgotten before their time; those that have not make room for new ones, and where none is left
-//! to do so, new ones are refused and counted.
+//! never forgotten before their time. Those that have not, and those that are over, make room for new
+//! ones; where none is left to do so, new ones are refused and counted.
 mod establish;
 
 use core::fmt;

@@ -178,7 +178,8 @@ pub struct BackendCounters {
     pub forwarded: Count,
     /// Flows pinned to it, or connections made.
     pub flows: u64,
-    /// Connections that it has now; of a mux, which forgets flows in silence, none.
+    /// Connections that it has now, without those that are over and wait for late segments; of a mux,
+    /// which forgets flows in silence, none.
     pub live: u64,
     /// Connections that it took up: of a mux, whose client went on after its SYN; else, that it
     /// answered.

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!  unanswered  oldest <-> ... <-> newest    only the opener was heard
-//!  answered    oldest <-> ... <-> newest    answered once; the opener did not go on
+//!  answered    oldest <-> ... <-> newest    answered once; the opener did not go on, or it is over
 //! ```
 //!
 //! Anyone can begin a connection from an address that is not theirs, and a server that answers all
 //! comers answers that, too. Only who goes on after the answer must have got it: such a connection is
 //! in neither list, and is never evicted. Of TCP, the handshake says so; of other protocols, another
-//! packet of the opener's.
+//! packet of the opener's. A TCP connection that is over joins the second list: it waits for late
+//! segments only, and a full table has better uses for its place.
 //!
 //! The lists are doubly linked through an array beside the connections, so each operation costs the
 //! same however many there are.
@@ -147,22 +148,27 @@ impl<'m> Ages<'m> {
         }
     }
 
-    /// Notes how far a connection has come whose handshake was going on.
+    /// Notes how far a connection has come whose handshake was going on, or that was over or is now.
     #[cold]
     #[inline(never)]
     pub(crate) fn note(&mut self, number: u32, protocol: u8, state: ConnectionState) {
-        use ConnectionState::{Closed, SynReceived, SynSent};
+        use ConnectionState::{Closed, SynReceived, SynSent, TimeWait};
         let kind = self.links.get(number as usize).and_then(|l| l.kind());
         match state {
-            // A SYN that is refused may be from anybody.
-            SynSent | Closed => {}
-            // Its client's third segment is still to come.
-            SynReceived if protocol == protocol::TCP => {}
-            SynReceived if kind == Some(Kind::Unanswered) => {
-                self.remove(number);
-                self.push(number, Kind::Answered);
+            SynSent => {}
+            // One that is refused stays where it is: its SYN may be from anybody.
+            TimeWait | Closed => self.push(number, Kind::Answered),
+            SynReceived => {
+                let moves = match protocol {
+                    // Its client's third segment is still to come. One that was over is young again.
+                    protocol::TCP => kind == Some(Kind::Answered),
+                    _ => kind == Some(Kind::Unanswered),
+                };
+                if moves {
+                    self.remove(number);
+                    self.push(number, Kind::Answered);
+                }
             }
-            SynReceived => {}
             _ => self.remove(number),
         }
     }
@@ -241,6 +247,27 @@ mod tests {
             ages.push(0, Kind::Unanswered);
             ages.note(0, protocol, state);
             assert_eq!(ages.links[0].kind(), kind, "{protocol} {state:?}");
+        }
+    }
+
+    #[test]
+    fn who_is_over_is_among_the_answered_until_it_goes_on() {
+        use ConnectionState::{Closed, Established, FinWaitInward, SynReceived, TimeWait};
+        for over in [TimeWait, Closed] {
+            for (next, kind) in [
+                (SynReceived, Some(Kind::Answered)),
+                (FinWaitInward, None),
+                (Established, None),
+            ] {
+                let mut ages = Ages::new(Mem::from(vec![AgeLink::EMPTY; 1]));
+                ages.push(0, Kind::Unanswered);
+                for state in [SynReceived, Established, over] {
+                    ages.note(0, protocol::TCP, state);
+                }
+                assert_eq!(ages.oldest(Kind::Answered), Some(0));
+                ages.note(0, protocol::TCP, next);
+                assert_eq!(ages.links[0].kind(), kind, "{over:?} {next:?}");
+            }
         }
     }
 }

@@ -31,7 +31,7 @@ use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::tcp::Flags;
 use crate::wire::{ipv4, ipv6, protocol, tcp};
 
-use self::answers::note_answer;
+use self::answers::{note_answer, note_end};
 pub(crate) use self::establish::{NO_CONNECTION, Refusal};
 use self::sweep::forget;
 
@@ -492,8 +492,12 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         }
         let state = connection.state();
         if (before, state) != (ConnectionState::Established, ConnectionState::Established) {
-            if before.is_handshake() {
+            let ends = before.is_over() != state.is_over();
+            if ends || before.is_handshake() {
                 ages.note(number, connection.protocol(), state);
+            }
+            if ends && let Some(counters) = tables.backends.get_mut(counters as usize) {
+                note_end(counters, state.is_over());
             }
             let may_answer = before == ConnectionState::SynSent || before != state;
             if may_answer && direction != connection.opener() {

@@ -1,9 +1,10 @@
 //! All connections of one family, each found by either of its tuples.
 //!
 //! Connections lie in a slab and stay where they are; an [`Index`] has both tuples of each. A
-//! connection that has come about is never forgotten before its time. One that has not, because
-//! nobody answered or the opener did not go on, makes room for new ones: those that are unanswered get
-//! half of the places at most, and an eighth at least where others can give way (see [`Ages`]).
+//! connection that has come about is never forgotten before its time, unless it is over and the table
+//! is full. One that has not, because nobody answered or the opener did not go on, makes room for new
+//! ones: those that are unanswered get half of the places at most, and an eighth at least where others
+//! can give way (see [`Ages`]).
 //!
 //! A sweep looks at each connection about once a second, a few at a time, and ends those whose
 //! time has come.
@@ -46,8 +47,8 @@ pub struct NatStats {
     pub removed: u64,
     /// New ones refused because the table was full.
     pub refused: u64,
-    /// Of those removed, the ones that made room for new ones: unanswered, or answered once and not
-    /// gone on with.
+    /// Of those removed, the ones that made room for new ones: unanswered, answered once and not gone
+    /// on with, or over.
     pub evicted: u64,
     /// Connections that are unanswered now.
     pub unanswered: u64,

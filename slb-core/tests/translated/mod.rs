@@ -10,7 +10,7 @@ use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use slb_core::nat::NatStats;
 use slb_core::service::{
     Backend, BackendState, Echo, Frontend, FrontendPort, Outbound, Pool, Protocol, ProxyPorts,
-    Rule, Snapshot, Spec, Terms, Underlay, derived_mac,
+    Rule, Scheduler, Snapshot, Spec, Terms, Underlay, derived_mac,
 };
 use slb_core::wire::vxlan::Vni;
 use slb_core::{
@@ -63,6 +63,7 @@ pub struct Setup {
     pub ipv6: bool,
     pub backends: Vec<(u16, u32, BackendState)>,
     pub terms: Terms,
+    pub scheduler: Scheduler,
     pub idle_timeout: Duration,
     pub places: usize,
 }
@@ -74,6 +75,7 @@ impl Setup {
             ipv6,
             backends: vec![(1, 1, BackendState::Healthy), (2, 1, BackendState::Healthy)],
             terms: Terms::default(),
+            scheduler: Scheduler::Maglev,
             idle_timeout: Duration::from_secs(240),
             places: 1 << 12,
         }
@@ -102,6 +104,7 @@ impl Setup {
             backend_port: if protocol.has_port() { 8080 } else { 0 },
             idle_timeout: self.idle_timeout,
             terms: self.terms,
+            scheduler: self.scheduler,
             ..Rule::default()
         };
         let frontend = |name, address| Frontend {
@@ -359,6 +362,19 @@ impl World {
             Dut::Host(host) => host.stats(),
             Dut::Proxy(proxy) => proxy.stats(),
         }
+    }
+
+    /// Connections of a server that count as live.
+    pub fn live(&self, server: u16) -> u64 {
+        let find = |snapshot: &Snapshot<'_>| {
+            let place = self.setup.backends.iter().position(|b| b.0 == server);
+            snapshot.backends()[place.expect("a backend")].id()
+        };
+        let counters = match &self.dut {
+            Dut::Host(host) => host.backend_counters(find(host.snapshot())),
+            Dut::Proxy(proxy) => proxy.backend_counters(find(proxy.snapshot())),
+        };
+        counters.expect("counters").live
     }
 
     pub fn connections(&self) -> NatStats {

@@ -67,6 +67,16 @@ pub(super) fn note_answer<A: Rewrite>(
     begins_anew
 }
 
+/// Counts a connection of a backend that is over, or goes on although it seemed to be.
+#[cold]
+pub(super) fn note_end(counters: &mut BackendCounters, is_over: bool) {
+    counters.live = if is_over {
+        counters.live.saturating_sub(1)
+    } else {
+        counters.live + 1
+    };
+}
+
 fn counters_of<'b, A: Rewrite>(
     snapshot: &Snapshot<'_>,
     connection: &Connection<A>,

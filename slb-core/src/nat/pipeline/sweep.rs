@@ -216,6 +216,9 @@ pub(super) fn forget<A: Rewrite>(
     (snat, ports): (&mut [SnatCounters], &mut PortTable<'_>),
 ) {
     forget_port(snapshot, connection, snat, ports);
+    if connection.state().is_over() {
+        return; // live no more since then
+    }
     if let Some(local) = snapshot.nat.local(connection.server())
         && let Some(counters) = backends.get_mut(local.counters as usize)
     {

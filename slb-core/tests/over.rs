@@ -7,7 +7,7 @@ use std::time::Duration;
 use slb_core::service::{BackendState, Scheduler};
 use slb_core::{DropReason, Verdict};
 
-use translated::{ROLES, Role, SYN, Setup, What, World};
+use translated::{FABRIC, ROLES, Role, SYN, Setup, What, World};
 
 const FIN: What = What::Tcp("FA", 101, 501);
 const SERVER_FIN: What = What::Tcp("FA", 501, 102);
@@ -161,5 +161,21 @@ fn what_came_back_to_life_is_not_evicted() {
         }
         assert_eq!(world.asks(server, 0, ack), Ok(server), "{role:?}");
         assert!(world.connections().evicted >= 300);
+    }
+}
+
+/// A header that claims to be longer than its packet.
+#[test]
+fn a_segment_whose_header_contradicts_itself_begins_no_connection() {
+    for (role, ipv6) in ROLES {
+        for flags in ["S", "A", "R"] {
+            let mut world = World::new(Setup::new(role, ipv6));
+            let mut frame = world.packet_of(1, 5, What::Tcp(flags, 100, 7));
+            let offset = frame.len() - 20 + 12;
+            frame[offset] = 15 << 4;
+            let verdict = world.give(FABRIC, &frame).verdict;
+            assert_eq!(verdict, Verdict::Drop(DropReason::Malformed), "{role:?}");
+            assert_eq!(world.connections().made, 0);
+        }
     }
 }

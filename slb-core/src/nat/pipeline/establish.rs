@@ -56,6 +56,10 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         segment: Option<&Segment>,
         seen: &mut impl Observe,
     ) -> Result<u32, Verdict> {
+        // Its data offset contradicts its length, so its control bits mean nothing.
+        if lane.packet.protocol == protocol::TCP && segment.is_none() {
+            return Err(Verdict::Drop(DropReason::Malformed));
+        }
         for way in [Direction::Inward, Direction::Outward] {
             let table = A::table(&mut self.tables.connections);
             if let Some(old) = table.leftover(&connection.key(way)) {

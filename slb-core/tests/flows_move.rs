@@ -3,6 +3,8 @@
 
 mod translated;
 
+use std::time::Duration;
+
 use slb_core::service::BackendState::{Draining, Healthy, Unhealthy};
 use slb_core::{DropReason, Verdict};
 
@@ -40,7 +42,7 @@ fn flows_leave_a_backend_that_is_unhealthy_or_gone_with_their_next_packet() {
                     assert!(world.goes_on(2, client, what), "{what:?} {next:?}");
                 }
                 let connections = world.connections();
-                assert_eq!(connections.live, u64::from(FLOWS));
+                assert_eq!(world.live(2), u64::from(FLOWS));
                 // What moved stays where it is when the backend is well again.
                 world.set(&[(1, 1, Healthy), (2, 1, Healthy)]);
                 for &(client, _) in &flows {
@@ -108,6 +110,80 @@ fn answers_alone_move_nothing() {
     }
 }
 
+/// A backend that a probe does not reach may be slow only, and one that was taken out still runs.
+#[test]
+fn late_answers_of_the_old_backend_do_not_show_its_address() {
+    for what in KINDS {
+        for next in [
+            &[(1, 1, Unhealthy), (2, 1, Healthy)][..],
+            &[(2, 1, Healthy)],
+        ] {
+            for mut world in proxies() {
+                let flows = open(&mut world, what);
+                let vip = match what {
+                    What::Other => world.setup.whole(),
+                    _ => world.setup.vip(),
+                };
+                world.set(next);
+                for &(client, server) in &flows {
+                    assert_eq!(world.asks(1, client, what), Ok(2));
+                    assert_eq!(world.answers(server, client, what), Ok(vip), "{what:?}");
+                    assert!(world.goes_on(2, client, what), "{what:?}");
+                }
+                assert_eq!(world.live(2), u64::from(FLOWS));
+                // They last as long as any flow does.
+                world.wait(Duration::from_secs(241));
+                world.wait(Duration::from_secs(2));
+                assert_eq!(world.connections().live, 0, "{what:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_flow_that_comes_back_has_its_client_s_port_again() {
+    for what in KINDS {
+        for mut world in proxies() {
+            let flows = open(&mut world, what);
+            for turn in 0..4 {
+                let server = 1 + turn % 2;
+                world.set(&[(3 - server, 1, Unhealthy), (server, 1, Healthy)]);
+                for &(client, _) in &flows {
+                    let bytes = world.packet_of(1, client, what);
+                    let outcome = world.give(FABRIC, &bytes);
+                    assert_eq!(outcome.addresses().1, world.setup.server(server));
+                    let port = translated::ports(&outcome.bytes).0;
+                    assert_eq!(port, translated::ports(&bytes).0, "{what:?} {turn}");
+                    assert!(world.goes_on(server, client, what), "{what:?} {turn}");
+                }
+                assert_eq!(world.live(server), u64::from(FLOWS));
+            }
+            assert!(world.connections().live <= 2 * u64::from(FLOWS));
+        }
+    }
+}
+
+/// Flows that moved give their places to new ones.
+#[test]
+fn flows_that_moved_keep_nobody_out() {
+    for mut world in proxies() {
+        world.setup.places = 100;
+        let mut world = World::new(world.setup.clone());
+        let flows: Vec<u32> = (0..60).map(|n| n << 10).collect();
+        for &client in &flows {
+            world.connects(1, client, What::Udp).unwrap();
+        }
+        world.set(&[(1, 1, Unhealthy), (2, 1, Healthy)]);
+        for &client in &flows {
+            assert_eq!(world.asks(1, client, What::Udp), Ok(2));
+        }
+        for client in (60..100).map(|n| n << 10) {
+            assert_eq!(world.connects(1, client, What::Udp), Ok(2));
+        }
+        assert_eq!(world.connections().refused, 0);
+    }
+}
+
 /// An ICMP error from the client's side about an answer goes where the answer came from.
 #[test]
 fn errors_follow_their_flow() {
@@ -163,7 +239,7 @@ fn without_another_backend_a_flow_ends() {
                 let dropped = Verdict::Drop(DropReason::NoBackend);
                 assert_eq!(world.asks(1, client, what), Err(dropped), "{what:?}");
             }
-            assert_eq!(world.connections().live, 0);
+            assert_eq!((world.live(1), world.live(2)), (0, 0));
             world.set(&[(1, 1, Healthy), (2, 1, Healthy)]);
             open(&mut world, what);
         }

@@ -344,6 +344,17 @@ impl<A: Addresses> Connection<A> {
             && !self.state().is_over()
     }
 
+    /// Notes that another connection has its name on the outside.
+    pub(super) fn supersede(&mut self) {
+        self.sequences.set_state(ConnectionState::Closed);
+    }
+
+    /// Whether another connection has its name on the outside. Protocols without a handshake are never
+    /// over in another way.
+    pub(super) fn is_superseded(&self) -> bool {
+        self.sequences.protocol != protocol::TCP && self.state().is_over()
+    }
+
     /// Whether packets of its name on the inside may be of another conversation.
     #[inline]
     pub(super) fn is_contested(&self) -> bool {

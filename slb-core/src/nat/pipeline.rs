@@ -31,7 +31,7 @@ use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::tcp::Flags;
 use crate::wire::{ipv4, ipv6, protocol, tcp};
 
-use self::answers::{note_answer, note_end};
+use self::answers::{counters_of, note_answer, note_end};
 pub(crate) use self::establish::{NO_CONNECTION, Refusal};
 use self::sweep::forget;
 
@@ -396,7 +396,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             }
             _ => {
                 if let Some(number) = found {
-                    self.end::<A>(number);
+                    self.make_way::<A, R>(number);
                 }
                 let number = self.establish::<A, R>(frame, lane, segment.as_ref(), seen)?;
                 self.made::<A>(number)
@@ -552,6 +552,31 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         }
         let zone = connection.zone();
         R::leave(snapshot, frame, lane, packet, zone, mux)
+    }
+
+    /// Ends a connection whose name on the outside another one is about to get. Where its flow goes to
+    /// another backend, the old one's late answers are still translated.
+    #[cold]
+    fn make_way<A: Table, R: Role>(&mut self, number: u32) {
+        let table = A::table(&mut self.tables.connections);
+        let moves = R::CHOOSES
+            && table.get(number).is_some_and(|connection| {
+                connection.protocol() != protocol::TCP
+                    && connection.opener() == Direction::Inward
+                    && !table.is_past(connection)
+            });
+        if !moves {
+            return self.end::<A>(number);
+        }
+        if let Some(connection) = table.get(number)
+            && let Some(counters) =
+                counters_of(&self.snapshot, connection, &mut self.tables.backends)
+        {
+            note_end(counters, true);
+        }
+        if !table.supersede(number) {
+            self.end::<A>(number);
+        }
     }
 
     /// Ends a connection without telling anybody.

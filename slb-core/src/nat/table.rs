@@ -198,7 +198,8 @@ impl<'m, A: Addresses> Connections<'m, A> {
         let connection = self
             .find(self.hash(key), key)
             .and_then(|number| self.get(number));
-        connection.is_some_and(|connection| !self.is_past(connection))
+        connection
+            .is_some_and(|connection| !self.is_past(connection) && !connection.is_superseded())
     }
 
     #[inline]
@@ -334,6 +335,22 @@ impl<'m, A: Addresses> Connections<'m, A> {
         self.give_back(number);
         self.stats.live -= 1;
         self.stats.removed += 1;
+    }
+
+    /// Takes a connection's name on the outside away, which is another's now. Under its name on the
+    /// inside it stays, so that late answers of its server do not show the server's address. Returns
+    /// false where it has to go altogether.
+    pub(crate) fn supersede(&mut self, number: u32) -> bool {
+        let Some(connection) = self.slab.get_mut(number as usize).filter(|c| !c.is_free()) else {
+            return false;
+        };
+        connection.supersede();
+        let (key, protocol) = (connection.key(Direction::Inward), connection.protocol());
+        let hash = self.hash(&key);
+        self.index.remove(hash, number);
+        self.ages.note(number, protocol, ConnectionState::Closed);
+        // Both names may have one place in the index, by a collision.
+        self.find(hash, &key) != Some(number)
     }
 
     /// Moves the clock to a moment of a [`Clock`](crate::time::Clock).

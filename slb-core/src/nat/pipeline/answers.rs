@@ -77,7 +77,7 @@ pub(super) fn note_end(counters: &mut BackendCounters, is_over: bool) {
     };
 }
 
-fn counters_of<'b, A: Rewrite>(
+pub(super) fn counters_of<'b, A: Rewrite>(
     snapshot: &Snapshot<'_>,
     connection: &Connection<A>,
     backends: &'b mut [BackendCounters],

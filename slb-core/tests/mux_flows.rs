@@ -120,7 +120,7 @@ fn transitory_flows_last_four_minutes() {
         ..Setup::new(3)
     };
     for ipv6 in [false, true] {
-        for packets in [&["S"][..], &["A", "FA"], &["A", "R"], &["S", "R"]] {
+        for packets in [&["S"][..], &["A", "R"], &["S", "R"], &["A", "FA", "R"]] {
             let mut mux = pinned(&setup);
             for flags in packets {
                 sent(&mut mux, NOW, &segment(ipv6, 1, flags));
@@ -141,6 +141,33 @@ fn transitory_flows_last_four_minutes() {
     sent(&mut mux, NOW, &tcp(CLIENT, 2, "F"));
     mux.advance(after(65));
     assert_eq!(states(&mux).len(), 0);
+}
+
+/// The client has sent its FIN, and the server pauses for almost as long as the rule allows.
+#[test]
+fn a_half_closed_flow_outlives_a_pause_of_the_server() {
+    let mut setup = Setup {
+        idle_timeout: Duration::from_secs(1800),
+        ..Setup::new(8)
+    };
+    for ipv6 in [false, true] {
+        for flags in ["F", "FA"] {
+            let mut mux = pinned(&setup);
+            let backend = sent(&mut mux, NOW, &segment(ipv6, 1000, "A"));
+            sent(&mut mux, NOW, &segment(ipv6, 1000, flags));
+            setup.set_state(backend, BackendState::Draining);
+            mux.install(setup.after(Some(mux.snapshot())).into());
+            mux.advance(after(1790));
+            let later = sent(&mut mux, after(1790), &segment(ipv6, 1000, "A"));
+            assert_eq!(later, backend, "{flags}");
+            setup.set_state(backend, BackendState::Healthy);
+        }
+        let mut mux = pinned(&setup);
+        sent(&mut mux, NOW, &segment(ipv6, 1000, "A"));
+        sent(&mut mux, NOW, &segment(ipv6, 1000, "FA"));
+        mux.advance(after(1805));
+        assert_eq!(states(&mux).len(), 0);
+    }
 }
 
 /// The client has sent its FIN, and acknowledges what it still gets.

@@ -279,12 +279,12 @@ fn flows_end_by_their_timeouts() {
         mux.flows().unwrap().iter().count()
     };
     assert_eq!(live_at(&mut mux, 239), 4);
+    assert_eq!(live_at(&mut mux, 245), 2, "half open and reset: 4 minutes");
     assert_eq!(
-        live_at(&mut mux, 245),
-        1,
-        "half open and closing: 4 minutes"
+        live_at(&mut mux, 358),
+        2,
+        "half closed: as long as the rule"
     );
-    assert_eq!(live_at(&mut mux, 358), 1);
     send(&mut mux, NOW + Duration::from_secs(358), &[established]);
     assert_eq!(
         live_at(&mut mux, 710),

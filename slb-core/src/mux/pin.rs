@@ -25,7 +25,7 @@ use crate::stats::{BackendCounters, RuleCounters};
 use crate::wire::protocol;
 use crate::wire::tcp::Flags;
 
-/// How long half-open and closing flows last without a packet: 4 minutes (RFC 5382 §5, REQ-5), or
+/// How long half-open and reset flows last without a packet: 4 minutes (RFC 5382 §5, REQ-5), or
 /// the rule's idle timeout where that is shorter. The table evicts them sooner where it is full.
 const TRANSITORY: Ticks = Ticks::from_duration(Duration::from_secs(240));
 
@@ -198,7 +198,7 @@ fn pinned<A: Addresses>(
         let before = table.state(found);
         table.update_with(found, |state| {
             let state = next_state(state, packet);
-            (state, timeout(state, idle))
+            (state, timeout(state, packet.flags, idle))
         });
         if before == FlowState::HalfOpen && stays.is_some() {
             note_answer(counters, index, packet);
@@ -264,7 +264,7 @@ fn unpinned<A: Addresses>(
     } else {
         FlowState::Established
     };
-    let timeout = timeout(state, rule.idle_timeout);
+    let timeout = timeout(state, packet.flags, rule.idle_timeout);
     let id = backend.id();
     let inserted = table.insert(lane.flow_hash, key, id.get(), state, timeout);
     if inserted != Inserted::Refused {
@@ -303,9 +303,12 @@ fn next_state(state: FlowState, packet: &Packet) -> FlowState {
     }
 }
 
+/// How long a flow lasts after a packet with these flags.
 #[inline]
-fn timeout(state: FlowState, idle: Ticks) -> Ticks {
+fn timeout(state: FlowState, flags: Flags, idle: Ticks) -> Ticks {
     match state {
+        // A FIN ends one direction only: the server may send, and pause, for as long as it likes.
+        FlowState::Closing if !flags.contains(Flags::RST) => idle,
         FlowState::HalfOpen | FlowState::Closing => TRANSITORY.min(idle),
         FlowState::Established => idle,
     }

@@ -16,6 +16,7 @@ use slb_core::service::{
     Backend, Echo, Frontend, FrontendPort, Pool, PortMode, Protocol, ProxyPorts, Rule, Snapshot,
     Spec, Underlay, derived_mac,
 };
+use slb_core::wire::checksum::Sum;
 use slb_core::wire::vxlan::Vni;
 use slb_core::{Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Proxy, Verdict};
 
@@ -123,7 +124,7 @@ fn run() -> Option<()> {
 const SYN: u8 = 2;
 const ACK: u8 = 16;
 
-/// A frame with a TCP segment, its checksums left to whoever would send it.
+/// A frame with a TCP segment, whose own checksum is left to whoever would send it.
 fn segment(
     buffer: &mut [u8],
     from: (Ipv4Addr, u16),
@@ -137,6 +138,8 @@ fn segment(
     ];
     packet[26..30].copy_from_slice(&from.0.octets());
     packet[30..34].copy_from_slice(&to.0.octets());
+    let checksum = Sum::ZERO.add_bytes(&packet[14..34]).checksum();
+    packet[24..26].copy_from_slice(&checksum.to_be_bytes());
     packet[34..36].copy_from_slice(&from.1.to_be_bytes());
     packet[36..38].copy_from_slice(&to.1.to_be_bytes());
     packet[47] = flags;

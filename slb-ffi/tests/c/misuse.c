@@ -381,6 +381,16 @@ static void flows(slb_mux *mux, slb_host *host, slb_proxy *proxy) {
     IS(slb_proxy_connections(proxy, &cursor, others, 3), 0);
 }
 
+/* Writes the checksum of an IPv4 header of 20 bytes. */
+static void right_header(uint8_t *header) {
+    uint32_t sum = 0;
+    header[10] = header[11] = 0;
+    for (int i = 0; i < 20; i += 2) sum += (uint32_t)header[i] << 8 | header[i + 1];
+    sum = (sum >> 16) + (sum & 0xffff);
+    sum += sum >> 16;
+    header[10] = (uint8_t)(~sum >> 8), header[11] = (uint8_t)~sum;
+}
+
 /* A source that may begin one flow, and a second one later; others are not disturbed. */
 static void sources(slb_snapshot *snapshot) {
     slb_mux *mux = NULL;
@@ -399,6 +409,7 @@ static void sources(slb_snapshot *snapshot) {
                                10, 9, 9, (uint8_t)(i == 2 ? 2 : 1), 20, 20, 20, 100,          /* who, the VIP */
                                4, i, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 1, 0, 0, 0, 0, 0}; /* TCP */
         memcpy(packet, syn, sizeof syn);
+        right_header(packet + 14);
         slb_frame frame = {buffer, sizeof buffer, 256, sizeof syn, 0, 0, 0};
         slb_verdict verdict;
         IS(slb_mux_process(mux, i < 3 ? 1 : 2000000001, &frame, 1, &verdict), 1);
@@ -454,6 +465,7 @@ static void health_by_rule(void) {
                                    4, healthy, 0, port, 0, 0, 0, 1, 0, 0, 0, 0,     /* TCP */
                                    0x50, 2, 1, 0, 0, 0, 0, 0};
             memcpy(buffer + 256, syn, sizeof syn);
+            right_header(buffer + 256 + 14);
             slb_frame frame = {buffer, sizeof buffer, 256, sizeof syn, 0, 0, 0};
             slb_verdict verdict;
             IS(slb_mux_process(mux, 1, &frame, 1, &verdict), 1);

@@ -154,7 +154,8 @@ impl Packet {
     /// Reads a frame into `self`, which holds nothing of use unless that gives [`Read::Ip`].
     // In place: built on the stack and moved, it would be stored by fields and loaded by vectors,
     // which stalls (benches `parse`: 9 ns against 3).
-    #[inline]
+    // Always inline: a call in the innermost loop of a mux costs every packet registers.
+    #[inline(always)]
     pub(crate) fn read(&mut self, frame: &[u8]) -> Read {
         if self.read_common(frame).is_some() || self.read_common_ipv6(frame).is_some() {
             Read::Ip
@@ -164,7 +165,7 @@ impl Packet {
     }
 
     /// Reads a whole TCP or UDP packet in IPv4 without options, not tagged.
-    #[inline]
+    #[inline(always)] // as `read`
     pub(crate) fn read_common(&mut self, frame: &[u8]) -> Option<()> {
         const IP: usize = ethernet::HEADER_LEN;
         const TRANSPORT: usize = IP + ipv4::HEADER_LEN;
@@ -177,9 +178,6 @@ impl Packet {
         let plain = u32::from_le_bytes([head[12], head[13], head[14], head[15]]);
         let fragment = u16::from_le_bytes([head[IP + 6], head[IP + 7]]);
         if plain & 0x00ff_ffff != PLAIN || fragment & FRAGMENT != 0 {
-            return None;
-        }
-        if !ipv4::checksum_is_right(head[IP..].first_chunk()?) {
             return None;
         }
         let ip_len = u32::from(u16::from_be_bytes([head[IP + 2], head[IP + 3]]));
@@ -195,19 +193,20 @@ impl Packet {
         if ip_len as usize > frame.len() - IP || (ip_len as usize) < least {
             return None;
         }
-        self.addresses[0] = u64::from_le_bytes(core::array::from_fn(|i| head[IP + 12 + i]));
-        self.ports = u32::from_le_bytes(core::array::from_fn(|i| head[TRANSPORT + i]));
+        self.addresses[0] = u64::from_le_bytes(*array(head, IP + 12)?);
+        self.ports = u32::from_le_bytes(*array(head, TRANSPORT)?);
         self.ip_len = ip_len;
         self.shape = Shape::PLAIN_IPV4;
         self.protocol = number;
         self.flags = Flags(flags);
         self.traffic_class = (plain >> 24) as u8;
         self.hop_limit = head[IP + 8];
-        Some(())
+        // Last, when no register holds anything else of the header.
+        ipv4::checksum_is_right(array(head, IP)?).then_some(())
     }
 
     /// Reads a whole TCP or UDP packet in IPv6 without extension headers, not tagged.
-    #[inline]
+    #[inline(always)] // as `read`
     pub(crate) fn read_common_ipv6(&mut self, frame: &[u8]) -> Option<()> {
         const IP: usize = ethernet::HEADER_LEN;
         const TRANSPORT: usize = IP + ipv6::HEADER_LEN;
@@ -226,12 +225,13 @@ impl Packet {
         if payload_len as usize > frame.len() - TRANSPORT || (payload_len as usize) < least {
             return None;
         }
-        let word = |at: usize| {
-            let at = IP + 8 + 8 * at;
-            u64::from_le_bytes(core::array::from_fn(|i| head[at + i]))
-        };
-        self.addresses = [word(0), word(1), word(2), word(3)];
-        self.ports = u32::from_le_bytes(core::array::from_fn(|i| head[TRANSPORT + i]));
+        self.addresses = [
+            u64::from_le_bytes(*array(head, IP + 8)?),
+            u64::from_le_bytes(*array(head, IP + 16)?),
+            u64::from_le_bytes(*array(head, IP + 24)?),
+            u64::from_le_bytes(*array(head, IP + 32)?),
+        ];
+        self.ports = u32::from_le_bytes(*array(head, TRANSPORT)?);
         self.ip_len = payload_len + ipv6::HEADER_LEN as u32;
         self.shape = Shape::PLAIN_IPV6;
         self.protocol = number;
@@ -486,15 +486,10 @@ impl Packet {
                 (is_nobody, source == destination)
             }
             Family::Ipv6 => {
-                const LOOPBACK: [u64; 2] = [0, 1 << 56];
-                /// fe80::/10.
-                const LINK_LOCAL: u16 = u16::from_le_bytes([0xfe, 0x80]);
-                const LINK_LOCAL_BITS: u16 = u16::from_le_bytes([0xff, 0xc0]);
-                let (source, destination) = ([a, b], [c, d]);
-                let is_loopback = source == LOOPBACK && destination != LOOPBACK;
-                let is_of_link = a as u16 & LINK_LOCAL_BITS == LINK_LOCAL;
-                let is_nobody = is_loopback || is_of_link || source == [0, 0] || a as u8 == 0xff;
-                (is_nobody, source == destination)
+                // Every address that no host sends from begins with 0xfe, 0xff or 0.
+                let is_special = (a as u8).wrapping_add(2) <= 2;
+                let is_nobody = is_special && is_nobody_ipv6([a, b], [c, d]);
+                (is_nobody, [a, b] == [c, d])
             }
         };
         is_nobody || (is_own && self.ports & 0xffff == self.ports >> 16)
@@ -656,6 +651,24 @@ pub(crate) fn ends_of_bad(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
         }
         _ => None,
     }
+}
+
+/// Whether no host sends from an IPv6 source to a VIP: see [`Packet::is_martian`].
+#[cold]
+fn is_nobody_ipv6(source: [u64; 2], destination: [u64; 2]) -> bool {
+    const LOOPBACK: [u64; 2] = [0, 1 << 56];
+    /// fe80::/10.
+    const LINK_LOCAL: u16 = u16::from_le_bytes([0xfe, 0x80]);
+    const LINK_LOCAL_BITS: u16 = u16::from_le_bytes([0xff, 0xc0]);
+    let is_loopback = source == LOOPBACK && destination != LOOPBACK;
+    let is_of_link = source[0] as u16 & LINK_LOCAL_BITS == LINK_LOCAL;
+    is_loopback || is_of_link || source == [0, 0] || source[0] as u8 == 0xff
+}
+
+/// `N` bytes of a header, from a constant offset on.
+#[inline(always)] // one load; `array::from_fn` is not always inlined
+fn array<const N: usize>(header: &[u8], at: usize) -> Option<&[u8; N]> {
+    header.get(at..)?.first_chunk()
 }
 
 fn echo_ports(family: Family, number: u8, message: &[u8]) -> Option<u32> {

@@ -14,6 +14,7 @@ use crate::flow::Addresses;
 use crate::packet::Tuple;
 use crate::time::Instant;
 use crate::verdict::PortId;
+pub(super) use crate::wire::checksum::fold;
 use crate::wire::protocol;
 
 /// Deadlines count in units of 2^26 ns (67 ms): what a shift makes of nanoseconds.
@@ -410,11 +411,23 @@ impl<A: Addresses> Connection<A> {
         self.deadline = now.wrapping_add(self.timeout().0.into());
     }
 
-    /// A further packet; of TCP with what its segment says.
+    /// Notes a further packet; of TCP with what its segment says. Returns the states before and after
+    /// it; `None` where an established TCP connection goes on.
     #[inline]
-    pub(crate) fn note(&mut self, now: u32, direction: Direction, segment: Option<&Segment>) {
+    pub(crate) fn note(
+        &mut self,
+        now: u32,
+        direction: Direction,
+        segment: Option<&Segment>,
+    ) -> Option<(ConnectionState, ConnectionState)> {
         let before = self.state();
         let state = match segment {
+            // Nearly every packet.
+            Some(segment) if before == ConnectionState::Established && segment.is_ordinary() => {
+                self.sequences.note(direction, segment);
+                self.deadline = now.wrapping_add(self.idle.into());
+                return None;
+            }
             Some(segment) => {
                 let opener = self.opener();
                 next_state(before, &mut self.sequences, opener, direction, segment)
@@ -423,6 +436,7 @@ impl<A: Addresses> Connection<A> {
         };
         self.sequences.set_state(state);
         self.deadline = now.wrapping_add(self.timeout().0.into());
+        Some((before, state))
     }
 
     /// The state after a packet of a protocol without states: answered, it is established, but whether
@@ -463,13 +477,4 @@ fn port_sum(ports: u32) -> u64 {
 /// sum up to `new` (RFC 1624 §3).
 pub(super) fn delta(old: u64, new: u64) -> u16 {
     fold(u64::from(!fold(old)) + u64::from(fold(new)))
-}
-
-#[inline]
-pub(super) const fn fold(sum: u64) -> u16 {
-    let sum = (sum >> 32) + (sum & 0xffff_ffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    sum as u16
 }

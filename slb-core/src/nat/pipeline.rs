@@ -486,12 +486,14 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             return Err(report(frame, lane, most, limits, (options, underlay)));
         }
         // Later fragments and errors keep a connection alive as little as they move it on.
-        let before = connection.state();
-        if lane.error.is_none() && packet.shape.part != Part::Later {
-            connection.note(now, direction, segment);
-        }
-        let state = connection.state();
-        if (before, state) != (ConnectionState::Established, ConnectionState::Established) {
+        let states = if lane.error.is_none() && packet.shape.part != Part::Later {
+            connection.note(now, direction, segment)
+        } else {
+            Some((connection.state(), connection.state()))
+        };
+        if let Some((before, state)) = states
+            && (before, state) != (ConnectionState::Established, ConnectionState::Established)
+        {
             let ends = before.is_over() != state.is_over();
             if ends || before.is_handshake() {
                 ages.note(number, connection.protocol(), state);

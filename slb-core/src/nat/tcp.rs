@@ -146,6 +146,13 @@ impl Segment {
         })
     }
 
+    /// Whether it neither opens nor ends anything.
+    #[inline]
+    pub(super) fn is_ordinary(&self) -> bool {
+        let special = Flags::SYN.with(Flags::FIN).with(Flags::RST);
+        !self.flags.intersects(special)
+    }
+
     #[inline]
     fn end(&self) -> u32 {
         self.sequence.wrapping_add(self.len)
@@ -428,7 +435,7 @@ impl Sequences {
 
     /// Notes what a segment says that goes in `direction`, as far as it can be true.
     #[inline]
-    fn note(&mut self, direction: Direction, segment: &Segment) {
+    pub(super) fn note(&mut self, direction: Direction, segment: &Segment) {
         let (own, other) = (direction.index(), direction.reverse().index());
         let end = segment.end();
         // Data beyond the receiver's window moves nothing: no receiver takes it.
@@ -457,25 +464,9 @@ const fn after(a: u32, b: u32) -> bool {
 
 /// The state after a segment that goes in `direction`; `opener` is the direction of the
 /// connection's first packet.
-#[inline]
-pub(crate) fn next_state(
-    state: ConnectionState,
-    sequences: &mut Sequences,
-    opener: Direction,
-    direction: Direction,
-    segment: &Segment,
-) -> ConnectionState {
-    let special = Flags::SYN.with(Flags::FIN).with(Flags::RST);
-    if state == ConnectionState::Established && !segment.flags.intersects(special) {
-        sequences.note(direction, segment);
-        return state; // nearly every segment
-    }
-    next_state_at_the_ends(state, sequences, opener, direction, segment)
-}
-
-/// The same at the beginning and at the end of a connection.
+// Out of line: an ordinary segment of an established connection only has to be noted.
 #[inline(never)]
-fn next_state_at_the_ends(
+pub(crate) fn next_state(
     state: ConnectionState,
     sequences: &mut Sequences,
     opener: Direction,

@@ -60,11 +60,7 @@ impl Sum {
     #[must_use]
     #[inline]
     pub const fn fold(self) -> u16 {
-        let sum = (self.0 >> 32) + (self.0 & 0xffff_ffff);
-        let sum = (sum >> 16) + (sum & 0xffff);
-        let sum = (sum >> 16) + (sum & 0xffff);
-        let sum = (sum >> 16) + (sum & 0xffff);
-        sum as u16
+        fold(self.0)
     }
 
     /// The checksum: the complement of the folded sum. Over data that includes a right checksum
@@ -74,6 +70,15 @@ impl Sum {
     pub const fn checksum(self) -> u16 {
         !self.fold()
     }
+}
+
+/// A one's complement sum in 16 bits: zero only where it is zero.
+#[inline]
+pub(crate) const fn fold(sum: u64) -> u16 {
+    // The sum of both halves in either order: what the lower halves carry goes around to the upper
+    // ones (RFC 1071 §2, B), where the result is.
+    let sum = (sum.wrapping_add(sum.rotate_right(32)) >> 32) as u32;
+    (sum.wrapping_add(sum.rotate_right(16)) >> 16) as u16
 }
 
 const fn fold_once(sum: u64) -> u64 {
@@ -122,6 +127,17 @@ pub const fn udp_never_zero(checksum: u16) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sum_folds_to_its_remainder() {
+        for high in [0, 1, 0xfffe, 0xffff, 0x1_0000, 0xffff_fffe, 0xffff_ffff] {
+            for low in [0, 1, 0xfffe, 0xffff, 0x1_0000, 0xffff_fffe, 0xffff_ffff] {
+                let sum: u64 = high << 32 | low;
+                let remainder = sum.checked_sub(1).map_or(0, |less| less % 0xffff + 1);
+                assert_eq!(u64::from(fold(sum)), remainder, "{sum:#x}");
+            }
+        }
+    }
 
     #[test]
     fn rfc1071_section3() {

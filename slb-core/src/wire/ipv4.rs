@@ -259,10 +259,7 @@ pub fn checksum_is_right(header: &[u8; HEADER_LEN]) -> bool {
     };
     // Five words of 32 bits, in any byte order (RFC 1071 §2, B and C): 35 bits at most, and never
     // zero, since the version is among them.
-    let sum = word(0) + word(4) + word(8) + word(12) + word(16);
-    let sum = (sum >> 32) + (sum & 0xffff_ffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    (sum >> 16) + (sum & 0xffff) == 0xffff
+    checksum::fold(word(0) + word(4) + word(8) + word(12) + word(16)) == 0xffff
 }
 
 /// Takes one hop off the TTL of a header and updates its checksum.

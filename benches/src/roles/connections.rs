@@ -228,6 +228,10 @@ impl Frames {
                 let client = 0x0a40_0000 + (flow >> 4);
                 packet[address..address + 4].copy_from_slice(&client.to_be_bytes());
                 packet[port..port + 2].copy_from_slice(&(1024 + (flow & 15) as u16).to_be_bytes());
+                if !case.ipv6 {
+                    let sum = checksum(&packet[14..34]).to_be_bytes();
+                    packet[24..26].copy_from_slice(&sum);
+                }
                 let mut frame = Frame::new(buffer, HEADROOM, len).unwrap_or(Frame::EMPTY);
                 frame.set_port(if outward { VM_PORT } else { FABRIC });
                 frame

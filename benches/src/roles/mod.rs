@@ -4,7 +4,9 @@
 //! them.
 
 mod connections;
+mod headers;
 pub(crate) mod mux;
+mod snat;
 
 use slb_core::mem::Line;
 
@@ -20,7 +22,9 @@ pub(crate) fn measure(
     limits: &Limits,
     memory: &mut [Line],
 ) -> Result<(), Failure> {
+    headers::measure(options, report);
     measure_mux(options, report, limits, memory)?;
+    snat::measure(options, report, memory)?;
     report.group("established connections, for each packet");
     for (who, role) in [("host", Role::Host), ("proxy", Role::Proxy)] {
         for (family, ipv6, lens) in FAMILIES {

@@ -10,6 +10,7 @@ use slb_core::maglev;
 use slb_core::mem::{Arena, Line, Memory};
 use slb_core::service::{Backend, Echo, Frontend, Pool, Protocol, Rule, Snapshot, Spec, Underlay};
 use slb_core::stats::{BackendCounters, RuleCounters};
+use slb_core::wire::checksum::checksum;
 use slb_core::wire::vxlan::Vni;
 use slb_core::{BURST, Frame, HEADROOM, Instant, Key, Mux, MuxOptions, MuxTables};
 
@@ -266,6 +267,10 @@ impl Frames {
                 let client = 0x0a00_0000 + (flow >> 4); // 268 million flows
                 packet[address..address + 4].copy_from_slice(&client.to_be_bytes());
                 packet[port..port + 2].copy_from_slice(&(1024 + (flow & 15) as u16).to_be_bytes());
+                if !ipv6 {
+                    let sum = checksum(&packet[14..34]).to_be_bytes();
+                    packet[24..26].copy_from_slice(&sum);
+                }
                 Frame::new(buffer, HEADROOM, frame_len - 4).unwrap_or(Frame::EMPTY)
             })
             .collect()

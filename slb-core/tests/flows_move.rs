@@ -8,9 +8,10 @@ use std::time::Duration;
 use slb_core::service::BackendState::{Draining, Healthy, Unhealthy};
 use slb_core::{DropReason, Verdict};
 
-use translated::{BACKENDS, FABRIC, ROLES, Role, SYN, Setup, What, World, packet};
+use translated::{BACKENDS, FABRIC, ROLES, Role, SYN, SYN_ACK, Setup, What, World, packet};
 
 const FLOWS: u32 = 40;
+const SERVER_RST: What = What::Tcp("RA", 0, 101);
 const KINDS: [What; 3] = [What::Udp, What::Echo, What::Other];
 
 /// Flows of a kind, with the backend of each.
@@ -135,6 +136,38 @@ fn late_answers_of_the_old_backend_do_not_show_its_address() {
                 world.wait(Duration::from_secs(241));
                 world.wait(Duration::from_secs(2));
                 assert_eq!(world.connections().live, 0, "{what:?}");
+            }
+        }
+    }
+}
+
+/// A SYN that nobody answered goes to another backend; then the first one answers after all.
+#[test]
+fn a_late_syn_ack_reaches_nobody() {
+    for next in [
+        &[(1, 1, Unhealthy), (2, 1, Healthy)][..],
+        &[(2, 1, Healthy)],
+    ] {
+        for mut world in proxies() {
+            let clients: Vec<u32> = (0..FLOWS).map(|n| n << 10).collect();
+            let asked: Vec<_> = clients.iter().map(|&c| world.asks(1, c, SYN)).collect();
+            assert!(asked.contains(&Ok(1)));
+            world.set(next);
+            for (&client, server) in clients.iter().zip(asked) {
+                assert_eq!(world.asks(1, client, SYN), Ok(2));
+                if server == Ok(1) {
+                    let dropped = Err(Verdict::Drop(DropReason::NoConnection));
+                    for late in [SYN_ACK, SYN_ACK, SERVER_RST] {
+                        assert_eq!(world.answers(1, client, late), dropped, "{late:?}");
+                    }
+                }
+                assert_eq!(world.connects(1, client, SYN), Ok(2));
+            }
+            assert_eq!(world.live(2), u64::from(FLOWS));
+            // A connection to the first one is one like any other.
+            world.set(&[(1, 1, Healthy)]);
+            for client in (FLOWS..2 * FLOWS).map(|n| n << 10).chain([1]) {
+                assert_eq!(world.connects(1, client, SYN), Ok(1));
             }
         }
     }

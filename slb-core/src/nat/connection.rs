@@ -348,12 +348,16 @@ impl<A: Addresses> Connection<A> {
     /// Notes that another connection has its name on the outside.
     pub(super) fn supersede(&mut self) {
         self.sequences.set_state(ConnectionState::Closed);
+        if self.sequences.protocol == protocol::TCP {
+            self.sequences.flags |= DIRECT; // its server's packets are looked at twice
+        }
     }
 
-    /// Whether another connection has its name on the outside. Protocols without a handshake are never
-    /// over in another way.
+    /// Whether another connection may have its name on the outside. Protocols without a handshake are
+    /// never over in another way.
     pub(super) fn is_superseded(&self) -> bool {
-        self.sequences.protocol != protocol::TCP && self.state().is_over()
+        let is_sure = self.sequences.protocol != protocol::TCP || self.is_contested();
+        is_sure && self.state() == ConnectionState::Closed
     }
 
     /// Whether packets of its name on the inside may be of another conversation.

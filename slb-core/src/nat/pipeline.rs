@@ -557,13 +557,15 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
     }
 
     /// Ends a connection whose name on the outside another one is about to get. Where its flow goes to
-    /// another backend, the old one's late answers are still translated.
+    /// another backend, the old one's late answers are still translated. A late SYN-ACK is dropped: with
+    /// it the client would go on with a server that its segments do not reach.
     #[cold]
     fn make_way<A: Table, R: Role>(&mut self, number: u32) {
         let table = A::table(&mut self.tables.connections);
         let moves = R::CHOOSES
             && table.get(number).is_some_and(|connection| {
-                connection.protocol() != protocol::TCP
+                (connection.protocol() != protocol::TCP
+                    || connection.state() == ConnectionState::SynSent)
                     && connection.opener() == Direction::Inward
                     && !table.is_past(connection)
             });

@@ -353,6 +353,14 @@ impl<'m, A: Addresses> Connections<'m, A> {
         self.find(hash, &key) != Some(number)
     }
 
+    /// Whether a connection has no name on the outside any more.
+    pub(crate) fn is_superseded(&self, number: u32) -> bool {
+        self.get(number).is_some_and(|connection| {
+            let key = connection.key(Direction::Inward);
+            connection.is_superseded() && self.find(self.hash(&key), &key) != Some(number)
+        })
+    }
+
     /// Moves the clock to a moment of a [`Clock`](crate::time::Clock).
     #[inline]
     pub(crate) fn advance(&mut self, now: Instant) {

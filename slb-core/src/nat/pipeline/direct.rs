@@ -12,7 +12,7 @@
 
 use core::ops::Deref;
 
-use super::{Lane, Pipeline, Role, Table};
+use super::{Lane, NO_CONNECTION, Pipeline, Role, Table};
 use crate::frame::Frame;
 use crate::nat::Direction;
 use crate::nat::connection::{ALL_PORTS, Key};
@@ -88,6 +88,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             return None;
         }
         let table = A::table(&mut self.tables.connections);
+        if segment.is_some() && table.is_superseded(number) {
+            return Some(NO_CONNECTION);
+        }
         let (connection, _) = table.get_mut_and_ages(number)?;
         if !connection.is_direct(lane.direction, segment) {
             return None;

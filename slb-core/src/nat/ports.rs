@@ -14,11 +14,11 @@
 //!
 //! The block that is tried first depends on the vm's address alone (RFC 4787 §4.1 REQ-2).
 //!
-//! Free ports are found in the bitmaps of [`port_table`](super::port_table), so the work for a packet
+//! Free ports are found in the bitmaps of `port_table`, so the work for a packet
 //! is bounded by the number of blocks: in each, the own port, and for each parity at most two pages and
 //! one summary for 4096 ports. What the bitmaps find is looked up among the connections before it is
 //! used. Only where the two disagree, since the bitmaps' memory is too small, does the search go on from
-//! port to port, [`MOST_TRIES`] times for a packet.
+//! port to port, `MOST_TRIES` times for a packet.
 
 use super::connection::{Connection, Key, Side};
 use super::port_table::{Owner, Pool, PortTable};

@@ -22,6 +22,8 @@ const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
 const OUTSIDE: PortId = PortId(0);
 /// Of a host agent the vm, of a proxy the backends.
 const INSIDE: PortId = PortId(1);
+/// The port of the second vm of a host.
+const BESIDE: PortId = PortId(7);
 const VNI: u32 = 5001;
 /// The idle timeout of every rule.
 const IDLE: u64 = 1800;
@@ -88,7 +90,9 @@ fn snapshot(is_proxy: bool, tcp_reset: bool) -> Snapshot<'static> {
         let neighbour = Backend {
             name: "neighbour",
             address: neighbour(ipv6),
-            host: Ipv4Addr::new(172, 16, 0, 102).into(),
+            host: HOST.into(),
+            mac: Some(derived_mac(neighbour(false))),
+            port: Some(BESIDE),
             weight: 0,
             ..Backend::default()
         };
@@ -1201,6 +1205,65 @@ fn a_direct_connection_that_is_there_goes_on_while_a_vip_is_asked_for() {
         world.opener(seg("A", 1001, 5001));
         world.responder(data(5001, 1001, 10));
         assert_eq!(world.state(), Some(Established), "{name}");
+    }
+}
+
+/// Hosts whose two vms talk to each other: the one is a client of the other's VIP, too.
+fn hosts_with_two_vms() -> impl Iterator<Item = World> {
+    let hosts = worlds().filter(|world| world.role == Role::Host);
+    hosts.map(|mut world| {
+        world.asks.0.0 = neighbour(world.ipv6);
+        world
+    })
+}
+
+#[test]
+fn a_vm_that_calls_another_one_of_its_host_is_answered_under_that_ones_name() {
+    for (end, _) in ENDS {
+        for mut world in hosts_with_two_vms() {
+            let name = format!("{end:?}, {}", world.name());
+            let state = world.old(end);
+            let (client, server) = world.direct(8080);
+            let syn = segment(client, server, seg("S", 70_000, 0));
+            assert_eq!(world.give(BESIDE, &syn).0, Verdict::Pass, "{name}");
+            assert_eq!(world.state(), Some(state), "{name}");
+            let answer = segment(server, client, seg("SA", 90_000, 70_001));
+            assert!(world.is_left_as_it_is(&answer), "{name}");
+            assert_eq!(world.state(), None, "{name}");
+        }
+    }
+    for (protocol, port) in [(IpNumber::UDP, 53), (IpNumber::ICMP, 0)] {
+        for mut world in hosts_with_two_vms() {
+            if world.ipv6 && protocol == IpNumber::ICMP {
+                continue;
+            }
+            world.asks.1.1 = port;
+            let name = format!("{}, {protocol:?}", world.name());
+            let (client, server) = world.direct(port);
+            for _ in 0..2 {
+                asks_and_is_answered(&mut world, protocol);
+                let (question, answer) = match protocol {
+                    IpNumber::UDP => (datagram(client, server), datagram(server, client)),
+                    _ => (echo(client, server, false), echo(server, client, true)),
+                };
+                assert_eq!(world.give(BESIDE, &question).0, Verdict::Pass, "{name}");
+                assert!(world.is_left_as_it_is(&answer), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_vm_that_spoofs_a_neighbour_changes_nothing_of_its_connections() {
+    for mut world in worlds().filter(|world| world.role == Role::Host) {
+        world.asks.0.0 = inside(world.ipv6);
+        world.open(1000, 5000);
+        let (client, server) = world.direct(8080);
+        let syn = segment(client, server, seg("S", 70_000, 0));
+        world.give(BESIDE, &syn);
+        let answer = segment(server, client, seg("SA", 90_000, 70_001));
+        assert!(!world.is_left_as_it_is(&answer), "{}", world.name());
+        assert!(world.state().is_some(), "{}", world.name());
     }
 }
 

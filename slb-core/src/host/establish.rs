@@ -7,7 +7,7 @@
 //! | from the fabric, a SYN, a datagram or an echo request for a SNAT port, of no connection | dropped as for no rule |
 //! | from the fabric, another segment or an echo reply for a SNAT port, of no connection | dropped as of no connection: a late answer; as for no rule where the port is in no block |
 //! | from a vm, to who probes it | passed on as it is |
-//! | from a vm, to a neighbour in its network | passed on as it is |
+//! | from a vm, to a neighbour in its network | passed on as it is, and so is the answer of a vm of this node |
 //! | from a vm, to an address that is inside ([`Spec::inside`](crate::service::Spec::inside)) | passed on as it is, and so are its answers |
 //! | from a vm that no outbound rule lets out, to a VIP | passed on as it is: an internal one asks for no other name |
 //! | from a vm, to the outside | a connection from a port of its own, if an outbound rule lets it; where all are in use towards there, the vm is told |
@@ -48,6 +48,18 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let vm = snapshot.nat.vm_by_port(lane.zone).ok_or(Verdict::Pass)?;
         let (source, destination) = A::of(packet).unpack();
         if is_inside(snapshot, vm, destination) {
+            let is_own = snapshot
+                .nat
+                .locals_of(vm)
+                .any(|local| local.address == source);
+            let is_whole = lane.error.is_none() && packet.shape.part != Part::Later;
+            // The kernel delivers it, but the answer may look like that of a connection to a VIP.
+            if let Some(zone) = snapshot.nat.port_of_neighbour(destination, vm.vni)
+                && is_own
+                && is_whole
+            {
+                self.note_direct::<A, HostRole>(&Lane { zone, ..*lane }, segment);
+            }
             return Err(Verdict::Pass);
         }
         let of_source = snapshot

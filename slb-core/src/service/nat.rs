@@ -391,7 +391,9 @@ impl<'m> Nat<'m> {
                     None => pool.vni,
                 };
                 let key = neighbour_key(backend.address, vni);
-                let _ = self.neighbours.insert(key, 0);
+                let here = backend.port.filter(|_| is_local(spec, backend));
+                let port = here.map_or(ELSEWHERE, |port| port.0.into());
+                let _ = self.neighbours.insert(key, port);
             }
         }
         Ok(())
@@ -679,6 +681,12 @@ impl<'m> Nat<'m> {
         self.neighbours.get(neighbour_key(address, vni)).is_some()
     }
 
+    /// The port of the vm of this node that has an address in a network.
+    pub(crate) fn port_of_neighbour(&self, address: IpAddr, vni: Vni) -> Option<PortId> {
+        let port = self.neighbours.get(neighbour_key(address, vni))?;
+        u16::try_from(port).ok().map(PortId)
+    }
+
     /// Of a proxy: whether an address is a backend's.
     pub(crate) fn is_backend(&self, address: IpAddr) -> bool {
         self.is_neighbour(address, Vni::default())
@@ -721,6 +729,9 @@ impl<'m> Nat<'m> {
 fn is_local(spec: &Spec<'_>, backend: &Backend<'_>) -> bool {
     spec.proxy.is_some() || backend.port.is_some()
 }
+
+/// The port of a neighbour whose vm is on another node: no [`PortId`].
+const ELSEWHERE: u32 = 1 << 16;
 
 /// A peer that is no mux.
 const NOT_A_MUX: u32 = NONE - 1;

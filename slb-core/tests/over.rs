@@ -179,3 +179,25 @@ fn a_segment_whose_header_contradicts_itself_begins_no_connection() {
         }
     }
 }
+
+#[test]
+fn a_forged_fin_and_a_forged_reset_behind_it_close_nothing() {
+    for (role, ipv6) in ROLES {
+        let mut world = World::new(Setup {
+            idle_timeout: Duration::from_secs(1800),
+            ..Setup::new(role, ipv6)
+        });
+        let server = world.connects(1, 5, SYN).unwrap();
+        // Both inside the window, neither at a number that the receiver acknowledged.
+        world.asks(1, 5, What::Tcp("FA", 5000, 501)).unwrap();
+        world.asks(1, 5, What::Tcp("R", 5001, 0)).unwrap();
+        for _ in 0..3 {
+            assert!(world.goes_on(server, 5, SYN));
+        }
+        assert_eq!(world.live(server), 1);
+        for _ in 0..30 {
+            world.wait(Duration::from_secs(10));
+        }
+        assert!(world.goes_on(server, 5, SYN));
+    }
+}

@@ -427,10 +427,16 @@ impl Sequences {
                 return true;
             }
         }
-        // What the receiver acknowledged last, or all that was sent to it and that it may have
-        // taken without saying so yet.
+        // The receiver expects what it acknowledged last. It may have taken more without saying so yet,
+        // but what was sent proves nothing: a forged segment in the window would make a forged RST
+        // behind it exact. During the handshake there is nothing acknowledged to go by.
         let expected = self.acknowledged[direction.reverse().index()];
-        segment.sequence == expected || segment.sequence == self.sent[direction.index()]
+        let is_handshake = matches!(
+            state,
+            ConnectionState::SynSent | ConnectionState::SynReceived
+        );
+        segment.sequence == expected
+            || is_handshake && segment.sequence == self.sent[direction.index()]
     }
 
     /// Notes what a segment says that goes in `direction`, as far as it can be true.
@@ -656,7 +662,7 @@ mod tests {
             (501, Closed),
             (502, Established),
             (600, Established),
-            (601, Closed), // what was sent, and may have been taken without saying so
+            (601, Established), // what was sent, and not acknowledged
             (602, Established),
             (1501, Established),
             (400_000, Established),

@@ -346,12 +346,14 @@ impl Packet {
         };
         let is_first = self.shape.part == Part::First;
         // In words of four bytes, in the upper half of a byte.
+        let is_chain = is_first && self.shape.family == Family::Ipv6;
         let tcp_len = match (self.protocol, transport.get(12)) {
-            (protocol::TCP, Some(byte)) if is_first => usize::from(byte >> 4) * 4,
+            (protocol::TCP, Some(byte)) if is_chain => usize::from(byte >> 4) * 4,
             _ => 0,
         };
         if transport.len() < needed.max(tcp_len) {
-            // RFC 1858 §3.1, RFC 7112 §5: a first fragment has the whole header.
+            // A first fragment has the whole header over IPv6 (RFC 7112 §5), and over IPv4 all of it
+            // that no option is (RFC 1858 §3.1).
             self.shape.fault = Some(if is_first {
                 DropReason::TinyFragment
             } else {

@@ -96,3 +96,23 @@ fn a_vm_s_own_fragmented_syn_is_not_answered_by_itself() {
         }
     }
 }
+
+fn a_header_that_a_fragment_cuts(mut role: impl Translator, family: Family) {
+    let there = (family.client(), family.vip());
+    let mut syn = tcp(there, (5000, 80), SYN, &[1; 20]);
+    syn[12] = 0xa0; // 20 bytes of options, of which the first fragment has four
+    for part in fragments(there, TCP, &syn, 24, 1) {
+        let (verdict, _) = role.give(NOW, From::Outside, &part);
+        assert!(matches!(verdict, Verdict::Forward(_)), "{verdict:?}");
+        assert_eq!(role.states(), [ConnectionState::SynSent]);
+    }
+}
+
+/// Over IPv6 the first fragment has the whole header (RFC 7112).
+#[test]
+fn a_syn_whose_options_go_on_in_the_next_ipv4_fragment_opens_a_connection() {
+    for family in FAMILIES.into_iter().filter(|family| !family.is_ipv6) {
+        a_header_that_a_fragment_cuts(host(), family);
+        a_header_that_a_fragment_cuts(proxy(), family);
+    }
+}

@@ -29,8 +29,9 @@ fn script(arguments: &str) -> String {
 }
 
 impl Line {
-    fn new() -> Self {
-        let mut world = World::new("k", &["c", "lb", "s"]);
+    /// Tests run beside each other, so each has a tag of its own.
+    fn new(tag: &str) -> Self {
+        let mut world = World::new(tag, &["c", "lb", "s"]);
         world.plain_cable("c", "eth0", "lb", "front", 1500);
         world.plain_cable("s", "eth0", "lb", "back", 1500);
         for (machine, number) in [("c", 10), ("s", 1)] {
@@ -175,7 +176,7 @@ fn two_stacks_use_a_port_again_over_a_proxy() {
         for (place, vip) in VIPS.iter().enumerate() {
             // Each end with timestamps and without, each number with both ends.
             let timestamps = u8::from(place == 0) ^ u8::from(end.starts_with('f'));
-            let line = Line::new();
+            let line = Line::new("ka");
             for machine in ["c", "s"] {
                 line.world.on(
                     machine,
@@ -205,7 +206,7 @@ fn a_forged_reset_between_two_stacks_changes_nothing_and_an_exact_one_closes() {
         skip!("{why}");
     }
     for vip in VIPS {
-        let line = Line::new();
+        let line = Line::new("kb");
         let mut play = line.play(&format!("{vip} 80 forged"));
         play.has_done("forged");
         line.reaches("established");
@@ -223,7 +224,7 @@ fn a_half_closed_connection_of_two_stacks_pauses_and_goes_on() {
         skip!("{why}");
     }
     for vip in VIPS {
-        let line = Line::new();
+        let line = Line::new("kc");
         let mut play = line.play(&format!("{vip} 80 half 3"));
         play.has_done("half");
         line.reaches("fin_wait_inward");

@@ -683,8 +683,19 @@ fn segment_of(frame: &Frame<'_>, lane: &Lane) -> Option<Segment> {
         return None;
     }
     let transport = usize::from(packet.shape.transport_offset);
+    let bytes = frame.bytes().get(transport..)?;
     let len = usize::from(packet.shape.ip_offset) + packet.ip_len() - transport;
-    Segment::parse(frame.bytes().get(transport..)?, len)
+    match packet.shape.part {
+        Part::Whole => Segment::parse(bytes, len),
+        _ => first_fragment(bytes, len),
+    }
+}
+
+/// The same of a first fragment, whose header's options may go on in the next one.
+#[cold]
+fn first_fragment(bytes: &[u8], len: usize) -> Option<Segment> {
+    let header_len = usize::from(bytes.get(12)? >> 4) * 4;
+    Segment::parse(bytes, len.max(header_len))
 }
 
 /// The largest segment that fits the fabric in VXLAN.

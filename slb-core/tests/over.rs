@@ -201,3 +201,20 @@ fn a_forged_fin_and_a_forged_reset_behind_it_close_nothing() {
         assert!(world.goes_on(server, 5, SYN));
     }
 }
+
+#[test]
+fn syns_from_the_port_of_a_session_with_a_server_that_is_gone_reach_another_one() {
+    for (role, ipv6) in ROLES.into_iter().filter(|(role, _)| *role == Role::Proxy) {
+        let mut world = World::new(Setup::new(role, ipv6));
+        let server = world.connects(1, 7, SYN).unwrap();
+        let other = 3 - server;
+        world.set(&[(other, 1, BackendState::Healthy)]);
+        let syn = What::Tcp("S", 9_000_000, 0);
+        let mut reached = server;
+        for _ in 0..40 {
+            world.wait(Duration::from_secs(10));
+            reached = world.asks(other, 7, syn).unwrap();
+        }
+        assert_eq!(reached, other, "after the idle timeout of four minutes");
+    }
+}

@@ -439,7 +439,14 @@ impl<A: Addresses> Connection<A> {
             None => self.next_without_handshake(direction),
         };
         self.sequences.set_state(state);
-        self.deadline = now.wrapping_add(self.timeout().0.into());
+        // A SYN that its server has not answered shows no life: with a server that is gone, a client
+        // that asks from this port again and again would keep the connection for ever.
+        let asks_anew = state == before
+            && state != ConnectionState::SynSent
+            && segment.is_some_and(|segment| segment.flags.opens());
+        if !asks_anew {
+            self.deadline = now.wrapping_add(self.timeout().0.into());
+        }
         Some((before, state))
     }
 

@@ -252,11 +252,13 @@ impl Control<'_> {
                     generation = self.snapshot.generation(),
                     "configuration in place"
                 );
-                for line in given
-                    .losses(&self.given)
+                // What was warned of before is known.
+                let known = self.given.warnings();
+                let new = given
+                    .warnings()
                     .into_iter()
-                    .chain(given.warnings())
-                {
+                    .filter(|line| !known.contains(line));
+                for line in given.losses(&self.given).into_iter().chain(new) {
                     warn!("{line}");
                 }
                 self.given = given;

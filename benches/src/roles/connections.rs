@@ -155,10 +155,11 @@ impl Case {
             next: 0,
         };
         let now = Instant::from_secs(1);
-        // The handshake of every connection.
-        for (outward, flags) in [(false, SYN), (true, SYN | ACK), (false, ACK)] {
-            frames.next = 0;
-            for _ in 0..self.flows.div_ceil(FRAMES as u32) {
+        // The handshake of every connection, some at a time: unanswered ones get half of the table.
+        for _ in 0..self.flows.div_ceil(FRAMES as u32) {
+            let first = frames.next;
+            for (outward, flags) in [(false, SYN), (true, SYN | ACK), (false, ACK)] {
+                frames.next = first;
                 let mut all = frames.write(&mut memory, stride, outward, flags, true);
                 role.process(now, &mut all);
             }

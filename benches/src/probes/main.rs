@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,7 +36,14 @@ fn main() -> io::Result<()> {
     thread::spawn(move || serve(&listener));
 
     let config = Config::parse("probes", &configuration(options.backends, port));
-    let config = config.map_err(io::Error::other)?;
+    let mut config = config.map_err(io::Error::other)?;
+    // A configuration names no loopback address, but the server is on all of them.
+    for backend in config.pools.iter_mut().flat_map(|pool| &mut pool.backends) {
+        if let IpAddr::V4(address) = backend.address {
+            let [_, b, c, d] = address.octets();
+            backend.address = Ipv4Addr::new(127, b, c, d).into();
+        }
+    }
     let mut prober = Prober::start(&[])?;
     prober.set(&config);
     // Each is asked for the first time within an interval.
@@ -60,7 +67,7 @@ fn main() -> io::Result<()> {
 }
 
 fn configuration(backends: u32, port: u16) -> String {
-    let address = |n: u32| format!("127.{}.{}.1", 1 + n / 250, 1 + n % 250);
+    let address = |n: u32| format!("10.{}.{}.1", 1 + n / 250, 1 + n % 250);
     let one = |n| format!("{{ name = \"b{n}\", address = \"{}\" }},", address(n));
     let list: String = (0..backends).map(one).collect();
     format!(

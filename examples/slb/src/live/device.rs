@@ -72,25 +72,25 @@ pub(super) struct Card {
     is_there: bool,
     /// Whether it was gone, and came back: it may have fewer queues than before.
     has_returned: bool,
-    /// What its packets needed when it was opened last.
+    /// Bytes of a chunk, as its packets needed when the device was last opened.
     chunk: usize,
 }
 
 /// A queue of a device, by the device's place in the plan.
 pub(super) type Slot = (usize, u32);
 
-/// What became of a device.
+/// A change of a device, as the kernel reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
-    /// Its interface was deleted.
+    /// The interface was deleted.
     Gone,
-    /// Its interface is there again, and is another.
+    /// A new interface has the device's name.
     Back,
-    /// It is down, or without a carrier.
+    /// The interface is down, or has no carrier.
     Down,
-    /// It is up.
+    /// The interface is up.
     Up,
-    /// Its MTU, its MAC address or its queues are others.
+    /// The MTU, the MAC address or the queues changed.
     Changed,
 }
 
@@ -206,7 +206,7 @@ impl Plan {
         tun.chain(cards.iter().map(|card| card.port))
     }
 
-    /// Who has which queues: of a mux a worker for each; else one for all.
+    /// The queues of each worker: a mux has one worker for each queue, other roles one for all.
     pub(super) fn by_worker(&self, role: Role) -> Vec<Vec<Slot>> {
         let all: Vec<Slot> = match self {
             Self::Tun(names) => {

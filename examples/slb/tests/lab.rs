@@ -774,11 +774,16 @@ fn nothing_is_lost(lab: &Lab, machine: &str) {
 }
 
 /// 200 slow downloads, and one mux dies.
+///
+/// The downloads use client ports that no earlier connection had. A mux that still pins an earlier
+/// connection of the same ports, which began by the other mux, would send a download to that
+/// connection's backend.
 fn a_mux_dies_unnoticed(lab: &mut Lab) {
     let downloads = lab.world.start(
         "client",
         &format!(
-            "curl -sS --no-progress-meter -Z --parallel-immediate --parallel-max 200 -m 90 -o /dev/null \
+            "curl -sS --no-progress-meter -Z --parallel-immediate --parallel-max 200 -m 90 \
+             --local-port 10000-10999 -o /dev/null \
              -w '%{{http_code}} %{{size_download}}\\n' 'http://{VIP}/slow?n=[1-200]'"
         ),
     );

@@ -10,7 +10,7 @@ use std::time::Duration;
 use slb_io_pcap::{Format, Writer};
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 fn slb(arguments: &[&str]) -> Output {

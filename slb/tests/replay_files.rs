@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 const SLB: &str = env!("CARGO_BIN_EXE_slb");
 
 fn example(name: &str) -> String {
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     examples.join(name).display().to_string()
 }
 

@@ -61,7 +61,7 @@ const NO_CHANGE: Change = Change {
 /// One of the examples of what stands beside a mux.
 fn routing(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../routing")
+        .join("../examples/routing")
         .join(name)
 }
 

@@ -601,7 +601,7 @@ fn the_unit_lets_the_program_do_what_it_does() {
         skip!("{why}");
     }
     let unit = fs::read_to_string(
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../slb-mux.service"),
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/slb-mux.service"),
     )
     .unwrap();
     let of = |key: &str| {

@@ -36,7 +36,7 @@ address = "40.50.60.70"
 
 /// The example of the reference whose load balancer has this name, imported.
 fn example(name: &str, backends: &[(&str, &str)]) -> Option<Config> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/reference");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/reference");
     let text = fs::read_to_string(folder.join("azure-load-balancer.md")).ok()?;
     let blocks = text
         .split("```json\n")

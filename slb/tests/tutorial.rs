@@ -51,7 +51,7 @@ fn the_tutorials_commands_do_what_it_says() {
     if let Some(why) = lacking(&["unshare", "ethtool", "pgrep", "mount"]) {
         skip!("{why}");
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let text = fs::read_to_string(root.join("docs/tutorial.md")).unwrap();
     let blocks = blocks(&text);
     assert!(blocks.len() >= 8, "{} blocks", blocks.len());

@@ -56,7 +56,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 fn template() -> String {
-    let quickstarts = "../../slb-control/tests/quickstart/load-balancer-standard-create.json";
+    let quickstarts = "../slb-control/tests/quickstart/load-balancer-standard-create.json";
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(quickstarts);
     fs::read_to_string(path).expect("the template")
 }

@@ -513,7 +513,7 @@ fn a_mux_has_a_worker_for_each_queue() {
     line("slb_frontend_available{frontend=\"web\"} 1.0".to_owned());
     line("# TYPE slb_flows gauge".to_owned());
     // The board asks for nothing else; what of a host agent it asks for, a mux has not.
-    let board = concat!(env!("CARGO_MANIFEST_DIR"), "/../grafana.json");
+    let board = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/grafana.json");
     let board = fs::read_to_string(board).unwrap();
     let words = board.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     for name in words.filter(|word| word.starts_with("slb_")) {

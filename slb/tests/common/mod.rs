@@ -25,7 +25,7 @@ macro_rules! skip {
 }
 
 pub fn captures() -> Option<Vec<PathBuf>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/captures");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/captures");
     let mut paths: Vec<PathBuf> = fs::read_dir(folder)
         .ok()?
         .filter_map(|entry| Some(entry.ok()?.path()))

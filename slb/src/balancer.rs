@@ -209,8 +209,8 @@ mod tests {
 
     use super::*;
 
-    const HOST: &str = include_str!("../../host.toml");
-    const PROXY: &str = include_str!("../../proxy.toml");
+    const HOST: &str = include_str!("../../examples/host.toml");
+    const PROXY: &str = include_str!("../../examples/proxy.toml");
 
     /// The port that the source of each of 40 connections is translated to. They come in at `port`,
     /// from one address, and from client ports on from 40 000.

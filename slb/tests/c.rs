@@ -22,7 +22,7 @@ fn the_c_mux_and_replay_give_the_same_bytes() {
     if !Path::new("/usr/include/pcap/pcap.h").exists() {
         skip!("libpcap's header is not installed");
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
     let make = Command::new("make")

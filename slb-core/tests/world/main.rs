@@ -3,6 +3,7 @@
 //! message of every assertion.
 
 mod net;
+mod passing;
 mod stack;
 
 use std::collections::HashSet;

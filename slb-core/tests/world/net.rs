@@ -82,6 +82,9 @@ pub struct Plan {
     pub idle: Duration,
     pub ports_per_backend: Option<u32>,
     pub states: [BackendState; VMS],
+    pub weights: [u32; VMS],
+    /// Flows that each mux pins; zero: none, Maglev alone decides.
+    pub flows: usize,
     /// Packets out of a thousand that are lost, and as many are doubled.
     pub loss: u64,
     /// A packet takes up to so many milliseconds.
@@ -99,6 +102,8 @@ impl Plan {
             idle: Duration::from_secs(240),
             ports_per_backend: Some(256),
             states: [BackendState::Healthy; VMS],
+            weights: [1; VMS],
+            flows: 1 << 14,
             loss: 0,
             delay: 1,
         }
@@ -118,6 +123,7 @@ impl Plan {
                 address: vm(number, self.ipv6),
                 host: host_address(number / VMS_PER_HOST).into(),
                 state: self.states[number],
+                weight: self.weights[number],
                 port: match node {
                     Node::Host(host) if number / VMS_PER_HOST == host => {
                         Some(PortId((number % VMS_PER_HOST) as u16 + 1))
@@ -239,7 +245,7 @@ impl World {
         let muxes = (0..plan.muxes)
             .map(|mux| {
                 let snapshot = Arc::new(plan.snapshot(Node::Mux(mux), None));
-                Some(Mux::with_capacity(snapshot, 1 << 14, KEY))
+                Some(Mux::with_capacity(snapshot, plan.flows, KEY))
             })
             .collect();
         let hosts = (0..HOSTS)
@@ -303,9 +309,18 @@ impl World {
 
     /// Gives every node a new configuration.
     pub fn reconfigure(&mut self, change: impl FnOnce(&mut Plan)) {
+        self.reconfigure_some(change, |_| true);
+    }
+
+    /// Gives all hosts and some of the muxes a new configuration.
+    pub fn reconfigure_some(
+        &mut self,
+        change: impl FnOnce(&mut Plan),
+        is_reached: impl Fn(usize) -> bool,
+    ) {
         change(&mut self.plan);
         for (number, mux) in self.muxes.iter_mut().enumerate() {
-            if let Some(mux) = mux {
+            if let Some(mux) = mux.as_mut().filter(|_| is_reached(number)) {
                 let snapshot = self.plan.snapshot(Node::Mux(number), Some(mux.snapshot()));
                 mux.install(Arc::new(snapshot));
             }

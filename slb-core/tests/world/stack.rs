@@ -193,6 +193,15 @@ impl Stack {
         self.clients[client].to_send += bytes;
     }
 
+    /// Has all clients send so many bytes more, and close when they have them back.
+    pub fn finish_with(&mut self, bytes: usize) {
+        let under_way = self.clients.iter_mut();
+        for client in under_way.filter(|client| client.outcome == Outcome::UnderWay) {
+            client.to_send += bytes;
+            client.lingers = false;
+        }
+    }
+
     /// Connections that are open, seen from the side that serves.
     pub fn served_now(&self) -> usize {
         let open = |handle: &&SocketHandle| {

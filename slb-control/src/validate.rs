@@ -359,7 +359,7 @@ fn check_outbound(config: &Config, faults: &Faults<'_>) {
                 .take(number)
                 .any(|&other| other == frontend)
             {
-                let message = format!("{:?} stands twice", config.frontends[frontend].name);
+                let message = format!("duplicate name {:?}", config.frontends[frontend].name);
                 faults.add(&rule.span, format!("{place}: frontends"), message);
             }
             let mixed = pool

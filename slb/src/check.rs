@@ -1,4 +1,6 @@
-//! `slb check`: is the configuration good, and what does it come to?
+//! `slb check`: the faults of a configuration, or what it does; `slb diff`: what another one would change.
+
+use std::path::Path;
 
 use slb_control::config::Rule;
 use slb_control::{Config, Diff, Role, format_duration};
@@ -8,9 +10,10 @@ use crate::Failure;
 use crate::cli::{BalancerOptions, CheckOptions, DiffOptions};
 
 pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
-    let config = load(&options.config)?;
+    let path = options.config.path();
+    let config = load(path)?;
     config.snapshot(None).map_err(Failure::usage)?;
-    println!("{}: good", options.config.display());
+    println!("{}: OK", path.display());
     for rule in &config.rules {
         let (frontend, pool) = (&config.frontends[rule.frontend], &config.pools[rule.pool]);
         let serving = (0..pool.backends.len()).filter(|&backend| config.serves(rule, backend));
@@ -77,7 +80,7 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
         );
     }
     for line in config.warnings() {
-        eprintln!("{}: warning: {line}", options.config.display());
+        eprintln!("{}: warning: {line}", path.display());
     }
     Ok(())
 }
@@ -93,7 +96,7 @@ pub(crate) fn taken_by(rule: &Rule) -> String {
 }
 
 /// Reads a configuration.
-pub(crate) fn load(path: &std::path::Path) -> Result<Config, Failure> {
+pub(crate) fn load(path: &Path) -> Result<Config, Failure> {
     Config::from_path(path).map_err(|errors| Failure {
         status: 2,
         message: errors.to_string(),
@@ -101,8 +104,8 @@ pub(crate) fn load(path: &std::path::Path) -> Result<Config, Failure> {
 }
 
 /// Reads the configuration of a balancer, its options applied.
-pub(crate) fn load_balancer(options: &BalancerOptions) -> Result<Config, Failure> {
-    let mut config = load(&options.config)?;
+pub(crate) fn load_balancer(path: &Path, options: &BalancerOptions) -> Result<Config, Failure> {
+    let mut config = load(path)?;
     if let Some(role) = options.role {
         match (config.node.role, role.into()) {
             (Role::Host, Role::Mux) => config.node.become_mux(),
@@ -127,7 +130,9 @@ pub(crate) fn load_balancer(options: &BalancerOptions) -> Result<Config, Failure
 
 /// `slb diff`: what would another configuration change?
 pub(crate) fn diff(options: &DiffOptions) -> Result<(), Failure> {
-    let (old, new) = (load(&options.old)?, load(&options.new)?);
+    let expected = || Failure::usage("diff: expected two configurations, the old and the new one");
+    let (old, new) = options.paths().ok_or_else(expected)?;
+    let (old, new) = (load(old)?, load(new)?);
     print!("{}", Diff::between(&old, &new).map_err(Failure::usage)?);
     Ok(())
 }

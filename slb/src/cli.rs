@@ -1,7 +1,7 @@
 //! The command line.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use slb_control::Role;
@@ -28,7 +28,7 @@ pub(crate) enum Command {
     /// backend, and the outer header; or why not.
     ///
     /// The packet is one of a capture (those before it are processed first, so that flows are as
-    /// they would be), or made from a tuple: slb explain --config web.toml tcp 1.2.3.4:50000
+    /// they would be), or made from a tuple: slb explain web.toml tcp 1.2.3.4:50000
     /// 20.20.20.100:80
     Explain(ExplainOptions),
     /// Run a mux: on AF_XDP, a worker for each queue; or on a TUN device, which VIPs are routed into
@@ -48,7 +48,7 @@ pub(crate) enum Command {
     /// Ask each backend once how it is, as the configuration's probes do, and print the answers.
     ///
     /// Exit status 1 where one is not well.
-    Probe(CheckOptions),
+    Probe(ProbeOptions),
     /// Check a configuration: prints every fault with its line, or what it comes to.
     Check(CheckOptions),
     /// Say what another configuration would change: what is added, removed and different, how much of
@@ -118,12 +118,32 @@ impl From<RoleName> for Role {
     }
 }
 
-/// What the balancer is, for every command that runs one.
+/// The configuration that a command reads, with or without `--config` before its name.
 #[derive(Clone, Debug, Args)]
-pub(crate) struct BalancerOptions {
+pub(crate) struct ConfigFile {
     /// The configuration (TOML).
     #[arg(long, short, value_name = "FILE")]
-    pub(crate) config: PathBuf,
+    config: Option<PathBuf>,
+    /// The same without --config.
+    #[arg(
+        value_name = "FILE",
+        conflicts_with = "config",
+        required_unless_present = "config"
+    )]
+    file: Option<PathBuf>,
+}
+
+impl ConfigFile {
+    /// The path of the file.
+    pub(crate) fn path(&self) -> &Path {
+        let given = self.config.as_deref().or(self.file.as_deref());
+        given.unwrap_or(Path::new("")) // clap requires one
+    }
+}
+
+/// How a balancer differs from its configuration, for every command that runs one in memory.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BalancerOptions {
     /// Run it in another role than the configuration says. A host's configuration run as a mux has
     /// the address of the first of its muxes.
     #[arg(long, value_enum)]
@@ -141,6 +161,8 @@ pub(crate) struct BalancerOptions {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ReplayOptions {
+    #[command(flatten)]
+    pub(crate) config: ConfigFile,
     #[command(flatten)]
     pub(crate) balancer: BalancerOptions,
     /// The capture to read: pcap or pcapng, also packed by gzip or zstd, or - for standard input;
@@ -167,11 +189,13 @@ pub(crate) struct ReplayOptions {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(
+    after_help = "The configuration is read again on SIGHUP and when the file has changed; a bad one \
+                  changes nothing. SIGTERM and SIGINT end the program, with a report."
+)]
 pub(crate) struct LiveOptions {
-    /// The configuration (TOML). Read again on SIGHUP and when the file changes, between two bursts;
-    /// a bad one changes nothing. SIGTERM and SIGINT end the program, with a report.
-    #[arg(long, short, value_name = "FILE")]
-    pub(crate) config: PathBuf,
+    #[command(flatten)]
+    pub(crate) config: ConfigFile,
     /// A device, and the port that it is: a proxy's by name, a host's by number or the name of the
     /// vm's backend. Can be given several times.
     ///
@@ -259,41 +283,79 @@ pub(crate) struct TopOptions {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(
+    override_usage = "slb explain [OPTIONS] [--config] <FILE> <PROTOCOL> <SOURCE> <DESTINATION>\n       \
+                            slb explain [OPTIONS] [--config] <FILE> --in <[PORT=]FILE>... --packet <N>"
+)]
 pub(crate) struct ExplainOptions {
+    /// The configuration (TOML); without --config, the first of the words.
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) balancer: BalancerOptions,
     /// A capture that the packet is in; of a proxy one for each port, as for replay.
-    #[arg(
-        long = "in",
-        value_name = "[PORT=]FILE",
-        requires = "packet",
-        conflicts_with = "tuple"
-    )]
+    #[arg(long = "in", value_name = "[PORT=]FILE", requires = "packet")]
     pub(crate) input: Vec<String>,
     /// Which packet of the capture, or of all in the order of time, counted from 1.
     #[arg(long, value_name = "N", requires = "input")]
     pub(crate) packet: Option<u64>,
-    /// Or a tuple: PROTOCOL SOURCE DESTINATION, such as tcp 1.2.3.4:50000 20.20.20.100:80 (a SYN),
-    /// udp 1.2.3.4:9 20.20.20.100:53, or icmp 1.2.3.4 20.20.20.100 (an echo request).
-    #[arg(value_name = "TUPLE", num_args = 3, required_unless_present = "input")]
-    pub(crate) tuple: Vec<String>,
+    /// The port that the packet comes in by: of a host a vm by name or its port's number, 0 for the
+    /// fabric; of a proxy a port by name. Default: as the packet's source says.
+    #[arg(long, value_name = "PORT")]
+    pub(crate) from: Option<String>,
+    /// The configuration, unless --config names it; then, without --in, a packet to make: PROTOCOL SOURCE
+    /// DESTINATION, such as tcp 1.2.3.4:50000 20.20.20.100:80 (a SYN), udp 1.2.3.4:9 20.20.20.100:53, or
+    /// icmp 1.2.3.4 20.20.20.100 (an echo request).
+    #[arg(value_name = "WORD", num_args = 0..=4)]
+    words: Vec<String>,
+}
+
+impl ExplainOptions {
+    /// The path of the configuration, and the tuple, which is empty where a capture has the packet; `None`
+    /// where a word is missing or too many.
+    pub(crate) fn read(&self) -> Option<(&Path, &[String])> {
+        let (config, tuple) = match &self.config {
+            Some(config) => (config.as_path(), self.words.as_slice()),
+            None => {
+                let (config, tuple) = self.words.split_first()?;
+                (Path::new(config), tuple)
+            }
+        };
+        let wanted = if self.packet.is_some() { 0 } else { 3 };
+        (tuple.len() == wanted).then_some((config, tuple))
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ProbeOptions {
+    #[command(flatten)]
+    pub(crate) config: ConfigFile,
 }
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct CheckOptions {
-    /// The configuration (TOML).
-    #[arg(value_name = "FILE")]
-    pub(crate) config: PathBuf,
+    #[command(flatten)]
+    pub(crate) config: ConfigFile,
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(override_usage = "slb diff [--config] <OLD> [--config] <NEW>")]
 pub(crate) struct DiffOptions {
-    /// The configuration that runs (TOML).
-    #[arg(value_name = "OLD")]
-    pub(crate) old: PathBuf,
-    /// The one that would take its place.
-    #[arg(value_name = "NEW")]
-    pub(crate) new: PathBuf,
+    /// The running configuration and the one that would replace it (TOML).
+    #[arg(value_name = "FILE", num_args = 0..=2)]
+    files: Vec<PathBuf>,
+    /// The same with --config: the files without it come after those with it.
+    #[arg(long, short, value_name = "FILE")]
+    config: Vec<PathBuf>,
+}
+
+impl DiffOptions {
+    /// The old configuration and the new one; `None` unless there are two.
+    pub(crate) fn paths(&self) -> Option<(&Path, &Path)> {
+        let mut all = self.config.iter().chain(&self.files);
+        let (old, new) = (all.next()?, all.next()?);
+        all.next().is_none().then_some((old, new))
+    }
 }
 
 #[derive(Clone, Debug, Args)]

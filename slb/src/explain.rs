@@ -23,10 +23,19 @@ use crate::Failure;
 use crate::balancer::Balancer;
 use crate::check::{load_balancer, taken_by};
 use crate::cli::ExplainOptions;
+use crate::live::port_named;
 use crate::replay::{first_frontend, inputs};
 
 pub(crate) fn run(options: &ExplainOptions) -> Result<(), Failure> {
-    let config = load_balancer(&options.balancer)?;
+    let expected = || {
+        Failure::usage(
+            "explain: expected a configuration, and PROTOCOL SOURCE DESTINATION or --in FILE --packet N",
+        )
+    };
+    let (path, tuple) = options.read().ok_or_else(expected)?;
+    let config = load_balancer(path, &options.balancer)?;
+    let from = options.from.as_deref();
+    let from = from.map(|name| port_from(&config, name)).transpose()?;
     let mut balancer = Balancer::new(&config)?;
     match options.packet {
         Some(wanted) => {
@@ -45,7 +54,12 @@ pub(crate) fn run(options: &ExplainOptions) -> Result<(), Failure> {
                     .checked_sub(seen + 1)
                     .map_or(usize::MAX, |n| n as usize);
                 let now = capture.now();
-                burst.iter_mut().for_each(|frame| balancer.set_port(frame));
+                for frame in burst.iter_mut() {
+                    match from {
+                        Some(port) => frame.set_port(port),
+                        None => balancer.set_port(frame),
+                    }
+                }
                 if place < burst.len() {
                     println!("{title}, {} bytes, at {now}", burst[place].len());
                     explain(&config, &mut balancer, now, &mut burst, place);
@@ -60,32 +74,66 @@ pub(crate) fn run(options: &ExplainOptions) -> Result<(), Failure> {
             )))
         }
         None => {
-            let packet = made_from(&config, &options.tuple)?;
+            let packet = made_from(&config, tuple, from)?;
             println!("a packet made for it, {} bytes", packet.len());
-            explain_made(&config, balancer, &packet)
+            explain_made(&config, balancer, &packet, from)
         }
     }
 }
 
+/// The port that `--from` names, which is one that packets come in by.
+fn port_from(config: &Config, name: &str) -> Result<PortId, Failure> {
+    let mut names: Vec<(PortId, String)> = match config.node.role {
+        Role::Proxy => {
+            let ports = (0..).map(PortId).zip(&config.ports.all);
+            ports.map(|(port, own)| (port, own.name.clone())).collect()
+        }
+        Role::Host | Role::Mux => {
+            let vms = config.vms().into_iter();
+            vms.filter_map(|vm| Some((vm.port?, vm.name))).collect()
+        }
+    };
+    if config.node.role != Role::Proxy {
+        names.push((PortId(0), "0".to_owned()));
+    }
+    let wanted = port_named(config, name);
+    let found = wanted.filter(|wanted| names.iter().any(|(port, _)| port == wanted));
+    found.ok_or_else(|| {
+        let names: Vec<String> = names.iter().map(|(_, name)| format!("{name:?}")).collect();
+        let names = names.join(", ");
+        Failure::usage(format!(
+            "--from {name:?}: no such port: expected one of {names}"
+        ))
+    })
+}
+
 /// Explains a packet that was made for it. From the outside a host gets it through a mux, so that
 /// one tells its part first.
-fn explain_made(config: &Config, mut balancer: Balancer, packet: &[u8]) -> Result<(), Failure> {
+fn explain_made(
+    config: &Config,
+    mut balancer: Balancer,
+    packet: &[u8],
+    from: Option<PortId>,
+) -> Result<(), Failure> {
     let now = Instant::from_secs(1);
-    let is_from_vm = packet.first_chunk::<12>().is_some_and(|macs| {
-        balancer
-            .port_of(core::array::from_fn(|i| macs[6 + i]))
-            .is_some()
-    });
+    let of_source = packet
+        .first_chunk::<12>()
+        .and_then(|macs| balancer.port_of(core::array::from_fn(|i| macs[6 + i])));
+    let by = from.or(of_source);
+    let is_from_vm = by.is_some_and(|port| port != PortId(0));
     let through_mux = config.node.role == Role::Host && !is_from_vm;
     let mut buffer = vec![0; HEADROOM + packet.len() + HEADROOM];
     buffer[HEADROOM..HEADROOM + packet.len()].copy_from_slice(packet);
     let frame = Frame::new(&mut buffer, HEADROOM, packet.len());
     let mut frames = [frame.unwrap_or(Frame::EMPTY)];
     if !through_mux {
-        if config.node.role == Role::Proxy {
-            frames[0].set_port(proxy_port(config, packet));
+        match by {
+            Some(port) => frames[0].set_port(port),
+            None if config.node.role == Role::Proxy => {
+                frames[0].set_port(proxy_port(config, packet));
+            }
+            None => balancer.set_port(&mut frames[0]),
         }
-        balancer.set_port(&mut frames[0]);
         explain(config, &mut balancer, now, &mut frames, 0);
         return Ok(());
     }
@@ -132,8 +180,9 @@ fn proxy_port(config: &Config, packet: &[u8]) -> PortId {
     first_frontend(config)
 }
 
-/// A SYN, a datagram or an echo request with this tuple.
-fn made_from(config: &Config, tuple: &[String]) -> Result<Vec<u8>, Failure> {
+/// A SYN, a datagram or an echo request with this tuple, from the vm at port `from` or else the one that
+/// has its source.
+fn made_from(config: &Config, tuple: &[String], from: Option<PortId>) -> Result<Vec<u8>, Failure> {
     let bad = |what: &str, got: &str| Failure::usage(format!("expected {what}, got {got:?}"));
     let [protocol, source, destination] = tuple else {
         return Err(bad("PROTOCOL SOURCE DESTINATION", &tuple.join(" ")));
@@ -151,7 +200,10 @@ fn made_from(config: &Config, tuple: &[String]) -> Result<Vec<u8>, Failure> {
     };
     let (source, destination) = (endpoint(source)?, endpoint(destination)?);
     let vms = config.vms();
-    let vm = vms.iter().find(|vm| vm.addresses.contains(&source.ip()));
+    let vm = match from {
+        Some(_) => vms.iter().find(|vm| vm.port == from),
+        None => vms.iter().find(|vm| vm.addresses.contains(&source.ip())),
+    };
     let mac = vm.map_or([2, 0, 0, 0, 0, 3], |vm| vm.mac.0);
     let link = PacketBuilder::ethernet2(mac, [2, 0, 0, 0, 0, 1]);
     let (ip, is_ipv6) = match (source.ip(), destination.ip()) {

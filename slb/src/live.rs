@@ -56,7 +56,7 @@ pub(crate) use self::watchdog::run as watch;
 
 pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     log_to_stderr(options);
-    let mut given = load(&options.config)?;
+    let mut given = load(options.config.path())?;
     given.node.role = role;
     let mut plan = Plan::read(&given, &options.io)?;
     plan.expect_short_packets()?;
@@ -241,7 +241,7 @@ fn log_to_stderr(options: &LiveOptions) {
 }
 
 /// The port that a name is: of a proxy its own names, of a host its vms', or a number.
-fn port_named(config: &Config, name: &str) -> Option<PortId> {
+pub(crate) fn port_named(config: &Config, name: &str) -> Option<PortId> {
     let number = name.parse().ok().map(PortId);
     config
         .ports

@@ -6,10 +6,10 @@ use slb_control::probe::{Asker, ProbeFailure, Target, targets};
 
 use crate::Failure;
 use crate::check::load;
-use crate::cli::CheckOptions;
+use crate::cli::ProbeOptions;
 
-pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
-    let config = load(&options.config)?;
+pub(crate) fn run(options: &ProbeOptions) -> Result<(), Failure> {
+    let config = load(options.config.path())?;
     let asker = Asker::new(&config.node.probe_sources);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

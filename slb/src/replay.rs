@@ -23,7 +23,7 @@ use crate::report::{Report, Tally};
 const SPARE: usize = 16;
 
 pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
-    let config = load_balancer(&options.balancer)?;
+    let config = load_balancer(options.config.path(), &options.balancer)?;
     let mut balancer = Balancer::new(&config)?;
     let (readers, size) = inputs(&config, &options.input)?;
     let mut memory = vec![0; memory_for(2 * BURST + SPARE)];
@@ -34,7 +34,9 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
     let outputs = options.output.iter().map(|text| place(&config, text));
     let outputs: Vec<(Option<PortId>, &Path)> = outputs.collect();
     if outputs.iter().filter(|(port, _)| port.is_none()).count() > 1 {
-        return Err(Failure::usage("--out stands twice without a port"));
+        return Err(Failure::usage(
+            "--out: expected a port before all but one: --out PORT=FILE",
+        ));
     }
     let mut files = create_outputs(&config, options, &outputs)?.into_iter();
     for ((port, path), file) in outputs.iter().zip(&mut files) {
@@ -183,7 +185,7 @@ fn create_outputs(
     outputs: &[(Option<PortId>, &Path)],
 ) -> Result<Vec<File>, Failure> {
     let inputs = options.input.iter().map(|text| place(config, text).1);
-    let read: Vec<&Path> = inputs.chain([options.balancer.config.as_path()]).collect();
+    let read: Vec<&Path> = inputs.chain([options.config.path()]).collect();
     let outputs = outputs.iter().map(|&(_, path)| ("--out", path));
     let passed = options
         .passed

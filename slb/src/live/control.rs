@@ -106,7 +106,7 @@ impl Control<'_> {
         }
         let status = place.map(|place| place.serve(Arc::clone(&shared)));
         self.look_at_trouble(&shared);
-        let mut file = WatchedFile::new(&self.options.config);
+        let mut file = WatchedFile::new(self.options.config.path());
         let (mut looked, mut asked, mut verified) = (begin, None, begin);
         let mut judged = begin;
         let (mut has_changed, mut followed, mut pause) = (false, begin, FOLLOW);
@@ -218,7 +218,7 @@ impl Control<'_> {
 
     /// Reads the configuration again. All or nothing: a bad one leaves the old one running.
     fn reload(&mut self) {
-        let mut given = match load(&self.options.config) {
+        let mut given = match load(self.options.config.path()) {
             Ok(given) => given,
             Err(failure) => return error!("the configuration stays as it was: {failure}"),
         };

@@ -194,7 +194,7 @@ fn work(
         let mut set = CpuSet::new();
         set.set(cpu);
         if let Err(error) = rustix::thread::sched_setaffinity(None, &set) {
-            warn!(cpu, "the worker runs where it likes: {error}");
+            warn!("cannot pin the worker to CPU {cpu}: {error}");
         }
     }
     // Made here, so that its memory is near this CPU.

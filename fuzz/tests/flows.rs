@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use bolero::TypeGenerator;
 use etherparse::{PacketBuilder, SlicedPacket};
-use slb_core::service::{
-    Backend, BackendState, Echo, Frontend, Pool, Protocol, Rule, Snapshot, Spec, Underlay,
-};
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{Backend, BackendState, Echo, Frontend, Pool, Protocol, Rule, Spec, Underlay};
 use slb_core::wire::vxlan::Vni;
 use slb_core::{DropReason, Frame, HEADROOM, Instant, Key, Mux, Verdict};
 use slb_fuzz::VIP;

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use bolero::TypeGenerator;
 use etherparse::{PacketBuilder, SlicedPacket};
-use slb_core::service::{
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
     Answers, Backend, BackendState, Echo, Frontend, InboundNat, NatTarget, Outbound, Pool,
-    Protocol, Rule, Snapshot, Spec, Terms, Underlay, derived_mac,
+    Protocol, Rule, Spec, Terms, Underlay, derived_mac,
 };
 use slb_core::wire::vxlan::Vni;
 use slb_core::{Burst, Frame, Host, Instant, Key, PortId, Verdict};

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use bolero::TypeGenerator;
 use etherparse::{IpNumber, LaxNetSlice, LaxSlicedPacket};
-use slb_core::service::{
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
     Backend, BackendState, Echo, Frontend, FrontendPort, Pool, PortMode, Protocol, ProxyPorts,
-    Rule, Scheduler, Snapshot, SourceRewrite, Spec, Terms,
+    Rule, Scheduler, SourceRewrite, Spec, Terms,
 };
 use slb_core::{Burst, Frame, Instant, Key, PortId, Proxy, Verdict};
 use slb_fuzz::{Nearly, Talk, VIP, VIP6, is_right, write};

@@ -8,10 +8,11 @@ use bolero::{TypeGenerator, produce};
 use slb_core::hash::Distribution;
 use slb_core::health::Condition;
 use slb_core::mem::{Arena, Line};
-use slb_core::service::{
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
     Answers, Backend, BackendHealth, BackendState, Echo, Frontend, FrontendPort, InboundNat,
     NatTarget, Outbound, Pool, PoolHealth, PortMode, Protocol, ProxyPorts, Rule, Scheduler,
-    Snapshot, SourceRewrite, Spec, SpecError, Terms, Underlay,
+    SourceRewrite, Spec, SpecError, Terms, Underlay,
 };
 use slb_core::wire::vxlan::Vni;
 use slb_core::{

@@ -6,8 +6,9 @@ use std::sync::OnceLock;
 
 use bolero::TypeGenerator;
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
-use slb_core::service::{
-    Backend, Echo, Frontend, Pool, Protocol, Rule, Snapshot, Spec, Terms, Underlay, derived_mac,
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
+    Backend, Echo, Frontend, Pool, Protocol, Rule, Spec, Terms, Underlay, derived_mac,
 };
 use slb_core::wire::vxlan::Vni;
 use slb_core::{Frame, Host, Instant, Key, PortId, Verdict};

@@ -18,9 +18,10 @@ use slb_core::hash::{Distribution, Hasher};
 use slb_core::health::{Condition, PassivePolicy};
 use slb_core::mem::Memory;
 use slb_core::nat::NatOptions;
-use slb_core::service::{
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
     self, BackendHealth, BackendState, Echo, NatTarget, PoolHealth, Prefix, ProbeSource, Scheduler,
-    Snapshot, Spec, SpecError, Terms, UdpChecksum,
+    Spec, SpecError, Terms, UdpChecksum,
 };
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
@@ -32,7 +33,7 @@ use crate::ports::Ports;
 use crate::validate;
 use toml::de::DeTable;
 
-pub use slb_core::service::Protocol;
+pub use slb_core::spec::Protocol;
 
 /// A good configuration.
 #[derive(Clone, Debug)]
@@ -733,8 +734,8 @@ impl Config {
         pool: &Pool,
         backend: &'b Backend,
         ports: &HashMap<(Vni, MacAddress), PortId>,
-    ) -> service::Backend<'b> {
-        service::Backend {
+    ) -> spec::Backend<'b> {
+        spec::Backend {
             name: &backend.name,
             address: backend.address,
             host: backend.host,
@@ -813,9 +814,9 @@ impl Node {
         self.ipv6 = self.ipv6.and(Some(ipv6));
     }
 
-    fn underlay(&self) -> service::Underlay {
-        let usual = service::Underlay::default();
-        service::Underlay {
+    fn underlay(&self) -> spec::Underlay {
+        let usual = spec::Underlay::default();
+        spec::Underlay {
             ipv4: self.ipv4,
             ipv6: self.ipv6,
             mac: self.mac.unwrap_or(usual.mac),
@@ -829,8 +830,8 @@ impl Node {
 }
 
 impl Frontend {
-    fn spec(&self) -> service::Frontend<'_> {
-        service::Frontend {
+    fn spec(&self) -> spec::Frontend<'_> {
+        spec::Frontend {
             name: &self.name,
             address: self.address,
             echo: self.icmp_echo,
@@ -839,8 +840,8 @@ impl Frontend {
 }
 
 impl Pool {
-    fn spec<'a>(&'a self, backends: &'a [service::Backend<'a>]) -> service::Pool<'a> {
-        service::Pool {
+    fn spec<'a>(&'a self, backends: &'a [spec::Backend<'a>]) -> spec::Pool<'a> {
+        spec::Pool {
             name: &self.name,
             vni: self.vni,
             table_size: self.table_size,
@@ -852,8 +853,7 @@ impl Pool {
 impl Backend {
     /// Its MAC address, given or derived.
     pub fn mac(&self) -> MacAddress {
-        self.mac
-            .unwrap_or_else(|| service::derived_mac(self.address))
+        self.mac.unwrap_or_else(|| spec::derived_mac(self.address))
     }
 }
 
@@ -873,8 +873,8 @@ pub struct Vm {
 }
 
 impl InboundNat {
-    fn spec(&self) -> service::InboundNat<'_> {
-        service::InboundNat {
+    fn spec(&self) -> spec::InboundNat<'_> {
+        spec::InboundNat {
             name: &self.name,
             frontend: self.frontend,
             pool: self.pool,
@@ -888,8 +888,8 @@ impl InboundNat {
 }
 
 impl Outbound {
-    fn spec(&self) -> service::Outbound<'_> {
-        service::Outbound {
+    fn spec(&self) -> spec::Outbound<'_> {
+        spec::Outbound {
             name: &self.name,
             frontends: &self.frontends,
             pool: self.pool,
@@ -902,8 +902,8 @@ impl Outbound {
 }
 
 impl Rule {
-    fn spec(&self, health: Option<usize>) -> service::Rule<'_> {
-        service::Rule {
+    fn spec(&self, health: Option<usize>) -> spec::Rule<'_> {
+        spec::Rule {
             name: &self.name,
             frontend: self.frontend,
             pool: self.pool,

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use slb_core::hash::TupleHasher;
-use slb_core::service::{BackendState, SpecError};
+use slb_core::spec::{BackendState, SpecError};
 
 use crate::config::{Backend, Config, Node};
 

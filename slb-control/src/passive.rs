@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use slb_core::Instant;
 use slb_core::health::{Condition, Passive};
-use slb_core::service::BackendState;
+use slb_core::spec::BackendState;
 use slb_core::stats::BackendCounters;
 
 use crate::config::{Backend, Config, Pool, Role};

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use slb_core::PortId;
-use slb_core::service::{FrontendPort, PortMode, ProxyPorts, SourceRewrite};
+use slb_core::spec::{FrontendPort, PortMode, ProxyPorts, SourceRewrite};
 
 use crate::document::{Faults, Section, Span};
 

@@ -15,7 +15,7 @@ mod vms;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use slb_core::service::BackendState;
+use slb_core::spec::BackendState;
 use slb_core::wire::vxlan::Vni;
 
 pub use ask::{Asker, ProbeFailure};

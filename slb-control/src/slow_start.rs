@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use slb_core::Instant;
 use slb_core::health::{Condition, RAMP_STEPS, Ramp};
-use slb_core::service::BackendState;
+use slb_core::spec::BackendState;
 
 use crate::config::Config;
 

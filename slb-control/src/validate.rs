@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use slb_core::hash::Distribution;
-use slb_core::service::{Answers, NatTarget, Protocol, Scheduler, Snapshot, SpecError, Terms};
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{Answers, NatTarget, Protocol, Scheduler, SpecError, Terms};
 
 use crate::config::{Backend, Config, InboundNat, Pool, Role};
 use crate::document::{Faults, Section, Span, list, resembling};

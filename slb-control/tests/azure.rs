@@ -8,7 +8,7 @@ use slb_control::azure::{Imported, Input, Inventory, import};
 use slb_control::config::{NoHealthyBackends, ProbeProtocol};
 use slb_control::{Config, ConfigErrors};
 use slb_core::hash::Distribution;
-use slb_core::service::{BackendState, NatTarget, Protocol};
+use slb_core::spec::{BackendState, NatTarget, Protocol};
 
 /// What the reference's examples do not say.
 const INVENTORY: &str = r#"

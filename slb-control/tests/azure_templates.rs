@@ -5,7 +5,7 @@ use std::path::Path;
 
 use slb_control::azure::{Imported, Input, Inventory, import};
 use slb_control::{Config, ConfigErrors};
-use slb_core::service::NatTarget;
+use slb_core::spec::NatTarget;
 
 const NODE: &str = "vni = 5001\n[node]\nrole = \"mux\"\nunderlay = \"172.16.0.11\"\n";
 

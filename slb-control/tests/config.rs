@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use slb_control::{Config, Diff};
 use slb_core::PortId;
-use slb_core::service::{BackendState, Echo, PortMode, Protocol, Scheduler};
+use slb_core::spec::{BackendState, Echo, PortMode, Protocol, Scheduler};
 
 const GOOD: &str = r#"[node]
 role = "mux"

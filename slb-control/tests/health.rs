@@ -6,7 +6,7 @@ use slb_control::config::Standing;
 use slb_control::{Config, SlowStart};
 use slb_core::Instant;
 use slb_core::health::Condition;
-use slb_core::service::{BackendHealth, BackendState};
+use slb_core::spec::{BackendHealth, BackendState};
 
 const SICK: BackendHealth = BackendHealth {
     condition: Condition::Unhealthy,

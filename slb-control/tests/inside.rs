@@ -1,7 +1,7 @@
 //! `inside` of `[node]`: which prefixes vms reach under their own addresses.
 
 use slb_control::{Config, Diff};
-use slb_core::service::INSIDE;
+use slb_core::spec::INSIDE;
 
 fn node(inside: &str) -> String {
     format!("[node]\nrole = \"host\"\nunderlay = \"172.16.0.101\"\n{inside}\n")

@@ -11,7 +11,7 @@ use slb_control::Config;
 use slb_control::config::{Probe, Standing};
 use slb_control::probe::{Asker, ProbeFailure, Prober, Target};
 use slb_core::health::Condition;
-use slb_core::service::BackendState;
+use slb_core::spec::BackendState;
 use slb_core::wire::vxlan::Vni;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};

@@ -4,7 +4,7 @@
 //! slot. A slot whose owner is gone goes to another one, whose counters begin at zero.
 
 use crate::mem::{Mem, Memory};
-use crate::service::Snapshot;
+use crate::snapshot::Snapshot;
 use crate::stats::{BackendCounters, RuleCounters, SnatCounters};
 
 /// Memory for counters of rules, backends and, at a host agent, SNAT ports.
@@ -13,7 +13,7 @@ use crate::stats::{BackendCounters, RuleCounters, SnatCounters};
 /// backends beyond are not counted. Before a snapshot with more of them is installed, give the role
 /// larger memory, with [`Mux::replace_counters`](crate::Mux::replace_counters) and its likes:
 /// ```
-/// # use slb_core::{counters::CounterMemory, mem::Boxes, service::Snapshot, Mux};
+/// # use slb_core::{counters::CounterMemory, mem::Boxes, snapshot::Snapshot, Mux};
 /// # fn reload(mux: &mut Mux<'static, &'static Snapshot<'static>>, next: &'static Snapshot<'static>) {
 /// if !mux.has_counters_for(next) {
 ///     let larger = CounterMemory::build(next, &mut Boxes).expect("boxes do not run out");
@@ -25,11 +25,11 @@ use crate::stats::{BackendCounters, RuleCounters, SnatCounters};
 /// ```
 #[derive(Debug)]
 pub struct CounterMemory<'m> {
-    /// Counters by [`CompiledRule::slot`](crate::service::CompiledRule::slot).
+    /// Counters by [`CompiledRule::slot`](crate::snapshot::CompiledRule::slot).
     pub rules: Mem<'m, RuleCounters>,
-    /// Counters by [`BackendId::slot`](crate::service::BackendId::slot).
+    /// Counters by [`BackendId::slot`](crate::snapshot::BackendId::slot).
     pub backends: Mem<'m, BackendCounters>,
-    /// SNAT counters by [`BackendId::slot`](crate::service::BackendId::slot); a mux has none.
+    /// SNAT counters by [`BackendId::slot`](crate::snapshot::BackendId::slot); a mux has none.
     pub snat: Mem<'m, SnatCounters>,
 }
 

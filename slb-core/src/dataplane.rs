@@ -7,7 +7,7 @@ use crate::host::Host;
 use crate::mux::Mux;
 use crate::observe::Observe;
 use crate::proxy::Proxy;
-use crate::service::{BackendId, Snapshot};
+use crate::snapshot::{BackendId, Snapshot};
 use crate::stats::{BackendCounters, RuleCounters, Stats};
 use crate::time::Instant;
 

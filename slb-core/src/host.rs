@@ -23,10 +23,10 @@ use core::net::IpAddr;
 use core::ops::Deref;
 
 use crate::counters::CounterMemory;
-use crate::decapsulation::{Outer, OuterName};
 use crate::fragments::FragmentRoom;
 use crate::frame::{BURST, Burst, Frame};
 use crate::key::Key;
+use crate::limit::SourceLimiter;
 use crate::link::{self, Link};
 use crate::mem::Memory;
 use crate::nat::pipeline::{Lane, Pipeline, Role, Table};
@@ -34,11 +34,12 @@ use crate::nat::tcp::Segment;
 use crate::nat::{Connection, Direction, NatOptions, NatTable, NatTables};
 use crate::observe::{Observe, Step};
 use crate::packet::{Family, Packet, Read, ends_of_bad};
-use crate::service::nat::{CompiledMux, RuleKind};
-use crate::service::{BackendId, RuleMatch, Snapshot};
-use crate::sources::SourceLimiter;
+use crate::snapshot::locals::CompiledMux;
+use crate::snapshot::terms::RuleKind;
+use crate::snapshot::{BackendId, RuleMatch, Snapshot};
 use crate::stats::{BackendCounters, RuleCounters, SnatCounters, Stats};
 use crate::time::Instant;
+use crate::tunnel::decapsulation::{Outer, OuterName};
 use crate::verdict::{DropReason, PortId, Verdict};
 
 /// A host agent: see the [module](self).

@@ -3,7 +3,7 @@
 //! A burst of [`Frame`]s goes in, each comes out rewritten in place and with one [`Verdict`]:
 //!
 //! ```
-//! # use slb_core::service::Snapshot;
+//! # use slb_core::snapshot::Snapshot;
 //! # use slb_core::{Burst, Instant, Mux, PacketIo};
 //! fn run<'m, I: PacketIo<'m>>(
 //!     io: &mut I, // AF_XDP, TUN, pcap, yours
@@ -19,7 +19,7 @@
 //! }
 //! ```
 //!
-//! - [`Spec`](service::Spec) says what is balanced; [`Snapshot`](service::Snapshot) is its
+//! - [`Spec`](spec::Spec) says what is balanced; [`Snapshot`](snapshot::Snapshot) is its
 //!   compiled form; [`Mux`] is the role that uses it. Read [`mux`] to follow a packet.
 //! - [`wire`], [`hash`], [`maglev`] and [`flow`] are of use on their own.
 //! - All memory is the caller's: see [`mem`]. With the feature `alloc` (default), constructors
@@ -33,10 +33,9 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod answer;
 pub mod counters;
 mod dataplane;
-mod decapsulation;
-mod encapsulation;
 pub mod flow;
 mod fragments;
 #[expect(
@@ -50,6 +49,7 @@ pub mod host;
 mod icmp;
 pub mod io;
 mod key;
+mod limit;
 mod link;
 pub mod maglev;
 #[expect(unsafe_code, reason = "tables live in memory that the caller gives")]
@@ -64,24 +64,24 @@ pub mod packet;
 )]
 mod prefetch;
 pub mod proxy;
-mod reply;
-pub mod service;
-mod sources;
+pub mod snapshot;
+pub mod spec;
 pub mod stats;
 pub mod time;
+mod tunnel;
 mod verdict;
 pub mod wire;
 
 pub use dataplane::Dataplane;
-pub use encapsulation::HEADROOM;
 pub use fragments::{Datagram, FragmentRoom, FragmentSlot, FragmentTable};
 pub use frame::{BURST, Burst, Frame};
 pub use host::Host;
 pub use io::PacketIo;
 pub use key::Key;
+pub use limit::{SourceBucket, SourceLimiter};
 pub use mux::{Mux, MuxOptions, MuxTables};
 pub use proxy::Proxy;
-pub use sources::{SourceBucket, SourceLimiter};
 pub use stats::Stats;
 pub use time::Instant;
+pub use tunnel::HEADROOM;
 pub use verdict::{DropReason, PortId, Verdict};

@@ -2,7 +2,7 @@
 
 use crate::frame::Frame;
 use crate::packet::{Family, Packet};
-use crate::service::Underlay;
+use crate::spec::Underlay;
 use crate::wire::ethernet::{self, EtherType, MacAddress};
 use crate::wire::{ipv4, ipv6};
 

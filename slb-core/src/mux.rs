@@ -30,12 +30,12 @@ use crate::flow::table::Probe;
 use crate::fragments::{FragmentRoom, FragmentTable};
 use crate::frame::{BURST, Burst, Frame};
 use crate::key::Key;
+use crate::limit::SourceLimiter;
+use crate::limit::{Limits, Rates};
 use crate::mem::{Mem, Memory};
 use crate::observe::{From, Observe, Step};
 use crate::packet::{Packet, Read, ends_of_bad};
-use crate::reply::{Limits, Rates};
-use crate::service::{BackendId, NO_BACKEND, RuleMatch, Snapshot};
-use crate::sources::SourceLimiter;
+use crate::snapshot::{BackendId, NO_BACKEND, RuleMatch, Snapshot};
 use crate::stats::{BackendCounters, Count, RuleCounters, Stats};
 use crate::time::{Clock, Instant};
 use crate::verdict::{DropReason, Verdict};
@@ -95,7 +95,7 @@ pub struct MuxTables<'m> {
     /// Where the ports of fragmented datagrams are remembered; `None`: later fragments that need
     /// ports are dropped.
     pub fragments: Option<FragmentTable<'m>>,
-    /// Counters by [`CompiledRule::slot`](crate::service::CompiledRule::slot); rules beyond its end are not counted.
+    /// Counters by [`CompiledRule::slot`](crate::snapshot::CompiledRule::slot); rules beyond its end are not counted.
     pub rules: Mem<'m, RuleCounters>,
     /// Counters by [`BackendId::slot`]; backends beyond its end are not counted.
     pub backends: Mem<'m, BackendCounters>,

@@ -5,7 +5,7 @@
 use crate::flow::FlowState;
 use crate::nat::ConnectionState;
 use crate::packet::{Packet, Tuple};
-use crate::service::RuleMatch;
+use crate::snapshot::RuleMatch;
 use crate::verdict::{PortId, Verdict};
 use crate::wire::vxlan::Vni;
 
@@ -31,7 +31,7 @@ pub enum Step {
     },
     /// The flow table was asked.
     Flow(FlowStep),
-    /// The backend, by its place among all: see [`Snapshot::backend`](crate::service::Snapshot::backend).
+    /// The backend, by its place among all: see [`Snapshot::backend`](crate::snapshot::Snapshot::backend).
     Selected(u32),
     /// The frame was taken out of VXLAN.
     Decapsulated {

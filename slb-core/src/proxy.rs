@@ -23,10 +23,12 @@ use core::fmt;
 use core::net::IpAddr;
 use core::ops::Deref;
 
+use crate::answer;
 use crate::counters::CounterMemory;
 use crate::fragments::FragmentRoom;
 use crate::frame::{BURST, Burst, Frame};
 use crate::key::Key;
+use crate::limit::SourceLimiter;
 use crate::link::Link;
 use crate::mem::Memory;
 use crate::nat::connection::{ALL_PORTS, Connection};
@@ -35,10 +37,10 @@ use crate::nat::tcp::Segment;
 use crate::nat::{Direction, Links, NatOptions, NatTable, NatTables};
 use crate::observe::{Observe, Step};
 use crate::packet::{EchoMessage, Packet, Read, ends_of_bad};
-use crate::reply;
-use crate::service::nat::{CompiledMux, CompiledTerms, RuleKind};
-use crate::service::{BackendId, Echo, NO_BACKEND, RuleMatch, Scheduler, Snapshot};
-use crate::sources::SourceLimiter;
+use crate::snapshot::locals::CompiledMux;
+use crate::snapshot::terms::{CompiledTerms, RuleKind};
+use crate::snapshot::{BackendId, NO_BACKEND, RuleMatch, Snapshot};
+use crate::spec::{Echo, Scheduler};
 use crate::stats::{BackendCounters, RuleCounters, Stats};
 use crate::time::Instant;
 use crate::verdict::{DropReason, PortId, Verdict};
@@ -48,7 +50,7 @@ use crate::wire::ethernet::{EtherType, Ethernet};
 /// A proxy: see the [module](self).
 ///
 /// `S` is how it holds its snapshot: `&Snapshot`, `Arc<Snapshot>`, or the caller's own. The
-/// snapshot's spec has to have [`proxy`](crate::service::Spec::proxy) ports; without them, every
+/// snapshot's spec has to have [`proxy`](crate::spec::Spec::proxy) ports; without them, every
 /// frame is passed.
 pub struct Proxy<'m, S> {
     pipeline: Pipeline<'m, S>,
@@ -272,7 +274,7 @@ impl Role for ProxyRole {
         {
             match pipeline.snapshot.echo(packet) {
                 Some(Echo::Answer) => {
-                    return Err(reply::answer_echo(frame, packet, &mut pipeline.limits));
+                    return Err(answer::answer_echo(frame, packet, &mut pipeline.limits));
                 }
                 Some(Echo::Ignore) => return Err(Verdict::Drop(DropReason::EchoIgnored)),
                 Some(Echo::Forward) | None => {}

@@ -7,9 +7,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use common::*;
-use slb_core::service::{
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
     Backend, Echo, Frontend, FrontendPort, Outbound, Pool, PortMode, Protocol, ProxyPorts, Rule,
-    Snapshot, Spec, Underlay, derived_mac,
+    Spec, Underlay, derived_mac,
 };
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;

@@ -140,7 +140,7 @@ fn a_mux_keeps_its_flows_whatever_its_clock_does() {
                 name: "vm8".into(),
                 number: 8,
                 weight: 0,
-                state: slb_core::service::BackendState::Draining,
+                state: slb_core::spec::BackendState::Draining,
             });
             let next = setup.after(Some(mux.snapshot()));
             mux.install(next.into());

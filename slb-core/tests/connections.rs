@@ -8,9 +8,10 @@ use etherparse::{
     IpNumber, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice,
 };
 use slb_core::nat::ConnectionState::{self, *};
-use slb_core::service::{
-    Backend, Echo, Frontend, FrontendPort, Outbound, Pool, Protocol, ProxyPorts, Rule, Snapshot,
-    Spec, Terms, Underlay, derived_mac,
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
+    Backend, Echo, Frontend, FrontendPort, Outbound, Pool, Protocol, ProxyPorts, Rule, Spec, Terms,
+    Underlay, derived_mac,
 };
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;

@@ -6,7 +6,8 @@ use common::*;
 use slb_core::counters::CounterMemory;
 use slb_core::hash::Distribution;
 use slb_core::mem::Boxes;
-use slb_core::service::{Backend, Echo, Frontend, Pool, Protocol, Rule, Snapshot, Spec};
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{Backend, Echo, Frontend, Pool, Protocol, Rule, Spec};
 use slb_core::wire::vxlan::Vni;
 use slb_core::{Frame, HEADROOM, Instant, Key, Mux};
 

@@ -5,9 +5,8 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use etherparse::PacketBuilder;
-use slb_core::service::{
-    Backend, Echo, Frontend, Pool, Protocol, Rule, Snapshot, Spec, Terms, Underlay,
-};
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{Backend, Echo, Frontend, Pool, Protocol, Rule, Spec, Terms, Underlay};
 use slb_core::wire::checksum::checksum;
 use slb_core::wire::vxlan::Vni;
 use slb_core::{BURST, DropReason, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Verdict};
@@ -120,7 +119,7 @@ impl World {
         let home = home.expect("a new connection");
         let vm = (Ipv4Addr::new(10, 10, 1, home.0 as u8), 8080);
         let mut answer = tcp(vm, client, SYN | ACK, (500, 101));
-        let mac = slb_core::service::derived_mac(vm.0.into());
+        let mac = slb_core::spec::derived_mac(vm.0.into());
         answer[6..12].copy_from_slice(&mac.0);
         let (verdict, _) = self.at_host(home, &answer);
         assert_eq!(verdict, Verdict::Forward(PortId(0)));

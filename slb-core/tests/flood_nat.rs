@@ -320,7 +320,7 @@ fn a_vm_that_calls_everybody_pushes_out_no_connection() {
             let vm = (world.setup.server(2), 5353);
             let far = world.setup.client(SPOOFED + (turn << 10));
             let mut frame = packet(vm, (far.0, 53), What::Udp, false);
-            frame[6..12].copy_from_slice(&slb_core::service::derived_mac(vm.0).0);
+            frame[6..12].copy_from_slice(&slb_core::spec::derived_mac(vm.0).0);
             let outcome = world.give(slb_core::PortId(2), &frame);
             assert!(outcome.is_forwarded(), "{turn}: {:?}", outcome.verdict);
             assert_eq!(outcome.addresses().0, world.setup.front());

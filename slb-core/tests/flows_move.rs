@@ -5,7 +5,7 @@ mod translated;
 
 use std::time::Duration;
 
-use slb_core::service::BackendState::{Draining, Healthy, Unhealthy};
+use slb_core::spec::BackendState::{Draining, Healthy, Unhealthy};
 use slb_core::{DropReason, Verdict};
 
 use translated::{BACKENDS, FABRIC, ROLES, Role, SYN, SYN_ACK, Setup, What, World, packet};

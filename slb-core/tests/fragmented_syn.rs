@@ -3,7 +3,7 @@
 mod trio;
 
 use slb_core::nat::ConnectionState;
-use slb_core::service::BackendId;
+use slb_core::snapshot::BackendId;
 use slb_core::stats::BackendCounters;
 use slb_core::{Host, Proxy, Verdict};
 use trio::{FAMILIES, Family, From, NOW, Role, Shared, TCP, fragments, host, packet, proxy, tcp};

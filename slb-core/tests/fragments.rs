@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use slb_core::mem::Boxes;
-use slb_core::service::Echo;
+use slb_core::spec::Echo;
 use slb_core::{
     Burst, DropReason, FragmentRoom, FragmentSlot, Frame, HEADROOM, Host, Instant, Key, Mux, Proxy,
     Verdict,

@@ -6,10 +6,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use slb_core::health::Condition;
 use slb_core::mem::{Arena, Line};
-use slb_core::service::{
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
     Backend, BackendHealth, BackendState, Echo, Frontend, FrontendPort, InboundNat, NatTarget,
-    Outbound, Pool, PoolHealth, PortMode, ProbeSource, Protocol, ProxyPorts, Rule, Scheduler,
-    Snapshot, Spec, SpecError, Terms, Underlay, derived_mac,
+    Outbound, Pool, PoolHealth, PortMode, ProbeSource, Protocol, ProxyPorts, Rule, Scheduler, Spec,
+    SpecError, Terms, Underlay, derived_mac,
 };
 use slb_core::wire::vxlan::Vni;
 use slb_core::{

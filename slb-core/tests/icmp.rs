@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use slb_core::nat::NatOptions;
-use slb_core::service::Echo;
+use slb_core::spec::Echo;
 use slb_core::{DropReason, MuxOptions, Verdict};
 use trio::{
     Ends, FABRIC, FAMILIES, Family, From, NOW, Role, TCP, UDP, assert_readable, assert_summed,

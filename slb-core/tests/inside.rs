@@ -6,9 +6,9 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use slb_core::hash::Distribution;
-use slb_core::service::{
-    Backend, Echo, Frontend, INSIDE, Pool, Prefix, Protocol, Rule, Snapshot, Spec, SpecError,
-    Underlay,
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
+    Backend, Echo, Frontend, INSIDE, Pool, Prefix, Protocol, Rule, Spec, SpecError, Underlay,
 };
 use slb_core::{DropReason, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Verdict};
 

@@ -7,9 +7,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use common::*;
 use etherparse::{Icmpv4Type, Icmpv6Type, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use slb_core::hash::{Distribution, Hasher, MICROSOFT_KEY, SipHash13, Toeplitz, TupleHasher};
-use slb_core::service::{
-    BackendState, Echo, Rule, Snapshot, Spec, Terms, UdpChecksum, derived_mac,
-};
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{BackendState, Echo, Rule, Spec, Terms, UdpChecksum, derived_mac};
 use slb_core::{DropReason, Instant, Key, Mux, PortId, SourceLimiter, Verdict};
 
 fn dropped(reason: DropReason) -> Verdict {
@@ -989,7 +988,7 @@ fn rules_and_backends_count_what_they_got() {
     );
     let ids: Vec<_> = mux.snapshot().backends()[..4]
         .iter()
-        .map(slb_core::service::CompiledBackend::id)
+        .map(slb_core::snapshot::CompiledBackend::id)
         .collect();
     for (number, id) in (1..).zip(ids) {
         let expected = found.iter().filter(|&&b| b == number).count() as u64;

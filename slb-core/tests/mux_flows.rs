@@ -9,9 +9,8 @@ use std::time::Duration;
 use common::*;
 use slb_core::flow::FlowState;
 use slb_core::hash::Distribution;
-use slb_core::service::{
-    BackendState, Frontend, InboundNat, NatTarget, Protocol, Rule, Snapshot, Spec, Terms,
-};
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{BackendState, Frontend, InboundNat, NatTarget, Protocol, Rule, Spec, Terms};
 use slb_core::{DropReason, Instant, Key, Mux, Verdict};
 
 const NOW: Instant = Instant::from_secs(1000);

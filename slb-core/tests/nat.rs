@@ -6,9 +6,10 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
-use slb_core::service::{
-    Backend, BackendState, CompiledBackend, Echo, Frontend, Outbound, Pool, Protocol, Rule,
-    Snapshot, Spec, Terms, Underlay, derived_mac,
+use slb_core::snapshot::{CompiledBackend, Snapshot};
+use slb_core::spec::{
+    Backend, BackendState, Echo, Frontend, Outbound, Pool, Protocol, Rule, Spec, Terms, Underlay,
+    derived_mac,
 };
 use slb_core::wire::checksum::checksum;
 use slb_core::wire::vxlan::Vni;
@@ -114,7 +115,7 @@ const PLAN: Plan = Plan {
     terms: Terms {
         floating_ip: false,
         tcp_reset: false,
-        answers: slb_core::service::Answers::Direct,
+        answers: slb_core::spec::Answers::Direct,
         source_nat: None,
     },
     taken: 1031,

@@ -4,7 +4,8 @@
 mod trio;
 
 use slb_core::observe::Step;
-use slb_core::service::{Echo, RuleMatch};
+use slb_core::snapshot::RuleMatch;
+use slb_core::spec::Echo;
 use slb_core::{Dataplane, DropReason, Frame, HEADROOM, Instant, PortId, Verdict};
 use trio::{
     Ends, FABRIC, FAMILIES, Family, From, NOW, Role, TCP, UDP, VM, echo, fragments, framed, host,

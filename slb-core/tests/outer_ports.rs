@@ -6,9 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::{PacketBuilder, PacketBuilderStep, SlicedPacket, TransportSlice};
 use slb_core::hash::Distribution;
-use slb_core::service::{
-    Answers, Backend, Echo, Frontend, Pool, Protocol, Rule, Snapshot, Spec, Terms, Underlay,
-    derived_mac,
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
+    Answers, Backend, Echo, Frontend, Pool, Protocol, Rule, Spec, Terms, Underlay, derived_mac,
 };
 use slb_core::wire::vxlan::Vni;
 use slb_core::{Frame, HEADROOM, Host, Instant, Key, PortId, Verdict};

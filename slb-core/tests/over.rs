@@ -4,7 +4,7 @@ mod translated;
 
 use std::time::Duration;
 
-use slb_core::service::{BackendState, Scheduler};
+use slb_core::spec::{BackendState, Scheduler};
 use slb_core::{DropReason, Verdict};
 
 use translated::{FABRIC, ROLES, Role, SYN, Setup, What, World};

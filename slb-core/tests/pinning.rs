@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use common::*;
 use slb_core::mem::{Arena, Line};
-use slb_core::service::{
-    BackendState, InboundNat, NatTarget, Pool, Protocol, Rule, Snapshot, Spec, SpecError, Terms,
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
+    BackendState, InboundNat, NatTarget, Pool, Protocol, Rule, Spec, SpecError, Terms,
 };
 use slb_core::{DropReason, Instant, Key, Mux, Verdict};
 

@@ -10,9 +10,10 @@ use etherparse::{
     SlicedPacket, TransportSlice,
 };
 use slb_core::hash::Distribution;
-use slb_core::service::{
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
     Backend, BackendState, Echo, Frontend, FrontendPort, Pool, PortMode, Protocol, ProxyPorts,
-    Rule, Scheduler, Snapshot, SourceRewrite, Spec, SpecError, Terms,
+    Rule, Scheduler, SourceRewrite, Spec, SpecError, Terms,
 };
 use slb_core::{Burst, DropReason, Frame, HEADROOM, Instant, Key, PortId, Proxy, Verdict};
 

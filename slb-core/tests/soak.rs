@@ -7,9 +7,9 @@ use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant as Clock};
 
-use slb_core::service::{
-    Backend, BackendState, Echo, Frontend, Pool, Protocol, Rule, Snapshot, Spec, Terms, Underlay,
-    derived_mac,
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
+    Backend, BackendState, Echo, Frontend, Pool, Protocol, Rule, Spec, Terms, Underlay, derived_mac,
 };
 use slb_core::wire::checksum::checksum;
 use slb_core::wire::vxlan::Vni;

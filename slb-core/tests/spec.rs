@@ -8,9 +8,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use slb_core::mem::{Arena, Line};
-use slb_core::service::{
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
     Backend, Echo, Frontend, FrontendPort, InboundNat, NatTarget, Outbound, Pool, PortMode,
-    Protocol, ProxyPorts, Rule, Snapshot, SourceRewrite, Spec, SpecError, Terms, Underlay,
+    Protocol, ProxyPorts, Rule, SourceRewrite, Spec, SpecError, Terms, Underlay,
 };
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;

@@ -9,7 +9,7 @@ use slb_core::PortId;
 use slb_core::hash::{Distribution, Hasher, MICROSOFT_KEY, SipHash13, Toeplitz, Xxh3};
 use slb_core::health::Condition;
 use slb_core::mem::{Arena, Counter, Line, Mem, Memory};
-use slb_core::service::{
+use slb_core::spec::{
     Backend, BackendHealth, Echo, Frontend, FrontendPort, INSIDE, InboundNat, NatTarget, Outbound,
     Pool, PoolHealth, PortMode, ProbeSource, Protocol, ProxyPorts, Rule, Scheduler, SourceRewrite,
     Spec, Terms, UdpChecksum, Underlay,

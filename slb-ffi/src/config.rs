@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_int};
 
 use slb_control::{Config, Role};
 use slb_core::health::Condition;
-use slb_core::service::BackendState;
+use slb_core::spec::BackendState;
 
 use crate::error::slb_error::*;
 use crate::error::{Error, guard};

@@ -7,7 +7,7 @@ use slb_core::flow::table::SLOTS;
 use slb_core::flow::{Flow, FlowProtocol};
 use slb_core::nat::{ConnectionView, NatTable};
 use slb_core::packet::Tuple;
-use slb_core::service::BackendId;
+use slb_core::snapshot::BackendId;
 
 use crate::error::slb_error::*;
 use crate::error::{Error, guard};

@@ -7,7 +7,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use slb_core::mem::{Arena, Line};
-use slb_core::service::{Snapshot, Spec};
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::Spec;
 
 use crate::builder::{Builder, slb_builder};
 use crate::error::slb_error::*;

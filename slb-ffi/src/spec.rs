@@ -4,7 +4,7 @@ use core::ffi::c_char;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::time::Duration;
 
-use slb_core::service::{Answers, BackendState, Protocol, Terms};
+use slb_core::spec::{Answers, BackendState, Protocol, Terms};
 use slb_core::wire::ethernet::MacAddress;
 
 use crate::error::Error;

@@ -6,7 +6,7 @@ use slb_control::{Config, HugePages, Role};
 use slb_core::counters::CounterMemory;
 use slb_core::nat::NatTable;
 use slb_core::observe::Observe;
-use slb_core::service::{BackendId, Snapshot};
+use slb_core::snapshot::{BackendId, Snapshot};
 use slb_core::stats::{BackendCounters, RuleCounters, SnatCounters};
 use slb_core::{
     Burst, Dataplane, FragmentRoom, Frame, Host, Instant, Key, Mux, PortId, Proxy, SourceLimiter,

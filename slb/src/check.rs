@@ -4,7 +4,7 @@ use std::path::Path;
 
 use slb_control::config::Rule;
 use slb_control::{Config, Diff, Role, format_duration};
-use slb_core::service::{BackendState, NatTarget, Protocol, Scheduler};
+use slb_core::spec::{BackendState, NatTarget, Protocol, Scheduler};
 
 use crate::Failure;
 use crate::cli::{BalancerOptions, CheckOptions, DiffOptions};

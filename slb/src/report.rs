@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use slb_control::Config;
 use slb_control::config::Standing;
 use slb_core::nat::{ConnectionState, NatTable};
-use slb_core::service::{CompiledBackend, Snapshot};
+use slb_core::snapshot::{CompiledBackend, Snapshot};
 use slb_core::stats::{BackendCounters, Count, RuleCounters, SnatCounters};
 use slb_core::{DropReason, Stats};
 use slb_io_pcap::CaptureStats;

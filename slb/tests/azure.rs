@@ -12,8 +12,8 @@ use etherparse::{PacketBuilder, PacketHeaders, TransportHeader};
 use slb_control::azure::{Input, Inventory, import};
 use slb_control::{Config, Role};
 use slb_core::health::{Condition, Health, ProbePolicy};
-use slb_core::service::BackendState;
-use slb_core::service::Snapshot;
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::BackendState;
 use slb_core::{Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Verdict};
 use std::sync::Arc;
 

@@ -20,7 +20,7 @@ use etherparse::PacketBuilder;
 use etherparse::defrag::IpDefragPool;
 use slb_control::{Config, Role};
 use slb_core::packet::{Packet, Parsed, Part};
-use slb_core::service::Snapshot;
+use slb_core::snapshot::Snapshot;
 use slb_core::wire::checksum;
 use slb_core::wire::ipv4::Ipv4;
 use slb_core::wire::ipv6::Ipv6;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant as Clock};
 
 use etherparse::PacketBuilder;
 use slb_control::Config;
-use slb_core::service::Snapshot;
+use slb_core::snapshot::Snapshot;
 use slb_core::wire::checksum;
 use slb_core::{Dataplane, Frame, HEADROOM, Host, Instant, Key, Mux, Verdict};
 use slb_io_pcap::{Format, Writer};

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant as Clock};
 
 use slb_core::mem::{Arena, Line, Memory};
 use slb_core::nat::{Link, Links, NatOptions, NatTable, NatTables};
-use slb_core::service::{
-    Backend, Frontend, FrontendPort, Pool, Protocol, ProxyPorts, Rule, Snapshot, Spec, Underlay,
-    derived_mac,
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
+    Backend, Frontend, FrontendPort, Pool, Protocol, ProxyPorts, Rule, Spec, Underlay, derived_mac,
 };
 use slb_core::wire::checksum::checksum;
 use slb_core::wire::vxlan::Vni;
@@ -60,7 +60,7 @@ impl Case {
             frontends: &[Frontend {
                 name: "web",
                 address: self.vip(),
-                echo: slb_core::service::Echo::Answer,
+                echo: slb_core::spec::Echo::Answer,
             }],
             rules: &[Rule {
                 name: "http",

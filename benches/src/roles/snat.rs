@@ -6,8 +6,9 @@ use std::time::{Duration, Instant as Clock};
 
 use slb_core::mem::{Arena, Line};
 use slb_core::nat::{NatOptions, NatTables};
-use slb_core::service::{
-    Backend, Echo, Frontend, Outbound, Pool, Protocol, Snapshot, Spec, Underlay, derived_mac,
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
+    Backend, Echo, Frontend, Outbound, Pool, Protocol, Spec, Underlay, derived_mac,
 };
 use slb_core::wire::checksum::checksum;
 use slb_core::wire::vxlan::Vni;

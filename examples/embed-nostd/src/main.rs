@@ -12,10 +12,8 @@ mod start;
 use core::net::{IpAddr, Ipv4Addr};
 
 use slb_core::mem::{Arena, Line};
-use slb_core::service::{
-    Backend, Echo, Frontend, FrontendPort, Pool, PortMode, Protocol, ProxyPorts, Rule, Snapshot,
-    Spec, Underlay, derived_mac,
-};
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{Backend, Echo, Frontend, FrontendPort, Pool, PortMode, Protocol, ProxyPorts, Rule, Spec, Underlay, derived_mac};
 use slb_core::wire::checksum::Sum;
 use slb_core::wire::vxlan::Vni;
 use slb_core::{Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Proxy, Verdict};

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use slb_core::hash::Distribution;
-use slb_core::service::Protocol;
+use slb_core::spec::Protocol;
 
 use crate::config::{NoHealthyBackends, ProbeProtocol};
 

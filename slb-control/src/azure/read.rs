@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use slb_core::hash::Distribution;
-use slb_core::service::Protocol;
+use slb_core::spec::Protocol;
 
 use super::inventory::{Entry, Inventory, PublicAddress};
 use super::json::{Node, Notes, Object};

@@ -3,7 +3,7 @@
 use std::fmt::{Display, Write as _};
 
 use slb_core::hash::Distribution;
-use slb_core::service::Protocol;
+use slb_core::spec::Protocol;
 
 use super::inventory::Inventory;
 use super::model::{Backend, Frontend, Model, Nat, Outbound, Pool, Probe, Rule, Target, Terms};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use slb_core::hash::{Distribution, Hasher, MICROSOFT_KEY, SipHash13, Toeplitz, Xxh3};
 use slb_core::health::PassivePolicy;
 use slb_core::maglev;
-use slb_core::service::{
+use slb_core::spec::{
     self, Answers, BackendState, Echo, NatTarget, Prefix, Scheduler, Terms, UdpChecksum,
 };
 use slb_core::wire::vxlan::Vni;
@@ -152,7 +152,7 @@ fn read_node(section: Section<'_>) -> Option<Node> {
     const SLOTS: u64 = slb_core::FragmentRoom::SLOTS as u64;
     let rate = |field, most, usual| section.number(field, 0..=most, usual) as u32;
     let mac = |field| section.optional(field, STATION, station);
-    let defaults = service::Underlay::default();
+    let defaults = spec::Underlay::default();
     let hash_seed = section.number("hash_seed", 0..=i64::MAX as u64, 0);
     let icmp_source = read_icmp_source(&section);
     let node = Node {
@@ -212,7 +212,7 @@ fn read_node(section: Section<'_>) -> Option<Node> {
 fn read_inside(section: &Section<'_>) -> Vec<Prefix> {
     const FIELD: &str = "inside";
     if !section.has(FIELD) {
-        return service::INSIDE.to_vec();
+        return spec::INSIDE.to_vec();
     }
     if section.is_empty_list(FIELD) {
         return Vec::new();

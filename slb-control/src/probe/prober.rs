@@ -10,7 +10,7 @@ use std::time::{Duration, Instant as Clock};
 
 use slb_core::Instant;
 use slb_core::health::{Condition, Health, ProbePolicy, jitter};
-use slb_core::service::BackendState;
+use slb_core::spec::BackendState;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;

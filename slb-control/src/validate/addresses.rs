@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use slb_core::maglev::{self, Member, Turn};
-use slb_core::service::Answers;
+use slb_core::spec::Answers;
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::ipv6;
 use slb_core::wire::vxlan::Vni;

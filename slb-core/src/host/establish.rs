@@ -8,7 +8,7 @@
 //! | from the fabric, another segment or an echo reply for a SNAT port, of no connection | dropped as of no connection: a late answer; as for no rule where the port is in no block |
 //! | from a vm, to who probes it | passed on as it is |
 //! | from a vm, to a neighbour in its network | passed on as it is, and so is the answer of a vm of this node |
-//! | from a vm, to an address that is inside ([`Spec::inside`](crate::service::Spec::inside)) | passed on as it is, and so are its answers |
+//! | from a vm, to an address that is inside ([`Spec::inside`](crate::spec::Spec::inside)) | passed on as it is, and so are its answers |
 //! | from a vm that no outbound rule lets out, to a VIP | passed on as it is: an internal one asks for no other name |
 //! | from a vm, to the outside | a connection from a port of its own, if an outbound rule lets it; where all are in use towards there, the vm is told |
 //! | a segment of no connection that is no SYN | a RST to its sender, where the rule says so |
@@ -17,6 +17,7 @@ use core::net::IpAddr;
 use core::ops::Deref;
 
 use super::HostRole;
+use crate::answer::IcmpError;
 use crate::frame::Frame;
 use crate::nat::connection::{Connection, Policy};
 use crate::nat::pipeline::{Lane, NO_CONNECTION, Pipeline, Refusal, Table, report_error};
@@ -24,9 +25,8 @@ use crate::nat::ports::{self, NoPort};
 use crate::nat::tcp::{Direction, Segment};
 use crate::observe::Observe;
 use crate::packet::{EchoMessage, Part};
-use crate::reply::IcmpError;
-use crate::service::Snapshot;
-use crate::service::nat::Vm;
+use crate::snapshot::Snapshot;
+use crate::snapshot::locals::Vm;
 use crate::verdict::{DropReason, Verdict};
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {

@@ -3,12 +3,12 @@
 use core::ops::Deref;
 
 use super::{Lane, Pipeline};
-use crate::decapsulation::Outer;
 use crate::frame::Frame;
 use crate::link;
 use crate::observe::{Observe, Step};
 use crate::packet::{Family, Read};
-use crate::service::Snapshot;
+use crate::snapshot::Snapshot;
+use crate::tunnel::decapsulation::Outer;
 use crate::verdict::{DropReason, Verdict};
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {

@@ -5,17 +5,20 @@ use core::slice;
 
 use super::pin::OVER_LIMIT;
 use super::{Lane, Pipeline};
+use crate::answer::reset;
+use crate::answer::{self, IcmpError};
 use crate::fragments::{self, Arrival, Fragments, Recalled, Taken};
 use crate::frame::{BURST, Burst, Frame};
 use crate::icmp::is_advice;
+use crate::limit::{Limits, Own};
 use crate::link::Link;
+use crate::nat::Direction;
 use crate::nat::connection::Side;
-use crate::nat::{Direction, reset};
 use crate::observe::{Observe, Step};
 use crate::packet::{EchoMessage, Family, Part, Read};
-use crate::reply::{self, IcmpError, Limits, Own};
-use crate::service::nat::RuleKind;
-use crate::service::{Echo, RuleMatch, Snapshot};
+use crate::snapshot::terms::RuleKind;
+use crate::snapshot::{RuleMatch, Snapshot};
+use crate::spec::Echo;
 use crate::stats::Stats;
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::{icmp, icmpv6, protocol};
@@ -220,7 +223,9 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
                 }
                 match self.snapshot.echo(&packet) {
                     Some(Echo::Forward) => Ok(by_address),
-                    Some(Echo::Answer) => Err(reply::answer_echo(frame, &packet, &mut self.limits)),
+                    Some(Echo::Answer) => {
+                        Err(answer::answer_echo(frame, &packet, &mut self.limits))
+                    }
                     _ => Err(Verdict::Drop(DropReason::EchoIgnored)),
                 }
             }
@@ -243,11 +248,11 @@ pub(super) fn report(
         IcmpError::TooBig(inner_mtu)
     };
     // Of an ICMP error the lane has the quoted flow's tuple, and errors are not answered anyway.
-    let may_be_told = !lane.only_follows && reply::may_be_told(frame.bytes(), packet);
+    let may_be_told = !lane.only_follows && answer::may_be_told(frame.bytes(), packet);
     if !may_be_told || !limits.allow(error.kind()) {
         return Verdict::Drop(error.reason());
     }
-    match reply::icmp_error(frame, packet, error, packet.tuple().destination) {
+    match answer::icmp_error(frame, packet, error, packet.tuple().destination) {
         Some(()) => Verdict::Reply,
         None => Verdict::Drop(DropReason::NoHeadroom),
     }

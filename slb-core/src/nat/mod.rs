@@ -15,7 +15,6 @@ pub(crate) mod index;
 pub(crate) mod pipeline;
 pub(crate) mod port_table;
 pub mod ports;
-pub(crate) mod reset;
 pub(crate) mod rewrite;
 pub(crate) mod table;
 mod tables;

@@ -15,16 +15,18 @@ use super::rewrite::{self, Rewrite};
 use super::table::{Connections, NONE};
 use super::tcp::{Direction, Segment, reopens};
 use super::{ConnectionState, Links, NatOptions, NatTable, NatTables};
+use crate::answer::{self, IcmpError};
 use crate::counters::{self, CounterMemory};
 use crate::fragments::FragmentRoom;
 use crate::frame::{BURST, Frame};
+use crate::limit::Limits;
+use crate::limit::SourceLimiter;
 use crate::link::{self, Link};
 use crate::observe::{ConnectionStep, Observe, Step};
 use crate::packet::{EchoMessage, Family, Packet, Part};
-use crate::reply::{self, IcmpError, Limits};
-use crate::service::nat::{CompiledMux, Local};
-use crate::service::{BackendId, RuleMatch, Snapshot, Underlay};
-use crate::sources::SourceLimiter;
+use crate::snapshot::locals::{CompiledMux, Local};
+use crate::snapshot::{BackendId, RuleMatch, Snapshot};
+use crate::spec::Underlay;
 use crate::stats::{BackendCounters, RuleCounters, Stats};
 use crate::time::{Clock, Instant};
 use crate::verdict::{DropReason, PortId, Verdict};
@@ -735,12 +737,12 @@ pub(crate) fn report_error(
     (options, underlay): (&NatOptions, &Underlay),
 ) -> Verdict {
     let packet = &lane.packet;
-    let may_be_told = lane.error.is_none() && reply::may_be_told(frame.bytes(), packet);
+    let may_be_told = lane.error.is_none() && answer::may_be_told(frame.bytes(), packet);
     if !may_be_told || !limits.allow(error.kind()) {
         return Verdict::Drop(error.reason());
     }
     let source = options.icmp_source(underlay, packet.shape.family);
-    if reply::icmp_error(frame, packet, error, source).is_none() {
+    if answer::icmp_error(frame, packet, error, source).is_none() {
         return Verdict::Drop(DropReason::NoHeadroom);
     }
     match lane.direction {

@@ -145,7 +145,7 @@ impl<'m> PortTable<'m> {
     }
 
     /// A table in the memory given: `users` has
-    /// [`Snapshot::snat_port_places`](crate::service::Snapshot::snat_port_places) elements, and those
+    /// [`Snapshot::snat_port_places`](crate::snapshot::Snapshot::snat_port_places) elements, and those
     /// beyond its end are not counted; without `buckets`, ports are tried one by one.
     pub fn new(mut users: Mem<'m, u32>, mut buckets: Mem<'m, PortBucket>, key: Key) -> Self {
         users.fill(0);

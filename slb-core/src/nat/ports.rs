@@ -25,8 +25,9 @@ use super::port_table::{Owner, Pool, PortTable};
 use super::rewrite::Rewrite;
 use super::table::Connections;
 use super::tcp::Direction;
-use crate::service::Protocol;
-use crate::service::nat::{Block, GRANULE, Local, Nat};
+use crate::snapshot::locals::{Block, Local, Nat};
+use crate::spec::Protocol;
+use crate::spec::snat::GRANULE;
 use crate::verdict::PortId;
 use crate::wire::protocol;
 

@@ -6,11 +6,12 @@ use super::{NatTable, PortTable};
 use crate::counters::CounterMemory;
 use crate::fragments::FragmentTable;
 use crate::key::Key;
+use crate::limit::Rates;
 use crate::link::Link;
 use crate::mem::{Mem, Memory};
 use crate::packet::Family;
-use crate::reply::Rates;
-use crate::service::{Snapshot, Underlay};
+use crate::snapshot::Snapshot;
+use crate::spec::Underlay;
 use crate::stats::{BackendCounters, RuleCounters, SnatCounters};
 
 /// What a host agent or a proxy may do besides translating.
@@ -95,12 +96,12 @@ pub struct NatTables<'m> {
     /// Where the ports of fragmented datagrams are remembered; `None`: later fragments that need
     /// ports are dropped.
     pub fragments: Option<FragmentTable<'m>>,
-    /// Counters by [`CompiledRule::slot`](crate::service::CompiledRule::slot); rules beyond its end
+    /// Counters by [`CompiledRule::slot`](crate::snapshot::CompiledRule::slot); rules beyond its end
     /// are not counted.
     pub rules: Mem<'m, RuleCounters>,
-    /// Counters by [`BackendId::slot`](crate::service::BackendId::slot); backends beyond its end are not counted.
+    /// Counters by [`BackendId::slot`](crate::snapshot::BackendId::slot); backends beyond its end are not counted.
     pub backends: Mem<'m, BackendCounters>,
-    /// SNAT counters by [`BackendId::slot`](crate::service::BackendId::slot); backends beyond its end are not counted.
+    /// SNAT counters by [`BackendId::slot`](crate::snapshot::BackendId::slot); backends beyond its end are not counted.
     pub snat: Mem<'m, SnatCounters>,
     /// Which ports are taken by connections whose source is translated.
     pub snat_ports: PortTable<'m>,

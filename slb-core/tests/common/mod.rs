@@ -8,9 +8,9 @@ use std::time::Duration;
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use slb_core::hash::{Distribution, Hasher, Xxh3};
 use slb_core::observe::Step;
-use slb_core::service::{
-    Backend, BackendState, Echo, Frontend, Pool, Protocol, Rule, Snapshot, Spec, UdpChecksum,
-    Underlay,
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
+    Backend, BackendState, Echo, Frontend, Pool, Protocol, Rule, Spec, UdpChecksum, Underlay,
 };
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;

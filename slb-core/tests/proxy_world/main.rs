@@ -10,7 +10,7 @@ mod stack;
 use std::net::SocketAddr;
 
 use net::{CLIENTS, Plan, SERVERS, World, client, server, vip};
-use slb_core::service::{BackendState, PortMode, Scheduler};
+use slb_core::spec::{BackendState, PortMode, Scheduler};
 use stack::Outcome;
 
 /// Opens connections from all clients to `to`, one every few milliseconds.

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use slb_core::service::{
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
     Backend, BackendState, Echo, Frontend, FrontendPort, Pool, PortMode, Protocol, ProxyPorts,
-    Rule, Scheduler, Snapshot, Spec, Terms,
+    Rule, Scheduler, Spec, Terms,
 };
 use slb_core::{Burst, Frame, Instant, Key, PortId, Proxy, Verdict};
 

@@ -8,9 +8,10 @@ use std::time::Duration;
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use slb_core::mem::{Boxes, Mem};
 use slb_core::nat::{NatOptions, NatTables, PortTable};
-use slb_core::service::{
-    Backend, Echo, Frontend, INSIDE, Outbound, Pool, Prefix, Protocol, Rule, Snapshot, Spec,
-    SpecError, Terms, Underlay, derived_mac,
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
+    Backend, Echo, Frontend, INSIDE, Outbound, Pool, Prefix, Protocol, Rule, Spec, SpecError,
+    Terms, Underlay, derived_mac,
 };
 use slb_core::stats::SnatCounters;
 use slb_core::wire::vxlan::Vni;

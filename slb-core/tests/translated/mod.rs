@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use slb_core::nat::NatStats;
-use slb_core::service::{
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
     Backend, BackendState, Echo, Frontend, FrontendPort, Outbound, Pool, Protocol, ProxyPorts,
-    Rule, Scheduler, Snapshot, Spec, Terms, Underlay, derived_mac,
+    Rule, Scheduler, Spec, Terms, Underlay, derived_mac,
 };
 use slb_core::wire::vxlan::Vni;
 use slb_core::{

@@ -7,9 +7,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::{PacketBuilder, SlicedPacket};
 use slb_core::observe::Step;
-use slb_core::service::{
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
     Backend, Echo, Frontend, FrontendPort, Outbound, Pool, PortMode, Protocol, ProxyPorts, Rule,
-    Snapshot, Spec, Underlay,
+    Spec, Underlay,
 };
 use slb_core::wire::checksum::Sum;
 use slb_core::wire::ethernet::MacAddress;

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use net::{CLIENTS, ELSEWHERE, HTTP, Plan, VMS, World, client, outbound_vip, vip};
-use slb_core::service::BackendState;
+use slb_core::spec::BackendState;
 use smoltcp::socket::tcp::State;
 use stack::Outcome;
 

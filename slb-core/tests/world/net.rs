@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use slb_core::hash::{Hasher, Xxh3};
-use slb_core::service::{
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
     Answers, Backend, BackendState, Echo, Frontend, InboundNat, NatTarget, Outbound, Pool,
-    Protocol, Rule, Snapshot, Spec, Terms, Underlay, derived_mac,
+    Protocol, Rule, Spec, Terms, Underlay, derived_mac,
 };
 use slb_core::wire::vxlan::Vni;
 use slb_core::{Burst, Frame, Host, Instant, Key, Mux, PortId, Stats, Verdict};
@@ -171,7 +172,7 @@ impl Plan {
                 ..Rule::default()
             }],
             health: &[],
-            probe_source: slb_core::service::ProbeSource::default(),
+            probe_source: slb_core::spec::ProbeSource::default(),
             pools: &[Pool {
                 name: "servers",
                 vni: Vni::new(5001).unwrap(),
@@ -201,7 +202,7 @@ impl Plan {
                 tcp_reset: self.outbound_reset,
             }],
             muxes: &muxes,
-            inside: slb_core::service::INSIDE,
+            inside: slb_core::spec::INSIDE,
             proxy: None,
         };
         Snapshot::boxed(&spec, previous).unwrap()

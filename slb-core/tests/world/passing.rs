@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use slb_core::service::BackendState;
+use slb_core::spec::BackendState;
 
 use crate::net::{CLIENTS, Plan, World, vip};
 use crate::stack::Outcome;

@@ -13,7 +13,7 @@ use slb_control::{Config, PassiveHealth, SlowStart};
 use slb_core::counters::CounterMemory;
 use slb_core::health::Condition;
 use slb_core::mem::Boxes;
-use slb_core::service::Snapshot;
+use slb_core::snapshot::Snapshot;
 use slb_io_afxdp::{Program, Take};
 use slb_io_pcap::CaptureStats;
 use tracing::{error, info, warn};

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use slb_control::{Config, Role};
 use slb_core::PortId;
-use slb_core::service::Answers;
+use slb_core::spec::Answers;
 use slb_io_afxdp::{
     Interface, InterfaceError, Kind, LARGE_CHUNK, Link, Neighbours, Program, Queue, Take, Umem,
 };

@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use slb_control::{Config, Role};
-use slb_core::service::BackendState;
+use slb_core::spec::BackendState;
 use slb_core::wire::ethernet::MacAddress;
 use slb_io_afxdp::{Neighbours, NextHop};
 use tracing::{info, warn};

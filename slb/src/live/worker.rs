@@ -11,7 +11,7 @@ use rustix::thread::CpuSet;
 use slb_control::Config;
 use slb_control::probe::WorkerEnd;
 use slb_core::counters::CounterMemory;
-use slb_core::service::Snapshot;
+use slb_core::snapshot::Snapshot;
 use slb_core::{BURST, Burst, Instant, Key, PacketIo, PortId};
 use slb_io_afxdp::AfXdp;
 use slb_io_tun::{Device, Tun};

@@ -2,7 +2,7 @@
 //! and all outbound rules of a frontend together.
 
 use slb_control::Config;
-use slb_core::service::NatTarget;
+use slb_core::spec::NatTarget;
 use slb_core::stats::RuleCounters;
 
 /// A rule of whichever kind.

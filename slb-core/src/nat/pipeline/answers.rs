@@ -6,7 +6,7 @@ use super::{Lane, Pipeline, Role, Table};
 use crate::nat::connection::Connection;
 use crate::nat::rewrite::Rewrite;
 use crate::nat::{ConnectionState, Direction};
-use crate::service::{RuleMatch, Snapshot};
+use crate::snapshot::{RuleMatch, Snapshot};
 use crate::stats::BackendCounters;
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {

@@ -19,7 +19,7 @@ use crate::nat::connection::{ALL_PORTS, Key};
 use crate::nat::tcp::Segment;
 use crate::observe::Observe;
 use crate::packet::{EchoMessage, Family, Part};
-use crate::service::Snapshot;
+use crate::snapshot::Snapshot;
 use crate::verdict::Verdict;
 use crate::wire::tcp::Flags;
 

@@ -3,18 +3,18 @@
 use core::ops::Deref;
 
 use super::{Pipeline, Role, Table};
+use crate::answer::reset::{self, Numbers};
 use crate::counters;
 use crate::frame::{Burst, Frame};
+use crate::limit::Own;
 use crate::link::Link;
 use crate::nat::connection::Connection;
 use crate::nat::ports::{self, Given};
-use crate::nat::reset::{self, Numbers};
 use crate::nat::rewrite::Rewrite;
 use crate::nat::table::Fate;
 use crate::nat::{ConnectionState, Direction, NatTable, NatTables, PortTable};
-use crate::reply::Own;
-use crate::service::Snapshot;
-use crate::service::nat::Local;
+use crate::snapshot::Snapshot;
+use crate::snapshot::locals::Local;
 use crate::stats::{BackendCounters, SnatCounters};
 use crate::time::Instant;
 use crate::verdict::{PortId, Verdict};

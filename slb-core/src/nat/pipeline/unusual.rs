@@ -14,7 +14,7 @@ use crate::nat::rewrite::Rewrite;
 use crate::nat::table::Connections;
 use crate::observe::{Observe, Step};
 use crate::packet::{Family, Part, Read};
-use crate::service::Snapshot;
+use crate::snapshot::Snapshot;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{self, icmpv6};
 

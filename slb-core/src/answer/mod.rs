@@ -1,10 +1,12 @@
 //! Answers made out of the frame that asks for them: echo replies and ICMP errors.
 
+pub(crate) mod reset;
+
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::frame::Frame;
+use crate::limit::{Limits, Own};
 use crate::packet::{Family, Packet, Part};
-use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::checksum::{self, Sum};
 use crate::wire::icmp::{self, Icmp};
@@ -41,123 +43,6 @@ impl IcmpError {
             Self::TooBig(_) => DropReason::PacketTooBig,
             Self::HopLimit => DropReason::HopLimit,
             Self::NoPort => DropReason::SnatExhausted,
-        }
-    }
-}
-
-/// The kinds of packets that a role makes itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Own {
-    /// An echo reply.
-    Echo,
-    /// "Packet too big", or "fragmentation needed".
-    TooBig,
-    /// Any other ICMP error.
-    Error,
-    /// A RST.
-    Reset,
-}
-
-/// How many packets of its own a role may make in a while. Each kind has a limit of its own, so a
-/// flood of pings silences neither path-MTU discovery nor RSTs.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    now: Instant,
-    echoes: Limiter,
-    too_big: Limiter,
-    errors: Limiter,
-    resets: Limiter,
-}
-
-impl Limits {
-    /// Packets a second in the long run, and at once, of each kind.
-    pub(crate) fn new(rates: &Rates) -> Self {
-        let limiter = |(rate, burst)| Limiter::new(rate, burst);
-        Self {
-            now: Instant::ZERO,
-            echoes: limiter(rates.echoes),
-            too_big: limiter(rates.too_big),
-            errors: limiter(rates.errors),
-            resets: limiter(rates.resets),
-        }
-    }
-
-    /// Says what the time is.
-    #[inline]
-    pub(crate) fn advance(&mut self, now: Instant) {
-        self.now = now;
-    }
-
-    /// Takes a token for a packet of a kind, if there is one.
-    #[cold]
-    pub(crate) fn allow(&mut self, kind: Own) -> bool {
-        let limiter = match kind {
-            Own::Echo => &mut self.echoes,
-            Own::TooBig => &mut self.too_big,
-            Own::Error => &mut self.errors,
-            Own::Reset => &mut self.resets,
-        };
-        limiter.advance(self.now);
-        limiter.allow()
-    }
-}
-
-/// What [`Limits`] allow: packets a second in the long run, and at once.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Rates {
-    pub(crate) echoes: (u32, u32),
-    pub(crate) too_big: (u32, u32),
-    pub(crate) errors: (u32, u32),
-    pub(crate) resets: (u32, u32),
-}
-
-/// How many packets may be made in a while: a bucket of tokens, counted in nanoseconds.
-#[derive(Clone, Copy, Debug)]
-struct Limiter {
-    credit: u64,
-    most: u64,
-    cost: u64,
-    last: Option<Instant>,
-}
-
-impl Limiter {
-    /// `rate` packets a second in the long run, `burst` at once. None where `rate` is zero.
-    fn new(rate: u32, burst: u32) -> Self {
-        let cost = if rate == 0 {
-            u64::MAX
-        } else {
-            1_000_000_000 / u64::from(rate)
-        };
-        let most = if rate == 0 {
-            0
-        } else {
-            cost.saturating_mul(burst.into())
-        };
-        Self {
-            credit: most,
-            most,
-            cost,
-            last: None,
-        }
-    }
-
-    /// Refills what the time since the last call has earned.
-    fn advance(&mut self, now: Instant) {
-        let earned = self
-            .last
-            .map_or(0, |last| now.as_nanos().saturating_sub(last.as_nanos()));
-        self.credit = self.credit.saturating_add(earned).min(self.most);
-        self.last = self.last.max(Some(now));
-    }
-
-    /// Takes a token, if there is one.
-    fn allow(&mut self) -> bool {
-        match self.credit.checked_sub(self.cost) {
-            Some(rest) => {
-                self.credit = rest;
-                true
-            }
-            None => false,
         }
     }
 }

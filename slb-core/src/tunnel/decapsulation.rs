@@ -4,8 +4,8 @@
 
 use core::net::IpAddr;
 
-use crate::service::Underlay;
-use crate::service::nat::words;
+use crate::snapshot::words;
+use crate::spec::Underlay;
 use crate::verdict::DropReason;
 use crate::wire::checksum::Sum;
 use crate::wire::ethernet::{EtherType, Ethernet, MacAddress};

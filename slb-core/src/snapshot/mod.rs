@@ -1,25 +1,40 @@
-//! What packets are looked up in: immutable, compiled from a [`Spec`](super::Spec).
+//! The compiled form of a [`Spec`](crate::spec::Spec), which packets are looked up in.
+//!
+//! A snapshot is compiled once and never changes. Health, drain and weights are part of what it is
+//! compiled from: a new verdict on a backend makes a new snapshot, which takes effect between two
+//! bursts. Backends and rules keep their ids from one generation to the next.
 //!
 //! ```text
 //!  (VIP, protocol, port) -> rule -> Maglev slot -> backend: its outer header, ready to copy
 //!                                   flow's id   ->
 //! ```
 
+mod addresses;
 mod compile;
+pub(crate) mod locals;
+mod probe_map;
+pub(crate) mod proxy;
+mod registry;
+pub(crate) mod terms;
+
+pub(crate) use addresses::words;
+pub use registry::BackendId;
 
 use core::net::IpAddr;
 
-use super::nat::{CompiledTerms, GRANULE, Nat, RuleKind};
-use super::probe_map::{NONE, ProbeMap};
-use super::registry::{BackendId, Registry};
-use super::spec::{Echo, ProbeSource, Underlay};
-use crate::encapsulation::Template;
+use self::locals::Nat;
+use self::probe_map::{NONE, ProbeMap};
+use self::registry::Registry;
+use self::terms::{CompiledTerms, RuleKind};
 use crate::flow::Ticks;
 use crate::hash::{Hasher, TupleHasher};
 use crate::maglev;
 use crate::mem::Mem;
 use crate::packet::{Family, Packet};
 use crate::prefetch::prefetch;
+use crate::spec::snat::GRANULE;
+use crate::spec::{Echo, ProbeSource, Underlay};
+use crate::tunnel::encapsulation::Template;
 use crate::wire::protocol;
 
 /// What stands for "no backend may take it".
@@ -157,7 +172,7 @@ impl CompiledBackend {
         self.counters as usize
     }
 
-    /// Its pool's place in [`Spec::pools`](super::Spec::pools).
+    /// Its pool's place in [`Spec::pools`](crate::spec::Spec::pools).
     pub fn pool(&self) -> usize {
         self.pool as usize
     }
@@ -178,7 +193,7 @@ impl CompiledBackend {
 /// What a packet's destination is to this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RuleMatch {
-    /// This rule takes it: a place in [`Spec::rules`](super::Spec::rules).
+    /// This rule takes it: a place in [`Spec::rules`](crate::spec::Spec::rules).
     Rule(u32),
     /// It is for a VIP, but no rule takes it.
     NoRule,
@@ -199,7 +214,7 @@ pub struct Snapshot<'m> {
     rules: Mem<'m, CompiledRule>,
     terms: Mem<'m, CompiledTerms>,
     pools: Mem<'m, CompiledPool>,
-    /// The same by the results of probes, in the order of [`Spec::health`](super::Spec::health).
+    /// The same by the results of probes, in the order of [`Spec::health`](crate::spec::Spec::health).
     probed: Mem<'m, CompiledPool>,
     /// Of all pools, then of all probe results.
     shares: Mem<'m, Share>,
@@ -319,7 +334,7 @@ impl Snapshot<'_> {
         self.rule_ids.id(slot).get()
     }
 
-    /// A rule by its place in [`Spec::rules`](super::Spec::rules).
+    /// A rule by its place in [`Spec::rules`](crate::spec::Spec::rules).
     #[inline]
     pub fn rule(&self, index: u32) -> Option<&CompiledRule> {
         self.rules.get(index as usize)
@@ -447,7 +462,7 @@ impl Snapshot<'_> {
 
     /// Whether new flows of a rule may go to a backend: it is of the rule's pool, has a weight, and
     /// neither its own state nor the rule's probe speaks against it. Places are those in
-    /// [`Spec::rules`](super::Spec::rules) and in [`backends`](Self::backends); `false` where there
+    /// [`Spec::rules`](crate::spec::Spec::rules) and in [`backends`](Self::backends); `false` where there
     /// is no such rule, or none that balances.
     pub fn serves(&self, rule: u32, backend: u32) -> bool {
         let terms = self.terms(rule);
@@ -489,7 +504,7 @@ impl Snapshot<'_> {
         }
     }
 
-    /// The Maglev table of a pool, by its place in [`Spec::pools`](super::Spec::pools), for rules
+    /// The Maglev table of a pool, by its place in [`Spec::pools`](crate::spec::Spec::pools), for rules
     /// without a probe: places in the pool's backends, or [`maglev::EMPTY`].
     pub fn pool_table(&self, pool: usize) -> Option<&[u16]> {
         self.table.get(self.pools.get(pool)?.table())
@@ -562,11 +577,6 @@ const fn icmp_of(address: IpAddr) -> u8 {
     }
 }
 
-/// A port as the packet has it: its two bytes read little-endian.
-pub(crate) const fn raw_port(port: u16) -> u16 {
-    u16::from_le_bytes(port.to_be_bytes())
-}
-
 #[inline]
 const fn rule_key(vip: u64, protocol: u8, raw_port: u16) -> u64 {
     vip | (raw_port as u64) << 32 | (protocol as u64) << 48
@@ -585,11 +595,4 @@ const fn ipv6_vip(number: u32) -> u64 {
 fn ipv6_words(octets: [u8; 16]) -> [u64; 2] {
     let bits = u128::from_le_bytes(octets);
     [bits as u64, (bits >> 64) as u64]
-}
-
-pub(crate) fn address_bytes(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-        IpAddr::V6(address) => address.octets(),
-    }
 }

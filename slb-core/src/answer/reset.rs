@@ -2,10 +2,10 @@
 
 use core::net::IpAddr;
 
-use super::connection::Side;
-use super::rewrite::Rewrite;
 use crate::frame::Frame;
 use crate::link::Link;
+use crate::nat::connection::Side;
+use crate::nat::rewrite::Rewrite;
 use crate::packet::Packet;
 use crate::wire::checksum::Sum;
 use crate::wire::ethernet::EtherType;
@@ -98,7 +98,7 @@ pub(crate) fn emit<A: Rewrite>(
 pub(crate) fn answer(bytes: &[u8], packet: &Packet) -> Option<Numbers> {
     let transport = usize::from(packet.shape.transport_offset);
     let len = (usize::from(packet.shape.ip_offset) + packet.ip_len()).checked_sub(transport)?;
-    let segment = super::tcp::Segment::parse(bytes.get(transport..)?, len)?;
+    let segment = crate::nat::tcp::Segment::parse(bytes.get(transport..)?, len)?;
     if segment.flags.contains(Flags::RST) {
         return None;
     }

@@ -13,7 +13,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::frame::Frame;
 use crate::packet::{Family, Packet};
-use crate::service::{UdpChecksum, Underlay};
+use crate::spec::{UdpChecksum, Underlay};
 use crate::verdict::DropReason;
 use crate::wire::checksum::{self, Sum, udp_never_zero};
 use crate::wire::ethernet::{EtherType, MacAddress};

@@ -1,39 +1,20 @@
-//! What translating packets needs beside the rules: the vms that are here, the ports that each may
-//! call out from, and the muxes.
-//!
-//! SNAT ports are given out eight at a time ("granules"). Which backend has which follows from the
-//! spec alone, so every node knows it without asking: on each frontend, those that a rule uses
-//! are taken out, and the rest is dealt out in the order of outbound rules and instances.
+//! The vms of this node, the ports that each may call out from, and the node's peers.
 
 use core::net::IpAddr;
 
+use super::addresses::{address_bytes, raw_port, words};
 use super::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
 use super::proxy::CompiledProxy;
-use super::registry::{AlreadyRegistered, Registry, RegistryEntry, identity};
-use super::snapshot::{address_bytes, raw_port};
-use super::spec::{
-    Answers, Backend, NatTarget, Outbound, Protocol, Scheduler, Spec, SpecError, Terms, derived_mac,
-};
-use crate::encapsulation::Template;
+use super::registry::{AlreadyRegistered, Registry, RegistryEntry, SLOT_BITS, identity};
+use super::terms::CompiledTerms;
 use crate::mem::{Counter, Mem, Memory};
 use crate::nat::connection::{ALL_PORTS, Span};
+use crate::spec::snat::{GRANULE, GRANULES, is_outbound};
+use crate::spec::{Backend, Outbound, Protocol, Spec, SpecError, derived_mac};
+use crate::tunnel::encapsulation::Template;
 use crate::verdict::PortId;
 use crate::wire::ethernet::MacAddress;
 use crate::wire::vxlan::Vni;
-
-/// Ports are given out this many at a time.
-pub(crate) const GRANULE: u32 = 8;
-/// Granules of a frontend, used or not.
-pub(crate) const GRANULES: usize = 65_536 / GRANULE as usize;
-/// The first that may be given out: port 1024 (RFC 6056 §3.2).
-const FIRST_GRANULE: usize = 1024 / GRANULE as usize;
-
-/// In the place of a granule's owner: nobody.
-pub(crate) const NOBODY: u16 = u16::MAX;
-/// While granules are dealt out: a rule uses it.
-const USED: u16 = u16::MAX - 1;
-/// Backends that a granule's owner can be one of.
-pub(crate) const MAX_OWNERS: usize = USED as usize;
 
 /// The most muxes, and the most backends on one host.
 const MAX_MUXES: usize = 15;
@@ -41,71 +22,6 @@ const LOCAL_BITS: u32 = 11;
 /// The last number stays free: an id is never [`UNNUMBERED`].
 const MAX_LOCALS: usize = (1 << LOCAL_BITS) - 1;
 const UNNUMBERED: u16 = u16::MAX;
-
-/// What becomes of a rule's connections.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct CompiledTerms {
-    pub(crate) idle: Span,
-    /// The port that the backend serves, as packets have it; `None`: the packet's own.
-    pub(crate) backend_port: Option<u16>,
-    pub(crate) floating_ip: bool,
-    pub(crate) reset: bool,
-    pub(crate) through_mux: bool,
-    pub(crate) source_nat: Option<IpAddr>,
-    /// The place of its pool; of no meaning for outbound ports.
-    pub(crate) pool: u32,
-    /// Where the shares of the pool's backends begin that the rule goes by.
-    pub(crate) shares: u32,
-    pub(crate) kind: RuleKind,
-    pub(crate) scheduler: Scheduler,
-}
-
-/// What kind of rule it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RuleKind {
-    /// Balances over a pool.
-    Balance,
-    /// Leads to one backend.
-    Nat,
-    /// Brings answers to who has the port.
-    Outbound,
-}
-
-impl CompiledTerms {
-    pub(crate) const EMPTY: Self = Self {
-        idle: Span::from_duration(core::time::Duration::ZERO),
-        backend_port: None,
-        floating_ip: false,
-        reset: false,
-        through_mux: false,
-        source_nat: None,
-        pool: 0,
-        shares: 0,
-        kind: RuleKind::Outbound,
-        scheduler: Scheduler::Maglev,
-    };
-
-    pub(crate) fn new(
-        kind: RuleKind,
-        idle: core::time::Duration,
-        pool: usize,
-        backend_port: Option<u16>,
-        terms: &Terms,
-    ) -> Self {
-        Self {
-            idle: Span::from_duration(idle),
-            backend_port: backend_port.filter(|_| !terms.floating_ip),
-            floating_ip: terms.floating_ip,
-            reset: terms.tcp_reset,
-            through_mux: terms.answers == Answers::ThroughMux,
-            source_nat: terms.source_nat,
-            pool: pool as u32,
-            shares: 0,
-            kind,
-            scheduler: Scheduler::Maglev,
-        }
-    }
-}
 
 /// A vm on this node.
 #[derive(Clone, Copy, Debug)]
@@ -739,7 +655,7 @@ const NOT_A_MUX: u32 = NONE - 1;
 /// An id of 32 bits in 16.
 const fn compress(id: u32) -> u16 {
     let slot = id as u16 & MAX_LOCALS as u16;
-    slot | ((id >> super::registry::SLOT_BITS) as u16) << LOCAL_BITS
+    slot | ((id >> SLOT_BITS) as u16) << LOCAL_BITS
 }
 
 fn mac_key(mac: MacAddress, vni: Vni) -> [u64; 2] {
@@ -759,12 +675,6 @@ fn pool_key(pool: u32, port: PortId) -> u64 {
     u64::from(pool) << 16 | u64::from(port.0)
 }
 
-/// An address of either family in two words.
-pub(crate) fn words(address: IpAddr) -> [u64; 2] {
-    let bits = u128::from_le_bytes(address_bytes(address));
-    [bits as u64, (bits >> 64) as u64]
-}
-
 /// The pool of the backend at a place among all, and its place in there.
 fn owner(spec: &Spec<'_>, mut backend: usize) -> (usize, usize) {
     for (index, pool) in spec.pools.iter().enumerate() {
@@ -774,136 +684,4 @@ fn owner(spec: &Spec<'_>, mut backend: usize) -> (usize, usize) {
         }
     }
     (0, 0)
-}
-
-/// Whether an outbound rule uses a frontend.
-pub(crate) fn is_outbound(spec: &Spec<'_>, frontend: usize) -> bool {
-    spec.outbound
-        .iter()
-        .any(|rule| rule.frontends.contains(&frontend))
-}
-
-impl Spec<'_> {
-    /// Of each frontend that has too few ports for the outbound rules that use it, a
-    /// [`SpecError::OutOfPorts`]: all of them, where building a snapshot stops at the first. Places that
-    /// refer to nothing have no ports.
-    pub fn frontends_out_of_ports(&self) -> impl Iterator<Item = SpecError> {
-        let outbound = (0..self.frontends.len()).filter(|&f| is_outbound(self, f));
-        outbound.filter_map(|frontend| deal(self, frontend, &mut [NOBODY; GRANULES]).err())
-    }
-}
-
-/// The number of a pool's backend.
-pub(crate) fn instance(spec: &Spec<'_>, pool: usize, backend: usize) -> u32 {
-    let given = spec
-        .pools
-        .get(pool)
-        .and_then(|p| p.backends.get(backend)?.instance);
-    given.unwrap_or(backend as u32)
-}
-
-/// Instances of a pool: one more than the highest number.
-fn instances(spec: &Spec<'_>, pool: usize) -> u32 {
-    let count = spec.pools.get(pool).map_or(0, |pool| pool.backends.len());
-    (0..count)
-        .map(|b| instance(spec, pool, b) + 1)
-        .max()
-        .unwrap_or(0)
-}
-
-/// Deals a frontend's granules out: `owners[g]` becomes the place of the backend, among all, that
-/// has ports 8 g to 8 g + 7, or [`NOBODY`].
-pub(crate) fn deal(spec: &Spec<'_>, frontend: usize, owners: &mut [u16]) -> Result<(), SpecError> {
-    owners.fill(USED);
-    if let Some(free) = owners.get_mut(FIRST_GRANULE..) {
-        free.fill(NOBODY);
-    }
-    let mut uses = |port: u16| {
-        if let Some(owner) = owners.get_mut(usize::from(port) / GRANULE as usize) {
-            *owner = USED;
-        }
-    };
-    let rules = spec.rules.iter().filter(|rule| rule.frontend == frontend);
-    rules.for_each(|rule| uses(rule.frontend_port));
-    for nat in spec
-        .inbound_nat
-        .iter()
-        .filter(|nat| nat.frontend == frontend)
-    {
-        match nat.target {
-            NatTarget::Backend { port, .. } => uses(port),
-            // All of the range, so that it can grow into it.
-            NatTarget::Pool { first, last } => (first..=last).for_each(&mut uses),
-        }
-    }
-    let free = owners.iter().filter(|&&owner| owner == NOBODY).count() as u32;
-    let rules = || {
-        let all = spec.outbound.iter().enumerate();
-        all.filter(|(_, rule)| rule.frontends.contains(&frontend))
-    };
-    let claimed = |rule: &Outbound<'_>| {
-        (0..instances(spec, rule.pool))
-            .map(move |i| claim(rule, frontend, i))
-            .sum::<u32>()
-    };
-    let fixed = rules().map(|(_, rule)| claimed(rule)).sum::<u32>();
-    let out_of_ports = |rule| SpecError::OutOfPorts {
-        rule,
-        frontend,
-        needed: fixed * GRANULE,
-        available: free * GRANULE,
-    };
-    let shared = rules().filter(|(_, rule)| rule.ports_per_backend.is_none());
-    let sharers: u32 = shared.map(|(_, rule)| instances(spec, rule.pool)).sum();
-    let left = free.checked_sub(fixed).ok_or_else(|| {
-        let last = rules().next_back().map_or(0, |(index, _)| index);
-        out_of_ports(last)
-    })?;
-    let share = left.checked_div(sharers).unwrap_or(0);
-    let mut granules = owners.iter_mut().filter(|owner| **owner == NOBODY);
-    for (index, rule) in rules() {
-        if rule.ports_per_backend.is_none() && share == 0 && instances(spec, rule.pool) != 0 {
-            return Err(out_of_ports(index));
-        }
-        let backends = spec
-            .pools
-            .get(rule.pool)
-            .map_or(0, |pool| pool.backends.len());
-        let before: usize = spec.pools[..rule.pool]
-            .iter()
-            .map(|pool| pool.backends.len())
-            .sum();
-        for number in 0..instances(spec, rule.pool) {
-            let owner = (0..backends).find(|&b| instance(spec, rule.pool, b) == number);
-            let owner = owner.map_or(NOBODY, |backend| (before + backend) as u16);
-            let count = match rule.ports_per_backend {
-                Some(_) => claim(rule, frontend, number),
-                None => share,
-            };
-            // An instance that is not there keeps its place, for when it is.
-            for place in granules.by_ref().take(count as usize) {
-                *place = if owner == NOBODY { USED } else { owner };
-            }
-        }
-    }
-    for owner in owners.iter_mut().filter(|owner| **owner == USED) {
-        *owner = NOBODY;
-    }
-    Ok(())
-}
-
-/// Granules of `frontend` that an outbound rule of a fixed size gives to an instance: an even part
-/// of its ports, and what cannot be divided from one frontend after the other.
-fn claim(rule: &Outbound<'_>, frontend: usize, instance: u32) -> u32 {
-    let Some(ports) = rule.ports_per_backend else {
-        return 0;
-    };
-    let frontends = rule.frontends.len() as u32;
-    let place = rule.frontends.iter().position(|&other| other == frontend);
-    let (Some(place), Some(rest)) = (place, (ports / GRANULE).checked_rem(frontends)) else {
-        return 0;
-    };
-    let first = (u64::from(instance) * u64::from(rest) % u64::from(frontends)) as u32;
-    let turn = (place as u32 + frontends - first) % frontends;
-    ports / GRANULE / frontends + u32::from(turn < rest)
 }

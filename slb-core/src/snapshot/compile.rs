@@ -2,27 +2,27 @@
 
 use core::net::IpAddr;
 
+use super::addresses::{address_bytes, raw_port};
+use super::locals::{Nat, NatSize};
+use super::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
+use super::proxy::CompiledProxy;
+use super::registry::{AlreadyRegistered, MAX_SLOTS, Registry, RegistryEntry, identity};
+use super::terms::{CompiledTerms, RuleKind};
 use super::{
     CompiledBackend, CompiledPool, CompiledRule, ECHO, HA_PORTS, NO_RULE, Share, Snapshot, VIP,
-    address_bytes, icmp_of, ipv6_words, raw_port, rule_key,
+    icmp_of, ipv6_words, rule_key,
 };
-use crate::encapsulation::Template;
 use crate::flow::Ticks;
 use crate::hash::siphash13;
 use crate::health::Condition;
 use crate::maglev::{self, Member, Turn};
 use crate::mem::{Counter, Memory};
-use crate::service::nat::{
-    CompiledTerms, GRANULE, GRANULES, MAX_OWNERS, Nat, NatSize, RuleKind, deal, instance,
-    is_outbound,
-};
-use crate::service::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
-use crate::service::proxy::CompiledProxy;
-use crate::service::registry::{AlreadyRegistered, MAX_SLOTS, Registry, RegistryEntry, identity};
-use crate::service::spec::{
+use crate::spec::snat::{GRANULE, GRANULES, MAX_OWNERS, deal, instance, is_outbound};
+use crate::spec::{
     BackendHealth, BackendState, Echo, InboundNat, NatTarget, Pool, Protocol, Rule, Spec,
     SpecError, Terms, derived_mac,
 };
+use crate::tunnel::encapsulation::Template;
 use crate::wire::protocol;
 
 /// How many elements each part of a snapshot has.
@@ -486,7 +486,7 @@ impl<'m> Snapshot<'m> {
             return Err(SpecError::RulePort { rule: index });
         }
         let is_ipv6 = frontend.address.is_ipv6();
-        let other_family = |b: &crate::service::Backend<'_>| b.address.is_ipv6() != is_ipv6;
+        let other_family = |b: &crate::spec::Backend<'_>| b.address.is_ipv6() != is_ipv6;
         if let Some(backend) = pool.backends.iter().position(other_family) {
             return Err(SpecError::MixedFamilies {
                 rule: index,
@@ -765,7 +765,7 @@ fn rule_identities<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = u64> + 's {
 fn check_outbound(
     spec: &Spec<'_>,
     number: usize,
-    rule: &crate::service::Outbound<'_>,
+    rule: &crate::spec::Outbound<'_>,
 ) -> Result<(), SpecError> {
     let dangling = SpecError::DanglingNat {
         rule: spec.inbound_nat.len() + number,

@@ -1,0 +1,84 @@
+//! The ports of a proxy.
+
+use core::net::{IpAddr, Ipv4Addr};
+
+use super::probe_map::{ProbeMap, RuleBucket};
+use crate::mem::{Counter, Mem, Memory};
+use crate::spec::{PortMode, ProxyPorts, SourceRewrite, Spec};
+use crate::verdict::PortId;
+
+/// The ports as packets meet them.
+#[derive(Debug)]
+pub(crate) struct CompiledProxy<'m> {
+    /// Where the backends are.
+    pub(crate) backend: PortId,
+    /// The one frontend port of single mode.
+    only: Option<PortId>,
+    ports: ProbeMap<'m, u64, 5>,
+    addresses: ProbeMap<'m, u64, 5>,
+    source_rewrites: Mem<'m, SourceRewrite>,
+}
+
+impl<'m> CompiledProxy<'m> {
+    /// Counts the memory that it takes.
+    pub(crate) fn count(spec: &Spec<'_>, counter: &mut Counter) -> Option<()> {
+        if let Some(ports) = &spec.proxy {
+            for _ in 0..2 {
+                counter
+                    .add::<RuleBucket>(ProbeMap::<u64, 5>::buckets_for(ports.frontends.len()))?;
+            }
+            counter.add::<SourceRewrite>(ports.source_rewrites.len())?;
+        }
+        Some(())
+    }
+
+    /// Compiles ports that were [checked](ProxyPorts::check). `None` where the memory is used up.
+    pub(crate) fn new(spec: &ProxyPorts<'_>, memory: &mut impl Memory<'m>) -> Option<Self> {
+        const NONE: SourceRewrite = SourceRewrite {
+            from: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            to: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            prefix_len: 0,
+        };
+        let buckets = ProbeMap::<u64, 5>::buckets_for(spec.frontends.len());
+        let mut map = || Some(ProbeMap::new(memory.take(buckets, RuleBucket::EMPTY)?));
+        let (mut ports, mut addresses) = (map()?, map()?);
+        for one in spec.frontends {
+            let port = u32::from(one.port.0);
+            let _ = ports.insert(port.into(), port);
+            if let Some(address) = one.address {
+                let _ = addresses.insert(address.to_bits().into(), port);
+            }
+        }
+        let mut source_rewrites = memory.take(spec.source_rewrites.len(), NONE)?;
+        source_rewrites.copy_from_slice(spec.source_rewrites);
+        let first = spec.frontends.first().map(|one| one.port);
+        Some(Self {
+            backend: spec.backend,
+            only: first.filter(|_| spec.mode == PortMode::Single),
+            ports,
+            addresses,
+            source_rewrites,
+        })
+    }
+
+    /// Whether clients are at a port.
+    #[inline]
+    pub(crate) fn is_frontend(&self, port: PortId) -> bool {
+        self.only == Some(port) || self.ports.get(port.0.into()).is_some()
+    }
+
+    /// The frontend port where an address is; `None`: at any of several.
+    pub(crate) fn frontend_of(&self, address: Option<IpAddr>) -> Option<PortId> {
+        let owner = || match address? {
+            IpAddr::V4(address) => self.addresses.get(address.to_bits().into()),
+            IpAddr::V6(_) => None,
+        };
+        self.only.or_else(|| Some(PortId(owner()? as u16)))
+    }
+
+    /// The address that a client is seen under, where it is another.
+    pub(crate) fn rewritten(&self, client: IpAddr) -> Option<IpAddr> {
+        let mut all = self.source_rewrites.iter();
+        all.find_map(|rewrite| rewrite.apply(client))
+    }
+}

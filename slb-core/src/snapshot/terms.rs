@@ -1,0 +1,71 @@
+//! How the connections of a rule are translated, and how long they last.
+
+use core::net::IpAddr;
+
+use crate::nat::connection::Span;
+use crate::spec::{Answers, Scheduler, Terms};
+
+/// What becomes of a rule's connections.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CompiledTerms {
+    pub(crate) idle: Span,
+    /// The port that the backend serves, as packets have it; `None`: the packet's own.
+    pub(crate) backend_port: Option<u16>,
+    pub(crate) floating_ip: bool,
+    pub(crate) reset: bool,
+    pub(crate) through_mux: bool,
+    pub(crate) source_nat: Option<IpAddr>,
+    /// The place of its pool; of no meaning for outbound ports.
+    pub(crate) pool: u32,
+    /// Where the shares of the pool's backends begin that the rule goes by.
+    pub(crate) shares: u32,
+    pub(crate) kind: RuleKind,
+    pub(crate) scheduler: Scheduler,
+}
+
+/// What kind of rule it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RuleKind {
+    /// Balances over a pool.
+    Balance,
+    /// Leads to one backend.
+    Nat,
+    /// Brings answers to who has the port.
+    Outbound,
+}
+
+impl CompiledTerms {
+    pub(crate) const EMPTY: Self = Self {
+        idle: Span::from_duration(core::time::Duration::ZERO),
+        backend_port: None,
+        floating_ip: false,
+        reset: false,
+        through_mux: false,
+        source_nat: None,
+        pool: 0,
+        shares: 0,
+        kind: RuleKind::Outbound,
+        scheduler: Scheduler::Maglev,
+    };
+
+    pub(crate) fn new(
+        kind: RuleKind,
+        idle: core::time::Duration,
+        pool: usize,
+        backend_port: Option<u16>,
+        terms: &Terms,
+    ) -> Self {
+        Self {
+            idle: Span::from_duration(idle),
+            backend_port: backend_port.filter(|_| !terms.floating_ip),
+            floating_ip: terms.floating_ip,
+            reset: terms.tcp_reset,
+            through_mux: terms.answers == Answers::ThroughMux,
+            source_nat: terms.source_nat,
+            pool: pool as u32,
+            shares: 0,
+            kind,
+            scheduler: Scheduler::Maglev,
+        }
+    }
+}

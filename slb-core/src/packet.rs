@@ -471,19 +471,20 @@ impl Packet {
         self.shape.plain
     }
 
-    /// Whether no host sends from its source to a VIP: a network's own, multicast, broadcast or none,
-    /// a link's (RFC 3927 §2.7, RFC 4291 §2.5.6), loopback unless that is where it goes (RFC 1812
-    /// §5.3.7, RFC 4291 §2); or the very address and port that it is for.
+    /// True if no host sends to a VIP from the packet's source: "this network", multicast, reserved
+    /// (240.0.0.0/4) and broadcast addresses (RFC 6890 §2.2.2), link-local ones (RFC 3927 §2.7,
+    /// RFC 4291 §2.5.6), loopback unless the destination is loopback, too (RFC 1812 §5.3.7,
+    /// RFC 4291 §2), or the destination's own address and port.
     pub(crate) fn is_martian(&self) -> bool {
         let [a, b, c, d] = self.addresses;
         let (is_nobody, is_own) = match self.shape.family {
             Family::Ipv4 => {
                 let (source, destination) = (a as u32, (a >> 32) as u32);
                 let is_nobody = match source as u8 {
-                    0 | 224..=239 => true,
+                    0 | 224.. => true,
                     127 => destination as u8 != 127,
                     169 => source as u16 == u16::from_le_bytes([169, 254]),
-                    _ => source == u32::MAX,
+                    _ => false,
                 };
                 (is_nobody, source == destination)
             }

@@ -61,7 +61,7 @@ pub struct Stats {
     pub released: Count,
     /// TCP segments that ask for a connection, among those that a rule took.
     pub syns: u64,
-    /// ICMP errors that were sent on to the backend of the flow that they quote.
+    /// ICMP errors that a rule took, by the flow that they quote.
     pub icmp_errors: u64,
     /// The flow table's own counters.
     pub flows: FlowStats,

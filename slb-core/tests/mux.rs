@@ -440,6 +440,8 @@ fn martian_and_land_packets_are_dropped_and_others_are_not() {
             [127, 0, 0, 1],
             [224, 0, 0, 1],
             [239, 255, 255, 255],
+            [240, 0, 0, 1],
+            [255, 255, 255, 254],
             [255, 255, 255, 255],
         ] {
             for flags in ["S", "A"] {
@@ -455,7 +457,6 @@ fn martian_and_land_packets_are_dropped_and_others_are_not() {
             [1, 0, 0, 0],
             [126, 255, 255, 255],
             [223, 255, 255, 255],
-            [240, 0, 0, 1],
         ] {
             let verdict = sent(tcp(source, 5000, "S"));
             assert!(matches!(verdict, Verdict::Forward(_)), "{source:?}");

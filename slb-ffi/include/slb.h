@@ -914,7 +914,7 @@ typedef struct slb_stats {
      */
     uint64_t syns;
     /**
-     * ICMP errors that were sent on to who sent what they quote.
+     * ICMP errors that a rule took, by the flow that they quote.
      */
     uint64_t icmp_errors;
     /**

@@ -33,7 +33,7 @@ pub struct slb_stats {
     pub dropped_for: [u64; SLB_DROP_REASONS],
     /// TCP segments that ask for a connection, among those that a rule took.
     pub syns: u64,
-    /// ICMP errors that were sent on to who sent what they quote.
+    /// ICMP errors that a rule took, by the flow that they quote.
     pub icmp_errors: u64,
     /// Of a mux: flows pinned.
     pub flows_made: u64,

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
 use slb_control::Config;
+use slb_core::wire::ethernet::Ethernet;
 use slb_core::{Frame, HEADROOM, Instant, Key, Mux, Verdict};
 use slb_io_pcap::{Format, Writer};
 
@@ -24,6 +25,55 @@ use common::{
 fn configuration(packets: &[(Instant, Vec<u8>)], host: &str, next_hop: &str, mtu: u32) -> Config {
     let text = configuration_text(packets, host, next_hop, mtu);
     Config::parse("captures.toml", &text).unwrap()
+}
+
+/// The capture with loopback's IPv4 addresses moved to 11.0.0.0/8: a VIP can have none of them.
+fn without_loopback(mut packets: Vec<(Instant, Vec<u8>)>) -> Vec<(Instant, Vec<u8>)> {
+    for (_, frame) in &mut packets {
+        let Ok(link) = Ethernet::parse(frame) else {
+            continue;
+        };
+        let start = frame.len() - link.payload().len();
+        if let Some(ip) = frame
+            .get_mut(start..)
+            .filter(|ip| ip.len() >= 20 && ip[0] >> 4 == 4)
+        {
+            leave_loopback(ip);
+        }
+    }
+    packets
+}
+
+/// Updates the checksums by the difference (RFC 1624 §3), so that right ones stay right.
+fn leave_loopback(ip: &mut [u8]) {
+    let transport = usize::from(ip[0] & 15) * 4;
+    let is_first = u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff == 0;
+    let covered = match ip[9] {
+        6 if is_first => Some(transport + 16),
+        17 if is_first => Some(transport + 6),
+        _ => None,
+    };
+    for address in [12, 16] {
+        if ip[address] != 127 {
+            continue;
+        }
+        let before = u16::from_be_bytes([ip[address], ip[address + 1]]);
+        ip[address] = 11;
+        let after = u16::from_be_bytes([ip[address], ip[address + 1]]);
+        for checksum in [Some(10), covered].into_iter().flatten() {
+            let Some(&[high, low]) = ip.get(checksum..checksum + 2) else {
+                continue;
+            };
+            let old = u16::from_be_bytes([high, low]);
+            if checksum != 10 && ip[9] == 17 && old == 0 {
+                continue; // UDP without a checksum
+            }
+            let mut sum = u32::from(!old) + u32::from(!before) + u32::from(after);
+            sum = (sum & 0xffff) + (sum >> 16);
+            sum = (sum & 0xffff) + (sum >> 16);
+            ip[checksum..checksum + 2].copy_from_slice(&(!sum as u16).to_be_bytes());
+        }
+    }
 }
 
 struct Processed {
@@ -73,7 +123,7 @@ fn tshark_finds_every_forwarded_packet_well_formed_and_unchanged_inside() {
         .unwrap();
         let mut expected = 0;
         for path in &captures {
-            let packets = read(path);
+            let packets = without_loopback(read(path));
             let config = configuration(&packets, host, "02:00:00:00:00:02", 9000);
             let processed = process(&config, &packets);
             files += usize::from(!processed.forwarded.is_empty());
@@ -144,7 +194,7 @@ fn tshark_finds_every_forwarded_packet_well_formed_and_unchanged_inside() {
         total += expected;
     }
     println!("{total} packets of {files} replays, all well-formed");
-    assert!(total > 15_000, "{total} packets");
+    assert!(total > 100_000, "{total} packets");
 }
 
 /// The kernel's VXLAN device takes what the mux sends, over both underlays, and what comes out of
@@ -194,7 +244,7 @@ fn linux_s_own_vxlan_device_decapsulates_it() {
         )
         .unwrap();
         for path in &captures {
-            let packets = read(path);
+            let packets = without_loopback(read(path));
             let config = configuration(&packets, host, mac, 8900);
             // A few of each: a veth's queue is short, and the kinds are what matters.
             for (timestamp, before, after) in

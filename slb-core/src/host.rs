@@ -37,6 +37,7 @@ use crate::packet::{Family, Packet, Read, ends_of_bad};
 use crate::snapshot::locals::CompiledMux;
 use crate::snapshot::terms::RuleKind;
 use crate::snapshot::{BackendId, RuleMatch, Snapshot};
+use crate::state::{Age, Cursor, Exported, Imported, Kind, StateError};
 use crate::stats::{BackendCounters, RuleCounters, SnatCounters, Stats};
 use crate::time::Instant;
 use crate::tunnel::decapsulation::{Outer, OuterName};
@@ -139,6 +140,35 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     /// unhealthy where their rule resets, end within the next calls of [`advance`](Self::advance).
     pub fn install(&mut self, snapshot: S) -> S {
         self.pipeline.install(snapshot)
+    }
+
+    /// Writes connections as [records](crate::state) to the beginning of `into`, from a place on, and says
+    /// where to go on. Times are counted from the last call of `process` or `advance`.
+    ///
+    /// A connection stays at its place for life, so of those that are there from the first call to the
+    /// last, each is exported once, whatever happens between the calls.
+    ///
+    /// # Cost
+    /// [`EXPORT_STEP`](crate::state::EXPORT_STEP) places at most.
+    pub fn export(&self, from: Cursor, into: &mut [u8]) -> Exported {
+        self.pipeline.export::<HostRole>(from, into)
+    }
+
+    /// Takes connections over that were exported some time ago. Those that are here already stay as they
+    /// are.
+    ///
+    /// # Errors
+    /// Nothing is taken over of bytes that are not whole records, as [`export`](Self::export) writes them.
+    ///
+    /// # Cost
+    /// Two rounds over `records`: what is to be bounded is given in parts.
+    pub fn import(
+        &mut self,
+        now: Instant,
+        age: Age,
+        records: &[u8],
+    ) -> Result<Imported, StateError> {
+        self.pipeline.import::<HostRole>(now, age, records)
     }
 
     /// The snapshot in place.
@@ -247,6 +277,7 @@ impl Role for HostRole {
     const SHARED: bool = false;
     const KEEPS_REMOVED: bool = false;
     const CHOOSES: bool = false;
+    const RECORD: Kind = Kind::HostConnection;
 
     #[inline]
     fn arrive<'s, S: Deref<Target = Snapshot<'s>>>(

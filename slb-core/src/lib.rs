@@ -66,6 +66,7 @@ mod prefetch;
 pub mod proxy;
 pub mod snapshot;
 pub mod spec;
+pub mod state;
 pub mod stats;
 pub mod time;
 mod tunnel;

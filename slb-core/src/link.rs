@@ -48,6 +48,25 @@ impl Link {
         }
     }
 
+    /// Destination, source and tag, as [`from_bytes`](Self::from_bytes) takes them.
+    pub(crate) fn to_bytes(self) -> [u8; 16] {
+        let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (self.destination.0, self.source.0);
+        let [m, n, o, p] = self.tag;
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+    }
+
+    /// A link header from destination, source and tag.
+    pub(crate) fn from_bytes(bytes: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, tag @ ..] = bytes;
+        Self {
+            tag,
+            ..Self::new(
+                MacAddress([g, h, i, j, k, l]),
+                MacAddress([a, b, c, d, e, f]),
+            )
+        }
+    }
+
     /// The way back.
     pub(crate) fn reversed(self) -> Self {
         Self {

@@ -17,6 +17,7 @@
 
 mod pin;
 mod returning;
+mod state;
 mod unusual;
 
 use core::fmt;
@@ -36,6 +37,7 @@ use crate::mem::{Mem, Memory};
 use crate::observe::{From, Observe, Step};
 use crate::packet::{Packet, Read, ends_of_bad};
 use crate::snapshot::{BackendId, NO_BACKEND, RuleMatch, Snapshot};
+use crate::state::{Age, Cursor, Exported, Imported, StateError};
 use crate::stats::{BackendCounters, Count, RuleCounters, Stats};
 use crate::time::{Clock, Instant};
 use crate::verdict::{DropReason, Verdict};
@@ -217,6 +219,34 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         let old = core::mem::replace(&mut self.pipeline.snapshot, snapshot);
         self.pipeline.name_counters();
         old
+    }
+
+    /// Writes pinned flows as [records](crate::state) to the beginning of `into`, from a place on, and says
+    /// where to go on. Times are counted from the last call of `process` or `advance`.
+    ///
+    /// A flow that moves to make room for another while an export is going on may be missed, or exported
+    /// twice.
+    ///
+    /// # Cost
+    /// [`EXPORT_STEP`](crate::state::EXPORT_STEP) places at most.
+    pub fn export(&self, from: Cursor, into: &mut [u8]) -> Exported {
+        self.pipeline.export(from, into)
+    }
+
+    /// Pins flows that were exported some time ago. Those that are pinned here already stay as they are.
+    ///
+    /// # Errors
+    /// Nothing is pinned of bytes that are not whole records, as [`export`](Self::export) writes them.
+    ///
+    /// # Cost
+    /// Two rounds over `records`: what is to be bounded is given in parts.
+    pub fn import(
+        &mut self,
+        now: Instant,
+        age: Age,
+        records: &[u8],
+    ) -> Result<Imported, StateError> {
+        self.pipeline.import(now, age, records)
     }
 
     /// The snapshot in place.

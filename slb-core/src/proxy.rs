@@ -41,6 +41,7 @@ use crate::snapshot::locals::CompiledMux;
 use crate::snapshot::terms::{CompiledTerms, RuleKind};
 use crate::snapshot::{BackendId, NO_BACKEND, RuleMatch, Snapshot};
 use crate::spec::{Echo, Scheduler};
+use crate::state::{Age, Cursor, Exported, Imported, Kind, StateError};
 use crate::stats::{BackendCounters, RuleCounters, Stats};
 use crate::time::Instant;
 use crate::verdict::{DropReason, PortId, Verdict};
@@ -158,6 +159,35 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         self.pipeline.install(snapshot)
     }
 
+    /// Writes connections as [records](crate::state) to the beginning of `into`, from a place on, and says
+    /// where to go on. Times are counted from the last call of `process` or `advance`.
+    ///
+    /// A connection stays at its place for life, so of those that are there from the first call to the
+    /// last, each is exported once, whatever happens between the calls.
+    ///
+    /// # Cost
+    /// [`EXPORT_STEP`](crate::state::EXPORT_STEP) places at most.
+    pub fn export(&self, from: Cursor, into: &mut [u8]) -> Exported {
+        self.pipeline.export::<ProxyRole>(from, into)
+    }
+
+    /// Takes connections over that were exported some time ago. Those that are here already stay as they
+    /// are.
+    ///
+    /// # Errors
+    /// Nothing is taken over of bytes that are not whole records, as [`export`](Self::export) writes them.
+    ///
+    /// # Cost
+    /// Two rounds over `records`: what is to be bounded is given in parts.
+    pub fn import(
+        &mut self,
+        now: Instant,
+        age: Age,
+        records: &[u8],
+    ) -> Result<Imported, StateError> {
+        self.pipeline.import::<ProxyRole>(now, age, records)
+    }
+
     /// The snapshot in place.
     pub fn snapshot(&self) -> &Snapshot<'s> {
         &self.pipeline.snapshot
@@ -213,6 +243,7 @@ impl Role for ProxyRole {
     const SHARED: bool = true;
     const KEEPS_REMOVED: bool = true;
     const CHOOSES: bool = true;
+    const RECORD: Kind = Kind::ProxyConnection;
 
     #[inline]
     fn arrive<'s, S: Deref<Target = Snapshot<'s>>>(

@@ -46,7 +46,7 @@ impl Ticks {
     }
 }
 
-const TICK_SHIFT: u32 = 30;
+pub(crate) const TICK_SHIFT: u32 = 30;
 
 /// The tick that a moment lies in, modulo 2^32.
 pub(crate) const fn tick_of(passed: Instant) -> u32 {

@@ -255,6 +255,8 @@ pub struct FlowStats {
     pub half_open: u64,
     /// Places in the table.
     pub places: u64,
+    /// Flows taken over from another table: they are not among those made here.
+    pub imported: u64,
 }
 
 impl Add for FlowStats {
@@ -270,6 +272,7 @@ impl Add for FlowStats {
             live: self.live + other.live,
             half_open: self.half_open + other.half_open,
             places: self.places + other.places,
+            imported: self.imported + other.imported,
         }
     }
 }
@@ -527,6 +530,39 @@ impl<'m, A: Addresses> Table<'m, A> {
         } else {
             Inserted::Evicted
         }
+    }
+
+    /// Pins a flow that was pinned in another table.
+    #[cold]
+    pub(crate) fn restore(
+        &mut self,
+        key: &FlowKey<A>,
+        value: u32,
+        state: FlowState,
+        timeout: Ticks,
+    ) -> Inserted {
+        let hash = self.hash(key);
+        let made = self.stats.made;
+        let inserted = self.insert(hash, key, value, state, timeout);
+        self.stats.imported += self.stats.made - made;
+        self.stats.made = made;
+        inserted
+    }
+
+    /// The flow at a place among all, as far as it is alive, and the ticks that it has left.
+    pub(crate) fn at(&self, place: usize) -> Option<(FlowKey<A>, u32, FlowState, Ticks)> {
+        let (bucket, place) = (self.buckets.get(place / SLOTS)?, place % SLOTS);
+        let meta = bucket.meta[place];
+        let left = meta.wrapping_sub(self.now as u16) & DEADLINE_BITS;
+        is_alive(meta, self.now).then(|| {
+            let (key, value) = (bucket.key(place), bucket.values[place]);
+            (key, value, state_of(meta), Ticks(left))
+        })
+    }
+
+    /// Places among all.
+    pub(crate) fn places(&self) -> usize {
+        self.buckets.len() * SLOTS
     }
 
     /// A number that changes whenever flows change places: what was [`Found`] before is then to be

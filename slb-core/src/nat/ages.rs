@@ -106,6 +106,11 @@ impl<'m> Ages<'m> {
         (oldest != NONE).then_some(oldest)
     }
 
+    /// The list that a connection is in.
+    pub(crate) fn kind(&self, number: u32) -> Option<Kind> {
+        self.links.get(number as usize)?.kind()
+    }
+
     /// Puts a connection that is in no list in front of all others of one.
     pub(crate) fn push(&mut self, number: u32, kind: Kind) {
         let list = &mut self.lists[kind as usize];

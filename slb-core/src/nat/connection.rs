@@ -9,7 +9,7 @@
 //! The remote is the client, or whom the server calls; the front a VIP or a SNAT address; the
 //! server a vm. The peer is the remote under its own name, unless its address is translated too.
 
-use super::tcp::{ConnectionState, DIRECT, Direction, Segment, Sequences, next_state};
+use super::tcp::{ConnectionState, DIRECT, Direction, Numbers, Segment, Sequences, next_state};
 use crate::flow::Addresses;
 use crate::packet::Tuple;
 use crate::time::Instant;
@@ -18,7 +18,7 @@ pub(super) use crate::wire::checksum::fold;
 use crate::wire::protocol;
 
 /// Deadlines count in units of 2^26 ns (67 ms): what a shift makes of nanoseconds.
-const TICK_SHIFT: u32 = 26;
+pub(crate) const TICK_SHIFT: u32 = 26;
 
 /// The tick that a moment lies in, modulo 2^32: ticks wrap after nine years.
 #[inline]
@@ -28,7 +28,7 @@ pub(crate) const fn tick_of(passed: Instant) -> u32 {
 
 /// A length of time in these units, up to 73 minutes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Span(u16);
+pub struct Span(pub(crate) u16);
 
 impl Span {
     /// `duration`, rounded up, and at most the longest.
@@ -140,6 +140,22 @@ const RESETS: u8 = 0x10;
 const OPENED_OUTWARD: u8 = 0x20;
 const SHARED: u8 = 0x40;
 
+/// A connection outside of its table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Saved<A> {
+    pub(crate) outside: Side<A>,
+    pub(crate) inside: Side<A>,
+    pub(crate) protocol: u8,
+    pub(crate) zone: PortId,
+    pub(crate) policy: Policy,
+    pub(crate) state: ConnectionState,
+    pub(crate) numbers: Numbers,
+    /// Packets of its name on the inside may be of another conversation.
+    pub(crate) is_contested: bool,
+    /// Ticks of 2^26 ns until it ends.
+    pub(crate) remaining: u16,
+}
+
 /// A connection as its table shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionView {
@@ -221,6 +237,49 @@ impl<A: Addresses> Connection<A> {
             zone: zone.0,
             sequences: Sequences::beside(ConnectionState::SynSent, protocol, flags),
             ..Self::EMPTY
+        }
+    }
+
+    /// The connection again that was [saved](Self::save), `elapsed` ticks later; `None` where its time has
+    /// come meanwhile.
+    pub(crate) fn restore(saved: &Saved<A>, now: u32, elapsed: u32) -> Option<Self> {
+        let mut connection = Self::new(
+            saved.outside,
+            saved.inside,
+            saved.protocol,
+            saved.zone,
+            saved.policy,
+        );
+        let sequences = &mut connection.sequences;
+        sequences.restore(saved.state, &saved.numbers);
+        sequences.flags |= if saved.is_contested { DIRECT } else { 0 };
+        let left = u32::from(saved.remaining.min(connection.timeout().0)).checked_sub(elapsed)?;
+        connection.deadline = now.wrapping_add(left);
+        (left != 0).then_some(connection)
+    }
+
+    /// All that is to be known to make the same connection again.
+    pub(crate) fn save(&self, now: u32) -> Saved<A> {
+        let flags = self.sequences.flags;
+        let left = self.deadline.wrapping_sub(now);
+        Saved {
+            outside: self.side(Direction::Inward),
+            inside: self.side(Direction::Outward),
+            protocol: self.protocol(),
+            zone: self.zone(),
+            policy: Policy {
+                idle: Span(self.idle),
+                rule: self.rule,
+                server: self.server,
+                via: flags & VIA,
+                reset: flags & RESETS != 0,
+                opener: self.opener(),
+                shared: flags & SHARED != 0,
+            },
+            state: self.state(),
+            numbers: self.sequences.numbers(),
+            is_contested: self.is_contested(),
+            remaining: u16::try_from(left).unwrap_or(u16::MAX),
         }
     }
 

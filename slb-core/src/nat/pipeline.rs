@@ -4,6 +4,7 @@
 mod answers;
 mod direct;
 mod establish;
+mod state;
 mod sweep;
 mod unusual;
 
@@ -27,6 +28,7 @@ use crate::packet::{EchoMessage, Family, Packet, Part};
 use crate::snapshot::locals::{CompiledMux, Local};
 use crate::snapshot::{BackendId, RuleMatch, Snapshot};
 use crate::spec::Underlay;
+use crate::state::Kind;
 use crate::stats::{BackendCounters, RuleCounters, Stats};
 use crate::time::{Clock, Instant};
 use crate::verdict::{DropReason, PortId, Verdict};
@@ -49,6 +51,8 @@ pub(crate) trait Role: Sized {
     const KEEPS_REMOVED: bool;
     /// It has several backends to choose from.
     const CHOOSES: bool;
+    /// What its connections are as records.
+    const RECORD: Kind;
 
     /// Finds where a frame comes from, and reads it: stage 1.
     ///
@@ -643,6 +647,12 @@ fn keeps_backend<A: Rewrite>(
 pub(crate) trait Table: Rewrite {
     fn table<'t, 'm>(connections: &'t mut NatTable<'m>) -> &'t mut Connections<'m, Self>;
 
+    /// The same to look at.
+    fn table_of<'t, 'm>(connections: &'t NatTable<'m>) -> &'t Connections<'m, Self>;
+
+    /// The link headers that its connections were opened with.
+    fn links_of<'t>(links: &'t Links<'_>) -> &'t [Link];
+
     /// Those of the link headers that its connections were opened with.
     fn links<'t>(links: &'t mut Links<'_>) -> &'t mut [Link];
 }
@@ -651,6 +661,14 @@ impl Table for u64 {
     #[inline]
     fn table<'t, 'm>(connections: &'t mut NatTable<'m>) -> &'t mut Connections<'m, Self> {
         &mut connections.ipv4
+    }
+
+    fn table_of<'t, 'm>(connections: &'t NatTable<'m>) -> &'t Connections<'m, Self> {
+        &connections.ipv4
+    }
+
+    fn links_of<'t>(links: &'t Links<'_>) -> &'t [Link] {
+        &links.ipv4
     }
 
     fn links<'t>(links: &'t mut Links<'_>) -> &'t mut [Link] {
@@ -662,6 +680,14 @@ impl Table for [u64; 4] {
     #[inline]
     fn table<'t, 'm>(connections: &'t mut NatTable<'m>) -> &'t mut Connections<'m, Self> {
         &mut connections.ipv6
+    }
+
+    fn table_of<'t, 'm>(connections: &'t NatTable<'m>) -> &'t Connections<'m, Self> {
+        &connections.ipv6
+    }
+
+    fn links_of<'t>(links: &'t Links<'_>) -> &'t [Link] {
+        &links.ipv6
     }
 
     fn links<'t>(links: &'t mut Links<'_>) -> &'t mut [Link] {

@@ -52,6 +52,8 @@ pub struct NatStats {
     pub evicted: u64,
     /// Connections that are unanswered now.
     pub unanswered: u64,
+    /// Connections taken over from another table: they are not among those made here.
+    pub imported: u64,
 }
 
 impl core::ops::Add for NatStats {
@@ -68,6 +70,7 @@ impl core::ops::Add for NatStats {
             refused: self.refused + other.refused,
             evicted: self.evicted + other.evicted,
             unanswered: self.unanswered + other.unanswered,
+            imported: self.imported + other.imported,
         }
     }
 }
@@ -239,10 +242,21 @@ impl<'m, A: Addresses> Connections<'m, A> {
 
     /// Adds a connection, under both its tuples.
     pub(crate) fn insert(&mut self, connection: Connection<A>) -> Result<u32, Refused> {
-        let keys = WAYS.map(|way| connection.key(way));
-        let hashes = keys.map(|key| self.hash(&key));
-        let is_taken = |(key, hash): (&Key<A>, u64)| self.find(hash, key).is_some();
-        if keys.iter().zip(hashes).any(is_taken) {
+        let number = self.put(connection, &WAYS)?;
+        self.ages.push(number, Kind::Unanswered);
+        self.stats.made += 1;
+        Ok(number)
+    }
+
+    /// Puts a connection into a free place, under one of its tuples or both.
+    fn put(&mut self, connection: Connection<A>, ways: &[Direction]) -> Result<u32, Refused> {
+        let names = WAYS.map(|way| {
+            let key = connection.key(way);
+            (key, self.hash(&key), ways.contains(&way))
+        });
+        let is_taken =
+            |(key, hash, counts): &(Key<A>, u64, bool)| *counts && self.find(*hash, key).is_some();
+        if names.iter().any(is_taken) {
             return Err(Refused::Taken);
         }
         let Some(number) = self.take_place() else {
@@ -256,10 +270,11 @@ impl<'m, A: Addresses> Connections<'m, A> {
             Some(other) => WAYS.map(|way| other.key(way).hash(*key)),
             None => [0; 2],
         };
-        let [inward, outward] = hashes;
-        let inserted = index.insert(inward, number, hashes_of) && {
-            let both = index.insert(outward, number, hashes_of);
-            if !both {
+        let [(_, inward, has_inward), (_, outward, has_outward)] = names;
+        let is_in = !has_inward || index.insert(inward, number, hashes_of);
+        let inserted = is_in && {
+            let both = !has_outward || index.insert(outward, number, hashes_of);
+            if !both && has_inward {
                 index.remove(inward, number);
             }
             both
@@ -272,11 +287,40 @@ impl<'m, A: Addresses> Connections<'m, A> {
         if let Some(place) = self.slab.get_mut(number as usize) {
             *place = connection;
         }
-        self.ages.push(number, Kind::Unanswered);
-        self.stats.made += 1;
         self.stats.live += 1;
         self.stats.most = self.stats.most.max(self.stats.live);
         Ok(number)
+    }
+
+    /// Adds a connection that was made elsewhere, and says which list it was in. One that is superseded
+    /// has its name on the inside only.
+    ///
+    /// # Errors
+    /// One of its names is taken, or there is no place. Nothing makes room for it.
+    #[cold]
+    pub(crate) fn restore(
+        &mut self,
+        connection: Connection<A>,
+        list: Option<Kind>,
+        is_superseded: bool,
+    ) -> Result<u32, Refused> {
+        let unanswered = self.ages.count(Kind::Unanswered);
+        if list == Some(Kind::Unanswered) && unanswered >= self.stats.places.div_ceil(2) {
+            self.stats.refused += 1;
+            return Err(Refused::Full);
+        }
+        let names = if is_superseded { &WAYS[1..] } else { &WAYS[..] };
+        let number = self.put(connection, names)?;
+        if let Some(kind) = list {
+            self.ages.push(number, kind);
+        }
+        self.stats.imported += 1;
+        Ok(number)
+    }
+
+    /// The list that a connection is in.
+    pub(crate) fn list_of(&self, number: u32) -> Option<Kind> {
+        self.ages.kind(number)
     }
 
     /// The connection that has to make room before another is made.
@@ -434,6 +478,17 @@ impl<'m, A: Addresses> Connections<'m, A> {
         let used = self.slab.get(..self.used as usize).unwrap_or_default();
         let places = used.iter().enumerate().skip(first);
         places.filter(|(_, c)| !c.is_free() && !self.is_past(c))
+    }
+
+    /// The connection at a place, if there is one whose time has not come.
+    pub(crate) fn at(&self, place: u32) -> Option<&Connection<A>> {
+        let connection = self.slab.get(place as usize)?;
+        (!connection.is_free() && !self.is_past(connection)).then_some(connection)
+    }
+
+    /// Places that were ever used.
+    pub(crate) fn used(&self) -> u32 {
+        self.used
     }
 
     /// Every connection, also one whose time has come.

@@ -206,6 +206,16 @@ pub(crate) struct Sequences {
     pub(super) flags: u8,
 }
 
+/// What [`Sequences`] knows, in words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Numbers {
+    pub(crate) sent: [u32; 2],
+    pub(crate) acknowledged: [u32; 2],
+    pub(crate) windows: [u8; 2],
+    /// What acknowledges a later SYN, and the window scale of that SYN.
+    pub(crate) later: Option<([u8; 3], u8)>,
+}
+
 impl Sequences {
     pub(crate) const EMPTY: Self = Self {
         sent: [0; 2],
@@ -224,6 +234,29 @@ impl Sequences {
             protocol,
             flags,
             ..Self::EMPTY
+        }
+    }
+
+    /// All numbers, to be kept outside of the table.
+    pub(crate) fn numbers(&self) -> Numbers {
+        let later = (self.later, self.state >> LATER_SHIFT & 0xf);
+        Numbers {
+            sent: self.sent,
+            acknowledged: self.acknowledged,
+            windows: self.windows,
+            later: self.has_kept().then_some(later),
+        }
+    }
+
+    /// The same numbers again, of a connection in this state.
+    pub(super) fn restore(&mut self, state: ConnectionState, numbers: &Numbers) {
+        self.sent = numbers.sent;
+        self.acknowledged = numbers.acknowledged;
+        self.windows = numbers.windows;
+        self.state = state as u8;
+        if let Some((later, shift)) = numbers.later {
+            self.later = later;
+            self.state |= (shift & 0xf) << LATER_SHIFT | LATER;
         }
     }
 

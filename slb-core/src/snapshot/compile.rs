@@ -108,6 +108,7 @@ impl Size {
             (self.rule_slots, self.rules),
         ] {
             counter.add::<RegistryEntry>(slots)?;
+            counter.add::<u64>(slots)?;
             counter.add::<RuleBucket>(ProbeMap::<u64, 5>::buckets_for(owners))?;
         }
         self.nat.count(&mut counter)?;
@@ -161,7 +162,10 @@ impl<'m> Snapshot<'m> {
             let entries = memory.take(slots, RegistryEntry::EMPTY)?;
             let buckets = ProbeMap::<u64, 5>::buckets_for(owners);
             let map = memory.take(buckets, RuleBucket::EMPTY)?;
-            Some(Registry::continue_from(previous, generation, entries, map))
+            let identities = memory.take(slots, 0)?;
+            Some(Registry::continue_from(
+                previous, generation, entries, map, identities,
+            ))
         };
         let backend_ids = registry(
             size.backend_slots,

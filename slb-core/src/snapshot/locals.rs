@@ -21,7 +21,7 @@ const MAX_MUXES: usize = 15;
 const LOCAL_BITS: u32 = 11;
 /// The last number stays free: an id is never [`UNNUMBERED`].
 const MAX_LOCALS: usize = (1 << LOCAL_BITS) - 1;
-const UNNUMBERED: u16 = u16::MAX;
+pub(crate) const UNNUMBERED: u16 = u16::MAX;
 
 /// A vm on this node.
 #[derive(Clone, Copy, Debug)]
@@ -151,6 +151,7 @@ impl NatSize {
         counter.add::<Vm>(self.locals)?;
         counter.add::<Local>(self.locals)?;
         counter.add::<RegistryEntry>(self.local_slots)?;
+        counter.add::<u64>(self.local_slots)?;
         for keys in [
             self.locals,
             self.locals,
@@ -240,12 +241,13 @@ impl<'m> Nat<'m> {
         let (vm_by_mac, peers, neighbours) =
             (map(size.locals)?, map(size.peers)?, map(size.peers)?);
         let entries = memory.take(size.local_slots, RegistryEntry::EMPTY)?;
+        let identities = memory.take(size.local_slots, 0)?;
         let previous = previous.map(|previous| &previous.local_ids);
         Some(Self {
             vms: memory.take(size.locals, vm)?,
             vm_count: 0,
             locals: memory.take(size.locals, local)?,
-            local_ids: Registry::continue_from(previous, generation, entries, ids),
+            local_ids: Registry::continue_from(previous, generation, entries, ids, identities),
             blocks: memory.take(size.blocks, block)?,
             granules: memory.take(size.granules, 0)?,
             outbound: memory.take(size.outbound, outbound)?,
@@ -521,6 +523,23 @@ impl<'m> Nat<'m> {
         self.locals
             .get(index as usize)
             .filter(|local| local.id == id)
+    }
+
+    /// The identity of a local, by its id; `None` where it is gone.
+    pub(crate) fn identity_of(&self, id: u16) -> Option<u64> {
+        self.local(id)?;
+        self.local_ids.identity_of(usize::from(id) & MAX_LOCALS)
+    }
+
+    /// The local of an identity; `None` where there is none.
+    pub(crate) fn local_by_identity(&self, identity: u64) -> Option<&Local> {
+        let slot = self.local_ids.slot_of(identity)?;
+        self.locals.get(self.local_ids.owner(slot)? as usize)
+    }
+
+    /// The address of a mux by its number, in two words.
+    pub(crate) fn mux_address(&self, number: usize) -> Option<[u64; 2]> {
+        self.muxes.get(number).map(|mux| mux.address)
     }
 
     /// The backends that a vm is.

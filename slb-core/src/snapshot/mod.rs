@@ -334,6 +334,28 @@ impl Snapshot<'_> {
         self.rule_ids.id(slot).get()
     }
 
+    /// The identity of the rule that has a slot, which follows from its name.
+    pub(crate) fn rule_identity(&self, slot: usize) -> Option<u64> {
+        self.rule_ids.identity_of(slot)
+    }
+
+    /// The slot of the rule of an identity.
+    pub(crate) fn rule_by_identity(&self, identity: u64) -> Option<usize> {
+        self.rule_ids.slot_of(identity)
+    }
+
+    /// The identity of a backend, which follows from its pool, name and address.
+    pub(crate) fn backend_identity(&self, id: BackendId) -> Option<u64> {
+        self.backend_ids.index(id)?;
+        self.backend_ids.identity_of(id.slot())
+    }
+
+    /// The id of the backend of an identity.
+    pub(crate) fn backend_by_identity(&self, identity: u64) -> Option<BackendId> {
+        let slot = self.backend_ids.slot_of(identity)?;
+        Some(self.backend_ids.id(slot))
+    }
+
     /// A rule by its place in [`Spec::rules`](crate::spec::Spec::rules).
     #[inline]
     pub fn rule(&self, index: u32) -> Option<&CompiledRule> {

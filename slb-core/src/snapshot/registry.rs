@@ -68,6 +68,8 @@ pub(crate) struct Registry<'m> {
     /// Of these, the ones that nobody has.
     free: usize,
     by_identity: ProbeMap<'m, u64, 5>,
+    /// Whose each slot is. Beside the entries, which packets read.
+    identities: Mem<'m, u64>,
 }
 
 /// An identity that is registered already, for the owner compiled at this index.
@@ -86,6 +88,7 @@ impl<'m> Registry<'m> {
         generation: u64,
         mut entries: Mem<'m, RegistryEntry>,
         map: Mem<'m, RuleBucket>,
+        identities: Mem<'m, u64>,
     ) -> Self {
         let mut used = 0;
         if let Some(previous) = previous {
@@ -103,6 +106,7 @@ impl<'m> Registry<'m> {
             used,
             free: used,
             by_identity: ProbeMap::new(map),
+            identities,
         }
     }
 
@@ -169,7 +173,11 @@ impl<'m> Registry<'m> {
                     .get(owner as usize)
                     .map_or(0, |entry| entry.index),
             )
-        })
+        })?;
+        if let Some(place) = self.identities.get_mut(slot as usize) {
+            *place = identity;
+        }
+        Ok(())
     }
 
     /// The id of a slot.
@@ -189,6 +197,17 @@ impl<'m> Registry<'m> {
     pub(crate) fn owner(&self, slot: usize) -> Option<u32> {
         let entry = self.entries.get(slot)?;
         (entry.index != NONE).then_some(entry.index)
+    }
+
+    /// The identity of a slot's owner; `None` where the slot has none.
+    pub(crate) fn identity_of(&self, slot: usize) -> Option<u64> {
+        self.owner(slot)?;
+        self.identities.get(slot).copied()
+    }
+
+    /// The slot of the owner of an identity; `None` where there is none.
+    pub(crate) fn slot_of(&self, identity: u64) -> Option<usize> {
+        self.by_identity.get(identity).map(|slot| slot as usize)
     }
 
     /// Slots that were ever used.

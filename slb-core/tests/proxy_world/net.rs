@@ -86,7 +86,7 @@ impl Plan {
         }
     }
 
-    fn snapshot(&self, previous: Option<&Snapshot<'_>>) -> Snapshot<'static> {
+    pub fn snapshot(&self, previous: Option<&Snapshot<'_>>) -> Snapshot<'static> {
         let names: Vec<String> = (0..SERVERS).map(|n| format!("server{n}")).collect();
         let configured = (0..SERVERS).filter(|&n| self.servers[n].2);
         let backends: Vec<Backend<'_>> = configured
@@ -154,7 +154,7 @@ enum Place {
 pub struct World {
     pub plan: Plan,
     /// Milliseconds.
-    now: u64,
+    pub now: u64,
     random: u64,
     on_the_way: BTreeMap<(u64, u64), (Place, Vec<u8>)>,
     sent: u64,
@@ -264,7 +264,7 @@ impl World {
         }
     }
 
-    fn clock(&self) -> Instant {
+    pub fn clock(&self) -> Instant {
         Instant::from_secs(1_750_000_000) + Duration::from_millis(self.now)
     }
 

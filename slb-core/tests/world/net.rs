@@ -224,14 +224,14 @@ enum Place {
 }
 
 pub struct World {
-    plan: Plan,
+    pub plan: Plan,
     /// Milliseconds.
     pub now: u64,
     random: u64,
     /// What arrives when; the second number keeps the order of what arrives at once.
     on_the_way: BTreeMap<(u64, u64), (Place, Vec<u8>)>,
     sent: u64,
-    muxes: Vec<Option<Mux<'static, Shared>>>,
+    pub muxes: Vec<Option<Mux<'static, Shared>>>,
     pub hosts: Vec<Host<'static, Shared>>,
     pub clients: Vec<Stack>,
     pub vms: Vec<Stack>,
@@ -436,7 +436,7 @@ impl World {
     }
 
     /// What the nodes take for the time, counted from 1970: their tables do not mind.
-    fn clock(&self) -> Instant {
+    pub fn clock(&self) -> Instant {
         Instant::from_secs(1_750_000_000) + Duration::from_millis(self.now)
     }
 

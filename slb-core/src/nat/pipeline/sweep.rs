@@ -208,6 +208,26 @@ pub(super) fn note_made<A: Rewrite>(
     }
 }
 
+/// Counts a connection that was made elsewhere: it is live here, but did not begin here.
+pub(super) fn note_imported<A: Rewrite>(
+    snapshot: &Snapshot<'_>,
+    connection: &Connection<A>,
+    tables: &mut NatTables<'_>,
+) {
+    note_port(
+        snapshot,
+        connection,
+        &mut tables.snat,
+        &mut tables.snat_ports,
+    );
+    if !connection.state().is_over()
+        && let Some(local) = snapshot.nat.local(connection.server())
+        && let Some(counters) = tables.backends.get_mut(local.counters as usize)
+    {
+        counters.live += 1;
+    }
+}
+
 /// Counts one that ends.
 pub(super) fn forget<A: Rewrite>(
     snapshot: &Snapshot<'_>,

@@ -1,0 +1,403 @@
+//! Connections as records, and back.
+
+use core::net::IpAddr;
+use core::ops::Deref;
+
+use super::sweep::note_imported;
+use super::{Pipeline, Role, Table};
+use crate::link::Link;
+use crate::nat::ages;
+use crate::nat::connection::{Connection, Policy, Saved, Side, Span, TICK_SHIFT};
+use crate::nat::ports;
+use crate::nat::table::Refused;
+use crate::nat::tcp::Numbers;
+use crate::nat::{ConnectionState, Direction};
+use crate::snapshot::Snapshot;
+use crate::snapshot::locals::UNNUMBERED;
+use crate::state::{
+    Age, Cursor, EXPORT_STEP, Exported, Imported, Kind, RECORD_MOST, Reader, Records, Refusal,
+    StateError, Writer, expect, family_of,
+};
+use crate::time::Instant;
+use crate::verdict::PortId;
+use crate::wire::ethernet::MacAddress;
+use crate::wire::protocol;
+use crate::wire::vxlan::Vni;
+
+const OPENED_OUTWARD: u8 = 1;
+const RESETS: u8 = 2;
+const CONTESTED: u8 = 4;
+const LATER_SYN: u8 = 8;
+const SUPERSEDED: u8 = 16;
+const UNANSWERED: u8 = 32;
+const ANSWERED: u8 = 64;
+const MARKS: u8 = 0x7f;
+
+/// In the place of a rule's counters: none.
+const NO_RULE: u16 = u16::MAX;
+/// Of a window: the bound that every number is within.
+const WIDEST: u8 = 0xf0;
+/// Of a later SYN: it has no window scale, or there is none.
+const NO_SCALE: u8 = 15;
+
+/// A connection's record as it is read, before the configuration is asked.
+struct Record<A> {
+    marks: u8,
+    state: ConnectionState,
+    protocol: u8,
+    idle: u16,
+    remaining: u16,
+    backend: u64,
+    rule: u64,
+    numbers: Numbers,
+    /// The vm's MAC address, or the number of the frontend port.
+    port: [u8; 6],
+    network: u32,
+    /// The address of the mux, or the link header.
+    way: [u8; 16],
+    outside: Side<A>,
+    inside: Side<A>,
+}
+
+impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
+    #[cold]
+    pub(crate) fn export<R: Role>(&self, from: Cursor, into: &mut [u8]) -> Exported {
+        let (is_ipv6, place) = from.place();
+        match is_ipv6 {
+            false => self.export_family::<u64, R>(is_ipv6, place, into),
+            true => self.export_family::<[u64; 4], R>(is_ipv6, place, into),
+        }
+    }
+
+    fn export_family<A: Table, R: Role>(
+        &self,
+        is_ipv6: bool,
+        first: usize,
+        into: &mut [u8],
+    ) -> Exported {
+        let table = A::table_of(&self.tables.connections);
+        let end = table.used() as usize;
+        let (mut len, mut records, mut place) = (0, 0, first);
+        while place < end.min(first.saturating_add(EXPORT_STEP)) {
+            let room = into.get_mut(len..).unwrap_or_default();
+            if room.len() < RECORD_MOST {
+                break;
+            }
+            if let Some(connection) = table.at(place as u32)
+                && let Some(written) = self.write::<A, R>(place as u32, connection, room)
+            {
+                len += written;
+                records += 1;
+            }
+            place += 1;
+        }
+        Exported {
+            len,
+            records,
+            next: Cursor::after(is_ipv6, place, end),
+        }
+    }
+
+    /// Writes a connection's record; `None` where its vm is gone.
+    fn write<A: Table, R: Role>(
+        &self,
+        number: u32,
+        connection: &Connection<A>,
+        into: &mut [u8],
+    ) -> Option<usize> {
+        let snapshot = &*self.snapshot;
+        let table = A::table_of(&self.tables.connections);
+        let saved = connection.save(table.now());
+        let (port, network, way) = match R::RECORD {
+            Kind::ProxyConnection => {
+                let links = A::links_of(&self.tables.links);
+                let link = links.get(number as usize).copied().unwrap_or(Link::NONE);
+                let [high, low] = saved.zone.0.to_be_bytes();
+                ([0, 0, 0, 0, high, low], 0, link.to_bytes())
+            }
+            _ => {
+                let vm = snapshot.nat.vm_by_port(saved.zone)?;
+                let mux = connection
+                    .via()
+                    .and_then(|mux| snapshot.nat.mux_address(mux));
+                (vm.mac.0, vm.vni.get(), bytes_of(mux.unwrap_or_default()))
+            }
+        };
+        let list = match table.list_of(number) {
+            Some(ages::Kind::Unanswered) => UNANSWERED,
+            Some(ages::Kind::Answered) => ANSWERED,
+            None => 0,
+        };
+        let mut marks = list;
+        for (is_set, mark) in [
+            (saved.policy.opener == Direction::Outward, OPENED_OUTWARD),
+            (saved.policy.reset, RESETS),
+            (saved.is_contested, CONTESTED),
+            (saved.numbers.later.is_some(), LATER_SYN),
+            (table.is_superseded(number), SUPERSEDED),
+        ] {
+            marks |= if is_set { mark } else { 0 };
+        }
+        let numbers = &saved.numbers;
+        let (later, scale) = numbers.later.unwrap_or(([0; 3], NO_SCALE));
+        let backend = snapshot.nat.identity_of(saved.policy.server);
+        let rule = snapshot.rule_identity(saved.policy.rule.into());
+        let mut record = Writer::new(into, R::RECORD);
+        record.put(&[family_of::<A>(), saved.protocol, saved.state as u8, marks]);
+        record.put(&saved.policy.idle.0.to_be_bytes());
+        record.put(&saved.remaining.to_be_bytes());
+        record.put(&backend.unwrap_or(0).to_be_bytes());
+        record.put(&rule.unwrap_or(0).to_be_bytes());
+        for number in numbers.sent.into_iter().chain(numbers.acknowledged) {
+            record.put(&number.to_be_bytes());
+        }
+        record.put(&numbers.windows);
+        record.put(&later);
+        record.put(&[scale]);
+        record.put(&port);
+        record.put(&network.to_be_bytes());
+        record.put(&way);
+        record.put(&saved.outside.ports.to_le_bytes());
+        record.put(&saved.inside.ports.to_le_bytes());
+        record.put_addresses(saved.outside.addresses);
+        record.put_addresses(saved.inside.addresses);
+        Some(record.end())
+    }
+
+    #[cold]
+    pub(crate) fn import<R: Role>(
+        &mut self,
+        now: Instant,
+        age: Age,
+        records: &[u8],
+    ) -> Result<Imported, StateError> {
+        let records = Records::read(records)?;
+        self.set_clock(now);
+        let mut imported = Imported::default();
+        for (kind, version, body) in records {
+            let outcome = expect(R::RECORD, (kind, version)).and_then(|()| match body {
+                [4, rest @ ..] => self.take_over::<u64, R>(Reader(rest), age),
+                [6, rest @ ..] => self.take_over::<[u64; 4], R>(Reader(rest), age),
+                _ => Err(Refusal::Malformed),
+            });
+            imported.note(outcome);
+        }
+        Ok(imported)
+    }
+
+    /// Puts the connection of a record into the table.
+    fn take_over<A: Table, R: Role>(&mut self, body: Reader<'_>, age: Age) -> Result<(), Refusal> {
+        let mut record = read::<A>(body)?;
+        if age.is_stale && record.protocol == protocol::TCP {
+            if record.state == ConnectionState::SynSent {
+                return Err(Refusal::Unfinished);
+            }
+            // The next numbers of both ends are true, however far they have gone on.
+            record.numbers.windows = record.numbers.windows.map(|window| window | WIDEST);
+        }
+        let elapsed = age.elapsed.as_nanos() >> TICK_SHIFT;
+        let elapsed = u32::try_from(elapsed).unwrap_or(u32::MAX);
+        let saved = self.place::<A, R>(&record)?;
+        let is_superseded = record.marks & SUPERSEDED != 0;
+        let table = A::table(&mut self.tables.connections);
+        let connection =
+            Connection::restore(&saved, table.now(), elapsed).ok_or(Refusal::Expired)?;
+        if saved.policy.opener == Direction::Outward {
+            let nat = &self.snapshot.nat;
+            let local = nat.local(saved.policy.server);
+            let given = local.and_then(|local| {
+                ports::given_to_local(&self.tables.snat_ports, nat, local, &connection)
+            });
+            given.ok_or(Refusal::PortTaken)?;
+        }
+        for way in [Direction::Inward, Direction::Outward] {
+            let table = A::table(&mut self.tables.connections);
+            if is_superseded && way == Direction::Inward {
+                continue;
+            }
+            if let Some(old) = table.leftover(&connection.key(way)) {
+                self.end::<A>(old);
+            }
+        }
+        let list = match record.marks & (UNANSWERED | ANSWERED) {
+            0 => None,
+            UNANSWERED => Some(ages::Kind::Unanswered),
+            _ => Some(ages::Kind::Answered),
+        };
+        let table = A::table(&mut self.tables.connections);
+        let restored = table.restore(connection, list, is_superseded);
+        let number = restored.map_err(|refused| match refused {
+            Refused::Full => Refusal::TableFull,
+            Refused::Taken => Refusal::TupleTaken,
+        })?;
+        note_imported(&self.snapshot, &connection, &mut self.tables);
+        if R::RECORD == Kind::ProxyConnection
+            && let Some(place) = A::links(&mut self.tables.links).get_mut(number as usize)
+        {
+            *place = Link::from_bytes(record.way);
+        }
+        Ok(())
+    }
+
+    /// Finds what a record names in the present configuration.
+    fn place<A: Table, R: Role>(&self, record: &Record<A>) -> Result<Saved<A>, Refusal> {
+        let snapshot = &*self.snapshot;
+        let local = snapshot.nat.local_by_identity(record.backend);
+        let opener = match record.marks & OPENED_OUTWARD {
+            0 => Direction::Inward,
+            _ => Direction::Outward,
+        };
+        let (server, peer) = record.inside.addresses.split();
+        let (remote, front) = record.outside.addresses.split();
+        // Its server is the backend that it names, under its own address or that of the frontend.
+        let is_at = |address: IpAddr| A::from_ip(address) == Some(server) || server == front;
+        if local.is_some_and(|local| !is_at(local.address)) {
+            return Err(Refusal::Malformed);
+        }
+        let is_superseded = record.marks & SUPERSEDED != 0;
+        if is_superseded && (!R::CHOOSES || record.state != ConnectionState::Closed) {
+            return Err(Refusal::Malformed);
+        }
+        let (zone, server, via) = match R::RECORD {
+            Kind::ProxyConnection => {
+                // What its backend has under way goes on without it, if it is TCP, or only to be
+                // translated.
+                let goes_on = record.protocol == protocol::TCP || is_superseded;
+                let server = match local {
+                    Some(local) => local.id,
+                    None if R::KEEPS_REMOVED && goes_on => UNNUMBERED,
+                    None => return Err(Refusal::UnknownBackend),
+                };
+                let [_, _, _, _, high, low] = record.port;
+                let zone = PortId(u16::from_be_bytes([high, low]));
+                let proxy = snapshot.nat.proxy.as_ref();
+                if !proxy.is_some_and(|ports| ports.is_frontend(zone)) {
+                    return Err(Refusal::UnknownPort);
+                }
+                if opener == Direction::Outward {
+                    return Err(Refusal::Malformed);
+                }
+                (zone, server, Policy::DIRECT)
+            }
+            _ => {
+                let local = local.ok_or(Refusal::UnknownBackend)?;
+                let network = Vni::new(record.network).ok_or(Refusal::Malformed)?;
+                let vm = snapshot.nat.vm_by_mac(MacAddress(record.port), network);
+                let vm = vm.ok_or(Refusal::UnknownPort)?;
+                if !snapshot.nat.locals_of(vm).any(|one| one.id == local.id) {
+                    return Err(Refusal::UnknownPort);
+                }
+                let mux = words_of(record.way);
+                let via = match mux {
+                    [0, 0] => None,
+                    address => snapshot.nat.mux_at(address),
+                };
+                let via = via.and_then(|mux| u8::try_from(mux).ok());
+                (vm.port, local.id, via.unwrap_or(Policy::DIRECT))
+            }
+        };
+        let is_to_remote = peer == remote
+            && record.inside.ports >> 16 == record.outside.ports & 0xffff
+            && server != UNNUMBERED;
+        if opener == Direction::Outward && !is_to_remote {
+            return Err(Refusal::Malformed);
+        }
+        let rule = snapshot.rule_by_identity(record.rule);
+        Ok(Saved {
+            outside: record.outside,
+            inside: record.inside,
+            protocol: record.protocol,
+            zone,
+            policy: Policy {
+                idle: Span(record.idle),
+                rule: rule
+                    .and_then(|slot| u16::try_from(slot).ok())
+                    .unwrap_or(NO_RULE),
+                server,
+                via,
+                reset: record.marks & RESETS != 0,
+                opener,
+                shared: R::SHARED,
+            },
+            state: record.state,
+            numbers: record.numbers,
+            is_contested: record.marks & CONTESTED != 0,
+            remaining: record.remaining,
+        })
+    }
+}
+
+/// Reads a connection's record behind its family.
+fn read<A: Table>(mut body: Reader<'_>) -> Result<Record<A>, Refusal> {
+    let [protocol, state, marks] = body.take()?;
+    let (idle, remaining) = (body.u16()?, body.u16()?);
+    let (backend, rule) = (body.u64()?, body.u64()?);
+    let sent = [body.u32()?, body.u32()?];
+    let acknowledged = [body.u32()?, body.u32()?];
+    let windows = body.take()?;
+    let later = body.take()?;
+    let [scale] = body.take()?;
+    let (port, network, way) = (body.take()?, body.u32()?, body.take()?);
+    let mut ports = || body.take().map(u32::from_le_bytes);
+    let (outside_ports, inside_ports) = (ports()?, ports()?);
+    let (outside, inside) = (body.addresses()?, body.addresses()?);
+    body.end()?;
+    let is_tcp = protocol == protocol::TCP;
+    let place = usize::from(state).wrapping_sub(1);
+    let state = *ConnectionState::ALL.get(place).ok_or(Refusal::Malformed)?;
+    let has_state = match state {
+        ConnectionState::SynSent | ConnectionState::SynReceived | ConnectionState::Established => {
+            true
+        }
+        // Protocols without a handshake end in one way only.
+        ConnectionState::Closed => is_tcp || marks & SUPERSEDED != 0,
+        _ => is_tcp,
+    };
+    // Only what has not come about, or is over, may be forgotten.
+    let is_lasting = !state.is_handshake() && !state.is_over();
+    let lists = marks & (UNANSWERED | ANSWERED);
+    if !has_state
+        || marks & !MARKS != 0
+        || lists == UNANSWERED | ANSWERED
+        || is_lasting && lists != 0
+        || scale > NO_SCALE
+    {
+        return Err(Refusal::Malformed);
+    }
+    Ok(Record {
+        marks,
+        state,
+        protocol,
+        idle,
+        remaining,
+        backend,
+        rule,
+        numbers: Numbers {
+            sent,
+            acknowledged,
+            windows,
+            later: (marks & LATER_SYN != 0).then_some((later, scale)),
+        },
+        port,
+        network,
+        way,
+        outside: Side {
+            addresses: outside,
+            ports: outside_ports,
+        },
+        inside: Side {
+            addresses: inside,
+            ports: inside_ports,
+        },
+    })
+}
+
+/// An address of either family from its two words, in 16 bytes.
+fn bytes_of([low, high]: [u64; 2]) -> [u8; 16] {
+    (u128::from(high) << 64 | u128::from(low)).to_le_bytes()
+}
+
+fn words_of(bytes: [u8; 16]) -> [u64; 2] {
+    let bits = u128::from_le_bytes(bytes);
+    [bits as u64, (bits >> 64) as u64]
+}

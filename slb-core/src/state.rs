@@ -1,0 +1,505 @@
+//! Connections and flows as records, which outlive the process that made them.
+//!
+//! [`Host::export`](crate::Host::export), [`Proxy::export`](crate::Proxy::export) and
+//! [`Mux::export`](crate::Mux::export) write them, a bounded number a call, so that a live loop can
+//! export between two bursts; `import` puts them into another instance. What a record names, it names by
+//! what stays the same from one configuration and one process to the next: a backend or a rule by a hash
+//! of its names, a vm by its MAC address and network, a mux by its address. Times are what is left of
+//! them, so clocks need not agree.
+//!
+//! An imported connection is translated as before, with its sequence numbers, timeouts and SNAT port. What
+//! the present configuration does not have any more, or has given to somebody else, is [refused](Refusal)
+//! and counted. Bytes that are no records, or are damaged, are [refused in whole](StateError).
+//!
+//! Datagrams that wait for fragments, rate limits and counters are not exported: they are of a moment.
+//!
+//! # Format
+//! Records follow each other without gaps. All numbers are big-endian; addresses are 4 bytes of IPv4 or
+//! 16 of IPv6.
+//!
+//! ```text
+//!  0   2  length of the record in bytes, with these two
+//!  2   1  kind: 1 a host agent's connection, 2 a proxy's, 3 a mux's flow
+//!  3   1  version of the kind's layout: 1
+//!  4   4  check: the low half of SipHash-1-3 of the bytes from 8 on, under a key whose first
+//!         word is the number in bytes 0 to 3, and whose second is 0
+//!  8   .. as the kind has it
+//! ```
+//! A reader skips kinds and versions that it does not know. Version 1 of a connection:
+//!
+//! ```text
+//!  8   1  family: 4 or 6                 48   2  windows, of each direction: see below
+//!  9   1  IP protocol                    50   3  low bytes of what acknowledges a later SYN,
+//! 10   1  state, see ConnectionState              lowest first
+//! 11   1  marks, see below               53   1  window scale of the later SYN; 15: none
+//! 12   2  idle timeout, in 2^26 ns       54   6  host: MAC address of the vm
+//! 14   2  time that is left, in 2^26 ns          proxy: four zeros, number of the frontend port
+//! 16   8  backend; 0: it is gone         60   4  host: VXLAN network of the vm; proxy: 0
+//! 24   8  rule; 0: it is gone            64  16  host: mux that answers go through; 0: none
+//! 32   8  next number that each end              proxy: destination and source MAC address and
+//!         sends: inward, outward                 VLAN tag of the first frame; 0: not known
+//! 40   8  next number that each end      80   4  ports on the outside: source, destination
+//!         expects: inward, outward       84   4  ports on the inside: source, destination
+//!                                        88  ..  addresses: outside source and destination,
+//!                                                inside source and destination
+//! ```
+//! - marks: 1 the server opened it; 2 its ends get a RST when it ends by itself; 4 its name on the inside
+//!   may be another conversation's too; 8 a later SYN is kept; 16 it has no name on the outside any more;
+//!   32 unanswered, 64 answered or over: a full table may forget it.
+//! - windows: in the low four bits the scale (15: not known), in the high four `e`, where the window
+//!   offered last has at most 2^(16 + e) bytes.
+//! - a backend is the hash of its pool's name, its own name and its address, a rule that of its name:
+//!   [`identity`](crate::state#identities).
+//!
+//! Version 1 of a flow:
+//!
+//! ```text
+//!  8   1  family: 4 or 6                 14   2  zero
+//!  9   1  IP protocol                    16   8  backend
+//! 10   1  1 half-open, 2 established,    24   4  ports: source, destination
+//!         3 closing                      28  ..  addresses: source, destination
+//! 11   1  zero
+//! 12   2  time that is left, in 2^26 ns
+//! ```
+//!
+//! # Identities
+//! `h(0) = 0`, `h(n) = siphash13([h(n-1), length of part n], part n)` over three parts: of a backend the
+//! pool's name, the backend's name, and its address in 16 bytes (IPv4 mapped, RFC 4291 §2.5.5.2); of a
+//! balancing rule its name and two empty parts.
+
+use core::fmt;
+use core::time::Duration;
+
+use crate::flow::Addresses;
+use crate::hash::siphash13;
+
+/// The longest record, in bytes.
+pub const RECORD_MOST: usize = CONNECTION_LEN + 4 * 16;
+/// Places of a table that one call of `export` looks at, at most.
+pub const EXPORT_STEP: usize = 256;
+
+/// Before what the kind has.
+pub(crate) const HEADER_LEN: usize = 8;
+const CONNECTION_LEN: usize = 88;
+const FLOW_LEN: usize = 28;
+const VERSION: u8 = 1;
+
+/// What a record is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    HostConnection = 1,
+    ProxyConnection = 2,
+    Flow = 3,
+}
+
+/// Where an export goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor(u64);
+
+/// In a cursor: the table of IPv6.
+const IPV6: u64 = 1 << 63;
+
+impl Cursor {
+    /// The beginning.
+    pub const START: Self = Self(0);
+
+    /// The cursor as a number, for callers who keep it elsewhere.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The cursor of a number from [`get`](Self::get). Any other number leads to some place or to the end.
+    pub const fn from_value(value: u64) -> Self {
+        Self(value)
+    }
+
+    /// Whether it is in the table of IPv6, and the place there.
+    pub(crate) fn place(self) -> (bool, usize) {
+        let place = usize::try_from(self.0 & !IPV6).unwrap_or(usize::MAX);
+        (self.0 & IPV6 != 0, place)
+    }
+
+    /// Where it goes on after `place` of a table with `end` places; `None`: nowhere.
+    pub(crate) fn after(is_ipv6: bool, place: usize, end: usize) -> Option<Self> {
+        match (is_ipv6, place < end) {
+            (false, true) => Some(Self(place as u64)),
+            (true, true) => Some(Self(place as u64 | IPV6)),
+            (false, false) => Some(Self(IPV6)),
+            (true, false) => None,
+        }
+    }
+}
+
+/// How old records are when they are imported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Age {
+    /// The time since they were exported.
+    pub elapsed: Duration,
+    /// Whether packets were translated after that: then the connections have gone on, and the next segments
+    /// of both ends say how far. A handshake that was not answered yet is [refused](Refusal::Unfinished),
+    /// since what its answer said is not known.
+    pub is_stale: bool,
+}
+
+impl Age {
+    /// Records that were exported so long ago, and after which no packet was translated.
+    pub const fn exact(elapsed: Duration) -> Self {
+        Self {
+            elapsed,
+            is_stale: false,
+        }
+    }
+}
+
+/// What one call exported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exported {
+    /// Bytes that were written.
+    pub len: usize,
+    /// Records in them.
+    pub records: usize,
+    /// Where the next call goes on; `None`: all was exported. The same place again where there is no
+    /// room for [`RECORD_MOST`] bytes.
+    pub next: Option<Cursor>,
+}
+
+/// Why a record was not taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// It is of another role.
+    OtherRole,
+    /// Its kind or version is unknown here.
+    Newer,
+    /// It contradicts itself or the configuration.
+    Malformed,
+    /// Its backend is not configured, or not here.
+    UnknownBackend,
+    /// Its vm or frontend port is not here.
+    UnknownPort,
+    /// Its SNAT port is not one of its backend's.
+    PortTaken,
+    /// Another connection has one of its names.
+    TupleTaken,
+    /// Its time has come.
+    Expired,
+    /// There is no place for it.
+    TableFull,
+    /// Its handshake was not answered, and packets were translated since.
+    Unfinished,
+}
+
+impl Refusal {
+    /// All reasons, in the order of their counters.
+    pub const ALL: [Self; 10] = [
+        Self::OtherRole,
+        Self::Newer,
+        Self::Malformed,
+        Self::UnknownBackend,
+        Self::UnknownPort,
+        Self::PortTaken,
+        Self::TupleTaken,
+        Self::Expired,
+        Self::TableFull,
+        Self::Unfinished,
+    ];
+
+    /// Its name in reports and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::OtherRole => "other_role",
+            Self::Newer => "newer",
+            Self::Malformed => "malformed",
+            Self::UnknownBackend => "unknown_backend",
+            Self::UnknownPort => "unknown_port",
+            Self::PortTaken => "port_taken",
+            Self::TupleTaken => "tuple_taken",
+            Self::Expired => "expired",
+            Self::TableFull => "table_full",
+            Self::Unfinished => "unfinished",
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OtherRole => "a record of another role",
+            Self::Newer => "a record of a newer version",
+            Self::Malformed => "a record that contradicts itself or the configuration",
+            Self::UnknownBackend => "its backend is not configured here",
+            Self::UnknownPort => "its vm or frontend port is not configured here",
+            Self::PortTaken => "its SNAT port is not one of its backend's",
+            Self::TupleTaken => "another connection has one of its names",
+            Self::Expired => "its time has come",
+            Self::TableFull => "the table is full",
+            Self::Unfinished => "its handshake was not answered when it was exported",
+        })
+    }
+}
+
+/// How many records were taken over, and why others were not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Imported {
+    /// Records that were taken over.
+    pub taken: u64,
+    refused: [u64; Refusal::ALL.len()],
+}
+
+impl Imported {
+    /// Records that were refused for a reason.
+    pub fn refused(&self, why: Refusal) -> u64 {
+        self.refused.get(why as usize).copied().unwrap_or(0)
+    }
+
+    /// Records that were refused.
+    pub fn all_refused(&self) -> u64 {
+        self.refused.iter().sum()
+    }
+
+    pub(crate) fn note(&mut self, outcome: Result<(), Refusal>) {
+        match outcome {
+            Ok(()) => self.taken += 1,
+            Err(why) => {
+                if let Some(count) = self.refused.get_mut(why as usize) {
+                    *count += 1;
+                }
+            }
+        }
+    }
+}
+
+impl core::ops::Add for Imported {
+    type Output = Self;
+
+    fn add(mut self, other: Self) -> Self {
+        self.taken += other.taken;
+        for (own, more) in self.refused.iter_mut().zip(other.refused) {
+            *own += more;
+        }
+        self
+    }
+}
+
+/// Bytes that are no records: nothing of them was taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StateError {
+    /// The bytes end within a record.
+    Truncated {
+        /// Where the record begins.
+        at: usize,
+        /// The bytes that are left from there.
+        left: usize,
+    },
+    /// The record is shorter than its header.
+    Length {
+        /// Where the record begins.
+        at: usize,
+        /// The length that it says.
+        len: usize,
+    },
+    /// The record's check does not fit its bytes.
+    Damaged {
+        /// Where the record begins.
+        at: usize,
+    },
+}
+
+impl fmt::Display for StateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Truncated { at, left } => write!(
+                f,
+                "the record at byte {at} is cut off: {left} bytes are left of it"
+            ),
+            Self::Length { at, len } => write!(
+                f,
+                "the record at byte {at} says that it has {len} bytes, expected at least {HEADER_LEN}"
+            ),
+            Self::Damaged { at } => {
+                write!(
+                    f,
+                    "the record at byte {at} does not fit its check: damaged, or no record"
+                )
+            }
+        }
+    }
+}
+
+impl core::error::Error for StateError {}
+
+/// Bytes that were looked through: records from end to end, and none of them is damaged.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Records<'b> {
+    bytes: &'b [u8],
+}
+
+impl<'b> Records<'b> {
+    /// Looks at all records of `bytes`.
+    pub(crate) fn read(bytes: &'b [u8]) -> Result<Self, StateError> {
+        let mut at = 0;
+        while at < bytes.len() {
+            let rest = bytes.get(at..).unwrap_or_default();
+            let truncated = StateError::Truncated {
+                at,
+                left: rest.len(),
+            };
+            let head: &[u8; HEADER_LEN] = rest.first_chunk().ok_or(truncated)?;
+            let len = usize::from(u16::from_be_bytes([head[0], head[1]]));
+            if len < HEADER_LEN {
+                return Err(StateError::Length { at, len });
+            }
+            let record = rest.get(..len).ok_or(truncated)?;
+            if check_of(record).to_be_bytes() != [head[4], head[5], head[6], head[7]] {
+                return Err(StateError::Damaged { at });
+            }
+            at += len;
+        }
+        Ok(Self { bytes })
+    }
+}
+
+impl<'b> Iterator for Records<'b> {
+    /// A record's kind, version, and what follows its header.
+    type Item = (u8, u8, &'b [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let [high, low, kind, version, ..] = *self.bytes.first_chunk::<HEADER_LEN>()?;
+        let len = usize::from(u16::from_be_bytes([high, low]));
+        let (record, rest) = self.bytes.split_at_checked(len)?;
+        self.bytes = rest;
+        Some((kind, version, record.get(HEADER_LEN..)?))
+    }
+}
+
+/// The check of a record, whatever stands in the check's place.
+fn check_of(record: &[u8]) -> u32 {
+    let (head, rest) = record.split_at_checked(4).unwrap_or_default();
+    let head = head.try_into().map_or(0, u32::from_be_bytes);
+    let rest = rest.get(4..).unwrap_or_default();
+    siphash13([head.into(), 0], rest) as u32
+}
+
+/// Whether this role takes a record of a kind and version.
+pub(crate) fn expect(kind: Kind, (found, version): (u8, u8)) -> Result<(), Refusal> {
+    let is_known = [Kind::HostConnection, Kind::ProxyConnection, Kind::Flow]
+        .iter()
+        .any(|&known| known as u8 == found);
+    if !is_known || version != VERSION {
+        Err(Refusal::Newer)
+    } else if kind as u8 != found {
+        Err(Refusal::OtherRole)
+    } else {
+        Ok(())
+    }
+}
+
+/// Writes a record field by field.
+pub(crate) struct Writer<'b> {
+    bytes: &'b mut [u8],
+    at: usize,
+}
+
+impl<'b> Writer<'b> {
+    /// A record at the beginning of `bytes`, which have room for [`RECORD_MOST`].
+    pub(crate) fn new(bytes: &'b mut [u8], kind: Kind) -> Self {
+        let mut writer = Self { bytes, at: 0 };
+        writer.put(&[0, 0, kind as u8, VERSION, 0, 0, 0, 0]);
+        writer
+    }
+
+    pub(crate) fn put(&mut self, field: &[u8]) {
+        let end = self.at + field.len();
+        if let Some(place) = self.bytes.get_mut(self.at..end) {
+            place.copy_from_slice(field);
+        }
+        self.at = end;
+    }
+
+    /// Source and destination of both.
+    pub(crate) fn put_addresses<A: Addresses>(&mut self, addresses: A) {
+        let (source, destination) = addresses.unpack();
+        for address in [source, destination] {
+            match address {
+                core::net::IpAddr::V4(address) => self.put(&address.octets()),
+                core::net::IpAddr::V6(address) => self.put(&address.octets()),
+            }
+        }
+    }
+
+    /// Ends the record; returns how long it is.
+    pub(crate) fn end(self) -> usize {
+        let len = self.at;
+        let Some(record) = self.bytes.get_mut(..len) else {
+            return 0;
+        };
+        if let Some(place) = record.first_chunk_mut::<2>() {
+            *place = (len as u16).to_be_bytes();
+        }
+        let check = check_of(record);
+        if let Some(place) = record.get_mut(4..8) {
+            place.copy_from_slice(&check.to_be_bytes());
+        }
+        len
+    }
+}
+
+/// Reads a record field by field.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reader<'b>(pub(crate) &'b [u8]);
+
+impl Reader<'_> {
+    /// The next bytes.
+    ///
+    /// # Errors
+    /// The record is shorter than its kind.
+    pub(crate) fn take<const N: usize>(&mut self) -> Result<[u8; N], Refusal> {
+        let (field, rest) = self.0.split_first_chunk().ok_or(Refusal::Malformed)?;
+        self.0 = rest;
+        Ok(*field)
+    }
+
+    pub(crate) fn u16(&mut self) -> Result<u16, Refusal> {
+        self.take().map(u16::from_be_bytes)
+    }
+
+    pub(crate) fn u32(&mut self) -> Result<u32, Refusal> {
+        self.take().map(u32::from_be_bytes)
+    }
+
+    pub(crate) fn u64(&mut self) -> Result<u64, Refusal> {
+        self.take().map(u64::from_be_bytes)
+    }
+
+    /// Source and destination.
+    pub(crate) fn addresses<A: Addresses>(&mut self) -> Result<A, Refusal> {
+        let mut address = || {
+            let address = match size_of::<A>() {
+                8 => core::net::IpAddr::from(self.take::<4>()?),
+                _ => core::net::IpAddr::from(self.take::<16>()?),
+            };
+            A::from_ip(address).ok_or(Refusal::Malformed)
+        };
+        Ok(A::join(address()?, address()?))
+    }
+
+    /// Whether nothing follows.
+    pub(crate) fn end(self) -> Result<(), Refusal> {
+        match self.0 {
+            [] => Ok(()),
+            _ => Err(Refusal::Malformed),
+        }
+    }
+}
+
+/// The family in a record.
+pub(crate) const fn family_of<A>() -> u8 {
+    match size_of::<A>() {
+        8 => 4,
+        _ => 6,
+    }
+}
+
+const _: () = assert!(FLOW_LEN + 2 * 16 <= RECORD_MOST && RECORD_MOST <= u16::MAX as usize);

@@ -174,7 +174,7 @@ fn without_their_state_the_same_connections_break() {
     (plan.loss, plan.delay) = (10, 4);
     let mut world = World::new(plan);
     busy(&mut world, 60, |world, turn| {
-        world.restart_host(turn % HOSTS)
+        world.restart_host(turn % HOSTS);
     });
     world.finish(600_000);
     let finished = world.count(Outcome::Finished);

@@ -13,6 +13,7 @@ use slb_core::spec::{
     Backend, BackendState, Echo, Frontend, FrontendPort, Outbound, Pool, Protocol, ProxyPorts,
     Rule, Scheduler, Spec, Terms, Underlay, derived_mac,
 };
+use slb_core::state::{Age, Cursor, Imported, RECORD_MOST, StateError};
 use slb_core::wire::vxlan::Vni;
 use slb_core::{
     Burst, Dataplane, Frame, HEADROOM, Host, Instant, Key, PortId, Proxy, Stats, Verdict,
@@ -386,6 +387,40 @@ impl World {
     pub fn wait(&mut self, time: Duration) {
         self.now = self.now + time;
         self.advance();
+    }
+
+    /// All connections as records, and how many calls that took.
+    pub fn export(&self) -> (Vec<u8>, usize) {
+        let (mut all, mut next, mut calls) = (Vec::new(), Some(Cursor::START), 0);
+        let mut buffer = [0; 5 * RECORD_MOST];
+        while let Some(cursor) = next {
+            let exported = match &self.dut {
+                Dut::Host(host) => host.export(cursor, &mut buffer),
+                Dut::Proxy(proxy) => proxy.export(cursor, &mut buffer),
+            };
+            all.extend(&buffer[..exported.len]);
+            next = exported.next;
+            calls += 1;
+        }
+        (all, calls)
+    }
+
+    pub fn import(&mut self, age: Age, records: &[u8]) -> Result<Imported, StateError> {
+        match &mut self.dut {
+            Dut::Host(host) => host.import(self.now, age, records),
+            Dut::Proxy(proxy) => proxy.import(self.now, age, records),
+        }
+    }
+
+    /// How many SNAT ports of a server are in use, and by how many connections.
+    pub fn snat(&self, server: u16) -> (u64, u64) {
+        let Dut::Host(host) = &self.dut else {
+            unreachable!("a proxy has none");
+        };
+        let place = self.setup.backends.iter().position(|b| b.0 == server);
+        let id = host.snapshot().backends()[place.expect("a backend")].id();
+        let counters = host.snat_counters(id).expect("counters");
+        (counters.used, counters.connections)
     }
 
     /// Calls `advance` as often as it takes to look at each connection.

@@ -15,6 +15,7 @@ mod flows;
 mod machine;
 mod maglev;
 #[cfg(feature = "peers")]
+#[path = "../../../benches/src/peers/mod.rs"]
 mod peers;
 mod report;
 mod roles;

@@ -1,11 +1,15 @@
 //! What another configuration would change, without putting it in place.
 
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use slb_core::hash::TupleHasher;
-use slb_core::spec::{BackendState, SpecError};
+use slb_core::spec::{BackendState, Protocol, SpecError};
 
-use crate::config::{Backend, Config, Node};
+use crate::config::{Backend, Config, Node, Rule};
+use crate::holders::InboundPort;
 
 /// Two configurations, one after the other.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -18,8 +22,38 @@ pub struct Diff {
     pub changed: Vec<String>,
     /// For each rule in both, what becomes of flows.
     pub rules: Vec<RuleDiff>,
+    /// Ports of VIPs that lead to another backend, or that another backend calls out from.
+    pub ports: Vec<PortMove>,
     /// What takes effect with a restart only.
     pub restart: Vec<&'static str>,
+}
+
+/// Ports that one backend had and that it has no longer: connections through them end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortMove {
+    /// The VIP.
+    pub address: IpAddr,
+    /// TCP or UDP of inbound NAT; `None`: SNAT ports.
+    pub protocol: Option<Protocol>,
+    /// The ports.
+    pub ports: RangeInclusive<u16>,
+    /// The backend that has them: `pool/name`, of inbound NAT with its port.
+    pub from: String,
+    /// The backend that gets them, if any.
+    pub to: Option<String>,
+}
+
+impl fmt::Display for PortMove {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = self.protocol.map_or("SNAT", Protocol::name);
+        let (first, last) = (self.ports.start(), self.ports.end());
+        match first == last {
+            true => write!(f, "{} {what} port {first}", self.address)?,
+            false => write!(f, "{} {what} ports {first} to {last}", self.address)?,
+        }
+        let to = self.to.as_deref().unwrap_or("no backend");
+        write!(f, ": from {} to {to}", self.from)
+    }
 }
 
 /// What becomes of a rule's flows.
@@ -32,6 +66,9 @@ pub struct RuleDiff {
     pub changed: f64,
     /// Of that, the share whose backend takes no flows any more: the rest moves to make room for others.
     pub bereft: f64,
+    /// Why flows have other places in the table, if they do: then `changed` is what is to be expected of
+    /// flows that are not pinned.
+    pub rehashed: Option<String>,
 }
 
 impl Diff {
@@ -44,6 +81,8 @@ impl Diff {
         let after = new.snapshot(Some(&before))?;
         let mut diff = Self::default();
         diff.compare_parts(old, new);
+        diff.ports = inbound_moves(old, new);
+        diff.ports.extend(outbound_moves(old, new));
         for (place, rule) in new.rules.iter().enumerate() {
             let Some(old_place) = old.rules.iter().position(|other| other.name == rule.name) else {
                 continue;
@@ -52,18 +91,32 @@ impl Diff {
                 let backend = after.backend_index(id);
                 backend.is_some_and(|backend| after.serves(place as u32, backend))
             };
+            let rehashed = rehashed(old, new, &old.rules[old_place], rule);
             let (mut total, mut changed, mut bereft) = (0u32, 0u32, 0u32);
+            let (mut was, mut is) = (HashMap::new(), HashMap::new());
             let old_slots = before.slots(old_place as u32);
             for (old, new) in old_slots.zip(after.slots(place as u32)) {
                 total += 1;
+                let is_bereft = old.is_some_and(|old| !takes_flows(old));
                 changed += u32::from(old != new);
-                bereft += u32::from(old != new && old.is_some_and(|old| !takes_flows(old)));
+                bereft += u32::from((old != new || rehashed.is_some()) && is_bereft);
+                *was.entry(old).or_insert(0u32) += 1;
+                *is.entry(new).or_insert(0u32) += 1;
             }
             let share = |count: u32| f64::from(count) / f64::from(total.max(1));
+            let stay = was.iter().map(|(backend, &count)| {
+                share(count) * share(is.get(backend).copied().unwrap_or(0))
+            });
+            let anew = 1.0 - stay.sum::<f64>();
             diff.rules.push(RuleDiff {
                 rule: rule.name.clone(),
-                changed: share(changed),
+                changed: if rehashed.is_some() {
+                    anew
+                } else {
+                    share(changed)
+                },
                 bereft: share(bereft),
+                rehashed,
             });
         }
         Ok(diff)
@@ -98,17 +151,39 @@ impl Diff {
             let link = (node.mac, node.next_hop, node.mtu, node.hop_limit);
             format!("{:?}", (node.ipv4, node.ipv6, link, node.udp_checksum))
         };
-        // Keys are not to be shown; what they make of a tuple tells them apart.
-        let hash = |node: &Node| {
-            let of = |word: u64| node.hasher.ipv4(&[word, !word]);
-            (node.hasher.name(), [1, 2, 3].map(of))
-        };
         for (field, same) in [
             ("underlay", place(was) == place(is)),
             (
                 "hash",
                 was.hash_seed == is.hash_seed && hash(was) == hash(is),
             ),
+            (
+                "answers_per_second",
+                was.answers_per_second == is.answers_per_second,
+            ),
+            (
+                "too_big_per_second",
+                was.too_big_per_second == is.too_big_per_second,
+            ),
+            (
+                "errors_per_second",
+                was.errors_per_second == is.errors_per_second,
+            ),
+            (
+                "resets_per_second",
+                was.resets_per_second == is.resets_per_second,
+            ),
+            (
+                "flows_per_source",
+                was.flows_per_source == is.flows_per_source
+                    && was.flows_per_source_at_once == is.flows_per_source_at_once,
+            ),
+            (
+                "icmp_source",
+                was.icmp_source_ipv4 == is.icmp_source_ipv4
+                    && was.icmp_source_ipv6 == is.icmp_source_ipv6,
+            ),
+            ("clamp_mss", was.clamp_mss == is.clamp_mss),
             ("muxes", was.muxes == is.muxes),
             ("inside", was.inside == is.inside),
             ("probe_sources", was.probe_sources == is.probe_sources),
@@ -127,36 +202,9 @@ impl Diff {
             ("flows", was.flows == is.flows),
             ("connections", was.connections == is.connections),
             (
-                "answers_per_second",
-                was.answers_per_second == is.answers_per_second,
-            ),
-            (
                 "waiting_fragments",
                 was.waiting_fragments == is.waiting_fragments,
             ),
-            (
-                "too_big_per_second",
-                was.too_big_per_second == is.too_big_per_second,
-            ),
-            (
-                "errors_per_second",
-                was.errors_per_second == is.errors_per_second,
-            ),
-            (
-                "icmp_source",
-                was.icmp_source_ipv4 == is.icmp_source_ipv4
-                    && was.icmp_source_ipv6 == is.icmp_source_ipv6,
-            ),
-            (
-                "flows_per_source",
-                was.flows_per_source == is.flows_per_source
-                    && was.flows_per_source_at_once == is.flows_per_source_at_once,
-            ),
-            (
-                "resets_per_second",
-                was.resets_per_second == is.resets_per_second,
-            ),
-            ("clamp_mss", was.clamp_mss == is.clamp_mss),
         ] {
             if !same {
                 self.restart.push(field);
@@ -211,14 +259,124 @@ impl fmt::Display for Diff {
         for rule in moves {
             let (changed, bereft) = (100.0 * rule.changed, 100.0 * rule.bereft);
             let rest = changed - bereft;
+            if let Some(why) = &rule.rehashed {
+                writeln!(
+                    f,
+                    "  rule {:?}: {changed:.2} %, since flows are spread anew: {why}",
+                    rule.rule
+                )?;
+                continue;
+            }
             writeln!(
                 f,
                 "  rule {:?}: {changed:.2} %: {bereft:.2} since theirs takes no flows any more, {rest:.2} to share evenly",
                 rule.rule
             )?;
         }
-        Ok(())
+        const FEW: usize = 20;
+        if !self.ports.is_empty() {
+            writeln!(f, "ports that move; connections through them end:")?;
+        }
+        for moved in self.ports.iter().take(FEW) {
+            writeln!(f, "  {moved}")?;
+        }
+        match self.ports.len().saturating_sub(FEW) {
+            0 => Ok(()),
+            more => writeln!(f, "  and {more} more"),
+        }
     }
+}
+
+/// Why the flows of a rule have other places in its table under a new configuration, if they do.
+fn rehashed(old: &Config, new: &Config, was: &Rule, is: &Rule) -> Option<String> {
+    if was.distribution != is.distribution {
+        let (was, is) = (was.distribution.name(), is.distribution.name());
+        return Some(format!("distribution \"{was}\" becomes \"{is}\""));
+    }
+    (hash(&old.node) != hash(&new.node)).then(|| "the node's hash is another".to_owned())
+}
+
+/// What tells hashers apart. Keys are not to be shown; what they make of a tuple differs.
+fn hash(node: &Node) -> (&'static str, [u64; 3]) {
+    let of = |word: u64| node.hasher.ipv4(&[word, !word]);
+    (node.hasher.name(), [1, 2, 3].map(of))
+}
+
+/// The frontend ports of inbound NAT that lead elsewhere.
+fn inbound_moves(old: &Config, new: &Config) -> Vec<PortMove> {
+    let all = new.inbound_ports();
+    let now: HashMap<_, _> = all
+        .iter()
+        .map(|one| ((one.address, one.protocol.name(), one.port), one))
+        .collect();
+    let name = |one: &InboundPort| format!("{} port {}", one.backend, one.backend_port);
+    let mut moves = Vec::new();
+    for was in old.inbound_ports() {
+        let is = now.get(&(was.address, was.protocol.name(), was.port));
+        let (from, to) = (name(&was), is.map(|is| name(is)));
+        if to.as_ref() != Some(&from) {
+            moves.push(PortMove {
+                address: was.address,
+                protocol: Some(was.protocol),
+                ports: was.port..=was.port,
+                from,
+                to,
+            });
+        }
+    }
+    moves
+}
+
+/// The SNAT ports that a backend has no longer.
+fn outbound_moves(old: &Config, new: &Config) -> Vec<PortMove> {
+    type Owners = BTreeMap<IpAddr, Vec<(RangeInclusive<u16>, String)>>;
+    let owners = |config: &Config| {
+        let mut all = Owners::new();
+        for one in config.outbound_ports() {
+            let of = all.entry(one.address).or_default();
+            of.extend(
+                one.ports
+                    .into_iter()
+                    .map(|range| (range, one.backend.clone())),
+            );
+        }
+        for of in all.values_mut() {
+            of.sort_by_key(|(range, _)| *range.start());
+        }
+        all
+    };
+    let (before, after) = (owners(old), owners(new));
+    let none = Vec::new();
+    let mut moves: Vec<PortMove> = Vec::new();
+    for (&address, was) in &before {
+        let is = after.get(&address).unwrap_or(&none);
+        for (ports, from) in was {
+            let mut first = u32::from(*ports.start());
+            let last = u32::from(*ports.end());
+            while first <= last {
+                // The range of the new owner that has this port, or else the next one.
+                let next = is.partition_point(|(range, _)| u32::from(*range.end()) < first);
+                let (end, to) = match is.get(next) {
+                    Some((range, to)) if u32::from(*range.start()) <= first => {
+                        (u32::from(*range.end()).min(last), Some(to))
+                    }
+                    Some((range, _)) => ((u32::from(*range.start()) - 1).min(last), None),
+                    None => (last, None),
+                };
+                if to != Some(from) {
+                    moves.push(PortMove {
+                        address,
+                        protocol: None,
+                        ports: first as u16..=end as u16,
+                        from: from.clone(),
+                        to: to.cloned(),
+                    });
+                }
+                first = end + 1;
+            }
+        }
+    }
+    moves
 }
 
 /// A name, and all else as text.

@@ -146,6 +146,17 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         self
     }
 
+    /// Changes the options. A limit whose rate stays keeps what was used of it; another one begins full.
+    pub fn set_options(&mut self, options: MuxOptions) {
+        self.pipeline.limits.set_rates(&options.rates());
+    }
+
+    /// Puts another limit on the new flows of each source in the place of the present one, and returns
+    /// that. A limiter without buckets limits nothing.
+    pub fn replace_source_limit(&mut self, limiter: SourceLimiter<'m>) -> SourceLimiter<'m> {
+        core::mem::replace(&mut self.pipeline.sources, limiter)
+    }
+
     /// The same mux with room for later fragments that come before their first one. They go on with
     /// [`release`](Self::release).
     #[must_use]

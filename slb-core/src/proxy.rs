@@ -99,6 +99,17 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         self
     }
 
+    /// Changes the options. A limit whose rate stays keeps what was used of it; another one begins full.
+    pub fn set_options(&mut self, options: NatOptions) {
+        self.pipeline.set_options(options);
+    }
+
+    /// Puts another limit on the new connections of each source in the place of the present one, and returns
+    /// that. A limiter without buckets limits nothing.
+    pub fn replace_source_limit(&mut self, limiter: SourceLimiter<'m>) -> SourceLimiter<'m> {
+        core::mem::replace(&mut self.pipeline.sources, limiter)
+    }
+
     /// The same proxy with room for later fragments that come before their first one. They go on with
     /// [`advance`](Self::advance).
     #[must_use]

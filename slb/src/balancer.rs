@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use slb_control::{Config, HugePages, Role};
 use slb_core::counters::CounterMemory;
-use slb_core::nat::NatTable;
+use slb_core::mem::Mem;
+use slb_core::nat::{NatOptions, NatTable};
 use slb_core::observe::Observe;
 use slb_core::snapshot::{BackendId, Snapshot};
 use slb_core::stats::{BackendCounters, RuleCounters, SnatCounters};
 use slb_core::{
-    Burst, Dataplane, FragmentRoom, Frame, Host, Instant, Key, Mux, PortId, Proxy, SourceLimiter,
-    Stats,
+    Burst, Dataplane, FragmentRoom, Frame, Host, Instant, Key, Mux, MuxOptions, PortId, Proxy,
+    SourceLimiter, Stats,
 };
 
 use crate::Failure;
@@ -26,6 +27,30 @@ pub(crate) struct Balancer {
     current: Shared,
     /// Of a host: who sends from which port.
     vms: Vec<(PortId, [u8; 6])>,
+}
+
+/// Rates and other terms of a configuration that a running balancer takes over.
+pub(crate) struct Limits {
+    mux: MuxOptions,
+    nat: NatOptions,
+    sources: SourceLimiter<'static>,
+}
+
+impl Limits {
+    /// Those of a configuration; the key is for the limit of each source.
+    pub(crate) fn of(config: &Config, key: Key) -> Result<Self, Failure> {
+        let memory = &mut HugePages;
+        let none = || Failure::failed("there is not enough memory for flows_per_source");
+        let sources = match config.source_limit(key, memory) {
+            Some(limiter) => limiter.ok_or_else(none)?,
+            None => SourceLimiter::new(Mem::empty(), 0, 1, key),
+        };
+        Ok(Self {
+            mux: config.mux_options(),
+            nat: config.nat_options(),
+            sources,
+        })
+    }
 }
 
 enum Running {
@@ -129,6 +154,18 @@ impl Balancer {
         counters: CounterMemory<'static>,
     ) -> CounterMemory<'static> {
         on!(&mut self.role, role => role.replace_counters(counters))
+    }
+
+    /// Puts limits in place, and returns them with the limiter that was there before: the caller frees it.
+    pub(crate) fn set_limits(&mut self, limits: Limits) -> Limits {
+        let Limits { mux, nat, sources } = limits;
+        match &mut self.role {
+            Running::Mux(role) => role.set_options(mux),
+            Running::Host(role) => role.set_options(nat),
+            Running::Proxy(role) => role.set_options(nat),
+        }
+        let sources = on!(&mut self.role, role => role.replace_source_limit(sources));
+        Limits { mux, nat, sources }
     }
 
     /// Says where a frame came in, which a capture does not: what has a vm's MAC address for its

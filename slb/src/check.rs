@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use slb_control::config::Rule;
-use slb_control::{Config, Diff, Role, format_duration};
+use slb_control::{Config, Diff, InboundPort, Role, format_duration};
 use slb_core::spec::{BackendState, NatTarget, Protocol, Scheduler};
 
 use crate::Failure;
@@ -69,6 +69,7 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
             addresses.join(", ")
         );
     }
+    print_holders(&config, options.ports);
     for vm in config.vms() {
         let addresses: Vec<String> = vm.addresses.iter().map(ToString::to_string).collect();
         println!(
@@ -83,6 +84,41 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
         eprintln!("{}: warning: {line}", path.display());
     }
     Ok(())
+}
+
+/// Prints who has which ports of each VIP: a few of each, or all.
+fn print_holders(config: &Config, all: bool) {
+    const FEW: usize = 3;
+    let few = |holders: &[String]| {
+        let shown = if all { holders.len() } else { FEW };
+        let mut text = holders.iter().take(shown).cloned().collect::<Vec<_>>();
+        match holders.len().saturating_sub(shown) {
+            0 => {}
+            more => text.push(format!("and {more} more (--ports prints all)")),
+        }
+        text.join("; ")
+    };
+    let inbound = config.inbound_ports();
+    for run in inbound.chunk_by(|one, next| (&one.rule, one.address) == (&next.rule, next.address))
+    {
+        let Some(first) = run.first() else { continue };
+        let one =
+            |of: &InboundPort| format!("{} is {} port {}", of.port, of.backend, of.backend_port);
+        let holders: Vec<String> = run.iter().map(one).collect();
+        println!(
+            "  {} ports of {} by inbound NAT {:?}: {}",
+            first.protocol.name(),
+            first.address,
+            first.rule,
+            few(&holders)
+        );
+    }
+    let outbound = config.outbound_ports();
+    for run in outbound.chunk_by(|one, next| one.address == next.address) {
+        let Some(first) = run.first() else { continue };
+        let holders: Vec<String> = run.iter().map(ToString::to_string).collect();
+        println!("  SNAT ports of {}: {}", first.address, few(&holders));
+    }
 }
 
 /// What a rule takes.

@@ -336,6 +336,9 @@ pub(crate) struct ProbeOptions {
 pub(crate) struct CheckOptions {
     #[command(flatten)]
     pub(crate) config: ConfigFile,
+    /// Print the inbound NAT ports and SNAT ports of all backends, not of a few.
+    #[arg(long)]
+    pub(crate) ports: bool,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -131,6 +131,8 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         found,
         unreached: Unreached::default(),
         given,
+        begun: config.node.clone(),
+        limits: Some(control::limits_of(&config)),
         config,
         counters: CounterMemory::size_for(&snapshot),
         snapshot,

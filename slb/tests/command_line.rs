@@ -139,3 +139,34 @@ fn a_packet_of_a_vm_is_explained_as_it_comes_in_by_the_vms_port() {
         "{text}"
     );
 }
+
+#[test]
+fn check_prints_who_has_which_ports() {
+    let (status, text) = said(&["check", HOST]);
+    assert_eq!(status, Some(0), "{text}");
+    for line in [
+        "examples/host.toml: OK",
+        "  tcp ports of 20.20.20.100 by inbound NAT \"ssh\": 2200 is web-servers/vm1 port 22; 2201 is \
+         web-servers/vm2 port 22",
+        "  SNAT ports of 20.20.20.200: web-servers/vm1 1024-2047; web-servers/vm2 2048-3071",
+    ] {
+        assert!(text.lines().any(|own| own == line), "{line}: {text}");
+    }
+    // Of many, a few; or all.
+    let mut many = std::fs::read_to_string(root().join(HOST)).unwrap();
+    let more: String = (20..28)
+        .map(|n| {
+            format!("{{ name = \"vm{n}\", address = \"10.10.1.{n}\", host = \"172.16.0.101\" }},\n")
+        })
+        .collect();
+    many = many.replace("backends = [\n", &format!("backends = [\n{more}"));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("many.toml");
+    std::fs::write(&path, many).unwrap();
+    let path = path.to_str().unwrap();
+    let (_, few) = said(&["check", path]);
+    assert!(few.contains("and 7 more (--ports prints all)"), "{few}");
+    let (_, all) = said(&["check", "--ports", path]);
+    assert!(!all.contains("more"), "{all}");
+    assert!(all.contains("; web-servers/vm2 10240-11263"), "{all}");
+}

@@ -39,6 +39,21 @@ impl Limits {
         }
     }
 
+    /// Changes the limits of the kinds whose rates are others; the rest keep what they have used.
+    pub(crate) fn set_rates(&mut self, rates: &Rates) {
+        let new = Self::new(rates);
+        for (own, new) in [
+            (&mut self.echoes, new.echoes),
+            (&mut self.too_big, new.too_big),
+            (&mut self.errors, new.errors),
+            (&mut self.resets, new.resets),
+        ] {
+            if (own.cost, own.most) != (new.cost, new.most) {
+                *own = new;
+            }
+        }
+    }
+
     /// Says what the time is.
     #[inline]
     pub(crate) fn advance(&mut self, now: Instant) {

@@ -227,7 +227,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
     }
 
     pub(crate) fn set_options(&mut self, options: NatOptions) {
-        self.limits = Limits::new(&options.rates());
+        self.limits.set_rates(&options.rates());
         self.options = options;
     }
 

@@ -35,6 +35,45 @@ impl Spec<'_> {
         let outbound = (0..self.frontends.len()).filter(|&f| is_outbound(self, f));
         outbound.filter_map(|frontend| deal(self, frontend, &mut [NOBODY; GRANULES]).err())
     }
+
+    /// Calls `each` with the ports of a frontend that backends call out from, in ascending order: the pool's
+    /// place, the backend's place in it, the first port and the last one. A backend may have several ranges.
+    ///
+    /// # Errors
+    /// [`SpecError::OutOfPorts`]: the frontend has too few.
+    pub fn outbound_ports(
+        &self,
+        frontend: usize,
+        mut each: impl FnMut(usize, usize, u16, u16),
+    ) -> Result<(), SpecError> {
+        const PORTS: usize = GRANULE as usize;
+        if !is_outbound(self, frontend) {
+            return Ok(());
+        }
+        let mut owners = [NOBODY; GRANULES];
+        deal(self, frontend, &mut owners)?;
+        let mut first = 0;
+        for run in owners.chunk_by(|one, next| one == next) {
+            let end = first + run.len() * PORTS;
+            let owner = run.first().filter(|&&owner| owner != NOBODY);
+            if let Some((pool, member)) = owner.and_then(|&owner| self.member(owner.into())) {
+                each(pool, member, first as u16, (end - 1) as u16);
+            }
+            first = end;
+        }
+        Ok(())
+    }
+
+    /// The pool of the backend at a place among all, and its place in there.
+    fn member(&self, mut backend: usize) -> Option<(usize, usize)> {
+        for (index, pool) in self.pools.iter().enumerate() {
+            match backend.checked_sub(pool.backends.len()) {
+                None => return Some((index, backend)),
+                Some(rest) => backend = rest,
+            }
+        }
+        None
+    }
 }
 
 /// The number of a pool's backend.

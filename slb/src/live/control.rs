@@ -8,11 +8,14 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use slb_control::config::Node;
 use slb_control::probe::{BackendName, Prober};
 use slb_control::{Config, PassiveHealth, SlowStart};
+use slb_core::MuxOptions;
 use slb_core::counters::CounterMemory;
 use slb_core::health::Condition;
 use slb_core::mem::Boxes;
+use slb_core::nat::NatOptions;
 use slb_core::snapshot::Snapshot;
 use slb_io_afxdp::{Program, Take};
 use slb_io_pcap::CaptureStats;
@@ -26,8 +29,9 @@ use super::next_hops::{Found, NextHops, Unreached, unresolved};
 use super::start_program;
 use super::status::{Place, Shared};
 use super::watchdog::Life;
-use super::worker::{Counted, Next, Worker};
+use super::worker::{Counted, Next, Worker, secret};
 use crate::Failure;
+use crate::balancer::Limits;
 use crate::check::load;
 use crate::cli::LiveOptions;
 use crate::report::Report;
@@ -51,6 +55,16 @@ const STILL: Duration = Duration::from_secs(2);
 /// How often it says that probes cannot be sent.
 const COMPLAIN: Duration = Duration::from_secs(60);
 
+/// What a node's rates and other terms are made of, to tell when they change.
+pub(super) type NodeLimits = (MuxOptions, NatOptions, (u32, u32));
+
+/// The limits of a configuration.
+pub(super) fn limits_of(config: &Config) -> NodeLimits {
+    let node = &config.node;
+    let of_sources = (node.flows_per_source, node.flows_per_source_at_once);
+    (config.mux_options(), config.nat_options(), of_sources)
+}
+
 pub(super) struct Control<'o> {
     pub(super) options: &'o LiveOptions,
     pub(super) begin: Instant,
@@ -69,6 +83,10 @@ pub(super) struct Control<'o> {
     /// And with what the interface and the kernel's tables know.
     pub(super) config: Config,
     pub(super) snapshot: Arc<Snapshot<'static>>,
+    /// The node as the program was started with it: table sizes stay so.
+    pub(super) begun: Node,
+    /// The limits that all workers have in place; `None`: that is not known of all.
+    pub(super) limits: Option<NodeLimits>,
     /// How many rules and backends the workers have counters for.
     pub(super) counters: (usize, usize),
     pub(super) workers: Vec<Worker>,
@@ -222,25 +240,20 @@ impl Control<'_> {
             Ok(given) => given,
             Err(failure) => return error!("the configuration stays as it was: {failure}"),
         };
-        let old = &self.given.node;
-        given.node.role = old.role;
-        let of = |node: &slb_control::config::Node| {
-            let of_sources = (node.flows_per_source, node.flows_per_source_at_once);
-            let rates = [
-                node.answers_per_second,
-                node.too_big_per_second,
-                node.errors_per_second,
-                node.resets_per_second,
-            ];
-            let icmp_source = (node.icmp_source_ipv4, node.icmp_source_ipv6);
-            let sizes = (node.flows, node.connections, node.waiting_fragments);
-            (sizes, (rates, of_sources), icmp_source, node.clamp_mss)
-        };
-        if of(old) != of(&given.node) {
-            warn!(
-                "table sizes, rates, icmp_source and clamp_mss are those that the program was \
-                 started with"
-            );
+        given.node.role = self.given.node.role;
+        let (old, new) = (&self.begun, &given.node);
+        for (size, was, is) in [
+            ("flows", old.flows, new.flows),
+            ("connections", old.connections, new.connections),
+            (
+                "waiting_fragments",
+                old.waiting_fragments,
+                new.waiting_fragments,
+            ),
+        ] {
+            if was != is {
+                warn!("{size} = {is} takes effect after a restart: until then it is {was}");
+            }
         }
         let found = self.next_hops.look_up(&given);
         if let Some(prober) = &mut self.prober {
@@ -667,9 +680,12 @@ impl Control<'_> {
         if is_larger {
             self.counters = CounterMemory::size_for(&snapshot);
         }
+        let limits = Some(limits_of(&config)).filter(|limits| self.limits != Some(*limits));
         for worker in &self.workers {
+            let new = limits.map(|_| Limits::of(&config, secret()?)).transpose()?;
             let next = Next {
                 snapshot: Arc::clone(&snapshot),
+                limits: new,
                 counters: if is_larger {
                     CounterMemory::build(&snapshot, &mut Boxes)
                 } else {
@@ -678,10 +694,12 @@ impl Control<'_> {
             };
             worker.mailbox.install(next, generation);
         }
+        self.limits = limits.or(self.limits);
         for worker in &self.workers {
             if !worker.mailbox.wait_for(generation) {
-                // The next snapshot replaces one that was not taken, and brings the counters again.
+                // The next snapshot replaces one that was not taken, and brings counters and limits again.
                 self.counters = (0, 0);
+                self.limits = None;
                 warn!(
                     worker = worker.names.join(", "),
                     "slow to take the configuration"

@@ -22,7 +22,7 @@ use super::mailbox::{Mailbox, Recipient};
 use super::offload::Offload;
 use super::{WAIT, memory_for, probes};
 use crate::Failure;
-use crate::balancer::Balancer;
+use crate::balancer::{Balancer, Limits};
 use crate::report::Tally;
 
 /// Frames kept ready for packets of the balancer's own.
@@ -67,11 +67,12 @@ pub(super) struct Worker {
 /// What a worker and the others tell each other.
 pub(super) type Letterbox = Mailbox<Next, Counted>;
 
-/// A snapshot to put in place, and larger memory for counters where it has more rules or backends
-/// than there was room for. Returned by the worker, the snapshot and memory that it used before.
+/// A snapshot to put in place, larger memory for counters where it has more rules or backends than there
+/// was room for, and limits where they have changed. Returned by the worker, what it used before.
 pub(super) struct Next {
     pub(super) snapshot: Arc<Snapshot<'static>>,
     pub(super) counters: Option<CounterMemory<'static>>,
+    pub(super) limits: Option<Limits>,
 }
 
 /// Of AF_XDP: the interface and queue of each socket.
@@ -471,10 +472,13 @@ impl<'m, I: LiveIo<'m>> Reading<'_, '_, I> {
 
 impl<'m, I: LiveIo<'m>> Recipient<Next, Counted> for Reading<'_, '_, I> {
     fn install(&mut self, next: Next) -> Next {
-        let counters = next.counters;
+        let balancer = &mut self.moving.balancer;
         Next {
-            counters: counters.map(|larger| self.moving.balancer.replace_counters(larger)),
-            snapshot: self.moving.balancer.install(next.snapshot),
+            counters: next
+                .counters
+                .map(|larger| balancer.replace_counters(larger)),
+            limits: next.limits.map(|limits| balancer.set_limits(limits)),
+            snapshot: balancer.install(next.snapshot),
         }
     }
 
@@ -528,7 +532,7 @@ pub(super) fn allowed_cpus(asked: &[usize]) -> Result<Vec<usize>, Failure> {
 }
 
 /// A key that nobody can guess.
-fn secret() -> Result<Key, Failure> {
+pub(super) fn secret() -> Result<Key, Failure> {
     use std::io::Read as _;
     let mut bytes = [0; 16];
     let read = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));

@@ -1,0 +1,192 @@
+//! What moves when one configuration replaces another, and who has which ports.
+
+use slb_control::{Config, Diff};
+
+fn host() -> String {
+    std::fs::read_to_string("../examples/host.toml").unwrap()
+}
+
+fn read(text: &str) -> Config {
+    Config::parse("test.toml", text).unwrap()
+}
+
+fn diff(old: &str, new: &str) -> Diff {
+    assert_ne!(old, new);
+    Diff::between(&read(old), &read(new)).unwrap()
+}
+
+/// The lines of a difference about ports.
+fn ports(diff: &Diff) -> Vec<String> {
+    diff.ports.iter().map(ToString::to_string).collect()
+}
+
+const VM2: &str = "  { name = \"vm2\", address = \"10.10.1.12\", host = \"172.16.0.101\", mac = \"02:00:0a:0a:01:0c\" },\n";
+
+#[test]
+fn ports_have_their_backends() {
+    let config = read(&host());
+    let inbound = config.inbound_ports();
+    let of = |place: usize| {
+        let one = &inbound[place];
+        (one.port, one.backend.as_str(), one.backend_port)
+    };
+    assert_eq!(inbound.len(), 2);
+    assert_eq!(of(0), (2200, "web-servers/vm1", 22));
+    assert_eq!(of(1), (2201, "web-servers/vm2", 22));
+    let outbound = config.outbound_ports();
+    let lines: Vec<String> = outbound.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        lines,
+        ["web-servers/vm1 1024-2047", "web-servers/vm2 2048-3071"]
+    );
+    assert!(
+        outbound
+            .iter()
+            .all(|one| one.address.to_string() == "20.20.20.200")
+    );
+    // A rule's port takes eight ports out of a block, which goes on behind them.
+    let beside = host()
+        + "[[rule]]\nname = \"inside\"\nfrontend = \"outbound\"\npool = \"web-servers\"\n\
+                           protocol = \"udp\"\nfrontend_port = 1500\n";
+    assert_eq!(
+        read(&beside).outbound_ports()[0].to_string(),
+        "web-servers/vm1 1024-1495, 1504-2055"
+    );
+}
+
+#[test]
+fn a_backend_that_is_put_before_others_moves_their_ports() {
+    // vm2 leaves its place, and vm3 takes it.
+    let new = host().replace(
+        VM2,
+        "  { name = \"vm3\", address = \"10.10.1.13\", host = \"172.16.0.101\", mac = \"02:00:0a:0a:01:0d\" },\n",
+    );
+    let moved = diff(&host(), &new);
+    let expected = [
+        "20.20.20.100 tcp port 2201: from web-servers/vm2 port 22 to web-servers/vm3 port 22",
+        "20.20.20.200 SNAT ports 2048 to 3071: from web-servers/vm2 to web-servers/vm3",
+    ];
+    assert_eq!(ports(&moved), expected);
+    let said = moved.to_string();
+    assert!(
+        said.contains(&format!(
+            "ports that move; connections through them end:\n  {}\n",
+            expected[0]
+        )),
+        "{said}"
+    );
+    // With an instance of its own it keeps them, wherever it stands.
+    let kept = host().replace(
+        "backends = [\n",
+        "backends = [\n  { name = \"vm3\", address = \"10.10.1.13\", host = \"172.16.0.101\", instance = 2 },\n",
+    );
+    let kept = kept
+        .replace(
+            "\"02:00:0a:0a:01:0b\" }",
+            "\"02:00:0a:0a:01:0b\", instance = 0 }",
+        )
+        .replace(
+            "\"02:00:0a:0a:01:0c\" }",
+            "\"02:00:0a:0a:01:0c\", instance = 1 }",
+        );
+    assert!(ports(&diff(&host(), &kept)).is_empty());
+}
+
+#[test]
+fn ports_that_lead_nowhere_and_other_ports_of_backends_are_named() {
+    let gone = diff(&host(), &host().replace(VM2, ""));
+    assert_eq!(
+        ports(&gone),
+        [
+            "20.20.20.100 tcp port 2201: from web-servers/vm2 port 22 to no backend",
+            "20.20.20.200 SNAT ports 2048 to 3071: from web-servers/vm2 to no backend",
+        ]
+    );
+    let ssh = diff(
+        &host(),
+        &host().replace("backend_port = 22\n", "backend_port = 2222\n"),
+    );
+    assert_eq!(ssh.changed, ["inbound NAT \"ssh\""]);
+    assert_eq!(
+        ports(&ssh)[0],
+        "20.20.20.100 tcp port 2200: from web-servers/vm1 port 22 to web-servers/vm1 port 2222"
+    );
+    let start = host().replace("frontend_port_start = 2200", "frontend_port_start = 2201");
+    assert_eq!(
+        ports(&diff(&host(), &start)),
+        [
+            "20.20.20.100 tcp port 2200: from web-servers/vm1 port 22 to no backend",
+            "20.20.20.100 tcp port 2201: from web-servers/vm2 port 22 to web-servers/vm1 port 22",
+        ]
+    );
+}
+
+#[test]
+fn blocks_of_another_size_move_in_part() {
+    let new = host().replace(
+        "allocated_outbound_ports = 1024",
+        "allocated_outbound_ports = 2048",
+    );
+    assert_eq!(
+        ports(&diff(&host(), &new)),
+        ["20.20.20.200 SNAT ports 2048 to 3071: from web-servers/vm2 to web-servers/vm1"]
+    );
+    let new = host().replace(
+        "allocated_outbound_ports = 1024",
+        "allocated_outbound_ports = 512",
+    );
+    assert_eq!(
+        ports(&diff(&host(), &new)),
+        [
+            "20.20.20.200 SNAT ports 1536 to 2047: from web-servers/vm1 to web-servers/vm2",
+            "20.20.20.200 SNAT ports 2048 to 3071: from web-servers/vm2 to no backend",
+        ]
+    );
+}
+
+#[test]
+fn another_distribution_spreads_flows_anew() {
+    let new = host().replace(
+        "frontend_port = 80\n",
+        "frontend_port = 80\ndistribution = \"source-ip\"\n",
+    );
+    let diff = diff(&host(), &new);
+    let rule = &diff.rules[0];
+    // Two backends of one weight: every second flow stays by chance.
+    assert!((rule.changed - 0.5).abs() < 0.001, "{}", rule.changed);
+    let said = diff.to_string();
+    assert!(
+        said.contains(
+            "rule \"http\": 50.00 %, since flows are spread anew: distribution \"five-tuple\" becomes \"source-ip\""
+        ),
+        "{said}"
+    );
+}
+
+#[test]
+fn rates_change_while_running_and_table_sizes_do_not() {
+    let with = |line: &str| {
+        let old = host();
+        let new = old.replace("role = \"host\"\n", &format!("role = \"host\"\n{line}\n"));
+        let diff = diff(&old, &new);
+        (diff.changed, diff.restart)
+    };
+    for (line, field) in [
+        ("answers_per_second = 5", "node: answers_per_second"),
+        ("too_big_per_second = 5", "node: too_big_per_second"),
+        ("errors_per_second = 5", "node: errors_per_second"),
+        ("resets_per_second = 5", "node: resets_per_second"),
+        ("flows_per_source = 5", "node: flows_per_source"),
+        ("clamp_mss = true", "node: clamp_mss"),
+        ("icmp_source = \"172.16.0.9\"", "node: icmp_source"),
+    ] {
+        assert_eq!(with(line), (vec![field.to_owned()], vec![]), "{line}");
+    }
+    for (line, field) in [
+        ("connections = 5", "connections"),
+        ("flows = 5", "flows"),
+        ("waiting_fragments = 5", "waiting_fragments"),
+    ] {
+        assert_eq!(with(line), (vec![], vec![field]), "{line}");
+    }
+}

@@ -4,18 +4,16 @@
 #
 #   gen: sends and counts ── veth, one queue ── dut: forwards, and sends back by the same cable
 #
-# Needs root. SECONDS_EACH=3, ROUNDS=3 and ONLY='a part of names' can be set. The sender has the last CPU; what runs in user
+# Needs root. SECONDS_EACH=3, ROUNDS=3, PROFILE=dist and ONLY='a part of names' can be set. The sender has the last CPU; what runs in user
 # space on the other side has the first. The kernel does its work where packets arrive: on the
 # sender's CPU, which its numbers have to share.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ "$(id -u)" = 0 ] || { echo "veth.sh: needs root: it makes network namespaces" >&2; exit 1; }
-SECONDS_EACH=${SECONDS_EACH:-3} ROUNDS=${ROUNDS:-3}
+SECONDS_EACH=${SECONDS_EACH:-3} ROUNDS=${ROUNDS:-3} PROFILE=${PROFILE:-dist}
 
-# One after the other: together they would have each other's features, and be built anew for it.
-cargo build -q --release -p slb
-cargo build -q --release -p slb-benches
-bin=$PWD/target/release last=$(($(nproc) - 1))
+cargo build -q --profile "$PROFILE" -p slb -p slb-benches
+bin=$PWD/target/$PROFILE last=$(($(nproc) - 1))
 state=$(mktemp -d) gen="slbv$$-gen" dut="slbv$$-dut"
 forwarder=
 finish() {

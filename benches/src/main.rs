@@ -1,6 +1,12 @@
-//! The suite as a program.
+//! What slb costs beside its peers: the suite of `slb bench`, and the parts of a packet's way beside other
+//! projects' code with the same packets and flows.
+//!
+//! `cargo run --profile dist -p slb-benches`, with `--quick` for less than a minute, `--json` for programs, or
+//! a part of a line's name.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
+
+mod peers;
 
 use std::process::ExitCode;
 
@@ -26,12 +32,14 @@ fn main() -> ExitCode {
         json,
         filter,
     } = Arguments::parse();
-    let options = slb_benches::Options {
+    let options = slb_bench::Options {
         quick,
         json,
         filter,
     };
-    match slb_benches::run(&options) {
+    match slb_bench::run_with(&options, |report, limits, memory| {
+        peers::measure(&options, report, limits, memory)
+    }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("slb-benches: {failure}");

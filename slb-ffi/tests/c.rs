@@ -54,7 +54,7 @@ fn installed() -> Option<&'static Path> {
             let prefix = Path::new(env!("CARGO_TARGET_TMPDIR")).join("installed");
             let prefix_option = format!("PREFIX={}", prefix.display());
             let mut make = Command::new("make");
-            make.args(["install", &prefix_option, "CARGO=cargo"])
+            make.args(["install", &prefix_option, "CARGO=cargo", "PROFILE=release"])
                 .current_dir(env!("CARGO_MANIFEST_DIR"))
                 // What cargo tells its tests is not for another build.
                 .env_remove("CARGO_TARGET_DIR");
@@ -305,7 +305,7 @@ fn the_freestanding_library_needs_nothing() {
         skip!("{tool} is not installed");
     }
     ok(Command::new("make")
-        .args(["freestanding", "CARGO=cargo"])
+        .args(["freestanding", "CARGO=cargo", "PROFILE=release"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env_remove("CARGO_TARGET_DIR"));
     let folder = build("freestanding");

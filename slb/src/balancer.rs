@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use slb_control::{Config, HugePages, Role};
+#[cfg(feature = "live")]
 use slb_core::counters::CounterMemory;
 use slb_core::mem::Mem;
 use slb_core::nat::{NatOptions, NatTable};
@@ -143,12 +144,14 @@ impl Balancer {
     }
 
     /// Puts another snapshot in place, and gives the one that was.
+    #[cfg(feature = "live")]
     pub(crate) fn install(&mut self, snapshot: Shared) -> Shared {
         self.current = Arc::clone(&snapshot);
         on!(&mut self.role, role => role.install(snapshot))
     }
 
     /// Moves the counters into larger memory, and returns the memory that they were in.
+    #[cfg(feature = "live")]
     pub(crate) fn replace_counters(
         &mut self,
         counters: CounterMemory<'static>,

@@ -31,20 +31,26 @@ pub(crate) enum Command {
     /// they would be), or made from a tuple: slb explain web.toml tcp 1.2.3.4:50000
     /// 20.20.20.100:80
     Explain(ExplainOptions),
+    #[cfg(feature = "live")]
     /// Run a mux: on AF_XDP, a worker for each queue; or on a TUN device, which VIPs are routed into
     /// and VXLAN comes out of.
     ///
     /// AF_XDP takes CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF, and CAP_IPC_LOCK or a limit on locked
     /// memory that is high enough.
     Mux(LiveOptions),
+    #[cfg(feature = "live")]
     /// Run a host agent: port 0 is the fabric's, the vms' are as `slb check` says.
     Host(LiveOptions),
+    #[cfg(feature = "live")]
     /// Run a proxy, with a device for each port.
     Proxy(LiveOptions),
+    #[cfg(feature = "live")]
     /// Show what a running balancer does: rates, flows, backends and drops, each second.
     Status(StatusOptions),
+    #[cfg(feature = "top")]
     /// Watch a running balancer on the whole terminal: VIPs, backends and their health, rates, drops.
     Top(TopOptions),
+    #[cfg(feature = "live")]
     /// Ask each backend once how it is, as the configuration's probes do, and print the answers.
     ///
     /// Exit status 1 where one is not well.
@@ -54,6 +60,7 @@ pub(crate) enum Command {
     /// Say what another configuration would change: what is added, removed and different, how much of
     /// each rule's table gets another backend, and what takes a restart.
     Diff(DiffOptions),
+    #[cfg(feature = "azure")]
     /// Turn Azure's JSON, load balancers and whole templates, into a configuration.
     ///
     /// What the JSON does not say, such as the hosts of backends, comes from an inventory; what is left
@@ -63,28 +70,50 @@ pub(crate) enum Command {
     ///
     /// The same options give the same bytes.
     Generate(GenerateOptions),
+    #[cfg(feature = "bench")]
     /// Measure this machine, Maglev tables, and mux, host agent and proxy alone, in memory, on one
     /// core.
     ///
-    /// Beside their peers, they are measured by cargo run --release -p slb-benches.
+    /// Beside their peers, they are measured by cargo run --profile dist -p slb-benches.
     Bench(BenchOptions),
+    #[cfg(feature = "live")]
     /// Take an interface down while standard input is silent: what a mux starts beside itself.
     #[command(hide = true)]
     Watchdog(WatchdogOptions),
 }
 
+/// Commands that this program was built without, and the features that they take.
+pub(crate) const LEFT_OUT: &[(&str, &str)] = &[
+    #[cfg(not(feature = "live"))]
+    ("mux", "live"),
+    #[cfg(not(feature = "live"))]
+    ("host", "live"),
+    #[cfg(not(feature = "live"))]
+    ("proxy", "live"),
+    #[cfg(not(feature = "live"))]
+    ("status", "live"),
+    #[cfg(not(feature = "live"))]
+    ("probe", "live"),
+    #[cfg(not(feature = "top"))]
+    ("top", "top"),
+    #[cfg(not(feature = "azure"))]
+    ("import", "azure"),
+    #[cfg(not(feature = "bench"))]
+    ("bench", "bench"),
+];
+
 impl Command {
     /// Whether it is over when nobody reads what it prints.
     pub(crate) fn only_prints(&self) -> bool {
-        !matches!(
-            self,
-            Self::Mux(_)
-                | Self::Host(_)
-                | Self::Proxy(_)
-                | Self::Probe(_)
-                | Self::Top(_)
-                | Self::Watchdog(_)
-        )
+        match self {
+            #[cfg(feature = "live")]
+            Self::Mux(_) | Self::Host(_) | Self::Proxy(_) | Self::Probe(_) | Self::Watchdog(_) => {
+                false
+            }
+            #[cfg(feature = "top")]
+            Self::Top(_) => false,
+            _ => true,
+        }
     }
 }
 
@@ -188,6 +217,7 @@ pub(crate) struct ReplayOptions {
     pub(crate) report: Format,
 }
 
+#[cfg(feature = "live")]
 #[derive(Clone, Debug, Args)]
 #[command(
     after_help = "The configuration is read again on SIGHUP and when the file has changed; a bad one \
@@ -245,6 +275,7 @@ pub(crate) struct LiveOptions {
 }
 
 /// A ring has a power of two of entries.
+#[cfg(feature = "live")]
 fn ring(text: &str) -> Result<u32, String> {
     let ring = text
         .parse()
@@ -254,6 +285,7 @@ fn ring(text: &str) -> Result<u32, String> {
     ring.ok_or_else(|| "expected a power of two from 64 to 32768".to_owned())
 }
 
+#[cfg(feature = "live")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
     /// For people.
@@ -262,6 +294,7 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+#[cfg(feature = "live")]
 #[derive(Clone, Debug, Args)]
 pub(crate) struct StatusOptions {
     /// The balancer's socket. Default: that of the one that runs here.
@@ -275,6 +308,7 @@ pub(crate) struct StatusOptions {
     pub(crate) format: Format,
 }
 
+#[cfg(feature = "top")]
 #[derive(Clone, Debug, Args)]
 pub(crate) struct TopOptions {
     /// The balancer's socket. Default: that of the one that runs here.
@@ -361,6 +395,7 @@ impl DiffOptions {
     }
 }
 
+#[cfg(feature = "azure")]
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ImportOptions {
     /// Load balancers, templates with `resources`, templates that these link to, their parameter files,
@@ -406,6 +441,7 @@ pub(crate) struct GenerateOptions {
     pub(crate) seed: u64,
 }
 
+#[cfg(feature = "live")]
 #[derive(Clone, Debug, Args)]
 pub(crate) struct WatchdogOptions {
     /// The interface.
@@ -413,6 +449,7 @@ pub(crate) struct WatchdogOptions {
     pub(crate) announce: String,
 }
 
+#[cfg(feature = "bench")]
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BenchOptions {
     /// Less time for each line.

@@ -9,13 +9,18 @@ mod check;
 mod cli;
 mod explain;
 mod generate;
+#[cfg(feature = "azure")]
 mod import;
+#[cfg(feature = "live")]
 mod live;
 mod output;
+#[cfg(feature = "live")]
 mod probe;
 mod replay;
 mod report;
+#[cfg(feature = "live")]
 mod status;
+#[cfg(feature = "top")]
 mod top;
 
 use std::fmt;
@@ -24,30 +29,43 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::Parser;
+use clap::error::{ContextKind, ContextValue};
+#[cfg(feature = "live")]
 use slb_control::Role;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, LEFT_OUT};
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let command = Cli::try_parse()
+        .unwrap_or_else(|error| refuse(&error))
+        .command;
     if command.only_prints() {
         end_with_the_reader();
     }
     let result = match command {
         Command::Replay(options) => replay::run(&options),
         Command::Explain(options) => explain::run(&options),
+        #[cfg(feature = "live")]
         Command::Mux(options) => live::run(&options, Role::Mux),
+        #[cfg(feature = "live")]
         Command::Host(options) => live::run(&options, Role::Host),
+        #[cfg(feature = "live")]
         Command::Proxy(options) => live::run(&options, Role::Proxy),
+        #[cfg(feature = "live")]
         Command::Status(options) => status::run(&options),
+        #[cfg(feature = "top")]
         Command::Top(options) => top::run(&options),
+        #[cfg(feature = "live")]
         Command::Probe(options) => probe::run(&options),
         Command::Diff(options) => check::diff(&options),
         Command::Check(options) => check::run(&options),
+        #[cfg(feature = "azure")]
         Command::Import(options) => import::run(&options),
         Command::Generate(options) => generate::run(&options),
+        #[cfg(feature = "live")]
         Command::Watchdog(options) => live::watch(&options),
-        Command::Bench(options) => slb_benches::run(&slb_benches::Options {
+        #[cfg(feature = "bench")]
+        Command::Bench(options) => slb_bench::run(&slb_bench::Options {
             quick: options.quick,
             json: options.report == cli::Format::Json,
             filter: options.filter,
@@ -61,6 +79,19 @@ fn main() -> ExitCode {
             ExitCode::from(failure.status)
         }
     }
+}
+
+/// Ends with clap's message; names the feature that brings a command which this program was built without.
+fn refuse(error: &clap::Error) -> ! {
+    if let Some(ContextValue::String(asked)) = error.get(ContextKind::InvalidSubcommand)
+        && let Some((name, feature)) = LEFT_OUT.iter().find(|(name, _)| name == asked)
+    {
+        eprintln!(
+            "slb: this program was built without `slb {name}`: build it with --features {feature}"
+        );
+        std::process::exit(2);
+    }
+    error.exit()
 }
 
 /// Has the program end when nobody reads what it prints, as `slb explain ... | head -1`. Not for those that

@@ -1,5 +1,6 @@
 //! What a run came to, for people and for programs.
 
+#[cfg(feature = "live")]
 pub(crate) mod metrics;
 pub(crate) mod rules;
 
@@ -73,6 +74,7 @@ impl Tally {
 
     /// Adds what another balancer counted. What rules and backends did is added where both have the
     /// same snapshot: else their places are not the same.
+    #[cfg(feature = "live")]
     pub(crate) fn add(&mut self, other: &Self) {
         self.stats += other.stats;
         if let (Some(own), Some(states)) = (&mut self.states, other.states) {
@@ -95,12 +97,14 @@ impl Tally {
     }
 
     /// What each backend got, by its pool's and its own place in the configuration.
+    #[cfg(feature = "live")]
     pub(crate) fn by_backend(&self) -> impl Iterator<Item = ((usize, usize), BackendCounters)> {
         let backends = self.snapshot.backends().iter().zip(&self.backends);
         backends.map(|(backend, &counters)| ((backend.pool(), backend.member()), counters))
     }
 
     /// Which configuration it ran.
+    #[cfg(feature = "live")]
     pub(crate) fn generation(&self) -> u64 {
         self.snapshot.generation()
     }

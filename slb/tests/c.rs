@@ -26,7 +26,7 @@ fn the_c_mux_and_replay_give_the_same_bytes() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
     let make = Command::new("make")
-        .arg("install")
+        .args(["install", "PROFILE=release"])
         .arg(format!("PREFIX={}", directory.path().display()))
         .current_dir(root.join("slb-ffi"))
         .env_remove("CARGO_TARGET_DIR")

@@ -8,13 +8,8 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use slb_bench::{Case, FRAMES, Failure, Frames, Limits, Options, Report, Sample};
 use slb_core::{BURST, Key};
-
-use crate::Options;
-use crate::error::Failure;
-use crate::machine::Limits;
-use crate::report::{Report, Sample};
-use crate::roles::mux::{Case, FRAMES, Frames};
 
 const NAMES: [&str; 2] = ["from Rust, stateless, 64 B", "from C, stateless, 64 B"];
 

@@ -3,10 +3,8 @@
 use std::hash::BuildHasher;
 use std::hint::black_box;
 
+use slb_bench::{Options, Report, Sample};
 use slb_core::hash::{MICROSOFT_KEY, SipHash13, Toeplitz, TupleHasher, Xxh3};
-
-use crate::Options;
-use crate::report::{Report, Sample};
 
 const COUNT: usize = 1024;
 

@@ -5,12 +5,8 @@ mod hash;
 mod parse;
 mod table;
 
+use slb_bench::{Failure, Limits, Options, Report};
 use slb_core::mem::Line;
-
-use crate::Options;
-use crate::error::Failure;
-use crate::machine::Limits;
-use crate::report::Report;
 
 pub(crate) fn measure(
     options: &Options,

@@ -2,11 +2,9 @@
 
 use std::hint::black_box;
 
+use slb_bench::{Options, Report, Sample};
 use slb_core::packet::{Packet, Parsed};
 use smoltcp::wire::{EthernetFrame, Ipv4Packet, Ipv6Packet, TcpPacket};
-
-use crate::Options;
-use crate::report::{Report, Sample};
 
 const COUNT: usize = 1024;
 

@@ -6,16 +6,11 @@ use std::time::Instant;
 
 use hashbrown::HashMap;
 use serde_json::json;
+use slb_bench::{Failure, Limit, Limits, Options, Random, Report, Sample, short};
 use slb_core::Key;
 use slb_core::flow::table::{Found, Inserted, Probe, Table};
 use slb_core::flow::{Bucket, FlowKey, FlowProtocol, FlowState, FlowTable, Ticks};
 use slb_core::mem::{Arena, Line, Memory};
-
-use crate::Options;
-use crate::error::Failure;
-use crate::flows::Random;
-use crate::machine::Limits;
-use crate::report::{Limit, Report, Sample, short};
 
 /// Flows of one round.
 const COUNT: usize = 1 << 14;

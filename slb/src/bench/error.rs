@@ -7,11 +7,13 @@ use std::fmt;
 pub struct Failure(String);
 
 impl Failure {
-    pub(crate) fn failed(message: impl fmt::Display) -> Self {
+    /// A failure that this message explains.
+    pub fn failed(message: impl fmt::Display) -> Self {
         Self(message.to_string())
     }
 
-    pub(crate) fn memory() -> Self {
+    /// The tables do not fit into this machine's memory.
+    pub fn memory() -> Self {
         Self::failed("there is not enough memory for the tables")
     }
 }

@@ -1,34 +1,34 @@
-//! What slb costs: the machine's own limits, the parts beside their peers, the roles whole, all in one
-//! run, on one core.
+//! The suite of `slb bench`: the machine's own limits, Maglev tables, and mux, host agent and proxy
+//! alone, all in one run, on one core.
 //!
-//! `cargo run --release -p slb-benches`, with `--quick` for less than a minute, `--json` for
-//! programs, or a part of a line's name. `slb bench` is the same without the peers.
+//! The package `slb-benches` adds lines of other projects' code to the same table: see [`run_with`].
 //!
 //! A number is the median over the rounds of its line; the least is shown beside it. Where a line
 //! has a limit, which is measured in the same run, the last column says how many times as long it
 //! takes, by the least of both.
 
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
+#![cfg(feature = "bench")]
 
 mod error;
 mod flows;
 mod machine;
 mod maglev;
-#[cfg(feature = "peers")]
-#[path = "../../../benches/src/peers/mod.rs"]
-mod peers;
 mod report;
 mod roles;
 
 use std::time::Duration;
 
 pub use error::Failure;
+pub use flows::Random;
+pub use machine::Limits;
+pub use report::{Limit, Report, Sample, short};
+pub use roles::mux::{Case, FRAMES, Frames};
 
-use report::Report;
 use slb_control::HugePages;
 use slb_core::mem::{Line, Memory};
 
-/// What is measured, and how it is shown.
+/// The lines to measure, and how to print them.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Less time for each line, and no table of more than a million flows.
@@ -40,17 +40,30 @@ pub struct Options {
 }
 
 impl Options {
-    /// How long a line is measured.
-    fn time(&self) -> Duration {
+    /// Returns how long a line is measured.
+    pub fn time(&self) -> Duration {
         Duration::from_millis(if self.quick { 100 } else { 500 })
     }
 }
 
-/// Measures, and prints lines as they come.
+/// Measures all lines, and prints them as they come.
 ///
 /// # Errors
-/// There is not enough memory, or what was measured did not do what it should.
+/// There is not enough memory, or a role did not forward its packets.
 pub fn run(options: &Options) -> Result<(), Failure> {
+    run_with(options, |_, _, _| Ok(()))
+}
+
+/// Measures all lines, and those that `peers` adds before the lines of the roles.
+///
+/// `peers` gets the memory that all tables lie in, in turn.
+///
+/// # Errors
+/// There is not enough memory, a role did not forward its packets, or `peers` failed.
+pub fn run_with(
+    options: &Options,
+    peers: impl FnOnce(&mut Report, &Limits, &mut [Line]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let core = machine::stay_on_a_core();
     let mut report = Report::new(options, core);
     let limits = machine::measure(options, &mut report)?;
@@ -59,8 +72,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     let bytes = if options.quick { 512 << 20 } else { 6 << 30 };
     let memory = HugePages.take(bytes / size_of::<Line>(), Line::EMPTY);
     let memory = &mut *memory.ok_or_else(Failure::memory)?;
-    #[cfg(feature = "peers")]
-    peers::measure(options, &mut report, &limits, memory)?;
+    peers(&mut report, &limits, memory)?;
     roles::measure(options, &mut report, &limits, memory)?;
     report.finish();
     Ok(())

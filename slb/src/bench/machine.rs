@@ -23,18 +23,18 @@ const TOUCHES: usize = 1 << 16;
 #[repr(C, align(64))]
 struct Cell([u64; 8]);
 
-/// What was measured, for the lines that follow.
+/// The machine's limits, which later lines are compared with.
 #[derive(Clone, Debug)]
-pub(crate) struct Limits {
+pub struct Limits {
     /// A line touched among others that do not wait for it, by bytes of memory.
     touches: Vec<(usize, f64)>,
-    /// The loop of what no mux can do without.
-    pub(crate) floor: Limit,
+    /// The least that a mux has to do for a packet: read a tuple, hash it, read a slot, write a header.
+    pub floor: Limit,
 }
 
 impl Limits {
-    /// The limit of looking something up in so many bytes.
-    pub(crate) fn touch(&self, bytes: usize) -> Option<Limit> {
+    /// Returns the limit of a lookup in a table of so many bytes.
+    pub fn touch(&self, bytes: usize) -> Option<Limit> {
         let fits = |&&(size, _): &&(usize, f64)| size >= bytes;
         let all = self.touches.iter();
         let (_, least) = all.clone().find(fits).or_else(|| self.touches.last())?;
@@ -44,8 +44,8 @@ impl Limits {
         })
     }
 
-    /// The limit of a mux whose flows take so many bytes.
-    pub(crate) fn mux(&self, bytes: usize) -> Limit {
+    /// Returns the limit of a mux whose flow table has so many bytes.
+    pub fn mux(&self, bytes: usize) -> Limit {
         let touch = self.touch(bytes).filter(|_| bytes != 0);
         Limit {
             name: if touch.is_some() {

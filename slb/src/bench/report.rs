@@ -6,15 +6,18 @@ use serde_json::{Value, json};
 
 use crate::Options;
 
-/// Nanoseconds for one of what a line counts.
+/// The time of one operation over all rounds of a line, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Sample {
-    pub(crate) median: f64,
-    pub(crate) least: f64,
+pub struct Sample {
+    /// Median of all rounds.
+    pub median: f64,
+    /// The fastest round.
+    pub least: f64,
 }
 
 impl Sample {
-    pub(crate) fn of(mut nanos: Vec<f64>) -> Self {
+    /// Summarizes rounds, each given in nanoseconds for one operation.
+    pub fn of(mut nanos: Vec<f64>) -> Self {
         nanos.sort_by(f64::total_cmp);
         let median = nanos.get(nanos.len() / 2).copied().unwrap_or(f64::NAN);
         Self {
@@ -23,8 +26,8 @@ impl Sample {
         }
     }
 
-    /// Runs `round`, which does `count` of something, for so long.
-    pub(crate) fn measure(time: Duration, count: usize, mut round: impl FnMut()) -> Self {
+    /// Runs `round`, which does `count` operations, for `time`, and at least three times.
+    pub fn measure(time: Duration, count: usize, mut round: impl FnMut()) -> Self {
         let begin = Instant::now();
         let mut nanos = Vec::new();
         while nanos.len() < 3 || begin.elapsed() < time {
@@ -36,16 +39,18 @@ impl Sample {
     }
 }
 
-/// What a line can at best be, as measured in the same run.
+/// A lower bound for a line, measured in the same run.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limit {
-    pub(crate) name: &'static str,
-    pub(crate) least: f64,
+pub struct Limit {
+    /// The name that the last column of the table shows.
+    pub name: &'static str,
+    /// Nanoseconds for one operation.
+    pub least: f64,
 }
 
-/// The table.
+/// The table of all lines: printed as they come, or at the end as JSON.
 #[derive(Debug)]
-pub(crate) struct Report {
+pub struct Report {
     json: bool,
     filter: Option<String>,
     machine: Value,
@@ -72,7 +77,7 @@ impl Report {
     }
 
     /// Begins a group of lines that count one thing.
-    pub(crate) fn group(&self, title: &str) {
+    pub fn group(&self, title: &str) {
         if !self.json {
             println!(
                 "\n{title:<52} {:>10} {:>9} {:>9}  of the limit",
@@ -81,26 +86,20 @@ impl Report {
         }
     }
 
-    /// Whether a line is asked for.
-    pub(crate) fn wants(&self, name: &str) -> bool {
+    /// Returns whether the filter lets a line of this name be measured.
+    pub fn wants(&self, name: &str) -> bool {
         self.filter
             .as_ref()
             .is_none_or(|filter| name.contains(filter))
     }
 
-    /// Shows a line.
-    pub(crate) fn show(&mut self, name: &str, sample: Sample, limit: Option<Limit>) {
+    /// Adds a line, compared with `limit` if there is one.
+    pub fn show(&mut self, name: &str, sample: Sample, limit: Option<Limit>) {
         self.show_with(name, sample, limit, &json!({}));
     }
 
-    /// Shows a line that has more to say.
-    pub(crate) fn show_with(
-        &mut self,
-        name: &str,
-        sample: Sample,
-        limit: Option<Limit>,
-        more: &Value,
-    ) {
+    /// Adds a line with further values: `more` is a JSON object.
+    pub fn show_with(&mut self, name: &str, sample: Sample, limit: Option<Limit>, more: &Value) {
         if !self.wants(name) {
             return;
         }
@@ -156,8 +155,8 @@ fn processor() -> String {
     name.unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }
 
-/// How a count is written in names.
-pub(crate) fn short(count: usize) -> String {
+/// Abbreviates a count for the name of a line: `64 k`, `40 M`.
+pub fn short(count: usize) -> String {
     match count {
         1_000_000.. => format!("{} M", count / 1_000_000),
         1000.. => format!("{} k", count / 1000),

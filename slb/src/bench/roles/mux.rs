@@ -21,32 +21,35 @@ use crate::report::Sample;
 
 /// Frames of one round: few enough to stay in a second-level cache, as they do behind a NIC that
 /// writes into the cache.
-pub(crate) const FRAMES: usize = 1024;
+pub const FRAMES: usize = 1024;
 pub(crate) const BACKENDS: u8 = 100;
 pub(super) const VIP_IPV4: Ipv4Addr = Ipv4Addr::new(20, 20, 20, 100);
 pub(super) const VIP_IPV6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x20, 0, 0, 0, 0, 0x100);
 
-/// What is measured in one line.
+/// The mux, its packets and its flows, as one line measures them.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Case {
-    pub(crate) pinned: bool,
-    pub(crate) ipv6: bool,
-    /// As on the wire: with the four bytes of the frame check sequence.
-    pub(crate) frame_len: usize,
-    pub(crate) flows: u32,
+pub struct Case {
+    /// The mux has a flow table.
+    pub pinned: bool,
+    /// Packets are IPv6.
+    pub ipv6: bool,
+    /// Bytes on the wire, with the four of the frame check sequence.
+    pub frame_len: usize,
+    /// How many flows the packets belong to.
+    pub flows: u32,
 }
 
 impl Case {
-    /// What the machine's limits are measured with.
-    pub(crate) const FLOOR: Self = Self {
+    /// The case of the machine's limits: no table, IPv4, frames of 64 bytes, a million flows.
+    pub const FLOOR: Self = Self {
         pinned: false,
         ipv6: false,
         frame_len: 64,
         flows: 1 << 20,
     };
 
-    /// Bytes from one frame's buffer to the next.
-    pub(crate) fn stride(&self) -> usize {
+    /// Returns the bytes from one frame's buffer to the next.
+    pub fn stride(&self) -> usize {
         (HEADROOM + self.frame_len).next_multiple_of(64)
     }
 
@@ -229,8 +232,9 @@ fn all_forwarded(mux: &Dut<'_>) -> Result<(), Failure> {
     }
 }
 
-/// Writes frames of random flows, or of all in turn.
-pub(crate) struct Frames {
+/// Writes frames of random flows, or of all flows in turn.
+#[derive(Debug)]
+pub struct Frames {
     case: Case,
     template: Vec<u8>,
     random: Random,
@@ -238,7 +242,8 @@ pub(crate) struct Frames {
 }
 
 impl Frames {
-    pub(crate) fn new(case: Case) -> Self {
+    /// A writer of the case's packets.
+    pub fn new(case: Case) -> Self {
         Self {
             case,
             template: case.template(),
@@ -247,7 +252,8 @@ impl Frames {
         }
     }
 
-    pub(crate) fn write<'m>(&mut self, memory: &'m mut [u8], in_turn: bool) -> Vec<Frame<'m>> {
+    /// Fills `memory` with frames: of all flows in turn, or of random ones.
+    pub fn write<'m>(&mut self, memory: &'m mut [u8], in_turn: bool) -> Vec<Frame<'m>> {
         let Case {
             ipv6,
             flows,

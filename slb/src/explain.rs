@@ -24,8 +24,7 @@ use crate::Failure;
 use crate::balancer::Balancer;
 use crate::check::{load_balancer, taken_by};
 use crate::cli::ExplainOptions;
-use crate::live::port_named;
-use crate::replay::{first_frontend, inputs};
+use crate::replay::{first_frontend, inputs, port_named};
 
 pub(crate) fn run(options: &ExplainOptions) -> Result<(), Failure> {
     let expected = || {

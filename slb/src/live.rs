@@ -33,7 +33,6 @@ use std::time::{Duration, Instant};
 
 use slb_control::probe::{Prober, ProberEnd, way};
 use slb_control::{Config, PassiveHealth, Role, SlowStart};
-use slb_core::PortId;
 use slb_core::counters::CounterMemory;
 use slb_io_afxdp::{LARGE_CHUNK, Program, ProgramFault, Take, Umem, frames_for};
 use slb_io_tun::{Device, Layer};
@@ -240,17 +239,6 @@ fn log_to_stderr(options: &LiveOptions) {
         LogFormat::Text => log.with_ansi(false).try_init(),
         LogFormat::Json => log.json().flatten_event(true).try_init(),
     };
-}
-
-/// The port that a name is: of a proxy its own names, of a host its vms', or a number.
-pub(crate) fn port_named(config: &Config, name: &str) -> Option<PortId> {
-    let number = name.parse().ok().map(PortId);
-    config
-        .ports
-        .by_name(name)
-        .filter(|_| config.node.role == Role::Proxy)
-        .or_else(|| config.port_of(name))
-        .or(number)
 }
 
 /// How long the first answers to probes are waited for, beyond the longest timeout: those of large pools go

@@ -151,6 +151,17 @@ fn place<'t>(config: &Config, text: &'t str) -> (Option<PortId>, &'t Path) {
     (None, Path::new(text))
 }
 
+/// Returns the port of a name: a proxy's own, the vm's of a host agent's backend, or a port number.
+pub(crate) fn port_named(config: &Config, name: &str) -> Option<PortId> {
+    let number = name.parse().ok().map(PortId);
+    config
+        .ports
+        .by_name(name)
+        .filter(|_| config.node.role == Role::Proxy)
+        .or_else(|| config.port_of(name))
+        .or(number)
+}
+
 /// Where packets come from that are of no port by name.
 pub(crate) fn first_frontend(config: &Config) -> PortId {
     let all = (0..).map(PortId).zip(&config.ports.all);

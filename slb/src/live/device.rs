@@ -14,8 +14,9 @@ use slb_io_tun::{Device, Layer};
 use tracing::warn;
 
 use super::next_hops::{self, Found};
-use super::{port_named, rights};
+use super::rights;
 use crate::Failure;
+use crate::replay::port_named;
 
 /// The queues of one worker, which it opens.
 pub(super) enum Queues {

@@ -393,8 +393,10 @@ fn few<T, R>(all: &[T], make: impl Fn(usize, &T) -> R) -> Vec<R> {
 fn compile(spec: &Spec<'_>, previous: Option<&Snapshot<'_>>) -> Option<Box<Snapshot<'static>>> {
     let boxed = Snapshot::boxed(spec, previous);
     let lines = Snapshot::lines_for(spec, previous);
+    let faults: Vec<SpecError> = spec.faults().collect();
     match boxed {
         Ok(snapshot) => {
+            assert_eq!(faults, []);
             let mut memory = vec![Line::EMPTY; lines];
             let again = Snapshot::build(spec, previous, &mut Arena::new(&mut memory));
             assert!(again.is_ok(), "{:?} of {lines} lines", again.err());
@@ -402,7 +404,8 @@ fn compile(spec: &Spec<'_>, previous: Option<&Snapshot<'_>>) -> Option<Box<Snaps
         }
         Err(error) => {
             assert!(!matches!(error, SpecError::Memory { .. }), "{error}");
-            assert!(!error.to_string().is_empty());
+            assert!(faults.contains(&error), "{error}: {faults:?}");
+            assert!(faults.iter().all(|f| !f.named(spec).to_string().is_empty()));
             None
         }
     }

@@ -96,7 +96,13 @@ fn with_good(change: impl FnOnce(&mut Spec<'_>)) -> Result<Snapshot<'static>, Sp
         ..Spec::default()
     };
     change(&mut spec);
-    Snapshot::boxed(&spec, None)
+    let built = Snapshot::boxed(&spec, None);
+    let faults: Vec<SpecError> = spec.faults().collect();
+    match &built {
+        Ok(_) => assert_eq!(faults, []),
+        Err(error) => assert!(faults.contains(error), "{error}: {faults:?}"),
+    }
+    built
 }
 
 /// What a spec refers to has to live longer than the closure that says it.
@@ -144,11 +150,11 @@ fn each_contradiction_is_told() {
     };
     fault(
         |spec| spec.rules = leak(vec![rule("http"), other_port]),
-        "rules 0 and 1 have the same name",
+        "rule 0 and rule 1 have the same name",
     );
     fault(
         |spec| spec.rules = leak(vec![rule("http"), rule("again")]),
-        "rules 0 and 1 take the same protocol and port of one VIP",
+        "rule 0 and rule 1 take the same protocol and port of one VIP",
     );
     let elsewhere = Rule {
         pool: 9,
@@ -156,7 +162,7 @@ fn each_contradiction_is_told() {
     };
     fault(
         |spec| spec.rules = leak(vec![elsewhere]),
-        "rule 0 names a frontend or a pool that is not there",
+        "rule 0: pool 9 does not exist, there are 1",
     );
     let of_another_family = Rule {
         terms: Terms {
@@ -167,7 +173,7 @@ fn each_contradiction_is_told() {
     };
     fault(
         |spec| spec.rules = leak(vec![of_another_family]),
-        "rule 0 names a frontend or a pool that is not there",
+        "rule 0: the source NAT address is not of the frontend's family",
     );
     for (protocol, frontend_port) in [(Protocol::Tcp, 0), (Protocol::All, 80), (Protocol::Icmp, 1)]
     {
@@ -178,7 +184,7 @@ fn each_contradiction_is_told() {
         };
         fault(
             |spec| spec.rules = leak(vec![bad]),
-            "rule 0: the frontend port must be 0 for all protocols, and not 0 otherwise",
+            "rule 0: the frontend port must be 0 for protocols without ports, and not 0 otherwise",
         );
     }
     let six = Backend {
@@ -187,7 +193,7 @@ fn each_contradiction_is_told() {
     };
     fault(
         |spec| spec.pools = leak(vec![pool("p", leak(vec![backend("a", 1), six]))]),
-        "rule 0: its frontend and backend 1 of its pool are not of one family",
+        "rule 0: frontend 0 and backend 1 of pool 0 are of different families",
     );
     let sized = |table_size| Pool {
         table_size,
@@ -225,7 +231,7 @@ fn contradictions_of_nat_are_told() {
     let one = |port, backend| nat("ssh", NatTarget::Backend { port, backend });
     fault(
         |spec| spec.inbound_nat = leak(vec![one(2222, 5)]),
-        "NAT rule 0 names a frontend, pool or backend that is not there, or of another family",
+        "inbound NAT 0: backend 5 does not exist, there are 2",
     );
     let foreign = InboundNat {
         terms: Terms {
@@ -236,7 +242,7 @@ fn contradictions_of_nat_are_told() {
     };
     fault(
         |spec| spec.inbound_nat = leak(vec![foreign]),
-        "NAT rule 0 names a frontend, pool or backend that is not there, or of another family",
+        "inbound NAT 0: the source NAT address is not of the frontend's family",
     );
     for bad in [
         one(0, 0),
@@ -263,12 +269,19 @@ fn contradictions_of_nat_are_told() {
     );
     fault(
         |spec| spec.inbound_nat = leak(vec![range]),
-        "inbound NAT 0 has no port left for instance 1",
+        "inbound NAT 0: no port is left for instance 1",
     );
-    for frontends in [&[][..], &[7], &[0, 0]] {
+    for (frontends, expected) in [
+        (&[][..], "outbound rule 0: expected a frontend, got none"),
+        (
+            &[7],
+            "outbound rule 0: frontend 7 does not exist, there are 1",
+        ),
+        (&[0, 0], "outbound rule 0: frontend 0 is named twice"),
+    ] {
         fault(
             |spec| spec.outbound = leak(vec![outbound(frontends, None)]),
-            "NAT rule 0 names a frontend, pool or backend that is not there, or of another family",
+            expected,
         );
     }
     for ports in [0, 12] {
@@ -286,11 +299,11 @@ fn contradictions_of_nat_are_told() {
             spec.pools = leak(vec![pool("p", leak(vec![backend("a", 1), same]))]);
             spec.outbound = leak(vec![outbound(&[0], None)]);
         },
-        "pool 0 has instance 0 twice",
+        "pool 0: backends 0 and 1 have the same instance number, 0",
     );
     fault(
         |spec| spec.outbound = leak(vec![outbound(&[0], Some(40_000))]),
-        "outbound rule 0: 80000 ports of frontend 0 are wanted, 64512 are free",
+        "outbound rule 0: 80000 ports of frontend 0 are needed, 64512 are free",
     );
     let other_vm = Backend {
         port: Some(PortId(1)),
@@ -299,7 +312,7 @@ fn contradictions_of_nat_are_told() {
     };
     fault(
         |spec| spec.pools = leak(vec![pool("p", leak(vec![backend("a", 1), other_vm]))]),
-        "the backends at port 1 are not one vm: one network and one MAC address",
+        "backends 0 and 1 at port 1 are not one vm: expected one port, network and MAC address",
     );
 }
 
@@ -334,11 +347,11 @@ fn contradictions_of_a_proxy_are_told() {
         ),
         (
             ports(multi, vec![at(1, address), at(2, address)], vec![]),
-            "the number or the address of port 2 is another's, or the number is 65535",
+            "port 2: another port has its number or address, or the number is 65535",
         ),
         (
             ports(PortMode::Single, vec![at(u16::MAX, None)], vec![]),
-            "the number or the address of port 65535 is another's, or the number is 65535",
+            "port 65535: another port has its number or address, or the number is 65535",
         ),
         (
             ports(

@@ -3,6 +3,7 @@
 use core::net::IpAddr;
 
 use super::addresses::{address_bytes, raw_port};
+use super::faults::{backend_identity, instances, of_items, rule_item};
 use super::locals::{Nat, NatSize};
 use super::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
 use super::proxy::CompiledProxy;
@@ -17,7 +18,7 @@ use crate::hash::siphash13;
 use crate::health::Condition;
 use crate::maglev::{self, Member, Turn};
 use crate::mem::{Counter, Memory};
-use crate::spec::snat::{GRANULE, GRANULES, MAX_OWNERS, deal, instance, is_outbound};
+use crate::spec::snat::{GRANULES, MAX_OWNERS, deal, instance, is_outbound};
 use crate::spec::{
     BackendHealth, BackendState, Echo, InboundNat, NatTarget, Pool, Protocol, Rule, Spec,
     SpecError, Terms, derived_mac,
@@ -27,7 +28,7 @@ use crate::wire::protocol;
 
 /// How many elements each part of a snapshot has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Size {
+pub(super) struct Size {
     rule_buckets: usize,
     vip_buckets: usize,
     frontends: usize,
@@ -44,7 +45,7 @@ struct Size {
 }
 
 impl Size {
-    fn of(spec: &Spec<'_>, previous: Option<&Snapshot<'_>>) -> Self {
+    pub(super) fn of(spec: &Spec<'_>, previous: Option<&Snapshot<'_>>) -> Self {
         let ipv6 = spec
             .frontends
             .iter()
@@ -88,6 +89,23 @@ impl Size {
             rule_slots: slots(rules, previous.map(|p| &p.rule_ids)),
             nat: NatSize::of(spec, previous.map(|p| &p.nat)),
         }
+    }
+
+    /// Kinds of items of which there are more than can be numbered.
+    pub(super) fn too_many(&self, spec: &Spec<'_>) -> impl Iterator<Item = SpecError> + use<> {
+        let owners = match spec.outbound {
+            [] => 0,
+            _ => self.backends,
+        };
+        let kinds = [
+            ("backends", self.backend_slots, MAX_SLOTS),
+            ("rules", self.rule_slots, MAX_SLOTS),
+            ("table slots", self.table, NONE as usize - 1),
+            ("backends beside outbound rules", owners, MAX_OWNERS),
+        ];
+        let all = kinds.into_iter().chain(self.nat.limits());
+        let above = all.filter(|(_, count, most)| count > most);
+        above.map(|(what, _, most)| SpecError::TooMany { what, most })
     }
 
     fn lines(&self, spec: &Spec<'_>) -> Option<usize> {
@@ -135,25 +153,9 @@ impl<'m> Snapshot<'m> {
         memory: &mut impl Memory<'m>,
     ) -> Result<Self, SpecError> {
         let size = Size::of(spec, previous);
-        for (what, count, most) in [
-            ("backends", size.backend_slots, MAX_SLOTS),
-            ("rules", size.rule_slots, MAX_SLOTS),
-            ("table slots", size.table, NONE as usize - 1),
-        ] {
-            if count > most {
-                return Err(SpecError::TooMany { what, most });
-            }
-        }
-        size.nat.check()?;
-        if let Some(ports) = &spec.proxy {
-            ports.check()?;
-        }
-        if !spec.outbound.is_empty() && size.backends > MAX_OWNERS {
-            let what = "backends beside outbound rules";
-            return Err(SpecError::TooMany {
-                what,
-                most: MAX_OWNERS,
-            });
+        let mut faults = size.too_many(spec).chain(of_items(spec));
+        if let Some(fault) = faults.next() {
+            return Err(fault);
         }
         let needed = size.lines(spec).unwrap_or(usize::MAX);
         let none = SpecError::Memory { lines: needed };
@@ -236,14 +238,6 @@ impl<'m> Snapshot<'m> {
         }
         let (mut table_start, mut shares) = (next.table_start, next.shares);
         for (index, health) in spec.health.iter().enumerate() {
-            let backends = spec.pools.get(health.pool).map(|pool| pool.backends.len());
-            if backends != Some(health.backends.len()) {
-                return Err(SpecError::PoolHealth {
-                    health: index,
-                    expected: backends.unwrap_or_default(),
-                    given: health.backends.len(),
-                });
-            }
             let mut probed = CompiledPool {
                 table_start,
                 shares,
@@ -342,9 +336,7 @@ impl<'m> Snapshot<'m> {
                     .iter()
                     .enumerate()
                     .map(move |(member, backend)| {
-                        let address = address_bytes(backend.address);
-                        let parts = [of.name.as_bytes(), backend.name.as_bytes(), &address];
-                        (pool, member, backend, identity(parts))
+                        (pool, member, backend, backend_identity(of, backend))
                     })
             });
             members.enumerate()
@@ -433,16 +425,18 @@ impl<'m> Snapshot<'m> {
             self.compile_rule(spec, index, rule)?;
         }
         let mut index = spec.rules.len();
-        for (number, nat) in spec.inbound_nat.iter().enumerate() {
-            self.check_nat(spec, number, nat)?;
+        for nat in spec.inbound_nat {
             for (member, port) in nat_rules(spec, nat) {
                 self.compile_nat_rule(spec, index, nat, (member, port), free)?;
                 index += 1;
                 free += 1;
             }
         }
-        for (number, rule) in spec.outbound.iter().enumerate() {
-            check_outbound(spec, number, rule)?;
+        for (pool, of) in spec.pools.iter().enumerate() {
+            let is_outbound = spec.outbound.iter().any(|rule| rule.pool == pool);
+            if is_outbound && let Some(fault) = instances(spec, pool, of).next() {
+                return Err(fault);
+            }
         }
         let first_outbound = index;
         for frontend in (0..spec.frontends.len()).filter(|&f| is_outbound(spec, f)) {
@@ -476,34 +470,12 @@ impl<'m> Snapshot<'m> {
         index: usize,
         rule: &Rule<'_>,
     ) -> Result<(), SpecError> {
-        let dangling = SpecError::DanglingRule { rule: index };
-        let frontend = spec.frontends.get(rule.frontend).ok_or(dangling)?;
-        let pool = spec.pools.get(rule.pool).ok_or(dangling)?;
-        let mut compiled = self.pools.get(rule.pool).ok_or(dangling)?;
-        if let Some(health) = rule.health {
-            let own = spec.health.get(health).filter(|of| of.pool == rule.pool);
-            let probed = own.and(self.probed.get(health));
-            compiled = probed.ok_or(SpecError::DanglingHealth { rule: index })?;
-        }
+        let frontend = &spec.frontends[rule.frontend];
+        let compiled = match rule.health {
+            Some(health) => &self.probed[health],
+            None => &self.pools[rule.pool],
+        };
         let shares = compiled.shares;
-        if rule.protocol.has_port() != (rule.frontend_port != 0) {
-            return Err(SpecError::RulePort { rule: index });
-        }
-        let is_ipv6 = frontend.address.is_ipv6();
-        let other_family = |b: &crate::spec::Backend<'_>| b.address.is_ipv6() != is_ipv6;
-        if let Some(backend) = pool.backends.iter().position(other_family) {
-            return Err(SpecError::MixedFamilies {
-                rule: index,
-                backend,
-            });
-        }
-        if rule
-            .terms
-            .source_nat
-            .is_some_and(|address| address.is_ipv6() != is_ipv6)
-        {
-            return Err(dangling);
-        }
         self.rules[index] = CompiledRule {
             mask: rule.distribution.mask(),
             table_start: compiled.table_start,
@@ -527,12 +499,19 @@ impl<'m> Snapshot<'m> {
         );
         self.terms[index].scheduler = rule.scheduler;
         self.terms[index].shares = shares;
-        self.add_key(frontend.address, rule.protocol, rule.frontend_port, index)
+        self.add_key(
+            spec,
+            frontend.address,
+            rule.protocol,
+            rule.frontend_port,
+            index,
+        )
     }
 
     /// Has packets for a protocol and port of a frontend go to a rule.
     fn add_key(
         &mut self,
+        spec: &Spec<'_>,
         address: IpAddr,
         protocol: Protocol,
         port: u16,
@@ -548,51 +527,9 @@ impl<'m> Snapshot<'m> {
         self.rule_keys
             .insert(key, index as u32)
             .map_err(|first| SpecError::ConflictingRules {
-                first: first as usize,
-                second: index,
+                first: rule_item(spec, first as usize),
+                second: rule_item(spec, index),
             })
-    }
-
-    fn check_nat(
-        &self,
-        spec: &Spec<'_>,
-        number: usize,
-        nat: &InboundNat<'_>,
-    ) -> Result<(), SpecError> {
-        let dangling = SpecError::DanglingNat { rule: number };
-        let frontend = spec.frontends.get(nat.frontend).ok_or(dangling)?;
-        let pool = spec.pools.get(nat.pool).ok_or(dangling)?;
-        let is_ipv6 = frontend.address.is_ipv6();
-        let source_nat = nat.terms.source_nat.into_iter();
-        let addresses = pool.backends.iter().map(|backend| backend.address);
-        if addresses
-            .chain(source_nat)
-            .any(|address| address.is_ipv6() != is_ipv6)
-        {
-            return Err(dangling);
-        }
-        let first = match nat.target {
-            NatTarget::Backend { port, backend } => {
-                pool.backends.get(backend).ok_or(dangling)?;
-                port
-            }
-            NatTarget::Pool { first, last } => {
-                for backend in 0..pool.backends.len() {
-                    let instance = instance(spec, nat.pool, backend);
-                    if u32::from(first) + instance > u32::from(last) {
-                        return Err(SpecError::NatPoolFull {
-                            rule: number,
-                            instance,
-                        });
-                    }
-                }
-                first
-            }
-        };
-        if !nat.protocol.has_port() || first == 0 || nat.backend_port == 0 {
-            return Err(SpecError::NatPort { rule: number });
-        }
-        Ok(())
     }
 
     /// A rule whose table is one slot long.
@@ -624,7 +561,7 @@ impl<'m> Snapshot<'m> {
             &nat.terms,
         );
         let address = spec.frontends[nat.frontend].address;
-        self.add_key(address, nat.protocol, port, index)
+        self.add_key(spec, address, nat.protocol, port, index)
     }
 
     /// The rule that answers to a frontend's SNAT ports match: its table says whose each port is.
@@ -684,8 +621,8 @@ impl<'m> Snapshot<'m> {
     ) -> Result<(), SpecError> {
         let previous = previous.map(|previous| &previous.rule_ids);
         let duplicate = |AlreadyRegistered(first), second: usize| SpecError::DuplicateRule {
-            first: first as usize,
-            second,
+            first: rule_item(spec, first as usize),
+            second: rule_item(spec, second),
         };
         for (index, name) in rule_identities(spec).enumerate() {
             let slot = self
@@ -725,10 +662,10 @@ fn tables_len(spec: &Spec<'_>) -> usize {
 const OUTBOUND_KEYS: usize = 3;
 
 /// The place in its pool and the port of each backend that an inbound NAT rule or pool leads to.
-fn nat_rules<'s>(
+pub(super) fn nat_rules<'s>(
     spec: &'s Spec<'_>,
     nat: &'s InboundNat<'_>,
-) -> impl Iterator<Item = (usize, u16)> + 's {
+) -> impl Iterator<Item = (usize, u16)> + Clone + 's {
     let all = match nat.target {
         NatTarget::Backend { backend, .. } => backend..backend + 1,
         NatTarget::Pool { .. } => {
@@ -748,7 +685,7 @@ fn nat_rules<'s>(
 }
 
 /// The names of all rules, in the order of their places.
-fn rule_identities<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = u64> + 's {
+pub(super) fn rule_identities<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = u64> + Clone + 's {
     let rules = spec
         .rules
         .iter()
@@ -764,48 +701,6 @@ fn rule_identities<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = u64> + 's {
     let outbound = outbound.filter(|&(f, _)| is_outbound(spec, f));
     let outbound = outbound.map(|(_, f)| identity([&address_bytes(f.address), b"outbound", &[]]));
     rules.chain(nat).chain(outbound)
-}
-
-fn check_outbound(
-    spec: &Spec<'_>,
-    number: usize,
-    rule: &crate::spec::Outbound<'_>,
-) -> Result<(), SpecError> {
-    let dangling = SpecError::DanglingNat {
-        rule: spec.inbound_nat.len() + number,
-    };
-    let pool = spec.pools.get(rule.pool).ok_or(dangling)?;
-    if rule.frontends.is_empty() {
-        return Err(dangling);
-    }
-    for (place, &frontend) in rule.frontends.iter().enumerate() {
-        let is_ipv6 = spec
-            .frontends
-            .get(frontend)
-            .ok_or(dangling)?
-            .address
-            .is_ipv6();
-        let mixed = pool.backends.iter().any(|b| b.address.is_ipv6() != is_ipv6);
-        if mixed || rule.frontends[..place].contains(&frontend) {
-            return Err(dangling);
-        }
-    }
-    if rule
-        .ports_per_backend
-        .is_some_and(|ports| ports == 0 || ports % GRANULE != 0)
-    {
-        return Err(SpecError::PortsPerBackend { rule: number });
-    }
-    for index in 0..pool.backends.len() {
-        let own = instance(spec, rule.pool, index);
-        if (0..index).any(|other| instance(spec, rule.pool, other) == own) {
-            return Err(SpecError::DuplicateInstance {
-                pool: rule.pool,
-                instance: own,
-            });
-        }
-    }
-    Ok(())
 }
 
 #[cfg(feature = "alloc")]

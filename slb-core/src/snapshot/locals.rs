@@ -8,7 +8,7 @@ use super::proxy::CompiledProxy;
 use super::registry::{AlreadyRegistered, Registry, RegistryEntry, SLOT_BITS, identity};
 use super::terms::CompiledTerms;
 use crate::mem::{Counter, Mem, Memory};
-use crate::nat::connection::{ALL_PORTS, Span};
+use crate::nat::connection::Span;
 use crate::spec::snat::{GRANULE, GRANULES, is_outbound};
 use crate::spec::{Backend, Outbound, Protocol, Spec, SpecError, derived_mac};
 use crate::tunnel::encapsulation::Template;
@@ -171,17 +171,12 @@ impl NatSize {
         counter.add::<[IpAddr; 2]>(self.inside)
     }
 
-    /// What cannot be numbered.
-    pub(crate) fn check(&self) -> Result<(), SpecError> {
-        for (what, count, most) in [
+    /// How many there are of each kind that is numbered, and how many there may be.
+    pub(crate) fn limits(&self) -> [(&'static str, usize, usize); 2] {
+        [
             ("backends on one host", self.local_slots, MAX_LOCALS),
             ("muxes", self.muxes, MAX_MUXES),
-        ] {
-            if count > most {
-                return Err(SpecError::TooMany { what, most });
-            }
-        }
-        Ok(())
+        ]
     }
 }
 
@@ -289,10 +284,7 @@ impl<'m> Nat<'m> {
             let next_hop = spec.underlay.next_hop;
             let mac = derived_mac(address);
             let template = Template::new(&spec.underlay, address, next_hop, mac, Vni::default());
-            let no_address = SpecError::NoUnderlayAddress {
-                pool: spec.pools.len(),
-                backend: index,
-            };
+            let no_address = SpecError::NoUnderlayAddressForMux { mux: index };
             let address = words(address);
             self.muxes[index] = CompiledMux {
                 template: template.ok_or(no_address)?,
@@ -361,7 +353,7 @@ impl<'m> Nat<'m> {
                 let next = match backend.port.filter(|_| spec.proxy.is_none()) {
                     Some(port) => {
                         let mac = backend.mac.unwrap_or(derived_mac(backend.address));
-                        let vm = self.vm_at(port, mac, pool.vni)?;
+                        let vm = self.vm_at(port, mac, pool.vni, index)?;
                         // The same vm twice in a pool has the rules of its first name.
                         let _ = self
                             .local_by_pool
@@ -416,25 +408,26 @@ impl<'m> Nat<'m> {
     }
 
     /// The vm at a port, added where it is not there yet.
-    fn vm_at(&mut self, port: PortId, mac: MacAddress, vni: Vni) -> Result<usize, SpecError> {
+    fn vm_at(
+        &mut self,
+        port: PortId,
+        mac: MacAddress,
+        vni: Vni,
+        backend: u32,
+    ) -> Result<usize, SpecError> {
         let index = self.vm_count as u32;
-        if port == ALL_PORTS {
-            return Err(SpecError::UnusablePort { port });
-        }
         match self.vm_by_port.insert(port.0.into(), index) {
             Err(known) => {
                 let vm = self.vms[known as usize];
                 if vm.mac == mac && vm.vni == vni {
                     Ok(known as usize)
                 } else {
-                    Err(SpecError::PortConflict { port })
+                    Err(self.conflict(known, port, backend))
                 }
             }
             Ok(()) => {
-                let conflict = |_| SpecError::PortConflict { port };
-                self.vm_by_mac
-                    .insert(mac_key(mac, vni), index)
-                    .map_err(conflict)?;
+                let known = self.vm_by_mac.insert(mac_key(mac, vni), index);
+                known.map_err(|known| self.conflict(known, port, backend))?;
                 self.vms[self.vm_count] = Vm {
                     port,
                     mac,
@@ -444,6 +437,20 @@ impl<'m> Nat<'m> {
                 self.vm_count += 1;
                 Ok(index as usize)
             }
+        }
+    }
+
+    /// The fault of a backend that shares a vm's port or MAC address without being that vm.
+    fn conflict(&self, vm: u32, port: PortId, backend: u32) -> SpecError {
+        let mut first = 0;
+        let mut next = self.vms.get(vm as usize).map_or(NONE, |vm| vm.first);
+        while let Some(local) = self.locals.get(next as usize) {
+            (first, next) = (local.backend, local.next);
+        }
+        SpecError::PortConflict {
+            first: first as usize,
+            second: backend as usize,
+            port,
         }
     }
 

@@ -11,6 +11,7 @@
 
 mod addresses;
 mod compile;
+mod faults;
 pub(crate) mod locals;
 mod probe_map;
 pub(crate) mod proxy;

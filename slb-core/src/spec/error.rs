@@ -1,11 +1,28 @@
-//! Faults of a [`Spec`](super::Spec).
+//! Faults of a [`Spec`].
 
 use core::fmt;
 
+use super::{Backend, NatTarget, Pool, Spec};
 use crate::maglev::MaglevError;
 use crate::verdict::PortId;
 
-/// Why a [`Spec`](super::Spec) cannot be compiled. Indices are places in its slices.
+/// A rule of a [`Spec`], by its index in the slice that has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RuleItem {
+    /// A load-balancing rule: an index in [`Spec::rules`].
+    Rule(usize),
+    /// An inbound NAT rule or pool: an index in [`Spec::inbound_nat`].
+    InboundNat(usize),
+    /// An outbound rule: an index in [`Spec::outbound`].
+    Outbound(usize),
+    /// The SNAT ports of a frontend that outbound rules use: an index in [`Spec::frontends`].
+    SnatPorts(usize),
+}
+
+/// Why a [`Spec`] cannot be compiled. Indexes are those of its slices.
+///
+/// [`Spec::faults`] yields every fault of a spec, [`named`](Self::named) writes one with the names
+/// of its items.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SpecError {
@@ -16,8 +33,8 @@ pub enum SpecError {
         /// The later one.
         second: usize,
     },
-    /// Two backends have one name and one address, in pools of one name. Places are counted over
-    /// all pools.
+    /// Two backends have one name and one address, in pools of one name. Indexes count over all
+    /// pools.
     DuplicateBackend {
         /// The earlier one.
         first: usize,
@@ -27,37 +44,43 @@ pub enum SpecError {
     /// Two rules have one name.
     DuplicateRule {
         /// The earlier one.
-        first: usize,
+        first: RuleItem,
         /// The later one.
-        second: usize,
+        second: RuleItem,
     },
     /// Two rules take the same packets.
     ConflictingRules {
         /// The earlier one.
-        first: usize,
+        first: RuleItem,
         /// The later one.
-        second: usize,
+        second: RuleItem,
     },
-    /// A rule refers to a frontend or pool that is not there.
-    DanglingRule {
+    /// A rule refers to a frontend, pool or backend that does not exist.
+    Dangling {
         /// The rule.
-        rule: usize,
+        item: RuleItem,
+        /// The kind of item that the rule refers to: `frontend`, `pool` or `backend`.
+        field: &'static str,
+        /// The index that the rule gives.
+        index: usize,
+        /// How many items of that kind exist.
+        count: usize,
     },
-    /// A rule goes by probe results that are not there, or those of another pool.
+    /// A rule refers to probe results that do not exist, or to those of another pool.
     DanglingHealth {
         /// The rule.
         rule: usize,
     },
-    /// Probe results are of a pool that is not there, or not as many as the pool has backends.
+    /// Probe results are of a pool that does not exist, or not as many as the pool has backends.
     PoolHealth {
-        /// Their place in [`Spec::health`](super::Spec::health).
+        /// The index in [`Spec::health`].
         health: usize,
         /// Backends of the pool.
         expected: usize,
         /// Results that were given.
         given: usize,
     },
-    /// A rule for all protocols has a port, or one for TCP or UDP has none.
+    /// A rule for all protocols or for ICMP has a frontend port, or one for TCP or UDP has none.
     RulePort {
         /// The rule.
         rule: usize,
@@ -65,63 +88,87 @@ pub enum SpecError {
     /// A rule's frontend and one of its backends have addresses of different families.
     MixedFamilies {
         /// The rule.
-        rule: usize,
-        /// The backend, within the rule's pool.
+        item: RuleItem,
+        /// The frontend.
+        frontend: usize,
+        /// The pool.
+        pool: usize,
+        /// The backend, within the pool.
         backend: usize,
     },
-    /// A pool's table cannot be built.
+    /// The address that backends see in the place of the client's is not of the frontend's family.
+    SourceNatFamily {
+        /// The rule.
+        item: RuleItem,
+    },
+    /// A pool's Maglev table cannot be built.
     Table {
         /// The pool.
         pool: usize,
         /// Why.
         error: MaglevError,
     },
-    /// A backend's host has an address of a family that the underlay has none of.
+    /// A backend's host has an address of a family that the underlay has no address of.
     NoUnderlayAddress {
         /// The pool.
         pool: usize,
         /// The backend, within the pool.
         backend: usize,
     },
-    /// An inbound NAT or outbound rule refers to a frontend, pool or backend that is not there, or
-    /// to a frontend of another family.
-    DanglingNat {
-        /// Its name's place: of inbound NAT first, then of outbound rules.
-        rule: usize,
+    /// A mux has an address of a family that the underlay has no address of.
+    NoUnderlayAddressForMux {
+        /// The index in [`Spec::muxes`].
+        mux: usize,
     },
-    /// A rule of inbound NAT is neither for TCP nor for UDP, or has port 0.
+    /// An inbound NAT rule is neither for TCP nor for UDP, or has port 0.
     NatPort {
-        /// Its place in [`Spec::inbound_nat`](super::Spec::inbound_nat).
+        /// The index in [`Spec::inbound_nat`].
         rule: usize,
     },
-    /// A NAT pool has no port left for an instance.
+    /// An inbound NAT pool has fewer ports than its pool has instances.
     NatPoolFull {
-        /// Its place in [`Spec::inbound_nat`](super::Spec::inbound_nat).
+        /// The index in [`Spec::inbound_nat`].
         rule: usize,
-        /// The instance.
+        /// The first instance without a port.
         instance: u32,
     },
-    /// Two backends of a pool have one instance number.
+    /// Two backends of a pool with an outbound rule have one instance number.
     DuplicateInstance {
         /// The pool.
         pool: usize,
-        /// The number.
+        /// The earlier backend, within the pool.
+        first: usize,
+        /// The later backend, within the pool.
+        second: usize,
+        /// The instance number of both.
         instance: u32,
     },
-    /// Ports for each backend are no multiple of 8, or none.
-    PortsPerBackend {
-        /// Its place in [`Spec::outbound`](super::Spec::outbound).
+    /// An outbound rule has no frontend.
+    NoFrontend {
+        /// The index in [`Spec::outbound`].
         rule: usize,
     },
-    /// A frontend has too few ports for the outbound rules that use it.
-    OutOfPorts {
-        /// The outbound rule that finds too few.
+    /// An outbound rule names a frontend twice.
+    RepeatedFrontend {
+        /// The index in [`Spec::outbound`].
         rule: usize,
         /// The frontend.
         frontend: usize,
-        /// Ports that are wanted of it in all.
+    },
+    /// The ports for each backend are not a multiple of 8, or zero.
+    PortsPerBackend {
+        /// The index in [`Spec::outbound`].
+        rule: usize,
+    },
+    /// A frontend has fewer ports than its outbound rules need.
+    OutOfPorts {
+        /// The outbound rule that gets too few.
+        rule: usize,
+        /// The frontend.
+        frontend: usize,
+        /// Ports that all outbound rules need of it.
         needed: u32,
-        /// Ports that it has to give.
+        /// Ports that no other rule uses.
         available: u32,
     },
     /// A proxy has no frontend port, or several in [`PortMode::Single`](super::PortMode::Single).
@@ -141,23 +188,27 @@ pub enum SpecError {
     },
     /// A prefix is longer than addresses of its family.
     InsidePrefix {
-        /// Its place in [`Spec::inside`](super::Spec::inside).
+        /// The index in [`Spec::inside`].
         index: usize,
     },
     /// The ranges of a source rewrite are of two families, or longer than addresses.
     SourceRewrite {
-        /// Its place.
+        /// The index in [`ProxyPorts::source_rewrites`](super::ProxyPorts::source_rewrites).
         index: usize,
     },
-    /// Two backends at one port of this node are not one vm: their networks or MAC addresses
-    /// differ.
+    /// Two backends share a port of this node, or a network and MAC address, without being one
+    /// vm. Indexes count over all pools.
     PortConflict {
-        /// The port.
+        /// The earlier backend.
+        first: usize,
+        /// The later backend.
+        second: usize,
+        /// The port of the later one.
         port: PortId,
     },
-    /// More backends or rules than ids.
+    /// The spec has more items of a kind than can be numbered.
     TooMany {
-        /// What there are too many of.
+        /// The kind.
         what: &'static str,
         /// How many there may be.
         most: usize,
@@ -169,38 +220,156 @@ pub enum SpecError {
     },
 }
 
+impl SpecError {
+    /// Writes the fault with the names that its items have in `spec`, in the place of indexes.
+    ///
+    /// ```
+    /// # use slb_core::spec::{Rule, Spec};
+    /// let rules = [Rule { name: "http", frontend_port: 80, ..Rule::default() }];
+    /// let spec = Spec { rules: &rules, ..Spec::default() };
+    /// let fault = spec.faults().next().unwrap();
+    /// assert_eq!(fault.to_string(), "rule 0: frontend 0 does not exist, there are 0");
+    /// let named = fault.named(&spec).to_string();
+    /// assert_eq!(named, "rule \"http\": frontend 0 does not exist, there are 0");
+    /// ```
+    pub fn named<'a>(&'a self, spec: &'a Spec<'a>) -> impl fmt::Display + 'a {
+        Named {
+            error: self,
+            spec: Some(spec),
+        }
+    }
+}
+
 impl fmt::Display for SpecError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::DuplicateFrontend { first, second } => {
+        Named {
+            error: self,
+            spec: None,
+        }
+        .fmt(f)
+    }
+}
+
+impl core::error::Error for SpecError {}
+
+/// An item by its name in quotes where that is known, else by its index.
+struct Name<'a>(usize, Option<&'a str>);
+
+impl fmt::Display for Name<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.1 {
+            Some(name) => write!(f, "{name:?}"),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+/// A fault, with the names of a spec where that is known.
+struct Named<'a> {
+    error: &'a SpecError,
+    spec: Option<&'a Spec<'a>>,
+}
+
+impl<'a> Named<'a> {
+    fn frontend(&self, index: usize) -> Name<'a> {
+        let found = self.spec.and_then(|spec| spec.frontends.get(index));
+        Name(index, found.map(|frontend| frontend.name))
+    }
+
+    fn found_pool(&self, index: usize) -> Option<&'a Pool<'a>> {
+        self.spec.and_then(|spec| spec.pools.get(index))
+    }
+
+    fn pool(&self, index: usize) -> Name<'a> {
+        Name(index, self.found_pool(index).map(|pool| pool.name))
+    }
+
+    fn member(&self, pool: usize, index: usize) -> Name<'a> {
+        let found = self
+            .found_pool(pool)
+            .and_then(|pool| pool.backends.get(index));
+        Name(index, found.map(|backend| backend.name))
+    }
+
+    /// A backend by its index over all pools.
+    fn backend(&self, index: usize) -> Name<'a> {
+        let pools = self.spec.map_or(&[][..], |spec| spec.pools);
+        let mut all = pools.iter().flat_map(|pool| pool.backends);
+        Name(
+            index,
+            all.nth(index).map(|backend: &Backend<'_>| backend.name),
+        )
+    }
+
+    fn item(&self, item: RuleItem) -> (&'static str, Name<'a>) {
+        let spec = self.spec;
+        match item {
+            RuleItem::Rule(index) => {
+                let found = spec.and_then(|spec| spec.rules.get(index));
+                ("rule", Name(index, found.map(|rule| rule.name)))
+            }
+            RuleItem::InboundNat(index) => {
+                let found = spec.and_then(|spec| spec.inbound_nat.get(index));
+                let kind = match found.map(|nat| nat.target) {
+                    Some(NatTarget::Pool { .. }) => "inbound NAT pool",
+                    _ => "inbound NAT",
+                };
+                (kind, Name(index, found.map(|nat| nat.name)))
+            }
+            RuleItem::Outbound(index) => {
+                let found = spec.and_then(|spec| spec.outbound.get(index));
+                ("outbound rule", Name(index, found.map(|rule| rule.name)))
+            }
+            RuleItem::SnatPorts(index) => ("SNAT ports of frontend", self.frontend(index)),
+        }
+    }
+}
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self.error {
+            SpecError::DuplicateFrontend { first, second } => {
+                let (first, second) = (self.frontend(first), self.frontend(second));
                 write!(f, "frontends {first} and {second} have the same address")
             }
-            Self::DuplicateBackend { first, second } => {
+            SpecError::DuplicateBackend { first, second } => {
+                let (first, second) = (self.backend(first), self.backend(second));
                 write!(
                     f,
                     "backends {first} and {second} have the same pool, name and address"
                 )
             }
-            Self::DuplicateRule { first, second } => {
-                write!(f, "rules {first} and {second} have the same name")
+            SpecError::DuplicateRule { first, second } => {
+                let ((kind, first), (other, second)) = (self.item(first), self.item(second));
+                write!(f, "{kind} {first} and {other} {second} have the same name")
             }
-            Self::ConflictingRules { first, second } => {
+            SpecError::ConflictingRules { first, second } => {
+                let ((kind, first), (other, second)) = (self.item(first), self.item(second));
                 write!(
                     f,
-                    "rules {first} and {second} take the same protocol and port of one VIP"
+                    "{kind} {first} and {other} {second} take the same protocol and port of one VIP"
                 )
             }
-            Self::DanglingRule { rule } => {
+            SpecError::Dangling {
+                item,
+                field,
+                index,
+                count,
+            } => {
+                let (kind, name) = self.item(item);
                 write!(
                     f,
-                    "rule {rule} names a frontend or a pool that is not there"
+                    "{kind} {name}: {field} {index} does not exist, there are {count}"
                 )
             }
-            Self::DanglingHealth { rule } => write!(
-                f,
-                "rule {rule} goes by probe results that are not there, or those of another pool"
-            ),
-            Self::PoolHealth {
+            SpecError::DanglingHealth { rule } => {
+                let (kind, name) = self.item(RuleItem::Rule(rule));
+                write!(
+                    f,
+                    "{kind} {name}: its probe results do not exist, or are of another pool"
+                )
+            }
+            SpecError::PoolHealth {
                 health,
                 expected,
                 given,
@@ -208,81 +377,132 @@ impl fmt::Display for SpecError {
                 f,
                 "probe results {health}: expected one for each of the {expected} backends of a pool, got {given}"
             ),
-            Self::RulePort { rule } => write!(
-                f,
-                "rule {rule}: the frontend port must be 0 for all protocols, and not 0 otherwise"
-            ),
-            Self::MixedFamilies { rule, backend } => write!(
-                f,
-                "rule {rule}: its frontend and backend {backend} of its pool are not of one family"
-            ),
-            Self::Table { pool, error } => write!(f, "pool {pool}: {error}"),
-            Self::NoUnderlayAddress { pool, backend } => write!(
-                f,
-                "pool {pool}: the underlay has no address of the family of backend {backend}'s host"
-            ),
-            Self::DanglingNat { rule } => write!(
-                f,
-                "NAT rule {rule} names a frontend, pool or backend that is not there, or of another family"
-            ),
-            Self::NatPort { rule } => write!(
-                f,
-                "inbound NAT {rule}: expected tcp or udp, and ports other than 0"
-            ),
-            Self::NatPoolFull { rule, instance } => write!(
-                f,
-                "inbound NAT {rule} has no port left for instance {instance}"
-            ),
-            Self::DuplicateInstance { pool, instance } => {
-                write!(f, "pool {pool} has instance {instance} twice")
+            SpecError::RulePort { rule } => {
+                let (kind, name) = self.item(RuleItem::Rule(rule));
+                write!(
+                    f,
+                    "{kind} {name}: the frontend port must be 0 for protocols without ports, and not 0 otherwise"
+                )
             }
-            Self::PortsPerBackend { rule } => write!(
+            SpecError::MixedFamilies {
+                item,
+                frontend,
+                pool,
+                backend,
+            } => {
+                let (kind, name) = self.item(item);
+                let (frontend, backend) = (self.frontend(frontend), self.member(pool, backend));
+                write!(
+                    f,
+                    "{kind} {name}: frontend {frontend} and backend {backend} of pool {} are of different families",
+                    self.pool(pool)
+                )
+            }
+            SpecError::SourceNatFamily { item } => {
+                let (kind, name) = self.item(item);
+                write!(
+                    f,
+                    "{kind} {name}: the source NAT address is not of the frontend's family"
+                )
+            }
+            SpecError::Table { pool, error } => write!(f, "pool {}: {error}", self.pool(pool)),
+            SpecError::NoUnderlayAddress { pool, backend } => write!(
                 f,
-                "outbound rule {rule}: expected a multiple of 8 ports for each backend"
+                "pool {}: the underlay has no address of the family of backend {}'s host",
+                self.pool(pool),
+                self.member(pool, backend)
             ),
-            Self::OutOfPorts {
+            SpecError::NoUnderlayAddressForMux { mux } => {
+                write!(f, "mux {mux}: the underlay has no address of its family")
+            }
+            SpecError::NatPort { rule } => {
+                let (kind, name) = self.item(RuleItem::InboundNat(rule));
+                write!(
+                    f,
+                    "{kind} {name}: expected tcp or udp, and ports other than 0"
+                )
+            }
+            SpecError::NatPoolFull { rule, instance } => {
+                let (kind, name) = self.item(RuleItem::InboundNat(rule));
+                write!(f, "{kind} {name}: no port is left for instance {instance}")
+            }
+            SpecError::DuplicateInstance {
+                pool,
+                first,
+                second,
+                instance,
+            } => write!(
+                f,
+                "pool {}: backends {} and {} have the same instance number, {instance}",
+                self.pool(pool),
+                self.member(pool, first),
+                self.member(pool, second)
+            ),
+            SpecError::NoFrontend { rule } => {
+                let (kind, name) = self.item(RuleItem::Outbound(rule));
+                write!(f, "{kind} {name}: expected a frontend, got none")
+            }
+            SpecError::RepeatedFrontend { rule, frontend } => {
+                let (kind, name) = self.item(RuleItem::Outbound(rule));
+                let frontend = self.frontend(frontend);
+                write!(f, "{kind} {name}: frontend {frontend} is named twice")
+            }
+            SpecError::PortsPerBackend { rule } => {
+                let (kind, name) = self.item(RuleItem::Outbound(rule));
+                write!(
+                    f,
+                    "{kind} {name}: expected a multiple of 8 ports for each backend"
+                )
+            }
+            SpecError::OutOfPorts {
                 rule,
                 frontend,
                 needed,
                 available,
-            } => write!(
-                f,
-                "outbound rule {rule}: {needed} ports of frontend {frontend} are wanted, {available} are free"
-            ),
-            Self::FrontendPorts { count } => write!(
+            } => {
+                let (kind, name) = self.item(RuleItem::Outbound(rule));
+                let frontend = self.frontend(frontend);
+                write!(
+                    f,
+                    "{kind} {name}: {needed} ports of frontend {frontend} are needed, {available} are free"
+                )
+            }
+            SpecError::FrontendPorts { count } => write!(
                 f,
                 "expected one frontend port (or several in multi mode), got {count}"
             ),
-            Self::FrontendPortAddress { port } => {
+            SpecError::FrontendPortAddress { port } => {
                 write!(f, "frontend port {} has no address, in multi mode", port.0)
             }
-            Self::InsidePrefix { index } => write!(
+            SpecError::InsidePrefix { index } => write!(
                 f,
                 "inside prefix {index}: expected at most 32 bits of an IPv4 address, 128 of an IPv6 one"
             ),
-            Self::SourceRewrite { index } => write!(
+            SpecError::SourceRewrite { index } => write!(
                 f,
                 "source rewrite {index}: expected two ranges of one family and size"
             ),
-            Self::UnusablePort { port } => write!(
+            SpecError::UnusablePort { port } => write!(
                 f,
-                "the number or the address of port {} is another's, or the number is 65535",
+                "port {}: another port has its number or address, or the number is 65535",
                 port.0
             ),
-            Self::PortConflict { port } => write!(
+            SpecError::PortConflict {
+                first,
+                second,
+                port,
+            } => write!(
                 f,
-                "the backends at port {} are not one vm: one network and one MAC address",
+                "backends {} and {} at port {} are not one vm: expected one port, network and MAC address",
+                self.backend(first),
+                self.backend(second),
                 port.0
             ),
-            Self::TooMany { what, most } => write!(f, "too many {what}: at most {most}"),
-            Self::Memory { lines } => {
-                write!(
-                    f,
-                    "the memory is used up: {lines} lines of 64 bytes are needed"
-                )
-            }
+            SpecError::TooMany { what, most } => write!(f, "too many {what}: at most {most}"),
+            SpecError::Memory { lines } => write!(
+                f,
+                "the memory is used up: {lines} lines of 64 bytes are needed"
+            ),
         }
     }
 }
-
-impl core::error::Error for SpecError {}

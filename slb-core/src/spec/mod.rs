@@ -6,7 +6,7 @@ mod prefix;
 mod proxy;
 pub(crate) mod snat;
 
-pub use error::SpecError;
+pub use error::{RuleItem, SpecError};
 pub use prefix::{INSIDE, Prefix};
 pub use proxy::{FrontendPort, PortMode, ProxyPorts, SourceRewrite};
 
@@ -116,6 +116,17 @@ pub struct Underlay {
     pub udp_checksum: UdpChecksum,
     /// Where encapsulated packets leave.
     pub port: PortId,
+}
+
+impl Underlay {
+    /// Returns true if the node has an address of the family of `host`, to encapsulate packets for
+    /// it.
+    pub fn reaches(&self, host: IpAddr) -> bool {
+        match host {
+            IpAddr::V4(_) => self.ipv4.is_some(),
+            IpAddr::V6(_) => self.ipv6.is_some(),
+        }
+    }
 }
 
 impl Default for Underlay {

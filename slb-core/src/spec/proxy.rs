@@ -82,29 +82,29 @@ impl SourceRewrite {
 }
 
 impl ProxyPorts<'_> {
-    /// What of it cannot be.
-    pub(crate) fn check(&self) -> Result<(), SpecError> {
+    /// Every fault of the ports.
+    pub(crate) fn faults(&self) -> impl Iterator<Item = SpecError> + '_ {
         let count = self.frontends.len();
-        if count == 0 || (self.mode == PortMode::Single && count > 1) {
-            return Err(SpecError::FrontendPorts { count });
-        }
-        for (index, one) in self.frontends.iter().enumerate() {
+        let is_single = self.mode == PortMode::Single;
+        let wrong_count = count == 0 || (is_single && count > 1);
+        let wrong_count = wrong_count.then_some(SpecError::FrontendPorts { count });
+        let ports = self.frontends.iter().enumerate();
+        let ports = ports.filter_map(move |(index, one)| {
             let others = self.frontends.get(..index).unwrap_or_default();
             let port = one.port;
             let is_taken = |other: &FrontendPort| {
                 other.port == port || (one.address.is_some() && other.address == one.address)
             };
             if port == self.backend || port == ALL_PORTS || others.iter().any(is_taken) {
-                return Err(SpecError::UnusablePort { port });
+                return Some(SpecError::UnusablePort { port });
             }
-            if self.mode == PortMode::Multi && one.address.is_none() {
-                return Err(SpecError::FrontendPortAddress { port });
-            }
-        }
-        match self.source_rewrites.iter().position(|r| !r.is_valid()) {
-            Some(index) => Err(SpecError::SourceRewrite { index }),
-            None => Ok(()),
-        }
+            let has_none = self.mode == PortMode::Multi && one.address.is_none();
+            has_none.then_some(SpecError::FrontendPortAddress { port })
+        });
+        let rewrites = self.source_rewrites.iter().enumerate();
+        let rewrites = rewrites.filter(|(_, rewrite)| !rewrite.is_valid());
+        let rewrites = rewrites.map(|(index, _)| SpecError::SourceRewrite { index });
+        wrong_count.into_iter().chain(ports).chain(rewrites)
     }
 }
 

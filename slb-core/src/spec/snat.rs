@@ -89,7 +89,7 @@ pub(crate) fn instance(spec: &Spec<'_>, pool: usize, backend: usize) -> u32 {
 fn instances(spec: &Spec<'_>, pool: usize) -> u32 {
     let count = spec.pools.get(pool).map_or(0, |pool| pool.backends.len());
     (0..count)
-        .map(|b| instance(spec, pool, b) + 1)
+        .map(|b| instance(spec, pool, b).saturating_add(1))
         .max()
         .unwrap_or(0)
 }
@@ -124,21 +124,23 @@ pub(crate) fn deal(spec: &Spec<'_>, frontend: usize, owners: &mut [u16]) -> Resu
         let all = spec.outbound.iter().enumerate();
         all.filter(|(_, rule)| rule.frontends.contains(&frontend))
     };
-    let claimed = |rule: &Outbound<'_>| {
-        (0..instances(spec, rule.pool))
-            .map(move |i| claim(rule, frontend, i))
-            .sum::<u32>()
-    };
-    let fixed = rules().map(|(_, rule)| claimed(rule)).sum::<u32>();
+    let claimed = |rule: &Outbound<'_>| claims(rule, frontend, instances(spec, rule.pool));
+    let fixed = rules()
+        .map(|(_, rule)| claimed(rule))
+        .fold(0, u64::saturating_add);
     let out_of_ports = |rule| SpecError::OutOfPorts {
         rule,
         frontend,
-        needed: fixed * GRANULE,
+        needed: u32::try_from(fixed.saturating_mul(GRANULE.into())).unwrap_or(u32::MAX),
         available: free * GRANULE,
     };
     let shared = rules().filter(|(_, rule)| rule.ports_per_backend.is_none());
-    let sharers: u32 = shared.map(|(_, rule)| instances(spec, rule.pool)).sum();
-    let left = free.checked_sub(fixed).ok_or_else(|| {
+    let sharers = shared.map(|(_, rule)| instances(spec, rule.pool));
+    let sharers = sharers.fold(0, u32::saturating_add);
+    let left = u32::try_from(fixed)
+        .ok()
+        .and_then(|fixed| free.checked_sub(fixed));
+    let left = left.ok_or_else(|| {
         let last = rules().next_back().map_or(0, |(index, _)| index);
         out_of_ports(last)
     })?;
@@ -148,12 +150,17 @@ pub(crate) fn deal(spec: &Spec<'_>, frontend: usize, owners: &mut [u16]) -> Resu
         if rule.ports_per_backend.is_none() && share == 0 && instances(spec, rule.pool) != 0 {
             return Err(out_of_ports(index));
         }
+        if rule.ports_per_backend.is_some() && claimed(rule) == 0 {
+            continue;
+        }
         let backends = spec
             .pools
             .get(rule.pool)
             .map_or(0, |pool| pool.backends.len());
-        let before: usize = spec.pools[..rule.pool]
+        let before: usize = spec
+            .pools
             .iter()
+            .take(rule.pool)
             .map(|pool| pool.backends.len())
             .sum();
         for number in 0..instances(spec, rule.pool) {
@@ -189,4 +196,16 @@ fn claim(rule: &Outbound<'_>, frontend: usize, instance: u32) -> u32 {
     let first = (u64::from(instance) * u64::from(rest) % u64::from(frontends)) as u32;
     let turn = (place as u32 + frontends - first) % frontends;
     ports / GRANULE / frontends + u32::from(turn < rest)
+}
+
+/// Granules of `frontend` that an outbound rule of a fixed size gives to the first `instances` of
+/// its pool.
+fn claims(rule: &Outbound<'_>, frontend: usize, instances: u32) -> u64 {
+    // The claims of instances repeat after as many as the rule has frontends.
+    let period = u32::try_from(rule.frontends.len().max(1)).unwrap_or(u32::MAX);
+    let first = |count| (0..count).map(|i| u64::from(claim(rule, frontend, i)));
+    let cycles = u64::from(instances / period);
+    let cycle: u64 = if cycles == 0 { 0 } else { first(period).sum() };
+    let rest: u64 = first(instances % period).sum();
+    cycles.saturating_mul(cycle).saturating_add(rest)
 }

@@ -1,0 +1,397 @@
+//! The laws of a [`Spec`]: those of one item, which [`Snapshot::build`](super::Snapshot::build) asks
+//! first, and those between items, which it finds as it fills its maps.
+
+use super::addresses::address_bytes;
+use super::compile::{Size, nat_rules, rule_identities};
+use super::registry::identity;
+use crate::maglev::{MAX_BACKENDS, MaglevError, is_valid_size};
+use crate::nat::connection::ALL_PORTS;
+use crate::spec::snat::{GRANULE, instance};
+use crate::spec::{
+    Backend, InboundNat, NatTarget, Outbound, Pool, Protocol, Rule, RuleItem, Spec, SpecError,
+    derived_mac,
+};
+
+impl Spec<'_> {
+    /// Every fault of the spec, with the index of its item: none of a spec that can be compiled.
+    ///
+    /// An item that contradicts several others is reported once for each law.
+    ///
+    /// # Cost
+    /// In proportion to the number of items and its logarithm with the feature `alloc`, to the
+    /// square of the number without.
+    pub fn faults(&self) -> impl Iterator<Item = SpecError> + '_ {
+        let sizes = Size::of(self, None);
+        let items = sizes.too_many(self).chain(of_items(self));
+        items
+            .chain(between_items(self))
+            .chain(self.frontends_out_of_ports())
+    }
+}
+
+/// Faults of single items, in proportion to their number.
+pub(super) fn of_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
+    let ports = spec.proxy.iter().flat_map(|ports| ports.faults());
+    let pools = (0..).zip(spec.pools);
+    let pools = pools.flat_map(|(index, pool)| of_pool(spec, index, pool));
+    let muxes = (0..).zip(spec.muxes);
+    let muxes = muxes.filter(|(_, mux)| !spec.underlay.reaches(**mux));
+    let muxes = muxes.map(|(mux, _)| SpecError::NoUnderlayAddressForMux { mux });
+    let inside = (0..).zip(spec.inside);
+    let inside = inside.filter(|(_, prefix)| prefix.range().is_none());
+    let inside = inside.map(|(index, _)| SpecError::InsidePrefix { index });
+    let health = (0..).zip(spec.health).filter_map(|(health, results)| {
+        let pool = spec.pools.get(results.pool);
+        let (expected, given) = (pool.map(|pool| pool.backends.len()), results.backends.len());
+        (expected != Some(given)).then_some(SpecError::PoolHealth {
+            health,
+            expected: expected.unwrap_or_default(),
+            given,
+        })
+    });
+    let rules = (0..).zip(spec.rules);
+    let rules = rules.flat_map(|(index, rule)| of_rule(spec, index, rule));
+    let nat = (0..).zip(spec.inbound_nat);
+    let nat = nat.flat_map(|(index, nat)| of_inbound_nat(spec, index, nat));
+    let outbound = (0..).zip(spec.outbound);
+    let outbound = outbound.flat_map(|(index, rule)| of_outbound(spec, index, rule));
+    ports
+        .chain(pools)
+        .chain(health)
+        .chain(muxes)
+        .chain(inside)
+        .chain(rules)
+        .chain(nat)
+        .chain(outbound)
+}
+
+fn of_pool<'s>(
+    spec: &'s Spec<'_>,
+    index: usize,
+    pool: &'s Pool<'_>,
+) -> impl Iterator<Item = SpecError> + 's {
+    let size = pool.table_size as usize;
+    let (members, most) = (pool.backends.len(), MAX_BACKENDS.min(size));
+    let table = if !is_valid_size(pool.table_size) {
+        Some(MaglevError::SizeNotPrime { size })
+    } else if members > most {
+        Some(MaglevError::TooManyMembers { members, most })
+    } else {
+        None
+    };
+    let is_far = |(_, backend): &(usize, &Backend<'_>)| {
+        spec.proxy.is_none() && !spec.underlay.reaches(backend.host)
+    };
+    let far = (0..).zip(pool.backends).filter(is_far);
+    let far = far.map(move |(backend, _)| SpecError::NoUnderlayAddress {
+        pool: index,
+        backend,
+    });
+    let usable = |backend: &Backend<'_>| backend.port.filter(|port| *port == ALL_PORTS);
+    let ports = pool.backends.iter().filter_map(usable);
+    let ports = ports.filter(|_| spec.proxy.is_none());
+    let ports = ports.map(|port| SpecError::UnusablePort { port });
+    let table = table.map(|error| SpecError::Table { pool: index, error });
+    table.into_iter().chain(far).chain(ports)
+}
+
+/// The frontend of a rule, where it exists, and the first backend of another family.
+fn reference(
+    spec: &Spec<'_>,
+    item: RuleItem,
+    frontend: usize,
+    pool: usize,
+) -> impl Iterator<Item = SpecError> + use<> {
+    let dangling = |field, index, count| SpecError::Dangling {
+        item,
+        field,
+        index,
+        count,
+    };
+    let (found, backends) = (spec.frontends.get(frontend), spec.pools.get(pool));
+    let mixed = found.zip(backends).and_then(|(found, pool)| {
+        let is_ipv6 = found.address.is_ipv6();
+        let mut members = pool.backends.iter();
+        members.position(|backend| backend.address.is_ipv6() != is_ipv6)
+    });
+    let no_frontend = found
+        .is_none()
+        .then(|| dangling("frontend", frontend, spec.frontends.len()));
+    let no_pool = backends
+        .is_none()
+        .then(|| dangling("pool", pool, spec.pools.len()));
+    let mixed = mixed.map(|backend| SpecError::MixedFamilies {
+        item,
+        frontend,
+        pool,
+        backend,
+    });
+    no_frontend.into_iter().chain(no_pool).chain(mixed)
+}
+
+/// The fault of a source NAT address of another family than the frontend.
+fn of_source_nat(
+    spec: &Spec<'_>,
+    item: RuleItem,
+    frontend: usize,
+    terms: &crate::spec::Terms,
+) -> Option<SpecError> {
+    let (frontend, address) = spec.frontends.get(frontend).zip(terms.source_nat)?;
+    let is_other = frontend.address.is_ipv6() != address.is_ipv6();
+    is_other.then_some(SpecError::SourceNatFamily { item })
+}
+
+fn of_rule(
+    spec: &Spec<'_>,
+    index: usize,
+    rule: &Rule<'_>,
+) -> impl Iterator<Item = SpecError> + use<> {
+    let item = RuleItem::Rule(index);
+    let health = rule.health.filter(|&health| {
+        let own = spec.health.get(health);
+        own.is_none_or(|own| own.pool != rule.pool)
+    });
+    let health = health.map(|_| SpecError::DanglingHealth { rule: index });
+    let has_wrong_port = rule.protocol.has_port() != (rule.frontend_port != 0);
+    let port = has_wrong_port.then_some(SpecError::RulePort { rule: index });
+    let source_nat = of_source_nat(spec, item, rule.frontend, &rule.terms);
+    let references = reference(spec, item, rule.frontend, rule.pool);
+    references.chain(health).chain(port).chain(source_nat)
+}
+
+fn of_inbound_nat(
+    spec: &Spec<'_>,
+    index: usize,
+    nat: &InboundNat<'_>,
+) -> impl Iterator<Item = SpecError> + use<> {
+    let item = RuleItem::InboundNat(index);
+    let pool = spec.pools.get(nat.pool);
+    let count = pool.map_or(0, |pool| pool.backends.len());
+    let (first, target) = match nat.target {
+        NatTarget::Backend { port, backend } => {
+            let is_missing = pool.is_some() && backend >= count;
+            let dangling = SpecError::Dangling {
+                item,
+                field: "backend",
+                index: backend,
+                count,
+            };
+            (port, is_missing.then_some(dangling))
+        }
+        NatTarget::Pool { first, last } => {
+            let instances = (0..count).map(|backend| instance(spec, nat.pool, backend));
+            let room = u32::from(last).checked_sub(first.into());
+            let beyond = |instance: &u32| room.is_none_or(|room| *instance > room);
+            let full = instances.filter(beyond).min();
+            let full = full.map(|instance| SpecError::NatPoolFull {
+                rule: index,
+                instance,
+            });
+            (first, full)
+        }
+    };
+    let is_bad = !nat.protocol.has_port() || first == 0 || nat.backend_port == 0;
+    let port = is_bad.then_some(SpecError::NatPort { rule: index });
+    let source_nat = of_source_nat(spec, item, nat.frontend, &nat.terms);
+    reference(spec, item, nat.frontend, nat.pool)
+        .chain(target)
+        .chain(port)
+        .chain(source_nat)
+}
+
+fn of_outbound<'s>(
+    spec: &'s Spec<'_>,
+    index: usize,
+    rule: &'s Outbound<'_>,
+) -> impl Iterator<Item = SpecError> + 's {
+    let item = RuleItem::Outbound(index);
+    let none = rule.frontends.is_empty();
+    let none = none.then_some(SpecError::NoFrontend { rule: index });
+    let frontends = rule.frontends.iter();
+    let references =
+        frontends.flat_map(move |&frontend| reference(spec, item, frontend, rule.pool));
+    let repeated = (0..).zip(rule.frontends).filter(|&(place, frontend)| {
+        let before: &[usize] = rule.frontends.get(..place).unwrap_or_default();
+        before.contains(frontend)
+    });
+    let repeated = repeated.map(move |(_, &frontend)| SpecError::RepeatedFrontend {
+        rule: index,
+        frontend,
+    });
+    let ports = rule.ports_per_backend;
+    let ports = ports.filter(|&ports| ports == 0 || !ports.is_multiple_of(GRANULE));
+    let ports = ports.map(|_| SpecError::PortsPerBackend { rule: index });
+    none.into_iter()
+        .chain(references)
+        .chain(repeated)
+        .chain(ports)
+}
+
+/// Faults of items that contradict each other.
+fn between_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
+    let addresses = spec.frontends.iter().map(|frontend| frontend.address);
+    let addresses = duplicates(addresses);
+    let addresses = addresses.map(|(first, second)| SpecError::DuplicateFrontend { first, second });
+    let pools = (0..).zip(spec.pools);
+    let names = pools.flat_map(|(index, pool)| {
+        let all = duplicates(pool.backends.iter().map(|backend| backend.name));
+        all.map(move |(_, member)| SpecError::Table {
+            pool: index,
+            error: MaglevError::DuplicateName { member },
+        })
+    });
+    // One name twice in a pool is reported above.
+    let identities = (0..)
+        .zip(backends(spec))
+        .map(|(index, (of, pool, backend))| {
+            let key = backend_identity(pool, backend);
+            (key, (index, of))
+        });
+    let backends = duplicates_of(identities).filter(|(first, second)| first.1 != second.1);
+    let backends = backends.map(|(first, second)| SpecError::DuplicateBackend {
+        first: first.0,
+        second: second.0,
+    });
+    let rules = duplicates(rule_identities(spec));
+    let rules = rules.map(|(first, second)| SpecError::DuplicateRule {
+        first: rule_item(spec, first),
+        second: rule_item(spec, second),
+    });
+    let conflicts = duplicates(rule_keys(spec));
+    let conflicts = conflicts.map(|(first, second)| SpecError::ConflictingRules {
+        first: rule_item(spec, first),
+        second: rule_item(spec, second),
+    });
+    let outbound = (0..).zip(spec.pools);
+    let outbound = outbound.filter(|(pool, _)| spec.outbound.iter().any(|rule| rule.pool == *pool));
+    let numbers = outbound.flat_map(|(pool, of)| instances(spec, pool, of));
+    addresses
+        .chain(names)
+        .chain(backends)
+        .chain(rules)
+        .chain(conflicts)
+        .chain(numbers)
+        .chain(vms(spec))
+}
+
+/// All backends, pool by pool, with their pool and its index.
+fn backends<'s>(
+    spec: &'s Spec<'_>,
+) -> impl Iterator<Item = (usize, &'s Pool<'s>, &'s Backend<'s>)> + Clone + 's {
+    let pools = (0..).zip(spec.pools);
+    pools.flat_map(|(index, pool)| {
+        let all = pool.backends.iter();
+        all.map(move |backend| (index, pool, backend))
+    })
+}
+
+/// The identity of a backend, which its id belongs to.
+pub(super) fn backend_identity(pool: &Pool<'_>, backend: &Backend<'_>) -> u64 {
+    let address = address_bytes(backend.address);
+    identity([pool.name.as_bytes(), backend.name.as_bytes(), &address])
+}
+
+/// The rule that has an index among all that are compiled.
+pub(super) fn rule_item(spec: &Spec<'_>, index: usize) -> RuleItem {
+    let Some(mut rest) = index.checked_sub(spec.rules.len()) else {
+        return RuleItem::Rule(index);
+    };
+    for (number, nat) in spec.inbound_nat.iter().enumerate() {
+        let count = nat_rules(spec, nat).count();
+        match rest.checked_sub(count) {
+            None => return RuleItem::InboundNat(number),
+            Some(left) => rest = left,
+        }
+    }
+    let frontends = 0..spec.frontends.len();
+    let mut outbound = frontends.filter(|&frontend| crate::spec::snat::is_outbound(spec, frontend));
+    RuleItem::SnatPorts(outbound.nth(rest).unwrap_or(rest))
+}
+
+/// The frontend, protocol and port that each rule takes.
+fn rule_keys<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = (usize, u8, u16)> + Clone + 's {
+    let key = |frontend, protocol: Protocol, port| {
+        let port = if protocol.has_port() { port } else { 0 };
+        (frontend, protocol as u8, port)
+    };
+    let rules = spec.rules.iter();
+    let rules = rules.map(move |rule| key(rule.frontend, rule.protocol, rule.frontend_port));
+    let nat = spec.inbound_nat.iter();
+    let nat = nat.flat_map(move |nat| {
+        nat_rules(spec, nat).map(move |(_, port)| key(nat.frontend, nat.protocol, port))
+    });
+    rules.chain(nat)
+}
+
+/// Instance numbers that two backends of a pool have.
+pub(super) fn instances<'s>(
+    spec: &'s Spec<'_>,
+    pool: usize,
+    of: &'s Pool<'_>,
+) -> impl Iterator<Item = SpecError> + 's {
+    let numbers = (0..of.backends.len()).map(move |backend| instance(spec, pool, backend));
+    duplicates(numbers).map(move |(first, second)| SpecError::DuplicateInstance {
+        pool,
+        first,
+        second,
+        instance: instance(spec, pool, second),
+    })
+}
+
+/// Backends of this node that share a port, or a network and MAC address, but are not one vm.
+fn vms<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
+    let all = (0..).zip(backends(spec)).filter(|_| spec.proxy.is_none());
+    let local = all.filter_map(|(index, (_, pool, backend))| {
+        let mac = backend.mac.unwrap_or(derived_mac(backend.address));
+        Some((index, backend.port?, (mac.0, pool.vni.get())))
+    });
+    let by_port = duplicates_of(local.clone().map(|vm| (vm.1.0, vm)));
+    let by_port = by_port.filter(|(first, second)| first.2 != second.2);
+    let by_nic = duplicates_of(local.map(|vm| (vm.2, vm)));
+    let by_nic = by_nic.filter(|(first, second)| first.1 != second.1);
+    by_port
+        .chain(by_nic)
+        .map(|(first, second)| SpecError::PortConflict {
+            first: first.0,
+            second: second.0,
+            port: second.1,
+        })
+}
+
+/// The values of each entry whose key an earlier one has: that one's, and its own.
+#[cfg(feature = "alloc")]
+fn duplicates_of<K: Ord, V: Copy>(
+    entries: impl Iterator<Item = (K, V)>,
+) -> impl Iterator<Item = (V, V)> {
+    use alloc::collections::btree_map::{BTreeMap, Entry};
+    let mut seen = BTreeMap::new();
+    entries.filter_map(move |(key, value)| match seen.entry(key) {
+        Entry::Occupied(first) => Some((*first.get(), value)),
+        Entry::Vacant(place) => {
+            place.insert(value);
+            None
+        }
+    })
+}
+
+/// The values of each entry whose key an earlier one has: that one's, and its own.
+#[cfg(not(feature = "alloc"))]
+fn duplicates_of<K: Ord, V: Copy>(
+    entries: impl Iterator<Item = (K, V)> + Clone,
+) -> impl Iterator<Item = (V, V)> {
+    let all = entries.clone();
+    entries
+        .enumerate()
+        .filter_map(move |(index, (key, value))| {
+            let mut before = all.clone().take(index);
+            let (_, first) = before.find(|(other, _)| *other == key)?;
+            Some((first, value))
+        })
+}
+
+/// The indexes of each key that an earlier one equals: that one's, and its own.
+fn duplicates<K: Ord>(
+    keys: impl Iterator<Item = K> + Clone,
+) -> impl Iterator<Item = (usize, usize)> {
+    duplicates_of(keys.zip(0..))
+}

@@ -28,7 +28,7 @@ pub struct Port {
     pub mode: Option<PortMode>,
     /// The address of who is at a frontend port.
     pub address: Option<Ipv4Addr>,
-    span: Span,
+    pub(crate) span: Span,
 }
 
 /// The ports of a proxy, numbered in the order in which they stand.
@@ -186,7 +186,6 @@ pub(crate) fn check(ports: &Ports, faults: &Faults<'_>) {
     let first = ports.all.iter().find(|port| port.mode.is_some());
     let mode = ports.mode();
     let mut names = HashMap::new();
-    let mut addresses: HashMap<Ipv4Addr, &str> = HashMap::new();
     for port in &ports.all {
         let place = format!("port {:?}", port.name);
         if names.insert(&port.name, ()).is_some() {
@@ -197,16 +196,6 @@ pub(crate) fn check(ports: &Ports, faults: &Faults<'_>) {
         {
             let message = format!("port {:?} is in another: all are in one", first.name);
             faults.add(&port.span, format!("{place}: mode"), message);
-        }
-        if mode == PortMode::Multi && port.kind == PortKind::Frontend && port.address.is_none() {
-            let message = "is missing: in \"multi\" mode each frontend port needs one";
-            faults.add(&port.span, format!("{place}: address"), message);
-        }
-        if let Some(address) = port.address
-            && let Some(other) = addresses.insert(address, &port.name)
-        {
-            let message = format!("{address} is the address of port {other:?} already");
-            faults.add(&port.span, format!("{place}: address"), message);
         }
     }
     for (kind, name) in [

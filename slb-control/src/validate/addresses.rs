@@ -18,7 +18,7 @@ const VXLAN_OVERHEAD: u16 = 30;
 /// What tells vms apart: their host, network and MAC address.
 type Nic = (IpAddr, Vni, MacAddress);
 
-/// Adds a fault for each frontend whose address another frontend, this node, a host or a mux has:
+/// Adds a fault for each frontend whose address this node, a host or a mux has:
 /// a mux that takes such an address's packets cuts that machine off.
 pub(super) fn check_vips(config: &Config, faults: &Faults<'_>) {
     let mut machines: HashMap<IpAddr, String> = HashMap::new();
@@ -43,15 +43,11 @@ pub(super) fn check_vips(config: &Config, faults: &Faults<'_>) {
     {
         machines.insert(own, "this node (underlay of [node])".to_owned());
     }
-    let mut vips: HashMap<IpAddr, &str> = HashMap::new();
     for frontend in &config.frontends {
         let place = format!("frontend {:?}: address", frontend.name);
         let address = frontend.address;
         if let Some(machine) = machines.get(&address) {
             let message = format!("expected an address of its own, but {address} is {machine}");
-            faults.add(&frontend.span, place, message);
-        } else if let Some(other) = vips.insert(address, &frontend.name) {
-            let message = format!("{address} is the address of frontend {other:?} already");
             faults.add(&frontend.span, place, message);
         }
     }

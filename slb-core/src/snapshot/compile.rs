@@ -433,8 +433,7 @@ impl<'m> Snapshot<'m> {
             }
         }
         for (pool, of) in spec.pools.iter().enumerate() {
-            let is_outbound = spec.outbound.iter().any(|rule| rule.pool == pool);
-            if is_outbound && let Some(fault) = instances(spec, pool, of).next() {
+            if let Some(fault) = instances(spec, pool, of).next() {
                 return Err(fault);
             }
         }

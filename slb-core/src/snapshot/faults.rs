@@ -8,8 +8,8 @@ use crate::maglev::{MAX_BACKENDS, MaglevError, is_valid_size};
 use crate::nat::connection::ALL_PORTS;
 use crate::spec::snat::{GRANULE, instance};
 use crate::spec::{
-    Backend, InboundNat, NatTarget, Outbound, Pool, Protocol, Rule, RuleItem, Spec, SpecError,
-    derived_mac,
+    Backend, InboundNat, NatTarget, Outbound, Pool, Protocol, ProxyPorts, Rule, RuleItem, Spec,
+    SpecError, derived_mac,
 };
 
 impl Spec<'_> {
@@ -31,7 +31,7 @@ impl Spec<'_> {
 
 /// Faults of single items, in proportion to their number.
 pub(super) fn of_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
-    let ports = spec.proxy.iter().flat_map(|ports| ports.faults());
+    let ports = spec.proxy.iter().flat_map(ProxyPorts::faults);
     let pools = (0..).zip(spec.pools);
     let pools = pools.flat_map(|(index, pool)| of_pool(spec, index, pool));
     let muxes = (0..).zip(spec.muxes);
@@ -262,9 +262,8 @@ fn between_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's
         first: rule_item(spec, first),
         second: rule_item(spec, second),
     });
-    let outbound = (0..).zip(spec.pools);
-    let outbound = outbound.filter(|(pool, _)| spec.outbound.iter().any(|rule| rule.pool == *pool));
-    let numbers = outbound.flat_map(|(pool, of)| instances(spec, pool, of));
+    let numbered = (0..).zip(spec.pools);
+    let numbers = numbered.flat_map(|(pool, of)| instances(spec, pool, of));
     addresses
         .chain(names)
         .chain(backends)
@@ -323,13 +322,18 @@ fn rule_keys<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = (usize, u8, u16)> +
     rules.chain(nat)
 }
 
-/// Instance numbers that two backends of a pool have.
+/// Instance numbers that two backends of a pool have, by which ports are dealt out.
 pub(super) fn instances<'s>(
     spec: &'s Spec<'_>,
     pool: usize,
     of: &'s Pool<'_>,
 ) -> impl Iterator<Item = SpecError> + 's {
-    let numbers = (0..of.backends.len()).map(move |backend| instance(spec, pool, backend));
+    let mut nat = spec.inbound_nat.iter();
+    let is_nat_pool =
+        nat.any(|nat| nat.pool == pool && matches!(nat.target, NatTarget::Pool { .. }));
+    let counts = is_nat_pool || spec.outbound.iter().any(|rule| rule.pool == pool);
+    let members = if counts { 0..of.backends.len() } else { 0..0 };
+    let numbers = members.map(move |backend| instance(spec, pool, backend));
     duplicates(numbers).map(move |(first, second)| SpecError::DuplicateInstance {
         pool,
         first,

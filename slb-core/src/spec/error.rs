@@ -132,7 +132,8 @@ pub enum SpecError {
         /// The first instance without a port.
         instance: u32,
     },
-    /// Two backends of a pool with an outbound rule have one instance number.
+    /// Two backends of a pool have one instance number, by which an outbound rule or an inbound NAT
+    /// pool gives them their ports.
     DuplicateInstance {
         /// The pool.
         pool: usize,

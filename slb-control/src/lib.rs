@@ -52,3 +52,8 @@ pub use holders::{InboundPort, OutboundPorts};
 pub use memory::HugePages;
 pub use passive::{PassiveHealth, Turned};
 pub use slow_start::SlowStart;
+
+/// The crate's README, whose examples run as doctests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct CrateReadme;

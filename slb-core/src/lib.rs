@@ -86,3 +86,8 @@ pub use stats::Stats;
 pub use time::Instant;
 pub use tunnel::HEADROOM;
 pub use verdict::{DropReason, PortId, Verdict};
+
+/// The crate's README, whose examples run as doctests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct CrateReadme;

@@ -50,3 +50,8 @@ pub use neighbours::{Neighbours, NextHop};
 pub use program::{Kind, Program, ProgramFault, Take};
 pub use socket::SocketError;
 pub use umem::{KERNEL_HEADROOM, LARGE_CHUNK, SMALL_CHUNK, Umem};
+
+/// The crate's README, whose examples run as doctests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct CrateReadme;

@@ -13,3 +13,8 @@ mod uring;
 
 pub use device::{Device, Layer, OpenError};
 pub use tun::{FRAME_LEN, Tun, TunStats, memory_for};
+
+/// The crate's README, whose examples run as doctests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct CrateReadme;

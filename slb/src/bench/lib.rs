@@ -77,3 +77,8 @@ pub fn run_with(
     report.finish();
     Ok(())
 }
+
+/// The crate's README, whose examples run as doctests.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct CrateReadme;

@@ -79,6 +79,7 @@ fn snapshot(configured: &Configured, previous: Option<&Snapshot<'_>>) -> Box<Sna
         vni: Vni::new(7).expect("small"),
         table_size: 251,
         backends,
+        ..Pool::default()
     };
     let spec = Spec {
         underlay: Underlay {

@@ -70,6 +70,7 @@ fn snapshot(
         vni: Vni::new(7).unwrap(),
         table_size: 3,
         backends,
+        ..Pool::default()
     };
     let frontend = |name, address| Frontend {
         name,

@@ -57,6 +57,7 @@ fn snapshot(third: BackendState, previous: Option<&Snapshot<'_>>) -> Snapshot<'s
         vni: Vni::new(7).unwrap(),
         table_size: 251,
         backends,
+        ..Pool::default()
     };
     let rule = |name, frontend, protocol, frontend_port, distribution| Rule {
         name,

@@ -221,6 +221,7 @@ impl AnySpec {
                     other => NO_TABLES[other % 4],
                 },
                 backends,
+                ..Pool::default()
             })
             .collect();
         // Mostly one of the frontend's family.

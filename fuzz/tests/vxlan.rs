@@ -58,6 +58,7 @@ fn snapshot() -> &'static Snapshot<'static> {
                 vni: Vni::new(VNI).expect("small"),
                 table_size: 3,
                 backends: &backends,
+                ..Pool::default()
             }],
             muxes: &[MUX.into(), MUX6.into()],
             ..Spec::default()

@@ -172,6 +172,8 @@ pub struct Node {
     pub flows_per_source_at_once: u32,
     /// RSTs a second.
     pub resets_per_second: u32,
+    /// Packets that a host agent passes on to other hosts a second.
+    pub passes_per_second: u32,
     /// Where a host agent's ICMP errors over IPv4 come from, if not from its underlay address.
     pub icmp_source_ipv4: Option<Ipv4Addr>,
     /// Where a host agent's ICMP errors over IPv6 come from, if not from its underlay address.
@@ -582,6 +584,8 @@ impl Config {
             too_big_per_second: self.node.too_big_per_second,
             errors_per_second: self.node.errors_per_second,
             resets_per_second: self.node.resets_per_second,
+            passes_per_second: self.node.passes_per_second,
+            passes_at_once: self.node.passes_per_second.div_ceil(10),
             icmp_source_ipv4: self.node.icmp_source_ipv4,
             icmp_source_ipv6: self.node.icmp_source_ipv6,
             clamp_mss: self.node.clamp_mss,
@@ -846,6 +850,7 @@ impl Pool {
             vni: self.vni,
             table_size: self.table_size,
             backends,
+            ..spec::Pool::default()
         }
     }
 }

@@ -174,6 +174,10 @@ impl Diff {
                 was.resets_per_second == is.resets_per_second,
             ),
             (
+                "passes_per_second",
+                was.passes_per_second == is.passes_per_second,
+            ),
+            (
                 "flows_per_source",
                 was.flows_per_source == is.flows_per_source
                     && was.flows_per_source_at_once == is.flows_per_source_at_once,

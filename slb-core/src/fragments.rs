@@ -233,8 +233,8 @@ pub(crate) struct Arrival {
     pub(crate) port: PortId,
     /// Whose addresses it has.
     pub(crate) zone: PortId,
-    /// The number of the mux that it came from, or that of none.
-    pub(crate) mux: u8,
+    /// The node that sent it, as [`Lane::sender`](crate::nat::pipeline::Lane::sender) has it.
+    pub(crate) sender: u32,
     pub(crate) direction: Direction,
     /// Bytes of the frame as it came in.
     pub(crate) len: u32,
@@ -244,7 +244,7 @@ impl Arrival {
     const EMPTY: Self = Self {
         port: PortId(0),
         zone: PortId(0),
-        mux: 0,
+        sender: 0,
         direction: Direction::Inward,
         len: 0,
     };

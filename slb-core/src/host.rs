@@ -17,6 +17,7 @@
 //! never forgotten before their time. Those that have not, and those that are over, make room for new
 //! ones; where none is left to do so, new ones are refused and counted.
 mod establish;
+mod pass_on;
 
 use core::fmt;
 use core::net::IpAddr;
@@ -29,12 +30,12 @@ use crate::key::Key;
 use crate::limit::SourceLimiter;
 use crate::link::{self, Link};
 use crate::mem::Memory;
-use crate::nat::pipeline::{Lane, Pipeline, Role, Table};
+use crate::nat::pipeline::{Asked, Elsewhere, Lane, Opened, Pipeline, Role, Table};
 use crate::nat::tcp::Segment;
 use crate::nat::{Connection, Direction, NatOptions, NatTable, NatTables};
 use crate::observe::{Observe, Step};
 use crate::packet::{Family, Packet, Read, ends_of_bad};
-use crate::snapshot::locals::CompiledMux;
+use crate::snapshot::locals::{CompiledMux, NO_SENDER};
 use crate::snapshot::terms::RuleKind;
 use crate::snapshot::{BackendId, RuleMatch, Snapshot};
 use crate::state::{Age, Cursor, Exported, Imported, Kind, StateError};
@@ -253,26 +254,27 @@ impl<S> fmt::Debug for Host<'_, S> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Arrival {
     name: OuterName,
-    /// The number of the mux, or that of none.
-    mux: u8,
+    /// The node that sent it: see [`Nat::sender_at`](crate::snapshot::locals::Nat::sender_at).
+    sender: u32,
     /// The port of the vm.
     port: PortId,
 }
 
 impl Arrival {
     fn new(outer: &Outer, snapshot: &Snapshot<'_>) -> Result<Self, Verdict> {
-        let mux = snapshot.nat.mux_at(outer.source);
+        let sender = snapshot.nat.sender_at(outer.source);
+        let is_mux = snapshot.nat.is_mux(sender);
         // This node does not send to itself, unless a mux runs on it too.
-        if mux.is_none() && outer.is_from(snapshot.underlay()) {
+        if !is_mux && outer.is_from(snapshot.underlay()) {
             return Err(Verdict::Drop(DropReason::UnknownPeer));
         }
-        if mux.is_none() && snapshot.nat.has_muxes() && !snapshot.nat.is_peer(outer.source) {
+        if sender == NO_SENDER && snapshot.nat.has_muxes() {
             return Err(Verdict::Drop(DropReason::UnknownPeer));
         }
         let vm = snapshot.nat.vm_by_mac(outer.destination, outer.vni);
         Ok(Self {
             name: outer.name(),
-            mux: mux.map_or(u8::MAX, |number| number as u8),
+            sender,
             port: vm.ok_or(Verdict::Drop(DropReason::UnknownVm))?.port,
         })
     }
@@ -289,6 +291,7 @@ impl Role for HostRole {
     const KEEPS_REMOVED: bool = false;
     const CHOOSES: bool = false;
     const RECORD: Kind = Kind::HostConnection;
+    const PASSES_ON: bool = true;
 
     #[inline]
     fn arrive<'s, S: Deref<Target = Snapshot<'s>>>(
@@ -334,11 +337,31 @@ impl Role for HostRole {
         lane: &Lane,
         segment: Option<&Segment>,
         seen: &mut impl Observe,
-    ) -> Result<Connection<A>, Verdict> {
+    ) -> Result<Opened<A>, Verdict> {
         match lane.direction {
             Direction::Inward => pipeline.inbound::<A, Self>(frame, lane, segment, seen),
-            Direction::Outward => pipeline.outbound(frame, lane, segment, seen),
+            Direction::Outward => pipeline
+                .outbound(frame, lane, segment, seen)
+                .map(Opened::New),
         }
+    }
+
+    fn elsewhere<'s, A: Table, S: Deref<Target = Snapshot<'s>>>(
+        pipeline: &mut Pipeline<'_, S>,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        asked: &Asked<'_>,
+        seen: &mut impl Observe,
+    ) -> Elsewhere {
+        pipeline.elsewhere::<A>(frame, lane, asked, seen)
+    }
+
+    fn via<'s, S: Deref<Target = Snapshot<'s>>>(
+        pipeline: &Pipeline<'_, S>,
+        frame: &Frame<'_>,
+        lane: &Lane,
+    ) -> u8 {
+        pipeline.via(frame, lane)
     }
 
     /// The vm that it came for, if it is of the rule's pool and takes new connections.
@@ -490,7 +513,7 @@ fn decapsulate(
         _ => Arrival::new(&outer, snapshot)?,
     };
     *last = Some(arrival);
-    (lane.mux, lane.zone) = (arrival.mux, arrival.port);
+    (lane.sender, lane.zone) = (arrival.sender, arrival.port);
     frame.truncate(outer.inner.1);
     frame.trim_front(outer.inner.0);
     let (vni, port) = (outer.vni, arrival.port);

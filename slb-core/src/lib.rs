@@ -52,6 +52,7 @@ mod key;
 mod limit;
 mod link;
 pub mod maglev;
+mod mark;
 #[expect(unsafe_code, reason = "tables live in memory that the caller gives")]
 pub mod mem;
 pub mod mux;

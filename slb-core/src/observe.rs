@@ -3,6 +3,7 @@
 //! There is no second implementation to explain the first. The empty observer `()` costs nothing.
 
 use crate::flow::FlowState;
+pub use crate::mark::Handover;
 use crate::nat::ConnectionState;
 use crate::packet::{Packet, Tuple};
 use crate::snapshot::RuleMatch;
@@ -42,6 +43,15 @@ pub enum Step {
     },
     /// The connection table was asked.
     Connection(ConnectionStep),
+    /// The packet goes to another host agent, which may have its connection.
+    PassedOn {
+        /// The backend whose host that is, by its place among all.
+        backend: u32,
+        /// How often the packet was passed on, with this time.
+        hops: u8,
+        /// What is asked of the host.
+        handover: Handover,
+    },
     /// The packet has this name now.
     Translated(Tuple),
     /// The frame's verdict. Always the last step.

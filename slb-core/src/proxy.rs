@@ -32,7 +32,7 @@ use crate::limit::SourceLimiter;
 use crate::link::Link;
 use crate::mem::Memory;
 use crate::nat::connection::{ALL_PORTS, Connection};
-use crate::nat::pipeline::{Lane, Pipeline, Role, Table};
+use crate::nat::pipeline::{Lane, Opened, Pipeline, Role, Table};
 use crate::nat::tcp::Segment;
 use crate::nat::{Direction, Links, NatOptions, NatTable, NatTables};
 use crate::observe::{Observe, Step};
@@ -255,6 +255,7 @@ impl Role for ProxyRole {
     const KEEPS_REMOVED: bool = true;
     const CHOOSES: bool = true;
     const RECORD: Kind = Kind::ProxyConnection;
+    const PASSES_ON: bool = false;
 
     #[inline]
     fn arrive<'s, S: Deref<Target = Snapshot<'s>>>(
@@ -303,7 +304,7 @@ impl Role for ProxyRole {
         lane: &Lane,
         segment: Option<&Segment>,
         seen: &mut impl Observe,
-    ) -> Result<Connection<A>, Verdict> {
+    ) -> Result<Opened<A>, Verdict> {
         let packet = &lane.packet;
         if lane.direction == Direction::Outward {
             let destination = packet.tuple().destination;

@@ -71,6 +71,10 @@ pub struct Stats {
     pub resets: u64,
     /// RSTs that were due and not made: above the limit, or nowhere to put them.
     pub resets_suppressed: u64,
+    /// Of a host agent: packets of none of its connections that it passed on to another host.
+    pub passed_on: u64,
+    /// Of a host agent: packets that no host knew, passed on to who is to begin their flow.
+    pub passed_back: u64,
 }
 
 impl Stats {
@@ -138,6 +142,8 @@ impl AddAssign for Stats {
         self.connections = self.connections + other.connections;
         self.resets += other.resets;
         self.resets_suppressed += other.resets_suppressed;
+        self.passed_on += other.passed_on;
+        self.passed_back += other.passed_back;
     }
 }
 

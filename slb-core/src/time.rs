@@ -109,6 +109,11 @@ impl Clock {
         Instant(self.passed)
     }
 
+    /// The time that has passed so far.
+    pub(crate) fn passed(&self) -> Instant {
+        Instant(self.passed)
+    }
+
     #[cold]
     fn leap(&mut self, now: u64) -> Instant {
         let last = self.last.unwrap_or(now);

@@ -128,6 +128,10 @@ drop_reasons! {
     /// A vm calls a VIP, and is the backend that was chosen: it would get a packet from itself, which
     /// no stack answers. With `source_nat`, the rule's connections come from another address.
     Hairpin = "hairpin",
+    /// At a host agent: it is of no connection here, and cannot be passed on to the host that may have its
+    /// connection or is to begin it: more than
+    /// [`passes_per_second`](crate::nat::NatOptions::passes_per_second) are, or it has been there.
+    Astray = "astray",
 }
 
 impl fmt::Display for DropReason {

@@ -57,6 +57,7 @@ fn snapshot(underlay: Underlay, proxy: bool) -> Arc<Snapshot<'static>> {
         vni: Vni::new(VNI).unwrap(),
         table_size: 251,
         backends,
+        ..Pool::default()
     };
     let frontend = |name, address| Frontend {
         name,

@@ -108,6 +108,7 @@ fn snapshot(is_proxy: bool, tcp_reset: bool) -> Snapshot<'static> {
         vni: Vni::new(VNI).unwrap(),
         table_size: 3,
         backends,
+        ..Pool::default()
     };
     let frontend = |name, ipv6, number| Frontend {
         name,

@@ -71,6 +71,7 @@ fn snapshot(of: Ipv4Addr) -> Box<Snapshot<'static>> {
             vni: Vni::new(5001).expect("small"),
             table_size: 1009,
             backends: &backends,
+            ..Pool::default()
         }],
         ..Spec::default()
     };

@@ -92,6 +92,7 @@ impl Plan {
                 vni: Vni::new(5001).unwrap(),
                 table_size: 251,
                 backends: &backends,
+                ..Pool::default()
             }],
             outbound: &[Outbound {
                 name: "out",
@@ -732,6 +733,7 @@ fn vxlan_from_a_stranger_is_refused() {
             vni: Vni::new(5001).unwrap(),
             table_size: 251,
             backends: &[backend("here", 0, HOST), backend("there", 1, other)],
+            ..Pool::default()
         }],
         muxes: &[mux.into()],
         ..Spec::default()
@@ -788,6 +790,7 @@ fn without_an_outbound_rule_nobody_calls_out() {
             vni: Vni::new(5001).unwrap(),
             table_size: 3,
             backends: &backends,
+            ..Pool::default()
         }],
         ..Spec::default()
     };

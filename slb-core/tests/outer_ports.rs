@@ -75,6 +75,7 @@ fn host(is_ipv6: bool, distribution: Distribution) -> Dut {
                 port: Some(VM),
                 ..Backend::default()
             }],
+            ..Pool::default()
         }],
         muxes: &[MUX.into()],
         ..Spec::default()

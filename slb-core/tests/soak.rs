@@ -98,6 +98,7 @@ fn build(of: Ipv4Addr, ill: u8, has_last: bool, previous: Option<&Snapshot<'_>>)
             vni: Vni::new(5001).expect("small"),
             table_size: 1009,
             backends: &backends,
+            ..Pool::default()
         }],
         ..Spec::default()
     };

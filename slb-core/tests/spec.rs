@@ -52,6 +52,7 @@ fn pool<'a>(name: &'a str, backends: &'a [Backend<'a>]) -> Pool<'a> {
         vni: Vni::new(7).expect("small"),
         table_size: 251,
         backends,
+        ..Pool::default()
     }
 }
 

@@ -721,6 +721,15 @@ typedef struct slb_nat_options {
      * 0: none. Those whose first one came are among what `_advance` makes of its spare frames.
      */
     uint32_t waiting_fragments;
+    /**
+     * Of a host agent: packets of none of its connections that it passes on to other hosts a second, since
+     * they may be of theirs; 0: none.
+     */
+    uint32_t passes_per_second;
+    /**
+     * And at once.
+     */
+    uint32_t passes_at_once;
 } slb_nat_options;
 
 /**
@@ -987,6 +996,14 @@ typedef struct slb_stats {
      * "fragment_held", and besides where it went in the end. `dropped` has those that still wait.
      */
     uint64_t fragments_released;
+    /**
+     * Of a host: packets of none of its connections that it passed on to another host.
+     */
+    uint64_t passed_on;
+    /**
+     * Of a host: packets that no host knew, passed on to who is to begin their flow.
+     */
+    uint64_t passed_back;
 } slb_stats;
 
 /**
@@ -1681,8 +1698,8 @@ int slb_mux_backend_stats(struct slb_mux *mux, size_t backend, struct slb_backen
 void slb_mux_options_init(struct slb_mux_options *options);
 
 /**
- * Fills in 262144 connections, 1000 answers of each kind and 10000 RSTs a second, 64 waiting
- * fragments, no limit for sources, and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
+ * Fills in 262144 connections, 1000 answers of each kind, 10000 RSTs and a million packets passed on a
+ * second, 64 waiting fragments, no limit for sources, and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
  *
  * The caller promises:
  * It points to room for options.
@@ -1876,13 +1893,13 @@ const char *slb_drop_reason(uint8_t reason);
 SLB_ASSERT(sizeof(slb_verdict) == 4);
 SLB_ASSERT(sizeof(slb_address) == 17);
 SLB_ASSERT(sizeof(slb_health) == 128);
-SLB_ASSERT(sizeof(slb_stats) == 8 * (26 + SLB_DROP_REASONS));
+SLB_ASSERT(sizeof(slb_stats) == 8 * (28 + SLB_DROP_REASONS));
 #if UINTPTR_MAX == UINT64_MAX
 SLB_ASSERT(sizeof(slb_frame) == 24);
 SLB_ASSERT(sizeof(slb_backend) == 72);
 SLB_ASSERT(sizeof(slb_rule) == 56);
 SLB_ASSERT(sizeof(slb_mux_options) == 72);
-SLB_ASSERT(sizeof(slb_nat_options) == 96);
+SLB_ASSERT(sizeof(slb_nat_options) == 104);
 #endif
 #undef SLB_ASSERT
 #endif

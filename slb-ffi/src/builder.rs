@@ -277,6 +277,7 @@ impl Builder {
                 vni: pool.vni,
                 table_size: pool.table_size,
                 backends: own,
+                ..Pool::default()
             };
         }
         let nothing = PoolHealth {

@@ -201,6 +201,8 @@ pub unsafe extern "C" fn slb_config_nat_options(
         options.resets_per_second = said.resets_per_second;
         options.resets_at_once = said.resets_at_once;
         options.clamp_mss = said.clamp_mss.into();
+        options.passes_per_second = said.passes_per_second;
+        options.passes_at_once = said.passes_at_once;
         Ok(0)
     })
 }

@@ -55,7 +55,7 @@ const _: () = {
     assert!(size_of::<slb_verdict>() == 4);
     assert!(size_of::<slb_address>() == 17);
     assert!(size_of::<slb_health>() == 128);
-    assert!(size_of::<slb_stats>() == 8 * (26 + SLB_DROP_REASONS));
+    assert!(size_of::<slb_stats>() == 8 * (28 + SLB_DROP_REASONS));
 };
 #[cfg(target_pointer_width = "64")]
 const _: () = {
@@ -63,7 +63,7 @@ const _: () = {
     assert!(size_of::<slb_backend>() == 72);
     assert!(size_of::<slb_rule>() == 56);
     assert!(size_of::<slb_mux_options>() == 72);
-    assert!(size_of::<slb_nat_options>() == 96);
+    assert!(size_of::<slb_nat_options>() == 104);
 };
 
 /// Nothing here panics; if it did, it would stay here.

@@ -76,6 +76,11 @@ pub struct slb_nat_options {
     /// Later fragments that can wait for their first one, at 2 KiB each, rounded up to a multiple of 64;
     /// 0: none. Those whose first one came are among what `_advance` makes of its spare frames.
     pub waiting_fragments: u32,
+    /// Of a host agent: packets of none of its connections that it passes on to other hosts a second, since
+    /// they may be of theirs; 0: none.
+    pub passes_per_second: u32,
+    /// And at once.
+    pub passes_at_once: u32,
 }
 
 impl slb_mux_options {
@@ -137,6 +142,8 @@ impl slb_nat_options {
             icmp_source_ipv6: (ipv6 != [0; 16]).then_some(ipv6.into()),
             resets_per_second: self.resets_per_second,
             resets_at_once: self.resets_at_once,
+            passes_per_second: self.passes_per_second,
+            passes_at_once: self.passes_at_once,
             clamp_mss: self.clamp_mss != 0,
         }
     }
@@ -197,8 +204,8 @@ pub unsafe extern "C" fn slb_mux_options_init(options: *mut slb_mux_options) {
     let _ = unsafe { crate::memory::put(options, usual) };
 }
 
-/// Fills in 262144 connections, 1000 answers of each kind and 10000 RSTs a second, 64 waiting
-/// fragments, no limit for sources, and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
+/// Fills in 262144 connections, 1000 answers of each kind, 10000 RSTs and a million packets passed on a
+/// second, 64 waiting fragments, no limit for sources, and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
 ///
 /// # Safety
 /// It points to room for options.
@@ -222,6 +229,8 @@ pub unsafe extern "C" fn slb_nat_options_init(options: *mut slb_nat_options) {
         icmp_source_ipv4: [0; 4],
         icmp_source_ipv6: [0; 16],
         waiting_fragments: WAITING_FRAGMENTS,
+        passes_per_second: usual.passes_per_second,
+        passes_at_once: usual.passes_at_once,
     };
     // SAFETY: the caller promises it.
     let _ = unsafe { crate::memory::put(options, usual) };

@@ -71,6 +71,10 @@ pub struct slb_stats {
     /// Fragments that waited for their first one, and do so no more: each is in `dropped_for`, as
     /// "fragment_held", and besides where it went in the end. `dropped` has those that still wait.
     pub fragments_released: u64,
+    /// Of a host: packets of none of its connections that it passed on to another host.
+    pub passed_on: u64,
+    /// Of a host: packets that no host knew, passed on to who is to begin their flow.
+    pub passed_back: u64,
 }
 
 impl slb_stats {
@@ -108,6 +112,8 @@ impl slb_stats {
             connections_evicted: connections.evicted,
             connections_unanswered: connections.unanswered,
             fragments_released: stats.released.packets,
+            passed_on: stats.passed_on,
+            passed_back: stats.passed_back,
         }
     }
 }
@@ -208,6 +214,7 @@ const C_NAMES: [&CStr; DropReason::COUNT] = [
     c"tiny_fragment",
     c"fragment_held",
     c"hairpin",
+    c"astray",
 ];
 
 #[cfg(test)]

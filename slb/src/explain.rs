@@ -7,7 +7,7 @@ use slb_control::ports::PortKind;
 use slb_control::{Config, Role};
 use slb_core::flow::FlowState;
 use slb_core::nat::ConnectionState;
-use slb_core::observe::{ConnectionStep, FlowStep, Step};
+use slb_core::observe::{ConnectionStep, FlowStep, Handover, Step};
 use slb_core::packet::{Packet, Part};
 use slb_core::snapshot::RuleMatch;
 use slb_core::spec::NatTarget;
@@ -224,6 +224,22 @@ fn made_from(config: &Config, tuple: &[String], from: Option<PortId>) -> Result<
     Ok(packet)
 }
 
+/// What a packet is passed on for, where to, and how often it was before.
+fn passed_on_text(
+    config: &Config,
+    balancer: &Balancer,
+    (backend, hops, handover): (u32, u8, Handover),
+) -> String {
+    let why = match handover {
+        Handover::PassedOn => "which may have its connection",
+        Handover::Asked => "which takes it only if it has its flow",
+        Handover::PassedBack => "which takes it: no host has its flow",
+        _ => "for another reason",
+    };
+    let to = backend_text(config, balancer, backend);
+    format!("to the host of {to}, {why}; hop {hops} of 8 at most")
+}
+
 /// Processes `frames` and prints what happens to the one at `place`.
 fn explain(
     config: &Config,
@@ -294,6 +310,14 @@ fn describe(
             format!("out of VXLAN, VNI {vni}, for port {}", port.0),
         ),
         Step::Connection(step) => ("connection", connection_text(step)),
+        Step::PassedOn {
+            backend,
+            hops,
+            handover,
+        } => (
+            "passed on",
+            passed_on_text(config, balancer, (backend, hops, handover)),
+        ),
         Step::Translated(tuple) => ("translated", tuple.to_string()),
         other => ("step", format!("{other:?}")),
     }
@@ -463,6 +487,9 @@ fn reason_text(reason: DropReason) -> &'static str {
         DropReason::IcmpRedirect => "it would have a host send elsewhere, or slower",
         DropReason::Hairpin => {
             "it comes from the backend that was chosen: with source_nat, a vm can call itself by its VIP"
+        }
+        DropReason::Astray => {
+            "it is of no connection here, and cannot be passed on to who may have its connection"
         }
         DropReason::IcmpChecksum => "its checksum is wrong, or not to be verified",
         DropReason::Martian => "no host sends from its source",

@@ -300,6 +300,13 @@ impl<'a> Report<'a> {
                 "resets: {} sent, {} suppressed",
                 stats.resets, stats.resets_suppressed
             );
+            if stats.passed_on + stats.passed_back > 0 {
+                let _ = writeln!(
+                    text,
+                    "packets of other hosts' connections: {} passed on, {} passed back",
+                    stats.passed_on, stats.passed_back
+                );
+            }
         } else if self.tally.is_pinned {
             let _ = writeln!(
                 text,
@@ -444,6 +451,8 @@ impl<'a> Report<'a> {
             },
             "resets": self.tally.stats.resets,
             "resets_suppressed": self.tally.stats.resets_suppressed,
+            "passed_on": self.tally.stats.passed_on,
+            "passed_back": self.tally.stats.passed_back,
             "received": count(self.tally.stats.received),
             "forwarded": count(self.tally.stats.forwarded),
             "replied": count(self.tally.stats.replied),

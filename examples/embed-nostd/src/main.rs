@@ -57,6 +57,7 @@ fn run() -> Option<()> {
         vni,
         table_size: 251,
         backends: &backends,
+        ..Pool::default()
     }];
     let frontends = [FrontendPort {
         port: PortId(0),

@@ -13,6 +13,8 @@ pub(crate) enum Own {
     Error,
     /// A RST.
     Reset,
+    /// Somebody else's packet, passed on to another host.
+    Passed,
 }
 
 /// How many packets of its own a role may make in a while. Each kind has a limit of its own, so a
@@ -24,6 +26,7 @@ pub(crate) struct Limits {
     too_big: Limiter,
     errors: Limiter,
     resets: Limiter,
+    passed: Limiter,
 }
 
 impl Limits {
@@ -36,6 +39,7 @@ impl Limits {
             too_big: limiter(rates.too_big),
             errors: limiter(rates.errors),
             resets: limiter(rates.resets),
+            passed: limiter(rates.passed),
         }
     }
 
@@ -47,11 +51,17 @@ impl Limits {
             (&mut self.too_big, new.too_big),
             (&mut self.errors, new.errors),
             (&mut self.resets, new.resets),
+            (&mut self.passed, new.passed),
         ] {
             if (own.cost, own.most) != (new.cost, new.most) {
                 *own = new;
             }
         }
+    }
+
+    /// Whether packets are passed on to other hosts at all.
+    pub(crate) fn pass_on(&self) -> bool {
+        self.passed.most != 0
     }
 
     /// Says what the time is.
@@ -68,6 +78,7 @@ impl Limits {
             Own::TooBig => &mut self.too_big,
             Own::Error => &mut self.errors,
             Own::Reset => &mut self.resets,
+            Own::Passed => &mut self.passed,
         };
         limiter.advance(self.now);
         limiter.allow()
@@ -81,6 +92,7 @@ pub(crate) struct Rates {
     pub(crate) too_big: (u32, u32),
     pub(crate) errors: (u32, u32),
     pub(crate) resets: (u32, u32),
+    pub(crate) passed: (u32, u32),
 }
 
 /// How many packets may be made in a while: a bucket of tokens, counted in nanoseconds.

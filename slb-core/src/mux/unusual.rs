@@ -108,7 +108,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         let arrival = Arrival {
             port: frame.port(),
             zone,
-            mux: 0,
+            sender: 0, // nobody asks
             direction: Direction::Inward,
             len: lane.len,
         };

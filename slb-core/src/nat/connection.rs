@@ -41,6 +41,11 @@ impl Span {
         }
     }
 
+    /// The same as a duration.
+    pub(crate) const fn duration(self) -> core::time::Duration {
+        core::time::Duration::from_nanos((self.0 as u64) << TICK_SHIFT)
+    }
+
     const fn from_secs(seconds: u64) -> Self {
         Self::from_duration(core::time::Duration::from_secs(seconds))
     }
@@ -474,23 +479,46 @@ impl<A: Addresses> Connection<A> {
         self.deadline = now.wrapping_add(self.timeout().0.into());
     }
 
+    /// Notes a further segment of an established TCP connection, unless it begins or ends something:
+    /// nearly every packet. Returns false, and notes nothing, where it is another packet.
+    #[inline]
+    pub(crate) fn note_ordinary(
+        &mut self,
+        now: u32,
+        direction: Direction,
+        segment: Option<&Segment>,
+    ) -> bool {
+        match segment {
+            Some(segment)
+                if self.state() == ConnectionState::Established && segment.is_ordinary() =>
+            {
+                self.sequences.note(direction, segment);
+                self.deadline = now.wrapping_add(self.idle.into());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a segment cannot be of this connection, since its numbers are not: one that is over, or
+    /// whose handshake never sent what the segment acknowledges.
+    pub(crate) fn is_anothers(&self, direction: Direction, segment: &Segment) -> bool {
+        direction == self.opener()
+            && !segment.flags.opens()
+            && self.sequences.is_anothers(direction, segment)
+    }
+
     /// Notes a further packet; of TCP with what its segment says. Returns the states before and after
-    /// it; `None` where an established TCP connection goes on.
+    /// it.
     #[inline]
     pub(crate) fn note(
         &mut self,
         now: u32,
         direction: Direction,
         segment: Option<&Segment>,
-    ) -> Option<(ConnectionState, ConnectionState)> {
+    ) -> (ConnectionState, ConnectionState) {
         let before = self.state();
         let state = match segment {
-            // Nearly every packet.
-            Some(segment) if before == ConnectionState::Established && segment.is_ordinary() => {
-                self.sequences.note(direction, segment);
-                self.deadline = now.wrapping_add(self.idle.into());
-                return None;
-            }
             Some(segment) => {
                 let opener = self.opener();
                 next_state(before, &mut self.sequences, opener, direction, segment)
@@ -506,7 +534,7 @@ impl<A: Addresses> Connection<A> {
         if !asks_anew {
             self.deadline = now.wrapping_add(self.timeout().0.into());
         }
-        Some((before, state))
+        (before, state)
     }
 
     /// The state after a packet of a protocol without states: answered, it is established, but whether

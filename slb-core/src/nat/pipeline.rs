@@ -10,8 +10,9 @@ mod unusual;
 
 use core::net::IpAddr;
 use core::ops::Deref;
+use core::time::Duration;
 
-use super::connection::{Connection, Key, Side};
+use super::connection::{Connection, Key, Policy, Side};
 use super::rewrite::{self, Rewrite};
 use super::table::{Connections, NONE};
 use super::tcp::{Direction, Segment, reopens};
@@ -25,7 +26,8 @@ use crate::limit::SourceLimiter;
 use crate::link::{self, Link};
 use crate::observe::{ConnectionStep, Observe, Step};
 use crate::packet::{EchoMessage, Family, Packet, Part};
-use crate::snapshot::locals::{CompiledMux, Local};
+use crate::snapshot::locals::{CompiledMux, Local, NO_SENDER};
+use crate::snapshot::owners::{Generations, Past};
 use crate::snapshot::{BackendId, RuleMatch, Snapshot};
 use crate::spec::Underlay;
 use crate::state::Kind;
@@ -36,7 +38,7 @@ use crate::wire::tcp::Flags;
 use crate::wire::{ipv4, ipv6, protocol, tcp};
 
 use self::answers::{counters_of, note_answer, note_end};
-pub(crate) use self::establish::{NO_CONNECTION, Refusal};
+pub(crate) use self::establish::{Asked, Begins, Elsewhere, NO_CONNECTION, Opened, Refusal};
 use self::sweep::forget;
 
 /// What each role that translates does in its own way.
@@ -53,6 +55,9 @@ pub(crate) trait Role: Sized {
     const CHOOSES: bool;
     /// What its connections are as records.
     const RECORD: Kind;
+    /// Packets of none of its connections may be of one at another node: see
+    /// [`elsewhere`](Self::elsewhere).
+    const PASSES_ON: bool;
 
     /// Finds where a frame comes from, and reads it: stage 1.
     ///
@@ -76,7 +81,27 @@ pub(crate) trait Role: Sized {
         lane: &Lane,
         segment: Option<&Segment>,
         seen: &mut impl Observe,
-    ) -> Result<Connection<A>, Verdict>;
+    ) -> Result<Opened<A>, Verdict>;
+
+    /// Finds out where a packet from outside goes on that is of no connection at its vm.
+    fn elsewhere<'s, A: Table, S: Deref<Target = Snapshot<'s>>>(
+        _: &mut Pipeline<'_, S>,
+        _: &mut Frame<'_>,
+        _: &Lane,
+        _: &Asked<'_>,
+        _: &mut impl Observe,
+    ) -> Elsewhere {
+        Elsewhere::Here
+    }
+
+    /// The number of the mux that a packet came by, or [`Policy::DIRECT`].
+    fn via<'s, S: Deref<Target = Snapshot<'s>>>(
+        _: &Pipeline<'_, S>,
+        _: &Frame<'_>,
+        _: &Lane,
+    ) -> u8 {
+        Policy::DIRECT
+    }
 
     /// The backend that a new connection from outside goes to under a rule: its place among all.
     fn choose<'s, S: Deref<Target = Snapshot<'s>>>(
@@ -142,8 +167,8 @@ pub(crate) struct Lane {
     pub(crate) len: u32,
     /// The port that its connection's name is of: the vm's, or that of the proxy's clients.
     pub(crate) zone: PortId,
-    /// The number of the mux that it came from, or that of none.
-    pub(crate) mux: u8,
+    /// The node on the fabric that sent it: see [`Nat::sender_at`](crate::snapshot::locals::Nat::sender_at).
+    pub(crate) sender: u32,
     /// Its place in the burst.
     pub(crate) frame: u8,
     pub(crate) direction: Direction,
@@ -159,7 +184,7 @@ impl Lane {
         candidate: NONE,
         len: 0,
         zone: PortId(0),
-        mux: 0,
+        sender: NO_SENDER,
         frame: 0,
         direction: Direction::Inward,
         error: None,
@@ -200,6 +225,8 @@ pub(crate) struct Pipeline<'m, S> {
     pub(crate) tables: NatTables<'m>,
     pub(crate) options: NatOptions,
     clock: Clock,
+    /// When which snapshot came into place.
+    generations: Generations,
     pub(crate) limits: Limits,
     pub(crate) sources: SourceLimiter<'m>,
     pub(crate) room: FragmentRoom<'m>,
@@ -211,6 +238,7 @@ pub(crate) struct Pipeline<'m, S> {
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
     pub(crate) fn new(snapshot: S, tables: NatTables<'m>, options: NatOptions) -> Self {
         let mut pipeline = Self {
+            generations: Generations::new(snapshot.generation(), Instant::ZERO),
             snapshot,
             tables,
             options,
@@ -254,6 +282,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
     /// Puts another snapshot in place, and returns the old one.
     pub(crate) fn install(&mut self, snapshot: S) -> S {
         let old = core::mem::replace(&mut self.snapshot, snapshot);
+        let generation = self.snapshot.generation();
+        self.generations.install(generation, self.clock.passed());
         self.name_counters();
         if !self.snapshot.nat.has_ports_as(&old.nat) || self.has_new_counters {
             self.has_new_counters = false;
@@ -293,6 +323,13 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         self.limits.advance(now);
         self.sources.advance(now);
         now
+    }
+
+    /// How long ago a slot of a table changed its owner, if that is remembered. Where it is not known, it is
+    /// longer ago.
+    pub(crate) fn time_since_change(&self, past: &Past) -> Option<Duration> {
+        let changed = self.generations.time_of(past.age()?);
+        Some(self.clock.passed().since(changed))
     }
 
     /// Stage 1: reads each frame, finds whose it is and hashes its tuple. Returns the lanes of those
@@ -393,7 +430,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             Some(number) => self.known::<A, R>(number, lane, segment.as_ref()),
             None => None,
         };
-        let known = match known {
+        let mut known = match known {
             Some(known)
                 if !(segment.is_some_and(|segment| segment.flags.opens())
                     && self.asks_in_vain::<A, R>(known.number, lane)) =>
@@ -408,7 +445,21 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
                 self.made::<A>(number)
             }
         };
-        self.follow::<A, R>(known, frame, lane, segment.as_ref(), seen)
+        let mut may_be_astray = R::PASSES_ON;
+        loop {
+            let segment = segment.as_ref();
+            match self.follow::<A, R>(known, may_be_astray, frame, lane, segment, seen) {
+                Ok(port) => return Ok(port),
+                Err(Stop::Done(verdict)) => return Err(verdict),
+                Err(Stop::Astray) => {}
+            }
+            may_be_astray = false;
+            match self.astray::<A, R>(frame, lane, segment, seen) {
+                Elsewhere::Here | Elsewhere::Vm(_) => {}
+                Elsewhere::Connection(number) => known = self.made::<A>(number),
+                Elsewhere::Done(verdict) => return Err(verdict),
+            }
+        }
     }
 
     /// A connection that goes on with a packet of its name; `None` where it does not.
@@ -443,7 +494,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         stays.then_some(Known { number, counters })
     }
 
-    /// A connection that was made just now.
+    /// A connection that was made or found just now.
     fn made<A: Table>(&mut self, number: u32) -> Known {
         let connection = A::table(&mut self.tables.connections).get(number);
         let local = connection.and_then(|c| self.snapshot.nat.local(c.server()));
@@ -451,16 +502,18 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         Known { number, counters }
     }
 
-    /// Sends a packet on under the other name of its connection.
+    /// Sends a packet on under the other name of its connection. Of one that `may_be_astray` the numbers
+    /// are looked at first.
     #[inline]
     fn follow<A: Table, R: Role>(
         &mut self,
         Known { number, counters }: Known,
+        may_be_astray: bool,
         frame: &mut Frame<'_>,
         lane: &Lane,
         segment: Option<&Segment>,
         seen: &mut impl Observe,
-    ) -> Result<PortId, Verdict> {
+    ) -> Result<PortId, Stop> {
         let Self {
             snapshot,
             tables,
@@ -472,7 +525,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         let direction = lane.direction;
         let table = A::table(&mut tables.connections);
         let now = table.now();
-        let missing = Verdict::Drop(DropReason::NoConnection);
+        let missing = Stop::Done(NO_CONNECTION);
         let (connection, ages) = table.get_mut_and_ages(number).ok_or(missing)?;
         let packet = &lane.packet;
         let echo = packet.shape.echo;
@@ -489,11 +542,21 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             (_, None) => underlay.mtu.into(),
         };
         if R::ROUTES && (packet.hop_limit <= 1 || packet.ip_len > most) {
-            return Err(report(frame, lane, most, limits, (options, underlay)));
+            let verdict = report(frame, lane, most, limits, (options, underlay));
+            return Err(Stop::Done(verdict));
         }
         // Later fragments and errors keep a connection alive as little as they move it on.
         let states = if lane.error.is_none() && packet.shape.part != Part::Later {
-            connection.note(now, direction, segment)
+            if connection.note_ordinary(now, direction, segment) {
+                None
+            } else {
+                if may_be_astray
+                    && segment.is_some_and(|segment| connection.is_anothers(direction, segment))
+                {
+                    return Err(Stop::Astray);
+                }
+                Some(connection.note(now, direction, segment))
+            }
         } else {
             Some((connection.state(), connection.state()))
         };
@@ -528,15 +591,20 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             own_packet = lane.own_packet();
             // Who did not see the connection can only guess a number that its sender has in flight.
             let quoted = rewrite::quoted_sequence::<A>(frame.bytes(), &own_packet);
+            let unmatched = Stop::Done(Verdict::Drop(DropReason::IcmpUnmatched));
             if quoted.is_some_and(|n| !connection.sequences().is_recent(direction.reverse(), n)) {
-                return Err(Verdict::Drop(DropReason::IcmpUnmatched));
+                return Err(if may_be_astray {
+                    Stop::Astray
+                } else {
+                    unmatched
+                });
             }
             rewrite::translate_error(frame.bytes_mut(), &own_packet, connection, direction, hops)
-                .ok_or(Verdict::Drop(DropReason::IcmpUnmatched))?;
+                .ok_or(unmatched)?;
             &own_packet
         } else {
             rewrite::translate(frame.bytes_mut(), packet, connection, direction, hops)
-                .ok_or(Verdict::Drop(DropReason::Truncated))?;
+                .ok_or(Stop::Done(Verdict::Drop(DropReason::Truncated)))?;
             packet
         };
         if options.clamp_mss && segment.is_some_and(|segment| segment.flags.contains(Flags::SYN)) {
@@ -559,7 +627,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             counters.forwarded.add(len);
         }
         let zone = connection.zone();
-        R::leave(snapshot, frame, lane, packet, zone, mux)
+        R::leave(snapshot, frame, lane, packet, zone, mux).map_err(Stop::Done)
     }
 
     /// Ends a connection whose name on the outside another one is about to get. Where its flow goes to
@@ -604,6 +672,15 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         }
         table.remove(number);
     }
+}
+
+/// Why a packet does not go on under the other name of its connection.
+#[derive(Clone, Copy, Debug)]
+enum Stop {
+    /// This becomes of it.
+    Done(Verdict),
+    /// It has the connection's name, but is not of the connection.
+    Astray,
 }
 
 /// A connection that a packet is of.

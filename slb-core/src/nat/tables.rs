@@ -33,6 +33,12 @@ pub struct NatOptions {
     pub resets_per_second: u32,
     /// RSTs at once.
     pub resets_at_once: u32,
+    /// Of a host agent: packets a second that it passes on to other hosts, since they are of none of its
+    /// connections: the long run. What is above is dropped as [`Astray`](crate::DropReason::Astray).
+    /// Zero: it passes none on.
+    pub passes_per_second: u32,
+    /// Packets that it passes on at once.
+    pub passes_at_once: u32,
     /// Where a host agent's ICMP errors over IPv4 come from; `None`: from its underlay address, or
     /// without one from the dummy address 192.0.0.8 (RFC 7600 §4.8).
     pub icmp_source_ipv4: Option<Ipv4Addr>,
@@ -54,6 +60,8 @@ impl Default for NatOptions {
             errors_at_once: 100,
             resets_per_second: 10_000,
             resets_at_once: 1000,
+            passes_per_second: 1_000_000,
+            passes_at_once: 100_000,
             icmp_source_ipv4: None,
             icmp_source_ipv6: None,
             clamp_mss: false,
@@ -68,6 +76,7 @@ impl NatOptions {
             too_big: (self.too_big_per_second, self.too_big_at_once),
             errors: (self.errors_per_second, self.errors_at_once),
             resets: (self.resets_per_second, self.resets_at_once),
+            passed: (self.passes_per_second, self.passes_at_once),
         }
     }
 

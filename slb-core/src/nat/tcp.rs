@@ -440,6 +440,30 @@ impl Sequences {
         sent.wrapping_sub(sequence) <= in_flight.saturating_add(SLACK)
     }
 
+    /// Whether a segment of the opener's, no SYN, has numbers that are not this connection's, where it is
+    /// over or not established.
+    pub(super) fn is_anothers(&self, opener: Direction, segment: &Segment) -> bool {
+        let acknowledges = segment.flags.contains(Flags::ACK);
+        let number = segment.acknowledgement;
+        let (own, other) = (opener.index(), opener.reverse().index());
+        match self.state() {
+            ConnectionState::SynSent => acknowledges,
+            ConnectionState::SynReceived => {
+                let is_sent =
+                    !after(number, self.sent[other]) && !after(self.acknowledged[own], number);
+                acknowledges && !is_sent
+            }
+            ConnectionState::TimeWait | ConnectionState::Closed => {
+                // What is lost on the way leaves a gap.
+                let ahead = segment.sequence.wrapping_sub(self.sent[own]);
+                let is_next = ahead <= self.bound_of(opener.reverse());
+                !is_next && !self.is_recent(opener, segment.sequence)
+                    || acknowledges && !self.is_recent(opener.reverse(), number)
+            }
+            _ => false,
+        }
+    }
+
     /// Whether a RST that goes in `direction` closes the connection.
     fn is_reset(
         &self,

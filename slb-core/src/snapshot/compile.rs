@@ -4,7 +4,9 @@ use core::net::IpAddr;
 
 use super::addresses::{address_bytes, raw_port};
 use super::faults::{backend_identity, instances, of_items, rule_item};
+use super::locals::has_past;
 use super::locals::{Nat, NatSize};
+use super::owners::Past;
 use super::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
 use super::proxy::CompiledProxy;
 use super::registry::{AlreadyRegistered, MAX_SLOTS, Registry, RegistryEntry, identity};
@@ -38,6 +40,7 @@ pub(super) struct Size {
     shares: usize,
     backends: usize,
     table: usize,
+    past: usize,
     turns: usize,
     backend_slots: usize,
     rule_slots: usize,
@@ -79,6 +82,7 @@ impl Size {
             shares,
             backends,
             table: tables_len(spec) + nat_rules + outbound * GRANULES,
+            past: pasts_len(spec),
             turns: spec
                 .pools
                 .iter()
@@ -120,6 +124,7 @@ impl Size {
         counter.add::<Share>(self.shares)?;
         counter.add::<CompiledBackend>(self.backends)?;
         counter.add::<u16>(self.table)?;
+        counter.add::<Past>(self.past)?;
         counter.add::<Turn>(self.turns)?;
         for (slots, owners) in [
             (self.backend_slots, self.backends),
@@ -203,11 +208,13 @@ impl<'m> Snapshot<'m> {
                 .take(size.backends, CompiledBackend::EMPTY)
                 .ok_or(none)?,
             table: memory.take(size.table, maglev::EMPTY).ok_or(none)?,
+            past: memory.take(size.past, Past::NONE).ok_or(none)?,
             nat: Nat::new(&size.nat, spec, generation, previous_nat, memory).ok_or(none)?,
         };
         let mut turns = memory.take(size.turns, Turn::default()).ok_or(none)?;
         snapshot.compile_pools(spec, previous, &mut turns)?;
         snapshot.compile_backends(spec, previous)?;
+        snapshot.compile_pasts(spec, previous, &mut turns)?;
         let Self { nat, backends, .. } = &mut snapshot;
         let facts = |backend: u32| {
             let found = backends.get(backend as usize);
@@ -226,7 +233,17 @@ impl<'m> Snapshot<'m> {
         turns: &mut [Turn],
     ) -> Result<(), SpecError> {
         let mut next = CompiledPool::EMPTY;
+        let mut past = 0;
+        let mut place_of_past = |pool: usize| {
+            if !has_past(spec, pool) {
+                return NONE;
+            }
+            let place = past;
+            past += spec.pools[pool].table_size;
+            place
+        };
         for (index, pool) in spec.pools.iter().enumerate() {
+            next.past = place_of_past(index);
             next.identity = identity([pool.name.as_bytes(), &[], &[]]);
             next.table_size = pool.table_size;
             next.backends = pool.backends.len() as u32;
@@ -241,6 +258,7 @@ impl<'m> Snapshot<'m> {
             let mut probed = CompiledPool {
                 table_start,
                 shares,
+                past: place_of_past(health.pool),
                 ..self.pools[health.pool]
             };
             let found = Some((index, health.backends));
@@ -393,6 +411,143 @@ impl<'m> Snapshot<'m> {
         Ok(())
     }
 
+    /// Notes who had the slots of each table before: what the previous snapshot remembers, and its own
+    /// owners; without one, what the spec says.
+    fn compile_pasts(
+        &mut self,
+        spec: &Spec<'_>,
+        previous: Option<&Snapshot<'_>>,
+        turns: &mut [Turn],
+    ) -> Result<(), SpecError> {
+        for index in 0..spec.pools.len() {
+            let compiled = self.pools[index];
+            let same = |other: &&CompiledPool| other.is_continued_by(&compiled);
+            let before = previous.and_then(|previous| {
+                let here = previous.pools.get(index).filter(same);
+                let before = here.or_else(|| previous.pools.iter().find(same))?;
+                Some((previous, before))
+            });
+            self.compile_past(spec, index, &compiled, before, turns)?;
+        }
+        for (index, health) in spec.health.iter().enumerate() {
+            let compiled = self.probed[index];
+            // Probes have no names: the first one of a pool was the first before, and so on.
+            let earlier = spec.health.iter().take(index);
+            let number = earlier.filter(|other| other.pool == health.pool).count();
+            let before = previous.and_then(|previous| {
+                let same = |other: &&CompiledPool| other.is_continued_by(&compiled);
+                let mut probed = previous.probed.iter().filter(same);
+                let before = probed.nth(number);
+                let before = before.or_else(|| previous.pools.iter().find(same))?;
+                Some((previous, before))
+            });
+            self.compile_past(spec, health.pool, &compiled, before, turns)?;
+        }
+        Ok(())
+    }
+
+    fn compile_past(
+        &mut self,
+        spec: &Spec<'_>,
+        index: usize,
+        compiled: &CompiledPool,
+        before: Option<(&Snapshot<'_>, &CompiledPool)>,
+        turns: &mut [Turn],
+    ) -> Result<(), SpecError> {
+        if compiled.past == NONE {
+            return Ok(());
+        }
+        if before.is_none_or(|(_, before)| before.past == NONE) {
+            self.compile_given_past(spec, index, compiled, turns)?;
+        }
+        let Self {
+            table,
+            past,
+            backend_ids,
+            ..
+        } = self;
+        let Some((previous, before)) = before else {
+            return Ok(());
+        };
+        let (Some(old_owners), Some(owners), Some(past)) = (
+            previous.table.get(before.table()),
+            table.get(compiled.table()),
+            past.get_mut(compiled.past()),
+        ) else {
+            return Ok(());
+        };
+        let renumbered = |member: u16| {
+            let old = previous.backend(before.first_backend + u32::from(member))?;
+            let place = backend_ids.index(old.id())?;
+            let member = place.checked_sub(compiled.first_backend)?;
+            (member < compiled.backends).then_some(member as u16)
+        };
+        let remembered = previous
+            .past
+            .get(before.past())
+            .filter(|_| before.past != NONE);
+        for (slot, (past, &owner)) in past.iter_mut().zip(owners).enumerate() {
+            let old_owner = old_owners.get(slot).copied().and_then(renumbered);
+            let old = match remembered.and_then(|all| all.get(slot)) {
+                Some(old) => old.next(renumbered, (old_owner, owner)),
+                None => past.next(Some, (old_owner, owner)),
+            };
+            *past = old;
+        }
+        Ok(())
+    }
+
+    /// Notes who had the slots of a pool's table by the weights of the past that the spec gives. The table
+    /// itself is the room that it takes, and is as before in the end.
+    fn compile_given_past(
+        &mut self,
+        spec: &Spec<'_>,
+        index: usize,
+        compiled: &CompiledPool,
+        turns: &mut [Turn],
+    ) -> Result<(), SpecError> {
+        let pool = &spec.pools[index];
+        if pool.past.is_empty() {
+            return Ok(());
+        }
+        let Self {
+            table,
+            past,
+            shares,
+            ..
+        } = self;
+        let (Some(table), Some(past)) = (
+            table.get_mut(compiled.table()),
+            past.get_mut(compiled.past()),
+        ) else {
+            return Ok(());
+        };
+        let failed = |error| SpecError::Table { pool: index, error };
+        let mut build = |weight: &dyn Fn(usize) -> u32, table: &mut [u16]| {
+            let member = |place: usize| Member {
+                name: pool.backends[place].name,
+                weight: weight(place),
+            };
+            maglev::build_with(pool.backends.len(), member, spec.maglev_seed, table, turns)
+                .map_err(failed)
+        };
+        for weights in pool.past {
+            build(&|place| weights[place], table)?;
+            for (past, &owner) in past.iter_mut().zip(&*table) {
+                past.note(owner);
+            }
+        }
+        let start = compiled.shares as usize;
+        build(&|place| shares[start + place].weight, table)?;
+        for (past, &owner) in past.iter_mut().zip(&*table) {
+            past.settle(owner);
+            if !past.is_empty() {
+                past.make_young();
+            }
+        }
+        Ok(())
+    }
+
     fn compile_frontends(&mut self, spec: &Spec<'_>) -> Result<(), SpecError> {
         // An IPv6 VIP is looked up once for its number, which stands for it in rule keys.
         for (index, frontend) in spec.frontends.iter().enumerate() {
@@ -474,7 +629,7 @@ impl<'m> Snapshot<'m> {
             Some(health) => &self.probed[health],
             None => &self.pools[rule.pool],
         };
-        let shares = compiled.shares;
+        let (shares, past) = (compiled.shares, compiled.past);
         self.rules[index] = CompiledRule {
             mask: rule.distribution.mask(),
             table_start: compiled.table_start,
@@ -498,6 +653,7 @@ impl<'m> Snapshot<'m> {
         );
         self.terms[index].scheduler = rule.scheduler;
         self.terms[index].shares = shares;
+        self.terms[index].past = past;
         self.add_key(
             spec,
             frontend.address,
@@ -655,6 +811,18 @@ fn probed_pools<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = &'s Pool<'s>> {
 fn tables_len(spec: &Spec<'_>) -> usize {
     let all = spec.pools.iter().chain(probed_pools(spec));
     all.map(|pool| pool.table_size as usize).sum()
+}
+
+/// Slots of the tables that have a past.
+fn pasts_len(spec: &Spec<'_>) -> usize {
+    let probed = spec.health.iter().map(|health| health.pool);
+    let all = (0..spec.pools.len()).chain(probed);
+    let of_pool = |pool: usize| {
+        spec.pools
+            .get(pool)
+            .map_or(0, |pool| pool.table_size as usize)
+    };
+    all.filter(|&pool| has_past(spec, pool)).map(of_pool).sum()
 }
 
 /// Keys of a frontend for its SNAT ports: TCP's, UDP's and ICMP's.

@@ -92,7 +92,15 @@ fn of_pool<'s>(
     let ports = ports.filter(|_| spec.proxy.is_none());
     let ports = ports.map(|port| SpecError::UnusablePort { port });
     let table = table.map(|error| SpecError::Table { pool: index, error });
-    table.into_iter().chain(far).chain(ports)
+    let odd = move |(_, weights): &(usize, &&[u32])| weights.len() != members;
+    let past = (0..).zip(pool.past).filter(odd);
+    let past = past.map(move |(past, weights)| SpecError::PoolPast {
+        pool: index,
+        past,
+        expected: members,
+        given: weights.len(),
+    });
+    table.into_iter().chain(far).chain(ports).chain(past)
 }
 
 /// The frontend of a rule, where it exists, and the first backend of another family.

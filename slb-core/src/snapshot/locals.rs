@@ -16,6 +16,11 @@ use crate::verdict::PortId;
 use crate::wire::ethernet::MacAddress;
 use crate::wire::vxlan::Vni;
 
+/// In the place of a sender: none that is known.
+pub(crate) const NO_SENDER: u32 = NONE;
+/// Senders from this number on are hosts, those below are muxes.
+const FIRST_HOST: u32 = 1 << 16;
+
 /// The most muxes, and the most backends on one host.
 const MAX_MUXES: usize = 15;
 const LOCAL_BITS: u32 = 11;
@@ -43,6 +48,8 @@ pub(crate) struct Local {
     /// The same in every generation, and never another's.
     pub(crate) id: u16,
     pub(crate) address: IpAddr,
+    /// The port of this node that its vm is at; of a proxy without meaning.
+    pub(crate) zone: PortId,
     /// The port that it serves in the place of the rule's, as packets have it.
     pub(crate) port: Option<u16>,
     /// Whether the backend is unhealthy for some rule.
@@ -77,7 +84,9 @@ pub(crate) struct CompiledOutbound {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CompiledMux {
     pub(crate) template: Template,
-    address: [u64; 2],
+    pub(crate) address: [u64; 2],
+    /// Whether a host agent has the same address.
+    pub(crate) is_host: bool,
 }
 
 /// All of it.
@@ -201,6 +210,7 @@ impl<'m> Nat<'m> {
             counters: 0,
             id: 0,
             address: NO_ADDRESS,
+            zone: PortId(0),
             port: None,
             suspect: false,
             next: NONE,
@@ -220,6 +230,7 @@ impl<'m> Nat<'m> {
         let mux = CompiledMux {
             template: Template::EMPTY,
             address: [0; 2],
+            is_host: false,
         };
         let mut map = |keys| {
             let buckets = ProbeMap::<u64, 5>::buckets_for(keys);
@@ -289,13 +300,22 @@ impl<'m> Nat<'m> {
             self.muxes[index] = CompiledMux {
                 template: template.ok_or(no_address)?,
                 address,
+                is_host: false,
             };
             let _ = self.peers.insert(address, index as u32);
         }
+        let mut index = 0;
         for pool in spec.pools {
             let _ = self.vnis.insert(pool.vni.get().into(), 0);
             for backend in pool.backends {
-                let _ = self.peers.insert(words(backend.host), NOT_A_MUX);
+                let known = self.peers.insert(words(backend.host), FIRST_HOST + index);
+                index += 1;
+                let mux = known
+                    .err()
+                    .and_then(|known| self.muxes.get_mut(known as usize));
+                if let Some(mux) = mux {
+                    mux.is_host = true;
+                }
                 let vni = match spec.proxy {
                     Some(_) => Vni::default(), // it has no networks
                     None => pool.vni,
@@ -370,6 +390,7 @@ impl<'m> Nat<'m> {
                     suspect,
                     id: UNNUMBERED,
                     address: backend.address,
+                    zone: backend.port.unwrap_or_default(),
                     port: backend.serves.map(raw_port),
                     next,
                     blocks: (0, 0),
@@ -645,10 +666,28 @@ impl<'m> Nat<'m> {
         self.peers.get(address).is_some()
     }
 
+    /// The number of the mux at an address; of a host that is no mux, [`FIRST_HOST`] and the place of its
+    /// first backend among all; [`NO_SENDER`] where it is neither.
+    pub(crate) fn sender_at(&self, address: [u64; 2]) -> u32 {
+        self.peers.get(address).unwrap_or(NO_SENDER)
+    }
+
     /// The number of the mux at an address.
     pub(crate) fn mux_at(&self, address: [u64; 2]) -> Option<usize> {
-        let index = self.peers.get(address)? as usize;
-        (self.muxes.get(index)?.address == address).then_some(index)
+        let sender = self.sender_at(address);
+        self.is_mux(sender).then_some(sender as usize)
+    }
+
+    /// Whether a sender is a mux, by its number.
+    pub(crate) fn is_mux(&self, sender: u32) -> bool {
+        (sender as usize) < self.muxes.len()
+    }
+
+    /// The place of the first backend of a sender that is a host, and no mux.
+    pub(crate) fn backend_of_sender(&self, sender: u32) -> Option<u32> {
+        sender
+            .checked_sub(FIRST_HOST)
+            .filter(|_| sender != NO_SENDER)
     }
 
     /// A mux by its number.
@@ -667,6 +706,12 @@ impl<'m> Nat<'m> {
     }
 }
 
+/// Whether a pool's table has a past: this is the host agent of one of its backends.
+pub(crate) fn has_past(spec: &Spec<'_>, pool: usize) -> bool {
+    let backends = spec.pools.get(pool).map_or(&[][..], |pool| pool.backends);
+    spec.proxy.is_none() && backends.iter().any(|backend| backend.port.is_some())
+}
+
 /// Whether a backend is reached from this node without the fabric.
 fn is_local(spec: &Spec<'_>, backend: &Backend<'_>) -> bool {
     spec.proxy.is_some() || backend.port.is_some()
@@ -674,9 +719,6 @@ fn is_local(spec: &Spec<'_>, backend: &Backend<'_>) -> bool {
 
 /// The port of a neighbour whose vm is on another node: no [`PortId`].
 const ELSEWHERE: u32 = 1 << 16;
-
-/// A peer that is no mux.
-const NOT_A_MUX: u32 = NONE - 1;
 
 /// An id of 32 bits in 16.
 const fn compress(id: u32) -> u16 {

@@ -13,6 +13,7 @@ mod addresses;
 mod compile;
 mod faults;
 pub(crate) mod locals;
+pub(crate) mod owners;
 mod probe_map;
 pub(crate) mod proxy;
 mod registry;
@@ -24,6 +25,7 @@ pub use registry::BackendId;
 use core::net::IpAddr;
 
 use self::locals::Nat;
+use self::owners::Past;
 use self::probe_map::{NONE, ProbeMap};
 use self::registry::Registry;
 use self::terms::{CompiledTerms, RuleKind};
@@ -110,6 +112,8 @@ struct CompiledPool {
     backends: u32,
     /// Where their shares begin.
     shares: u32,
+    /// Where the past of its table begins, or [`NONE`].
+    past: u32,
 }
 
 /// A backend's share of the new flows of rules that go by one probe, or by none.
@@ -221,6 +225,8 @@ pub struct Snapshot<'m> {
     shares: Mem<'m, Share>,
     backends: Mem<'m, CompiledBackend>,
     table: Mem<'m, u16>,
+    /// Former owners of the slots of pools that have a backend here.
+    past: Mem<'m, Past>,
     backend_ids: Registry<'m>,
     rule_ids: Registry<'m>,
     pub(crate) nat: Nat<'m>,
@@ -420,6 +426,43 @@ impl Snapshot<'_> {
         }
     }
 
+    /// The slot of a packet in the table of a balancing rule, and what is remembered of the slot.
+    pub(crate) fn slot_of(&self, rule: u32, packet: &Packet) -> Option<Slot> {
+        let (compiled, terms) = (self.rule(rule)?, self.terms(rule)?);
+        let hash = self.hash(packet, compiled.mask);
+        let place = self.table_index(compiled, packet, hash);
+        let slot = place - compiled.first_slot();
+        let past = match terms.past {
+            NONE => None,
+            start => self.past.get(start as usize + slot),
+        };
+        Some(Slot {
+            owner: self.backend_at(compiled.first_backend, place),
+            first_backend: compiled.first_backend,
+            past: past.copied().unwrap_or(Past::NONE),
+        })
+    }
+
+    /// Who has a slot of a balancing rule's table, and who had it before, the last one first; each once.
+    /// Only host agents remember former owners, and only of pools that have a backend here. Empty where
+    /// there is no such rule or slot.
+    pub fn owners(&self, rule: u32, slot: usize) -> impl Iterator<Item = BackendId> + '_ {
+        let terms = self.terms(rule).filter(|t| t.kind == RuleKind::Balance);
+        let rule = terms.and_then(|_| self.rule(rule));
+        let rule = rule.filter(|rule| slot < rule.table_size as usize);
+        let all = rule.zip(terms).into_iter().flat_map(move |(rule, terms)| {
+            let owner = self.backend_at(rule.first_backend, rule.first_slot() + slot);
+            let past = match terms.past {
+                NONE => None,
+                start => self.past.get(start as usize + slot),
+            };
+            let former = past.into_iter().flat_map(Past::former);
+            let former = former.map(|member| rule.first_backend + u32::from(member));
+            core::iter::once(owner).chain(former)
+        });
+        all.filter_map(|index| Some(self.backend(index)?.id()))
+    }
+
     /// Returns true if the packet is for a port of a backend's block, under the rule of a VIP's SNAT ports.
     pub(crate) fn is_port_of_block(&self, rule: u32, packet: &Packet) -> bool {
         let owner = self.rule(rule).map(|rule| {
@@ -572,6 +615,25 @@ impl Snapshot<'_> {
     }
 }
 
+/// A slot of a balancing rule's table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot {
+    /// The place of its present owner among all backends, or [`NO_BACKEND`].
+    pub(crate) owner: u32,
+    first_backend: u32,
+    pub(crate) past: Past,
+}
+
+impl Slot {
+    /// The present owner, then the former ones, the newest first: places among all backends.
+    pub(crate) fn owners(&self) -> impl Iterator<Item = u32> + Clone + '_ {
+        let former = self.past.former();
+        let former = former.map(|member| self.first_backend + u32::from(member));
+        let present = Some(self.owner).filter(|&owner| owner != NO_BACKEND);
+        present.into_iter().chain(former)
+    }
+}
+
 impl CompiledPool {
     const EMPTY: Self = Self {
         identity: 0,
@@ -581,7 +643,19 @@ impl CompiledPool {
         first_backend: 0,
         backends: 0,
         shares: 0,
+        past: NONE,
     };
+
+    /// Whether another pool is this one in a later generation, with a table of as many slots.
+    fn is_continued_by(&self, other: &Self) -> bool {
+        self.identity == other.identity && self.table_size == other.table_size
+    }
+
+    /// The slots of its past; of no meaning without one.
+    fn past(&self) -> core::ops::Range<usize> {
+        let start = self.past as usize;
+        start..start.saturating_add(self.table_size as usize)
+    }
 
     fn table(&self) -> core::ops::Range<usize> {
         let start = self.table_start as usize;

@@ -2,6 +2,7 @@
 
 use core::net::IpAddr;
 
+use super::probe_map::NONE;
 use crate::nat::connection::Span;
 use crate::spec::{Answers, Scheduler, Terms};
 
@@ -19,6 +20,8 @@ pub(crate) struct CompiledTerms {
     pub(crate) pool: u32,
     /// Where the shares of the pool's backends begin that the rule goes by.
     pub(crate) shares: u32,
+    /// Where the past of its table begins, or [`NONE`].
+    pub(crate) past: u32,
     pub(crate) kind: RuleKind,
     pub(crate) scheduler: Scheduler,
 }
@@ -44,6 +47,7 @@ impl CompiledTerms {
         source_nat: None,
         pool: 0,
         shares: 0,
+        past: NONE,
         kind: RuleKind::Outbound,
         scheduler: Scheduler::Maglev,
     };
@@ -64,6 +68,7 @@ impl CompiledTerms {
             source_nat: terms.source_nat,
             pool: pool as u32,
             shares: 0,
+            past: NONE,
             kind,
             scheduler: Scheduler::Maglev,
         }

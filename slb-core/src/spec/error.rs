@@ -80,6 +80,17 @@ pub enum SpecError {
         /// Results that were given.
         given: usize,
     },
+    /// Weights of the past are not as many as the pool has backends.
+    PoolPast {
+        /// The pool.
+        pool: usize,
+        /// Their place in [`Pool::past`](super::Pool::past).
+        past: usize,
+        /// Backends of the pool.
+        expected: usize,
+        /// Weights that were given.
+        given: usize,
+    },
     /// A rule for all protocols or for ICMP has a frontend port, or one for TCP or UDP has none.
     RulePort {
         /// The rule.
@@ -377,6 +388,16 @@ impl fmt::Display for Named<'_> {
             } => write!(
                 f,
                 "probe results {health}: expected one for each of the {expected} backends of a pool, got {given}"
+            ),
+            SpecError::PoolPast {
+                pool,
+                past,
+                expected,
+                given,
+            } => write!(
+                f,
+                "{}: past weights {past}: expected one for each of the {expected} backends, got {given}",
+                self.pool(pool)
             ),
             SpecError::RulePort { rule } => {
                 let (kind, name) = self.item(RuleItem::Rule(rule));

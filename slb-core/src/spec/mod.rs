@@ -369,6 +369,11 @@ pub struct Pool<'a> {
     pub table_size: u32,
     /// Its backends. Their order does not matter.
     pub backends: &'a [Backend<'a>],
+    /// Of a host agent: weights that the backends had before, in the order of
+    /// [`backends`](Self::backends), one entry for each change, the oldest first; zero for who was not
+    /// there, or got no new flows. A snapshot without a predecessor takes from it which backends had which
+    /// flows before; one with a predecessor knows that already.
+    pub past: &'a [&'a [u32]],
 }
 
 /// One who serves.
@@ -481,6 +486,7 @@ impl Default for Pool<'_> {
             vni: Vni::default(),
             table_size: maglev::DEFAULT_SIZE,
             backends: &[],
+            past: &[],
         }
     }
 }

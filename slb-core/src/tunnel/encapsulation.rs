@@ -13,6 +13,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::frame::Frame;
 use crate::packet::{Family, Packet};
+use crate::snapshot::words;
 use crate::spec::{UdpChecksum, Underlay};
 use crate::verdict::DropReason;
 use crate::wire::checksum::{self, Sum, udp_never_zero};
@@ -177,30 +178,59 @@ impl Template {
         .ok_or(DropReason::NoHeadroom)
     }
 
+    /// Where VXLAN begins.
+    fn tunnel(&self) -> usize {
+        usize::from(self.header_len) - ETHERNET - vxlan::HEADER_LEN
+    }
+
     /// Writes another network into a frame that this template encapsulated.
     pub(crate) fn set_vni(&self, frame: &mut Frame<'_>, vni: Vni) {
-        let at = usize::from(self.header_len) - ETHERNET - vxlan::HEADER_LEN;
-        let bytes = frame.bytes_mut().get_mut(at..at + vxlan::HEADER_LEN);
-        let Some(header) = bytes.and_then(<[u8]>::first_chunk_mut) else {
+        let mut header = [0; vxlan::HEADER_LEN];
+        vxlan::Header { vni }.emit(&mut header);
+        self.replace(frame, self.tunnel(), &header);
+    }
+
+    /// Writes another inner source address into a frame that this template encapsulated.
+    pub(crate) fn set_inner_source(&self, frame: &mut Frame<'_>, source: MacAddress) {
+        const SOURCE: usize = vxlan::HEADER_LEN + 6;
+        self.replace(frame, self.tunnel() + SOURCE, &source.0);
+    }
+
+    /// Puts other bytes behind the UDP header of a frame that this template encapsulated: an even number
+    /// of them, an even number of bytes behind it.
+    fn replace<const N: usize>(&self, frame: &mut Frame<'_>, at: usize, new: &[u8; N]) {
+        let bytes = frame.bytes_mut().get_mut(at..at + N);
+        let Some(place) = bytes.and_then(<[u8]>::first_chunk_mut) else {
             return;
         };
-        let old = *header;
-        vxlan::Header { vni }.emit(header);
-        let new = *header;
+        let old: [u8; N] = core::mem::replace(place, *new);
         if !self.checksum {
             return;
         }
-        // The last field before it is UDP's checksum, of which it is a part.
-        if let Some(field) = frame.bytes_mut().get_mut(at - 2..at)
+        // The last field before VXLAN is UDP's checksum, of which the bytes are a part.
+        let end = self.tunnel();
+        if let Some(field) = frame.bytes_mut().get_mut(end - 2..end)
             && let [high, low] = field
         {
-            let word = |bytes: &[u8], at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+            let words = |bytes: &[u8; N], at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
             let mut checksum = u16::from_be_bytes([*high, *low]);
-            for at in [4, 6] {
-                checksum = checksum::update(checksum, word(&old, at), word(&new, at));
+            for at in (0..N).step_by(2) {
+                checksum = checksum::update(checksum, words(&old, at), words(new, at));
             }
             [*high, *low] = udp_never_zero(checksum).to_be_bytes();
         }
+    }
+
+    /// The address of the host that it leads to, in two words.
+    pub(crate) fn host(&self) -> [u64; 2] {
+        let address: IpAddr = if usize::from(self.header_len) == HEADER_IPV4 {
+            let octets: [u8; 4] = at(&self.bytes, IP + 16);
+            octets.into()
+        } else {
+            let octets: [u8; 16] = at(&self.bytes, IP + 24);
+            octets.into()
+        };
+        words(address)
     }
 
     #[inline]
@@ -290,6 +320,12 @@ fn fill_udp_checksum<const UDP: usize>(bytes: &mut [u8], addresses: usize) {
     if let Some(field) = bytes.get_mut(UDP + 6..UDP + 8) {
         field.copy_from_slice(&checksum);
     }
+}
+
+/// The `N` bytes from a place on.
+fn at<const N: usize>(bytes: &[u8], place: usize) -> [u8; N] {
+    let found = bytes.get(place..).and_then(<[u8]>::first_chunk);
+    found.copied().unwrap_or([0; N])
 }
 
 /// The `N` bytes from `AT` on.

@@ -140,6 +140,7 @@ impl Setup {
                 vni: Vni::new(5001).unwrap(),
                 table_size: 251,
                 backends: &backends,
+                ..Pool::default()
             }],
             outbound: match self.role {
                 Role::Host => &[Outbound {

@@ -150,6 +150,7 @@ pub fn snapshot(backends: u16, is_proxy: bool, host: IpAddr, echo: Echo) -> Shar
         vni: Vni::new(VNI.into()).unwrap(),
         table_size: 251,
         backends,
+        ..Pool::default()
     };
     let rule = |name, frontend, protocol: Protocol, port| Rule {
         name,

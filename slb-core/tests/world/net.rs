@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use slb_core::hash::{Hasher, Xxh3};
+use slb_core::nat::NatOptions;
 use slb_core::snapshot::Snapshot;
 use slb_core::spec::{
     Answers, Backend, BackendState, Echo, Frontend, InboundNat, NatTarget, Outbound, Pool,
@@ -86,6 +87,8 @@ pub struct Plan {
     pub weights: [u32; VMS],
     /// Flows that each mux pins; zero: none, Maglev alone decides.
     pub flows: usize,
+    /// Hosts pass on what is of none of their connections.
+    pub passes_on: bool,
     /// Packets out of a thousand that are lost, and as many are doubled.
     pub loss: u64,
     /// A packet takes up to so many milliseconds.
@@ -105,6 +108,7 @@ impl Plan {
             states: [BackendState::Healthy; VMS],
             weights: [1; VMS],
             flows: 1 << 14,
+            passes_on: true,
             loss: 0,
             delay: 1,
         }
@@ -113,6 +117,18 @@ impl Plan {
     pub fn through_mux(mut self) -> Self {
         self.terms.answers = Answers::ThroughMux;
         self
+    }
+
+    fn nat_options(&self) -> NatOptions {
+        let usual = NatOptions::default();
+        NatOptions {
+            passes_per_second: if self.passes_on {
+                usual.passes_per_second
+            } else {
+                0
+            },
+            ..usual
+        }
     }
 
     /// The snapshot of a node: of a mux, or of the host of this number.
@@ -178,6 +194,7 @@ impl Plan {
                 vni: Vni::new(5001).unwrap(),
                 table_size: 251,
                 backends: &backends,
+                ..Pool::default()
             }],
             inbound_nat: &[InboundNat {
                 name: "ssh",
@@ -252,7 +269,7 @@ impl World {
         let hosts = (0..HOSTS)
             .map(|host| {
                 let snapshot = Arc::new(plan.snapshot(Node::Host(host), None));
-                Host::with_capacity(snapshot, 1 << 14, KEY)
+                Host::with_capacity(snapshot, 1 << 14, KEY).with_options(plan.nat_options())
             })
             .collect();
         let clients = (0..CLIENTS)
@@ -305,7 +322,8 @@ impl World {
     /// Forgets a host's connections, as a restart does.
     pub fn restart_host(&mut self, number: usize) {
         let snapshot = Arc::new(self.plan.snapshot(Node::Host(number), None));
-        self.hosts[number] = Host::with_capacity(snapshot, 1 << 14, KEY);
+        self.hosts[number] =
+            Host::with_capacity(snapshot, 1 << 14, KEY).with_options(self.plan.nat_options());
     }
 
     /// Gives every node a new configuration.

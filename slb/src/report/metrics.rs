@@ -109,6 +109,16 @@ impl Report<'_> {
                 one(stats.icmp_errors),
             ),
             Family::counter("slb_resets", "RSTs that it made", one(stats.resets)),
+            Family::counter(
+                "slb_passed_on",
+                "Packets of none of its connections that it passed on to another host",
+                one(stats.passed_on),
+            ),
+            Family::counter(
+                "slb_passed_back",
+                "Packets that no host knew, passed on to who is to begin their flow",
+                one(stats.passed_back),
+            ),
         ]
     }
 

@@ -19,7 +19,7 @@ use crate::snapshot::terms::{CompiledTerms, RuleKind};
 use crate::snapshot::{RuleMatch, Snapshot};
 use crate::spec::Underlay;
 use crate::stats::Stats;
-use crate::verdict::{DropReason, Verdict};
+use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::protocol;
 
 pub(crate) const NO_CONNECTION: Verdict = Verdict::Drop(DropReason::NoConnection);
@@ -38,15 +38,44 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         seen: &mut impl Observe,
     ) -> Result<u32, Verdict> {
         if lane.error.is_some() {
-            let unmatched = DropReason::IcmpUnmatched;
-            return Err(R::unmatched(&self.snapshot, lane, unmatched));
+            return match self.astray::<A, R>(frame, lane, segment, seen) {
+                Elsewhere::Connection(number) => Ok(number),
+                Elsewhere::Done(verdict) => Err(verdict),
+                Elsewhere::Here | Elsewhere::Vm(_) => {
+                    let unmatched = DropReason::IcmpUnmatched;
+                    Err(R::unmatched(&self.snapshot, lane, unmatched))
+                }
+            };
         }
-        let connection = R::open::<A, S>(self, frame, lane, segment, seen)?;
+        let connection = match R::open::<A, S>(self, frame, lane, segment, seen)? {
+            Opened::New(connection) => connection,
+            Opened::Known(number) => return Ok(number),
+        };
         let number = self.add(connection, lane, segment, seen)?;
         if let Some(place) = A::links(&mut self.tables.links).get_mut(number as usize) {
             *place = Link::of(frame, &lane.packet).unwrap_or(Link::NONE);
         }
         Ok(number)
+    }
+
+    /// Finds out where a packet goes on that begins no connection, and is of none at its vm.
+    #[cold]
+    pub(super) fn astray<A: Table, R: Role>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        segment: Option<&Segment>,
+        seen: &mut impl Observe,
+    ) -> Elsewhere {
+        let RuleMatch::Rule(rule) = self.snapshot.classify(&lane.packet) else {
+            return Elsewhere::Here;
+        };
+        let asked = Asked {
+            rule,
+            segment,
+            begins: Begins::No,
+        };
+        R::elsewhere::<A, S>(self, frame, lane, &asked, seen)
     }
 
     /// Puts a connection into the table, in the place of what is left of others, or of the oldest that
@@ -95,7 +124,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         lane: &Lane,
         segment: Option<&Segment>,
         seen: &mut impl Observe,
-    ) -> Result<Connection<A>, Verdict> {
+    ) -> Result<Opened<A>, Verdict> {
         let packet = &lane.packet;
         let is_answer = packet.shape.echo == EchoMessage::Reply;
         let mut found = if is_answer {
@@ -128,21 +157,57 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             seen.step(lane.frame.into(), Step::Connection(ConnectionStep::Missing));
             return Err(NO_CONNECTION);
         }
+        let mut asked = Asked {
+            rule: index,
+            segment,
+            begins: Begins::No,
+        };
         if packet.shape.part == Part::Later {
-            return Err(Verdict::Drop(DropReason::FragmentWithoutFirst));
+            return match R::elsewhere::<A, S>(self, frame, lane, &asked, seen) {
+                Elsewhere::Connection(number) => Ok(Opened::Known(number)),
+                Elsewhere::Done(verdict) => Err(verdict),
+                Elsewhere::Here | Elsewhere::Vm(_) => {
+                    Err(Verdict::Drop(DropReason::FragmentWithoutFirst))
+                }
+            };
         }
         if packet.is_martian() || self.snapshot.probe_source().is(packet.tuple().source) {
             return Err(Verdict::Drop(DropReason::Martian));
         }
         if segment.is_some_and(|segment| !segment.flags.opens()) {
-            return Err(self
-                .refusal()
-                .answer::<A, R>(frame, lane, terms.reset, seen));
+            return match R::elsewhere::<A, S>(self, frame, lane, &asked, seen) {
+                Elsewhere::Connection(number) => Ok(Opened::Known(number)),
+                Elsewhere::Done(verdict) => Err(verdict),
+                Elsewhere::Here | Elsewhere::Vm(_) => {
+                    Err(self
+                        .refusal()
+                        .answer::<A, R>(frame, lane, terms.reset, seen))
+                }
+            };
+        }
+        let mut chosen = R::choose(self, lane, index, seen);
+        let moved;
+        let mut lane = lane;
+        // Nearly every SYN comes to a vm that takes it.
+        if R::PASSES_ON && (chosen.is_none() || segment.is_none()) {
+            asked.begins = match segment {
+                Some(_) => Begins::Yes,
+                None => Begins::Perhaps,
+            };
+            match R::elsewhere::<A, S>(self, frame, lane, &asked, seen) {
+                Elsewhere::Here => {}
+                Elsewhere::Connection(number) => return Ok(Opened::Known(number)),
+                Elsewhere::Done(verdict) => return Err(verdict),
+                Elsewhere::Vm(zone) => {
+                    moved = Lane { zone, ..*lane };
+                    lane = &moved;
+                    chosen = R::choose(self, lane, index, seen);
+                }
+            }
         }
         if !self.sources.allow(packet) {
             return Err(Verdict::Drop(DropReason::SourceLimit));
         }
-        let chosen = R::choose(self, lane, index, seen);
         let local = chosen.and_then(|backend| self.snapshot.nat.local_of(backend));
         let Some(&local) = local else {
             let verdict = self
@@ -169,7 +234,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             rule: rule_slot,
             server: local.id,
             via: if terms.through_mux {
-                lane.mux.min(Policy::DIRECT)
+                R::via(self, frame, lane)
             } else {
                 Policy::DIRECT
             },
@@ -178,13 +243,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             shared: R::SHARED,
         };
         let outside = lane.key().side;
-        Ok(Connection::new(
-            outside,
-            inside,
-            packet.protocol,
-            lane.zone,
-            policy,
-        ))
+        let number = packet.protocol;
+        let connection = Connection::new(outside, inside, number, lane.zone, policy);
+        Ok(Opened::New(connection))
     }
 
     pub(crate) fn refusal(&mut self) -> Refusal<'_> {
@@ -262,6 +323,46 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         )
         .ok_or(reason)
     }
+}
+
+/// What became of a packet of no connection.
+pub(crate) enum Opened<A> {
+    /// It begins this one.
+    New(Connection<A>),
+    /// It is of this one, of another vm.
+    Known(u32),
+}
+
+/// A packet that is of no connection at its vm.
+pub(crate) struct Asked<'a> {
+    /// The rule that takes it.
+    pub(crate) rule: u32,
+    pub(crate) segment: Option<&'a Segment>,
+    pub(crate) begins: Begins,
+}
+
+/// Whether a packet begins a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begins {
+    /// As a SYN does.
+    Yes,
+    /// It is of a flow that began before.
+    No,
+    /// Nothing tells: a datagram.
+    Perhaps,
+}
+
+/// Where a packet goes on that is of no connection at its vm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Elsewhere {
+    /// Nowhere: it is taken here, or refused.
+    Here,
+    /// It is of this connection, of another vm of this node.
+    Connection(u32),
+    /// The vm at this port of the node takes it.
+    Vm(PortId),
+    /// This has become of it: it goes to another node.
+    Done(Verdict),
 }
 
 /// Returns true if a packet of no connection that is for a VIP's SNAT ports is for no rule: the port is

@@ -79,7 +79,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         let arrival = Arrival {
             port: frame.port(),
             zone,
-            mux: lane.mux,
+            sender: lane.sender,
             direction: lane.direction,
             len: lane.len,
         };
@@ -110,7 +110,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             };
             let [lane, ..] = lanes;
             (lane.frame, lane.error, lane.len) = (0, None, arrival.len);
-            (lane.direction, lane.zone, lane.mux) = (arrival.direction, arrival.zone, arrival.mux);
+            (lane.direction, lane.zone) = (arrival.direction, arrival.zone);
+            lane.sender = arrival.sender;
             self.stats.released.add(arrival.len as usize);
             let found = match lane.packet.read(frame.bytes()) {
                 Read::Ip => self.classify_unusual::<R>(frame, lane, &mut ()),

@@ -81,6 +81,7 @@ impl Case {
                     port: Some(VM_PORT),
                     ..Backend::default()
                 }],
+                ..Pool::default()
             }],
             muxes: &[MUX.into()],
             proxy: (self.role == Role::Proxy).then_some(ProxyPorts {

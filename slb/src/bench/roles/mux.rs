@@ -113,6 +113,7 @@ impl Case {
                 vni: Vni::new(5001).unwrap_or_default(),
                 table_size: maglev::DEFAULT_SIZE,
                 backends: &backends,
+                ..Pool::default()
             }],
             ..Spec::default()
         };

@@ -71,6 +71,7 @@ fn snapshot() -> Result<Snapshot<'static>, Failure> {
                 port: Some(VM_PORT),
                 ..Backend::default()
             }],
+            ..Pool::default()
         }],
         outbound: &[Outbound {
             name: "out",

@@ -1,0 +1,295 @@
+//! Packets of none of a vm's connections, which may be of another host's.
+//!
+//! A mux that does not know a flow sends it to the present owner of its slot, and the connection may be
+//! where a former owner is. `owners` are the present one and the former ones, the newest first, without
+//! the vm that the packet came for and without hosts where it has been.
+//!
+//! | what comes | what is done |
+//! |---|---|
+//! | a SYN, and the vm takes no new flows of the rule | goes to the present owner |
+//! | another segment, an ICMP error about a flow, a later fragment: nothing here | goes to the next of the owners |
+//! | the same, and a connection that is over or half-open has other numbers | as if there were nothing here |
+//! | another packet, nothing here, a change of the slot within the rule's idle timeout | goes to the next of the owners, who is asked; the last one sends it back to the present owner, who takes it |
+//! | the vm that has it, or takes it, is on this node too | goes to that vm |
+//! | no owner is left, or it was passed on eight times | taken or refused, as where nothing is passed on |
+//!
+//! A packet that was passed on bears a [`Mark`], which is believed where a host sent it. What is passed on
+//! counts against a limit, see [`passes_per_second`](crate::nat::NatOptions::passes_per_second).
+
+use core::ops::Deref;
+
+use crate::answer::IcmpError;
+use crate::frame::Frame;
+use crate::limit::Own;
+use crate::mark::{Handover, MAX_HOPS, Mark, NO_MUX};
+use crate::nat::Direction;
+use crate::nat::connection::{Key, Policy};
+use crate::nat::pipeline::{Asked, Begins, Elsewhere, Lane, Pipeline, Table, report_error};
+use crate::observe::{Observe, Step};
+use crate::snapshot::terms::{CompiledTerms, RuleKind};
+use crate::snapshot::{NO_BACKEND, Slot, Snapshot, words};
+use crate::verdict::{DropReason, PortId, Verdict};
+use crate::wire::ethernet::MacAddress;
+
+/// Where a packet has been.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    /// What the host says that passed it on, and that host's address.
+    passed: Option<(Mark, [u64; 2])>,
+    /// The number of the mux that it came by, or [`NO_MUX`].
+    mux: u8,
+}
+
+impl Way {
+    fn handover(&self) -> Option<Handover> {
+        self.passed.map(|(mark, _)| mark.handover)
+    }
+
+    /// Whether the packet may go to another host.
+    fn goes_on(&self) -> bool {
+        self.passed.is_none_or(|(mark, _)| mark.hops < MAX_HOPS)
+    }
+
+    fn has_been_at(&self, host: [u64; 2]) -> bool {
+        self.passed
+            .is_some_and(|(mark, sender)| sender == host || mark.has_visited(host))
+    }
+
+    fn next(&self, handover: Handover) -> Mark {
+        match self.passed {
+            Some((mark, sender)) => mark.next(handover, sender),
+            None => Mark::first(handover, self.mux),
+        }
+    }
+}
+
+impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
+    /// Finds out where a packet goes on, and sends it there.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn elsewhere<A: Table>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        asked: &Asked<'_>,
+        seen: &mut impl Observe,
+    ) -> Elsewhere {
+        if lane.direction == Direction::Outward || !self.limits.pass_on() {
+            return Elsewhere::Here;
+        }
+        let snapshot = &*self.snapshot;
+        let terms = snapshot.terms(asked.rule);
+        let terms = terms.filter(|terms| terms.kind == RuleKind::Balance);
+        let (Some(&terms), Some(slot)) = (terms, snapshot.slot_of(asked.rule, &lane.packet)) else {
+            return Elsewhere::Here;
+        };
+        let (owner, way) = (slot.owner, self.way_of(frame, lane));
+        let here = snapshot.nat.local_of_pool(terms.pool, lane.zone);
+        let takes = here.is_some_and(|local| snapshot.takes(&terms, local.backend));
+        if asked.begins == Begins::Yes {
+            return if takes {
+                Elsewhere::Here
+            } else {
+                self.hand_to_owner(frame, lane, owner, (way, Handover::PassedOn), seen)
+            };
+        }
+        if way.handover() == Some(Handover::PassedBack) {
+            return Elsewhere::Here;
+        }
+        let next = self.next_owner(&slot, &way);
+        if asked.begins == Begins::Perhaps {
+            let is_asked = way.handover() == Some(Handover::Asked);
+            if takes && !is_asked && !self.is_young(&slot, &terms) {
+                return Elsewhere::Here;
+            }
+            if let Some(number) = self.at_sibling::<A>(frame, lane, &slot, asked) {
+                return Elsewhere::Connection(number);
+            }
+            return match next {
+                Some(next) => self.pass(frame, lane, next, (way, Handover::Asked), seen),
+                None if takes && !is_asked => Elsewhere::Here,
+                None => self.hand_to_owner(frame, lane, owner, (way, Handover::PassedBack), seen),
+            };
+        }
+        if let Some(number) = self.at_sibling::<A>(frame, lane, &slot, asked) {
+            return Elsewhere::Connection(number);
+        }
+        match next {
+            Some(next) => self.pass(frame, lane, next, (way, Handover::PassedOn), seen),
+            None => Elsewhere::Here,
+        }
+    }
+
+    /// The number of the mux that a packet came by; [`Policy::DIRECT`] where it is not known.
+    pub(super) fn via(&self, frame: &Frame<'_>, lane: &Lane) -> u8 {
+        self.way_of(frame, lane).mux.min(Policy::DIRECT)
+    }
+
+    fn way_of(&self, frame: &Frame<'_>, lane: &Lane) -> Way {
+        let nat = &self.snapshot.nat;
+        let mux = nat.mux(lane.sender as usize);
+        let of_mux = Way {
+            passed: None,
+            mux: mux.map_or(NO_MUX, |_| lane.sender as u8),
+        };
+        let host = match mux {
+            Some(mux) => mux.is_host.then_some(mux.address),
+            None => nat.backend_of_sender(lane.sender).and_then(|backend| {
+                let backend = self.snapshot.backend(backend)?;
+                Some(backend.template.host())
+            }),
+        };
+        let source = frame.bytes().get(6..12).and_then(<[u8]>::first_chunk);
+        let mark = source.and_then(|&mac| Mark::read(MacAddress(mac)));
+        match (mark, host) {
+            (Some(mark), Some(host)) => Way {
+                passed: Some((mark, host)),
+                mux: mark.mux,
+            },
+            _ => of_mux,
+        }
+    }
+
+    /// Whether the slot may have had another owner when a flow began that goes on.
+    fn is_young(&self, slot: &Slot, terms: &CompiledTerms) -> bool {
+        let since = self.time_since_change(&slot.past);
+        !slot.past.is_empty() && since.is_some_and(|since| since < terms.idle.duration())
+    }
+
+    /// The next owner at another node where the packet has not been.
+    fn next_owner(&self, slot: &Slot, way: &Way) -> Option<u32> {
+        let mut owners = slot.owners().filter(|_| way.goes_on());
+        owners.find(|&owner| {
+            self.is_apart(owner)
+                .is_some_and(|host| !way.has_been_at(host))
+        })
+    }
+
+    /// The host of a backend that is at another node.
+    fn is_apart(&self, backend: u32) -> Option<[u64; 2]> {
+        let snapshot = &*self.snapshot;
+        if snapshot.nat.local_of(backend).is_some() {
+            return None;
+        }
+        let host = snapshot.backend(backend)?.template.host();
+        let underlay = snapshot.underlay();
+        let own = [underlay.ipv4.map(Into::into), underlay.ipv6.map(Into::into)];
+        let is_own = own.into_iter().flatten().any(|own| words(own) == host);
+        (!is_own).then_some(host)
+    }
+
+    /// Sends a packet to the present owner of its slot.
+    fn hand_to_owner(
+        &mut self,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        owner: u32,
+        (way, handover): (Way, Handover),
+        seen: &mut impl Observe,
+    ) -> Elsewhere {
+        if owner == NO_BACKEND {
+            return Elsewhere::Here;
+        }
+        if let Some(local) = self.snapshot.nat.local_of(owner) {
+            let zone = local.zone;
+            if zone == lane.zone {
+                return Elsewhere::Here;
+            }
+            self.readdress(frame, zone);
+            return Elsewhere::Vm(zone);
+        }
+        let Some(host) = self.is_apart(owner) else {
+            return Elsewhere::Here;
+        };
+        // The one who asked first gets it back: nobody else is left to ask.
+        let is_back = handover == Handover::PassedBack;
+        if is_back || way.goes_on() && !way.has_been_at(host) {
+            self.pass(frame, lane, owner, (way, handover), seen)
+        } else {
+            // The table has changed since the owner saw it. Its sender asks again.
+            Elsewhere::Done(Verdict::Drop(DropReason::Astray))
+        }
+    }
+
+    /// The connection that a packet is of at another vm of this node which has, or had, its slot.
+    fn at_sibling<A: Table>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        slot: &Slot,
+        asked: &Asked<'_>,
+    ) -> Option<u32> {
+        let table = A::table(&mut self.tables.connections);
+        let (zone, number) = slot.owners().find_map(|owner| {
+            let zone = self.snapshot.nat.local_of(owner)?.zone;
+            let key = Key {
+                zone,
+                ..lane.key::<A>()
+            };
+            let number = table
+                .find(table.hash(&key), &key)
+                .filter(|_| zone != lane.zone)?;
+            let connection = table.get(number)?;
+            let is_anothers = |segment| connection.is_anothers(lane.direction, segment);
+            let goes_on = !table.is_past(connection) && !asked.segment.is_some_and(is_anothers);
+            goes_on.then_some((zone, number))
+        })?;
+        self.readdress(frame, zone);
+        Some(number)
+    }
+
+    /// Gives a frame the address of another vm of this node.
+    fn readdress(&self, frame: &mut Frame<'_>, zone: PortId) {
+        let vm = self.snapshot.nat.vm_by_port(zone);
+        if let (Some(vm), Some(place)) = (vm, frame.bytes_mut().first_chunk_mut()) {
+            *place = vm.mac.0;
+        }
+    }
+
+    /// Passes a packet on to the host of a backend.
+    fn pass(
+        &mut self,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        index: u32,
+        (way, handover): (Way, Handover),
+        seen: &mut impl Observe,
+    ) -> Elsewhere {
+        let snapshot = &*self.snapshot;
+        let Some(backend) = snapshot.backend(index) else {
+            return Elsewhere::Here;
+        };
+        if !self.limits.allow(Own::Passed) {
+            return Elsewhere::Done(Verdict::Drop(DropReason::Astray));
+        }
+        let (packet, underlay) = (&lane.packet, snapshot.underlay());
+        if packet.hop_limit <= 1 || packet.ip_len > backend.inner_mtu {
+            let error = match packet.hop_limit {
+                ..=1 => IcmpError::HopLimit,
+                _ => IcmpError::TooBig(backend.inner_mtu),
+            };
+            let told_as = (&self.options, underlay);
+            let limits = &mut self.limits;
+            return Elsewhere::Done(report_error(frame, lane, error, limits, told_as));
+        }
+        // The outer source port is the mux's, so that the fabric keeps the flow in order.
+        let entropy = snapshot.hash(packet, u64::MAX);
+        if let Err(reason) = backend.template.encapsulate(frame, packet, entropy) {
+            return Elsewhere::Done(Verdict::Drop(reason));
+        }
+        let mark = way.next(handover);
+        backend.template.set_inner_source(frame, mark.address());
+        let counter = match handover {
+            Handover::PassedBack => &mut self.stats.passed_back,
+            Handover::PassedOn | Handover::Asked => &mut self.stats.passed_on,
+        };
+        *counter += 1;
+        let step = Step::PassedOn {
+            backend: index,
+            hops: mark.hops,
+            handover,
+        };
+        seen.step(lane.frame.into(), step);
+        Elsewhere::Done(Verdict::Forward(underlay.port))
+    }
+}

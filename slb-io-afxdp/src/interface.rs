@@ -247,22 +247,40 @@ struct Channels {
     combined: u32,
 }
 
+/// The kernel's `struct ethtool_value`.
+#[repr(C)]
+struct Value {
+    command: u32,
+    data: u32,
+}
+
+/// The kernel's `struct ethtool_drvinfo`.
+#[repr(C)]
+struct DriverInfo {
+    command: u32,
+    driver: [u8; 32],
+    /// Versions, the bus and counts.
+    rest: [u8; 160],
+}
+
+const _: () = assert!(size_of::<DriverInfo>() == 196);
+
 /// The kernel's `struct ifreq`, as far as ETHTOOL needs it.
 #[repr(C)]
-struct Request {
+struct Request<T> {
     name: [u8; LONGEST_NAME + 1],
-    channels: *mut Channels,
+    data: *mut T,
     rest: [u8; 24 - size_of::<*mut ()>()],
 }
 
-const _: () = assert!(size_of::<Request>() == 40);
+const _: () = assert!(size_of::<Request<Channels>>() == 40);
 
-/// SIOCETHTOOL with ETHTOOL_GCHANNELS.
-struct GetChannels(Request);
+/// SIOCETHTOOL with a command that reads.
+struct Ethtool<T: Command>(Request<T>);
 
 // SAFETY: the opcode takes a pointer to a `struct ifreq` whose data points to what the command, the
-// first word of that data, says: a `struct ethtool_channels`, which lives as long as the request.
-unsafe impl Ioctl for GetChannels {
+// first word of that data, says: `T` is that structure, and lives as long as the request.
+unsafe impl<T: Command> Ioctl for Ethtool<T> {
     type Output = ();
     const IS_MUTATING: bool = true;
 
@@ -279,27 +297,126 @@ unsafe impl Ioctl for GetChannels {
     }
 }
 
-/// How many receive queues are in use, if the driver says so.
-fn channels(name: &str) -> Option<u32> {
-    const GET_CHANNELS: u32 = 0x3c;
-    let mut channels = Channels {
-        command: GET_CHANNELS,
-        ..Channels::default()
-    };
+/// A structure that begins with its command, and is the one that the kernel reads and writes for it.
+trait Command {}
+
+impl Command for Channels {}
+impl Command for Value {}
+impl Command for DriverInfo {}
+
+/// Reads a structure of an interface, if its driver has it.
+fn ethtool<T: Command>(name: &str, mut data: T) -> Option<T> {
     let mut request = Request {
         name: [0; LONGEST_NAME + 1],
-        channels: &raw mut channels,
+        data: &raw mut data,
         rest: [0; 24 - size_of::<*mut ()>()],
     };
+    if name.len() > LONGEST_NAME {
+        return None;
+    }
     request
         .name
         .get_mut(..name.len())?
         .copy_from_slice(name.as_bytes());
     let socket =
         rustix::net::socket(rustix::net::AddressFamily::INET, SocketType::DGRAM, None).ok()?;
-    // SAFETY: the request is as the opcode has it, and `channels` is here until it is over.
-    unsafe { ioctl(&socket, GetChannels(request)) }.ok()?;
+    // SAFETY: the request is as the opcode has it, and `data` is here until it is over.
+    unsafe { ioctl(&socket, Ethtool(request)) }.ok()?;
+    Some(data)
+}
+
+/// How many receive queues are in use, if the driver says so.
+fn channels(name: &str) -> Option<u32> {
+    const GET_CHANNELS: u32 = 0x3c;
+    let command = Channels {
+        command: GET_CHANNELS,
+        ..Channels::default()
+    };
+    let channels = ethtool(name, command)?;
     Some(channels.receive + channels.combined)
+}
+
+/// Whether a feature that is read by a command is on.
+fn is_on(name: &str, command: u32) -> Option<bool> {
+    ethtool(name, Value { command, data: 0 }).map(|value| value.data != 0)
+}
+
+/// The name of an interface's driver.
+fn driver(name: &str) -> Option<String> {
+    const GET_DRIVER: u32 = 3;
+    let command = DriverInfo {
+        command: GET_DRIVER,
+        driver: [0; 32],
+        rest: [0; 160],
+    };
+    let driver = ethtool(name, command)?.driver;
+    let name = driver.split(|&byte| byte == 0).next()?;
+    Some(String::from_utf8_lossy(name).into_owned())
+}
+
+/// Why packets may come in by an interface without their checksums: their sender left these to a network
+/// card, and there is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MissingChecksums {
+    /// The other end of a veth pair, by name, leaves checksums out.
+    Peer(String),
+    /// The other end of a veth pair is in another namespace, where its features cannot be read.
+    Elsewhere,
+    /// A virtio card takes packets from its host as they are, unless XDP runs in its driver.
+    Virtio,
+}
+
+impl MissingChecksums {
+    /// Whether an interface may bring in packets without checksums, by its driver and features.
+    ///
+    /// # Errors
+    /// There is no such interface, or the kernel cannot be asked.
+    pub fn of(name: &str) -> Result<Option<Self>, InterfaceError> {
+        const GET_RX_CHECKSUM: u32 = 0x14;
+        const GET_TX_CHECKSUM: u32 = 0x16;
+        let socket = netlink::open()?;
+        let link = find_link(&socket, name)?;
+        Ok(match driver(name).as_deref() {
+            Some("veth") => {
+                let is_elsewhere = link.attributes.iter().any(
+                    |attribute| matches!(attribute, LinkAttribute::LinkNetNsId(number) if *number >= 0),
+                );
+                let peer = link
+                    .attributes
+                    .iter()
+                    .find_map(|attribute| match attribute {
+                        LinkAttribute::Link(index) => Some(*index),
+                        _ => None,
+                    });
+                match peer.filter(|_| !is_elsewhere) {
+                    Some(peer) => name_of(&socket, peer)?
+                        .filter(|peer| is_on(peer, GET_TX_CHECKSUM) == Some(true))
+                        .map(Self::Peer),
+                    None => Some(Self::Elsewhere),
+                }
+            }
+            Some("virtio_net") if is_on(name, GET_RX_CHECKSUM) == Some(true) => Some(Self::Virtio),
+            _ => None,
+        })
+    }
+}
+
+/// The name of the interface of an index.
+fn name_of(socket: &Socket, index: u32) -> Result<Option<String>, InterfaceError> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    let request = RouteNetlinkMessage::GetLink(message);
+    let Some(RouteNetlinkMessage::NewLink(link)) =
+        netlink::request(socket, request, NLM_F_REQUEST)?
+    else {
+        return Ok(None);
+    };
+    let mut attributes = link.attributes.into_iter();
+    Ok(attributes.find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name),
+        _ => None,
+    }))
 }
 
 #[cfg(test)]

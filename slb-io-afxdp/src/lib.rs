@@ -44,7 +44,9 @@ mod ring;
 mod socket;
 mod umem;
 
-pub use interface::{Interface, InterfaceError, Link, bring_up, set_peer, take_down};
+pub use interface::{
+    Interface, InterfaceError, Link, MissingChecksums, bring_up, set_peer, take_down,
+};
 pub use io::{AfXdp, AfXdpStats, Places, Queue, RING, frames_for};
 pub use neighbours::{Neighbours, NextHop};
 pub use program::{Kind, Program, ProgramFault, Take};

@@ -133,6 +133,15 @@ impl Neighbours {
     /// # Errors
     /// The kernel cannot be asked.
     pub fn own_addresses(&self) -> io::Result<Vec<IpAddr>> {
+        let all = self.addresses_by_interface()?.into_iter();
+        Ok(all.map(|(_, address)| address).collect())
+    }
+
+    /// The addresses of this machine, each with the index of its interface.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn addresses_by_interface(&self) -> io::Result<Vec<(u32, IpAddr)>> {
         let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         let mut all = Vec::new();
         for answer in netlink::dump(&self.requests, request)? {
@@ -146,7 +155,7 @@ impl Neighbours {
                 _ => None,
             };
             let own = message.attributes.iter().filter_map(of).min();
-            all.extend(own.map(|(_, address)| address));
+            all.extend(own.map(|(_, address)| (message.header.index, address)));
         }
         Ok(all)
     }

@@ -7,13 +7,22 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd};
 
 use aya::maps::{HashMap, MapData, MapError, XskMap};
 use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp};
 
 use crate::interface::Interface;
+use crate::netlink;
+
+/// Attach only where there is no program yet (`linux/if_link.h`).
+const XDP_FLAGS_UPDATE_IF_NOEXIST: u32 = 1;
+/// Attach in the driver.
+const XDP_FLAGS_DRV_MODE: u32 = 4;
 
 #[cfg(target_endian = "big")]
 compile_error!("bpf/steer.o is for little-endian machines");
@@ -129,6 +138,8 @@ pub struct Program {
     interface: Interface,
     taken: BTreeMap<[u8; 16], u32>,
     is_native: bool,
+    /// Why the driver does not run it.
+    refusal: Option<String>,
 }
 
 impl Program {
@@ -147,6 +158,7 @@ impl Program {
             interface,
             taken: BTreeMap::new(),
             is_native: false,
+            refusal: None,
         };
         let loaded = program.xdp()?.load();
         loaded.map_err(|error| ProgramFault::Load(error.into()))?;
@@ -218,12 +230,14 @@ impl Program {
         let index = self.interface.index;
         let native = self.xdp()?.attach_to_if_index(index, XdpMode::Driver);
         self.is_native = native.is_ok();
+        self.refusal = None;
         let attached = match native {
             Ok(_) => Ok(()),
-            Err(_) => self
-                .xdp()?
-                .attach_to_if_index(index, XdpMode::Skb)
-                .map(drop),
+            Err(error) => {
+                self.refusal = Some(self.words_about(&error));
+                let generic = self.xdp()?.attach_to_if_index(index, XdpMode::Skb);
+                generic.map(drop)
+            }
         };
         attached.map_err(|error| ProgramFault::Attach {
             interface: self.interface.name.clone(),
@@ -234,6 +248,42 @@ impl Program {
     /// Whether it runs in the driver.
     pub fn is_native(&self) -> bool {
         self.is_native
+    }
+
+    /// Why the interface's driver does not run the program, in the kernel's words; `None` where it does.
+    pub fn refusal(&self) -> Option<&str> {
+        self.refusal.as_deref()
+    }
+
+    /// What the kernel says of an attachment in the driver that it refused with an error.
+    ///
+    /// Links carry no text, and netlink does: it is asked for the same. `UPDATE_IF_NOEXIST` keeps a program
+    /// that somebody else has attached, and where the driver takes this one now, it is detached again.
+    fn words_about(&mut self, error: &ProgramError) -> String {
+        const NO_PROGRAM: i32 = -1;
+        let index = self.interface.index;
+        let attach = |fd, flags| {
+            let mut message = LinkMessage::default();
+            message.header.index = index;
+            let xdp = vec![LinkXdp::Fd(fd), LinkXdp::Flags(flags)];
+            message.attributes = vec![LinkAttribute::Xdp(xdp)];
+            let message = RouteNetlinkMessage::SetLink(message);
+            netlink::refusal(message, NLM_F_REQUEST | NLM_F_ACK)
+        };
+        let driver = XDP_FLAGS_DRV_MODE | XDP_FLAGS_UPDATE_IF_NOEXIST;
+        let fd = self
+            .xdp()
+            .ok()
+            .and_then(|xdp| Some(xdp.fd().ok()?.as_fd().as_raw_fd()));
+        match fd.map(|fd| attach(fd, driver)) {
+            Some(Ok(Some((error, Some(words))))) => format!("{words} ({error})"),
+            Some(Ok(Some((error, None)))) => error.to_string(),
+            Some(Ok(None)) => {
+                let _ = attach(NO_PROGRAM, XDP_FLAGS_DRV_MODE);
+                Chain(error).to_string()
+            }
+            Some(Err(_)) | None => Chain(error).to_string(),
+        }
     }
 
     /// Its interface.

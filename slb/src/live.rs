@@ -23,6 +23,7 @@ mod offload;
 mod probes;
 mod rights;
 mod status;
+mod sysctl;
 mod watchdog;
 mod worker;
 
@@ -100,11 +101,15 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
             queues,
         })?);
     }
+    sysctl::prepare(&plan, &config)?;
+    sysctl::warn_of_machine(&plan, &config);
     plan.settle();
     let taken = plan.taken(&config);
     for (program, taken) in programs.iter_mut().flatten().zip(&taken) {
         start_program(program, &workers, taken).map_err(Failure::failed)?;
     }
+    let native = programs.iter().flatten().map(Program::is_native);
+    plan.warn_of_checksums(&native.collect::<Vec<_>>());
     let prober = prober(&given, of_prober)?;
     info!(
         role = role.name(),
@@ -196,7 +201,11 @@ fn describe(program: &Program) {
     let interface = &program.interface().name;
     match program.is_native() {
         true => info!(%interface, "XDP in the driver"),
-        false => warn!(%interface, "XDP after the driver: slower, since it has no XDP of its own"),
+        false => warn!(
+            %interface,
+            "XDP after the driver, which is slower; the kernel about XDP in the driver: {}",
+            program.refusal().unwrap_or("it gives no reason")
+        ),
     }
 }
 

@@ -28,6 +28,7 @@ use super::metrics::Endpoint;
 use super::next_hops::{Found, NextHops, Unreached, unresolved};
 use super::start_program;
 use super::status::{Place, Shared};
+use super::sysctl;
 use super::watchdog::Life;
 use super::worker::{Counted, Next, Worker, secret};
 use crate::Failure;
@@ -378,6 +379,9 @@ impl Control<'_> {
                 self.to_reopen.extend(&places);
             }
         }
+        if let Err(failure) = sysctl::prepare(&self.plan, &self.config) {
+            error!("{failure}");
+        }
         for place in touched {
             // A program is of one interface, and those whose sockets alone are others stay attached.
             if places.contains(&place)
@@ -458,6 +462,12 @@ impl Control<'_> {
                 trouble.push(format!("{name} cannot be opened"));
             }
         }
+        let foreign = self
+            .plan
+            .foreign_underlays(&self.given, self.options.announce.as_deref());
+        trouble.extend(foreign.into_iter().map(|address| {
+            format!("underlay {address} is no address of this machine (ip address add)")
+        }));
         if trouble != self.trouble {
             match trouble.is_empty() {
                 true => info!("ready again"),

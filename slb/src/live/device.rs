@@ -8,10 +8,11 @@ use slb_control::{Config, Role};
 use slb_core::PortId;
 use slb_core::spec::Answers;
 use slb_io_afxdp::{
-    Interface, InterfaceError, Kind, LARGE_CHUNK, Link, Neighbours, Program, Queue, Take, Umem,
+    Interface, InterfaceError, Kind, LARGE_CHUNK, Link, MissingChecksums, Neighbours, Program,
+    Queue, Take, Umem,
 };
 use slb_io_tun::{Device, Layer};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::next_hops::{self, Found};
 use super::rights;
@@ -380,6 +381,62 @@ impl Plan {
         needs
     }
 
+    /// The TUN devices that are there: the kernel routes to and from them.
+    pub(super) fn routed_devices(&self) -> Vec<&str> {
+        let Self::Tun(names) = self else {
+            return Vec::new();
+        };
+        let routed = names
+            .iter()
+            .filter(|name| name.layer == Layer::Ip && name.is_there);
+        routed.map(|name| name.name.as_str()).collect()
+    }
+
+    /// Says where packets may come in without their checksums. `is_native`: of each interface, whether XDP
+    /// runs in its driver.
+    pub(super) fn warn_of_checksums(&self, is_native: &[bool]) {
+        let Self::AfXdp(cards) = self else { return };
+        for (card, &is_native) in cards.iter().zip(is_native) {
+            let name = &card.interface.name;
+            match MissingChecksums::of(name) {
+                Ok(Some(MissingChecksums::Peer(peer))) => warn!(
+                    "{name}: its other end {peer} leaves checksums to a network card, and there is none: whoever \
+                     gets the packets drops them (ethtool -K {peer} tx off)"
+                ),
+                Ok(Some(MissingChecksums::Elsewhere)) => info!(
+                    "{name}: its other end is in another namespace: tx-checksumming has to be off there (ethtool \
+                     -K NAME tx off)"
+                ),
+                Ok(Some(MissingChecksums::Virtio)) if !is_native => warn!(
+                    "{name}: virtio brings in packets of its host without checksums, unless XDP runs in its driver: \
+                     whoever gets them drops them (ethtool -K {name} rx off)"
+                ),
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+
+    /// The underlay addresses that are no addresses of this machine, where packets leave by an interface: the
+    /// kernel answers for none of these, so nothing reaches the node. Through a TUN device they are routed.
+    /// The interface that VIPs are announced by has the underlay address for its end, which does not count.
+    pub(super) fn foreign_underlays(&self, config: &Config, announce: Option<&str>) -> Vec<IpAddr> {
+        if matches!(self, Self::Tun(_)) || config.node.role == Role::Proxy {
+            return Vec::new();
+        }
+        let Ok(own) = Neighbours::open().and_then(|tables| tables.addresses_by_interface()) else {
+            return Vec::new();
+        };
+        let announce = announce.and_then(|name| Some(Link::find(name).ok()?.index));
+        let own = own
+            .into_iter()
+            .filter(|(index, _)| Some(*index) != announce);
+        let own: BTreeSet<IpAddr> = own.map(|(_, address)| address).collect();
+        let node = &config.node;
+        let said = [node.ipv4.map(IpAddr::from), node.ipv6.map(IpAddr::from)];
+        let said = said.into_iter().flatten();
+        said.filter(|address| !own.contains(address)).collect()
+    }
+
     /// The devices that no packets come in by, and why not.
     pub(super) fn troubles(&self) -> Vec<String> {
         let of = |name: &str, is_there: bool, is_up: bool| match (is_there, is_up) {
@@ -414,7 +471,7 @@ impl Plan {
             .into_iter()
             .flatten()
             .map(|address| (address, Take::Vxlan));
-        let kernels = own_addresses();
+        let kernels = own_addresses().unwrap_or_default();
         let stay = |address: IpAddr| (address, Take::None);
         let of = |card: &Card| match card.kind(node.role) {
             Kind::Everything => kernels.iter().copied().map(stay).collect(),
@@ -536,10 +593,11 @@ impl TunName {
 /// The longest IP packet that has room in the largest chunk of AF_XDP's memory, in bytes.
 pub(super) const LONGEST_PACKET: u32 = 3818;
 
-/// The addresses of this machine, which stay the kernel's in every role.
-pub(super) fn own_addresses() -> BTreeSet<IpAddr> {
+/// The addresses of this machine, which stay the kernel's in every role; `None` where the kernel does not
+/// tell them.
+pub(super) fn own_addresses() -> Option<BTreeSet<IpAddr>> {
     let addresses = Neighbours::open().and_then(|tables| tables.own_addresses());
-    addresses.unwrap_or_default().into_iter().collect()
+    Some(addresses.ok()?.into_iter().collect())
 }
 
 /// `3` or `0-3`.

@@ -1,0 +1,196 @@
+//! Settings of the kernel without which it drops what goes through a TUN device.
+//!
+//! ```text
+//!  client ─► eth0 ─ route to the VIP ─► slb0 (TUN) ─► mux
+//!            eth0 ◄──── forwarded ───── slb0       ◄─ VXLAN, from the node's own address
+//! ```
+//! What comes out of the device has this machine's own address for its source, so the kernel takes it for
+//! forged unless the device's `accept_local` is set, and `rp_filter` is off, or loose and the device has an
+//! address. It forwards packets out of
+//! the device if the device's `forwarding` is set. These are settings of the device, which belongs to this
+//! process, so they are set. `ip_forward` is the whole machine's: it is only said that it is missing.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use slb_control::Config;
+use slb_io_afxdp::{Link, Neighbours};
+use tracing::{info, warn};
+
+use super::device::{Plan, own_addresses};
+use crate::Failure;
+
+/// `rp_filter`: a source has to be reached by the interface that it comes by.
+const STRICT: u32 = 1;
+/// `rp_filter`: a source has to be reached by any interface.
+const LOOSE: u32 = 2;
+
+/// The settings under `/proc/sys`, such as `net.ipv4.ip_forward`; a device's name may have dots in it.
+struct Setting {
+    /// What stands before and behind the device's name.
+    parts: (&'static str, &'static str),
+    device: String,
+}
+
+impl Setting {
+    fn of(field: &'static str, device: &str) -> Self {
+        Self {
+            parts: ("net/ipv4/conf", field),
+            device: device.to_owned(),
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        let (before, field) = self.parts;
+        PathBuf::from("/proc/sys")
+            .join(before)
+            .join(&self.device)
+            .join(field)
+    }
+
+    fn read(&self) -> u32 {
+        let text = fs::read_to_string(self.path()).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+
+    /// The name as sysctl(8) takes it: dots of the device's name are slashes there.
+    fn name(&self) -> String {
+        let (before, field) = self.parts;
+        let (before, device) = (before.replace('/', "."), self.device.replace('.', "/"));
+        format!("{before}.{device}.{field}")
+    }
+
+    fn set(&self, value: u32, why: &str) -> Result<(), Failure> {
+        let name = self.name();
+        fs::write(self.path(), value.to_string()).map_err(|error| {
+            Failure::failed(format!(
+                "{name} = {value} is needed, since {why}, and cannot be set: {error} (sysctl -w {name}={value})"
+            ))
+        })?;
+        info!("set {name} = {value}, since {why}");
+        Ok(())
+    }
+}
+
+/// Sets what the TUN devices of a plan need, as far as they are there.
+///
+/// # Errors
+/// A setting is missing and cannot be set: it is named.
+pub(super) fn prepare(plan: &Plan, config: &Config) -> Result<(), Failure> {
+    let devices = plan.routed_devices();
+    if devices.is_empty() {
+        return Ok(());
+    }
+    let own = own_addresses().unwrap_or_default();
+    let underlay = config.node.ipv4.map(IpAddr::from);
+    let is_own = underlay.is_some_and(|underlay| own.contains(&underlay));
+    for &device in &devices {
+        prepare_device(device, is_own)?;
+    }
+    Ok(())
+}
+
+fn prepare_device(device: &str, sends_from_own: bool) -> Result<(), Failure> {
+    let of = |field| (Setting::of(field, device), Setting::of(field, "all").read());
+    let (accept_local, of_all) = of("accept_local");
+    if sends_from_own && accept_local.read() == 0 && of_all == 0 {
+        accept_local.set(1, "packets come out of it from an address of this machine")?;
+    }
+    // The larger of the two counts.
+    let (rp_filter, of_all) = of("rp_filter");
+    let why = "answers to its packets do not come back by it";
+    if of_all == 0 && rp_filter.read() != 0 {
+        rp_filter.set(0, why)?;
+    } else if rp_filter.read().max(of_all) == STRICT {
+        rp_filter.set(LOOSE, why)?;
+    }
+    if of_all != 0 && !has_ipv4(device) {
+        warn!(
+            "net.ipv4.conf.all.rp_filter is {of_all}: the kernel drops what comes out of {device} while it has no \
+             IPv4 address (ip address add ADDRESS dev {device}, or sysctl -w net.ipv4.conf.all.rp_filter=0)"
+        );
+    }
+    let (forwarding, _) = of("forwarding");
+    if forwarding.read() == 0 {
+        forwarding.set(1, "packets that come out of it are forwarded")?;
+    }
+    Ok(())
+}
+
+/// Whether an interface has an IPv4 address: without one, the kernel finds no source valid there unless
+/// `rp_filter` is off.
+fn has_ipv4(device: &str) -> bool {
+    let index = Link::find(device).ok().map(|link| link.index);
+    let addresses = Neighbours::open().and_then(|tables| tables.addresses_by_interface());
+    let mut addresses = addresses.unwrap_or_default().into_iter();
+    addresses.any(|(of, address)| Some(of) == index && address.is_ipv4())
+}
+
+/// Says where the machine forwards nothing to the devices: packets for VIPs that come in by other interfaces
+/// are lost then.
+pub(super) fn warn_of_machine(plan: &Plan, config: &Config) {
+    let devices = plan.routed_devices();
+    if devices.is_empty() {
+        return;
+    }
+    let vips = config
+        .frontends
+        .iter()
+        .map(|frontend| frontend.address.is_ipv6());
+    let families: BTreeSet<bool> = vips.collect();
+    let entries = fs::read_dir("/proc/sys/net/ipv4/conf")
+        .into_iter()
+        .flatten();
+    let mut others = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| !["all", "default", "lo"].contains(&&**name) && !devices.contains(&&**name));
+    let forwards = |name: String| Setting::of("forwarding", &name).read() != 0;
+    let devices = devices.join(", ");
+    if families.contains(&false) && !others.any(forwards) {
+        warn!(
+            "no other interface forwards IPv4: packets for VIPs that come in by one do not reach {devices} \
+             (sysctl -w net.ipv4.ip_forward=1)"
+        );
+    }
+    let ipv6 = Setting {
+        parts: ("net/ipv6/conf", "forwarding"),
+        device: "all".to_owned(),
+    };
+    if families.contains(&true) && ipv6.read() == 0 {
+        warn!(
+            "no interface forwards IPv6: packets for VIPs that come in by one do not reach {devices} \
+             (sysctl -w {}=1)",
+            ipv6.name()
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_have_the_names_that_sysctl_takes() {
+        let setting = Setting::of("rp_filter", "eth0.7");
+        assert_eq!(setting.name(), "net.ipv4.conf.eth0/7.rp_filter");
+        let path = setting.path();
+        assert_eq!(
+            path.to_str(),
+            Some("/proc/sys/net/ipv4/conf/eth0.7/rp_filter")
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_set_is_named_with_its_cure() {
+        let setting = Setting::of("accept_local", "no-such-device");
+        let failure = setting.set(1, "it is a test").unwrap_err().to_string();
+        for part in [
+            "net.ipv4.conf.no-such-device.accept_local = 1 is needed, since it is a test, and cannot be set: ",
+            "(sysctl -w net.ipv4.conf.no-such-device.accept_local=1)",
+        ] {
+            assert!(failure.contains(part), "{failure}");
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! The tutorial, word for word: its commands run in their order, and print what it says.
+//! Pages of the documentation, word for word: their commands run in order, and print what they say.
 //!
 //! Needs root; without, or where a tool is missing, it says so and is skipped.
 
@@ -11,7 +11,7 @@ use std::process::Command;
 
 use common::world::lacking;
 
-/// A block of the tutorial.
+/// A block of a page.
 struct Block {
     commands: String,
     /// Lines that it prints, among others.
@@ -51,10 +51,23 @@ fn the_tutorials_commands_do_what_it_says() {
     if let Some(why) = lacking(&["unshare", "ethtool", "pgrep", "mount"]) {
         skip!("{why}");
     }
+    run("tutorial.md", 8);
+}
+
+#[test]
+fn two_servers_on_one_machine_are_balanced_as_their_page_says() {
+    if let Some(why) = lacking(&["unshare", "curl", "python3", "mount"]) {
+        skip!("{why}");
+    }
+    run("two-servers.md", 6);
+}
+
+/// Runs the commands of a page of the documentation, and compares what they print.
+fn run(page: &str, at_least: usize) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let text = fs::read_to_string(root.join("docs/tutorial.md")).unwrap();
+    let text = fs::read_to_string(root.join("docs").join(page)).unwrap();
     let blocks = blocks(&text);
-    assert!(blocks.len() >= 8, "{} blocks", blocks.len());
+    assert!(blocks.len() >= at_least, "{} blocks", blocks.len());
     let checked = blocks.iter().filter(|block| !block.prints.is_empty());
     assert_eq!(checked.count(), text.matches("\n```\n```text\n").count());
     let mut script = String::from("set -e\nmount -t tmpfs none /run/netns\n");

@@ -58,10 +58,16 @@ fn take_a_packet(config: &Config) {
     let mut frames = [Frame::new(&mut buffer, HEADROOM, 60).expect("room")];
     let now = Instant::from_secs(1);
     match config.node.role {
-        Role::Mux => Mux::with_capacity(snapshot, 64, Key::new([1, 2])).process(now, &mut frames),
-        Role::Host => Host::with_capacity(snapshot, 64, Key::new([1, 2])).process(now, &mut frames),
+        Role::Mux => Mux::with_capacity(snapshot, 64, Key::new([1, 2]))
+            .expect("its role")
+            .process(now, &mut frames),
+        Role::Host => Host::with_capacity(snapshot, 64, Key::new([1, 2]))
+            .expect("its role")
+            .process(now, &mut frames),
         Role::Proxy => {
-            Proxy::with_capacity(snapshot, 64, Key::new([1, 2])).process(now, &mut frames);
+            Proxy::with_capacity(snapshot, 64, Key::new([1, 2]))
+                .expect("its role")
+                .process(now, &mut frames);
         }
     }
 }

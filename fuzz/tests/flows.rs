@@ -164,7 +164,8 @@ fn flows_stay_and_new_ones_go_to_who_takes_some() {
                 backends: [Some((BackendState::Healthy, 1)); BACKENDS],
                 pool: 0,
             };
-            let mut mux = Mux::with_capacity(snapshot(&configured, None), 1024, Key::new([1, 2]));
+            let mut mux = Mux::with_capacity(snapshot(&configured, None), 1024, Key::new([1, 2]))
+                .expect("its role");
             let mut now = Instant::from_secs(1);
             let mut pinned: HashMap<u8, Pinned> = HashMap::new();
             for operation in operations {
@@ -212,7 +213,8 @@ fn flows_stay_and_new_ones_go_to_who_takes_some() {
                         if let Some(backend) = &mut configured.backends[number] {
                             *backend = (state, u32::from(weight % 4));
                         }
-                        mux.install(snapshot(&configured, Some(mux.snapshot())));
+                        mux.install(snapshot(&configured, Some(mux.snapshot())))
+                            .expect("it follows");
                     }
                     Operation::Toggle(number) => {
                         let number = usize::from(number) % BACKENDS;
@@ -223,11 +225,13 @@ fn flows_stay_and_new_ones_go_to_who_takes_some() {
                             Some(_) => None,
                             None => Some((BackendState::Healthy, 1)),
                         };
-                        mux.install(snapshot(&configured, Some(mux.snapshot())));
+                        mux.install(snapshot(&configured, Some(mux.snapshot())))
+                            .expect("it follows");
                     }
                     Operation::Move => {
                         configured.pool = 1 - configured.pool;
-                        mux.install(snapshot(&configured, Some(mux.snapshot())));
+                        mux.install(snapshot(&configured, Some(mux.snapshot())))
+                            .expect("it follows");
                     }
                     Operation::Wait(millis) => now = now + Duration::from_millis(millis.into()),
                     Operation::Leap => now = now + Duration::from_secs(86_400),

@@ -351,7 +351,8 @@ fn host_survives_sequences() {
         .with_type::<Vec<Operation>>()
         .for_each(|operations| {
             let [healthy, unhealthy] = snapshots();
-            let mut host = Host::with_capacity(healthy.clone(), 32, Key::new([1, 2]));
+            let mut host =
+                Host::with_capacity(healthy.clone(), 32, Key::new([1, 2])).expect("its role");
             let mut now = Instant::from_secs(1);
             for operation in operations {
                 match operation {
@@ -372,7 +373,7 @@ fn host_survives_sequences() {
                     }
                     Operation::Install(is_healthy) => {
                         let next = if *is_healthy { healthy } else { unhealthy };
-                        host.install(next.clone());
+                        host.install(next.clone()).expect("it follows");
                     }
                 }
             }

@@ -185,7 +185,7 @@ fn mux_takes_arbitrary_frames() {
         .with_type::<Vec<(Vec<u8>, u8)>>()
         .for_each(|frames| {
             let snapshot = snapshots()[0].clone();
-            let mut mux = Mux::with_capacity(snapshot, 64, Key::new([1, 2]));
+            let mut mux = Mux::with_capacity(snapshot, 64, Key::new([1, 2])).expect("its role");
             let packets: Vec<_> = frames
                 .iter()
                 .map(|(bytes, headroom)| (bytes.clone(), usize::from(*headroom)))
@@ -209,9 +209,9 @@ fn mux_survives_sequences() {
         .for_each(|(stateless, operations)| {
             let [healthy, unhealthy] = snapshots();
             let mut mux = if *stateless {
-                Mux::stateless(healthy.clone(), Key::new([1, 2]))
+                Mux::stateless(healthy.clone(), Key::new([1, 2])).expect("its role")
             } else {
-                Mux::with_capacity(healthy.clone(), 40, Key::new([1, 2]))
+                Mux::with_capacity(healthy.clone(), 40, Key::new([1, 2])).expect("its role")
             };
             let mut now = Instant::from_secs(1);
             for operation in operations {
@@ -228,7 +228,7 @@ fn mux_survives_sequences() {
                     Operation::Wait(millis) => now = now + Duration::from_millis((*millis).into()),
                     Operation::Install(is_healthy) => {
                         let next = if *is_healthy { healthy } else { unhealthy };
-                        mux.install(next.clone());
+                        mux.install(next.clone()).expect("it follows");
                     }
                 }
             }

@@ -280,7 +280,8 @@ fn proxy_survives_sequences() {
         .with_type::<Vec<Operation>>()
         .for_each(|operations| {
             let snapshots = snapshots();
-            let mut proxy = Proxy::with_capacity(snapshots[0].clone(), 32, Key::new([1, 2]));
+            let mut proxy =
+                Proxy::with_capacity(snapshots[0].clone(), 32, Key::new([1, 2])).expect("its role");
             let mut now = Instant::from_secs(1);
             let mut homes = HashMap::new();
             let mut takers = TAKERS[0];
@@ -304,7 +305,7 @@ fn proxy_survives_sequences() {
                     Operation::Install(which) => {
                         let which = usize::from(*which) % 3;
                         takers = TAKERS[which];
-                        proxy.install(snapshots[which].clone());
+                        proxy.install(snapshots[which].clone()).expect("it follows");
                     }
                 }
             }

@@ -149,7 +149,8 @@ fn any_bytes_are_no_danger() {
             }
         }
         let setup = Setup::new(Role::Host, false);
-        let mut mux = Mux::with_capacity(setup.after(None), 100, Key::new([1, 2]));
+        let mut mux =
+            Mux::with_capacity(setup.after(None), 100, Key::new([1, 2])).expect("its role");
         let now = slb_core::Instant::from_secs(1);
         if let Ok(imported) = mux.import(now, Age::default(), bytes) {
             assert_eq!(imported.taken, 0);

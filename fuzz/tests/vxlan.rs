@@ -176,7 +176,7 @@ fn a_vm_gets_what_a_known_peer_sent_and_nothing_else() {
     bolero::check!()
         .with_type::<Vec<Tunnelled>>()
         .for_each(|all| {
-            let mut host = Host::with_capacity(snapshot(), 64, Key::new([1, 2]));
+            let mut host = Host::with_capacity(snapshot(), 64, Key::new([1, 2])).expect("its role");
             for tunnelled in all {
                 let (bytes, inner) = tunnelled.frame();
                 let mut buffer = [&bytes[..], &[0xa5; 16]].concat();

@@ -21,7 +21,7 @@
 //! "#;
 //! let config = slb_control::Config::parse("web.toml", text)?;
 //! let key = slb_core::Key::new([1, 2]); // yours: random, and secret
-//! let mut mux = slb_core::Mux::with_capacity(config.snapshot(None)?, 1 << 16, key);
+//! let mut mux = slb_core::Mux::with_capacity(config.snapshot(None)?, 1 << 16, key)?;
 //! # let _ = &mut mux;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

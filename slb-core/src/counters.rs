@@ -20,7 +20,7 @@ use crate::stats::{BackendCounters, RuleCounters, SnatCounters};
 ///     let smaller = mux.replace_counters(larger);
 ///     drop(smaller); // or use it again
 /// }
-/// mux.install(next);
+/// mux.install(next).expect("it follows");
 /// # }
 /// ```
 #[derive(Debug)]

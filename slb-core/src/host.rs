@@ -37,7 +37,7 @@ use crate::observe::{Observe, Step};
 use crate::packet::{Family, Packet, Read, ends_of_bad};
 use crate::snapshot::locals::{CompiledMux, NO_SENDER};
 use crate::snapshot::terms::RuleKind;
-use crate::snapshot::{BackendId, RuleMatch, Snapshot};
+use crate::snapshot::{BackendId, Rejected, RoleError, RuleMatch, Snapshot};
 use crate::state::{Age, Cursor, Exported, Imported, Kind, StateError};
 use crate::stats::{BackendCounters, RuleCounters, SnatCounters, Stats};
 use crate::time::Instant;
@@ -54,12 +54,16 @@ pub struct Host<'m, S> {
 
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     /// A host agent with the tables given.
-    pub fn new(snapshot: S, tables: NatTables<'m>, options: NatOptions) -> Self {
+    ///
+    /// # Errors
+    /// The snapshot is a proxy's.
+    pub fn new(snapshot: S, tables: NatTables<'m>, options: NatOptions) -> Result<Self, RoleError> {
+        snapshot.check_role(false)?;
         let pipeline = Pipeline::new(snapshot, tables, options);
-        Self {
+        Ok(Self {
             pipeline,
             lanes: [Lane::EMPTY; BURST],
-        }
+        })
     }
 
     /// The same host agent with other options.
@@ -109,12 +113,12 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         seen: &mut impl Observe,
     ) {
         let Self { pipeline, lanes } = self;
+        pipeline.set_clock(now);
         for (burst, frames) in frames.chunks_mut(BURST).enumerate() {
             let seen = &mut crate::observe::From {
                 first: burst * BURST,
                 seen,
             };
-            pipeline.set_clock(now);
             let lanes = pipeline.classify::<HostRole>(frames, lanes, seen);
             pipeline.look_up(lanes);
             pipeline.translate::<HostRole>(frames, lanes, seen);
@@ -150,7 +154,13 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     /// Puts another snapshot in place, built with the present one as its previous, and returns the
     /// old one: nothing here refers to it any more. Connections of backends that are gone, or
     /// unhealthy where their rule resets, end within the next calls of [`advance`](Self::advance).
-    pub fn install(&mut self, snapshot: S) -> S {
+    ///
+    /// # Errors
+    /// The snapshot does not [follow](Snapshot::follows) the present one, which stays.
+    ///
+    /// # Cost
+    /// In proportion to the backends and rules.
+    pub fn install(&mut self, snapshot: S) -> Result<S, Rejected<S>> {
         self.pipeline.install(snapshot)
     }
 
@@ -218,27 +228,30 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
 
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     /// A host agent for up to `connections` connections of each family, with a table of fragments,
-    /// and with counters for the snapshot and as many rules and backends more. `None` where the
-    /// memory is used up.
+    /// and with counters for the snapshot and as many rules and backends more.
+    ///
+    /// # Errors
+    /// The memory is used up, or the snapshot is a proxy's.
     pub fn build(
         snapshot: S,
         connections: usize,
         key: Key,
         memory: &mut impl Memory<'m>,
-    ) -> Option<Self> {
-        let tables = NatTables::build(&snapshot, connections, key, memory)?;
-        Some(Self::new(snapshot, tables, NatOptions::default()))
+    ) -> Result<Self, RoleError> {
+        let tables = NatTables::build(&snapshot, connections, key, memory);
+        let tables = tables.ok_or(RoleError::Memory)?;
+        Self::new(snapshot, tables, NatOptions::default())
     }
 }
 
 #[cfg(feature = "alloc")]
 impl<'s, S: Deref<Target = Snapshot<'s>>> Host<'static, S> {
     /// [`build`](Self::build), in boxes.
-    pub fn with_capacity(snapshot: S, connections: usize, key: Key) -> Self {
-        match Self::build(snapshot, connections, key, &mut crate::mem::Boxes) {
-            Some(host) => host,
-            None => unreachable!("an allocator does not run out without saying so"),
-        }
+    ///
+    /// # Errors
+    /// The snapshot is a proxy's.
+    pub fn with_capacity(snapshot: S, connections: usize, key: Key) -> Result<Self, RoleError> {
+        Self::build(snapshot, connections, key, &mut crate::mem::Boxes)
     }
 }
 

@@ -36,7 +36,7 @@ use crate::limit::{Limits, Rates};
 use crate::mem::{Mem, Memory};
 use crate::observe::{From, Observe, Step};
 use crate::packet::{Packet, Read, ends_of_bad};
-use crate::snapshot::{BackendId, NO_BACKEND, RuleMatch, Snapshot};
+use crate::snapshot::{BackendId, NO_BACKEND, Rejected, RoleError, RuleMatch, Snapshot};
 use crate::state::{Age, Cursor, Exported, Imported, StateError};
 use crate::stats::{BackendCounters, Count, RuleCounters, Stats};
 use crate::time::{Clock, Instant};
@@ -114,7 +114,11 @@ pub struct Mux<'m, S> {
 
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
     /// A mux with the tables given.
-    pub fn new(snapshot: S, tables: MuxTables<'m>, options: MuxOptions) -> Self {
+    ///
+    /// # Errors
+    /// The snapshot is a proxy's.
+    pub fn new(snapshot: S, tables: MuxTables<'m>, options: MuxOptions) -> Result<Self, RoleError> {
+        snapshot.check_role(false)?;
         let mut pipeline = Pipeline {
             snapshot,
             tables,
@@ -125,10 +129,10 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
             stats: Stats::default(),
         };
         pipeline.name_counters();
-        Self {
+        Ok(Self {
             pipeline,
             lanes: [Lane::EMPTY; BURST],
-        }
+        })
     }
 
     /// The same mux with other options.
@@ -179,12 +183,12 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         seen: &mut impl Observe,
     ) {
         let Self { pipeline, lanes } = self;
+        pipeline.advance(now);
         for (burst, frames) in frames.chunks_mut(BURST).enumerate() {
             let seen = &mut From {
                 first: burst * BURST,
                 seen,
             };
-            pipeline.advance(now);
             let lanes = pipeline.classify(frames, lanes, seen);
             pipeline.look_up(lanes);
             pipeline.forward(frames, lanes, seen);
@@ -227,10 +231,19 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
 
     /// Puts another snapshot in place, built with the present one as its previous, and returns
     /// the old one: nothing here refers to it any more.
-    pub fn install(&mut self, snapshot: S) -> S {
+    ///
+    /// # Errors
+    /// The snapshot does not [follow](Snapshot::follows) the present one, which stays.
+    ///
+    /// # Cost
+    /// In proportion to the backends and rules.
+    pub fn install(&mut self, snapshot: S) -> Result<S, Rejected<S>> {
+        if let Err(error) = snapshot.check_after(&self.pipeline.snapshot) {
+            return Err(Rejected { snapshot, error });
+        }
         let old = core::mem::replace(&mut self.pipeline.snapshot, snapshot);
         self.pipeline.name_counters();
-        old
+        Ok(old)
     }
 
     /// Writes pinned flows as [records](crate::state) to the beginning of `into`, from a place on, and says
@@ -299,17 +312,29 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
 
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
     /// A mux that pins up to `flows` flows of each family, zero for none at all, with a table of
-    /// fragments, and with counters for the snapshot and as many rules and backends more. `None`
-    /// where the memory is used up.
+    /// fragments, and with counters for the snapshot and as many rules and backends more.
+    ///
+    /// # Errors
+    /// The memory is used up, or the snapshot is a proxy's.
     pub fn build(
         snapshot: S,
         flows: usize,
         key: Key,
         memory: &mut impl Memory<'m>,
-    ) -> Option<Self> {
+    ) -> Result<Self, RoleError> {
+        let tables = Self::tables(&snapshot, flows, key, memory).ok_or(RoleError::Memory)?;
+        Self::new(snapshot, tables, MuxOptions::default())
+    }
+
+    fn tables(
+        snapshot: &Snapshot<'_>,
+        flows: usize,
+        key: Key,
+        memory: &mut impl Memory<'m>,
+    ) -> Option<MuxTables<'m>> {
         const FRAGMENTS: usize = 4096;
-        let (rules, backends) = CounterMemory::size_for(&snapshot);
-        let tables = MuxTables {
+        let (rules, backends) = CounterMemory::size_for(snapshot);
+        Some(MuxTables {
             flows: match flows {
                 0 => None,
                 flows => Some(FlowTable::build(flows, flows, key, memory)?),
@@ -317,23 +342,25 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
             fragments: Some(FragmentTable::build(FRAGMENTS, key, memory)?),
             rules: memory.take(rules, RuleCounters::default())?,
             backends: memory.take(backends, BackendCounters::default())?,
-        };
-        Some(Self::new(snapshot, tables, MuxOptions::default()))
+        })
     }
 }
 
 #[cfg(feature = "alloc")]
 impl<'s, S: Deref<Target = Snapshot<'s>>> Mux<'static, S> {
     /// [`build`](Self::build), in boxes.
-    pub fn with_capacity(snapshot: S, flows: usize, key: Key) -> Self {
-        match Self::build(snapshot, flows, key, &mut crate::mem::Boxes) {
-            Some(mux) => mux,
-            None => unreachable!("an allocator does not run out without saying so"),
-        }
+    ///
+    /// # Errors
+    /// The snapshot is a proxy's.
+    pub fn with_capacity(snapshot: S, flows: usize, key: Key) -> Result<Self, RoleError> {
+        Self::build(snapshot, flows, key, &mut crate::mem::Boxes)
     }
 
     /// A mux that pins nothing: Maglev alone decides. It remembers fragments only.
-    pub fn stateless(snapshot: S, key: Key) -> Self {
+    ///
+    /// # Errors
+    /// The snapshot is a proxy's.
+    pub fn stateless(snapshot: S, key: Key) -> Result<Self, RoleError> {
         Self::with_capacity(snapshot, 0, key)
     }
 }

@@ -39,7 +39,7 @@ use crate::observe::{Observe, Step};
 use crate::packet::{EchoMessage, Packet, Read, ends_of_bad};
 use crate::snapshot::locals::CompiledMux;
 use crate::snapshot::terms::{CompiledTerms, RuleKind};
-use crate::snapshot::{BackendId, NO_BACKEND, RuleMatch, Snapshot};
+use crate::snapshot::{BackendId, NO_BACKEND, Rejected, RoleError, RuleMatch, Snapshot};
 use crate::spec::{Echo, Scheduler};
 use crate::state::{Age, Cursor, Exported, Imported, Kind, StateError};
 use crate::stats::{BackendCounters, RuleCounters, Stats};
@@ -60,28 +60,45 @@ pub struct Proxy<'m, S> {
 
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
     /// A proxy with the tables given.
-    pub fn new(snapshot: S, tables: NatTables<'m>, options: NatOptions) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// The snapshot's spec has no [`proxy`](crate::spec::Spec::proxy) ports.
+    pub fn new(snapshot: S, tables: NatTables<'m>, options: NatOptions) -> Result<Self, RoleError> {
+        snapshot.check_role(true)?;
+        Ok(Self {
             pipeline: Pipeline::new(snapshot, tables, options),
             lanes: [Lane::EMPTY; BURST],
-        }
+        })
     }
 
     /// A proxy for up to `connections` connections of each family, with a table of fragments, and
-    /// with counters for the snapshot and as many rules and backends more. `None` where the memory
-    /// is used up.
+    /// with counters for the snapshot and as many rules and backends more.
+    ///
+    /// # Errors
+    /// The memory is used up, or the snapshot's spec has no [`proxy`](crate::spec::Spec::proxy)
+    /// ports.
     pub fn build(
         snapshot: S,
         connections: usize,
         key: Key,
         memory: &mut impl Memory<'m>,
-    ) -> Option<Self> {
-        let mut tables = NatTables::build(&snapshot, connections, key, memory)?;
+    ) -> Result<Self, RoleError> {
+        let tables = Self::tables(&snapshot, connections, key, memory).ok_or(RoleError::Memory)?;
+        Self::new(snapshot, tables, NatOptions::default())
+    }
+
+    fn tables(
+        snapshot: &Snapshot<'_>,
+        connections: usize,
+        key: Key,
+        memory: &mut impl Memory<'m>,
+    ) -> Option<NatTables<'m>> {
+        let mut tables = NatTables::build(snapshot, connections, key, memory)?;
         tables.links = Links {
             ipv4: memory.take(connections, Link::NONE)?,
             ipv6: memory.take(connections, Link::NONE)?,
         };
-        Some(Self::new(snapshot, tables, NatOptions::default()))
+        Some(tables)
     }
 
     /// The same proxy with other options.
@@ -131,12 +148,12 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         seen: &mut impl Observe,
     ) {
         let Self { pipeline, lanes } = self;
+        pipeline.set_clock(now);
         for (burst, frames) in frames.chunks_mut(BURST).enumerate() {
             let seen = &mut crate::observe::From {
                 first: burst * BURST,
                 seen,
             };
-            pipeline.set_clock(now);
             let lanes = pipeline.classify::<ProxyRole>(frames, lanes, seen);
             pipeline.look_up(lanes);
             pipeline.translate::<ProxyRole>(frames, lanes, seen);
@@ -166,7 +183,13 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
     /// Puts another snapshot in place, built with the present one as its previous, and returns the
     /// old one: nothing here refers to it any more. No TCP connection
     /// moves; other flows of backends that are unhealthy or gone move with their next packet.
-    pub fn install(&mut self, snapshot: S) -> S {
+    ///
+    /// # Errors
+    /// The snapshot does not [follow](Snapshot::follows) the present one, which stays.
+    ///
+    /// # Cost
+    /// In proportion to the backends and rules.
+    pub fn install(&mut self, snapshot: S) -> Result<S, Rejected<S>> {
         self.pipeline.install(snapshot)
     }
 
@@ -228,11 +251,11 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
 #[cfg(feature = "alloc")]
 impl<'s, S: Deref<Target = Snapshot<'s>>> Proxy<'static, S> {
     /// [`build`](Self::build), in boxes.
-    pub fn with_capacity(snapshot: S, connections: usize, key: Key) -> Self {
-        match Self::build(snapshot, connections, key, &mut crate::mem::Boxes) {
-            Some(proxy) => proxy,
-            None => unreachable!("an allocator does not run out without saying so"),
-        }
+    ///
+    /// # Errors
+    /// The snapshot's spec has no [`proxy`](crate::spec::Spec::proxy) ports.
+    pub fn with_capacity(snapshot: S, connections: usize, key: Key) -> Result<Self, RoleError> {
+        Self::build(snapshot, connections, key, &mut crate::mem::Boxes)
     }
 }
 

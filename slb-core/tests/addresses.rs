@@ -131,9 +131,11 @@ impl Roles {
     fn new() -> Self {
         let of_host = snapshot(underlay(HOST, HOST6), false);
         Self {
-            mux: Mux::with_capacity(snapshot(underlay(MUX, MUX6), false), 1000, KEY),
-            host: Host::with_capacity(of_host, 1000, KEY),
-            proxy: Proxy::with_capacity(snapshot(Underlay::default(), true), 1000, KEY),
+            mux: Mux::with_capacity(snapshot(underlay(MUX, MUX6), false), 1000, KEY)
+                .expect("its role"),
+            host: Host::with_capacity(of_host, 1000, KEY).expect("its role"),
+            proxy: Proxy::with_capacity(snapshot(Underlay::default(), true), 1000, KEY)
+                .expect("its role"),
         }
     }
 
@@ -340,7 +342,9 @@ fn a_link_local_source_is_martian_for_a_vip() {
             let (verdict, _) = process(
                 |frame| {
                     let snapshot = snapshot(underlay(MUX, MUX6), false);
-                    Mux::stateless(snapshot, KEY).process(NOW, frame);
+                    Mux::stateless(snapshot, KEY)
+                        .expect("its role")
+                        .process(NOW, frame);
                 },
                 FABRIC,
                 &packet,
@@ -566,8 +570,8 @@ fn a_port_that_neither_a_rule_nor_a_vm_has_is_of_no_rule_beside_snat() {
         ] {
             let of_mux = || snapshot(underlay(MUX, MUX6), false);
             for mut mux in [
-                Mux::with_capacity(of_mux(), 1000, KEY),
-                Mux::stateless(of_mux(), KEY),
+                Mux::with_capacity(of_mux(), 1000, KEY).expect("its role"),
+                Mux::stateless(of_mux(), KEY).expect("its role"),
             ] {
                 let (verdict, _) = process(|frame| mux.process(NOW, frame), FABRIC, &packet);
                 assert_eq!(verdict, dropped(DropReason::NoRule), "port {port}");

@@ -143,7 +143,7 @@ fn a_mux_keeps_its_flows_whatever_its_clock_does() {
                 state: slb_core::spec::BackendState::Draining,
             });
             let next = setup.after(Some(mux.snapshot()));
-            mux.install(next.into());
+            mux.install(next.into()).expect("it follows");
             let now = Instant::from_nanos(jump);
             mux.advance(now);
             for (port, home) in (2000..).zip(&homes) {

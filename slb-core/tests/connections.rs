@@ -336,11 +336,15 @@ impl World {
         let dut = match role {
             Role::Proxy | Role::TaggedProxy => {
                 let snapshot = Box::new(snapshot(true, tcp_reset));
-                Dut::Proxy(Box::new(Proxy::with_capacity(snapshot, 1 << 10, KEY)))
+                Dut::Proxy(Box::new(
+                    Proxy::with_capacity(snapshot, 1 << 10, KEY).expect("its role"),
+                ))
             }
             Role::Host | Role::Snat => {
                 let snapshot = Box::new(snapshot(false, tcp_reset));
-                Dut::Host(Box::new(Host::with_capacity(snapshot, 1 << 10, KEY)))
+                Dut::Host(Box::new(
+                    Host::with_capacity(snapshot, 1 << 10, KEY).expect("its role"),
+                ))
             }
         };
         let asks = match role {

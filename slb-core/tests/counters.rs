@@ -79,14 +79,15 @@ fn syn(mux: &mut TheMux, client: u16, port: u16) {
 #[test]
 fn a_rule_in_a_slot_that_another_had_begins_at_zero() {
     let first = snapshot(&[("a", 80), ("b", 81)], 3, None);
-    let mut mux = Mux::with_capacity(first, 1000, Key::new([1, 2]));
+    let mut mux = Mux::with_capacity(first, 1000, Key::new([1, 2])).expect("its role");
     for client in 0..10 {
         syn(&mut mux, client + 1, 80);
         syn(&mut mux, client + 1, 81);
     }
     assert_eq!(mux.rule_counters(0).unwrap().syns, 10);
     // "b" keeps its numbers at another place of the spec, "c" has none of those of "a".
-    mux.install(snapshot(&[("c", 82), ("b", 81)], 3, Some(first)));
+    mux.install(snapshot(&[("c", 82), ("b", 81)], 3, Some(first)))
+        .expect("it follows");
     assert_eq!(mux.rule_counters(0).unwrap().syns, 0);
     assert_eq!(mux.rule_counters(0).unwrap().forwarded.packets, 0);
     assert_eq!(mux.rule_counters(1).unwrap().syns, 10);
@@ -97,7 +98,7 @@ fn a_rule_in_a_slot_that_another_had_begins_at_zero() {
 #[test]
 fn there_are_as_many_counters_as_a_later_snapshot_has_rules_and_backends() {
     let first = snapshot(&[("r0", 1000), ("r1", 1001)], 6, None);
-    let mut mux = Mux::with_capacity(first, 100_000, Key::new([1, 2]));
+    let mut mux = Mux::with_capacity(first, 100_000, Key::new([1, 2])).expect("its role");
     syn(&mut mux, 1, 1000);
     let names: Vec<String> = (0..200).map(|n| format!("r{n}")).collect();
     let rules: Vec<(&str, u16)> = names
@@ -109,7 +110,7 @@ fn there_are_as_many_counters_as_a_later_snapshot_has_rules_and_backends() {
     assert!(!mux.has_counters_for(next));
     mux.replace_counters(CounterMemory::build(next, &mut Boxes).unwrap());
     assert!(mux.has_counters_for(next));
-    mux.install(next);
+    mux.install(next).expect("it follows");
     for client in 0..30_000 {
         syn(&mut mux, client + 2, 1000 + client % 200);
     }
@@ -137,14 +138,15 @@ fn there_are_as_many_counters_as_a_later_snapshot_has_rules_and_backends() {
 #[test]
 fn without_room_the_first_ones_count_and_no_packet_is_lost() {
     let first = snapshot(&[("r0", 1000)], 1, None);
-    let mut mux = Mux::with_capacity(first, 1000, Key::new([1, 2]));
+    let mut mux = Mux::with_capacity(first, 1000, Key::new([1, 2])).expect("its role");
     let names: Vec<String> = (0..200).map(|n| format!("r{n}")).collect();
     let rules: Vec<(&str, u16)> = names
         .iter()
         .zip(1000..)
         .map(|(name, port)| (name.as_str(), port))
         .collect();
-    mux.install(snapshot(&rules, 1500, Some(first)));
+    mux.install(snapshot(&rules, 1500, Some(first)))
+        .expect("it follows");
     for client in 0..2000 {
         syn(&mut mux, client + 1, 1000 + client % 200);
     }

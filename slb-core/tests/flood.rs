@@ -103,8 +103,8 @@ fn client(number: u32) -> (Ipv4Addr, u16) {
 impl World {
     fn new() -> Self {
         let mut world = Self {
-            mux: Mux::with_capacity(snapshot(MUX), 20_000, Key::new([1, 2])),
-            host: Host::with_capacity(snapshot(HOST), 20_000, Key::new([3, 4])),
+            mux: Mux::with_capacity(snapshot(MUX), 20_000, Key::new([1, 2])).expect("its role"),
+            host: Host::with_capacity(snapshot(HOST), 20_000, Key::new([3, 4])).expect("its role"),
             now: Instant::from_secs(1),
             buffers: vec![vec![0; HEADROOM + 256]; BURST],
             random: 0x9e37_79b9_7f4a_7c15,

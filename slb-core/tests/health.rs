@@ -290,7 +290,7 @@ macro_rules! resets {
 type Shared = std::sync::Arc<Snapshot<'static>>;
 
 fn mux(plan: &Plan) -> Mux<'static, Shared> {
-    Mux::with_capacity(Shared::from(plan.snapshot()), 4096, KEY)
+    Mux::with_capacity(Shared::from(plan.snapshot()), 4096, KEY).expect("its role")
 }
 
 /// The backend that a mux sends a client's segment to.
@@ -330,7 +330,7 @@ fn a_backend_that_fails_the_probe_of_one_rule_serves_the_others() {
         }
         plan.found[0][2] = SICK;
         let next = plan.after(Some(mux.snapshot()));
-        mux.install(next.into());
+        mux.install(next.into()).expect("it follows");
         // Those that it has stay, also of the rule whose probe it fails.
         for (port, chosen_before) in RULES.into_iter().zip(&before) {
             for (number, &backend) in (0..).zip(chosen_before) {
@@ -338,7 +338,8 @@ fn a_backend_that_fails_the_probe_of_one_rule_serves_the_others() {
             }
         }
         // New flows of the two rules of the probe do without it; the others' go as ever.
-        let mut fresh = Mux::with_capacity(Shared::from(plan.snapshot()), 4096, KEY);
+        let mut fresh =
+            Mux::with_capacity(Shared::from(plan.snapshot()), 4096, KEY).expect("its role");
         let after = new(&mut fresh, 0);
         for place in [0, 2] {
             assert!(!after[place].contains(&2), "rule {place}");
@@ -365,7 +366,7 @@ fn a_syn_that_comes_again_moves_by_its_own_rule() {
         let before = all(&mut mux);
         plan.found[1][3] = SICK;
         let next = plan.after(Some(mux.snapshot()));
-        mux.install(next.into());
+        mux.install(next.into()).expect("it follows");
         let after = all(&mut mux);
         for (port, (before, after)) in RULES.into_iter().zip(before.iter().zip(&after)) {
             for (&before, &after) in before.iter().zip(after) {
@@ -402,7 +403,7 @@ fn a_udp_flow_moves_by_its_own_rule() {
         let before = all(&mut mux);
         plan.found[1][2] = SICK;
         let next = plan.after(Some(mux.snapshot()));
-        mux.install(next.into());
+        mux.install(next.into()).expect("it follows");
         for (place, (before, after)) in before.iter().zip(all(&mut mux)).enumerate() {
             for (&before, after) in before.iter().zip(after) {
                 assert_eq!(after != before, place == 1 && before == 2, "rule {place}");
@@ -598,7 +599,7 @@ fn encapsulated(vm: usize, packet: &[u8], ipv6: bool) -> Vec<u8> {
 fn a_host_resets_and_refuses_by_rule() {
     for ipv6 in [false, true] {
         let mut plan = Plan::new(ipv6);
-        let mut host = Host::with_capacity(plan.snapshot(), 64, KEY);
+        let mut host = Host::with_capacity(plan.snapshot(), 64, KEY).expect("its role");
         let vm_mac = derived_mac(dip(1, ipv6)).0;
         // One connection for each rule, and one by inbound NAT of vm0, all of them established.
         let open =
@@ -630,7 +631,8 @@ fn a_host_resets_and_refuses_by_rule() {
 
         plan.found[0][1] = SICK;
         plan.found[0][0] = SICK;
-        host.install(plan.after(Some(host.snapshot())));
+        host.install(plan.after(Some(host.snapshot())))
+            .expect("it follows");
         let told = resets!(host);
         // Both ends of those of the two rules of the probe.
         let expected: HashSet<_> = [(0, FIRST), (2, SAME)]
@@ -658,7 +660,8 @@ fn a_host_resets_and_refuses_by_rule() {
         }
         // The operator's word ends them all.
         plan.states[1] = BackendState::Unhealthy;
-        host.install(plan.after(Some(host.snapshot())));
+        host.install(plan.after(Some(host.snapshot())))
+            .expect("it follows");
         let told = resets!(host);
         assert_eq!(told.len(), 2 * 5, "{told:?}");
     }
@@ -677,7 +680,7 @@ fn a_proxy_chooses_and_resets_by_rule() {
             scheduler,
             ..Plan::new(ipv6)
         };
-        let mut proxy = Proxy::with_capacity(plan.snapshot(), 1024, KEY);
+        let mut proxy = Proxy::with_capacity(plan.snapshot(), 1024, KEY).expect("its role");
         type Dut = Proxy<'static, Box<Snapshot<'static>>>;
         let open = |proxy: &mut Dut, number, port| {
             let syn = tcp(CLIENT_MAC, client(number, ipv6), (vip(ipv6), port), "S");
@@ -695,7 +698,9 @@ fn a_proxy_chooses_and_resets_by_rule() {
             .map(|(number, port)| (port, open(&mut proxy, number, port)))
             .collect();
         plan.found[1][3] = SICK;
-        proxy.install(plan.after(Some(proxy.snapshot())));
+        proxy
+            .install(plan.after(Some(proxy.snapshot())))
+            .expect("it follows");
         let told = resets!(proxy);
         let of_other = before.iter().filter(|&&own| own == (OTHER, 3)).count();
         assert!(of_other > 0);
@@ -727,7 +732,7 @@ fn the_probes_source_is_nobodys_but_the_probers() {
             IpAddr::V4(address) => plan.probe_source.ipv4 = Some(address),
             IpAddr::V6(address) => plan.probe_source.ipv6 = Some(address),
         }
-        let mut host = Host::with_capacity(plan.snapshot(), 64, KEY);
+        let mut host = Host::with_capacity(plan.snapshot(), 64, KEY).expect("its role");
         let mac = derived_mac(dip(1, ipv6)).0;
         // A vm's answers to it, and whatever else the vm sends there, come out untouched: there is an
         // outbound rule, which translates all else.

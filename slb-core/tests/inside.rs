@@ -246,8 +246,10 @@ fn a_tier_sees_the_vms_of_the_other_under_their_own_addresses() {
         };
         let key = Key::new([1, 2]);
         let mut web = Plan::new(family, 1).vms(3).world();
-        let mut mux = Mux::with_capacity(snapshot(MUX, &backends(false)), 64, key);
-        let mut app = Host::with_capacity(snapshot(APP_HOST, &backends(true)), 1000, key);
+        let mut mux =
+            Mux::with_capacity(snapshot(MUX, &backends(false)), 64, key).expect("its role");
+        let mut app =
+            Host::with_capacity(snapshot(APP_HOST, &backends(true)), 1000, key).expect("its role");
         let mut chosen = HashSet::new();
         for number in 0..3 {
             let mut own = HashSet::new();

@@ -694,7 +694,7 @@ fn echo_requests_and_segments_from_nobody_or_to_many_are_not_answered() {
             None,
         )
         .unwrap();
-        Mux::with_capacity(snapshot.into(), 100, Key::new([3, 4]))
+        Mux::with_capacity(snapshot.into(), 100, Key::new([3, 4])).expect("its role")
     });
     let (ping, syn) = (ping(CLIENT), tcp(CLIENT, 1, "S"));
     assert_eq!(send_one(&mut mux, ping.clone()).verdict, Verdict::Reply);
@@ -769,7 +769,7 @@ fn an_icmp_error_follows_a_flow_that_is_pinned_elsewhere() {
     let before = backend_of(&send_one(&mut mux, tcp(CLIENT, 1000, "A")));
     setup.set_state(before, BackendState::Draining);
     let snapshot = setup.after(Some(mux.snapshot()));
-    mux.install(snapshot.into());
+    mux.install(snapshot.into()).expect("it follows");
     let error = icmp_error(&tcp_to(VIP, 80, CLIENT, 1000, "A", b""));
     assert_eq!(backend_of(&send_one(&mut mux, error)), before);
 }

@@ -87,7 +87,8 @@ fn one_forged_reset_or_fin_does_not_shorten_the_life_of_a_flow_that_goes_on() {
             assert_eq!(states(&mux), [FlowState::Established], "{forged}");
             // Idle for as long as the rule allows, and its backend drains meanwhile.
             setup.set_state(backend, BackendState::Draining);
-            mux.install(setup.after(Some(mux.snapshot())).into());
+            mux.install(setup.after(Some(mux.snapshot())).into())
+                .expect("it follows");
             let later = sent(&mut mux, after(30 + 1790), &segment(ipv6, 1000, "A"));
             assert_eq!(later, backend, "{forged}");
         }
@@ -155,7 +156,8 @@ fn a_half_closed_flow_outlives_a_pause_of_the_server() {
             let backend = sent(&mut mux, NOW, &segment(ipv6, 1000, "A"));
             sent(&mut mux, NOW, &segment(ipv6, 1000, flags));
             setup.set_state(backend, BackendState::Draining);
-            mux.install(setup.after(Some(mux.snapshot())).into());
+            mux.install(setup.after(Some(mux.snapshot())).into())
+                .expect("it follows");
             mux.advance(after(1790));
             let later = sent(&mut mux, after(1790), &segment(ipv6, 1000, "A"));
             assert_eq!(later, backend, "{flags}");
@@ -198,7 +200,8 @@ fn an_unanswered_udp_flow_lasts_as_long_as_its_rule_says() {
     for number in before {
         setup.set_state(number, BackendState::Draining);
     }
-    mux.install(setup.after(Some(mux.snapshot())).into());
+    mux.install(setup.after(Some(mux.snapshot())).into())
+        .expect("it follows");
     let later = packets.map(|packet| sent(&mut mux, after(1795), &packet));
     assert_eq!(later, before);
 }
@@ -305,7 +308,7 @@ fn echo6() -> Vec<u8> {
 fn flows_without_connections_leave_a_backend_that_fails_and_not_one_that_drains() {
     let mut setup = Setup::new(10);
     let snapshot = without_connections(&setup, None);
-    let mut mux = Mux::with_capacity(snapshot, 10_000, Key::new([3, 4]));
+    let mut mux = Mux::with_capacity(snapshot, 10_000, Key::new([3, 4])).expect("its role");
     let packets = connectionless(60);
     let segments: Vec<_> = (0..200).map(|port| tcp(CLIENT, port, "A")).collect();
     let before = backends_of(&mut mux, NOW, &packets);
@@ -314,12 +317,12 @@ fn flows_without_connections_leave_a_backend_that_fails_and_not_one_that_drains(
         setup.backends[3].weight = weight;
         setup.set_state(3, BackendState::Draining);
         let next = without_connections(&setup, Some(mux.snapshot()));
-        mux.install(next);
+        mux.install(next).expect("it follows");
         assert_eq!(backends_of(&mut mux, NOW, &packets), before);
     }
     setup.set_state(4, BackendState::Unhealthy);
     let next = without_connections(&setup, Some(mux.snapshot()));
-    mux.install(next);
+    mux.install(next).expect("it follows");
     let moved = backends_of(&mut mux, NOW, &packets);
     for (kind, (before, after)) in before.iter().zip(&moved).enumerate() {
         assert_eq!(before != after, *before == 4, "kind {}", kind % 7);
@@ -333,12 +336,12 @@ fn flows_without_connections_leave_a_backend_that_fails_and_not_one_that_drains(
     assert_eq!(backends_of(&mut mux, NOW, &segments), of_segments);
     setup.set_state(4, BackendState::Healthy);
     let next = without_connections(&setup, Some(mux.snapshot()));
-    mux.install(next);
+    mux.install(next).expect("it follows");
     assert_eq!(backends_of(&mut mux, NOW, &packets), moved);
     // One that is removed keeps nothing.
     setup.backends.remove(4);
     let next = without_connections(&setup, Some(mux.snapshot()));
-    mux.install(next);
+    mux.install(next).expect("it follows");
     let after = backends_of(&mut mux, NOW, &packets);
     for (before, after) in moved.iter().zip(&after) {
         assert_eq!(before != after, *before == 5);
@@ -348,7 +351,7 @@ fn flows_without_connections_leave_a_backend_that_fails_and_not_one_that_drains(
         setup.set_state(number, BackendState::Unhealthy);
     }
     let next = without_connections(&setup, Some(mux.snapshot()));
-    mux.install(next);
+    mux.install(next).expect("it follows");
     for packet in packets {
         let outcome = send(&mut mux, NOW, &[packet]).remove(0);
         assert_eq!(outcome.verdict, Verdict::Drop(DropReason::NoBackend));
@@ -388,12 +391,13 @@ fn an_inbound_nat_rule_keeps_its_backend_whatever_its_health() {
             Arc::new(Snapshot::boxed(&spec, previous).unwrap())
         })
     };
-    let mut mux = Mux::with_capacity(snapshot(&setup, None), 1000, Key::new([3, 4]));
+    let mut mux =
+        Mux::with_capacity(snapshot(&setup, None), 1000, Key::new([3, 4])).expect("its role");
     let packet = udp_to(CLIENT, 1, VIP, 2000, b"hello");
     assert_eq!(sent(&mut mux, NOW, &packet), 2);
     setup.set_state(2, BackendState::Unhealthy);
     let next = snapshot(&setup, Some(mux.snapshot()));
-    mux.install(next);
+    mux.install(next).expect("it follows");
     assert_eq!(sent(&mut mux, NOW, &packet), 2);
 }
 
@@ -403,7 +407,8 @@ fn an_icmp_error_moves_no_flow_away() {
     let mut mux = pinned(&setup);
     let backend = sent(&mut mux, NOW, &udp_to(CLIENT, 1, VIP, 53, b"query"));
     setup.set_state(backend, BackendState::Unhealthy);
-    mux.install(setup.after(Some(mux.snapshot())).into());
+    mux.install(setup.after(Some(mux.snapshot())).into())
+        .expect("it follows");
     let answer = udp_to(VIP, 53, CLIENT, 1, b"answer");
     let mut error = Vec::new();
     etherparse::PacketBuilder::ethernet2(CLIENT_MAC, MUX_MAC)

@@ -243,7 +243,7 @@ fn there_and_back_gives_the_original_bytes() {
             // Anybody's but nobody's: those are dropped.
             let address = (1 + (client >> 24) % 126) << 24 | client & 0xff_ffff;
             let client = (Ipv4Addr::from(address), port.max(&1).to_owned());
-            let mut host = Host::with_capacity(snapshot(), 16, KEY);
+            let mut host = Host::with_capacity(snapshot(), 16, KEY).expect("its role");
             let now = Instant::from_secs(1);
             let data = &data[..data.len().min(1000)];
             // The vm echoes what it gets: what it sent comes back under the other name.
@@ -281,7 +281,9 @@ fn there_and_back_gives_the_original_bytes() {
 #[test]
 fn a_source_is_limited_at_a_host_too() {
     let limiter = SourceLimiter::build(1 << 10, 10, 5, KEY, &mut slb_core::mem::Boxes);
-    let mut host = Host::with_capacity(snapshot(), 64, KEY).with_source_limit(limiter.unwrap());
+    let mut host = Host::with_capacity(snapshot(), 64, KEY)
+        .expect("its role")
+        .with_source_limit(limiter.unwrap());
     let now = Instant::from_secs(1);
     let mut open = |address, port| {
         let syn = tcp(
@@ -331,7 +333,7 @@ fn right_header(packet: &mut [u8]) {
 
 #[test]
 fn whoever_sent_what_cannot_go_on_is_told() {
-    let mut host = Host::with_capacity(snapshot(), 16, KEY);
+    let mut host = Host::with_capacity(snapshot(), 16, KEY).expect("its role");
     let (client, now) = ((Ipv4Addr::new(1, 2, 3, 4), 50_000), Instant::from_secs(1));
     let exceeded = |kind: &_| matches!(kind, etherparse::Icmpv4Type::TimeExceeded(_));
     // From the fabric: it goes back to the client straight.
@@ -377,7 +379,9 @@ fn segments_are_offered_as_long_as_the_fabric_carries_them() {
         clamp_mss: true,
         ..Default::default()
     };
-    let mut host = Host::with_capacity(snapshot(), 16, KEY).with_options(options);
+    let mut host = Host::with_capacity(snapshot(), 16, KEY)
+        .expect("its role")
+        .with_options(options);
     let (client, now) = (Ipv4Addr::new(1, 2, 3, 4), Instant::from_secs(1));
     for (port, offered, expected) in [(1, 1460, 1390), (2, 1000, 1000), (3, 9000, 1390)] {
         let mut syn = Vec::new();
@@ -403,7 +407,7 @@ fn segments_are_offered_as_long_as_the_fabric_carries_them() {
 
 #[test]
 fn a_wrong_checksum_stays_as_wrong() {
-    let mut host = Host::with_capacity(snapshot(), 16, KEY);
+    let mut host = Host::with_capacity(snapshot(), 16, KEY).expect("its role");
     let (client, now) = ((Ipv4Addr::new(1, 2, 3, 4), 50_000), Instant::from_secs(1));
     for error in [1u16, 0x1234, 0xfffe] {
         let right = tcp(client, (VIP, 80), SYN, 9, b"");
@@ -437,8 +441,8 @@ fn port_blocks_never_overlap_and_muxes_know_them() {
                 ..PLAN
             };
             let snapshot = plan.snapshot();
-            let mut host = Host::with_capacity(&snapshot, 4096, KEY);
-            let mut mux = Mux::stateless(&snapshot, KEY);
+            let mut host = Host::with_capacity(&snapshot, 4096, KEY).expect("its role");
+            let mut mux = Mux::stateless(&snapshot, KEY).expect("its role");
             let now = Instant::from_secs(1);
             let far = (Ipv4Addr::new(9, 9, 9, 9), 443);
             let mut owners: HashMap<(IpAddr, u16), usize> = HashMap::new();
@@ -519,7 +523,7 @@ fn ports_in_use_are_counted_across_configurations() {
         let next = plan.after(snapshots.last());
         snapshots.push(next);
     }
-    let mut host: Dut<'_> = Host::with_capacity(&snapshots[0], 1 << 10, KEY);
+    let mut host: Dut<'_> = Host::with_capacity(&snapshots[0], 1 << 10, KEY).expect("its role");
     let ids: Vec<_> = snapshots[0]
         .backends()
         .iter()
@@ -542,16 +546,16 @@ fn ports_in_use_are_counted_across_configurations() {
     };
     let before = counted(&host);
     assert_eq!(before, [(64, 3, 4); 2]);
-    host.install(&snapshots[1]);
+    host.install(&snapshots[1]).expect("it follows");
     assert_eq!(counted(&host), before);
-    host.install(&snapshots[2]);
+    host.install(&snapshots[2]).expect("it follows");
     for (ports, used, connections) in counted(&host) {
         assert_eq!((ports, connections), (256, 4));
         assert!(used <= 3, "{used}"); // ports that are somebody else's now are not its own
     }
-    host.install(&snapshots[3]);
+    host.install(&snapshots[3]).expect("it follows");
     assert_eq!(counted(&host)[0].0, 64);
-    host.install(&snapshots[4]);
+    host.install(&snapshots[4]).expect("it follows");
     assert_eq!(counted(&host), before);
     // And they are free when the connections are over.
     let mut spare = Burst::new();
@@ -564,7 +568,7 @@ fn ports_in_use_are_counted_across_configurations() {
 
 #[test]
 fn udp_keeps_its_port_whomever_it_talks_to_and_its_parity() {
-    let mut host = Host::with_capacity(snapshot(), 4096, KEY);
+    let mut host = Host::with_capacity(snapshot(), 4096, KEY).expect("its role");
     let now = Instant::from_secs(1);
     for port in 3000..3030 {
         let mut seen = HashSet::new();
@@ -596,7 +600,7 @@ fn nothing_stays_longer_than_its_time_and_names_are_unique() {
         .with_type::<Vec<(bool, u8, u8, u8, u16)>>()
         .with_iterations(2000)
         .for_each(|segments| {
-            let mut host = Host::with_capacity(snapshot(), 64, KEY);
+            let mut host = Host::with_capacity(snapshot(), 64, KEY).expect("its role");
             let mut now = 1_000_000_000u64;
             let mut names: HashMap<(Endpoint, Endpoint), Endpoint> = HashMap::new();
             for &(inward, client, flags, seq, millis) in segments {
@@ -636,7 +640,7 @@ fn nothing_stays_longer_than_its_time_and_names_are_unique() {
 
 #[test]
 fn syns_that_nobody_answers_get_half_of_the_table_and_the_oldest_goes_first() {
-    let mut host = Host::with_capacity(snapshot(), 100, KEY);
+    let mut host = Host::with_capacity(snapshot(), 100, KEY).expect("its role");
     let now = Instant::from_secs(1);
     let send = |host: &mut Host<'static, &'static Snapshot<'static>>, client: u16| {
         let from = (Ipv4Addr::new(1, 1, 1, 1), 2000 + client);
@@ -659,7 +663,7 @@ fn syns_that_nobody_answers_get_half_of_the_table_and_the_oldest_goes_first() {
 
 #[test]
 fn what_is_not_for_this_host_is_passed_and_what_is_forged_dropped() {
-    let mut host = Host::with_capacity(snapshot(), 100, KEY);
+    let mut host = Host::with_capacity(snapshot(), 100, KEY).expect("its role");
     let now = Instant::from_secs(1);
     let syn = tcp((Ipv4Addr::new(1, 1, 1, 1), 2000), (VIP, 80), SYN, 9, b"");
     // Not in VXLAN, not for this host.
@@ -739,7 +743,7 @@ fn vxlan_from_a_stranger_is_refused() {
         ..Spec::default()
     };
     let snapshot = Snapshot::boxed(&spec, None).unwrap();
-    let mut host = Host::with_capacity(&snapshot, 100, KEY);
+    let mut host = Host::with_capacity(&snapshot, 100, KEY).expect("its role");
     let now = Instant::from_secs(1);
     let mut port = 2000;
     let mut from = |host: &mut Dut<'_>, peer| {
@@ -795,7 +799,7 @@ fn without_an_outbound_rule_nobody_calls_out() {
         ..Spec::default()
     };
     let snapshot = Snapshot::boxed(&spec, None).unwrap();
-    let mut host = Host::with_capacity(&snapshot, 100, KEY);
+    let mut host = Host::with_capacity(&snapshot, 100, KEY).expect("its role");
     let mut sent = |from, to, flags| {
         let frame = of_vm(0, &tcp((from, 2000), (to, 80), flags, 9, b""));
         let (verdict, after) = give(&mut host, Instant::from_secs(1), PortId(1), &frame);
@@ -818,7 +822,9 @@ fn the_mss_is_clamped_where_asked() {
         clamp_mss: true,
         ..slb_core::nat::NatOptions::default()
     };
-    let mut host = Host::with_capacity(snapshot(), 100, KEY).with_options(options);
+    let mut host = Host::with_capacity(snapshot(), 100, KEY)
+        .expect("its role")
+        .with_options(options);
     for (offered, seen) in [(1460, 1500 - 56 - 14 - 40), (500, 500)] {
         let mut header = etherparse::TcpHeader::new(2000 + offered, 80, 1, 1000);
         header.syn = true;
@@ -850,7 +856,7 @@ fn the_mss_is_clamped_where_asked() {
 /// Identifiers name connections, zero like any other; only the message's type says which way it goes.
 #[test]
 fn a_ping_may_have_any_identifier() {
-    let mut host = Host::with_capacity(snapshot(), 64, KEY);
+    let mut host = Host::with_capacity(snapshot(), 64, KEY).expect("its role");
     let now = Instant::from_secs(1);
     let far = Ipv4Addr::new(9, 9, 9, 9);
     let ping = |from: Ipv4Addr, to: Ipv4Addr, identifier: u16, reply: bool| {
@@ -903,7 +909,7 @@ fn a_ping_may_have_any_identifier() {
 #[test]
 fn a_clock_at_its_end_is_a_clock() {
     for first in [u64::MAX, u64::MAX - 1, u64::MAX - (1 << 20), 0] {
-        let mut host = Host::with_capacity(snapshot(), 64, KEY);
+        let mut host = Host::with_capacity(snapshot(), 64, KEY).expect("its role");
         for now in [first, u64::MAX] {
             let now = Instant::from_nanos(now);
             host.advance(now, &mut Burst::new());

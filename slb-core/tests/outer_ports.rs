@@ -81,7 +81,7 @@ fn host(is_ipv6: bool, distribution: Distribution) -> Dut {
         ..Spec::default()
     };
     let snapshot = Box::new(Snapshot::boxed(&spec, None).unwrap());
-    Host::with_capacity(snapshot, 1000, Key::new([5, 6]))
+    Host::with_capacity(snapshot, 1000, Key::new([5, 6])).expect("its role")
 }
 
 fn ip(

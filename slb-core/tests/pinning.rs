@@ -42,7 +42,8 @@ fn one_backend_of_a_hundred_removed_moves_no_other_flow_when_pinned() {
     let mut mux = pinned(&setup);
     let before = backends_of(&mut mux, NOW, &packets);
     setup.backends.remove(41); // vm42
-    mux.install(setup.after(Some(mux.snapshot())).into());
+    mux.install(setup.after(Some(mux.snapshot())).into())
+        .expect("it follows");
     let after = backends_of(&mut mux, NOW, &packets);
     let mut orphans = 0;
     for (before, after) in before.iter().zip(&after) {
@@ -63,7 +64,8 @@ fn and_under_0_6_percent_when_stateless() {
     let mut mux = stateless(&setup);
     let before = backends_of(&mut mux, NOW, &packets);
     setup.backends.remove(41);
-    mux.install(setup.after(Some(mux.snapshot())).into());
+    mux.install(setup.after(Some(mux.snapshot())).into())
+        .expect("it follows");
     let after = backends_of(&mut mux, NOW, &packets);
     let others = before
         .iter()
@@ -109,7 +111,8 @@ fn established_flows_stay_with_a_backend_that_fails_or_drains() {
         let mut mux = pinned(&setup);
         let before = backends_of(&mut mux, NOW, &packets);
         setup.set_state(3, state);
-        mux.install(setup.after(Some(mux.snapshot())).into());
+        mux.install(setup.after(Some(mux.snapshot())).into())
+            .expect("it follows");
         assert_eq!(backends_of(&mut mux, NOW, &packets), before);
         // A SYN asks for a new connection: that goes to one who takes some.
         let syns = backends_of(&mut mux, NOW, &flows(500, "S"));
@@ -149,10 +152,11 @@ fn new_connections_go_to_the_pool_that_their_rule_has_now() {
         })
     };
     let (acks, syns) = (flows(200, "A"), flows(200, "S"));
-    let mut mux = Mux::with_capacity(snapshot(2, None), 1000, Key::new([3, 4]));
+    let mut mux = Mux::with_capacity(snapshot(2, None), 1000, Key::new([3, 4])).expect("its role");
     let before = backends_of(&mut mux, NOW, &acks);
     assert!(before.iter().all(|backend| *backend > 3));
-    mux.install(snapshot(0, Some(mux.snapshot())));
+    mux.install(snapshot(0, Some(mux.snapshot())))
+        .expect("it follows");
     // Connections stay where they are.
     assert_eq!(backends_of(&mut mux, NOW, &acks), before);
     // New ones from the same ports do not.
@@ -160,7 +164,8 @@ fn new_connections_go_to_the_pool_that_their_rule_has_now() {
     assert!(after.iter().all(|backend| *backend <= 3));
     assert_eq!(backends_of(&mut mux, NOW, &acks), after);
     // Nobody is in the empty pool.
-    mux.install(snapshot(1, Some(mux.snapshot())));
+    mux.install(snapshot(1, Some(mux.snapshot())))
+        .expect("it follows");
     assert_eq!(backends_of(&mut mux, NOW, &acks), after);
     for outcome in send(&mut mux, NOW, &syns) {
         assert_eq!(outcome.verdict, Verdict::Drop(DropReason::NoBackend));
@@ -190,11 +195,12 @@ fn new_connections_go_where_an_inbound_nat_rule_leads_now() {
         })
     };
     let packet = |flags| tcp_to(CLIENT, 50_000, VIP, 22, flags, b"");
-    let mut mux = Mux::with_capacity(snapshot(0, None), 1000, Key::new([3, 4]));
+    let mut mux = Mux::with_capacity(snapshot(0, None), 1000, Key::new([3, 4])).expect("its role");
     let sent = |mux: &mut TestMux, flags| backend_of(&send_one(mux, packet(flags)));
     assert_eq!(sent(&mut mux, "S"), 1);
     assert_eq!(sent(&mut mux, "A"), 1);
-    mux.install(snapshot(1, Some(mux.snapshot())));
+    mux.install(snapshot(1, Some(mux.snapshot())))
+        .expect("it follows");
     assert_eq!(sent(&mut mux, "A"), 1);
     assert_eq!(sent(&mut mux, "S"), 2);
     assert_eq!(sent(&mut mux, "A"), 2);
@@ -235,7 +241,8 @@ fn what_one_backend_did_not_answer_is_not_held_against_the_next() {
     let of_first = before.iter().filter(|backend| **backend == 1).count();
     assert!(of_first > 20);
     setup.set_state(1, BackendState::Unhealthy);
-    mux.install(setup.after(Some(mux.snapshot())).into());
+    mux.install(setup.after(Some(mux.snapshot())).into())
+        .expect("it follows");
     let after = backends_of(&mut mux, NOW, &syns);
     assert!(after.iter().all(|backend| *backend == 2));
     // Of the second one's own SYNs it is the second.
@@ -251,7 +258,8 @@ fn weight_zero_drains() {
     let mut mux = pinned(&setup);
     let before = backends_of(&mut mux, NOW, &packets);
     setup.backends[2].weight = 0;
-    mux.install(setup.after(Some(mux.snapshot())).into());
+    mux.install(setup.after(Some(mux.snapshot())).into())
+        .expect("it follows");
     assert_eq!(backends_of(&mut mux, NOW, &packets), before);
     let others = (0..500)
         .map(|i| tcp([11, 0, 0, 1], 1024 + i, "S"))
@@ -294,7 +302,8 @@ fn flows_end_by_their_timeouts() {
     );
     assert_eq!(live_at(&mut mux, 725), 0);
     setup.idle_timeout = Duration::from_secs(1800);
-    mux.install(setup.after(Some(mux.snapshot())).into());
+    mux.install(setup.after(Some(mux.snapshot())).into())
+        .expect("it follows");
     send(
         &mut mux,
         NOW + Duration::from_secs(800),
@@ -309,7 +318,8 @@ fn a_full_table_drops_nobody() {
     let setup = Setup::new(10);
     let packets = flows(4000, "A");
     let expected = backends_of(&mut stateless(&setup), NOW, &packets);
-    let mut mux = TestMux::with_capacity(Arc::new(setup.snapshot()), 1000, Key::new([1, 2]));
+    let mux = TestMux::with_capacity(Arc::new(setup.snapshot()), 1000, Key::new([1, 2]));
+    let mut mux = mux.expect("its role");
     assert_eq!(backends_of(&mut mux, NOW, &packets), expected);
     let flows = mux.stats().flows;
     assert!(flows.refused > 2500 && flows.live > 1000, "{flows:?}");
@@ -356,7 +366,8 @@ fn a_thousand_reloads_use_no_more_slots_and_confuse_no_flow() {
         let mut new = setup.backends[0].clone();
         (new.name, new.number) = (format!("new{round}"), 100 + round);
         setup.backends.insert(usize::from(round) % 7, new);
-        mux.install(setup.after(Some(mux.snapshot())).into());
+        mux.install(setup.after(Some(mux.snapshot())).into())
+            .expect("it follows");
         let now = backends_of(&mut mux, NOW, &packets);
         for (before, after) in known.iter().zip(&now) {
             assert!(

@@ -157,12 +157,12 @@ impl Setup {
     }
 
     fn proxy(&self) -> Dut {
-        Proxy::with_capacity(Box::new(self.build(None).unwrap()), 1 << 14, KEY)
+        Proxy::with_capacity(Box::new(self.build(None).unwrap()), 1 << 14, KEY).expect("its role")
     }
 
     fn install(&self, proxy: &mut Dut) {
         let next = Box::new(self.build(Some(proxy.snapshot())).unwrap());
-        proxy.install(next);
+        proxy.install(next).expect("it follows");
     }
 }
 
@@ -1004,7 +1004,8 @@ fn source_ip_distribution_keeps_a_client_together() {
         Box::new(Snapshot::boxed(&spec, None).unwrap()),
         1 << 10,
         KEY,
-    );
+    )
+    .expect("its role");
     let mut reached = HashSet::new();
     for client in 0..20 {
         let address = Ipv4Addr::from_bits(CLIENT.to_bits() + client);

@@ -126,8 +126,8 @@ impl World {
     fn new() -> Self {
         let first = |of| build(of, 0, true, None);
         Self {
-            mux: Mux::with_capacity(first(MUX), PLACES, Key::new([1, 2])),
-            host: Host::with_capacity(first(HOST), PLACES, Key::new([3, 4])),
+            mux: Mux::with_capacity(first(MUX), PLACES, Key::new([1, 2])).expect("its role"),
+            host: Host::with_capacity(first(HOST), PLACES, Key::new([3, 4])).expect("its role"),
             now: Instant::from_secs(1),
             buffer: vec![0; HEADROOM + 64],
             spare: vec![vec![0; HEADROOM + 128]; 8],
@@ -214,9 +214,9 @@ impl World {
 
     fn install(&mut self, ill: u8, has_last: bool) {
         let next = snapshot(ill, has_last, self.mux.snapshot());
-        self.mux.install(next);
+        self.mux.install(next).expect("it follows");
         let next = snapshot(ill, has_last, self.host.snapshot());
-        self.host.install(next);
+        self.host.install(next).expect("it follows");
     }
 
     fn check(&self) {

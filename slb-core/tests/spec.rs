@@ -417,11 +417,17 @@ fn run<'s>(role: &mut impl Dataplane<'s>) -> (Verdict, slb_core::Stats) {
 fn one_loop_runs_every_role_and_their_counters_add_up() {
     let snapshot = || Box::new(with_good(|_| ()).expect("good"));
     let key = slb_core::Key::new([1, 2]);
-    let (verdict, mux) = run(&mut Mux::with_capacity(snapshot(), 64, key));
+    let (verdict, mux) = run(&mut Mux::with_capacity(snapshot(), 64, key).expect("its role"));
     assert_eq!(verdict, Verdict::Pass);
-    let mut host = Host::with_capacity(snapshot(), 64, key);
+    let mut host = Host::with_capacity(snapshot(), 64, key).expect("its role");
     let (_, of_host) = run(&mut host);
-    let mut proxy = Proxy::with_capacity(snapshot(), 64, key);
+    let ports = ProxyPorts {
+        frontends: leak(vec![FrontendPort::default()]),
+        backend: PortId(1),
+        ..ProxyPorts::default()
+    };
+    let of_proxy = Box::new(with_good(|spec| spec.proxy = Some(ports)).expect("good"));
+    let mut proxy = Proxy::with_capacity(of_proxy, 64, key).expect("its role");
     let (_, of_proxy) = run(&mut proxy);
     let mut total = mux;
     total += of_host;

@@ -404,7 +404,7 @@ fn pins_are_of_backends_by_name() {
     let more = common::Setup::new(30).backends.split_off(20);
     setup.backends.splice(0..0, more);
     let new = || -> common::TestMux {
-        Mux::with_capacity(Arc::new(setup.snapshot()), 10_000, Key::new([7, 8]))
+        Mux::with_capacity(Arc::new(setup.snapshot()), 10_000, Key::new([7, 8])).expect("its role")
     };
     let mut without = new();
     assert_ne!(common::backends_of(&mut without, now, &acks), before);
@@ -418,7 +418,7 @@ fn pins_are_of_backends_by_name() {
     // A backend that is gone is nobody's any more.
     setup.backends.retain(|backend| backend.number != before[0]);
     let mut less: common::TestMux =
-        Mux::with_capacity(Arc::new(setup.snapshot()), 10_000, Key::new([7, 8]));
+        Mux::with_capacity(Arc::new(setup.snapshot()), 10_000, Key::new([7, 8])).expect("its role");
     let imported = less.import(now, Age::default(), &exported).unwrap();
     let lost = before.iter().filter(|&&number| number == before[0]).count();
     assert_eq!(imported.refused(Refusal::UnknownBackend), lost as u64);

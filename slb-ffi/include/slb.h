@@ -95,6 +95,14 @@ typedef enum slb_error {
      * The key of a mux, host or proxy is all zeros: it has to be random and secret.
      */
     SLB_ERROR_KEY = -13,
+    /**
+     * The snapshot is a proxy's, and the handle a mux's or host's, or the other way round.
+     */
+    SLB_ERROR_ROLE = -14,
+    /**
+     * The snapshot was not built with the one in place as its previous: flows would move.
+     */
+    SLB_ERROR_LINEAGE = -15,
 } slb_error;
 
 /**
@@ -1549,6 +1557,8 @@ int slb_host_advance(struct slb_host *host,
 /**
  * Puts another snapshot in place, built with the present one as its previous. `before`, unless
  * NULL, gets the old one, which can then be freed, if nobody else uses it.
+ * `SLB_ERROR_LINEAGE` where it was not built so: the present one stays. `SLB_ERROR_ROLE` where it
+ * is a proxy's.
  *
  * The caller promises:
  * Both are handles.
@@ -1656,6 +1666,8 @@ int slb_mux_advance(struct slb_mux *mux, uint64_t now, struct slb_frame *spare, 
 /**
  * Puts another snapshot in place, built with the present one as its previous. `before`, unless
  * NULL, gets the old one, which can then be freed, if nobody else uses it.
+ * `SLB_ERROR_LINEAGE` where it was not built so: the present one stays. `SLB_ERROR_ROLE` where it
+ * is a proxy's.
  *
  * The caller promises:
  * Both are handles.
@@ -1778,6 +1790,8 @@ int slb_proxy_advance(struct slb_proxy *proxy,
 /**
  * Puts another snapshot in place, built with the present one as its previous. `before`, unless
  * NULL, gets the old one, which can then be freed, if nobody else uses it.
+ * `SLB_ERROR_LINEAGE` where it was not built so: the present one stays. `SLB_ERROR_ROLE` where it
+ * is none of a proxy.
  *
  * The caller promises:
  * Both are handles.

@@ -2,6 +2,7 @@
 
 use core::ffi::{CStr, c_char, c_int};
 
+use slb_core::snapshot::{InstallError, Rejected, RoleError};
 use slb_core::spec::SpecError;
 
 /// What went wrong.
@@ -36,6 +37,10 @@ pub enum slb_error {
     SLB_ERROR_INTERNAL = -12,
     /// The key of a mux, host or proxy is all zeros: it has to be random and secret.
     SLB_ERROR_KEY = -13,
+    /// The snapshot is a proxy's, and the handle a mux's or host's, or the other way round.
+    SLB_ERROR_ROLE = -14,
+    /// The snapshot was not built with the one in place as its previous: flows would move.
+    SLB_ERROR_LINEAGE = -15,
 }
 
 use slb_error::*;
@@ -49,6 +54,24 @@ impl From<SpecError> for Error {
             SpecError::Memory { .. } => SLB_ERROR_SHORT,
             SpecError::TooMany { .. } => SLB_ERROR_RANGE,
             _ => SLB_ERROR_CONFIGURATION,
+        }
+    }
+}
+
+impl From<RoleError> for Error {
+    fn from(error: RoleError) -> Self {
+        match error {
+            RoleError::OtherRole => SLB_ERROR_ROLE,
+            _ => SLB_ERROR_SHORT,
+        }
+    }
+}
+
+impl<S> From<Rejected<S>> for Error {
+    fn from(rejected: Rejected<S>) -> Self {
+        match rejected.error {
+            InstallError::OtherRole => SLB_ERROR_ROLE,
+            _ => SLB_ERROR_LINEAGE,
         }
     }
 }
@@ -71,6 +94,10 @@ pub extern "C" fn slb_strerror(error: c_int) -> *const c_char {
         -11 => c"the allocator has no memory",
         -12 => c"a fault of the library's own",
         -13 => c"the key is all zeros: it has to be 128 random, secret bits",
+        -14 => c"the snapshot is of another role: a proxy's has ports of a proxy, others have none",
+        -15 => {
+            c"the snapshot does not follow the one in place: build it with that one as `previous`"
+        }
         _ => c"unknown error",
     };
     text.as_ptr()

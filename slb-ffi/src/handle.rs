@@ -40,9 +40,9 @@ pub(crate) trait Role: Dataplane<'static> + Sized {
         snapshot: Shared,
         options: &Self::Options,
         memory: &mut impl Memory<'static>,
-    ) -> Option<Self>;
+    ) -> Result<Self, Error>;
 
-    fn install(&mut self, snapshot: Shared) -> Shared;
+    fn install(&mut self, snapshot: Shared) -> Result<Shared, Error>;
 
     /// Moves the counters to memory of the library's own where the snapshot has more rules or
     /// backends than the present memory has room for.
@@ -88,7 +88,10 @@ pub(crate) unsafe fn size<R: Role>(
     // SAFETY: the caller promises it.
     let (snapshot, options) = unsafe { (Shared::of(snapshot)?, shared(options)?) };
     let mut counter = Counter::default();
-    R::build(snapshot, options, &mut counter).ok_or(SLB_ERROR_RANGE)?;
+    R::build(snapshot, options, &mut counter).map_err(|error| match error {
+        SLB_ERROR_SHORT => SLB_ERROR_RANGE, // more than can be counted
+        error => error,
+    })?;
     let lines = counter.lines().checked_add(Handle::<R>::LINES);
     let bytes = lines.and_then(|lines| lines.checked_mul(size_of::<Line>()));
     bytes.ok_or(SLB_ERROR_RANGE)
@@ -120,7 +123,7 @@ pub(crate) unsafe fn init<R: Role, C>(
     let (place, rest) = memory
         .split_at_mut_checked(Handle::<R>::LINES)
         .ok_or(SLB_ERROR_SHORT)?;
-    let role = R::build(snapshot, options, &mut Arena::new(rest)).ok_or(SLB_ERROR_SHORT)?;
+    let role = R::build(snapshot, options, &mut Arena::new(rest))?;
     let place: *mut MaybeUninit<Handle<R>> = place.as_mut_ptr().cast();
     // SAFETY: `place` has room for a handle, aligned, and is nobody else's.
     let handle = unsafe { &mut *place }.write(Handle {
@@ -260,7 +263,7 @@ pub(crate) unsafe fn install<R: Role, C>(
     if !before.is_null() && !before.is_aligned() {
         return Err(SLB_ERROR_ALIGNMENT);
     }
-    let old = role.install(snapshot);
+    let old = role.install(snapshot)?;
     if !before.is_null() {
         // SAFETY: it is neither NULL nor misaligned, and the caller promises the rest.
         unsafe { put(before, old.as_c()) }?;

@@ -7,7 +7,8 @@ use slb_core::{Host, Key};
 #[cfg(feature = "std")]
 use slb_core::{counters::CounterMemory, mem::Boxes};
 
-use crate::error::guard;
+use crate::error::slb_error::*;
+use crate::error::{Error, guard};
 use crate::frame::{slb_frame, slb_verdict};
 use crate::handle::{self, Kind, Role};
 use crate::options::slb_nat_options;
@@ -34,21 +35,23 @@ impl Role for Inner {
         snapshot: Shared,
         options: &slb_nat_options,
         memory: &mut impl Memory<'static>,
-    ) -> Option<Self> {
+    ) -> Result<Self, Error> {
         let host = Host::build(snapshot, options.connections, Key::new(options.key), memory)?
             .with_options(options.options());
-        let host = match options.source_limit(memory)? {
+        let host = match options.source_limit(memory).ok_or(SLB_ERROR_SHORT)? {
             Some(limit) => host.with_source_limit(limit),
             None => host,
         };
-        Some(match options.fragment_room(memory)? {
-            Some(room) => host.with_fragment_room(room),
-            None => host,
-        })
+        Ok(
+            match options.fragment_room(memory).ok_or(SLB_ERROR_SHORT)? {
+                Some(room) => host.with_fragment_room(room),
+                None => host,
+            },
+        )
     }
 
-    fn install(&mut self, snapshot: Shared) -> Shared {
-        Host::install(self, snapshot)
+    fn install(&mut self, snapshot: Shared) -> Result<Shared, Error> {
+        Ok(Host::install(self, snapshot)?)
     }
 
     #[cfg(feature = "std")]
@@ -160,6 +163,8 @@ pub unsafe extern "C" fn slb_host_advance(
 
 /// Puts another snapshot in place, built with the present one as its previous. `before`, unless
 /// NULL, gets the old one, which can then be freed, if nobody else uses it.
+/// `SLB_ERROR_LINEAGE` where it was not built so: the present one stays. `SLB_ERROR_ROLE` where it
+/// is a proxy's.
 ///
 /// # Safety
 /// Both are handles.

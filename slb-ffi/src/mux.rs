@@ -7,7 +7,8 @@ use slb_core::{Key, Mux};
 #[cfg(feature = "std")]
 use slb_core::{counters::CounterMemory, mem::Boxes};
 
-use crate::error::guard;
+use crate::error::slb_error::*;
+use crate::error::{Error, guard};
 use crate::frame::{slb_frame, slb_verdict};
 use crate::handle::{self, Kind, Role};
 use crate::options::slb_mux_options;
@@ -34,21 +35,23 @@ impl Role for Inner {
         snapshot: Shared,
         options: &slb_mux_options,
         memory: &mut impl Memory<'static>,
-    ) -> Option<Self> {
+    ) -> Result<Self, Error> {
         let mux = Mux::build(snapshot, options.flows, Key::new(options.key), memory)?
             .with_options(options.options());
-        let mux = match options.source_limit(memory)? {
+        let mux = match options.source_limit(memory).ok_or(SLB_ERROR_SHORT)? {
             Some(limit) => mux.with_source_limit(limit),
             None => mux,
         };
-        Some(match options.fragment_room(memory)? {
-            Some(room) => mux.with_fragment_room(room),
-            None => mux,
-        })
+        Ok(
+            match options.fragment_room(memory).ok_or(SLB_ERROR_SHORT)? {
+                Some(room) => mux.with_fragment_room(room),
+                None => mux,
+            },
+        )
     }
 
-    fn install(&mut self, snapshot: Shared) -> Shared {
-        Mux::install(self, snapshot)
+    fn install(&mut self, snapshot: Shared) -> Result<Shared, Error> {
+        Ok(Mux::install(self, snapshot)?)
     }
 
     #[cfg(feature = "std")]
@@ -165,6 +168,8 @@ pub unsafe extern "C" fn slb_mux_advance(
 
 /// Puts another snapshot in place, built with the present one as its previous. `before`, unless
 /// NULL, gets the old one, which can then be freed, if nobody else uses it.
+/// `SLB_ERROR_LINEAGE` where it was not built so: the present one stays. `SLB_ERROR_ROLE` where it
+/// is a proxy's.
 ///
 /// # Safety
 /// Both are handles.

@@ -7,7 +7,8 @@ use slb_core::{Key, Proxy};
 #[cfg(feature = "std")]
 use slb_core::{counters::CounterMemory, mem::Boxes};
 
-use crate::error::guard;
+use crate::error::slb_error::*;
+use crate::error::{Error, guard};
 use crate::frame::{slb_frame, slb_verdict};
 use crate::handle::{self, Kind, Role};
 use crate::options::slb_nat_options;
@@ -34,21 +35,23 @@ impl Role for Inner {
         snapshot: Shared,
         options: &slb_nat_options,
         memory: &mut impl Memory<'static>,
-    ) -> Option<Self> {
+    ) -> Result<Self, Error> {
         let proxy = Proxy::build(snapshot, options.connections, Key::new(options.key), memory)?
             .with_options(options.options());
-        let proxy = match options.source_limit(memory)? {
+        let proxy = match options.source_limit(memory).ok_or(SLB_ERROR_SHORT)? {
             Some(limit) => proxy.with_source_limit(limit),
             None => proxy,
         };
-        Some(match options.fragment_room(memory)? {
-            Some(room) => proxy.with_fragment_room(room),
-            None => proxy,
-        })
+        Ok(
+            match options.fragment_room(memory).ok_or(SLB_ERROR_SHORT)? {
+                Some(room) => proxy.with_fragment_room(room),
+                None => proxy,
+            },
+        )
     }
 
-    fn install(&mut self, snapshot: Shared) -> Shared {
-        Proxy::install(self, snapshot)
+    fn install(&mut self, snapshot: Shared) -> Result<Shared, Error> {
+        Ok(Proxy::install(self, snapshot)?)
     }
 
     #[cfg(feature = "std")]
@@ -159,6 +162,8 @@ pub unsafe extern "C" fn slb_proxy_advance(
 
 /// Puts another snapshot in place, built with the present one as its previous. `before`, unless
 /// NULL, gets the old one, which can then be freed, if nobody else uses it.
+/// `SLB_ERROR_LINEAGE` where it was not built so: the present one stays. `SLB_ERROR_ROLE` where it
+/// is none of a proxy.
 ///
 /// # Safety
 /// Both are handles.

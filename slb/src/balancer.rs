@@ -8,7 +8,7 @@ use slb_core::counters::CounterMemory;
 use slb_core::mem::Mem;
 use slb_core::nat::{NatOptions, NatTable};
 use slb_core::observe::Observe;
-use slb_core::snapshot::{BackendId, Snapshot};
+use slb_core::snapshot::{BackendId, Rejected, RoleError, Snapshot};
 use slb_core::stats::{BackendCounters, RuleCounters, SnatCounters};
 use slb_core::{
     Burst, Dataplane, FragmentRoom, Frame, Host, Instant, Key, Mux, MuxOptions, PortId, Proxy,
@@ -104,19 +104,23 @@ impl Balancer {
         let current = Arc::clone(&snapshot);
         let memory = &mut HugePages;
         let none = || Failure::failed("there is not enough memory for the tables");
+        let refused = |error| match error {
+            RoleError::Memory => none(),
+            error => Failure::failed(error.to_string()),
+        };
         let role = match config.node.role {
             Role::Mux => {
-                let mux = Mux::build(snapshot, config.node.flows, key, memory).ok_or_else(none)?;
+                let mux = Mux::build(snapshot, config.node.flows, key, memory).map_err(refused)?;
                 Running::Mux(mux.with_options(config.mux_options()))
             }
             Role::Host => {
                 let connections = config.node.connections;
-                let host = Host::build(snapshot, connections, key, memory).ok_or_else(none)?;
+                let host = Host::build(snapshot, connections, key, memory).map_err(refused)?;
                 Running::Host(host.with_options(config.nat_options()))
             }
             Role::Proxy => {
                 let connections = config.node.connections;
-                let proxy = Proxy::build(snapshot, connections, key, memory).ok_or_else(none)?;
+                let proxy = Proxy::build(snapshot, connections, key, memory).map_err(refused)?;
                 Running::Proxy(proxy.with_options(config.nat_options()))
             }
         };
@@ -145,9 +149,11 @@ impl Balancer {
 
     /// Puts another snapshot in place, and gives the one that was.
     #[cfg(feature = "live")]
-    pub(crate) fn install(&mut self, snapshot: Shared) -> Shared {
-        self.current = Arc::clone(&snapshot);
-        on!(&mut self.role, role => role.install(snapshot))
+    pub(crate) fn install(&mut self, snapshot: Shared) -> Result<Shared, Rejected<Shared>> {
+        let next = Arc::clone(&snapshot);
+        let old = on!(&mut self.role, role => role.install(snapshot))?;
+        self.current = next;
+        Ok(old)
     }
 
     /// Moves the counters into larger memory, and returns the memory that they were in.

@@ -74,12 +74,14 @@ impl World {
         let vms = vms.filter_map(|vm| Some((*vm.addresses.first()?, vm.port?, vm.mac.0)));
         Self {
             vms: vms.collect(),
-            mux: Mux::with_capacity(Arc::clone(&snapshot), 10_000, Key::new([1, 2])),
+            mux: Mux::with_capacity(Arc::clone(&snapshot), 10_000, Key::new([1, 2]))
+                .expect("its role"),
             host: Host::with_capacity(
                 at_host.snapshot(None).expect("good"),
                 10_000,
                 Key::new([3, 4]),
-            ),
+            )
+            .expect("its role"),
             snapshot,
             config,
             now: Instant::from_secs(1),
@@ -96,7 +98,9 @@ impl World {
             }
         }
         self.snapshot = self.config.snapshot(Some(&self.snapshot)).expect("good");
-        self.mux.install(Arc::clone(&self.snapshot));
+        self.mux
+            .install(Arc::clone(&self.snapshot))
+            .expect("it follows");
     }
 
     /// Sends a packet of a client's; the address of the vm that gets it, and the packet as it does.

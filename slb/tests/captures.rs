@@ -83,7 +83,8 @@ struct Processed {
 }
 
 fn process(config: &Config, packets: &[(Instant, Vec<u8>)]) -> Processed {
-    let mut mux = Mux::with_capacity(config.snapshot(None).unwrap(), 10_000, Key::new([1, 2]));
+    let mut mux = Mux::with_capacity(config.snapshot(None).unwrap(), 10_000, Key::new([1, 2]))
+        .expect("its role");
     let mut forwarded = Vec::new();
     for (timestamp, packet) in packets {
         let mut buffer = vec![0; HEADROOM];

@@ -110,12 +110,14 @@ fn behind_a_mux(text: &str, packets: &[(Instant, Vec<u8>)], sent: &mut Vec<Sent>
         parse(text).snapshot(None).unwrap(),
         10_000,
         Key::new([1, 2]),
-    );
+    )
+    .expect("its role");
     let mut host = Host::with_capacity(
         parse(&at_host).snapshot(None).unwrap(),
         10_000,
         Key::new([1, 2]),
-    );
+    )
+    .expect("its role");
     for (at, packet) in packets.iter().take(MOST) {
         let Some((_, carried)) = process(&mut mux, *at, 0, packet) else {
             continue;
@@ -149,7 +151,8 @@ fn behind_a_proxy(text: &str, packets: &[(Instant, Vec<u8>)], sent: &mut Vec<Sen
         );
     }
     let config = Config::parse("faults.toml", &(at_proxy + &vips)).unwrap();
-    let mut proxy = Proxy::with_capacity(config.snapshot(None).unwrap(), 10_000, Key::new([1, 2]));
+    let mut proxy = Proxy::with_capacity(config.snapshot(None).unwrap(), 10_000, Key::new([1, 2]))
+        .expect("its role");
     for (at, packet) in packets.iter().take(MOST) {
         let Some((port, forwarded)) = process(&mut proxy, *at, 0, packet) else {
             continue;

@@ -146,8 +146,9 @@ fn ours(scenario: &Scenario) -> Received {
     let mut at_mux = config.clone();
     at_mux.node.role = Role::Mux;
     let snapshot: Arc<Snapshot<'static>> = at_mux.snapshot(None).unwrap();
-    let mut mux = Mux::with_capacity(snapshot, 1000, Key::new([1, 2]));
-    let mut host = Host::with_capacity(config.snapshot(None).unwrap(), 1000, Key::new([3, 4]));
+    let mut mux = Mux::with_capacity(snapshot, 1000, Key::new([1, 2])).expect("its role");
+    let mut host = Host::with_capacity(config.snapshot(None).unwrap(), 1000, Key::new([3, 4]))
+        .expect("its role");
     let mut received = Received::default();
     for (number, (side, packet)) in scenario.traffic.iter().enumerate() {
         let now = Instant::from_nanos(1_000_000 * (1 + number as u64));

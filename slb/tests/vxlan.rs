@@ -171,8 +171,8 @@ fn roles(text: &str, underlay: usize) -> (Mux<'static, Shared>, Host<'static, Sh
         );
     let host = parse(&at_host).snapshot(None).unwrap();
     (
-        Mux::with_capacity(mux, 10_000, Key::new([1, 2])),
-        Host::with_capacity(host, 10_000, Key::new([1, 2])),
+        Mux::with_capacity(mux, 10_000, Key::new([1, 2])).expect("its role"),
+        Host::with_capacity(host, 10_000, Key::new([1, 2])).expect("its role"),
     )
 }
 

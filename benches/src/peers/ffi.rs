@@ -93,7 +93,7 @@ pub(super) fn measure(
     let text = configuration();
     let config = slb_control::Config::parse("benches", &text).map_err(Failure::failed)?;
     let snapshot = config.snapshot(None).map_err(Failure::failed)?;
-    let mut from_rust = slb_core::Mux::stateless(snapshot, Key::new([1, 2]));
+    let mut from_rust = slb_core::Mux::stateless(snapshot, Key::new([1, 2])).expect("its role");
     let from_c = FromC::new(&text)?;
     let case = Case::FLOOR;
     let mut memory = vec![0u8; case.stride() * FRAMES];

@@ -85,11 +85,11 @@ fn run() -> Option<()> {
     let mut arena = Arena::new(memory);
 
     let of_mux = Snapshot::build(&spec(MUX, None), None, &mut arena).ok()?;
-    let mut mux = Mux::build(&of_mux, 1000, KEY, &mut arena)?;
+    let mut mux = Mux::build(&of_mux, 1000, KEY, &mut arena).ok()?;
     let of_host = Snapshot::build(&spec(HOST, None), None, &mut arena).ok()?;
-    let mut host = Host::build(&of_host, 1000, KEY, &mut arena)?;
+    let mut host = Host::build(&of_host, 1000, KEY, &mut arena).ok()?;
     let of_proxy = Snapshot::build(&spec(MUX, Some(ports)), None, &mut arena).ok()?;
-    let mut proxy = Proxy::build(&of_proxy, 1000, KEY, &mut arena)?;
+    let mut proxy = Proxy::build(&of_proxy, 1000, KEY, &mut arena).ok()?;
 
     // In VXLAN to the host, and to the vm as its own.
     let mut frames = [segment(buffer, CLIENT, VIP, SYN)?];

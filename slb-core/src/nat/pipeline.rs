@@ -28,7 +28,7 @@ use crate::observe::{ConnectionStep, Observe, Step};
 use crate::packet::{EchoMessage, Family, Packet, Part};
 use crate::snapshot::locals::{CompiledMux, Local, NO_SENDER};
 use crate::snapshot::owners::{Generations, Past};
-use crate::snapshot::{BackendId, RuleMatch, Snapshot};
+use crate::snapshot::{BackendId, Rejected, RuleMatch, Snapshot};
 use crate::spec::Underlay;
 use crate::state::Kind;
 use crate::stats::{BackendCounters, RuleCounters, Stats};
@@ -280,7 +280,10 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
     }
 
     /// Puts another snapshot in place, and returns the old one.
-    pub(crate) fn install(&mut self, snapshot: S) -> S {
+    pub(crate) fn install(&mut self, snapshot: S) -> Result<S, Rejected<S>> {
+        if let Err(error) = snapshot.check_after(&self.snapshot) {
+            return Err(Rejected { snapshot, error });
+        }
         let old = core::mem::replace(&mut self.snapshot, snapshot);
         let generation = self.snapshot.generation();
         self.generations.install(generation, self.clock.passed());
@@ -291,7 +294,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         }
         self.tables.connections.ipv4.purge();
         self.tables.connections.ipv6.purge();
-        old
+        Ok(old)
     }
 
     pub(crate) fn stats(&self) -> Stats {

@@ -428,6 +428,11 @@ impl<'m> Nat<'m> {
         Ok(())
     }
 
+    /// Returns true if the ids of vms in `old` still mean the same here.
+    pub(crate) fn follows(&self, old: &Nat<'_>) -> bool {
+        self.local_ids.follows(&old.local_ids)
+    }
+
     /// The vm at a port, added where it is not there yet.
     fn vm_at(
         &mut self,

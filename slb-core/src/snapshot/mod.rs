@@ -12,6 +12,7 @@
 mod addresses;
 mod compile;
 mod faults;
+mod lineage;
 pub(crate) mod locals;
 pub(crate) mod owners;
 mod probe_map;
@@ -20,6 +21,7 @@ mod registry;
 pub(crate) mod terms;
 
 pub(crate) use addresses::words;
+pub use lineage::{InstallError, Rejected, RoleError};
 pub use registry::BackendId;
 
 use core::net::IpAddr;

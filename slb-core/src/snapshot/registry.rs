@@ -48,6 +48,8 @@ pub(crate) struct RegistryEntry {
     index: u32,
     /// The generation in which it became free.
     freed: u64,
+    /// The identity of its owner, or of the last one.
+    identity: u64,
 }
 
 impl RegistryEntry {
@@ -56,6 +58,7 @@ impl RegistryEntry {
         id: 0,
         index: NONE,
         freed: 0,
+        identity: 0,
     };
 }
 
@@ -161,9 +164,28 @@ impl<'m> Registry<'m> {
                 id,
                 index,
                 freed: 0,
+                identity,
             };
         }
         Ok(slot)
+    }
+
+    /// Returns true if each id of `old` still means here what it means there, so that whoever
+    /// remembers one finds its owner or nobody.
+    ///
+    /// # Cost
+    /// All slots of `old`.
+    pub(crate) fn follows(&self, old: &Registry<'_>) -> bool {
+        let slots = old.entries.iter().take(old.used);
+        let follows = |(now, before): (&RegistryEntry, &RegistryEntry)| {
+            let (incarnation, former) = (now.id >> SLOT_BITS, before.id >> SLOT_BITS);
+            match incarnation.wrapping_sub(former) % INCARNATIONS {
+                // Nobody got the slot since: its owner has it, or left it.
+                0 => now.identity == before.identity && (now.index == NONE || before.index != NONE),
+                later => later < INCARNATIONS / 2,
+            }
+        };
+        old.used <= self.used && self.entries.iter().zip(slots).all(follows)
     }
 
     fn register(&mut self, identity: u64, slot: u32) -> Result<(), AlreadyRegistered> {

@@ -253,11 +253,11 @@ pub fn send(mux: &mut TestMux, now: Instant, packets: &[Vec<u8>]) -> Vec<Outcome
 pub type TestMux = Mux<'static, std::sync::Arc<Snapshot<'static>>>;
 
 pub fn pinned(setup: &Setup) -> TestMux {
-    Mux::with_capacity(setup.snapshot().into(), 10_000, Key::new([3, 4]))
+    Mux::with_capacity(setup.snapshot().into(), 10_000, Key::new([3, 4])).expect("its role")
 }
 
 pub fn stateless(setup: &Setup) -> TestMux {
-    Mux::stateless(setup.snapshot().into(), Key::new([3, 4]))
+    Mux::stateless(setup.snapshot().into(), Key::new([3, 4])).expect("its role")
 }
 
 pub fn send_one(mux: &mut TestMux, packet: Vec<u8>) -> Outcome {

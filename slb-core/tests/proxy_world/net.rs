@@ -177,7 +177,8 @@ impl World {
             random: plan.seed | 1,
             on_the_way: BTreeMap::new(),
             sent: 0,
-            proxy: Proxy::with_capacity(Box::new(plan.snapshot(None)), 1 << 14, KEY),
+            proxy: Proxy::with_capacity(Box::new(plan.snapshot(None)), 1 << 14, KEY)
+                .expect("its role"),
             clients: clients.collect(),
             servers: servers.collect(),
             plan,
@@ -195,7 +196,7 @@ impl World {
     pub fn reconfigure(&mut self, change: impl FnOnce(&mut Plan)) {
         change(&mut self.plan);
         let next = self.plan.snapshot(Some(self.proxy.snapshot()));
-        self.proxy.install(Box::new(next));
+        self.proxy.install(Box::new(next)).expect("it follows");
     }
 
     fn send(&mut self, place: Place, frame: &[u8]) {

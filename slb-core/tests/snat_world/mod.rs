@@ -312,7 +312,7 @@ impl Plan {
         }
         World {
             family: self.family,
-            host: Host::new(snapshot, tables, NatOptions::default()),
+            host: Host::new(snapshot, tables, NatOptions::default()).expect("its role"),
         }
     }
 }

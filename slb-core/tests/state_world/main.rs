@@ -62,7 +62,7 @@ fn replace_host(world: &mut World, number: usize) {
     let records = export(|cursor, into| old.export(cursor, into));
     // Ids are given anew: those of its own history count for nothing.
     let snapshot = world.plan.snapshot(Node::Host(number), None);
-    let mut new = Host::with_capacity(Arc::new(snapshot), 1 << 14, KEY);
+    let mut new = Host::with_capacity(Arc::new(snapshot), 1 << 14, KEY).expect("its role");
     no_refusals(
         new.import(now, Age::default(), &records).unwrap(),
         &records,
@@ -101,7 +101,7 @@ fn replace_mux(world: &mut World, number: usize) {
     };
     let records = export(|cursor, into| old.export(cursor, into));
     let snapshot = world.plan.snapshot(Node::Mux(number), None);
-    let mut new = Mux::with_capacity(Arc::new(snapshot), 1 << 14, KEY);
+    let mut new = Mux::with_capacity(Arc::new(snapshot), 1 << 14, KEY).expect("its role");
     no_refusals(
         new.import(now, Age::default(), &records).unwrap(),
         &records,
@@ -292,7 +292,7 @@ fn replace_proxy(world: &mut proxy_net::World) {
     let old = &world.proxy;
     let records = export(|cursor, into| old.export(cursor, into));
     let snapshot = Box::new(world.plan.snapshot(None));
-    let mut new = Proxy::with_capacity(snapshot, 1 << 14, KEY);
+    let mut new = Proxy::with_capacity(snapshot, 1 << 14, KEY).expect("its role");
     let imported = new.import(now, Age::default(), &records).unwrap();
     no_refusals(imported, &records, seed);
     let again = export(|cursor, into| new.export(cursor, into));

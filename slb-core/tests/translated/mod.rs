@@ -324,8 +324,12 @@ impl World {
         let snapshot = setup.after(None);
         let places = setup.places;
         let dut = match setup.role {
-            Role::Host => Dut::Host(Box::new(Host::with_capacity(snapshot, places, KEY))),
-            Role::Proxy => Dut::Proxy(Box::new(Proxy::with_capacity(snapshot, places, KEY))),
+            Role::Host => Dut::Host(Box::new(
+                Host::with_capacity(snapshot, places, KEY).expect("its role"),
+            )),
+            Role::Proxy => Dut::Proxy(Box::new(
+                Proxy::with_capacity(snapshot, places, KEY).expect("its role"),
+            )),
         };
         Self {
             setup,
@@ -339,11 +343,11 @@ impl World {
         match &mut self.dut {
             Dut::Host(host) => {
                 let next = self.setup.after(Some(host.snapshot()));
-                host.install(next);
+                host.install(next).expect("it follows");
             }
             Dut::Proxy(proxy) => {
                 let next = self.setup.after(Some(proxy.snapshot()));
-                proxy.install(next);
+                proxy.install(next).expect("it follows");
             }
         }
     }

@@ -216,13 +216,13 @@ pub fn snapshot(backends: u16, is_proxy: bool, host: IpAddr, echo: Echo) -> Shar
 /// A mux with some backends, each on a host of its own.
 pub fn mux(echo: Echo) -> Mux<'static, Shared> {
     let elsewhere = Ipv4Addr::new(172, 17, 0, 100).into();
-    Mux::with_capacity(snapshot(20, false, elsewhere, echo), 1000, KEY)
+    Mux::with_capacity(snapshot(20, false, elsewhere, echo), 1000, KEY).expect("its role")
 }
 
 /// The same, that pins no flow.
 pub fn stateless_mux(echo: Echo) -> Mux<'static, Shared> {
     let elsewhere = Ipv4Addr::new(172, 17, 0, 100).into();
-    Mux::stateless(snapshot(20, false, elsewhere, echo), KEY)
+    Mux::stateless(snapshot(20, false, elsewhere, echo), KEY).expect("its role")
 }
 
 pub fn mux_with(echo: Echo, options: MuxOptions) -> Mux<'static, Shared> {
@@ -232,11 +232,13 @@ pub fn mux_with(echo: Echo, options: MuxOptions) -> Mux<'static, Shared> {
 /// A host agent with one vm.
 pub fn host() -> Host<'static, Shared> {
     Host::with_capacity(snapshot(1, false, HOST.into(), Echo::Forward), 1000, KEY)
+        .expect("its role")
 }
 
 /// A proxy with one backend.
 pub fn proxy() -> Proxy<'static, Shared> {
     Proxy::with_capacity(snapshot(1, true, HOST.into(), Echo::Forward), 1000, KEY)
+        .expect("its role")
 }
 
 /// Where a packet comes in.

@@ -263,13 +263,15 @@ impl World {
         let muxes = (0..plan.muxes)
             .map(|mux| {
                 let snapshot = Arc::new(plan.snapshot(Node::Mux(mux), None));
-                Some(Mux::with_capacity(snapshot, plan.flows, KEY))
+                Some(Mux::with_capacity(snapshot, plan.flows, KEY).expect("its role"))
             })
             .collect();
         let hosts = (0..HOSTS)
             .map(|host| {
                 let snapshot = Arc::new(plan.snapshot(Node::Host(host), None));
-                Host::with_capacity(snapshot, 1 << 14, KEY).with_options(plan.nat_options())
+                Host::with_capacity(snapshot, 1 << 14, KEY)
+                    .expect("its role")
+                    .with_options(plan.nat_options())
             })
             .collect();
         let clients = (0..CLIENTS)
@@ -322,8 +324,9 @@ impl World {
     /// Forgets a host's connections, as a restart does.
     pub fn restart_host(&mut self, number: usize) {
         let snapshot = Arc::new(self.plan.snapshot(Node::Host(number), None));
-        self.hosts[number] =
-            Host::with_capacity(snapshot, 1 << 14, KEY).with_options(self.plan.nat_options());
+        self.hosts[number] = Host::with_capacity(snapshot, 1 << 14, KEY)
+            .expect("its role")
+            .with_options(self.plan.nat_options());
     }
 
     /// Gives every node a new configuration.
@@ -341,14 +344,14 @@ impl World {
         for (number, mux) in self.muxes.iter_mut().enumerate() {
             if let Some(mux) = mux.as_mut().filter(|_| is_reached(number)) {
                 let snapshot = self.plan.snapshot(Node::Mux(number), Some(mux.snapshot()));
-                mux.install(Arc::new(snapshot));
+                mux.install(Arc::new(snapshot)).expect("it follows");
             }
         }
         for (number, host) in self.hosts.iter_mut().enumerate() {
             let snapshot = self
                 .plan
                 .snapshot(Node::Host(number), Some(host.snapshot()));
-            host.install(Arc::new(snapshot));
+            host.install(Arc::new(snapshot)).expect("it follows");
         }
     }
 

@@ -560,14 +560,44 @@ static void configs(void) {
     IS(slb_snapshot_free(snapshot), SLB_OK);
 }
 
+/* A handle gets no snapshot of another role, and none that does not follow its own. */
+static void lineage(slb_mux *mux, slb_host *host, slb_proxy *proxy, slb_snapshot *snapshot,
+                    slb_snapshot *of_proxy, slb_snapshot *other) {
+    slb_mux_options options;
+    slb_nat_options nat;
+    slb_mux_options_init(&options);
+    slb_nat_options_init(&nat);
+    options.key[0] = nat.key[0] = 1;
+    slb_mux *no_mux = NULL;
+    slb_host *no_host = NULL;
+    slb_proxy *no_proxy = NULL;
+    assert(slb_mux_size(of_proxy, &options) == 0 && slb_proxy_size(snapshot, &nat) == 0);
+    IS(slb_mux_new(of_proxy, &options, &no_mux), SLB_ERROR_ROLE);
+    IS(slb_host_new(of_proxy, &nat, &no_host), SLB_ERROR_ROLE);
+    IS(slb_proxy_new(snapshot, &nat, &no_proxy), SLB_ERROR_ROLE);
+    assert(no_mux == NULL && no_host == NULL && no_proxy == NULL);
+    IS(slb_mux_install(mux, of_proxy, NULL), SLB_ERROR_ROLE);
+    IS(slb_host_install(host, of_proxy, NULL), SLB_ERROR_ROLE);
+    IS(slb_proxy_install(proxy, snapshot, NULL), SLB_ERROR_ROLE);
+    slb_snapshot *before = NULL;
+    IS(slb_proxy_install(proxy, other, &before), SLB_ERROR_LINEAGE);
+    assert(before == NULL && strstr(slb_strerror(SLB_ERROR_LINEAGE), "as `previous`"));
+    assert(strstr(slb_strerror(SLB_ERROR_ROLE), "another role"));
+}
+
 int main(void) {
     strings();
     slb_builder *builder = builders();
     slb_snapshot *snapshot = snapshots(builder);
+    slb_snapshot *of_proxy = NULL, *other = NULL;
+    IS(slb_builder_proxy(builder, 0, 1), SLB_OK);
+    IS(slb_snapshot_new(builder, NULL, &of_proxy), SLB_OK);
+    IS(slb_snapshot_new(builder, NULL, &other), SLB_OK);
     IS(slb_builder_free(builder), SLB_OK);
     slb_mux *mux = muxs(snapshot);
     slb_host *host = hosts(snapshot);
-    slb_proxy *proxy = proxys(snapshot);
+    slb_proxy *proxy = proxys(of_proxy);
+    lineage(mux, host, proxy, snapshot, of_proxy, other);
     flows(mux, host, proxy);
     frames_of(mux);
     sources(snapshot);
@@ -577,9 +607,11 @@ int main(void) {
     IS(slb_mux_free((slb_mux *)host), SLB_ERROR_HANDLE);
     IS(slb_mux_free(mux), SLB_OK);
     IS(slb_host_free(host), SLB_OK);
-    IS(slb_snapshot_free(snapshot), SLB_ERROR_IN_USE);
+    IS(slb_snapshot_free(of_proxy), SLB_ERROR_IN_USE);
     IS(slb_proxy_free(proxy), SLB_OK);
     IS(slb_snapshot_free(snapshot), SLB_OK);
+    IS(slb_snapshot_free(of_proxy), SLB_OK);
+    IS(slb_snapshot_free(other), SLB_OK);
     puts("every misuse was seen");
     return 0;
 }

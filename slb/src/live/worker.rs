@@ -478,7 +478,10 @@ impl<'m, I: LiveIo<'m>> Recipient<Next, Counted> for Reading<'_, '_, I> {
                 .counters
                 .map(|larger| balancer.replace_counters(larger)),
             limits: next.limits.map(|limits| balancer.set_limits(limits)),
-            snapshot: balancer.install(next.snapshot),
+            snapshot: balancer.install(next.snapshot).unwrap_or_else(|rejected| {
+                error!(error = %rejected, "the configuration was not put in place");
+                rejected.snapshot
+            }),
         }
     }
 

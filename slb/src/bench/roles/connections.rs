@@ -142,8 +142,14 @@ impl Case {
         let tables = tables.ok_or_else(Failure::memory)?;
         let options = NatOptions::default();
         match self.role {
-            Role::Host => self.run(Host::new(&snapshot, tables, options), time),
-            Role::Proxy => self.run(Proxy::new(&snapshot, tables, options), time),
+            Role::Host => {
+                let host = Host::new(&snapshot, tables, options).map_err(Failure::failed)?;
+                self.run(host, time)
+            }
+            Role::Proxy => {
+                let proxy = Proxy::new(&snapshot, tables, options).map_err(Failure::failed)?;
+                self.run(proxy, time)
+            }
         }
     }
 

@@ -134,7 +134,7 @@ impl Case {
             rules: memory.take(64, RuleCounters::default())?,
             backends: memory.take(1024, BackendCounters::default())?,
         };
-        Some(Mux::new(snapshot, tables, MuxOptions::default()))
+        Mux::new(snapshot, tables, MuxOptions::default()).ok()
     }
 
     /// Packets of established flows, in no order.

@@ -99,7 +99,8 @@ fn opening(time: Duration, percent: usize, memory: &mut [Line]) -> Result<Sample
     while nanos.len() < 3 || begin.elapsed() < time {
         let tables = NatTables::build(&snapshot, CONNECTIONS, KEY, &mut Arena::new(memory));
         let tables = tables.ok_or_else(Failure::memory)?;
-        let mut host = Host::new(&snapshot, tables, NatOptions::default());
+        let host = Host::new(&snapshot, tables, NatOptions::default());
+        let mut host = host.map_err(Failure::failed)?;
         let mut frames = syns(&mut buffers);
         let (before, new) = frames.split_at_mut(used);
         for burst in before.chunks_mut(BURST) {

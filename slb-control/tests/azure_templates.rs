@@ -264,7 +264,7 @@ fn expressions_without_a_value_say_why_and_where() {
         ),
         (
             "[listKeys('x', '2020')]",
-            "the function \"listKeys\" is not known here",
+            "listKeys(): asks Azure about a deployed resource (keys and the like): what it gives is not in the template",
         ),
         ("[own.other('x')]", "no function \"own.other\" is declared"),
         ("[string(copyIndex())]", "copyIndex(): no loop is around it"),
@@ -369,7 +369,7 @@ fn a_count_is_what_it_says_or_an_error() {
     for (count, expected) in [
         (
             "\"[length(providers('x'))]\"",
-            "copy: the function \"providers\" is not known here",
+            "copy: providers(): what it gives is known to Azure, and not to the template",
         ),
         ("\"many\"", "copy: expected a count of 0 to 800"),
         ("801", "copy: expected a count of 0 to 800"),

@@ -154,6 +154,83 @@ pub(super) fn call(arguments: &Arguments<'_>) -> Option<Outcome> {
         .or_else(|| of_networks(&name, arguments))
 }
 
+/// Why a function of ARM templates is not worked out here, by its name; `None`: there is no such function.
+pub(super) fn refusal(name: &str) -> Option<&'static str> {
+    let name = name.to_ascii_lowercase();
+    Some(match name.as_str() {
+        "utcnow" | "newguid" => {
+            "gives another value at each deployment: give the value that was deployed as a parameter"
+        }
+        "datetimeadd" | "datetimefromepoch" | "datetimetoepoch" => {
+            "times are not worked out here: give the value that was deployed as a parameter"
+        }
+        "filter" | "map" | "mapvalues" | "reduce" | "sort" | "groupby" | "toobject" | "lambda"
+        | "lambdavariables" => "lambda expressions are not worked out here",
+        "providers" | "managementgroup" | "tenant" | "environment" | "deployer" | "references" => {
+            "what it gives is known to Azure, and not to the template"
+        }
+        "datauri"
+        | "datauritostring"
+        | "uricomponent"
+        | "uricomponenttostring"
+        | "float"
+        | "parsecidr"
+        | "shallowmerge"
+        | "indexfromend"
+        | "externalinput" => "is not worked out here: write its result in its place",
+        name if name.starts_with("list") => {
+            "asks Azure about a deployed resource (keys and the like): what it gives is not in the template"
+        }
+        _ => return None,
+    })
+}
+
+/// The characters of base64 (RFC 4648 §4).
+const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+fn base64(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for three in bytes.chunks(3) {
+        let word = (0..3).fold(0, |word, at| {
+            word << 8 | u32::from(three.get(at).copied().unwrap_or(0))
+        });
+        for at in 0..4 {
+            let six = (word >> (18 - 6 * at) & 63) as usize;
+            let is_there = at <= three.len();
+            text.push(if is_there {
+                char::from(BASE64[six])
+            } else {
+                '='
+            });
+        }
+    }
+    text
+}
+
+/// The text that the first argument is in base64.
+fn of_base64(a: &Arguments<'_>) -> Result<String, Failure> {
+    let encoded = a.string(0)?;
+    let bad = || a.fault(format_args!("expected base64 of a text, got {encoded:?}"));
+    let digits = encoded.trim_end_matches('=');
+    if encoded.len() % 4 != 0 || encoded.len() - digits.len() > 2 {
+        return Err(bad());
+    }
+    let (mut bytes, mut word, mut bits) = (Vec::new(), 0u32, 0);
+    for digit in digits.bytes() {
+        let six = BASE64
+            .iter()
+            .position(|&known| known == digit)
+            .ok_or_else(bad)?;
+        word = (word << 6 | six as u32) & 0xffff;
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            bytes.push((word >> bits) as u8);
+        }
+    }
+    String::from_utf8(bytes).map_err(|_| bad())
+}
+
 fn number(number: Option<i64>, arguments: &Arguments<'_>) -> Outcome {
     let number = number.ok_or_else(|| arguments.fault("the result is no integer of 64 bits"))?;
     Ok(Value::Number(number.to_string()))
@@ -196,6 +273,18 @@ fn of_text(name: &str, a: &Arguments<'_>) -> Option<Outcome> {
             let input = Input {
                 file: &a.node.file,
                 text,
+            };
+            let parsed = json::parse(&input).map_err(|error| a.fault(error.message))?;
+            Ok(parsed.value)
+        }),
+        "base64" => a
+            .string(0)
+            .and_then(|text| a.bounded(base64(text.as_bytes()))),
+        "base64tostring" => of_base64(a).and_then(|text| a.bounded(text)),
+        "base64tojson" => of_base64(a).and_then(|text| {
+            let input = Input {
+                file: &a.node.file,
+                text: &text,
             };
             let parsed = json::parse(&input).map_err(|error| a.fault(error.message))?;
             Ok(parsed.value)

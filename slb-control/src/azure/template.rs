@@ -768,9 +768,10 @@ impl<'n> Templates<'n> {
         }
         let outcome = functions::call(&arguments);
         let outcome = outcome.unwrap_or_else(|| {
-            Err(other(format!(
-                "the function {function:?} is not known here"
-            )))
+            Err(other(match functions::refusal(function) {
+                Some(why) => format!("{function}(): {why}"),
+                None => format!("the function {function:?} is not known here"),
+            }))
         });
         if let Ok(Value::Array(made)) = &outcome {
             self.charge(made.len())?;

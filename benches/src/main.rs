@@ -4,6 +4,7 @@
 //! `cargo run --profile dist -p slb-benches`, with `--quick` for less than a minute, `--json` for programs, or
 //! a part of a line's name.
 
+#![warn(unnameable_types, unreachable_pub)]
 #![deny(unsafe_code)]
 
 mod peers;

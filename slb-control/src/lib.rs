@@ -26,6 +26,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#![warn(unnameable_types, unreachable_pub)]
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "azure")]

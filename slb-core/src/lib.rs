@@ -25,6 +25,7 @@
 //! - All memory is the caller's: see [`mem`]. With the feature `alloc` (default), constructors
 //!   that use boxes are there too.
 
+#![warn(unnameable_types, unreachable_pub)]
 #![no_std]
 #![deny(unsafe_code)] // allowed, file by file, where it is stated why
 

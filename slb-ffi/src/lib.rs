@@ -11,6 +11,7 @@
 //! - A handle is for one thread at a time. A snapshot may be read by any number of threads.
 //! - Nothing calls back, nothing is global, nothing panics across.
 
+#![warn(unnameable_types, unreachable_pub)]
 #![cfg_attr(not(feature = "std"), no_std)]
 #![allow(non_camel_case_types, reason = "the names are C's")]
 #![allow(

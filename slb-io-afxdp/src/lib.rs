@@ -35,6 +35,8 @@
 //! # }
 //! ```
 
+#![warn(unnameable_types, unreachable_pub)]
+
 mod interface;
 mod io;
 mod neighbours;

@@ -4,6 +4,7 @@
 //! [`Capture`] implements [`PacketIo`](slb_core::PacketIo). [`Reader`] and [`Writer`] are of use
 //! on their own. Files of any size are streamed in constant memory, also those that gzip or zstd packed.
 
+#![warn(unnameable_types, unreachable_pub)]
 #![forbid(unsafe_code)]
 
 mod capture;

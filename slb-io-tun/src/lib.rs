@@ -7,6 +7,8 @@
 //! Devices are read and written without waiting, a burst in one system call by io_uring, or a frame at
 //! a time where that is forbidden; [`Tun::wait`] waits for all of them.
 
+#![warn(unnameable_types, unreachable_pub)]
+
 mod device;
 mod tun;
 mod uring;

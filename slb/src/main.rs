@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0, 1 (it failed), 2 (bad usage or configuration).
 
+#![warn(unnameable_types, unreachable_pub)]
 #![forbid(unsafe_code)]
 
 mod balancer;

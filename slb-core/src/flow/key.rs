@@ -19,6 +19,10 @@ pub enum FlowProtocol {
 
 /// Source and destination address, as little-endian words of the header's bytes: `u64` for
 /// IPv4, `[u64; 4]` for IPv6.
+#[expect(
+    unnameable_types,
+    reason = "only the types of IPv4 and IPv6 addresses have it"
+)]
 pub trait Addresses: Copy + Eq + core::fmt::Debug + 'static {
     /// One address.
     type Address: Copy + Eq + core::fmt::Debug;

@@ -7,6 +7,7 @@
 //! has a limit, which is measured in the same run, the last column says how many times as long it
 //! takes, by the least of both.
 
+#![warn(unnameable_types, unreachable_pub)]
 #![forbid(unsafe_code)]
 #![cfg(feature = "bench")]
 

@@ -12,6 +12,7 @@ use slb_io_afxdp::{AfXdp, Interface, Kind, Program, Queue, SMALL_CHUNK, Umem, fr
 use world::{Machine, enter_own_namespace, lacking, run};
 
 #[test]
+#[ignore = "needs root"]
 fn packets_longer_than_a_chunk_are_counted_as_such() {
     if let Some(why) = lacking() {
         skip!("{why}");

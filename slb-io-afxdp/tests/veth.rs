@@ -110,6 +110,7 @@ fn noise(count: usize) -> Vec<u8> {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn everything_crosses_between_two_ports_and_no_chunk_is_lost() {
     if let Some(why) = lacking() {
         skip!("{why}");
@@ -167,6 +168,7 @@ fn everything_crosses_between_two_ports_and_no_chunk_is_lost() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn more_than_the_rings_hold_is_lost_and_counted_and_no_chunk_is() {
     if let Some(why) = lacking() {
         skip!("{why}");
@@ -218,6 +220,7 @@ fn more_than_the_rings_hold_is_lost_and_counted_and_no_chunk_is() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn what_is_not_the_balancers_stays_with_the_kernel() {
     if let Some(why) = lacking() {
         skip!("{why}");
@@ -342,6 +345,7 @@ fn tagged_datagram(tags: &[u16], to: IpAddr) -> Vec<u8> {
 
 /// The program looks behind the tags that the parser of replay and pipeline looks behind.
 #[test]
+#[ignore = "needs root"]
 fn frames_for_a_vip_are_taken_behind_tags_of_an_old_qinq() {
     if let Some(why) = lacking() {
         skip!("{why}");
@@ -407,6 +411,7 @@ fn frames_for_a_vip_are_taken_behind_tags_of_an_old_qinq() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn of_a_vm_all_is_taken_but_what_is_for_its_gateway() {
     if let Some(why) = lacking() {
         skip!("{why}");
@@ -445,6 +450,7 @@ fn of_a_vm_all_is_taken_but_what_is_for_its_gateway() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn frames_go_round_in_place_and_those_of_others_are_set_aside() {
     if let Some(why) = lacking() {
         skip!("{why}");
@@ -521,6 +527,7 @@ fn frames_go_round_in_place_and_those_of_others_are_set_aside() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_queue_has_one_owner_and_a_program_one_interface() {
     if let Some(why) = lacking() {
         skip!("{why}");
@@ -547,6 +554,7 @@ fn a_queue_has_one_owner_and_a_program_one_interface() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn next_hops_are_the_kernels_and_followed() {
     if let Some(why) = lacking() {
         skip!("{why}");
@@ -619,6 +627,7 @@ fn next_hops_are_the_kernels_and_followed() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn an_interface_leads_to_addresses_that_are_not_the_kernels() {
     if let Some(why) = lacking() {
         skip!("{why}");

@@ -75,6 +75,7 @@ fn echo(ios: &mut [Tun<'_>], done: &thread::JoinHandle<u32>) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn datagrams_come_and_go_one_by_one_and_in_batches() {
     if let Some(why) = lacking() {
         skip!("{why}");
@@ -118,6 +119,7 @@ fn datagrams_come_and_go_one_by_one_and_in_batches() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn flows_are_spread_over_the_queues_of_a_device() {
     if let Some(why) = lacking() {
         skip!("{why}");
@@ -141,6 +143,7 @@ fn flows_are_spread_over_the_queues_of_a_device() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_frame_is_flooded_to_all_devices_but_its_own() {
     if let Some(why) = lacking() {
         skip!("{why}");

@@ -173,3 +173,27 @@ fn recipes_that_the_guide_names_are_in_the_justfile() {
         assert!(is_there, "just {name}");
     }
 }
+
+#[test]
+fn tests_that_need_root_are_left_out_by_default() {
+    let mut files = Vec::new();
+    for folder in ["slb", "slb-io-afxdp", "slb-io-tun"] {
+        sources(&format!("{folder}/tests"), &mut files);
+    }
+    let mut checked = 0;
+    for path in files
+        .iter()
+        .filter(|path| !path.ends_with("/contributing.rs"))
+    {
+        let text = read(path);
+        for test in text.split("#[test]\n").skip(1) {
+            let body = test.split("\n}\n").next().unwrap();
+            if body.contains("lacking(") || body.contains("is_root()") {
+                let is_left_out = test.starts_with("#[ignore = \"needs root\"]\n");
+                assert!(is_left_out, "{path}: {}", test.lines().next().unwrap());
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 40, "{checked}");
+}

@@ -47,6 +47,7 @@ fn wait_until(world: &World, what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn slow_clients_keep_nobody_else_waiting() {
     if let Some(why) = lacking(&[]) {
         skip!("{why}");
@@ -153,6 +154,7 @@ fn world_of_a_proxy(kind: &str) -> World {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_proxys_own_addresses_stay_the_kernels() {
     if let Some(why) = lacking(&["ethtool"]) {
         skip!("{why}");
@@ -261,6 +263,7 @@ fn status(world: &World, machine: &str) -> serde_json::Value {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn an_interface_that_goes_and_comes_back_is_opened_anew() {
     if let Some(why) = lacking(&["ethtool"]) {
         skip!("{why}");
@@ -309,6 +312,7 @@ fn an_interface_that_goes_and_comes_back_is_opened_anew() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_program_that_somebody_detaches_is_attached_again() {
     if let Some(why) = lacking(&["ethtool"]) {
         skip!("{why}");
@@ -354,6 +358,7 @@ fn a_program_that_somebody_detaches_is_attached_again() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn the_mtu_is_followed_and_longer_packets_are_answered() {
     if let Some(why) = lacking(&["ethtool"]) {
         skip!("{why}");
@@ -399,6 +404,7 @@ fn the_mtu_is_followed_and_longer_packets_are_answered() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn hosts_that_cannot_be_reached_are_named() {
     if let Some(why) = lacking(&["ethtool"]) {
         skip!("{why}");
@@ -461,6 +467,7 @@ fn hosts_that_cannot_be_reached_are_named() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_tun_device_that_goes_and_comes_back_is_opened_anew() {
     if let Some(why) = lacking(&[]) {
         skip!("{why}");
@@ -520,6 +527,7 @@ fn lay_backends(world: &mut World) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_mux_announces_after_its_first_round_of_probes() {
     if let Some(why) = lacking(&["ethtool", "nft"]) {
         skip!("{why}");
@@ -564,6 +572,7 @@ fn a_mux_announces_after_its_first_round_of_probes() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_process_that_stands_still_announces_nothing() {
     if let Some(why) = lacking(&["ethtool"]) {
         skip!("{why}");
@@ -596,6 +605,7 @@ fn a_process_that_stands_still_announces_nothing() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn the_unit_lets_the_program_do_what_it_does() {
     if let Some(why) = lacking(&["ethtool", "nft"]) {
         skip!("{why}");
@@ -691,6 +701,7 @@ fn the_unit_lets_the_program_do_what_it_does() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn checksums_that_are_left_to_no_card_are_warned_of() {
     if let Some(why) = lacking(&["ethtool"]) {
         skip!("{why}");

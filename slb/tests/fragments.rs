@@ -130,6 +130,7 @@ fn fragments_cross(world: &World) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn fragments_of_two_stacks_cross_a_proxy_in_any_order() {
     if let Some(why) = lacking(&["ethtool", "ss"]) {
         skip!("{why}");
@@ -197,6 +198,7 @@ fn node(world: &World, machine: &str, number: u32) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn fragments_of_two_stacks_cross_a_mux_and_a_host_agent_in_any_order() {
     if let Some(why) = lacking(&["ethtool", "ss"]) {
         skip!("{why}");

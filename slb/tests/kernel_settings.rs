@@ -54,6 +54,7 @@ fn ready(world: &World) -> String {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn an_underlay_address_that_is_taken_away_withdraws_the_vips() {
     if let Some(why) = lacking(&["ethtool"]) {
         skip!("{why}");
@@ -92,6 +93,7 @@ fn an_underlay_address_that_is_taken_away_withdraws_the_vips() {
 
 /// Datagrams cross the TUN device into VXLAN though the kernel's settings were strict.
 #[test]
+#[ignore = "needs root"]
 fn a_tun_device_gets_the_settings_that_it_needs() {
     if let Some(why) = lacking(&[]) {
         skip!("{why}");
@@ -172,6 +174,7 @@ fn a_tun_device_gets_the_settings_that_it_needs() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_driver_that_refuses_xdp_is_quoted() {
     if let Some(why) = lacking(&["ethtool"]) {
         skip!("{why}");
@@ -197,6 +200,7 @@ fn a_driver_that_refuses_xdp_is_quoted() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn checksums_that_the_other_end_leaves_out_are_warned_of_at_the_start() {
     if let Some(why) = lacking(&["ethtool"]) {
         skip!("{why}");
@@ -222,6 +226,7 @@ fn checksums_that_the_other_end_leaves_out_are_warned_of_at_the_start() {
 
 /// A tracer holds one thread of two.
 #[test]
+#[ignore = "needs root"]
 fn one_worker_of_several_that_stands_still_makes_the_node_not_ready() {
     if let Some(why) = lacking(&[]) {
         skip!("{why}");

@@ -893,6 +893,7 @@ fn linux_understands_it(lab: &mut Lab) {
 const TOOLS: [&str; 6] = ["bird", "nginx", "ethtool", "cmp", "nft", "bridge"];
 
 #[test]
+#[ignore = "needs root"]
 fn over_afxdp() {
     if let Some(why) = lacking(&TOOLS) {
         skip!("{why}");
@@ -930,6 +931,7 @@ fn over_afxdp() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn over_tun() {
     if let Some(why) = lacking(&TOOLS) {
         skip!("{why}");

@@ -108,11 +108,13 @@ impl World {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn the_proxy_serves_machines_behind_several_frontend_ports() {
     the_proxy_serves_over("tap");
 }
 
 #[test]
+#[ignore = "needs root"]
 fn the_proxy_serves_them_over_afxdp() {
     the_proxy_serves_over("afxdp");
 }
@@ -343,6 +345,7 @@ fn muxes(kind: &str) -> Muxes {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn two_muxes_serve_through_the_kernels_own_vxlan_and_one_may_die() {
     if let Some(why) = lacking(&[]) {
         skip!("{why}");
@@ -375,6 +378,7 @@ fn two_muxes_serve_through_the_kernels_own_vxlan_and_one_may_die() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn without_root_three_capabilities_do_and_missing_ones_are_named() {
     if let Some(why) = lacking(&["setpriv"]) {
         skip!("{why}");
@@ -428,6 +432,7 @@ fn without_root_three_capabilities_do_and_missing_ones_are_named() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_mux_has_a_worker_for_each_queue() {
     if let Some(why) = lacking(&["ethtool"]) {
         skip!("{why}");
@@ -559,6 +564,7 @@ fn a_mux_has_a_worker_for_each_queue() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_server_that_refuses_is_left_out_and_tried_again() {
     if let Some(why) = lacking(&["ethtool"]) {
         skip!("{why}");
@@ -642,6 +648,7 @@ fn a_server_that_refuses_is_left_out_and_tried_again() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_thousand_reloads_lose_nothing_move_nobody_and_keep_no_memory() {
     const RELOADS: u64 = 1000;
     if let Some(why) = lacking(&[]) {

@@ -540,6 +540,7 @@ fn missing() -> Option<String> {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn captures_are_translated_as_nftables_translates_them() {
     let Some(captures) = captures() else {
         skip!("the shared captures are not there")
@@ -766,6 +767,7 @@ fn ip(
 }
 
 #[test]
+#[ignore = "needs root"]
 fn made_traffic_is_translated_as_nftables_translates_it() {
     if let Some(why) = missing() {
         skip!("{why}");

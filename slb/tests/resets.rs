@@ -423,6 +423,7 @@ fn who_hangs_is_reset_within_a_second(io: Io) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn over_afxdp() {
     if let Some(why) = lacking(&["ethtool", "ss"]) {
         skip!("{why}");
@@ -431,6 +432,7 @@ fn over_afxdp() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn over_tun() {
     if let Some(why) = lacking(&["ethtool", "ss"]) {
         skip!("{why}");

@@ -151,6 +151,7 @@ fn is_served(world: &World, device: &str, slb: Process) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_proxy_under_a_flood_serves_every_request() {
     if let Some(why) = lacking(&["ethtool", "tcpreplay"]) {
         skip!("{why}");
@@ -197,6 +198,7 @@ fn a_proxy_under_a_flood_serves_every_request() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_host_agent_under_a_flood_serves_every_request() {
     if let Some(why) = lacking(&["ethtool", "tcpreplay"]) {
         skip!("{why}");

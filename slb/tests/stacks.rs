@@ -162,6 +162,7 @@ impl Drop for Play {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn two_stacks_use_a_port_again_over_a_proxy() {
     if let Some(why) = lacking(&["ethtool", "ss"]) {
         skip!("{why}");
@@ -201,6 +202,7 @@ fn two_stacks_use_a_port_again_over_a_proxy() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_forged_reset_between_two_stacks_changes_nothing_and_an_exact_one_closes() {
     if let Some(why) = lacking(&["ethtool", "ss"]) {
         skip!("{why}");
@@ -219,6 +221,7 @@ fn a_forged_reset_between_two_stacks_changes_nothing_and_an_exact_one_closes() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_half_closed_connection_of_two_stacks_pauses_and_goes_on() {
     if let Some(why) = lacking(&["ethtool", "ss"]) {
         skip!("{why}");

@@ -47,6 +47,7 @@ fn blocks(text: &str) -> Vec<Block> {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn the_tutorials_commands_do_what_it_says() {
     if let Some(why) = lacking(&["unshare", "ethtool", "pgrep", "mount"]) {
         skip!("{why}");
@@ -55,6 +56,7 @@ fn the_tutorials_commands_do_what_it_says() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn two_servers_on_one_machine_are_balanced_as_their_page_says() {
     if let Some(why) = lacking(&["unshare", "curl", "python3", "mount"]) {
         skip!("{why}");

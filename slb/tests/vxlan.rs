@@ -201,6 +201,7 @@ fn outer(frame: &[u8], underlay: usize) -> Vec<u8> {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn what_the_kernel_encapsulates_is_what_a_mux_does_and_a_host_takes_both() {
     let Some(captures) = captures() else {
         skip!("the shared captures are not there")
@@ -252,6 +253,7 @@ fn what_the_kernel_encapsulates_is_what_a_mux_does_and_a_host_takes_both() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn congestion_on_the_way_ends_as_with_the_kernel() {
     if let Some(why) = missing() {
         skip!("{why}");

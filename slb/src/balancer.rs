@@ -9,6 +9,8 @@ use slb_core::mem::Mem;
 use slb_core::nat::{NatOptions, NatTable};
 use slb_core::observe::Observe;
 use slb_core::snapshot::{BackendId, Rejected, RoleError, Snapshot};
+#[cfg(feature = "live")]
+use slb_core::state::{Age, Cursor, Exported, Imported, StateError};
 use slb_core::stats::{BackendCounters, RuleCounters, SnatCounters};
 use slb_core::{
     Burst, Dataplane, FragmentRoom, Frame, Host, Instant, Key, Mux, MuxOptions, PortId, Proxy,
@@ -202,6 +204,23 @@ impl Balancer {
         seen: &mut impl Observe,
     ) {
         on!(&mut self.role, role => role.process_observed(now, frames, seen));
+    }
+
+    /// Writes connections or flows as records: see [`slb_core::state`].
+    #[cfg(feature = "live")]
+    pub(crate) fn export(&self, from: Cursor, into: &mut [u8]) -> Exported {
+        on!(&self.role, role => role.export(from, into))
+    }
+
+    /// Takes connections or flows over from another process.
+    #[cfg(feature = "live")]
+    pub(crate) fn import(
+        &mut self,
+        now: Instant,
+        age: Age,
+        records: &[u8],
+    ) -> Result<Imported, StateError> {
+        on!(&mut self.role, role => role.import(now, age, records))
     }
 
     pub(crate) fn advance(&mut self, now: Instant, spare: &mut Burst<'_>) {

@@ -266,6 +266,10 @@ pub(crate) struct LiveOptions {
     /// How long to go on after SIGTERM, in seconds, while others learn of it; a second signal ends it at once.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     pub(crate) drain: u64,
+    /// A directory of its own, in which connections and pinned flows outlive the process: it writes them
+    /// there when it ends, and twice a second in case it is killed. Who starts next goes on with them.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
     /// How to write the log, which goes to standard error.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log: LogFormat,

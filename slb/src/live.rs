@@ -22,6 +22,7 @@ mod next_hops;
 mod offload;
 mod probes;
 mod rights;
+mod state;
 mod status;
 mod sysctl;
 mod watchdog;
@@ -44,9 +45,10 @@ use self::control::Control;
 use self::device::{Plan, Queues};
 use self::metrics::Endpoint;
 use self::next_hops::{NextHops, Unreached};
+use self::state::{Directory, Keeper};
 use self::status::Place;
 use self::watchdog::Life;
-use self::worker::Worker;
+use self::worker::{Go, Worker};
 use crate::Failure;
 use crate::check::load;
 use crate::cli::{LiveOptions, LogFormat};
@@ -86,21 +88,39 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         }
         Role::Mux | Role::Proxy => (None, None),
     };
-    let mut workers = Vec::new();
+    let directory = options
+        .state
+        .as_deref()
+        .map(|path| Directory::open(path, &given));
+    let directory = directory.transpose()?;
+    let slots_count = slots.len();
+    let mut starting = Vec::new();
     for (number, slots) in slots.iter().enumerate() {
         let queues = plan.queues(slots);
-        workers.push(Worker::start(worker::Start {
+        starting.push(Worker::start(worker::Start {
             config: config.clone(),
             snapshot: Arc::clone(&snapshot),
             cpu: cpus.get(number % cpus.len().max(1)).copied(),
             names: plan.names(slots),
-            kernel: kernel_device(options, role, &queues)?,
             ring: options.ring,
             waits: !options.busy,
             probes: of_worker.take(),
             queues,
+            number: (number, slots_count),
+            keeps_state: directory.is_some(),
         })?);
     }
+    let saved = directory.as_ref().and_then(Directory::take).map(Arc::new);
+    let mut workers = Vec::new();
+    for (starting, slots) in starting.into_iter().zip(&slots) {
+        starting.go(Go {
+            saved: saved.clone(),
+            kernel: kernel_device(options, role, &plan.queues(slots))?,
+        });
+        workers.push(starting.wait()?);
+    }
+    let imported = saved.map(|saved| saved.report()).unwrap_or_default();
+    let keeper = directory.map(|directory| Keeper::new(directory, imported));
     sysctl::prepare(&plan, &config)?;
     sysctl::warn_of_machine(&plan, &config);
     plan.settle();
@@ -149,6 +169,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         stalled: BTreeMap::new(),
         complained: None,
         sick: BTreeMap::new(),
+        keeper,
         life: Life::begin(options.announce.as_deref()),
     };
     control.run(endpoint, place)

@@ -27,6 +27,7 @@ use super::file::WatchedFile;
 use super::metrics::Endpoint;
 use super::next_hops::{Found, NextHops, Unreached, unresolved};
 use super::start_program;
+use super::state::Keeper;
 use super::status::{Place, Shared};
 use super::sysctl;
 use super::watchdog::Life;
@@ -107,6 +108,8 @@ pub(super) struct Control<'o> {
     pub(super) complained: Option<Instant>,
     /// Why backends are not well.
     pub(super) sick: BTreeMap<BackendName, String>,
+    /// Of `--state`: what takes checkpoints.
+    pub(super) keeper: Option<Keeper>,
     pub(super) life: Life,
 }
 
@@ -124,6 +127,9 @@ impl Control<'_> {
             endpoint.serve(Arc::clone(&shared))?;
         }
         let status = place.map(|place| place.serve(Arc::clone(&shared)));
+        if let Some(keeper) = &self.keeper {
+            shared.set_state(keeper.status());
+        }
         self.look_at_trouble(&shared);
         let mut file = WatchedFile::new(self.options.config.path());
         let (mut looked, mut asked, mut verified) = (begin, None, begin);
@@ -140,6 +146,11 @@ impl Control<'_> {
                 self.listen(&shared);
             }
             self.life.beat(self.stalled.is_empty());
+            if let Some(keeper) = &mut self.keeper
+                && keeper.advance(&self.workers)
+            {
+                shared.set_state(keeper.status());
+            }
             let raised: Vec<i32> = signals.pending().collect();
             if raised.contains(&SIGTERM) || raised.contains(&SIGINT) {
                 break Ok(());
@@ -201,7 +212,15 @@ impl Control<'_> {
         self.life.end();
         // First the kernel gets its packets back, then what is still in the rings goes out.
         self.programs.clear();
-        let mut counted = self.workers.drain(..).filter_map(Worker::finish);
+        let finished: Vec<_> = self.workers.drain(..).map(Worker::finish).collect();
+        let (counted, records): (Vec<_>, Vec<_>) = finished.into_iter().unzip();
+        // Of a worker that ended by itself, the last checkpoint is better than nothing.
+        if ends.is_ok()
+            && let Some(keeper) = self.keeper.take()
+        {
+            keeper.finish(records);
+        }
+        let mut counted = counted.into_iter().flatten();
         let total = counted
             .next()
             .map(|first| counted.fold(first, Counted::and));

@@ -10,6 +10,8 @@
 
 use std::time::Duration;
 
+use slb_core::state::{Cursor, Exported, RECORD_MOST};
+
 #[cfg(test)]
 use shuttle::sync::{
     Condvar, Mutex, MutexGuard,
@@ -35,7 +37,52 @@ pub(super) struct Mailbox<S, C> {
     answered: Condvar,
 }
 
+/// Memory that a worker writes records into, a few between two bursts.
+pub(super) struct Fill {
+    buffer: Vec<u8>,
+    len: usize,
+    /// Where the worker goes on; `None`: all is written.
+    next: Option<Cursor>,
+}
+
+impl Fill {
+    /// To be filled from the beginning.
+    pub(super) fn new(buffer: Vec<u8>) -> Self {
+        Self {
+            buffer,
+            len: 0,
+            next: Some(Cursor::START),
+        }
+    }
+
+    /// What was written.
+    pub(super) fn records(&self) -> &[u8] {
+        self.buffer.get(..self.len).unwrap_or_default()
+    }
+
+    /// The same memory for what follows; `None`: nothing does.
+    pub(super) fn again(self) -> Option<Self> {
+        self.next.is_some().then_some(Self { len: 0, ..self })
+    }
+
+    /// Has a bounded number of records written; says whether there is room for more, and more.
+    pub(super) fn step(&mut self, export: impl FnOnce(Cursor, &mut [u8]) -> Exported) -> bool {
+        let room = self.buffer.get_mut(self.len..).unwrap_or_default();
+        let (Some(next), true) = (self.next, room.len() >= RECORD_MOST) else {
+            return false;
+        };
+        let exported = export(next, room);
+        self.len += exported.len;
+        self.next = exported.next;
+        self.next.is_some()
+    }
+}
+
 struct Letters<S, C> {
+    /// Memory to write records into, and such that was filled.
+    to_fill: Option<Fill>,
+    filled: Option<Fill>,
+
     /// A snapshot to put in place, and its generation.
     next: Option<(S, u64)>,
     stop: bool,
@@ -57,6 +104,8 @@ pub(super) trait Recipient<S, C> {
     fn install(&mut self, snapshot: S) -> S;
     /// What it counted until now.
     fn count(&mut self) -> C;
+    /// Writes records into memory from now on, and [gives it back](Mailbox::give_filled).
+    fn fill(&mut self, _: Fill) {}
 }
 
 impl<S, C: Clone> Mailbox<S, C> {
@@ -66,6 +115,8 @@ impl<S, C: Clone> Mailbox<S, C> {
             attention: AtomicBool::new(false),
             beats: AtomicU64::new(0),
             letters: Mutex::new(Letters {
+                to_fill: None,
+                filled: None,
                 next: None,
                 stop: false,
                 asked: 0,
@@ -115,6 +166,23 @@ impl<S, C: Clone> Mailbox<S, C> {
         is_answered.then(|| letters.counted.clone()).flatten()
     }
 
+    /// Has the worker write records into memory.
+    pub(super) fn fill(&self, fill: Fill) {
+        self.letters().to_fill = Some(fill);
+        self.attention.store(true, Ordering::Release);
+    }
+
+    /// The worker gives back what it has filled.
+    #[cold]
+    pub(super) fn give_filled(&self, fill: Fill) {
+        self.letters().filled = Some(fill);
+    }
+
+    /// What the worker has filled, if it has. Waits for nobody.
+    pub(super) fn take_filled(&self) -> Option<Fill> {
+        self.letters().filled.take()
+    }
+
     /// Has the worker look at what else there is for it.
     pub(super) fn nudge(&self) {
         self.attention.store(true, Ordering::Release);
@@ -158,6 +226,9 @@ impl<S, C: Clone> Mailbox<S, C> {
             letters.generation = generation;
             let old = worker.install(next);
             letters.old.push(old);
+        }
+        if let Some(fill) = letters.to_fill.take() {
+            worker.fill(fill);
         }
         if letters.given < letters.asked {
             letters.given = letters.asked;

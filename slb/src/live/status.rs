@@ -14,10 +14,12 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::{Value, json};
 use slb_control::probe::BackendName;
 use slb_control::{Config, Role};
+use slb_core::state::Refusal;
 use slb_core::stats::BackendCounters;
 use slb_io_pcap::CaptureStats;
 use tracing::warn;
 
+use super::state::StateStatus;
 use super::worker::{Counted, Letterbox, Worker};
 use crate::Failure;
 use crate::report::Report;
@@ -53,6 +55,8 @@ struct State {
     stalled: Vec<(String, Instant)>,
     /// Why backends are not well.
     sick: BTreeMap<BackendName, String>,
+    /// Of `--state`: what was taken over, and the last checkpoint.
+    kept: Option<StateStatus>,
 }
 
 impl State {
@@ -93,6 +97,7 @@ impl Shared {
                 trouble: Vec::new(),
                 stalled: Vec::new(),
                 sick: BTreeMap::new(),
+                kept: None,
             }),
             workers: workers.iter().map(one).collect(),
             begin,
@@ -114,6 +119,10 @@ impl Shared {
 
     pub(super) fn set_sick(&self, sick: BTreeMap<BackendName, String>) {
         self.state().sick = sick;
+    }
+
+    pub(super) fn set_state(&self, kept: &StateStatus) {
+        self.state().kept = Some(kept.clone());
     }
 
     /// Why it is not ready, where it is not: also how long workers have stood still. Waits for no worker.
@@ -169,6 +178,7 @@ impl Shared {
             "io": io,
             "trouble": state.trouble(),
             "workers": workers,
+            "state": state.kept.as_ref().map(kept_json),
         });
         if let (Value::Object(document), Value::Object(more)) = (&mut document, more) {
             document.extend(more);
@@ -207,6 +217,9 @@ impl Shared {
             Family::gauge("slb_uptime_seconds", "How long it has been running", one(self.begin.elapsed().as_secs())),
             Family::gauge("slb_frontend_available", "Whether a frontend's rules have a backend that takes new flows: data path availability", availability(config).map(|(name, is_available)| (vec![("frontend", name.to_owned())], f64::from(u8::from(is_available)))).collect()),
         ]);
+        if let Some(kept) = &state.kept {
+            families.extend(kept_families(kept));
+        }
         families.extend(work.map(|(name, help, value)| Family::counter(name, help, one(value))));
         Some(families)
     }
@@ -217,6 +230,68 @@ impl Shared {
         let down = availability(&state.config).filter(|(_, is_available)| !is_available);
         down.map(|(name, _)| name.to_owned()).collect()
     }
+}
+
+/// What was taken over from an earlier process, and how old the last checkpoint is.
+fn kept_json(kept: &StateStatus) -> Value {
+    let refused = Refusal::ALL
+        .iter()
+        .map(|&why| (why.name().to_owned(), kept.imported.refused(why).into()));
+    let refused: serde_json::Map<String, Value> = refused.collect();
+    let checkpoint = kept.checkpoint.map(|(begin, took, bytes)| {
+        json!({
+            "age": begin.elapsed().as_secs_f64(),
+            "seconds": took.as_secs_f64(),
+            "bytes": bytes,
+        })
+    });
+    json!({
+        "imported": kept.imported.taken,
+        "refused": refused,
+        "checkpoint": checkpoint,
+        "trouble": kept.trouble,
+    })
+}
+
+/// The same as metrics.
+fn kept_families(kept: &StateStatus) -> Vec<Family> {
+    let refused = Refusal::ALL.iter().map(|&why| {
+        let count = kept.imported.refused(why) as f64;
+        (vec![("reason", why.name().to_owned())], count)
+    });
+    let mut families = vec![
+        Family::gauge(
+            "slb_state_imported",
+            "Connections or flows taken over from an earlier process",
+            one(kept.imported.taken),
+        ),
+        Family::gauge(
+            "slb_state_refused",
+            "Records of an earlier process that were refused",
+            refused.collect(),
+        ),
+    ];
+    if let Some((begin, took, bytes)) = kept.checkpoint {
+        let seconds = |time: Duration| vec![(Vec::new(), time.as_secs_f64())];
+        families.extend([
+            Family::gauge(
+                "slb_state_checkpoint_age_seconds",
+                "Time since the last checkpoint began",
+                seconds(begin.elapsed()),
+            ),
+            Family::gauge(
+                "slb_state_checkpoint_seconds",
+                "How long the last checkpoint took",
+                seconds(took),
+            ),
+            Family::gauge(
+                "slb_state_checkpoint_bytes",
+                "Bytes of the last checkpoint",
+                one(bytes),
+            ),
+        ]);
+    }
+    families
 }
 
 /// Says in a document which backends no packet can reach, and why others are not well.

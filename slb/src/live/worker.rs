@@ -18,8 +18,9 @@ use slb_io_tun::{Device, Tun};
 use tracing::{debug, error, warn};
 
 use super::device::{Queues, TunQueue};
-use super::mailbox::{Mailbox, Recipient};
+use super::mailbox::{Fill, Mailbox, Recipient};
 use super::offload::Offload;
+use super::state::{self, Saved};
 use super::{WAIT, memory_for, probes};
 use crate::Failure;
 use crate::balancer::{Balancer, Limits};
@@ -42,13 +43,54 @@ pub(super) struct Start {
     /// What the worker is called: its queues.
     pub(super) names: Vec<String>,
     pub(super) queues: Queues,
-    /// Where what is not the balancer's goes.
-    pub(super) kernel: Option<Device>,
     pub(super) ring: u32,
     /// Whether it waits for packets, or asks for them all the time.
     pub(super) waits: bool,
     /// Of a host agent: the way between its vms and the prober.
     pub(super) probes: Option<WorkerEnd>,
+    /// Its number, and how many there are.
+    pub(super) number: (usize, usize),
+    /// Whether it gives its state in the end.
+    pub(super) keeps_state: bool,
+}
+
+/// What a worker waits for once its tables are there: the state of an earlier process, if there is one,
+/// and where what is not the balancer's goes.
+pub(super) struct Go {
+    pub(super) saved: Option<Arc<Saved>>,
+    pub(super) kernel: Option<Device>,
+}
+
+/// A worker that makes its tables.
+pub(super) struct Starting {
+    go: Sender<Go>,
+    told: Receiver<Result<Sockets, Failure>>,
+    mailbox: Arc<Letterbox>,
+    names: Vec<String>,
+    cpu: Option<usize>,
+    orders: Sender<Order>,
+    thread: JoinHandle<Vec<u8>>,
+}
+
+impl Starting {
+    /// Has it begin; it has opened its devices when [`wait`](Self::wait) returns.
+    pub(super) fn go(&self, go: Go) {
+        let _ = self.go.send(go);
+    }
+
+    pub(super) fn wait(self) -> Result<Worker, Failure> {
+        let ended = || Failure::failed("a worker ended before it began");
+        let sockets = self.told.recv().map_err(|_| ended())??;
+        Ok(Worker {
+            mailbox: self.mailbox,
+            names: self.names,
+            cpu: self.cpu,
+            sockets,
+            orders: self.orders,
+            thread: self.thread,
+            heard: (0, Clock::now()),
+        })
+    }
 }
 
 /// A worker that runs.
@@ -59,7 +101,7 @@ pub(super) struct Worker {
     /// Of AF_XDP: the interface and queue of each socket.
     sockets: Sockets,
     orders: Sender<Order>,
-    thread: JoinHandle<()>,
+    thread: JoinHandle<Vec<u8>>,
     /// How often it had looked into its mailbox when it was last heard of, and when that was.
     heard: (u64, Clock),
 }
@@ -102,33 +144,32 @@ pub(super) struct Work {
 }
 
 impl Worker {
-    /// Starts a worker; it has opened its devices when this returns.
-    pub(super) fn start(start: Start) -> Result<Self, Failure> {
+    /// Starts a worker: it makes its tables, and waits to be told to [go](Starting::go).
+    pub(super) fn start(start: Start) -> Result<Starting, Failure> {
         let mailbox = Arc::new(Letterbox::new(start.snapshot.generation()));
         let (names, cpu) = (start.names.clone(), start.cpu);
         let (tell, told) = channel();
         let (orders, received) = channel();
+        let (go, gone) = channel();
         let own = Arc::clone(&mailbox);
         let name = format!("slb {}", names.first().map_or("", String::as_str));
         let thread = thread::Builder::new().name(name).spawn(move || {
             let _ends = own.ends_with_this();
-            if let Err(failure) = work(start, &own, &received, tell.clone()) {
+            work(start, &gone, &own, &received, tell.clone()).unwrap_or_else(|failure| {
                 error!("{failure}");
                 // If it is of the beginning, somebody still listens.
                 let _ = tell.send(Err(failure));
-            }
+                Vec::new()
+            })
         });
-        let thread = thread.map_err(Failure::failed)?;
-        let ended = || Failure::failed("a worker ended before it began");
-        let sockets = told.recv().map_err(|_| ended())??;
-        Ok(Self {
+        Ok(Starting {
+            go,
+            told,
             mailbox,
             names,
             cpu,
-            sockets,
             orders,
-            thread,
-            heard: (0, Clock::now()),
+            thread: thread.map_err(Failure::failed)?,
         })
     }
 
@@ -173,11 +214,12 @@ impl Worker {
         Ok(())
     }
 
-    /// Has it take what is still there, and waits for its end.
-    pub(super) fn finish(self) -> Option<Counted> {
+    /// Has it take what is still there, and waits for its end. Gives what it counted, and its state where
+    /// that is kept.
+    pub(super) fn finish(self) -> (Option<Counted>, Vec<u8>) {
         self.mailbox.stop();
-        let _ = self.thread.join();
-        self.mailbox.take_counted()
+        let records = self.thread.join().unwrap_or_default();
+        (self.mailbox.take_counted(), records)
     }
 }
 
@@ -187,10 +229,11 @@ const TIME_TO_OPEN: Duration = Duration::from_secs(5);
 /// The thread's whole life.
 fn work(
     start: Start,
+    go: &Receiver<Go>,
     mailbox: &Letterbox,
     orders: &Receiver<Order>,
     mut tell: Sender<Result<Sockets, Failure>>,
-) -> Result<(), Failure> {
+) -> Result<Vec<u8>, Failure> {
     if let Some(cpu) = start.cpu {
         let mut set = CpuSet::new();
         set.set(cpu);
@@ -199,8 +242,15 @@ fn work(
         }
     }
     // Made here, so that its memory is near this CPU.
-    let balancer = Balancer::with_snapshot(&start.config, start.snapshot, secret()?)?;
-    let kernel = start.kernel.map(|kernel| ToKernel(Arc::new(kernel)));
+    let mut balancer = Balancer::with_snapshot(&start.config, start.snapshot, secret()?)?;
+    let Ok(go) = go.recv() else {
+        return Ok(Vec::new()); // another worker could not begin
+    };
+    if let Some(saved) = go.saved {
+        let (number, workers) = start.number;
+        saved.import(&mut balancer, number, workers, Instant::ZERO);
+    }
+    let kernel = go.kernel.map(|kernel| ToKernel(Arc::new(kernel)));
     let mut moving = Moving {
         balancer,
         mailbox,
@@ -213,6 +263,7 @@ fn work(
         held: Vec::new(),
         names: start.names,
         offload: Offload::default(),
+        fill: None,
     };
     let (mut queues, mut has_begun) = (start.queues, false);
     loop {
@@ -228,7 +279,8 @@ fn work(
         };
         has_begun = true;
         match end {
-            End::Stopped => return Ok(()),
+            End::Stopped if start.keeps_state => return Ok(state::export_all(&moving.balancer)),
+            End::Stopped => return Ok(Vec::new()),
             End::Order(order) => (queues, tell) = (order.queues, order.tell),
         }
     }
@@ -269,6 +321,8 @@ struct Moving<'w> {
     held: Vec<(TunQueue, Device)>,
     names: Vec<String>,
     offload: Offload,
+    /// Memory to write records into.
+    fill: Option<Fill>,
 }
 
 impl Moving<'_> {
@@ -368,6 +422,9 @@ impl Moving<'_> {
                     return Ok(End::Order(order));
                 }
             }
+            if self.fill.is_some() {
+                self.export();
+            }
             let count = io.receive(&mut burst)?;
             let clock = Clock::now();
             let elapsed = clock - self.begin;
@@ -406,9 +463,20 @@ impl Moving<'_> {
             if stop.is_some() {
                 return Ok(End::Stopped);
             }
-            if idle > IDLE_POLLS && self.waits {
+            if idle > IDLE_POLLS && self.waits && self.fill.is_none() {
                 io.wait(WAIT)?;
             }
+        }
+    }
+
+    /// Writes a few records, and gives the memory back when it is full or all is written.
+    #[cold]
+    #[inline(never)]
+    fn export(&mut self) {
+        let balancer = &self.balancer;
+        let step = |fill: &mut Fill| fill.step(|from, into| balancer.export(from, into));
+        if let Some(fill) = self.fill.take_if(|fill| !step(fill)) {
+            self.mailbox.give_filled(fill);
         }
     }
 
@@ -483,6 +551,10 @@ impl<'m, I: LiveIo<'m>> Recipient<Next, Counted> for Reading<'_, '_, I> {
                 rejected.snapshot
             }),
         }
+    }
+
+    fn fill(&mut self, fill: Fill) {
+        self.moving.fill = Some(fill);
     }
 
     fn count(&mut self) -> Counted {

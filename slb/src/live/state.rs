@@ -1,0 +1,600 @@
+//! `--state DIR`: connections and pinned flows outlive the process.
+//!
+//! ```text
+//!  worker ── pieces of records, between bursts ──► control thread ──► a thread that writes the file
+//!         ── all of them, when it has stopped ───► control thread ──► the file, on disk
+//!         ◄─ pieces, before it opens its devices ─ the file
+//! ```
+//! The file is `ROLE.state`. It is written beside itself and renamed, so that there is always a whole
+//! one. Whoever starts reads it and renames it to `ROLE.taken`: what it says is true once. A process
+//! that died before it wrote a checkpoint leaves only that, and the next one takes it as such.
+//!
+//! ```text
+//!   0   8  "slbstate"                      40   8  Unix time, in ns
+//!   8   2  version of the file: 1          48   8  hash of the ports' names, of a proxy
+//!  10   1  role: 1 mux, 2 host, 3 proxy    56   8  length of what follows the header
+//!  11   1  1: no packet was moved after    64   8  SipHash-1-3 of all other bytes
+//!  12   4  workers                         72  ..  pieces: worker (2), zero (2), length (4),
+//!  16  16  the kernel's boot id                    records as in `slb_core::state`
+//!  32   8  time since the boot, in ns
+//! ```
+//! Numbers are big-endian. The file is for this user only.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant as Clock, SystemTime};
+
+use slb_control::{Config, Role};
+use slb_core::Instant;
+use slb_core::hash::siphash13;
+use slb_core::state::{Age, Cursor, Imported, Refusal};
+use tracing::{error, info, warn};
+
+use super::mailbox::Fill;
+use super::worker::Worker;
+use crate::Failure;
+use crate::balancer::Balancer;
+
+const MAGIC: &[u8; 8] = b"slbstate";
+const VERSION: u16 = 1;
+const HEADER: usize = 72;
+/// Where the hash of all other bytes stands.
+const CHECK: std::ops::Range<usize> = 64..72;
+/// Before the records of a piece.
+const PIECE_HEADER: usize = 8;
+/// Records that a worker writes before it gives them away: some 20 000 connections.
+const BUFFER: usize = 2 << 20;
+/// From the beginning of a checkpoint to that of the next one; or longer, where one takes long: then four
+/// times as long as that took.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// Records of a worker.
+pub(super) struct Piece {
+    worker: u16,
+    records: Vec<u8>,
+}
+
+/// When something was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Moment {
+    boot: [u8; 16],
+    /// Nanoseconds.
+    since_boot: u64,
+    unix: u64,
+}
+
+impl Moment {
+    fn now() -> Self {
+        let id = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let digits = id.iter().filter(|byte| **byte != b'-');
+        let mut boot = [0; 16];
+        for (place, digit) in digits.take(32).enumerate() {
+            let digit = (*digit as char).to_digit(16).unwrap_or(0) as u8;
+            boot[place / 2] = boot[place / 2] << 4 | digit;
+        }
+        // Counts the time that a machine sleeps, too.
+        let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
+        let uptime = uptime.split_whitespace().next();
+        let seconds: f64 = uptime.and_then(|text| text.parse().ok()).unwrap_or(0.0);
+        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let unix = unix.unwrap_or_default().as_nanos();
+        Self {
+            boot,
+            since_boot: (seconds * 1e9) as u64,
+            unix: u64::try_from(unix).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// The time from then to now: of another boot by the wall clock.
+    fn elapsed(&self) -> Duration {
+        let now = Self::now();
+        Duration::from_nanos(match self.boot == now.boot {
+            true => now.since_boot.saturating_sub(self.since_boot),
+            false => now.unix.saturating_sub(self.unix),
+        })
+    }
+}
+
+/// The state of an earlier process.
+pub(super) struct Saved {
+    pieces: Vec<Piece>,
+    workers: u32,
+    moment: Moment,
+    is_exact: bool,
+    imported: Mutex<Imported>,
+}
+
+impl Saved {
+    /// Gives a balancer what a worker of its number had; where there were as many workers as there are now,
+    /// nothing else: a network card keeps a flow on its queue.
+    pub(super) fn import(
+        &self,
+        balancer: &mut Balancer,
+        number: usize,
+        workers: usize,
+        now: Instant,
+    ) {
+        let is_same = self.workers as usize == workers;
+        let mut total = Imported::default();
+        // The latest first: of a connection that was made anew while a checkpoint was taken, it counts.
+        for piece in self.pieces.iter().rev() {
+            if is_same && usize::from(piece.worker) != number {
+                continue;
+            }
+            let age = Age {
+                elapsed: self.moment.elapsed(),
+                is_stale: !self.is_exact,
+            };
+            match balancer.import(now, age, &piece.records) {
+                Ok(imported) => total = total + imported,
+                Err(error) => error!("a part of the state is refused: {error}"),
+            }
+        }
+        let mut imported = self.imported.lock().unwrap_or_else(PoisonError::into_inner);
+        *imported = *imported + total;
+    }
+
+    /// Says in the log what became of it.
+    pub(super) fn report(&self) -> Imported {
+        let imported = *self.imported.lock().unwrap_or_else(PoisonError::into_inner);
+        let why: Vec<String> = Refusal::ALL
+            .into_iter()
+            .filter(|&why| imported.refused(why) > 0)
+            .map(|why| format!("{} {}", imported.refused(why), why.name()))
+            .collect();
+        info!(
+            taken = imported.taken,
+            refused = imported.all_refused(),
+            age = self.moment.elapsed().as_secs_f64(),
+            is_checkpoint = !self.is_exact,
+            "state of an earlier process is in place"
+        );
+        if !why.is_empty() {
+            warn!(why = why.join(", "), "records of the state are refused");
+        }
+        imported
+    }
+}
+
+/// The state's directory.
+#[derive(Clone, Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+    role: Role,
+    ports: u64,
+}
+
+impl Directory {
+    /// Opens the directory, and makes it where it is not there.
+    ///
+    /// # Errors
+    /// It cannot be written to, or a file of somebody else has the state's name.
+    pub(super) fn open(path: &Path, config: &Config) -> Result<Self, Failure> {
+        let failed = |error: &dyn std::fmt::Display| {
+            Failure::failed(format!("--state {}: {error}", path.display()))
+        };
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(path).map_err(|error| failed(&error))?;
+        let names = config.ports.all.iter().map(|port| port.name.as_bytes());
+        let role = config.node.role;
+        let ports = match role {
+            Role::Proxy => names.fold(0, |so_far, name| siphash13([so_far, 1], name)),
+            Role::Mux | Role::Host => 0,
+        };
+        let own = Self {
+            path: path.to_owned(),
+            role,
+            ports,
+        };
+        for name in [own.file(), own.taken(), own.unfinished()] {
+            own.expect_own(&name).map_err(|error| failed(&error))?;
+        }
+        // Whether it may be written to shows now, not at the end.
+        let unfinished = own.unfinished();
+        let _ = fs::remove_file(&unfinished);
+        own.create(&unfinished).map_err(|error| failed(&error))?;
+        fs::remove_file(&unfinished).map_err(|error| failed(&error))?;
+        Ok(own)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.path.join(format!("{}.state", self.role.name()))
+    }
+
+    fn taken(&self) -> PathBuf {
+        self.path.join(format!("{}.taken", self.role.name()))
+    }
+
+    fn unfinished(&self) -> PathBuf {
+        self.path.join(format!("{}.unfinished", self.role.name()))
+    }
+
+    /// Fails where a file is there that no process like this one has made.
+    fn expect_own(&self, path: &Path) -> io::Result<()> {
+        let metadata = match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            metadata => metadata?,
+        };
+        let mut begin = [0; 8];
+        let is_own = metadata.is_file()
+            // A process may have been killed before it wrote anything.
+            && (metadata.len() == 0
+                || File::open(path)?.read_exact(&mut begin).is_ok() && begin == *MAGIC);
+        match is_own {
+            true => Ok(()),
+            false => Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                format!(
+                    "{} is no state of slb, and stays: expected a directory of its own",
+                    path.display()
+                ),
+            )),
+        }
+    }
+
+    fn create(&self, path: &Path) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(0o600).open(path)
+    }
+
+    /// Reads what an earlier process left, and marks it as taken. What is damaged, or of another
+    /// version, role or configuration, is said in the log.
+    pub(super) fn take(&self) -> Option<Saved> {
+        let (path, is_first) = match self.file() {
+            path if path.exists() => (path, true),
+            _ => (self.taken(), false),
+        };
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                info!(directory = %self.path.display(), "no state of an earlier process");
+                return None;
+            }
+            Err(error) => {
+                error!(file = %path.display(), "the state is not read: {error}");
+                return None;
+            }
+        };
+        if is_first && let Err(error) = fs::rename(&path, self.taken()) {
+            // It would be taken again by the next one, and be wrong by then.
+            error!(file = %path.display(), "the state cannot be marked as taken, and is refused: {error}");
+            return None;
+        }
+        match self.read(&bytes) {
+            Ok(mut saved) => {
+                saved.is_exact &= is_first;
+                Some(saved)
+            }
+            Err(why) => {
+                error!(file = %path.display(), "the state is refused in whole: {why}");
+                None
+            }
+        }
+    }
+
+    /// Reads a file's bytes.
+    pub(super) fn read(&self, bytes: &[u8]) -> Result<Saved, String> {
+        let header: &[u8; HEADER] = bytes
+            .first_chunk()
+            .ok_or_else(|| format!("expected {HEADER} bytes or more, got {}", bytes.len()))?;
+        if header[..8] != MAGIC[..] {
+            return Err("it is no state of slb".to_owned());
+        }
+        let number = |at: usize, len: usize| -> u64 {
+            header[at..at + len]
+                .iter()
+                .fold(0, |so_far, &byte| so_far << 8 | u64::from(byte))
+        };
+        let version = number(8, 2);
+        if version != u64::from(VERSION) {
+            return Err(format!("it has version {version}, expected {VERSION}"));
+        }
+        let mut body = &bytes[HEADER..];
+        if number(56, 8) != body.len() as u64 {
+            let (said, left) = (number(56, 8), body.len());
+            return Err(format!(
+                "it says that {said} bytes follow its header, got {left}"
+            ));
+        }
+        if number(CHECK.start, 8) != check_of(header, body) {
+            return Err("it is damaged: its check does not fit".to_owned());
+        }
+        if header[10] != number_of(self.role) {
+            return Err(format!(
+                "it is of another role, expected a {}'s",
+                self.role.name()
+            ));
+        }
+        if number(48, 8) != self.ports {
+            return Err("it is of a configuration with other ports".to_owned());
+        }
+        let mut pieces = Vec::new();
+        while let Some((head, rest)) = body.split_first_chunk::<PIECE_HEADER>() {
+            let [a, b, _, _, len @ ..] = *head;
+            let len = u32::from_be_bytes(len) as usize;
+            let (records, rest) = rest
+                .split_at_checked(len)
+                .ok_or_else(|| format!("a piece of {len} bytes is cut off"))?;
+            pieces.push(Piece {
+                worker: u16::from_be_bytes([a, b]),
+                records: records.to_vec(),
+            });
+            body = rest;
+        }
+        let mut boot = [0; 16];
+        boot.copy_from_slice(&header[16..32]);
+        Ok(Saved {
+            pieces,
+            workers: number(12, 4) as u32,
+            moment: Moment {
+                boot,
+                since_boot: number(32, 8),
+                unix: number(40, 8),
+            },
+            is_exact: header[11] & 1 != 0,
+            imported: Mutex::default(),
+        })
+    }
+
+    /// Writes a whole file in the place of the one that is there. One that is exact is on the disk when
+    /// this returns; a checkpoint survives the process, not the machine.
+    fn write(&self, state: &Written) -> io::Result<u64> {
+        let (file, unfinished) = (self.file(), self.unfinished());
+        self.expect_own(&file)?;
+        match fs::remove_file(&unfinished) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let bytes = self.bytes(state);
+        let mut new = self.create(&unfinished)?;
+        new.write_all(&bytes)?;
+        if state.is_exact {
+            new.sync_all()?;
+        }
+        fs::rename(&unfinished, &file)?;
+        if state.is_exact {
+            File::open(&self.path)?.sync_all()?;
+        }
+        Ok(bytes.len() as u64)
+    }
+
+    fn bytes(&self, state: &Written) -> Vec<u8> {
+        let pieces = state.pieces.iter();
+        let len: usize = pieces.map(|piece| PIECE_HEADER + piece.records.len()).sum();
+        let mut bytes = Vec::with_capacity(HEADER + len);
+        bytes.extend(MAGIC);
+        bytes.extend(VERSION.to_be_bytes());
+        bytes.extend([number_of(self.role), u8::from(state.is_exact)]);
+        bytes.extend(state.workers.to_be_bytes());
+        bytes.extend(state.moment.boot);
+        bytes.extend(state.moment.since_boot.to_be_bytes());
+        bytes.extend(state.moment.unix.to_be_bytes());
+        bytes.extend(self.ports.to_be_bytes());
+        bytes.extend((len as u64).to_be_bytes());
+        bytes.extend([0; 8]);
+        for piece in &state.pieces {
+            bytes.extend(piece.worker.to_be_bytes());
+            bytes.extend([0; 2]);
+            bytes.extend((piece.records.len() as u32).to_be_bytes());
+            bytes.extend(&piece.records);
+        }
+        let (header, body) = bytes.split_at_mut(HEADER);
+        let check = check_of(header, body);
+        header[CHECK].copy_from_slice(&check.to_be_bytes());
+        bytes
+    }
+}
+
+/// The hash of a header up to the hash itself, and of what follows.
+fn check_of(header: &[u8], body: &[u8]) -> u64 {
+    let head = siphash13([0, 0], &header[..CHECK.start]);
+    siphash13([head, 0], body)
+}
+
+const fn number_of(role: Role) -> u8 {
+    match role {
+        Role::Mux => 1,
+        Role::Host => 2,
+        Role::Proxy => 3,
+    }
+}
+
+/// What is written.
+struct Written {
+    pieces: Vec<Piece>,
+    workers: u32,
+    moment: Moment,
+    is_exact: bool,
+}
+
+/// How the state is, for the status and metrics.
+#[derive(Clone, Debug, Default)]
+pub(super) struct StateStatus {
+    /// What was taken over from an earlier process.
+    pub(super) imported: Imported,
+    /// When the last checkpoint began, how long it took and how many bytes it has.
+    pub(super) checkpoint: Option<(Clock, Duration, u64)>,
+    /// Why the last one could not be written.
+    pub(super) trouble: Option<String>,
+}
+
+/// Takes checkpoints, and the state in the end.
+pub(super) struct Keeper {
+    directory: Directory,
+    step: Step,
+    status: StateStatus,
+}
+
+enum Step {
+    /// The next one begins then.
+    Waits(Clock),
+    Collects {
+        begin: Clock,
+        moment: Moment,
+        pieces: Vec<Piece>,
+        /// The workers that have more to give.
+        left: Vec<usize>,
+    },
+    Writes(Clock, JoinHandle<io::Result<u64>>),
+}
+
+impl Keeper {
+    pub(super) fn new(directory: Directory, imported: Imported) -> Self {
+        Self {
+            directory,
+            step: Step::Waits(Clock::now()),
+            status: StateStatus {
+                imported,
+                ..StateStatus::default()
+            },
+        }
+    }
+
+    pub(super) fn status(&self) -> &StateStatus {
+        &self.status
+    }
+
+    /// Goes on with a checkpoint as far as that can be without waiting; says whether one has ended.
+    pub(super) fn advance(&mut self, workers: &[Worker]) -> bool {
+        match &mut self.step {
+            Step::Waits(next) => {
+                if Clock::now() < *next {
+                    return false;
+                }
+                let moment = Moment::now();
+                for worker in workers {
+                    worker.mailbox.fill(Fill::new(vec![0xa5; BUFFER]));
+                }
+                self.step = Step::Collects {
+                    begin: Clock::now(),
+                    moment,
+                    pieces: Vec::new(),
+                    left: (0..workers.len()).collect(),
+                };
+                false
+            }
+            Step::Collects {
+                begin,
+                moment,
+                pieces,
+                left,
+            } => {
+                left.retain(|&number| {
+                    let Some(worker) = workers.get(number) else {
+                        return false;
+                    };
+                    let Some(filled) = worker.mailbox.take_filled() else {
+                        return true;
+                    };
+                    pieces.push(Piece {
+                        worker: number as u16,
+                        records: filled.records().to_vec(),
+                    });
+                    match filled.again() {
+                        Some(fill) => {
+                            worker.mailbox.fill(fill);
+                            true
+                        }
+                        None => false,
+                    }
+                });
+                if !left.is_empty() {
+                    return false;
+                }
+                let state = Written {
+                    pieces: std::mem::take(pieces),
+                    workers: workers.len() as u32,
+                    moment: *moment,
+                    is_exact: false,
+                };
+                let (begin, directory) = (*begin, self.directory.clone());
+                let thread = thread::Builder::new().name("slb state".to_owned());
+                match thread.spawn(move || directory.write(&state)) {
+                    Ok(writer) => self.step = Step::Writes(begin, writer),
+                    Err(error) => self.note(begin, Err(error)),
+                }
+                false
+            }
+            Step::Writes(_, writer) if !writer.is_finished() => false,
+            Step::Writes(..) => {
+                self.join();
+                true
+            }
+        }
+    }
+
+    /// Waits for the thread that writes.
+    fn join(&mut self) {
+        let next = Step::Waits(Clock::now());
+        if let Step::Writes(begin, writer) = std::mem::replace(&mut self.step, next) {
+            let gone = |_| io::Error::other("the thread that writes it has ended");
+            let written = writer.join().map_err(gone).and_then(|written| written);
+            self.note(begin, written);
+        }
+    }
+
+    fn note(&mut self, begin: Clock, written: io::Result<u64>) {
+        let took = begin.elapsed();
+        self.step = Step::Waits(begin + INTERVAL.max(4 * took));
+        match written {
+            Ok(bytes) => {
+                if self.status.trouble.take().is_some() {
+                    info!("checkpoints are written again");
+                }
+                self.status.checkpoint = Some((begin, took, bytes));
+            }
+            Err(error) => {
+                let trouble = error.to_string();
+                if self.status.trouble.as_ref() != Some(&trouble) {
+                    let directory = self.directory.path.display();
+                    error!(%directory, "no checkpoint is written: {trouble}");
+                }
+                self.status.trouble = Some(trouble);
+            }
+        }
+    }
+
+    /// Writes what the workers had when they stopped.
+    pub(super) fn finish(mut self, records: Vec<Vec<u8>>) {
+        self.join();
+        let begin = Clock::now();
+        let workers = records.len() as u32;
+        let numbered = (0..).zip(records);
+        let state = Written {
+            pieces: numbered
+                .map(|(worker, records)| Piece { worker, records })
+                .collect(),
+            workers,
+            moment: Moment::now(),
+            is_exact: true,
+        };
+        match self.directory.write(&state) {
+            Ok(bytes) => info!(
+                bytes,
+                seconds = begin.elapsed().as_secs_f64(),
+                "the state is written"
+            ),
+            Err(error) => error!(
+                directory = %self.directory.path.display(),
+                "the state is not written: {error}"
+            ),
+        }
+    }
+}
+
+/// All records of a balancer that has stopped.
+pub(super) fn export_all(balancer: &Balancer) -> Vec<u8> {
+    let (mut all, mut next) = (Vec::new(), Some(Cursor::START));
+    let mut buffer = vec![0; BUFFER];
+    while let Some(cursor) = next {
+        let exported = balancer.export(cursor, &mut buffer);
+        all.extend(&buffer[..exported.len]);
+        next = exported.next;
+    }
+    all
+}

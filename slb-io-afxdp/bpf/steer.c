@@ -24,6 +24,9 @@ static long (*const redirect)(void *map, __u32 key, __u64 flags) = (void *)BPF_F
 #define EVERYTHING 2 // takes all frames, but for those that are for addresses of the kernel's
 const volatile __u32 interface_is = SERVICES;
 
+// What becomes of a packet of the balancer's whose queue has no socket.
+const volatile __u32 without_socket = XDP_PASS;
+
 // What is taken of a destination.
 #define TAKE_ALL 1   // a VIP
 #define TAKE_VXLAN 2 // this node's address on the fabric
@@ -206,8 +209,7 @@ SEC("xdp")
 int steer(struct xdp_md *context) {
     if (!is_taken(context))
         return XDP_PASS;
-    // A queue without a socket passes what it gets.
-    return redirect(&sockets, context->rx_queue_index, XDP_PASS);
+    return redirect(&sockets, context->rx_queue_index, without_socket);
 }
 
 char terms[] SEC("license") = "Dual MIT/GPL";

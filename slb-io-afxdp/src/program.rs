@@ -2,14 +2,18 @@
 //!
 //! Its source is `bpf/steer.c`, and `bpf/build` makes the object that is loaded from here. It is
 //! attached by a link that this process holds: where the process ends, however it does, the program
-//! goes, and the kernel has all packets again.
+//! goes, and the kernel has all packets again. A link that is [pinned](Program::attach_pinned) stays, and
+//! the program with it: what it takes is then dropped until the next process is there.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd};
+use std::path::Path;
+use std::{fmt, io};
 
 use aya::maps::{HashMap, MapData, MapError, XskMap};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::xdp::{XdpLink, XdpLinkId};
 use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
@@ -56,6 +60,17 @@ pub enum Take {
     None = 4,
 }
 
+/// What becomes of the balancer's packets while nobody serves them: a queue has no socket, or the process
+/// that had it has ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unserved {
+    /// The kernel gets them.
+    #[default]
+    Pass,
+    /// They are dropped: whoever sent them sends them again.
+    Drop,
+}
+
 /// Why the program cannot be had.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -83,8 +98,8 @@ impl ProgramFault {
     pub fn is_denied(&self) -> bool {
         let mut source: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = source {
-            if let Some(error) = error.downcast_ref::<std::io::Error>() {
-                return error.kind() == std::io::ErrorKind::PermissionDenied;
+            if let Some(error) = error.downcast_ref::<io::Error>() {
+                return error.kind() == io::ErrorKind::PermissionDenied;
             }
             source = error.source();
         }
@@ -140,6 +155,8 @@ pub struct Program {
     is_native: bool,
     /// Why the driver does not run it.
     refusal: Option<String>,
+    /// The link, where its file holds it too.
+    pinned: Option<PinnedLink>,
 }
 
 impl Program {
@@ -148,9 +165,28 @@ impl Program {
     /// # Errors
     /// The kernel refuses: it takes CAP_BPF and CAP_NET_ADMIN.
     pub fn load(interface: Interface, kind: Kind) -> Result<Self, ProgramFault> {
+        Self::load_with(interface, kind, Unserved::Pass)
+    }
+
+    /// Loads the program for an interface, and says what becomes of its packets while nobody serves them.
+    ///
+    /// # Errors
+    /// As of [`load`](Self::load).
+    pub fn load_with(
+        interface: Interface,
+        kind: Kind,
+        unserved: Unserved,
+    ) -> Result<Self, ProgramFault> {
+        const XDP_DROP: u32 = 1;
+        const XDP_PASS: u32 = 2;
         let kind = kind as u32;
+        let without_socket = match unserved {
+            Unserved::Pass => XDP_PASS,
+            Unserved::Drop => XDP_DROP,
+        };
         let ebpf = EbpfLoader::new()
             .override_global("interface_is", &kind, true)
+            .override_global("without_socket", &without_socket, true)
             .load(OBJECT)
             .map_err(ProgramFault::Load)?;
         let mut program = Self {
@@ -159,6 +195,7 @@ impl Program {
             taken: BTreeMap::new(),
             is_native: false,
             refusal: None,
+            pinned: None,
         };
         let loaded = program.xdp()?.load();
         loaded.map_err(|error| ProgramFault::Load(error.into()))?;
@@ -227,22 +264,69 @@ impl Program {
     /// # Errors
     /// The kernel refuses: there is an XDP program already, or CAP_NET_ADMIN is missing.
     pub fn attach(&mut self) -> Result<(), ProgramFault> {
+        self.attach_anew().map(drop)
+    }
+
+    fn attach_anew(&mut self) -> Result<XdpLinkId, ProgramFault> {
         let index = self.interface.index;
         let native = self.xdp()?.attach_to_if_index(index, XdpMode::Driver);
         self.is_native = native.is_ok();
         self.refusal = None;
         let attached = match native {
-            Ok(_) => Ok(()),
+            Ok(link) => Ok(link),
             Err(error) => {
                 self.refusal = Some(self.words_about(&error));
-                let generic = self.xdp()?.attach_to_if_index(index, XdpMode::Skb);
-                generic.map(drop)
+                self.xdp()?.attach_to_if_index(index, XdpMode::Skb)
             }
         };
         attached.map_err(|error| ProgramFault::Attach {
             interface: self.interface.name.clone(),
             error,
         })
+    }
+
+    /// Attaches the program by a link that is pinned in a directory of a BPF file system, under names that
+    /// begin with `name`: the program then outlives this process. Where such a link is there already, of an
+    /// earlier process, the program takes the place of that one's with no packet in between. Says whether it
+    /// did.
+    ///
+    /// # Errors
+    /// The kernel refuses to attach it, or to pin the link, as where the directory is on no BPF file system;
+    /// then it may be attached by a link of this process all the same.
+    pub fn attach_pinned(&mut self, directory: &Path, name: &str) -> Result<bool, ProgramFault> {
+        let interface = self.interface.name.clone();
+        let fault = |error: ProgramError| ProgramFault::Attach { interface, error };
+        // No file there may have a dot in its name.
+        let name = name.replace('.', "_");
+        let path = |is_native: bool| {
+            let mode = if is_native { "native" } else { "generic" };
+            directory.join(format!("{name}-{mode}"))
+        };
+        for is_native in [true, false] {
+            let Ok(link) = PinnedLink::from_pin(path(is_native)) else {
+                continue;
+            };
+            let link = XdpLink::try_from(FdLink::from(link));
+            // One of an interface that is gone takes no program any more.
+            if let Ok(link) = link
+                && self.xdp()?.attach_to_link(link).is_ok()
+            {
+                self.is_native = is_native;
+                return Ok(true);
+            }
+            let _ = std::fs::remove_file(path(is_native));
+        }
+        let id = self.attach_anew()?;
+        let link = self.xdp()?.take_link(id);
+        let pinned = link.and_then(|link| {
+            let other = |error| ProgramError::IOError(error);
+            let link = FdLink::try_from(link).map_err(|error| other(io::Error::other(error)))?;
+            let pinned = link.pin(path(self.is_native));
+            pinned.map_err(|error| other(io::Error::other(error)))
+        });
+        // The file holds the link from here on.
+        self.pinned = Some(pinned.map_err(fault)?);
+        Ok(false)
     }
 
     /// Whether it runs in the driver.

@@ -36,7 +36,7 @@ use std::time::{Duration, Instant};
 use slb_control::probe::{Prober, ProberEnd, way};
 use slb_control::{Config, PassiveHealth, Role, SlowStart};
 use slb_core::counters::CounterMemory;
-use slb_io_afxdp::{LARGE_CHUNK, Program, ProgramFault, Take, Umem, frames_for};
+use slb_io_afxdp::{LARGE_CHUNK, Program, ProgramFault, Take, Umem, Unserved, frames_for};
 use slb_io_tun::{Device, Layer};
 use tracing::{info, warn};
 
@@ -45,7 +45,7 @@ use self::control::Control;
 use self::device::{Plan, Queues};
 use self::metrics::Endpoint;
 use self::next_hops::{NextHops, Unreached};
-use self::state::{Directory, Keeper};
+use self::state::{Directory, Keeper, Pins};
 use self::status::Place;
 use self::watchdog::Life;
 use self::worker::{Go, Worker};
@@ -66,7 +66,27 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     // What can be missing is opened before anything is taken or announced.
     let endpoint = options.metrics.map(Endpoint::bind).transpose()?;
     let place = Place::open(options.status.as_deref(), role)?;
-    let mut programs = plan.load_programs(role)?;
+    let directory = options
+        .state
+        .as_deref()
+        .map(|path| Directory::open(path, &given));
+    let directory = directory.transpose()?;
+    let pins = options
+        .state
+        .as_deref()
+        .filter(|_| matches!(plan, Plan::AfXdp(_)))
+        .and_then(|path| {
+            let pins = Pins::find(path, role);
+            if pins.is_none() {
+                warn!(
+                    "no BPF file system at /sys/fs/bpf or in the state's directory: while no process serves, the \
+                     kernel gets the balancer's packets"
+                );
+            }
+            pins
+        });
+    let unserved = pins.as_ref().map_or(Unserved::Pass, |_| Unserved::Drop);
+    let mut programs = plan.load_programs(role, unserved)?;
     let next_hops = NextHops::open(&plan)?;
     let found = next_hops.look_up(&given);
     let config = plan.complete(&given, next_hops.are_needed().then_some(&found));
@@ -88,11 +108,6 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         }
         Role::Mux | Role::Proxy => (None, None),
     };
-    let directory = options
-        .state
-        .as_deref()
-        .map(|path| Directory::open(path, &given));
-    let directory = directory.transpose()?;
     let slots_count = slots.len();
     let mut starting = Vec::new();
     for (number, slots) in slots.iter().enumerate() {
@@ -126,7 +141,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     plan.settle();
     let taken = plan.taken(&config);
     for (program, taken) in programs.iter_mut().flatten().zip(&taken) {
-        start_program(program, &workers, taken).map_err(Failure::failed)?;
+        start_program(program, &workers, taken, pins.as_ref()).map_err(Failure::failed)?;
     }
     let native = programs.iter().flatten().map(Program::is_native);
     plan.warn_of_checksums(&native.collect::<Vec<_>>());
@@ -170,6 +185,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         complained: None,
         sick: BTreeMap::new(),
         keeper,
+        pins,
         life: Life::begin(options.announce.as_deref()),
     };
     control.run(endpoint, place)
@@ -205,6 +221,7 @@ fn start_program(
     program: &mut Program,
     workers: &[Worker],
     taken: &[(IpAddr, Take)],
+    pins: Option<&Pins>,
 ) -> Result<(), ProgramFault> {
     let name = program.interface().name.clone();
     for worker in workers {
@@ -213,7 +230,14 @@ fn start_program(
         }
     }
     program.set_addresses(taken.iter().copied())?;
-    program.attach()?;
+    match pins {
+        None => program.attach()?,
+        Some(pins) => {
+            if program.attach_pinned(&pins.directory, &pins.name(&name))? {
+                info!(interface = %name, "the XDP program takes the place of an earlier process's");
+            }
+        }
+    }
     describe(program);
     Ok(())
 }

@@ -17,7 +17,7 @@ use slb_core::health::Condition;
 use slb_core::mem::Boxes;
 use slb_core::nat::NatOptions;
 use slb_core::snapshot::Snapshot;
-use slb_io_afxdp::{Program, Take};
+use slb_io_afxdp::{Program, Take, Unserved};
 use slb_io_pcap::CaptureStats;
 use tracing::{error, info, warn};
 
@@ -27,7 +27,7 @@ use super::file::WatchedFile;
 use super::metrics::Endpoint;
 use super::next_hops::{Found, NextHops, Unreached, unresolved};
 use super::start_program;
-use super::state::Keeper;
+use super::state::{Keeper, Pins};
 use super::status::{Place, Shared};
 use super::sysctl;
 use super::watchdog::Life;
@@ -110,6 +110,8 @@ pub(super) struct Control<'o> {
     pub(super) sick: BTreeMap<BackendName, String>,
     /// Of `--state`: what takes checkpoints.
     pub(super) keeper: Option<Keeper>,
+    /// Of `--state` over AF_XDP: where XDP programs outlive the process.
+    pub(super) pins: Option<Pins>,
     pub(super) life: Life,
 }
 
@@ -211,7 +213,10 @@ impl Control<'_> {
         }
         self.life.end();
         // First the kernel gets its packets back, then what is still in the rings goes out.
-        self.programs.clear();
+        // But where the state is kept, whoever starts next goes on with both.
+        if self.pins.is_none() {
+            self.programs.clear();
+        }
         let finished: Vec<_> = self.workers.drain(..).map(Worker::finish).collect();
         let (counted, records): (Vec<_>, Vec<_>) = finished.into_iter().unzip();
         // Of a worker that ended by itself, the last checkpoint is better than nothing.
@@ -220,6 +225,7 @@ impl Control<'_> {
         {
             keeper.finish(records);
         }
+        self.programs.clear();
         let mut counted = counted.into_iter().flatten();
         let total = counted
             .next()
@@ -436,10 +442,15 @@ impl Control<'_> {
             }
             return Ok(());
         }
-        let mut new = card.load_program(role)?;
+        let unserved = self
+            .pins
+            .as_ref()
+            .map_or(Unserved::Pass, |_| Unserved::Drop);
+        let mut new = card.load_program(role, unserved)?;
         let none = Vec::new();
         let taken = self.taken.get(place).unwrap_or(&none);
-        start_program(&mut new, &self.workers, taken).map_err(Failure::failed)?;
+        let pins = self.pins.as_ref();
+        start_program(&mut new, &self.workers, taken, pins).map_err(Failure::failed)?;
         *program = Some(new);
         info!(device = self.plan.name(place), "packets come in by it");
         Ok(())

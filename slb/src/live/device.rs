@@ -9,7 +9,7 @@ use slb_core::PortId;
 use slb_core::spec::Answers;
 use slb_io_afxdp::{
     Interface, InterfaceError, Kind, LARGE_CHUNK, Link, MissingChecksums, Neighbours, Program,
-    Queue, Take, Umem,
+    Queue, Take, Umem, Unserved,
 };
 use slb_io_tun::{Device, Layer};
 use tracing::{info, warn};
@@ -270,13 +270,17 @@ impl Plan {
     }
 
     /// The XDP programs, loaded and not yet attached; one for each interface.
-    pub(super) fn load_programs(&self, role: Role) -> Result<Vec<Option<Program>>, Failure> {
+    pub(super) fn load_programs(
+        &self,
+        role: Role,
+        unserved: Unserved,
+    ) -> Result<Vec<Option<Program>>, Failure> {
         let Self::AfXdp(cards) = self else {
             return Ok(Vec::new());
         };
         rights::expect_all()?;
         rights::raise_locked_memory();
-        let load = |card: &Card| card.load_program(role).map(Some);
+        let load = |card: &Card| card.load_program(role, unserved).map(Some);
         cards.iter().map(load).collect()
     }
 
@@ -533,8 +537,8 @@ impl Card {
     }
 
     /// Its XDP program, not yet attached.
-    pub(super) fn load_program(&self, role: Role) -> Result<Program, Failure> {
-        let program = Program::load(self.interface.clone(), self.kind(role));
+    pub(super) fn load_program(&self, role: Role, unserved: Unserved) -> Result<Program, Failure> {
+        let program = Program::load_with(self.interface.clone(), self.kind(role), unserved);
         program.map_err(Failure::failed)
     }
 

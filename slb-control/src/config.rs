@@ -9,6 +9,7 @@ mod warnings;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
+use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::Arc;
@@ -419,17 +420,14 @@ impl Config {
     /// All faults found, each with its line. A file that cannot be read is one on line 1.
     pub fn from_path(path: impl AsRef<Path>) -> Result<Self, ConfigErrors> {
         let file = path.as_ref().display().to_string();
-        match fs::read_to_string(&path) {
+        match read_bounded(path.as_ref()) {
             Ok(text) => Self::parse(&file, &text),
-            Err(error) => {
-                let message = format!("cannot be read: {error}");
-                Err(ConfigErrors(vec![ConfigError {
-                    file,
-                    line: 1,
-                    place: String::new(),
-                    message,
-                }]))
-            }
+            Err(message) => Err(ConfigErrors(vec![ConfigError {
+                file,
+                line: 1,
+                place: String::new(),
+                message,
+            }])),
         }
     }
 
@@ -769,6 +767,25 @@ impl Config {
         pools
             .flat_map(|pool| &mut pool.backends)
             .find(|backend| backend.name == name)
+    }
+}
+
+/// The largest file that is read, in bytes.
+pub const LARGEST_FILE: u64 = 64 << 20;
+
+/// Reads a file, and of one that is too large no more than shows that.
+fn read_bounded(path: &Path) -> Result<String, String> {
+    let read = |mut text: String| {
+        let file = fs::File::open(path)?;
+        file.take(LARGEST_FILE + 1).read_to_string(&mut text)?;
+        Ok::<String, io::Error>(text)
+    };
+    let text = read(String::new()).map_err(|error| format!("cannot be read: {error}"))?;
+    match text.len() as u64 > LARGEST_FILE {
+        true => Err(format!(
+            "expected a file of at most {LARGEST_FILE} bytes, got more"
+        )),
+        false => Ok(text),
     }
 }
 

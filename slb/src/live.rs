@@ -43,6 +43,7 @@ use tracing::{info, warn};
 use self::announce::Announcer;
 use self::control::Control;
 use self::device::{Plan, Queues};
+use self::file::Loading;
 use self::metrics::Endpoint;
 use self::next_hops::{NextHops, Unreached};
 use self::state::{Directory, Keeper, Pins};
@@ -179,6 +180,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         slots,
         taken,
         trouble: Vec::new(),
+        loading: Loading::default(),
         to_reopen: BTreeSet::new(),
         first_round: Some(Instant::now() + longest + FIRST_ROUND),
         stalled: BTreeMap::new(),

@@ -23,7 +23,7 @@ use tracing::{error, info, warn};
 
 use super::announce::Announcer;
 use super::device::{Plan, Slot, Turn};
-use super::file::WatchedFile;
+use super::file::{Loading, WatchedFile};
 use super::metrics::Endpoint;
 use super::next_hops::{Found, NextHops, Unreached, unresolved};
 use super::start_program;
@@ -34,7 +34,6 @@ use super::watchdog::Life;
 use super::worker::{Counted, Next, Worker, secret};
 use crate::Failure;
 use crate::balancer::Limits;
-use crate::check::load;
 use crate::cli::LiveOptions;
 use crate::report::Report;
 
@@ -98,6 +97,8 @@ pub(super) struct Control<'o> {
     pub(super) taken: Vec<Vec<(IpAddr, Take)>>,
     /// Why packets do not come in, where they do not: then it is not ready, and no VIP is announced.
     pub(super) trouble: Vec<String>,
+    /// The file, while it is read again.
+    pub(super) loading: Loading,
     /// The devices that are to be opened anew, or closed.
     pub(super) to_reopen: BTreeSet<usize>,
     /// Until when the first answers to probes are waited for; `None`: they are there.
@@ -170,7 +171,10 @@ impl Control<'_> {
             }
             if reads {
                 file.set_loaded();
-                self.reload();
+                self.loading.begin(self.options.config.path());
+            }
+            if let Some(loaded) = self.loading.take() {
+                self.reload(loaded);
                 shared.set_config(&self.config);
             }
             has_changed |= self.next_hops.has_changed();
@@ -260,9 +264,10 @@ impl Control<'_> {
         let _ = poll(&mut fds, Some(&tick));
     }
 
-    /// Reads the configuration again. All or nothing: a bad one leaves the old one running.
-    fn reload(&mut self) {
-        let mut given = match load(self.options.config.path()) {
+    /// Puts a configuration in place that was read again. All or nothing: a bad one leaves the old one
+    /// running.
+    fn reload(&mut self, loaded: Result<Config, Failure>) {
+        let mut given = match loaded {
             Ok(given) => given,
             Err(failure) => return error!("the configuration stays as it was: {failure}"),
         };

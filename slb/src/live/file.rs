@@ -6,7 +6,14 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
+
+use slb_control::Config;
+
+use crate::Failure;
+use crate::check::load;
 
 /// A file that has not changed for so long has been written to its end.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -86,9 +93,93 @@ impl WatchedFile {
     }
 }
 
+/// A configuration that is read and checked in a thread of its own, which for a large file takes seconds:
+/// signals, probes and next hops go on meanwhile.
+#[derive(Default)]
+pub(super) struct Loading {
+    told: Option<Receiver<Result<Config, Failure>>>,
+    /// The file to read once more: it was asked for while it was being read.
+    again: Option<PathBuf>,
+}
+
+impl Loading {
+    /// Begins to read a file; once more after that, where one is being read.
+    pub(super) fn begin(&mut self, path: &Path) {
+        if self.told.is_some() {
+            self.again = Some(path.to_owned());
+            return;
+        }
+        let (tell, told) = channel();
+        self.told = Some(told);
+        let (own, failed) = (path.to_owned(), tell.clone());
+        let thread = thread::Builder::new().name("slb load".to_owned());
+        let started = thread.spawn(move || {
+            // Whoever wants it no longer has ended.
+            let _ = tell.send(load(&own));
+        });
+        if let Err(error) = started {
+            let _ = failed.send(Err(Failure::failed(error)));
+        }
+    }
+
+    /// What was read, once; waits for nothing. Of a file that is to be read once more, the last reading alone
+    /// counts.
+    pub(super) fn take(&mut self) -> Option<Result<Config, Failure>> {
+        let loaded = match self.told.as_ref()?.try_recv() {
+            Ok(loaded) => loaded,
+            Err(TryRecvError::Empty) => return None,
+            Err(TryRecvError::Disconnected) => {
+                Err(Failure::failed("reading the configuration ended by itself"))
+            }
+        };
+        self.told = None;
+        match self.again.take() {
+            Some(path) => {
+                self.begin(&path);
+                None
+            }
+            None => Some(loaded),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_read_beside_and_the_last_reading_counts() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("m.toml");
+        let web = include_str!("../../../examples/web.toml");
+        fs::write(&path, web).unwrap();
+        let mut loading = Loading::default();
+        assert!(loading.take().is_none());
+        loading.begin(&path);
+        // Whether the first reading saw it or not, another one is due.
+        fs::write(&path, web.replace("name = \"game\"", "name = \"play\"")).unwrap();
+        loading.begin(&path);
+        loading.begin(&path);
+        let end = Instant::now() + Duration::from_secs(20);
+        let loaded = loop {
+            assert!(Instant::now() < end);
+            match loading.take() {
+                Some(loaded) => break loaded.unwrap(),
+                None => thread::sleep(Duration::from_millis(1)),
+            }
+        };
+        assert!(loaded.rules.iter().any(|rule| rule.name == "play"));
+        assert!(loading.take().is_none(), "it is given once");
+        fs::remove_file(&path).unwrap();
+        loading.begin(&path);
+        let failure = loop {
+            match loading.take() {
+                Some(loaded) => break loaded.unwrap_err(),
+                None => thread::sleep(Duration::from_millis(1)),
+            }
+        };
+        assert!(failure.to_string().contains("cannot be read"), "{failure}");
+    }
 
     fn version(len: u64) -> Option<Version> {
         Some(Version {

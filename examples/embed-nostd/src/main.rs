@@ -2,7 +2,9 @@
 //! tables are static.
 //!
 //! A client's SYN goes through the mux to the host agent and its vm, and the answer back; another goes
-//! through the proxy. The program ends with status 0, or with another where something went wrong.
+//! through the proxy. Then the mux's backends drain and come back a thousand times, each time with a
+//! new snapshot in the memory of the one before the last, and the client's connection stays where it is.
+//! The program ends with status 0, or with another where something went wrong.
 
 #![no_std]
 #![no_main]
@@ -12,8 +14,8 @@ mod start;
 use core::net::{IpAddr, Ipv4Addr};
 
 use slb_core::mem::{Arena, Line};
-use slb_core::snapshot::Snapshot;
-use slb_core::spec::{Backend, Echo, Frontend, FrontendPort, Pool, PortMode, Protocol, ProxyPorts, Rule, Spec, Underlay, derived_mac};
+use slb_core::snapshot::{OwnedSnapshot, Snapshot};
+use slb_core::spec::{Backend, BackendState, Echo, Frontend, FrontendPort, Pool, PortMode, Protocol, ProxyPorts, Rule, Spec, Underlay, derived_mac};
 use slb_core::wire::checksum::Sum;
 use slb_core::wire::vxlan::Vni;
 use slb_core::{Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Proxy, Verdict};
@@ -82,10 +84,14 @@ fn run() -> Option<()> {
     };
     // SAFETY: this is the only place that names the statics, and it runs once.
     let (memory, buffer) = unsafe { (&mut *(&raw mut MEMORY), &mut *(&raw mut FRAME)) };
+    // Two pieces for the mux's snapshots, of which one is always spare; the rest for all else.
+    let lines = Snapshot::lines_for(&spec(MUX, None), None);
+    let (first, memory) = memory.split_at_mut_checked(lines)?;
+    let (mut spare, memory) = memory.split_at_mut_checked(lines)?;
     let mut arena = Arena::new(memory);
 
-    let of_mux = Snapshot::build(&spec(MUX, None), None, &mut arena).ok()?;
-    let mut mux = Mux::build(&of_mux, 1000, KEY, &mut arena).ok()?;
+    let of_mux = OwnedSnapshot::build(&spec(MUX, None), None, first).ok()?;
+    let mut mux = Mux::build(of_mux, 1000, KEY, &mut arena).ok()?;
     let of_host = Snapshot::build(&spec(HOST, None), None, &mut arena).ok()?;
     let mut host = Host::build(&of_host, 1000, KEY, &mut arena).ok()?;
     let of_proxy = Snapshot::build(&spec(MUX, Some(ports)), None, &mut arena).ok()?;
@@ -117,7 +123,29 @@ fn run() -> Option<()> {
     frames[0].set_port(PortId(1));
     proxy.process(NOW, &mut frames);
     expect(&frames[0], PortId(0))?;
-    is_between(&frames[0], VIP, CLIENT)
+    is_between(&frames[0], VIP, CLIENT)?;
+
+    for reload in 0..1000 {
+        let state = match reload % 2 {
+            0 => BackendState::Draining,
+            _ => BackendState::Healthy,
+        };
+        let backends = backends.map(|backend| Backend { state, ..backend });
+        let pools = pools.map(|pool| Pool {
+            backends: &backends,
+            ..pool
+        });
+        let spec = Spec {
+            pools: &pools,
+            ..spec(MUX, None)
+        };
+        let next = OwnedSnapshot::build(&spec, Some(mux.snapshot()), spare).ok()?;
+        spare = mux.install(next).ok()?.into_lines();
+        let mut frames = [segment(buffer, CLIENT, VIP, ACK)?];
+        mux.process(NOW, &mut frames);
+        expect(&frames[0], PortId(0))?;
+    }
+    (mux.snapshot().generation() == 1001).then_some(())
 }
 
 const SYN: u8 = 2;

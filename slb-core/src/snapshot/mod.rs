@@ -14,6 +14,11 @@ mod compile;
 mod faults;
 mod lineage;
 pub(crate) mod locals;
+#[expect(
+    unsafe_code,
+    reason = "lines are lent to a snapshot, and taken back when it is gone"
+)]
+mod owned;
 pub(crate) mod owners;
 mod probe_map;
 pub(crate) mod proxy;
@@ -22,6 +27,7 @@ pub(crate) mod terms;
 
 pub(crate) use addresses::words;
 pub use lineage::{InstallError, Rejected, RoleError};
+pub use owned::{OwnedSnapshot, Unbuilt};
 pub use registry::BackendId;
 
 use core::net::IpAddr;

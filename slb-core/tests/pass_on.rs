@@ -628,3 +628,63 @@ fn a_mark_is_believed_from_hosts_only() {
     }
     assert!(marked > 5, "{marked}");
 }
+
+/// Whether the mark of a frame on the fabric says that it goes back to who takes it.
+fn is_passed_back(frame: &[u8]) -> bool {
+    frame[50 + 6..50 + 8] == [0x02, 0x73] && frame[50 + 8] & 0x18 == 0x10
+}
+
+#[test]
+fn no_host_gets_a_packet_twice_whatever_generation_it_is_of() {
+    let mut state = 1u64;
+    let mut random = move |most: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) % most
+    };
+    let (mut most, mut back) = (0, 0);
+    for round in 0..40 {
+        let is_ipv6 = round % 2 == 1;
+        let mut fleet = Fleet::new(is_ipv6);
+        for host in 0..HOSTS {
+            // Each host has a past of its own.
+            for _ in 0..random(6) {
+                let weights: Weights = std::array::from_fn(|_| random(3) as u32);
+                let node = Node::Host(host);
+                let previous = fleet.hosts[host].snapshot();
+                let next = snapshot(node, is_ipv6, weights, &[], Some(previous));
+                fleet.hosts[host].install(next);
+            }
+        }
+        for _ in 0..100 {
+            let port = 2000 + random(500) as u16;
+            let packet = match random(4) {
+                0 => fleet.syn(port, random(1 << 32) as u32),
+                1 => fleet.datagram(port),
+                _ => fleet.segment(port, random(1 << 32) as u32, random(1 << 32) as u32),
+            };
+            let weights = std::array::from_fn(|_| 1 + random(3) as u32);
+            fleet.send_by(weights, &packet);
+            let mut visited: Vec<u8> = Vec::new();
+            for frame in &fleet.on_fabric {
+                if is_passed_back(frame) {
+                    back += 1;
+                } else {
+                    assert!(!visited.contains(&frame[33]), "round {round}: {visited:?}");
+                }
+                visited.push(frame[33]);
+            }
+            let last = fleet
+                .on_fabric
+                .iter()
+                .rposition(|frame| is_passed_back(frame));
+            assert!(
+                last.is_none_or(|at| at + 1 == fleet.on_fabric.len()),
+                "it stays there"
+            );
+            most = most.max(fleet.hops());
+        }
+    }
+    assert!(most >= 3 && back > 0, "{most} hops, {back} passed back");
+}

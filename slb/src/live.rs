@@ -234,11 +234,19 @@ fn start_program(
     program.set_addresses(taken.iter().copied())?;
     match pins {
         None => program.attach()?,
-        Some(pins) => {
-            if program.attach_pinned(&pins.directory, &pins.name(&name))? {
+        Some(pins) => match program.attach_pinned(&pins.directory, &pins.name(&name)) {
+            Ok(true) => {
                 info!(interface = %name, "the XDP program takes the place of an earlier process's");
             }
-        }
+            Ok(false) => {}
+            Err(error) => {
+                warn!(
+                    "the XDP program goes with this process, and the kernel gets the balancer's packets until \
+                     the next one serves: {error}"
+                );
+                program.attach()?;
+            }
+        },
     }
     describe(program);
     Ok(())

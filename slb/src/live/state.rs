@@ -638,3 +638,96 @@ pub(super) fn export_all(balancer: &Balancer) -> Vec<u8> {
     }
     all
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(role: &str) -> Config {
+        let text = match role {
+            "mux" => include_str!("../../../examples/web.toml"),
+            "host" => include_str!("../../../examples/host.toml"),
+            _ => include_str!("../../../examples/proxy.toml"),
+        };
+        Config::parse("test.toml", text).expect("a good configuration")
+    }
+
+    fn written(is_exact: bool) -> Written {
+        Written {
+            pieces: vec![
+                Piece {
+                    worker: 0,
+                    records: vec![1; 300],
+                },
+                Piece {
+                    worker: 1,
+                    records: vec![2; 20],
+                },
+            ],
+            workers: 2,
+            moment: Moment::now(),
+            is_exact,
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read_once_as_it_was() {
+        let place = tempfile::tempdir().expect("a directory");
+        for is_exact in [true, false] {
+            let directory = Directory::open(place.path(), &config("host")).expect("it is writable");
+            directory.write(&written(is_exact)).expect("it is writable");
+            let saved = directory.take().expect("a state");
+            assert_eq!((saved.workers, saved.is_exact), (2, is_exact));
+            assert!(saved.moment.elapsed() < Duration::from_secs(60));
+            let pieces = saved.pieces.iter();
+            let pieces = pieces.map(|piece| (piece.worker, piece.records.len()));
+            assert_eq!(pieces.collect::<Vec<_>>(), [(0, 300), (1, 20)]);
+            // Who died before its first checkpoint leaves it to the next one, and it is old by then.
+            let again = directory.take().expect("what was taken is there");
+            assert!(!again.is_exact);
+        }
+    }
+
+    #[test]
+    fn what_is_damaged_or_of_others_is_refused() {
+        let place = tempfile::tempdir().expect("a directory");
+        let of = |role| Directory::open(place.path(), &config(role)).expect("it is writable");
+        let host = of("host");
+        let bytes = host.bytes(&written(true));
+        assert!(host.read(&bytes).is_ok());
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            assert!(host.read(&damaged).is_err(), "byte {at}");
+            assert!(host.read(&bytes[..at]).is_err(), "{at} bytes");
+        }
+        let why = |directory: Directory| directory.read(&bytes).err().unwrap_or_default();
+        assert!(why(of("mux")).contains("another role"));
+        assert!(why(of("proxy")).contains("another role"));
+        let proxy = of("proxy").bytes(&written(true));
+        let mut other = config("proxy");
+        other.ports.all.reverse();
+        let other = Directory::open(place.path(), &other).expect("it is writable");
+        assert!(
+            other
+                .read(&proxy)
+                .err()
+                .unwrap_or_default()
+                .contains("other ports")
+        );
+    }
+
+    #[test]
+    fn a_file_of_somebody_elses_stays() {
+        let place = tempfile::tempdir().expect("a directory");
+        let path = place.path().join("host.state");
+        fs::write(&path, "notes of mine").expect("it is writable");
+        let refused = Directory::open(place.path(), &config("host"));
+        assert!(refused.is_err());
+        fs::remove_file(&path).expect("it is there");
+        let directory = Directory::open(place.path(), &config("host")).expect("it is writable");
+        fs::write(&path, "notes of mine").expect("it is writable");
+        assert!(directory.write(&written(true)).is_err());
+        assert_eq!(fs::read(&path).expect("it is there"), b"notes of mine");
+    }
+}

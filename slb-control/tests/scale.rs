@@ -1,0 +1,42 @@
+//! The cost of a configuration grows as it does.
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use slb_control::Config;
+
+/// A host with so many vms in one pool.
+fn host(vms: u32) -> String {
+    let mut text = "[node]\nrole = \"host\"\nunderlay = \"172.16.0.101\"\n\
+                    [[frontend]]\nname = \"web\"\naddress = \"20.20.20.100\"\n\
+                    [[rule]]\nname = \"http\"\nfrontend = \"web\"\npool = \"p\"\n\
+                    protocol = \"tcp\"\nfrontend_port = 80\n\
+                    [[pool]]\nname = \"p\"\nvni = 5001\nbackends = [\n"
+        .to_owned();
+    for n in 1..=vms {
+        let _ = writeln!(
+            text,
+            "{{ name = \"b{n}\", address = \"10.0.{}.{}\", host = \"172.16.0.101\" }},",
+            n >> 8,
+            n & 255
+        );
+    }
+    text + "]\n"
+}
+
+/// The least of a few times, since others use the CPU too.
+fn time(text: &str) -> Duration {
+    let one = || {
+        let begin = Instant::now();
+        assert!(Config::parse("test.toml", text).is_ok());
+        begin.elapsed()
+    };
+    (0..5).map(|_| one()).min().unwrap_or_default()
+}
+
+/// Sixteen times as many vms: a cubic check would take 4096 times as long, a quadratic one 256 times.
+#[test]
+fn a_check_of_many_vms_takes_no_more_than_its_share() {
+    let (few, many) = (time(&host(125)), time(&host(2000)));
+    assert!(many < 80 * few, "{few:?} for 125, {many:?} for 2000");
+}

@@ -217,6 +217,63 @@ pub const fn slot(hash: u64, size: u32) -> usize {
     (((hash >> 32) * size as u64) >> 32) as usize
 }
 
+/// A table of its own memory: a client-side balancer that agrees with the muxes.
+///
+/// ```
+/// use slb_core::maglev::Table;
+/// let table = Table::new(["vm1", "vm2", "vm3"], 0)?;
+/// let key = slb_core::hash::siphash13([1, 2], b"user 4711");
+/// assert!(table.choose(key) < Some(3));
+/// # Ok::<(), slb_core::maglev::MaglevError>(())
+/// ```
+#[cfg(feature = "alloc")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    slots: alloc::boxed::Box<[u16]>,
+}
+
+#[cfg(feature = "alloc")]
+impl Table {
+    /// A table of [`DEFAULT_SIZE`] slots for members of equal weight.
+    ///
+    /// # Errors
+    /// Two members have one name, or there are too many of them.
+    pub fn new<'a>(
+        names: impl IntoIterator<Item = &'a str>,
+        seed: u64,
+    ) -> Result<Self, MaglevError> {
+        let members = names.into_iter().map(|name| Member { name, weight: 1 });
+        let members: alloc::vec::Vec<Member<'a>> = members.collect();
+        Self::with_members(&members, DEFAULT_SIZE, seed)
+    }
+
+    /// A table of `size` slots. It is that of a mux's pool with the same names, weights and size,
+    /// and the same [`maglev_seed`](crate::spec::Spec::maglev_seed).
+    ///
+    /// # Errors
+    /// See [`MaglevError`].
+    pub fn with_members(members: &[Member<'_>], size: u32, seed: u64) -> Result<Self, MaglevError> {
+        if !is_valid_size(size) {
+            let size = size as usize;
+            return Err(MaglevError::SizeNotPrime { size });
+        }
+        let mut slots = alloc::vec![EMPTY; size as usize];
+        let mut turns = alloc::vec![Turn::default(); members.len()];
+        build(members, seed, &mut slots, &mut turns)?;
+        Ok(Self {
+            slots: slots.into_boxed_slice(),
+        })
+    }
+
+    /// The index of the member that a key belongs to; `None` where no member has any weight. The
+    /// key is a hash of 64 bits, such as that of a packet's tuple.
+    pub fn choose(&self, key: u64) -> Option<usize> {
+        let slot = self.slots.get(slot(key, self.slots.len() as u32));
+        slot.filter(|member| **member != EMPTY)
+            .map(|member| usize::from(*member))
+    }
+}
+
 /// Gives each turn its quota by the largest remainder; returns those that have one, by name.
 fn share_out(weight: impl Fn(&Turn) -> u32, size: u32, turns: &mut [Turn]) -> &mut [Turn] {
     let weight = |turn: &Turn| u64::from(weight(turn));

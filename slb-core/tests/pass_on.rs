@@ -175,7 +175,7 @@ impl Fleet {
         for (number, host) in self.hosts.iter_mut().enumerate() {
             let node = Node::Host(number);
             let next = snapshot(node, self.is_ipv6, weights, &[], Some(host.snapshot()));
-            host.install(next);
+            host.install(next).expect("it follows");
         }
         self.mux = self.mux_of(weights);
     }

@@ -27,7 +27,8 @@ fn stays_pinned(segments: &[&str], ipv6: bool, silence: Duration) -> bool {
         backend = backends_of(&mut mux, now, &[segment(flags)])[0];
     }
     setup.set_state(backend, BackendState::Draining);
-    mux.install(setup.after(Some(mux.snapshot())).into());
+    mux.install(setup.after(Some(mux.snapshot())).into())
+        .expect("it follows");
     backends_of(&mut mux, now + silence, &[segment("A")])[0] == backend
 }
 

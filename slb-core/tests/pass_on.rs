@@ -654,7 +654,7 @@ fn no_host_gets_a_packet_twice_whatever_generation_it_is_of() {
                 let node = Node::Host(host);
                 let previous = fleet.hosts[host].snapshot();
                 let next = snapshot(node, is_ipv6, weights, &[], Some(previous));
-                fleet.hosts[host].install(next);
+                fleet.hosts[host].install(next).expect("it follows");
             }
         }
         for _ in 0..100 {

@@ -1103,6 +1103,18 @@ int slb_builder_new(const struct slb_capacity *capacity, struct slb_builder **ou
 int slb_builder_free(struct slb_builder *builder);
 
 /**
+ * Writes every fault of the configuration into `text`, one a line and with the names of its items,
+ * cut to `length` bytes with the zero that ends it; `text` may be NULL. Gives the number of faults: 0
+ * where a snapshot can be made.
+ *
+ * The caller promises:
+ * It is a builder, and `text` has room for `length` bytes.
+ */
+int slb_builder_faults(struct slb_builder *builder,
+                       char *text,
+                       size_t length);
+
+/**
  * How flows are hashed, the same on every node. 0: XXH3, whose seed is `seed`; 1: SipHash-1-3,
  * whose `key` has 16 bytes; 2: Toeplitz, whose `key` has 40, or is NULL for Microsoft's. `seed` is
  * also that of Maglev's permutations.

@@ -1,6 +1,7 @@
 //! A configuration that is written field by field, in memory of the caller's.
 
-use core::ffi::{c_int, c_void};
+use core::ffi::{c_char, c_int, c_void};
+use core::fmt::{self, Write as _};
 use core::mem::MaybeUninit;
 use core::net::{IpAddr, Ipv4Addr};
 use core::time::Duration;
@@ -19,7 +20,7 @@ use slb_core::wire::vxlan::Vni;
 use crate::error::slb_error::*;
 use crate::error::{Error, guard};
 use crate::handle::{Kind, allocation, deallocate};
-use crate::memory::{array_of, exclusive, lines, put, shared, text};
+use crate::memory::{array, array_of, exclusive, lines, put, shared, text};
 use crate::spec::{
     idle, protocol, slb_address, slb_backend, slb_frontend, slb_inbound_nat, slb_outbound,
     slb_pool, slb_rule, slb_underlay, state,
@@ -454,6 +455,71 @@ pub unsafe extern "C" fn slb_builder_free(builder: *mut slb_builder) -> c_int {
         // SAFETY: nobody uses it any more; it holds nothing but memory that is not its own.
         unsafe { deallocate(builder.cast(), allocation(allocated)) };
         Ok(0)
+    })
+}
+
+/// Text that is cut to the room there is, at the end of a character.
+struct Cut<'a> {
+    room: &'a mut [u8],
+    len: usize,
+    is_full: bool,
+}
+
+impl fmt::Write for Cut<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        // The last byte is for the zero.
+        let left = self.room.len().saturating_sub(self.len + 1);
+        let taken = text.floor_char_boundary(left);
+        let end = self.len + taken;
+        let place = self.room.get_mut(self.len..end);
+        if let (Some(place), Some(bytes), false) =
+            (place, text.as_bytes().get(..taken), self.is_full)
+        {
+            place.copy_from_slice(bytes);
+            self.len = end;
+        }
+        self.is_full |= taken < text.len();
+        Ok(())
+    }
+}
+
+/// Writes every fault of the configuration into `text`, one a line and with the names of its items,
+/// cut to `length` bytes with the zero that ends it; `text` may be NULL. Gives the number of faults: 0
+/// where a snapshot can be made.
+///
+/// # Safety
+/// It is a builder, and `text` has room for `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_faults(
+    builder: *mut slb_builder,
+    text: *mut c_char,
+    length: usize,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller promises it.
+        let builder = unsafe { Builder::of(builder) }?;
+        let room = if text.is_null() {
+            &mut []
+        } else {
+            // SAFETY: the caller promises it.
+            unsafe { array::<u8>(text.cast(), length) }?
+        };
+        let mut cut = Cut {
+            room,
+            len: 0,
+            is_full: false,
+        };
+        let count = builder.with_spec(|spec| {
+            let told = spec.faults().map(|fault| {
+                let _ = writeln!(cut, "{}", fault.named(spec));
+            });
+            told.count()
+        })?;
+        let end = cut.len;
+        if let Some(end) = cut.room.get_mut(end) {
+            *end = 0;
+        }
+        Ok(count)
     })
 }
 

@@ -585,8 +585,38 @@ static void lineage(slb_mux *mux, slb_host *host, slb_proxy *proxy, slb_snapshot
     assert(strstr(slb_strerror(SLB_ERROR_ROLE), "another role"));
 }
 
+/* A builder says everything that is wrong, by name. */
+static void faults(void) {
+    slb_capacity capacity;
+    memset(&capacity, 0, sizeof capacity);
+    capacity.rules = 2;
+    slb_builder *builder = NULL;
+    char text[512], few[8];
+    IS(slb_builder_faults(NULL, text, sizeof text), SLB_ERROR_NULL);
+    IS(slb_builder_new(&capacity, &builder), SLB_OK);
+    IS(slb_builder_faults(builder, text, sizeof text), 0);
+    assert(text[0] == 0);
+    slb_rule rule;
+    memset(&rule, 0, sizeof rule);
+    rule.name = "http", rule.frontend = 3, rule.pool = 2, rule.frontend_port = 80;
+    IS(slb_builder_rule(builder, &rule), 0);
+    rule.name = "dns", rule.frontend_port = 0;
+    IS(slb_builder_rule(builder, &rule), 1);
+    IS(slb_builder_faults(builder, NULL, 0), 5);
+    IS(slb_builder_faults(builder, text, sizeof text), 5);
+    assert(strstr(text, "rule \"http\": frontend 3 does not exist, there are 0\n"));
+    assert(strstr(text, "rule \"dns\": pool 2 does not exist, there are 0\n"));
+    IS(slb_builder_faults(builder, few, sizeof few), 5);
+    assert(strcmp(few, "rule \"h") == 0);
+    IS(slb_builder_faults(builder, text, 0), 5);
+    slb_snapshot *snapshot = NULL;
+    IS(slb_snapshot_new(builder, NULL, &snapshot), SLB_ERROR_CONFIGURATION);
+    IS(slb_builder_free(builder), SLB_OK);
+}
+
 int main(void) {
     strings();
+    faults();
     slb_builder *builder = builders();
     slb_snapshot *snapshot = snapshots(builder);
     slb_snapshot *of_proxy = NULL, *other = NULL;

@@ -19,7 +19,7 @@ test *ARGS:
 
 # The tests that make network namespaces and devices. Run as root.
 test-root *ARGS:
-    cargo test --locked --workspace {{ARGS}} -- --ignored
+    cargo test --locked {{ARGS}} -- --ignored
 
 # The benchmarks, beside slb's peers: six minutes and 6 GiB, or `just bench --quick`.
 bench *ARGS:

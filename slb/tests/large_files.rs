@@ -58,6 +58,7 @@ fn configuration(backends: usize) -> String {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn signals_are_heeded_while_a_large_file_is_read() {
     if let Some(why) = lacking(&[]) {
         skip!("{why}");

@@ -468,6 +468,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn no_connection_notices_over_afxdp() {
     if let Some(why) = lacking(&["ethtool", "ss", "tcpdump"]) {
         skip!("{why}");
@@ -476,6 +477,7 @@ fn no_connection_notices_over_afxdp() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn no_connection_notices_over_tun() {
     if let Some(why) = lacking(&["ethtool", "ss", "tcpdump"]) {
         skip!("{why}");

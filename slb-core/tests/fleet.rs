@@ -190,7 +190,7 @@ impl Fleet {
         let number = self.muxes.len();
         let snapshot = snapshot(&self.wanted, mux_address(number), None, None);
         let key = Key::new([number as u64 + 1, 8]);
-        let flows = if number % 2 == 0 { 200_000 } else { 0 };
+        let flows = if number.is_multiple_of(2) { 200_000 } else { 0 };
         self.muxes
             .push(Mux::with_capacity(snapshot, flows, key).expect("its role"));
         self.live.push(number);

@@ -4,17 +4,24 @@ use std::sync::Arc;
 
 use slb_control::{Config, HugePages, Role};
 #[cfg(feature = "live")]
+use slb_core::MuxOptions;
+#[cfg(feature = "live")]
 use slb_core::counters::CounterMemory;
+#[cfg(feature = "live")]
 use slb_core::mem::Mem;
-use slb_core::nat::{NatOptions, NatTable};
+#[cfg(feature = "live")]
+use slb_core::nat::NatOptions;
+use slb_core::nat::NatTable;
 use slb_core::observe::Observe;
-use slb_core::snapshot::{BackendId, Rejected, RoleError, Snapshot};
+#[cfg(feature = "live")]
+use slb_core::snapshot::Rejected;
+use slb_core::snapshot::{BackendId, RoleError, Snapshot};
 #[cfg(feature = "live")]
 use slb_core::state::{Age, Cursor, Exported, Imported, StateError};
 use slb_core::stats::{BackendCounters, RuleCounters, SnatCounters};
 use slb_core::{
-    Burst, Dataplane, FragmentRoom, Frame, Host, Instant, Key, Mux, MuxOptions, PortId, Proxy,
-    SourceLimiter, Stats,
+    Burst, Dataplane, FragmentRoom, Frame, Host, Instant, Key, Mux, PortId, Proxy, SourceLimiter,
+    Stats,
 };
 
 use crate::Failure;
@@ -33,12 +40,14 @@ pub(crate) struct Balancer {
 }
 
 /// Rates and other terms of a configuration that a running balancer takes over.
+#[cfg(feature = "live")]
 pub(crate) struct Limits {
     mux: MuxOptions,
     nat: NatOptions,
     sources: SourceLimiter<'static>,
 }
 
+#[cfg(feature = "live")]
 impl Limits {
     /// Those of a configuration; the key is for the limit of each source.
     pub(crate) fn of(config: &Config, key: Key) -> Result<Self, Failure> {
@@ -168,6 +177,7 @@ impl Balancer {
     }
 
     /// Puts limits in place, and returns them with the limiter that was there before: the caller frees it.
+    #[cfg(feature = "live")]
     pub(crate) fn set_limits(&mut self, limits: Limits) -> Limits {
         let Limits { mux, nat, sources } = limits;
         match &mut self.role {

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bolero::TypeGenerator;
@@ -29,20 +29,17 @@ fn server(number: u8) -> Ipv4Addr {
 /// Of each, the servers that take new flows.
 const TAKERS: [&[u8]; 3] = [&[0, 1], &[0], &[0]];
 
-/// Three generations: more and fewer backends, in three states.
-fn snapshots() -> &'static [Arc<Snapshot<'static>>; 3] {
-    static SNAPSHOTS: OnceLock<[Arc<Snapshot<'static>>; 3]> = OnceLock::new();
-    SNAPSHOTS.get_or_init(|| {
-        let first = snapshot(2, BackendState::Healthy, Scheduler::Maglev, None);
-        let second = snapshot(
-            3,
-            BackendState::Draining,
-            Scheduler::LeastConnections,
-            Some(&first),
-        );
-        let third = snapshot(1, BackendState::Unhealthy, Scheduler::Maglev, Some(&second));
-        [Arc::new(first), Arc::new(second), Arc::new(third)]
-    })
+/// The configurations that follow each other: how many backends, the state of all but the first one, and
+/// the scheduler.
+const CONFIGURATIONS: [(u8, BackendState, Scheduler); 3] = [
+    (2, BackendState::Healthy, Scheduler::Maglev),
+    (3, BackendState::Draining, Scheduler::LeastConnections),
+    (1, BackendState::Unhealthy, Scheduler::Maglev),
+];
+
+fn next(which: usize, previous: Option<&Snapshot<'_>>) -> Arc<Snapshot<'static>> {
+    let (count, state, scheduler) = CONFIGURATIONS[which];
+    Arc::new(snapshot(count, state, scheduler, previous))
 }
 
 fn snapshot(
@@ -279,9 +276,8 @@ fn proxy_survives_sequences() {
     bolero::check!()
         .with_type::<Vec<Operation>>()
         .for_each(|operations| {
-            let snapshots = snapshots();
             let mut proxy =
-                Proxy::with_capacity(snapshots[0].clone(), 32, Key::new([1, 2])).expect("its role");
+                Proxy::with_capacity(next(0, None), 32, Key::new([1, 2])).expect("its role");
             let mut now = Instant::from_secs(1);
             let mut homes = HashMap::new();
             let mut takers = TAKERS[0];
@@ -305,7 +301,8 @@ fn proxy_survives_sequences() {
                     Operation::Install(which) => {
                         let which = usize::from(*which) % 3;
                         takers = TAKERS[which];
-                        proxy.install(snapshots[which].clone()).expect("it follows");
+                        let next = next(which, Some(proxy.snapshot()));
+                        proxy.install(next).expect("it follows");
                     }
                 }
             }

@@ -5,9 +5,9 @@
 //! there, so one mux more or less moves nearly every flow to another mux. Hosts install a change before
 //! muxes do.
 //!
-//! A packet that was passed on four times has four tags of 4 bits. Two hosts of the same tag make one of
-//! them look visited, and the packet is lost. [`LOST`] bounds how often that happens here, after seven
-//! changes in a row.
+//! After several changes within their life a few flows are not found any more: some packets that were
+//! passed on more than three times meet hosts whose tags look visited, and others end before they reach
+//! their flow's host. [`LOST`] bounds how often that happens here.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

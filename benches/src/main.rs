@@ -1,4 +1,4 @@
-//! What slb costs beside its peers: the suite of `slb bench`, and the parts of a packet's way beside other
+//! Measures slb beside its peers: the suite of `slb bench`, and the parts of a packet's way beside other
 //! projects' code with the same packets and flows.
 //!
 //! `cargo run --profile dist -p slb-benches`, with `--quick` for less than a minute, `--json` for programs, or

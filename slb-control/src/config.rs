@@ -882,13 +882,13 @@ impl Backend {
 /// A vm on this machine.
 #[derive(Clone, Debug)]
 pub struct Vm {
-    /// The port that it is at; there always is one.
+    /// Port of the host agent that the vm is at; always present.
     pub port: Option<PortId>,
-    /// Its network.
+    /// Network of the vm.
     pub vni: Vni,
-    /// Its MAC address.
+    /// MAC address of the vm.
     pub mac: MacAddress,
-    /// Its addresses.
+    /// Addresses of the vm.
     pub addresses: Vec<IpAddr>,
     /// The name of its first backend.
     pub name: String,

@@ -300,7 +300,7 @@ fn rehashed(old: &Config, new: &Config, was: &Rule, is: &Rule) -> Option<String>
     (hash(&old.node) != hash(&new.node)).then(|| "the node's hash is another".to_owned())
 }
 
-/// What tells hashers apart. Keys are not to be shown; what they make of a tuple differs.
+/// A value that differs between hashers, computed from a fixed tuple so that no key is shown.
 fn hash(node: &Node) -> (&'static str, [u64; 3]) {
     let of = |word: u64| node.hasher.ipv4(&[word, !word]);
     (node.hasher.name(), [1, 2, 3].map(of))

@@ -1,4 +1,4 @@
-//! Who has which ports of a VIP: inbound NAT leads them to backends, outbound rules let backends call out
+//! Owners of a VIP's ports: inbound NAT leads them to backends, outbound rules let backends call out
 //! from them.
 
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! What moves when one configuration replaces another, and who has which ports.
+//! Flows and ports that move when one configuration replaces another, and the owners of ports.
 
 use slb_control::{Config, Diff};
 

@@ -19,11 +19,11 @@ use crate::netlink;
 /// A network interface of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
-    /// Its name.
+    /// Name of the interface.
     pub name: String,
-    /// Its number.
+    /// Index of the interface in the kernel.
     pub index: u32,
-    /// Its MAC address.
+    /// MAC address of the interface.
     pub mac: MacAddress,
     /// The longest IP packet that it carries.
     pub mtu: u32,

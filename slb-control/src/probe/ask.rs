@@ -101,7 +101,7 @@ impl std::error::Error for ProbeFailure {
 pub struct Asker {
     /// The addresses to ask from, one of each family.
     sources: Vec<IpAddr>,
-    /// Of a host agent: the way to its vms.
+    /// The way to the vms of a host agent; other roles have none.
     vms: Option<Vms>,
     checked: TlsConnector,
     unchecked: TlsConnector,
@@ -154,7 +154,7 @@ impl Asker {
         self.speak(stream, target).await
     }
 
-    /// What there is to say once there is a connection.
+    /// Sends the probe's request over the connection, and judges the answer.
     async fn speak<S>(&self, stream: S, target: &Target) -> Result<(), ProbeFailure>
     where
         S: AsyncRead + AsyncWrite + Unpin,

@@ -49,7 +49,7 @@ const FIRST_PORT: u16 = 49_152;
 pub struct VmPort {
     /// The port that it is at.
     pub port: PortId,
-    /// Its MAC address.
+    /// MAC address of the vm.
     pub mac: MacAddress,
     /// The address that probes come from.
     pub source: IpAddr,
@@ -220,7 +220,7 @@ impl Vms {
     /// Connects to a vm.
     ///
     /// # Errors
-    /// It refuses. Silence is no error: the caller waits for as long as it likes.
+    /// The vm refuses the connection. Silence is no error; the caller sets the timeout.
     pub(super) async fn connect(&self, vm: VmPort, to: SocketAddr) -> io::Result<VmStream> {
         let handle = self.stacks().open(vm, to)?;
         self.0.asked.notify_one();

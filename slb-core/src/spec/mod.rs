@@ -160,9 +160,9 @@ pub enum UdpChecksum {
 /// A VIP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frontend<'a> {
-    /// Its name.
+    /// Name of the frontend.
     pub name: &'a str,
-    /// Its address, unlike all other frontends'.
+    /// Address of the frontend, the VIP, unlike all other frontends'.
     pub address: IpAddr,
     /// What becomes of ICMP echo requests for it.
     pub echo: Echo,
@@ -171,12 +171,12 @@ pub struct Frontend<'a> {
 /// What becomes of ICMP echo requests for a VIP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Echo {
-    /// They are answered here.
+    /// The balancer answers echo requests.
     #[default]
     Answer,
-    /// They go to a backend of the VIP's HA-ports rule.
+    /// Echo requests go to a backend of the VIP's HA-ports rule.
     Forward,
-    /// They are dropped.
+    /// Echo requests are dropped.
     Ignore,
 }
 
@@ -194,7 +194,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// Its name in the configuration.
+    /// Name of the protocol in the configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -213,7 +213,7 @@ impl Protocol {
 /// A load-balancing rule: what comes to a frontend's port goes to a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule<'a> {
-    /// Its name, unlike all other rules'. Counters go by it.
+    /// Name of the rule, unlike all other rules'. Counters go by it.
     pub name: &'a str,
     /// Which frontend.
     pub frontend: usize,
@@ -276,7 +276,7 @@ pub enum Answers {
 /// An inbound NAT rule or pool: frontend ports that lead to one backend each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InboundNat<'a> {
-    /// Its name, unlike those of the others.
+    /// Name of the inbound NAT rule, unlike those of the others.
     pub name: &'a str,
     /// Which frontend.
     pub frontend: usize,
@@ -317,7 +317,7 @@ pub enum NatTarget {
 /// that are theirs alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outbound<'a> {
-    /// Its name, unlike those of the others.
+    /// Name of the outbound rule, unlike those of the others.
     pub name: &'a str,
     /// The frontends whose addresses it uses.
     pub frontends: &'a [usize],
@@ -361,13 +361,13 @@ pub struct BackendHealth {
 /// Backends that serve the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pool<'a> {
-    /// Its name. Backends keep their ids while their pool keeps its name.
+    /// Name of the pool. Backends keep their ids while their pool keeps its name.
     pub name: &'a str,
     /// The VXLAN network that its backends are reached in.
     pub vni: Vni,
     /// Slots of its Maglev table: a prime, a hundred times the backends or more.
     pub table_size: u32,
-    /// Its backends. Their order does not matter.
+    /// Backends of the pool. Their order does not matter.
     pub backends: &'a [Backend<'a>],
     /// Of a host agent: weights that the backends had before, in the order of
     /// [`backends`](Self::backends), one entry for each change, the oldest first; zero for who was not
@@ -379,22 +379,22 @@ pub struct Pool<'a> {
 /// One who serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backend<'a> {
-    /// Its name, unlike all others of its pool.
+    /// Name of the backend, unlike all others of the pool.
     pub name: &'a str,
-    /// Its own address, the DIP. A backend with another address is another backend.
+    /// Address of the backend, the DIP. A backend with another address is another backend.
     pub address: IpAddr,
     /// The underlay address of the host it runs on. It may move to another and stays the same.
     pub host: IpAddr,
-    /// Its MAC address; `None`: derived from its address, see [`derived_mac`].
+    /// MAC address of the backend; `None`: derived from the address, see [`derived_mac`].
     pub mac: Option<MacAddress>,
     /// The MAC address of the next hop to its host; `None`: the underlay's.
     pub next_hop: Option<MacAddress>,
-    /// Its share in proportion to the others'; zero: drain.
+    /// Weight of the backend: its share of flows in proportion to the others; zero drains it.
     pub weight: u32,
     /// Whether it gets new flows, of any rule.
     pub state: BackendState,
-    /// Its number in the pool, by which NAT pools and outbound rules give it its ports: so they
-    /// stay when another backend goes. `None`: its place in the pool.
+    /// Instance number of the backend in the pool, by which NAT pools and outbound rules assign its ports, so
+    /// that the ports stay when another backend goes. `None`: the backend's index in the pool.
     pub instance: Option<u32>,
     /// The port of this node that its vm is at; `None`: it runs elsewhere.
     pub port: Option<PortId>,
@@ -431,17 +431,17 @@ impl Backend<'_> {
 /// state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BackendState {
-    /// It does.
+    /// The backend gets new flows.
     #[default]
     Healthy,
-    /// It is down: it does not.
+    /// The backend is down and gets no new flows.
     Unhealthy,
-    /// It is to be emptied: it does not.
+    /// The backend drains: it keeps its flows and gets no new ones.
     Draining,
 }
 
 impl BackendState {
-    /// Its name in the configuration.
+    /// Name of the state in the configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Healthy => "healthy",

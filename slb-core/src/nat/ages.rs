@@ -6,10 +6,13 @@
 //! ```
 //!
 //! Anyone can begin a connection from an address that is not theirs, and a server that answers all
-//! comers answers that, too. Only who goes on after the answer must have got it: such a connection is
-//! in neither list, and is never evicted. Of TCP, the handshake says so; of other protocols, another
-//! packet of the opener's. A TCP connection that is over joins the second list: it waits for late
-//! segments only, and a full table has better uses for its place.
+//! comers answers that, too. A connection whose opener must have got the answer is in neither list, and
+//! is never evicted. Of TCP, the handshake proves that. Of other protocols nothing does: another packet
+//! of the opener's is a sign of it, but a flood can send two of each source. Flows with that sign leave
+//! the lists as long as they have at most three quarters of the places; the others stay among the
+//! answered ones.
+//! A TCP connection that is over joins the second list: it waits for late segments only, and a full
+//! table has better uses for its place.
 //!
 //! The lists are doubly linked through an array beside the connections, so each operation costs the
 //! same however many there are.
@@ -80,11 +83,15 @@ struct List {
 pub(crate) struct Ages<'m> {
     links: Mem<'m, AgeLink>,
     lists: [List; 2],
+    /// Flows of protocols without a handshake that are established, and in no list.
+    flows: u64,
+    /// The most of them.
+    most_flows: u64,
 }
 
 impl<'m> Ages<'m> {
-    /// Empty lists; connections whose number is beyond `links` are in none.
-    pub(crate) fn new(mut links: Mem<'m, AgeLink>) -> Self {
+    /// Empty lists for a table of so many places. Connections whose number is beyond `links` are in none.
+    pub(crate) fn new(mut links: Mem<'m, AgeLink>, places: u64) -> Self {
         links.fill(AgeLink::EMPTY);
         let none = List {
             oldest: NONE,
@@ -94,6 +101,8 @@ impl<'m> Ages<'m> {
         Self {
             links,
             lists: [none; 2],
+            flows: 0,
+            most_flows: places - places / 4,
         }
     }
 
@@ -153,11 +162,28 @@ impl<'m> Ages<'m> {
         }
     }
 
+    /// Has a place for one more established flow of a protocol without a handshake.
+    ///
+    /// Returns false where such flows have their share already: the flow stays in its list.
+    pub(crate) fn keep_flow(&mut self) -> bool {
+        let has_room = self.flows < self.most_flows;
+        self.flows += u64::from(has_room);
+        has_room
+    }
+
+    /// Notes that one of the flows that [`keep_flow`](Self::keep_flow) counts is established no more.
+    pub(crate) fn release_flow(&mut self) {
+        self.flows = self.flows.saturating_sub(1);
+    }
+
     /// Notes how far a connection has come whose handshake was going on, or that was over or is now.
+    ///
+    /// Returns false where it is not established after all: a flow of a protocol without a handshake,
+    /// of which there are too many.
     #[cold]
     #[inline(never)]
-    pub(crate) fn note(&mut self, number: u32, protocol: u8, state: ConnectionState) {
-        use ConnectionState::{Closed, SynReceived, SynSent, TimeWait};
+    pub(crate) fn note(&mut self, number: u32, protocol: u8, state: ConnectionState) -> bool {
+        use ConnectionState::{Closed, Established, SynReceived, SynSent, TimeWait};
         let kind = self.links.get(number as usize).and_then(|l| l.kind());
         match state {
             SynSent => {}
@@ -174,8 +200,10 @@ impl<'m> Ages<'m> {
                     self.push(number, Kind::Answered);
                 }
             }
+            Established if protocol != protocol::TCP && !self.keep_flow() => return false,
             _ => self.remove(number),
         }
+        true
     }
 }
 
@@ -192,7 +220,7 @@ mod tests {
         bolero::check!()
             .with_type::<Vec<(u8, u8)>>()
             .for_each(|operations| {
-                let mut ages = Ages::new(Mem::from(vec![AgeLink::EMPTY; 16]));
+                let mut ages = Ages::new(Mem::from(vec![AgeLink::EMPTY; 16]), 16);
                 let mut model = [const { Vec::new() }; 2];
                 // Miri takes a thousand times as long.
                 let most = if cfg!(miri) { 20 } else { usize::MAX };
@@ -248,11 +276,28 @@ mod tests {
             (protocol::UDP, SynReceived, Some(Kind::Answered)),
             (protocol::UDP, Established, None),
         ] {
-            let mut ages = Ages::new(Mem::from(vec![AgeLink::EMPTY; 1]));
+            let mut ages = Ages::new(Mem::from(vec![AgeLink::EMPTY; 1]), 1);
             ages.push(0, Kind::Unanswered);
             ages.note(0, protocol, state);
             assert_eq!(ages.links[0].kind(), kind, "{protocol} {state:?}");
         }
+    }
+
+    #[test]
+    fn flows_without_a_handshake_leave_the_lists_up_to_three_quarters_of_the_places() {
+        use ConnectionState::{Established, SynReceived};
+        let mut ages = Ages::new(Mem::from(vec![AgeLink::EMPTY; 4]), 4);
+        for number in 0..4 {
+            ages.push(number, Kind::Unanswered);
+            assert!(ages.note(number, protocol::UDP, SynReceived));
+        }
+        for (number, is_kept) in [(0, true), (1, true), (2, true), (3, false)] {
+            assert_eq!(ages.note(number, protocol::UDP, Established), is_kept);
+        }
+        assert_eq!(ages.oldest(Kind::Answered), Some(3));
+        ages.release_flow();
+        assert!(ages.note(3, protocol::UDP, Established));
+        assert_eq!(ages.count(Kind::Answered), 0);
     }
 
     #[test]
@@ -264,7 +309,7 @@ mod tests {
                 (FinWaitInward, None),
                 (Established, None),
             ] {
-                let mut ages = Ages::new(Mem::from(vec![AgeLink::EMPTY; 1]));
+                let mut ages = Ages::new(Mem::from(vec![AgeLink::EMPTY; 1]), 1);
                 ages.push(0, Kind::Unanswered);
                 for state in [SynReceived, Established, over] {
                     ages.note(0, protocol::TCP, state);

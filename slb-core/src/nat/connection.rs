@@ -551,6 +551,17 @@ impl<A: Addresses> Connection<A> {
         }
     }
 
+    /// Whether it is established without a handshake.
+    pub(super) fn is_established_flow(&self) -> bool {
+        self.sequences.protocol != protocol::TCP && self.state() == ConnectionState::Established
+    }
+
+    /// Takes back that a flow without a handshake is established: it is answered.
+    #[cold]
+    pub(super) fn hold_back(&mut self) {
+        self.sequences.set_state(ConnectionState::SynReceived);
+    }
+
     /// How long the connection may be without a packet in its present state.
     #[inline]
     fn timeout(&self) -> Span {

@@ -567,8 +567,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             && (before, state) != (ConnectionState::Established, ConnectionState::Established)
         {
             let ends = before.is_over() != state.is_over();
-            if ends || before.is_handshake() {
-                ages.note(number, connection.protocol(), state);
+            if (ends || before.is_handshake()) && !ages.note(number, connection.protocol(), state) {
+                connection.hold_back();
             }
             if ends && let Some(counters) = tables.backends.get_mut(counters as usize) {
                 note_end(counters, state.is_over());

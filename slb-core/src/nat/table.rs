@@ -4,7 +4,8 @@
 //! connection that has come about is never forgotten before its time, unless it is over and the table
 //! is full. One that has not, because nobody answered or the opener did not go on, makes room for new
 //! ones: those that are unanswered get half of the places at most, and an eighth at least where others
-//! can give way (see [`Ages`]).
+//! can give way. Flows of protocols without a handshake count as come about up to three quarters of
+//! the places (see [`Ages`]).
 //!
 //! A sweep looks at each connection about once a second, a few at a time, and ends those whose
 //! time has come.
@@ -136,7 +137,7 @@ impl<'m, A: Addresses> Connections<'m, A> {
         Self {
             slab: connections,
             index: Index::new(index),
-            ages: Ages::new(ages),
+            ages: Ages::new(ages, places),
             key,
             free: NONE,
             used: 0,
@@ -310,7 +311,17 @@ impl<'m, A: Addresses> Connections<'m, A> {
             return Err(Refused::Full);
         }
         let names = if is_superseded { &WAYS[1..] } else { &WAYS[..] };
-        let number = self.put(connection, names)?;
+        let (mut connection, mut list) = (connection, list);
+        let is_flow = connection.is_established_flow();
+        if is_flow && !self.ages.keep_flow() {
+            connection.hold_back();
+            list = Some(Kind::Answered);
+        }
+        let number = self.put(connection, names).inspect_err(|_| {
+            if connection.is_established_flow() {
+                self.ages.release_flow();
+            }
+        })?;
         if let Some(kind) = list {
             self.ages.push(number, kind);
         }
@@ -375,6 +386,9 @@ impl<'m, A: Addresses> Connections<'m, A> {
         for key in WAYS.map(|way| connection.key(way)) {
             self.index.remove(self.hash(&key), number);
         }
+        if connection.is_established_flow() {
+            self.ages.release_flow();
+        }
         self.ages.remove(number);
         self.give_back(number);
         self.stats.live -= 1;
@@ -388,6 +402,9 @@ impl<'m, A: Addresses> Connections<'m, A> {
         let Some(connection) = self.slab.get_mut(number as usize).filter(|c| !c.is_free()) else {
             return false;
         };
+        if connection.is_established_flow() {
+            self.ages.release_flow();
+        }
         connection.supersede();
         let (key, protocol) = (connection.key(Direction::Inward), connection.protocol());
         let hash = self.hash(&key);

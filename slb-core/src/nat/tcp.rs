@@ -576,6 +576,8 @@ pub(crate) fn next_state(
         return state;
     }
     match (state, direction) {
+        // Without the acknowledgement of the responder's SYN, the opener's FIN may be from anybody.
+        (SynReceived, _) if direction == opener => state,
         (Established | SynReceived, Direction::Inward) => FinWaitInward,
         (Established | SynReceived, Direction::Outward) => FinWaitOutward,
         (FinWaitInward, Direction::Outward) | (FinWaitOutward, Direction::Inward) => TimeWait,

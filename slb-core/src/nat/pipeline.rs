@@ -433,7 +433,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             Some(number) => self.known::<A, R>(number, lane, segment.as_ref()),
             None => None,
         };
-        let mut known = match known {
+        let known = match known {
             Some(known)
                 if !(segment.is_some_and(|segment| segment.flags.opens())
                     && self.asks_in_vain::<A, R>(known.number, lane)) =>
@@ -448,20 +448,35 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
                 self.made::<A>(number)
             }
         };
-        let mut may_be_astray = R::PASSES_ON;
-        loop {
-            let segment = segment.as_ref();
-            match self.follow::<A, R>(known, may_be_astray, frame, lane, segment, seen) {
-                Ok(port) => return Ok(port),
-                Err(Stop::Done(verdict)) => return Err(verdict),
-                Err(Stop::Astray) => {}
-            }
-            may_be_astray = false;
-            match self.astray::<A, R>(frame, lane, segment, seen) {
-                Elsewhere::Here | Elsewhere::Vm(_) => {}
-                Elsewhere::Connection(number) => known = self.made::<A>(number),
-                Elsewhere::Done(verdict) => return Err(verdict),
-            }
+        let segment = segment.as_ref();
+        match self.follow::<A, R>(known, R::PASSES_ON, frame, lane, segment, seen) {
+            Ok(port) => Ok(port),
+            Err(Stop::Done(verdict)) => Err(verdict),
+            Err(Stop::Astray) => self.go_astray::<A, R>(known, frame, lane, segment, seen),
+        }
+    }
+
+    /// Sends a packet on whose numbers are not those of the connection that has its name: elsewhere, or as
+    /// if they were.
+    #[cold]
+    #[inline(never)]
+    fn go_astray<A: Table, R: Role>(
+        &mut self,
+        known: Known,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        segment: Option<&Segment>,
+        seen: &mut impl Observe,
+    ) -> Result<PortId, Verdict> {
+        let known = match self.astray::<A, R>(frame, lane, segment, seen) {
+            Elsewhere::Here | Elsewhere::Vm(_) => known,
+            Elsewhere::Connection(number) => self.made::<A>(number),
+            Elsewhere::Done(verdict) => return Err(verdict),
+        };
+        match self.follow::<A, R>(known, false, frame, lane, segment, seen) {
+            Ok(port) => Ok(port),
+            Err(Stop::Done(verdict)) => Err(verdict),
+            Err(Stop::Astray) => Err(NO_CONNECTION), // only of one that may be astray
         }
     }
 

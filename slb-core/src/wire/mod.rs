@@ -93,10 +93,14 @@ const fn read_u32<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// Copies `M` bytes out at a constant offset.
-#[inline]
+/// Copies `M` bytes out at a constant offset, in one load where a register holds them.
+// Not `array::from_fn`, which is loads of single bytes, and not always inlined.
+#[inline(always)]
 fn read_array<const N: usize, const M: usize>(bytes: &[u8; N], at: usize) -> [u8; M] {
-    core::array::from_fn(|i| bytes[at + i])
+    match bytes[at..].first_chunk() {
+        Some(chunk) => *chunk,
+        None => unreachable!("headers are read at constant places inside them"),
+    }
 }
 
 /// Writes `value` at a constant offset.

@@ -25,6 +25,10 @@ test-root *ARGS:
 bench *ARGS:
     cargo run --locked --profile dist -p slb-benches -- {{ARGS}}
 
+# Instructions a packet beside the budget: `just instructions --check`, `--update`, or a part of a line's name.
+instructions *ARGS:
+    benches/instructions {{ARGS}}
+
 # One fuzz target with libFuzzer, such as `just fuzz mux_survives_sequences 10m`.
 fuzz TARGET TIME="1m":
     cargo bolero test --rustc-bootstrap -p slb-fuzz -s NONE -T {{TIME}} {{TARGET}}

@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         quick,
         json,
         filter,
+        instructions: false,
     };
     match slb_bench::run_with(&options, |report, limits, memory| {
         peers::measure(&options, report, limits, memory)

@@ -465,4 +465,7 @@ pub(crate) struct BenchOptions {
     /// Only lines whose name contains this.
     #[arg(value_name = "NAME")]
     pub(crate) filter: Option<String>,
+    /// Run the lines that `benches/instructions` counts, and print their names.
+    #[arg(long, hide = true)]
+    pub(crate) instructions: bool,
 }

@@ -70,6 +70,7 @@ fn main() -> ExitCode {
             quick: options.quick,
             json: options.report == cli::Format::Json,
             filter: options.filter,
+            instructions: options.instructions,
         })
         .map_err(Failure::failed),
     };

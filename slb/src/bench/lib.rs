@@ -23,6 +23,7 @@ use std::time::Duration;
 pub use error::Failure;
 pub use flows::Random;
 pub use machine::Limits;
+use report::Effort;
 pub use report::{Limit, Report, Sample, short};
 pub use roles::mux::{Case, FRAMES, Frames};
 
@@ -38,12 +39,27 @@ pub struct Options {
     pub json: bool,
     /// Only lines whose name contains this.
     pub filter: Option<String>,
+    /// A few rounds of each role's shortest packets, whose lines `benches/instructions` has callgrind
+    /// count: only their names are printed.
+    pub instructions: bool,
 }
+
+/// Rounds of a line in which instructions are counted: more would not change what a packet takes.
+const COUNTED_ROUNDS: usize = 4;
 
 impl Options {
     /// Returns how long a line is measured.
     pub fn time(&self) -> Duration {
         Duration::from_millis(if self.quick { 100 } else { 500 })
+    }
+
+    /// Returns how long a line of a role is measured.
+    pub(crate) fn effort(&self) -> Effort {
+        if self.instructions {
+            Effort::Rounds(COUNTED_ROUNDS)
+        } else {
+            Effort::Time(self.time())
+        }
     }
 }
 
@@ -67,12 +83,22 @@ pub fn run_with(
 ) -> Result<(), Failure> {
     let core = machine::stay_on_a_core();
     let mut report = Report::new(options, core);
+    // All tables lie here in turn: pages that are there already.
+    let bytes = match options {
+        Options {
+            instructions: true, ..
+        } => 64 << 20,
+        Options { quick: true, .. } => 512 << 20,
+        _ => 6 << 30,
+    };
+    let memory = || HugePages.take(bytes / size_of::<Line>(), Line::EMPTY);
+    if options.instructions {
+        let memory = &mut *memory().ok_or_else(Failure::memory)?;
+        return roles::measure(options, &mut report, &Limits::NONE, memory);
+    }
     let limits = machine::measure(options, &mut report)?;
     maglev::measure(options, &mut report)?;
-    // All tables lie here in turn: pages that are there already.
-    let bytes = if options.quick { 512 << 20 } else { 6 << 30 };
-    let memory = HugePages.take(bytes / size_of::<Line>(), Line::EMPTY);
-    let memory = &mut *memory.ok_or_else(Failure::memory)?;
+    let memory = &mut *memory().ok_or_else(Failure::memory)?;
     peers(&mut report, &limits, memory)?;
     roles::measure(options, &mut report, &limits, memory)?;
     report.finish();

@@ -33,6 +33,15 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// None that is measured: of lines whose instructions are counted.
+    pub(crate) const NONE: Self = Self {
+        touches: Vec::new(),
+        floor: Limit {
+            name: "the floor",
+            least: f64::NAN,
+        },
+    };
+
     /// Returns the limit of a lookup in a table of so many bytes.
     pub fn touch(&self, bytes: usize) -> Option<Limit> {
         let fits = |&&(size, _): &&(usize, f64)| size >= bytes;

@@ -1,5 +1,6 @@
 //! Lines of the table, as text and as JSON.
 
+use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -39,6 +40,73 @@ impl Sample {
     }
 }
 
+/// The rounds of one line whose frames have to be written between them.
+#[derive(Debug)]
+pub(crate) struct Rounds {
+    effort: Effort,
+    begin: Instant,
+    nanos: Vec<f64>,
+}
+
+/// How long a line is measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Effort {
+    /// For so long, by the clock.
+    Time(Duration),
+    /// For so many rounds, while callgrind counts instructions.
+    Rounds(usize),
+}
+
+impl Rounds {
+    /// Begins a line.
+    pub(crate) fn new(effort: Effort) -> Self {
+        Self {
+            effort,
+            begin: Instant::now(),
+            nanos: Vec::new(),
+        }
+    }
+
+    /// Whether another round is due.
+    pub(crate) fn go_on(&self) -> bool {
+        match self.effort {
+            Effort::Time(time) => self.nanos.len() < 3 || self.begin.elapsed() < time,
+            Effort::Rounds(count) => self.nanos.len() < count,
+        }
+    }
+
+    /// How many rounds there were.
+    pub(crate) fn done(&self) -> usize {
+        self.nanos.len()
+    }
+
+    /// Runs `work`, which does `count` operations, as one round.
+    pub(crate) fn time(&mut self, count: usize, work: &mut dyn FnMut()) {
+        let start = Instant::now();
+        counted(work);
+        self.nanos
+            .push(start.elapsed().as_nanos() as f64 / count as f64);
+    }
+
+    /// Ends the line.
+    pub(crate) fn sample(self) -> Sample {
+        Sample::of(self.nanos)
+    }
+}
+
+/// Runs `work`. `benches/instructions` has callgrind count in this function alone, by its name.
+#[inline(never)]
+fn counted(work: &mut dyn FnMut()) {
+    work();
+    black_box(()); // a tail call would leave the function before the work begins
+}
+
+/// Marks the end of a line: `benches/instructions` has callgrind write its count where this returns.
+#[inline(never)]
+fn line_is_over(name: &str) {
+    println!("{}", black_box(name));
+}
+
 /// A lower bound for a line, measured in the same run.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit {
@@ -52,6 +120,7 @@ pub struct Limit {
 #[derive(Debug)]
 pub struct Report {
     json: bool,
+    instructions: bool,
     filter: Option<String>,
     machine: Value,
     lines: Vec<Value>,
@@ -64,12 +133,13 @@ impl Report {
             "cores": std::thread::available_parallelism().map_or(1, usize::from),
             "pinned_to": core,
         });
-        if !options.json {
+        if !options.json && !options.instructions {
             let pinned = core.map_or("not pinned".into(), |core| format!("on core {core}"));
             println!("{}, {pinned}", processor());
         }
         Self {
             json: options.json,
+            instructions: options.instructions,
             filter: options.filter.clone(),
             machine,
             lines: Vec::new(),
@@ -78,7 +148,7 @@ impl Report {
 
     /// Begins a group of lines that count one thing.
     pub fn group(&self, title: &str) {
-        if !self.json {
+        if !self.json && !self.instructions {
             println!(
                 "\n{title:<52} {:>10} {:>9} {:>9}  of the limit",
                 "ns", "least", "M/s"
@@ -101,6 +171,10 @@ impl Report {
     /// Adds a line with further values: `more` is a JSON object.
     pub fn show_with(&mut self, name: &str, sample: Sample, limit: Option<Limit>, more: &Value) {
         if !self.wants(name) {
+            return;
+        }
+        if self.instructions {
+            line_is_over(name);
             return;
         }
         let ratio = limit.map(|limit| sample.least / limit.least);

@@ -2,7 +2,6 @@
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::{Duration, Instant as Clock};
 
 use slb_core::mem::{Arena, Line, Memory};
 use slb_core::nat::{Link, Links, NatOptions, NatTable, NatTables};
@@ -17,7 +16,7 @@ use slb_core::{BURST, Dataplane, Frame, HEADROOM, Host, Instant, Key, PortId, Pr
 use super::mux::{FRAMES, VIP_IPV4, VIP_IPV6};
 use crate::error::Failure;
 use crate::flows::Random;
-use crate::report::Sample;
+use crate::report::{Effort, Rounds, Sample};
 
 const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
 const MUX: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 11);
@@ -136,7 +135,7 @@ impl Case {
     }
 
     /// Packets of established connections, in no order.
-    pub(super) fn measure(&self, time: Duration, memory: &mut [Line]) -> Result<Sample, Failure> {
+    pub(super) fn measure(&self, effort: Effort, memory: &mut [Line]) -> Result<Sample, Failure> {
         let snapshot = self.snapshot()?;
         let tables = self.tables(&snapshot, &mut Arena::new(memory));
         let tables = tables.ok_or_else(Failure::memory)?;
@@ -144,16 +143,16 @@ impl Case {
         match self.role {
             Role::Host => {
                 let host = Host::new(&snapshot, tables, options).map_err(Failure::failed)?;
-                self.run(host, time)
+                self.run(host, effort)
             }
             Role::Proxy => {
                 let proxy = Proxy::new(&snapshot, tables, options).map_err(Failure::failed)?;
-                self.run(proxy, time)
+                self.run(proxy, effort)
             }
         }
     }
 
-    fn run<'s>(&self, mut role: impl Dataplane<'s>, time: Duration) -> Result<Sample, Failure> {
+    fn run<'s>(&self, mut role: impl Dataplane<'s>, effort: Effort) -> Result<Sample, Failure> {
         let stride = (HEADROOM + 50 + self.frame_len).next_multiple_of(64);
         let mut memory = vec![0u8; stride * FRAMES];
         let mut frames = Frames {
@@ -171,22 +170,21 @@ impl Case {
                 role.process(now, &mut all);
             }
         }
-        let begin = Clock::now();
-        let mut nanos = Vec::new();
-        while begin.elapsed() < time {
+        let mut rounds = Rounds::new(effort);
+        while rounds.go_on() {
             let mut frames = frames.write(&mut memory, stride, self.outward, ACK, false);
-            let start = Clock::now();
-            for burst in frames.chunks_mut(BURST) {
-                role.process(now, burst);
-            }
-            nanos.push(start.elapsed().as_nanos() as f64 / FRAMES as f64);
+            rounds.time(FRAMES, &mut || {
+                for burst in frames.chunks_mut(BURST) {
+                    role.process(now, burst);
+                }
+            });
             black_box(&mut frames);
         }
         let stats = role.stats();
         if stats.forwarded != stats.received {
             return Err(Failure::failed(format!("not all was forwarded: {stats:?}")));
         }
-        Ok(Sample::of(nanos))
+        Ok(rounds.sample())
     }
 }
 

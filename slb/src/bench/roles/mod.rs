@@ -22,14 +22,16 @@ pub(crate) fn measure(
     limits: &Limits,
     memory: &mut [Line],
 ) -> Result<(), Failure> {
-    headers::measure(options, report);
+    if !options.instructions {
+        headers::measure(options, report);
+        snat::measure(options, report, memory)?;
+    }
     measure_mux(options, report, limits, memory)?;
-    snat::measure(options, report, memory)?;
     report.group("established connections, for each packet");
     for (who, role) in [("host", Role::Host), ("proxy", Role::Proxy)] {
         for (family, ipv6, lens) in FAMILIES {
             for (way, outward) in [("in", false), ("out", true)] {
-                for frame_len in lens {
+                for frame_len in lens_of(options, lens) {
                     for &flows in counts(options) {
                         // The longest ones tell what length costs, and IPv6's are twice as large.
                         let most = match (frame_len, ipv6) {
@@ -49,7 +51,7 @@ pub(crate) fn measure(
                         };
                         if flows <= most && report.wants(&name) {
                             let limit = limits.mux(case.table_bytes());
-                            let sample = case.measure(options.time(), memory)?;
+                            let sample = case.measure(options.effort(), memory)?;
                             report.show(&name, sample, Some(limit));
                         }
                     }
@@ -66,9 +68,17 @@ const FAMILIES: [(&str, bool, [usize; 3]); 2] = [
     ("IPv6", true, [84, 512, 1500]),
 ];
 
+/// The lengths to measure: longer packets take no more instructions.
+fn lens_of(options: &Options, lens: [usize; 3]) -> impl Iterator<Item = usize> {
+    let count = if options.instructions { 1 } else { lens.len() };
+    lens.into_iter().take(count)
+}
+
 /// Flows or connections.
 fn counts(options: &Options) -> &'static [u32] {
-    if options.quick {
+    if options.instructions {
+        &[1, 64_000]
+    } else if options.quick {
         &[1, 1_000_000]
     } else {
         &[1, 64_000, 1_000_000, 10_000_000, 40_000_000]
@@ -85,7 +95,7 @@ fn measure_mux(
     let counts = counts(options);
     for (mode, pinned) in [("stateless", false), ("flow table", true)] {
         for (family, ipv6, lens) in FAMILIES {
-            for frame_len in lens {
+            for frame_len in lens_of(options, lens) {
                 for &flows in counts {
                     // Of longer ones and of no table, one number of flows tells all.
                     if flows > 1_000_000 && (frame_len > 84 || !pinned) {
@@ -98,20 +108,43 @@ fn measure_mux(
                         ipv6,
                         frame_len,
                         flows,
+                        vips: 1,
                     };
                     if report.wants(&name) {
                         let limit = limits.mux(case.table_bytes());
                         report.show(
                             &name,
-                            case.established(options.time(), memory)?,
+                            case.established(options.effort(), memory)?,
                             Some(limit),
                         );
                     }
                 }
             }
+            // Outside of a benchmark, packets for one VIP hardly come in runs.
+            for vips in [2, 60] {
+                let frame_len = lens[0];
+                let name = format!("{mode}, {family}, {frame_len} B, 64 k flows, {vips} VIPs");
+                let case = mux::Case {
+                    pinned,
+                    ipv6,
+                    frame_len,
+                    flows: 64_000,
+                    vips,
+                };
+                if report.wants(&name) {
+                    let limit = limits.mux(case.table_bytes());
+                    let sample = case.established(options.effort(), memory)?;
+                    report.show(&name, sample, Some(limit));
+                }
+            }
         }
     }
-    for &flows in counts.iter().filter(|&&count| count >= 1_000_000) {
+    let least = if options.instructions {
+        64_000
+    } else {
+        1_000_000
+    };
+    for &flows in counts.iter().filter(|&&count| count >= least) {
         let count = short(flows as usize);
         let name = format!("new flows, IPv4, 64 B SYN, table of {count}");
         let case = mux::Case {
@@ -121,7 +154,7 @@ fn measure_mux(
         };
         if report.wants(&name) {
             let limit = limits.mux(case.table_bytes());
-            report.show(&name, case.opening(options.time(), memory)?, Some(limit));
+            report.show(&name, case.opening(options.effort(), memory)?, Some(limit));
         }
     }
     Ok(())

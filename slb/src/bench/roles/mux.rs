@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::{Duration, Instant as Clock};
+use std::time::Duration;
 
 use slb_core::flow::FlowTable;
 use slb_core::hash::{Hasher, Xxh3};
@@ -17,7 +17,7 @@ use slb_core::{BURST, Frame, HEADROOM, Instant, Key, Mux, MuxOptions, MuxTables}
 
 use crate::error::Failure;
 use crate::flows::Random;
-use crate::report::Sample;
+use crate::report::{Effort, Rounds, Sample};
 
 /// Frames of one round: few enough to stay in a second-level cache, as they do behind a NIC that
 /// writes into the cache.
@@ -37,6 +37,8 @@ pub struct Case {
     pub frame_len: usize,
     /// How many flows the packets belong to.
     pub flows: u32,
+    /// How many VIPs these flows are for, each with a rule of its own.
+    pub vips: u8,
 }
 
 impl Case {
@@ -46,6 +48,7 @@ impl Case {
         ipv6: false,
         frame_len: 64,
         flows: 1 << 20,
+        vips: 1,
     };
 
     /// Returns the bytes from one frame's buffer to the next.
@@ -81,11 +84,29 @@ impl Case {
                 ..Backend::default()
             })
             .collect();
-        let vip = if self.ipv6 {
-            VIP_IPV6.into()
-        } else {
-            VIP_IPV4.into()
-        };
+        let named = |what| move |i| format!("{what}{i}");
+        let frontend_names: Vec<String> = (0..self.vips).map(named("web")).collect();
+        let rule_names: Vec<String> = (0..self.vips).map(named("http")).collect();
+        let frontends: Vec<Frontend<'_>> = (0..self.vips)
+            .zip(&frontend_names)
+            .map(|(i, name)| Frontend {
+                name,
+                address: self.vip(i),
+                echo: Echo::Answer,
+            })
+            .collect();
+        let rules: Vec<Rule<'_>> = (0..)
+            .zip(&rule_names)
+            .map(|(frontend, name)| Rule {
+                name,
+                frontend,
+                pool: 0,
+                protocol: Protocol::Tcp,
+                frontend_port: 80,
+                backend_port: 80,
+                ..Rule::default()
+            })
+            .collect();
         let spec = Spec {
             hasher: Hasher::Xxh3(Xxh3::new(1)),
             maglev_seed: 1,
@@ -94,20 +115,8 @@ impl Case {
                 mtu: 1600,
                 ..Underlay::default()
             },
-            frontends: &[Frontend {
-                name: "web",
-                address: vip,
-                echo: Echo::Answer,
-            }],
-            rules: &[Rule {
-                name: "http",
-                frontend: 0,
-                pool: 0,
-                protocol: Protocol::Tcp,
-                frontend_port: 80,
-                backend_port: 80,
-                ..Rule::default()
-            }],
+            frontends: &frontends,
+            rules: &rules,
             pools: &[Pool {
                 name: "servers",
                 vni: Vni::new(5001).unwrap_or_default(),
@@ -118,6 +127,17 @@ impl Case {
             ..Spec::default()
         };
         Snapshot::boxed(&spec, None).map_err(Failure::failed)
+    }
+
+    /// The address of a VIP.
+    fn vip(&self, number: u8) -> IpAddr {
+        if self.ipv6 {
+            let vip = u128::from(VIP_IPV6) + u128::from(number);
+            Ipv6Addr::from(vip).into()
+        } else {
+            let vip = u32::from(VIP_IPV4) + u32::from(number);
+            Ipv4Addr::from(vip).into()
+        }
     }
 
     fn mux<'s>(&self, snapshot: &'s Snapshot<'static>, memory: &'s mut [Line]) -> Option<Dut<'s>> {
@@ -140,7 +160,7 @@ impl Case {
     /// Packets of established flows, in no order.
     pub(crate) fn established(
         &self,
-        time: Duration,
+        effort: Effort,
         tables: &mut [Line],
     ) -> Result<Sample, Failure> {
         let snapshot = self.snapshot()?;
@@ -152,24 +172,23 @@ impl Case {
             let mut warm = frames.write(&mut memory, true);
             mux.process(now, &mut warm);
         }
-        let begin = Clock::now();
-        let mut nanos = Vec::new();
-        while begin.elapsed() < time {
+        let mut rounds = Rounds::new(effort);
+        while rounds.go_on() {
             let mut frames = frames.write(&mut memory, false);
-            let start = Clock::now();
-            for burst in frames.chunks_mut(BURST) {
-                mux.process(now, burst);
-            }
-            nanos.push(start.elapsed().as_nanos() as f64 / FRAMES as f64);
+            rounds.time(FRAMES, &mut || {
+                for burst in frames.chunks_mut(BURST) {
+                    mux.process(now, burst);
+                }
+            });
             black_box(&mut frames);
         }
         all_forwarded(&mux)?;
-        Ok(Sample::of(nanos))
+        Ok(rounds.sample())
     }
 
     /// SYNs, each of another flow, at five million a second by the mux's clock, so that what is to
     /// be swept is swept.
-    pub(crate) fn opening(&self, time: Duration, tables: &mut [Line]) -> Result<Sample, Failure> {
+    pub(crate) fn opening(&self, effort: Effort, tables: &mut [Line]) -> Result<Sample, Failure> {
         const APART: Duration = Duration::from_nanos(200 * FRAMES as u64);
         let snapshot = self.snapshot()?;
         let mut mux = self.mux(&snapshot, tables).ok_or_else(Failure::memory)?;
@@ -177,18 +196,17 @@ impl Case {
         let mut frames = Frames::new(*self);
         frames.template[14 + 20 + 13] = 2;
         let mut now = Instant::from_secs(1);
-        let begin = Clock::now();
-        let mut nanos = Vec::new();
+        let mut rounds = Rounds::new(effort);
         // Half of the table is for half-open flows; a line is to stay below that.
-        let rounds = self.flows as usize * 2 / 5 / FRAMES;
-        while nanos.len() < rounds && begin.elapsed() < time {
+        let most = self.flows as usize * 2 / 5 / FRAMES;
+        while rounds.done() < most && rounds.go_on() {
             let mut frames = frames.write(&mut memory, true);
             now = now + APART;
-            let start = Clock::now();
-            for burst in frames.chunks_mut(BURST) {
-                mux.process(now, burst);
-            }
-            nanos.push(start.elapsed().as_nanos() as f64 / FRAMES as f64);
+            rounds.time(FRAMES, &mut || {
+                for burst in frames.chunks_mut(BURST) {
+                    mux.process(now, burst);
+                }
+            });
             black_box(&mut frames);
         }
         all_forwarded(&mux)?;
@@ -196,7 +214,7 @@ impl Case {
         if stats.flows.made != stats.received.packets {
             return Err(Failure::failed(format!("not all were new: {stats:?}")));
         }
-        Ok(Sample::of(nanos))
+        Ok(rounds.sample())
     }
 
     /// An ACK to the VIP, its flow not yet filled in.
@@ -259,9 +277,11 @@ impl Frames {
             ipv6,
             flows,
             frame_len,
+            vips,
             ..
         } = self.case;
-        let (address, port) = if ipv6 { (34, 54) } else { (26, 34) };
+        // Where the client's address ends differently, the VIP's last byte, the client's port.
+        let (address, vip, port) = if ipv6 { (34, 53, 54) } else { (26, 33, 34) };
         memory
             .chunks_exact_mut(self.case.stride())
             .map(|buffer| {
@@ -274,6 +294,7 @@ impl Frames {
                 packet.copy_from_slice(&self.template);
                 let client = 0x0a00_0000 + (flow >> 4); // 268 million flows
                 packet[address..address + 4].copy_from_slice(&client.to_be_bytes());
+                packet[vip] += (flow % u32::from(vips)) as u8; // at most 100 of 256
                 packet[port..port + 2].copy_from_slice(&(1024 + (flow & 15) as u16).to_be_bytes());
                 if !ipv6 {
                     let sum = checksum(&packet[14..34]).to_be_bytes();

@@ -300,6 +300,10 @@ typedef struct slb_capacity {
      * Results of all sets: a set has one for each backend of its pool.
      */
     size_t health_results;
+    /**
+     * Prefixes that are inside: see `slb_builder_inside`.
+     */
+    size_t inside;
 } slb_capacity;
 
 /**
@@ -1239,6 +1243,20 @@ int slb_builder_outbound(struct slb_builder *builder, const struct slb_outbound 
  * It is a builder, and `address` points to one.
  */
 int slb_builder_mux(struct slb_builder *builder, const struct slb_address *address);
+
+/**
+ * Adds a prefix of `prefix_length` bits to those that are inside: vms reach such addresses, and answer
+ * them, under their own addresses, and outbound rules translate only what goes elsewhere. Without a
+ * call, private, shared, link-local and unique local addresses are inside, and 168.63.129.16. The first
+ * call takes these away; with NULL it adds none, so that nothing is inside but the vms' networks. Gives
+ * the number of prefixes before the call.
+ *
+ * The caller promises:
+ * It is a builder, and `address` points to one.
+ */
+int slb_builder_inside(struct slb_builder *builder,
+                       const struct slb_address *address,
+                       uint8_t prefix_length);
 
 /**
  * The address, one of each family, that the caller's probes of a host's vms come from. What vms

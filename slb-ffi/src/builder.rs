@@ -12,8 +12,8 @@ use slb_core::health::Condition;
 use slb_core::mem::{Arena, Counter, Line, Mem, Memory};
 use slb_core::spec::{
     Backend, BackendHealth, Echo, Frontend, FrontendPort, INSIDE, InboundNat, NatTarget, Outbound,
-    Pool, PoolHealth, PortMode, ProbeSource, Protocol, ProxyPorts, Rule, Scheduler, SourceRewrite,
-    Spec, Terms, UdpChecksum, Underlay,
+    Pool, PoolHealth, PortMode, Prefix, ProbeSource, Protocol, ProxyPorts, Rule, Scheduler,
+    SourceRewrite, Spec, Terms, UdpChecksum, Underlay,
 };
 use slb_core::wire::vxlan::Vni;
 
@@ -61,6 +61,8 @@ pub struct slb_capacity {
     pub health: usize,
     /// Results of all sets: a set has one for each backend of its pool.
     pub health_results: usize,
+    /// Prefixes that are inside: see `slb_builder_inside`.
+    pub inside: usize,
 }
 
 /// Elements that were given, of as many as there is room for.
@@ -135,6 +137,9 @@ struct Parts {
     outbound: List<(Outbound<'static>, usize, usize)>,
     outbound_frontends: List<usize>,
     muxes: List<IpAddr>,
+    inside: List<Prefix>,
+    /// The prefixes of `inside` stand for the usual ones.
+    has_inside: bool,
     probe_source: ProbeSource,
     frontend_ports: List<FrontendPort>,
     source_rewrites: List<SourceRewrite>,
@@ -184,6 +189,10 @@ impl Parts {
             to: ANY,
             prefix_len: 0,
         };
+        let prefix = Prefix {
+            address: ANY,
+            len: 0,
+        };
         // What a spec's slices of slices need: pools, outbound rules, and probe results.
         let mut scratch = Counter::default();
         scratch.add::<Pool<'_>>(capacity.pools)?;
@@ -203,6 +212,8 @@ impl Parts {
             outbound: List::take(memory, capacity.outbound, (outbound, 0, 0))?,
             outbound_frontends: List::take(memory, capacity.outbound_frontends, 0)?,
             muxes: List::take(memory, capacity.muxes, ANY)?,
+            inside: List::take(memory, capacity.inside, prefix)?,
+            has_inside: false,
             probe_source: ProbeSource::default(),
             frontend_ports: List::take(memory, capacity.frontend_ports, FrontendPort::default())?,
             source_rewrites: List::take(memory, capacity.source_rewrites, rewrite)?,
@@ -258,6 +269,8 @@ impl Builder {
             outbound,
             outbound_frontends,
             muxes,
+            inside,
+            has_inside,
             probe_source,
             frontend_ports,
             source_rewrites,
@@ -315,7 +328,7 @@ impl Builder {
             health: &spec_health,
             inbound_nat: inbound_nat.all(),
             outbound: &spec_outbound,
-            inside: INSIDE,
+            inside: if *has_inside { inside.all() } else { INSIDE },
             muxes: muxes.all(),
             probe_source: *probe_source,
             proxy: proxy.map(|(mode, backend)| ProxyPorts {
@@ -954,6 +967,41 @@ pub unsafe extern "C" fn slb_builder_mux(
         // SAFETY: the caller promises it.
         let address = unsafe { shared(address) }?.required()?;
         parts.muxes.push(address)
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, add) }
+}
+
+/// Adds a prefix of `prefix_length` bits to those that are inside: vms reach such addresses, and answer
+/// them, under their own addresses, and outbound rules translate only what goes elsewhere. Without a
+/// call, private, shared, link-local and unique local addresses are inside, and 168.63.129.16. The first
+/// call takes these away; with NULL it adds none, so that nothing is inside but the vms' networks. Gives
+/// the number of prefixes before the call.
+///
+/// # Safety
+/// It is a builder, and `address` points to one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_inside(
+    builder: *mut slb_builder,
+    address: *const slb_address,
+    prefix_length: u8,
+) -> c_int {
+    let add = |parts: &mut Parts| {
+        let before = parts.inside.len;
+        if !address.is_null() {
+            // SAFETY: the caller promises it.
+            let address = unsafe { shared(address) }?.required()?;
+            let most = if address.is_ipv4() { 32 } else { 128 };
+            if prefix_length > most {
+                return Err(SLB_ERROR_RANGE);
+            }
+            parts.inside.push(Prefix {
+                address,
+                len: prefix_length,
+            })?;
+        }
+        parts.has_inside = true;
+        Ok(before)
     };
     // SAFETY: the caller promises it.
     unsafe { change(builder, add) }

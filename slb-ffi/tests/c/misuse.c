@@ -62,7 +62,7 @@ static slb_builder *builders(void) {
     capacity.outbound = capacity.outbound_frontends = capacity.muxes = 1;
     capacity.frontend_ports = capacity.source_rewrites = 1;
     capacity.backends = capacity.health_results = 2;
-    capacity.health = 1;
+    capacity.health = capacity.inside = 1;
     assert(slb_builder_size(NULL) == 0);
     assert(slb_builder_size(ODD(slb_capacity, &capacity)) == 0);
     slb_capacity huge = capacity;
@@ -215,6 +215,16 @@ static slb_builder *builders(void) {
     IS(slb_builder_probe_source(builder, NULL), SLB_ERROR_NULL);
     IS(slb_builder_probe_source(NULL, &mux), SLB_ERROR_NULL);
     IS(slb_builder_probe_source(builder, &mux), SLB_OK);
+    IS(slb_builder_inside(NULL, &mux, 32), SLB_ERROR_NULL);
+    IS(slb_builder_inside(builder, &mux, 33), SLB_ERROR_RANGE);
+    mux.family = 6;
+    IS(slb_builder_inside(builder, &mux, 129), SLB_ERROR_RANGE);
+    mux.family = 5;
+    IS(slb_builder_inside(builder, &mux, 0), SLB_ERROR_RANGE);
+    mux.family = 4;
+    IS(slb_builder_inside(builder, &mux, 32), 0);
+    IS(slb_builder_inside(builder, &mux, 32), SLB_ERROR_FULL);
+    IS(slb_builder_inside(builder, NULL, 99), 1);
     IS(slb_builder_proxy(NULL, 0, 1), SLB_ERROR_NULL);
     IS(slb_builder_frontend_port(NULL, 0, NULL), SLB_ERROR_NULL);
     mux.family = 6;
@@ -585,6 +595,66 @@ static void lineage(slb_mux *mux, slb_host *host, slb_proxy *proxy, slb_snapshot
     assert(strstr(slb_strerror(SLB_ERROR_ROLE), "another role"));
 }
 
+/* What a host does with a datagram of its vm to an IPv4 address. */
+static slb_verdict of_vm_to(slb_host *host, uint8_t a, uint8_t b) {
+    uint8_t buffer[512] = {0};
+    const uint8_t datagram[] = {2, 0, 0, 0, 0, 1, 2, 0, 10, 10, 1, 1, 8, 0, /* Ethernet */
+                                0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0,  /* IPv4 */
+                                10, 10, 1, 1, a, b, 0, 1,                  /* the vm, to whom */
+                                4, 1, 0, 53, 0, 8, 0, 0};                  /* UDP */
+    memcpy(buffer + 256, datagram, sizeof datagram);
+    right_header(buffer + 256 + 14);
+    slb_frame frame = {buffer, sizeof buffer, 256, sizeof datagram, 7, 0, 0};
+    slb_verdict verdict;
+    IS(slb_host_process(host, 1, &frame, 1, &verdict), 1);
+    return verdict;
+}
+
+/* Which addresses are inside is the caller's to say; what is not needs an outbound rule. */
+static void inside(void) {
+    slb_address prefix;
+    memset(&prefix, 0, sizeof prefix);
+    prefix.family = 4, prefix.bytes[0] = 198, prefix.bytes[1] = 19;
+    /* The usual prefixes; one of the caller's; none. */
+    for (int given = 0; given < 3; given++) {
+        slb_capacity capacity;
+        memset(&capacity, 0, sizeof capacity);
+        capacity.frontends = capacity.pools = capacity.backends = capacity.rules = 1;
+        capacity.inside = 1;
+        slb_builder *builder = NULL;
+        IS(slb_builder_new(&capacity, &builder), SLB_OK);
+        slb_underlay underlay;
+        memset(&underlay, 0, sizeof underlay);
+        underlay.ipv4 = ipv4(11);
+        slb_frontend web = frontend();
+        slb_pool pool = {"servers", 5001, 251};
+        slb_backend one = backend("one", 1);
+        one.host = underlay.ipv4, one.port = 7;
+        slb_rule http = rule();
+        IS(slb_builder_underlay(builder, &underlay), SLB_OK);
+        IS(slb_builder_frontend(builder, &web), 0);
+        IS(slb_builder_pool(builder, &pool), 0);
+        IS(slb_builder_backend(builder, 0, &one), 0);
+        IS(slb_builder_rule(builder, &http), 0);
+        if (given == 1) IS(slb_builder_inside(builder, &prefix, 15), 0);
+        if (given == 2) IS(slb_builder_inside(builder, NULL, 0), 0);
+        slb_snapshot *snapshot = NULL;
+        slb_host *host = NULL;
+        slb_nat_options options;
+        slb_nat_options_init(&options);
+        options.connections = 64, options.key[0] = 1;
+        IS(slb_snapshot_new(builder, NULL, &snapshot), SLB_OK);
+        IS(slb_builder_free(builder), SLB_OK);
+        IS(slb_host_new(snapshot, &options, &host), SLB_OK);
+        slb_verdict private = of_vm_to(host, 10, 200), own = of_vm_to(host, 198, 18);
+        assert(private.action == (given == 0 ? SLB_PASS : SLB_DROP));
+        assert(own.action == (given == 1 ? SLB_PASS : SLB_DROP));
+        if (given == 2) assert(strcmp(slb_drop_reason(own.reason), "no_outbound_rule") == 0);
+        IS(slb_host_free(host), SLB_OK);
+        IS(slb_snapshot_free(snapshot), SLB_OK);
+    }
+}
+
 /* A builder says everything that is wrong, by name. */
 static void faults(void) {
     slb_capacity capacity;
@@ -633,6 +703,7 @@ int main(void) {
     sources(snapshot);
     health();
     health_by_rule();
+    inside();
     configs();
     IS(slb_mux_free((slb_mux *)host), SLB_ERROR_HANDLE);
     IS(slb_mux_free(mux), SLB_OK);

@@ -12,7 +12,7 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use slb_core::hash::{Distribution, Hasher};
@@ -535,6 +535,7 @@ impl Config {
             inside: &self.node.inside,
             probe_source: self.node.probe_source(),
             proxy: is_proxy.then(|| self.ports.spec(&ports)),
+            now: now(),
         })
     }
 
@@ -768,6 +769,12 @@ impl Config {
             .flat_map(|pool| &mut pool.backends)
             .find(|backend| backend.name == name)
     }
+}
+
+/// The time since this process first asked, which no setting of the clock changes.
+fn now() -> slb_core::Instant {
+    static FIRST: OnceLock<std::time::Instant> = OnceLock::new();
+    slb_core::Instant::ZERO + FIRST.get_or_init(std::time::Instant::now).elapsed()
 }
 
 /// The largest file that is read, in bytes.

@@ -1,14 +1,18 @@
 //! The mark of a packet that one host agent passes on to another: its inner source MAC address.
 //!
 //! ```text
-//!   octets   0x02 0x73   then 32 bits, the most significant first
-//!   bits     hops - 1: 3 | kind: 2 | mux: 8 | visited: 19
+//!   octet    0x72, then 40 bits, the most significant first
+//!   bits     hops - 1: 3 | kind: 2 | mux: 8 | seed: 5 | visited: 22
 //! ```
 //!
 //! The mark says how often the packet was passed on, what is asked of its receiver, by which mux it came,
 //! and which hosts it has been at. Each host on its way is a tag, a hash of its address: of `n` hosts each
-//! tag has 19 / n bits, rounded down. The last host has no tag, since it is the outer source address. Two
-//! tags may be alike: the second host is then taken for visited, and left out. No host is visited twice.
+//! tag has 22 / n bits, rounded down. The last host has no tag, since it is the outer source address. No
+//! host is visited twice.
+//!
+//! Two tags may be alike: the second host is then taken for visited, and left out. The first host on the way
+//! knows whom the packet may go to, and chooses the seed of the hash so that their tags differ. Only a
+//! host that the first one has not heard of may be left out.
 //!
 //! A mark is to be believed from hosts only.
 
@@ -21,10 +25,12 @@ pub(crate) const MAX_HOPS: u8 = 8;
 /// In the place of a mux: none is known.
 pub(crate) const NO_MUX: u8 = u8::MAX;
 
-/// What begins every mark: a locally administered address, and the letter `s`.
-const PREFIX: [u8; 2] = [0x02, 0x73];
+/// The first octet of every mark: that of a locally administered unicast address.
+const PREFIX: u8 = 0x72;
 
-const VISITED_BITS: u32 = 19;
+const VISITED_BITS: u32 = 22;
+const SEED_BITS: u32 = 5;
+const MUX_SHIFT: u32 = VISITED_BITS + SEED_BITS;
 
 /// What a packet is passed on for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,17 +52,25 @@ pub(crate) struct Mark {
     pub(crate) handover: Handover,
     /// The number of the mux that it came by, or [`NO_MUX`].
     pub(crate) mux: u8,
+    /// What tags are hashed with.
+    seed: u8,
     /// Tags of the hosts that it was at, but for the last one.
     visited: u32,
 }
 
 impl Mark {
-    /// The mark of a packet that a mux sent, of this number, or [`NO_MUX`].
-    pub(crate) fn first(handover: Handover, mux: u8) -> Self {
+    /// The mark of a packet that a mux sent, of this number, or [`NO_MUX`]. `hosts` are those that the
+    /// packet may be at, in this order, beginning with the one that passes it on now.
+    pub(crate) fn first(
+        handover: Handover,
+        mux: u8,
+        hosts: impl Iterator<Item = [u64; 2]>,
+    ) -> Self {
         Self {
             hops: 1,
             handover,
             mux,
+            seed: choose_seed(hosts),
             visited: 0,
         }
     }
@@ -69,7 +83,7 @@ impl Mark {
             return Self { handover, ..*self };
         }
         let (old_width, width) = (width(old), width(new));
-        let mut visited = tag(sender) & mask(width);
+        let mut visited = tag(hash(sender), self.seed) & mask(width);
         for place in 0..old {
             let tag = self.visited >> (place * old_width) & mask(width);
             visited |= tag << ((place + 1) * width);
@@ -77,8 +91,8 @@ impl Mark {
         Self {
             hops: self.hops + 1,
             handover,
-            mux: self.mux,
             visited,
+            ..*self
         }
     }
 
@@ -86,27 +100,28 @@ impl Mark {
     pub(crate) fn has_visited(&self, host: [u64; 2]) -> bool {
         let count = tags(self.hops);
         let width = width(count);
-        let tag = tag(host) & mask(width);
+        let tag = tag(hash(host), self.seed) & mask(width);
         (0..count).any(|place| self.visited >> (place * width) & mask(width) == tag)
     }
 
     /// The mark that an inner source address is, if it is one.
     pub(crate) fn read(mac: MacAddress) -> Option<Self> {
-        let [a, b, rest @ ..] = mac.0;
-        if [a, b] != PREFIX {
+        let [prefix, a, b, c, d, e] = mac.0;
+        if prefix != PREFIX {
             return None;
         }
-        let bits = u32::from_be_bytes(rest);
+        let bits = u64::from_be_bytes([0, 0, 0, a, b, c, d, e]);
         Some(Self {
-            hops: (bits >> 29) as u8 + 1,
-            handover: match bits >> 27 & 0b11 {
+            hops: (bits >> 37) as u8 + 1,
+            handover: match bits >> 35 & 0b11 {
                 0 => Handover::PassedOn,
                 1 => Handover::Asked,
                 2 => Handover::PassedBack,
                 _ => return None,
             },
-            mux: (bits >> VISITED_BITS) as u8,
-            visited: bits & mask(VISITED_BITS),
+            mux: (bits >> MUX_SHIFT) as u8,
+            seed: (bits >> VISITED_BITS) as u8 & ((1 << SEED_BITS) - 1),
+            visited: bits as u32 & mask(VISITED_BITS),
         })
     }
 
@@ -117,11 +132,21 @@ impl Mark {
             Handover::Asked => 1,
             Handover::PassedBack => 2,
         };
-        let hops = u32::from(self.hops.clamp(1, MAX_HOPS) - 1);
-        let bits = hops << 29 | handover << 27 | u32::from(self.mux) << VISITED_BITS | self.visited;
-        let ([a, b], [c, d, e, f]) = (PREFIX, bits.to_be_bytes());
-        MacAddress([a, b, c, d, e, f])
+        let hops = u64::from(self.hops.clamp(1, MAX_HOPS) - 1);
+        let mux = u64::from(self.mux) << MUX_SHIFT;
+        let seed = u64::from(self.seed) << VISITED_BITS;
+        let bits = hops << 37 | handover << 35 | mux | seed | u64::from(self.visited);
+        let [_, _, _, a, b, c, d, e] = bits.to_be_bytes();
+        MacAddress([PREFIX, a, b, c, d, e])
     }
+}
+
+/// An inner source address that is no mark, in the place of a node's own.
+pub(crate) fn unmarked(own: MacAddress) -> MacAddress {
+    let [first, rest @ ..] = own.0;
+    let first = if first == PREFIX { 0x02 } else { first };
+    let [a, b, c, d, e] = rest;
+    MacAddress([first, a, b, c, d, e])
 }
 
 /// Tags that a mark after so many hops has.
@@ -132,7 +157,7 @@ const fn tags(hops: u8) -> u32 {
 /// Bits of each tag.
 const fn width(count: u32) -> u32 {
     // No division where packets go by.
-    const WIDTHS: [u32; MAX_HOPS as usize + 1] = [0, 19, 9, 6, 4, 3, 3, 2, 2];
+    const WIDTHS: [u32; MAX_HOPS as usize + 1] = [0, 22, 11, 7, 5, 4, 3, 3, 2];
     WIDTHS[count as usize]
 }
 
@@ -140,12 +165,51 @@ const fn mask(bits: u32) -> u32 {
     (1 << bits) - 1
 }
 
+/// Digits of pi: odd, and half of their bits set.
+const MIX: [u64; 2] = [0x4528_21e6_38d0_1377, 0xbe54_66cf_34e9_0c6d];
+
 /// What stands for a host: the same on every node.
-fn tag(host: [u64; 2]) -> u32 {
-    // Odd, and half of their bits set: digits of pi.
-    const MIX: [u64; 2] = [0x4528_21e6_38d0_1377, 0xbe54_66cf_34e9_0c6d];
+fn hash(host: [u64; 2]) -> u64 {
     let hash = fold_multiply(host[0] ^ MIX[0], MIX[1]);
-    (fold_multiply(hash ^ host[1], MIX[0]) >> 32) as u32
+    fold_multiply(hash ^ host[1], MIX[0])
+}
+
+/// A host's tag, of which as many low bits are used as a mark has room for.
+fn tag(hash: u64, seed: u8) -> u32 {
+    // Hosts whose tags are alike with one seed would be alike with most if only a sum differed.
+    let seeded = hash.rotate_left(2 * u32::from(seed));
+    (fold_multiply(seeded, MIX[1]) >> 32) as u32
+}
+
+/// The first seed with which no host that the packet may go to next looks visited on a way through these
+/// hosts; the last seed if there is none.
+fn choose_seed(hosts: impl Iterator<Item = [u64; 2]>) -> u8 {
+    const LAST: u8 = (1 << SEED_BITS) - 1;
+    let mut hashes = [0; MAX_HOPS as usize + 1];
+    let mut count = 0;
+    for host in hosts.map(hash) {
+        if count < hashes.len() && !hashes[..count].contains(&host) {
+            hashes[count] = host;
+            count += 1;
+        }
+    }
+    let hashes = &hashes[..count];
+    let is_apart = |&seed: &u8| {
+        let mut tags = [0; MAX_HOPS as usize + 1];
+        for (tag_of, &hash) in tags.iter_mut().zip(hashes) {
+            *tag_of = tag(hash, seed);
+        }
+        // At a host behind two others or more, those before the last one are known by their tags.
+        (2..count).all(|at| {
+            let mask = mask(width(at as u32 - 1));
+            let (visited, ahead) = (&tags[..at - 1], &tags[(at + 1).min(count)..count]);
+            let mut pairs = ahead
+                .iter()
+                .flat_map(|tag| visited.iter().map(move |v| v ^ tag));
+            pairs.all(|difference| difference & mask != 0)
+        })
+    };
+    (0..LAST).find(is_apart).unwrap_or(LAST)
 }
 
 #[cfg(test)]
@@ -160,7 +224,8 @@ mod tests {
     fn a_mark_is_read_as_it_was_written() {
         for handover in [Handover::PassedOn, Handover::Asked, Handover::PassedBack] {
             for mux in [0, 14, 253, NO_MUX] {
-                let mut mark = Mark::first(handover, mux);
+                let hosts = (0..9).map(host);
+                let mut mark = Mark::first(handover, mux, hosts);
                 for hops in 1..=MAX_HOPS {
                     assert_eq!((mark.hops, mark.mux), (hops, mux));
                     assert_eq!(Mark::read(mark.address()), Some(mark));
@@ -169,15 +234,19 @@ mod tests {
                 assert_eq!(mark.hops, MAX_HOPS);
             }
         }
-        for other in [[0x0a, 0x58, 10, 0, 0, 1], [0x02, 0x73, 0x18, 0, 0, 0]] {
+        for other in [[0x0a, 0x58, 10, 0, 0, 1], [0x72, 0x18, 0, 0, 0, 0]] {
             assert_eq!(Mark::read(MacAddress(other)), None);
+            assert_eq!(Mark::read(unmarked(MacAddress(other))), None);
         }
+        let mark = Mark::first(Handover::Asked, 3, [].into_iter()).address();
+        assert_eq!(unmarked(mark).0[1..], mark.0[1..]);
+        assert_eq!(Mark::read(unmarked(mark)), None);
     }
 
     #[test]
     fn every_host_on_the_way_is_remembered() {
         for first in 0..500 {
-            let mut mark = Mark::first(Handover::PassedOn, 0);
+            let mut mark = Mark::first(Handover::PassedOn, 0, [].into_iter());
             for hops in 1..MAX_HOPS {
                 mark = mark.next(Handover::PassedOn, host(first + u64::from(hops)));
                 for before in 1..=hops {
@@ -188,11 +257,29 @@ mod tests {
     }
 
     #[test]
-    fn hosts_that_were_not_visited_are_rarely_taken_for_visited() {
-        for (hops, most) in [(2, 1), (3, 20), (4, 150)] {
+    fn hosts_that_the_first_one_knows_of_are_never_taken_for_visited() {
+        for first in 0..2000 {
+            let hosts: [_; 9] = core::array::from_fn(|place| host(first * 16 + place as u64));
+            for (count, seeds) in [(4, 1), (7, 32), (9, 32)] {
+                let hosts = &hosts[..count];
+                let mut mark = Mark::first(Handover::PassedOn, 0, hosts.iter().copied());
+                assert!(mark.seed < seeds);
+                for at in 1..count {
+                    let ahead = hosts[at + 1..].iter();
+                    let mistaken = ahead.filter(|&&host| mark.has_visited(host)).count();
+                    assert_eq!(mistaken, 0, "hosts {first}, at {at} of {count}");
+                    mark = mark.next(Handover::PassedOn, hosts[at - 1]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn hosts_that_the_first_one_has_not_heard_of_are_rarely_taken_for_visited() {
+        for (hops, most) in [(2, 1), (3, 10), (4, 120)] {
             let mut mistaken = 0;
             for first in 0..3000u64 {
-                let mut mark = Mark::first(Handover::PassedOn, 0);
+                let mut mark = Mark::first(Handover::PassedOn, 0, [].into_iter());
                 for hop in 1..hops {
                     mark = mark.next(Handover::PassedOn, host(first * 16 + hop));
                 }

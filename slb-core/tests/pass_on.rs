@@ -351,8 +351,8 @@ fn what_is_passed_on_keeps_its_outer_source_port_and_its_length() {
     assert_eq!(first.len(), second.len());
     assert_eq!(first[34..38], second[34..38], "UDP ports");
     // The inner source address is the mark: locally administered, hop 1.
-    assert_eq!(second[50 + 6..50 + 9], [0x02, 0x73, 0x00]);
-    assert_ne!(first[50 + 6..50 + 8], [0x02, 0x73]);
+    assert_eq!(second[50 + 6..50 + 8], [0x72, 0x00]);
+    assert_ne!(first[50 + 6], 0x72);
 }
 
 #[test]
@@ -606,14 +606,14 @@ fn a_mark_is_believed_from_hosts_only() {
     for port in 2000..2100 {
         let datagram = fleet.datagram(port);
         let (_, mut frame) = fleet.process(Node::Mux, FABRIC, &datagram);
-        frame[50 + 6..50 + 12].copy_from_slice(&[0x02, 0x73, 0x10, 0, 0, 0]);
+        frame[50 + 6..50 + 12].copy_from_slice(&[0x72, 0x10, 0, 0, 0, 0]);
         let from_mux = fleet.deliver(frame.clone());
         assert!(matches!(from_mux, End::Vm(_)));
         marked += fleet.hops();
         // The same from a host, for another flow.
         let datagram = fleet.datagram(port + 1000);
         let (_, mut frame) = fleet.process(Node::Mux, FABRIC, &datagram);
-        frame[50 + 6..50 + 12].copy_from_slice(&[0x02, 0x73, 0x10, 0, 0, 0]);
+        frame[50 + 6..50 + 12].copy_from_slice(&[0x72, 0x10, 0, 0, 0, 0]);
         let there = frame[33];
         let other = if there == 101 { 102 } else { 101 };
         // One's complement: the checksum of the other source address.
@@ -631,7 +631,7 @@ fn a_mark_is_believed_from_hosts_only() {
 
 /// Whether the mark of a frame on the fabric says that it goes back to who takes it.
 fn is_passed_back(frame: &[u8]) -> bool {
-    frame[50 + 6..50 + 8] == [0x02, 0x73] && frame[50 + 8] & 0x18 == 0x10
+    frame[50 + 6] == 0x72 && frame[50 + 7] & 0x18 == 0x10
 }
 
 #[test]

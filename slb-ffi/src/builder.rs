@@ -337,6 +337,7 @@ impl Builder {
                 backend,
                 source_rewrites: source_rewrites.all(),
             }),
+            now: slb_core::Instant::ZERO,
         }))
     }
 }

@@ -55,10 +55,11 @@ impl Way {
             .is_some_and(|(mark, sender)| sender == host || mark.has_visited(host))
     }
 
-    fn next(&self, handover: Handover) -> Mark {
+    /// The mark that the packet goes on with. `hosts` are those that it may be at, this one first.
+    fn next(&self, handover: Handover, hosts: impl Iterator<Item = [u64; 2]>) -> Mark {
         match self.passed {
             Some((mark, sender)) => mark.next(handover, sender),
-            None => Mark::first(handover, self.mux),
+            None => Mark::first(handover, self.mux, hosts),
         }
     }
 }
@@ -83,14 +84,14 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let (Some(&terms), Some(slot)) = (terms, snapshot.slot_of(asked.rule, &lane.packet)) else {
             return Elsewhere::Here;
         };
-        let (owner, way) = (slot.owner, self.way_of(frame, lane));
+        let way = self.way_of(frame, lane);
         let here = snapshot.nat.local_of_pool(terms.pool, lane.zone);
         let takes = here.is_some_and(|local| snapshot.takes(&terms, local.backend));
         if asked.begins == Begins::Yes {
             return if takes {
                 Elsewhere::Here
             } else {
-                self.hand_to_owner(frame, lane, owner, (way, Handover::PassedOn), seen)
+                self.hand_to_owner(frame, lane, &slot, (way, Handover::PassedOn), seen)
             };
         }
         if way.handover() == Some(Handover::PassedBack) {
@@ -106,16 +107,16 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 return Elsewhere::Connection(number);
             }
             return match next {
-                Some(next) => self.pass(frame, lane, next, (way, Handover::Asked), seen),
+                Some(next) => self.pass(frame, lane, (next, &slot), (way, Handover::Asked), seen),
                 None if takes && !is_asked => Elsewhere::Here,
-                None => self.hand_to_owner(frame, lane, owner, (way, Handover::PassedBack), seen),
+                None => self.hand_to_owner(frame, lane, &slot, (way, Handover::PassedBack), seen),
             };
         }
         if let Some(number) = self.at_sibling::<A>(frame, lane, &slot, asked) {
             return Elsewhere::Connection(number);
         }
         match next {
-            Some(next) => self.pass(frame, lane, next, (way, Handover::PassedOn), seen),
+            Some(next) => self.pass(frame, lane, (next, &slot), (way, Handover::PassedOn), seen),
             None => Elsewhere::Here,
         }
     }
@@ -183,10 +184,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         &mut self,
         frame: &mut Frame<'_>,
         lane: &Lane,
-        owner: u32,
+        slot: &Slot,
         (way, handover): (Way, Handover),
         seen: &mut impl Observe,
     ) -> Elsewhere {
+        let owner = slot.owner;
         if owner == NO_BACKEND {
             return Elsewhere::Here;
         }
@@ -204,7 +206,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         // The one who asked first gets it back: nobody else is left to ask.
         let is_back = handover == Handover::PassedBack;
         if is_back || way.goes_on() && !way.has_been_at(host) {
-            self.pass(frame, lane, owner, (way, handover), seen)
+            self.pass(frame, lane, (owner, slot), (way, handover), seen)
         } else {
             // The table has changed since the owner saw it. Its sender asks again.
             Elsewhere::Done(Verdict::Drop(DropReason::Astray))
@@ -246,12 +248,12 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// Passes a packet on to the host of a backend.
+    /// Passes a packet on to the host of a backend, one of those that have, or had, the slot.
     fn pass(
         &mut self,
         frame: &mut Frame<'_>,
         lane: &Lane,
-        index: u32,
+        (index, slot): (u32, &Slot),
         (way, handover): (Way, Handover),
         seen: &mut impl Observe,
     ) -> Elsewhere {
@@ -277,7 +279,12 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if let Err(reason) = backend.template.encapsulate(frame, packet, entropy) {
             return Elsewhere::Done(Verdict::Drop(reason));
         }
-        let mark = way.next(handover);
+        let own = match backend.template.is_ipv4() {
+            true => underlay.ipv4.map(Into::into),
+            false => underlay.ipv6.map(Into::into),
+        };
+        let others = slot.owners().filter_map(|owner| self.is_apart(owner));
+        let mark = way.next(handover, own.map(words).into_iter().chain(others));
         backend.template.set_inner_source(frame, mark.address());
         let counter = match handover {
             Handover::PassedBack => &mut self.stats.passed_back,

@@ -6,7 +6,7 @@ use super::addresses::{address_bytes, raw_port};
 use super::faults::{backend_identity, instances, of_items, rule_item};
 use super::locals::has_past;
 use super::locals::{Nat, NatSize};
-use super::owners::Past;
+use super::owners::{Past, Step};
 use super::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
 use super::proxy::CompiledProxy;
 use super::registry::{AlreadyRegistered, MAX_SLOTS, Registry, RegistryEntry, identity};
@@ -183,6 +183,7 @@ impl<'m> Snapshot<'m> {
         let previous_nat = previous.map(|p| &p.nat);
         let mut snapshot = Self {
             generation,
+            now: spec.now,
             hasher: spec.hasher.clone(),
             underlay: spec.underlay,
             probe_source: spec.probe_source,
@@ -482,6 +483,7 @@ impl<'m> Snapshot<'m> {
             let member = place.checked_sub(compiled.first_backend)?;
             (member < compiled.backends).then_some(member as u16)
         };
+        let step = Step::new(previous.now, spec.now);
         let remembered = previous
             .past
             .get(before.past())
@@ -489,8 +491,8 @@ impl<'m> Snapshot<'m> {
         for (slot, (past, &owner)) in past.iter_mut().zip(owners).enumerate() {
             let old_owner = old_owners.get(slot).copied().and_then(renumbered);
             let old = match remembered.and_then(|all| all.get(slot)) {
-                Some(old) => old.next(renumbered, (old_owner, owner)),
-                None => past.next(Some, (old_owner, owner)),
+                Some(old) => old.next(renumbered, (old_owner, owner), step),
+                None => past.next(Some, (old_owner, owner), step),
             };
             *past = old;
         }

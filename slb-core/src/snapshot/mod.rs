@@ -45,6 +45,7 @@ use crate::packet::{Family, Packet};
 use crate::prefetch::prefetch;
 use crate::spec::snat::GRANULE;
 use crate::spec::{Echo, ProbeSource, Underlay};
+use crate::time::Instant;
 use crate::tunnel::encapsulation::Template;
 use crate::wire::protocol;
 
@@ -218,6 +219,8 @@ pub enum RuleMatch {
 #[derive(Debug)]
 pub struct Snapshot<'m> {
     generation: u64,
+    /// When it was compiled, by the clock of the specification.
+    now: Instant,
     hasher: Hasher,
     underlay: Underlay,
     probe_source: ProbeSource,

@@ -6,8 +6,10 @@
 //!
 //! A host agent keeps these for each pool of which it has a vm, from snapshot to snapshot: a connection
 //! lives where its first packet went, and what comes later may be sent to who has the slot now. Only
-//! backends that are configured are owners. A slot forgets the owner that lost it longest ago where more
-//! than [`DEPTH`] had it.
+//! backends that are configured are owners.
+//!
+//! A slot has at most [`DEPTH`] former owners. Where more had it, it forgets the one with the fewest
+//! connections left, to go by how long each had the slot: time counts half as much every hour.
 
 use crate::maglev;
 use crate::time::Instant;
@@ -19,21 +21,56 @@ pub(crate) const DEPTH: usize = 7;
 /// The age of a slot that did not change while anything was remembered, or so long ago.
 const OLD: u8 = u8::MAX;
 
+/// How long it takes until time that an owner had a slot counts half as much, in seconds.
+const HALF_LIFE: u64 = 3600;
+
+/// What passed from one snapshot to the next.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step {
+    /// Seconds that the earlier one was there; one at least, or nothing would tell its owners from none.
+    seconds: u16,
+    /// How often time that counted before is halved.
+    halvings: u32,
+}
+
+impl Step {
+    /// From one time to another. None is known where the clock goes back.
+    pub(crate) fn new(from: Instant, to: Instant) -> Self {
+        let passed = to.since(from).as_secs();
+        let half_lives = |time: Instant| time.since(Instant::ZERO).as_secs() / HALF_LIFE;
+        let halvings = half_lives(to).saturating_sub(half_lives(from));
+        Self {
+            seconds: passed.clamp(1, u16::MAX.into()) as u16,
+            halvings: halvings.min(u64::from(u16::BITS)) as u32,
+        }
+    }
+
+    fn halved(self, held: u16) -> u16 {
+        held.checked_shr(self.halvings).unwrap_or(0)
+    }
+}
+
 /// What is remembered of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Past {
     /// Places in the pool's backends, the newest first; [`maglev::EMPTY`] behind the last.
     former: [u16; DEPTH],
+    /// How long each of them had the slot, in seconds.
+    held: [u16; DEPTH],
+    /// How long the present owner had the slot before the present snapshot.
+    present: u16,
     /// Generations since the slot went from one owner to another.
     age: u8,
 }
 
-const _: () = assert!(size_of::<Past>() == 16);
+const _: () = assert!(size_of::<Past>() == 32);
 
 impl Past {
     /// The slot of a new table.
     pub(crate) const NONE: Self = Self {
         former: [maglev::EMPTY; DEPTH],
+        held: [0; DEPTH],
+        present: 0,
         age: OLD,
     };
 
@@ -55,26 +92,45 @@ impl Past {
         Some(self.age).filter(|&age| age != OLD)
     }
 
-    /// Notes that a backend has, or had, the slot after all that were noted before.
+    /// Notes that a backend has, or had, the slot after all that were noted before, for a time that is not
+    /// known.
     pub(crate) fn note(&mut self, member: u16) {
-        if member == maglev::EMPTY {
-            return;
+        if member != maglev::EMPTY {
+            let before = self.take(member);
+            self.put(member, before.saturating_add(1));
         }
-        let known = self.former.iter().position(|&other| other == member);
-        let end = known.unwrap_or(DEPTH - 1);
-        self.former.copy_within(..end, 1);
-        self.former[0] = member;
     }
 
     /// Takes the present owner out of the former ones.
     pub(crate) fn settle(&mut self, owner: u16) {
-        if owner == maglev::EMPTY {
-            return;
-        }
-        if let Some(place) = self.former.iter().position(|&other| other == owner) {
-            self.former.copy_within(place + 1.., place);
-            self.former[DEPTH - 1] = maglev::EMPTY;
-        }
+        self.present = self.present.max(self.take(owner));
+    }
+
+    /// Takes an owner out of the former ones, and returns how long the slot was that owner's.
+    fn take(&mut self, member: u16) -> u16 {
+        let known = self.former().position(|other| other == member);
+        let Some(place) = known else {
+            return 0;
+        };
+        let held = self.held[place];
+        self.former.copy_within(place + 1.., place);
+        self.held.copy_within(place + 1.., place);
+        (self.former[DEPTH - 1], self.held[DEPTH - 1]) = (maglev::EMPTY, 0);
+        held
+    }
+
+    /// Puts an owner in front of the former ones. Where there are too many, the one goes that had the slot
+    /// for the shortest time, of these the one that lost it longest ago.
+    fn put(&mut self, member: u16, held: u16) {
+        let count = self.former().count();
+        let shortest = (0..DEPTH).rev().min_by_key(|&place| self.held[place]);
+        let end = match count {
+            DEPTH => shortest.unwrap_or(DEPTH - 1),
+            count => count,
+        };
+        self.former.copy_within(..end, 1);
+        self.held.copy_within(..end, 1);
+        (self.former[0], self.held[0]) = (member, held);
     }
 
     /// The slot one generation later. `renumbered` says which place a backend has now; `owners` are the
@@ -83,25 +139,29 @@ impl Past {
         &self,
         renumbered: impl Fn(u16) -> Option<u16>,
         (old, owner): (Option<u16>, u16),
+        step: Step,
     ) -> Self {
         let has_changed = old != Some(owner);
+        let held = step.halved(self.present).saturating_add(step.seconds);
         let mut next = Self {
             age: match has_changed {
                 true => 0,
                 false => self.age.saturating_add(1),
             },
+            present: if has_changed { 0 } else { held },
             ..Self::NONE
         };
         if !self.is_empty() {
-            let kept = self.former().filter_map(renumbered);
-            for (place, member) in next.former.iter_mut().zip(kept) {
-                *place = member;
+            let kept = self.former().zip(self.held);
+            let kept = kept.filter_map(|(member, held)| Some((renumbered(member)?, held)));
+            for (place, (member, held)) in kept.enumerate() {
+                (next.former[place], next.held[place]) = (member, step.halved(held));
             }
         }
-        if has_changed && let Some(old) = old {
-            next.note(old);
-        }
-        if !next.is_empty() {
+        if has_changed && let Some(old) = old.filter(|&old| old != maglev::EMPTY) {
+            next.settle(owner);
+            next.put(old, held);
+        } else if !next.is_empty() {
             next.settle(owner);
         }
         next
@@ -155,11 +215,16 @@ mod tests {
     use super::*;
     use alloc::vec::Vec;
 
+    const SECOND: Step = Step {
+        seconds: 1,
+        halvings: 0,
+    };
+
     /// A slot that these had, one after the other, the last one now.
     fn had_by(owners: &[u16]) -> Past {
         let mut past = Past::NONE;
         for pair in owners.windows(2) {
-            past = past.next(Some, (Some(pair[0]), pair[1]));
+            past = past.next(Some, (Some(pair[0]), pair[1]), SECOND);
         }
         past
     }
@@ -190,10 +255,10 @@ mod tests {
         let past = had_by(&[1, 2, 3, 4]);
         // Backend 2 is gone, and those behind it move up; the one that had the slot is 2 now.
         let renumbered = |member: u16| (member != 2).then(|| member - u16::from(member > 2));
-        let next = past.next(renumbered, (Some(3), 0));
+        let next = past.next(renumbered, (Some(3), 0), SECOND);
         assert_eq!(former(&next), [3, 2, 1]);
         // The last owner itself is gone.
-        let next = past.next(|m| (m != 4).then_some(m), (None, 1));
+        let next = past.next(|m| (m != 4).then_some(m), (None, 1), SECOND);
         assert_eq!(former(&next), [3, 2]);
     }
 
@@ -205,9 +270,69 @@ mod tests {
         assert_eq!(had_by(&[1, 2, 2, 2]).age(), Some(2));
         let mut long_ago = had_by(&[1, 2]);
         for _ in 0..300 {
-            long_ago = long_ago.next(Some, (Some(2), 2));
+            long_ago = long_ago.next(Some, (Some(2), 2), SECOND);
         }
         assert_eq!((long_ago.age(), former(&long_ago)), (None, [1].into()));
+    }
+
+    #[test]
+    fn a_slot_forgets_who_had_it_for_the_shortest_time() {
+        let seconds = |seconds| Step { seconds, ..SECOND };
+        let after = |held: &[(u16, Step)]| {
+            let mut past = Past::NONE;
+            let owners = held.iter().map(|(owner, _)| *owner).chain([99]);
+            for ((owner, step), next) in held.iter().zip(owners.skip(1)) {
+                past = past.next(Some, (Some(*owner), next), *step);
+            }
+            former(&past)
+        };
+        let mut held: Vec<_> = (1..=9).map(|owner| (owner, seconds(10))).collect();
+        assert_eq!(after(&held), [9, 8, 7, 6, 5, 4, 3]);
+        held[0].1 = seconds(600);
+        held[4].1 = seconds(9);
+        held[7].1 = seconds(2);
+        assert_eq!(after(&held), [9, 7, 6, 4, 3, 2, 1]);
+        // Whoever comes back still has the time from before.
+        held[7].0 = 3;
+        assert_eq!(after(&held), [9, 3, 7, 6, 4, 2, 1]);
+        // An hour later the ten minutes count as five.
+        let hours = |halvings| Step {
+            seconds: 310,
+            halvings,
+        };
+        held[8].1 = hours(0);
+        assert!(after(&held).contains(&1));
+        let (mut past, owners) = (Past::NONE, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        for pair in owners.windows(2) {
+            let step = if pair[0] == 1 {
+                seconds(600)
+            } else {
+                hours(u32::from(pair[0] == 2))
+            };
+            past = past.next(Some, (Some(pair[0]), pair[1]), step);
+        }
+        assert_eq!(former(&past), [9, 8, 7, 6, 5, 4, 3]);
+    }
+
+    #[test]
+    fn time_is_halved_every_hour_of_the_callers_clock() {
+        let at = Instant::from_secs;
+        for (from, to, seconds, halvings) in [
+            (0, 0, 1, 0),
+            (10, 20, 10, 0),
+            (20, 10, 1, 0),
+            (3599, 3601, 2, 1),
+            (0, 7200, 7200, 2),
+            (0, 1 << 40, u16::MAX, 16),
+        ] {
+            let step = Step::new(at(from), at(to));
+            assert_eq!(
+                (step.seconds, step.halvings),
+                (seconds, halvings),
+                "{from} {to}"
+            );
+        }
+        assert_eq!(Step::new(at(0), at(1 << 40)).halved(u16::MAX), 0);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use core::time::Duration;
 use crate::hash::{Distribution, Hasher};
 use crate::health::Condition;
 use crate::maglev;
+use crate::time::Instant;
 use crate::verdict::PortId;
 use crate::wire::ethernet::MacAddress;
 use crate::wire::vxlan::Vni;
@@ -52,6 +53,10 @@ pub struct Spec<'a> {
     pub probe_source: ProbeSource,
     /// Of a proxy: its ports. All backends are then behind the backend port.
     pub proxy: Option<ProxyPorts<'a>>,
+    /// Of a host agent: the time at which the snapshot is compiled, by any clock that goes on from snapshot
+    /// to snapshot. By it a host knows how long a backend had its slots, and remembers those owners that
+    /// have the most connections. [`Instant::ZERO`] in all snapshots: each counts the same.
+    pub now: Instant,
 }
 
 /// The addresses that a host agent's own probes of its vms come from, the same on every host.
@@ -93,6 +98,7 @@ impl Default for Spec<'_> {
             inside: INSIDE,
             probe_source: ProbeSource::default(),
             proxy: None,
+            now: Instant::ZERO,
         }
     }
 }

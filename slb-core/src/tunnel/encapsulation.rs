@@ -12,6 +12,7 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::frame::Frame;
+use crate::mark::unmarked;
 use crate::packet::{Family, Packet};
 use crate::snapshot::words;
 use crate::spec::{UdpChecksum, Underlay};
@@ -138,7 +139,7 @@ impl Template {
         vxlan::Header { vni }.emit(at_mut::<{ udp::HEADER_LEN }, _>(&mut tunnel));
         let inner = ethernet::Header {
             destination,
-            source,
+            source: unmarked(source),
             ether_type: EtherType(0),
         };
         inner.emit(at_mut::<{ udp::HEADER_LEN + vxlan::HEADER_LEN }, _>(
@@ -221,9 +222,14 @@ impl Template {
         }
     }
 
+    /// Returns true if the outer header is IPv4's.
+    pub(crate) fn is_ipv4(&self) -> bool {
+        usize::from(self.header_len) == HEADER_IPV4
+    }
+
     /// The address of the host that it leads to, in two words.
     pub(crate) fn host(&self) -> [u64; 2] {
-        let address: IpAddr = if usize::from(self.header_len) == HEADER_IPV4 {
+        let address: IpAddr = if self.is_ipv4() {
             let octets: [u8; 4] = at(&self.bytes, IP + 16);
             octets.into()
         } else {

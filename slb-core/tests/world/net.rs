@@ -221,6 +221,7 @@ impl Plan {
             muxes: &muxes,
             inside: slb_core::spec::INSIDE,
             proxy: None,
+            now: Instant::ZERO,
         };
         Snapshot::boxed(&spec, previous).unwrap()
     }

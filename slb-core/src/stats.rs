@@ -1,6 +1,6 @@
 //! Counters: plain structs to read, compare and subtract.
 
-use core::ops::{AddAssign, Sub};
+use core::ops::{AddAssign, Index, Sub};
 
 use crate::flow::FlowStats;
 use crate::nat::NatStats;
@@ -16,6 +16,11 @@ pub struct Count {
 }
 
 impl Count {
+    const ZERO: Self = Self {
+        packets: 0,
+        bytes: 0,
+    };
+
     /// Counts one frame of `len` bytes.
     #[inline]
     pub fn add(&mut self, len: usize) {
@@ -42,6 +47,59 @@ impl Sub for Count {
     }
 }
 
+/// Frames that were dropped, by reason.
+///
+/// ```
+/// # let stats = slb_core::Stats::default();
+/// use slb_core::DropReason;
+///
+/// assert_eq!(stats.dropped[DropReason::NoRule].packets, 0);
+/// for (reason, count) in stats.dropped.iter() {
+///     println!("{reason}: {} packets, {} bytes", count.packets, count.bytes);
+/// }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dropped([Count; DropReason::COUNT]);
+
+impl Dropped {
+    /// Every reason with its count, in the order of [`DropReason::ALL`].
+    pub fn iter(&self) -> impl Iterator<Item = (DropReason, Count)> + '_ {
+        DropReason::ALL.iter().copied().zip(self.0)
+    }
+
+    /// Frames dropped for any reason, held fragments included.
+    pub fn total(&self) -> Count {
+        let mut total = Count::ZERO;
+        for count in self.0 {
+            total += count;
+        }
+        total
+    }
+}
+
+impl Default for Dropped {
+    fn default() -> Self {
+        Self([Count::ZERO; DropReason::COUNT])
+    }
+}
+
+impl Index<DropReason> for Dropped {
+    type Output = Count;
+
+    fn index(&self, reason: DropReason) -> &Count {
+        // Each reason is below COUNT, so there is always a count.
+        self.0.get(reason as usize).unwrap_or(&Count::ZERO)
+    }
+}
+
+impl AddAssign for Dropped {
+    fn add_assign(&mut self, other: Self) {
+        for (count, other) in self.0.iter_mut().zip(other.0) {
+            *count += other;
+        }
+    }
+}
+
 /// What a dataplane did. Every frame received is in exactly one of `forwarded`, `replied`,
 /// `passed` and `dropped`; a fragment that waited is in two, of which `released` is one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,7 +113,7 @@ pub struct Stats {
     /// Frames that are not ours.
     pub passed: Count,
     /// Frames not to be sent, by [`DropReason`].
-    pub dropped: [Count; DropReason::COUNT],
+    pub dropped: Dropped,
     /// Fragments that waited, and do so no more: each is in [`DropReason::FragmentHeld`] of `dropped`,
     /// and besides where it went in the end.
     pub released: Count,
@@ -86,33 +144,21 @@ impl Stats {
             Verdict::Reply => self.replied.add(len),
             Verdict::Pass => self.passed.add(len),
             Verdict::Drop(reason) => {
-                if let Some(count) = self.dropped.get_mut(reason as usize) {
+                if let Some(count) = self.dropped.0.get_mut(reason as usize) {
                     count.add(len);
                 }
             }
         }
     }
 
-    /// Frames dropped for `reason`.
-    pub fn dropped_for(&self, reason: DropReason) -> Count {
-        self.dropped
-            .get(reason as usize)
-            .copied()
-            .unwrap_or_default()
-    }
-
     /// Frames dropped for any reason, but for fragments that waited and then went on.
     pub fn dropped_total(&self) -> Count {
-        let mut total = Count::default();
-        for &count in &self.dropped {
-            total += count;
-        }
-        total - self.released
+        self.dropped.total() - self.released
     }
 
     /// Fragments that wait for their first one now.
     pub fn waiting(&self) -> Count {
-        self.dropped_for(DropReason::FragmentHeld) - self.released
+        self.dropped[DropReason::FragmentHeld] - self.released
     }
 
     /// Frames that have a verdict: as many as were received.
@@ -132,9 +178,7 @@ impl AddAssign for Stats {
         self.forwarded += other.forwarded;
         self.replied += other.replied;
         self.passed += other.passed;
-        for (count, other) in self.dropped.iter_mut().zip(other.dropped) {
-            *count += other;
-        }
+        self.dropped += other.dropped;
         self.released += other.released;
         self.syns += other.syns;
         self.icmp_errors += other.icmp_errors;

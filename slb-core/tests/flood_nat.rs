@@ -208,7 +208,7 @@ fn ten_million_packets_refuse_no_honest_connection() {
         let connections = world.connections();
         assert_eq!(connections.refused, 0, "{role:?} {connections:?}");
         assert!(connections.unanswered <= 1 << 15, "{connections:?}");
-        assert_eq!(world.stats().dropped_for(DropReason::TableFull).packets, 0);
+        assert_eq!(world.stats().dropped[DropReason::TableFull].packets, 0);
     }
 }
 

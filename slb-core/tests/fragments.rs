@@ -420,7 +420,7 @@ fn send<R: Role>(role: &mut R, from: From, parts: &[Vec<u8>], order: &[usize]) -
     }
     let stats = role.stats();
     assert_eq!(stats.waiting().packets, 0);
-    assert_eq!(stats.dropped_for(DropReason::FragmentHeld), stats.released);
+    assert_eq!(stats.dropped[DropReason::FragmentHeld], stats.released);
     out
 }
 
@@ -575,10 +575,7 @@ fn a_fragment_waits_two_seconds_and_is_dropped_by_name() {
         assert_eq!(released(&mut mux, late, 4, 4096), [[0; 0]; 0]);
         let stats = mux.stats();
         assert_eq!(stats.waiting().packets, 0);
-        assert_eq!(
-            stats.dropped_for(DropReason::FragmentWithoutFirst).packets,
-            1
-        );
+        assert_eq!(stats.dropped[DropReason::FragmentWithoutFirst].packets, 1);
         mux.pass(late, From::Outside, &first);
         assert_eq!(released(&mut mux, late, 4, 4096), [[0; 0]; 0]);
     }
@@ -631,7 +628,7 @@ fn one_source_s_flood_pushes_out_its_own() {
             let [later, _] = pair((flooder, family.vip()), 100 + n);
             assert_eq!(mux.give(NOW, From::Outside, &later).0, HELD);
         }
-        let lost = mux.stats().dropped_for(DropReason::FragmentWithoutFirst);
+        let lost = mux.stats().dropped[DropReason::FragmentWithoutFirst];
         assert_eq!(
             lost.packets,
             10_000 - 32,

@@ -207,7 +207,7 @@ fn a_vip_without_a_rule_or_a_backend_drops_and_says_so() {
         send_one(&mut mux, tcp(CLIENT, 1, "S")).verdict,
         dropped(DropReason::NoBackend)
     );
-    assert_eq!(mux.stats().dropped_for(DropReason::NoBackend).packets, 1);
+    assert_eq!(mux.stats().dropped[DropReason::NoBackend].packets, 1);
 }
 
 #[test]
@@ -585,10 +585,7 @@ fn answers_are_limited() {
     assert_eq!(replies(send(&mut mux, now, &packets)), 100);
     let later = now + std::time::Duration::from_millis(10);
     assert_eq!(replies(send(&mut mux, later, &packets)), 10);
-    assert_eq!(
-        mux.stats().dropped_for(DropReason::EchoIgnored).packets,
-        1890
-    );
+    assert_eq!(mux.stats().dropped[DropReason::EchoIgnored].packets, 1890);
 }
 
 fn echo(sequence: u16, data: &[u8]) -> Vec<u8> {

@@ -765,7 +765,7 @@ fn vxlan_from_a_stranger_is_refused() {
     );
     // Those that it has heard before and after are none the less known.
     assert_eq!(from(&mut host, mux), Verdict::Forward(PortId(1)));
-    assert_eq!(host.stats().dropped_for(DropReason::UnknownPeer).packets, 1);
+    assert_eq!(host.stats().dropped[DropReason::UnknownPeer].packets, 1);
 }
 
 #[test]

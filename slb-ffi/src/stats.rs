@@ -80,8 +80,8 @@ pub struct slb_stats {
 impl slb_stats {
     pub(crate) fn of(stats: &Stats) -> Self {
         let mut dropped_for = [0; SLB_DROP_REASONS];
-        for (to, from) in dropped_for.iter_mut().zip(&stats.dropped) {
-            *to = from.packets;
+        for (to, (_, count)) in dropped_for.iter_mut().zip(stats.dropped.iter()) {
+            *to = count.packets;
         }
         let (flows, connections) = (stats.flows, stats.connections);
         Self {

@@ -485,6 +485,6 @@ impl<'a> Report<'a> {
 fn lost_for(stats: &Stats, reason: DropReason) -> Count {
     match reason {
         DropReason::FragmentHeld => stats.waiting(),
-        _ => stats.dropped_for(reason),
+        _ => stats.dropped[reason],
     }
 }

@@ -74,7 +74,7 @@ impl Report<'_> {
             samples.map(sample).collect()
         };
         let dropped = DropReason::ALL.iter().map(|&reason| {
-            let packets = stats.dropped_for(reason).packets;
+            let packets = stats.dropped[reason].packets;
             (vec![("reason", reason.name().to_owned())], packets as f64)
         });
         vec![

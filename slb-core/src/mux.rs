@@ -534,8 +534,12 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let table_index = snapshot.table_index(rule, &lane.packet, lane.hash);
         lane.table_index = table_index as u32;
         let slot = table_index - rule.first_slot();
-        let hash = lane.hash;
-        seen.step(lane.frame.into(), Step::Hashed { hash, slot });
+        let hashed = Step::Hashed {
+            rule: index,
+            hash: lane.hash,
+            slot,
+        };
+        seen.step(lane.frame.into(), hashed);
         if rule.mask != u64::MAX {
             lane.hash = full_hash(snapshot, &lane.packet);
         }

@@ -1,6 +1,21 @@
 //! A look at the real pipeline while it works: what `explain`, traces and tests are made of.
 //!
 //! There is no second implementation to explain the first. The empty observer `()` costs nothing.
+//! A [`Trail`] keeps the steps of one frame, and writes them in words:
+//!
+//! ```
+//! # use slb_core::observe::Trail;
+//! # use slb_core::snapshot::Snapshot;
+//! # use slb_core::spec::Spec;
+//! # use slb_core::{Burst, Instant, Mux};
+//! fn explain(now: Instant, mux: &mut Mux<'_, &Snapshot<'_>>, burst: &mut Burst<'_>, spec: &Spec<'_>) {
+//!     let mut trail = Trail::new(0); // the first frame of the burst
+//!     mux.process_observed(now, burst, &mut trail);
+//!     print!("{}", trail.named(spec));
+//! }
+//! ```
+
+mod text;
 
 use crate::flow::FlowState;
 pub use crate::mark::Handover;
@@ -25,6 +40,9 @@ pub enum Step {
     Classified(RuleMatch),
     /// The tuple was hashed; the slot is that of the rule's pool.
     Hashed {
+        /// The rule, by its index in [`Spec::rules`](crate::spec::Spec::rules); behind these come those
+        /// of inbound NAT and SNAT ports.
+        rule: u32,
         /// The hash of what the distribution mode counts.
         hash: u64,
         /// The Maglev slot that it gives.
@@ -104,6 +122,65 @@ impl Observe for () {
 impl<F: FnMut(usize, Step)> Observe for F {
     fn step(&mut self, frame: usize, step: Step) {
         self(frame, step);
+    }
+}
+
+/// The steps of one frame.
+///
+/// A role looks up rules more than once for some packets: of an outbound rule's, and of ICMP errors. A
+/// trail gives the lookup that counted, the last one.
+#[derive(Clone, Copy, Debug)]
+pub struct Trail {
+    frame: usize,
+    len: usize,
+    steps: [Step; Self::MOST],
+}
+
+impl Trail {
+    /// The most steps that are kept. A frame takes ten or fewer; of more, the last one is kept in any
+    /// case.
+    pub const MOST: usize = 16;
+
+    /// An empty trail, for the frame at this index of the slice given to `process_observed`.
+    pub const fn new(frame: usize) -> Self {
+        Self {
+            frame,
+            len: 0,
+            steps: [Step::Done(Verdict::Pass); Self::MOST],
+        }
+    }
+
+    /// The steps in order, without lookups that a later one corrected, and their hashes.
+    pub fn steps(&self) -> impl Iterator<Item = &Step> + Clone {
+        let all = self.steps.get(..self.len).unwrap_or_default();
+        let is_lookup = |step: &Step| matches!(step, Step::Classified(_));
+        let last = all.iter().rposition(is_lookup).unwrap_or(0);
+        let is_corrected = move |(index, step): &(usize, &Step)| {
+            *index < last && matches!(step, Step::Classified(_) | Step::Hashed { .. })
+        };
+        let steps = all.iter().enumerate();
+        steps
+            .filter(move |step| !is_corrected(step))
+            .map(|(_, step)| step)
+    }
+
+    /// The frame's verdict; `None` if the frame was not processed.
+    pub fn verdict(&self) -> Option<Verdict> {
+        match self.steps.get(self.len.checked_sub(1)?) {
+            Some(&Step::Done(verdict)) => Some(verdict),
+            _ => None,
+        }
+    }
+}
+
+impl Observe for Trail {
+    fn step(&mut self, frame: usize, step: Step) {
+        if frame == self.frame {
+            self.len = (self.len + 1).min(Self::MOST);
+            if let Some(place) = self.steps.get_mut(self.len - 1) {
+                *place = step;
+            }
+        }
     }
 }
 

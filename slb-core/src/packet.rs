@@ -590,6 +590,29 @@ impl Packet {
     }
 }
 
+/// The packet in a line: `tcp 1.2.3.4:50000 > 20.20.20.100:80, SYN, 40 bytes of IP, TTL 64, DSCP 0, ECN 0`.
+impl fmt::Display for Packet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.tuple().fmt(f)?;
+        if self.flags != Flags(0) {
+            write!(f, ", {}", self.flags)?;
+        }
+        f.write_str(match self.part() {
+            Part::Whole => "",
+            Part::First => ", first fragment",
+            Part::Later => ", later fragment",
+        })?;
+        match self.vlan_tags() {
+            0 => {}
+            1 => f.write_str(", 1 VLAN tag")?,
+            tags => write!(f, ", {tags} VLAN tags")?,
+        }
+        let (dscp, ecn) = (self.traffic_class >> 2, self.traffic_class & 3);
+        let (len, hops) = (self.ip_len, self.hop_limit);
+        write!(f, ", {len} bytes of IP, TTL {hops}, DSCP {dscp}, ECN {ecn}")
+    }
+}
+
 /// What names a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tuple {

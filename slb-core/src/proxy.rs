@@ -367,10 +367,13 @@ impl Role for ProxyRole {
         }
         let place = snapshot.table_index(compiled, &lane.packet, hash);
         let slot = place - compiled.first_slot();
-        seen.step(lane.frame.into(), Step::Hashed { hash, slot });
+        seen.step(lane.frame.into(), Step::Hashed { rule, hash, slot });
         let backend = snapshot.backend_at(compiled.first_backend, place);
+        if backend == NO_BACKEND {
+            return None;
+        }
         seen.step(lane.frame.into(), Step::Selected(backend));
-        (backend != NO_BACKEND).then_some(backend)
+        Some(backend)
     }
 
     fn not_ours(snapshot: &Snapshot<'_>, lane: &Lane, _: RuleMatch) -> Verdict {

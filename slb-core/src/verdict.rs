@@ -25,7 +25,7 @@ pub enum Verdict {
 }
 
 macro_rules! drop_reasons {
-    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal: $description:literal,)+) => {
         /// Why a frame was dropped. Each reason has its own counter in [`Stats`](crate::Stats).
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[non_exhaustive]
@@ -47,91 +47,129 @@ macro_rules! drop_reasons {
                     $(Self::$variant => $name,)+
                 }
             }
+
+            /// The reason in words, for an operator: a clause in lower case without a full stop. The
+            /// text may change between versions.
+            pub const fn description(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $description,)+
+                }
+            }
         }
     };
 }
 
 drop_reasons! {
     /// The frame ends before a header that it announces.
-    Truncated = "truncated",
+    Truncated = "truncated":
+        "the frame ends before a header that it announces",
     /// A header contradicts itself: a version, a header length or a total length that cannot be.
-    Malformed = "malformed",
+    Malformed = "malformed":
+        "a header contradicts itself",
     /// For a VIP, but no rule takes its protocol and port. Beside an outbound rule: the port is in no
     /// vm's block, or a SYN or a datagram comes for a port of a block and is of no connection.
-    NoRule = "no_rule",
+    NoRule = "no_rule":
+        "no rule of the VIP takes the packet's protocol and port",
     /// The rule's pool has no backend that may take a new flow.
-    NoBackend = "no_backend",
+    NoBackend = "no_backend":
+        "no backend of the pool takes new flows",
     /// A later fragment whose first fragment did not come, or not in time: its ports, and so its
     /// backend, are unknown.
-    FragmentWithoutFirst = "fragment_without_first",
+    FragmentWithoutFirst = "fragment_without_first":
+        "the first fragment of the datagram was not seen",
     /// An ICMP error for a VIP that quotes no packet of that VIP.
-    IcmpUnmatched = "icmp_unmatched",
+    IcmpUnmatched = "icmp_unmatched":
+        "the ICMP error quotes no packet of the VIP",
     /// The hop limit ran out here, and the sender could not be told (the limit on answers, or
     /// nobody to answer).
-    HopLimit = "hop_limit",
+    HopLimit = "hop_limit":
+        "the hop limit ran out",
     /// Too long for the underlay once encapsulated, and the sender could not be told.
-    PacketTooBig = "packet_too_big",
+    PacketTooBig = "packet_too_big":
+        "the packet is too long for the fabric once encapsulated",
     /// An ICMP echo request for a VIP that does not answer, or above the limit on answers.
-    EchoIgnored = "echo_ignored",
+    EchoIgnored = "echo_ignored":
+        "the VIP does not answer echo requests, or not so many",
     /// The frame's buffer has too little room before the packet for the outer headers.
-    NoHeadroom = "no_headroom",
+    NoHeadroom = "no_headroom":
+        "the buffer has no room for the outer headers",
     /// VXLAN from an address that is neither a mux nor a host, or from this
     /// node's own where that is not one of the muxes'.
-    UnknownPeer = "unknown_peer",
+    UnknownPeer = "unknown_peer":
+        "the sender is neither a mux nor a host",
     /// VXLAN for a network or a MAC address that no vm here has.
-    UnknownVm = "unknown_vm",
+    UnknownVm = "unknown_vm":
+        "no vm here has this network and MAC address",
     /// VXLAN whose outer UDP checksum is wrong.
-    OuterChecksum = "outer_checksum",
+    OuterChecksum = "outer_checksum":
+        "the outer UDP checksum is wrong",
     /// Congestion was experienced on the fabric by a packet whose ends do not know of it (RFC 6040
     /// §4.2).
-    Congestion = "congestion",
+    Congestion = "congestion":
+        "the packet met congestion, and its ends do not support ECN",
     /// A packet of no connection that begins none, whose sender is not told. Also a TCP segment other
     /// than a SYN, or an echo reply, for a port of a vm's SNAT block: a late answer, or an unsolicited one.
-    NoConnection = "no_connection",
+    NoConnection = "no_connection":
+        "the packet belongs to no connection and cannot begin one",
     /// There is no place for another connection.
-    TableFull = "table_full",
+    TableFull = "table_full":
+        "the connection table is full",
     /// A new connection would have the name of another: a client uses one port towards two
     /// frontends that lead to the same port of one vm.
-    TupleTaken = "tuple_taken",
+    TupleTaken = "tuple_taken":
+        "another connection has the tuple that this one would get",
     /// A vm calls out, and no outbound rule lets it.
-    NoOutboundRule = "no_outbound_rule",
+    NoOutboundRule = "no_outbound_rule":
+        "no outbound rule lets the vm call out",
     /// A vm calls out, and all its SNAT ports are in use towards that destination.
-    SnatExhausted = "snat_exhausted",
+    SnatExhausted = "snat_exhausted":
+        "all SNAT ports of the vm are in use towards that destination",
     /// A vm's packet does not come from the vm's address.
-    SpoofedSource = "spoofed_source",
+    SpoofedSource = "spoofed_source":
+        "the source is not the vm's address",
     /// It begins a flow from an address that no host sends from: multicast, broadcast, none,
     /// another's loopback (RFC 1812 §5.3.7) or a link's (RFC 3927 §2.7, RFC 4291 §2.5.6), or the
     /// address and port that it is for.
-    Martian = "martian",
+    Martian = "martian":
+        "the source address can never be a host's",
     /// Its source begins too many flows: see [`SourceLimiter`](crate::SourceLimiter).
-    SourceLimit = "source_limit",
+    SourceLimit = "source_limit":
+        "the source begins too many flows",
     /// Its sender chose further hops for it (RFC 791 §3.1, RFC 8200 §4.4). A VIP is no hop of a source route,
     /// which is deprecated besides (RFC 5095, RFC 7126 §4.3), and the checksum is about another
     /// destination, so it could not be translated either.
-    SourceRoute = "source_route",
+    SourceRoute = "source_route":
+        "the packet is source-routed",
     /// An ICMP redirect, or source quench, for a VIP or about a connection: anybody could send one, and
     /// a host that believes it sends its packets elsewhere (RFC 1122 §3.2.2.2, RFC 6633).
-    IcmpRedirect = "icmp_redirect",
+    IcmpRedirect = "icmp_redirect":
+        "redirects and source quench are not forwarded",
     /// An ICMP error for a VIP or about a connection whose checksum is wrong (RFC 5508 REQ-3a), or
     /// cannot be verified since the error itself is in fragments.
-    IcmpChecksum = "icmp_checksum",
+    IcmpChecksum = "icmp_checksum":
+        "the checksum of the ICMP error is wrong or cannot be verified",
     /// The checksum of the IPv4 header is wrong (RFC 1812 §5.2.2): that of a packet for a VIP or of a
     /// connection, or of VXLAN's outer header.
-    BadChecksum = "bad_checksum",
+    BadChecksum = "bad_checksum":
+        "the checksum of the IPv4 header is wrong",
     /// A fragment that could hide or overwrite a transport header: a first one without the whole
     /// header, or a later TCP fragment that reaches into it (RFC 1858, RFC 3128, RFC 7112).
-    TinyFragment = "tiny_fragment",
+    TinyFragment = "tiny_fragment":
+        "the fragment hides or overwrites a part of a transport header",
     /// A later fragment that came before its first one. A copy of it waits, see
     /// [`FragmentRoom`](crate::FragmentRoom), and is counted once more when that is over: as
     /// [released](crate::Stats::released), with its outcome.
-    FragmentHeld = "fragment_held",
+    FragmentHeld = "fragment_held":
+        "a copy of the fragment waits for the first one",
     /// A vm calls a VIP, and is the backend that was chosen: it would get a packet from itself, which
     /// no stack answers. With `source_nat`, the rule's connections come from another address.
-    Hairpin = "hairpin",
+    Hairpin = "hairpin":
+        "the vm called its own VIP and was chosen itself: with source_nat, a vm can reach itself",
     /// At a host agent: it is of no connection here, and cannot be passed on to the host that may have its
     /// connection or is to begin it: more than
     /// [`passes_per_second`](crate::nat::NatOptions::passes_per_second) are, or it has been there.
-    Astray = "astray",
+    Astray = "astray":
+        "the packet belongs to no connection here and cannot be passed on to another host",
 }
 
 impl fmt::Display for DropReason {
@@ -163,6 +201,23 @@ mod tests {
                 DropReason::ALL[..index]
                     .iter()
                     .all(|other| other.name() != name)
+            );
+        }
+    }
+
+    #[test]
+    fn descriptions_are_distinct_clauses() {
+        for (index, reason) in DropReason::ALL.iter().enumerate() {
+            let text = reason.description();
+            assert!(
+                text.starts_with(|first: char| first.is_ascii_lowercase()),
+                "{text}"
+            );
+            assert!(!text.ends_with('.'), "{text}");
+            assert!(
+                DropReason::ALL[..index]
+                    .iter()
+                    .all(|other| other.description() != text)
             );
         }
     }

@@ -2,9 +2,8 @@
 
 use std::path::Path;
 
-use slb_control::config::Rule;
 use slb_control::{Config, Diff, InboundPort, Role, format_duration};
-use slb_core::spec::{BackendState, NatTarget, Protocol, Scheduler};
+use slb_core::spec::{BackendState, NatTarget, Scheduler};
 
 use crate::Failure;
 use crate::cli::{BalancerOptions, CheckOptions, DiffOptions};
@@ -20,7 +19,7 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
         println!(
             "  rule {:?}: {} of {} to pool {:?} ({} of {} backends serve, {}, idle {})",
             rule.name,
-            taken_by(rule),
+            rule.protocol.with_port(rule.frontend_port),
             frontend.address,
             pool.name,
             serving.count(),
@@ -118,16 +117,6 @@ fn print_holders(config: &Config, all: bool) {
         let Some(first) = run.first() else { continue };
         let holders: Vec<String> = run.iter().map(ToString::to_string).collect();
         println!("  SNAT ports of {}: {}", first.address, few(&holders));
-    }
-}
-
-/// What a rule takes.
-pub(crate) fn taken_by(rule: &Rule) -> String {
-    let protocol = rule.protocol.name();
-    match (rule.protocol, rule.frontend_port) {
-        (Protocol::Icmp, _) => format!("{protocol} echo requests"),
-        (_, 0) => format!("{protocol} ports"),
-        (_, port) => format!("{protocol} port {port}"),
     }
 }
 

@@ -5,24 +5,18 @@ use std::net::{IpAddr, SocketAddr};
 use etherparse::PacketBuilder;
 use slb_control::ports::PortKind;
 use slb_control::{Config, Role};
-use slb_core::flow::FlowState;
-use slb_core::nat::ConnectionState;
-use slb_core::observe::{ConnectionStep, FlowStep, Handover, Step};
-use slb_core::packet::{Packet, Part};
-use slb_core::snapshot::RuleMatch;
-use slb_core::spec::NatTarget;
+use slb_core::observe::{Step, Trail};
 use slb_core::wire::ethernet::{self, EtherType, Ethernet};
 use slb_core::wire::ipv4::Ipv4;
 use slb_core::wire::ipv6::Ipv6;
-use slb_core::wire::tcp::Flags;
 use slb_core::wire::udp::Udp;
 use slb_core::wire::vxlan::Vxlan;
-use slb_core::{Burst, DropReason, Frame, HEADROOM, Instant, PacketIo, PortId, Verdict};
+use slb_core::{Burst, Frame, HEADROOM, Instant, PacketIo, PortId, Verdict};
 use slb_io_pcap::{Capture, memory_for};
 
 use crate::Failure;
 use crate::balancer::Balancer;
-use crate::check::{load_balancer, taken_by};
+use crate::check::load_balancer;
 use crate::cli::ExplainOptions;
 use crate::replay::{first_frontend, inputs, port_named};
 
@@ -224,22 +218,6 @@ fn made_from(config: &Config, tuple: &[String], from: Option<PortId>) -> Result<
     Ok(packet)
 }
 
-/// What a packet is passed on for, where to, and how often it was before.
-fn passed_on_text(
-    config: &Config,
-    balancer: &Balancer,
-    (backend, hops, handover): (u32, u8, Handover),
-) -> String {
-    let why = match handover {
-        Handover::PassedOn => "which may have its connection",
-        Handover::Asked => "which takes it only if it has its flow",
-        Handover::PassedBack => "which takes it: no host has its flow",
-        _ => "for another reason",
-    };
-    let to = backend_text(config, balancer, backend);
-    format!("to the host of {to}, {why}; hop {hops} of 8 at most")
-}
-
 /// Processes `frames` and prints what happens to the one at `place`.
 fn explain(
     config: &Config,
@@ -248,257 +226,32 @@ fn explain(
     frames: &mut [Frame<'_>],
     place: usize,
 ) {
-    let mut steps = Vec::new();
-    balancer.process(now, frames, &mut |frame: usize, step: Step| {
-        if frame == place {
-            steps.push(step);
+    let mut trail = Trail::new(place);
+    balancer.process(now, frames, &mut trail);
+    config.with_spec(|spec| {
+        for step in trail.steps() {
+            let text = match *step {
+                Step::Done(Verdict::Forward(port)) => forward_text(config, port),
+                _ => step.named(spec).to_string(),
+            };
+            println!("  {:<10} {text}", step.label());
         }
     });
-    // A lookup that a later one corrects, and the hash for it, would name a rule that does not count.
-    let is_lookup = |step: &Step| matches!(step, Step::Classified(_));
-    let last = steps.iter().rposition(is_lookup).unwrap_or(0);
-    let mut rule = None;
-    for (number, step) in steps.into_iter().enumerate() {
-        if number < last && matches!(step, Step::Classified(_) | Step::Hashed { .. }) {
-            continue;
-        }
-        if let Step::Classified(RuleMatch::Rule(index)) = step {
-            rule = config.rules.get(index as usize);
-        }
-        let (name, text) = describe(config, balancer, rule, step);
-        println!("  {name:<10} {text}");
-        if config.node.role == Role::Mux
-            && let Step::Done(Verdict::Forward(_)) = step
-            && let Some(frame) = frames.get(place)
-            && let Some(text) = outer(frame.bytes())
-        {
-            println!("  {:<10} {text}", "outer");
-        }
+    if config.node.role == Role::Mux
+        && let Some(Verdict::Forward(_)) = trail.verdict()
+        && let Some(frame) = frames.get(place)
+        && let Some(text) = outer(frame.bytes())
+    {
+        println!("  {:<10} {text}", "outer");
     }
 }
 
-fn describe(
-    config: &Config,
-    balancer: &Balancer,
-    rule: Option<&slb_control::config::Rule>,
-    step: Step,
-) -> (&'static str, String) {
-    match step {
-        Step::Parsed(packet) => ("packet", packet_text(&packet)),
-        Step::FragmentPorts(tuple) => ("fragment", format!("its first one had the ports: {tuple}")),
-        Step::QuotedFlow(tuple) => ("quotes", format!("an answer to the flow {tuple}")),
-        Step::Classified(RuleMatch::Rule(index)) => ("rule", rule_text(config, index as usize)),
-        Step::Classified(RuleMatch::NoRule) => ("rule", "none takes its protocol and port".into()),
-        Step::Classified(RuleMatch::NotVip) => ("rule", "it is not for a VIP".into()),
-        Step::Hashed { hash, slot } => {
-            let hasher = balancer.snapshot().hasher().name();
-            let text = match rule {
-                Some(rule) => format!(
-                    "{hasher} of its {}: {hash:#018x}, slot {slot} of {}",
-                    rule.distribution.name(),
-                    config.pools[rule.pool].table_size
-                ),
-                None => "of no matter: the port says which backend".to_owned(),
-            };
-            ("hash", text)
-        }
-        Step::Flow(step) => ("flow", flow_text(step).into()),
-        Step::Selected(index) => ("backend", backend_text(config, balancer, index)),
-        Step::Done(verdict) => ("verdict", verdict_text(config, verdict)),
-        Step::Decapsulated { vni, port } => (
-            "inner",
-            format!("out of VXLAN, VNI {vni}, for port {}", port.0),
-        ),
-        Step::Connection(step) => ("connection", connection_text(step)),
-        Step::PassedOn {
-            backend,
-            hops,
-            handover,
-        } => (
-            "passed on",
-            passed_on_text(config, balancer, (backend, hops, handover)),
-        ),
-        Step::Translated(tuple) => ("translated", tuple.to_string()),
-        other => ("step", format!("{other:?}")),
-    }
-}
-
-fn packet_text(packet: &Packet) -> String {
-    let mut text = packet.tuple().to_string();
-    let flags: Vec<&str> = [
-        (Flags::SYN, "SYN"),
-        (Flags::ACK, "ACK"),
-        (Flags::FIN, "FIN"),
-        (Flags::RST, "RST"),
-        (Flags::PSH, "PSH"),
-    ]
-    .iter()
-    .filter(|(flag, _)| packet.flags().contains(*flag))
-    .map(|(_, name)| *name)
-    .collect();
-    if !flags.is_empty() {
-        text += &format!(", {}", flags.join(" "));
-    }
-    text += match packet.part() {
-        Part::Whole => "",
-        Part::First => ", first fragment",
-        Part::Later => ", later fragment",
-    };
-    if packet.vlan_tags() > 0 {
-        text += &format!(", {} VLAN tags", packet.vlan_tags());
-    }
-    text + &format!(
-        ", {} bytes of IP, TTL {}, DSCP {}, ECN {}",
-        packet.ip_len(),
-        packet.hop_limit(),
-        packet.traffic_class() >> 2,
-        packet.traffic_class() & 3
-    )
-}
-
-fn rule_text(config: &Config, index: usize) -> String {
-    let Some(rule) = config.rules.get(index) else {
-        return other_rule_text(config, index - config.rules.len());
-    };
-    let (frontend, pool) = (&config.frontends[rule.frontend], &config.pools[rule.pool]);
-    let port = match rule.backend_port {
-        0 => String::new(),
-        port => format!(", port {port}"),
-    };
-    format!(
-        "{:?}: {} of frontend {:?} ({}), to pool {:?}{port}",
-        rule.name,
-        taken_by(rule),
-        frontend.name,
-        frontend.address,
-        pool.name
-    )
-}
-
-/// A rule behind the load-balancing ones: inbound NAT, port by port, then outbound ports.
-fn other_rule_text(config: &Config, mut index: usize) -> String {
-    for nat in &config.inbound_nat {
-        let pool = &config.pools[nat.pool];
-        let (first, member, count) = match nat.target {
-            NatTarget::Backend { port, backend } => (port, backend, 1),
-            NatTarget::Pool { first, .. } => (first, index, pool.backends.len()),
-        };
-        if let Some(backend) = pool.backends.get(member).filter(|_| index < count) {
-            let instance = match nat.target {
-                NatTarget::Backend { .. } => 0,
-                NatTarget::Pool { .. } => backend.instance.unwrap_or(member as u32),
-            };
-            return format!(
-                "inbound NAT {:?}: {} port {} to backend {:?}, port {}",
-                nat.name,
-                nat.protocol.name(),
-                u32::from(first) + instance,
-                backend.name,
-                nat.backend_port
-            );
-        }
-        index -= count;
-    }
-    "outbound: the port is a backend's to call out from".to_owned()
-}
-
-fn connection_text(step: ConnectionStep) -> String {
-    match step {
-        ConnectionStep::Found(ConnectionState::SynSent) => "waits for an answer".to_owned(),
-        ConnectionStep::Found(state) => format!("its state is {}", state.name()),
-        ConnectionStep::Made => "new".to_owned(),
-        ConnectionStep::Missing => "there is none, and this packet begins none".to_owned(),
-        ConnectionStep::Reset => "its sender is told with a RST".to_owned(),
-        _ => "?".to_owned(),
-    }
-}
-
-fn flow_text(step: FlowStep) -> &'static str {
-    match step {
-        FlowStep::Hit(FlowState::HalfOpen) => "pinned, half open",
-        FlowStep::Hit(FlowState::Established) => "pinned, established",
-        FlowStep::Hit(FlowState::Closing) => "pinned, closing",
-        FlowStep::Miss => "not pinned, and this packet pins none",
-        FlowStep::Pinned => "new: pinned to Maglev's choice from now on",
-        FlowStep::PinnedByEviction => "new: pinned in the place of a half-open or closing flow",
-        FlowStep::Refused => "new: the table is full, so Maglev chooses each time",
-        FlowStep::Repinned => "pinned to a backend that is gone or takes no new ones: pinned anew",
-        _ => "?",
-    }
-}
-
-fn backend_text(config: &Config, balancer: &Balancer, index: u32) -> String {
-    let Some(compiled) = balancer.snapshot().backend(index) else {
-        return String::new();
-    };
-    let pool = &config.pools[compiled.pool()];
-    let backend = &pool.backends[compiled.member()];
-    let host = match config.node.role {
-        Role::Proxy => String::new(),
-        Role::Mux | Role::Host => format!(" on host {}", backend.host),
-    };
-    format!(
-        "{:?} ({}){host}, weight {}, {}",
-        backend.name,
-        backend.address,
-        backend.weight,
-        backend.state.name()
-    )
-}
-
-fn verdict_text(config: &Config, verdict: Verdict) -> String {
-    match verdict {
-        Verdict::Forward(port) => {
-            let name = config.ports.name(port);
-            match name.filter(|_| config.node.role == Role::Proxy) {
-                Some(name) => format!("forward, out of port {name:?}"),
-                None => format!("forward, out of port {}", port.0),
-            }
-        }
-        Verdict::Flood => "flood, out of every other port".to_owned(),
-        Verdict::Reply => "reply, to where it came from".to_owned(),
-        Verdict::Pass => "pass, untouched".to_owned(),
-        Verdict::Drop(reason) => format!("drop, {reason}: {}", reason_text(reason)),
-    }
-}
-
-fn reason_text(reason: DropReason) -> &'static str {
-    match reason {
-        DropReason::Truncated => "the frame ends before a header that it announces",
-        DropReason::Malformed => "a header contradicts itself",
-        DropReason::NoRule => "no rule of the VIP takes its protocol and port",
-        DropReason::NoBackend => "no backend of the pool takes new flows",
-        DropReason::FragmentWithoutFirst => "its first fragment was not seen",
-        DropReason::IcmpUnmatched => "it quotes no packet of the VIP",
-        DropReason::HopLimit => "its hop limit ran out",
-        DropReason::PacketTooBig => "it is too long once encapsulated",
-        DropReason::EchoIgnored => "the VIP does not answer echo requests, or not so many",
-        DropReason::NoHeadroom => "its buffer has no room for the outer headers",
-        DropReason::UnknownPeer => "it comes from neither a mux nor a host",
-        DropReason::UnknownVm => "no vm here has its network and MAC address",
-        DropReason::OuterChecksum => "its outer UDP checksum is wrong",
-        DropReason::Congestion => "it met congestion, and its ends do not know of that",
-        DropReason::NoConnection => "it is of no connection, and begins none",
-        DropReason::TableFull => "there is no place for another connection",
-        DropReason::TupleTaken => "another connection has the name that it would get",
-        DropReason::NoOutboundRule => "no outbound rule lets the vm call out",
-        DropReason::SnatExhausted => "all SNAT ports are in use towards that destination",
-        DropReason::SpoofedSource => "it does not come from the vm's address",
-        DropReason::IcmpRedirect => "it would have a host send elsewhere, or slower",
-        DropReason::Hairpin => {
-            "it comes from the backend that was chosen: with source_nat, a vm can call itself by its VIP"
-        }
-        DropReason::Astray => {
-            "it is of no connection here, and cannot be passed on to who may have its connection"
-        }
-        DropReason::IcmpChecksum => "its checksum is wrong, or not to be verified",
-        DropReason::Martian => "no host sends from its source",
-        DropReason::SourceLimit => "its source begins too many flows",
-        DropReason::SourceRoute => "its sender chose its route",
-        DropReason::BadChecksum => "the checksum of its IPv4 header is wrong",
-        DropReason::TinyFragment => "it hides or overwrites a part of a transport header",
-        DropReason::FragmentHeld => "a copy of it waits for its first fragment",
-        _ => "see the documentation",
+/// A verdict with the name that a proxy's port has in the configuration.
+fn forward_text(config: &Config, port: PortId) -> String {
+    let name = config.ports.name(port);
+    match name.filter(|_| config.node.role == Role::Proxy) {
+        Some(name) => format!("forward, out of port {name:?}"),
+        None => Verdict::Forward(port).to_string(),
     }
 }
 

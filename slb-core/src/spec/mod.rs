@@ -10,6 +10,7 @@ pub use error::{RuleItem, SpecError};
 pub use prefix::{INSIDE, Prefix};
 pub use proxy::{FrontendPort, PortMode, ProxyPorts, SourceRewrite};
 
+use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::time::Duration;
 
@@ -20,6 +21,9 @@ use crate::time::Instant;
 use crate::verdict::PortId;
 use crate::wire::ethernet::MacAddress;
 use crate::wire::vxlan::Vni;
+
+/// Idle timeout of a rule that names none: Azure's, four minutes.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(240);
 
 /// Everything that a node needs to know. Indices refer to places in the slices.
 #[derive(Clone, Debug)]
@@ -164,6 +168,8 @@ pub enum UdpChecksum {
 }
 
 /// A VIP.
+///
+/// The default has no name and the unspecified address, which a snapshot refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frontend<'a> {
     /// Name of the frontend.
@@ -172,6 +178,16 @@ pub struct Frontend<'a> {
     pub address: IpAddr,
     /// What becomes of ICMP echo requests for it.
     pub echo: Echo,
+}
+
+impl Default for Frontend<'_> {
+    fn default() -> Self {
+        Self {
+            name: "",
+            address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            echo: Echo::Answer,
+        }
+    }
 }
 
 /// What becomes of ICMP echo requests for a VIP.
@@ -187,9 +203,10 @@ pub enum Echo {
 }
 
 /// What a rule takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// TCP to one port.
+    #[default]
     Tcp,
     /// UDP to one port.
     Udp,
@@ -213,6 +230,25 @@ impl Protocol {
     /// Whether its packets have ports that a rule names.
     pub const fn has_port(self) -> bool {
         matches!(self, Self::Tcp | Self::Udp)
+    }
+
+    /// The packets that a rule for the protocol and port takes, in words: `tcp port 80`, `all ports`,
+    /// `icmp echo requests`.
+    pub fn with_port(self, port: u16) -> impl fmt::Display + use<> {
+        Traffic(self, port)
+    }
+}
+
+struct Traffic(Protocol, u16);
+
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.0.name();
+        match self.0 {
+            Protocol::Icmp => write!(f, "{name} echo requests"),
+            Protocol::All => write!(f, "{name} ports"),
+            Protocol::Tcp | Protocol::Udp => write!(f, "{name} port {}", self.1),
+        }
     }
 }
 
@@ -300,7 +336,24 @@ pub struct InboundNat<'a> {
     pub terms: Terms,
 }
 
+impl Default for InboundNat<'_> {
+    fn default() -> Self {
+        Self {
+            name: "",
+            frontend: 0,
+            pool: 0,
+            target: NatTarget::default(),
+            protocol: Protocol::Tcp,
+            backend_port: 0,
+            idle_timeout: IDLE_TIMEOUT,
+            terms: Terms::default(),
+        }
+    }
+}
+
 /// Where the ports of an [`InboundNat`] lead to.
+///
+/// The default leads from port 0 to the first backend of the pool; a snapshot refuses port 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NatTarget {
     /// One port to one backend.
@@ -340,11 +393,36 @@ pub struct Outbound<'a> {
     pub tcp_reset: bool,
 }
 
+impl Default for NatTarget {
+    fn default() -> Self {
+        Self::Backend {
+            port: 0,
+            backend: 0,
+        }
+    }
+}
+
+/// The default lets the vms of pool 0 call out by TCP, UDP and ICMP echo, and names no frontend,
+/// which a snapshot refuses.
+impl Default for Outbound<'_> {
+    fn default() -> Self {
+        Self {
+            name: "",
+            frontends: &[],
+            pool: 0,
+            protocol: Protocol::All,
+            ports_per_backend: None,
+            idle_timeout: IDLE_TIMEOUT,
+            tcp_reset: false,
+        }
+    }
+}
+
 /// The results of one probe for the backends of a pool.
 ///
 /// Health belongs to a rule and a backend: a backend that fails the probe of one rule still serves
 /// the other rules of its pool. Rules of one pool that share a probe share one entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolHealth<'a> {
     /// The place of the pool in [`Spec::pools`].
     pub pool: usize,
@@ -479,7 +557,7 @@ impl Default for Rule<'_> {
             backend_port: 0,
             distribution: Distribution::FiveTuple,
             scheduler: Scheduler::Maglev,
-            idle_timeout: Duration::from_secs(240),
+            idle_timeout: IDLE_TIMEOUT,
             terms: Terms::default(),
         }
     }

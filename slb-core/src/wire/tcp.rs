@@ -1,5 +1,7 @@
 //! TCP headers (RFC 9293).
 
+use core::fmt;
+
 use super::{WireError, read_u16, read_u32, split, write};
 
 /// Bytes of a header without options.
@@ -19,6 +21,28 @@ const URGENT: usize = 18;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct Flags(pub u8);
+
+/// The names of the control bits that are set, with blanks between them: `SYN ACK`.
+impl fmt::Display for Flags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const NAMES: [(Flags, &str); 5] = [
+            (Flags::SYN, "SYN"),
+            (Flags::ACK, "ACK"),
+            (Flags::FIN, "FIN"),
+            (Flags::RST, "RST"),
+            (Flags::PSH, "PSH"),
+        ];
+        let mut is_first = true;
+        for (flag, name) in NAMES {
+            if self.contains(flag) {
+                let blank = if is_first { "" } else { " " };
+                write!(f, "{blank}{name}")?;
+                is_first = false;
+            }
+        }
+        Ok(())
+    }
+}
 
 impl Flags {
     /// No more data from the sender.

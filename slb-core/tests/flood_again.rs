@@ -135,7 +135,7 @@ fn a_second_packet_of_a_forged_source_keeps_nobody_out() {
             let connections = world.connections();
             assert_eq!(connections.refused, 0, "{role:?} {pattern:?}");
             assert!(connections.evicted > 3000, "{pattern:?} {connections:?}");
-            let full = world.stats().dropped_for(DropReason::TableFull);
+            let full = world.stats().dropped[DropReason::TableFull];
             assert_eq!(full.packets, 0, "{role:?} {pattern:?}");
         }
     }

@@ -592,6 +592,14 @@ impl Config {
         }
     }
 
+    /// The port that packets to backends leave by: the fabric's, 0, or a proxy's backend port.
+    pub fn backend_port(&self) -> PortId {
+        match self.node.role {
+            Role::Mux | Role::Host => PortId(0),
+            Role::Proxy => self.ports.backend(),
+        }
+    }
+
     /// The longest IP packet on the fabric, in bytes: as configured, or the default.
     pub fn mtu(&self) -> u16 {
         self.node.underlay().mtu

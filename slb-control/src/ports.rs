@@ -58,6 +58,12 @@ impl Ports {
         Some(&self.all.get(usize::from(port.0))?.name)
     }
 
+    /// The number of the backend port.
+    pub(crate) fn backend(&self) -> PortId {
+        let backend = self.of(PortKind::Backend).next();
+        backend.map(|(port, _)| port).unwrap_or_default()
+    }
+
     fn of(&self, kind: PortKind) -> impl Iterator<Item = (PortId, &Port)> {
         let numbered = (0..).map(PortId).zip(&self.all);
         numbered.filter(move |(_, port)| port.kind == kind)
@@ -74,11 +80,10 @@ impl Ports {
 
     /// All of it as the dataplane's own.
     pub(crate) fn spec<'a>(&'a self, frontends: &'a [FrontendPort]) -> ProxyPorts<'a> {
-        let backend = self.of(PortKind::Backend).next();
         ProxyPorts {
             mode: self.mode(),
             frontends,
-            backend: backend.map(|(port, _)| port).unwrap_or_default(),
+            backend: self.backend(),
             source_rewrites: &self.source_rewrites,
         }
     }

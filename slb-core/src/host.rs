@@ -436,14 +436,15 @@ impl Role for HostRole {
     }
 
     #[inline(always)]
-    fn leave(
+    fn leave<A: Table>(
         snapshot: &Snapshot<'_>,
         frame: &mut Frame<'_>,
         lane: &Lane,
         packet: &Packet,
-        zone: PortId,
+        (connection, _): (&Connection<A>, Option<&Link>),
         mux: Option<&CompiledMux>,
     ) -> Result<PortId, Verdict> {
+        let zone = connection.zone();
         if lane.direction == Direction::Inward {
             return Ok(zone);
         }

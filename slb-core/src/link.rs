@@ -67,6 +67,24 @@ impl Link {
         }
     }
 
+    /// The same link header to another destination.
+    pub(crate) fn with_destination(self, destination: MacAddress) -> Self {
+        Self {
+            destination,
+            ..self
+        }
+    }
+
+    /// Destination MAC address; `None` of [`NONE`](Self::NONE).
+    pub(crate) fn destination(&self) -> Option<MacAddress> {
+        (*self != Self::NONE).then_some(self.destination)
+    }
+
+    /// Source MAC address; `None` of [`NONE`](Self::NONE).
+    pub(crate) fn source(&self) -> Option<MacAddress> {
+        (*self != Self::NONE).then_some(self.source)
+    }
+
     /// The way back.
     pub(crate) fn reversed(self) -> Self {
         Self {

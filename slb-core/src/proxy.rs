@@ -11,7 +11,8 @@
 //!            new: as the rule says                      new: as it is
 //! ```
 //!
-//! Link headers stay as they are, and so do the TTLs: neighbours on one side see those on the other.
+//! Link headers stay as they are, and so do the TTLs: neighbours on one side see those on the other. A
+//! packet to a backend that has a [next hop](crate::spec::Backend::next_hop) goes to that MAC address.
 //! What is not for a service crosses untouched. With several frontend ports, what comes from the
 //! backends for nobody's connection goes to the port whose address it is for, or to all of them.
 //!
@@ -46,7 +47,7 @@ use crate::stats::{BackendCounters, RuleCounters, Stats};
 use crate::time::Instant;
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::arp;
-use crate::wire::ethernet::{EtherType, Ethernet};
+use crate::wire::ethernet::{EtherType, Ethernet, MacAddress};
 
 /// A proxy: see the [module](self).
 ///
@@ -410,18 +411,22 @@ impl Role for ProxyRole {
     }
 
     #[inline]
-    fn leave(
+    fn leave<A: Table>(
         snapshot: &Snapshot<'_>,
-        _: &mut Frame<'_>,
+        frame: &mut Frame<'_>,
         lane: &Lane,
         _: &Packet,
-        zone: PortId,
+        (connection, opened_by): (&Connection<A>, Option<&Link>),
         _: Option<&CompiledMux>,
     ) -> Result<PortId, Verdict> {
-        match (lane.direction, &snapshot.nat.proxy) {
-            (Direction::Outward, _) => Ok(zone),
-            (Direction::Inward, Some(ports)) => Ok(ports.backend),
-            (Direction::Inward, None) => Err(Verdict::Pass),
+        let ports = snapshot.nat.proxy.as_ref().ok_or(Verdict::Pass)?;
+        if ports.readdresses() {
+            let server = connection.server();
+            readdress(snapshot, frame, lane.direction, server, opened_by);
+        }
+        match lane.direction {
+            Direction::Outward => Ok(connection.zone()),
+            Direction::Inward => Ok(ports.backend),
         }
     }
 
@@ -435,9 +440,42 @@ impl Role for ProxyRole {
         let link = opened_by.filter(|link| *link != Link::NONE)?;
         let ports = snapshot.nat.proxy.as_ref()?;
         Some(match direction {
-            Direction::Inward => (ports.backend, link),
+            Direction::Inward => {
+                let next_hop = snapshot.nat.next_hop_of(connection.server()).flatten();
+                let link = next_hop.map_or(link, |next_hop| link.with_destination(next_hop));
+                (ports.backend, link)
+            }
             Direction::Outward => (connection.zone(), link.reversed()),
         })
+    }
+}
+
+/// Sends a packet to the next hop of the connection's backend; or, where the backend's router is this node,
+/// to the next hop that the client's packets came from.
+#[inline(never)]
+fn readdress(
+    snapshot: &Snapshot<'_>,
+    frame: &mut Frame<'_>,
+    direction: Direction,
+    server: u16,
+    opened_by: Option<&Link>,
+) {
+    let Some(destination) = frame.bytes_mut().first_chunk_mut() else {
+        return;
+    };
+    let next_hop = match direction {
+        Direction::Inward => match snapshot.nat.next_hop_of(server) {
+            Some(next_hop) => next_hop,
+            // Connections outlive their backend's configuration.
+            None => opened_by.and_then(Link::destination),
+        },
+        Direction::Outward if *destination == snapshot.underlay().mac.0 => {
+            opened_by.and_then(Link::source)
+        }
+        Direction::Outward => None,
+    };
+    if let Some(MacAddress(next_hop)) = next_hop {
+        *destination = next_hop;
     }
 }
 

@@ -429,7 +429,8 @@ typedef struct slb_backend {
      */
     struct slb_mac mac;
     /**
-     * The MAC address of the next hop to its host; none: the underlay's.
+     * The MAC address of the next hop to its host; none: the underlay's. Of a proxy: the MAC address
+     * that its packets go to; none: their link headers stay.
      */
     struct slb_mac next_hop;
     /**

@@ -169,7 +169,8 @@ pub struct slb_backend {
     pub host: slb_address,
     /// None: derived from its address.
     pub mac: slb_mac,
-    /// The MAC address of the next hop to its host; none: the underlay's.
+    /// The MAC address of the next hop to its host; none: the underlay's. Of a proxy: the MAC address
+    /// that its packets go to; none: their link headers stay.
     pub next_hop: slb_mac,
     /// Its share in proportion to the others'; 0: drained.
     pub weight: u32,

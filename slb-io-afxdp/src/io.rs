@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::xdp::{XdpDesc, XdpDescOptions};
+use slb_core::wire::ethernet::MacAddress;
 use slb_core::{Burst, Frame, PacketIo, PortId, Verdict};
 
 use crate::interface::Interface;
@@ -446,7 +447,7 @@ impl<'m> PacketIo<'m> for AfXdp<'m> {
                 Verdict::Flood => self.flood(&frame, chunk),
                 // After `Forward` the frame's port is the one to leave by.
                 Verdict::Forward(_) | Verdict::Reply => {
-                    if frame.bytes().first_chunk() == Some(&[0; 6]) {
+                    if frame.bytes().first_chunk() == Some(&MacAddress::UNKNOWN.0) {
                         self.stats.unresolved += 1;
                         false
                     } else {

@@ -136,13 +136,14 @@ pub(crate) trait Role: Sized {
         direction: Direction,
     ) -> Option<&'a CompiledMux>;
 
-    /// Makes a translated packet ready to leave; returns by which port.
-    fn leave(
+    /// Makes a translated packet of a connection ready to leave; returns by which port. `opened_by` is the
+    /// place of the link header that the connection was opened with, where the role keeps it.
+    fn leave<A: Table>(
         snapshot: &Snapshot<'_>,
         frame: &mut Frame<'_>,
         lane: &Lane,
         packet: &Packet,
-        zone: PortId,
+        connection: (&Connection<A>, Option<&Link>),
         mux: Option<&CompiledMux>,
     ) -> Result<PortId, Verdict>;
 
@@ -644,8 +645,9 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         if let Some(counters) = tables.backends.get_mut(counters as usize) {
             counters.forwarded.add(len);
         }
-        let zone = connection.zone();
-        R::leave(snapshot, frame, lane, packet, zone, mux).map_err(Stop::Done)
+        let opened_by = A::links_of(&tables.links).get(number as usize);
+        let connection = (&*connection, opened_by);
+        R::leave(snapshot, frame, lane, packet, connection, mux).map_err(Stop::Done)
     }
 
     /// Ends a connection whose name on the outside another one is about to get. Where its flow goes to

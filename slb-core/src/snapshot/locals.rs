@@ -4,7 +4,7 @@ use core::net::IpAddr;
 
 use super::addresses::{address_bytes, raw_port, words};
 use super::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
-use super::proxy::CompiledProxy;
+use super::proxy::{CompiledProxy, next_hops_of};
 use super::registry::{AlreadyRegistered, Registry, RegistryEntry, SLOT_BITS, identity};
 use super::terms::CompiledTerms;
 use crate::mem::{Counter, Mem, Memory};
@@ -248,6 +248,7 @@ impl<'m> Nat<'m> {
             (map(size.locals)?, map(size.peers)?, map(size.peers)?);
         let entries = memory.take(size.local_slots, RegistryEntry::EMPTY)?;
         let identities = memory.take(size.local_slots, 0)?;
+        let proxy = previous.and_then(|previous| previous.proxy.as_ref());
         let previous = previous.map(|previous| &previous.local_ids);
         Some(Self {
             vms: memory.take(size.locals, vm)?,
@@ -268,7 +269,12 @@ impl<'m> Nat<'m> {
             inside: memory.take(size.inside, [NO_ADDRESS; 2])?,
             inside_count: 0,
             proxy: match &spec.proxy {
-                Some(ports) => Some(CompiledProxy::new(ports, memory)?),
+                Some(ports) => Some(CompiledProxy::new(
+                    ports,
+                    next_hops_of(spec),
+                    proxy,
+                    memory,
+                )?),
                 None => None,
             },
         })
@@ -395,6 +401,9 @@ impl<'m> Nat<'m> {
                     next,
                     blocks: (0, 0),
                 };
+                if let Some(proxy) = &mut self.proxy {
+                    proxy.set_next_hop(count, backend.next_hop);
+                }
                 count += 1;
             }
         }
@@ -556,6 +565,14 @@ impl<'m> Nat<'m> {
         self.locals
             .get(index as usize)
             .filter(|local| local.id == id)
+    }
+
+    /// Of a proxy: the MAC address that a backend's packets go to, by the backend's id. The outer `None`: the
+    /// backend is gone; the inner one: link headers stay.
+    pub(crate) fn next_hop_of(&self, id: u16) -> Option<Option<MacAddress>> {
+        self.local(id)?;
+        let index = self.local_ids.owner(usize::from(id) & MAX_LOCALS)?;
+        Some(self.proxy.as_ref()?.next_hop(index as usize))
     }
 
     /// The identity of a local, by its id; `None` where it is gone.

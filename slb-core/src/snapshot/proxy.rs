@@ -6,6 +6,7 @@ use super::probe_map::{ProbeMap, RuleBucket};
 use crate::mem::{Counter, Mem, Memory};
 use crate::spec::{PortMode, ProxyPorts, SourceRewrite, Spec};
 use crate::verdict::PortId;
+use crate::wire::ethernet::MacAddress;
 
 /// The ports as packets meet them.
 #[derive(Debug)]
@@ -17,6 +18,10 @@ pub(crate) struct CompiledProxy<'m> {
     ports: ProbeMap<'m, u64, 5>,
     addresses: ProbeMap<'m, u64, 5>,
     source_rewrites: Mem<'m, SourceRewrite>,
+    /// The MAC address that each backend's packets go to; empty: no backend has one.
+    next_hops: Mem<'m, Option<MacAddress>>,
+    /// Whether backends have next hops, or had some before: connections outlive their backend.
+    readdresses: bool,
 }
 
 impl<'m> CompiledProxy<'m> {
@@ -28,12 +33,18 @@ impl<'m> CompiledProxy<'m> {
                     .add::<RuleBucket>(ProbeMap::<u64, 5>::buckets_for(ports.frontends.len()))?;
             }
             counter.add::<SourceRewrite>(ports.source_rewrites.len())?;
+            counter.add::<Option<MacAddress>>(next_hops_of(spec))?;
         }
         Some(())
     }
 
     /// Compiles ports that were [checked](ProxyPorts::check). `None` where the memory is used up.
-    pub(crate) fn new(spec: &ProxyPorts<'_>, memory: &mut impl Memory<'m>) -> Option<Self> {
+    pub(crate) fn new(
+        spec: &ProxyPorts<'_>,
+        next_hops: usize,
+        previous: Option<&CompiledProxy<'_>>,
+        memory: &mut impl Memory<'m>,
+    ) -> Option<Self> {
         const NONE: SourceRewrite = SourceRewrite {
             from: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             to: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -58,6 +69,8 @@ impl<'m> CompiledProxy<'m> {
             ports,
             addresses,
             source_rewrites,
+            next_hops: memory.take(next_hops, None)?,
+            readdresses: next_hops > 0 || previous.is_some_and(|previous| previous.readdresses),
         })
     }
 
@@ -80,5 +93,33 @@ impl<'m> CompiledProxy<'m> {
     pub(crate) fn rewritten(&self, client: IpAddr) -> Option<IpAddr> {
         let mut all = self.source_rewrites.iter();
         all.find_map(|rewrite| rewrite.apply(client))
+    }
+
+    /// Sets the MAC address that a backend's packets go to. Does nothing where no backend has one.
+    pub(crate) fn set_next_hop(&mut self, local: usize, next_hop: Option<MacAddress>) {
+        if let Some(place) = self.next_hops.get_mut(local) {
+            *place = next_hop;
+        }
+    }
+
+    /// Returns true if packets of some connections get another destination MAC address.
+    #[inline]
+    pub(crate) fn readdresses(&self) -> bool {
+        self.readdresses
+    }
+
+    /// The MAC address that a backend's packets go to, by the backend's index among the locals; `None`: their
+    /// link headers stay.
+    pub(crate) fn next_hop(&self, local: usize) -> Option<MacAddress> {
+        self.next_hops.get(local).copied().flatten()
+    }
+}
+
+/// The number of next hops that a proxy keeps: one for each backend, or none where no backend has one.
+pub(crate) fn next_hops_of(spec: &Spec<'_>) -> usize {
+    let backends = || spec.pools.iter().flat_map(|pool| pool.backends);
+    match backends().any(|backend| backend.next_hop.is_some()) {
+        true => backends().count(),
+        false => 0,
     }
 }

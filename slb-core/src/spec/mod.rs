@@ -114,7 +114,8 @@ pub struct Underlay {
     pub ipv4: Option<Ipv4Addr>,
     /// Outer source address towards backends whose host has an IPv6 address.
     pub ipv6: Option<Ipv6Addr>,
-    /// This node's MAC address: outer and inner source.
+    /// This node's MAC address: outer and inner source. Of a proxy with next hops to its backends: answers
+    /// that come for this address go to the MAC address that the client's packets came from.
     pub mac: MacAddress,
     /// Outer destination where a backend names none: the fabric's router.
     pub next_hop: MacAddress,
@@ -471,7 +472,9 @@ pub struct Backend<'a> {
     pub host: IpAddr,
     /// MAC address of the backend; `None`: derived from the address, see [`derived_mac`].
     pub mac: Option<MacAddress>,
-    /// The MAC address of the next hop to its host; `None`: the underlay's.
+    /// The MAC address of the next hop to the backend's host; `None`: the underlay's. Of a proxy: the
+    /// destination MAC address of packets to the backend, so that clients and backends may be in one subnet;
+    /// `None`: the packets' link headers stay, and a router behind the proxy finds the backend.
     pub next_hop: Option<MacAddress>,
     /// Weight of the backend: its share of flows in proportion to the others; zero drains it.
     pub weight: u32,

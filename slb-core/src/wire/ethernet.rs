@@ -55,6 +55,8 @@ pub struct MacAddress(pub [u8; 6]);
 impl MacAddress {
     /// All ones: every station.
     pub const BROADCAST: Self = Self([0xff; 6]);
+    /// All zeros: a next hop whose MAC address is not known. The I/O counts frames to it, and sends none.
+    pub const UNKNOWN: Self = Self([0; 6]);
 
     /// Whether it names a group of stations.
     pub const fn is_multicast(self) -> bool {

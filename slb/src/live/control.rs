@@ -137,7 +137,8 @@ impl Control<'_> {
         let mut file = WatchedFile::new(self.options.config.path());
         let (mut looked, mut asked, mut verified) = (begin, None, begin);
         let mut judged = begin;
-        let (mut has_changed, mut followed, mut pause) = (false, begin, FOLLOW);
+        // Nothing may have changed since the start, and addresses not be reached all the same.
+        let (mut has_changed, mut followed, mut pause) = (true, begin, FOLLOW);
         self.ask(true);
         let mut listened = begin;
         let ends = loop {
@@ -322,6 +323,8 @@ impl Control<'_> {
     fn follow(&mut self) -> bool {
         let found = self.next_hops.look_up(&self.given);
         let is_another = self.unreached.note(&self.given, &found);
+        let fabric = self.plan.fabric().map(|interface| &*interface.name);
+        self.unreached.note_across(&self.given, &found, fabric);
         if !is_another && found == self.found && self.plan.taken(&self.config) == self.taken {
             return false;
         }

@@ -68,6 +68,9 @@ pub(super) struct TunName {
 /// `afxdp:NAME[:QUEUES]`.
 pub(super) struct Card {
     port: PortId,
+    /// Whether packets to backends leave by it: a mux's or host's interface to the fabric, or that of a proxy's
+    /// backend port.
+    leads_to_backends: bool,
     /// As it was when it was last there.
     pub(super) interface: Interface,
     queues: RangeInclusive<u32>,
@@ -141,6 +144,7 @@ impl Plan {
                     let queues = queues.ok_or_else(|| bad("expected queues such as 0 or 0-3"))?;
                     cards.push(Card {
                         port,
+                        leads_to_backends: port == config.backend_port(),
                         chunk: Umem::chunk_for(interface.mtu as usize).unwrap_or(LARGE_CHUNK),
                         interface,
                         queues,
@@ -502,10 +506,15 @@ impl Plan {
     /// tables know.
     pub(super) fn complete(&self, given: &Config, found: Option<&Found>) -> Config {
         let mut config = given.clone();
-        if let Some(interface) = self.fabric() {
+        if let (Some(interface), Self::AfXdp(cards)) = (self.fabric(), self) {
             config.node.mac.get_or_insert(interface.mac);
-            // What is longer than the interface carries would be lost in its driver.
-            let most = interface.mtu.min(LONGEST_PACKET) as u16;
+            // What is longer than an interface carries would be lost in its driver.
+            let is_proxy = config.node.role == Role::Proxy;
+            let left_by = cards
+                .iter()
+                .filter(|card| is_proxy || card.leads_to_backends);
+            let mtu = left_by.map(|card| card.interface.mtu).min();
+            let most = mtu.unwrap_or(LONGEST_PACKET).min(LONGEST_PACKET) as u16;
             let mtu = config.node.mtu.get_or_insert(most);
             *mtu = most.min(*mtu);
         }
@@ -515,12 +524,12 @@ impl Plan {
         config
     }
 
-    /// The interface to the fabric, where packets leave by an interface.
+    /// The interface to the fabric, or to a proxy's backends, where packets leave by an interface.
     pub(super) fn fabric(&self) -> Option<&Interface> {
         match self {
             Self::Tun(_) => None,
             Self::AfXdp(cards) => {
-                let fabric = cards.iter().find(|card| card.port == PortId(0));
+                let fabric = cards.iter().find(|card| card.leads_to_backends);
                 fabric.map(|card| &card.interface)
             }
         }

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use slb_control::config::Backend;
 use slb_control::{Config, Role};
 use slb_core::spec::BackendState;
 use slb_core::wire::ethernet::MacAddress;
@@ -15,9 +16,6 @@ use tracing::{info, warn};
 
 use super::device::Plan;
 use crate::Failure;
-
-/// What stands for an address that is not known: the I/O counts such packets, and sends none.
-const UNKNOWN: MacAddress = MacAddress([0; 6]);
 
 /// An address that only a default route leads to: of those for documentation (RFC 5737, RFC 3849).
 const FAR_IPV4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
@@ -39,6 +37,9 @@ pub(super) enum Reach {
     Elsewhere(NextHop),
     /// No route leads there.
     NoRoute,
+    /// No route leads there by a proxy's backend port. Packets keep the MAC address that clients have for the
+    /// VIP: that of a router behind the proxy, which finds the backend.
+    Across,
 }
 
 impl Reach {
@@ -46,12 +47,12 @@ impl Reach {
     fn next_hop(&self) -> Option<&NextHop> {
         match self {
             Self::Known(next_hop) | Self::Unresolved(next_hop) => Some(next_hop),
-            Self::Elsewhere(_) | Self::NoRoute => None,
+            Self::Elsewhere(_) | Self::NoRoute | Self::Across => None,
         }
     }
 
     pub(super) fn is_known(&self) -> bool {
-        matches!(self, Self::Known(_))
+        matches!(self, Self::Known(_) | Self::Across)
     }
 }
 
@@ -96,8 +97,11 @@ impl NextHops {
     pub(super) fn look_up(&self, given: &Config) -> Found {
         let mut found = Found::new();
         for address in needed(given, self.are_needed()) {
+            let crosses = self.are_needed() && given.node.role == Role::Proxy;
             let reach = match self.tables.next_hop(address) {
+                Ok(None) if crosses => Reach::Across,
                 Ok(Some(next_hop)) => match self.fabric {
+                    Some(fabric) if next_hop.interface != fabric && crosses => Reach::Across,
                     Some(fabric) if next_hop.interface != fabric => Reach::Elsewhere(next_hop),
                     Some(_) if next_hop.mac.is_none() => Reach::Unresolved(next_hop),
                     _ => Reach::Known(next_hop),
@@ -126,25 +130,31 @@ impl NextHops {
     }
 }
 
-/// The addresses whose next hops the configuration does not say: hosts, and where packets leave by an
-/// interface, what only a default route leads to.
+/// The addresses whose next hops the configuration does not say: hosts, or a proxy's backends; and where
+/// packets leave by an interface, what only a default route leads to.
 fn needed(given: &Config, by_interface: bool) -> BTreeSet<IpAddr> {
     let mut all = BTreeSet::new();
-    if by_interface && given.node.next_hop.is_none() {
+    let role = given.node.role;
+    if by_interface && role != Role::Proxy && given.node.next_hop.is_none() {
         all.extend(given.node.ipv4.map(|_| FAR_IPV4));
         all.extend(given.node.ipv6.map(|_| FAR_IPV6));
     }
-    if given.node.role != Role::Mux {
+    if role == Role::Host {
         return all;
     }
     let pools = given.pools.iter().flat_map(|pool| &pool.backends);
     let unsaid = pools.filter(|backend| backend.next_hop.is_none());
-    all.extend(
-        unsaid
-            .map(|backend| backend.host)
-            .filter(|&host| !given.node.is(host)),
-    );
+    let destinations = unsaid.map(|backend| destination(role, backend));
+    all.extend(destinations.filter(|&address| role == Role::Proxy || !given.node.is(address)));
     all
+}
+
+/// The address that a backend's packets are sent to: its host's, or, behind a proxy, its own.
+pub(super) fn destination(role: Role, backend: &Backend) -> IpAddr {
+    match role {
+        Role::Proxy => backend.address,
+        Role::Mux | Role::Host => backend.host,
+    }
 }
 
 /// Puts what was found into a configuration.
@@ -153,40 +163,52 @@ pub(super) fn complete(config: &mut Config, found: &Found) {
         Some(Reach::Known(next_hop)) => next_hop.mac,
         _ => None,
     };
-    if config.node.next_hop.is_none() {
+    let role = config.node.role;
+    if config.node.next_hop.is_none() && role != Role::Proxy {
         let default = mac(FAR_IPV4).or_else(|| mac(FAR_IPV6));
-        config.node.next_hop = Some(default.unwrap_or(UNKNOWN));
+        config.node.next_hop = Some(default.unwrap_or(MacAddress::UNKNOWN));
     }
     for backend in config.pools.iter_mut().flat_map(|pool| &mut pool.backends) {
-        if backend.next_hop.is_none() && found.contains_key(&backend.host) {
-            backend.next_hop = Some(mac(backend.host).unwrap_or(UNKNOWN));
+        let address = destination(role, backend);
+        let reach = found.get(&address).filter(|reach| **reach != Reach::Across);
+        if backend.next_hop.is_none() && reach.is_some() {
+            backend.next_hop = Some(mac(address).unwrap_or(MacAddress::UNKNOWN));
         }
     }
 }
 
 /// Addresses that are not reached, since when, and whether that was said.
 #[derive(Debug, Default)]
-pub(super) struct Unreached(BTreeMap<IpAddr, (Reach, Instant, bool)>);
+pub(super) struct Unreached {
+    lost: BTreeMap<IpAddr, (Reach, Instant, bool)>,
+    /// How many of a proxy's backends keep the link headers of their clients.
+    across: usize,
+}
 
 impl Unreached {
     /// Takes note of how addresses are reached, and says by name what is lost, and what no longer is. Gives
     /// whether that is another than before.
     pub(super) fn note(&mut self, given: &Config, found: &Found) -> bool {
         let mut is_another = false;
-        self.0.retain(|address, (_, _, is_said)| {
+        let mut lines = Lines::default();
+        self.lost.retain(|address, (_, _, is_said)| {
             let is_lost = found.get(address).is_some_and(|reach| !reach.is_known());
             if !is_lost && *is_said {
                 is_another = true;
-                // One that the configuration does not name any more is nobody's concern.
-                if found.contains_key(address) {
+                // One that the configuration no longer names needs no line.
+                if found.contains_key(address) && lines.have_room() {
                     info!("{}: {address} is reached again", names(given, *address));
                 }
             }
             is_lost
         });
+        if lines.left_out > 0 {
+            info!("{} more addresses are reached again", lines.left_out);
+        }
+        let mut lines = Lines::default();
         for (&address, &reach) in found.iter().filter(|(_, reach)| !reach.is_known()) {
             let (known, since, is_said) =
-                self.0
+                self.lost
                     .entry(address)
                     .or_insert((reach, Instant::now(), false));
             *known = reach;
@@ -199,6 +221,9 @@ impl Unreached {
             }
             *is_said = true;
             is_another = true;
+            if !lines.have_room() {
+                continue;
+            }
             let names = names(given, address);
             let to = if is_far(address) {
                 "other networks".to_owned()
@@ -211,36 +236,94 @@ impl Unreached {
                     next_hop.address
                 ),
                 Reach::Elsewhere(next_hop) => warn!(
-                    "{names}: the route to {to} leads by interface {}, which is not the one to the fabric, \
+                    "{names}: the route to {to} leads by {}, which is not the interface to the fabric, \
                      packets are lost",
-                    next_hop.interface
+                    interface_name(next_hop.interface)
                 ),
                 _ => warn!("{names}: no route to {to}, packets are lost"),
             }
         }
+        if lines.left_out > 0 {
+            warn!(
+                "{} more addresses are not reached, packets are lost: slb status names their backends",
+                lines.left_out
+            );
+        }
         is_another
+    }
+
+    /// Says which of a proxy's backends have no next hop of their own, once for each number of them.
+    pub(super) fn note_across(&mut self, given: &Config, found: &Found, interface: Option<&str>) {
+        let across = || found.iter().filter(|(_, reach)| **reach == Reach::Across);
+        let count = across().count();
+        if count == std::mem::replace(&mut self.across, count) {
+            return;
+        }
+        let (Some((&first, _)), Some(interface)) = (across().next(), interface) else {
+            return;
+        };
+        info!(
+            "{} (one of {count}): no route leads there by {interface}, the backend port's interface, so packets \
+             keep the MAC address that clients have for the VIP: a router behind the proxy has to have it, and \
+             finds the backend. Where clients and backends are in one subnet, give {interface} an address in it",
+            names(given, first)
+        );
     }
 
     /// Whether there is anything that may have to be said later.
     pub(super) fn is_waiting(&self) -> bool {
-        self.0.values().any(|(_, _, is_said)| !is_said)
+        self.lost.values().any(|(_, _, is_said)| !is_said)
     }
 
-    /// The hosts that are not reached.
+    /// The addresses of hosts, or of a proxy's backends, that are not reached.
     pub(super) fn hosts(&self) -> BTreeSet<IpAddr> {
-        let said = self.0.iter().filter(|(_, (_, _, is_said))| *is_said);
+        let said = self.lost.iter().filter(|(_, (_, _, is_said))| *is_said);
         said.map(|(&address, _)| address).collect()
     }
 
     /// Has backends whose hosts are not reached get no new flows.
     pub(super) fn apply(&self, config: &mut Config) {
-        let hosts = self.hosts();
+        let (role, hosts) = (config.node.role, self.hosts());
         for backend in config.pools.iter_mut().flat_map(|pool| &mut pool.backends) {
-            if backend.state == BackendState::Healthy && hosts.contains(&backend.host) {
+            let is_lost = hosts.contains(&destination(role, backend));
+            if backend.state == BackendState::Healthy && is_lost {
                 backend.state = BackendState::Unhealthy;
             }
         }
     }
+}
+
+/// The lines of one kind that are logged at once: a fabric that is cut has every host unreached.
+#[derive(Debug, Default)]
+struct Lines {
+    said: usize,
+    left_out: usize,
+}
+
+impl Lines {
+    const MOST: usize = 20;
+
+    /// Returns true if one more line may be logged.
+    fn have_room(&mut self) -> bool {
+        let has_room = self.said < Self::MOST;
+        match has_room {
+            true => self.said += 1,
+            false => self.left_out += 1,
+        }
+        has_room
+    }
+}
+
+/// The name of an interface, or its number where it has none any more.
+fn interface_name(index: u32) -> String {
+    let all = std::fs::read_dir("/sys/class/net").into_iter().flatten();
+    let has_index = |entry: &std::fs::DirEntry| {
+        let read = std::fs::read_to_string(entry.path().join("ifindex"));
+        read.is_ok_and(|text| text.trim() == index.to_string())
+    };
+    let found = all.flatten().find(has_index);
+    let name = found.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    name.unwrap_or_else(|| format!("interface {index}"))
 }
 
 fn is_far(address: IpAddr) -> bool {
@@ -255,7 +338,7 @@ fn names(given: &Config, address: IpAddr) -> String {
     }
     let of = |pool: &slb_control::config::Pool| {
         let there = pool.backends.iter();
-        let there = there.filter(|backend| backend.host == address);
+        let there = there.filter(|backend| destination(given.node.role, backend) == address);
         let names = there.map(|backend| format!("{}/{}", pool.name, backend.name));
         names.collect::<Vec<_>>()
     };

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
+use slb_control::config::Backend;
 use slb_control::probe::BackendName;
 use slb_control::{Config, Role};
 use slb_core::state::Refusal;
@@ -19,6 +20,7 @@ use slb_core::stats::BackendCounters;
 use slb_io_pcap::CaptureStats;
 use tracing::warn;
 
+use super::next_hops::destination;
 use super::state::StateStatus;
 use super::worker::{Counted, Letterbox, Worker};
 use crate::Failure;
@@ -76,7 +78,9 @@ impl State {
             let names = pool.backends.iter().map(|backend| (&*pool.name, backend));
             names.collect::<Vec<_>>()
         });
-        let lost = backends.filter(|(_, backend)| self.unreachable.contains(&backend.host));
+        let role = self.config.node.role;
+        let is_lost = |backend: &Backend| self.unreachable.contains(&destination(role, backend));
+        let lost = backends.filter(|(_, backend)| is_lost(backend));
         lost.map(|(pool, backend)| (pool, &*backend.name)).collect()
     }
 }

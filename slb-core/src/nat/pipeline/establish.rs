@@ -20,6 +20,7 @@ use crate::snapshot::{RuleMatch, Snapshot};
 use crate::spec::Underlay;
 use crate::stats::Stats;
 use crate::verdict::{DropReason, PortId, Verdict};
+use crate::wire::ethernet::MacAddress;
 use crate::wire::protocol;
 
 pub(crate) const NO_CONNECTION: Verdict = Verdict::Drop(DropReason::NoConnection);
@@ -51,9 +52,15 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             Opened::New(connection) => connection,
             Opened::Known(number) => return Ok(number),
         };
+        let server = connection.server();
         let number = self.add(connection, lane, segment, seen)?;
         if let Some(place) = A::links(&mut self.tables.links).get_mut(number as usize) {
-            *place = Link::of(frame, &lane.packet).unwrap_or(Link::NONE);
+            let link = Link::of(frame, &lane.packet).unwrap_or(Link::NONE);
+            let next_hop = self.snapshot.nat.next_hop_of(server).flatten();
+            *place = match next_hop.filter(|next_hop| *next_hop != MacAddress::UNKNOWN) {
+                Some(next_hop) if link != Link::NONE => link.with_destination(next_hop),
+                _ => link,
+            };
         }
         Ok(number)
     }

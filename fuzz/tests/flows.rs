@@ -102,7 +102,7 @@ fn snapshot(configured: &Configured, previous: Option<&Snapshot<'_>>) -> Box<Sna
         pools: &[pool("one", &one), pool("other", &other)],
         ..Spec::default()
     };
-    Box::new(Snapshot::boxed(&spec, previous).expect("a good spec"))
+    Box::new(Snapshot::new(&spec, previous).expect("a good spec"))
 }
 
 /// Where a packet goes, by the outer header that etherparse reads; `None`: refused.

@@ -120,7 +120,7 @@ fn snapshot(
         muxes: &[MUX.into()],
         ..Spec::default()
     };
-    Snapshot::boxed(&spec, previous).unwrap()
+    Snapshot::new(&spec, previous).unwrap()
 }
 
 /// What comes, and from where.

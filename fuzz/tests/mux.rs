@@ -110,7 +110,7 @@ fn snapshot(third: BackendState, previous: Option<&Snapshot<'_>>) -> Snapshot<'s
         pools: &[pool("v4", &ipv4), pool("v6", &ipv6)],
         ..Spec::default()
     };
-    Snapshot::boxed(&spec, previous).unwrap()
+    Snapshot::new(&spec, previous).unwrap()
 }
 
 /// Processes one burst of frames, each with its headroom, and checks all that always holds.

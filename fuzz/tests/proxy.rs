@@ -114,7 +114,7 @@ fn snapshot(
         }),
         ..Spec::default()
     };
-    Snapshot::boxed(&spec, previous).unwrap()
+    Snapshot::new(&spec, previous).unwrap()
 }
 
 /// What comes, and from where.

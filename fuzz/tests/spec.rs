@@ -392,7 +392,7 @@ fn few<T, R>(all: &[T], make: impl Fn(usize, &T) -> R) -> Vec<R> {
 
 /// Compiles a spec, in boxes and in an arena of as many lines as it says that it takes.
 fn compile(spec: &Spec<'_>, previous: Option<&Snapshot<'_>>) -> Option<Box<Snapshot<'static>>> {
-    let boxed = Snapshot::boxed(spec, previous);
+    let boxed = Snapshot::new(spec, previous);
     let lines = Snapshot::lines_for(spec, previous);
     let faults: Vec<SpecError> = spec.faults().collect();
     match boxed {

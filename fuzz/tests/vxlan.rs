@@ -63,7 +63,7 @@ fn snapshot() -> &'static Snapshot<'static> {
             muxes: &[MUX.into(), MUX6.into()],
             ..Spec::default()
         };
-        Snapshot::boxed(&spec, None).expect("a good spec")
+        Snapshot::new(&spec, None).expect("a good spec")
     })
 }
 

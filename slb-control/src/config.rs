@@ -468,7 +468,7 @@ impl Config {
         &self,
         previous: Option<&Snapshot<'_>>,
     ) -> Result<Arc<Snapshot<'static>>, SpecError> {
-        self.with_spec(|spec| Snapshot::boxed(spec, previous))
+        self.with_spec(|spec| Snapshot::new(spec, previous))
             .map(Arc::new)
     }
 

@@ -13,11 +13,10 @@ use crate::stats::{BackendCounters, RuleCounters, SnatCounters};
 /// backends beyond are not counted. Before a snapshot with more of them is installed, give the role
 /// larger memory, with [`Mux::replace_counters`](crate::Mux::replace_counters) and its likes:
 /// ```
-/// # use slb_core::{counters::CounterMemory, mem::Boxes, snapshot::Snapshot, Mux};
+/// # use slb_core::{counters::CounterMemory, snapshot::Snapshot, Mux};
 /// # fn reload(mux: &mut Mux<'static, &'static Snapshot<'static>>, next: &'static Snapshot<'static>) {
 /// if !mux.has_counters_for(next) {
-///     let larger = CounterMemory::build(next, &mut Boxes).expect("boxes do not run out");
-///     let smaller = mux.replace_counters(larger);
+///     let smaller = mux.replace_counters(CounterMemory::new(next));
 ///     drop(smaller); // or use it again
 /// }
 /// mux.install(next).expect("it follows");
@@ -54,6 +53,19 @@ impl<'m> CounterMemory<'m> {
         let rules = (2 * snapshot.rule_slots()).max(Self::LEAST_RULES);
         let backends = (2 * snapshot.backend_slots()).max(Self::LEAST_BACKENDS);
         (rules, backends)
+    }
+}
+
+#[cfg(feature = "alloc")]
+impl CounterMemory<'static> {
+    /// [`build`](Self::build), in boxes.
+    pub fn new(snapshot: &Snapshot<'_>) -> Self {
+        let (rules, backends) = Self::size_for(snapshot);
+        Self {
+            rules: alloc::vec![RuleCounters::default(); rules].into(),
+            backends: alloc::vec![BackendCounters::default(); backends].into(),
+            snat: alloc::vec![SnatCounters::default(); backends].into(),
+        }
     }
 }
 

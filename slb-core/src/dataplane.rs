@@ -7,7 +7,7 @@ use crate::host::Host;
 use crate::mux::Mux;
 use crate::observe::Observe;
 use crate::proxy::Proxy;
-use crate::snapshot::{BackendId, Snapshot};
+use crate::snapshot::{BackendKey, RuleKey, Snapshot};
 use crate::stats::{BackendCounters, RuleCounters, Stats};
 use crate::time::Instant;
 
@@ -31,11 +31,13 @@ pub trait Dataplane<'s> {
     /// The snapshot in place.
     fn snapshot(&self) -> &Snapshot<'s>;
 
-    /// What a rule did, by its place.
-    fn rule_counters(&self, rule: usize) -> Option<RuleCounters>;
+    /// Counters of a rule, by its name or its index in [`Spec::rules`](crate::spec::Spec::rules); `None`
+    /// where there is no such rule, or no memory for its counters.
+    fn rule_counters(&self, rule: impl RuleKey) -> Option<RuleCounters>;
 
-    /// What a backend got.
-    fn backend_counters(&self, id: BackendId) -> Option<BackendCounters>;
+    /// Counters of a backend, by its id, or by its name and its pool's: `"pool/backend"` or
+    /// `("pool", "backend")`. `None` where there is no such backend, or no memory for its counters.
+    fn backend_counters(&self, backend: impl BackendKey) -> Option<BackendCounters>;
 }
 
 macro_rules! delegate {
@@ -62,12 +64,12 @@ macro_rules! delegate {
                 $role::snapshot(self)
             }
 
-            fn rule_counters(&self, rule: usize) -> Option<RuleCounters> {
+            fn rule_counters(&self, rule: impl RuleKey) -> Option<RuleCounters> {
                 $role::rule_counters(self, rule)
             }
 
-            fn backend_counters(&self, id: BackendId) -> Option<BackendCounters> {
-                $role::backend_counters(self, id)
+            fn backend_counters(&self, backend: impl BackendKey) -> Option<BackendCounters> {
+                $role::backend_counters(self, backend)
             }
         }
     };

@@ -513,6 +513,15 @@ impl<'m> FragmentRoom<'m> {
     }
 }
 
+#[cfg(feature = "alloc")]
+impl FragmentRoom<'static> {
+    /// [`build`](Self::build), in boxes.
+    pub fn with_capacity(slots: usize, key: Key) -> Self {
+        let count = slots.div_ceil(BUCKET) * BUCKET;
+        Self::new(alloc::vec![FragmentSlot::EMPTY; count].into(), key)
+    }
+}
+
 impl fmt::Debug for FragmentRoom<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FragmentRoom")

@@ -37,7 +37,7 @@ use crate::observe::{Observe, Step};
 use crate::packet::{Family, Packet, Read, ends_of_bad};
 use crate::snapshot::locals::{CompiledMux, NO_SENDER};
 use crate::snapshot::terms::RuleKind;
-use crate::snapshot::{BackendId, Rejected, RoleError, RuleMatch, Snapshot};
+use crate::snapshot::{BackendKey, Rejected, RoleError, RuleKey, RuleMatch, Snapshot};
 use crate::state::{Age, Cursor, Exported, Imported, Kind, StateError};
 use crate::stats::{BackendCounters, RuleCounters, SnatCounters, Stats};
 use crate::time::Instant;
@@ -208,19 +208,22 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         &self.pipeline.tables.connections
     }
 
-    /// What a rule did, by its place: load-balancing rules, then inbound NAT, then outbound
-    /// frontends.
-    pub fn rule_counters(&self, rule: usize) -> Option<RuleCounters> {
+    /// Counters of a rule, by its name or its index in [`Spec::rules`](crate::spec::Spec::rules); `None`
+    /// where there is no such rule, or no memory for its counters. Behind the
+    /// rules that balance come those of inbound NAT, port by port, then those of frontends with SNAT ports.
+    pub fn rule_counters(&self, rule: impl RuleKey) -> Option<RuleCounters> {
         self.pipeline.rule_counters(rule)
     }
 
-    /// What a backend got.
-    pub fn backend_counters(&self, id: BackendId) -> Option<BackendCounters> {
-        self.pipeline.backend_counters(id)
+    /// Counters of a backend, by its id, or by its name and its pool's: `"pool/backend"` or
+    /// `("pool", "backend")`. `None` where there is no such backend, or no memory for its counters.
+    pub fn backend_counters(&self, backend: impl BackendKey) -> Option<BackendCounters> {
+        self.pipeline.backend_counters(backend)
     }
 
-    /// A backend's SNAT ports.
-    pub fn snat_counters(&self, id: BackendId) -> Option<SnatCounters> {
+    /// SNAT ports of a backend, which is given as to [`backend_counters`](Self::backend_counters).
+    pub fn snat_counters(&self, backend: impl BackendKey) -> Option<SnatCounters> {
+        let id = backend.id_in(&self.pipeline.snapshot)?;
         self.backend_counters(id)?;
         self.pipeline.tables.snat.get(id.slot()).copied()
     }

@@ -1,29 +1,49 @@
 //! The dataplane of a layer-4 load balancer, without I/O, without allocation, without `std`.
 //!
-//! A burst of [`Frame`]s goes in, each comes out rewritten in place and with one [`Verdict`]:
+//! A burst of [`Frame`]s goes in, each comes out rewritten in place and with one [`Verdict`]. The loop
+//! is the same for each role:
 //!
 //! ```
-//! # use slb_core::snapshot::Snapshot;
-//! # use slb_core::{Burst, Instant, Mux, PacketIo};
-//! fn run<'m, I: PacketIo<'m>>(
-//!     io: &mut I, // AF_XDP, TUN, pcap, yours
-//!     mux: &mut Mux<'_, &Snapshot<'_>>,
-//!     clock: impl Fn() -> Instant,
+//! use slb_core::{Burst, Dataplane, Instant, PacketIo};
+//!
+//! fn run<'m, 's, I: PacketIo<'m>>(
+//!     io: &mut I,                      // AF_XDP, TUN, pcap, yours
+//!     role: &mut impl Dataplane<'s>,   // Mux, Host or Proxy
+//!     clock: impl Fn() -> Instant,     // a monotonic clock
 //! ) -> Result<(), I::Error> {
-//!     let mut burst = Burst::new();
+//!     let (mut burst, mut spare) = (Burst::new(), Burst::new());
 //!     loop {
 //!         io.receive(&mut burst)?;
-//!         mux.process(clock(), &mut burst); // rewritten in place, one verdict per frame
+//!         role.process(clock(), &mut burst); // rewritten in place, one verdict per frame
 //!         io.transmit(&mut burst)?;
+//!
+//!         io.reserve(&mut spare, 8);         // empty frames
+//!         role.advance(clock(), &mut spare); // what is due: RSTs of idle connections, held fragments
+//!         io.transmit(&mut spare)?;
 //!     }
 //! }
 //! ```
 //!
+//! Time passes by [`process`](Dataplane::process), also of an empty burst, and by
+//! [`advance`](Dataplane::advance). A program that sleeps while no packets come wakes up 20 times a second
+//! for it.
+//!
 //! - [`Spec`](spec::Spec) says what is balanced; [`Snapshot`](snapshot::Snapshot) is its
-//!   compiled form; [`Mux`] is the role that uses it. Read [`mux`] to follow a packet.
+//!   compiled form; [`Mux`], [`Host`] and [`Proxy`] are the roles that use it. Read [`mux`] to follow a
+//!   packet.
 //! - [`wire`], [`hash`], [`maglev`] and [`flow`] are of use on their own.
-//! - All memory is the caller's: see [`mem`]. With the feature `alloc` (default), constructors
-//!   that use boxes are there too.
+//! - All memory is the caller's: see [`mem`].
+//!
+//! # Constructors
+//! One word means the same for snapshots, tables and roles:
+//!
+//! | | takes |
+//! |---|---|
+//! | `new` | finished parts: `Mux::new(snapshot, tables, options)`, `Snapshot::new(&spec, previous)` |
+//! | `build` | sizes, and a [`Memory`](mem::Memory) to take the parts from |
+//! | `with_capacity` | sizes; the parts are boxes |
+//!
+//! `with_capacity` and `Snapshot::new` need the feature `alloc`, which is on by default.
 
 #![warn(unnameable_types, unreachable_pub)]
 #![no_std]

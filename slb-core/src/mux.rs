@@ -36,7 +36,7 @@ use crate::limit::{Limits, Rates};
 use crate::mem::{Mem, Memory};
 use crate::observe::{From, Observe, Step};
 use crate::packet::{Packet, Read, ends_of_bad};
-use crate::snapshot::{BackendId, NO_BACKEND, Rejected, RoleError, RuleMatch, Snapshot};
+use crate::snapshot::{BackendKey, NO_BACKEND, Rejected, RoleError, RuleKey, RuleMatch, Snapshot};
 use crate::state::{Age, Cursor, Exported, Imported, StateError};
 use crate::stats::{BackendCounters, Count, RuleCounters, Stats};
 use crate::time::{Clock, Instant};
@@ -100,7 +100,7 @@ pub struct MuxTables<'m> {
     pub fragments: Option<FragmentTable<'m>>,
     /// Counters by [`CompiledRule::slot`](crate::snapshot::CompiledRule::slot); rules beyond its end are not counted.
     pub rules: Mem<'m, RuleCounters>,
-    /// Counters by [`BackendId::slot`]; backends beyond its end are not counted.
+    /// Counters by [`BackendId::slot`](crate::snapshot::BackendId::slot); backends beyond its end are not counted.
     pub backends: Mem<'m, BackendCounters>,
 }
 
@@ -288,20 +288,21 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         }
     }
 
-    /// What a rule did, by its place in the spec.
-    pub fn rule_counters(&self, rule: usize) -> Option<RuleCounters> {
-        let rule = self.pipeline.snapshot.rule(u32::try_from(rule).ok()?)?;
+    /// Counters of a rule, by its name or its index in [`Spec::rules`](crate::spec::Spec::rules); `None`
+    /// where there is no such rule, or no memory for its counters. Behind the
+    /// rules that balance come those of inbound NAT, port by port, then those of frontends with SNAT ports.
+    pub fn rule_counters(&self, rule: impl RuleKey) -> Option<RuleCounters> {
+        let snapshot = &*self.pipeline.snapshot;
+        let rule = snapshot.rule(rule.index_in(snapshot)?)?;
         self.pipeline.tables.rules.get(rule.slot()).copied()
     }
 
-    /// What a backend got.
-    pub fn backend_counters(&self, id: BackendId) -> Option<BackendCounters> {
-        self.pipeline
-            .tables
-            .backends
-            .get(id.slot())
-            .copied()
-            .filter(|c| c.id == id.get())
+    /// Counters of a backend, by its id, or by its name and its pool's: `"pool/backend"` or
+    /// `("pool", "backend")`. `None` where there is no such backend, or no memory for its counters.
+    pub fn backend_counters(&self, backend: impl BackendKey) -> Option<BackendCounters> {
+        let id = backend.id_in(&self.pipeline.snapshot)?;
+        let counters = self.pipeline.tables.backends.get(id.slot()).copied();
+        counters.filter(|c| c.id == id.get())
     }
 
     /// The flows that are pinned.

@@ -40,7 +40,7 @@ use crate::observe::{Observe, Step};
 use crate::packet::{EchoMessage, Packet, Read, ends_of_bad};
 use crate::snapshot::locals::CompiledMux;
 use crate::snapshot::terms::{CompiledTerms, RuleKind};
-use crate::snapshot::{BackendId, NO_BACKEND, Rejected, RoleError, RuleMatch, Snapshot};
+use crate::snapshot::{BackendKey, NO_BACKEND, Rejected, RoleError, RuleKey, RuleMatch, Snapshot};
 use crate::spec::{Echo, Scheduler};
 use crate::state::{Age, Cursor, Exported, Imported, Kind, StateError};
 use crate::stats::{BackendCounters, RuleCounters, Stats};
@@ -238,14 +238,17 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         &self.pipeline.tables.connections
     }
 
-    /// What a rule did, by its place: load-balancing rules, then inbound NAT.
-    pub fn rule_counters(&self, rule: usize) -> Option<RuleCounters> {
+    /// Counters of a rule, by its name or its index in [`Spec::rules`](crate::spec::Spec::rules); `None`
+    /// where there is no such rule, or no memory for its counters. Behind the
+    /// rules that balance come those of inbound NAT, port by port.
+    pub fn rule_counters(&self, rule: impl RuleKey) -> Option<RuleCounters> {
         self.pipeline.rule_counters(rule)
     }
 
-    /// What a backend got.
-    pub fn backend_counters(&self, id: BackendId) -> Option<BackendCounters> {
-        self.pipeline.backend_counters(id)
+    /// Counters of a backend, by its id, or by its name and its pool's: `"pool/backend"` or
+    /// `("pool", "backend")`. `None` where there is no such backend, or no memory for its counters.
+    pub fn backend_counters(&self, backend: impl BackendKey) -> Option<BackendCounters> {
+        self.pipeline.backend_counters(backend)
     }
 }
 

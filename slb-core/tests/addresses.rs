@@ -105,7 +105,7 @@ fn snapshot(underlay: Underlay, proxy: bool) -> Arc<Snapshot<'static>> {
         }),
         ..Spec::default()
     };
-    Arc::new(Snapshot::boxed(&spec, None).unwrap())
+    Arc::new(Snapshot::new(&spec, None).unwrap())
 }
 
 fn underlay(ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Underlay {

@@ -176,7 +176,7 @@ fn snapshot(is_proxy: bool, tcp_reset: bool) -> Snapshot<'static> {
         }),
         ..Spec::default()
     };
-    Snapshot::boxed(&spec, None).unwrap()
+    Snapshot::new(&spec, None).unwrap()
 }
 
 /// Who translates, and whose call it is.

@@ -61,7 +61,7 @@ fn snapshot(
         pools: &[pool],
         ..Spec::default()
     };
-    Box::leak(Box::new(Snapshot::boxed(&spec, previous).unwrap()))
+    Box::leak(Box::new(Snapshot::new(&spec, previous).unwrap()))
 }
 
 type TheMux = Mux<'static, &'static Snapshot<'static>>;

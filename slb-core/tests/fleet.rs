@@ -92,7 +92,7 @@ fn snapshot(
         now,
         ..Spec::default()
     };
-    Box::new(Snapshot::boxed(&spec, previous).expect("a good spec"))
+    Box::new(Snapshot::new(&spec, previous).expect("a good spec"))
 }
 
 /// An Ethernet frame with a TCP segment that carries nothing.

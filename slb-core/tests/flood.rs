@@ -75,7 +75,7 @@ fn snapshot(of: Ipv4Addr) -> Box<Snapshot<'static>> {
         }],
         ..Spec::default()
     };
-    Box::new(Snapshot::boxed(&spec, None).expect("a good spec"))
+    Box::new(Snapshot::new(&spec, None).expect("a good spec"))
 }
 
 /// An Ethernet frame with TCP.

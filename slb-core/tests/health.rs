@@ -179,7 +179,7 @@ impl Plan {
     }
 
     fn after(&self, previous: Option<&Snapshot<'_>>) -> Box<Snapshot<'static>> {
-        Box::new(self.give(|spec| Snapshot::boxed(spec, previous).unwrap()))
+        Box::new(self.give(|spec| Snapshot::new(spec, previous).unwrap()))
     }
 }
 
@@ -536,7 +536,7 @@ fn a_backend_that_recovers_for_a_probe_has_a_weight_of_its_own_there() {
 #[test]
 fn results_have_to_be_of_the_pool() {
     Plan::new(false).give(|spec| {
-        let build = |spec: &Spec<'_>| Snapshot::boxed(spec, None).map(drop);
+        let build = |spec: &Spec<'_>| Snapshot::new(spec, None).map(drop);
         let results = [WELL; 9];
         for (pool, count) in [(0, 3), (0, 5), (0, 0), (1, 4)] {
             let wrong = PoolHealth {

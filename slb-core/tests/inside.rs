@@ -167,7 +167,7 @@ fn a_prefix_longer_than_its_family_is_refused() {
         let plan = Plan::new(Family::Ipv4, 1).inside(&inside);
         assert_eq!(plan.error(), Some(SpecError::InsidePrefix { index: 1 }));
     }
-    assert!(Snapshot::boxed(&Spec::default(), None).is_ok());
+    assert!(Snapshot::new(&Spec::default(), None).is_ok());
 }
 
 /// Without an outbound rule there is nothing to translate with, and inside there is no need to.
@@ -242,7 +242,7 @@ fn a_tier_sees_the_vms_of_the_other_under_their_own_addresses() {
                 muxes: &[MUX.into()],
                 ..Spec::default()
             };
-            Box::new(Snapshot::boxed(&spec, None).expect("a good spec"))
+            Box::new(Snapshot::new(&spec, None).expect("a good spec"))
         };
         let key = Key::new([1, 2]);
         let mut web = Plan::new(family, 1).vms(3).world();

@@ -33,7 +33,7 @@ fn of_proxy(setup: &Setup) -> Arc<Snapshot<'static>> {
             proxy: Some(ports),
             ..spec.clone()
         };
-        Arc::new(Snapshot::boxed(&spec, None).expect("good"))
+        Arc::new(Snapshot::new(&spec, None).expect("good"))
     })
 }
 

@@ -683,7 +683,7 @@ fn echo_requests_and_segments_from_nobody_or_to_many_are_not_answered() {
             .map(|rule| Rule { terms, ..*rule })
             .collect();
         let rules = &rules[..];
-        let snapshot = Snapshot::boxed(
+        let snapshot = Snapshot::new(
             &Spec {
                 rules,
                 ..spec.clone()

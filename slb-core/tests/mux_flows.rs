@@ -246,7 +246,7 @@ fn without_connections(setup: &Setup, previous: Option<&Snapshot<'_>>) -> Arc<Sn
             rules: &rules,
             ..spec.clone()
         };
-        Arc::new(Snapshot::boxed(&spec, previous).unwrap())
+        Arc::new(Snapshot::new(&spec, previous).unwrap())
     })
 }
 
@@ -388,7 +388,7 @@ fn an_inbound_nat_rule_keeps_its_backend_whatever_its_health() {
                 inbound_nat: &[game],
                 ..spec.clone()
             };
-            Arc::new(Snapshot::boxed(&spec, previous).unwrap())
+            Arc::new(Snapshot::new(&spec, previous).unwrap())
         })
     };
     let mut mux =

@@ -105,7 +105,7 @@ impl Plan {
             }],
             ..Spec::default()
         };
-        Snapshot::boxed(&spec, previous).unwrap()
+        Snapshot::new(&spec, previous).unwrap()
     }
 }
 
@@ -742,7 +742,7 @@ fn vxlan_from_a_stranger_is_refused() {
         muxes: &[mux.into()],
         ..Spec::default()
     };
-    let snapshot = Snapshot::boxed(&spec, None).unwrap();
+    let snapshot = Snapshot::new(&spec, None).unwrap();
     let mut host = Host::with_capacity(&snapshot, 100, KEY).expect("its role");
     let now = Instant::from_secs(1);
     let mut port = 2000;
@@ -798,7 +798,7 @@ fn without_an_outbound_rule_nobody_calls_out() {
         }],
         ..Spec::default()
     };
-    let snapshot = Snapshot::boxed(&spec, None).unwrap();
+    let snapshot = Snapshot::new(&spec, None).unwrap();
     let mut host = Host::with_capacity(&snapshot, 100, KEY).expect("its role");
     let mut sent = |from, to, flags| {
         let frame = of_vm(0, &tcp((from, 2000), (to, 80), flags, 9, b""));

@@ -80,7 +80,7 @@ fn host(is_ipv6: bool, distribution: Distribution) -> Dut {
         muxes: &[MUX.into()],
         ..Spec::default()
     };
-    let snapshot = Box::new(Snapshot::boxed(&spec, None).unwrap());
+    let snapshot = Box::new(Snapshot::new(&spec, None).unwrap());
     Host::with_capacity(snapshot, 1000, Key::new([5, 6])).expect("its role")
 }
 

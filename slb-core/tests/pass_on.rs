@@ -127,7 +127,7 @@ fn snapshot(
         muxes: &[MUX.into()],
         ..Spec::default()
     };
-    Arc::new(Snapshot::boxed(&spec, previous).unwrap())
+    Arc::new(Snapshot::new(&spec, previous).unwrap())
 }
 
 /// What became of a packet in the end.

@@ -148,7 +148,7 @@ fn new_connections_go_to_the_pool_that_their_rule_has_now() {
                 rules: &rules,
                 ..spec.clone()
             };
-            Arc::new(Snapshot::boxed(&spec, previous).unwrap())
+            Arc::new(Snapshot::new(&spec, previous).unwrap())
         })
     };
     let (acks, syns) = (flows(200, "A"), flows(200, "S"));
@@ -191,7 +191,7 @@ fn new_connections_go_where_an_inbound_nat_rule_leads_now() {
                 inbound_nat: &[ssh],
                 ..spec.clone()
             };
-            Arc::new(Snapshot::boxed(&spec, previous).unwrap())
+            Arc::new(Snapshot::new(&spec, previous).unwrap())
         })
     };
     let packet = |flags| tcp_to(CLIENT, 50_000, VIP, 22, flags, b"");

@@ -153,7 +153,7 @@ impl Setup {
             }),
             ..Spec::default()
         };
-        Snapshot::boxed(&spec, previous)
+        Snapshot::new(&spec, previous)
     }
 
     fn proxy(&self) -> Dut {
@@ -1000,12 +1000,9 @@ fn source_ip_distribution_keeps_a_client_together() {
         }),
         ..Spec::default()
     };
-    let mut proxy = Proxy::with_capacity(
-        Box::new(Snapshot::boxed(&spec, None).unwrap()),
-        1 << 10,
-        KEY,
-    )
-    .expect("its role");
+    let mut proxy =
+        Proxy::with_capacity(Box::new(Snapshot::new(&spec, None).unwrap()), 1 << 10, KEY)
+            .expect("its role");
     let mut reached = HashSet::new();
     for client in 0..20 {
         let address = Ipv4Addr::from_bits(CLIENT.to_bits() + client);

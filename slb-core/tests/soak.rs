@@ -102,7 +102,7 @@ fn build(of: Ipv4Addr, ill: u8, has_last: bool, previous: Option<&Snapshot<'_>>)
         }],
         ..Spec::default()
     };
-    Box::new(Snapshot::boxed(&spec, previous).expect("a good spec"))
+    Box::new(Snapshot::new(&spec, previous).expect("a good spec"))
 }
 
 fn vm(number: u8) -> (Ipv4Addr, u16) {

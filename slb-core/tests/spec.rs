@@ -97,7 +97,7 @@ fn with_good(change: impl FnOnce(&mut Spec<'_>)) -> Result<Snapshot<'static>, Sp
         ..Spec::default()
     };
     change(&mut spec);
-    let built = Snapshot::boxed(&spec, None);
+    let built = Snapshot::new(&spec, None);
     let faults: Vec<SpecError> = spec.faults().collect();
     match &built {
         Ok(_) => assert_eq!(faults, []),

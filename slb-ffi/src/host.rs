@@ -2,10 +2,10 @@
 
 use core::ffi::{c_int, c_void};
 
+#[cfg(feature = "std")]
+use slb_core::counters::CounterMemory;
 use slb_core::mem::Memory;
 use slb_core::{Host, Key};
-#[cfg(feature = "std")]
-use slb_core::{counters::CounterMemory, mem::Boxes};
 
 use crate::error::slb_error::*;
 use crate::error::{Error, guard};
@@ -56,10 +56,8 @@ impl Role for Inner {
 
     #[cfg(feature = "std")]
     fn make_room_for_counters(&mut self, snapshot: &Shared) {
-        if !self.has_counters_for(snapshot)
-            && let Some(larger) = CounterMemory::build(snapshot, &mut Boxes)
-        {
-            self.replace_counters(larger);
+        if !self.has_counters_for(snapshot) {
+            self.replace_counters(CounterMemory::new(snapshot));
         }
     }
 }

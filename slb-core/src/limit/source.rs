@@ -74,7 +74,8 @@ impl<'m> SourceLimiter<'m> {
         }
     }
 
-    /// The same, with so many buckets out of `memory`; `None` where it is used up.
+    /// A limit of `rate` new flows a second and `at_once` at once for each source, with a number of
+    /// buckets out of `memory`; `None` where the memory is used up.
     pub fn build(
         buckets: usize,
         rate: u32,
@@ -86,7 +87,7 @@ impl<'m> SourceLimiter<'m> {
         Some(Self::new(buckets, rate, at_once, key))
     }
 
-    /// Has it know what time it is.
+    /// Advances the clock.
     #[inline]
     pub(crate) fn advance(&mut self, now: Instant) {
         self.now = (now.as_nanos() / 1_000_000) as u32;
@@ -114,6 +115,16 @@ impl<'m> SourceLimiter<'m> {
             }
         }
         may
+    }
+}
+
+#[cfg(feature = "alloc")]
+impl SourceLimiter<'static> {
+    /// [`build`](Self::build), in boxes.
+    pub fn with_capacity(buckets: usize, rate: u32, at_once: u32, key: Key) -> Self {
+        let none = SourceBucket::default();
+        let buckets = Mem::from(alloc::vec![none; buckets]);
+        Self::new(buckets, rate, at_once, key)
     }
 }
 

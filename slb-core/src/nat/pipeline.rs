@@ -28,7 +28,7 @@ use crate::observe::{ConnectionStep, Observe, Step};
 use crate::packet::{EchoMessage, Family, Packet, Part};
 use crate::snapshot::locals::{CompiledMux, Local, NO_SENDER};
 use crate::snapshot::owners::{Generations, Past};
-use crate::snapshot::{BackendId, Rejected, RuleMatch, Snapshot};
+use crate::snapshot::{BackendKey, Rejected, RuleKey, RuleMatch, Snapshot};
 use crate::spec::Underlay;
 use crate::state::Kind;
 use crate::stats::{BackendCounters, RuleCounters, Stats};
@@ -305,12 +305,13 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         }
     }
 
-    pub(crate) fn rule_counters(&self, rule: usize) -> Option<RuleCounters> {
-        let rule = self.snapshot.rule(u32::try_from(rule).ok()?)?;
+    pub(crate) fn rule_counters(&self, rule: impl RuleKey) -> Option<RuleCounters> {
+        let rule = self.snapshot.rule(rule.index_in(&self.snapshot)?)?;
         self.tables.rules.get(rule.slot()).copied()
     }
 
-    pub(crate) fn backend_counters(&self, id: BackendId) -> Option<BackendCounters> {
+    pub(crate) fn backend_counters(&self, backend: impl BackendKey) -> Option<BackendCounters> {
+        let id = backend.id_in(&self.snapshot)?;
         let counters = self.tables.backends.get(id.slot()).copied();
         counters.filter(|c| c.id == id.get())
     }

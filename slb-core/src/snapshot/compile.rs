@@ -6,6 +6,7 @@ use super::addresses::{address_bytes, raw_port};
 use super::faults::{backend_identity, instances, of_items, rule_item};
 use super::locals::has_past;
 use super::locals::{Nat, NatSize};
+use super::names::backend_name;
 use super::owners::{Past, Step};
 use super::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
 use super::proxy::CompiledProxy;
@@ -123,6 +124,7 @@ impl Size {
         counter.add::<CompiledPool>(self.probed)?;
         counter.add::<Share>(self.shares)?;
         counter.add::<CompiledBackend>(self.backends)?;
+        counter.add::<u64>(self.backends)?;
         counter.add::<u16>(self.table)?;
         counter.add::<Past>(self.past)?;
         counter.add::<Turn>(self.turns)?;
@@ -208,6 +210,7 @@ impl<'m> Snapshot<'m> {
             backends: memory
                 .take(size.backends, CompiledBackend::EMPTY)
                 .ok_or(none)?,
+            names: memory.take(size.backends, 0).ok_or(none)?,
             table: memory.take(size.table, maglev::EMPTY).ok_or(none)?,
             past: memory.take(size.past, Past::NONE).ok_or(none)?,
             nat: Nat::new(&size.nat, spec, generation, previous_nat, memory).ok_or(none)?,
@@ -377,6 +380,7 @@ impl<'m> Snapshot<'m> {
                     backend: member,
                 })?
             };
+            self.names[index] = backend_name(spec.pools[pool].name, backend.name);
             let slot = self
                 .backend_ids
                 .keep(previous, identity, index as u32)
@@ -874,11 +878,34 @@ pub(super) fn rule_identities<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = u6
 
 #[cfg(feature = "alloc")]
 impl Snapshot<'static> {
-    /// Compiles `spec` into boxes.
+    /// Compiles `spec` into boxes. Give the snapshot that this one is to follow as `previous`, as to
+    /// [`build`](Self::build).
     ///
     /// # Errors
     /// The spec contradicts itself.
-    pub fn boxed(spec: &Spec<'_>, previous: Option<&Snapshot<'_>>) -> Result<Self, SpecError> {
+    ///
+    /// # Examples
+    /// A reload with one backend drained, which moves no established flow:
+    /// ```
+    /// # use slb_core::snapshot::Snapshot;
+    /// # use slb_core::spec::{Backend, Pool, Spec, Underlay};
+    /// # let ipv4 = Some([172, 16, 0, 11].into());
+    /// # let underlay = Underlay { ipv4, ..Underlay::default() };
+    /// let mut backends = [
+    ///     Backend { name: "vm1", address: [10, 0, 0, 1].into(), ..Backend::default() },
+    ///     Backend { name: "vm2", address: [10, 0, 0, 2].into(), ..Backend::default() },
+    /// ];
+    /// let pools = [Pool { name: "web", backends: &backends, ..Pool::default() }];
+    /// let first = Snapshot::new(&Spec { underlay, pools: &pools, ..Spec::default() }, None)?;
+    ///
+    /// backends[1].weight = 0;
+    /// let pools = [Pool { name: "web", backends: &backends, ..Pool::default() }];
+    /// let next = Snapshot::new(&Spec { underlay, pools: &pools, ..Spec::default() }, Some(&first))?;
+    /// assert!(next.follows(&first));
+    /// assert_eq!(next.backend_named("web", "vm2"), first.backend_named("web", "vm2"));
+    /// # Ok::<(), slb_core::spec::SpecError>(())
+    /// ```
+    pub fn new(spec: &Spec<'_>, previous: Option<&Snapshot<'_>>) -> Result<Self, SpecError> {
         Snapshot::build(spec, previous, &mut crate::mem::Boxes)
     }
 }

@@ -14,6 +14,7 @@ mod compile;
 mod faults;
 mod lineage;
 pub(crate) mod locals;
+mod names;
 #[expect(
     unsafe_code,
     reason = "lines are lent to a snapshot, and taken back when it is gone"
@@ -27,6 +28,7 @@ pub(crate) mod terms;
 
 pub(crate) use addresses::words;
 pub use lineage::{InstallError, Rejected, RoleError};
+pub use names::{BackendKey, RuleKey};
 pub use owned::{OwnedSnapshot, Unbuilt};
 pub use registry::BackendId;
 
@@ -235,6 +237,8 @@ pub struct Snapshot<'m> {
     /// Of all pools, then of all probe results.
     shares: Mem<'m, Share>,
     backends: Mem<'m, CompiledBackend>,
+    /// Hashes of the backends' names: see [`names`].
+    names: Mem<'m, u64>,
     table: Mem<'m, u16>,
     /// Former owners of the slots of pools that have a backend here.
     past: Mem<'m, Past>,

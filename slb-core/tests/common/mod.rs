@@ -157,7 +157,7 @@ impl Setup {
     }
 
     pub fn after(&self, previous: Option<&Snapshot<'_>>) -> Snapshot<'static> {
-        self.with_spec(|spec| Snapshot::boxed(spec, previous).unwrap())
+        self.with_spec(|spec| Snapshot::new(spec, previous).unwrap())
     }
 
     pub fn set_state(&mut self, number: u16, state: BackendState) {

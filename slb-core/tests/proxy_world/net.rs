@@ -138,7 +138,7 @@ impl Plan {
             }),
             ..Spec::default()
         };
-        Snapshot::boxed(&spec, previous).unwrap()
+        Snapshot::new(&spec, previous).unwrap()
     }
 }
 

@@ -299,7 +299,7 @@ impl Plan {
             inside: self.inside,
             ..Spec::default()
         };
-        Snapshot::boxed(&spec, None).map(Box::new)
+        Snapshot::new(&spec, None).map(Box::new)
     }
 
     pub fn world(&self) -> World {

@@ -165,7 +165,7 @@ impl Setup {
             }),
             ..Spec::default()
         };
-        Box::new(Snapshot::boxed(&spec, previous).unwrap())
+        Box::new(Snapshot::new(&spec, previous).unwrap())
     }
 
     pub fn server(&self, number: u16) -> IpAddr {

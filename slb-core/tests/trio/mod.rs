@@ -210,7 +210,7 @@ pub fn snapshot(backends: u16, is_proxy: bool, host: IpAddr, echo: Echo) -> Shar
         }),
         ..Spec::default()
     };
-    Box::new(Snapshot::boxed(&spec, None).unwrap())
+    Box::new(Snapshot::new(&spec, None).unwrap())
 }
 
 /// A mux with some backends, each on a host of its own.

@@ -223,7 +223,7 @@ impl Plan {
             proxy: None,
             now: Instant::ZERO,
         };
-        Snapshot::boxed(&spec, previous).unwrap()
+        Snapshot::new(&spec, previous).unwrap()
     }
 }
 

@@ -14,7 +14,6 @@ use slb_control::{Config, PassiveHealth, SlowStart};
 use slb_core::MuxOptions;
 use slb_core::counters::CounterMemory;
 use slb_core::health::Condition;
-use slb_core::mem::Boxes;
 use slb_core::nat::NatOptions;
 use slb_core::snapshot::Snapshot;
 use slb_io_afxdp::{Program, Take, Unserved};
@@ -734,11 +733,7 @@ impl Control<'_> {
             let next = Next {
                 snapshot: Arc::clone(&snapshot),
                 limits: new,
-                counters: if is_larger {
-                    CounterMemory::build(&snapshot, &mut Boxes)
-                } else {
-                    None
-                },
+                counters: is_larger.then(|| CounterMemory::new(&snapshot)),
             };
             worker.mailbox.install(next, generation);
         }

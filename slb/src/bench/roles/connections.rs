@@ -93,7 +93,7 @@ impl Case {
             }),
             ..Spec::default()
         };
-        Snapshot::boxed(&spec, None).map_err(Failure::failed)
+        Snapshot::new(&spec, None).map_err(Failure::failed)
     }
 
     fn vip(&self) -> IpAddr {

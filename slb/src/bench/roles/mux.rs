@@ -126,7 +126,7 @@ impl Case {
             }],
             ..Spec::default()
         };
-        Snapshot::boxed(&spec, None).map_err(Failure::failed)
+        Snapshot::new(&spec, None).map_err(Failure::failed)
     }
 
     /// The address of a VIP.

@@ -84,7 +84,7 @@ fn snapshot() -> Result<Snapshot<'static>, Failure> {
         }],
         ..Spec::default()
     };
-    Snapshot::boxed(&spec, None).map_err(Failure::failed)
+    Snapshot::new(&spec, None).map_err(Failure::failed)
 }
 
 /// SYNs of new connections, in rounds that each begin with so many of the ports in use.

@@ -122,7 +122,7 @@ impl Setup {
             }),
             ..Spec::default()
         };
-        Box::new(Snapshot::boxed(&spec, previous).unwrap())
+        Box::new(Snapshot::new(&spec, previous).unwrap())
     }
 
     fn proxy(&self) -> Dut {

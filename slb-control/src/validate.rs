@@ -66,6 +66,7 @@ pub(crate) fn check(config: &Config, faults: &Faults<'_>) {
         outbound.map(|rule| (rule.name.clone(), &rule.span)),
     );
     addresses::check_vips(config, faults);
+    addresses::check_probe_sources(config, faults);
     addresses::check_vms(config, faults);
     addresses::check_mtu(config, faults);
     addresses::check_shares(config, faults);

@@ -53,6 +53,35 @@ pub(super) fn check_vips(config: &Config, faults: &Faults<'_>) {
     }
 }
 
+/// Adds a fault for each frontend that has the address that probes come from, and for each vm that has
+/// it: packets for that address are the prober's.
+pub(super) fn check_probe_sources(config: &Config, faults: &Faults<'_>) {
+    if !config.node.probing {
+        return;
+    }
+    let source = config.node.probe_source();
+    let is_source = |address| source.is(address) || config.node.probe_sources.contains(&address);
+    let message = |address| {
+        format!(
+            "expected an address of its own, but {address} is where probes come from \
+             (probe_sources of [node])"
+        )
+    };
+    let frontends = config.frontends.iter();
+    for frontend in frontends.filter(|frontend| is_source(frontend.address)) {
+        let place = format!("frontend {:?}: address", frontend.name);
+        faults.add(&frontend.span, place, message(frontend.address));
+    }
+    // A proxy may be on the machine of its backends.
+    if config.node.role == Role::Proxy {
+        return;
+    }
+    for (pool, backend) in backends(config).filter(|(_, backend)| is_source(backend.address)) {
+        let place = format!("pool {:?}: backend {:?}: address", pool.name, backend.name);
+        faults.add(&backend.span, place, message(backend.address));
+    }
+}
+
 /// Adds a fault for each backend that shares its network, host and MAC address with another vm.
 ///
 /// Two backends are one vm if they have one address, name or port, or if both name that MAC

@@ -40,6 +40,9 @@ pub(super) fn of_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError
     let inside = (0..).zip(spec.inside);
     let inside = inside.filter(|(_, prefix)| prefix.range().is_none());
     let inside = inside.map(|(index, _)| SpecError::InsidePrefix { index });
+    let frontends = (0..).zip(spec.frontends);
+    let probed = frontends.filter(|(_, frontend)| spec.probe_source.is(frontend.address));
+    let probed = probed.map(|(frontend, _)| SpecError::ProbeSourceFrontend { frontend });
     let health = (0..).zip(spec.health).filter_map(|(health, results)| {
         let pool = spec.pools.get(results.pool);
         let (expected, given) = (pool.map(|pool| pool.backends.len()), results.backends.len());
@@ -60,6 +63,7 @@ pub(super) fn of_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError
         .chain(health)
         .chain(muxes)
         .chain(inside)
+        .chain(probed)
         .chain(rules)
         .chain(nat)
         .chain(outbound)
@@ -87,6 +91,12 @@ fn of_pool<'s>(
         pool: index,
         backend,
     });
+    let is_probes = |(_, backend): &(usize, &Backend<'_>)| spec.probe_source.is(backend.address);
+    let probes = (0..).zip(pool.backends).filter(is_probes);
+    let probes = probes.map(move |(backend, _)| SpecError::ProbeSourceBackend {
+        pool: index,
+        backend,
+    });
     let usable = |backend: &Backend<'_>| backend.port.filter(|port| *port == ALL_PORTS);
     let ports = pool.backends.iter().filter_map(usable);
     let ports = ports.filter(|_| spec.proxy.is_none());
@@ -100,7 +110,12 @@ fn of_pool<'s>(
         expected: members,
         given: weights.len(),
     });
-    table.into_iter().chain(far).chain(ports).chain(past)
+    table
+        .into_iter()
+        .chain(far)
+        .chain(probes)
+        .chain(ports)
+        .chain(past)
 }
 
 /// The frontend of a rule, where it exists, and the first backend of another family.

@@ -203,6 +203,18 @@ pub enum SpecError {
         /// The index in [`Spec::inside`].
         index: usize,
     },
+    /// A frontend has the address that probes come from: what vms answer to probes would be for it.
+    ProbeSourceFrontend {
+        /// The frontend's index.
+        frontend: usize,
+    },
+    /// A backend has the address that probes come from: its own packets would be the prober's.
+    ProbeSourceBackend {
+        /// The pool's index.
+        pool: usize,
+        /// The backend's index in its pool.
+        backend: usize,
+    },
     /// The ranges of a source rewrite are of two families, or longer than addresses.
     SourceRewrite {
         /// The index in [`ProxyPorts::source_rewrites`](super::ProxyPorts::source_rewrites).
@@ -499,6 +511,17 @@ impl fmt::Display for Named<'_> {
             SpecError::InsidePrefix { index } => write!(
                 f,
                 "inside prefix {index}: expected at most 32 bits of an IPv4 address, 128 of an IPv6 one"
+            ),
+            SpecError::ProbeSourceFrontend { frontend } => write!(
+                f,
+                "frontend {} has the address that probes come from: expected another one",
+                self.frontend(frontend)
+            ),
+            SpecError::ProbeSourceBackend { pool, backend } => write!(
+                f,
+                "backend {} of pool {} has the address that probes come from: expected another one",
+                self.member(pool, backend),
+                self.pool(pool)
             ),
             SpecError::SourceRewrite { index } => write!(
                 f,

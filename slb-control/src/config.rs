@@ -241,6 +241,8 @@ pub struct Backend {
     pub weight: u32,
     /// Whether it gets new flows.
     pub state: BackendState,
+    /// Seat of the backend in the pool's Maglev table; `None`: its name.
+    pub seat: Option<String>,
     /// Its number in the pool, unless that is its place.
     pub instance: Option<u32>,
     /// The port of its host that it is at, unless that is counted.
@@ -248,6 +250,13 @@ pub struct Backend {
     /// The port that it serves, unless that is the rule's.
     pub backend_port: Option<u16>,
     pub(crate) span: Span,
+}
+
+impl Backend {
+    /// The seat of the backend, or its name where it has none of its own.
+    pub fn seat(&self) -> &str {
+        self.seat.as_deref().unwrap_or(&self.name)
+    }
 }
 
 /// How a backend is asked whether it is well.
@@ -754,6 +763,7 @@ impl Config {
             next_hop: backend.next_hop,
             weight: backend.weight,
             state: backend.state,
+            seat: backend.seat.as_deref(),
             instance: backend.instance,
             serves: backend.backend_port,
             port: ports

@@ -496,6 +496,7 @@ fn backends(config: &Config) -> Vec<Part> {
         let how = (
             backend.weight,
             state,
+            &backend.seat,
             backend.instance,
             backend.port,
             backend.backend_port,

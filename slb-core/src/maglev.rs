@@ -45,7 +45,7 @@ const TAIL: usize = 128;
 /// A backend as the table sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member<'a> {
-    /// Its name, unlike all others of the table.
+    /// Name of the member, unlike those of the others that have a weight.
     pub name: &'a str,
     /// Its share in proportion to the others'; none when zero.
     pub weight: u32,
@@ -90,7 +90,7 @@ pub enum MaglevError {
         /// How many are needed.
         needed: usize,
     },
-    /// Two members have one name.
+    /// Two members with a weight have one name.
     DuplicateName {
         /// The place of one of them.
         member: usize,
@@ -175,9 +175,11 @@ pub(crate) fn build_with<'a>(
         };
     }
     let name = |turn: &Turn| member(usize::from(turn.member)).name;
-    turns.sort_unstable_by(|a, b| name(a).cmp(name(b)));
+    let weighs = |turn: &Turn| member(usize::from(turn.member)).weight != 0;
+    // Of one name the one that has a weight comes first.
+    turns.sort_unstable_by(|a, b| name(a).cmp(name(b)).then(weighs(b).cmp(&weighs(a))));
     for pair in turns.windows(2) {
-        if name(&pair[0]) == name(&pair[1]) {
+        if name(&pair[0]) == name(&pair[1]) && weighs(&pair[1]) {
             return Err(MaglevError::DuplicateName {
                 member: pair[1].member.into(),
             });
@@ -194,6 +196,24 @@ pub(crate) fn build_with<'a>(
     }
     populate(turns, table);
     Ok(())
+}
+
+/// Two members of one name, whatever their weights; `None`: there are none. Members without a name are left
+/// out.
+pub(crate) fn duplicate_name<'a>(
+    count: usize,
+    name: impl Fn(usize) -> Option<&'a str>,
+    turns: &mut [Turn],
+) -> Option<(usize, usize)> {
+    let turns = turns.get_mut(..count)?;
+    for (place, turn) in turns.iter_mut().enumerate() {
+        turn.member = place as u16;
+    }
+    let name = |turn: &Turn| name(usize::from(turn.member));
+    turns.sort_unstable_by(|a, b| name(a).cmp(&name(b)).then(a.member.cmp(&b.member)));
+    let mut pairs = turns.windows(2);
+    let same = pairs.find(|pair| name(&pair[0]).is_some() && name(&pair[0]) == name(&pair[1]))?;
+    Some((same[0].member.into(), same[1].member.into()))
 }
 
 /// Whether a table may have this size: a prime, so that every skip visits every slot.

@@ -32,8 +32,8 @@ const ACK: u8 = 16;
 
 type Shared = Box<Snapshot<'static>>;
 
-/// The weight and state of each backend.
-type Wanted = Vec<(u32, BackendState)>;
+/// The weight and state of each backend, and the backend whose seat it has.
+type Wanted = Vec<(u32, BackendState, usize)>;
 
 fn mux_address(number: usize) -> Ipv4Addr {
     Ipv4Addr::new(172, 16, 0, number as u8 + 1)
@@ -61,6 +61,7 @@ fn snapshot(
         host: host_address(number).into(),
         weight: wanted[number].0,
         state: wanted[number].1,
+        seat: Some(&names[wanted[number].2]),
         port: (of == Some(number)).then_some(VM),
         ..Backend::default()
     };
@@ -149,7 +150,7 @@ struct Fleet {
 impl Fleet {
     fn new(passes_on: bool) -> Self {
         let wanted: Wanted = (0..HOSTS)
-            .map(|n| (if n < IN_USE { 10 } else { 0 }, BackendState::Healthy))
+            .map(|n| (if n < IN_USE { 10 } else { 0 }, BackendState::Healthy, n))
             .collect();
         let now = Instant::from_secs(1000);
         let key = |n: usize| Key::new([n as u64 + 1, 7]);
@@ -239,6 +240,15 @@ impl Fleet {
             }
         }
         None
+    }
+
+    /// The present owner and the former ones of each slot, as the first host knows them.
+    fn owners(&self) -> Vec<Vec<usize>> {
+        let snapshot = self.hosts[0].snapshot();
+        let number = |id| snapshot.backend_index(id).expect("configured") as usize;
+        let slots = 0..Pool::default().table_size as usize;
+        let of_slot = |slot| snapshot.owners(0, slot).map(number).collect();
+        slots.map(of_slot).collect()
     }
 
     fn open(&mut self, flow: u32) {
@@ -335,6 +345,40 @@ fn a_million_flows_stay_while_muxes_and_backends_change() {
     looked(&mut fleet, "half of the muxes behind", 1);
     fleet.install_at_muxes(|number| number >= MUXES / 2);
     looked(&mut fleet, "all of them again", 1);
+}
+
+/// All backends are replaced, ten at a time, by ones that take their seats: each slot moves once.
+#[test]
+fn flows_stay_while_all_backends_are_replaced_in_their_seats() {
+    let mut fleet = Fleet::new(true);
+    for flow in 0..100_000 {
+        fleet.open(flow);
+    }
+    let first_owners = fleet.owners();
+    for first in (0..IN_USE).step_by(10) {
+        if first == 40 {
+            fleet.live.remove(5);
+        }
+        fleet.change(|wanted| {
+            for backend in first..first + 10 {
+                // Those that were replaced before come back under another seat, their flows still here.
+                let next = (backend + IN_USE) % HOSTS;
+                wanted[next] = (10, BackendState::Healthy, backend);
+                wanted[backend].0 = 0;
+            }
+        });
+        assert_eq!(fleet.wrong(3), 0, "from {first} on");
+    }
+    let moved = |(before, now): (&Vec<usize>, &Vec<usize>)| {
+        assert_eq!(
+            (before.len(), now.len()),
+            (1, 2),
+            "an owner and a former one"
+        );
+        assert_eq!(now[1], before[0]);
+        (before[0] + IN_USE) % HOSTS == now[0]
+    };
+    assert!(first_owners.iter().zip(&fleet.owners()).all(moved));
 }
 
 /// The same breaks flows where hosts pass nothing on: the test above tests that they do.

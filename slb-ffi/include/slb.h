@@ -1181,6 +1181,31 @@ int slb_builder_set_backend(struct slb_builder *builder,
                             uint8_t backend_state);
 
 /**
+ * Gives a backend a seat: it gets the slots of the pool's Maglev table that follow from the seat, in the
+ * place of those that follow from its name. A backend with the seat of the one that it replaces gets that
+ * one's slots, and no other slot moves. Of the backends with one seat all but one have weight 0 or drain.
+ * NULL: its name again.
+ *
+ * The caller promises:
+ * It is a builder, and `seat` is NULL, or a string that stays as long as the builder.
+ */
+int slb_builder_seat(struct slb_builder *builder,
+                     size_t pool,
+                     size_t backend,
+                     const char *seat);
+
+/**
+ * Says when the next snapshot is made, in nanoseconds by any clock that goes on from snapshot to snapshot.
+ * By it a host agent knows how long a backend had its slots of the Maglev table, and passes packets on to
+ * the former owners that have the most connections. Without a call each snapshot counts the same.
+ *
+ * The caller promises:
+ * It is a builder.
+ */
+int slb_builder_now(struct slb_builder *builder,
+                    uint64_t now);
+
+/**
  * Adds a set of probe results for the backends of a pool, all of them healthy: one set for each
  * probe that rules of the pool go by. Gives its place.
  *

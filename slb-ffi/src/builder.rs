@@ -143,6 +143,7 @@ struct Parts {
     probe_source: ProbeSource,
     frontend_ports: List<FrontendPort>,
     source_rewrites: List<SourceRewrite>,
+    now: slb_core::Instant,
     proxy: Option<(PortMode, PortId)>,
     scratch: Mem<'static, Line>,
 }
@@ -217,6 +218,7 @@ impl Parts {
             probe_source: ProbeSource::default(),
             frontend_ports: List::take(memory, capacity.frontend_ports, FrontendPort::default())?,
             source_rewrites: List::take(memory, capacity.source_rewrites, rewrite)?,
+            now: slb_core::Instant::ZERO,
             proxy: None,
             scratch: memory.take(scratch.lines(), Line::EMPTY)?,
         })
@@ -274,6 +276,7 @@ impl Builder {
             probe_source,
             frontend_ports,
             source_rewrites,
+            now,
             proxy,
             scratch,
         } = &mut self.parts;
@@ -337,7 +340,7 @@ impl Builder {
                 backend,
                 source_rewrites: source_rewrites.all(),
             }),
-            now: slb_core::Instant::ZERO,
+            now: *now,
         }))
     }
 }
@@ -701,6 +704,7 @@ pub unsafe extern "C" fn slb_builder_backend(
             next_hop: given.next_hop.optional(),
             weight: given.weight,
             state: state(given.state)?,
+            seat: None,
             instance: u32::try_from(given.instance).ok(),
             port,
             serves: (given.serves != 0).then_some(given.serves),
@@ -750,6 +754,52 @@ pub unsafe extern "C" fn slb_builder_set_backend(
         let place = place.and_then(|all| all.get_mut(backend));
         let place = place.ok_or(SLB_ERROR_RANGE)?;
         (place.weight, place.state) = (weight, known);
+        Ok(0)
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, set) }
+}
+
+/// Gives a backend a seat: it gets the slots of the pool's Maglev table that follow from the seat, in the
+/// place of those that follow from its name. A backend with the seat of the one that it replaces gets that
+/// one's slots, and no other slot moves. Of the backends with one seat all but one have weight 0 or drain.
+/// NULL: its name again.
+///
+/// # Safety
+/// It is a builder, and `seat` is NULL, or a string that stays as long as the builder.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_seat(
+    builder: *mut slb_builder,
+    pool: usize,
+    backend: usize,
+    seat: *const c_char,
+) -> c_int {
+    let set = |parts: &mut Parts| {
+        let seat = match seat.is_null() {
+            true => None,
+            // SAFETY: the caller promises it.
+            false => Some(unsafe { text(seat) }?),
+        };
+        let (first, count) = parts.backends_of(pool)?;
+        let place = parts.backends.places.get_mut(first..first + count);
+        let place = place.and_then(|all| all.get_mut(backend));
+        place.ok_or(SLB_ERROR_RANGE)?.seat = seat;
+        Ok(0)
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, set) }
+}
+
+/// Says when the next snapshot is made, in nanoseconds by any clock that goes on from snapshot to snapshot.
+/// By it a host agent knows how long a backend had its slots of the Maglev table, and passes packets on to
+/// the former owners that have the most connections. Without a call each snapshot counts the same.
+///
+/// # Safety
+/// It is a builder.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_now(builder: *mut slb_builder, now: u64) -> c_int {
+    let set = |parts: &mut Parts| {
+        parts.now = slb_core::Instant::from_nanos(now);
         Ok(0)
     };
     // SAFETY: the caller promises it.

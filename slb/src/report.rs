@@ -25,6 +25,7 @@ use crate::balancer::Balancer;
 struct Share {
     pool: String,
     backend: String,
+    seat: String,
     weight: u32,
     /// Its share by weight, of the pool's flows.
     expected: f64,
@@ -177,6 +178,7 @@ impl<'a> Report<'a> {
                 backend: backend.name.clone(),
                 standing,
                 fails: fails.map(|rule| rule.name.clone()).collect(),
+                seat: backend.seat().to_owned(),
                 weight,
                 expected: if total == 0 {
                     0.0
@@ -407,6 +409,7 @@ impl<'a> Report<'a> {
                     "backend": share.backend,
                     "state": share.standing.name(),
                     "fails": share.fails,
+                    "seat": share.seat,
                     "weight": share.weight,
                     "forwarded": count(share.forwarded),
                     "flows": share.flows,

@@ -406,6 +406,7 @@ fn read_backend(section: Section<'_>, is_proxy: bool) -> Option<Backend> {
         ],
         BackendState::Healthy,
     );
+    let seat = section.has("seat").then(|| section.name("seat"));
     let instance = section
         .has("instance")
         .then(|| section.number("instance", 0..=65_535, 0));
@@ -425,6 +426,7 @@ fn read_backend(section: Section<'_>, is_proxy: bool) -> Option<Backend> {
         next_hop: next_hop.map(|(mac, _)| mac),
         weight,
         state,
+        seat: seat.flatten().map(|(seat, _)| seat),
         instance: instance.map(|instance| instance as u32),
         port: port.map(|port| port as u16),
         backend_port: backend_port.map(|port| port as u16),

@@ -205,7 +205,7 @@ pub(super) fn check_shares(config: &Config, faults: &Faults<'_>) {
             .backends
             .iter()
             .map(|backend| Member {
-                name: &backend.name,
+                name: backend.seat(),
                 weight: backend.weight,
             })
             .collect();

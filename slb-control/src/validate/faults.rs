@@ -104,6 +104,21 @@ fn told(config: &Config, error: &SpecError) -> Option<(Span, String, String)> {
             let place = format!("pool {:?}: backend {:?}", pool.name, backend.name);
             (backend.span.clone(), place, "duplicate name".to_owned())
         }
+        SpecError::SeatTaken {
+            pool,
+            first,
+            second,
+        } => {
+            let (_, other) = member_of(config, pool, first)?;
+            let (pool, backend) = member_of(config, pool, second)?;
+            let seat = backend.seat();
+            let place = format!("pool {:?}: backend {:?}: seat", pool.name, backend.name);
+            let message = format!(
+                "backend {:?} has seat {seat:?} already: expected one of the two to have weight 0, or to drain",
+                other.name
+            );
+            (backend.span.clone(), place, message)
+        }
         // The field's own check names the next prime.
         SpecError::Table {
             error: MaglevError::SizeNotPrime { .. },

@@ -19,7 +19,7 @@ use super::{
 use crate::flow::Ticks;
 use crate::hash::siphash13;
 use crate::health::Condition;
-use crate::maglev::{self, Member, Turn};
+use crate::maglev::{self, MaglevError, Member, Turn};
 use crate::mem::{Counter, Memory};
 use crate::spec::snat::{GRANULES, MAX_OWNERS, deal, instance, is_outbound};
 use crate::spec::{
@@ -301,9 +301,28 @@ impl<'m> Snapshot<'m> {
                 weight,
                 is_unhealthy,
             };
-            digest = siphash13([digest, weight.into()], backend.name.as_bytes());
+            digest = siphash13([digest, weight.into()], backend.seat().as_bytes());
         }
         compiled.digest = digest;
+        if probed.is_none() {
+            let count = pool.backends.len();
+            let name = |place: usize| Some(pool.backends[place].name);
+            if let Some((_, member)) = maglev::duplicate_name(count, name, turns) {
+                let error = MaglevError::DuplicateName { member };
+                return Err(SpecError::Table { pool: index, error });
+            }
+            let seat = |place: usize| {
+                let backend = &pool.backends[place];
+                backend.is_seated().then(|| backend.seat())
+            };
+            if let Some((first, second)) = maglev::duplicate_name(count, seat, turns) {
+                return Err(SpecError::SeatTaken {
+                    pool: index,
+                    first,
+                    second,
+                });
+            }
+        }
         let Self {
             pools,
             probed: others,
@@ -327,7 +346,7 @@ impl<'m> Snapshot<'m> {
             return Ok(());
         }
         let member = |place: usize| Member {
-            name: pool.backends[place].name,
+            name: pool.backends[place].seat(),
             weight: shares[start + place].weight,
         };
         maglev::build_with(pool.backends.len(), member, spec.maglev_seed, table, turns)
@@ -531,7 +550,7 @@ impl<'m> Snapshot<'m> {
         let failed = |error| SpecError::Table { pool: index, error };
         let mut build = |weight: &dyn Fn(usize) -> u32, table: &mut [u16]| {
             let member = |place: usize| Member {
-                name: pool.backends[place].name,
+                name: pool.backends[place].seat(),
                 weight: weight(place),
             };
             maglev::build_with(pool.backends.len(), member, spec.maglev_seed, table, turns)

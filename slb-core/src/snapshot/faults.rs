@@ -263,6 +263,21 @@ fn between_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's
             error: MaglevError::DuplicateName { member },
         })
     });
+    let pools = (0..).zip(spec.pools);
+    let seats = pools.flat_map(|(index, pool)| {
+        let members = (0..).zip(pool.backends);
+        let seated = members.filter(|(_, backend)| backend.is_seated());
+        let all = duplicates_of(seated.map(|(member, backend)| (backend.seat(), member)));
+        // One name twice is reported above.
+        let others = all.filter(|&(first, second): &(usize, usize)| {
+            pool.backends[first].name != pool.backends[second].name
+        });
+        others.map(move |(first, second)| SpecError::SeatTaken {
+            pool: index,
+            first,
+            second,
+        })
+    });
     // One name twice in a pool is reported above.
     let identities = (0..)
         .zip(backends(spec))
@@ -289,6 +304,7 @@ fn between_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's
     let numbers = numbered.flat_map(|(pool, of)| instances(spec, pool, of));
     addresses
         .chain(names)
+        .chain(seats)
         .chain(backends)
         .chain(rules)
         .chain(conflicts)

@@ -80,6 +80,15 @@ pub enum SpecError {
         /// Results that were given.
         given: usize,
     },
+    /// Two backends of a pool have one seat, and neither has weight 0 or drains.
+    SeatTaken {
+        /// The pool.
+        pool: usize,
+        /// One of them, by its place in the pool.
+        first: usize,
+        /// The other one, by its place in the pool.
+        second: usize,
+    },
     /// Weights of the past are not as many as the pool has backends.
     PoolPast {
         /// The pool.
@@ -400,6 +409,17 @@ impl fmt::Display for Named<'_> {
             } => write!(
                 f,
                 "probe results {health}: expected one for each of the {expected} backends of a pool, got {given}"
+            ),
+            SpecError::SeatTaken {
+                pool,
+                first,
+                second,
+            } => write!(
+                f,
+                "pool {}: backends {} and {} have one seat: expected one of them to have weight 0, or to drain",
+                self.pool(pool),
+                self.member(pool, first),
+                self.member(pool, second)
             ),
             SpecError::PoolPast {
                 pool,

@@ -480,6 +480,10 @@ pub struct Backend<'a> {
     pub weight: u32,
     /// Whether it gets new flows, of any rule.
     pub state: BackendState,
+    /// Seat of the backend in the pool's Maglev table, by which it gets its slots; `None`: its name. A
+    /// backend with the seat of the one that it replaces gets that one's slots, and no other slot moves. Of
+    /// the backends with one seat at most one [is seated](Self::is_seated).
+    pub seat: Option<&'a str>,
     /// Instance number of the backend in the pool, by which NAT pools and outbound rules assign its ports, so
     /// that the ports stay when another backend goes. `None`: the backend's index in the pool.
     pub instance: Option<u32>,
@@ -499,6 +503,7 @@ impl Default for Backend<'_> {
             next_hop: None,
             weight: 1,
             state: BackendState::Healthy,
+            seat: None,
             instance: None,
             port: None,
             serves: None,
@@ -506,7 +511,17 @@ impl Default for Backend<'_> {
     }
 }
 
-impl Backend<'_> {
+impl<'a> Backend<'a> {
+    /// The seat of the backend, or its name where it has none of its own.
+    pub fn seat(&self) -> &'a str {
+        self.seat.unwrap_or(self.name)
+    }
+
+    /// Whether the backend has its seat's slots while it is healthy: it has a weight and does not drain.
+    pub const fn is_seated(&self) -> bool {
+        self.weight != 0 && !matches!(self.state, BackendState::Draining)
+    }
+
     /// Whether new flows may go to the backend, before any probe is asked.
     pub const fn is_eligible(&self) -> bool {
         self.weight != 0 && matches!(self.state, BackendState::Healthy)

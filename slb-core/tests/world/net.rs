@@ -85,6 +85,8 @@ pub struct Plan {
     pub ports_per_backend: Option<u32>,
     pub states: [BackendState; VMS],
     pub weights: [u32; VMS],
+    /// The vm whose seat each vm has.
+    pub seats: [usize; VMS],
     /// Flows that each mux pins; zero: none, Maglev alone decides.
     pub flows: usize,
     /// Hosts pass on what is of none of their connections.
@@ -107,6 +109,7 @@ impl Plan {
             ports_per_backend: Some(256),
             states: [BackendState::Healthy; VMS],
             weights: [1; VMS],
+            seats: std::array::from_fn(|vm| vm),
             flows: 1 << 14,
             passes_on: true,
             loss: 0,
@@ -141,6 +144,7 @@ impl Plan {
                 host: host_address(number / VMS_PER_HOST).into(),
                 state: self.states[number],
                 weight: self.weights[number],
+                seat: Some(&names[self.seats[number]]),
                 port: match node {
                     Node::Host(host) if number / VMS_PER_HOST == host => {
                         Some(PortId((number % VMS_PER_HOST) as u16 + 1))

@@ -143,3 +143,21 @@ fn slow_start_breaks_nothing() {
         }
     });
 }
+
+#[test]
+fn a_rolling_replacement_in_seats_breaks_nothing() {
+    breaks_nothing(|world| {
+        world.reconfigure(|plan| (plan.weights[4], plan.weights[5]) = (0, 0));
+        // Each vm takes the seat of the next one, which drains and takes another seat later.
+        for (seat, new) in [(0, 4), (1, 5), (2, 0), (3, 1)] {
+            world.reconfigure(|plan| {
+                (plan.weights[seat], plan.weights[new]) = (0, 1);
+                plan.seats[new] = seat;
+            });
+            if seat == 1 {
+                world.kill_mux(2);
+            }
+            open(world, 10);
+        }
+    });
+}

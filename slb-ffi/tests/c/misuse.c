@@ -167,6 +167,14 @@ static slb_builder *builders(void) {
     IS(slb_builder_set_backend(builder, 0, 0, 1, 9), SLB_ERROR_RANGE);
     IS(slb_builder_set_backend(NULL, 0, 0, 1, 0), SLB_ERROR_NULL);
     IS(slb_builder_set_backend(builder, 0, 1, 7, SLB_DRAINING), SLB_OK);
+    IS(slb_builder_seat(builder, 0, 2, "one"), SLB_ERROR_RANGE);
+    IS(slb_builder_seat(builder, 1, 0, "one"), SLB_ERROR_RANGE);
+    IS(slb_builder_seat(builder, 0, 1, "\xff"), SLB_ERROR_RANGE);
+    IS(slb_builder_seat(NULL, 0, 1, "one"), SLB_ERROR_NULL);
+    IS(slb_builder_seat(builder, 0, 1, "one"), SLB_OK); /* the other one drains */
+    IS(slb_builder_seat(builder, 0, 1, NULL), SLB_OK);
+    IS(slb_builder_now(NULL, 1), SLB_ERROR_NULL);
+    IS(slb_builder_now(builder, 1), SLB_OK);
 
     slb_rule http = rule(), not = http;
     IS(slb_builder_rule(builder, NULL), SLB_ERROR_NULL);

@@ -460,6 +460,9 @@ impl Config {
             config
         };
         if let Some(config) = config {
+            if validate::is_too_large(&config, &faults) {
+                return Err(faults.into_errors());
+            }
             validate::check(&config, &faults);
             if faults.is_empty() {
                 return Ok(config);
@@ -517,13 +520,13 @@ impl Config {
             .zip(&findings)
             .map(|(&(pool, _), backends)| PoolHealth { pool, backends })
             .collect();
+        let places: HashMap<_, usize> = (0..).zip(&probed).map(|(n, &pair)| (pair, n)).collect();
         let rules: Vec<_> = self
             .rules
             .iter()
             .map(|rule| {
-                let own = rule.probe.map(|probe| (rule.pool, probe));
-                let health = own.and_then(|own| probed.iter().position(|&other| other == own));
-                rule.spec(health)
+                let health = rule.probe.and_then(|probe| places.get(&(rule.pool, probe)));
+                rule.spec(health.copied())
             })
             .collect();
         let inbound_nat: Vec<_> = self.inbound_nat.iter().map(InboundNat::spec).collect();
@@ -667,12 +670,10 @@ impl Config {
 
     /// The pools and probes that rules go by, each pair once.
     pub fn probed_pools(&self) -> Vec<(usize, usize)> {
-        let mut all = Vec::new();
-        for rule in &self.rules {
-            let pair = rule.probe.map(|probe| (rule.pool, probe));
-            all.extend(pair.filter(|pair| !all.contains(pair)));
-        }
-        all
+        let mut seen = HashSet::new();
+        let probed = self.rules.iter();
+        let probed = probed.filter_map(|rule| Some((rule.pool, rule.probe?)));
+        probed.filter(|&pair| seen.insert(pair)).collect()
     }
 
     /// Whether new flows of a rule may go to a backend of its pool, given by its place there.
@@ -796,7 +797,14 @@ fn now() -> slb_core::Instant {
 }
 
 /// The largest file that is read, in bytes.
-pub const LARGEST_FILE: u64 = 64 << 20;
+pub const LARGEST_FILE: u64 = 16 << 20;
+/// The most backends of all pools together.
+pub const MOST_BACKENDS: usize = 1 << 16;
+/// The most frontends, and the most rules of all kinds together.
+pub const MOST_RULES: usize = 1 << 14;
+/// The most slots of all Maglev tables together, of two bytes each. A pool has a table, and another one for
+/// each probe that its rules go by.
+pub const MOST_SLOTS: u64 = 1 << 28;
 
 /// Reads a file, and of one that is too large no more than shows that.
 fn read_bounded(path: &Path) -> Result<String, String> {

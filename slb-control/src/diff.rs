@@ -1,6 +1,6 @@
 //! What another configuration would change, without putting it in place.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -83,8 +83,12 @@ impl Diff {
         diff.compare_parts(old, new);
         diff.ports = inbound_moves(old, new);
         diff.ports.extend(outbound_moves(old, new));
+        let before_by_name: HashMap<&str, usize> = (0..)
+            .zip(&old.rules)
+            .map(|(place, rule)| (&*rule.name, place))
+            .collect();
         for (place, rule) in new.rules.iter().enumerate() {
-            let Some(old_place) = old.rules.iter().position(|other| other.name == rule.name) else {
+            let Some(&old_place) = before_by_name.get(&*rule.name) else {
                 continue;
             };
             let takes_flows = |id| {
@@ -217,16 +221,16 @@ impl Diff {
     }
 
     fn compare(&mut self, kind: &str, old: &[Part], new: &[Part]) {
+        let before: HashMap<_, _> = old.iter().map(|(name, was)| (name, was)).collect();
         for (name, is) in new {
-            match old.iter().find(|(other, _)| other == name) {
+            match before.get(name) {
                 None => self.added.push(format!("{kind} {name:?}")),
-                Some((_, was)) if was != is => self.changed.push(format!("{kind} {name:?}")),
+                Some(was) if *was != is => self.changed.push(format!("{kind} {name:?}")),
                 Some(_) => {}
             }
         }
-        let gone = old
-            .iter()
-            .filter(|(name, _)| !new.iter().any(|(other, _)| other == name));
+        let now: HashSet<_> = new.iter().map(|(name, _)| name).collect();
+        let gone = old.iter().filter(|(name, _)| !now.contains(name));
         self.removed
             .extend(gone.map(|(name, _)| format!("{kind} {name:?}")));
     }

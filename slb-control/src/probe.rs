@@ -12,7 +12,7 @@ mod prober;
 mod tls;
 mod vms;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use slb_core::spec::BackendState;
@@ -22,7 +22,7 @@ pub use ask::{Asker, ProbeFailure};
 pub use prober::{Change, Prober};
 pub use vms::{ProberEnd, VmPort, WorkerEnd, way};
 
-use crate::config::{Config, Probe, Role};
+use crate::config::{Config, Probe, Role, Vm};
 
 /// A backend's address, and how it is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +48,7 @@ pub fn targets(config: &Config) -> Vec<(Target, Vec<BackendName>)> {
     let mut all: BTreeMap<(usize, u32, IpAddr), (Target, Vec<BackendName>)> = BTreeMap::new();
     let is_host = config.node.role == Role::Host;
     let (vms, source) = (config.vms(), config.node.probe_source());
+    let vms: HashMap<_, &Vm> = vms.iter().map(|vm| ((vm.vni, vm.mac), vm)).collect();
     let probed = config.probed_pools().into_iter();
     for (pool, probe) in probed.filter(|_| config.node.probing) {
         let pool = &config.pools[pool];
@@ -61,9 +62,7 @@ pub fn targets(config: &Config) -> Vec<(Target, Vec<BackendName>)> {
                 IpAddr::V4(_) => source.ipv4.map(IpAddr::from),
                 IpAddr::V6(_) => source.ipv6.map(IpAddr::from),
             };
-            let vm = vms.iter().find(|vm| {
-                vm.vni == vni && vm.mac == backend.mac() && vm.addresses.contains(&address)
-            });
+            let vm = vms.get(&(vni, backend.mac()));
             let vm = vm.and_then(|vm| {
                 Some(VmPort {
                     port: vm.port?,

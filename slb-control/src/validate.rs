@@ -10,7 +10,9 @@ use std::net::IpAddr;
 use slb_core::hash::Distribution;
 use slb_core::spec::{Answers, NatTarget, Protocol, Scheduler, Terms};
 
-use crate::config::{Backend, Config, InboundNat, Pool, Role};
+use crate::config::{
+    Backend, Config, InboundNat, MOST_BACKENDS, MOST_RULES, MOST_SLOTS, Pool, Role,
+};
 use crate::document::{Faults, Section, Span, list, resembling};
 use crate::ports;
 
@@ -33,6 +35,62 @@ pub(crate) fn refer(
         section.fault(span, field, format!("there is no {kind} {text:?}: {hint}"));
     }
     place
+}
+
+/// Adds a fault where a configuration is larger than one that is checked and compiled in a few seconds, and
+/// says so.
+pub(crate) fn is_too_large(config: &Config, faults: &Faults<'_>) -> bool {
+    let places = config.frontends.iter().map(|frontend| &frontend.span);
+    if let Some(span) = places.clone().nth(MOST_RULES) {
+        let count = places.count();
+        let message = format!("expected at most {MOST_RULES} frontends, got {count}");
+        faults.add(span, "frontend", message);
+        return true;
+    }
+    let rules = config.rules.iter().map(|rule| &rule.span);
+    let nat = config.inbound_nat.iter().map(|nat| &nat.span);
+    let said = config.outbound.iter().filter(|rule| !rule.span.is_empty());
+    let rules = rules.chain(nat).chain(said.map(|rule| &rule.span));
+    if let Some(span) = rules.clone().nth(MOST_RULES) {
+        let count = rules.count();
+        let message =
+            format!("expected at most {MOST_RULES} rules of all kinds together, got {count}");
+        faults.add(span, "rule", message);
+        return true;
+    }
+    let mut backends = 0;
+    for pool in &config.pools {
+        backends += pool.backends.len();
+        if backends > MOST_BACKENDS {
+            let all: usize = config.pools.iter().map(|pool| pool.backends.len()).sum();
+            let message = format!(
+                "expected at most {MOST_BACKENDS} backends in all pools together, got {all}"
+            );
+            faults.add(&pool.span, format!("pool {:?}", pool.name), message);
+            return true;
+        }
+    }
+    let mut tables = vec![1; config.pools.len()];
+    for (pool, _) in config.probed_pools() {
+        tables[pool] += 1;
+    }
+    let slots = |(pool, &tables): (&Pool, &u64)| u64::from(pool.table_size) * tables;
+    let all: u64 = config.pools.iter().zip(&tables).map(slots).sum();
+    let mut before = 0;
+    for (pool, tables) in config.pools.iter().zip(&tables) {
+        before += slots((pool, tables));
+        if before > MOST_SLOTS {
+            let message = format!(
+                "expected tables of at most {MOST_SLOTS} slots in all pools together, one for a pool and one \
+                 for each probe that its rules go by, got {all}: a pool of few backends needs no more than a \
+                 hundred slots for each"
+            );
+            let place = format!("pool {:?}: table_size", pool.name);
+            faults.add(&pool.span, place, message);
+            return true;
+        }
+    }
+    false
 }
 
 /// Adds all faults of a configuration whose sections are good each for itself.

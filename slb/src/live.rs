@@ -13,6 +13,7 @@
 //! proxy's connections have two sides on different devices, so one worker has all of them.
 
 mod announce;
+mod background;
 mod control;
 mod device;
 mod file;
@@ -41,7 +42,7 @@ use slb_io_tun::{Device, Layer};
 use tracing::{info, warn};
 
 use self::announce::Announcer;
-use self::control::Control;
+use self::control::{Control, Work};
 use self::device::{Plan, Queues};
 use self::file::Loading;
 use self::metrics::Endpoint;
@@ -181,6 +182,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         taken,
         trouble: Vec::new(),
         loading: Loading::default(),
+        work: Work::default(),
         to_reopen: BTreeSet::new(),
         first_round: Some(Instant::now() + longest + FIRST_ROUND),
         stalled: BTreeMap::new(),

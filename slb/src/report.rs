@@ -4,6 +4,7 @@
 pub(crate) mod metrics;
 pub(crate) mod rules;
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -120,7 +121,16 @@ pub(crate) struct Report<'a> {
     /// Whether packets that a snap length cut were taken by their headers.
     fills_cut: bool,
     shares: Vec<Share>,
+    /// What the backends of each pool got together.
+    pools: HashMap<String, PoolTotal>,
     elapsed: Duration,
+}
+
+/// What the backends of a pool got together.
+#[derive(Clone, Copy, Default)]
+struct PoolTotal {
+    flows: u64,
+    packets: u64,
 }
 
 impl<'a> Report<'a> {
@@ -193,6 +203,15 @@ impl<'a> Report<'a> {
                 snat,
             });
         }
+        let mut pools: HashMap<String, PoolTotal> = HashMap::new();
+        for share in &shares {
+            let total = match pools.get_mut(&share.pool) {
+                Some(total) => total,
+                None => pools.entry(share.pool.clone()).or_default(),
+            };
+            total.flows += share.flows;
+            total.packets += share.forwarded.packets;
+        }
         let rules = rules::lines(config, &tally.rules);
         let frontends = config.frontends.iter();
         Self {
@@ -202,6 +221,7 @@ impl<'a> Report<'a> {
             capture,
             fills_cut: false,
             shares,
+            pools,
             elapsed,
         }
     }
@@ -215,14 +235,6 @@ impl<'a> Report<'a> {
     /// Packets a second.
     fn rate(&self) -> f64 {
         self.tally.stats.received.packets as f64 / self.elapsed.as_secs_f64().max(1e-9)
-    }
-
-    fn of_pool(&self, pool: &str, value: impl Fn(&Share) -> u64) -> u64 {
-        self.shares
-            .iter()
-            .filter(|share| share.pool == pool)
-            .map(value)
-            .sum()
     }
 
     pub(crate) fn text(&self) -> String {
@@ -374,18 +386,15 @@ impl<'a> Report<'a> {
 
     /// The backend's share of the pool's flows; of its packets where no flows are pinned.
     fn share(&self, share: &Share) -> f64 {
-        let value = |s: &Share| {
-            if self.counts_flows() {
-                s.flows
-            } else {
-                s.forwarded.packets
-            }
+        let total = self.pools.get(&share.pool).copied().unwrap_or_default();
+        let (own, all) = match self.counts_flows() {
+            true => (share.flows, total.flows),
+            false => (share.forwarded.packets, total.packets),
         };
-        let total = self.of_pool(&share.pool, value);
-        if total == 0 {
+        if all == 0 {
             0.0
         } else {
-            value(share) as f64 / total as f64
+            own as f64 / all as f64
         }
     }
 

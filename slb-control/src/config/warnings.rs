@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::Config;
+use super::{Config, Pool};
 
 /// Things of a configuration that are seldom meant.
 pub(super) fn of(config: &Config) -> Vec<String> {
@@ -19,8 +19,9 @@ pub(super) fn of(config: &Config) -> Vec<String> {
             ));
         }
     }
+    let used = used(config);
     for (index, frontend) in config.frontends.iter().enumerate() {
-        if !is_used(config, index) {
+        if !used.contains(&index) {
             warnings.push(format!(
                 "frontend {:?} ({}) has no rule: all of its packets are dropped",
                 frontend.name, frontend.address
@@ -33,20 +34,23 @@ pub(super) fn of(config: &Config) -> Vec<String> {
 /// What a new configuration takes away from an old one.
 pub(super) fn losses(old: &Config, new: &Config) -> Vec<String> {
     let mut losses = Vec::new();
+    let (used_before, used_now) = (used(old), used(new));
+    let places: HashMap<_, usize> = (0..)
+        .zip(&new.frontends)
+        .map(|(place, frontend)| (frontend.address, place))
+        .collect();
     for (index, frontend) in old.frontends.iter().enumerate() {
-        let now = new
-            .frontends
-            .iter()
-            .position(|other| other.address == frontend.address);
-        if is_used(old, index) && now.is_some_and(|now| !is_used(new, now)) {
+        let now = places.get(&frontend.address);
+        if used_before.contains(&index) && now.is_some_and(|now| !used_now.contains(now)) {
             losses.push(format!(
                 "VIP {} (frontend {:?}) has no rule any more: all of its packets are dropped",
                 frontend.address, frontend.name
             ));
         }
     }
+    let pools: HashMap<&str, &Pool> = new.pools.iter().map(|pool| (&*pool.name, pool)).collect();
     for pool in &old.pools {
-        let Some(now) = new.pools.iter().find(|other| other.name == pool.name) else {
+        let Some(now) = pools.get(&*pool.name) else {
             continue;
         };
         let left: HashSet<_> = now
@@ -70,15 +74,11 @@ pub(super) fn losses(old: &Config, new: &Config) -> Vec<String> {
     losses
 }
 
-/// Whether a rule of any kind uses a frontend.
-fn is_used(config: &Config, frontend: usize) -> bool {
-    config.rules.iter().any(|rule| rule.frontend == frontend)
-        || config
-            .inbound_nat
-            .iter()
-            .any(|nat| nat.frontend == frontend)
-        || config
-            .outbound
-            .iter()
-            .any(|rule| rule.frontends.contains(&frontend))
+/// The frontends that a rule of any kind uses.
+fn used(config: &Config) -> HashSet<usize> {
+    let rules = config.rules.iter().map(|rule| rule.frontend);
+    let nat = config.inbound_nat.iter().map(|nat| nat.frontend);
+    let outbound = config.outbound.iter();
+    let outbound = outbound.flat_map(|rule| rule.frontends.iter().copied());
+    rules.chain(nat).chain(outbound).collect()
 }

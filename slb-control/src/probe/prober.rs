@@ -1,6 +1,6 @@
 //! All backends of a configuration, each asked in its time.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -52,7 +52,8 @@ pub struct Prober {
     runtime: Handle,
     asker: Asker,
     begin: Clock,
-    asked: Vec<Asked>,
+    /// By number.
+    asked: BTreeMap<u64, Asked>,
     tell: Sender<(u64, Told)>,
     told: Receiver<(u64, Told)>,
     next: u64,
@@ -84,7 +85,7 @@ struct Asked {
     condition: Condition,
     /// Whether its first probe has come to an end.
     is_known: bool,
-    /// Changes of others, which are asked no more, may still be on their way.
+    /// Differs from those of earlier targets, whose changes may still be on their way.
     number: u64,
     task: JoinHandle<()>,
 }
@@ -126,7 +127,7 @@ impl Prober {
             runtime: handle,
             asker,
             begin: Clock::now(),
-            asked: Vec::new(),
+            asked: BTreeMap::new(),
             tell,
             told,
             next: 0,
@@ -148,19 +149,22 @@ impl Prober {
     /// go on as they were. New ones are asked for the first time within a second, not all at once; they are
     /// taken as well until then, and as the first answer says from then on.
     pub fn set(&mut self, config: &Config) {
-        let mut old = std::mem::take(&mut self.asked);
+        let key = |target: &Target| (target.address, target.vni.get(), target.probe.name.clone());
+        let old = std::mem::take(&mut self.asked).into_values();
+        let mut old: HashMap<_, Asked> = old.map(|asked| (key(&asked.target), asked)).collect();
         for (target, names) in targets(config) {
-            let known = old.iter().position(|asked| asked.target == target);
-            let asked = match known {
-                Some(place) => Asked {
-                    names,
-                    ..old.swap_remove(place)
-                },
-                None => self.begin(target, names),
+            let asked = match old.remove(&key(&target)) {
+                Some(asked) if asked.target == target => Asked { names, ..asked },
+                other => {
+                    if let Some(asked) = other {
+                        asked.task.abort();
+                    }
+                    self.begin(target, names)
+                }
             };
-            self.asked.push(asked);
+            self.asked.insert(asked.number, asked);
         }
-        for asked in old {
+        for asked in old.into_values() {
             asked.task.abort();
         }
     }
@@ -196,8 +200,9 @@ impl Prober {
                 Ok(told) => told,
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => return None,
             };
-            let asked = self.asked.iter_mut().find(|asked| asked.number == number);
-            let Some(asked) = asked else { continue };
+            let Some(asked) = self.asked.get_mut(&number) else {
+                continue;
+            };
             match told {
                 Told::Asked => asked.is_known = true,
                 Told::CouldNotAsk(why) => self.trouble = Some(why),
@@ -213,7 +218,7 @@ impl Prober {
     /// How many targets have not been asked to the end even once, as far as [`changed`](Self::changed) has
     /// heard.
     pub fn unknown(&self) -> usize {
-        let unknown = self.asked.iter().filter(|asked| !asked.is_known);
+        let unknown = self.asked.values().filter(|asked| !asked.is_known);
         unknown.count()
     }
 
@@ -228,7 +233,7 @@ impl Prober {
     /// [`NoHealthyBackends::UseAll`], its rules go on as if none did.
     pub fn apply(&self, config: &mut Config) {
         let mut sick = HashSet::new();
-        for asked in &self.asked {
+        for asked in self.asked.values() {
             if asked.condition == Condition::Unhealthy {
                 let names = asked.names.iter();
                 sick.extend(

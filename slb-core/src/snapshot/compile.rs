@@ -106,11 +106,15 @@ impl Size {
             ("backends", self.backend_slots, MAX_SLOTS),
             ("rules", self.rule_slots, MAX_SLOTS),
             ("table slots", self.table, NONE as usize - 1),
-            ("backends beside outbound rules", owners, MAX_OWNERS),
+            (
+                "backends where there are outbound rules",
+                owners,
+                MAX_OWNERS,
+            ),
         ];
         let all = kinds.into_iter().chain(self.nat.limits());
         let above = all.filter(|(_, count, most)| count > most);
-        above.map(|(what, _, most)| SpecError::TooMany { what, most })
+        above.map(|(what, count, most)| SpecError::TooMany { what, count, most })
     }
 
     fn lines(&self, spec: &Spec<'_>) -> Option<usize> {

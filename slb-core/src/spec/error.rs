@@ -243,6 +243,8 @@ pub enum SpecError {
     TooMany {
         /// The kind.
         what: &'static str,
+        /// How many there are.
+        count: usize,
         /// How many there may be.
         most: usize,
     },
@@ -563,7 +565,9 @@ impl fmt::Display for Named<'_> {
                 self.backend(second),
                 port.0
             ),
-            SpecError::TooMany { what, most } => write!(f, "too many {what}: at most {most}"),
+            SpecError::TooMany { what, count, most } => {
+                write!(f, "expected at most {most} {what}, got {count}")
+            }
             SpecError::Memory { lines } => write!(
                 f,
                 "the memory is used up: {lines} lines of 64 bytes are needed"

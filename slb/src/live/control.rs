@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -16,11 +17,13 @@ use slb_core::counters::CounterMemory;
 use slb_core::health::Condition;
 use slb_core::nat::NatOptions;
 use slb_core::snapshot::Snapshot;
+use slb_core::spec::SpecError;
 use slb_io_afxdp::{Program, Take, Unserved};
 use slb_io_pcap::CaptureStats;
 use tracing::{error, info, warn};
 
 use super::announce::Announcer;
+use super::background::Background;
 use super::device::{Plan, Slot, Turn};
 use super::file::{Loading, WatchedFile};
 use super::metrics::Endpoint;
@@ -45,8 +48,7 @@ const JUDGE: Duration = Duration::from_secs(1);
 /// How often it asks for next hops that are not known, and has those that are verified.
 const ASK: Duration = Duration::from_secs(1);
 const VERIFY: Duration = Duration::from_secs(30);
-/// How long it waits after it has followed the kernel's tables until it does so again; or longer, where it
-/// takes long: then four times as long as that took.
+/// How long it waits after it has followed the kernel's tables until it does so again.
 const FOLLOW: Duration = Duration::from_millis(250);
 /// How often it looks whether the workers move.
 const LISTEN: Duration = Duration::from_millis(200);
@@ -98,6 +100,8 @@ pub(super) struct Control<'o> {
     pub(super) trouble: Vec<String>,
     /// The file, while it is read again.
     pub(super) loading: Loading,
+    /// What is worked out in threads of its own.
+    pub(super) work: Work,
     /// The devices that are to be opened anew, or closed.
     pub(super) to_reopen: BTreeSet<usize>,
     /// Until when the first answers to probes are waited for; `None`: they are there.
@@ -113,6 +117,74 @@ pub(super) struct Control<'o> {
     /// Of `--state` over AF_XDP: where XDP programs outlive the process.
     pub(super) pins: Option<Pins>,
     pub(super) life: Life,
+}
+
+/// What is worked out in threads of its own, since it takes seconds where a configuration is large.
+///
+/// ```text
+///  a file that changed ─► next hops of its hosts ─► waits ─┐
+///                                                          ├─► one snapshot at a time ─► in place
+///  the kernel's tables ─► next hops of the present hosts ──┘
+/// ```
+#[derive(Default)]
+pub(super) struct Work {
+    /// A configuration that was read again, and how its addresses are reached.
+    loaded: Option<(Config, Background<io::Result<Found>>)>,
+    /// The same, to be compiled next.
+    ready: Option<(Config, Found)>,
+    /// How the addresses of the present configuration are reached.
+    look_up: Option<Background<io::Result<Found>>>,
+    /// The snapshot of a configuration: of one that was read again, with how its addresses are reached, or of
+    /// the present one.
+    compile: Option<(Option<(Config, Found)>, Background<Compiled>)>,
+    /// Whether the kernel's tables may have changed.
+    wants_look_up: bool,
+    /// Whether what is known of backends and devices has changed.
+    wants_compile: bool,
+    look_up_pace: Pace,
+    compile_pace: Pace,
+}
+
+/// A configuration with all that is known beside it, and what packets are looked up in.
+type Compiled = Result<(Config, Arc<Snapshot<'static>>), SpecError>;
+
+impl Work {
+    /// Returns true while what is known is not in place yet.
+    fn is_behind(&self) -> bool {
+        self.wants_compile || self.compile.is_some()
+    }
+}
+
+/// How often a piece of work is done again: it takes half of the time at most.
+#[derive(Debug)]
+struct Pace {
+    began: Instant,
+    /// When it may begin again.
+    next: Instant,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        let now = Instant::now();
+        Self {
+            began: now,
+            next: now,
+        }
+    }
+}
+
+impl Pace {
+    fn begin(&mut self) {
+        self.began = Instant::now();
+    }
+
+    fn end(&mut self) {
+        self.next = Instant::now() + self.began.elapsed();
+    }
+
+    fn is_due(&self) -> bool {
+        self.next <= Instant::now()
+    }
 }
 
 impl Control<'_> {
@@ -137,7 +209,7 @@ impl Control<'_> {
         let (mut looked, mut asked, mut verified) = (begin, None, begin);
         let mut judged = begin;
         // Nothing may have changed since the start, and addresses not be reached all the same.
-        let (mut has_changed, mut followed, mut pause) = (true, begin, FOLLOW);
+        let (mut has_changed, mut followed) = (true, begin);
         self.ask(true);
         let mut listened = begin;
         let ends = loop {
@@ -173,24 +245,22 @@ impl Control<'_> {
                 file.set_loaded();
                 self.loading.begin(self.options.config.path());
             }
-            if let Some(loaded) = self.loading.take() {
+            if self.work.loaded.is_none()
+                && self.work.ready.is_none()
+                && let Some(loaded) = self.loading.take()
+            {
                 self.reload(loaded);
-                shared.set_config(&self.config);
             }
             has_changed |= self.next_hops.has_changed();
             // What cannot be opened is tried again, whether the kernel says something or not.
             let is_due = !self.to_reopen.is_empty() || self.unreached.is_waiting();
-            let patience = if has_changed { pause } else { ASK };
+            let patience = if has_changed { FOLLOW } else { ASK };
             if (has_changed || is_due) && followed.elapsed() >= patience {
                 has_changed = false;
-                let begin = Instant::now();
-                if self.follow_devices() | self.follow() {
-                    shared.set_config(&self.config);
-                }
-                shared.set_unreachable(self.unreached.hosts());
+                self.follow_devices();
+                self.work.wants_look_up = true;
                 self.look_at_trouble(&shared);
                 followed = Instant::now();
-                pause = FOLLOW.max(4 * begin.elapsed());
             }
             let mut is_due = self.heed_probes(&shared);
             if judged.elapsed() >= JUDGE && PassiveHealth::watches(&self.config) {
@@ -199,9 +269,8 @@ impl Control<'_> {
             }
             let next = self.slow_start.due();
             is_due |= next.is_some_and(|next| next <= self.clock());
-            if is_due && self.heed() {
-                shared.set_config(&self.config);
-            }
+            self.work.wants_compile |= is_due;
+            self.work_on(&shared);
             self.heed_first_round(&shared);
             if asked.is_none_or(|asked: Instant| asked.elapsed() >= ASK) {
                 asked = Some(Instant::now());
@@ -286,68 +355,151 @@ impl Control<'_> {
                 warn!("{size} = {is} takes effect after a restart: until then it is {was}");
             }
         }
-        let found = self.next_hops.look_up(&given);
-        if let Some(prober) = &mut self.prober {
-            prober.set(&given);
+        match self.begin_look_up(&given) {
+            Some(job) => self.work.loaded = Some((given, job)),
+            None => error!("the configuration stays as it was"),
         }
-        match self.install(&given, &found) {
-            Ok(()) => {
-                info!(
-                    generation = self.snapshot.generation(),
-                    "configuration in place"
-                );
-                // What was warned of before is known.
-                let known = self.given.warnings();
-                let new = given
-                    .warnings()
-                    .into_iter()
-                    .filter(|line| !known.contains(line));
-                for line in given.losses(&self.given).into_iter().chain(new) {
-                    warn!("{line}");
+    }
+
+    /// Goes on with what is worked out in other threads, and puts in place what is ready.
+    fn work_on(&mut self, shared: &Shared) {
+        if let Some((given, job)) = self.work.loaded.take() {
+            match job.result().map(Option::transpose) {
+                Ok(Ok(None)) => self.work.loaded = Some((given, job)),
+                Ok(Ok(Some(found))) => {
+                    if let Some(prober) = &mut self.prober {
+                        prober.set(&given);
+                    }
+                    self.work.ready = Some((given, found));
                 }
-                self.given = given;
-                self.found = found;
-                self.ask(false);
+                Ok(Err(error)) => self.stays(&error),
+                Err(failure) => self.stays(&failure),
             }
-            Err(failure) => {
-                error!("the configuration stays as it was: {failure}");
-                if let Some(prober) = &mut self.prober {
-                    prober.set(&self.given);
+        }
+        if self.work.look_up.is_none() && self.work.wants_look_up && self.work.look_up_pace.is_due()
+        {
+            self.work.wants_look_up = false;
+            self.work.look_up_pace.begin();
+            self.work.look_up = self.begin_look_up(&self.given);
+        }
+        if let Some(job) = self.work.look_up.take() {
+            match job.result().map(Option::transpose) {
+                Ok(Ok(None)) => self.work.look_up = Some(job),
+                Ok(Ok(Some(found))) => {
+                    self.work.look_up_pace.end();
+                    self.found_out(found, shared);
                 }
+                Ok(Err(error)) => error!("next hops stay as they were: {error}"),
+                Err(failure) => error!("next hops stay as they were: {failure}"),
+            }
+        }
+        if self.work.compile.is_none() {
+            let ready = self.work.ready.take();
+            if ready.is_some() || self.work.wants_compile && self.work.compile_pace.is_due() {
+                self.begin_compile(ready);
+            }
+        }
+        if let Some((given, job)) = self.work.compile.take() {
+            match job.result().map(Option::transpose) {
+                Ok(Ok(None)) => self.work.compile = Some((given, job)),
+                Ok(Ok(Some((config, snapshot)))) => {
+                    self.work.compile_pace.end();
+                    match self.put_in_place(config, snapshot) {
+                        Ok(()) => self.is_in_place(given, shared),
+                        Err(failure) => self.stays(&failure),
+                    }
+                }
+                Ok(Err(error)) => self.stays(&error),
+                Err(failure) => self.stays(&failure),
             }
         }
     }
 
-    /// Follows the kernel's tables; says whether anything is different now.
-    fn follow(&mut self) -> bool {
-        let found = self.next_hops.look_up(&self.given);
+    /// Says why a configuration is not put in place, and goes on with the present one.
+    fn stays(&mut self, why: &dyn fmt::Display) {
+        error!("the configuration stays as it was: {why}");
+        if let Some(prober) = &mut self.prober {
+            prober.set(&self.given);
+        }
+    }
+
+    /// Begins to look up how the addresses of a configuration are reached.
+    fn begin_look_up(&self, given: &Config) -> Option<Background<io::Result<Found>>> {
+        let query = self.next_hops.query(given);
+        let begun = Background::begin("look up next hops", move || query.run());
+        begun.map_err(|failure| error!("{failure}")).ok()
+    }
+
+    /// Takes note of how the addresses of the present configuration are reached.
+    fn found_out(&mut self, found: Found, shared: &Shared) {
         let is_another = self.unreached.note(&self.given, &found);
         let fabric = self.plan.fabric().map(|interface| &*interface.name);
         self.unreached.note_across(&self.given, &found, fabric);
-        if !is_another && found == self.found && self.plan.taken(&self.config) == self.taken {
-            return false;
-        }
-        let given = self.given.clone();
-        match self.install(&given, &found) {
-            Ok(()) => {
-                if found != self.found {
-                    let unresolved = unresolved(&given, &found);
-                    info!(of = found.len(), unresolved, "next hops changed");
-                }
-                self.found = found;
-                self.ask(false);
-                true
-            }
-            Err(failure) => {
-                error!("next hops stay as they were: {failure}");
-                false
-            }
+        shared.set_unreachable(self.unreached.hosts());
+        let takes_others = self.plan.taken(&self.config) != self.taken;
+        self.work.wants_compile |= is_another || takes_others;
+        if found != self.found {
+            self.work.wants_compile = true;
+            let unresolved = unresolved(&self.given, &found);
+            info!(of = found.len(), unresolved, "next hops changed");
+            self.found = found;
+            self.ask(false);
         }
     }
 
-    /// Follows the devices: what is gone is closed, and what is there again is opened. Says whether anything
-    /// is different now.
-    fn follow_devices(&mut self) -> bool {
+    /// Begins to compile a configuration that was read again, or the present one, with what is known beside it.
+    fn begin_compile(&mut self, ready: Option<(Config, Found)>) {
+        self.work.compile_pace.begin();
+        self.work.wants_compile = false;
+        let (given, found) = match &ready {
+            Some((given, found)) => (given, found),
+            None => (&self.given, &self.found),
+        };
+        let known = self.next_hops.are_needed().then_some(found);
+        let mut config = self.plan.complete(given, known);
+        self.unreached.apply(&mut config);
+        if let Some(prober) = &self.prober {
+            prober.apply(&mut config);
+        }
+        self.passive.apply(&mut config);
+        self.slow_start.apply(self.clock(), &mut config);
+        let previous = Arc::clone(&self.snapshot);
+        let compile = move || {
+            let snapshot = config.snapshot(Some(&previous))?;
+            Ok((config, snapshot))
+        };
+        match Background::begin("compile the configuration", compile) {
+            Ok(job) => self.work.compile = Some((ready, job)),
+            Err(failure) => self.stays(&failure),
+        }
+    }
+
+    /// Takes note of what is in place now: `loaded`, or the present configuration with what is known.
+    fn is_in_place(&mut self, loaded: Option<(Config, Found)>, shared: &Shared) {
+        if let Some((given, found)) = loaded {
+            info!(
+                generation = self.snapshot.generation(),
+                "configuration in place"
+            );
+            // What was warned of before is known.
+            let known: BTreeSet<String> = self.given.warnings().into_iter().collect();
+            let new = given.warnings().into_iter();
+            let new = new.filter(|line| !known.contains(line));
+            for line in given.losses(&self.given).into_iter().chain(new) {
+                warn!("{line}");
+            }
+            self.given = given;
+            self.found = found;
+            // One that is on its way is of the former configuration.
+            self.work.look_up = None;
+            self.work.wants_look_up = true;
+            self.ask(false);
+        }
+        shared.set_config(&self.config);
+    }
+
+    /// Follows the devices: what is gone is closed, and what is there again is opened.
+    fn follow_devices(&mut self) {
         let mut is_another = false;
         for (place, turn) in self.plan.look() {
             is_another = true;
@@ -383,14 +535,7 @@ impl Control<'_> {
         self.reopen();
         self.attach_again();
         self.next_hops.set_fabric(&self.plan);
-        if is_another {
-            let (given, found) = (self.given.clone(), self.next_hops.look_up(&self.given));
-            match self.install(&given, &found) {
-                Ok(()) => self.found = found,
-                Err(failure) => error!("the configuration stays as it was: {failure}"),
-            }
-        }
-        is_another
+        self.work.wants_compile |= is_another;
     }
 
     /// Opens the devices anew that are to be, and closes those that are gone.
@@ -578,7 +723,9 @@ impl Control<'_> {
     fn heed_first_round(&mut self, shared: &Shared) {
         let Some(end) = self.first_round else { return };
         let unknown = self.prober.as_ref().map_or(0, Prober::unknown);
-        if unknown > 0 && Instant::now() < end {
+        // What the answers say is in place before anything is announced.
+        let is_working = self.work.is_behind();
+        if (unknown > 0 || is_working) && Instant::now() < end {
             return;
         }
         if unknown > 0 {
@@ -673,17 +820,6 @@ impl Control<'_> {
         !turned.is_empty()
     }
 
-    /// Has backends that have turned get new flows, or none, or more of them; says whether that is in
-    /// place.
-    fn heed(&mut self) -> bool {
-        let (given, found) = (self.given.clone(), self.found.clone());
-        let installed = self.install(&given, &found);
-        if let Err(failure) = &installed {
-            error!("what is known of backends is not in place: {failure}");
-        }
-        installed.is_ok()
-    }
-
     fn clock(&self) -> slb_core::Instant {
         let nanos = u64::try_from(self.begin.elapsed().as_nanos());
         slb_core::Instant::from_nanos(nanos.unwrap_or(u64::MAX))
@@ -695,19 +831,12 @@ impl Control<'_> {
         }
     }
 
-    /// Compiles a configuration and puts it in place everywhere: no packet is between two.
-    fn install(&mut self, given: &Config, found: &Found) -> Result<(), Failure> {
-        let mut config = self
-            .plan
-            .complete(given, self.next_hops.are_needed().then_some(found));
-        self.unreached.apply(&mut config);
-        if let Some(prober) = &self.prober {
-            prober.apply(&mut config);
-        }
-        self.passive.apply(&mut config);
-        self.slow_start.apply(self.clock(), &mut config);
-        let previous = Some(&*self.snapshot);
-        let snapshot = config.snapshot(previous).map_err(Failure::usage)?;
+    /// Puts a configuration in place everywhere: no packet is between two.
+    fn put_in_place(
+        &mut self,
+        config: Config,
+        snapshot: Arc<Snapshot<'static>>,
+    ) -> Result<(), Failure> {
         let taken = self.plan.taken(&config);
         // What is no longer taken goes to the kernel before the workers do not know it any more,
         // and what is new comes when they do.

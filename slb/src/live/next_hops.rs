@@ -95,13 +95,59 @@ impl NextHops {
 
     /// Looks up how each address that a configuration names is reached.
     pub(super) fn look_up(&self, given: &Config) -> Found {
+        self.query(given).answer(&self.tables)
+    }
+
+    /// What is to be asked of the kernel's tables about a configuration.
+    pub(super) fn query(&self, given: &Config) -> Query {
+        Query {
+            addresses: needed(given, self.are_needed()),
+            fabric: self.fabric,
+            crosses: self.are_needed() && given.node.role == Role::Proxy,
+        }
+    }
+
+    /// Tells the kernel which of them are used: all, or those that it does not know.
+    pub(super) fn ask(&self, found: &Found, all: bool) -> io::Result<()> {
+        if !self.are_needed() {
+            return Ok(());
+        }
+        // Thousands of hosts may be behind one router.
+        let mut asked = BTreeSet::new();
+        let wanted = found.values().filter_map(Reach::next_hop);
+        for next_hop in wanted.filter(|next_hop| all || next_hop.mac.is_none()) {
+            if asked.insert((next_hop.interface, next_hop.address)) {
+                self.tables.ask(next_hop)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A question to the kernel's tables: how is each of these addresses reached?
+pub(super) struct Query {
+    addresses: BTreeSet<IpAddr>,
+    fabric: Option<u32>,
+    /// Whether packets that no route leads by the fabric go across with their link headers.
+    crosses: bool,
+}
+
+impl Query {
+    /// Asks the kernel, from a thread of its own.
+    ///
+    /// # Errors
+    /// The tables cannot be opened.
+    pub(super) fn run(&self) -> io::Result<Found> {
+        Ok(self.answer(&Neighbours::open()?))
+    }
+
+    fn answer(&self, tables: &Neighbours) -> Found {
         let mut found = Found::new();
-        for address in needed(given, self.are_needed()) {
-            let crosses = self.are_needed() && given.node.role == Role::Proxy;
-            let reach = match self.tables.next_hop(address) {
-                Ok(None) if crosses => Reach::Across,
+        for &address in &self.addresses {
+            let reach = match tables.next_hop(address) {
+                Ok(None) if self.crosses => Reach::Across,
                 Ok(Some(next_hop)) => match self.fabric {
-                    Some(fabric) if next_hop.interface != fabric && crosses => Reach::Across,
+                    Some(fabric) if next_hop.interface != fabric && self.crosses => Reach::Across,
                     Some(fabric) if next_hop.interface != fabric => Reach::Elsewhere(next_hop),
                     Some(_) if next_hop.mac.is_none() => Reach::Unresolved(next_hop),
                     _ => Reach::Known(next_hop),
@@ -115,18 +161,6 @@ impl NextHops {
             found.insert(address, reach);
         }
         found
-    }
-
-    /// Tells the kernel which of them are used: all, or those that it does not know.
-    pub(super) fn ask(&self, found: &Found, all: bool) -> io::Result<()> {
-        if !self.are_needed() {
-            return Ok(());
-        }
-        let asked = found.values().filter_map(Reach::next_hop);
-        for next_hop in asked.filter(|next_hop| all || next_hop.mac.is_none()) {
-            self.tables.ask(next_hop)?;
-        }
-        Ok(())
     }
 }
 

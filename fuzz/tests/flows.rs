@@ -49,7 +49,7 @@ impl Configured {
     /// Whether the rule's new flows may go to a backend.
     fn takes(&self, number: usize) -> bool {
         pool_of(number) == self.pool
-            && matches!(self.backends[number], Some((BackendState::Healthy, 1..)))
+            && matches!(self.backends[number], Some((BackendState::Up, 1..)))
     }
 }
 
@@ -161,7 +161,7 @@ fn flows_stay_and_new_ones_go_to_who_takes_some() {
         .with_type::<Vec<Operation>>()
         .for_each(|operations| {
             let mut configured = Configured {
-                backends: [Some((BackendState::Healthy, 1)); BACKENDS],
+                backends: [Some((BackendState::Up, 1)); BACKENDS],
                 pool: 0,
             };
             let mut mux = Mux::with_capacity(snapshot(&configured, None), 1024, Key::new([1, 2]))
@@ -205,8 +205,8 @@ fn flows_stay_and_new_ones_go_to_who_takes_some() {
                     }
                     Operation::Set(number, state, weight) => {
                         let state = match state % 3 {
-                            0 => BackendState::Healthy,
-                            1 => BackendState::Unhealthy,
+                            0 => BackendState::Up,
+                            1 => BackendState::Down,
                             _ => BackendState::Draining,
                         };
                         let number = usize::from(number) % BACKENDS;
@@ -223,7 +223,7 @@ fn flows_stay_and_new_ones_go_to_who_takes_some() {
                         let backend = &mut configured.backends[number];
                         *backend = match backend {
                             Some(_) => None,
-                            None => Some((BackendState::Healthy, 1)),
+                            None => Some((BackendState::Up, 1)),
                         };
                         mux.install(snapshot(&configured, Some(mux.snapshot())))
                             .expect("it follows");

@@ -30,8 +30,8 @@ const FABRIC: PortId = PortId(0);
 fn snapshots() -> &'static [Arc<Snapshot<'static>>; 2] {
     static SNAPSHOTS: OnceLock<[Arc<Snapshot<'static>>; 2]> = OnceLock::new();
     SNAPSHOTS.get_or_init(|| {
-        let first = snapshot(BackendState::Healthy, Answers::Direct, None);
-        let second = snapshot(BackendState::Unhealthy, Answers::ThroughMux, Some(&first));
+        let first = snapshot(BackendState::Up, Answers::Direct, None);
+        let second = snapshot(BackendState::Down, Answers::ThroughMux, Some(&first));
         [Arc::new(first), Arc::new(second)]
     })
 }

@@ -19,8 +19,8 @@ const GUARD: u8 = 0xa5;
 fn snapshots() -> &'static [Arc<Snapshot<'static>>; 2] {
     static SNAPSHOTS: OnceLock<[Arc<Snapshot<'static>>; 2]> = OnceLock::new();
     SNAPSHOTS.get_or_init(|| {
-        let first = snapshot(BackendState::Healthy, None);
-        let second = snapshot(BackendState::Unhealthy, Some(&first));
+        let first = snapshot(BackendState::Up, None);
+        let second = snapshot(BackendState::Down, Some(&first));
         [Arc::new(first), Arc::new(second)]
     })
 }
@@ -46,8 +46,8 @@ fn snapshot(third: BackendState, previous: Option<&Snapshot<'_>>) -> Snapshot<'s
     };
     let all = |ipv6| {
         [
-            backend("a", 1, ipv6, BackendState::Healthy),
-            backend("b", 2, ipv6, BackendState::Healthy),
+            backend("a", 1, ipv6, BackendState::Up),
+            backend("b", 2, ipv6, BackendState::Up),
             backend("c", 3, ipv6, third),
         ]
     };

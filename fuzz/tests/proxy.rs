@@ -32,9 +32,9 @@ const TAKERS: [&[u8]; 3] = [&[0, 1], &[0], &[0]];
 /// The configurations that follow each other: how many backends, the state of all but the first one, and
 /// the scheduler.
 const CONFIGURATIONS: [(u8, BackendState, Scheduler); 3] = [
-    (2, BackendState::Healthy, Scheduler::Maglev),
+    (2, BackendState::Up, Scheduler::Maglev),
     (3, BackendState::Draining, Scheduler::LeastConnections),
-    (1, BackendState::Unhealthy, Scheduler::Maglev),
+    (1, BackendState::Down, Scheduler::Maglev),
 ];
 
 fn next(which: usize, previous: Option<&Snapshot<'_>>) -> Arc<Snapshot<'static>> {
@@ -53,7 +53,7 @@ fn snapshot(
         .map(|n| Backend {
             name: names[usize::from(n)],
             address: server(n).into(),
-            state: if n == 0 { BackendState::Healthy } else { state },
+            state: if n == 0 { BackendState::Up } else { state },
             ..Backend::default()
         })
         .collect();

@@ -197,11 +197,8 @@ impl AnySpec {
                 },
                 host: address(any.host),
                 weight: u32::from(any.weight % 4),
-                state: [
-                    BackendState::Healthy,
-                    BackendState::Unhealthy,
-                    BackendState::Draining,
-                ][usize::from(any.state) % 3],
+                state: [BackendState::Up, BackendState::Down, BackendState::Draining]
+                    [usize::from(any.state) % 3],
                 instance: any.instance.map(Into::into),
                 port: any.port.map(|port| PortId(port.into())),
                 serves: any.serves.map(port),

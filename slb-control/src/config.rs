@@ -84,12 +84,14 @@ impl Findings {
 pub enum Standing {
     /// New flows of all rules may go to it.
     Healthy,
-    /// It fails the probes of some rules of its pool, and serves the others.
+    /// The backend fails the probes of some rules of its pool, and serves the others.
     Partial,
-    /// It fails the probes of all rules of its pool, or is down whatever its probes say.
+    /// The backend fails the probes of all rules of its pool, or fails for all rules by its traffic.
     Unhealthy,
-    /// It is to be emptied.
+    /// The operator drains the backend.
     Draining,
+    /// The operator took the backend out of service.
+    Down,
 }
 
 impl Standing {
@@ -105,6 +107,7 @@ impl Standing {
             Self::Partial => "partial",
             Self::Unhealthy => "unhealthy",
             Self::Draining => "draining",
+            Self::Down => "down",
         }
     }
 }
@@ -239,10 +242,13 @@ pub struct Backend {
     pub next_hop: Option<MacAddress>,
     /// Its share.
     pub weight: u32,
-    /// Whether it gets new flows.
+    /// Administrative state, as configured.
     pub state: BackendState,
     /// Seat of the backend in the pool's Maglev table; `None`: its name.
     pub seat: Option<String>,
+    /// Condition as observed by the backend's traffic or by the route to its host: healthy in a
+    /// configuration that was just read.
+    pub condition: Condition,
     /// Its number in the pool, unless that is its place.
     pub instance: Option<u32>,
     /// The port of its host that it is at, unless that is counted.
@@ -256,6 +262,11 @@ impl Backend {
     /// The seat of the backend, or its name where it has none of its own.
     pub fn seat(&self) -> &str {
         self.seat.as_deref().unwrap_or(&self.name)
+    }
+
+    /// Whether new flows may go to the backend, before any probe is asked.
+    pub(crate) fn takes_flows(&self) -> bool {
+        self.weight > 0 && self.state == BackendState::Up && self.condition == Condition::Healthy
     }
 }
 
@@ -681,9 +692,7 @@ impl Config {
         let of_pool = self.pools.get(rule.pool);
         of_pool
             .and_then(|pool| pool.backends.get(backend))
-            .is_some_and(|own| {
-                own.weight > 0 && own.state == BackendState::Healthy && !self.fails(rule, backend)
-            })
+            .is_some_and(|own| own.takes_flows() && !self.fails(rule, backend))
     }
 
     /// Whether a backend fails the probe of a rule.
@@ -699,9 +708,7 @@ impl Config {
         let is_ruled = rules().next().is_some();
         let backends = self.pools[pool].backends.iter().enumerate();
         let serves = |&(place, backend): &(usize, &Backend)| {
-            backend.weight > 0
-                && backend.state == BackendState::Healthy
-                && (!is_ruled || rules().any(|rule| self.serves(rule, place)))
+            backend.takes_flows() && (!is_ruled || rules().any(|rule| self.serves(rule, place)))
         };
         backends.filter(serves).map(|(place, _)| place).collect()
     }
@@ -709,13 +716,21 @@ impl Config {
     /// How a backend stands with the rules of its pool; both are given by their places.
     pub fn standing(&self, pool: usize, backend: usize) -> Standing {
         let of_pool = self.pools.get(pool);
-        let state = of_pool
-            .and_then(|pool| pool.backends.get(backend))
-            .map(|own| own.state);
-        match state.unwrap_or_default() {
-            BackendState::Unhealthy => return Standing::Unhealthy,
-            BackendState::Draining => return Standing::Draining,
-            BackendState::Healthy => {}
+        let own = of_pool.and_then(|pool| pool.backends.get(backend));
+        match own.map_or(BackendState::Up, |own| own.state) {
+            BackendState::Down => Standing::Down,
+            BackendState::Draining => Standing::Draining,
+            BackendState::Up => self.observed(pool, backend),
+        }
+    }
+
+    /// How a backend does with the rules of its pool by what was observed alone: healthy, partial or
+    /// unhealthy, whatever its administrative state.
+    pub fn observed(&self, pool: usize, backend: usize) -> Standing {
+        let of_pool = self.pools.get(pool);
+        let own = of_pool.and_then(|pool| pool.backends.get(backend));
+        if own.is_some_and(|own| own.condition == Condition::Unhealthy) {
+            return Standing::Unhealthy;
         }
         let rules = || self.rules.iter().filter(|rule| rule.pool == pool);
         match rules().filter(|rule| self.fails(rule, backend)).count() {
@@ -765,6 +780,7 @@ impl Config {
             weight: backend.weight,
             state: backend.state,
             seat: backend.seat.as_deref(),
+            condition: backend.condition,
             instance: backend.instance,
             serves: backend.backend_port,
             port: ports

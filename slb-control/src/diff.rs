@@ -493,8 +493,8 @@ fn backends(config: &Config) -> Vec<Part> {
     let all = pools.flat_map(|pool| pool.backends.iter().map(move |backend| (pool, backend)));
     let part = |(pool, backend): (&crate::config::Pool, &Backend)| {
         let state = match backend.state {
-            BackendState::Healthy => 0,
-            BackendState::Unhealthy => 1,
+            BackendState::Up => 0,
+            BackendState::Down => 1,
             BackendState::Draining => 2,
         };
         let how = (

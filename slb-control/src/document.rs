@@ -316,15 +316,25 @@ impl<'d> Section<'d> {
         choices: &[(&str, T)],
         default: T,
     ) -> T {
+        self.renamed_choice(field, choices, &[], default)
+    }
+
+    /// The same for words that had other names, which are still taken.
+    pub(crate) fn renamed_choice<T: Copy>(
+        &self,
+        field: &'static str,
+        choices: &[(&str, T)],
+        former: &[(&str, T)],
+        default: T,
+    ) -> T {
         let Some(value) = self.get(field) else {
             return default;
         };
         let expected = list(choices.iter().map(|(name, _)| *name));
         self.parse(value, field, &expected, |text| {
-            choices
-                .iter()
-                .find(|(name, _)| *name == text)
-                .map(|&(_, choice)| choice)
+            let mut all = choices.iter().chain(former);
+            let found = all.find(|(name, _)| *name == text);
+            found.map(|&(_, choice)| choice)
         })
         .map_or(default, |(choice, _)| choice)
     }

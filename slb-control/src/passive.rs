@@ -5,7 +5,6 @@ use std::net::IpAddr;
 
 use slb_core::Instant;
 use slb_core::health::{Condition, Passive};
-use slb_core::spec::BackendState;
 use slb_core::stats::BackendCounters;
 
 use crate::config::{Backend, Config, Pool, Role};
@@ -91,7 +90,7 @@ impl PassiveHealth {
             }
             failed.sort_unstable();
             for (_, place) in failed.into_iter().take(serving.len() / 2) {
-                pool.backends[place].state = BackendState::Unhealthy;
+                pool.backends[place].condition = Condition::Unhealthy;
             }
         }
     }
@@ -117,7 +116,7 @@ mod tests {
         let mut config = config.clone();
         passive.apply(&mut config);
         let backends = config.pools[0].backends.iter();
-        let unwell = backends.filter(|b| b.state == BackendState::Unhealthy);
+        let unwell = backends.filter(|b| b.condition == Condition::Unhealthy);
         unwell.map(|b| b.name.clone()).collect()
     }
 

@@ -54,7 +54,7 @@ pub fn targets(config: &Config) -> Vec<(Target, Vec<BackendName>)> {
         let pool = &config.pools[pool];
         let used = pool.backends.iter().filter(|backend| {
             // One that the configuration says is not to be used is not asked.
-            backend.state != BackendState::Unhealthy && (!is_host || config.node.is(backend.host))
+            backend.state != BackendState::Down && (!is_host || config.node.is(backend.host))
         });
         for backend in used {
             let (address, vni) = (backend.address, pool.vni);

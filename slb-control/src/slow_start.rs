@@ -78,7 +78,10 @@ impl SlowStart {
             let fails = probe.is_some_and(|probe| {
                 config.health.of(at, probe, place).condition == Condition::Unhealthy
             });
-            if fails || backend.state == BackendState::Unhealthy {
+            if fails
+                || backend.state == BackendState::Down
+                || backend.condition == Condition::Unhealthy
+            {
                 self.unhealthy.insert(name);
                 steps.push(RAMP_STEPS);
                 continue;
@@ -118,7 +121,7 @@ mod tests {
         let mut weights = |second, is_well: bool| {
             let (mut config, now) = (config.clone(), Instant::from_secs(second));
             if !is_well {
-                config.pools[0].backends[0].state = BackendState::Unhealthy;
+                config.pools[0].backends[0].state = BackendState::Down;
             }
             slow.apply(now, &mut config);
             let backends = config.pools[0].backends.iter();

@@ -250,8 +250,8 @@ fn every_property_is_mapped_or_named() {
         .collect();
     let expected = [
         ("vm1", 3, BackendState::Draining, None),
-        ("vm2", 1, BackendState::Unhealthy, None),
-        ("vm3", 1, BackendState::Healthy, Some(7)),
+        ("vm2", 1, BackendState::Down, None),
+        ("vm3", 1, BackendState::Up, Some(7)),
     ];
     assert_eq!(backends, expected);
     assert!(config.pools[1].backends[0].mac.is_some());

@@ -94,7 +94,16 @@ fn a_finding_holds_for_the_rules_of_its_probe() {
     // What the configuration says holds whatever probes find.
     config.pools[0].backends[1].state = BackendState::Draining;
     assert_eq!(config.standing(0, 1), Standing::Draining);
-    config.pools[0].backends[1].state = BackendState::Unhealthy;
+    config.pools[0].backends[1].state = BackendState::Down;
+    assert_eq!(config.standing(0, 1), Standing::Down);
+    // What was observed is apart from it.
+    assert_eq!(config.observed(0, 1), Standing::Healthy);
+    config.pools[0].backends[1].condition = Condition::Unhealthy;
+    assert_eq!(config.standing(0, 1), Standing::Down);
+    config.pools[0].backends[1].state = BackendState::Draining;
+    assert_eq!(config.standing(0, 1), Standing::Draining);
+    assert_eq!(config.observed(0, 1), Standing::Unhealthy);
+    config.pools[0].backends[1].state = BackendState::Up;
     assert_eq!(config.standing(0, 1), Standing::Unhealthy);
 }
 
@@ -228,4 +237,31 @@ fn a_mux_refuses_to_probe_one_address_of_two_networks() {
         let parsed = Config::parse("c.toml", &good);
         assert!(parsed.is_ok(), "{:?}", parsed.err());
     }
+}
+
+/// Configurations that were written when the words were others are still read.
+#[test]
+fn the_states_of_a_backend_have_three_words() {
+    let text = |state: &str| {
+        format!(
+            "[node]\nrole = \"mux\"\nunderlay = \"172.16.0.11\"\n[[pool]]\nname = \"p\"\nvni = 1\n\
+             backends = [{{ name = \"a\", address = \"10.0.0.1\", host = \"172.16.0.1\", state = \"{state}\" }}]\n"
+        )
+    };
+    for (word, state) in [
+        ("up", BackendState::Up),
+        ("draining", BackendState::Draining),
+        ("down", BackendState::Down),
+        ("healthy", BackendState::Up),
+        ("unhealthy", BackendState::Down),
+    ] {
+        let config = Config::parse("c.toml", &text(word)).unwrap();
+        assert_eq!(config.pools[0].backends[0].state, state, "{word}");
+        assert_eq!(config.pools[0].backends[0].condition, Condition::Healthy);
+    }
+    let error = Config::parse("c.toml", &text("drained"))
+        .unwrap_err()
+        .to_string();
+    let expected = "\"up\", \"draining\" or \"down\"";
+    assert!(error.contains(expected), "{error}");
 }

@@ -47,7 +47,7 @@ fn config(probe: &str, address: SocketAddr) -> Config {
          [[frontend]]\nname = \"web\"\naddress = \"20.20.20.100\"\n\
          [[pool]]\nname = \"servers\"\nvni = 1\nbackends = [\n\
          {{ name = \"a\", address = \"10.0.0.1\", host = \"172.16.0.101\" }},\n\
-         {{ name = \"b\", address = \"10.0.0.2\", host = \"172.16.0.102\", state = \"unhealthy\" }}]\n\
+         {{ name = \"b\", address = \"10.0.0.2\", host = \"172.16.0.102\", state = \"down\" }}]\n\
          [[probe]]\nname = \"p\"\nport = {}\n{probe}\n\
          [[rule]]\nname = \"http\"\nfrontend = \"web\"\npool = \"servers\"\nprobe = \"p\"\n\
          protocol = \"tcp\"\nfrontend_port = 80\n",

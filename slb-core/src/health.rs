@@ -42,11 +42,21 @@ impl Default for ProbePolicy {
 /// Whether a backend is well.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Condition {
-    /// It gets new flows.
+    /// The backend gets new flows.
     #[default]
     Healthy,
-    /// It does not.
+    /// The backend fails and gets no new flows.
     Unhealthy,
+}
+
+impl Condition {
+    /// Name of the condition in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
 }
 
 /// One backend's health.

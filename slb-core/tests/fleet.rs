@@ -150,7 +150,7 @@ struct Fleet {
 impl Fleet {
     fn new(passes_on: bool) -> Self {
         let wanted: Wanted = (0..HOSTS)
-            .map(|n| (if n < IN_USE { 10 } else { 0 }, BackendState::Healthy, n))
+            .map(|n| (if n < IN_USE { 10 } else { 0 }, BackendState::Up, n))
             .collect();
         let now = Instant::from_secs(1000);
         let key = |n: usize| Key::new([n as u64 + 1, 7]);
@@ -330,8 +330,8 @@ fn a_million_flows_stay_while_muxes_and_backends_change() {
         fleet.change(|wanted| {
             for backend in [20, 30, 40] {
                 wanted[backend].1 = match turn % 2 {
-                    0 => BackendState::Unhealthy,
-                    _ => BackendState::Healthy,
+                    0 => BackendState::Down,
+                    _ => BackendState::Up,
                 };
             }
         });
@@ -363,7 +363,7 @@ fn flows_stay_while_all_backends_are_replaced_in_their_seats() {
             for backend in first..first + 10 {
                 // Those that were replaced before come back under another seat, their flows still here.
                 let next = (backend + IN_USE) % HOSTS;
-                wanted[next] = (10, BackendState::Healthy, backend);
+                wanted[next] = (10, BackendState::Up, backend);
                 wanted[backend].0 = 0;
             }
         });

@@ -5,7 +5,7 @@ mod translated;
 
 use std::time::Duration;
 
-use slb_core::spec::BackendState::{Draining, Healthy, Unhealthy};
+use slb_core::spec::BackendState::{Down, Draining, Up};
 use slb_core::{DropReason, Verdict};
 
 use translated::{BACKENDS, FABRIC, ROLES, Role, SYN, SYN_ACK, Setup, What, World, packet};
@@ -30,8 +30,8 @@ fn proxies() -> impl Iterator<Item = World> {
 
 #[test]
 fn flows_leave_a_backend_that_is_unhealthy_or_gone_with_their_next_packet() {
-    let unhealthy = &[(1, 1, Unhealthy), (2, 1, Healthy)][..];
-    let gone = &[(2, 1, Healthy)][..];
+    let unhealthy = &[(1, 1, Down), (2, 1, Up)][..];
+    let gone = &[(2, 1, Up)][..];
     for what in KINDS {
         for next in [unhealthy, gone] {
             for mut world in proxies() {
@@ -45,7 +45,7 @@ fn flows_leave_a_backend_that_is_unhealthy_or_gone_with_their_next_packet() {
                 let connections = world.connections();
                 assert_eq!(world.live(2), u64::from(FLOWS));
                 // What moved stays where it is when the backend is well again.
-                world.set(&[(1, 1, Healthy), (2, 1, Healthy)]);
+                world.set(&[(1, 1, Up), (2, 1, Up)]);
                 for &(client, _) in &flows {
                     assert!(world.goes_on(2, client, what), "{what:?}");
                 }
@@ -58,15 +58,15 @@ fn flows_leave_a_backend_that_is_unhealthy_or_gone_with_their_next_packet() {
 #[test]
 fn a_backend_that_is_drained_keeps_what_it_has() {
     for what in KINDS {
-        for next in [(1, 1, Draining), (1, 0, Healthy)] {
+        for next in [(1, 1, Draining), (1, 0, Up)] {
             for mut world in proxies() {
                 let flows = open(&mut world, what);
-                world.set(&[next, (2, 1, Healthy)]);
+                world.set(&[next, (2, 1, Up)]);
                 for (client, server) in flows {
                     assert!(world.goes_on(server, client, what), "{what:?} {next:?}");
                 }
                 // To its end: then it is unhealthy, or removed.
-                world.set(&[(1, 1, Unhealthy), (2, 1, Healthy)]);
+                world.set(&[(1, 1, Down), (2, 1, Up)]);
                 for client in (0..FLOWS).map(|n| n << 10) {
                     assert_eq!(world.asks(1, client, what), Ok(2), "{what:?} {next:?}");
                 }
@@ -77,10 +77,7 @@ fn a_backend_that_is_drained_keeps_what_it_has() {
 
 #[test]
 fn a_tcp_session_stays_with_its_backend_whatever_becomes_of_it() {
-    for next in [
-        &[(1, 1, Unhealthy), (2, 1, Healthy)][..],
-        &[(2, 1, Healthy)],
-    ] {
+    for next in [&[(1, 1, Down), (2, 1, Up)][..], &[(2, 1, Up)]] {
         for mut world in proxies() {
             let flows = open(&mut world, SYN);
             world.set(next);
@@ -101,7 +98,7 @@ fn answers_alone_move_nothing() {
                 What::Other => world.setup.whole(),
                 _ => world.setup.vip(),
             };
-            world.set(&[(1, 1, Unhealthy), (2, 1, Healthy)]);
+            world.set(&[(1, 1, Down), (2, 1, Up)]);
             let made = world.connections().made;
             for &(client, server) in &flows {
                 assert_eq!(world.answers(server, client, what), Ok(vip), "{what:?}");
@@ -115,10 +112,7 @@ fn answers_alone_move_nothing() {
 #[test]
 fn late_answers_of_the_old_backend_do_not_show_its_address() {
     for what in KINDS {
-        for next in [
-            &[(1, 1, Unhealthy), (2, 1, Healthy)][..],
-            &[(2, 1, Healthy)],
-        ] {
+        for next in [&[(1, 1, Down), (2, 1, Up)][..], &[(2, 1, Up)]] {
             for mut world in proxies() {
                 let flows = open(&mut world, what);
                 let vip = match what {
@@ -144,10 +138,7 @@ fn late_answers_of_the_old_backend_do_not_show_its_address() {
 /// A SYN that nobody answered goes to another backend; then the first one answers after all.
 #[test]
 fn a_late_syn_ack_reaches_nobody() {
-    for next in [
-        &[(1, 1, Unhealthy), (2, 1, Healthy)][..],
-        &[(2, 1, Healthy)],
-    ] {
+    for next in [&[(1, 1, Down), (2, 1, Up)][..], &[(2, 1, Up)]] {
         for mut world in proxies() {
             let clients: Vec<u32> = (0..FLOWS).map(|n| n << 10).collect();
             let asked: Vec<_> = clients.iter().map(|&c| world.asks(1, c, SYN)).collect();
@@ -165,7 +156,7 @@ fn a_late_syn_ack_reaches_nobody() {
             }
             assert_eq!(world.live(2), u64::from(FLOWS));
             // A connection to the first one is one like any other.
-            world.set(&[(1, 1, Healthy)]);
+            world.set(&[(1, 1, Up)]);
             for client in (FLOWS..2 * FLOWS).map(|n| n << 10).chain([1]) {
                 assert_eq!(world.connects(1, client, SYN), Ok(1));
             }
@@ -180,7 +171,7 @@ fn a_flow_that_comes_back_has_its_client_s_port_again() {
             let flows = open(&mut world, what);
             for turn in 0..4 {
                 let server = 1 + turn % 2;
-                world.set(&[(3 - server, 1, Unhealthy), (server, 1, Healthy)]);
+                world.set(&[(3 - server, 1, Down), (server, 1, Up)]);
                 for &(client, _) in &flows {
                     let bytes = world.packet_of(1, client, what);
                     let outcome = world.give(FABRIC, &bytes);
@@ -206,7 +197,7 @@ fn flows_that_moved_keep_nobody_out() {
         for &client in &flows {
             world.connects(1, client, What::Udp).unwrap();
         }
-        world.set(&[(1, 1, Unhealthy), (2, 1, Healthy)]);
+        world.set(&[(1, 1, Down), (2, 1, Up)]);
         for &client in &flows {
             assert_eq!(world.asks(1, client, What::Udp), Ok(2));
         }
@@ -222,7 +213,7 @@ fn flows_that_moved_keep_nobody_out() {
 fn errors_follow_their_flow() {
     for mut world in proxies() {
         let flows = open(&mut world, What::Udp);
-        world.set(&[(1, 1, Unhealthy), (2, 1, Healthy)]);
+        world.set(&[(1, 1, Down), (2, 1, Up)]);
         let made = world.connections().made;
         for &(client, server) in &flows {
             let client = world.setup.client(client);
@@ -267,13 +258,13 @@ fn without_another_backend_a_flow_ends() {
     for what in KINDS {
         for mut world in proxies() {
             let flows = open(&mut world, what);
-            world.set(&[(1, 1, Unhealthy), (2, 1, Unhealthy)]);
+            world.set(&[(1, 1, Down), (2, 1, Down)]);
             for (client, _) in flows {
                 let dropped = Verdict::Drop(DropReason::NoBackend);
                 assert_eq!(world.asks(1, client, what), Err(dropped), "{what:?}");
             }
             assert_eq!((world.live(1), world.live(2)), (0, 0));
-            world.set(&[(1, 1, Healthy), (2, 1, Healthy)]);
+            world.set(&[(1, 1, Up), (2, 1, Up)]);
             open(&mut world, what);
         }
     }
@@ -285,7 +276,7 @@ fn a_host_agent_whose_vm_is_gone_has_no_flow_of_it() {
         for what in [SYN, What::Udp, What::Echo, What::Other] {
             let mut world = World::new(Setup::new(role, ipv6));
             open(&mut world, what);
-            world.set(&[(2, 1, Healthy)]);
+            world.set(&[(2, 1, Up)]);
             for client in (0..FLOWS).map(|n| n << 10) {
                 let dropped = Verdict::Drop(DropReason::UnknownVm);
                 let next = if what == SYN { translated::ACK } else { what };

@@ -60,7 +60,7 @@ impl Plan {
             proxy: false,
             scheduler: Scheduler::Maglev,
             probe_source: ProbeSource::default(),
-            states: [BackendState::Healthy; BACKENDS],
+            states: [BackendState::Up; BACKENDS],
             found: [[WELL; BACKENDS]; 2],
         }
     }
@@ -414,7 +414,7 @@ fn a_udp_flow_moves_by_its_own_rule() {
 
 #[test]
 fn the_operators_word_holds_for_all_rules() {
-    for state in [BackendState::Unhealthy, BackendState::Draining] {
+    for state in [BackendState::Down, BackendState::Draining] {
         let mut plan = Plan::new(false);
         plan.states[1] = state;
         plan.found[0][1] = WELL;
@@ -659,7 +659,7 @@ fn a_host_resets_and_refuses_by_rule() {
             }
         }
         // The operator's word ends them all.
-        plan.states[1] = BackendState::Unhealthy;
+        plan.states[1] = BackendState::Down;
         host.install(plan.after(Some(host.snapshot())))
             .expect("it follows");
         let told = resets!(host);

@@ -671,7 +671,7 @@ fn echo_requests_and_segments_from_nobody_or_to_many_are_not_answered() {
     let unspecified = send_one(&mut mux, ping6);
     assert_eq!(unspecified.verdict, dropped(DropReason::Martian));
     // Link addresses of groups, as destination and as source.
-    setup.backends[0].state = BackendState::Unhealthy;
+    setup.backends[0].state = BackendState::Down;
     let mut refusing = setup.with_spec(|spec| {
         let terms = Terms {
             tcp_reset: true,

@@ -161,7 +161,7 @@ fn a_half_closed_flow_outlives_a_pause_of_the_server() {
             mux.advance(after(1790));
             let later = sent(&mut mux, after(1790), &segment(ipv6, 1000, "A"));
             assert_eq!(later, backend, "{flags}");
-            setup.set_state(backend, BackendState::Healthy);
+            setup.set_state(backend, BackendState::Up);
         }
         let mut mux = pinned(&setup);
         sent(&mut mux, NOW, &segment(ipv6, 1000, "A"));
@@ -320,7 +320,7 @@ fn flows_without_connections_leave_a_backend_that_fails_and_not_one_that_drains(
         mux.install(next).expect("it follows");
         assert_eq!(backends_of(&mut mux, NOW, &packets), before);
     }
-    setup.set_state(4, BackendState::Unhealthy);
+    setup.set_state(4, BackendState::Down);
     let next = without_connections(&setup, Some(mux.snapshot()));
     mux.install(next).expect("it follows");
     let moved = backends_of(&mut mux, NOW, &packets);
@@ -334,7 +334,7 @@ fn flows_without_connections_leave_a_backend_that_fails_and_not_one_that_drains(
     }
     // TCP stays, and so does what has moved when the backend is back.
     assert_eq!(backends_of(&mut mux, NOW, &segments), of_segments);
-    setup.set_state(4, BackendState::Healthy);
+    setup.set_state(4, BackendState::Up);
     let next = without_connections(&setup, Some(mux.snapshot()));
     mux.install(next).expect("it follows");
     assert_eq!(backends_of(&mut mux, NOW, &packets), moved);
@@ -348,7 +348,7 @@ fn flows_without_connections_leave_a_backend_that_fails_and_not_one_that_drains(
     }
     // Without any that is healthy there is no place to go.
     for number in [1, 2, 3, 4, 6, 7, 8, 9, 10] {
-        setup.set_state(number, BackendState::Unhealthy);
+        setup.set_state(number, BackendState::Down);
     }
     let next = without_connections(&setup, Some(mux.snapshot()));
     mux.install(next).expect("it follows");
@@ -395,7 +395,7 @@ fn an_inbound_nat_rule_keeps_its_backend_whatever_its_health() {
         Mux::with_capacity(snapshot(&setup, None), 1000, Key::new([3, 4])).expect("its role");
     let packet = udp_to(CLIENT, 1, VIP, 2000, b"hello");
     assert_eq!(sent(&mut mux, NOW, &packet), 2);
-    setup.set_state(2, BackendState::Unhealthy);
+    setup.set_state(2, BackendState::Down);
     let next = snapshot(&setup, Some(mux.snapshot()));
     mux.install(next).expect("it follows");
     assert_eq!(sent(&mut mux, NOW, &packet), 2);
@@ -406,7 +406,7 @@ fn an_icmp_error_moves_no_flow_away() {
     let mut setup = Setup::new(5);
     let mut mux = pinned(&setup);
     let backend = sent(&mut mux, NOW, &udp_to(CLIENT, 1, VIP, 53, b"query"));
-    setup.set_state(backend, BackendState::Unhealthy);
+    setup.set_state(backend, BackendState::Down);
     mux.install(setup.after(Some(mux.snapshot())).into())
         .expect("it follows");
     let answer = udp_to(VIP, 53, CLIENT, 1, b"answer");

@@ -775,7 +775,7 @@ fn without_an_outbound_rule_nobody_calls_out() {
         address: dip(0).into(),
         host: HOST.into(),
         port: Some(PortId(1)),
-        state: BackendState::Healthy,
+        state: BackendState::Up,
         ..Backend::default()
     }];
     let spec = Spec {

@@ -92,12 +92,12 @@ fn least_connections_goes_by_connections_that_are_not_over() {
             ..Setup::new(Role::Proxy, ipv6)
         });
         // Many short ones at the first backend, when it is alone.
-        world.set(&[(1, 1, BackendState::Healthy)]);
+        world.set(&[(1, 1, BackendState::Up)]);
         for number in 0..100 {
             assert_eq!(world.connects(1, number, SYN), Ok(1));
             finish(&mut world, 1, number, ENDS[number as usize % 3]);
         }
-        world.set(&[(1, 1, BackendState::Healthy), (2, 1, BackendState::Healthy)]);
+        world.set(&[(1, 1, BackendState::Up), (2, 1, BackendState::Up)]);
         let mut counts = [0; 2];
         for number in 100..200 {
             let server = world.connects(1, number, SYN).unwrap();
@@ -208,7 +208,7 @@ fn syns_from_the_port_of_a_session_with_a_server_that_is_gone_reach_another_one(
         let mut world = World::new(Setup::new(role, ipv6));
         let server = world.connects(1, 7, SYN).unwrap();
         let other = 3 - server;
-        world.set(&[(other, 1, BackendState::Healthy)]);
+        world.set(&[(other, 1, BackendState::Up)]);
         let syn = What::Tcp("S", 9_000_000, 0);
         let mut reached = server;
         for _ in 0..40 {

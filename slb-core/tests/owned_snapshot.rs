@@ -59,7 +59,7 @@ fn two_pieces_of_memory_are_enough_for_ever() {
         if reload % 100 == 0 {
             assert_eq!(chosen(&mut mux, &packets), before);
         }
-        setup.set_state(number, BackendState::Healthy);
+        setup.set_state(number, BackendState::Up);
     }
     // What was lent can be written over: nothing uses it.
     spare.fill(Line::EMPTY);

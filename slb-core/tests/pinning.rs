@@ -84,7 +84,7 @@ fn whatever_subset_is_unhealthy_no_new_flow_reaches_it() {
             let mut setup = Setup::new(16);
             for number in 1..=16 {
                 if down & 1 << (number - 1) != 0 {
-                    setup.set_state(number, BackendState::Unhealthy);
+                    setup.set_state(number, BackendState::Down);
                 } else if draining & 1 << (number - 1) != 0 {
                     setup.set_state(number, BackendState::Draining);
                 }
@@ -105,7 +105,7 @@ fn whatever_subset_is_unhealthy_no_new_flow_reaches_it() {
 
 #[test]
 fn established_flows_stay_with_a_backend_that_fails_or_drains() {
-    for state in [BackendState::Unhealthy, BackendState::Draining] {
+    for state in [BackendState::Down, BackendState::Draining] {
         let mut setup = Setup::new(10);
         let packets = flows(500, "A");
         let mut mux = pinned(&setup);
@@ -240,7 +240,7 @@ fn what_one_backend_did_not_answer_is_not_held_against_the_next() {
     let before = backends_of(&mut mux, NOW, &syns);
     let of_first = before.iter().filter(|backend| **backend == 1).count();
     assert!(of_first > 20);
-    setup.set_state(1, BackendState::Unhealthy);
+    setup.set_state(1, BackendState::Down);
     mux.install(setup.after(Some(mux.snapshot())).into())
         .expect("it follows");
     let after = backends_of(&mut mux, NOW, &syns);
@@ -386,10 +386,10 @@ fn an_unchanged_pool_keeps_its_table_and_a_changed_one_does_not() {
     let first = setup.snapshot();
     let second = setup.after(Some(&first));
     assert_eq!(first.pool_table(0), second.pool_table(0));
-    setup.set_state(4, BackendState::Unhealthy);
+    setup.set_state(4, BackendState::Down);
     let third = setup.after(Some(&second));
     assert_ne!(first.pool_table(0), third.pool_table(0));
-    setup.set_state(4, BackendState::Healthy);
+    setup.set_state(4, BackendState::Up);
     // What comes back, comes back as it was.
     assert_eq!(first.pool_table(0), setup.after(Some(&third)).pool_table(0));
 }

@@ -50,7 +50,7 @@ struct Setup {
 impl Setup {
     fn new(backends: usize) -> Self {
         let pool: Vec<_> = (1..=backends)
-            .map(|number| (number, 1, BackendState::Healthy))
+            .map(|number| (number, 1, BackendState::Up))
             .collect();
         Self {
             ports: vec![FrontendPort {
@@ -615,7 +615,7 @@ fn several_virtual_services_stand_beside_each_other() {
 #[test]
 fn mapping_can_be_differentiated_by_protocol_and_in_number() {
     let mut setup = Setup::new(1);
-    let healthy = |n| (n, 1, BackendState::Healthy);
+    let healthy = |n| (n, 1, BackendState::Up);
     setup.pools = [
         vec![healthy(1), healthy(2)],
         vec![healthy(3)],
@@ -638,7 +638,7 @@ fn mapping_can_be_differentiated_by_protocol_and_in_number() {
 #[test]
 fn a_backend_may_serve_another_port_than_its_rule_says() {
     let mut setup = Setup::new(0);
-    setup.pools[0] = vec![(99, 1, BackendState::Healthy)];
+    setup.pools[0] = vec![(99, 1, BackendState::Up)];
     let mut proxy = setup.proxy();
     assert_eq!(open(&mut proxy, at(CLIENT, 5)), at(server(99), 9999));
 }
@@ -815,14 +815,14 @@ fn a_session_stays_whatever_is_added_removed_or_weighted_at_run_time() {
         setup.scheduler = scheduler;
         let mut proxy = setup.proxy();
         let sessions = all_open(&mut proxy, 400);
-        setup.pools[0].push((5, 1, BackendState::Healthy));
+        setup.pools[0].push((5, 1, BackendState::Up));
         setup.install(&mut proxy);
         nobody_moved(&mut proxy, &sessions);
         setup.pools[0][0].1 = 50;
         setup.install(&mut proxy);
         nobody_moved(&mut proxy, &sessions);
         setup.pools[0][1].2 = BackendState::Draining;
-        setup.pools[0][2].2 = BackendState::Unhealthy;
+        setup.pools[0][2].2 = BackendState::Down;
         setup.install(&mut proxy);
         nobody_moved(&mut proxy, &sessions);
         // Even those of a backend that is no longer there go on.
@@ -843,7 +843,7 @@ fn a_session_stays_whatever_is_added_removed_or_weighted_at_run_time() {
 fn a_syn_that_nobody_answered_comes_again_to_a_backend_that_takes_new_ones() {
     type Change = fn(&mut Vec<(usize, u32, BackendState)>, usize);
     let changes: [Change; 4] = [
-        |pool, place| pool[place].2 = BackendState::Unhealthy,
+        |pool, place| pool[place].2 = BackendState::Down,
         |pool, place| pool[place].2 = BackendState::Draining,
         |pool, place| pool[place].1 = 0,
         |pool, place| {
@@ -1221,7 +1221,7 @@ fn with_all_backends_down_new_sessions_are_refused_and_counted() {
     let mut setup = Setup::new(1);
     let mut proxy = setup.proxy();
     let sessions = all_open(&mut proxy, 3);
-    setup.pools[0][0].2 = BackendState::Unhealthy;
+    setup.pools[0][0].2 = BackendState::Down;
     setup.install(&mut proxy);
     nobody_moved(&mut proxy, &sessions);
     let syn = tcp(at(CLIENT, 1), at(VIP, 80), "S");

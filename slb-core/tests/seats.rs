@@ -75,7 +75,7 @@ fn one_seat_has_one_backend_that_is_not_drained() {
     let built = compiled(
         &setup,
         &seats,
-        |all| all[1].state = BackendState::Unhealthy,
+        |all| all[1].state = BackendState::Down,
         None,
     );
     assert_eq!(built.err(), Some(taken));

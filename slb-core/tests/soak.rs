@@ -65,8 +65,8 @@ fn build(of: Ipv4Addr, ill: u8, has_last: bool, previous: Option<&Snapshot<'_>>)
             host: HOST.into(),
             port: Some(PortId(number.into())),
             state: match number == ill {
-                true => BackendState::Unhealthy,
-                false => BackendState::Healthy,
+                true => BackendState::Down,
+                false => BackendState::Up,
             },
             ..Backend::default()
         })

@@ -13,7 +13,7 @@ use slb_core::state::{Age, Cursor, Imported, RECORD_MOST, Refusal, StateError};
 use slb_core::{Key, Mux};
 use translated::{ACK, ROLES, Role, SYN, SYN_ACK, Setup, What, World, addresses, packet, ports};
 
-const HEALTHY: BackendState = BackendState::Healthy;
+const HEALTHY: BackendState = BackendState::Up;
 
 /// Where fields of a connection stand.
 const KIND: usize = 2;
@@ -439,7 +439,7 @@ fn late_answers_of_a_flow_that_moved_keep_the_vips_name() {
         setup.backends = vec![(1, 1, HEALTHY)];
         let mut old = World::new(setup.clone());
         old.connects(1, 7, What::Udp).unwrap();
-        old.set(&[(1, 1, BackendState::Unhealthy), (2, 1, HEALTHY)]);
+        old.set(&[(1, 1, BackendState::Down), (2, 1, HEALTHY)]);
         assert_eq!(old.asks(1, 7, What::Udp), Ok(2));
         let (exported, _) = old.export();
         assert_eq!(records(&exported).len(), 2);

@@ -8,7 +8,6 @@ use core::time::Duration;
 
 use slb_core::PortId;
 use slb_core::hash::{Distribution, Hasher, MICROSOFT_KEY, SipHash13, Toeplitz, Xxh3};
-use slb_core::health::Condition;
 use slb_core::mem::{Arena, Counter, Line, Mem, Memory};
 use slb_core::spec::{
     Backend, BackendHealth, Echo, Frontend, FrontendPort, INSIDE, InboundNat, NatTarget, Outbound,
@@ -22,8 +21,8 @@ use crate::error::{Error, guard};
 use crate::handle::{Kind, allocation, deallocate};
 use crate::memory::{array, array_of, exclusive, lines, put, shared, text};
 use crate::spec::{
-    idle, protocol, slb_address, slb_backend, slb_frontend, slb_inbound_nat, slb_outbound,
-    slb_pool, slb_rule, slb_underlay, state,
+    condition, idle, protocol, slb_address, slb_backend, slb_frontend, slb_inbound_nat,
+    slb_outbound, slb_pool, slb_rule, slb_underlay, state,
 };
 
 /// A configuration that is being written. Names given to it have to stay where they are until
@@ -704,6 +703,7 @@ pub unsafe extern "C" fn slb_builder_backend(
             next_hop: given.next_hop.optional(),
             weight: given.weight,
             state: state(given.state)?,
+            condition: condition(u8::from(given.unhealthy == 0)),
             seat: None,
             instance: u32::try_from(given.instance).ok(),
             port,
@@ -806,6 +806,29 @@ pub unsafe extern "C" fn slb_builder_now(builder: *mut slb_builder, now: u64) ->
     unsafe { change(builder, set) }
 }
 
+/// Says what was observed of a backend for all rules: 0 in `healthy`: it fails, and gets no new flows. It
+/// takes effect with the next snapshot. For what a probe found, see `slb_builder_set_health`.
+///
+/// # Safety
+/// It is a builder.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_set_condition(
+    builder: *mut slb_builder,
+    pool: usize,
+    backend: usize,
+    healthy: u8,
+) -> c_int {
+    let set = |parts: &mut Parts| {
+        let (first, count) = parts.backends_of(pool)?;
+        let place = parts.backends.places.get_mut(first..first + count);
+        let place = place.and_then(|all| all.get_mut(backend));
+        place.ok_or(SLB_ERROR_RANGE)?.condition = condition(healthy);
+        Ok(0)
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, set) }
+}
+
 /// Adds a set of probe results for the backends of a pool, all of them healthy: one set for each
 /// probe that rules of the pool go by. Gives its place.
 ///
@@ -877,10 +900,7 @@ pub unsafe extern "C" fn slb_builder_set_health(
         let place = parts.health_results.places.get_mut(first..first + count);
         let place = place.and_then(|all| all.get_mut(backend));
         *place.ok_or(SLB_ERROR_RANGE)? = BackendHealth {
-            condition: match healthy {
-                0 => Condition::Unhealthy,
-                _ => Condition::Healthy,
-            },
+            condition: condition(healthy),
             weight,
         };
         Ok(0)

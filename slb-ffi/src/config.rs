@@ -3,8 +3,6 @@
 use std::ffi::{c_char, c_int};
 
 use slb_control::{Config, Role};
-use slb_core::health::Condition;
-use slb_core::spec::BackendState;
 
 use crate::error::slb_error::*;
 use crate::error::{Error, guard};
@@ -12,6 +10,7 @@ use crate::handle::Kind;
 use crate::memory::{array, array_of, exclusive, put, text};
 use crate::options::{slb_mux_options, slb_nat_options};
 use crate::snapshot::{build_allocated, handle, slb_snapshot};
+use crate::spec::condition;
 
 /// A configuration that was read from TOML: see docs/configuration.md.
 #[derive(Debug)]
@@ -223,14 +222,30 @@ pub unsafe extern "C" fn slb_config_set_backend(
     guard(|| {
         // SAFETY: the caller promises it.
         let (config, name) = unsafe { (of(config)?, text(backend)?) };
-        let state = match state {
-            0 => BackendState::Healthy,
-            1 => BackendState::Unhealthy,
-            2 => BackendState::Draining,
-            _ => return Err(SLB_ERROR_RANGE),
-        };
+        let state = crate::spec::state(state)?;
         let backend = config.backend_mut(name).ok_or(SLB_ERROR_RANGE)?;
         (backend.weight, backend.state) = (weight, state);
+        Ok(0)
+    })
+}
+
+/// Says what was observed of a backend for all rules: 0 in `healthy`: it fails, and gets no new flows.
+/// `backend` is its name, or POOL/NAME. It takes effect with the next snapshot. For what a probe found,
+/// see `slb_config_set_health`.
+///
+/// # Safety
+/// It is one, and `backend` ends with a zero.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_config_set_condition(
+    config: *mut slb_config,
+    backend: *const c_char,
+    healthy: u8,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller promises it.
+        let (config, name) = unsafe { (of(config)?, text(backend)?) };
+        let backend = config.backend_mut(name).ok_or(SLB_ERROR_RANGE)?;
+        backend.condition = condition(healthy);
         Ok(0)
     })
 }
@@ -257,12 +272,8 @@ pub unsafe extern "C" fn slb_config_set_health(
         let mut backends = config.pools[pool].backends.iter();
         let place = backends.position(|other| other.name == name);
         let place = place.ok_or(SLB_ERROR_RANGE)?;
-        let condition = match healthy {
-            0 => Condition::Unhealthy,
-            _ => Condition::Healthy,
-        };
         let mut found = config.health.of(pool, probe, place);
-        found.condition = condition;
+        found.condition = condition(healthy);
         config.health.set(pool, probe, place, found);
         Ok(0)
     })

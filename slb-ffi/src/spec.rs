@@ -4,6 +4,7 @@ use core::ffi::c_char;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::time::Duration;
 
+use slb_core::health::Condition;
 use slb_core::spec::{Answers, BackendState, Protocol, Terms};
 use slb_core::wire::ethernet::MacAddress;
 
@@ -102,15 +103,17 @@ pub enum slb_protocol {
     SLB_ALL = 3,
 }
 
-/// Whether a backend gets new flows, whatever the rule.
+/// Administrative state of a backend: what the operator wants, for all rules. What was observed is apart
+/// from it: a backend can be draining and unhealthy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub enum slb_state {
-    /// It does.
-    SLB_HEALTHY = 0,
-    /// It is down: it does not.
-    SLB_UNHEALTHY = 1,
-    /// It is to be emptied: it does not.
+    /// The backend gets new flows while it is healthy.
+    SLB_UP = 0,
+    /// The backend is out of service: it gets no new flows, and connections of rules with `tcp_reset` are
+    /// reset.
+    SLB_DOWN = 1,
+    /// The backend keeps its flows and gets no new ones.
     SLB_DRAINING = 2,
 }
 
@@ -126,11 +129,18 @@ pub(crate) fn protocol(number: u8) -> Result<Protocol, Error> {
 
 pub(crate) fn state(number: u8) -> Result<BackendState, Error> {
     Ok(match number {
-        0 => BackendState::Healthy,
-        1 => BackendState::Unhealthy,
+        0 => BackendState::Up,
+        1 => BackendState::Down,
         2 => BackendState::Draining,
         _ => return Err(SLB_ERROR_RANGE),
     })
+}
+
+pub(crate) const fn condition(healthy: u8) -> Condition {
+    match healthy {
+        0 => Condition::Unhealthy,
+        _ => Condition::Healthy,
+    }
 }
 
 /// A VIP.
@@ -180,8 +190,11 @@ pub struct slb_backend {
     pub port: i32,
     /// The port that it serves in the place of the rule's; 0: none.
     pub serves: u16,
-    /// Of enum slb_state.
+    /// Administrative state, of enum slb_state.
     pub state: u8,
+    /// Not 0: the backend was observed to fail for all rules, such as by its traffic. What probes find,
+    /// which rules go by, is said with `slb_builder_set_health`.
+    pub unhealthy: u8,
 }
 
 /// What becomes of a rule's connections. All zero is what is usual.

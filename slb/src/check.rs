@@ -141,7 +141,7 @@ pub(crate) fn load_balancer(path: &Path, options: &BalancerOptions) -> Result<Co
         config.node.flows = 0;
     }
     for (names, state) in [
-        (&options.down, BackendState::Unhealthy),
+        (&options.down, BackendState::Down),
         (&options.drain, BackendState::Draining),
     ] {
         for name in names {

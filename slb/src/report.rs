@@ -31,6 +31,8 @@ struct Share {
     /// Its share by weight, of the pool's flows.
     expected: f64,
     standing: Standing,
+    /// The same without what the operator says.
+    observed: Standing,
     /// The rules whose probe it fails.
     fails: Vec<String>,
     forwarded: Count,
@@ -187,6 +189,7 @@ impl<'a> Report<'a> {
                 pool: pool.name.clone(),
                 backend: backend.name.clone(),
                 standing,
+                observed: config.observed(compiled.pool(), compiled.member()),
                 fails: fails.map(|rule| rule.name.clone()).collect(),
                 seat: backend.seat().to_owned(),
                 weight,
@@ -417,6 +420,7 @@ impl<'a> Report<'a> {
                     "pool": share.pool,
                     "backend": share.backend,
                     "state": share.standing.name(),
+                    "health": share.observed.name(),
                     "fails": share.fails,
                     "seat": share.seat,
                     "weight": share.weight,

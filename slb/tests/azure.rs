@@ -260,7 +260,7 @@ fn a_web_application() {
     }
     // "After 2 failures: VM3 removed from pool. Distribution now: 50% VM1, 50% VM2."
     assert_eq!(until_it_turns(&mut vm3, false), 15);
-    world.set("10.0.1.6", BackendState::Unhealthy);
+    world.set("10.0.1.6", BackendState::Down);
     let got = world.spread(3000, at("40.50.60.70:80"));
     // Flows of before are pinned: only ports that were not used count.
     assert!(shares(&got, &["10.0.1.6"]) == 0.0, "{got:?}");
@@ -430,7 +430,7 @@ fn a_zone_fails_and_comes_back() {
     // "After 2 consecutive failures (~10 seconds)": the second one is 5 s after the first.
     assert_eq!(until_it_turns(&mut one, false), 5);
     for vm in zones[0] {
-        world.set(vm, BackendState::Unhealthy);
+        world.set(vm, BackendState::Down);
     }
     let got = world.spread(6000, vip);
     assert_eq!(
@@ -442,7 +442,7 @@ fn a_zone_fails_and_comes_back() {
     // "Automatic recovery".
     assert_eq!(until_it_turns(&mut one, true), 15);
     for vm in zones[0] {
-        world.set(vm, BackendState::Healthy);
+        world.set(vm, BackendState::Up);
     }
     world.now = world.now + std::time::Duration::from_secs(300); // what was pinned is forgotten
     even(&world.spread(6000, vip), [1.0 / 3.0; 3]);

@@ -527,7 +527,7 @@ fn a_mux_has_a_worker_for_each_queue() {
     }
     assert_eq!(get("healthz"), "well\n");
     assert_eq!(get("readyz"), "ready\n");
-    let text = mux_configuration("172.16.0.11").replace("mac = ", "state = \"unhealthy\", mac = ");
+    let text = mux_configuration("172.16.0.11").replace("mac = ", "state = \"down\", mac = ");
     fs::write(world.path("mux.toml"), text).unwrap();
     mux.signal("HUP");
     let is_down = (0..100).any(|_| {

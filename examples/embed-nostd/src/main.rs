@@ -128,7 +128,7 @@ fn run() -> Option<()> {
     for reload in 0..1000 {
         let state = match reload % 2 {
             0 => BackendState::Draining,
-            _ => BackendState::Healthy,
+            _ => BackendState::Up,
         };
         let backends = backends.map(|backend| Backend { state, ..backend });
         let pools = pools.map(|pool| Pool {

@@ -349,7 +349,7 @@ impl<'r> Reader<'r> {
         let states = [
             ("None", None),
             ("Up", None),
-            ("Down", Some("unhealthy")),
+            ("Down", Some("down")),
             ("Drain", Some("draining")),
         ];
         let state = object

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use slb_core::hash::{Distribution, Hasher, MICROSOFT_KEY, SipHash13, Toeplitz, Xxh3};
+use slb_core::health::Condition;
 use slb_core::health::PassivePolicy;
 use slb_core::maglev;
 use slb_core::spec::{
@@ -397,14 +398,15 @@ fn read_backend(section: Section<'_>, is_proxy: bool) -> Option<Backend> {
     let mac = section.optional("mac", STATION, station);
     let next_hop = section.optional("next_hop", STATION, station);
     let weight = section.number("weight", 0..=1_000_000, 1) as u32;
-    let state = section.choice(
+    let states = [BackendState::Up, BackendState::Draining, BackendState::Down];
+    let state = section.renamed_choice(
         "state",
+        &states.map(|state| (state.name(), state)),
         &[
-            ("healthy", BackendState::Healthy),
-            ("unhealthy", BackendState::Unhealthy),
-            ("draining", BackendState::Draining),
+            ("healthy", BackendState::Up),
+            ("unhealthy", BackendState::Down),
         ],
-        BackendState::Healthy,
+        BackendState::Up,
     );
     let seat = section.has("seat").then(|| section.name("seat"));
     let instance = section
@@ -427,6 +429,7 @@ fn read_backend(section: Section<'_>, is_proxy: bool) -> Option<Backend> {
         weight,
         state,
         seat: seat.flatten().map(|(seat, _)| seat),
+        condition: Condition::Healthy,
         instance: instance.map(|instance| instance as u32),
         port: port.map(|port| port as u16),
         backend_port: backend_port.map(|port| port as u16),

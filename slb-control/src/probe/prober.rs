@@ -246,11 +246,9 @@ impl Prober {
             let fails =
                 |backend: &Backend| sick.contains(&(&*own.name, &*pool.name, &*backend.name));
             let failing: Vec<bool> = pool.backends.iter().map(fails).collect();
-            let mut used = pool
-                .backends
-                .iter()
-                .zip(&failing)
-                .filter(|(backend, _)| backend.state == BackendState::Healthy);
+            let mut used = pool.backends.iter().zip(&failing).filter(|(backend, _)| {
+                backend.state == BackendState::Up && backend.condition == Condition::Healthy
+            });
             let is_nobody_left = used.all(|(_, &fails)| fails);
             if is_nobody_left && own.no_healthy_backends == NoHealthyBackends::UseAll {
                 continue;

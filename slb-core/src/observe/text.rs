@@ -4,10 +4,11 @@ use core::fmt;
 
 use super::{ConnectionStep, FlowStep, Handover, Step, Trail};
 use crate::flow::FlowState;
+use crate::health::Condition;
 use crate::nat::ConnectionState;
 use crate::snapshot::RuleMatch;
 use crate::spec::snat::instance;
-use crate::spec::{Backend, InboundNat, NatTarget, Rule, Spec};
+use crate::spec::{Backend, BackendState, InboundNat, NatTarget, Rule, Spec};
 use crate::verdict::Verdict;
 
 impl Step {
@@ -179,7 +180,15 @@ impl<'a> Named<'a> {
         if self.spec.is_some_and(|spec| spec.proxy.is_none()) {
             write!(f, " on host {}", backend.host)?;
         }
-        write!(f, ", weight {}, {}", backend.weight, backend.state.name())
+        write!(f, ", weight {}", backend.weight)?;
+        let (state, condition) = (backend.state, backend.condition);
+        if state != BackendState::Up {
+            write!(f, ", {}", state.name())?;
+        }
+        if state == BackendState::Up || condition == Condition::Unhealthy {
+            write!(f, ", {}", condition.name())?;
+        }
+        Ok(())
     }
 }
 

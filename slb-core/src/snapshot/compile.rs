@@ -294,8 +294,7 @@ impl<'m> Snapshot<'m> {
         let mut digest = siphash13([spec.maglev_seed, pool.table_size.into()], &[]);
         for (place, backend) in pool.backends.iter().enumerate() {
             let found = probed.map_or(BackendHealth::default(), |(_, all)| all[place]);
-            let is_unhealthy =
-                backend.state == BackendState::Unhealthy || found.condition == Condition::Unhealthy;
+            let is_unhealthy = backend.is_unhealthy() || found.condition == Condition::Unhealthy;
             let weight = if is_unhealthy || backend.state == BackendState::Draining {
                 0
             } else {
@@ -416,8 +415,8 @@ impl<'m> Snapshot<'m> {
                 pool: pool as u32,
                 member: member as u32,
                 eligible: backend.is_eligible(),
-                unhealthy: backend.state == BackendState::Unhealthy,
-                suspect: backend.state == BackendState::Unhealthy,
+                unhealthy: backend.is_unhealthy(),
+                suspect: backend.is_unhealthy(),
             };
         }
         for pool in self.probed.iter() {

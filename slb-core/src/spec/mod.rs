@@ -263,7 +263,8 @@ pub struct Rule<'a> {
     /// Which pool.
     pub pool: usize,
     /// The place in [`Spec::health`] of the probe results that the rule goes by; `None`: the rule
-    /// has no probe, and goes by the backends' [`state`](Backend::state) alone.
+    /// has no probe, and goes by the backends' [`state`](Backend::state) and
+    /// [`condition`](Backend::condition) alone.
     pub health: Option<usize>,
     /// Which protocol.
     pub protocol: Protocol,
@@ -478,12 +479,15 @@ pub struct Backend<'a> {
     pub next_hop: Option<MacAddress>,
     /// Weight of the backend: its share of flows in proportion to the others; zero drains it.
     pub weight: u32,
-    /// Whether it gets new flows, of any rule.
+    /// Administrative state of the backend: the operator's word, for all rules.
     pub state: BackendState,
     /// Seat of the backend in the pool's Maglev table, by which it gets its slots; `None`: its name. A
     /// backend with the seat of the one that it replaces gets that one's slots, and no other slot moves. Of
     /// the backends with one seat at most one [is seated](Self::is_seated).
     pub seat: Option<&'a str>,
+    /// Condition of the backend as observed for all rules, such as by its traffic or because its host
+    /// has no route. Results of probes, which rules go by one by one, are in [`Spec::health`].
+    pub condition: Condition,
     /// Instance number of the backend in the pool, by which NAT pools and outbound rules assign its ports, so
     /// that the ports stay when another backend goes. `None`: the backend's index in the pool.
     pub instance: Option<u32>,
@@ -502,8 +506,9 @@ impl Default for Backend<'_> {
             mac: None,
             next_hop: None,
             weight: 1,
-            state: BackendState::Healthy,
             seat: None,
+            state: BackendState::Up,
+            condition: Condition::Healthy,
             instance: None,
             port: None,
             serves: None,
@@ -524,31 +529,40 @@ impl<'a> Backend<'a> {
 
     /// Whether new flows may go to the backend, before any probe is asked.
     pub const fn is_eligible(&self) -> bool {
-        self.weight != 0 && matches!(self.state, BackendState::Healthy)
+        self.weight != 0 && matches!(self.state, BackendState::Up) && !self.is_unhealthy()
+    }
+
+    /// Whether the backend counts as unhealthy for all rules: it is down or was observed to fail.
+    pub const fn is_unhealthy(&self) -> bool {
+        matches!(self.state, BackendState::Down) || matches!(self.condition, Condition::Unhealthy)
     }
 }
 
-/// Whether a backend gets new flows, whatever the rule: the operator's word, or that of its own
-/// traffic. What probes say stands in [`Spec::health`]. Pinned flows stay with a backend in every
-/// state.
+/// Administrative state of a backend: what the operator wants, for all rules. What was observed is
+/// apart from it, in [`Backend::condition`] and [`Spec::health`]: a backend can be draining and
+/// unhealthy at once.
+///
+/// Pinned flows stay with a backend in every state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BackendState {
-    /// The backend gets new flows.
+    /// The backend gets new flows while it is healthy.
     #[default]
-    Healthy,
-    /// The backend is down and gets no new flows.
-    Unhealthy,
-    /// The backend drains: it keeps its flows and gets no new ones.
+    Up,
+    /// The backend keeps its flows and gets no new ones.
     Draining,
+    /// The backend is out of service: it gets no new flows, connections of rules with
+    /// [`tcp_reset`](Terms::tcp_reset) are reset, and flows without connections move to other backends,
+    /// as if the backend were unhealthy.
+    Down,
 }
 
 impl BackendState {
     /// Name of the state in the configuration.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Healthy => "healthy",
-            Self::Unhealthy => "unhealthy",
+            Self::Up => "up",
             Self::Draining => "draining",
+            Self::Down => "down",
         }
     }
 }

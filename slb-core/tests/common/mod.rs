@@ -74,7 +74,7 @@ impl Setup {
                     name: format!("vm{number}"),
                     number,
                     weight: 1,
-                    state: BackendState::Healthy,
+                    state: BackendState::Up,
                 })
                 .collect(),
             host6: false,

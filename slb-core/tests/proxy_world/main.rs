@@ -62,10 +62,10 @@ fn no_connection_breaks_while_backends_come_and_go() {
                     0 => plan.servers[number].0 = weight,
                     1 => plan.servers[number].1 = BackendState::Draining,
                     2 => plan.servers[number].2 ^= true, // taken out, or put back
-                    _ => plan.servers[number].1 = BackendState::Healthy,
+                    _ => plan.servers[number].1 = BackendState::Up,
                 });
                 // Somebody has to serve new ones.
-                world.reconfigure(|plan| plan.servers[0] = (1, BackendState::Healthy, true));
+                world.reconfigure(|plan| plan.servers[0] = (1, BackendState::Up, true));
             }
             all_finish(&mut world, 400);
         }

@@ -72,7 +72,7 @@ impl Plan {
             ipv6: false,
             scheduler: Scheduler::Maglev,
             terms: Terms::default(),
-            servers: [(1, BackendState::Healthy, true); SERVERS],
+            servers: [(1, BackendState::Up, true); SERVERS],
             loss: 0,
             delay: 1,
         }

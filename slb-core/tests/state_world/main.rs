@@ -192,7 +192,7 @@ fn a_replaced_mux_has_its_pins() {
             // Backends come and go meanwhile: only pins keep flows where they are.
             let vm = turn % VMS;
             world.reconfigure(|plan| {
-                plan.states = [BackendState::Healthy; VMS];
+                plan.states = [BackendState::Up; VMS];
                 plan.states[vm] = BackendState::Draining;
             });
             replace_mux(world, turn % 2);

@@ -75,7 +75,7 @@ impl Setup {
         Self {
             role,
             ipv6,
-            backends: vec![(1, 1, BackendState::Healthy), (2, 1, BackendState::Healthy)],
+            backends: vec![(1, 1, BackendState::Up), (2, 1, BackendState::Up)],
             terms: Terms::default(),
             scheduler: Scheduler::Maglev,
             idle_timeout: Duration::from_secs(240),

@@ -265,7 +265,7 @@ fn clients_of_a_backend_that_turns_unhealthy_are_told() {
         let serving = (0..VMS)
             .find(|&vm| world.vms[vm].served_now() == 1)
             .unwrap();
-        world.reconfigure(|plan| plan.states[serving] = BackendState::Unhealthy);
+        world.reconfigure(|plan| plan.states[serving] = BackendState::Down);
         world.run(100);
         assert_eq!(world.clients[0].state(0), state);
         // Without resets the old connection goes on, unhealthy or not.
@@ -279,7 +279,7 @@ fn clients_of_a_backend_that_turns_unhealthy_are_told() {
 fn with_all_backends_down_new_connections_are_refused() {
     let mut plan = Plan::new(13);
     plan.terms.tcp_reset = true;
-    plan.states = [BackendState::Unhealthy; VMS];
+    plan.states = [BackendState::Down; VMS];
     plan.idle = Duration::from_secs(240);
     let mut world = World::new(plan);
     world.clients[0].connect(SocketAddr::new(vip(false), 80), 100, false);

@@ -107,7 +107,7 @@ impl Plan {
             outbound_reset: false,
             idle: Duration::from_secs(240),
             ports_per_backend: Some(256),
-            states: [BackendState::Healthy; VMS],
+            states: [BackendState::Up; VMS],
             weights: [1; VMS],
             seats: std::array::from_fn(|vm| vm),
             flows: 1 << 14,

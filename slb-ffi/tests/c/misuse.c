@@ -162,11 +162,15 @@ static slb_builder *builders(void) {
     IS(slb_builder_set_health(NULL, 0, 0, 1, -1), SLB_ERROR_NULL);
     IS(slb_builder_rule_health(builder, 0, 0), SLB_ERROR_RANGE); /* no rule yet */
     IS(slb_builder_backend(builder, 0, &two), SLB_ERROR_FULL);
-    IS(slb_builder_set_backend(builder, 0, 2, 1, SLB_HEALTHY), SLB_ERROR_RANGE);
-    IS(slb_builder_set_backend(builder, 1, 0, 1, SLB_HEALTHY), SLB_ERROR_RANGE);
+    IS(slb_builder_set_backend(builder, 0, 2, 1, SLB_UP), SLB_ERROR_RANGE);
+    IS(slb_builder_set_backend(builder, 1, 0, 1, SLB_UP), SLB_ERROR_RANGE);
     IS(slb_builder_set_backend(builder, 0, 0, 1, 9), SLB_ERROR_RANGE);
     IS(slb_builder_set_backend(NULL, 0, 0, 1, 0), SLB_ERROR_NULL);
     IS(slb_builder_set_backend(builder, 0, 1, 7, SLB_DRAINING), SLB_OK);
+    IS(slb_builder_set_condition(builder, 0, 2, 1), SLB_ERROR_RANGE);
+    IS(slb_builder_set_condition(builder, 1, 0, 1), SLB_ERROR_RANGE);
+    IS(slb_builder_set_condition(NULL, 0, 0, 1), SLB_ERROR_NULL);
+    IS(slb_builder_set_condition(builder, 0, 1, 0), SLB_OK); /* and draining */
     IS(slb_builder_seat(builder, 0, 2, "one"), SLB_ERROR_RANGE);
     IS(slb_builder_seat(builder, 1, 0, "one"), SLB_ERROR_RANGE);
     IS(slb_builder_seat(builder, 0, 1, "\xff"), SLB_ERROR_RANGE);
@@ -564,6 +568,9 @@ static void configs(void) {
     IS(slb_config_set_backend(config, "none", 1, 0), SLB_ERROR_RANGE);
     IS(slb_config_set_backend(config, "p/b", 1, 3), SLB_ERROR_RANGE);
     IS(slb_config_set_backend(config, "p/b", 1, SLB_DRAINING), SLB_OK);
+    IS(slb_config_set_condition(config, NULL, 0), SLB_ERROR_NULL);
+    IS(slb_config_set_condition(config, "none", 0), SLB_ERROR_RANGE);
+    IS(slb_config_set_condition(config, "p/b", 0), SLB_OK);
     IS(slb_config_set_health(config, NULL, "b", 1), SLB_ERROR_NULL);
     IS(slb_config_set_health(config, "none", "b", 1), SLB_ERROR_RANGE);
     IS(slb_config_set_health(config, "plain", "b", 1), SLB_ERROR_RANGE); /* no probe */

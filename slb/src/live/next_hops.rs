@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use slb_control::config::Backend;
 use slb_control::{Config, Role};
-use slb_core::spec::BackendState;
+use slb_core::health::Condition;
 use slb_core::wire::ethernet::MacAddress;
 use slb_io_afxdp::{Neighbours, NextHop};
 use tracing::{info, warn};
@@ -320,8 +320,8 @@ impl Unreached {
         let (role, hosts) = (config.node.role, self.hosts());
         for backend in config.pools.iter_mut().flat_map(|pool| &mut pool.backends) {
             let is_lost = hosts.contains(&destination(role, backend));
-            if backend.state == BackendState::Healthy && is_lost {
-                backend.state = BackendState::Unhealthy;
+            if is_lost {
+                backend.condition = Condition::Unhealthy;
             }
         }
     }

@@ -89,7 +89,7 @@ fn snapshot(configured: &Configured, previous: Option<&Snapshot<'_>>) -> Box<Sna
         frontends: &[Frontend {
             name: "web",
             address: VIP.into(),
-            echo: Echo::Answer,
+            icmp_echo: Echo::Answer,
         }],
         rules: &[Rule {
             name: "http",

@@ -75,7 +75,7 @@ fn snapshot(
     let frontend = |name, address| Frontend {
         name,
         address,
-        echo: Echo::Answer,
+        icmp_echo: Echo::Answer,
     };
     let (ipv4, ipv6) = ([backend(VM.into())], [backend(VM6.into())]);
     let spec = Spec {
@@ -113,7 +113,7 @@ fn snapshot(
             frontends: &[0],
             pool: 0,
             protocol: Protocol::All,
-            ports_per_backend: Some(16),
+            allocated_outbound_ports: Some(16),
             idle_timeout: Duration::from_secs(240),
             tcp_reset: true,
         }],

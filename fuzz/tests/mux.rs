@@ -72,7 +72,7 @@ fn snapshot(third: BackendState, previous: Option<&Snapshot<'_>>) -> Snapshot<'s
     };
     let spec = Spec {
         hasher: Default::default(),
-        maglev_seed: 1,
+        hash_seed: 1,
         underlay: Underlay {
             ipv4: Some(Ipv4Addr::new(172, 16, 0, 11)),
             ipv6: Some(Ipv6Addr::new(0xfd00, 0x16, 0, 0, 0, 0, 0, 0x11)),
@@ -82,12 +82,12 @@ fn snapshot(third: BackendState, previous: Option<&Snapshot<'_>>) -> Snapshot<'s
             Frontend {
                 name: "v4",
                 address: VIP.into(),
-                echo: Echo::Answer,
+                icmp_echo: Echo::Answer,
             },
             Frontend {
                 name: "v6",
                 address: VIP6.into(),
-                echo: Echo::Forward,
+                icmp_echo: Echo::Forward,
             },
         ],
         rules: &[

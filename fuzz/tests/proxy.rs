@@ -86,7 +86,7 @@ fn snapshot(
     let frontend = |name, address| Frontend {
         name,
         address,
-        echo: Echo::Answer,
+        icmp_echo: Echo::Answer,
     };
     let port = |n: u8| FrontendPort {
         port: PortId(n.into()),

@@ -106,7 +106,7 @@ struct AnyBackend {
     state: u8,
     instance: Option<u16>,
     port: Option<u8>,
-    serves: Option<u8>,
+    backend_port: Option<u8>,
 }
 
 #[derive(Clone, Debug, TypeGenerator)]
@@ -185,7 +185,7 @@ impl AnySpec {
                 1 => VIP6.into(),
                 _ => address(at),
             },
-            echo: [Echo::Answer, Echo::Forward, Echo::Ignore][usize::from(echo) % 3],
+            icmp_echo: [Echo::Answer, Echo::Forward, Echo::Ignore][usize::from(echo) % 3],
         });
         let backends: Vec<Vec<_>> = few(&self.pools, |pool_place, pool| {
             few(&pool.backends, |own, any| Backend {
@@ -201,7 +201,7 @@ impl AnySpec {
                     [usize::from(any.state) % 3],
                 instance: any.instance.map(Into::into),
                 port: any.port.map(|port| PortId(port.into())),
-                serves: any.serves.map(port),
+                backend_port: any.backend_port.map(port),
                 ..Backend::default()
             })
         });
@@ -319,7 +319,7 @@ impl AnySpec {
                 frontends,
                 pool: place(any.pool, pools.len()),
                 protocol: protocol(any.protocol),
-                ports_per_backend: any.ports.map(Into::into),
+                allocated_outbound_ports: any.ports.map(Into::into),
                 idle_timeout: idle(any.idle),
                 tcp_reset: any.idle & 1 == 1,
             })
@@ -352,7 +352,7 @@ impl AnySpec {
             }
         });
         take(&Spec {
-            maglev_seed: self.seed.into(),
+            hash_seed: self.seed.into(),
             underlay: Underlay {
                 ipv4: (self.underlay < 240).then_some(Ipv4Addr::new(172, 16, 0, 1)),
                 ipv6: (self.underlay < 248).then_some(Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 1)),

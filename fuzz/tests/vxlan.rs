@@ -41,7 +41,7 @@ fn snapshot() -> &'static Snapshot<'static> {
             frontends: &[Frontend {
                 name: "web",
                 address: VIP.into(),
-                echo: Echo::Answer,
+                icmp_echo: Echo::Answer,
             }],
             rules: &[Rule {
                 name: "all",

@@ -546,7 +546,7 @@ impl Config {
         let ports = self.ports.frontends();
         f(&Spec {
             hasher: self.node.hasher.clone(),
-            maglev_seed: self.node.hash_seed,
+            hash_seed: self.node.hash_seed,
             underlay: self.node.underlay(),
             frontends: &frontends,
             rules: &rules,
@@ -782,7 +782,7 @@ impl Config {
             seat: backend.seat.as_deref(),
             condition: backend.condition,
             instance: backend.instance,
-            serves: backend.backend_port,
+            backend_port: backend.backend_port,
             port: ports
                 .get(&(pool.vni, backend.mac()))
                 .filter(|_| self.node.is(backend.host))
@@ -904,7 +904,7 @@ impl Frontend {
         spec::Frontend {
             name: &self.name,
             address: self.address,
-            echo: self.icmp_echo,
+            icmp_echo: self.icmp_echo,
         }
     }
 }
@@ -965,7 +965,7 @@ impl Outbound {
             frontends: &self.frontends,
             pool: self.pool,
             protocol: self.protocol,
-            ports_per_backend: self.allocated_outbound_ports,
+            allocated_outbound_ports: self.allocated_outbound_ports,
             idle_timeout: self.idle_timeout,
             tcp_reset: self.tcp_reset,
         }

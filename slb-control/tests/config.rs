@@ -524,7 +524,7 @@ fn a_proxy_knows_its_ports() {
         let ports = spec.proxy.unwrap();
         assert_eq!(ports.backend, PortId(2));
         assert_eq!(ports.frontends.len(), 2);
-        assert_eq!(spec.pools[0].backends[1].serves, Some(8081));
+        assert_eq!(spec.pools[0].backends[1].backend_port, Some(8081));
     });
 }
 

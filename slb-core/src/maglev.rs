@@ -268,7 +268,7 @@ impl Table {
     }
 
     /// A table of `size` slots. It is that of a mux's pool with the same names, weights and size,
-    /// and the same [`maglev_seed`](crate::spec::Spec::maglev_seed).
+    /// and the same [`hash_seed`](crate::spec::Spec::hash_seed).
     ///
     /// # Errors
     /// See [`MaglevError`].

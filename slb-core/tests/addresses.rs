@@ -62,7 +62,7 @@ fn snapshot(underlay: Underlay, proxy: bool) -> Arc<Snapshot<'static>> {
     let frontend = |name, address| Frontend {
         name,
         address,
-        echo: Echo::Answer,
+        icmp_echo: Echo::Answer,
     };
     let rule = |name, frontend, protocol, frontend_port| Rule {
         name,
@@ -82,7 +82,7 @@ fn snapshot(underlay: Underlay, proxy: bool) -> Arc<Snapshot<'static>> {
         frontends: &[0],
         pool: 0,
         protocol: Protocol::All,
-        ports_per_backend: Some(64),
+        allocated_outbound_ports: Some(64),
         idle_timeout: std::time::Duration::from_secs(240),
         tcp_reset: false,
     }];

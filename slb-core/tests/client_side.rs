@@ -24,7 +24,7 @@ fn a_table_agrees_with_a_mux_of_the_same_names() {
             },
         });
         let members: Vec<_> = members.collect();
-        let table = Table::with_members(&members, pool.table_size, spec.maglev_seed);
+        let table = Table::with_members(&members, pool.table_size, spec.hash_seed);
         (table.expect("good"), pool.backends.len())
     });
     let snapshot = setup.snapshot();

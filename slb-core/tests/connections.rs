@@ -113,7 +113,7 @@ fn snapshot(is_proxy: bool, tcp_reset: bool) -> Snapshot<'static> {
     let frontend = |name, ipv6, number| Frontend {
         name,
         address: vip(ipv6, number),
-        echo: Echo::Answer,
+        icmp_echo: Echo::Answer,
     };
     let rule = |name, frontend: usize, protocol, frontend_port, backend_port| Rule {
         name,
@@ -135,7 +135,7 @@ fn snapshot(is_proxy: bool, tcp_reset: bool) -> Snapshot<'static> {
         frontends,
         pool,
         protocol: Protocol::All,
-        ports_per_backend: Some(64),
+        allocated_outbound_ports: Some(64),
         idle_timeout: Duration::from_secs(IDLE),
         tcp_reset,
     };

@@ -40,7 +40,7 @@ fn snapshot(
     let frontend = Frontend {
         name: "web",
         address: VIP.into(),
-        echo: Echo::Answer,
+        icmp_echo: Echo::Answer,
     };
     let rules: Vec<Rule<'_>> = rules
         .iter()

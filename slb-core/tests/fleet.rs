@@ -75,7 +75,7 @@ fn snapshot(
         frontends: &[Frontend {
             name: "web",
             address: VIP.into(),
-            echo: slb_core::spec::Echo::Answer,
+            icmp_echo: slb_core::spec::Echo::Answer,
         }],
         rules: &[Rule {
             name: "http",

@@ -52,7 +52,7 @@ fn snapshot(of: Ipv4Addr) -> Box<Snapshot<'static>> {
         frontends: &[Frontend {
             name: "web",
             address: VIP.into(),
-            echo: Echo::Answer,
+            icmp_echo: Echo::Answer,
         }],
         rules: &[Rule {
             name: "http",

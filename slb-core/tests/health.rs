@@ -96,7 +96,7 @@ impl Plan {
             frontends: &[0],
             pool: 0,
             protocol: Protocol::All,
-            ports_per_backend: Some(64),
+            allocated_outbound_ports: Some(64),
             idle_timeout: std::time::Duration::from_secs(240),
             tcp_reset: true,
         }];
@@ -109,7 +109,7 @@ impl Plan {
             frontends: &[Frontend {
                 name: "web",
                 address: vip(self.ipv6),
-                echo: Echo::Answer,
+                icmp_echo: Echo::Answer,
             }],
             rules: &[
                 rule("first", Some(0), FIRST),

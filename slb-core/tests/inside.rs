@@ -224,7 +224,7 @@ fn a_tier_sees_the_vms_of_the_other_under_their_own_addresses() {
                 frontends: &[Frontend {
                     name: "app",
                     address: vip,
-                    echo: Echo::Answer,
+                    icmp_echo: Echo::Answer,
                 }],
                 rules: &[Rule {
                     name: "app",

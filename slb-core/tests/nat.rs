@@ -61,13 +61,13 @@ impl Plan {
         let mut frontends = vec![Frontend {
             name: "web",
             address: VIP.into(),
-            echo: Echo::Answer,
+            icmp_echo: Echo::Answer,
         }];
         let names: Vec<String> = (0..self.fronts).map(|n| format!("out{n}")).collect();
         frontends.extend((0..self.fronts).map(|n| Frontend {
             name: &names[n],
             address: front(n).into(),
-            echo: Echo::Answer,
+            icmp_echo: Echo::Answer,
         }));
         let outbound: Vec<usize> = (1..=self.fronts).collect();
         let rule = |name, frontend, frontend_port| Rule {
@@ -99,7 +99,7 @@ impl Plan {
                 frontends: &outbound,
                 pool: 0,
                 protocol: Protocol::All,
-                ports_per_backend: self.ports,
+                allocated_outbound_ports: self.ports,
                 idle_timeout: Duration::from_secs(240),
                 tcp_reset: false,
             }],
@@ -723,7 +723,7 @@ fn vxlan_from_a_stranger_is_refused() {
         frontends: &[Frontend {
             name: "web",
             address: VIP.into(),
-            echo: Echo::Answer,
+            icmp_echo: Echo::Answer,
         }],
         rules: &[Rule {
             name: "http",
@@ -787,7 +787,7 @@ fn without_an_outbound_rule_nobody_calls_out() {
         frontends: &[Frontend {
             name: "database",
             address: VIP.into(),
-            echo: Echo::Answer,
+            icmp_echo: Echo::Answer,
         }],
         pools: &[Pool {
             name: "servers",

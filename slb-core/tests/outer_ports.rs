@@ -50,7 +50,7 @@ fn host(is_ipv6: bool, distribution: Distribution) -> Dut {
         frontends: &[Frontend {
             name: "web",
             address: vip,
-            echo: Echo::Ignore,
+            icmp_echo: Echo::Ignore,
         }],
         rules: &[Rule {
             name: "http",

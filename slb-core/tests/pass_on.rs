@@ -101,7 +101,7 @@ fn snapshot(
     };
     let spec = Spec {
         hasher: Hasher::Xxh3(Xxh3::new(1)),
-        maglev_seed: 1,
+        hash_seed: 1,
         underlay: Underlay {
             ipv4: Some(own),
             mac: derived_mac(own.into()),
@@ -111,7 +111,7 @@ fn snapshot(
         frontends: &[Frontend {
             name: "web",
             address: vip(is_ipv6),
-            echo: Echo::Answer,
+            icmp_echo: Echo::Answer,
         }],
         rules: &[
             rule("http", Protocol::Tcp, 80),

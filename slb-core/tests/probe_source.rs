@@ -25,7 +25,7 @@ fn faults(vip: IpAddr, dip: IpAddr, probe_source: ProbeSource) -> (Vec<SpecError
         frontends: &[Frontend {
             name: "web",
             address: vip,
-            echo: Echo::Answer,
+            icmp_echo: Echo::Answer,
         }],
         rules: &[Rule {
             name: "http",

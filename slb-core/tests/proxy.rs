@@ -97,7 +97,7 @@ impl Setup {
                     },
                     weight,
                     state,
-                    serves: (number == 99).then_some(9999),
+                    backend_port: (number == 99).then_some(9999),
                     ..Backend::default()
                 };
                 pool.iter().map(backend).collect()
@@ -139,7 +139,7 @@ impl Setup {
         let frontend = |name, address| Frontend {
             name,
             address,
-            echo: self.echo,
+            icmp_echo: self.echo,
         };
         let spec = Spec {
             frontends: &[frontend("web", vip), frontend("whole", second)],
@@ -978,7 +978,7 @@ fn source_ip_distribution_keeps_a_client_together() {
         frontends: &[Frontend {
             name: "web",
             address: VIP.into(),
-            echo: Echo::Answer,
+            icmp_echo: Echo::Answer,
         }],
         rules: &[Rule {
             name: "http",

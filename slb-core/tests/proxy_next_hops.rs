@@ -99,7 +99,7 @@ impl Setup {
             frontends: &[Frontend {
                 name: "web",
                 address: vip(self.ipv6),
-                echo: Default::default(),
+                icmp_echo: Default::default(),
             }],
             rules: &[rule("http", Protocol::Tcp), rule("quic", Protocol::Udp)],
             pools: &[Pool {

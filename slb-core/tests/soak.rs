@@ -80,7 +80,7 @@ fn build(of: Ipv4Addr, ill: u8, has_last: bool, previous: Option<&Snapshot<'_>>)
         frontends: &[Frontend {
             name: "web",
             address: VIP.0.into(),
-            echo: Echo::Answer,
+            icmp_echo: Echo::Answer,
         }],
         rules: &[Rule {
             name: "http",

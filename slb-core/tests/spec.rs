@@ -23,7 +23,7 @@ fn frontend(name: &str, last: u8) -> Frontend<'_> {
     Frontend {
         name,
         address: Ipv4Addr::new(20, 20, 20, last).into(),
-        echo: Echo::Answer,
+        icmp_echo: Echo::Answer,
     }
 }
 
@@ -75,7 +75,7 @@ fn outbound<'a>(frontends: &'a [usize], ports: Option<u32>) -> Outbound<'a> {
         frontends,
         pool: 0,
         protocol: Protocol::All,
-        ports_per_backend: ports,
+        allocated_outbound_ports: ports,
         idle_timeout: Rule::default().idle_timeout,
         tcp_reset: false,
     }

@@ -14,7 +14,7 @@ fn frontend(name: &str, address: impl Into<IpAddr>) -> Frontend<'_> {
     Frontend {
         name,
         address: address.into(),
-        echo: Echo::Answer,
+        icmp_echo: Echo::Answer,
     }
 }
 
@@ -93,7 +93,7 @@ fn every_fault_is_told_with_the_names_of_its_items() {
         frontends: &[0, 0, 5],
         pool: 1,
         protocol: Protocol::All,
-        ports_per_backend: Some(12),
+        allocated_outbound_ports: Some(12),
         idle_timeout: Rule::default().idle_timeout,
         tcp_reset: false,
     };
@@ -220,13 +220,13 @@ fn an_instance_number_out_of_all_reach_is_a_fault_and_no_overflow() {
         backends: &backends,
         ..Pool::default()
     }];
-    for ports_per_backend in [None, Some(8), Some(0xffff_fff8)] {
+    for allocated_outbound_ports in [None, Some(8), Some(0xffff_fff8)] {
         let outbound = [Outbound {
             name: "out",
             frontends: &[0],
             pool: 0,
             protocol: Protocol::All,
-            ports_per_backend,
+            allocated_outbound_ports,
             idle_timeout: Rule::default().idle_timeout,
             tcp_reset: false,
         }];

@@ -154,19 +154,21 @@ typedef enum slb_protocol {
 } slb_protocol;
 
 /**
- * Whether a backend gets new flows, whatever the rule.
+ * Administrative state of a backend: what the operator wants, for all rules. What was observed is apart
+ * from it: a backend can be draining and unhealthy.
  */
 typedef enum slb_state {
     /**
-     * It does.
+     * The backend gets new flows while it is healthy.
      */
-    SLB_HEALTHY = 0,
+    SLB_UP = 0,
     /**
-     * It is down: it does not.
+     * The backend is out of service: it gets no new flows, and connections of rules with `tcp_reset` are
+     * reset.
      */
-    SLB_UNHEALTHY = 1,
+    SLB_DOWN = 1,
     /**
-     * It is to be emptied: it does not.
+     * The backend keeps its flows and gets no new ones.
      */
     SLB_DRAINING = 2,
 } slb_state;
@@ -387,7 +389,7 @@ typedef struct slb_frontend {
     /**
      * Echo requests: 0: answered here; 1: to the HA-ports rule's pool; 2: dropped.
      */
-    uint8_t echo;
+    uint8_t icmp_echo;
 } slb_frontend;
 
 /**
@@ -448,11 +450,16 @@ typedef struct slb_backend {
     /**
      * The port that it serves in the place of the rule's; 0: none.
      */
-    uint16_t serves;
+    uint16_t backend_port;
     /**
-     * Of enum slb_state.
+     * Administrative state, of enum slb_state.
      */
     uint8_t state;
+    /**
+     * Not 0: the backend was observed to fail for all rules, such as by its traffic. What probes find,
+     * which rules go by, is said with `slb_builder_set_health`.
+     */
+    uint8_t unhealthy;
 } slb_backend;
 
 /**
@@ -589,7 +596,7 @@ typedef struct slb_outbound {
     /**
      * Ports for each backend, a multiple of 8; 0: an even share.
      */
-    uint32_t ports_per_backend;
+    uint32_t allocated_outbound_ports;
     /**
      * Seconds that a flow stays without a packet, 240 to 1800; 0: 240.
      */
@@ -1206,6 +1213,18 @@ int slb_builder_now(struct slb_builder *builder,
                     uint64_t now);
 
 /**
+ * Says what was observed of a backend for all rules: 0 in `healthy`: it fails, and gets no new flows. It
+ * takes effect with the next snapshot. For what a probe found, see `slb_builder_set_health`.
+ *
+ * The caller promises:
+ * It is a builder.
+ */
+int slb_builder_set_condition(struct slb_builder *builder,
+                              size_t pool,
+                              size_t backend,
+                              uint8_t healthy);
+
+/**
  * Adds a set of probe results for the backends of a pool, all of them healthy: one set for each
  * probe that rules of the pool go by. Gives its place.
  *
@@ -1394,6 +1413,20 @@ int slb_config_set_backend(struct slb_config *config,
                            const char *backend,
                            uint32_t weight,
                            uint8_t state);
+#endif
+
+#if !defined(SLB_FREESTANDING)
+/**
+ * Says what was observed of a backend for all rules: 0 in `healthy`: it fails, and gets no new flows.
+ * `backend` is its name, or POOL/NAME. It takes effect with the next snapshot. For what a probe found,
+ * see `slb_config_set_health`.
+ *
+ * The caller promises:
+ * It is one, and `backend` ends with a zero.
+ */
+int slb_config_set_condition(struct slb_config *config,
+                             const char *backend,
+                             uint8_t healthy);
 #endif
 
 #if !defined(SLB_FREESTANDING)

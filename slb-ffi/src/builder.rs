@@ -154,7 +154,7 @@ impl Parts {
         let frontend = Frontend {
             name: "",
             address: ANY,
-            echo: Echo::Answer,
+            icmp_echo: Echo::Answer,
         };
         let pool = PoolEntry {
             name: "",
@@ -180,7 +180,7 @@ impl Parts {
             frontends: &[],
             pool: 0,
             protocol: Protocol::All,
-            ports_per_backend: None,
+            allocated_outbound_ports: None,
             idle_timeout: Duration::ZERO,
             tcp_reset: false,
         };
@@ -322,7 +322,7 @@ impl Builder {
         }
         Ok(f(&Spec {
             hasher: hasher.clone(),
-            maglev_seed: *seed,
+            hash_seed: *seed,
             underlay: *underlay,
             frontends: frontends.all(),
             rules: rules.all(),
@@ -639,7 +639,7 @@ pub unsafe extern "C" fn slb_builder_frontend(
         parts.frontends.push(Frontend {
             name,
             address: given.address.required()?,
-            echo: match given.echo {
+            icmp_echo: match given.icmp_echo {
                 0 => Echo::Answer,
                 1 => Echo::Forward,
                 2 => Echo::Ignore,
@@ -707,7 +707,7 @@ pub unsafe extern "C" fn slb_builder_backend(
             seat: None,
             instance: u32::try_from(given.instance).ok(),
             port,
-            serves: (given.serves != 0).then_some(given.serves),
+            backend_port: (given.backend_port != 0).then_some(given.backend_port),
         };
         let (first, count) = parts.backends_of(pool)?;
         let of_pool = |&set: &usize| set == pool;
@@ -1006,7 +1006,8 @@ pub unsafe extern "C" fn slb_builder_outbound(
             frontends: &[],
             pool: given.pool,
             protocol: protocol(given.protocol)?,
-            ports_per_backend: (given.ports_per_backend != 0).then_some(given.ports_per_backend),
+            allocated_outbound_ports: (given.allocated_outbound_ports != 0)
+                .then_some(given.allocated_outbound_ports),
             idle_timeout: idle(given.idle_timeout)?,
             tcp_reset: given.tcp_reset != 0,
         };

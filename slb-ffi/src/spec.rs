@@ -152,7 +152,7 @@ pub struct slb_frontend {
     /// Its address.
     pub address: slb_address,
     /// Echo requests: 0: answered here; 1: to the HA-ports rule's pool; 2: dropped.
-    pub echo: u8,
+    pub icmp_echo: u8,
 }
 
 /// Backends that serve the same.
@@ -189,7 +189,7 @@ pub struct slb_backend {
     /// The port of this node that its vm is at; negative: it runs elsewhere.
     pub port: i32,
     /// The port that it serves in the place of the rule's; 0: none.
-    pub serves: u16,
+    pub backend_port: u16,
     /// Administrative state, of enum slb_state.
     pub state: u8,
     /// Not 0: the backend was observed to fail for all rules, such as by its traffic. What probes find,
@@ -275,7 +275,7 @@ pub struct slb_outbound {
     /// The place of its pool.
     pub pool: usize,
     /// Ports for each backend, a multiple of 8; 0: an even share.
-    pub ports_per_backend: u32,
+    pub allocated_outbound_ports: u32,
     /// Seconds that a flow stays without a packet, 240 to 1800; 0: 240.
     pub idle_timeout: u16,
     /// `SLB_TCP`, `SLB_UDP` or `SLB_ALL`.

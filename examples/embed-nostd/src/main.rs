@@ -52,7 +52,7 @@ fn run() -> Option<()> {
     let fronts = [Frontend {
         name: "web",
         address: IpAddr::V4(VIP.0),
-        echo: Echo::Answer,
+        icmp_echo: Echo::Answer,
     }];
     let pools = [Pool {
         name: "servers",

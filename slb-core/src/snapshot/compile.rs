@@ -291,7 +291,7 @@ impl<'m> Snapshot<'m> {
     ) -> Result<(), SpecError> {
         let pool = &spec.pools[index];
         let start = compiled.shares as usize;
-        let mut digest = siphash13([spec.maglev_seed, pool.table_size.into()], &[]);
+        let mut digest = siphash13([spec.hash_seed, pool.table_size.into()], &[]);
         for (place, backend) in pool.backends.iter().enumerate() {
             let found = probed.map_or(BackendHealth::default(), |(_, all)| all[place]);
             let is_unhealthy = backend.is_unhealthy() || found.condition == Condition::Unhealthy;
@@ -352,7 +352,7 @@ impl<'m> Snapshot<'m> {
             name: pool.backends[place].seat(),
             weight: shares[start + place].weight,
         };
-        maglev::build_with(pool.backends.len(), member, spec.maglev_seed, table, turns)
+        maglev::build_with(pool.backends.len(), member, spec.hash_seed, table, turns)
             .map_err(|error| SpecError::Table { pool: index, error })
     }
 
@@ -556,7 +556,7 @@ impl<'m> Snapshot<'m> {
                 name: pool.backends[place].seat(),
                 weight: weight(place),
             };
-            maglev::build_with(pool.backends.len(), member, spec.maglev_seed, table, turns)
+            maglev::build_with(pool.backends.len(), member, spec.hash_seed, table, turns)
                 .map_err(failed)
         };
         for weights in pool.past {
@@ -589,7 +589,7 @@ impl<'m> Snapshot<'m> {
                     .insert(words, index as u32)
                     .map_err(duplicate)?;
             }
-            self.echo[index] = frontend.echo;
+            self.echo[index] = frontend.icmp_echo;
             let vip = self.vip_of(frontend.address).unwrap_or_default();
             self.rule_keys
                 .insert(rule_key(vip, VIP, 0), index as u32)

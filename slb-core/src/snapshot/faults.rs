@@ -241,7 +241,7 @@ fn of_outbound<'s>(
         rule: index,
         frontend,
     });
-    let ports = rule.ports_per_backend;
+    let ports = rule.allocated_outbound_ports;
     let ports = ports.filter(|&ports| ports == 0 || !ports.is_multiple_of(GRANULE));
     let ports = ports.map(|_| SpecError::PortsPerBackend { rule: index });
     none.into_iter()

@@ -397,7 +397,7 @@ impl<'m> Nat<'m> {
                     id: UNNUMBERED,
                     address: backend.address,
                     zone: backend.port.unwrap_or_default(),
-                    port: backend.serves.map(raw_port),
+                    port: backend.backend_port.map(raw_port),
                     next,
                     blocks: (0, 0),
                 };

@@ -31,7 +31,7 @@ pub struct Spec<'a> {
     /// How flows are hashed. The same on every node.
     pub hasher: Hasher,
     /// The seed of the Maglev permutations. The same on every node.
-    pub maglev_seed: u64,
+    pub hash_seed: u64,
     /// This node's place on the fabric.
     pub underlay: Underlay,
     /// The VIPs.
@@ -90,7 +90,7 @@ impl Default for Spec<'_> {
     fn default() -> Self {
         Self {
             hasher: Hasher::default(),
-            maglev_seed: 0,
+            hash_seed: 0,
             underlay: Underlay::default(),
             frontends: &[],
             rules: &[],
@@ -178,7 +178,7 @@ pub struct Frontend<'a> {
     /// Address of the frontend, the VIP, unlike all other frontends'.
     pub address: IpAddr,
     /// What becomes of ICMP echo requests for it.
-    pub echo: Echo,
+    pub icmp_echo: Echo,
 }
 
 impl Default for Frontend<'_> {
@@ -186,7 +186,7 @@ impl Default for Frontend<'_> {
         Self {
             name: "",
             address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            echo: Echo::Answer,
+            icmp_echo: Echo::Answer,
         }
     }
 }
@@ -388,7 +388,7 @@ pub struct Outbound<'a> {
     pub protocol: Protocol,
     /// Ports for each backend, a multiple of 8, over all of its frontends; `None`: an even share of
     /// what is free.
-    pub ports_per_backend: Option<u32>,
+    pub allocated_outbound_ports: Option<u32>,
     /// How long a flow stays without a packet.
     pub idle_timeout: Duration,
     /// Both ends are told with a RST when a connection ends by itself.
@@ -413,7 +413,7 @@ impl Default for Outbound<'_> {
             frontends: &[],
             pool: 0,
             protocol: Protocol::All,
-            ports_per_backend: None,
+            allocated_outbound_ports: None,
             idle_timeout: IDLE_TIMEOUT,
             tcp_reset: false,
         }
@@ -494,7 +494,7 @@ pub struct Backend<'a> {
     /// The port of this node that its vm is at; `None`: it runs elsewhere.
     pub port: Option<PortId>,
     /// The port that it serves in the place of the rule's; for its host agent, or a proxy.
-    pub serves: Option<u16>,
+    pub backend_port: Option<u16>,
 }
 
 impl Default for Backend<'_> {
@@ -511,7 +511,7 @@ impl Default for Backend<'_> {
             condition: Condition::Healthy,
             instance: None,
             port: None,
-            serves: None,
+            backend_port: None,
         }
     }
 }

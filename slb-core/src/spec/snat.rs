@@ -134,7 +134,7 @@ pub(crate) fn deal(spec: &Spec<'_>, frontend: usize, owners: &mut [u16]) -> Resu
         needed: u32::try_from(fixed.saturating_mul(GRANULE.into())).unwrap_or(u32::MAX),
         available: free * GRANULE,
     };
-    let shared = rules().filter(|(_, rule)| rule.ports_per_backend.is_none());
+    let shared = rules().filter(|(_, rule)| rule.allocated_outbound_ports.is_none());
     let sharers = shared.map(|(_, rule)| instances(spec, rule.pool));
     let sharers = sharers.fold(0, u32::saturating_add);
     let left = u32::try_from(fixed)
@@ -147,10 +147,11 @@ pub(crate) fn deal(spec: &Spec<'_>, frontend: usize, owners: &mut [u16]) -> Resu
     let share = left.checked_div(sharers).unwrap_or(0);
     let mut granules = owners.iter_mut().filter(|owner| **owner == NOBODY);
     for (index, rule) in rules() {
-        if rule.ports_per_backend.is_none() && share == 0 && instances(spec, rule.pool) != 0 {
+        if rule.allocated_outbound_ports.is_none() && share == 0 && instances(spec, rule.pool) != 0
+        {
             return Err(out_of_ports(index));
         }
-        if rule.ports_per_backend.is_some() && claimed(rule) == 0 {
+        if rule.allocated_outbound_ports.is_some() && claimed(rule) == 0 {
             continue;
         }
         let backends = spec
@@ -166,7 +167,7 @@ pub(crate) fn deal(spec: &Spec<'_>, frontend: usize, owners: &mut [u16]) -> Resu
         for number in 0..instances(spec, rule.pool) {
             let owner = (0..backends).find(|&b| instance(spec, rule.pool, b) == number);
             let owner = owner.map_or(NOBODY, |backend| (before + backend) as u16);
-            let count = match rule.ports_per_backend {
+            let count = match rule.allocated_outbound_ports {
                 Some(_) => claim(rule, frontend, number),
                 None => share,
             };
@@ -185,7 +186,7 @@ pub(crate) fn deal(spec: &Spec<'_>, frontend: usize, owners: &mut [u16]) -> Resu
 /// Granules of `frontend` that an outbound rule of a fixed size gives to an instance: an even part
 /// of its ports, and what cannot be divided from one frontend after the other.
 fn claim(rule: &Outbound<'_>, frontend: usize, instance: u32) -> u32 {
-    let Some(ports) = rule.ports_per_backend else {
+    let Some(ports) = rule.allocated_outbound_ports else {
         return 0;
     };
     let frontends = rule.frontends.len() as u32;

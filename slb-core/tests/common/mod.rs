@@ -133,17 +133,17 @@ impl Setup {
             Frontend {
                 name: "web",
                 address: VIP.into(),
-                echo: self.echo,
+                icmp_echo: self.echo,
             },
             Frontend {
                 name: "web6",
                 address: vip6().into(),
-                echo: self.echo,
+                icmp_echo: self.echo,
             },
         ];
         f(&Spec {
             hasher: self.hasher.clone(),
-            maglev_seed: 1,
+            hash_seed: 1,
             underlay: self.underlay,
             frontends: &frontends,
             rules: &rules,

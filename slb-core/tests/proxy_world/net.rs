@@ -113,7 +113,7 @@ impl Plan {
             frontends: &[Frontend {
                 name: "web",
                 address: vip(self.ipv6),
-                echo: Echo::Answer,
+                icmp_echo: Echo::Answer,
             }],
             rules: &[Rule {
                 name: "http",

@@ -220,13 +220,13 @@ impl Plan {
             .map(|n| Frontend {
                 name: &names[usize::from(n)],
                 address: front(self.family, n),
-                echo: Echo::Answer,
+                icmp_echo: Echo::Answer,
             })
             .collect();
         frontends.push(Frontend {
             name: "web",
             address: vip(self.family),
-            echo: Echo::Answer,
+            icmp_echo: Echo::Answer,
         });
         let vm_names: Vec<String> = (0..self.vms).map(|n| format!("vm{n}")).collect();
         let backends: Vec<_> = (0..self.vms)
@@ -261,7 +261,7 @@ impl Plan {
                 0
             },
             protocol: Protocol::All,
-            ports_per_backend: Some(self.ports),
+            allocated_outbound_ports: Some(self.ports),
             idle_timeout: Duration::from_secs(240),
             tcp_reset: self.tcp_reset,
         };

@@ -112,7 +112,7 @@ impl Setup {
         let frontend = |name, address| Frontend {
             name,
             address,
-            echo: Echo::Ignore,
+            icmp_echo: Echo::Ignore,
         };
         let spec = Spec {
             underlay: Underlay {
@@ -148,7 +148,7 @@ impl Setup {
                     frontends: &[2],
                     pool: 0,
                     protocol: Protocol::All,
-                    ports_per_backend: Some(8192),
+                    allocated_outbound_ports: Some(8192),
                     idle_timeout: Duration::from_secs(240),
                     tcp_reset: false,
                 }],

@@ -134,7 +134,7 @@ pub fn snapshot(backends: u16, is_proxy: bool, host: IpAddr, echo: Echo) -> Shar
     let frontend = |name, address| Frontend {
         name,
         address,
-        echo,
+        icmp_echo: echo,
     };
     let [ipv4, ipv6] = FAMILIES;
     let frontends = [
@@ -178,7 +178,7 @@ pub fn snapshot(backends: u16, is_proxy: bool, host: IpAddr, echo: Echo) -> Shar
         frontends,
         pool,
         protocol: Protocol::All,
-        ports_per_backend: Some(1024),
+        allocated_outbound_ports: Some(1024),
         idle_timeout: std::time::Duration::from_secs(240),
         tcp_reset: false,
     };

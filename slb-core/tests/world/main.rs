@@ -150,7 +150,7 @@ fn vms_call_out_from_ports_of_their_own() {
 fn a_vm_out_of_ports_hurts_nobody_else() {
     let seed = 7;
     let mut plan = Plan::new(seed);
-    plan.ports_per_backend = Some(8);
+    plan.allocated_outbound_ports = Some(8);
     let mut world = World::new(plan);
     let to = SocketAddr::new(client(0, false), ELSEWHERE);
     for _ in 0..9 {

@@ -82,7 +82,7 @@ pub struct Plan {
     pub terms: Terms,
     pub outbound_reset: bool,
     pub idle: Duration,
-    pub ports_per_backend: Option<u32>,
+    pub allocated_outbound_ports: Option<u32>,
     pub states: [BackendState; VMS],
     pub weights: [u32; VMS],
     /// The vm whose seat each vm has.
@@ -106,7 +106,7 @@ impl Plan {
             terms: Terms::default(),
             outbound_reset: false,
             idle: Duration::from_secs(240),
-            ports_per_backend: Some(256),
+            allocated_outbound_ports: Some(256),
             states: [BackendState::Up; VMS],
             weights: [1; VMS],
             seats: std::array::from_fn(|vm| vm),
@@ -161,7 +161,7 @@ impl Plan {
         };
         let spec = Spec {
             hasher: Hasher::Xxh3(Xxh3::new(7)),
-            maglev_seed: 7,
+            hash_seed: 7,
             underlay: Underlay {
                 ipv4: Some(own),
                 mac: derived_mac(own.into()),
@@ -172,12 +172,12 @@ impl Plan {
                 Frontend {
                     name: "web",
                     address: vip(self.ipv6),
-                    echo: Echo::Answer,
+                    icmp_echo: Echo::Answer,
                 },
                 Frontend {
                     name: "out",
                     address: outbound_vip(self.ipv6),
-                    echo: Echo::Answer,
+                    icmp_echo: Echo::Answer,
                 },
             ],
             rules: &[Rule {
@@ -218,7 +218,7 @@ impl Plan {
                 frontends: &[1],
                 pool: 0,
                 protocol: Protocol::All,
-                ports_per_backend: self.ports_per_backend,
+                allocated_outbound_ports: self.allocated_outbound_ports,
                 idle_timeout: self.idle,
                 tcp_reset: self.outbound_reset,
             }],

@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 
-use slb_core::spec::BackendState::{Draining, Healthy};
+use slb_core::spec::BackendState::{Draining, Up};
 
 use crate::net::{CLIENTS, HOSTS, Plan, World, vip};
 use crate::stack::Outcome;
@@ -109,7 +109,7 @@ fn muxes_a_generation_behind_break_nothing() {
         // The first mux has not heard of it when more connections come.
         world.reconfigure_some(|plan| plan.weights[4] = 0, |mux| mux != 0);
         open(world, 30);
-        world.reconfigure_some(|plan| plan.states[3] = Healthy, |mux| mux != 0);
+        world.reconfigure_some(|plan| plan.states[3] = Up, |mux| mux != 0);
         open(world, 30);
     });
 }

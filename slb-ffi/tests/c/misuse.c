@@ -127,7 +127,7 @@ static slb_builder *builders(void) {
     IS(slb_builder_frontend(builder, &bad), SLB_ERROR_RANGE);
     bad = web, bad.address.family = 0;
     IS(slb_builder_frontend(builder, &bad), SLB_ERROR_RANGE);
-    bad = web, bad.echo = 3;
+    bad = web, bad.icmp_echo = 3;
     IS(slb_builder_frontend(builder, &bad), SLB_ERROR_RANGE);
     IS(slb_builder_frontend(builder, &web), 0);
     IS(slb_builder_frontend(builder, &web), SLB_ERROR_FULL);

@@ -59,7 +59,7 @@ impl Case {
             frontends: &[Frontend {
                 name: "web",
                 address: self.vip(),
-                echo: slb_core::spec::Echo::Answer,
+                icmp_echo: slb_core::spec::Echo::Answer,
             }],
             rules: &[Rule {
                 name: "http",

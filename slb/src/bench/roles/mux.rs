@@ -92,7 +92,7 @@ impl Case {
             .map(|(i, name)| Frontend {
                 name,
                 address: self.vip(i),
-                echo: Echo::Answer,
+                icmp_echo: Echo::Answer,
             })
             .collect();
         let rules: Vec<Rule<'_>> = (0..)
@@ -109,7 +109,7 @@ impl Case {
             .collect();
         let spec = Spec {
             hasher: Hasher::Xxh3(Xxh3::new(1)),
-            maglev_seed: 1,
+            hash_seed: 1,
             underlay: Underlay {
                 ipv4: Some(Ipv4Addr::new(172, 16, 0, 11)),
                 mtu: 1600,

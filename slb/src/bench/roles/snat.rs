@@ -57,7 +57,7 @@ fn snapshot() -> Result<Snapshot<'static>, Failure> {
         frontends: &[Frontend {
             name: "out",
             address: VIP_IPV4.into(),
-            echo: Echo::Answer,
+            icmp_echo: Echo::Answer,
         }],
         pools: &[Pool {
             name: "servers",
@@ -78,7 +78,7 @@ fn snapshot() -> Result<Snapshot<'static>, Failure> {
             frontends: &[0],
             pool: 0,
             protocol: Protocol::All,
-            ports_per_backend: Some(PORTS as u32),
+            allocated_outbound_ports: Some(PORTS as u32),
             idle_timeout: Duration::from_secs(240),
             tcp_reset: false,
         }],

@@ -8,8 +8,14 @@ use slb_io_pcap::{Capture, Damage, Format, Next, ReadError, Reader, Writer, memo
 
 /// The captures of other projects, where they are there: they are not part of this one.
 fn shared(name: &str) -> Option<PathBuf> {
+    beside("captures", name)
+}
+
+/// A file of a folder that lies beside this project.
+fn beside(folder: &str, name: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../shared/captures")
+        .join("../../shared")
+        .join(folder)
         .join(name);
     if path.exists() {
         return Some(path);
@@ -86,13 +92,20 @@ fn every_shared_capture_is_read_to_its_end() {
 
 #[test]
 fn timestamps_are_those_that_tshark_shows() {
-    for name in [
-        "nanosecs-big-endian.pcap",
-        "tcp-handshake-nano.pcap",
-        "big-endian-udp-nfs.pcap",
-        "be-test001.pcapng",
+    const CASES: &str = "cases/capture-files";
+    for (folder, name, count) in [
+        ("captures", "nanosecs-big-endian.pcap", None),
+        ("captures", "tcp-handshake-nano.pcap", None),
+        ("captures", "big-endian-udp-nfs.pcap", None),
+        ("captures", "be-test001.pcapng", None),
+        // An offset, a resolution of a power of two, and an obsolete Packet Block.
+        (CASES, "be-tsoffset.pcapng", Some(6)),
+        (CASES, "pcapng-binary-tsresol.pcapng", Some(1)),
+        (CASES, "pcapng-packet-block.pcapng", Some(1)),
     ] {
-        let Some(path) = shared(name) else { return };
+        let Some(path) = beside(folder, name) else {
+            return;
+        };
         let tshark = std::process::Command::new("tshark")
             .args([
                 "-r",
@@ -119,6 +132,7 @@ fn timestamps_are_those_that_tshark_shows() {
         let (packets, ..) = read_all(std::fs::read(path).unwrap());
         let ours: Vec<String> = packets.iter().map(|(at, _)| at.to_string()).collect();
         assert_eq!(ours, expected, "{name}");
+        assert!(count.is_none_or(|count| count == ours.len()), "{name}");
     }
 }
 

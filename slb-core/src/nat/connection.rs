@@ -508,6 +508,13 @@ impl<A: Addresses> Connection<A> {
             && self.sequences.is_anothers(direction, segment)
     }
 
+    /// Whether a segment is the server's answer to a SYN that this connection's client did not send: one
+    /// that reached the server on another way.
+    pub(super) fn answers_another(&self, direction: Direction, segment: &Segment) -> bool {
+        (self.opener(), direction) == (Direction::Inward, Direction::Outward)
+            && self.sequences.answers_another(Direction::Inward, segment)
+    }
+
     /// Notes a further packet; of TCP with what its segment says. Returns the states before and after
     /// it.
     #[inline]

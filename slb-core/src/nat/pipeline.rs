@@ -455,7 +455,25 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             Ok(port) => Ok(port),
             Err(Stop::Done(verdict)) => Err(verdict),
             Err(Stop::Astray) => self.go_astray::<A, R>(known, frame, lane, segment, seen),
+            Err(Stop::Direct) => Err(self.go_directly::<A, R>(known, frame, lane, segment, seen)),
         }
+    }
+
+    /// Lets a server's answer leave as if there were no connection of its name: the server has another
+    /// one, with a client that reached it by its own address.
+    #[cold]
+    #[inline(never)]
+    fn go_directly<A: Table, R: Role>(
+        &mut self,
+        known: Known,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        segment: Option<&Segment>,
+        seen: &mut impl Observe,
+    ) -> Verdict {
+        self.end::<A>(known.number);
+        let opened = R::open::<A, S>(self, frame, lane, segment, seen);
+        opened.err().unwrap_or(NO_CONNECTION)
     }
 
     /// Sends a packet on whose numbers are not those of the connection that has its name: elsewhere, or as
@@ -478,7 +496,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         match self.follow::<A, R>(known, false, frame, lane, segment, seen) {
             Ok(port) => Ok(port),
             Err(Stop::Done(verdict)) => Err(verdict),
-            Err(Stop::Astray) => Err(NO_CONNECTION), // only of one that may be astray
+            // Only of one that may be astray, and of a server's.
+            Err(Stop::Astray | Stop::Direct) => Err(NO_CONNECTION),
         }
     }
 
@@ -574,6 +593,12 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
                     && segment.is_some_and(|segment| connection.is_anothers(direction, segment))
                 {
                     return Err(Stop::Astray);
+                }
+                if R::PASSES_ON
+                    && segment.is_some_and(|segment| connection.answers_another(direction, segment))
+                    && is_answered_directly::<R>(snapshot, lane)
+                {
+                    return Err(Stop::Direct);
                 }
                 Some(connection.note(now, direction, segment))
             }
@@ -702,6 +727,8 @@ enum Stop {
     Done(Verdict),
     /// It has the connection's name, but is not of the connection.
     Astray,
+    /// The server answers a client that reached it by its own address.
+    Direct,
 }
 
 /// A connection that a packet is of.
@@ -710,6 +737,13 @@ struct Known {
     number: u32,
     /// The place of its backend's counters; [`NONE`]: the backend is gone.
     counters: u32,
+}
+
+/// Whether a server's packet leaves as it is where it is of no connection.
+#[cold]
+fn is_answered_directly<R: Role>(snapshot: &Snapshot<'_>, lane: &Lane) -> bool {
+    let tuple = lane.packet.tuple();
+    R::answers_directly(snapshot, lane.zone, tuple.destination, tuple.source)
 }
 
 /// Whether a connection keeps its backend, which is gone or unhealthy for some rule. TCP does: its

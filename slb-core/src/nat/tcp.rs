@@ -464,6 +464,19 @@ impl Sequences {
         }
     }
 
+    /// Whether a segment of the responder's is the answer to a SYN that is not this connection's. Numbers of
+    /// a window without scale back may be those of a SYN-ACK that comes again. While the connection is
+    /// open, its responder challenges another SYN (RFC 5961 §4.2), and takes none.
+    pub(super) fn answers_another(&self, opener: Direction, segment: &Segment) -> bool {
+        use ConnectionState::{Established, SynReceived};
+        let number = segment.acknowledgement;
+        segment.flags.contains(Flags::SYN.with(Flags::ACK))
+            && !matches!(self.state(), SynReceived | Established)
+            && !self.is_kept(number)
+            && !self.acknowledges_syn(opener, segment)
+            && !self.is_recent(opener, number)
+    }
+
     /// Whether a RST that goes in `direction` closes the connection.
     fn is_reset(
         &self,

@@ -68,6 +68,8 @@ pub struct Setup {
     pub scheduler: Scheduler,
     pub idle_timeout: Duration,
     pub places: usize,
+    /// Clients have addresses that vms reach under their own.
+    pub is_client_inside: bool,
 }
 
 impl Setup {
@@ -80,6 +82,7 @@ impl Setup {
             scheduler: Scheduler::Maglev,
             idle_timeout: Duration::from_secs(240),
             places: 1 << 12,
+            is_client_inside: false,
         }
     }
 
@@ -204,7 +207,13 @@ impl Setup {
         let [_, b, c, d] = (number >> 10).to_be_bytes();
         let address: IpAddr = if self.ipv6 {
             let [low, high] = [u16::from_be_bytes([c, d]), b.into()];
-            Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, high, low).into()
+            let [first, second] = match self.is_client_inside {
+                true => [0xfd00, 0xc],
+                false => [0x2001, 0xdb8],
+            };
+            Ipv6Addr::new(first, second, 0xc, 0, 0, 0, high, low).into()
+        } else if self.is_client_inside {
+            Ipv4Addr::new(10, 128 + b, c, d).into()
         } else {
             Ipv4Addr::new(11 + b, c, d, 1).into()
         };

@@ -9,6 +9,9 @@
 //!   more. A SYN alone, which may be forged, ends nothing. While the SYN to the frontend is
 //!   unanswered, segments that do not answer it are of the other connection.
 //! - Other protocols: answers go to the name that the client used last.
+//!
+//! Packets that the kernel of a host forwards to a vm never come here. Of TCP the vm's SYN-ACK tells of
+//! them, where it acknowledges a SYN that no connection knows. Of other protocols nothing does.
 
 use core::ops::Deref;
 

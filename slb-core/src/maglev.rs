@@ -239,12 +239,26 @@ pub const fn slot(hash: u64, size: u32) -> usize {
 
 /// A table of its own memory: a client-side balancer that agrees with the muxes.
 ///
+/// Any hash will do as a key, for sharding of any kind. With the tuple's hash, the choice is that of a mux
+/// with the same hasher, seed, names and weights, which has no flow of the tuple yet:
 /// ```
+/// use slb_core::hash::{Distribution, Hasher};
 /// use slb_core::maglev::Table;
-/// let table = Table::new(["vm1", "vm2", "vm3"], 0)?;
-/// let key = slb_core::hash::siphash13([1, 2], b"user 4711");
-/// assert!(table.choose(key) < Some(3));
-/// # Ok::<(), slb_core::maglev::MaglevError>(())
+/// use slb_core::packet::Tuple;
+///
+/// let names = ["vm1", "vm2", "vm3"];
+/// let table = Table::new(names, 0)?; // `hash_seed` of the muxes
+/// let tuple = Tuple {
+///     source: "198.51.100.7".parse()?,
+///     destination: "203.0.113.80".parse()?, // the VIP
+///     source_port: 50_000,
+///     destination_port: 80,
+///     protocol: 6,
+/// };
+/// let hash = tuple.hash(&Hasher::default(), Distribution::FiveTuple).expect("one family");
+/// let backend = names[table.choose(hash).expect("there are backends")];
+/// # let _ = backend;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[cfg(feature = "alloc")]
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,10 +5,10 @@
 //! (test `the_short_way_and_the_long_way_agree`).
 
 use core::fmt;
-use core::net::{IpAddr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::flow::FlowKey;
-use crate::hash::ports_and_protocol;
+use crate::hash::{Distribution, TupleHasher, ports_and_protocol};
 use crate::verdict::DropReason;
 use crate::wire::ethernet::{self, EtherType, Ethernet};
 use crate::wire::icmp::{self, Icmp};
@@ -628,6 +628,36 @@ pub struct Tuple {
     pub protocol: u8,
 }
 
+impl Tuple {
+    /// Hash of the tuple, of the parts that the distribution mode counts: the one by which muxes choose
+    /// a slot. Ports of a protocol that has none are zero. `None` where the two addresses are of different
+    /// families.
+    ///
+    /// [`maglev::Table`](crate::maglev::Table) has an example.
+    pub fn hash(&self, hasher: &impl TupleHasher, distribution: Distribution) -> Option<u64> {
+        let ports = u32::from(self.source_port.swap_bytes())
+            | u32::from(self.destination_port.swap_bytes()) << 16;
+        let last = ports_and_protocol(ports, self.protocol) & distribution.mask();
+        match (self.source, self.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let word = |address: Ipv4Addr| u64::from(u32::from_le_bytes(address.octets()));
+                Some(hasher.ipv4(&[word(source) | word(destination) << 32, last]))
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let [a, b] = words(source);
+                let [c, d] = words(destination);
+                Some(hasher.ipv6(&[a, b, c, d, last]))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn words(address: Ipv6Addr) -> [u64; 2] {
+    let bits = u128::from_le_bytes(address.octets());
+    [bits as u64, (bits >> 64) as u64]
+}
+
 impl fmt::Display for Tuple {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = match self.protocol {
@@ -715,19 +745,13 @@ fn echo_ports(family: Family, number: u8, message: &[u8]) -> Option<u32> {
 }
 
 fn ipv4_addresses(ip: &Ipv4<'_>) -> [u64; 4] {
-    let word = |address: core::net::Ipv4Addr| u64::from(u32::from_le_bytes(address.octets()));
+    let word = |address: Ipv4Addr| u64::from(u32::from_le_bytes(address.octets()));
     [word(ip.source()) | word(ip.destination()) << 32, 0, 0, 0]
 }
 
 fn ipv6_addresses(ip: &Ipv6<'_>) -> [u64; 4] {
-    let source = u128::from_le_bytes(ip.source().octets());
-    let destination = u128::from_le_bytes(ip.destination().octets());
-    [
-        source as u64,
-        (source >> 64) as u64,
-        destination as u64,
-        (destination >> 64) as u64,
-    ]
+    let ([a, b], [c, d]) = (words(ip.source()), words(ip.destination()));
+    [a, b, c, d]
 }
 
 #[cfg(test)]

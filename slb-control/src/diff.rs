@@ -270,7 +270,7 @@ impl fmt::Display for Diff {
             if let Some(why) = &rule.rehashed {
                 writeln!(
                     f,
-                    "  rule {:?}: {changed:.2} %, since flows are spread anew: {why}",
+                    "  rule {:?}: {changed:.2} %, flows are rehashed: {why}",
                     rule.rule
                 )?;
                 continue;

@@ -160,7 +160,7 @@ fn check_rules(config: &Config, faults: &Faults<'_>) {
             .find(|other| other.frontend == rule.frontend && other.protocol.has_port());
         if let Some(other) = beside {
             let message = format!(
-                "takes all ports of frontend {:?} (HA ports), so rule {:?} cannot stand beside it",
+                "takes all ports of frontend {:?} (HA ports), so the frontend can have no rule {:?}",
                 config.frontends[rule.frontend].name, other.name
             );
             faults.add(&rule.span, format!("rule {:?}", rule.name), message);

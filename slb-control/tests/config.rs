@@ -236,7 +236,7 @@ address = \"20.20.20.100\"
     );
     let errors = Config::parse("web.toml", &text).unwrap_err().to_string();
     let expected = "\
-web.toml:48: rule \"everything\": takes all ports of frontend \"web6\" (HA ports), so rule \"dns\" cannot stand beside it
+web.toml:48: rule \"everything\": takes all ports of frontend \"web6\" (HA ports), so the frontend can have no rule \"dns\"
 web.toml:54: rule \"http\": duplicate name
 web.toml:54: rule \"http\": takes tcp port 80 of frontend \"web\", as rule \"http\" does
 web.toml:61: rule \"dns\": frontend \"web6\" is 2001:db8:20::100, but backend \"vm1\" of pool \"servers\" is 10.10.1.11

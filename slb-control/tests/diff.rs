@@ -157,7 +157,7 @@ fn another_distribution_spreads_flows_anew() {
     let said = diff.to_string();
     assert!(
         said.contains(
-            "rule \"http\": 50.00 %, since flows are spread anew: distribution \"five-tuple\" becomes \"source-ip\""
+            "rule \"http\": 50.00 %, flows are rehashed: distribution \"five-tuple\" becomes \"source-ip\""
         ),
         "{said}"
     );

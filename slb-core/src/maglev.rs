@@ -116,7 +116,7 @@ impl fmt::Display for MaglevError {
                 )
             }
             Self::DuplicateName { member } => {
-                write!(f, "the name of backend {member} stands twice")
+                write!(f, "backend {member}: duplicate name")
             }
         }
     }

@@ -133,7 +133,7 @@ fn each_contradiction_is_told() {
                 leak(vec![backend("a", 1), backend("a", 1)]),
             )])
         },
-        "pool 0: the name of backend 1 stands twice",
+        "pool 0: backend 1: duplicate name",
     );
     let twice = || {
         vec![

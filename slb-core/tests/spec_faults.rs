@@ -139,7 +139,7 @@ fn every_fault_is_told_with_the_names_of_its_items() {
         "outbound rule \"out\": frontend \"web\" is named twice",
         "outbound rule \"out\": expected a multiple of 8 ports for each backend",
         "frontends \"web\" and \"again\" have the same address",
-        "pool \"servers\": the name of backend 2 stands twice",
+        "pool \"servers\": backend 2: duplicate name",
         "rule \"http\" and rule \"http\" have the same name",
         "rule \"http\" and rule \"http\" take the same protocol and port of one VIP",
         "pool \"others\": backends \"far\" and \"six\" have the same instance number, 0",

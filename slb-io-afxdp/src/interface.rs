@@ -80,7 +80,7 @@ fn is_up(link: &LinkMessage) -> bool {
 pub enum InterfaceError {
     /// There is none of that name.
     Unknown(String),
-    /// It is none of Ethernet: it has no MAC address.
+    /// The interface is not an Ethernet interface: it has no MAC address.
     NoEthernet(String),
     /// The kernel cannot be asked.
     Netlink(io::Error),
@@ -90,7 +90,7 @@ impl fmt::Display for InterfaceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unknown(name) => write!(f, "there is no interface {name:?}"),
-            Self::NoEthernet(name) => write!(f, "interface {name:?} is none of Ethernet"),
+            Self::NoEthernet(name) => write!(f, "interface {name:?} is not an Ethernet interface"),
             Self::Netlink(error) => write!(f, "the kernel cannot be asked: {error}"),
         }
     }

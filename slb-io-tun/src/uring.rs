@@ -124,7 +124,7 @@ unsafe fn push(ring: &mut IoUring, number: usize, entry: &Entry) -> io::Result<(
     // SAFETY: as the caller has it.
     let pushed = unsafe { ring.submission().push(&entry) };
     // A batch has at most as many entries as the ring, which is empty between two.
-    pushed.map_err(|_| io::Error::other("the ring is full of what is not there"))
+    pushed.map_err(|_| io::Error::other("the submission ring is full"))
 }
 
 /// Submits what was put into the ring, and waits until all is done.

@@ -238,13 +238,13 @@ fn start_program(
         None => program.attach()?,
         Some(pins) => match program.attach_pinned(&pins.directory, &pins.name(&name)) {
             Ok(true) => {
-                info!(interface = %name, "the XDP program takes the place of an earlier process's");
+                info!(interface = %name, "the XDP program replaces that of an earlier process");
             }
             Ok(false) => {}
             Err(error) => {
                 warn!(
-                    "the XDP program goes with this process, and the kernel gets the balancer's packets until \
-                     the next one serves: {error}"
+                    "the XDP program is detached when this process exits, and the kernel gets the balancer's packets \
+                     until the next one runs: {error}"
                 );
                 program.attach()?;
             }
@@ -257,11 +257,11 @@ fn start_program(
 fn describe(program: &Program) {
     let interface = &program.interface().name;
     match program.is_native() {
-        true => info!(%interface, "XDP in the driver"),
+        true => info!(%interface, "XDP in native mode"),
         false => warn!(
             %interface,
-            "XDP after the driver, which is slower; the kernel about XDP in the driver: {}",
-            program.refusal().unwrap_or("it gives no reason")
+            "XDP in generic mode, which is slower; the driver refused native mode: {}",
+            program.refusal().unwrap_or("the kernel gives no reason")
         ),
     }
 }

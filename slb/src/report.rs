@@ -272,7 +272,7 @@ impl<'a> Report<'a> {
         if self.capture.cut > 0 {
             let count = self.capture.cut;
             let how = if self.fills_cut {
-                "processed by their headers, with zeros for what is missing"
+                "processed by their headers, with zeros for the missing bytes"
             } else {
                 "dropped where it is missed; --cut takes them by their headers"
             };

@@ -280,7 +280,7 @@ fn an_interface_that_goes_and_comes_back_is_opened_anew() {
     });
     wait_until(&world, "the VIP is withdrawn", || !is_announced(&world));
     assert!(
-        log(&world).contains("no packets come in by it until"),
+        log(&world).contains("no packets are received until"),
         "{}",
         log(&world)
     );
@@ -351,7 +351,7 @@ fn a_program_that_somebody_detaches_is_attached_again() {
     });
     wait_until(&world, "the mux answers", || pings(&world));
     assert!(
-        log(&world).contains("its XDP program was detached"),
+        log(&world).contains("the XDP program was detached"),
         "{}",
         log(&world)
     );
@@ -440,11 +440,11 @@ fn hosts_that_cannot_be_reached_are_named() {
     // New flows go to the other one.
     world.on("m", "ip route add 172.31.9.0/24 via 172.16.0.101");
     wait_until(&world, "it is back", || state("web2") == "healthy");
-    assert!(says("webs/web2: 172.31.9.2 is reached again"));
+    assert!(says("webs/web2: 172.31.9.2 is reachable again"));
     // A neighbour that does not answer, and then nobody is left.
     world.on("m", "ip route replace 172.31.9.0/24 via 172.16.0.99");
     wait_until(&world, "the neighbour is named", || {
-        says("webs/web2: no answer from the neighbour 172.16.0.99 on the way to 172.31.9.2")
+        says("webs/web2: no neighbour entry for 172.16.0.99 on the way to 172.31.9.2")
     });
     world.on("c", "ip address del 172.16.0.101/24 dev eth0");
     world.on("m", "ip neighbour del 172.16.0.101 dev eth0");
@@ -590,7 +590,7 @@ fn a_process_that_stands_still_announces_nothing() {
     mux.signal("CONT");
     wait_until(&world, "the VIP is announced again", is_up);
     assert!(
-        log(&world).contains("this process stood still"),
+        log(&world).contains("this process was stalled"),
         "{}",
         log(&world)
     );

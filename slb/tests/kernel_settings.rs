@@ -189,11 +189,11 @@ fn a_driver_that_refuses_xdp_is_quoted() {
     let log = log(&world);
     let line = log
         .lines()
-        .find(|line| line.contains("XDP after the driver"));
+        .find(|line| line.contains("XDP in generic mode"));
     let line = line.unwrap_or_else(|| panic!("{log}"));
     assert!(
         line.contains(
-            "the kernel about XDP in the driver: veth: Peer MTU is too large to set XDP ("
+            "the driver refused native mode: veth: Peer MTU is too large to set XDP ("
         ),
         "{line}"
     );
@@ -210,7 +210,7 @@ fn checksums_that_the_other_end_leaves_out_are_warned_of_at_the_start() {
     world.on("m", "ip link set eth0 up");
     world.on("m", "ip link set vm0 up");
     world.on("m", "ip address add 172.16.0.11/24 dev eth0");
-    let cure = "eth0: its other end vm0 leaves checksums to a network card";
+    let cure = "eth0: its peer vm0 has checksum offload on";
     for (setting, is_warned) in [("on", true), ("off", false)] {
         world.on("m", &format!("ethtool -K vm0 tx {setting}"));
         let _ = fs::remove_file(world.path("m.log"));
@@ -235,7 +235,7 @@ fn one_worker_of_several_that_stands_still_makes_the_node_not_ready() {
     let mux = start(&world, "--io tun:slb0:2");
     wait_until(&world, "it runs", || log(&world).contains("running"));
     // The backend's host has no route, which is another thing that a status names.
-    let stands = || ready(&world).contains("the worker of port 0 has stood still for ");
+    let stands = || ready(&world).contains("the worker of port 0 has been stalled for ");
     assert!(!stands());
     let hold = "import ctypes, glob, sys, time\n\
                 libc = ctypes.CDLL(None, use_errno=True)\n\
@@ -252,7 +252,7 @@ fn one_worker_of_several_that_stands_still_makes_the_node_not_ready() {
     let holder = world.start("m", &format!("python3 {script} {}", mux.0.id()));
     wait_until(&world, "it is not ready", stands);
     wait_until(&world, "it is logged", || {
-        log(&world).contains("this worker stands still")
+        log(&world).contains("worker stalled")
     });
     // The process itself lives.
     let health = world.on(

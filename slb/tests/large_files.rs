@@ -165,12 +165,12 @@ fn signals_probes_and_next_hops_go_on_while_a_large_file_is_read_and_compiled() 
         sleep(Duration::from_millis(500 + 2000 * round));
         let (gone, back) = (
             fabric.count("no route to 172.18.0.2"),
-            fabric.count("172.18.0.2 is reached again"),
+            fabric.count("172.18.0.2 is reachable again"),
         );
         world.on("m", "ip route del 172.18.0.0/16");
         fabric.wait_for("no route to 172.18.0.2", gone, Duration::from_secs(20));
         world.on("m", "ip route add 172.18.0.0/16 via 172.16.0.101");
-        fabric.wait_for("172.18.0.2 is reached again", back, Duration::from_secs(20));
+        fabric.wait_for("172.18.0.2 is reachable again", back, Duration::from_secs(20));
         mux.signal("HUP");
         let (sick, well) = (fabric.count(" unhealthy"), fabric.count(" healthy"));
         world.on("h", "ip route add blackhole 172.16.0.11");
@@ -179,7 +179,7 @@ fn signals_probes_and_next_hops_go_on_while_a_large_file_is_read_and_compiled() 
         fabric.wait_for(" healthy", well, Duration::from_secs(8));
         fabric.wait_for(in_place, round as usize, Duration::from_secs(120));
     }
-    assert_eq!(fabric.count("stood still"), 0, "{}", fabric.log());
+    assert_eq!(fabric.count("stalled"), 0, "{}", fabric.log());
     let before = fabric.count(in_place);
     mux.signal("HUP");
     sleep(Duration::from_millis(300));

@@ -894,8 +894,8 @@ impl<'n> Templates<'n> {
                 self.notes.warning(a.node, "expression", message);
             }
         };
-        const HASH: &str = "not public: a text of the same length stands in its place";
-        const UNKNOWN: &str = "known to Azure alone: placeholders stand in its place";
+        const HASH: &str = "not public: a text of the same length is used instead";
+        const UNKNOWN: &str = "known to Azure alone: placeholders are used instead";
         let name = a.function.to_ascii_lowercase();
         Some(match name.as_str() {
             "parameters" => a.string(0).and_then(|name| self.parameter(name, context)),
@@ -959,7 +959,7 @@ impl<'n> Templates<'n> {
                 ]))
             }
             "pickzones" => {
-                stand_in("known to Azure alone: the first zones stand in its place");
+                stand_in("known to Azure alone: the first zones are used instead");
                 let count = if a.count() > 3 { a.number(3) } else { Ok(1) };
                 count.map(|count| {
                     let zones =

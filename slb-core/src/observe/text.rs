@@ -253,8 +253,8 @@ impl fmt::Display for ConnectionStep {
             Self::Found(ConnectionState::SynSent) => f.write_str("waits for an answer"),
             Self::Found(state) => write!(f, "found, in the state {}", state.name()),
             Self::Made => f.write_str("new"),
-            Self::Missing => f.write_str("there is none, and this packet begins none"),
-            Self::Reset => f.write_str("there is none: the sender gets a RST"),
+            Self::Missing => f.write_str("not found, and this packet cannot begin one"),
+            Self::Reset => f.write_str("not found: the sender gets a RST"),
         }
     }
 }

@@ -338,7 +338,7 @@ impl Control<'_> {
     fn reload(&mut self, loaded: Result<Config, Failure>) {
         let mut given = match loaded {
             Ok(given) => given,
-            Err(failure) => return error!("the configuration stays as it was: {failure}"),
+            Err(failure) => return error!("the configuration is unchanged: {failure}"),
         };
         given.node.role = self.given.node.role;
         let (old, new) = (&self.begun, &given.node);
@@ -352,12 +352,12 @@ impl Control<'_> {
             ),
         ] {
             if was != is {
-                warn!("{size} = {is} takes effect after a restart: until then it is {was}");
+                warn!("{size} = {is} takes effect after a restart: it stays {was} until then");
             }
         }
         match self.begin_look_up(&given) {
             Some(job) => self.work.loaded = Some((given, job)),
-            None => error!("the configuration stays as it was"),
+            None => error!("the configuration is unchanged"),
         }
     }
 
@@ -389,8 +389,8 @@ impl Control<'_> {
                     self.work.look_up_pace.end();
                     self.found_out(found, shared);
                 }
-                Ok(Err(error)) => error!("next hops stay as they were: {error}"),
-                Err(failure) => error!("next hops stay as they were: {failure}"),
+                Ok(Err(error)) => error!("next hops are unchanged: {error}"),
+                Err(failure) => error!("next hops are unchanged: {failure}"),
             }
         }
         if self.work.compile.is_none() {
@@ -417,7 +417,7 @@ impl Control<'_> {
 
     /// Says why a configuration is not put in place, and goes on with the present one.
     fn stays(&mut self, why: &dyn fmt::Display) {
-        error!("the configuration stays as it was: {why}");
+        error!("the configuration is unchanged: {why}");
         if let Some(prober) = &mut self.prober {
             prober.set(&self.given);
         }
@@ -507,17 +507,17 @@ impl Control<'_> {
             match turn {
                 Turn::Gone => error!(
                     device,
-                    "gone: no packets come in by it until there is a device of this name again"
+                    "interface removed: no packets are received until an interface of this name is back"
                 ),
-                Turn::Back => info!(device, "there again: it is opened anew"),
+                Turn::Back => info!(device, "back: reopening it"),
                 Turn::Down => {
                     error!(
                         device,
-                        "down or without a carrier: no packets come in by it"
+                        "interface down or without carrier: no packets are received"
                     );
                 }
                 Turn::Up => info!(device, "up again"),
-                Turn::Changed => info!(device, "its MTU, MAC address or queues have changed"),
+                Turn::Changed => info!(device, "MTU, MAC address or queues changed"),
             }
             match turn {
                 Turn::Gone | Turn::Back => drop(self.to_reopen.insert(place)),
@@ -552,7 +552,7 @@ impl Control<'_> {
             touched.extend(slots.iter().map(|&(place, _)| place));
             if let Err(failure) = worker.reopen(self.plan.queues(slots)) {
                 let device = worker.names.join(", ");
-                error!(device, "cannot be opened, and is tried again: {failure}");
+                error!(device, "cannot be opened, will retry: {failure}");
                 self.to_reopen.extend(&places);
             }
         }
@@ -570,7 +570,7 @@ impl Control<'_> {
                 let device = self.plan.name(place).to_owned();
                 error!(
                     device,
-                    "no packets come in, which is tried again: {failure}"
+                    "no packets are received, will retry: {failure}"
                 );
                 self.to_reopen.insert(place);
             }
@@ -604,7 +604,7 @@ impl Control<'_> {
         let pins = self.pins.as_ref();
         start_program(&mut new, &self.workers, taken, pins).map_err(Failure::failed)?;
         *program = Some(new);
-        info!(device = self.plan.name(place), "packets come in by it");
+        info!(device = self.plan.name(place), "receiving packets");
         Ok(())
     }
 
@@ -623,12 +623,12 @@ impl Control<'_> {
             if self.plan.look_for_program(place) {
                 continue;
             }
-            warn!(device, "its XDP program was detached: it is attached again");
+            warn!(device, "the XDP program was detached: attaching it again");
             self.programs[place] = None;
             if let Err(failure) = self.start_again(place) {
                 error!(
                     device,
-                    "no packets come in, which is tried again: {failure}"
+                    "no packets are received, will retry: {failure}"
                 );
                 self.to_reopen.insert(place);
             }
@@ -672,14 +672,14 @@ impl Control<'_> {
         self.announce();
     }
 
-    /// Says how long the whole process stood still, if it did: it was stopped, or had no memory or CPU.
+    /// Says how long the whole process was stalled, if it was: it was stopped, or had no memory or CPU.
     fn heed_stop(&mut self, waited: Duration) {
         if waited < STILL {
             return;
         }
         warn!(
             seconds = waited.as_secs_f64(),
-            "this process stood still: it was stopped, or had no memory or CPU"
+            "this process was stalled: it was stopped, or got no memory or CPU"
         );
         self.workers.iter_mut().for_each(Worker::forgive);
         // The watchdog may have taken the interface down, and addresses go with that.
@@ -700,14 +700,14 @@ impl Control<'_> {
                     error!(
                         worker,
                         seconds = silence.as_secs_f64(),
-                        "this worker stands still"
+                        "worker stalled"
                     );
                     self.stalled.insert(place, Instant::now() - silence);
                     is_another = true;
                 }
                 Some(since) if silence < STILL => {
                     let seconds = since.elapsed().as_secs_f64();
-                    info!(worker, seconds, "this worker moves again");
+                    info!(worker, seconds, "worker running again");
                     self.stalled.remove(&place);
                     is_another = true;
                 }
@@ -731,7 +731,7 @@ impl Control<'_> {
         if unknown > 0 {
             warn!(
                 unknown,
-                "not all backends have been asked: they are taken as well until they are"
+                "not all backends have been probed yet: those are treated as healthy until then"
             );
         }
         self.first_round = None;
@@ -785,7 +785,7 @@ impl Control<'_> {
             self.complained = Some(Instant::now());
             error!(
                 why,
-                "probes cannot be sent; backends are taken as they were"
+                "probes cannot be sent: backends keep their state"
             );
         }
         any
@@ -813,8 +813,8 @@ impl Control<'_> {
         for change in &turned {
             let (pool, backend) = (&change.pool, &change.backend);
             match change.condition {
-                Condition::Healthy => info!(pool, backend, "tried again"),
-                Condition::Unhealthy => warn!(pool, backend, "takes no connections"),
+                Condition::Healthy => info!(pool, backend, "passive health: gets new flows again, on trial"),
+                Condition::Unhealthy => warn!(pool, backend, "passive health: accepts no connections, gets no new flows"),
             }
         }
         !turned.is_empty()
@@ -827,7 +827,7 @@ impl Control<'_> {
 
     fn ask(&self, all: bool) {
         if let Err(error) = self.next_hops.ask(&self.found, all) {
-            warn!("the kernel does not ask for next hops: {error}");
+            warn!("the kernel does not resolve next hops: {error}");
         }
     }
 
@@ -874,7 +874,7 @@ impl Control<'_> {
                 self.limits = None;
                 warn!(
                     worker = worker.names.join(", "),
-                    "slow to take the configuration"
+                    "worker is slow to install the configuration"
                 );
             }
         }

@@ -317,8 +317,8 @@ impl Plan {
                 warn!(
                     interface = card.interface.name,
                     queues = left_out.join(","),
-                    "these queues have no worker: packets that come in by them go to the kernel, and are lost \
-                     (say them with --io, or have fewer: ethtool -L)"
+                    "these queues have no worker: their packets go to the kernel and are lost (name them with --io, or \
+                     have fewer: ethtool -L)"
                 );
             }
         }
@@ -408,16 +408,16 @@ impl Plan {
             let name = &card.interface.name;
             match MissingChecksums::of(name) {
                 Ok(Some(MissingChecksums::Peer(peer))) => warn!(
-                    "{name}: its other end {peer} leaves checksums to a network card, and there is none: whoever \
-                     gets the packets drops them (ethtool -K {peer} tx off)"
+                    "{name}: its peer {peer} has checksum offload on, so packets arrive without checksums and their receivers \
+                     drop them (ethtool -K {peer} tx off)"
                 ),
                 Ok(Some(MissingChecksums::Elsewhere)) => info!(
-                    "{name}: its other end is in another namespace: tx-checksumming has to be off there (ethtool \
-                     -K NAME tx off)"
+                    "{name}: its peer is in another namespace, where checksum offload has to be off (ethtool -K PEER tx \
+                     off)"
                 ),
                 Ok(Some(MissingChecksums::Virtio)) if !is_native => warn!(
-                    "{name}: virtio brings in packets of its host without checksums, unless XDP runs in its driver: \
-                     whoever gets them drops them (ethtool -K {name} rx off)"
+                    "{name}: virtio passes packets of its host without checksums, unless XDP runs in its driver, and \
+                     their receivers drop them (ethtool -K {name} rx off)"
                 ),
                 Ok(_) | Err(_) => {}
             }

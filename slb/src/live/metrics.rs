@@ -76,11 +76,11 @@ impl Endpoint {
         let thread = thread::Builder::new().name("slb metrics".to_owned());
         let started = thread.spawn(move || {
             if let Err(error) = runtime.block_on(accept(listener, shared)) {
-                warn!("no metrics any more: {error}");
+                warn!("the metrics endpoint failed: {error}");
             }
         });
         started.map_err(&failed)?;
-        info!(%address, "metrics");
+        info!(%address, "serving metrics");
         Ok(())
     }
 }

@@ -154,7 +154,7 @@ impl Query {
                 },
                 Ok(None) => Reach::NoRoute,
                 Err(error) => {
-                    warn!(%address, "the kernel does not say how to reach it: {error}");
+                    warn!(%address, "route lookup failed: {error}");
                     Reach::NoRoute
                 }
             };
@@ -231,13 +231,13 @@ impl Unreached {
                 is_another = true;
                 // One that the configuration no longer names needs no line.
                 if found.contains_key(address) && lines.have_room() {
-                    info!("{}: {address} is reached again", names(given, *address));
+                    info!("{}: {address} is reachable again", names(given, *address));
                 }
             }
             is_lost
         });
         if lines.left_out > 0 {
-            info!("{} more addresses are reached again", lines.left_out);
+            info!("{} more addresses are reachable again", lines.left_out);
         }
         let mut lines = Lines::default();
         for (&address, &reach) in found.iter().filter(|(_, reach)| !reach.is_known()) {
@@ -266,7 +266,7 @@ impl Unreached {
             };
             match reach {
                 Reach::Unresolved(next_hop) => warn!(
-                    "{names}: no answer from the neighbour {} on the way to {to}, packets are lost",
+                    "{names}: no neighbour entry for {} on the way to {to}, packets are lost",
                     next_hop.address
                 ),
                 Reach::Elsewhere(next_hop) => warn!(
@@ -279,7 +279,7 @@ impl Unreached {
         }
         if lines.left_out > 0 {
             warn!(
-                "{} more addresses are not reached, packets are lost: slb status names their backends",
+                "{} more addresses are unreachable, packets are lost: slb status names their backends",
                 lines.left_out
             );
         }

@@ -66,7 +66,7 @@ impl State {
     fn trouble(&self) -> Vec<String> {
         let stalled = self.stalled.iter().map(|(worker, since)| {
             let seconds = since.elapsed().as_secs_f64();
-            format!("the worker of {worker} has stood still for {seconds:.1} s")
+            format!("the worker of {worker} has been stalled for {seconds:.1} s")
         });
         self.trouble.iter().cloned().chain(stalled).collect()
     }
@@ -500,7 +500,7 @@ fn expect_stale(path: &Path) -> io::Result<()> {
         Ok(_) => refused("a running process answers there: expected a path of its own"),
         Err(error) => Err(io::Error::new(
             error.kind(),
-            format!("a socket is there, and whether anybody answers is not known: {error}"),
+            format!("there is a socket, and it is not known whether it is in use: {error}"),
         )),
     }
 }

@@ -49,7 +49,7 @@ impl Life {
             let started = start(interface);
             started
                 .inspect_err(|error| {
-                    warn!("no watchdog: VIPs stay announced if the process stands still: {error}");
+                    warn!("no watchdog: VIPs stay announced if the process stalls: {error}");
                 })
                 .ok()
         });
@@ -73,7 +73,7 @@ impl Life {
         if let Some((_, pipe)) = &mut self.child
             && let Err(error) = pipe.write_all(b".")
         {
-            warn!("the watchdog has ended: {error}");
+            warn!("the watchdog exited: {error}");
             self.child = None;
         }
         if let Some(systemd) = self.systemd.as_ref().filter(|_| is_well) {

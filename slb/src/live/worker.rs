@@ -397,7 +397,7 @@ impl Moving<'_> {
                 end
             }
             Err(error) => {
-                error!("the devices of this worker do not work any more: {error}");
+                error!("I/O error, this worker moves no more packets: {error}");
                 self.note(&counters);
                 return self.on_none();
             }
@@ -487,8 +487,8 @@ impl Moving<'_> {
             warn!(
                 worker = self.names.join(", "),
                 port = port.0,
-                "packets come in whose checksums were left to a network card that is none: whoever gets them \
-                 drops them. At the sender's end of this device: ethtool -K DEVICE tx off"
+                "packets arrive without checksums (checksum offload at the sender): their receivers drop them. At the \
+                 sender's end of this device: ethtool -K DEVICE tx off"
             );
         }
     }
@@ -547,7 +547,7 @@ impl<'m, I: LiveIo<'m>> Recipient<Next, Counted> for Reading<'_, '_, I> {
                 .map(|larger| balancer.replace_counters(larger)),
             limits: next.limits.map(|limits| balancer.set_limits(limits)),
             snapshot: balancer.install(next.snapshot).unwrap_or_else(|rejected| {
-                error!(error = %rejected, "the configuration was not put in place");
+                error!(error = %rejected, "the configuration was not installed");
                 rejected.snapshot
             }),
         }

@@ -28,15 +28,21 @@ fn host(vms: u32) -> String {
 fn time(text: &str) -> Duration {
     let one = || {
         let begin = Instant::now();
-        assert!(Config::parse("test.toml", text).is_ok());
+        let config = Config::parse("test.toml", text).unwrap();
+        assert!(config.snapshot(None).is_ok());
         begin.elapsed()
     };
     (0..5).map(|_| one()).min().unwrap_or_default()
 }
 
-/// Sixteen times as many vms: a cubic check would take 4096 times as long, a quadratic one 256 times.
+/// Sixteen times as many vms: a cubic check would take 4096 times as long, a quadratic one 256 times. With
+/// `--release -- --nocapture` it prints what `slb check` spends on them, which is 50 ms at most.
 #[test]
 fn a_check_of_many_vms_takes_no_more_than_its_share() {
     let (few, many) = (time(&host(125)), time(&host(2000)));
+    println!("check of 125 vms of a host: {few:?}, of 2000: {many:?}");
     assert!(many < 80 * few, "{few:?} for 125, {many:?} for 2000");
+    if !cfg!(debug_assertions) {
+        assert!(many < Duration::from_millis(50), "{many:?}");
+    }
 }

@@ -192,9 +192,7 @@ fn a_driver_that_refuses_xdp_is_quoted() {
         .find(|line| line.contains("XDP in generic mode"));
     let line = line.unwrap_or_else(|| panic!("{log}"));
     assert!(
-        line.contains(
-            "the driver refused native mode: veth: Peer MTU is too large to set XDP ("
-        ),
+        line.contains("the driver refused native mode: veth: Peer MTU is too large to set XDP ("),
         "{line}"
     );
 }

@@ -170,7 +170,11 @@ fn signals_probes_and_next_hops_go_on_while_a_large_file_is_read_and_compiled() 
         world.on("m", "ip route del 172.18.0.0/16");
         fabric.wait_for("no route to 172.18.0.2", gone, Duration::from_secs(20));
         world.on("m", "ip route add 172.18.0.0/16 via 172.16.0.101");
-        fabric.wait_for("172.18.0.2 is reachable again", back, Duration::from_secs(20));
+        fabric.wait_for(
+            "172.18.0.2 is reachable again",
+            back,
+            Duration::from_secs(20),
+        );
         mux.signal("HUP");
         let (sick, well) = (fabric.count(" unhealthy"), fabric.count(" healthy"));
         world.on("h", "ip route add blackhole 172.16.0.11");

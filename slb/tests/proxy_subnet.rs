@@ -165,7 +165,8 @@ fn clients_and_backends_of_one_subnet_and_behind_a_router_are_served() {
     // A machine that nobody has at its address.
     configure(&world, &[all[0], all[1], all[2], ("gone", "10.0.0.13")]);
     proxy.signal("HUP");
-    let line = "webs/gone: no neighbour entry for 10.0.0.13 on the way to 10.0.0.13, packets are lost";
+    let line =
+        "webs/gone: no neighbour entry for 10.0.0.13 on the way to 10.0.0.13, packets are lost";
     wait_until(&world, "it is named", || log(&world).contains(line));
     wait_until(&world, "its state", || {
         let said = status(&world);

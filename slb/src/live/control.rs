@@ -568,10 +568,7 @@ impl Control<'_> {
             }
             if let Err(failure) = self.start_again(place) {
                 let device = self.plan.name(place).to_owned();
-                error!(
-                    device,
-                    "no packets are received, will retry: {failure}"
-                );
+                error!(device, "no packets are received, will retry: {failure}");
                 self.to_reopen.insert(place);
             }
         }
@@ -626,10 +623,7 @@ impl Control<'_> {
             warn!(device, "the XDP program was detached: attaching it again");
             self.programs[place] = None;
             if let Err(failure) = self.start_again(place) {
-                error!(
-                    device,
-                    "no packets are received, will retry: {failure}"
-                );
+                error!(device, "no packets are received, will retry: {failure}");
                 self.to_reopen.insert(place);
             }
         }
@@ -697,11 +691,7 @@ impl Control<'_> {
             let worker = worker.names.join(", ");
             match self.stalled.get(&place) {
                 None if silence >= STILL => {
-                    error!(
-                        worker,
-                        seconds = silence.as_secs_f64(),
-                        "worker stalled"
-                    );
+                    error!(worker, seconds = silence.as_secs_f64(), "worker stalled");
                     self.stalled.insert(place, Instant::now() - silence);
                     is_another = true;
                 }
@@ -783,10 +773,7 @@ impl Control<'_> {
             && self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN)
         {
             self.complained = Some(Instant::now());
-            error!(
-                why,
-                "probes cannot be sent: backends keep their state"
-            );
+            error!(why, "probes cannot be sent: backends keep their state");
         }
         any
     }
@@ -813,8 +800,14 @@ impl Control<'_> {
         for change in &turned {
             let (pool, backend) = (&change.pool, &change.backend);
             match change.condition {
-                Condition::Healthy => info!(pool, backend, "passive health: gets new flows again, on trial"),
-                Condition::Unhealthy => warn!(pool, backend, "passive health: accepts no connections, gets no new flows"),
+                Condition::Healthy => info!(
+                    pool,
+                    backend, "passive health: gets new flows again, on trial"
+                ),
+                Condition::Unhealthy => warn!(
+                    pool,
+                    backend, "passive health: accepts no connections, gets no new flows"
+                ),
             }
         }
         !turned.is_empty()

@@ -7,13 +7,16 @@
 
 use slb_core::wire::ethernet::EtherType;
 
-/// So many in a row are no chance: each checksum has this value by chance once in 65536 times.
-const ENOUGH: u32 = 4;
+/// What one such packet weighs against others: senders with and without a card may share a device. A right
+/// checksum has this value once in 65536 times.
+const WEIGHT: u32 = 32;
+/// This much is no chance: four in a row, or one of ten for a while.
+const ENOUGH: u32 = 4 * WEIGHT;
 
 /// What was seen of one worker's packets.
 #[derive(Debug, Default)]
 pub(super) struct Offload {
-    in_a_row: u32,
+    weight: u32,
     is_said: bool,
 }
 
@@ -23,10 +26,10 @@ impl Offload {
     pub(super) fn look(&mut self, frame: &[u8]) -> bool {
         match has_bare_checksum(frame) {
             None => return false,
-            Some(false) => self.in_a_row = 0,
-            Some(true) => self.in_a_row += 1,
+            Some(false) => self.weight = self.weight.saturating_sub(1),
+            Some(true) => self.weight = (self.weight + WEIGHT).min(ENOUGH),
         }
-        let is_news = self.in_a_row >= ENOUGH && !self.is_said;
+        let is_news = self.weight >= ENOUGH && !self.is_said;
         self.is_said |= is_news;
         is_news
     }
@@ -143,5 +146,25 @@ mod tests {
             let news = (0..20).map(|_| seen.look(&frame));
             assert_eq!(news.filter(|&is_news| is_news).count(), 1);
         }
+    }
+
+    #[test]
+    fn one_sender_of_ten_is_noticed_and_chance_is_not() {
+        let right = frame(false, false, false);
+        let mut bare = right.clone();
+        let sum: u32 = bare[26..34]
+            .chunks(2)
+            .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]))
+            .sum();
+        let sum = sum + 6 + 20 + 33;
+        let sum = ((sum & 0xffff) + (sum >> 16)) as u16;
+        bare[50..52].copy_from_slice(&sum.to_be_bytes());
+        assert_eq!(has_bare_checksum(&bare), Some(true));
+        let noticed = |every: usize| {
+            let mut seen = Offload::default();
+            (0..1_000_000).any(|n| seen.look(if n % every == 0 { &bare } else { &right }))
+        };
+        assert!(noticed(10));
+        assert!(!noticed(65_536));
     }
 }

@@ -452,8 +452,8 @@ impl Lab {
         let io = match (role, self.io) {
             ("mux", Io::AfXdp) => "--io afxdp:eth0 --announce vips".to_owned(),
             ("mux", Io::Tun) => "--io tun:slb0:2".to_owned(),
-            (_, Io::AfXdp) => format!("--io 0=afxdp:eth0 --io 1=afxdp:vm"),
-            (_, Io::Tun) => format!("--io 0=tun:slb0 --io 1=tap:vm"),
+            (_, Io::AfXdp) => "--io 0=afxdp:eth0 --io 1=afxdp:vm".to_owned(),
+            (_, Io::Tun) => "--io 0=tun:slb0 --io 1=tap:vm".to_owned(),
         };
         let slb = env!("CARGO_BIN_EXE_slb");
         let status = self.socket(&machine);

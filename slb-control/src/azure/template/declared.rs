@@ -1,0 +1,54 @@
+//! The values of parameters, as their declarations demand.
+
+use super::super::functions;
+use super::super::json::{Failure, Node, Value};
+use super::other;
+
+/// A parameter's value in the type that is declared: files and portals give numbers as strings.
+pub(super) fn as_declared(declared: &Node, value: Value) -> Value {
+    let kind = declared
+        .get("type")
+        .and_then(Node::as_str)
+        .unwrap_or_default();
+    match (kind.to_ascii_lowercase().as_str(), value) {
+        ("int", Value::String(text)) if text.parse::<i64>().is_ok() => Value::Number(text),
+        ("bool", Value::String(text)) if text.eq_ignore_ascii_case("true") => Value::Bool(true),
+        ("bool", Value::String(text)) if text.eq_ignore_ascii_case("false") => Value::Bool(false),
+        (_, value) => value,
+    }
+}
+
+/// A value that its parameter may not have is one that Azure refuses.
+pub(super) fn check_declared(name: &str, declared: &Node, value: &Value) -> Result<(), Failure> {
+    let fault = |expected: &str| {
+        let got = value.describe();
+        Err(other(format!(
+            "parameter {name:?}: expected {expected}, got {got}"
+        )))
+    };
+    let allowed = declared
+        .get("allowedValues")
+        .map(Node::as_array)
+        .unwrap_or_default();
+    let is_scalar = matches!(value, Value::String(_) | Value::Number(_) | Value::Bool(_));
+    if is_scalar
+        && !allowed.is_empty()
+        && !allowed.iter().any(|a| functions::is_equal(&a.value, value))
+    {
+        let words: Vec<String> = allowed.iter().map(|a| a.value.describe()).collect();
+        return fault(&format!("one of {}", words.join(", ")));
+    }
+    let bound = |name| match declared.get(name).map(|node| &node.value) {
+        Some(Value::Number(text)) => text.parse::<i64>().ok(),
+        _ => None,
+    };
+    let (least, most) = (bound("minValue"), bound("maxValue"));
+    if let Value::Number(text) = value
+        && let Ok(number) = text.parse::<i64>()
+        && (least.is_some_and(|least| number < least) || most.is_some_and(|most| number > most))
+    {
+        let (least, most) = (least.unwrap_or(i64::MIN), most.unwrap_or(i64::MAX));
+        return fault(&format!("{least} to {most}"));
+    }
+    Ok(())
+}

@@ -131,12 +131,12 @@ pub(super) struct Work {
     /// A configuration that was read again, and how its addresses are reached.
     loaded: Option<(Config, Background<io::Result<Found>>)>,
     /// The same, to be compiled next.
-    ready: Option<(Config, Found)>,
+    ready: Option<Loaded>,
     /// How the addresses of the present configuration are reached.
     look_up: Option<Background<io::Result<Found>>>,
     /// The snapshot of a configuration: of one that was read again, with how its addresses are reached, or of
     /// the present one.
-    compile: Option<(Option<(Config, Found)>, Background<Compiled>)>,
+    compile: Option<(Option<Loaded>, Background<Compiled>)>,
     /// Whether the kernel's tables may have changed.
     wants_look_up: bool,
     /// Whether what is known of backends and devices has changed.
@@ -144,6 +144,9 @@ pub(super) struct Work {
     look_up_pace: Pace,
     compile_pace: Pace,
 }
+
+/// A configuration that was read again, and how its addresses are reached.
+type Loaded = (Config, Found);
 
 /// A configuration with all that is known beside it, and what packets are looked up in.
 type Compiled = Result<(Config, Arc<Snapshot<'static>>), SpecError>;
@@ -448,7 +451,7 @@ impl Control<'_> {
     }
 
     /// Begins to compile a configuration that was read again, or the present one, with what is known beside it.
-    fn begin_compile(&mut self, ready: Option<(Config, Found)>) {
+    fn begin_compile(&mut self, ready: Option<Loaded>) {
         self.work.compile_pace.begin();
         self.work.wants_compile = false;
         let (given, found) = match &ready {
@@ -475,7 +478,7 @@ impl Control<'_> {
     }
 
     /// Takes note of what is in place now: `loaded`, or the present configuration with what is known.
-    fn is_in_place(&mut self, loaded: Option<(Config, Found)>, shared: &Shared) {
+    fn is_in_place(&mut self, loaded: Option<Loaded>, shared: &Shared) {
         if let Some((given, found)) = loaded {
             info!(
                 generation = self.snapshot.generation(),

@@ -1,0 +1,162 @@
+//! `[node]`: this machine, and what it does.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use slb_core::PortId;
+use slb_core::hash::Hasher;
+use slb_core::spec::{self, Prefix, ProbeSource, UdpChecksum};
+use slb_core::wire::ethernet::MacAddress;
+
+/// What the node does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Encapsulates packets for VIPs to the hosts of their backends.
+    Mux,
+    /// Translates between VIPs and the vms that run on this machine.
+    Host,
+    /// Translates between clients on one side and backends on the other.
+    Proxy,
+}
+
+impl Role {
+    /// Its name in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Mux => "mux",
+            Self::Host => "host",
+            Self::Proxy => "proxy",
+        }
+    }
+}
+
+/// `[node]`: this machine.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// What it does.
+    pub role: Role,
+    /// Its IPv4 address on the fabric.
+    pub ipv4: Option<Ipv4Addr>,
+    /// Its IPv6 address on the fabric.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Its MAC address, if it is said: else the interface's is taken, where there is one.
+    pub mac: Option<MacAddress>,
+    /// The MAC address of the fabric's router, if it is said: else the kernel's neighbour table is
+    /// asked, where there is one.
+    pub next_hop: Option<MacAddress>,
+    /// The longest IP packet on the fabric, if it is said: else the interface's, where there is one.
+    pub mtu: Option<u16>,
+    /// TTL of the outer header.
+    pub hop_limit: u8,
+    /// The outer UDP checksum.
+    pub udp_checksum: UdpChecksum,
+    /// How flows are hashed.
+    pub hasher: Hasher,
+    /// The seed of hashes and of Maglev's permutations.
+    pub hash_seed: u64,
+    /// Flows that can be pinned, of each family; zero: stateless.
+    pub flows: usize,
+    /// Echo replies a second.
+    pub answers_per_second: u32,
+    /// Packets "too big" and "fragmentation needed" a second.
+    pub too_big_per_second: u32,
+    /// Other ICMP errors a second.
+    pub errors_per_second: u32,
+    /// Connections of a host agent or a proxy, of each family.
+    pub connections: usize,
+    /// Later fragments that can wait for their first one; zero: none.
+    pub waiting_fragments: usize,
+    /// New flows that a source may begin a second, in the long run; zero: as many as it likes.
+    pub flows_per_source: u32,
+    /// And at once.
+    pub flows_per_source_at_once: u32,
+    /// RSTs a second.
+    pub resets_per_second: u32,
+    /// Packets that a host agent passes on to other hosts a second.
+    pub passes_per_second: u32,
+    /// Where a host agent's ICMP errors over IPv4 come from, if not from its underlay address.
+    pub icmp_source_ipv4: Option<Ipv4Addr>,
+    /// Where a host agent's ICMP errors over IPv6 come from, if not from its underlay address.
+    pub icmp_source_ipv6: Option<Ipv6Addr>,
+    /// Whether a host agent lowers the segment sizes that SYNs offer to what fits VXLAN.
+    pub clamp_mss: bool,
+    /// The muxes' addresses on the fabric.
+    pub muxes: Vec<IpAddr>,
+    /// Of a host agent: addresses that vms reach, and answer, under their own.
+    pub inside: Vec<Prefix>,
+    /// Whether a mux announces a VIP only while a backend of it takes new flows.
+    pub withdraw_when_down: bool,
+    /// The addresses that probes come from, if not those that the kernel chooses: of a host agent,
+    /// if not [`PROBE_SOURCE_IPV4`] and [`PROBE_SOURCE_IPV6`].
+    pub probe_sources: Vec<IpAddr>,
+    /// Whether the node probes backends at all.
+    pub probing: bool,
+}
+
+/// Where a host agent's probes of its vms come from, if it is not said: Azure's address, whose
+/// packets vms there let in.
+pub const PROBE_SOURCE_IPV4: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+
+/// The same for IPv6: unique local (RFC 4193), with the IPv4 address in its end. A link-local one
+/// would never come back from a vm by XDP, which leaves those to the kernel.
+pub const PROBE_SOURCE_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd73, 0x6c62, 0, 0, 0, 0, 0xa83f, 0x8110);
+
+impl Node {
+    /// Where a host agent's probes come from; none for the other roles, and where it does not
+    /// probe.
+    pub fn probe_source(&self) -> ProbeSource {
+        if self.role != Role::Host || !self.probing {
+            return ProbeSource::default();
+        }
+        let mut source = ProbeSource {
+            ipv4: Some(PROBE_SOURCE_IPV4),
+            ipv6: Some(PROBE_SOURCE_IPV6),
+        };
+        for address in &self.probe_sources {
+            match address {
+                IpAddr::V4(address) => source.ipv4 = Some(*address),
+                IpAddr::V6(address) => source.ipv6 = Some(*address),
+            }
+        }
+        source
+    }
+
+    /// Whether an address is this node's on the fabric.
+    pub fn is(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.ipv4 == Some(address),
+            IpAddr::V6(address) => self.ipv6 == Some(address),
+        }
+    }
+
+    /// Makes a host agent's node one of its muxes: with the first address of each family that
+    /// [`muxes`](Self::muxes) has, since a host takes no VXLAN from its own. Where none is named, any
+    /// sender is taken, and the address is one for documentation (RFC 5737, RFC 3849).
+    pub fn become_mux(&mut self) {
+        let named = |is_ipv6| self.muxes.iter().find(move |mux| mux.is_ipv6() == is_ipv6);
+        let ipv4 = match named(false) {
+            Some(&IpAddr::V4(mux)) => mux,
+            _ => Ipv4Addr::new(192, 0, 2, 1),
+        };
+        let ipv6 = match named(true) {
+            Some(&IpAddr::V6(mux)) => mux,
+            _ => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1),
+        };
+        self.role = Role::Mux;
+        self.ipv4 = self.ipv4.and(Some(ipv4));
+        self.ipv6 = self.ipv6.and(Some(ipv6));
+    }
+
+    pub(super) fn underlay(&self) -> spec::Underlay {
+        let usual = spec::Underlay::default();
+        spec::Underlay {
+            ipv4: self.ipv4,
+            ipv6: self.ipv6,
+            mac: self.mac.unwrap_or(usual.mac),
+            next_hop: self.next_hop.unwrap_or(usual.next_hop),
+            mtu: self.mtu.unwrap_or(usual.mtu),
+            hop_limit: self.hop_limit,
+            udp_checksum: self.udp_checksum,
+            port: PortId(0),
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! What is balanced, and to whom: the sections of frontends, pools, probes and rules.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use slb_core::hash::Distribution;
+use slb_core::health::{Condition, PassivePolicy};
+use slb_core::spec::{self, BackendState, Echo, NatTarget, Protocol, Scheduler, Terms};
+use slb_core::wire::ethernet::MacAddress;
+use slb_core::wire::vxlan::Vni;
+
+use crate::document::Span;
+
+/// `[[frontend]]`: a VIP.
+#[derive(Clone, Debug)]
+pub struct Frontend {
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub address: IpAddr,
+    /// What becomes of echo requests.
+    pub icmp_echo: Echo,
+    pub(crate) span: Span,
+}
+
+/// `[[pool]]`: backends that serve the same.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    /// Its name.
+    pub name: String,
+    /// The VXLAN network of its backends.
+    pub vni: Vni,
+    /// Slots of its Maglev table.
+    pub table_size: u32,
+    /// How long a backend that has recovered takes to get its whole share, if not at once.
+    pub slow_start: Option<Duration>,
+    /// When its own traffic speaks against a backend, if ever.
+    pub passive: Option<PassivePolicy>,
+    /// Its backends.
+    pub backends: Vec<Backend>,
+    pub(crate) span: Span,
+}
+
+/// One of a pool's `backends`.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    /// Its name.
+    pub name: String,
+    /// Its address, the DIP.
+    pub address: IpAddr,
+    /// Its host's address on the fabric.
+    pub host: IpAddr,
+    /// Its MAC address, unless it is derived.
+    pub mac: Option<MacAddress>,
+    /// The MAC address of the next hop to its host, unless it is the node's.
+    pub next_hop: Option<MacAddress>,
+    /// Its share.
+    pub weight: u32,
+    /// Administrative state, as configured.
+    pub state: BackendState,
+    /// Seat of the backend in the pool's Maglev table; `None`: its name.
+    pub seat: Option<String>,
+    /// Condition as observed by the backend's traffic or by the route to its host: healthy in a
+    /// configuration that was just read.
+    pub condition: Condition,
+    /// Its number in the pool, unless that is its place.
+    pub instance: Option<u32>,
+    /// The port of its host that it is at, unless that is counted.
+    pub port: Option<u16>,
+    /// The port that it serves, unless that is the rule's.
+    pub backend_port: Option<u16>,
+    pub(crate) span: Span,
+}
+
+impl Backend {
+    /// The seat of the backend, or its name where it has none of its own.
+    pub fn seat(&self) -> &str {
+        self.seat.as_deref().unwrap_or(&self.name)
+    }
+
+    /// Whether new flows may go to the backend, before any probe is asked.
+    pub(crate) fn takes_flows(&self) -> bool {
+        self.weight > 0 && self.state == BackendState::Up && self.condition == Condition::Healthy
+    }
+
+    /// Its MAC address, given or derived.
+    pub fn mac(&self) -> MacAddress {
+        self.mac.unwrap_or_else(|| spec::derived_mac(self.address))
+    }
+}
+
+/// How a backend is asked whether it is well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeProtocol {
+    /// The handshake completes.
+    Tcp,
+    /// 200 comes back.
+    Http,
+    /// The same over TLS.
+    Https,
+}
+
+/// `[[probe]]`.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// Its name.
+    pub name: String,
+    /// How it asks.
+    pub protocol: ProbeProtocol,
+    /// Where it asks.
+    pub port: u16,
+    /// What it asks for over HTTP.
+    pub path: String,
+    /// How often it asks.
+    pub interval: Duration,
+    /// How long an answer may take; at most the interval.
+    pub timeout: Duration,
+    /// Failures in a row before a backend is unhealthy, successes before it is healthy again.
+    pub threshold: u32,
+    /// The host that is asked for, and that a certificate has to be for; else the backend's address.
+    pub host: Option<String>,
+    /// Whether a certificate has to be one that the web's authorities vouch for.
+    pub verify_certificate: bool,
+    /// What becomes of a pool of whose backends none is left.
+    pub no_healthy_backends: NoHealthyBackends,
+    pub(crate) span: Span,
+}
+
+/// What becomes of a pool all of whose backends fail their probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoHealthyBackends {
+    /// New flows are refused: Azure's `AllProbedDown`.
+    Refuse,
+    /// They go to all, as if nobody failed: Azure's `AllProbedUp`.
+    UseAll,
+}
+
+/// Where it stands in the file makes no difference.
+impl PartialEq for Probe {
+    fn eq(&self, other: &Self) -> bool {
+        let of = |probe: &Self| {
+            let times = (probe.interval, probe.timeout, probe.threshold);
+            let how = (probe.verify_certificate, probe.no_healthy_backends);
+            (probe.protocol, probe.port, times, how)
+        };
+        of(self) == of(other)
+            && (&self.name, &self.path, &self.host) == (&other.name, &other.path, &other.host)
+    }
+}
+
+impl Eq for Probe {}
+
+/// `[[rule]]`.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Its name.
+    pub name: String,
+    /// The place of its frontend.
+    pub frontend: usize,
+    /// The place of its pool.
+    pub pool: usize,
+    /// The place of its probe.
+    pub probe: Option<usize>,
+    /// What it takes.
+    pub protocol: Protocol,
+    /// The port that clients use.
+    pub frontend_port: u16,
+    /// The port that backends serve.
+    pub backend_port: u16,
+    /// What chooses a flow's backend.
+    pub distribution: Distribution,
+    /// How a proxy chooses.
+    pub scheduler: Scheduler,
+    /// How long a flow stays without a packet.
+    pub idle_timeout: Duration,
+    /// What else becomes of its connections.
+    pub terms: Terms,
+    /// Whether its backends may not call out under its frontend's address.
+    pub disable_outbound_snat: bool,
+    pub(crate) span: Span,
+}
+
+/// `[[inbound_nat_rule]]` or `[[inbound_nat_pool]]`.
+#[derive(Clone, Debug)]
+pub struct InboundNat {
+    /// Its name.
+    pub name: String,
+    /// The place of its frontend.
+    pub frontend: usize,
+    /// The place of its pool.
+    pub pool: usize,
+    /// Where its ports lead to.
+    pub target: NatTarget,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The port that the backend serves.
+    pub backend_port: u16,
+    /// How long a flow stays without a packet.
+    pub idle_timeout: Duration,
+    /// What else becomes of its connections.
+    pub terms: Terms,
+    pub(crate) span: Span,
+}
+
+impl InboundNat {
+    /// What errors call it.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self.target {
+            NatTarget::Backend { .. } => "inbound_nat_rule",
+            NatTarget::Pool { .. } => "inbound_nat_pool",
+        }
+    }
+
+    /// The frontend ports that it takes.
+    pub(crate) fn ports(&self) -> std::ops::RangeInclusive<u16> {
+        match self.target {
+            NatTarget::Backend { port, .. } => port..=port,
+            NatTarget::Pool { first, last } => first..=last,
+        }
+    }
+}
+
+/// `[[outbound_rule]]`.
+#[derive(Clone, Debug)]
+pub struct Outbound {
+    /// Its name.
+    pub name: String,
+    /// The places of its frontends.
+    pub frontends: Vec<usize>,
+    /// The place of its pool.
+    pub pool: usize,
+    /// What may go out.
+    pub protocol: Protocol,
+    /// Ports for each backend; `None`: an even share.
+    pub allocated_outbound_ports: Option<u32>,
+    /// How long a flow stays without a packet.
+    pub idle_timeout: Duration,
+    /// Whether both ends are told when a connection ends by itself.
+    pub tcp_reset: bool,
+    pub(crate) span: Span,
+}
+
+/// The shortest idle timeout, and the default.
+pub const MIN_IDLE_TIMEOUT: Duration = Duration::from_secs(4 * 60);
+
+/// The longest idle timeout.
+pub const MAX_IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 60);

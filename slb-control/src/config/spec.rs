@@ -1,0 +1,180 @@
+//! The configuration as the dataplane takes it.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+use slb_core::PortId;
+use slb_core::spec::{self, PoolHealth, Spec};
+use slb_core::wire::ethernet::MacAddress;
+use slb_core::wire::vxlan::Vni;
+
+use super::{Backend, Config, Frontend, InboundNat, Outbound, Pool, Role, Rule};
+
+impl Config {
+    /// Lends the configuration as the dataplane's own.
+    pub fn with_spec<T>(&self, f: impl FnOnce(&Spec<'_>) -> T) -> T {
+        let frontends: Vec<_> = self.frontends.iter().map(Frontend::spec).collect();
+        let vms = self.vms().into_iter();
+        let ports = vms
+            .filter_map(|vm| Some(((vm.vni, vm.mac), vm.port?)))
+            .collect();
+        let backends: Vec<Vec<_>> = self
+            .pools
+            .iter()
+            .map(|pool| {
+                let backends = pool.backends.iter();
+                backends
+                    .map(|backend| self.backend_spec(pool, backend, &ports))
+                    .collect()
+            })
+            .collect();
+        let pools: Vec<_> = self
+            .pools
+            .iter()
+            .zip(&backends)
+            .map(|(pool, backends)| pool.spec(backends))
+            .collect();
+        let probed = self.probed_pools();
+        let findings: Vec<Vec<_>> = probed
+            .iter()
+            .map(|&(pool, probe)| {
+                let backends = 0..self.pools[pool].backends.len();
+                backends.map(|n| self.health.of(pool, probe, n)).collect()
+            })
+            .collect();
+        let health: Vec<_> = probed
+            .iter()
+            .zip(&findings)
+            .map(|(&(pool, _), backends)| PoolHealth { pool, backends })
+            .collect();
+        let places: HashMap<_, usize> = (0..).zip(&probed).map(|(n, &pair)| (pair, n)).collect();
+        let rules: Vec<_> = self
+            .rules
+            .iter()
+            .map(|rule| {
+                let health = rule.probe.and_then(|probe| places.get(&(rule.pool, probe)));
+                rule.spec(health.copied())
+            })
+            .collect();
+        let inbound_nat: Vec<_> = self.inbound_nat.iter().map(InboundNat::spec).collect();
+        let outbound: Vec<_> = self.outbound.iter().map(Outbound::spec).collect();
+        let is_proxy = self.node.role == Role::Proxy;
+        let ports = self.ports.frontends();
+        f(&Spec {
+            hasher: self.node.hasher.clone(),
+            hash_seed: self.node.hash_seed,
+            underlay: self.node.underlay(),
+            frontends: &frontends,
+            rules: &rules,
+            pools: &pools,
+            health: &health,
+            inbound_nat: &inbound_nat,
+            outbound: if is_proxy { &[] } else { &outbound },
+            muxes: &self.node.muxes,
+            inside: &self.node.inside,
+            probe_source: self.node.probe_source(),
+            proxy: is_proxy.then(|| self.ports.spec(&ports)),
+            now: now(),
+        })
+    }
+
+    fn backend_spec<'b>(
+        &self,
+        pool: &Pool,
+        backend: &'b Backend,
+        ports: &HashMap<(Vni, MacAddress), PortId>,
+    ) -> spec::Backend<'b> {
+        spec::Backend {
+            name: &backend.name,
+            address: backend.address,
+            host: backend.host,
+            mac: backend.mac,
+            next_hop: backend.next_hop,
+            weight: backend.weight,
+            state: backend.state,
+            seat: backend.seat.as_deref(),
+            condition: backend.condition,
+            instance: backend.instance,
+            backend_port: backend.backend_port,
+            port: ports
+                .get(&(pool.vni, backend.mac()))
+                .filter(|_| self.node.is(backend.host))
+                .copied(),
+        }
+    }
+}
+
+impl Frontend {
+    fn spec(&self) -> spec::Frontend<'_> {
+        spec::Frontend {
+            name: &self.name,
+            address: self.address,
+            icmp_echo: self.icmp_echo,
+        }
+    }
+}
+
+impl Pool {
+    fn spec<'a>(&'a self, backends: &'a [spec::Backend<'a>]) -> spec::Pool<'a> {
+        spec::Pool {
+            name: &self.name,
+            vni: self.vni,
+            table_size: self.table_size,
+            backends,
+            ..spec::Pool::default()
+        }
+    }
+}
+
+impl InboundNat {
+    fn spec(&self) -> spec::InboundNat<'_> {
+        spec::InboundNat {
+            name: &self.name,
+            frontend: self.frontend,
+            pool: self.pool,
+            target: self.target,
+            protocol: self.protocol,
+            backend_port: self.backend_port,
+            idle_timeout: self.idle_timeout,
+            terms: self.terms,
+        }
+    }
+}
+
+impl Outbound {
+    fn spec(&self) -> spec::Outbound<'_> {
+        spec::Outbound {
+            name: &self.name,
+            frontends: &self.frontends,
+            pool: self.pool,
+            protocol: self.protocol,
+            allocated_outbound_ports: self.allocated_outbound_ports,
+            idle_timeout: self.idle_timeout,
+            tcp_reset: self.tcp_reset,
+        }
+    }
+}
+
+impl Rule {
+    fn spec(&self, health: Option<usize>) -> spec::Rule<'_> {
+        spec::Rule {
+            name: &self.name,
+            frontend: self.frontend,
+            pool: self.pool,
+            health,
+            protocol: self.protocol,
+            frontend_port: self.frontend_port,
+            backend_port: self.backend_port,
+            distribution: self.distribution,
+            scheduler: self.scheduler,
+            idle_timeout: self.idle_timeout,
+            terms: self.terms,
+        }
+    }
+}
+
+/// The time since this process first asked, which no setting of the clock changes.
+fn now() -> slb_core::Instant {
+    static FIRST: OnceLock<std::time::Instant> = OnceLock::new();
+    slb_core::Instant::ZERO + FIRST.get_or_init(std::time::Instant::now).elapsed()
+}

@@ -217,6 +217,18 @@ impl<'m> Frame<'m> {
         true
     }
 
+    /// Makes what lies between `start` and `end` the packet; `false`, and no change, where it is not all in the
+    /// packet.
+    #[inline]
+    pub(crate) fn narrow(&mut self, start: u32, end: u32) -> bool {
+        if start > end || end > self.len {
+            return false;
+        }
+        self.off += start;
+        self.len = end - start;
+        true
+    }
+
     /// The port that it came in by; after [`Verdict::Forward`], the one it is to leave by.
     #[inline]
     pub fn port(&self) -> PortId {

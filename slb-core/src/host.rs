@@ -30,7 +30,9 @@ use crate::key::Key;
 use crate::limit::SourceLimiter;
 use crate::link::{self, Link};
 use crate::mem::Memory;
-use crate::nat::pipeline::{Asked, Elsewhere, Lane, Opened, Pipeline, Role, Table};
+use crate::nat::pipeline::{
+    Asked, Elsewhere, Lane, Opened, Origin, Pipeline, PlainLane, Role, Table, leave_through,
+};
 use crate::nat::tcp::Segment;
 use crate::nat::{Connection, Direction, NatOptions, NatTable, NatTables};
 use crate::observe::{Observe, Step};
@@ -41,7 +43,7 @@ use crate::snapshot::{BackendKey, Rejected, RoleError, RuleKey, RuleMatch, Snaps
 use crate::state::{Age, Cursor, Exported, Imported, Kind, StateError};
 use crate::stats::{BackendCounters, RuleCounters, SnatCounters, Stats};
 use crate::time::Instant;
-use crate::tunnel::decapsulation::{Outer, OuterName};
+use crate::tunnel::decapsulation::{CommonHead, CommonName, Outer, OuterName};
 use crate::verdict::{DropReason, PortId, Verdict};
 
 /// A host agent: see the [module](self).
@@ -50,6 +52,8 @@ use crate::verdict::{DropReason, PortId, Verdict};
 pub struct Host<'m, S> {
     pipeline: Pipeline<'m, S>,
     lanes: [Lane; BURST],
+    plain: [PlainLane; BURST],
+    arrivals: Arrivals,
 }
 
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
@@ -63,6 +67,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         Ok(Self {
             pipeline,
             lanes: [Lane::EMPTY; BURST],
+            plain: [PlainLane::EMPTY; BURST],
+            arrivals: Arrivals::default(),
         })
     }
 
@@ -112,16 +118,19 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         frames: &mut [Frame<'_>],
         seen: &mut impl Observe,
     ) {
-        let Self { pipeline, lanes } = self;
+        let Self {
+            pipeline,
+            lanes,
+            plain,
+            arrivals,
+        } = self;
         pipeline.set_clock(now);
         for (burst, frames) in frames.chunks_mut(BURST).enumerate() {
             let seen = &mut crate::observe::From {
                 first: burst * BURST,
                 seen,
             };
-            let lanes = pipeline.classify::<HostRole>(frames, lanes, seen);
-            pipeline.look_up(lanes);
-            pipeline.translate::<HostRole>(frames, lanes, seen);
+            pipeline.process::<HostRole, true>(frames, (lanes, plain), arrivals, seen);
         }
     }
 
@@ -161,7 +170,9 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     /// # Cost
     /// In proportion to the backends and rules.
     pub fn install(&mut self, snapshot: S) -> Result<S, Rejected<S>> {
-        self.pipeline.install(snapshot)
+        let old = self.pipeline.install(snapshot)?;
+        self.arrivals = Arrivals::default();
+        Ok(old)
     }
 
     /// Writes connections as [records](crate::state) to the beginning of `into`, from a place on, and says
@@ -296,18 +307,112 @@ impl Arrival {
     }
 }
 
+/// Arrivals that are known, until there is another snapshot.
+#[derive(Debug)]
+pub(crate) struct Arrivals {
+    /// The last one on the long way.
+    last: Option<Arrival>,
+    /// The last port of a vm.
+    vm: Option<PortId>,
+    /// Those on the short way, each at the [place](CommonName::place) of its name: what comes from a few
+    /// muxes for a few vms alternates.
+    known: [KnownArrival; 1 << ARRIVAL_BITS],
+}
+
+const ARRIVAL_BITS: u32 = 4;
+
+#[derive(Clone, Copy, Debug)]
+struct KnownArrival {
+    name: CommonName,
+    /// The port of the vm.
+    port: PortId,
+}
+
+impl Default for Arrivals {
+    fn default() -> Self {
+        let none = KnownArrival {
+            name: CommonName::NONE,
+            port: PortId(0),
+        };
+        Self {
+            last: None,
+            vm: None,
+            known: [none; 1 << ARRIVAL_BITS],
+        }
+    }
+}
+
+impl Arrivals {
+    /// Finds the port of the vm that a frame of the common case is for.
+    #[inline]
+    fn port_of(
+        &mut self,
+        name: CommonName,
+        bytes: &[u8],
+        snapshot: &Snapshot<'_>,
+    ) -> Option<PortId> {
+        let place = &mut self.known[name.place() % (1 << ARRIVAL_BITS)];
+        if place.name.is(&name) {
+            return Some(place.port);
+        }
+        place.learn(name, bytes, snapshot)
+    }
+}
+
+impl KnownArrival {
+    #[cold]
+    #[inline(never)]
+    fn learn(&mut self, name: CommonName, bytes: &[u8], snapshot: &Snapshot<'_>) -> Option<PortId> {
+        let outer = Outer::parse_if_common(bytes, snapshot.underlay())?;
+        let port = Arrival::new(&outer, snapshot).ok()?.port;
+        *self = Self { name, port };
+        Some(port)
+    }
+}
+
 /// What a host agent does in its own way.
-enum HostRole {}
+pub(crate) enum HostRole {}
 
 impl Role for HostRole {
-    // What comes for one vm through one mux comes in runs: often the last answer holds.
-    type Last = Option<Arrival>;
+    type Last = Arrivals;
     const ROUTES: bool = true;
+    const TUNNELS: bool = true;
     const SHARED: bool = false;
     const KEEPS_REMOVED: bool = false;
     const CHOOSES: bool = false;
     const RECORD: Kind = Kind::HostConnection;
     const PASSES_ON: bool = true;
+
+    #[inline(always)]
+    fn origin(snapshot: &Snapshot<'_>, frame: &Frame<'_>, last: &mut Self::Last) -> Option<Origin> {
+        let port = frame.port();
+        if port == snapshot.underlay().port {
+            let head = CommonHead::of(frame.bytes())?;
+            return Some(Origin {
+                end: head.end()? as u32,
+                zone: last.port_of(head.name(), frame.bytes(), snapshot)?,
+                direction: Direction::Inward,
+                ecn: head.ecn(),
+            });
+        }
+        if last.vm != Some(port) {
+            last.vm = Some(snapshot.nat.vm_by_port(port)?.port);
+        }
+        Some(Origin {
+            end: frame.len() as u32,
+            zone: port,
+            direction: Direction::Outward,
+            ecn: 0,
+        })
+    }
+
+    #[inline(always)]
+    fn leaves_by(snapshot: &Snapshot<'_>, zone: PortId, direction: Direction) -> Option<PortId> {
+        Some(match direction {
+            Direction::Inward => zone,
+            Direction::Outward => snapshot.underlay().port,
+        })
+    }
 
     #[inline]
     fn arrive<'s, S: Deref<Target = Snapshot<'s>>>(
@@ -320,6 +425,7 @@ impl Role for HostRole {
         let mut outer = None;
         if frame.port() == pipeline.snapshot.underlay().port {
             lane.direction = Direction::Inward;
+            let last = &mut last.last;
             outer = Some(decapsulate(&pipeline.snapshot, frame, lane, last, seen)?);
         } else {
             let vm = pipeline.snapshot.nat.vm_by_port(frame.port());
@@ -454,13 +560,8 @@ impl Role for HostRole {
         let underlay = snapshot.underlay();
         let no_headroom = Verdict::Drop(DropReason::NoHeadroom);
         match mux {
-            Some(mux) => {
-                mux.template
-                    .encapsulate(frame, packet, lane.hash)
-                    .map_err(Verdict::Drop)?;
-                let vni = snapshot.nat.vm_by_port(zone).map(|vm| vm.vni);
-                mux.template.set_vni(frame, vni.unwrap_or_default());
-            }
+            Some(mux) => leave_through(snapshot, mux, frame, packet, (zone, lane.hash))
+                .map_err(Verdict::Drop)?,
             None => link::replace(frame, packet, underlay).ok_or(no_headroom)?,
         }
         Ok(underlay.port)

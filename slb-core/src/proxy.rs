@@ -33,12 +33,13 @@ use crate::limit::SourceLimiter;
 use crate::link::Link;
 use crate::mem::Memory;
 use crate::nat::connection::{ALL_PORTS, Connection};
-use crate::nat::pipeline::{Lane, Opened, Pipeline, Role, Table};
+use crate::nat::pipeline::{Lane, Opened, Origin, Pipeline, PlainLane, Role, Table};
 use crate::nat::tcp::Segment;
 use crate::nat::{Direction, Links, NatOptions, NatTable, NatTables};
 use crate::observe::{Observe, Step};
 use crate::packet::{EchoMessage, Packet, Read, ends_of_bad};
 use crate::snapshot::locals::CompiledMux;
+use crate::snapshot::proxy::CompiledProxy;
 use crate::snapshot::terms::{CompiledTerms, RuleKind};
 use crate::snapshot::{BackendKey, NO_BACKEND, Rejected, RoleError, RuleKey, RuleMatch, Snapshot};
 use crate::spec::{Echo, Scheduler};
@@ -57,6 +58,9 @@ use crate::wire::ethernet::{EtherType, Ethernet, MacAddress};
 pub struct Proxy<'m, S> {
     pipeline: Pipeline<'m, S>,
     lanes: [Lane; BURST],
+    plain: [PlainLane; BURST],
+    /// Where the last frame came in, and which way that is.
+    last: Option<(PortId, Direction)>,
 }
 
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
@@ -69,6 +73,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         Ok(Self {
             pipeline: Pipeline::new(snapshot, tables, options),
             lanes: [Lane::EMPTY; BURST],
+            plain: [PlainLane::EMPTY; BURST],
+            last: None,
         })
     }
 
@@ -148,16 +154,19 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         frames: &mut [Frame<'_>],
         seen: &mut impl Observe,
     ) {
-        let Self { pipeline, lanes } = self;
+        let Self {
+            pipeline,
+            lanes,
+            plain,
+            last,
+        } = self;
         pipeline.set_clock(now);
         for (burst, frames) in frames.chunks_mut(BURST).enumerate() {
             let seen = &mut crate::observe::From {
                 first: burst * BURST,
                 seen,
             };
-            let lanes = pipeline.classify::<ProxyRole>(frames, lanes, seen);
-            pipeline.look_up(lanes);
-            pipeline.translate::<ProxyRole>(frames, lanes, seen);
+            pipeline.process::<ProxyRole, true>(frames, (lanes, plain), last, seen);
         }
     }
 
@@ -191,7 +200,9 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
     /// # Cost
     /// In proportion to the backends and rules.
     pub fn install(&mut self, snapshot: S) -> Result<S, Rejected<S>> {
-        self.pipeline.install(snapshot)
+        let old = self.pipeline.install(snapshot)?;
+        self.last = None;
+        Ok(old)
     }
 
     /// Writes connections as [records](crate::state) to the beginning of `into`, from a place on, and says
@@ -272,17 +283,45 @@ impl<S> fmt::Debug for Proxy<'_, S> {
 }
 
 /// What a proxy does in its own way.
-enum ProxyRole {}
+pub(crate) enum ProxyRole {}
 
 impl Role for ProxyRole {
     /// Where the last frame came in, and which way that is.
     type Last = Option<(PortId, Direction)>;
     const ROUTES: bool = false;
+    const TUNNELS: bool = false;
     const SHARED: bool = true;
     const KEEPS_REMOVED: bool = true;
     const CHOOSES: bool = true;
     const RECORD: Kind = Kind::ProxyConnection;
     const PASSES_ON: bool = false;
+
+    #[inline(always)]
+    fn origin(snapshot: &Snapshot<'_>, frame: &Frame<'_>, last: &mut Self::Last) -> Option<Origin> {
+        let port = frame.port();
+        let direction = match *last {
+            Some((known, direction)) if known == port => direction,
+            _ => direction_of(snapshot, port)?,
+        };
+        *last = Some((port, direction));
+        Some(Origin {
+            end: frame.len() as u32,
+            zone: match direction {
+                Direction::Inward => port,
+                Direction::Outward => ALL_PORTS,
+            },
+            direction,
+            ecn: 0,
+        })
+    }
+
+    #[inline(always)]
+    fn leaves_by(snapshot: &Snapshot<'_>, zone: PortId, direction: Direction) -> Option<PortId> {
+        match direction {
+            Direction::Inward => Some(snapshot.nat.proxy.as_ref()?.backend),
+            Direction::Outward => Some(zone),
+        }
+    }
 
     #[inline]
     fn arrive<'s, S: Deref<Target = Snapshot<'s>>>(
@@ -423,13 +462,30 @@ impl Role for ProxyRole {
         _: Option<&CompiledMux>,
     ) -> Result<PortId, Verdict> {
         let ports = snapshot.nat.proxy.as_ref().ok_or(Verdict::Pass)?;
-        if ports.readdresses() {
-            let server = connection.server();
-            readdress(snapshot, frame, lane.direction, server, opened_by);
-        }
+        Self::readdress(
+            snapshot,
+            frame,
+            lane.direction,
+            connection.server(),
+            opened_by,
+        );
         match lane.direction {
             Direction::Outward => Ok(connection.zone()),
             Direction::Inward => Ok(ports.backend),
+        }
+    }
+
+    #[inline(always)]
+    fn readdress(
+        snapshot: &Snapshot<'_>,
+        frame: &mut Frame<'_>,
+        direction: Direction,
+        server: u16,
+        opened_by: Option<&Link>,
+    ) {
+        let ports = snapshot.nat.proxy.as_ref();
+        if ports.is_some_and(CompiledProxy::readdresses) {
+            readdress(snapshot, frame, direction, server, opened_by);
         }
     }
 

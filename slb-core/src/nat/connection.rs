@@ -363,6 +363,37 @@ impl<A: Addresses> Connection<A> {
             && !self.is_free()
     }
 
+    /// Whether a packet of this name is one of an established connection, whose time has not come by
+    /// the tick `now`, and of nothing else.
+    #[inline]
+    pub(super) fn goes_on_with(&self, key: &Key<A>, now: u32) -> bool {
+        let remaining = self.deadline.wrapping_sub(now) as i32; // ticks wrap
+        self.is(key)
+            && (self.sequences.is_established() || self.goes_on_answering(key.direction))
+            && !self.is_contested()
+            && remaining > 0
+    }
+
+    /// Whether a packet in this direction is a further answer of a flow without a handshake, whose opener has
+    /// not gone on yet.
+    fn goes_on_answering(&self, direction: Direction) -> bool {
+        self.sequences.protocol != protocol::TCP
+            && self.state() == ConnectionState::SynReceived
+            && direction != self.opener()
+    }
+
+    /// Notes a packet of an established connection that [goes on](Self::goes_on_with).
+    #[inline]
+    pub(super) fn keep_alive(&mut self, now: u32) {
+        self.deadline = now.wrapping_add(self.idle.into());
+    }
+
+    /// Whose packets it counts: rule and server in one word.
+    #[inline]
+    pub(crate) fn account(&self) -> u32 {
+        u32::from(self.rule) | u32::from(self.server) << 16
+    }
+
     /// What translating a packet adds to the sums of its addresses and of its ports, in words
     /// read little-endian.
     #[inline]
@@ -468,6 +499,21 @@ impl<A: Addresses> Connection<A> {
 
     pub(crate) fn sequences(&self) -> &Sequences {
         &self.sequences
+    }
+
+    /// Notes a TCP segment that goes on with an established connection: the sequence number behind it, what it
+    /// acknowledges, and its window.
+    #[inline]
+    pub(super) fn note_numbers(
+        &mut self,
+        direction: Direction,
+        end: u32,
+        acknowledged: u32,
+        window: u16,
+    ) {
+        self.sequences.note_sent(direction, end);
+        self.sequences
+            .note_acknowledged(direction, acknowledged, window);
     }
 
     /// Its first packet; of TCP with what its SYN says.

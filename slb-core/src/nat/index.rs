@@ -128,10 +128,17 @@ impl<'m> Index<'m> {
     pub(crate) fn first(&self, hash: u64) -> Option<u32> {
         let bucket = self.buckets.get(self.primary(hash))?;
         let places = bucket.matches(tag(hash));
-        bucket
-            .numbers
-            .get(places.trailing_zeros() as usize)
-            .copied()
+        match bucket.numbers.get(places.trailing_zeros() as usize) {
+            Some(&number) => Some(number),
+            None if bucket.over == 0 => None,
+            None => self.first_secondary(hash),
+        }
+    }
+
+    #[cold]
+    fn first_secondary(&self, hash: u64) -> Option<u32> {
+        let bucket = self.buckets.get(self.secondary(hash))?;
+        bucket.numbers(tag(hash)).next()
     }
 
     /// Every number under a hash, until `is_it` takes one.

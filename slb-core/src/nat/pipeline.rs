@@ -4,6 +4,7 @@
 mod answers;
 mod direct;
 mod establish;
+mod plain;
 mod state;
 mod sweep;
 mod unusual;
@@ -20,7 +21,7 @@ use super::{ConnectionState, Links, NatOptions, NatTable, NatTables};
 use crate::answer::{self, IcmpError};
 use crate::counters::{self, CounterMemory};
 use crate::fragments::FragmentRoom;
-use crate::frame::{BURST, Frame};
+use crate::frame::Frame;
 use crate::limit::Limits;
 use crate::limit::SourceLimiter;
 use crate::link::{self, Link};
@@ -39,14 +40,17 @@ use crate::wire::{ipv4, ipv6, protocol, tcp};
 
 use self::answers::{counters_of, note_answer, note_end};
 pub(crate) use self::establish::{Asked, Begins, Elsewhere, NO_CONNECTION, Opened, Refusal};
+pub(crate) use self::plain::{Origin, PlainLane};
 use self::sweep::forget;
 
 /// What each role that translates does in its own way.
 pub(crate) trait Role: Sized {
-    /// What one frame of a burst leaves for the next.
+    /// What one frame leaves for the next, until there is another snapshot.
     type Last: Default;
     /// Packets go on as through a router: each loses a hop, and has to fit.
     const ROUTES: bool;
+    /// What goes inward comes in VXLAN.
+    const TUNNELS: bool;
     /// Names on the inside are those of all ports.
     const SHARED: bool;
     /// TCP connections go on when their backend is no longer configured.
@@ -58,6 +62,13 @@ pub(crate) trait Role: Sized {
     /// Packets of none of its connections may be of one at another node: see
     /// [`elsewhere`](Self::elsewhere).
     const PASSES_ON: bool;
+
+    /// Finds where a frame comes from, where that is no news. `None` where it takes the long way.
+    fn origin(snapshot: &Snapshot<'_>, frame: &Frame<'_>, last: &mut Self::Last) -> Option<Origin>;
+
+    /// The port that a packet leaves by on the short way, of a connection with this zone; `None` where it
+    /// takes the long way.
+    fn leaves_by(snapshot: &Snapshot<'_>, zone: PortId, direction: Direction) -> Option<PortId>;
 
     /// Finds where a frame comes from, and reads it: stage 1.
     ///
@@ -146,6 +157,11 @@ pub(crate) trait Role: Sized {
         connection: (&Connection<A>, Option<&Link>),
         mux: Option<&CompiledMux>,
     ) -> Result<PortId, Verdict>;
+
+    /// Gives a packet with its other name the next hop of its connection's end, where link headers do not
+    /// stay. `opened_by` is the link header that the connection was opened with.
+    #[inline]
+    fn readdress(_: &Snapshot<'_>, _: &mut Frame<'_>, _: Direction, _: u16, _: Option<&Link>) {}
 
     /// Where a packet of our own for a connection's end leaves, and under which link header.
     fn way_to<A: Table>(
@@ -337,81 +353,63 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         Some(self.clock.passed().since(changed))
     }
 
-    /// Stage 1: reads each frame, finds whose it is and hashes its tuple. Returns the lanes of those
-    /// that concern a connection.
-    #[inline]
-    pub(crate) fn classify<'l, R: Role>(
+    /// Stage 1 of the long way: reads a frame, finds whose it is and hashes its tuple. Returns false where
+    /// it concerns no connection, and has its verdict.
+    // Out of the loop of the short way: what is live there stays in registers.
+    #[inline(never)]
+    fn classify<R: Role>(
         &mut self,
-        frames: &mut [Frame<'_>],
-        lanes: &'l mut [Lane; BURST],
+        frame: &mut Frame<'_>,
+        place: u8,
+        lane: &mut Lane,
+        last: &mut R::Last,
         seen: &mut impl Observe,
-    ) -> &'l mut [Lane] {
-        for frame in frames.iter() {
-            frame.prefetch();
-        }
-        let mut count = 0;
-        let mut last = R::Last::default();
-        for (index, frame) in frames.iter_mut().enumerate() {
-            let Some(lane) = lanes.get_mut(count) else {
-                break;
-            };
-            lane.len = frame.len() as u32;
-            lane.frame = index as u8;
-            lane.error = None;
-            self.stats.received.add(frame.len());
-            match R::arrive(self, frame, lane, &mut last, seen) {
-                Ok(()) => {
-                    let connections = &self.tables.connections;
-                    match lane.packet.shape.family {
-                        Family::Ipv4 => lane.hash = hash(&connections.ipv4, lane),
-                        Family::Ipv6 => lane.hash = hash(&connections.ipv6, lane),
-                    }
-                    count += 1;
+    ) -> bool {
+        lane.len = frame.len() as u32;
+        lane.frame = place;
+        lane.error = None;
+        match R::arrive(self, frame, lane, last, seen) {
+            Ok(()) => {
+                let connections = &self.tables.connections;
+                match lane.packet.shape.family {
+                    Family::Ipv4 => lane.hash = hash(&connections.ipv4, lane),
+                    Family::Ipv6 => lane.hash = hash(&connections.ipv6, lane),
                 }
-                Err(verdict) => finish(&mut self.stats, frame, lane, verdict, seen),
+                true
+            }
+            Err(verdict) => {
+                finish(&mut self.stats, frame, lane, verdict, seen);
+                false
             }
         }
-        lanes.get_mut(..count).unwrap_or_default()
     }
 
-    /// Stage 2: asks for the line of each lane's connection.
+    /// Stage 2 of the long way: asks for the line of a lane's connection.
     #[inline]
-    pub(crate) fn look_up(&self, lanes: &mut [Lane]) {
+    fn look_up(&self, lane: &mut Lane) {
         let NatTable { ipv4, ipv6, .. } = &self.tables.connections;
-        for lane in lanes {
-            lane.candidate = match lane.packet.shape.family {
-                Family::Ipv4 => ipv4.candidate(lane.hash),
-                Family::Ipv6 => ipv6.candidate(lane.hash),
-            };
-        }
+        lane.candidate = match lane.packet.shape.family {
+            Family::Ipv4 => ipv4.candidate(lane.hash),
+            Family::Ipv6 => ipv6.candidate(lane.hash),
+        };
     }
 
-    /// Stage 3: gives each packet the other name of its connection, which is made where it is
-    /// missing and the packet may make one.
-    #[inline]
-    pub(crate) fn translate<R: Role>(
-        &mut self,
-        frames: &mut [Frame<'_>],
-        lanes: &[Lane],
-        seen: &mut impl Observe,
-    ) {
-        for lane in lanes {
-            let Some(frame) = frames.get_mut(usize::from(lane.frame)) else {
-                continue;
-            };
-            let result = match lane.packet.shape.family {
-                Family::Ipv4 => self.translate_lane::<u64, R>(frame, lane, seen),
-                Family::Ipv6 => self.translate_lane::<[u64; 4], R>(frame, lane, seen),
-            };
-            match result {
-                Ok(port) => {
-                    let verdict = Verdict::Forward(port);
-                    frame.set_verdict(verdict);
-                    self.stats.forwarded.add(lane.len as usize);
-                    seen.step(lane.frame.into(), Step::Done(verdict));
-                }
-                Err(verdict) => finish(&mut self.stats, frame, lane, verdict, seen),
+    /// Stage 3 of the long way: gives a packet the other name of its connection, which is made where it
+    /// is missing and the packet may make one.
+    #[inline(never)] // as `classify`
+    fn translate<R: Role>(&mut self, frame: &mut Frame<'_>, lane: &Lane, seen: &mut impl Observe) {
+        let result = match lane.packet.shape.family {
+            Family::Ipv4 => self.translate_lane::<u64, R>(frame, lane, seen),
+            Family::Ipv6 => self.translate_lane::<[u64; 4], R>(frame, lane, seen),
+        };
+        match result {
+            Ok(port) => {
+                let verdict = Verdict::Forward(port);
+                frame.set_verdict(verdict);
+                self.stats.forwarded.add(lane.len as usize);
+                seen.step(lane.frame.into(), Step::Done(verdict));
             }
+            Err(verdict) => finish(&mut self.stats, frame, lane, verdict, seen),
         }
     }
 
@@ -773,6 +771,24 @@ fn keeps_backend<A: Rewrite>(
         snapshot.keeps_flows(rule, local.backend)
             || snapshot.gets_new_flows(rule, packet, local.backend)
     })
+}
+
+/// Sends a packet with its other name, which leaves the vm of a zone, on its way through a mux.
+///
+/// # Errors
+/// The headroom is too small. The frame is then unchanged.
+#[inline(never)]
+pub(crate) fn leave_through(
+    snapshot: &Snapshot<'_>,
+    mux: &CompiledMux,
+    frame: &mut Frame<'_>,
+    packet: &Packet,
+    (zone, hash): (PortId, u64),
+) -> Result<(), DropReason> {
+    mux.template.encapsulate(frame, packet, hash)?;
+    let vni = snapshot.nat.vm_by_port(zone).map(|vm| vm.vni);
+    mux.template.set_vni(frame, vni.unwrap_or_default());
+    Ok(())
 }
 
 /// The table of a family.

@@ -5,7 +5,7 @@
 //! and a UDP checksum of zero, which means none, stays zero. Words are read little-endian: the sum
 //! does not care (RFC 1071 §2, B), as long as all are.
 
-use super::connection::{Connection, Side, delta, fold};
+use super::connection::{Connection, Side, delta};
 use super::tcp::Direction;
 use crate::flow::Addresses;
 use crate::packet::{Packet, Part};
@@ -48,8 +48,8 @@ impl Rewrite for u64 {
         header[8] -= hops.min(header[8]);
         // The TTL is the low byte of its word, as read here.
         let hop_delta = !u16::from(hops);
-        let sum = Self::from(!read(header, 10)) + Self::from(delta) + Self::from(hop_delta);
-        header[10..12].copy_from_slice(&(!fold(sum)).to_le_bytes());
+        let sum = u32::from(!read(header, 10)) + u32::from(delta) + u32::from(hop_delta);
+        header[10..12].copy_from_slice(&(!fold_once(sum)).to_le_bytes());
         header[12..20].copy_from_slice(&self.to_le_bytes());
         Some(())
     }
@@ -140,31 +140,39 @@ fn rewrite_transport<A: Rewrite>(
     ports: u32,
     (addresses, port_delta): (u16, u16),
 ) -> Result<(), Cut> {
-    let both = u64::from(addresses) + u64::from(port_delta);
+    let both = u32::from(addresses) + u32::from(port_delta);
     match number {
-        protocol::TCP => {
-            write_ports(transport, ports)?;
-            update(transport, 16, both)
-        }
-        protocol::UDP => {
-            write_ports(transport, ports)?;
-            match transport.get(6..8) {
-                None => Err(Cut),
-                Some([0, 0]) => Ok(()),
-                Some(_) => {
-                    update(transport, 6, both)?;
-                    if transport.get(6..8) == Some(&[0, 0]) {
-                        transport[6..8].fill(0xff); // zero would mean that there is none
-                    }
-                    Ok(())
-                }
-            }
-        }
+        protocol::TCP => rewrite_tcp(transport, ports, both),
+        protocol::UDP => rewrite_udp(transport, ports, both),
         number if number == A::ICMP => rewrite_icmp::<A>(transport, ports, (addresses, port_delta)),
         // UDP-Lite (RFC 3828) and DCCP (RFC 4340) have ports, but are not told apart by them.
         136 | 33 => update(transport, 6, addresses.into()),
         _ => Ok(()),
     }
+}
+
+/// Writes the ports of a TCP header, and updates its checksum for words that now sum up to `delta` more.
+#[inline]
+pub(super) fn rewrite_tcp(header: &mut [u8], ports: u32, delta: u32) -> Result<(), Cut> {
+    write_ports(header, ports)?;
+    update(header, 16, delta)
+}
+
+/// Writes the ports of a UDP header, and updates its checksum, if it has one.
+#[inline]
+pub(super) fn rewrite_udp(header: &mut [u8], ports: u32, delta: u32) -> Result<(), Cut> {
+    write_ports(header, ports)?;
+    let field: &mut [u8; 2] = header
+        .get_mut(6..8)
+        .and_then(<[u8]>::first_chunk_mut)
+        .ok_or(Cut)?;
+    let old = u16::from_le_bytes(*field);
+    if old != 0 {
+        let new = !fold_once(u32::from(!old) + delta);
+        // Zero would mean that there is none.
+        *field = if new == 0 { 0xffff } else { new }.to_le_bytes();
+    }
+    Ok(())
 }
 
 /// Writes the identifier of an ICMP message that has one, and updates its checksum.
@@ -188,7 +196,7 @@ fn rewrite_icmp<A: Rewrite>(
     };
     let field = message.get_mut(4..6).ok_or(Cut)?;
     field.copy_from_slice(&identifier.to_le_bytes());
-    update(message, 2, u64::from(pseudo) + u64::from(port_delta))?;
+    update(message, 2, u32::from(pseudo) + u32::from(port_delta))?;
     if message.get(2..4) == Some(&[0, 0]) {
         let checksum = checksum::never_zero_of_zeros(message);
         message
@@ -208,12 +216,19 @@ fn write_ports(transport: &mut [u8], ports: u32) -> Result<(), Cut> {
 
 /// Updates the checksum at `at` for words that now sum up to `delta` more.
 #[inline]
-fn update(bytes: &mut [u8], at: usize, delta: u64) -> Result<(), Cut> {
+fn update(bytes: &mut [u8], at: usize, delta: u32) -> Result<(), Cut> {
     let field = bytes.get_mut(at..at + 2).ok_or(Cut)?;
     let old = u16::from_le_bytes([field[0], field[1]]);
-    let new = !fold(u64::from(!old) + delta);
+    let new = !fold_once(u32::from(!old) + delta);
     field.copy_from_slice(&new.to_le_bytes());
     Ok(())
+}
+
+/// A sum of a few words in one: both halves in either order, of which the upper one gets the carry of the
+/// lower one (RFC 1071 §2, B).
+#[inline]
+const fn fold_once(sum: u32) -> u16 {
+    (sum.wrapping_add(sum.rotate_right(16)) >> 16) as u16
 }
 
 #[inline]
@@ -246,7 +261,7 @@ pub(crate) fn translate_error<A: Rewrite>(
     let new = about(connection, direction, old);
     let address_delta = delta(old.sum(), new.sum());
     let pseudo = if A::ICMP_HAS_PSEUDO { address_delta } else { 0 };
-    update(header, 2, u64::from(quote_delta) + u64::from(pseudo)).ok()?;
+    update(header, 2, u32::from(quote_delta) + u32::from(pseudo)).ok()?;
     let ip = bytes.get_mut(ip_offset..)?;
     new.rewrite(ip, address_delta, hops)
 }

@@ -174,9 +174,16 @@ impl<'m, A: Addresses> Connections<'m, A> {
     }
 
     /// The connection of a key, also one that is past its time; `candidate` is looked at first.
+    ///
+    /// A candidate that was found before another packet of the burst was processed may have lost its
+    /// name on the outside since.
     #[inline]
     pub(crate) fn find_from(&self, candidate: u32, hash: u64, key: &Key<A>) -> Option<u32> {
-        if self.slab.get(candidate as usize).is_some_and(|c| c.is(key)) {
+        let candidate_is_it = self
+            .slab
+            .get(candidate as usize)
+            .is_some_and(|connection| connection.is(key) && !connection.is_superseded());
+        if candidate_is_it {
             return Some(candidate);
         }
         self.find(hash, key)
@@ -209,6 +216,11 @@ impl<'m, A: Addresses> Connections<'m, A> {
     #[inline]
     pub(crate) fn get(&self, number: u32) -> Option<&Connection<A>> {
         self.slab.get(number as usize)
+    }
+
+    #[inline]
+    pub(crate) fn get_mut(&mut self, number: u32) -> Option<&mut Connection<A>> {
+        self.slab.get_mut(number as usize)
     }
 
     /// A connection, and the lists that it may be in.

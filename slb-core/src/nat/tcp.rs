@@ -271,6 +271,12 @@ impl Sequences {
         self.state = 0;
     }
 
+    /// Whether both ends know of the connection, and neither has ended it.
+    #[inline]
+    pub(super) fn is_established(&self) -> bool {
+        self.state & STATE == ConnectionState::Established as u8
+    }
+
     /// How far the connection has come.
     #[inline]
     pub(super) fn state(&self) -> ConnectionState {
@@ -512,22 +518,35 @@ impl Sequences {
     /// Notes what a segment says that goes in `direction`, as far as it can be true.
     #[inline]
     pub(super) fn note(&mut self, direction: Direction, segment: &Segment) {
+        self.note_sent(direction, segment.end());
+        if segment.flags.contains(Flags::ACK) {
+            self.note_acknowledged(direction, segment.acknowledgement, segment.window);
+        }
+    }
+
+    /// Notes that the sender of a segment in `direction` has sent what is before `end`.
+    #[inline]
+    pub(super) fn note_sent(&mut self, direction: Direction, end: u32) {
         let (own, other) = (direction.index(), direction.reverse().index());
-        let end = segment.end();
         // Data beyond the receiver's window moves nothing: no receiver takes it.
         let ahead = end.wrapping_sub(self.acknowledged[other]);
         if after(end, self.sent[own]) && ahead <= self.bound_of(direction.reverse()) {
             self.sent[own] = end;
         }
-        if segment.flags.contains(Flags::ACK) {
-            let number = segment.acknowledgement;
-            if !after(number, self.sent[other]) && !after(self.acknowledged[own], number) {
-                self.acknowledged[own] = number;
-                let shift = self.windows[own] & 0xf;
-                let window = u32::from(segment.window) << shift;
-                let exponent = (u32::BITS - window.leading_zeros()).saturating_sub(16);
-                self.windows[own] = (exponent as u8) << 4 | shift;
-            }
+    }
+
+    /// Notes that the sender of a segment in `direction` has got what is before `number`, and the window that
+    /// it offers, as it stands in the header.
+    #[inline]
+    pub(super) fn note_acknowledged(&mut self, direction: Direction, number: u32, window: u16) {
+        let (own, other) = (direction.index(), direction.reverse().index());
+        if !after(number, self.sent[other]) && !after(self.acknowledged[own], number) {
+            self.acknowledged[own] = number;
+            let shift = self.windows[own] & 0xf;
+            // The bits that a window has beyond 16.
+            let beyond = (u32::from(window) << shift) >> 16;
+            let exponent = (beyond << 1 | 1).ilog2();
+            self.windows[own] = (exponent as u8) << 4 | shift;
         }
     }
 }

@@ -156,6 +156,12 @@ impl Template {
         u32::from(mtu).saturating_sub(u32::from(self.header_len) - ETHERNET as u32)
     }
 
+    /// Whether a frame without VLAN tags and with `headroom` free bytes before it can be encapsulated.
+    #[inline]
+    pub(crate) fn has_room(&self, headroom: usize) -> bool {
+        headroom + ETHERNET >= usize::from(self.header_len)
+    }
+
     /// Encapsulates `packet`, whose frame this is, one hop taken off its TTL. `entropy` is a hash
     /// of the inner flow; its low 14 bits become the outer source port.
     ///

@@ -2,7 +2,6 @@
 
 use core::net::Ipv6Addr;
 use core::ops::Deref;
-use core::slice;
 
 use super::{Lane, Pipeline, Role, finish};
 use crate::fragments::{self, Arrival, Fragments, Recalled, Taken};
@@ -121,9 +120,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             match found {
                 Ok(()) => {
                     lane.hash = self.hash(lane);
-                    let lanes = lanes.get_mut(..1).unwrap_or_default();
-                    self.look_up(lanes);
-                    self.translate::<R>(slice::from_mut(frame), lanes, &mut ());
+                    self.look_up(lane);
+                    self.translate::<R>(frame, lane, &mut ());
                 }
                 Err(verdict) => finish(&mut self.stats, frame, lane, verdict, &mut ()),
             }

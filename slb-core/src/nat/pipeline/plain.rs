@@ -1,0 +1,414 @@
+//! The short way of packets that need nothing but translation: whole TCP and UDP packets of established
+//! connections, without IP options, VLAN tags or extension headers, that neither open nor close a
+//! connection. Nearly all packets are of this kind.
+//!
+//! | loop | reads | prefetches |
+//! |---|---|---|
+//! | [read](Pipeline::read_plain) | headers | the index's cache line |
+//! | [look up](Pipeline::look_up_plain) | the index | the connection's cache lines |
+//! | [translate](Pipeline::translate_plain) | the connection | |
+//!
+//! A packet with anything unusual leaves the short way and takes the long one, which reads the frame
+//! again. The short way changes a frame, a connection or a counter only after its last check, so the
+//! long way remains the single place of semantics. The tests `both_ways_of_a_host_agent_do_the_same`
+//! and `both_ways_of_a_proxy_do_the_same` hold the two together.
+
+mod head;
+#[cfg(all(test, feature = "alloc"))]
+mod tests;
+
+use core::ops::Deref;
+
+use self::head::{Plain, numbers};
+use super::{Lane, Pipeline, Role, leave_through};
+use crate::frame::{BURST, Frame};
+use crate::nat::connection::ALL_PORTS;
+use crate::nat::table::{Connections, NONE};
+use crate::nat::{ConnectionState, Direction, NatTables};
+use crate::observe::{ConnectionStep, Observe, Step};
+use crate::snapshot::Snapshot;
+use crate::stats::{BackendCounters, Count, RuleCounters};
+use crate::tunnel::decapsulation::{COMMON, CommonHead};
+use crate::verdict::{PortId, Verdict};
+use crate::wire::vxlan::Vni;
+use crate::wire::{ethernet, protocol};
+
+/// Origin of a frame.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin {
+    pub(crate) direction: Direction,
+    /// Offset of the end of the packet's link-layer frame, in bytes from the beginning of the frame.
+    pub(crate) end: u32,
+    /// The port that qualifies the connection's name: see [`Lane::zone`].
+    pub(crate) zone: PortId,
+    /// ECN field of the outer header; zero without one.
+    pub(crate) ecn: u8,
+}
+
+/// The next step of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Ipv4Inward,
+    Ipv4Outward,
+    Ipv6Inward,
+    Ipv6Outward,
+    /// The long way, in the [`Lane`] of the same index.
+    Long,
+    /// None: the frame has its verdict.
+    Done,
+}
+
+/// A frame on the short way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PlainLane {
+    /// Hash of the packet's key.
+    hash: u64,
+    /// Number of the connection that the packet most likely belongs to.
+    candidate: u32,
+    /// See [`Origin::end`].
+    end: u32,
+    zone: PortId,
+    way: Way,
+}
+
+const _: () = assert!(size_of::<PlainLane>() == 24);
+
+impl PlainLane {
+    pub(crate) const EMPTY: Self = Self {
+        hash: 0,
+        candidate: NONE,
+        end: 0,
+        zone: PortId(0),
+        way: Way::Done,
+    };
+}
+
+/// Consecutive packets of one rule and one server, which are counted at once.
+#[derive(Debug)]
+struct Run {
+    /// Rule and server: see [`Connection::account`](crate::nat::Connection::account).
+    account: u32,
+    /// Index of the server's counters.
+    counters: u32,
+    count: Count,
+    /// Count of all earlier runs of the burst.
+    total: Count,
+}
+
+impl Run {
+    /// Account of no connection: no server has the number 65535.
+    const NO_ACCOUNT: u32 = u32::MAX;
+
+    const EMPTY: Self = Self {
+        account: Self::NO_ACCOUNT,
+        counters: NONE,
+        count: Count {
+            packets: 0,
+            bytes: 0,
+        },
+        total: Count {
+            packets: 0,
+            bytes: 0,
+        },
+    };
+
+    /// Adds the count to the counters of rule and server.
+    fn end(&mut self, rules: &mut [RuleCounters], backends: &mut [BackendCounters]) {
+        let count = core::mem::take(&mut self.count);
+        self.total += count;
+        if let Some(counters) = rules.get_mut((self.account & 0xffff) as usize) {
+            counters.forwarded += count;
+        }
+        if let Some(counters) = backends.get_mut(self.counters as usize) {
+            counters.forwarded += count;
+        }
+    }
+}
+
+impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
+    /// Gives each frame of a burst its verdict. Without `SHORT`, all frames take the long way.
+    #[inline]
+    pub(crate) fn process<R: Role, const SHORT: bool>(
+        &mut self,
+        frames: &mut [Frame<'_>],
+        (lanes, plain): (&mut [Lane; BURST], &mut [PlainLane; BURST]),
+        last: &mut R::Last,
+        seen: &mut impl Observe,
+    ) {
+        for frame in frames.iter() {
+            frame.prefetch();
+        }
+        let mut received = Count::default();
+        let all = frames
+            .iter_mut()
+            .zip(lanes.iter_mut())
+            .zip(plain.iter_mut());
+        for (place, ((frame, lane), plain)) in (0..).zip(all) {
+            received.add(frame.len());
+            if !(SHORT && self.read_plain::<R>(frame, plain, last)) {
+                let goes_on = self.classify::<R>(frame, place, lane, last, seen);
+                plain.way = if goes_on { Way::Long } else { Way::Done };
+            }
+        }
+        self.stats.received += received;
+        for ((_, lane), plain) in frames.iter().zip(lanes.iter_mut()).zip(plain.iter_mut()) {
+            self.look_up_plain(lane, plain);
+        }
+        let mut run = Run::EMPTY;
+        let all = frames.iter_mut().zip(lanes).zip(plain);
+        for (place, ((frame, lane), plain)) in (0..).zip(all) {
+            match plain.way {
+                Way::Done => {}
+                Way::Long => self.translate::<R>(frame, lane, seen),
+                _ => {
+                    let done = self.translate_any::<R>(frame, place.into(), plain, &mut run, seen);
+                    if done.is_none() {
+                        self.take_long_way::<R>(frame, place, lane, last, seen);
+                    }
+                }
+            }
+        }
+        run.end(&mut self.tables.rules, &mut self.tables.backends);
+        self.stats.forwarded += run.total;
+    }
+
+    /// Sends a frame that left the short way on the long one.
+    #[cold]
+    #[inline(never)]
+    fn take_long_way<R: Role>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        place: u8,
+        lane: &mut Lane,
+        last: &mut R::Last,
+        seen: &mut impl Observe,
+    ) {
+        if self.classify::<R>(frame, place, lane, last, seen) {
+            self.look_up(lane);
+            self.translate::<R>(frame, lane, seen);
+        }
+    }
+
+    /// Reads a frame's headers, and hashes its key. Returns false if the frame takes the long way.
+    #[inline(always)]
+    fn read_plain<R: Role>(
+        &mut self,
+        frame: &Frame<'_>,
+        lane: &mut PlainLane,
+        last: &mut R::Last,
+    ) -> bool {
+        self.read_if_plain::<R>(frame, lane, last).is_some()
+    }
+
+    #[inline(always)]
+    fn read_if_plain<R: Role>(
+        &mut self,
+        frame: &Frame<'_>,
+        lane: &mut PlainLane,
+        last: &mut R::Last,
+    ) -> Option<()> {
+        let origin = R::origin(&self.snapshot, frame, last)?;
+        match origin.direction {
+            Direction::Inward => self.read_head::<R, false>(frame, lane, &origin),
+            Direction::Outward => self.read_head::<R, true>(frame, lane, &origin),
+        }
+    }
+
+    #[inline(always)]
+    fn read_head<R: Role, const OUTWARD: bool>(
+        &mut self,
+        frame: &Frame<'_>,
+        lane: &mut PlainLane,
+        origin: &Origin,
+    ) -> Option<()> {
+        let Origin {
+            direction,
+            end,
+            zone,
+            ecn,
+        } = *origin;
+        let link = frame.bytes().get(start::<R>(OUTWARD)..end as usize)?;
+        let connections = &self.tables.connections;
+        if let Some(head) = <u64 as Plain>::read(link, ecn) {
+            lane.hash = hash(&connections.ipv4, head, direction, zone);
+            lane.way = if OUTWARD {
+                Way::Ipv4Outward
+            } else {
+                Way::Ipv4Inward
+            };
+        } else {
+            let head = <[u64; 4] as Plain>::read(link, ecn)?;
+            lane.hash = hash(&connections.ipv6, head, direction, zone);
+            lane.way = if OUTWARD {
+                Way::Ipv6Outward
+            } else {
+                Way::Ipv6Inward
+            };
+        }
+        (lane.end, lane.zone) = (end, zone);
+        Some(())
+    }
+
+    /// Looks a frame up in the index, and prefetches its connection.
+    #[inline(always)]
+    fn look_up_plain(&self, lane: &mut Lane, plain: &mut PlainLane) {
+        let connections = &self.tables.connections;
+        // The likeliest first: comparisons cost less than a jump through a table.
+        if matches!(plain.way, Way::Ipv4Inward | Way::Ipv4Outward) {
+            plain.candidate = connections.ipv4.candidate(plain.hash);
+        } else if matches!(plain.way, Way::Ipv6Inward | Way::Ipv6Outward) {
+            plain.candidate = connections.ipv6.candidate(plain.hash);
+        } else if plain.way == Way::Long {
+            self.look_up(lane);
+        }
+    }
+
+    #[inline(always)]
+    fn translate_any<R: Role>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        place: usize,
+        lane: &PlainLane,
+        run: &mut Run,
+        seen: &mut impl Observe,
+    ) -> Option<()> {
+        match lane.way {
+            Way::Ipv4Inward => self.translate_plain::<u64, R, false>(frame, place, lane, run, seen),
+            Way::Ipv4Outward => self.translate_plain::<u64, R, true>(frame, place, lane, run, seen),
+            Way::Ipv6Inward => {
+                self.translate_plain::<[u64; 4], R, false>(frame, place, lane, run, seen)
+            }
+            Way::Ipv6Outward => {
+                self.translate_plain::<[u64; 4], R, true>(frame, place, lane, run, seen)
+            }
+            Way::Long | Way::Done => None,
+        }
+    }
+
+    /// Translates a packet of an established connection, and gives its frame the verdict. Returns `None`, and
+    /// changes nothing, if the packet takes the long way.
+    #[inline(always)]
+    fn translate_plain<A: Plain, R: Role, const OUTWARD: bool>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        place: usize,
+        lane: &PlainLane,
+        run: &mut Run,
+        seen: &mut impl Observe,
+    ) -> Option<()> {
+        let direction = if OUTWARD {
+            Direction::Outward
+        } else {
+            Direction::Inward
+        };
+        let Self {
+            snapshot, tables, ..
+        } = self;
+        let NatTables {
+            connections,
+            rules,
+            backends,
+            links,
+            ..
+        } = tables;
+        let table = A::table(connections);
+        let now = table.now();
+        let connection = table.get_mut(lane.candidate)?;
+        let zone = if R::SHARED && OUTWARD {
+            ALL_PORTS
+        } else {
+            lane.zone
+        };
+        let (len, headroom) = (frame.len(), frame.headroom());
+        let vni = CommonHead::of(frame.bytes()).map_or_else(Vni::default, |head| head.vni());
+        let head = frame.bytes_mut().get_mut(start::<R>(OUTWARD)..)?;
+        let head: &mut A::Head = A::head_mut(head)?;
+        let key = A::key(head, direction, zone);
+        let ip_len = A::ip_len(head);
+        if !connection.goes_on_with(&key, now) {
+            return None;
+        }
+        let mux = if OUTWARD {
+            R::mux(snapshot, connection, direction)
+        } else {
+            None
+        };
+        if R::ROUTES {
+            let mtu = snapshot.underlay().mtu;
+            let most = match mux {
+                _ if !OUTWARD => u32::MAX, // as long as the fabric brought it
+                None => mtu.into(),
+                Some(mux) if mux.template.has_room(headroom) => mux.template.inner_mtu(mtu),
+                Some(_) => 0,
+            };
+            if A::hop_limit(head) <= 1 || ip_len > most {
+                return None;
+            }
+        }
+        let to_port = R::leaves_by(snapshot, connection.zone(), direction)?;
+        if run.account != connection.account() {
+            let local = snapshot.nat.local(connection.server())?;
+            if R::CHOOSES && local.suspect {
+                return None;
+            }
+            run.end(rules, backends);
+            (run.account, run.counters) = (connection.account(), local.counters);
+        }
+        // Nothing can fail from here on.
+        if R::TUNNELS && !OUTWARD {
+            let port = lane.zone;
+            seen.step(place, Step::Decapsulated { vni, port });
+        }
+        seen.step(place, Step::Parsed(A::packet(head, &key)));
+        if key.protocol == protocol::TCP {
+            let (end, acknowledged, window) = numbers(A::tcp(head), ip_len - A::HEADER_LEN);
+            connection.note_numbers(direction, end, acknowledged, window);
+        }
+        connection.keep_alive(now);
+        let to = connection.translated(direction);
+        let deltas = connection.deltas(direction);
+        let hops = u8::from(R::ROUTES && mux.is_none()); // encapsulation takes its own
+        A::rename(head, key.protocol, &to, deltas, hops);
+        let found = ConnectionStep::Found(ConnectionState::Established);
+        seen.step(place, Step::Connection(found));
+        seen.step(place, Step::Translated(to.tuple(key.protocol)));
+        if let Some(mux) = mux {
+            let packet = A::packet(head, &key);
+            let ways = (connection.zone(), lane.hash);
+            let left = leave_through(snapshot, mux, frame, &packet, ways);
+            debug_assert!(left.is_ok(), "the headroom was checked");
+        } else if R::ROUTES && OUTWARD {
+            A::readdress(head, snapshot.underlay());
+            // Padding belongs to the link that the packet came by.
+            frame.narrow(0, ethernet::HEADER_LEN as u32 + ip_len);
+        } else if R::ROUTES {
+            frame.narrow(start::<R>(OUTWARD) as u32, lane.end);
+        } else {
+            let opened_by = A::links_of(links).get(lane.candidate as usize);
+            R::readdress(snapshot, frame, direction, connection.server(), opened_by);
+        }
+        run.count.add(len);
+        let verdict = Verdict::Forward(to_port);
+        frame.set_verdict(verdict);
+        seen.step(place, Step::Done(verdict));
+        Some(())
+    }
+}
+
+/// Offset of a packet's link header in its frame, in bytes.
+const fn start<R: Role>(is_outward: bool) -> usize {
+    if R::TUNNELS && !is_outward { COMMON } else { 0 }
+}
+
+/// Hashes a packet's key, and prefetches the index's cache line.
+#[inline(always)]
+fn hash<A: Plain>(
+    table: &Connections<'_, A>,
+    head: &A::Head,
+    direction: Direction,
+    zone: PortId,
+) -> u64 {
+    let hash = table.hash(&A::key(head, direction, zone));
+    table.prefetch(hash);
+    hash
+}

@@ -106,6 +106,134 @@ impl Shape {
         family: Family::Ipv6,
         ..Self::PLAIN_IPV4
     };
+
+    /// Of a plain packet whose IPv4 header begins at `ip_offset`.
+    pub(crate) fn plain_ipv4(ip_offset: u8) -> Self {
+        Self {
+            transport_offset: u16::from(ip_offset) + ipv4::HEADER_LEN as u16,
+            ip_offset,
+            ..Self::PLAIN_IPV4
+        }
+    }
+
+    /// Of a plain packet whose IPv6 header begins at `ip_offset`.
+    pub(crate) fn plain_ipv6(ip_offset: u8) -> Self {
+        Self {
+            transport_offset: u16::from(ip_offset) + ipv6::HEADER_LEN as u16,
+            ip_offset,
+            ..Self::PLAIN_IPV6
+        }
+    }
+}
+
+/// A whole TCP or UDP packet in IPv4 without options or IPv6 without extension headers, with nothing
+/// wrong: what is read of the common shapes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Plain<A> {
+    /// Source and destination, as [`Addresses`](crate::flow::Addresses) are.
+    pub(crate) addresses: A,
+    /// The four bytes of ports, read little-endian.
+    pub(crate) ports: u32,
+    /// Bytes of the IP packet, headers included; the frame has at least as many.
+    pub(crate) ip_len: u32,
+    /// [`TCP`](protocol::TCP) or [`UDP`](protocol::UDP).
+    pub(crate) protocol: u8,
+    /// TCP's control bits.
+    pub(crate) flags: Flags,
+    /// DSCP and ECN.
+    pub(crate) traffic_class: u8,
+    /// TTL or hop limit.
+    pub(crate) hop_limit: u8,
+}
+
+/// Bytes of an EtherType, which stands right before the IP header.
+const ETHER_TYPE: usize = 2;
+
+impl Plain<u64> {
+    /// Reads a packet whose IPv4 header begins at `IP`. The tags before it are the caller's to check.
+    #[inline(always)] // its result stays in registers
+    pub(crate) fn read<const IP: usize>(frame: &[u8]) -> Option<Self> {
+        const HEADER: usize = ETHER_TYPE;
+        const TRANSPORT: usize = HEADER + ipv4::HEADER_LEN;
+        const LEN: usize = TRANSPORT + udp::HEADER_LEN;
+        /// EtherType IPv4, version 4, five words of header.
+        const PLAIN: u64 = u64::from_le_bytes([0x08, 0x00, 0x45, 0, 0, 0, 0, 0]);
+        const PLAIN_BITS: u64 = 0x00ff_ffff;
+        /// More fragments, fragment offset.
+        const FRAGMENT: u64 = u64::from_le_bytes([0x3f, 0xff, 0, 0, 0, 0, 0, 0]);
+        let head = frame.get(IP - ETHER_TYPE..IP - ETHER_TYPE + LEN)?;
+        // Words as they lie in the frame: EtherType to identification, fragment to source.
+        let first = u64::from_le_bytes(*array(head, 0)?);
+        let second = u64::from_le_bytes(*array(head, HEADER + 6)?);
+        if first & PLAIN_BITS != PLAIN || second & FRAGMENT != 0 {
+            return None;
+        }
+        let ip_len = u32::from(((first >> 32) as u16).swap_bytes());
+        let protocol = (second >> 24) as u8;
+        let (least, flags) = match protocol {
+            protocol::TCP => (
+                ipv4::HEADER_LEN + tcp::HEADER_LEN,
+                *frame.get(IP + ipv4::HEADER_LEN + 13)?,
+            ),
+            protocol::UDP => (ipv4::HEADER_LEN + udp::HEADER_LEN, 0),
+            _ => return None,
+        };
+        let is_whole = ip_len as usize + IP <= frame.len() && ip_len as usize >= least;
+        if !is_whole || !ipv4::checksum_is_right(array(head, HEADER)?) {
+            return None;
+        }
+        Some(Self {
+            addresses: u64::from_le_bytes(*array(head, HEADER + 12)?),
+            ports: u32::from_le_bytes(*array(head, TRANSPORT)?),
+            ip_len,
+            protocol,
+            flags: Flags(flags),
+            traffic_class: (first >> 24) as u8,
+            hop_limit: (second >> 16) as u8,
+        })
+    }
+}
+
+impl Plain<[u64; 4]> {
+    /// Reads a packet whose IPv6 header begins at `IP`. The tags before it are the caller's to check.
+    #[inline(always)] // its result stays in registers
+    pub(crate) fn read<const IP: usize>(frame: &[u8]) -> Option<Self> {
+        const HEADER: usize = ETHER_TYPE;
+        const TRANSPORT: usize = HEADER + ipv6::HEADER_LEN;
+        const LEN: usize = TRANSPORT + udp::HEADER_LEN;
+        /// EtherType IPv6, version 6.
+        const PLAIN: u64 = u64::from_le_bytes([0x86, 0xdd, 0x60, 0, 0, 0, 0, 0]);
+        const PLAIN_BITS: u64 = 0x00f0_ffff;
+        let head = frame.get(IP - ETHER_TYPE..IP - ETHER_TYPE + LEN)?;
+        // EtherType to payload length, as it lies in the frame.
+        let first = u64::from_le_bytes(*array(head, 0)?);
+        if first & PLAIN_BITS != PLAIN {
+            return None;
+        }
+        let payload_len = u32::from(((first >> 48) as u16).swap_bytes());
+        let [protocol, hop_limit] = *array(head, HEADER + 6)?;
+        let (least, flags) = match protocol {
+            protocol::TCP => (tcp::HEADER_LEN, *frame.get(IP + ipv6::HEADER_LEN + 13)?),
+            protocol::UDP => (udp::HEADER_LEN, 0),
+            _ => return None,
+        };
+        let is_whole = payload_len as usize + IP + ipv6::HEADER_LEN <= frame.len()
+            && payload_len as usize >= least;
+        if !is_whole {
+            return None;
+        }
+        let word = |at| Some(u64::from_le_bytes(*array(head, HEADER + at)?));
+        Some(Self {
+            addresses: [word(8)?, word(16)?, word(24)?, word(32)?],
+            ports: u32::from_le_bytes(*array(head, TRANSPORT)?),
+            ip_len: payload_len + ipv6::HEADER_LEN as u32,
+            protocol,
+            flags: Flags(flags),
+            // Eight bits behind the version's four.
+            traffic_class: ((first >> 16) as u16).swap_bytes().wrapping_shr(4) as u8,
+            hop_limit,
+        })
+    }
 }
 
 /// What a frame holds.
@@ -167,78 +295,31 @@ impl Packet {
     /// Reads a whole TCP or UDP packet in IPv4 without options, not tagged.
     #[inline(always)] // as `read`
     pub(crate) fn read_common(&mut self, frame: &[u8]) -> Option<()> {
-        const IP: usize = ethernet::HEADER_LEN;
-        const TRANSPORT: usize = IP + ipv4::HEADER_LEN;
-        /// EtherType IPv4, version 4, five words of header.
-        const PLAIN: u32 = u32::from_le_bytes([0x08, 0x00, 0x45, 0]);
-        /// More fragments, fragment offset.
-        const FRAGMENT: u16 = u16::from_le_bytes([0x3f, 0xff]);
-        let head: &[u8; TRANSPORT + udp::HEADER_LEN] = frame.first_chunk()?;
-        // Words as they lie in the frame: EtherType to total length, fragment to protocol.
-        let plain = u32::from_le_bytes([head[12], head[13], head[14], head[15]]);
-        let fragment = u16::from_le_bytes([head[IP + 6], head[IP + 7]]);
-        if plain & 0x00ff_ffff != PLAIN || fragment & FRAGMENT != 0 {
-            return None;
-        }
-        let ip_len = u32::from(u16::from_be_bytes([head[IP + 2], head[IP + 3]]));
-        let number = head[IP + 9];
-        let (least, flags) = match number {
-            protocol::TCP => (
-                ipv4::HEADER_LEN + tcp::HEADER_LEN,
-                *frame.get(TRANSPORT + 13)?,
-            ),
-            protocol::UDP => (ipv4::HEADER_LEN + udp::HEADER_LEN, 0),
-            _ => return None,
-        };
-        if ip_len as usize > frame.len() - IP || (ip_len as usize) < least {
-            return None;
-        }
-        self.addresses[0] = u64::from_le_bytes(*array(head, IP + 12)?);
-        self.ports = u32::from_le_bytes(*array(head, TRANSPORT)?);
-        self.ip_len = ip_len;
+        let plain = Plain::<u64>::read::<{ ethernet::HEADER_LEN }>(frame)?;
+        self.addresses[0] = plain.addresses;
         self.shape = Shape::PLAIN_IPV4;
-        self.protocol = number;
-        self.flags = Flags(flags);
-        self.traffic_class = (plain >> 24) as u8;
-        self.hop_limit = head[IP + 8];
-        // Last, when no register holds anything else of the header.
-        ipv4::checksum_is_right(array(head, IP)?).then_some(())
+        self.set_common(&plain);
+        Some(())
     }
 
     /// Reads a whole TCP or UDP packet in IPv6 without extension headers, not tagged.
     #[inline(always)] // as `read`
     pub(crate) fn read_common_ipv6(&mut self, frame: &[u8]) -> Option<()> {
-        const IP: usize = ethernet::HEADER_LEN;
-        const TRANSPORT: usize = IP + ipv6::HEADER_LEN;
-        let head: &[u8; TRANSPORT + udp::HEADER_LEN] = frame.first_chunk()?;
-        // EtherType and version.
-        if head[12] != 0x86 || head[13] != 0xdd || head[IP] >> 4 != 6 {
-            return None;
-        }
-        let payload_len = u32::from(u16::from_be_bytes([head[IP + 4], head[IP + 5]]));
-        let number = head[IP + 6];
-        let (least, flags) = match number {
-            protocol::TCP => (tcp::HEADER_LEN, *frame.get(TRANSPORT + 13)?),
-            protocol::UDP => (udp::HEADER_LEN, 0),
-            _ => return None,
-        };
-        if payload_len as usize > frame.len() - TRANSPORT || (payload_len as usize) < least {
-            return None;
-        }
-        self.addresses = [
-            u64::from_le_bytes(*array(head, IP + 8)?),
-            u64::from_le_bytes(*array(head, IP + 16)?),
-            u64::from_le_bytes(*array(head, IP + 24)?),
-            u64::from_le_bytes(*array(head, IP + 32)?),
-        ];
-        self.ports = u32::from_le_bytes(*array(head, TRANSPORT)?);
-        self.ip_len = payload_len + ipv6::HEADER_LEN as u32;
+        let plain = Plain::<[u64; 4]>::read::<{ ethernet::HEADER_LEN }>(frame)?;
+        self.addresses = plain.addresses;
         self.shape = Shape::PLAIN_IPV6;
-        self.protocol = number;
-        self.flags = Flags(flags);
-        self.traffic_class = head[IP] << 4 | head[IP + 1] >> 4;
-        self.hop_limit = head[IP + 7];
+        self.set_common(&plain);
         Some(())
+    }
+
+    #[inline(always)] // as `read`
+    fn set_common<A>(&mut self, plain: &Plain<A>) {
+        self.ports = plain.ports;
+        self.ip_len = plain.ip_len;
+        self.protocol = plain.protocol;
+        self.flags = plain.flags;
+        self.traffic_class = plain.traffic_class;
+        self.hop_limit = plain.hop_limit;
     }
 
     /// Reads any frame.
@@ -475,27 +556,13 @@ impl Packet {
     /// (240.0.0.0/4) and broadcast addresses (RFC 6890 §2.2.2), link-local ones (RFC 3927 §2.7,
     /// RFC 4291 §2.5.6), loopback unless the destination is loopback, too (RFC 1812 §5.3.7,
     /// RFC 4291 §2), or the destination's own address and port.
+    #[inline]
     pub(crate) fn is_martian(&self) -> bool {
         let [a, b, c, d] = self.addresses;
-        let (is_nobody, is_own) = match self.shape.family {
-            Family::Ipv4 => {
-                let (source, destination) = (a as u32, (a >> 32) as u32);
-                let is_nobody = match source as u8 {
-                    0 | 224.. => true,
-                    127 => destination as u8 != 127,
-                    169 => source as u16 == u16::from_le_bytes([169, 254]),
-                    _ => false,
-                };
-                (is_nobody, source == destination)
-            }
-            Family::Ipv6 => {
-                // Every address that no host sends from begins with 0xfe, 0xff or 0.
-                let is_special = (a as u8).wrapping_add(2) <= 2;
-                let is_nobody = is_special && is_nobody_ipv6([a, b], [c, d]);
-                (is_nobody, [a, b] == [c, d])
-            }
-        };
-        is_nobody || (is_own && self.ports & 0xffff == self.ports >> 16)
+        match self.shape.family {
+            Family::Ipv4 => is_martian_ipv4(a, self.ports),
+            Family::Ipv6 => is_martian_ipv6([a, b, c, d], self.ports),
+        }
     }
 
     /// Whether it is ICMP of its own family.
@@ -707,6 +774,44 @@ pub(crate) fn ends_of_bad(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
         }
         _ => None,
     }
+}
+
+/// Whether a packet over IPv4 is a martian: see [`Packet::is_martian`].
+#[inline]
+pub(crate) fn is_martian_ipv4(addresses: u64, ports: u32) -> bool {
+    let (source, destination) = (addresses as u32, (addresses >> 32) as u32);
+    // A bit for each first byte: one load and one test in the place of six comparisons.
+    let word = SPECIAL_FIRST_BYTES[usize::from(source as u8 >> 6)];
+    let is_special = word >> (source as u8 & 63) & 1 != 0 || source == destination;
+    is_special && is_nobody_ipv4(source, destination, ports)
+}
+
+/// Whether a packet over IPv6 is a martian: see [`Packet::is_martian`].
+#[inline]
+pub(crate) fn is_martian_ipv6([a, b, c, d]: [u64; 4], ports: u32) -> bool {
+    // Every address that no host sends from begins with 0xfe, 0xff or 0.
+    let is_special = (a as u8).wrapping_add(2) <= 2;
+    is_special && is_nobody_ipv6([a, b], [c, d]) || [a, b] == [c, d] && is_one_port(ports)
+}
+
+/// The first bytes of IPv4 addresses of which [`is_nobody_ipv4`] has to see more: 0, 127, 169 and all from
+/// 224 on.
+const SPECIAL_FIRST_BYTES: [u64; 4] = [1, 1 << 63, 1 << (169 - 128), 0xffff_ffff << (224 - 192)];
+
+#[cold]
+fn is_nobody_ipv4(source: u32, destination: u32, ports: u32) -> bool {
+    let is_nobody = match source as u8 {
+        0 | 224.. => true,
+        127 => destination as u8 != 127,
+        169 => source as u16 == u16::from_le_bytes([169, 254]),
+        _ => false,
+    };
+    is_nobody || source == destination && is_one_port(ports)
+}
+
+/// Whether source and destination port are the same.
+fn is_one_port(ports: u32) -> bool {
+    ports & 0xffff == ports >> 16
 }
 
 /// Whether no host sends from an IPv6 source to a VIP: see [`Packet::is_martian`].

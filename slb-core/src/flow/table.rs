@@ -195,6 +195,20 @@ pub struct Found {
     place: u8,
 }
 
+impl Found {
+    /// The flow at a place of a bucket.
+    #[inline]
+    pub(crate) const fn at(bucket: u32, place: u8) -> Self {
+        Self { bucket, place }
+    }
+
+    /// The number of the bucket, and the place in it.
+    #[inline]
+    pub(crate) const fn parts(self) -> (u32, u8) {
+        (self.bucket, self.place)
+    }
+}
+
 #[inline]
 const fn found(bucket: usize, place: usize) -> Found {
     Found {
@@ -371,9 +385,43 @@ impl<'m, A: Addresses> Table<'m, A> {
     /// Starts loading the flow's primary bucket.
     #[inline]
     pub fn prefetch(&self, hash: u64) {
-        if let Some(bucket) = self.buckets.get(self.primary(hash)) {
+        self.prefetch_primary(hash);
+    }
+
+    /// Starts loading the flow's primary bucket, and returns its number.
+    #[inline]
+    pub(crate) fn prefetch_primary(&self, hash: u64) -> u32 {
+        let index = self.primary(hash);
+        if let Some(bucket) = self.buckets.get(index) {
             prefetch(bucket);
         }
+        index as u32
+    }
+
+    /// Has an established flow stay for `timeout` from now on, if `take` takes what is stored with it.
+    /// `None`, and no change, where it does not, or where there is no established flow. Writes nothing
+    /// where nothing changes, as within one tick.
+    #[inline]
+    pub(crate) fn refresh<R>(
+        &mut self,
+        bucket: u32,
+        place: u8,
+        timeout: Ticks,
+        take: impl FnOnce(u32) -> Option<R>,
+    ) -> Option<R> {
+        let bucket = self.buckets.get_mut(bucket as usize)?;
+        let value = *bucket.values.get(usize::from(place))?;
+        let meta = bucket.meta.get_mut(usize::from(place))?;
+        if *meta >> STATE_SHIFT != FlowState::Established as u16 {
+            return None;
+        }
+        let taken = take(value)?;
+        let deadline = self.now.wrapping_add(u32::from(timeout.0));
+        let new = *meta & !DEADLINE_BITS | deadline as u16 & DEADLINE_BITS;
+        if new != *meta {
+            *meta = new;
+        }
+        Some(taken)
     }
 
     /// Starts loading the flow's secondary bucket.
@@ -387,12 +435,17 @@ impl<'m, A: Addresses> Table<'m, A> {
     /// Looks into the flow's primary bucket.
     #[inline]
     pub fn probe(&self, hash: u64, key: &FlowKey<A>) -> Probe {
-        let index = self.primary(hash);
-        let Some(bucket) = self.buckets.get(index) else {
+        self.probe_bucket(self.primary(hash) as u32, key)
+    }
+
+    /// Looks into the flow's primary bucket, whose number this is.
+    #[inline]
+    pub(crate) fn probe_bucket(&self, index: u32, key: &FlowKey<A>) -> Probe {
+        let Some(bucket) = self.buckets.get(index as usize) else {
             return Probe::AbsentFull; // no memory at all
         };
         match bucket.find(key, self.now) {
-            Some(place) => Probe::Found(found(index, place)),
+            Some(place) => Probe::Found(found(index as usize, place)),
             None if bucket.displaced != 0 => Probe::Displaced,
             None if bucket.vacant(self.now).is_some() => Probe::Absent,
             None => Probe::AbsentFull,

@@ -41,6 +41,7 @@ pub(super) struct Pinner<'a, 's, 'm> {
 }
 
 /// How often the tables had changed.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Changes {
     ipv4: u64,
     ipv6: u64,
@@ -119,8 +120,9 @@ struct Counters<'a, 's, 'm> {
 /// In the place of a backend: the source begins too many flows.
 pub(super) const OVER_LIMIT: u32 = NO_BACKEND - 1;
 
+/// Looks a flow up in its primary bucket, and asks for the secondary one where that will be read.
 #[inline]
-fn probe<A: Addresses>(table: &Table<'_, A>, hash: u64, key: &FlowKey<A>) -> Probe {
+pub(super) fn probe<A: Addresses>(table: &Table<'_, A>, hash: u64, key: &FlowKey<A>) -> Probe {
     let probe = table.probe(hash, key);
     if matches!(probe, Probe::Displaced | Probe::AbsentFull) {
         table.prefetch_secondary(hash);

@@ -407,9 +407,11 @@ impl<'m> Snapshot<'m> {
                 .backend_ids
                 .keep(previous, identity, index as u32)
                 .map_err(|already| duplicate(already, index))?;
+            let inner_mtu = template.inner_mtu(spec.underlay.mtu);
             self.backends[index] = CompiledBackend {
                 template,
-                inner_mtu: template.inner_mtu(spec.underlay.mtu),
+                inner_mtu,
+                common_mtu: if template.is_common() { inner_mtu } else { 0 },
                 id: slot.map_or(NONE, |slot| self.backend_ids.id(slot).get()),
                 counters: slot.unwrap_or_default() as u32,
                 pool: pool as u32,

@@ -44,7 +44,7 @@ use crate::hash::{Hasher, TupleHasher};
 use crate::maglev;
 use crate::mem::Mem;
 use crate::packet::{Family, Packet};
-use crate::prefetch::prefetch;
+use crate::prefetch::prefetch_address;
 use crate::spec::snat::GRANULE;
 use crate::spec::{Echo, ProbeSource, Underlay};
 use crate::time::Instant;
@@ -92,6 +92,12 @@ impl CompiledRule {
         ha_ports: false,
         by_port: false,
     };
+
+    /// The number of slots of its pool's table, if a hash of the whole tuple chooses one of them, as nearly
+    /// all rules have it.
+    pub(crate) fn slots_by_five_tuple(&self) -> Option<u32> {
+        (self.mask == u64::MAX && !self.by_port).then_some(self.table_size)
+    }
 
     /// The first slot of its pool's table among all tables.
     #[inline]
@@ -149,6 +155,8 @@ pub struct CompiledBackend {
     pub(crate) template: Template,
     /// The longest packet that can be encapsulated for it.
     pub(crate) inner_mtu: u32,
+    /// The same where its template [is common](Template::is_common), and zero where not.
+    pub(crate) common_mtu: u32,
     id: u32,
     /// The place of its counters.
     counters: u32,
@@ -167,6 +175,7 @@ impl CompiledBackend {
     const EMPTY: Self = Self {
         template: Template::EMPTY,
         inner_mtu: 0,
+        common_mtu: 0,
         id: NONE,
         counters: 0,
         pool: 0,
@@ -204,6 +213,12 @@ impl CompiledBackend {
     pub fn is_eligible(&self) -> bool {
         self.eligible
     }
+
+    /// Whether its own state or any probe speaks against it.
+    #[inline]
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.suspect
+    }
 }
 
 /// What a packet's destination is to this node.
@@ -223,7 +238,7 @@ pub struct Snapshot<'m> {
     generation: u64,
     /// When it was compiled, by the clock of the specification.
     now: Instant,
-    hasher: Hasher,
+    pub(crate) hasher: Hasher,
     underlay: Underlay,
     probe_source: ProbeSource,
     rule_keys: ProbeMap<'m, u64, 5>,
@@ -265,7 +280,7 @@ impl Snapshot<'_> {
             Family::Ipv4 => Some(ipv4_vip((packet.addresses[0] >> 32) as u32)),
             Family::Ipv6 => {
                 let [_, _, low, high] = packet.addresses;
-                self.ipv6_vips.get([low, high]).map(ipv6_vip)
+                self.ipv6_vip([low, high])
             }
         }
     }
@@ -276,19 +291,44 @@ impl Snapshot<'_> {
             return RuleMatch::NotVip;
         };
         if packet.has_ports() {
-            let key = rule_key(vip, packet.protocol, packet.raw_destination_port());
-            if let Some(rule) = self.rule_keys.get(key) {
-                return RuleMatch::Rule(rule);
-            }
-        } else if packet.is_icmp()
+            return self.classify_ports(vip, packet.protocol, packet.raw_destination_port());
+        }
+        if packet.is_icmp()
             && let Some(rule) = self.echo_rule(packet)
         {
             return RuleMatch::Rule(rule);
         }
+        self.classify_protocol(vip, packet.protocol)
+    }
+
+    /// What a destination is to this node, by the number of its address, by protocol and port.
+    #[inline]
+    pub(crate) fn classify_ports(&self, vip: u64, protocol: u8, raw_port: u16) -> RuleMatch {
+        match self.rule_keys.get(rule_key(vip, protocol, raw_port)) {
+            Some(rule) => RuleMatch::Rule(rule),
+            None => self.classify_protocol(vip, protocol),
+        }
+    }
+
+    /// The same where no rule has the port.
+    #[inline(never)]
+    fn classify_protocol(&self, vip: u64, protocol: u8) -> RuleMatch {
         match self.ha_ports(vip) {
-            RuleMatch::NoRule => self.outbound(vip, packet.protocol),
+            RuleMatch::NoRule => self.outbound(vip, protocol),
             found => found,
         }
+    }
+
+    /// The number that stands for an IPv4 address in rule keys.
+    #[inline]
+    pub(crate) fn ipv4_vip(&self, raw_address: u32) -> u64 {
+        ipv4_vip(raw_address)
+    }
+
+    /// The number that stands for an IPv6 address in rule keys; `None` where it is no VIP.
+    #[inline]
+    pub(crate) fn ipv6_vip(&self, address: [u64; 2]) -> Option<u64> {
+        self.ipv6_vips.get(address).map(ipv6_vip)
     }
 
     /// The rule of a VIP's SNAT ports.
@@ -424,8 +464,14 @@ impl Snapshot<'_> {
     /// The slot of a packet, whose hash this is, in the rule's table.
     #[inline]
     pub(crate) fn table_index(&self, rule: &CompiledRule, packet: &Packet, hash: u64) -> usize {
+        self.table_index_of(rule, packet.raw_destination_port(), hash)
+    }
+
+    /// The slot in the rule's table of a packet for a port, whose bytes are read little-endian.
+    #[inline]
+    pub(crate) fn table_index_of(&self, rule: &CompiledRule, raw_port: u16, hash: u64) -> usize {
         let slot = if rule.by_port {
-            usize::from(packet.raw_destination_port().swap_bytes()) / GRANULE as usize
+            usize::from(raw_port.swap_bytes()) / GRANULE as usize
         } else {
             maglev::slot(hash, rule.table_size)
         };
@@ -439,6 +485,21 @@ impl Snapshot<'_> {
             Some(&member) if member != maglev::EMPTY => first_backend + u32::from(member),
             _ => NO_BACKEND,
         }
+    }
+
+    /// The backend of a Maglev slot of the rule's table, and its place among all.
+    #[inline]
+    pub(crate) fn backend_in(
+        &self,
+        first_backend: u32,
+        table_index: usize,
+    ) -> Option<(u32, &CompiledBackend)> {
+        let member = *self.table.get(table_index)?;
+        if member == maglev::EMPTY {
+            return None;
+        }
+        let index = first_backend + u32::from(member);
+        Some((index, self.backend(index)?))
     }
 
     /// The slot of a packet in the table of a balancing rule, and what is remembered of the slot.
@@ -567,9 +628,8 @@ impl Snapshot<'_> {
     /// Starts loading a Maglev slot.
     #[inline]
     pub(crate) fn prefetch_slot(&self, table_index: usize) {
-        if let Some(slot) = self.table.get(table_index) {
-            prefetch(slot);
-        }
+        let slot = self.table.as_ptr().wrapping_add(table_index);
+        prefetch_address(slot.cast());
     }
 
     /// The hash of a packet's tuple, of the parts that `mask` leaves.

@@ -94,9 +94,17 @@ impl<'m, K: MapKey, const N: usize> ProbeMap<'m, K, N> {
     pub(crate) fn get(&self, key: K) -> Option<u32> {
         let start = self.start(key.hash());
         let bucket = self.buckets.get(start)?;
-        // Nearly always the first place of the first bucket; the rest stays out of the way.
-        if bucket.keys[0] == key && bucket.values[0] != NONE {
-            return Some(bucket.values[0]);
+        // Nearly always in the first bucket, in a place that cannot be predicted.
+        let mut found = NONE;
+        for (candidate, &value) in bucket.keys.iter().zip(&bucket.values) {
+            found = if *candidate == key {
+                found.min(value)
+            } else {
+                found
+            };
+        }
+        if found != NONE {
+            return Some(found);
         }
         self.get_further(key, start)
     }

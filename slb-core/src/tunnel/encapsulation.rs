@@ -20,7 +20,7 @@ use crate::verdict::DropReason;
 use crate::wire::checksum::{self, Sum, udp_never_zero};
 use crate::wire::ethernet::{EtherType, MacAddress};
 use crate::wire::vxlan::{self, Vni};
-use crate::wire::{ethernet, ipv4, ipv6, protocol, udp};
+use crate::wire::{ethernet, ipv4, ipv6, protocol, udp, write};
 
 const ETHERNET: usize = ethernet::HEADER_LEN;
 /// Where the outer IP header begins.
@@ -44,19 +44,47 @@ const FIRST_SOURCE_PORT: u16 = 49_152;
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct Template {
+    /// As many as the outer family needs; IPv4's are one cache line. Zero: what each packet has of its
+    /// own, the outer IPv4 checksum and the inner EtherType among it.
+    bytes: [u8; HEADER_IPV6],
     /// Bytes before the inner IP header.
     header_len: u8,
     /// Whether the outer UDP checksum is computed.
     checksum: bool,
-    /// As many as the outer family needs. IPv4's, with what stands before it, is one cache line.
-    bytes: [u8; HEADER_IPV6 - 2],
+    /// The one's complement sum of the outer IPv4 header, of its words read little-endian.
+    sum: u16,
+}
+
+/// What is encapsulated, as far as its outer headers depend on it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inner {
+    pub(crate) family: Family,
+    /// Where the IP header begins in the frame.
+    pub(crate) ip_offset: usize,
+    /// Bytes of the IP packet.
+    pub(crate) ip_len: u32,
+    /// DSCP and ECN.
+    pub(crate) traffic_class: u8,
+}
+
+impl From<&Packet> for Inner {
+    #[inline]
+    fn from(packet: &Packet) -> Self {
+        Self {
+            family: packet.shape.family,
+            ip_offset: packet.shape.ip_offset.into(),
+            ip_len: packet.ip_len,
+            traffic_class: packet.traffic_class,
+        }
+    }
 }
 
 impl Template {
     pub(crate) const EMPTY: Self = Self {
+        bytes: [0; HEADER_IPV6],
         header_len: HEADER_IPV4 as u8,
         checksum: false,
-        bytes: [0; HEADER_IPV6 - 2],
+        sum: 0,
     };
 
     /// The headers for a backend; `None` where the underlay has no address of its host's family.
@@ -111,6 +139,8 @@ impl Template {
             destination,
         };
         header.emit(at_mut::<IP, _>(&mut self.bytes));
+        let checksum: &mut [u8; 2] = at_mut::<{ IP + 10 }, _>(&mut self.bytes);
+        self.sum = !u16::from_le_bytes(core::mem::take(checksum));
     }
 
     fn write_ipv6(&mut self, underlay: &Underlay, source: Ipv6Addr, destination: Ipv6Addr) {
@@ -162,6 +192,11 @@ impl Template {
         headroom + ETHERNET >= usize::from(self.header_len)
     }
 
+    /// Whether [`encapsulate_common`](Self::encapsulate_common) does it: over IPv4, without a UDP checksum.
+    pub(crate) fn is_common(&self) -> bool {
+        usize::from(self.header_len) == HEADER_IPV4 && !self.checksum
+    }
+
     /// Encapsulates `packet`, whose frame this is, one hop taken off its TTL. `entropy` is a hash
     /// of the inner flow; its low 14 bits become the outer source port.
     ///
@@ -176,13 +211,39 @@ impl Template {
         packet: &Packet,
         entropy: u64,
     ) -> Result<(), DropReason> {
-        let source_port = (FIRST_SOURCE_PORT | entropy as u16 & 0x3fff).to_be_bytes();
-        if usize::from(self.header_len) == HEADER_IPV4 {
-            self.over_ipv4(frame, packet, source_port)
+        self.encapsulate_inner(frame, packet.into(), entropy as u16)
+    }
+
+    /// The same of a packet of which only so much is known. `entropy` is the hash's low 16 bits.
+    ///
+    /// # Errors
+    /// The headroom is too small. The frame is then unchanged.
+    #[inline]
+    pub(crate) fn encapsulate_inner(
+        &self,
+        frame: &mut Frame<'_>,
+        inner: Inner,
+        entropy: u16,
+    ) -> Result<(), DropReason> {
+        let done = if self.is_common() {
+            self.over_ipv4(frame, inner, entropy)
+        } else if usize::from(self.header_len) == HEADER_IPV4 {
+            self.over_ipv4_with_checksum(frame, inner, entropy)
         } else {
-            self.over_ipv6(frame, packet, source_port)
-        }
-        .ok_or(DropReason::NoHeadroom)
+            self.over_ipv6(frame, inner, entropy)
+        };
+        done.ok_or(DropReason::NoHeadroom)
+    }
+
+    /// The same where the template [is common](Self::is_common). `None` where the headroom is too small.
+    #[inline(always)] // with constants in `inner`, most of it goes away
+    pub(crate) fn encapsulate_common(
+        &self,
+        frame: &mut Frame<'_>,
+        inner: Inner,
+        entropy: u16,
+    ) -> Option<()> {
+        self.over_ipv4(frame, inner, entropy)
     }
 
     /// Where VXLAN begins.
@@ -245,55 +306,63 @@ impl Template {
         words(address)
     }
 
-    #[inline]
-    fn over_ipv4(
+    #[inline(always)] // as `encapsulate_common`
+    fn over_ipv4(&self, frame: &mut Frame<'_>, inner: Inner, entropy: u16) -> Option<()> {
+        let end = inner.ip_offset + inner.ip_len as usize;
+        let bytes = frame.replace_front::<HEADER_IPV4>(inner.ip_offset, end)?;
+        let (header, packet): (&mut [u8; HEADER_IPV4], _) = bytes.split_first_chunk_mut()?;
+        let ether_type = take_a_hop(packet, inner.family)?;
+        let total_len = (inner.ip_len + (HEADER_IPV4 - IP) as u32) as u16;
+        let udp_len = total_len - ipv4::HEADER_LEN as u16;
+        // In the order of memory: the traffic class is its word's second byte.
+        let sum = u32::from(self.sum)
+            + (u32::from(inner.traffic_class) << 8)
+            + u32::from(total_len.swap_bytes());
+        let checksum = !((sum.wrapping_add(sum.rotate_right(16)) >> 16) as u16);
+        header[40..56].copy_from_slice(&self.bytes[40..56]);
+        // The fields of one packet are zero in the template: a word is one OR.
+        let mut put = |at: usize, fields: u64| {
+            let word = u64::from_le_bytes(self::at(&self.bytes, at)) | fields;
+            header[at..at + 8].copy_from_slice(&word.to_le_bytes());
+        };
+        put(0, 0);
+        put(8, u64::from(inner.traffic_class) << (8 * (IP + 1 - 8)));
+        put(16, u64::from(total_len.swap_bytes()));
+        put(24, u64::from(checksum));
+        let ports_and_len = u64::from(source_port(entropy).swap_bytes()) << 16
+            | u64::from(udp_len.swap_bytes()) << 48;
+        put(32, ports_and_len);
+        put(56, u64::from(ether_type.0.swap_bytes()) << 48);
+        Some(())
+    }
+
+    #[cold]
+    fn over_ipv4_with_checksum(
         &self,
         frame: &mut Frame<'_>,
-        packet: &Packet,
-        source_port: [u8; 2],
+        inner: Inner,
+        entropy: u16,
     ) -> Option<()> {
-        let ip_offset = usize::from(packet.shape.ip_offset);
-        let bytes = frame.replace_front::<HEADER_IPV4>(ip_offset, ip_offset + packet.ip_len())?;
-        let (header, inner): (&mut [u8; HEADER_IPV4], _) = bytes.split_first_chunk_mut()?;
-        header[..HEADER_IPV4 - 2].copy_from_slice(&self.bytes[..HEADER_IPV4 - 2]);
-        header[HEADER_IPV4 - 2..].copy_from_slice(&take_a_hop(inner, packet)?);
-        let total_len = packet.ip_len + (HEADER_IPV4 - IP) as u32;
-        // The template's checksum has zeros in these two fields: what they add is known.
-        let template_sum = !u16::from_be_bytes([self.bytes[IP + 10], self.bytes[IP + 11]]);
-        let sum = u32::from(template_sum) + u32::from(packet.traffic_class) + total_len;
-        let sum = (sum & 0xffff) + (sum >> 16);
-        let checksum = !((sum + (sum >> 16)) as u16);
-        header[IP + 1] = packet.traffic_class;
-        header[IP + 2..IP + 4].copy_from_slice(&(total_len as u16).to_be_bytes());
-        header[IP + 10..IP + 12].copy_from_slice(&checksum.to_be_bytes());
-        let udp_len = total_len as u16 - ipv4::HEADER_LEN as u16;
-        header[UDP_IPV4..UDP_IPV4 + 2].copy_from_slice(&source_port);
-        header[UDP_IPV4 + 4..UDP_IPV4 + 6].copy_from_slice(&udp_len.to_be_bytes());
-        if self.checksum {
-            fill_udp_checksum::<UDP_IPV4>(bytes, IP + 12);
-        }
+        self.over_ipv4(frame, inner, entropy)?;
+        fill_udp_checksum::<UDP_IPV4>(frame.bytes_mut(), IP + 12);
         Some(())
     }
 
     #[inline]
-    fn over_ipv6(
-        &self,
-        frame: &mut Frame<'_>,
-        packet: &Packet,
-        source_port: [u8; 2],
-    ) -> Option<()> {
-        let ip_offset = usize::from(packet.shape.ip_offset);
-        let bytes = frame.replace_front::<HEADER_IPV6>(ip_offset, ip_offset + packet.ip_len())?;
-        let (header, inner): (&mut [u8; HEADER_IPV6], _) = bytes.split_first_chunk_mut()?;
-        header[..HEADER_IPV6 - 2].copy_from_slice(&self.bytes);
-        header[HEADER_IPV6 - 2..].copy_from_slice(&take_a_hop(inner, packet)?);
-        let udp_len = (packet.ip_len + TUNNEL as u32) as u16;
+    fn over_ipv6(&self, frame: &mut Frame<'_>, inner: Inner, entropy: u16) -> Option<()> {
+        let end = inner.ip_offset + inner.ip_len as usize;
+        let bytes = frame.replace_front::<HEADER_IPV6>(inner.ip_offset, end)?;
+        let (header, packet): (&mut [u8; HEADER_IPV6], _) = bytes.split_first_chunk_mut()?;
+        *header = self.bytes;
+        let ether_type = take_a_hop(packet, inner.family)?;
+        write(header, HEADER_IPV6 - 2, ether_type.0.to_be_bytes());
+        let udp_len = ((inner.ip_len + TUNNEL as u32) as u16).to_be_bytes();
         // Version 6, then eight bits of traffic class, then the flow label.
-        header[IP] = 0x60 | packet.traffic_class >> 4;
-        header[IP + 1] = packet.traffic_class << 4;
-        header[IP + 4..IP + 6].copy_from_slice(&udp_len.to_be_bytes());
-        header[UDP_IPV6..UDP_IPV6 + 2].copy_from_slice(&source_port);
-        header[UDP_IPV6 + 4..UDP_IPV6 + 6].copy_from_slice(&udp_len.to_be_bytes());
+        header[IP] = 0x60 | inner.traffic_class >> 4;
+        header[IP + 1] = inner.traffic_class << 4;
+        write(header, IP + 4, udp_len);
+        write(header, UDP_IPV6, source_port(entropy).to_be_bytes());
+        write(header, UDP_IPV6 + 4, udp_len);
         if self.checksum {
             fill_udp_checksum::<UDP_IPV6>(bytes, IP + 8);
         }
@@ -301,20 +370,25 @@ impl Template {
     }
 }
 
-/// Takes one hop off the inner packet's TTL; returns its EtherType as it stands in the frame.
+/// The outer source port, of the low bits of a hash of the inner flow.
 #[inline]
-fn take_a_hop(inner: &mut [u8], packet: &Packet) -> Option<[u8; 2]> {
-    let ether_type = match packet.shape.family {
+fn source_port(entropy: u16) -> u16 {
+    FIRST_SOURCE_PORT | entropy & 0x3fff
+}
+
+/// Takes one hop off the inner packet's TTL; returns its EtherType.
+#[inline(always)] // as `encapsulate_common`
+fn take_a_hop(packet: &mut [u8], family: Family) -> Option<EtherType> {
+    Some(match family {
         Family::Ipv4 => {
-            ipv4::decrement_ttl(inner.first_chunk_mut()?);
+            ipv4::decrement_ttl(packet.first_chunk_mut()?);
             EtherType::IPV4
         }
         Family::Ipv6 => {
-            ipv6::decrement_hop_limit(inner.first_chunk_mut()?);
+            ipv6::decrement_hop_limit(packet.first_chunk_mut()?);
             EtherType::IPV6
         }
-    };
-    Some(ether_type.0.to_be_bytes())
+    })
 }
 
 /// Computes the outer UDP checksum of a packet whose UDP header begins at `UDP`; the outer
@@ -335,6 +409,7 @@ fn fill_udp_checksum<const UDP: usize>(bytes: &mut [u8], addresses: usize) {
 }
 
 /// The `N` bytes from a place on.
+#[inline(always)] // one load at a constant place
 fn at<const N: usize>(bytes: &[u8], place: usize) -> [u8; N] {
     let found = bytes.get(place..).and_then(<[u8]>::first_chunk);
     found.copied().unwrap_or([0; N])

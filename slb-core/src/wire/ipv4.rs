@@ -253,13 +253,15 @@ impl Header {
 /// Whether the checksum of a header without options is right (RFC 1071 §1).
 #[inline]
 pub fn checksum_is_right(header: &[u8; HEADER_LEN]) -> bool {
-    let word = |at: usize| {
-        let bytes = [header[at], header[at + 1], header[at + 2], header[at + 3]];
-        u64::from(u32::from_le_bytes(bytes))
-    };
-    // Five words of 32 bits, in any byte order (RFC 1071 §2, B and C): 35 bits at most, and never
-    // zero, since the version is among them.
-    checksum::fold(word(0) + word(4) + word(8) + word(12) + word(16)) == 0xffff
+    let first = u64::from_le_bytes(read_array(header, 0));
+    let second = u32::from_le_bytes(read_array(header, 8));
+    let addresses = u64::from_le_bytes(read_array(header, SOURCE));
+    // Words of 64 bits in any byte order, each carry added at the other end (RFC 1071 §2, B and C).
+    // The sum is not zero, since the version is part of it.
+    let (sum, carry) = first.overflowing_add(addresses);
+    let (sum, second_carry) = sum.overflowing_add(u64::from(second) + u64::from(carry));
+    // A multiple of 65535 is what folds to it; by a constant that is a multiplication, not a division.
+    sum.wrapping_add(u64::from(second_carry)) % 0xffff == 0
 }
 
 /// Takes one hop off the TTL of a header and updates its checksum.
@@ -269,10 +271,10 @@ pub fn checksum_is_right(header: &[u8; HEADER_LEN]) -> bool {
 pub fn decrement_ttl(header: &mut [u8; HEADER_LEN]) {
     header[TTL] = header[TTL].wrapping_sub(1);
     // RFC 1624 §3, equation 3, with m' = m - 0x0100: ~m + m' is 0xfeff, and the complement of
-    // adding that is adding 0x0100.
-    let sum = u32::from(read_u16(header, CHECKSUM)) + 0x0100;
+    // adding that is adding 0x0100; with both bytes of each word swapped (RFC 1071 §2, B), adding 1.
+    let sum = u32::from(u16::from_le_bytes(read_array(header, CHECKSUM))) + 1;
     let checksum = (sum + u32::from(sum >= 0xffff)) as u16;
-    write(header, CHECKSUM, checksum.to_be_bytes());
+    write(header, CHECKSUM, checksum.to_le_bytes());
 }
 
 #[cfg(test)]

@@ -105,7 +105,11 @@ fn read_array<const N: usize, const M: usize>(bytes: &[u8; N], at: usize) -> [u8
 
 /// Writes `value` at a constant offset.
 #[inline]
-fn write<const N: usize, const M: usize>(bytes: &mut [u8; N], at: usize, value: [u8; M]) {
+pub(crate) fn write<const N: usize, const M: usize>(
+    bytes: &mut [u8; N],
+    at: usize,
+    value: [u8; M],
+) {
     bytes[at..at + M].copy_from_slice(&value);
 }
 

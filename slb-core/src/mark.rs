@@ -23,7 +23,7 @@ use crate::wire::ethernet::MacAddress;
 pub(crate) const MAX_HOPS: u8 = 8;
 
 /// In the place of a mux: none is known.
-pub(crate) const NO_MUX: u8 = u8::MAX;
+pub(crate) const NO_MUX: u8 = crate::nat::connection::Policy::DIRECT;
 
 /// The first octet of every mark: that of a locally administered unicast address.
 const PREFIX: u8 = 0x72;

@@ -66,6 +66,8 @@ fn snapshot(
         ..Backend::default()
     };
     let backends: Vec<Backend<'_>> = (0..HOSTS).map(backend).collect();
+    // One more is added later.
+    let muxes: Vec<_> = (0..=MUXES).map(|n| mux_address(n).into()).collect();
     let spec = Spec {
         underlay: Underlay {
             ipv4: Some(own),
@@ -90,6 +92,7 @@ fn snapshot(
             backends: &backends,
             ..Pool::default()
         }],
+        muxes: &muxes,
         now,
         ..Spec::default()
     };

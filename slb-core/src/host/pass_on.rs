@@ -23,7 +23,7 @@ use crate::frame::Frame;
 use crate::limit::Own;
 use crate::mark::{Handover, MAX_HOPS, Mark, NO_MUX};
 use crate::nat::Direction;
-use crate::nat::connection::{Key, Policy};
+use crate::nat::connection::Key;
 use crate::nat::pipeline::{Asked, Begins, Elsewhere, Lane, Pipeline, Table, report_error};
 use crate::observe::{Observe, Step};
 use crate::snapshot::terms::{CompiledTerms, RuleKind};
@@ -121,9 +121,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// The number of the mux that a packet came by; [`Policy::DIRECT`] where it is not known.
+    /// The number of the mux that a packet came by; [`NO_MUX`] where it is not known.
     pub(super) fn via(&self, frame: &Frame<'_>, lane: &Lane) -> u8 {
-        self.way_of(frame, lane).mux.min(Policy::DIRECT)
+        self.way_of(frame, lane).mux
     }
 
     fn way_of(&self, frame: &Frame<'_>, lane: &Lane) -> Way {
@@ -236,6 +236,14 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             let goes_on = !table.is_past(connection) && !asked.segment.is_some_and(is_anothers);
             goes_on.then_some((zone, number))
         })?;
+        let mux = self.via(frame, lane);
+        let table = A::table(&mut self.tables.connections);
+        if let Some((connection, _)) = table.get_mut_and_ages(number)
+            && connection.via().is_some()
+            && mux != NO_MUX
+        {
+            connection.set_via(mux);
+        }
         self.readdress(frame, zone);
         Some(number)
     }

@@ -137,10 +137,16 @@ pub(crate) struct Policy {
 
 impl Policy {
     /// Answers do not go through a mux.
-    pub(crate) const DIRECT: u8 = 0xf;
+    pub(crate) const DIRECT: u8 = u8::MAX;
 }
 
-const VIA: u8 = 0x0f;
+/// Of [`Sequences::flags`]: the low three bits of the number of the mux that answers go through.
+const VIA: u8 = 0x07;
+/// Of [`Sequences::flags`]: answers go through a mux.
+const THROUGH: u8 = 0x08;
+/// Of [`Connection::idle`], where answers go through a mux: the high five bits of that mux's number. They
+/// add up to two seconds to the idle timeout, which is rounded up for their sake.
+const IDLE_VIA: u16 = 0x1f;
 const RESETS: u8 = 0x10;
 const OPENED_OUTWARD: u8 = 0x20;
 const SHARED: u8 = 0x40;
@@ -221,7 +227,7 @@ impl<A: Addresses> Connection<A> {
         let to_server = inside.reversed();
         let address_delta = delta(outside.addresses.sum(), to_server.addresses.sum());
         let port_delta = delta(port_sum(outside.ports), port_sum(to_server.ports));
-        let mut flags = policy.via & VIA;
+        let mut flags = 0;
         for (set, flag) in [
             (policy.reset, RESETS),
             (policy.opener == Direction::Outward, OPENED_OUTWARD),
@@ -229,7 +235,7 @@ impl<A: Addresses> Connection<A> {
         ] {
             flags |= if set { flag } else { 0 };
         }
-        Self {
+        let mut connection = Self {
             outside: outside.addresses,
             inside: inside.addresses,
             outside_ports: outside.ports,
@@ -242,7 +248,23 @@ impl<A: Addresses> Connection<A> {
             zone: zone.0,
             sequences: Sequences::beside(ConnectionState::SynSent, protocol, flags),
             ..Self::EMPTY
+        };
+        if policy.via != Policy::DIRECT {
+            connection.sequences.flags |= THROUGH;
+            connection.idle = connection.idle.saturating_add(IDLE_VIA);
+            connection.set_via(policy.via);
         }
+        connection
+    }
+
+    /// Has answers go through another mux, of a connection whose answers go through one.
+    pub(crate) fn set_via(&mut self, mux: u8) {
+        let before = self.timeout();
+        self.sequences.flags = self.sequences.flags & !VIA | mux & VIA;
+        self.idle = self.idle & !IDLE_VIA | u16::from(mux >> 3);
+        let after = self.timeout();
+        self.deadline = self.deadline.wrapping_add(after.0.into());
+        self.deadline = self.deadline.wrapping_sub(before.0.into());
     }
 
     /// The connection again that was [saved](Self::save), `elapsed` ticks later; `None` where its time has
@@ -273,10 +295,13 @@ impl<A: Addresses> Connection<A> {
             protocol: self.protocol(),
             zone: self.zone(),
             policy: Policy {
-                idle: Span(self.idle),
+                idle: Span(match self.via() {
+                    Some(_) => self.idle & !IDLE_VIA,
+                    None => self.idle,
+                }),
                 rule: self.rule,
                 server: self.server,
-                via: flags & VIA,
+                via: self.via().map_or(Policy::DIRECT, |mux| mux as u8),
                 reset: flags & RESETS != 0,
                 opener: self.opener(),
                 shared: flags & SHARED != 0,
@@ -370,8 +395,23 @@ impl<A: Addresses> Connection<A> {
         let remaining = self.deadline.wrapping_sub(now) as i32; // ticks wrap
         self.is(key)
             && (self.sequences.is_established() || self.goes_on_answering(key.direction))
-            && !self.is_contested()
+            && (!self.is_unusual() || self.goes_on_through(key.direction, now))
             && remaining > 0
+    }
+
+    /// Whether a packet changes nothing about the mux that answers go through: an answer to what was heard
+    /// of just now.
+    fn goes_on_through(&self, direction: Direction, now: u32) -> bool {
+        direction == Direction::Outward && !self.is_contested() && !self.is_quiet(now)
+    }
+
+    /// Whether nothing was heard of the connection for a while.
+    fn is_quiet(&self, now: u32) -> bool {
+        /// Ticks: 67 ms or more. Stacks wait 200 ms or more until they send again, and longer from time to
+        /// time.
+        const WHILE: u32 = 2;
+        let left = self.deadline.wrapping_sub(now);
+        u32::from(self.timeout().0).wrapping_sub(left) >= WHILE
     }
 
     /// Whether a packet in this direction is a further answer of a flow without a handshake, whose opener has
@@ -429,8 +469,21 @@ impl<A: Addresses> Connection<A> {
     /// The mux that answers go through, if they do.
     #[inline]
     pub(crate) fn via(&self) -> Option<usize> {
-        let via = self.sequences.flags & VIA;
-        (via != Policy::DIRECT).then_some(via.into())
+        let flags = self.sequences.flags;
+        let number = usize::from(flags & VIA) | usize::from(self.idle & IDLE_VIA) << 3;
+        (flags & THROUGH != 0).then_some(number)
+    }
+
+    /// Whether a packet may change more than the numbers: whose it is, or which mux answers go through.
+    #[inline]
+    pub(super) fn is_unusual(&self) -> bool {
+        self.sequences.flags & (DIRECT | THROUGH) != 0
+    }
+
+    /// Whether a segment is sent again since nothing was heard of it for a while. What is sent again in
+    /// answer to a packet is not, nor is a SYN-ACK, whose client asks again too.
+    pub(super) fn asks_again(&self, now: u32, direction: Direction, segment: &Segment) -> bool {
+        self.is_quiet(now) && self.sequences.repeats(direction, segment)
     }
 
     /// Whether its ends are told when it ends by itself.

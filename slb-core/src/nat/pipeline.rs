@@ -8,6 +8,7 @@ mod plain;
 mod state;
 mod sweep;
 mod unusual;
+mod via;
 
 use core::net::IpAddr;
 use core::ops::Deref;
@@ -424,8 +425,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         let table = A::table(&mut self.tables.connections);
         let found = table.find_from(lane.candidate, lane.hash, &lane.key());
         if let Some(number) = found
-            && table.get(number).is_some_and(Connection::is_contested)
-            && let Some(verdict) = self.settle::<A, R>(number, frame, lane, segment.as_ref(), seen)
+            && table.get(number).is_some_and(Connection::is_unusual)
+            && let Some(verdict) = self.attend::<A, R>(number, frame, lane, segment.as_ref(), seen)
         {
             return Err(verdict);
         }

@@ -373,6 +373,12 @@ impl Sequences {
         }
     }
 
+    /// Whether a segment that goes in `direction` has data or FIN, and all of it was sent before.
+    pub(super) fn repeats(&self, direction: Direction, segment: &Segment) -> bool {
+        let is_syn = segment.flags.contains(Flags::SYN);
+        segment.len != 0 && !is_syn && !after(segment.end(), self.sent[direction.index()])
+    }
+
     fn has_kept(&self) -> bool {
         self.state & LATER != 0
     }

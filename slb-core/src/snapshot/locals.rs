@@ -22,7 +22,7 @@ pub(crate) const NO_SENDER: u32 = NONE;
 const FIRST_HOST: u32 = 1 << 16;
 
 /// The most muxes, and the most backends on one host.
-const MAX_MUXES: usize = 15;
+const MAX_MUXES: usize = 254;
 const LOCAL_BITS: u32 = 11;
 /// The last number stays free: an id is never [`UNNUMBERED`].
 const MAX_LOCALS: usize = (1 << LOCAL_BITS) - 1;

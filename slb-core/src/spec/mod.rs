@@ -48,7 +48,7 @@ pub struct Spec<'a> {
     pub outbound: &'a [Outbound<'a>],
     /// Underlay addresses of the muxes: where a host sends what a rule returns through them, and,
     /// where there are any, the only ones besides other hosts that it takes packets from. At most
-    /// 15.
+    /// 254.
     pub muxes: &'a [IpAddr],
     /// Of a host agent: the addresses that vms reach under their own, without an outbound rule, and
     /// that vms answer under their own. The rest is outside. [`INSIDE`] by default.

@@ -53,13 +53,19 @@ struct Total {
 }
 
 /// Makes a change while connections are under way, in a world for each seed, family and kind of mux.
-fn total(passes_on: bool, seeds: u64, change: impl Fn(&mut World)) -> Total {
+/// `adapt` changes the plan of each world.
+fn total(
+    passes_on: bool,
+    seeds: u64,
+    adapt: impl Fn(Plan) -> Plan,
+    change: impl Fn(&mut World),
+) -> Total {
     let mut total = Total::default();
     for seed in 1..=seeds {
         for (ipv6, flows) in [(false, 0), (false, 1 << 10), (true, 0), (true, 1 << 10)] {
             let mut plan = plan(seed, ipv6, flows);
             plan.passes_on = passes_on;
-            let mut world = World::new(plan);
+            let mut world = World::new(adapt(plan));
             open(&mut world, CONNECTIONS);
             world.run(100);
             change(&mut world);
@@ -77,8 +83,13 @@ fn total(passes_on: bool, seeds: u64, change: impl Fn(&mut World)) -> Total {
 
 /// Checks that a change breaks nothing, and that it would break something if hosts passed nothing on.
 fn breaks_nothing(change: impl Fn(&mut World)) {
-    assert!(total(true, SEEDS, &change).passed_on > 0);
-    let off = total(false, 1, &change);
+    breaks_nothing_with(|plan| plan, change);
+}
+
+/// The same in worlds of other plans.
+fn breaks_nothing_with(adapt: impl Fn(Plan) -> Plan, change: impl Fn(&mut World)) {
+    assert!(total(true, SEEDS, &adapt, &change).passed_on > 0);
+    let off = total(false, 1, &adapt, &change);
     assert!(off.broken > 0 && off.passed_on == 0);
 }
 
@@ -159,5 +170,14 @@ fn a_rolling_replacement_in_seats_breaks_nothing() {
             }
             open(world, 10);
         }
+    });
+}
+
+#[test]
+fn a_mux_that_dies_breaks_nothing_where_answers_go_through_muxes() {
+    breaks_nothing_with(Plan::through_mux, |world| {
+        world.reconfigure(|plan| plan.states[2] = Draining);
+        world.kill_mux(1);
+        open(world, 10);
     });
 }

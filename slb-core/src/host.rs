@@ -18,6 +18,7 @@
 //! ones; where none is left to do so, new ones are refused and counted.
 mod establish;
 mod pass_on;
+mod take_up;
 
 use core::fmt;
 use core::net::IpAddr;
@@ -30,8 +31,9 @@ use crate::key::Key;
 use crate::limit::SourceLimiter;
 use crate::link::{self, Link};
 use crate::mem::Memory;
+use crate::nat::connection::Policy;
 use crate::nat::pipeline::{
-    Asked, Elsewhere, Lane, Opened, Origin, Pipeline, PlainLane, Role, Table, leave_through,
+    Asked, Elsewhere, Lane, Opened, Origin, Pipeline, PlainLane, Role, Table, TakeUp, leave_through,
 };
 use crate::nat::tcp::Segment;
 use crate::nat::{Connection, Direction, NatOptions, NatTable, NatTables};
@@ -202,6 +204,20 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         records: &[u8],
     ) -> Result<Imported, StateError> {
         self.pipeline.import::<HostRole>(now, age, records)
+    }
+
+    /// Takes up TCP connections from outside that began before now, and of which nothing is known here: a
+    /// segment of a vm's connection under a balancing or an inbound NAT rule leads to the vm again, and the
+    /// vm's own segments to the client, where one frontend port leads to the vm's port. That ends for each
+    /// rule when its idle timeout has passed, since a connection that was silent for so long is over.
+    ///
+    /// To be called when a host agent begins without the state of the one before it, or with a state that is
+    /// [stale](Age::is_stale). At other times a segment of no connection is nobody's, and its sender is told.
+    ///
+    /// Connections that vms opened are not taken up, since only the state knows their ports, and neither are
+    /// those of rules with `source_nat`.
+    pub fn take_up(&mut self, now: Instant) {
+        self.pipeline.begin_take_up(now);
     }
 
     /// The snapshot in place.
@@ -462,9 +478,7 @@ impl Role for HostRole {
     ) -> Result<Opened<A>, Verdict> {
         match lane.direction {
             Direction::Inward => pipeline.inbound::<A, Self>(frame, lane, segment, seen),
-            Direction::Outward => pipeline
-                .outbound(frame, lane, segment, seen)
-                .map(Opened::New),
+            Direction::Outward => pipeline.outbound(frame, lane, segment, seen),
         }
     }
 
@@ -476,6 +490,20 @@ impl Role for HostRole {
         seen: &mut impl Observe,
     ) -> Elsewhere {
         pipeline.elsewhere::<A>(frame, lane, asked, seen)
+    }
+
+    fn take_up<'s, A: Table, S: Deref<Target = Snapshot<'s>>>(
+        pipeline: &mut Pipeline<'_, S>,
+        frame: &Frame<'_>,
+        lane: &Lane,
+        segment: &Segment,
+        rule: u32,
+    ) -> TakeUp<A> {
+        let via = match pipeline.snapshot.terms(rule) {
+            Some(terms) if terms.through_mux => pipeline.via(frame, lane),
+            _ => Policy::DIRECT,
+        };
+        pipeline.take_up_inward(lane, segment, (rule, via))
     }
 
     fn via<'s, S: Deref<Target = Snapshot<'s>>>(

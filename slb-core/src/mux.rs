@@ -74,7 +74,8 @@ impl MuxOptions {
             too_big: (self.too_big_per_second, self.too_big_at_once),
             errors: (self.errors_per_second, self.errors_at_once),
             resets: (self.resets_per_second, self.resets_at_once),
-            passed: (0, 0), // hosts do that
+            passed: (0, 0), // hosts do that, and this
+            taken_up: (0, 0),
         }
     }
 }

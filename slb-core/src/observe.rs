@@ -102,6 +102,8 @@ pub enum ConnectionStep {
     Found(ConnectionState),
     /// It is made.
     Made,
+    /// It is made of a packet from its middle.
+    TakenUp,
     /// It is not there, and the packet makes none.
     Missing,
     /// The sender is told so with a RST.

@@ -133,6 +133,8 @@ pub struct Stats {
     pub passed_on: u64,
     /// Of a host agent: packets that no host knew, passed on to who is to begin their flow.
     pub passed_back: u64,
+    /// Of a host agent: connections taken up in the middle, which began before it did.
+    pub taken_up: u64,
 }
 
 impl Stats {
@@ -188,6 +190,7 @@ impl AddAssign for Stats {
         self.resets_suppressed += other.resets_suppressed;
         self.passed_on += other.passed_on;
         self.passed_back += other.passed_back;
+        self.taken_up += other.taken_up;
     }
 }
 

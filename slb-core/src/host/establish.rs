@@ -20,7 +20,9 @@ use super::HostRole;
 use crate::answer::IcmpError;
 use crate::frame::Frame;
 use crate::nat::connection::{Connection, Policy};
-use crate::nat::pipeline::{Lane, NO_CONNECTION, Pipeline, Refusal, Table, report_error};
+use crate::nat::pipeline::{
+    Lane, NO_CONNECTION, Opened, Pipeline, Refusal, Table, TakeUp, report_error,
+};
 use crate::nat::ports::{self, NoPort};
 use crate::nat::tcp::{Direction, Segment};
 use crate::observe::Observe;
@@ -37,14 +39,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         lane: &Lane,
         segment: Option<&Segment>,
         seen: &mut impl Observe,
-    ) -> Result<Connection<A>, Verdict> {
+    ) -> Result<Opened<A>, Verdict> {
         let packet = &lane.packet;
         let snapshot = &*self.snapshot;
-        let refusal = Refusal {
-            limits: &mut self.limits,
-            stats: &mut self.stats,
-            underlay: *snapshot.underlay(),
-        };
         let vm = snapshot.nat.vm_by_port(lane.zone).ok_or(Verdict::Pass)?;
         let (source, destination) = A::of(packet).unpack();
         if is_inside(snapshot, vm, destination) {
@@ -62,6 +59,18 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             }
             return Err(Verdict::Pass);
         }
+        match self.take_up_outward::<A>(lane, segment) {
+            TakeUp::Connection(connection) => return Ok(Opened::TakenUp(connection)),
+            TakeUp::Later => return Err(NO_CONNECTION),
+            TakeUp::Not => {}
+        }
+        let snapshot = &*self.snapshot;
+        let vm = snapshot.nat.vm_by_port(lane.zone).ok_or(Verdict::Pass)?;
+        let refusal = Refusal {
+            limits: &mut self.limits,
+            stats: &mut self.stats,
+            underlay: *snapshot.underlay(),
+        };
         let of_source = snapshot
             .nat
             .locals_of(vm)
@@ -147,13 +156,13 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             shared: false,
         };
         let number = packet.protocol;
-        Ok(Connection::new(
+        Ok(Opened::New(Connection::new(
             outside.side,
             side,
             number,
             lane.zone,
             policy,
-        ))
+        )))
     }
 }
 

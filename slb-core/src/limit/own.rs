@@ -2,7 +2,7 @@
 
 use crate::time::Instant;
 
-/// The kinds of packets that a role makes itself.
+/// The kinds of packets that a role makes itself, and of other work that strangers may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Own {
     /// An echo reply.
@@ -15,6 +15,8 @@ pub(crate) enum Own {
     Reset,
     /// Somebody else's packet, passed on to another host.
     Passed,
+    /// A connection taken up in the middle.
+    TakenUp,
 }
 
 /// How many packets of its own a role may make in a while. Each kind has a limit of its own, so a
@@ -27,6 +29,7 @@ pub(crate) struct Limits {
     errors: Limiter,
     resets: Limiter,
     passed: Limiter,
+    taken_up: Limiter,
 }
 
 impl Limits {
@@ -40,6 +43,7 @@ impl Limits {
             errors: limiter(rates.errors),
             resets: limiter(rates.resets),
             passed: limiter(rates.passed),
+            taken_up: limiter(rates.taken_up),
         }
     }
 
@@ -52,6 +56,7 @@ impl Limits {
             (&mut self.errors, new.errors),
             (&mut self.resets, new.resets),
             (&mut self.passed, new.passed),
+            (&mut self.taken_up, new.taken_up),
         ] {
             if (own.cost, own.most) != (new.cost, new.most) {
                 *own = new;
@@ -79,6 +84,7 @@ impl Limits {
             Own::Error => &mut self.errors,
             Own::Reset => &mut self.resets,
             Own::Passed => &mut self.passed,
+            Own::TakenUp => &mut self.taken_up,
         };
         limiter.advance(self.now);
         limiter.allow()
@@ -93,6 +99,7 @@ pub(crate) struct Rates {
     pub(crate) errors: (u32, u32),
     pub(crate) resets: (u32, u32),
     pub(crate) passed: (u32, u32),
+    pub(crate) taken_up: (u32, u32),
 }
 
 /// How many packets may be made in a while: a bucket of tokens, counted in nanoseconds.

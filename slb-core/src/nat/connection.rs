@@ -578,6 +578,27 @@ impl<A: Addresses> Connection<A> {
         self.deadline = now.wrapping_add(self.timeout().0.into());
     }
 
+    /// Its first packet that was seen, from its middle.
+    pub(crate) fn take_up(&mut self, now: u32, direction: Direction, segment: Option<&Segment>) {
+        if let Some(segment) = segment {
+            self.sequences.take_up(direction, segment);
+        }
+        let state = match direction == self.opener() {
+            true => ConnectionState::SynSent,
+            false => ConnectionState::SynReceived,
+        };
+        self.sequences.set_state(state);
+        self.deadline = now.wrapping_add(self.timeout().0.into());
+    }
+
+    /// Whether it was taken up, its server has refused that, and its client is not told.
+    #[cold]
+    pub(super) fn is_refused_take_up(&self) -> bool {
+        self.state() == ConnectionState::Closed
+            && self.sequences.is_marked_as_taken_up(self.opener())
+            && self.sequences.flags & RESETS == 0
+    }
+
     /// Notes a further segment of an established TCP connection, unless it begins or ends something:
     /// nearly every packet. Returns false, and notes nothing, where it is another packet.
     #[inline]

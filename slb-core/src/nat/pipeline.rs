@@ -40,7 +40,9 @@ use crate::wire::tcp::Flags;
 use crate::wire::{ipv4, ipv6, protocol, tcp};
 
 use self::answers::{counters_of, note_answer, note_end};
-pub(crate) use self::establish::{Asked, Begins, Elsewhere, NO_CONNECTION, Opened, Refusal};
+pub(crate) use self::establish::{
+    Asked, Begins, Elsewhere, NO_CONNECTION, Opened, Refusal, TakeUp,
+};
 pub(crate) use self::plain::{Origin, PlainLane};
 use self::sweep::forget;
 
@@ -104,6 +106,17 @@ pub(crate) trait Role: Sized {
         _: &mut impl Observe,
     ) -> Elsewhere {
         Elsewhere::Here
+    }
+
+    /// The connection of a segment from outside that is of none, and begins none.
+    fn take_up<'s, A: Table, S: Deref<Target = Snapshot<'s>>>(
+        _: &mut Pipeline<'_, S>,
+        _: &Frame<'_>,
+        _: &Lane,
+        _: &Segment,
+        _rule: u32,
+    ) -> TakeUp<A> {
+        TakeUp::Not
     }
 
     /// The number of the mux that a packet came by, or [`Policy::DIRECT`].
@@ -251,6 +264,8 @@ pub(crate) struct Pipeline<'m, S> {
     pub(crate) stats: Stats,
     /// Counters moved since the last snapshot: those of SNAT ports are to be counted again.
     has_new_counters: bool,
+    /// Of a host agent: connections that began before this moment may be taken up.
+    pub(crate) takes_up_since: Option<Instant>,
 }
 
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
@@ -266,6 +281,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             room: FragmentRoom::none(),
             stats: Stats::default(),
             has_new_counters: false,
+            takes_up_since: None,
         };
         pipeline.name_counters();
         pipeline.count_ports();
@@ -345,6 +361,11 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         self.limits.advance(now);
         self.sources.advance(now);
         now
+    }
+
+    /// The time that has passed by the clock that [`set_clock`](Self::set_clock) moves.
+    pub(crate) fn passed(&self) -> Instant {
+        self.clock.passed()
     }
 
     /// How long ago a slot of a table changed its owner, if that is remembered. Where it is not known, it is
@@ -613,6 +634,9 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             }
             if ends && let Some(counters) = tables.backends.get_mut(counters as usize) {
                 note_end(counters, state.is_over());
+            }
+            if direction != connection.opener() && connection.is_refused_take_up() {
+                return Err(missing); // as if it had not been taken up
             }
             let may_answer = before == ConnectionState::SynSent || before != state;
             if may_answer && direction != connection.opener() {

@@ -39,6 +39,11 @@ pub struct NatOptions {
     pub passes_per_second: u32,
     /// Packets that it passes on at once.
     pub passes_at_once: u32,
+    /// Of a host agent: connections a second that it [takes up](crate::Host::take_up) in the middle: the
+    /// long run. Segments above that are dropped in silence. Zero: it takes none up.
+    pub take_ups_per_second: u32,
+    /// Connections that it takes up at once.
+    pub take_ups_at_once: u32,
     /// Where a host agent's ICMP errors over IPv4 come from; `None`: from its underlay address, or
     /// without one from the dummy address 192.0.0.8 (RFC 7600 §4.8).
     pub icmp_source_ipv4: Option<Ipv4Addr>,
@@ -62,6 +67,8 @@ impl Default for NatOptions {
             resets_at_once: 1000,
             passes_per_second: 1_000_000,
             passes_at_once: 100_000,
+            take_ups_per_second: 100_000,
+            take_ups_at_once: 100_000,
             icmp_source_ipv4: None,
             icmp_source_ipv6: None,
             clamp_mss: false,
@@ -77,6 +84,7 @@ impl NatOptions {
             errors: (self.errors_per_second, self.errors_at_once),
             resets: (self.resets_per_second, self.resets_at_once),
             passed: (self.passes_per_second, self.passes_at_once),
+            taken_up: (self.take_ups_per_second, self.take_ups_at_once),
         }
     }
 

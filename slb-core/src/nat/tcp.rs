@@ -165,11 +165,17 @@ fn window_shift(bytes: &[u8]) -> Option<u8> {
     const SCALE: u8 = 3;
     let tcp = Tcp::parse(bytes).ok()?;
     let option = super::options(tcp.options()).find(|&(kind, _)| kind == SCALE);
-    option.and_then(|(_, at)| Some((*tcp.options().get(at + 2)?).min(14)))
+    option.and_then(|(_, at)| Some((*tcp.options().get(at + 2)?).min(LARGEST_SHIFT)))
 }
 
 /// Neither SYN had a window scale, or only one: windows are as they stand.
 const NO_SHIFT: u8 = 15;
+
+/// The largest window scale (RFC 7323 §2.3).
+const LARGEST_SHIFT: u8 = 14;
+/// In the place of the responder's window: the connection was taken up in the middle, and only one end was
+/// heard since. Windows have the largest bound, and no scale yet.
+const TAKEN_UP: u8 = 0xf0 | NO_SHIFT;
 
 /// The bits of [`Sequences::state`] that hold the [`ConnectionState`].
 const STATE: u8 = 0x07;
@@ -301,6 +307,27 @@ impl Sequences {
             ..Self::EMPTY
         };
         self.ask(direction, syn);
+    }
+
+    /// Starts over with a segment from the middle of a connection, which goes in `direction`. Windows are as
+    /// wide as they can be, since their scale is not known.
+    pub(super) fn take_up(&mut self, direction: Direction, segment: &Segment) {
+        let (own, other) = (direction.index(), direction.reverse().index());
+        self.sent[own] = segment.end();
+        self.acknowledged[own] = segment.acknowledgement;
+        self.sent[other] = segment.acknowledgement;
+        self.acknowledged[other] = segment.sequence;
+        self.windows = [TAKEN_UP; 2];
+    }
+
+    /// Whether the responder's window has the mark of a connection that was taken up.
+    pub(super) fn is_marked_as_taken_up(&self, opener: Direction) -> bool {
+        self.windows[opener.reverse().index()] == TAKEN_UP
+    }
+
+    /// Whether the connection was taken up, and only one end was heard since.
+    fn is_taken_up(&self, state: ConnectionState, opener: Direction) -> bool {
+        state.is_handshake() && self.is_marked_as_taken_up(opener)
     }
 
     /// Notes what a SYN says that goes in `direction`.
@@ -458,6 +485,9 @@ impl Sequences {
         let acknowledges = segment.flags.contains(Flags::ACK);
         let number = segment.acknowledgement;
         let (own, other) = (opener.index(), opener.reverse().index());
+        if self.is_taken_up(self.state(), opener) {
+            return false;
+        }
         match self.state() {
             ConnectionState::SynSent => acknowledges,
             ConnectionState::SynReceived => {
@@ -576,6 +606,10 @@ pub(crate) fn next_state(
 ) -> ConnectionState {
     use ConnectionState::*;
     let flags = segment.flags;
+    let is_taken_up = sequences.is_taken_up(state, opener);
+    if is_taken_up && !flags.contains(Flags::SYN) {
+        return after_take_up(state, sequences, opener, direction, segment);
+    }
     if flags.contains(Flags::RST) {
         return if sequences.is_reset(state, opener, direction, segment) {
             Closed
@@ -620,6 +654,45 @@ pub(crate) fn next_state(
         (Established | SynReceived, Direction::Outward) => FinWaitOutward,
         (FinWaitInward, Direction::Outward) | (FinWaitOutward, Direction::Inward) => TimeWait,
         (state, _) => state,
+    }
+}
+
+/// The state after a segment without SYN of a connection that was taken up, and whose two ends have not both
+/// been heard since.
+fn after_take_up(
+    state: ConnectionState,
+    sequences: &mut Sequences,
+    opener: Direction,
+    direction: Direction,
+    segment: &Segment,
+) -> ConnectionState {
+    use ConnectionState::*;
+    if segment.flags.contains(Flags::RST) {
+        let expected = sequences.acknowledged[direction.reverse().index()];
+        return if segment.sequence == expected {
+            Closed
+        } else {
+            state
+        };
+    }
+    let was_heard = match state {
+        SynSent => opener,
+        _ => opener.reverse(),
+    };
+    let windows = sequences.windows;
+    sequences.note(direction, segment);
+    if direction == was_heard {
+        sequences.windows = windows; // with the mark
+        return state;
+    }
+    // The scale is not known, and the largest bounds them all.
+    sequences.windows = sequences
+        .windows
+        .map(|window| window & 0xf0 | LARGEST_SHIFT);
+    match (segment.flags.contains(Flags::FIN), direction) {
+        (false, _) => Established,
+        (true, Direction::Inward) => FinWaitInward,
+        (true, Direction::Outward) => FinWaitOutward,
     }
 }
 

@@ -253,6 +253,7 @@ impl fmt::Display for ConnectionStep {
             Self::Found(ConnectionState::SynSent) => f.write_str("waits for an answer"),
             Self::Found(state) => write!(f, "found, in the state {}", state.name()),
             Self::Made => f.write_str("new"),
+            Self::TakenUp => f.write_str("taken up in its middle"),
             Self::Missing => f.write_str("not found, and this packet cannot begin one"),
             Self::Reset => f.write_str("not found: the sender gets a RST"),
         }

@@ -712,6 +712,12 @@ impl<'m> Nat<'m> {
             .filter(|_| sender != NO_SENDER)
     }
 
+    /// The number of one of the muxes, the same one for each hash; `None` where there are none.
+    pub(crate) fn any_mux(&self, hash: u64) -> Option<u8> {
+        let place = ((hash >> 32) * self.muxes.len() as u64) >> 32;
+        (!self.muxes.is_empty()).then_some(place as u8)
+    }
+
     /// A mux by its number.
     pub(crate) fn mux(&self, number: usize) -> Option<&CompiledMux> {
         self.muxes.get(number)

@@ -331,6 +331,32 @@ impl Snapshot<'_> {
         self.ipv6_vips.get(address).map(ipv6_vip)
     }
 
+    /// Each TCP frontend port: its rule, address and port, as packets have it; without a port, all ports of
+    /// the address. In no order.
+    ///
+    /// # Cost
+    /// In proportion to the frontends' ports.
+    pub(crate) fn tcp_frontends(&self) -> impl Iterator<Item = (u32, IpAddr, Option<u16>)> + '_ {
+        self.rule_keys.iter().filter_map(|(key, rule)| {
+            let [a, b, c, d, port_low, port_high, protocol, family] = key.to_le_bytes();
+            let port = u16::from_le_bytes([port_low, port_high]);
+            let port = match (protocol, port) {
+                (protocol::TCP, 1..) => Some(port),
+                (HA_PORTS, _) if rule != NO_RULE => None,
+                _ => return None,
+            };
+            let number = u32::from_le_bytes([a, b, c, d]);
+            let vip = match family {
+                0 => IpAddr::from([a, b, c, d]),
+                _ => self.ipv6_vips.iter().find_map(|([low, high], vip)| {
+                    let bits = u128::from(high) << 64 | u128::from(low);
+                    (vip == number).then(|| IpAddr::from(bits.to_le_bytes()))
+                })?,
+            };
+            Some((rule, vip, port))
+        })
+    }
+
     /// The rule of a VIP's SNAT ports.
     fn outbound(&self, vip: u64, protocol: u8) -> RuleMatch {
         let rule = self.rule_keys.get(rule_key(vip, protocol, 0));

@@ -125,6 +125,15 @@ impl<'m, K: MapKey, const N: usize> ProbeMap<'m, K, N> {
         None
     }
 
+    /// Every key with its value, in no order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (K, u32)> + '_ {
+        let all = self.buckets.iter().flat_map(|bucket| {
+            let places = bucket.keys.iter().zip(&bucket.values);
+            places.map(|(&key, &value)| (key, value))
+        });
+        all.filter(|&(_, value)| value != NONE)
+    }
+
     /// Adds a key; returns the value that it has already, where it has one. The memory has room
     /// for as many keys as [`buckets_for`](Self::buckets_for) was asked for.
     pub(crate) fn insert(&mut self, key: K, value: u32) -> Result<(), u32> {

@@ -244,6 +244,50 @@ fn a_checkpoint_keeps_what_is_older() {
     }
 }
 
+/// A host agent that starts without any state, in the place of the one that there was.
+fn restart_without_state(world: &mut World, number: usize) {
+    let now = world.clock();
+    world.restart_host(number);
+    world.hosts[number].take_up(now);
+}
+
+#[test]
+fn a_host_agent_without_state_loses_no_inbound_connection() {
+    for seed in 1..=8 {
+        let mut plan = Plan::new(seed);
+        (plan.loss, plan.delay) = (10, 4);
+        plan.ipv6 = seed % 2 == 0;
+        plan.terms.floating_ip = seed % 4 > 1;
+        plan.terms.tcp_reset = seed > 4;
+        if seed % 3 == 0 {
+            plan = plan.through_mux();
+        }
+        let ipv6 = plan.ipv6;
+        let mut world = World::new(plan);
+        for number in 0..120 {
+            let bytes = 1 + world.random(20_000) as usize;
+            let port = if number % 3 == 0 {
+                2200 + number as u16 % VMS as u16
+            } else {
+                80
+            };
+            let to = SocketAddr::new(vip(ipv6), port);
+            world.clients[number % CLIENTS].connect(to, bytes, false);
+            let pause = world.random(6);
+            world.run(pause);
+            if number % 10 == 9 {
+                restart_without_state(&mut world, number / 10 % HOSTS);
+            }
+        }
+        for number in 0..HOSTS {
+            restart_without_state(&mut world, number);
+        }
+        all_finish(&mut world, 120);
+        let taken_up: u64 = world.hosts.iter().map(|host| host.stats().taken_up).sum();
+        assert!(taken_up > 20, "seed {seed}: {taken_up}");
+    }
+}
+
 #[test]
 fn segments_say_how_far_a_connection_of_a_checkpoint_has_gone_on() {
     let mut plan = Plan::new(5);

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
-use slb_core::nat::NatStats;
+use slb_core::nat::{NatOptions, NatStats};
 use slb_core::snapshot::Snapshot;
 use slb_core::spec::{
     Backend, BackendState, Echo, Frontend, FrontendPort, Outbound, Pool, Protocol, ProxyPorts,
@@ -70,6 +70,8 @@ pub struct Setup {
     pub places: usize,
     /// Clients have addresses that vms reach under their own.
     pub is_client_inside: bool,
+    /// Whether there is a rule that takes every protocol and port of an address.
+    pub has_whole: bool,
 }
 
 impl Setup {
@@ -83,6 +85,7 @@ impl Setup {
             idle_timeout: Duration::from_secs(240),
             places: 1 << 12,
             is_client_inside: false,
+            has_whole: true,
         }
     }
 
@@ -117,6 +120,15 @@ impl Setup {
             address,
             icmp_echo: Echo::Ignore,
         };
+        let rules = [
+            rule("http", Protocol::Tcp, 80),
+            rule("dns", Protocol::Udp, 53),
+            rule("ping", Protocol::Icmp, 0),
+            Rule {
+                frontend: 1,
+                ..rule("all", Protocol::All, 0)
+            },
+        ];
         let spec = Spec {
             underlay: Underlay {
                 ipv4: Some(HOST),
@@ -129,15 +141,7 @@ impl Setup {
                 frontend("whole", self.whole()),
                 frontend("out", self.front()),
             ],
-            rules: &[
-                rule("http", Protocol::Tcp, 80),
-                rule("dns", Protocol::Udp, 53),
-                rule("ping", Protocol::Icmp, 0),
-                Rule {
-                    frontend: 1,
-                    ..rule("all", Protocol::All, 0)
-                },
-            ],
+            rules: &rules[..if self.has_whole { 4 } else { 3 }],
             pools: &[Pool {
                 name: "servers",
                 vni: Vni::new(5001).unwrap(),
@@ -344,6 +348,22 @@ impl World {
             setup,
             now: Instant::from_secs(1_700_000_000),
             dut,
+        }
+    }
+
+    /// Has a host agent take up connections that began before now.
+    pub fn take_up(&mut self) {
+        match &mut self.dut {
+            Dut::Host(host) => host.take_up(self.now),
+            Dut::Proxy(_) => unreachable!("it takes none up"),
+        }
+    }
+
+    /// Gives a host agent other options.
+    pub fn set_options(&mut self, options: NatOptions) {
+        match &mut self.dut {
+            Dut::Host(host) => host.set_options(options),
+            Dut::Proxy(proxy) => proxy.set_options(options),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use core::ops::Deref;
 
-use super::sweep::note_made;
+use super::sweep::{note_imported, note_made};
 use super::{Lane, Pipeline, Role, Table};
 use crate::answer::reset;
 use crate::frame::Frame;
@@ -48,12 +48,25 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 }
             };
         }
-        let connection = match R::open::<A, S>(self, frame, lane, segment, seen)? {
-            Opened::New(connection) => connection,
+        let (number, server) = match R::open::<A, S>(self, frame, lane, segment, seen)? {
+            Opened::New(mut connection) => {
+                connection.open(A::table(&mut self.tables.connections).now(), segment);
+                let number = self.add(&connection, lane, segment)?;
+                note_made(&self.snapshot, &connection, &mut self.tables);
+                seen.step(lane.frame.into(), Step::Connection(ConnectionStep::Made));
+                (number, connection.server())
+            }
+            Opened::TakenUp(mut connection) => {
+                let now = A::table(&mut self.tables.connections).now();
+                connection.take_up(now, lane.direction, segment);
+                let number = self.add(&connection, lane, segment)?;
+                note_imported(&self.snapshot, &connection, &mut self.tables);
+                self.stats.taken_up += 1;
+                seen.step(lane.frame.into(), Step::Connection(ConnectionStep::TakenUp));
+                return Ok(number);
+            }
             Opened::Known(number) => return Ok(number),
         };
-        let server = connection.server();
-        let number = self.add(connection, lane, segment, seen)?;
         if let Some(place) = A::links(&mut self.tables.links).get_mut(number as usize) {
             let link = Link::of(frame, &lane.packet).unwrap_or(Link::NONE);
             let next_hop = self.snapshot.nat.next_hop_of(server).flatten();
@@ -89,10 +102,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     /// has not come about.
     fn add<A: Table>(
         &mut self,
-        mut connection: Connection<A>,
+        connection: &Connection<A>,
         lane: &Lane,
         segment: Option<&Segment>,
-        seen: &mut impl Observe,
     ) -> Result<u32, Verdict> {
         // Its data offset contradicts its length, so its control bits mean nothing.
         if lane.packet.protocol == protocol::TCP && segment.is_none() {
@@ -109,16 +121,12 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             A::table(&mut self.tables.connections).note_evicted();
         }
         let table = A::table(&mut self.tables.connections);
-        connection.open(table.now(), segment);
-        let number = table.insert(connection).map_err(|refused| {
+        table.insert(*connection).map_err(|refused| {
             Verdict::Drop(match refused {
                 Refused::Full => DropReason::TableFull,
                 Refused::Taken => DropReason::TupleTaken,
             })
-        })?;
-        note_made(&self.snapshot, &connection, &mut self.tables);
-        seen.step(lane.frame.into(), Step::Connection(ConnectionStep::Made));
-        Ok(number)
+        })
     }
 
     /// A connection from outside, for a rule.
@@ -181,15 +189,18 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if packet.is_martian() || self.snapshot.probe_source().is(packet.tuple().source) {
             return Err(Verdict::Drop(DropReason::Martian));
         }
-        if segment.is_some_and(|segment| !segment.flags.opens()) {
-            return match R::elsewhere::<A, S>(self, frame, lane, &asked, seen) {
-                Elsewhere::Connection(number) => Ok(Opened::Known(number)),
-                Elsewhere::Done(verdict) => Err(verdict),
-                Elsewhere::Here | Elsewhere::Vm(_) => {
-                    Err(self
-                        .refusal()
-                        .answer::<A, R>(frame, lane, terms.reset, seen))
-                }
+        if let Some(segment) = segment.filter(|segment| !segment.flags.opens()) {
+            match R::elsewhere::<A, S>(self, frame, lane, &asked, seen) {
+                Elsewhere::Connection(number) => return Ok(Opened::Known(number)),
+                Elsewhere::Done(verdict) => return Err(verdict),
+                Elsewhere::Here | Elsewhere::Vm(_) => {}
+            }
+            return match R::take_up::<A, S>(self, frame, lane, segment, index) {
+                TakeUp::Connection(connection) => Ok(Opened::TakenUp(connection)),
+                TakeUp::Later => Err(NO_CONNECTION),
+                TakeUp::Not => Err(self
+                    .refusal()
+                    .answer::<A, R>(frame, lane, terms.reset, seen)),
             };
         }
         let mut chosen = R::choose(self, lane, index, seen);
@@ -268,7 +279,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     /// The client keeps its address and port unless the rule translates its address, or unless the
     /// server already talks to that address and port: under another frontend, say. Then another port
     /// of the address stands for the client, as Linux' connection tracking does.
-    fn inside_of<A: Table, R: Role>(
+    pub(crate) fn inside_of<A: Table, R: Role>(
         &mut self,
         lane: &Lane,
         terms: &CompiledTerms,
@@ -336,8 +347,20 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
 pub(crate) enum Opened<A> {
     /// It begins this one.
     New(Connection<A>),
+    /// It goes on with this one, which is not known.
+    TakenUp(Connection<A>),
     /// It is of this one, of another vm.
     Known(u32),
+}
+
+/// Whether a segment's connection is taken up in the middle.
+pub(crate) enum TakeUp<A> {
+    /// This one is.
+    Connection(Connection<A>),
+    /// It may be with a later segment. Nobody is told that there is none.
+    Later,
+    /// There is none.
+    Not,
 }
 
 /// A packet that is of no connection at its vm.

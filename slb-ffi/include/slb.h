@@ -31,6 +31,21 @@
 #define SLB_BURST 64
 
 /**
+ * The longest record, in bytes: with less room, nothing is exported.
+ */
+#define SLB_RECORD_MOST 152
+
+/**
+ * Places of a table that one call of `_export` looks at, at most.
+ */
+#define SLB_EXPORT_STEP 256
+
+/**
+ * Reasons that a record is refused for: there is room for more of them.
+ */
+#define SLB_REFUSALS 16
+
+/**
  * Places for reasons in `slb_stats`; as many as there are, and room for more.
  */
 #define SLB_DROP_REASONS 32
@@ -103,6 +118,10 @@ typedef enum slb_error {
      * The snapshot was not built with the one in place as its previous: flows would move.
      */
     SLB_ERROR_LINEAGE = -15,
+    /**
+     * The bytes are no records, or are damaged. Nothing of them was taken over.
+     */
+    SLB_ERROR_RECORDS = -16,
 } slb_error;
 
 /**
@@ -750,6 +769,15 @@ typedef struct slb_nat_options {
      * And at once.
      */
     uint32_t passes_at_once;
+    /**
+     * Of a host agent: connections a second that it takes up in their middle after `slb_host_take_up`;
+     * 0: none.
+     */
+    uint32_t take_ups_per_second;
+    /**
+     * And at once.
+     */
+    uint32_t take_ups_at_once;
 } slb_nat_options;
 
 /**
@@ -1024,6 +1052,18 @@ typedef struct slb_stats {
      * Of a host: packets that no host knew, passed on to who is to begin their flow.
      */
     uint64_t passed_back;
+    /**
+     * Of a mux: flows taken over from records. They are not among those made.
+     */
+    uint64_t flows_imported;
+    /**
+     * Of a host or a proxy: connections taken over from records. They are not among those made.
+     */
+    uint64_t connections_imported;
+    /**
+     * Of a host: connections taken up in their middle.
+     */
+    uint64_t taken_up;
 } slb_stats;
 
 /**
@@ -1069,6 +1109,46 @@ typedef struct slb_backend_stats {
      */
     uint64_t live;
 } slb_backend_stats;
+
+/**
+ * What one call exported.
+ */
+typedef struct slb_exported {
+    /**
+     * Bytes that were written.
+     */
+    size_t length;
+    /**
+     * Records in them.
+     */
+    size_t records;
+    /**
+     * What to give as `from` next.
+     */
+    uint64_t next;
+    /**
+     * 1: there may be more, from `next` on; 0: all was exported.
+     */
+    uint8_t more;
+} slb_exported;
+
+/**
+ * How many records were taken over, and why others were not.
+ */
+typedef struct slb_imported {
+    /**
+     * Records that were taken over.
+     */
+    uint64_t taken;
+    /**
+     * Records that were refused.
+     */
+    uint64_t refused;
+    /**
+     * Of these, by reason: see `slb_refusal`.
+     */
+    uint64_t refused_for[SLB_REFUSALS];
+} slb_imported;
 
 #ifdef __cplusplus
 extern "C" {
@@ -1681,6 +1761,43 @@ int slb_host_rule_stats(struct slb_host *host, size_t rule, struct slb_rule_stat
 int slb_host_backend_stats(struct slb_host *host, size_t backend, struct slb_backend_stats *out);
 
 /**
+ * Writes connections as records into `into`. As `slb_mux_export`.
+ *
+ * The caller promises:
+ * It is one, and `into` has `length` bytes.
+ */
+int slb_host_export(struct slb_host *host,
+                    uint64_t from,
+                    uint8_t *into,
+                    size_t length,
+                    struct slb_exported *out);
+
+/**
+ * Takes connections over from records. As `slb_mux_import`.
+ *
+ * The caller promises:
+ * It is one, and `records` has `length` bytes.
+ */
+int slb_host_import(struct slb_host *host,
+                    uint64_t now,
+                    uint64_t elapsed,
+                    uint8_t is_stale,
+                    const uint8_t *records,
+                    size_t length,
+                    struct slb_imported *out);
+
+/**
+ * Has a host agent that begins without state, or with a stale one, take up TCP connections from outside in
+ * their middle, for as long as connections of their rule may be idle: `take_ups_per_second` of the options
+ * bounds how many. Not for connections that vms opened, since only the state knows their ports.
+ *
+ * The caller promises:
+ * It is one.
+ */
+int slb_host_take_up(struct slb_host *host,
+                     uint64_t now);
+
+/**
  * Bytes of memory that a mux takes, or 0 where an argument is bad.
  *
  * The caller promises:
@@ -1788,6 +1905,43 @@ int slb_mux_rule_stats(struct slb_mux *mux, size_t rule, struct slb_rule_stats *
  * It is one.
  */
 int slb_mux_backend_stats(struct slb_mux *mux, size_t backend, struct slb_backend_stats *out);
+
+/**
+ * Writes pinned flows as records into `into`, and says in `out` where to go on: `from` is 0 at first, then
+ * `next` of the call before, for as long as `more` is set. Between two calls frames may be processed.
+ * A call looks at `SLB_EXPORT_STEP` places at most, and writes nothing where `length` is below
+ * `SLB_RECORD_MOST`. Times are counted from the last call of `_process` or `_advance`.
+ *
+ * Gives how many records were written.
+ *
+ * The caller promises:
+ * It is one, and `into` has `length` bytes.
+ */
+int slb_mux_export(struct slb_mux *mux,
+                   uint64_t from,
+                   uint8_t *into,
+                   size_t length,
+                   struct slb_exported *out);
+
+/**
+ * Takes flows over from records that were exported `elapsed` nanoseconds ago, by whatever process and with
+ * whatever snapshot: backends are known by the names of their pool and their own, and by their address. What
+ * the present snapshot does not have any more is refused, and counted in `out`. `is_stale` is 1 where
+ * packets were processed after the export, else 0. Flows that are here already stay as they are.
+ * `SLB_ERROR_RECORDS` where the bytes are not whole records.
+ *
+ * Gives how many were taken over.
+ *
+ * The caller promises:
+ * It is one, and `records` has `length` bytes.
+ */
+int slb_mux_import(struct slb_mux *mux,
+                   uint64_t now,
+                   uint64_t elapsed,
+                   uint8_t is_stale,
+                   const uint8_t *records,
+                   size_t length,
+                   struct slb_imported *out);
 
 /**
  * Fills in a million flows, 1000 answers of each kind and 10000 RSTs a second, 64 waiting fragments,
@@ -1914,6 +2068,32 @@ int slb_proxy_rule_stats(struct slb_proxy *proxy, size_t rule, struct slb_rule_s
 int slb_proxy_backend_stats(struct slb_proxy *proxy, size_t backend, struct slb_backend_stats *out);
 
 /**
+ * Writes sessions as records into `into`. As `slb_mux_export`.
+ *
+ * The caller promises:
+ * It is one, and `into` has `length` bytes.
+ */
+int slb_proxy_export(struct slb_proxy *proxy,
+                     uint64_t from,
+                     uint8_t *into,
+                     size_t length,
+                     struct slb_exported *out);
+
+/**
+ * Takes sessions over from records. As `slb_mux_import`.
+ *
+ * The caller promises:
+ * It is one, and `records` has `length` bytes.
+ */
+int slb_proxy_import(struct slb_proxy *proxy,
+                     uint64_t now,
+                     uint64_t elapsed,
+                     uint8_t is_stale,
+                     const uint8_t *records,
+                     size_t length,
+                     struct slb_imported *out);
+
+/**
  * Bytes of memory that the snapshot of a configuration takes, or 0 where an argument is bad or the
  * configuration contradicts itself. `previous` may be NULL.
  *
@@ -1976,6 +2156,12 @@ uint64_t slb_snapshot_generation(const struct slb_snapshot *snapshot);
 size_t slb_snapshot_backends(const struct slb_snapshot *snapshot);
 
 /**
+ * The name of a reason that records are refused for, by its place in `refused_for`: "tuple_taken", say;
+ * "unknown" where there is none. Never NULL, never to be freed.
+ */
+const char *slb_refusal(uint8_t reason);
+
+/**
  * The name of a reason, such as "no_rule"; "unknown" where there is none of this number. Never
  * NULL, never to be freed. Numbers are stable within a version.
  */
@@ -1996,13 +2182,13 @@ const char *slb_drop_reason(uint8_t reason);
 SLB_ASSERT(sizeof(slb_verdict) == 4);
 SLB_ASSERT(sizeof(slb_address) == 17);
 SLB_ASSERT(sizeof(slb_health) == 128);
-SLB_ASSERT(sizeof(slb_stats) == 8 * (28 + SLB_DROP_REASONS));
+SLB_ASSERT(sizeof(slb_stats) == 8 * (31 + SLB_DROP_REASONS));
 #if UINTPTR_MAX == UINT64_MAX
 SLB_ASSERT(sizeof(slb_frame) == 24);
 SLB_ASSERT(sizeof(slb_backend) == 72);
 SLB_ASSERT(sizeof(slb_rule) == 56);
 SLB_ASSERT(sizeof(slb_mux_options) == 72);
-SLB_ASSERT(sizeof(slb_nat_options) == 104);
+SLB_ASSERT(sizeof(slb_nat_options) == 112);
 #endif
 #undef SLB_ASSERT
 #endif

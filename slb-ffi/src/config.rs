@@ -202,6 +202,8 @@ pub unsafe extern "C" fn slb_config_nat_options(
         options.clamp_mss = said.clamp_mss.into();
         options.passes_per_second = said.passes_per_second;
         options.passes_at_once = said.passes_at_once;
+        options.take_ups_per_second = said.take_ups_per_second;
+        options.take_ups_at_once = said.take_ups_at_once;
         Ok(0)
     })
 }

@@ -4,6 +4,7 @@ use core::ffi::{CStr, c_char, c_int};
 
 use slb_core::snapshot::{InstallError, Rejected, RoleError};
 use slb_core::spec::SpecError;
+use slb_core::state::StateError;
 
 /// What went wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub enum slb_error {
     SLB_ERROR_ROLE = -14,
     /// The snapshot was not built with the one in place as its previous: flows would move.
     SLB_ERROR_LINEAGE = -15,
+    /// The bytes are no records, or are damaged. Nothing of them was taken over.
+    SLB_ERROR_RECORDS = -16,
 }
 
 use slb_error::*;
@@ -76,6 +79,12 @@ impl<S> From<Rejected<S>> for Error {
     }
 }
 
+impl From<StateError> for Error {
+    fn from(_: StateError) -> Self {
+        SLB_ERROR_RECORDS
+    }
+}
+
 /// What an error means, in English. Never NULL, never to be freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn slb_strerror(error: c_int) -> *const c_char {
@@ -98,6 +107,7 @@ pub extern "C" fn slb_strerror(error: c_int) -> *const c_char {
         -15 => {
             c"the snapshot does not follow the one in place: build it with that one as `previous`"
         }
+        -16 => c"the bytes are not whole records, or are damaged",
         _ => c"unknown error",
     };
     text.as_ptr()

@@ -4,6 +4,7 @@ use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
 use slb_core::mem::{Arena, Counter, Line, Memory};
+use slb_core::state::{Age, Cursor, Exported, Imported, StateError};
 use slb_core::{Burst, Dataplane, Frame, Instant, Key};
 
 use crate::error::Error;
@@ -43,6 +44,10 @@ pub(crate) trait Role: Dataplane<'static> + Sized {
     ) -> Result<Self, Error>;
 
     fn install(&mut self, snapshot: Shared) -> Result<Shared, Error>;
+
+    fn export(&self, from: Cursor, into: &mut [u8]) -> Exported;
+
+    fn import(&mut self, now: Instant, age: Age, records: &[u8]) -> Result<Imported, StateError>;
 
     /// Moves the counters to memory of the library's own where the snapshot has more rules or
     /// backends than the present memory has room for.

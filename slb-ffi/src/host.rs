@@ -5,7 +5,8 @@ use core::ffi::{c_int, c_void};
 #[cfg(feature = "std")]
 use slb_core::counters::CounterMemory;
 use slb_core::mem::Memory;
-use slb_core::{Host, Key};
+use slb_core::state::{Age, Cursor, Exported, Imported, StateError};
+use slb_core::{Host, Instant, Key};
 
 use crate::error::slb_error::*;
 use crate::error::{Error, guard};
@@ -13,6 +14,7 @@ use crate::frame::{slb_frame, slb_verdict};
 use crate::handle::{self, Kind, Role};
 use crate::options::slb_nat_options;
 use crate::snapshot::{Shared, slb_snapshot};
+use crate::state::{self, slb_exported, slb_imported};
 use crate::stats::{slb_backend_stats, slb_rule_stats, slb_stats};
 
 /// A host agent. Packets between VIPs and the vms of one machine are translated.
@@ -52,6 +54,14 @@ impl Role for Inner {
 
     fn install(&mut self, snapshot: Shared) -> Result<Shared, Error> {
         Ok(Host::install(self, snapshot)?)
+    }
+
+    fn export(&self, from: Cursor, into: &mut [u8]) -> Exported {
+        Host::export(self, from, into)
+    }
+
+    fn import(&mut self, now: Instant, age: Age, records: &[u8]) -> Result<Imported, StateError> {
+        Host::import(self, now, age, records)
     }
 
     #[cfg(feature = "std")]
@@ -212,4 +222,54 @@ pub unsafe extern "C" fn slb_host_backend_stats(
 ) -> c_int {
     // SAFETY: the caller promises it.
     guard(|| unsafe { handle::backend_stats::<Inner, _>(host, backend, out) })
+}
+
+/// Writes connections as records into `into`. As `slb_mux_export`.
+///
+/// # Safety
+/// It is one, and `into` has `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_host_export(
+    host: *mut slb_host,
+    from: u64,
+    into: *mut u8,
+    length: usize,
+    out: *mut slb_exported,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { state::export::<Inner, _>(host, from, (into, length), out) })
+}
+
+/// Takes connections over from records. As `slb_mux_import`.
+///
+/// # Safety
+/// It is one, and `records` has `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_host_import(
+    host: *mut slb_host,
+    now: u64,
+    elapsed: u64,
+    is_stale: u8,
+    records: *const u8,
+    length: usize,
+    out: *mut slb_imported,
+) -> c_int {
+    let (age, records) = ((elapsed, is_stale), (records, length));
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { state::import::<Inner, _>(host, now, age, records, out) })
+}
+
+/// Has a host agent that begins without state, or with a stale one, take up TCP connections from outside in
+/// their middle, for as long as connections of their rule may be idle: `take_ups_per_second` of the options
+/// bounds how many. Not for connections that vms opened, since only the state knows their ports.
+///
+/// # Safety
+/// It is one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_host_take_up(host: *mut slb_host, now: u64) -> c_int {
+    guard(|| {
+        // SAFETY: the caller promises it.
+        unsafe { handle::role::<Inner, _>(host) }?.take_up(Instant::from_nanos(now));
+        Ok(0)
+    })
 }

@@ -34,6 +34,7 @@ mod options;
 mod proxy;
 mod snapshot;
 mod spec;
+mod state;
 mod stats;
 
 pub use builder::*;
@@ -49,6 +50,7 @@ pub use options::*;
 pub use proxy::*;
 pub use snapshot::*;
 pub use spec::*;
+pub use state::*;
 pub use stats::*;
 
 // What the header asserts too.
@@ -56,7 +58,7 @@ const _: () = {
     assert!(size_of::<slb_verdict>() == 4);
     assert!(size_of::<slb_address>() == 17);
     assert!(size_of::<slb_health>() == 128);
-    assert!(size_of::<slb_stats>() == 8 * (28 + SLB_DROP_REASONS));
+    assert!(size_of::<slb_stats>() == 8 * (31 + SLB_DROP_REASONS));
 };
 #[cfg(target_pointer_width = "64")]
 const _: () = {
@@ -64,7 +66,7 @@ const _: () = {
     assert!(size_of::<slb_backend>() == 72);
     assert!(size_of::<slb_rule>() == 56);
     assert!(size_of::<slb_mux_options>() == 72);
-    assert!(size_of::<slb_nat_options>() == 104);
+    assert!(size_of::<slb_nat_options>() == 112);
 };
 
 /// Nothing here panics; if it did, it would stay here.

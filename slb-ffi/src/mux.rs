@@ -5,7 +5,8 @@ use core::ffi::{c_int, c_void};
 #[cfg(feature = "std")]
 use slb_core::counters::CounterMemory;
 use slb_core::mem::Memory;
-use slb_core::{Key, Mux};
+use slb_core::state::{Age, Cursor, Exported, Imported, StateError};
+use slb_core::{Instant, Key, Mux};
 
 use crate::error::slb_error::*;
 use crate::error::{Error, guard};
@@ -13,6 +14,7 @@ use crate::frame::{slb_frame, slb_verdict};
 use crate::handle::{self, Kind, Role};
 use crate::options::slb_mux_options;
 use crate::snapshot::{Shared, slb_snapshot};
+use crate::state::{self, slb_exported, slb_imported};
 use crate::stats::{slb_backend_stats, slb_rule_stats, slb_stats};
 
 /// A mux. Packets for VIPs go to the hosts of their backends, in VXLAN.
@@ -52,6 +54,14 @@ impl Role for Inner {
 
     fn install(&mut self, snapshot: Shared) -> Result<Shared, Error> {
         Ok(Mux::install(self, snapshot)?)
+    }
+
+    fn export(&self, from: Cursor, into: &mut [u8]) -> Exported {
+        Mux::export(self, from, into)
+    }
+
+    fn import(&mut self, now: Instant, age: Age, records: &[u8]) -> Result<Imported, StateError> {
+        Mux::import(self, now, age, records)
     }
 
     #[cfg(feature = "std")]
@@ -217,4 +227,50 @@ pub unsafe extern "C" fn slb_mux_backend_stats(
 ) -> c_int {
     // SAFETY: the caller promises it.
     guard(|| unsafe { handle::backend_stats::<Inner, _>(mux, backend, out) })
+}
+
+/// Writes pinned flows as records into `into`, and says in `out` where to go on: `from` is 0 at first, then
+/// `next` of the call before, for as long as `more` is set. Between two calls frames may be processed.
+/// A call looks at `SLB_EXPORT_STEP` places at most, and writes nothing where `length` is below
+/// `SLB_RECORD_MOST`. Times are counted from the last call of `_process` or `_advance`.
+///
+/// Gives how many records were written.
+///
+/// # Safety
+/// It is one, and `into` has `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_mux_export(
+    mux: *mut slb_mux,
+    from: u64,
+    into: *mut u8,
+    length: usize,
+    out: *mut slb_exported,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { state::export::<Inner, _>(mux, from, (into, length), out) })
+}
+
+/// Takes flows over from records that were exported `elapsed` nanoseconds ago, by whatever process and with
+/// whatever snapshot: backends are known by the names of their pool and their own, and by their address. What
+/// the present snapshot does not have any more is refused, and counted in `out`. `is_stale` is 1 where
+/// packets were processed after the export, else 0. Flows that are here already stay as they are.
+/// `SLB_ERROR_RECORDS` where the bytes are not whole records.
+///
+/// Gives how many were taken over.
+///
+/// # Safety
+/// It is one, and `records` has `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_mux_import(
+    mux: *mut slb_mux,
+    now: u64,
+    elapsed: u64,
+    is_stale: u8,
+    records: *const u8,
+    length: usize,
+    out: *mut slb_imported,
+) -> c_int {
+    let (age, records) = ((elapsed, is_stale), (records, length));
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { state::import::<Inner, _>(mux, now, age, records, out) })
 }

@@ -81,6 +81,11 @@ pub struct slb_nat_options {
     pub passes_per_second: u32,
     /// And at once.
     pub passes_at_once: u32,
+    /// Of a host agent: connections a second that it takes up in their middle after `slb_host_take_up`;
+    /// 0: none.
+    pub take_ups_per_second: u32,
+    /// And at once.
+    pub take_ups_at_once: u32,
 }
 
 impl slb_mux_options {
@@ -144,6 +149,8 @@ impl slb_nat_options {
             resets_at_once: self.resets_at_once,
             passes_per_second: self.passes_per_second,
             passes_at_once: self.passes_at_once,
+            take_ups_per_second: self.take_ups_per_second,
+            take_ups_at_once: self.take_ups_at_once,
             clamp_mss: self.clamp_mss != 0,
         }
     }
@@ -231,6 +238,8 @@ pub unsafe extern "C" fn slb_nat_options_init(options: *mut slb_nat_options) {
         waiting_fragments: WAITING_FRAGMENTS,
         passes_per_second: usual.passes_per_second,
         passes_at_once: usual.passes_at_once,
+        take_ups_per_second: usual.take_ups_per_second,
+        take_ups_at_once: usual.take_ups_at_once,
     };
     // SAFETY: the caller promises it.
     let _ = unsafe { crate::memory::put(options, usual) };

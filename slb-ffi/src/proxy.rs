@@ -5,7 +5,8 @@ use core::ffi::{c_int, c_void};
 #[cfg(feature = "std")]
 use slb_core::counters::CounterMemory;
 use slb_core::mem::Memory;
-use slb_core::{Key, Proxy};
+use slb_core::state::{Age, Cursor, Exported, Imported, StateError};
+use slb_core::{Instant, Key, Proxy};
 
 use crate::error::slb_error::*;
 use crate::error::{Error, guard};
@@ -13,6 +14,7 @@ use crate::frame::{slb_frame, slb_verdict};
 use crate::handle::{self, Kind, Role};
 use crate::options::slb_nat_options;
 use crate::snapshot::{Shared, slb_snapshot};
+use crate::state::{self, slb_exported, slb_imported};
 use crate::stats::{slb_backend_stats, slb_rule_stats, slb_stats};
 
 /// A proxy. Packets between clients on one side and backends on the other are translated.
@@ -52,6 +54,14 @@ impl Role for Inner {
 
     fn install(&mut self, snapshot: Shared) -> Result<Shared, Error> {
         Ok(Proxy::install(self, snapshot)?)
+    }
+
+    fn export(&self, from: Cursor, into: &mut [u8]) -> Exported {
+        Proxy::export(self, from, into)
+    }
+
+    fn import(&mut self, now: Instant, age: Age, records: &[u8]) -> Result<Imported, StateError> {
+        Proxy::import(self, now, age, records)
     }
 
     #[cfg(feature = "std")]
@@ -211,4 +221,39 @@ pub unsafe extern "C" fn slb_proxy_backend_stats(
 ) -> c_int {
     // SAFETY: the caller promises it.
     guard(|| unsafe { handle::backend_stats::<Inner, _>(proxy, backend, out) })
+}
+
+/// Writes sessions as records into `into`. As `slb_mux_export`.
+///
+/// # Safety
+/// It is one, and `into` has `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_proxy_export(
+    proxy: *mut slb_proxy,
+    from: u64,
+    into: *mut u8,
+    length: usize,
+    out: *mut slb_exported,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { state::export::<Inner, _>(proxy, from, (into, length), out) })
+}
+
+/// Takes sessions over from records. As `slb_mux_import`.
+///
+/// # Safety
+/// It is one, and `records` has `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_proxy_import(
+    proxy: *mut slb_proxy,
+    now: u64,
+    elapsed: u64,
+    is_stale: u8,
+    records: *const u8,
+    length: usize,
+    out: *mut slb_imported,
+) -> c_int {
+    let (age, records) = ((elapsed, is_stale), (records, length));
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { state::import::<Inner, _>(proxy, now, age, records, out) })
 }

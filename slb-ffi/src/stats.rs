@@ -75,6 +75,12 @@ pub struct slb_stats {
     pub passed_on: u64,
     /// Of a host: packets that no host knew, passed on to who is to begin their flow.
     pub passed_back: u64,
+    /// Of a mux: flows taken over from records. They are not among those made.
+    pub flows_imported: u64,
+    /// Of a host or a proxy: connections taken over from records. They are not among those made.
+    pub connections_imported: u64,
+    /// Of a host: connections taken up in their middle.
+    pub taken_up: u64,
 }
 
 impl slb_stats {
@@ -114,6 +120,9 @@ impl slb_stats {
             fragments_released: stats.released.packets,
             passed_on: stats.passed_on,
             passed_back: stats.passed_back,
+            flows_imported: flows.imported,
+            connections_imported: connections.imported,
+            taken_up: stats.taken_up,
         }
     }
 }

@@ -198,6 +198,35 @@ fn every_misuse_is_seen() {
         .arg(folder.join("gcc-plain")));
 }
 
+/// Pins cross as records from one process to another.
+#[test]
+fn a_state_is_exported_and_imported() {
+    let Some(prefix) = installed() else {
+        skip!("make or a C compiler is not installed");
+    };
+    if let Some(tool) = missing(&["gcc", "pkg-config", "valgrind"]) {
+        skip!("{tool} is not installed");
+    }
+    let folder = build("state");
+    let program = folder.join("state");
+    ok(Command::new("gcc")
+        .args(["-std=c11", "-g"])
+        .args(STRICT)
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c/state.c"))
+        .arg("-o")
+        .arg(&program)
+        .args(flags(prefix, &["slb"])));
+    for what in ["export", "import"] {
+        let output = ok(Command::new("valgrind")
+            .args(["--quiet", "--error-exitcode=9", "--leak-check=full"])
+            .arg(&program)
+            .args([what, "examples/web.toml"])
+            .arg(folder.join("flows"))
+            .current_dir(root()));
+        assert_eq!(output.stdout, b"done\n");
+    }
+}
+
 #[test]
 fn the_examples_build_with_pkg_config_and_run() {
     let Some(prefix) = installed() else {

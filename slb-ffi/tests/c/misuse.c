@@ -50,6 +50,8 @@ static void strings(void) {
     assert(strcmp(slb_strerror(SLB_ERROR_NULL), "a pointer is NULL") == 0);
     for (int error = -100; error < 100; error++) assert(slb_strerror(error)[0]);
     for (int reason = 0; reason < 256; reason++) assert(slb_drop_reason((uint8_t)reason)[0]);
+    for (int reason = 0; reason < 256; reason++) assert(slb_refusal((uint8_t)reason)[0]);
+    assert(strcmp(slb_refusal(6), "tuple_taken") == 0);
     assert(strcmp(slb_drop_reason(2), "no_rule") == 0);
     assert(strstr(slb_strerror(SLB_ERROR_KEY), "the key is all zeros"));
     assert(slb_version()[0]);
@@ -375,6 +377,22 @@ static void frames_of(slb_mux *mux) {
         IS(slb_##role##_advance(handle, UINT64_MAX, &spare, 1), 0);                             \
         assert(spare.buffer == buffer && spare.capacity == 128);                                \
         IS(slb_##role##_process(handle, 1, &spare, 0, NULL), 0);                                \
+        slb_exported exported;                                                                  \
+        slb_imported imported;                                                                  \
+        uint8_t records[SLB_RECORD_MOST] = {0};                                                 \
+        size_t room = sizeof records;                                                           \
+        IS(slb_##role##_export(NULL, 0, records, room, &exported), SLB_ERROR_NULL);             \
+        IS(slb_##role##_export(handle, 0, NULL, room, &exported), SLB_ERROR_NULL);              \
+        IS(slb_##role##_export(handle, 0, records, room, NULL), SLB_ERROR_NULL);                \
+        IS(slb_##role##_export(handle, 0, records, SIZE_MAX, &exported), SLB_ERROR_RANGE);      \
+        IS(slb_##role##_export(handle, UINT64_MAX, records, room, &exported), 0);               \
+        assert(exported.length == 0 && exported.records == 0);                                  \
+        IS(slb_##role##_import(NULL, 1, 0, 0, records, 0, &imported), SLB_ERROR_NULL);          \
+        IS(slb_##role##_import(handle, 1, 0, 0, NULL, 0, &imported), SLB_ERROR_NULL);           \
+        IS(slb_##role##_import(handle, 1, 0, 0, records, 0, NULL), SLB_ERROR_NULL);             \
+        IS(slb_##role##_import(handle, 1, 0, 0, records, room, &imported), SLB_ERROR_RECORDS);  \
+        IS(slb_##role##_import(handle, 1, UINT64_MAX, 1, records, 0, &imported), 0);            \
+        assert(imported.taken == 0 && imported.refused == 0);                                   \
         IS(slb_##role##_process((slb_##role *)snapshot, 1, &spare, 1, NULL), SLB_ERROR_HANDLE); \
         return handle;                                                                          \
     }

@@ -1,0 +1,127 @@
+//! Connections and flows as records, out of a handle and into another one.
+
+use core::ffi::c_char;
+use core::time::Duration;
+
+use slb_core::Instant;
+use slb_core::state::{Age, Cursor, EXPORT_STEP, Exported, Imported, RECORD_MOST, Refusal};
+
+use crate::error::Error;
+use crate::handle::{Role, role};
+use crate::memory::{array, array_of, put};
+
+/// The longest record, in bytes: with less room, nothing is exported.
+pub const SLB_RECORD_MOST: usize = 152;
+/// Places of a table that one call of `_export` looks at, at most.
+pub const SLB_EXPORT_STEP: usize = 256;
+/// Reasons that a record is refused for: there is room for more of them.
+pub const SLB_REFUSALS: usize = 16;
+
+const _: () = assert!(SLB_RECORD_MOST == RECORD_MOST && SLB_EXPORT_STEP == EXPORT_STEP);
+const _: () = assert!(Refusal::ALL.len() <= SLB_REFUSALS);
+
+/// What one call exported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct slb_exported {
+    /// Bytes that were written.
+    pub length: usize,
+    /// Records in them.
+    pub records: usize,
+    /// What to give as `from` next.
+    pub next: u64,
+    /// 1: there may be more, from `next` on; 0: all was exported.
+    pub more: u8,
+}
+
+/// How many records were taken over, and why others were not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct slb_imported {
+    /// Records that were taken over.
+    pub taken: u64,
+    /// Records that were refused.
+    pub refused: u64,
+    /// Of these, by reason: see `slb_refusal`.
+    pub refused_for: [u64; SLB_REFUSALS],
+}
+
+impl slb_imported {
+    fn of(imported: Imported) -> Self {
+        let mut refused_for = [0; SLB_REFUSALS];
+        for (place, why) in refused_for.iter_mut().zip(Refusal::ALL) {
+            *place = imported.refused(why);
+        }
+        Self {
+            taken: imported.taken,
+            refused: imported.all_refused(),
+            refused_for,
+        }
+    }
+}
+
+/// The name of a reason that records are refused for, by its place in `refused_for`: "tuple_taken", say;
+/// "unknown" where there is none. Never NULL, never to be freed.
+#[unsafe(no_mangle)]
+pub extern "C" fn slb_refusal(reason: u8) -> *const c_char {
+    let text = match Refusal::ALL.get(usize::from(reason)) {
+        Some(Refusal::OtherRole) => c"other_role",
+        Some(Refusal::Newer) => c"newer",
+        Some(Refusal::Malformed) => c"malformed",
+        Some(Refusal::UnknownBackend) => c"unknown_backend",
+        Some(Refusal::UnknownPort) => c"unknown_port",
+        Some(Refusal::PortTaken) => c"port_taken",
+        Some(Refusal::TupleTaken) => c"tuple_taken",
+        Some(Refusal::Expired) => c"expired",
+        Some(Refusal::TableFull) => c"table_full",
+        Some(Refusal::Unfinished) => c"unfinished",
+        _ => c"unknown",
+    };
+    text.as_ptr()
+}
+
+/// # Safety
+/// The pointers are NULL, misaligned, or what they say.
+pub(crate) unsafe fn export<R: Role, C>(
+    handle: *mut C,
+    from: u64,
+    (into, length): (*mut u8, usize),
+    out: *mut slb_exported,
+) -> Result<usize, Error> {
+    // SAFETY: the caller promises it.
+    let (role, into) = unsafe { (role::<R, C>(handle)?, array(into, length)?) };
+    let from = Cursor::from_value(from);
+    let Exported { len, records, next } = role.export(from, into);
+    let exported = slb_exported {
+        length: len,
+        records,
+        next: next.unwrap_or(from).get(),
+        more: next.is_some().into(),
+    };
+    // SAFETY: the caller promises it.
+    unsafe { put(out, exported) }?;
+    Ok(records)
+}
+
+/// # Safety
+/// The pointers are NULL, misaligned, or what they say.
+pub(crate) unsafe fn import<R: Role, C>(
+    handle: *mut C,
+    now: u64,
+    (elapsed, is_stale): (u64, u8),
+    (records, length): (*const u8, usize),
+    out: *mut slb_imported,
+) -> Result<usize, Error> {
+    // SAFETY: the caller promises it.
+    let (role, records) = unsafe { (role::<R, C>(handle)?, array_of(records, length)?) };
+    // SAFETY: the caller promises it. What cannot be written to is noticed before anything is done.
+    unsafe { put(out, slb_imported::default()) }?;
+    let age = Age {
+        elapsed: Duration::from_nanos(elapsed),
+        is_stale: is_stale != 0,
+    };
+    let imported = role.import(Instant::from_nanos(now), age, records)?;
+    // SAFETY: it was good before.
+    unsafe { put(out, slb_imported::of(imported)) }?;
+    Ok(usize::try_from(imported.taken).unwrap_or(usize::MAX))
+}

@@ -191,6 +191,8 @@ impl Config {
             resets_per_second: self.node.resets_per_second,
             passes_per_second: self.node.passes_per_second,
             passes_at_once: self.node.passes_per_second.div_ceil(10),
+            take_ups_per_second: self.node.take_ups_per_second,
+            take_ups_at_once: self.node.take_ups_per_second,
             icmp_source_ipv4: self.node.icmp_source_ipv4,
             icmp_source_ipv6: self.node.icmp_source_ipv6,
             clamp_mss: self.node.clamp_mss,

@@ -182,6 +182,10 @@ impl Diff {
                 was.passes_per_second == is.passes_per_second,
             ),
             (
+                "take_ups_per_second",
+                was.take_ups_per_second == is.take_ups_per_second,
+            ),
+            (
                 "flows_per_source",
                 was.flows_per_source == is.flows_per_source
                     && was.flows_per_source_at_once == is.flows_per_source_at_once,

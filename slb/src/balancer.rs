@@ -233,6 +233,14 @@ impl Balancer {
         on!(&mut self.role, role => role.import(now, age, records))
     }
 
+    /// Has a host agent take up connections that began before now; other roles cannot.
+    #[cfg(feature = "live")]
+    pub(crate) fn take_up(&mut self, now: Instant) {
+        if let Running::Host(host) = &mut self.role {
+            host.take_up(now);
+        }
+    }
+
     pub(crate) fn advance(&mut self, now: Instant, spare: &mut Burst<'_>) {
         on!(&mut self.role, role => Dataplane::advance(role, now, spare));
     }

@@ -136,8 +136,10 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         });
         workers.push(starting.wait()?);
     }
-    let imported = saved.map(|saved| saved.report()).unwrap_or_default();
-    let keeper = directory.map(|directory| Keeper::new(directory, imported));
+    if let Some(saved) = &saved {
+        saved.report();
+    }
+    let keeper = directory.map(|directory| Keeper::new(directory, saved.as_deref()));
     sysctl::prepare(&plan, &config)?;
     sysctl::warn_of_machine(&plan, &config);
     plan.settle();

@@ -324,6 +324,13 @@ impl<'a> Report<'a> {
                     stats.passed_on, stats.passed_back
                 );
             }
+            if stats.taken_up > 0 {
+                let _ = writeln!(
+                    text,
+                    "connections from before the start: {} taken up in the middle",
+                    stats.taken_up
+                );
+            }
         } else if self.tally.is_pinned {
             let _ = writeln!(
                 text,
@@ -469,6 +476,7 @@ impl<'a> Report<'a> {
             "resets_suppressed": self.tally.stats.resets_suppressed,
             "passed_on": self.tally.stats.passed_on,
             "passed_back": self.tally.stats.passed_back,
+            "taken_up": self.tally.stats.taken_up,
             "received": count(self.tally.stats.received),
             "forwarded": count(self.tally.stats.forwarded),
             "replied": count(self.tally.stats.replied),

@@ -150,6 +150,16 @@ fn table(now: &Value, before: Option<&Value>) -> String {
         number(now, &format!("{table}/refused")),
         number(now, "/syns"),
     );
+    if number(now, "/taken_up") > 0.0 {
+        let _ = writeln!(
+            out,
+            "connections from before the start: {} taken up in the middle",
+            number(now, "/taken_up")
+        );
+    }
+    if let Some(state) = now.get("state").filter(|state| !state.is_null()) {
+        out += &state_text(state);
+    }
     let _ = writeln!(
         out,
         "\n{:<20} {:<20} {:<10} {:>7} {:>12} {:>10} {:>10}",
@@ -173,6 +183,53 @@ fn table(now: &Value, before: Option<&Value>) -> String {
     out
 }
 
+/// What came from the process before this one, and how old the last checkpoint is.
+fn state_text(state: &Value) -> String {
+    let refused = state.get("refused").and_then(Value::as_object);
+    let refused: Vec<(&String, u64)> = refused
+        .into_iter()
+        .flatten()
+        .filter_map(|(reason, count)| Some((reason, count.as_u64()?)))
+        .filter(|(_, count)| *count > 0)
+        .collect();
+    let sum: u64 = refused.iter().map(|(_, count)| count).sum();
+    let mut text = format!("state: {} taken over", number(state, "/imported"));
+    match state.pointer("/age").and_then(Value::as_f64) {
+        Some(age) => {
+            let kind = match state.pointer("/is_checkpoint") {
+                Some(Value::Bool(true)) => "a checkpoint",
+                _ => "all",
+            };
+            let _ = write!(text, " from an earlier process ({kind}, {age:.1} s old)");
+        }
+        None => text += ", since no earlier process left any",
+    }
+    let _ = write!(text, ", {sum} refused");
+    if sum > 0 {
+        let reasons: Vec<String> = refused
+            .iter()
+            .map(|(reason, count)| format!("{count} {reason}"))
+            .collect();
+        let _ = write!(text, " ({})", reasons.join(", "));
+    }
+    match state.get("checkpoint").filter(|last| !last.is_null()) {
+        Some(last) => {
+            let _ = write!(
+                text,
+                "; checkpoint: {:.1} s ago, {} bytes, in {:.3} s",
+                number(last, "/age"),
+                number(last, "/bytes"),
+                number(last, "/seconds"),
+            );
+        }
+        None => text += "; no checkpoint yet",
+    }
+    if let Some(trouble) = state.get("trouble").and_then(Value::as_str) {
+        let _ = write!(text, "; none is written: {trouble}");
+    }
+    text + "\n"
+}
+
 /// A rate in few digits.
 pub(crate) fn short(rate: f64) -> String {
     match rate {
@@ -188,6 +245,33 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn the_state_is_said_with_its_age_and_what_was_refused() {
+        let mut state = json!({
+            "imported": 120, "age": 0.42, "is_checkpoint": true,
+            "refused": { "expired": 2, "tuple_taken": 1, "malformed": 0 },
+            "checkpoint": { "age": 0.31, "seconds": 0.012, "bytes": 11_000 },
+            "trouble": null,
+        });
+        assert_eq!(
+            state_text(&state),
+            "state: 120 taken over from an earlier process (a checkpoint, 0.4 s old), 3 refused \
+             (2 expired, 1 tuple_taken); checkpoint: 0.3 s ago, 11000 bytes, in 0.012 s\n"
+        );
+        state["trouble"] = "no space left on device".into();
+        state["is_checkpoint"] = false.into();
+        assert!(state_text(&state).contains("(all, 0.4 s old)"));
+        assert!(state_text(&state).ends_with("; none is written: no space left on device\n"));
+        let none = json!({ "imported": 0, "age": null, "refused": {}, "checkpoint": null });
+        assert_eq!(
+            state_text(&none),
+            "state: 0 taken over, since no earlier process left any, 0 refused; no checkpoint yet\n"
+        );
+        let status = json!({ "role": "host", "state": state, "taken_up": 7 });
+        let table = table(&status, None);
+        assert!(table.contains("start: 7 taken up") && table.contains("state: 120"));
+    }
 
     #[test]
     fn rates_are_differences() {

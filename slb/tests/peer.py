@@ -6,11 +6,13 @@ stay ADDRESS PORT SECONDS: asks over one connection all the time, and prints who
 ask ADDRESS PORT: asks by a datagram, and prints who answered.
 requests ADDRESS TCP UDP COUNT: asks COUNT times, by a connection of its own and by a datagram in turn,
     and prints how many requests failed. A datagram is sent again after a second, up to three times.
+files DIRECTORY PORT: a directory's files by HTTP, over both families, to many clients at once.
 cable NAME SPACE OTHER: two tap devices, one here and one in another network namespace, and what is
     sent to one comes out of the other.
 """
 import ctypes
 import fcntl
+import http.server
 import os
 import select
 import socket
@@ -105,6 +107,23 @@ def requests(address, tcp, udp, count):
     print(failed)
 
 
+def files(directory, port):
+    class Server(http.server.ThreadingHTTPServer):
+        address_family = socket.AF_INET6
+        request_queue_size = 256
+        daemon_threads = True
+
+        def handle_error(self, *_):
+            pass  # its client is gone
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    os.chdir(directory)
+    Server(("::", int(port)), Handler).serve_forever()
+
+
 def tap(name):
     device = os.open("/dev/net/tun", os.O_RDWR)
     fcntl.ioctl(device, 0x400454CA, struct.pack("16sH22x", name.encode(), 0x1002))  # TUNSETIFF
@@ -125,5 +144,5 @@ def cable(name, space, other):
                 pass  # it is down
 
 
-roles = {"serve": serve, "stay": stay, "ask": ask, "requests": requests, "cable": cable}
+roles = {"serve": serve, "stay": stay, "ask": ask, "requests": requests, "cable": cable, "files": files}
 roles[sys.argv[1]](*sys.argv[2:])

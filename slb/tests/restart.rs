@@ -1,13 +1,10 @@
-//! Host agent, mux and proxy are stopped and started again, and killed and started again, under
-//! downloads and connections of vms: none of them breaks, and nothing leaves untranslated.
+//! Host agent, mux and proxy are stopped and started again, and killed and started again, under 60 downloads
+//! by clients and 20 by vms: none of them breaks, and nothing leaves untranslated.
 //!
+//! The proxy has a site of its own:
 //! ```text
-//!  client 198.51.100.10 ── router ──┬─────────────┐
-//!                          │       mux           host ── vm 10.10.1.11
-//!                          │   172.16.0.11   172.16.0.101
-//!                        proxy ── inner ── server 10.20.0.11
+//!  client 198.51.100.10 ── router ── front [ proxy ] back ── inner ── server 10.20.0.11
 //! ```
-//! Over AF_XDP the vm is behind veth, over TUN behind a tap device.
 //!
 //! Needs root; without, or where a tool is missing, it says so and is skipped.
 
@@ -15,33 +12,28 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use common::lab::Io;
 use common::sh;
-use common::world::{Process, World, lacking};
+use common::site::{CLIENT, CLIENT6, DIP, DIP6, Site};
+use common::world::{Process, World, lacking, peer};
 
-const CLIENT: &str = "198.51.100.10";
-const CLIENT6: &str = "2001:db8:c::10";
 const VIP: &str = "20.20.20.101";
 const VIP6: &str = "2001:db8:20::101";
 const OUT: &str = "20.20.20.200";
 const OUT6: &str = "2001:db8:20::200";
-const DIP: &str = "10.10.1.11";
-const DIP6: &str = "fd00:10:1::11";
-/// What the host's kernel would take for its own, if it got it.
-const GATEWAY_MAC: &str = "02:00:00:00:00:01";
+const SERVER: &str = "10.20.0.11";
+const SERVER6: &str = "fd00:20::11";
 /// Bytes of a download, and how many of them come in a second.
-const SIZE: usize = 700_000;
+const SIZE: usize = 500_000;
 const RATE: &str = "100k";
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Io {
-    AfXdp,
-    Tun,
-}
+const INBOUND: usize = 60;
+const OUTBOUND: usize = 20;
+const TOOLS: [&str; 3] = ["ethtool", "ss", "tcpdump"];
 
 /// How a process ends before the next one starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,49 +42,16 @@ enum End {
     Kill,
 }
 
-struct Lab {
-    world: World,
+/// What all tests do on their machines.
+struct Machines<'w> {
+    world: &'w World,
     io: Io,
+    /// Whether processes keep their state.
+    keeps: bool,
 }
 
-impl Drop for Lab {
-    fn drop(&mut self) {
-        // With it go the links that were pinned there.
-        for role in ["mux", "host", "proxy"] {
-            sh(&format!(
-                "umount {} 2>/dev/null",
-                self.state(role).join("bpf").display()
-            ));
-        }
-    }
-}
-
-impl Lab {
-    fn new(io: Io) -> Self {
-        let kind = if io == Io::AfXdp { "rx" } else { "rt" };
-        let machines = ["client", "router", "mux", "host", "vm"];
-        let lab = Self {
-            world: World::new(kind, &machines),
-            io,
-        };
-        for machine in machines {
-            lab.on(
-                machine,
-                &[
-                    "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 \
-                   net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 \
-                   net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0",
-                ],
-            );
-        }
-        for role in ["mux", "host"] {
-            lab.make_state(role);
-        }
-        lab.lay();
-        lab
-    }
-
-    fn state(&self, role: &str) -> std::path::PathBuf {
+impl Machines<'_> {
+    fn state(&self, role: &str) -> PathBuf {
         self.world.path(&format!("state-{role}"))
     }
 
@@ -105,194 +64,31 @@ impl Lab {
         }
     }
 
-    fn on(&self, machine: &str, commands: &[&str]) {
-        for command in commands {
-            self.world.on(machine, command);
-        }
-    }
-
-    /// The last number of the network of addresses that nodes have.
-    fn network(&self) -> u32 {
-        if self.io == Io::Tun { 17 } else { 16 }
-    }
-
-    fn lay(&self) {
-        self.world
-            .plain_cable("client", "eth0", "router", "wan", 1500);
-        self.on(
-            "client",
-            &[
-                &format!("ip address add {CLIENT}/24 dev eth0"),
-                &format!("ip address add {CLIENT6}/64 dev eth0"),
-                "ip route add default via 198.51.100.1",
-                "ip route add default via 2001:db8:c::1",
-            ],
-        );
-        self.on(
-            "router",
-            &[
-                "ip address add 198.51.100.1/24 dev wan",
-                "ip address add 2001:db8:c::1/64 dev wan",
-                "ip link add fabric mtu 1600 type bridge",
-                "ip link set fabric up",
-                "ip address add 172.16.0.1/24 dev fabric",
-                "ip address add fd00:16::1/64 dev fabric",
-            ],
-        );
-        for (machine, number) in [("mux", 11), ("host", 101)] {
-            self.world
-                .plain_cable(machine, "eth0", "router", machine, 1600);
-            self.on("router", &[&format!("ip link set {machine} master fabric")]);
-            self.on(
-                machine,
-                &[
-                    &format!("ip address add 172.16.0.{number}/24 dev eth0"),
-                    &format!("ip address add fd00:16::{number}/64 dev eth0"),
-                    "ip route add default via 172.16.0.1",
-                    "ip route add default via fd00:16::1",
-                ],
-            );
-            if self.io == Io::Tun {
-                self.on(
-                    machine,
-                    &[
-                        "ip tuntap add dev slb0 mode tun",
-                        "ip link set slb0 mtu 1600 up",
-                        &format!("ip route add 172.17.0.{number}/32 dev slb0"),
-                        &format!("ip -6 route add fd00:17::{number}/128 dev slb0"),
-                    ],
-                );
-                self.on(
-                    "router",
-                    &[
-                        &format!("ip route add 172.17.0.{number}/32 via 172.16.0.{number}"),
-                        &format!("ip route add fd00:17::{number}/128 via fd00:16::{number}"),
-                    ],
-                );
-            }
-        }
-        for vip in [VIP, VIP6, OUT, OUT6] {
-            let (family, length, mux) = match vip.contains(':') {
-                true => ("-6", 128, "fd00:16::11"),
-                false => ("-4", 32, "172.16.0.11"),
-            };
-            let route = format!("ip {family} route add {vip}/{length}");
-            self.on("router", &[&format!("{route} via {mux}")]);
-            if self.io == Io::Tun {
-                self.on("mux", &[&format!("{route} dev slb0")]);
-            }
-        }
-        self.lay_vm();
-    }
-
-    fn lay_vm(&self) {
-        self.world.plain_cable("vm", "eth0", "host", "to-vm", 1500);
-        match self.io {
-            Io::AfXdp => self.on(
-                "host",
-                &[&format!("ip link set to-vm address {GATEWAY_MAC}")],
-            ),
-            Io::Tun => self.on(
-                "host",
-                &[
-                    "ip tuntap add dev vm mode tap",
-                    "ip link add bridge1 type bridge",
-                    "ip link set vm master bridge1 up",
-                    "ip link set to-vm master bridge1",
-                    "ip link set bridge1 up",
-                ],
-            ),
-        }
-        self.on(
-            "vm",
-            &[
-                "ip link set eth0 address 02:00:0a:0a:01:0b up",
-                &format!("ip address add {DIP}/24 dev eth0"),
-                &format!("ip address add {DIP6}/64 dev eth0"),
-                "ip route add default via 10.10.1.1",
-                "ip route add default via fd00:10:1::1",
-            ],
-        );
-        for gateway in ["10.10.1.1", "fd00:10:1::1"] {
-            let own = format!("lladdr {GATEWAY_MAC} nud permanent dev eth0");
-            self.on("vm", &[&format!("ip neighbour replace {gateway} {own}")]);
-        }
-    }
-
     /// Starts a server with a file to download.
-    fn serve(&mut self, machine: &str) {
+    fn serve(&self, machine: &str) -> Process {
         let directory = self.world.path(&format!("files-{machine}"));
         fs::create_dir_all(&directory).unwrap();
         fs::write(directory.join("blob"), vec![b'x'; SIZE]).unwrap();
-        let server = format!(
-            "python3 -m http.server 8000 --bind :: --directory {} 2>/dev/null",
-            directory.display()
-        );
-        self.world.keep(machine, &server);
-        let listens = (0..200).any(|_| {
-            sleep(Duration::from_millis(50));
-            !self
-                .world
-                .on(machine, "ss -Hlnt sport = :8000")
-                .trim()
-                .is_empty()
+        let files = peer(&format!("files {} 8000", directory.display()));
+        let server = self.world.start(machine, &files);
+        self.wait_until("the server listens", || {
+            let shown = self.world.on(machine, "ss -Hlnt sport = :8000");
+            !shown.trim().is_empty()
         });
-        assert!(listens, "{machine}: nobody listens");
+        server
     }
 
-    fn configure(&self, role: &str) -> String {
-        let network = self.network();
-        let number = if role == "mux" { 11 } else { 101 };
-        let mtu = if self.io == Io::Tun {
-            "mtu = 1600\n"
-        } else {
-            ""
-        };
-        let mut text = format!(
-            "[node]\nrole = \"{role}\"\nhash_seed = 7\nconnections = 4096\nflows = 4096\n{mtu}\
-             underlay = [\"172.{network}.0.{number}\", \"fd00:{network}::{number}\"]\n\
-             muxes = [\"172.{network}.0.11\", \"fd00:{network}::11\"]\n"
-        );
-        for (family, vip, out, dip, host) in [
-            ("4", VIP, OUT, DIP, format!("172.{network}.0.101")),
-            ("6", VIP6, OUT6, DIP6, format!("fd00:{network}::101")),
-        ] {
-            text += &format!(
-                "[[frontend]]\nname = \"web{family}\"\naddress = \"{vip}\"\n\
-                 [[frontend]]\nname = \"out{family}\"\naddress = \"{out}\"\n\
-                 [[pool]]\nname = \"vms{family}\"\nvni = 5001\n\
-                 backends = [{{ name = \"vm\", address = \"{dip}\", host = \"{host}\", \
-                 mac = \"02:00:0a:0a:01:0b\" }}]\n\
-                 [[rule]]\nname = \"http{family}\"\nfrontend = \"web{family}\"\n\
-                 pool = \"vms{family}\"\nprotocol = \"tcp\"\nfrontend_port = 80\n\
-                 backend_port = 8000\ntcp_reset = true\n\
-                 [[outbound_rule]]\nname = \"out{family}\"\nfrontends = [\"out{family}\"]\n\
-                 pool = \"vms{family}\"\ntcp_reset = true\n"
-            );
-        }
-        let path = self.world.path(&format!("{role}.toml"));
-        fs::write(&path, text).unwrap();
-        path.display().to_string()
-    }
-
-    fn start(&self, role: &str) -> Process {
-        let config = self.configure(role);
-        let io = match (role, self.io) {
-            ("mux", Io::AfXdp) => "--io afxdp:eth0",
-            ("mux", Io::Tun) => "--io tun:slb0",
-            (_, Io::AfXdp) => "--io 0=afxdp:eth0 --io vm=afxdp:to-vm",
-            (_, Io::Tun) => "--io 0=tun:slb0 --io vm=tap:vm",
-        };
-        self.start_with(role, &config, io)
-    }
-
-    fn start_with(&self, role: &str, config: &str, io: &str) -> Process {
+    fn start(&self, role: &str, io: &str) -> Process {
         let slb = env!("CARGO_BIN_EXE_slb");
-        let status = self.world.path(&format!("{role}.sock"));
+        let path = |name: &str| self.world.path(&format!("{role}.{name}"));
+        let state = match self.keeps {
+            true => format!("--state {}", self.state(role).display()),
+            false => String::new(),
+        };
         let command = format!(
-            "{slb} {role} --config {config} {io} --status {} --state {} --log-level warn",
-            status.display(),
-            self.state(role).display()
+            "{slb} {role} --config {} {io} --status {} {state} --log-level warn",
+            path("toml").display(),
+            path("sock").display(),
         );
         let process = self.world.start(role, &command);
         self.wait_until("it serves", || self.status(role).is_some());
@@ -316,16 +112,22 @@ impl Lab {
         }
     }
 
-    fn download(&self, machine: &str, address: &str, port: u16) -> Process {
-        let address = match address.contains(':') {
-            true => format!("[{address}]"),
-            false => address.to_owned(),
-        };
+    /// So many downloads at once, half of them over IPv6.
+    fn download(
+        &self,
+        machine: &str,
+        (ipv4, ipv6): (&str, &str),
+        port: u16,
+        count: usize,
+    ) -> Process {
+        let half = count / 2;
         let curl = format!(
-            "curl -sS -m 60 --limit-rate {RATE} -o /dev/null -w %{{size_download}} \
-             http://{address}:{port}/blob"
+            "curl -sS --no-progress-meter -Z --parallel-immediate --parallel-max {count} -m 40 \
+             --limit-rate {RATE} -w '%{{size_download}}\\n' \
+             -o /dev/null 'http://{ipv4}:{port}/blob?n=[1-{half}]' \
+             -o /dev/null 'http://[{ipv6}]:{port}/blob?n=[1-{half}]' 2>/dev/null"
         );
-        self.world.start(machine, &curl)
+        self.world.start(machine, &format!("sh -c \"{curl}\""))
     }
 
     /// Waits until a client is answered.
@@ -359,7 +161,7 @@ impl Lab {
     }
 
     /// Ends a role's process and starts the next one, with a pause in between.
-    fn restart(&self, role: &str, process: Process, end: End) -> Process {
+    fn restart(&self, role: &str, io: &str, process: Process, end: End) -> Process {
         match end {
             End::Term => {
                 process.signal("TERM");
@@ -371,7 +173,7 @@ impl Lab {
                 drop(process);
             }
         }
-        if self.io == Io::AfXdp {
+        if self.io == Io::AfXdp && self.keeps {
             // The XDP programs are still there, and drop what they took.
             let bpf = self.state(role).join("bpf");
             let names = fs::read_dir(bpf)
@@ -381,11 +183,26 @@ impl Lab {
             let pinned = names
                 .filter(|name| name.to_string_lossy().starts_with(role))
                 .count();
-            assert_eq!(pinned, if role == "host" { 2 } else { 1 }, "{role} {end:?}");
+            assert_eq!(pinned, if role == "mux" { 1 } else { 2 }, "{role} {end:?}");
         }
         sleep(Duration::from_millis(300));
-        self.start(role)
+        self.start(role, io)
     }
+
+    /// Unmounts what was mounted: with it go the links that were pinned there.
+    fn forget_state(&self) {
+        for role in ["mux", "host", "proxy"] {
+            let bpf = self.state(role).join("bpf");
+            sh(&format!("umount {} 2>/dev/null", bpf.display()));
+        }
+    }
+}
+
+/// How many downloads were whole.
+fn whole(downloads: Process) -> usize {
+    let output = downloads.output();
+    let size = SIZE.to_string();
+    output.lines().filter(|line| **line == size).count()
 }
 
 /// What tcpdump saw that must not be.
@@ -411,20 +228,119 @@ impl Watch {
 }
 
 /// What no packet on the wire may be: a RST, or from a vm's or server's own address, outside of VXLAN.
-const LEAKS: &str = "net 10.10.1.0/24 or net fd00:10:1::/64 or (tcp[tcpflags] & tcp-rst != 0) or \
+const LEAKS: &str = "net 10.10.1.0/24 or net fd00:10:1::/64 or net 10.20.0.0/24 or \
+                     net fd00:20::/64 or (tcp[tcpflags] & tcp-rst != 0) or \
                      (ip6[6] = 6 and ip6[53] & 4 != 0)";
 
+/// A mux and a host agent, with their state or without.
+struct Lab {
+    site: Site,
+    keeps: bool,
+    servers: Vec<Process>,
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.machines().forget_state();
+    }
+}
+
+impl Lab {
+    fn new(io: Io, keeps: bool) -> Self {
+        let kind = if keeps { "r" } else { "n" };
+        let mut lab = Self {
+            site: Site::new(io, kind, (1, &[]), &[VIP, VIP6, OUT, OUT6]),
+            keeps,
+            servers: Vec::new(),
+        };
+        for role in ["mux", "host"] {
+            lab.machines().make_state(role);
+            lab.configure(role);
+        }
+        for machine in ["vm1", "client"] {
+            let server = lab.machines().serve(machine);
+            lab.servers.push(server);
+        }
+        lab
+    }
+
+    fn machines(&self) -> Machines<'_> {
+        Machines {
+            world: &self.site.world,
+            io: self.site.io,
+            keeps: self.keeps,
+        }
+    }
+
+    fn configure(&self, role: &str) {
+        let network = self.site.network();
+        let number = if role == "mux" { 11 } else { 101 };
+        let mtu = if self.site.io == Io::Tun {
+            "mtu = 1600\n"
+        } else {
+            ""
+        };
+        let mut text = format!(
+            "[node]\nrole = \"{role}\"\nhash_seed = 7\nconnections = 4096\nflows = 4096\n{mtu}\
+             underlay = [\"172.{network}.0.{number}\", \"fd00:{network}::{number}\"]\n\
+             muxes = [\"172.{network}.0.11\", \"fd00:{network}::11\"]\n"
+        );
+        for (family, vip, out, dip, host) in [
+            ("4", VIP, OUT, DIP, format!("172.{network}.0.101")),
+            ("6", VIP6, OUT6, DIP6, format!("fd00:{network}::101")),
+        ] {
+            text += &format!(
+                "[[frontend]]\nname = \"web{family}\"\naddress = \"{vip}\"\n\
+                 [[frontend]]\nname = \"out{family}\"\naddress = \"{out}\"\n\
+                 [[pool]]\nname = \"vms{family}\"\nvni = 5001\n\
+                 backends = [{{ name = \"vm1\", address = \"{dip}\", host = \"{host}\", \
+                 mac = \"02:00:0a:0a:01:0b\" }}]\n\
+                 [[rule]]\nname = \"http{family}\"\nfrontend = \"web{family}\"\n\
+                 pool = \"vms{family}\"\nprotocol = \"tcp\"\nfrontend_port = 80\n\
+                 backend_port = 8000\ntcp_reset = true\n\
+                 [[outbound_rule]]\nname = \"out{family}\"\nfrontends = [\"out{family}\"]\n\
+                 pool = \"vms{family}\"\ntcp_reset = true\n"
+            );
+        }
+        fs::write(self.site.world.path(&format!("{role}.toml")), text).unwrap();
+    }
+
+    fn start(&self, role: &str) -> Process {
+        self.machines().start(role, &self.site.devices(role, 1))
+    }
+
+    /// Starts both roles, and waits until they serve.
+    fn start_both(&self) -> (Process, Process) {
+        let both = (self.start("host"), self.start("mux"));
+        let machines = self.machines();
+        machines.wait_for_service("client", &[VIP, VIP6], 80);
+        machines.wait_for_service("vm1", &[CLIENT, CLIENT6], 8000);
+        both
+    }
+
+    /// Has clients and the vm download, for some time.
+    fn download(&self) -> [Process; 2] {
+        let machines = self.machines();
+        let inbound = machines.download("client", (VIP, VIP6), 80, INBOUND);
+        let outbound = machines.download("vm1", (CLIENT, CLIENT6), 8000, OUTBOUND);
+        // Older than a checkpoint when it comes to that.
+        sleep(Duration::from_millis(2000));
+        [inbound, outbound]
+    }
+
+    fn restart(&self, role: &str, process: Process, end: End) -> Process {
+        let devices = self.site.devices(role, 1);
+        self.machines().restart(role, &devices, process, end)
+    }
+}
+
 fn fleet(io: Io) {
-    let mut lab = Lab::new(io);
-    lab.serve("vm");
-    lab.serve("client");
-    let mut host = lab.start("host");
-    let mut mux = lab.start("mux");
-    lab.wait_for_service("client", &[VIP, VIP6], 80);
-    lab.wait_for_service("vm", &[CLIENT, CLIENT6], 8000);
+    let lab = Lab::new(io, true);
+    let (mut host, mut mux) = lab.start_both();
+    let machines = lab.machines();
     let leaks = [
-        lab.watch("router", "wan", LEAKS),
-        lab.watch("router", "host", LEAKS),
+        machines.watch("router", "wan", LEAKS),
+        machines.watch("router", "host", LEAKS),
     ];
     for (role, end) in [
         ("host", End::Term),
@@ -432,33 +348,36 @@ fn fleet(io: Io) {
         ("host", End::Kill),
         ("mux", End::Kill),
     ] {
-        let downloads: Vec<Process> = (0..10)
-            .map(|number| match number % 4 {
-                0 => lab.download("client", VIP, 80),
-                1 => lab.download("client", VIP6, 80),
-                2 => lab.download("vm", CLIENT, 8000),
-                _ => lab.download("vm", CLIENT6, 8000),
-            })
-            .collect();
-        // Older than a checkpoint when it comes to that.
-        sleep(Duration::from_millis(2500));
+        let downloads = lab.download();
         match role {
             "host" => host = lab.restart(role, host, end),
             _ => mux = lab.restart(role, mux, end),
         }
-        let state = lab.status(role).unwrap()["state"].clone();
+        let state = machines.status(role).unwrap()["state"].clone();
         let imported = state["imported"].as_u64().unwrap();
-        let least = if role == "host" { 10 } else { 5 };
-        assert!(imported >= least, "{role} {end:?}: {state}");
-        for download in downloads {
-            assert_eq!(download.finish(), SIZE.to_string(), "{role} {end:?}");
-        }
+        let all = INBOUND + if role == "host" { OUTBOUND } else { 0 };
+        assert!(imported >= all as u64, "{role} {end:?}: {state}");
+        assert_eq!(state["is_checkpoint"], end == End::Kill, "{state}");
+        let whole = downloads.map(whole);
+        assert_eq!(whole, [INBOUND, OUTBOUND], "{role} {end:?}");
     }
     for leaks in leaks {
         leaks.expect_nothing();
     }
-    let file = lab.state("host").join("host.state");
+    let file = machines.state("host").join("host.state");
     assert_eq!(mode(&file), 0o600);
+    let shown = lab.site.world.on(
+        "host",
+        &format!(
+            "{} status --once --socket {}",
+            env!("CARGO_BIN_EXE_slb"),
+            lab.site.world.path("host.sock").display()
+        ),
+    );
+    assert!(
+        shown.contains("taken over from an earlier process (a checkpoint, "),
+        "{shown}"
+    );
     drop((host, mux));
 }
 
@@ -467,10 +386,140 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
+/// Without state, connections from outside are taken up in the middle, and what vms opened is lost.
+fn without_state(io: Io) {
+    let lab = Lab::new(io, false);
+    let (mut host, mux) = lab.start_both();
+    let downloads = lab.download();
+    host = lab.restart("host", host, End::Kill);
+    let [inbound, outbound] = downloads.map(whole);
+    assert_eq!(inbound, INBOUND);
+    assert!(outbound < OUTBOUND, "the tests of state test something");
+    let taken_up = &lab.machines().status("host").unwrap()["taken_up"];
+    assert!(taken_up.as_u64().unwrap() >= INBOUND as u64, "{taken_up}");
+    drop((host, mux));
+}
+
+/// A proxy between a router and a server.
+struct ProxyLab {
+    world: World,
+    io: Io,
+    servers: Vec<Process>,
+}
+
+impl Drop for ProxyLab {
+    fn drop(&mut self) {
+        self.machines().forget_state();
+    }
+}
+
+impl ProxyLab {
+    fn new(io: Io) -> Self {
+        let kind = if io == Io::AfXdp { "px" } else { "pt" };
+        let machines = ["client", "router", "proxy", "inner", "server"];
+        let world = World::new(kind, &machines);
+        for machine in machines {
+            world.on(
+                machine,
+                "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 \
+                 net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0",
+            );
+        }
+        world.plain_cable("client", "eth0", "router", "wan", 1500);
+        world.plain_cable("router", "in", "proxy", "front", 1500);
+        world.plain_cable("proxy", "back", "inner", "out", 1500);
+        world.plain_cable("inner", "lan", "server", "eth0", 1500);
+        for (machine, device, ipv4, ipv6) in [
+            ("client", "eth0", "198.51.100.10/24", "2001:db8:c::10/64"),
+            ("router", "wan", "198.51.100.1/24", "2001:db8:c::1/64"),
+            ("router", "in", "172.20.0.1/24", "fd00:172::1/64"),
+            ("inner", "out", "172.20.0.2/24", "fd00:172::2/64"),
+            ("inner", "lan", "10.20.0.1/24", "fd00:20::1/64"),
+            ("server", "eth0", "10.20.0.11/24", "fd00:20::11/64"),
+        ] {
+            world.on(machine, &format!("ip address add {ipv4} dev {device}"));
+            world.on(machine, &format!("ip address add {ipv6} dev {device}"));
+        }
+        for (machine, ipv4, ipv6) in [
+            ("client", "198.51.100.1", "2001:db8:c::1"),
+            ("router", "172.20.0.2", "fd00:172::2"),
+            ("inner", "172.20.0.1", "fd00:172::1"),
+            ("server", "10.20.0.1", "fd00:20::1"),
+        ] {
+            world.on(machine, &format!("ip route add default via {ipv4}"));
+            world.on(machine, &format!("ip route add default via {ipv6}"));
+        }
+        if io == Io::Tun {
+            for side in ["front", "back"] {
+                world.on("proxy", &format!("ip tuntap add dev tap-{side} mode tap"));
+                world.on("proxy", &format!("ip link add br-{side} type bridge"));
+                world.on("proxy", &format!("ip link set {side} master br-{side}"));
+                let tap = format!("ip link set tap-{side} master br-{side} up");
+                world.on("proxy", &tap);
+                world.on("proxy", &format!("ip link set br-{side} up"));
+            }
+        }
+        let mut text = "[node]\nrole = \"proxy\"\nhash_seed = 7\nconnections = 4096\n".to_owned();
+        for (family, vip, server) in [("4", VIP, SERVER), ("6", VIP6, SERVER6)] {
+            text += &format!(
+                "[[frontend]]\nname = \"web{family}\"\naddress = \"{vip}\"\n\
+                 [[pool]]\nname = \"servers{family}\"\n\
+                 backends = [{{ name = \"server\", address = \"{server}\" }}]\n\
+                 [[rule]]\nname = \"http{family}\"\nfrontend = \"web{family}\"\n\
+                 pool = \"servers{family}\"\nprotocol = \"tcp\"\nfrontend_port = 80\n\
+                 backend_port = 8000\ntcp_reset = true\n"
+            );
+        }
+        fs::write(world.path("proxy.toml"), text).unwrap();
+        let mut lab = Self {
+            world,
+            io,
+            servers: Vec::new(),
+        };
+        lab.machines().make_state("proxy");
+        for machine in ["server", "client"] {
+            let server = lab.machines().serve(machine);
+            lab.servers.push(server);
+        }
+        lab
+    }
+
+    fn machines(&self) -> Machines<'_> {
+        Machines {
+            world: &self.world,
+            io: self.io,
+            keeps: true,
+        }
+    }
+}
+
+fn proxy(io: Io) {
+    let lab = ProxyLab::new(io);
+    let devices = match io {
+        Io::AfXdp => "--io frontend=afxdp:front --io backend=afxdp:back",
+        Io::Tun => "--io frontend=tap:tap-front --io backend=tap:tap-back",
+    };
+    let machines = lab.machines();
+    let mut process = machines.start("proxy", devices);
+    machines.wait_for_service("client", &[VIP, VIP6], 80);
+    let leaks = machines.watch("router", "wan", LEAKS);
+    for end in [End::Term, End::Kill] {
+        let inbound = machines.download("client", (VIP, VIP6), 80, INBOUND);
+        sleep(Duration::from_millis(2000));
+        process = machines.restart("proxy", devices, process, end);
+        let state = machines.status("proxy").unwrap()["state"].clone();
+        let imported = state["imported"].as_u64().unwrap();
+        assert!(imported >= INBOUND as u64, "{end:?}: {state}");
+        assert_eq!(whole(inbound), INBOUND, "{end:?}");
+    }
+    leaks.expect_nothing();
+    drop(process);
+}
+
 #[test]
 #[ignore = "needs root"]
 fn no_connection_notices_over_afxdp() {
-    if let Some(why) = lacking(&["ethtool", "ss", "tcpdump"]) {
+    if let Some(why) = lacking(&TOOLS) {
         skip!("{why}");
     }
     fleet(Io::AfXdp);
@@ -479,8 +528,44 @@ fn no_connection_notices_over_afxdp() {
 #[test]
 #[ignore = "needs root"]
 fn no_connection_notices_over_tun() {
-    if let Some(why) = lacking(&["ethtool", "ss", "tcpdump"]) {
+    if let Some(why) = lacking(&TOOLS) {
         skip!("{why}");
     }
     fleet(Io::Tun);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn without_state_only_connections_from_outside_go_on_over_afxdp() {
+    if let Some(why) = lacking(&TOOLS) {
+        skip!("{why}");
+    }
+    without_state(Io::AfXdp);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn without_state_only_connections_from_outside_go_on_over_tun() {
+    if let Some(why) = lacking(&TOOLS) {
+        skip!("{why}");
+    }
+    without_state(Io::Tun);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn no_session_of_a_proxy_notices_over_afxdp() {
+    if let Some(why) = lacking(&TOOLS) {
+        skip!("{why}");
+    }
+    proxy(Io::AfXdp);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn no_session_of_a_proxy_notices_over_tap() {
+    if let Some(why) = lacking(&TOOLS) {
+        skip!("{why}");
+    }
+    proxy(Io::Tun);
 }

@@ -73,6 +73,8 @@ pub struct Node {
     pub resets_per_second: u32,
     /// Packets that a host agent passes on to other hosts a second.
     pub passes_per_second: u32,
+    /// Connections that a host agent takes up in the middle a second, after a start without state.
+    pub take_ups_per_second: u32,
     /// Where a host agent's ICMP errors over IPv4 come from, if not from its underlay address.
     pub icmp_source_ipv4: Option<Ipv4Addr>,
     /// Where a host agent's ICMP errors over IPv6 come from, if not from its underlay address.

@@ -189,6 +189,7 @@ fn read_node(section: Section<'_>) -> Option<Node> {
             as u32,
         resets_per_second: rate("resets_per_second", 10_000_000, 10_000),
         passes_per_second: rate("passes_per_second", 10_000_000, 1_000_000),
+        take_ups_per_second: rate("take_ups_per_second", 10_000_000, 100_000),
         icmp_source_ipv4: icmp_source.0,
         icmp_source_ipv6: icmp_source.1,
         clamp_mss: section.boolean("clamp_mss", false),

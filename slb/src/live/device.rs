@@ -389,6 +389,14 @@ impl Plan {
         needs
     }
 
+    /// Whether all devices are TAP devices, whose frames the kernel bridges.
+    pub(super) fn is_bridged(&self) -> bool {
+        let Self::Tun(names) = self else {
+            return false;
+        };
+        names.iter().all(|name| name.layer == Layer::Ethernet)
+    }
+
     /// The TUN devices that are there: the kernel routes to and from them.
     pub(super) fn routed_devices(&self) -> Vec<&str> {
         let Self::Tun(names) = self else {

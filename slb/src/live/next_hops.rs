@@ -63,6 +63,8 @@ pub(super) struct NextHops {
     tables: Neighbours,
     /// The interface that packets leave by; `None`: the kernel routes them.
     fabric: Option<u32>,
+    /// Whether packets leave as frames through devices that the kernel bridges, and no route is asked.
+    is_bridged: bool,
 }
 
 impl NextHops {
@@ -72,6 +74,7 @@ impl NextHops {
         Ok(Self {
             tables,
             fabric: plan.fabric().map(|fabric| fabric.index),
+            is_bridged: plan.is_bridged(),
         })
     }
 
@@ -103,7 +106,7 @@ impl NextHops {
         Query {
             addresses: needed(given, self.are_needed()),
             fabric: self.fabric,
-            crosses: self.are_needed() && given.node.role == Role::Proxy,
+            crosses: (self.are_needed() || self.is_bridged) && given.node.role == Role::Proxy,
         }
     }
 

@@ -138,9 +138,19 @@ impl Saved {
         *imported = *imported + total;
     }
 
+    /// Whether no packet was moved after it was written.
+    pub(super) fn is_exact(&self) -> bool {
+        self.is_exact
+    }
+
+    /// What workers took over.
+    fn imported(&self) -> Imported {
+        *self.imported.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Says in the log what became of it.
-    pub(super) fn report(&self) -> Imported {
-        let imported = *self.imported.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn report(&self) {
+        let imported = self.imported();
         let why: Vec<String> = Refusal::ALL
             .into_iter()
             .filter(|&why| imported.refused(why) > 0)
@@ -156,7 +166,6 @@ impl Saved {
         if !why.is_empty() {
             warn!(why = why.join(", "), "records of the state are refused");
         }
-        imported
     }
 }
 
@@ -457,6 +466,8 @@ struct Written {
 pub(super) struct StateStatus {
     /// What was taken over from an earlier process.
     pub(super) imported: Imported,
+    /// How old that was, and whether it was a checkpoint; `None`: there was nothing.
+    pub(super) origin: Option<(Duration, bool)>,
     /// When the last checkpoint began, how long it took and how many bytes it has.
     pub(super) checkpoint: Option<(Clock, Duration, u64)>,
     /// Why the last one could not be written.
@@ -484,12 +495,14 @@ enum Step {
 }
 
 impl Keeper {
-    pub(super) fn new(directory: Directory, imported: Imported) -> Self {
+    /// `saved` is what workers were given of an earlier process.
+    pub(super) fn new(directory: Directory, saved: Option<&Saved>) -> Self {
         Self {
             directory,
             step: Step::Waits(Clock::now()),
             status: StateStatus {
-                imported,
+                imported: saved.map(Saved::imported).unwrap_or_default(),
+                origin: saved.map(|saved| (saved.moment.elapsed(), !saved.is_exact)),
                 ..StateStatus::default()
             },
         }

@@ -251,6 +251,8 @@ fn kept_json(kept: &StateStatus) -> Value {
     });
     json!({
         "imported": kept.imported.taken,
+        "age": kept.origin.map(|(age, _)| age.as_secs_f64()),
+        "is_checkpoint": kept.origin.map(|(_, is_checkpoint)| is_checkpoint),
         "refused": refused,
         "checkpoint": checkpoint,
         "trouble": kept.trouble,

@@ -246,6 +246,10 @@ fn work(
     let Ok(go) = go.recv() else {
         return Ok(Vec::new()); // another worker could not begin
     };
+    // What began after a checkpoint, or before a start without any state, is known to vms only.
+    if !go.saved.as_ref().is_some_and(|saved| saved.is_exact()) {
+        balancer.take_up(Instant::ZERO);
+    }
     if let Some(saved) = go.saved {
         let (number, workers) = start.number;
         saved.import(&mut balancer, number, workers, Instant::ZERO);

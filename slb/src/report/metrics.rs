@@ -119,6 +119,11 @@ impl Report<'_> {
                 "Packets that no host knew, passed on to who is to begin their flow",
                 one(stats.passed_back),
             ),
+            Family::counter(
+                "slb_taken_up",
+                "Connections from before the start that were taken up in the middle",
+                one(stats.taken_up),
+            ),
         ]
     }
 

@@ -19,12 +19,22 @@ impl Process {
     /// Waits for its end; gives what it printed, where it ended well.
     #[track_caller]
     pub fn finish(mut self) -> String {
+        let said = self.read();
+        let status = self.0.wait().unwrap();
+        assert!(status.success(), "{status}: {said}");
+        said
+    }
+
+    /// Waits for its end, whatever that is; gives what it printed.
+    pub fn output(mut self) -> String {
+        self.read()
+    }
+
+    fn read(&mut self) -> String {
         let mut said = String::new();
         if let Some(out) = &mut self.0.stdout {
             out.read_to_string(&mut said).unwrap();
         }
-        let status = self.0.wait().unwrap();
-        assert!(status.success(), "{status}: {said}");
         said
     }
 }

@@ -85,6 +85,24 @@ pub(crate) fn instance(spec: &Spec<'_>, pool: usize, backend: usize) -> u32 {
     given.unwrap_or(backend as u32)
 }
 
+/// The backend of a pool with the lowest number above that of `last`, and that number.
+///
+/// # Cost
+/// Nothing where numbers ascend without gaps, as those that are not said do; else in proportion to the
+/// backends.
+fn next_instance(spec: &Spec<'_>, pool: usize, last: Option<(u32, usize)>) -> Option<(u32, usize)> {
+    let count = spec.pools.get(pool).map_or(0, |pool| pool.backends.len());
+    if let Some((number, backend)) = last
+        && backend + 1 < count
+        && Some(instance(spec, pool, backend + 1)) == number.checked_add(1)
+    {
+        return Some((number + 1, backend + 1));
+    }
+    let all = (0..count).map(|backend| (instance(spec, pool, backend), backend));
+    all.filter(|&(number, _)| last.is_none_or(|(before, _)| number > before))
+        .min()
+}
+
 /// Instances of a pool: one more than the highest number.
 fn instances(spec: &Spec<'_>, pool: usize) -> u32 {
     let count = spec.pools.get(pool).map_or(0, |pool| pool.backends.len());
@@ -154,19 +172,21 @@ pub(crate) fn deal(spec: &Spec<'_>, frontend: usize, owners: &mut [u16]) -> Resu
         if rule.allocated_outbound_ports.is_some() && claimed(rule) == 0 {
             continue;
         }
-        let backends = spec
-            .pools
-            .get(rule.pool)
-            .map_or(0, |pool| pool.backends.len());
         let before: usize = spec
             .pools
             .iter()
             .take(rule.pool)
             .map(|pool| pool.backends.len())
             .sum();
+        let mut next = next_instance(spec, rule.pool, None);
         for number in 0..instances(spec, rule.pool) {
-            let owner = (0..backends).find(|&b| instance(spec, rule.pool, b) == number);
-            let owner = owner.map_or(NOBODY, |backend| (before + backend) as u16);
+            let owner = match next {
+                Some((present, backend)) if present == number => {
+                    next = next_instance(spec, rule.pool, next);
+                    (before + backend) as u16
+                }
+                _ => NOBODY,
+            };
             let count = match rule.allocated_outbound_ports {
                 Some(_) => claim(rule, frontend, number),
                 None => share,

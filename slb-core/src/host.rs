@@ -330,7 +330,7 @@ pub(crate) struct Arrivals {
     last: Option<Arrival>,
     /// The last port of a vm.
     vm: Option<PortId>,
-    /// Those on the short way, each at the [place](CommonName::place) of its name: what comes from a few
+    /// Those on the short way, each at the [place](CommonHead::place) of its head: what comes from a few
     /// muxes for a few vms alternates.
     known: [KnownArrival; 1 << ARRIVAL_BITS],
 }
@@ -359,30 +359,26 @@ impl Default for Arrivals {
 }
 
 impl Arrivals {
-    /// Finds the port of the vm that a frame of the common case is for.
-    #[inline]
-    fn port_of(
-        &mut self,
-        name: CommonName,
-        bytes: &[u8],
-        snapshot: &Snapshot<'_>,
-    ) -> Option<PortId> {
-        let place = &mut self.known[name.place() % (1 << ARRIVAL_BITS)];
-        if place.name.is(&name) {
-            return Some(place.port);
+    /// Finds the port of the vm that a frame with a common head is for.
+    #[inline(always)]
+    fn port_of(&mut self, head: &CommonHead<'_>, snapshot: &Snapshot<'_>) -> Option<PortId> {
+        let place = &mut self.known[head.place() % (1 << ARRIVAL_BITS)];
+        if !head.is(&place.name) {
+            place.learn(head, snapshot)?;
         }
-        place.learn(name, bytes, snapshot)
+        Some(place.port)
     }
 }
 
 impl KnownArrival {
     #[cold]
     #[inline(never)]
-    fn learn(&mut self, name: CommonName, bytes: &[u8], snapshot: &Snapshot<'_>) -> Option<PortId> {
-        let outer = Outer::parse_if_common(bytes, snapshot.underlay())?;
+    fn learn(&mut self, head: &CommonHead<'_>, snapshot: &Snapshot<'_>) -> Option<()> {
+        let outer = Outer::parse_if_common(head.frame(), snapshot.underlay())?;
         let port = Arrival::new(&outer, snapshot).ok()?.port;
+        let name = head.name();
         *self = Self { name, port };
-        Some(port)
+        Some(())
     }
 }
 
@@ -400,25 +396,28 @@ impl Role for HostRole {
     const PASSES_ON: bool = true;
 
     #[inline(always)]
-    fn origin(snapshot: &Snapshot<'_>, frame: &Frame<'_>, last: &mut Self::Last) -> Option<Origin> {
+    fn direction(
+        snapshot: &Snapshot<'_>,
+        frame: &Frame<'_>,
+        last: &mut Self::Last,
+    ) -> Option<Direction> {
         let port = frame.port();
         if port == snapshot.underlay().port {
-            let head = CommonHead::of(frame.bytes())?;
-            return Some(Origin {
-                end: head.end()? as u32,
-                zone: last.port_of(head.name(), frame.bytes(), snapshot)?,
-                direction: Direction::Inward,
-                ecn: head.ecn(),
-            });
+            return Some(Direction::Inward);
         }
         if last.vm != Some(port) {
             last.vm = Some(snapshot.nat.vm_by_port(port)?.port);
         }
+        Some(Direction::Outward)
+    }
+
+    #[inline(always)]
+    fn inward(snapshot: &Snapshot<'_>, frame: &Frame<'_>, last: &mut Self::Last) -> Option<Origin> {
+        let head = CommonHead::of(frame.bytes())?;
         Some(Origin {
-            end: frame.len() as u32,
-            zone: port,
-            direction: Direction::Outward,
-            ecn: 0,
+            end: head.end()? as u32,
+            zone: last.port_of(&head, snapshot)?,
+            ecn: head.ecn(),
         })
     }
 

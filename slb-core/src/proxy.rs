@@ -297,20 +297,27 @@ impl Role for ProxyRole {
     const PASSES_ON: bool = false;
 
     #[inline(always)]
-    fn origin(snapshot: &Snapshot<'_>, frame: &Frame<'_>, last: &mut Self::Last) -> Option<Origin> {
+    fn direction(
+        snapshot: &Snapshot<'_>,
+        frame: &Frame<'_>,
+        last: &mut Self::Last,
+    ) -> Option<Direction> {
         let port = frame.port();
-        let direction = match *last {
-            Some((known, direction)) if known == port => direction,
-            _ => direction_of(snapshot, port)?,
-        };
+        if let Some((known, direction)) = *last
+            && known == port
+        {
+            return Some(direction);
+        }
+        let direction = direction_of(snapshot, port)?;
         *last = Some((port, direction));
+        Some(direction)
+    }
+
+    #[inline(always)]
+    fn inward(_: &Snapshot<'_>, frame: &Frame<'_>, _: &mut Self::Last) -> Option<Origin> {
         Some(Origin {
             end: frame.len() as u32,
-            zone: match direction {
-                Direction::Inward => port,
-                Direction::Outward => ALL_PORTS,
-            },
-            direction,
+            zone: frame.port(),
             ecn: 0,
         })
     }

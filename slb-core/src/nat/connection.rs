@@ -388,12 +388,14 @@ impl<A: Addresses> Connection<A> {
             && !self.is_free()
     }
 
-    /// Whether a packet of this name is one of an established connection, whose time has not come by
-    /// the tick `now`, and of nothing else.
+    /// Returns true if a packet of this name belongs to the connection for certain, which is established and
+    /// does not end before the tick `now`. With `ANY_ZONE`, names are the same at all ports.
     #[inline]
-    pub(super) fn goes_on_with(&self, key: &Key<A>, now: u32) -> bool {
+    pub(super) fn goes_on_with<const ANY_ZONE: bool>(&self, key: &Key<A>, now: u32) -> bool {
         let remaining = self.deadline.wrapping_sub(now) as i32; // ticks wrap
-        self.is(key)
+        self.side(key.direction) == key.side
+            && self.sequences.protocol == key.protocol
+            && (ANY_ZONE || self.zone == key.zone.0)
             && (self.sequences.is_established() || self.goes_on_answering(key.direction))
             && (!self.is_unusual() || self.goes_on_through(key.direction, now))
             && remaining > 0
@@ -414,8 +416,8 @@ impl<A: Addresses> Connection<A> {
         u32::from(self.timeout().0).wrapping_sub(left) >= WHILE
     }
 
-    /// Whether a packet in this direction is a further answer of a flow without a handshake, whose opener has
-    /// not gone on yet.
+    /// Returns true if a packet in this direction is a further answer of a flow without a handshake, whose
+    /// opener has not gone on yet.
     fn goes_on_answering(&self, direction: Direction) -> bool {
         self.sequences.protocol != protocol::TCP
             && self.state() == ConnectionState::SynReceived

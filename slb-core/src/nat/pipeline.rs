@@ -66,8 +66,15 @@ pub(crate) trait Role: Sized {
     /// [`elsewhere`](Self::elsewhere).
     const PASSES_ON: bool;
 
-    /// Finds where a frame comes from, where that is no news. `None` where it takes the long way.
-    fn origin(snapshot: &Snapshot<'_>, frame: &Frame<'_>, last: &mut Self::Last) -> Option<Origin>;
+    /// Returns which way a frame's packet goes on the short way; `None` where the frame takes the long way.
+    fn direction(
+        snapshot: &Snapshot<'_>,
+        frame: &Frame<'_>,
+        last: &mut Self::Last,
+    ) -> Option<Direction>;
+
+    /// Finds the packet in a frame of the inward direction; `None` where the frame takes the long way.
+    fn inward(snapshot: &Snapshot<'_>, frame: &Frame<'_>, last: &mut Self::Last) -> Option<Origin>;
 
     /// The port that a packet leaves by on the short way, of a connection with this zone; `None` where it
     /// takes the long way.

@@ -223,7 +223,7 @@ impl Outer {
 
 /// The headers of the common case around an inner frame, and that frame's destination.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct CommonHead<'a>(&'a [u8; COMMON + 6]);
+pub(crate) struct CommonHead<'a>(&'a [u8; COMMON + 6], &'a [u8]);
 
 /// What is alike in all common heads of one sender, network and receiver, as it lies in the frame.
 #[derive(Clone, Copy, Debug)]
@@ -233,53 +233,70 @@ impl CommonName {
     /// The name of no head: each has bits that are not among those that count.
     pub(crate) const NONE: Self = Self([u64::MAX; 6]);
 
-    /// Whether two names are the same, without a branch for each word.
-    #[inline]
-    pub(crate) fn is(&self, other: &Self) -> bool {
-        let words = self.0.iter().zip(&other.0);
-        words.fold(0, |differing, (one, two)| differing | (one ^ two)) == 0
-    }
-
-    /// A number that tells it from most others.
-    #[inline]
-    pub(crate) fn place(&self) -> usize {
-        let [_, _, sender, _, network, receiver] = self.0;
-        // The last bytes of addresses in one rack differ, and little else does.
-        let spread = (sender >> 8).wrapping_mul(5) ^ network >> 32;
-        (spread.wrapping_add(receiver >> 56)) as usize
-    }
+    /// The bits that count, in the words that begin at [`OFFSETS`](Self::OFFSETS): the fields by which
+    /// [`Outer::parse_common`] tells the common case, the sender, the network and the receiver.
+    const MASKS: [u64; 6] = [
+        // EtherType, version and header length.
+        u64::from_le_bytes([0xff, 0xff, 0xff, 0, 0, 0, 0, 0]),
+        // Fragment, protocol, and half of the source.
+        u64::from_le_bytes([0x3f, 0xff, 0, 0xff, 0, 0, 0xff, 0xff]),
+        // The other half, and the destination; no source port.
+        u64::from_le_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]),
+        // Destination port, checksum, and VXLAN's flag; no length.
+        u64::from_le_bytes([0xff, 0xff, 0, 0, 0xff, 0xff, 0x08, 0]),
+        // Network and half of the receiver; no reserved bytes.
+        u64::from_le_bytes([0, 0, 0xff, 0xff, 0xff, 0, 0xff, 0xff]),
+        // The other half.
+        u64::from_le_bytes([0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]),
+    ];
+    const OFFSETS: [usize; 6] = [12, 20, 28, 36, 44, 48];
 }
 
 impl<'a> CommonHead<'a> {
     /// The head of a frame that may have others; `None` where it is too short.
     #[inline]
     pub(crate) fn of(bytes: &'a [u8]) -> Option<Self> {
-        bytes.first_chunk().map(Self)
+        Some(Self(bytes.first_chunk()?, bytes))
     }
 
-    /// The fields by which [`Outer::parse_common`] tells the common case, and sender, network and receiver;
-    /// all others are masked out.
-    #[inline]
+    /// Returns the whole frame.
+    pub(crate) fn frame(&self) -> &'a [u8] {
+        self.1
+    }
+
+    /// Returns the head's name.
     pub(crate) fn name(&self) -> CommonName {
-        // EtherType, version and header length.
-        const KIND: u64 = u64::from_le_bytes([0xff, 0xff, 0xff, 0, 0, 0, 0, 0]);
-        // Fragment, protocol, and half of the source.
-        const FRAGMENT: u64 = u64::from_le_bytes([0x3f, 0xff, 0, 0xff, 0, 0, 0xff, 0xff]);
-        // The other half, the destination; no source port.
-        const ENDS: u64 = u64::from_le_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]);
-        // Destination port, checksum, and VXLAN's flag; no length.
-        const PORT: u64 = u64::from_le_bytes([0xff, 0xff, 0, 0, 0xff, 0xff, 0x08, 0]);
-        // Network and receiver; two reserved bytes before, and one between.
-        const NETWORK: u64 = u64::from_le_bytes([0, 0, 0xff, 0xff, 0xff, 0, 0xff, 0xff]);
-        const RECEIVER: u64 = u64::from_le_bytes([0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
-        CommonName([
-            self.word(12) & KIND,
-            self.word(20) & FRAGMENT,
-            self.word(28) & ENDS,
-            self.word(36) & PORT,
-            self.word(44) & NETWORK,
-            self.word(48) & RECEIVER,
-        ])
+        let mut words = CommonName::OFFSETS.map(|at| self.word(at));
+        for (word, mask) in words.iter_mut().zip(CommonName::MASKS) {
+            *word &= mask;
+        }
+        CommonName(words)
+    }
+
+    /// Returns true if the head has this name.
+    #[inline(always)]
+    pub(crate) fn is(&self, name: &CommonName) -> bool {
+        let [a, b, c, d, e, f] = CommonName::OFFSETS;
+        let [ma, mb, mc, md, me, mf] = CommonName::MASKS;
+        let [na, nb, nc, nd, ne, nf] = name.0;
+        // One branch for all words.
+        let differing = |at: usize, mask: u64, other: u64| self.word(at) & mask ^ other;
+        differing(a, ma, na)
+            | differing(b, mb, nb)
+            | differing(c, mc, nc)
+            | differing(d, md, nd)
+            | differing(e, me, ne)
+            | differing(f, mf, nf)
+            == 0
+    }
+
+    /// Returns a number that tells senders and receivers of one rack apart, whose addresses differ in their
+    /// last bytes.
+    #[inline]
+    pub(crate) fn place(&self) -> usize {
+        let [sender, network, receiver] =
+            [29, COMMON - 2, COMMON + 5].map(|at| usize::from(self.0[at]));
+        ((sender * 5) ^ network) + receiver
     }
 
     /// Where the inner frame ends, of a frame whose name is that of a common one; `None` where its checksum

@@ -33,10 +33,9 @@ use crate::verdict::{PortId, Verdict};
 use crate::wire::vxlan::Vni;
 use crate::wire::{ethernet, protocol};
 
-/// Origin of a frame.
+/// Place of a packet in its frame, and what is known of its origin.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Origin {
-    pub(crate) direction: Direction,
     /// Offset of the end of the packet's link-layer frame, in bytes from the beginning of the frame.
     pub(crate) end: u32,
     /// The port that qualifies the connection's name: see [`Lane::zone`].
@@ -207,10 +206,16 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         lane: &mut PlainLane,
         last: &mut R::Last,
     ) -> Option<()> {
-        let origin = R::origin(&self.snapshot, frame, last)?;
-        match origin.direction {
-            Direction::Inward => self.read_head::<R, false>(frame, lane, &origin),
-            Direction::Outward => self.read_head::<R, true>(frame, lane, &origin),
+        match R::direction(&self.snapshot, frame, last)? {
+            Direction::Inward => {
+                let origin = R::inward(&self.snapshot, frame, last)?;
+                self.read_head::<R, false>(frame, lane, &origin)
+            }
+            Direction::Outward => {
+                let zone = if R::SHARED { ALL_PORTS } else { frame.port() };
+                let end = frame.len() as u32;
+                self.read_head::<R, true>(frame, lane, &Origin { end, zone, ecn: 0 })
+            }
         }
     }
 
@@ -221,12 +226,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         lane: &mut PlainLane,
         origin: &Origin,
     ) -> Option<()> {
-        let Origin {
-            direction,
-            end,
-            zone,
-            ecn,
-        } = *origin;
+        let Origin { end, zone, ecn } = *origin;
+        let direction = direction(OUTWARD);
         let link = frame.bytes().get(start::<R>(OUTWARD)..end as usize)?;
         let connections = &self.tables.connections;
         if let Some(head) = <u64 as Plain>::read(link, ecn) {
@@ -273,22 +274,26 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         seen: &mut impl Observe,
     ) -> Option<()> {
         match lane.way {
-            Way::Ipv4Inward => self.translate_plain::<u64, R, false>(frame, place, lane, run, seen),
-            Way::Ipv4Outward => self.translate_plain::<u64, R, true>(frame, place, lane, run, seen),
+            Way::Ipv4Inward => {
+                self.translate_plain::<u64, R, false, false>(frame, place, lane, run, seen)
+            }
+            Way::Ipv4Outward => {
+                self.translate_plain::<u64, R, true, false>(frame, place, lane, run, seen)
+            }
             Way::Ipv6Inward => {
-                self.translate_plain::<[u64; 4], R, false>(frame, place, lane, run, seen)
+                self.translate_plain::<[u64; 4], R, false, false>(frame, place, lane, run, seen)
             }
             Way::Ipv6Outward => {
-                self.translate_plain::<[u64; 4], R, true>(frame, place, lane, run, seen)
+                self.translate_plain::<[u64; 4], R, true, false>(frame, place, lane, run, seen)
             }
             Way::Long | Way::Done => None,
         }
     }
 
-    /// Translates a packet of an established connection, and gives its frame the verdict. Returns `None`, and
-    /// changes nothing, if the packet takes the long way.
-    #[inline(always)]
-    fn translate_plain<A: Plain, R: Role, const OUTWARD: bool>(
+    /// The same for a packet that leaves through a mux.
+    // Out of line, so that packets that do not have their hop taken in place without asking.
+    #[inline(never)]
+    fn translate_by_mux<A: Plain, R: Role>(
         &mut self,
         frame: &mut Frame<'_>,
         place: usize,
@@ -296,11 +301,21 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         run: &mut Run,
         seen: &mut impl Observe,
     ) -> Option<()> {
-        let direction = if OUTWARD {
-            Direction::Outward
-        } else {
-            Direction::Inward
-        };
+        self.translate_plain::<A, R, true, true>(frame, place, lane, run, seen)
+    }
+
+    /// Translates a packet of an established connection, and gives its frame the verdict. Returns `None`, and
+    /// changes nothing, if the packet takes the long way.
+    #[inline(always)]
+    fn translate_plain<A: Plain, R: Role, const OUTWARD: bool, const BY_MUX: bool>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        place: usize,
+        lane: &PlainLane,
+        run: &mut Run,
+        seen: &mut impl Observe,
+    ) -> Option<()> {
+        let direction = direction(OUTWARD);
         let Self {
             snapshot, tables, ..
         } = self;
@@ -314,6 +329,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let table = A::table(connections);
         let now = table.now();
         let connection = table.get_mut(lane.candidate)?;
+        if R::ROUTES && OUTWARD && !BY_MUX && connection.via().is_some() {
+            return self.translate_by_mux::<A, R>(frame, place, lane, run, seen);
+        }
         let zone = if R::SHARED && OUTWARD {
             ALL_PORTS
         } else {
@@ -325,21 +343,25 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let head: &mut A::Head = A::head_mut(head)?;
         let key = A::key(head, direction, zone);
         let ip_len = A::ip_len(head);
-        if !connection.goes_on_with(&key, now) {
+        let goes_on = if R::SHARED && OUTWARD {
+            connection.goes_on_with::<true>(&key, now)
+        } else {
+            connection.goes_on_with::<false>(&key, now)
+        };
+        if !goes_on {
             return None;
         }
-        let mux = if OUTWARD {
-            R::mux(snapshot, connection, direction)
-        } else {
-            None
-        };
+        let mut mux = None;
         if R::ROUTES {
             let mtu = snapshot.underlay().mtu;
-            let most = match mux {
-                _ if !OUTWARD => u32::MAX, // as long as the fabric brought it
-                None => mtu.into(),
-                Some(mux) if mux.template.has_room(headroom) => mux.template.inner_mtu(mtu),
-                Some(_) => 0,
+            let most = if BY_MUX {
+                let by = R::mux(snapshot, connection, direction)?;
+                mux = Some(by).filter(|by| by.template.has_room(headroom));
+                mux?.template.inner_mtu(mtu)
+            } else if OUTWARD {
+                mtu.into()
+            } else {
+                u32::MAX // as long as the fabric brought it
             };
             if A::hop_limit(head) <= 1 || ip_len > most {
                 return None;
@@ -367,7 +389,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         connection.keep_alive(now);
         let to = connection.translated(direction);
         let deltas = connection.deltas(direction);
-        let hops = u8::from(R::ROUTES && mux.is_none()); // encapsulation takes its own
+        let hops = u8::from(R::ROUTES && !BY_MUX); // encapsulation takes its own
         A::rename(head, key.protocol, &to, deltas, hops);
         let found = ConnectionStep::Found(ConnectionState::Established);
         seen.step(place, Step::Connection(found));
@@ -392,6 +414,14 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         frame.set_verdict(verdict);
         seen.step(place, Step::Done(verdict));
         Some(())
+    }
+}
+
+const fn direction(is_outward: bool) -> Direction {
+    if is_outward {
+        Direction::Outward
+    } else {
+        Direction::Inward
     }
 }
 

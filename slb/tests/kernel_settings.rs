@@ -261,7 +261,7 @@ fn one_worker_of_several_that_stands_still_makes_the_node_not_ready() {
     drop(holder);
     wait_until(&world, "it moves again", || !stands());
     assert!(
-        log(&world).contains("this worker moves again"),
+        log(&world).contains("worker running again"),
         "{}",
         log(&world)
     );

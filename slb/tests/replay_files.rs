@@ -241,7 +241,7 @@ fn packets_that_a_snap_length_cut_are_replayed_by_their_headers() {
     );
     let (text, _) = said(&replay(&desk.text("cut.pcap"), &["--cut"]));
     assert!(
-        text.contains("processed by their headers, with zeros for what is missing"),
+        text.contains("processed by their headers, with zeros for the missing bytes"),
         "{text}"
     );
 }

@@ -14,7 +14,7 @@ use slb_core::packet::Tuple;
 const HASH_SEED: u64 = 1;
 const SERVERS: [(&str, u32); 3] = [("vm1", 1), ("vm2", 2), ("vm3", 1)];
 
-pub fn main() -> Result<(), Box<dyn Error>> {
+pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let members = SERVERS.map(|(name, weight)| Member { name, weight });
     let table = Table::with_members(&members, 65_537, HASH_SEED)?;
     let hasher = Hasher::Xxh3(Xxh3::new(HASH_SEED));

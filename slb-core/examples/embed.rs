@@ -148,7 +148,7 @@ fn run<'m, 's>(ring: &mut Ring<'m>, role: &mut impl Dataplane<'s>, now: Instant)
     }
 }
 
-pub fn main() -> Result<(), Box<dyn Error>> {
+pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let server = |name, number| Server {
         name,
         number,

@@ -69,7 +69,7 @@ fn snapshot(
 }
 
 /// The backend that gets a datagram from this port.
-fn asks<'a>(mux: &mut Mux<'_, &'a Snapshot<'static>>, port: u16) -> Option<u32> {
+fn asks(mux: &mut Mux<'_, &Snapshot<'static>>, port: u16) -> Option<u32> {
     let mut buffer = vec![0; HEADROOM];
     let packet = etherparse::PacketBuilder::ethernet2([2; 6], [4; 6]).ipv4(CLIENT, VIP, 9);
     packet

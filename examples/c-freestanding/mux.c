@@ -42,8 +42,6 @@ static slb_builder *configure(void) {
         backend.name = i == 1 ? "vm1" : "vm2";
         backend.address = ipv4(10, 10, 1, i);
         backend.host = ipv4(172, 16, 0, (uint8_t)(100 + i));
-        backend.weight = 1;
-        backend.instance = backend.port = -1;
         result |= slb_builder_backend(builder, 0, &backend);
     }
     return result < 0 ? 0 : builder;
@@ -73,7 +71,7 @@ static int run(void) {
         hosts[i] = buffer[frame.offset + 33];
         if (i == 1) break;
         /* The one that it went to fails: its SYN goes to the other. */
-        if (slb_builder_set_backend(builder, 0, hosts[0] - 101u, 1, SLB_DOWN)) return 8;
+        if (slb_builder_set_condition(builder, 0, hosts[0] - 101u, 0)) return 8;
         if (slb_snapshot_init(snapshot_memory[1], sizeof snapshot_memory[1], builder, snapshot, &next)) return 9;
         if (slb_snapshot_free(snapshot) != SLB_ERROR_IN_USE) return 10;
         if (slb_mux_install(mux, next, &before) || before != snapshot) return 11;

@@ -59,7 +59,7 @@ impl fmt::Display for PortMove {
 /// What becomes of a rule's flows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RuleDiff {
-    /// Its name.
+    /// Name of the rule.
     pub rule: String,
     /// The share of its Maglev table that has another backend: of flows that are not pinned, so many
     /// go elsewhere.

@@ -12,9 +12,9 @@ use crate::config::{Backend, Config, Pool, Role};
 /// A backend that turned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Turned {
-    /// Its pool's name.
+    /// Name of the pool.
     pub pool: String,
-    /// Its own.
+    /// Name of the backend.
     pub backend: String,
     /// How it is now.
     pub condition: Condition,

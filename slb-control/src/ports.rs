@@ -8,7 +8,7 @@ use slb_core::spec::{FrontendPort, PortMode, ProxyPorts, SourceRewrite};
 
 use crate::document::{Faults, Section, Span};
 
-/// Who is at a proxy's port.
+/// Side of a proxy that a port is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortKind {
     /// Clients.
@@ -20,9 +20,9 @@ pub enum PortKind {
 /// `[[port]]`.
 #[derive(Clone, Debug)]
 pub struct Port {
-    /// Its name.
+    /// Name of the port.
     pub name: String,
-    /// Who is there.
+    /// Side that the port is on.
     pub kind: PortKind,
     /// How many frontend ports there are: the same at all ports that say it.
     pub mode: Option<PortMode>,
@@ -78,7 +78,7 @@ impl Ports {
         self.of(PortKind::Frontend).map(spec).collect()
     }
 
-    /// All of it as the dataplane's own.
+    /// The ports as the dataplane's own.
     pub(crate) fn spec<'a>(&'a self, frontends: &'a [FrontendPort]) -> ProxyPorts<'a> {
         ProxyPorts {
             mode: self.mode(),

@@ -41,7 +41,7 @@ pub struct Target {
 /// A backend: its pool's name and its own.
 pub type BackendName = (String, String);
 
-/// Who is asked: each address of a network once for each probe that a rule of one of its pools
+/// Targets of probes: each address of a network once for each probe that a rule of one of its pools
 /// names; and which backends it is. A host agent asks the vms of its own machine, through their
 /// ports.
 pub fn targets(config: &Config) -> Vec<(Target, Vec<BackendName>)> {

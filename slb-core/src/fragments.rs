@@ -46,7 +46,7 @@ const NONE: u32 = u32::MAX;
 struct Name {
     addresses: [u64; 4],
     identification: u32,
-    /// Whose addresses they are: two networks may use the same.
+    /// Port of the network that the addresses belong to: two networks may use the same.
     zone: PortId,
     family: Family,
     /// Zero for IPv6.
@@ -76,7 +76,7 @@ impl Name {
         }
     }
 
-    /// Who sends it: an IPv4 address, or a /64 of IPv6.
+    /// Source of the datagram: an IPv4 address, or a /64 of IPv6.
     fn source(&self) -> u64 {
         match self.family {
             Family::Ipv4 => u64::from(self.addresses[0] as u32),
@@ -110,7 +110,7 @@ pub struct Datagram {
 const _: () = assert!(size_of::<Datagram>() == 64);
 
 impl Datagram {
-    /// None.
+    /// A free slot.
     pub const EMPTY: Self = Self {
         name: Name::EMPTY,
         ports: 0,
@@ -133,9 +133,9 @@ pub struct FragmentTable<'m> {
 pub(crate) enum Recalled {
     /// The packet has its protocol and ports now.
     Known,
-    /// Its first fragment did not come so far.
+    /// The first fragment did not come so far.
     Unknown,
-    /// It would overwrite the TCP header of its first fragment (RFC 1858, RFC 3128).
+    /// The fragment would overwrite the TCP header of its first fragment (RFC 1858, RFC 3128).
     Overlaps,
 }
 
@@ -231,7 +231,7 @@ impl fmt::Debug for FragmentTable<'_> {
 pub(crate) struct Arrival {
     /// The port of its frame.
     pub(crate) port: PortId,
-    /// Whose addresses it has.
+    /// Port of the network that the addresses belong to.
     pub(crate) zone: PortId,
     /// The node that sent it, as [`Lane::sender`](crate::nat::pipeline::Lane::sender) has it.
     pub(crate) sender: u32,
@@ -254,7 +254,7 @@ impl Arrival {
 enum State {
     Free,
     Waiting,
-    /// Its first fragment came.
+    /// The first fragment came.
     Ready,
 }
 

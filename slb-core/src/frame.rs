@@ -248,7 +248,7 @@ impl<'m> Frame<'m> {
             FORWARD => Verdict::Forward(self.port),
             REPLY => Verdict::Reply,
             FLOOD => Verdict::Flood,
-            DROP => match DropReason::ALL.get(usize::from(self.reason)) {
+            DROP => match DropReason::ALL.get(usize::from(self.reason).wrapping_sub(1)) {
                 Some(&reason) => Verdict::Drop(reason),
                 None => Verdict::Pass, // only a C caller could have written it
             },
@@ -269,7 +269,7 @@ impl<'m> Frame<'m> {
             Verdict::Pass => self.verdict = PASS,
             Verdict::Drop(reason) => {
                 self.verdict = DROP;
-                self.reason = reason as u8;
+                self.reason = reason as u8 + 1; // in C, 0 is none
             }
         }
     }

@@ -127,7 +127,7 @@ impl Health {
         self.note(Condition::Healthy)
     }
 
-    /// It did not: refused, answered something else. Returns the condition where it changed.
+    /// Notes that the backend refused or answered something else. Returns the condition where it changed.
     pub fn failed(&mut self) -> Option<Condition> {
         self.out.take()?;
         self.note(Condition::Unhealthy)

@@ -230,7 +230,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         self.pipeline.stats()
     }
 
-    /// Its connections.
+    /// The connections of the host agent.
     pub fn connections(&self) -> &NatTable<'m> {
         &self.pipeline.tables.connections
     }
@@ -330,7 +330,7 @@ pub(crate) struct Arrivals {
     last: Option<Arrival>,
     /// The last port of a vm.
     vm: Option<PortId>,
-    /// Those on the short way, each at the [place](CommonHead::place) of its head: what comes from a few
+    /// Arrivals on the short way, each at the [place](CommonHead::place) of its head: what comes from a few
     /// muxes for a few vms alternates.
     known: [KnownArrival; 1 << ARRIVAL_BITS],
 }

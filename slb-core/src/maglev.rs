@@ -47,7 +47,7 @@ const TAIL: usize = 128;
 pub struct Member<'a> {
     /// Name of the member, unlike those of the others that have a weight.
     pub name: &'a str,
-    /// Its share in proportion to the others'; none when zero.
+    /// Share in proportion to the other members; none when zero.
     pub weight: u32,
 }
 
@@ -61,9 +61,9 @@ pub struct Turn {
     quota: u32,
     /// Turns that it had, or what is left of a round's credit.
     credit: u32,
-    /// Which member it is.
+    /// Index of the member.
     member: u16,
-    /// Its place in the order of names.
+    /// Rank of the member in the order of names.
     order: u16,
 }
 

@@ -36,11 +36,11 @@ const MUX_SHIFT: u32 = VISITED_BITS + SEED_BITS;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Handover {
-    /// It is of a connection, or begins one, that the receiver may have.
+    /// The packet is of a connection, or begins one, that the receiver may have.
     PassedOn,
-    /// It may begin a flow, which the receiver is to take only if it has the flow already.
+    /// The packet may begin a flow, which the receiver is to take only if it has the flow already.
     Asked,
-    /// Nobody has the flow that it may begin: the receiver takes it.
+    /// No host has the flow that the packet may begin: the receiver takes it.
     PassedBack,
 }
 

@@ -422,7 +422,7 @@ struct Lane {
     first_backend: u32,
     /// Bytes of the frame as it came in.
     len: u32,
-    /// Its place in the burst.
+    /// Index of the frame in the burst.
     frame: u8,
     /// Whether it goes where its flow goes, and leaves that as it is: an ICMP error, of which
     /// `packet` has the flow's tuple, or a later fragment.

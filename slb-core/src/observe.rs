@@ -54,7 +54,7 @@ pub enum Step {
     Selected(u32),
     /// The frame was taken out of VXLAN.
     Decapsulated {
-        /// Its network.
+        /// VXLAN network of the frame.
         vni: Vni,
         /// The port of the vm that it is for; of a mux, the one that it came by.
         port: PortId,
@@ -84,13 +84,13 @@ pub enum FlowStep {
     Hit(FlowState),
     /// The flow is not pinned, and stays so: its packet begins none.
     Miss,
-    /// It is pinned from now on.
+    /// The flow is pinned from now on.
     Pinned,
-    /// It is pinned from now on, in the place of a half-open or closing flow.
+    /// The flow is pinned from now on, in the place of a half-open or closing flow.
     PinnedByEviction,
     /// There is no place to pin it.
     Refused,
-    /// Its backend is gone, or gets no new connections: it was pinned to another.
+    /// The flow's backend is gone, or gets no new connections: it was pinned to another.
     Repinned,
 }
 
@@ -98,13 +98,13 @@ pub enum FlowStep {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConnectionStep {
-    /// It is there; this is its state after the packet.
+    /// The connection was found; this is its state after the packet.
     Found(ConnectionState),
-    /// It is made.
+    /// The connection is new.
     Made,
-    /// It is made of a packet from its middle.
+    /// The connection was taken up by a packet from its middle.
     TakenUp,
-    /// It is not there, and the packet makes none.
+    /// There is no connection, and the packet begins none.
     Missing,
     /// The sender is told so with a RST.
     Reset,

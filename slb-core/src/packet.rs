@@ -17,7 +17,7 @@ use crate::wire::ipv6::{self, Ipv6};
 use crate::wire::tcp::{self, Flags};
 use crate::wire::{WireError, icmpv6, protocol, udp};
 
-/// Which IP it is.
+/// IP version of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Family {
@@ -27,11 +27,11 @@ pub enum Family {
     Ipv6,
 }
 
-/// Which part of a datagram it is.
+/// Part of a datagram that a packet is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Part {
-    /// All of it.
+    /// The whole datagram.
     Whole,
     /// The first fragment: it has the ports.
     First,
@@ -47,7 +47,7 @@ pub struct Packet {
     pub(crate) addresses: [u64; 4],
     /// The four bytes of ports, read little-endian; zero where there are none.
     pub(crate) ports: u32,
-    /// Which datagram a fragment belongs to.
+    /// Identification of the datagram that a fragment belongs to.
     pub(crate) identification: u32,
     /// Bytes of the IP packet, headers included; the frame has at least as many.
     pub(crate) ip_len: u32,
@@ -81,7 +81,7 @@ pub(crate) struct Shape {
     pub(crate) echo: EchoMessage,
 }
 
-/// Which ICMP echo message a packet is. Identifiers do not tell: zero is one.
+/// ICMP echo message that a packet is. Identifiers do not tell: zero is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum EchoMessage {
@@ -609,7 +609,7 @@ impl Packet {
         FlowKey::new(self.addresses, self.ports, self.protocol)
     }
 
-    /// Its tuple.
+    /// Tuple of the packet.
     pub fn tuple(&self) -> Tuple {
         use crate::flow::Addresses;
         let (source, destination) = match self.shape.family {
@@ -631,7 +631,7 @@ impl Packet {
         self.ip_len as usize
     }
 
-    /// Which part of a datagram it is.
+    /// Part of a datagram that the packet is.
     pub fn part(&self) -> Part {
         self.shape.part
     }
@@ -683,9 +683,9 @@ impl fmt::Display for Packet {
 /// What names a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tuple {
-    /// Who sends.
+    /// Source address.
     pub source: IpAddr,
-    /// Whom it is for.
+    /// Destination address.
     pub destination: IpAddr,
     /// The sender's port; zero where the protocol has none.
     pub source_port: u16,

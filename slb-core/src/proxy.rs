@@ -244,7 +244,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         self.pipeline.stats()
     }
 
-    /// Its connections.
+    /// The connections of the proxy.
     pub fn connections(&self) -> &NatTable<'m> {
         &self.pipeline.tables.connections
     }
@@ -545,7 +545,7 @@ fn readdress(
     }
 }
 
-/// Which way frames of a port go; `None` where it is not one of the proxy's.
+/// Direction of frames that come by a port; `None` where it is not one of the proxy's.
 fn direction_of(snapshot: &Snapshot<'_>, port: PortId) -> Option<Direction> {
     let ports = snapshot.nat.proxy.as_ref()?;
     if port == ports.backend {

@@ -168,25 +168,25 @@ pub struct Exported {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// It is of another role.
+    /// The record is of another role.
     OtherRole,
-    /// Its kind or version is unknown here.
+    /// The kind or version of the record is unknown here.
     Newer,
-    /// It contradicts itself or the configuration.
+    /// The record contradicts itself or the configuration.
     Malformed,
-    /// Its backend is not configured, or not here.
+    /// The record's backend is not configured, or not here.
     UnknownBackend,
-    /// Its vm or frontend port is not here.
+    /// The record's vm or frontend port is not here.
     UnknownPort,
-    /// Its SNAT port is not one of its backend's.
+    /// The record's SNAT port is not one of its backend's.
     PortTaken,
     /// Another connection has one of its names.
     TupleTaken,
-    /// Its time has come.
+    /// The connection's time has come.
     Expired,
     /// There is no place for it.
     TableFull,
-    /// Its handshake was not answered, and packets were translated since.
+    /// The connection's handshake was not answered, and packets were translated since.
     Unfinished,
 }
 
@@ -205,7 +205,7 @@ impl Refusal {
         Self::Unfinished,
     ];
 
-    /// Its name in reports and metrics.
+    /// Name of the reason in reports and metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::OtherRole => "other_role",

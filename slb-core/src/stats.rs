@@ -11,7 +11,7 @@ use crate::verdict::{DropReason, Verdict};
 pub struct Count {
     /// Frames.
     pub packets: u64,
-    /// Their bytes, from the Ethernet header on.
+    /// Bytes of the frames, from the Ethernet header on.
     pub bytes: u64,
 }
 
@@ -240,7 +240,7 @@ pub struct BackendCounters {
     /// Signs that it did not: a SYN that came again; a RST or an ICMP error in answer to the first
     /// packet, which a mux does not see.
     pub failures: u64,
-    /// Whose counters these are: they begin anew when the slot gets another owner.
+    /// Id of the backend: the counters start at zero when their slot gets another owner.
     pub(crate) id: u32,
 }
 
@@ -268,7 +268,7 @@ impl AddAssign for BackendCounters {
 pub struct SnatCounters {
     /// Ports that it may use.
     pub ports: u64,
-    /// Those that one connection or more use now.
+    /// Ports that one connection or more use now.
     pub used: u64,
     /// Connections that it has to the outside now.
     pub connections: u64,

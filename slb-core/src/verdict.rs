@@ -16,7 +16,7 @@ pub enum Verdict {
     Forward(PortId),
     /// Send it out of every port but the one that it came in by.
     Flood,
-    /// It has become an answer: send it out of the port it came in by.
+    /// The frame has become an answer: send it out of the port it came in by.
     Reply,
     /// Not ours, and untouched: hand it to the kernel, or to whoever else listens.
     Pass,
@@ -127,15 +127,15 @@ drop_reasons! {
     /// A vm's packet does not come from the vm's address.
     SpoofedSource = "spoofed_source":
         "the source is not the vm's address",
-    /// It begins a flow from an address that no host sends from: multicast, broadcast, none,
+    /// A flow would begin from an address that no host sends from: multicast, broadcast, none,
     /// another's loopback (RFC 1812 §5.3.7) or a link's (RFC 3927 §2.7, RFC 4291 §2.5.6), or the
     /// address and port that it is for.
     Martian = "martian":
         "the source address can never be a host's",
-    /// Its source begins too many flows: see [`SourceLimiter`](crate::SourceLimiter).
+    /// The source begins too many flows: see [`SourceLimiter`](crate::SourceLimiter).
     SourceLimit = "source_limit":
         "the source begins too many flows",
-    /// Its sender chose further hops for it (RFC 791 §3.1, RFC 8200 §4.4). A VIP is no hop of a source route,
+    /// The sender chose further hops (RFC 791 §3.1, RFC 8200 §4.4). A VIP is no hop of a source route,
     /// which is deprecated besides (RFC 5095, RFC 7126 §4.3), and the checksum is about another
     /// destination, so it could not be translated either.
     SourceRoute = "source_route":

@@ -3,12 +3,16 @@
  * All functions give 0 or a count where they did what they were asked, else a negative number of
  * enum slb_error; then they changed nothing, unless they say so. Pointers may be NULL only where
  * that is said. NULL, misaligned, too short or overlapping arguments, and handles of another kind,
- * are errors; that buffers of frames overlap each other is not looked for, but by
- * slb_frames_check. What points to more than is there cannot be seen by anybody.
+ * are errors. Only slb_frames_check looks for buffers of frames that overlap each other. Pointers to
+ * less memory than a function is told cannot be detected.
  *
- * A handle is for one thread at a time, handles of their own for as many as there are; a snapshot
- * is for any number of threads and handles. Nothing calls back, nothing is global, nothing
- * allocates but what is called _new or _config, and no panic crosses over.
+ * A handle is for one thread at a time, and each thread may have its own; a snapshot is for any
+ * number of threads and handles. Nothing calls back but an observer that is given, nothing is
+ * global, nothing allocates but what is called _new or _config, and no panic crosses over.
+ *
+ * A struct filled with zeros means what is usual: set only the fields that you need. Names and
+ * addresses have to be given, and slb_builder_error says what is missing where. Options are filled in
+ * by their _init function, since 0 means none there.
  *
  * The freestanding library has no function of _new and _config: define SLB_FREESTANDING.
  *
@@ -46,9 +50,10 @@
 #define SLB_REFUSALS 16
 
 /**
- * Places for reasons in `slb_stats`; as many as there are, and room for more.
+ * Length of `dropped_for` in `slb_stats`: more than there are reasons, so that a reason that is added
+ * changes no layout.
  */
-#define SLB_DROP_REASONS 32
+#define SLB_DROP_REASONS 64
 
 /**
  * What went wrong.
@@ -83,7 +88,7 @@ typedef enum slb_error {
      */
     SLB_ERROR_RANGE = -6,
     /**
-     * It is no handle of this kind, or was freed.
+     * The pointer is no handle of this kind, or the handle was freed.
      */
     SLB_ERROR_HANDLE = -7,
     /**
@@ -137,7 +142,7 @@ typedef enum slb_action {
      */
     SLB_FORWARD = 1,
     /**
-     * It has become an answer: send it out of the port it came in by.
+     * The frame has become an answer: send it out of the port it came in by.
      */
     SLB_REPLY = 2,
     /**
@@ -197,15 +202,15 @@ typedef enum slb_state {
  */
 typedef enum slb_change {
     /**
-     * It is as it was.
+     * The backend is as it was.
      */
     SLB_UNCHANGED = 0,
     /**
-     * It is well now.
+     * The backend is healthy now.
      */
     SLB_NOW_HEALTHY = 1,
     /**
-     * It is not any more.
+     * The backend is unhealthy now.
      */
     SLB_NOW_UNHEALTHY = 2,
 } slb_change;
@@ -350,10 +355,62 @@ typedef struct slb_mac {
      */
     uint8_t given;
     /**
-     * Its bytes.
+     * The six bytes of the address.
      */
     uint8_t bytes[6];
 } slb_mac;
+
+/**
+ * A backend server. All zero but for its name and addresses is what is usual.
+ */
+typedef struct slb_backend {
+    /**
+     * Name of the backend, unlike those of its pool.
+     */
+    const char *name;
+    /**
+     * Address of the backend.
+     */
+    struct slb_address address;
+    /**
+     * The underlay address of its host; none for a proxy.
+     */
+    struct slb_address host;
+    /**
+     * MAC address of the backend; none: derived from its address.
+     */
+    struct slb_mac mac;
+    /**
+     * The MAC address of the next hop to its host; none: the underlay's. Of a proxy: the MAC address
+     * that its packets go to; none: their link headers stay.
+     */
+    struct slb_mac next_hop;
+    /**
+     * Weight: the share of flows in proportion to the others; 0: 1. To have it get none, set its state.
+     */
+    uint32_t weight;
+    /**
+     * Instance number in the pool, by which it gets ports; 0 or negative: its place in the pool.
+     */
+    int32_t instance;
+    /**
+     * The port of this node that the backend's vm is at; 0 or negative: it runs elsewhere.
+     */
+    int32_t port;
+    /**
+     * The port that the backend serves in the place of the rule's; 0: the rule's.
+     */
+    uint16_t backend_port;
+    /**
+     * Administrative state, of enum slb_state.
+     */
+    uint8_t state;
+    /**
+     * Not 0: the backend was observed to fail for all rules, such as by its traffic. What probes find,
+     * which rules go by, is said with `slb_builder_set_health`.
+     */
+    uint8_t unhealthy;
+} slb_backend;
 
 /**
  * This node's place on the fabric. All zero: no addresses, and for the rest what is usual.
@@ -398,11 +455,11 @@ typedef struct slb_underlay {
  */
 typedef struct slb_frontend {
     /**
-     * Its name, unlike those of the others.
+     * Name of the frontend, unlike those of the others.
      */
     const char *name;
     /**
-     * Its address.
+     * Address of the frontend, the VIP.
      */
     struct slb_address address;
     /**
@@ -416,7 +473,7 @@ typedef struct slb_frontend {
  */
 typedef struct slb_pool {
     /**
-     * Its name, unlike those of the others.
+     * Name of the pool, unlike those of the others.
      */
     const char *name;
     /**
@@ -428,58 +485,6 @@ typedef struct slb_pool {
      */
     uint32_t table_size;
 } slb_pool;
-
-/**
- * One who serves.
- */
-typedef struct slb_backend {
-    /**
-     * Its name, unlike those of the others.
-     */
-    const char *name;
-    /**
-     * Its own address.
-     */
-    struct slb_address address;
-    /**
-     * The underlay address of its host; none for a proxy.
-     */
-    struct slb_address host;
-    /**
-     * None: derived from its address.
-     */
-    struct slb_mac mac;
-    /**
-     * The MAC address of the next hop to its host; none: the underlay's. Of a proxy: the MAC address
-     * that its packets go to; none: their link headers stay.
-     */
-    struct slb_mac next_hop;
-    /**
-     * Its share in proportion to the others'; 0: drained.
-     */
-    uint32_t weight;
-    /**
-     * Its number in the pool, by which it gets ports; negative: its place.
-     */
-    int32_t instance;
-    /**
-     * The port of this node that its vm is at; negative: it runs elsewhere.
-     */
-    int32_t port;
-    /**
-     * The port that it serves in the place of the rule's; 0: none.
-     */
-    uint16_t backend_port;
-    /**
-     * Administrative state, of enum slb_state.
-     */
-    uint8_t state;
-    /**
-     * Not 0: the backend was observed to fail for all rules, such as by its traffic. What probes find,
-     * which rules go by, is said with `slb_builder_set_health`.
-     */
-    uint8_t unhealthy;
-} slb_backend;
 
 /**
  * What becomes of a rule's connections. All zero is what is usual.
@@ -512,7 +517,7 @@ typedef struct slb_terms {
  */
 typedef struct slb_rule {
     /**
-     * Its name, unlike those of the others.
+     * Name of the rule, unlike those of the others.
      */
     const char *name;
     /**
@@ -528,7 +533,7 @@ typedef struct slb_rule {
      */
     uint16_t frontend_port;
     /**
-     * The port that backends serve.
+     * The port that backends serve; 0: as `frontend_port`.
      */
     uint16_t backend_port;
     /**
@@ -555,7 +560,7 @@ typedef struct slb_rule {
  */
 typedef struct slb_inbound_nat {
     /**
-     * Its name, unlike those of the others.
+     * Name of the inbound NAT rule or pool, unlike those of the others.
      */
     const char *name;
     /**
@@ -593,11 +598,11 @@ typedef struct slb_inbound_nat {
 } slb_inbound_nat;
 
 /**
- * Who may call out, and under which addresses.
+ * An outbound rule: vms of a pool that may call out, and the frontends whose addresses they use.
  */
 typedef struct slb_outbound {
     /**
-     * Its name, unlike those of the others.
+     * Name of the outbound rule, unlike those of the others.
      */
     const char *name;
     /**
@@ -643,7 +648,7 @@ typedef struct slb_mux_options {
      */
     uint32_t answers_per_second;
     /**
-     * And at once.
+     * Echo replies at once.
      */
     uint32_t answers_at_once;
     /**
@@ -651,7 +656,7 @@ typedef struct slb_mux_options {
      */
     uint32_t flows_per_source;
     /**
-     * And at once.
+     * New flows of a source at once.
      */
     uint32_t flows_per_source_at_once;
     /**
@@ -664,7 +669,7 @@ typedef struct slb_mux_options {
      */
     uint32_t too_big_per_second;
     /**
-     * And at once.
+     * Packets "fragmentation needed" and "packet too big" at once.
      */
     uint32_t too_big_at_once;
     /**
@@ -672,7 +677,7 @@ typedef struct slb_mux_options {
      */
     uint32_t errors_per_second;
     /**
-     * And at once.
+     * Other ICMP errors at once.
      */
     uint32_t errors_at_once;
     /**
@@ -680,7 +685,7 @@ typedef struct slb_mux_options {
      */
     uint32_t resets_per_second;
     /**
-     * And at once.
+     * RSTs at once.
      */
     uint32_t resets_at_once;
     /**
@@ -703,7 +708,7 @@ typedef struct slb_nat_options {
      */
     uint32_t answers_per_second;
     /**
-     * And at once.
+     * Echo replies at once.
      */
     uint32_t answers_at_once;
     /**
@@ -711,7 +716,7 @@ typedef struct slb_nat_options {
      */
     uint32_t resets_per_second;
     /**
-     * And at once.
+     * RSTs at once.
      */
     uint32_t resets_at_once;
     /**
@@ -719,7 +724,7 @@ typedef struct slb_nat_options {
      */
     uint32_t flows_per_source;
     /**
-     * And at once.
+     * New flows of a source at once.
      */
     uint32_t flows_per_source_at_once;
     /**
@@ -736,7 +741,7 @@ typedef struct slb_nat_options {
      */
     uint32_t too_big_per_second;
     /**
-     * And at once.
+     * Packets "fragmentation needed" and "packet too big" at once.
      */
     uint32_t too_big_at_once;
     /**
@@ -744,7 +749,7 @@ typedef struct slb_nat_options {
      */
     uint32_t errors_per_second;
     /**
-     * And at once.
+     * Other ICMP errors at once.
      */
     uint32_t errors_at_once;
     /**
@@ -766,7 +771,7 @@ typedef struct slb_nat_options {
      */
     uint32_t passes_per_second;
     /**
-     * And at once.
+     * Packets passed on at once.
      */
     uint32_t passes_at_once;
     /**
@@ -775,7 +780,7 @@ typedef struct slb_nat_options {
      */
     uint32_t take_ups_per_second;
     /**
-     * And at once.
+     * Connections taken up at once.
      */
     uint32_t take_ups_at_once;
 } slb_nat_options;
@@ -930,6 +935,13 @@ typedef struct slb_verdict {
 } slb_verdict;
 
 /**
+ * A function that is told each step of each frame: `frame` is its index, `label` the kind of step, such as
+ * "rule", and `text` the step in words, with indexes of rules and backends. Both texts are gone when it
+ * returns. It must not use the handle that it is called by, and must not throw.
+ */
+typedef void (*slb_observer)(void *context, size_t frame, const char *label, const char *text);
+
+/**
  * What a mux, host or proxy did so far. Every frame received is in exactly one of forwarded,
  * replied, passed and dropped.
  */
@@ -939,7 +951,7 @@ typedef struct slb_stats {
      */
     uint64_t received;
     /**
-     * Their bytes.
+     * Bytes of the frames received.
      */
     uint64_t received_bytes;
     /**
@@ -947,7 +959,7 @@ typedef struct slb_stats {
      */
     uint64_t forwarded;
     /**
-     * Their bytes, as they came in.
+     * Bytes of the frames forwarded, as they came in.
      */
     uint64_t forwarded_bytes;
     /**
@@ -963,7 +975,7 @@ typedef struct slb_stats {
      */
     uint64_t dropped;
     /**
-     * By reason: see `slb_drop_reason`.
+     * Frames dropped, by the number of the reason: see `slb_drop_reason`. Index 0 is not used.
      */
     uint64_t dropped_for[SLB_DROP_REASONS];
     /**
@@ -987,11 +999,11 @@ typedef struct slb_stats {
      */
     uint64_t flows_evicted;
     /**
-     * Those without a place.
+     * Flows that found no place.
      */
     uint64_t flows_refused;
     /**
-     * Those that are there.
+     * Flows that are pinned now.
      */
     uint64_t flows_live;
     /**
@@ -1011,11 +1023,11 @@ typedef struct slb_stats {
      */
     uint64_t connections_removed;
     /**
-     * Those without a place.
+     * Connections that found no place.
      */
     uint64_t connections_refused;
     /**
-     * Those that are there.
+     * Connections that there are now.
      */
     uint64_t connections_live;
     /**
@@ -1075,7 +1087,7 @@ typedef struct slb_rule_stats {
      */
     uint64_t forwarded;
     /**
-     * Their bytes, as they came in.
+     * Bytes of the frames forwarded, as they came in.
      */
     uint64_t forwarded_bytes;
     /**
@@ -1097,7 +1109,7 @@ typedef struct slb_backend_stats {
      */
     uint64_t forwarded;
     /**
-     * Their bytes, as they came in.
+     * Bytes of the frames forwarded, as they came in.
      */
     uint64_t forwarded_bytes;
     /**
@@ -1155,6 +1167,16 @@ extern "C" {
 #endif // __cplusplus
 
 /**
+ * The last call on the builder that failed, in words: which item and field, what was expected, and what
+ * came, such as `backend "vm1": port: expected 0 to 65535, got 70000`. Empty where none failed. Never
+ * NULL; valid until the next call on the builder.
+ *
+ * The caller promises:
+ * It is a builder, or NULL.
+ */
+const char *slb_builder_error(struct slb_builder *builder);
+
+/**
  * Bytes of memory that a builder takes, or 0 where the argument is bad.
  *
  * The caller promises:
@@ -1207,44 +1229,6 @@ int slb_builder_faults(struct slb_builder *builder,
                        size_t length);
 
 /**
- * How flows are hashed, the same on every node. 0: XXH3, whose seed is `seed`; 1: SipHash-1-3,
- * whose `key` has 16 bytes; 2: Toeplitz, whose `key` has 40, or is NULL for Microsoft's. `seed` is
- * also that of Maglev's permutations.
- *
- * The caller promises:
- * It is a builder, and `key` has `length` bytes.
- */
-int slb_builder_hash(struct slb_builder *builder,
-                     uint8_t hash,
-                     uint64_t seed,
-                     const uint8_t *key,
-                     size_t length);
-
-/**
- * This node's place on the fabric.
- *
- * The caller promises:
- * It is a builder, and `underlay` points to one.
- */
-int slb_builder_underlay(struct slb_builder *builder, const struct slb_underlay *underlay);
-
-/**
- * Adds a VIP. Gives its place.
- *
- * The caller promises:
- * It is a builder, and `frontend` points to one.
- */
-int slb_builder_frontend(struct slb_builder *builder, const struct slb_frontend *frontend);
-
-/**
- * Adds a pool. Gives its place.
- *
- * The caller promises:
- * It is a builder, and `pool` points to one.
- */
-int slb_builder_pool(struct slb_builder *builder, const struct slb_pool *pool);
-
-/**
  * Adds a backend to a pool. Gives its place there.
  *
  * The caller promises:
@@ -1255,8 +1239,9 @@ int slb_builder_backend(struct slb_builder *builder,
                         const struct slb_backend *backend);
 
 /**
- * Changes a backend's weight and state for all rules, such as to drain it. It takes effect with the
- * next snapshot. For what a probe said, see `slb_builder_set_health`.
+ * Changes the weight and the administrative state of a backend for all rules, such as to drain it; 0 in
+ * `weight`: the weight stays. It takes effect with the next snapshot. For what a probe found, see
+ * `slb_builder_set_health`.
  *
  * The caller promises:
  * It is a builder.
@@ -1265,12 +1250,12 @@ int slb_builder_set_backend(struct slb_builder *builder,
                             size_t pool,
                             size_t backend,
                             uint32_t weight,
-                            uint8_t backend_state);
+                            uint8_t state);
 
 /**
  * Gives a backend a seat: it gets the slots of the pool's Maglev table that follow from the seat, in the
  * place of those that follow from its name. A backend with the seat of the one that it replaces gets that
- * one's slots, and no other slot moves. Of the backends with one seat all but one have weight 0 or drain.
+ * one's slots, and no other slot moves. Of the backends with one seat all but one drain.
  * NULL: its name again.
  *
  * The caller promises:
@@ -1335,6 +1320,44 @@ int slb_builder_set_health(struct slb_builder *builder,
                            size_t backend,
                            uint8_t healthy,
                            int64_t weight);
+
+/**
+ * How flows are hashed, the same on every node. 0: XXH3, whose seed is `seed`; 1: SipHash-1-3,
+ * whose `key` has 16 bytes; 2: Toeplitz, whose `key` has 40, or is NULL for Microsoft's. `seed` is
+ * also that of Maglev's permutations.
+ *
+ * The caller promises:
+ * It is a builder, and `key` has `length` bytes.
+ */
+int slb_builder_hash(struct slb_builder *builder,
+                     uint8_t hash,
+                     uint64_t seed,
+                     const uint8_t *key,
+                     size_t length);
+
+/**
+ * This node's place on the fabric.
+ *
+ * The caller promises:
+ * It is a builder, and `underlay` points to one.
+ */
+int slb_builder_underlay(struct slb_builder *builder, const struct slb_underlay *underlay);
+
+/**
+ * Adds a VIP. Gives its place.
+ *
+ * The caller promises:
+ * It is a builder, and `frontend` points to one.
+ */
+int slb_builder_frontend(struct slb_builder *builder, const struct slb_frontend *frontend);
+
+/**
+ * Adds a pool. Gives its place.
+ *
+ * The caller promises:
+ * It is a builder, and `pool` points to one.
+ */
+int slb_builder_pool(struct slb_builder *builder, const struct slb_pool *pool);
 
 /**
  * Adds a load-balancing rule. Gives its place.
@@ -1482,9 +1505,9 @@ int slb_config_nat_options(struct slb_config *config, struct slb_nat_options *op
 
 #if !defined(SLB_FREESTANDING)
 /**
- * Changes a backend's weight and state for all rules, such as to drain it. `backend` is its name,
- * or POOL/NAME. It takes effect with the next snapshot. For what a probe said, see
- * `slb_config_set_health`.
+ * Changes the weight and the administrative state of a backend for all rules, such as to drain it; 0 in
+ * `weight`: the weight stays. `backend` is its name, or POOL/NAME. It takes effect with the next snapshot.
+ * For what a probe found, see `slb_config_set_health`.
  *
  * The caller promises:
  * It is one, and `backend` ends with a zero.
@@ -1630,7 +1653,7 @@ int slb_health_begin(struct slb_health *health, uint64_t now);
 int slb_health_succeeded(struct slb_health *health);
 
 /**
- * It was not. Gives what of enum slb_change.
+ * Notes that a probe failed. Gives what of enum slb_change.
  *
  * The caller promises:
  * It was initialised.
@@ -1708,6 +1731,20 @@ int slb_host_process(struct slb_host *host,
                      struct slb_verdict *verdicts);
 
 /**
+ * As `slb_host_process`, and calls `observer` with `context` for each step of each frame. For looking at
+ * single packets: formatting the text is slow.
+ *
+ * The caller promises:
+ * It is one, `frames` has `count` elements, and `observer` can be called with `context`.
+ */
+int slb_host_process_observed(struct slb_host *host,
+                              uint64_t now,
+                              struct slb_frame *frames,
+                              size_t count,
+                              slb_observer observer,
+                              void *context);
+
+/**
  * Does what is due without a packet: ends connections whose time has come, and tells their ends
  * with packets in `spare`, `count` frames with an empty buffer of 64 bytes or more each, of which up
  * to 64 are used. Fragments that waited for their first one go on in them too, each with its
@@ -1735,6 +1772,16 @@ int slb_host_advance(struct slb_host *host,
 int slb_host_install(struct slb_host *host,
                      const struct slb_snapshot *snapshot,
                      struct slb_snapshot **before);
+
+/**
+ * Changes the options. A limit whose rate stays keeps what was used of it. `connections`, `flows_per_source`, `waiting_fragments` and the key stay
+ * what they were when it was made.
+ *
+ * The caller promises:
+ * It is one, and `options` points to some.
+ */
+int slb_host_set_options(struct slb_host *host,
+                         const struct slb_nat_options *options);
 
 /**
  * What it did so far.
@@ -1856,6 +1903,20 @@ int slb_mux_process(struct slb_mux *mux,
                     struct slb_verdict *verdicts);
 
 /**
+ * As `slb_mux_process`, and calls `observer` with `context` for each step of each frame. For looking at
+ * single packets: formatting the text is slow.
+ *
+ * The caller promises:
+ * It is one, `frames` has `count` elements, and `observer` can be called with `context`.
+ */
+int slb_mux_process_observed(struct slb_mux *mux,
+                             uint64_t now,
+                             struct slb_frame *frames,
+                             size_t count,
+                             slb_observer observer,
+                             void *context);
+
+/**
  * Does what is due without a packet: ends flows whose time has come, and sends fragments on that
  * waited for their first one. To be called some 20 times a second, and after each burst where
  * fragments may wait. `spare` are `count` frames, whose content is lost, of which up to 64 become
@@ -1881,6 +1942,16 @@ int slb_mux_advance(struct slb_mux *mux, uint64_t now, struct slb_frame *spare, 
 int slb_mux_install(struct slb_mux *mux,
                     const struct slb_snapshot *snapshot,
                     struct slb_snapshot **before);
+
+/**
+ * Changes the options. A limit whose rate stays keeps what was used of it. `flows`, `flows_per_source`, `waiting_fragments` and the key stay
+ * what they were when it was made.
+ *
+ * The caller promises:
+ * It is one, and `options` points to some.
+ */
+int slb_mux_set_options(struct slb_mux *mux,
+                        const struct slb_mux_options *options);
 
 /**
  * What it did so far.
@@ -2016,6 +2087,20 @@ int slb_proxy_process(struct slb_proxy *proxy,
                       struct slb_verdict *verdicts);
 
 /**
+ * As `slb_proxy_process`, and calls `observer` with `context` for each step of each frame. For looking at
+ * single packets: formatting the text is slow.
+ *
+ * The caller promises:
+ * It is one, `frames` has `count` elements, and `observer` can be called with `context`.
+ */
+int slb_proxy_process_observed(struct slb_proxy *proxy,
+                               uint64_t now,
+                               struct slb_frame *frames,
+                               size_t count,
+                               slb_observer observer,
+                               void *context);
+
+/**
  * Does what is due without a packet: ends connections whose time has come, and tells their ends
  * with packets in `spare`, `count` frames with an empty buffer of 64 bytes or more each, of which up
  * to 64 are used. To be called some 20 times a second, and before or after each burst.
@@ -2042,6 +2127,16 @@ int slb_proxy_advance(struct slb_proxy *proxy,
 int slb_proxy_install(struct slb_proxy *proxy,
                       const struct slb_snapshot *snapshot,
                       struct slb_snapshot **before);
+
+/**
+ * Changes the options. A limit whose rate stays keeps what was used of it. `connections`, `flows_per_source`, `waiting_fragments` and the key stay
+ * what they were when it was made.
+ *
+ * The caller promises:
+ * It is one, and `options` points to some.
+ */
+int slb_proxy_set_options(struct slb_proxy *proxy,
+                          const struct slb_nat_options *options);
 
 /**
  * What it did so far.
@@ -2162,8 +2257,8 @@ size_t slb_snapshot_backends(const struct slb_snapshot *snapshot);
 const char *slb_refusal(uint8_t reason);
 
 /**
- * The name of a reason, such as "no_rule"; "unknown" where there is none of this number. Never
- * NULL, never to be freed. Numbers are stable within a version.
+ * The name of a drop reason, such as "no_rule"; "none" for 0, and "unknown" for a number that no reason
+ * has. Never NULL, never to be freed. Numbers are stable within a version.
  */
 const char *slb_drop_reason(uint8_t reason);
 

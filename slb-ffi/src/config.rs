@@ -208,9 +208,9 @@ pub unsafe extern "C" fn slb_config_nat_options(
     })
 }
 
-/// Changes a backend's weight and state for all rules, such as to drain it. `backend` is its name,
-/// or POOL/NAME. It takes effect with the next snapshot. For what a probe said, see
-/// `slb_config_set_health`.
+/// Changes the weight and the administrative state of a backend for all rules, such as to drain it; 0 in
+/// `weight`: the weight stays. `backend` is its name, or POOL/NAME. It takes effect with the next snapshot.
+/// For what a probe found, see `slb_config_set_health`.
 ///
 /// # Safety
 /// It is one, and `backend` ends with a zero.
@@ -226,7 +226,10 @@ pub unsafe extern "C" fn slb_config_set_backend(
         let (config, name) = unsafe { (of(config)?, text(backend)?) };
         let state = crate::spec::state(state)?;
         let backend = config.backend_mut(name).ok_or(SLB_ERROR_RANGE)?;
-        (backend.weight, backend.state) = (weight, state);
+        backend.state = state;
+        if weight != 0 {
+            backend.weight = weight;
+        }
         Ok(0)
     })
 }

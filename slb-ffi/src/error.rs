@@ -24,7 +24,7 @@ pub enum slb_error {
     SLB_ERROR_FRAME = -5,
     /// A number is out of range, or a name is not UTF-8.
     SLB_ERROR_RANGE = -6,
-    /// It is no handle of this kind, or was freed.
+    /// The pointer is no handle of this kind, or the handle was freed.
     SLB_ERROR_HANDLE = -7,
     /// The handle is in use: a snapshot that a mux, host or proxy has.
     SLB_ERROR_IN_USE = -8,
@@ -88,7 +88,11 @@ impl From<StateError> for Error {
 /// What an error means, in English. Never NULL, never to be freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn slb_strerror(error: c_int) -> *const c_char {
-    let text: &CStr = match error {
+    message(error).as_ptr()
+}
+
+pub(crate) const fn message(error: c_int) -> &'static CStr {
+    match error {
         0.. => c"no error",
         -1 => c"a pointer is NULL",
         -2 => c"a pointer is not aligned",
@@ -109,8 +113,7 @@ pub extern "C" fn slb_strerror(error: c_int) -> *const c_char {
         }
         -16 => c"the bytes are not whole records, or are damaged",
         _ => c"unknown error",
-    };
-    text.as_ptr()
+    }
 }
 
 /// The library's version, such as "0.1.0". Never NULL, never to be freed.

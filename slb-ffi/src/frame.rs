@@ -1,6 +1,6 @@
 //! Frames, as both languages see them.
 
-use core::ffi::c_int;
+use core::ffi::{c_char, c_int, c_void};
 use core::mem::offset_of;
 
 use slb_core::Frame;
@@ -43,7 +43,7 @@ pub enum slb_action {
     SLB_PASS = 0,
     /// Send it out of its `port`.
     SLB_FORWARD = 1,
-    /// It has become an answer: send it out of the port it came in by.
+    /// The frame has become an answer: send it out of the port it came in by.
     SLB_REPLY = 2,
     /// Do not send it.
     SLB_DROP = 3,
@@ -62,6 +62,18 @@ pub struct slb_verdict {
     /// After `SLB_FORWARD`, the port to send it out of.
     pub port: u16,
 }
+
+/// A function that is told each step of each frame: `frame` is its index, `label` the kind of step, such as
+/// "rule", and `text` the step in words, with indexes of rules and backends. Both texts are gone when it
+/// returns. It must not use the handle that it is called by, and must not throw.
+pub type slb_observer = Option<
+    unsafe extern "C" fn(
+        context: *mut c_void,
+        frame: usize,
+        label: *const c_char,
+        text: *const c_char,
+    ),
+>;
 
 const _: () = assert!(SLB_HEADROOM == slb_core::HEADROOM);
 const _: () = assert!(SLB_BURST == slb_core::BURST);

@@ -1,15 +1,18 @@
 //! Muxes, hosts and proxies behind handles: what is the same for all.
 
 use core::ffi::c_void;
+use core::fmt::Write as _;
 use core::mem::MaybeUninit;
 
 use slb_core::mem::{Arena, Counter, Line, Memory};
+use slb_core::observe::Step;
 use slb_core::state::{Age, Cursor, Exported, Imported, StateError};
 use slb_core::{Burst, Dataplane, Frame, Instant, Key};
 
+use crate::builder::Cut;
 use crate::error::Error;
 use crate::error::slb_error::*;
-use crate::frame::{frames, slb_frame, slb_verdict};
+use crate::frame::{frames, slb_frame, slb_observer, slb_verdict};
 use crate::memory::{array, exclusive, lines, overlap, put, shared};
 use crate::snapshot::{Shared, slb_snapshot};
 use crate::stats::{slb_backend_stats, slb_rule_stats, slb_stats};
@@ -48,6 +51,9 @@ pub(crate) trait Role: Dataplane<'static> + Sized {
     fn export(&self, from: Cursor, into: &mut [u8]) -> Exported;
 
     fn import(&mut self, now: Instant, age: Age, records: &[u8]) -> Result<Imported, StateError>;
+
+    /// Changes what can be changed without other memory.
+    fn change_options(&mut self, options: &Self::Options);
 
     /// Moves the counters to memory of the library's own where the snapshot has more rules or
     /// backends than the present memory has room for.
@@ -217,6 +223,52 @@ pub(crate) unsafe fn process<R: Role, C>(
         };
     }
     Ok(count)
+}
+
+/// # Safety
+/// The pointers are NULL, misaligned, or what they say; the observer may be called with the context.
+pub(crate) unsafe fn process_observed<R: Role, C>(
+    handle: *mut C,
+    now: u64,
+    given: *mut slb_frame,
+    count: usize,
+    observer: slb_observer,
+    context: *mut c_void,
+) -> Result<usize, Error> {
+    let call = observer.ok_or(SLB_ERROR_NULL)?;
+    // SAFETY: the caller promises it.
+    let role = unsafe { role::<R, C>(handle) }?;
+    if count == 0 {
+        return Ok(0);
+    }
+    // SAFETY: the caller promises it.
+    let given = unsafe { array(given, count) }?;
+    let mut seen = |frame: usize, step: Step| {
+        let (mut label, mut text) = ([0_u8; 16], [0_u8; 256]);
+        let mut cut = Cut::new(&mut label);
+        let _ = cut.write_str(step.label());
+        cut.end();
+        let mut cut = Cut::new(&mut text);
+        let _ = write!(cut, "{step}");
+        cut.end();
+        let (label, text): (*const u8, *const u8) = (label.as_ptr(), text.as_ptr());
+        // SAFETY: the caller promises that it can be called; both texts end with a zero.
+        unsafe { call(context, frame, label.cast(), text.cast()) };
+    };
+    role.process_observed(Instant::from_nanos(now), frames(given)?, &mut seen);
+    Ok(count)
+}
+
+/// # Safety
+/// The pointers are NULL, misaligned, or what they say.
+pub(crate) unsafe fn set_options<R: Role, C>(
+    handle: *mut C,
+    options: *const R::Options,
+) -> Result<usize, Error> {
+    // SAFETY: the caller promises it.
+    let (role, options) = unsafe { (role::<R, C>(handle)?, shared(options)?) };
+    role.change_options(options);
+    Ok(0)
 }
 
 /// # Safety

@@ -35,11 +35,11 @@ pub struct slb_probe {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub enum slb_change {
-    /// It is as it was.
+    /// The backend is as it was.
     SLB_UNCHANGED = 0,
-    /// It is well now.
+    /// The backend is healthy now.
     SLB_NOW_HEALTHY = 1,
-    /// It is not any more.
+    /// The backend is unhealthy now.
     SLB_NOW_UNHEALTHY = 2,
 }
 
@@ -141,7 +141,7 @@ pub unsafe extern "C" fn slb_health_succeeded(health: *mut slb_health) -> c_int 
     unsafe { with(health, |health| told(health.succeeded())) }
 }
 
-/// It was not. Gives what of enum slb_change.
+/// Notes that a probe failed. Gives what of enum slb_change.
 ///
 /// # Safety
 /// It was initialised.

@@ -9,7 +9,7 @@
 //!   arguments, and handles of another kind, are errors. Buffers of frames must not overlap each
 //!   other: `slb_frames_check` finds it.
 //! - A handle is for one thread at a time. A snapshot may be read by any number of threads.
-//! - Nothing calls back, nothing is global, nothing panics across.
+//! - Nothing calls back but an observer that is given, nothing is global, nothing panics across.
 
 #![warn(unnameable_types, unreachable_pub)]
 #![cfg_attr(not(feature = "std"), no_std)]

@@ -10,7 +10,7 @@ use slb_core::{Instant, Key, Mux};
 
 use crate::error::slb_error::*;
 use crate::error::{Error, guard};
-use crate::frame::{slb_frame, slb_verdict};
+use crate::frame::{slb_frame, slb_observer, slb_verdict};
 use crate::handle::{self, Kind, Role};
 use crate::options::slb_mux_options;
 use crate::snapshot::{Shared, slb_snapshot};
@@ -62,6 +62,10 @@ impl Role for Inner {
 
     fn import(&mut self, now: Instant, age: Age, records: &[u8]) -> Result<Imported, StateError> {
         Mux::import(self, now, age, records)
+    }
+
+    fn change_options(&mut self, options: &Self::Options) {
+        self.set_options(options.options());
     }
 
     #[cfg(feature = "std")]
@@ -153,6 +157,26 @@ pub unsafe extern "C" fn slb_mux_process(
     guard(|| unsafe { handle::process::<Inner, _>(mux, now, frames, count, verdicts) })
 }
 
+/// As `slb_mux_process`, and calls `observer` with `context` for each step of each frame. For looking at
+/// single packets: formatting the text is slow.
+///
+/// # Safety
+/// It is one, `frames` has `count` elements, and `observer` can be called with `context`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_mux_process_observed(
+    mux: *mut slb_mux,
+    now: u64,
+    frames: *mut slb_frame,
+    count: usize,
+    observer: slb_observer,
+    context: *mut c_void,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe {
+        handle::process_observed::<Inner, _>(mux, now, frames, count, observer, context)
+    })
+}
+
 /// Does what is due without a packet: ends flows whose time has come, and sends fragments on that
 /// waited for their first one. To be called some 20 times a second, and after each burst where
 /// fragments may wait. `spare` are `count` frames, whose content is lost, of which up to 64 become
@@ -189,6 +213,20 @@ pub unsafe extern "C" fn slb_mux_install(
 ) -> c_int {
     // SAFETY: the caller promises it.
     guard(|| unsafe { handle::install::<Inner, _>(mux, snapshot, before) })
+}
+
+/// Changes the options. A limit whose rate stays keeps what was used of it. `flows`, `flows_per_source`, `waiting_fragments` and the key stay
+/// what they were when it was made.
+///
+/// # Safety
+/// It is one, and `options` points to some.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_mux_set_options(
+    mux: *mut slb_mux,
+    options: *const slb_mux_options,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::set_options::<Inner, _>(mux, options) })
 }
 
 /// What it did so far.

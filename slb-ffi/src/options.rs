@@ -12,26 +12,26 @@ pub struct slb_mux_options {
     pub flows: usize,
     /// Echo replies that it makes a second; 0: none.
     pub answers_per_second: u32,
-    /// And at once.
+    /// Echo replies at once.
     pub answers_at_once: u32,
     /// New flows that a source (an IPv4 address, or a /64 of IPv6) may begin a second; 0: no limit.
     pub flows_per_source: u32,
-    /// And at once.
+    /// New flows of a source at once.
     pub flows_per_source_at_once: u32,
     /// The secret that its tables are keyed with: 128 random bits of this process alone. Zeros are
     /// refused with `SLB_ERROR_KEY`.
     pub key: [u64; 2],
     /// ICMP "fragmentation needed" and ICMPv6 "packet too big" a second; 0: none.
     pub too_big_per_second: u32,
-    /// And at once.
+    /// Packets "fragmentation needed" and "packet too big" at once.
     pub too_big_at_once: u32,
     /// Other ICMP errors a second; 0: none.
     pub errors_per_second: u32,
-    /// And at once.
+    /// Other ICMP errors at once.
     pub errors_at_once: u32,
     /// RSTs a second; 0: none.
     pub resets_per_second: u32,
-    /// And at once.
+    /// RSTs at once.
     pub resets_at_once: u32,
     /// Later fragments that can wait for their first one, at 2 KiB each, rounded up to a multiple of 64;
     /// 0: none. Those whose first one came are among what `_advance` makes of its spare frames.
@@ -46,15 +46,15 @@ pub struct slb_nat_options {
     pub connections: usize,
     /// Echo replies of its own a second; 0: none.
     pub answers_per_second: u32,
-    /// And at once.
+    /// Echo replies at once.
     pub answers_at_once: u32,
     /// RSTs of its own a second; 0: none.
     pub resets_per_second: u32,
-    /// And at once.
+    /// RSTs at once.
     pub resets_at_once: u32,
     /// New flows that a source (an IPv4 address, or a /64 of IPv6) may begin a second; 0: no limit.
     pub flows_per_source: u32,
-    /// And at once.
+    /// New flows of a source at once.
     pub flows_per_source_at_once: u32,
     /// Not 0: lowers the segment size that SYNs offer to what fits VXLAN. Of a host.
     pub clamp_mss: u8,
@@ -63,11 +63,11 @@ pub struct slb_nat_options {
     pub key: [u64; 2],
     /// ICMP "fragmentation needed" and ICMPv6 "packet too big" a second; 0: none.
     pub too_big_per_second: u32,
-    /// And at once.
+    /// Packets "fragmentation needed" and "packet too big" at once.
     pub too_big_at_once: u32,
     /// Other ICMP errors a second; 0: none.
     pub errors_per_second: u32,
-    /// And at once.
+    /// Other ICMP errors at once.
     pub errors_at_once: u32,
     /// Where a host agent's ICMP errors over IPv4 come from; all zeros: its underlay address.
     pub icmp_source_ipv4: [u8; 4],
@@ -79,12 +79,12 @@ pub struct slb_nat_options {
     /// Of a host agent: packets of none of its connections that it passes on to other hosts a second, since
     /// they may be of theirs; 0: none.
     pub passes_per_second: u32,
-    /// And at once.
+    /// Packets passed on at once.
     pub passes_at_once: u32,
     /// Of a host agent: connections a second that it takes up in their middle after `slb_host_take_up`;
     /// 0: none.
     pub take_ups_per_second: u32,
-    /// And at once.
+    /// Connections taken up at once.
     pub take_ups_at_once: u32,
 }
 

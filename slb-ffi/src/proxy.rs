@@ -10,7 +10,7 @@ use slb_core::{Instant, Key, Proxy};
 
 use crate::error::slb_error::*;
 use crate::error::{Error, guard};
-use crate::frame::{slb_frame, slb_verdict};
+use crate::frame::{slb_frame, slb_observer, slb_verdict};
 use crate::handle::{self, Kind, Role};
 use crate::options::slb_nat_options;
 use crate::snapshot::{Shared, slb_snapshot};
@@ -62,6 +62,10 @@ impl Role for Inner {
 
     fn import(&mut self, now: Instant, age: Age, records: &[u8]) -> Result<Imported, StateError> {
         Proxy::import(self, now, age, records)
+    }
+
+    fn change_options(&mut self, options: &Self::Options) {
+        self.set_options(options.options());
     }
 
     #[cfg(feature = "std")]
@@ -149,6 +153,26 @@ pub unsafe extern "C" fn slb_proxy_process(
     guard(|| unsafe { handle::process::<Inner, _>(proxy, now, frames, count, verdicts) })
 }
 
+/// As `slb_proxy_process`, and calls `observer` with `context` for each step of each frame. For looking at
+/// single packets: formatting the text is slow.
+///
+/// # Safety
+/// It is one, `frames` has `count` elements, and `observer` can be called with `context`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_proxy_process_observed(
+    proxy: *mut slb_proxy,
+    now: u64,
+    frames: *mut slb_frame,
+    count: usize,
+    observer: slb_observer,
+    context: *mut c_void,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe {
+        handle::process_observed::<Inner, _>(proxy, now, frames, count, observer, context)
+    })
+}
+
 /// Does what is due without a packet: ends connections whose time has come, and tells their ends
 /// with packets in `spare`, `count` frames with an empty buffer of 64 bytes or more each, of which up
 /// to 64 are used. To be called some 20 times a second, and before or after each burst.
@@ -183,6 +207,20 @@ pub unsafe extern "C" fn slb_proxy_install(
 ) -> c_int {
     // SAFETY: the caller promises it.
     guard(|| unsafe { handle::install::<Inner, _>(proxy, snapshot, before) })
+}
+
+/// Changes the options. A limit whose rate stays keeps what was used of it. `connections`, `flows_per_source`, `waiting_fragments` and the key stay
+/// what they were when it was made.
+///
+/// # Safety
+/// It is one, and `options` points to some.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_proxy_set_options(
+    proxy: *mut slb_proxy,
+    options: *const slb_nat_options,
+) -> c_int {
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { handle::set_options::<Inner, _>(proxy, options) })
 }
 
 /// What it did so far.

@@ -8,8 +8,7 @@ use slb_core::health::Condition;
 use slb_core::spec::{Answers, BackendState, Protocol, Terms};
 use slb_core::wire::ethernet::MacAddress;
 
-use crate::error::Error;
-use crate::error::slb_error::*;
+use crate::builder::Fault;
 
 /// An IP address.
 #[derive(Clone, Copy, Debug, Default)]
@@ -22,18 +21,23 @@ pub struct slb_address {
 }
 
 impl slb_address {
-    pub(crate) fn optional(&self) -> Result<Option<IpAddr>, Error> {
+    pub(crate) fn optional(&self, field: &'static str) -> Result<Option<IpAddr>, Fault> {
         let [a, b, c, d, ..] = self.bytes;
         match self.family {
             0 => Ok(None),
             4 => Ok(Some(Ipv4Addr::new(a, b, c, d).into())),
             6 => Ok(Some(Ipv6Addr::from(self.bytes).into())),
-            _ => Err(SLB_ERROR_RANGE),
+            other => Err(Fault::expected(
+                field,
+                "an address of family 4, 6 or 0",
+                other,
+            )),
         }
     }
 
-    pub(crate) fn required(&self) -> Result<IpAddr, Error> {
-        self.optional()?.ok_or(SLB_ERROR_RANGE)
+    pub(crate) fn required(&self, field: &'static str) -> Result<IpAddr, Fault> {
+        let missing = Fault::expected(field, "an address of family 4 or 6", self.family);
+        self.optional(field)?.ok_or(missing)
     }
 
     pub(crate) fn of(address: IpAddr) -> Self {
@@ -57,7 +61,7 @@ impl slb_address {
 pub struct slb_mac {
     /// Not 0: there is one.
     pub given: u8,
-    /// Its bytes.
+    /// The six bytes of the address.
     pub bytes: [u8; 6],
 }
 
@@ -117,22 +121,28 @@ pub enum slb_state {
     SLB_DRAINING = 2,
 }
 
-pub(crate) fn protocol(number: u8) -> Result<Protocol, Error> {
+pub(crate) fn protocol(number: u8) -> Result<Protocol, Fault> {
     Ok(match number {
         0 => Protocol::Tcp,
         1 => Protocol::Udp,
         2 => Protocol::Icmp,
         3 => Protocol::All,
-        _ => return Err(SLB_ERROR_RANGE),
+        other => {
+            return Err(Fault::expected(
+                "protocol",
+                "one of enum slb_protocol",
+                other,
+            ));
+        }
     })
 }
 
-pub(crate) fn state(number: u8) -> Result<BackendState, Error> {
+pub(crate) fn state(number: u8) -> Result<BackendState, Fault> {
     Ok(match number {
         0 => BackendState::Up,
         1 => BackendState::Down,
         2 => BackendState::Draining,
-        _ => return Err(SLB_ERROR_RANGE),
+        other => return Err(Fault::expected("state", "one of enum slb_state", other)),
     })
 }
 
@@ -147,9 +157,9 @@ pub(crate) const fn condition(healthy: u8) -> Condition {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_frontend {
-    /// Its name, unlike those of the others.
+    /// Name of the frontend, unlike those of the others.
     pub name: *const c_char,
-    /// Its address.
+    /// Address of the frontend, the VIP.
     pub address: slb_address,
     /// Echo requests: 0: answered here; 1: to the HA-ports rule's pool; 2: dropped.
     pub icmp_echo: u8,
@@ -159,7 +169,7 @@ pub struct slb_frontend {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_pool {
-    /// Its name, unlike those of the others.
+    /// Name of the pool, unlike those of the others.
     pub name: *const c_char,
     /// The VXLAN network of its backends, 0 to 16777215.
     pub vni: u32,
@@ -167,28 +177,28 @@ pub struct slb_pool {
     pub table_size: u32,
 }
 
-/// One who serves.
+/// A backend server. All zero but for its name and addresses is what is usual.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_backend {
-    /// Its name, unlike those of the others.
+    /// Name of the backend, unlike those of its pool.
     pub name: *const c_char,
-    /// Its own address.
+    /// Address of the backend.
     pub address: slb_address,
     /// The underlay address of its host; none for a proxy.
     pub host: slb_address,
-    /// None: derived from its address.
+    /// MAC address of the backend; none: derived from its address.
     pub mac: slb_mac,
     /// The MAC address of the next hop to its host; none: the underlay's. Of a proxy: the MAC address
     /// that its packets go to; none: their link headers stay.
     pub next_hop: slb_mac,
-    /// Its share in proportion to the others'; 0: drained.
+    /// Weight: the share of flows in proportion to the others; 0: 1. To have it get none, set its state.
     pub weight: u32,
-    /// Its number in the pool, by which it gets ports; negative: its place.
+    /// Instance number in the pool, by which it gets ports; 0 or negative: its place in the pool.
     pub instance: i32,
-    /// The port of this node that its vm is at; negative: it runs elsewhere.
+    /// The port of this node that the backend's vm is at; 0 or negative: it runs elsewhere.
     pub port: i32,
-    /// The port that it serves in the place of the rule's; 0: none.
+    /// The port that the backend serves in the place of the rule's; 0: the rule's.
     pub backend_port: u16,
     /// Administrative state, of enum slb_state.
     pub state: u8,
@@ -217,7 +227,7 @@ pub struct slb_terms {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_rule {
-    /// Its name, unlike those of the others.
+    /// Name of the rule, unlike those of the others.
     pub name: *const c_char,
     /// The place of its frontend.
     pub frontend: usize,
@@ -225,7 +235,7 @@ pub struct slb_rule {
     pub pool: usize,
     /// The port that clients use; 0 with `SLB_ICMP` and `SLB_ALL`.
     pub frontend_port: u16,
-    /// The port that backends serve.
+    /// The port that backends serve; 0: as `frontend_port`.
     pub backend_port: u16,
     /// Of enum slb_protocol.
     pub protocol: u8,
@@ -242,7 +252,7 @@ pub struct slb_rule {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_inbound_nat {
-    /// Its name, unlike those of the others.
+    /// Name of the inbound NAT rule or pool, unlike those of the others.
     pub name: *const c_char,
     /// The place of its frontend.
     pub frontend: usize,
@@ -262,11 +272,11 @@ pub struct slb_inbound_nat {
     pub terms: slb_terms,
 }
 
-/// Who may call out, and under which addresses.
+/// An outbound rule: vms of a pool that may call out, and the frontends whose addresses they use.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_outbound {
-    /// Its name, unlike those of the others.
+    /// Name of the outbound rule, unlike those of the others.
     pub name: *const c_char,
     /// The places of its frontends.
     pub frontends: *const usize,
@@ -284,16 +294,20 @@ pub struct slb_outbound {
     pub tcp_reset: u8,
 }
 
-pub(crate) fn idle(seconds: u16) -> Result<Duration, Error> {
+pub(crate) fn idle(seconds: u16) -> Result<Duration, Fault> {
     match seconds {
         0 => Ok(Duration::from_secs(240)),
         240..=1800 => Ok(Duration::from_secs(seconds.into())),
-        _ => Err(SLB_ERROR_RANGE),
+        other => Err(Fault::expected(
+            "idle_timeout",
+            "0, or 240 to 1800 seconds",
+            other,
+        )),
     }
 }
 
 impl slb_terms {
-    pub(crate) fn terms(&self) -> Result<Terms, Error> {
+    pub(crate) fn terms(&self) -> Result<Terms, Fault> {
         Ok(Terms {
             floating_ip: self.floating_ip != 0,
             tcp_reset: self.tcp_reset != 0,
@@ -301,7 +315,7 @@ impl slb_terms {
                 0 => Answers::Direct,
                 _ => Answers::ThroughMux,
             },
-            source_nat: self.source_nat.optional()?,
+            source_nat: self.source_nat.optional("source_nat")?,
         })
     }
 }

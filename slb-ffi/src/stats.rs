@@ -5,23 +5,24 @@ use core::ffi::{CStr, c_char};
 use slb_core::stats::{BackendCounters, RuleCounters};
 use slb_core::{DropReason, Stats};
 
-/// Places for reasons in `slb_stats`; as many as there are, and room for more.
-pub const SLB_DROP_REASONS: usize = 32;
+/// Length of `dropped_for` in `slb_stats`: more than there are reasons, so that a reason that is added
+/// changes no layout.
+pub const SLB_DROP_REASONS: usize = 64;
 
-const _: () = assert!(DropReason::COUNT <= SLB_DROP_REASONS);
+const _: () = assert!(DropReason::COUNT < SLB_DROP_REASONS);
 
 /// What a mux, host or proxy did so far. Every frame received is in exactly one of forwarded,
 /// replied, passed and dropped.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_stats {
     /// Frames given to it.
     pub received: u64,
-    /// Their bytes.
+    /// Bytes of the frames received.
     pub received_bytes: u64,
     /// Frames to send out of a port.
     pub forwarded: u64,
-    /// Their bytes, as they came in.
+    /// Bytes of the frames forwarded, as they came in.
     pub forwarded_bytes: u64,
     /// Frames that became an answer.
     pub replied: u64,
@@ -29,7 +30,7 @@ pub struct slb_stats {
     pub passed: u64,
     /// Frames not to be sent.
     pub dropped: u64,
-    /// By reason: see `slb_drop_reason`.
+    /// Frames dropped, by the number of the reason: see `slb_drop_reason`. Index 0 is not used.
     pub dropped_for: [u64; SLB_DROP_REASONS],
     /// TCP segments that ask for a connection, among those that a rule took.
     pub syns: u64,
@@ -41,9 +42,9 @@ pub struct slb_stats {
     pub flows_expired: u64,
     /// Half-open and closing ones that had to make room.
     pub flows_evicted: u64,
-    /// Those without a place.
+    /// Flows that found no place.
     pub flows_refused: u64,
-    /// Those that are there.
+    /// Flows that are pinned now.
     pub flows_live: u64,
     /// Places.
     pub flow_places: u64,
@@ -53,9 +54,9 @@ pub struct slb_stats {
     pub connections_expired: u64,
     /// Taken out for other reasons.
     pub connections_removed: u64,
-    /// Those without a place.
+    /// Connections that found no place.
     pub connections_refused: u64,
-    /// Those that are there.
+    /// Connections that there are now.
     pub connections_live: u64,
     /// Places.
     pub connection_places: u64,
@@ -83,10 +84,17 @@ pub struct slb_stats {
     pub taken_up: u64,
 }
 
+impl Default for slb_stats {
+    fn default() -> Self {
+        Self::of(&Stats::default())
+    }
+}
+
 impl slb_stats {
     pub(crate) fn of(stats: &Stats) -> Self {
         let mut dropped_for = [0; SLB_DROP_REASONS];
-        for (to, (_, count)) in dropped_for.iter_mut().zip(stats.dropped.iter()) {
+        let reasons = dropped_for.iter_mut().skip(1); // 0 is none
+        for (to, (_, count)) in reasons.zip(stats.dropped.iter()) {
             *to = count.packets;
         }
         let (flows, connections) = (stats.flows, stats.connections);
@@ -133,7 +141,7 @@ impl slb_stats {
 pub struct slb_rule_stats {
     /// Frames to send out of a port.
     pub forwarded: u64,
-    /// Their bytes, as they came in.
+    /// Bytes of the frames forwarded, as they came in.
     pub forwarded_bytes: u64,
     /// TCP segments that ask for a connection.
     pub syns: u64,
@@ -158,7 +166,7 @@ impl slb_rule_stats {
 pub struct slb_backend_stats {
     /// Frames to send out of a port.
     pub forwarded: u64,
-    /// Their bytes, as they came in.
+    /// Bytes of the frames forwarded, as they came in.
     pub forwarded_bytes: u64,
     /// Flows pinned to it, or connections made.
     pub flows: u64,
@@ -177,17 +185,13 @@ impl slb_backend_stats {
     }
 }
 
-/// The name of a reason, such as "no_rule"; "unknown" where there is none of this number. Never
-/// NULL, never to be freed. Numbers are stable within a version.
+/// The name of a drop reason, such as "no_rule"; "none" for 0, and "unknown" for a number that no reason
+/// has. Never NULL, never to be freed. Numbers are stable within a version.
 #[unsafe(no_mangle)]
 pub extern "C" fn slb_drop_reason(reason: u8) -> *const c_char {
-    let text: &CStr = match DropReason::ALL.get(usize::from(reason)) {
-        None => c"unknown",
-        Some(reason) => C_NAMES
-            .iter()
-            .find(|name| name.to_bytes() == reason.name().as_bytes())
-            .copied()
-            .unwrap_or(c"unknown"),
+    let text = match usize::from(reason).checked_sub(1) {
+        None => c"none",
+        Some(index) => C_NAMES.get(index).copied().unwrap_or(c"unknown"),
     };
     text.as_ptr()
 }

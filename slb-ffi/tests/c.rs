@@ -291,6 +291,48 @@ fn the_examples_build_with_pkg_config_and_run() {
     }
 }
 
+/// The program that the documentation begins with, against the shared library and as a static program.
+#[test]
+fn the_first_program_is_linked_both_ways_and_runs() {
+    let Some(prefix) = installed() else {
+        skip!("make or a C compiler is not installed");
+    };
+    if let Some(tool) = missing(&["gcc", "clang", "pkg-config", "valgrind"]) {
+        skip!("{tool} is not installed");
+    }
+    let source = root().join("examples/c/first.c");
+    let lines = fs::read_to_string(&source).unwrap().lines().count();
+    assert!(lines <= 60, "{lines} lines");
+    let folder = build("first");
+    for compiler in ["gcc", "clang"] {
+        for linked in ["shared", "static"] {
+            let program = folder.join(format!("{compiler}-{linked}"));
+            let mut packages = vec!["slb"];
+            let mut compile = Command::new(compiler);
+            compile.args(["-std=c99", "-g"]).args(STRICT);
+            if linked == "static" {
+                packages.push("--static");
+                compile.arg("-static");
+            }
+            compile.arg(&source).arg("-o").arg(&program);
+            ok(compile.args(flags(prefix, &packages)));
+            let output = ok(&mut Command::new(&program));
+            let text = String::from_utf8(output.stdout).unwrap();
+            for line in [
+                "packet     tcp 198.51.100.10:50000 > 20.20.20.100:80, SYN, ",
+                "rule       0\n",
+                "verdict    forward, out of port 0\n",
+                "1 forwarded\n",
+            ] {
+                assert!(text.contains(line), "{line:?} in {text}");
+            }
+        }
+    }
+    ok(Command::new("valgrind")
+        .args(["--quiet", "--error-exitcode=9", "--leak-check=full"])
+        .arg(folder.join("gcc-shared")));
+}
+
 #[test]
 fn cmake_finds_it() {
     let Some(prefix) = installed() else {

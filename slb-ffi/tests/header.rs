@@ -10,12 +10,16 @@ const BEFORE: &str = "\
  * All functions give 0 or a count where they did what they were asked, else a negative number of
  * enum slb_error; then they changed nothing, unless they say so. Pointers may be NULL only where
  * that is said. NULL, misaligned, too short or overlapping arguments, and handles of another kind,
- * are errors; that buffers of frames overlap each other is not looked for, but by
- * slb_frames_check. What points to more than is there cannot be seen by anybody.
+ * are errors. Only slb_frames_check looks for buffers of frames that overlap each other. Pointers to
+ * less memory than a function is told cannot be detected.
  *
- * A handle is for one thread at a time, handles of their own for as many as there are; a snapshot
- * is for any number of threads and handles. Nothing calls back, nothing is global, nothing
- * allocates but what is called _new or _config, and no panic crosses over.
+ * A handle is for one thread at a time, and each thread may have its own; a snapshot is for any
+ * number of threads and handles. Nothing calls back but an observer that is given, nothing is
+ * global, nothing allocates but what is called _new or _config, and no panic crosses over.
+ *
+ * A struct filled with zeros means what is usual: set only the fields that you need. Names and
+ * addresses have to be given, and slb_builder_error says what is missing where. Options are filled in
+ * by their _init function, since 0 means none there.
  *
  * The freestanding library has no function of _new and _config: define SLB_FREESTANDING.
  *

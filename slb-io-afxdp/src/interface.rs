@@ -27,7 +27,7 @@ pub struct Interface {
     pub mac: MacAddress,
     /// The longest IP packet that it carries.
     pub mtu: u32,
-    /// Its receive queues, which are numbered from zero.
+    /// Receive queues of the interface, which are numbered from zero.
     pub queues: u32,
     /// Whether it is up and has a carrier.
     pub is_up: bool,

@@ -91,12 +91,12 @@ impl AfXdpStats {
     }
 }
 
-/// Who has how many chunks.
+/// Counts of chunks, by where they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Places {
     /// All that there are.
     pub total: usize,
-    /// Nobody has them.
+    /// Chunks that are free.
     pub free: usize,
     /// The kernel, to receive into, or received and not yet taken.
     pub receiving: usize,
@@ -235,7 +235,7 @@ impl<'m> AfXdp<'m> {
         }
     }
 
-    /// Who has how many chunks.
+    /// Counts of chunks, by where they are.
     pub fn places(&self) -> Places {
         let sum = |of: fn(&Member) -> u32| self.members.iter().map(of).sum::<u32>() as usize;
         Places {

@@ -28,7 +28,7 @@ pub struct NextHop {
     pub address: IpAddr,
     /// The interface that leads there.
     pub interface: u32,
-    /// Its MAC address, where the kernel knows it.
+    /// MAC address of the neighbour, where the kernel knows it.
     pub mac: Option<MacAddress>,
     /// Whether somebody said it: nobody asks the link.
     pub is_fixed: bool,

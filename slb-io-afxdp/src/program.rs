@@ -52,11 +52,11 @@ pub enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Take {
-    /// All of it: a VIP.
+    /// All packets: a VIP.
     All = 1,
     /// VXLAN: this node's address on the fabric.
     Vxlan = 2,
-    /// None of it: an address of the kernel's, at an interface that takes all else.
+    /// No packets: an address of the kernel's, at an interface that takes all else.
     None = 4,
 }
 
@@ -67,7 +67,7 @@ pub enum Unserved {
     /// The kernel gets them.
     #[default]
     Pass,
-    /// They are dropped: whoever sent them sends them again.
+    /// Packets are dropped: senders send them again.
     Drop,
 }
 
@@ -370,7 +370,7 @@ impl Program {
         }
     }
 
-    /// Its interface.
+    /// Interface of the program.
     pub fn interface(&self) -> &Interface {
         &self.interface
     }

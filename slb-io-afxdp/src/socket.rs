@@ -33,7 +33,7 @@ use crate::ring::{Consumer, Producer};
 pub enum SocketError {
     /// The kernel makes no AF_XDP socket: it takes CAP_NET_RAW, and a kernel that has them.
     Create(io::Error),
-    /// It does not take the memory: without CAP_IPC_LOCK no more than RLIMIT_MEMLOCK.
+    /// The kernel does not lock the memory: without CAP_IPC_LOCK no more than RLIMIT_MEMLOCK.
     Memory {
         /// How many bytes it was.
         bytes: u64,
@@ -46,7 +46,7 @@ pub enum SocketError {
     Bind {
         /// The interface.
         interface: String,
-        /// Its queue.
+        /// Queue of the socket.
         queue: u32,
         /// Why.
         error: io::Error,

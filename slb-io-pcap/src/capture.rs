@@ -223,7 +223,7 @@ impl<'m, W: Write> Capture<'m, W> {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CaptureError {
-    /// It cannot be read further.
+    /// The capture cannot be read further.
     Read(ReadError),
     /// A frame cannot be written.
     Write(io::Error),

@@ -6,7 +6,7 @@ use std::io;
 /// A capture that cannot be read further. All packets before the one named were good.
 #[derive(Debug)]
 pub struct ReadError {
-    /// Which packet could not be read, counted from 1.
+    /// Number of the packet that could not be read, counted from 1.
     pub packet: u64,
     /// Where in the file the record or block begins that could not be read, in bytes.
     pub offset: u64,
@@ -18,9 +18,9 @@ pub struct ReadError {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Damage {
-    /// It does not begin as a pcap or a pcapng file does.
+    /// The file does not begin as a pcap or a pcapng file does.
     NotACapture,
-    /// It ends within a record or block.
+    /// The file ends within a record or block.
     Truncated,
     /// A record or block contradicts itself.
     Malformed,

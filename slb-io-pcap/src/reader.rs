@@ -38,7 +38,7 @@ pub enum Next {
     Packet {
         /// When it was captured.
         timestamp: Instant,
-        /// Its bytes in the buffer, as an Ethernet frame.
+        /// Bytes of the packet in the buffer, as an Ethernet frame.
         len: usize,
         /// Number of bytes that the capture's snap length cut from the end of the packet. The buffer does
         /// not contain them, unless [`Reader::fill_cut`] was called: then they are zero.

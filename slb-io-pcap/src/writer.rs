@@ -17,7 +17,7 @@ use slb_core::Instant;
 /// Longest packet that readers are told to expect; none is cut.
 const SNAPLEN: u32 = 1 << 20;
 
-/// Which kind of file is written.
+/// Kind of file that is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
     /// pcap with timestamps in nanoseconds.

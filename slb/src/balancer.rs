@@ -49,7 +49,7 @@ pub(crate) struct Limits {
 
 #[cfg(feature = "live")]
 impl Limits {
-    /// Those of a configuration; the key is for the limit of each source.
+    /// Limits of a configuration; the key is for the limit of each source.
     pub(crate) fn of(config: &Config, key: Key) -> Result<Self, Failure> {
         let memory = &mut HugePages;
         let none = || Failure::failed("there is not enough memory for flows_per_source");

@@ -334,7 +334,7 @@ pub(crate) struct ExplainOptions {
     /// A capture that the packet is in; of a proxy one for each port, as for replay.
     #[arg(long = "in", value_name = "[PORT=]FILE", requires = "packet")]
     pub(crate) input: Vec<String>,
-    /// Which packet of the capture, or of all in the order of time, counted from 1.
+    /// Number of the packet in the capture, or in all by order of time, counted from 1.
     #[arg(long, value_name = "N", requires = "input")]
     pub(crate) packet: Option<u64>,
     /// The port that the packet comes in by: of a host a vm by name or its port's number, 0 for the

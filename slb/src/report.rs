@@ -28,7 +28,7 @@ struct Share {
     backend: String,
     seat: String,
     weight: u32,
-    /// Its share by weight, of the pool's flows.
+    /// Share of the pool's flows by weight.
     expected: f64,
     standing: Standing,
     /// The same without what the operator says.
@@ -107,7 +107,7 @@ impl Tally {
         backends.map(|(backend, &counters)| ((backend.pool(), backend.member()), counters))
     }
 
-    /// Which configuration it ran.
+    /// Generation of the configuration that ran.
     #[cfg(feature = "live")]
     pub(crate) fn generation(&self) -> u64 {
         self.snapshot.generation()

@@ -197,3 +197,48 @@ fn tests_that_need_root_are_left_out_by_default() {
     }
     assert!(checked > 40, "{checked}");
 }
+
+/// Each doc comment stands alone, as an editor shows it: its first word is not a pronoun whose noun is
+/// elsewhere.
+#[test]
+fn doc_comments_do_not_open_with_a_bare_pronoun() {
+    const BARE: [&str; 12] = [
+        "It", "Its", "They", "Their", "And", "Who", "Whose", "Whom", "Which", "Those", "These",
+        "Nobody",
+    ];
+    let mut all = Vec::new();
+    for of in [
+        "slb",
+        "slb-core",
+        "slb-control",
+        "slb-ffi",
+        "slb-io-afxdp",
+        "slb-io-pcap",
+        "slb-io-tun",
+    ] {
+        sources(&format!("{of}/src"), &mut all);
+    }
+    let doc = |line: &str| -> Option<String> {
+        let text = line.trim_start();
+        let text = text.strip_prefix("///").or(text.strip_prefix("//!"))?;
+        Some(text.trim_start().to_owned())
+    };
+    let (mut checked, mut found) = (0, Vec::new());
+    for path in &all {
+        let text = read(path);
+        let mut is_inside = false;
+        for (number, line) in text.lines().enumerate() {
+            let comment = doc(line);
+            if let (Some(comment), false) = (&comment, is_inside) {
+                checked += 1;
+                let first = comment.split(|c: char| !c.is_alphabetic()).next();
+                if first.is_some_and(|first| BARE.contains(&first)) {
+                    found.push(format!("{path}:{}: {comment}", number + 1));
+                }
+            }
+            is_inside = comment.is_some();
+        }
+    }
+    assert!(checked > 2000, "{checked}");
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}

@@ -187,7 +187,7 @@ impl Inventory {
         of_id(&self.nat_pools, name).map(String::as_str)
     }
 
-    /// Whom the JSON means: by its id, its name, or its address.
+    /// The backend that the JSON means: by its id, its name, or its address.
     pub(super) fn backend(
         &self,
         id: Option<&str>,

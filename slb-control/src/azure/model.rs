@@ -29,7 +29,7 @@ pub(super) struct Frontend {
 #[derive(Debug)]
 pub(super) struct Pool {
     pub(super) name: String,
-    /// None where there need be none.
+    /// VXLAN network; `None` where no one is needed.
     pub(super) vni: Option<u32>,
     pub(super) backends: Vec<Backend>,
 }
@@ -37,7 +37,7 @@ pub(super) struct Pool {
 #[derive(Debug)]
 pub(super) struct Backend {
     pub(super) name: String,
-    /// Its id in the JSON.
+    /// Id of the item in the JSON.
     pub(super) id: Option<String>,
     pub(super) address: IpAddr,
     /// The configuration's other fields.

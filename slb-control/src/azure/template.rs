@@ -76,7 +76,7 @@ struct Deployment {
 #[derive(Clone, Debug)]
 enum Resources {
     Unread,
-    /// Their counts are being worked out.
+    /// The counts are being worked out.
     Reading,
     Read(Rc<Vec<Rc<Resource>>>),
 }

@@ -1,4 +1,4 @@
-//! Which addresses a host can have.
+//! Addresses that a host can have.
 
 use std::net::IpAddr;
 

@@ -19,7 +19,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// Its name in the configuration.
+    /// Name of the role in the configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Mux => "mux",
@@ -34,11 +34,11 @@ impl Role {
 pub struct Node {
     /// What it does.
     pub role: Role,
-    /// Its IPv4 address on the fabric.
+    /// IPv4 address of the node on the fabric.
     pub ipv4: Option<Ipv4Addr>,
-    /// Its IPv6 address on the fabric.
+    /// IPv6 address of the node on the fabric.
     pub ipv6: Option<Ipv6Addr>,
-    /// Its MAC address, if it is said: else the interface's is taken, where there is one.
+    /// MAC address of the node, if it is given: else the interface's is taken, where there is one.
     pub mac: Option<MacAddress>,
     /// The MAC address of the fabric's router, if it is said: else the kernel's neighbour table is
     /// asked, where there is one.
@@ -67,7 +67,7 @@ pub struct Node {
     pub waiting_fragments: usize,
     /// New flows that a source may begin a second, in the long run; zero: as many as it likes.
     pub flows_per_source: u32,
-    /// And at once.
+    /// New flows of a source at once.
     pub flows_per_source_at_once: u32,
     /// RSTs a second.
     pub resets_per_second: u32,

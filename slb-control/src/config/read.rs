@@ -87,7 +87,7 @@ struct Names {
     frontends: Vec<String>,
     pools: Vec<String>,
     probes: Vec<String>,
-    /// Those of each pool.
+    /// Names of the backends of each pool.
     backends: Vec<Vec<String>>,
 }
 

@@ -14,9 +14,9 @@ use crate::document::Span;
 /// `[[frontend]]`: a VIP.
 #[derive(Clone, Debug)]
 pub struct Frontend {
-    /// Its name.
+    /// Name of the frontend.
     pub name: String,
-    /// Its address.
+    /// Address of the frontend, the VIP.
     pub address: IpAddr,
     /// What becomes of echo requests.
     pub icmp_echo: Echo,
@@ -26,7 +26,7 @@ pub struct Frontend {
 /// `[[pool]]`: backends that serve the same.
 #[derive(Clone, Debug)]
 pub struct Pool {
-    /// Its name.
+    /// Name of the pool.
     pub name: String,
     /// The VXLAN network of its backends.
     pub vni: Vni,
@@ -36,7 +36,7 @@ pub struct Pool {
     pub slow_start: Option<Duration>,
     /// When its own traffic speaks against a backend, if ever.
     pub passive: Option<PassivePolicy>,
-    /// Its backends.
+    /// Backends of the pool.
     pub backends: Vec<Backend>,
     pub(crate) span: Span,
 }
@@ -44,17 +44,17 @@ pub struct Pool {
 /// One of a pool's `backends`.
 #[derive(Clone, Debug)]
 pub struct Backend {
-    /// Its name.
+    /// Name of the backend.
     pub name: String,
-    /// Its address, the DIP.
+    /// Address of the backend, the DIP.
     pub address: IpAddr,
-    /// Its host's address on the fabric.
+    /// Address of the backend's host on the fabric.
     pub host: IpAddr,
-    /// Its MAC address, unless it is derived.
+    /// MAC address of the backend, unless it is derived.
     pub mac: Option<MacAddress>,
     /// The MAC address of the next hop to its host, unless it is the node's.
     pub next_hop: Option<MacAddress>,
-    /// Its share.
+    /// Weight of the backend.
     pub weight: u32,
     /// Administrative state, as configured.
     pub state: BackendState,
@@ -63,7 +63,7 @@ pub struct Backend {
     /// Condition as observed by the backend's traffic or by the route to its host: healthy in a
     /// configuration that was just read.
     pub condition: Condition,
-    /// Its number in the pool, unless that is its place.
+    /// Instance number in the pool, unless that is the backend's index.
     pub instance: Option<u32>,
     /// The port of its host that it is at, unless that is counted.
     pub port: Option<u16>,
@@ -83,7 +83,7 @@ impl Backend {
         self.weight > 0 && self.state == BackendState::Up && self.condition == Condition::Healthy
     }
 
-    /// Its MAC address, given or derived.
+    /// MAC address of the backend, given or derived.
     pub fn mac(&self) -> MacAddress {
         self.mac.unwrap_or_else(|| spec::derived_mac(self.address))
     }
@@ -103,7 +103,7 @@ pub enum ProbeProtocol {
 /// `[[probe]]`.
 #[derive(Clone, Debug)]
 pub struct Probe {
-    /// Its name.
+    /// Name of the probe.
     pub name: String,
     /// How it asks.
     pub protocol: ProbeProtocol,
@@ -131,7 +131,7 @@ pub struct Probe {
 pub enum NoHealthyBackends {
     /// New flows are refused: Azure's `AllProbedDown`.
     Refuse,
-    /// They go to all, as if nobody failed: Azure's `AllProbedUp`.
+    /// New flows go to all backends, as if none failed: Azure's `AllProbedUp`.
     UseAll,
 }
 
@@ -153,7 +153,7 @@ impl Eq for Probe {}
 /// `[[rule]]`.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    /// Its name.
+    /// Name of the rule.
     pub name: String,
     /// The place of its frontend.
     pub frontend: usize,
@@ -183,7 +183,7 @@ pub struct Rule {
 /// `[[inbound_nat_rule]]` or `[[inbound_nat_pool]]`.
 #[derive(Clone, Debug)]
 pub struct InboundNat {
-    /// Its name.
+    /// Name of the inbound NAT rule or pool.
     pub name: String,
     /// The place of its frontend.
     pub frontend: usize,
@@ -223,7 +223,7 @@ impl InboundNat {
 /// `[[outbound_rule]]`.
 #[derive(Clone, Debug)]
 pub struct Outbound {
-    /// Its name.
+    /// Name of the outbound rule.
     pub name: String,
     /// The places of its frontends.
     pub frontends: Vec<usize>,

@@ -1,4 +1,4 @@
-//! Which backends get new flows, by their state and what probes found.
+//! Backends that get new flows, by their state and by what probes found.
 
 use slb_core::health::Condition;
 use slb_core::spec::BackendState;
@@ -26,7 +26,7 @@ impl Standing {
         matches!(self, Self::Healthy | Self::Partial)
     }
 
-    /// Its name in reports.
+    /// Name of the standing in reports.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Healthy => "healthy",

@@ -33,11 +33,11 @@ pub enum ProbeFailure {
     Timeout(Duration),
     /// There is no connection to be had.
     Connect(io::Error),
-    /// It does not speak TLS, or its certificate is not trusted.
+    /// The server does not speak TLS, or its certificate is not trusted.
     Tls(io::Error),
     /// What came is no HTTP, or too much of it.
     Http(hyper::Error),
-    /// It is HTTP, and not 200.
+    /// The server answered by HTTP, and not 200.
     Status(StatusCode),
     /// This node could not ask: too many files are open, an address or memory is missing. Says nothing about
     /// the backend.

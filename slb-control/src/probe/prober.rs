@@ -32,7 +32,7 @@ const MOST_OF_A_POOL: usize = 256;
 /// A backend that turned.
 #[derive(Clone, Debug)]
 pub struct Change {
-    /// Its address.
+    /// Address of the backend.
     pub address: IpAddr,
     /// The port that is asked.
     pub port: u16,
@@ -59,7 +59,7 @@ pub struct Prober {
     next: u64,
     /// Connections at once, of all.
     places: Arc<Semaphore>,
-    /// And of each pool.
+    /// Limit on the probes of each pool.
     by_pool: HashMap<String, Arc<Semaphore>>,
     /// Why this node could not ask, since that was last asked for.
     trouble: Option<String>,
@@ -71,7 +71,7 @@ pub struct Prober {
 enum Told {
     /// The first probe has come to an end.
     Asked,
-    /// It has turned.
+    /// A backend has turned.
     Turned(Change),
     /// This node could not ask, and why.
     CouldNotAsk(String),

@@ -1,4 +1,4 @@
-//! Whom to trust: those that the web's authorities vouch for, or, where a probe says so, anybody.
+//! Trust in servers: in those that the web's authorities vouch for, or, where a probe says so, in any.
 
 use std::sync::Arc;
 

@@ -22,14 +22,14 @@ const MAX_ERROR_IPV4: usize = 576;
 pub(crate) enum IcmpError {
     /// The packet has more bytes than this.
     TooBig(u32),
-    /// Its hop limit ran out.
+    /// The hop limit of the packet ran out.
     HopLimit,
     /// All SNAT ports of its sender are in use towards its destination.
     NoPort,
 }
 
 impl IcmpError {
-    /// Whose limit it counts against.
+    /// The limit that the error counts against.
     pub(crate) fn kind(self) -> Own {
         match self {
             Self::TooBig(_) => Own::TooBig,

@@ -1,4 +1,4 @@
-//! Which backend a flow was given: a table of flows that may forget.
+//! A table of flows that may forget: the backend of each pinned flow.
 //!
 //! It need not keep every flow: where a bucket is full it refuses, and the mux falls back to
 //! Maglev, which makes the same choice as long as the backends do not change.
@@ -110,7 +110,7 @@ impl<'m> FlowTable<'m> {
         &self.ipv4
     }
 
-    /// And IPv6's.
+    /// The table of IPv6 flows.
     pub fn ipv6(&self) -> &Table<'m, [u64; 4]> {
         &self.ipv6
     }

@@ -49,7 +49,7 @@ const OCCUPIED: u16 = 0x4000;
 
 /// How many flows may move to make room for an established one: a table of 85 % takes it.
 const MOVES: usize = 3;
-/// And for a half-open one, which a flood may be made of: less work.
+/// Moves to make room for a half-open flow: fewer, since a flood may be made of these.
 const MOVES_HALF_OPEN: usize = 1;
 
 /// Buckets swept in one go.
@@ -231,20 +231,20 @@ const fn state_of(meta: u16) -> FlowState {
 pub enum Probe {
     /// Here it is.
     Found(Found),
-    /// It is nowhere, and its primary bucket has room.
+    /// The flow is not in the table, and its primary bucket has room.
     Absent,
-    /// It is nowhere, and its primary bucket is full: an insert will read the secondary.
+    /// The flow is not in the table, and its primary bucket is full: an insert will read the secondary.
     AbsentFull,
-    /// It may be in the secondary bucket.
+    /// The flow may be in the secondary bucket.
     Displaced,
 }
 
 /// What became of an insert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inserted {
-    /// It has a place.
+    /// The flow has a place.
     Pinned,
-    /// It has the place of a half-open or closing flow, which was forgotten.
+    /// The flow has the place of a half-open or closing flow, which was forgotten.
     Evicted,
     /// There is no place for it.
     Refused,

@@ -46,7 +46,7 @@ pub trait TupleHasher {
     fn ipv6(&self, message: &[u64; 5]) -> u64;
 }
 
-/// Which parts of the tuple choose the backend.
+/// Parts of the tuple that choose the backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Distribution {
     /// Addresses, ports and protocol.
@@ -68,7 +68,7 @@ impl Distribution {
         }
     }
 
-    /// Its name in the configuration.
+    /// Name of the distribution mode in the configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Self::FiveTuple => "five-tuple",
@@ -120,7 +120,7 @@ impl Hasher {
         }
     }
 
-    /// Its name in reports.
+    /// Name of the hasher in reports.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Xxh3(_) => "xxh3",

@@ -21,7 +21,7 @@ impl Ramp {
         Self { begin, length }
     }
 
-    /// Its weight in [steps](RAMP_STEPS), of which one that is not on its way has all: at least one.
+    /// Weight of the backend in [steps](RAMP_STEPS), at least one; of a backend that is not ramping up, all.
     pub fn step(&self, now: Instant) -> u32 {
         let (age, length) = (now.since(self.begin).as_nanos(), self.length.as_nanos());
         let done = (age * u128::from(RAMP_STEPS)).checked_div(length);

@@ -61,7 +61,7 @@ pub(super) struct Lane {
     len: u32,
     /// The low bits of the hash that the outer source port is made of.
     entropy: u16,
-    /// Its flow's place in the bucket.
+    /// Place of the flow in the bucket.
     place: u8,
     kind: Kind,
     ip_offset: u8,

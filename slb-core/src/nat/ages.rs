@@ -24,7 +24,7 @@ use crate::wire::protocol;
 /// No connection.
 const NONE: u32 = u32::MAX;
 
-/// Which list.
+/// List that a connection is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Unanswered = 0,
@@ -42,7 +42,7 @@ const MOST: u32 = ANSWERED - 1;
 #[derive(Clone, Copy, Debug)]
 pub struct AgeLink {
     newer: u32,
-    /// And the list, in the highest bit.
+    /// Next older connection, and the list in the highest bit.
     older: u32,
 }
 

@@ -96,9 +96,9 @@ impl<A: Addresses> Side<A> {
 pub(crate) struct Key<A> {
     pub(crate) side: Side<A>,
     pub(crate) protocol: u8,
-    /// Which way the packet goes.
+    /// Direction of the packet.
     pub(crate) direction: Direction,
-    /// Whose packet it is: tuples of two vms may be the same. Or of [`ALL_PORTS`].
+    /// Port of the vm, since tuples of two vms may be the same; or [`ALL_PORTS`].
     pub(crate) zone: PortId,
 }
 
@@ -131,7 +131,7 @@ pub(crate) struct Policy {
     pub(crate) reset: bool,
     /// The direction of its first packet.
     pub(crate) opener: Direction,
-    /// Its name on the inside is that of all ports.
+    /// True if the name on the inside is that of all ports.
     pub(crate) shared: bool,
 }
 
@@ -191,7 +191,7 @@ pub struct Connection<A> {
     sequences: Sequences,
     /// What the translation of an inward packet adds to the sum of its addresses.
     address_delta: u16,
-    /// And to that of its ports.
+    /// Change of the checksum by the ports.
     port_delta: u16,
     idle: u16,
     rule: u16,
@@ -430,7 +430,7 @@ impl<A: Addresses> Connection<A> {
         self.deadline = now.wrapping_add(self.idle.into());
     }
 
-    /// Whose packets it counts: rule and server in one word.
+    /// Account that the packets are counted on: rule and server in one word.
     #[inline]
     pub(crate) fn account(&self) -> u32 {
         u32::from(self.rule) | u32::from(self.server) << 16
@@ -571,7 +571,7 @@ impl<A: Addresses> Connection<A> {
             .note_acknowledged(direction, acknowledged, window);
     }
 
-    /// Its first packet; of TCP with what its SYN says.
+    /// Notes the first packet; of TCP with what its SYN says.
     pub(crate) fn open(&mut self, now: u32, syn: Option<&Segment>) {
         if let Some(syn) = syn {
             self.sequences.open(self.opener(), syn);
@@ -580,7 +580,7 @@ impl<A: Addresses> Connection<A> {
         self.deadline = now.wrapping_add(self.timeout().0.into());
     }
 
-    /// Its first packet that was seen, from its middle.
+    /// Notes the first packet that was seen, from the middle of the connection.
     pub(crate) fn take_up(&mut self, now: u32, direction: Direction, segment: Option<&Segment>) {
         if let Some(segment) = segment {
             self.sequences.take_up(direction, segment);

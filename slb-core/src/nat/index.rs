@@ -16,7 +16,7 @@ use crate::prefetch::prefetch;
 /// Places in a bucket.
 const SLOTS: usize = 10;
 
-/// Nobody.
+/// Marks a free slot.
 const NONE: u32 = u32::MAX;
 
 /// Ten places. [`EMPTY`](Self::EMPTY) has nobody.
@@ -32,7 +32,7 @@ pub struct IndexBucket {
 const _: () = assert!(size_of::<IndexBucket>() == 64);
 
 impl IndexBucket {
-    /// Nobody.
+    /// A free slot.
     pub const EMPTY: Self = Self {
         tags: [0; SLOTS],
         over: 0,

@@ -94,7 +94,7 @@ impl<'m> NatTable<'m> {
         all.map(|(place, connection)| (place, connection.view()))
     }
 
-    /// And of IPv6.
+    /// Every connection of IPv6 from a place on, as [`ipv4_from`](Self::ipv4_from).
     pub fn ipv6_from(&self, first: usize) -> impl Iterator<Item = (usize, ConnectionView)> + '_ {
         let all = self.ipv6.iter_from(first);
         all.map(|(place, connection)| (place, connection.view()))

@@ -58,7 +58,7 @@ pub(crate) trait Role: Sized {
     const SHARED: bool;
     /// TCP connections go on when their backend is no longer configured.
     const KEEPS_REMOVED: bool;
-    /// It has several backends to choose from.
+    /// Whether the role has several backends to choose from.
     const CHOOSES: bool;
     /// What its connections are as records.
     const RECORD: Kind;
@@ -207,7 +207,7 @@ pub(crate) struct Lane {
     pub(crate) zone: PortId,
     /// The node on the fabric that sent it: see [`Nat::sender_at`](crate::snapshot::locals::Nat::sender_at).
     pub(crate) sender: u32,
-    /// Its place in the burst.
+    /// Index of the frame in the burst.
     pub(crate) frame: u8,
     pub(crate) direction: Direction,
     /// Of an ICMP error about a connection: `packet` has the tuple of the connection's packets, and
@@ -755,7 +755,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
 enum Stop {
     /// This becomes of it.
     Done(Verdict),
-    /// It has the connection's name, but is not of the connection.
+    /// The packet has the connection's name, but is not of the connection.
     Astray,
     /// The server answers a client that reached it by its own address.
     Direct,
@@ -833,7 +833,7 @@ pub(crate) trait Table: Rewrite {
     /// The link headers that its connections were opened with.
     fn links_of<'t>(links: &'t Links<'_>) -> &'t [Link];
 
-    /// Those of the link headers that its connections were opened with.
+    /// The link headers of one family's connections.
     fn links<'t>(links: &'t mut Links<'_>) -> &'t mut [Link];
 }
 

@@ -1,4 +1,4 @@
-//! Which ports of an address are taken towards which destination: bitmaps, so that a free port is
+//! The ports of an address that are taken towards a destination: bitmaps, so that a free port is
 //! found without trying one after the other.
 //!
 //! A *pool* is the ports that one user of an address has, towards one destination (remote address,
@@ -70,7 +70,7 @@ pub(crate) struct Pool {
     count: u32,
 }
 
-/// Whose ports they are.
+/// Owner of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
     /// A backend's block of SNAT ports, by the place of its first granule among all.

@@ -48,7 +48,7 @@ const MOST_TRIES: u32 = 64;
 pub(crate) struct Outside<A> {
     /// As packets from there have it.
     pub(crate) side: Side<A>,
-    /// Whose port it is.
+    /// The vm that has the port.
     pub(crate) local: Local,
     /// The block that its port is of.
     pub(crate) block: Block,

@@ -28,7 +28,7 @@ pub(crate) trait Rewrite: Addresses {
     /// A quoted packet: its protocol, where its transport header begins, whether it has one.
     fn parse_quoted(ip: &[u8]) -> Option<(u8, usize, bool)>;
 
-    /// Which direction's half of the ports has the identifier of an ICMP message, if it is one
+    /// Half of the ports that has the identifier of an ICMP message, if it is one
     /// that asks or answers: `Some(true)`: the sender's.
     fn echo(kind: u8) -> Option<bool>;
 }

@@ -28,7 +28,7 @@ const SWEEP_STEP: usize = 2048;
 
 const WAYS: [Direction; 2] = [Direction::Inward, Direction::Outward];
 
-/// Nobody.
+/// Marks a free slot.
 pub(crate) const NONE: u32 = u32::MAX;
 
 /// What happened in the table so far, and how it is now.
@@ -499,7 +499,7 @@ impl<'m, A: Addresses> Connections<'m, A> {
         }
     }
 
-    /// Those from a place on, with their places.
+    /// The connections from a place on, with their places.
     pub(crate) fn iter_from(
         &self,
         first: usize,

@@ -108,7 +108,7 @@ impl NatOptions {
 /// The tables of a host agent or a proxy.
 #[derive(Debug)]
 pub struct NatTables<'m> {
-    /// Its connections.
+    /// The connections.
     pub connections: NatTable<'m>,
     /// Where the ports of fragmented datagrams are remembered; `None`: later fragments that need
     /// ports are dropped.
@@ -120,7 +120,7 @@ pub struct NatTables<'m> {
     pub backends: Mem<'m, BackendCounters>,
     /// SNAT counters by [`BackendId::slot`](crate::snapshot::BackendId::slot); backends beyond its end are not counted.
     pub snat: Mem<'m, SnatCounters>,
-    /// Which ports are taken by connections whose source is translated.
+    /// SNAT ports that are taken by connections whose source is translated.
     pub snat_ports: PortTable<'m>,
     /// Of a proxy: the link headers that its connections were opened with.
     pub links: Links<'m>,
@@ -130,14 +130,14 @@ pub struct NatTables<'m> {
 /// told when they end by themselves.
 #[derive(Debug)]
 pub struct Links<'m> {
-    /// Those of IPv4 connections.
+    /// Link headers of IPv4 connections.
     pub ipv4: Mem<'m, Link>,
-    /// Those of IPv6 connections.
+    /// Link headers of IPv6 connections.
     pub ipv6: Mem<'m, Link>,
 }
 
 impl Links<'_> {
-    /// None: a host agent knows its vms.
+    /// No link headers: a host agent knows its vms.
     pub fn none() -> Self {
         Self {
             ipv4: Mem::empty(),

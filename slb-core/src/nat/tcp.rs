@@ -18,7 +18,7 @@
 
 use crate::wire::tcp::{Flags, Tcp};
 
-/// Which way a packet goes.
+/// Direction of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Direction {
@@ -78,7 +78,7 @@ impl ConnectionState {
         Self::Closed,
     ];
 
-    /// Its name in reports and metrics.
+    /// Name of the state in reports and metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::SynSent => "syn_sent",
@@ -107,7 +107,7 @@ impl ConnectionState {
 /// What a segment says that matters to its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Its first sequence number.
+    /// First sequence number of the segment.
     pub sequence: u32,
     /// What it acknowledges; of meaning with [`Flags::ACK`].
     pub acknowledgement: u32,
@@ -117,7 +117,7 @@ pub struct Segment {
     pub window: u16,
     /// By how many bits its sender will scale windows (RFC 7323 §2); only a SYN says it.
     pub window_shift: Option<u8>,
-    /// Its control bits.
+    /// Control bits of the segment.
     pub flags: Flags,
 }
 

@@ -670,10 +670,11 @@ impl<'m> Snapshot<'m> {
             ha_ports: rule.protocol == Protocol::All,
             by_port: false,
         };
-        let port = rule
-            .protocol
-            .has_port()
-            .then_some(raw_port(rule.backend_port));
+        let port = match rule.backend_port {
+            0 => rule.frontend_port,
+            port => port,
+        };
+        let port = rule.protocol.has_port().then_some(raw_port(port));
         self.terms[index] = CompiledTerms::new(
             RuleKind::Balance,
             rule.idle_timeout,

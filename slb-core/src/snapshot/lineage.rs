@@ -1,4 +1,4 @@
-//! Which snapshots may take the place of which.
+//! Rules on the order of snapshots: one may take the place of another that it follows.
 
 use core::fmt;
 

@@ -41,7 +41,7 @@ pub(crate) struct Vm {
 /// A backend whose vm is on this node.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Local {
-    /// Its place among all backends.
+    /// Index of the backend among all.
     pub(crate) backend: u32,
     /// The place of its counters.
     pub(crate) counters: u32,
@@ -56,7 +56,7 @@ pub(crate) struct Local {
     pub(crate) suspect: bool,
     /// The vm's next one.
     next: u32,
-    /// Its blocks of ports.
+    /// Port blocks of the vm.
     blocks: (u32, u32),
 }
 
@@ -89,7 +89,7 @@ pub(crate) struct CompiledMux {
     pub(crate) is_host: bool,
 }
 
-/// All of it.
+/// The vms, ports and peers of this node.
 #[derive(Debug)]
 pub(crate) struct Nat<'m> {
     vms: Mem<'m, Vm>,

@@ -77,7 +77,7 @@ pub struct CompiledRule {
     /// The place of its counters.
     slot: u32,
     ha_ports: bool,
-    /// Its table has a slot for each eight destination ports, in the place of hashes.
+    /// True if the table has a slot for each eight destination ports, in the place of hashes.
     by_port: bool,
 }
 
@@ -185,7 +185,7 @@ impl CompiledBackend {
         suspect: false,
     };
 
-    /// Its id.
+    /// Id of the backend.
     #[inline]
     pub fn id(&self) -> BackendId {
         BackendId::from_value(self.id)
@@ -197,12 +197,12 @@ impl CompiledBackend {
         self.counters as usize
     }
 
-    /// Its pool's place in [`Spec::pools`](crate::spec::Spec::pools).
+    /// Index of the backend's pool in [`Spec::pools`](crate::spec::Spec::pools).
     pub fn pool(&self) -> usize {
         self.pool as usize
     }
 
-    /// Its place in the pool's backends.
+    /// Index of the backend in its pool.
     pub fn member(&self) -> usize {
         self.member as usize
     }
@@ -226,9 +226,9 @@ impl CompiledBackend {
 pub enum RuleMatch {
     /// This rule takes it: a place in [`Spec::rules`](crate::spec::Spec::rules).
     Rule(u32),
-    /// It is for a VIP, but no rule takes it.
+    /// The packet is for a VIP, but no rule takes it.
     NoRule,
-    /// It is not for a VIP.
+    /// The packet is not for a VIP.
     NotVip,
 }
 
@@ -461,7 +461,7 @@ impl Snapshot<'_> {
         &self.backends
     }
 
-    /// Whose each slot of a rule's Maglev table is; `None`: nobody's. Empty where there is no such
+    /// Owner of each slot of a rule's Maglev table; `None` for a slot without one. Empty where there is no such
     /// rule.
     pub fn slots(&self, rule: u32) -> impl Iterator<Item = Option<BackendId>> + '_ {
         let rule = self.rule(rule);
@@ -545,7 +545,7 @@ impl Snapshot<'_> {
         })
     }
 
-    /// Who has a slot of a balancing rule's table, and who had it before, the last one first; each once.
+    /// Present owner of a slot of a balancing rule's table, then the former ones, the newest first; each once.
     /// Only host agents remember former owners, and only of pools that have a backend here. Empty where
     /// there is no such rule or slot.
     pub fn owners(&self, rule: u32, slot: usize) -> impl Iterator<Item = BackendId> + '_ {

@@ -39,7 +39,7 @@ impl BackendId {
     }
 }
 
-/// Who has a slot.
+/// Owner of a slot.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RegistryEntry {
     /// The slot's id now.
@@ -71,7 +71,7 @@ pub(crate) struct Registry<'m> {
     /// Of these, the ones that nobody has.
     free: usize,
     by_identity: ProbeMap<'m, u64, 5>,
-    /// Whose each slot is. Beside the entries, which packets read.
+    /// Identity of each slot's owner, apart from the entries, which packets read.
     identities: Mem<'m, u64>,
 }
 

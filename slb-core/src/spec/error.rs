@@ -93,7 +93,7 @@ pub enum SpecError {
     PoolPast {
         /// The pool.
         pool: usize,
-        /// Their place in [`Pool::past`](super::Pool::past).
+        /// Index in [`Pool::past`](super::Pool::past).
         past: usize,
         /// Backends of the pool.
         expected: usize,

@@ -38,13 +38,13 @@ pub struct Spec<'a> {
     pub frontends: &'a [Frontend<'a>],
     /// What is balanced, and where to.
     pub rules: &'a [Rule<'a>],
-    /// Who serves.
+    /// The pools of backends.
     pub pools: &'a [Pool<'a>],
     /// What probes say about the backends of pools. Rules name the one that they go by.
     pub health: &'a [PoolHealth<'a>],
     /// Ports of frontends that lead to one backend each.
     pub inbound_nat: &'a [InboundNat<'a>],
-    /// Who may call out, and under which addresses.
+    /// The outbound rules: vms that may call out, and the frontends whose addresses they use.
     pub outbound: &'a [Outbound<'a>],
     /// Underlay addresses of the muxes: where a host sends what a rule returns through them, and,
     /// where there are any, the only ones besides other hosts that it takes packets from. At most
@@ -258,20 +258,21 @@ impl fmt::Display for Traffic {
 pub struct Rule<'a> {
     /// Name of the rule, unlike all other rules'. Counters go by it.
     pub name: &'a str,
-    /// Which frontend.
+    /// Index of the frontend in [`Spec::frontends`].
     pub frontend: usize,
-    /// Which pool.
+    /// Index of the pool in [`Spec::pools`].
     pub pool: usize,
     /// The place in [`Spec::health`] of the probe results that the rule goes by; `None`: the rule
     /// has no probe, and goes by the backends' [`state`](Backend::state) and
     /// [`condition`](Backend::condition) alone.
     pub health: Option<usize>,
-    /// Which protocol.
+    /// Protocol of the packets that the rule takes.
     pub protocol: Protocol,
     /// The port that clients use; zero where the protocol [has none](Protocol::has_port), and only
     /// then.
     pub frontend_port: u16,
-    /// The port that backends serve: for their host agent, the mux itself changes no port.
+    /// The port that backends serve; zero: [`frontend_port`](Self::frontend_port). A host agent and a
+    /// proxy translate to it, a mux changes no port.
     pub backend_port: u16,
     /// What chooses a flow's backend.
     pub distribution: Distribution,
@@ -322,9 +323,9 @@ pub enum Answers {
 pub struct InboundNat<'a> {
     /// Name of the inbound NAT rule, unlike those of the others.
     pub name: &'a str,
-    /// Which frontend.
+    /// Index of the frontend in [`Spec::frontends`].
     pub frontend: usize,
-    /// Which pool.
+    /// Index of the pool in [`Spec::pools`].
     pub pool: usize,
     /// Where its ports lead to.
     pub target: NatTarget,
@@ -382,7 +383,7 @@ pub struct Outbound<'a> {
     pub name: &'a str,
     /// The frontends whose addresses it uses.
     pub frontends: &'a [usize],
-    /// Which pool.
+    /// Index of the pool in [`Spec::pools`].
     pub pool: usize,
     /// What may go out; [`Protocol::All`]: TCP, UDP and ICMP echo.
     pub protocol: Protocol,

@@ -33,7 +33,7 @@ pub enum PortMode {
 /// A port with clients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FrontendPort {
-    /// Which.
+    /// Number of the port.
     pub port: PortId,
     /// The address of who is there: required in [`PortMode::Multi`].
     pub address: Option<Ipv4Addr>,

@@ -1,4 +1,4 @@
-//! Which backend may call out from which SNAT ports.
+//! Dealing of SNAT ports: the ports that each backend may call out from.
 //!
 //! Ports are dealt out eight at a time ("granules"). Their owners follow from the spec alone, so every
 //! node knows them without asking another: on each frontend, ports that a rule uses are taken out, and

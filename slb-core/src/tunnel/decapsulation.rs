@@ -18,15 +18,15 @@ use crate::wire::{ethernet, protocol};
 /// What stands around an inner frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Outer {
-    /// Who sent it, in two words.
+    /// Outer source address, in two words.
     pub(crate) source: [u64; 2],
-    /// Its network.
+    /// VXLAN network of the frame.
     pub(crate) vni: Vni,
     /// The outer header's ECN field.
     ecn: u8,
     /// Where the inner frame begins, and where it ends.
     pub(crate) inner: (usize, usize),
-    /// Whom the inner frame is for.
+    /// Destination of the inner frame.
     pub(crate) destination: MacAddress,
 }
 
@@ -38,7 +38,7 @@ pub(crate) const COMMON: usize =
     ethernet::HEADER_LEN + ipv4::HEADER_LEN + udp::HEADER_LEN + vxlan::HEADER_LEN;
 
 impl Outer {
-    /// Who sent it, and whom it is for.
+    /// Outer source, and destination of the inner frame.
     #[inline]
     pub(crate) fn name(&self) -> OuterName {
         (self.source, self.vni, self.destination)

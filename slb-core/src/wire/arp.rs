@@ -23,7 +23,7 @@ const MAC_6_IP_4: u16 = 0x0604;
 /// An operation of ARP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Who has the target address?
+    /// A request for the target's MAC address.
     Request,
     /// The sender has it.
     Reply,

@@ -149,12 +149,12 @@ impl<'a> Ethernet<'a> {
         })
     }
 
-    /// Whom the frame is for.
+    /// Destination MAC address.
     pub fn destination(&self) -> MacAddress {
         MacAddress(read_array(self.fixed, DESTINATION))
     }
 
-    /// Who sent it.
+    /// Source MAC address.
     pub fn source(&self) -> MacAddress {
         MacAddress(read_array(self.fixed, SOURCE))
     }
@@ -183,9 +183,9 @@ impl<'a> Ethernet<'a> {
 /// An Ethernet header without tags, to be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Whom the frame is for.
+    /// Destination MAC address.
     pub destination: MacAddress,
-    /// Who sends it.
+    /// Source MAC address.
     pub source: MacAddress,
     /// What it carries.
     pub ether_type: EtherType,

@@ -114,7 +114,7 @@ impl<'a> Ipv4<'a> {
         self.fixed[TRAFFIC_CLASS]
     }
 
-    /// Which datagram a fragment belongs to.
+    /// Identification of the datagram that a fragment belongs to.
     pub fn identification(&self) -> u16 {
         read_u16(self.fixed, IDENTIFICATION)
     }
@@ -172,12 +172,12 @@ impl<'a> Ipv4<'a> {
             == 0
     }
 
-    /// Who sent it.
+    /// Source address.
     pub fn source(&self) -> Ipv4Addr {
         Ipv4Addr::from(read_array(self.fixed, SOURCE))
     }
 
-    /// Whom it is for.
+    /// Destination address.
     pub fn destination(&self) -> Ipv4Addr {
         Ipv4Addr::from(read_array(self.fixed, DESTINATION))
     }
@@ -218,7 +218,7 @@ pub struct Header {
     pub traffic_class: u8,
     /// Bytes of header and payload.
     pub total_len: u16,
-    /// Which datagram a fragment belongs to; free to be zero with "don't fragment" (RFC 6864).
+    /// Identification of the datagram; free to be zero with "don't fragment" (RFC 6864).
     pub identification: u16,
     /// Flags and fragment offset.
     pub flags_fragment: u16,
@@ -226,9 +226,9 @@ pub struct Header {
     pub ttl: u8,
     /// What it carries.
     pub protocol: u8,
-    /// Who sends it.
+    /// Source address.
     pub source: Ipv4Addr,
-    /// Whom it is for.
+    /// Destination address.
     pub destination: Ipv4Addr,
 }
 

@@ -24,7 +24,7 @@ const DESTINATION: usize = 24;
 /// What a fragment header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
-    /// Which packet the fragment belongs to.
+    /// Identification of the packet that the fragment belongs to.
     pub identification: u32,
     /// Where it begins in the fragmentable part, in bytes.
     pub offset: u16,
@@ -216,12 +216,12 @@ impl<'a> Ipv6<'a> {
         self.is_on_source_route
     }
 
-    /// Who sent it.
+    /// Source address.
     pub fn source(&self) -> Ipv6Addr {
         Ipv6Addr::from(read_array::<HEADER_LEN, 16>(self.fixed, SOURCE))
     }
 
-    /// Whom it is for.
+    /// Destination address.
     pub fn destination(&self) -> Ipv6Addr {
         Ipv6Addr::from(read_array::<HEADER_LEN, 16>(self.fixed, DESTINATION))
     }
@@ -298,9 +298,9 @@ pub struct Header {
     pub next_header: u8,
     /// Hops it may take.
     pub hop_limit: u8,
-    /// Who sends it.
+    /// Source address.
     pub source: Ipv6Addr,
-    /// Whom it is for.
+    /// Destination address.
     pub destination: Ipv6Addr,
 }
 

@@ -68,7 +68,7 @@ impl Flags {
         self.0 & flags.0 != 0
     }
 
-    /// These and those.
+    /// Union of both sets of bits.
     #[must_use]
     pub const fn with(self, flags: Self) -> Self {
         Self(self.0 | flags.0)

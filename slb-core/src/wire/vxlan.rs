@@ -68,7 +68,7 @@ impl<'a> Vxlan<'a> {
         Ok(Self { fixed, payload })
     }
 
-    /// Which network the inner frame belongs to.
+    /// Network of the inner frame.
     pub fn vni(&self) -> Vni {
         Vni(read_u32(self.fixed, VNI) >> 8)
     }
@@ -82,7 +82,7 @@ impl<'a> Vxlan<'a> {
 /// A VXLAN header, to be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Which network the inner frame belongs to.
+    /// Network of the inner frame.
     pub vni: Vni,
 }
 

@@ -52,9 +52,103 @@ static void strings(void) {
     for (int reason = 0; reason < 256; reason++) assert(slb_drop_reason((uint8_t)reason)[0]);
     for (int reason = 0; reason < 256; reason++) assert(slb_refusal((uint8_t)reason)[0]);
     assert(strcmp(slb_refusal(6), "tuple_taken") == 0);
-    assert(strcmp(slb_drop_reason(2), "no_rule") == 0);
+    assert(strcmp(slb_drop_reason(0), "none") == 0);
+    assert(strcmp(slb_drop_reason(1), "truncated") == 0);
+    assert(strcmp(slb_drop_reason(3), "no_rule") == 0);
+    assert(strcmp(slb_drop_reason(255), "unknown") == 0);
     assert(strstr(slb_strerror(SLB_ERROR_KEY), "the key is all zeros"));
     assert(slb_version()[0]);
+}
+
+#define SAYS(text)                                                                   \
+    do {                                                                             \
+        const char *said = slb_builder_error(builder);                               \
+        if (strcmp(said, text) != 0) {                                               \
+            fprintf(stderr, "%s:%d: %s, not %s\n", __FILE__, __LINE__, said, text); \
+            exit(1);                                                                 \
+        }                                                                            \
+    } while (0)
+
+/* What is refused, item by item and field by field; and zeros that are what is usual. */
+static void messages(void) {
+    slb_capacity capacity;
+    memset(&capacity, 0, sizeof capacity);
+    capacity.frontends = capacity.pools = capacity.rules = 1;
+    capacity.backends = 2;
+    slb_builder *builder = NULL;
+    assert(strcmp(slb_builder_error(NULL), "a pointer is NULL") == 0);
+    IS(slb_builder_new(&capacity, &builder), SLB_OK);
+    SAYS("");
+    slb_frontend web;
+    memset(&web, 0, sizeof web);
+    IS(slb_builder_frontend(builder, &web), SLB_ERROR_NULL);
+    SAYS("frontend: name: a pointer is NULL");
+    web.name = "\xff";
+    IS(slb_builder_frontend(builder, &web), SLB_ERROR_RANGE);
+    SAYS("frontend: name: expected UTF-8");
+    web.name = "web";
+    IS(slb_builder_frontend(builder, &web), SLB_ERROR_RANGE);
+    SAYS("frontend \"web\": address: expected an address of family 4 or 6, got 0");
+    web.address = frontend().address;
+    web.icmp_echo = 7;
+    IS(slb_builder_frontend(builder, &web), SLB_ERROR_RANGE);
+    SAYS("frontend \"web\": icmp_echo: expected 0, 1 or 2, got 7");
+    web.icmp_echo = 0;
+    IS(slb_builder_frontend(builder, &web), 0);
+    IS(slb_builder_frontend(builder, &web), SLB_ERROR_FULL);
+    SAYS("frontend \"web\": no room for another one, capacity.frontends is 1");
+    slb_backend one;
+    memset(&one, 0, sizeof one);
+    one.name = "one";
+    IS(slb_builder_backend(builder, 0, &one), SLB_ERROR_RANGE);
+    SAYS("backend \"one\": address: expected an address of family 4 or 6, got 0");
+    one.address = ipv4(1);
+    one.host = ipv4(101);
+    IS(slb_builder_backend(builder, 0, &one), SLB_ERROR_RANGE);
+    SAYS("backend \"one\": pool: there is no 0, since there are none");
+    slb_pool pool = {"servers", 0, 0};
+    IS(slb_builder_pool(builder, &pool), 0);
+    IS(slb_builder_backend(builder, 1, &one), SLB_ERROR_RANGE);
+    SAYS("backend \"one\": pool: there is no 1, since there are 1, from 0 on");
+    one.port = 70000;
+    IS(slb_builder_backend(builder, 0, &one), SLB_ERROR_RANGE);
+    SAYS("backend \"one\": port: expected at most 65535, got 70000");
+    one.port = 0;
+    IS(slb_builder_backend(builder, 0, &one), 0); /* all else is zero */
+    one.name = "two", one.address = ipv4(2), one.instance = one.port = -1;
+    IS(slb_builder_backend(builder, 0, &one), 1);
+    IS(slb_builder_set_backend(builder, 0, 9, 0, SLB_UP), SLB_ERROR_RANGE);
+    SAYS("backend: backend: there is no 9, since there are 2, from 0 on");
+    slb_rule http;
+    memset(&http, 0, sizeof http);
+    http.name = "http", http.frontend_port = 80;
+    http.terms.idle_timeout = 7;
+    IS(slb_builder_rule(builder, &http), SLB_ERROR_RANGE);
+    SAYS("rule \"http\": idle_timeout: expected 0, or 240 to 1800 seconds, got 7");
+    http.terms.idle_timeout = 0;
+    IS(slb_builder_rule(builder, &http), 0);
+    slb_underlay underlay;
+    memset(&underlay, 0, sizeof underlay);
+    underlay.ipv4 = ipv4(11);
+    IS(slb_builder_underlay(builder, &underlay), SLB_OK);
+    IS(slb_builder_faults(builder, NULL, 0), 0);
+    slb_snapshot *snapshot;
+    IS(slb_snapshot_new(builder, NULL, &snapshot), SLB_OK);
+    IS(slb_snapshot_free(snapshot), SLB_OK);
+    IS(slb_builder_free(builder), SLB_OK);
+}
+
+struct seen {
+    size_t steps, verdicts;
+    char last[256];
+};
+
+static void see(void *context, size_t frame, const char *label, const char *text) {
+    struct seen *seen = context;
+    assert(frame < 2);
+    seen->steps++;
+    seen->verdicts += strcmp(label, "verdict") == 0;
+    strncpy(seen->last, text, sizeof seen->last - 1);
 }
 
 static slb_builder *builders(void) {
@@ -717,8 +811,40 @@ static void faults(void) {
     IS(slb_builder_free(builder), SLB_OK);
 }
 
+/* An observer hears each step of each frame; options change in place. */
+static void observed(slb_mux *mux, slb_host *host, slb_proxy *proxy) {
+    static uint8_t buffers[2][256];
+    slb_frame frames[2] = {{buffers[0], 256, 100, 60, 0, 0, 0}, {buffers[1], 256, 100, 60, 0, 0, 0}};
+    struct seen seen;
+    memset(&seen, 0, sizeof seen);
+    IS(slb_mux_process_observed(mux, 9, frames, 2, NULL, &seen), SLB_ERROR_NULL);
+    IS(slb_mux_process_observed(NULL, 9, frames, 2, see, &seen), SLB_ERROR_NULL);
+    IS(slb_mux_process_observed((slb_mux *)host, 9, frames, 2, see, &seen), SLB_ERROR_HANDLE);
+    IS(slb_mux_process_observed(mux, 9, NULL, 2, see, &seen), SLB_ERROR_NULL);
+    IS(slb_mux_process_observed(mux, 9, NULL, 0, see, &seen), 0);
+    assert(seen.steps == 0);
+    IS(slb_mux_process_observed(mux, 9, frames, 2, see, &seen), 2);
+    assert(seen.verdicts == 2 && strcmp(seen.last, "pass, untouched") == 0);
+    IS(slb_host_process_observed(host, 9, frames, 2, see, &seen), 2);
+    IS(slb_proxy_process_observed(proxy, 9, frames, 2, see, &seen), 2);
+    assert(seen.verdicts == 6);
+    slb_mux_options options;
+    slb_nat_options nat;
+    slb_mux_options_init(&options);
+    slb_nat_options_init(&nat);
+    IS(slb_mux_set_options(NULL, &options), SLB_ERROR_NULL);
+    IS(slb_mux_set_options(mux, NULL), SLB_ERROR_NULL);
+    IS(slb_mux_set_options((slb_mux *)proxy, &options), SLB_ERROR_HANDLE);
+    IS(slb_mux_set_options(mux, &options), SLB_OK);
+    IS(slb_host_set_options(NULL, &nat), SLB_ERROR_NULL);
+    IS(slb_host_set_options(host, &nat), SLB_OK);
+    IS(slb_proxy_set_options(NULL, &nat), SLB_ERROR_NULL);
+    IS(slb_proxy_set_options(proxy, &nat), SLB_OK);
+}
+
 int main(void) {
     strings();
+    messages();
     faults();
     slb_builder *builder = builders();
     slb_snapshot *snapshot = snapshots(builder);
@@ -733,6 +859,7 @@ int main(void) {
     lineage(mux, host, proxy, snapshot, of_proxy, other);
     flows(mux, host, proxy);
     frames_of(mux);
+    observed(mux, host, proxy);
     sources(snapshot);
     health();
     health_by_rule();

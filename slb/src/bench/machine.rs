@@ -33,7 +33,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// None that is measured: of lines whose instructions are counted.
+    /// No limit that is measured: of lines whose instructions are counted.
     pub(crate) const NONE: Self = Self {
         touches: Vec::new(),
         floor: Limit {

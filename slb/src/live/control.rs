@@ -82,7 +82,7 @@ pub(super) struct Control<'o> {
     pub(super) unreached: Unreached,
     /// The configuration as the file has it.
     pub(super) given: Config,
-    /// And with what the interface and the kernel's tables know.
+    /// The configuration with what the interface and the kernel's tables know.
     pub(super) config: Config,
     pub(super) snapshot: Arc<Snapshot<'static>>,
     /// The node as the program was started with it: table sizes stay so.

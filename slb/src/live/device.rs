@@ -1,4 +1,4 @@
-//! Which devices there are, which ports they are, and whose packets are taken from them.
+//! Devices: which there are, which ports they are, and whose packets are taken from them.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -553,7 +553,7 @@ impl Card {
         }
     }
 
-    /// Its XDP program, not yet attached.
+    /// Loads the XDP program of the interface, which is not attached yet.
     pub(super) fn load_program(&self, role: Role, unserved: Unserved) -> Result<Program, Failure> {
         let program = Program::load_with(self.interface.clone(), self.kind(role), unserved);
         program.map_err(Failure::failed)

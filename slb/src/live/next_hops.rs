@@ -367,7 +367,7 @@ fn is_far(address: IpAddr) -> bool {
     [FAR_IPV4, FAR_IPV6].contains(&address)
 }
 
-/// Whose packets go to an address: the first few of the backends there.
+/// Names of the first few backends whose packets go to an address.
 fn names(given: &Config, address: IpAddr) -> String {
     const FEW: usize = 3;
     if is_far(address) {

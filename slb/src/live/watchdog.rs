@@ -93,7 +93,7 @@ impl Life {
     }
 }
 
-/// Whom a service of systemd tells how it is (sd_notify(3)).
+/// The service manager, systemd, that is told how the service is (sd_notify(3)).
 struct Systemd {
     socket: UnixDatagram,
     to: SocketAddr,

@@ -48,7 +48,7 @@ pub(super) struct Start {
     pub(super) waits: bool,
     /// Of a host agent: the way between its vms and the prober.
     pub(super) probes: Option<WorkerEnd>,
-    /// Its number, and how many there are.
+    /// Index of the worker, and how many there are.
     pub(super) number: (usize, usize),
     /// Whether it gives its state in the end.
     pub(super) keeps_state: bool,
@@ -188,7 +188,7 @@ impl Worker {
         self.heard.1 = Clock::now();
     }
 
-    /// Its sockets on an interface, by queue.
+    /// Sockets of the worker on an interface, by queue.
     pub(super) fn sockets_of(
         &self,
         interface: &str,

@@ -345,11 +345,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
 
 /// What became of a packet of no connection.
 pub(crate) enum Opened<A> {
-    /// It begins this one.
+    /// The packet begins this connection.
     New(Connection<A>),
-    /// It goes on with this one, which is not known.
+    /// The packet goes on with this connection, which is not known.
     TakenUp(Connection<A>),
-    /// It is of this one, of another vm.
+    /// The packet is of this connection, of another vm.
     Known(u32),
 }
 
@@ -357,7 +357,7 @@ pub(crate) enum Opened<A> {
 pub(crate) enum TakeUp<A> {
     /// This one is.
     Connection(Connection<A>),
-    /// It may be with a later segment. Nobody is told that there is none.
+    /// A later segment may tell. The sender is not told that there is no connection.
     Later,
     /// There is none.
     Not,
@@ -376,7 +376,7 @@ pub(crate) struct Asked<'a> {
 pub(crate) enum Begins {
     /// As a SYN does.
     Yes,
-    /// It is of a flow that began before.
+    /// The packet is of a flow that began before.
     No,
     /// Nothing tells: a datagram.
     Perhaps,
@@ -387,7 +387,7 @@ pub(crate) enum Begins {
 pub(crate) enum Elsewhere {
     /// Nowhere: it is taken here, or refused.
     Here,
-    /// It is of this connection, of another vm of this node.
+    /// The packet is of this connection, of another vm of this node.
     Connection(u32),
     /// The vm at this port of the node takes it.
     Vm(PortId),

@@ -28,7 +28,7 @@ const VM_PORT: PortId = PortId(1);
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
-/// Who translates.
+/// Role that translates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     Host,

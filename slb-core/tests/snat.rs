@@ -77,20 +77,24 @@ fn sixty_four_thousand_ports_give_as_many_connections() {
 #[test]
 fn the_ports_of_all_frontends_add_up() {
     for (family, kind) in ALL {
-        // Of one rule, whose ports are for all its frontends; and of a rule for each frontend, as
-        // load-balancing rules without `disable_outbound_snat` imply.
-        for plan in [
-            Plan::new(family, 2).ports(4096),
-            Plan::new(family, 2).ports(2048).rule_for_each(),
-            Plan::new(family, 2).ports(2048).pool_for_each(),
-        ] {
-            let mut world = plan.world();
-            let (names, refused) = call(&mut world, NOW, kind, even_first().take(4200));
-            assert_eq!((names.len(), refused), (4096, 104), "{family:?} {kind:?}");
-            for front in 0..2 {
-                let front = snat_world::front(family, front);
-                let of_front = names.iter().filter(|name| name.0 == front).count();
-                assert_eq!(of_front, 2048, "{family:?} {kind:?}");
+        for fronts in 1..=3u8 {
+            // Of one rule, whose ports are for all its frontends; and of a rule for each frontend, as
+            // load-balancing rules without `disable_outbound_snat` imply.
+            let each = 1024;
+            let all = each * usize::from(fronts);
+            for plan in [
+                Plan::new(family, fronts).ports(all),
+                Plan::new(family, fronts).ports(each).rule_for_each(),
+                Plan::new(family, fronts).ports(each).pool_for_each(),
+            ] {
+                let mut world = plan.world();
+                let (names, refused) = call(&mut world, NOW, kind, even_first().take(all + 104));
+                assert_eq!((names.len(), refused), (all, 104), "{family:?} {kind:?}");
+                for front in 0..fronts {
+                    let front = snat_world::front(family, front);
+                    let of_front = names.iter().filter(|name| name.0 == front).count();
+                    assert_eq!(of_front, each, "{family:?} {kind:?}");
+                }
             }
         }
     }

@@ -270,6 +270,10 @@ pub(crate) struct LiveOptions {
     /// there when it ends, and twice a second in case it is killed. Who starts next goes on with them.
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
+    /// Take over from the process that runs with the same role and state directory: it hands its connections
+    /// to this one and ends. Where none runs, this one starts as without.
+    #[arg(long, requires = "state")]
+    pub(crate) take_over: bool,
     /// How to write the log, which goes to standard error.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log: LogFormat,

@@ -17,6 +17,7 @@ mod background;
 mod control;
 mod device;
 mod file;
+mod handover;
 mod mailbox;
 mod metrics;
 mod next_hops;
@@ -45,6 +46,7 @@ use self::announce::Announcer;
 use self::control::{Control, Work};
 use self::device::{Plan, Queues};
 use self::file::Loading;
+use self::handover::Predecessor;
 use self::metrics::Endpoint;
 use self::next_hops::{NextHops, Unreached};
 use self::state::{Directory, Keeper, Pins};
@@ -66,13 +68,21 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     plan.expect_short_packets()?;
     plan.warn_of_queues();
     // What can be missing is opened before anything is taken or announced.
-    let endpoint = options.metrics.map(Endpoint::bind).transpose()?;
-    let place = Place::open(options.status.as_deref(), role)?;
     let directory = options
         .state
         .as_deref()
         .map(|path| Directory::open(path, &given));
     let directory = directory.transpose()?;
+    let mut predecessor = directory
+        .as_ref()
+        .filter(|_| options.take_over)
+        .and_then(|directory| Predecessor::find(&directory.handover()));
+    // While another process runs, these are its.
+    let open = || {
+        let endpoint = options.metrics.map(Endpoint::bind).transpose()?;
+        Ok((endpoint, Place::open(options.status.as_deref(), role)?))
+    };
+    let opened = predecessor.is_none().then(open).transpose()?;
     let pins = options
         .state
         .as_deref()
@@ -94,11 +104,14 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     let config = plan.complete(&given, next_hops.are_needed().then_some(&found));
     let snapshot = config.snapshot(None).map_err(Failure::usage)?;
 
-    let announcer = options
-        .announce
-        .as_deref()
-        .map(|name| announcer(name, &config, &plan));
-    let announcer = announcer.transpose()?;
+    let announce = |config: &Config, plan: &Plan| {
+        let name = options.announce.as_deref();
+        name.map(|name| announcer(name, config, plan)).transpose()
+    };
+    let mut announcer = match &predecessor {
+        None => announce(&config, &plan)?,
+        Some(_) => None,
+    };
 
     let cpus = worker::allowed_cpus(&options.cpus)?;
     let slots = plan.by_worker(role);
@@ -127,6 +140,10 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
             keeps_state: directory.is_some(),
         })?);
     }
+    let stands_still = Instant::now();
+    if let Some(predecessor) = &mut predecessor {
+        predecessor.stop();
+    }
     let saved = directory.as_ref().and_then(Directory::take).map(Arc::new);
     let mut workers = Vec::new();
     for (starting, slots) in starting.into_iter().zip(&slots) {
@@ -147,6 +164,19 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     for (program, taken) in programs.iter_mut().flatten().zip(&taken) {
         start_program(program, &workers, taken, pins.as_ref()).map_err(Failure::failed)?;
     }
+    let (endpoint, place) = match (opened, predecessor) {
+        (Some(opened), _) => opened,
+        (None, predecessor) => {
+            let seconds = stands_still.elapsed().as_secs_f64();
+            info!(seconds, "packets go on in this process");
+            if let Some(predecessor) = predecessor {
+                predecessor.wait_for_end();
+            }
+            announcer = announce(&config, &plan)?;
+            open()?
+        }
+    };
+    let handover = keeper.as_ref().and_then(Keeper::listen);
     let native = programs.iter().flatten().map(Program::is_native);
     plan.warn_of_checksums(&native.collect::<Vec<_>>());
     let prober = prober(&given, of_prober)?;
@@ -191,6 +221,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         complained: None,
         sick: BTreeMap::new(),
         keeper,
+        handover,
         pins,
         life: Life::begin(options.announce.as_deref()),
     };

@@ -40,6 +40,8 @@ const TOOLS: [&str; 3] = ["ethtool", "ss", "tcpdump"];
 enum End {
     Term,
     Kill,
+    /// The next one starts beside it, and takes over.
+    TakeOver,
 }
 
 /// What all tests do on their machines.
@@ -79,6 +81,12 @@ impl Machines<'_> {
     }
 
     fn start(&self, role: &str, io: &str) -> Process {
+        let process = self.spawn(role, io);
+        self.wait_until("it serves", || self.status(role).is_some());
+        process
+    }
+
+    fn spawn(&self, role: &str, io: &str) -> Process {
         let slb = env!("CARGO_BIN_EXE_slb");
         let path = |name: &str| self.world.path(&format!("{role}.{name}"));
         let state = match self.keeps {
@@ -90,9 +98,7 @@ impl Machines<'_> {
             path("toml").display(),
             path("sock").display(),
         );
-        let process = self.world.start(role, &command);
-        self.wait_until("it serves", || self.status(role).is_some());
-        process
+        self.world.start(role, &command)
     }
 
     fn status(&self, role: &str) -> Option<serde_json::Value> {
@@ -166,6 +172,12 @@ impl Machines<'_> {
             End::Term => {
                 process.signal("TERM");
                 process.finish();
+            }
+            End::TakeOver => {
+                let next = self.spawn(role, &format!("{io} --take-over"));
+                assert!(process.finish().contains("received"), "it ends by itself");
+                self.wait_until("it serves", || self.status(role).is_some());
+                return next;
             }
             End::Kill => {
                 // The state's directory has no word of the end.
@@ -347,6 +359,8 @@ fn fleet(io: Io) {
         ("mux", End::Term),
         ("host", End::Kill),
         ("mux", End::Kill),
+        ("host", End::TakeOver),
+        ("mux", End::TakeOver),
     ] {
         let downloads = lab.download();
         match role {
@@ -375,7 +389,7 @@ fn fleet(io: Io) {
         ),
     );
     assert!(
-        shown.contains("taken over from an earlier process (a checkpoint, "),
+        shown.contains("taken over from an earlier process (all, "),
         "{shown}"
     );
     drop((host, mux));
@@ -503,7 +517,7 @@ fn proxy(io: Io) {
     let mut process = machines.start("proxy", devices);
     machines.wait_for_service("client", &[VIP, VIP6], 80);
     let leaks = machines.watch("router", "wan", LEAKS);
-    for end in [End::Term, End::Kill] {
+    for end in [End::Term, End::TakeOver, End::Kill] {
         let inbound = machines.download("client", (VIP, VIP6), 80, INBOUND);
         sleep(Duration::from_millis(2000));
         process = machines.restart("proxy", devices, process, end);

@@ -26,6 +26,7 @@ use super::announce::Announcer;
 use super::background::Background;
 use super::device::{Plan, Slot, Turn};
 use super::file::{Loading, WatchedFile};
+use super::handover::{Handover, Heir};
 use super::metrics::Endpoint;
 use super::next_hops::{Found, NextHops, Unreached, unresolved};
 use super::start_program;
@@ -114,6 +115,8 @@ pub(super) struct Control<'o> {
     pub(super) sick: BTreeMap<BackendName, String>,
     /// Of `--state`: what takes checkpoints.
     pub(super) keeper: Option<Keeper>,
+    /// Of `--state`: where another process asks to take over.
+    pub(super) handover: Option<Handover>,
     /// Of `--state` over AF_XDP: where XDP programs outlive the process.
     pub(super) pins: Option<Pins>,
     pub(super) life: Life,
@@ -215,6 +218,7 @@ impl Control<'_> {
         let (mut has_changed, mut followed) = (true, begin);
         self.ask(true);
         let mut listened = begin;
+        let mut heir: Option<Heir>;
         let ends = loop {
             let before = Instant::now();
             self.wait();
@@ -228,6 +232,10 @@ impl Control<'_> {
                 && keeper.advance(&self.workers)
             {
                 shared.set_state(keeper.status());
+            }
+            heir = self.handover.as_mut().and_then(Handover::heir);
+            if heir.is_some() {
+                break Ok(());
             }
             let raised: Vec<i32> = signals.pending().collect();
             if raised.contains(&SIGTERM) || raised.contains(&SIGINT) {
@@ -284,7 +292,7 @@ impl Control<'_> {
                 self.ask(all);
             }
         };
-        if ends.is_ok() {
+        if ends.is_ok() && heir.is_none() {
             self.drain(&mut signals);
         }
         self.life.end();
@@ -299,9 +307,12 @@ impl Control<'_> {
         if ends.is_ok()
             && let Some(keeper) = self.keeper.take()
         {
-            keeper.finish(records);
+            keeper.finish(records, heir.is_some());
         }
         self.programs.clear();
+        if let Some(heir) = &mut heir {
+            heir.tell();
+        }
         let mut counted = counted.into_iter().flatten();
         let total = counted
             .next()
@@ -320,6 +331,9 @@ impl Control<'_> {
                 .map(|(name, n)| format!("{name} {n}"))
                 .collect();
             println!("I/O: {}", io.join(", "));
+        }
+        if let Some(heir) = heir {
+            heir.close_at_exit();
         }
         ends
     }

@@ -34,6 +34,7 @@ use slb_core::hash::siphash13;
 use slb_core::state::{Age, Cursor, Imported, Refusal};
 use tracing::{error, info, warn};
 
+use super::handover::Handover;
 use super::mailbox::Fill;
 use super::worker::Worker;
 use crate::Failure;
@@ -219,6 +220,11 @@ impl Directory {
         self.path.join(format!("{}.taken", self.role.name()))
     }
 
+    /// The socket by which a process takes over from the one that runs.
+    pub(super) fn handover(&self) -> PathBuf {
+        self.path.join(format!("{}.handover", self.role.name()))
+    }
+
     fn unfinished(&self) -> PathBuf {
         self.path.join(format!("{}.unfinished", self.role.name()))
     }
@@ -350,9 +356,9 @@ impl Directory {
         })
     }
 
-    /// Writes a whole file in the place of the one that is there. One that is exact is on the disk when
+    /// Writes a whole file in the place of the one that is there. One that is synced is on the disk when
     /// this returns; a checkpoint survives the process, not the machine.
-    fn write(&self, state: &Written) -> io::Result<u64> {
+    fn write(&self, state: &Written, is_synced: bool) -> io::Result<u64> {
         let (file, unfinished) = (self.file(), self.unfinished());
         self.expect_own(&file)?;
         match fs::remove_file(&unfinished) {
@@ -362,11 +368,11 @@ impl Directory {
         let bytes = self.bytes(state);
         let mut new = self.create(&unfinished)?;
         new.write_all(&bytes)?;
-        if state.is_exact {
+        if is_synced {
             new.sync_all()?;
         }
         fs::rename(&unfinished, &file)?;
-        if state.is_exact {
+        if is_synced {
             File::open(&self.path)?.sync_all()?;
         }
         Ok(bytes.len() as u64)
@@ -508,6 +514,11 @@ impl Keeper {
         }
     }
 
+    /// Listens for a process that takes over from this one.
+    pub(super) fn listen(&self) -> Option<Handover> {
+        Handover::open(&self.directory.handover())
+    }
+
     pub(super) fn status(&self) -> &StateStatus {
         &self.status
     }
@@ -567,7 +578,7 @@ impl Keeper {
                 };
                 let (begin, directory) = (*begin, self.directory.clone());
                 let thread = thread::Builder::new().name("slb state".to_owned());
-                match thread.spawn(move || directory.write(&state)) {
+                match thread.spawn(move || directory.write(&state, false)) {
                     Ok(writer) => self.step = Step::Writes(begin, writer),
                     Err(error) => self.note(begin, Err(error)),
                 }
@@ -612,8 +623,9 @@ impl Keeper {
         }
     }
 
-    /// Writes what the workers had when they stopped.
-    pub(super) fn finish(mut self, records: Vec<Vec<u8>>) {
+    /// Writes what the workers had when they stopped. Where another process waits for it, that is not kept
+    /// waiting for the disk.
+    pub(super) fn finish(mut self, records: Vec<Vec<u8>>, is_awaited: bool) {
         self.join();
         let begin = Clock::now();
         let workers = records.len() as u32;
@@ -626,7 +638,7 @@ impl Keeper {
             moment: Moment::now(),
             is_exact: true,
         };
-        match self.directory.write(&state) {
+        match self.directory.write(&state, !is_awaited) {
             Ok(bytes) => info!(
                 bytes,
                 seconds = begin.elapsed().as_secs_f64(),
@@ -688,7 +700,9 @@ mod tests {
         let place = tempfile::tempdir().expect("a directory");
         for is_exact in [true, false] {
             let directory = Directory::open(place.path(), &config("host")).expect("it is writable");
-            directory.write(&written(is_exact)).expect("it is writable");
+            directory
+                .write(&written(is_exact), is_exact)
+                .expect("it is writable");
             let saved = directory.take().expect("a state");
             assert_eq!((saved.workers, saved.is_exact), (2, is_exact));
             assert!(saved.moment.elapsed() < Duration::from_secs(60));
@@ -740,7 +754,7 @@ mod tests {
         fs::remove_file(&path).expect("it is there");
         let directory = Directory::open(place.path(), &config("host")).expect("it is writable");
         fs::write(&path, "notes of mine").expect("it is writable");
-        assert!(directory.write(&written(true)).is_err());
+        assert!(directory.write(&written(true), true).is_err());
         assert_eq!(fs::read(&path).expect("it is there"), b"notes of mine");
     }
 }

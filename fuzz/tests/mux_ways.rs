@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bolero::TypeGenerator;
-use etherparse::{NetSlice, SlicedPacket};
+use etherparse::{NetSlice, PacketBuilder, SlicedPacket};
 use slb_core::flow::FlowTable;
 use slb_core::hash::{Distribution, Hasher, SipHash13};
 use slb_core::observe::Step;
@@ -415,6 +415,55 @@ fn both_ways_of_a_mux_agree_on_arbitrary_frames() {
                 .collect();
             both.process(Instant::from_secs(1), &packets);
         });
+}
+
+/// An ACK of one of many flows of one client network, over IPv4 or IPv6.
+fn segment(flow: u16, ipv6: bool) -> Vec<u8> {
+    let [high, low] = flow.to_be_bytes();
+    let link = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 3], [2, 0, 0, 0, 0, 1]);
+    let ip = if ipv6 {
+        let client = Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, flow);
+        link.ipv6(client.octets(), VIP6.octets(), 64)
+    } else {
+        link.ipv4([10, 0, high, low], VIP, 64)
+    };
+    let mut packet = Vec::new();
+    ip.tcp(1000, 80, 1, 1)
+        .ack(1)
+        .write(&mut packet, b"data")
+        .unwrap();
+    packet
+}
+
+/// In a full table an insert moves other flows, also those that a later frame of the same burst was found
+/// to belong to.
+#[test]
+fn both_ways_of_a_mux_agree_where_new_flows_move_others() {
+    const FLOWS: u64 = 600;
+    let [snapshot, _] = snapshots(0);
+    for ipv6 in [false, true] {
+        let mut both = Both::new(|| {
+            let (snapshot, key) = (snapshot.clone(), Key::new([1, 2]));
+            Mux::with_capacity(snapshot, FLOWS as usize / 2, key).expect("its role")
+        });
+        let mut state = 1u64;
+        let mut random = |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 16) % below
+        };
+        for round in 0..500 {
+            // More flows by and by, so that the table fills up while its flows go on.
+            let known = (FLOWS * (round + 20) / 400).min(FLOWS);
+            let burst: Vec<_> = (0..64)
+                .map(|_| (segment(random(known) as u16, ipv6), HEADROOM))
+                .collect();
+            both.process(Instant::from_secs(1 + round / 100), &burst);
+        }
+        let flows = both.short.stats().flows;
+        assert!(flows.refused > 0, "the table was never full: {flows:?}");
+    }
 }
 
 /// The captures of other projects, where they are there: each one's destinations are VIPs.

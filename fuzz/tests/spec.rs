@@ -104,6 +104,7 @@ struct AnyBackend {
     host: u8,
     weight: u8,
     state: u8,
+    seat: Option<u8>,
     instance: Option<u16>,
     port: Option<u8>,
     backend_port: Option<u8>,
@@ -170,6 +171,7 @@ fn terms(any: &AnyTerms) -> Terms {
             Answers::Direct
         },
         source_nat: any.source_nat.map(address),
+        quic: any.flags & 8 != 0,
     }
 }
 
@@ -199,6 +201,7 @@ impl AnySpec {
                 weight: u32::from(any.weight % 4),
                 state: [BackendState::Up, BackendState::Down, BackendState::Draining]
                     [usize::from(any.state) % 3],
+                seat: any.seat.map(|seat| name(usize::from(seat % 5), seat)),
                 instance: any.instance.map(Into::into),
                 port: any.port.map(|port| PortId(port.into())),
                 backend_port: any.backend_port.map(port),

@@ -118,6 +118,7 @@ const PLAN: Plan = Plan {
         tcp_reset: false,
         answers: slb_core::spec::Answers::Direct,
         source_nat: None,
+        quic: false,
     },
     taken: 1031,
 };

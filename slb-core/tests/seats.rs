@@ -5,7 +5,7 @@ mod common;
 use common::Setup;
 use slb_core::maglev::{MaglevError, Member, Table};
 use slb_core::snapshot::Snapshot;
-use slb_core::spec::{Backend, BackendState, SpecError};
+use slb_core::spec::{Backend, BackendHealth, BackendState, PoolHealth, Spec, SpecError};
 
 /// The backends of a setup, of which those in `seats` have the seat of another one.
 fn compiled(
@@ -90,6 +90,34 @@ fn one_seat_has_one_backend_that_is_not_drained() {
     let error = MaglevError::DuplicateName { member: 3 };
     let expected = SpecError::Table { pool: 0, error };
     assert_eq!(compiled(&setup, &[], alike, None).err(), Some(expected));
+}
+
+/// A probe has no say in who has a seat.
+#[test]
+fn a_drained_backend_stays_so_whatever_weight_its_probe_gives_it() {
+    let setup = Setup::new(4);
+    let seat = setup.backends[1].name.clone();
+    setup.with_spec(|spec| {
+        let mut backends = spec.pools[0].backends.to_vec();
+        (backends[3].seat, backends[1].weight) = (Some(&*seat), 0);
+        let mut pools = spec.pools.to_vec();
+        pools[0].backends = &backends;
+        let mut rules = spec.rules.to_vec();
+        rules[0].health = Some(0);
+        let mut found = [BackendHealth::default(); 4];
+        found[1].weight = Some(5);
+        let spec = Spec {
+            pools: &pools,
+            rules: &rules,
+            health: &[PoolHealth {
+                pool: 0,
+                backends: &found,
+            }],
+            ..spec.clone()
+        };
+        let snapshot = Snapshot::new(&spec, None).expect("good");
+        assert!(slots(&snapshot).iter().all(|owner| *owner != Some(1)));
+    });
 }
 
 #[test]

@@ -507,9 +507,13 @@ typedef struct slb_terms {
      */
     uint8_t tcp_reset;
     /**
-     * Not 0: answers go back through the mux that the connection came through.
+     * Not 0: answers go back through the mux that the client's last packet came through.
      */
     uint8_t through_mux;
+    /**
+     * Not 0: UDP under a load-balancing rule is QUIC, whose packets say whether a connection begins.
+     */
+    uint8_t quic;
 } slb_terms;
 
 /**

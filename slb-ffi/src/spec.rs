@@ -219,8 +219,10 @@ pub struct slb_terms {
     pub floating_ip: u8,
     /// Not 0: both ends are told with a RST when a connection ends by itself.
     pub tcp_reset: u8,
-    /// Not 0: answers go back through the mux that the connection came through.
+    /// Not 0: answers go back through the mux that the client's last packet came through.
     pub through_mux: u8,
+    /// Not 0: UDP under a load-balancing rule is QUIC, whose packets say whether a connection begins.
+    pub quic: u8,
 }
 
 /// A load-balancing rule.
@@ -316,6 +318,7 @@ impl slb_terms {
                 _ => Answers::ThroughMux,
             },
             source_nat: self.source_nat.optional("source_nat")?,
+            quic: self.quic != 0,
         })
     }
 }

@@ -542,7 +542,12 @@ fn read_rule(section: Section<'_>, names: &Names) -> Option<Rule> {
         ("least-connections", Scheduler::LeastConnections),
     ];
     let scheduler = section.choice("scheduler", &schedulers, Scheduler::Maglev);
-    let terms = read_terms(&section);
+    let mut terms = read_terms(&section);
+    terms.quic = section.boolean("quic", false);
+    if terms.quic && matches!(protocol, Some(Protocol::Tcp | Protocol::Icmp)) {
+        let message = "expected false unless the protocol is \"udp\" or \"all\"";
+        section.fault(section.span(), "quic", message);
+    }
     let idle_timeout = read_idle_timeout(&section);
     let disable_outbound_snat = section.boolean("disable_outbound_snat", true);
     let span = section.span().clone();
@@ -580,6 +585,7 @@ fn read_terms(section: &Section<'_>) -> Terms {
         tcp_reset: section.boolean("tcp_reset", false),
         answers: section.choice("answers", &answers, Answers::Direct),
         source_nat: source_nat.map(|(address, _)| address),
+        quic: false,
     }
 }
 

@@ -9,6 +9,7 @@
 //! | a SYN, and the vm takes no new flows of the rule | goes to the present owner |
 //! | another segment, an ICMP error about a flow, a later fragment: nothing here | goes to the next of the owners |
 //! | the same, and a connection that is over or half-open has other numbers | as if there were nothing here |
+//! | a QUIC packet under a rule that says so | by its header as a SYN, or as another segment; the last one sends it back to the present owner |
 //! | another packet, nothing here, a change of the slot within the rule's idle timeout | goes to the next of the owners, who is asked; the last one sends it back to the present owner, who takes it |
 //! | the vm that has it, or takes it, is on this node too | goes to that vm |
 //! | no owner is left, or it was passed on eight times | taken or refused, as where nothing is passed on |
@@ -26,10 +27,12 @@ use crate::nat::Direction;
 use crate::nat::connection::Key;
 use crate::nat::pipeline::{Asked, Begins, Elsewhere, Lane, Pipeline, Table, report_error};
 use crate::observe::{Observe, Step};
+use crate::packet::Part;
 use crate::snapshot::terms::{CompiledTerms, RuleKind};
 use crate::snapshot::{NO_BACKEND, Slot, Snapshot, words};
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::ethernet::MacAddress;
+use crate::wire::protocol;
 
 /// Where a packet has been.
 #[derive(Clone, Copy, Debug)]
@@ -115,8 +118,16 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if let Some(number) = self.at_sibling::<A>(frame, lane, &slot, asked) {
             return Elsewhere::Connection(number);
         }
+        // The present owner's vm tells the client that there is no such connection (RFC 9000 §10.3).
+        let is_taken_back = asked.segment.is_none()
+            && lane.error.is_none()
+            && lane.packet.protocol == protocol::UDP
+            && lane.packet.shape.part != Part::Later;
         match next {
             Some(next) => self.pass(frame, lane, (next, &slot), (way, Handover::PassedOn), seen),
+            None if is_taken_back && !takes => {
+                self.hand_to_owner(frame, lane, &slot, (way, Handover::PassedBack), seen)
+            }
             None => Elsewhere::Here,
         }
     }

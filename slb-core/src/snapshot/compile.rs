@@ -23,8 +23,8 @@ use crate::maglev::{self, MaglevError, Member, Turn};
 use crate::mem::{Counter, Memory};
 use crate::spec::snat::{GRANULES, MAX_OWNERS, deal, instance, is_outbound};
 use crate::spec::{
-    BackendHealth, BackendState, Echo, InboundNat, NatTarget, Pool, Protocol, Rule, Spec,
-    SpecError, Terms, derived_mac,
+    BackendHealth, Echo, InboundNat, NatTarget, Pool, Protocol, Rule, Spec, SpecError, Terms,
+    derived_mac,
 };
 use crate::tunnel::encapsulation::Template;
 use crate::wire::protocol;
@@ -295,7 +295,7 @@ impl<'m> Snapshot<'m> {
         for (place, backend) in pool.backends.iter().enumerate() {
             let found = probed.map_or(BackendHealth::default(), |(_, all)| all[place]);
             let is_unhealthy = backend.is_unhealthy() || found.condition == Condition::Unhealthy;
-            let weight = if is_unhealthy || backend.state == BackendState::Draining {
+            let weight = if is_unhealthy || !backend.is_seated() {
                 0
             } else {
                 found.weight.unwrap_or(backend.weight)

@@ -16,6 +16,7 @@ pub(crate) struct CompiledTerms {
     pub(crate) reset: bool,
     pub(crate) through_mux: bool,
     pub(crate) source_nat: Option<IpAddr>,
+    pub(crate) quic: bool,
     /// The place of its pool; of no meaning for outbound ports.
     pub(crate) pool: u32,
     /// Where the shares of the pool's backends begin that the rule goes by.
@@ -45,6 +46,7 @@ impl CompiledTerms {
         reset: false,
         through_mux: false,
         source_nat: None,
+        quic: false,
         pool: 0,
         shares: 0,
         past: NONE,
@@ -66,6 +68,7 @@ impl CompiledTerms {
             reset: terms.tcp_reset,
             through_mux: terms.answers == Answers::ThroughMux,
             source_nat: terms.source_nat,
+            quic: terms.quic,
             pool: pool as u32,
             shares: 0,
             past: NONE,

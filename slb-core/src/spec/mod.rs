@@ -306,6 +306,10 @@ pub struct Terms {
     pub answers: Answers,
     /// The backend sees this address in the place of the client's (full SNAT).
     pub source_nat: Option<IpAddr>,
+    /// UDP under a load-balancing rule is QUIC. A host agent then knows by a packet's header whether a
+    /// connection begins: Initial and 0-RTT packets are treated as a SYN, others as further segments of TCP
+    /// (RFC 9000 §17.2, RFC 9369 §3.2).
+    pub quic: bool,
 }
 
 /// How a backend's answers go back to the client.
@@ -441,7 +445,7 @@ pub struct BackendHealth {
     /// [`tcp_reset`](Terms::tcp_reset).
     pub condition: Condition,
     /// The backend's weight for these rules, as while it recovers by and by; `None`: its own,
-    /// [`Backend::weight`].
+    /// [`Backend::weight`]. A backend whose own weight is zero stays drained.
     pub weight: Option<u32>,
 }
 

@@ -21,7 +21,7 @@ use crate::spec::Underlay;
 use crate::stats::Stats;
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::ethernet::MacAddress;
-use crate::wire::protocol;
+use crate::wire::{protocol, udp};
 
 pub(crate) const NO_CONNECTION: Verdict = Verdict::Drop(DropReason::NoConnection);
 
@@ -210,6 +210,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if R::PASSES_ON && (chosen.is_none() || segment.is_none()) {
             asked.begins = match segment {
                 Some(_) => Begins::Yes,
+                None if terms.quic && packet.protocol == protocol::UDP => quic(frame, packet),
                 None => Begins::Perhaps,
             };
             match R::elsewhere::<A, S>(self, frame, lane, &asked, seen) {
@@ -380,6 +381,31 @@ pub(crate) enum Begins {
     No,
     /// Nothing tells: a datagram.
     Perhaps,
+}
+
+/// Whether a QUIC packet begins a connection: an Initial or 0-RTT packet of the versions that are known, and
+/// any long header of others (RFC 9000 §17.2, RFC 9369 §3.2, RFC 8999 §5.1). A datagram that is cut short
+/// says nothing.
+#[cold]
+fn quic(frame: &Frame<'_>, packet: &Packet) -> Begins {
+    const LONG: u8 = 0x80;
+    const VERSION_1: [u8; 4] = [0, 0, 0, 1];
+    const VERSION_2: [u8; 4] = [0x6b, 0x33, 0x43, 0xcf];
+    let start = usize::from(packet.shape.transport_offset) + udp::HEADER_LEN;
+    let bytes: Option<&[u8; 5]> = frame.bytes().get(start..).and_then(<[u8]>::first_chunk);
+    let Some(&[first, a, b, c, d]) = bytes else {
+        return Begins::Perhaps;
+    };
+    let kind = first >> 4 & 0b11;
+    let begins = match [a, b, c, d] {
+        VERSION_1 => kind <= 1,
+        VERSION_2 => matches!(kind, 1 | 2),
+        _ => true,
+    };
+    match first & LONG != 0 && begins {
+        true => Begins::Yes,
+        false => Begins::No,
+    }
 }
 
 /// Where a packet goes on that is of no connection at its vm.

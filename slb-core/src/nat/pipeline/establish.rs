@@ -142,10 +142,13 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     ) -> Result<Opened<A>, Verdict> {
         let packet = &lane.packet;
         let is_answer = packet.shape.echo == EchoMessage::Reply;
-        let mut found = if is_answer {
-            self.snapshot.classify_echo_reply(packet)
-        } else {
-            self.snapshot.classify(packet)
+        let mut found = match packet.shape.echo {
+            EchoMessage::Reply => self.snapshot.classify_echo_reply(packet),
+            // A rule for ICMP takes echo requests only.
+            EchoMessage::None if packet.is_icmp() && packet.shape.part != Part::Later => {
+                self.snapshot.classify_without_ports(packet)
+            }
+            _ => self.snapshot.classify(packet),
         };
         if let RuleMatch::Rule(index) = found
             && is_for_no_rule(&self.snapshot, index, packet)

@@ -27,6 +27,9 @@ use self::json::Notes;
 use crate::config::Config;
 use crate::error::{ConfigError, ConfigErrors};
 
+/// The words that every imported configuration begins with.
+pub const FIRST_WORDS: &str = "# Made by `slb import` from";
+
 /// A configuration, and what did not become part of it.
 #[derive(Clone, Debug)]
 pub struct Imported {

@@ -38,7 +38,7 @@ pub(crate) fn run(options: &ImportOptions) -> Result<(), Failure> {
         Some(path) => {
             let read = options.files.iter().chain(&options.inventory);
             let read: Vec<&Path> = read.map(PathBuf::as_path).collect();
-            let mut file = create(&read, ("--out", path), Content::Text)?;
+            let mut file = create(&read, ("--out", path), Content::Configuration)?;
             file.write_all(imported.toml.as_bytes())
                 .map_err(|error| Failure::failed(format!("{}: {error}", path.display())))
         }

@@ -10,6 +10,8 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use slb_control::azure;
+
 use crate::Failure;
 
 /// What a file is to hold.
@@ -17,8 +19,8 @@ use crate::Failure;
 pub(crate) enum Content {
     /// A capture: it replaces an empty file or a capture.
     Capture,
-    /// Text: it replaces any file that is not read.
-    Text,
+    /// An imported configuration: it replaces an empty file or an imported configuration.
+    Configuration,
 }
 
 /// An output: the option that names it, and the file.
@@ -157,18 +159,31 @@ fn check_content(
     metadata: &Metadata,
     content: Content,
 ) -> Result<(), Failure> {
-    if content == Content::Text || !metadata.is_file() || metadata.len() == 0 {
+    if !metadata.is_file() || metadata.len() == 0 {
         return Ok(());
     }
-    let mut first = [0; 4];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut first));
-    if read.is_ok() && is_capture(first) {
+    let (is_replaceable, what) = match content {
+        Content::Capture => (first_bytes(path).is_ok_and(is_capture), "capture"),
+        Content::Configuration => {
+            let marker = azure::FIRST_WORDS.as_bytes();
+            let is_imported = |first: [u8; azure::FIRST_WORDS.len()]| first == marker;
+            let found = first_bytes(path).is_ok_and(is_imported);
+            (found, "configuration made by `slb import`")
+        }
+    };
+    if is_replaceable {
         return Ok(());
     }
     Err(Failure::usage(format!(
-        "{option} {}: is a file that holds no capture: expected a new file, or a capture to replace",
+        "{option} {}: is a file that holds no {what}: expected a new file, or a {what} to replace",
         path.display()
     )))
+}
+
+fn first_bytes<const N: usize>(path: &Path) -> io::Result<[u8; N]> {
+    let mut first = [0; N];
+    File::open(path)?.read_exact(&mut first)?;
+    Ok(first)
 }
 
 /// Whether a file that begins so is a capture: pcap in either byte order, with micro- or nanoseconds, or

@@ -5,6 +5,7 @@ use std::fmt::{Display, Write as _};
 use slb_core::hash::Distribution;
 use slb_core::spec::Protocol;
 
+use super::FIRST_WORDS;
 use super::inventory::Inventory;
 use super::model::{Backend, Frontend, Model, Nat, Outbound, Pool, Probe, Rule, Target, Terms};
 use crate::config::{NoHealthyBackends, ProbeProtocol};
@@ -14,7 +15,7 @@ const PROBE_TIMEOUT: u32 = 30;
 
 pub(super) fn write(model: &Model, inventory: &Inventory, from: &impl Display) -> String {
     let mut file = File(String::new());
-    file.line(&format!("# Made by `slb import` from {from}."));
+    file.line(&format!("{FIRST_WORDS} {from}."));
     if !inventory.node.is_empty() {
         file.section("[node]");
         for (name, value) in &inventory.node {

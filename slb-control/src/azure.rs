@@ -39,6 +39,8 @@ pub struct Imported {
     pub warnings: Vec<ConfigError>,
     /// Why it is not a whole configuration: what was given are parts, and others are missing.
     pub missing: Option<ConfigErrors>,
+    /// Whether the JSON has neither a load balancer nor a part of one, such as where all conditions are false.
+    pub is_empty: bool,
 }
 
 /// A text and what messages call it.
@@ -74,11 +76,12 @@ pub fn import(inputs: &[Input<'_>], inventory: &Inventory) -> Result<Imported, C
     let toml = write::write(&model, inventory, &Sources(inputs));
     let missing = Config::parse("the imported configuration", &toml).err();
     match missing {
-        Some(errors) if !found.has_parts() => Err(errors),
+        Some(errors) if !found.has_parts() && !found.is_empty() => Err(errors),
         missing => Ok(Imported {
             toml,
             warnings,
-            missing,
+            missing: missing.filter(|_| !found.is_empty()),
+            is_empty: found.is_empty(),
         }),
     }
 }

@@ -413,7 +413,8 @@ pub(crate) struct ImportOptions {
     /// What the JSON does not say (TOML).
     #[arg(long, value_name = "FILE")]
     pub(crate) inventory: Option<PathBuf>,
-    /// Where to write the configuration. Default: standard output.
+    /// Where to write the configuration. Default: standard output. Of the files that are there, it replaces
+    /// only empty ones and configurations that import made.
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
 }

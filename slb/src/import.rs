@@ -30,6 +30,14 @@ pub(crate) fn run(options: &ImportOptions) -> Result<(), Failure> {
     for warning in &imported.warnings {
         eprintln!("warning: {warning}");
     }
+    if imported.is_empty {
+        let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+        let names = names.join(", ");
+        return Err(Failure::failed(format!(
+            "{names}: no load balancer comes out, so no configuration is written: expected a load balancer \
+             whose condition, if any, is true, or a part of one"
+        )));
+    }
     if let Some(missing) = &imported.missing {
         eprintln!("not a whole configuration, since only parts of a load balancer were given:");
         eprintln!("{missing}");

@@ -165,7 +165,9 @@ pub(super) fn refusal(name: &str) -> Option<&'static str> {
             "times are not worked out here: give the value that was deployed as a parameter"
         }
         "filter" | "map" | "mapvalues" | "reduce" | "sort" | "groupby" | "toobject" | "lambda"
-        | "lambdavariables" => "lambda expressions are not worked out here",
+        | "lambdavariables" => {
+            "is not worked out here: of the functions that take lambda expressions, map and filter are"
+        }
         "providers" | "managementgroup" | "tenant" | "environment" | "deployer" | "references" => {
             "what it gives is known to Azure, and not to the template"
         }

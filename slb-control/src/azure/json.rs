@@ -137,13 +137,15 @@ pub(super) fn parse(input: &Input<'_>) -> Result<Node, ConfigError> {
         allow_non_finite_numbers: false,
         allow_extended_string_escapes: false,
     };
-    let parsed = parse_to_ast(input.text, &CollectOptions::default(), &options)
+    // RFC 8259 §8.1: parsers may ignore a byte order mark, and Windows' tools write one.
+    let text = input.text.strip_prefix('\u{feff}').unwrap_or(input.text);
+    let parsed = parse_to_ast(text, &CollectOptions::default(), &options)
         .map_err(|error| fault(error.line_display(), error.kind().to_string()))?;
     let ast = parsed
         .value
         .ok_or_else(|| fault(1, "expected JSON, got nothing".to_owned()))?;
     let mut lines = Lines {
-        text: input.text,
+        text,
         at: 0,
         line: 1,
     };

@@ -241,7 +241,7 @@ impl<'r> Reader<'r> {
             |entry: &&Entry| entry.pools.iter().any(|pool| *pool == own || *pool == name);
         let before = backends.len();
         for entry in self.inventory.backends.iter().filter(is_listed) {
-            let backend = self.backend(&object, node, (None, None, None), Some(entry));
+            let backend = self.backend(&object.place, node, (None, None, None), Some(entry));
             add(&mut backends, backend);
         }
         // One that is listed twice is one.
@@ -367,7 +367,7 @@ impl<'r> Reader<'r> {
         let id = id.map(|(_, id)| id);
         let entry = self.inventory.backend(id, name.as_deref(), address);
         let about = (id, name.as_deref(), address);
-        let mut backend = self.backend(&object, node, about, entry);
+        let mut backend = self.backend(place, node, about, entry);
         if let (Some(backend), Some(state)) = (&mut backend, state) {
             let state = toml::Value::from(state);
             backend.fields.insert("state".to_owned(), state);
@@ -378,14 +378,14 @@ impl<'r> Reader<'r> {
 
     fn backend_by_id(&self, object: &Object<'_>, at: &Node, id: &str) -> Option<Backend> {
         let entry = self.inventory.backend(Some(id), None, None);
-        self.backend(object, at, (Some(id), None, None), entry)
+        self.backend(&object.place, at, (Some(id), None, None), entry)
     }
 
     /// A backend out of what the JSON says of it, its id, name and address, what its network interface
-    /// says, and the inventory.
+    /// says, and the inventory. Errors name it in `place`.
     fn backend(
         &self,
-        object: &Object<'_>,
+        place: &str,
         at: &Node,
         (id, name, address): (Option<&str>, Option<&str>, Option<IpAddr>),
         entry: Option<&Entry>,
@@ -402,9 +402,10 @@ impl<'r> Reader<'r> {
         let known = known.or_else(|| Some(address?.to_string()))?;
         let lacks = |what: &str, how: String| {
             let message = format!(
-                "the JSON does not say its {what}, so the inventory has to: [[backend]] with {how}"
+                "backend {known:?}: the JSON does not say its {what}, so the inventory has to: \
+                 [[backend]] with {how}"
             );
-            object.error(at, &format!("backend {known:?}"), message);
+            self.notes.error(at, place, message);
         };
         let is_one_of_several = interface.is_some_and(|interface| !interface.is_only);
         let key = match (machine, name, address) {

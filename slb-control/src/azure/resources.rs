@@ -220,6 +220,11 @@ impl Found {
         self.balancers.iter().any(|b| b.name.is_empty())
     }
 
+    /// Whether there is neither a load balancer nor a part of one.
+    pub(super) fn is_empty(&self) -> bool {
+        self.balancers.is_empty()
+    }
+
     fn balancer(&mut self, name: &str) -> &mut Balancer {
         let same = |b: &Balancer| b.name.eq_ignore_ascii_case(name);
         let place = self.balancers.iter().position(same);

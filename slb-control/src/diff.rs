@@ -126,10 +126,14 @@ impl Diff {
         Ok(diff)
     }
 
-    /// Whether there is no difference.
+    /// Whether there is no difference: neither in what the configurations say, nor in what follows from the
+    /// order in which they say it, such as the owners of ports.
     pub fn is_empty(&self) -> bool {
         let parts = [&self.added, &self.removed, &self.changed];
-        parts.iter().all(|part| part.is_empty()) && self.restart.is_empty()
+        parts.iter().all(|part| part.is_empty())
+            && self.restart.is_empty()
+            && self.ports.is_empty()
+            && self.rules.iter().all(|rule| rule.changed == 0.0)
     }
 
     fn compare_parts(&mut self, old: &Config, new: &Config) {

@@ -122,6 +122,37 @@ fn ports_that_lead_nowhere_and_other_ports_of_backends_are_named() {
 }
 
 #[test]
+fn backends_that_change_places_change_ports() {
+    let vm1 = VM2
+        .replace("vm2", "vm1")
+        .replace(".12\"", ".11\"")
+        .replace(":0c\"", ":0b\"");
+    let swapped = host().replace(&format!("{vm1}{VM2}"), &format!("{VM2}{vm1}"));
+    let moved = diff(&host(), &swapped);
+    let expected = [
+        "20.20.20.100 tcp port 2200: from web-servers/vm1 port 22 to web-servers/vm2 port 22",
+        "20.20.20.100 tcp port 2201: from web-servers/vm2 port 22 to web-servers/vm1 port 22",
+        "20.20.20.200 SNAT ports 1024 to 2047: from web-servers/vm1 to web-servers/vm2",
+        "20.20.20.200 SNAT ports 2048 to 3071: from web-servers/vm2 to web-servers/vm1",
+    ];
+    assert_eq!(ports(&moved), expected);
+    assert!(!moved.is_empty());
+    let said = moved.to_string();
+    assert!(!said.contains("no difference"), "{said}");
+    for line in expected {
+        assert!(said.contains(&format!("  {line}\n")), "{said}");
+    }
+    // Ports that are told apart by instances stay, in whatever order the backends stand.
+    let with = |text: String| {
+        text.replace(":0b\" }", ":0b\", instance = 0 }")
+            .replace(":0c\" }", ":0c\", instance = 1 }")
+    };
+    let same = diff(&with(host()), &with(swapped));
+    assert!(same.is_empty(), "{same}");
+    assert_eq!(same.to_string(), "no difference\n");
+}
+
+#[test]
 fn blocks_of_another_size_move_in_part() {
     let new = host().replace(
         "allocated_outbound_ports = 1024",

@@ -345,7 +345,7 @@ fn all_that_the_inventory_lacks_is_said_at_once() {
     for expected in [
         r#"frontend "public": publicIPAddress: the JSON does not say its address, so the inventory has to: [[public_ip]] with id = "pip""#,
         r#"[[network]] with id = "v" and vni"#,
-        r#"pool "web": backend "vm1": backend "vm1": the JSON does not say its host"#,
+        r#"pool "web": backend "vm1": the JSON does not say its host"#,
         r#"[[backend]] with id = "app1-nic" and address"#,
         r#"[[nat_pool]] with id = "rdp" and pool"#,
     ] {

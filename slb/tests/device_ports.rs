@@ -15,8 +15,8 @@ fn start(role: &str, config: &str, ports: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_slb"));
     command.args([role, config, "--status"]);
     command.arg(directory.path().join("s"));
-    for port in ports {
-        command.args(["--io", &format!("{port}tun:no/device")]);
+    for (number, port) in ports.iter().enumerate() {
+        command.args(["--io", &format!("{port}tun:no/device{number}")]);
     }
     let output = command.current_dir(root()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -91,4 +91,23 @@ fn each_port_of_a_proxy_needs_a_device() {
     let (status, text) = start("proxy", PROXY, &["frontend=", "backed="]);
     assert_eq!(status, Some(2), "{text}");
     assert!(text.contains("there is no such port"), "{text}");
+}
+
+#[test]
+fn one_interface_is_one_device() {
+    for kind in ["tun:no/device", "tap:no/device", "afxdp:lo", "afxdp:lo:0"] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_slb"));
+        command.args(["proxy", PROXY, "--status"]);
+        command.arg(directory.path().join("s"));
+        command.args(["--io", &format!("frontend={kind}")]);
+        command.args(["--io", &format!("backend={kind}")]);
+        let output = command.current_dir(root()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{kind}: {text}");
+        let expected = format!(
+            "--io \"backend={kind}\": is an interface that another --io names: expected one --io for each"
+        );
+        assert!(text.contains(&expected), "{kind}: {text}");
+    }
 }

@@ -527,6 +527,28 @@ fn a_mux_has_a_worker_for_each_queue() {
     }
     assert_eq!(get("healthz"), "well\n");
     assert_eq!(get("readyz"), "ready\n");
+    // HEAD: the same headers without a body, which curl would print behind them.
+    for (path, length) in [
+        ("healthz", Some("5")),
+        ("readyz", Some("6")),
+        ("metrics", None),
+    ] {
+        let head = world.on(
+            "m",
+            &format!("curl -sS -I -m 20 http://127.0.0.1:9100/{path}"),
+        );
+        let head = head.to_ascii_lowercase();
+        assert!(head.starts_with("http/1.1 200"), "{path}: {head}");
+        assert!(head.ends_with("\r\n\r\n"), "{path}: {head}");
+        let length = length.map_or("content-length: ".to_owned(), |n| {
+            format!("content-length: {n}\r")
+        });
+        assert!(head.contains(&length), "{path}: {head}");
+    }
+    let post = "curl -sS -i -m 20 -X POST http://127.0.0.1:9100/metrics";
+    let post = world.on("m", post).to_ascii_lowercase();
+    assert!(post.starts_with("http/1.1 405"), "{post}");
+    assert!(post.contains("\r\nallow: get, head\r\n"), "{post}");
     let text = mux_configuration("172.16.0.11").replace("mac = ", "state = \"down\", mac = ");
     fs::write(world.path("mux.toml"), text).unwrap();
     mux.signal("HUP");

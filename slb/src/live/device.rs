@@ -119,8 +119,13 @@ impl Plan {
                 Some((name, queues)) => (name, Some(queues)),
                 None => (rest, None),
             };
+            let twice =
+                || bad("is an interface that another --io names: expected one --io for each");
             match kind {
                 "tun" | "tap" => {
+                    if tun.iter().any(|other: &TunName| other.name == name) {
+                        return Err(twice());
+                    }
                     let count = queues.unwrap_or("1").parse().ok();
                     let count = count.filter(|count| (1..=256).contains(count));
                     let layer = if kind == "tun" {
@@ -140,6 +145,14 @@ impl Plan {
                 "afxdp" => {
                     let interface =
                         Interface::find(name).map_err(|error| bad(&error.to_string()))?;
+                    // By its number, since an interface may have several names.
+                    let index = interface.index;
+                    if cards
+                        .iter()
+                        .any(|other: &Card| other.interface.index == index)
+                    {
+                        return Err(twice());
+                    }
                     let queues = queues.map_or(Some(0..=interface.queues - 1), range);
                     let queues = queues.ok_or_else(|| bad("expected queues such as 0 or 0-3"))?;
                     cards.push(Card {

@@ -193,9 +193,15 @@ async fn answer(
     Ok(answer.unwrap_or_else(|_| text(StatusCode::INTERNAL_SERVER_ERROR, "")))
 }
 
+/// Answers GET and HEAD alike: the server leaves out the body of an answer to HEAD, and keeps its length
+/// (RFC 9110 §9.3.2).
 fn respond(method: &Method, path: &str, shared: &Shared) -> Response<Full<Bytes>> {
-    if method != Method::GET {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "expected GET\n");
+    if method != Method::GET && method != Method::HEAD {
+        let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "expected GET or HEAD\n");
+        // RFC 9110 §15.5.6
+        let allowed = hyper::header::HeaderValue::from_static("GET, HEAD");
+        refused.headers_mut().insert(hyper::header::ALLOW, allowed);
+        return refused;
     }
     let stuck = || {
         text(

@@ -644,7 +644,7 @@ impl<'m> Snapshot<'m> {
                 let start = rules.get(rule)?.table_start as usize;
                 Some((frontend, rule as u32, table.get(start..start + GRANULES)?))
             });
-        nat.compile_blocks(spec, &owners);
+        nat.compile_blocks(spec, owners);
         Ok(())
     }
 

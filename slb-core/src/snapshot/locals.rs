@@ -10,7 +10,7 @@ use super::terms::CompiledTerms;
 use crate::mem::{Counter, Mem, Memory};
 use crate::nat::connection::Span;
 use crate::spec::snat::{GRANULE, GRANULES, is_outbound};
-use crate::spec::{Backend, Outbound, Protocol, Spec, SpecError, derived_mac};
+use crate::spec::{Backend, Protocol, Spec, SpecError, derived_mac};
 use crate::tunnel::encapsulation::Template;
 use crate::verdict::PortId;
 use crate::wire::ethernet::MacAddress;
@@ -490,40 +490,57 @@ impl<'m> Nat<'m> {
     }
 
     /// Notes the ports of the locals. `owners` says, for each frontend that outbound rules use,
-    /// its place, its compiled rule and its granules' owners.
+    /// its place, its compiled rule and its granules' owners, in the order of their places.
     pub(crate) fn compile_blocks<'t>(
         &mut self,
         spec: &Spec<'_>,
-        owners: &(impl Iterator<Item = (usize, u32, &'t [u16])> + Clone),
+        owners: impl Iterator<Item = (usize, u32, &'t [u16])>,
     ) {
-        let (mut block_count, mut granule_count) = (0, 0);
+        // Room for the blocks of each local: those of one frontend by several rules are one, and leave some.
+        let mut block_count = 0;
         for local in self.locals.iter_mut() {
-            let first_block = block_count;
             let (pool, _) = owner(spec, local.backend as usize);
-            for (frontend, rule, owners) in owners.clone() {
-                let uses = |outbound: &&(usize, &Outbound<'_>)| {
-                    outbound.1.pool == pool && outbound.1.frontends.contains(&frontend)
-                };
-                let rules = spec.outbound.iter().enumerate();
-                let Some((outbound, _)) = rules.clone().find(|rule| uses(&rule)) else {
-                    continue;
-                };
-                let first = granule_count;
-                for (granule, &owner) in owners.iter().enumerate() {
-                    if u32::from(owner) == local.backend {
-                        self.granules[granule_count] = granule as u16;
-                        granule_count += 1;
+            let rules = spec.outbound.iter().filter(|rule| rule.pool == pool);
+            local.blocks = (block_count, block_count);
+            block_count += rules.map(|rule| rule.frontends.len() as u32).sum::<u32>();
+        }
+        // Frontends outside and locals inside: asking for each local which frontends there are takes as long as
+        // the product of locals, frontends and rules.
+        let mut granule_count = 0;
+        for (frontend, rule, owners) in owners {
+            let address = spec.frontends[frontend].address;
+            let rules = spec.outbound.iter().enumerate();
+            let rules = rules.filter(|(_, outbound)| outbound.frontends.contains(&frontend));
+            for (outbound, of) in rules {
+                let pools = spec.pools.iter().take(of.pool);
+                let first = pools.map(|pool| pool.backends.len() as u32).sum::<u32>();
+                let end = first + spec.pools[of.pool].backends.len() as u32;
+                // Locals stand in the order of their backends.
+                let start = self.locals.partition_point(|local| local.backend < first);
+                let of_pool = self.locals.iter_mut().skip(start);
+                for local in of_pool.take_while(|local| local.backend < end) {
+                    let place = local.blocks.1 as usize;
+                    let blocks = &self.blocks[local.blocks.0 as usize..place];
+                    // The first rule of a frontend and a pool counts.
+                    if blocks.last().is_some_and(|last| last.address == address) {
+                        continue;
                     }
+                    let first = granule_count;
+                    for (granule, &owner) in owners.iter().enumerate() {
+                        if u32::from(owner) == local.backend {
+                            self.granules[granule_count] = granule as u16;
+                            granule_count += 1;
+                        }
+                    }
+                    self.blocks[place] = Block {
+                        address,
+                        rule,
+                        outbound: outbound as u32,
+                        granules: (first as u32, granule_count as u32),
+                    };
+                    local.blocks.1 += 1;
                 }
-                self.blocks[block_count] = Block {
-                    address: spec.frontends[frontend].address,
-                    rule,
-                    outbound: outbound as u32,
-                    granules: (first as u32, granule_count as u32),
-                };
-                block_count += 1;
             }
-            local.blocks = (first_block as u32, block_count as u32);
         }
     }
 

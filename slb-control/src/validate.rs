@@ -124,6 +124,7 @@ pub(crate) fn check(config: &Config, faults: &Faults<'_>) {
         outbound.map(|rule| (rule.name.clone(), &rule.span)),
     );
     addresses::check_vips(config, faults);
+    addresses::check_source_nat(config, faults);
     addresses::check_probe_sources(config, faults);
     addresses::check_vms(config, faults);
     addresses::check_mtu(config, faults);

@@ -17,7 +17,7 @@ use super::{
     Backend, Config, Findings, Frontend, InboundNat, MAX_IDLE_TIMEOUT, MIN_IDLE_TIMEOUT,
     NoHealthyBackends, Node, Outbound, Pool, Probe, ProbeProtocol, Protocol, Role, Rule,
 };
-use crate::document::Section;
+use crate::document::{Section, Span};
 use crate::{ports, validate};
 
 const ADDRESS: &str = "an IPv4 or IPv6 address";
@@ -193,22 +193,46 @@ fn read_node(section: Section<'_>) -> Option<Node> {
         icmp_source_ipv4: icmp_source.0,
         icmp_source_ipv6: icmp_source.1,
         clamp_mss: section.boolean("clamp_mss", false),
-        muxes: section
-            .any("muxes", HOST, host)
-            .into_iter()
-            .map(|(address, _)| address)
-            .collect(),
+        muxes: read_muxes(&section),
         inside: read_inside(&section),
         withdraw_when_down: section.boolean("withdraw_when_down", false),
-        probe_sources: section
-            .any("probe_sources", UNICAST, unicast)
-            .into_iter()
-            .map(|(address, _)| address)
-            .collect(),
+        probe_sources: read_probe_sources(&section),
         probing: section.boolean("probing", true),
     };
     section.finish();
     role.map(|_| node)
+}
+
+/// The muxes, each of them once.
+fn read_muxes(section: &Section<'_>) -> Vec<IpAddr> {
+    let mut muxes = Vec::new();
+    for (address, span) in section.any("muxes", HOST, host) {
+        if muxes.contains(&address) {
+            section.fault(&span, "muxes", format!("{address} is named twice"));
+        }
+        muxes.push(address);
+    }
+    muxes
+}
+
+/// The addresses that probes come from: one of each family at most.
+fn read_probe_sources(section: &Section<'_>) -> Vec<IpAddr> {
+    let mut sources: Vec<IpAddr> = Vec::new();
+    for (address, span) in section.any("probe_sources", UNICAST, unicast) {
+        if address.is_loopback() {
+            let message =
+                format!("expected {UNICAST} that others answer to, got loopback {address}");
+            section.fault(&span, "probe_sources", message);
+        }
+        let same_family = |other: &&IpAddr| other.is_ipv6() == address.is_ipv6();
+        if let Some(other) = sources.iter().find(same_family) {
+            let message =
+                format!("expected one address of each family at most, got {other} and {address}");
+            section.fault(&span, "probe_sources", message);
+        }
+        sources.push(address);
+    }
+    sources
 }
 
 /// The prefixes that are inside; a list that is there, even an empty one, replaces the usual one.
@@ -283,7 +307,10 @@ fn read_hasher(section: &Section<'_>, seed: u64) -> Hasher {
             Hasher::default()
         }
         (HashName::SipHash13, Some((text, span))) => match hex(&text) {
-            Some(key) => Hasher::SipHash13(SipHash13::new(key)),
+            Some(key) => {
+                refuse_zeros(section, &key, &span);
+                Hasher::SipHash13(SipHash13::new(key))
+            }
             None => {
                 let message = "expected 32 hexadecimal digits (it is secret, so not shown)";
                 section.fault(&span, "hash_key", message);
@@ -296,7 +323,10 @@ fn read_hasher(section: &Section<'_>, seed: u64) -> Hasher {
             Hasher::default()
         }
         (HashName::Toeplitz, Some((text, span))) => match hex(&text) {
-            Some(key) => Hasher::Toeplitz(Toeplitz::new(&key)),
+            Some(key) => {
+                refuse_zeros(section, &key, &span);
+                Hasher::Toeplitz(Toeplitz::new(&key))
+            }
             None => {
                 let message = "expected 80 hexadecimal digits (it is secret, so not shown)";
                 section.fault(&span, "hash_key", message);
@@ -304,6 +334,14 @@ fn read_hasher(section: &Section<'_>, seed: u64) -> Hasher {
             }
         },
         (HashName::Toeplitz, None) => Hasher::Toeplitz(Toeplitz::new(&MICROSOFT_KEY)),
+    }
+}
+
+/// Adds a fault where a key is no secret: Toeplitz gives all flows one hash by zeros, and SipHash one that
+/// anybody computes.
+fn refuse_zeros(section: &Section<'_>, key: &[u8], span: &Span) {
+    if key.iter().all(|&byte| byte == 0) {
+        section.fault(span, "hash_key", "expected a secret key, got zeros only");
     }
 }
 
@@ -579,7 +617,7 @@ fn read_idle_timeout(section: &Section<'_>) -> Duration {
 
 fn read_terms(section: &Section<'_>) -> Terms {
     let answers = [("direct", Answers::Direct), ("mux", Answers::ThroughMux)];
-    let source_nat = section.optional("source_nat", ADDRESS, |text| text.parse().ok());
+    let source_nat = section.optional("source_nat", HOST, host);
     Terms {
         floating_ip: section.boolean("floating_ip", false),
         tcp_reset: section.boolean("tcp_reset", false),

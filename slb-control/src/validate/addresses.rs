@@ -53,6 +53,27 @@ pub(super) fn check_vips(config: &Config, faults: &Faults<'_>) {
     }
 }
 
+/// Adds a fault for each rule whose `source_nat` is the address of a backend of its pool: the backend would
+/// answer itself.
+pub(super) fn check_source_nat(config: &Config, faults: &Faults<'_>) {
+    let rules = config.rules.iter();
+    let rules = rules.map(|rule| ("rule", &rule.name, rule.pool, &rule.terms, &rule.span));
+    let nat = config.inbound_nat.iter();
+    let nat = nat.map(|nat| (nat.kind(), &nat.name, nat.pool, &nat.terms, &nat.span));
+    for (kind, name, pool, terms, span) in rules.chain(nat) {
+        let (Some(address), Some(pool)) = (terms.source_nat, config.pools.get(pool)) else {
+            continue;
+        };
+        if let Some(backend) = pool.backends.iter().find(|b| b.address == address) {
+            let message = format!(
+                "expected an address of the balancer's, but {address} is backend {:?} of pool {:?}",
+                backend.name, pool.name
+            );
+            faults.add(span, format!("{kind} {name:?}: source_nat"), message);
+        }
+    }
+}
+
 /// Adds a fault for each frontend that has the address that probes come from, and for each vm that has
 /// it: packets for that address are the prober's.
 pub(super) fn check_probe_sources(config: &Config, faults: &Faults<'_>) {

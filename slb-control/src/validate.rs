@@ -299,6 +299,7 @@ fn check_outbound(config: &Config, faults: &Faults<'_>) {
 /// What a proxy has to have, and what it has not.
 fn check_proxy(config: &Config, faults: &Faults<'_>) {
     ports::check(&config.ports, faults);
+    addresses::check_proxied(config, faults);
     for rule in &config.rules {
         let place = format!("rule {:?}", rule.name);
         let by_load = rule.scheduler == Scheduler::LeastConnections;

@@ -103,3 +103,50 @@ fn lists_of_node_addresses_and_keys_are_checked() {
         );
     }
 }
+
+/// A proxy with backends, of one rule.
+fn proxy(vip: &str, backends: &str) -> String {
+    format!(
+        "[node]\nrole = \"proxy\"\n[[frontend]]\nname = \"v\"\naddress = \"{vip}\"\n\
+         [[pool]]\nname = \"p\"\nbackends = [\n{backends}\n]\n\
+         [[rule]]\nname = \"r\"\nfrontend = \"v\"\npool = \"p\"\nprotocol = \"tcp\"\nfrontend_port = 80\n"
+    )
+}
+
+#[test]
+fn a_proxys_backends_are_told_apart_and_are_no_vip_of_theirs() {
+    for (vip, one, other) in [
+        ("20.20.20.100", "10.0.0.1", "10.0.0.2"),
+        ("2001:db8::100", "fd00:10::1", "fd00:10::2"),
+    ] {
+        let two = |second: &str, ports: [&str; 2]| {
+            let [first_port, second_port] = ports;
+            proxy(
+                vip,
+                &format!(
+                    "{{ name = \"a\", address = \"{one}\"{first_port} }},\n\
+                     {{ name = \"b\", address = \"{second}\"{second_port} }},"
+                ),
+            )
+        };
+        let (p8080, p8081) = (", backend_port = 8080", ", backend_port = 8081");
+        let twice = format!(
+            "f.toml:10: pool \"p\": backend \"b\": address: backend \"a\" has {one} and the same port already: \
+             expected a backend_port of its own, or one backend"
+        );
+        let served = format!(
+            "f.toml:10: pool \"p\": backend \"b\": address: {vip} is the address of frontend \"v\", which it \
+             serves"
+        );
+        for (second, ports, expected) in [
+            (other, ["", ""], ""),
+            (one, [p8080, p8081], ""),
+            (one, ["", ""], &*twice),
+            (one, [p8080, p8080], &*twice),
+            (vip, ["", ""], &*served),
+        ] {
+            let text = two(second, ports);
+            assert_eq!(faults(&text).trim_end(), expected, "{text}");
+        }
+    }
+}

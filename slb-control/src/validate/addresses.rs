@@ -53,6 +53,46 @@ pub(super) fn check_vips(config: &Config, faults: &Faults<'_>) {
     }
 }
 
+/// Adds a fault for each backend of a proxy whose packets would come back to the proxy, since it has a frontend's
+/// address that its pool serves, and for each that is another of its pool: answers of the two look the same.
+pub(super) fn check_proxied(config: &Config, faults: &Faults<'_>) {
+    let mut vips: HashMap<(usize, IpAddr), &str> = HashMap::new();
+    let rules = config.rules.iter().map(|rule| (rule.pool, rule.frontend));
+    let nat = config
+        .inbound_nat
+        .iter()
+        .map(|nat| (nat.pool, nat.frontend));
+    for (pool, frontend) in rules.chain(nat) {
+        if let Some(frontend) = config.frontends.get(frontend) {
+            vips.insert((pool, frontend.address), &frontend.name);
+        }
+    }
+    for (index, pool) in config.pools.iter().enumerate() {
+        let mut known: HashMap<(IpAddr, Option<u16>), &Backend> = HashMap::new();
+        for backend in &pool.backends {
+            let place = format!("pool {:?}: backend {:?}: address", pool.name, backend.name);
+            let address = backend.address;
+            if let Some(frontend) = vips.get(&(index, address)) {
+                let message =
+                    format!("{address} is the address of frontend {frontend:?}, which it serves");
+                faults.add(&backend.span, place.clone(), message);
+            }
+            let first = *known
+                .entry((address, backend.backend_port))
+                .or_insert(backend);
+            // One name twice is reported as such.
+            if first.name != backend.name {
+                let message = format!(
+                    "backend {:?} has {address} and the same port already: expected a backend_port of its own, or \
+                     one backend",
+                    first.name
+                );
+                faults.add(&backend.span, place, message);
+            }
+        }
+    }
+}
+
 /// Adds a fault for each rule whose `source_nat` is the address of a backend of its pool: the backend would
 /// answer itself.
 pub(super) fn check_source_nat(config: &Config, faults: &Faults<'_>) {

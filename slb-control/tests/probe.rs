@@ -314,8 +314,8 @@ fn where_nobody_is_well_nobody_or_everybody_is_used() {
             let backends = 0..applied.pools[0].backends.len();
             backends.map(|place| applied.standing(0, place)).collect()
         };
-        // The other one is unhealthy by the configuration, and stays so.
-        assert_eq!(states(&config, &prober), [alone, Standing::Unhealthy]);
+        // The other one is down by the configuration, and stays so.
+        assert_eq!(states(&config, &prober), [alone, Standing::Down]);
         // With somebody left who is well, the sick one gets nothing, whatever is said.
         let mut two = config.clone();
         let mut third = two.pools[0].backends[0].clone();

@@ -192,7 +192,7 @@ fn a_proxy_under_a_flood_serves_every_request() {
     world.serve("server");
     let port = |name: &str, kind: &str| format!("[[port]]\nname = \"{name}\"\ntype = \"{kind}\"\n");
     let text = [
-        "[node]\nrole = \"proxy\"\nconnections = 131072\n".to_owned(),
+        "[node]\nrole = \"proxy\"\n".to_owned(),
         port("f0", "frontend"),
         port("back", "backend"),
         format!("[[frontend]]\nname = \"web\"\naddress = \"{VIP}\"\n"),
@@ -253,7 +253,7 @@ fn a_host_agent_under_a_flood_serves_every_request() {
     }
     world.serve("server");
     let text = format!(
-        "[node]\nrole = \"host\"\nconnections = 131072\nunderlay = [\"172.16.0.101\"]\n\
+        "[node]\nrole = \"host\"\nunderlay = [\"172.16.0.101\"]\n\
          muxes = [\"172.16.0.11\"]\n\
          [[frontend]]\nname = \"web\"\naddress = \"{VIP}\"\n\
          [[pool]]\nname = \"servers\"\nvni = 5001\nbackends = [{{ name = \"vm\", \

@@ -282,15 +282,12 @@ fn nothing_breaks(io: Io, flows: u32) {
     let quic = inside(&lab.world, "client", move || use_quic(authority, &stop));
     sleep(Duration::from_millis(2500));
 
-    let begin = Instant::now();
-    lab.reconfigure(after);
+    lab.reconfigure_in_order(after);
     let mux = lab.muxes.remove(&1).unwrap();
     mux.signal("KILL");
     drop(mux);
     let mux = lab.start("mux", 3, after);
     lab.muxes.insert(3, mux);
-    let took = begin.elapsed();
-    assert!(took < Duration::from_secs(1), "{took:?}");
     lab.wait_for_paths(2);
 
     let said = downloads.finish();

@@ -300,7 +300,7 @@ fn a_mux_dies_unnoticed(lab: &mut Lab) {
         ),
     );
     sleep(Duration::from_millis(2500));
-    lab.reconfigure(Change {
+    lab.reconfigure_in_order(Change {
         backends: &[(1, 1), (2, 1), (3, 0)],
         ..NO_CHANGE
     });

@@ -482,7 +482,8 @@ fn who_hangs_is_reset_within_a_second(io: Io, probers: Probers) {
         output.status.success()
     };
     for vip in VIPS[0] {
-        assert!(!connects(vip, 80) && connects(vip, 81), "{vip}");
+        assert!(!connects(vip, 80), "{vip}: the vm whose probe fails");
+        assert!(connects(vip, 81), "{vip}: the rule without a probe");
     }
     for vip in VIPS[1] {
         assert!(connects(vip, 80) && connects(vip, 81), "{vip}");

@@ -535,14 +535,38 @@ impl Lab {
         }
     }
 
-    /// Has all nodes read another configuration.
+    /// Has all nodes read another configuration, in any order.
     pub fn reconfigure(&self, change: Change) {
-        // Hosts first: they pass on what muxes send by the new configuration.
         for (role, nodes) in [("host", &self.hosts), ("mux", &self.muxes)] {
             for (&number, node) in nodes {
                 self.configure(role, number, change);
                 node.signal("HUP");
             }
+        }
+    }
+
+    /// Has the hosts follow another configuration before the muxes read it, so that hosts pass on what muxes
+    /// send by it.
+    pub fn reconfigure_in_order(&self, change: Change) {
+        let generation = |number: u32| -> u64 {
+            let status = self.status(&format!("host{number}"));
+            status["generation"].as_u64().unwrap()
+        };
+        let before: Vec<(u32, u64)> = self.hosts.keys().map(|&n| (n, generation(n))).collect();
+        for (&number, node) in &self.hosts {
+            self.configure("host", number, change);
+            node.signal("HUP");
+        }
+        let end = Instant::now() + Duration::from_secs(20);
+        for (number, before) in before {
+            while generation(number) <= before {
+                assert!(Instant::now() < end, "host{number} does not follow");
+                sleep(Duration::from_millis(10));
+            }
+        }
+        for (&number, node) in &self.muxes {
+            self.configure("mux", number, change);
+            node.signal("HUP");
         }
     }
 }

@@ -261,7 +261,8 @@ impl Lab {
         }
     }
 
-    /// Starts a vm's server, on port 8000.
+    /// Starts a vm's server, on port 8000. Its kernel keeps more connections waiting than all probes begin
+    /// while the server stands still.
     fn serve(&mut self, number: u32) {
         let vm = format!("vm{number}");
         let directory = self.world.path(&vm);
@@ -269,7 +270,10 @@ impl Lab {
         let server = self.world.start(
             &vm,
             &format!(
-                "python3 -m http.server 8000 --bind :: --directory {} 2>/dev/null",
+                "python3 -c 'import runpy, socketserver; \
+                 socketserver.TCPServer.request_queue_size = 128; \
+                 runpy.run_module(\"http.server\", run_name=\"__main__\")' \
+                 8000 --bind :: --directory {} 2>/dev/null",
                 directory.display()
             ),
         );

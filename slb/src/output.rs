@@ -10,6 +10,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+#[cfg(feature = "azure")]
 use slb_control::azure;
 
 use crate::Failure;
@@ -20,6 +21,7 @@ pub(crate) enum Content {
     /// A capture: it replaces an empty file or a capture.
     Capture,
     /// An imported configuration: it replaces an empty file or an imported configuration.
+    #[cfg(feature = "azure")]
     Configuration,
 }
 
@@ -164,6 +166,7 @@ fn check_content(
     }
     let (is_replaceable, what) = match content {
         Content::Capture => (first_bytes(path).is_ok_and(is_capture), "capture"),
+        #[cfg(feature = "azure")]
         Content::Configuration => {
             let marker = azure::FIRST_WORDS.as_bytes();
             let is_imported = |first: [u8; azure::FIRST_WORDS.len()]| first == marker;

@@ -74,6 +74,19 @@ fn echo(ios: &mut [Tun<'_>], done: &thread::JoinHandle<u32>) {
     }
 }
 
+/// Opens a device whose name another one may still have: the kernel closes the files of a ring, and with
+/// them the device, some time after the ring.
+fn open_once_free(name: &str, layer: Layer) -> Device {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        match Device::open(name, layer, false) {
+            Ok(device) => return device,
+            Err(error) => assert!(Instant::now() < end, "{error}"),
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
 #[test]
 #[ignore = "needs root"]
 fn datagrams_come_and_go_one_by_one_and_in_batches() {
@@ -83,7 +96,7 @@ fn datagrams_come_and_go_one_by_one_and_in_batches() {
     enter_own_namespace();
     for layer in [Layer::Ip, Layer::Ethernet] {
         for batched in [true, false] {
-            let device = Device::open("t0", layer, false).unwrap();
+            let device = open_once_free("t0", layer);
             run("ip address add 10.9.0.1/24 dev t0");
             run("ip link set t0 up");
             if layer == Layer::Ethernet {

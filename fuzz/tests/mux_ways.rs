@@ -137,10 +137,10 @@ fn shown(step: Step) -> String {
     }
 }
 
-/// What the configuration of a test is like.
+/// Configuration of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Kind {
-    /// Whose UDP checksums are computed.
+    /// Choice of outer UDP checksums.
     udp_checksum: UdpChecksum,
     /// Whether hosts are reached over IPv6.
     over_ipv6: bool,
@@ -188,8 +188,8 @@ const KINDS: [Kind; 5] = [
     },
 ];
 
-/// Of each kind, one with all backends healthy, and one that follows it, where one is unhealthy and one
-/// drains.
+/// Two configurations of each kind: one with all backends healthy, and its successor, where one is
+/// unhealthy and one drains.
 fn snapshots(kind: usize) -> [Arc<Snapshot<'static>>; 2] {
     static SNAPSHOTS: OnceLock<Vec<[Arc<Snapshot<'static>>; 2]>> = OnceLock::new();
     let all = SNAPSHOTS.get_or_init(|| {

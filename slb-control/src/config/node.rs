@@ -7,7 +7,7 @@ use slb_core::hash::Hasher;
 use slb_core::spec::{self, Prefix, ProbeSource, UdpChecksum};
 use slb_core::wire::ethernet::MacAddress;
 
-/// What the node does.
+/// Role of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Encapsulates packets for VIPs to the hosts of their backends.
@@ -32,7 +32,7 @@ impl Role {
 /// `[node]`: this machine.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// What it does.
+    /// Role of this node.
     pub role: Role,
     /// IPv4 address of the node on the fabric.
     pub ipv4: Option<Ipv4Addr>,
@@ -83,7 +83,7 @@ pub struct Node {
     pub clamp_mss: bool,
     /// The muxes' addresses on the fabric.
     pub muxes: Vec<IpAddr>,
-    /// Of a host agent: addresses that vms reach, and answer, under their own.
+    /// Prefixes that vms of a host agent reach, and are reached from, under their own addresses.
     pub inside: Vec<Prefix>,
     /// Whether a mux announces a VIP only while a backend of it takes new flows.
     pub withdraw_when_down: bool,

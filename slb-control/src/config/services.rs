@@ -1,4 +1,4 @@
-//! What is balanced, and to whom: the sections of frontends, pools, probes and rules.
+//! Sections of frontends, pools, probes and rules.
 
 use std::net::IpAddr;
 use std::time::Duration;

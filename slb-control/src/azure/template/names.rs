@@ -1,4 +1,4 @@
-//! What the names in expressions refer to: parameters, variables, functions, resources, outputs.
+//! Names in expressions: parameters, variables, functions, resources, outputs.
 
 use std::rc::Rc;
 

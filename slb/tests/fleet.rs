@@ -1,4 +1,4 @@
-//! Muxes and backends change in the same second, under downloads, uploads, datagrams and QUIC, and no
+//! Muxes and backends change, hosts before muxes, under downloads, uploads, datagrams and QUIC, and no
 //! connection breaks.
 //!
 //! In the data centre of [`common::lab`], with three muxes and five vms: mux1 is killed, mux3 joins, vm4 is

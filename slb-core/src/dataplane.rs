@@ -1,4 +1,4 @@
-//! What all roles have in common: enough for a loop that runs any of them.
+//! The interface that all roles share: enough for a loop that runs any of them.
 
 use core::ops::Deref;
 
@@ -25,7 +25,7 @@ pub trait Dataplane<'s> {
     /// the role's own, with the verdict to forward them; the others stay as they are.
     fn advance(&mut self, now: Instant, spare: &mut Burst<'_>);
 
-    /// What it did so far.
+    /// Returns the counters since the dataplane was made.
     fn stats(&self) -> Stats;
 
     /// The snapshot in place.

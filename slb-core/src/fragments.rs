@@ -39,9 +39,9 @@ const SHARE: usize = BUCKET / 2;
 /// No slot.
 const NONE: u32 = u32::MAX;
 
-/// What names a datagram: source, destination and identification; of IPv4 the protocol too (RFC 791
-/// §2.3), but not of IPv6, where a later fragment need not know what the first one begins with (RFC
-/// 8200 §4.5).
+/// The identity of a datagram: source, destination and identification; for IPv4 the protocol too
+/// (RFC 791 §2.3), but not for IPv6, where a later fragment need not know the first header of the
+/// fragmentable part (RFC 8200 §4.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Name {
     addresses: [u64; 4],
@@ -98,7 +98,7 @@ impl Name {
 pub struct Datagram {
     name: Name,
     ports: u32,
-    /// What the first fragment carries behind all extension headers.
+    /// The protocol behind all extension headers of the first fragment.
     protocol: u8,
     echo: EchoMessage,
     /// Where that begins in the datagram's fragmentable part, in bytes.
@@ -128,7 +128,7 @@ pub struct FragmentTable<'m> {
     now: Instant,
 }
 
-/// What is known of the datagram that a later fragment is of.
+/// The result of looking up the datagram of a later fragment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Recalled {
     /// The packet has its protocol and ports now.
@@ -319,7 +319,7 @@ pub struct FragmentRoom<'m> {
     sweep: u32,
 }
 
-/// What [`FragmentRoom::take`] found.
+/// The result of [`FragmentRoom::take`].
 pub(crate) enum Taken {
     /// The frame holds a fragment now, that came in so.
     Fragment(Arrival),
@@ -531,7 +531,7 @@ impl fmt::Debug for FragmentRoom<'_> {
     }
 }
 
-/// What a role does about fragments: its table, if it has one, and its room.
+/// The fragment state of a role: its table, if it has one, and its room.
 pub(crate) struct Fragments<'a, 'm> {
     pub(crate) table: Option<&'a mut FragmentTable<'m>>,
     pub(crate) room: &'a mut FragmentRoom<'m>,
@@ -564,7 +564,7 @@ impl Fragments<'_, '_> {
         }
     }
 
-    /// What becomes of a later fragment whose first one did not come so far.
+    /// Holds a later fragment until its first one arrives, and returns the verdict.
     pub(crate) fn hold(
         self,
         frame: &[u8],
@@ -579,7 +579,7 @@ impl Fragments<'_, '_> {
     }
 }
 
-/// Whether only its first fragment says whose a later one is.
+/// Returns true if a later fragment can only be assigned by its first one.
 pub(crate) fn needs_first(packet: &Packet) -> bool {
     packet.has_ports()
         || packet.is_icmp()

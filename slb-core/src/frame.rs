@@ -53,7 +53,7 @@ unsafe impl Send for Frame<'_> {}
 unsafe impl Sync for Frame<'_> {}
 
 impl<'m> Frame<'m> {
-    /// A frame with no memory: what stands in a burst's empty places.
+    /// A frame without memory: fills the unused entries of a burst.
     pub const EMPTY: Self = Self {
         buf: NonNull::dangling(),
         cap: 0,
@@ -106,7 +106,7 @@ impl<'m> Frame<'m> {
         self.len as usize
     }
 
-    /// Whether there is no packet: only the case before one was put in.
+    /// Returns true if there is no packet, as in a frame that was never filled.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -241,7 +241,7 @@ impl<'m> Frame<'m> {
         self.port = port;
     }
 
-    /// What the last dataplane that saw it decided; `Pass` before any did.
+    /// Returns the verdict of the last dataplane that processed the frame; `Pass` before any did.
     #[inline]
     pub fn verdict(&self) -> Verdict {
         match self.verdict {
@@ -346,7 +346,7 @@ impl<'m> Burst<'m> {
             .map(|place| core::mem::replace(place, Frame::EMPTY))
     }
 
-    /// Whether no further frame fits.
+    /// Returns true if no further frame fits.
     pub fn is_full(&self) -> bool {
         self.len == BURST
     }

@@ -1,11 +1,11 @@
-//! Whether a backend is well, from what its probes say: a state machine without I/O.
+//! Health of backends by the results of their probes: a state machine without I/O.
 //!
 //! ```text
 //!   due ──► the caller asks the backend ──► succeeded / failed ──► a new condition
 //! ```
 //!
-//! `threshold` failures in a row make a healthy backend unhealthy, and as many successes in a row an
-//! unhealthy one healthy: one answer of the other kind begins the count anew. A probe that is still
+//! `threshold` failures in a row make a healthy backend unhealthy, and as many successes in a row
+//! an unhealthy one healthy: one result of the other kind resets the count. A probe that is still
 //! out when the next is due, or when its timeout has passed, has failed.
 
 mod passive;
@@ -39,7 +39,7 @@ impl Default for ProbePolicy {
     }
 }
 
-/// Whether a backend is well.
+/// The health of a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Condition {
     /// The backend gets new flows.
@@ -92,7 +92,7 @@ impl Health {
         }
     }
 
-    /// Whether it is well, as far as is known.
+    /// Returns the health by the results so far.
     pub fn condition(&self) -> Condition {
         self.condition
     }
@@ -102,9 +102,9 @@ impl Health {
         self.out.unwrap_or(self.next)
     }
 
-    /// Whether a probe is to go out now. Then it counts as out, until [`succeeded`](Self::succeeded)
-    /// or [`failed`](Self::failed) tells what came of it, or [`expire`](Self::expire) that nothing
-    /// did.
+    /// Returns true if a probe is due. From then on a probe is outstanding, until
+    /// [`succeeded`](Self::succeeded) or [`failed`](Self::failed) reports its result, or
+    /// [`expire`](Self::expire) its timeout.
     pub fn begin(&mut self, now: Instant) -> bool {
         if self.out.is_some() || now < self.next {
             return false;

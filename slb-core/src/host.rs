@@ -143,7 +143,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     /// few times a second without any.
     ///
     /// One call looks at a bounded number of connections, and stops where `spare` is used up;
-    /// with no frame in it at all, nobody is told.
+    /// without any frame in `spare`, no end is told.
     pub fn advance(&mut self, now: Instant, spare: &mut Burst<'_>) {
         let now = self.pipeline.set_clock(now);
         let used = self.pipeline.sweep::<HostRole>(now, spare);
@@ -211,8 +211,9 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     /// vm's own segments to the client, where one frontend port leads to the vm's port. That ends for each
     /// rule when its idle timeout has passed, since a connection that was silent for so long is over.
     ///
-    /// To be called when a host agent begins without the state of the one before it, or with a state that is
-    /// [stale](Age::is_stale). At other times a segment of no connection is nobody's, and its sender is told.
+    /// Call this when a host agent starts without the state of its predecessor, or with a
+    /// [stale](Age::is_stale) state. At other times the sender of a segment without a connection is
+    /// told that there is none.
     ///
     /// Connections that vms opened are not taken up, since only the state knows their ports, and neither are
     /// those of rules with `source_nat`.
@@ -225,7 +226,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         &self.pipeline.snapshot
     }
 
-    /// What it did so far.
+    /// Returns the counters since the host agent was made.
     pub fn stats(&self) -> Stats {
         self.pipeline.stats()
     }
@@ -382,7 +383,7 @@ impl KnownArrival {
     }
 }
 
-/// What a host agent does in its own way.
+/// The parts of the pipeline that only a host agent has.
 pub(crate) enum HostRole {}
 
 impl Role for HostRole {
@@ -540,7 +541,8 @@ impl Role for HostRole {
         is_reached_untranslated(snapshot, zone, client)
     }
 
-    /// What is for the vm's own address, or for a neighbour, is of no connection.
+    /// Forwards a packet to the vm's own address, passes one to an address that is reached
+    /// untranslated, and drops all others.
     fn unmatched(snapshot: &Snapshot<'_>, lane: &Lane, reason: DropReason) -> Verdict {
         let destination = lane.own_packet().tuple().destination;
         match lane.direction {
@@ -611,8 +613,8 @@ impl Role for HostRole {
     }
 }
 
-/// What becomes of an IP packet whose headers cannot be read: it is the vm's or the kernel's matter,
-/// unless it is for a VIP or from one.
+/// Decides about an IP packet with unreadable headers: it is passed to the vm or the kernel, unless
+/// it is to or from a VIP.
 #[cold]
 fn refuse_bad(
     snapshot: &Snapshot<'_>,

@@ -12,7 +12,7 @@ use crate::wire::{icmp, icmpv6, ipv6, protocol};
 
 /// Bytes of an ICMPv6 redirect before its options: header, target and destination (RFC 4861 §4.5).
 const REDIRECT_LEN: usize = icmp::HEADER_LEN + 2 * 16;
-/// Where the destination stands that the redirect is about.
+/// Offset of the destination that the redirect is about.
 const REDIRECT_DESTINATION: usize = icmp::HEADER_LEN + 16;
 /// The option that quotes the redirected packet, and the bytes before the quote (RFC 4861 §4.6.3).
 const REDIRECTED_HEADER: u8 = 4;
@@ -24,7 +24,7 @@ pub(crate) fn kind(frame: &[u8], packet: &Packet) -> u8 {
     frame.get(at).copied().unwrap_or(0)
 }
 
-/// Whether a message of this type tells a host to send elsewhere, or slower.
+/// Returns true if a message of this type tells a host to use another route, or to slow down.
 pub(crate) const fn is_advice(family: Family, kind: u8) -> bool {
     match family {
         Family::Ipv4 => matches!(kind, icmp::REDIRECT | icmp::SOURCE_QUENCH),
@@ -43,7 +43,8 @@ pub(crate) fn refusal(frame: &[u8], packet: &Packet) -> Option<DropReason> {
     }
 }
 
-/// Whether the checksum of the ICMP message in a packet is right. Of a fragment it cannot be told.
+/// Returns true if the checksum of a packet's ICMP message is right. A fragment's cannot be
+/// verified.
 fn checksum_is_right(frame: &[u8], packet: &Packet) -> bool {
     let end = usize::from(packet.shape.ip_offset) + packet.ip_len();
     let message = frame.get(usize::from(packet.shape.transport_offset)..end);
@@ -67,7 +68,7 @@ fn checksum_is_right(frame: &[u8], packet: &Packet) -> bool {
     sum.checksum() == 0
 }
 
-/// What an ICMPv6 redirect is about.
+/// The packet that an ICMPv6 redirect is about.
 pub(crate) struct Redirected<'f> {
     /// The bytes of the destination that packets are to reach by another way.
     pub(crate) destination: [u8; 16],

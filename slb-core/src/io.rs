@@ -11,7 +11,7 @@ use crate::frame::Burst;
 /// An I/O with memory of its own has to check, in `transmit`, that a frame lies inside it: safe
 /// code can hand it any frame. One that is not its own it must count and set aside.
 pub trait PacketIo<'m> {
-    /// What can go wrong with the device itself. A single bad packet is no error.
+    /// An error of the device itself. A single bad packet is no error.
     type Error;
 
     /// Moves received frames to the end of `burst`, as many as are there and fit, without

@@ -26,7 +26,7 @@ impl Key {
         Self([all as u64, (all >> 64) as u64])
     }
 
-    /// Whether all bits are zero, as in memory that nobody has filled in.
+    /// True if all bits are zero, as in memory that was never filled in.
     pub const fn is_zero(&self) -> bool {
         self.0[0] | self.0[1] == 0
     }
@@ -44,7 +44,7 @@ impl fmt::Debug for Key {
     }
 }
 
-/// What a derived key is for. The numbers are fixed: no two purposes share one.
+/// The purpose of a derived key. The values are fixed, and no two purposes share one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Purpose {
     /// The hash of a flow table.

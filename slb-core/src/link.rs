@@ -29,8 +29,8 @@ impl Link {
         }
     }
 
-    /// That of a frame; `None` where it has several tags, or is from or to a group: nobody
-    /// answers that.
+    /// Returns the link headers of a frame; `None` if it has several tags, or if either address is
+    /// a group: such frames are not answered.
     pub(crate) fn of(frame: &Frame<'_>, packet: &Packet) -> Option<Self> {
         let header: &[u8; 16] = frame.bytes().first_chunk()?;
         let [a, b, c, d, e, f, g, h, i, j, k, l, tag @ ..] = *header;

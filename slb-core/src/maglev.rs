@@ -216,7 +216,7 @@ pub(crate) fn duplicate_name<'a>(
     Some((same[0].member.into(), same[1].member.into()))
 }
 
-/// Whether a table may have this size: a prime, so that every skip visits every slot.
+/// Returns true if a table may have this size: a prime, so that every skip visits every slot.
 pub const fn is_valid_size(size: u32) -> bool {
     if size < 3 || size > MAX_SIZE || size.is_multiple_of(2) {
         return false;

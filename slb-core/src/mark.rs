@@ -32,7 +32,7 @@ const VISITED_BITS: u32 = 22;
 const SEED_BITS: u32 = 5;
 const MUX_SHIFT: u32 = VISITED_BITS + SEED_BITS;
 
-/// What a packet is passed on for.
+/// The reason why a packet is passed on to another host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Handover {
@@ -52,7 +52,7 @@ pub(crate) struct Mark {
     pub(crate) handover: Handover,
     /// The number of the mux that it came by, or [`NO_MUX`].
     pub(crate) mux: u8,
-    /// What tags are hashed with.
+    /// The seed of the hash that makes tags.
     seed: u8,
     /// Tags of the hosts that it was at, but for the last one.
     visited: u32,
@@ -96,7 +96,8 @@ impl Mark {
         }
     }
 
-    /// Whether the packet may have been at the host at an address, besides the one that sent it last.
+    /// Returns true if the packet may have visited the host with this address, apart from the host
+    /// that sent it last.
     pub(crate) fn has_visited(&self, host: [u64; 2]) -> bool {
         let count = tags(self.hops);
         let width = width(count);
@@ -168,7 +169,7 @@ const fn mask(bits: u32) -> u32 {
 /// Digits of pi: odd, and half of their bits set.
 const MIX: [u64; 2] = [0x4528_21e6_38d0_1377, 0xbe54_66cf_34e9_0c6d];
 
-/// What stands for a host: the same on every node.
+/// The hash that identifies a host: the same on every node.
 fn hash(host: [u64; 2]) -> u64 {
     let hash = fold_multiply(host[0] ^ MIX[0], MIX[1]);
     fold_multiply(hash ^ host[1], MIX[0])

@@ -13,7 +13,7 @@ pub struct Mem<'m, T> {
     /// Always there. A plain reference would promise that the slice outlives each function that is given
     /// the `Mem`, even one that drops it, and so frees the box.
     slice: MaybeUninit<&'m mut [T]>,
-    /// Whether `slice` is a leaked box, to be freed at the end.
+    /// True if `slice` is a leaked box, which is freed at the end.
     #[cfg(feature = "alloc")]
     owned: bool,
 }

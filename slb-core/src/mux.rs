@@ -46,7 +46,7 @@ use crate::stats::{BackendCounters, Count, RuleCounters, Stats};
 use crate::time::{Clock, Instant};
 use crate::verdict::{DropReason, Verdict};
 
-/// What a mux may do besides forwarding. Each kind of packet that it makes has a limit of its own.
+/// Options of a mux. Each kind of packet that a mux makes has a limit of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MuxOptions {
     /// Echo replies a second: the long run. Zero: none, as for the other kinds.
@@ -309,7 +309,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         &self.pipeline.snapshot
     }
 
-    /// What it did so far.
+    /// Returns the counters since the mux was made.
     pub fn stats(&self) -> Stats {
         let flows = self.pipeline.tables.flows.as_ref().map(FlowTable::stats);
         Stats {
@@ -413,7 +413,7 @@ struct Lane {
     hash: u64,
     /// The hash of the flow table.
     flow_hash: u64,
-    /// What the flow table said.
+    /// The result of the flow table's lookup.
     probe: Probe,
     /// The slot in the snapshot's Maglev tables.
     table_index: u32,
@@ -424,8 +424,8 @@ struct Lane {
     len: u32,
     /// Index of the frame in the burst.
     frame: u8,
-    /// Whether it goes where its flow goes, and leaves that as it is: an ICMP error, of which
-    /// `packet` has the flow's tuple, or a later fragment.
+    /// True if the packet follows its flow without changing it: an ICMP error, with the flow's
+    /// tuple in `packet`, or a later fragment.
     only_follows: bool,
 }
 
@@ -535,8 +535,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         lanes.get_mut(..count).unwrap_or_default()
     }
 
-    /// What becomes of an IP packet whose headers cannot be read: it is somebody else's, unless it is
-    /// for a VIP.
+    /// Decides about an IP packet with unreadable headers: it is passed, unless it is for a VIP.
     #[cold]
     fn refuse_bad(&self, frame: &Frame<'_>, reason: DropReason) -> Verdict {
         match ends_of_bad(frame.bytes()) {
@@ -653,7 +652,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     }
 }
 
-/// What becomes of frames whose backend is chosen.
+/// The last stage: sends frames whose backend is chosen.
 struct Forwarder<'p, 's> {
     snapshot: &'p Snapshot<'s>,
     rules: &'p mut [RuleCounters],

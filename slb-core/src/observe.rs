@@ -67,7 +67,7 @@ pub enum Step {
         backend: u32,
         /// How often the packet was passed on, with this time.
         hops: u8,
-        /// What is asked of the host.
+        /// The request to the other host.
         handover: Handover,
     },
     /// The packet has this name now.
@@ -76,7 +76,7 @@ pub enum Step {
     Done(Verdict),
 }
 
-/// What the flow table said or did.
+/// A step of the mux's flow table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FlowStep {
@@ -94,7 +94,7 @@ pub enum FlowStep {
     Repinned,
 }
 
-/// What the connection table said or did.
+/// A step of the connection table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConnectionStep {

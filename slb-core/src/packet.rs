@@ -73,11 +73,11 @@ pub(crate) struct Shape {
     pub(crate) ip_offset: u8,
     pub(crate) family: Family,
     pub(crate) part: Part,
-    /// What is wrong behind the IP header, if something is.
+    /// A fault behind the IP header, if there is one.
     pub(crate) fault: Option<DropReason>,
-    /// Whether it is a whole TCP or UDP packet with nothing wrong.
+    /// True if it is a whole TCP or UDP packet without faults.
     pub(crate) plain: bool,
-    /// Whether it is ICMP that asks for an echo, or is one.
+    /// The kind of ICMP echo message, if the packet is one.
     pub(crate) echo: EchoMessage,
 }
 
@@ -146,7 +146,7 @@ pub(crate) struct Plain<A> {
     pub(crate) hop_limit: u8,
 }
 
-/// Bytes of an EtherType, which stands right before the IP header.
+/// Length of the EtherType field in front of the IP header, in bytes.
 const ETHER_TYPE: usize = 2;
 
 impl Plain<u64> {
@@ -236,7 +236,7 @@ impl Plain<[u64; 4]> {
     }
 }
 
-/// What a frame holds.
+/// The contents of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed {
     /// An IP packet.
@@ -247,7 +247,7 @@ pub enum Parsed {
     Bad(DropReason),
 }
 
-/// What reading a frame in place gave.
+/// The result of parsing a frame in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Read {
     Ip,
@@ -398,8 +398,8 @@ impl Packet {
         Ok(())
     }
 
-    /// Whether it is a later fragment, at this offset in bytes, that would overwrite a TCP header (RFC
-    /// 1858 §3, RFC 3128 §3): the first one has all of it.
+    /// Returns true if the packet is a later fragment, at this offset in bytes, that would
+    /// overwrite a TCP header (RFC 1858 §3, RFC 3128 §3): the first fragment has all of it.
     fn overlaps_tcp(&self, offset: usize) -> bool {
         let is_later = self.shape.part == Part::Later;
         is_later && self.protocol == protocol::TCP && offset < tcp::HEADER_LEN
@@ -540,13 +540,13 @@ impl Packet {
         }
     }
 
-    /// Whether its protocol has ports (that a later fragment does not show).
+    /// Returns true if the packet's protocol has ports (which a later fragment does not show).
     #[inline]
     pub fn has_ports(&self) -> bool {
         matches!(self.protocol, protocol::TCP | protocol::UDP)
     }
 
-    /// Whether nothing about it needs a second look.
+    /// Returns true if the packet needs no second look.
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
         self.shape.plain
@@ -565,7 +565,7 @@ impl Packet {
         }
     }
 
-    /// Whether it is ICMP of its own family.
+    /// Returns true if the packet is ICMP of its own family.
     pub(crate) fn is_icmp(&self) -> bool {
         match self.shape.family {
             Family::Ipv4 => self.protocol == protocol::ICMP,
@@ -573,7 +573,7 @@ impl Packet {
         }
     }
 
-    /// Whether it asks for a new connection.
+    /// Returns true if the packet asks for a new connection.
     #[inline]
     pub(crate) fn opens(&self) -> bool {
         self.flags.opens() // other protocols have none
@@ -585,8 +585,8 @@ impl Packet {
         ports_and_protocol(self.ports, self.protocol)
     }
 
-    /// What rules are looked up by: destination address, protocol and port, in one word; `None`
-    /// for IPv6, whose addresses are too long for that.
+    /// The rule key of an IPv4 packet: destination address, protocol and port in one word. `None`
+    /// for IPv6, which does not fit.
     #[inline]
     pub(crate) fn service(&self) -> Option<u64> {
         let port = u64::from(self.raw_destination_port()) << 32;
@@ -680,7 +680,7 @@ impl fmt::Display for Packet {
     }
 }
 
-/// What names a flow.
+/// The five-tuple of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tuple {
     /// Source address.
@@ -776,7 +776,7 @@ pub(crate) fn ends_of_bad(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
     }
 }
 
-/// Whether a packet over IPv4 is a martian: see [`Packet::is_martian`].
+/// Returns true if an IPv4 packet is a martian: see [`Packet::is_martian`].
 #[inline]
 pub(crate) fn is_martian_ipv4(addresses: u64, ports: u32) -> bool {
     let (source, destination) = (addresses as u32, (addresses >> 32) as u32);
@@ -786,7 +786,7 @@ pub(crate) fn is_martian_ipv4(addresses: u64, ports: u32) -> bool {
     is_special && is_nobody_ipv4(source, destination, ports)
 }
 
-/// Whether a packet over IPv6 is a martian: see [`Packet::is_martian`].
+/// Returns true if an IPv6 packet is a martian: see [`Packet::is_martian`].
 #[inline]
 pub(crate) fn is_martian_ipv6([a, b, c, d]: [u64; 4], ports: u32) -> bool {
     // Every address that no host sends from begins with 0xfe, 0xff or 0.
@@ -809,12 +809,12 @@ fn is_nobody_ipv4(source: u32, destination: u32, ports: u32) -> bool {
     is_nobody || source == destination && is_one_port(ports)
 }
 
-/// Whether source and destination port are the same.
+/// Returns true if source and destination port are the same.
 fn is_one_port(ports: u32) -> bool {
     ports & 0xffff == ports >> 16
 }
 
-/// Whether no host sends from an IPv6 source to a VIP: see [`Packet::is_martian`].
+/// Returns true if no host uses this IPv6 source towards a VIP: see [`Packet::is_martian`].
 #[cold]
 fn is_nobody_ipv6(source: [u64; 2], destination: [u64; 2]) -> bool {
     const LOOPBACK: [u64; 2] = [0, 1 << 56];

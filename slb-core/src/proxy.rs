@@ -11,10 +11,10 @@
 //!            new: as the rule says                      new: as it is
 //! ```
 //!
-//! Link headers stay as they are, and so do the TTLs: neighbours on one side see those on the other. A
-//! packet to a backend that has a [next hop](crate::spec::Backend::next_hop) goes to that MAC address.
-//! What is not for a service crosses untouched. With several frontend ports, what comes from the
-//! backends for nobody's connection goes to the port whose address it is for, or to all of them.
+//! Link headers stay as they are, and so do the TTLs: neighbours on one side see those on the
+//! other. A packet to a backend that has a [next hop](crate::spec::Backend::next_hop) goes to that
+//! MAC address. Packets that are not for a service cross untouched. With several frontend ports, a
+//! backend's packet of no connection goes to the port whose address it is for, or to all of them.
 //!
 //! TCP sessions stay on their backend whatever becomes of it in the configuration; a probe that fails
 //! ends them where their rule has `tcp_reset`. Flows of other protocols go to another backend with their
@@ -239,7 +239,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         &self.pipeline.snapshot
     }
 
-    /// What it did so far.
+    /// Returns the counters since the proxy was made.
     pub fn stats(&self) -> Stats {
         self.pipeline.stats()
     }
@@ -282,7 +282,7 @@ impl<S> fmt::Debug for Proxy<'_, S> {
     }
 }
 
-/// What a proxy does in its own way.
+/// The parts of the pipeline that only a proxy has.
 pub(crate) enum ProxyRole {}
 
 impl Role for ProxyRole {
@@ -435,7 +435,8 @@ impl Role for ProxyRole {
         snapshot.nat.is_backend(server)
     }
 
-    /// From a backend it is dropped: it may be of a connection, and nobody is to see its address.
+    /// A backend's packet is dropped: it may belong to a connection, and the backend's address must
+    /// not leak.
     fn unmatched(snapshot: &Snapshot<'_>, lane: &Lane, reason: DropReason) -> Verdict {
         let tuple = lane.own_packet().tuple();
         match lane.direction {
@@ -555,8 +556,7 @@ fn direction_of(snapshot: &Snapshot<'_>, port: PortId) -> Option<Direction> {
     }
 }
 
-/// What becomes of a frame that crosses as it is. `target` is the address that it is for, as far
-/// as it says where it leaves.
+/// Bridges a frame that is not translated. `target` is its destination address, if known.
 fn bridge(snapshot: &Snapshot<'_>, direction: Direction, target: Option<IpAddr>) -> Verdict {
     let Some(ports) = &snapshot.nat.proxy else {
         return Verdict::Pass;
@@ -570,8 +570,8 @@ fn bridge(snapshot: &Snapshot<'_>, direction: Direction, target: Option<IpAddr>)
     }
 }
 
-/// What becomes of an IP packet whose headers cannot be read: it crosses, unless it is for a VIP, or
-/// from a backend, whose address nobody is to see.
+/// Decides about an IP packet with unreadable headers: it crosses, unless it is for a VIP or from a
+/// backend, because the backend's address must not leak.
 #[cold]
 fn refuse_bad(
     snapshot: &Snapshot<'_>,

@@ -84,7 +84,7 @@ const CONNECTION_LEN: usize = 88;
 const FLOW_LEN: usize = 28;
 const VERSION: u8 = 1;
 
-/// What a record is of.
+/// The kind of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Kind {
@@ -114,7 +114,7 @@ impl Cursor {
         Self(value)
     }
 
-    /// Whether it is in the table of IPv6, and the place there.
+    /// Returns true if the place is in the table of IPv6, and its index there.
     pub(crate) fn place(self) -> (bool, usize) {
         let place = usize::try_from(self.0 & !IPV6).unwrap_or(usize::MAX);
         (self.0 & IPV6 != 0, place)
@@ -136,9 +136,9 @@ impl Cursor {
 pub struct Age {
     /// The time since they were exported.
     pub elapsed: Duration,
-    /// Whether packets were translated after that: then the connections have gone on, and the next segments
-    /// of both ends say how far. A handshake that was not answered yet is [refused](Refusal::Unfinished),
-    /// since what its answer said is not known.
+    /// True if packets were translated after that: then the connections have gone on, and the next
+    /// segments of both ends give their numbers. A handshake that was not answered yet is
+    /// [refused](Refusal::Unfinished), since the numbers of its answer are unknown.
     pub is_stale: bool,
 }
 
@@ -152,7 +152,7 @@ impl Age {
     }
 }
 
-/// What one call exported.
+/// The result of one call of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exported {
     /// Bytes that were written.
@@ -374,7 +374,7 @@ impl<'b> Iterator for Records<'b> {
     }
 }
 
-/// The check of a record, whatever stands in the check's place.
+/// Computes the check of a record, ignoring the bytes of its check field.
 fn check_of(record: &[u8]) -> u32 {
     let (head, rest) = record.split_at_checked(4).unwrap_or_default();
     let head = head.try_into().map_or(0, u32::from_be_bytes);
@@ -382,7 +382,7 @@ fn check_of(record: &[u8]) -> u32 {
     siphash13([head.into(), 0], rest) as u32
 }
 
-/// Whether this role takes a record of a kind and version.
+/// Checks that this role takes records of a kind and version.
 pub(crate) fn expect(kind: Kind, (found, version): (u8, u8)) -> Result<(), Refusal> {
     let is_known = [Kind::HostConnection, Kind::ProxyConnection, Kind::Flow]
         .iter()
@@ -485,7 +485,7 @@ impl Reader<'_> {
         Ok(A::join(address()?, address()?))
     }
 
-    /// Whether nothing follows.
+    /// Checks that no bytes follow.
     pub(crate) fn end(self) -> Result<(), Refusal> {
         match self.0 {
             [] => Ok(()),

@@ -100,7 +100,7 @@ impl AddAssign for Dropped {
     }
 }
 
-/// What a dataplane did. Every frame received is in exactly one of `forwarded`, `replied`,
+/// Counters of a dataplane. Every frame received is in exactly one of `forwarded`, `replied`,
 /// `passed` and `dropped`; a fragment that waited is in two, of which `released` is one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -194,7 +194,7 @@ impl AddAssign for Stats {
     }
 }
 
-/// What a rule did.
+/// Counters of a rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RuleCounters {
     /// Frames forwarded to its backends.
@@ -224,7 +224,7 @@ impl AddAssign for RuleCounters {
     }
 }
 
-/// What a backend got.
+/// Counters of a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BackendCounters {
     /// Frames forwarded to it.

@@ -90,7 +90,7 @@ const OUT_OF_ORDER: u64 = 1_000_000_000;
 /// [`LONGEST`] at once.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Clock {
-    /// What the caller's clock said last; `None`: nothing so far.
+    /// The last time that the caller passed; `None` before the first.
     last: Option<u64>,
     passed: u64,
 }

@@ -1,4 +1,4 @@
-//! What became of a frame.
+//! Verdicts: the outcome of each frame.
 
 use core::fmt;
 
@@ -80,8 +80,8 @@ drop_reasons! {
     /// An ICMP error for a VIP that quotes no packet of that VIP.
     IcmpUnmatched = "icmp_unmatched":
         "the ICMP error quotes no packet of the VIP",
-    /// The hop limit ran out here, and the sender could not be told (the limit on answers, or
-    /// nobody to answer).
+    /// The hop limit ran out here, and the sender could not be told: the limit on answers is
+    /// reached, or the sender cannot be addressed.
     HopLimit = "hop_limit":
         "the hop limit ran out",
     /// Too long for the underlay once encapsulated, and the sender could not be told.

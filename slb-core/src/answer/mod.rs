@@ -112,8 +112,9 @@ fn update(field: &mut [u8], old: u16, new: u16) {
     }
 }
 
-/// Whether the sender of a packet may be told of an error (RFC 1122 §3.2.2, RFC 4443 §2.4 e):
-/// not about another error, a later fragment, what came to many, or from no single sender.
+/// Returns true if the sender of a packet may be told of an error (RFC 1122 §3.2.2, RFC 4443 §2.4
+/// e): not if the packet is an error or a later fragment, has a group as its destination, or has no
+/// single sender.
 pub(crate) fn may_be_told(frame: &[u8], packet: &Packet) -> bool {
     // By its MAC addresses.
     let has_group = [0, 6].map(|at| frame.get(at).is_none_or(|first| first & 1 != 0)) != [false; 2];

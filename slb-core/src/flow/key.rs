@@ -1,11 +1,11 @@
-//! What tells one flow from another.
+//! Keys of the flow table: protocol, addresses and ports of a flow.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::hash::fold_multiply;
 use crate::wire::protocol;
 
-/// What a flow's 32 bits of ports mean. Two bits in the table.
+/// The protocol of a flow, which gives its 32 bits of ports their meaning. Two bits in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum FlowProtocol {
@@ -13,7 +13,7 @@ pub enum FlowProtocol {
     Tcp = 0,
     /// UDP, and its ports.
     Udp = 1,
-    /// Another protocol: its number stands in the ports' place.
+    /// Another protocol: its number is stored in the field of the ports.
     Other = 2,
 }
 
@@ -163,7 +163,7 @@ pub struct FlowKey<A> {
     pub addresses: A,
     /// The four bytes of ports read little-endian, or what [`FlowProtocol`] says.
     pub ports: u32,
-    /// What `ports` means.
+    /// The protocol, which gives `ports` its meaning.
     pub protocol: FlowProtocol,
 }
 

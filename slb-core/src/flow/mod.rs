@@ -100,7 +100,7 @@ impl<'m> FlowTable<'m> {
         self.ipv6.advance(now);
     }
 
-    /// What happened in both tables.
+    /// Returns the sum of the counters of both tables.
     pub fn stats(&self) -> FlowStats {
         self.ipv4.stats() + self.ipv6.stats()
     }

@@ -113,7 +113,7 @@ impl<A: Addresses> Bucket<A> {
         (first + 1..SLOTS).find(|&i| places >> i & 1 != 0 && self.is(i, key, now))
     }
 
-    /// Whether the place, whose addresses and ports are the flow's, has the flow.
+    /// Returns true if slot `i`, which has the addresses and ports of the flow, holds the flow.
     #[inline]
     fn is(&self, i: usize, key: &FlowKey<A>, now: u32) -> bool {
         let protocol = (key.protocol as u16) << PROTOCOL_SHIFT;
@@ -164,7 +164,7 @@ impl<A: Addresses> Bucket<A> {
     }
 }
 
-/// Whether there is a flow, and its deadline is not past.
+/// Returns true if there is a flow before its deadline.
 #[inline]
 const fn is_alive(meta: u16, now: u32) -> bool {
     (meta >= OCCUPIED) & (meta.wrapping_sub(now as u16) & DEADLINE_BITS < AHEAD)
@@ -175,7 +175,7 @@ const fn is_half_open(meta: u16) -> bool {
     meta >> STATE_SHIFT == FlowState::HalfOpen as u16
 }
 
-/// Whether there is a flow that may be evicted.
+/// Returns true if there is a flow that may be evicted.
 #[inline]
 const fn is_transitory(meta: u16) -> bool {
     is_half_open(meta) || meta >> STATE_SHIFT == FlowState::Closing as u16
@@ -226,7 +226,7 @@ const fn state_of(meta: u16) -> FlowState {
     }
 }
 
-/// What one bucket says of a flow.
+/// The result of looking a flow up in one bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probe {
     /// Here it is.
@@ -239,7 +239,7 @@ pub enum Probe {
     Displaced,
 }
 
-/// What became of an insert.
+/// The outcome of an insert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inserted {
     /// The flow has a place.
@@ -250,7 +250,7 @@ pub enum Inserted {
     Refused,
 }
 
-/// What happened in a table since it was made, and how full it is.
+/// Counters of a table since it was made, and its occupancy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowStats {
     /// Flows pinned.
@@ -298,11 +298,11 @@ pub struct Flow {
     pub source: IpAddr,
     /// The VIP.
     pub destination: IpAddr,
-    /// What `ports` means.
+    /// The protocol, which gives `ports` its meaning.
     pub protocol: FlowProtocol,
     /// Source and destination port, or what [`FlowProtocol`] says, in the first.
     pub ports: (u16, u16),
-    /// What is stored with it.
+    /// The value stored with the flow.
     pub value: u32,
     /// How far it has come.
     pub state: FlowState,
@@ -506,7 +506,7 @@ impl<'m, A: Addresses> Table<'m, A> {
         }
     }
 
-    /// What is stored with a flow.
+    /// Returns the value stored with a flow.
     #[inline]
     pub fn value(&self, found: Found) -> u32 {
         let bucket = self.buckets.get(found.bucket as usize);
@@ -665,7 +665,7 @@ impl<'m, A: Addresses> Table<'m, A> {
         (0..SLOTS).find(|&place| self.move_away(index, place, moves, evict))
     }
 
-    /// Whether a flow of bucket `primary` may live in `secondary`.
+    /// Returns true if a flow of bucket `primary` may live in `secondary`.
     fn may_displace(&self, primary: usize, secondary: usize) -> bool {
         primary != secondary
             && self
@@ -811,7 +811,7 @@ impl<'m, A: Addresses> Table<'m, A> {
         }
     }
 
-    /// What happened so far.
+    /// Returns the table's counters.
     pub fn stats(&self) -> FlowStats {
         self.stats
     }

@@ -8,11 +8,11 @@
 //!     4 or 16            4 or 16               2               2              1        3
 //! ```
 //!
-//! What the distribution mode leaves out is zero, and so are the ports of a protocol that has
-//! none. The hash is 64 bits:
+//! Fields that the distribution mode leaves out are zero, and so are the ports of a protocol
+//! without ports. The hash is 64 bits:
 //! - [`Xxh3`] (default): XXH3-64 of the message with a 64-bit seed.
-//! - [`SipHash13`]: SipHash-1-3 of the message with a 128-bit key, for hostile traffic: without
-//!   the key nobody can aim flows at one backend.
+//! - [`SipHash13`]: SipHash-1-3 of the message with a 128-bit key, for hostile traffic: without the
+//!   key, flows cannot be aimed at one backend.
 //! - [`Toeplitz`]: the hash of receive-side scaling, `h = T(message)`, as `h << 32 | h`. For five
 //!   tuples the protocol is left out, so that it is the value that the NIC computes.
 //!

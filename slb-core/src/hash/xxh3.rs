@@ -9,7 +9,7 @@ use super::{TupleHasher, fold_multiply};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Xxh3 {
     seed: u64,
-    /// What the words of a 16-byte message are flipped with: secret and seed.
+    /// The values that the words of a 16-byte message are XORed with: secret and seed.
     flips: [u64; 2],
 }
 

@@ -1,5 +1,5 @@
-//! Whether a backend is well, from what becomes of its clients' connections: beside the probes, which
-//! may ask something else than what clients do.
+//! Health of backends by the fate of their clients' connections: a complement to probes, which may
+//! ask something else than clients do.
 
 use core::time::Duration;
 
@@ -38,7 +38,7 @@ pub struct Passive {
     condition: Condition,
     /// When the window began, or the backend was taken out.
     since: Instant,
-    /// What was counted then.
+    /// The number of accepted connections at that time.
     accepted: u64,
     failures: u64,
 }
@@ -60,7 +60,7 @@ impl Passive {
         passive
     }
 
-    /// Whether it is well, as far as its traffic tells.
+    /// Returns the health by the traffic so far.
     pub fn condition(&self) -> Condition {
         self.condition
     }

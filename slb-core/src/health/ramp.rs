@@ -29,7 +29,7 @@ impl Ramp {
         done.saturating_add(1).min(RAMP_STEPS)
     }
 
-    /// Whether it has its whole weight.
+    /// Returns true if the backend has its whole weight.
     pub fn is_over(&self, now: Instant) -> bool {
         self.step(now) == RAMP_STEPS
     }

@@ -166,14 +166,14 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     }
 }
 
-/// Whether a vm's packets to an address leave as they are.
+/// Returns true if a vm's packets to an address leave untranslated.
 pub(super) fn is_inside(snapshot: &Snapshot<'_>, vm: &Vm, address: IpAddr) -> bool {
     is_local(address)
         || snapshot.nat.is_neighbour(address, vm.vni)
         || snapshot.probe_source().is(address)
 }
 
-/// Whether an address is never on the outside.
+/// Returns true if an address is never outside.
 fn is_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {

@@ -37,7 +37,7 @@ use crate::wire::protocol;
 /// Where a packet has been.
 #[derive(Clone, Copy, Debug)]
 struct Way {
-    /// What the host says that passed it on, and that host's address.
+    /// The mark of the host that passed the packet on, and that host's address.
     passed: Option<(Mark, [u64; 2])>,
     /// The number of the mux that it came by, or [`NO_MUX`].
     mux: u8,
@@ -48,7 +48,7 @@ impl Way {
         self.passed.map(|(mark, _)| mark.handover)
     }
 
-    /// Whether the packet may go to another host.
+    /// Returns true if the packet may go to another host.
     fn goes_on(&self) -> bool {
         self.passed.is_none_or(|(mark, _)| mark.hops < MAX_HOPS)
     }
@@ -162,7 +162,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// Whether the slot may have had another owner when a flow began that goes on.
+    /// Returns true if a flow that still goes on may have begun when the slot had another owner.
     fn is_young(&self, slot: &Slot, terms: &CompiledTerms) -> bool {
         let since = self.time_since_change(&slot.past);
         !slot.past.is_empty() && since.is_some_and(|since| since < terms.idle.duration())

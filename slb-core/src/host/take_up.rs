@@ -48,7 +48,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         self.takes_up_since = Some(self.set_clock(now));
     }
 
-    /// Whether connections of a rule that began before the start may still go on.
+    /// Returns true if connections of a rule from before the start may still go on.
     fn may_be_from_before(&self, terms: &CompiledTerms) -> bool {
         let is_within = |since| self.passed().since(since) < terms.idle.duration();
         self.takes_up_since.is_some_and(is_within)
@@ -161,7 +161,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     }
 }
 
-/// Whether a segment may be one of the middle of a connection.
+/// Returns true if a segment may be from the middle of a connection.
 fn goes_on(segment: &Segment) -> bool {
     segment.flags.contains(Flags::ACK) && !segment.flags.intersects(Flags::SYN.with(Flags::RST))
 }
@@ -178,8 +178,8 @@ fn policy(terms: &CompiledTerms, rule_slot: usize, server: u16, via: u8) -> Poli
     }
 }
 
-/// Whether a frontend's port leads to the vm's port that a segment is from; `None`: all ports do, each to
-/// itself.
+/// Returns true if a frontend port leads to the source port of a vm's segment; `None` stands for
+/// all ports, each leading to itself.
 fn leads_to(
     snapshot: &Snapshot<'_>,
     rule: u32,

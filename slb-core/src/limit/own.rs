@@ -64,7 +64,7 @@ impl Limits {
         }
     }
 
-    /// Whether packets are passed on to other hosts at all.
+    /// Returns true if packets are passed on to other hosts at all.
     pub(crate) fn pass_on(&self) -> bool {
         self.passed.most != 0
     }
@@ -91,7 +91,7 @@ impl Limits {
     }
 }
 
-/// What [`Limits`] allow: packets a second in the long run, and at once.
+/// Rates of [`Limits`]: sustained packets per second, and burst size.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rates {
     pub(crate) echoes: (u32, u32),

@@ -93,7 +93,7 @@ impl<'m> SourceLimiter<'m> {
         self.now = (now.as_nanos() / 1_000_000) as u32;
     }
 
-    /// Whether the sender of a packet may begin another flow; if so, that one is counted.
+    /// Returns true if the sender of a packet may begin another flow, and counts that flow.
     pub(crate) fn allow(&mut self, packet: &Packet) -> bool {
         if self.buckets.is_empty() {
             return true;

@@ -3,8 +3,8 @@
 //! | what comes | what is done |
 //! |---|---|
 //! | a segment of a pinned TCP flow | its backend, healthy or not |
-//! | a packet of any other pinned flow | its backend, unless that is unhealthy: then Maglev's choice, pinned anew |
-//! | the backend is gone, or a SYN comes and the backend gets no new flows of the rule | Maglev's choice, pinned anew |
+//! | a packet of any other pinned flow | its backend, unless that is unhealthy: then Maglev chooses, and the flow is pinned again |
+//! | the backend is gone, or a SYN comes and the backend gets no new flows of the rule | Maglev chooses, and the flow is pinned again |
 //! | SYN, no flow | Maglev's choice, pinned half-open |
 //! | anything else, no flow | Maglev's choice, pinned established (it began at another mux) |
 //! | FIN or RST, an ICMP error or a later fragment, no flow | Maglev's choice, not pinned |

@@ -35,7 +35,7 @@ use crate::wire::tcp::Flags;
 /// Where the IP header begins in a frame without tags.
 const IP: usize = ethernet::HEADER_LEN;
 
-/// What a frame is to the short way.
+/// The class of a frame on the short way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Kind {
@@ -106,7 +106,8 @@ impl Lane {
         FlowKey::new(A::load(&self.addresses), self.ports, self.protocol)
     }
 
-    /// Whether an established flow stays as it is with this packet: nothing begins or ends a connection.
+    /// Returns true if an established flow stays as it is with this packet: it neither begins nor
+    /// ends a connection.
     #[inline]
     fn is_quiet(&self) -> bool {
         let loud = Flags::SYN.with(Flags::FIN).with(Flags::RST);
@@ -139,7 +140,7 @@ impl Lane {
     }
 }
 
-/// What the short way needs of a family.
+/// The operations of an address family that the short way needs.
 trait Words: Addresses {
     const KIND: Kind;
     const FAMILY: Family;
@@ -463,8 +464,8 @@ fn note_classified<A: Words>(
     seen.step(index, hashed);
 }
 
-/// What the last stage reads and counts. Packets of one rule in a row are counted together: adding each to
-/// the same counter would have each wait for the one before.
+/// The counters and tables of the last stage. Packets of one rule in a row are counted together:
+/// adding each to the same counter would make each wait for the one before.
 struct Sender<'p, 's> {
     snapshot: &'p Snapshot<'s>,
     rules: &'p mut [RuleCounters],

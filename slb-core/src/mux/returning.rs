@@ -12,7 +12,8 @@ use crate::tunnel::decapsulation::Outer;
 use crate::verdict::{DropReason, Verdict};
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
-    /// What becomes of a frame that is not for a VIP; `None` where it is nothing of ours.
+    /// Decides about a frame that is not for a VIP; `None` if it is neither an answer nor a packet
+    /// that hosts return.
     #[cold]
     pub(super) fn take_back(
         &mut self,

@@ -24,7 +24,7 @@ use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::{icmp, icmpv6, protocol};
 
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
-    /// What a packet is to this node that is a fragment, neither TCP nor UDP, or broken.
+    /// Classifies a fragment, a packet that is neither TCP nor UDP, or a broken packet.
     #[cold]
     pub(super) fn classify_unusual(
         &mut self,
@@ -258,7 +258,7 @@ pub(super) fn report(
     }
 }
 
-/// What becomes of a packet that no backend may take: with `tcp_reset`, its sender is told.
+/// Decides about a packet without a backend: with `tcp_reset`, its sender is told.
 #[cold]
 pub(super) fn refuse(
     snapshot: &Snapshot<'_>,

@@ -57,13 +57,13 @@ const TRANSITORY: Span = Span::from_secs(240); // RFC 5382 §5 REQ-5: no less
 /// ICMP echo.
 const ECHO: Span = Span::from_secs(60); // RFC 5508 §3.2 REQ-1: no less
 
-/// What one side calls a connection: the tuple of the packets that come from there.
+/// The tuple that one side uses for a connection: that of packets from this side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Side<A> {
     /// Source and destination.
     pub(crate) addresses: A,
-    /// The four bytes of ports, read little-endian. Of ICMP echo, the identifier stands in the
-    /// place of the asking side's port; zero for other protocols.
+    /// The four bytes of ports, read little-endian. For ICMP echo, the identifier takes the place
+    /// of the requester's port; zero for other protocols.
     pub(crate) ports: u32,
 }
 
@@ -91,7 +91,7 @@ impl<A: Addresses> Side<A> {
     }
 }
 
-/// What a packet is looked up by.
+/// The key that a packet's connection is looked up by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Key<A> {
     pub(crate) side: Side<A>,
@@ -116,7 +116,7 @@ impl<A: Addresses> Key<A> {
     }
 }
 
-/// What becomes of a connection's packets besides its translation: fixed when it is made.
+/// The treatment of a connection's packets besides translation; fixed when the connection is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Policy {
     /// Without a packet for so long, it is over.
@@ -170,9 +170,9 @@ pub(crate) struct Saved<A> {
 /// A connection as its table shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionView {
-    /// What its packets from outside have: the client's, or those that answer a vm.
+    /// The tuple of packets from outside: from the client, or answers to a vm.
     pub outside: Tuple,
-    /// What those of the server have.
+    /// The tuple of packets from the server.
     pub inside: Tuple,
     /// How far it has come.
     pub state: ConnectionState,
@@ -189,7 +189,7 @@ pub struct Connection<A> {
     /// The tick in which it ends, modulo 2^32; of a free place, the next free one.
     pub(super) deadline: u32,
     sequences: Sequences,
-    /// What the translation of an inward packet adds to the sum of its addresses.
+    /// The difference that translating an inward packet makes to the sum of its addresses.
     address_delta: u16,
     /// Change of the checksum by the ports.
     port_delta: u16,
@@ -349,7 +349,7 @@ impl<A: Addresses> Connection<A> {
         self.sequences.state()
     }
 
-    /// What the packets that come from one side are called.
+    /// Returns the tuple of packets that come from one side.
     #[inline]
     pub(crate) fn side(&self, direction: Direction) -> Side<A> {
         match direction {
@@ -401,13 +401,13 @@ impl<A: Addresses> Connection<A> {
             && remaining > 0
     }
 
-    /// Whether a packet changes nothing about the mux that answers go through: an answer to what was heard
-    /// of just now.
+    /// Returns true if a packet cannot change the mux that answers go through: it answers a recent
+    /// packet.
     fn goes_on_through(&self, direction: Direction, now: u32) -> bool {
         direction == Direction::Outward && !self.is_contested() && !self.is_quiet(now)
     }
 
-    /// Whether nothing was heard of the connection for a while.
+    /// Returns true if no packet of the connection came for a while.
     fn is_quiet(&self, now: u32) -> bool {
         /// Ticks: 67 ms or more. Stacks wait 200 ms or more until they send again, and longer from time to
         /// time.
@@ -436,8 +436,8 @@ impl<A: Addresses> Connection<A> {
         u32::from(self.rule) | u32::from(self.server) << 16
     }
 
-    /// What translating a packet adds to the sums of its addresses and of its ports, in words
-    /// read little-endian.
+    /// Returns the differences that translation makes to the sums of a packet's addresses and of
+    /// its ports, in words read little-endian.
     #[inline]
     pub(crate) fn deltas(&self, direction: Direction) -> (u16, u16) {
         match direction {
@@ -476,19 +476,20 @@ impl<A: Addresses> Connection<A> {
         (flags & THROUGH != 0).then_some(number)
     }
 
-    /// Whether a packet may change more than the numbers: whose it is, or which mux answers go through.
+    /// Returns true if a packet may change more than sequence numbers: the owner of the tuple, or
+    /// the mux that answers go through.
     #[inline]
     pub(super) fn is_unusual(&self) -> bool {
         self.sequences.flags & (DIRECT | THROUGH) != 0
     }
 
-    /// Whether a segment is sent again since nothing was heard of it for a while. What is sent again in
-    /// answer to a packet is not, nor is a SYN-ACK, whose client asks again too.
+    /// Returns true if a segment is a retransmission after a silence. One that answers a packet is
+    /// not, nor is a SYN-ACK, whose client retransmits too.
     pub(super) fn asks_again(&self, now: u32, direction: Direction, segment: &Segment) -> bool {
         self.is_quiet(now) && self.sequences.repeats(direction, segment)
     }
 
-    /// Whether its ends are told when it ends by itself.
+    /// Returns true if both ends are reset when the connection expires.
     pub(crate) fn resets(&self) -> bool {
         self.sequences.flags & RESETS != 0
             && self.sequences.protocol == protocol::TCP
@@ -503,14 +504,14 @@ impl<A: Addresses> Connection<A> {
         }
     }
 
-    /// Whether another connection may have its name on the outside. Protocols without a handshake are
-    /// never over in another way.
+    /// Returns true if another connection may have taken the outside tuple. Protocols without a
+    /// handshake end in no other way.
     pub(super) fn is_superseded(&self) -> bool {
         let is_sure = self.sequences.protocol != protocol::TCP || self.is_contested();
         is_sure && self.state() == ConnectionState::Closed
     }
 
-    /// Whether packets of its name on the inside may be of another conversation.
+    /// Returns true if packets with the inside tuple may belong to another conversation.
     #[inline]
     pub(super) fn is_contested(&self) -> bool {
         self.sequences.flags & DIRECT != 0
@@ -526,7 +527,7 @@ impl<A: Addresses> Connection<A> {
         }
     }
 
-    /// Whether a packet of a contested name is of the other conversation.
+    /// Returns true if a packet of a contested tuple belongs to the other conversation.
     pub(super) fn is_direct(&mut self, direction: Direction, segment: Option<&Segment>) -> bool {
         match (direction, segment) {
             (Direction::Outward, Some(segment)) => {
@@ -593,7 +594,8 @@ impl<A: Addresses> Connection<A> {
         self.deadline = now.wrapping_add(self.timeout().0.into());
     }
 
-    /// Whether it was taken up, its server has refused that, and its client is not told.
+    /// Returns true if the connection was taken up, its server refused it, and its client was not
+    /// told.
     #[cold]
     pub(super) fn is_refused_take_up(&self) -> bool {
         self.state() == ConnectionState::Closed
@@ -622,16 +624,16 @@ impl<A: Addresses> Connection<A> {
         }
     }
 
-    /// Whether a segment cannot be of this connection, since its numbers are not: one that is over, or
-    /// whose handshake never sent what the segment acknowledges.
+    /// Returns true if a segment's numbers show that it is not of this connection, which is over,
+    /// or never sent in its handshake the number that the segment acknowledges.
     pub(crate) fn is_anothers(&self, direction: Direction, segment: &Segment) -> bool {
         direction == self.opener()
             && !segment.flags.opens()
             && self.sequences.is_anothers(direction, segment)
     }
 
-    /// Whether a segment is the server's answer to a SYN that this connection's client did not send: one
-    /// that reached the server on another way.
+    /// Returns true if a segment is the server's answer to a SYN that this connection's client did
+    /// not send: one that reached the server another way.
     pub(super) fn answers_another(&self, direction: Direction, segment: &Segment) -> bool {
         (self.opener(), direction) == (Direction::Inward, Direction::Outward)
             && self.sequences.answers_another(Direction::Inward, segment)
@@ -666,8 +668,8 @@ impl<A: Addresses> Connection<A> {
         (before, state)
     }
 
-    /// The state after a packet of a protocol without states: answered, it is established, but whether
-    /// the opener got the answer is known only when it goes on.
+    /// The state after a packet of a protocol without states: an answer establishes it, but only
+    /// the opener's next packet shows that the answer arrived.
     #[inline]
     fn next_without_handshake(&self, direction: Direction) -> ConnectionState {
         use ConnectionState::{Established, SynReceived, SynSent};
@@ -680,7 +682,7 @@ impl<A: Addresses> Connection<A> {
         }
     }
 
-    /// Whether it is established without a handshake.
+    /// Returns true if the connection is established without a handshake.
     pub(super) fn is_established_flow(&self) -> bool {
         self.sequences.protocol != protocol::TCP && self.state() == ConnectionState::Established
     }
@@ -711,8 +713,7 @@ fn port_sum(ports: u32) -> u64 {
     u64::from(ports & 0xffff) + u64::from(ports >> 16)
 }
 
-/// What is to be added to a one's complement sum when words that sum up to `old` become ones that
-/// sum up to `new` (RFC 1624 §3).
+/// Returns the difference between two one's complement sums: `new` minus `old` (RFC 1624 §3).
 pub(super) fn delta(old: u64, new: u64) -> u16 {
     fold(u64::from(!fold(old)) + u64::from(fold(new)))
 }

@@ -19,7 +19,7 @@ const SLOTS: usize = 10;
 /// Marks a free slot.
 const NONE: u32 = u32::MAX;
 
-/// Ten places. [`EMPTY`](Self::EMPTY) has nobody.
+/// Ten slots. In [`EMPTY`](Self::EMPTY) all of them are free.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct IndexBucket {

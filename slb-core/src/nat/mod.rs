@@ -40,7 +40,7 @@ use crate::time::Instant;
 pub struct NatTable<'m> {
     pub(crate) ipv4: Connections<'m, u64>,
     pub(crate) ipv6: Connections<'m, [u64; 4]>,
-    /// What the ports of translated connections are chosen by (RFC 6056 §3.3.3).
+    /// The secret that ports of translated connections are derived from (RFC 6056 §3.3.3).
     pub(crate) port_secret: [u64; 2],
 }
 
@@ -100,7 +100,7 @@ impl<'m> NatTable<'m> {
         all.map(|(place, connection)| (place, connection.view()))
     }
 
-    /// What happened in both tables.
+    /// Returns the sum of the counters of both tables.
     pub fn stats(&self) -> NatStats {
         self.ipv4.stats() + self.ipv6.stats()
     }

@@ -46,21 +46,21 @@ pub(crate) use self::establish::{
 pub(crate) use self::plain::{Origin, PlainLane};
 use self::sweep::forget;
 
-/// What each role that translates does in its own way.
+/// The differences between the roles that translate.
 pub(crate) trait Role: Sized {
-    /// What one frame leaves for the next, until there is another snapshot.
+    /// State that one frame leaves for the next, until the snapshot changes.
     type Last: Default;
     /// Packets go on as through a router: each loses a hop, and has to fit.
     const ROUTES: bool;
-    /// What goes inward comes in VXLAN.
+    /// Inward packets arrive in VXLAN.
     const TUNNELS: bool;
     /// Names on the inside are those of all ports.
     const SHARED: bool;
     /// TCP connections go on when their backend is no longer configured.
     const KEEPS_REMOVED: bool;
-    /// Whether the role has several backends to choose from.
+    /// True if the role has several backends to choose from.
     const CHOOSES: bool;
-    /// What its connections are as records.
+    /// The kind of this role's records in exported state.
     const RECORD: Kind;
     /// Packets of none of its connections may be of one at another node: see
     /// [`elsewhere`](Self::elsewhere).
@@ -143,11 +143,11 @@ pub(crate) trait Role: Sized {
         seen: &mut impl Observe,
     ) -> Option<u32>;
 
-    /// What becomes of a packet from outside that no rule takes.
+    /// Decides about a packet from outside that no rule takes.
     fn not_ours(snapshot: &Snapshot<'_>, lane: &Lane, found: RuleMatch) -> Verdict;
 
-    /// Whether what a server sends to a client outside of all connections leaves as it is. `zone` is
-    /// that of the client's packet.
+    /// Returns true if a server's packet to a client, outside of all connections, leaves
+    /// untranslated. `zone` is that of the client's packet.
     fn answers_directly(
         snapshot: &Snapshot<'_>,
         zone: PortId,
@@ -155,10 +155,10 @@ pub(crate) trait Role: Sized {
         server: IpAddr,
     ) -> bool;
 
-    /// What becomes of a packet of which cannot be told whose it is, for this reason.
+    /// Decides about a packet that matches no connection, for the given reason.
     fn unmatched(snapshot: &Snapshot<'_>, lane: &Lane, reason: DropReason) -> Verdict;
 
-    /// What becomes of neighbour discovery.
+    /// Decides about neighbour discovery.
     fn neighbour_discovery(snapshot: &Snapshot<'_>, lane: &Lane) -> Verdict;
 
     /// The mux that a connection's packets leave through, if they do.
@@ -769,16 +769,16 @@ struct Known {
     counters: u32,
 }
 
-/// Whether a server's packet leaves as it is where it is of no connection.
+/// Returns true if a server's packet of no connection leaves untranslated.
 #[cold]
 fn is_answered_directly<R: Role>(snapshot: &Snapshot<'_>, lane: &Lane) -> bool {
     let tuple = lane.packet.tuple();
     R::answers_directly(snapshot, lane.zone, tuple.destination, tuple.source)
 }
 
-/// Whether a connection keeps its backend, which is gone or unhealthy for some rule. TCP does: its
-/// other end is there and nowhere else. What knows no connections goes elsewhere with the client's
-/// next packet, unless there is no choice.
+/// Returns true if a connection keeps its backend, which is gone or unhealthy for some rule. TCP
+/// keeps it: the other end is there and nowhere else. A protocol without connections moves with the
+/// client's next packet, unless there is no choice.
 #[cold]
 fn keeps_backend<A: Rewrite>(
     snapshot: &Snapshot<'_>,
@@ -882,7 +882,7 @@ fn hash<A: Rewrite>(table: &Connections<'_, A>, lane: &Lane) -> u64 {
     hash
 }
 
-/// What the segment says, where it is TCP's and all of its header is there.
+/// Returns the TCP segment of a frame, if its whole header is present.
 #[inline]
 fn segment_of(frame: &Frame<'_>, lane: &Lane) -> Option<Segment> {
     let packet = &lane.packet;

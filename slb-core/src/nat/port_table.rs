@@ -85,7 +85,7 @@ impl Pool {
         self.count
     }
 
-    /// Where a place stands in the pool's bitmap: even places come first.
+    /// Index of a place in the pool's bitmap: even places come first.
     pub(crate) fn index_of(&self, place: u32) -> u32 {
         (place & 1) * (self.count / 2) + place / 2
     }
@@ -176,7 +176,7 @@ impl<'m> PortTable<'m> {
         self.buckets.fill(PortBucket::EMPTY);
     }
 
-    /// Counts one more connection of a SNAT port. Whether it is the only one.
+    /// Counts one more connection of a SNAT port. Returns true if it is the only one.
     pub(crate) fn add_user(&mut self, place: usize) -> bool {
         let Some(users) = self.users.get_mut(place) else {
             return false;
@@ -185,7 +185,7 @@ impl<'m> PortTable<'m> {
         *users == 1
     }
 
-    /// Counts one less. Whether it was the only one.
+    /// Counts one connection less. Returns true if it was the only one.
     pub(crate) fn remove_user(&mut self, place: usize) -> bool {
         let Some(users) = self.users.get_mut(place).filter(|users| **users != 0) else {
             return false;

@@ -43,7 +43,7 @@ pub(crate) enum NoPort {
 /// Ports that are looked up for one packet, beyond the first of each block: some 2 µs.
 const MOST_TRIES: u32 = 64;
 
-/// What a connection to the outside is called there.
+/// The outside tuple of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outside<A> {
     /// As packets from there have it.
@@ -158,7 +158,7 @@ fn place(hash: u64, count: usize) -> usize {
     (((hash >> 32) * count as u64) >> 32) as usize
 }
 
-/// Whether a block's rule lets a protocol out, and its frontend is of the family.
+/// Returns true if a block's rule lets a protocol out, and its frontend is of the family.
 fn lets_out<A: Rewrite>(nat: &Nat<'_>, block: &Block, number: u8) -> bool {
     let protocols = nat
         .outbound(block.outbound)

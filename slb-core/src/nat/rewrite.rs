@@ -17,7 +17,7 @@ use crate::wire::{checksum, icmp, icmpv6, protocol, tcp};
 pub(crate) trait Rewrite: Addresses {
     /// The family's ICMP.
     const ICMP: u8;
-    /// Whether ICMP's checksum covers a pseudo-header.
+    /// True if the ICMP checksum covers a pseudo-header.
     const ICMP_HAS_PSEUDO: bool;
     /// The addresses of a packet.
     fn of(packet: &Packet) -> Self;
@@ -25,7 +25,7 @@ pub(crate) trait Rewrite: Addresses {
     /// Writes addresses, whose sum differs by `delta`, and takes `hops` off the hop limit.
     fn rewrite(self, ip: &mut [u8], delta: u16, hops: u8) -> Option<()>;
 
-    /// A quoted packet: its protocol, where its transport header begins, whether it has one.
+    /// A quoted packet: its protocol, the offset of its transport header, and true if it has one.
     fn parse_quoted(ip: &[u8]) -> Option<(u8, usize, bool)>;
 
     /// Half of the ports that has the identifier of an ICMP message, if it is one

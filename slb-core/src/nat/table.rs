@@ -1,11 +1,11 @@
 //! All connections of one family, each found by either of its tuples.
 //!
 //! Connections lie in a slab and stay where they are; an [`Index`] has both tuples of each. A
-//! connection that has come about is never forgotten before its time, unless it is over and the table
-//! is full. One that has not, because nobody answered or the opener did not go on, makes room for new
-//! ones: those that are unanswered get half of the places at most, and an eighth at least where others
-//! can give way. Flows of protocols without a handshake count as come about up to three quarters of
-//! the places (see [`Ages`]).
+//! connection that has come about is never forgotten before its time, unless it is over and the
+//! table is full. A connection that was not answered, or not continued by its opener, makes room
+//! for new ones: those that are unanswered get half of the places at most, and an eighth at least
+//! where others can give way. Flows of protocols without a handshake count as come about up to
+//! three quarters of the places (see [`Ages`]).
 //!
 //! A sweep looks at each connection about once a second, a few at a time, and ends those whose
 //! time has come.
@@ -31,7 +31,7 @@ const WAYS: [Direction; 2] = [Direction::Inward, Direction::Outward];
 /// Marks a free slot.
 pub(crate) const NONE: u32 = u32::MAX;
 
-/// What happened in the table so far, and how it is now.
+/// Counters of the connection table, and its occupancy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NatStats {
     /// Connections there is room for.
@@ -85,7 +85,7 @@ pub(crate) enum Refused {
     Taken,
 }
 
-/// What becomes of a connection that the sweep looks at.
+/// The decision of the sweep about a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     Stays,
@@ -199,12 +199,12 @@ impl<'m, A: Addresses> Connections<'m, A> {
         self.index.find(hash, is_it)
     }
 
-    /// Whether a tuple is free for a new connection.
+    /// Returns true if a tuple is free for a new connection.
     pub(crate) fn is_free(&self, key: &Key<A>) -> bool {
         self.find(self.hash(key), key).is_none()
     }
 
-    /// Whether a tuple is that of a connection whose time has not come, be it over or not.
+    /// Returns true if a tuple belongs to a connection that has not expired, even if it is over.
     pub(crate) fn is_in_use(&self, key: &Key<A>) -> bool {
         let connection = self
             .find(self.hash(key), key)
@@ -239,7 +239,7 @@ impl<'m, A: Addresses> Connections<'m, A> {
         self.now
     }
 
-    /// Whether a connection's time has come.
+    /// Returns true if a connection has expired.
     #[inline]
     pub(crate) fn is_past(&self, connection: &Connection<A>) -> bool {
         // Ticks wrap: what is less than half of their range behind is past.
@@ -426,7 +426,7 @@ impl<'m, A: Addresses> Connections<'m, A> {
         self.find(hash, &key) != Some(number)
     }
 
-    /// Whether a connection has no name on the outside any more.
+    /// Returns true if a connection no longer has an outside tuple.
     pub(crate) fn is_superseded(&self, number: u32) -> bool {
         self.get(number).is_some_and(|connection| {
             let key = connection.key(Direction::Inward);
@@ -440,12 +440,12 @@ impl<'m, A: Addresses> Connections<'m, A> {
         self.now = tick_of(now);
     }
 
-    /// Has every connection looked at soon, whether its time has come or not.
+    /// Schedules an early look at every connection, expired or not.
     pub(crate) fn purge(&mut self) {
         self.to_purge = self.used;
     }
 
-    /// Whether [`sweep`](Self::sweep) has something to do.
+    /// Returns true if [`sweep`](Self::sweep) has work to do.
     #[inline]
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         self.used != 0

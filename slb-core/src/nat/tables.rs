@@ -1,4 +1,4 @@
-//! What a role that translates is given: its tables, and what it may do besides.
+//! The tables and options of a role that translates.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,7 +14,7 @@ use crate::snapshot::Snapshot;
 use crate::spec::Underlay;
 use crate::stats::{BackendCounters, RuleCounters, SnatCounters};
 
-/// What a host agent or a proxy may do besides translating.
+/// Options of a host agent or a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NatOptions {
     /// Echo replies a second: the long run. Zero: none, as for the other kinds.

@@ -13,8 +13,8 @@
 //! §3.2). A RST elsewhere changes nothing: its receiver challenges it, and the answer to the
 //! challenge has the exact number.
 //!
-//! A SYN on a connection that exists proves nothing, since anybody can send one. Its number is kept
-//! beside the connection's own, and the connection begins anew when the responder acknowledges it.
+//! A SYN on a connection that exists proves nothing, since it can be forged. Its number is kept
+//! beside the connection's own, and a new connection begins when the responder acknowledges it.
 
 use crate::wire::tcp::{Flags, Tcp};
 
@@ -91,29 +91,29 @@ impl ConnectionState {
         }
     }
 
-    /// Whether its opener has not shown yet that it got an answer.
+    /// Returns true if the opener has not shown yet that it got an answer.
     #[inline]
     pub(crate) const fn is_handshake(self) -> bool {
         matches!(self, Self::SynSent | Self::SynReceived)
     }
 
-    /// Whether it is over, but for what may come late.
+    /// Returns true if the connection is over, except for late segments.
     #[inline]
     pub const fn is_over(self) -> bool {
         matches!(self, Self::TimeWait | Self::Closed)
     }
 }
 
-/// What a segment says that matters to its connection.
+/// The fields of a TCP segment that connection tracking uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// First sequence number of the segment.
     pub sequence: u32,
-    /// What it acknowledges; of meaning with [`Flags::ACK`].
+    /// The acknowledgement number; meaningful with [`Flags::ACK`].
     pub acknowledgement: u32,
     /// Sequence numbers that it takes: its data, SYN and FIN.
     pub len: u32,
-    /// The window that it offers, as it stands in the header.
+    /// The window field of the header, unscaled.
     pub window: u16,
     /// By how many bits its sender will scale windows (RFC 7323 §2); only a SYN says it.
     pub window_shift: Option<u8>,
@@ -122,7 +122,7 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// What a segment says. `len` is that of the whole segment, header included, of which
+    /// Reads the fields of a segment. `len` is that of the whole segment with its header, of which
     /// `bytes` may have only the beginning.
     #[inline]
     pub fn parse(bytes: &[u8], len: usize) -> Option<Self> {
@@ -146,7 +146,7 @@ impl Segment {
         })
     }
 
-    /// Whether it neither opens nor ends anything.
+    /// Returns true if the segment neither opens nor ends anything.
     #[inline]
     pub(super) fn is_ordinary(&self) -> bool {
         let special = Flags::SYN.with(Flags::FIN).with(Flags::RST);
@@ -181,7 +181,7 @@ const TAKEN_UP: u8 = 0xf0 | NO_SHIFT;
 const STATE: u8 = 0x07;
 /// The window scale of a later SYN, in four bits of the same byte.
 const LATER_SHIFT: u32 = 3;
-/// Whether the number of a later SYN is kept.
+/// Set if the number of a later SYN is kept.
 const LATER: u8 = 0x80;
 
 /// Of [`Sequences::flags`]: the client talks to the server's own address too, from the same port.
@@ -192,7 +192,8 @@ pub(super) const DIRECT: u8 = 0x80;
 /// the largest window without a scale, rounded up.
 const LEAST_BOUND: u32 = 1 << 16;
 
-/// What both ends have sent and acknowledged. Index 0 is the end whose segments go inward.
+/// The sequence numbers, acknowledgements and windows of both ends. Index 0 is the end that sends
+/// inward.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sequences {
     /// Behind the last sequence number that the end sent.
@@ -212,13 +213,13 @@ pub(crate) struct Sequences {
     pub(super) flags: u8,
 }
 
-/// What [`Sequences`] knows, in words.
+/// The contents of [`Sequences`], unpacked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Numbers {
     pub(crate) sent: [u32; 2],
     pub(crate) acknowledged: [u32; 2],
     pub(crate) windows: [u8; 2],
-    /// What acknowledges a later SYN, and the window scale of that SYN.
+    /// The acknowledgement that answers a later SYN, and the window scale of that SYN.
     pub(crate) later: Option<([u8; 3], u8)>,
 }
 
@@ -266,7 +267,7 @@ impl Sequences {
         }
     }
 
-    /// Whether the place is free.
+    /// Returns true if the slot is free.
     #[inline]
     pub(super) fn is_free(&self) -> bool {
         self.state == 0
@@ -277,7 +278,7 @@ impl Sequences {
         self.state = 0;
     }
 
-    /// Whether both ends know of the connection, and neither has ended it.
+    /// Returns true if both ends know of the connection, and neither has ended it.
     #[inline]
     pub(super) fn is_established(&self) -> bool {
         self.state & STATE == ConnectionState::Established as u8
@@ -320,12 +321,12 @@ impl Sequences {
         self.windows = [TAKEN_UP; 2];
     }
 
-    /// Whether the responder's window has the mark of a connection that was taken up.
+    /// Returns true if the responder's window has the mark of a connection that was taken up.
     pub(super) fn is_marked_as_taken_up(&self, opener: Direction) -> bool {
         self.windows[opener.reverse().index()] == TAKEN_UP
     }
 
-    /// Whether the connection was taken up, and only one end was heard since.
+    /// Returns true if the connection was taken up, and only one end sent since.
     fn is_taken_up(&self, state: ConnectionState, opener: Direction) -> bool {
         state.is_handshake() && self.is_marked_as_taken_up(opener)
     }
@@ -382,7 +383,7 @@ impl Sequences {
         }
     }
 
-    /// Whether a segment of the responder's answers one to its own address.
+    /// Returns true if a segment of the responder answers one to its own address.
     pub(super) fn is_direct(&self, opener: Direction, segment: &Segment) -> bool {
         let is_asked = matches!(
             self.state(),
@@ -400,7 +401,7 @@ impl Sequences {
         }
     }
 
-    /// Whether a segment that goes in `direction` has data or FIN, and all of it was sent before.
+    /// Returns true if a segment in `direction` has data or FIN, all of it sent before.
     pub(super) fn repeats(&self, direction: Direction, segment: &Segment) -> bool {
         let is_syn = segment.flags.contains(Flags::SYN);
         segment.len != 0 && !is_syn && !after(segment.end(), self.sent[direction.index()])
@@ -410,14 +411,14 @@ impl Sequences {
         self.state & LATER != 0
     }
 
-    /// Whether a number acknowledges the SYN that is kept.
+    /// Returns true if a number acknowledges the SYN that is kept.
     fn is_kept(&self, number: u32) -> bool {
         let [a, b, c, _] = number.to_le_bytes();
         self.has_kept() && self.later == [a, b, c]
     }
 
-    /// Whether a segment to the opener acknowledges its present SYN. A SYN may bring data, of which
-    /// the answer may acknowledge a part (RFC 7413 §4.2.2).
+    /// Returns true if a segment to the opener acknowledges its present SYN. A SYN may bring data,
+    /// of which the answer may acknowledge a part (RFC 7413 §4.2.2).
     fn acknowledges_syn(&self, opener: Direction, segment: &Segment) -> bool {
         let number = segment.acknowledgement;
         segment.flags.contains(Flags::ACK)
@@ -425,7 +426,7 @@ impl Sequences {
             && !after(number, self.sent[opener.index()])
     }
 
-    /// Begins anew with the SYN-ACK that acknowledges the SYN that is kept.
+    /// Starts a new connection when the SYN-ACK acknowledges the SYN that is kept.
     fn begin_anew(&mut self, opener: Direction, answer: &Segment) {
         self.sent[opener.index()] = answer.acknowledgement;
         self.windows[opener.index()] = self.state >> LATER_SHIFT & 0xf;
@@ -465,8 +466,9 @@ impl Sequences {
         (sequence, self.sent[direction.index()])
     }
 
-    /// Whether a segment that goes in `direction` may have this number: sent, and not long acknowledged
-    /// (RFC 5927 §4.1). Older ones, of a window without scale, may still be on their way.
+    /// Returns true if a segment in `direction` may have this number: sent, and not long
+    /// acknowledged (RFC 5927 §4.1). Older ones, of a window without scale, may still be on their
+    /// way.
     pub(crate) fn is_recent(&self, direction: Direction, sequence: u32) -> bool {
         const SLACK: u32 = 65_535;
         let sent = self.sent[direction.index()];
@@ -479,8 +481,8 @@ impl Sequences {
         sent.wrapping_sub(sequence) <= in_flight.saturating_add(SLACK)
     }
 
-    /// Whether a segment of the opener's, no SYN, has numbers that are not this connection's, where it is
-    /// over or not established.
+    /// Returns true if a segment of the opener other than a SYN has numbers that are not this
+    /// connection's, which is over or not established.
     pub(super) fn is_anothers(&self, opener: Direction, segment: &Segment) -> bool {
         let acknowledges = segment.flags.contains(Flags::ACK);
         let number = segment.acknowledgement;
@@ -506,9 +508,10 @@ impl Sequences {
         }
     }
 
-    /// Whether a segment of the responder's is the answer to a SYN that is not this connection's. Numbers of
-    /// a window without scale back may be those of a SYN-ACK that comes again. While the connection is
-    /// open, its responder challenges another SYN (RFC 5961 §4.2), and takes none.
+    /// Returns true if a segment of the responder is the answer to a SYN that is not this
+    /// connection's. Numbers of a window without scale back may be those of a SYN-ACK that comes
+    /// again. While the connection is open, its responder challenges another SYN (RFC 5961 §4.2),
+    /// and takes none.
     pub(super) fn answers_another(&self, opener: Direction, segment: &Segment) -> bool {
         use ConnectionState::{Established, SynReceived};
         let number = segment.acknowledgement;
@@ -519,7 +522,7 @@ impl Sequences {
             && !self.is_recent(opener, number)
     }
 
-    /// Whether a RST that goes in `direction` closes the connection.
+    /// Returns true if a RST in `direction` closes the connection.
     fn is_reset(
         &self,
         state: ConnectionState,
@@ -571,8 +574,8 @@ impl Sequences {
         }
     }
 
-    /// Notes that the sender of a segment in `direction` has got what is before `number`, and the window that
-    /// it offers, as it stands in the header.
+    /// Notes that the sender of a segment in `direction` has got what is before `number`, and the
+    /// window field of its header, unscaled.
     #[inline]
     pub(super) fn note_acknowledged(&mut self, direction: Direction, number: u32, window: u16) {
         let (own, other) = (direction.index(), direction.reverse().index());
@@ -587,7 +590,7 @@ impl Sequences {
     }
 }
 
-/// Whether `a` comes after `b` (RFC 9293 §3.4).
+/// Returns true if `a` comes after `b` (RFC 9293 §3.4).
 #[inline]
 const fn after(a: u32, b: u32) -> bool {
     (b.wrapping_sub(a) as i32) < 0
@@ -727,8 +730,8 @@ fn after_syn(
     state // the same again, or nothing that either end would take
 }
 
-/// Whether a SYN that goes in `direction` begins a new connection in the place of one that is
-/// over (RFC 9293 §3.6.1: with a higher sequence number, or any where it was reset).
+/// Returns true if a SYN in `direction` begins a new connection after one that is over (RFC 9293
+/// §3.6.1: with a higher sequence number, or with any after a reset).
 pub(crate) fn reopens(
     state: ConnectionState,
     sequences: &Sequences,

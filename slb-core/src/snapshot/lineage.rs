@@ -76,9 +76,9 @@ impl fmt::Display for RoleError {
 impl core::error::Error for RoleError {}
 
 impl Snapshot<'_> {
-    /// Returns true if the snapshot is for a [`Proxy`](crate::Proxy), false if it is for a
-    /// [`Mux`](crate::Mux) or a [`Host`](crate::Host): whether its spec has
-    /// [`proxy`](crate::spec::Spec::proxy) ports.
+    /// Returns true if the snapshot is for a [`Proxy`](crate::Proxy), that is, if its spec has
+    /// [`proxy`](crate::spec::Spec::proxy) ports; false if it is for a [`Mux`](crate::Mux) or a
+    /// [`Host`](crate::Host).
     pub fn is_for_proxy(&self) -> bool {
         self.nat.proxy.is_some()
     }

@@ -52,7 +52,7 @@ pub(crate) struct Local {
     pub(crate) zone: PortId,
     /// The port that it serves in the place of the rule's, as packets have it.
     pub(crate) port: Option<u16>,
-    /// Whether the backend is unhealthy for some rule.
+    /// True if the backend is unhealthy for some rule.
     pub(crate) suspect: bool,
     /// The vm's next one.
     next: u32,
@@ -72,7 +72,7 @@ pub(crate) struct Block {
     granules: (u32, u32),
 }
 
-/// What becomes of connections that an outbound rule lets out.
+/// The terms of connections that an outbound rule lets out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CompiledOutbound {
     pub(crate) idle: Span,
@@ -85,7 +85,7 @@ pub(crate) struct CompiledOutbound {
 pub(crate) struct CompiledMux {
     pub(crate) template: Template,
     pub(crate) address: [u64; 2],
-    /// Whether a host agent has the same address.
+    /// True if a host agent has the same address.
     pub(crate) is_host: bool,
 }
 
@@ -280,8 +280,8 @@ impl<'m> Nat<'m> {
         })
     }
 
-    /// Notes who is here, and who may send to here. `facts` says where a backend's counters are, and
-    /// whether it is unhealthy for some rule.
+    /// Collects the vms of this node and the peers that may send to it. `facts` returns a backend's
+    /// counter slot, and true if it is unhealthy for some rule.
     pub(crate) fn compile(
         &mut self,
         spec: &Spec<'_>,
@@ -645,7 +645,7 @@ impl<'m> Nat<'m> {
         block.granules.0 as usize
     }
 
-    /// Whether every port is whose it was: then its users need not be counted anew.
+    /// Returns true if every port has the same owner in both, so users need not be counted again.
     pub(crate) fn has_ports_as(&self, other: &Nat<'_>) -> bool {
         if self.granules.is_empty() && other.granules.is_empty() {
             return true; // nobody has any
@@ -670,7 +670,8 @@ impl<'m> Nat<'m> {
         self.granules.len() * GRANULE as usize
     }
 
-    /// Whether vms reach an address, and answer it, under their own: a binary search among the ranges.
+    /// Returns true if vms reach an address, and answer it, under their own: a binary search among
+    /// the ranges.
     pub(crate) fn is_inside(&self, address: IpAddr) -> bool {
         let ranges = self.inside.get(..self.inside_count).unwrap_or_default();
         let next = ranges.partition_point(|[first, _]| *first <= address);
@@ -678,7 +679,7 @@ impl<'m> Nat<'m> {
         range.is_some_and(|[_, last]| address <= *last)
     }
 
-    /// Whether an address is a backend's of this network.
+    /// Returns true if an address is a backend's of this network.
     pub(crate) fn is_neighbour(&self, address: IpAddr, vni: Vni) -> bool {
         self.neighbours.get(neighbour_key(address, vni)).is_some()
     }
@@ -689,7 +690,7 @@ impl<'m> Nat<'m> {
         u16::try_from(port).ok().map(PortId)
     }
 
-    /// Of a proxy: whether an address is a backend's.
+    /// Returns true if an address is a backend's; for proxies.
     pub(crate) fn is_backend(&self, address: IpAddr) -> bool {
         self.is_neighbour(address, Vni::default())
     }
@@ -699,8 +700,8 @@ impl<'m> Nat<'m> {
         self.outbound.get(index as usize)
     }
 
-    /// Whether a peer's packets are taken: it is a mux, or, where none are named, any; and a host
-    /// may always.
+    /// Returns true if a peer's packets are taken: from any host, and from the named muxes, or from
+    /// all if none is named.
     pub(crate) fn is_peer(&self, address: [u64; 2]) -> bool {
         self.peers.get(address).is_some()
     }
@@ -717,7 +718,7 @@ impl<'m> Nat<'m> {
         self.is_mux(sender).then_some(sender as usize)
     }
 
-    /// Whether a sender is a mux, by its number.
+    /// Returns true if the sender of this index is a mux.
     pub(crate) fn is_mux(&self, sender: u32) -> bool {
         (sender as usize) < self.muxes.len()
     }
@@ -740,24 +741,24 @@ impl<'m> Nat<'m> {
         self.muxes.get(number)
     }
 
-    /// Whether a pool is in this network.
+    /// Returns true if a pool is in this network.
     pub(crate) fn has_vni(&self, vni: Vni) -> bool {
         self.vnis.get(vni.get().into()).is_some()
     }
 
-    /// Whether muxes are named, so that others are not taken for one.
+    /// Returns true if muxes are named, so that no other sender is taken for one.
     pub(crate) fn has_muxes(&self) -> bool {
         !self.muxes.is_empty()
     }
 }
 
-/// Whether a pool's table has a past: this is the host agent of one of its backends.
+/// Returns true if a pool's table has a past: this is the host agent of one of its backends.
 pub(crate) fn has_past(spec: &Spec<'_>, pool: usize) -> bool {
     let backends = spec.pools.get(pool).map_or(&[][..], |pool| pool.backends);
     spec.proxy.is_none() && backends.iter().any(|backend| backend.port.is_some())
 }
 
-/// Whether a backend is reached from this node without the fabric.
+/// Returns true if a backend is reached from this node without the fabric.
 fn is_local(spec: &Spec<'_>, backend: &Backend<'_>) -> bool {
     spec.proxy.is_some() || backend.port.is_some()
 }

@@ -51,7 +51,7 @@ use crate::time::Instant;
 use crate::tunnel::encapsulation::Template;
 use crate::wire::protocol;
 
-/// What stands for "no backend may take it".
+/// The backend index that means "no backend may take it".
 pub const NO_BACKEND: u32 = u32::MAX;
 
 /// A VIP that has no HA-ports rule.
@@ -105,7 +105,7 @@ impl CompiledRule {
         self.table_start as usize
     }
 
-    /// Whether it takes packets whatever their ports, and chooses backends without them.
+    /// Returns true if the rule takes packets of all ports, and chooses backends without them.
     pub(crate) fn ignores_ports(&self) -> bool {
         self.ha_ports && self.mask as u32 == 0
     }
@@ -207,21 +207,21 @@ impl CompiledBackend {
         self.member as usize
     }
 
-    /// Whether new flows may go to the backend by its own state and weight, before any probe is
-    /// asked: see [`Snapshot::serves`] for what a rule's probe says.
+    /// Returns true if new flows may go to the backend by its own state and weight, before any
+    /// probe is considered: see [`Snapshot::serves`] for a rule's probe.
     #[inline]
     pub fn is_eligible(&self) -> bool {
         self.eligible
     }
 
-    /// Whether its own state or any probe speaks against it.
+    /// Returns true if its own state or any probe speaks against the backend.
     #[inline]
     pub(crate) fn is_suspect(&self) -> bool {
         self.suspect
     }
 }
 
-/// What a packet's destination is to this node.
+/// The match of a packet's destination with the rules of this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RuleMatch {
     /// This rule takes it: a place in [`Spec::rules`](crate::spec::Spec::rules).
@@ -263,7 +263,7 @@ pub struct Snapshot<'m> {
 }
 
 impl Snapshot<'_> {
-    /// The number that stands for an address in rule keys; `None` where it is no IPv6 VIP.
+    /// Returns the id of an address in rule keys; `None` unless it is an IPv6 VIP.
     fn vip_of(&self, address: IpAddr) -> Option<u64> {
         match address {
             IpAddr::V4(address) => Some(ipv4_vip(u32::from_le_bytes(address.octets()))),
@@ -285,7 +285,7 @@ impl Snapshot<'_> {
         }
     }
 
-    /// What the packet's destination is to this node, by its address, protocol and port.
+    /// Matches a packet's destination address, protocol and port with the rules of this node.
     pub(crate) fn classify(&self, packet: &Packet) -> RuleMatch {
         let Some(vip) = self.vip(packet) else {
             return RuleMatch::NotVip;
@@ -301,7 +301,8 @@ impl Snapshot<'_> {
         self.classify_protocol(vip, packet.protocol)
     }
 
-    /// What a destination is to this node, by the number of its address, by protocol and port.
+    /// Matches a destination with the rules of this node: the id of its address, its protocol and
+    /// port.
     #[inline]
     pub(crate) fn classify_ports(&self, vip: u64, protocol: u8, raw_port: u16) -> RuleMatch {
         match self.rule_keys.get(rule_key(vip, protocol, raw_port)) {
@@ -319,13 +320,13 @@ impl Snapshot<'_> {
         }
     }
 
-    /// The number that stands for an IPv4 address in rule keys.
+    /// Returns the id of an IPv4 address in rule keys.
     #[inline]
     pub(crate) fn ipv4_vip(&self, raw_address: u32) -> u64 {
         ipv4_vip(raw_address)
     }
 
-    /// The number that stands for an IPv6 address in rule keys; `None` where it is no VIP.
+    /// Returns the id of an IPv6 address in rule keys; `None` if it is no VIP.
     #[inline]
     pub(crate) fn ipv6_vip(&self, address: [u64; 2]) -> Option<u64> {
         self.ipv6_vips.get(address).map(ipv6_vip)
@@ -363,7 +364,7 @@ impl Snapshot<'_> {
         rule.map_or(RuleMatch::NoRule, RuleMatch::Rule)
     }
 
-    /// What an answer to an ICMP echo request is, whose identifier may be a SNAT port.
+    /// Matches an ICMP echo reply, with an identifier that may be a SNAT port.
     pub(crate) fn classify_echo_reply(&self, packet: &Packet) -> RuleMatch {
         let Some(vip) = self.vip(packet) else {
             return RuleMatch::NotVip;
@@ -394,13 +395,13 @@ impl Snapshot<'_> {
         self.rule_keys.get(key)
     }
 
-    /// What becomes of echo requests for the VIP that the packet is for.
+    /// Returns the treatment of echo requests for the VIP that the packet is for.
     pub(crate) fn echo(&self, packet: &Packet) -> Option<Echo> {
         let frontend = self.rule_keys.get(rule_key(self.vip(packet)?, VIP, 0))?;
         self.echo.get(frontend as usize).copied()
     }
 
-    /// Whether an address is a VIP.
+    /// Returns true if an address is a VIP.
     pub(crate) fn is_vip(&self, address: IpAddr) -> bool {
         let vip = self.vip_of(address);
         vip.is_some_and(|vip| self.rule_keys.get(rule_key(vip, VIP, 0)).is_some())
@@ -482,7 +483,7 @@ impl Snapshot<'_> {
         self.backend_ids.index(id)
     }
 
-    /// What becomes of a rule's connections.
+    /// Returns the terms of a rule's connections.
     pub(crate) fn terms(&self, index: u32) -> Option<&CompiledTerms> {
         self.terms.get(index as usize)
     }
@@ -574,8 +575,8 @@ impl Snapshot<'_> {
         owner.is_some_and(|owner| owner != NO_BACKEND)
     }
 
-    /// Whether a backend gets new flows of a rule that takes this packet: the rule may have led elsewhere
-    /// when the packet's flow began.
+    /// Returns true if a backend gets new flows of a rule that takes this packet: the rule may have
+    /// led elsewhere when the packet's flow began.
     #[inline(never)]
     pub(crate) fn gets_new_flows(&self, rule: u32, packet: &Packet, backend: u32) -> bool {
         let (Some(terms), Some(rule)) = (self.terms(rule), self.rule(rule)) else {
@@ -591,9 +592,9 @@ impl Snapshot<'_> {
         }
     }
 
-    /// Whether a backend keeps the flows of a rule that it has, where their protocol knows no
-    /// connections: one that is unhealthy for the rule loses them to others, a draining one does
-    /// not. The one backend of an inbound NAT rule or a SNAT port keeps them whatever its health.
+    /// Returns true if a backend keeps its flows of a rule, for protocols without connections: a
+    /// backend that is unhealthy for the rule loses them to others, a draining one does not. The
+    /// one backend of an inbound NAT rule or a SNAT port keeps them whatever its health.
     #[inline]
     pub(crate) fn keeps_flows(&self, rule: u32, backend: u32) -> bool {
         let is_suspect = self.backend(backend).is_some_and(|found| found.suspect);
@@ -622,24 +623,24 @@ impl Snapshot<'_> {
         self.shares.get((terms.shares + place) as usize)
     }
 
-    /// Whether a balancing rule gives new flows to a backend.
+    /// Returns true if a balancing rule gives new flows to a backend.
     pub(crate) fn takes(&self, terms: &CompiledTerms, backend: u32) -> bool {
         self.share(terms, backend)
             .is_some_and(|share| share.weight != 0)
     }
 
-    /// Whether new flows of a rule may go to a backend: it is of the rule's pool, has a weight, and
-    /// neither its own state nor the rule's probe speaks against it. Places are those in
-    /// [`Spec::rules`](crate::spec::Spec::rules) and in [`backends`](Self::backends); `false` where there
-    /// is no such rule, or none that balances.
+    /// Returns true if new flows of a rule may go to a backend: it is of the rule's pool, has a
+    /// weight, and neither its own state nor the rule's probe speaks against it. Indexes are those
+    /// of [`Spec::rules`](crate::spec::Spec::rules) and of [`backends`](Self::backends). Returns
+    /// false if there is no such rule, or it does not balance.
     pub fn serves(&self, rule: u32, backend: u32) -> bool {
         let terms = self.terms(rule);
         terms.is_some_and(|terms| terms.kind == RuleKind::Balance && self.takes(terms, backend))
     }
 
-    /// Whether a backend is unhealthy for the connections of a rule, given by the place of its
-    /// counters: as the rule's probe says, or the backend's own state where the rule has none, is
-    /// gone or leads elsewhere now.
+    /// Returns true if a backend is unhealthy for the connections of a rule, given by its counter
+    /// slot: by the rule's probe, or by the backend's own state if the rule has no probe, is gone
+    /// or leads elsewhere now.
     #[cold]
     pub(crate) fn is_unhealthy(&self, rule_slot: usize, backend: u32) -> bool {
         let rule = self.rule_ids.owner(rule_slot);
@@ -747,7 +748,8 @@ impl CompiledPool {
         past: NONE,
     };
 
-    /// Whether another pool is this one in a later generation, with a table of as many slots.
+    /// Returns true if another pool is this one in a later generation, with a table of as many
+    /// slots.
     fn is_continued_by(&self, other: &Self) -> bool {
         self.identity == other.identity && self.table_size == other.table_size
     }

@@ -44,7 +44,7 @@ pub struct OwnedSnapshot<'m> {
 /// A specification that was not compiled, and the lines that were given for it.
 #[derive(Debug)]
 pub struct Unbuilt<'m> {
-    /// What is wrong.
+    /// The fault of the spec.
     pub error: SpecError,
     /// The memory, as it was given.
     pub lines: &'m mut [Line],

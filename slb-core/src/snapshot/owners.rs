@@ -24,7 +24,7 @@ const OLD: u8 = u8::MAX;
 /// How long it takes until time that an owner had a slot counts half as much, in seconds.
 const HALF_LIFE: u64 = 3600;
 
-/// What passed from one snapshot to the next.
+/// The changes of ownership between one snapshot and the next.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Step {
     /// Seconds that the earlier one was there; one at least, or nothing would tell its owners from none.
@@ -50,7 +50,7 @@ impl Step {
     }
 }
 
-/// What is remembered of a slot.
+/// The former owners of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Past {
     /// Places in the pool's backends, the newest first; [`maglev::EMPTY`] behind the last.
@@ -81,7 +81,7 @@ impl Past {
         all.take_while(|&member| member != maglev::EMPTY)
     }
 
-    /// Whether nobody else ever had the slot.
+    /// True if the slot never had another owner.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.former[0] == maglev::EMPTY

@@ -20,7 +20,7 @@ pub(crate) struct CompiledProxy<'m> {
     source_rewrites: Mem<'m, SourceRewrite>,
     /// The MAC address that each backend's packets go to; empty: no backend has one.
     next_hops: Mem<'m, Option<MacAddress>>,
-    /// Whether backends have next hops, or had some before: connections outlive their backend.
+    /// True if backends have next hops, or had some before: connections outlive their backend.
     readdresses: bool,
 }
 
@@ -74,7 +74,7 @@ impl<'m> CompiledProxy<'m> {
         })
     }
 
-    /// Whether clients are at a port.
+    /// Returns true if clients are at a port.
     #[inline]
     pub(crate) fn is_frontend(&self, port: PortId) -> bool {
         self.only == Some(port) || self.ports.get(port.0.into()).is_some()

@@ -1,8 +1,8 @@
 //! Ids that stay the same from one snapshot to the next.
 //!
 //! A name gets a slot and keeps it for as long as it is there. A slot that became free is used
-//! again, the one free for longest first, with another incarnation: an id that a flow still
-//! holds from before then matches nobody.
+//! again, the one free for longest first, with another incarnation: an id that a flow still holds
+//! from before then matches no backend.
 
 use super::probe_map::{NONE, ProbeMap, RuleBucket};
 use crate::hash::siphash13;
@@ -53,7 +53,7 @@ pub(crate) struct RegistryEntry {
 }
 
 impl RegistryEntry {
-    /// A slot that nobody ever had.
+    /// A slot that was never used.
     pub(crate) const EMPTY: Self = Self {
         id: 0,
         index: NONE,
@@ -68,7 +68,7 @@ pub(crate) struct Registry<'m> {
     entries: Mem<'m, RegistryEntry>,
     /// Slots that were ever used.
     used: usize,
-    /// Of these, the ones that nobody has.
+    /// The number of free slots among these.
     free: usize,
     by_identity: ProbeMap<'m, u64, 5>,
     /// Identity of each slot's owner, apart from the entries, which packets read.
@@ -170,8 +170,8 @@ impl<'m> Registry<'m> {
         Ok(slot)
     }
 
-    /// Returns true if each id of `old` still means here what it means there, so that whoever
-    /// remembers one finds its owner or nobody.
+    /// Returns true if each id of `old` still has the same meaning here: a remembered id finds its
+    /// owner, or nothing.
     ///
     /// # Cost
     /// All slots of `old`.

@@ -6,7 +6,7 @@ use super::probe_map::NONE;
 use crate::nat::connection::Span;
 use crate::spec::{Answers, Scheduler, Terms};
 
-/// What becomes of a rule's connections.
+/// The terms of a rule's connections.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CompiledTerms {
     pub(crate) idle: Span,
@@ -27,7 +27,7 @@ pub(crate) struct CompiledTerms {
     pub(crate) scheduler: Scheduler,
 }
 
-/// What kind of rule it is.
+/// The kind of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RuleKind {
     /// Balances over a pool.

@@ -1,5 +1,5 @@
-//! What is to be balanced, in the caller's words. Parsed configurations become this, and an
-//! embedder writes it field by field.
+//! The description of a balancer, which a snapshot is compiled from. Parsed configurations become a
+//! spec, and an embedder fills one in field by field.
 
 mod error;
 mod prefix;
@@ -36,11 +36,12 @@ pub struct Spec<'a> {
     pub underlay: Underlay,
     /// The VIPs.
     pub frontends: &'a [Frontend<'a>],
-    /// What is balanced, and where to.
+    /// The load-balancing rules.
     pub rules: &'a [Rule<'a>],
     /// The pools of backends.
     pub pools: &'a [Pool<'a>],
-    /// What probes say about the backends of pools. Rules name the one that they go by.
+    /// Health of the backends of pools, as probes found it. Rules name the entry that applies to
+    /// them.
     pub health: &'a [PoolHealth<'a>],
     /// Ports of frontends that lead to one backend each.
     pub inbound_nat: &'a [InboundNat<'a>],
@@ -65,9 +66,9 @@ pub struct Spec<'a> {
 
 /// The addresses that a host agent's own probes of its vms come from, the same on every host.
 ///
-/// What a vm sends to them is passed as it is, whatever outbound rules say: the caller, who probes,
-/// takes it from there. Nobody else has them for a source: what comes from the fabric with one is
-/// dropped.
+/// A vm's packets to them are passed as they are, whatever outbound rules say: the caller, who
+/// probes, takes them from there. These addresses are no valid source on the fabric: packets from
+/// them are dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProbeSource {
     /// Towards vms with IPv4 addresses.
@@ -77,7 +78,7 @@ pub struct ProbeSource {
 }
 
 impl ProbeSource {
-    /// Whether an address is one of them.
+    /// Returns true if an address is one of these.
     pub fn is(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(address) => self.ipv4 == Some(address),
@@ -155,7 +156,7 @@ impl Default for Underlay {
     }
 }
 
-/// What stands in the outer UDP header's checksum.
+/// The checksum of the outer UDP header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UdpChecksum {
     /// Zero over IPv4 (RFC 7348 §4.1), computed over IPv6 (RFC 8200 §8.1): what every receiver
@@ -177,7 +178,7 @@ pub struct Frontend<'a> {
     pub name: &'a str,
     /// Address of the frontend, the VIP, unlike all other frontends'.
     pub address: IpAddr,
-    /// What becomes of ICMP echo requests for it.
+    /// The treatment of ICMP echo requests for this frontend.
     pub icmp_echo: Echo,
 }
 
@@ -191,7 +192,7 @@ impl Default for Frontend<'_> {
     }
 }
 
-/// What becomes of ICMP echo requests for a VIP.
+/// The treatment of ICMP echo requests for a VIP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Echo {
     /// The balancer answers echo requests.
@@ -203,7 +204,7 @@ pub enum Echo {
     Ignore,
 }
 
-/// What a rule takes.
+/// The protocol that a rule takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// TCP to one port.
@@ -228,7 +229,7 @@ impl Protocol {
         }
     }
 
-    /// Whether its packets have ports that a rule names.
+    /// Returns true if packets of the protocol have ports that a rule names.
     pub const fn has_port(self) -> bool {
         matches!(self, Self::Tcp | Self::Udp)
     }
@@ -274,13 +275,13 @@ pub struct Rule<'a> {
     /// The port that backends serve; zero: [`frontend_port`](Self::frontend_port). A host agent and a
     /// proxy translate to it, a mux changes no port.
     pub backend_port: u16,
-    /// What chooses a flow's backend.
+    /// The packet fields that choose a flow's backend.
     pub distribution: Distribution,
     /// How a proxy chooses; muxes have to agree, so they go by Maglev.
     pub scheduler: Scheduler,
     /// How long a flow stays without a packet.
     pub idle_timeout: Duration,
-    /// What else becomes of its connections: for their host agent, or a proxy.
+    /// Further terms of the rule's connections, for their host agent or a proxy.
     pub terms: Terms,
 }
 
@@ -294,7 +295,7 @@ pub enum Scheduler {
     LeastConnections,
 }
 
-/// What becomes of a rule's connections at their host agent.
+/// The terms of a rule's connections at their host agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
     /// The backend sees the VIP and the frontend port, not its own (direct server return).
@@ -306,9 +307,9 @@ pub struct Terms {
     pub answers: Answers,
     /// The backend sees this address in the place of the client's (full SNAT).
     pub source_nat: Option<IpAddr>,
-    /// UDP under a load-balancing rule is QUIC. A host agent then knows by a packet's header whether a
-    /// connection begins: Initial and 0-RTT packets are treated as a SYN, others as further segments of TCP
-    /// (RFC 9000 §17.2, RFC 9369 §3.2).
+    /// UDP under a load-balancing rule is QUIC. A host agent then reads from a packet's header if a
+    /// connection begins: Initial and 0-RTT packets are treated as a SYN, others as further
+    /// segments of TCP (RFC 9000 §17.2, RFC 9369 §3.2).
     pub quic: bool,
 }
 
@@ -339,7 +340,7 @@ pub struct InboundNat<'a> {
     pub backend_port: u16,
     /// How long a flow stays without a packet.
     pub idle_timeout: Duration,
-    /// What else becomes of its connections.
+    /// Further terms of the rule's connections.
     pub terms: Terms,
 }
 
@@ -389,7 +390,7 @@ pub struct Outbound<'a> {
     pub frontends: &'a [usize],
     /// Index of the pool in [`Spec::pools`].
     pub pool: usize,
-    /// What may go out; [`Protocol::All`]: TCP, UDP and ICMP echo.
+    /// The protocols that may go out; [`Protocol::All`] stands for TCP, UDP and ICMP echo.
     pub protocol: Protocol,
     /// Ports for each backend, a multiple of 8, over all of its frontends; `None`: an even share of
     /// what is free.
@@ -437,12 +438,11 @@ pub struct PoolHealth<'a> {
     pub backends: &'a [BackendHealth],
 }
 
-/// What a probe found of one backend.
+/// Health of one backend, as its probe found it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BackendHealth {
-    /// Whether the probe succeeds. An unhealthy backend gets no new flows of the rules that go by
-    /// this probe, and their connections are reset where they have
-    /// [`tcp_reset`](Terms::tcp_reset).
+    /// Health by the probe. An unhealthy backend gets no new flows of the rules that go by this
+    /// probe, and their connections are reset where they have [`tcp_reset`](Terms::tcp_reset).
     pub condition: Condition,
     /// The backend's weight for these rules, as while it recovers by and by; `None`: its own,
     /// [`Backend::weight`]. A backend whose own weight is zero stays drained.
@@ -467,7 +467,7 @@ pub struct Pool<'a> {
     pub past: &'a [&'a [u32]],
 }
 
-/// One who serves.
+/// A backend server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backend<'a> {
     /// Name of the backend, unlike all others of the pool.
@@ -527,17 +527,19 @@ impl<'a> Backend<'a> {
         self.seat.unwrap_or(self.name)
     }
 
-    /// Whether the backend has its seat's slots while it is healthy: it has a weight and does not drain.
+    /// Returns true if the backend has its seat's slots while it is healthy: it has a weight and
+    /// does not drain.
     pub const fn is_seated(&self) -> bool {
         self.weight != 0 && !matches!(self.state, BackendState::Draining)
     }
 
-    /// Whether new flows may go to the backend, before any probe is asked.
+    /// Returns true if new flows may go to the backend, before any probe is considered.
     pub const fn is_eligible(&self) -> bool {
         self.weight != 0 && matches!(self.state, BackendState::Up) && !self.is_unhealthy()
     }
 
-    /// Whether the backend counts as unhealthy for all rules: it is down or was observed to fail.
+    /// Returns true if the backend counts as unhealthy for all rules: it is down or was observed to
+    /// fail.
     pub const fn is_unhealthy(&self) -> bool {
         matches!(self.state, BackendState::Down) || matches!(self.condition, Condition::Unhealthy)
     }

@@ -52,9 +52,9 @@ const fn ipv6(first: u16, len: u8) -> Prefix {
     }
 }
 
-/// What is inside unless the spec says otherwise: private networks (RFC 1918), shared address space
-/// (RFC 6598), link-local addresses (RFC 3927, RFC 4291 §2.5.6), unique local ones (RFC 4193), and
-/// 168.63.129.16, from which Azure's platform serves and probes vms.
+/// Prefixes that are inside unless the spec says otherwise: private networks (RFC 1918), shared
+/// address space (RFC 6598), link-local addresses (RFC 3927, RFC 4291 §2.5.6), unique local ones
+/// (RFC 4193), and 168.63.129.16, from which Azure's platform serves and probes vms.
 pub const INSIDE: &[Prefix] = &[
     ipv4(10, 0, 0, 0, 8),
     ipv4(172, 16, 0, 0, 12),

@@ -70,7 +70,7 @@ impl SourceRewrite {
         }
     }
 
-    /// Whether both are ranges of one family.
+    /// Returns true if both are ranges of one family.
     fn is_valid(&self) -> bool {
         let most = match (self.from, self.to) {
             (IpAddr::V4(_), IpAddr::V4(_)) => 32,

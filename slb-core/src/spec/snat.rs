@@ -13,14 +13,14 @@ pub(crate) const GRANULES: usize = 65_536 / GRANULE as usize;
 /// The first that may be given out: port 1024 (RFC 6056 §3.2).
 const FIRST_GRANULE: usize = 1024 / GRANULE as usize;
 
-/// In the place of a granule's owner: nobody.
+/// The owner index of a free granule.
 pub(crate) const NOBODY: u16 = u16::MAX;
 /// While granules are dealt out: a rule uses it.
 const USED: u16 = u16::MAX - 1;
 /// Backends that a granule's owner can be one of.
 pub(crate) const MAX_OWNERS: usize = USED as usize;
 
-/// Whether an outbound rule uses a frontend.
+/// Returns true if an outbound rule uses a frontend.
 pub(crate) fn is_outbound(spec: &Spec<'_>, frontend: usize) -> bool {
     spec.outbound
         .iter()

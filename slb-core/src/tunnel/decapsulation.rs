@@ -15,7 +15,7 @@ use crate::wire::udp::{self, Udp};
 use crate::wire::vxlan::{self, Vni, Vxlan};
 use crate::wire::{ethernet, protocol};
 
-/// What stands around an inner frame.
+/// The outer headers of an inner frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Outer {
     /// Outer source address, in two words.
@@ -30,7 +30,7 @@ pub(crate) struct Outer {
     pub(crate) destination: MacAddress,
 }
 
-/// What tells one sender and receiver from others.
+/// The key of one sender and receiver in the cache of outer headers.
 pub(crate) type OuterName = ([u64; 2], Vni, MacAddress);
 
 /// Where VXLAN's inner frame begins in the common case.
@@ -44,14 +44,14 @@ impl Outer {
         (self.source, self.vni, self.destination)
     }
 
-    /// Whether this node's own address is its source, from which nobody else sends.
+    /// Returns true if the source is this node's own address, which no other node sends from.
     pub(crate) fn is_from(&self, underlay: &Underlay) -> bool {
         let is_own = |address: IpAddr| words(address) == self.source;
         underlay.ipv4.is_some_and(|own| is_own(own.into()))
             || underlay.ipv6.is_some_and(|own| is_own(own.into()))
     }
 
-    /// Reads what stands around the inner frame; `None` where `bytes` is not VXLAN for this node.
+    /// Parses the headers around the inner frame; `None` if `bytes` is not VXLAN for this node.
     ///
     /// # Errors
     /// It is, and is broken.
@@ -225,7 +225,8 @@ impl Outer {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CommonHead<'a>(&'a [u8; COMMON + 6], &'a [u8]);
 
-/// What is alike in all common heads of one sender, network and receiver, as it lies in the frame.
+/// The bytes that all common headers of one sender, network and receiver share, as they are in the
+/// frame.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CommonName([u64; 6]);
 

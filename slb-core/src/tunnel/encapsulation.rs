@@ -49,13 +49,13 @@ pub(crate) struct Template {
     bytes: [u8; HEADER_IPV6],
     /// Bytes before the inner IP header.
     header_len: u8,
-    /// Whether the outer UDP checksum is computed.
+    /// True if the outer UDP checksum is computed.
     checksum: bool,
     /// The one's complement sum of the outer IPv4 header, of its words read little-endian.
     sum: u16,
 }
 
-/// What is encapsulated, as far as its outer headers depend on it.
+/// The properties of an inner frame that its outer headers depend on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Inner {
     pub(crate) family: Family,
@@ -186,13 +186,15 @@ impl Template {
         u32::from(mtu).saturating_sub(u32::from(self.header_len) - ETHERNET as u32)
     }
 
-    /// Whether a frame without VLAN tags and with `headroom` free bytes before it can be encapsulated.
+    /// Returns true if a frame without VLAN tags and with `headroom` free bytes before it can be
+    /// encapsulated.
     #[inline]
     pub(crate) fn has_room(&self, headroom: usize) -> bool {
         headroom + ETHERNET >= usize::from(self.header_len)
     }
 
-    /// Whether [`encapsulate_common`](Self::encapsulate_common) does it: over IPv4, without a UDP checksum.
+    /// Returns true if [`encapsulate_common`](Self::encapsulate_common) applies: over IPv4, without
+    /// a UDP checksum.
     pub(crate) fn is_common(&self) -> bool {
         usize::from(self.header_len) == HEADER_IPV4 && !self.checksum
     }

@@ -34,7 +34,7 @@ pub enum Operation {
 /// An ARP packet for IPv4 over Ethernet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// What it asks or says.
+    /// The operation: a request or a reply.
     pub operation: Operation,
     /// The sender's MAC address.
     pub sender_mac: MacAddress,

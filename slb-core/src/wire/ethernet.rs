@@ -16,7 +16,7 @@ const DESTINATION: usize = 0;
 const SOURCE: usize = 6;
 const ETHER_TYPE: usize = 12;
 
-/// What an Ethernet frame carries.
+/// The protocol of an Ethernet frame's payload.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct EtherType(pub u16);
@@ -35,7 +35,7 @@ impl EtherType {
     /// The tag that carried QinQ before 802.1ad.
     pub const OLD_QINQ: Self = Self(0x9100);
 
-    /// Whether a VLAN tag follows.
+    /// Returns true if the EtherType is that of a VLAN tag.
     pub const fn is_tag(self) -> bool {
         matches!(self, Self::VLAN | Self::SERVICE_VLAN | Self::OLD_QINQ)
     }
@@ -58,7 +58,7 @@ impl MacAddress {
     /// All zeros: a next hop whose MAC address is not known. The I/O counts frames to it, and sends none.
     pub const UNKNOWN: Self = Self([0; 6]);
 
-    /// Whether it names a group of stations.
+    /// Returns true for the address of a group of stations.
     pub const fn is_multicast(self) -> bool {
         self.0[0] & 1 != 0
     }
@@ -159,7 +159,7 @@ impl<'a> Ethernet<'a> {
         MacAddress(read_array(self.fixed, SOURCE))
     }
 
-    /// What is behind the tags.
+    /// Returns the EtherType behind the tags.
     pub fn ether_type(&self) -> EtherType {
         self.ether_type
     }
@@ -174,7 +174,7 @@ impl<'a> Ethernet<'a> {
         HEADER_LEN + TAG_LEN * self.tag_count
     }
 
-    /// What the frame carries; padding included.
+    /// Returns the payload, with padding.
     pub fn payload(&self) -> &'a [u8] {
         self.payload
     }
@@ -187,7 +187,7 @@ pub struct Header {
     pub destination: MacAddress,
     /// Source MAC address.
     pub source: MacAddress,
-    /// What it carries.
+    /// The EtherType of the payload.
     pub ether_type: EtherType,
 }
 

@@ -58,7 +58,7 @@ impl<'a> Icmp<'a> {
         self.fixed[CODE]
     }
 
-    /// The checksum, as it stands.
+    /// Returns the checksum field.
     pub fn checksum(&self) -> u16 {
         read_u16(self.fixed, CHECKSUM)
     }
@@ -68,19 +68,19 @@ impl<'a> Icmp<'a> {
         read_u32(self.fixed, REST)
     }
 
-    /// Whether it reports an error about a packet that it quotes (and so is itself never
-    /// answered by one, RFC 1122 §3.2.2).
+    /// Returns true if the message reports an error about a packet that it quotes (and so is itself
+    /// never answered by an error, RFC 1122 §3.2.2).
     pub fn is_error(&self) -> bool {
         is_error(self.kind())
     }
 
-    /// What is behind the header: an echo's data, or the quoted packet.
+    /// Returns the bytes behind the header: an echo's data, or the quoted packet.
     pub fn payload(&self) -> &'a [u8] {
         self.payload
     }
 }
 
-/// Whether messages of this type quote the packet they are about.
+/// Returns true if messages of this type quote the packet that they are about.
 pub const fn is_error(kind: u8) -> bool {
     matches!(
         kind,

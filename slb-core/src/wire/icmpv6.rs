@@ -20,13 +20,13 @@ pub const ECHO_REPLY: u8 = 129;
 /// Redirect (RFC 4861 §4.5).
 pub const REDIRECT: u8 = 137;
 
-/// Whether messages of this type report an error (RFC 4443 §2.1): all below 128.
+/// Returns true if messages of this type report an error (RFC 4443 §2.1): all below 128.
 pub const fn is_error(kind: u8) -> bool {
     kind < 128
 }
 
-/// Whether a message belongs to the link, not to the VIP: router and neighbour discovery, and
-/// multicast listeners (RFC 4861, RFC 2710, RFC 3810).
+/// Returns true if a message belongs to the link, not to the VIP: router and neighbour discovery,
+/// and multicast listeners (RFC 4861, RFC 2710, RFC 3810).
 pub const fn is_link_local(kind: u8) -> bool {
     matches!(kind, 130..=137 | 143)
 }

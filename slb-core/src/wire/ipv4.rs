@@ -119,17 +119,17 @@ impl<'a> Ipv4<'a> {
         read_u16(self.fixed, IDENTIFICATION)
     }
 
-    /// Whether routers must not fragment it.
+    /// Returns true if routers must not fragment the packet.
     pub fn dont_fragment(&self) -> bool {
         self.flags_fragment() & DONT_FRAGMENT != 0
     }
 
-    /// Whether it is a part of a datagram.
+    /// Returns true if the packet is a part of a datagram.
     pub fn is_fragment(&self) -> bool {
         self.flags_fragment() & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0
     }
 
-    /// Whether it holds the datagram's beginning, and so its ports.
+    /// Returns true if the packet holds the datagram's beginning, and so its ports.
     pub fn is_first_fragment(&self) -> bool {
         self.flags_fragment() & FRAGMENT_OFFSET == 0
     }
@@ -139,7 +139,7 @@ impl<'a> Ipv4<'a> {
         usize::from(self.flags_fragment() & FRAGMENT_OFFSET) * 8
     }
 
-    /// Whether further fragments follow.
+    /// Returns true if further fragments follow.
     pub fn more_fragments(&self) -> bool {
         self.flags_fragment() & MORE_FRAGMENTS != 0
     }
@@ -153,17 +153,17 @@ impl<'a> Ipv4<'a> {
         self.fixed[TTL]
     }
 
-    /// What it carries.
+    /// Returns the protocol of the payload.
     pub fn protocol(&self) -> u8 {
         self.fixed[PROTOCOL]
     }
 
-    /// The header's checksum, as it stands.
+    /// Returns the header checksum field.
     pub fn checksum(&self) -> u16 {
         read_u16(self.fixed, CHECKSUM)
     }
 
-    /// Whether the header's checksum is right.
+    /// Returns true if the header checksum is right.
     pub fn checksum_is_right(&self) -> bool {
         checksum::Sum::ZERO
             .add_bytes(self.fixed)
@@ -187,8 +187,8 @@ impl<'a> Ipv4<'a> {
         self.options
     }
 
-    /// Whether its destination is only the next of the hops that its sender chose: a loose or strict
-    /// source route that is not used up (RFC 791 §3.1). Options that cannot be read hold none.
+    /// Returns true if the destination is only the next hop of a source route: a loose or strict
+    /// one that is not used up (RFC 791 §3.1). Options that cannot be read hold none.
     pub fn is_on_source_route(&self) -> bool {
         let mut options = self.options;
         while let [kind, rest @ ..] = options {
@@ -205,7 +205,7 @@ impl<'a> Ipv4<'a> {
         false
     }
 
-    /// What is behind the header, as far as it is there.
+    /// Returns the payload, as far as it is present.
     pub fn payload(&self) -> &'a [u8] {
         self.payload
     }
@@ -224,7 +224,7 @@ pub struct Header {
     pub flags_fragment: u16,
     /// Hops it may take.
     pub ttl: u8,
-    /// What it carries.
+    /// The protocol of the payload.
     pub protocol: u8,
     /// Source address.
     pub source: Ipv4Addr,
@@ -250,7 +250,7 @@ impl Header {
     }
 }
 
-/// Whether the checksum of a header without options is right (RFC 1071 §1).
+/// Returns true if the checksum of a header without options is right (RFC 1071 §1).
 #[inline]
 pub fn checksum_is_right(header: &[u8; HEADER_LEN]) -> bool {
     let first = u64::from_le_bytes(read_array(header, 0));

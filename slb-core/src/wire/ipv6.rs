@@ -21,20 +21,20 @@ const HOP_LIMIT: usize = 7;
 const SOURCE: usize = 8;
 const DESTINATION: usize = 24;
 
-/// What a fragment header says.
+/// The fields of a fragment header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
     /// Identification of the packet that the fragment belongs to.
     pub identification: u32,
     /// Where it begins in the fragmentable part, in bytes.
     pub offset: u16,
-    /// Whether further fragments follow.
+    /// True if further fragments follow.
     pub more: bool,
 }
 
 impl Fragment {
-    /// Whether it is a part of a packet; one that is first and last at once is whole
-    /// (an atomic fragment, RFC 6946).
+    /// Returns true if the fragment is a part of a packet; one that is first and last at once is
+    /// whole (an atomic fragment, RFC 6946).
     pub fn is_part(&self) -> bool {
         self.offset != 0 || self.more
     }
@@ -183,7 +183,7 @@ impl<'a> Ipv6<'a> {
         self.fixed[HOP_LIMIT]
     }
 
-    /// What is behind the extension headers.
+    /// Returns the protocol behind the extension headers.
     pub fn protocol(&self) -> u8 {
         self.protocol
     }
@@ -204,13 +204,13 @@ impl<'a> Ipv6<'a> {
         self.fragmentable_offset
     }
 
-    /// Whether it is a first fragment that ends before its header chain does, which RFC 7112 §5 forbids:
-    /// [`protocol`](Self::protocol) is then an extension header's.
+    /// Returns true if the packet is a first fragment that ends before its header chain does, which
+    /// RFC 7112 §5 forbids: [`protocol`](Self::protocol) is then an extension header's.
     pub fn chain_is_cut(&self) -> bool {
         self.chain_is_cut
     }
 
-    /// Whether its destination is only the next of the hops that its sender chose: a routing header has
+    /// Returns true if the destination is only the next hop of a source route: a routing header has
     /// segments left (RFC 8200 §4.4).
     pub fn is_on_source_route(&self) -> bool {
         self.is_on_source_route
@@ -226,13 +226,14 @@ impl<'a> Ipv6<'a> {
         Ipv6Addr::from(read_array::<HEADER_LEN, 16>(self.fixed, DESTINATION))
     }
 
-    /// What is behind the extension headers, as far as it is there.
+    /// Returns the payload behind the extension headers, as far as it is present.
     pub fn payload(&self) -> &'a [u8] {
         self.payload
     }
 }
 
-/// Whether a next-header number is an extension header's, behind which there is another header.
+/// Returns true if a next-header value is that of an extension header, behind which there is
+/// another header.
 pub(crate) const fn is_extension(next: u8) -> bool {
     matches!(
         next,
@@ -294,7 +295,7 @@ pub struct Header {
     pub flow_label: u32,
     /// Bytes behind this header.
     pub payload_len: u16,
-    /// What is behind this header.
+    /// The protocol of the payload.
     pub next_header: u8,
     /// Hops it may take.
     pub hop_limit: u8,

@@ -33,7 +33,7 @@ pub enum WireError {
     Malformed {
         /// The header and the field, such as `"IPv4 header length"`.
         field: &'static str,
-        /// What it says.
+        /// The value of the field.
         value: u32,
     },
 }

@@ -56,13 +56,13 @@ impl Flags {
     /// The acknowledgement number counts.
     pub const ACK: Self = Self(0x10);
 
-    /// Whether all of `flags` are set.
+    /// Returns true if all of `flags` are set.
     #[inline]
     pub const fn contains(self, flags: Self) -> bool {
         self.0 & flags.0 == flags.0
     }
 
-    /// Whether any of `flags` is set.
+    /// Returns true if any of `flags` is set.
     #[inline]
     pub const fn intersects(self, flags: Self) -> bool {
         self.0 & flags.0 != 0
@@ -74,7 +74,7 @@ impl Flags {
         Self(self.0 | flags.0)
     }
 
-    /// Whether a segment asks for a new connection: SYN without ACK, RST or FIN.
+    /// Returns true if a segment asks for a new connection: SYN without ACK, RST or FIN.
     #[inline]
     pub const fn opens(self) -> bool {
         self.0 & (Self::SYN.0 | Self::ACK.0 | Self::RST.0 | Self::FIN.0) == Self::SYN.0
@@ -148,7 +148,7 @@ impl<'a> Tcp<'a> {
         read_u16(self.fixed, WINDOW)
     }
 
-    /// The checksum, as it stands.
+    /// Returns the checksum field.
     pub fn checksum(&self) -> u16 {
         read_u16(self.fixed, CHECKSUM)
     }

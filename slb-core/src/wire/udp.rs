@@ -54,12 +54,12 @@ impl<'a> Udp<'a> {
         read_u16(self.fixed, LEN)
     }
 
-    /// Whether it carries no data.
+    /// Returns true if the datagram carries no data.
     pub fn is_empty(&self) -> bool {
         self.payload.is_empty()
     }
 
-    /// The checksum, as it stands; zero: none.
+    /// Returns the checksum field; zero if the sender computed none.
     pub fn checksum(&self) -> u16 {
         read_u16(self.fixed, CHECKSUM)
     }

@@ -1,4 +1,4 @@
-//! Whether backends take their connections up: what health goes by that looks at traffic.
+//! Detects whether backends accept connections, for health by traffic.
 
 use core::ops::Deref;
 
@@ -10,9 +10,9 @@ use crate::snapshot::{RuleMatch, Snapshot};
 use crate::stats::BackendCounters;
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
-    /// Counts a SYN that came again, where the first one was not answered. Says whether the SYN is to
-    /// go to another backend: its connection is none yet or no more, and its own backend gets no new
-    /// ones.
+    /// Counts a SYN that is retransmitted because the first one was not answered. Returns true if
+    /// the SYN is to go to another backend: its connection is not established or is over, and its
+    /// own backend gets no new ones.
     #[cold]
     pub(super) fn asks_in_vain<A: Table, R: Role>(&mut self, number: u32, lane: &Lane) -> bool {
         let Some(connection) = A::table(&mut self.tables.connections).get(number) else {
@@ -40,8 +40,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     }
 }
 
-/// Counts the first answer to a connection from outside, and a connection that begins anew under
-/// the names of an old one; says whether this one does. `states` are those before and after.
+/// Counts the first answer to a connection from outside, and a connection that reuses the tuples of
+/// an old one; returns true if this one does. `states` are those before and after.
 #[inline(never)]
 pub(super) fn note_answer<A: Rewrite>(
     snapshot: &Snapshot<'_>,

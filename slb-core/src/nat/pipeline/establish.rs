@@ -281,8 +281,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     /// The name of a connection from outside on the inside: the tuple of the server's packets.
     ///
     /// The client keeps its address and port unless the rule translates its address, or unless the
-    /// server already talks to that address and port: under another frontend, say. Then another port
-    /// of the address stands for the client, as Linux' connection tracking does.
+    /// server already talks to that address and port: under another frontend, say. Then the client
+    /// appears with another port of the address, as Linux' connection tracking does.
     pub(crate) fn inside_of<A: Table, R: Role>(
         &mut self,
         lane: &Lane,
@@ -347,7 +347,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     }
 }
 
-/// What became of a packet of no connection.
+/// The outcome of a packet without a connection.
 pub(crate) enum Opened<A> {
     /// The packet begins this connection.
     New(Connection<A>),
@@ -357,7 +357,7 @@ pub(crate) enum Opened<A> {
     Known(u32),
 }
 
-/// Whether a segment's connection is taken up in the middle.
+/// The decision about taking a segment's connection up in the middle.
 pub(crate) enum TakeUp<A> {
     /// This one is.
     Connection(Connection<A>),
@@ -375,7 +375,7 @@ pub(crate) struct Asked<'a> {
     pub(crate) begins: Begins,
 }
 
-/// Whether a packet begins a flow.
+/// The decision about whether a packet begins a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Begins {
     /// As a SYN does.
@@ -386,9 +386,9 @@ pub(crate) enum Begins {
     Perhaps,
 }
 
-/// Whether a QUIC packet begins a connection: an Initial or 0-RTT packet of the versions that are known, and
-/// any long header of others (RFC 9000 §17.2, RFC 9369 §3.2, RFC 8999 §5.1). A datagram that is cut short
-/// says nothing.
+/// Decides whether a QUIC packet begins a connection: an Initial or 0-RTT packet of the versions
+/// that are known, and any long header of others (RFC 9000 §17.2, RFC 9369 §3.2, RFC 8999 §5.1). A
+/// datagram that is cut short does not tell.
 #[cold]
 fn quic(frame: &Frame<'_>, packet: &Packet) -> Begins {
     const LONG: u8 = 0x80;
@@ -440,7 +440,7 @@ fn is_for_no_rule(snapshot: &Snapshot<'_>, rule: u32, packet: &Packet) -> bool {
     !may_answer || !snapshot.is_port_of_block(rule, packet)
 }
 
-/// What telling a sender takes.
+/// The parts of the pipeline that tell a sender of a refusal.
 pub(crate) struct Refusal<'a> {
     pub(crate) limits: &'a mut Limits,
     pub(crate) stats: &'a mut Stats,

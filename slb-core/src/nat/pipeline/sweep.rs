@@ -1,4 +1,4 @@
-//! What happens without a packet: connections end, their ends are told, ports are free again.
+//! Work that no packet triggers: expiring connections, resetting their ends and freeing ports.
 
 use core::ops::Deref;
 

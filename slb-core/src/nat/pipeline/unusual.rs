@@ -183,8 +183,9 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         Ok(())
     }
 
-    /// Whether an ICMP message would have a host send elsewhere, or slower, what is translated here:
-    /// its packets to or from a VIP, or those of a connection under their name on either side.
+    /// Returns true if an ICMP message asks a host to use another route, or to slow down, for
+    /// traffic that is translated here: packets to or from a VIP, or those of a connection under
+    /// its tuple of either side.
     #[cold]
     pub(crate) fn advises_about_translated<R: Role>(&self, frame: &[u8], lane: &Lane) -> bool {
         let packet = &lane.packet;
@@ -232,7 +233,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             || ways.into_iter().any(is_known)
     }
 
-    /// Whether there is a connection of a lane's tuple.
+    /// Returns true if a lane's tuple has a connection.
     fn is_of_connection(&self, lane: &Lane) -> bool {
         fn find<A: Rewrite>(table: &Connections<'_, A>, lane: &Lane) -> bool {
             let key = lane.key();

@@ -164,7 +164,7 @@ struct Side<R: Role, const SHORT: bool> {
     last: R::Last,
 }
 
-/// What became of a frame, and what was seen of it.
+/// The verdict of a frame and the steps that were observed.
 #[derive(Debug, PartialEq)]
 struct Outcome {
     verdict: Verdict,
@@ -355,7 +355,7 @@ struct Segment {
     /// Of UDP.
     has_checksum: bool,
     padding: u8,
-    /// What is around it.
+    /// The outer headers around the frame.
     outer: Outer,
 }
 

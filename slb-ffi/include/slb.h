@@ -1,20 +1,23 @@
 /* slb: a layer-4 load balancer for your packets. Made by cbindgen from slb-ffi/src: do not edit.
  *
- * All functions give 0 or a count where they did what they were asked, else a negative number of
- * enum slb_error; then they changed nothing, unless they say so. Pointers may be NULL only where
- * that is said. NULL, misaligned, too short or overlapping arguments, and handles of another kind,
- * are errors. Only slb_frames_check looks for buffers of frames that overlap each other. Pointers to
- * less memory than a function is told cannot be detected.
+ * Functions that can fail return 0 or a count on success, else a negative value of enum slb_error;
+ * after an error nothing has changed, unless the function says so. Pointers may be NULL only where
+ * that is documented. NULL, misaligned, too short or overlapping arguments, and handles of another
+ * kind, are errors. Only slb_frames_check looks for buffers of frames that overlap each other.
+ * Pointers to undersized objects cannot be detected.
  *
  * A handle is for one thread at a time, and each thread may have its own; a snapshot is for any
- * number of threads and handles. Nothing calls back but an observer that is given, nothing is
- * global, nothing allocates but what is called _new or _config, and no panic crosses over.
+ * number of threads and handles. There are no callbacks but observers and no global state. Only
+ * functions with _new or _config in their name allocate. No panic unwinds into the caller.
  *
- * A struct filled with zeros means what is usual: set only the fields that you need. Names and
- * addresses have to be given, and slb_builder_error says what is missing where. Options are filled in
+ * A verdict is an action (enum slb_action) with its details: the port of SLB_FORWARD and SLB_FLOOD,
+ * or the reason of SLB_DROP.
+ *
+ * In a struct filled with zeros each field has its default: set only the fields that you need. Names
+ * and addresses are required, and slb_builder_error says which one is missing. Options are filled in
  * by their _init function, since 0 means none there.
  *
- * The freestanding library has no function of _new and _config: define SLB_FREESTANDING.
+ * The freestanding library has no function with _new or _config in its name: define SLB_FREESTANDING.
  *
  * See docs/c.md. */
 
@@ -25,12 +28,12 @@
 #include <stdint.h>
 
 /**
- * Bytes before a packet that its encapsulation needs.
+ * Headroom that encapsulation needs before a packet, in bytes.
  */
 #define SLB_HEADROOM 70
 
 /**
- * Frames that are processed together: give so many at once, or a multiple.
+ * Frames that are processed together: pass this number at once, or a multiple.
  */
 #define SLB_BURST 64
 
@@ -56,7 +59,7 @@
 #define SLB_DROP_REASONS 64
 
 /**
- * What went wrong.
+ * The result of a call: 0, or an error.
  */
 typedef enum slb_error {
     /**
@@ -130,33 +133,33 @@ typedef enum slb_error {
 } slb_error;
 
 /**
- * What becomes of a frame.
+ * The kind of a frame's verdict; `port` and `reason` are its details.
  */
 typedef enum slb_action {
     /**
-     * Not ours, and untouched.
+     * The frame is not for the balancer, and is unchanged.
      */
     SLB_PASS = 0,
     /**
-     * Send it out of its `port`.
+     * Send the frame out of its `port`.
      */
     SLB_FORWARD = 1,
     /**
-     * The frame has become an answer: send it out of the port it came in by.
+     * The frame has become an answer: send it out of the port of arrival.
      */
     SLB_REPLY = 2,
     /**
-     * Do not send it.
+     * Do not send the frame.
      */
     SLB_DROP = 3,
     /**
-     * Send it out of every port but its `port`.
+     * Send the frame out of every port but its `port`.
      */
     SLB_FLOOD = 4,
 } slb_action;
 
 /**
- * What rules and backends are in words of C.
+ * The protocol that a rule takes.
  */
 typedef enum slb_protocol {
     /**
@@ -198,11 +201,11 @@ typedef enum slb_state {
 } slb_state;
 
 /**
- * What `slb_health_succeeded` and its kin say where it changes.
+ * The change that a probe's result made.
  */
 typedef enum slb_change {
     /**
-     * The backend is as it was.
+     * No change.
      */
     SLB_UNCHANGED = 0,
     /**
@@ -217,7 +220,7 @@ typedef enum slb_change {
 
 #if !defined(SLB_FREESTANDING)
 /**
- * What a configuration is for.
+ * The role that a configuration is for.
  */
 typedef enum slb_role {
 #if !defined(SLB_FREESTANDING)
@@ -361,11 +364,11 @@ typedef struct slb_mac {
 } slb_mac;
 
 /**
- * A backend server. All zero but for its name and addresses is what is usual.
+ * A backend server. Zeros are the defaults of all fields but name and addresses.
  */
 typedef struct slb_backend {
     /**
-     * Name of the backend, unlike those of its pool.
+     * Name of the backend, unique in its pool.
      */
     const char *name;
     /**
@@ -386,7 +389,8 @@ typedef struct slb_backend {
      */
     struct slb_mac next_hop;
     /**
-     * Weight: the share of flows in proportion to the others; 0: 1. To have it get none, set its state.
+     * Weight: the backend's share of new flows relative to the others; 0 means 1. To give it none,
+     * set its state.
      */
     uint32_t weight;
     /**
@@ -398,7 +402,7 @@ typedef struct slb_backend {
      */
     int32_t port;
     /**
-     * The port that the backend serves in the place of the rule's; 0: the rule's.
+     * The backend's port instead of the rule's; 0: the rule's.
      */
     uint16_t backend_port;
     /**
@@ -406,8 +410,8 @@ typedef struct slb_backend {
      */
     uint8_t state;
     /**
-     * Not 0: the backend was observed to fail for all rules, such as by its traffic. What probes find,
-     * which rules go by, is said with `slb_builder_set_health`.
+     * Not 0: the backend was observed to fail for all rules, such as by its traffic. Results of
+     * probes, which rules refer to, are set with `slb_builder_set_health`.
      */
     uint8_t unhealthy;
 } slb_backend;
@@ -455,7 +459,7 @@ typedef struct slb_underlay {
  */
 typedef struct slb_frontend {
     /**
-     * Name of the frontend, unlike those of the others.
+     * Name of the frontend, unique among them.
      */
     const char *name;
     /**
@@ -469,11 +473,11 @@ typedef struct slb_frontend {
 } slb_frontend;
 
 /**
- * Backends that serve the same.
+ * A pool of backends.
  */
 typedef struct slb_pool {
     /**
-     * Name of the pool, unlike those of the others.
+     * Name of the pool, unique among them.
      */
     const char *name;
     /**
@@ -487,15 +491,15 @@ typedef struct slb_pool {
 } slb_pool;
 
 /**
- * What becomes of a rule's connections. All zero is what is usual.
+ * The terms of a rule's connections. All zeros are the defaults.
  */
 typedef struct slb_terms {
     /**
-     * Backends see this address in the place of the client's, or none.
+     * Source address that backends see instead of the client's; none: the client's.
      */
     struct slb_address source_nat;
     /**
-     * Seconds that a flow stays without a packet, 240 to 1800; 0: 240.
+     * Idle timeout of a flow in seconds, 240 to 1800; 0: 240.
      */
     uint16_t idle_timeout;
     /**
@@ -503,7 +507,7 @@ typedef struct slb_terms {
      */
     uint8_t floating_ip;
     /**
-     * Not 0: both ends are told with a RST when a connection ends by itself.
+     * Not 0: both ends get a RST when a connection expires.
      */
     uint8_t tcp_reset;
     /**
@@ -511,7 +515,8 @@ typedef struct slb_terms {
      */
     uint8_t through_mux;
     /**
-     * Not 0: UDP under a load-balancing rule is QUIC, whose packets say whether a connection begins.
+     * Not 0: UDP under a load-balancing rule is QUIC, so that packet headers show if a connection
+     * begins.
      */
     uint8_t quic;
 } slb_terms;
@@ -521,15 +526,15 @@ typedef struct slb_terms {
  */
 typedef struct slb_rule {
     /**
-     * Name of the rule, unlike those of the others.
+     * Name of the rule, unique among them.
      */
     const char *name;
     /**
-     * The place of its frontend.
+     * Index of its frontend.
      */
     size_t frontend;
     /**
-     * The place of its pool.
+     * Index of its pool.
      */
     size_t pool;
     /**
@@ -541,12 +546,12 @@ typedef struct slb_rule {
      */
     uint16_t backend_port;
     /**
-     * Of enum slb_protocol.
+     * A value of enum slb_protocol.
      */
     uint8_t protocol;
     /**
-     * What chooses a backend: 0: the five-tuple; 1: the source and destination address; 2: these
-     * and the protocol.
+     * The fields that choose a backend: 0: the five-tuple; 1: the source and destination address;
+     * 2: these and the protocol.
      */
     uint8_t distribution;
     /**
@@ -554,7 +559,7 @@ typedef struct slb_rule {
      */
     uint8_t scheduler;
     /**
-     * What else becomes of its connections.
+     * Further terms of the rule's connections.
      */
     struct slb_terms terms;
 } slb_rule;
@@ -564,19 +569,19 @@ typedef struct slb_rule {
  */
 typedef struct slb_inbound_nat {
     /**
-     * Name of the inbound NAT rule or pool, unlike those of the others.
+     * Name of the inbound NAT rule or pool, unique among them.
      */
     const char *name;
     /**
-     * The place of its frontend.
+     * Index of its frontend.
      */
     size_t frontend;
     /**
-     * The place of its pool.
+     * Index of its pool.
      */
     size_t pool;
     /**
-     * The place in the pool of the one backend; negative: a port for each.
+     * Index in the pool of the one backend; negative: a port for each backend.
      */
     int32_t backend;
     /**
@@ -596,7 +601,7 @@ typedef struct slb_inbound_nat {
      */
     uint8_t protocol;
     /**
-     * What else becomes of its connections.
+     * Further terms of the rule's connections.
      */
     struct slb_terms terms;
 } slb_inbound_nat;
@@ -606,27 +611,27 @@ typedef struct slb_inbound_nat {
  */
 typedef struct slb_outbound {
     /**
-     * Name of the outbound rule, unlike those of the others.
+     * Name of the outbound rule, unique among them.
      */
     const char *name;
     /**
-     * The places of its frontends.
+     * Indexes of its frontends.
      */
     const size_t *frontends;
     /**
-     * How many.
+     * Number of frontends.
      */
     size_t frontend_count;
     /**
-     * The place of its pool.
+     * Index of its pool.
      */
     size_t pool;
     /**
-     * Ports for each backend, a multiple of 8; 0: an even share.
+     * SNAT ports of each backend, a multiple of 8; 0: an even share.
      */
     uint32_t allocated_outbound_ports;
     /**
-     * Seconds that a flow stays without a packet, 240 to 1800; 0: 240.
+     * Idle timeout of a flow in seconds, 240 to 1800; 0: 240.
      */
     uint16_t idle_timeout;
     /**
@@ -634,139 +639,139 @@ typedef struct slb_outbound {
      */
     uint8_t protocol;
     /**
-     * Not 0: both ends are told with a RST when a connection ends by itself.
+     * Not 0: both ends get a RST when a connection expires.
      */
     uint8_t tcp_reset;
 } slb_outbound;
 
 /**
- * What a mux is made with. `slb_mux_options_init` fills in what is usual.
+ * Options of a mux. `slb_mux_options_init` sets the defaults.
  */
 typedef struct slb_mux_options {
     /**
-     * Flows of each family that can be pinned; 0: none, Maglev alone chooses.
+     * Capacity of the flow table for each address family; 0: no table, Maglev alone chooses.
      */
     size_t flows;
     /**
-     * Echo replies that it makes a second; 0: none.
+     * Echo replies per second; 0: none.
      */
     uint32_t answers_per_second;
     /**
-     * Echo replies at once.
+     * Burst of echo replies.
      */
     uint32_t answers_at_once;
     /**
-     * New flows that a source (an IPv4 address, or a /64 of IPv6) may begin a second; 0: no limit.
+     * New flows per second of one source (an IPv4 address, or a /64 of IPv6); 0: no limit.
      */
     uint32_t flows_per_source;
     /**
-     * New flows of a source at once.
+     * Burst of new flows of one source.
      */
     uint32_t flows_per_source_at_once;
     /**
-     * The secret that its tables are keyed with: 128 random bits of this process alone. Zeros are
+     * Secret key of the tables: 128 random bits that only this process knows. All zeros are
      * refused with `SLB_ERROR_KEY`.
      */
     uint64_t key[2];
     /**
-     * ICMP "fragmentation needed" and ICMPv6 "packet too big" a second; 0: none.
+     * ICMP "fragmentation needed" and ICMPv6 "packet too big" per second; 0: none.
      */
     uint32_t too_big_per_second;
     /**
-     * Packets "fragmentation needed" and "packet too big" at once.
+     * Burst of "fragmentation needed" and "packet too big".
      */
     uint32_t too_big_at_once;
     /**
-     * Other ICMP errors a second; 0: none.
+     * Other ICMP errors per second; 0: none.
      */
     uint32_t errors_per_second;
     /**
-     * Other ICMP errors at once.
+     * Burst of other ICMP errors.
      */
     uint32_t errors_at_once;
     /**
-     * RSTs a second; 0: none.
+     * RSTs per second; 0: none.
      */
     uint32_t resets_per_second;
     /**
-     * RSTs at once.
+     * Burst of RSTs.
      */
     uint32_t resets_at_once;
     /**
-     * Later fragments that can wait for their first one, at 2 KiB each, rounded up to a multiple of 64;
-     * 0: none. Those whose first one came are among what `_advance` makes of its spare frames.
+     * Later fragments that can wait for their first one, at 2 KiB each, rounded up to a multiple
+     * of 64; 0: none. `_advance` returns them in its spare frames when the first one has come.
      */
     uint32_t waiting_fragments;
 } slb_mux_options;
 
 /**
- * What a host agent or a proxy is made with. `slb_nat_options_init` fills in what is usual.
+ * Options of a host agent or a proxy. `slb_nat_options_init` sets the defaults.
  */
 typedef struct slb_nat_options {
     /**
-     * Connections of each family.
+     * Capacity of the connection table for each address family.
      */
     size_t connections;
     /**
-     * Echo replies of its own a second; 0: none.
+     * Echo replies per second; 0: none.
      */
     uint32_t answers_per_second;
     /**
-     * Echo replies at once.
+     * Burst of echo replies.
      */
     uint32_t answers_at_once;
     /**
-     * RSTs of its own a second; 0: none.
+     * RSTs per second; 0: none.
      */
     uint32_t resets_per_second;
     /**
-     * RSTs at once.
+     * Burst of RSTs.
      */
     uint32_t resets_at_once;
     /**
-     * New flows that a source (an IPv4 address, or a /64 of IPv6) may begin a second; 0: no limit.
+     * New flows per second of one source (an IPv4 address, or a /64 of IPv6); 0: no limit.
      */
     uint32_t flows_per_source;
     /**
-     * New flows of a source at once.
+     * Burst of new flows of one source.
      */
     uint32_t flows_per_source_at_once;
     /**
-     * Not 0: lowers the segment size that SYNs offer to what fits VXLAN. Of a host.
+     * Not 0: lowers the maximum segment size in SYNs to what fits VXLAN. For a host agent.
      */
     uint8_t clamp_mss;
     /**
-     * The secret that its tables are keyed with and its SNAT ports chosen by: 128 random bits of
-     * this process alone. Zeros are refused with `SLB_ERROR_KEY`.
+     * Secret key of the tables and of the choice of SNAT ports: 128 random bits that only this
+     * process knows. All zeros are refused with `SLB_ERROR_KEY`.
      */
     uint64_t key[2];
     /**
-     * ICMP "fragmentation needed" and ICMPv6 "packet too big" a second; 0: none.
+     * ICMP "fragmentation needed" and ICMPv6 "packet too big" per second; 0: none.
      */
     uint32_t too_big_per_second;
     /**
-     * Packets "fragmentation needed" and "packet too big" at once.
+     * Burst of "fragmentation needed" and "packet too big".
      */
     uint32_t too_big_at_once;
     /**
-     * Other ICMP errors a second; 0: none.
+     * Other ICMP errors per second; 0: none.
      */
     uint32_t errors_per_second;
     /**
-     * Other ICMP errors at once.
+     * Burst of other ICMP errors.
      */
     uint32_t errors_at_once;
     /**
-     * Where a host agent's ICMP errors over IPv4 come from; all zeros: its underlay address.
+     * Source address of a host agent's ICMP errors over IPv4; all zeros: its underlay address.
      */
     uint8_t icmp_source_ipv4[4];
     /**
-     * Where a host agent's ICMP errors over IPv6 come from; all zeros: its underlay address.
+     * Source address of a host agent's ICMP errors over IPv6; all zeros: its underlay address.
      */
     uint8_t icmp_source_ipv6[16];
     /**
-     * Later fragments that can wait for their first one, at 2 KiB each, rounded up to a multiple of 64;
-     * 0: none. Those whose first one came are among what `_advance` makes of its spare frames.
+     * Later fragments that can wait for their first one, at 2 KiB each, rounded up to a multiple
+     * of 64; 0: none. `_advance` returns them in its spare frames when the first one has come.
      */
     uint32_t waiting_fragments;
     /**
@@ -798,7 +803,7 @@ typedef struct slb_tuple {
      */
     struct slb_address source;
     /**
-     * Where it goes.
+     * Destination of the flow.
      */
     struct slb_address destination;
     /**
@@ -816,7 +821,7 @@ typedef struct slb_tuple {
  */
 typedef struct slb_flow {
     /**
-     * What its packets have.
+     * The five-tuple of the flow's packets.
      */
     struct slb_tuple tuple;
     /**
@@ -838,11 +843,11 @@ typedef struct slb_flow {
  */
 typedef struct slb_connection {
     /**
-     * What packets from outside have.
+     * The five-tuple of packets from outside.
      */
     struct slb_tuple outside;
     /**
-     * What packets of the server have.
+     * The five-tuple of the server's packets.
      */
     struct slb_tuple inside;
     /**
@@ -862,42 +867,42 @@ typedef struct slb_connection {
  */
 typedef struct slb_frame {
     /**
-     * The buffer. The caller's, and no other frame's.
+     * The buffer: owned by the caller, and shared with no other frame.
      */
     uint8_t *buffer;
     /**
-     * Bytes of the buffer.
+     * Capacity of the buffer in bytes.
      */
     uint32_t capacity;
     /**
-     * Where the packet begins in it.
+     * Offset of the packet in the buffer.
      */
     uint32_t offset;
     /**
-     * Bytes of the packet.
+     * Length of the packet in bytes.
      */
     uint32_t length;
     /**
-     * The port that it came in by; after `SLB_FORWARD`, the one to send it out of.
+     * The port of arrival; after `SLB_FORWARD`, the port to send the frame out of.
      */
     uint16_t port;
     /**
-     * What became of it: of enum slb_action.
+     * Kind of the verdict, a value of enum slb_action.
      */
     uint8_t action;
     /**
-     * After `SLB_DROP`, why: see `slb_drop_reason`.
+     * After `SLB_DROP`, the reason: see `slb_drop_reason`.
      */
     uint8_t reason;
 } slb_frame;
 
 /**
- * Whether one backend is well, from what its probes say. The caller's memory, initialised by
- * `slb_health_init`; not to be looked into.
+ * The health of a backend by its probes, in the caller's memory. `slb_health_init` initialises it;
+ * its contents are private.
  */
 typedef struct slb_health {
     /**
-     * Not to be looked into.
+     * Private.
      */
     uint64_t opaque[16];
 } slb_health;
@@ -907,29 +912,30 @@ typedef struct slb_health {
  */
 typedef struct slb_probe {
     /**
-     * Nanoseconds from one probe to the next.
+     * Time from one probe to the next, in nanoseconds.
      */
     uint64_t interval;
     /**
-     * An answer that takes longer, in nanoseconds, is none. At most the interval.
+     * Time after which a probe without an answer has failed, in nanoseconds. At most the interval.
      */
     uint64_t timeout;
     /**
-     * Answers of the other kind in a row before a healthy backend is unhealthy, or the other way.
+     * Consecutive failures that make a healthy backend unhealthy, and successes that make it
+     * healthy again.
      */
     uint32_t threshold;
 } slb_probe;
 
 /**
- * A frame's action, reason and port, for those who do not want to look into frames.
+ * The verdict of a frame: action, reason and port, as an array beside the frames.
  */
 typedef struct slb_verdict {
     /**
-     * Of enum slb_action.
+     * Kind of the verdict, a value of enum slb_action.
      */
     uint8_t action;
     /**
-     * After `SLB_DROP`, why: see `slb_drop_reason`.
+     * After `SLB_DROP`, the reason: see `slb_drop_reason`.
      */
     uint8_t reason;
     /**
@@ -946,12 +952,12 @@ typedef struct slb_verdict {
 typedef void (*slb_observer)(void *context, size_t frame, const char *label, const char *text);
 
 /**
- * What a mux, host or proxy did so far. Every frame received is in exactly one of forwarded,
+ * Counters of a mux, host agent or proxy. Every frame received is in exactly one of forwarded,
  * replied, passed and dropped.
  */
 typedef struct slb_stats {
     /**
-     * Frames given to it.
+     * Frames received.
      */
     uint64_t received;
     /**
@@ -971,11 +977,11 @@ typedef struct slb_stats {
      */
     uint64_t replied;
     /**
-     * Frames that are not ours.
+     * Frames passed: not for the balancer.
      */
     uint64_t passed;
     /**
-     * Frames not to be sent.
+     * Frames dropped.
      */
     uint64_t dropped;
     /**
@@ -995,19 +1001,19 @@ typedef struct slb_stats {
      */
     uint64_t flows_made;
     /**
-     * Gone because their time ran out.
+     * Expired.
      */
     uint64_t flows_expired;
     /**
-     * Half-open and closing ones that had to make room.
+     * Half-open and closing flows evicted to make room.
      */
     uint64_t flows_evicted;
     /**
-     * Flows that found no place.
+     * Flows refused because the table was full.
      */
     uint64_t flows_refused;
     /**
-     * Flows that are pinned now.
+     * Flows in the table now.
      */
     uint64_t flows_live;
     /**
@@ -1019,19 +1025,19 @@ typedef struct slb_stats {
      */
     uint64_t connections_made;
     /**
-     * Gone because their time ran out.
+     * Expired.
      */
     uint64_t connections_expired;
     /**
-     * Taken out for other reasons.
+     * Removed for other reasons.
      */
     uint64_t connections_removed;
     /**
-     * Connections that found no place.
+     * Connections refused because the table was full.
      */
     uint64_t connections_refused;
     /**
-     * Connections that there are now.
+     * Connections in the table now.
      */
     uint64_t connections_live;
     /**
@@ -1083,7 +1089,7 @@ typedef struct slb_stats {
 } slb_stats;
 
 /**
- * What a rule did.
+ * Counters of a rule.
  */
 typedef struct slb_rule_stats {
     /**
@@ -1105,7 +1111,7 @@ typedef struct slb_rule_stats {
 } slb_rule_stats;
 
 /**
- * What a backend got.
+ * Counters of a backend.
  */
 typedef struct slb_backend_stats {
     /**
@@ -1121,13 +1127,13 @@ typedef struct slb_backend_stats {
      */
     uint64_t flows;
     /**
-     * Connections that it has now; of a mux 0.
+     * Live connections of the backend; 0 for a mux.
      */
     uint64_t live;
 } slb_backend_stats;
 
 /**
- * What one call exported.
+ * The result of one call of an export.
  */
 typedef struct slb_exported {
     /**
@@ -1139,7 +1145,7 @@ typedef struct slb_exported {
      */
     size_t records;
     /**
-     * What to give as `from` next.
+     * The value of `from` for the next call.
      */
     uint64_t next;
     /**
@@ -1149,7 +1155,7 @@ typedef struct slb_exported {
 } slb_exported;
 
 /**
- * How many records were taken over, and why others were not.
+ * Number of records taken over, and of those refused by reason.
  */
 typedef struct slb_imported {
     /**
@@ -1176,7 +1182,7 @@ extern "C" {
  * NULL; valid until the next call on the builder.
  *
  * The caller promises:
- * It is a builder, or NULL.
+ * `builder` is a builder, or NULL.
  */
 const char *slb_builder_error(struct slb_builder *builder);
 
@@ -1184,7 +1190,7 @@ const char *slb_builder_error(struct slb_builder *builder);
  * Bytes of memory that a builder takes, or 0 where the argument is bad.
  *
  * The caller promises:
- * It points to a capacity.
+ * `capacity` points to a capacity.
  */
 size_t slb_builder_size(const struct slb_capacity *capacity);
 
@@ -1203,7 +1209,7 @@ int slb_builder_init(void *memory,
 
 #if !defined(SLB_FREESTANDING)
 /**
- * Makes a builder in memory of the library's own. Otherwise as `slb_builder_init`.
+ * Makes a builder in memory that the library allocates. Otherwise like `slb_builder_init`.
  *
  * The caller promises:
  * The pointers point to what they say.
@@ -1216,7 +1222,7 @@ int slb_builder_new(const struct slb_capacity *capacity, struct slb_builder **ou
  * it stay. NULL is no error.
  *
  * The caller promises:
- * It is one, and nobody uses it any more.
+ * `builder` is a builder, and is not used afterwards.
  */
 int slb_builder_free(struct slb_builder *builder);
 
@@ -1226,7 +1232,7 @@ int slb_builder_free(struct slb_builder *builder);
  * where a snapshot can be made.
  *
  * The caller promises:
- * It is a builder, and `text` has room for `length` bytes.
+ * `builder` is a builder, and `text` has room for `length` bytes.
  */
 int slb_builder_faults(struct slb_builder *builder,
                        char *text,
@@ -1236,19 +1242,19 @@ int slb_builder_faults(struct slb_builder *builder,
  * Adds a backend to a pool. Gives its place there.
  *
  * The caller promises:
- * It is a builder, and `backend` points to one.
+ * `builder` is a builder, and `backend` points to a backend.
  */
 int slb_builder_backend(struct slb_builder *builder,
                         size_t pool,
                         const struct slb_backend *backend);
 
 /**
- * Changes the weight and the administrative state of a backend for all rules, such as to drain it; 0 in
- * `weight`: the weight stays. It takes effect with the next snapshot. For what a probe found, see
- * `slb_builder_set_health`.
+ * Changes the weight and the administrative state of a backend for all rules, such as to drain it;
+ * 0 in `weight` keeps the weight. It takes effect with the next snapshot. For what a probe found,
+ * see `slb_builder_set_health`.
  *
  * The caller promises:
- * It is a builder.
+ * `builder` is a builder.
  */
 int slb_builder_set_backend(struct slb_builder *builder,
                             size_t pool,
@@ -1263,7 +1269,7 @@ int slb_builder_set_backend(struct slb_builder *builder,
  * NULL: its name again.
  *
  * The caller promises:
- * It is a builder, and `seat` is NULL, or a string that stays as long as the builder.
+ * `builder` is a builder, and `seat` is NULL, or a string that stays as long as the builder.
  */
 int slb_builder_seat(struct slb_builder *builder,
                      size_t pool,
@@ -1276,17 +1282,18 @@ int slb_builder_seat(struct slb_builder *builder,
  * the former owners that have the most connections. Without a call each snapshot counts the same.
  *
  * The caller promises:
- * It is a builder.
+ * `builder` is a builder.
  */
 int slb_builder_now(struct slb_builder *builder,
                     uint64_t now);
 
 /**
- * Says what was observed of a backend for all rules: 0 in `healthy`: it fails, and gets no new flows. It
- * takes effect with the next snapshot. For what a probe found, see `slb_builder_set_health`.
+ * Sets the observed health of a backend for all rules: with 0 in `healthy` it fails, and gets no
+ * new flows. It takes effect with the next snapshot. For what a probe found, see
+ * `slb_builder_set_health`.
  *
  * The caller promises:
- * It is a builder.
+ * `builder` is a builder.
  */
 int slb_builder_set_condition(struct slb_builder *builder,
                               size_t pool,
@@ -1298,7 +1305,7 @@ int slb_builder_set_condition(struct slb_builder *builder,
  * probe that rules of the pool go by. Gives its place.
  *
  * The caller promises:
- * It is a builder.
+ * `builder` is a builder.
  */
 int slb_builder_health(struct slb_builder *builder, size_t pool);
 
@@ -1307,7 +1314,7 @@ int slb_builder_health(struct slb_builder *builder, size_t pool);
  * backends alone.
  *
  * The caller promises:
- * It is a builder.
+ * `builder` is a builder.
  */
 int slb_builder_rule_health(struct slb_builder *builder, size_t rule, size_t health);
 
@@ -1317,7 +1324,7 @@ int slb_builder_rule_health(struct slb_builder *builder, size_t rule, size_t hea
  * for these rules; negative: its own. It takes effect with the next snapshot.
  *
  * The caller promises:
- * It is a builder.
+ * `builder` is a builder.
  */
 int slb_builder_set_health(struct slb_builder *builder,
                            size_t health,
@@ -1331,7 +1338,7 @@ int slb_builder_set_health(struct slb_builder *builder,
  * also that of Maglev's permutations.
  *
  * The caller promises:
- * It is a builder, and `key` has `length` bytes.
+ * `builder` is a builder, and `key` has `length` bytes.
  */
 int slb_builder_hash(struct slb_builder *builder,
                      uint8_t hash,
@@ -1343,7 +1350,7 @@ int slb_builder_hash(struct slb_builder *builder,
  * This node's place on the fabric.
  *
  * The caller promises:
- * It is a builder, and `underlay` points to one.
+ * `builder` is a builder, and `underlay` points to an underlay.
  */
 int slb_builder_underlay(struct slb_builder *builder, const struct slb_underlay *underlay);
 
@@ -1351,7 +1358,7 @@ int slb_builder_underlay(struct slb_builder *builder, const struct slb_underlay 
  * Adds a VIP. Gives its place.
  *
  * The caller promises:
- * It is a builder, and `frontend` points to one.
+ * `builder` is a builder, and `frontend` points to a frontend.
  */
 int slb_builder_frontend(struct slb_builder *builder, const struct slb_frontend *frontend);
 
@@ -1359,7 +1366,7 @@ int slb_builder_frontend(struct slb_builder *builder, const struct slb_frontend 
  * Adds a pool. Gives its place.
  *
  * The caller promises:
- * It is a builder, and `pool` points to one.
+ * `builder` is a builder, and `pool` points to a pool.
  */
 int slb_builder_pool(struct slb_builder *builder, const struct slb_pool *pool);
 
@@ -1367,7 +1374,7 @@ int slb_builder_pool(struct slb_builder *builder, const struct slb_pool *pool);
  * Adds a load-balancing rule. Gives its place.
  *
  * The caller promises:
- * It is a builder, and `rule` points to one.
+ * `builder` is a builder, and `rule` points to a rule.
  */
 int slb_builder_rule(struct slb_builder *builder, const struct slb_rule *rule);
 
@@ -1375,7 +1382,7 @@ int slb_builder_rule(struct slb_builder *builder, const struct slb_rule *rule);
  * Adds an inbound NAT rule or pool. Gives its place.
  *
  * The caller promises:
- * It is a builder, and `nat` points to one.
+ * `builder` is a builder, and `nat` points to an inbound NAT rule.
  */
 int slb_builder_inbound_nat(struct slb_builder *builder, const struct slb_inbound_nat *nat);
 
@@ -1383,7 +1390,8 @@ int slb_builder_inbound_nat(struct slb_builder *builder, const struct slb_inboun
  * Adds an outbound rule. Gives its place.
  *
  * The caller promises:
- * It is a builder, and `outbound` points to one with as many frontends as it says.
+ * `builder` is a builder, and `outbound` points to an outbound rule with as many frontends as it
+ * says.
  */
 int slb_builder_outbound(struct slb_builder *builder, const struct slb_outbound *outbound);
 
@@ -1392,7 +1400,7 @@ int slb_builder_outbound(struct slb_builder *builder, const struct slb_outbound 
  * packets from. Gives its place.
  *
  * The caller promises:
- * It is a builder, and `address` points to one.
+ * `builder` is a builder, and `address` points to an address.
  */
 int slb_builder_mux(struct slb_builder *builder, const struct slb_address *address);
 
@@ -1404,7 +1412,7 @@ int slb_builder_mux(struct slb_builder *builder, const struct slb_address *addre
  * the number of prefixes before the call.
  *
  * The caller promises:
- * It is a builder, and `address` points to one.
+ * `builder` is a builder, and `address` points to an address.
  */
 int slb_builder_inside(struct slb_builder *builder,
                        const struct slb_address *address,
@@ -1415,7 +1423,7 @@ int slb_builder_inside(struct slb_builder *builder,
  * send to it is passed, whatever outbound rules say.
  *
  * The caller promises:
- * It is a builder, and `address` points to one.
+ * `builder` is a builder, and `address` points to an address.
  */
 int slb_builder_probe_source(struct slb_builder *builder, const struct slb_address *address);
 
@@ -1424,7 +1432,7 @@ int slb_builder_probe_source(struct slb_builder *builder, const struct slb_addre
  * frontend port; else any number, each with an address.
  *
  * The caller promises:
- * It is a builder.
+ * `builder` is a builder.
  */
 int slb_builder_proxy(struct slb_builder *builder, uint8_t multi, uint16_t backend_port);
 
@@ -1433,7 +1441,7 @@ int slb_builder_proxy(struct slb_builder *builder, uint8_t multi, uint16_t backe
  * its place.
  *
  * The caller promises:
- * It is a builder, and `address` points to one.
+ * `builder` is a builder, and `address` points to an address.
  */
 int slb_builder_frontend_port(struct slb_builder *builder,
                               uint16_t port,
@@ -1444,7 +1452,7 @@ int slb_builder_frontend_port(struct slb_builder *builder,
  * seen as those that `to` begins. Gives its place.
  *
  * The caller promises:
- * It is a builder, and both point to addresses.
+ * `builder` is a builder, and both point to addresses.
  */
 int slb_builder_source_rewrite(struct slb_builder *builder,
                                const struct slb_address *from,
@@ -1453,8 +1461,8 @@ int slb_builder_source_rewrite(struct slb_builder *builder,
 
 #if !defined(SLB_FREESTANDING)
 /**
- * Reads a configuration of `length` bytes. Where it has faults, `SLB_ERROR_CONFIGURATION`, and
- * their text, one a line, is in `faults`, cut to `faults_length` bytes with the zero that ends it;
+ * Reads a configuration of `length` bytes. Returns `SLB_ERROR_CONFIGURATION` if it has faults, and
+ * writes them to `faults`, one a line, cut to `faults_length` bytes with the terminating zero;
  * `faults` may be NULL.
  *
  * The caller promises:
@@ -1469,52 +1477,52 @@ int slb_config_parse(const char *toml,
 
 #if !defined(SLB_FREESTANDING)
 /**
- * Ends a configuration. Snapshots that were made with it stay. NULL is no error.
+ * Frees a configuration. Snapshots made from it stay valid. NULL is no error.
  *
  * The caller promises:
- * It is one, and nobody uses it any more.
+ * `config` is a configuration, and is not used afterwards.
  */
 int slb_config_free(struct slb_config *config);
 #endif
 
 #if !defined(SLB_FREESTANDING)
 /**
- * What a configuration is for: of enum slb_role.
+ * Returns the role that a configuration is for: a value of enum slb_role.
  *
  * The caller promises:
- * It is one.
+ * `config` is a configuration.
  */
 int slb_config_role(struct slb_config *config);
 #endif
 
 #if !defined(SLB_FREESTANDING)
 /**
- * Fills in what a mux with this configuration is made with, but for its key.
+ * Sets the options of a mux from a configuration, all but the key.
  *
  * The caller promises:
- * It is one, and `options` were initialised.
+ * `config` is a configuration, and `options` were initialised.
  */
 int slb_config_mux_options(struct slb_config *config, struct slb_mux_options *options);
 #endif
 
 #if !defined(SLB_FREESTANDING)
 /**
- * Fills in what a host agent or a proxy with this configuration is made with, but for its key.
+ * Sets the options of a host agent or a proxy from a configuration, all but the key.
  *
  * The caller promises:
- * It is one, and `options` were initialised.
+ * `config` is a configuration, and `options` were initialised.
  */
 int slb_config_nat_options(struct slb_config *config, struct slb_nat_options *options);
 #endif
 
 #if !defined(SLB_FREESTANDING)
 /**
- * Changes the weight and the administrative state of a backend for all rules, such as to drain it; 0 in
- * `weight`: the weight stays. `backend` is its name, or POOL/NAME. It takes effect with the next snapshot.
- * For what a probe found, see `slb_config_set_health`.
+ * Changes the weight and the administrative state of a backend for all rules, such as to drain it;
+ * 0 in `weight` keeps the weight. `backend` is its name, or POOL/NAME. It takes effect with the
+ * next snapshot. For a probe's result, see `slb_config_set_health`.
  *
  * The caller promises:
- * It is one, and `backend` ends with a zero.
+ * `config` is a configuration, and `backend` ends with a zero.
  */
 int slb_config_set_backend(struct slb_config *config,
                            const char *backend,
@@ -1524,26 +1532,24 @@ int slb_config_set_backend(struct slb_config *config,
 
 #if !defined(SLB_FREESTANDING)
 /**
- * Says what was observed of a backend for all rules: 0 in `healthy`: it fails, and gets no new flows.
- * `backend` is its name, or POOL/NAME. It takes effect with the next snapshot. For what a probe found,
- * see `slb_config_set_health`.
+ * Sets the observed health of a backend for all rules: with 0 in `healthy` it fails, and gets no
+ * new flows. `backend` is its name, or POOL/NAME. It takes effect with the next snapshot. For a
+ * probe's result, see `slb_config_set_health`.
  *
  * The caller promises:
- * It is one, and `backend` ends with a zero.
+ * `config` is a configuration, and `backend` ends with a zero.
  */
-int slb_config_set_condition(struct slb_config *config,
-                             const char *backend,
-                             uint8_t healthy);
+int slb_config_set_condition(struct slb_config *config, const char *backend, uint8_t healthy);
 #endif
 
 #if !defined(SLB_FREESTANDING)
 /**
- * Says what the probe of a rule found of a backend of the rule's pool, both given by their names:
- * 0 in `healthy`: it fails. All rules of the pool with this probe go by it. It takes effect with
+ * Sets the result of a rule's probe for a backend of the rule's pool, both given by name: with 0
+ * in `healthy` it fails. It holds for all rules of the pool with this probe. It takes effect with
  * the next snapshot.
  *
  * The caller promises:
- * It is one, and both names end with a zero.
+ * `config` is a configuration, and both names end with a zero.
  */
 int slb_config_set_health(struct slb_config *config,
                           const char *rule,
@@ -1557,7 +1563,7 @@ int slb_config_set_health(struct slb_config *config,
  * follow: backends and rules keep their counters and flows.
  *
  * The caller promises:
- * Both are handles.
+ * Both handles are valid.
  */
 int slb_config_snapshot(struct slb_config *config,
                         const struct slb_snapshot *previous,
@@ -1565,7 +1571,7 @@ int slb_config_snapshot(struct slb_config *config,
 #endif
 
 /**
- * What an error means, in English. Never NULL, never to be freed.
+ * Returns the meaning of an error in English. The text is never NULL and must not be freed.
  */
 const char *slb_strerror(int error);
 
@@ -1580,7 +1586,7 @@ const char *slb_version(void);
  * not.
  *
  * The caller promises:
- * It is a mux, and `out` has `count` elements.
+ * `mux` is a mux, and `out` has `count` elements.
  */
 int slb_mux_flows(struct slb_mux *mux, uint64_t *cursor, struct slb_flow *out, size_t count);
 
@@ -1589,7 +1595,7 @@ int slb_mux_flows(struct slb_mux *mux, uint64_t *cursor, struct slb_flow *out, s
  * at 0, on. Gives how many; 0: there are no more.
  *
  * The caller promises:
- * It is a host, and `out` has `count` elements.
+ * `host` is a host agent, and `out` has `count` elements.
  */
 int slb_host_connections(struct slb_host *host,
                          uint64_t *cursor,
@@ -1600,7 +1606,7 @@ int slb_host_connections(struct slb_host *host,
  * Copies connections of a proxy. As `slb_host_connections`.
  *
  * The caller promises:
- * It is a proxy, and `out` has `count` elements.
+ * `proxy` is a proxy, and `out` has `count` elements.
  */
 int slb_proxy_connections(struct slb_proxy *proxy,
                           uint64_t *cursor,
@@ -1608,10 +1614,10 @@ int slb_proxy_connections(struct slb_proxy *proxy,
                           size_t count);
 
 /**
- * Looks for what `slb_mux_process` does not: buffers that overlap. For tests of an I/O: it takes
- * time with the square of `count`.
+ * Detects overlapping buffers, which `slb_mux_process` does not. This is for tests of an I/O
+ * layer: the time grows with the square of `count`.
  *
- * Gives 0, `SLB_ERROR_OVERLAP`, or `SLB_ERROR_FRAME` where a frame exceeds its buffer.
+ * Returns 0, `SLB_ERROR_OVERLAP`, or `SLB_ERROR_FRAME` if a frame exceeds its buffer.
  *
  * The caller promises:
  * `frames` points to `count` frames.
@@ -1619,11 +1625,12 @@ int slb_proxy_connections(struct slb_proxy *proxy,
 int slb_frames_check(const struct slb_frame *frames, size_t count);
 
 /**
- * Begins with a backend that is well, or not where `healthy` is 0. Its first probe is due within an
- * interval from `now` on; `number`, of any numbering, spreads those of many backends over it.
+ * Initialises a health state: healthy, or unhealthy if `healthy` is 0. The first probe is due
+ * within one interval from `now`; `number`, any index of the backend, spreads the probes of many
+ * backends over the interval.
  *
  * The caller promises:
- * `health` points to room for one.
+ * `health` points to memory for a health state.
  */
 int slb_health_init(struct slb_health *health,
                     const struct slb_probe *probe,
@@ -1632,59 +1639,59 @@ int slb_health_init(struct slb_health *health,
                     uint32_t number);
 
 /**
- * When something is due: a probe is to go out, or the one that is out has failed. `UINT64_MAX`
- * where the argument is bad.
+ * Returns the time of the next event: a probe to send, or the timeout of the outstanding one.
+ * `UINT64_MAX` if the argument is bad.
  *
  * The caller promises:
- * It was initialised.
+ * `health` was initialised by `slb_health_init`.
  */
 uint64_t slb_health_due(struct slb_health *health);
 
 /**
- * Gives 1 where a probe is to go out now, and takes it as out; else 0.
+ * Returns 1 if a probe is to be sent now, and takes it as sent; otherwise 0.
  *
  * The caller promises:
- * It was initialised.
+ * `health` was initialised by `slb_health_init`.
  */
 int slb_health_begin(struct slb_health *health, uint64_t now);
 
 /**
- * The probe that is out was answered well. Gives what of enum slb_change.
+ * Notes that the outstanding probe succeeded. Returns a value of enum slb_change.
  *
  * The caller promises:
- * It was initialised.
+ * `health` was initialised by `slb_health_init`.
  */
 int slb_health_succeeded(struct slb_health *health);
 
 /**
- * Notes that a probe failed. Gives what of enum slb_change.
+ * Notes that the outstanding probe failed. Returns a value of enum slb_change.
  *
  * The caller promises:
- * It was initialised.
+ * `health` was initialised by `slb_health_init`.
  */
 int slb_health_failed(struct slb_health *health);
 
 /**
- * Takes a probe that is out for too long as failed. Gives what of enum slb_change.
+ * Takes a probe past its timeout as failed. Returns a value of enum slb_change.
  *
  * The caller promises:
- * It was initialised.
+ * `health` was initialised by `slb_health_init`.
  */
 int slb_health_expire(struct slb_health *health, uint64_t now);
 
 /**
- * Gives 1 where the backend is well, else 0.
+ * Returns 1 if the backend is healthy, otherwise 0.
  *
  * The caller promises:
- * It was initialised.
+ * `health` was initialised by `slb_health_init`.
  */
 int slb_health_is_healthy(struct slb_health *health);
 
 /**
- * Bytes of memory that a host agent takes, or 0 where an argument is bad.
+ * Returns the bytes of memory that a host agent needs, or 0 if an argument is bad.
  *
  * The caller promises:
- * The snapshot is one.
+ * `snapshot` is a snapshot.
  */
 size_t slb_host_size(const struct slb_snapshot *snapshot, const struct slb_nat_options *options);
 
@@ -1694,7 +1701,7 @@ size_t slb_host_size(const struct slb_snapshot *snapshot, const struct slb_nat_o
  * until another is installed, or it is freed.
  *
  * The caller promises:
- * The snapshot is one, and the memory is the caller's.
+ * `snapshot` is a snapshot, and `memory` is the caller's.
  */
 int slb_host_init(void *memory,
                   size_t length,
@@ -1704,10 +1711,10 @@ int slb_host_init(void *memory,
 
 #if !defined(SLB_FREESTANDING)
 /**
- * Makes a host agent in memory of the library's own. Otherwise as `slb_host_init`.
+ * Makes a host agent in memory that the library allocates. Otherwise like `slb_host_init`.
  *
  * The caller promises:
- * The snapshot is one.
+ * `snapshot` is a snapshot.
  */
 int slb_host_new(const struct slb_snapshot *snapshot,
                  const struct slb_nat_options *options,
@@ -1715,10 +1722,11 @@ int slb_host_new(const struct slb_snapshot *snapshot,
 #endif
 
 /**
- * Ends a host agent. Its memory is the caller's again, or given back. NULL is no error.
+ * Frees a host agent. Memory of the caller's is the caller's again, other memory is released. NULL
+ * is no error.
  *
  * The caller promises:
- * It is one, and nobody uses it any more.
+ * `host` is a host agent, and is not used afterwards.
  */
 int slb_host_free(struct slb_host *host);
 
@@ -1726,7 +1734,7 @@ int slb_host_free(struct slb_host *host);
  * Processes `count` frames. As `slb_mux_process`.
  *
  * The caller promises:
- * It is one, and `frames` and `verdicts` have `count` elements.
+ * `host` is a host agent, and `frames` and `verdicts` have `count` elements.
  */
 int slb_host_process(struct slb_host *host,
                      uint64_t now,
@@ -1735,11 +1743,12 @@ int slb_host_process(struct slb_host *host,
                      struct slb_verdict *verdicts);
 
 /**
- * As `slb_host_process`, and calls `observer` with `context` for each step of each frame. For looking at
- * single packets: formatting the text is slow.
+ * Like `slb_host_process`, and calls `observer` with `context` for each step of each frame. This
+ * is for single packets: formatting the text is slow.
  *
  * The caller promises:
- * It is one, `frames` has `count` elements, and `observer` can be called with `context`.
+ * `host` is a host agent, `frames` has `count` elements, and `observer` can be called with
+ * `context`.
  */
 int slb_host_process_observed(struct slb_host *host,
                               uint64_t now,
@@ -1750,64 +1759,62 @@ int slb_host_process_observed(struct slb_host *host,
 
 /**
  * Does what is due without a packet: ends connections whose time has come, and tells their ends
- * with packets in `spare`, `count` frames with an empty buffer of 64 bytes or more each, of which up
- * to 64 are used. Fragments that waited for their first one go on in them too, each with its
- * verdict, where the buffer holds it: one of 2112 bytes does. To be called some 20 times a second, and before or after each burst.
+ * with packets in `spare`, `count` frames with an empty buffer of 64 bytes or more each, of which
+ * up to 64 are used. Fragments that waited for their first one go on in them too, each with its
+ * verdict, where the buffer holds it: one of 2112 bytes does. Call it about 20 times a second, and
+ * before or after each burst.
  *
- * Gives how many of `spare` are to be sent: those with a length.
+ * Returns how many of `spare` are to be sent: those with a length.
  *
  * The caller promises:
- * It is one, and `spare` has `count` elements.
+ * `host` is a host agent, and `spare` has `count` elements.
  */
-int slb_host_advance(struct slb_host *host,
-                     uint64_t now,
-                     struct slb_frame *spare,
-                     size_t count);
+int slb_host_advance(struct slb_host *host, uint64_t now, struct slb_frame *spare, size_t count);
 
 /**
- * Puts another snapshot in place, built with the present one as its previous. `before`, unless
- * NULL, gets the old one, which can then be freed, if nobody else uses it.
- * `SLB_ERROR_LINEAGE` where it was not built so: the present one stays. `SLB_ERROR_ROLE` where it
- * is a proxy's.
+ * Installs another snapshot, built with the present one as its previous. If `before` is not NULL
+ * it receives the old snapshot, which can be freed unless another role uses it. Returns
+ * `SLB_ERROR_LINEAGE` if the snapshot was not built so, and keeps the present one;
+ * `SLB_ERROR_ROLE` if the snapshot is a proxy's.
  *
  * The caller promises:
- * Both are handles.
+ * Both handles are valid.
  */
 int slb_host_install(struct slb_host *host,
                      const struct slb_snapshot *snapshot,
                      struct slb_snapshot **before);
 
 /**
- * Changes the options. A limit whose rate stays keeps what was used of it. `connections`, `flows_per_source`, `waiting_fragments` and the key stay
- * what they were when it was made.
+ * Changes the options. A limit whose rate stays keeps what was used of it. `connections`,
+ * `flows_per_source`, `waiting_fragments` and the key keep the values that they had when it was
+ * made.
  *
  * The caller promises:
- * It is one, and `options` points to some.
+ * `host` is a host agent, and `options` points to options.
  */
-int slb_host_set_options(struct slb_host *host,
-                         const struct slb_nat_options *options);
+int slb_host_set_options(struct slb_host *host, const struct slb_nat_options *options);
 
 /**
- * What it did so far.
+ * Copies the counters since the host agent was made to `out`.
  *
  * The caller promises:
- * It is one.
+ * `host` is a host agent.
  */
 int slb_host_stats(struct slb_host *host, struct slb_stats *out);
 
 /**
- * What a rule did, by its place in the configuration.
+ * Copies the counters of a rule, by its index in the configuration.
  *
  * The caller promises:
- * It is one.
+ * `host` is a host agent.
  */
 int slb_host_rule_stats(struct slb_host *host, size_t rule, struct slb_rule_stats *out);
 
 /**
- * What a backend got, by its place among those of all pools.
+ * Copies the counters of a backend, by its index among those of all pools.
  *
  * The caller promises:
- * It is one.
+ * `host` is a host agent.
  */
 int slb_host_backend_stats(struct slb_host *host, size_t backend, struct slb_backend_stats *out);
 
@@ -1815,7 +1822,7 @@ int slb_host_backend_stats(struct slb_host *host, size_t backend, struct slb_bac
  * Writes connections as records into `into`. As `slb_mux_export`.
  *
  * The caller promises:
- * It is one, and `into` has `length` bytes.
+ * `host` is a host agent, and `into` has `length` bytes.
  */
 int slb_host_export(struct slb_host *host,
                     uint64_t from,
@@ -1827,7 +1834,7 @@ int slb_host_export(struct slb_host *host,
  * Takes connections over from records. As `slb_mux_import`.
  *
  * The caller promises:
- * It is one, and `records` has `length` bytes.
+ * `host` is a host agent, and `records` has `length` bytes.
  */
 int slb_host_import(struct slb_host *host,
                     uint64_t now,
@@ -1843,16 +1850,16 @@ int slb_host_import(struct slb_host *host,
  * bounds how many. Not for connections that vms opened, since only the state knows their ports.
  *
  * The caller promises:
- * It is one.
+ * `host` is a host agent.
  */
 int slb_host_take_up(struct slb_host *host,
                      uint64_t now);
 
 /**
- * Bytes of memory that a mux takes, or 0 where an argument is bad.
+ * Returns the bytes of memory that a mux needs, or 0 if an argument is bad.
  *
  * The caller promises:
- * The snapshot is one.
+ * `snapshot` is a snapshot.
  */
 size_t slb_mux_size(const struct slb_snapshot *snapshot, const struct slb_mux_options *options);
 
@@ -1862,7 +1869,7 @@ size_t slb_mux_size(const struct slb_snapshot *snapshot, const struct slb_mux_op
  * until another is installed, or it is freed.
  *
  * The caller promises:
- * The snapshot is one, and the memory is the caller's.
+ * `snapshot` is a snapshot, and `memory` is the caller's.
  */
 int slb_mux_init(void *memory,
                  size_t length,
@@ -1872,10 +1879,10 @@ int slb_mux_init(void *memory,
 
 #if !defined(SLB_FREESTANDING)
 /**
- * Makes a mux in memory of the library's own. Otherwise as `slb_mux_init`.
+ * Makes a mux in memory that the library allocates. Otherwise like `slb_mux_init`.
  *
  * The caller promises:
- * The snapshot is one.
+ * `snapshot` is a snapshot.
  */
 int slb_mux_new(const struct slb_snapshot *snapshot,
                 const struct slb_mux_options *options,
@@ -1883,22 +1890,23 @@ int slb_mux_new(const struct slb_snapshot *snapshot,
 #endif
 
 /**
- * Ends a mux. Its memory is the caller's again, or given back. NULL is no error.
+ * Frees a mux. Memory of the caller's is the caller's again, other memory is released. NULL is no
+ * error.
  *
  * The caller promises:
- * It is one, and nobody uses it any more.
+ * `mux` is a mux, and is not used afterwards.
  */
 int slb_mux_free(struct slb_mux *mux);
 
 /**
- * Processes `count` frames: rewrites those that are to be sent, in place, and says in each what
- * becomes of it; also in `verdicts`, of which there are as many, unless it is NULL. `now` is in
- * nanoseconds from any origin, and should not run backwards. Give frames in bursts of `SLB_BURST`.
+ * Processes `count` frames: rewrites those to be sent in place, and writes the verdict into each;
+ * also into `verdicts`, an array of as many elements, unless it is NULL. `now` is in nanoseconds
+ * from any origin, and should not run backwards. Pass frames in bursts of `SLB_BURST`.
  *
- * Gives `count`. On `SLB_ERROR_FRAME` no frame was touched.
+ * Returns `count`. On `SLB_ERROR_FRAME` no frame was touched.
  *
  * The caller promises:
- * It is one, and `frames` and `verdicts` have `count` elements.
+ * `mux` is a mux, and `frames` and `verdicts` have `count` elements.
  */
 int slb_mux_process(struct slb_mux *mux,
                     uint64_t now,
@@ -1907,11 +1915,11 @@ int slb_mux_process(struct slb_mux *mux,
                     struct slb_verdict *verdicts);
 
 /**
- * As `slb_mux_process`, and calls `observer` with `context` for each step of each frame. For looking at
- * single packets: formatting the text is slow.
+ * Like `slb_mux_process`, and calls `observer` with `context` for each step of each frame. This is
+ * for single packets: formatting the text is slow.
  *
  * The caller promises:
- * It is one, `frames` has `count` elements, and `observer` can be called with `context`.
+ * `mux` is a mux, `frames` has `count` elements, and `observer` can be called with `context`.
  */
 int slb_mux_process_observed(struct slb_mux *mux,
                              uint64_t now,
@@ -1921,76 +1929,77 @@ int slb_mux_process_observed(struct slb_mux *mux,
                              void *context);
 
 /**
- * Does what is due without a packet: ends flows whose time has come, and sends fragments on that
- * waited for their first one. To be called some 20 times a second, and after each burst where
- * fragments may wait. `spare` are `count` frames, whose content is lost, of which up to 64 become
- * those fragments, each with its verdict; a buffer of 2112 bytes holds any. It may be NULL with a
- * count of 0: fragments then wait in vain.
+ * Does the work that no packet triggers: expires flows, and releases fragments that waited for
+ * their first one. Call it about 20 times a second, and after each burst if fragments may wait.
+ * `spare` are `count` frames, whose content is lost, of which up to 64 become those fragments,
+ * each with its verdict; a buffer of 2112 bytes holds any. It may be NULL with a count of 0:
+ * fragments then wait in vain.
  *
- * Gives how many of `spare` are to be sent: those with a length.
+ * Returns how many of `spare` are to be sent: those with a length.
  *
  * The caller promises:
- * It is one, and `spare` has `count` elements.
+ * `mux` is a mux, and `spare` has `count` elements.
  */
 int slb_mux_advance(struct slb_mux *mux, uint64_t now, struct slb_frame *spare, size_t count);
 
 /**
- * Puts another snapshot in place, built with the present one as its previous. `before`, unless
- * NULL, gets the old one, which can then be freed, if nobody else uses it.
- * `SLB_ERROR_LINEAGE` where it was not built so: the present one stays. `SLB_ERROR_ROLE` where it
- * is a proxy's.
+ * Installs another snapshot, built with the present one as its previous. If `before` is not NULL
+ * it receives the old snapshot, which can be freed unless another role uses it. Returns
+ * `SLB_ERROR_LINEAGE` if the snapshot was not built so, and keeps the present one;
+ * `SLB_ERROR_ROLE` if the snapshot is a proxy's.
  *
  * The caller promises:
- * Both are handles.
+ * Both handles are valid.
  */
 int slb_mux_install(struct slb_mux *mux,
                     const struct slb_snapshot *snapshot,
                     struct slb_snapshot **before);
 
 /**
- * Changes the options. A limit whose rate stays keeps what was used of it. `flows`, `flows_per_source`, `waiting_fragments` and the key stay
- * what they were when it was made.
+ * Changes the options. A limit whose rate stays keeps what was used of it. `flows`,
+ * `flows_per_source`, `waiting_fragments` and the key keep the values that they had when it was
+ * made.
  *
  * The caller promises:
- * It is one, and `options` points to some.
+ * `mux` is a mux, and `options` points to options.
  */
-int slb_mux_set_options(struct slb_mux *mux,
-                        const struct slb_mux_options *options);
+int slb_mux_set_options(struct slb_mux *mux, const struct slb_mux_options *options);
 
 /**
- * What it did so far.
+ * Copies the counters since the mux was made to `out`.
  *
  * The caller promises:
- * It is one.
+ * `mux` is a mux.
  */
 int slb_mux_stats(struct slb_mux *mux, struct slb_stats *out);
 
 /**
- * What a rule did, by its place in the configuration.
+ * Copies the counters of a rule, by its index in the configuration.
  *
  * The caller promises:
- * It is one.
+ * `mux` is a mux.
  */
 int slb_mux_rule_stats(struct slb_mux *mux, size_t rule, struct slb_rule_stats *out);
 
 /**
- * What a backend got, by its place among those of all pools.
+ * Copies the counters of a backend, by its index among those of all pools.
  *
  * The caller promises:
- * It is one.
+ * `mux` is a mux.
  */
 int slb_mux_backend_stats(struct slb_mux *mux, size_t backend, struct slb_backend_stats *out);
 
 /**
- * Writes pinned flows as records into `into`, and says in `out` where to go on: `from` is 0 at first, then
- * `next` of the call before, for as long as `more` is set. Between two calls frames may be processed.
- * A call looks at `SLB_EXPORT_STEP` places at most, and writes nothing where `length` is below
- * `SLB_RECORD_MOST`. Times are counted from the last call of `_process` or `_advance`.
+ * Writes pinned flows as records into `into`, and the position for the next call into `out`:
+ * `from` is 0 at first, then `next` of the call before, for as long as `more` is set. Between two
+ * calls frames may be processed. A call looks at `SLB_EXPORT_STEP` places at most, and writes
+ * nothing where `length` is below `SLB_RECORD_MOST`. Times are counted from the last call of
+ * `_process` or `_advance`.
  *
- * Gives how many records were written.
+ * Returns the number of records written.
  *
  * The caller promises:
- * It is one, and `into` has `length` bytes.
+ * `mux` is a mux, and `into` has `length` bytes.
  */
 int slb_mux_export(struct slb_mux *mux,
                    uint64_t from,
@@ -1999,16 +2008,16 @@ int slb_mux_export(struct slb_mux *mux,
                    struct slb_exported *out);
 
 /**
- * Takes flows over from records that were exported `elapsed` nanoseconds ago, by whatever process and with
- * whatever snapshot: backends are known by the names of their pool and their own, and by their address. What
- * the present snapshot does not have any more is refused, and counted in `out`. `is_stale` is 1 where
- * packets were processed after the export, else 0. Flows that are here already stay as they are.
- * `SLB_ERROR_RECORDS` where the bytes are not whole records.
+ * Takes flows over from records that were exported `elapsed` nanoseconds ago, by whatever process
+ * and with whatever snapshot: backends are known by the names of their pool and their own, and by
+ * their address. Records of backends that the present snapshot no longer has are refused, and
+ * counted in `out`. `is_stale` is 1 if packets were processed after the export, else 0. Flows that
+ * exist already stay as they are. Returns `SLB_ERROR_RECORDS` if the bytes are not whole records.
  *
- * Gives how many were taken over.
+ * Returns the number of records taken over.
  *
  * The caller promises:
- * It is one, and `records` has `length` bytes.
+ * `mux` is a mux, and `records` has `length` bytes.
  */
 int slb_mux_import(struct slb_mux *mux,
                    uint64_t now,
@@ -2023,7 +2032,7 @@ int slb_mux_import(struct slb_mux *mux,
  * no limit for sources, and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
  *
  * The caller promises:
- * It points to room for options.
+ * `options` points to memory for the options.
  */
 void slb_mux_options_init(struct slb_mux_options *options);
 
@@ -2032,15 +2041,15 @@ void slb_mux_options_init(struct slb_mux_options *options);
  * second, 64 waiting fragments, no limit for sources, and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
  *
  * The caller promises:
- * It points to room for options.
+ * `options` points to memory for the options.
  */
 void slb_nat_options_init(struct slb_nat_options *options);
 
 /**
- * Bytes of memory that a proxy takes, or 0 where an argument is bad.
+ * Returns the bytes of memory that a proxy needs, or 0 if an argument is bad.
  *
  * The caller promises:
- * The snapshot is one.
+ * `snapshot` is a snapshot.
  */
 size_t slb_proxy_size(const struct slb_snapshot *snapshot, const struct slb_nat_options *options);
 
@@ -2050,7 +2059,7 @@ size_t slb_proxy_size(const struct slb_snapshot *snapshot, const struct slb_nat_
  * until another is installed, or it is freed.
  *
  * The caller promises:
- * The snapshot is one, and the memory is the caller's.
+ * `snapshot` is a snapshot, and `memory` is the caller's.
  */
 int slb_proxy_init(void *memory,
                    size_t length,
@@ -2060,10 +2069,10 @@ int slb_proxy_init(void *memory,
 
 #if !defined(SLB_FREESTANDING)
 /**
- * Makes a proxy in memory of the library's own. Otherwise as `slb_proxy_init`.
+ * Makes a proxy in memory that the library allocates. Otherwise like `slb_proxy_init`.
  *
  * The caller promises:
- * The snapshot is one.
+ * `snapshot` is a snapshot.
  */
 int slb_proxy_new(const struct slb_snapshot *snapshot,
                   const struct slb_nat_options *options,
@@ -2071,10 +2080,11 @@ int slb_proxy_new(const struct slb_snapshot *snapshot,
 #endif
 
 /**
- * Ends a proxy. Its memory is the caller's again, or given back. NULL is no error.
+ * Frees a proxy. Memory of the caller's is the caller's again, other memory is released. NULL is
+ * no error.
  *
  * The caller promises:
- * It is one, and nobody uses it any more.
+ * `proxy` is a proxy, and is not used afterwards.
  */
 int slb_proxy_free(struct slb_proxy *proxy);
 
@@ -2082,7 +2092,7 @@ int slb_proxy_free(struct slb_proxy *proxy);
  * Processes `count` frames. As `slb_mux_process`.
  *
  * The caller promises:
- * It is one, and `frames` and `verdicts` have `count` elements.
+ * `proxy` is a proxy, and `frames` and `verdicts` have `count` elements.
  */
 int slb_proxy_process(struct slb_proxy *proxy,
                       uint64_t now,
@@ -2091,11 +2101,11 @@ int slb_proxy_process(struct slb_proxy *proxy,
                       struct slb_verdict *verdicts);
 
 /**
- * As `slb_proxy_process`, and calls `observer` with `context` for each step of each frame. For looking at
- * single packets: formatting the text is slow.
+ * Like `slb_proxy_process`, and calls `observer` with `context` for each step of each frame. This
+ * is for single packets: formatting the text is slow.
  *
  * The caller promises:
- * It is one, `frames` has `count` elements, and `observer` can be called with `context`.
+ * `proxy` is a proxy, `frames` has `count` elements, and `observer` can be called with `context`.
  */
 int slb_proxy_process_observed(struct slb_proxy *proxy,
                                uint64_t now,
@@ -2106,63 +2116,60 @@ int slb_proxy_process_observed(struct slb_proxy *proxy,
 
 /**
  * Does what is due without a packet: ends connections whose time has come, and tells their ends
- * with packets in `spare`, `count` frames with an empty buffer of 64 bytes or more each, of which up
- * to 64 are used. To be called some 20 times a second, and before or after each burst.
+ * with packets in `spare`, `count` frames with an empty buffer of 64 bytes or more each, of which
+ * up to 64 are used. Call it about 20 times a second, and before or after each burst.
  *
- * Gives how many of `spare` are to be sent: those with a length.
+ * Returns how many of `spare` are to be sent: those with a length.
  *
  * The caller promises:
- * It is one, and `spare` has `count` elements.
+ * `proxy` is a proxy, and `spare` has `count` elements.
  */
-int slb_proxy_advance(struct slb_proxy *proxy,
-                      uint64_t now,
-                      struct slb_frame *spare,
-                      size_t count);
+int slb_proxy_advance(struct slb_proxy *proxy, uint64_t now, struct slb_frame *spare, size_t count);
 
 /**
- * Puts another snapshot in place, built with the present one as its previous. `before`, unless
- * NULL, gets the old one, which can then be freed, if nobody else uses it.
- * `SLB_ERROR_LINEAGE` where it was not built so: the present one stays. `SLB_ERROR_ROLE` where it
- * is none of a proxy.
+ * Installs another snapshot, built with the present one as its previous. If `before` is not NULL
+ * it receives the old snapshot, which can be freed unless another role uses it. Returns
+ * `SLB_ERROR_LINEAGE` if the snapshot was not built so, and keeps the present one;
+ * `SLB_ERROR_ROLE` if the snapshot is not a proxy's.
  *
  * The caller promises:
- * Both are handles.
+ * Both handles are valid.
  */
 int slb_proxy_install(struct slb_proxy *proxy,
                       const struct slb_snapshot *snapshot,
                       struct slb_snapshot **before);
 
 /**
- * Changes the options. A limit whose rate stays keeps what was used of it. `connections`, `flows_per_source`, `waiting_fragments` and the key stay
- * what they were when it was made.
+ * Changes the options. A limit whose rate stays keeps what was used of it. `connections`,
+ * `flows_per_source`, `waiting_fragments` and the key keep the values that they had when it was
+ * made.
  *
  * The caller promises:
- * It is one, and `options` points to some.
+ * `proxy` is a proxy, and `options` points to options.
  */
-int slb_proxy_set_options(struct slb_proxy *proxy,
-                          const struct slb_nat_options *options);
+int slb_proxy_set_options(struct slb_proxy *proxy, const struct slb_nat_options *options);
 
 /**
- * What it did so far.
+ * Copies the counters since the proxy was made to `out`.
  *
  * The caller promises:
- * It is one.
+ * `proxy` is a proxy.
  */
 int slb_proxy_stats(struct slb_proxy *proxy, struct slb_stats *out);
 
 /**
- * What a rule did, by its place in the configuration.
+ * Copies the counters of a rule, by its index in the configuration.
  *
  * The caller promises:
- * It is one.
+ * `proxy` is a proxy.
  */
 int slb_proxy_rule_stats(struct slb_proxy *proxy, size_t rule, struct slb_rule_stats *out);
 
 /**
- * What a backend got, by its place among those of all pools.
+ * Copies the counters of a backend, by its index among those of all pools.
  *
  * The caller promises:
- * It is one.
+ * `proxy` is a proxy.
  */
 int slb_proxy_backend_stats(struct slb_proxy *proxy, size_t backend, struct slb_backend_stats *out);
 
@@ -2170,7 +2177,7 @@ int slb_proxy_backend_stats(struct slb_proxy *proxy, size_t backend, struct slb_
  * Writes sessions as records into `into`. As `slb_mux_export`.
  *
  * The caller promises:
- * It is one, and `into` has `length` bytes.
+ * `proxy` is a proxy, and `into` has `length` bytes.
  */
 int slb_proxy_export(struct slb_proxy *proxy,
                      uint64_t from,
@@ -2182,7 +2189,7 @@ int slb_proxy_export(struct slb_proxy *proxy,
  * Takes sessions over from records. As `slb_mux_import`.
  *
  * The caller promises:
- * It is one, and `records` has `length` bytes.
+ * `proxy` is a proxy, and `records` has `length` bytes.
  */
 int slb_proxy_import(struct slb_proxy *proxy,
                      uint64_t now,
@@ -2193,11 +2200,11 @@ int slb_proxy_import(struct slb_proxy *proxy,
                      struct slb_imported *out);
 
 /**
- * Bytes of memory that the snapshot of a configuration takes, or 0 where an argument is bad or the
- * configuration contradicts itself. `previous` may be NULL.
+ * Returns the bytes of memory that the snapshot of a configuration needs, or 0 if an argument is
+ * bad or the configuration contradicts itself. `previous` may be NULL.
  *
  * The caller promises:
- * The handles are handles.
+ * The handles are valid.
  */
 size_t slb_snapshot_size(struct slb_builder *builder, const struct slb_snapshot *before);
 
@@ -2208,7 +2215,7 @@ size_t slb_snapshot_size(struct slb_builder *builder, const struct slb_snapshot 
  * snapshot's until `slb_snapshot_free`. The builder can be changed and used again.
  *
  * The caller promises:
- * The handles are handles, and the memory is the caller's.
+ * The handles are valid, and `memory` is the caller's.
  */
 int slb_snapshot_init(void *memory,
                       size_t length,
@@ -2221,7 +2228,7 @@ int slb_snapshot_init(void *memory,
  * Compiles a configuration into memory of the library's own. Otherwise as `slb_snapshot_init`.
  *
  * The caller promises:
- * The handles are handles.
+ * The handles are valid.
  */
 int slb_snapshot_new(struct slb_builder *builder,
                      const struct slb_snapshot *before,
@@ -2229,40 +2236,43 @@ int slb_snapshot_new(struct slb_builder *builder,
 #endif
 
 /**
- * Ends a snapshot. Its memory is the caller's again, or given back. `SLB_ERROR_IN_USE` while a
- * mux, host or proxy has it. NULL is no error.
+ * Frees a snapshot. Memory of the caller's is the caller's again, other memory is released.
+ * Returns `SLB_ERROR_IN_USE` while a mux, host agent or proxy uses it. NULL is no error.
  *
  * The caller promises:
- * It is one, and nobody uses it any more.
+ * `snapshot` is a snapshot, and is not used afterwards.
  */
 int slb_snapshot_free(struct slb_snapshot *snapshot);
 
 /**
- * The number of a snapshot: one more than that of the one before; 0 where it is none.
+ * Returns the generation of a snapshot: one more than that of its predecessor; 0 if the argument
+ * is no snapshot.
  *
  * The caller promises:
- * It is one.
+ * `snapshot` is a snapshot.
  */
 uint64_t slb_snapshot_generation(const struct slb_snapshot *snapshot);
 
 /**
- * Backends of a snapshot, over all pools: their places are 0 to one less, pool by pool in the
- * order of the configuration.
+ * Returns the number of backends of a snapshot, over all pools. Their indexes count from 0, pool
+ * by pool in the order of the configuration.
  *
  * The caller promises:
- * It is one.
+ * `snapshot` is a snapshot.
  */
 size_t slb_snapshot_backends(const struct slb_snapshot *snapshot);
 
 /**
- * The name of a reason that records are refused for, by its place in `refused_for`: "tuple_taken", say;
- * "unknown" where there is none. Never NULL, never to be freed.
+ * Returns the name of a reason that records are refused for, by its index in `refused_for`, such
+ * as "tuple_taken"; "unknown" for an index without a reason. The text is never NULL and must not
+ * be freed.
  */
 const char *slb_refusal(uint8_t reason);
 
 /**
- * The name of a drop reason, such as "no_rule"; "none" for 0, and "unknown" for a number that no reason
- * has. Never NULL, never to be freed. Numbers are stable within a version.
+ * Returns the name of a drop reason, such as "no_rule"; "none" for 0, and "unknown" for a number
+ * without a reason. The text is never NULL and must not be freed. Numbers are stable within a
+ * version.
  */
 const char *slb_drop_reason(uint8_t reason);
 

@@ -277,7 +277,7 @@ impl Parts {
     /// Reads the name of the item that a call is about.
     ///
     /// # Safety
-    /// Where it is not NULL it ends with a zero, and stays as long as the builder.
+    /// `name` is NULL, or a string that ends with a zero and outlives the builder.
     unsafe fn named(&mut self, name: *const c_char) -> Result<&'static str, Fault> {
         // SAFETY: the caller promises it.
         self.name = unsafe { string(name) }.map_err(|fault| fault.of("name"))?;
@@ -288,7 +288,7 @@ impl Parts {
 /// A string of the caller's that stays as long as the builder.
 ///
 /// # Safety
-/// Where it is not NULL it ends with a zero, and stays as long as the builder.
+/// `pointer` is NULL, or a string that ends with a zero and outlives the builder.
 unsafe fn string(pointer: *const c_char) -> Result<&'static str, Fault> {
     // SAFETY: the caller promises it.
     unsafe { text(pointer) }.map_err(|error| match error {
@@ -301,7 +301,7 @@ impl Builder {
     const LINES: usize = size_of::<Self>().div_ceil(size_of::<Line>());
 
     /// # Safety
-    /// Where it is neither NULL nor misaligned, it is a handle that nobody else uses.
+    /// `builder` is NULL, misaligned, or a handle that is not used elsewhere.
     pub(crate) unsafe fn of<'a>(builder: *mut slb_builder) -> Result<&'a mut Self, Error> {
         // SAFETY: the caller promises it.
         let builder: &mut Self = unsafe { exclusive(builder.cast()) }?;
@@ -428,7 +428,7 @@ unsafe fn change(
 /// NULL; valid until the next call on the builder.
 ///
 /// # Safety
-/// It is a builder, or NULL.
+/// `builder` is a builder, or NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_error(builder: *mut slb_builder) -> *const c_char {
     // SAFETY: the caller promises it.
@@ -441,7 +441,7 @@ pub unsafe extern "C" fn slb_builder_error(builder: *mut slb_builder) -> *const 
 /// Bytes of memory that a builder takes, or 0 where the argument is bad.
 ///
 /// # Safety
-/// It points to a capacity.
+/// `capacity` points to a capacity.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_size(capacity: *const slb_capacity) -> usize {
     let mut bytes = 0;
@@ -511,7 +511,7 @@ pub unsafe extern "C" fn slb_builder_init(
     })
 }
 
-/// Makes a builder in memory of the library's own. Otherwise as `slb_builder_init`.
+/// Makes a builder in memory that the library allocates. Otherwise like `slb_builder_init`.
 ///
 /// # Safety
 /// The pointers point to what they say.
@@ -539,7 +539,7 @@ pub unsafe extern "C" fn slb_builder_new(
 /// it stay. NULL is no error.
 ///
 /// # Safety
-/// It is one, and nobody uses it any more.
+/// `builder` is a builder, and is not used afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_free(builder: *mut slb_builder) -> c_int {
     guard(|| {
@@ -561,7 +561,7 @@ pub unsafe extern "C" fn slb_builder_free(builder: *mut slb_builder) -> c_int {
 /// where a snapshot can be made.
 ///
 /// # Safety
-/// It is a builder, and `text` has room for `length` bytes.
+/// `builder` is a builder, and `text` has room for `length` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_faults(
     builder: *mut slb_builder,

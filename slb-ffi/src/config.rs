@@ -25,7 +25,7 @@ struct ConfigHandle {
     config: Config,
 }
 
-/// What a configuration is for.
+/// The role that a configuration is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub enum slb_role {
@@ -38,7 +38,7 @@ pub enum slb_role {
 }
 
 /// # Safety
-/// Where it is neither NULL nor misaligned, it is a handle that nobody else uses.
+/// `config` is NULL, misaligned, or a handle that is not used elsewhere.
 unsafe fn of<'a>(config: *mut slb_config) -> Result<&'a mut Config, Error> {
     // SAFETY: the caller promises it.
     let handle: &mut ConfigHandle = unsafe { exclusive(config.cast()) }?;
@@ -49,8 +49,8 @@ unsafe fn of<'a>(config: *mut slb_config) -> Result<&'a mut Config, Error> {
     }
 }
 
-/// Reads a configuration of `length` bytes. Where it has faults, `SLB_ERROR_CONFIGURATION`, and
-/// their text, one a line, is in `faults`, cut to `faults_length` bytes with the zero that ends it;
+/// Reads a configuration of `length` bytes. Returns `SLB_ERROR_CONFIGURATION` if it has faults, and
+/// writes them to `faults`, one a line, cut to `faults_length` bytes with the terminating zero;
 /// `faults` may be NULL.
 ///
 /// # Safety
@@ -100,10 +100,10 @@ pub unsafe extern "C" fn slb_config_parse(
     })
 }
 
-/// Ends a configuration. Snapshots that were made with it stay. NULL is no error.
+/// Frees a configuration. Snapshots made from it stay valid. NULL is no error.
 ///
 /// # Safety
-/// It is one, and nobody uses it any more.
+/// `config` is a configuration, and is not used afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_config_free(config: *mut slb_config) -> c_int {
     guard(|| {
@@ -123,10 +123,10 @@ pub unsafe extern "C" fn slb_config_free(config: *mut slb_config) -> c_int {
     })
 }
 
-/// What a configuration is for: of enum slb_role.
+/// Returns the role that a configuration is for: a value of enum slb_role.
 ///
 /// # Safety
-/// It is one.
+/// `config` is a configuration.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_config_role(config: *mut slb_config) -> c_int {
     guard(|| {
@@ -140,10 +140,10 @@ pub unsafe extern "C" fn slb_config_role(config: *mut slb_config) -> c_int {
     })
 }
 
-/// Fills in what a mux with this configuration is made with, but for its key.
+/// Sets the options of a mux from a configuration, all but the key.
 ///
 /// # Safety
-/// It is one, and `options` were initialised.
+/// `config` is a configuration, and `options` were initialised.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_config_mux_options(
     config: *mut slb_config,
@@ -170,10 +170,10 @@ pub unsafe extern "C" fn slb_config_mux_options(
     })
 }
 
-/// Fills in what a host agent or a proxy with this configuration is made with, but for its key.
+/// Sets the options of a host agent or a proxy from a configuration, all but the key.
 ///
 /// # Safety
-/// It is one, and `options` were initialised.
+/// `config` is a configuration, and `options` were initialised.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_config_nat_options(
     config: *mut slb_config,
@@ -208,12 +208,12 @@ pub unsafe extern "C" fn slb_config_nat_options(
     })
 }
 
-/// Changes the weight and the administrative state of a backend for all rules, such as to drain it; 0 in
-/// `weight`: the weight stays. `backend` is its name, or POOL/NAME. It takes effect with the next snapshot.
-/// For what a probe found, see `slb_config_set_health`.
+/// Changes the weight and the administrative state of a backend for all rules, such as to drain it;
+/// 0 in `weight` keeps the weight. `backend` is its name, or POOL/NAME. It takes effect with the
+/// next snapshot. For a probe's result, see `slb_config_set_health`.
 ///
 /// # Safety
-/// It is one, and `backend` ends with a zero.
+/// `config` is a configuration, and `backend` ends with a zero.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_config_set_backend(
     config: *mut slb_config,
@@ -234,12 +234,12 @@ pub unsafe extern "C" fn slb_config_set_backend(
     })
 }
 
-/// Says what was observed of a backend for all rules: 0 in `healthy`: it fails, and gets no new flows.
-/// `backend` is its name, or POOL/NAME. It takes effect with the next snapshot. For what a probe found,
-/// see `slb_config_set_health`.
+/// Sets the observed health of a backend for all rules: with 0 in `healthy` it fails, and gets no
+/// new flows. `backend` is its name, or POOL/NAME. It takes effect with the next snapshot. For a
+/// probe's result, see `slb_config_set_health`.
 ///
 /// # Safety
-/// It is one, and `backend` ends with a zero.
+/// `config` is a configuration, and `backend` ends with a zero.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_config_set_condition(
     config: *mut slb_config,
@@ -255,12 +255,12 @@ pub unsafe extern "C" fn slb_config_set_condition(
     })
 }
 
-/// Says what the probe of a rule found of a backend of the rule's pool, both given by their names:
-/// 0 in `healthy`: it fails. All rules of the pool with this probe go by it. It takes effect with
+/// Sets the result of a rule's probe for a backend of the rule's pool, both given by name: with 0
+/// in `healthy` it fails. It holds for all rules of the pool with this probe. It takes effect with
 /// the next snapshot.
 ///
 /// # Safety
-/// It is one, and both names end with a zero.
+/// `config` is a configuration, and both names end with a zero.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_config_set_health(
     config: *mut slb_config,
@@ -288,7 +288,7 @@ pub unsafe extern "C" fn slb_config_set_health(
 /// follow: backends and rules keep their counters and flows.
 ///
 /// # Safety
-/// Both are handles.
+/// Both handles are valid.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_config_snapshot(
     config: *mut slb_config,

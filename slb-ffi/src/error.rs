@@ -1,4 +1,4 @@
-//! What functions say, and how a failure inside becomes a number.
+//! Error codes, and the conversion of internal failures to them.
 
 use core::ffi::{CStr, c_char, c_int};
 
@@ -6,7 +6,7 @@ use slb_core::snapshot::{InstallError, Rejected, RoleError};
 use slb_core::spec::SpecError;
 use slb_core::state::StateError;
 
-/// What went wrong.
+/// The result of a call: 0, or an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub enum slb_error {
@@ -48,7 +48,7 @@ pub enum slb_error {
 
 use slb_error::*;
 
-/// What went wrong, inside.
+/// The error type inside the library.
 pub(crate) type Error = slb_error;
 
 impl From<SpecError> for Error {
@@ -85,7 +85,7 @@ impl From<StateError> for Error {
     }
 }
 
-/// What an error means, in English. Never NULL, never to be freed.
+/// Returns the meaning of an error in English. The text is never NULL and must not be freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn slb_strerror(error: c_int) -> *const c_char {
     message(error).as_ptr()

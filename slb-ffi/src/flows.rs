@@ -1,4 +1,4 @@
-//! What is in the tables.
+//! Contents of the flow and connection tables.
 
 use core::ffi::c_int;
 
@@ -24,7 +24,7 @@ use crate::spec::slb_address;
 pub struct slb_tuple {
     /// Where the packet comes from.
     pub source: slb_address,
-    /// Where it goes.
+    /// Destination of the flow.
     pub destination: slb_address,
     /// In host byte order; 0 where there are none.
     pub source_port: u16,
@@ -36,7 +36,7 @@ pub struct slb_tuple {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_flow {
-    /// What its packets have.
+    /// The five-tuple of the flow's packets.
     pub tuple: slb_tuple,
     /// The place of its backend among those of all pools; `UINT32_MAX`: it is gone.
     pub backend: u32,
@@ -50,9 +50,9 @@ pub struct slb_flow {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_connection {
-    /// What packets from outside have.
+    /// The five-tuple of packets from outside.
     pub outside: slb_tuple,
-    /// What packets of the server have.
+    /// The five-tuple of the server's packets.
     pub inside: slb_tuple,
     /// The protocol's number.
     pub protocol: u8,
@@ -80,7 +80,7 @@ const IPV6: u64 = 1 << 63;
 /// not.
 ///
 /// # Safety
-/// It is a mux, and `out` has `count` elements.
+/// `mux` is a mux, and `out` has `count` elements.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_mux_flows(
     mux: *mut slb_mux,
@@ -193,7 +193,7 @@ fn connections(
 /// at 0, on. Gives how many; 0: there are no more.
 ///
 /// # Safety
-/// It is a host, and `out` has `count` elements.
+/// `host` is a host agent, and `out` has `count` elements.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_host_connections(
     host: *mut slb_host,
@@ -213,7 +213,7 @@ pub unsafe extern "C" fn slb_host_connections(
 /// Copies connections of a proxy. As `slb_host_connections`.
 ///
 /// # Safety
-/// It is a proxy, and `out` has `count` elements.
+/// `proxy` is a proxy, and `out` has `count` elements.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_proxy_connections(
     proxy: *mut slb_proxy,

@@ -14,50 +14,50 @@ use crate::memory::{array_of, overlap};
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_frame {
-    /// The buffer. The caller's, and no other frame's.
+    /// The buffer: owned by the caller, and shared with no other frame.
     pub buffer: *mut u8,
-    /// Bytes of the buffer.
+    /// Capacity of the buffer in bytes.
     pub capacity: u32,
-    /// Where the packet begins in it.
+    /// Offset of the packet in the buffer.
     pub offset: u32,
-    /// Bytes of the packet.
+    /// Length of the packet in bytes.
     pub length: u32,
-    /// The port that it came in by; after `SLB_FORWARD`, the one to send it out of.
+    /// The port of arrival; after `SLB_FORWARD`, the port to send the frame out of.
     pub port: u16,
-    /// What became of it: of enum slb_action.
+    /// Kind of the verdict, a value of enum slb_action.
     pub action: u8,
-    /// After `SLB_DROP`, why: see `slb_drop_reason`.
+    /// After `SLB_DROP`, the reason: see `slb_drop_reason`.
     pub reason: u8,
 }
 
-/// Bytes before a packet that its encapsulation needs.
+/// Headroom that encapsulation needs before a packet, in bytes.
 pub const SLB_HEADROOM: usize = 70;
-/// Frames that are processed together: give so many at once, or a multiple.
+/// Frames that are processed together: pass this number at once, or a multiple.
 pub const SLB_BURST: usize = 64;
 
-/// What becomes of a frame.
+/// The kind of a frame's verdict; `port` and `reason` are its details.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub enum slb_action {
-    /// Not ours, and untouched.
+    /// The frame is not for the balancer, and is unchanged.
     SLB_PASS = 0,
-    /// Send it out of its `port`.
+    /// Send the frame out of its `port`.
     SLB_FORWARD = 1,
-    /// The frame has become an answer: send it out of the port it came in by.
+    /// The frame has become an answer: send it out of the port of arrival.
     SLB_REPLY = 2,
-    /// Do not send it.
+    /// Do not send the frame.
     SLB_DROP = 3,
-    /// Send it out of every port but its `port`.
+    /// Send the frame out of every port but its `port`.
     SLB_FLOOD = 4,
 }
 
-/// A frame's action, reason and port, for those who do not want to look into frames.
+/// The verdict of a frame: action, reason and port, as an array beside the frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct slb_verdict {
-    /// Of enum slb_action.
+    /// Kind of the verdict, a value of enum slb_action.
     pub action: u8,
-    /// After `SLB_DROP`, why: see `slb_drop_reason`.
+    /// After `SLB_DROP`, the reason: see `slb_drop_reason`.
     pub reason: u8,
     /// After `SLB_FORWARD`, the port to send it out of.
     pub port: u16,
@@ -106,10 +106,10 @@ pub(crate) fn frames(frames: &mut [slb_frame]) -> Result<&mut [Frame<'_>], Error
     Ok(unsafe { core::slice::from_raw_parts_mut(first, frames.len()) })
 }
 
-/// Looks for what `slb_mux_process` does not: buffers that overlap. For tests of an I/O: it takes
-/// time with the square of `count`.
+/// Detects overlapping buffers, which `slb_mux_process` does not. This is for tests of an I/O
+/// layer: the time grows with the square of `count`.
 ///
-/// Gives 0, `SLB_ERROR_OVERLAP`, or `SLB_ERROR_FRAME` where a frame exceeds its buffer.
+/// Returns 0, `SLB_ERROR_OVERLAP`, or `SLB_ERROR_FRAME` if a frame exceeds its buffer.
 ///
 /// # Safety
 /// `frames` points to `count` frames.

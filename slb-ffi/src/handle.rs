@@ -17,7 +17,7 @@ use crate::memory::{array, exclusive, lines, overlap, put, shared};
 use crate::snapshot::{Shared, slb_snapshot};
 use crate::stats::{slb_backend_stats, slb_rule_stats, slb_stats};
 
-/// What a handle is: so that one of another kind is seen.
+/// The kind of a handle, which detects a handle of another kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Kind(u64);
 
@@ -76,7 +76,7 @@ impl<R> Handle<R> {
 /// The role behind a handle.
 ///
 /// # Safety
-/// Where it is neither NULL nor misaligned it is a handle, of whatever kind, that nobody else uses.
+/// `handle` is NULL, misaligned, or a handle of any kind that is not used elsewhere.
 pub(crate) unsafe fn role<'a, R: Role, C>(handle: *mut C) -> Result<&'a mut R, Error> {
     // SAFETY: the caller promises it; every handle begins with its kind.
     let kind: &Kind = unsafe { shared(handle.cast_const().cast()) }?;
@@ -91,7 +91,7 @@ pub(crate) unsafe fn role<'a, R: Role, C>(handle: *mut C) -> Result<&'a mut R, E
 /// Bytes that a role takes; zero where an argument is bad.
 ///
 /// # Safety
-/// The pointers are NULL, misaligned, or what they say.
+/// Each pointer is NULL, misaligned, or points to as many elements as its count says.
 pub(crate) unsafe fn size<R: Role>(
     snapshot: *const slb_snapshot,
     options: *const R::Options,
@@ -150,7 +150,7 @@ pub(crate) unsafe fn init<R: Role, C>(
 /// Makes a role in memory of the library's own.
 ///
 /// # Safety
-/// The pointers are NULL, misaligned, or what they say.
+/// Each pointer is NULL, misaligned, or points to as many elements as its count says.
 #[cfg(feature = "std")]
 pub(crate) unsafe fn new<R: Role, C>(
     snapshot: *const slb_snapshot,
@@ -171,7 +171,7 @@ pub(crate) unsafe fn new<R: Role, C>(
 /// Ends a role.
 ///
 /// # Safety
-/// It is NULL, misaligned, or a handle that nobody else uses.
+/// `handle` is NULL, misaligned, or a handle that is not used elsewhere.
 pub(crate) unsafe fn free<R: Role, C>(handle: *mut C) -> Result<usize, Error> {
     if handle.is_null() {
         return Ok(0);
@@ -190,7 +190,7 @@ pub(crate) unsafe fn free<R: Role, C>(handle: *mut C) -> Result<usize, Error> {
 }
 
 /// # Safety
-/// The pointers are NULL, misaligned, or what they say.
+/// Each pointer is NULL, misaligned, or points to as many elements as its count says.
 pub(crate) unsafe fn process<R: Role, C>(
     handle: *mut C,
     now: u64,
@@ -260,7 +260,7 @@ pub(crate) unsafe fn process_observed<R: Role, C>(
 }
 
 /// # Safety
-/// The pointers are NULL, misaligned, or what they say.
+/// Each pointer is NULL, misaligned, or points to as many elements as its count says.
 pub(crate) unsafe fn set_options<R: Role, C>(
     handle: *mut C,
     options: *const R::Options,
@@ -272,7 +272,7 @@ pub(crate) unsafe fn set_options<R: Role, C>(
 }
 
 /// # Safety
-/// The pointers are NULL, misaligned, or what they say.
+/// Each pointer is NULL, misaligned, or points to as many elements as its count says.
 pub(crate) unsafe fn advance<R: Role, C>(
     handle: *mut C,
     now: u64,
@@ -304,7 +304,7 @@ pub(crate) unsafe fn advance<R: Role, C>(
 }
 
 /// # Safety
-/// The pointers are NULL, misaligned, or what they say.
+/// Each pointer is NULL, misaligned, or points to as many elements as its count says.
 pub(crate) unsafe fn install<R: Role, C>(
     handle: *mut C,
     snapshot: *const slb_snapshot,
@@ -329,7 +329,7 @@ pub(crate) unsafe fn install<R: Role, C>(
 }
 
 /// # Safety
-/// The pointers are NULL, misaligned, or what they say.
+/// Each pointer is NULL, misaligned, or points to as many elements as its count says.
 pub(crate) unsafe fn stats<R: Role, C>(
     handle: *mut C,
     out: *mut slb_stats,
@@ -343,7 +343,7 @@ pub(crate) unsafe fn stats<R: Role, C>(
 }
 
 /// # Safety
-/// The pointers are NULL, misaligned, or what they say.
+/// Each pointer is NULL, misaligned, or points to as many elements as its count says.
 pub(crate) unsafe fn rule_stats<R: Role, C>(
     handle: *mut C,
     rule: usize,
@@ -358,7 +358,7 @@ pub(crate) unsafe fn rule_stats<R: Role, C>(
 }
 
 /// # Safety
-/// The pointers are NULL, misaligned, or what they say.
+/// Each pointer is NULL, misaligned, or points to as many elements as its count says.
 pub(crate) unsafe fn backend_stats<R: Role, C>(
     handle: *mut C,
     backend: usize,
@@ -405,7 +405,7 @@ pub(crate) fn allocate(bytes: usize) -> Result<*mut c_void, Error> {
 /// Gives memory back that was allocated.
 ///
 /// # Safety
-/// It was, with this layout, or the layout is none.
+/// `memory` was allocated with this layout, or the layout is empty.
 #[cfg(feature = "std")]
 pub(crate) unsafe fn deallocate(memory: *mut c_void, layout: Layout) {
     if let Some(layout) = layout {

@@ -10,12 +10,12 @@ use crate::error::slb_error::*;
 use crate::error::{Error, guard};
 use crate::memory::{exclusive, put, shared};
 
-/// Whether one backend is well, from what its probes say. The caller's memory, initialised by
-/// `slb_health_init`; not to be looked into.
+/// The health of a backend by its probes, in the caller's memory. `slb_health_init` initialises it;
+/// its contents are private.
 #[derive(Debug)]
 #[repr(C)]
 pub struct slb_health {
-    /// Not to be looked into.
+    /// Private.
     pub opaque: [u64; 16],
 }
 
@@ -23,19 +23,20 @@ pub struct slb_health {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_probe {
-    /// Nanoseconds from one probe to the next.
+    /// Time from one probe to the next, in nanoseconds.
     pub interval: u64,
-    /// An answer that takes longer, in nanoseconds, is none. At most the interval.
+    /// Time after which a probe without an answer has failed, in nanoseconds. At most the interval.
     pub timeout: u64,
-    /// Answers of the other kind in a row before a healthy backend is unhealthy, or the other way.
+    /// Consecutive failures that make a healthy backend unhealthy, and successes that make it
+    /// healthy again.
     pub threshold: u32,
 }
 
-/// What `slb_health_succeeded` and its kin say where it changes.
+/// The change that a probe's result made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub enum slb_change {
-    /// The backend is as it was.
+    /// No change.
     SLB_UNCHANGED = 0,
     /// The backend is healthy now.
     SLB_NOW_HEALTHY = 1,
@@ -47,7 +48,7 @@ const _: () = assert!(size_of::<Health>() <= size_of::<slb_health>());
 const _: () = assert!(align_of::<Health>() <= align_of::<slb_health>());
 
 /// # Safety
-/// It is NULL, misaligned, or was initialised.
+/// `health` is NULL, misaligned, or was initialised.
 unsafe fn of<'a>(health: *mut slb_health) -> Result<&'a mut Health, Error> {
     // SAFETY: the caller promises it.
     unsafe { exclusive(health.cast()) }
@@ -71,11 +72,12 @@ fn told(changed: Option<Condition>) -> usize {
     change as usize
 }
 
-/// Begins with a backend that is well, or not where `healthy` is 0. Its first probe is due within an
-/// interval from `now` on; `number`, of any numbering, spreads those of many backends over it.
+/// Initialises a health state: healthy, or unhealthy if `healthy` is 0. The first probe is due
+/// within one interval from `now`; `number`, any index of the backend, spreads the probes of many
+/// backends over the interval.
 ///
 /// # Safety
-/// `health` points to room for one.
+/// `health` points to memory for a health state.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_health_init(
     health: *mut slb_health,
@@ -106,21 +108,21 @@ pub unsafe extern "C" fn slb_health_init(
     })
 }
 
-/// When something is due: a probe is to go out, or the one that is out has failed. `UINT64_MAX`
-/// where the argument is bad.
+/// Returns the time of the next event: a probe to send, or the timeout of the outstanding one.
+/// `UINT64_MAX` if the argument is bad.
 ///
 /// # Safety
-/// It was initialised.
+/// `health` was initialised by `slb_health_init`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_health_due(health: *mut slb_health) -> u64 {
     // SAFETY: the caller promises it.
     unsafe { of(health) }.map_or(u64::MAX, |health| health.due().as_nanos())
 }
 
-/// Gives 1 where a probe is to go out now, and takes it as out; else 0.
+/// Returns 1 if a probe is to be sent now, and takes it as sent; otherwise 0.
 ///
 /// # Safety
-/// It was initialised.
+/// `health` was initialised by `slb_health_init`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_health_begin(health: *mut slb_health, now: u64) -> c_int {
     // SAFETY: the caller promises it.
@@ -131,30 +133,30 @@ pub unsafe extern "C" fn slb_health_begin(health: *mut slb_health, now: u64) -> 
     }
 }
 
-/// The probe that is out was answered well. Gives what of enum slb_change.
+/// Notes that the outstanding probe succeeded. Returns a value of enum slb_change.
 ///
 /// # Safety
-/// It was initialised.
+/// `health` was initialised by `slb_health_init`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_health_succeeded(health: *mut slb_health) -> c_int {
     // SAFETY: the caller promises it.
     unsafe { with(health, |health| told(health.succeeded())) }
 }
 
-/// Notes that a probe failed. Gives what of enum slb_change.
+/// Notes that the outstanding probe failed. Returns a value of enum slb_change.
 ///
 /// # Safety
-/// It was initialised.
+/// `health` was initialised by `slb_health_init`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_health_failed(health: *mut slb_health) -> c_int {
     // SAFETY: the caller promises it.
     unsafe { with(health, |health| told(health.failed())) }
 }
 
-/// Takes a probe that is out for too long as failed. Gives what of enum slb_change.
+/// Takes a probe past its timeout as failed. Returns a value of enum slb_change.
 ///
 /// # Safety
-/// It was initialised.
+/// `health` was initialised by `slb_health_init`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_health_expire(health: *mut slb_health, now: u64) -> c_int {
     // SAFETY: the caller promises it.
@@ -165,10 +167,10 @@ pub unsafe extern "C" fn slb_health_expire(health: *mut slb_health, now: u64) ->
     }
 }
 
-/// Gives 1 where the backend is well, else 0.
+/// Returns 1 if the backend is healthy, otherwise 0.
 ///
 /// # Safety
-/// It was initialised.
+/// `health` was initialised by `slb_health_init`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_health_is_healthy(health: *mut slb_health) -> c_int {
     // SAFETY: the caller promises it.

@@ -76,10 +76,10 @@ impl Role for Inner {
     }
 }
 
-/// Bytes of memory that a host agent takes, or 0 where an argument is bad.
+/// Returns the bytes of memory that a host agent needs, or 0 if an argument is bad.
 ///
 /// # Safety
-/// The snapshot is one.
+/// `snapshot` is a snapshot.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_host_size(
     snapshot: *const slb_snapshot,
@@ -99,7 +99,7 @@ pub unsafe extern "C" fn slb_host_size(
 /// until another is installed, or it is freed.
 ///
 /// # Safety
-/// The snapshot is one, and the memory is the caller's.
+/// `snapshot` is a snapshot, and `memory` is the caller's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_host_init(
     memory: *mut c_void,
@@ -112,10 +112,10 @@ pub unsafe extern "C" fn slb_host_init(
     guard(|| unsafe { handle::init::<Inner, _>(memory, (length, 0), snapshot, options, out) })
 }
 
-/// Makes a host agent in memory of the library's own. Otherwise as `slb_host_init`.
+/// Makes a host agent in memory that the library allocates. Otherwise like `slb_host_init`.
 ///
 /// # Safety
-/// The snapshot is one.
+/// `snapshot` is a snapshot.
 #[cfg(feature = "std")]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_host_new(
@@ -127,10 +127,11 @@ pub unsafe extern "C" fn slb_host_new(
     guard(|| unsafe { handle::new::<Inner, _>(snapshot, options, out) })
 }
 
-/// Ends a host agent. Its memory is the caller's again, or given back. NULL is no error.
+/// Frees a host agent. Memory of the caller's is the caller's again, other memory is released. NULL
+/// is no error.
 ///
 /// # Safety
-/// It is one, and nobody uses it any more.
+/// `host` is a host agent, and is not used afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_host_free(host: *mut slb_host) -> c_int {
     // SAFETY: the caller promises it.
@@ -140,7 +141,7 @@ pub unsafe extern "C" fn slb_host_free(host: *mut slb_host) -> c_int {
 /// Processes `count` frames. As `slb_mux_process`.
 ///
 /// # Safety
-/// It is one, and `frames` and `verdicts` have `count` elements.
+/// `host` is a host agent, and `frames` and `verdicts` have `count` elements.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_host_process(
     host: *mut slb_host,
@@ -153,11 +154,12 @@ pub unsafe extern "C" fn slb_host_process(
     guard(|| unsafe { handle::process::<Inner, _>(host, now, frames, count, verdicts) })
 }
 
-/// As `slb_host_process`, and calls `observer` with `context` for each step of each frame. For looking at
-/// single packets: formatting the text is slow.
+/// Like `slb_host_process`, and calls `observer` with `context` for each step of each frame. This
+/// is for single packets: formatting the text is slow.
 ///
 /// # Safety
-/// It is one, `frames` has `count` elements, and `observer` can be called with `context`.
+/// `host` is a host agent, `frames` has `count` elements, and `observer` can be called with
+/// `context`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_host_process_observed(
     host: *mut slb_host,
@@ -174,14 +176,15 @@ pub unsafe extern "C" fn slb_host_process_observed(
 }
 
 /// Does what is due without a packet: ends connections whose time has come, and tells their ends
-/// with packets in `spare`, `count` frames with an empty buffer of 64 bytes or more each, of which up
-/// to 64 are used. Fragments that waited for their first one go on in them too, each with its
-/// verdict, where the buffer holds it: one of 2112 bytes does. To be called some 20 times a second, and before or after each burst.
+/// with packets in `spare`, `count` frames with an empty buffer of 64 bytes or more each, of which
+/// up to 64 are used. Fragments that waited for their first one go on in them too, each with its
+/// verdict, where the buffer holds it: one of 2112 bytes does. Call it about 20 times a second, and
+/// before or after each burst.
 ///
-/// Gives how many of `spare` are to be sent: those with a length.
+/// Returns how many of `spare` are to be sent: those with a length.
 ///
 /// # Safety
-/// It is one, and `spare` has `count` elements.
+/// `host` is a host agent, and `spare` has `count` elements.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_host_advance(
     host: *mut slb_host,
@@ -193,13 +196,13 @@ pub unsafe extern "C" fn slb_host_advance(
     guard(|| unsafe { handle::advance::<Inner, _>(host, now, spare, count) })
 }
 
-/// Puts another snapshot in place, built with the present one as its previous. `before`, unless
-/// NULL, gets the old one, which can then be freed, if nobody else uses it.
-/// `SLB_ERROR_LINEAGE` where it was not built so: the present one stays. `SLB_ERROR_ROLE` where it
-/// is a proxy's.
+/// Installs another snapshot, built with the present one as its previous. If `before` is not NULL
+/// it receives the old snapshot, which can be freed unless another role uses it. Returns
+/// `SLB_ERROR_LINEAGE` if the snapshot was not built so, and keeps the present one;
+/// `SLB_ERROR_ROLE` if the snapshot is a proxy's.
 ///
 /// # Safety
-/// Both are handles.
+/// Both handles are valid.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_host_install(
     host: *mut slb_host,
@@ -210,11 +213,12 @@ pub unsafe extern "C" fn slb_host_install(
     guard(|| unsafe { handle::install::<Inner, _>(host, snapshot, before) })
 }
 
-/// Changes the options. A limit whose rate stays keeps what was used of it. `connections`, `flows_per_source`, `waiting_fragments` and the key stay
-/// what they were when it was made.
+/// Changes the options. A limit whose rate stays keeps what was used of it. `connections`,
+/// `flows_per_source`, `waiting_fragments` and the key keep the values that they had when it was
+/// made.
 ///
 /// # Safety
-/// It is one, and `options` points to some.
+/// `host` is a host agent, and `options` points to options.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_host_set_options(
     host: *mut slb_host,
@@ -224,20 +228,20 @@ pub unsafe extern "C" fn slb_host_set_options(
     guard(|| unsafe { handle::set_options::<Inner, _>(host, options) })
 }
 
-/// What it did so far.
+/// Copies the counters since the host agent was made to `out`.
 ///
 /// # Safety
-/// It is one.
+/// `host` is a host agent.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_host_stats(host: *mut slb_host, out: *mut slb_stats) -> c_int {
     // SAFETY: the caller promises it.
     guard(|| unsafe { handle::stats::<Inner, _>(host, out) })
 }
 
-/// What a rule did, by its place in the configuration.
+/// Copies the counters of a rule, by its index in the configuration.
 ///
 /// # Safety
-/// It is one.
+/// `host` is a host agent.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_host_rule_stats(
     host: *mut slb_host,
@@ -248,10 +252,10 @@ pub unsafe extern "C" fn slb_host_rule_stats(
     guard(|| unsafe { handle::rule_stats::<Inner, _>(host, rule, out) })
 }
 
-/// What a backend got, by its place among those of all pools.
+/// Copies the counters of a backend, by its index among those of all pools.
 ///
 /// # Safety
-/// It is one.
+/// `host` is a host agent.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_host_backend_stats(
     host: *mut slb_host,
@@ -265,7 +269,7 @@ pub unsafe extern "C" fn slb_host_backend_stats(
 /// Writes connections as records into `into`. As `slb_mux_export`.
 ///
 /// # Safety
-/// It is one, and `into` has `length` bytes.
+/// `host` is a host agent, and `into` has `length` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_host_export(
     host: *mut slb_host,
@@ -281,7 +285,7 @@ pub unsafe extern "C" fn slb_host_export(
 /// Takes connections over from records. As `slb_mux_import`.
 ///
 /// # Safety
-/// It is one, and `records` has `length` bytes.
+/// `host` is a host agent, and `records` has `length` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_host_import(
     host: *mut slb_host,
@@ -302,7 +306,7 @@ pub unsafe extern "C" fn slb_host_import(
 /// bounds how many. Not for connections that vms opened, since only the state knows their ports.
 ///
 /// # Safety
-/// It is one.
+/// `host` is a host agent.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_host_take_up(host: *mut slb_host, now: u64) -> c_int {
     guard(|| {

@@ -7,20 +7,20 @@ use slb_core::mem::Line;
 use crate::error::Error;
 use crate::error::slb_error::*;
 
-/// What `pointer` points to, to be read.
+/// Returns a reference to read what `pointer` points to.
 ///
 /// # Safety
-/// Where it is neither NULL nor misaligned it points to a `T` that nobody writes meanwhile.
+/// `pointer` is NULL, misaligned, or points to a `T` that is not written meanwhile.
 pub(crate) unsafe fn shared<'a, T>(pointer: *const T) -> Result<&'a T, Error> {
     check(pointer)?;
     // SAFETY: it is not NULL and aligned, and the caller promises the rest.
     Ok(unsafe { &*pointer })
 }
 
-/// What `pointer` points to, to be written.
+/// Returns a reference to write what `pointer` points to.
 ///
 /// # Safety
-/// Where it is neither NULL nor misaligned it points to a `T` that nobody else uses meanwhile.
+/// `pointer` is NULL, misaligned, or points to a `T` that is not used elsewhere meanwhile.
 pub(crate) unsafe fn exclusive<'a, T>(pointer: *mut T) -> Result<&'a mut T, Error> {
     check(pointer)?;
     // SAFETY: it is not NULL and aligned, and the caller promises the rest.
@@ -53,7 +53,7 @@ pub(crate) unsafe fn array_of<'a, T>(pointer: *const T, count: usize) -> Result<
 /// A string that ends with a zero.
 ///
 /// # Safety
-/// Where it is not NULL it ends with a zero, and is not written for `'a`.
+/// `pointer` is NULL, or a string that ends with a zero and is not written for `'a`.
 pub(crate) unsafe fn text<'a>(pointer: *const c_char) -> Result<&'a str, Error> {
     check(pointer)?;
     // SAFETY: it is not NULL, and the caller promises the rest.
@@ -75,7 +75,7 @@ pub(crate) unsafe fn put<T>(out: *mut T, value: T) -> Result<(), Error> {
 /// Memory for handles, in lines.
 ///
 /// # Safety
-/// Where it is neither NULL nor misaligned it is `len` bytes that nobody else uses from now on.
+/// `memory` is NULL, misaligned, or `len` bytes that are not used elsewhere from now on.
 pub(crate) unsafe fn lines(memory: *mut c_void, len: usize) -> Result<&'static mut [Line], Error> {
     let first: *mut Line = memory.cast();
     // SAFETY: the caller promises it; a line may have any content.
@@ -99,7 +99,7 @@ fn length<T>(count: usize) -> Result<(), Error> {
     }
 }
 
-/// Whether two pieces of memory have a byte in common.
+/// Returns true if two pieces of memory share a byte.
 pub(crate) fn overlap<A, B>(a: (*const A, usize), b: (*const B, usize)) -> bool {
     let end = |start: usize, len: usize, size: usize| start.saturating_add(len * size);
     let (a_start, b_start) = (a.0.addr(), b.0.addr());

@@ -76,10 +76,10 @@ impl Role for Inner {
     }
 }
 
-/// Bytes of memory that a mux takes, or 0 where an argument is bad.
+/// Returns the bytes of memory that a mux needs, or 0 if an argument is bad.
 ///
 /// # Safety
-/// The snapshot is one.
+/// `snapshot` is a snapshot.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_mux_size(
     snapshot: *const slb_snapshot,
@@ -99,7 +99,7 @@ pub unsafe extern "C" fn slb_mux_size(
 /// until another is installed, or it is freed.
 ///
 /// # Safety
-/// The snapshot is one, and the memory is the caller's.
+/// `snapshot` is a snapshot, and `memory` is the caller's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_mux_init(
     memory: *mut c_void,
@@ -112,10 +112,10 @@ pub unsafe extern "C" fn slb_mux_init(
     guard(|| unsafe { handle::init::<Inner, _>(memory, (length, 0), snapshot, options, out) })
 }
 
-/// Makes a mux in memory of the library's own. Otherwise as `slb_mux_init`.
+/// Makes a mux in memory that the library allocates. Otherwise like `slb_mux_init`.
 ///
 /// # Safety
-/// The snapshot is one.
+/// `snapshot` is a snapshot.
 #[cfg(feature = "std")]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_mux_new(
@@ -127,24 +127,25 @@ pub unsafe extern "C" fn slb_mux_new(
     guard(|| unsafe { handle::new::<Inner, _>(snapshot, options, out) })
 }
 
-/// Ends a mux. Its memory is the caller's again, or given back. NULL is no error.
+/// Frees a mux. Memory of the caller's is the caller's again, other memory is released. NULL is no
+/// error.
 ///
 /// # Safety
-/// It is one, and nobody uses it any more.
+/// `mux` is a mux, and is not used afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_mux_free(mux: *mut slb_mux) -> c_int {
     // SAFETY: the caller promises it.
     guard(|| unsafe { handle::free::<Inner, _>(mux) })
 }
 
-/// Processes `count` frames: rewrites those that are to be sent, in place, and says in each what
-/// becomes of it; also in `verdicts`, of which there are as many, unless it is NULL. `now` is in
-/// nanoseconds from any origin, and should not run backwards. Give frames in bursts of `SLB_BURST`.
+/// Processes `count` frames: rewrites those to be sent in place, and writes the verdict into each;
+/// also into `verdicts`, an array of as many elements, unless it is NULL. `now` is in nanoseconds
+/// from any origin, and should not run backwards. Pass frames in bursts of `SLB_BURST`.
 ///
-/// Gives `count`. On `SLB_ERROR_FRAME` no frame was touched.
+/// Returns `count`. On `SLB_ERROR_FRAME` no frame was touched.
 ///
 /// # Safety
-/// It is one, and `frames` and `verdicts` have `count` elements.
+/// `mux` is a mux, and `frames` and `verdicts` have `count` elements.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_mux_process(
     mux: *mut slb_mux,
@@ -157,11 +158,11 @@ pub unsafe extern "C" fn slb_mux_process(
     guard(|| unsafe { handle::process::<Inner, _>(mux, now, frames, count, verdicts) })
 }
 
-/// As `slb_mux_process`, and calls `observer` with `context` for each step of each frame. For looking at
-/// single packets: formatting the text is slow.
+/// Like `slb_mux_process`, and calls `observer` with `context` for each step of each frame. This is
+/// for single packets: formatting the text is slow.
 ///
 /// # Safety
-/// It is one, `frames` has `count` elements, and `observer` can be called with `context`.
+/// `mux` is a mux, `frames` has `count` elements, and `observer` can be called with `context`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_mux_process_observed(
     mux: *mut slb_mux,
@@ -177,16 +178,16 @@ pub unsafe extern "C" fn slb_mux_process_observed(
     })
 }
 
-/// Does what is due without a packet: ends flows whose time has come, and sends fragments on that
-/// waited for their first one. To be called some 20 times a second, and after each burst where
-/// fragments may wait. `spare` are `count` frames, whose content is lost, of which up to 64 become
-/// those fragments, each with its verdict; a buffer of 2112 bytes holds any. It may be NULL with a
-/// count of 0: fragments then wait in vain.
+/// Does the work that no packet triggers: expires flows, and releases fragments that waited for
+/// their first one. Call it about 20 times a second, and after each burst if fragments may wait.
+/// `spare` are `count` frames, whose content is lost, of which up to 64 become those fragments,
+/// each with its verdict; a buffer of 2112 bytes holds any. It may be NULL with a count of 0:
+/// fragments then wait in vain.
 ///
-/// Gives how many of `spare` are to be sent: those with a length.
+/// Returns how many of `spare` are to be sent: those with a length.
 ///
 /// # Safety
-/// It is one, and `spare` has `count` elements.
+/// `mux` is a mux, and `spare` has `count` elements.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_mux_advance(
     mux: *mut slb_mux,
@@ -198,13 +199,13 @@ pub unsafe extern "C" fn slb_mux_advance(
     guard(|| unsafe { handle::advance::<Inner, _>(mux, now, spare, count) })
 }
 
-/// Puts another snapshot in place, built with the present one as its previous. `before`, unless
-/// NULL, gets the old one, which can then be freed, if nobody else uses it.
-/// `SLB_ERROR_LINEAGE` where it was not built so: the present one stays. `SLB_ERROR_ROLE` where it
-/// is a proxy's.
+/// Installs another snapshot, built with the present one as its previous. If `before` is not NULL
+/// it receives the old snapshot, which can be freed unless another role uses it. Returns
+/// `SLB_ERROR_LINEAGE` if the snapshot was not built so, and keeps the present one;
+/// `SLB_ERROR_ROLE` if the snapshot is a proxy's.
 ///
 /// # Safety
-/// Both are handles.
+/// Both handles are valid.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_mux_install(
     mux: *mut slb_mux,
@@ -215,11 +216,12 @@ pub unsafe extern "C" fn slb_mux_install(
     guard(|| unsafe { handle::install::<Inner, _>(mux, snapshot, before) })
 }
 
-/// Changes the options. A limit whose rate stays keeps what was used of it. `flows`, `flows_per_source`, `waiting_fragments` and the key stay
-/// what they were when it was made.
+/// Changes the options. A limit whose rate stays keeps what was used of it. `flows`,
+/// `flows_per_source`, `waiting_fragments` and the key keep the values that they had when it was
+/// made.
 ///
 /// # Safety
-/// It is one, and `options` points to some.
+/// `mux` is a mux, and `options` points to options.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_mux_set_options(
     mux: *mut slb_mux,
@@ -229,20 +231,20 @@ pub unsafe extern "C" fn slb_mux_set_options(
     guard(|| unsafe { handle::set_options::<Inner, _>(mux, options) })
 }
 
-/// What it did so far.
+/// Copies the counters since the mux was made to `out`.
 ///
 /// # Safety
-/// It is one.
+/// `mux` is a mux.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_mux_stats(mux: *mut slb_mux, out: *mut slb_stats) -> c_int {
     // SAFETY: the caller promises it.
     guard(|| unsafe { handle::stats::<Inner, _>(mux, out) })
 }
 
-/// What a rule did, by its place in the configuration.
+/// Copies the counters of a rule, by its index in the configuration.
 ///
 /// # Safety
-/// It is one.
+/// `mux` is a mux.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_mux_rule_stats(
     mux: *mut slb_mux,
@@ -253,10 +255,10 @@ pub unsafe extern "C" fn slb_mux_rule_stats(
     guard(|| unsafe { handle::rule_stats::<Inner, _>(mux, rule, out) })
 }
 
-/// What a backend got, by its place among those of all pools.
+/// Copies the counters of a backend, by its index among those of all pools.
 ///
 /// # Safety
-/// It is one.
+/// `mux` is a mux.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_mux_backend_stats(
     mux: *mut slb_mux,
@@ -267,15 +269,16 @@ pub unsafe extern "C" fn slb_mux_backend_stats(
     guard(|| unsafe { handle::backend_stats::<Inner, _>(mux, backend, out) })
 }
 
-/// Writes pinned flows as records into `into`, and says in `out` where to go on: `from` is 0 at first, then
-/// `next` of the call before, for as long as `more` is set. Between two calls frames may be processed.
-/// A call looks at `SLB_EXPORT_STEP` places at most, and writes nothing where `length` is below
-/// `SLB_RECORD_MOST`. Times are counted from the last call of `_process` or `_advance`.
+/// Writes pinned flows as records into `into`, and the position for the next call into `out`:
+/// `from` is 0 at first, then `next` of the call before, for as long as `more` is set. Between two
+/// calls frames may be processed. A call looks at `SLB_EXPORT_STEP` places at most, and writes
+/// nothing where `length` is below `SLB_RECORD_MOST`. Times are counted from the last call of
+/// `_process` or `_advance`.
 ///
-/// Gives how many records were written.
+/// Returns the number of records written.
 ///
 /// # Safety
-/// It is one, and `into` has `length` bytes.
+/// `mux` is a mux, and `into` has `length` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_mux_export(
     mux: *mut slb_mux,
@@ -288,16 +291,16 @@ pub unsafe extern "C" fn slb_mux_export(
     guard(|| unsafe { state::export::<Inner, _>(mux, from, (into, length), out) })
 }
 
-/// Takes flows over from records that were exported `elapsed` nanoseconds ago, by whatever process and with
-/// whatever snapshot: backends are known by the names of their pool and their own, and by their address. What
-/// the present snapshot does not have any more is refused, and counted in `out`. `is_stale` is 1 where
-/// packets were processed after the export, else 0. Flows that are here already stay as they are.
-/// `SLB_ERROR_RECORDS` where the bytes are not whole records.
+/// Takes flows over from records that were exported `elapsed` nanoseconds ago, by whatever process
+/// and with whatever snapshot: backends are known by the names of their pool and their own, and by
+/// their address. Records of backends that the present snapshot no longer has are refused, and
+/// counted in `out`. `is_stale` is 1 if packets were processed after the export, else 0. Flows that
+/// exist already stay as they are. Returns `SLB_ERROR_RECORDS` if the bytes are not whole records.
 ///
-/// Gives how many were taken over.
+/// Returns the number of records taken over.
 ///
 /// # Safety
-/// It is one, and `records` has `length` bytes.
+/// `mux` is a mux, and `records` has `length` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_mux_import(
     mux: *mut slb_mux,

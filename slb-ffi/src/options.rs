@@ -1,80 +1,80 @@
-//! What a role is made with.
+//! Options of the roles.
 
 use slb_core::mem::Memory;
 use slb_core::nat::NatOptions;
 use slb_core::{FragmentRoom, Key, MuxOptions, SourceLimiter};
 
-/// What a mux is made with. `slb_mux_options_init` fills in what is usual.
+/// Options of a mux. `slb_mux_options_init` sets the defaults.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_mux_options {
-    /// Flows of each family that can be pinned; 0: none, Maglev alone chooses.
+    /// Capacity of the flow table for each address family; 0: no table, Maglev alone chooses.
     pub flows: usize,
-    /// Echo replies that it makes a second; 0: none.
+    /// Echo replies per second; 0: none.
     pub answers_per_second: u32,
-    /// Echo replies at once.
+    /// Burst of echo replies.
     pub answers_at_once: u32,
-    /// New flows that a source (an IPv4 address, or a /64 of IPv6) may begin a second; 0: no limit.
+    /// New flows per second of one source (an IPv4 address, or a /64 of IPv6); 0: no limit.
     pub flows_per_source: u32,
-    /// New flows of a source at once.
+    /// Burst of new flows of one source.
     pub flows_per_source_at_once: u32,
-    /// The secret that its tables are keyed with: 128 random bits of this process alone. Zeros are
+    /// Secret key of the tables: 128 random bits that only this process knows. All zeros are
     /// refused with `SLB_ERROR_KEY`.
     pub key: [u64; 2],
-    /// ICMP "fragmentation needed" and ICMPv6 "packet too big" a second; 0: none.
+    /// ICMP "fragmentation needed" and ICMPv6 "packet too big" per second; 0: none.
     pub too_big_per_second: u32,
-    /// Packets "fragmentation needed" and "packet too big" at once.
+    /// Burst of "fragmentation needed" and "packet too big".
     pub too_big_at_once: u32,
-    /// Other ICMP errors a second; 0: none.
+    /// Other ICMP errors per second; 0: none.
     pub errors_per_second: u32,
-    /// Other ICMP errors at once.
+    /// Burst of other ICMP errors.
     pub errors_at_once: u32,
-    /// RSTs a second; 0: none.
+    /// RSTs per second; 0: none.
     pub resets_per_second: u32,
-    /// RSTs at once.
+    /// Burst of RSTs.
     pub resets_at_once: u32,
-    /// Later fragments that can wait for their first one, at 2 KiB each, rounded up to a multiple of 64;
-    /// 0: none. Those whose first one came are among what `_advance` makes of its spare frames.
+    /// Later fragments that can wait for their first one, at 2 KiB each, rounded up to a multiple
+    /// of 64; 0: none. `_advance` returns them in its spare frames when the first one has come.
     pub waiting_fragments: u32,
 }
 
-/// What a host agent or a proxy is made with. `slb_nat_options_init` fills in what is usual.
+/// Options of a host agent or a proxy. `slb_nat_options_init` sets the defaults.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_nat_options {
-    /// Connections of each family.
+    /// Capacity of the connection table for each address family.
     pub connections: usize,
-    /// Echo replies of its own a second; 0: none.
+    /// Echo replies per second; 0: none.
     pub answers_per_second: u32,
-    /// Echo replies at once.
+    /// Burst of echo replies.
     pub answers_at_once: u32,
-    /// RSTs of its own a second; 0: none.
+    /// RSTs per second; 0: none.
     pub resets_per_second: u32,
-    /// RSTs at once.
+    /// Burst of RSTs.
     pub resets_at_once: u32,
-    /// New flows that a source (an IPv4 address, or a /64 of IPv6) may begin a second; 0: no limit.
+    /// New flows per second of one source (an IPv4 address, or a /64 of IPv6); 0: no limit.
     pub flows_per_source: u32,
-    /// New flows of a source at once.
+    /// Burst of new flows of one source.
     pub flows_per_source_at_once: u32,
-    /// Not 0: lowers the segment size that SYNs offer to what fits VXLAN. Of a host.
+    /// Not 0: lowers the maximum segment size in SYNs to what fits VXLAN. For a host agent.
     pub clamp_mss: u8,
-    /// The secret that its tables are keyed with and its SNAT ports chosen by: 128 random bits of
-    /// this process alone. Zeros are refused with `SLB_ERROR_KEY`.
+    /// Secret key of the tables and of the choice of SNAT ports: 128 random bits that only this
+    /// process knows. All zeros are refused with `SLB_ERROR_KEY`.
     pub key: [u64; 2],
-    /// ICMP "fragmentation needed" and ICMPv6 "packet too big" a second; 0: none.
+    /// ICMP "fragmentation needed" and ICMPv6 "packet too big" per second; 0: none.
     pub too_big_per_second: u32,
-    /// Packets "fragmentation needed" and "packet too big" at once.
+    /// Burst of "fragmentation needed" and "packet too big".
     pub too_big_at_once: u32,
-    /// Other ICMP errors a second; 0: none.
+    /// Other ICMP errors per second; 0: none.
     pub errors_per_second: u32,
-    /// Other ICMP errors at once.
+    /// Burst of other ICMP errors.
     pub errors_at_once: u32,
-    /// Where a host agent's ICMP errors over IPv4 come from; all zeros: its underlay address.
+    /// Source address of a host agent's ICMP errors over IPv4; all zeros: its underlay address.
     pub icmp_source_ipv4: [u8; 4],
-    /// Where a host agent's ICMP errors over IPv6 come from; all zeros: its underlay address.
+    /// Source address of a host agent's ICMP errors over IPv6; all zeros: its underlay address.
     pub icmp_source_ipv6: [u8; 16],
-    /// Later fragments that can wait for their first one, at 2 KiB each, rounded up to a multiple of 64;
-    /// 0: none. Those whose first one came are among what `_advance` makes of its spare frames.
+    /// Later fragments that can wait for their first one, at 2 KiB each, rounded up to a multiple
+    /// of 64; 0: none. `_advance` returns them in its spare frames when the first one has come.
     pub waiting_fragments: u32,
     /// Of a host agent: packets of none of its connections that it passes on to other hosts a second, since
     /// they may be of theirs; 0: none.
@@ -188,7 +188,7 @@ fn source_limit(
 /// no limit for sources, and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
 ///
 /// # Safety
-/// It points to room for options.
+/// `options` points to memory for the options.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_mux_options_init(options: *mut slb_mux_options) {
     let usual = MuxOptions::default();
@@ -215,7 +215,7 @@ pub unsafe extern "C" fn slb_mux_options_init(options: *mut slb_mux_options) {
 /// second, 64 waiting fragments, no limit for sources, and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
 ///
 /// # Safety
-/// It points to room for options.
+/// `options` points to memory for the options.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_nat_options_init(options: *mut slb_nat_options) {
     let usual = NatOptions::default();

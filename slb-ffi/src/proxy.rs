@@ -76,10 +76,10 @@ impl Role for Inner {
     }
 }
 
-/// Bytes of memory that a proxy takes, or 0 where an argument is bad.
+/// Returns the bytes of memory that a proxy needs, or 0 if an argument is bad.
 ///
 /// # Safety
-/// The snapshot is one.
+/// `snapshot` is a snapshot.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_proxy_size(
     snapshot: *const slb_snapshot,
@@ -99,7 +99,7 @@ pub unsafe extern "C" fn slb_proxy_size(
 /// until another is installed, or it is freed.
 ///
 /// # Safety
-/// The snapshot is one, and the memory is the caller's.
+/// `snapshot` is a snapshot, and `memory` is the caller's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_proxy_init(
     memory: *mut c_void,
@@ -112,10 +112,10 @@ pub unsafe extern "C" fn slb_proxy_init(
     guard(|| unsafe { handle::init::<Inner, _>(memory, (length, 0), snapshot, options, out) })
 }
 
-/// Makes a proxy in memory of the library's own. Otherwise as `slb_proxy_init`.
+/// Makes a proxy in memory that the library allocates. Otherwise like `slb_proxy_init`.
 ///
 /// # Safety
-/// The snapshot is one.
+/// `snapshot` is a snapshot.
 #[cfg(feature = "std")]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_proxy_new(
@@ -127,10 +127,11 @@ pub unsafe extern "C" fn slb_proxy_new(
     guard(|| unsafe { handle::new::<Inner, _>(snapshot, options, out) })
 }
 
-/// Ends a proxy. Its memory is the caller's again, or given back. NULL is no error.
+/// Frees a proxy. Memory of the caller's is the caller's again, other memory is released. NULL is
+/// no error.
 ///
 /// # Safety
-/// It is one, and nobody uses it any more.
+/// `proxy` is a proxy, and is not used afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_proxy_free(proxy: *mut slb_proxy) -> c_int {
     // SAFETY: the caller promises it.
@@ -140,7 +141,7 @@ pub unsafe extern "C" fn slb_proxy_free(proxy: *mut slb_proxy) -> c_int {
 /// Processes `count` frames. As `slb_mux_process`.
 ///
 /// # Safety
-/// It is one, and `frames` and `verdicts` have `count` elements.
+/// `proxy` is a proxy, and `frames` and `verdicts` have `count` elements.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_proxy_process(
     proxy: *mut slb_proxy,
@@ -153,11 +154,11 @@ pub unsafe extern "C" fn slb_proxy_process(
     guard(|| unsafe { handle::process::<Inner, _>(proxy, now, frames, count, verdicts) })
 }
 
-/// As `slb_proxy_process`, and calls `observer` with `context` for each step of each frame. For looking at
-/// single packets: formatting the text is slow.
+/// Like `slb_proxy_process`, and calls `observer` with `context` for each step of each frame. This
+/// is for single packets: formatting the text is slow.
 ///
 /// # Safety
-/// It is one, `frames` has `count` elements, and `observer` can be called with `context`.
+/// `proxy` is a proxy, `frames` has `count` elements, and `observer` can be called with `context`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_proxy_process_observed(
     proxy: *mut slb_proxy,
@@ -174,13 +175,13 @@ pub unsafe extern "C" fn slb_proxy_process_observed(
 }
 
 /// Does what is due without a packet: ends connections whose time has come, and tells their ends
-/// with packets in `spare`, `count` frames with an empty buffer of 64 bytes or more each, of which up
-/// to 64 are used. To be called some 20 times a second, and before or after each burst.
+/// with packets in `spare`, `count` frames with an empty buffer of 64 bytes or more each, of which
+/// up to 64 are used. Call it about 20 times a second, and before or after each burst.
 ///
-/// Gives how many of `spare` are to be sent: those with a length.
+/// Returns how many of `spare` are to be sent: those with a length.
 ///
 /// # Safety
-/// It is one, and `spare` has `count` elements.
+/// `proxy` is a proxy, and `spare` has `count` elements.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_proxy_advance(
     proxy: *mut slb_proxy,
@@ -192,13 +193,13 @@ pub unsafe extern "C" fn slb_proxy_advance(
     guard(|| unsafe { handle::advance::<Inner, _>(proxy, now, spare, count) })
 }
 
-/// Puts another snapshot in place, built with the present one as its previous. `before`, unless
-/// NULL, gets the old one, which can then be freed, if nobody else uses it.
-/// `SLB_ERROR_LINEAGE` where it was not built so: the present one stays. `SLB_ERROR_ROLE` where it
-/// is none of a proxy.
+/// Installs another snapshot, built with the present one as its previous. If `before` is not NULL
+/// it receives the old snapshot, which can be freed unless another role uses it. Returns
+/// `SLB_ERROR_LINEAGE` if the snapshot was not built so, and keeps the present one;
+/// `SLB_ERROR_ROLE` if the snapshot is not a proxy's.
 ///
 /// # Safety
-/// Both are handles.
+/// Both handles are valid.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_proxy_install(
     proxy: *mut slb_proxy,
@@ -209,11 +210,12 @@ pub unsafe extern "C" fn slb_proxy_install(
     guard(|| unsafe { handle::install::<Inner, _>(proxy, snapshot, before) })
 }
 
-/// Changes the options. A limit whose rate stays keeps what was used of it. `connections`, `flows_per_source`, `waiting_fragments` and the key stay
-/// what they were when it was made.
+/// Changes the options. A limit whose rate stays keeps what was used of it. `connections`,
+/// `flows_per_source`, `waiting_fragments` and the key keep the values that they had when it was
+/// made.
 ///
 /// # Safety
-/// It is one, and `options` points to some.
+/// `proxy` is a proxy, and `options` points to options.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_proxy_set_options(
     proxy: *mut slb_proxy,
@@ -223,20 +225,20 @@ pub unsafe extern "C" fn slb_proxy_set_options(
     guard(|| unsafe { handle::set_options::<Inner, _>(proxy, options) })
 }
 
-/// What it did so far.
+/// Copies the counters since the proxy was made to `out`.
 ///
 /// # Safety
-/// It is one.
+/// `proxy` is a proxy.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_proxy_stats(proxy: *mut slb_proxy, out: *mut slb_stats) -> c_int {
     // SAFETY: the caller promises it.
     guard(|| unsafe { handle::stats::<Inner, _>(proxy, out) })
 }
 
-/// What a rule did, by its place in the configuration.
+/// Copies the counters of a rule, by its index in the configuration.
 ///
 /// # Safety
-/// It is one.
+/// `proxy` is a proxy.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_proxy_rule_stats(
     proxy: *mut slb_proxy,
@@ -247,10 +249,10 @@ pub unsafe extern "C" fn slb_proxy_rule_stats(
     guard(|| unsafe { handle::rule_stats::<Inner, _>(proxy, rule, out) })
 }
 
-/// What a backend got, by its place among those of all pools.
+/// Copies the counters of a backend, by its index among those of all pools.
 ///
 /// # Safety
-/// It is one.
+/// `proxy` is a proxy.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_proxy_backend_stats(
     proxy: *mut slb_proxy,
@@ -264,7 +266,7 @@ pub unsafe extern "C" fn slb_proxy_backend_stats(
 /// Writes sessions as records into `into`. As `slb_mux_export`.
 ///
 /// # Safety
-/// It is one, and `into` has `length` bytes.
+/// `proxy` is a proxy, and `into` has `length` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_proxy_export(
     proxy: *mut slb_proxy,
@@ -280,7 +282,7 @@ pub unsafe extern "C" fn slb_proxy_export(
 /// Takes sessions over from records. As `slb_mux_import`.
 ///
 /// # Safety
-/// It is one, and `records` has `length` bytes.
+/// `proxy` is a proxy, and `records` has `length` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_proxy_import(
     proxy: *mut slb_proxy,

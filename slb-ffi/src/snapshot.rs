@@ -34,7 +34,7 @@ pub(crate) struct SnapshotHandle {
 
 const HANDLE_LINES: usize = size_of::<SnapshotHandle>().div_ceil(size_of::<Line>());
 
-/// A snapshot that somebody uses.
+/// A snapshot with its users.
 pub(crate) struct Shared(NonNull<SnapshotHandle>);
 
 impl Shared {
@@ -140,11 +140,11 @@ pub(crate) fn build_allocated(
     })
 }
 
-/// Bytes of memory that the snapshot of a configuration takes, or 0 where an argument is bad or the
-/// configuration contradicts itself. `previous` may be NULL.
+/// Returns the bytes of memory that the snapshot of a configuration needs, or 0 if an argument is
+/// bad or the configuration contradicts itself. `previous` may be NULL.
 ///
 /// # Safety
-/// The handles are handles.
+/// The handles are valid.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_snapshot_size(
     builder: *mut slb_builder,
@@ -166,7 +166,7 @@ pub unsafe extern "C" fn slb_snapshot_size(
 /// snapshot's until `slb_snapshot_free`. The builder can be changed and used again.
 ///
 /// # Safety
-/// The handles are handles, and the memory is the caller's.
+/// The handles are valid, and `memory` is the caller's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_snapshot_init(
     memory: *mut c_void,
@@ -191,7 +191,7 @@ pub unsafe extern "C" fn slb_snapshot_init(
 /// Compiles a configuration into memory of the library's own. Otherwise as `slb_snapshot_init`.
 ///
 /// # Safety
-/// The handles are handles.
+/// The handles are valid.
 #[cfg(feature = "std")]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_snapshot_new(
@@ -211,11 +211,11 @@ pub unsafe extern "C" fn slb_snapshot_new(
     })
 }
 
-/// Ends a snapshot. Its memory is the caller's again, or given back. `SLB_ERROR_IN_USE` while a
-/// mux, host or proxy has it. NULL is no error.
+/// Frees a snapshot. Memory of the caller's is the caller's again, other memory is released.
+/// Returns `SLB_ERROR_IN_USE` while a mux, host agent or proxy uses it. NULL is no error.
 ///
 /// # Safety
-/// It is one, and nobody uses it any more.
+/// `snapshot` is a snapshot, and is not used afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_snapshot_free(snapshot: *mut slb_snapshot) -> c_int {
     guard(|| {
@@ -240,21 +240,22 @@ pub unsafe extern "C" fn slb_snapshot_free(snapshot: *mut slb_snapshot) -> c_int
     })
 }
 
-/// The number of a snapshot: one more than that of the one before; 0 where it is none.
+/// Returns the generation of a snapshot: one more than that of its predecessor; 0 if the argument
+/// is no snapshot.
 ///
 /// # Safety
-/// It is one.
+/// `snapshot` is a snapshot.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_snapshot_generation(snapshot: *const slb_snapshot) -> u64 {
     // SAFETY: the caller promises it.
     unsafe { handle(snapshot) }.map_or(0, |handle| handle.snapshot.generation())
 }
 
-/// Backends of a snapshot, over all pools: their places are 0 to one less, pool by pool in the
-/// order of the configuration.
+/// Returns the number of backends of a snapshot, over all pools. Their indexes count from 0, pool
+/// by pool in the order of the configuration.
 ///
 /// # Safety
-/// It is one.
+/// `snapshot` is a snapshot.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_snapshot_backends(snapshot: *const slb_snapshot) -> usize {
     // SAFETY: the caller promises it.

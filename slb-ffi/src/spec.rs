@@ -1,4 +1,4 @@
-//! What a configuration is made of, as C says it.
+//! The parts of a configuration, as C structs.
 
 use core::ffi::c_char;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -93,7 +93,7 @@ pub struct slb_underlay {
     pub udp_checksum: u8,
 }
 
-/// What rules and backends are in words of C.
+/// The protocol that a rule takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub enum slb_protocol {
@@ -157,7 +157,7 @@ pub(crate) const fn condition(healthy: u8) -> Condition {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_frontend {
-    /// Name of the frontend, unlike those of the others.
+    /// Name of the frontend, unique among them.
     pub name: *const c_char,
     /// Address of the frontend, the VIP.
     pub address: slb_address,
@@ -165,11 +165,11 @@ pub struct slb_frontend {
     pub icmp_echo: u8,
 }
 
-/// Backends that serve the same.
+/// A pool of backends.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_pool {
-    /// Name of the pool, unlike those of the others.
+    /// Name of the pool, unique among them.
     pub name: *const c_char,
     /// The VXLAN network of its backends, 0 to 16777215.
     pub vni: u32,
@@ -177,11 +177,11 @@ pub struct slb_pool {
     pub table_size: u32,
 }
 
-/// A backend server. All zero but for its name and addresses is what is usual.
+/// A backend server. Zeros are the defaults of all fields but name and addresses.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_backend {
-    /// Name of the backend, unlike those of its pool.
+    /// Name of the backend, unique in its pool.
     pub name: *const c_char,
     /// Address of the backend.
     pub address: slb_address,
@@ -192,36 +192,38 @@ pub struct slb_backend {
     /// The MAC address of the next hop to its host; none: the underlay's. Of a proxy: the MAC address
     /// that its packets go to; none: their link headers stay.
     pub next_hop: slb_mac,
-    /// Weight: the share of flows in proportion to the others; 0: 1. To have it get none, set its state.
+    /// Weight: the backend's share of new flows relative to the others; 0 means 1. To give it none,
+    /// set its state.
     pub weight: u32,
     /// Instance number in the pool, by which it gets ports; 0 or negative: its place in the pool.
     pub instance: i32,
     /// The port of this node that the backend's vm is at; 0 or negative: it runs elsewhere.
     pub port: i32,
-    /// The port that the backend serves in the place of the rule's; 0: the rule's.
+    /// The backend's port instead of the rule's; 0: the rule's.
     pub backend_port: u16,
     /// Administrative state, of enum slb_state.
     pub state: u8,
-    /// Not 0: the backend was observed to fail for all rules, such as by its traffic. What probes find,
-    /// which rules go by, is said with `slb_builder_set_health`.
+    /// Not 0: the backend was observed to fail for all rules, such as by its traffic. Results of
+    /// probes, which rules refer to, are set with `slb_builder_set_health`.
     pub unhealthy: u8,
 }
 
-/// What becomes of a rule's connections. All zero is what is usual.
+/// The terms of a rule's connections. All zeros are the defaults.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct slb_terms {
-    /// Backends see this address in the place of the client's, or none.
+    /// Source address that backends see instead of the client's; none: the client's.
     pub source_nat: slb_address,
-    /// Seconds that a flow stays without a packet, 240 to 1800; 0: 240.
+    /// Idle timeout of a flow in seconds, 240 to 1800; 0: 240.
     pub idle_timeout: u16,
     /// Not 0: backends see the VIP and the frontend port.
     pub floating_ip: u8,
-    /// Not 0: both ends are told with a RST when a connection ends by itself.
+    /// Not 0: both ends get a RST when a connection expires.
     pub tcp_reset: u8,
     /// Not 0: answers go back through the mux that the client's last packet came through.
     pub through_mux: u8,
-    /// Not 0: UDP under a load-balancing rule is QUIC, whose packets say whether a connection begins.
+    /// Not 0: UDP under a load-balancing rule is QUIC, so that packet headers show if a connection
+    /// begins.
     pub quic: u8,
 }
 
@@ -229,24 +231,24 @@ pub struct slb_terms {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_rule {
-    /// Name of the rule, unlike those of the others.
+    /// Name of the rule, unique among them.
     pub name: *const c_char,
-    /// The place of its frontend.
+    /// Index of its frontend.
     pub frontend: usize,
-    /// The place of its pool.
+    /// Index of its pool.
     pub pool: usize,
     /// The port that clients use; 0 with `SLB_ICMP` and `SLB_ALL`.
     pub frontend_port: u16,
     /// The port that backends serve; 0: as `frontend_port`.
     pub backend_port: u16,
-    /// Of enum slb_protocol.
+    /// A value of enum slb_protocol.
     pub protocol: u8,
-    /// What chooses a backend: 0: the five-tuple; 1: the source and destination address; 2: these
-    /// and the protocol.
+    /// The fields that choose a backend: 0: the five-tuple; 1: the source and destination address;
+    /// 2: these and the protocol.
     pub distribution: u8,
     /// How a proxy chooses: 0: Maglev; 1: the fewest live connections.
     pub scheduler: u8,
-    /// What else becomes of its connections.
+    /// Further terms of the rule's connections.
     pub terms: slb_terms,
 }
 
@@ -254,13 +256,13 @@ pub struct slb_rule {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_inbound_nat {
-    /// Name of the inbound NAT rule or pool, unlike those of the others.
+    /// Name of the inbound NAT rule or pool, unique among them.
     pub name: *const c_char,
-    /// The place of its frontend.
+    /// Index of its frontend.
     pub frontend: usize,
-    /// The place of its pool.
+    /// Index of its pool.
     pub pool: usize,
-    /// The place in the pool of the one backend; negative: a port for each.
+    /// Index in the pool of the one backend; negative: a port for each backend.
     pub backend: i32,
     /// The port that clients use; of a pool, that of instance 0.
     pub first_port: u16,
@@ -270,7 +272,7 @@ pub struct slb_inbound_nat {
     pub backend_port: u16,
     /// `SLB_TCP` or `SLB_UDP`.
     pub protocol: u8,
-    /// What else becomes of its connections.
+    /// Further terms of the rule's connections.
     pub terms: slb_terms,
 }
 
@@ -278,21 +280,21 @@ pub struct slb_inbound_nat {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_outbound {
-    /// Name of the outbound rule, unlike those of the others.
+    /// Name of the outbound rule, unique among them.
     pub name: *const c_char,
-    /// The places of its frontends.
+    /// Indexes of its frontends.
     pub frontends: *const usize,
-    /// How many.
+    /// Number of frontends.
     pub frontend_count: usize,
-    /// The place of its pool.
+    /// Index of its pool.
     pub pool: usize,
-    /// Ports for each backend, a multiple of 8; 0: an even share.
+    /// SNAT ports of each backend, a multiple of 8; 0: an even share.
     pub allocated_outbound_ports: u32,
-    /// Seconds that a flow stays without a packet, 240 to 1800; 0: 240.
+    /// Idle timeout of a flow in seconds, 240 to 1800; 0: 240.
     pub idle_timeout: u16,
     /// `SLB_TCP`, `SLB_UDP` or `SLB_ALL`.
     pub protocol: u8,
-    /// Not 0: both ends are told with a RST when a connection ends by itself.
+    /// Not 0: both ends get a RST when a connection expires.
     pub tcp_reset: u8,
 }
 

@@ -20,7 +20,7 @@ pub const SLB_REFUSALS: usize = 16;
 const _: () = assert!(SLB_RECORD_MOST == RECORD_MOST && SLB_EXPORT_STEP == EXPORT_STEP);
 const _: () = assert!(Refusal::ALL.len() <= SLB_REFUSALS);
 
-/// What one call exported.
+/// The result of one call of an export.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct slb_exported {
@@ -28,13 +28,13 @@ pub struct slb_exported {
     pub length: usize,
     /// Records in them.
     pub records: usize,
-    /// What to give as `from` next.
+    /// The value of `from` for the next call.
     pub next: u64,
     /// 1: there may be more, from `next` on; 0: all was exported.
     pub more: u8,
 }
 
-/// How many records were taken over, and why others were not.
+/// Number of records taken over, and of those refused by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct slb_imported {
@@ -60,8 +60,9 @@ impl slb_imported {
     }
 }
 
-/// The name of a reason that records are refused for, by its place in `refused_for`: "tuple_taken", say;
-/// "unknown" where there is none. Never NULL, never to be freed.
+/// Returns the name of a reason that records are refused for, by its index in `refused_for`, such
+/// as "tuple_taken"; "unknown" for an index without a reason. The text is never NULL and must not
+/// be freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn slb_refusal(reason: u8) -> *const c_char {
     let text = match Refusal::ALL.get(usize::from(reason)) {
@@ -81,7 +82,7 @@ pub extern "C" fn slb_refusal(reason: u8) -> *const c_char {
 }
 
 /// # Safety
-/// The pointers are NULL, misaligned, or what they say.
+/// Each pointer is NULL, misaligned, or points to as many elements as its count says.
 pub(crate) unsafe fn export<R: Role, C>(
     handle: *mut C,
     from: u64,
@@ -104,7 +105,7 @@ pub(crate) unsafe fn export<R: Role, C>(
 }
 
 /// # Safety
-/// The pointers are NULL, misaligned, or what they say.
+/// Each pointer is NULL, misaligned, or points to as many elements as its count says.
 pub(crate) unsafe fn import<R: Role, C>(
     handle: *mut C,
     now: u64,

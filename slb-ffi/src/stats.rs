@@ -11,12 +11,12 @@ pub const SLB_DROP_REASONS: usize = 64;
 
 const _: () = assert!(DropReason::COUNT < SLB_DROP_REASONS);
 
-/// What a mux, host or proxy did so far. Every frame received is in exactly one of forwarded,
+/// Counters of a mux, host agent or proxy. Every frame received is in exactly one of forwarded,
 /// replied, passed and dropped.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_stats {
-    /// Frames given to it.
+    /// Frames received.
     pub received: u64,
     /// Bytes of the frames received.
     pub received_bytes: u64,
@@ -26,9 +26,9 @@ pub struct slb_stats {
     pub forwarded_bytes: u64,
     /// Frames that became an answer.
     pub replied: u64,
-    /// Frames that are not ours.
+    /// Frames passed: not for the balancer.
     pub passed: u64,
-    /// Frames not to be sent.
+    /// Frames dropped.
     pub dropped: u64,
     /// Frames dropped, by the number of the reason: see `slb_drop_reason`. Index 0 is not used.
     pub dropped_for: [u64; SLB_DROP_REASONS],
@@ -38,25 +38,25 @@ pub struct slb_stats {
     pub icmp_errors: u64,
     /// Of a mux: flows pinned.
     pub flows_made: u64,
-    /// Gone because their time ran out.
+    /// Expired.
     pub flows_expired: u64,
-    /// Half-open and closing ones that had to make room.
+    /// Half-open and closing flows evicted to make room.
     pub flows_evicted: u64,
-    /// Flows that found no place.
+    /// Flows refused because the table was full.
     pub flows_refused: u64,
-    /// Flows that are pinned now.
+    /// Flows in the table now.
     pub flows_live: u64,
     /// Places.
     pub flow_places: u64,
     /// Of a host or a proxy: connections made.
     pub connections_made: u64,
-    /// Gone because their time ran out.
+    /// Expired.
     pub connections_expired: u64,
-    /// Taken out for other reasons.
+    /// Removed for other reasons.
     pub connections_removed: u64,
-    /// Connections that found no place.
+    /// Connections refused because the table was full.
     pub connections_refused: u64,
-    /// Connections that there are now.
+    /// Connections in the table now.
     pub connections_live: u64,
     /// Places.
     pub connection_places: u64,
@@ -135,7 +135,7 @@ impl slb_stats {
     }
 }
 
-/// What a rule did.
+/// Counters of a rule.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct slb_rule_stats {
@@ -160,7 +160,7 @@ impl slb_rule_stats {
     }
 }
 
-/// What a backend got.
+/// Counters of a backend.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct slb_backend_stats {
@@ -170,7 +170,7 @@ pub struct slb_backend_stats {
     pub forwarded_bytes: u64,
     /// Flows pinned to it, or connections made.
     pub flows: u64,
-    /// Connections that it has now; of a mux 0.
+    /// Live connections of the backend; 0 for a mux.
     pub live: u64,
 }
 
@@ -185,8 +185,9 @@ impl slb_backend_stats {
     }
 }
 
-/// The name of a drop reason, such as "no_rule"; "none" for 0, and "unknown" for a number that no reason
-/// has. Never NULL, never to be freed. Numbers are stable within a version.
+/// Returns the name of a drop reason, such as "no_rule"; "none" for 0, and "unknown" for a number
+/// without a reason. The text is never NULL and must not be freed. Numbers are stable within a
+/// version.
 #[unsafe(no_mangle)]
 pub extern "C" fn slb_drop_reason(reason: u8) -> *const c_char {
     let text = match usize::from(reason).checked_sub(1) {

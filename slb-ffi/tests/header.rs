@@ -1,4 +1,4 @@
-//! `include/slb.h` is what cbindgen makes of the source. To make it anew:
+//! `include/slb.h` is made by cbindgen from the source. To make it again:
 //! `SLB_WRITE_HEADER=1 cargo test -p slb-ffi --test header`.
 
 use std::fs;
@@ -7,21 +7,24 @@ use std::path::Path;
 const BEFORE: &str = "\
 /* slb: a layer-4 load balancer for your packets. Made by cbindgen from slb-ffi/src: do not edit.
  *
- * All functions give 0 or a count where they did what they were asked, else a negative number of
- * enum slb_error; then they changed nothing, unless they say so. Pointers may be NULL only where
- * that is said. NULL, misaligned, too short or overlapping arguments, and handles of another kind,
- * are errors. Only slb_frames_check looks for buffers of frames that overlap each other. Pointers to
- * less memory than a function is told cannot be detected.
+ * Functions that can fail return 0 or a count on success, else a negative value of enum slb_error;
+ * after an error nothing has changed, unless the function says so. Pointers may be NULL only where
+ * that is documented. NULL, misaligned, too short or overlapping arguments, and handles of another
+ * kind, are errors. Only slb_frames_check looks for buffers of frames that overlap each other.
+ * Pointers to undersized objects cannot be detected.
  *
  * A handle is for one thread at a time, and each thread may have its own; a snapshot is for any
- * number of threads and handles. Nothing calls back but an observer that is given, nothing is
- * global, nothing allocates but what is called _new or _config, and no panic crosses over.
+ * number of threads and handles. There are no callbacks but observers and no global state. Only
+ * functions with _new or _config in their name allocate. No panic unwinds into the caller.
  *
- * A struct filled with zeros means what is usual: set only the fields that you need. Names and
- * addresses have to be given, and slb_builder_error says what is missing where. Options are filled in
+ * A verdict is an action (enum slb_action) with its details: the port of SLB_FORWARD and SLB_FLOOD,
+ * or the reason of SLB_DROP.
+ *
+ * In a struct filled with zeros each field has its default: set only the fields that you need. Names
+ * and addresses are required, and slb_builder_error says which one is missing. Options are filled in
  * by their _init function, since 0 means none there.
  *
- * The freestanding library has no function of _new and _config: define SLB_FREESTANDING.
+ * The freestanding library has no function with _new or _config in its name: define SLB_FREESTANDING.
  *
  * See docs/c.md. */";
 

@@ -13,7 +13,7 @@ use crate::spec::{condition, slb_backend, state};
 /// Adds a backend to a pool. Gives its place there.
 ///
 /// # Safety
-/// It is a builder, and `backend` points to one.
+/// `builder` is a builder, and `backend` points to a backend.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_backend(
     builder: *mut slb_builder,
@@ -75,12 +75,12 @@ pub unsafe extern "C" fn slb_builder_backend(
     unsafe { change(builder, "backend", add) }
 }
 
-/// Changes the weight and the administrative state of a backend for all rules, such as to drain it; 0 in
-/// `weight`: the weight stays. It takes effect with the next snapshot. For what a probe found, see
-/// `slb_builder_set_health`.
+/// Changes the weight and the administrative state of a backend for all rules, such as to drain it;
+/// 0 in `weight` keeps the weight. It takes effect with the next snapshot. For what a probe found,
+/// see `slb_builder_set_health`.
 ///
 /// # Safety
-/// It is a builder.
+/// `builder` is a builder.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_set_backend(
     builder: *mut slb_builder,
@@ -108,7 +108,7 @@ pub unsafe extern "C" fn slb_builder_set_backend(
 /// NULL: its name again.
 ///
 /// # Safety
-/// It is a builder, and `seat` is NULL, or a string that stays as long as the builder.
+/// `builder` is a builder, and `seat` is NULL, or a string that stays as long as the builder.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_seat(
     builder: *mut slb_builder,
@@ -134,7 +134,7 @@ pub unsafe extern "C" fn slb_builder_seat(
 /// the former owners that have the most connections. Without a call each snapshot counts the same.
 ///
 /// # Safety
-/// It is a builder.
+/// `builder` is a builder.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_now(builder: *mut slb_builder, now: u64) -> c_int {
     let set = |parts: &mut Parts| {
@@ -145,11 +145,12 @@ pub unsafe extern "C" fn slb_builder_now(builder: *mut slb_builder, now: u64) ->
     unsafe { change(builder, "now", set) }
 }
 
-/// Says what was observed of a backend for all rules: 0 in `healthy`: it fails, and gets no new flows. It
-/// takes effect with the next snapshot. For what a probe found, see `slb_builder_set_health`.
+/// Sets the observed health of a backend for all rules: with 0 in `healthy` it fails, and gets no
+/// new flows. It takes effect with the next snapshot. For what a probe found, see
+/// `slb_builder_set_health`.
 ///
 /// # Safety
-/// It is a builder.
+/// `builder` is a builder.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_set_condition(
     builder: *mut slb_builder,
@@ -169,7 +170,7 @@ pub unsafe extern "C" fn slb_builder_set_condition(
 /// probe that rules of the pool go by. Gives its place.
 ///
 /// # Safety
-/// It is a builder.
+/// `builder` is a builder.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_health(builder: *mut slb_builder, pool: usize) -> c_int {
     let add = |parts: &mut Parts| {
@@ -194,7 +195,7 @@ pub unsafe extern "C" fn slb_builder_health(builder: *mut slb_builder, pool: usi
 /// backends alone.
 ///
 /// # Safety
-/// It is a builder.
+/// `builder` is a builder.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_rule_health(
     builder: *mut slb_builder,
@@ -224,7 +225,7 @@ pub unsafe extern "C" fn slb_builder_rule_health(
 /// for these rules; negative: its own. It takes effect with the next snapshot.
 ///
 /// # Safety
-/// It is a builder.
+/// `builder` is a builder.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_set_health(
     builder: *mut slb_builder,

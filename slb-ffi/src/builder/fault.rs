@@ -1,4 +1,4 @@
-//! What a builder's call refuses, in words.
+//! Faults of a builder's calls, as text.
 
 use core::fmt::{self, Write as _};
 
@@ -21,7 +21,7 @@ pub(crate) struct Fault {
 enum Why {
     /// As the error says.
     Error,
-    /// What would be good, and what came.
+    /// The valid values, and the one given.
     Expected(&'static str, Option<i64>),
     /// An index of a list, and how many elements that has.
     Index(usize, usize),

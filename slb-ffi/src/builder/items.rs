@@ -1,4 +1,4 @@
-//! What a configuration has besides backends: this node, frontends, pools, rules, ports.
+//! Items of a configuration besides backends: this node, frontends, pools, rules, ports.
 
 use core::ffi::c_int;
 use core::net::IpAddr;
@@ -24,7 +24,7 @@ use crate::spec::{
 /// also that of Maglev's permutations.
 ///
 /// # Safety
-/// It is a builder, and `key` has `length` bytes.
+/// `builder` is a builder, and `key` has `length` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_hash(
     builder: *mut slb_builder,
@@ -63,7 +63,7 @@ pub unsafe extern "C" fn slb_builder_hash(
 /// This node's place on the fabric.
 ///
 /// # Safety
-/// It is a builder, and `underlay` points to one.
+/// `builder` is a builder, and `underlay` points to an underlay.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_underlay(
     builder: *mut slb_builder,
@@ -110,7 +110,7 @@ pub unsafe extern "C" fn slb_builder_underlay(
 /// Adds a VIP. Gives its place.
 ///
 /// # Safety
-/// It is a builder, and `frontend` points to one.
+/// `builder` is a builder, and `frontend` points to a frontend.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_frontend(
     builder: *mut slb_builder,
@@ -139,7 +139,7 @@ pub unsafe extern "C" fn slb_builder_frontend(
 /// Adds a pool. Gives its place.
 ///
 /// # Safety
-/// It is a builder, and `pool` points to one.
+/// `builder` is a builder, and `pool` points to a pool.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_pool(
     builder: *mut slb_builder,
@@ -171,7 +171,7 @@ pub unsafe extern "C" fn slb_builder_pool(
 /// Adds a load-balancing rule. Gives its place.
 ///
 /// # Safety
-/// It is a builder, and `rule` points to one.
+/// `builder` is a builder, and `rule` points to a rule.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_rule(
     builder: *mut slb_builder,
@@ -212,7 +212,7 @@ pub unsafe extern "C" fn slb_builder_rule(
 /// Adds an inbound NAT rule or pool. Gives its place.
 ///
 /// # Safety
-/// It is a builder, and `nat` points to one.
+/// `builder` is a builder, and `nat` points to an inbound NAT rule.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_inbound_nat(
     builder: *mut slb_builder,
@@ -251,7 +251,8 @@ pub unsafe extern "C" fn slb_builder_inbound_nat(
 /// Adds an outbound rule. Gives its place.
 ///
 /// # Safety
-/// It is a builder, and `outbound` points to one with as many frontends as it says.
+/// `builder` is a builder, and `outbound` points to an outbound rule with as many frontends as it
+/// says.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_outbound(
     builder: *mut slb_builder,
@@ -295,7 +296,7 @@ pub unsafe extern "C" fn slb_builder_outbound(
 /// packets from. Gives its place.
 ///
 /// # Safety
-/// It is a builder, and `address` points to one.
+/// `builder` is a builder, and `address` points to an address.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_mux(
     builder: *mut slb_builder,
@@ -317,7 +318,7 @@ pub unsafe extern "C" fn slb_builder_mux(
 /// the number of prefixes before the call.
 ///
 /// # Safety
-/// It is a builder, and `address` points to one.
+/// `builder` is a builder, and `address` points to an address.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_inside(
     builder: *mut slb_builder,
@@ -353,7 +354,7 @@ pub unsafe extern "C" fn slb_builder_inside(
 /// send to it is passed, whatever outbound rules say.
 ///
 /// # Safety
-/// It is a builder, and `address` points to one.
+/// `builder` is a builder, and `address` points to an address.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_probe_source(
     builder: *mut slb_builder,
@@ -375,7 +376,7 @@ pub unsafe extern "C" fn slb_builder_probe_source(
 /// frontend port; else any number, each with an address.
 ///
 /// # Safety
-/// It is a builder.
+/// `builder` is a builder.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_proxy(
     builder: *mut slb_builder,
@@ -398,7 +399,7 @@ pub unsafe extern "C" fn slb_builder_proxy(
 /// its place.
 ///
 /// # Safety
-/// It is a builder, and `address` points to one.
+/// `builder` is a builder, and `address` points to an address.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_frontend_port(
     builder: *mut slb_builder,
@@ -428,7 +429,7 @@ pub unsafe extern "C" fn slb_builder_frontend_port(
 /// seen as those that `to` begins. Gives its place.
 ///
 /// # Safety
-/// It is a builder, and both point to addresses.
+/// `builder` is a builder, and both point to addresses.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_source_rewrite(
     builder: *mut slb_builder,

@@ -72,6 +72,7 @@ pub mod io;
 mod key;
 mod limit;
 mod link;
+pub mod list;
 pub mod maglev;
 mod mark;
 #[expect(unsafe_code, reason = "tables live in memory that the caller gives")]

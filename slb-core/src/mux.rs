@@ -18,6 +18,7 @@
 //!
 //! Without a flow table, or where it is full, Maglev alone decides: the same on every mux.
 
+mod list;
 mod pin;
 mod plain;
 mod returning;
@@ -37,6 +38,7 @@ use crate::frame::{BURST, Burst, Frame};
 use crate::key::Key;
 use crate::limit::SourceLimiter;
 use crate::limit::{Limits, Rates};
+use crate::list::{Entry, Filter, Listed};
 use crate::mem::{Mem, Memory};
 use crate::observe::{From, Observe, Step};
 use crate::packet::{Packet, Read, ends_of_bad};
@@ -274,6 +276,24 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         let old = core::mem::replace(&mut self.pipeline.snapshot, snapshot);
         self.pipeline.name_counters();
         Ok(old)
+    }
+
+    /// Gives the pinned flows that a [filter](Filter) wants to `each`, from a place on, and says where to go on.
+    /// `each` gets the place too, and returns whether there is room for another. Times are counted from the
+    /// last call of `process` or `advance`.
+    ///
+    /// A flow that moves to make room for another between two calls may be missed, or given twice.
+    ///
+    /// # Cost
+    /// `most` places at most.
+    pub fn list(
+        &self,
+        from: Cursor,
+        most: usize,
+        filter: &Filter<'_>,
+        each: &mut dyn FnMut(Cursor, &Entry) -> bool,
+    ) -> Listed {
+        self.pipeline.list(from, most, filter, each)
     }
 
     /// Writes pinned flows as [records](crate::state) to the beginning of `into`, from a place on, and says

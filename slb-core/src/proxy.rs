@@ -31,6 +31,7 @@ use crate::frame::{BURST, Burst, Frame};
 use crate::key::Key;
 use crate::limit::SourceLimiter;
 use crate::link::Link;
+use crate::list::{Entry, Filter, Listed};
 use crate::mem::Memory;
 use crate::nat::connection::{ALL_PORTS, Connection};
 use crate::nat::pipeline::{Lane, Opened, Origin, Pipeline, PlainLane, Role, Table};
@@ -203,6 +204,22 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         let old = self.pipeline.install(snapshot)?;
         self.last = None;
         Ok(old)
+    }
+
+    /// Gives the connections that a [filter](Filter) wants to `each`, from a place on, and says where to go on.
+    /// `each` gets the place too, and returns whether there is room for another. Times are counted from the
+    /// last call of `process` or `advance`.
+    ///
+    /// # Cost
+    /// `most` places at most.
+    pub fn list(
+        &self,
+        from: Cursor,
+        most: usize,
+        filter: &Filter<'_>,
+        each: &mut dyn FnMut(Cursor, &Entry) -> bool,
+    ) -> Listed {
+        self.pipeline.list::<ProxyRole>(from, most, filter, each)
     }
 
     /// Writes connections as [records](crate::state) to the beginning of `into`, from a place on, and says

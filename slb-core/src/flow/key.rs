@@ -52,6 +52,10 @@ pub trait Addresses: Copy + Eq + core::fmt::Debug + 'static {
     /// Mixes the addresses and `rest` under a key. Stays inside one table: it may change.
     fn hash(self, rest: u64, key: [u64; 2]) -> u64;
 
+    /// The bits that are set in both.
+    #[must_use]
+    fn and(self, mask: Self) -> Self;
+
     /// Source and destination.
     fn unpack(self) -> (IpAddr, IpAddr);
 }
@@ -97,6 +101,11 @@ impl Addresses for u64 {
         // Once is not enough: both halves of the result are used, and of tuples that differ in a
         // counter they would depend on each other.
         fold_multiply(fold_multiply(self ^ key[0], rest ^ key[1]), SPREAD)
+    }
+
+    #[inline]
+    fn and(self, mask: Self) -> Self {
+        self & mask
     }
 
     fn unpack(self) -> (IpAddr, IpAddr) {
@@ -145,6 +154,12 @@ impl Addresses for [u64; 4] {
         let source = fold_multiply(a ^ key[0], b ^ key[1]);
         let destination = fold_multiply(c ^ key[1], d ^ key[0]);
         fold_multiply(source ^ key[0], destination.rotate_left(32) ^ rest ^ key[1])
+    }
+
+    #[inline]
+    fn and(self, mask: Self) -> Self {
+        let ([a, b, c, d], [e, f, g, h]) = (self, mask);
+        [a & e, b & f, c & g, d & h]
     }
 
     fn unpack(self) -> (IpAddr, IpAddr) {

@@ -31,6 +31,7 @@ use core::ops::{Add, RangeInclusive};
 use super::key::{Addresses, FlowKey, FlowProtocol};
 use super::{Ticks, tick_of};
 use crate::key::{Key, Purpose};
+use crate::list::Like;
 use crate::mem::Mem;
 use crate::prefetch::prefetch;
 use crate::time::{Clock, Instant};
@@ -611,6 +612,24 @@ impl<'m, A: Addresses> Table<'m, A> {
             let (key, value) = (bucket.key(place), bucket.values[place]);
             (key, value, state_of(meta), Ticks(left))
         })
+    }
+
+    /// The next place from `first` on and before `end` whose flow is alive and like that.
+    pub(crate) fn next_like(&self, first: usize, end: usize, like: &Like<A>) -> Option<usize> {
+        let buckets = self.buckets.get(first / SLOTS..end.div_ceil(SLOTS))?;
+        let first_bucket = first / SLOTS;
+        for (number, bucket) in (first_bucket..).zip(buckets) {
+            for i in 0..SLOTS {
+                let is_it = like.is_like(bucket.addresses[i], bucket.ports[i]);
+                if is_it & is_alive(bucket.meta[i], self.now) {
+                    let place = number * SLOTS + i;
+                    if (first..end).contains(&place) {
+                        return Some(place);
+                    }
+                }
+            }
+        }
+        None
     }
 
     /// Places among all.

@@ -315,3 +315,15 @@ fn timeout(state: FlowState, flags: Flags, idle: Ticks) -> Ticks {
         FlowState::Established => idle,
     }
 }
+
+/// The timeout of a flow that has so much of it left, by its rule's idle timeout; `None` where its last
+/// packet was a FIN or a RST, and it cannot be told which.
+pub(super) fn timeout_of(state: FlowState, idle: Ticks, left: Ticks) -> Option<Ticks> {
+    match state {
+        FlowState::Closing if left > TRANSITORY || idle <= TRANSITORY => Some(idle),
+        FlowState::Closing => None,
+        FlowState::HalfOpen | FlowState::Established => {
+            Some(timeout(state, Flags::default(), idle))
+        }
+    }
+}

@@ -695,7 +695,7 @@ impl<A: Addresses> Connection<A> {
 
     /// How long the connection may be without a packet in its present state.
     #[inline]
-    fn timeout(&self) -> Span {
+    pub(super) fn timeout(&self) -> Span {
         use ConnectionState::*;
         match (self.sequences.protocol, self.state()) {
             (protocol::TCP, SynSent | SynReceived | TimeWait | Closed) => TRANSITORY,

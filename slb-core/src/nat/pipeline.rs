@@ -4,6 +4,7 @@
 mod answers;
 mod direct;
 mod establish;
+mod list;
 mod plain;
 mod state;
 mod sweep;

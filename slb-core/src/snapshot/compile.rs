@@ -19,6 +19,7 @@ use super::{
 use crate::flow::Ticks;
 use crate::hash::siphash13;
 use crate::health::Condition;
+use crate::list::RuleName;
 use crate::maglev::{self, MaglevError, Member, Turn};
 use crate::mem::{Counter, Memory};
 use crate::spec::snat::{GRANULES, MAX_OWNERS, deal, instance, is_outbound};
@@ -899,6 +900,21 @@ pub(super) fn rule_identities<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = u6
     let outbound = outbound.filter(|&(f, _)| is_outbound(spec, f));
     let outbound = outbound.map(|(_, f)| identity([&address_bytes(f.address), b"outbound", &[]]));
     rules.chain(nat).chain(outbound)
+}
+
+/// The same identities with what their rules are called.
+pub(crate) fn rule_names<'s>(
+    spec: &'s Spec<'_>,
+) -> impl Iterator<Item = (u64, RuleName<'s>)> + Clone + 's {
+    let rules = spec.rules.iter().map(|rule| RuleName::Rule(rule.name));
+    let nat = spec
+        .inbound_nat
+        .iter()
+        .flat_map(|nat| nat_rules(spec, nat).map(|_| RuleName::InboundNat(nat.name)));
+    let outbound = spec.frontends.iter().enumerate();
+    let outbound = outbound.filter(|&(f, _)| is_outbound(spec, f));
+    let outbound = outbound.map(|(_, frontend)| RuleName::Outbound(frontend.name));
+    rule_identities(spec).zip(rules.chain(nat).chain(outbound))
 }
 
 #[cfg(feature = "alloc")]

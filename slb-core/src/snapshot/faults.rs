@@ -324,7 +324,7 @@ fn backends<'s>(
 }
 
 /// The identity of a backend, which its id belongs to.
-pub(super) fn backend_identity(pool: &Pool<'_>, backend: &Backend<'_>) -> u64 {
+pub(crate) fn backend_identity(pool: &Pool<'_>, backend: &Backend<'_>) -> u64 {
     let address = address_bytes(backend.address);
     identity([pool.name.as_bytes(), backend.name.as_bytes(), &address])
 }

@@ -27,6 +27,8 @@ mod registry;
 pub(crate) mod terms;
 
 pub(crate) use addresses::words;
+pub(crate) use compile::rule_names;
+pub(crate) use faults::backend_identity;
 pub use lineage::{InstallError, Rejected, RoleError};
 pub use names::{BackendKey, RuleKey};
 pub use owned::{OwnedSnapshot, Unbuilt};

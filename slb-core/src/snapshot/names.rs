@@ -3,8 +3,10 @@
 //! A snapshot keeps hashes of names, not the names: text would need memory of a size that a spec does
 //! not say. A lookup costs a hash, and for a backend a scan of all backends.
 
-use super::Snapshot;
 use super::registry::{BackendId, identity};
+use super::{ECHO, RuleMatch, Snapshot, rule_key};
+use crate::packet::Tuple;
+use crate::wire::protocol;
 
 /// A rule of a snapshot: its index in [`Spec::rules`](crate::spec::Spec::rules), or its name.
 ///
@@ -65,6 +67,23 @@ impl Snapshot<'_> {
     pub fn rule_named(&self, name: &str) -> Option<u32> {
         let slot = self.rule_by_identity(identity([name.as_bytes(), &[], &[]]))?;
         self.rule_ids.owner(slot)
+    }
+
+    /// The index of the rule that takes packets of this tuple; `None` where there is none.
+    pub(crate) fn rule_of(&self, tuple: &Tuple) -> Option<u32> {
+        let vip = self.vip_of(tuple.destination)?;
+        let raw_port = u16::from_le_bytes(tuple.destination_port.to_be_bytes());
+        let found = match tuple.protocol {
+            protocol::TCP | protocol::UDP => self.classify_ports(vip, tuple.protocol, raw_port),
+            number => match self.rule_keys.get(rule_key(vip, number, ECHO)) {
+                Some(rule) => RuleMatch::Rule(rule),
+                None => self.classify_protocol(vip, number),
+            },
+        };
+        match found {
+            RuleMatch::Rule(rule) => Some(rule),
+            RuleMatch::NoRule | RuleMatch::NotVip => None,
+        }
     }
 
     /// The id of the backend of this name in the pool of that name; `None` where there is none. Of

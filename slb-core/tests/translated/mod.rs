@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use slb_core::list::{Entry, Filter};
 use slb_core::nat::{NatOptions, NatStats};
 use slb_core::snapshot::Snapshot;
 use slb_core::spec::{
@@ -437,6 +438,24 @@ impl World {
             calls += 1;
         }
         (all, calls)
+    }
+
+    /// The connections that a filter wants, looked for in steps of so many places.
+    pub fn list(&self, filter: &Filter<'_>, step: usize) -> Vec<Entry> {
+        let (mut all, mut next) = (Vec::new(), Some(Cursor::START));
+        while let Some(cursor) = next {
+            let mut each = |_: Cursor, entry: &Entry| {
+                all.push(*entry);
+                all.len() % 3 != 0
+            };
+            let listed = match &self.dut {
+                Dut::Host(host) => host.list(cursor, step, filter, &mut each),
+                Dut::Proxy(proxy) => proxy.list(cursor, step, filter, &mut each),
+            };
+            assert!(listed.places <= step);
+            next = listed.next;
+        }
+        all
     }
 
     pub fn import(&mut self, age: Age, records: &[u8]) -> Result<Imported, StateError> {

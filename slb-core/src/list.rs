@@ -1,0 +1,242 @@
+//! The entries of a running role's table, one after the other: what `slb flows` and `slb connections` show.
+//!
+//! [`Mux::list`](crate::Mux::list), [`Host::list`](crate::Host::list) and [`Proxy::list`](crate::Proxy::list)
+//! look at a bounded number of places a call and change nothing, so a live loop can walk its table between two
+//! bursts. A [`Filter`] is applied to the words of the table before an [`Entry`] is made of them: a place that
+//! is not wanted costs a few compares.
+//!
+//! An entry names its backend and its rule by [identity](crate::state#identities), which stays the same from
+//! one configuration to the next; [`rule_names`] and [`backend_identity`] lead back to names.
+
+use core::net::IpAddr;
+use core::time::Duration;
+
+use crate::flow::{Addresses, FlowState};
+use crate::nat::{ConnectionState, Direction};
+use crate::packet::Tuple;
+use crate::snapshot;
+use crate::spec::{Backend, Pool, Spec};
+use crate::state::Cursor;
+use crate::verdict::PortId;
+
+/// How far a flow or a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EntryState {
+    /// Of a mux's flow.
+    Flow(FlowState),
+    /// Of a host agent's or a proxy's connection.
+    Connection(ConnectionState),
+}
+
+impl EntryState {
+    /// Name of the state in lists.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Flow(FlowState::HalfOpen) => "half_open",
+            Self::Flow(FlowState::Established) => "established",
+            Self::Flow(FlowState::Closing) => "closing",
+            Self::Connection(state) => state.name(),
+        }
+    }
+}
+
+/// A flow that a mux has pinned, or a connection that a host agent or a proxy translates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The tuple of packets from the outside: of a client's for a VIP, or of answers to a vm that called out.
+    pub outside: Tuple,
+    /// The tuple of the server's packets before they are translated; `None` at a mux, which translates nothing.
+    pub inside: Option<Tuple>,
+    /// Direction of the first packet.
+    pub opener: Direction,
+    /// How far it has come.
+    pub state: EntryState,
+    /// Identity of the backend; `None` where the backend is gone.
+    pub backend: Option<u64>,
+    /// Identity of the rule; `None` where there is none, or where it is gone.
+    pub rule: Option<u64>,
+    /// The vm's port at a host agent, the client's at a proxy.
+    pub port: Option<PortId>,
+    /// How long it may be without a packet; `None` where a mux does not know: the rule is gone, or the flow is
+    /// closing and may have ended by a FIN or by a RST.
+    pub timeout: Option<Duration>,
+    /// What is left of that time.
+    pub left: Duration,
+}
+
+impl Entry {
+    /// Time since the last packet; `None` where the timeout is not known.
+    ///
+    /// # Units
+    /// A mux counts in steps of 1.07 s, the others of 67 ms.
+    pub fn idle(&self) -> Option<Duration> {
+        self.timeout
+            .map(|timeout| timeout.saturating_sub(self.left))
+    }
+}
+
+/// The addresses that share the first bits with one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subnet {
+    /// One of the addresses.
+    pub address: IpAddr,
+    /// How many bits count: all that there are, where it is more.
+    pub bits: u8,
+}
+
+impl Subnet {
+    /// An address alone.
+    pub const fn host(address: IpAddr) -> Self {
+        Self { address, bits: 128 }
+    }
+
+    /// The mask, as an address of the same family.
+    fn mask(self) -> IpAddr {
+        match self.address {
+            IpAddr::V4(_) => {
+                let bits = u32::from(self.bits).min(32);
+                let mask = u32::MAX.checked_shl(32 - bits).unwrap_or(0);
+                IpAddr::V4(mask.into())
+            }
+            IpAddr::V6(_) => {
+                let bits = u32::from(self.bits).min(128);
+                let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
+                IpAddr::V6(mask.into())
+            }
+        }
+    }
+}
+
+/// Addresses and ports that one side of an entry is to have. What is `None` may be anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// Source addresses.
+    pub source: Option<Subnet>,
+    /// Destination addresses.
+    pub destination: Option<Subnet>,
+    /// Source port.
+    pub source_port: Option<u16>,
+    /// Destination port.
+    pub destination_port: Option<u16>,
+}
+
+/// The entries that are wanted. What is `None` may be anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Filter<'a> {
+    /// Of [`Entry::outside`].
+    pub outside: Ends,
+    /// Of [`Entry::inside`]: no flow of a mux has one.
+    pub inside: Ends,
+    /// IP protocol number.
+    pub protocol: Option<u8>,
+    /// How far it has come.
+    pub state: Option<EntryState>,
+    /// Direction of the first packet.
+    pub opener: Option<Direction>,
+    /// Identities of backends, of which it has one.
+    pub backends: Option<&'a [u64]>,
+    /// Identities of rules, of which it has one.
+    pub rules: Option<&'a [u64]>,
+    /// Port of the vm, or of a proxy's client.
+    pub port: Option<PortId>,
+}
+
+impl Filter<'_> {
+    /// Whether an entry, whose tuples are wanted, is wanted altogether.
+    pub(crate) fn takes(&self, entry: &Entry) -> bool {
+        let is_one = |wanted: Option<&[u64]>, own: Option<u64>| {
+            wanted.is_none_or(|wanted| own.is_some_and(|own| wanted.contains(&own)))
+        };
+        self.protocol
+            .is_none_or(|wanted| wanted == entry.outside.protocol)
+            && self.state.is_none_or(|wanted| wanted == entry.state)
+            && self.opener.is_none_or(|wanted| wanted == entry.opener)
+            && self.port.is_none_or(|wanted| Some(wanted) == entry.port)
+            && is_one(self.backends, entry.backend)
+            && is_one(self.rules, entry.rule)
+    }
+}
+
+/// Where a call of `list` came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Places that were looked at.
+    pub places: usize,
+    /// Where the next call goes on; `None`: all were looked at.
+    pub next: Option<Cursor>,
+}
+
+/// Ends as the words of a table have them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Like<A> {
+    mask: A,
+    addresses: A,
+    port_mask: u32,
+    ports: u32,
+}
+
+impl<A: Addresses> Like<A> {
+    /// `None` where an address is of the other family: no entry of this table is like it.
+    pub(crate) fn of(ends: &Ends) -> Option<Self> {
+        let words = |end: Option<Subnet>| {
+            let (source, _) = A::ZERO.split();
+            let Some(subnet) = end else {
+                return Some((source, source));
+            };
+            Some((A::from_ip(subnet.mask())?, A::from_ip(subnet.address)?))
+        };
+        let (source, destination) = (words(ends.source)?, words(ends.destination)?);
+        let mask = A::join(source.0, destination.0);
+        let port = |port: Option<u16>| {
+            let mask = if port.is_some() { u16::MAX } else { 0 };
+            (mask.to_be_bytes(), port.unwrap_or(0).to_be_bytes())
+        };
+        let ((from_mask, from), (to_mask, to)) =
+            (port(ends.source_port), port(ends.destination_port));
+        let joined = |[a, b]: [u8; 2], [c, d]: [u8; 2]| u32::from_le_bytes([a, b, c, d]);
+        Some(Self {
+            mask,
+            addresses: A::join(source.1, destination.1).and(mask),
+            port_mask: joined(from_mask, to_mask),
+            ports: joined(from, to),
+        })
+    }
+
+    #[inline]
+    pub(crate) fn is_like(&self, addresses: A, ports: u32) -> bool {
+        (addresses.and(self.mask) == self.addresses) & (ports & self.port_mask == self.ports)
+    }
+}
+
+/// The identity of a backend.
+pub fn backend_identity(pool: &Pool<'_>, backend: &Backend<'_>) -> u64 {
+    snapshot::backend_identity(pool, backend)
+}
+
+/// A rule by what it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RuleName<'s> {
+    /// A balancing rule, by its name.
+    Rule(&'s str),
+    /// A port of an inbound NAT rule, by the rule's name.
+    InboundNat(&'s str),
+    /// The SNAT ports of a frontend, by the frontend's name.
+    Outbound(&'s str),
+}
+
+impl<'s> RuleName<'s> {
+    /// The name alone.
+    pub const fn name(self) -> &'s str {
+        match self {
+            Self::Rule(name) | Self::InboundNat(name) | Self::Outbound(name) => name,
+        }
+    }
+}
+
+/// The identity and the name of each rule of a spec, in the order of their places.
+///
+/// # Cost
+/// A hash for each rule and each port of inbound NAT.
+pub fn rule_names<'s>(spec: &'s Spec<'s>) -> impl Iterator<Item = (u64, RuleName<'s>)> {
+    snapshot::rule_names(spec)
+}

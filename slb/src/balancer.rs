@@ -8,6 +8,8 @@ use slb_core::MuxOptions;
 #[cfg(feature = "live")]
 use slb_core::counters::CounterMemory;
 #[cfg(feature = "live")]
+use slb_core::list::{Entry, Filter, Listed};
+#[cfg(feature = "live")]
 use slb_core::mem::Mem;
 #[cfg(feature = "live")]
 use slb_core::nat::NatOptions;
@@ -214,6 +216,18 @@ impl Balancer {
         seen: &mut impl Observe,
     ) {
         on!(&mut self.role, role => role.process_observed(now, frames, seen));
+    }
+
+    /// Gives flows or connections one by one: see [`slb_core::list`].
+    #[cfg(feature = "live")]
+    pub(crate) fn list(
+        &self,
+        from: Cursor,
+        most: usize,
+        filter: &Filter<'_>,
+        each: &mut dyn FnMut(Cursor, &Entry) -> bool,
+    ) -> Listed {
+        on!(&self.role, role => role.list(from, most, filter, each))
     }
 
     /// Writes connections or flows as records: see [`slb_core::state`].

@@ -47,6 +47,20 @@ pub(crate) enum Command {
     #[cfg(feature = "live")]
     /// Show what a running balancer does: rates, flows, backends and drops, each second.
     Status(StatusOptions),
+    #[cfg(feature = "live")]
+    /// List the flows that a running mux has pinned.
+    ///
+    /// A list is no snapshot: flows come and go while the table is read. Packets go first, so while a mux is busy
+    /// a large table takes longer.
+    Flows(FlowOptions),
+    #[cfg(feature = "live")]
+    /// List the connections that a running host agent or proxy translates.
+    ///
+    /// A list is no snapshot: connections come and go while the table is read.
+    Connections(ConnectionOptions),
+    #[cfg(feature = "live")]
+    /// List the connections that vms behind a running host agent opened, and the SNAT ports that they use.
+    Snat(ConnectionOptions),
     #[cfg(feature = "top")]
     /// Watch a running balancer on the whole terminal: VIPs, backends and their health, rates, drops.
     Top(TopOptions),
@@ -92,6 +106,12 @@ pub(crate) const LEFT_OUT: &[(&str, &str)] = &[
     ("proxy", "live"),
     #[cfg(not(feature = "live"))]
     ("status", "live"),
+    #[cfg(not(feature = "live"))]
+    ("flows", "live"),
+    #[cfg(not(feature = "live"))]
+    ("connections", "live"),
+    #[cfg(not(feature = "live"))]
+    ("snat", "live"),
     #[cfg(not(feature = "live"))]
     ("probe", "live"),
     #[cfg(not(feature = "top"))]
@@ -314,6 +334,68 @@ pub(crate) struct StatusOptions {
     /// How to print it: JSON is printed once.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,
+}
+
+/// Which entries of a table to list, and how.
+#[cfg(feature = "live")]
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ListOptions {
+    /// The balancer's socket. Default: that of the one that runs here.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Only of this client, or of this remote end of a vm's connection.
+    #[arg(long, value_name = "ADDRESS[/BITS]|[ADDRESS]:PORT")]
+    pub(crate) client: Option<String>,
+    /// Only of this VIP, or of this SNAT address.
+    #[arg(long, value_name = "ADDRESS[/BITS]|[ADDRESS]:PORT")]
+    pub(crate) vip: Option<String>,
+    /// Only of this protocol: tcp, udp, icmp, icmpv6 or a number.
+    #[arg(long, value_name = "PROTOCOL")]
+    pub(crate) protocol: Option<String>,
+    /// Only in this state: of flows half_open, established or closing; of connections syn_sent, syn_received,
+    /// established, fin_wait_inward, fin_wait_outward, time_wait or closed.
+    #[arg(long, value_name = "STATE")]
+    pub(crate) state: Option<String>,
+    #[command(flatten)]
+    pub(crate) named: Named,
+    /// Print how many there are, and no entry.
+    #[arg(long)]
+    pub(crate) count: bool,
+    /// Print so many at most.
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<u64>,
+    /// Print a JSON object a line.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Entries by names of the configuration.
+#[cfg(feature = "live")]
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Named {
+    /// Only of this backend: its name, or POOL/NAME. Can be given several times.
+    #[arg(long, value_name = "BACKEND")]
+    pub(crate) backend: Vec<String>,
+    /// Only of this rule or inbound NAT rule. Can be given several times.
+    #[arg(long, value_name = "RULE")]
+    pub(crate) rule: Vec<String>,
+}
+
+#[cfg(feature = "live")]
+#[derive(Clone, Debug, Args)]
+pub(crate) struct FlowOptions {
+    #[command(flatten)]
+    pub(crate) list: ListOptions,
+}
+
+#[cfg(feature = "live")]
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ConnectionOptions {
+    #[command(flatten)]
+    pub(crate) list: ListOptions,
+    /// Only of the vm or backend that has this address.
+    #[arg(long, value_name = "ADDRESS[/BITS]|[ADDRESS]:PORT")]
+    pub(crate) vm: Option<String>,
 }
 
 #[cfg(feature = "top")]

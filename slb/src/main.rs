@@ -5,10 +5,14 @@
 #![warn(unnameable_types, unreachable_pub)]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "live")]
+mod ask;
 mod balancer;
 mod check;
 mod cli;
 mod explain;
+#[cfg(feature = "live")]
+mod flows;
 mod generate;
 #[cfg(feature = "azure")]
 mod import;
@@ -54,6 +58,12 @@ fn main() -> ExitCode {
         Command::Proxy(options) => live::run(&options, Role::Proxy),
         #[cfg(feature = "live")]
         Command::Status(options) => status::run(&options),
+        #[cfg(feature = "live")]
+        Command::Flows(options) => flows::flows(&options),
+        #[cfg(feature = "live")]
+        Command::Connections(options) => flows::connections(&options),
+        #[cfg(feature = "live")]
+        Command::Snat(options) => flows::snat(&options),
         #[cfg(feature = "top")]
         Command::Top(options) => top::run(&options),
         #[cfg(feature = "live")]

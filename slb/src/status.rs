@@ -1,7 +1,7 @@
 //! `slb status`: what a running balancer does, as a table that is renewed each second.
 
 use std::fmt::Write as _;
-use std::io::{IsTerminal as _, Read as _};
+use std::io::{IsTerminal as _, Read as _, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -60,7 +60,10 @@ pub(crate) fn place(said: Option<&Path>) -> Result<PathBuf, Failure> {
 pub(crate) fn ask(path: &Path) -> Result<Value, Failure> {
     let failed =
         |error: &dyn std::fmt::Display| Failure::failed(format!("{}: {error}", path.display()));
-    let stream = UnixStream::connect(path).map_err(|error| failed(&error))?;
+    let mut stream = UnixStream::connect(path).map_err(|error| failed(&error))?;
+    // Whoever asks nothing is answered only a moment later.
+    let asked = stream.write_all(b"{\"ask\":\"status\"}\n");
+    asked.map_err(|error| failed(&error))?;
     let patience = stream.set_read_timeout(Some(PATIENCE));
     patience.map_err(|error| failed(&error))?;
     let mut text = String::new();

@@ -1,4 +1,5 @@
-//! The status socket: whoever connects gets one JSON document about the running process.
+//! The status socket: whoever connects gets one JSON document about the running process, or the answer to a
+//! [question](super::request).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs;
@@ -7,6 +8,7 @@ use std::net::{IpAddr, Shutdown};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -20,7 +22,9 @@ use slb_core::stats::BackendCounters;
 use slb_io_pcap::CaptureStats;
 use tracing::warn;
 
+use super::look::{Pages, Task, Wanted};
 use super::next_hops::destination;
+use super::request;
 use super::state::StateStatus;
 use super::worker::{Counted, Letterbox, Worker};
 use crate::Failure;
@@ -43,12 +47,14 @@ pub(crate) fn default_path(role: Role) -> PathBuf {
 pub(super) struct Shared {
     state: Mutex<State>,
     workers: Vec<(Arc<Letterbox>, Vec<String>, Option<usize>)>,
+    /// Of each worker, where others say what they look for.
+    tasks: Vec<Sender<Task>>,
     begin: Instant,
 }
 
 /// What the control thread knows.
 struct State {
-    config: Config,
+    config: Arc<Config>,
     /// Hosts that no packet can reach.
     unreachable: BTreeSet<IpAddr>,
     /// Why it is not ready.
@@ -96,7 +102,7 @@ impl Shared {
         };
         Arc::new(Self {
             state: Mutex::new(State {
-                config: config.clone(),
+                config: Arc::new(config.clone()),
                 unreachable: BTreeSet::new(),
                 trouble: Vec::new(),
                 stalled: Vec::new(),
@@ -104,12 +110,14 @@ impl Shared {
                 kept: None,
             }),
             workers: workers.iter().map(one).collect(),
+            tasks: workers.iter().map(|worker| worker.tasks.clone()).collect(),
             begin,
         })
     }
 
     pub(super) fn set_config(&self, config: &Config) {
-        self.state().config = config.clone();
+        let config = Arc::new(config.clone());
+        self.state().config = config;
     }
 
     pub(super) fn set_unreachable(&self, hosts: BTreeSet<IpAddr>) {
@@ -127,6 +135,20 @@ impl Shared {
 
     pub(super) fn set_state(&self, kept: &StateStatus) {
         self.state().kept = Some(kept.clone());
+    }
+
+    /// The configuration that is in place.
+    pub(super) fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.state().config)
+    }
+
+    /// What is wanted of all workers' tables, page by page.
+    pub(super) fn pages(&self, wanted: &Wanted, has_records: bool) -> Pages {
+        Pages::of(self.tasks.len(), wanted, has_records, |worker, task| {
+            // A worker that has ended lets the task go, and the pages say so.
+            let _ = self.tasks[worker].send(task);
+            self.workers[worker].0.nudge();
+        })
     }
 
     /// Why it is not ready, where it is not: also how long workers have stood still. Waits for no worker.
@@ -159,14 +181,14 @@ impl Shared {
     }
 
     /// The document; `None` where a worker does not answer.
-    fn document(&self) -> Option<Value> {
+    pub(super) fn document(&self) -> Option<Value> {
         let counted = self.count()?;
         let one = |(counted, (_, names, cpu)): (&Counted, &(_, Vec<String>, Option<usize>))| json!({ "queues": names, "cpu": cpu, "io": counted.io_json() });
         let workers: Vec<Value> = counted.iter().zip(&self.workers).map(one).collect();
         let total = counted.into_iter().reduce(Counted::and)?;
         let (io, generation) = (total.io_json(), total.tally.generation());
         let state = self.state();
-        let config = &state.config;
+        let config = &*state.config;
         let none = CaptureStats::default();
         let report = Report::new(config, total.tally, &none, self.begin.elapsed());
         let mut document = report.json();
@@ -209,7 +231,7 @@ impl Shared {
         )];
         let generation = total.tally.generation();
         let state = self.state();
-        let config = &state.config;
+        let config = &*state.config;
         let none = CaptureStats::default();
         let report = Report::new(config, total.tally, &none, self.begin.elapsed());
         let mut families = report.families();
@@ -433,6 +455,9 @@ impl Drop for Name {
 
 fn answer(mut client: &UnixStream, shared: &Shared) -> io::Result<()> {
     client.set_write_timeout(Some(PATIENCE))?;
+    if let Some(asked) = request::read(client)? {
+        return request::answer(&asked, client, shared);
+    }
     if let Some(document) = shared.document() {
         client.write_all(document.to_string().as_bytes())?;
     }

@@ -18,6 +18,7 @@ use slb_io_tun::{Device, Tun};
 use tracing::{debug, error, warn};
 
 use super::device::{Queues, TunQueue};
+use super::look::{Looker, Task};
 use super::mailbox::{Fill, Mailbox, Recipient};
 use super::offload::Offload;
 use super::state::{self, Saved};
@@ -69,6 +70,7 @@ pub(super) struct Starting {
     names: Vec<String>,
     cpu: Option<usize>,
     orders: Sender<Order>,
+    tasks: Sender<Task>,
     thread: JoinHandle<Vec<u8>>,
 }
 
@@ -87,6 +89,7 @@ impl Starting {
             cpu: self.cpu,
             sockets,
             orders: self.orders,
+            tasks: self.tasks,
             thread: self.thread,
             heard: (0, Clock::now()),
         })
@@ -98,6 +101,8 @@ pub(super) struct Worker {
     pub(super) mailbox: Arc<Letterbox>,
     pub(super) names: Vec<String>,
     pub(super) cpu: Option<usize>,
+    /// What others look for in its tables; it has to be nudged.
+    pub(super) tasks: Sender<Task>,
     /// Of AF_XDP: the interface and queue of each socket.
     sockets: Sockets,
     orders: Sender<Order>,
@@ -150,12 +155,14 @@ impl Worker {
         let (names, cpu) = (start.names.clone(), start.cpu);
         let (tell, told) = channel();
         let (orders, received) = channel();
+        let (tasks, to_do) = channel();
         let (go, gone) = channel();
         let own = Arc::clone(&mailbox);
         let name = format!("slb {}", names.first().map_or("", String::as_str));
         let thread = thread::Builder::new().name(name).spawn(move || {
             let _ends = own.ends_with_this();
-            work(start, &gone, &own, &received, tell.clone()).unwrap_or_else(|failure| {
+            let told = (&received, &to_do);
+            work(start, &gone, &own, told, tell.clone()).unwrap_or_else(|failure| {
                 error!("{failure}");
                 // If it is of the beginning, somebody still listens.
                 let _ = tell.send(Err(failure));
@@ -169,6 +176,7 @@ impl Worker {
             names,
             cpu,
             orders,
+            tasks,
             thread: thread.map_err(Failure::failed)?,
         })
     }
@@ -231,7 +239,7 @@ fn work(
     start: Start,
     go: &Receiver<Go>,
     mailbox: &Letterbox,
-    orders: &Receiver<Order>,
+    (orders, tasks): (&Receiver<Order>, &Receiver<Task>),
     mut tell: Sender<Result<Sockets, Failure>>,
 ) -> Result<Vec<u8>, Failure> {
     if let Some(cpu) = start.cpu {
@@ -259,6 +267,8 @@ fn work(
         balancer,
         mailbox,
         orders,
+        tasks,
+        looker: Looker::new(),
         waits: start.waits,
         probes: start.probes,
         begin: Clock::now(),
@@ -315,6 +325,8 @@ struct Moving<'w> {
     balancer: Balancer,
     mailbox: &'w Letterbox,
     orders: &'w Receiver<Order>,
+    tasks: &'w Receiver<Task>,
+    looker: Looker,
     waits: bool,
     probes: Option<WorkerEnd>,
     begin: Clock,
@@ -425,9 +437,15 @@ impl Moving<'_> {
                 } else if let Ok(order) = self.orders.try_recv() {
                     return Ok(End::Order(order));
                 }
+                while let Ok(task) = self.tasks.try_recv() {
+                    self.looker.take(task);
+                }
             }
             if self.fill.is_some() {
                 self.export();
+            }
+            if self.looker.is_busy() {
+                self.looker.step(&self.balancer, idle > 0);
             }
             let count = io.receive(&mut burst)?;
             let clock = Clock::now();
@@ -467,7 +485,7 @@ impl Moving<'_> {
             if stop.is_some() {
                 return Ok(End::Stopped);
             }
-            if idle > IDLE_POLLS && self.waits && self.fill.is_none() {
+            if idle > IDLE_POLLS && self.waits && self.fill.is_none() && !self.looker.is_ready() {
                 io.wait(WAIT)?;
             }
         }

@@ -5,9 +5,10 @@
 //!                         json         template                  read         write
 //!  inventory (TOML): what Azure knows and its JSON does not say ──┘
 //! ```
-//! What is read: load balancers as resources, whole ARM templates (`resources`, with the addresses and
-//! network interfaces that they have, and parameter files), and parts of a load balancer, such as one
-//! rule. Every property is either mapped, known to mean nothing here, or a warning by name.
+//! The input may be load balancers as resources, whole ARM templates (`resources`, with the
+//! addresses and network interfaces that they have, and parameter files), and parts of a load
+//! balancer, such as one rule. Every property is either mapped, known to mean nothing here, or a
+//! warning by name.
 
 mod expression;
 mod functions;
@@ -35,11 +36,12 @@ pub const FIRST_WORDS: &str = "# Made by `slb import` from";
 pub struct Imported {
     /// The configuration as a file.
     pub toml: String,
-    /// What was left out, and why, with its place in the JSON.
+    /// Warnings: parts that were left out, with the reason and the place in the JSON.
     pub warnings: Vec<ConfigError>,
     /// Why it is not a whole configuration: what was given are parts, and others are missing.
     pub missing: Option<ConfigErrors>,
-    /// Whether the JSON has neither a load balancer nor a part of one, such as where all conditions are false.
+    /// True if the JSON has neither a load balancer nor a part of one, such as when all conditions
+    /// are false.
     pub is_empty: bool,
 }
 
@@ -48,7 +50,7 @@ pub struct Imported {
 pub struct Input<'t> {
     /// The file's name.
     pub file: &'t str,
-    /// What is in it.
+    /// The text of the JSON.
     pub text: &'t str,
 }
 

@@ -59,11 +59,11 @@ pub struct Config {
     pub outbound: Vec<Outbound>,
     /// `[[port]]` and `[[source_rewrite]]`: of a proxy.
     pub ports: Ports,
-    /// What probes found so far: no file says that.
+    /// Health that probes found so far, which is in no file.
     pub health: Findings,
 }
 
-/// What probes found of backends, beside what the configuration says of them.
+/// Health of backends by their probes, in addition to their configured state.
 ///
 /// A finding belongs to a pool, a probe and a backend, given by their places in the configuration:
 /// a rule goes by the findings of its own probe. A backend without a finding is healthy.
@@ -171,7 +171,7 @@ impl Config {
         (slots > 0).then(|| FragmentRoom::build(slots, key, memory))
     }
 
-    /// What a mux may do besides forwarding.
+    /// Returns the options of a mux with this configuration.
     pub fn mux_options(&self) -> MuxOptions {
         MuxOptions {
             answers_per_second: self.node.answers_per_second,
@@ -182,7 +182,7 @@ impl Config {
         }
     }
 
-    /// What a host agent or a proxy may do besides translating.
+    /// Returns the options of a host agent or a proxy with this configuration.
     pub fn nat_options(&self) -> NatOptions {
         NatOptions {
             answers_per_second: self.node.answers_per_second,
@@ -218,8 +218,8 @@ impl Config {
         warnings::of(self)
     }
 
-    /// What this configuration takes away that `old` had and that is seldom taken away on purpose,
-    /// a line each: all rules of a VIP, or half of a pool's backends and more.
+    /// Returns the losses against `old` that are seldom intended, a line each: all rules of a VIP,
+    /// or half of a pool's backends and more.
     pub fn losses(&self, old: &Self) -> Vec<String> {
         warnings::losses(old, self)
     }

@@ -1,4 +1,4 @@
-//! What another configuration would change, without putting it in place.
+//! Differences that another configuration would make, without installing it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -14,17 +14,17 @@ use crate::holders::InboundPort;
 /// Two configurations, one after the other.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Diff {
-    /// What is there, of whatever kind, and is not in the other.
+    /// Items of any kind that only the new configuration has.
     pub added: Vec<String>,
-    /// What is gone.
+    /// Items of any kind that only the old configuration has.
     pub removed: Vec<String>,
-    /// What is in both, and not the same.
+    /// Items that differ.
     pub changed: Vec<String>,
     /// For each rule in both, what becomes of flows.
     pub rules: Vec<RuleDiff>,
     /// Ports of VIPs that lead to another backend, or that another backend calls out from.
     pub ports: Vec<PortMove>,
-    /// What takes effect with a restart only.
+    /// Settings that take effect only after a restart.
     pub restart: Vec<&'static str>,
 }
 
@@ -56,7 +56,7 @@ impl fmt::Display for PortMove {
     }
 }
 
-/// What becomes of a rule's flows.
+/// The effect on a rule's flows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RuleDiff {
     /// Name of the rule.
@@ -72,7 +72,7 @@ pub struct RuleDiff {
 }
 
 impl Diff {
-    /// What `new` would change in the place of `old`.
+    /// Compares two configurations: the effect of replacing `old` by `new`.
     ///
     /// # Errors
     /// One of them cannot be compiled.
@@ -126,8 +126,8 @@ impl Diff {
         Ok(diff)
     }
 
-    /// Whether there is no difference: neither in what the configurations say, nor in what follows from the
-    /// order in which they say it, such as the owners of ports.
+    /// Returns true if there is no difference, neither in the text of the configurations nor in
+    /// derived values such as the owners of ports.
     pub fn is_empty(&self) -> bool {
         let parts = [&self.added, &self.removed, &self.changed];
         parts.iter().all(|part| part.is_empty())

@@ -13,7 +13,7 @@ use toml::de::{DeTable, DeValue};
 use crate::duration::{format_duration, parse_duration};
 use crate::error::{ConfigError, ConfigErrors};
 
-/// Where something stands in the text.
+/// A position in the text.
 pub(crate) type Span = Range<usize>;
 
 /// The faults found so far.
@@ -255,12 +255,12 @@ impl<'d> Section<'d> {
         self.parse(self.get(field)?, field, expected, parse)
     }
 
-    /// Whether a field is there.
+    /// Returns true if a field is present.
     pub(crate) fn has(&self, field: &'static str) -> bool {
         self.get(field).is_some()
     }
 
-    /// Whether a field is a list with nothing in it.
+    /// Returns true if a field is an empty list.
     pub(crate) fn is_empty_list(&self, field: &'static str) -> bool {
         let array = self.get(field).and_then(|value| value.get_ref().as_array());
         array.is_some_and(|array| array.is_empty())
@@ -441,7 +441,7 @@ impl<'d> Section<'d> {
         .map_or(default, |(duration, _)| duration)
     }
 
-    /// Reports the fields that nobody asked for.
+    /// Reports the fields that were not read.
     pub(crate) fn finish(self) {
         let asked = self.asked.borrow();
         for key in self.table.keys() {

@@ -1,4 +1,4 @@
-//! What is wrong with a configuration: each fault with its place in the file.
+//! Faults of configurations, each with its position in the file.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ pub struct ConfigError {
     pub line: usize,
     /// Where in the configuration, such as `rule "http": idle_timeout`; empty for the file itself.
     pub place: String,
-    /// What is wrong, what came, and what is allowed.
+    /// The fault, with the valid values and the one given.
     pub message: String,
 }
 

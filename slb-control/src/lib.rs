@@ -1,4 +1,5 @@
-//! What a balancer does around its dataplane, with `std`: its configuration, and the health of backends.
+//! The parts of a balancer beside its dataplane, with `std`: its configuration, and the health of
+//! backends.
 //!
 //! ```
 //! let text = r#"

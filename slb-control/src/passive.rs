@@ -37,7 +37,8 @@ fn key(pool: &Pool, backend: &Backend) -> Watched {
 }
 
 impl PassiveHealth {
-    /// Whether a configuration has a pool that is watched. A host agent watches none: who chooses does.
+    /// Returns true if a configuration has a pool that is watched. A host agent watches none: only
+    /// the node that chooses backends does.
     pub fn watches(config: &Config) -> bool {
         let is_any = config.pools.iter().any(|pool| pool.passive.is_some());
         is_any && config.node.role != Role::Host

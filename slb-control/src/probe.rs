@@ -4,8 +4,8 @@
 //! in its time, and says when one turns. When a backend has turned is
 //! [`slb_core::health`]'s to decide.
 //!
-//! Who is asked is not trusted: an answer has to come within the probe's timeout, of its headers no more
-//! than 16 KiB are read, and of its body nothing.
+//! Backends are not trusted: an answer has to come within the probe's timeout, at most 16 KiB of
+//! its headers are read, and nothing of its body.
 
 mod ask;
 mod prober;

@@ -1,5 +1,5 @@
-//! What a configuration has to be as a whole: names once, references that lead somewhere, rules
-//! that do not contradict each other.
+//! Checks of a configuration as a whole: unique names, references that resolve, rules that do not
+//! contradict each other.
 
 mod addresses;
 mod faults;
@@ -296,7 +296,7 @@ fn check_outbound(config: &Config, faults: &Faults<'_>) {
     }
 }
 
-/// What a proxy has to have, and what it has not.
+/// Checks the sections that a proxy must have, and those that it must not have.
 fn check_proxy(config: &Config, faults: &Faults<'_>) {
     ports::check(&config.ports, faults);
     addresses::check_proxied(config, faults);
@@ -318,7 +318,7 @@ fn check_proxy(config: &Config, faults: &Faults<'_>) {
     }
 }
 
-/// What only a proxy has.
+/// Checks that there are no sections that only a proxy has.
 fn check_no_proxy(config: &Config, faults: &Faults<'_>) {
     for rule in &config.rules {
         if rule.scheduler == Scheduler::LeastConnections {

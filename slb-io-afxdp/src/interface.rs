@@ -1,4 +1,4 @@
-//! What the kernel says of an interface.
+//! Properties of an interface, as the kernel reports them.
 
 use std::fmt;
 use std::io;
@@ -29,7 +29,7 @@ pub struct Interface {
     pub mtu: u32,
     /// Receive queues of the interface, which are numbered from zero.
     pub queues: u32,
-    /// Whether it is up and has a carrier.
+    /// True if the interface is up and has a carrier.
     pub is_up: bool,
     /// The XDP program that is attached to it, by its number.
     pub program: Option<u32>,
@@ -40,7 +40,7 @@ pub struct Interface {
 pub struct Link {
     /// The number of the interface; one that is made again under its old name has another.
     pub index: u32,
-    /// Whether it is up and has a carrier.
+    /// True if the interface is up and has a carrier.
     pub is_up: bool,
     /// The longest packet that it carries, in bytes from the network header on.
     pub mtu: u32,
@@ -164,7 +164,7 @@ fn find_link(socket: &Socket, name: &str) -> Result<LinkMessage, InterfaceError>
 /// is `own`; or no longer. That it is as wanted already is fine. Takes CAP_NET_ADMIN.
 ///
 /// A routing daemon that announces what its interfaces lead to announces the peer, and the kernel
-/// does not take it for an address of its own: it answers nobody in its name.
+/// does not take it for an address of its own: it answers no packet for it.
 ///
 /// # Errors
 /// There is no such interface, both are not of one family, or the kernel refuses.
@@ -336,7 +336,7 @@ fn channels(name: &str) -> Option<u32> {
     Some(channels.receive + channels.combined)
 }
 
-/// Whether a feature that is read by a command is on.
+/// Returns true if a feature that is read by a command is on.
 fn is_on(name: &str, command: u32) -> Option<bool> {
     ethtool(name, Value { command, data: 0 }).map(|value| value.data != 0)
 }
@@ -368,7 +368,8 @@ pub enum MissingChecksums {
 }
 
 impl MissingChecksums {
-    /// Whether an interface may bring in packets without checksums, by its driver and features.
+    /// Returns the reason why an interface may deliver packets without checksums, by its driver and
+    /// features; `None` if its checksums are complete.
     ///
     /// # Errors
     /// There is no such interface, or the kernel cannot be asked.

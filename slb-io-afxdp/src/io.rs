@@ -9,9 +9,9 @@
 //!     ▲                                   │                  │
 //!     └──────── completion ◄─ (kernel) ◄─ tx ────────────────┘
 //! ```
-//! A packet is read, rewritten and sent in the chunk that it was received into; the kernel copies it
-//! where the driver cannot do without, and nobody else does. [`AfXdp::places`] counts who has how many
-//! chunks: those add up, or a chunk is lost.
+//! A packet is read, rewritten and sent in the chunk that it was received into; only the kernel
+//! copies it, if the driver has no zero copy. [`AfXdp::places`] counts the chunks in each place:
+//! the sum is constant unless a chunk is lost.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -48,7 +48,7 @@ pub struct Queue {
     pub queue: u32,
 }
 
-/// What was received and sent so far.
+/// Counters of packets received and sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AfXdpStats {
     /// Frames received.
@@ -113,7 +113,7 @@ struct Member {
     port: PortId,
     receiving: u32,
     sending: u32,
-    /// Whether something was put in its tx ring that the kernel has not been told of.
+    /// True if the tx ring has entries that the kernel was not told of.
     is_dirty: bool,
 }
 
@@ -206,14 +206,15 @@ impl<'m> AfXdp<'m> {
         self.members.iter().map(|member| member.socket.as_fd())
     }
 
-    /// Whether the drivers of all queues put packets into the memory themselves.
+    /// Returns true if the drivers of all queues use zero copy.
     pub fn is_zero_copy(&self) -> bool {
         self.members
             .iter()
             .all(|member| member.socket.is_zero_copy())
     }
 
-    /// What was received and sent so far. Asks the kernel for its counters: not for each burst.
+    /// Returns the counters of packets received and sent. Asks the kernel for its own counters, so
+    /// do not call it for each burst.
     pub fn stats(&self) -> AfXdpStats {
         let kernel = self
             .members

@@ -30,7 +30,7 @@ pub struct NextHop {
     pub interface: u32,
     /// MAC address of the neighbour, where the kernel knows it.
     pub mac: Option<MacAddress>,
-    /// Whether somebody said it: nobody asks the link.
+    /// True if the entry was configured: it is not resolved on the link.
     pub is_fixed: bool,
 }
 
@@ -71,13 +71,13 @@ impl Neighbours {
         Ok(Self { requests, events })
     }
 
-    /// What becomes readable when something changes.
+    /// Returns a descriptor that becomes readable when something changes.
     pub fn events(&self) -> BorrowedFd<'_> {
         // SAFETY: the socket owns the descriptor, and is borrowed for as long.
         unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) }
     }
 
-    /// Whether something changed since the last call.
+    /// Returns true if something changed since the last call.
     pub fn has_changed(&self) -> bool {
         let mut any = false;
         loop {

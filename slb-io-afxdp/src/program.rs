@@ -34,7 +34,7 @@ compile_error!("bpf/steer.o is for little-endian machines");
 /// The compiled program: see the task `bpf/build`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../bpf/steer.o");
 
-/// What an interface is, and so what is taken of it.
+/// The use of an interface, which decides the packets that are taken from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Kind {
@@ -48,7 +48,7 @@ pub enum Kind {
     Everything = 2,
 }
 
-/// What is taken of what comes for an address.
+/// The packets to an address that are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Take {
@@ -60,8 +60,8 @@ pub enum Take {
     None = 4,
 }
 
-/// What becomes of the balancer's packets while nobody serves them: a queue has no socket, or the process
-/// that had it has ended.
+/// The treatment of the balancer's packets while none serves them: a queue has no socket, or the
+/// process of its socket has ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unserved {
     /// The kernel gets them.
@@ -86,7 +86,7 @@ pub enum ProgramFault {
     },
     /// A map of it does not take what it should.
     Map {
-        /// What it should take.
+        /// The entry that was to be stored.
         what: String,
         /// Why it does not.
         error: MapError,
@@ -94,7 +94,7 @@ pub enum ProgramFault {
 }
 
 impl ProgramFault {
-    /// Whether a right is missing: CAP_BPF and CAP_NET_ADMIN.
+    /// Returns true if CAP_BPF or CAP_NET_ADMIN is missing.
     pub fn is_denied(&self) -> bool {
         let mut source: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = source {
@@ -168,7 +168,7 @@ impl Program {
         Self::load_with(interface, kind, Unserved::Pass)
     }
 
-    /// Loads the program for an interface, and says what becomes of its packets while nobody serves them.
+    /// Loads the program for an interface, with the treatment of packets that are not served.
     ///
     /// # Errors
     /// As of [`load`](Self::load).
@@ -285,10 +285,10 @@ impl Program {
         })
     }
 
-    /// Attaches the program by a link that is pinned in a directory of a BPF file system, under names that
-    /// begin with `name`: the program then outlives this process. Where such a link is there already, of an
-    /// earlier process, the program takes the place of that one's with no packet in between. Says whether it
-    /// did.
+    /// Attaches the program by a link that is pinned in a directory of a BPF file system, under
+    /// names that begin with `name`: the program then outlives this process. If a link of an
+    /// earlier process exists, the program replaces that one's without losing a packet. Returns
+    /// true if there was such a link.
     ///
     /// # Errors
     /// The kernel refuses to attach it, or to pin the link, as where the directory is on no BPF file system;
@@ -329,7 +329,7 @@ impl Program {
         Ok(false)
     }
 
-    /// Whether it runs in the driver.
+    /// Returns true if the program runs in the driver.
     pub fn is_native(&self) -> bool {
         self.is_native
     }
@@ -339,7 +339,7 @@ impl Program {
         self.refusal.as_deref()
     }
 
-    /// What the kernel says of an attachment in the driver that it refused with an error.
+    /// Returns the kernel's message about an attachment in the driver that it refused.
     ///
     /// Links carry no text, and netlink does: it is asked for the same. `UPDATE_IF_NOEXIST` keeps a program
     /// that somebody else has attached, and where the driver takes this one now, it is detached again.

@@ -134,13 +134,13 @@ impl<T: Copy> Producer<T> {
             .store(self.written, Ordering::Release);
     }
 
-    /// Whether the kernel has not yet consumed all of it.
+    /// Returns true if the kernel has not yet consumed all of it.
     #[inline]
     pub(crate) fn is_pending(&self) -> bool {
         self.shared.consumer().load(Ordering::Relaxed) != self.written
     }
 
-    /// Whether the kernel waits to be told of what was submitted.
+    /// Returns true if the kernel has to be woken for new entries.
     #[inline]
     pub(crate) fn needs_wakeup(&self) -> bool {
         self.shared.flags.is_none_or(|flags| {

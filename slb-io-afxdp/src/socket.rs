@@ -86,7 +86,7 @@ impl std::error::Error for SocketError {
     }
 }
 
-/// What a socket's memory is.
+/// The memory that a socket uses.
 pub(crate) enum Memory<'a> {
     /// This.
     Own(XdpUmemReg),
@@ -179,7 +179,7 @@ impl Socket {
         self.is_zero_copy
     }
 
-    /// What the kernel counted.
+    /// Returns the kernel's counters.
     pub(crate) fn statistics(&self) -> Option<XdpStatistics> {
         sockopt::xdp_statistics(&self.fd).ok()
     }

@@ -23,7 +23,7 @@ pub struct Umem {
     map: MmapMut,
     chunk: usize,
     is_huge: bool,
-    /// Whether an I/O has had it: its sockets may outlive it, so no other may.
+    /// True if an I/O has used the memory: its sockets may outlive it, so no other may.
     pub(crate) is_used: bool,
 }
 
@@ -84,12 +84,12 @@ impl Umem {
         self.map.len() / self.chunk
     }
 
-    /// Whether it is on huge pages that were set aside (`vm.nr_hugepages`).
+    /// Returns true if the memory is on huge pages that were set aside (`vm.nr_hugepages`).
     pub fn is_huge(&self) -> bool {
         self.is_huge
     }
 
-    /// What the kernel is told of it.
+    /// Returns the registration of the memory for the kernel.
     pub(crate) fn registration(&self) -> XdpUmemReg {
         XdpUmemReg {
             addr: self.map.as_ptr().addr() as u64,
@@ -154,9 +154,8 @@ impl Chunks {
 
     /// The bytes of a chunk.
     ///
-    /// # Safety
-    /// `chunk` is one that [`all`](Self::all) gives, the memory lives for `'m`, and nobody else, the
-    /// kernel included, has this chunk meanwhile.
+    /// `chunk` is one that [`all`](Self::all) gives, the memory lives for `'m`, and the chunk is
+    /// not used elsewhere meanwhile, by the kernel neither.
     #[inline]
     pub(crate) unsafe fn lend<'m>(&self, chunk: u64) -> &'m mut [u8] {
         // SAFETY: the chunk is inside the memory, as the caller has it.

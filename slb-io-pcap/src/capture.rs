@@ -15,7 +15,7 @@ use crate::writer::Writer;
 
 /// The longest frame that fits: what tcpdump captures at most.
 pub const FRAME_LEN: usize = 262_144;
-/// Packets further apart than this are not of one burst: the clock stands still within one.
+/// Packets further apart than this are in different bursts: the clock does not advance within one.
 const BURST_SPAN: Duration = Duration::from_millis(1);
 /// Bytes of one buffer; an odd number of cache lines, so that buffers do not share cache sets.
 const STRIDE: usize = FRAME_LEN + HEADROOM.next_multiple_of(64) + 64;
@@ -25,7 +25,7 @@ pub const fn memory_for(frames: usize) -> usize {
     frames * STRIDE
 }
 
-/// What a capture's reading and writing came to.
+/// Counters of a capture's reading and writing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CaptureStats {
     /// Frames received.
@@ -145,12 +145,12 @@ impl<'m, W: Write> Capture<'m, W> {
         self.now
     }
 
-    /// Whether there is nothing more to receive.
+    /// Returns true if there is nothing more to receive.
     pub fn is_at_end(&self) -> bool {
         self.at_end
     }
 
-    /// What was read and written so far.
+    /// Returns the counters of packets read and written.
     pub fn stats(&self) -> &CaptureStats {
         &self.stats
     }
@@ -219,7 +219,7 @@ impl<'m, W: Write> Capture<'m, W> {
     }
 }
 
-/// What went wrong with a capture.
+/// An error of a capture.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CaptureError {

@@ -1,4 +1,4 @@
-//! What can be wrong with a capture, and where.
+//! Faults of captures, with their position.
 
 use std::fmt;
 use std::io;
@@ -10,11 +10,11 @@ pub struct ReadError {
     pub packet: u64,
     /// Where in the file the record or block begins that could not be read, in bytes.
     pub offset: u64,
-    /// What is wrong.
+    /// The fault.
     pub damage: Damage,
 }
 
-/// What is wrong with a capture.
+/// The fault of a capture.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Damage {

@@ -1,4 +1,4 @@
-//! What stands before the IP packet in a capture, made Ethernet.
+//! Conversion of link headers in captures to Ethernet.
 //!
 //! The dataplane reads Ethernet only. A packet captured without it (raw IP, Linux cooked) gets an
 //! Ethernet header with the addresses that the capture knows, zero where it knows none.
@@ -85,8 +85,8 @@ impl LinkType {
         })
     }
 
-    /// Returns whether packets of this link type are supported. A supported packet is left out only if it
-    /// is too short, or contains no IP packet where the link type requires one.
+    /// Returns true if packets of this link type are supported. A supported packet is left out only
+    /// if it is too short, or contains no IP packet where the link type requires one.
     pub fn is_read(self) -> bool {
         const READ: [LinkType; 10] = [
             LinkType::NULL,
@@ -103,8 +103,8 @@ impl LinkType {
         READ.contains(&self)
     }
 
-    /// The Ethernet header that stands for the packet's own, and where its payload begins;
-    /// `None` where the link type is not known, or the packet too short for it.
+    /// Returns an Ethernet header in place of the packet's own, and the offset of its payload;
+    /// `None` if the link type is not known, or the packet too short for it.
     pub(crate) fn to_ethernet(self, packet: &[u8]) -> Option<(Header, usize)> {
         let ip = |at: usize| {
             let version = packet.get(at)? >> 4;
@@ -143,7 +143,7 @@ impl fmt::Display for LinkType {
     }
 }
 
-/// What comes before the payload.
+/// The header before the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Header {
     /// The packet's own.

@@ -18,7 +18,7 @@ pub(crate) struct Merge {
 struct Input {
     port: PortId,
     reader: Reader,
-    /// What comes next, of which the bytes of a packet are in `bytes`.
+    /// The next item; the bytes of a packet are in `bytes`.
     ahead: Option<Next>,
     bytes: Vec<u8>,
 }

@@ -31,7 +31,7 @@ const BYTE_ORDER: u32 = 0x1a2b_3c4d;
 const IF_TSRESOL: u16 = 9;
 const IF_TSOFFSET: u16 = 14;
 
-/// What the reader has next.
+/// The next item of a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// A packet, now in the buffer.
@@ -203,7 +203,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Whether the file is at its end.
+    /// Returns true at the end of the file.
     fn is_at_end(&mut self) -> Result<bool, Damage> {
         self.stream.fill(1).map_err(Damage::Io)?;
         Ok(self.stream.ahead().is_empty())

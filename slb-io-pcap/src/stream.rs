@@ -127,7 +127,7 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-/// Whether a frame that begins so is one that zstd skips.
+/// Returns true if a frame with this magic number is one that zstd skips.
 fn is_skippable(magic: &[u8]) -> bool {
     matches!(magic, [0x50..=0x5f, rest @ ..] if rest == SKIPPABLE)
 }

@@ -28,7 +28,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// What a file's name asks for: `.pcapng` or pcap.
+    /// Returns the format by the extension of a file name: `.pcapng`, otherwise pcap.
     pub fn of(path: &Path) -> Self {
         match path.extension() {
             Some(extension) if extension.eq_ignore_ascii_case("pcapng") => Self::PcapNg,
@@ -75,7 +75,8 @@ impl<W: Write> Writer<W> {
         }))
     }
 
-    /// Returns whether the format can represent the time. The seconds of pcap end on 7 February 2106.
+    /// Returns true if the format can represent the time. The seconds of pcap end on 7 February
+    /// 2106.
     pub fn has_time(&self, timestamp: Instant) -> bool {
         match self.0 {
             Inner::Pcap(_) => timestamp.as_nanos() / 1_000_000_000 <= u64::from(u32::MAX),

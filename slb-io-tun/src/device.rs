@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl};
 use slb_core::wire::ethernet::{self, EtherType};
 
-/// What a device carries.
+/// The layer of a device's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layer {
     /// IP packets: TUN.
@@ -146,7 +146,7 @@ impl Device {
         }
     }
 
-    /// What it carries.
+    /// Returns the layer of its packets.
     pub fn layer(&self) -> Layer {
         self.layer
     }
@@ -162,7 +162,7 @@ impl Device {
         (&self.file).write_all(bytes)
     }
 
-    /// What the device carries of a frame, if it can.
+    /// Returns the part of a frame that the device carries, if it can.
     pub(crate) fn part_of<'f>(&self, frame: &'f [u8]) -> Option<&'f [u8]> {
         match self.layer {
             Layer::Ethernet => Some(frame),

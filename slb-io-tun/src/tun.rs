@@ -25,7 +25,7 @@ pub const fn memory_for(frames: usize) -> usize {
     frames * STRIDE
 }
 
-/// What was read and written so far.
+/// Counters of frames read and written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TunStats {
     /// Frames received.
@@ -119,12 +119,12 @@ impl<'m> Tun<'m> {
         ports.map(|port| (port.id, port.device)).collect()
     }
 
-    /// Whether frames are read and written in batches.
+    /// Returns true if frames are read and written in batches.
     pub fn is_batched(&self) -> bool {
         self.uring.is_some()
     }
 
-    /// What was read and written so far.
+    /// Returns the counters of frames read and written.
     pub fn stats(&self) -> TunStats {
         self.stats
     }
@@ -302,7 +302,7 @@ impl<'m> Tun<'m> {
     }
 }
 
-/// Whether a frame leaves by a port.
+/// Returns true if a frame leaves by a port.
 fn leaves(frame: &Frame<'_>, port: PortId) -> bool {
     match frame.verdict() {
         // After `Forward` the frame's port is the one to leave by.

@@ -13,14 +13,14 @@ use io_uring::types::Fd;
 use io_uring::{IoUring, opcode};
 use slb_core::BURST;
 
-/// What is to be read into, and what came of it.
+/// A buffer to read into, and the result.
 pub(crate) struct Read<'a> {
     pub(crate) device: BorrowedFd<'a>,
     pub(crate) room: &'a mut [u8],
     pub(crate) result: io::Result<usize>,
 }
 
-/// What is to be written, and what came of it.
+/// A frame to write, and the result.
 pub(crate) struct Write<'a> {
     pub(crate) device: BorrowedFd<'a>,
     pub(crate) bytes: &'a [u8],
@@ -33,7 +33,7 @@ pub(crate) struct Uring {
     mapped: (usize, usize),
 }
 
-/// What a batch has at most: the reads of a burst, or its writes, of which one that is flooded has
+/// Maximum size of a batch: the reads of a burst, or its writes, of which one that is flooded has
 /// several, and goes in several batches.
 pub(crate) const BATCH: usize = BURST;
 

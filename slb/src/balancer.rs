@@ -275,7 +275,7 @@ impl Balancer {
         on!(&self.role, role => role.backend_counters(id))
     }
 
-    /// Of a mux: whether it pins flows.
+    /// Returns true if the role is a mux that pins flows.
     pub(crate) fn is_pinned(&self) -> bool {
         matches!(&self.role, Running::Mux(mux) if mux.flows().is_some())
     }

@@ -77,8 +77,8 @@ pub(crate) enum Command {
     #[cfg(feature = "azure")]
     /// Turn Azure's JSON, load balancers and whole templates, into a configuration.
     ///
-    /// What the JSON does not say, such as the hosts of backends, comes from an inventory; what is left
-    /// out is said by name.
+    /// An inventory supplies data that the JSON lacks, such as the hosts of backends. Parts that
+    /// are left out are named.
     Import(ImportOptions),
     /// Make a capture to try things with: TCP sessions and UDP exchanges from many clients.
     ///
@@ -123,7 +123,7 @@ pub(crate) const LEFT_OUT: &[(&str, &str)] = &[
 ];
 
 impl Command {
-    /// Whether it is over when nobody reads what it prints.
+    /// Returns true if the command only prints, and ends when its reader goes away.
     pub(crate) fn only_prints(&self) -> bool {
         match self {
             #[cfg(feature = "live")]
@@ -145,7 +145,7 @@ pub(crate) enum Format {
     Json,
 }
 
-/// What a node does.
+/// The role of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RoleName {
     /// Sends packets for VIPs to the hosts of their backends.
@@ -264,8 +264,8 @@ pub(crate) struct LiveOptions {
     /// Never wait for packets: they take less time on their way, and each worker a whole CPU.
     #[arg(long)]
     pub(crate) busy: bool,
-    /// Where `slb status` asks. Default: /run/slb-ROLE.sock. A socket that nobody listens at is replaced; any
-    /// other file stays, and the program does not start.
+    /// Socket of `slb status`. Default: /run/slb-ROLE.sock. A stale socket is replaced; if the file
+    /// is anything else, it stays, and the program does not start.
     #[arg(long, value_name = "PATH")]
     pub(crate) status: Option<PathBuf>,
     /// Of AF_XDP: a TUN device for packets that are the kernel's after all; none: they are lost.
@@ -276,8 +276,8 @@ pub(crate) struct LiveOptions {
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) metrics: Option<SocketAddr>,
     /// Of a mux on AF_XDP: make an interface of this name that leads to the VIPs, for the routing
-    /// daemon beside it to announce. They come after the first probes, and go when it drains, with the
-    /// process, and while no packets come in or the process stands still.
+    /// daemon beside it to announce. The VIPs appear after the first probes, and disappear when the
+    /// mux drains or ends, and while no packets arrive or the process is stuck.
     #[arg(long, value_name = "NAME")]
     pub(crate) announce: Option<String>,
     /// Of AF_XDP: entries of each ring, a power of two.
@@ -297,7 +297,7 @@ pub(crate) struct LiveOptions {
     /// How to write the log, which goes to standard error.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log: LogFormat,
-    /// What to log: error, warn, info, debug or trace.
+    /// Lowest level to log: error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub(crate) log_level: tracing::Level,
 }
@@ -492,7 +492,7 @@ pub(crate) struct ImportOptions {
     /// or parts of a load balancer; comments may be in them.
     #[arg(value_name = "JSON", required = true)]
     pub(crate) files: Vec<PathBuf>,
-    /// What the JSON does not say (TOML).
+    /// File with data that the JSON lacks (TOML).
     #[arg(long, value_name = "FILE")]
     pub(crate) inventory: Option<PathBuf>,
     /// Where to write the configuration. Default: standard output. Of the files that are there, it replaces

@@ -46,7 +46,7 @@ pub(crate) fn run(options: &GenerateOptions) -> Result<(), Failure> {
 /// is that of the sessions that are open at once.
 struct Packets<'o> {
     options: &'o GenerateOptions,
-    /// Destinations, and whether they take TCP.
+    /// Destinations, with true if they take TCP.
     kinds: Vec<(SocketAddr, bool)>,
     random: Random,
     /// The session that begins next.

@@ -6,8 +6,8 @@
 //!  configurations, XDP programs   mailbox
 //!  status thread: a local socket  ◄──────  counters, when asked
 //! ```
-//! A worker waits for nobody but its devices. Between two bursts it looks at one flag; only where
-//! that is set does it look into its mailbox.
+//! A worker waits only for its devices. Between two bursts it tests one flag; only if that is set
+//! does it look into its mailbox.
 //!
 //! A mux has a worker for each queue: the network card keeps a flow on one. A host agent's or a
 //! proxy's connections have two sides on different devices, so one worker has all of them.

@@ -106,8 +106,8 @@ fn refuse(error: &clap::Error) -> ! {
     error.exit()
 }
 
-/// Has the program end when nobody reads what it prints, as `slb explain ... | head -1`. Not for those that
-/// talk to others: a peer that goes away must not take the program with it.
+/// Ends the program when its output is no longer read, as in `slb explain ... | head -1`. Not for
+/// commands that talk to others: a peer that goes away must not take the program with it.
 fn end_with_the_reader() {
     let always = Arc::new(AtomicBool::new(true));
     // Without it, printing would fail, and say so.
@@ -122,7 +122,7 @@ struct Failure {
 }
 
 impl Failure {
-    /// What was asked for cannot be done: status 1.
+    /// A request that cannot be done: status 1.
     fn failed(message: impl fmt::Display) -> Self {
         Self {
             status: 1,
@@ -130,7 +130,7 @@ impl Failure {
         }
     }
 
-    /// What was asked for makes no sense: status 2.
+    /// A request that makes no sense: status 2.
     fn usage(message: impl fmt::Display) -> Self {
         Self {
             status: 2,

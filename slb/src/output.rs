@@ -15,7 +15,7 @@ use slb_control::azure;
 
 use crate::Failure;
 
-/// What a file is to hold.
+/// The expected content of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     /// A capture: it replaces an empty file or a capture.
@@ -28,12 +28,12 @@ pub(crate) enum Content {
 /// An output: the option that names it, and the file.
 pub(crate) type Output<'a> = (&'a str, &'a Path);
 
-/// Returns whether a name means standard input or output: `-`.
+/// Returns true if a name means standard input or output: `-`.
 pub(crate) fn is_standard(path: &Path) -> bool {
     path == Path::new("-")
 }
 
-/// What tells files apart: the device, and the inode on it.
+/// The identity of a file: its device, and its inode.
 type Identity = (u64, u64);
 
 /// Opens all outputs of a command that reads the files `read`; each is empty then.
@@ -189,8 +189,8 @@ fn first_bytes<const N: usize>(path: &Path) -> io::Result<[u8; N]> {
     Ok(first)
 }
 
-/// Whether a file that begins so is a capture: pcap in either byte order, with micro- or nanoseconds, or
-/// modified (`wiretap/libpcap.h`); or pcapng (its section header block).
+/// Returns true if a file that begins so is a capture: pcap in either byte order, with micro- or
+/// nanoseconds, or modified (`wiretap/libpcap.h`); or pcapng (its section header block).
 fn is_capture(first: [u8; 4]) -> bool {
     const PCAP: [u32; 3] = [0xa1b2_c3d4, 0xa1b2_3c4d, 0xa1b2_cd34];
     const PCAPNG: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];

@@ -1,4 +1,4 @@
-//! What a run came to, for people and for programs.
+//! The results of a run, as text and as JSON.
 
 #[cfg(feature = "live")]
 pub(crate) mod metrics;
@@ -44,7 +44,7 @@ struct Share {
     snat: Option<SnatCounters>,
 }
 
-/// What a balancer counted, in a form that can be added up: of several, each on its queue.
+/// The counters of a balancer, in a form that can be added up over its queues.
 #[derive(Clone)]
 pub(crate) struct Tally {
     snapshot: Arc<Snapshot<'static>>,
@@ -100,7 +100,8 @@ impl Tally {
         }
     }
 
-    /// What each backend got, by its pool's and its own place in the configuration.
+    /// Returns the counters of each backend, by the indexes of pool and backend in the
+    /// configuration.
     #[cfg(feature = "live")]
     pub(crate) fn by_backend(&self) -> impl Iterator<Item = ((usize, usize), BackendCounters)> {
         let backends = self.snapshot.backends().iter().zip(&self.backends);
@@ -120,15 +121,15 @@ pub(crate) struct Report<'a> {
     /// Name and address of each frontend.
     frontends: Vec<(String, IpAddr)>,
     capture: &'a CaptureStats,
-    /// Whether packets that a snap length cut were taken by their headers.
+    /// True if packets that a snap length cut were taken by their headers.
     fills_cut: bool,
     shares: Vec<Share>,
-    /// What the backends of each pool got together.
+    /// The totals of each pool's backends.
     pools: HashMap<String, PoolTotal>,
     elapsed: Duration,
 }
 
-/// What the backends of a pool got together.
+/// The total of a pool's backends.
 #[derive(Clone, Copy, Default)]
 struct PoolTotal {
     flows: u64,
@@ -389,7 +390,7 @@ impl<'a> Report<'a> {
         text
     }
 
-    /// Whether flows are known, and not only packets.
+    /// Returns true if flows are known, and not only packets.
     fn counts_flows(&self) -> bool {
         self.tally.is_pinned || self.tally.states.is_some()
     }

@@ -186,7 +186,8 @@ fn table(now: &Value, before: Option<&Value>) -> String {
     out
 }
 
-/// What came from the process before this one, and how old the last checkpoint is.
+/// The state taken over from the process before this one, and the age of the last checkpoint, as
+/// text.
 fn state_text(state: &Value) -> String {
     let refused = state.get("refused").and_then(Value::as_object);
     let refused: Vec<(&String, u64)> = refused

@@ -52,7 +52,7 @@ pub(crate) fn run(options: &TopOptions) -> Result<(), Failure> {
     result
 }
 
-/// Does what a key asks for; says whether it is the end.
+/// Handles a key; returns true if the program is to end.
 fn heed(event: &Event, view: &mut View) -> bool {
     let Event::Key(key) = event else {
         return false;

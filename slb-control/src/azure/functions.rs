@@ -870,7 +870,7 @@ fn cidr_subnet(a: &Arguments<'_>) -> Outcome {
     Ok(Value::String(format!("{address}/{new}")))
 }
 
-/// A text of letters and digits that stands for a hash of Azure's, whose own is not public: FNV-1a.
+/// A text of letters and digits in place of Azure's hash, which is not public: FNV-1a.
 pub(super) fn stand_in(texts: &[String]) -> u64 {
     let bytes = texts.iter().flat_map(|text| text.bytes().chain([0]));
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {

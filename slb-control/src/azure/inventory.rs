@@ -48,7 +48,7 @@ pub struct Inventory {
     nat_pools: Vec<(String, String)>,
 }
 
-/// What a public IP resource stands for.
+/// A public IP resource, as frontends refer to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PublicAddress {
     pub(super) first: IpAddr,
@@ -63,7 +63,7 @@ pub(super) struct Entry {
     pub(super) pools: Vec<String>,
     pub(super) name: Option<String>,
     pub(super) address: Option<IpAddr>,
-    /// What goes into the configuration as it is.
+    /// The fields that go into the configuration unchanged.
     pub(super) fields: toml::Table,
 }
 
@@ -168,7 +168,7 @@ impl Inventory {
         inventory
     }
 
-    /// Whether backends need hosts.
+    /// Returns true for a proxy: its backends need no hosts.
     pub(super) fn is_proxy(&self) -> bool {
         self.node.get("role").and_then(toml::Value::as_str) == Some("proxy")
     }
@@ -261,8 +261,8 @@ fn of_id<'a, T>(all: &'a [(String, T)], id: &str) -> Option<&'a T> {
     found.map(|(_, value)| value)
 }
 
-/// Whether a path is the end of an id, with or without the configuration's or subnet's name behind it:
-/// `VM1-NIC` of `.../networkInterfaces/VM1-NIC/ipConfigurations/ipconfig1`.
+/// Returns true if a path is the end of an id, with or without the name of the configuration or
+/// subnet at its end: `VM1-NIC` of `.../networkInterfaces/VM1-NIC/ipConfigurations/ipconfig1`.
 fn is_end_of(path: &str, id: &str) -> bool {
     let ends = |id: &str| {
         let start = id.len().checked_sub(path.len());

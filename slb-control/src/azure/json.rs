@@ -16,7 +16,7 @@ use jsonc_parser::{CollectOptions, ParseOptions, parse_to_ast};
 use super::Input;
 use crate::error::ConfigError;
 
-/// A value and where it stands.
+/// A value and its position.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
     pub(super) file: Rc<str>,
@@ -112,7 +112,7 @@ impl Node {
     }
 }
 
-/// Whether a member's name is this one. One with a space before it is a slip of the pen.
+/// Returns true if a member has this name. One with a space before it is a slip of the pen.
 fn is_named(own: &str, name: &str) -> bool {
     own.trim().eq_ignore_ascii_case(name)
 }
@@ -198,7 +198,7 @@ impl Lines<'_> {
     }
 }
 
-/// What was found wrong, and what was left out.
+/// Faults that were found, and parts that were left out.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     errors: RefCell<Vec<ConfigError>>,
@@ -219,7 +219,7 @@ impl Notes {
         self.warnings.borrow_mut().push(warning);
     }
 
-    /// An expression that has no value where one is needed. A parameter that nobody gave a value is the
+    /// An expression that has no value where one is needed. A parameter without a value is the
     /// cause, and is named once however many expressions refer to it.
     pub(super) fn unresolved(&self, node: &Node, place: &str, message: String, why: &Failure) {
         let error = match why {
@@ -263,7 +263,7 @@ fn note(node: &Node, place: &str, message: String) -> ConfigError {
     }
 }
 
-/// What any resource or part of one may have, and means nothing to a load balancer.
+/// Members of any resource or part of one that mean nothing to a load balancer.
 const OF_ARM: [&str; 13] = [
     "apiVersion",
     "comments",
@@ -491,13 +491,13 @@ impl<'n> Object<'n> {
         }
     }
 
-    /// Whether a member is an expression that has no value.
+    /// Returns true if a member is an expression that has no value.
     pub(super) fn is_unresolved(&self, name: &'static str) -> bool {
         let node = self.get(name);
         node.is_some_and(|node| matches!(node.value, Value::Unresolved(_)))
     }
 
-    /// Warns of the members that nobody asked for.
+    /// Warns of the members that were not read.
     pub(super) fn finish(self) {
         let asked = self.asked.borrow();
         let is_known = |own: &str| {

@@ -1,4 +1,4 @@
-//! What load balancers say, in our terms: names for ids, minutes as they are.
+//! Load balancers in terms of the configuration: names instead of ids, minutes unchanged.
 
 use std::net::IpAddr;
 
@@ -22,7 +22,7 @@ pub(super) struct Model {
 pub(super) struct Frontend {
     pub(super) name: String,
     pub(super) address: IpAddr,
-    /// What is said of it in a comment.
+    /// Text for a comment in the configuration.
     pub(super) remark: String,
 }
 
@@ -56,7 +56,7 @@ pub(super) struct Probe {
     pub(super) no_healthy_backends: NoHealthyBackends,
 }
 
-/// What rules of all kinds have.
+/// The terms that rules of all kinds have.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
     /// In minutes.

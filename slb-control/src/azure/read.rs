@@ -82,7 +82,7 @@ struct Reader<'r> {
     names: &'r Names,
     /// The frontends that a prefix became.
     prefixes: HashMap<String, Vec<String>>,
-    /// Whether a frontend is public, by its name.
+    /// Frontends by name: true if the frontend is public.
     is_public: HashMap<String, bool>,
     model: &'r mut Model,
 }
@@ -166,8 +166,8 @@ impl<'r> Reader<'r> {
         self.prefixes.insert(name, all);
     }
 
-    /// What stands behind `publicIPAddress` or `publicIPPrefix`: itself, a resource beside, or the
-    /// inventory says it. The inner one is missing where nobody does.
+    /// Resolves `publicIPAddress` or `publicIPPrefix`: given inline, as a resource beside, or in
+    /// the inventory. The inner option is `None` if it is in none of them.
     fn public_address(&self, object: &Object<'_>) -> Option<Option<PublicAddress>> {
         object.ignore(&["publicIPAddress", "publicIPPrefix"]);
         for name in ["publicIPAddress", "publicIPPrefix"] {
@@ -440,7 +440,7 @@ impl<'r> Reader<'r> {
         self.found.interfaces.iter().find(|i| is_same(&i.id))
     }
 
-    /// Whether an id is that of a part of this load balancer.
+    /// Returns true if an id is that of a part of this load balancer.
     fn is_own(&self, id: &str, name: &str) -> bool {
         let mut segments = id.rsplit('/');
         let is_named = segments

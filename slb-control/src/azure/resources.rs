@@ -22,7 +22,7 @@ pub(super) struct Found {
 pub(super) struct Balancer {
     /// Empty where only parts of one were given.
     pub(super) name: String,
-    /// Whether it was given itself, and not only children of it.
+    /// True if the resource itself was given, and not only children of it.
     pub(super) is_declared: bool,
     pub(super) sku: Sku,
     pub(super) parts: Vec<(Kind, Node)>,
@@ -68,7 +68,7 @@ pub(super) struct Interface {
     pub(super) id: String,
     pub(super) node: Node,
     pub(super) address: Option<IpAddr>,
-    /// Whether its network interface has no other.
+    /// True if its network interface has no other.
     pub(super) is_only: bool,
     /// The ids of the pools that it is in, and of the NAT rules that lead to it.
     pub(super) pools: Vec<String>,
@@ -106,7 +106,7 @@ impl Configuration {
         }
     }
 
-    /// Whether a load balancer leads to it.
+    /// Returns true if a load balancer leads to it.
     fn is_of_use(&self) -> bool {
         let all = [&self.pools, &self.nat_rules, &self.nat_pools];
         all.iter().any(|ids| !ids.is_empty())
@@ -114,7 +114,7 @@ impl Configuration {
 }
 
 impl Balancer {
-    /// Whether it has a part of this name.
+    /// Returns true if it has a part of this name.
     pub(super) fn has(&self, kind: Kind, name: &str) -> bool {
         let is_it = |node: &Node| {
             let own = node.get("name").and_then(Node::as_str);
@@ -164,7 +164,7 @@ fn merge(inline: &mut Node, child: &Node) {
 }
 
 impl Node {
-    /// Whether a part of a load balancer came as a resource: those within one have no type.
+    /// Returns true if a part of a load balancer came as a resource: those within one have no type.
     fn is_child(&self) -> bool {
         self.get("type").is_some()
     }
@@ -215,12 +215,12 @@ fn sku_of(object: &Object<'_>) -> Option<Sku> {
 }
 
 impl Found {
-    /// Whether something was given that is no whole load balancer.
+    /// Returns true if parts were given that are no whole load balancer.
     pub(super) fn has_parts(&self) -> bool {
         self.balancers.iter().any(|b| b.name.is_empty())
     }
 
-    /// Whether there is neither a load balancer nor a part of one.
+    /// Returns true if there is neither a load balancer nor a part of one.
     pub(super) fn is_empty(&self) -> bool {
         self.balancers.is_empty()
     }
@@ -345,7 +345,7 @@ pub(super) fn gather(trees: &[Node], notes: &Notes) -> Found {
     found
 }
 
-/// Whether a template names a file, as deployments do that link to it.
+/// Returns true if a template names a file, as deployments do that link to it.
 fn mentions(node: &Node, file: &str) -> bool {
     match &node.value {
         Value::String(text) => text.contains(file),
@@ -611,7 +611,7 @@ fn looks_like_outbound(node: &Node) -> bool {
         && has_member(properties, "backendAddressPool")
 }
 
-/// Whether it is there, be it null.
+/// Returns true if the member is present, even if it is null.
 fn has_member(node: &Node, name: &str) -> bool {
     match &node.value {
         Value::Object(members) => members

@@ -45,7 +45,7 @@ type Loops = Vec<Turn>;
 struct Turn {
     name: String,
     index: i64,
-    /// Whether the loop makes resources rather than what is in one.
+    /// True if the loop makes resources rather than values within one.
     is_of_resources: bool,
 }
 
@@ -342,7 +342,7 @@ impl<'n> Templates<'n> {
         }
     }
 
-    /// Whether a template took so much work that some of it was not looked at.
+    /// Returns true if a template took so much work that some of it was not evaluated.
     pub(super) fn is_exhausted(&self) -> bool {
         self.work.get() > MOST_WORK
     }
@@ -372,7 +372,7 @@ impl Resource {
     }
 }
 
-/// Whether a resource may be a part of a load balancer, or lead to one.
+/// Returns true if a resource may be a part of a load balancer, or lead to one.
 fn matters(kind: &str, raw: &Node, parent: Option<&Resource>) -> bool {
     const VM: &str = "microsoft.compute/virtualmachines";
     let kind = match parent {

@@ -4,12 +4,12 @@ use std::net::IpAddr;
 
 use slb_core::wire::ethernet::MacAddress;
 
-/// What a host's address has to be, for messages.
+/// The requirement for a host's address, for messages.
 pub(super) const HOST: &str =
     "the IPv4 or IPv6 address of a host (unicast, neither loopback nor link-local)";
-/// What a probe's source address has to be, for messages.
+/// The requirement for a probe's source address, for messages.
 pub(super) const UNICAST: &str = "a unicast IPv4 or IPv6 address";
-/// What a station's MAC address has to be, for messages.
+/// The requirement for a station's MAC address, for messages.
 pub(super) const STATION: &str =
     "the MAC address of one station, such as \"02:00:0a:0a:01:0b\" (no group's, not all zeros)";
 

@@ -79,18 +79,18 @@ pub struct Node {
     pub icmp_source_ipv4: Option<Ipv4Addr>,
     /// Where a host agent's ICMP errors over IPv6 come from, if not from its underlay address.
     pub icmp_source_ipv6: Option<Ipv6Addr>,
-    /// Whether a host agent lowers the segment sizes that SYNs offer to what fits VXLAN.
+    /// True if a host agent lowers the maximum segment size in SYNs to what fits VXLAN.
     pub clamp_mss: bool,
     /// The muxes' addresses on the fabric.
     pub muxes: Vec<IpAddr>,
     /// Prefixes that vms of a host agent reach, and are reached from, under their own addresses.
     pub inside: Vec<Prefix>,
-    /// Whether a mux announces a VIP only while a backend of it takes new flows.
+    /// True if a mux announces a VIP only while one of its backends takes new flows.
     pub withdraw_when_down: bool,
     /// The addresses that probes come from, if not those that the kernel chooses: of a host agent,
     /// if not [`PROBE_SOURCE_IPV4`] and [`PROBE_SOURCE_IPV6`].
     pub probe_sources: Vec<IpAddr>,
-    /// Whether the node probes backends at all.
+    /// True if the node probes backends at all.
     pub probing: bool,
 }
 
@@ -122,7 +122,7 @@ impl Node {
         source
     }
 
-    /// Whether an address is this node's on the fabric.
+    /// Returns true if an address is this node's on the fabric.
     pub fn is(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(address) => self.ipv4 == Some(address),

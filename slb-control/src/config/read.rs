@@ -82,7 +82,7 @@ fn add_implied(rules: &[Rule], outbound: &mut Vec<Outbound>) {
     }
 }
 
-/// What can be referred to: all names, also those of sections with faults.
+/// The names that can be referred to, including those of sections with faults.
 struct Names {
     frontends: Vec<String>,
     pools: Vec<String>,

@@ -18,7 +18,7 @@ pub struct Frontend {
     pub name: String,
     /// Address of the frontend, the VIP.
     pub address: IpAddr,
-    /// What becomes of echo requests.
+    /// The treatment of echo requests.
     pub icmp_echo: Echo,
     pub(crate) span: Span,
 }
@@ -78,7 +78,7 @@ impl Backend {
         self.seat.as_deref().unwrap_or(&self.name)
     }
 
-    /// Whether new flows may go to the backend, before any probe is asked.
+    /// Returns true if new flows may go to the backend, before any probe is considered.
     pub(crate) fn takes_flows(&self) -> bool {
         self.weight > 0 && self.state == BackendState::Up && self.condition == Condition::Healthy
     }
@@ -89,7 +89,7 @@ impl Backend {
     }
 }
 
-/// How a backend is asked whether it is well.
+/// The protocol of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbeProtocol {
     /// The handshake completes.
@@ -109,7 +109,7 @@ pub struct Probe {
     pub protocol: ProbeProtocol,
     /// Where it asks.
     pub port: u16,
-    /// What it asks for over HTTP.
+    /// The path of the HTTP request.
     pub path: String,
     /// How often it asks.
     pub interval: Duration,
@@ -119,14 +119,14 @@ pub struct Probe {
     pub threshold: u32,
     /// The host that is asked for, and that a certificate has to be for; else the backend's address.
     pub host: Option<String>,
-    /// Whether a certificate has to be one that the web's authorities vouch for.
+    /// True if the certificate has to be signed by a public authority.
     pub verify_certificate: bool,
-    /// What becomes of a pool of whose backends none is left.
+    /// The treatment of flows when no backend of the pool is left.
     pub no_healthy_backends: NoHealthyBackends,
     pub(crate) span: Span,
 }
 
-/// What becomes of a pool all of whose backends fail their probes.
+/// The treatment of a pool's flows while all its backends fail their probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoHealthyBackends {
     /// New flows are refused: Azure's `AllProbedDown`.
@@ -135,7 +135,7 @@ pub enum NoHealthyBackends {
     UseAll,
 }
 
-/// Where it stands in the file makes no difference.
+/// Equality ignores the position in the file.
 impl PartialEq for Probe {
     fn eq(&self, other: &Self) -> bool {
         let of = |probe: &Self| {
@@ -161,21 +161,21 @@ pub struct Rule {
     pub pool: usize,
     /// The place of its probe.
     pub probe: Option<usize>,
-    /// What it takes.
+    /// The protocol that the rule takes.
     pub protocol: Protocol,
     /// The port that clients use.
     pub frontend_port: u16,
     /// The port that backends serve.
     pub backend_port: u16,
-    /// What chooses a flow's backend.
+    /// The packet fields that choose a flow's backend.
     pub distribution: Distribution,
     /// How a proxy chooses.
     pub scheduler: Scheduler,
     /// How long a flow stays without a packet.
     pub idle_timeout: Duration,
-    /// What else becomes of its connections.
+    /// Further terms of the rule's connections.
     pub terms: Terms,
-    /// Whether its backends may not call out under its frontend's address.
+    /// True if the rule's backends may not call out under its frontend's address.
     pub disable_outbound_snat: bool,
     pub(crate) span: Span,
 }
@@ -197,13 +197,13 @@ pub struct InboundNat {
     pub backend_port: u16,
     /// How long a flow stays without a packet.
     pub idle_timeout: Duration,
-    /// What else becomes of its connections.
+    /// Further terms of the rule's connections.
     pub terms: Terms,
     pub(crate) span: Span,
 }
 
 impl InboundNat {
-    /// What errors call it.
+    /// Returns the name of the section in error messages.
     pub(crate) fn kind(&self) -> &'static str {
         match self.target {
             NatTarget::Backend { .. } => "inbound_nat_rule",
@@ -229,13 +229,13 @@ pub struct Outbound {
     pub frontends: Vec<usize>,
     /// The place of its pool.
     pub pool: usize,
-    /// What may go out.
+    /// The protocols that may go out.
     pub protocol: Protocol,
     /// Ports for each backend; `None`: an even share.
     pub allocated_outbound_ports: Option<u32>,
     /// How long a flow stays without a packet.
     pub idle_timeout: Duration,
-    /// Whether both ends are told when a connection ends by itself.
+    /// True if both ends get a RST when a connection expires.
     pub tcp_reset: bool,
     pub(crate) span: Span,
 }

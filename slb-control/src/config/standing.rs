@@ -5,7 +5,7 @@ use slb_core::spec::BackendState;
 
 use super::{Backend, Config, Rule};
 
-/// How a backend stands with the rules of its pool.
+/// The standing of a backend with the rules of its pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// New flows of all rules may go to it.
@@ -21,7 +21,7 @@ pub enum Standing {
 }
 
 impl Standing {
-    /// Whether new flows of a rule may go to the backend.
+    /// Returns true if new flows of a rule may go to the backend.
     pub const fn takes_flows(self) -> bool {
         matches!(self, Self::Healthy | Self::Partial)
     }
@@ -39,7 +39,8 @@ impl Standing {
 }
 
 impl Config {
-    /// Whether new flows of a rule may go to a backend of its pool, given by its place there.
+    /// Returns true if new flows of a rule may go to a backend of its pool, given by its index
+    /// there.
     pub fn serves(&self, rule: &Rule, backend: usize) -> bool {
         let of_pool = self.pools.get(rule.pool);
         of_pool
@@ -47,7 +48,7 @@ impl Config {
             .is_some_and(|own| own.takes_flows() && !self.fails(rule, backend))
     }
 
-    /// Whether a backend fails the probe of a rule.
+    /// Returns true if a backend fails the probe of a rule.
     pub fn fails(&self, rule: &Rule, backend: usize) -> bool {
         rule.probe.is_some_and(|probe| {
             self.health.of(rule.pool, probe, backend).condition == Condition::Unhealthy
@@ -65,7 +66,7 @@ impl Config {
         backends.filter(serves).map(|(place, _)| place).collect()
     }
 
-    /// How a backend stands with the rules of its pool; both are given by their places.
+    /// Returns the standing of a backend with the rules of its pool; both are given by index.
     pub fn standing(&self, pool: usize, backend: usize) -> Standing {
         let of_pool = self.pools.get(pool);
         let own = of_pool.and_then(|pool| pool.backends.get(backend));
@@ -92,7 +93,8 @@ impl Config {
         }
     }
 
-    /// Whether a backend takes new flows of one of a frontend's rules; `None` where it has no rule.
+    /// Returns true if a backend takes new flows of one of a frontend's rules; `None` if it has no
+    /// rule.
     pub fn is_available(&self, frontend: usize) -> Option<bool> {
         let mut rules = self
             .rules

@@ -31,7 +31,7 @@ pub(super) fn of(config: &Config) -> Vec<String> {
     warnings
 }
 
-/// What a new configuration takes away from an old one.
+/// Lists the losses of a new configuration against an old one.
 pub(super) fn losses(old: &Config, new: &Config) -> Vec<String> {
     let mut losses = Vec::new();
     let (used_before, used_now) = (used(old), used(new));

@@ -1,4 +1,4 @@
-//! One question, and whether the answer is good.
+//! A single probe, and the verdict on its answer.
 
 use std::fmt;
 use std::io;
@@ -35,7 +35,7 @@ pub enum ProbeFailure {
     Connect(io::Error),
     /// The server does not speak TLS, or its certificate is not trusted.
     Tls(io::Error),
-    /// What came is no HTTP, or too much of it.
+    /// The answer is no HTTP, or too long.
     Http(hyper::Error),
     /// The server answered by HTTP, and not 200.
     Status(StatusCode),
@@ -45,7 +45,7 @@ pub enum ProbeFailure {
 }
 
 impl ProbeFailure {
-    /// Whether this node could not ask, so that nothing is known of the backend.
+    /// Returns true if this node could not send the probe, so that the backend's health is unknown.
     pub fn is_own(&self) -> bool {
         matches!(self, Self::Own(_))
     }

@@ -42,7 +42,7 @@ pub struct Change {
     pub probe: String,
     /// How it is now.
     pub condition: Condition,
-    /// What its last answer was lacking, where it is not well.
+    /// The fault of its last answer, if it is unhealthy.
     pub why: String,
 }
 
@@ -67,7 +67,7 @@ pub struct Prober {
     _stop: tokio::sync::oneshot::Sender<()>,
 }
 
-/// What the life of a target's probes has to tell.
+/// A message about a target's probes.
 enum Told {
     /// The first probe has come to an end.
     Asked,
@@ -83,7 +83,7 @@ struct Asked {
     target: Target,
     names: Vec<BackendName>,
     condition: Condition,
-    /// Whether its first probe has come to an end.
+    /// True if its first probe has ended.
     is_known: bool,
     /// Differs from those of earlier targets, whose changes may still be on their way.
     number: u64,
@@ -91,7 +91,7 @@ struct Asked {
 }
 
 impl Prober {
-    /// Somebody who asks from `sources`, as [`Asker::new`] does, and nobody yet.
+    /// Starts a prober that asks from `sources`, as [`Asker::new`] does, without targets yet.
     ///
     /// # Errors
     /// There is no thread to be had.
@@ -99,7 +99,8 @@ impl Prober {
         Self::with(Asker::new(sources), None)
     }
 
-    /// A host agent's, which asks its vms by a way of its own, and nobody yet.
+    /// Starts a host agent's prober, which reaches its vms through their ports, without targets
+    /// yet.
     ///
     /// # Errors
     /// There is no thread to be had.

@@ -163,8 +163,8 @@ impl WorkerEnd {
         let _ = self.to_prober.put(port, MacAddress([0; 6]), packet);
     }
 
-    /// Hands the next IP packet for a vm to `send`, with the vm's port and MAC address; says
-    /// whether there was one.
+    /// Hands the next IP packet for a vm to `send`, with the vm's port and MAC address; returns
+    /// true if there was one.
     pub fn take(&self, send: impl FnOnce(PortId, MacAddress, &[u8])) -> bool {
         self.from_prober.take(send).is_some()
     }
@@ -260,7 +260,7 @@ impl Stacks {
         stack.open(vm.source, to)
     }
 
-    /// Moves what there is to be moved, and says whether a connection is left.
+    /// Moves packets and timers, and returns true if a connection is left.
     fn turn(&mut self) -> bool {
         let now = self.now();
         let Self { way, by_port, .. } = self;
@@ -293,7 +293,7 @@ struct Stack {
     device: Packets,
     mac: MacAddress,
     next_port: u16,
-    /// Connections that nobody holds any more: they go when their end has been sent.
+    /// Connections without a holder: they go when their end has been sent.
     ending: Vec<SocketHandle>,
 }
 

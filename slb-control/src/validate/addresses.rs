@@ -15,7 +15,7 @@ use crate::document::Faults;
 /// Bytes of the outer UDP and VXLAN headers and of the inner Ethernet header.
 const VXLAN_OVERHEAD: u16 = 30;
 
-/// What tells vms apart: their host, network and MAC address.
+/// The identity of a vm: its host, network and MAC address.
 type Nic = (IpAddr, Vni, MacAddress);
 
 /// Adds a fault for each frontend whose address this node, a host or a mux has:

@@ -1,5 +1,5 @@
-//! What the machine can do at best: cache lines touched one after the other, or as many at once as
-//! it can, headers written, and a loop that does what no balancer can do without.
+//! The limits of the machine: cache lines touched one after the other, or as many at once as it
+//! can, headers written, and a loop of the work that every balancer has to do.
 
 use std::hint::black_box;
 

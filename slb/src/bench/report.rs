@@ -67,7 +67,7 @@ impl Rounds {
         }
     }
 
-    /// Whether another round is due.
+    /// Returns true if another round is due.
     pub(crate) fn go_on(&self) -> bool {
         match self.effort {
             Effort::Time(time) => self.nanos.len() < 3 || self.begin.elapsed() < time,
@@ -156,7 +156,7 @@ impl Report {
         }
     }
 
-    /// Returns whether the filter lets a line of this name be measured.
+    /// Returns true if the filter lets a line of this name be measured.
     pub fn wants(&self, name: &str) -> bool {
         self.filter
             .as_ref()
@@ -221,7 +221,7 @@ impl Report {
     }
 }
 
-/// What the kernel calls the processor.
+/// Returns the kernel's name of the processor.
 fn processor() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = text.lines().find(|line| line.starts_with("model name"));

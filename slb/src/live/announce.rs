@@ -1,8 +1,9 @@
 //! VIPs behind an interface, for the routing daemon beside the mux to announce.
 //!
-//! Each is the other end of a link, so the kernel routes to it and does not answer in its name: what
-//! the mux does not take is lost in the interface, and resets nobody. The interface is this process's
-//! own: where the process ends, however it does, it goes, and the daemon withdraws the routes.
+//! Each is the other end of a link, so the kernel routes to it and does not answer in its name:
+//! packets that the mux does not take are lost in the interface, and reset no connection. The
+//! interface is this process's own: when the process ends, for whatever reason, the interface
+//! disappears, and the daemon withdraws the routes.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -14,7 +14,7 @@ const SHORT: Duration = Duration::from_millis(50);
 /// A piece of work in a thread of its own.
 pub(super) struct Background<T> {
     told: Receiver<T>,
-    /// Whether a result was looked for before.
+    /// True if a result was taken before.
     is_known: Cell<bool>,
 }
 

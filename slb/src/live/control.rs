@@ -40,7 +40,7 @@ use crate::balancer::Limits;
 use crate::cli::LiveOptions;
 use crate::report::Report;
 
-/// How often it looks whether there is something to do.
+/// Interval at which it looks for work.
 const TICK: Duration = Duration::from_millis(20);
 /// How often it looks at the file.
 const LOOK_AT_FILE: Duration = Duration::from_millis(250);
@@ -51,14 +51,14 @@ const ASK: Duration = Duration::from_secs(1);
 const VERIFY: Duration = Duration::from_secs(30);
 /// How long it waits after it has followed the kernel's tables until it does so again.
 const FOLLOW: Duration = Duration::from_millis(250);
-/// How often it looks whether the workers move.
+/// Interval at which it checks that the workers make progress.
 const LISTEN: Duration = Duration::from_millis(200);
 /// How long a worker, or the whole process, may stand still before that is said, and its VIPs are withdrawn.
 const STILL: Duration = Duration::from_secs(2);
 /// How often it says that probes cannot be sent.
 const COMPLAIN: Duration = Duration::from_secs(60);
 
-/// What a node's rates and other terms are made of, to tell when they change.
+/// The rates and other terms of a node, compared to detect changes.
 pub(super) type NodeLimits = (MuxOptions, NatOptions, (u32, u32));
 
 /// The limits of a configuration.
@@ -101,9 +101,9 @@ pub(super) struct Control<'o> {
     pub(super) trouble: Vec<String>,
     /// The file, while it is read again.
     pub(super) loading: Loading,
-    /// What is worked out in threads of its own.
+    /// Work in threads of its own.
     pub(super) work: Work,
-    /// The devices that are to be opened anew, or closed.
+    /// Devices to be reopened or closed.
     pub(super) to_reopen: BTreeSet<usize>,
     /// Until when the first answers to probes are waited for; `None`: they are there.
     pub(super) first_round: Option<Instant>,
@@ -122,7 +122,7 @@ pub(super) struct Control<'o> {
     pub(super) life: Life,
 }
 
-/// What is worked out in threads of its own, since it takes seconds where a configuration is large.
+/// Work in threads of its own, which takes seconds for a large configuration.
 ///
 /// ```text
 ///  a file that changed ─► next hops of its hosts ─► waits ─┐
@@ -140,9 +140,9 @@ pub(super) struct Work {
     /// The snapshot of a configuration: of one that was read again, with how its addresses are reached, or of
     /// the present one.
     compile: Option<(Option<Loaded>, Background<Compiled>)>,
-    /// Whether the kernel's tables may have changed.
+    /// True if the kernel's tables may have changed.
     wants_look_up: bool,
-    /// Whether what is known of backends and devices has changed.
+    /// True if the known state of backends or devices has changed.
     wants_compile: bool,
     look_up_pace: Pace,
     compile_pace: Pace,
@@ -555,7 +555,7 @@ impl Control<'_> {
         self.work.wants_compile |= is_another;
     }
 
-    /// Opens the devices anew that are to be, and closes those that are gone.
+    /// Reopens the devices that are marked, and closes those that are gone.
     fn reopen(&mut self) {
         let places = std::mem::take(&mut self.to_reopen);
         if places.is_empty() {
@@ -700,7 +700,7 @@ impl Control<'_> {
         self.announce();
     }
 
-    /// Looks whether the workers move, and says how long one did not.
+    /// Checks that the workers make progress, and reports how long one did not.
     fn listen(&mut self, shared: &Shared) {
         let mut is_another = false;
         for (place, worker) in self.workers.iter_mut().enumerate() {
@@ -756,7 +756,7 @@ impl Control<'_> {
         }
     }
 
-    /// Says which backends have turned, by their probes, and whether any has.
+    /// Reports backends that changed by their probes, and returns true if any did.
     fn heed_probes(&mut self, shared: &Shared) -> bool {
         let mut any = false;
         while let Some(change) = self.prober.as_mut().and_then(Prober::changed) {

@@ -68,14 +68,14 @@ pub(super) struct TunName {
 /// `afxdp:NAME[:QUEUES]`.
 pub(super) struct Card {
     port: PortId,
-    /// Whether packets to backends leave by it: a mux's or host's interface to the fabric, or that of a proxy's
-    /// backend port.
+    /// True if packets to backends leave by it: a mux's or host's interface to the fabric, or that
+    /// of a proxy's backend port.
     leads_to_backends: bool,
     /// As it was when it was last there.
     pub(super) interface: Interface,
     queues: RangeInclusive<u32>,
     is_there: bool,
-    /// Whether it was gone, and came back: it may have fewer queues than before.
+    /// True if the device was gone, and came back: it may have fewer queues than before.
     has_returned: bool,
     /// Bytes of a chunk, as its packets needed when the device was last opened.
     chunk: usize,
@@ -247,7 +247,7 @@ impl Plan {
         }
     }
 
-    /// What a worker with these queues opens: those that are there.
+    /// Returns the queues that a worker opens: those of devices that are present.
     pub(super) fn queues(&self, slots: &[Slot]) -> Queues {
         match self {
             Self::Tun(names) => {
@@ -277,7 +277,7 @@ impl Plan {
         }
     }
 
-    /// What logs and reports call queues.
+    /// Returns the names of queues in logs and reports.
     pub(super) fn names(&self, slots: &[Slot]) -> Vec<String> {
         let name = |&(place, queue): &Slot| match self {
             Self::Tun(names) => format!("port {}", names[place].port.0),
@@ -374,7 +374,7 @@ impl Plan {
         }
     }
 
-    /// Whether an interface has a program attached now.
+    /// Returns true if an interface has a program attached now.
     pub(super) fn look_for_program(&mut self, place: usize) -> bool {
         let Self::AfXdp(cards) = self else {
             return false;
@@ -388,7 +388,8 @@ impl Plan {
         card.interface.program.is_some()
     }
 
-    /// Whether the packets of an interface are longer than the memory that it was opened with has room for.
+    /// Returns true if the packets of an interface are longer than the memory that it was opened
+    /// with has room for.
     pub(super) fn needs_more_memory(&mut self, place: usize) -> bool {
         let Self::AfXdp(cards) = self else {
             return false;
@@ -402,7 +403,7 @@ impl Plan {
         needs
     }
 
-    /// Whether all devices are TAP devices, whose frames the kernel bridges.
+    /// Returns true if all devices are TAP devices, whose frames the kernel bridges.
     pub(super) fn is_bridged(&self) -> bool {
         let Self::Tun(names) = self else {
             return false;
@@ -421,8 +422,8 @@ impl Plan {
         routed.map(|name| name.name.as_str()).collect()
     }
 
-    /// Says where packets may come in without their checksums. `is_native`: of each interface, whether XDP
-    /// runs in its driver.
+    /// Warns of interfaces that may deliver packets without their checksums. `is_native` has for
+    /// each interface true if XDP runs in its driver.
     pub(super) fn warn_of_checksums(&self, is_native: &[bool]) {
         let Self::AfXdp(cards) = self else { return };
         for (card, &is_native) in cards.iter().zip(is_native) {

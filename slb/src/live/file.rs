@@ -18,7 +18,7 @@ use crate::check::load;
 /// A file that has not changed for so long has been written to its end.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// What tells one version of a file from another.
+/// The identity of a version of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Version {
     modified: SystemTime,
@@ -122,8 +122,8 @@ impl Loading {
         }
     }
 
-    /// What was read, once; waits for nothing. Of a file that is to be read once more, the last reading alone
-    /// counts.
+    /// Returns the result of a reading once, without blocking. Of a file that is to be read once
+    /// more, the last reading alone counts.
     pub(super) fn take(&mut self) -> Option<Result<Config, Failure>> {
         let loaded = match self.told.as_ref()?.try_recv() {
             Ok(loaded) => loaded,

@@ -1,4 +1,4 @@
-//! What a worker and the others tell each other, without either waiting where packets are moved.
+//! Messages between a worker and other threads, without either waiting where packets are moved.
 //!
 //! ```text
 //!  control, status                          worker, once a burst
@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A mailbox for snapshots `S`, and what a worker counts, `C`.
 pub(super) struct Mailbox<S, C> {
-    /// Whether there is anything in it for the worker: looked at for each burst, and the lock is not.
+    /// True if there is a message for the worker: tested for each burst, unlike the lock.
     attention: AtomicBool,
     /// How many times the worker has looked into it.
     beats: AtomicU64,
@@ -55,7 +55,7 @@ impl Fill {
         }
     }
 
-    /// What was written.
+    /// Returns the records that were written.
     pub(super) fn records(&self) -> &[u8] {
         self.buffer.get(..self.len).unwrap_or_default()
     }
@@ -65,7 +65,8 @@ impl Fill {
         self.next.is_some().then_some(Self { len: 0, ..self })
     }
 
-    /// Has a bounded number of records written; says whether there is room for more, and more.
+    /// Has a bounded number of records written; returns true if there is room for more, and more to
+    /// write.
     pub(super) fn step(&mut self, export: impl FnOnce(Cursor, &mut [u8]) -> Exported) -> bool {
         let room = self.buffer.get_mut(self.len..).unwrap_or_default();
         let (Some(next), true) = (self.next, room.len() >= RECORD_MOST) else {
@@ -94,7 +95,7 @@ struct Letters<S, C> {
     old: Vec<S>,
     /// The generation that it has in place.
     generation: u64,
-    /// Whether it has ended.
+    /// True if the worker has ended.
     is_over: bool,
 }
 
@@ -102,7 +103,7 @@ struct Letters<S, C> {
 pub(super) trait Recipient<S, C> {
     /// Puts a snapshot in place, and gives the one that was.
     fn install(&mut self, snapshot: S) -> S;
-    /// What it counted until now.
+    /// Returns the worker's counters until now.
     fn count(&mut self) -> C;
     /// Writes records into memory from now on, and [gives it back](Mailbox::give_filled).
     fn fill(&mut self, _: Fill) {}
@@ -178,7 +179,7 @@ impl<S, C: Clone> Mailbox<S, C> {
         self.letters().filled = Some(fill);
     }
 
-    /// What the worker has filled, if it has. Waits for nobody.
+    /// Returns the fill that the worker completed, if it has. Does not block.
     pub(super) fn take_filled(&self) -> Option<Fill> {
         self.letters().filled.take()
     }
@@ -188,8 +189,8 @@ impl<S, C: Clone> Mailbox<S, C> {
         self.attention.store(true, Ordering::Release);
     }
 
-    /// How many times the worker has looked into it: grows after a nudge, or the worker stands still. Waits
-    /// for nobody.
+    /// Returns how many times the worker has looked into it: grows after a nudge, unless the worker
+    /// is stuck. Does not block.
     pub(super) fn beats(&self) -> u64 {
         self.beats.load(Ordering::Relaxed)
     }
@@ -204,19 +205,19 @@ impl<S, C: Clone> Mailbox<S, C> {
         self.letters().is_over
     }
 
-    /// What the worker counted last.
+    /// Returns the counters that the worker gave last.
     pub(super) fn take_counted(&self) -> Option<C> {
         self.letters().counted.take()
     }
 
-    /// Whether there is anything for the worker.
+    /// Returns true if there is a message for the worker.
     #[inline]
     pub(super) fn has_letters(&self) -> bool {
         self.attention.load(Ordering::Acquire)
     }
 
-    /// The worker reads its letters: puts a snapshot in place, giving the old one, and counts, where
-    /// that is asked for. Says whether it is to stop.
+    /// The worker reads its letters: installs a snapshot, returning the old one, and gives counters
+    /// on request. Returns true if the worker is to stop.
     #[cold]
     pub(super) fn read(&self, worker: &mut impl Recipient<S, C>) -> bool {
         self.attention.store(false, Ordering::Relaxed);
@@ -243,8 +244,8 @@ impl<S, C: Clone> Mailbox<S, C> {
         self.letters().counted = Some(counted);
     }
 
-    /// What says that the worker has ended when it is dropped: also by a panic, so that nobody goes on
-    /// as if packets were still moved.
+    /// Returns a guard that marks the worker as ended when it is dropped, also by a panic, so that
+    /// no thread goes on as if packets were still moved.
     pub(super) fn ends_with_this(&self) -> Ending<'_, S, C> {
         Ending(self)
     }
@@ -295,8 +296,8 @@ mod tests {
         worker.0
     }
 
-    /// Two others who install and count at once, in thousands of orders: every letter is read, every
-    /// question is answered, nobody waits for ever.
+    /// Two other threads install and count at once, in thousands of orders: every message is read,
+    /// every question is answered, and no thread waits for ever.
     #[test]
     fn no_letter_is_lost_and_no_question_unanswered() {
         shuttle::check_random(

@@ -1,4 +1,4 @@
-//! Metrics for Prometheus, and whether the process is well, over HTTP.
+//! Metrics for Prometheus, and the health of the process, over HTTP.
 //!
 //! | path | answer |
 //! |---|---|
@@ -6,9 +6,9 @@
 //! | `/healthz` | 200 while the workers answer |
 //! | `/readyz` | 200 while they do, packets come in by all devices, and each frontend with rules has a backend for new flows |
 //!
-//! Clients are not trusted: there are so many connections at once and no more, each lasts a few seconds, and
-//! has headers of 16 KiB. Where there are too many, the oldest connection of the address that has the most
-//! makes room for a new one: slow clients keep nobody else waiting.
+//! Clients are not trusted: the number of connections is limited, each lasts a few seconds, and has
+//! headers of 16 KiB at most. At the limit, the oldest connection of the address that has the most
+//! makes room for a new one, so slow clients do not block others.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
@@ -93,14 +93,14 @@ fn failed(address: SocketAddr) -> impl Fn(std::io::Error) -> Failure {
 struct Connection {
     peer: IpAddr,
     since: Instant,
-    /// Whether its request has come.
+    /// True if its request has arrived.
     has_asked: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
 impl Connection {
-    /// Whether it may go where there are too many. A client that asks at once is answered by then, unless it
-    /// does not read.
+    /// Returns true if the connection may be closed at the limit. A client that asks at once is
+    /// answered by then, unless it does not read.
     fn may_go(&self) -> bool {
         let patience = match self.has_asked.load(Ordering::Relaxed) {
             false => TIME_TO_ASK,

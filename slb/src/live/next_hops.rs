@@ -63,7 +63,8 @@ pub(super) struct NextHops {
     tables: Neighbours,
     /// The interface that packets leave by; `None`: the kernel routes them.
     fabric: Option<u32>,
-    /// Whether packets leave as frames through devices that the kernel bridges, and no route is asked.
+    /// True if packets leave as frames through devices that the kernel bridges, so no route is
+    /// looked up.
     is_bridged: bool,
 }
 
@@ -91,7 +92,7 @@ impl NextHops {
         self.fabric = plan.fabric().map(|fabric| fabric.index);
     }
 
-    /// Whether next hops are needed, since packets leave by an interface.
+    /// Returns true if next hops are needed, since packets leave by an interface.
     pub(super) fn are_needed(&self) -> bool {
         self.fabric.is_some()
     }
@@ -101,7 +102,7 @@ impl NextHops {
         self.query(given).answer(&self.tables)
     }
 
-    /// What is to be asked of the kernel's tables about a configuration.
+    /// Returns the query of the kernel's tables for a configuration.
     pub(super) fn query(&self, given: &Config) -> Query {
         Query {
             addresses: needed(given, self.are_needed()),
@@ -131,7 +132,7 @@ impl NextHops {
 pub(super) struct Query {
     addresses: BTreeSet<IpAddr>,
     fabric: Option<u32>,
-    /// Whether packets that no route leads by the fabric go across with their link headers.
+    /// True if packets without a route by the fabric cross with their link headers.
     crosses: bool,
 }
 
@@ -214,7 +215,7 @@ pub(super) fn complete(config: &mut Config, found: &Found) {
     }
 }
 
-/// Addresses that are not reached, since when, and whether that was said.
+/// Unreachable addresses, with the time since when, and true if that was logged.
 #[derive(Debug, Default)]
 pub(super) struct Unreached {
     lost: BTreeMap<IpAddr, (Reach, Instant, bool)>,
@@ -223,8 +224,8 @@ pub(super) struct Unreached {
 }
 
 impl Unreached {
-    /// Takes note of how addresses are reached, and says by name what is lost, and what no longer is. Gives
-    /// whether that is another than before.
+    /// Records how addresses are reached, and logs by name those that are lost or reached again.
+    /// Returns true if that differs from before.
     pub(super) fn note(&mut self, given: &Config, found: &Found) -> bool {
         let mut is_another = false;
         let mut lines = Lines::default();
@@ -307,7 +308,7 @@ impl Unreached {
         );
     }
 
-    /// Whether there is anything that may have to be said later.
+    /// Returns true if there is anything that may have to be logged later.
     pub(super) fn is_waiting(&self) -> bool {
         self.lost.values().any(|(_, _, is_said)| !is_said)
     }

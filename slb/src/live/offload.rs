@@ -7,13 +7,13 @@
 
 use slb_core::wire::ethernet::EtherType;
 
-/// What one such packet weighs against others: senders with and without a card may share a device. A right
-/// checksum has this value once in 65536 times.
+/// The weight of one such packet against others: senders with and without a card may share a
+/// device. A right checksum has this value once in 65536 times.
 const WEIGHT: u32 = 32;
 /// This much is no chance: four in a row, or one of ten for a while.
 const ENOUGH: u32 = 4 * WEIGHT;
 
-/// What was seen of one worker's packets.
+/// Statistics of one worker's packets.
 #[derive(Debug, Default)]
 pub(super) struct Offload {
     weight: u32,
@@ -21,7 +21,8 @@ pub(super) struct Offload {
 }
 
 impl Offload {
-    /// Looks at a frame; whether it is now known, and was not before, that checksums are left out.
+    /// Examines a frame; returns true if it is now known, and was not before, that checksums are
+    /// left out.
     #[cold]
     pub(super) fn look(&mut self, frame: &[u8]) -> bool {
         match has_bare_checksum(frame) {
@@ -35,8 +36,8 @@ impl Offload {
     }
 }
 
-/// Whether the checksum of a TCP segment or UDP datagram is the bare sum of its pseudo-header; `None` where
-/// a frame has none of its own.
+/// Returns true if the checksum of a TCP segment or UDP datagram is the bare sum of its
+/// pseudo-header; `None` if a frame has none of its own.
 fn has_bare_checksum(frame: &[u8]) -> Option<bool> {
     const FRAGMENT: u16 = 0x3fff; // offset and "more fragments"
     let word = |at: usize| {

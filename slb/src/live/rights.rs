@@ -1,4 +1,4 @@
-//! What the kernel lets this process do.
+//! The rights of this process.
 
 use std::fs;
 
@@ -42,7 +42,7 @@ pub(super) fn raise_open_files() -> usize {
         .unwrap_or(usize::MAX)
 }
 
-/// What to add to a refusal.
+/// Returns a hint to append to a refusal.
 pub(super) fn hint() -> &'static str {
     match missing().contains(&"CAP_NET_ADMIN") {
         true => " (CAP_NET_ADMIN is missing)",

@@ -43,7 +43,7 @@ use crate::balancer::Balancer;
 const MAGIC: &[u8; 8] = b"slbstate";
 const VERSION: u16 = 1;
 const HEADER: usize = 72;
-/// Where the hash of all other bytes stands.
+/// Offset of the hash of all other bytes.
 const CHECK: std::ops::Range<usize> = 64..72;
 /// Before the records of a piece.
 const PIECE_HEADER: usize = 8;
@@ -139,12 +139,12 @@ impl Saved {
         *imported = *imported + total;
     }
 
-    /// Whether no packet was moved after it was written.
+    /// Returns true if no packet was processed after it was written.
     pub(super) fn is_exact(&self) -> bool {
         self.is_exact
     }
 
-    /// What workers took over.
+    /// Returns the result of all workers' imports.
     fn imported(&self) -> Imported {
         *self.imported.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -453,13 +453,13 @@ impl Pins {
         is_there.then_some(Self { directory, role })
     }
 
-    /// What the link of an interface is called.
+    /// Returns the name of an interface's link.
     pub(super) fn name(&self, interface: &str) -> String {
         format!("{}-{interface}", self.role.name())
     }
 }
 
-/// What is written.
+/// The result of writing.
 struct Written {
     pieces: Vec<Piece>,
     workers: u32,
@@ -470,9 +470,9 @@ struct Written {
 /// How the state is, for the status and metrics.
 #[derive(Clone, Debug, Default)]
 pub(super) struct StateStatus {
-    /// What was taken over from an earlier process.
+    /// The state taken over from an earlier process.
     pub(super) imported: Imported,
-    /// How old that was, and whether it was a checkpoint; `None`: there was nothing.
+    /// The age of that state, and true if it was a checkpoint; `None` if there was none.
     pub(super) origin: Option<(Duration, bool)>,
     /// When the last checkpoint began, how long it took and how many bytes it has.
     pub(super) checkpoint: Option<(Clock, Duration, u64)>,
@@ -523,7 +523,7 @@ impl Keeper {
         &self.status
     }
 
-    /// Goes on with a checkpoint as far as that can be without waiting; says whether one has ended.
+    /// Continues a checkpoint as far as possible without blocking; returns true if one has ended.
     pub(super) fn advance(&mut self, workers: &[Worker]) -> bool {
         match &mut self.step {
             Step::Waits(next) => {

@@ -43,7 +43,7 @@ pub(crate) fn default_path(role: Role) -> PathBuf {
     directory.join(format!("slb-{}.sock", role.name()))
 }
 
-/// What the status is made of.
+/// The data that the status is made of.
 pub(super) struct Shared {
     state: Mutex<State>,
     workers: Vec<(Arc<Letterbox>, Vec<String>, Option<usize>)>,
@@ -52,7 +52,7 @@ pub(super) struct Shared {
     begin: Instant,
 }
 
-/// What the control thread knows.
+/// The state of the control thread.
 struct State {
     config: Arc<Config>,
     /// Hosts that no packet can reach.
@@ -156,7 +156,7 @@ impl Shared {
         self.state().trouble()
     }
 
-    /// What all workers counted, one after the other; `None` where one does not answer.
+    /// Collects the counters of all workers; `None` if one does not answer.
     fn count(&self) -> Option<Vec<Counted>> {
         self.workers
             .iter()
@@ -164,13 +164,13 @@ impl Shared {
             .collect()
     }
 
-    /// Whether all workers answer.
+    /// Returns true if all workers answer.
     pub(super) fn is_answered(&self) -> bool {
         self.count().is_some()
     }
 
-    /// What backends got, by their pool's and their own place; `None` where a worker does not answer, or
-    /// the configuration is just changing.
+    /// Returns the counters of backends, by the indexes of pool and backend; `None` if a worker
+    /// does not answer, or the configuration is just changing.
     pub(super) fn backend_counters(&self) -> Option<HashMap<(usize, usize), BackendCounters>> {
         let total = self.count()?.into_iter().reduce(Counted::and)?;
         Some(total.tally.by_backend().collect())
@@ -258,7 +258,7 @@ impl Shared {
     }
 }
 
-/// What was taken over from an earlier process, and how old the last checkpoint is.
+/// The state taken over from an earlier process, and the age of the last checkpoint, as JSON.
 fn kept_json(kept: &StateStatus) -> Value {
     let refused = Refusal::ALL
         .iter()
@@ -340,7 +340,7 @@ fn mark(
     }
 }
 
-/// Of each frontend with rules, whether one of these has a backend that takes new flows.
+/// For each frontend with rules: true if one of these has a backend that takes new flows.
 fn availability(config: &Config) -> impl Iterator<Item = (&str, bool)> {
     let frontends = config.frontends.iter().enumerate();
     frontends
@@ -381,7 +381,7 @@ impl Place {
         }
     }
 
-    /// Answers in threads of its own: clients that do not read keep nobody else waiting.
+    /// Answers in threads of its own: clients that do not read do not block others.
     pub(super) fn serve(self, shared: Arc<Shared>) -> Name {
         let Self { listener, name } = self;
         thread::spawn(move || {
@@ -464,7 +464,8 @@ fn answer(mut client: &UnixStream, shared: &Shared) -> io::Result<()> {
     Ok(())
 }
 
-/// A directory that nobody else can look into, beside a path; gone when dropped, with all that is in it.
+/// A directory beside a path that other users cannot enter; removed when dropped, with its
+/// contents.
 struct Private(PathBuf);
 
 impl Private {
@@ -484,8 +485,7 @@ impl Drop for Private {
     }
 }
 
-/// Listens at a path, for this user only. It takes the place of a socket that nobody listens at, and of
-/// nothing else.
+/// Listens at a path, for this user only. A stale socket at the path is replaced, and nothing else.
 ///
 /// The socket is made in a private directory and gets its name last: whoever can see it finds it listening,
 /// and with its final mode.
@@ -516,7 +516,7 @@ fn listen(path: &Path) -> io::Result<(UnixListener, Name)> {
     Ok((listener, name))
 }
 
-/// Fails unless a path is a socket that nobody listens at.
+/// Fails unless a path is a stale socket: one without a listener.
 fn expect_stale(path: &Path) -> io::Result<()> {
     let refused = |why: &str| Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
     if !fs::symlink_metadata(path)?.file_type().is_socket() {

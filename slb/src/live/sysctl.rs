@@ -4,11 +4,11 @@
 //!  client ─► eth0 ─ route to the VIP ─► slb0 (TUN) ─► mux
 //!            eth0 ◄──── forwarded ───── slb0       ◄─ VXLAN, from the node's own address
 //! ```
-//! What comes out of the device has this machine's own address for its source, so the kernel takes it for
-//! forged unless the device's `accept_local` is set, and `rp_filter` is off, or loose and the device has an
-//! address. It forwards packets out of
-//! the device if the device's `forwarding` is set. These are settings of the device, which belongs to this
-//! process, so they are set. `ip_forward` is the whole machine's: it is only said that it is missing.
+//! Packets out of the device have this machine's own address as their source, so the kernel takes
+//! it for forged unless the device's `accept_local` is set, and `rp_filter` is off, or loose and
+//! the device has an address. It forwards packets out of the device if the device's `forwarding` is
+//! set. These are settings of the device, which belongs to this process, so they are set.
+//! `ip_forward` is the whole machine's: if it is off, a warning says so.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,7 +29,7 @@ const LOOSE: u32 = 2;
 
 /// The settings under `/proc/sys`, such as `net.ipv4.ip_forward`; a device's name may have dots in it.
 struct Setting {
-    /// What stands before and behind the device's name.
+    /// The parts of the path before and behind the device's name.
     parts: (&'static str, &'static str),
     device: String,
 }
@@ -119,8 +119,8 @@ fn prepare_device(device: &str, sends_from_own: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whether an interface has an IPv4 address: without one, the kernel finds no source valid there unless
-/// `rp_filter` is off.
+/// Returns true if an interface has an IPv4 address: without one, the kernel finds no source valid
+/// there unless `rp_filter` is off.
 fn has_ipv4(device: &str) -> bool {
     let index = Link::find(device).ok().map(|link| link.index);
     let addresses = Neighbours::open().and_then(|tables| tables.addresses_by_interface());

@@ -1,5 +1,5 @@
-//! Somebody who notices when this process stands still: a process of its own, which takes the interface of
-//! the announced VIPs down; and systemd, where it asks for signs of life.
+//! A watchdog for this process: a process of its own, which takes the interface of the announced
+//! VIPs down when this one is stuck; and signs of life for systemd, if it asks for them.
 //!
 //! ```text
 //!  slb mux ── a byte each half second ──► slb watchdog ── none for three seconds ──► interface down

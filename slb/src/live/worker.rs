@@ -36,27 +36,27 @@ const LAST: Duration = Duration::from_secs(1);
 /// How often timers are looked at while packets come.
 const SWEEP: Duration = Duration::from_micros(200);
 
-/// What a worker begins with.
+/// The input of a worker's start.
 pub(super) struct Start {
     pub(super) config: Config,
     pub(super) snapshot: Arc<Snapshot<'static>>,
     pub(super) cpu: Option<usize>,
-    /// What the worker is called: its queues.
+    /// The worker's names: its queues.
     pub(super) names: Vec<String>,
     pub(super) queues: Queues,
     pub(super) ring: u32,
-    /// Whether it waits for packets, or asks for them all the time.
+    /// True if it waits for packets, false if it polls all the time.
     pub(super) waits: bool,
     /// Of a host agent: the way between its vms and the prober.
     pub(super) probes: Option<WorkerEnd>,
     /// Index of the worker, and how many there are.
     pub(super) number: (usize, usize),
-    /// Whether it gives its state in the end.
+    /// True if it exports its state in the end.
     pub(super) keeps_state: bool,
 }
 
-/// What a worker waits for once its tables are there: the state of an earlier process, if there is one,
-/// and where what is not the balancer's goes.
+/// The go-ahead that a worker waits for once its tables are ready: with the state of an earlier
+/// process, if there is one, and the device for packets that are not the balancer's.
 pub(super) struct Go {
     pub(super) saved: Option<Arc<Saved>>,
     pub(super) kernel: Option<Device>,
@@ -111,7 +111,7 @@ pub(super) struct Worker {
     heard: (u64, Clock),
 }
 
-/// What a worker and the others tell each other.
+/// The messages between a worker and other threads.
 pub(super) type Letterbox = Mailbox<Next, Counted>;
 
 /// A snapshot to put in place, larger memory for counters where it has more rules or backends than there
@@ -131,7 +131,7 @@ struct Order {
     tell: Sender<Result<Sockets, Failure>>,
 }
 
-/// What a worker counted.
+/// The counters of a worker.
 #[derive(Clone)]
 pub(super) struct Counted {
     pub(super) tally: Tally,
@@ -181,7 +181,8 @@ impl Worker {
         })
     }
 
-    /// How long nothing was heard of it, as far as those know who ask again and again. Waits for nobody.
+    /// Returns how long the worker has been silent, as observed by threads that ask again and
+    /// again. Does not block.
     pub(super) fn silence(&mut self) -> Duration {
         let beats = self.mailbox.beats();
         if beats != self.heard.0 {
@@ -191,7 +192,7 @@ impl Worker {
         self.heard.1.elapsed()
     }
 
-    /// Takes it as heard of just now: nobody asked meanwhile.
+    /// Takes the worker as heard of just now: it was not asked meanwhile.
     pub(super) fn forgive(&mut self) {
         self.heard.1 = Clock::now();
     }
@@ -320,7 +321,7 @@ enum End {
     Order(Order),
 }
 
-/// What stays of a worker when its devices change.
+/// The parts of a worker that stay when its devices change.
 struct Moving<'w> {
     balancer: Balancer,
     mailbox: &'w Letterbox,
@@ -331,7 +332,7 @@ struct Moving<'w> {
     probes: Option<WorkerEnd>,
     begin: Clock,
     work: Work,
-    /// What devices counted that are closed.
+    /// The counters of devices that are closed.
     earlier: Vec<(&'static str, u64)>,
     /// TUN devices, which some may go with when they are closed: those that stay are not.
     held: Vec<(TunQueue, Device)>,
@@ -528,7 +529,7 @@ impl Moving<'_> {
         }
     }
 
-    /// What was counted until now, with the counters of the devices that are open.
+    /// Returns the counters until now, including those of the devices that are open.
     fn counted(&self, io: &[(&'static str, u64)]) -> Counted {
         let mut all = io.to_vec();
         for &(name, count) in &self.earlier {
@@ -552,7 +553,7 @@ struct Reading<'r, 'w, I> {
 }
 
 impl<'m, I: LiveIo<'m>> Reading<'_, '_, I> {
-    /// Reads all letters; says whether it is to stop.
+    /// Reads all messages; returns true if the worker is to stop.
     #[cold]
     fn read(&mut self) -> bool {
         let mailbox = self.moving.mailbox;
@@ -584,7 +585,7 @@ impl<'m, I: LiveIo<'m>> Recipient<Next, Counted> for Reading<'_, '_, I> {
     }
 }
 
-/// What the loop needs of an I/O besides moving frames.
+/// The requirements of the loop on an I/O besides moving frames.
 trait LiveIo<'m>: PacketIo<'m, Error = io::Error> {
     fn wait(&self, most: Duration) -> io::Result<()>;
     fn counters(&self) -> Vec<(&'static str, u64)>;
@@ -628,7 +629,7 @@ pub(super) fn allowed_cpus(asked: &[usize]) -> Result<Vec<usize>, Failure> {
     Ok(asked.to_vec())
 }
 
-/// A key that nobody can guess.
+/// Makes an unpredictable key.
 pub(super) fn secret() -> Result<Key, Failure> {
     use std::io::Read as _;
     let mut bytes = [0; 16];

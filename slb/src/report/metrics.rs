@@ -21,7 +21,7 @@ pub(crate) struct Family {
 pub(crate) type Sample = (Vec<(&'static str, String)>, f64);
 
 impl Family {
-    /// What only grows; `_total` is put behind its name.
+    /// A value that only grows; `_total` is appended to its name.
     pub(crate) fn counter(name: &'static str, help: &'static str, samples: Vec<Sample>) -> Self {
         Self {
             name,
@@ -31,7 +31,7 @@ impl Family {
         }
     }
 
-    /// What goes up and down.
+    /// A value that goes up and down.
     pub(crate) fn gauge(name: &'static str, help: &'static str, samples: Vec<Sample>) -> Self {
         Self {
             is_counter: false,
@@ -46,7 +46,7 @@ pub(crate) fn one(value: u64) -> Vec<Sample> {
 }
 
 impl Report<'_> {
-    /// What the dataplane did.
+    /// Returns the counters of the dataplane.
     pub(crate) fn families(&self) -> Vec<Family> {
         let mut families = self.of_packets();
         families.extend(self.of_rules());

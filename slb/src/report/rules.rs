@@ -1,5 +1,5 @@
-//! What rules did, by the configuration's names: a snapshot counts each port of a NAT pool for itself,
-//! and all outbound rules of a frontend together.
+//! Counters of rules, by the configuration's names: a snapshot counts each port of a NAT pool for
+//! itself, and all outbound rules of a frontend together.
 
 use slb_control::Config;
 use slb_core::spec::NatTarget;
@@ -8,7 +8,7 @@ use slb_core::stats::RuleCounters;
 /// A rule of whichever kind.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RuleLine {
-    /// What it is, as the configuration calls it.
+    /// The kind of rule, in the configuration's words.
     pub(crate) kind: &'static str,
     /// Of outbound rules, the frontend's name.
     pub(crate) name: String,

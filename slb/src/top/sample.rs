@@ -1,4 +1,4 @@
-//! What was asked, over time: rates are differences of two statuses.
+//! Statuses over time: rates are differences of two of them.
 
 use std::collections::VecDeque;
 

@@ -9,7 +9,7 @@ use ratatui::widgets::{Block, Cell, Row, Sparkline, Table};
 use super::sample::{Backend, Loss, Samples, Vip};
 use crate::status::{number, short, text};
 
-/// What backends are sorted by.
+/// The order of backends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Order {
     /// As they are in the configuration.

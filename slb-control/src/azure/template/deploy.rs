@@ -46,7 +46,7 @@ impl Templates<'_> {
         }
     }
 
-    /// Whether a resource's condition holds, and it is made rather than only referred to.
+    /// Returns true if a resource's condition holds, and it is made rather than only referred to.
     pub(super) fn is_deployed(&self, resource: &Resource) -> bool {
         let context = resource.context();
         if let Some(existing) = resource.raw.get("existing")

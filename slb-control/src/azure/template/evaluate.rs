@@ -12,8 +12,8 @@ use super::{
 };
 
 impl Templates<'_> {
-    /// A resource with the members that are asked for worked out, as one stands by itself: its whole type
-    /// and name, and of its properties those at `paths`; all of them where there are none.
+    /// A resource with the members that are asked for worked out, as one given by itself: its whole
+    /// type and name, and of its properties those at `paths`; all of them where there are none.
     pub(in crate::azure) fn work_out(&self, resource: &Resource, paths: &[&[&str]]) -> Node {
         const LEFT_OUT: [&str; 16] = [
             "apiVersion",
@@ -86,7 +86,7 @@ impl Templates<'_> {
         }
     }
 
-    /// An object with nothing but what stands at some paths in it.
+    /// Returns an object with only the members at some paths.
     pub(super) fn only(&self, node: &Node, paths: &[&[&str]], context: &Context<'_>) -> Node {
         let mut members: Vec<(String, Node)> = Vec::new();
         for path in paths {

@@ -35,7 +35,7 @@ pub(super) enum Role {
     Proxy,
 }
 
-/// What is measured in one line.
+/// The case that one line measures.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Case {
     pub(super) role: Role,
@@ -288,7 +288,7 @@ impl Case {
     }
 }
 
-/// What the mux puts in front.
+/// Builds the headers that the mux puts in front.
 fn outer(inner: usize) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00, 0x45, 0];
     let udp_len = (inner + 16) as u16;

@@ -1,4 +1,4 @@
-//! What Azure knows and its JSON does not say: the addresses behind ids, and where backends run.
+//! Data that Azure has and its JSON lacks: the addresses behind ids, and the hosts of backends.
 
 use std::fs;
 use std::net::IpAddr;

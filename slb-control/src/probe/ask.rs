@@ -108,8 +108,8 @@ pub struct Asker {
 }
 
 impl Asker {
-    /// Somebody who asks from `sources`, as far as their family fits; else from whatever address the
-    /// kernel chooses.
+    /// Makes an asker that probes from one of `sources` of the target's family, or else from the
+    /// address that the kernel chooses.
     pub fn new(sources: &[IpAddr]) -> Self {
         Self {
             sources: sources.to_vec(),

@@ -42,7 +42,7 @@ use crate::list::{Entry, Filter, Listed};
 use crate::mem::{Mem, Memory};
 use crate::observe::{From, Observe, Step};
 use crate::packet::{Packet, Read, ends_of_bad};
-use crate::snapshot::{BackendKey, NO_BACKEND, Rejected, RoleError, RuleKey, RuleMatch, Snapshot};
+use crate::snapshot::{BackendKey, Rejected, RoleError, RuleKey, RuleMatch, Snapshot};
 use crate::state::{Age, Cursor, Exported, Imported, StateError};
 use crate::stats::{BackendCounters, Count, RuleCounters, Stats};
 use crate::time::{Clock, Instant};
@@ -646,7 +646,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             let Some(frame) = frames.get_mut(usize::from(lane.frame)) else {
                 continue;
             };
-            let index = match (&mut *flows, &before) {
+            let chosen = match (&mut *flows, &before) {
                 (Some(flows), Some(before)) => Pinner {
                     snapshot,
                     flows,
@@ -656,10 +656,12 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                     before,
                 }
                 .backend(lane, seen),
-                _ if lane.packet.is_martian() => NO_BACKEND,
-                _ => snapshot.backend_at(lane.first_backend, lane.table_index as usize),
+                _ if lane.packet.is_martian() => Err(DropReason::Martian),
+                _ => snapshot
+                    .backend_at(lane.first_backend, lane.table_index as usize)
+                    .ok_or(DropReason::NoBackend),
             };
-            forwarder.forward(frame, lane, index, seen);
+            forwarder.forward(frame, lane, chosen, seen);
         }
         forwarder.finish();
     }
@@ -672,6 +674,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     }
 }
 
+/// The index of the backend that takes a packet, or the reason why none does.
+type Chosen = Result<u32, DropReason>;
+
 /// The last stage: sends frames whose backend is chosen.
 struct Forwarder<'p, 's> {
     snapshot: &'p Snapshot<'s>,
@@ -683,9 +688,16 @@ struct Forwarder<'p, 's> {
 }
 
 impl Forwarder<'_, '_> {
-    /// Sends a frame to the backend whose place is `index`, or gives it the verdict that it has without.
+    /// Sends a frame to the backend whose index is `chosen`, or refuses it for the reason in its
+    /// place.
     #[inline]
-    fn forward(&mut self, frame: &mut Frame<'_>, lane: &Lane, index: u32, seen: &mut impl Observe) {
+    fn forward(
+        &mut self,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        chosen: Chosen,
+        seen: &mut impl Observe,
+    ) {
         let Self {
             snapshot,
             limits,
@@ -693,9 +705,16 @@ impl Forwarder<'_, '_> {
             run,
             ..
         } = self;
-        let Some(backend) = snapshot.backend(index) else {
-            let verdict = refuse(snapshot, frame, lane, index, limits, stats, seen);
-            return finish(stats, frame, lane, verdict, seen);
+        let chosen = chosen.and_then(|index| {
+            let backend = snapshot.backend(index).ok_or(DropReason::NoBackend)?;
+            Ok((index, backend))
+        });
+        let (index, backend) = match chosen {
+            Ok(chosen) => chosen,
+            Err(reason) => {
+                let verdict = refuse(snapshot, frame, lane, reason, limits, stats, seen);
+                return finish(stats, frame, lane, verdict, seen);
+            }
         };
         seen.step(lane.frame.into(), Step::Selected(index));
         let packet = &lane.packet;

@@ -42,7 +42,7 @@ use crate::packet::{EchoMessage, Packet, Read, ends_of_bad};
 use crate::snapshot::locals::CompiledMux;
 use crate::snapshot::proxy::CompiledProxy;
 use crate::snapshot::terms::{CompiledTerms, RuleKind};
-use crate::snapshot::{BackendKey, NO_BACKEND, Rejected, RoleError, RuleKey, RuleMatch, Snapshot};
+use crate::snapshot::{BackendKey, Rejected, RoleError, RuleKey, RuleMatch, Snapshot};
 use crate::spec::{Echo, Scheduler};
 use crate::state::{Age, Cursor, Exported, Imported, Kind, StateError};
 use crate::stats::{BackendCounters, RuleCounters, Stats};
@@ -435,10 +435,7 @@ impl Role for ProxyRole {
         let place = snapshot.table_index(compiled, &lane.packet, hash);
         let slot = place - compiled.first_slot();
         seen.step(lane.frame.into(), Step::Hashed { rule, hash, slot });
-        let backend = snapshot.backend_at(compiled.first_backend, place);
-        if backend == NO_BACKEND {
-            return None;
-        }
+        let backend = snapshot.backend_at(compiled.first_backend, place)?;
         seen.step(lane.frame.into(), Step::Selected(backend));
         Some(backend)
     }

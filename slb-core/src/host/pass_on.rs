@@ -29,7 +29,7 @@ use crate::nat::pipeline::{Asked, Begins, Elsewhere, Lane, Pipeline, Table, repo
 use crate::observe::{Observe, Step};
 use crate::packet::Part;
 use crate::snapshot::terms::{CompiledTerms, RuleKind};
-use crate::snapshot::{NO_BACKEND, Slot, Snapshot, words};
+use crate::snapshot::{Slot, Snapshot, words};
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::ethernet::MacAddress;
 use crate::wire::protocol;
@@ -199,10 +199,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         (way, handover): (Way, Handover),
         seen: &mut impl Observe,
     ) -> Elsewhere {
-        let owner = slot.owner;
-        if owner == NO_BACKEND {
+        let Some(owner) = slot.owner else {
             return Elsewhere::Here;
-        }
+        };
         if let Some(local) = self.snapshot.nat.local_of(owner) {
             let zone = local.zone;
             if zone == lane.zone {

@@ -195,7 +195,7 @@ fn leads_to(
     };
     // An inbound NAT rule has one backend, at the one slot of its table.
     let only = snapshot.backend_at(compiled.first_backend, compiled.first_slot());
-    if terms.kind == RuleKind::Nat && only != local.backend {
+    if terms.kind == RuleKind::Nat && only != Some(local.backend) {
         return false;
     }
     let server = if terms.floating_ip {

@@ -14,14 +14,15 @@
 
 use core::time::Duration;
 
-use super::Lane;
+use super::{Chosen, Lane};
 use crate::flow::table::{Found, Inserted, Probe};
 use crate::flow::{Addresses, FlowKey, FlowState, FlowTable, Table, Ticks};
 use crate::limit::SourceLimiter;
 use crate::observe::{FlowStep, Observe, Step};
 use crate::packet::{Family, Packet};
-use crate::snapshot::{BackendId, NO_BACKEND, Snapshot};
+use crate::snapshot::{BackendId, Snapshot};
 use crate::stats::{BackendCounters, RuleCounters};
+use crate::verdict::DropReason;
 use crate::wire::protocol;
 use crate::wire::tcp::Flags;
 
@@ -59,7 +60,7 @@ impl Changes {
 impl Pinner<'_, '_, '_> {
     /// The backend of a lane's flow.
     #[inline]
-    pub(super) fn backend(self, lane: &Lane, seen: &mut impl Observe) -> u32 {
+    pub(super) fn backend(self, lane: &Lane, seen: &mut impl Observe) -> Chosen {
         let mut counters = Counters {
             snapshot: self.snapshot,
             rules: self.rules,
@@ -117,9 +118,6 @@ struct Counters<'a, 's, 'm> {
     sources: &'a mut SourceLimiter<'m>,
 }
 
-/// In the place of a backend: the source begins too many flows.
-pub(super) const OVER_LIMIT: u32 = NO_BACKEND - 1;
-
 /// Looks a flow up in its primary bucket, and asks for the secondary one where that will be read.
 #[inline]
 pub(super) fn probe<A: Addresses>(table: &Table<'_, A>, hash: u64, key: &FlowKey<A>) -> Probe {
@@ -138,7 +136,7 @@ fn backend<A: Addresses>(
     lane: &Lane,
     counters: &mut Counters<'_, '_, '_>,
     seen: &mut impl Observe,
-) -> u32 {
+) -> Chosen {
     // What an earlier lane of the burst inserted may have moved this one's flow, or be it.
     let probe = if is_same {
         lane.probe
@@ -164,7 +162,7 @@ fn pinned<A: Addresses>(
     lane: &Lane,
     counters: &mut Counters<'_, '_, '_>,
     seen: &mut impl Observe,
-) -> u32 {
+) -> Chosen {
     let Counters { snapshot, .. } = counters;
     let packet = &lane.packet;
     let index = snapshot.backend_index(BackendId::from_value(table.value(found)));
@@ -184,10 +182,8 @@ fn pinned<A: Addresses>(
             index
         }
         None => {
-            let index = snapshot.backend_at(lane.first_backend, lane.table_index as usize);
-            let Some(backend) = snapshot.backend(index) else {
-                return NO_BACKEND;
-            };
+            let chosen = snapshot.backend_in(lane.first_backend, lane.table_index as usize);
+            let (index, backend) = chosen.ok_or(DropReason::NoBackend)?;
             table.set_value(found, backend.id().get());
             seen.step(lane.frame.into(), Step::Flow(FlowStep::Repinned));
             index
@@ -206,7 +202,7 @@ fn pinned<A: Addresses>(
             note_answer(counters, index, packet);
         }
     }
-    index
+    Ok(index)
 }
 
 /// Counts how a flow that began with a SYN goes on: the client has an answer, or asks again.
@@ -234,7 +230,7 @@ fn unpinned<A: Addresses>(
     lane: &Lane,
     counters: &mut Counters<'_, '_, '_>,
     seen: &mut impl Observe,
-) -> u32 {
+) -> Chosen {
     let Counters {
         snapshot,
         rules,
@@ -243,23 +239,23 @@ fn unpinned<A: Addresses>(
     } = counters;
     let packet = &lane.packet;
     if packet.is_martian() {
-        return NO_BACKEND;
+        return Err(DropReason::Martian);
     }
-    let index = snapshot.backend_at(lane.first_backend, lane.table_index as usize);
-    let (Some(backend), Some(rule)) = (snapshot.backend(index), snapshot.rule(lane.rule)) else {
-        return NO_BACKEND;
+    let chosen = snapshot.backend_in(lane.first_backend, lane.table_index as usize);
+    let (Some((index, backend)), Some(rule)) = (chosen, snapshot.rule(lane.rule)) else {
+        return Err(DropReason::NoBackend);
     };
     if lane.only_follows || packet.flags.intersects(Flags::FIN.with(Flags::RST)) {
         seen.step(lane.frame.into(), Step::Flow(FlowStep::Miss));
-        return index;
+        return Ok(index);
     }
     if !sources.allow(packet) {
         if packet.opens() {
-            return OVER_LIMIT;
+            return Err(DropReason::SourceLimit);
         }
         // It may have begun at another mux.
         seen.step(lane.frame.into(), Step::Flow(FlowStep::Refused));
-        return index;
+        return Ok(index);
     }
     let state = if packet.opens() {
         FlowState::HalfOpen
@@ -283,7 +279,7 @@ fn unpinned<A: Addresses>(
         Inserted::Refused => FlowStep::Refused,
     };
     seen.step(lane.frame.into(), Step::Flow(step));
-    index
+    Ok(index)
 }
 
 /// How a client's packet moves its flow on.

@@ -15,7 +15,7 @@
 use core::ops::Deref;
 
 use super::pin::{Changes, Pinner};
-use super::{Forwarder, MuxTables, Pipeline, Run, full_hash};
+use super::{Chosen, Forwarder, MuxTables, Pipeline, Run, full_hash};
 use crate::flow::table::{Found, Probe};
 use crate::flow::{Addresses, FlowKey, FlowState, FlowTable, Table, Ticks};
 use crate::frame::{BURST, Frame};
@@ -24,10 +24,10 @@ use crate::maglev;
 use crate::observe::{FlowStep, From, Observe, Step};
 use crate::packet::{Family, Packet, Plain, Shape, is_martian_ipv4, is_martian_ipv6};
 use crate::prefetch::CACHE_LINE;
-use crate::snapshot::{BackendId, CompiledBackend, CompiledRule, NO_BACKEND, RuleMatch, Snapshot};
+use crate::snapshot::{BackendId, CompiledBackend, CompiledRule, RuleMatch, Snapshot};
 use crate::stats::{BackendCounters, Count, RuleCounters, Stats};
 use crate::tunnel::encapsulation::Inner;
-use crate::verdict::Verdict;
+use crate::verdict::{DropReason, Verdict};
 use crate::wire::ethernet::{self, EtherType};
 use crate::wire::protocol;
 use crate::wire::tcp::Flags;
@@ -742,17 +742,17 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             Some(before) => self.send_pinned::<A>(frames, lanes, before, first, seen),
             None => self.send_unpinned::<A>(frames, lanes, first, seen),
         };
-        let Some(index) = unsent else {
+        let Some(chosen) = unsent else {
             return count;
         };
         if let (Some(frame), Some(lane)) = (frames.get_mut(count), lanes.get(count)) {
-            self.refuse_plain::<A>(frame, lane, index, first + count, seen);
+            self.refuse_plain::<A>(frame, lane, chosen, first + count, seen);
         }
         count + 1
     }
 
-    /// Stage 3 without a table: sends frames to Maglev's choice, until one that cannot be sent. Returns how
-    /// many, and of that one the backend chosen.
+    /// Stage 3 without a table: sends frames to Maglev's choice, until one that cannot be sent.
+    /// Returns how many were sent, and the choice for that one.
     #[inline(never)] // a loop of its own has the registers for itself
     fn send_unpinned<A: Words>(
         &mut self,
@@ -760,7 +760,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         lanes: &[Lane],
         first: usize,
         seen: &mut impl Observe,
-    ) -> (usize, Option<u32>) {
+    ) -> (usize, Option<Chosen>) {
         let snapshot = &*self.snapshot;
         let MuxTables {
             rules, backends, ..
@@ -775,17 +775,17 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 sender.turn_to(lane.rule);
             }
             if A::load(&lane.addresses).is_martian(lane.ports) {
-                unsent = Some(NO_BACKEND);
+                unsent = Some(Err(DropReason::Martian));
                 break;
             }
             let chosen = snapshot.backend_in(sender.first_backend, lane.table_index as usize);
             let Some((index, backend)) = chosen else {
-                unsent = Some(NO_BACKEND);
+                unsent = Some(Err(DropReason::NoBackend));
                 break;
             };
             let place = sender.place(first);
             if !sender.send::<A>(frame, lane, backend) {
-                unsent = Some(index);
+                unsent = Some(Ok(index));
                 break;
             }
             if lane.flags.contains(Flags::SYN) {
@@ -797,8 +797,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         (sender.finish(&mut self.stats), unsent)
     }
 
-    /// Stage 3 with a table: sends frames to the backends of their flows, until one that cannot be sent.
-    /// Returns how many, and of that one the backend chosen.
+    /// Stage 3 with a table: sends frames to the backends of their flows, until one that cannot be
+    /// sent. Returns how many were sent, and the choice for that one.
     #[inline(never)] // as `send_unpinned`
     fn send_pinned<A: Words>(
         &mut self,
@@ -807,7 +807,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         before: &Changes,
         first: usize,
         seen: &mut impl Observe,
-    ) -> (usize, Option<u32>) {
+    ) -> (usize, Option<Chosen>) {
         let Self {
             snapshot,
             tables,
@@ -823,7 +823,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             ..
         } = tables
         else {
-            return (0, Some(NO_BACKEND));
+            return (0, Some(Err(DropReason::NoBackend)));
         };
         // What an earlier frame of the burst inserted may have moved a later one's flow.
         let mut is_stale = Changes::of(flows) != *before;
@@ -855,14 +855,21 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                         sources,
                         before,
                     };
-                    let index = pin_otherwise::<A>(pinner, lane, sender.first_backend, place, seen);
+                    let chosen =
+                        pin_otherwise::<A>(pinner, lane, sender.first_backend, place, seen);
                     is_stale = Changes::of(flows) != *before;
-                    (index, snapshot.backend(index))
+                    match chosen {
+                        Ok(index) => (index, snapshot.backend(index)),
+                        Err(reason) => {
+                            unsent = Some(Err(reason));
+                            break;
+                        }
+                    }
                 }
             };
             let is_sent = backend.is_some_and(|backend| sender.send::<A>(frame, lane, backend));
             if !is_sent {
-                unsent = Some(index);
+                unsent = Some(Ok(index));
                 break;
             }
             if lane.flags.contains(Flags::SYN) {
@@ -874,13 +881,13 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         (sender.finish(stats), unsent)
     }
 
-    /// Gives a frame that was not sent its verdict. `index` is the place of the backend chosen.
+    /// Gives a frame that was not sent its verdict.
     #[cold]
     fn refuse_plain<A: Words>(
         &mut self,
         frame: &mut Frame<'_>,
         lane: &Lane,
-        index: u32,
+        chosen: Chosen,
         place: usize,
         seen: &mut impl Observe,
     ) {
@@ -896,13 +903,13 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             run: Run::default(),
         };
         let seen = &mut From { first: place, seen };
-        forwarder.forward(frame, &long, index, seen);
+        forwarder.forward(frame, &long, chosen, seen);
         forwarder.finish();
     }
 }
 
 /// Has the long way find, pin or move the flow of a packet whose flow is not just established and stays so.
-/// Returns the place of its backend.
+/// Returns the index of its backend.
 #[inline(never)]
 fn pin_otherwise<A: Words>(
     pinner: Pinner<'_, '_, '_>,
@@ -910,7 +917,7 @@ fn pin_otherwise<A: Words>(
     first_backend: u32,
     place: usize,
     seen: &mut impl Observe,
-) -> u32 {
+) -> Chosen {
     let mut long = lane.unpack::<A>();
     long.first_backend = first_backend;
     long.flow_hash = A::table(pinner.flows).hash(&lane.key::<A>());

@@ -3,7 +3,6 @@
 use core::ops::Deref;
 use core::slice;
 
-use super::pin::OVER_LIMIT;
 use super::{Lane, Pipeline};
 use crate::answer::reset;
 use crate::answer::{self, IcmpError};
@@ -264,7 +263,7 @@ pub(super) fn refuse(
     snapshot: &Snapshot<'_>,
     frame: &mut Frame<'_>,
     lane: &Lane,
-    index: u32,
+    reason: DropReason,
     limits: &mut Limits,
     stats: &mut Stats,
     seen: &mut impl Observe,
@@ -273,8 +272,8 @@ pub(super) fn refuse(
     if packet.is_martian() {
         return Verdict::Drop(DropReason::Martian);
     }
-    if index == OVER_LIMIT {
-        return Verdict::Drop(DropReason::SourceLimit);
+    if reason != DropReason::NoBackend {
+        return Verdict::Drop(reason);
     }
     let kind = snapshot.terms(lane.rule).map(|terms| terms.kind);
     if kind == Some(RuleKind::Outbound) {

@@ -53,9 +53,6 @@ use crate::time::Instant;
 use crate::tunnel::encapsulation::Template;
 use crate::wire::protocol;
 
-/// The backend index that means "no backend may take it".
-pub const NO_BACKEND: u32 = u32::MAX;
-
 /// A VIP that has no HA-ports rule.
 const NO_RULE: u32 = NONE - 1;
 
@@ -473,7 +470,7 @@ impl Snapshot<'_> {
             (first..first + rule.table_size as usize).map(|slot| (rule.first_backend, slot))
         });
         let whose = |(first, slot)| {
-            let backend = self.backend(self.backend_at(first, slot));
+            let backend = self.backend(self.backend_at(first, slot)?);
             backend.map(CompiledBackend::id)
         };
         slots.into_iter().flatten().map(whose)
@@ -507,13 +504,12 @@ impl Snapshot<'_> {
         rule.table_start as usize + slot
     }
 
-    /// The backend of a Maglev slot of the rule's table, or [`NO_BACKEND`].
+    /// Returns the index of the backend in a slot of the rule's table; `None` if no backend may take
+    /// the flow.
     #[inline]
-    pub(crate) fn backend_at(&self, first_backend: u32, table_index: usize) -> u32 {
-        match self.table.get(table_index) {
-            Some(&member) if member != maglev::EMPTY => first_backend + u32::from(member),
-            _ => NO_BACKEND,
-        }
+    pub(crate) fn backend_at(&self, first_backend: u32, table_index: usize) -> Option<u32> {
+        let member = *self.table.get(table_index)?;
+        (member != maglev::EMPTY).then(|| first_backend + u32::from(member))
     }
 
     /// The backend of a Maglev slot of the rule's table, and its place among all.
@@ -523,11 +519,7 @@ impl Snapshot<'_> {
         first_backend: u32,
         table_index: usize,
     ) -> Option<(u32, &CompiledBackend)> {
-        let member = *self.table.get(table_index)?;
-        if member == maglev::EMPTY {
-            return None;
-        }
-        let index = first_backend + u32::from(member);
+        let index = self.backend_at(first_backend, table_index)?;
         Some((index, self.backend(index)?))
     }
 
@@ -563,18 +555,18 @@ impl Snapshot<'_> {
             };
             let former = past.into_iter().flat_map(Past::former);
             let former = former.map(|member| rule.first_backend + u32::from(member));
-            core::iter::once(owner).chain(former)
+            owner.into_iter().chain(former)
         });
         all.filter_map(|index| Some(self.backend(index)?.id()))
     }
 
     /// Returns true if the packet is for a port of a backend's block, under the rule of a VIP's SNAT ports.
     pub(crate) fn is_port_of_block(&self, rule: u32, packet: &Packet) -> bool {
-        let owner = self.rule(rule).map(|rule| {
+        let owner = self.rule(rule).and_then(|rule| {
             let place = self.table_index(rule, packet, 0);
             self.backend_at(rule.first_backend, place)
         });
-        owner.is_some_and(|owner| owner != NO_BACKEND)
+        owner.is_some()
     }
 
     /// Returns true if a backend gets new flows of a rule that takes this packet: the rule may have
@@ -589,7 +581,7 @@ impl Snapshot<'_> {
             // One only, whatever its health; no hash chooses it.
             RuleKind::Nat | RuleKind::Outbound => {
                 let place = self.table_index(rule, packet, 0);
-                self.backend_at(rule.first_backend, place) == backend
+                self.backend_at(rule.first_backend, place) == Some(backend)
             }
         }
     }
@@ -722,8 +714,8 @@ impl Snapshot<'_> {
 /// A slot of a balancing rule's table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slot {
-    /// The place of its present owner among all backends, or [`NO_BACKEND`].
-    pub(crate) owner: u32,
+    /// Index of its present owner among all backends; `None` if the slot is empty.
+    pub(crate) owner: Option<u32>,
     first_backend: u32,
     pub(crate) past: Past,
 }
@@ -733,8 +725,7 @@ impl Slot {
     pub(crate) fn owners(&self) -> impl Iterator<Item = u32> + Clone + '_ {
         let former = self.past.former();
         let former = former.map(|member| self.first_backend + u32::from(member));
-        let present = Some(self.owner).filter(|&owner| owner != NO_BACKEND);
-        present.into_iter().chain(former)
+        self.owner.into_iter().chain(former)
     }
 }
 

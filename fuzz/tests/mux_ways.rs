@@ -1,5 +1,5 @@
-//! The mux's short way against its long way: the same frames give the same bytes, verdicts, steps, counters
-//! and flows on both, whatever the frames, the configuration and the moment.
+//! The mux's fast path against its slow path: the same frames give the same bytes, verdicts, steps,
+//! counters and flows on both, whatever the frames, the configuration and the moment.
 
 use std::collections::BTreeSet;
 use std::fs::File;

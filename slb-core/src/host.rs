@@ -344,12 +344,12 @@ impl Arrival {
 /// Arrivals that are known, until there is another snapshot.
 #[derive(Debug)]
 pub(crate) struct Arrivals {
-    /// The last one on the long way.
+    /// The last one on the slow path.
     last: Option<Arrival>,
     /// The last port of a vm.
     vm: Option<PortId>,
-    /// Arrivals on the short way, each at the [place](CommonHead::place) of its head: what comes from a few
-    /// muxes for a few vms alternates.
+    /// Arrivals on the fast path, each at the [place](CommonHead::place) of its head: what comes
+    /// from a few muxes for a few vms alternates.
     known: [KnownArrival; 1 << ARRIVAL_BITS],
 }
 

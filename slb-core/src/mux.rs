@@ -13,8 +13,8 @@
 //! Between the stages a frame is a `Lane`. A frame leaves early by getting its verdict: passed,
 //! answered, or dropped with a reason.
 //!
-//! Nearly all frames take the short way through the same stages (`plain`), which decides nothing of its own: what
-//! is not certain goes on here.
+//! Nearly all frames take the fast path through the same stages (`plain`), which decides nothing of
+//! its own: what is not certain goes on here.
 //!
 //! Without a flow table, or where it is full, Maglev alone decides: the same on every mux.
 
@@ -206,7 +206,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         }
     }
 
-    /// The same without the short way for plain packets: with the same result, as tests show.
+    /// The same without the fast path for plain packets: with the same result, as tests show.
     #[doc(hidden)]
     pub fn process_the_long_way(
         &mut self,

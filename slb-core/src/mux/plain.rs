@@ -1,16 +1,16 @@
-//! The short way through the mux, for the packets that nearly all are: whole TCP and UDP packets whose
-//! headers have nothing unusual, for a VIP and a rule, to a backend that is there.
+//! The fast path through the mux, for the packets that nearly all are: whole TCP and UDP packets
+//! whose headers have nothing unusual, for a VIP and a rule, to a backend that is there.
 //!
 //! The stages are the mux's own, over lanes of one cache line each. A frame that needs anything else
 //! leaves them unchanged:
 //!
 //! | what is found | where it goes on |
 //! |---|---|
-//! | headers that are not plain, or no rule | the long way, from its first stage on |
-//! | a new, half-open or closing flow, a SYN, FIN or RST of a pinned one, a backend that is gone or suspect, too few hops, too long a packet, no headroom | the long way's last stage |
+//! | headers that are not plain, or no rule | the slow path, from its first stage on |
+//! | a new, half-open or closing flow, a SYN, FIN or RST of a pinned one, a backend that is gone or suspect, too few hops, too long a packet, no headroom | the slow path's last stage |
 //!
-//! So the long way decides everything that is to be decided, and the short way only has to know what is
-//! certain. Frames are finished in their order on both ways, and observers see the same steps.
+//! So the slow path makes all decisions, and the fast path only has to know what is certain. Frames
+//! are finished in their order on both paths, and observers see the same steps.
 
 use core::ops::Deref;
 
@@ -35,11 +35,11 @@ use crate::wire::tcp::Flags;
 /// Where the IP header begins in a frame without tags.
 const IP: usize = ethernet::HEADER_LEN;
 
-/// The class of a frame on the short way.
+/// The class of a frame on the fast path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Kind {
-    /// Nothing: the long way is its own from the beginning.
+    /// The frame takes the slow path from its first stage on.
     Long,
     Ipv4,
     Ipv6,
@@ -114,7 +114,7 @@ impl Lane {
         !self.flags.intersects(loud)
     }
 
-    /// The same frame on the long way. The hash of the flow table is not part of it.
+    /// The same frame on the slow path. The hash of the flow table is not part of it.
     fn unpack<A: Words>(&self) -> super::Lane {
         super::Lane {
             packet: Packet {
@@ -140,7 +140,7 @@ impl Lane {
     }
 }
 
-/// The operations of an address family that the short way needs.
+/// The operations of an address family that the fast path needs.
 trait Words: Addresses {
     const KIND: Kind;
     const FAMILY: Family;
@@ -347,7 +347,7 @@ impl<'s> Classifier<'s, '_> {
         all
     }
 
-    /// Takes up a frame that has tags; another one is for the long way.
+    /// Takes up a frame that has tags; another one is for the slow path.
     #[inline(never)]
     fn take_other(
         &self,
@@ -408,8 +408,8 @@ impl<'s> Classifier<'s, '_> {
         note_classified::<A>(lane, index, hash, slot, seen);
     }
 
-    /// Does the rest of what taking up a packet is where a rule chooses by something else than a hash of
-    /// the whole tuple; without a rule, the packet is for the long way.
+    /// Does the rest of what taking up a packet is where a rule chooses by something else than a
+    /// hash of the whole tuple; without a rule, the packet is for the slow path.
     #[inline(never)]
     fn choose_by_other<A: Words>(
         &self,
@@ -908,8 +908,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     }
 }
 
-/// Has the long way find, pin or move the flow of a packet whose flow is not just established and stays so.
-/// Returns the index of its backend.
+/// Finds, pins or moves the flow of a packet on the slow path, unless the flow is established and
+/// stays so. Returns the index of its backend.
 #[inline(never)]
 fn pin_otherwise<A: Words>(
     pinner: Pinner<'_, '_, '_>,

@@ -67,18 +67,20 @@ pub(crate) trait Role: Sized {
     /// [`elsewhere`](Self::elsewhere).
     const PASSES_ON: bool;
 
-    /// Returns which way a frame's packet goes on the short way; `None` where the frame takes the long way.
+    /// Returns which way a frame's packet goes on the fast path; `None` where the frame takes the
+    /// slow path.
     fn direction(
         snapshot: &Snapshot<'_>,
         frame: &Frame<'_>,
         last: &mut Self::Last,
     ) -> Option<Direction>;
 
-    /// Finds the packet in a frame of the inward direction; `None` where the frame takes the long way.
+    /// Finds the packet in a frame of the inward direction; `None` where the frame takes the slow
+    /// path.
     fn inward(snapshot: &Snapshot<'_>, frame: &Frame<'_>, last: &mut Self::Last) -> Option<Origin>;
 
-    /// The port that a packet leaves by on the short way, of a connection with this zone; `None` where it
-    /// takes the long way.
+    /// The port that a packet leaves by on the fast path, of a connection with this zone; `None`
+    /// where it takes the slow path.
     fn leaves_by(snapshot: &Snapshot<'_>, zone: PortId, direction: Direction) -> Option<PortId>;
 
     /// Finds where a frame comes from, and reads it: stage 1.
@@ -383,9 +385,9 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         Some(self.clock.passed().since(changed))
     }
 
-    /// Stage 1 of the long way: reads a frame, finds whose it is and hashes its tuple. Returns false where
-    /// it concerns no connection, and has its verdict.
-    // Out of the loop of the short way: what is live there stays in registers.
+    /// Stage 1 of the slow path: reads a frame, finds whose it is and hashes its tuple. Returns
+    /// false where it concerns no connection, and has its verdict.
+    // Out of the loop of the fast path: what is live there stays in registers.
     #[inline(never)]
     fn classify<R: Role>(
         &mut self,
@@ -414,7 +416,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         }
     }
 
-    /// Stage 2 of the long way: asks for the line of a lane's connection.
+    /// Stage 2 of the slow path: asks for the line of a lane's connection.
     #[inline]
     fn look_up(&self, lane: &mut Lane) {
         let NatTable { ipv4, ipv6, .. } = &self.tables.connections;
@@ -424,8 +426,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         };
     }
 
-    /// Stage 3 of the long way: gives a packet the other name of its connection, which is made where it
-    /// is missing and the packet may make one.
+    /// Stage 3 of the slow path: gives a packet the other name of its connection, which is made
+    /// where it is missing and the packet may make one.
     #[inline(never)] // as `classify`
     fn translate<R: Role>(&mut self, frame: &mut Frame<'_>, lane: &Lane, seen: &mut impl Observe) {
         let result = match lane.packet.shape.family {

@@ -1,6 +1,6 @@
-//! The short way of packets that need nothing but translation: whole TCP and UDP packets of established
-//! connections, without IP options, VLAN tags or extension headers, that neither open nor close a
-//! connection. Nearly all packets are of this kind.
+//! The fast path of packets that need nothing but translation: whole TCP and UDP packets of
+//! established connections, without IP options, VLAN tags or extension headers, that neither open
+//! nor close a connection. Nearly all packets are of this kind.
 //!
 //! | loop | reads | prefetches |
 //! |---|---|---|
@@ -8,10 +8,11 @@
 //! | [look up](Pipeline::look_up_plain) | the index | the connection's cache lines |
 //! | [translate](Pipeline::translate_plain) | the connection | |
 //!
-//! A packet with anything unusual leaves the short way and takes the long one, which reads the frame
-//! again. The short way changes a frame, a connection or a counter only after its last check, so the
-//! long way remains the single place of semantics. The tests `both_ways_of_a_host_agent_do_the_same`
-//! and `both_ways_of_a_proxy_do_the_same` hold the two together.
+//! A packet with anything unusual leaves the fast path and takes the slow one, which reads the
+//! frame again. The fast path changes a frame, a connection or a counter only after its last check,
+//! so the slow path remains the single place of semantics. The tests
+//! `both_ways_of_a_host_agent_do_the_same` and `both_ways_of_a_proxy_do_the_same` hold the two
+//! together.
 
 mod head;
 #[cfg(all(test, feature = "alloc"))]
@@ -51,13 +52,13 @@ enum Way {
     Ipv4Outward,
     Ipv6Inward,
     Ipv6Outward,
-    /// The long way, in the [`Lane`] of the same index.
+    /// The slow path, in the [`Lane`] of the same index.
     Long,
     /// None: the frame has its verdict.
     Done,
 }
 
-/// A frame on the short way.
+/// A frame on the fast path.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PlainLane {
     /// Hash of the packet's key.
@@ -125,7 +126,7 @@ impl Run {
 }
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
-    /// Gives each frame of a burst its verdict. Without `SHORT`, all frames take the long way.
+    /// Gives each frame of a burst its verdict. Without `SHORT`, all frames take the slow path.
     #[inline]
     pub(crate) fn process<R: Role, const SHORT: bool>(
         &mut self,
@@ -171,7 +172,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         self.stats.forwarded += run.total;
     }
 
-    /// Sends a frame that left the short way on the long one.
+    /// Sends a frame that left the fast path on the slow path.
     #[cold]
     #[inline(never)]
     fn take_long_way<R: Role>(
@@ -188,7 +189,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// Reads a frame's headers, and hashes its key. Returns false if the frame takes the long way.
+    /// Reads a frame's headers, and hashes its key. Returns false if the frame takes the slow path.
     #[inline(always)]
     fn read_plain<R: Role>(
         &mut self,
@@ -304,8 +305,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         self.translate_plain::<A, R, true, true>(frame, place, lane, run, seen)
     }
 
-    /// Translates a packet of an established connection, and gives its frame the verdict. Returns `None`, and
-    /// changes nothing, if the packet takes the long way.
+    /// Translates a packet of an established connection, and gives its frame the verdict. Returns
+    /// `None`, and changes nothing, if the packet takes the slow path.
     #[inline(always)]
     fn translate_plain<A: Plain, R: Role, const OUTWARD: bool, const BY_MUX: bool>(
         &mut self,

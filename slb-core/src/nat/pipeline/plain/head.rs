@@ -1,4 +1,4 @@
-//! Headers of packets on the short way, read and written in place at constant offsets.
+//! Headers of packets on the fast path, read and written in place at constant offsets.
 
 use super::super::Table;
 use crate::nat::Direction;
@@ -11,7 +11,7 @@ use crate::verdict::PortId;
 use crate::wire::tcp::Flags;
 use crate::wire::{ethernet, ipv4, ipv6, protocol, tcp, udp};
 
-/// Packets of one family on the short way.
+/// Packets of one family on the fast path.
 pub(super) trait Plain: Table {
     /// Link header, IP header without options, and as many bytes of transport as a TCP header has.
     type Head;
@@ -43,7 +43,7 @@ pub(super) trait Plain: Table {
     /// Writes the MAC addresses of the fabric's link.
     fn readdress(head: &mut Self::Head, underlay: &Underlay);
 
-    /// Returns the packet as the long way reads it.
+    /// Returns the packet as the slow path reads it.
     fn packet(head: &Self::Head, key: &Key<Self>) -> Packet;
 }
 
@@ -53,8 +53,8 @@ const TRANSPORT_IPV4: usize = IP + ipv4::HEADER_LEN;
 const TRANSPORT_IPV6: usize = IP + ipv6::HEADER_LEN;
 
 impl Plain for u64 {
-    // UDP with less than 12 bytes of data may be shorter in VXLAN, where links do not pad: it takes the long
-    // way, so that one comparison bounds all that is read.
+    // UDP with less than 12 bytes of data may be shorter in VXLAN, where links do not pad: it takes
+    // the slow path, so that one comparison bounds all that is read.
     type Head = [u8; TRANSPORT_IPV4 + tcp::HEADER_LEN];
     const HEADER_LEN: u32 = ipv4::HEADER_LEN as u32;
 

@@ -1,4 +1,4 @@
-//! The short way against the long one.
+//! The fast path against the slow path.
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -665,7 +665,7 @@ fn a_flow_whose_backend_fails_ends_once() {
     assert_eq!(live(&twins), before - 1);
 }
 
-/// Returns true if the short way takes a frame to its end.
+/// Returns true if the fast path takes a frame to its end.
 fn is_short<R: Role>(twins: &mut Twins<R>, segment: &Segment) -> bool {
     let (port, mut bytes) = segment.frame(twins.is_proxy);
     let len = bytes.len();
@@ -705,7 +705,7 @@ fn ordinary_packets_take_the_short_way<R: Role>(is_proxy: bool) {
                 number,
                 ..Segment::ORDINARY
             };
-            // Where answers go through a mux, the long way notes by which one a packet came.
+            // Where answers go through a mux, the slow path notes by which one a packet came.
             let is_followed = !is_proxy && flow % 2 == 1 && !is_outward;
             let is_known = flow != FLOWS - 1 && !is_followed;
             assert_eq!(is_short(&mut twins, &segment), is_known, "{segment:?}");

@@ -1,4 +1,4 @@
-//! Where counters of rules and backends live, and how they move into larger memory.
+//! The counters of rules and backends, and their move into larger memory.
 //!
 //! A rule or backend has the same slot in every snapshot that follows, and its counters are in that
 //! slot. A slot whose owner is gone goes to another one, whose counters begin at zero.
@@ -48,7 +48,7 @@ impl<'m> CounterMemory<'m> {
         })
     }
 
-    /// How many rules and backends [`build`](Self::build) makes counters for.
+    /// Returns the numbers of rules and backends that [`build`](Self::build) makes counters for.
     pub fn size_for(snapshot: &Snapshot<'_>) -> (usize, usize) {
         let rules = (2 * snapshot.rule_slots()).max(Self::LEAST_RULES);
         let backends = (2 * snapshot.backend_slots()).max(Self::LEAST_BACKENDS);

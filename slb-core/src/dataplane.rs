@@ -13,7 +13,7 @@ use crate::time::Instant;
 
 /// A role.
 pub trait Dataplane<'s> {
-    /// Gives each of `frames` its verdict, rewritten in place where it is to be sent.
+    /// Sets the verdict of each of `frames`, and rewrites those to be sent in place.
     fn process(&mut self, now: Instant, frames: &mut [Frame<'_>]) {
         self.process_observed(now, frames, &mut ());
     }

@@ -28,7 +28,8 @@ use crate::wire::{protocol, tcp};
 /// Fragments of one datagram come within this time: no receiver waits longer (RFC 1122 §3.3.2,
 /// RFC 8200 §4.5).
 const LIFETIME_NANOS: u64 = 60 * 1_000_000_000;
-/// How long a later fragment waits for its first one: NAT64's FRAGMENT_MIN (RFC 6146 §3.4, §4).
+/// The time that a later fragment waits for its first one: NAT64's FRAGMENT_MIN (RFC 6146 §3.4,
+/// §4).
 const WAIT_NANOS: u64 = 2 * 1_000_000_000;
 /// Datagrams that a hash leads to.
 const WAYS: usize = 8;
@@ -101,9 +102,9 @@ pub struct Datagram {
     /// The protocol behind all extension headers of the first fragment.
     protocol: u8,
     echo: EchoMessage,
-    /// Where that begins in the datagram's fragmentable part, in bytes.
+    /// Offset of the transport header in the datagram's fragmentable part, in bytes.
     start: u16,
-    /// When the first fragment came; `None`: no datagram.
+    /// Arrival of the first fragment; `None` for a free slot.
     since: Option<Instant>,
 }
 
@@ -186,7 +187,7 @@ impl<'m> FragmentTable<'m> {
         }
     }
 
-    /// Gives a later fragment the protocol and ports of its datagram.
+    /// Sets the protocol and ports of a later fragment to those of its datagram.
     fn recall(&self, frame: &[u8], packet: &mut Packet, zone: PortId) -> Recalled {
         let name = Name::of(packet, zone);
         let bucket = self.datagrams.get(self.places(&name)).unwrap_or_default();
@@ -226,7 +227,7 @@ impl fmt::Debug for FragmentTable<'_> {
     }
 }
 
-/// Where a fragment came in.
+/// The arrival of a fragment: its port, network and direction.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Arrival {
     /// The port of its frame.
@@ -300,7 +301,7 @@ impl fmt::Debug for FragmentSlot {
     }
 }
 
-/// Where later fragments wait that came before their first one.
+/// Memory for later fragments that came before their first one.
 ///
 /// They are copies: the frame itself is dropped as [`DropReason::FragmentHeld`]. Once the first
 /// fragment has come, they go on in spare frames that the role's `advance` is given. Those whose first
@@ -330,7 +331,7 @@ pub(crate) enum Taken {
 }
 
 impl<'m> FragmentRoom<'m> {
-    /// How many slots are enough for most: 1 MiB.
+    /// A number of slots that suffices for most uses: 1 MiB.
     pub const SLOTS: usize = 512;
 
     /// A room without a slot: no fragment waits.
@@ -414,7 +415,7 @@ impl<'m> FragmentRoom<'m> {
         Some(range.start + oldest)
     }
 
-    /// Has the later fragments of a datagram go on, whose first one has come.
+    /// Releases the later fragments of a datagram when its first one has come.
     fn wake(&mut self, packet: &Packet, zone: PortId) {
         if self.used == 0 {
             return;
@@ -462,7 +463,7 @@ impl<'m> FragmentRoom<'m> {
         Taken::Nothing
     }
 
-    /// Gives up fragments that have waited too long. One call looks at the slots of one hash.
+    /// Drops fragments that have waited too long. One call visits the slots of one hash.
     pub(crate) fn sweep(&mut self, stats: &mut Stats) {
         let buckets = (self.slots.len() / BUCKET) as u32;
         if self.used == 0 || buckets == 0 {
@@ -538,7 +539,7 @@ pub(crate) struct Fragments<'a, 'm> {
 }
 
 impl Fragments<'_, '_> {
-    /// Takes note of a first fragment: of its ports, or of the identifier of an echo message.
+    /// Remembers a first fragment: its ports, or the identifier of an echo message.
     pub(crate) fn first(self, frame: &[u8], packet: &Packet, zone: PortId) {
         let identifies = packet.has_ports() || packet.is_icmp();
         let Some(table) = self.table else {
@@ -556,7 +557,7 @@ impl Fragments<'_, '_> {
         }
     }
 
-    /// Gives a later fragment the protocol and ports of its datagram.
+    /// Sets the protocol and ports of a later fragment to those of its datagram.
     pub(crate) fn later(&self, frame: &[u8], packet: &mut Packet, zone: PortId) -> Recalled {
         match &self.table {
             Some(table) => table.recall(frame, packet, zone),
@@ -586,7 +587,8 @@ pub(crate) fn needs_first(packet: &Packet) -> bool {
         || (packet.shape.family == Family::Ipv6 && ipv6::is_extension(packet.protocol))
 }
 
-/// Where the transport header begins in the fragmentable part of a first fragment, in bytes.
+/// Returns the offset of the transport header in the fragmentable part of a first fragment, in
+/// bytes.
 fn start_of(frame: &[u8], packet: &Packet) -> u16 {
     match packet.shape.family {
         Family::Ipv4 => 0,
@@ -596,7 +598,7 @@ fn start_of(frame: &[u8], packet: &Packet) -> u16 {
     }
 }
 
-/// Where a fragment begins in the fragmentable part of its datagram, in bytes.
+/// Returns the offset of a fragment in the fragmentable part of its datagram, in bytes.
 fn offset_of(frame: &[u8], packet: &Packet) -> usize {
     let ip = ip_of(frame, packet);
     match packet.shape.family {

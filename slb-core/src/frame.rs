@@ -18,7 +18,7 @@ use core::slice;
 use crate::prefetch::{CACHE_LINE, prefetch_address};
 use crate::verdict::{DropReason, PortId, Verdict};
 
-/// How many frames one burst holds at most.
+/// Capacity of a burst in frames.
 pub const BURST: usize = 64;
 
 /// One packet, from its Ethernet header on and without the frame check sequence, in a buffer
@@ -235,7 +235,7 @@ impl<'m> Frame<'m> {
         self.port
     }
 
-    /// Says which port it came in by.
+    /// Sets the port that the frame came in by.
     #[inline]
     pub fn set_port(&mut self, port: PortId) {
         self.port = port;
@@ -280,7 +280,7 @@ impl<'m> Frame<'m> {
         self.buf.as_ptr().addr()
     }
 
-    /// Gives the whole buffer back.
+    /// Returns the whole buffer.
     pub fn into_buffer(self) -> &'m mut [u8] {
         // SAFETY: `buf` is valid for `cap` bytes for `'m`, and the frame, the only other way
         // to them, is consumed.

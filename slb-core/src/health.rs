@@ -18,10 +18,10 @@ use core::time::Duration;
 
 use crate::time::Instant;
 
-/// How a backend is probed.
+/// The timing of a backend's probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbePolicy {
-    /// From one probe to the next.
+    /// Time from one probe to the next.
     pub interval: Duration,
     /// An answer that takes longer is none. At most the interval.
     pub timeout: Duration,
@@ -66,9 +66,9 @@ pub struct Health {
     condition: Condition,
     /// Answers of the other kind in a row.
     against: u32,
-    /// When the next probe is to go out.
+    /// The time of the next probe.
     next: Instant,
-    /// When the one that is out has failed.
+    /// The deadline of the outstanding probe.
     out: Option<Instant>,
 }
 
@@ -97,7 +97,7 @@ impl Health {
         self.condition
     }
 
-    /// When something is due: a probe is to go out, or the one that is out has failed.
+    /// Returns the time of the next event: a probe to send, or the timeout of the outstanding one.
     pub fn due(&self) -> Instant {
         self.out.unwrap_or(self.next)
     }
@@ -159,8 +159,8 @@ impl Health {
     }
 }
 
-/// When the first probe of backend `number` goes out, of any number of them, after `now`: spread
-/// evenly over the interval, whatever their number (the golden ratio's multiples).
+/// Returns the time of the first probe of backend `number` after `now`. The times are spread evenly
+/// over the interval, for any count of backends (multiples of the golden ratio).
 pub fn jitter(now: Instant, interval: Duration, number: u32) -> Instant {
     const GOLDEN: u32 = 0x9e37_79b9;
     let share = u128::from(number.wrapping_mul(GOLDEN));

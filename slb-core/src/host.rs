@@ -109,7 +109,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         self
     }
 
-    /// Gives each of `frames` its verdict, rewritten in place where it is to be sent.
+    /// Sets the verdict of each of `frames`, and rewrites those to be sent in place.
     pub fn process(&mut self, now: Instant, frames: &mut [Frame<'_>]) {
         self.process_observed(now, frames, &mut ());
     }
@@ -311,7 +311,7 @@ impl<S> fmt::Debug for Host<'_, S> {
     }
 }
 
-/// Where a frame from the fabric comes from, and goes to.
+/// The sender and the vm of a frame from the fabric.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Arrival {
     name: OuterName,

@@ -1,4 +1,4 @@
-//! How frames come in and go out: the one trait between the dataplane and the world.
+//! Packet I/O: the one trait between the dataplane and the world.
 
 use crate::frame::Burst;
 

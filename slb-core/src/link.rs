@@ -141,7 +141,7 @@ pub(crate) fn replace(frame: &mut Frame<'_>, packet: &Packet, underlay: &Underla
     Some(())
 }
 
-/// Gives a frame of our own the fabric's MAC addresses.
+/// Sets the MAC addresses of a frame to the fabric's.
 pub(crate) fn readdress(frame: &mut Frame<'_>, underlay: &Underlay) -> Option<()> {
     let macs: &mut [u8; 12] = frame.bytes_mut().first_chunk_mut()?;
     let (destination, source) = macs.split_at_mut(6);

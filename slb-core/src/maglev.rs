@@ -78,16 +78,16 @@ pub enum MaglevError {
     },
     /// More members than slots, or than [`MAX_BACKENDS`].
     TooManyMembers {
-        /// How many were given.
+        /// The number of members given.
         members: usize,
-        /// How many there may be.
+        /// The maximum number.
         most: usize,
     },
     /// The working memory is too small.
     TooFewTurns {
-        /// How many it has.
+        /// The number of turns given.
         turns: usize,
-        /// How many are needed.
+        /// The number of turns needed.
         needed: usize,
     },
     /// Two members with a weight have one name.
@@ -308,7 +308,7 @@ impl Table {
     }
 }
 
-/// Gives each turn its quota by the largest remainder; returns those that have one, by name.
+/// Sets the quota of each turn by the largest remainder; returns the turns with a quota, by name.
 fn share_out(weight: impl Fn(&Turn) -> u32, size: u32, turns: &mut [Turn]) -> &mut [Turn] {
     let weight = |turn: &Turn| u64::from(weight(turn));
     let total: u64 = turns.iter().map(weight).sum();
@@ -432,7 +432,7 @@ impl Default for Tail {
 }
 
 impl Filling<'_> {
-    /// Gives `turn` the first free slot of its permutation.
+    /// Assigns the first free slot of its permutation to `turn`.
     fn take(&mut self, turn: &mut Turn) {
         if self.free <= TAIL {
             return self.take_of_few(turn);

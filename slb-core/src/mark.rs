@@ -22,7 +22,7 @@ use crate::wire::ethernet::MacAddress;
 /// The most often that a packet is passed on.
 pub(crate) const MAX_HOPS: u8 = 8;
 
-/// In the place of a mux: none is known.
+/// Stands for an unknown mux.
 pub(crate) const NO_MUX: u8 = crate::nat::connection::Policy::DIRECT;
 
 /// The first octet of every mark: that of a locally administered unicast address.
@@ -47,7 +47,7 @@ pub enum Handover {
 /// A packet's way so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mark {
-    /// How often it was passed on: 1 to [`MAX_HOPS`].
+    /// The number of times that the packet was passed on: 1 to [`MAX_HOPS`].
     pub(crate) hops: u8,
     pub(crate) handover: Handover,
     /// The number of the mux that it came by, or [`NO_MUX`].

@@ -120,7 +120,7 @@ impl fmt::Debug for Line {
     }
 }
 
-/// Where the parts of a structure come from.
+/// A source of memory for the parts of a structure.
 pub trait Memory<'m> {
     /// `count` times `fill`, or `None` where the memory is used up.
     fn take<T: Copy>(&mut self, count: usize, fill: T) -> Option<Mem<'m, T>>;

@@ -100,10 +100,10 @@ impl Default for MuxOptions {
 /// The tables of a mux, all of them optional.
 #[derive(Debug)]
 pub struct MuxTables<'m> {
-    /// Where flows are pinned; `None`: stateless.
+    /// The flow table; `None`: stateless.
     pub flows: Option<FlowTable<'m>>,
-    /// Where the ports of fragmented datagrams are remembered; `None`: later fragments that need
-    /// ports are dropped.
+    /// The table of first fragments, which has their ports; `None`: later fragments that need ports
+    /// are dropped.
     pub fragments: Option<FragmentTable<'m>>,
     /// Counters by [`CompiledRule::slot`](crate::snapshot::CompiledRule::slot); rules beyond its end are not counted.
     pub rules: Mem<'m, RuleCounters>,
@@ -179,7 +179,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         self
     }
 
-    /// Gives each of `frames` its verdict, rewritten in place where it is to be sent.
+    /// Sets the verdict of each of `frames`, and rewrites those to be sent in place.
     pub fn process(&mut self, now: Instant, frames: &mut [Frame<'_>]) {
         self.process_observed(now, frames, &mut ());
     }
@@ -490,7 +490,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         self.sources.advance(now);
     }
 
-    /// Gives each of a burst's frames its verdict, whatever it is.
+    /// Sets the verdicts of a burst on the slow path, which takes any frame.
     #[inline(never)]
     fn process_long(
         &mut self,
@@ -564,7 +564,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// Gives a frame that no rule takes its verdict.
+    /// Sets the verdict of a frame that no rule takes.
     #[inline(never)]
     fn finish_unwanted(
         &mut self,
@@ -791,7 +791,7 @@ fn full_hash(snapshot: &Snapshot<'_>, packet: &Packet) -> u64 {
     snapshot.hash(packet, u64::MAX)
 }
 
-/// Gives a frame a verdict that ends its way.
+/// Sets the verdict of a frame and counts it.
 #[cold]
 fn finish(
     stats: &mut Stats,

@@ -65,7 +65,7 @@ pub enum Step {
     PassedOn {
         /// The backend whose host that is, by its place among all.
         backend: u32,
-        /// How often the packet was passed on, with this time.
+        /// The number of times that the packet was passed on, including this one.
         hops: u8,
         /// The request to the other host.
         handover: Handover,

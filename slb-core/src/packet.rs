@@ -1,4 +1,4 @@
-//! Where a packet's headers are, and the tuple that names its flow: what every role asks first.
+//! Packet headers and five-tuples: the first stage of every role.
 //!
 //! The common shapes (Ethernet, IPv4 without options or IPv6 without extension headers, TCP or UDP)
 //! are read in one straight run; everything else goes through the views of [`wire`](crate::wire). Both give the same answers
@@ -51,7 +51,7 @@ pub struct Packet {
     pub(crate) identification: u32,
     /// Bytes of the IP packet, headers included; the frame has at least as many.
     pub(crate) ip_len: u32,
-    /// Where its headers are, and what is unusual about it.
+    /// Offsets of the headers, and unusual properties of the packet.
     pub(crate) shape: Shape,
     /// The transport protocol.
     pub(crate) protocol: u8,
@@ -63,13 +63,13 @@ pub struct Packet {
     pub(crate) hop_limit: u8,
 }
 
-/// Where a packet's headers are, and what is unusual about it: one word, written at once.
+/// Offsets of the headers and unusual properties of a packet: one word, written at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub(crate) struct Shape {
-    /// Where the transport header begins in the frame.
+    /// Offset of the transport header in the frame.
     pub(crate) transport_offset: u16,
-    /// Where the IP header begins in the frame.
+    /// Offset of the IP header in the frame.
     pub(crate) ip_offset: u8,
     pub(crate) family: Family,
     pub(crate) part: Part,
@@ -107,7 +107,7 @@ impl Shape {
         ..Self::PLAIN_IPV4
     };
 
-    /// Of a plain packet whose IPv4 header begins at `ip_offset`.
+    /// Returns the shape of a plain packet with its IPv4 header at `ip_offset`.
     pub(crate) fn plain_ipv4(ip_offset: u8) -> Self {
         Self {
             transport_offset: u16::from(ip_offset) + ipv4::HEADER_LEN as u16,
@@ -116,7 +116,7 @@ impl Shape {
         }
     }
 
-    /// Of a plain packet whose IPv6 header begins at `ip_offset`.
+    /// Returns the shape of a plain packet with its IPv6 header at `ip_offset`.
     pub(crate) fn plain_ipv6(ip_offset: u8) -> Self {
         Self {
             transport_offset: u16::from(ip_offset) + ipv6::HEADER_LEN as u16,
@@ -405,7 +405,7 @@ impl Packet {
         is_later && self.protocol == protocol::TCP && offset < tcp::HEADER_LEN
     }
 
-    /// Has it be dropped where it is for a VIP or a vm.
+    /// Marks the packet to be dropped if it is for a VIP or a vm.
     fn refuse(&mut self, reason: DropReason) {
         self.shape.fault = Some(reason);
         self.shape.plain = false;

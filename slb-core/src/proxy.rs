@@ -60,7 +60,7 @@ pub struct Proxy<'m, S> {
     pipeline: Pipeline<'m, S>,
     lanes: [Lane; BURST],
     plain: [PlainLane; BURST],
-    /// Where the last frame came in, and which way that is.
+    /// The port of the last frame, and its direction.
     last: Option<(PortId, Direction)>,
 }
 
@@ -143,7 +143,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         self
     }
 
-    /// Gives each of `frames` its verdict, rewritten in place where it is of a connection.
+    /// Sets the verdict of each of `frames`, and rewrites those of connections in place.
     pub fn process(&mut self, now: Instant, frames: &mut [Frame<'_>]) {
         self.process_observed(now, frames, &mut ());
     }
@@ -303,7 +303,7 @@ impl<S> fmt::Debug for Proxy<'_, S> {
 pub(crate) enum ProxyRole {}
 
 impl Role for ProxyRole {
-    /// Where the last frame came in, and which way that is.
+    /// The port of the last frame, and its direction.
     type Last = Option<(PortId, Direction)>;
     const ROUTES: bool = false;
     const TUNNELS: bool = false;
@@ -416,7 +416,7 @@ impl Role for ProxyRole {
         pipeline.inbound::<A, Self>(frame, lane, segment, seen)
     }
 
-    /// As the rule's scheduler says: Maglev's choice, or who has the fewest connections.
+    /// Chooses a backend by the rule's scheduler: Maglev, or the fewest connections.
     fn choose<'s, S: Deref<Target = Snapshot<'s>>>(
         pipeline: &Pipeline<'_, S>,
         lane: &Lane,

@@ -93,11 +93,11 @@ pub(crate) enum Kind {
     Flow = 3,
 }
 
-/// Where an export goes on.
+/// The position of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor(u64);
 
-/// In a cursor: the table of IPv6.
+/// In a cursor, marks the table of IPv6.
 const IPV6: u64 = 1 << 63;
 
 impl Cursor {
@@ -120,7 +120,7 @@ impl Cursor {
         (self.0 & IPV6 != 0, place)
     }
 
-    /// Where it goes on after `place` of a table with `end` places; `None`: nowhere.
+    /// Returns the position after `place` of a table with `end` places; `None` at the end.
     pub(crate) fn after(is_ipv6: bool, place: usize, end: usize) -> Option<Self> {
         match (is_ipv6, place < end) {
             (false, true) => Some(Self(place as u64)),
@@ -131,7 +131,7 @@ impl Cursor {
     }
 }
 
-/// How old records are when they are imported.
+/// The age of records when they are imported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Age {
     /// The time since they were exported.
@@ -159,8 +159,8 @@ pub struct Exported {
     pub len: usize,
     /// Records in them.
     pub records: usize,
-    /// Where the next call goes on; `None`: all was exported. The same place again where there is no
-    /// room for [`RECORD_MOST`] bytes.
+    /// The position of the next call; `None` if all was exported. It is the same position again if
+    /// there is no room for [`RECORD_MOST`] bytes.
     pub next: Option<Cursor>,
 }
 
@@ -239,7 +239,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// How many records were taken over, and why others were not.
+/// The number of records taken over, and of those refused by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Imported {
     /// Records that were taken over.
@@ -288,21 +288,21 @@ impl core::ops::Add for Imported {
 pub enum StateError {
     /// The bytes end within a record.
     Truncated {
-        /// Where the record begins.
+        /// Offset of the record.
         at: usize,
         /// The bytes that are left from there.
         left: usize,
     },
     /// The record is shorter than its header.
     Length {
-        /// Where the record begins.
+        /// Offset of the record.
         at: usize,
         /// The length that it says.
         len: usize,
     },
     /// The record's check does not fit its bytes.
     Damaged {
-        /// Where the record begins.
+        /// Offset of the record.
         at: usize,
     },
 }

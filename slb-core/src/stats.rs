@@ -129,11 +129,11 @@ pub struct Stats {
     pub resets: u64,
     /// RSTs that were due and not made: above the limit, or nowhere to put them.
     pub resets_suppressed: u64,
-    /// Of a host agent: packets of none of its connections that it passed on to another host.
+    /// For a host agent: packets of none of its connections that it passed on to another host.
     pub passed_on: u64,
-    /// Of a host agent: packets that no host knew, passed on to who is to begin their flow.
+    /// For a host agent: packets that no host knew, passed on to the host that begins their flow.
     pub passed_back: u64,
-    /// Of a host agent: connections taken up in the middle, which began before it did.
+    /// For a host agent: connections taken up in the middle, which began before it did.
     pub taken_up: u64,
 }
 

@@ -81,7 +81,7 @@ impl fmt::Display for Instant {
 const LONGEST: u64 = 2 * 60 * 60 * 1_000_000_000;
 /// A gap of this length or more is a clock that was set, not time that passed.
 const SET_FORWARD: u64 = 1 << 55;
-/// By so much the clock may run backward and is waited for.
+/// The time in nanoseconds that the clock may run backward before that counts as setting it.
 const OUT_OF_ORDER: u64 = 1_000_000_000;
 
 /// The time that passed according to the caller's clock, whatever the clock was set to meanwhile.

@@ -38,7 +38,7 @@ macro_rules! drop_reasons {
             /// Every reason, in the order of its counter.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
-            /// How many reasons there are.
+            /// The number of reasons.
             pub const COUNT: usize = Self::ALL.len();
 
             /// The reason's name in reports and metrics: snake case, stable.
@@ -66,8 +66,9 @@ drop_reasons! {
     /// A header contradicts itself: a version, a header length or a total length that cannot be.
     Malformed = "malformed":
         "a header contradicts itself",
-    /// For a VIP, but no rule takes its protocol and port. Beside an outbound rule: the port is in no
-    /// vm's block, or a SYN or a datagram comes for a port of a block and is of no connection.
+    /// The packet is for a VIP, but no rule takes its protocol and port. With an outbound rule: the
+    /// port is in no vm's block, or a SYN or a datagram for a port of a block matches no
+    /// connection.
     NoRule = "no_rule":
         "no rule of the VIP takes the packet's protocol and port",
     /// The rule's pool has no backend that may take a new flow.
@@ -165,9 +166,10 @@ drop_reasons! {
     /// no stack answers. With `source_nat`, the rule's connections come from another address.
     Hairpin = "hairpin":
         "the vm called its own VIP and was chosen itself: with source_nat, a vm can reach itself",
-    /// At a host agent: it is of no connection here, and cannot be passed on to the host that may have its
-    /// connection or is to begin it: more than
-    /// [`passes_per_second`](crate::nat::NatOptions::passes_per_second) are, or it has been there.
+    /// The packet matches no connection at this host agent, and cannot be passed on to the host
+    /// that may have its connection or is to begin it: more than
+    /// [`passes_per_second`](crate::nat::NatOptions::passes_per_second) are passed on, or the
+    /// packet has visited that host.
     Astray = "astray":
         "the packet belongs to no connection here and cannot be passed on to another host",
 }

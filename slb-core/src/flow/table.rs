@@ -48,7 +48,8 @@ const STATE_SHIFT: u16 = 14;
 /// Every `meta` below has the state "empty".
 const OCCUPIED: u16 = 0x4000;
 
-/// How many flows may move to make room for an established one: a table of 85 % takes it.
+/// The number of flows that may move to make room for an established one: enough for a table at 85
+/// %.
 const MOVES: usize = 3;
 /// Moves to make room for a half-open flow: fewer, since a flood may be made of these.
 const MOVES_HALF_OPEN: usize = 1;
@@ -65,7 +66,7 @@ const SWEEP_OVERDUE: u32 = 340;
 // A deadline is recognised as past for as long as nobody may have swept it.
 const _: () = assert!(SWEEP_OVERDUE + Ticks::MAX.0 as u32 <= AHEAD as u32);
 
-/// How far a flow's handshake has come, as seen from its client's packets.
+/// The progress of a flow's handshake, as seen from its client's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum FlowState {
@@ -189,7 +190,7 @@ const fn pack(state: FlowState, protocol: FlowProtocol, deadline: u32) -> u16 {
         | deadline as u16 & DEADLINE_BITS
 }
 
-/// Where a flow was found in the table; valid until the table changes.
+/// The position of a flow in the table; valid until the table changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
     bucket: u32,
@@ -266,7 +267,7 @@ pub struct FlowStats {
     pub removed: u64,
     /// Flows in the table now; those past their deadline count until they are collected.
     pub live: u64,
-    /// Of these, half-open ones.
+    /// The number of half-open flows among these.
     pub half_open: u64,
     /// Places in the table.
     pub places: u64,
@@ -305,7 +306,7 @@ pub struct Flow {
     pub ports: (u16, u16),
     /// The value stored with the flow.
     pub value: u32,
-    /// How far it has come.
+    /// The state of the flow.
     pub state: FlowState,
 }
 
@@ -326,7 +327,7 @@ struct Sweep {
     at: usize,
     /// Nanoseconds between two steps.
     interval: u64,
-    /// When the next step is due.
+    /// The time of the next step.
     due: u64,
     /// The tick in which this round began.
     round: u32,
@@ -399,9 +400,9 @@ impl<'m, A: Addresses> Table<'m, A> {
         index as u32
     }
 
-    /// Has an established flow stay for `timeout` from now on, if `take` takes what is stored with it.
-    /// `None`, and no change, where it does not, or where there is no established flow. Writes nothing
-    /// where nothing changes, as within one tick.
+    /// Extends an established flow to `timeout` from now, if `take` accepts the value stored with
+    /// it. Returns `None`, without a change, if it does not, or if there is no established flow.
+    /// Writes nothing if nothing changes, as within one tick.
     #[inline]
     pub(crate) fn refresh<R>(
         &mut self,
@@ -471,8 +472,8 @@ impl<'m, A: Addresses> Table<'m, A> {
         }
     }
 
-    /// Gives a flow the state that `next` makes of its present one, and `timeout` from now on.
-    /// Writes nothing where nothing changes, as within one tick.
+    /// Sets a flow's state to the result of `next`, and its timeout to `timeout` from now. Writes
+    /// nothing if nothing changes, as within one tick.
     #[inline]
     pub fn update(
         &mut self,
@@ -517,7 +518,7 @@ impl<'m, A: Addresses> Table<'m, A> {
             .unwrap_or(0)
     }
 
-    /// How far a flow has come.
+    /// Returns the state of a flow.
     pub fn state(&self, found: Found) -> FlowState {
         let bucket = self.buckets.get(found.bucket as usize);
         let meta = bucket.and_then(|bucket| bucket.meta.get(usize::from(found.place)));

@@ -21,7 +21,7 @@ pub const MICROSOFT_KEY: [u8; 40] = [
 /// IPv6 message with a protocol) the key repeats.
 #[derive(Clone)]
 pub struct Toeplitz {
-    /// For each four bits of the message, what each value of theirs contributes.
+    /// The contribution of each value of each four bits of the message.
     tables: [[u32; 16]; MESSAGE_LEN * 2],
 }
 

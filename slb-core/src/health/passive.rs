@@ -7,14 +7,14 @@ use super::Condition;
 use crate::stats::BackendCounters;
 use crate::time::Instant;
 
-/// When a backend's own traffic speaks against it.
+/// The conditions under which a backend's own traffic makes it unhealthy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PassivePolicy {
     /// [Failures](BackendCounters::failures) within the window, with nothing accepted in it.
     pub threshold: u32,
-    /// How long one is.
+    /// Length of a window.
     pub window: Duration,
-    /// How long it gets no new flows then; after that it is tried again.
+    /// Time without new flows for an unhealthy backend, before it is tried again.
     pub retry: Duration,
 }
 
@@ -36,7 +36,7 @@ impl Default for PassivePolicy {
 pub struct Passive {
     policy: PassivePolicy,
     condition: Condition,
-    /// When the window began, or the backend was taken out.
+    /// The beginning of the window, or the time when the backend became unhealthy.
     since: Instant,
     /// The number of accepted connections at that time.
     accepted: u64,

@@ -34,7 +34,7 @@ impl Ramp {
         self.step(now) == RAMP_STEPS
     }
 
-    /// When it takes its next step.
+    /// Returns the time of the next step.
     pub fn next(&self, now: Instant) -> Instant {
         self.begin + self.length * self.step(now) / RAMP_STEPS
     }

@@ -34,7 +34,7 @@ use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::ethernet::MacAddress;
 use crate::wire::protocol;
 
-/// Where a packet has been.
+/// The way of a packet before this host.
 #[derive(Clone, Copy, Debug)]
 struct Way {
     /// The mark of the host that passed the packet on, and that host's address.
@@ -258,7 +258,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         Some(number)
     }
 
-    /// Gives a frame the address of another vm of this node.
+    /// Readdresses a frame to another vm of this node.
     fn readdress(&self, frame: &mut Frame<'_>, zone: PortId) {
         let vm = self.snapshot.nat.vm_by_port(zone);
         if let (Some(vm), Some(place)) = (vm, frame.bytes_mut().first_chunk_mut()) {

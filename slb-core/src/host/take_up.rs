@@ -38,7 +38,7 @@ use crate::wire::tcp::Flags;
 #[derive(Clone, Copy)]
 struct Speaker {
     server: IpAddr,
-    /// As packets have it.
+    /// The port in network byte order.
     port: u16,
 }
 

@@ -19,8 +19,8 @@ pub(crate) enum Own {
     TakenUp,
 }
 
-/// How many packets of its own a role may make in a while. Each kind has a limit of its own, so a
-/// flood of pings silences neither path-MTU discovery nor RSTs.
+/// Limits on the packets that a role makes. Each kind has a limit of its own, so a flood of pings
+/// suppresses neither path-MTU discovery nor RSTs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     now: Instant,
@@ -69,7 +69,7 @@ impl Limits {
         self.passed.most != 0
     }
 
-    /// Says what the time is.
+    /// Sets the time.
     #[inline]
     pub(crate) fn advance(&mut self, now: Instant) {
         self.now = now;
@@ -102,7 +102,7 @@ pub(crate) struct Rates {
     pub(crate) taken_up: (u32, u32),
 }
 
-/// How many packets may be made in a while: a bucket of tokens, counted in nanoseconds.
+/// A token bucket, counted in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 struct Limiter {
     credit: u64,

@@ -1,4 +1,4 @@
-//! How many new flows a source may begin: a token bucket for each, in memory that is bounded.
+//! A limit on the new flows of each source: a token bucket for each, in bounded memory.
 //!
 //! ```text
 //!  source ─► hash ─┬─► bucket of one half    one of the two has a token: the flow may begin,
@@ -41,7 +41,7 @@ const MIX: [u64; 2] = [0x4528_21e6_38d0_1377, 0xbe54_66cf_34e9_0c6d];
 const TOKEN: u32 = 1000;
 
 impl<'m> SourceLimiter<'m> {
-    /// How many buckets are enough for most: 512 KiB.
+    /// A number of buckets that suffices for most uses: 512 KiB.
     pub const BUCKETS: usize = 1 << 16;
 
     /// A limiter that lets each source begin `rate` flows a second in the long run, and `at_once` at

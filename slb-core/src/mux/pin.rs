@@ -26,8 +26,8 @@ use crate::verdict::DropReason;
 use crate::wire::protocol;
 use crate::wire::tcp::Flags;
 
-/// How long half-open and reset flows last without a packet: 4 minutes (RFC 5382 §5, REQ-5), or
-/// the rule's idle timeout where that is shorter. The table evicts them sooner where it is full.
+/// Timeout of half-open and reset flows: 4 minutes (RFC 5382 §5, REQ-5), or the rule's idle timeout
+/// if that is shorter. A full table evicts them sooner.
 const TRANSITORY: Ticks = Ticks::from_duration(Duration::from_secs(240));
 
 /// The flow table, and what pinning reads and counts beside it.
@@ -37,11 +37,11 @@ pub(super) struct Pinner<'a, 's, 'm> {
     pub(super) rules: &'a mut [RuleCounters],
     pub(super) backends: &'a mut [BackendCounters],
     pub(super) sources: &'a mut SourceLimiter<'m>,
-    /// How often the table had changed when the lanes' flows were looked up.
+    /// The change counters of the tables when the lanes' flows were looked up.
     pub(super) before: &'a Changes,
 }
 
-/// How often the tables had changed.
+/// The change counters of the tables.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Changes {
     ipv4: u64,
@@ -282,7 +282,7 @@ fn unpinned<A: Addresses>(
     Ok(index)
 }
 
-/// How a client's packet moves its flow on.
+/// Returns the state of a flow after a client's packet.
 #[inline]
 fn next_state(state: FlowState, packet: &Packet) -> FlowState {
     if packet.protocol != protocol::TCP {
@@ -301,7 +301,7 @@ fn next_state(state: FlowState, packet: &Packet) -> FlowState {
     }
 }
 
-/// How long a flow lasts after a packet with these flags.
+/// Returns the timeout of a flow after a packet with these flags.
 #[inline]
 fn timeout(state: FlowState, flags: Flags, idle: Ticks) -> Ticks {
     match state {

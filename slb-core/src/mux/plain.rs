@@ -32,7 +32,7 @@ use crate::wire::ethernet::{self, EtherType};
 use crate::wire::protocol;
 use crate::wire::tcp::Flags;
 
-/// Where the IP header begins in a frame without tags.
+/// Offset of the IP header in a frame without tags.
 const IP: usize = ethernet::HEADER_LEN;
 
 /// The class of a frame on the fast path.
@@ -74,13 +74,13 @@ pub(super) struct Lane {
 
 const _: () = assert!(size_of::<Lane>() == CACHE_LINE);
 
-/// In the place of a rule's: there is none yet.
+/// Stands for the rule while there is none yet.
 const NO_RULE: u32 = u32::MAX;
 /// A bit of a length that makes it longer than any backend's common way takes.
 const UNCOMMON: u32 = 1 << 31;
-/// In the place of a place: the flow is in neither of its buckets.
+/// Stands for the position of a flow that is in neither of its buckets.
 const ABSENT: u8 = 0xff;
-/// In the place of a place: the flow may be in its secondary bucket.
+/// Stands for the position of a flow that may be in its secondary bucket.
 const DISPLACED: u8 = 0xfe;
 
 impl Lane {
@@ -277,10 +277,10 @@ struct Service<'s, A: Words> {
     rule: Option<(u32, &'s CompiledRule)>,
     /// The rule's place.
     number: u32,
-    /// Where its Maglev table begins.
+    /// The first slot of its Maglev table.
     first_slot: u32,
-    /// How many slots that has; zero: there is no rule, or one that chooses by something else than a hash
-    /// of the whole tuple.
+    /// The number of slots of that table; zero if there is no rule, or if the rule does not choose
+    /// by a hash of the whole tuple.
     slots: u32,
 }
 
@@ -667,7 +667,7 @@ enum Tagged {
 }
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
-    /// Gives each frame of a burst its verdict.
+    /// Sets the verdict of each frame of a burst.
     #[inline]
     pub(super) fn process_burst(
         &mut self,
@@ -881,7 +881,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         (sender.finish(stats), unsent)
     }
 
-    /// Gives a frame that was not sent its verdict.
+    /// Sets the verdict of a frame that was not sent.
     #[cold]
     fn refuse_plain<A: Words>(
         &mut self,

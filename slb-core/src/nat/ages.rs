@@ -31,7 +31,7 @@ pub(crate) enum Kind {
     Answered = 1,
 }
 
-/// In the place of the next newer connection: it is in no list.
+/// Stands for the next newer connection of one that is in no list.
 const UNLISTED: u32 = u32::MAX - 1;
 /// Marks the list of those that are answered, beside the number of the next older connection.
 const ANSWERED: u32 = 1 << 31;
@@ -47,7 +47,7 @@ pub struct AgeLink {
 }
 
 impl AgeLink {
-    /// In no list.
+    /// The link of a connection that is in no list.
     pub const EMPTY: Self = Self {
         newer: UNLISTED,
         older: NONE,
@@ -162,7 +162,7 @@ impl<'m> Ages<'m> {
         }
     }
 
-    /// Has a place for one more established flow of a protocol without a handshake.
+    /// Reserves a place for one more established flow of a protocol without a handshake.
     ///
     /// Returns false where such flows have their share already: the flow stays in its list.
     pub(crate) fn keep_flow(&mut self) -> bool {

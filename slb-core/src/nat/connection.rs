@@ -102,7 +102,7 @@ pub(crate) struct Key<A> {
     pub(crate) zone: PortId,
 }
 
-/// In the place of a zone: names are the same at all ports.
+/// Stands for the zone of tuples that are the same at all ports.
 pub(crate) const ALL_PORTS: PortId = PortId(u16::MAX);
 
 impl<A: Addresses> Key<A> {
@@ -140,12 +140,12 @@ impl Policy {
     pub(crate) const DIRECT: u8 = u8::MAX;
 }
 
-/// Of [`Sequences::flags`]: the low three bits of the number of the mux that answers go through.
+/// In [`Sequences::flags`], the low three bits of the number of the mux that answers go through.
 const VIA: u8 = 0x07;
-/// Of [`Sequences::flags`]: answers go through a mux.
+/// In [`Sequences::flags`], set if answers go through a mux.
 const THROUGH: u8 = 0x08;
-/// Of [`Connection::idle`], where answers go through a mux: the high five bits of that mux's number. They
-/// add up to two seconds to the idle timeout, which is rounded up for their sake.
+/// In [`Connection::idle`], if answers go through a mux, the high five bits of that mux's number.
+/// They add up to two seconds to the idle timeout, which is rounded up for their sake.
 const IDLE_VIA: u16 = 0x1f;
 const RESETS: u8 = 0x10;
 const OPENED_OUTWARD: u8 = 0x20;
@@ -174,7 +174,7 @@ pub struct ConnectionView {
     pub outside: Tuple,
     /// The tuple of packets from the server.
     pub inside: Tuple,
-    /// How far it has come.
+    /// The state of the connection.
     pub state: ConnectionState,
 }
 
@@ -257,7 +257,7 @@ impl<A: Addresses> Connection<A> {
         connection
     }
 
-    /// Has answers go through another mux, of a connection whose answers go through one.
+    /// Changes the mux that a connection's answers go through.
     pub(crate) fn set_via(&mut self, mux: u8) {
         let before = self.timeout();
         self.sequences.flags = self.sequences.flags & !VIA | mux & VIA;
@@ -332,8 +332,8 @@ impl<A: Addresses> Connection<A> {
         }
     }
 
-    /// How far it has come, for those who look from outside: only here do protocols without a
-    /// handshake tell an answer from one that the opener went on after.
+    /// Returns the state for reports: only here do protocols without a handshake distinguish an
+    /// answered connection from one that its opener continued.
     pub(crate) fn shown_state(&self) -> ConnectionState {
         match self.state() {
             ConnectionState::SynReceived if self.protocol() != protocol::TCP => {
@@ -343,7 +343,7 @@ impl<A: Addresses> Connection<A> {
         }
     }
 
-    /// How far it has come.
+    /// Returns the state of the connection.
     #[inline]
     pub(crate) fn state(&self) -> ConnectionState {
         self.sequences.state()
@@ -693,7 +693,7 @@ impl<A: Addresses> Connection<A> {
         self.sequences.set_state(ConnectionState::SynReceived);
     }
 
-    /// How long the connection may be without a packet in its present state.
+    /// Returns the idle timeout in the present state.
     #[inline]
     pub(super) fn timeout(&self) -> Span {
         use ConnectionState::*;

@@ -1,4 +1,4 @@
-//! Where a connection is, by either of its tuples: ten places in a cache line, each a tag of 15
+//! An index of connections by either of their tuples: ten places in a cache line, each a tag of 15
 //! bits and the connection's number.
 //!
 //! ```text

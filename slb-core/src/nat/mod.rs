@@ -105,7 +105,7 @@ impl<'m> NatTable<'m> {
         self.ipv4.stats() + self.ipv6.stats()
     }
 
-    /// How many connections are in each state, in the order of [`ConnectionState::ALL`].
+    /// Returns the number of connections in each state, in the order of [`ConnectionState::ALL`].
     ///
     /// # Cost
     /// Every place that was ever used: for metrics, not for the packet path.

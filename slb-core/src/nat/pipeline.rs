@@ -182,12 +182,12 @@ pub(crate) trait Role: Sized {
         mux: Option<&CompiledMux>,
     ) -> Result<PortId, Verdict>;
 
-    /// Gives a packet with its other name the next hop of its connection's end, where link headers do not
-    /// stay. `opened_by` is the link header that the connection was opened with.
+    /// Sets the next hop of a translated packet to that of its connection's end, if link headers do
+    /// not stay. `opened_by` is the link header that the connection was opened with.
     #[inline]
     fn readdress(_: &Snapshot<'_>, _: &mut Frame<'_>, _: Direction, _: u16, _: Option<&Link>) {}
 
-    /// Where a packet of our own for a connection's end leaves, and under which link header.
+    /// Returns the port and the link header for a packet to a connection's end that the role makes.
     fn way_to<A: Table>(
         snapshot: &Snapshot<'_>,
         connection: &Connection<A>,
@@ -213,8 +213,8 @@ pub(crate) struct Lane {
     /// Index of the frame in the burst.
     pub(crate) frame: u8,
     pub(crate) direction: Direction,
-    /// Of an ICMP error about a connection: `packet` has the tuple of the connection's packets, and
-    /// this the addresses of the error's own.
+    /// For an ICMP error about a connection, the addresses of the error itself; `packet` has the
+    /// tuple of the connection's packets.
     pub(crate) error: Option<[u64; 4]>,
 }
 
@@ -266,7 +266,7 @@ pub(crate) struct Pipeline<'m, S> {
     pub(crate) tables: NatTables<'m>,
     pub(crate) options: NatOptions,
     clock: Clock,
-    /// When which snapshot came into place.
+    /// The times at which snapshots were installed.
     generations: Generations,
     pub(crate) limits: Limits,
     pub(crate) sources: SourceLimiter<'m>,
@@ -274,7 +274,7 @@ pub(crate) struct Pipeline<'m, S> {
     pub(crate) stats: Stats,
     /// Counters moved since the last snapshot: those of SNAT ports are to be counted again.
     has_new_counters: bool,
-    /// Of a host agent: connections that began before this moment may be taken up.
+    /// For a host agent, the start of take-up: connections that began before it may be taken up.
     pub(crate) takes_up_since: Option<Instant>,
 }
 
@@ -378,8 +378,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         self.clock.passed()
     }
 
-    /// How long ago a slot of a table changed its owner, if that is remembered. Where it is not known, it is
-    /// longer ago.
+    /// Returns the time since a slot of a table changed its owner, if that is remembered. An
+    /// unknown change is longer ago.
     pub(crate) fn time_since_change(&self, past: &Past) -> Option<Duration> {
         let changed = self.generations.time_of(past.age()?);
         Some(self.clock.passed().since(changed))
@@ -964,7 +964,7 @@ pub(crate) fn report_error(
     }
 }
 
-/// Gives a frame a verdict that ends its way.
+/// Sets the verdict of a frame and counts it.
 #[cold]
 fn finish(
     stats: &mut Stats,

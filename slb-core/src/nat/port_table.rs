@@ -66,7 +66,7 @@ pub struct PortTable<'m> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pool {
     hash: u64,
-    /// How many places it has: even, and at most 65 536.
+    /// The number of places: even, and at most 65 536.
     count: u32,
 }
 
@@ -80,7 +80,7 @@ pub(crate) enum Owner {
 }
 
 impl Pool {
-    /// How many places it has.
+    /// Returns the number of places.
     pub(crate) fn count(&self) -> u32 {
         self.count
     }

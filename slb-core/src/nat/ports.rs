@@ -46,7 +46,7 @@ const MOST_TRIES: u32 = 64;
 /// The outside tuple of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outside<A> {
-    /// As packets from there have it.
+    /// The tuple of packets from outside.
     pub(crate) side: Side<A>,
     /// The vm that has the port.
     pub(crate) local: Local,
@@ -223,7 +223,7 @@ pub(crate) struct Given {
     /// The pool that it is of, and its place there.
     pub(crate) pool: Pool,
     pub(crate) place: u32,
-    /// Of a SNAT port: its place among all.
+    /// For a SNAT port, its place among all.
     pub(crate) among_all: Option<usize>,
 }
 

@@ -102,8 +102,8 @@ impl Rewrite for [u64; 4] {
     }
 }
 
-/// Gives a packet that goes in `direction` its connection's other name, and takes `hops` off.
-/// `None` where it ends before its checksum: it is then half done, and to be dropped.
+/// Rewrites a packet in `direction` to its connection's other tuple, and takes `hops` off. Returns
+/// `None` if the packet ends before its checksum: it is then half done, and has to be dropped.
 #[inline]
 pub(crate) fn translate<A: Rewrite>(
     bytes: &mut [u8],
@@ -236,8 +236,8 @@ fn read(bytes: &[u8; ipv4::HEADER_LEN], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
-/// Gives an ICMP error about a connection, that goes in `direction`, the other names: the packet
-/// that it quotes gets back those that it was sent with (RFC 5508 §4.2).
+/// Rewrites an ICMP error about a connection, in `direction`: the packet that it quotes gets back
+/// the tuple that it was sent with (RFC 5508 §4.2).
 pub(crate) fn translate_error<A: Rewrite>(
     bytes: &mut [u8],
     packet: &Packet,
@@ -290,7 +290,8 @@ fn about<A: Rewrite>(connection: &Connection<A>, direction: Direction, old: A) -
     A::join(source, to.split().1)
 }
 
-/// Gives a quoted packet the name `side`. What of it is not quoted needs none.
+/// Rewrites a quoted packet to the tuple `side`, as far as it is quoted. What of it is not quoted
+/// needs none.
 fn restore<A: Rewrite>(quote: &mut [u8], side: Side<A>, deltas: (u16, u16)) -> Option<()> {
     let (number, transport, has_ports) = A::parse_quoted(quote)?;
     side.addresses.rewrite(quote, deltas.0, 0)?;

@@ -48,8 +48,8 @@ pub struct NatStats {
     pub removed: u64,
     /// New ones refused because the table was full.
     pub refused: u64,
-    /// Of those removed, the ones that made room for new ones: unanswered, answered once and not gone
-    /// on with, or over.
+    /// Number of removed connections that made room for new ones: unanswered, answered but not
+    /// continued, or over.
     pub evicted: u64,
     /// Connections that are unanswered now.
     pub unanswered: u64,
@@ -94,15 +94,16 @@ pub(crate) enum Fate {
     Waits,
 }
 
-/// Where the table lives.
+/// The memory of a connection table.
 #[derive(Debug)]
 pub struct ConnectionMemory<'m, A> {
     /// A place for each connection.
     pub connections: Mem<'m, Connection<A>>,
-    /// As many as [`NatTable::index_buckets_for`](super::NatTable::index_buckets_for) says.
+    /// Index buckets, as many as
+    /// [`NatTable::index_buckets_for`](super::NatTable::index_buckets_for) returns.
     pub index: Mem<'m, IndexBucket>,
-    /// As many as connections, by which those that have not come about yet are known in the order of
-    /// their age. Connections without one are never evicted.
+    /// Links, as many as connections, that order unestablished connections by age. Connections
+    /// without one are never evicted.
     pub ages: Mem<'m, AgeLink>,
 }
 
@@ -118,10 +119,10 @@ pub(crate) struct Connections<'m, A> {
     used: u32,
     /// The present tick.
     now: u32,
-    /// Where the sweep is, and since when.
+    /// The position of the sweep, and its time.
     swept: u32,
     swept_at: u64,
-    /// How many places a purge still has to see.
+    /// The number of places that a purge still has to visit.
     to_purge: u32,
     stats: NatStats,
 }
@@ -531,7 +532,7 @@ impl<'m, A: Addresses> Connections<'m, A> {
         self.iter_from(0).map(|(_, connection)| connection)
     }
 
-    /// How many connections are in each state.
+    /// Counts the connections in each state.
     pub(crate) fn count_states(&self, counts: &mut [u64; ConnectionState::ALL.len()]) {
         for connection in self.iter() {
             counts[connection.shown_state() as usize - 1] += 1;

@@ -33,22 +33,22 @@ pub struct NatOptions {
     pub resets_per_second: u32,
     /// RSTs at once.
     pub resets_at_once: u32,
-    /// Of a host agent: packets a second that it passes on to other hosts, since they are of none of its
-    /// connections: the long run. What is above is dropped as [`Astray`](crate::DropReason::Astray).
+    /// For a host agent: packets per second that match none of its connections and are passed on to
+    /// other hosts. Packets above the limit are dropped as [`Astray`](crate::DropReason::Astray).
     /// Zero: it passes none on.
     pub passes_per_second: u32,
     /// Packets that it passes on at once.
     pub passes_at_once: u32,
-    /// Of a host agent: connections a second that it [takes up](crate::Host::take_up) in the middle: the
-    /// long run. Segments above that are dropped in silence. Zero: it takes none up.
+    /// For a host agent: connections per second that it [takes up](crate::Host::take_up) in the
+    /// middle. Segments above the limit are dropped without an answer. Zero: it takes none up.
     pub take_ups_per_second: u32,
     /// Connections that it takes up at once.
     pub take_ups_at_once: u32,
-    /// Where a host agent's ICMP errors over IPv4 come from; `None`: from its underlay address, or
-    /// without one from the dummy address 192.0.0.8 (RFC 7600 §4.8).
+    /// Source address of a host agent's ICMP errors over IPv4; `None`: its underlay address, or
+    /// without one the dummy address 192.0.0.8 (RFC 7600 §4.8).
     pub icmp_source_ipv4: Option<Ipv4Addr>,
-    /// Where a host agent's ICMP errors over IPv6 come from; `None`: from its underlay address, or
-    /// without one from 100::1, of the discard prefix (RFC 6666): no answer goes there.
+    /// Source address of a host agent's ICMP errors over IPv6; `None`: its underlay address, or
+    /// without one 100::1, of the discard prefix (RFC 6666): no answer goes there.
     pub icmp_source_ipv6: Option<Ipv6Addr>,
     /// Lowers the maximum segment size that SYNs offer to what fits the fabric in VXLAN.
     pub clamp_mss: bool,
@@ -88,8 +88,9 @@ impl NatOptions {
         }
     }
 
-    /// Where ICMP errors about packets of a family come from: a router's own address (RFC 1812
-    /// §4.3.2.4), so that traceroute shows it as a hop and not as the packet's destination.
+    /// Returns the source address of ICMP errors about packets of a family: a router's own address
+    /// (RFC 1812 §4.3.2.4), so that traceroute shows it as a hop and not as the packet's
+    /// destination.
     pub(crate) fn icmp_source(&self, underlay: &Underlay, family: Family) -> IpAddr {
         match family {
             Family::Ipv4 => {
@@ -110,8 +111,8 @@ impl NatOptions {
 pub struct NatTables<'m> {
     /// The connections.
     pub connections: NatTable<'m>,
-    /// Where the ports of fragmented datagrams are remembered; `None`: later fragments that need
-    /// ports are dropped.
+    /// The table of first fragments, which has their ports; `None`: later fragments that need ports
+    /// are dropped.
     pub fragments: Option<FragmentTable<'m>>,
     /// Counters by [`CompiledRule::slot`](crate::snapshot::CompiledRule::slot); rules beyond its end
     /// are not counted.
@@ -122,7 +123,7 @@ pub struct NatTables<'m> {
     pub snat: Mem<'m, SnatCounters>,
     /// SNAT ports that are taken by connections whose source is translated.
     pub snat_ports: PortTable<'m>,
-    /// Of a proxy: the link headers that its connections were opened with.
+    /// For a proxy, the link headers that its connections were opened with.
     pub links: Links<'m>,
 }
 

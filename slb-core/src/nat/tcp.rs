@@ -1,4 +1,4 @@
-//! How far a TCP connection has come, from the segments of both its ends.
+//! The states of TCP connections, from the segments of both ends.
 //!
 //! ```text
 //!            opener's SYN      responder's SYN-ACK      opener's ACK
@@ -22,9 +22,9 @@ use crate::wire::tcp::{Flags, Tcp};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Direction {
-    /// From the client's, or the network's, side to the one who serves.
+    /// From the client or the network to the server.
     Inward = 0,
-    /// From there to the client or the network.
+    /// From the server to the client or the network.
     Outward = 1,
 }
 
@@ -45,8 +45,8 @@ impl Direction {
     }
 }
 
-/// How far a connection has come. Protocols without states are [`Established`](Self::Established)
-/// from their first answer on.
+/// The state of a connection. Protocols without states are [`Established`](Self::Established) from
+/// their first answer on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum ConnectionState {
@@ -115,7 +115,7 @@ pub struct Segment {
     pub len: u32,
     /// The window field of the header, unscaled.
     pub window: u16,
-    /// By how many bits its sender will scale windows (RFC 7323 §2); only a SYN says it.
+    /// Window scale of the sender in bits (RFC 7323 §2); only a SYN has it.
     pub window_shift: Option<u8>,
     /// Control bits of the segment.
     pub flags: Flags,
@@ -173,8 +173,8 @@ const NO_SHIFT: u8 = 15;
 
 /// The largest window scale (RFC 7323 §2.3).
 const LARGEST_SHIFT: u8 = 14;
-/// In the place of the responder's window: the connection was taken up in the middle, and only one end was
-/// heard since. Windows have the largest bound, and no scale yet.
+/// Stands for the responder's window of a connection that was taken up in the middle, and of which
+/// only one end sent since. Windows have the largest bound, and no scale yet.
 const TAKEN_UP: u8 = 0xf0 | NO_SHIFT;
 
 /// The bits of [`Sequences::state`] that hold the [`ConnectionState`].
@@ -184,8 +184,8 @@ const LATER_SHIFT: u32 = 3;
 /// Set if the number of a later SYN is kept.
 const LATER: u8 = 0x80;
 
-/// Of [`Sequences::flags`]: the client talks to the server's own address too, from the same port.
-/// A SYN that is kept is one to that address.
+/// In [`Sequences::flags`], set if the client also talks to the server's own address, from the same
+/// port. A SYN that is kept is one to that address.
 pub(super) const DIRECT: u8 = 0x80;
 
 /// The smallest bound on what an end may send beyond what the other has acknowledged, in bytes:
@@ -200,8 +200,8 @@ pub(crate) struct Sequences {
     sent: [u32; 2],
     /// The last that it acknowledged: what it expects next.
     acknowledged: [u32; 2],
-    /// By how much the end's windows are scaled, in the low four bits. The high four bits, `e`,
-    /// bound the window that it offered last: at most 2^(16 + e) bytes.
+    /// Window scale of the end in the low four bits. The high four bits, `e`, bound its last
+    /// window: at most 2^(16 + e) bytes.
     windows: [u8; 2],
     /// The low 24 bits, little-endian, of the number that acknowledges a later SYN of the opener.
     /// The answer brings all 32 bits, so these only have to tell it from other answers.
@@ -284,7 +284,7 @@ impl Sequences {
         self.state & STATE == ConnectionState::Established as u8
     }
 
-    /// How far the connection has come.
+    /// Returns the state of the connection.
     #[inline]
     pub(super) fn state(&self) -> ConnectionState {
         let place = usize::from(self.state & STATE).wrapping_sub(1);

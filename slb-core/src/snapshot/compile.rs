@@ -30,7 +30,7 @@ use crate::spec::{
 use crate::tunnel::encapsulation::Template;
 use crate::wire::protocol;
 
-/// How many elements each part of a snapshot has.
+/// The number of elements of each part of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Size {
     rule_buckets: usize,
@@ -148,8 +148,8 @@ impl Size {
 }
 
 impl<'m> Snapshot<'m> {
-    /// How many [`Line`](crate::mem::Line)s [`build`](Self::build) takes from an arena;
-    /// `usize::MAX` where it is more than can be counted.
+    /// Returns the number of [`Line`](crate::mem::Line)s that [`build`](Self::build) takes from an
+    /// arena; `usize::MAX` if it is out of range.
     pub fn lines_for(spec: &Spec<'_>, previous: Option<&Snapshot<'_>>) -> usize {
         Size::of(spec, previous).lines(spec).unwrap_or(usize::MAX)
     }
@@ -695,7 +695,7 @@ impl<'m> Snapshot<'m> {
         )
     }
 
-    /// Has packets for a protocol and port of a frontend go to a rule.
+    /// Adds a key that leads packets for a protocol and port of a frontend to a rule.
     fn add_key(
         &mut self,
         spec: &Spec<'_>,
@@ -800,7 +800,7 @@ impl<'m> Snapshot<'m> {
         Ok(())
     }
 
-    /// Gives each rule the place of its counters: its own from before, or a free one.
+    /// Assigns each rule its counter slot: the one that it had before, or a free one.
     fn number_rules(
         &mut self,
         spec: &Spec<'_>,

@@ -16,7 +16,7 @@ use crate::verdict::PortId;
 use crate::wire::ethernet::MacAddress;
 use crate::wire::vxlan::Vni;
 
-/// In the place of a sender: none that is known.
+/// Stands for an unknown sender.
 pub(crate) const NO_SENDER: u32 = NONE;
 /// Senders from this number on are hosts, those below are muxes.
 const FIRST_HOST: u32 = 1 << 16;
@@ -110,11 +110,11 @@ pub(crate) struct Nat<'m> {
     /// The ranges of addresses that are inside: ascending, and apart from each other.
     inside: Mem<'m, [IpAddr; 2]>,
     inside_count: usize,
-    /// Of a proxy: its ports.
+    /// For a proxy, its ports.
     pub(crate) proxy: Option<CompiledProxy<'m>>,
 }
 
-/// How many of each.
+/// The number of items of each kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NatSize {
     locals: usize,
@@ -180,7 +180,7 @@ impl NatSize {
         counter.add::<[IpAddr; 2]>(self.inside)
     }
 
-    /// How many there are of each kind that is numbered, and how many there may be.
+    /// Returns the number of items of each kind that has numbers, and its maximum.
     pub(crate) fn limits(&self) -> [(&'static str, usize, usize); 2] {
         [
             ("backends on one host", self.local_slots, MAX_LOCALS),
@@ -569,7 +569,7 @@ impl<'m> Nat<'m> {
         self.locals.get(local as usize)
     }
 
-    /// Of a proxy: the address that a client is seen under, where it is another.
+    /// For a proxy, returns the address that backends see instead of a client's, if there is one.
     pub(crate) fn rewritten(&self, client: IpAddr) -> Option<IpAddr> {
         self.proxy.as_ref()?.rewritten(client)
     }
@@ -584,8 +584,8 @@ impl<'m> Nat<'m> {
             .filter(|local| local.id == id)
     }
 
-    /// Of a proxy: the MAC address that a backend's packets go to, by the backend's id. The outer `None`: the
-    /// backend is gone; the inner one: link headers stay.
+    /// For a proxy, returns the MAC address for a backend's packets, by the backend's id. The outer
+    /// `None` means that the backend is gone; the inner one that link headers stay.
     pub(crate) fn next_hop_of(&self, id: u16) -> Option<Option<MacAddress>> {
         self.local(id)?;
         let index = self.local_ids.owner(usize::from(id) & MAX_LOCALS)?;
@@ -640,7 +640,7 @@ impl<'m> Nat<'m> {
             .unwrap_or_default()
     }
 
-    /// Where a block's granules begin among all.
+    /// Returns the index of a block's first granule among all.
     pub(crate) fn first_granule(&self, block: &Block) -> usize {
         block.granules.0 as usize
     }

@@ -71,7 +71,7 @@ pub struct CompiledRule {
     table_size: u32,
     /// The pool's first backend.
     pub(crate) first_backend: u32,
-    /// How long its flows stay pinned.
+    /// The time that its flows stay pinned without a packet.
     pub(crate) idle_timeout: Ticks,
     /// The place of its counters.
     slot: u32,
@@ -126,16 +126,16 @@ struct CompiledPool {
     table_size: u32,
     first_backend: u32,
     backends: u32,
-    /// Where their shares begin.
+    /// Index of their first share.
     shares: u32,
-    /// Where the past of its table begins, or [`NONE`].
+    /// Index of the past of its table, or [`NONE`].
     past: u32,
 }
 
 /// A backend's share of the new flows of rules that go by one probe, or by none.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Share {
-    /// In proportion to the others'; zero: it gets none.
+    /// The share relative to the others; zero: no share.
     pub(crate) weight: u32,
     pub(crate) is_unhealthy: bool,
 }
@@ -162,9 +162,10 @@ pub struct CompiledBackend {
     pool: u32,
     member: u32,
     eligible: bool,
-    /// By its own state.
+    /// True if its own state makes it unhealthy.
     unhealthy: bool,
-    /// By its own state or any probe: rules that it serves may look no further while it is not.
+    /// True if its own state or any probe speaks against it: while false, rules need not look
+    /// further.
     suspect: bool,
 }
 
@@ -235,7 +236,7 @@ pub enum RuleMatch {
 #[derive(Debug)]
 pub struct Snapshot<'m> {
     generation: u64,
-    /// When it was compiled, by the clock of the specification.
+    /// The time of compilation, by the clock of the specification.
     now: Instant,
     pub(crate) hasher: Hasher,
     underlay: Underlay,
@@ -248,7 +249,7 @@ pub struct Snapshot<'m> {
     pools: Mem<'m, CompiledPool>,
     /// The same by the results of probes, in the order of [`Spec::health`](crate::spec::Spec::health).
     probed: Mem<'m, CompiledPool>,
-    /// Of all pools, then of all probe results.
+    /// The shares of all pools, then of all probe results.
     shares: Mem<'m, Share>,
     backends: Mem<'m, CompiledBackend>,
     /// Hashes of the backends' names: see [`names`].
@@ -690,12 +691,12 @@ impl Snapshot<'_> {
         &self.underlay
     }
 
-    /// Where a host agent's own probes come from.
+    /// Returns the source addresses of a host agent's own probes.
     pub fn probe_source(&self) -> &ProbeSource {
         &self.probe_source
     }
 
-    /// How flows are hashed.
+    /// Returns the hasher of flows.
     pub fn hasher(&self) -> &Hasher {
         &self.hasher
     }
@@ -759,7 +760,7 @@ impl CompiledPool {
     }
 }
 
-/// In the place of an ICMP rule's port: not one that SNAT's keys have.
+/// Stands for an ICMP rule's port: a value that SNAT's keys do not have.
 const ECHO: u16 = 1;
 
 /// The number of ICMP in an address's family.

@@ -21,7 +21,7 @@ pub(crate) const DEPTH: usize = 7;
 /// The age of a slot that did not change while anything was remembered, or so long ago.
 const OLD: u8 = u8::MAX;
 
-/// How long it takes until time that an owner had a slot counts half as much, in seconds.
+/// Time after which an owner's earlier time counts half as much, in seconds.
 const HALF_LIFE: u64 = 3600;
 
 /// The changes of ownership between one snapshot and the next.
@@ -29,12 +29,13 @@ const HALF_LIFE: u64 = 3600;
 pub(crate) struct Step {
     /// Seconds that the earlier one was there; one at least, or nothing would tell its owners from none.
     seconds: u16,
-    /// How often time that counted before is halved.
+    /// The number of times that earlier time is halved.
     halvings: u32,
 }
 
 impl Step {
-    /// From one time to another. None is known where the clock goes back.
+    /// Returns the span from one time to another: unknown if the clock goes back. None is known
+    /// where the clock goes back.
     pub(crate) fn new(from: Instant, to: Instant) -> Self {
         let passed = to.since(from).as_secs();
         let half_lives = |time: Instant| time.since(Instant::ZERO).as_secs() / HALF_LIFE;
@@ -55,9 +56,9 @@ impl Step {
 pub(crate) struct Past {
     /// Places in the pool's backends, the newest first; [`maglev::EMPTY`] behind the last.
     former: [u16; DEPTH],
-    /// How long each of them had the slot, in seconds.
+    /// The time that each of them had the slot, in seconds.
     held: [u16; DEPTH],
-    /// How long the present owner had the slot before the present snapshot.
+    /// The time that the present owner had the slot before the present snapshot, in seconds.
     present: u16,
     /// Generations since the slot went from one owner to another.
     age: u8,
@@ -173,7 +174,7 @@ impl Past {
     }
 }
 
-/// When the last generations came into place.
+/// The times at which the last generations were installed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Generations {
     /// The newest first, each with the time that had passed.
@@ -199,8 +200,9 @@ impl Generations {
         self.count = (self.count + 1).min(Self::KEPT);
     }
 
-    /// When a change of so many generations before the present one took effect. Of one before all that are
-    /// kept: when the oldest of these came, which is later.
+    /// Returns the time at which a change, this many generations before the present one, took
+    /// effect. For a change before all that are kept, returns the time of the oldest of these,
+    /// which is later.
     pub(crate) fn time_of(&self, age: u8) -> Instant {
         let (present, newest) = self.installed[0];
         let changed = present.saturating_sub(age.into());

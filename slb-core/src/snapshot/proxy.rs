@@ -11,7 +11,7 @@ use crate::wire::ethernet::MacAddress;
 /// The ports as packets meet them.
 #[derive(Debug)]
 pub(crate) struct CompiledProxy<'m> {
-    /// Where the backends are.
+    /// The port of the backends.
     pub(crate) backend: PortId,
     /// The one frontend port of single mode.
     only: Option<PortId>,

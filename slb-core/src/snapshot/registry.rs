@@ -44,7 +44,7 @@ impl BackendId {
 pub(crate) struct RegistryEntry {
     /// The slot's id now.
     id: u32,
-    /// Where its owner is compiled, or [`NONE`] where it has none.
+    /// Index of its compiled owner, or [`NONE`].
     index: u32,
     /// The generation in which it became free.
     freed: u64,
@@ -207,14 +207,14 @@ impl<'m> Registry<'m> {
         BackendId(self.entries.get(slot).map_or(0, |entry| entry.id))
     }
 
-    /// Where the owner of an id is compiled; `None` where it is gone.
+    /// Returns the index of the compiled owner of an id; `None` if it is gone.
     #[inline]
     pub(crate) fn index(&self, id: BackendId) -> Option<u32> {
         let entry = self.entries.get(id.slot())?;
         (entry.id == id.0 && entry.index != NONE).then_some(entry.index)
     }
 
-    /// Where the owner of a slot is compiled; `None` where it has none.
+    /// Returns the index of the compiled owner of a slot; `None` if it has none.
     #[inline]
     pub(crate) fn owner(&self, slot: usize) -> Option<u32> {
         let entry = self.entries.get(slot)?;

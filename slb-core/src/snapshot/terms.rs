@@ -1,4 +1,4 @@
-//! How the connections of a rule are translated, and how long they last.
+//! The terms of a rule's connections: translation and timeouts.
 
 use core::net::IpAddr;
 
@@ -19,9 +19,9 @@ pub(crate) struct CompiledTerms {
     pub(crate) quic: bool,
     /// The place of its pool; of no meaning for outbound ports.
     pub(crate) pool: u32,
-    /// Where the shares of the pool's backends begin that the rule goes by.
+    /// Index of the first share of the pool that the rule refers to.
     pub(crate) shares: u32,
-    /// Where the past of its table begins, or [`NONE`].
+    /// Index of the past of its table, or [`NONE`].
     pub(crate) past: u32,
     pub(crate) kind: RuleKind,
     pub(crate) scheduler: Scheduler,

@@ -63,7 +63,7 @@ pub enum SpecError {
         field: &'static str,
         /// The index that the rule gives.
         index: usize,
-        /// How many items of that kind exist.
+        /// The number of items of that kind.
         count: usize,
     },
     /// A rule refers to probe results that do not exist, or to those of another pool.
@@ -194,7 +194,7 @@ pub enum SpecError {
     },
     /// A proxy has no frontend port, or several in [`PortMode::Single`](super::PortMode::Single).
     FrontendPorts {
-        /// How many it has.
+        /// The number that it has.
         count: usize,
     },
     /// A frontend port has no address in [`PortMode::Multi`](super::PortMode::Multi).
@@ -243,9 +243,9 @@ pub enum SpecError {
     TooMany {
         /// The kind.
         what: &'static str,
-        /// How many there are.
+        /// The number of items.
         count: usize,
-        /// How many there may be.
+        /// The maximum number.
         most: usize,
     },
     /// The memory given is used up.

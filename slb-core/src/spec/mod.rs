@@ -28,7 +28,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(240);
 /// Everything that a node needs to know. Indices refer to places in the slices.
 #[derive(Clone, Debug)]
 pub struct Spec<'a> {
-    /// How flows are hashed. The same on every node.
+    /// The hash of flows, the same on every node. The same on every node.
     pub hasher: Hasher,
     /// The seed of the Maglev permutations. The same on every node.
     pub hash_seed: u64,
@@ -51,16 +51,17 @@ pub struct Spec<'a> {
     /// where there are any, the only ones besides other hosts that it takes packets from. At most
     /// 254.
     pub muxes: &'a [IpAddr],
-    /// Of a host agent: the addresses that vms reach under their own, without an outbound rule, and
-    /// that vms answer under their own. The rest is outside. [`INSIDE`] by default.
+    /// For a host agent: the addresses that vms reach under their own, without an outbound rule,
+    /// and that vms answer under their own. The rest is outside. [`INSIDE`] by default.
     pub inside: &'a [Prefix],
-    /// Of a host agent: where probes of its own vms come from.
+    /// For a host agent: the source addresses of probes of its own vms.
     pub probe_source: ProbeSource,
-    /// Of a proxy: its ports. All backends are then behind the backend port.
+    /// For a proxy: its ports. All backends are then behind the backend port.
     pub proxy: Option<ProxyPorts<'a>>,
-    /// Of a host agent: the time at which the snapshot is compiled, by any clock that goes on from snapshot
-    /// to snapshot. By it a host knows how long a backend had its slots, and remembers those owners that
-    /// have the most connections. [`Instant::ZERO`] in all snapshots: each counts the same.
+    /// For a host agent: the time at which the snapshot is compiled, by any clock that goes on from
+    /// snapshot to snapshot. By it a host knows how long a backend had its slots, and remembers
+    /// those owners that have the most connections. [`Instant::ZERO`] in all snapshots: each counts
+    /// the same.
     pub now: Instant,
 }
 
@@ -126,7 +127,7 @@ pub struct Underlay {
     pub hop_limit: u8,
     /// The outer UDP checksum.
     pub udp_checksum: UdpChecksum,
-    /// Where encapsulated packets leave.
+    /// The port that encapsulated packets leave by.
     pub port: PortId,
 }
 
@@ -277,18 +278,19 @@ pub struct Rule<'a> {
     pub backend_port: u16,
     /// The packet fields that choose a flow's backend.
     pub distribution: Distribution,
-    /// How a proxy chooses; muxes have to agree, so they go by Maglev.
+    /// The choice of a new connection's backend, at a proxy. Muxes have to agree, so they always
+    /// use Maglev.
     pub scheduler: Scheduler,
-    /// How long a flow stays without a packet.
+    /// Idle timeout of a flow.
     pub idle_timeout: Duration,
     /// Further terms of the rule's connections, for their host agent or a proxy.
     pub terms: Terms,
 }
 
-/// How a new connection's backend is chosen.
+/// The choice of a new connection's backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scheduler {
-    /// By the hash of what the distribution mode counts.
+    /// Maglev, by the hash of the fields that the distribution mode selects.
     #[default]
     Maglev,
     /// The one that has the fewest connections now, in proportion to its weight.
@@ -303,7 +305,7 @@ pub struct Terms {
     /// Both ends are told with a RST when a connection ends by itself, and so is the sender of a
     /// segment of no connection.
     pub tcp_reset: bool,
-    /// How answers go back.
+    /// The way of answers.
     pub answers: Answers,
     /// The backend sees this address in the place of the client's (full SNAT).
     pub source_nat: Option<IpAddr>,
@@ -313,13 +315,13 @@ pub struct Terms {
     pub quic: bool,
 }
 
-/// How a backend's answers go back to the client.
+/// The way of a backend's answers to the client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Answers {
     /// Straight on (direct server return).
     #[default]
     Direct,
-    /// In VXLAN to the mux, of [`Spec::muxes`], that the connection came through.
+    /// Answers go in VXLAN to the mux, of [`Spec::muxes`], that the connection came through.
     ThroughMux,
 }
 
@@ -332,13 +334,13 @@ pub struct InboundNat<'a> {
     pub frontend: usize,
     /// Index of the pool in [`Spec::pools`].
     pub pool: usize,
-    /// Where its ports lead to.
+    /// The destination of its ports.
     pub target: NatTarget,
     /// TCP or UDP.
     pub protocol: Protocol,
     /// The port that the backend serves.
     pub backend_port: u16,
-    /// How long a flow stays without a packet.
+    /// Idle timeout of a flow.
     pub idle_timeout: Duration,
     /// Further terms of the rule's connections.
     pub terms: Terms,
@@ -359,7 +361,7 @@ impl Default for InboundNat<'_> {
     }
 }
 
-/// Where the ports of an [`InboundNat`] lead to.
+/// The destination of the ports of an [`InboundNat`].
 ///
 /// The default leads from port 0 to the first backend of the pool; a snapshot refuses port 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -395,7 +397,7 @@ pub struct Outbound<'a> {
     /// Ports for each backend, a multiple of 8, over all of its frontends; `None`: an even share of
     /// what is free.
     pub allocated_outbound_ports: Option<u32>,
-    /// How long a flow stays without a packet.
+    /// Idle timeout of a flow.
     pub idle_timeout: Duration,
     /// Both ends are told with a RST when a connection ends by itself.
     pub tcp_reset: bool,
@@ -460,10 +462,10 @@ pub struct Pool<'a> {
     pub table_size: u32,
     /// Backends of the pool. Their order does not matter.
     pub backends: &'a [Backend<'a>],
-    /// Of a host agent: weights that the backends had before, in the order of
-    /// [`backends`](Self::backends), one entry for each change, the oldest first; zero for who was not
-    /// there, or got no new flows. A snapshot without a predecessor takes from it which backends had which
-    /// flows before; one with a predecessor knows that already.
+    /// For a host agent: weights that the backends had before, in the order of
+    /// [`backends`](Self::backends), one entry for each change, the oldest first; zero for a
+    /// backend that did not exist, or got no new flows. A snapshot without a predecessor derives
+    /// the former owners of slots from it; one with a predecessor knows them already.
     pub past: &'a [&'a [u32]],
 }
 

@@ -8,7 +8,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub struct Prefix {
     /// One of them. Bits beyond the length do not count.
     pub address: IpAddr,
-    /// How many bits are the same: at most 32 of IPv4, and 128 of IPv6.
+    /// Length of the prefix in bits: at most 32 for IPv4, and 128 for IPv6.
     pub len: u8,
 }
 

@@ -11,15 +11,15 @@ use crate::verdict::PortId;
 pub struct ProxyPorts<'a> {
     /// One frontend port, or several.
     pub mode: PortMode,
-    /// Where the clients are.
+    /// The ports of the clients.
     pub frontends: &'a [FrontendPort],
-    /// Where the backends are.
+    /// The port of the backends.
     pub backend: PortId,
     /// Clients that backends see under other addresses; the first that holds one counts.
     pub source_rewrites: &'a [SourceRewrite],
 }
 
-/// How many frontend ports a proxy has.
+/// The number of frontend ports of a proxy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PortMode {
     /// One: what is not balanced goes from one side to the other as it is.
@@ -46,7 +46,7 @@ pub struct SourceRewrite {
     pub from: IpAddr,
     /// The first address of the other.
     pub to: IpAddr,
-    /// How many bits both ranges' addresses have in common.
+    /// Length of both ranges' common prefix in bits.
     pub prefix_len: u8,
 }
 

@@ -28,9 +28,9 @@ pub(crate) fn is_outbound(spec: &Spec<'_>, frontend: usize) -> bool {
 }
 
 impl Spec<'_> {
-    /// Of each frontend that has too few ports for the outbound rules that use it, a
-    /// [`SpecError::OutOfPorts`]: all of them, where building a snapshot stops at the first. Places that
-    /// refer to nothing have no ports.
+    /// Returns a [`SpecError::OutOfPorts`] for each frontend with too few ports for its outbound
+    /// rules: all of them, whereas building a snapshot stops at the first. Places that refer to
+    /// nothing have no ports.
     pub fn frontends_out_of_ports(&self) -> impl Iterator<Item = SpecError> {
         let outbound = (0..self.frontends.len()).filter(|&f| is_outbound(self, f));
         outbound.filter_map(|frontend| deal(self, frontend, &mut [NOBODY; GRANULES]).err())

@@ -24,7 +24,7 @@ pub(crate) struct Outer {
     pub(crate) vni: Vni,
     /// The outer header's ECN field.
     ecn: u8,
-    /// Where the inner frame begins, and where it ends.
+    /// Offsets of the inner frame's beginning and end.
     pub(crate) inner: (usize, usize),
     /// Destination of the inner frame.
     pub(crate) destination: MacAddress,
@@ -33,7 +33,7 @@ pub(crate) struct Outer {
 /// The key of one sender and receiver in the cache of outer headers.
 pub(crate) type OuterName = ([u64; 2], Vni, MacAddress);
 
-/// Where VXLAN's inner frame begins in the common case.
+/// Offset of VXLAN's inner frame in the common case.
 pub(crate) const COMMON: usize =
     ethernet::HEADER_LEN + ipv4::HEADER_LEN + udp::HEADER_LEN + vxlan::HEADER_LEN;
 
@@ -180,7 +180,7 @@ impl Outer {
         }))
     }
 
-    /// Gives the inner packet, whose IP header `ip` begins with, the ECN field that it is to have
+    /// Sets the ECN field of the inner packet, whose IP header `ip` begins with, by the outer one
     /// (RFC 6040 §4.2, figure 4).
     ///
     /// # Errors
@@ -300,8 +300,8 @@ impl<'a> CommonHead<'a> {
         ((sender * 5) ^ network) + receiver
     }
 
-    /// Where the inner frame ends, of a frame whose name is that of a common one; `None` where its checksum
-    /// is wrong, or its lengths contradict each other.
+    /// Returns the end of the inner frame, for a frame with a known common name; `None` if its
+    /// checksum is wrong, or its lengths contradict each other.
     #[inline]
     pub(crate) fn end(&self) -> Option<usize> {
         const IP: usize = ethernet::HEADER_LEN;

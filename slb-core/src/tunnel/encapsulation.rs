@@ -23,7 +23,7 @@ use crate::wire::vxlan::{self, Vni};
 use crate::wire::{ethernet, ipv4, ipv6, protocol, udp, write};
 
 const ETHERNET: usize = ethernet::HEADER_LEN;
-/// Where the outer IP header begins.
+/// Offset of the outer IP header.
 const IP: usize = ETHERNET;
 const UDP_IPV4: usize = IP + ipv4::HEADER_LEN;
 const UDP_IPV6: usize = IP + ipv6::HEADER_LEN;
@@ -59,7 +59,7 @@ pub(crate) struct Template {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Inner {
     pub(crate) family: Family,
-    /// Where the IP header begins in the frame.
+    /// Offset of the IP header in the frame.
     pub(crate) ip_offset: usize,
     /// Bytes of the IP packet.
     pub(crate) ip_len: u32,
@@ -248,7 +248,7 @@ impl Template {
         self.over_ipv4(frame, inner, entropy)
     }
 
-    /// Where VXLAN begins.
+    /// Returns the offset of VXLAN.
     fn tunnel(&self) -> usize {
         usize::from(self.header_len) - ETHERNET - vxlan::HEADER_LEN
     }

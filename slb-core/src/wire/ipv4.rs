@@ -134,7 +134,7 @@ impl<'a> Ipv4<'a> {
         self.flags_fragment() & FRAGMENT_OFFSET == 0
     }
 
-    /// Where its payload begins in the datagram's, in bytes.
+    /// Returns the offset of the payload in the datagram's, in bytes.
     pub fn fragment_offset(&self) -> usize {
         usize::from(self.flags_fragment() & FRAGMENT_OFFSET) * 8
     }

@@ -26,7 +26,7 @@ const DESTINATION: usize = 24;
 pub struct Fragment {
     /// Identification of the packet that the fragment belongs to.
     pub identification: u32,
-    /// Where it begins in the fragmentable part, in bytes.
+    /// Offset in the fragmentable part, in bytes.
     pub offset: u16,
     /// True if further fragments follow.
     pub more: bool,
@@ -47,7 +47,7 @@ pub struct Ipv6<'a> {
     protocol: u8,
     transport_offset: usize,
     fragment: Option<Fragment>,
-    /// Where the fragmentable part begins: behind the fragment header, or else the fixed one.
+    /// Offset of the fragmentable part: behind the fragment header, or else the fixed one.
     fragmentable_offset: usize,
     chain_is_cut: bool,
     is_on_source_route: bool,
@@ -188,7 +188,7 @@ impl<'a> Ipv6<'a> {
         self.protocol
     }
 
-    /// Where it begins, in bytes from the start of the packet.
+    /// Returns the offset of the transport header from the start of the packet, in bytes.
     pub fn transport_offset(&self) -> usize {
         self.transport_offset
     }
@@ -198,8 +198,8 @@ impl<'a> Ipv6<'a> {
         self.fragment
     }
 
-    /// Where the fragmentable part begins, in bytes from the start of the packet: fragments' offsets
-    /// count from there.
+    /// Returns the offset of the fragmentable part from the start of the packet, in bytes:
+    /// fragments' offsets count from there.
     pub fn fragmentable_offset(&self) -> usize {
         self.fragmentable_offset
     }
@@ -281,7 +281,7 @@ fn parse_fragment(header: &[u8]) -> Result<Fragment, WireError> {
     })
 }
 
-/// How far `inner`, a tail of `outer`'s beginning, starts behind `outer`.
+/// Returns the offset of `inner`, a tail of `outer`'s beginning, in `outer`.
 fn payload_offset(outer: &[u8], inner: &[u8]) -> usize {
     inner.as_ptr().addr() - outer.as_ptr().addr()
 }

@@ -378,7 +378,7 @@ pub(crate) struct Asked<'a> {
 /// The decision about whether a packet begins a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Begins {
-    /// As a SYN does.
+    /// The packet begins a flow, like a SYN.
     Yes,
     /// The packet is of a flow that began before.
     No,
@@ -411,7 +411,7 @@ fn quic(frame: &Frame<'_>, packet: &Packet) -> Begins {
     }
 }
 
-/// Where a packet goes on that is of no connection at its vm.
+/// The destination of a packet that matches no connection at its vm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Elsewhere {
     /// Nowhere: it is taken here, or refused.

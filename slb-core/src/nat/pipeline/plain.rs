@@ -126,7 +126,7 @@ impl Run {
 }
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
-    /// Gives each frame of a burst its verdict. Without `SHORT`, all frames take the slow path.
+    /// Sets the verdict of each frame of a burst. Without `SHORT`, all frames take the slow path.
     #[inline]
     pub(crate) fn process<R: Role, const SHORT: bool>(
         &mut self,

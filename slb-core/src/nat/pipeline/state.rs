@@ -33,11 +33,11 @@ const UNANSWERED: u8 = 32;
 const ANSWERED: u8 = 64;
 const MARKS: u8 = 0x7f;
 
-/// In the place of a rule's counters: none.
+/// Stands for the counter slot of no rule.
 const NO_RULE: u16 = u16::MAX;
-/// Of a window: the bound that every number is within.
+/// Stands for a window that accepts every number.
 const WIDEST: u8 = 0xf0;
-/// Of a later SYN: it has no window scale, or there is none.
+/// Stands for a later SYN without a window scale, or for none.
 const NO_SCALE: u8 = 15;
 
 /// A connection's record as it is read, before the configuration is asked.

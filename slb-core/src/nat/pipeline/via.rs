@@ -42,7 +42,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         None
     }
 
-    /// Has a connection's answers go through another mux, where its packet says so.
+    /// Changes the mux that a connection's answers go through, if its packet says so.
     fn choose_mux<A: Table, R: Role>(
         &mut self,
         number: u32,

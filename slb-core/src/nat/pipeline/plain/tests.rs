@@ -37,7 +37,7 @@ const VNI: u32 = 5001;
 const HEADROOM: usize = 96;
 const FLOWS: u8 = 8;
 
-/// Of two VIPs, each with a vm of its own, the one that a flow is for.
+/// Returns the VIP that a flow is for, of two that each have a vm.
 fn vip(flow: u8, is_ipv6: bool) -> IpAddr {
     let last = 100 + flow % 2;
     if is_ipv6 {
@@ -273,7 +273,7 @@ struct Twins<R: Role> {
 }
 
 impl<R: Role> Twins<R> {
-    /// With connections of all flows but the last one.
+    /// Makes a pair with connections of all flows but the last one.
     fn new(snapshot: &Rc<Snapshot<'static>>, is_proxy: bool) -> Self {
         let mut twins = Self {
             short: Side::new(snapshot.clone()),
@@ -352,7 +352,7 @@ struct Segment {
     options: u8,
     hop_limit: u8,
     traffic_class: u8,
-    /// Of UDP.
+    /// True if the UDP datagram has a checksum.
     has_checksum: bool,
     padding: u8,
     /// The outer headers around the frame.

@@ -45,6 +45,7 @@ use crate::snapshot::terms::RuleKind;
 use crate::snapshot::{BackendKey, Rejected, RoleError, RuleKey, RuleMatch, Snapshot};
 use crate::state::{Age, Cursor, Exported, Imported, Kind, StateError};
 use crate::stats::{BackendCounters, RuleCounters, SnatCounters, Stats};
+use crate::steer::Share;
 use crate::time::Instant;
 use crate::tunnel::decapsulation::{CommonHead, CommonName, Outer, OuterName};
 use crate::verdict::{DropReason, PortId, Verdict};
@@ -220,7 +221,24 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         age: Age,
         records: &[u8],
     ) -> Result<Imported, StateError> {
-        self.pipeline.import::<HostRole>(now, age, records)
+        self.pipeline.import::<HostRole>(now, age, records, None)
+    }
+
+    /// Takes over the connections that one of several workers has, as [`import`](Self::import) does all. Each
+    /// worker gets all records, and leaves those that others have. The first worker counts records that cannot
+    /// be read.
+    ///
+    /// # Errors
+    /// As [`import`](Self::import).
+    pub fn import_share(
+        &mut self,
+        now: Instant,
+        age: Age,
+        records: &[u8],
+        share: Share<'_>,
+    ) -> Result<Imported, StateError> {
+        self.pipeline
+            .import::<HostRole>(now, age, records, Some(share))
     }
 
     /// Takes up TCP connections from outside that began before now, and of which nothing is known here: a

@@ -59,6 +59,8 @@ pub(crate) enum Purpose {
     PortTable = 5,
     /// The hashes of a table of fragments and of the room where they wait.
     Fragments = 6,
+    /// The division of connections among workers.
+    Steering = 7,
 }
 
 #[cfg(test)]
@@ -75,13 +77,14 @@ mod tests {
                 Purpose::Sources,
                 Purpose::PortTable,
                 Purpose::Fragments,
+                Purpose::Steering,
             ]
             .map(|purpose| key.derive(purpose))
         };
         let (one, other) = (of(Key::new([1, 2])), of(Key::new([1, 3])));
         let words: alloc::collections::BTreeSet<u64> =
             one.iter().chain(&other).flatten().copied().collect();
-        assert_eq!(words.len(), 24);
+        assert_eq!(words.len(), 28);
         assert_eq!(one, of(Key::new([1, 2])));
     }
 

@@ -91,6 +91,7 @@ pub mod snapshot;
 pub mod spec;
 pub mod state;
 pub mod stats;
+pub mod steer;
 pub mod time;
 mod tunnel;
 mod verdict;

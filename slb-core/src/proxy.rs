@@ -46,6 +46,7 @@ use crate::snapshot::{BackendKey, Rejected, RoleError, RuleKey, RuleMatch, Snaps
 use crate::spec::{Echo, Scheduler};
 use crate::state::{Age, Cursor, Exported, Imported, Kind, StateError};
 use crate::stats::{BackendCounters, RuleCounters, Stats};
+use crate::steer::Share;
 use crate::time::Instant;
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::arp;
@@ -248,7 +249,24 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         age: Age,
         records: &[u8],
     ) -> Result<Imported, StateError> {
-        self.pipeline.import::<ProxyRole>(now, age, records)
+        self.pipeline.import::<ProxyRole>(now, age, records, None)
+    }
+
+    /// Takes over the connections that one of several workers has, as [`import`](Self::import) does all. Each
+    /// worker gets all records, and leaves those that others have. The first worker counts records that cannot
+    /// be read.
+    ///
+    /// # Errors
+    /// As [`import`](Self::import).
+    pub fn import_share(
+        &mut self,
+        now: Instant,
+        age: Age,
+        records: &[u8],
+        share: Share<'_>,
+    ) -> Result<Imported, StateError> {
+        self.pipeline
+            .import::<ProxyRole>(now, age, records, Some(share))
     }
 
     /// The snapshot in place.

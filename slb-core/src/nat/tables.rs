@@ -54,6 +54,32 @@ pub struct NatOptions {
     pub clamp_mss: bool,
 }
 
+impl NatOptions {
+    /// The options of each of so many workers that share a node's connections: rates and bursts are divided
+    /// among them and rounded up, so that together they keep the node's. The rest is for all.
+    #[must_use]
+    pub fn divided(self, workers: u32) -> Self {
+        let part = |whole: u32| whole.div_ceil(workers.max(1));
+        Self {
+            answers_per_second: part(self.answers_per_second),
+            answers_at_once: part(self.answers_at_once),
+            too_big_per_second: part(self.too_big_per_second),
+            too_big_at_once: part(self.too_big_at_once),
+            errors_per_second: part(self.errors_per_second),
+            errors_at_once: part(self.errors_at_once),
+            resets_per_second: part(self.resets_per_second),
+            resets_at_once: part(self.resets_at_once),
+            passes_per_second: part(self.passes_per_second),
+            passes_at_once: part(self.passes_at_once),
+            take_ups_per_second: part(self.take_ups_per_second),
+            take_ups_at_once: part(self.take_ups_at_once),
+            icmp_source_ipv4: self.icmp_source_ipv4,
+            icmp_source_ipv6: self.icmp_source_ipv6,
+            clamp_mss: self.clamp_mss,
+        }
+    }
+}
+
 impl Default for NatOptions {
     fn default() -> Self {
         Self {

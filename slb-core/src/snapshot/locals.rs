@@ -574,6 +574,14 @@ impl<'m> Nat<'m> {
         self.proxy.as_ref()?.rewritten(client)
     }
 
+    /// Returns true if some clients are seen under another address.
+    #[inline]
+    pub(crate) fn rewrites_sources(&self) -> bool {
+        self.proxy
+            .as_ref()
+            .is_some_and(CompiledProxy::rewrites_sources)
+    }
+
     /// The local of an id; `None` where it is gone.
     #[inline]
     pub(crate) fn local(&self, id: u16) -> Option<&Local> {

@@ -696,6 +696,16 @@ impl Snapshot<'_> {
         &self.probe_source
     }
 
+    /// Returns true if several workers can share the connections of this configuration: no rule shows servers
+    /// one address for all clients ([`source_nat`](crate::spec::Terms::source_nat)). See
+    /// [`steer`](crate::steer).
+    ///
+    /// # Cost
+    /// In proportion to the rules.
+    pub fn spreads(&self) -> bool {
+        self.terms.iter().all(|terms| terms.source_nat.is_none())
+    }
+
     /// Returns the hasher of flows.
     pub fn hasher(&self) -> &Hasher {
         &self.hasher

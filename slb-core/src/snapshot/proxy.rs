@@ -95,6 +95,12 @@ impl<'m> CompiledProxy<'m> {
         all.find_map(|rewrite| rewrite.apply(client))
     }
 
+    /// Returns true if some clients are seen under another address.
+    #[inline]
+    pub(crate) fn rewrites_sources(&self) -> bool {
+        !self.source_rewrites.is_empty()
+    }
+
     /// Sets the MAC address that a backend's packets go to. Does nothing where no backend has one.
     pub(crate) fn set_next_hop(&mut self, local: usize, next_hop: Option<MacAddress>) {
         if let Some(place) = self.next_hops.get_mut(local) {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use slb_core::list::{Entry, Filter};
+use slb_core::mem::Boxes;
 use slb_core::nat::{NatOptions, NatStats};
 use slb_core::snapshot::Snapshot;
 use slb_core::spec::{
@@ -15,9 +16,11 @@ use slb_core::spec::{
     Rule, Scheduler, Spec, Terms, Underlay, derived_mac,
 };
 use slb_core::state::{Age, Cursor, Imported, RECORD_MOST, StateError};
+use slb_core::steer::{Share, Steering};
 use slb_core::wire::vxlan::Vni;
 use slb_core::{
-    Burst, Dataplane, Frame, HEADROOM, Host, Instant, Key, PortId, Proxy, Stats, Verdict,
+    Burst, Dataplane, FragmentRoom, Frame, HEADROOM, Host, Instant, Key, PortId, Proxy, Stats,
+    Verdict,
 };
 
 pub const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
@@ -226,7 +229,7 @@ impl Setup {
     }
 
     /// The end of the service that a packet is for, and of the backend.
-    fn service(&self, what: What) -> ((IpAddr, u16), u16) {
+    pub fn service(&self, what: What) -> ((IpAddr, u16), u16) {
         match what {
             What::Tcp(..) => ((self.vip(), 80), 8080),
             What::Udp => ((self.vip(), 53), 8080),
@@ -352,6 +355,16 @@ impl World {
         }
     }
 
+    /// The same with room for fragments that come before their first one.
+    pub fn with_room(mut self) -> Self {
+        let room = FragmentRoom::build(128, KEY, &mut Boxes).expect("memory");
+        self.dut = match self.dut {
+            Dut::Host(host) => Dut::Host(Box::new(host.with_fragment_room(room))),
+            Dut::Proxy(proxy) => Dut::Proxy(Box::new(proxy.with_fragment_room(room))),
+        };
+        self
+    }
+
     /// Has a host agent take up connections that began before now.
     pub fn take_up(&mut self) {
         match &mut self.dut {
@@ -463,6 +476,50 @@ impl World {
             Dut::Host(host) => host.import(self.now, age, records),
             Dut::Proxy(proxy) => proxy.import(self.now, age, records),
         }
+    }
+
+    /// The same of one of several workers.
+    pub fn import_share(
+        &mut self,
+        age: Age,
+        records: &[u8],
+        share: Share<'_>,
+    ) -> Result<Imported, StateError> {
+        match &mut self.dut {
+            Dut::Host(host) => host.import_share(self.now, age, records, share),
+            Dut::Proxy(proxy) => proxy.import_share(self.now, age, records, share),
+        }
+    }
+
+    /// The worker that has the connection of a frame.
+    pub fn owner(&self, steering: &Steering, port: PortId, bytes: &[u8]) -> Option<u16> {
+        let mut buffer = bytes.to_vec();
+        let mut frame = Frame::new(&mut buffer, 0, bytes.len()).unwrap();
+        frame.set_port(port);
+        match &self.dut {
+            Dut::Host(host) => steering.owner(host.snapshot(), &frame),
+            Dut::Proxy(proxy) => steering.owner(proxy.snapshot(), &frame),
+        }
+    }
+
+    /// Packets of the role's own, or that waited, which go on now.
+    pub fn released(&mut self) -> Vec<Outcome> {
+        let mut memory = vec![[0; 2048]; 4];
+        let mut spare = Burst::new();
+        for buffer in &mut memory {
+            let frame = Frame::new(buffer, HEADROOM, 0).unwrap();
+            spare.push(frame).expect("room");
+        }
+        match &mut self.dut {
+            Dut::Host(host) => Dataplane::advance(&mut **host, self.now, &mut spare),
+            Dut::Proxy(proxy) => Dataplane::advance(&mut **proxy, self.now, &mut spare),
+        }
+        let used = spare.iter().filter(|frame| !frame.is_empty());
+        let outcome = |frame: &Frame<'_>| Outcome {
+            verdict: frame.verdict(),
+            bytes: frame.bytes().to_vec(),
+        };
+        used.map(outcome).collect()
     }
 
     /// How many SNAT ports of a server are in use, and by how many connections.

@@ -18,6 +18,7 @@ use crate::state::{
     Age, Cursor, EXPORT_STEP, Exported, Imported, Kind, RECORD_MOST, Reader, Records, Refusal,
     StateError, Writer, expect, family_of,
 };
+use crate::steer::Share;
 use crate::time::Instant;
 use crate::verdict::PortId;
 use crate::wire::ethernet::MacAddress;
@@ -170,24 +171,51 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         now: Instant,
         age: Age,
         records: &[u8],
+        share: Option<Share<'_>>,
     ) -> Result<Imported, StateError> {
         let records = Records::read(records)?;
         self.set_clock(now);
         let mut imported = Imported::default();
         for (kind, version, body) in records {
-            let outcome = expect(R::RECORD, (kind, version)).and_then(|()| match body {
-                [4, rest @ ..] => self.take_over::<u64, R>(Reader(rest), age),
-                [6, rest @ ..] => self.take_over::<[u64; 4], R>(Reader(rest), age),
-                _ => Err(Refusal::Malformed),
-            });
-            imported.note(outcome);
+            let outcome = match (expect(R::RECORD, (kind, version)), body) {
+                (Ok(()), [4, rest @ ..]) => self.take_share::<u64, R>(Reader(rest), age, share),
+                (Ok(()), [6, rest @ ..]) => {
+                    self.take_share::<[u64; 4], R>(Reader(rest), age, share)
+                }
+                (Ok(()), _) => unreadable(share, Refusal::Malformed),
+                (Err(why), _) => unreadable(share, why),
+            };
+            if let Some(outcome) = outcome {
+                imported.note(outcome);
+            }
         }
         Ok(imported)
     }
 
+    /// Puts the connection of a record into the table; `None` where another worker does.
+    fn take_share<A: Table, R: Role>(
+        &mut self,
+        body: Reader<'_>,
+        age: Age,
+        share: Option<Share<'_>>,
+    ) -> Option<Result<(), Refusal>> {
+        let record = match read::<A>(body) {
+            Ok(record) => record,
+            Err(why) => return unreadable(share, why),
+        };
+        let (remote, _) = record.outside.addresses.unpack();
+        if share.is_some_and(|share| !share.has(&self.snapshot, remote)) {
+            return None;
+        }
+        Some(self.take_over::<A, R>(record, age))
+    }
+
     /// Puts the connection of a record into the table.
-    fn take_over<A: Table, R: Role>(&mut self, body: Reader<'_>, age: Age) -> Result<(), Refusal> {
-        let mut record = read::<A>(body)?;
+    fn take_over<A: Table, R: Role>(
+        &mut self,
+        mut record: Record<A>,
+        age: Age,
+    ) -> Result<(), Refusal> {
         if age.is_stale && record.protocol == protocol::TCP {
             if record.state == ConnectionState::SynSent {
                 return Err(Refusal::Unfinished);
@@ -325,6 +353,13 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             remaining: record.remaining,
         })
     }
+}
+
+/// What becomes of a record that cannot be read: the first worker counts it for all.
+fn unreadable(share: Option<Share<'_>>, why: Refusal) -> Option<Result<(), Refusal>> {
+    share
+        .is_none_or(|share| share.worker == 0)
+        .then_some(Err(why))
 }
 
 /// Reads a connection's record behind its family.

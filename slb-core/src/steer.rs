@@ -1,0 +1,239 @@
+//! Several workers for one host agent or proxy: which of them has a packet's connection.
+//!
+//! Each worker has a role of its own, with its own tables, and none reads another's. A worker that
+//! receives a packet of a connection that another worker has hands the frame to that worker, unchanged,
+//! before anything has looked at it.
+//!
+//! ```text
+//!  queue 0 ─► worker 0 ─ owner? ─┬─ 0: process ───────────────► out
+//!                                └─ 1 ──────────┐
+//!  queue 1 ─► worker 1 ─ owner? ─┬─ 1: process ◄┘─────────────► out
+//!                                └─ 0: to worker 0
+//! ```
+//!
+//! The address of the remote end decides: the client's of a connection from outside, the destination's of a
+//! connection that a vm opened. Translation leaves that address as it is in both directions, whatever
+//! becomes of ports and of the other address. So these meet:
+//!
+//! - both directions of a connection, on whichever port and queue they come in;
+//! - all fragments of a datagram, of which only the first has ports;
+//! - ICMP errors with the connection that they quote;
+//! - all new connections of a source, so that a limit on a source's flows holds exactly;
+//! - all connections to one destination, so that N SNAT ports carry N connections to it, as with one worker.
+//!
+//! In return, one remote address never has more than one worker. Rules with
+//! [`source_nat`](crate::spec::Terms::source_nat) show servers one remote address for all clients:
+//! [`Snapshot::spreads`] says whether a configuration can have more than one worker.
+//!
+//! Nothing here depends on tables, so any thread can ask. The owner of an address stays the same for as long
+//! as the [`Steering`] is the same, whatever snapshots are installed meanwhile; only a source rewrite of a
+//! proxy moves the clients whose addresses it changes.
+
+use core::net::IpAddr;
+use core::num::NonZeroU16;
+
+use crate::frame::{BURST, Frame};
+use crate::hash::fold_multiply;
+use crate::icmp;
+use crate::key::{Key, Purpose};
+use crate::nat::Direction;
+use crate::packet::{Family, Packet, Part, Read};
+use crate::snapshot::Snapshot;
+use crate::tunnel::decapsulation::Outer;
+
+/// A rule that divides connections among workers: see the [module](self).
+///
+/// ```
+/// use core::num::NonZeroU16;
+/// use slb_core::steer::Steering;
+/// use slb_core::{Frame, Key, snapshot::Snapshot};
+///
+/// fn worker_for(steering: &Steering, snapshot: &Snapshot<'_>, frame: &Frame<'_>, own: u16) -> u16 {
+///     // A frame of no connection stays where it came in.
+///     steering.owner(snapshot, frame).unwrap_or(own)
+/// }
+///
+/// let two = NonZeroU16::new(2).unwrap();
+/// let steering = Steering::new(two, Key::new([1, 2]));
+/// assert_eq!(steering.workers(), two);
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Steering {
+    workers: NonZeroU16,
+    key: [u64; 2],
+}
+
+impl Steering {
+    /// Divides connections among `workers`. All workers of a node use the same key, which clients do not
+    /// know: with it they could choose addresses that one worker has.
+    pub fn new(workers: NonZeroU16, key: Key) -> Self {
+        Self {
+            workers,
+            key: key.derive(Purpose::Steering),
+        }
+    }
+
+    /// The number of workers.
+    pub fn workers(&self) -> NonZeroU16 {
+        self.workers
+    }
+
+    /// Finds the worker that has the connection of a frame, as the frame came in: below
+    /// [`workers`](Self::workers). `None` where the frame is of no connection, such as ARP, what is not for
+    /// this node, and what cannot be read: any worker decides alike about it.
+    ///
+    /// What is for the [probes' source](Snapshot::probe_source) goes to worker 0, which has the prober.
+    ///
+    /// The snapshot is a host agent's or a proxy's. A mux needs no steering: its workers share no state.
+    ///
+    /// # Cost
+    /// Reads the headers of the frame, and its quote where it is an ICMP error.
+    pub fn owner(&self, snapshot: &Snapshot<'_>, frame: &Frame<'_>) -> Option<u16> {
+        let (direction, bytes) = arrival(snapshot, frame)?;
+        let mut packet = Packet::EMPTY;
+        if packet.read(bytes) != Read::Ip {
+            return None;
+        }
+        if packet.is_icmp() && packet.shape.part != Part::Later {
+            packet = about(bytes, &packet);
+        }
+        if let Some(owner) = self.apart(snapshot, direction, &packet) {
+            return Some(owner);
+        }
+        Some(self.place(remote_of(direction, &packet)))
+    }
+
+    /// Finds the [owner](Self::owner) of each frame of a burst; those of no connection are `own`, the
+    /// caller's.
+    pub fn owners(&self, snapshot: &Snapshot<'_>, own: u16, frames: &[Frame<'_>]) -> [u16; BURST] {
+        let mut owners = [own; BURST];
+        frames.iter().for_each(Frame::prefetch);
+        for (owner, frame) in owners.iter_mut().zip(frames) {
+            *owner = self.owner(snapshot, frame).unwrap_or(own);
+        }
+        owners
+    }
+
+    /// The worker that has the connections between an address and a VIP or a vm: the owner of the packets that
+    /// come from there, and of those that go there.
+    pub fn owner_of_remote(&self, snapshot: &Snapshot<'_>, remote: IpAddr) -> u16 {
+        if snapshot.probe_source().is(remote) {
+            return 0;
+        }
+        let seen = snapshot.nat.rewritten(remote).unwrap_or(remote);
+        self.place(words_of(seen))
+    }
+
+    /// The owner of a packet that its remote address alone does not tell.
+    #[inline]
+    fn apart(&self, snapshot: &Snapshot<'_>, direction: Direction, packet: &Packet) -> Option<u16> {
+        let has_probes = snapshot.probe_source().is_some();
+        if !has_probes && !snapshot.nat.rewrites_sources() {
+            return None;
+        }
+        self.apart_if(snapshot, direction, packet)
+    }
+
+    #[cold]
+    fn apart_if(
+        &self,
+        snapshot: &Snapshot<'_>,
+        direction: Direction,
+        packet: &Packet,
+    ) -> Option<u16> {
+        let tuple = packet.tuple();
+        let remote = match direction {
+            Direction::Inward => tuple.source,
+            Direction::Outward => tuple.destination,
+        };
+        if snapshot.probe_source().is(remote) {
+            return Some(0);
+        }
+        // Servers see the other address, and answer to it.
+        if direction == Direction::Inward && snapshot.is_vip(tuple.destination) {
+            let seen = snapshot.nat.rewritten(remote)?;
+            return Some(self.place(words_of(seen)));
+        }
+        None
+    }
+
+    /// The worker of an address.
+    #[inline]
+    fn place(&self, [low, high]: [u64; 2]) -> u16 {
+        // Odd, and half of its bits set: digits of pi.
+        const SPREAD: u64 = 0xc0ac_29b7_c97c_50dd;
+        let hash = fold_multiply(low ^ self.key[0], SPREAD);
+        let hash = fold_multiply(hash ^ high ^ self.key[1], SPREAD);
+        let workers = u64::from(self.workers.get());
+        ((hash >> 32) * workers >> 32) as u16
+    }
+}
+
+/// One worker's part of all connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Share<'a> {
+    /// How connections are divided.
+    pub steering: &'a Steering,
+    /// The worker.
+    pub worker: u16,
+}
+
+impl Share<'_> {
+    /// Returns true if the worker has the connections with a remote address.
+    pub(crate) fn has(&self, snapshot: &Snapshot<'_>, remote: IpAddr) -> bool {
+        self.steering.owner_of_remote(snapshot, remote) == self.worker
+    }
+}
+
+/// The direction in which a frame's packet goes, and the frame that it is in without outer headers.
+#[inline]
+fn arrival<'f>(snapshot: &Snapshot<'_>, frame: &'f Frame<'_>) -> Option<(Direction, &'f [u8])> {
+    let bytes = frame.bytes();
+    let underlay = snapshot.underlay();
+    match &snapshot.nat.proxy {
+        Some(ports) if frame.port() == ports.backend => Some((Direction::Outward, bytes)),
+        Some(_) => Some((Direction::Inward, bytes)),
+        None if frame.port() == underlay.port => {
+            let (start, end) = Outer::parse(bytes, underlay).ok()??.inner;
+            Some((Direction::Inward, bytes.get(start..end)?))
+        }
+        None => Some((Direction::Outward, bytes)),
+    }
+}
+
+/// The flow that an ICMP message is about, where it quotes a packet: as the sender of the message names it.
+#[cold]
+fn about(frame: &[u8], packet: &Packet) -> Packet {
+    let quoted = packet.quoted_flow(frame).or_else(|| {
+        let is_redirect = icmp::is_advice(packet.shape.family, icmp::kind(frame, packet));
+        let redirected = match packet.shape.family {
+            Family::Ipv6 if is_redirect => icmp::redirected(frame, packet)?,
+            _ => return None,
+        };
+        packet.flow_of(redirected.quote?)
+    });
+    quoted.unwrap_or(*packet)
+}
+
+/// The address of a packet's remote end, in two words.
+#[inline]
+fn remote_of(direction: Direction, packet: &Packet) -> [u64; 2] {
+    let [a, b, c, d] = packet.addresses;
+    match (packet.shape.family, direction) {
+        (Family::Ipv4, Direction::Inward) => [a & 0xffff_ffff, 0],
+        (Family::Ipv4, Direction::Outward) => [a >> 32, 0],
+        (Family::Ipv6, Direction::Inward) => [a, b],
+        (Family::Ipv6, Direction::Outward) => [c, d],
+    }
+}
+
+/// An address as [`remote_of`] has it.
+fn words_of(address: IpAddr) -> [u64; 2] {
+    match address {
+        IpAddr::V4(address) => [u32::from_le_bytes(address.octets()).into(), 0],
+        IpAddr::V6(address) => {
+            let bits = u128::from_le_bytes(address.octets());
+            [bits as u64, (bits >> 64) as u64]
+        }
+    }
+}

@@ -253,8 +253,19 @@ impl<'m> AfXdp<'m> {
     /// # Errors
     /// The kernel cannot wait. That a signal came is none.
     pub fn wait(&self, most: Duration) -> io::Result<()> {
+        self.wait_or(most, None)
+    }
+
+    /// Waits as [`wait`](Self::wait) does, or until another file can be read.
+    ///
+    /// # Errors
+    /// The kernel cannot wait. That a signal came is none.
+    pub fn wait_or(&self, most: Duration, other: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let fds = self.members.iter().map(|member| &member.socket);
         let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        if let Some(other) = &other {
+            fds.push(PollFd::new(other, PollFlags::IN));
+        }
         let most = Timespec {
             tv_sec: most.as_secs() as i64,
             tv_nsec: most.subsec_nanos().into(),

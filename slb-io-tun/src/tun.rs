@@ -1,7 +1,7 @@
 //! [`PacketIo`] over devices, each a port.
 
 use std::io::{self, Read as _};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -63,6 +63,8 @@ struct Port {
     device: Device,
     /// Reads in the next batch: more where all of the last found something.
     reads: usize,
+    /// Whether frames for the port are written to this device: of several queues, to the first.
+    sends: bool,
 }
 
 /// The fewest reads of a device in a batch.
@@ -97,13 +99,17 @@ impl<'m> Tun<'m> {
     pub fn unbatched(ports: Vec<(PortId, Device)>, memory: &'m mut [u8]) -> Self {
         let base = memory.as_ptr().addr();
         let free: Vec<_> = memory.chunks_exact_mut(STRIDE).rev().collect();
-        let port = |(id, device)| Port {
-            id,
-            device,
-            reads: FEW,
-        };
+        let mut own: Vec<Port> = Vec::new();
+        for (id, device) in ports {
+            own.push(Port {
+                id,
+                device,
+                reads: FEW,
+                sends: own.iter().all(|other| other.id != id),
+            });
+        }
         Self {
-            ports: ports.into_iter().map(port).collect(),
+            ports: own,
             base,
             buffers: free.len(),
             free,
@@ -134,11 +140,22 @@ impl<'m> Tun<'m> {
     /// # Errors
     /// The kernel cannot wait. That a signal came is none.
     pub fn wait(&self, most: Duration) -> io::Result<()> {
+        self.wait_or(most, None)
+    }
+
+    /// Waits as [`wait`](Self::wait) does, or until another file can be read.
+    ///
+    /// # Errors
+    /// The kernel cannot wait. That a signal came is none.
+    pub fn wait_or(&self, most: Duration, other: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let mut fds: Vec<PollFd<'_>> = self
             .ports
             .iter()
             .map(|port| PollFd::new(&port.device, PollFlags::IN))
             .collect();
+        if let Some(other) = &other {
+            fds.push(PollFd::new(other, PollFlags::IN));
+        }
         let most = Timespec {
             tv_sec: most.as_secs() as i64,
             tv_nsec: most.subsec_nanos().into(),
@@ -273,7 +290,8 @@ impl<'m> Tun<'m> {
                 continue;
             }
             let mut known = false;
-            for port in self.ports.iter().filter(|port| leaves(frame, port.id)) {
+            let sending = self.ports.iter().filter(|port| port.sends);
+            for port in sending.filter(|port| leaves(frame, port.id)) {
                 known = true;
                 let Some(bytes) = port.device.part_of(frame.bytes()) else {
                     self.stats.undeliverable += 1;

@@ -21,6 +21,8 @@ use slb_core::snapshot::{BackendId, RoleError, Snapshot};
 #[cfg(feature = "live")]
 use slb_core::state::{Age, Cursor, Exported, Imported, StateError};
 use slb_core::stats::{BackendCounters, RuleCounters, SnatCounters};
+#[cfg(feature = "live")]
+use slb_core::steer::Share;
 use slb_core::{
     Burst, Dataplane, FragmentRoom, Frame, Host, Instant, Key, Mux, PortId, Proxy, SourceLimiter,
     Stats,
@@ -51,8 +53,9 @@ pub(crate) struct Limits {
 
 #[cfg(feature = "live")]
 impl Limits {
-    /// Limits of a configuration; the key is for the limit of each source.
-    pub(crate) fn of(config: &Config, key: Key) -> Result<Self, Failure> {
+    /// Limits of each of the workers that share the connections of a configuration; the key is for the limit of
+    /// each source, which one worker has.
+    pub(crate) fn of(config: &Config, key: Key, workers: u32) -> Result<Self, Failure> {
         let memory = &mut HugePages;
         let none = || Failure::failed("there is not enough memory for flows_per_source");
         let sources = match config.source_limit(key, memory) {
@@ -61,7 +64,7 @@ impl Limits {
         };
         Ok(Self {
             mux: config.mux_options(),
-            nat: config.nat_options(),
+            nat: config.nat_options().divided(workers),
             sources,
         })
     }
@@ -155,6 +158,17 @@ impl Balancer {
         Ok(Self { role, current, vms })
     }
 
+    /// Gives it the limits of one of so many workers that share the connections of a host agent or a proxy.
+    #[cfg(feature = "live")]
+    pub(crate) fn divide_limits(&mut self, config: &Config, workers: u32) {
+        let options = config.nat_options().divided(workers);
+        match &mut self.role {
+            Running::Mux(_) => {}
+            Running::Host(host) => host.set_options(options),
+            Running::Proxy(proxy) => proxy.set_options(options),
+        }
+    }
+
     /// The snapshot in place.
     pub(crate) fn shared_snapshot(&self) -> Shared {
         Arc::clone(&self.current)
@@ -245,6 +259,22 @@ impl Balancer {
         records: &[u8],
     ) -> Result<Imported, StateError> {
         on!(&mut self.role, role => role.import(now, age, records))
+    }
+
+    /// Takes over the connections of one worker; flows of a mux have no owner, and all are taken.
+    #[cfg(feature = "live")]
+    pub(crate) fn import_share(
+        &mut self,
+        now: Instant,
+        age: Age,
+        records: &[u8],
+        share: Share<'_>,
+    ) -> Result<Imported, StateError> {
+        match &mut self.role {
+            Running::Mux(mux) => mux.import(now, age, records),
+            Running::Host(host) => host.import_share(now, age, records, share),
+            Running::Proxy(proxy) => proxy.import_share(now, age, records, share),
+        }
     }
 
     /// Has a host agent take up connections that began before now; other roles cannot.

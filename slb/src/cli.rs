@@ -1,6 +1,8 @@
 //! The command line.
 
 use std::net::SocketAddr;
+#[cfg(feature = "live")]
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -258,6 +260,11 @@ pub(crate) struct LiveOptions {
         required = true
     )]
     pub(crate) io: Vec<String>,
+    /// Threads that move packets. Default: for a mux one for each queue of its devices, for a host or a proxy
+    /// one. With several workers, a host or a proxy divides connections among them by the client's address, or
+    /// by the address that a vm calls; packets that come by a queue of another worker are handed over.
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<NonZeroU16>,
     /// The CPUs that workers run on, each on one, in turn. Default: all.
     #[arg(long, value_name = "CPU", value_delimiter = ',')]
     pub(crate) cpus: Vec<usize>,

@@ -10,12 +10,14 @@
 //! does it look into its mailbox.
 //!
 //! A mux has a worker for each queue: the network card keeps a flow on one. A host agent's or a
-//! proxy's connections have two sides on different devices, so one worker has all of them.
+//! proxy's connections have two sides on different devices, so one worker has all of them, unless
+//! `--workers` asks for several: then these hand packets to each other (`exchange`).
 
 mod announce;
 mod background;
 mod control;
 mod device;
+mod exchange;
 mod file;
 mod handover;
 mod look;
@@ -26,6 +28,7 @@ mod offload;
 mod probes;
 mod request;
 mod rights;
+mod ring;
 mod state;
 mod status;
 mod sysctl;
@@ -34,19 +37,23 @@ mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use slb_control::probe::{Prober, ProberEnd, way};
 use slb_control::{Config, PassiveHealth, Role, SlowStart};
+use slb_core::Key;
 use slb_core::counters::CounterMemory;
+use slb_core::steer::Steering;
 use slb_io_afxdp::{LARGE_CHUNK, Program, ProgramFault, Take, Umem, Unserved, frames_for};
 use slb_io_tun::{Device, Layer};
 use tracing::{info, warn};
 
 use self::announce::Announcer;
 use self::control::{Control, Work};
-use self::device::{Plan, Queues};
+use self::device::{Plan, Slot};
+use self::exchange::Seat;
 use self::file::Loading;
 use self::handover::Predecessor;
 use self::metrics::Endpoint;
@@ -116,8 +123,10 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     };
 
     let cpus = worker::allowed_cpus(&options.cpus)?;
-    let slots = plan.by_worker(role);
-    // A host agent's one worker has all of its vms' ports.
+    let slots = plan.by_worker(role, options.workers)?;
+    control::expect_shareable(&config, &snapshot, slots.len())?;
+    let (of_each, mut seats, key) = shares_of(&config, &plan, &slots)?;
+    // The first worker has the way between a host agent's vms and the prober.
     let (mut of_worker, of_prober) = match role {
         Role::Host => {
             let (of_worker, of_prober) = way();
@@ -130,7 +139,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     for (number, slots) in slots.iter().enumerate() {
         let queues = plan.queues(slots);
         starting.push(Worker::start(worker::Start {
-            config: config.clone(),
+            config: of_each.clone(),
             snapshot: Arc::clone(&snapshot),
             cpu: cpus.get(number % cpus.len().max(1)).copied(),
             names: plan.names(slots),
@@ -140,6 +149,8 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
             queues,
             number: (number, slots_count),
             keeps_state: directory.is_some(),
+            key: key.map_or_else(worker::secret, Ok)?,
+            seat: seats.next(),
         })?);
     }
     let stands_still = Instant::now();
@@ -147,11 +158,12 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         predecessor.stop();
     }
     let saved = directory.as_ref().and_then(Directory::take).map(Arc::new);
+    let kernel = kernel_device(options, role, &plan)?.map(Arc::new);
     let mut workers = Vec::new();
-    for (starting, slots) in starting.into_iter().zip(&slots) {
+    for starting in starting {
         starting.go(Go {
             saved: saved.clone(),
-            kernel: kernel_device(options, role, &plan.queues(slots))?,
+            kernel: kernel.clone(),
         });
         workers.push(starting.wait()?);
     }
@@ -301,11 +313,40 @@ fn describe(program: &Program) {
     }
 }
 
-/// The memory for the queues of a worker. Packets that are longer than its chunks are lost, and counted.
-fn memory_for(queues: &[slb_io_afxdp::Queue], ring: u32) -> Result<Umem, Failure> {
-    let longest = queues.iter().map(|queue| queue.interface.mtu).max();
-    let chunk = Umem::chunk_for(longest.unwrap_or(1500) as usize).unwrap_or(LARGE_CHUNK);
-    Umem::new(frames_for(queues.len(), ring), chunk).map_err(Failure::failed)
+/// The memory for the queues of a worker, with so many frames more. `longest` is the length of the longest packet
+/// in bytes. Packets that are longer than its chunks are lost, and counted.
+fn memory_for(
+    queues: &[slb_io_afxdp::Queue],
+    longest: u32,
+    ring: u32,
+    extra: usize,
+) -> Result<Umem, Failure> {
+    let chunk = Umem::chunk_for(longest as usize).unwrap_or(LARGE_CHUNK);
+    Umem::new(frames_for(queues.len(), ring) + extra, chunk).map_err(Failure::failed)
+}
+
+/// What several workers share: the configuration of each, with its part of the limits and tables; their places
+/// among each other; and the key of all, so that a vm's port is the same whichever worker chooses it. One
+/// worker, and each of a mux's, has everything to itself.
+type Shares = (Config, std::vec::IntoIter<Seat>, Option<Key>);
+
+fn shares_of(config: &Config, plan: &Plan, slots: &[Vec<Slot>]) -> Result<Shares, Failure> {
+    let shares = control::shares(config.node.role, slots.len());
+    let mut of_each = config.clone();
+    let Some(workers) = u16::try_from(shares).ok().and_then(NonZeroU16::new) else {
+        return Err(Failure::usage(format!(
+            "expected 65535 workers at most, got {shares}"
+        )));
+    };
+    if shares == 1 {
+        return Ok((of_each, Vec::new().into_iter(), None));
+    }
+    let node = &mut of_each.node;
+    node.connections = node.connections.div_ceil(shares as usize);
+    let key = worker::secret()?;
+    let ports: Vec<_> = slots.iter().map(|slots| plan.ports_of(slots)).collect();
+    let seats = Seat::all(Steering::new(workers, key), &ports).map_err(Failure::failed)?;
+    Ok((of_each, seats.into_iter(), Some(key)))
 }
 
 /// Where packets that came by AF_XDP go that are the kernel's after all: a TUN device. A host agent
@@ -313,13 +354,13 @@ fn memory_for(queues: &[slb_io_afxdp::Queue], ring: u32) -> Result<Umem, Failure
 fn kernel_device(
     options: &LiveOptions,
     role: Role,
-    queues: &Queues,
+    plan: &Plan,
 ) -> Result<Option<Device>, Failure> {
     let usual = (role == Role::Host).then(|| "slb-pass".to_owned());
-    let name = match (&options.pass, queues) {
-        (Some(name), Queues::AfXdp(_)) => Some(name.clone()),
-        (None, Queues::AfXdp(_)) => usual,
-        (_, Queues::Tun(_)) => None,
+    let name = match (&options.pass, plan) {
+        (Some(name), Plan::AfXdp(_)) => Some(name.clone()),
+        (None, Plan::AfXdp(_)) => usual,
+        (_, Plan::Tun(_)) => None,
     };
     let Some(name) = name.filter(|name| name != "none") else {
         return Ok(None);

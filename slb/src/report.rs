@@ -95,7 +95,12 @@ impl Tally {
         backends.for_each(|(own, &backend)| *own += backend);
         for (own, snat) in self.snat.iter_mut().zip(&other.snat) {
             if let (Some(own), &Some(snat)) = (own, snat) {
+                // Workers have the same ports, and none knows of those that others use towards other destinations: a
+                // port that several use counts for each, up to all.
+                let ports = own.ports.max(snat.ports);
                 *own += snat;
+                own.ports = ports;
+                own.used = own.used.min(ports);
             }
         }
     }

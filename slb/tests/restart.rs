@@ -428,8 +428,7 @@ impl Drop for ProxyLab {
 }
 
 impl ProxyLab {
-    fn new(io: Io) -> Self {
-        let kind = if io == Io::AfXdp { "px" } else { "pt" };
+    fn new(io: Io, kind: &str) -> Self {
         let machines = ["client", "router", "proxy", "inner", "server"];
         let world = World::new(kind, &machines);
         for machine in machines {
@@ -507,20 +506,23 @@ impl ProxyLab {
     }
 }
 
-fn proxy(io: Io) {
-    let lab = ProxyLab::new(io);
+/// With so many workers at first, and after each restart.
+fn proxy(io: Io, kind: &str, workers: [u32; 4]) {
+    let lab = ProxyLab::new(io, kind);
+    let [at_first, later @ ..] = workers;
     let devices = match io {
         Io::AfXdp => "--io frontend=afxdp:front --io backend=afxdp:back",
         Io::Tun => "--io frontend=tap:tap-front --io backend=tap:tap-back",
     };
     let machines = lab.machines();
-    let mut process = machines.start("proxy", devices);
+    let devices = |workers: u32| format!("{devices} --workers {workers}");
+    let mut process = machines.start("proxy", &devices(at_first));
     machines.wait_for_service("client", &[VIP, VIP6], 80);
     let leaks = machines.watch("router", "wan", LEAKS);
-    for end in [End::Term, End::TakeOver, End::Kill] {
+    for (end, workers) in [End::Term, End::TakeOver, End::Kill].into_iter().zip(later) {
         let inbound = machines.download("client", (VIP, VIP6), 80, INBOUND);
         sleep(Duration::from_millis(2000));
-        process = machines.restart("proxy", devices, process, end);
+        process = machines.restart("proxy", &devices(workers), process, end);
         let state = machines.status("proxy").unwrap()["state"].clone();
         let imported = state["imported"].as_u64().unwrap();
         assert!(imported >= INBOUND as u64, "{end:?}: {state}");
@@ -572,7 +574,25 @@ fn no_session_of_a_proxy_notices_over_afxdp() {
     if let Some(why) = lacking(&TOOLS) {
         skip!("{why}");
     }
-    proxy(Io::AfXdp);
+    proxy(Io::AfXdp, "px", [1; 4]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn no_session_of_a_proxy_notices_that_its_workers_change_over_afxdp() {
+    if let Some(why) = lacking(&TOOLS) {
+        skip!("{why}");
+    }
+    proxy(Io::AfXdp, "pv", [2, 3, 1, 2]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn no_session_of_a_proxy_notices_that_its_workers_change_over_tap() {
+    if let Some(why) = lacking(&TOOLS) {
+        skip!("{why}");
+    }
+    proxy(Io::Tun, "pw", [2, 3, 1, 2]);
 }
 
 #[test]
@@ -581,5 +601,5 @@ fn no_session_of_a_proxy_notices_over_tap() {
     if let Some(why) = lacking(&TOOLS) {
         skip!("{why}");
     }
-    proxy(Io::Tun);
+    proxy(Io::Tun, "pt", [1; 4]);
 }

@@ -11,7 +11,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use slb_control::config::Node;
 use slb_control::probe::{BackendName, Prober};
-use slb_control::{Config, PassiveHealth, SlowStart};
+use slb_control::{Config, PassiveHealth, Role, SlowStart};
 use slb_core::MuxOptions;
 use slb_core::counters::CounterMemory;
 use slb_core::health::Condition;
@@ -301,6 +301,7 @@ impl Control<'_> {
         if self.pins.is_none() {
             self.programs.clear();
         }
+        self.workers.iter().for_each(Worker::stop);
         let finished: Vec<_> = self.workers.drain(..).map(Worker::finish).collect();
         let (counted, records): (Vec<_>, Vec<_>) = finished.into_iter().unzip();
         // Of a worker that ended by itself, the last checkpoint is better than nothing.
@@ -543,6 +544,11 @@ impl Control<'_> {
                     // Longer packets may need longer chunks of memory.
                     if self.plan.needs_more_memory(place) {
                         self.to_reopen.insert(place);
+                        // They also cross to workers that have no queue of this interface.
+                        if shares(self.config.node.role, self.workers.len()) > 1 {
+                            self.to_reopen
+                                .extend(self.slots.iter().flatten().map(|slot| slot.0));
+                        }
                     }
                 }
                 Turn::Down | Turn::Up => {}
@@ -847,6 +853,7 @@ impl Control<'_> {
         config: Config,
         snapshot: Arc<Snapshot<'static>>,
     ) -> Result<(), Failure> {
+        expect_shareable(&config, &snapshot, self.workers.len())?;
         let taken = self.plan.taken(&config);
         // What is no longer taken goes to the kernel before the workers do not know it any more,
         // and what is new comes when they do.
@@ -866,9 +873,12 @@ impl Control<'_> {
         if is_larger {
             self.counters = CounterMemory::size_for(&snapshot);
         }
+        let shares = shares(config.node.role, self.workers.len());
         let limits = Some(limits_of(&config)).filter(|limits| self.limits != Some(*limits));
         for worker in &self.workers {
-            let new = limits.map(|_| Limits::of(&config, secret()?)).transpose()?;
+            let new = limits
+                .map(|_| Limits::of(&config, secret()?, shares))
+                .transpose()?;
             let next = Next {
                 snapshot: Arc::clone(&snapshot),
                 limits: new,
@@ -924,12 +934,43 @@ impl Control<'_> {
     }
 }
 
+/// Among how many workers a role's connections are divided: a mux's workers have their own.
+pub(super) fn shares(role: Role, workers: usize) -> u32 {
+    match role {
+        Role::Mux => 1,
+        Role::Host | Role::Proxy => u32::try_from(workers).unwrap_or(u32::MAX).max(1),
+    }
+}
+
+/// Fails where several workers cannot share the connections of a configuration.
+pub(super) fn expect_shareable(
+    config: &Config,
+    snapshot: &Snapshot<'_>,
+    workers: usize,
+) -> Result<(), Failure> {
+    if shares(config.node.role, workers) == 1 || snapshot.spreads() {
+        return Ok(());
+    }
+    let rules = config.rules.iter().map(|rule| (&rule.name, &rule.terms));
+    let nat = config.inbound_nat.iter().map(|nat| (&nat.name, &nat.terms));
+    let mut all = rules.chain(nat);
+    let name = all.find_map(|(name, terms)| terms.source_nat.map(|_| name.as_str()));
+    Err(Failure::usage(format!(
+        "--workers {workers}: rule {:?} has source_nat, which shows servers one address for all clients: expected one \
+         worker, or no source_nat",
+        name.unwrap_or_default()
+    )))
+}
+
 impl Counted {
     /// Both together.
     pub(super) fn and(mut self, other: Self) -> Self {
         self.tally.add(&other.tally);
-        for (own, (_, count)) in self.io.iter_mut().zip(other.io) {
-            own.1 += count;
+        for (name, count) in other.io {
+            match self.io.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, sum)) => *sum += count,
+                None => self.io.push((name, count)),
+            }
         }
         self.work.bursts += other.work.bursts;
         self.work.busy += other.work.busy;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::ops::RangeInclusive;
 
 use slb_control::{Config, Role};
@@ -22,7 +23,8 @@ use crate::replay::port_named;
 /// The queues of one worker, which it opens.
 pub(super) enum Queues {
     Tun(Vec<TunQueue>),
-    AfXdp(Vec<Queue>),
+    /// With the length of the longest packet, in bytes.
+    AfXdp(Vec<Queue>, u32),
 }
 
 /// A queue of a TUN or TAP device.
@@ -225,8 +227,17 @@ impl Plan {
         tun.chain(cards.iter().map(|card| card.port))
     }
 
-    /// The queues of each worker: a mux has one worker for each queue, other roles one for all.
-    pub(super) fn by_worker(&self, role: Role) -> Vec<Vec<Slot>> {
+    /// The queues of each of so many workers. Without a number a mux has one worker for each queue, other roles
+    /// one for all. Queues of one number go to workers in turn, from device to device, so that devices of one
+    /// queue are spread, too. Workers of a host agent or a proxy may have none.
+    ///
+    /// # Errors
+    /// A mux has fewer queues than workers.
+    pub(super) fn by_worker(
+        &self,
+        role: Role,
+        workers: Option<NonZeroU16>,
+    ) -> Result<Vec<Vec<Slot>>, Failure> {
         let all: Vec<Slot> = match self {
             Self::Tun(names) => {
                 let of = |(place, name): (usize, &TunName)| {
@@ -241,10 +252,44 @@ impl Plan {
                 cards.iter().enumerate().flat_map(of).collect()
             }
         };
-        match role {
-            Role::Mux => all.into_iter().map(|slot| vec![slot]).collect(),
-            Role::Host | Role::Proxy => vec![all],
+        let workers = workers.map(|workers| usize::from(workers.get()));
+        let count = match role {
+            Role::Mux => workers.unwrap_or(all.len()),
+            Role::Host | Role::Proxy => workers.unwrap_or(1),
+        };
+        if role == Role::Mux && count > all.len() {
+            return Err(Failure::usage(format!(
+                "--workers {count}: a mux has a queue for each worker, and its devices have {} queues: expected that \
+                 many workers at most",
+                all.len()
+            )));
         }
+        let mut by_worker = vec![Vec::new(); count];
+        for (index, slot) in all.into_iter().enumerate() {
+            let turn = match role {
+                Role::Mux => index,
+                Role::Host | Role::Proxy => slot.0 + slot.1 as usize,
+            };
+            by_worker[turn % count].push(slot);
+        }
+        Ok(by_worker)
+    }
+
+    /// The ports of a worker's queues.
+    pub(super) fn ports_of(&self, slots: &[Slot]) -> Vec<PortId> {
+        let port = |&(place, _): &Slot| match self {
+            Self::Tun(names) => names[place].port,
+            Self::AfXdp(cards) => cards[place].port,
+        };
+        slots.iter().map(port).collect()
+    }
+
+    /// The longest packet that an interface of AF_XDP carries, in bytes: a worker's memory has room for it, since
+    /// packets cross between workers.
+    fn longest(&self) -> u32 {
+        let Self::AfXdp(cards) = self else { return 0 };
+        let mtu = cards.iter().map(|card| card.interface.mtu).max();
+        mtu.unwrap_or(1500)
     }
 
     /// Returns the queues that a worker opens: those of devices that are present.
@@ -272,7 +317,7 @@ impl Plan {
                         queue,
                     })
                 };
-                Queues::AfXdp(slots.iter().filter_map(queue).collect())
+                Queues::AfXdp(slots.iter().filter_map(queue).collect(), self.longest())
             }
         }
     }

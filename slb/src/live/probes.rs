@@ -11,21 +11,18 @@ use crate::balancer::Balancer;
 /// Packets that are sent at once at most: the other frames are for the packets of clients.
 const AT_ONCE: usize = 16;
 
-/// Sends the packets that the prober has for vms.
-///
-/// # Errors
-/// Those of the device.
-pub(super) fn send<'m, I: PacketIo<'m>>(
+/// Takes the packets that the prober has for vms, into frames to be sent.
+pub(super) fn take<'m>(
     probes: &WorkerEnd,
     balancer: &Balancer,
-    io: &mut I,
-) -> Result<(), I::Error> {
+    io: &mut impl PacketIo<'m>,
+    frames: &mut Burst<'m>,
+) {
     let source = balancer.snapshot().underlay().mac;
-    let mut frames: Burst<'m> = Burst::new();
     for _ in 0..AT_ONCE {
         let is_one = probes.take(|port, destination, packet| {
             let place = frames.len();
-            io.reserve(&mut frames, 1);
+            io.reserve(frames, 1);
             // Without a frame it is lost, and sent again.
             if let Some(frame) = frames.get_mut(place) {
                 let link = ethernet::Header {
@@ -45,7 +42,6 @@ pub(super) fn send<'m, I: PacketIo<'m>>(
             break;
         }
     }
-    io.transmit(&mut frames).map(drop)
 }
 
 /// Puts an IP packet into an empty frame.

@@ -32,8 +32,10 @@ use slb_control::{Config, Role};
 use slb_core::Instant;
 use slb_core::hash::siphash13;
 use slb_core::state::{Age, Cursor, Imported, Refusal};
+use slb_core::steer::Share;
 use tracing::{error, info, warn};
 
+use super::exchange::Seat;
 use super::handover::Handover;
 use super::mailbox::Fill;
 use super::worker::Worker;
@@ -133,6 +135,30 @@ impl Saved {
             match balancer.import(now, age, &piece.records) {
                 Ok(imported) => total = total + imported,
                 Err(error) => error!("a part of the state is refused: {error}"),
+            }
+        }
+        let mut imported = self.imported.lock().unwrap_or_else(PoisonError::into_inner);
+        *imported = *imported + total;
+    }
+
+    /// Gives one of several workers the connections that it has now, whichever had them before.
+    pub(super) fn import_share(&self, balancer: &mut Balancer, seat: &Seat, now: Instant) {
+        let mut total = Imported::default();
+        for piece in self.pieces.iter().rev() {
+            let age = Age {
+                elapsed: self.moment.elapsed(),
+                is_stale: !self.is_exact,
+            };
+            let share = Share {
+                steering: seat.steering(),
+                worker: seat.number(),
+            };
+            match balancer.import_share(now, age, &piece.records, share) {
+                Ok(imported) => total = total + imported,
+                Err(error) if seat.number() == 0 => {
+                    error!("a part of the state is refused: {error}");
+                }
+                Err(_) => {}
             }
         }
         let mut imported = self.imported.lock().unwrap_or_else(PoisonError::into_inner);

@@ -18,6 +18,7 @@ use slb_io_tun::{Device, Tun};
 use tracing::{debug, error, warn};
 
 use super::device::{Queues, TunQueue};
+use super::exchange::Seat;
 use super::look::{Looker, Task};
 use super::mailbox::{Fill, Mailbox, Recipient};
 use super::offload::Offload;
@@ -29,6 +30,8 @@ use crate::report::Tally;
 
 /// Frames kept ready for packets of the balancer's own.
 const SPARE: usize = 16;
+/// Frames of a worker's memory that are no device's: bursts on their way, and packets of the balancer's own.
+const FRAMES: usize = 4 * BURST + SPARE;
 /// Polls without a packet before the thread waits: packets seldom come alone.
 const IDLE_POLLS: u32 = 64;
 /// How long it takes what still comes after it was told to stop.
@@ -53,13 +56,17 @@ pub(super) struct Start {
     pub(super) number: (usize, usize),
     /// True if it exports its state in the end.
     pub(super) keeps_state: bool,
+    /// The key of its tables.
+    pub(super) key: Key,
+    /// Of several workers that share connections: its place among them.
+    pub(super) seat: Option<Seat>,
 }
 
 /// The go-ahead that a worker waits for once its tables are ready: with the state of an earlier
 /// process, if there is one, and the device for packets that are not the balancer's.
 pub(super) struct Go {
     pub(super) saved: Option<Arc<Saved>>,
-    pub(super) kernel: Option<Device>,
+    pub(super) kernel: Option<Arc<Device>>,
 }
 
 /// A worker that makes its tables.
@@ -223,6 +230,12 @@ impl Worker {
         Ok(())
     }
 
+    /// Has it take what is still there and end, without waiting for that. Workers that hand packets to each
+    /// other wait for each other.
+    pub(super) fn stop(&self) {
+        self.mailbox.stop();
+    }
+
     /// Has it take what is still there, and waits for its end. Gives what it counted, and its state where
     /// that is kept.
     pub(super) fn finish(self) -> (Option<Counted>, Vec<u8>) {
@@ -251,7 +264,10 @@ fn work(
         }
     }
     // Made here, so that its memory is near this CPU.
-    let mut balancer = Balancer::with_snapshot(&start.config, start.snapshot, secret()?)?;
+    let mut balancer = Balancer::with_snapshot(&start.config, start.snapshot, start.key)?;
+    if let Some(seat) = &start.seat {
+        balancer.divide_limits(&start.config, seat.steering().workers().get().into());
+    }
     let Ok(go) = go.recv() else {
         return Ok(Vec::new()); // another worker could not begin
     };
@@ -260,10 +276,15 @@ fn work(
         balancer.take_up(Instant::ZERO);
     }
     if let Some(saved) = go.saved {
-        let (number, workers) = start.number;
-        saved.import(&mut balancer, number, workers, Instant::ZERO);
+        match &start.seat {
+            Some(seat) => saved.import_share(&mut balancer, seat, Instant::ZERO),
+            None => {
+                let (number, workers) = start.number;
+                saved.import(&mut balancer, number, workers, Instant::ZERO);
+            }
+        }
     }
-    let kernel = go.kernel.map(|kernel| ToKernel(Arc::new(kernel)));
+    let kernel = go.kernel.map(ToKernel);
     let mut moving = Moving {
         balancer,
         mailbox,
@@ -279,6 +300,7 @@ fn work(
         names: start.names,
         offload: Offload::default(),
         fill: None,
+        seat: start.seat,
     };
     let (mut queues, mut has_begun) = (start.queues, false);
     loop {
@@ -340,6 +362,8 @@ struct Moving<'w> {
     offload: Offload,
     /// Memory to write records into.
     fill: Option<Fill>,
+    /// Its place among workers that share connections.
+    seat: Option<Seat>,
 }
 
 impl Moving<'_> {
@@ -358,7 +382,7 @@ impl Moving<'_> {
                 let (names, ports): (Vec<_>, Vec<_>) = held
                     .map(|(queue, device)| (queue.clone(), (queue.port, device)))
                     .unzip();
-                let mut memory = vec![0; slb_io_tun::memory_for(4 * BURST + SPARE)];
+                let mut memory = vec![0; slb_io_tun::memory_for(FRAMES)];
                 let mut io = Tun::new(ports, &mut memory);
                 let _ = tell.send(Ok(Vec::new()));
                 let end = self.forward(&mut io);
@@ -366,8 +390,15 @@ impl Moving<'_> {
                 self.held = names.into_iter().zip(devices).collect();
                 Ok(end)
             }
-            Queues::AfXdp(queues) => {
-                let mut memory = memory_for(&queues, ring)?;
+            // Of several workers some may have no queue, and process what others hand over.
+            Queues::AfXdp(queues, _) if queues.is_empty() && self.seat.is_some() => {
+                let mut memory = vec![0; slb_io_tun::memory_for(FRAMES)];
+                let _ = tell.send(Ok(Vec::new()));
+                Ok(self.forward(&mut Tun::unbatched(Vec::new(), &mut memory)))
+            }
+            Queues::AfXdp(queues, longest) => {
+                let extra = self.seat.as_ref().map_or(0, |_| FRAMES);
+                let mut memory = memory_for(&queues, longest, ring, extra)?;
                 let mut io = AfXdp::open(&mut memory, &queues, ring).map_err(Failure::failed)?;
                 if let Some(kernel) = kernel {
                     io.pass_to(kernel.clone());
@@ -398,9 +429,11 @@ impl Moving<'_> {
         Ok(())
     }
 
-    /// Moves nothing, and goes on reading letters.
+    /// Moves nothing but what other workers hand over, and goes on reading letters.
     fn on_none(&mut self) -> End {
-        self.forward(&mut Tun::unbatched(Vec::new(), &mut []))
+        let frames = self.seat.as_ref().map_or(0, |_| FRAMES);
+        let mut memory = vec![0; slb_io_tun::memory_for(frames)];
+        self.forward(&mut Tun::unbatched(Vec::new(), &mut memory))
     }
 
     /// Moves packets until it is told to stop, and then those that are still there; or until it gets an
@@ -448,7 +481,10 @@ impl Moving<'_> {
             if self.looker.is_busy() {
                 self.looker.step(&self.balancer, idle > 0);
             }
-            let count = io.receive(&mut burst)?;
+            let mut count = match self.is_leaving() {
+                false => io.receive(&mut burst)?,
+                true => 0,
+            };
             let clock = Clock::now();
             let elapsed = clock - self.begin;
             let now = Instant::from_nanos(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX));
@@ -459,21 +495,26 @@ impl Moving<'_> {
                 let mut spare: Burst<'m> = Burst::new();
                 io.reserve(&mut spare, SPARE);
                 self.balancer.advance(now, &mut spare);
-                io.transmit(&mut spare)?;
+                self.send(&mut spare, io)?;
                 if let Some(probes) = &self.probes {
-                    probes::send(probes, &self.balancer, io)?;
+                    probes::take(probes, &self.balancer, io, &mut spare);
+                    self.send(&mut spare, io)?;
                 }
+            }
+            if is_sweep && let Some(frame) = burst.iter().next() {
+                self.look_at_checksum(frame.port(), frame.bytes());
+            }
+            if self.seat.is_some() {
+                count += self.exchange(now, &mut burst, io)?;
             }
             if count > 0 {
                 idle = 0;
-                if is_sweep && let Some(frame) = burst.iter().next() {
-                    self.look_at_checksum(frame.port(), frame.bytes());
+                if !burst.is_empty() {
+                    self.process(now, &mut burst, io)?;
                 }
-                self.balancer.process(now, &mut burst, &mut ());
-                if let Some(probes) = &self.probes {
-                    probes::collect(probes, &self.balancer, &mut burst);
+                if let Some(seat) = &mut self.seat {
+                    seat.publish();
                 }
-                io.transmit(&mut burst)?;
                 self.work.bursts += 1;
                 self.work.busy += clock.elapsed();
                 // Into a TUN device packets may come for ever.
@@ -483,13 +524,91 @@ impl Moving<'_> {
                 continue;
             }
             idle += 1;
-            if stop.is_some() {
-                return Ok(End::Stopped);
+            if let Some(seat) = &mut self.seat {
+                seat.publish(); // what advance made
+            }
+            if let Some(stop) = stop {
+                let is_late = clock - stop >= LAST;
+                let may_leave = self.seat.as_mut().is_none_or(Seat::may_leave);
+                if may_leave || is_late {
+                    return Ok(End::Stopped);
+                }
+                thread::yield_now();
+                continue;
             }
             if idle > IDLE_POLLS && self.waits && self.fill.is_none() && !self.looker.is_ready() {
-                io.wait(WAIT)?;
+                self.sleep(io)?;
             }
         }
+    }
+
+    /// Waits until packets come, or something is due.
+    fn sleep<'m>(&mut self, io: &impl LiveIo<'m>) -> io::Result<()> {
+        let Some(seat) = &mut self.seat else {
+            return io.wait(WAIT, None);
+        };
+        if !seat.may_sleep() {
+            return Ok(());
+        }
+        let waited = io.wait(WAIT, seat.bell());
+        seat.wake();
+        waited
+    }
+
+    /// Whether it takes no more packets of its devices, as all workers end.
+    fn is_leaving(&self) -> bool {
+        self.seat.as_ref().is_some_and(Seat::is_leaving)
+    }
+
+    /// Processes frames, and sends them on.
+    #[inline]
+    fn process<'m>(
+        &mut self,
+        now: Instant,
+        burst: &mut Burst<'m>,
+        io: &mut impl LiveIo<'m>,
+    ) -> io::Result<()> {
+        self.balancer.process(now, burst, &mut ());
+        if let Some(probes) = &self.probes {
+            probes::collect(probes, &self.balancer, burst);
+        }
+        self.send(burst, io)
+    }
+
+    /// Sends frames, those for devices of other workers by these.
+    #[inline]
+    fn send<'m>(&mut self, burst: &mut Burst<'m>, io: &mut impl LiveIo<'m>) -> io::Result<()> {
+        if let Some(seat) = &mut self.seat {
+            seat.send(burst);
+        }
+        io.transmit(burst).map(drop)
+    }
+
+    /// Hands over what other workers own, and takes what they handed over: returns how much. What is left in
+    /// `burst` is this worker's.
+    #[inline(never)]
+    fn exchange<'m>(
+        &mut self,
+        now: Instant,
+        burst: &mut Burst<'m>,
+        io: &mut impl LiveIo<'m>,
+    ) -> io::Result<usize> {
+        let Some(seat) = &mut self.seat else {
+            return Ok(0);
+        };
+        if !burst.is_empty() {
+            seat.sort(self.balancer.snapshot(), burst, io)?;
+        }
+        let (mut taken, mut to_send): (Burst<'m>, Burst<'m>) = (Burst::new(), Burst::new());
+        let count = seat.take(&mut taken, &mut to_send, io);
+        if count == 0 {
+            return Ok(0);
+        }
+        io.transmit(&mut to_send)?;
+        if !taken.is_empty() {
+            self.process(now, &mut taken, io)?;
+        }
+        Ok(count)
     }
 
     /// Writes a few records, and gives the memory back when it is full or all is written.
@@ -532,6 +651,9 @@ impl Moving<'_> {
     /// Returns the counters until now, including those of the devices that are open.
     fn counted(&self, io: &[(&'static str, u64)]) -> Counted {
         let mut all = io.to_vec();
+        if let Some(seat) = &self.seat {
+            all.extend(seat.counters());
+        }
         for &(name, count) in &self.earlier {
             match all.iter_mut().find(|(known, _)| *known == name) {
                 Some((_, sum)) => *sum += count,
@@ -587,13 +709,14 @@ impl<'m, I: LiveIo<'m>> Recipient<Next, Counted> for Reading<'_, '_, I> {
 
 /// The requirements of the loop on an I/O besides moving frames.
 trait LiveIo<'m>: PacketIo<'m, Error = io::Error> {
-    fn wait(&self, most: Duration) -> io::Result<()>;
+    /// Waits for packets, or until a bell rings.
+    fn wait(&self, most: Duration, bell: Option<BorrowedFd<'_>>) -> io::Result<()>;
     fn counters(&self) -> Vec<(&'static str, u64)>;
 }
 
 impl<'m> LiveIo<'m> for Tun<'m> {
-    fn wait(&self, most: Duration) -> io::Result<()> {
-        Tun::wait(self, most)
+    fn wait(&self, most: Duration, bell: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        Tun::wait_or(self, most, bell)
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
@@ -602,8 +725,8 @@ impl<'m> LiveIo<'m> for Tun<'m> {
 }
 
 impl<'m> LiveIo<'m> for AfXdp<'m> {
-    fn wait(&self, most: Duration) -> io::Result<()> {
-        AfXdp::wait(self, most)
+    fn wait(&self, most: Duration, bell: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        AfXdp::wait_or(self, most, bell)
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -76,6 +76,8 @@ pub struct Lab {
     size: (u32, u32),
     pub muxes: BTreeMap<u32, Process>,
     pub hosts: BTreeMap<u32, Process>,
+    /// The number of workers of each node, where it is said, with the directory of its state.
+    pub workers: Option<u32>,
 }
 
 impl Lab {
@@ -107,6 +109,7 @@ impl Lab {
             size,
             muxes: BTreeMap::new(),
             hosts: BTreeMap::new(),
+            workers: None,
         };
         lab.lay_edge();
         for number in 1..=muxes {
@@ -457,10 +460,19 @@ impl Lab {
         };
         let slb = env!("CARGO_BIN_EXE_slb");
         let status = self.socket(&machine);
-        let cpu = number % 2;
+        let how = match self.workers {
+            None => format!("--cpus {}", number % 2),
+            Some(workers) => {
+                let state = self.world.path(&format!("{machine}.state"));
+                let state = state.display();
+                format!("--cpus 0,1 --workers {workers} --state {state} --take-over")
+            }
+        };
         self.world.start(
             &machine,
-            &format!("{slb} {role} --config {config} {io} --status {status} --cpus {cpu} --log-level warn"),
+            &format!(
+                "{slb} {role} --config {config} {io} --status {status} {how} --log-level warn"
+            ),
         )
     }
 

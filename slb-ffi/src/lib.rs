@@ -36,6 +36,7 @@ mod snapshot;
 mod spec;
 mod state;
 mod stats;
+mod steer;
 
 pub use builder::*;
 #[cfg(feature = "std")]
@@ -52,6 +53,7 @@ pub use snapshot::*;
 pub use spec::*;
 pub use state::*;
 pub use stats::*;
+pub use steer::*;
 
 // What the header asserts too.
 const _: () = {

@@ -1,0 +1,94 @@
+//! Several workers for one host agent or proxy.
+
+use core::ffi::c_int;
+use core::num::NonZeroU16;
+
+use slb_core::Key;
+use slb_core::steer::Steering;
+
+use crate::error::guard;
+use crate::error::slb_error::*;
+use crate::frame::{frames, slb_frame};
+use crate::memory::{array, overlap, shared};
+use crate::snapshot::{handle, slb_snapshot};
+
+/// Division of the connections of a host agent or a proxy among workers. Each worker is a thread with a
+/// handle of its own, and all have the same snapshot.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct slb_steering {
+    /// A secret of 128 random bits: the same at all workers of a node. Not zero.
+    pub key: [u64; 2],
+    /// Workers: 1 or more.
+    pub workers: u16,
+    /// Number of the worker that asks, below `workers`.
+    pub own: u16,
+}
+
+/// Finds the worker that has the connection of each of `count` frames, as they came in, and writes its number
+/// to `owners`; for a frame of no connection that is the worker's own. A frame of another worker's goes to that
+/// one unchanged, by a queue of the caller's, before it is processed. Both directions of a connection, all
+/// fragments of a datagram and ICMP errors about a connection have one owner. The frames are not changed.
+///
+/// `slb_snapshot_spreads` says whether several workers can share the connections of a snapshot.
+///
+/// Gives the number of frames that other workers own. `SLB_ERROR_RANGE`: there is no worker, or `own` is none of
+/// them. `SLB_ERROR_KEY`: the key is zero.
+///
+/// # Safety
+/// The snapshot is one; `frames` and `owners` point to `count` of each.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_steer(
+    snapshot: *const slb_snapshot,
+    steering: *const slb_steering,
+    frames_in: *mut slb_frame,
+    count: usize,
+    owners: *mut u16,
+) -> c_int {
+    guard(|| {
+        if count == 0 {
+            return Ok(0);
+        }
+        // SAFETY: the caller promises it.
+        let (snapshot, steering) = unsafe { (&handle(snapshot)?.snapshot, *shared(steering)?) };
+        let key = Key::new(steering.key);
+        let workers = NonZeroU16::new(steering.workers).ok_or(SLB_ERROR_RANGE)?;
+        if steering.own >= steering.workers {
+            return Err(SLB_ERROR_RANGE);
+        }
+        if key.is_zero() {
+            return Err(SLB_ERROR_KEY);
+        }
+        if overlap(
+            (frames_in.cast_const(), count),
+            (owners.cast_const(), count),
+        ) {
+            return Err(SLB_ERROR_OVERLAP);
+        }
+        // SAFETY: the caller promises it.
+        let (frames_in, owners) = unsafe { (array(frames_in, count)?, array(owners, count)?) };
+        let frames_in = frames(frames_in)?;
+        let own = steering.own;
+        let steering = Steering::new(workers, key);
+        let mut others = 0;
+        for (frame, owner) in frames_in.iter().zip(owners) {
+            *owner = steering.owner(snapshot, frame).unwrap_or(own);
+            others += usize::from(*owner != own);
+        }
+        Ok(others)
+    })
+}
+
+/// Gives 1 where several workers can share the connections of a snapshot, else 0: where a rule has a source NAT
+/// address, servers see one address for all clients, and one worker has to have all connections.
+///
+/// # Safety
+/// The snapshot is one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_snapshot_spreads(snapshot: *const slb_snapshot) -> c_int {
+    guard(|| {
+        // SAFETY: the caller promises it.
+        let snapshot = unsafe { handle(snapshot) }?;
+        Ok(snapshot.snapshot.spreads().into())
+    })
+}

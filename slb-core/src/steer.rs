@@ -165,7 +165,7 @@ impl Steering {
         let hash = fold_multiply(low ^ self.key[0], SPREAD);
         let hash = fold_multiply(hash ^ high ^ self.key[1], SPREAD);
         let workers = u64::from(self.workers.get());
-        ((hash >> 32) * workers >> 32) as u16
+        (((hash >> 32) * workers) >> 32) as u16
     }
 }
 

@@ -1172,6 +1172,25 @@ typedef struct slb_imported {
     uint64_t refused_for[SLB_REFUSALS];
 } slb_imported;
 
+/**
+ * Division of the connections of a host agent or a proxy among workers. Each worker is a thread with a
+ * handle of its own, and all have the same snapshot.
+ */
+typedef struct slb_steering {
+    /**
+     * A secret of 128 random bits: the same at all workers of a node. Not zero.
+     */
+    uint64_t key[2];
+    /**
+     * Workers: 1 or more.
+     */
+    uint16_t workers;
+    /**
+     * Number of the worker that asks, below `workers`.
+     */
+    uint16_t own;
+} slb_steering;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -2275,6 +2294,35 @@ const char *slb_refusal(uint8_t reason);
  * version.
  */
 const char *slb_drop_reason(uint8_t reason);
+
+/**
+ * Finds the worker that has the connection of each of `count` frames, as they came in, and writes its number
+ * to `owners`; for a frame of no connection that is the worker's own. A frame of another worker's goes to that
+ * one unchanged, by a queue of the caller's, before it is processed. Both directions of a connection, all
+ * fragments of a datagram and ICMP errors about a connection have one owner. The frames are not changed.
+ *
+ * `slb_snapshot_spreads` says whether several workers can share the connections of a snapshot.
+ *
+ * Gives the number of frames that other workers own. `SLB_ERROR_RANGE`: there is no worker, or `own` is none of
+ * them. `SLB_ERROR_KEY`: the key is zero.
+ *
+ * The caller promises:
+ * The snapshot is one; `frames` and `owners` point to `count` of each.
+ */
+int slb_steer(const struct slb_snapshot *snapshot,
+              const struct slb_steering *steering,
+              struct slb_frame *frames_in,
+              size_t count,
+              uint16_t *owners);
+
+/**
+ * Gives 1 where several workers can share the connections of a snapshot, else 0: where a rule has a source NAT
+ * address, servers see one address for all clients, and one worker has to have all connections.
+ *
+ * The caller promises:
+ * The snapshot is one.
+ */
+int slb_snapshot_spreads(const struct slb_snapshot *snapshot);
 
 #ifdef __cplusplus
 }  // extern "C"

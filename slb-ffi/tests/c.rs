@@ -333,6 +333,46 @@ fn the_first_program_is_linked_both_ways_and_runs() {
         .arg(folder.join("gcc-shared")));
 }
 
+/// Two threads that hand packets to each other, each with the connections that `slb_steer` gives it.
+#[test]
+fn two_threads_share_a_proxys_connections() {
+    let Some(prefix) = installed() else {
+        skip!("make or a C compiler is not installed");
+    };
+    if let Some(tool) = missing(&["gcc", "clang", "pkg-config", "valgrind"]) {
+        skip!("{tool} is not installed");
+    }
+    let folder = build("workers");
+    for compiler in ["gcc", "clang"] {
+        let program = folder.join(compiler);
+        let mut compile = Command::new(compiler);
+        compile
+            .args(["-std=c99", "-g", "-D_GNU_SOURCE"])
+            .args(STRICT)
+            .arg(root().join("examples/c/workers.c"))
+            .arg("-o")
+            .arg(&program)
+            .args(flags(prefix, &["slb"]))
+            .arg("-pthread");
+        ok(&mut compile);
+        let said = String::from_utf8(ok(&mut Command::new(&program)).stdout).unwrap();
+        assert!(said.starts_with("64 of 64 answered from the VIP"), "{said}");
+        // Half of the clients are the other worker's.
+        let counts: Vec<u32> = said
+            .split([' ', '\n'])
+            .filter_map(|word| word.parse().ok())
+            .collect();
+        assert!(
+            counts[2..].iter().all(|handed| (16..=48).contains(handed))
+                && counts[2] + counts[3] == 64,
+            "{said}"
+        );
+    }
+    ok(Command::new("valgrind")
+        .args(["--quiet", "--error-exitcode=9", "--leak-check=full"])
+        .arg(folder.join("gcc")));
+}
+
 #[test]
 fn cmake_finds_it() {
     let Some(prefix) = installed() else {

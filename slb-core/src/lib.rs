@@ -31,6 +31,7 @@
 //! - [`Spec`](spec::Spec) says what is balanced; [`Snapshot`](snapshot::Snapshot) is its
 //!   compiled form; [`Mux`], [`Host`] and [`Proxy`] are the roles that use it. Read [`mux`] to follow a
 //!   packet.
+//! - A [`Host`] or [`Proxy`] on several CPUs is several, between which [`steer`] divides connections.
 //! - [`wire`], [`hash`], [`maglev`] and [`flow`] are of use on their own.
 //! - All memory is the caller's: see [`mem`].
 //!

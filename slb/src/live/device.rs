@@ -328,7 +328,10 @@ impl Plan {
             Self::Tun(names) => format!("port {}", names[place].port.0),
             Self::AfXdp(cards) => format!("{}:{queue}", cards[place].interface.name),
         };
-        slots.iter().map(name).collect()
+        match slots {
+            [] => vec!["no queue".to_owned()],
+            _ => slots.iter().map(name).collect(),
+        }
     }
 
     /// The XDP programs, loaded and not yet attached; one for each interface.

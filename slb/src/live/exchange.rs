@@ -223,7 +223,9 @@ impl Seat {
                 }
                 count += 1;
                 let Some(frame) = to.last_mut() else { break };
-                self.counters.too_long += u64::from(!fill(frame, taker, waiting, errand));
+                if !fill(frame, taker, waiting, errand) {
+                    self.counters.too_long += 1;
+                }
             }
             taker.release();
         }
@@ -432,7 +434,8 @@ impl Event {
     }
 }
 
-/// Takes the frame that waits into an empty one; `false`, and the frame stays empty, where that is too small.
+/// Takes the frame that waits into an empty one; `false`, and the frame stays empty, where that is too small. An
+/// empty frame has no headers to be read and is not sent, so its memory goes back to the device.
 fn fill(frame: &mut Frame<'_>, taker: &mut Taker, waiting: Waiting, errand: Errand) -> bool {
     let Some(place) = frame.push_back(waiting.len) else {
         taker.take(&mut []);
@@ -641,6 +644,30 @@ mod tests {
         assert_eq!(all[0], [0, 1, NOBODY, 2]);
         assert_eq!(all[1], [1, 1, NOBODY, 2]);
         assert_eq!(all[2], [0, 2, NOBODY, 2]);
+    }
+
+    /// A frame that this worker has no memory for is lost and counted, and those behind it are not.
+    #[test]
+    fn a_frame_that_is_too_long_is_counted() {
+        shuttle::check_random(
+            || {
+                let mut both = seats(&[vec![PortId(0)], vec![PortId(1)]], 64).into_iter();
+                let (mut first, mut second) = (both.next().unwrap(), both.next().unwrap());
+                let long = vec![7; HEADROOM + 100].leak();
+                let long = Frame::new(long, HEADROOM, 100).expect("it fits");
+                for frame in [&long, &frame(8)] {
+                    assert!(first.give(1, Errand::Process(PortId(0)), frame));
+                }
+                first.publish();
+                let (mut burst, mut to_send) = (Burst::new(), Burst::new());
+                let taken = second.take(&mut burst, &mut to_send, &mut Sink::default());
+                assert_eq!(taken, 2);
+                let lens = burst.iter().map(Frame::len);
+                assert_eq!(lens.collect::<Vec<_>>(), [0, 20]);
+                assert!(second.counters().contains(&("too_long_to_take", 1)));
+            },
+            1,
+        );
     }
 
     /// A frame that is flooded leaves by each port but its own, whoever has the port.

@@ -39,7 +39,9 @@ use crate::key::{Key, Purpose};
 use crate::nat::Direction;
 use crate::packet::{Family, Packet, Part, Read};
 use crate::snapshot::Snapshot;
-use crate::tunnel::decapsulation::Outer;
+use crate::tunnel::decapsulation::{COMMON, Outer};
+use crate::wire::ethernet::{self, EtherType};
+use crate::wire::{ipv4, protocol, vxlan};
 
 /// A rule that divides connections among workers: see the [module](self).
 ///
@@ -87,8 +89,18 @@ impl Steering {
     /// The snapshot is a host agent's or a proxy's. A mux needs no steering: its workers share no state.
     ///
     /// # Cost
-    /// Reads the headers of the frame, and its quote where it is an ICMP error.
+    /// Reads the addresses of a TCP or UDP packet; of others the headers, and the quote of an ICMP error.
+    #[inline]
     pub fn owner(&self, snapshot: &Snapshot<'_>, frame: &Frame<'_>) -> Option<u16> {
+        match common_remote(snapshot, frame) {
+            Some(remote) => Some(self.owner_of(snapshot, remote)),
+            None => self.owner_of_any(snapshot, frame),
+        }
+    }
+
+    /// The owner of a frame of any kind.
+    #[inline(never)]
+    fn owner_of_any(&self, snapshot: &Snapshot<'_>, frame: &Frame<'_>) -> Option<u16> {
         let (direction, bytes) = arrival(snapshot, frame)?;
         let mut packet = Packet::EMPTY;
         if packet.read(bytes) != Read::Ip {
@@ -97,10 +109,17 @@ impl Steering {
         if packet.is_icmp() && packet.shape.part != Part::Later {
             packet = about(bytes, &packet);
         }
-        if let Some(owner) = self.apart(snapshot, direction, &packet) {
-            return Some(owner);
+        let remote = remote_of(direction, &packet);
+        if direction == Direction::Inward && snapshot.nat.rewrites_sources() {
+            // Servers see the other address, and answer to it.
+            let tuple = packet.tuple();
+            let seen = match snapshot.is_vip(tuple.destination) {
+                true => snapshot.nat.rewritten(tuple.source),
+                false => None,
+            };
+            return Some(self.owner_of(snapshot, seen.map_or(remote, words_of)));
         }
-        Some(self.place(remote_of(direction, &packet)))
+        Some(self.owner_of(snapshot, remote))
     }
 
     /// Finds the [owner](Self::owner) of each frame of a burst; those of no connection are `own`, the
@@ -117,44 +136,18 @@ impl Steering {
     /// The worker that has the connections between an address and a VIP or a vm: the owner of the packets that
     /// come from there, and of those that go there.
     pub fn owner_of_remote(&self, snapshot: &Snapshot<'_>, remote: IpAddr) -> u16 {
-        if snapshot.probe_source().is(remote) {
-            return 0;
-        }
         let seen = snapshot.nat.rewritten(remote).unwrap_or(remote);
-        self.place(words_of(seen))
+        self.owner_of(snapshot, words_of(seen))
     }
 
-    /// The owner of a packet that its remote address alone does not tell.
+    /// The owner of an address that servers see.
     #[inline]
-    fn apart(&self, snapshot: &Snapshot<'_>, direction: Direction, packet: &Packet) -> Option<u16> {
-        let has_probes = snapshot.probe_source().is_some();
-        if !has_probes && !snapshot.nat.rewrites_sources() {
-            return None;
-        }
-        self.apart_if(snapshot, direction, packet)
-    }
-
-    #[cold]
-    fn apart_if(
-        &self,
-        snapshot: &Snapshot<'_>,
-        direction: Direction,
-        packet: &Packet,
-    ) -> Option<u16> {
-        let tuple = packet.tuple();
-        let remote = match direction {
-            Direction::Inward => tuple.source,
-            Direction::Outward => tuple.destination,
-        };
-        if snapshot.probe_source().is(remote) {
-            return Some(0);
-        }
-        // Servers see the other address, and answer to it.
-        if direction == Direction::Inward && snapshot.is_vip(tuple.destination) {
-            let seen = snapshot.nat.rewritten(remote)?;
-            return Some(self.place(words_of(seen)));
-        }
-        None
+    fn owner_of(&self, snapshot: &Snapshot<'_>, remote: [u64; 2]) -> u16 {
+        let probes = snapshot.probe_source();
+        let is = |address: IpAddr| words_of(address) == remote;
+        let is_prober = probes.ipv4.is_some_and(|address| is(address.into()))
+            || probes.ipv6.is_some_and(|address| is(address.into()));
+        if is_prober { 0 } else { self.place(remote) }
     }
 
     /// The worker of an address.
@@ -182,6 +175,59 @@ impl Share<'_> {
     /// Returns true if the worker has the connections with a remote address.
     pub(crate) fn has(&self, snapshot: &Snapshot<'_>, remote: IpAddr) -> bool {
         self.steering.owner_of_remote(snapshot, remote) == self.worker
+    }
+}
+
+/// The remote address of a TCP or UDP packet, or of a fragment of one, in the usual headers; `None` where the
+/// frame has others. Nothing is verified: what is wrong with a packet is the same at each worker.
+#[inline]
+fn common_remote(snapshot: &Snapshot<'_>, frame: &Frame<'_>) -> Option<[u64; 2]> {
+    let bytes = frame.bytes();
+    match &snapshot.nat.proxy {
+        Some(_) if snapshot.nat.rewrites_sources() => None,
+        Some(ports) if frame.port() == ports.backend => common_address::<true>(bytes),
+        Some(_) => common_address::<false>(bytes),
+        None if frame.port() == snapshot.underlay().port => {
+            let (head, inner) = bytes.split_first_chunk::<COMMON>()?;
+            has_vxlan(head).then(|| common_address::<false>(inner))?
+        }
+        None => common_address::<true>(bytes),
+    }
+}
+
+/// Returns true if the headers are those of VXLAN over IPv4 without options.
+#[inline]
+fn has_vxlan(head: &[u8; COMMON]) -> bool {
+    const UDP: usize = ethernet::HEADER_LEN + ipv4::HEADER_LEN;
+    let half = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
+    let fragment = ipv4::MORE_FRAGMENTS | ipv4::FRAGMENT_OFFSET;
+    half(12) == EtherType::IPV4.0
+        && head[ethernet::HEADER_LEN] == 0x45
+        && half(ethernet::HEADER_LEN + 6) & fragment == 0
+        && head[ethernet::HEADER_LEN + 9] == protocol::UDP
+        && half(UDP + 2) == vxlan::PORT
+}
+
+/// Destination, or source, of a TCP or UDP packet in a frame without tags. An IPv4 header has both at one
+/// place, with and without options, in each fragment.
+#[inline]
+fn common_address<const DESTINATION: bool>(frame: &[u8]) -> Option<[u64; 2]> {
+    const IP: usize = ethernet::HEADER_LEN;
+    let is_known = |number: u8| matches!(number, protocol::TCP | protocol::UDP);
+    let head: &[u8; IP + ipv4::HEADER_LEN] = frame.first_chunk()?;
+    match EtherType(u16::from_be_bytes([head[12], head[13]])) {
+        EtherType::IPV4 if head[IP] >> 4 == 4 && is_known(head[IP + 9]) => {
+            let at = if DESTINATION { IP + 16 } else { IP + 12 };
+            let address = [head[at], head[at + 1], head[at + 2], head[at + 3]];
+            Some([u32::from_le_bytes(address).into(), 0])
+        }
+        EtherType::IPV6 if head[IP] >> 4 == 6 && is_known(head[IP + 6]) => {
+            let at = if DESTINATION { IP + 24 } else { IP + 8 };
+            let address: &[u8; 16] = frame.get(at..)?.first_chunk()?;
+            let bits = u128::from_le_bytes(*address);
+            Some([bits as u64, (bits >> 64) as u64])
+        }
+        _ => None,
     }
 }
 

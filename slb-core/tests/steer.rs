@@ -7,9 +7,14 @@ use std::net::IpAddr;
 
 use bolero::TypeGenerator;
 use etherparse::PacketBuilder;
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{
+    Backend, Echo, Frontend, FrontendPort, Pool, ProbeSource, Protocol, ProxyPorts, Rule,
+    SourceRewrite, Spec,
+};
 use slb_core::state::Age;
 use slb_core::steer::{Share, Steering};
-use slb_core::{Key, PortId, Stats, Verdict};
+use slb_core::{Frame, Key, PortId, Stats, Verdict};
 use translated::{
     ACK, BACKENDS, FABRIC, Outcome, ROLES, Role, SYN, SYN_ACK, Setup, What, World, addresses,
     encapsulated, packet, ports,
@@ -282,6 +287,53 @@ fn three_with_shares_do_what_one_does() {
         });
 }
 
+/// A client's packet, the server's answer, the halves of both and errors about both have one owner.
+#[test]
+fn all_packets_of_a_connection_meet() {
+    let steering = steering(7);
+    for (role, ipv6) in ROLES {
+        let setup = Setup::new(role, ipv6);
+        let world = World::new(setup.clone());
+        let mut owners = std::collections::BTreeSet::new();
+        for (number, what) in (0..60).flat_map(|n| [(n, SYN), (n, What::Udp), (n, What::Echo)]) {
+            let client = setup.client(number * 1024);
+            let (service, port) = setup.service(what);
+            let server = (setup.server(2), port);
+            let asks = packet(client, service, what, false);
+            // As the server gets it, and as the client does.
+            let asked = packet(client, server, what, false);
+            let answers = packet(server, client, answer_to(what), true);
+            let answered = packet(service, client, answer_to(what), true);
+            let router = setup.client(60_000).0;
+            let mut all = vec![
+                (true, asks.clone()),
+                (false, answers.clone()),
+                (true, report(&answered, router)),
+                (false, report(&asked, server.0)),
+            ];
+            all.extend(halves(&asks).into_iter().flatten().map(|half| (true, half)));
+            all.extend(
+                halves(&answers)
+                    .into_iter()
+                    .flatten()
+                    .map(|half| (false, half)),
+            );
+            assert_eq!(all.len(), 8);
+            let owner = |(is_inward, bytes): (bool, Vec<u8>)| {
+                let (port, frame) = arrival(&setup, is_inward, 2, bytes);
+                world.owner(&steering, port, &frame).expect("an owner")
+            };
+            let all: Vec<u16> = all.into_iter().map(owner).collect();
+            assert!(
+                all.iter().all(|owner| *owner == all[0]),
+                "{what:?}: {all:?}"
+            );
+            owners.insert(all[0]);
+        }
+        assert_eq!(owners.len(), 7);
+    }
+}
+
 /// Each connection is taken over by the worker that its packets go to, however many there were before.
 #[test]
 fn records_are_taken_over_by_whose_they_are() {
@@ -363,5 +415,108 @@ fn source_nat_does_not_spread() {
         assert!(setup.after(None).spreads());
         setup.terms.source_nat = Some(setup.server(99));
         assert!(!setup.after(None).spreads());
+    }
+}
+
+/// A client that servers see under another address, and what servers send there.
+#[test]
+fn rewritten_clients_meet_their_answers() {
+    let (vip, server) = (
+        IpAddr::from([20, 20, 20, 100]),
+        IpAddr::from([10, 10, 1, 1]),
+    );
+    let spec = Spec {
+        frontends: &[Frontend {
+            name: "web",
+            address: vip,
+            icmp_echo: Echo::Forward,
+        }],
+        rules: &[Rule {
+            name: "http",
+            protocol: Protocol::Tcp,
+            frontend_port: 80,
+            backend_port: 80,
+            ..Rule::default()
+        }],
+        pools: &[Pool {
+            name: "servers",
+            backends: &[Backend {
+                name: "one",
+                address: server,
+                host: server,
+                ..Backend::default()
+            }],
+            ..Pool::default()
+        }],
+        proxy: Some(ProxyPorts {
+            frontends: &[FrontendPort {
+                port: FABRIC,
+                address: None,
+            }],
+            backend: BACKENDS,
+            source_rewrites: &[SourceRewrite {
+                from: IpAddr::from([192, 0, 2, 0]),
+                to: IpAddr::from([10, 99, 2, 0]),
+                prefix_len: 24,
+            }],
+            ..ProxyPorts::default()
+        }),
+        ..Spec::default()
+    };
+    let snapshot = Snapshot::new(&spec, None).expect("a good spec");
+    let steering = steering(5);
+    let owner = |port, from, to, what, answers| {
+        let mut bytes = packet(from, to, what, answers);
+        let len = bytes.len();
+        let mut frame = Frame::new(&mut bytes, 0, len).expect("it fits");
+        frame.set_port(port);
+        steering.owner(&snapshot, &frame).expect("an owner")
+    };
+    let mut owners = std::collections::BTreeSet::new();
+    for number in 0..100 {
+        let client = (IpAddr::from([192, 0, 2, number]), 5000);
+        let seen = (IpAddr::from([10, 99, 2, number]), 5000);
+        for (what, port) in [(SYN, 80), (What::Echo, 0)] {
+            let asks = owner(FABRIC, client, (vip, port), what, false);
+            let answers = owner(BACKENDS, (server, port), seen, answer_to(what), true);
+            assert_eq!(asks, answers, "{number} {what:?}");
+            assert_eq!(steering.owner_of_remote(&snapshot, client.0), asks);
+            owners.insert(asks);
+        }
+        // Another frontend port leads elsewhere: nothing is rewritten there.
+        let direct = owner(FABRIC, client, (server, 80), SYN, false);
+        let answer = owner(BACKENDS, (server, 80), client, SYN_ACK, true);
+        assert_eq!(direct, answer);
+    }
+    assert_eq!(owners.len(), 5);
+}
+
+/// Answers of vms to probes go to the worker that has the prober.
+#[test]
+fn answers_to_probes_go_to_the_first_worker() {
+    let spec = Spec {
+        probe_source: ProbeSource {
+            ipv4: Some([168, 63, 129, 16].into()),
+            ipv6: Some([0xfd; 16].into()),
+        },
+        ..Spec::default()
+    };
+    let snapshot = Snapshot::new(&spec, None).expect("a good spec");
+    for (vm, source) in [
+        (
+            IpAddr::from([10, 10, 1, 1]),
+            IpAddr::from([168, 63, 129, 16]),
+        ),
+        (IpAddr::from([0xfc; 16]), IpAddr::from([0xfd; 16])),
+    ] {
+        for what in [SYN_ACK, What::Echo] {
+            let mut bytes = packet((vm, 80), (source, 1000), what, true);
+            let len = bytes.len();
+            let mut frame = Frame::new(&mut bytes, 0, len).expect("it fits");
+            frame.set_port(PortId(1));
+            for workers in 1..20 {
+                assert_eq!(steering(workers).owner(&snapshot, &frame), Some(0));
+            }
+        }
     }
 }

@@ -79,11 +79,6 @@ pub struct ProbeSource {
 }
 
 impl ProbeSource {
-    /// Returns true if there is an address of either family.
-    pub fn is_some(&self) -> bool {
-        self.ipv4.is_some() || self.ipv6.is_some()
-    }
-
     /// Returns true if an address is one of these.
     pub fn is(&self, address: IpAddr) -> bool {
         match address {

@@ -4,6 +4,7 @@
 //! take the same packets, and a snapshot can be built. `docs/configuration.md` lists the fields.
 
 mod addresses;
+mod networks;
 mod node;
 mod read;
 mod services;
@@ -32,6 +33,7 @@ use toml::de::DeTable;
 
 pub use slb_core::spec::Protocol;
 
+pub use self::networks::{Network, NetworkVm};
 pub use self::node::{Node, PROBE_SOURCE_IPV4, PROBE_SOURCE_IPV6, Role};
 pub use self::services::{
     Backend, Frontend, InboundNat, MAX_IDLE_TIMEOUT, MIN_IDLE_TIMEOUT, NoHealthyBackends, Outbound,
@@ -45,6 +47,10 @@ pub use self::vms::Vm;
 pub struct Config {
     /// `[node]`.
     pub node: Node,
+    /// `[[network]]`.
+    pub networks: Vec<Network>,
+    /// `[[vm]]`.
+    pub network_vms: Vec<NetworkVm>,
     /// `[[frontend]]`.
     pub frontends: Vec<Frontend>,
     /// `[[pool]]`.

@@ -3,6 +3,7 @@
 
 mod addresses;
 mod faults;
+mod networks;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -70,6 +71,9 @@ pub(crate) fn is_too_large(config: &Config, faults: &Faults<'_>) -> bool {
             return true;
         }
     }
+    if networks::are_too_many(config, faults) {
+        return true;
+    }
     let mut tables = vec![1; config.pools.len()];
     for (pool, _) in config.probed_pools() {
         tables[pool] += 1;
@@ -123,6 +127,7 @@ pub(crate) fn check(config: &Config, faults: &Faults<'_>) {
         "outbound_rule",
         outbound.map(|rule| (rule.name.clone(), &rule.span)),
     );
+    networks::check(config, faults);
     addresses::check_vips(config, faults);
     addresses::check_source_nat(config, faults);
     addresses::check_probe_sources(config, faults);

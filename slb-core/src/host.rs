@@ -18,6 +18,7 @@
 //! ones; where none is left to do so, new ones are refused and counted.
 mod establish;
 mod pass_on;
+mod switch;
 mod take_up;
 
 use core::fmt;
@@ -587,6 +588,16 @@ impl Role for HostRole {
             }
             _ => Verdict::Drop(reason),
         }
+    }
+
+    #[inline]
+    fn pass<'s, S: Deref<Target = Snapshot<'s>>>(
+        pipeline: &mut Pipeline<'_, S>,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        seen: &mut impl Observe,
+    ) -> Verdict {
+        pipeline.switch(frame, lane, seen)
     }
 
     fn neighbour_discovery(_: &Snapshot<'_>, lane: &Lane) -> Verdict {

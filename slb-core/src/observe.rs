@@ -17,6 +17,8 @@
 
 mod text;
 
+use core::net::IpAddr;
+
 use crate::flow::FlowState;
 pub use crate::mark::Handover;
 use crate::nat::ConnectionState;
@@ -69,6 +71,15 @@ pub enum Step {
         hops: u8,
         /// The request to the other host.
         handover: Handover,
+    },
+    /// The packet goes to another vm of its network, as it is.
+    Switched {
+        /// VXLAN network of both vms.
+        vni: Vni,
+        /// Address of the vm that it goes to.
+        to: IpAddr,
+        /// The underlay address of that vm's host; `None`: the vm is on this node.
+        host: Option<IpAddr>,
     },
     /// The packet has this name now.
     Translated(Tuple),

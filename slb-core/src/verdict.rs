@@ -172,6 +172,10 @@ drop_reasons! {
     /// packet has visited that host.
     Astray = "astray":
         "the packet belongs to no connection here and cannot be passed on to another host",
+    /// A vm of a network calls an address of the network, or a private one outside of it, that no other vm of
+    /// the network has: see [`Network`](crate::spec::Network).
+    NoNeighbour = "no_neighbour":
+        "no other vm of the network has the destination's address",
 }
 
 impl fmt::Display for DropReason {

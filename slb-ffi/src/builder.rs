@@ -391,6 +391,8 @@ impl Builder {
             outbound: &spec_outbound,
             inside: if *has_inside { inside.all() } else { INSIDE },
             muxes: muxes.all(),
+            networks: &[],
+            vms: &[],
             probe_source: *probe_source,
             proxy: proxy.map(|(mode, backend)| ProxyPorts {
                 mode,

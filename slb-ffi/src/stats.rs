@@ -229,6 +229,7 @@ const C_NAMES: [&CStr; DropReason::COUNT] = [
     c"fragment_held",
     c"hairpin",
     c"astray",
+    c"no_neighbour",
 ];
 
 #[cfg(test)]

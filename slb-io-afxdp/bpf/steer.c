@@ -2,8 +2,8 @@
 //
 // An XDP program. It runs for each packet that an interface receives, before the kernel's stack:
 // what it redirects is the balancer's, what it passes stays the kernel's, untouched. ARP and
-// neighbour discovery stay with the kernel; of an interface that takes everything else, those that
-// are about an address of the kernel's do.
+// neighbour discovery stay with the kernel, but for a vm's questions about addresses of its network; of an
+// interface that takes everything else, those that are about an address of the kernel's do.
 //
 // Built by `slb-io-afxdp/bpf/build`; the object lies beside it, so that `cargo build` needs no clang.
 
@@ -31,6 +31,7 @@ const volatile __u32 without_socket = XDP_PASS;
 #define TAKE_ALL 1   // a VIP
 #define TAKE_VXLAN 2 // this node's address on the fabric
 #define TAKE_NONE 4  // the kernel's, of an interface that takes all else
+#define TAKE_NEIGHBOUR 8 // of a vm's interface: ARP and neighbour solicitations for it, too
 
 struct address {
     __u8 bytes[16]; // IPv6, or IPv4 in IPv6 (RFC 4291 2.5.5.2)
@@ -196,10 +197,12 @@ ALWAYS_INLINE int is_taken(struct xdp_md *context) {
         __u32 *own = kind == OTHER ? 0 : map_lookup(&addresses, &packet.destination);
         return !(own && (*own & TAKE_NONE));
     }
-    if (kind != IP || packet.is_neighbour)
+    if (kind == OTHER)
         return 0;
     __u32 *found = map_lookup(&addresses, &packet.destination);
     __u32 what = found ? *found : 0;
+    if (kind == ARP || packet.is_neighbour)
+        return interface_is == VMS && (what & TAKE_NEIGHBOUR) && !(what & TAKE_NONE);
     if (interface_is == VMS)
         return !packet.is_local && !(what & TAKE_NONE);
     return (what & TAKE_ALL) || ((what & TAKE_VXLAN) && packet.is_vxlan);

@@ -41,7 +41,7 @@ pub enum Kind {
     /// The services' side of a mux or host agent: IP packets to the addresses that are named.
     Services = 0,
     /// A vm: all its IP packets, but for those to addresses that stay the kernel's, to many, or to
-    /// the link.
+    /// the link; and its questions about addresses of its network.
     Vm = 1,
     /// A proxy's port: everything, but for packets to addresses that stay the kernel's, and ARP and
     /// neighbour solicitations for these.
@@ -58,6 +58,9 @@ pub enum Take {
     Vxlan = 2,
     /// No packets: an address of the kernel's, at an interface that takes all else.
     None = 4,
+    /// ARP requests and neighbour solicitations for it, beside all packets: an address in the network of a
+    /// vm. Where it is the kernel's too, the kernel has them.
+    Neighbour = 8,
 }
 
 /// The treatment of the balancer's packets while none serves them: a queue has no socket, or the

@@ -13,6 +13,7 @@ use slb_core::spec::{
 use slb_core::wire::vxlan::Vni;
 
 use super::addresses::{HOST, STATION, UNICAST, host, station, unicast};
+use super::networks;
 use super::{
     Backend, Config, Findings, Frontend, InboundNat, MAX_IDLE_TIMEOUT, MIN_IDLE_TIMEOUT,
     NoHealthyBackends, Node, Outbound, Pool, Probe, ProbeProtocol, Protocol, Role, Rule,
@@ -24,12 +25,27 @@ const ADDRESS: &str = "an IPv4 or IPv6 address";
 
 pub(super) fn read(root: &Section<'_>) -> Option<Config> {
     let node = root.section("node").and_then(read_node);
+    let networks = read_all(root, "network", networks::read_network);
     let frontends = read_all(root, "frontend", read_frontend);
     let is_proxy = node.as_ref().is_some_and(|node| node.role == Role::Proxy);
-    let pools = read_all(root, "pool", |section| read_pool(section, is_proxy));
+    let names = Names::of(root);
+    let network_vms = read_all(root, "vm", |section| {
+        networks::read_vm(section, &names.networks)
+    });
+    let vnis: Vec<Option<u32>> = names
+        .networks
+        .iter()
+        .map(|name| {
+            let mut all = networks.iter().flatten();
+            all.find(|network| network.name == *name)
+                .map(|network| network.vni.get())
+        })
+        .collect();
+    let pools = read_all(root, "pool", |section| {
+        read_pool(section, is_proxy, (&names.networks, &vnis))
+    });
     let ports = ports::read(root);
     let probes = read_all(root, "probe", read_probe);
-    let names = Names::of(root);
     let rules = read_all(root, "rule", |section| read_rule(section, &names));
     let nat_rules = read_all(root, "inbound_nat_rule", |section| {
         read_nat(section, &names, false)
@@ -47,6 +63,8 @@ pub(super) fn read(root: &Section<'_>) -> Option<Config> {
     add_implied(&rules, &mut outbound);
     Some(Config {
         node: node?,
+        networks: networks?,
+        network_vms: network_vms?,
         frontends: frontends?,
         pools: pools?,
         probes: probes?,
@@ -84,6 +102,7 @@ fn add_implied(rules: &[Rule], outbound: &mut Vec<Outbound>) {
 
 /// The names that can be referred to, including those of sections with faults.
 struct Names {
+    networks: Vec<String>,
     frontends: Vec<String>,
     pools: Vec<String>,
     probes: Vec<String>,
@@ -97,6 +116,7 @@ impl Names {
         let names = |field| root.sections(field).iter().map(name).collect();
         let pools = root.sections("pool");
         Self {
+            networks: names("network"),
             frontends: names("frontend"),
             pools: names("pool"),
             probes: names("probe"),
@@ -109,7 +129,7 @@ impl Names {
 }
 
 /// The place of the section that a field names.
-fn refer(section: &Section<'_>, field: &'static str, names: &[String]) -> Option<usize> {
+pub(super) fn refer(section: &Section<'_>, field: &'static str, names: &[String]) -> Option<usize> {
     let (text, span) = section.name(field)?;
     validate::refer(section, field, &text, &span, names)
 }
@@ -244,17 +264,10 @@ fn read_inside(section: &Section<'_>) -> Vec<Prefix> {
     if section.is_empty_list(FIELD) {
         return Vec::new();
     }
-    let prefix = |text: &str| {
-        let (address, len) = text.split_once('/')?;
-        let address: IpAddr = address.parse().ok()?;
-        let len: u8 = len.parse().ok()?;
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        (len <= most).then_some(Prefix { address, len })
-    };
     let prefixes = section.any(
         FIELD,
         "an address and a length, such as \"10.0.0.0/8\"",
-        prefix,
+        networks::prefix,
     );
     prefixes.into_iter().map(|(prefix, _)| prefix).collect()
 }
@@ -378,13 +391,17 @@ fn read_frontend(section: Section<'_>) -> Option<Frontend> {
     })
 }
 
-fn read_pool(section: Section<'_>, is_proxy: bool) -> Option<Pool> {
+fn read_pool(
+    section: Section<'_>,
+    is_proxy: bool,
+    (names, networks): (&[String], &[Option<u32>]),
+) -> Option<Pool> {
     let name = section.name("name");
-    let vnis = 0..=Vni::MAX.get().into();
     let vni = if is_proxy {
-        section.integer("vni", vnis, 0) // nothing is encapsulated
+        let vni = section.integer("vni", 0..=Vni::MAX.get().into(), 0); // nothing is encapsulated
+        vni.and_then(|(vni, _)| Vni::new(vni as u32))
     } else {
-        section.required_integer("vni", vnis)
+        networks::vni_of_pool(&section, names, networks)
     };
     let sizes = 3..=maglev::MAX_SIZE.into();
     let size = section.integer("table_size", sizes, maglev::DEFAULT_SIZE.into());
@@ -413,7 +430,6 @@ fn read_pool(section: Section<'_>, is_proxy: bool) -> Option<Pool> {
     });
     let span = section.span().clone();
     section.finish();
-    let vni = vni.and_then(|(vni, _)| Vni::new(vni as u32));
     Some(Pool {
         name: name?.0,
         vni: vni?,

@@ -8,14 +8,14 @@ use slb_core::spec::{self, PoolHealth, Spec};
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
 
-use super::{Backend, Config, Frontend, InboundNat, Outbound, Pool, Role, Rule};
+use super::{Backend, Config, Frontend, InboundNat, Network, Outbound, Pool, Role, Rule};
 
 impl Config {
     /// Lends the configuration as the dataplane's own.
     pub fn with_spec<T>(&self, f: impl FnOnce(&Spec<'_>) -> T) -> T {
         let frontends: Vec<_> = self.frontends.iter().map(Frontend::spec).collect();
         let vms = self.vms().into_iter();
-        let ports = vms
+        let ports: HashMap<_, _> = vms
             .filter_map(|vm| Some(((vm.vni, vm.mac), vm.port?)))
             .collect();
         let backends: Vec<Vec<_>> = self
@@ -58,8 +58,18 @@ impl Config {
             .collect();
         let inbound_nat: Vec<_> = self.inbound_nat.iter().map(InboundNat::spec).collect();
         let outbound: Vec<_> = self.outbound.iter().map(Outbound::spec).collect();
+        let networks: Vec<_> = self.networks.iter().map(Network::spec).collect();
+        let vms: Vec<_> = self
+            .network_vms
+            .iter()
+            .map(|vm| {
+                let vni = networks.get(vm.network).map(|network| network.vni);
+                let port = vni.and_then(|vni| ports.get(&(vni, vm.mac())));
+                vm.spec(port.filter(|_| self.node.is(vm.host)).copied())
+            })
+            .collect();
         let is_proxy = self.node.role == Role::Proxy;
-        let ports = self.ports.frontends();
+        let proxy_ports = self.ports.frontends();
         f(&Spec {
             hasher: self.node.hasher.clone(),
             hash_seed: self.node.hash_seed,
@@ -71,9 +81,11 @@ impl Config {
             inbound_nat: &inbound_nat,
             outbound: if is_proxy { &[] } else { &outbound },
             muxes: &self.node.muxes,
+            networks: if is_proxy { &[] } else { &networks },
+            vms: if is_proxy { &[] } else { &vms },
             inside: &self.node.inside,
             probe_source: self.node.probe_source(),
-            proxy: is_proxy.then(|| self.ports.spec(&ports)),
+            proxy: is_proxy.then(|| self.ports.spec(&proxy_ports)),
             now: now(),
         })
     }

@@ -20,13 +20,13 @@ pub struct Vm {
     pub mac: MacAddress,
     /// Addresses of the vm.
     pub addresses: Vec<IpAddr>,
-    /// The name of its first backend.
+    /// The name of its first backend, or of the vm where it is none.
     pub name: String,
 }
 
 impl Config {
-    /// The vms that run on this machine, each at its port: the backends whose host is this node.
-    /// Backends of one network with one MAC address are one vm. A vm without a `port` gets the first
+    /// The vms that run on this machine, each at its port: the backends, then the vms of networks, whose host
+    /// is this node. Backends and vms of one network with one MAC address are one vm. A vm without a `port` gets the first
     /// free one, counted from 1 in the order of the file.
     pub fn vms(&self) -> Vec<Vm> {
         let mut vms: Vec<Vm> = Vec::new();
@@ -54,6 +54,30 @@ impl Config {
                 vm.port = vm.port.or(backend.port.map(PortId));
                 if !vm.addresses.contains(&backend.address) {
                     vm.addresses.push(backend.address);
+                }
+            }
+        }
+        for of in &self.network_vms {
+            let network = self.networks.get(of.network);
+            let Some(network) = network.filter(|_| self.node.is(of.host)) else {
+                continue;
+            };
+            let (vni, mac) = (network.vni, of.mac());
+            let index = *known.entry((vni, mac)).or_insert_with(|| {
+                vms.push(Vm {
+                    port: None,
+                    vni,
+                    mac,
+                    addresses: Vec::new(),
+                    name: of.name.clone(),
+                });
+                vms.len() - 1
+            });
+            let vm = &mut vms[index];
+            vm.port = vm.port.or(of.port.map(PortId));
+            for address in &of.addresses {
+                if !vm.addresses.contains(address) {
+                    vm.addresses.push(*address);
                 }
             }
         }

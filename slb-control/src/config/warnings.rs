@@ -11,6 +11,9 @@ pub(super) fn of(config: &Config) -> Vec<String> {
     for vm in config.vms() {
         let port = vm.port.map_or(0, |port| port.0);
         let (vni, mac, name) = (vm.vni, vm.mac, vm.name);
+        if config.network_of(vni).is_some() {
+            continue; // another network's vm, and meant
+        }
         if let Some((other, other_vni, other_port)) = by_mac.insert(mac, (name.clone(), vni, port))
         {
             warnings.push(format!(

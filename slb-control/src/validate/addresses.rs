@@ -33,6 +33,10 @@ pub(super) fn check_vips(config: &Config, faults: &Faults<'_>) {
             );
             machines.entry(backend.host).or_insert(machine);
         }
+        for vm in &config.network_vms {
+            let machine = format!("the host of vm {:?}", vm.name);
+            machines.entry(vm.host).or_insert(machine);
+        }
     }
     for own in config
         .node

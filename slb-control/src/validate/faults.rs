@@ -230,7 +230,7 @@ fn told(config: &Config, error: &SpecError) -> Option<(Span, String, String)> {
             );
             (backend.span.clone(), place, message)
         }
-        _ => return None,
+        _ => return super::networks::told(config, error),
     };
     Some((span, place, message))
 }
@@ -266,7 +266,7 @@ fn member_of(config: &Config, pool: usize, backend: usize) -> Option<(&Pool, &Ba
     Some((pool, pool.backends.get(backend)?))
 }
 
-fn no_underlay(address: IpAddr) -> String {
+pub(super) fn no_underlay(address: IpAddr) -> String {
     let family = match address {
         IpAddr::V4(_) => "IPv4",
         IpAddr::V6(_) => "IPv6",

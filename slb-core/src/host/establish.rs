@@ -45,10 +45,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let vm = snapshot.nat.vm_by_port(lane.zone).ok_or(Verdict::Pass)?;
         let (source, destination) = A::of(packet).unpack();
         if is_inside(snapshot, vm, destination) {
-            let is_own = snapshot
-                .nat
-                .locals_of(vm)
-                .any(|local| local.address == source);
+            let is_own = is_of_vm(snapshot, vm, source);
             let is_whole = lane.error.is_none() && packet.shape.part != Part::Later;
             // The kernel delivers it, but the answer may look like that of a connection to a VIP.
             if let Some(zone) = snapshot.nat.port_of_neighbour(destination, vm.vni)
@@ -75,7 +72,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             .nat
             .locals_of(vm)
             .filter(|local| local.address == source);
-        let known = of_source.clone().next().is_some();
+        let known = is_of_vm(snapshot, vm, source);
         if known && snapshot.nat.is_inside(destination) {
             return Err(Verdict::Pass);
         }
@@ -171,10 +168,23 @@ pub(super) fn is_inside(snapshot: &Snapshot<'_>, vm: &Vm, address: IpAddr) -> bo
     is_local(address)
         || snapshot.nat.is_neighbour(address, vm.vni)
         || snapshot.probe_source().is(address)
+        || is_in_network(snapshot, vm, address)
+}
+
+/// Returns true if an address is in an address space of a vm's network, and no VIP.
+fn is_in_network(snapshot: &Snapshot<'_>, vm: &Vm, address: IpAddr) -> bool {
+    let networks = &snapshot.nat.networks;
+    let network = networks.of(vm.vni);
+    network.is_some_and(|network| networks.has(network, address)) && !snapshot.is_vip(address)
+}
+
+/// Returns true if a vm has an address.
+pub(super) fn is_of_vm(snapshot: &Snapshot<'_>, vm: &Vm, address: IpAddr) -> bool {
+    snapshot.nat.port_of_neighbour(address, vm.vni) == Some(vm.port)
 }
 
 /// Returns true if an address is never outside.
-fn is_local(address: IpAddr) -> bool {
+pub(super) fn is_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
             address.is_multicast()

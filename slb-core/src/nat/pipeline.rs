@@ -161,6 +161,16 @@ pub(crate) trait Role: Sized {
     /// Decides about a packet that matches no connection, for the given reason.
     fn unmatched(snapshot: &Snapshot<'_>, lane: &Lane, reason: DropReason) -> Verdict;
 
+    /// Decides about an untouched frame that matches no connection and would be passed.
+    fn pass<'s, S: Deref<Target = Snapshot<'s>>>(
+        _: &mut Pipeline<'_, S>,
+        _: &mut Frame<'_>,
+        _: &Lane,
+        _: &mut impl Observe,
+    ) -> Verdict {
+        Verdict::Pass
+    }
+
     /// Decides about neighbour discovery.
     fn neighbour_discovery(snapshot: &Snapshot<'_>, lane: &Lane) -> Verdict;
 
@@ -410,7 +420,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
                 true
             }
             Err(verdict) => {
-                finish(&mut self.stats, frame, lane, verdict, seen);
+                self.conclude::<R>(frame, lane, verdict, seen);
                 false
             }
         }
@@ -441,8 +451,24 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
                 self.stats.forwarded.add(lane.len as usize);
                 seen.step(lane.frame.into(), Step::Done(verdict));
             }
-            Err(verdict) => finish(&mut self.stats, frame, lane, verdict, seen),
+            Err(verdict) => self.conclude::<R>(frame, lane, verdict, seen),
         }
+    }
+
+    /// Gives a frame a verdict that ends its way, or finds out where it goes on if no connection has it.
+    #[cold]
+    pub(crate) fn conclude<R: Role>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        verdict: Verdict,
+        seen: &mut impl Observe,
+    ) {
+        let verdict = match verdict {
+            Verdict::Pass => R::pass(self, frame, lane, seen),
+            _ => verdict,
+        };
+        finish(&mut self.stats, frame, lane, verdict, seen);
     }
 
     #[inline]
@@ -910,7 +936,7 @@ fn first_fragment(bytes: &[u8], len: usize) -> Option<Segment> {
 }
 
 /// The largest segment that fits the fabric in VXLAN.
-fn clamped_mss(mtu: u16, family: Family) -> u16 {
+pub(crate) fn clamped_mss(mtu: u16, family: Family) -> u16 {
     let ip = match family {
         Family::Ipv4 => ipv4::HEADER_LEN,
         Family::Ipv6 => ipv6::HEADER_LEN,

@@ -8,8 +8,9 @@ use crate::health::Condition;
 use crate::nat::ConnectionState;
 use crate::snapshot::RuleMatch;
 use crate::spec::snat::instance;
-use crate::spec::{Backend, BackendState, InboundNat, NatTarget, Rule, Spec};
+use crate::spec::{Backend, BackendState, InboundNat, NatTarget, Network, Rule, Spec};
 use crate::verdict::Verdict;
+use crate::wire::vxlan::Vni;
 
 impl Step {
     /// The kind of the step in a word or two, in lower case: `packet`, `rule`, `passed on`.
@@ -25,6 +26,7 @@ impl Step {
             Self::Decapsulated { .. } => "inner",
             Self::Connection(_) => "connection",
             Self::PassedOn { .. } => "passed on",
+            Self::Switched { .. } => "neighbour",
             Self::Translated(_) => "translated",
             Self::Done(_) => "verdict",
         }
@@ -115,10 +117,24 @@ impl fmt::Display for Named<'_> {
                 self.backend(f, backend as usize)?;
                 write!(f, ", {}; hop {hops} of 8 at most", handover.text())
             }
+            Step::Switched { vni, to, host } => {
+                match self.spec.and_then(|spec| network(spec, vni)) {
+                    Some(network) => write!(f, "{to} in network {:?}, ", network.name)?,
+                    None => write!(f, "{to} in VNI {vni}, ")?,
+                }
+                match host {
+                    Some(host) => write!(f, "in VXLAN to host {host}"),
+                    None => f.write_str("on this node"),
+                }
+            }
             Step::Translated(tuple) => tuple.fmt(f),
             Step::Done(verdict) => verdict.fmt(f),
         }
     }
+}
+
+fn network<'s>(spec: &'s Spec<'_>, vni: Vni) -> Option<&'s Network<'s>> {
+    spec.networks.iter().find(|network| network.vni == vni)
 }
 
 impl<'a> Named<'a> {

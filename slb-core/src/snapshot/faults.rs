@@ -6,6 +6,7 @@ use super::compile::{Size, nat_rules, rule_identities};
 use super::registry::identity;
 use crate::maglev::{MAX_BACKENDS, MaglevError, is_valid_size};
 use crate::nat::connection::ALL_PORTS;
+use crate::spec::network::Seat;
 use crate::spec::snat::{GRANULE, instance};
 use crate::spec::{
     Backend, InboundNat, NatTarget, Outbound, Pool, Protocol, ProxyPorts, Rule, RuleItem, Spec,
@@ -64,6 +65,7 @@ pub(super) fn of_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError
         .chain(muxes)
         .chain(inside)
         .chain(probed)
+        .chain(spec.network_faults())
         .chain(rules)
         .chain(nat)
         .chain(outbound)
@@ -310,6 +312,7 @@ fn between_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's
         .chain(conflicts)
         .chain(numbers)
         .chain(vms(spec))
+        .chain(networks(spec))
 }
 
 /// All backends, pool by pool, with their pool and its index.
@@ -399,6 +402,40 @@ fn vms<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
             second: second.0,
             port: second.1,
         })
+}
+
+/// Networks that have one VNI, and vms of a network that have one address; addresses outside of their
+/// network; vms that are no backends and share a port or a MAC address.
+fn networks<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
+    let vnis = duplicates(spec.networks.iter().map(|network| network.vni.get()));
+    let vnis = vnis.map(|(first, second)| SpecError::DuplicateNetwork { first, second });
+    let seats = spec.backend_seats();
+    let seats = seats.chain(spec.vm_seats().map(|(_, seat)| seat));
+    let seats = seats.filter(|_| !spec.networks.is_empty() && spec.proxy.is_none());
+    let taken = duplicates_of(seats.map(|seat| ((seat.vni.get(), seat.address), seat)));
+    let taken = taken.filter(|(first, second)| {
+        let vm = |seat: &Seat| (seat.mac, seat.port, seat.host);
+        vm(first) != vm(second)
+    });
+    let taken = taken.filter_map(|(_, second)| {
+        let network = spec.networks.iter().position(|of| of.vni == second.vni)?;
+        let address = second.address;
+        Some(SpecError::AddressTaken { network, address })
+    });
+    // Backends that contradict each other are reported as such.
+    let backends = spec.backend_seats().map(|seat| (None, seat));
+    let vms = spec.vm_seats().map(|(vm, seat)| (Some(vm), seat));
+    let local = backends.chain(vms).filter(|_| spec.proxy.is_none());
+    let local = local.filter_map(|(vm, seat)| Some((vm, seat.port?, (seat.mac.0, seat.vni.get()))));
+    let by_port = duplicates_of(local.clone().map(|vm| (vm.1, vm)));
+    let by_port = by_port.filter(|(first, second)| first.2 != second.2);
+    let by_nic = duplicates_of(local.map(|vm| (vm.2, vm)));
+    let by_nic = by_nic.filter(|(first, second)| first.1 != second.1);
+    let ports = by_port.chain(by_nic).filter_map(|(_, (vm, port, _))| {
+        let vm = vm?;
+        Some(SpecError::VmPortConflict { vm, port })
+    });
+    vnis.chain(spec.seat_faults()).chain(taken).chain(ports)
 }
 
 /// The values of each entry whose key an earlier one has: that one's, and its own.

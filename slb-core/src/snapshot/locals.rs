@@ -3,6 +3,7 @@
 use core::net::IpAddr;
 
 use super::addresses::{address_bytes, raw_port, words};
+use super::networks::{Networks, NetworksSize};
 use super::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
 use super::proxy::{CompiledProxy, next_hops_of};
 use super::registry::{AlreadyRegistered, Registry, RegistryEntry, SLOT_BITS, identity};
@@ -34,7 +35,7 @@ pub(crate) struct Vm {
     pub(crate) port: PortId,
     pub(crate) mac: MacAddress,
     pub(crate) vni: Vni,
-    /// The first of the backends that it is.
+    /// The first of the backends that it is, if any.
     first: u32,
 }
 
@@ -105,7 +106,8 @@ pub(crate) struct Nat<'m> {
     local_by_pool: ProbeMap<'m, u64, 5>,
     peers: ProbeMap<'m, [u64; 2], 3>,
     vnis: ProbeMap<'m, u64, 5>,
-    neighbours: ProbeMap<'m, [u64; 2], 3>,
+    /// Whose an address is in a network.
+    pub(crate) networks: Networks<'m>,
     local_by_backend: ProbeMap<'m, u64, 5>,
     /// The ranges of addresses that are inside: ascending, and apart from each other.
     inside: Mem<'m, [IpAddr; 2]>,
@@ -118,6 +120,7 @@ pub(crate) struct Nat<'m> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NatSize {
     locals: usize,
+    vms: usize,
     local_slots: usize,
     blocks: usize,
     granules: usize,
@@ -126,6 +129,7 @@ pub(crate) struct NatSize {
     peers: usize,
     pools: usize,
     inside: usize,
+    networks: NetworksSize,
 }
 
 impl NatSize {
@@ -139,8 +143,11 @@ impl NatSize {
         let frontends = (0..spec.frontends.len())
             .filter(|&f| is_outbound(spec, f))
             .count();
+        let of_network = spec.vms.iter().filter(|vm| vm.port.is_some()).count();
+        let vms = locals + of_network;
         Self {
             locals,
+            vms,
             local_slots: Registry::slots_for(locals, previous.map(|p| &p.local_ids)),
             blocks: spec
                 .outbound
@@ -150,34 +157,30 @@ impl NatSize {
             granules: if locals == 0 { 0 } else { frontends * GRANULES },
             outbound: spec.outbound.len(),
             muxes: spec.muxes.len(),
-            peers: spec.muxes.len() + backends,
+            peers: spec.muxes.len() + backends + spec.vms.len(),
             pools: spec.pools.len(),
-            inside: if locals == 0 { 0 } else { spec.inside.len() },
+            inside: if vms == 0 { 0 } else { spec.inside.len() },
+            networks: NetworksSize::of(spec),
         }
     }
 
     pub(crate) fn count(&self, counter: &mut Counter) -> Option<()> {
-        counter.add::<Vm>(self.locals)?;
+        counter.add::<Vm>(self.vms)?;
         counter.add::<Local>(self.locals)?;
         counter.add::<RegistryEntry>(self.local_slots)?;
         counter.add::<u64>(self.local_slots)?;
-        for keys in [
-            self.locals,
-            self.locals,
-            self.locals,
-            self.locals,
-            self.pools,
-        ] {
+        for keys in [self.locals, self.vms, self.locals, self.locals, self.pools] {
             counter.add::<RuleBucket>(ProbeMap::<u64, 5>::buckets_for(keys))?;
         }
-        for keys in [self.locals, self.peers, self.peers] {
+        for keys in [self.vms, self.peers] {
             counter.add::<VipBucket>(ProbeMap::<[u64; 2], 3>::buckets_for(keys))?;
         }
         counter.add::<Block>(self.blocks)?;
         counter.add::<u16>(self.granules)?;
         counter.add::<CompiledOutbound>(self.outbound)?;
         counter.add::<CompiledMux>(self.muxes)?;
-        counter.add::<[IpAddr; 2]>(self.inside)
+        counter.add::<[IpAddr; 2]>(self.inside)?;
+        self.networks.count(counter)
     }
 
     /// Returns the number of items of each kind that has numbers, and its maximum.
@@ -238,20 +241,19 @@ impl<'m> Nat<'m> {
         };
         let ids = map(size.locals)?;
         let (vm_by_port, local_by_pool, local_by_backend) =
-            (map(size.locals)?, map(size.locals)?, map(size.locals)?);
+            (map(size.vms)?, map(size.locals)?, map(size.locals)?);
         let vnis = map(size.pools)?;
         let mut map = |keys| {
             let buckets = ProbeMap::<[u64; 2], 3>::buckets_for(keys);
             memory.take(buckets, VipBucket::EMPTY)
         };
-        let (vm_by_mac, peers, neighbours) =
-            (map(size.locals)?, map(size.peers)?, map(size.peers)?);
+        let (vm_by_mac, peers) = (map(size.vms)?, map(size.peers)?);
         let entries = memory.take(size.local_slots, RegistryEntry::EMPTY)?;
         let identities = memory.take(size.local_slots, 0)?;
         let proxy = previous.and_then(|previous| previous.proxy.as_ref());
         let previous = previous.map(|previous| &previous.local_ids);
         Some(Self {
-            vms: memory.take(size.locals, vm)?,
+            vms: memory.take(size.vms, vm)?,
             vm_count: 0,
             locals: memory.take(size.locals, local)?,
             local_ids: Registry::continue_from(previous, generation, entries, ids, identities),
@@ -264,7 +266,7 @@ impl<'m> Nat<'m> {
             local_by_pool: ProbeMap::new(local_by_pool),
             peers: ProbeMap::new(peers),
             vnis: ProbeMap::new(vnis),
-            neighbours: ProbeMap::new(neighbours),
+            networks: Networks::new(&size.networks, memory)?,
             local_by_backend: ProbeMap::new(local_by_backend),
             inside: memory.take(size.inside, [NO_ADDRESS; 2])?,
             inside_count: 0,
@@ -289,6 +291,8 @@ impl<'m> Nat<'m> {
         facts: impl Fn(u32) -> (u32, bool),
     ) -> Result<(), SpecError> {
         self.compile_locals(spec, previous, facts)?;
+        self.compile_vms(spec)?;
+        self.networks.compile(spec)?;
         self.compile_inside(spec)?;
         for (place, rule) in self.outbound.iter_mut().zip(spec.outbound) {
             *place = CompiledOutbound {
@@ -310,27 +314,34 @@ impl<'m> Nat<'m> {
             };
             let _ = self.peers.insert(address, index as u32);
         }
-        let mut index = 0;
         for pool in spec.pools {
             let _ = self.vnis.insert(pool.vni.get().into(), 0);
-            for backend in pool.backends {
-                let known = self.peers.insert(words(backend.host), FIRST_HOST + index);
-                index += 1;
-                let mux = known
-                    .err()
-                    .and_then(|known| self.muxes.get_mut(known as usize));
-                if let Some(mux) = mux {
-                    mux.is_host = true;
-                }
-                let vni = match spec.proxy {
-                    Some(_) => Vni::default(), // it has no networks
-                    None => pool.vni,
-                };
-                let key = neighbour_key(backend.address, vni);
-                let here = backend.port.filter(|_| is_local(spec, backend));
-                let port = here.map_or(ELSEWHERE, |port| port.0.into());
-                let _ = self.neighbours.insert(key, port);
+        }
+        // Those that are no backends' have numbers behind those of backends.
+        let backends = spec.pools.iter().flat_map(|pool| pool.backends);
+        let hosts = backends.map(|backend| backend.host);
+        let hosts = hosts.chain(spec.vms.iter().map(|vm| vm.host));
+        for (index, host) in (0..).zip(hosts) {
+            let known = self.peers.insert(words(host), FIRST_HOST + index);
+            let mux = known
+                .err()
+                .and_then(|known| self.muxes.get_mut(known as usize));
+            if let Some(mux) = mux {
+                mux.is_host = true;
             }
+        }
+        Ok(())
+    }
+
+    /// Notes the vms of networks that are at ports of this node.
+    fn compile_vms(&mut self, spec: &Spec<'_>) -> Result<(), SpecError> {
+        for (index, vm) in spec.vms.iter().enumerate() {
+            let network = spec.networks.get(vm.network);
+            let (Some(port), Some(network)) = (vm.port, network) else {
+                continue;
+            };
+            let at = self.vm_at(port, vm.mac(), network.vni);
+            at.map_err(|_| SpecError::VmPortConflict { vm: index, port })?;
         }
         Ok(())
     }
@@ -379,7 +390,8 @@ impl<'m> Nat<'m> {
                 let next = match backend.port.filter(|_| spec.proxy.is_none()) {
                     Some(port) => {
                         let mac = backend.mac.unwrap_or(derived_mac(backend.address));
-                        let vm = self.vm_at(port, mac, pool.vni, index)?;
+                        let vm = self.vm_at(port, mac, pool.vni);
+                        let vm = vm.map_err(|known| self.conflict(known, port, index))?;
                         // The same vm twice in a pool has the rules of its first name.
                         let _ = self
                             .local_by_pool
@@ -442,27 +454,17 @@ impl<'m> Nat<'m> {
         self.local_ids.follows(&old.local_ids)
     }
 
-    /// The vm at a port, added where it is not there yet.
-    fn vm_at(
-        &mut self,
-        port: PortId,
-        mac: MacAddress,
-        vni: Vni,
-        backend: u32,
-    ) -> Result<usize, SpecError> {
+    /// The vm at a port, added where it is not there yet; the other vm that has the port or the MAC address.
+    fn vm_at(&mut self, port: PortId, mac: MacAddress, vni: Vni) -> Result<usize, u32> {
         let index = self.vm_count as u32;
         match self.vm_by_port.insert(port.0.into(), index) {
             Err(known) => {
                 let vm = self.vms[known as usize];
-                if vm.mac == mac && vm.vni == vni {
-                    Ok(known as usize)
-                } else {
-                    Err(self.conflict(known, port, backend))
-                }
+                let is_same = vm.mac == mac && vm.vni == vni;
+                is_same.then_some(known as usize).ok_or(known)
             }
             Ok(()) => {
-                let known = self.vm_by_mac.insert(mac_key(mac, vni), index);
-                known.map_err(|known| self.conflict(known, port, backend))?;
+                self.vm_by_mac.insert(mac_key(mac, vni), index)?;
                 self.vms[self.vm_count] = Vm {
                     port,
                     mac,
@@ -687,15 +689,14 @@ impl<'m> Nat<'m> {
         range.is_some_and(|[_, last]| address <= *last)
     }
 
-    /// Returns true if an address is a backend's of this network.
+    /// Returns true if an address is a vm's of this network.
     pub(crate) fn is_neighbour(&self, address: IpAddr, vni: Vni) -> bool {
-        self.neighbours.get(neighbour_key(address, vni)).is_some()
+        self.networks.neighbour(address, vni).is_some()
     }
 
     /// The port of the vm of this node that has an address in a network.
     pub(crate) fn port_of_neighbour(&self, address: IpAddr, vni: Vni) -> Option<PortId> {
-        let port = self.neighbours.get(neighbour_key(address, vni))?;
-        u16::try_from(port).ok().map(PortId)
+        self.networks.neighbour(address, vni)?.port
     }
 
     /// Returns true if an address is a backend's; for proxies.
@@ -771,9 +772,6 @@ fn is_local(spec: &Spec<'_>, backend: &Backend<'_>) -> bool {
     spec.proxy.is_some() || backend.port.is_some()
 }
 
-/// The port of a neighbour whose vm is on another node: no [`PortId`].
-const ELSEWHERE: u32 = 1 << 16;
-
 /// An id of 32 bits in 16.
 const fn compress(id: u32) -> u16 {
     let slot = id as u16 & MAX_LOCALS as u16;
@@ -786,11 +784,6 @@ fn mac_key(mac: MacAddress, vni: Vni) -> [u64; 2] {
         u64::from_le_bytes([a, b, c, d, e, f, 0, 0]),
         vni.get().into(),
     ]
-}
-
-fn neighbour_key(address: IpAddr, vni: Vni) -> [u64; 2] {
-    let [low, high] = words(address);
-    [low ^ u64::from(vni.get()), high]
 }
 
 fn pool_key(pool: u32, port: PortId) -> u64 {

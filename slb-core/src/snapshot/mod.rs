@@ -15,6 +15,7 @@ mod faults;
 mod lineage;
 pub(crate) mod locals;
 mod names;
+pub(crate) mod networks;
 #[expect(
     unsafe_code,
     reason = "lines are lent to a snapshot, and taken back when it is gone"

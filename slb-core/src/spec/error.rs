@@ -1,6 +1,7 @@
 //! Faults of a [`Spec`].
 
 use core::fmt;
+use core::net::IpAddr;
 
 use super::{Backend, NatTarget, Pool, Spec};
 use crate::maglev::MaglevError;
@@ -239,6 +240,58 @@ pub enum SpecError {
         /// The port of the later one.
         port: PortId,
     },
+    /// Two networks have one VXLAN network identifier.
+    DuplicateNetwork {
+        /// The earlier one.
+        first: usize,
+        /// The later one.
+        second: usize,
+    },
+    /// An address space of a network is longer than addresses of its family.
+    NetworkPrefix {
+        /// The network.
+        network: usize,
+        /// The index in [`Network::prefixes`](super::Network::prefixes).
+        index: usize,
+    },
+    /// A vm or a gateway of a network has an address that is in none of its address spaces.
+    OutsideNetwork {
+        /// The network.
+        network: usize,
+        /// The address.
+        address: IpAddr,
+    },
+    /// Two vms of a network have one address: their MAC addresses, ports or hosts are not the same.
+    AddressTaken {
+        /// The network.
+        network: usize,
+        /// The address.
+        address: IpAddr,
+    },
+    /// A vm refers to a network that does not exist.
+    DanglingNetwork {
+        /// The index in [`Spec::vms`].
+        vm: usize,
+        /// How many networks exist.
+        count: usize,
+    },
+    /// A vm that is no backend has no address.
+    VmWithoutAddress {
+        /// The index in [`Spec::vms`].
+        vm: usize,
+    },
+    /// A vm's host has an address of a family that the underlay has no address of.
+    NoUnderlayAddressForVm {
+        /// The index in [`Spec::vms`].
+        vm: usize,
+    },
+    /// A vm that is no backend shares a port of this node, or a network and MAC address, with another vm.
+    VmPortConflict {
+        /// The index in [`Spec::vms`].
+        vm: usize,
+        /// Port of the vm.
+        port: PortId,
+    },
     /// The spec has more items of a kind than can be numbered.
     TooMany {
         /// The kind.
@@ -309,6 +362,16 @@ impl<'a> Named<'a> {
     fn frontend(&self, index: usize) -> Name<'a> {
         let found = self.spec.and_then(|spec| spec.frontends.get(index));
         Name(index, found.map(|frontend| frontend.name))
+    }
+
+    fn network(&self, index: usize) -> Name<'a> {
+        let found = self.spec.and_then(|spec| spec.networks.get(index));
+        Name(index, found.map(|network| network.name))
+    }
+
+    fn vm(&self, index: usize) -> Name<'a> {
+        let found = self.spec.and_then(|spec| spec.vms.get(index));
+        Name(index, found.map(|vm| vm.name))
     }
 
     fn found_pool(&self, index: usize) -> Option<&'a Pool<'a>> {
@@ -563,6 +626,44 @@ impl fmt::Display for Named<'_> {
                 "backends {} and {} at port {} are not one vm: expected one port, network and MAC address",
                 self.backend(first),
                 self.backend(second),
+                port.0
+            ),
+            SpecError::DuplicateNetwork { first, second } => {
+                let (first, second) = (self.network(first), self.network(second));
+                write!(f, "networks {first} and {second} have the same VNI")
+            }
+            SpecError::NetworkPrefix { network, index } => write!(
+                f,
+                "network {}: address space {index}: expected at most 32 bits of an IPv4 address, 128 of an IPv6 one",
+                self.network(network)
+            ),
+            SpecError::OutsideNetwork { network, address } => write!(
+                f,
+                "network {}: expected an address in one of its address spaces, got {address}",
+                self.network(network)
+            ),
+            SpecError::AddressTaken { network, address } => write!(
+                f,
+                "network {}: two vms have address {address}: expected one MAC address, port and host",
+                self.network(network)
+            ),
+            SpecError::DanglingNetwork { vm, count } => write!(
+                f,
+                "vm {}: its network does not exist, there are {count}",
+                self.vm(vm)
+            ),
+            SpecError::VmWithoutAddress { vm } => {
+                write!(f, "vm {}: expected an address, got none", self.vm(vm))
+            }
+            SpecError::NoUnderlayAddressForVm { vm } => write!(
+                f,
+                "the underlay has no address of the family of vm {}'s host",
+                self.vm(vm)
+            ),
+            SpecError::VmPortConflict { vm, port } => write!(
+                f,
+                "vm {} at port {} is not the vm that has its port or MAC address already",
+                self.vm(vm),
                 port.0
             ),
             SpecError::TooMany { what, count, most } => {

@@ -2,11 +2,13 @@
 //! spec, and an embedder fills one in field by field.
 
 mod error;
+pub(crate) mod network;
 mod prefix;
 mod proxy;
 pub(crate) mod snat;
 
 pub use error::{RuleItem, SpecError};
+pub use network::{Network, NetworkVm};
 pub use prefix::{INSIDE, Prefix};
 pub use proxy::{FrontendPort, PortMode, ProxyPorts, SourceRewrite};
 
@@ -51,6 +53,10 @@ pub struct Spec<'a> {
     /// where there are any, the only ones besides other hosts that it takes packets from. At most
     /// 254.
     pub muxes: &'a [IpAddr],
+    /// Networks whose vms host agents connect.
+    pub networks: &'a [Network<'a>],
+    /// Vms of networks that are no backends.
+    pub vms: &'a [NetworkVm<'a>],
     /// For a host agent: the addresses that vms reach under their own, without an outbound rule,
     /// and that vms answer under their own. The rest is outside. [`INSIDE`] by default.
     pub inside: &'a [Prefix],
@@ -101,6 +107,8 @@ impl Default for Spec<'_> {
             inbound_nat: &[],
             outbound: &[],
             muxes: &[],
+            networks: &[],
+            vms: &[],
             inside: INSIDE,
             probe_source: ProbeSource::default(),
             proxy: None,

@@ -266,6 +266,27 @@ impl Template {
         self.replace(frame, self.tunnel() + SOURCE, &source.0);
     }
 
+    /// Writes the four bytes that begin with the TTL or the next header, as
+    /// [`hop_bytes`](Self::hop_bytes) read them, into the inner IP header of a frame that this template
+    /// encapsulated: the hop that was taken off is there again.
+    pub(crate) fn give_hop_back(&self, frame: &mut Frame<'_>, family: Family, bytes: [u8; 4]) {
+        const IP: usize = vxlan::HEADER_LEN + ETHERNET;
+        self.replace(frame, self.tunnel() + IP + Self::hop_place(family), &bytes);
+    }
+
+    /// Reads the bytes of an IP header that change with a hop.
+    pub(crate) fn hop_bytes(ip: &[u8], family: Family) -> Option<[u8; 4]> {
+        ip.get(Self::hop_place(family)..)?.first_chunk().copied()
+    }
+
+    /// Where the bytes are that change with a hop: IPv4's TTL and checksum, IPv6's next header and hop limit.
+    const fn hop_place(family: Family) -> usize {
+        match family {
+            Family::Ipv4 => 8,
+            Family::Ipv6 => 4,
+        }
+    }
+
     /// Puts other bytes behind the UDP header of a frame that this template encapsulated: an even number
     /// of them, an even number of bytes behind it.
     fn replace<const N: usize>(&self, frame: &mut Frame<'_>, at: usize, new: &[u8; N]) {

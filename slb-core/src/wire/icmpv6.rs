@@ -16,7 +16,10 @@ pub const PARAMETER_PROBLEM: u8 = 4;
 pub const ECHO_REQUEST: u8 = 128;
 /// Echo reply.
 pub const ECHO_REPLY: u8 = 129;
-
+/// Neighbour solicitation (RFC 4861 §4.3).
+pub const SOLICITATION: u8 = 135;
+/// Neighbour advertisement (RFC 4861 §4.4).
+pub const ADVERTISEMENT: u8 = 136;
 /// Redirect (RFC 4861 §4.5).
 pub const REDIRECT: u8 = 137;
 

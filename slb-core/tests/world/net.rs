@@ -226,6 +226,7 @@ impl Plan {
             inside: slb_core::spec::INSIDE,
             proxy: None,
             now: Instant::ZERO,
+            ..Spec::default()
         };
         Snapshot::new(&spec, previous).unwrap()
     }

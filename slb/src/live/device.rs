@@ -556,7 +556,8 @@ impl Plan {
             // Packets to the kernel's addresses and the muxes', which ask vms how they are, stay there.
             Kind::Vm => {
                 let muxes = node.muxes.iter();
-                kernels.iter().chain(muxes).copied().map(stay).collect()
+                let stays = kernels.iter().chain(muxes).copied().map(stay);
+                stays.chain(neighbours_at(config, card.port)).collect()
             }
             Kind::Services if node.role == Role::Host => vxlan.clone().collect(),
             Kind::Services => {
@@ -675,6 +676,18 @@ impl TunName {
 
 /// The longest IP packet that has room in the largest chunk of AF_XDP's memory, in bytes.
 pub(super) const LONGEST_PACKET: u32 = 3818;
+
+/// Addresses that the vm at a port may ask for, since the host agent answers: those of its network.
+fn neighbours_at(config: &Config, port: PortId) -> impl Iterator<Item = (IpAddr, Take)> + '_ {
+    // The program's map has room for the kernel's besides.
+    const MOST: usize = 60_000;
+    let mut vms = config.vms().into_iter();
+    let vm = vms.find(|vm| vm.port == Some(port));
+    let network = vm.and_then(|vm| config.network_of(vm.vni));
+    let addresses = network.into_iter().flat_map(|of| config.addresses_of(of));
+    let addresses = addresses.take(MOST);
+    addresses.map(|address| (address, Take::Neighbour))
+}
 
 /// The addresses of this machine, which stay the kernel's in every role; `None` where the kernel does not
 /// tell them.

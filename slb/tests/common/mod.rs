@@ -14,6 +14,7 @@ use slb_io_pcap::{FRAME_LEN, Next, Reader};
 
 pub mod lab;
 pub mod site;
+pub mod vxlan;
 pub mod world;
 
 /// Says why a test is skipped, or fails where nothing may be.

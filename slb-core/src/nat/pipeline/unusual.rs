@@ -3,7 +3,7 @@
 use core::net::Ipv6Addr;
 use core::ops::Deref;
 
-use super::{Lane, Pipeline, Role, finish};
+use super::{Lane, Pipeline, Role};
 use crate::fragments::{self, Arrival, Fragments, Recalled, Taken};
 use crate::frame::{BURST, Burst, Frame};
 use crate::icmp;
@@ -123,7 +123,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
                     self.look_up(lane);
                     self.translate::<R>(frame, lane, &mut ());
                 }
-                Err(verdict) => finish(&mut self.stats, frame, lane, verdict, &mut ()),
+                Err(verdict) => self.conclude::<R>(frame, lane, verdict, &mut ()),
             }
             if matches!(frame.verdict(), Verdict::Drop(_)) {
                 frame.truncate(0);

@@ -1,0 +1,172 @@
+//! Networks of vms, and the vms of networks that are no backends.
+
+use std::net::IpAddr;
+
+use slb_core::PortId;
+use slb_core::spec::{self, Prefix};
+use slb_core::wire::ethernet::MacAddress;
+use slb_core::wire::vxlan::Vni;
+
+use super::Config;
+use super::addresses::{HOST, STATION, host, station};
+use crate::document::{Section, Span};
+
+/// `[[network]]`: vms that host agents connect.
+#[derive(Clone, Debug)]
+pub struct Network {
+    /// Name of the network.
+    pub name: String,
+    /// VXLAN network identifier.
+    pub vni: Vni,
+    /// Address spaces of the network.
+    pub address_spaces: Vec<Prefix>,
+    /// Addresses of the network's routers, which host agents answer for.
+    pub gateways: Vec<IpAddr>,
+    pub(crate) span: Span,
+}
+
+/// `[[vm]]`: a vm of a network that is no backend, or further addresses of one that is.
+#[derive(Clone, Debug)]
+pub struct NetworkVm {
+    /// Name of the vm.
+    pub name: String,
+    /// The place of its network.
+    pub network: usize,
+    /// Addresses of the vm.
+    pub addresses: Vec<IpAddr>,
+    /// Address of the vm's host on the fabric.
+    pub host: IpAddr,
+    /// MAC address of the vm, unless it is derived.
+    pub mac: Option<MacAddress>,
+    /// The port of its host that it is at, unless that is counted.
+    pub port: Option<u16>,
+    pub(crate) span: Span,
+}
+
+impl NetworkVm {
+    /// MAC address of the vm, given or derived from its first address.
+    pub fn mac(&self) -> MacAddress {
+        let first = self.addresses.first().copied();
+        let derived = || first.map_or(MacAddress([0; 6]), spec::derived_mac);
+        self.mac.unwrap_or_else(derived)
+    }
+
+    /// The vm as the dataplane takes it, at this port of the node.
+    pub(super) fn spec(&self, port: Option<PortId>) -> spec::NetworkVm<'_> {
+        spec::NetworkVm {
+            name: &self.name,
+            network: self.network,
+            addresses: &self.addresses,
+            host: self.host,
+            mac: self.mac,
+            port,
+        }
+    }
+}
+
+impl Network {
+    pub(super) fn spec(&self) -> spec::Network<'_> {
+        spec::Network {
+            name: &self.name,
+            vni: self.vni,
+            prefixes: &self.address_spaces,
+            gateways: &self.gateways,
+        }
+    }
+}
+
+impl Config {
+    /// The network of a VNI; `None` where no network has it.
+    pub fn network_of(&self, vni: Vni) -> Option<&Network> {
+        self.networks.iter().find(|network| network.vni == vni)
+    }
+
+    /// Addresses that the vms of a network are told of: those of its vms and of its gateways.
+    pub fn addresses_of(&self, network: &Network) -> impl Iterator<Item = IpAddr> + '_ {
+        let vni = network.vni;
+        let place = self.networks.iter().position(|of| of.vni == vni);
+        let pools = self.pools.iter().filter(move |pool| pool.vni == vni);
+        let backends = pools.flat_map(|pool| &pool.backends);
+        let backends = backends.map(|backend| backend.address);
+        let vms = self.network_vms.iter();
+        let vms = vms.filter(move |vm| Some(vm.network) == place);
+        let vms = vms.flat_map(|vm| vm.addresses.iter().copied());
+        let gateways = self.networks.get(place.unwrap_or(usize::MAX));
+        let gateways = gateways.into_iter().flat_map(|of| &of.gateways).copied();
+        backends.chain(vms).chain(gateways)
+    }
+}
+
+/// What an address space has to be, for messages.
+const PREFIX: &str = "an address and a length, such as \"10.1.0.0/16\"";
+
+pub(super) fn read_network(section: Section<'_>) -> Option<Network> {
+    let name = section.name("name");
+    let vni = section.required_integer("vni", 0..=Vni::MAX.get().into());
+    let spaces = section.one_or_more("address_spaces", PREFIX, prefix);
+    let gateways = section.any("gateways", HOST, host);
+    let span = section.span().clone();
+    section.finish();
+    let vni = vni.and_then(|(vni, _)| Vni::new(vni as u32));
+    Some(Network {
+        name: name?.0,
+        vni: vni?,
+        address_spaces: values(spaces),
+        gateways: values(gateways),
+        span,
+    })
+}
+
+pub(super) fn read_vm(section: Section<'_>, networks: &[String]) -> Option<NetworkVm> {
+    let name = section.name("name");
+    let network = super::read::refer(&section, "network", networks);
+    let addresses = section.one_or_more("address", HOST, host);
+    let host = section.required("host", HOST, host);
+    let mac = section.optional("mac", STATION, station);
+    let port = section
+        .has("port")
+        .then(|| section.number("port", 1..=65_534, 1));
+    let span = section.span().clone();
+    section.finish();
+    Some(NetworkVm {
+        name: name?.0,
+        network: network?,
+        addresses: values(addresses),
+        host: host?.0,
+        mac: mac.map(|(mac, _)| mac),
+        port: port.map(|port| port as u16),
+        span,
+    })
+}
+
+/// The VNI of a pool: its own, or that of the network that it names. `networks` has the VNIs of all networks,
+/// in the order of `names`.
+pub(super) fn vni_of_pool(
+    section: &Section<'_>,
+    names: &[String],
+    networks: &[Option<u32>],
+) -> Option<Vni> {
+    if !section.has("network") {
+        let (vni, _) = section.required_integer("vni", 0..=Vni::MAX.get().into())?;
+        return Vni::new(vni as u32);
+    }
+    if section.has("vni") {
+        let message = "expected either a vni or a network, whose vni it then has";
+        section.fault(section.span(), "vni", message);
+    }
+    let network = super::read::refer(section, "network", names)?;
+    networks.get(network).copied().flatten().and_then(Vni::new)
+}
+
+/// Parses an address space.
+pub(super) fn prefix(text: &str) -> Option<Prefix> {
+    let (address, len) = text.split_once('/')?;
+    let address: IpAddr = address.parse().ok()?;
+    let len: u8 = len.parse().ok()?;
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    (len <= most).then_some(Prefix { address, len })
+}
+
+fn values<T>(all: Vec<(T, Span)>) -> Vec<T> {
+    all.into_iter().map(|(value, _)| value).collect()
+}

@@ -1,0 +1,257 @@
+//! Networks as packets of vms meet them: whose an address is, and how its vm is reached.
+
+use core::net::IpAddr;
+
+use super::addresses::words;
+use super::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
+use crate::mem::{Counter, Mem, Memory};
+use crate::spec::network::Seat;
+use crate::spec::{Prefix, Spec, SpecError};
+use crate::tunnel::encapsulation::Template;
+use crate::verdict::PortId;
+use crate::wire::ethernet::MacAddress;
+use crate::wire::vxlan::Vni;
+
+/// A vm of a network, by one of its addresses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Neighbour {
+    pub(crate) mac: MacAddress,
+    /// The port of this node that the vm is at; `None`: it runs elsewhere.
+    pub(crate) port: Option<PortId>,
+    /// The underlay address of the host that the vm runs on.
+    pub(crate) host: IpAddr,
+    way: Way,
+}
+
+/// Where the outer header for a neighbour is.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    /// Beside a backend, by its place among all.
+    Backend(u32),
+    /// Among those of vms that are no backends.
+    Vm(u32),
+}
+
+/// How a neighbour on another node is reached.
+pub(crate) enum Reached<'n> {
+    /// As a backend, by its place among all.
+    Backend(u32),
+    /// By this outer header.
+    Template(&'n Template),
+}
+
+/// A network of vms.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CompiledNetwork {
+    spaces: (u32, u32),
+    gateways: (u32, u32),
+}
+
+/// All networks, and who has which address in them.
+#[derive(Debug)]
+pub(crate) struct Networks<'m> {
+    /// The number of an address, whatever networks it is in.
+    addresses: ProbeMap<'m, [u64; 2], 3>,
+    /// The neighbour at the number of an address in a network.
+    places: ProbeMap<'m, u64, 5>,
+    neighbours: Mem<'m, Neighbour>,
+    templates: Mem<'m, Template>,
+    by_vni: ProbeMap<'m, u64, 5>,
+    all: Mem<'m, CompiledNetwork>,
+    spaces: Mem<'m, [IpAddr; 2]>,
+    gateways: Mem<'m, IpAddr>,
+}
+
+/// How many of each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NetworksSize {
+    seats: usize,
+    vms: usize,
+    networks: usize,
+    spaces: usize,
+    gateways: usize,
+}
+
+impl NetworksSize {
+    pub(super) fn of(spec: &Spec<'_>) -> Self {
+        let of_networks =
+            |count: fn(&crate::spec::Network<'_>) -> usize| spec.networks.iter().map(count).sum();
+        let backends: usize = spec.pools.iter().map(|pool| pool.backends.len()).sum();
+        Self {
+            seats: backends + spec.vm_seats().count(),
+            vms: spec.vms.len(),
+            networks: spec.networks.len(),
+            spaces: of_networks(|network| network.prefixes.len()),
+            gateways: of_networks(|network| network.gateways.len()),
+        }
+    }
+
+    pub(super) fn count(&self, counter: &mut Counter) -> Option<()> {
+        counter.add::<VipBucket>(ProbeMap::<[u64; 2], 3>::buckets_for(self.seats))?;
+        for keys in [self.seats, self.networks] {
+            counter.add::<RuleBucket>(ProbeMap::<u64, 5>::buckets_for(keys))?;
+        }
+        counter.add::<Neighbour>(self.seats)?;
+        counter.add::<Template>(self.vms)?;
+        counter.add::<CompiledNetwork>(self.networks)?;
+        counter.add::<[IpAddr; 2]>(self.spaces)?;
+        counter.add::<IpAddr>(self.gateways)
+    }
+}
+
+impl<'m> Networks<'m> {
+    /// Takes the memory. `None` where it is used up.
+    pub(super) fn new(size: &NetworksSize, memory: &mut impl Memory<'m>) -> Option<Self> {
+        const NO_ADDRESS: IpAddr = IpAddr::V4(core::net::Ipv4Addr::UNSPECIFIED);
+        let neighbour = Neighbour {
+            mac: MacAddress([0; 6]),
+            port: None,
+            host: NO_ADDRESS,
+            way: Way::Backend(NONE),
+        };
+        let network = CompiledNetwork {
+            spaces: (0, 0),
+            gateways: (0, 0),
+        };
+        let buckets = ProbeMap::<[u64; 2], 3>::buckets_for(size.seats);
+        let addresses = memory.take(buckets, VipBucket::EMPTY)?;
+        let mut map = |keys| {
+            let buckets = ProbeMap::<u64, 5>::buckets_for(keys);
+            memory.take(buckets, RuleBucket::EMPTY)
+        };
+        let (places, by_vni) = (map(size.seats)?, map(size.networks)?);
+        Some(Self {
+            addresses: ProbeMap::new(addresses),
+            places: ProbeMap::new(places),
+            neighbours: memory.take(size.seats, neighbour)?,
+            templates: memory.take(size.vms, Template::EMPTY)?,
+            by_vni: ProbeMap::new(by_vni),
+            all: memory.take(size.networks, network)?,
+            spaces: memory.take(size.spaces, [NO_ADDRESS; 2])?,
+            gateways: memory.take(size.gateways, NO_ADDRESS)?,
+        })
+    }
+
+    /// Notes all networks and seats.
+    pub(super) fn compile(&mut self, spec: &Spec<'_>) -> Result<(), SpecError> {
+        let (mut spaces, mut gateways) = (0, 0);
+        for (index, network) in spec.networks.iter().enumerate() {
+            let known = self.by_vni.insert(network.vni.get().into(), index as u32);
+            known.map_err(|first| SpecError::DuplicateNetwork {
+                first: first as usize,
+                second: index,
+            })?;
+            let first = (spaces, gateways);
+            for range in network.prefixes.iter().filter_map(Prefix::range) {
+                self.spaces[spaces] = range;
+                spaces += 1;
+            }
+            for &gateway in network.gateways {
+                self.gateways[gateways] = gateway;
+                gateways += 1;
+            }
+            self.all[index] = CompiledNetwork {
+                spaces: (first.0 as u32, spaces as u32),
+                gateways: (first.1 as u32, gateways as u32),
+            };
+        }
+        for (index, vm) in spec.vms.iter().enumerate() {
+            let (underlay, vni) = (&spec.underlay, spec.networks.get(vm.network));
+            let vni = vni.map(|network| network.vni).unwrap_or_default();
+            let template = Template::new(underlay, vm.host, underlay.next_hop, vm.mac(), vni);
+            let no_address = SpecError::NoUnderlayAddressForVm { vm: index };
+            self.templates[index] = template.ok_or(no_address)?;
+        }
+        if let Some(fault) = spec.seat_faults().next() {
+            return Err(fault);
+        }
+        let is_proxy = spec.proxy.is_some();
+        let mut place = 0;
+        for (index, mut seat) in (0..).zip(spec.backend_seats()) {
+            if is_proxy {
+                seat.vni = Vni::default(); // it has no networks
+            }
+            self.seat(spec, &mut place, &seat, Way::Backend(index))?;
+        }
+        for (vm, seat) in spec.vm_seats() {
+            self.seat(spec, &mut place, &seat, Way::Vm(vm as u32))?;
+        }
+        Ok(())
+    }
+
+    /// Notes whose an address is in a network. Where that is known already, it has to be the same vm.
+    fn seat(
+        &mut self,
+        spec: &Spec<'_>,
+        place: &mut u32,
+        seat: &Seat,
+        way: Way,
+    ) -> Result<(), SpecError> {
+        let number = match self.addresses.insert(words(seat.address), *place) {
+            Ok(()) => *place,
+            Err(known) => known,
+        };
+        let new = Neighbour {
+            mac: seat.mac,
+            port: seat.port.filter(|_| spec.proxy.is_none()),
+            host: seat.host,
+            way,
+        };
+        self.neighbours[*place as usize] = new;
+        let known = self.places.insert(place_key(number, seat.vni), *place);
+        *place += 1;
+        let Err(known) = known else { return Ok(()) };
+        let Some(network) = spec.networks.iter().position(|of| of.vni == seat.vni) else {
+            return Ok(());
+        };
+        let known = &self.neighbours[known as usize];
+        let vm = |of: &Neighbour| (of.mac, of.port, of.host);
+        match vm(known) == vm(&new) {
+            true => Ok(()),
+            false => Err(SpecError::AddressTaken {
+                network,
+                address: seat.address,
+            }),
+        }
+    }
+
+    /// The vm that has an address in a network.
+    pub(crate) fn neighbour(&self, address: IpAddr, vni: Vni) -> Option<&Neighbour> {
+        let number = self.addresses.get(words(address))?;
+        let place = self.places.get(place_key(number, vni))?;
+        self.neighbours.get(place as usize)
+    }
+
+    /// How a neighbour on another node is reached.
+    pub(crate) fn way_to(&self, neighbour: &Neighbour) -> Option<Reached<'_>> {
+        match neighbour.way {
+            Way::Backend(index) => Some(Reached::Backend(index)),
+            Way::Vm(index) => self.templates.get(index as usize).map(Reached::Template),
+        }
+    }
+
+    /// The network of a VNI; `None` where that is no network's.
+    pub(crate) fn of(&self, vni: Vni) -> Option<&CompiledNetwork> {
+        self.all.get(self.by_vni.get(vni.get().into())? as usize)
+    }
+
+    /// Returns true if an address is in one of a network's address spaces.
+    pub(crate) fn has(&self, network: &CompiledNetwork, address: IpAddr) -> bool {
+        let (first, end) = network.spaces;
+        let spaces = self.spaces.get(first as usize..end as usize);
+        let mut spaces = spaces.unwrap_or_default().iter();
+        spaces.any(|[first, last]| *first <= address && address <= *last)
+    }
+
+    /// Returns true if an address is that of a router of a network.
+    pub(crate) fn is_gateway(&self, network: &CompiledNetwork, address: IpAddr) -> bool {
+        let (first, end) = network.gateways;
+        let gateways = self.gateways.get(first as usize..end as usize);
+        gateways.unwrap_or_default().contains(&address)
+    }
+}
+
+/// The key of an address, by its number, in a network.
+fn place_key(number: u32, vni: Vni) -> u64 {
+    u64::from(number) << 32 | u64::from(vni.get())
+}

@@ -1,0 +1,171 @@
+//! Networks of vms, and the vms of networks that are no backends.
+
+use core::net::IpAddr;
+
+use super::{Backend, Pool, Prefix, Spec, SpecError, derived_mac};
+use crate::verdict::PortId;
+use crate::wire::ethernet::MacAddress;
+use crate::wire::vxlan::Vni;
+
+/// A network of vms. Host agents carry packets from vm to vm in VXLAN and answer for their neighbours.
+///
+/// Backends belong to the network that has the [`vni`](Pool::vni) of their pool; other vms are in
+/// [`Spec::vms`]. Networks are apart from each other: two may have the same addresses. What vms of a pool
+/// without a network send to each other is left to the caller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Network<'a> {
+    /// Name of the network.
+    pub name: &'a str,
+    /// VXLAN network identifier, unlike those of the other networks.
+    pub vni: Vni,
+    /// Address spaces of the network. Packets for an address in one of them that no vm has are dropped.
+    pub prefixes: &'a [Prefix],
+    /// Addresses of the network's routers, which host agents answer for in their place: ARP, neighbour
+    /// discovery and echo requests.
+    pub gateways: &'a [IpAddr],
+}
+
+/// A vm of a network that is no backend, or further addresses of one that is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetworkVm<'a> {
+    /// Name of the vm.
+    pub name: &'a str,
+    /// Index of the network in [`Spec::networks`].
+    pub network: usize,
+    /// Addresses of the vm, at least one.
+    pub addresses: &'a [IpAddr],
+    /// The underlay address of the host that the vm runs on.
+    pub host: IpAddr,
+    /// MAC address of the vm; `None`: derived from the first address, see [`derived_mac`].
+    pub mac: Option<MacAddress>,
+    /// The port of this node that the vm is at; `None`: it runs elsewhere.
+    pub port: Option<PortId>,
+}
+
+impl Default for NetworkVm<'_> {
+    fn default() -> Self {
+        const NONE: IpAddr = IpAddr::V4(core::net::Ipv4Addr::UNSPECIFIED);
+        Self {
+            name: "",
+            network: 0,
+            addresses: &[],
+            host: NONE,
+            mac: None,
+            port: None,
+        }
+    }
+}
+
+impl NetworkVm<'_> {
+    /// MAC address of the vm, given or derived.
+    pub(crate) fn mac(&self) -> MacAddress {
+        let first = self.addresses.first().copied();
+        self.mac
+            .unwrap_or_else(|| derived_mac(first.unwrap_or(NetworkVm::default().host)))
+    }
+}
+
+/// A vm's address in a network, as a backend or a vm of the spec has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seat {
+    pub(crate) address: IpAddr,
+    pub(crate) vni: Vni,
+    pub(crate) host: IpAddr,
+    pub(crate) mac: MacAddress,
+    pub(crate) port: Option<PortId>,
+}
+
+impl Seat {
+    fn of_backend(pool: &Pool<'_>, backend: &Backend<'_>) -> Self {
+        Self {
+            address: backend.address,
+            vni: pool.vni,
+            host: backend.host,
+            mac: backend.mac.unwrap_or(derived_mac(backend.address)),
+            port: backend.port,
+        }
+    }
+}
+
+impl<'a> Spec<'a> {
+    /// The seats of the backends, pool by pool.
+    pub(crate) fn backend_seats(&self) -> impl Iterator<Item = Seat> + Clone + use<'a> {
+        let pools = self.pools.iter();
+        pools.flat_map(|pool| {
+            let backends = pool.backends.iter();
+            backends.map(move |backend| Seat::of_backend(pool, backend))
+        })
+    }
+
+    /// The seats of the vms that are no backends, each with the index of its vm. Those of a network that
+    /// does not exist are left out.
+    pub(crate) fn vm_seats(&self) -> impl Iterator<Item = (usize, Seat)> + Clone + use<'a> {
+        let (networks, vms) = (self.networks, self.vms);
+        let vms = vms.iter().enumerate();
+        vms.flat_map(move |(index, vm)| {
+            let network = networks.get(vm.network);
+            let addresses = network.map_or(&[][..], |_| vm.addresses);
+            addresses.iter().filter_map(move |&address| {
+                let seat = Seat {
+                    address,
+                    vni: network?.vni,
+                    host: vm.host,
+                    mac: vm.mac(),
+                    port: vm.port,
+                };
+                Some((index, seat))
+            })
+        })
+    }
+
+    /// Faults of networks and of their vms, item by item.
+    pub(crate) fn network_faults(&self) -> impl Iterator<Item = SpecError> + use<'a> {
+        let (networks, vms, underlay) = (self.networks, self.vms, self.underlay);
+        let prefixes = (0..).zip(networks).flat_map(|(network, of)| {
+            let prefixes = (0..).zip(of.prefixes);
+            let odd = prefixes.filter(|(_, prefix)| prefix.range().is_none());
+            odd.map(move |(index, _)| SpecError::NetworkPrefix { network, index })
+        });
+        let gateways = (0..).zip(networks).flat_map(|(network, of)| {
+            let outside = of.gateways.iter().filter(|gateway| !of.has(**gateway));
+            outside.map(move |&address| SpecError::OutsideNetwork { network, address })
+        });
+        let dangling = (0..).zip(vms).filter_map(move |(vm, of)| {
+            let count = networks.len();
+            (of.network >= count).then_some(SpecError::DanglingNetwork { vm, count })
+        });
+        let bare = (0..).zip(vms).filter(|(_, of)| of.addresses.is_empty());
+        let bare = bare.map(|(vm, _)| SpecError::VmWithoutAddress { vm });
+        let far = (0..).zip(vms);
+        let far = far.filter(move |(_, of)| !underlay.reaches(of.host));
+        let far = far.map(|(vm, _)| SpecError::NoUnderlayAddressForVm { vm });
+        prefixes
+            .chain(gateways)
+            .chain(dangling)
+            .chain(bare)
+            .chain(far)
+    }
+
+    /// Faults of addresses that are in none of their network's address spaces.
+    ///
+    /// # Cost
+    /// In proportion to the vms' addresses times the networks.
+    pub(crate) fn seat_faults(&self) -> impl Iterator<Item = SpecError> + use<'a> {
+        let networks = self.networks;
+        let seats = self.vm_seats().map(|(_, seat)| seat);
+        let seats = self.backend_seats().chain(seats);
+        seats.filter_map(move |seat| {
+            let network = networks.iter().position(|of| of.vni == seat.vni)?;
+            let (address, is_in) = (seat.address, networks[network].has(seat.address));
+            (!is_in).then_some(SpecError::OutsideNetwork { network, address })
+        })
+    }
+}
+
+impl Network<'_> {
+    /// Returns true if an address is in one of the network's address spaces.
+    pub(crate) fn has(&self, address: IpAddr) -> bool {
+        let mut ranges = self.prefixes.iter().filter_map(Prefix::range);
+        ranges.any(|[first, last]| first <= address && address <= last)
+    }
+}

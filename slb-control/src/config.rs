@@ -166,8 +166,8 @@ impl Config {
         (rate > 0).then(build)
     }
 
-    /// Where later fragments wait for their first one, out of `memory`, if the node lets them; the inner
-    /// one is missing where the memory is used up.
+    /// Takes the memory for waiting later fragments from `memory`, if the node has any; the inner
+    /// option is `None` if `memory` is used up.
     pub fn fragment_room<'m>(
         &self,
         key: Key,

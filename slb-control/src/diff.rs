@@ -64,7 +64,8 @@ pub struct RuleDiff {
     /// The share of its Maglev table that has another backend: of flows that are not pinned, so many
     /// go elsewhere.
     pub changed: f64,
-    /// Of that, the share whose backend takes no flows any more: the rest moves to make room for others.
+    /// The part of that share with backends that no longer take flows: the rest moves to make room
+    /// for others.
     pub bereft: f64,
     /// Why flows have other places in the table, if they do: then `changed` is what is to be expected of
     /// flows that are not pinned.

@@ -70,7 +70,7 @@ impl<'t> Faults<'t> {
 pub(crate) struct Section<'d> {
     table: &'d DeTable<'d>,
     span: Span,
-    /// How errors name it: `rule "http"`.
+    /// The item's name in errors: `rule "http"`.
     place: String,
     faults: &'d Faults<'d>,
     asked: RefCell<Vec<&'static str>>,
@@ -88,7 +88,7 @@ impl<'d> Section<'d> {
         }
     }
 
-    /// Where the section begins.
+    /// Returns the position of the section.
     pub(crate) fn span(&self) -> &Span {
         &self.span
     }

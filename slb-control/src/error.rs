@@ -9,7 +9,8 @@ pub struct ConfigError {
     pub file: String,
     /// The line, counted from 1.
     pub line: usize,
-    /// Where in the configuration, such as `rule "http": idle_timeout`; empty for the file itself.
+    /// The place in the configuration, such as `rule "http": idle_timeout`; empty for the file
+    /// itself.
     pub place: String,
     /// The fault, with the valid values and the one given.
     pub message: String,

@@ -16,7 +16,7 @@ pub struct Turned {
     pub pool: String,
     /// Name of the backend.
     pub backend: String,
-    /// How it is now.
+    /// The present health.
     pub condition: Condition,
 }
 

@@ -24,7 +24,7 @@ pub struct Port {
     pub name: String,
     /// Side that the port is on.
     pub kind: PortKind,
-    /// How many frontend ports there are: the same at all ports that say it.
+    /// The number of frontend ports: the same at all ports that have it.
     pub mode: Option<PortMode>,
     /// The address of who is at a frontend port.
     pub address: Option<Ipv4Addr>,
@@ -41,7 +41,7 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// How many frontend ports there are.
+    /// Returns the number of frontend ports.
     pub fn mode(&self) -> PortMode {
         let said = self.all.iter().find_map(|port| port.mode);
         said.unwrap_or_default()

@@ -32,9 +32,9 @@ pub struct Target {
     /// The network that the address is of: another network's backend of the same address is
     /// another one.
     pub vni: Vni,
-    /// Where a host agent reaches it, as a vm of its own; `None`: the kernel finds the way.
+    /// The port of the vm, if the target is a host agent's own; `None` if the kernel routes to it.
     pub vm: Option<VmPort>,
-    /// How it is asked.
+    /// The probe of the target.
     pub probe: Probe,
 }
 

@@ -21,7 +21,7 @@ type Recovering = (String, Option<String>, String);
 pub struct SlowStart {
     ramps: HashMap<Recovering, Ramp>,
     unhealthy: HashSet<Recovering>,
-    /// When a configuration was given last.
+    /// The time of the last configuration.
     applied: Instant,
 }
 
@@ -96,8 +96,8 @@ impl SlowStart {
         steps
     }
 
-    /// When a backend takes its next step after the configuration that was given last: it is to be given
-    /// again then.
+    /// Returns the time of a backend's next step after the last configuration, which is then to be
+    /// applied again.
     pub fn due(&self) -> Option<Instant> {
         self.ramps
             .values()

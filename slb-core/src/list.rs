@@ -19,7 +19,7 @@ use crate::spec::{Backend, Pool, Spec};
 use crate::state::Cursor;
 use crate::verdict::PortId;
 
-/// How far a flow or a connection has come.
+/// The state of a flow or a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EntryState {
     /// Of a mux's flow.
@@ -49,7 +49,7 @@ pub struct Entry {
     pub inside: Option<Tuple>,
     /// Direction of the first packet.
     pub opener: Direction,
-    /// How far it has come.
+    /// The state of the entry.
     pub state: EntryState,
     /// Identity of the backend; `None` where the backend is gone.
     pub backend: Option<u64>,
@@ -57,10 +57,10 @@ pub struct Entry {
     pub rule: Option<u64>,
     /// The vm's port at a host agent, the client's at a proxy.
     pub port: Option<PortId>,
-    /// How long it may be without a packet; `None` where a mux does not know: the rule is gone, or the flow is
-    /// closing and may have ended by a FIN or by a RST.
+    /// Idle timeout of the entry; `None` if a mux does not know it: the rule is gone, or the flow
+    /// is closing and may have ended by a FIN or by a RST.
     pub timeout: Option<Duration>,
-    /// What is left of that time.
+    /// The rest of that time.
     pub left: Duration,
 }
 
@@ -80,7 +80,7 @@ impl Entry {
 pub struct Subnet {
     /// One of the addresses.
     pub address: IpAddr,
-    /// How many bits count: all that there are, where it is more.
+    /// Length of the prefix in bits; a longer one counts as the whole address.
     pub bits: u8,
 }
 
@@ -129,7 +129,7 @@ pub struct Filter<'a> {
     pub inside: Ends,
     /// IP protocol number.
     pub protocol: Option<u8>,
-    /// How far it has come.
+    /// The state to match.
     pub state: Option<EntryState>,
     /// Direction of the first packet.
     pub opener: Option<Direction>,
@@ -142,7 +142,7 @@ pub struct Filter<'a> {
 }
 
 impl Filter<'_> {
-    /// Whether an entry, whose tuples are wanted, is wanted altogether.
+    /// Returns true if the filter takes an entry with tuples that it takes.
     pub(crate) fn takes(&self, entry: &Entry) -> bool {
         let is_one = |wanted: Option<&[u64]>, own: Option<u64>| {
             wanted.is_none_or(|wanted| own.is_some_and(|own| wanted.contains(&own)))
@@ -157,12 +157,12 @@ impl Filter<'_> {
     }
 }
 
-/// Where a call of `list` came to.
+/// The result of one call of `list`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listed {
     /// Places that were looked at.
     pub places: usize,
-    /// Where the next call goes on; `None`: all were looked at.
+    /// The position of the next call; `None` if all entries were visited.
     pub next: Option<Cursor>,
 }
 

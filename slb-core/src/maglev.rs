@@ -13,7 +13,7 @@
 //! hundred slots, since a turn tries slots until it finds a free one. Here the last turns go the
 //! other way round: of the few free slots, which comes first in the permutation?
 //!
-//! What is disturbed when one backend goes: of 65 537 slots for 100 backends, 0.53 to 0.60 % of
+//! Disturbance when one backend goes: of 65 537 slots for 100 backends, 0.53 to 0.60 % of
 //! the others' (tests `a_removed_backend_disturbs_few_others`). Where two backends happen to have
 //! the same skip, or nearly, they follow each other through the table, and it can be 1.3 %:
 //! another seed helps. That is in the nature of the paper's permutations.

@@ -35,7 +35,7 @@ pub struct slb_builder {
     _opaque: (),
 }
 
-/// How much a builder has room for.
+/// Capacity of a builder: the number of items of each kind.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct slb_capacity {
@@ -55,9 +55,9 @@ pub struct slb_capacity {
     pub outbound_frontends: usize,
     /// Muxes' addresses.
     pub muxes: usize,
-    /// Of a proxy.
+    /// Frontend ports of a proxy.
     pub frontend_ports: usize,
-    /// Of a proxy.
+    /// Source rewrites of a proxy.
     pub source_rewrites: usize,
     /// Sets of probe results: one for each pool and probe that rules go by.
     pub health: usize,
@@ -248,7 +248,7 @@ impl Parts {
         })
     }
 
-    /// Where a pool's backends begin, and how many they are.
+    /// Returns the index of a pool's first backend, and their number.
     fn backends_of(&self, pool: usize) -> Result<(usize, usize), Fault> {
         let all = self.pools.all();
         let entry = all.get(pool);
@@ -265,7 +265,7 @@ impl Parts {
         found.ok_or(Fault::index("backend", backend, count))
     }
 
-    /// Where a set of probe results begins, and how many they are.
+    /// Returns the index of the first result of a set of probe results, and their number.
     fn results_of(&self, health: usize) -> Result<(usize, usize), Fault> {
         let all = self.health.all();
         let own = all.get(health);

@@ -22,13 +22,13 @@ use crate::spec::slb_address;
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct slb_tuple {
-    /// Where the packet comes from.
+    /// Source address.
     pub source: slb_address,
     /// Destination of the flow.
     pub destination: slb_address,
-    /// In host byte order; 0 where there are none.
+    /// Source port in host byte order; 0 for a protocol without ports.
     pub source_port: u16,
-    /// In host byte order.
+    /// Destination port in host byte order.
     pub destination_port: u16,
 }
 

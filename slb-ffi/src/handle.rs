@@ -375,7 +375,7 @@ pub(crate) unsafe fn backend_stats<R: Role, C>(
     Ok(0)
 }
 
-/// How memory of the library's own is made.
+/// The layout of memory that the library allocated.
 #[cfg(feature = "std")]
 pub(crate) type Layout = Option<std::alloc::Layout>;
 #[cfg(not(feature = "std"))]
@@ -402,7 +402,7 @@ pub(crate) fn allocate(bytes: usize) -> Result<*mut c_void, Error> {
     }
 }
 
-/// Gives memory back that was allocated.
+/// Releases memory that was allocated.
 ///
 /// # Safety
 /// `memory` was allocated with this layout, or the layout is empty.

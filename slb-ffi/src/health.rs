@@ -19,7 +19,7 @@ pub struct slb_health {
     pub opaque: [u64; 16],
 }
 
-/// How a backend is probed.
+/// The timing of a backend's probes.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_probe {

@@ -301,9 +301,10 @@ pub unsafe extern "C" fn slb_host_import(
     guard(|| unsafe { state::import::<Inner, _>(host, now, age, records, out) })
 }
 
-/// Has a host agent that begins without state, or with a stale one, take up TCP connections from outside in
-/// their middle, for as long as connections of their rule may be idle: `take_ups_per_second` of the options
-/// bounds how many. Not for connections that vms opened, since only the state knows their ports.
+/// Makes a host agent that starts without state, or with a stale one, take up TCP connections from
+/// outside in their middle, for as long as connections of their rule may be idle:
+/// `take_ups_per_second` of the options bounds how many. Not for connections that vms opened, since
+/// only the state knows their ports.
 ///
 /// # Safety
 /// `host` is a host agent.

@@ -76,13 +76,13 @@ pub struct slb_nat_options {
     /// Later fragments that can wait for their first one, at 2 KiB each, rounded up to a multiple
     /// of 64; 0: none. `_advance` returns them in its spare frames when the first one has come.
     pub waiting_fragments: u32,
-    /// Of a host agent: packets of none of its connections that it passes on to other hosts a second, since
-    /// they may be of theirs; 0: none.
+    /// For a host agent: packets per second that match none of its connections and are passed on to
+    /// other hosts; 0: none.
     pub passes_per_second: u32,
     /// Packets passed on at once.
     pub passes_at_once: u32,
-    /// Of a host agent: connections a second that it takes up in their middle after `slb_host_take_up`;
-    /// 0: none.
+    /// For a host agent: connections per second that it takes up in their middle after
+    /// `slb_host_take_up`; 0: none.
     pub take_ups_per_second: u32,
     /// Connections taken up at once.
     pub take_ups_at_once: u32,

@@ -16,7 +16,7 @@ use crate::builder::Fault;
 pub struct slb_address {
     /// 4, 6, or 0 for none.
     pub family: u8,
-    /// In network byte order; of IPv4 the first four.
+    /// The address in network byte order; IPv4 uses the first four bytes.
     pub bytes: [u8; 16],
 }
 
@@ -85,7 +85,7 @@ pub struct slb_underlay {
     pub next_hop: slb_mac,
     /// The longest IP packet on the fabric; 0: 1500.
     pub mtu: u16,
-    /// Where encapsulated packets leave.
+    /// The port that encapsulated packets leave by.
     pub port: u16,
     /// TTL of the outer header; 0: 64.
     pub hop_limit: u8,
@@ -246,7 +246,7 @@ pub struct slb_rule {
     /// The fields that choose a backend: 0: the five-tuple; 1: the source and destination address;
     /// 2: these and the protocol.
     pub distribution: u8,
-    /// How a proxy chooses: 0: Maglev; 1: the fewest live connections.
+    /// The choice of a backend, at a proxy: 0: Maglev; 1: the fewest live connections.
     pub scheduler: u8,
     /// Further terms of the rule's connections.
     pub terms: slb_terms,
@@ -266,7 +266,7 @@ pub struct slb_inbound_nat {
     pub backend: i32,
     /// The port that clients use; of a pool, that of instance 0.
     pub first_port: u16,
-    /// Of a pool, the last port there is.
+    /// The last port of a NAT pool.
     pub last_port: u16,
     /// The port that the backend serves.
     pub backend_port: u16,

@@ -42,7 +42,7 @@ pub struct slb_imported {
     pub taken: u64,
     /// Records that were refused.
     pub refused: u64,
-    /// Of these, by reason: see `slb_refusal`.
+    /// Number of refused records by reason: see `slb_refusal`.
     pub refused_for: [u64; SLB_REFUSALS],
 }
 

@@ -36,7 +36,7 @@ pub struct slb_stats {
     pub syns: u64,
     /// ICMP errors that a rule took, by the flow that they quote.
     pub icmp_errors: u64,
-    /// Of a mux: flows pinned.
+    /// For a mux: flows pinned.
     pub flows_made: u64,
     /// Expired.
     pub flows_expired: u64,
@@ -48,7 +48,7 @@ pub struct slb_stats {
     pub flows_live: u64,
     /// Places.
     pub flow_places: u64,
-    /// Of a host or a proxy: connections made.
+    /// For a host agent or a proxy: connections made.
     pub connections_made: u64,
     /// Expired.
     pub connections_expired: u64,
@@ -64,23 +64,23 @@ pub struct slb_stats {
     pub resets: u64,
     /// RSTs that were due and not made.
     pub resets_suppressed: u64,
-    /// Of a host or a proxy: of the connections removed, those that made room for new ones because
-    /// they had not come about.
+    /// For a host agent or a proxy: of the connections removed, those that made room for new ones.
     pub connections_evicted: u64,
-    /// Of the connections that are there, those that are unanswered.
+    /// Of the connections in the table, the unanswered ones.
     pub connections_unanswered: u64,
     /// Fragments that waited for their first one, and do so no more: each is in `dropped_for`, as
     /// "fragment_held", and besides where it went in the end. `dropped` has those that still wait.
     pub fragments_released: u64,
-    /// Of a host: packets of none of its connections that it passed on to another host.
+    /// For a host agent: packets of none of its connections that it passed on to another host.
     pub passed_on: u64,
-    /// Of a host: packets that no host knew, passed on to who is to begin their flow.
+    /// For a host agent: packets that no host knew, passed on to the host that begins their flow.
     pub passed_back: u64,
-    /// Of a mux: flows taken over from records. They are not among those made.
+    /// For a mux: flows taken over from records, which are not counted as made.
     pub flows_imported: u64,
-    /// Of a host or a proxy: connections taken over from records. They are not among those made.
+    /// For a host agent or a proxy: connections taken over from records, which are not counted as
+    /// made.
     pub connections_imported: u64,
-    /// Of a host: connections taken up in their middle.
+    /// For a host agent: connections taken up in their middle.
     pub taken_up: u64,
 }
 

@@ -160,8 +160,8 @@ fn find_link(socket: &Socket, name: &str) -> Result<LinkMessage, InterfaceError>
     }
 }
 
-/// Has the interface of a name lead to an address, `peer`, as the other end of a link whose end here
-/// is `own`; or no longer. That it is as wanted already is fine. Takes CAP_NET_ADMIN.
+/// Adds or removes the address `peer` as the other end of a link with `own` at this end, on the
+/// interface of a name. It is no error if nothing has to change. Needs CAP_NET_ADMIN.
 ///
 /// A routing daemon that announces what its interfaces lead to announces the peer, and the kernel
 /// does not take it for an address of its own: it answers no packet for it.
@@ -325,7 +325,7 @@ fn ethtool<T: Command>(name: &str, mut data: T) -> Option<T> {
     Some(data)
 }
 
-/// How many receive queues are in use, if the driver says so.
+/// Returns the number of receive queues in use, if the driver tells it.
 fn channels(name: &str) -> Option<u32> {
     const GET_CHANNELS: u32 = 0x3c;
     let command = Channels {

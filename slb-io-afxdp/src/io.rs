@@ -117,7 +117,7 @@ struct Member {
     is_dirty: bool,
 }
 
-/// Where frames go that are not the balancer's.
+/// The sink of frames that are not the balancer's.
 type Kernel = Box<dyn Write + Send>;
 
 /// AF_XDP sockets as ports, which share their memory.
@@ -125,7 +125,7 @@ pub struct AfXdp<'m> {
     chunks: Chunks,
     free: Vec<u64>,
     members: Vec<Member>,
-    /// By port: the member that sends for it.
+    /// For each port, the member that sends for it.
     by_port: Vec<Option<u16>>,
     ring: u32,
     /// The member to be received from next: so that none waits for another.
@@ -195,8 +195,8 @@ impl<'m> AfXdp<'m> {
         Ok(io)
     }
 
-    /// Says where frames go that are not the balancer's: each is written whole, from its link header
-    /// on. Without, they are counted and lost.
+    /// Sets the sink of frames that are not the balancer's: each is written whole, from its link
+    /// header on. Without a sink, they are counted and lost.
     pub fn pass_to(&mut self, kernel: impl Write + Send + 'static) {
         self.kernel = Some(Box::new(kernel));
     }

@@ -21,7 +21,7 @@ use slb_core::wire::ethernet::MacAddress;
 
 use crate::netlink;
 
-/// Where packets to an address go first.
+/// The first station on the way to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NextHop {
     /// The router, or the address itself where it is on the link.

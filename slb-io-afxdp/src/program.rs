@@ -205,7 +205,7 @@ impl Program {
         Ok(program)
     }
 
-    /// Has the packets of a receive queue go to a socket.
+    /// Directs the packets of a receive queue to a socket.
     ///
     /// # Errors
     /// The kernel refuses: there are more queues than the program knows, 256.
@@ -222,8 +222,8 @@ impl Program {
         sockets.set(queue, socket.as_raw_fd(), 0).map_err(fault)
     }
 
-    /// Says what is taken of which address. New ones are there before old ones go, so what both
-    /// have is taken all the time.
+    /// Sets the addresses with the packets to take of each. New addresses are added before old ones
+    /// are removed, so packets to those in both are taken all the time.
     ///
     /// # Errors
     /// The kernel refuses; what was there before is, some of what is new may be.

@@ -68,7 +68,7 @@ impl<T> Shared<T> {
         unsafe { self.consumer.as_ref() }
     }
 
-    /// Where an entry is: always inside the ring.
+    /// Returns a pointer to an entry, which is always inside the ring.
     fn entry(&self, counter: u32) -> NonNull<T> {
         // SAFETY: masked, it is less than the ring's size, and so many entries are mapped.
         unsafe { self.entries.add((counter & self.mask) as usize) }
@@ -103,7 +103,7 @@ impl<T: Copy> Producer<T> {
         })
     }
 
-    /// How many entries can be written.
+    /// Returns the number of entries that can be written.
     #[inline]
     pub(crate) fn room(&mut self) -> u32 {
         let len = self.shared.mask + 1;
@@ -192,7 +192,7 @@ impl<T: Copy> Consumer<T> {
         Some(value)
     }
 
-    /// Gives the kernel the places back that were read.
+    /// Returns the entries that were read to the kernel.
     #[inline]
     pub(crate) fn release(&self) {
         self.shared.consumer().store(self.read, Ordering::Release);

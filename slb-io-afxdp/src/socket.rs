@@ -35,7 +35,7 @@ pub enum SocketError {
     Create(io::Error),
     /// The kernel does not lock the memory: without CAP_IPC_LOCK no more than RLIMIT_MEMLOCK.
     Memory {
-        /// How many bytes it was.
+        /// Length of the memory in bytes.
         bytes: u64,
         /// Why.
         error: io::Error,
@@ -90,11 +90,11 @@ impl std::error::Error for SocketError {
 pub(crate) enum Memory<'a> {
     /// This.
     Own(XdpUmemReg),
-    /// That of another socket.
+    /// The memory of another socket.
     Of(&'a Socket),
 }
 
-/// How long a queue may be busy after its owner has ended.
+/// Time that a queue may be busy after its owner has ended.
 const LET_GO: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
@@ -184,7 +184,7 @@ impl Socket {
         sockopt::xdp_statistics(&self.fd).ok()
     }
 
-    /// Has the kernel send what was submitted, where it waits to be told.
+    /// Wakes the kernel to send the submitted packets, if it waits for that.
     pub(crate) fn send(&self) -> io::Result<()> {
         // In copy mode a call sends some 32 packets.
         const CALLS: usize = 4;
@@ -203,7 +203,7 @@ impl Socket {
         Ok(())
     }
 
-    /// Has the kernel look at the fill ring, where it waits to be told.
+    /// Wakes the kernel to look at the fill ring, if it waits for that.
     pub(crate) fn wake_receiver(&self) {
         if self.fill.needs_wakeup() {
             // What it says of the interface, `send` says too.

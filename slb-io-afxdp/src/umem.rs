@@ -79,7 +79,7 @@ impl Umem {
             .find(|&chunk| bytes <= chunk)
     }
 
-    /// How many frames there is memory for.
+    /// Returns the number of frames that there is memory for.
     pub fn frames(&self) -> usize {
         self.map.len() / self.chunk
     }
@@ -120,7 +120,8 @@ impl fmt::Debug for Umem {
     }
 }
 
-/// Where the chunks are. An address is an offset from the beginning of the memory, as the kernel has it.
+/// The chunks of the memory. An address is an offset from the beginning of the memory, as the
+/// kernel has it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Chunks {
     base: NonNull<u8>,

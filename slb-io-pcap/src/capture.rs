@@ -163,7 +163,7 @@ impl<'m, W: Write> Capture<'m, W> {
     /// Ends all files.
     ///
     /// # Errors
-    /// What was still to be written cannot be.
+    /// The rest of the data cannot be written.
     pub fn finish(self) -> io::Result<CaptureStats> {
         let ports = self.ports.into_iter().map(|(_, writer)| writer);
         for writer in self.sent.into_iter().chain(self.passed).chain(ports) {

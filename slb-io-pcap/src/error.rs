@@ -8,7 +8,7 @@ use std::io;
 pub struct ReadError {
     /// Number of the packet that could not be read, counted from 1.
     pub packet: u64,
-    /// Where in the file the record or block begins that could not be read, in bytes.
+    /// Offset in the file of the record or block that could not be read, in bytes.
     pub offset: u64,
     /// The fault.
     pub damage: Damage,

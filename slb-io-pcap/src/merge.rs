@@ -10,7 +10,7 @@ use crate::reader::{Next, Reader};
 #[derive(Debug)]
 pub(crate) struct Merge {
     inputs: Vec<Input>,
-    /// Of inputs that are damaged: what is said once the others are at their end.
+    /// Errors of damaged inputs, reported once the others are at their end.
     damaged: Vec<ReadError>,
 }
 
@@ -37,7 +37,7 @@ impl Merge {
         }
     }
 
-    /// Has packets that a snap length cut be as long as they were.
+    /// Pads packets that a snap length cut to their original length.
     pub(crate) fn fill_cut(&mut self) {
         for input in &mut self.inputs {
             input.reader.fill_cut();

@@ -36,7 +36,7 @@ const IF_TSOFFSET: u16 = 14;
 pub enum Next {
     /// A packet, now in the buffer.
     Packet {
-        /// When it was captured.
+        /// The time of capture.
         timestamp: Instant,
         /// Bytes of the packet in the buffer, as an Ethernet frame.
         len: usize,

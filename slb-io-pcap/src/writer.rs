@@ -126,7 +126,7 @@ impl<W: Write> Writer<W> {
     /// Ends the capture and gives the output back.
     ///
     /// # Errors
-    /// What was still to be written cannot be.
+    /// The rest of the data cannot be written.
     pub fn finish(self) -> io::Result<W> {
         let mut output = match self.0 {
             Inner::Pcap(writer) => writer.into_writer(),

@@ -77,7 +77,7 @@ struct Request {
 
 const _: () = assert!(size_of::<Request>() == 40);
 
-/// How long a device may be busy after its owner has ended: io_uring lets go of it a while later.
+/// Time that a device may be busy after its owner has ended: io_uring releases it a while later.
 const LET_GO: Duration = Duration::from_millis(500);
 
 /// TUNSETIFF.

@@ -119,7 +119,7 @@ impl<'m> Tun<'m> {
         }
     }
 
-    /// Gives the devices back, each with its port. Frames that were read and not yet written are lost.
+    /// Returns the devices, each with its port. Frames that were read and not yet written are lost.
     pub fn into_devices(self) -> Vec<(PortId, Device)> {
         let ports = self.ports.into_iter();
         ports.map(|port| (port.id, port.device)).collect()
@@ -361,7 +361,7 @@ fn link_len(layer: Layer) -> usize {
     }
 }
 
-/// Where in a buffer a device's frame is read to.
+/// Returns the part of a buffer that a device's frame is read into.
 fn room(buffer: &mut [u8], layer: Layer) -> &mut [u8] {
     &mut buffer[START + link_len(layer)..START + FRAME_LEN]
 }

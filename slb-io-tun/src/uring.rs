@@ -29,7 +29,7 @@ pub(crate) struct Write<'a> {
 
 pub(crate) struct Uring {
     ring: IoUring,
-    /// Where the memory begins that the kernel has mapped for good, and its size.
+    /// The beginning and the size of the memory that the kernel has mapped for good.
     mapped: (usize, usize),
 }
 

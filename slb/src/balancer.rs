@@ -205,8 +205,8 @@ impl Balancer {
         Limits { mux, nat, sources }
     }
 
-    /// Says where a frame came in, which a capture does not: what has a vm's MAC address for its
-    /// source comes from that vm, and all else from the fabric.
+    /// Sets the port of a frame, which a capture lacks: a frame with a vm's MAC address as its
+    /// source comes from that vm, and any other from the fabric.
     pub(crate) fn set_port(&self, frame: &mut Frame<'_>) {
         if matches!(self.role, Running::Proxy(_)) {
             return; // each capture is of one port

@@ -21,44 +21,43 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Send a capture through a balancer, and write what it would send.
+    /// Replay a capture through a balancer, and write the packets that it would send.
     ///
-    /// The capture's clock is the balancer's, so the same capture gives the same result whenever
-    /// and however fast it is replayed. No root, no network.
+    /// The balancer uses the capture's clock, so the same capture always gives the same result.
+    /// Needs neither root nor a network.
     Replay(ReplayOptions),
-    /// Show one packet's whole way: what was read, which rule took it, its hash, slot and
-    /// backend, and the outer header; or why not.
+    /// Trace one packet: its headers, rule, hash, slot and backend, and the outer header, or the
+    /// reason of its drop.
     ///
-    /// The packet is one of a capture (those before it are processed first, so that flows are as
-    /// they would be), or made from a tuple: slb explain web.toml tcp 1.2.3.4:50000
-    /// 20.20.20.100:80
+    /// The packet is one of a capture (packets before it are processed first, to set up flows), or
+    /// made from a tuple: slb explain web.toml tcp 1.2.3.4:50000 20.20.20.100:80
     Explain(ExplainOptions),
     #[cfg(feature = "live")]
-    /// Run a mux: on AF_XDP, a worker for each queue; or on a TUN device, which VIPs are routed into
-    /// and VXLAN comes out of.
+    /// Run a mux on AF_XDP, with a worker for each queue, or on a TUN device: route the VIPs into
+    /// it, and VXLAN comes out.
     ///
-    /// AF_XDP takes CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF, and CAP_IPC_LOCK or a limit on locked
-    /// memory that is high enough.
+    /// AF_XDP needs CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF, and CAP_IPC_LOCK or a sufficient limit
+    /// on locked memory.
     Mux(LiveOptions),
     #[cfg(feature = "live")]
-    /// Run a host agent: port 0 is the fabric's, the vms' are as `slb check` says.
+    /// Run a host agent: port 0 is the fabric's, `slb check` lists those of the vms.
     Host(LiveOptions),
     #[cfg(feature = "live")]
     /// Run a proxy, with a device for each port.
     Proxy(LiveOptions),
     #[cfg(feature = "live")]
-    /// Show what a running balancer does: rates, flows, backends and drops, each second.
+    /// Show the rates, flows, backends and drops of a running balancer, each second.
     Status(StatusOptions),
     #[cfg(feature = "live")]
     /// List the flows that a running mux has pinned.
     ///
-    /// A list is no snapshot: flows come and go while the table is read. Packets go first, so while a mux is busy
-    /// a large table takes longer.
+    /// A list is not atomic: flows come and go while the table is read. Packets have priority, so a
+    /// large table takes longer while the mux is busy.
     Flows(FlowOptions),
     #[cfg(feature = "live")]
     /// List the connections that a running host agent or proxy translates.
     ///
-    /// A list is no snapshot: connections come and go while the table is read.
+    /// A list is not atomic: connections come and go while the table is read.
     Connections(ConnectionOptions),
     #[cfg(feature = "live")]
     /// List the connections that vms behind a running host agent opened, and the SNAT ports that they use.
@@ -67,22 +66,22 @@ pub(crate) enum Command {
     /// Watch a running balancer on the whole terminal: VIPs, backends and their health, rates, drops.
     Top(TopOptions),
     #[cfg(feature = "live")]
-    /// Ask each backend once how it is, as the configuration's probes do, and print the answers.
+    /// Probe each backend once, by the configuration's probes, and print the results.
     ///
-    /// Exit status 1 where one is not well.
+    /// Exits with status 1 if any backend is unhealthy.
     Probe(ProbeOptions),
-    /// Check a configuration: prints every fault with its line, or what it comes to.
+    /// Check a configuration: print every fault with its line, or a summary.
     Check(CheckOptions),
-    /// Say what another configuration would change: what is added, removed and different, how much of
-    /// each rule's table gets another backend, and what takes a restart.
+    /// Show the changes that another configuration would make: items added, removed and changed,
+    /// the share of each rule's table that gets another backend, and settings that need a restart.
     Diff(DiffOptions),
     #[cfg(feature = "azure")]
-    /// Turn Azure's JSON, load balancers and whole templates, into a configuration.
+    /// Convert Azure's JSON, load balancers and whole templates, into a configuration.
     ///
     /// An inventory supplies data that the JSON lacks, such as the hosts of backends. Parts that
     /// are left out are named.
     Import(ImportOptions),
-    /// Make a capture to try things with: TCP sessions and UDP exchanges from many clients.
+    /// Make a capture for tests: TCP sessions and UDP exchanges from many clients.
     ///
     /// The same options give the same bytes.
     Generate(GenerateOptions),
@@ -90,15 +89,15 @@ pub(crate) enum Command {
     /// Measure this machine, Maglev tables, and mux, host agent and proxy alone, in memory, on one
     /// core.
     ///
-    /// Beside their peers, they are measured by cargo run --profile dist -p slb-benches.
+    /// cargo run --profile dist -p slb-benches measures them beside their peers.
     Bench(BenchOptions),
     #[cfg(feature = "live")]
-    /// Take an interface down while standard input is silent: what a mux starts beside itself.
+    /// Take an interface down while standard input is silent: the watchdog that a mux starts.
     #[command(hide = true)]
     Watchdog(WatchdogOptions),
 }
 
-/// Commands that this program was built without, and the features that they take.
+/// Commands that this program was built without, and the features that they need.
 pub(crate) const LEFT_OUT: &[(&str, &str)] = &[
     #[cfg(not(feature = "live"))]
     ("mux", "live"),
@@ -152,8 +151,8 @@ pub(crate) enum Format {
 pub(crate) enum RoleName {
     /// Sends packets for VIPs to the hosts of their backends.
     Mux,
-    /// Translates between VIPs and the vms of one machine. What comes from a vm is told by its
-    /// MAC address.
+    /// Translates between VIPs and the vms of one machine. A vm's packets are recognised by its MAC
+    /// address.
     Host,
     /// Translates between clients on one side and backends on the other.
     Proxy,
@@ -192,17 +191,17 @@ impl ConfigFile {
     }
 }
 
-/// How a balancer differs from its configuration, for every command that runs one in memory.
+/// Differences between a balancer and its configuration, for every command that runs one in memory.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BalancerOptions {
-    /// Run it in another role than the configuration says. A host's configuration run as a mux has
-    /// the address of the first of its muxes.
+    /// Run it in another role than the configuration's. A host's configuration run as a mux has the
+    /// address of its first mux.
     #[arg(long, value_enum)]
     pub(crate) role: Option<RoleName>,
     /// Pin no flows: Maglev alone chooses, as with `flows = 0` in the configuration.
     #[arg(long)]
     pub(crate) stateless: bool,
-    /// Take this backend as unhealthy: its name, or POOL/NAME. Can be given several times.
+    /// Treat this backend as unhealthy: its name, or POOL/NAME. Can be given several times.
     #[arg(long, value_name = "BACKEND")]
     pub(crate) down: Vec<String>,
     /// Drain this backend: its name, or POOL/NAME. Can be given several times.
@@ -217,24 +216,25 @@ pub(crate) struct ReplayOptions {
     #[command(flatten)]
     pub(crate) balancer: BalancerOptions,
     /// The capture to read: pcap or pcapng, also packed by gzip or zstd, or - for standard input;
-    /// Ethernet, raw IP or Linux cooked. Of a proxy one for each port, merged by time: --in frontend=a.pcap --in backend=b.pcap; without a port's name
-    /// it is the first frontend port's.
+    /// Ethernet, raw IP or Linux cooked. For a proxy one for each port, merged by time: --in
+    /// frontend=a.pcap --in backend=b.pcap; without a port's name it is the first frontend port's.
     #[arg(long = "in", value_name = "[PORT=]FILE", required = true)]
     pub(crate) input: Vec<String>,
-    /// Where to write what the balancer sends: pcapng if it ends so, else pcap; - for standard output, the
-    /// report goes to standard error then. Of a proxy also
-    /// what it sends out of one port: --out backend=b.pcap. Can be given several times. A capture that is
-    /// there is replaced; a file that is read, or that is no capture, is not.
+    /// File for the packets that the balancer sends: pcapng by its extension, otherwise pcap; - for
+    /// standard output, then the report goes to standard error. For a proxy also the packets out of
+    /// one port: --out backend=b.pcap. Can be given several times. An existing capture is replaced,
+    /// unless it is also read; any other file is not.
     #[arg(long = "out", value_name = "[PORT=]FILE")]
     pub(crate) output: Vec<String>,
-    /// Where to write what the balancer passes on untouched.
+    /// File for the packets that the balancer passes on untouched.
     #[arg(long, value_name = "FILE")]
     pub(crate) passed: Option<PathBuf>,
-    /// Take packets that a snap length cut by their headers, as if zeros stood in the place of what is
-    /// missing. What is written of them ends where it was cut. Without it they are dropped as truncated.
+    /// Process packets that a snap length cut by their headers, as if the missing bytes were zeros.
+    /// They are written as long as they were cut. Without this option they are dropped as
+    /// truncated.
     #[arg(long)]
     pub(crate) cut: bool,
-    /// How to print the report.
+    /// Format of the report.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(crate) report: Format,
 }
@@ -248,12 +248,12 @@ pub(crate) struct ReplayOptions {
 pub(crate) struct LiveOptions {
     #[command(flatten)]
     pub(crate) config: ConfigFile,
-    /// A device, and the port that it is: a proxy's by name, a host's by number or the name of the
-    /// vm's backend. Can be given several times.
+    /// A device for a port: a proxy's port by name, a host's by number or by the name of the vm's
+    /// backend. Can be given several times.
     ///
-    /// afxdp:NAME is an interface, of which the balancer's packets are taken and no others; with
-    /// :QUEUES such as 0 or 0-3, some of its queues. tun:NAME and tap:NAME are devices that are made
-    /// where they are not there; with :N they have so many queues.
+    /// afxdp:NAME takes the balancer's packets from an interface, and no others; with :QUEUES such
+    /// as 0 or 0-3, from some of its queues. tun:NAME and tap:NAME create the device if it does not
+    /// exist; with :N it has N queues.
     #[arg(
         long,
         value_name = "[PORT=]afxdp:NAME[:QUEUES]|tun:NAME[:N]|tap:NAME[:N]",
@@ -265,43 +265,44 @@ pub(crate) struct LiveOptions {
     /// by the address that a vm calls; packets that come by a queue of another worker are handed over.
     #[arg(long, value_name = "N")]
     pub(crate) workers: Option<NonZeroU16>,
-    /// The CPUs that workers run on, each on one, in turn. Default: all.
+    /// The CPUs of workers, assigned in turn. Default: all.
     #[arg(long, value_name = "CPU", value_delimiter = ',')]
     pub(crate) cpus: Vec<usize>,
-    /// Never wait for packets: they take less time on their way, and each worker a whole CPU.
+    /// Poll for packets without waiting: lower latency, but each worker uses a whole CPU.
     #[arg(long)]
     pub(crate) busy: bool,
     /// Socket of `slb status`. Default: /run/slb-ROLE.sock. A stale socket is replaced; if the file
     /// is anything else, it stays, and the program does not start.
     #[arg(long, value_name = "PATH")]
     pub(crate) status: Option<PathBuf>,
-    /// Of AF_XDP: a TUN device for packets that are the kernel's after all; none: they are lost.
-    /// Default: slb-pass for a host, none for others.
+    /// For AF_XDP: TUN device for packets that go back to the kernel; none: they are lost. Default:
+    /// slb-pass for a host, none for others.
     #[arg(long, value_name = "NAME")]
     pub(crate) pass: Option<String>,
-    /// Where to answer /metrics (for Prometheus), /healthz and /readyz over HTTP.
+    /// Address that serves /metrics (for Prometheus), /healthz and /readyz over HTTP.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) metrics: Option<SocketAddr>,
-    /// Of a mux on AF_XDP: make an interface of this name that leads to the VIPs, for the routing
-    /// daemon beside it to announce. The VIPs appear after the first probes, and disappear when the
-    /// mux drains or ends, and while no packets arrive or the process is stuck.
+    /// For a mux on AF_XDP: create an interface of this name that leads to the VIPs, for a routing
+    /// daemon on this machine to announce. The VIPs appear after the first probes, and disappear
+    /// when the mux drains or ends, and while no packets arrive or the process is stuck.
     #[arg(long, value_name = "NAME")]
     pub(crate) announce: Option<String>,
-    /// Of AF_XDP: entries of each ring, a power of two.
+    /// For AF_XDP: entries of each ring, a power of two.
     #[arg(long, default_value_t = slb_io_afxdp::RING, value_parser = ring)]
     pub(crate) ring: u32,
-    /// How long to go on after SIGTERM, in seconds, while others learn of it; a second signal ends it at once.
+    /// Seconds to keep running after SIGTERM, while routers learn of it; a second signal ends it at
+    /// once.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     pub(crate) drain: u64,
-    /// A directory of its own, in which connections and pinned flows outlive the process: it writes them
-    /// there when it ends, and twice a second in case it is killed. Who starts next goes on with them.
+    /// A directory that keeps connections and pinned flows beyond the process: they are written
+    /// when it ends, and twice a second in case it is killed. The next process continues with them.
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
-    /// Take over from the process that runs with the same role and state directory: it hands its connections
-    /// to this one and ends. Where none runs, this one starts as without.
+    /// Take over from the process that runs with the same role and state directory: it hands its
+    /// connections to this one and ends. If none runs, this option has no effect.
     #[arg(long, requires = "state")]
     pub(crate) take_over: bool,
-    /// How to write the log, which goes to standard error.
+    /// Format of the log, which goes to standard error.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log: LogFormat,
     /// Lowest level to log: error, warn, info, debug or trace.
@@ -332,22 +333,22 @@ pub(crate) enum LogFormat {
 #[cfg(feature = "live")]
 #[derive(Clone, Debug, Args)]
 pub(crate) struct StatusOptions {
-    /// The balancer's socket. Default: that of the one that runs here.
+    /// The balancer's socket. Default: that of the balancer running on this machine.
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
-    /// Print it once, and end.
+    /// Print once, and exit.
     #[arg(long)]
     pub(crate) once: bool,
-    /// How to print it: JSON is printed once.
+    /// Format of the output: JSON is printed once.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,
 }
 
-/// Which entries of a table to list, and how.
+/// Filters and format for the entries of a table.
 #[cfg(feature = "live")]
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ListOptions {
-    /// The balancer's socket. Default: that of the one that runs here.
+    /// The balancer's socket. Default: that of the balancer running on this machine.
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
     /// Only of this client, or of this remote end of a vm's connection.
@@ -365,13 +366,13 @@ pub(crate) struct ListOptions {
     pub(crate) state: Option<String>,
     #[command(flatten)]
     pub(crate) named: Named,
-    /// Print how many there are, and no entry.
+    /// Print only the number of entries.
     #[arg(long)]
     pub(crate) count: bool,
-    /// Print so many at most.
+    /// Print at most this many.
     #[arg(long, value_name = "N")]
     pub(crate) limit: Option<u64>,
-    /// Print a JSON object a line.
+    /// Print one JSON object per line.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -400,7 +401,7 @@ pub(crate) struct FlowOptions {
 pub(crate) struct ConnectionOptions {
     #[command(flatten)]
     pub(crate) list: ListOptions,
-    /// Only of the vm or backend that has this address.
+    /// Only of the vm or backend with this address.
     #[arg(long, value_name = "ADDRESS[/BITS]|[ADDRESS]:PORT")]
     pub(crate) vm: Option<String>,
 }
@@ -408,7 +409,7 @@ pub(crate) struct ConnectionOptions {
 #[cfg(feature = "top")]
 #[derive(Clone, Debug, Args)]
 pub(crate) struct TopOptions {
-    /// The balancer's socket. Default: that of the one that runs here.
+    /// The balancer's socket. Default: that of the balancer running on this machine.
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
 }
@@ -424,14 +425,14 @@ pub(crate) struct ExplainOptions {
     config: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) balancer: BalancerOptions,
-    /// A capture that the packet is in; of a proxy one for each port, as for replay.
+    /// A capture with the packet; for a proxy one for each port, as for replay.
     #[arg(long = "in", value_name = "[PORT=]FILE", requires = "packet")]
     pub(crate) input: Vec<String>,
     /// Number of the packet in the capture, or in all by order of time, counted from 1.
     #[arg(long, value_name = "N", requires = "input")]
     pub(crate) packet: Option<u64>,
-    /// The port that the packet comes in by: of a host a vm by name or its port's number, 0 for the
-    /// fabric; of a proxy a port by name. Default: as the packet's source says.
+    /// The port of the packet's arrival: for a host a vm by name or by its port's number, 0 for the
+    /// fabric; for a proxy a port by name. Default: by the packet's source.
     #[arg(long, value_name = "PORT")]
     pub(crate) from: Option<String>,
     /// The configuration, unless --config names it; then, without --in, a packet to make: PROTOCOL SOURCE
@@ -467,7 +468,7 @@ pub(crate) struct ProbeOptions {
 pub(crate) struct CheckOptions {
     #[command(flatten)]
     pub(crate) config: ConfigFile,
-    /// Print the inbound NAT ports and SNAT ports of all backends, not of a few.
+    /// Print the inbound NAT ports and SNAT ports of all backends instead of a few.
     #[arg(long)]
     pub(crate) ports: bool,
 }
@@ -475,7 +476,7 @@ pub(crate) struct CheckOptions {
 #[derive(Clone, Debug, Args)]
 #[command(override_usage = "slb diff [--config] <OLD> [--config] <NEW>")]
 pub(crate) struct DiffOptions {
-    /// The running configuration and the one that would replace it (TOML).
+    /// The running configuration and its replacement (TOML).
     #[arg(value_name = "FILE", num_args = 0..=2)]
     files: Vec<PathBuf>,
     /// The same with --config: the files without it come after those with it.
@@ -502,39 +503,39 @@ pub(crate) struct ImportOptions {
     /// File with data that the JSON lacks (TOML).
     #[arg(long, value_name = "FILE")]
     pub(crate) inventory: Option<PathBuf>,
-    /// Where to write the configuration. Default: standard output. Of the files that are there, it replaces
-    /// only empty ones and configurations that import made.
+    /// File for the configuration. Default: standard output. An existing file is replaced only if
+    /// it is empty or was made by import.
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct GenerateOptions {
-    /// Where to write the capture: pcapng if it ends so, else pcap; - for standard output.
+    /// File for the capture: pcapng by its extension, otherwise pcap; - for standard output.
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
-    /// Where TCP sessions go, over IPv4 or IPv6. Can be given several times.
+    /// Destination of TCP sessions, over IPv4 or IPv6. Can be given several times.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "20.20.20.100:80")]
     pub(crate) tcp: Vec<SocketAddr>,
-    /// Where UDP exchanges go. Can be given several times.
+    /// Destination of UDP exchanges. Can be given several times.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) udp: Vec<SocketAddr>,
     /// TCP sessions and UDP exchanges for each address given.
     #[arg(long, default_value_t = 100)]
     pub(crate) sessions: u32,
-    /// How many clients they come from.
+    /// Number of clients.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub(crate) clients: u32,
     /// Data segments or datagrams of each session.
     #[arg(long, default_value_t = 3)]
     pub(crate) packets: u32,
-    /// Bytes of data in each.
+    /// Length of the data in each, in bytes.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(0..=1400))]
     pub(crate) size: u16,
-    /// Write the servers' side too, as it comes from the VIP.
+    /// Also write the servers' side, as it comes from the VIP.
     #[arg(long)]
     pub(crate) replies: bool,
-    /// Another seed gives other ports, times and data.
+    /// Seed of ports, times and data.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
 }
@@ -553,7 +554,7 @@ pub(crate) struct BenchOptions {
     /// Less time for each line.
     #[arg(long)]
     pub(crate) quick: bool,
-    /// How to print the table.
+    /// Format of the table.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(crate) report: Format,
     /// Only lines whose name contains this.

@@ -52,7 +52,7 @@ pub struct Inventory {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PublicAddress {
     pub(super) first: IpAddr,
-    /// How many there are from it on.
+    /// The number of addresses from it on.
     pub(super) count: u32,
 }
 

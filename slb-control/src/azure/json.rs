@@ -284,7 +284,7 @@ const OF_ARM: [&str; 13] = [
 #[derive(Debug)]
 pub(super) struct Object<'n> {
     pub(super) node: &'n Node,
-    /// How messages name it: `rule "http"`.
+    /// The item's name in messages: `rule "http"`.
     pub(super) place: String,
     notes: &'n Notes,
     asked: RefCell<Vec<&'static str>>,

@@ -50,7 +50,7 @@ pub(super) struct Probe {
     pub(super) protocol: ProbeProtocol,
     pub(super) port: u32,
     pub(super) path: Option<String>,
-    /// In seconds.
+    /// Interval in seconds.
     pub(super) interval: u32,
     pub(super) threshold: u32,
     pub(super) no_healthy_backends: NoHealthyBackends,
@@ -59,7 +59,7 @@ pub(super) struct Probe {
 /// The terms that rules of all kinds have.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
-    /// In minutes.
+    /// Idle timeout in minutes.
     pub(super) idle_timeout: u32,
     pub(super) floating_ip: bool,
     pub(super) tcp_reset: bool,

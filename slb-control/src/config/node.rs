@@ -49,7 +49,7 @@ pub struct Node {
     pub hop_limit: u8,
     /// The outer UDP checksum.
     pub udp_checksum: UdpChecksum,
-    /// How flows are hashed.
+    /// The hash of flows.
     pub hasher: Hasher,
     /// The seed of hashes and of Maglev's permutations.
     pub hash_seed: u64,
@@ -75,9 +75,9 @@ pub struct Node {
     pub passes_per_second: u32,
     /// Connections that a host agent takes up in the middle a second, after a start without state.
     pub take_ups_per_second: u32,
-    /// Where a host agent's ICMP errors over IPv4 come from, if not from its underlay address.
+    /// Source address of a host agent's ICMP errors over IPv4, if not its underlay address.
     pub icmp_source_ipv4: Option<Ipv4Addr>,
-    /// Where a host agent's ICMP errors over IPv6 come from, if not from its underlay address.
+    /// Source address of a host agent's ICMP errors over IPv6, if not its underlay address.
     pub icmp_source_ipv6: Option<Ipv6Addr>,
     /// True if a host agent lowers the maximum segment size in SYNs to what fits VXLAN.
     pub clamp_mss: bool,
@@ -94,8 +94,8 @@ pub struct Node {
     pub probing: bool,
 }
 
-/// Where a host agent's probes of its vms come from, if it is not said: Azure's address, whose
-/// packets vms there let in.
+/// Default source of a host agent's probes of its vms: Azure's address, which vms there accept
+/// packets from.
 pub const PROBE_SOURCE_IPV4: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 
 /// The same for IPv6: unique local (RFC 4193), with the IPv4 address in its end. A link-local one
@@ -103,7 +103,7 @@ pub const PROBE_SOURCE_IPV4: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 pub const PROBE_SOURCE_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd73, 0x6c62, 0, 0, 0, 0, 0xa83f, 0x8110);
 
 impl Node {
-    /// Where a host agent's probes come from; none for the other roles, and where it does not
+    /// Returns the source of a host agent's probes; none for the other roles, and if it does not
     /// probe.
     pub fn probe_source(&self) -> ProbeSource {
         if self.role != Role::Host || !self.probing {

@@ -32,9 +32,9 @@ pub struct Pool {
     pub vni: Vni,
     /// Slots of its Maglev table.
     pub table_size: u32,
-    /// How long a backend that has recovered takes to get its whole share, if not at once.
+    /// Time in which a recovered backend ramps up to its full share, if not at once.
     pub slow_start: Option<Duration>,
-    /// When its own traffic speaks against a backend, if ever.
+    /// The conditions under which a backend's own traffic makes it unhealthy, if any.
     pub passive: Option<PassivePolicy>,
     /// Backends of the pool.
     pub backends: Vec<Backend>,
@@ -105,15 +105,15 @@ pub enum ProbeProtocol {
 pub struct Probe {
     /// Name of the probe.
     pub name: String,
-    /// How it asks.
+    /// The protocol of the probe.
     pub protocol: ProbeProtocol,
-    /// Where it asks.
+    /// The port of the probe.
     pub port: u16,
     /// The path of the HTTP request.
     pub path: String,
-    /// How often it asks.
+    /// Time from one probe to the next.
     pub interval: Duration,
-    /// How long an answer may take; at most the interval.
+    /// Time after which a probe without an answer has failed; at most the interval.
     pub timeout: Duration,
     /// Failures in a row before a backend is unhealthy, successes before it is healthy again.
     pub threshold: u32,
@@ -169,9 +169,9 @@ pub struct Rule {
     pub backend_port: u16,
     /// The packet fields that choose a flow's backend.
     pub distribution: Distribution,
-    /// How a proxy chooses.
+    /// The choice of a new connection's backend, at a proxy.
     pub scheduler: Scheduler,
-    /// How long a flow stays without a packet.
+    /// Idle timeout of a flow.
     pub idle_timeout: Duration,
     /// Further terms of the rule's connections.
     pub terms: Terms,
@@ -189,13 +189,13 @@ pub struct InboundNat {
     pub frontend: usize,
     /// The place of its pool.
     pub pool: usize,
-    /// Where its ports lead to.
+    /// The destination of its ports.
     pub target: NatTarget,
     /// TCP or UDP.
     pub protocol: Protocol,
     /// The port that the backend serves.
     pub backend_port: u16,
-    /// How long a flow stays without a packet.
+    /// Idle timeout of a flow.
     pub idle_timeout: Duration,
     /// Further terms of the rule's connections.
     pub terms: Terms,
@@ -233,7 +233,7 @@ pub struct Outbound {
     pub protocol: Protocol,
     /// Ports for each backend; `None`: an even share.
     pub allocated_outbound_ports: Option<u32>,
-    /// How long a flow stays without a packet.
+    /// Idle timeout of a flow.
     pub idle_timeout: Duration,
     /// True if both ends get a RST when a connection expires.
     pub tcp_reset: bool,

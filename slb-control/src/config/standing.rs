@@ -77,8 +77,8 @@ impl Config {
         }
     }
 
-    /// How a backend does with the rules of its pool by what was observed alone: healthy, partial or
-    /// unhealthy, whatever its administrative state.
+    /// Returns the standing of a backend with the rules of its pool by its observed health alone:
+    /// healthy, partial or unhealthy, whatever its administrative state.
     pub fn observed(&self, pool: usize, backend: usize) -> Standing {
         let of_pool = self.pools.get(pool);
         let own = of_pool.and_then(|pool| pool.backends.get(backend));

@@ -22,7 +22,7 @@ use super::vms::{VmStream, Vms};
 use super::{Target, tls};
 use crate::config::ProbeProtocol;
 
-/// Of an answer's headers, as much is read.
+/// Limit on the headers of an answer, in bytes.
 const MOST_HEADERS: usize = 16 << 10;
 
 /// Why an answer is none, or not a good one.

@@ -40,7 +40,7 @@ pub struct Change {
     pub backends: Vec<BackendName>,
     /// The probe's name.
     pub probe: String,
-    /// How it is now.
+    /// The present health.
     pub condition: Condition,
     /// The fault of its last answer, if it is unhealthy.
     pub why: String,
@@ -216,8 +216,8 @@ impl Prober {
         }
     }
 
-    /// How many targets have not been asked to the end even once, as far as [`changed`](Self::changed) has
-    /// heard.
+    /// Returns the number of targets without a complete probe yet, as far as
+    /// [`changed`](Self::changed) has heard.
     pub fn unknown(&self) -> usize {
         let unknown = self.asked.values().filter(|asked| !asked.is_known);
         unknown.count()
@@ -262,7 +262,7 @@ impl Prober {
         }
     }
 
-    /// How many targets are asked.
+    /// Returns the number of targets.
     pub fn targets(&self) -> usize {
         self.asked.len()
     }

@@ -44,7 +44,7 @@ const BUFFER: usize = 8 << 10;
 /// The first of the ports that probes come from (RFC 6335 §6).
 const FIRST_PORT: u16 = 49_152;
 
-/// How a host agent reaches a vm of its own.
+/// The port by which a host agent reaches a vm of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VmPort {
     /// The port that it is at.
@@ -157,8 +157,8 @@ pub fn way() -> (WorkerEnd, ProberEnd) {
 }
 
 impl WorkerEnd {
-    /// Gives the prober an IP packet that the vm at a port sent to it. Where there is no room it is
-    /// lost.
+    /// Queues an IP packet that the vm at a port sent to the prober. It is lost if there is no
+    /// room.
     pub fn give(&self, port: PortId, packet: &[u8]) {
         let _ = self.to_prober.put(port, MacAddress([0; 6]), packet);
     }

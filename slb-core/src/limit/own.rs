@@ -13,7 +13,7 @@ pub(crate) enum Own {
     Error,
     /// A RST.
     Reset,
-    /// Somebody else's packet, passed on to another host.
+    /// A packet of another host's connection, passed on.
     Passed,
     /// A connection taken up in the middle.
     TakenUp,

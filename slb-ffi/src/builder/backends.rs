@@ -102,9 +102,9 @@ pub unsafe extern "C" fn slb_builder_set_backend(
     unsafe { change(builder, "backend", set) }
 }
 
-/// Gives a backend a seat: it gets the slots of the pool's Maglev table that follow from the seat, in the
-/// place of those that follow from its name. A backend with the seat of the one that it replaces gets that
-/// one's slots, and no other slot moves. Of the backends with one seat all but one drain.
+/// Sets a backend's seat: it gets the slots of the pool's Maglev table that follow from the seat,
+/// instead of those that follow from its name. A backend with the seat of the one that it replaces
+/// gets that one's slots, and no other slot moves. Of the backends with one seat all but one drain.
 /// NULL: its name again.
 ///
 /// # Safety
@@ -129,9 +129,10 @@ pub unsafe extern "C" fn slb_builder_seat(
     unsafe { change(builder, "backend", set) }
 }
 
-/// Says when the next snapshot is made, in nanoseconds by any clock that goes on from snapshot to snapshot.
-/// By it a host agent knows how long a backend had its slots of the Maglev table, and passes packets on to
-/// the former owners that have the most connections. Without a call each snapshot counts the same.
+/// Sets the time of the next snapshot, in nanoseconds of a clock that continues from snapshot to
+/// snapshot. A host agent derives from it how long a backend had its slots of the Maglev table, and
+/// passes packets on to the former owners that have the most connections. Without a call each
+/// snapshot counts the same.
 ///
 /// # Safety
 /// `builder` is a builder.
@@ -191,7 +192,7 @@ pub unsafe extern "C" fn slb_builder_health(builder: *mut slb_builder, pool: usi
     unsafe { change(builder, "health", add) }
 }
 
-/// Has a rule go by a set of probe results of its pool. Without one, a rule goes by the state of
+/// Assigns a set of probe results of its pool to a rule. Without one, a rule goes by the state of
 /// backends alone.
 ///
 /// # Safety
@@ -220,9 +221,9 @@ pub unsafe extern "C" fn slb_builder_rule_health(
     unsafe { change(builder, "rule", set) }
 }
 
-/// Says what a probe found of a backend, given by its place in the pool: 0 in `healthy`: its
-/// probe fails, and the rules that go by the set give it no new flows. `weight` is the backend's
-/// for these rules; negative: its own. It takes effect with the next snapshot.
+/// Sets the result of a probe for a backend, given by its index in the pool: with 0 in `healthy`
+/// the probe fails, and rules with this set give it no new flows. `weight` is the backend's for
+/// these rules; negative: its own. It takes effect with the next snapshot.
 ///
 /// # Safety
 /// `builder` is a builder.

@@ -19,9 +19,9 @@ use crate::spec::{
     slb_underlay,
 };
 
-/// How flows are hashed, the same on every node. 0: XXH3, whose seed is `seed`; 1: SipHash-1-3,
-/// whose `key` has 16 bytes; 2: Toeplitz, whose `key` has 40, or is NULL for Microsoft's. `seed` is
-/// also that of Maglev's permutations.
+/// Sets the hash of flows, the same on every node. 0: XXH3 with `seed`; 1: SipHash-1-3 with a `key`
+/// of 16 bytes; 2: Toeplitz with a `key` of 40 bytes, or NULL for Microsoft's. `seed` is also that
+/// of Maglev's permutations.
 ///
 /// # Safety
 /// `builder` is a builder, and `key` has `length` bytes.

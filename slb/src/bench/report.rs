@@ -48,7 +48,7 @@ pub(crate) struct Rounds {
     nanos: Vec<f64>,
 }
 
-/// How long a line is measured.
+/// The duration of a line's measurement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Effort {
     /// For so long, by the clock.

@@ -35,9 +35,9 @@ pub struct Case {
     pub ipv6: bool,
     /// Bytes on the wire, with the four of the frame check sequence.
     pub frame_len: usize,
-    /// How many flows the packets belong to.
+    /// The number of flows that the packets belong to.
     pub flows: u32,
-    /// How many VIPs these flows are for, each with a rule of its own.
+    /// The number of VIPs of these flows, each with a rule of its own.
     pub vips: u8,
 }
 

@@ -278,7 +278,7 @@ typedef struct slb_proxy slb_proxy;
 typedef struct slb_snapshot slb_snapshot;
 
 /**
- * How much a builder has room for.
+ * Capacity of a builder: the number of items of each kind.
  */
 typedef struct slb_capacity {
     /**
@@ -314,11 +314,11 @@ typedef struct slb_capacity {
      */
     size_t muxes;
     /**
-     * Of a proxy.
+     * Frontend ports of a proxy.
      */
     size_t frontend_ports;
     /**
-     * Of a proxy.
+     * Source rewrites of a proxy.
      */
     size_t source_rewrites;
     /**
@@ -344,7 +344,7 @@ typedef struct slb_address {
      */
     uint8_t family;
     /**
-     * In network byte order; of IPv4 the first four.
+     * The address in network byte order; IPv4 uses the first four bytes.
      */
     uint8_t bytes[16];
 } slb_address;
@@ -441,7 +441,7 @@ typedef struct slb_underlay {
      */
     uint16_t mtu;
     /**
-     * Where encapsulated packets leave.
+     * The port that encapsulated packets leave by.
      */
     uint16_t port;
     /**
@@ -555,7 +555,7 @@ typedef struct slb_rule {
      */
     uint8_t distribution;
     /**
-     * How a proxy chooses: 0: Maglev; 1: the fewest live connections.
+     * The choice of a backend, at a proxy: 0: Maglev; 1: the fewest live connections.
      */
     uint8_t scheduler;
     /**
@@ -589,7 +589,7 @@ typedef struct slb_inbound_nat {
      */
     uint16_t first_port;
     /**
-     * Of a pool, the last port there is.
+     * The last port of a NAT pool.
      */
     uint16_t last_port;
     /**
@@ -775,8 +775,8 @@ typedef struct slb_nat_options {
      */
     uint32_t waiting_fragments;
     /**
-     * Of a host agent: packets of none of its connections that it passes on to other hosts a second, since
-     * they may be of theirs; 0: none.
+     * For a host agent: packets per second that match none of its connections and are passed on to
+     * other hosts; 0: none.
      */
     uint32_t passes_per_second;
     /**
@@ -784,8 +784,8 @@ typedef struct slb_nat_options {
      */
     uint32_t passes_at_once;
     /**
-     * Of a host agent: connections a second that it takes up in their middle after `slb_host_take_up`;
-     * 0: none.
+     * For a host agent: connections per second that it takes up in their middle after
+     * `slb_host_take_up`; 0: none.
      */
     uint32_t take_ups_per_second;
     /**
@@ -799,7 +799,7 @@ typedef struct slb_nat_options {
  */
 typedef struct slb_tuple {
     /**
-     * Where the packet comes from.
+     * Source address.
      */
     struct slb_address source;
     /**
@@ -807,11 +807,11 @@ typedef struct slb_tuple {
      */
     struct slb_address destination;
     /**
-     * In host byte order; 0 where there are none.
+     * Source port in host byte order; 0 for a protocol without ports.
      */
     uint16_t source_port;
     /**
-     * In host byte order.
+     * Destination port in host byte order.
      */
     uint16_t destination_port;
 } slb_tuple;
@@ -908,7 +908,7 @@ typedef struct slb_health {
 } slb_health;
 
 /**
- * How a backend is probed.
+ * The timing of a backend's probes.
  */
 typedef struct slb_probe {
     /**
@@ -997,7 +997,7 @@ typedef struct slb_stats {
      */
     uint64_t icmp_errors;
     /**
-     * Of a mux: flows pinned.
+     * For a mux: flows pinned.
      */
     uint64_t flows_made;
     /**
@@ -1021,7 +1021,7 @@ typedef struct slb_stats {
      */
     uint64_t flow_places;
     /**
-     * Of a host or a proxy: connections made.
+     * For a host agent or a proxy: connections made.
      */
     uint64_t connections_made;
     /**
@@ -1053,12 +1053,11 @@ typedef struct slb_stats {
      */
     uint64_t resets_suppressed;
     /**
-     * Of a host or a proxy: of the connections removed, those that made room for new ones because
-     * they had not come about.
+     * For a host agent or a proxy: of the connections removed, those that made room for new ones.
      */
     uint64_t connections_evicted;
     /**
-     * Of the connections that are there, those that are unanswered.
+     * Of the connections in the table, the unanswered ones.
      */
     uint64_t connections_unanswered;
     /**
@@ -1067,23 +1066,24 @@ typedef struct slb_stats {
      */
     uint64_t fragments_released;
     /**
-     * Of a host: packets of none of its connections that it passed on to another host.
+     * For a host agent: packets of none of its connections that it passed on to another host.
      */
     uint64_t passed_on;
     /**
-     * Of a host: packets that no host knew, passed on to who is to begin their flow.
+     * For a host agent: packets that no host knew, passed on to the host that begins their flow.
      */
     uint64_t passed_back;
     /**
-     * Of a mux: flows taken over from records. They are not among those made.
+     * For a mux: flows taken over from records, which are not counted as made.
      */
     uint64_t flows_imported;
     /**
-     * Of a host or a proxy: connections taken over from records. They are not among those made.
+     * For a host agent or a proxy: connections taken over from records, which are not counted as
+     * made.
      */
     uint64_t connections_imported;
     /**
-     * Of a host: connections taken up in their middle.
+     * For a host agent: connections taken up in their middle.
      */
     uint64_t taken_up;
 } slb_stats;
@@ -1167,7 +1167,7 @@ typedef struct slb_imported {
      */
     uint64_t refused;
     /**
-     * Of these, by reason: see `slb_refusal`.
+     * Number of refused records by reason: see `slb_refusal`.
      */
     uint64_t refused_for[SLB_REFUSALS];
 } slb_imported;
@@ -1282,29 +1282,26 @@ int slb_builder_set_backend(struct slb_builder *builder,
                             uint8_t state);
 
 /**
- * Gives a backend a seat: it gets the slots of the pool's Maglev table that follow from the seat, in the
- * place of those that follow from its name. A backend with the seat of the one that it replaces gets that
- * one's slots, and no other slot moves. Of the backends with one seat all but one drain.
+ * Sets a backend's seat: it gets the slots of the pool's Maglev table that follow from the seat,
+ * instead of those that follow from its name. A backend with the seat of the one that it replaces
+ * gets that one's slots, and no other slot moves. Of the backends with one seat all but one drain.
  * NULL: its name again.
  *
  * The caller promises:
  * `builder` is a builder, and `seat` is NULL, or a string that stays as long as the builder.
  */
-int slb_builder_seat(struct slb_builder *builder,
-                     size_t pool,
-                     size_t backend,
-                     const char *seat);
+int slb_builder_seat(struct slb_builder *builder, size_t pool, size_t backend, const char *seat);
 
 /**
- * Says when the next snapshot is made, in nanoseconds by any clock that goes on from snapshot to snapshot.
- * By it a host agent knows how long a backend had its slots of the Maglev table, and passes packets on to
- * the former owners that have the most connections. Without a call each snapshot counts the same.
+ * Sets the time of the next snapshot, in nanoseconds of a clock that continues from snapshot to
+ * snapshot. A host agent derives from it how long a backend had its slots of the Maglev table, and
+ * passes packets on to the former owners that have the most connections. Without a call each
+ * snapshot counts the same.
  *
  * The caller promises:
  * `builder` is a builder.
  */
-int slb_builder_now(struct slb_builder *builder,
-                    uint64_t now);
+int slb_builder_now(struct slb_builder *builder, uint64_t now);
 
 /**
  * Sets the observed health of a backend for all rules: with 0 in `healthy` it fails, and gets no
@@ -1329,7 +1326,7 @@ int slb_builder_set_condition(struct slb_builder *builder,
 int slb_builder_health(struct slb_builder *builder, size_t pool);
 
 /**
- * Has a rule go by a set of probe results of its pool. Without one, a rule goes by the state of
+ * Assigns a set of probe results of its pool to a rule. Without one, a rule goes by the state of
  * backends alone.
  *
  * The caller promises:
@@ -1338,9 +1335,9 @@ int slb_builder_health(struct slb_builder *builder, size_t pool);
 int slb_builder_rule_health(struct slb_builder *builder, size_t rule, size_t health);
 
 /**
- * Says what a probe found of a backend, given by its place in the pool: 0 in `healthy`: its
- * probe fails, and the rules that go by the set give it no new flows. `weight` is the backend's
- * for these rules; negative: its own. It takes effect with the next snapshot.
+ * Sets the result of a probe for a backend, given by its index in the pool: with 0 in `healthy`
+ * the probe fails, and rules with this set give it no new flows. `weight` is the backend's for
+ * these rules; negative: its own. It takes effect with the next snapshot.
  *
  * The caller promises:
  * `builder` is a builder.
@@ -1352,9 +1349,9 @@ int slb_builder_set_health(struct slb_builder *builder,
                            int64_t weight);
 
 /**
- * How flows are hashed, the same on every node. 0: XXH3, whose seed is `seed`; 1: SipHash-1-3,
- * whose `key` has 16 bytes; 2: Toeplitz, whose `key` has 40, or is NULL for Microsoft's. `seed` is
- * also that of Maglev's permutations.
+ * Sets the hash of flows, the same on every node. 0: XXH3 with `seed`; 1: SipHash-1-3 with a `key`
+ * of 16 bytes; 2: Toeplitz with a `key` of 40 bytes, or NULL for Microsoft's. `seed` is also that
+ * of Maglev's permutations.
  *
  * The caller promises:
  * `builder` is a builder, and `key` has `length` bytes.
@@ -1864,15 +1861,15 @@ int slb_host_import(struct slb_host *host,
                     struct slb_imported *out);
 
 /**
- * Has a host agent that begins without state, or with a stale one, take up TCP connections from outside in
- * their middle, for as long as connections of their rule may be idle: `take_ups_per_second` of the options
- * bounds how many. Not for connections that vms opened, since only the state knows their ports.
+ * Makes a host agent that starts without state, or with a stale one, take up TCP connections from
+ * outside in their middle, for as long as connections of their rule may be idle:
+ * `take_ups_per_second` of the options bounds how many. Not for connections that vms opened, since
+ * only the state knows their ports.
  *
  * The caller promises:
  * `host` is a host agent.
  */
-int slb_host_take_up(struct slb_host *host,
-                     uint64_t now);
+int slb_host_take_up(struct slb_host *host, uint64_t now);
 
 /**
  * Returns the bytes of memory that a mux needs, or 0 if an argument is bad.

@@ -22,7 +22,7 @@ pub(crate) struct Answer {
 pub(crate) enum Line {
     /// An item, as JSON.
     Item(String),
-    /// What is said in the end.
+    /// The last line of the answer.
     End(Value),
 }
 

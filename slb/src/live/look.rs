@@ -34,7 +34,7 @@ const PLACES: u64 = 1 << 22;
 /// While packets come, a step is due once it has been so many times its own length ago.
 const SHARE: u32 = 49;
 
-/// What a worker is asked to do between two bursts.
+/// Work for a worker between two bursts.
 pub(super) enum Task {
     List(List),
 }
@@ -91,7 +91,7 @@ pub(super) struct List {
     is_wanted: Arc<AtomicBool>,
 }
 
-/// What came of a step.
+/// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Done,
@@ -145,14 +145,14 @@ impl List {
     }
 }
 
-/// What a worker is looking for.
+/// The search of a worker.
 pub(super) struct Looker {
     lists: Vec<List>,
     /// The next one to make a step.
     turn: usize,
     /// When a step is due while packets come.
     due: Clock,
-    /// Whether no list has an empty page.
+    /// Returns true if no list has an empty page.
     is_starved: bool,
 }
 
@@ -173,13 +173,13 @@ impl Looker {
         }
     }
 
-    /// Whether there is anything to look for.
+    /// Returns true if there is anything to look for.
     #[inline]
     pub(super) fn is_busy(&self) -> bool {
         !self.lists.is_empty()
     }
 
-    /// Whether it can go on at once.
+    /// Returns true if it can continue at once.
     pub(super) fn is_ready(&self) -> bool {
         self.is_busy() && !self.is_starved
     }

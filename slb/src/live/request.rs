@@ -1,4 +1,4 @@
-//! What can be asked at the status socket besides the status: one line of JSON, answered with one line of
+//! Requests at the status socket besides the status: one line of JSON, answered with one line of
 //! JSON for each item and a last one that says how many there were.
 //!
 //! Whoever asks nothing gets the status. Nothing that is asked changes anything.
@@ -29,7 +29,7 @@ const BEAT: Duration = Duration::from_millis(500);
 /// Bytes that are written at once.
 const BLOCK: usize = 64 << 10;
 
-/// What a client asks; `None`: the status.
+/// The request of a client; `None` for the status.
 pub(super) fn read(mut client: &UnixStream) -> io::Result<Option<Value>> {
     client.set_read_timeout(Some(TO_ASK))?;
     let mut asked = Vec::new();
@@ -272,8 +272,8 @@ fn write_entry(out: &mut Vec<u8>, entry: &Entry, names: &Names) -> io::Result<()
     writeln!(out, ",\"left\":{:.3}}}", entry.left.as_secs_f64())
 }
 
-/// What a list is to have, in the words of a question. Members that it does not know are refused, so that no
-/// filter is passed over in silence.
+/// The filter of a list, in the words of a request. Members that it does not know are refused, so
+/// that no filter is passed over in silence.
 fn wanted(asked: &Value, config: &Config) -> Result<Wanted, String> {
     let (role, mut wanted) = (config.node.role, Wanted::default());
     let what = asked["what"].as_str().unwrap_or_default();

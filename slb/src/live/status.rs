@@ -142,7 +142,7 @@ impl Shared {
         Arc::clone(&self.state().config)
     }
 
-    /// What is wanted of all workers' tables, page by page.
+    /// The searches in all workers' tables, page by page.
     pub(super) fn pages(&self, wanted: &Wanted, has_records: bool) -> Pages {
         Pages::of(self.tasks.len(), wanted, has_records, |worker, task| {
             // A worker that has ended lets the task go, and the pages say so.

@@ -108,7 +108,7 @@ pub(super) struct Worker {
     pub(super) mailbox: Arc<Letterbox>,
     pub(super) names: Vec<String>,
     pub(super) cpu: Option<usize>,
-    /// What others look for in its tables; it has to be nudged.
+    /// Searches of other threads in its tables; it has to be nudged.
     pub(super) tasks: Sender<Task>,
     /// Of AF_XDP: the interface and queue of each socket.
     sockets: Sockets,

@@ -63,7 +63,7 @@ struct Port {
     device: Device,
     /// Reads in the next batch: more where all of the last found something.
     reads: usize,
-    /// Whether frames for the port are written to this device: of several queues, to the first.
+    /// True if frames for the port are written to this device: with several queues, to the first.
     sends: bool,
 }
 

@@ -325,9 +325,9 @@ fn memory_for(
     Umem::new(frames_for(queues.len(), ring) + extra, chunk).map_err(Failure::failed)
 }
 
-/// What several workers share: the configuration of each, with its part of the limits and tables; their places
-/// among each other; and the key of all, so that a vm's port is the same whichever worker chooses it. One
-/// worker, and each of a mux's, has everything to itself.
+/// The shared state of several workers: the configuration of each, with its part of the limits and
+/// tables; their places among each other; and the key of all, so that a vm's port is the same
+/// whichever worker chooses it. One worker, and each of a mux's, has everything to itself.
 type Shares = (Config, std::vec::IntoIter<Seat>, Option<Key>);
 
 fn shares_of(config: &Config, plan: &Plan, slots: &[Vec<Slot>]) -> Result<Shares, Failure> {

@@ -97,7 +97,7 @@ impl Config {
     }
 }
 
-/// What an address space has to be, for messages.
+/// The requirement for an address space, for messages.
 const PREFIX: &str = "an address and a length, such as \"10.1.0.0/16\"";
 
 pub(super) fn read_network(section: Section<'_>) -> Option<Network> {

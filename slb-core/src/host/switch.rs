@@ -310,7 +310,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     }
 }
 
-/// Who has an address.
+/// The station with an address: its MAC address, and true for a router.
 struct Station {
     mac: MacAddress,
     is_router: bool,

@@ -106,7 +106,7 @@ pub(crate) struct Nat<'m> {
     local_by_pool: ProbeMap<'m, u64, 5>,
     peers: ProbeMap<'m, [u64; 2], 3>,
     vnis: ProbeMap<'m, u64, 5>,
-    /// Whose an address is in a network.
+    /// The owners of addresses by network.
     pub(crate) networks: Networks<'m>,
     local_by_backend: ProbeMap<'m, u64, 5>,
     /// The ranges of addresses that are inside: ascending, and apart from each other.

@@ -43,7 +43,7 @@ const WORDS: usize = 1 << 16;
 /// Rounds of leaving: a frame crosses to its owner, and from there to who sends it.
 const ROUNDS: usize = 3;
 
-/// What a frame crosses for.
+/// The reason why a frame crosses to another worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Errand {
     /// To be processed: it came in by this port.
@@ -74,14 +74,14 @@ impl Errand {
 /// The ports that a worker's queues are of.
 pub(super) type OwnPorts = Vec<PortId>;
 
-/// What the workers have in common.
+/// The state that all workers share.
 struct Common {
     bells: Vec<Bell>,
     /// How many times workers have said that they have nothing left, of all rounds.
     left: AtomicUsize,
 }
 
-/// What wakes a worker that sleeps.
+/// The means to wake a sleeping worker.
 struct Bell {
     sleeps: AtomicBool,
     event: Event,
@@ -334,7 +334,7 @@ impl Seat {
         *round == ROUNDS
     }
 
-    /// Whether it has begun to leave.
+    /// True if the worker has begun to leave.
     pub(super) fn is_leaving(&self) -> bool {
         self.round != (0, false)
     }
@@ -355,7 +355,7 @@ impl Seat {
         ]
     }
 
-    /// What becomes readable when the worker is woken, where the kernel takes part.
+    /// A descriptor that becomes readable when the worker is woken, if the kernel takes part.
     pub(super) fn bell(&self) -> Option<BorrowedFd<'_>> {
         self.common.bells[usize::from(self.number)].event.file()
     }

@@ -26,7 +26,7 @@ const WORD: usize = 8;
 /// Bits of a tag that are the length of the frame in bytes; the others are the giver's.
 const LEN_BITS: u32 = 16;
 
-/// What only one side writes, on lines of its own: CPUs fetch them in pairs.
+/// Fields that only one side writes, on cache lines of their own: CPUs fetch them in pairs.
 #[repr(align(128))]
 struct Line(AtomicUsize);
 
@@ -157,7 +157,8 @@ pub(super) struct Waiting {
 }
 
 impl Taker {
-    /// Whether no frame waits. To be asked before the taker sleeps, after it has said so.
+    /// Returns true if no frame waits. The taker asks this before it sleeps, after it has announced
+    /// that.
     pub(super) fn is_empty(&mut self) -> bool {
         self.tail = self.ring.tail.0.load(Ordering::SeqCst);
         self.tail == self.head

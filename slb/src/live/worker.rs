@@ -362,7 +362,7 @@ struct Moving<'w> {
     offload: Offload,
     /// Memory to write records into.
     fill: Option<Fill>,
-    /// Its place among workers that share connections.
+    /// The worker's index among those that share connections.
     seat: Option<Seat>,
 }
 
@@ -555,7 +555,7 @@ impl Moving<'_> {
         waited
     }
 
-    /// Whether it takes no more packets of its devices, as all workers end.
+    /// True if it takes no more packets of its devices, as all workers end.
     fn is_leaving(&self) -> bool {
         self.seat.as_ref().is_some_and(Seat::is_leaving)
     }

@@ -355,7 +355,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     }
 }
 
-/// What becomes of a record that cannot be read: the first worker counts it for all.
+/// Refuses a record that cannot be read, at the first worker only, which counts it for all.
 fn unreadable(share: Option<Share<'_>>, why: Refusal) -> Option<Result<(), Refusal>> {
     share
         .is_none_or(|share| share.worker == 0)

@@ -11,9 +11,10 @@ use slb_core::mem::{Arena, Line};
 use slb_core::snapshot::Snapshot;
 use slb_core::spec::{
     Answers, Backend, BackendHealth, BackendState, Echo, Frontend, FrontendPort, InboundNat,
-    NatTarget, Outbound, Pool, PoolHealth, PortMode, Protocol, ProxyPorts, Rule, Scheduler,
-    SourceRewrite, Spec, SpecError, Terms, Underlay,
+    NatTarget, Network, NetworkVm, Outbound, Pool, PoolHealth, PortMode, Prefix, Protocol,
+    ProxyPorts, Rule, Scheduler, SourceRewrite, Spec, SpecError, Terms, Underlay,
 };
+use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
 use slb_core::{
     Burst, Dataplane, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Proxy, Verdict,
@@ -86,6 +87,21 @@ struct AnySpec {
     /// The pool of each set of probe results, who fails, and how many results are missing.
     #[generator(produce::<Vec<(u8, u8, u8)>>().with().len(0..=FEW))]
     health: Vec<(u8, u8, u8)>,
+    /// The VNI of each network, the bits that its address spaces have in common, and the end of its gateway.
+    #[generator(produce::<Vec<(u8, u8, u8)>>().with().len(0..=FEW))]
+    networks: Vec<(u8, u8, u8)>,
+    #[generator(produce::<Vec<AnyVm>>().with().len(0..=FEW))]
+    vms: Vec<AnyVm>,
+}
+
+#[derive(Clone, Debug, TypeGenerator)]
+struct AnyVm {
+    network: u8,
+    #[generator(produce::<Vec<u8>>().with().len(0..=3_usize))]
+    addresses: Vec<u8>,
+    mac: Option<u8>,
+    host: u8,
+    port: Option<u8>,
 }
 
 #[derive(Clone, Debug, TypeGenerator)]
@@ -354,7 +370,45 @@ impl AnySpec {
                 prefix_len: if prefix_len < 250 { 16 } else { prefix_len },
             }
         });
+        let spaces: Vec<Vec<Prefix>> = few(&self.networks, |_, &(_, len, _)| {
+            let ipv4 = Prefix {
+                address: Ipv4Addr::new(10, 10, 0, 0).into(),
+                len: if len < 250 { len % 25 } else { len },
+            };
+            let ipv6 = Prefix {
+                address: Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 0).into(),
+                len: if len < 250 { len % 65 } else { len },
+            };
+            vec![ipv4, ipv6]
+        });
+        let gateways: Vec<Vec<IpAddr>> = few(&self.networks, |_, &(_, _, gateway)| {
+            let inside: IpAddr = Ipv4Addr::new(10, 10, 0, gateway).into();
+            match gateway {
+                0..128 => Vec::new(),
+                128..250 => vec![inside],
+                _ => vec![VIP.into()],
+            }
+        });
+        let networks = few(&self.networks, |own, &(vni, ..)| Network {
+            name: name(own, vni),
+            vni: Vni::new(if vni < 250 { vni } else { 1 }.into()).expect("small"),
+            prefixes: &spaces[own],
+            gateways: &gateways[own],
+        });
+        let seats: Vec<Vec<IpAddr>> = few(&self.vms, |_, any| {
+            few(&any.addresses, |_, &which| address(which | 0x52))
+        });
+        let vms = few(&self.vms, |own, any| NetworkVm {
+            name: name(own, any.network),
+            network: place(any.network, networks.len()),
+            addresses: &seats[own],
+            host: address(any.host),
+            mac: any.mac.map(|mac| MacAddress([2, 0, 0, 0, 0, mac % 8])),
+            port: any.port.map(|port| PortId((port % 32).into())),
+        });
         take(&Spec {
+            networks: &networks,
+            vms: &vms,
             hash_seed: self.seed.into(),
             underlay: Underlay {
                 ipv4: (self.underlay < 240).then_some(Ipv4Addr::new(172, 16, 0, 1)),

@@ -335,6 +335,9 @@ impl<'m> Nat<'m> {
 
     /// Notes the vms of networks that are at ports of this node.
     fn compile_vms(&mut self, spec: &Spec<'_>) -> Result<(), SpecError> {
+        if spec.proxy.is_some() {
+            return Ok(()); // it has no vms of its own
+        }
         for (index, vm) in spec.vms.iter().enumerate() {
             let network = spec.networks.get(vm.network);
             let (Some(port), Some(network)) = (vm.port, network) else {

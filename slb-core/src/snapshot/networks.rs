@@ -201,7 +201,8 @@ impl<'m> Networks<'m> {
         let known = self.places.insert(place_key(number, seat.vni), *place);
         *place += 1;
         let Err(known) = known else { return Ok(()) };
-        let Some(network) = spec.networks.iter().position(|of| of.vni == seat.vni) else {
+        let network = spec.networks.iter().position(|of| of.vni == seat.vni);
+        let Some(network) = network.filter(|_| spec.proxy.is_none()) else {
             return Ok(());
         };
         let known = &self.neighbours[known as usize];

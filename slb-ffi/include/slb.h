@@ -333,6 +333,26 @@ typedef struct slb_capacity {
      * Prefixes that are inside: see `slb_builder_inside`.
      */
     size_t inside;
+    /**
+     * Networks.
+     */
+    size_t networks;
+    /**
+     * Address spaces of all networks.
+     */
+    size_t network_prefixes;
+    /**
+     * Gateways of all networks.
+     */
+    size_t network_gateways;
+    /**
+     * Vms that are no backends.
+     */
+    size_t vms;
+    /**
+     * Addresses of all vms that are no backends.
+     */
+    size_t vm_addresses;
 } slb_capacity;
 
 /**
@@ -643,6 +663,85 @@ typedef struct slb_outbound {
      */
     uint8_t tcp_reset;
 } slb_outbound;
+
+/**
+ * A prefix of addresses.
+ */
+typedef struct slb_prefix {
+    /**
+     * An address of the prefix.
+     */
+    struct slb_address address;
+    /**
+     * Bits that all of its addresses have in common.
+     */
+    uint8_t length;
+} slb_prefix;
+
+/**
+ * A network of vms, which host agents connect in VXLAN and answer ARP and neighbour discovery for.
+ * Backends belong to the network that has their pool's VNI.
+ */
+typedef struct slb_network {
+    /**
+     * Name of the network.
+     */
+    const char *name;
+    /**
+     * Address spaces of the network.
+     */
+    const struct slb_prefix *prefixes;
+    /**
+     * Number of address spaces.
+     */
+    size_t prefix_count;
+    /**
+     * Addresses of the network's routers, which host agents answer for.
+     */
+    const struct slb_address *gateways;
+    /**
+     * Number of gateways.
+     */
+    size_t gateway_count;
+    /**
+     * VXLAN network identifier, unique among networks.
+     */
+    uint32_t vni;
+} slb_network;
+
+/**
+ * A vm of a network that is no backend, or further addresses of one that is.
+ */
+typedef struct slb_vm {
+    /**
+     * Name of the vm.
+     */
+    const char *name;
+    /**
+     * Index of its network.
+     */
+    size_t network;
+    /**
+     * Addresses of the vm, at least one.
+     */
+    const struct slb_address *addresses;
+    /**
+     * Number of addresses.
+     */
+    size_t address_count;
+    /**
+     * The underlay address of its host.
+     */
+    struct slb_address host;
+    /**
+     * MAC address of the vm; none: derived from its first address.
+     */
+    struct slb_mac mac;
+    /**
+     * The port of this node that the vm is at; 0 or negative: it runs elsewhere.
+     */
+    int32_t port;
+} slb_vm;
 
 /**
  * Options of a mux. `slb_mux_options_init` sets the defaults.
@@ -1474,6 +1573,24 @@ int slb_builder_source_rewrite(struct slb_builder *builder,
                                const struct slb_address *from,
                                const struct slb_address *to,
                                uint8_t prefix_length);
+
+/**
+ * Adds a network, whose vms host agents connect. Gives its place.
+ *
+ * The caller promises:
+ * `builder` is a builder, and `network` points to a network with as many prefixes and gateways as it
+ * says.
+ */
+int slb_builder_network(struct slb_builder *builder,
+                        const struct slb_network *network);
+
+/**
+ * Adds a vm of a network that is no backend, or further addresses of one that is. Gives its place.
+ *
+ * The caller promises:
+ * `builder` is a builder, and `vm` points to a vm with as many addresses as it says.
+ */
+int slb_builder_vm(struct slb_builder *builder, const struct slb_vm *vm);
 
 #if !defined(SLB_FREESTANDING)
 /**

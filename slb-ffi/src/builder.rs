@@ -3,11 +3,13 @@
 mod backends;
 mod fault;
 mod items;
+mod networks;
 
 pub use backends::*;
 use fault::Message;
 pub(crate) use fault::{Cut, Fault};
 pub use items::*;
+pub use networks::*;
 
 use core::ffi::{c_char, c_int, c_void};
 use core::fmt::Write as _;
@@ -18,8 +20,9 @@ use slb_core::PortId;
 use slb_core::hash::{Hasher, Xxh3};
 use slb_core::mem::{Arena, Counter, Line, Mem, Memory};
 use slb_core::spec::{
-    Backend, BackendHealth, Frontend, FrontendPort, INSIDE, InboundNat, Outbound, Pool, PoolHealth,
-    PortMode, Prefix, ProbeSource, ProxyPorts, Rule, SourceRewrite, Spec, Underlay,
+    Backend, BackendHealth, Frontend, FrontendPort, INSIDE, InboundNat, Network, NetworkVm,
+    Outbound, Pool, PoolHealth, PortMode, Prefix, ProbeSource, ProxyPorts, Rule, SourceRewrite,
+    Spec, Underlay,
 };
 use slb_core::wire::vxlan::Vni;
 
@@ -65,6 +68,16 @@ pub struct slb_capacity {
     pub health_results: usize,
     /// Prefixes that are inside: see `slb_builder_inside`.
     pub inside: usize,
+    /// Networks.
+    pub networks: usize,
+    /// Address spaces of all networks.
+    pub network_prefixes: usize,
+    /// Gateways of all networks.
+    pub network_gateways: usize,
+    /// Vms that are no backends.
+    pub vms: usize,
+    /// Addresses of all vms that are no backends.
+    pub vm_addresses: usize,
 }
 
 /// Elements that were given, of as many as there is room for.
@@ -158,6 +171,13 @@ struct Parts {
     inside: List<Prefix>,
     /// The prefixes of `inside` stand for the usual ones.
     has_inside: bool,
+    /// Networks, whose address spaces and gateways are ranges of the next two.
+    networks: List<(Network<'static>, Range, Range)>,
+    network_prefixes: List<Prefix>,
+    network_gateways: List<IpAddr>,
+    /// Vms, whose addresses are ranges of `vm_addresses`.
+    vms: List<(NetworkVm<'static>, usize, usize)>,
+    vm_addresses: List<IpAddr>,
     probe_source: ProbeSource,
     frontend_ports: List<FrontendPort>,
     source_rewrites: List<SourceRewrite>,
@@ -168,6 +188,9 @@ struct Parts {
     name: &'static str,
     message: Message,
 }
+
+/// Where a range begins, and where it ends.
+type Range = (usize, usize);
 
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
@@ -193,6 +216,8 @@ impl Parts {
         scratch.add::<Pool<'_>>(capacity.pools)?;
         scratch.add::<Outbound<'_>>(capacity.outbound)?;
         scratch.add::<PoolHealth<'_>>(capacity.health)?;
+        scratch.add::<Network<'_>>(capacity.networks)?;
+        scratch.add::<NetworkVm<'_>>(capacity.vms)?;
         Some(Self {
             hasher: Hasher::Xxh3(Xxh3::new(0)),
             seed: 0,
@@ -229,6 +254,23 @@ impl Parts {
             muxes: List::take(memory, ("muxes", capacity.muxes), ANY)?,
             inside: List::take(memory, ("inside", capacity.inside), prefix)?,
             has_inside: false,
+            networks: List::take(
+                memory,
+                ("networks", capacity.networks),
+                (Network::default(), (0, 0), (0, 0)),
+            )?,
+            network_prefixes: List::take(
+                memory,
+                ("network_prefixes", capacity.network_prefixes),
+                prefix,
+            )?,
+            network_gateways: List::take(
+                memory,
+                ("network_gateways", capacity.network_gateways),
+                ANY,
+            )?,
+            vms: List::take(memory, ("vms", capacity.vms), (NetworkVm::default(), 0, 0))?,
+            vm_addresses: List::take(memory, ("vm_addresses", capacity.vm_addresses), ANY)?,
             probe_source: ProbeSource::default(),
             frontend_ports: List::take(
                 memory,
@@ -330,6 +372,11 @@ impl Builder {
             muxes,
             inside,
             has_inside,
+            networks,
+            network_prefixes,
+            network_gateways,
+            vms,
+            vm_addresses,
             probe_source,
             frontend_ports,
             source_rewrites,
@@ -379,6 +426,27 @@ impl Builder {
                 ..*rule
             };
         }
+        let network = Network::default();
+        let spec_networks = arena.take(networks.len, network);
+        let mut spec_networks = spec_networks.ok_or(SLB_ERROR_INTERNAL)?;
+        for (place, (network, prefixes, gateways)) in spec_networks.iter_mut().zip(networks.all()) {
+            let prefixes = network_prefixes.all().get(prefixes.0..prefixes.1);
+            let gateways = network_gateways.all().get(gateways.0..gateways.1);
+            *place = Network {
+                prefixes: prefixes.ok_or(SLB_ERROR_INTERNAL)?,
+                gateways: gateways.ok_or(SLB_ERROR_INTERNAL)?,
+                ..*network
+            };
+        }
+        let spec_vms = arena.take(vms.len, NetworkVm::default());
+        let mut spec_vms = spec_vms.ok_or(SLB_ERROR_INTERNAL)?;
+        for (place, (vm, first, end)) in spec_vms.iter_mut().zip(vms.all()) {
+            let addresses = vm_addresses.all().get(*first..*end);
+            *place = NetworkVm {
+                addresses: addresses.ok_or(SLB_ERROR_INTERNAL)?,
+                ..*vm
+            };
+        }
         Ok(f(&Spec {
             hasher: hasher.clone(),
             hash_seed: *seed,
@@ -391,8 +459,8 @@ impl Builder {
             outbound: &spec_outbound,
             inside: if *has_inside { inside.all() } else { INSIDE },
             muxes: muxes.all(),
-            networks: &[],
-            vms: &[],
+            networks: &spec_networks,
+            vms: &spec_vms,
             probe_source: *probe_source,
             proxy: proxy.map(|(mode, backend)| ProxyPorts {
                 mode,

@@ -298,6 +298,55 @@ pub struct slb_outbound {
     pub tcp_reset: u8,
 }
 
+/// A prefix of addresses.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct slb_prefix {
+    /// An address of the prefix.
+    pub address: slb_address,
+    /// Bits that all of its addresses have in common.
+    pub length: u8,
+}
+
+/// A network of vms, which host agents connect in VXLAN and answer ARP and neighbour discovery for.
+/// Backends belong to the network that has their pool's VNI.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct slb_network {
+    /// Name of the network.
+    pub name: *const c_char,
+    /// Address spaces of the network.
+    pub prefixes: *const slb_prefix,
+    /// Number of address spaces.
+    pub prefix_count: usize,
+    /// Addresses of the network's routers, which host agents answer for.
+    pub gateways: *const slb_address,
+    /// Number of gateways.
+    pub gateway_count: usize,
+    /// VXLAN network identifier, unique among networks.
+    pub vni: u32,
+}
+
+/// A vm of a network that is no backend, or further addresses of one that is.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct slb_vm {
+    /// Name of the vm.
+    pub name: *const c_char,
+    /// Index of its network.
+    pub network: usize,
+    /// Addresses of the vm, at least one.
+    pub addresses: *const slb_address,
+    /// Number of addresses.
+    pub address_count: usize,
+    /// The underlay address of its host.
+    pub host: slb_address,
+    /// MAC address of the vm; none: derived from its first address.
+    pub mac: slb_mac,
+    /// The port of this node that the vm is at; 0 or negative: it runs elsewhere.
+    pub port: i32,
+}
+
 pub(crate) fn idle(seconds: u16) -> Result<Duration, Fault> {
     match seconds {
         0 => Ok(Duration::from_secs(240)),

@@ -1978,6 +1978,22 @@ int slb_host_import(struct slb_host *host,
                     struct slb_imported *out);
 
 /**
+ * Takes over the connections that one of several workers has, of the records of all: see `slb_steer`. The worker
+ * with the number 0 counts records that cannot be read. Otherwise as `slb_host_import`.
+ *
+ * The caller promises:
+ * `host` is a host agent, and `records` has `length` bytes.
+ */
+int slb_host_import_share(struct slb_host *host,
+                          uint64_t now,
+                          uint64_t elapsed,
+                          uint8_t is_stale,
+                          const uint8_t *records,
+                          size_t length,
+                          const struct slb_steering *steering,
+                          struct slb_imported *out);
+
+/**
  * Makes a host agent that starts without state, or with a stale one, take up TCP connections from
  * outside in their middle, for as long as connections of their rule may be idle:
  * `take_ups_per_second` of the options bounds how many. Not for connections that vms opened, since
@@ -2331,6 +2347,22 @@ int slb_proxy_import(struct slb_proxy *proxy,
                      const uint8_t *records,
                      size_t length,
                      struct slb_imported *out);
+
+/**
+ * Takes over the sessions that one of several workers has, of the records of all: see `slb_steer`. The worker
+ * with the number 0 counts records that cannot be read. Otherwise as `slb_proxy_import`.
+ *
+ * The caller promises:
+ * `proxy` is a proxy, and `records` has `length` bytes.
+ */
+int slb_proxy_import_share(struct slb_proxy *proxy,
+                           uint64_t now,
+                           uint64_t elapsed,
+                           uint8_t is_stale,
+                           const uint8_t *records,
+                           size_t length,
+                           const struct slb_steering *steering,
+                           struct slb_imported *out);
 
 /**
  * Returns the bytes of memory that the snapshot of a configuration needs, or 0 if an argument is

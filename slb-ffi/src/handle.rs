@@ -7,6 +7,7 @@ use core::mem::MaybeUninit;
 use slb_core::mem::{Arena, Counter, Line, Memory};
 use slb_core::observe::Step;
 use slb_core::state::{Age, Cursor, Exported, Imported, StateError};
+use slb_core::steer::Share;
 use slb_core::{Burst, Dataplane, Frame, Instant, Key};
 
 use crate::builder::Cut;
@@ -51,6 +52,17 @@ pub(crate) trait Role: Dataplane<'static> + Sized {
     fn export(&self, from: Cursor, into: &mut [u8]) -> Exported;
 
     fn import(&mut self, now: Instant, age: Age, records: &[u8]) -> Result<Imported, StateError>;
+
+    /// Takes over what one of several workers has; a mux has no such workers, and takes over all.
+    fn import_share(
+        &mut self,
+        now: Instant,
+        age: Age,
+        records: &[u8],
+        _: Share<'_>,
+    ) -> Result<Imported, StateError> {
+        self.import(now, age, records)
+    }
 
     /// Changes what can be changed without other memory.
     fn change_options(&mut self, options: &Self::Options);

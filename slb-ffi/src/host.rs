@@ -6,6 +6,7 @@ use core::ffi::{c_int, c_void};
 use slb_core::counters::CounterMemory;
 use slb_core::mem::Memory;
 use slb_core::state::{Age, Cursor, Exported, Imported, StateError};
+use slb_core::steer::Share;
 use slb_core::{Host, Instant, Key};
 
 use crate::error::slb_error::*;
@@ -16,6 +17,7 @@ use crate::options::slb_nat_options;
 use crate::snapshot::{Shared, slb_snapshot};
 use crate::state::{self, slb_exported, slb_imported};
 use crate::stats::{slb_backend_stats, slb_rule_stats, slb_stats};
+use crate::steer::slb_steering;
 
 /// A host agent. Packets between VIPs and the vms of one machine are translated.
 #[derive(Debug)]
@@ -62,6 +64,16 @@ impl Role for Inner {
 
     fn import(&mut self, now: Instant, age: Age, records: &[u8]) -> Result<Imported, StateError> {
         Host::import(self, now, age, records)
+    }
+
+    fn import_share(
+        &mut self,
+        now: Instant,
+        age: Age,
+        records: &[u8],
+        share: Share<'_>,
+    ) -> Result<Imported, StateError> {
+        Host::import_share(self, now, age, records, share)
     }
 
     fn change_options(&mut self, options: &Self::Options) {
@@ -298,7 +310,29 @@ pub unsafe extern "C" fn slb_host_import(
 ) -> c_int {
     let (age, records) = ((elapsed, is_stale), (records, length));
     // SAFETY: the caller promises it.
-    guard(|| unsafe { state::import::<Inner, _>(host, now, age, records, out) })
+    guard(|| unsafe { state::import::<Inner, _>(host, now, age, records, None, out) })
+}
+
+/// Takes over the connections that one of several workers has, of the records of all: see `slb_steer`. The worker
+/// with the number 0 counts records that cannot be read. Otherwise as `slb_host_import`.
+///
+/// # Safety
+/// `host` is a host agent, and `records` has `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_host_import_share(
+    host: *mut slb_host,
+    now: u64,
+    elapsed: u64,
+    is_stale: u8,
+    records: *const u8,
+    length: usize,
+    steering: *const slb_steering,
+    out: *mut slb_imported,
+) -> c_int {
+    let (age, records) = ((elapsed, is_stale), (records, length));
+    let steering = Some(steering);
+    // SAFETY: the caller promises it.
+    guard(|| unsafe { state::import::<Inner, _>(host, now, age, records, steering, out) })
 }
 
 /// Makes a host agent that starts without state, or with a stale one, take up TCP connections from

@@ -313,5 +313,5 @@ pub unsafe extern "C" fn slb_mux_import(
 ) -> c_int {
     let (age, records) = ((elapsed, is_stale), (records, length));
     // SAFETY: the caller promises it.
-    guard(|| unsafe { state::import::<Inner, _>(mux, now, age, records, out) })
+    guard(|| unsafe { state::import::<Inner, _>(mux, now, age, records, None, out) })
 }

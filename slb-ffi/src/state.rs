@@ -5,10 +5,12 @@ use core::time::Duration;
 
 use slb_core::Instant;
 use slb_core::state::{Age, Cursor, EXPORT_STEP, Exported, Imported, RECORD_MOST, Refusal};
+use slb_core::steer::Share;
 
 use crate::error::Error;
 use crate::handle::{Role, role};
-use crate::memory::{array, array_of, put};
+use crate::memory::{array, array_of, put, shared};
+use crate::steer::slb_steering;
 
 /// The longest record, in bytes: with less room, nothing is exported.
 pub const SLB_RECORD_MOST: usize = 152;
@@ -111,6 +113,7 @@ pub(crate) unsafe fn import<R: Role, C>(
     now: u64,
     (elapsed, is_stale): (u64, u8),
     (records, length): (*const u8, usize),
+    steering: Option<*const slb_steering>,
     out: *mut slb_imported,
 ) -> Result<usize, Error> {
     // SAFETY: the caller promises it.
@@ -121,7 +124,19 @@ pub(crate) unsafe fn import<R: Role, C>(
         elapsed: Duration::from_nanos(elapsed),
         is_stale: is_stale != 0,
     };
-    let imported = role.import(Instant::from_nanos(now), age, records)?;
+    let now = Instant::from_nanos(now);
+    let imported = match steering {
+        None => role.import(now, age, records)?,
+        Some(steering) => {
+            // SAFETY: the caller promises it.
+            let own = unsafe { shared(steering) }?;
+            let share = Share {
+                steering: &own.check()?,
+                worker: own.own,
+            };
+            role.import_share(now, age, records, share)?
+        }
+    };
     // SAFETY: it was good before.
     unsafe { put(out, slb_imported::of(imported)) }?;
     Ok(usize::try_from(imported.taken).unwrap_or(usize::MAX))

@@ -6,8 +6,8 @@ use core::num::NonZeroU16;
 use slb_core::Key;
 use slb_core::steer::Steering;
 
-use crate::error::guard;
 use crate::error::slb_error::*;
+use crate::error::{Error, guard};
 use crate::frame::{frames, slb_frame};
 use crate::memory::{array, overlap, shared};
 use crate::snapshot::{handle, slb_snapshot};
@@ -23,6 +23,24 @@ pub struct slb_steering {
     pub workers: u16,
     /// Number of the worker that asks, below `workers`.
     pub own: u16,
+}
+
+impl slb_steering {
+    /// How connections are divided.
+    ///
+    /// # Errors
+    /// There is no worker, or the worker's own number is none, or the key is zero.
+    pub(crate) fn check(&self) -> Result<Steering, Error> {
+        let key = Key::new(self.key);
+        let workers = NonZeroU16::new(self.workers).ok_or(SLB_ERROR_RANGE)?;
+        if self.own >= self.workers {
+            return Err(SLB_ERROR_RANGE);
+        }
+        if key.is_zero() {
+            return Err(SLB_ERROR_KEY);
+        }
+        Ok(Steering::new(workers, key))
+    }
 }
 
 /// Finds the worker that has the connection of each of `count` frames, as they came in, and writes its number
@@ -51,14 +69,7 @@ pub unsafe extern "C" fn slb_steer(
         }
         // SAFETY: the caller promises it.
         let (snapshot, steering) = unsafe { (&handle(snapshot)?.snapshot, *shared(steering)?) };
-        let key = Key::new(steering.key);
-        let workers = NonZeroU16::new(steering.workers).ok_or(SLB_ERROR_RANGE)?;
-        if steering.own >= steering.workers {
-            return Err(SLB_ERROR_RANGE);
-        }
-        if key.is_zero() {
-            return Err(SLB_ERROR_KEY);
-        }
+        let division = steering.check()?;
         if overlap(
             (frames_in.cast_const(), count),
             (owners.cast_const(), count),
@@ -69,10 +80,9 @@ pub unsafe extern "C" fn slb_steer(
         let (frames_in, owners) = unsafe { (array(frames_in, count)?, array(owners, count)?) };
         let frames_in = frames(frames_in)?;
         let own = steering.own;
-        let steering = Steering::new(workers, key);
         let mut others = 0;
         for (frame, owner) in frames_in.iter().zip(owners) {
-            *owner = steering.owner(snapshot, frame).unwrap_or(own);
+            *owner = division.owner(snapshot, frame).unwrap_or(own);
             others += usize::from(*owner != own);
         }
         Ok(others)

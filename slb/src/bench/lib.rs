@@ -1,5 +1,5 @@
 //! The suite of `slb bench`: the machine's own limits, Maglev tables, and mux, host agent and proxy
-//! alone, all in one run, on one core.
+//! alone, all in one run, on one core; at the end two workers beside one.
 //!
 //! The package `slb-benches` adds lines of other projects' code to the same table: see [`run_with`].
 //!
@@ -81,6 +81,7 @@ pub fn run_with(
     options: &Options,
     peers: impl FnOnce(&mut Report, &Limits, &mut [Line]) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
+    let cpus = machine::allowed_cpus();
     let core = machine::stay_on_a_core();
     let mut report = Report::new(options, core);
     // All tables lie here in turn: pages that are there already.
@@ -94,13 +95,13 @@ pub fn run_with(
     let memory = || HugePages.take(bytes / size_of::<Line>(), Line::EMPTY);
     if options.instructions {
         let memory = &mut *memory().ok_or_else(Failure::memory)?;
-        return roles::measure(options, &mut report, &Limits::NONE, memory);
+        return roles::measure(options, &mut report, &Limits::NONE, memory, &cpus);
     }
     let limits = machine::measure(options, &mut report)?;
     maglev::measure(options, &mut report)?;
     let memory = &mut *memory().ok_or_else(Failure::memory)?;
     peers(&mut report, &limits, memory)?;
-    roles::measure(options, &mut report, &limits, memory)?;
+    roles::measure(options, &mut report, &limits, memory, &cpus)?;
     report.finish();
     Ok(())
 }

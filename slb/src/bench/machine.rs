@@ -3,6 +3,7 @@
 
 use std::hint::black_box;
 
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use slb_control::HugePages;
 use slb_core::Verdict;
 use slb_core::hash::{TupleHasher, Xxh3};
@@ -67,17 +68,27 @@ impl Limits {
     }
 }
 
+/// The cores that this thread may run on.
+pub(crate) fn allowed_cpus() -> Vec<usize> {
+    let Ok(allowed) = sched_getaffinity(None) else {
+        return Vec::new();
+    };
+    let all = 0..CpuSet::MAX_CPU;
+    all.filter(|&core| allowed.is_set(core)).collect()
+}
+
 /// Has the kernel leave this thread on one core; `None` where it will not.
 pub(crate) fn stay_on_a_core() -> Option<usize> {
-    let allowed = rustix::thread::sched_getaffinity(None).ok()?;
     // The last one: interrupts tend to be the first one's.
-    let core = (0..rustix::thread::CpuSet::MAX_CPU)
-        .rev()
-        .find(|&core| allowed.is_set(core))?;
-    let mut cores = rustix::thread::CpuSet::new();
+    let core = allowed_cpus().pop()?;
+    stay_on(core).then_some(core)
+}
+
+/// Has the kernel leave this thread on a core; false where it will not.
+pub(crate) fn stay_on(core: usize) -> bool {
+    let mut cores = CpuSet::new();
     cores.set(core);
-    rustix::thread::sched_setaffinity(None, &cores).ok()?;
-    Some(core)
+    sched_setaffinity(None, &cores).is_ok()
 }
 
 pub(crate) fn measure(options: &Options, report: &mut Report) -> Result<Limits, Failure> {

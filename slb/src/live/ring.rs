@@ -105,16 +105,9 @@ impl Giver {
         let tag = note << LEN_BITS | u64::from(len);
         self.ring.word(self.tail).store(tag, Ordering::Relaxed);
         let (first, wrapped) = self.ring.words_from(self.tail + 1, count - 1);
-        let (whole, rest) = frame.as_chunks::<WORD>();
-        let mut last = [0; WORD];
-        last[..rest.len()].copy_from_slice(rest);
-        let mut values = whole.iter().chain(std::iter::once(&last));
-        for word in first {
-            word.store(next_word(&mut values), Ordering::Relaxed);
-        }
-        for word in wrapped {
-            word.store(next_word(&mut values), Ordering::Relaxed);
-        }
+        let (before, behind) = frame.split_at(frame.len().min(first.len() * WORD));
+        write(first, before);
+        write(wrapped, behind);
         self.tail += count;
         true
     }
@@ -135,8 +128,18 @@ impl Giver {
     }
 }
 
-fn next_word<'b>(values: &mut impl Iterator<Item = &'b [u8; WORD]>) -> u64 {
-    u64::from_ne_bytes(*values.next().unwrap_or(&[0; WORD]))
+/// Writes bytes into words; the last word may have room for more.
+#[inline]
+fn write(words: &[AtomicU64], bytes: &[u8]) {
+    let (whole, rest) = bytes.as_chunks::<WORD>();
+    for (word, bytes) in words.iter().zip(whole) {
+        word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+    }
+    if let Some(word) = words.get(whole.len()) {
+        let mut last = [0; WORD];
+        last[..rest.len()].copy_from_slice(rest);
+        word.store(u64::from_ne_bytes(last), Ordering::Relaxed);
+    }
 }
 
 /// The end that frames are taken out at.
@@ -186,13 +189,10 @@ impl Taker {
         let Some(waiting) = self.first() else { return };
         let count = waiting.len.div_ceil(WORD);
         let (first, wrapped) = self.ring.words_from(self.head + 1, count);
-        let mut chunks = place.chunks_mut(WORD);
-        for word in first {
-            copy(word, chunks.next());
-        }
-        for word in wrapped {
-            copy(word, chunks.next());
-        }
+        let here = place.len().min(first.len() * WORD);
+        let (before, behind) = place.split_at_mut(here);
+        read(first, before);
+        read(wrapped, behind);
         self.head += 1 + count;
     }
 
@@ -202,13 +202,16 @@ impl Taker {
     }
 }
 
+/// Reads as many bytes as there is room for.
 #[inline]
-fn copy(word: &AtomicU64, place: Option<&mut [u8]>) {
-    let bytes = word.load(Ordering::Relaxed).to_ne_bytes();
-    match place {
-        Some(place) if place.len() == WORD => place.copy_from_slice(&bytes),
-        Some(place) => place.copy_from_slice(&bytes[..place.len()]),
-        None => {}
+fn read(words: &[AtomicU64], place: &mut [u8]) {
+    let (whole, rest) = place.as_chunks_mut::<WORD>();
+    for (word, bytes) in words.iter().zip(&mut *whole) {
+        *bytes = word.load(Ordering::Relaxed).to_ne_bytes();
+    }
+    if let Some(word) = words.get(whole.len()).filter(|_| !rest.is_empty()) {
+        let bytes = word.load(Ordering::Relaxed).to_ne_bytes();
+        rest.copy_from_slice(&bytes[..rest.len()]);
     }
 }
 

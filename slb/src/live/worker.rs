@@ -598,6 +598,8 @@ impl Moving<'_> {
         };
         if !burst.is_empty() {
             seat.sort(self.balancer.snapshot(), burst, io)?;
+            // Before this worker goes on with its own, so that the others begin.
+            seat.publish();
         }
         let (mut taken, mut to_send): (Burst<'m>, Burst<'m>) = (Burst::new(), Burst::new());
         let count = seat.take(&mut taken, &mut to_send, io);

@@ -48,7 +48,7 @@ pub(super) struct Case {
 }
 
 impl Case {
-    fn snapshot(&self) -> Result<Snapshot<'static>, Failure> {
+    pub(super) fn snapshot(&self) -> Result<Snapshot<'static>, Failure> {
         let spec = Spec {
             underlay: Underlay {
                 ipv4: Some(HOST),
@@ -153,26 +153,13 @@ impl Case {
     }
 
     fn run<'s>(&self, mut role: impl Dataplane<'s>, effort: Effort) -> Result<Sample, Failure> {
-        let stride = (HEADROOM + 50 + self.frame_len).next_multiple_of(64);
-        let mut memory = vec![0u8; stride * FRAMES];
-        let mut frames = Frames {
-            case: *self,
-            random: Random::new(1),
-            next: 0,
-        };
+        let mut memory = vec![0u8; self.stride() * FRAMES];
+        let mut frames = Frames::new(*self, 1);
         let now = Instant::from_secs(1);
-        // The handshake of every connection, some at a time: unanswered ones get half of the table.
-        for _ in 0..self.flows.div_ceil(FRAMES as u32) {
-            let first = frames.next;
-            for (outward, flags) in [(false, SYN), (true, SYN | ACK), (false, ACK)] {
-                frames.next = first;
-                let mut all = frames.write(&mut memory, stride, outward, flags, true);
-                role.process(now, &mut all);
-            }
-        }
+        frames.establish(&mut memory, |frames| role.process(now, frames));
         let mut rounds = Rounds::new(effort);
         while rounds.go_on() {
-            let mut frames = frames.write(&mut memory, stride, self.outward, ACK, false);
+            let mut frames = frames.write(&mut memory, self.outward, ACK, false);
             rounds.time(FRAMES, &mut || {
                 for burst in frames.chunks_mut(BURST) {
                     role.process(now, burst);
@@ -189,17 +176,44 @@ impl Case {
 }
 
 /// Writes frames of random flows, or of all in turn.
-struct Frames {
+pub(super) struct Frames {
     case: Case,
     random: Random,
     next: u32,
 }
 
 impl Frames {
+    pub(super) fn new(case: Case, seed: u64) -> Self {
+        Self {
+            case,
+            random: Random::new(seed),
+            next: 0,
+        }
+    }
+
+    /// Gives `process` the handshake of every connection, some at a time: unanswered ones get half of the table.
+    pub(super) fn establish(
+        &mut self,
+        memory: &mut [u8],
+        mut process: impl FnMut(&mut [Frame<'_>]),
+    ) {
+        for _ in 0..self.case.flows.div_ceil(FRAMES as u32) {
+            let first = self.next;
+            for (outward, flags) in [(false, SYN), (true, SYN | ACK), (false, ACK)] {
+                self.next = first;
+                process(&mut self.write(memory, outward, flags, true));
+            }
+        }
+    }
+
+    /// Packets of random established connections.
+    pub(super) fn established<'m>(&mut self, memory: &'m mut [u8]) -> Vec<Frame<'m>> {
+        self.write(memory, self.case.outward, ACK, false)
+    }
+
     fn write<'m>(
         &mut self,
         memory: &'m mut [u8],
-        stride: usize,
         outward: bool,
         flags: u8,
         in_turn: bool,
@@ -219,7 +233,7 @@ impl Frames {
             Vec::new()
         };
         memory
-            .chunks_exact_mut(stride)
+            .chunks_exact_mut(case.stride())
             .map(|buffer| {
                 self.next = (self.next + 1) % case.flows;
                 let flow = match in_turn {
@@ -247,6 +261,11 @@ impl Frames {
 }
 
 impl Case {
+    /// Bytes from one frame's buffer to the next.
+    pub(super) fn stride(&self) -> usize {
+        (HEADROOM + 50 + self.frame_len).next_multiple_of(64)
+    }
+
     /// A segment between a client, not yet filled in, and the VIP or the vm.
     fn inner(&self, outward: bool, flags: u8) -> Vec<u8> {
         let len = self.frame_len - 4;

@@ -7,6 +7,7 @@ mod connections;
 mod headers;
 pub(crate) mod mux;
 mod snat;
+mod workers;
 
 use slb_core::mem::Line;
 
@@ -21,6 +22,7 @@ pub(crate) fn measure(
     report: &mut Report,
     limits: &Limits,
     memory: &mut [Line],
+    cpus: &[usize],
 ) -> Result<(), Failure> {
     if !options.instructions {
         headers::measure(options, report);
@@ -58,6 +60,9 @@ pub(crate) fn measure(
                 }
             }
         }
+    }
+    if !options.instructions {
+        workers::measure(options, report, cpus)?;
     }
     Ok(())
 }

@@ -99,7 +99,7 @@ fn across_a_ring(options: &Options, frame_len: usize) -> Sample {
     })
 }
 
-/// What all workers of a line see.
+/// State that all workers of a line share.
 struct Shared<'s> {
     snapshot: &'s Snapshot<'static>,
     steering: Steering,

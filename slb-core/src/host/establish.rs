@@ -145,7 +145,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         };
         let policy = Policy {
             idle: outbound.idle,
-            rule: rule.slot() as u16,
+            rule: snapshot.short_rule_id(rule),
             server: outside.local.id,
             via: Policy::DIRECT,
             reset: outbound.reset,

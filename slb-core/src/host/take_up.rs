@@ -26,6 +26,7 @@ use super::HostRole;
 use crate::limit::Own;
 use crate::nat::connection::{Connection, Policy, Side};
 use crate::nat::pipeline::{Lane, Pipeline, Table, TakeUp};
+use crate::nat::rule_id::ShortRuleId;
 use crate::nat::tcp::{Direction, Segment};
 use crate::packet::Part;
 use crate::snapshot::Snapshot;
@@ -72,7 +73,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let Some(&local) = self.snapshot.nat.local_of_pool(terms.pool, lane.zone) else {
             return TakeUp::Not;
         };
-        let policy = policy(&terms, compiled.slot(), local.id, via);
+        let policy = policy(&terms, self.snapshot.short_rule_id(compiled), local.id, via);
         let outside = lane.key::<A>().side;
         let Ok(inside) = self.inside_of::<A, HostRole>(lane, &terms, &local) else {
             return TakeUp::Not;
@@ -150,7 +151,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             addresses: A::join(remote, vip),
             ports: side.ports >> 16 | u32::from(port) << 16,
         };
-        let policy = policy(terms, compiled.slot(), local.id, via);
+        let policy = policy(terms, snapshot.short_rule_id(compiled), local.id, via);
         TakeUp::Connection(Connection::new(
             outside,
             side,
@@ -166,10 +167,10 @@ fn goes_on(segment: &Segment) -> bool {
     segment.flags.contains(Flags::ACK) && !segment.flags.intersects(Flags::SYN.with(Flags::RST))
 }
 
-fn policy(terms: &CompiledTerms, rule_slot: usize, server: u16, via: u8) -> Policy {
+fn policy(terms: &CompiledTerms, rule: ShortRuleId, server: u16, via: u8) -> Policy {
     Policy {
         idle: terms.idle,
-        rule: rule_slot as u16,
+        rule,
         server,
         via,
         reset: terms.reset,

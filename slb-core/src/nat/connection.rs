@@ -9,6 +9,7 @@
 //! The remote is the client, or whom the server calls; the front a VIP or a SNAT address; the
 //! server a vm. The peer is the remote under its own name, unless its address is translated too.
 
+use super::rule_id::ShortRuleId;
 use super::tcp::{ConnectionState, DIRECT, Direction, Numbers, Segment, Sequences, next_state};
 use crate::flow::Addresses;
 use crate::packet::Tuple;
@@ -121,8 +122,8 @@ impl<A: Addresses> Key<A> {
 pub(crate) struct Policy {
     /// Without a packet for so long, it is over.
     pub(crate) idle: Span,
-    /// The place of its rule's counters.
-    pub(crate) rule: u16,
+    /// Its rule.
+    pub(crate) rule: ShortRuleId,
     /// The backend, as the snapshot numbers those that are here.
     pub(crate) server: u16,
     /// Answers go back through the mux of this number; [`Policy::DIRECT`]: straight on.
@@ -243,7 +244,7 @@ impl<A: Addresses> Connection<A> {
             address_delta,
             port_delta,
             idle: policy.idle.0,
-            rule: policy.rule,
+            rule: policy.rule.bits(),
             server: policy.server,
             zone: zone.0,
             sequences: Sequences::beside(ConnectionState::SynSent, protocol, flags),
@@ -299,7 +300,7 @@ impl<A: Addresses> Connection<A> {
                     Some(_) => self.idle & !IDLE_VIA,
                     None => self.idle,
                 }),
-                rule: self.rule,
+                rule: self.rule(),
                 server: self.server,
                 via: self.via().map_or(Policy::DIRECT, |mux| mux as u8),
                 reset: flags & RESETS != 0,
@@ -458,9 +459,15 @@ impl<A: Addresses> Connection<A> {
         PortId(self.zone)
     }
 
+    /// Its rule, which may be gone.
     #[inline]
-    pub(crate) fn rule(&self) -> usize {
-        self.rule.into()
+    pub(crate) fn rule(&self) -> ShortRuleId {
+        ShortRuleId::from_bits(self.rule)
+    }
+
+    /// Has it be of no rule.
+    pub(crate) fn leave_rule(&mut self) {
+        self.rule = ShortRuleId::NONE.bits();
     }
 
     #[inline]

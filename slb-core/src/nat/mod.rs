@@ -16,6 +16,7 @@ pub(crate) mod pipeline;
 pub(crate) mod port_table;
 pub mod ports;
 pub(crate) mod rewrite;
+pub(crate) mod rule_id;
 pub(crate) mod table;
 mod tables;
 pub mod tcp;

@@ -680,7 +680,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
                 let states = (before, state);
                 let begins_anew =
                     note_answer(snapshot, connection, &mut tables.backends, states, is_error);
-                if begins_anew && let Some(counters) = tables.rules.get_mut(connection.rule()) {
+                if begins_anew && let Some(counters) = connection.rule().counters(&mut tables.rules)
+                {
                     counters.flows += 1;
                 }
             }
@@ -721,7 +722,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             Step::Translated(to.tuple(connection.protocol())),
         );
         let len = lane.len as usize;
-        if let Some(counters) = tables.rules.get_mut(connection.rule()) {
+        if let Some(counters) = connection.rule().counters(&mut tables.rules) {
             counters.forwarded.add(len);
             counters.syns += u64::from(packet.opens());
         }

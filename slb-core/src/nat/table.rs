@@ -458,7 +458,7 @@ impl<'m, A: Addresses> Connections<'m, A> {
     pub(crate) fn sweep(
         &mut self,
         now: Instant,
-        mut visit: impl FnMut(u32, &Connection<A>, bool) -> Fate,
+        mut visit: impl FnMut(u32, &mut Connection<A>, bool) -> Fate,
     ) {
         let nanos = now.as_nanos();
         let passed = nanos.saturating_sub(self.swept_at).min(ROUND_NANOS);
@@ -473,7 +473,9 @@ impl<'m, A: Addresses> Connections<'m, A> {
             };
             if !connection.is_free() {
                 let is_past = self.is_past(connection);
-                if is_past || self.to_purge != 0 {
+                if (is_past || self.to_purge != 0)
+                    && let Some(connection) = self.slab.get_mut(number as usize)
+                {
                     match visit(number, connection, is_past) {
                         Fate::Stays => {}
                         Fate::Waits => return,

@@ -1,6 +1,7 @@
 //! A snapshot out of a [`Spec`]: sizes first, then pools, backends, frontends, rules.
 
 use core::net::IpAddr;
+use core::ops::Range;
 
 use super::addresses::{address_bytes, raw_port};
 use super::faults::{backend_identity, instances, of_items, rule_item};
@@ -22,6 +23,7 @@ use crate::health::Condition;
 use crate::list::RuleName;
 use crate::maglev::{self, MaglevError, Member, Turn};
 use crate::mem::{Counter, Memory};
+use crate::nat::rule_id;
 use crate::spec::snat::{GRANULES, MAX_OWNERS, deal, instance, is_outbound};
 use crate::spec::{
     BackendHealth, Echo, InboundNat, NatTarget, Pool, Protocol, Rule, Spec, SpecError, Terms,
@@ -29,6 +31,9 @@ use crate::spec::{
 };
 use crate::tunnel::encapsulation::Template;
 use crate::wire::protocol;
+
+/// Slots of rules that connections remember without an incarnation.
+const SPARED_RULE_SLOTS: Range<usize> = rule_id::FIRST_LONG_SLOT..rule_id::CODED_SLOTS;
 
 /// The number of elements of each part of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +97,11 @@ impl Size {
                 .max()
                 .unwrap_or(0),
             backend_slots: slots(backends, previous.map(|p| &p.backend_ids)),
-            rule_slots: slots(rules, previous.map(|p| &p.rule_ids)),
+            rule_slots: Registry::slots_sparing(
+                rules,
+                previous.map(|p| &p.rule_ids),
+                SPARED_RULE_SLOTS,
+            ),
             nat: NatSize::of(spec, previous.map(|p| &p.nat)),
         }
     }
@@ -195,7 +204,7 @@ impl<'m> Snapshot<'m> {
             underlay: spec.underlay,
             probe_source: spec.probe_source,
             backend_ids: backend_ids.ok_or(none)?,
-            rule_ids: rule_ids.ok_or(none)?,
+            rule_ids: rule_ids.ok_or(none)?.sparing(SPARED_RULE_SLOTS),
             rule_keys: ProbeMap::new(
                 memory
                     .take(size.rule_buckets, RuleBucket::EMPTY)

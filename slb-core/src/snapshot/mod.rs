@@ -34,6 +34,7 @@ pub use lineage::{InstallError, Rejected, RoleError};
 pub use names::{BackendKey, RuleKey};
 pub use owned::{OwnedSnapshot, Unbuilt};
 pub use registry::BackendId;
+pub(crate) use registry::SLOT_BITS;
 
 use core::net::IpAddr;
 
@@ -46,6 +47,7 @@ use crate::flow::Ticks;
 use crate::hash::{Hasher, TupleHasher};
 use crate::maglev;
 use crate::mem::Mem;
+use crate::nat::rule_id::ShortRuleId;
 use crate::packet::{Family, Packet};
 use crate::prefetch::prefetch_address;
 use crate::spec::snat::GRANULE;
@@ -424,9 +426,38 @@ impl Snapshot<'_> {
         self.rule_ids.id(slot).get()
     }
 
-    /// The identity of the rule that has a slot, which follows from its name.
+    /// The short id of a rule.
+    pub(crate) fn short_rule_id(&self, rule: &CompiledRule) -> ShortRuleId {
+        ShortRuleId::of(self.rule_id(rule.slot()))
+    }
+
+    /// Returns true if a rule is there, false if it is gone, whoever has its slot now.
+    pub(crate) fn has_rule(&self, rule: ShortRuleId) -> bool {
+        self.index_of_rule(rule).is_some()
+    }
+
+    /// The place of a rule; `None` where it is gone.
+    fn index_of_rule(&self, rule: ShortRuleId) -> Option<u32> {
+        let slot = rule.slot();
+        let index = self.rule_ids.owner(slot)?;
+        rule.is(self.rule_id(slot)).then_some(index)
+    }
+
+    /// The identity of a rule, which follows from its name; `None` where it is gone.
+    pub(crate) fn short_rule_identity(&self, rule: ShortRuleId) -> Option<u64> {
+        self.index_of_rule(rule)?;
+        self.rule_identity(rule.slot())
+    }
+
+    /// The identity of the rule that has a slot.
     pub(crate) fn rule_identity(&self, slot: usize) -> Option<u64> {
         self.rule_ids.identity_of(slot)
+    }
+
+    /// The short id of the rule of an identity; `None` where there is none.
+    pub(crate) fn rule_of_identity(&self, identity: u64) -> Option<ShortRuleId> {
+        let slot = self.rule_by_identity(identity)?;
+        Some(ShortRuleId::of(self.rule_id(slot)))
     }
 
     /// The slot of the rule of an identity.
@@ -634,12 +665,11 @@ impl Snapshot<'_> {
         terms.is_some_and(|terms| terms.kind == RuleKind::Balance && self.takes(terms, backend))
     }
 
-    /// Returns true if a backend is unhealthy for the connections of a rule, given by its counter
-    /// slot: by the rule's probe, or by the backend's own state if the rule has no probe, is gone
-    /// or leads elsewhere now.
+    /// Returns true if a backend is unhealthy for the connections of a rule: by the rule's probe, or by
+    /// the backend's own state if the rule has no probe, is gone or leads elsewhere now.
     #[cold]
-    pub(crate) fn is_unhealthy(&self, rule_slot: usize, backend: u32) -> bool {
-        let rule = self.rule_ids.owner(rule_slot);
+    pub(crate) fn is_unhealthy(&self, rule: ShortRuleId, backend: u32) -> bool {
+        let rule = self.index_of_rule(rule);
         let terms = rule.and_then(|rule| self.terms(rule));
         let terms = terms.filter(|terms| terms.kind == RuleKind::Balance);
         match terms.and_then(|terms| self.share(terms, backend)) {

@@ -1,8 +1,11 @@
 //! Ids that stay the same from one snapshot to the next.
 //!
 //! A name gets a slot and keeps it for as long as it is there. A slot that became free is used
-//! again, the one free for longest first, with another incarnation: an id that a flow still holds
-//! from before then matches no backend.
+//! again, the one free for longest first, with another incarnation: an id that a flow still
+//! holds from before then matches no backend. Where ids are remembered without their incarnation,
+//! slots can be [spared](Registry::sparing).
+
+use core::ops::Range;
 
 use super::probe_map::{NONE, ProbeMap, RuleBucket};
 use crate::hash::siphash13;
@@ -70,6 +73,7 @@ pub(crate) struct Registry<'m> {
     used: usize,
     /// The number of free slots among these.
     free: usize,
+    spared: Range<usize>,
     by_identity: ProbeMap<'m, u64, 5>,
     /// Identity of each slot's owner, apart from the entries, which packets read.
     identities: Mem<'m, u64>,
@@ -83,6 +87,21 @@ impl<'m> Registry<'m> {
     /// Slots that a registry of `count` owners needs, after `previous`.
     pub(crate) fn slots_for(count: usize, previous: Option<&Registry<'_>>) -> usize {
         count.max(previous.map_or(0, |previous| previous.used))
+    }
+
+    /// Slots that a registry of `count` owners needs, after `previous`, which [spares](Self::sparing) some.
+    pub(crate) fn slots_sparing(
+        count: usize,
+        previous: Option<&Registry<'_>>,
+        spared: Range<usize>,
+    ) -> usize {
+        let least = Self::slots_for(count, previous);
+        let used = previous.map_or(0, |previous| previous.used);
+        match least > spared.start {
+            // All owners may be new.
+            true => (used + count).min(spared.end).max(least),
+            false => least,
+        }
     }
 
     /// Starts the next generation: every slot of the previous one is there, without an owner.
@@ -108,9 +127,16 @@ impl<'m> Registry<'m> {
             entries,
             used,
             free: used,
+            spared: usize::MAX..usize::MAX,
             by_identity: ProbeMap::new(map),
             identities,
         }
+    }
+
+    /// The same registry, which gives slots of a range to another owner only when none of the range is left
+    /// that nobody ever had.
+    pub(crate) fn sparing(self, spared: Range<usize>) -> Self {
+        Self { spared, ..self }
     }
 
     /// Registers the owner at `index` if `previous` knows its identity, and returns its slot.
@@ -134,17 +160,19 @@ impl<'m> Registry<'m> {
         Ok(Some(slot as usize))
     }
 
-    /// Registers a new owner, in the slot that was free for longest, or in one never used.
+    /// Registers a new owner, in the slot that was free for longest, or in one never used: the other way
+    /// round in the range that is spared.
     ///
     /// # Cost
     /// All slots, where one is free.
     pub(crate) fn add(&mut self, identity: u64, index: u32) -> Result<usize, AlreadyRegistered> {
-        let unowned = self
-            .entries
-            .iter()
-            .take(self.used)
-            .enumerate()
-            .filter(|_| self.free > 0);
+        let has_new = self.used < self.entries.len().min(self.spared.end);
+        let given_again = match self.free {
+            0 => 0,
+            _ if has_new => self.used.min(self.spared.start),
+            _ => self.used,
+        };
+        let unowned = self.entries.iter().take(given_again).enumerate();
         let oldest = unowned
             .filter(|(_, e)| e.index == NONE)
             .min_by_key(|(_, e)| e.freed);

@@ -7,16 +7,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use slb_core::health::Condition;
 use slb_core::list::{Entry, Filter};
 use slb_core::mem::Boxes;
 use slb_core::nat::{NatOptions, NatStats};
 use slb_core::snapshot::Snapshot;
 use slb_core::spec::{
-    Backend, BackendState, Echo, Frontend, FrontendPort, Outbound, Pool, Protocol, ProxyPorts,
-    Rule, Scheduler, Spec, Terms, Underlay, derived_mac,
+    Backend, BackendHealth, BackendState, Echo, Frontend, FrontendPort, Outbound, Pool, PoolHealth,
+    Protocol, ProxyPorts, Rule, Scheduler, Spec, Terms, Underlay, derived_mac,
 };
 use slb_core::state::{Age, Cursor, Imported, RECORD_MOST, StateError};
 use slb_core::steer::{Share, Steering};
+use slb_core::stats::RuleCounters;
 use slb_core::wire::vxlan::Vni;
 use slb_core::{
     Burst, Dataplane, FragmentRoom, Frame, HEADROOM, Host, Instant, Key, PortId, Proxy, Stats,
@@ -76,6 +78,25 @@ pub struct Setup {
     pub is_client_inside: bool,
     /// Whether there is a rule that takes every protocol and port of an address.
     pub has_whole: bool,
+    /// Rule for TCP; `None`: there is none.
+    pub web: Option<Web>,
+}
+
+/// Rule for TCP.
+#[derive(Clone, Copy, Debug)]
+pub struct Web {
+    pub name: &'static str,
+    pub port: u16,
+    /// Every backend fails the rule's probe.
+    pub fails: bool,
+}
+
+impl Web {
+    pub const HTTP: Self = Self {
+        name: "http",
+        port: 80,
+        fails: false,
+    };
 }
 
 impl Setup {
@@ -90,6 +111,7 @@ impl Setup {
             places: 1 << 12,
             is_client_inside: false,
             has_whole: true,
+            web: Some(Web::HTTP),
         }
     }
 
@@ -124,14 +146,25 @@ impl Setup {
             address,
             icmp_echo: Echo::Ignore,
         };
-        let rules = [
-            rule("http", Protocol::Tcp, 80),
+        let web = self.web.map(|web| Rule {
+            health: web.fails.then_some(0),
+            ..rule(web.name, Protocol::Tcp, web.port)
+        });
+        let whole = self.has_whole.then(|| Rule {
+            frontend: 1,
+            ..rule("all", Protocol::All, 0)
+        });
+        let others = [
             rule("dns", Protocol::Udp, 53),
             rule("ping", Protocol::Icmp, 0),
-            Rule {
-                frontend: 1,
-                ..rule("all", Protocol::All, 0)
-            },
+        ];
+        let rules: Vec<Rule<'_>> = web.into_iter().chain(others).chain(whole).collect();
+        let failing = vec![
+            BackendHealth {
+                condition: Condition::Unhealthy,
+                ..BackendHealth::default()
+            };
+            backends.len()
         ];
         let spec = Spec {
             underlay: Underlay {
@@ -145,7 +178,11 @@ impl Setup {
                 frontend("whole", self.whole()),
                 frontend("out", self.front()),
             ],
-            rules: &rules[..if self.has_whole { 4 } else { 3 }],
+            rules: &rules,
+            health: &[PoolHealth {
+                pool: 0,
+                backends: &failing,
+            }],
             pools: &[Pool {
                 name: "servers",
                 vni: Vni::new(5001).unwrap(),
@@ -425,6 +462,22 @@ impl World {
             Dut::Proxy(proxy) => proxy.backend_counters(find(proxy.snapshot())),
         };
         counters.expect("counters").live
+    }
+
+    /// Counters of a rule.
+    pub fn rule(&self, name: &str) -> RuleCounters {
+        let counters = match &self.dut {
+            Dut::Host(host) => host.rule_counters(name),
+            Dut::Proxy(proxy) => proxy.rule_counters(name),
+        };
+        counters.expect("a rule with counters")
+    }
+
+    pub fn snapshot(&self) -> &Snapshot<'static> {
+        match &self.dut {
+            Dut::Host(host) => host.snapshot(),
+            Dut::Proxy(proxy) => proxy.snapshot(),
+        }
     }
 
     pub fn connections(&self) -> NatStats {

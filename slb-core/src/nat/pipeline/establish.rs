@@ -169,7 +169,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         else {
             return Err(NO_CONNECTION);
         };
-        let rule_slot = rule.slot() as u16;
+        let rule = self.snapshot.short_rule_id(rule);
         if terms.kind == RuleKind::Outbound || is_answer {
             // No vm asked for it, or no longer waits for it.
             seen.step(lane.frame.into(), Step::Connection(ConnectionStep::Missing));
@@ -253,7 +253,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         };
         let policy = Policy {
             idle: terms.idle,
-            rule: rule_slot,
+            rule,
             server: local.id,
             via: if terms.through_mux {
                 R::via(self, frame, lane)

@@ -77,7 +77,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             opener: connection.opener(),
             state: EntryState::Connection(view.state),
             backend: snapshot.nat.identity_of(connection.server()),
-            rule: snapshot.rule_identity(connection.rule()),
+            rule: snapshot.short_rule_identity(connection.rule()),
             port: Some(connection.zone()),
             timeout: Some(connection.timeout().duration()),
             left: Span(u16::try_from(left).unwrap_or(u16::MAX)).duration(),

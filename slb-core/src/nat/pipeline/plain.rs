@@ -24,6 +24,7 @@ use self::head::{Plain, numbers};
 use super::{Lane, Pipeline, Role, leave_through};
 use crate::frame::{BURST, Frame};
 use crate::nat::connection::ALL_PORTS;
+use crate::nat::rule_id::ShortRuleId;
 use crate::nat::table::{Connections, NONE};
 use crate::nat::{ConnectionState, Direction, NatTables};
 use crate::observe::{ConnectionStep, Observe, Step};
@@ -116,7 +117,8 @@ impl Run {
     fn end(&mut self, rules: &mut [RuleCounters], backends: &mut [BackendCounters]) {
         let count = core::mem::take(&mut self.count);
         self.total += count;
-        if let Some(counters) = rules.get_mut((self.account & 0xffff) as usize) {
+        let rule = ShortRuleId::from_bits(self.account as u16);
+        if let Some(counters) = rule.counters(rules) {
             counters.forwarded += count;
         }
         if let Some(counters) = backends.get_mut(self.counters as usize) {

@@ -9,6 +9,7 @@ use crate::link::Link;
 use crate::nat::ages;
 use crate::nat::connection::{Connection, Policy, Saved, Side, Span, TICK_SHIFT};
 use crate::nat::ports;
+use crate::nat::rule_id::ShortRuleId;
 use crate::nat::table::Refused;
 use crate::nat::tcp::Numbers;
 use crate::nat::{ConnectionState, Direction};
@@ -34,8 +35,6 @@ const UNANSWERED: u8 = 32;
 const ANSWERED: u8 = 64;
 const MARKS: u8 = 0x7f;
 
-/// Stands for the counter slot of no rule.
-const NO_RULE: u16 = u16::MAX;
 /// Stands for a window that accepts every number.
 const WIDEST: u8 = 0xf0;
 /// Stands for a later SYN without a window scale, or for none.
@@ -142,7 +141,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let numbers = &saved.numbers;
         let (later, scale) = numbers.later.unwrap_or(([0; 3], NO_SCALE));
         let backend = snapshot.nat.identity_of(saved.policy.server);
-        let rule = snapshot.rule_identity(saved.policy.rule.into());
+        let rule = snapshot.short_rule_identity(saved.policy.rule);
         let mut record = Writer::new(into, R::RECORD);
         record.put(&[family_of::<A>(), saved.protocol, saved.state as u8, marks]);
         record.put(&saved.policy.idle.0.to_be_bytes());
@@ -330,7 +329,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if opener == Direction::Outward && !is_to_remote {
             return Err(Refusal::Malformed);
         }
-        let rule = snapshot.rule_by_identity(record.rule);
+        let rule = snapshot.rule_of_identity(record.rule);
         Ok(Saved {
             outside: record.outside,
             inside: record.inside,
@@ -338,9 +337,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             zone,
             policy: Policy {
                 idle: Span(record.idle),
-                rule: rule
-                    .and_then(|slot| u16::try_from(slot).ok())
-                    .unwrap_or(NO_RULE),
+                rule: rule.unwrap_or(ShortRuleId::NONE),
                 server,
                 via,
                 reset: record.marks & RESETS != 0,

@@ -58,6 +58,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         } = tables;
         let links = A::links(links);
         A::table(connections).sweep(now, |number, connection, is_past| {
+            if !snapshot.has_rule(connection.rule()) {
+                connection.leave_rule();
+            }
             let local = snapshot.nat.local(connection.server());
             let is_unhealthy = connection.resets()
                 && local
@@ -197,7 +200,7 @@ pub(super) fn note_made<A: Rewrite>(
         &mut tables.snat,
         &mut tables.snat_ports,
     );
-    if let Some(counters) = tables.rules.get_mut(connection.rule()) {
+    if let Some(counters) = connection.rule().counters(&mut tables.rules) {
         counters.flows += 1;
     }
     if let Some(local) = snapshot.nat.local(connection.server())

@@ -155,7 +155,7 @@ impl Plain<u64> {
     pub(crate) fn read<const IP: usize>(frame: &[u8]) -> Option<Self> {
         const HEADER: usize = ETHER_TYPE;
         const TRANSPORT: usize = HEADER + ipv4::HEADER_LEN;
-        const LEN: usize = TRANSPORT + udp::HEADER_LEN;
+        const LEN: usize = TRANSPORT + PLAIN_TRANSPORT;
         /// EtherType IPv4, version 4, five words of header.
         const PLAIN: u64 = u64::from_le_bytes([0x08, 0x00, 0x45, 0, 0, 0, 0, 0]);
         const PLAIN_BITS: u64 = 0x00ff_ffff;
@@ -170,15 +170,9 @@ impl Plain<u64> {
         }
         let ip_len = u32::from(((first >> 32) as u16).swap_bytes());
         let protocol = (second >> 24) as u8;
-        let (least, flags) = match protocol {
-            protocol::TCP => (
-                ipv4::HEADER_LEN + tcp::HEADER_LEN,
-                *frame.get(IP + ipv4::HEADER_LEN + 13)?,
-            ),
-            protocol::UDP => (ipv4::HEADER_LEN + udp::HEADER_LEN, 0),
-            _ => return None,
-        };
-        let is_whole = ip_len as usize + IP <= frame.len() && ip_len as usize >= least;
+        let (transport_len, flags) = least_transport(array(head, TRANSPORT)?, protocol)?;
+        let is_whole = ip_len as usize + IP <= frame.len()
+            && ip_len >= ipv4::HEADER_LEN as u32 + transport_len;
         if !is_whole || !ipv4::checksum_is_right(array(head, HEADER)?) {
             return None;
         }
@@ -200,7 +194,7 @@ impl Plain<[u64; 4]> {
     pub(crate) fn read<const IP: usize>(frame: &[u8]) -> Option<Self> {
         const HEADER: usize = ETHER_TYPE;
         const TRANSPORT: usize = HEADER + ipv6::HEADER_LEN;
-        const LEN: usize = TRANSPORT + udp::HEADER_LEN;
+        const LEN: usize = TRANSPORT + PLAIN_TRANSPORT;
         /// EtherType IPv6, version 6.
         const PLAIN: u64 = u64::from_le_bytes([0x86, 0xdd, 0x60, 0, 0, 0, 0, 0]);
         const PLAIN_BITS: u64 = 0x00f0_ffff;
@@ -212,13 +206,9 @@ impl Plain<[u64; 4]> {
         }
         let payload_len = u32::from(((first >> 48) as u16).swap_bytes());
         let [protocol, hop_limit] = *array(head, HEADER + 6)?;
-        let (least, flags) = match protocol {
-            protocol::TCP => (tcp::HEADER_LEN, *frame.get(IP + ipv6::HEADER_LEN + 13)?),
-            protocol::UDP => (udp::HEADER_LEN, 0),
-            _ => return None,
-        };
+        let (transport_len, flags) = least_transport(array(head, TRANSPORT)?, protocol)?;
         let is_whole = payload_len as usize + IP + ipv6::HEADER_LEN <= frame.len()
-            && payload_len as usize >= least;
+            && payload_len >= transport_len;
         if !is_whole {
             return None;
         }
@@ -233,6 +223,29 @@ impl Plain<[u64; 4]> {
             traffic_class: ((first >> 16) as u16).swap_bytes().wrapping_shr(4) as u8,
             hop_limit,
         })
+    }
+}
+
+/// Bytes of a transport header that a plain packet has at least. UDP with less data than that takes the
+/// long way, so that one comparison bounds all that is read.
+const PLAIN_TRANSPORT: usize = 14;
+
+/// Bytes that a TCP header, or a UDP datagram, says that it has, and TCP's control bits. Of lengths that
+/// cannot be, more than any packet has; TCP's reserved bits may add up to three. `None`: another protocol.
+#[inline(always)] // as `Plain::read`
+fn least_transport(header: &[u8; PLAIN_TRANSPORT], protocol: u8) -> Option<(u32, u8)> {
+    const DATA_OFFSET: u32 = (tcp::HEADER_LEN as u32 / 4) << 4;
+    match protocol {
+        protocol::TCP => {
+            let options = u32::from(header[12]).wrapping_sub(DATA_OFFSET) >> 2;
+            Some((tcp::HEADER_LEN as u32 + options, header[13]))
+        }
+        protocol::UDP => {
+            let len = u32::from(u16::from_be_bytes([header[4], header[5]]));
+            let data = len.wrapping_sub(udp::HEADER_LEN as u32) & u32::MAX >> 1;
+            Some((udp::HEADER_LEN as u32 + data, 0))
+        }
+        _ => None,
     }
 }
 
@@ -441,6 +454,10 @@ impl Packet {
                 DropReason::Truncated
             });
         } else if self.shape.part != Part::Later && self.has_ports() {
+            if !self.has_right_len(transport) {
+                self.shape.fault = Some(DropReason::Malformed);
+                return;
+            }
             if let Some(ports) = transport.first_chunk() {
                 self.ports = u32::from_le_bytes(*ports);
             }
@@ -459,6 +476,21 @@ impl Packet {
                 _ => EchoMessage::None,
             };
         }
+    }
+
+    /// Whether a TCP header or a UDP datagram has as many bytes as its header says. The rest of a first
+    /// fragment's may be in the next one.
+    fn has_right_len(&self, transport: &[u8]) -> bool {
+        let (least, len) = match (self.protocol, transport) {
+            (protocol::TCP, [_, _, _, _, _, _, _, _, _, _, _, _, offset, ..]) => {
+                (tcp::HEADER_LEN, usize::from(offset >> 4) * 4)
+            }
+            (_, [_, _, _, _, high, low, ..]) => {
+                (udp::HEADER_LEN, u16::from_be_bytes([*high, *low]).into())
+            }
+            _ => return false,
+        };
+        len >= least && (len <= transport.len() || self.shape.part == Part::First)
     }
 
     /// The identifier of an ICMP echo message, in the place of the asking side's port; `None` where
@@ -553,9 +585,9 @@ impl Packet {
     }
 
     /// True if no host sends to a VIP from the packet's source: "this network", multicast, reserved
-    /// (240.0.0.0/4) and broadcast addresses (RFC 6890 §2.2.2), link-local ones (RFC 3927 §2.7,
-    /// RFC 4291 §2.5.6), loopback unless the destination is loopback, too (RFC 1812 §5.3.7,
-    /// RFC 4291 §2), or the destination's own address and port.
+    /// (240.0.0.0/4) and broadcast addresses (RFC 6890 §2.2.2), IPv4-mapped ones (RFC 6890 §2.2.3),
+    /// link-local ones (RFC 3927 §2.7, RFC 4291 §2.5.6), loopback unless the destination is loopback, too
+    /// (RFC 1812 §5.3.7, RFC 4291 §2), or the destination's own address and port.
     #[inline]
     pub(crate) fn is_martian(&self) -> bool {
         let [a, b, c, d] = self.addresses;
@@ -821,9 +853,12 @@ fn is_nobody_ipv6(source: [u64; 2], destination: [u64; 2]) -> bool {
     /// fe80::/10.
     const LINK_LOCAL: u16 = u16::from_le_bytes([0xfe, 0x80]);
     const LINK_LOCAL_BITS: u16 = u16::from_le_bytes([0xff, 0xc0]);
+    /// The third word of ::ffff:0:0/96.
+    const MAPPED: u32 = u32::from_le_bytes([0, 0, 0xff, 0xff]);
     let is_loopback = source == LOOPBACK && destination != LOOPBACK;
     let is_of_link = source[0] as u16 & LINK_LOCAL_BITS == LINK_LOCAL;
-    is_loopback || is_of_link || source == [0, 0] || source[0] as u8 == 0xff
+    let is_mapped = source[0] == 0 && source[1] as u32 == MAPPED;
+    is_loopback || is_of_link || is_mapped || source == [0, 0] || source[0] as u8 == 0xff
 }
 
 /// `N` bytes of a header, from a constant offset on.

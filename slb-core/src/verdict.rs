@@ -63,7 +63,8 @@ drop_reasons! {
     /// The frame ends before a header that it announces.
     Truncated = "truncated":
         "the frame ends before a header that it announces",
-    /// A header contradicts itself: a version, a header length or a total length that cannot be.
+    /// A header contradicts itself: a version, a header length or a total length that cannot be, also a
+    /// TCP data offset or a UDP length below its header or beyond the packet.
     Malformed = "malformed":
         "a header contradicts itself",
     /// The packet is for a VIP, but no rule takes its protocol and port. With an outbound rule: the
@@ -128,11 +129,12 @@ drop_reasons! {
     /// A vm's packet does not come from the vm's address.
     SpoofedSource = "spoofed_source":
         "the source is not the vm's address",
-    /// A flow would begin from an address that no host sends from: multicast, broadcast, none,
-    /// another's loopback (RFC 1812 §5.3.7) or a link's (RFC 3927 §2.7, RFC 4291 §2.5.6), or the
-    /// address and port that it is for.
+    /// A flow would begin from an address that no host sends from: multicast, broadcast, reserved,
+    /// IPv4-mapped (RFC 6890 §2.2), none, another's loopback (RFC 1812 §5.3.7) or a link's (RFC 3927 §2.7,
+    /// RFC 4291 §2.5.6), or the address and port that it is for. Also a vm's, to a reserved or IPv4-mapped
+    /// address.
     Martian = "martian":
-        "the source address can never be a host's",
+        "the source or destination address can never be a host's",
     /// The source begins too many flows: see [`SourceLimiter`](crate::SourceLimiter).
     SourceLimit = "source_limit":
         "the source begins too many flows",

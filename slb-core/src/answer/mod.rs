@@ -136,7 +136,10 @@ pub(crate) fn may_be_told(frame: &[u8], packet: &Packet) -> bool {
                 || source.octets()[0] >= 240)
         }
         IpAddr::V6(source) => {
-            !(source.is_unspecified() || source.is_loopback() || source.is_multicast())
+            !(source.is_unspecified()
+                || source.is_loopback()
+                || source.is_multicast()
+                || source.to_ipv4_mapped().is_some())
         }
     };
     !has_group && !is_error && one_sender && packet.shape.part != Part::Later

@@ -10,6 +10,7 @@
 //! | from a vm, to a neighbour in its network | passed on as it is, and so is the answer of a vm of this node |
 //! | from a vm, to an address that is inside ([`Spec::inside`](crate::spec::Spec::inside)) | passed on as it is, and so are its answers |
 //! | from a vm that no outbound rule lets out, to a VIP | passed on as it is: an internal one asks for no other name |
+//! | from a vm, to an address that no host has | dropped as martian |
 //! | from a vm, to the outside | a connection from a port of its own, if an outbound rule lets it; where all are in use towards there, the vm is told |
 //! | a segment of no connection that is no SYN | a RST to its sender, where the rule says so |
 
@@ -78,6 +79,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
         let callers = of_source.filter(|local| !snapshot.nat.blocks_of(local).is_empty());
         let Some(caller) = callers.clone().next() else {
+        if known && is_nowhere(destination) {
+            return Err(Verdict::Drop(DropReason::Martian));
+        }
             if known && snapshot.is_vip(destination) {
                 return Err(Verdict::Pass);
             }
@@ -181,6 +185,15 @@ fn is_in_network(snapshot: &Snapshot<'_>, vm: &Vm, address: IpAddr) -> bool {
 /// Returns true if a vm has an address.
 pub(super) fn is_of_vm(snapshot: &Snapshot<'_>, vm: &Vm, address: IpAddr) -> bool {
     snapshot.nat.port_of_neighbour(address, vm.vni) == Some(vm.port)
+}
+
+/// Returns true if no host has an address: "this network", 240.0.0.0/4 (RFC 6890 §2.2.2) and IPv4-mapped
+/// addresses (RFC 6890 §2.2.3).
+fn is_nowhere(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => matches!(address.octets()[0], 0 | 240..),
+        IpAddr::V6(address) => address.to_ipv4_mapped().is_some(),
+    }
 }
 
 /// Returns true if an address is never outside.

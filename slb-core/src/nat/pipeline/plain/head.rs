@@ -243,7 +243,10 @@ fn is_ordinary(number: u8, tcp: &[u8; tcp::HEADER_LEN], header_len: u32, ip_len:
             && tcp_len >= tcp::HEADER_LEN as u32
             && header_len + tcp_len <= ip_len
     } else {
-        number == protocol::UDP && header_len + udp::HEADER_LEN as u32 <= ip_len
+        let udp_len = u32::from(u16::from_be_bytes(*at::<4, 2>(tcp)));
+        number == protocol::UDP
+            && udp_len >= udp::HEADER_LEN as u32
+            && header_len + udp_len <= ip_len
     }
 }
 

@@ -141,12 +141,12 @@ pub(crate) fn replace(frame: &mut Frame<'_>, packet: &Packet, underlay: &Underla
     Some(())
 }
 
-/// Sets the MAC addresses of a frame to the fabric's.
-pub(crate) fn readdress(frame: &mut Frame<'_>, underlay: &Underlay) -> Option<()> {
+/// Sets the MAC addresses of a frame to those of a link header.
+pub(crate) fn readdress(frame: &mut Frame<'_>, link: &Link) -> Option<()> {
     let macs: &mut [u8; 12] = frame.bytes_mut().first_chunk_mut()?;
     let (destination, source) = macs.split_at_mut(6);
-    destination.copy_from_slice(&underlay.next_hop.0);
-    source.copy_from_slice(&underlay.mac.0);
+    destination.copy_from_slice(&link.destination.0);
+    source.copy_from_slice(&link.source.0);
     Some(())
 }
 

@@ -67,7 +67,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let refusal = Refusal {
             limits: &mut self.limits,
             stats: &mut self.stats,
-            underlay: *snapshot.underlay(),
+            snapshot,
         };
         let of_source = snapshot
             .nat
@@ -130,7 +130,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                         told => told,
                     });
                 }
-                let (limits, told_as) = (&mut self.limits, (&self.options, snapshot.underlay()));
+                let (limits, told_as) = (&mut self.limits, (&self.options, snapshot));
                 return Err(report_error(
                     frame,
                     lane,

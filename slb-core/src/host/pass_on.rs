@@ -288,7 +288,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 ..=1 => IcmpError::HopLimit,
                 _ => IcmpError::TooBig(backend.inner_mtu),
             };
-            let told_as = (&self.options, underlay);
+            let told_as = (&self.options, snapshot);
             let limits = &mut self.limits;
             return Elsewhere::Done(report_error(frame, lane, error, limits, told_as));
         }

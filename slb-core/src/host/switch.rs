@@ -147,7 +147,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             None
         };
         if let Some(error) = error {
-            let told_as = (&self.options, underlay);
+            let told_as = (&self.options, snapshot);
             return report_error(frame, lane, error, &mut self.limits, told_as);
         }
         let is_syn = packet.protocol == protocol::TCP

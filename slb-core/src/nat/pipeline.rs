@@ -32,7 +32,6 @@ use crate::packet::{EchoMessage, Family, Packet, Part};
 use crate::snapshot::locals::{CompiledMux, Local, NO_SENDER};
 use crate::snapshot::owners::{Generations, Past};
 use crate::snapshot::{BackendKey, Rejected, RuleKey, RuleMatch, Snapshot};
-use crate::spec::Underlay;
 use crate::state::Kind;
 use crate::stats::{BackendCounters, RuleCounters, Stats};
 use crate::time::{Clock, Instant};
@@ -637,7 +636,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             (_, None) => underlay.mtu.into(),
         };
         if R::ROUTES && (packet.hop_limit <= 1 || packet.ip_len > most) {
-            let verdict = report(frame, lane, most, limits, (options, underlay));
+            let verdict = report(frame, lane, most, limits, (options, snapshot));
             return Err(Stop::Done(verdict));
         }
         // Later fragments and errors keep a connection alive as little as they move it on.
@@ -953,14 +952,14 @@ fn report(
     lane: &Lane,
     most: u32,
     limits: &mut Limits,
-    (options, underlay): (&NatOptions, &Underlay),
+    (options, snapshot): (&NatOptions, &Snapshot<'_>),
 ) -> Verdict {
     let error = if lane.packet.hop_limit <= 1 {
         IcmpError::HopLimit
     } else {
         IcmpError::TooBig(most)
     };
-    report_error(frame, lane, error, limits, (options, underlay))
+    report_error(frame, lane, error, limits, (options, snapshot))
 }
 
 /// Makes a frame that cannot go on the ICMP error given, where its sender may be told.
@@ -970,24 +969,40 @@ pub(crate) fn report_error(
     lane: &Lane,
     error: IcmpError,
     limits: &mut Limits,
-    (options, underlay): (&NatOptions, &Underlay),
+    (options, snapshot): (&NatOptions, &Snapshot<'_>),
 ) -> Verdict {
     let packet = &lane.packet;
     let may_be_told = lane.error.is_none() && answer::may_be_told(frame.bytes(), packet);
     if !may_be_told || !limits.allow(error.kind()) {
         return Verdict::Drop(error.reason());
     }
-    let source = options.icmp_source(underlay, packet.shape.family);
+    let source = options.icmp_source(snapshot.underlay(), packet.shape.family);
+    let (port, link) = way_back(snapshot, lane);
     if answer::icmp_error(frame, packet, error, source).is_none() {
         return Verdict::Drop(DropReason::NoHeadroom);
     }
     match lane.direction {
         Direction::Outward => Verdict::Reply,
-        // It came out of VXLAN, but goes back to the client straight.
-        Direction::Inward => match link::readdress(frame, underlay) {
-            Some(()) => Verdict::Forward(underlay.port),
+        Direction::Inward => match link::readdress(frame, &link) {
+            Some(()) => Verdict::Forward(port),
             None => Verdict::Drop(error.reason()),
         },
+    }
+}
+
+/// Returns the port and the link header of an answer to a packet that came out of VXLAN: those of the
+/// vm of this node that sent the packet, or those of the fabric, which delivers to any other sender.
+#[cold]
+fn way_back(snapshot: &Snapshot<'_>, lane: &Lane) -> (PortId, Link) {
+    let sender = snapshot.nat.vm_by_port(lane.zone).and_then(|vm| {
+        let source = lane.packet.tuple().source;
+        let port = snapshot.nat.port_of_neighbour(source, vm.vni)?;
+        snapshot.nat.vm_by_port(port)
+    });
+    let underlay = snapshot.underlay();
+    match sender {
+        Some(vm) => (vm.port, Link::new(underlay.mac, vm.mac)),
+        None => (underlay.port, Link::new(underlay.mac, underlay.next_hop)),
     }
 }
 

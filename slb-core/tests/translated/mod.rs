@@ -17,8 +17,8 @@ use slb_core::spec::{
     Protocol, ProxyPorts, Rule, Scheduler, Spec, Terms, Underlay, derived_mac,
 };
 use slb_core::state::{Age, Cursor, Imported, RECORD_MOST, StateError};
-use slb_core::steer::{Share, Steering};
 use slb_core::stats::RuleCounters;
+use slb_core::steer::{Share, Steering};
 use slb_core::wire::vxlan::Vni;
 use slb_core::{
     Burst, Dataplane, FragmentRoom, Frame, HEADROOM, Host, Instant, Key, PortId, Proxy, Stats,
@@ -632,8 +632,8 @@ impl World {
         Ok(server.expect("it is translated"))
     }
 
-    /// Sends a server's answer; returns where it claims to come from.
-    pub fn answers(&mut self, server: u16, number: u32, what: What) -> Result<IpAddr, Verdict> {
+    /// A server's answer to a client, and the port that it comes by.
+    pub fn answer_of(&self, server: u16, number: u32, what: What) -> (PortId, Vec<u8>) {
         let (_, port) = self.setup.service(what);
         let from = (self.setup.server(server), port);
         let mut bytes = packet(from, self.setup.client(number), what, true);
@@ -642,6 +642,12 @@ impl World {
             Role::Host => PortId(server),
             Role::Proxy => BACKENDS,
         };
+        (port, bytes)
+    }
+
+    /// Sends a server's answer; returns where it claims to come from.
+    pub fn answers(&mut self, server: u16, number: u32, what: What) -> Result<IpAddr, Verdict> {
+        let (port, bytes) = self.answer_of(server, number, what);
         let outcome = self.give(port, &bytes);
         if !outcome.is_forwarded() {
             return Err(outcome.verdict);

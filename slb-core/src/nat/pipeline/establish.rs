@@ -3,7 +3,7 @@
 use core::ops::Deref;
 
 use super::sweep::{note_imported, note_made};
-use super::{Lane, Pipeline, Role, Table};
+use super::{Lane, Pipeline, Role, Table, way_back};
 use crate::answer::reset;
 use crate::frame::Frame;
 use crate::limit::{Limits, Own};
@@ -17,7 +17,6 @@ use crate::packet::{EchoMessage, Packet, Part};
 use crate::snapshot::locals::Local;
 use crate::snapshot::terms::{CompiledTerms, RuleKind};
 use crate::snapshot::{RuleMatch, Snapshot};
-use crate::spec::Underlay;
 use crate::stats::Stats;
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::ethernet::MacAddress;
@@ -270,11 +269,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         Ok(Opened::New(connection))
     }
 
-    pub(crate) fn refusal(&mut self) -> Refusal<'_> {
+    pub(crate) fn refusal(&mut self) -> Refusal<'_, 's> {
         Refusal {
             limits: &mut self.limits,
             stats: &mut self.stats,
-            underlay: *self.snapshot.underlay(),
+            snapshot: &self.snapshot,
         }
     }
 
@@ -441,13 +440,13 @@ fn is_for_no_rule(snapshot: &Snapshot<'_>, rule: u32, packet: &Packet) -> bool {
 }
 
 /// The parts of the pipeline that tell a sender of a refusal.
-pub(crate) struct Refusal<'a> {
+pub(crate) struct Refusal<'a, 's> {
     pub(crate) limits: &'a mut Limits,
     pub(crate) stats: &'a mut Stats,
-    pub(crate) underlay: Underlay,
+    pub(crate) snapshot: &'a Snapshot<'s>,
 }
 
-impl Refusal<'_> {
+impl Refusal<'_, '_> {
     /// Tells the sender of a segment that there is no connection, where that is wanted.
     pub(crate) fn answer<A: Table, R: Role>(
         self,
@@ -461,12 +460,12 @@ impl Refusal<'_> {
         if !wanted || packet.protocol != protocol::TCP || packet.shape.part != Part::Whole {
             return NO_CONNECTION;
         }
-        // What came out of VXLAN goes back to the client straight.
-        let is_straight = R::ROUTES && lane.direction == Direction::Inward;
-        let link = if is_straight {
-            Some(Link::new(self.underlay.mac, self.underlay.next_hop))
+        let is_routed = R::ROUTES && lane.direction == Direction::Inward;
+        let (link, verdict) = if is_routed {
+            let (port, link) = way_back(self.snapshot, lane);
+            (Some(link), Verdict::Forward(port))
         } else {
-            Link::of(frame, packet).map(Link::reversed)
+            (Link::of(frame, packet).map(Link::reversed), Verdict::Reply)
         };
         let (Some(numbers), Some(link)) = (reset::answer(frame.bytes(), packet), link) else {
             return NO_CONNECTION; // never in answer to a reset
@@ -478,10 +477,6 @@ impl Refusal<'_> {
         }
         self.stats.resets += 1;
         seen.step(lane.frame.into(), Step::Connection(ConnectionStep::Reset));
-        if is_straight {
-            Verdict::Forward(self.underlay.port)
-        } else {
-            Verdict::Reply
-        }
+        verdict
     }
 }

@@ -1,0 +1,109 @@
+//! What a host agent tells vms of its own that come back to it by a VIP: it goes to the vm, and not to
+//! the fabric's router.
+
+mod translated;
+
+use std::net::IpAddr;
+
+use etherparse::{SlicedPacket, TransportSlice};
+use slb_core::spec::{BackendState, derived_mac};
+use slb_core::{DropReason, PortId, Verdict};
+use translated::{FABRIC, Outcome, Role, SYN, Setup, What, World, addresses, encapsulated, packet};
+
+const PORT: u16 = 40_000;
+
+fn world(ipv6: bool, backends: &[u16]) -> World {
+    let mut setup = Setup::new(Role::Host, ipv6);
+    let weight = |number| u32::from(backends.contains(&number));
+    setup.backends = [1, 2]
+        .map(|number| (number, weight(number), BackendState::Up))
+        .to_vec();
+    setup.terms.tcp_reset = true;
+    World::new(setup)
+}
+
+/// A vm's packet for the VIP, which a mux sends to the vm `to`.
+fn calls(world: &mut World, from: u16, to: u16, what: What) -> Outcome {
+    let client = (world.setup.server(from), PORT);
+    let inner = packet(client, (world.setup.vip(), 80), what, false);
+    let frame = encapsulated(&inner, world.setup.server(to));
+    world.give(FABRIC, &frame)
+}
+
+fn is_told_at(world: &World, vm: u16, outcome: &Outcome) {
+    let address: IpAddr = world.setup.server(vm);
+    assert_eq!(outcome.verdict, Verdict::Forward(PortId(vm)));
+    assert_eq!(outcome.bytes[..6], derived_mac(address).0);
+    assert_eq!(addresses(&outcome.bytes).1, address);
+}
+
+fn is_reset_at(world: &World, vm: u16, outcome: &Outcome) {
+    is_told_at(world, vm, outcome);
+    assert_eq!(addresses(&outcome.bytes).0, world.setup.vip());
+    let sliced = SlicedPacket::from_ethernet(&outcome.bytes).unwrap();
+    let Some(TransportSlice::Tcp(tcp)) = sliced.transport else {
+        panic!("no TCP");
+    };
+    assert!(tcp.rst());
+    assert_eq!((tcp.source_port(), tcp.destination_port()), (80, PORT));
+    assert_eq!(tcp.acknowledgment_number(), 101);
+    let sum = match addresses(&outcome.bytes) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => tcp.calc_checksum_ipv4(from.octets(), to.octets()),
+        (IpAddr::V6(from), IpAddr::V6(to)) => tcp.calc_checksum_ipv6(from.octets(), to.octets()),
+        _ => unreachable!("of one family"),
+    };
+    assert_eq!(sum.unwrap(), tcp.checksum());
+}
+
+#[test]
+fn a_vm_that_is_sent_to_itself_gets_the_reset() {
+    for ipv6 in [false, true] {
+        let mut world = world(ipv6, &[1]);
+        let outcome = calls(&mut world, 1, 1, SYN);
+        is_reset_at(&world, 1, &outcome);
+        // Without a reset to send, the reason says why.
+        let mut world = World::new(Setup {
+            terms: Default::default(),
+            ..world.setup.clone()
+        });
+        let outcome = calls(&mut world, 1, 1, SYN);
+        assert_eq!(outcome.verdict, Verdict::Drop(DropReason::Hairpin));
+    }
+}
+
+#[test]
+fn a_vm_that_no_neighbour_serves_gets_the_reset() {
+    for ipv6 in [false, true] {
+        let mut world = world(ipv6, &[]);
+        let outcome = calls(&mut world, 2, 1, SYN);
+        is_reset_at(&world, 2, &outcome);
+    }
+}
+
+#[test]
+fn others_are_told_by_the_fabric() {
+    for ipv6 in [false, true] {
+        let mut world = world(ipv6, &[]);
+        let frame = world.packet_of(1, 7, SYN);
+        let outcome = world.give(FABRIC, &frame);
+        assert_eq!(outcome.verdict, Verdict::Forward(FABRIC));
+        let client = world.setup.client(7).0;
+        assert_eq!(addresses(&outcome.bytes), (world.setup.vip(), client));
+    }
+}
+
+#[test]
+fn a_vm_whose_hops_run_out_at_a_neighbour_is_told() {
+    let mut world = world(false, &[1]);
+    assert!(calls(&mut world, 2, 1, SYN).is_forwarded());
+    let client = (world.setup.server(2), PORT);
+    let mut inner = packet(client, (world.setup.vip(), 80), SYN, false);
+    inner[22] = 1;
+    inner[24..26].fill(0);
+    let sum = slb_core::wire::checksum::checksum(&inner[14..34]);
+    inner[24..26].copy_from_slice(&sum.to_be_bytes());
+    let frame = encapsulated(&inner, world.setup.server(1));
+    let outcome = world.give(FABRIC, &frame);
+    is_told_at(&world, 2, &outcome);
+    assert_eq!(outcome.bytes[34], 11, "time exceeded");
+}

@@ -1297,3 +1297,66 @@ fn datagrams_and_pings_are_answered_under_the_name_that_was_asked_last() {
         }
     }
 }
+
+/// The server has the connection to the frontend under the name that the direct one would have, and answers
+/// its SYN with an ACK of that one (RFC 5961 §4).
+#[test]
+fn a_direct_connection_that_the_server_cannot_take_is_refused_when_its_syn_comes_again() {
+    for mut world in worlds_with_direct_clients() {
+        let name = world.name();
+        world.open(1000, 5000);
+        let (client, server) = world.direct(8080);
+        let syn = segment(client, server, seg("S", 70_000, 0));
+        world.asks_directly(&syn);
+        world.responder(seg("A", 5001, 1001));
+        world.wait(1);
+        let (verdict, frame) = world.give(OUTSIDE, &syn);
+        let expected = match world.role {
+            Role::Host if client.0 == neighbour(world.ipv6) => Verdict::Forward(BESIDE),
+            Role::Host => Verdict::Forward(OUTSIDE),
+            _ => Verdict::Reply,
+        };
+        assert_eq!(verdict, expected, "{name}");
+        let refusal = segment(server, client, seg("RA", 0, 70_001));
+        let transport = if world.ipv6 { 40 } else { 20 };
+        let sent = &frame[frame.len() - transport - 20..];
+        assert_eq!(
+            sent[transport..][..14],
+            refusal[transport..][..14],
+            "{name}"
+        );
+        // The connection to the frontend goes on, and a SYN of another attempt gets its turn.
+        world.responder(data(5001, 1001, 10));
+        world.opener(data(1001, 5011, 10));
+        world.asks_directly(&segment(client, server, seg("S", 80_000, 0)));
+        world.ends_idle(5011, 1011);
+    }
+    // Without `tcp_reset` nobody is told.
+    for mut world in worlds_with(false).filter(|world| world.role == Role::Proxy) {
+        world.open(1000, 5000);
+        let (client, server) = world.direct(8080);
+        for _ in 0..3 {
+            world.asks_directly(&segment(client, server, seg("S", 70_000, 0)));
+            world.responder(seg("A", 5001, 1001));
+            world.wait(1);
+        }
+    }
+}
+
+/// The kernel hands the packets over, but the agent sees them.
+#[test]
+fn a_neighbour_on_one_host_is_refused_by_the_agent() {
+    for mut world in hosts_with_two_vms() {
+        world.open(1000, 5000);
+        let (client, server) = world.direct(8080);
+        let syn = segment(client, server, seg("S", 70_000, 0));
+        assert_eq!(world.give(BESIDE, &syn).0, Verdict::Pass);
+        world.responder(seg("A", 5001, 1001));
+        assert_eq!(
+            world.give(BESIDE, &syn).0,
+            Verdict::Reply,
+            "{}",
+            world.name()
+        );
+    }
+}

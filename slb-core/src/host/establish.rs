@@ -52,8 +52,10 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             if let Some(zone) = snapshot.nat.port_of_neighbour(destination, vm.vni)
                 && is_own
                 && is_whole
+                && self.note_direct::<A, HostRole>(&Lane { zone, ..*lane }, segment)
             {
-                self.note_direct::<A, HostRole>(&Lane { zone, ..*lane }, segment);
+                let refusal = self.refusal();
+                return Err(refusal.answer::<A, HostRole>(frame, lane, true, seen));
             }
             return Err(Verdict::Pass);
         }
@@ -77,11 +79,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if known && snapshot.nat.is_inside(destination) {
             return Err(Verdict::Pass);
         }
-        let callers = of_source.filter(|local| !snapshot.nat.blocks_of(local).is_empty());
-        let Some(caller) = callers.clone().next() else {
         if known && is_nowhere(destination) {
             return Err(Verdict::Drop(DropReason::Martian));
         }
+        let callers = of_source.filter(|local| !snapshot.nat.blocks_of(local).is_empty());
+        let Some(caller) = callers.clone().next() else {
             if known && snapshot.is_vip(destination) {
                 return Err(Verdict::Pass);
             }

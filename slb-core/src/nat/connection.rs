@@ -525,13 +525,21 @@ impl<A: Addresses> Connection<A> {
     }
 
     /// Notes a packet of the client's to the server's own address; of TCP with what its segment says.
-    pub(super) fn contest(&mut self, segment: Option<&Segment>) {
+    /// Returns true if it is a SYN that came before and that the server does not take, which has this
+    /// connection under that name, where the ends of the connection are told such things.
+    pub(super) fn contest(&mut self, segment: Option<&Segment>) -> bool {
+        let is_in_vain = segment.is_some_and(|segment| {
+            self.opener() == Direction::Inward
+                && self.resets()
+                && self.sequences.is_contested_in_vain(segment)
+        });
         match segment {
             _ if self.opener() != Direction::Inward => {}
             Some(segment) => self.sequences.contest(segment),
             None if self.sequences.protocol == protocol::TCP => {}
             None => self.sequences.flags |= DIRECT,
         }
+        is_in_vain
     }
 
     /// Returns true if a packet of a contested tuple belongs to the other conversation.

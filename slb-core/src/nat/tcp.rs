@@ -373,6 +373,15 @@ impl Sequences {
         self.flags &= !DIRECT;
     }
 
+    /// Whether a SYN to the responder's own address came before, and the responder went on with this
+    /// connection.
+    pub(super) fn is_contested_in_vain(&self, segment: &Segment) -> bool {
+        self.state() == ConnectionState::Established
+            && self.flags & DIRECT != 0
+            && segment.flags.opens()
+            && self.is_kept(segment.end())
+    }
+
     /// Notes a segment of the opener's to the responder's own address.
     pub(super) fn contest(&mut self, segment: &Segment) {
         if segment.flags.opens() {

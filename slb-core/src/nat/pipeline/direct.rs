@@ -7,7 +7,9 @@
 //! - TCP: a server has one connection under one name. The SYN-ACK that acknowledges the client's SYN to
 //!   the server's own address ends the connection to the frontend, of which the server knows nothing any
 //!   more. A SYN alone, which may be forged, ends nothing. While the SYN to the frontend is
-//!   unanswered, segments that do not answer it are of the other connection.
+//!   unanswered, segments that do not answer it are of the other connection. A server that still has the
+//!   connection to the frontend answers the SYN with an ACK of that one (RFC 5961 §4): where the rule has
+//!   `tcp_reset`, the client's next SYN is refused, so that the client learns of it.
 //! - Other protocols: answers go to the name that the client used last.
 //!
 //! Packets that the kernel of a host forwards to a vm never come here. Of TCP the vm's SYN-ACK tells of
@@ -28,16 +30,16 @@ use crate::wire::tcp::Flags;
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     /// Notes a client's packet to a server's own address, at the connection that has its name on the
-    /// inside, if there is one.
+    /// inside, if there is one. Returns true if the client is to be told that the server does not take it.
     #[cold]
     pub(crate) fn note_direct<A: Table, R: Role>(
         &mut self,
         lane: &Lane,
         segment: Option<&Segment>,
-    ) {
+    ) -> bool {
         let (client, server) = A::of(&lane.packet).unpack();
         if !R::answers_directly(&self.snapshot, lane.zone, client, server) {
-            return;
+            return false;
         }
         let key = Key {
             side: lane.key::<A>().side.reversed(),
@@ -46,11 +48,10 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             zone: if R::SHARED { ALL_PORTS } else { lane.zone },
         };
         let table = A::table(&mut self.tables.connections);
-        if let Some(number) = table.find(table.hash(&key), &key)
-            && let Some((connection, _)) = table.get_mut_and_ages(number)
-        {
-            connection.contest(segment);
-        }
+        table
+            .find(table.hash(&key), &key)
+            .and_then(|number| table.get_mut(number))
+            .is_some_and(|connection| connection.contest(segment))
     }
 
     /// The same for what crosses a proxy without a look-up: ICMP and fragments.
@@ -70,10 +71,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             }
         }
         let segment = super::segment_of(frame, &lane);
-        match packet.shape.family {
+        // Who sends SYNs in fragments is not told.
+        let _: bool = match packet.shape.family {
             Family::Ipv4 => self.note_direct::<u64, R>(&lane, segment.as_ref()),
             Family::Ipv6 => self.note_direct::<[u64; 4], R>(&lane, segment.as_ref()),
-        }
+        };
     }
 
     /// Finds out whose a packet is that has the name of a connection and of a direct conversation.

@@ -158,8 +158,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let index = match found {
             RuleMatch::Rule(index) => index,
             none => {
-                if none == RuleMatch::NotVip {
-                    self.note_direct::<A, R>(lane, segment);
+                if none == RuleMatch::NotVip && self.note_direct::<A, R>(lane, segment) {
+                    return Err(self.refusal().answer::<A, R>(frame, lane, true, seen));
                 }
                 return Err(R::not_ours(&self.snapshot, lane, none));
             }

@@ -22,9 +22,22 @@ import threading
 import time
 
 
+def both(kind):
+    """A socket of both families at port 8080."""
+    server = socket.socket(socket.AF_INET6, kind)
+    server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind(("::", 8080))
+    return server
+
+
+def said(name, peer):
+    return f"{name} {peer[0].removeprefix('::ffff:')}\n".encode()
+
+
 def answer(connection, peer, name):
     stream = connection.makefile("rwb")
-    text = f"{name} {peer[0]}\n".encode()
+    text = said(name, peer)
     for line in stream:
         if line.startswith(b"GET "):
             size = line.split()[1].strip(b"/")
@@ -40,9 +53,7 @@ def answer(connection, peer, name):
 
 
 def listen(name):
-    server = socket.socket()
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    server.bind(("", 8080))
+    server = both(socket.SOCK_STREAM)
     server.listen(64)
     while True:
         connection, peer = server.accept()
@@ -51,11 +62,10 @@ def listen(name):
 
 def serve(name):
     threading.Thread(target=listen, args=(name,), daemon=True).start()
-    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    datagrams.bind(("", 8080))
+    datagrams = both(socket.SOCK_DGRAM)
     while True:
         _, peer = datagrams.recvfrom(2000)
-        datagrams.sendto(f"{name} {peer[0]}\n".encode(), peer)
+        datagrams.sendto(said(name, peer), peer)
 
 
 def stay(address, port, seconds):
@@ -71,8 +81,12 @@ def stay(address, port, seconds):
     print(*names)
 
 
+def family(address):
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 def ask(address, port):
-    question = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    question = socket.socket(family(address), socket.SOCK_DGRAM)
     question.settimeout(5)
     question.sendto(b"who\n", (address, int(port)))
     print(question.recvfrom(2000)[0].decode().strip())
@@ -85,7 +99,7 @@ def request(address, tcp, udp, number):
             stream.write(b"who\n")
             stream.flush()
             return bool(stream.readline())
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as question:
+    with socket.socket(family(address), socket.SOCK_DGRAM) as question:
         question.settimeout(1)
         for _ in range(4):
             question.sendto(b"who\n", (address, int(udp)))

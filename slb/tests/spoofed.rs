@@ -4,7 +4,8 @@
 //! ```text
 //!  client ── f0 proxy back ── server          client, mux ── eth0 host agent vm ── server
 //! ```
-//! The client's kernel plays the mux, with a VXLAN device of its own. All devices are AF_XDP's.
+//! The client's kernel plays the mux, with a VXLAN device of its own. All devices are AF_XDP's. Both
+//! families are flooded.
 //!
 //! Needs root; without, or where a tool is missing, it says so and is skipped.
 
@@ -13,7 +14,7 @@ mod common;
 
 use std::fs;
 use std::io::BufWriter;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
@@ -25,8 +26,59 @@ use slb_io_pcap::{Format, Writer};
 
 use common::world::{Process, World, lacking, peer};
 
-const VIP: &str = "20.20.20.100";
-const CLIENT: &str = "198.51.100.10";
+/// Addresses of one family.
+struct Family {
+    vip: &'static str,
+    client: &'static str,
+    /// Of the server where it is in the client's network, and the length of its prefix.
+    beside: (&'static str, u8),
+    /// Of the vm, of its gateway, and the length of their prefix.
+    vm: (&'static str, &'static str, u8),
+    /// The length of one address's prefix.
+    whole: u8,
+}
+
+const IPV4: Family = Family {
+    vip: "20.20.20.100",
+    client: "198.51.100.10",
+    beside: ("198.51.100.1", 24),
+    vm: ("10.10.1.11", "10.10.1.1", 24),
+    whole: 32,
+};
+
+const IPV6: Family = Family {
+    vip: "2001:db8:20::100",
+    client: "2001:db8:c::10",
+    beside: ("2001:db8:c::1", 64),
+    vm: ("fd00:10::11", "fd00:10::1", 64),
+    whole: 128,
+};
+
+impl Family {
+    fn is_ipv6(&self) -> bool {
+        self.whole == 128
+    }
+
+    /// The VIP in a URL.
+    fn host(&self) -> String {
+        match self.is_ipv6() {
+            true => format!("[{}]", self.vip),
+            false => self.vip.to_owned(),
+        }
+    }
+
+    /// Adds an address that can be used at once.
+    fn add_address(&self, address: &str, len: u8, device: &str) -> String {
+        let at_once = if self.is_ipv6() { "nodad" } else { "" };
+        format!("ip address add {address}/{len} dev {device} {at_once}")
+    }
+
+    fn add_default_route(&self, by: &str) -> String {
+        let family = if self.is_ipv6() { "-6" } else { "-4" };
+        format!("ip {family} route add default via {by}")
+    }
+}
+
 const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x11];
 const SERVER_LINK: &str = "02:00:00:00:00:11";
 /// Spoofed packets a second.
@@ -55,11 +107,11 @@ fn services() -> String {
 /// A capture of the flood: datagrams and SYNs in turn, each from another address. Half of the SYNs are for
 /// the server, and as many datagrams as it can answer beside the honest ones; the others are for ports
 /// where nobody listens. Every other four come a second time, a little later.
-fn flood(world: &World) -> PathBuf {
+fn flood(world: &World, family: &Family) -> PathBuf {
     let path = world.path("flood.pcap");
     let file = BufWriter::new(fs::File::create(&path).unwrap());
     let mut writer = Writer::new(file, Format::Pcap).unwrap();
-    let vip: Ipv4Addr = VIP.parse().unwrap();
+    let vip: IpAddr = family.vip.parse().unwrap();
     // By then a server has answered the first.
     const LATER: u32 = 2048;
     let again = |number: u32| number.checked_sub(LATER).filter(|first| first / 4 % 2 == 0);
@@ -67,13 +119,17 @@ fn flood(world: &World) -> PathBuf {
     for number in numbers.flatten() {
         let random = number.wrapping_mul(0x9e37_79b1);
         let [a, b, c, d] = random.to_be_bytes();
-        let source = [11 + a % 100, b, c, d];
+        let link = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 0x77], SERVER_MAC);
         let port = 1024 + (random >> 3) as u16 % 60_000;
-        let step = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 0x77], SERVER_MAC).ipv4(
-            source,
-            vip.octets(),
-            64,
-        );
+        let step = match vip {
+            IpAddr::V4(vip) => link.ipv4([11 + a % 100, b, c, d], vip.octets(), 64),
+            IpAddr::V6(vip) => {
+                let mut source = [0; 16];
+                source[..8].copy_from_slice(&[0x26, a, b, c, d, 0, a, b]);
+                source[15] = 1;
+                link.ipv6(source, vip.octets(), 64)
+            }
+        };
         let mut packet = Vec::new();
         if number % 2 == 0 {
             let service = if number % 32 == 0 { 7 } else { 9 };
@@ -91,11 +147,14 @@ fn flood(world: &World) -> PathBuf {
     path
 }
 
-fn sysctl(world: &World, machine: &str) {
+fn sysctl(world: &World, machine: &str, family: &Family) {
+    let ipv6 = if family.is_ipv6() { 0 } else { 1 };
     world.on(
         machine,
-        "sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 \
-         net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1",
+        &format!(
+            "sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 \
+             net.ipv6.conf.all.disable_ipv6={ipv6} net.ipv6.conf.default.disable_ipv6={ipv6}"
+        ),
     );
 }
 
@@ -103,16 +162,17 @@ fn sysctl(world: &World, machine: &str) {
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// Sends the flood out of a device of the client's, and requests beside it; then looks at the report.
-fn is_served(world: &World, device: &str, slb: Process) {
+fn is_served(world: &World, family: &Family, device: &str, slb: Process) {
+    let vip = family.vip;
     let ready = (0..100).any(|_| {
         sleep(Duration::from_millis(100));
-        let page = format!("curl -sS -m 1 http://{VIP}/");
+        let page = format!("curl -g -sS -m 1 'http://{}/'", family.host());
         let page = world.command("client", &page).output().unwrap();
         page.status.success()
     });
     assert!(ready, "nobody is served without a flood");
-    let stay = world.start("client", &peer(&format!("stay {VIP} 80 8")));
-    let file = flood(world);
+    let stay = world.start("client", &peer(&format!("stay {vip} 80 8")));
+    let file = flood(world, family);
     let count = || -> u64 {
         let path = format!("cat /sys/class/net/{device}/statistics/tx_packets");
         world.on("client", &path).trim().parse().unwrap()
@@ -125,7 +185,7 @@ fn is_served(world: &World, device: &str, slb: Process) {
     // Until those that are unanswered have their share of the table.
     sleep(Duration::from_secs(3));
     let (before, begin) = (count(), Clock::now());
-    let failed = world.on("client", &peer(&format!("requests {VIP} 80 7 {REQUESTS}")));
+    let failed = world.on("client", &peer(&format!("requests {vip} 80 7 {REQUESTS}")));
     let (sent, time) = (count() - before, begin.elapsed());
     drop(replay);
     let rate = sent as f64 / time.as_secs_f64();
@@ -165,27 +225,50 @@ fn is_served(world: &World, device: &str, slb: Process) {
 #[test]
 #[ignore = "needs root"]
 fn a_proxy_under_a_flood_serves_every_request() {
+    floods_a_proxy(&IPV4);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_proxy_under_a_flood_over_ipv6_serves_every_request() {
+    floods_a_proxy(&IPV6);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_host_agent_under_a_flood_serves_every_request() {
+    floods_a_host_agent(&IPV4);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_host_agent_under_a_flood_over_ipv6_serves_every_request() {
+    floods_a_host_agent(&IPV6);
+}
+
+fn floods_a_proxy(family: &Family) {
     if let Some(why) = lacking(&["ethtool", "tcpreplay"]) {
         skip!("{why}");
     }
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut world = World::new("sp", &["client", "lb", "server"]);
     for machine in ["client", "lb", "server"] {
-        sysctl(&world, machine);
+        sysctl(&world, machine, family);
     }
     world.plain_cable("client", "eth0", "lb", "f0", 1500);
     world.plain_cable("server", "eth0", "lb", "back", 1500);
+    let (server, len) = family.beside;
     for command in [
-        format!("ip address add {CLIENT}/24 dev eth0"),
-        "ip route add default via 198.51.100.1".to_owned(),
+        family.add_address(family.client, len, "eth0"),
+        family.add_default_route(server),
     ] {
         world.on("client", &command);
     }
     for command in [
         format!("ip link set eth0 address {SERVER_LINK}"),
-        "ip address add 198.51.100.1/24 dev eth0".to_owned(),
+        family.add_address(server, len, "eth0"),
         // It answers whoever asks.
-        format!("ip route add default via {CLIENT}"),
+        family.add_default_route(family.client),
     ] {
         world.on("server", &command);
     }
@@ -195,9 +278,13 @@ fn a_proxy_under_a_flood_serves_every_request() {
         "[node]\nrole = \"proxy\"\n".to_owned(),
         port("f0", "frontend"),
         port("back", "backend"),
-        format!("[[frontend]]\nname = \"web\"\naddress = \"{VIP}\"\n"),
-        "[[pool]]\nname = \"servers\"\nbackends = [{ name = \"s\", address = \"198.51.100.1\" }]\n"
-            .to_owned(),
+        format!(
+            "[[frontend]]\nname = \"web\"\naddress = \"{}\"\n",
+            family.vip
+        ),
+        format!(
+            "[[pool]]\nname = \"servers\"\nbackends = [{{ name = \"s\", address = \"{server}\" }}]\n"
+        ),
         services(),
     ];
     let path = world.path("proxy.toml");
@@ -209,45 +296,47 @@ fn a_proxy_under_a_flood_serves_every_request() {
         world.path("sock").display()
     );
     let proxy = world.start("lb", &slb);
-    is_served(&world, "eth0", proxy);
+    is_served(&world, family, "eth0", proxy);
 }
 
-#[test]
-#[ignore = "needs root"]
-fn a_host_agent_under_a_flood_serves_every_request() {
+fn floods_a_host_agent(family: &Family) {
     if let Some(why) = lacking(&["ethtool", "tcpreplay"]) {
         skip!("{why}");
     }
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut world = World::new("sh", &["client", "host", "server"]);
     for machine in ["client", "host", "server"] {
-        sysctl(&world, machine);
+        sysctl(&world, machine, family);
     }
     world.plain_cable("client", "eth0", "host", "eth0", 1600);
     world.plain_cable("server", "eth0", "host", "vm", 1500);
+    let (vm, gateway, len) = family.vm;
+    let Family {
+        vip, client, whole, ..
+    } = family;
     for command in [
         "ip address add 172.16.0.11/24 dev eth0",
-        &format!("ip address add {CLIENT}/32 dev lo"),
+        &family.add_address(client, *whole, "lo"),
         "ip link add vx0 mtu 1500 type vxlan id 5001 local 172.16.0.11 remote 172.16.0.101 \
          dstport 4789 srcport 49152 65535 dev eth0",
         "ethtool -K vx0 tx off",
         "ip link set vx0 up",
-        &format!("ip route add {VIP}/32 dev vx0 src {CLIENT}"),
-        &format!("ip neighbour add {VIP} lladdr {SERVER_LINK} dev vx0 nud permanent"),
+        &format!("ip route add {vip}/{whole} dev vx0 src {client}"),
+        &format!("ip neighbour add {vip} lladdr {SERVER_LINK} dev vx0 nud permanent"),
     ] {
         world.on("client", command);
     }
     for command in [
         "ip address add 172.16.0.101/24 dev eth0",
         "ip route add default via 172.16.0.11",
-        "ip address add 10.10.1.1/24 dev vm",
+        &family.add_address(gateway, len, "vm"),
     ] {
         world.on("host", command);
     }
     for command in [
         format!("ip link set eth0 address {SERVER_LINK}"),
-        "ip address add 10.10.1.11/24 dev eth0".to_owned(),
-        "ip route add default via 10.10.1.1".to_owned(),
+        family.add_address(vm, len, "eth0"),
+        family.add_default_route(gateway),
     ] {
         world.on("server", &command);
     }
@@ -255,9 +344,9 @@ fn a_host_agent_under_a_flood_serves_every_request() {
     let text = format!(
         "[node]\nrole = \"host\"\nunderlay = [\"172.16.0.101\"]\n\
          muxes = [\"172.16.0.11\"]\n\
-         [[frontend]]\nname = \"web\"\naddress = \"{VIP}\"\n\
+         [[frontend]]\nname = \"web\"\naddress = \"{vip}\"\n\
          [[pool]]\nname = \"servers\"\nvni = 5001\nbackends = [{{ name = \"vm\", \
-         address = \"10.10.1.11\", host = \"172.16.0.101\", mac = \"{SERVER_LINK}\" }}]\n{}",
+         address = \"{vm}\", host = \"172.16.0.101\", mac = \"{SERVER_LINK}\" }}]\n{}",
         services()
     );
     let path = world.path("host.toml");
@@ -269,5 +358,5 @@ fn a_host_agent_under_a_flood_serves_every_request() {
         world.path("sock").display()
     );
     let host = world.start("host", &slb);
-    is_served(&world, "vx0", host);
+    is_served(&world, family, "vx0", host);
 }

@@ -170,9 +170,9 @@ impl Plain<u64> {
         }
         let ip_len = u32::from(((first >> 32) as u16).swap_bytes());
         let protocol = (second >> 24) as u8;
-        let (transport_len, flags) = least_transport(array(head, TRANSPORT)?, protocol)?;
-        let is_whole = ip_len as usize + IP <= frame.len()
-            && ip_len >= ipv4::HEADER_LEN as u32 + transport_len;
+        let transport = array(head, TRANSPORT)?;
+        let flags = flags_if_whole(transport, protocol, (ipv4::HEADER_LEN, ip_len))?;
+        let is_whole = ip_len as usize + IP <= frame.len();
         if !is_whole || !ipv4::checksum_is_right(array(head, HEADER)?) {
             return None;
         }
@@ -206,10 +206,8 @@ impl Plain<[u64; 4]> {
         }
         let payload_len = u32::from(((first >> 48) as u16).swap_bytes());
         let [protocol, hop_limit] = *array(head, HEADER + 6)?;
-        let (transport_len, flags) = least_transport(array(head, TRANSPORT)?, protocol)?;
-        let is_whole = payload_len as usize + IP + ipv6::HEADER_LEN <= frame.len()
-            && payload_len >= transport_len;
-        if !is_whole {
+        let flags = flags_if_whole(array(head, TRANSPORT)?, protocol, (0, payload_len))?;
+        if payload_len as usize + IP + ipv6::HEADER_LEN > frame.len() {
             return None;
         }
         let word = |at| Some(u64::from_le_bytes(*array(head, HEADER + at)?));
@@ -226,24 +224,33 @@ impl Plain<[u64; 4]> {
     }
 }
 
-/// Bytes of a transport header that a plain packet has at least. UDP with less data than that takes the
-/// long way, so that one comparison bounds all that is read.
+/// The fewest bytes of transport header and data of a plain packet. UDP with less data takes the slow path,
+/// so that one comparison bounds all that is read.
 const PLAIN_TRANSPORT: usize = 14;
 
-/// Bytes that a TCP header, or a UDP datagram, says that it has, and TCP's control bits. Of lengths that
-/// cannot be, more than any packet has; TCP's reserved bits may add up to three. `None`: another protocol.
+/// Returns TCP's control bits, or zero for UDP, of a transport header whose own length is possible; `None`
+/// for other headers. The packet has `len` bytes, of which `before` precede the header.
+///
+/// TCP's reserved bits may count as up to three bytes: such a packet takes the slow path if it has no data.
 #[inline(always)] // as `Plain::read`
-fn least_transport(header: &[u8; PLAIN_TRANSPORT], protocol: u8) -> Option<(u32, u8)> {
+fn flags_if_whole(
+    header: &[u8; PLAIN_TRANSPORT],
+    protocol: u8,
+    (before, len): (usize, u32),
+) -> Option<u8> {
     const DATA_OFFSET: u32 = (tcp::HEADER_LEN as u32 / 4) << 4;
     match protocol {
         protocol::TCP => {
+            // Below five words it wraps, and is more than any packet has.
             let options = u32::from(header[12]).wrapping_sub(DATA_OFFSET) >> 2;
-            Some((tcp::HEADER_LEN as u32 + options, header[13]))
+            let least = (before + tcp::HEADER_LEN) as u32 + options;
+            (least <= len).then_some(header[13])
         }
         protocol::UDP => {
-            let len = u32::from(u16::from_be_bytes([header[4], header[5]]));
-            let data = len.wrapping_sub(udp::HEADER_LEN as u32) & u32::MAX >> 1;
-            Some((udp::HEADER_LEN as u32 + data, 0))
+            let of_datagram = u16::from_be_bytes([header[4], header[5]]);
+            let is_whole = usize::from(of_datagram) >= udp::HEADER_LEN
+                && before as u32 + u32::from(of_datagram) <= len;
+            is_whole.then_some(0)
         }
         _ => None,
     }
@@ -478,8 +485,8 @@ impl Packet {
         }
     }
 
-    /// Whether a TCP header or a UDP datagram has as many bytes as its header says. The rest of a first
-    /// fragment's may be in the next one.
+    /// Returns true if the length in a TCP or UDP header is possible. The rest of a first fragment's may be
+    /// in the next fragment.
     fn has_right_len(&self, transport: &[u8]) -> bool {
         let (least, len) = match (self.protocol, transport) {
             (protocol::TCP, [_, _, _, _, _, _, _, _, _, _, _, _, offset, ..]) => {

@@ -122,7 +122,7 @@ impl<A: Addresses> Key<A> {
 pub(crate) struct Policy {
     /// Without a packet for so long, it is over.
     pub(crate) idle: Span,
-    /// Its rule.
+    /// The rule of the connection.
     pub(crate) rule: ShortRuleId,
     /// The backend, as the snapshot numbers those that are here.
     pub(crate) server: u16,
@@ -459,13 +459,13 @@ impl<A: Addresses> Connection<A> {
         PortId(self.zone)
     }
 
-    /// Its rule, which may be gone.
+    /// Returns the rule, which may have been removed.
     #[inline]
     pub(crate) fn rule(&self) -> ShortRuleId {
         ShortRuleId::from_bits(self.rule)
     }
 
-    /// Has it be of no rule.
+    /// Detaches the connection from its rule.
     pub(crate) fn leave_rule(&mut self) {
         self.rule = ShortRuleId::NONE.bits();
     }

@@ -1,4 +1,4 @@
-//! The id of a rule in the 16 bits that a connection has for it.
+//! Ids of rules in the 16 bits that a connection has for its rule.
 //!
 //! ```text
 //!  0x0000 to 0x3fff   00iiisssssssssss: a slot below 2048, and the low bits of its incarnation
@@ -6,10 +6,9 @@
 //!  0xffff             none
 //! ```
 //!
-//! Connections outlive their rule, and another rule may get its slot. By the incarnation the new rule's
-//! counters and probes are told from the old one's until the sweep has seen all connections, and taken
-//! those of removed rules from their slots. Slots from 2048 on are [given again](crate::snapshot) only
-//! when none is left that no rule ever had.
+//! Connections outlive their rule, and another rule may get its slot. The incarnation tells the new rule's
+//! counters and probes from the old rule's until the sweep has detached connections from removed
+//! rules. Slots from 2048 on are reused only when no unused slot is left.
 
 use crate::snapshot::SLOT_BITS;
 use crate::stats::RuleCounters;
@@ -25,7 +24,7 @@ pub(crate) const FIRST_LONG_SLOT: usize = SHORT_SLOTS as usize;
 /// Slots that there are codes for.
 pub(crate) const CODED_SLOTS: usize = (SHORT_SLOTS + u16::MAX as u32 - LONG) as usize;
 
-/// A rule's id, shortened.
+/// The short form of a rule's id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ShortRuleId(u16);
 
@@ -33,7 +32,7 @@ impl ShortRuleId {
     /// No rule.
     pub(crate) const NONE: Self = Self(u16::MAX);
 
-    /// The short id of a rule; [`NONE`](Self::NONE) where there is no code for its slot.
+    /// Returns the short form of a rule's id; [`NONE`](Self::NONE) if its slot has no code.
     pub(crate) const fn of(id: u32) -> Self {
         let slot = id & ((1 << SLOT_BITS) - 1);
         Self(if slot < SHORT_SLOTS {
@@ -45,19 +44,18 @@ impl ShortRuleId {
         })
     }
 
-    /// The number that a connection keeps.
+    /// Returns the number that a connection keeps.
     pub(crate) const fn bits(self) -> u16 {
         self.0
     }
 
-    /// The id of such a number.
+    /// Returns the id that has this number.
     #[inline]
     pub(crate) const fn from_bits(bits: u16) -> Self {
         Self(bits)
     }
 
-    /// The slot of the rule, which may be another one's by now. Of [`NONE`](Self::NONE), none that
-    /// [`is`](Self::is) any rule's.
+    /// Returns the slot of the rule, which another rule may have by now: [`is`](Self::is) tells.
     #[inline]
     pub(crate) const fn slot(self) -> usize {
         let code = self.0 as u32;
@@ -68,7 +66,7 @@ impl ShortRuleId {
         }) as usize
     }
 
-    /// Whether the rule is the one that has this id, of those that had its slot.
+    /// Returns true if this is the short form of `id`, whose slot is the same.
     #[inline]
     pub(crate) const fn is(self, id: u32) -> bool {
         let code = self.0 as u32;
@@ -79,7 +77,7 @@ impl ShortRuleId {
         }
     }
 
-    /// The rule's counters, unless its slot is another one's.
+    /// Returns the rule's counters; `None` if another rule has its slot.
     #[inline]
     pub(crate) fn counters(self, rules: &mut [RuleCounters]) -> Option<&mut RuleCounters> {
         let counters = rules.get_mut(self.slot())?;

@@ -373,7 +373,7 @@ impl Sequences {
         self.flags &= !DIRECT;
     }
 
-    /// Whether a SYN to the responder's own address came before, and the responder went on with this
+    /// Returns true if a SYN to the responder's own address came before, and the responder went on with this
     /// connection.
     pub(super) fn is_contested_in_vain(&self, segment: &Segment) -> bool {
         self.state() == ConnectionState::Established

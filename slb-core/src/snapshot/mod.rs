@@ -426,24 +426,24 @@ impl Snapshot<'_> {
         self.rule_ids.id(slot).get()
     }
 
-    /// The short id of a rule.
+    /// Returns the short id of a rule.
     pub(crate) fn short_rule_id(&self, rule: &CompiledRule) -> ShortRuleId {
         ShortRuleId::of(self.rule_id(rule.slot()))
     }
 
-    /// Returns true if a rule is there, false if it is gone, whoever has its slot now.
+    /// Returns true if a rule exists, false if it has been removed, whichever rule has its slot now.
     pub(crate) fn has_rule(&self, rule: ShortRuleId) -> bool {
         self.index_of_rule(rule).is_some()
     }
 
-    /// The place of a rule; `None` where it is gone.
+    /// Returns the index of a rule; `None` if the rule has been removed.
     fn index_of_rule(&self, rule: ShortRuleId) -> Option<u32> {
         let slot = rule.slot();
         let index = self.rule_ids.owner(slot)?;
         rule.is(self.rule_id(slot)).then_some(index)
     }
 
-    /// The identity of a rule, which follows from its name; `None` where it is gone.
+    /// Returns the identity of a rule, which follows from its name; `None` if the rule has been removed.
     pub(crate) fn short_rule_identity(&self, rule: ShortRuleId) -> Option<u64> {
         self.index_of_rule(rule)?;
         self.rule_identity(rule.slot())
@@ -454,7 +454,7 @@ impl Snapshot<'_> {
         self.rule_ids.identity_of(slot)
     }
 
-    /// The short id of the rule of an identity; `None` where there is none.
+    /// Returns the short id of the rule of an identity; `None` if there is no such rule.
     pub(crate) fn rule_of_identity(&self, identity: u64) -> Option<ShortRuleId> {
         let slot = self.rule_by_identity(identity)?;
         Some(ShortRuleId::of(self.rule_id(slot)))

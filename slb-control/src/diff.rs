@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use slb_core::hash::TupleHasher;
 use slb_core::spec::{BackendState, Protocol, SpecError};
 
-use crate::config::{Backend, Config, Node, Rule};
+use crate::config::{Backend, Config, Node, Rule, Vm};
 use crate::holders::InboundPort;
 
 /// Two configurations, one after the other.
@@ -82,6 +82,7 @@ impl Diff {
         let after = new.snapshot(Some(&before))?;
         let mut diff = Self::default();
         diff.compare_parts(old, new);
+        diff.changed.extend(vm_moves(old, new));
         diff.ports = inbound_moves(old, new);
         diff.ports.extend(outbound_moves(old, new));
         let before_by_name: HashMap<&str, usize> = (0..)
@@ -156,12 +157,14 @@ impl Diff {
             self.changed.push("source_rewrite".to_owned());
         }
         let (was, is) = (&old.node, &new.node);
-        let place = |node: &Node| {
-            let link = (node.mac, node.next_hop, node.mtu, node.hop_limit);
-            format!("{:?}", (node.ipv4, node.ipv6, link, node.udp_checksum))
-        };
+        let underlay = |node: &Node| (node.ipv4, node.ipv6);
         for (field, same) in [
-            ("underlay", place(was) == place(is)),
+            ("underlay", underlay(was) == underlay(is)),
+            ("mac", was.mac == is.mac),
+            ("next_hop", was.next_hop == is.next_hop),
+            ("mtu", was.mtu == is.mtu),
+            ("hop_limit", was.hop_limit == is.hop_limit),
+            ("udp_checksum", was.udp_checksum == is.udp_checksum),
             (
                 "hash",
                 was.hash_seed == is.hash_seed && hash(was) == hash(is),
@@ -317,6 +320,19 @@ fn rehashed(old: &Config, new: &Config, was: &Rule, is: &Rule) -> Option<String>
 fn hash(node: &Node) -> (&'static str, [u64; 3]) {
     let of = |word: u64| node.hasher.ipv4(&[word, !word]);
     (node.hasher.name(), [1, 2, 3].map(of))
+}
+
+/// The vms of a host agent that are at another port: packets for one would reach the other if the devices
+/// stayed as they are.
+fn vm_moves(old: &Config, new: &Config) -> Vec<String> {
+    let (before, now) = (old.vms(), new.vms());
+    let before: HashMap<_, _> = before.iter().map(|vm| ((vm.vni, vm.mac), vm)).collect();
+    let moved = |is: &Vm| {
+        let was = before.get(&(is.vni, is.mac))?;
+        let (from, to) = (was.port?.0, is.port?.0);
+        (from != to).then(|| format!("vm {:?}: port {from} becomes {to}", is.name))
+    };
+    now.iter().filter_map(moved).collect()
 }
 
 /// The frontend ports of inbound NAT that lead elsewhere.

@@ -161,7 +161,14 @@ impl<'d> Section<'d> {
 
     /// The section `[field]`, which has to be there.
     pub(crate) fn section(&self, field: &'static str) -> Option<Self> {
-        let value = self.require(field)?;
+        let Some(value) = self.get(field) else {
+            self.fault(
+                &self.span,
+                "",
+                format!("expected a section [{field}], got none"),
+            );
+            return None;
+        };
         let Some(table) = value.get_ref().as_table() else {
             self.wrong_type(value, field, "a table");
             return None;

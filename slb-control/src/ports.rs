@@ -38,6 +38,7 @@ pub struct Ports {
     pub all: Vec<Port>,
     /// `[[source_rewrite]]`.
     pub source_rewrites: Vec<SourceRewrite>,
+    pub(crate) rewrite_spans: Vec<Span>,
 }
 
 impl Ports {
@@ -94,6 +95,7 @@ pub(crate) fn read(root: &Section<'_>) -> Option<Ports> {
     let ports: Vec<_> = root.sections("port").into_iter().map(read_port).collect();
     let rewrites = root.sections("source_rewrite").into_iter();
     let rewrites: Vec<_> = rewrites.map(read_source_rewrite).collect();
+    let rewrites: Option<Vec<_>> = rewrites.into_iter().collect();
     let mut all: Vec<Port> = ports.into_iter().collect::<Option<_>>()?;
     if all.is_empty() {
         let port = |name: &str, kind| Port {
@@ -108,9 +110,11 @@ pub(crate) fn read(root: &Section<'_>) -> Option<Ports> {
             port("backend", PortKind::Backend),
         ];
     }
+    let (source_rewrites, rewrite_spans) = rewrites?.into_iter().unzip();
     Some(Ports {
         all,
-        source_rewrites: rewrites.into_iter().collect::<Option<_>>()?,
+        source_rewrites,
+        rewrite_spans,
     })
 }
 
@@ -142,7 +146,7 @@ fn read_port(section: Section<'_>) -> Option<Port> {
     (!is_unreadable).then_some(port)
 }
 
-fn read_source_rewrite(section: Section<'_>) -> Option<SourceRewrite> {
+fn read_source_rewrite(section: Section<'_>) -> Option<(SourceRewrite, Span)> {
     const RANGE: &str = "a range such as \"10.0.0.0/24\", or one address";
     let from = section.required("from", RANGE, range);
     let to = section.required("to", RANGE, range);
@@ -161,8 +165,9 @@ fn read_source_rewrite(section: Section<'_>) -> Option<SourceRewrite> {
                 prefix_len: len,
             })
         });
+    let span = section.span().clone();
     section.finish();
-    rewrite
+    Some((rewrite?, span))
 }
 
 /// A range: its first address, and how many bits its addresses have in common.

@@ -27,12 +27,15 @@ pub(crate) fn refer(
 ) -> Option<usize> {
     let place = names.iter().position(|name| name == text);
     if place.is_none() {
+        let kind = field.trim_end_matches('s');
         let known = names.iter().map(String::as_str);
         let hint = resembling(text, known.clone()).map_or_else(
-            || format!("expected {}", list(known)),
+            || match names {
+                [] => format!("the file has no [[{kind}]]"),
+                _ => format!("expected {}", list(known)),
+            },
             |n| format!("did you mean {n:?}?"),
         );
-        let kind = field.trim_end_matches('s');
         section.fault(span, field, format!("there is no {kind} {text:?}: {hint}"));
     }
     place
@@ -131,7 +134,10 @@ pub(crate) fn check(config: &Config, faults: &Faults<'_>) {
     addresses::check_vips(config, faults);
     addresses::check_source_nat(config, faults);
     addresses::check_probe_sources(config, faults);
+    addresses::check_icmp_source(config, faults);
     addresses::check_vms(config, faults);
+    addresses::check_hosts(config, faults);
+    addresses::check_instances(config, faults);
     addresses::check_mtu(config, faults);
     addresses::check_shares(config, faults);
     check_rules(config, faults);

@@ -123,7 +123,7 @@ fn fields_that_are_not_known_are_errors_with_a_suggestion() {
         "[[probe]]",
         "[[probes]]",
         "web.toml:29: unknown field \"probes\": did you mean \"probe\"?\nweb.toml:40: rule \
-         \"http\": probe: there is no probe \"health\": expected nothing",
+         \"http\": probe: there is no probe \"health\": the file has no [[probe]]",
     );
 }
 
@@ -201,7 +201,7 @@ fn what_is_missing_or_refers_to_nothing_is_named() {
         "web.toml:39: rule \"http\": pool: there is no pool \"serves\": did you mean \"servers\"?",
     );
     let errors = Config::parse("empty.toml", "").unwrap_err().to_string();
-    assert_eq!(errors, "empty.toml:1: node: is missing");
+    assert_eq!(errors, "empty.toml:1: expected a section [node], got none");
     let error = Config::from_path("/nowhere/web.toml")
         .unwrap_err()
         .to_string();
@@ -667,7 +667,7 @@ fn a_diff_says_what_another_configuration_would_change() {
     other.node.mtu = Some(9000);
     other.node.hash_seed = 99;
     let reseeded = Diff::between(&old, &other).unwrap();
-    assert_eq!(reseeded.changed, ["node: underlay", "node: hash"]);
+    assert_eq!(reseeded.changed, ["node: mtu", "node: hash"]);
     assert!(reseeded.rules[0].changed > 0.3, "{reseeded}");
     let said = diff.to_string();
     assert!(

@@ -20,6 +20,7 @@ fn ports(diff: &Diff) -> Vec<String> {
     diff.ports.iter().map(ToString::to_string).collect()
 }
 
+const VM1: &str = "  { name = \"vm1\", address = \"10.10.1.11\", host = \"172.16.0.101\", mac = \"02:00:0a:0a:01:0b\" },\n";
 const VM2: &str = "  { name = \"vm2\", address = \"10.10.1.12\", host = \"172.16.0.101\", mac = \"02:00:0a:0a:01:0c\" },\n";
 
 #[test]
@@ -93,6 +94,45 @@ fn a_backend_that_is_put_before_others_moves_their_ports() {
 }
 
 #[test]
+fn vms_that_swap_their_ports_are_named() {
+    // Ports are counted in the order of the file, so one that goes moves those behind it.
+    let fewer = diff(&host(), &host().replace(VM1, ""));
+    let said = fewer.to_string();
+    assert!(said.contains("~ vm \"vm2\": port 2 becomes 1\n"), "{said}");
+    let (one, two) = (
+        VM1.replace(" }", ", port = 2 }"),
+        VM2.replace(" }", ", port = 1 }"),
+    );
+    let swapped = diff(&host(), &host().replace(VM1, &one).replace(VM2, &two));
+    let said = swapped.to_string();
+    assert!(said.contains("~ vm \"vm1\": port 1 becomes 2\n"), "{said}");
+    assert!(said.contains("~ vm \"vm2\": port 2 becomes 1\n"), "{said}");
+}
+
+#[test]
+fn fields_of_the_node_are_named_each_for_itself() {
+    for (field, value) in [
+        ("mtu", "1400"),
+        ("mac", "\"02:00:00:00:00:77\""),
+        ("next_hop", "\"02:00:00:00:00:78\""),
+        ("hop_limit", "9"),
+        ("udp_checksum", "\"zero\""),
+    ] {
+        let role = "role = \"host\"";
+        let mut old = host().replace("mtu = 1600", "");
+        for said in [
+            "mac = \"02:00:00:00:01:01\"",
+            "next_hop = \"02:00:00:00:00:02\"",
+        ] {
+            old = old.replacen(said, "", 1);
+        }
+        let new = old.replacen(role, &format!("{field} = {value}\n{role}"), 1);
+        let new = diff(&old, &new);
+        assert_eq!(new.changed, [format!("node: {field}")]);
+    }
+}
+
+#[test]
 fn ports_that_lead_nowhere_and_other_ports_of_backends_are_named() {
     let gone = diff(&host(), &host().replace(VM2, ""));
     assert_eq!(
@@ -142,10 +182,10 @@ fn backends_that_change_places_change_ports() {
     for line in expected {
         assert!(said.contains(&format!("  {line}\n")), "{said}");
     }
-    // Ports that are told apart by instances stay, in whatever order the backends stand.
+    // Ports that are told apart by instances, and vms that name their ports, stay whatever their order.
     let with = |text: String| {
-        text.replace(":0b\" }", ":0b\", instance = 0 }")
-            .replace(":0c\" }", ":0c\", instance = 1 }")
+        text.replace(":0b\" }", ":0b\", instance = 0, port = 1 }")
+            .replace(":0c\" }", ":0c\", instance = 1, port = 2 }")
     };
     let same = diff(&with(host()), &with(swapped));
     assert!(same.is_empty(), "{same}");

@@ -232,7 +232,9 @@ fn a_mux_refuses_to_probe_one_address_of_two_networks() {
         overlapping("role = \"mux\"\nprobing = false"),
         overlapping("role = \"host\""),
         of_mux.replacen("probe = \"p\"\n", "", 1),
-        of_mux.replace("vni = 2", "vni = 1"),
+        of_mux
+            .replace("vni = 2", "vni = 1")
+            .replace("02:00:00:00:00:02", "0a:58:0a:00:00:01"),
     ] {
         let parsed = Config::parse("c.toml", &good);
         assert!(parsed.is_ok(), "{:?}", parsed.err());

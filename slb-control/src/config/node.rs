@@ -7,6 +7,8 @@ use slb_core::hash::Hasher;
 use slb_core::spec::{self, Prefix, ProbeSource, UdpChecksum};
 use slb_core::wire::ethernet::MacAddress;
 
+use crate::document::Span;
+
 /// Role of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -92,6 +94,9 @@ pub struct Node {
     pub probe_sources: Vec<IpAddr>,
     /// True if the node probes backends at all.
     pub probing: bool,
+    pub(crate) span: Span,
+    /// Fields that the file has and that mean nothing to the role.
+    pub(crate) unused: Vec<&'static str>,
 }
 
 /// Default source of a host agent's probes of its vms: Azure's address, which vms there accept
@@ -148,7 +153,7 @@ impl Node {
         self.ipv6 = self.ipv6.and(Some(ipv6));
     }
 
-    pub(super) fn underlay(&self) -> spec::Underlay {
+    pub(crate) fn underlay(&self) -> spec::Underlay {
         let usual = spec::Underlay::default();
         spec::Underlay {
             ipv4: self.ipv4,

@@ -218,9 +218,40 @@ fn read_node(section: Section<'_>) -> Option<Node> {
         withdraw_when_down: section.boolean("withdraw_when_down", false),
         probe_sources: read_probe_sources(&section),
         probing: section.boolean("probing", true),
+        span: section.span().clone(),
+        unused: {
+            let fields = role.map_or(&[][..], unused_fields).iter().copied();
+            fields.filter(|field| section.has(field)).collect()
+        },
     };
     section.finish();
     role.map(|_| node)
+}
+
+/// Fields of `[node]` that mean nothing to a role.
+fn unused_fields(role: Role) -> &'static [&'static str] {
+    match role {
+        Role::Mux => &[
+            "connections",
+            "passes_per_second",
+            "take_ups_per_second",
+            "icmp_source",
+            "clamp_mss",
+            "inside",
+        ],
+        Role::Host => &["flows", "withdraw_when_down"],
+        Role::Proxy => &[
+            "next_hop",
+            "hop_limit",
+            "udp_checksum",
+            "flows",
+            "muxes",
+            "inside",
+            "withdraw_when_down",
+            "passes_per_second",
+            "take_ups_per_second",
+        ],
+    }
 }
 
 /// The muxes, each of them once.

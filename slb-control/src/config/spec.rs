@@ -1,6 +1,6 @@
 //! The configuration as the dataplane takes it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
 
 use slb_core::PortId;
@@ -73,7 +73,7 @@ impl Config {
         f(&Spec {
             hasher: self.node.hasher.clone(),
             hash_seed: self.node.hash_seed,
-            underlay: self.node.underlay(),
+            underlay: self.underlay(),
             frontends: &frontends,
             rules: &rules,
             pools: &pools,
@@ -88,6 +88,27 @@ impl Config {
             proxy: is_proxy.then(|| self.ports.spec(&proxy_ports)),
             now: now(),
         })
+    }
+
+    /// The node's place on the fabric. Where nothing says its MAC address, it has one that no vm has.
+    fn underlay(&self) -> spec::Underlay {
+        let mut underlay = self.node.underlay();
+        if self.node.mac.is_none() {
+            let backends = self.pools.iter().flat_map(|pool| &pool.backends);
+            let others = backends.flat_map(|one| one.next_hop.into_iter().chain([one.mac()]));
+            let taken: HashSet<[u8; 6]> = others
+                .map(|mac| mac.0)
+                .chain([underlay.next_hop.0])
+                .collect();
+            let [first @ .., last] = underlay.mac.0;
+            let all = (last..=u8::MAX).map(|last| {
+                let [a, b, c, d, e] = first;
+                [a, b, c, d, e, last]
+            });
+            let free = all.into_iter().find(|mac| !taken.contains(mac));
+            underlay.mac = free.map_or(underlay.mac, MacAddress);
+        }
+        underlay
     }
 
     fn backend_spec<'b>(

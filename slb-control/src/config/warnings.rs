@@ -2,11 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Config, Pool};
+use slb_core::spec::Answers;
+
+use super::{Backend, Config, Pool, Role};
 
 /// Things of a configuration that are seldom meant.
 pub(super) fn of(config: &Config) -> Vec<String> {
-    let mut warnings = Vec::new();
+    let mut warnings = unused(config);
     let mut by_mac = HashMap::new();
     for vm in config.vms() {
         let port = vm.port.map_or(0, |port| port.0);
@@ -32,6 +34,47 @@ pub(super) fn of(config: &Config) -> Vec<String> {
         }
     }
     warnings
+}
+
+/// Fields and sections that mean nothing to the role, a line each.
+///
+/// What rules and pools say for host agents means something to a mux too: all nodes may have one file but for
+/// `[node]`.
+fn unused(config: &Config) -> Vec<String> {
+    let role = config.node.role;
+    let line = |what: String| format!("{what} means nothing to a {}", role.name());
+    let fields = config.node.unused.iter();
+    let mut lines: Vec<String> = fields.map(|field| line(format!("node: {field}"))).collect();
+    if role != Role::Proxy {
+        let ports = config.ports.all.iter().filter(|port| !port.span.is_empty());
+        lines.extend(ports.map(|port| line(format!("port {:?}", port.name))));
+        let rewrites = 1..=config.ports.source_rewrites.len();
+        lines.extend(rewrites.map(|number| line(format!("source_rewrite {number}"))));
+        return lines;
+    }
+    for pool in &config.pools {
+        let is_said: [(&str, fn(&Backend) -> bool); 3] = [
+            ("host", |backend| !backend.host.is_unspecified()),
+            ("mac", |backend| backend.mac.is_some()),
+            ("port", |backend| backend.port.is_some()),
+        ];
+        for (field, is_said) in is_said {
+            if let Some(backend) = pool.backends.iter().find(|backend| is_said(backend)) {
+                let (pool, backend) = (&pool.name, &backend.name);
+                lines.push(line(format!("pool {pool:?}: backend {backend:?}: {field}")));
+            }
+        }
+    }
+    for rule in &config.rules {
+        let fields = [
+            ("answers", rule.terms.answers != Answers::Direct),
+            ("quic", rule.terms.quic),
+            ("disable_outbound_snat", !rule.disable_outbound_snat),
+        ];
+        let said = fields.into_iter().filter(|(_, is_said)| *is_said);
+        lines.extend(said.map(|(field, _)| line(format!("rule {:?}: {field}", rule.name))));
+    }
+    lines
 }
 
 /// Lists the losses of a new configuration against an old one.

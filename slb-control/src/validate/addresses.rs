@@ -147,6 +147,92 @@ pub(super) fn check_probe_sources(config: &Config, faults: &Faults<'_>) {
     }
 }
 
+/// Adds a fault for each frontend that has the address that a host agent's ICMP errors come from: their
+/// receivers would take the VIP for a router.
+pub(super) fn check_icmp_source(config: &Config, faults: &Faults<'_>) {
+    let node = &config.node;
+    let sources = [
+        node.icmp_source_ipv4.map(IpAddr::V4),
+        node.icmp_source_ipv6.map(IpAddr::V6),
+    ];
+    let frontends = config.frontends.iter();
+    for frontend in frontends.filter(|one| sources.contains(&Some(one.address))) {
+        let place = format!("frontend {:?}: address", frontend.name);
+        let message = format!(
+            "expected an address of its own, but {} is where ICMP errors come from (icmp_source of [node])",
+            frontend.address
+        );
+        faults.add(&frontend.span, place, message);
+    }
+}
+
+/// Adds a fault for each backend that has another's address on the same host and network, and another MAC
+/// address, and for each that shares its host's port with another vm.
+pub(super) fn check_hosts(config: &Config, faults: &Faults<'_>) {
+    if config.node.role == Role::Proxy {
+        return;
+    }
+    let mut addresses: HashMap<(IpAddr, Vni, IpAddr), (&Pool, &Backend)> = HashMap::new();
+    let mut ports: HashMap<(IpAddr, u16), (&Pool, &Backend)> = HashMap::new();
+    for (pool, backend) in backends(config) {
+        let place = format!("pool {:?}: backend {:?}", pool.name, backend.name);
+        let key = (backend.host, pool.vni, backend.address);
+        let (other, first) = *addresses.entry(key).or_insert((pool, backend));
+        if first.mac() != backend.mac() {
+            let message = format!(
+                "{} in network {} of host {} has MAC address {} by backend {:?} of pool {:?} (line {}), and {} \
+                 here: expected one",
+                backend.address,
+                pool.vni,
+                backend.host,
+                first.mac(),
+                first.name,
+                other.name,
+                faults.line(&first.span),
+                backend.mac(),
+            );
+            faults.add(&backend.span, format!("{place}: mac"), message);
+        }
+        // Those of this host agent's own vms are the spec's to judge.
+        let is_own = config.node.role == Role::Host && config.node.is(backend.host);
+        let Some(port) = backend.port.filter(|_| !is_own) else {
+            continue;
+        };
+        let (other, first) = *ports.entry((backend.host, port)).or_insert((pool, backend));
+        if (first.mac(), other.vni) != (backend.mac(), pool.vni) {
+            let message = format!(
+                "port {port} of host {} has another vm already, backend {:?} of pool {:?} (line {})",
+                backend.host,
+                first.name,
+                other.name,
+                faults.line(&first.span),
+            );
+            faults.add(&backend.span, format!("{place}: port"), message);
+        }
+    }
+}
+
+/// Adds a fault for each backend that says an instance number that another of its pool says.
+pub(super) fn check_instances(config: &Config, faults: &Faults<'_>) {
+    for pool in &config.pools {
+        let mut known: HashMap<u32, &Backend> = HashMap::new();
+        for backend in &pool.backends {
+            let Some(instance) = backend.instance else {
+                continue;
+            };
+            let first = *known.entry(instance).or_insert(backend);
+            if !std::ptr::eq(first, backend) {
+                let place = format!("pool {:?}: backend {:?}: instance", pool.name, backend.name);
+                let message = format!(
+                    "{instance} is the instance of backend {:?} already",
+                    first.name
+                );
+                faults.add(&backend.span, place, message);
+            }
+        }
+    }
+}
+
 /// Adds a fault for each backend that shares its network, host and MAC address with another vm.
 ///
 /// Two backends are one vm if they have one address, name or port, or if both name that MAC
@@ -220,9 +306,23 @@ pub(super) fn check_mtu(config: &Config, faults: &Faults<'_>) {
             overhead(outer)
         )
     };
+    let underlay_message = |outer: IpAddr| {
+        format!(
+            "expected an mtu of {} or more in [node], got {mtu}: {outer} is reached over IPv6, which needs {0} \
+             bytes on every link (RFC 8200 §5)",
+            ipv6::MIN_MTU
+        )
+    };
     match config.node.role {
         Role::Proxy => {}
         Role::Mux => {
+            // The fabric itself has to be one that IPv6 can cross.
+            let far = backends(config).find(|(_, backend)| backend.host.is_ipv6());
+            if let Some((pool, backend)) = far.filter(|_| usize::from(mtu) < ipv6::MIN_MTU) {
+                let place = format!("pool {:?}: backend {:?}: host", pool.name, backend.name);
+                faults.add(&backend.span, place, underlay_message(backend.host));
+                return;
+            }
             for pool in &config.pools {
                 let first = pool
                     .backends
@@ -235,6 +335,11 @@ pub(super) fn check_mtu(config: &Config, faults: &Faults<'_>) {
             }
         }
         Role::Host => {
+            let far = config.node.muxes.iter().find(|mux| mux.is_ipv6());
+            if let Some(&mux) = far.filter(|_| usize::from(mtu) < ipv6::MIN_MTU) {
+                faults.add(&config.node.span, "node: mtu", underlay_message(mux));
+                return;
+            }
             let Some(&mux) = config.node.muxes.iter().find(|&&mux| is_short(mux)) else {
                 return;
             };

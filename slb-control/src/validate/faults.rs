@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use slb_core::PortId;
 use slb_core::maglev::MaglevError;
 use slb_core::spec::{NatTarget, RuleItem, SpecError};
+use slb_core::wire::ethernet::MacAddress;
 
 use crate::config::{Backend, Config, Pool, Role};
 use crate::document::{Faults, Span};
@@ -166,6 +167,9 @@ fn told(config: &Config, error: &SpecError) -> Option<(Span, String, String)> {
         } => {
             let (_, other) = member_of(config, pool, first)?;
             let (pool, backend) = member_of(config, pool, second)?;
+            if other.instance.is_some() && other.instance == backend.instance {
+                return None; // reported whether ports go by it or not
+            }
             let place = format!("pool {:?}: backend {:?}: instance", pool.name, backend.name);
             let message = format!(
                 "{instance} is the instance of backend {:?} already",
@@ -211,6 +215,96 @@ fn told(config: &Config, error: &SpecError) -> Option<(Span, String, String)> {
             let place = format!("port {:?}: address", port.name);
             let message = format!("{address} is the address of port {:?} already", other.name);
             (port.span.clone(), place, message)
+        }
+        // A proxy's check of its backends reports it.
+        SpecError::FrontendBackend { .. } if config.node.role == Role::Proxy => return None,
+        SpecError::FrontendBackend {
+            frontend,
+            pool,
+            backend,
+        } => {
+            let frontend = config.frontends.get(frontend)?;
+            let (pool, backend) = member_of(config, pool, backend)?;
+            let place = format!("pool {:?}: backend {:?}: address", pool.name, backend.name);
+            let message = format!(
+                "expected an address of its own, but {} is frontend {:?}'s",
+                frontend.address, frontend.name
+            );
+            (backend.span.clone(), place, message)
+        }
+        SpecError::SourceNatFrontend { item, frontend } => {
+            let (span, place, _) = of_rule(item)?;
+            let frontend = config.frontends.get(frontend)?;
+            let message = format!(
+                "expected an address of the balancer's, but {} is frontend {:?}'s: answers would be for the VIP",
+                frontend.address, frontend.name
+            );
+            (span, format!("{place}: source_nat"), message)
+        }
+        SpecError::OwnMac { pool, backend } => {
+            let (pool, backend) = member_of(config, pool, backend)?;
+            let place = format!("pool {:?}: backend {:?}: mac", pool.name, backend.name);
+            let message = format!(
+                "expected the vm's own, but {}",
+                own_mac(config, backend.mac())
+            );
+            (backend.span.clone(), place, message)
+        }
+        SpecError::OwnNextHop { pool, backend } => {
+            let (pool, backend) = member_of(config, pool, backend)?;
+            let place = format!("pool {:?}: backend {:?}: next_hop", pool.name, backend.name);
+            let mac = own_mac(config, backend.next_hop?);
+            let message = format!("expected a neighbour's MAC address, but {mac}");
+            (backend.span.clone(), place, message)
+        }
+        SpecError::OwnUnderlayNextHop => {
+            let mac = own_mac(config, config.node.underlay().next_hop);
+            let message = format!("expected the router's MAC address, but {mac}");
+            (
+                config.node.span.clone(),
+                "node: next_hop".to_owned(),
+                message,
+            )
+        }
+        // Vms of all hosts are compared by their addresses.
+        SpecError::TwoMacs { .. } => return None,
+        SpecError::ConflictingOutbound { first, second } => {
+            let (span, place, _) = of_rule(RuleItem::Outbound(second))?;
+            let (first, second) = (config.outbound.get(first)?, config.outbound.get(second)?);
+            let mut shared = second.frontends.iter();
+            let shared = shared.find(|frontend| first.frontends.contains(frontend))?;
+            let message = format!(
+                "lets {} of pool {:?} out under frontend {:?}, as outbound_rule {:?} does: expected one rule \
+                 for both",
+                second.protocol.name(),
+                config.pools.get(second.pool)?.name,
+                config.frontends.get(*shared)?.name,
+                first.name
+            );
+            (span, place, message)
+        }
+        SpecError::SourceRewriteAddress { index } => {
+            let span = config.ports.rewrite_spans.get(index)?.clone();
+            let message = "expected two ranges of unicast addresses".to_owned();
+            (span, format!("source_rewrite {}", index + 1), message)
+        }
+        SpecError::SourceRewriteOverlap { first, second } => {
+            let span = config.ports.rewrite_spans.get(second)?.clone();
+            let (own, other) = (
+                config.ports.source_rewrites.get(second)?,
+                config.ports.source_rewrites.get(first)?,
+            );
+            let (len, other_len) = (own.prefix_len, other.prefix_len);
+            let message = format!(
+                "{}/{len} to {}/{len} overlaps {}/{other_len} to {}/{other_len} (source_rewrite {}): expected \
+                 exceptions before the range that they are of, and an address for each client",
+                own.from,
+                own.to,
+                other.from,
+                other.to,
+                first + 1
+            );
+            (span, format!("source_rewrite {}", second + 1), message)
         }
         SpecError::PortConflict {
             first,
@@ -264,6 +358,14 @@ fn rule(config: &Config, item: RuleItem) -> Option<(Span, String, Option<usize>)
 fn member_of(config: &Config, pool: usize, backend: usize) -> Option<(&Pool, &Backend)> {
     let pool = config.pools.get(pool)?;
     Some((pool, pool.backends.get(backend)?))
+}
+
+/// Says that a MAC address is this node's.
+fn own_mac(config: &Config, mac: MacAddress) -> String {
+    match config.node.mac {
+        Some(_) => format!("{mac} is this node's (mac of [node])"),
+        None => format!("{mac} is this node's where [node] has no mac and no interface"),
+    }
 }
 
 pub(super) fn no_underlay(address: IpAddr) -> String {

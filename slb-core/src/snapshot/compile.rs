@@ -240,6 +240,9 @@ impl<'m> Snapshot<'m> {
         };
         nat.compile(spec, previous_nat, facts)?;
         snapshot.compile_frontends(spec)?;
+        if let Some(fault) = snapshot.conflict(spec) {
+            return Err(fault);
+        }
         snapshot.compile_rules(spec, previous)?;
         Ok(snapshot)
     }

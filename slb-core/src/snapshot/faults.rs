@@ -3,6 +3,7 @@
 
 use super::addresses::address_bytes;
 use super::compile::{Size, nat_rules, rule_identities};
+use super::conflicts;
 use super::registry::identity;
 use crate::maglev::{MAX_BACKENDS, MaglevError, is_valid_size};
 use crate::nat::connection::ALL_PORTS;
@@ -10,8 +11,9 @@ use crate::spec::network::Seat;
 use crate::spec::snat::{GRANULE, instance};
 use crate::spec::{
     Backend, InboundNat, NatTarget, Outbound, Pool, Protocol, ProxyPorts, Rule, RuleItem, Spec,
-    SpecError, derived_mac,
+    SpecError, Underlay, derived_mac,
 };
+use crate::wire::ethernet::MacAddress;
 
 impl Spec<'_> {
     /// Every fault of the spec, with the index of its item: none of a spec that can be compiled.
@@ -26,6 +28,7 @@ impl Spec<'_> {
         let items = sizes.too_many(self).chain(of_items(self));
         items
             .chain(between_items(self))
+            .chain(conflicts::all(self))
             .chain(self.frontends_out_of_ports())
     }
 }
@@ -38,6 +41,9 @@ pub(super) fn of_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError
     let muxes = (0..).zip(spec.muxes);
     let muxes = muxes.filter(|(_, mux)| !spec.underlay.reaches(**mux));
     let muxes = muxes.map(|(mux, _)| SpecError::NoUnderlayAddressForMux { mux });
+    let Underlay { mac, next_hop, .. } = spec.underlay;
+    let is_own = spec.proxy.is_none() && mac == next_hop && mac != MacAddress::UNKNOWN;
+    let underlay = is_own.then_some(SpecError::OwnUnderlayNextHop);
     let inside = (0..).zip(spec.inside);
     let inside = inside.filter(|(_, prefix)| prefix.range().is_none());
     let inside = inside.map(|(index, _)| SpecError::InsidePrefix { index });
@@ -63,6 +69,7 @@ pub(super) fn of_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError
         .chain(pools)
         .chain(health)
         .chain(muxes)
+        .chain(underlay)
         .chain(inside)
         .chain(probed)
         .chain(spec.network_faults())
@@ -103,6 +110,22 @@ fn of_pool<'s>(
     let ports = pool.backends.iter().filter_map(usable);
     let ports = ports.filter(|_| spec.proxy.is_none());
     let ports = ports.map(|port| SpecError::UnusablePort { port });
+    let own = move |own: MacAddress| own == spec.underlay.mac && own != MacAddress::UNKNOWN;
+    // A proxy encapsulates nothing, and uses no backend's own MAC address.
+    let is_own = move |(_, backend): &(usize, &Backend<'_>)| {
+        spec.proxy.is_none() && own(backend.mac.unwrap_or(derived_mac(backend.address)))
+    };
+    let own_macs = (0..).zip(pool.backends).filter(is_own);
+    let own_macs = own_macs.map(move |(backend, _)| SpecError::OwnMac {
+        pool: index,
+        backend,
+    });
+    let hops = (0..).zip(pool.backends);
+    let hops = hops.filter(move |(_, backend)| backend.next_hop.is_some_and(own));
+    let hops = hops.map(move |(backend, _)| SpecError::OwnNextHop {
+        pool: index,
+        backend,
+    });
     let table = table.map(|error| SpecError::Table { pool: index, error });
     let odd = move |(_, weights): &(usize, &&[u32])| weights.len() != members;
     let past = (0..).zip(pool.past).filter(odd);
@@ -117,6 +140,8 @@ fn of_pool<'s>(
         .chain(far)
         .chain(probes)
         .chain(ports)
+        .chain(own_macs)
+        .chain(hops)
         .chain(past)
 }
 
@@ -316,7 +341,7 @@ fn between_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's
 }
 
 /// All backends, pool by pool, with their pool and its index.
-fn backends<'s>(
+pub(super) fn backends<'s>(
     spec: &'s Spec<'_>,
 ) -> impl Iterator<Item = (usize, &'s Pool<'s>, &'s Backend<'s>)> + Clone + 's {
     let pools = (0..).zip(spec.pools);
@@ -440,7 +465,7 @@ fn networks<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
 
 /// The values of each entry whose key an earlier one has: that one's, and its own.
 #[cfg(feature = "alloc")]
-fn duplicates_of<K: Ord, V: Copy>(
+pub(super) fn duplicates_of<K: Ord, V: Copy>(
     entries: impl Iterator<Item = (K, V)>,
 ) -> impl Iterator<Item = (V, V)> {
     use alloc::collections::btree_map::{BTreeMap, Entry};
@@ -456,7 +481,7 @@ fn duplicates_of<K: Ord, V: Copy>(
 
 /// The values of each entry whose key an earlier one has: that one's, and its own.
 #[cfg(not(feature = "alloc"))]
-fn duplicates_of<K: Ord, V: Copy>(
+pub(super) fn duplicates_of<K: Ord, V: Copy>(
     entries: impl Iterator<Item = (K, V)> + Clone,
 ) -> impl Iterator<Item = (V, V)> {
     let all = entries.clone();

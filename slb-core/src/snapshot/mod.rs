@@ -11,6 +11,7 @@
 
 mod addresses;
 mod compile;
+mod conflicts;
 mod faults;
 mod lineage;
 pub(crate) mod locals;
@@ -406,8 +407,16 @@ impl Snapshot<'_> {
 
     /// Returns true if an address is a VIP.
     pub(crate) fn is_vip(&self, address: IpAddr) -> bool {
-        let vip = self.vip_of(address);
-        vip.is_some_and(|vip| self.rule_keys.get(rule_key(vip, VIP, 0)).is_some())
+        self.frontend_at(address).is_some()
+    }
+
+    /// The index of the frontend that has an address.
+    #[inline]
+    fn frontend_at(&self, address: IpAddr) -> Option<usize> {
+        let found = self
+            .rule_keys
+            .get(rule_key(self.vip_of(address)?, VIP, 0))?;
+        Some(found as usize)
     }
 
     /// Places that users of SNAT ports are counted in: see

@@ -230,6 +230,70 @@ pub enum SpecError {
         /// The index in [`ProxyPorts::source_rewrites`](super::ProxyPorts::source_rewrites).
         index: usize,
     },
+    /// A source rewrite has an address that no client can have: a multicast, reserved or unspecified one, or
+    /// the broadcast address.
+    SourceRewriteAddress {
+        /// The index in [`ProxyPorts::source_rewrites`](super::ProxyPorts::source_rewrites).
+        index: usize,
+    },
+    /// The clients of a source rewrite are all clients of an earlier one, which counts, or its addresses are
+    /// also those of an earlier one, so that two clients would be seen under one address.
+    SourceRewriteOverlap {
+        /// The index of the earlier one in
+        /// [`ProxyPorts::source_rewrites`](super::ProxyPorts::source_rewrites).
+        first: usize,
+        /// The index of the later one.
+        second: usize,
+    },
+    /// A frontend has the address of a backend: packets for the backend would be for the VIP. Of a proxy,
+    /// only a backend that the frontend's rules lead to.
+    FrontendBackend {
+        /// The frontend's index.
+        frontend: usize,
+        /// The pool's index.
+        pool: usize,
+        /// The backend's index in its pool.
+        backend: usize,
+    },
+    /// The address that backends see in the place of the client's is a frontend's: answers would be for the
+    /// VIP.
+    SourceNatFrontend {
+        /// The rule.
+        item: RuleItem,
+        /// The frontend's index.
+        frontend: usize,
+    },
+    /// A backend has the MAC address of this node, so its packets would come back.
+    OwnMac {
+        /// The pool's index.
+        pool: usize,
+        /// The backend's index in its pool.
+        backend: usize,
+    },
+    /// The next hop of a backend has the MAC address of this node.
+    OwnNextHop {
+        /// The pool's index.
+        pool: usize,
+        /// The backend's index in its pool.
+        backend: usize,
+    },
+    /// The next hop of the underlay has the MAC address of this node.
+    OwnUnderlayNextHop,
+    /// Two backends of this node have one address in one network, but two MAC addresses. Indexes count over
+    /// all pools.
+    TwoMacs {
+        /// The earlier backend.
+        first: usize,
+        /// The later backend.
+        second: usize,
+    },
+    /// Two outbound rules let the same protocol of one pool out under one frontend.
+    ConflictingOutbound {
+        /// The index of the earlier one in [`Spec::outbound`].
+        first: usize,
+        /// The index of the later one.
+        second: usize,
+    },
     /// Two backends share a port of this node, or a network and MAC address, without being one
     /// vm. Indexes count over all pools.
     PortConflict {
@@ -612,6 +676,64 @@ impl fmt::Display for Named<'_> {
                 f,
                 "source rewrite {index}: expected two ranges of one family and size"
             ),
+            SpecError::SourceRewriteAddress { index } => write!(
+                f,
+                "source rewrite {index}: expected two ranges of unicast addresses"
+            ),
+            SpecError::SourceRewriteOverlap { first, second } => write!(
+                f,
+                "source rewrite {second}: its clients, or the addresses that they are seen under, are those of \
+                 source rewrite {first}"
+            ),
+            SpecError::FrontendBackend {
+                frontend,
+                pool,
+                backend,
+            } => write!(
+                f,
+                "frontend {} has the address of backend {} of pool {}: expected another one",
+                self.frontend(frontend),
+                self.member(pool, backend),
+                self.pool(pool)
+            ),
+            SpecError::SourceNatFrontend { item, frontend } => {
+                let (kind, name) = self.item(item);
+                let frontend = self.frontend(frontend);
+                write!(
+                    f,
+                    "{kind} {name}: the source NAT address is that of frontend {frontend}: expected another one"
+                )
+            }
+            SpecError::OwnMac { pool, backend } => write!(
+                f,
+                "backend {} of pool {} has the MAC address of this node: expected another one",
+                self.member(pool, backend),
+                self.pool(pool)
+            ),
+            SpecError::OwnNextHop { pool, backend } => write!(
+                f,
+                "the next hop of backend {} of pool {} has the MAC address of this node: expected another one",
+                self.member(pool, backend),
+                self.pool(pool)
+            ),
+            SpecError::OwnUnderlayNextHop => f.write_str(
+                "the next hop of the underlay has the MAC address of this node: expected another one",
+            ),
+            SpecError::TwoMacs { first, second } => write!(
+                f,
+                "backends {} and {} have one address in one network: expected one MAC address",
+                self.backend(first),
+                self.backend(second)
+            ),
+            SpecError::ConflictingOutbound { first, second } => {
+                let (kind, first) = self.item(RuleItem::Outbound(first));
+                let (_, second) = self.item(RuleItem::Outbound(second));
+                write!(
+                    f,
+                    "{kind} {second} lets the protocol and pool of {kind} {first} out under the same frontend: \
+                     expected one rule for both"
+                )
+            }
             SpecError::UnusablePort { port } => write!(
                 f,
                 "port {}: another port has its number or address, or the number is 65535",

@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::SpecError;
+use super::{Prefix, SpecError};
 use crate::nat::connection::ALL_PORTS;
 use crate::verdict::PortId;
 
@@ -15,7 +15,8 @@ pub struct ProxyPorts<'a> {
     pub frontends: &'a [FrontendPort],
     /// The port of the backends.
     pub backend: PortId,
-    /// Clients that backends see under other addresses; the first that holds one counts.
+    /// Clients that backends see under other addresses; the first that holds one counts, so exceptions from a
+    /// range come before it.
     pub source_rewrites: &'a [SourceRewrite],
 }
 
@@ -79,6 +80,41 @@ impl SourceRewrite {
         };
         self.prefix_len <= most
     }
+
+    /// The first and the last address of both ranges; `None` where they are not valid.
+    fn ranges(&self) -> Option<[[IpAddr; 2]; 2]> {
+        let range = |address| {
+            let len = self.prefix_len;
+            Prefix { address, len }.range()
+        };
+        Some([range(self.from)?, range(self.to)?])
+    }
+
+    /// Whether hosts can have all addresses of both ranges.
+    fn is_unicast(&self) -> bool {
+        self.ranges()
+            .is_none_or(|ranges| ranges.as_flattened().iter().copied().all(is_unicast))
+    }
+
+    /// Whether all clients are those of `earlier`, or some addresses are.
+    fn overlaps(&self, earlier: &Self) -> bool {
+        let (Some([clients, seen]), Some([other_clients, other_seen])) =
+            (self.ranges(), earlier.ranges())
+        else {
+            return false;
+        };
+        let is_within = other_clients[0] <= clients[0] && clients[1] <= other_clients[1];
+        let share = seen[0] <= other_seen[1] && other_seen[0] <= seen[1];
+        (is_within || share) && self.from.is_ipv6() == earlier.from.is_ipv6()
+    }
+}
+
+/// Whether a host can have an address: 0.0.0.0/8 is "this network", 240.0.0.0/4 reserved (RFC 1122 §3.2.1.3).
+fn is_unicast(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => !matches!(address.octets()[0], 0 | 224..),
+        IpAddr::V6(address) => !address.is_unspecified() && !address.is_multicast(),
+    }
 }
 
 impl ProxyPorts<'_> {
@@ -102,8 +138,18 @@ impl ProxyPorts<'_> {
             has_none.then_some(SpecError::FrontendPortAddress { port })
         });
         let rewrites = self.source_rewrites.iter().enumerate();
-        let rewrites = rewrites.filter(|(_, rewrite)| !rewrite.is_valid());
-        let rewrites = rewrites.map(|(index, _)| SpecError::SourceRewrite { index });
+        let rewrites = rewrites.filter_map(|(index, rewrite)| {
+            if !rewrite.is_valid() {
+                return Some(SpecError::SourceRewrite { index });
+            }
+            if !rewrite.is_unicast() {
+                return Some(SpecError::SourceRewriteAddress { index });
+            }
+            let mut earlier = self.source_rewrites.iter().take(index);
+            let first = earlier.position(|earlier| rewrite.overlaps(earlier))?;
+            let second = index;
+            Some(SpecError::SourceRewriteOverlap { first, second })
+        });
         wrong_count.into_iter().chain(ports).chain(rewrites)
     }
 }

@@ -23,7 +23,7 @@ fn read(bytes: Vec<u8>) -> Vec<(Instant, Vec<u8>)> {
             Ok(Next::Packet { timestamp, len, .. }) => {
                 packets.push((timestamp, buffer[..len].to_vec()));
             }
-            Ok(Next::Later | Next::UnknownLink(_) | Next::TooLong) => {}
+            Ok(Next::Later | Next::UnknownLink(_) | Next::TooLong | Next::UnknownTime) => {}
             Ok(Next::End) | Err(_) => return packets,
         }
     }

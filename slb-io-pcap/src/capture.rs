@@ -36,6 +36,8 @@ pub struct CaptureStats {
     pub unknown_link: BTreeMap<LinkType, u64>,
     /// Packets left out because they are longer than [`FRAME_LEN`].
     pub too_long: u64,
+    /// Packets left out because their time is before 1970 or after 21 July 2554.
+    pub unknown_time: u64,
     /// Packets that a snap length cut when they were captured.
     pub cut: u64,
     /// Frames that were not written because the file's format does not have their time.
@@ -47,7 +49,7 @@ pub struct CaptureStats {
 impl CaptureStats {
     /// Packets that were left out, for whatever reason.
     pub fn left_out(&self) -> u64 {
-        self.unknown_link.values().sum::<u64>() + self.too_long
+        self.unknown_link.values().sum::<u64>() + self.too_long + self.unknown_time
     }
 }
 
@@ -289,6 +291,7 @@ impl<'m, W: Write> PacketIo<'m> for Capture<'m, W> {
                     *self.stats.unknown_link.entry(link).or_default() += 1;
                 }
                 Ok((_, Next::TooLong)) => self.stats.too_long += 1,
+                Ok((_, Next::UnknownTime)) => self.stats.unknown_time += 1,
                 Ok((_, Next::End)) => self.at_end = true,
                 Ok((_, Next::Later)) => {
                     self.free.push(buffer);

@@ -50,6 +50,9 @@ pub enum Next {
     UnknownLink(LinkType),
     /// A packet that was left out: it is longer than the buffer.
     TooLong,
+    /// A packet that was left out: an [`Instant`] cannot represent its time, which is before 1970 or after
+    /// 21 July 2554.
+    UnknownTime,
     /// Nothing: the file is at its end.
     End,
 }
@@ -97,7 +100,8 @@ enum Resolution {
 
 /// A packet where it lies in its record or block.
 struct Found {
-    timestamp: Instant,
+    /// `None`: an [`Instant`] cannot represent it.
+    timestamp: Option<Instant>,
     link: LinkType,
     data: Range<usize>,
     /// Number of bytes that were not captured.
@@ -179,12 +183,18 @@ impl Reader {
                 self.stream.take(len);
                 continue;
             };
-            if until.is_some_and(|until| found.timestamp > until) {
+            let Some(timestamp) = found.timestamp else {
+                self.packets += 1;
+                self.stream.take(len);
+                return Ok(Next::UnknownTime);
+            };
+            if until.is_some_and(|until| timestamp > until) {
                 return Ok(Next::Later);
             }
             let data = self.stream.ahead().get(found.data.clone());
-            let next = found.copy_to(data.unwrap_or_default(), self.fills_cut, buffer);
-            self.last = found.timestamp;
+            let data = data.unwrap_or_default();
+            let next = found.copy_to(data, timestamp, self.fills_cut, buffer);
+            self.last = timestamp;
             self.packets += 1;
             self.stream.take(len);
             return Ok(next);
@@ -318,7 +328,7 @@ impl Reader {
                 };
                 let captured = original.min(limit).min(body - 12);
                 Some(Found {
-                    timestamp: self.last,
+                    timestamp: Some(self.last),
                     link: interface.link,
                     data: 12..12 + captured,
                     cut: original - captured,
@@ -444,19 +454,19 @@ impl Resolution {
 }
 
 impl Interface {
-    fn timestamp(&self, units: u64) -> Instant {
+    fn timestamp(&self, units: u64) -> Option<Instant> {
         let nanos = i128::try_from(self.resolution.nanos(units)).unwrap_or(i128::MAX);
         instant(nanos.saturating_add(i128::from(self.offset) * i128::from(SECOND)))
     }
 }
 
-/// The time so many nanoseconds after 1970; the nearest one where there is none.
-fn instant(nanos: i128) -> Instant {
-    Instant::from_nanos(u64::try_from(nanos.max(0)).unwrap_or(u64::MAX))
+/// The time so many nanoseconds after 1970, if there is one.
+fn instant(nanos: i128) -> Option<Instant> {
+    u64::try_from(nanos).ok().map(Instant::from_nanos)
 }
 
 impl Found {
-    fn copy_to(&self, data: &[u8], fills_cut: bool, buffer: &mut [u8]) -> Next {
+    fn copy_to(&self, data: &[u8], timestamp: Instant, fills_cut: bool, buffer: &mut [u8]) -> Next {
         let Some((header, payload)) = self.link.to_ethernet(data) else {
             return Next::UnknownLink(self.link);
         };
@@ -476,7 +486,7 @@ impl Found {
         back.copy_from_slice(payload);
         missing.fill(0);
         Next::Packet {
-            timestamp: self.timestamp,
+            timestamp,
             len,
             cut: self.cut,
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::read::MultiGzDecoder;
+use ruzstd::decoding::errors::{FrameDecoderError, FrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
 /// Bytes that are read at once, and the least room for records; it grows with the longest one.
@@ -132,6 +133,22 @@ fn is_skippable(magic: &[u8]) -> bool {
     matches!(magic, [0x50..=0x5f, rest @ ..] if rest == SKIPPABLE)
 }
 
+/// The fault of a zstd frame, in words: those of the decoder are of its own types.
+fn damaged(error: FrameDecoderError) -> io::Error {
+    let why = match error {
+        FrameDecoderError::WindowSizeTooBig { requested: bytes }
+        | FrameDecoderError::FrameHeaderError(FrameHeaderError::WindowTooBig { got: bytes })
+        | FrameDecoderError::FailedToInitialize(FrameHeaderError::WindowTooBig { got: bytes }) => {
+            format!("a frame needs {bytes} bytes of memory, which is more than any should")
+        }
+        FrameDecoderError::DictNotProvided { dict_id } => {
+            format!("a frame needs dictionary {dict_id}, and dictionaries are not supported")
+        }
+        _ => "a frame is damaged".to_owned(),
+    };
+    io::Error::new(io::ErrorKind::InvalidData, format!("zstd: {why}"))
+}
+
 /// The frames of a zstd file, one behind the other.
 struct Zstd<R> {
     input: R,
@@ -161,7 +178,7 @@ impl<R: Read> Zstd<R> {
             }
             if !is_skippable(&magic) {
                 let frame = Cursor::new(magic).chain(&mut self.input);
-                self.decoder.init(frame).map_err(io::Error::other)?;
+                self.decoder.init(frame).map_err(damaged)?;
                 return Ok(true);
             }
             let mut len = [0; 4];
@@ -202,7 +219,7 @@ impl<R: Read> Read for Zstd<R> {
                 let missing = buffer.len() - self.decoder.can_collect();
                 let some = BlockDecodingStrategy::UptoBytes(missing);
                 let decoded = self.decoder.decode_blocks(&mut self.input, some);
-                self.failed = decoded.err().map(io::Error::other);
+                self.failed = decoded.err().map(damaged);
             }
             let count = self.decoder.read(buffer)?;
             if count > 0 {

@@ -560,6 +560,23 @@ fn packed_captures_that_are_damaged_end_with_an_error() {
             let _ = read(&damaged); // ends, and does not panic
         }
     }
+    // Frames of zstd by hand (RFC 8878 §3.1.1): a descriptor, what it announces, and the header of a block.
+    for (header, expected) in [
+        (&[0x20, 5, 7, 0, 0][..], "a frame is damaged"), // a block of the reserved type
+        (
+            &[0x21, 9, 5, 1, 0, 0],
+            "a frame needs dictionary 9, and dictionaries are not supported",
+        ),
+        (
+            &[0x00, 0xff, 1, 0, 0, 0, 0, 0, 0],
+            "bytes of memory, which is more than any should",
+        ),
+    ] {
+        let file = [&[0x28, 0xb5, 0x2f, 0xfd], header].concat();
+        let error = read(&file).error.expect("it is damaged");
+        assert!(error.contains(": zstd: a frame "), "{error}");
+        assert!(error.ends_with(expected), "{header:?}: {error}");
+    }
     let mut wrong = gzip(&plain);
     let crc = wrong.len() - 8;
     wrong[crc] ^= 1;

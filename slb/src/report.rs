@@ -291,6 +291,13 @@ impl<'a> Report<'a> {
                 "not written: {count} packets after 2106-02-07, a time that pcap does not have; pcapng has"
             );
         }
+        if self.capture.unknown_time > 0 {
+            let count = self.capture.unknown_time;
+            let _ = writeln!(
+                text,
+                "left out: {count} packets whose time is before 1970 or after 2554-07-21"
+            );
+        }
         if self.capture.too_long > 0 {
             let _ = writeln!(text, "left out: {} packets too long", self.capture.too_long);
         }
@@ -492,6 +499,7 @@ impl<'a> Report<'a> {
             "dropped": dropped,
             "left_out": self.capture.left_out(),
             "left_out_too_long": self.capture.too_long,
+            "left_out_unknown_time": self.capture.unknown_time,
             "left_out_link_types": self.capture.unknown_link.iter().map(|(link, count)| json!({
                 "link_type": link.0, "name": link.name(), "packets": count, "is_read": link.is_read(),
             })).collect::<Vec<Value>>(),

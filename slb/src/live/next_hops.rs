@@ -197,8 +197,10 @@ pub(super) fn destination(role: Role, backend: &Backend) -> IpAddr {
 
 /// Puts what was found into a configuration.
 pub(super) fn complete(config: &mut Config, found: &Found) {
+    let own = config.node.mac;
     let mac = |address: IpAddr| match found.get(&address) {
-        Some(Reach::Known(next_hop)) => next_hop.mac,
+        // A neighbour entry with this node's own MAC address leads nowhere.
+        Some(Reach::Known(next_hop)) => next_hop.mac.filter(|mac| Some(*mac) != own),
         _ => None,
     };
     let role = config.node.role;
@@ -264,7 +266,7 @@ impl Unreached {
             }
             let names = names(given, address);
             let to = if is_far(address) {
-                "other networks".to_owned()
+                format!("other {} networks", family(address))
             } else {
                 address.to_string()
             };
@@ -368,11 +370,19 @@ fn is_far(address: IpAddr) -> bool {
     [FAR_IPV4, FAR_IPV6].contains(&address)
 }
 
+fn family(address: IpAddr) -> &'static str {
+    match address {
+        IpAddr::V4(_) => "IPv4",
+        IpAddr::V6(_) => "IPv6",
+    }
+}
+
 /// Names of the first few backends whose packets go to an address.
 fn names(given: &Config, address: IpAddr) -> String {
     const FEW: usize = 3;
     if is_far(address) {
-        return "answers and other packets of the balancer's own".to_owned();
+        let family = family(address);
+        return format!("answers and other {family} packets of the balancer's own");
     }
     let of = |pool: &slb_control::config::Pool| {
         let there = pool.backends.iter();
@@ -396,7 +406,7 @@ pub(super) fn unresolved(given: &Config, found: &Found) -> String {
     let all: Vec<IpAddr> = lost.map(|(&address, _)| address).collect();
     let few = all.iter().take(FEW);
     let name = |&address: &IpAddr| match is_far(address) {
-        true => "the default route's".to_owned(),
+        true => format!("the {} default route's", family(address)),
         false => format!("{address} ({})", names(given, address)),
     };
     let mut text = few.map(name).collect::<Vec<_>>().join(", ");

@@ -134,7 +134,7 @@ fn is_skippable(magic: &[u8]) -> bool {
 }
 
 /// The fault of a zstd frame, in words: those of the decoder are of its own types.
-fn damaged(error: FrameDecoderError) -> io::Error {
+fn damaged(error: &FrameDecoderError) -> io::Error {
     let why = match error {
         FrameDecoderError::WindowSizeTooBig { requested: bytes }
         | FrameDecoderError::FrameHeaderError(FrameHeaderError::WindowTooBig { got: bytes })
@@ -178,7 +178,7 @@ impl<R: Read> Zstd<R> {
             }
             if !is_skippable(&magic) {
                 let frame = Cursor::new(magic).chain(&mut self.input);
-                self.decoder.init(frame).map_err(damaged)?;
+                self.decoder.init(frame).map_err(|error| damaged(&error))?;
                 return Ok(true);
             }
             let mut len = [0; 4];
@@ -219,7 +219,7 @@ impl<R: Read> Read for Zstd<R> {
                 let missing = buffer.len() - self.decoder.can_collect();
                 let some = BlockDecodingStrategy::UptoBytes(missing);
                 let decoded = self.decoder.decode_blocks(&mut self.input, some);
-                self.failed = decoded.err().map(damaged);
+                self.failed = decoded.err().as_ref().map(damaged);
             }
             let count = self.decoder.read(buffer)?;
             if count > 0 {

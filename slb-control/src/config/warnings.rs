@@ -53,14 +53,20 @@ fn unused(config: &Config) -> Vec<String> {
         return lines;
     }
     for pool in &config.pools {
-        let is_said: [(&str, fn(&Backend) -> bool); 3] = [
-            ("host", |backend| !backend.host.is_unspecified()),
-            ("mac", |backend| backend.mac.is_some()),
-            ("port", |backend| backend.port.is_some()),
-        ];
-        for (field, is_said) in is_said {
-            if let Some(backend) = pool.backends.iter().find(|backend| is_said(backend)) {
-                let (pool, backend) = (&pool.name, &backend.name);
+        let said = |backend: &Backend| {
+            [
+                ("host", !backend.host.is_unspecified()),
+                ("mac", backend.mac.is_some()),
+                ("port", backend.port.is_some()),
+            ]
+        };
+        for place in 0..3 {
+            let mut fields = pool
+                .backends
+                .iter()
+                .map(|one| (&one.name, said(one)[place]));
+            if let Some((backend, (field, _))) = fields.find(|(_, (_, is_said))| *is_said) {
+                let pool = &pool.name;
                 lines.push(line(format!("pool {pool:?}: backend {backend:?}: {field}")));
             }
         }

@@ -59,7 +59,8 @@ pub struct Input<'t> {
 ///
 /// # Errors
 /// All faults: what is no JSON, has values that there are none of, or lacks what the inventory should
-/// say.
+/// say. Those that the configuration has as a whole are at the line of the JSON that they come from, with the
+/// path of the value there, such as `resources[2].properties.probes[0]`.
 pub fn import(inputs: &[Input<'_>], inventory: &Inventory) -> Result<Imported, ConfigErrors> {
     let notes = Notes::default();
     let mut trees = Vec::new();
@@ -75,8 +76,13 @@ pub fn import(inputs: &[Input<'_>], inventory: &Inventory) -> Result<Imported, C
     if !errors.is_empty() {
         return Err(ConfigErrors(errors));
     }
-    let toml = write::write(&model, inventory, &Sources(inputs));
-    let missing = Config::parse("the imported configuration", &toml).err();
+    let written = write::write(&model, inventory, &Sources(inputs));
+    let missing = Config::parse("the imported configuration", &written.toml).err();
+    let missing = missing.map(|ConfigErrors(faults)| {
+        let located = faults.into_iter().map(|fault| written.locate(fault));
+        ConfigErrors(located.collect())
+    });
+    let toml = written.toml;
     match missing {
         Some(errors) if !found.has_parts() && !found.is_empty() => Err(errors),
         missing => Ok(Imported {

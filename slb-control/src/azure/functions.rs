@@ -911,6 +911,7 @@ pub(super) fn object_of(node: &Node, members: &[(&str, &str)]) -> Value {
         let value = Node {
             file: Rc::clone(&node.file),
             line: node.line,
+            path: node.path.clone(),
             value: Value::String(text.to_owned()),
         };
         (name.to_owned(), value)

@@ -21,7 +21,45 @@ use crate::error::ConfigError;
 pub(super) struct Node {
     pub(super) file: Rc<str>,
     pub(super) line: usize,
+    /// Where it stands in the file; `None`: it is all of it.
+    pub(super) path: Option<Rc<Path>>,
     pub(super) value: Value,
+}
+
+/// The way from a file's root to a value.
+#[derive(Debug)]
+pub(super) struct Path {
+    parent: Option<Rc<Path>>,
+    step: Step,
+}
+
+#[derive(Debug)]
+enum Step {
+    Member(String),
+    Element(usize),
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(parent) = &self.parent {
+            parent.fmt(f)?;
+        }
+        let is_plain = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        match (&self.step, &self.parent) {
+            (Step::Element(index), _) => write!(f, "[{index}]"),
+            (Step::Member(name), _) if !is_plain(name) => write!(f, "[{name:?}]"),
+            (Step::Member(name), None) => f.write_str(name),
+            (Step::Member(name), Some(_)) => write!(f, ".{name}"),
+        }
+    }
+}
+
+/// The place of a value in a file, for what is found wrong later.
+#[derive(Clone, Debug)]
+pub(super) struct Origin {
+    pub(super) file: Rc<str>,
+    pub(super) line: usize,
+    pub(super) path: Option<Rc<Path>>,
 }
 
 #[derive(Clone, Debug)]
@@ -86,6 +124,14 @@ impl Value {
 }
 
 impl Node {
+    pub(super) fn origin(&self) -> Origin {
+        Origin {
+            file: Rc::clone(&self.file),
+            line: self.line,
+            path: self.path.clone(),
+        }
+    }
+
     /// A member of an object, if it is one and has it.
     pub(super) fn get(&self, name: &str) -> Option<&Self> {
         let Value::Object(members) = &self.value else {
@@ -149,7 +195,7 @@ pub(super) fn parse(input: &Input<'_>) -> Result<Node, ConfigError> {
         at: 0,
         line: 1,
     };
-    Ok(lines.node(ast, &Rc::from(input.file)))
+    Ok(lines.node(ast, &Rc::from(input.file), None))
 }
 
 /// Counts lines on the way through the tree, which goes by the text's order.
@@ -167,7 +213,11 @@ impl Lines<'_> {
         self.line
     }
 
-    fn node(&mut self, ast: Ast<'_>, file: &Rc<str>) -> Node {
+    fn node(&mut self, ast: Ast<'_>, file: &Rc<str>, path: Option<Rc<Path>>) -> Node {
+        let inner = |step| {
+            let parent = path.clone();
+            Some(Rc::new(Path { parent, step }))
+        };
         let line = self.line_of(ast.start());
         let value = match ast {
             Ast::NullKeyword(_) => Value::Null,
@@ -175,8 +225,12 @@ impl Lines<'_> {
             Ast::NumberLit(literal) => Value::Number(literal.value.to_owned()),
             Ast::StringLit(literal) => Value::String(literal.value.into_owned()),
             Ast::Array(array) => {
-                let elements = array.elements.into_iter();
-                Value::Array(elements.map(|element| self.node(element, file)).collect())
+                let elements = array.elements.into_iter().enumerate();
+                let element = |(index, element)| {
+                    let path = inner(Step::Element(index));
+                    self.node(element, file, path)
+                };
+                Value::Array(elements.map(element).collect())
             }
             Ast::Object(object) => {
                 let properties = object.properties.into_iter();
@@ -185,7 +239,8 @@ impl Lines<'_> {
                         ObjectPropName::String(name) => name.value.into_owned(),
                         ObjectPropName::Word(word) => word.value.to_owned(),
                     };
-                    (name, self.node(property.value, file))
+                    let path = inner(Step::Member(name.clone()));
+                    (name, self.node(property.value, file, path))
                 };
                 Value::Object(properties.map(member).collect())
             }
@@ -193,6 +248,7 @@ impl Lines<'_> {
         Node {
             file: Rc::clone(file),
             line,
+            path,
             value,
         }
     }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use slb_core::hash::Distribution;
 use slb_core::spec::Protocol;
 
+use super::json::Origin;
 use crate::config::{NoHealthyBackends, ProbeProtocol};
 
 /// All load balancers, together.
@@ -20,6 +21,7 @@ pub(super) struct Model {
 
 #[derive(Debug)]
 pub(super) struct Frontend {
+    pub(super) origin: Origin,
     pub(super) name: String,
     pub(super) address: IpAddr,
     /// Text for a comment in the configuration.
@@ -28,6 +30,7 @@ pub(super) struct Frontend {
 
 #[derive(Debug)]
 pub(super) struct Pool {
+    pub(super) origin: Origin,
     pub(super) name: String,
     /// VXLAN network; `None` where no one is needed.
     pub(super) vni: Option<u32>,
@@ -36,6 +39,7 @@ pub(super) struct Pool {
 
 #[derive(Debug)]
 pub(super) struct Backend {
+    pub(super) origin: Origin,
     pub(super) name: String,
     /// Id of the item in the JSON.
     pub(super) id: Option<String>,
@@ -46,6 +50,7 @@ pub(super) struct Backend {
 
 #[derive(Debug)]
 pub(super) struct Probe {
+    pub(super) origin: Origin,
     pub(super) name: String,
     pub(super) protocol: ProbeProtocol,
     pub(super) port: u32,
@@ -67,6 +72,7 @@ pub(super) struct Terms {
 
 #[derive(Debug)]
 pub(super) struct Rule {
+    pub(super) origin: Origin,
     pub(super) name: String,
     pub(super) frontend: String,
     pub(super) pool: String,
@@ -81,6 +87,7 @@ pub(super) struct Rule {
 
 #[derive(Debug)]
 pub(super) struct Nat {
+    pub(super) origin: Origin,
     pub(super) name: String,
     pub(super) frontend: String,
     pub(super) pool: String,
@@ -98,6 +105,7 @@ pub(super) enum Target {
 
 #[derive(Debug)]
 pub(super) struct Outbound {
+    pub(super) origin: Origin,
     pub(super) name: String,
     pub(super) frontends: Vec<String>,
     pub(super) pool: String,

@@ -158,6 +158,7 @@ impl<'r> Reader<'r> {
             };
             all.push(name.clone());
             self.model.frontends.push(Frontend {
+                origin: node.origin(),
                 name,
                 address: address_of,
                 remark: remark.clone(),
@@ -256,6 +257,7 @@ impl<'r> Reader<'r> {
         let vni = self.vni(&object, &networks);
         object.finish();
         self.model.pools.push(Pool {
+            origin: node.origin(),
             name,
             vni,
             backends,
@@ -427,6 +429,7 @@ impl<'r> Reader<'r> {
             lacks("host", format!("{key} and host"));
         }
         Some(Backend {
+            origin: at.origin(),
             name: known,
             id: id.map(str::to_owned),
             address,
@@ -486,6 +489,7 @@ impl<'r> Reader<'r> {
             return;
         };
         self.model.probes.push(Probe {
+            origin: node.origin(),
             name: self.names.of_part(self.balancer, Kind::Probe, &own),
             protocol,
             port,
@@ -600,6 +604,7 @@ impl<'r> Reader<'r> {
         ) = (frontend, pool, protocol, frontend_port, backend_port)
         {
             self.model.rules.push(Rule {
+                origin: node.origin(),
                 name: self.names.of_part(self.balancer, Kind::Rule, &own),
                 frontend,
                 pool,
@@ -668,6 +673,7 @@ impl<'r> Reader<'r> {
             (frontend, found, protocol, backend_port)
         {
             self.model.nat.push(Nat {
+                origin: node.origin(),
                 name,
                 frontend,
                 pool,
@@ -702,6 +708,7 @@ impl<'r> Reader<'r> {
         }
         let (pool, found) = (format!("of {name}"), backend.name.clone());
         self.model.pools.push(Pool {
+            origin: object.node.origin(),
             name: pool.clone(),
             vni: self.vni(object, &[]),
             backends: vec![backend],
@@ -762,6 +769,7 @@ impl<'r> Reader<'r> {
         ) = (frontend, pool, protocol, backend_port, first.zip(last))
         {
             self.model.nat.push(Nat {
+                origin: node.origin(),
                 name: self.names.of_part(self.balancer, Kind::NatPool, &own),
                 frontend,
                 pool: self.names.of_part(self.balancer, Kind::Pool, pool),
@@ -803,6 +811,7 @@ impl<'r> Reader<'r> {
         object.finish();
         if let (Some(pool), Some(protocol)) = (pool, protocol) {
             self.model.outbound.push(Outbound {
+                origin: node.origin(),
                 name: self.names.of_part(self.balancer, Kind::Outbound, &own),
                 frontends,
                 pool,

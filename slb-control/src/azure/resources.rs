@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use super::functions;
 use super::inventory::{PublicAddress, public_address};
 use super::json::{Node, Notes, Object, Value};
 use super::template::{Resource, Templates, file_name};
@@ -135,7 +136,19 @@ impl Balancer {
         let same = same.find(|(other, node)| *other == kind && own.is_some() && name(node) == own);
         match same {
             None => self.parts.push((kind, part)),
-            Some((_, inline)) if is_child && !inline.is_child() => merge(inline, &part),
+            Some((_, inline)) if is_child && !inline.is_child() => {
+                if let Some(list) = replaced_list(inline, &part).filter(|_| kind == Kind::Pool) {
+                    let own = own.unwrap_or_default();
+                    let place = format!("load balancer {:?}", self.name);
+                    let message = format!(
+                        "pool {own:?} has other {list} here than in its load balancer (line {}), and would \
+                         replace those: expected the backends at one of the two",
+                        inline.line
+                    );
+                    notes.error(&part, &place, message);
+                }
+                merge(inline, &part);
+            }
             Some(_) => {
                 let own = own.unwrap_or_default();
                 let place = format!("load balancer {:?}", self.name);
@@ -143,6 +156,20 @@ impl Balancer {
             }
         }
     }
+}
+
+/// The list of backends that a pool's child resource would replace with another, if any.
+fn replaced_list(inline: &Node, child: &Node) -> Option<&'static str> {
+    fn list<'n>(pool: &'n Node, name: &str) -> Option<&'n Node> {
+        let own = pool.get("properties").and_then(|own| own.get(name));
+        own.or_else(|| pool.get(name))
+            .filter(|list| !list.as_array().is_empty())
+    }
+    let lists = ["loadBalancerBackendAddresses", "backendIPConfigurations"];
+    lists.into_iter().find(|name| {
+        let both = list(inline, name).zip(list(child, name));
+        both.is_some_and(|(inline, child)| !functions::is_equal(&inline.value, &child.value))
+    })
 }
 
 /// Overrides members of an inline part with those of its child resource.

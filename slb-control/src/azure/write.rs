@@ -1,20 +1,51 @@
 //! The model as a configuration file for people to read: what is as it is by default is left out.
 
-use std::fmt::{Display, Write as _};
+use std::fmt::Display;
 
 use slb_core::hash::Distribution;
 use slb_core::spec::Protocol;
 
 use super::FIRST_WORDS;
 use super::inventory::Inventory;
+use super::json::Origin;
 use super::model::{Backend, Frontend, Model, Nat, Outbound, Pool, Probe, Rule, Target, Terms};
 use crate::config::{NoHealthyBackends, ProbeProtocol};
+use crate::error::ConfigError;
 
 /// Azure waits so long for an answer, in seconds.
 const PROBE_TIMEOUT: u32 = 30;
 
-pub(super) fn write(model: &Model, inventory: &Inventory, from: &impl Display) -> String {
-    let mut file = File(String::new());
+/// A configuration, and where the JSON has what stands from a line on, in the order of the lines.
+#[derive(Debug)]
+pub(super) struct Written {
+    pub(super) toml: String,
+    origins: Vec<(usize, Origin)>,
+}
+
+impl Written {
+    /// Says of a fault of the configuration where its cause is in the JSON; what the inventory has said stays
+    /// a fault of the configuration.
+    pub(super) fn locate(&self, fault: ConfigError) -> ConfigError {
+        let known = self
+            .origins
+            .partition_point(|(line, _)| *line <= fault.line);
+        let Some((_, origin)) = known.checked_sub(1).and_then(|last| self.origins.get(last)) else {
+            return fault;
+        };
+        let path = origin.path.as_ref().map(ToString::to_string);
+        let places = [path.unwrap_or_default(), fault.place];
+        let places = places.into_iter().filter(|place| !place.is_empty());
+        ConfigError {
+            file: origin.file.to_string(),
+            line: origin.line,
+            place: places.collect::<Vec<_>>().join(": "),
+            message: fault.message,
+        }
+    }
+}
+
+pub(super) fn write(model: &Model, inventory: &Inventory, from: &impl Display) -> Written {
+    let mut file = File::default();
     file.line(&format!("{FIRST_WORDS} {from}."));
     if !inventory.node.is_empty() {
         file.section("[node]");
@@ -33,27 +64,49 @@ pub(super) fn write(model: &Model, inventory: &Inventory, from: &impl Display) -
         }
     }
     model.outbound.iter().for_each(|part| file.outbound(part));
-    file.0
+    Written {
+        toml: file.text,
+        origins: file.origins,
+    }
 }
 
-struct File(String);
+#[derive(Default)]
+struct File {
+    text: String,
+    /// Lines that are finished.
+    lines: usize,
+    origins: Vec<(usize, Origin)>,
+}
 
 impl File {
     fn line(&mut self, text: &str) {
-        self.0.push_str(text);
-        self.0.push('\n');
+        self.text.push_str(text);
+        self.text.push('\n');
+        self.lines += 1 + text.bytes().filter(|&byte| byte == b'\n').count();
     }
 
     fn section(&mut self, header: &str) {
         self.line(&format!("\n{header}"));
     }
 
+    /// Begins the section of a part that the JSON has at a place.
+    fn part(&mut self, header: &str, origin: &Origin) {
+        self.line("");
+        self.origin(origin);
+        self.line(header);
+    }
+
+    /// Takes note of where the JSON has what comes next.
+    fn origin(&mut self, origin: &Origin) {
+        self.origins.push((self.lines + 1, origin.clone()));
+    }
+
     fn field(&mut self, name: &str, value: impl Into<toml::Value>) {
-        let _ = writeln!(self.0, "{name} = {}", value.into());
+        self.line(&format!("{name} = {}", value.into()));
     }
 
     fn frontend(&mut self, frontend: &Frontend) {
-        self.section("[[frontend]]");
+        self.part("[[frontend]]", &frontend.origin);
         if !frontend.remark.is_empty() {
             let remark: String = frontend
                 .remark
@@ -67,7 +120,7 @@ impl File {
     }
 
     fn probe(&mut self, probe: &Probe) {
-        self.section("[[probe]]");
+        self.part("[[probe]]", &probe.origin);
         self.field("name", probe.name.as_str());
         let protocol = match probe.protocol {
             ProbeProtocol::Tcp => "tcp",
@@ -92,7 +145,7 @@ impl File {
     }
 
     fn pool(&mut self, pool: &Pool) {
-        self.section("[[pool]]");
+        self.part("[[pool]]", &pool.origin);
         self.field("name", pool.name.as_str());
         if let Some(vni) = pool.vni {
             self.field("vni", i64::from(vni));
@@ -111,11 +164,12 @@ impl File {
         ];
         let others = backend.fields.iter();
         fields.extend(others.map(|(name, value)| format!("{name} = {value}")));
+        self.origin(&backend.origin);
         self.line(&format!("  {{ {} }},", fields.join(", ")));
     }
 
     fn rule(&mut self, rule: &Rule) {
-        self.section("[[rule]]");
+        self.part("[[rule]]", &rule.origin);
         self.field("name", rule.name.as_str());
         self.field("frontend", rule.frontend.as_str());
         self.field("pool", rule.pool.as_str());
@@ -149,7 +203,7 @@ impl File {
     }
 
     fn nat(&mut self, kind: &str, nat: &Nat) {
-        self.section(&format!("[[{kind}]]"));
+        self.part(&format!("[[{kind}]]"), &nat.origin);
         self.field("name", nat.name.as_str());
         self.field("frontend", nat.frontend.as_str());
         self.field("pool", nat.pool.as_str());
@@ -169,7 +223,7 @@ impl File {
     }
 
     fn outbound(&mut self, rule: &Outbound) {
-        self.section("[[outbound_rule]]");
+        self.part("[[outbound_rule]]", &rule.origin);
         self.field("name", rule.name.as_str());
         self.field("frontends", rule.frontends.clone());
         self.field("pool", rule.pool.as_str());

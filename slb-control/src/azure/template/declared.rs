@@ -18,6 +18,31 @@ pub(super) fn as_declared(declared: &Node, value: Value) -> Value {
     }
 }
 
+/// A default of another type than its parameter's is one that Azure refuses; only values that are given come
+/// as strings.
+pub(super) fn check_default(name: &str, declared: &Node, default: &Value) -> Result<(), Failure> {
+    let kind = declared.get("type").and_then(Node::as_str);
+    let kind = kind.unwrap_or_default().to_ascii_lowercase();
+    let expected = match (kind.as_str(), default) {
+        (_, Value::Unresolved(_) | Value::Null) => return Ok(()),
+        ("int", Value::Number(_))
+        | ("bool", Value::Bool(_))
+        | ("string" | "securestring", Value::String(_))
+        | ("array", Value::Array(_))
+        | ("object" | "secureobject", Value::Object(_)) => return Ok(()),
+        ("int", _) => "an int",
+        ("bool", _) => "a bool",
+        ("string" | "securestring", _) => "a string",
+        ("array", _) => "a list",
+        ("object" | "secureobject", _) => "an object",
+        _ => return Ok(()),
+    };
+    Err(other(format!(
+        "parameter {name:?}: expected {expected} as its defaultValue, got {}",
+        default.describe()
+    )))
+}
+
 /// A value that its parameter may not have is one that Azure refuses.
 pub(super) fn check_declared(name: &str, declared: &Node, value: &Value) -> Result<(), Failure> {
     let fault = |expected: &str| {

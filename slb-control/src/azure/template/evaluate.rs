@@ -83,6 +83,7 @@ impl Templates<'_> {
             value: Value::Object(members),
             file: Rc::clone(&raw.file),
             line: raw.line,
+            path: raw.path.clone(),
         }
     }
 

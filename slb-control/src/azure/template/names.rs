@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::super::functions::Arguments;
 use super::super::json::{Failure, Node, Value};
-use super::declared::{as_declared, check_declared};
+use super::declared::{as_declared, check_declared, check_default};
 use super::{
     Context, DEPLOYMENT, Loops, Outcome, Resource, Templates, found_or, known, other, size_of,
     unresolved,
@@ -48,7 +48,11 @@ impl Templates<'_> {
                 self.charge(size_of(given))?;
                 given.value.clone()
             }
-            (None, Some(default)) => self.resolve(default, context).value,
+            (None, Some(default)) => {
+                let default = self.resolve(default, context).value;
+                check_default(name, declared, &default)?;
+                default
+            }
             (None, None) => {
                 let is_nullable = declared
                     .get("nullable")

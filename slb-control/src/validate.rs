@@ -5,14 +5,15 @@ mod addresses;
 mod faults;
 mod networks;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use slb_core::hash::Distribution;
 use slb_core::spec::{Answers, NatTarget, Protocol, Scheduler, Terms};
 
 use crate::config::{
-    Backend, Config, InboundNat, MOST_BACKENDS, MOST_RULES, MOST_SLOTS, Pool, Role,
+    Backend, Config, InboundNat, MOST_BACKENDS, MOST_RULES, MOST_SLOTS, Pool, Role, Rule,
 };
 use crate::document::{Faults, Section, Span, list, resembling};
 use crate::ports;
@@ -161,16 +162,16 @@ fn unique<'c>(faults: &Faults<'_>, kind: &str, names: impl Iterator<Item = (Stri
 }
 
 fn check_rules(config: &Config, faults: &Faults<'_>) {
-    for rule in config
+    let mut with_port: HashMap<usize, &Rule> = HashMap::new();
+    for rule in config.rules.iter().filter(|rule| rule.protocol.has_port()) {
+        with_port.entry(rule.frontend).or_insert(rule);
+    }
+    let all_ports = config
         .rules
         .iter()
-        .filter(|rule| rule.protocol == Protocol::All)
-    {
-        let beside = config
-            .rules
-            .iter()
-            .find(|other| other.frontend == rule.frontend && other.protocol.has_port());
-        if let Some(other) = beside {
+        .filter(|rule| rule.protocol == Protocol::All);
+    for rule in all_ports {
+        if let Some(other) = with_port.get(&rule.frontend) {
             let message = format!(
                 "takes all ports of frontend {:?} (HA ports), so the frontend can have no rule {:?}",
                 config.frontends[rule.frontend].name, other.name
@@ -178,6 +179,19 @@ fn check_rules(config: &Config, faults: &Faults<'_>) {
             faults.add(&rule.span, format!("rule {:?}", rule.name), message);
         }
     }
+}
+
+/// The first rule of each frontend that takes all ports.
+fn ha_ports(config: &Config) -> HashMap<usize, &Rule> {
+    let mut all = HashMap::new();
+    for rule in config
+        .rules
+        .iter()
+        .filter(|rule| rule.protocol == Protocol::All)
+    {
+        all.entry(rule.frontend).or_insert(rule);
+    }
+    all
 }
 
 /// A mux asks backends by their addresses, and there is one way to an address: it cannot tell the
@@ -227,78 +241,75 @@ fn check_nat(config: &Config, faults: &Faults<'_>) {
         let place = format!("rule {:?}", rule.name);
         check_terms(config, &rule.terms, (&place, &rule.span), faults);
     }
-    for (index, nat) in config.inbound_nat.iter().enumerate() {
+    for nat in &config.inbound_nat {
         let place = format!("{} {:?}", nat.kind(), nat.name);
         check_terms(config, &nat.terms, (&place, &nat.span), faults);
-        check_overlaps(config, index, nat, &place, faults);
     }
+    check_overlaps(config, faults);
 }
 
-/// No two take one port of a frontend.
-fn check_overlaps(
-    config: &Config,
-    index: usize,
-    nat: &InboundNat,
-    place: &str,
-    faults: &Faults<'_>,
-) {
-    let ports = nat.ports();
-    let name = |ports: &std::ops::RangeInclusive<u16>| {
+/// No two take one port of a frontend. Of those that an inbound NAT rule or pool overlaps, a few are named.
+///
+/// # Cost
+/// In proportion to the number of rules and its logarithm.
+fn check_overlaps(config: &Config, faults: &Faults<'_>) {
+    const FEW: usize = 8;
+    let name = |ports: &RangeInclusive<u16>| {
         if ports.start() == ports.end() {
             format!("port {}", ports.start())
         } else {
             format!("ports {} to {}", ports.start(), ports.end())
         }
     };
-    for rule in config
-        .rules
-        .iter()
-        .filter(|rule| rule.frontend == nat.frontend)
-    {
-        let same = rule.protocol == nat.protocol && ports.contains(&rule.frontend_port);
-        if same || rule.protocol == Protocol::All {
-            let taken = match rule.protocol {
-                Protocol::All => "every port".to_owned(),
-                _ => format!("port {}", rule.frontend_port),
-            };
-            let message = format!(
-                "takes {} of frontend {:?}, of which rule {:?} takes {taken}",
-                name(&ports),
-                config.frontends[nat.frontend].name,
-                rule.name
-            );
-            faults.add(&nat.span, place, message);
-        }
+    let ha_ports = ha_ports(config);
+    let mut rules: HashMap<(usize, Protocol), BTreeMap<u16, &Rule>> = HashMap::new();
+    for rule in config.rules.iter().filter(|rule| rule.protocol.has_port()) {
+        let of = rules.entry((rule.frontend, rule.protocol)).or_default();
+        of.entry(rule.frontend_port).or_insert(rule);
     }
-    for other in config.inbound_nat.iter().take(index) {
-        let theirs = other.ports();
-        let overlap = ports.start() <= theirs.end() && theirs.start() <= ports.end();
-        if overlap && other.frontend == nat.frontend && other.protocol == nat.protocol {
+    // By their first ports, those that overlap none before them.
+    let mut apart: HashMap<(usize, Protocol), BTreeMap<u16, &InboundNat>> = HashMap::new();
+    for nat in &config.inbound_nat {
+        let ports = nat.ports();
+        let key = (nat.frontend, nat.protocol);
+        let place = format!("{} {:?}", nat.kind(), nat.name);
+        let fault = |of: String, taken: String| {
             let message = format!(
-                "takes {} of frontend {:?}, of which {} {:?} takes {}",
+                "takes {} of frontend {:?}, of which {of} takes {taken}",
                 name(&ports),
                 config.frontends[nat.frontend].name,
-                other.kind(),
-                other.name,
-                name(&theirs)
             );
-            faults.add(&nat.span, place, message);
+            faults.add(&nat.span, place.clone(), message);
+        };
+        let same = rules.get(&key).into_iter();
+        let same = same.flat_map(|of| of.range(ports.clone())).take(FEW);
+        for (port, rule) in same {
+            fault(format!("rule {:?}", rule.name), format!("port {port}"));
+        }
+        if let Some(rule) = ha_ports.get(&nat.frontend) {
+            fault(format!("rule {:?}", rule.name), "every port".to_owned());
+        }
+        let others = apart.entry(key).or_default();
+        let mut before = others.range(..=*ports.end());
+        match before.next_back() {
+            Some((_, other)) if other.ports().end() >= ports.start() => {
+                let of = format!("{} {:?}", other.kind(), other.name);
+                fault(of, name(&other.ports()));
+            }
+            _ => drop(others.insert(*ports.start(), nat)),
         }
     }
 }
 
 /// HA-ports rules leave no ports to outbound rules.
 fn check_outbound(config: &Config, faults: &Faults<'_>) {
+    let ha_ports = ha_ports(config);
     for rule in &config.outbound {
-        for &frontend in &rule.frontends {
-            let all_ports = config
-                .rules
-                .iter()
-                .find(|other| other.frontend == frontend && other.protocol == Protocol::All);
-            if let Some(other) = all_ports {
+        for frontend in &rule.frontends {
+            if let Some(other) = ha_ports.get(frontend) {
                 let message = format!(
                     "frontend {:?} has no ports to give: rule {:?} takes all (HA ports)",
-                    config.frontends[frontend].name, other.name
+                    config.frontends[*frontend].name, other.name
                 );
                 let place = format!("outbound_rule {:?}", rule.name);
                 faults.add(&rule.span, place, message);

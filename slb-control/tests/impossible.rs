@@ -272,3 +272,52 @@ fn fields_that_mean_nothing_to_the_role_are_warned_of() {
         ]
     );
 }
+
+/// Thousands of rules beside thousands of inbound NAT rules and pools on one frontend: each overlap is found,
+/// and named once.
+#[test]
+fn overlaps_of_thousands_of_ports_are_found() {
+    let mut more = String::new();
+    for n in 0..6000_u32 {
+        let port = 10_000 + n;
+        let protocol = if n % 2 == 0 { "tcp" } else { "udp" };
+        more += &format!(
+            "[[rule]]\nname = \"r{n}\"\nfrontend = \"w\"\npool = \"p\"\nprotocol = \"{protocol}\"\n\
+             frontend_port = {port}\n"
+        );
+        more += &format!(
+            "[[inbound_nat_rule]]\nname = \"n{n}\"\nfrontend = \"w\"\npool = \"p\"\nbackend = \"a\"\n\
+             protocol = \"{protocol}\"\nfrontend_port = {}\nbackend_port = 22\n",
+            port + 6000
+        );
+    }
+    refused(&config("mux", "", &[ONE], &more), "");
+    let pool = |start: u32, end: u32| {
+        format!(
+            "[[inbound_nat_pool]]\nname = \"np\"\nfrontend = \"w\"\npool = \"p\"\nprotocol = \"tcp\"\n\
+             frontend_port_start = {start}\nfrontend_port_end = {end}\nbackend_port = 22\n"
+        )
+    };
+    let said = |start, end| {
+        let text = config("mux", "", &[ONE], &(more.clone() + &pool(start, end)));
+        let said = faults(&text);
+        let messages = said.lines().map(|line| {
+            let (_, message) = line.split_once("takes ").unwrap_or(("", line));
+            message.to_owned()
+        });
+        messages.collect::<Vec<_>>()
+    };
+    assert_eq!(
+        said(15_997, 15_999),
+        ["ports 15997 to 15999 of frontend \"w\", of which rule \"r5998\" takes port 15998"]
+    );
+    assert_eq!(
+        said(16_000, 16_001),
+        [
+            "ports 16000 to 16001 of frontend \"w\", of which inbound_nat_rule \"n0\" takes port 16000"
+        ]
+    );
+    // Of thousands, a few are named.
+    assert_eq!(said(10_000, 15_999).len(), 8);
+    assert_eq!(said(22_000, 22_009), [""; 0]);
+}

@@ -24,7 +24,7 @@ use crate::list::RuleName;
 use crate::maglev::{self, MaglevError, Member, Turn};
 use crate::mem::{Counter, Memory};
 use crate::nat::rule_id;
-use crate::spec::snat::{GRANULES, MAX_OWNERS, deal, instance, is_outbound};
+use crate::spec::snat::{GRANULES, MAX_OWNERS, deal, instance, outbound_frontends};
 use crate::spec::{
     BackendHealth, Echo, InboundNat, NatTarget, Pool, Protocol, Rule, Spec, SpecError, Terms,
     derived_mac,
@@ -68,9 +68,7 @@ impl Size {
                 .iter()
                 .map(|nat| nat_rules(spec, nat).count())
                 .sum::<usize>(),
-            (0..spec.frontends.len())
-                .filter(|&f| is_outbound(spec, f))
-                .count(),
+            outbound_frontends(spec).count(),
         );
         let rules = spec.rules.len() + nat_rules + outbound;
         // A table for each probe, whether it fails anywhere or not: what is known of backends
@@ -636,7 +634,7 @@ impl<'m> Snapshot<'m> {
             }
         }
         let first_outbound = index;
-        for frontend in (0..spec.frontends.len()).filter(|&f| is_outbound(spec, f)) {
+        for frontend in outbound_frontends(spec) {
             self.compile_outbound(spec, index, frontend, free)?;
             index += 1;
             free += GRANULES;
@@ -650,13 +648,13 @@ impl<'m> Snapshot<'m> {
         let Self {
             nat, rules, table, ..
         } = self;
-        let outbound = (0..spec.frontends.len()).filter(|&f| is_outbound(spec, f));
-        let owners = outbound
-            .zip(first_outbound..)
-            .filter_map(|(frontend, rule)| {
-                let start = rules.get(rule)?.table_start as usize;
-                Some((frontend, rule as u32, table.get(start..start + GRANULES)?))
-            });
+        let owners =
+            outbound_frontends(spec)
+                .zip(first_outbound..)
+                .filter_map(|(frontend, rule)| {
+                    let start = rules.get(rule)?.table_start as usize;
+                    Some((frontend, rule as u32, table.get(start..start + GRANULES)?))
+                });
         nat.compile_blocks(spec, owners);
         Ok(())
     }
@@ -908,9 +906,8 @@ pub(super) fn rule_identities<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = u6
             identity([nat.name.as_bytes(), b"inbound nat", &taken])
         })
     });
-    let outbound = spec.frontends.iter().enumerate();
-    let outbound = outbound.filter(|&(f, _)| is_outbound(spec, f));
-    let outbound = outbound.map(|(_, f)| identity([&address_bytes(f.address), b"outbound", &[]]));
+    let outbound = outbound_frontends(spec).filter_map(|index| spec.frontends.get(index));
+    let outbound = outbound.map(|f| identity([&address_bytes(f.address), b"outbound", &[]]));
     rules.chain(nat).chain(outbound)
 }
 
@@ -923,9 +920,8 @@ pub(crate) fn rule_names<'s>(
         .inbound_nat
         .iter()
         .flat_map(|nat| nat_rules(spec, nat).map(|_| RuleName::InboundNat(nat.name)));
-    let outbound = spec.frontends.iter().enumerate();
-    let outbound = outbound.filter(|&(f, _)| is_outbound(spec, f));
-    let outbound = outbound.map(|(_, frontend)| RuleName::Outbound(frontend.name));
+    let outbound = outbound_frontends(spec).filter_map(|index| spec.frontends.get(index));
+    let outbound = outbound.map(|frontend| RuleName::Outbound(frontend.name));
     rule_identities(spec).zip(rules.chain(nat).chain(outbound))
 }
 

@@ -8,7 +8,7 @@ use super::registry::identity;
 use crate::maglev::{MAX_BACKENDS, MaglevError, is_valid_size};
 use crate::nat::connection::ALL_PORTS;
 use crate::spec::network::Seat;
-use crate::spec::snat::{GRANULE, instance};
+use crate::spec::snat::{GRANULE, instance, outbound_frontends};
 use crate::spec::{
     Backend, InboundNat, NatTarget, Outbound, Pool, Protocol, ProxyPorts, Rule, RuleItem, Spec,
     SpecError, Underlay, derived_mac,
@@ -369,8 +369,7 @@ pub(super) fn rule_item(spec: &Spec<'_>, index: usize) -> RuleItem {
             Some(left) => rest = left,
         }
     }
-    let frontends = 0..spec.frontends.len();
-    let mut outbound = frontends.filter(|&frontend| crate::spec::snat::is_outbound(spec, frontend));
+    let mut outbound = outbound_frontends(spec);
     RuleItem::SnatPorts(outbound.nth(rest).unwrap_or(rest))
 }
 

@@ -10,7 +10,7 @@ use super::registry::{AlreadyRegistered, Registry, RegistryEntry, SLOT_BITS, ide
 use super::terms::CompiledTerms;
 use crate::mem::{Counter, Mem, Memory};
 use crate::nat::connection::Span;
-use crate::spec::snat::{GRANULE, GRANULES, is_outbound};
+use crate::spec::snat::{GRANULE, GRANULES, outbound_frontends};
 use crate::spec::{Backend, Protocol, Spec, SpecError, derived_mac};
 use crate::tunnel::encapsulation::Template;
 use crate::verdict::PortId;
@@ -140,9 +140,7 @@ impl NatSize {
         };
         let locals = (0..spec.pools.len()).map(of_pool).sum();
         let backends: usize = spec.pools.iter().map(|pool| pool.backends.len()).sum();
-        let frontends = (0..spec.frontends.len())
-            .filter(|&f| is_outbound(spec, f))
-            .count();
+        let frontends = outbound_frontends(spec).count();
         let of_network = spec.vms.iter().filter(|vm| vm.port.is_some()).count();
         let vms = locals + of_network;
         Self {

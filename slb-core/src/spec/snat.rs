@@ -27,12 +27,31 @@ pub(crate) fn is_outbound(spec: &Spec<'_>, frontend: usize) -> bool {
         .any(|rule| rule.frontends.contains(&frontend))
 }
 
+/// The frontends that outbound rules use, in ascending order.
+#[cfg(feature = "alloc")]
+pub(crate) fn outbound_frontends(spec: &Spec<'_>) -> impl Iterator<Item = usize> + Clone + use<> {
+    let used = spec.outbound.iter().flat_map(|rule| rule.frontends);
+    let used = used.filter(|&&frontend| frontend < spec.frontends.len());
+    let mut used: alloc::vec::Vec<usize> = used.copied().collect();
+    used.sort_unstable();
+    used.dedup();
+    used.into_iter()
+}
+
+/// The frontends that outbound rules use, in ascending order.
+#[cfg(not(feature = "alloc"))]
+pub(crate) fn outbound_frontends<'s>(
+    spec: &'s Spec<'_>,
+) -> impl Iterator<Item = usize> + Clone + 's {
+    (0..spec.frontends.len()).filter(|&frontend| is_outbound(spec, frontend))
+}
+
 impl Spec<'_> {
     /// Returns a [`SpecError::OutOfPorts`] for each frontend with too few ports for its outbound
     /// rules: all of them, whereas building a snapshot stops at the first. Places that refer to
     /// nothing have no ports.
     pub fn frontends_out_of_ports(&self) -> impl Iterator<Item = SpecError> {
-        let outbound = (0..self.frontends.len()).filter(|&f| is_outbound(self, f));
+        let outbound = outbound_frontends(self);
         outbound.filter_map(|frontend| deal(self, frontend, &mut [NOBODY; GRANULES]).err())
     }
 
@@ -78,6 +97,8 @@ impl Spec<'_> {
 
 /// The number of a pool's backend.
 pub(crate) fn instance(spec: &Spec<'_>, pool: usize, backend: usize) -> u32 {
+    #[cfg(all(test, feature = "alloc"))]
+    tests::STEPS.set(tests::STEPS.get() + 1);
     let given = spec
         .pools
         .get(pool)
@@ -85,11 +106,31 @@ pub(crate) fn instance(spec: &Spec<'_>, pool: usize, backend: usize) -> u32 {
     given.unwrap_or(backend as u32)
 }
 
+/// The backends of a pool by their numbers, in ascending order; of one number, the first one.
+#[cfg(feature = "alloc")]
+fn by_instance(spec: &Spec<'_>, pool: usize) -> impl Iterator<Item = (u32, usize)> + use<> {
+    let count = spec.pools.get(pool).map_or(0, |pool| pool.backends.len());
+    let all = (0..count).map(|backend| (instance(spec, pool, backend), backend));
+    let mut all: alloc::vec::Vec<_> = all.collect();
+    all.sort_unstable();
+    all.dedup_by_key(|&mut (number, _)| number);
+    all.into_iter()
+}
+
+/// The backends of a pool by their numbers, in ascending order; of one number, the first one.
+#[cfg(not(feature = "alloc"))]
+fn by_instance<'s>(spec: &'s Spec<'_>, pool: usize) -> impl Iterator<Item = (u32, usize)> + 's {
+    core::iter::successors(next_instance(spec, pool, None), move |&last| {
+        next_instance(spec, pool, Some(last))
+    })
+}
+
 /// The backend of a pool with the lowest number above that of `last`, and that number.
 ///
 /// # Cost
 /// Nothing where numbers ascend without gaps, as those that are not said do; else in proportion to the
 /// backends.
+#[cfg(not(feature = "alloc"))]
 fn next_instance(spec: &Spec<'_>, pool: usize, last: Option<(u32, usize)>) -> Option<(u32, usize)> {
     let count = spec.pools.get(pool).map_or(0, |pool| pool.backends.len());
     if let Some((number, backend)) = last
@@ -178,15 +219,10 @@ pub(crate) fn deal(spec: &Spec<'_>, frontend: usize, owners: &mut [u16]) -> Resu
             .take(rule.pool)
             .map(|pool| pool.backends.len())
             .sum();
-        let mut next = next_instance(spec, rule.pool, None);
+        let mut present = by_instance(spec, rule.pool).peekable();
         for number in 0..instances(spec, rule.pool) {
-            let owner = match next {
-                Some((present, backend)) if present == number => {
-                    next = next_instance(spec, rule.pool, next);
-                    (before + backend) as u16
-                }
-                _ => NOBODY,
-            };
+            let owner = present.next_if(|&(present, _)| present == number);
+            let owner = owner.map_or(NOBODY, |(_, backend)| (before + backend) as u16);
             let count = match rule.allocated_outbound_ports {
                 Some(_) => claim(rule, frontend, number),
                 None => share,
@@ -229,4 +265,75 @@ fn claims(rule: &Outbound<'_>, frontend: usize, instances: u32) -> u64 {
     let cycle: u64 = if cycles == 0 { 0 } else { first(period).sum() };
     let rest: u64 = first(instances % period).sum();
     cycles.saturating_mul(cycle).saturating_add(rest)
+}
+
+#[cfg(all(test, feature = "alloc"))]
+mod tests {
+    use core::cell::Cell;
+    use std::thread_local;
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::spec::{Backend, Frontend, Pool};
+
+    thread_local! {
+        /// How often an instance number was asked for.
+        pub(super) static STEPS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// Numbers with gaps are sorted once, not looked for one by one.
+    #[test]
+    fn ports_are_dealt_to_numbers_with_gaps_in_time_of_the_backends() {
+        let deal_to = |count: u32| {
+            let backend = |number| Backend {
+                instance: Some(number * 2),
+                ..Backend::default()
+            };
+            let backends: Vec<Backend<'_>> = (0..count).rev().map(backend).collect();
+            let spec = Spec {
+                frontends: &[Frontend::default()],
+                pools: &[Pool {
+                    backends: &backends,
+                    ..Pool::default()
+                }],
+                outbound: &[Outbound {
+                    frontends: &[0],
+                    allocated_outbound_ports: Some(8),
+                    ..Outbound::default()
+                }],
+                ..Spec::default()
+            };
+            STEPS.set(0);
+            let mut owners = [NOBODY; GRANULES];
+            deal(&spec, 0, &mut owners).expect("there are ports for all");
+            // The lowest number, which stands last, has the first ports.
+            assert_eq!(owners[FIRST_GRANULE], (count - 1) as u16);
+            assert_eq!(owners[FIRST_GRANULE + 1], NOBODY, "nobody has number 1");
+            STEPS.get()
+        };
+        let (few, many) = (deal_to(400), deal_to(4000));
+        assert!(many <= 12 * few, "{few} of 400, {many} of 4000");
+        assert!(many <= 10 * 4000, "{many}");
+    }
+
+    #[test]
+    fn frontends_of_outbound_rules_are_found_in_one_round() {
+        const COUNT: usize = 20_000;
+        let frontends = std::vec![Frontend::default(); COUNT];
+        let used: Vec<[usize; 2]> = (0..COUNT).map(|n| [n / 2 * 2, COUNT + n]).collect();
+        let rule = |frontends| Outbound {
+            frontends,
+            ..Outbound::default()
+        };
+        let outbound: Vec<Outbound<'_>> = used.iter().rev().map(|used| rule(used)).collect();
+        let spec = Spec {
+            frontends: &frontends,
+            outbound: &outbound,
+            ..Spec::default()
+        };
+        let found: Vec<usize> = outbound_frontends(&spec).collect();
+        let expected: Vec<usize> = (0..COUNT).step_by(2).collect();
+        assert_eq!(found, expected);
+        assert!((0..100).all(|n| is_outbound(&spec, n) == (n % 2 == 0)));
+    }
 }

@@ -29,7 +29,7 @@ pub(super) struct Node {
 /// The way from a file's root to a value.
 #[derive(Debug)]
 pub(super) struct Path {
-    parent: Option<Rc<Path>>,
+    parent: Option<Rc<Self>>,
     step: Step,
 }
 

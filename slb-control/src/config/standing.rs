@@ -3,7 +3,7 @@
 use slb_core::health::Condition;
 use slb_core::spec::BackendState;
 
-use super::{Backend, Config, Rule};
+use super::{Backend, Config, NoHealthyBackends, Pool, Probe, Rule};
 
 /// The standing of a backend with the rules of its pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +53,28 @@ impl Config {
         rule.probe.is_some_and(|probe| {
             self.health.of(rule.pool, probe, backend).condition == Condition::Unhealthy
         })
+    }
+
+    /// Takes down who fails which probe, for the rules that go by it. Where all backends of a pool that would get
+    /// new flows fail a probe with [`NoHealthyBackends::UseAll`], its rules go on as if none did.
+    pub fn set_failing(&mut self, fails: impl Fn(&Pool, &Probe, &Backend) -> bool) {
+        for (at, probe) in self.probed_pools() {
+            let (pool, own) = (&self.pools[at], &self.probes[probe]);
+            let failing = |backend: &Backend| fails(pool, own, backend);
+            let failing: Vec<bool> = pool.backends.iter().map(failing).collect();
+            let mut used = pool.backends.iter().zip(&failing).filter(|(backend, _)| {
+                backend.state == BackendState::Up && backend.condition == Condition::Healthy
+            });
+            let is_nobody_left = used.all(|(_, &fails)| fails);
+            if is_nobody_left && own.no_healthy_backends == NoHealthyBackends::UseAll {
+                continue;
+            }
+            for (place, _) in failing.iter().enumerate().filter(|(_, fails)| **fails) {
+                let mut found = self.health.of(at, probe, place);
+                found.condition = Condition::Unhealthy;
+                self.health.set(at, probe, place, found);
+            }
+        }
     }
 
     /// The backends of a pool that get new flows of a rule of it, or would, where it has no rule.

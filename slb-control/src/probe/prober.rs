@@ -10,7 +10,6 @@ use std::time::{Duration, Instant as Clock};
 
 use slb_core::Instant;
 use slb_core::health::{Condition, Health, ProbePolicy, jitter};
-use slb_core::spec::BackendState;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
@@ -18,7 +17,7 @@ use tokio::time::sleep_until;
 
 use super::vms::Vms;
 use super::{Asker, BackendName, ProbeFailure, ProberEnd, Target, targets};
-use crate::config::{Backend, Config, NoHealthyBackends};
+use crate::config::Config;
 
 /// Probes go out at multiples of this: those that are due together cost one awakening.
 const GRAIN: Duration = Duration::from_millis(20);
@@ -233,33 +232,23 @@ impl Prober {
     /// backends of a pool that would get new flows fail a probe with
     /// [`NoHealthyBackends::UseAll`], its rules go on as if none did.
     pub fn apply(&self, config: &mut Config) {
-        let mut sick = HashSet::new();
-        for asked in self.asked.values() {
-            if asked.condition == Condition::Unhealthy {
-                let names = asked.names.iter();
-                sick.extend(
-                    names.map(|(pool, name)| (&*asked.target.probe.name, &**pool, &**name)),
-                );
-            }
-        }
-        for (at, probe) in config.probed_pools() {
-            let (pool, own) = (&config.pools[at], &config.probes[probe]);
-            let fails =
-                |backend: &Backend| sick.contains(&(&*own.name, &*pool.name, &*backend.name));
-            let failing: Vec<bool> = pool.backends.iter().map(fails).collect();
-            let mut used = pool.backends.iter().zip(&failing).filter(|(backend, _)| {
-                backend.state == BackendState::Up && backend.condition == Condition::Healthy
-            });
-            let is_nobody_left = used.all(|(_, &fails)| fails);
-            if is_nobody_left && own.no_healthy_backends == NoHealthyBackends::UseAll {
-                continue;
-            }
-            for (place, _) in failing.iter().enumerate().filter(|(_, fails)| **fails) {
-                let mut found = config.health.of(at, probe, place);
-                found.condition = Condition::Unhealthy;
-                config.health.set(at, probe, place, found);
-            }
-        }
+        let sick: HashSet<_> = self.failing().collect();
+        config.set_failing(|pool, probe, backend| {
+            sick.contains(&(&*pool.name, &*probe.name, &*backend.name))
+        });
+    }
+
+    /// The backends that fail: pool, probe and name of each.
+    pub fn failing(&self) -> impl Iterator<Item = (&str, &str, &str)> {
+        let failing = self
+            .asked
+            .values()
+            .filter(|asked| asked.condition == Condition::Unhealthy);
+        failing.flat_map(|asked| {
+            let probe = &*asked.target.probe.name;
+            let names = asked.names.iter();
+            names.map(move |(pool, name)| (&**pool, probe, &**name))
+        })
     }
 
     /// Returns the number of targets.

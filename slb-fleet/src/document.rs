@@ -1,0 +1,504 @@
+//! A spec as a configuration's text, and as objects.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use slb_control::Config;
+use toml::{Table, Value};
+
+use crate::object::{Backends, CHUNK, Digest, Fields, Index, Item, Keys, Object as _, ObjectError};
+
+/// The section of what all nodes have in common; it becomes a part of each one's `[node]`.
+pub const COMMON: &str = "fleet";
+/// Fields of [`COMMON`]: what has to be the same on all nodes.
+const COMMON_FIELDS: [&str; 5] = ["hash", "hash_key", "hash_seed", "inside", "muxes"];
+
+/// A node of which only the address is needed, to check a spec with: one for documentation (RFC 5737).
+const ANY_NODE: &str = "role = \"mux\"\nunderlay = [\"192.0.2.1\", \"2001:db8::1\"]\n";
+
+/// A spec that was found good.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Spec {
+    root: Table,
+}
+
+impl Spec {
+    /// Reads a configuration without `[node]`; `file` is what errors call it.
+    ///
+    /// # Errors
+    /// All faults found, each with its line; or that it is no configuration of a fleet.
+    pub fn parse(file: &str, text: &str) -> Result<Self, ObjectError> {
+        let root = text.parse::<Table>();
+        let root = root.map_err(|error| ObjectError::Spec(format!("{file}: {error}")))?;
+        for kind in ["node", "port", "source_rewrite"] {
+            if root.contains_key(kind) {
+                let message = format!("{file}: {kind}: belongs to one node, and not to a fleet");
+                return Err(ObjectError::Spec(message));
+            }
+        }
+        let spec = Self { root };
+        // By its own text, for the lines of faults, where nothing has to be moved from one section to another.
+        match spec.root.contains_key(COMMON) {
+            true => spec.check(file)?,
+            false => {
+                let whole = format!("{text}\n[node]\n{ANY_NODE}");
+                let parsed = Config::parse(file, &whole);
+                parsed.map_err(|errors| ObjectError::Spec(errors.to_string()))?;
+            }
+        }
+        Ok(spec)
+    }
+
+    /// Reads a configuration with its `[node]`, of which only [`COMMON`] fields are taken; `file` is what errors call
+    /// it.
+    ///
+    /// # Errors
+    /// All faults found.
+    pub fn of_configuration(file: &str, text: &str) -> Result<Self, ObjectError> {
+        let root = text.parse::<Table>();
+        let mut root = root.map_err(|error| ObjectError::Spec(format!("{file}: {error}")))?;
+        if let Some(Value::Table(mut node)) = root.remove("node") {
+            node.retain(|field, _| COMMON_FIELDS.contains(&field));
+            if !node.is_empty() {
+                root.insert(COMMON.to_owned(), Value::Table(node));
+            }
+        }
+        let spec = Self { root };
+        spec.check(file)?;
+        Ok(spec)
+    }
+
+    /// All sections: kind, name and text of each.
+    pub fn list(&self) -> BTreeSet<(String, String, String)> {
+        let kinds = self.kinds().map(|kind| (kind, self.all(kind)));
+        kinds
+            .flat_map(|(kind, all)| {
+                all.into_iter().map(move |section| {
+                    let name = name_of(section).to_owned();
+                    (kind.to_owned(), name, section.to_string())
+                })
+            })
+            .collect()
+    }
+
+    /// The sections of one kind, or the one of a name; `None` where there is none.
+    pub fn only(&self, kind: &str, name: Option<&str>) -> Option<Self> {
+        let mut value = self.root.get(kind)?.clone();
+        if let (Some(all), Some(name)) = (value.as_array_mut(), name) {
+            all.retain(|own| own.as_table().is_some_and(|own| name_of(own) == name));
+            if all.is_empty() {
+                return None;
+            }
+        }
+        let root = std::iter::once((kind.to_owned(), value)).collect();
+        Some(Self { root })
+    }
+
+    /// The sections of a kind, also where there is only one that has no name.
+    fn all(&self, kind: &str) -> Vec<&Table> {
+        match self.root.get(kind) {
+            Some(Value::Table(table)) => vec![table],
+            Some(Value::Array(all)) => all.iter().filter_map(Value::as_table).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Checks the spec as every node would.
+    ///
+    /// # Errors
+    /// All faults found.
+    pub fn check(&self, file: &str) -> Result<(), ObjectError> {
+        let node = ANY_NODE.parse().unwrap_or_default();
+        self.config(file, &node).map(|_| ())
+    }
+
+    /// The spec as text.
+    pub fn text(&self) -> String {
+        toml::to_string_pretty(&self.root).unwrap_or_default()
+    }
+
+    /// The sections of a kind.
+    pub fn sections(&self, kind: &str) -> impl Iterator<Item = &Table> {
+        let all = self.root.get(kind).and_then(Value::as_array);
+        all.into_iter().flatten().filter_map(Value::as_table)
+    }
+
+    /// The kinds of sections that there are.
+    pub fn kinds(&self) -> impl Iterator<Item = &str> {
+        self.root.keys().map(String::as_str)
+    }
+
+    /// Removes a section, or of a pool a backend. Returns whether it was there.
+    pub fn remove(&mut self, kind: &str, name: &str) -> bool {
+        if kind == "backend" {
+            let Some((pool, name)) = name.split_once('/') else {
+                return false;
+            };
+            let mut pools = self.tables_mut("pool");
+            let pool = pools.find(|own| name_of(own) == pool);
+            let backends = pool.and_then(|pool| pool.get_mut("backends")?.as_array_mut());
+            return backends.is_some_and(|all| take_out(all, name));
+        }
+        let all = self.root.get_mut(kind).and_then(Value::as_array_mut);
+        all.is_some_and(|all| take_out(all, name))
+    }
+
+    /// Adds all sections of another spec; those of a kind and name that are there are replaced.
+    pub fn merge(&mut self, other: &Self) {
+        for (kind, value) in &other.root {
+            let (Some(new), Some(own)) = (
+                value.as_array(),
+                self.root.get_mut(kind).and_then(Value::as_array_mut),
+            ) else {
+                self.root.insert(kind.clone(), value.clone());
+                continue;
+            };
+            for section in new {
+                let name = section.as_table().map(name_of).unwrap_or_default();
+                let same = |own: &&mut Value| own.as_table().is_some_and(|t| name_of(t) == name);
+                match own.iter_mut().find(same) {
+                    Some(own) => own.clone_from(section),
+                    None => own.push(section.clone()),
+                }
+            }
+        }
+    }
+
+    fn tables_mut(&mut self, kind: &str) -> impl Iterator<Item = &mut Table> {
+        let all = self.root.get_mut(kind).and_then(Value::as_array_mut);
+        all.into_iter().flatten().filter_map(Value::as_table_mut)
+    }
+
+    /// The whole configuration of a node, as text: the spec, and the node's own `[node]`.
+    ///
+    /// # Errors
+    /// The node has a field of [`COMMON`], with another value.
+    pub fn with_node(&self, node: &Table) -> Result<String, ObjectError> {
+        let mut root = self.root.clone();
+        let mut node = node.clone();
+        if let Some(Value::Table(common)) = root.remove(COMMON) {
+            for (field, value) in common {
+                if !COMMON_FIELDS.contains(&field.as_str()) {
+                    let known = COMMON_FIELDS.join(", ");
+                    return Err(ObjectError::Spec(format!(
+                        "fleet: {field}: expected one of {known}"
+                    )));
+                }
+                let own = node.insert(field.clone(), value.clone());
+                if own.is_some_and(|own| own != value) {
+                    return Err(ObjectError::Spec(format!(
+                        "node: {field}: differs from the fleet's {field}: leave it out"
+                    )));
+                }
+            }
+        }
+        root.insert("node".to_owned(), Value::Table(node));
+        toml::to_string(&root).map_err(|error| ObjectError::Spec(error.to_string()))
+    }
+
+    /// The whole configuration of a node; `file` is what errors call it.
+    ///
+    /// # Errors
+    /// As [`with_node`](Self::with_node), and all faults of the whole.
+    pub fn config(&self, file: &str, node: &Table) -> Result<Config, ObjectError> {
+        let text = self.with_node(node)?;
+        Config::parse(file, &text).map_err(|errors| ObjectError::Spec(errors.to_string()))
+    }
+
+    /// The spec's objects: those under their keys, and the index over them. `leaving` are backends that only are
+    /// there until their connections have ended.
+    ///
+    /// # Errors
+    /// An object would be too long.
+    pub fn objects(&self, keys: &Keys, leaving: Vec<String>) -> Result<Objects, ObjectError> {
+        let mut made = Objects::default();
+        for kind in self.root.keys() {
+            for section in self.all(kind) {
+                let name = name_of(section);
+                let mut section = section.clone();
+                let chunks = match (kind.as_str(), section.remove("backends")) {
+                    ("pool", Some(Value::Array(backends))) => backends
+                        .chunks(CHUNK)
+                        .map(|chunk| {
+                            let backends: Result<_, _> = chunk.iter().map(json).collect();
+                            let bytes = Backends {
+                                backends: backends?,
+                            }
+                            .write();
+                            made.add(keys, "backends", name, bytes)
+                        })
+                        .collect::<Result<Vec<Digest>, ObjectError>>()?,
+                    (_, Some(other)) => {
+                        section.insert("backends".to_owned(), other);
+                        Vec::new()
+                    }
+                    (_, None) => Vec::new(),
+                };
+                let fields = section
+                    .iter()
+                    .map(|(field, value)| Ok((field.clone(), json(value)?)))
+                    .collect::<Result<_, ObjectError>>()?;
+                let digest = made.add(keys, kind, name, Fields { fields }.write())?;
+                made.index.sections.push(Item {
+                    kind: kind.clone(),
+                    name: name.to_owned(),
+                    digest,
+                    backends: chunks,
+                });
+            }
+        }
+        made.index.leaving = leaving;
+        let bytes = made.index.write();
+        made.digest = Some(Digest::of(&bytes));
+        let key = keys.index(&Digest::of(&bytes));
+        too_long(&key, &bytes)?;
+        made.objects.insert(key, bytes);
+        Ok(made)
+    }
+
+    /// Puts a spec together from its objects, which `find` gives by their keys.
+    ///
+    /// # Errors
+    /// An object is missing, or is not what it should be.
+    pub fn join(
+        keys: &Keys,
+        index: &Index,
+        mut find: impl FnMut(&str, &Digest) -> Result<Vec<u8>, ObjectError>,
+    ) -> Result<Self, ObjectError> {
+        let mut root = Table::new();
+        for item in &index.sections {
+            let key = keys.section(&item.kind, &item.name, &item.digest);
+            let Fields { fields } = Fields::read(&key, &find(&key, &item.digest)?)?;
+            let mut section = Table::new();
+            for (field, value) in fields {
+                section.insert(field, toml(&key, value)?);
+            }
+            if !item.backends.is_empty() {
+                let mut all = Vec::new();
+                for digest in &item.backends {
+                    let key = keys.section("backends", &item.name, digest);
+                    let read = Backends::read(&key, &find(&key, digest)?)?;
+                    for backend in read.backends {
+                        all.push(toml(&key, backend)?);
+                    }
+                }
+                section.insert("backends".to_owned(), Value::Array(all));
+            }
+            if item.kind == COMMON {
+                root.insert(item.kind.clone(), Value::Table(section));
+                continue;
+            }
+            let kind = root.entry(item.kind.clone());
+            if let Value::Array(all) = kind.or_insert_with(|| Value::Array(Vec::new())) {
+                all.push(Value::Table(section));
+            }
+        }
+        Ok(Self { root })
+    }
+
+    /// The same spec with what `former` ones have and this one does not, drained: backends without weight, and of
+    /// pools that go, also the rules. Second, the backends that leave, each as `POOL/NAME`.
+    ///
+    /// Where all of it together is no good configuration, such as when a new rule takes the port of one that goes,
+    /// only backends of pools that stay are kept; where that is none either, nothing.
+    pub fn with_leavers(&self, former: &[&Self]) -> (Self, Vec<String>) {
+        for keeps_pools in [true, false] {
+            let (spec, leaving) = self.leavers(former, keeps_pools);
+            if leaving.is_empty() || spec.check("leaving").is_ok() {
+                return (spec, leaving);
+            }
+        }
+        (self.clone(), Vec::new())
+    }
+
+    fn leavers(&self, former: &[&Self], keeps_pools: bool) -> (Self, Vec<String>) {
+        let (mut spec, mut leaving) = (self.clone(), Vec::new());
+        let mut gone = BTreeSet::new();
+        for former in former {
+            for pool in former.sections("pool") {
+                let name = name_of(pool);
+                let known = spec.sections("pool").find(|own| name_of(own) == name);
+                if known.is_none() && !keeps_pools {
+                    continue;
+                }
+                if known.is_none() {
+                    let mut empty = pool.clone();
+                    empty.insert("backends".to_owned(), Value::Array(Vec::new()));
+                    spec.push("pool", empty);
+                    gone.insert(name.to_owned());
+                }
+                let kept: BTreeSet<String> = spec
+                    .sections("pool")
+                    .filter(|own| name_of(own) == name)
+                    .flat_map(backends_of)
+                    .map(|backend| name_of(backend).to_owned())
+                    .collect();
+                for backend in backends_of(pool).filter(|own| !kept.contains(name_of(own))) {
+                    leaving.push(format!("{name}/{}", name_of(backend)));
+                    let mut backend = backend.clone();
+                    backend.insert("weight".to_owned(), Value::Integer(0));
+                    let mut pools = spec.tables_mut("pool");
+                    let own = pools.find(|own| name_of(own) == name);
+                    let backends = own.and_then(|own| own.get_mut("backends")?.as_array_mut());
+                    if let Some(backends) = backends {
+                        backends.push(Value::Table(backend));
+                    }
+                }
+            }
+            let leads_there = |section: &Table| {
+                let text = |field| section.get(field).and_then(Value::as_str);
+                let pool = text("pool").unwrap_or_default();
+                let backend = text("backend").map(|backend| format!("{pool}/{backend}"));
+                gone.contains(pool) || backend.is_some_and(|own| leaving.contains(&own))
+            };
+            for kind in [
+                "rule",
+                "inbound_nat_rule",
+                "inbound_nat_pool",
+                "outbound_rule",
+            ] {
+                for section in former.sections(kind).filter(|own| leads_there(own)) {
+                    spec.keep(kind, section);
+                    for (field, of) in [
+                        ("frontend", "frontend"),
+                        ("frontends", "frontend"),
+                        ("probe", "probe"),
+                    ] {
+                        let names = match section.get(field) {
+                            Some(Value::String(name)) => vec![name.as_str()],
+                            Some(Value::Array(all)) => {
+                                all.iter().filter_map(Value::as_str).collect()
+                            }
+                            _ => Vec::new(),
+                        };
+                        let referred = former.sections(of);
+                        for section in referred.filter(|own| names.contains(&name_of(own))) {
+                            spec.keep(of, section);
+                        }
+                    }
+                }
+            }
+        }
+        (spec, leaving)
+    }
+
+    /// Adds a section, unless there is one of its name.
+    fn keep(&mut self, kind: &str, section: &Table) {
+        let name = name_of(section);
+        if !self.sections(kind).any(|own| name_of(own) == name) {
+            self.push(kind, section.clone());
+        }
+    }
+
+    fn push(&mut self, kind: &str, section: Table) {
+        let all = self.root.entry(kind.to_owned());
+        if let Value::Array(all) = all.or_insert_with(|| Value::Array(Vec::new())) {
+            all.push(Value::Table(section));
+        }
+    }
+}
+
+/// A node's own file: `[node]`, and nothing else.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeFile {
+    node: Table,
+}
+
+impl NodeFile {
+    /// Reads a file; `file` is what errors call it.
+    ///
+    /// # Errors
+    /// All faults found, each with its line; or that there is more in it than `[node]`.
+    pub fn parse(file: &str, text: &str) -> Result<Self, ObjectError> {
+        let parsed = Config::parse(file, text);
+        parsed.map_err(|errors| ObjectError::Spec(errors.to_string()))?;
+        let root = text.parse::<Table>();
+        let mut root = root.map_err(|error| ObjectError::Spec(format!("{file}: {error}")))?;
+        let node = root.remove("node");
+        if let Some(kind) = root.keys().next() {
+            return Err(ObjectError::Spec(format!(
+                "{file}: {kind}: expected [node] and nothing else: the rest is the fleet's"
+            )));
+        }
+        match node {
+            Some(Value::Table(node)) => Ok(Self { node }),
+            _ => Err(ObjectError::Spec(format!("{file}: node: is missing"))),
+        }
+    }
+
+    /// The whole configuration of the node; `file` is what errors call it.
+    ///
+    /// # Errors
+    /// All faults of both together.
+    pub fn with(&self, file: &str, spec: &Spec) -> Result<Config, ObjectError> {
+        spec.config(file, &self.node)
+    }
+}
+
+/// The objects of a spec.
+#[derive(Clone, Debug, Default)]
+pub struct Objects {
+    /// All objects by their keys, with the index.
+    pub objects: BTreeMap<String, Vec<u8>>,
+    index: Index,
+    digest: Option<Digest>,
+}
+
+impl Objects {
+    /// The digest of the index.
+    pub fn index(&self) -> Digest {
+        self.digest
+            .clone()
+            .unwrap_or_else(|| Digest::of(&self.index.write()))
+    }
+
+    fn add(
+        &mut self,
+        keys: &Keys,
+        kind: &str,
+        name: &str,
+        bytes: Vec<u8>,
+    ) -> Result<Digest, ObjectError> {
+        let digest = Digest::of(&bytes);
+        let key = keys.section(kind, name, &digest);
+        too_long(&key, &bytes)?;
+        self.objects.insert(key, bytes);
+        Ok(digest)
+    }
+}
+
+fn too_long(key: &str, bytes: &[u8]) -> Result<(), ObjectError> {
+    let (len, most) = (bytes.len(), crate::store::LONGEST_VALUE);
+    match len > most {
+        true => Err(ObjectError::Spec(format!(
+            "{key}: expected at most {most} bytes, got {len}"
+        ))),
+        false => Ok(()),
+    }
+}
+
+fn name_of(section: &Table) -> &str {
+    let name = section.get("name").and_then(Value::as_str);
+    name.unwrap_or_default()
+}
+
+fn backends_of(pool: &Table) -> impl Iterator<Item = &Table> {
+    let all = pool.get("backends").and_then(Value::as_array);
+    all.into_iter().flatten().filter_map(Value::as_table)
+}
+
+fn take_out(all: &mut Vec<Value>, name: &str) -> bool {
+    let before = all.len();
+    all.retain(|own| own.as_table().is_none_or(|own| name_of(own) != name));
+    all.len() != before
+}
+
+fn json(value: &Value) -> Result<serde_json::Value, ObjectError> {
+    serde_json::to_value(value).map_err(|error| ObjectError::Spec(error.to_string()))
+}
+
+fn toml(key: &str, value: serde_json::Value) -> Result<Value, ObjectError> {
+    serde_json::from_value(value).map_err(|error| ObjectError::Unreadable {
+        key: key.to_owned(),
+        why: error.to_string(),
+    })
+}

@@ -1,0 +1,231 @@
+//! Specs out of the store, and into it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use crate::document::Spec;
+use crate::object::{Digest, Index, Keys, Object as _, ObjectError, Wanted};
+use crate::store::{Condition, MOST_OPERATIONS, Operation, Revision, Store, StoreError};
+
+/// From so many missing objects on, all are listed: a request for each would take longer.
+const MANY: usize = 32;
+/// The most bytes of one transaction: etcd takes 1.5 MiB.
+const MOST_BYTES: usize = 1 << 20;
+/// How often a change is tried again that another one came before.
+const TRIES: usize = 5;
+
+/// Why a spec could not be read or written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// The store did not do it.
+    Store(StoreError),
+    /// What is in the store cannot be used.
+    Object(ObjectError),
+    /// Others changed the wanted state each time that this was tried.
+    Busy,
+}
+
+impl fmt::Display for FetchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Store(error) => error.fmt(f),
+            Self::Object(error) => error.fmt(f),
+            Self::Busy => f.write_str("others change the wanted state all the time: try again"),
+        }
+    }
+}
+
+impl std::error::Error for FetchError {}
+
+impl From<StoreError> for FetchError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<ObjectError> for FetchError {
+    fn from(error: ObjectError) -> Self {
+        Self::Object(error)
+    }
+}
+
+/// Objects that were read or written, by their keys. They never change, so they need not be read again.
+#[derive(Debug, Default)]
+pub struct Known(BTreeMap<String, Vec<u8>>);
+
+impl Known {
+    /// Forgets the objects that `keeps` does not name.
+    pub fn retain(&mut self, keeps: &BTreeSet<String>) {
+        self.0.retain(|key, _| keeps.contains(key));
+    }
+
+    /// Reads an index and its spec.
+    ///
+    /// # Errors
+    /// The store is away; or an object is missing, or damaged.
+    pub fn fetch(
+        &mut self,
+        store: &dyn Store,
+        keys: &Keys,
+        digest: &Digest,
+    ) -> Result<(Index, Spec), FetchError> {
+        let key = keys.index(digest);
+        let index = Index::read(&key, &self.object(store, &key, digest)?)?;
+        let wanted = objects_of(keys, &index);
+        let missing = wanted.keys().filter(|key| !self.0.contains_key(*key));
+        if missing.count() > MANY {
+            for entry in store.list(&keys.key("spec/"))?.entries {
+                let is_own = wanted.get(&entry.key);
+                if is_own.is_some_and(|own| Digest::of(&entry.value) == **own) {
+                    self.0.insert(entry.key, entry.value);
+                }
+            }
+        }
+        for (key, digest) in &wanted {
+            self.object(store, key, digest)?;
+        }
+        let known = |key: &str, _: &Digest| {
+            let found = self.0.get(key).cloned();
+            found.ok_or_else(|| ObjectError::Missing(key.to_owned()))
+        };
+        let spec = Spec::join(keys, &index, known)?;
+        Ok((index, spec))
+    }
+
+    fn object(
+        &mut self,
+        store: &dyn Store,
+        key: &str,
+        digest: &Digest,
+    ) -> Result<Vec<u8>, FetchError> {
+        if let Some(bytes) = self.0.get(key) {
+            return Ok(bytes.clone());
+        }
+        let entry = store.get(key)?;
+        let entry = entry.ok_or_else(|| ObjectError::Missing(key.to_owned()))?;
+        if Digest::of(&entry.value) != *digest {
+            return Err(FetchError::Object(ObjectError::Unreadable {
+                key: key.to_owned(),
+                why: "its content has another digest".to_owned(),
+            }));
+        }
+        self.0.insert(key.to_owned(), entry.value.clone());
+        Ok(entry.value)
+    }
+}
+
+/// The objects that an index refers to, by their keys.
+pub fn objects_of<'i>(keys: &Keys, index: &'i Index) -> BTreeMap<String, &'i Digest> {
+    let items = index.sections.iter();
+    items
+        .flat_map(|item| {
+            let own = (
+                keys.section(&item.kind, &item.name, &item.digest),
+                &item.digest,
+            );
+            let backends = item
+                .backends
+                .iter()
+                .map(|digest| (keys.section("backends", &item.name, digest), digest));
+            std::iter::once(own).chain(backends)
+        })
+        .collect()
+}
+
+/// Writes values under conditions, in as many transactions as it takes. Returns the revision that each key was written
+/// in; `None` where a condition did not hold.
+///
+/// # Errors
+/// The store did not do it.
+pub fn put_all<'o>(
+    store: &dyn Store,
+    conditions: &[Condition],
+    objects: impl Iterator<Item = (&'o String, &'o Vec<u8>)>,
+) -> Result<Option<BTreeMap<String, Revision>>, StoreError> {
+    let mut written = BTreeMap::new();
+    let mut write = |batch: &mut Vec<Operation>| {
+        let revision = match batch.is_empty() {
+            true => Some(0),
+            false => store.commit(conditions, batch)?,
+        };
+        let Some(revision) = revision else {
+            return Ok(false);
+        };
+        for operation in batch.drain(..) {
+            if let Operation::Put(key, ..) = operation {
+                written.insert(key, revision);
+            }
+        }
+        Ok(true)
+    };
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    for (key, value) in objects {
+        let len = key.len() + value.len();
+        if batch.len() == MOST_OPERATIONS || bytes + len > MOST_BYTES {
+            bytes = 0;
+            if !write(&mut batch)? {
+                return Ok(None);
+            }
+        }
+        bytes += len;
+        batch.push(Operation::put(key.clone(), value.clone()));
+    }
+    Ok(write(&mut batch)?.then_some(written))
+}
+
+/// The wanted spec, and the revision that it was last changed in; none where nothing was ever applied.
+///
+/// # Errors
+/// The store is away; or what is in it cannot be used.
+pub fn wanted(
+    store: &dyn Store,
+    keys: &Keys,
+    known: &mut Known,
+) -> Result<Option<(Index, Spec, Revision)>, FetchError> {
+    let Some(entry) = store.get(&keys.wanted())? else {
+        return Ok(None);
+    };
+    let Wanted { index } = Wanted::read(&entry.key, &entry.value)?;
+    let (index, spec) = known.fetch(store, keys, &index)?;
+    Ok(Some((index, spec, entry.modified)))
+}
+
+/// Changes the wanted spec: `change` gets the present one. Returns the digest of the new index.
+///
+/// # Errors
+/// The store is away or refuses; `change` does; or the new spec is no good.
+pub fn change(
+    store: &dyn Store,
+    keys: &Keys,
+    mut change: impl FnMut(Option<Spec>) -> Result<Spec, ObjectError>,
+) -> Result<Digest, FetchError> {
+    let mut known = Known::default();
+    for _ in 0..TRIES {
+        let present = wanted(store, keys, &mut known)?;
+        let (condition, there, spec) = match present {
+            None => (Condition::Absent(keys.wanted()), BTreeSet::new(), None),
+            Some((index, spec, revision)) => {
+                let there = objects_of(keys, &index).into_keys().collect();
+                let condition = Condition::ModifiedIn(keys.wanted(), revision);
+                (condition, there, Some(spec))
+            }
+        };
+        let spec = change(spec)?;
+        spec.check("the new spec")?;
+        let made = spec.objects(keys, Vec::new())?;
+        // What the present spec has stays as long as that is wanted; everything else is written anew, so that a
+        // leader that tidies up meanwhile sees that it is new.
+        let new = made.objects.iter().filter(|(key, _)| !there.contains(*key));
+        put_all(store, &[], new)?;
+        let index = made.index();
+        let wanted = Wanted {
+            index: index.clone(),
+        };
+        let put = Operation::put(keys.wanted(), wanted.write());
+        if store.commit(&[condition], &[put])?.is_some() {
+            return Ok(index);
+        }
+    }
+    Err(FetchError::Busy)
+}

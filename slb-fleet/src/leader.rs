@@ -1,0 +1,633 @@
+//! The controller: one of several, elected, that rolls out what is wanted and keeps the one health of the fleet.
+//!
+//! A controller is not in the packets' way: without one nothing changes, and nothing stops. Each of its writes has the
+//! condition that it still leads, so of two that both believe it, one changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use slb_control::{Config, SlowStart};
+use slb_core::Instant;
+use toml::Table as Toml;
+use tracing::{error, info, warn};
+
+use crate::document::Spec;
+use crate::fetch::{FetchError, Known, objects_of, put_all};
+use crate::health::{Reports, tables};
+use crate::object::{
+    Agents, Digest, Health, Index, Keys, LeaderName, Object, Report, Table, Wanted,
+};
+use crate::rollout::{Machine, Member, Plan, Rollout, Side, Stage};
+use crate::store::{
+    Condition, Event, Lease, MOST_OPERATIONS, Operation, Revision, Store, StoreError, Watch,
+};
+
+/// How long the leader's word counts after the last sign of it.
+pub const LEASE: Duration = Duration::from_secs(5);
+/// Changes of the wanted state within so long go together.
+pub const TOGETHER: Duration = Duration::from_millis(200);
+/// How long a controller that does not lead waits before it tries again.
+const CAMPAIGN: Duration = Duration::from_millis(500);
+
+/// How a controller differs from others.
+#[derive(Clone, Debug)]
+pub struct LeaderOptions {
+    /// Name of the controller.
+    pub name: String,
+    /// Name of the fleet.
+    pub cluster: String,
+    /// How long connections of leaving backends are waited for at most.
+    pub drain: Duration,
+}
+
+/// A controller.
+pub struct Leader {
+    store: Arc<dyn Store>,
+    keys: Keys,
+    options: LeaderOptions,
+    lease: Option<Held>,
+    office: Option<Office>,
+}
+
+impl std::fmt::Debug for Leader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Leader")
+            .field("options", &self.options)
+            .field("leads", &self.leads())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A lease, and when it was kept last.
+struct Held {
+    lease: Lease,
+    kept: Duration,
+}
+
+/// What a controller knows while it leads.
+struct Office {
+    /// What shows that it still leads.
+    leads: Condition,
+    watch: Box<dyn Watch>,
+    /// All entries but those of specs.
+    entries: BTreeMap<String, (Vec<u8>, Revision)>,
+    machine: Machine,
+    known: Known,
+    /// The objects that it wrote, and the revision of each.
+    written: BTreeMap<String, Revision>,
+    /// What hosts are to have, which is never less than what muxes have.
+    present: Option<Present>,
+    agents: Agents,
+    tables: BTreeMap<String, Table>,
+    slow_start: SlowStart,
+    /// The wanted index, and since when it is.
+    wanted: Option<(Digest, Duration)>,
+    /// Whether health, agents or the spec have changed since the tables were worked out.
+    is_stale: bool,
+    /// Whether there may be objects that nothing refers to.
+    is_untidy: bool,
+}
+
+/// A spec that hosts have.
+struct Present {
+    digest: Digest,
+    index: Index,
+    config: Config,
+}
+
+/// The controller does not lead any more.
+struct Deposed;
+
+enum Ended {
+    Deposed,
+    Failed(FetchError),
+}
+
+impl From<Deposed> for Ended {
+    fn from(_: Deposed) -> Self {
+        Self::Deposed
+    }
+}
+
+impl<E: Into<FetchError>> From<E> for Ended {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl Leader {
+    /// A controller that does not lead yet.
+    pub fn new(store: Arc<dyn Store>, options: LeaderOptions) -> Self {
+        Self {
+            store,
+            keys: Keys::new(&options.cluster),
+            options,
+            lease: None,
+            office: None,
+        }
+    }
+
+    /// Whether it leads, as far as it knows.
+    pub fn leads(&self) -> bool {
+        self.office.is_some()
+    }
+
+    /// Does what is due, and waits for `patience` at most where that is nothing. `now` is the time since any moment,
+    /// the same in all calls.
+    ///
+    /// # Errors
+    /// The store is away, or what is in it cannot be used. It is to be called again all the same.
+    pub fn turn(&mut self, now: Duration, patience: Duration) -> Result<(), FetchError> {
+        let turned = match self.hold(now) {
+            Ok(Some(lease)) => match self.office.take() {
+                Some(office) => self.lead(office, now, patience),
+                None => self.campaign(lease, now, patience),
+            },
+            // Without a lease, nothing shows that it leads.
+            Ok(None) => Err(Ended::Deposed),
+            Err(error) => Err(error.into()),
+        };
+        match turned {
+            Ok(office) => {
+                self.office = office;
+                Ok(())
+            }
+            Err(Ended::Deposed) => {
+                warn!("another controller leads");
+                Ok(())
+            }
+            Err(Ended::Failed(error)) => Err(error),
+        }
+    }
+
+    /// Ends its lease, so that another one leads at once.
+    pub fn resign(mut self) {
+        self.office = None;
+        if let Some(held) = self.lease.take() {
+            // It ends by itself otherwise.
+            let _ = self.store.revoke(held.lease);
+        }
+    }
+
+    /// Keeps the lease, or takes another one; none where the one that it had has ended.
+    fn hold(&mut self, now: Duration) -> Result<Option<Lease>, StoreError> {
+        let Some(held) = &mut self.lease else {
+            let lease = self.store.grant(LEASE)?;
+            self.lease = Some(Held { lease, kept: now });
+            return Ok(Some(lease));
+        };
+        if now.saturating_sub(held.kept) < LEASE / 4 {
+            return Ok(Some(held.lease));
+        }
+        match self.store.keep(held.lease) {
+            Ok(()) => {
+                held.kept = now;
+                Ok(Some(held.lease))
+            }
+            Err(StoreError::LeaseEnded) => {
+                self.lease = None;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn campaign(
+        &mut self,
+        lease: Lease,
+        now: Duration,
+        patience: Duration,
+    ) -> Result<Option<Office>, Ended> {
+        let key = self.keys.key("state/leader");
+        let name = LeaderName {
+            name: self.options.name.clone(),
+            lease: lease.0,
+        };
+        let put = Operation::Put(key.clone(), name.write(), Some(lease));
+        let absent = Condition::Absent(key.clone());
+        let own = match self.store.commit(&[absent], &[put])? {
+            Some(revision) => revision,
+            // It may be its own, of a request whose answer was lost.
+            None => match self.store.get(&key)? {
+                Some(entry) if entry.value == name.write() => entry.created,
+                _ => {
+                    std::thread::sleep(patience.min(CAMPAIGN));
+                    return Ok(None);
+                }
+            },
+        };
+        let leads = Condition::CreatedIn(key, own);
+        let listing = self.store.list(&self.keys.key(""))?;
+        let watch = self.store.watch(self.keys.all(), listing.revision)?;
+        let mut office = Office {
+            leads,
+            watch,
+            entries: BTreeMap::new(),
+            machine: Machine::default(),
+            known: Known::default(),
+            written: BTreeMap::new(),
+            present: None,
+            agents: Agents::default(),
+            tables: BTreeMap::new(),
+            slow_start: SlowStart::default(),
+            wanted: None,
+            is_stale: true,
+            is_untidy: true,
+        };
+        for entry in listing.entries {
+            office.note(&self.keys, Event::Put(entry), now)?;
+        }
+        let rollout: Option<Rollout> = office.object(&self.keys.key("state/rollout"))?;
+        office.machine = Machine::new(rollout.unwrap_or_default(), now);
+        office.agents = office
+            .object(&self.keys.key("state/agents"))?
+            .unwrap_or_default();
+        let tables = office.objects::<Table>(&self.keys.key("state/table/"));
+        let tables = tables.into_values();
+        office.tables = tables.map(|table| (table.pool.clone(), table)).collect();
+        let generation = office.machine.record().generation;
+        info!(
+            name = self.options.name,
+            generation, "this controller leads"
+        );
+        Ok(Some(office))
+    }
+
+    fn lead(
+        &mut self,
+        mut office: Office,
+        now: Duration,
+        patience: Duration,
+    ) -> Result<Option<Office>, Ended> {
+        for event in office.watch.next(patience)? {
+            office.note(&self.keys, event, now)?;
+        }
+        if !office.entries.contains_key(&self.keys.key("state/leader")) {
+            return Err(Ended::Deposed);
+        }
+        let (store, keys) = (&*self.store, &self.keys);
+        office.register_agents(store, keys)?;
+        office.begin(store, keys, &self.options.name, now)?;
+        let members = office.members(keys);
+        let is_counted = office.is_counted();
+        let drain = self.options.drain;
+        if office.machine.advance(&members, now, drain, is_counted) {
+            office.store_rollout(store, keys)?;
+        }
+        office.follow_hosts(store, keys)?;
+        office.work_out_tables(store, keys, now)?;
+        office.tidy(store, keys)?;
+        Ok(Some(office))
+    }
+}
+
+impl Office {
+    fn note(&mut self, keys: &Keys, event: Event, now: Duration) -> Result<(), Ended> {
+        let Some(rest) = event.key().strip_prefix(keys.all()).map(str::to_owned) else {
+            return Ok(());
+        };
+        if rest.starts_with("spec/") {
+            return Ok(());
+        }
+        if rest.starts_with("health/") || rest.starts_with("node/") {
+            self.is_stale = true;
+        }
+        let entry = match event {
+            Event::Deleted(key) => {
+                self.entries.remove(&key);
+                return Ok(());
+            }
+            Event::Put(entry) => entry,
+        };
+        if rest == "wanted" {
+            let Wanted { index } = Wanted::read(&entry.key, &entry.value)?;
+            self.wanted = Some((index, now));
+        }
+        self.entries
+            .insert(entry.key, (entry.value, entry.modified));
+        Ok(())
+    }
+
+    fn object<T: Object>(&self, key: &str) -> Result<Option<T>, Ended> {
+        let found = self.entries.get(key);
+        let read = found.map(|(value, _)| T::read(key, value));
+        Ok(read.transpose()?)
+    }
+
+    /// All objects under a prefix, by the rest of their keys. What cannot be read is left out: one node's fault is no
+    /// other's.
+    fn objects<T: Object>(&self, prefix: &str) -> BTreeMap<String, T> {
+        let from = self.entries.range(prefix.to_owned()..);
+        let own = from.take_while(|(key, _)| key.starts_with(prefix));
+        own.filter_map(|(key, (value, _))| match T::read(key, value) {
+            Ok(object) => Some((key.strip_prefix(prefix)?.to_owned(), object)),
+            Err(error) => {
+                warn!("{error}");
+                None
+            }
+        })
+        .collect()
+    }
+
+    fn members(&self, keys: &Keys) -> Vec<Member> {
+        let of = |side: Side| {
+            let reports = self.objects::<Report>(&keys.key(&format!("node/{}/", side.name())));
+            reports.into_iter().map(move |(name, report)| Member {
+                side,
+                name,
+                live: report.live,
+                refused: report.refused,
+                left: report.left,
+            })
+        };
+        of(Side::Host).chain(of(Side::Mux)).collect()
+    }
+
+    /// Takes note of hosts that have an agent. The first that names an address has it.
+    fn register_agents(&mut self, store: &dyn Store, keys: &Keys) -> Result<(), Ended> {
+        let reports = self.objects::<Report>(&keys.key("node/host/"));
+        let mut agents = self.agents.clone();
+        for (name, report) in reports {
+            for &address in &report.addresses {
+                match agents.at(address) {
+                    Some(other) if other != name => {
+                        warn!(%address, of = other, claimed_by = name, "an address of another agent");
+                    }
+                    Some(_) => {}
+                    None => agents.agents.entry(name.clone()).or_default().push(address),
+                }
+            }
+        }
+        if agents != self.agents {
+            let put = Operation::put(keys.key("state/agents"), agents.write());
+            self.write(store, &[], &[put])?;
+            self.agents = agents;
+            self.is_stale = true;
+        }
+        Ok(())
+    }
+
+    fn write(
+        &self,
+        store: &dyn Store,
+        more: &[Condition],
+        operations: &[Operation],
+    ) -> Result<Revision, Ended> {
+        let mut conditions = vec![self.leads.clone()];
+        conditions.extend_from_slice(more);
+        let written = store.commit(&conditions, operations)?;
+        Ok(written.ok_or(Deposed)?)
+    }
+
+    fn store_rollout(&mut self, store: &dyn Store, keys: &Keys) -> Result<(), Ended> {
+        let key = keys.key("state/rollout");
+        let record = self.machine.record();
+        let generation = record.generation;
+        match &record.stage {
+            Stage::Stopped { node, why } => error!(generation, node, why, "the rollout stopped"),
+            stage => info!(generation, stage = stage.name(), "rollout"),
+        }
+        let put = Operation::put(key.clone(), record.write());
+        let unchanged = match self.entries.get(&key) {
+            Some((_, revision)) => Condition::ModifiedIn(key.clone(), *revision),
+            None => Condition::Absent(key.clone()),
+        };
+        let written = record.write();
+        let revision = self.write(store, &[unchanged], &[put])?;
+        self.entries.insert(key, (written, revision));
+        self.is_untidy = true;
+        Ok(())
+    }
+
+    /// Begins to roll out what is wanted, if it is something new.
+    fn begin(
+        &mut self,
+        store: &dyn Store,
+        keys: &Keys,
+        name: &str,
+        now: Duration,
+    ) -> Result<(), Ended> {
+        let record = self.machine.record();
+        let Some((wanted, since)) = self.wanted.clone() else {
+            return Ok(());
+        };
+        if now.saturating_sub(since) < TOGETHER || !record.may_begin() {
+            return Ok(());
+        }
+        if record.target.as_ref() == Some(&wanted) && !self.may_try_again(keys) {
+            return Ok(());
+        }
+        let record = self.machine.record().clone();
+        let plan = match self.plan(store, keys, &wanted, &record) {
+            Err(Ended::Failed(FetchError::Object(error))) => {
+                let node = format!("controller {name}");
+                self.machine.refuse(wanted, node, error.to_string(), now);
+                return self.store_rollout(store, keys);
+            }
+            other => other?,
+        };
+        self.machine.begin(plan, now);
+        self.store_rollout(store, keys)
+    }
+
+    /// Whether a rollout that stopped can go on: the node that refused it is gone, or refuses it no more.
+    fn may_try_again(&self, keys: &Keys) -> bool {
+        let record = self.machine.record();
+        let Stage::Stopped { node, .. } = &record.stage else {
+            return false;
+        };
+        if node.starts_with("controller ") {
+            return false;
+        }
+        let refuses = |member: &Member| {
+            let refused = member.refused.as_ref();
+            refused.is_some_and(|own| own.generation == record.generation)
+        };
+        !self.members(keys).iter().any(refuses)
+    }
+
+    /// What a change comes to: what is to leave stays for a while, drained.
+    fn plan(
+        &mut self,
+        store: &dyn Store,
+        keys: &Keys,
+        wanted: &Digest,
+        record: &Rollout,
+    ) -> Result<Plan, Ended> {
+        let (index, spec) = self.known.fetch(store, keys, wanted)?;
+        spec.check("the wanted state")?;
+        // Not what a node refused: beside the target, it would be refused again.
+        let settled = record.settled.as_ref();
+        let settled = settled.map(|index| self.known.fetch(store, keys, index));
+        let settled = settled.transpose()?;
+        let former: Vec<&Spec> = settled.iter().map(|(_, spec)| spec).collect();
+        let (union, leaving) = spec.with_leavers(&former);
+        let target = wanted.clone();
+        if leaving.is_empty() {
+            let first = target.clone();
+            return Ok(Plan { first, target });
+        }
+        let made = union.objects(keys, leaving)?;
+        let indexes = std::iter::once(&index).chain(settled.iter().map(|(index, _)| index));
+        let there: BTreeSet<String> = indexes
+            .flat_map(|index| objects_of(keys, index).into_keys())
+            .collect();
+        let new = made.objects.iter().filter(|(key, _)| !there.contains(*key));
+        let written = put_all(store, std::slice::from_ref(&self.leads), new)?;
+        self.written.extend(written.ok_or(Deposed)?);
+        let first = made.index();
+        Ok(Plan { first, target })
+    }
+
+    /// Reads what hosts are to have, if that is another spec than before.
+    fn follow_hosts(&mut self, store: &dyn Store, keys: &Keys) -> Result<(), Ended> {
+        let Some(release) = &self.machine.record().hosts else {
+            return Ok(());
+        };
+        if self
+            .present
+            .as_ref()
+            .is_some_and(|own| own.digest == release.index)
+        {
+            return Ok(());
+        }
+        let digest = release.index.clone();
+        let (index, spec) = self.known.fetch(store, keys, &digest)?;
+        let mut node = Toml::new();
+        node.insert("role".to_owned(), "mux".into());
+        node.insert(
+            "underlay".to_owned(),
+            vec!["192.0.2.1", "2001:db8::1"].into(),
+        );
+        let config = spec.config("the fleet", &node)?;
+        self.present = Some(Present {
+            digest,
+            index,
+            config,
+        });
+        self.is_stale = true;
+        Ok(())
+    }
+
+    /// Whether all leaving backends are at hosts with an agent, which counts their connections.
+    fn is_counted(&self) -> bool {
+        let Some(present) = &self.present else {
+            return false;
+        };
+        let leaving: BTreeSet<&str> = present.index.leaving.iter().map(String::as_str).collect();
+        let pools = present.config.pools.iter();
+        let mut hosts = pools.flat_map(|pool| {
+            let own = pool
+                .backends
+                .iter()
+                .filter(|backend| leaving.contains(&*format!("{}/{}", pool.name, backend.name)));
+            own.map(|backend| backend.host).collect::<Vec<_>>()
+        });
+        hosts.all(|host| self.agents.at(host).is_some())
+    }
+
+    /// Works out health and weights anew, where something about them has changed, and writes those that did.
+    fn work_out_tables(
+        &mut self,
+        store: &dyn Store,
+        keys: &Keys,
+        now: Duration,
+    ) -> Result<(), Ended> {
+        let now = Instant::ZERO + now;
+        let is_due = self.slow_start.due().is_some_and(|due| due <= now);
+        let Some(present) = self.present.as_ref().filter(|_| self.is_stale || is_due) else {
+            return Ok(());
+        };
+        let reports = Reports {
+            hosts: self.objects::<Health>(&keys.key("health/host/")),
+            muxes: self.objects::<Health>(&keys.key("health/mux/")),
+        };
+        let mut config = present.config.clone();
+        reports.apply(&self.agents, &mut config);
+        let mut new = tables(&config, &mut self.slow_start, now);
+        let mut operations = Vec::new();
+        for (pool, table) in &mut new {
+            let old = self.tables.get(pool);
+            table.epoch = old.map_or(0, |old| old.epoch);
+            if old != Some(table) {
+                table.epoch += 1;
+                operations.push(Operation::put(keys.table(pool), table.write()));
+            }
+        }
+        // An empty one stays, so that epochs go on.
+        for (pool, old) in &self.tables {
+            let is_known = present.config.pools.iter().any(|own| own.name == *pool);
+            if new.contains_key(pool) {
+                continue;
+            }
+            if !is_known {
+                operations.push(Operation::Delete(keys.table(pool)));
+                continue;
+            }
+            let mut empty = Table {
+                epoch: old.epoch,
+                pool: pool.clone(),
+                by: Vec::new(),
+            };
+            if *old != empty {
+                empty.epoch += 1;
+                operations.push(Operation::put(keys.table(pool), empty.write()));
+            }
+            new.insert(pool.clone(), empty);
+        }
+        for batch in operations.chunks(MOST_OPERATIONS) {
+            self.write(store, &[], batch)?;
+        }
+        self.tables = new;
+        self.is_stale = false;
+        Ok(())
+    }
+
+    /// Deletes the objects of specs that nothing refers to any more.
+    fn tidy(&mut self, store: &dyn Store, keys: &Keys) -> Result<(), Ended> {
+        let record = self.machine.record();
+        let wanted = self.wanted.as_ref().map(|(digest, _)| digest);
+        if !self.is_untidy || record.stage != Stage::Live || wanted != record.target.as_ref() {
+            return Ok(());
+        }
+        self.is_untidy = false;
+        let Some((_, applied)) = self.entries.get(&keys.wanted()) else {
+            return Ok(());
+        };
+        let applied = *applied;
+        let releases = [&record.hosts, &record.muxes].into_iter().flatten();
+        let mut used: BTreeSet<Digest> = releases.map(|release| release.index.clone()).collect();
+        used.extend(record.settled.clone());
+        used.extend(record.target.clone());
+        let mut keeps = BTreeSet::new();
+        for digest in used {
+            let (index, _) = self.known.fetch(store, keys, &digest)?;
+            keeps.insert(keys.index(&digest));
+            keeps.extend(objects_of(keys, &index).into_keys());
+        }
+        self.known.retain(&keeps);
+        let listing = store.list(&keys.key("spec/"))?;
+        // What others wrote since the wanted state was last changed may be of the next one, and so may what is
+        // written between here and there.
+        let stale = listing.entries.into_iter().filter(|entry| {
+            let is_own = self.written.get(&entry.key) == Some(&entry.modified);
+            (is_own || entry.modified < applied) && !keeps.contains(&entry.key)
+        });
+        let stale: Vec<(Condition, Operation)> = stale
+            .map(|entry| {
+                let unchanged = Condition::ModifiedIn(entry.key.clone(), entry.modified);
+                (unchanged, Operation::Delete(entry.key))
+            })
+            .collect();
+        for batch in stale.chunks(MOST_OPERATIONS - 2) {
+            let (mut conditions, operations): (Vec<_>, Vec<_>) = batch.iter().cloned().unzip();
+            conditions.push(self.leads.clone());
+            conditions.push(Condition::ModifiedIn(keys.wanted(), applied));
+            // Where something has changed, it is tidied up another time.
+            store.commit(&conditions, &operations)?;
+        }
+        self.written.retain(|key, _| keeps.contains(key));
+        Ok(())
+    }
+}

@@ -1,0 +1,490 @@
+//! A node's side: what it is to have, followed on a thread of its own, and what it says of itself.
+//!
+//! ```text
+//!  store ── watch ──► thread ── takes ──► the program: compiles, puts in place
+//!        ◄─ report ──        ◄─ acknowledges, refuses, health, connections left ──┘
+//!                       │
+//!                       └─► cache on disk
+//! ```
+//! A store that is away changes nothing: the node goes on with what it has, for as long as that takes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle, sleep};
+use std::time::{Duration, Instant};
+use std::{io, mem};
+
+use slb_control::Config;
+use tracing::{info, warn};
+
+use crate::cache::{Cache, Held};
+use crate::document::Spec;
+use crate::fetch::{FetchError, Known, objects_of};
+use crate::health;
+use crate::object::{Agents, Health, Keys, Object as _, Report, Table};
+use crate::rollout::{Refusal, Release, Rollout, Side};
+use crate::store::{Event, Lease, Operation, Store, StoreError};
+
+/// How long a node's word counts after the last sign of it.
+pub const LEASE: Duration = Duration::from_secs(10);
+/// How long the store may be away until a node goes by its own probes.
+pub const AUTONOMY: Duration = Duration::from_secs(10);
+/// How often it looks whether there is something to say.
+const TICK: Duration = Duration::from_millis(20);
+/// How long it waits at least until it writes changes of health to its cache again.
+const BETWEEN_WRITES: Duration = Duration::from_secs(1);
+/// How long it waits after the store did not answer.
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// How a node differs from others.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// Name of the fleet.
+    pub cluster: String,
+    /// Role of the node.
+    pub side: Side,
+    /// Name of the node, its own among those of its role.
+    pub name: String,
+    /// Addresses of the node on the fabric.
+    pub addresses: Vec<IpAddr>,
+    /// Version of the program.
+    pub version: String,
+    /// Where it keeps what it held.
+    pub cache: Option<Cache>,
+}
+
+/// A generation for the node to put in place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generation {
+    /// The generation, and its index.
+    pub release: Release,
+    /// The spec.
+    pub spec: Spec,
+    /// Backends that are leaving, each as `POOL/NAME`.
+    pub leaving: Vec<String>,
+}
+
+/// How a node stands with its fleet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// How long the store has been away.
+    pub away: Option<Duration>,
+    /// The generation that the node holds.
+    pub held: u64,
+    /// The generation that packets are served by.
+    pub live: u64,
+    /// The generation that it refused last, and why.
+    pub refused: Option<Refusal>,
+}
+
+impl Standing {
+    /// Whether it goes by its own probes, since the store is away.
+    pub fn is_autonomous(&self) -> bool {
+        self.away.is_some_and(|away| away >= AUTONOMY)
+    }
+}
+
+/// A node of a fleet. Dropped, it follows no more, and its lease ends by itself.
+#[derive(Debug)]
+pub struct Node {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    stop: AtomicBool,
+}
+
+#[derive(Debug)]
+struct State {
+    /// A generation that was not taken yet.
+    next: Option<Generation>,
+    /// The generation that is in place.
+    live: Option<Release>,
+    tables: BTreeMap<String, Table>,
+    agents: Agents,
+    /// Whether tables or agents have changed since that was last asked for.
+    is_another: bool,
+    report: Report,
+    health: Option<Health>,
+    /// Since when the store has been away.
+    away: Option<Instant>,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Node {
+    /// A node that begins to follow. What its cache has is the first generation that it gives, where there is one.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn start(store: Arc<dyn Store>, options: NodeOptions) -> io::Result<Self> {
+        let held = options.cache.as_ref().and_then(|cache| {
+            let read = cache.read(&options.cluster);
+            let path = cache.path().display();
+            read.unwrap_or_else(|error| {
+                warn!("{path}: is not used: {error}");
+                None
+            })
+        });
+        let report = Report {
+            addresses: options.addresses.clone(),
+            version: options.version.clone(),
+            ..Report::default()
+        };
+        let mut state = State {
+            next: None,
+            live: None,
+            tables: BTreeMap::new(),
+            agents: Agents::default(),
+            is_another: false,
+            report,
+            health: None,
+            away: Some(Instant::now()),
+        };
+        if let Some(held) = &held {
+            match held.spec() {
+                Ok(spec) => {
+                    state.report.held = held.generation;
+                    state.tables.clone_from(&held.tables);
+                    state.agents.clone_from(&held.agents);
+                    state.next = Some(Generation {
+                        release: Release {
+                            generation: held.generation,
+                            index: held.index.clone(),
+                        },
+                        spec,
+                        leaving: held.leaving.clone(),
+                    });
+                }
+                Err(error) => warn!("the cached generation is not used: {error}"),
+            }
+        }
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            stop: AtomicBool::new(false),
+        });
+        let mut follower = Follower {
+            keys: Keys::new(&options.cluster),
+            held: held.as_ref().map(Held::release),
+            store,
+            options,
+            shared: Arc::clone(&shared),
+            known: Known::default(),
+            cached: held,
+            is_cached: true,
+            wrote: Instant::now(),
+        };
+        let thread = thread::Builder::new()
+            .name("slb fleet".to_owned())
+            .spawn(move || follower.run())?;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    /// A generation that is to be put in place, once.
+    pub fn take(&self) -> Option<Generation> {
+        self.shared.state().next.take()
+    }
+
+    /// Says that a generation is in place.
+    pub fn acknowledge(&self, release: &Release) {
+        let mut state = self.shared.state();
+        state.report.live = release.generation;
+        state.report.refused = None;
+        state.report.left = None;
+        state.live = Some(release.clone());
+    }
+
+    /// Says why a generation cannot be put in place.
+    pub fn refuse(&self, release: &Release, why: String) {
+        let generation = release.generation;
+        self.shared.state().report.refused = Some(Refusal { generation, why });
+    }
+
+    /// Says how many connections are left on leaving backends of the generation in place; `None`: that is not known.
+    pub fn set_left(&self, left: Option<u64>) {
+        self.shared.state().report.left = left;
+    }
+
+    /// Says which backends fail, of those that this node asks: pool, probe and name of each.
+    pub fn set_failing(&self, failing: Vec<(String, String, String)>) {
+        self.shared.state().health = Some(Health { failing });
+    }
+
+    /// Whether health, weights or agents have changed since the last call.
+    pub fn has_changed(&self) -> bool {
+        mem::take(&mut self.shared.state().is_another)
+    }
+
+    /// Takes down in a configuration what the fleet knows of its backends.
+    pub fn apply(&self, config: &mut Config) {
+        health::apply(&self.shared.state().tables, config);
+    }
+
+    /// The hosts that have an agent.
+    pub fn agents(&self) -> Agents {
+        self.shared.state().agents.clone()
+    }
+
+    /// How the node stands with its fleet.
+    pub fn standing(&self) -> Standing {
+        let state = self.shared.state();
+        Standing {
+            away: state.away.map(|since| since.elapsed()),
+            held: state.report.held,
+            live: state.report.live,
+            refused: state.report.refused.clone(),
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Held {
+    fn release(&self) -> Release {
+        Release {
+            generation: self.generation,
+            index: self.index.clone(),
+        }
+    }
+}
+
+/// The thread.
+struct Follower {
+    store: Arc<dyn Store>,
+    keys: Keys,
+    options: NodeOptions,
+    shared: Arc<Shared>,
+    known: Known,
+    /// What was given to the program last.
+    held: Option<Release>,
+    /// What the cache is to have.
+    cached: Option<Held>,
+    /// Whether the cache has it.
+    is_cached: bool,
+    /// When the cache was written last.
+    wrote: Instant,
+}
+
+impl Follower {
+    fn run(&mut self) {
+        let mut said = String::new();
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            let Err(error) = self.follow() else { return };
+            let why = error.to_string();
+            // What is the same again is not said again.
+            if why != said {
+                warn!("fleet: {why}");
+                said = why;
+            }
+            self.shared.state().away.get_or_insert_with(Instant::now);
+            sleep(PAUSE);
+        }
+    }
+
+    /// Follows until the program ends, or the store does not answer.
+    fn follow(&mut self) -> Result<(), FetchError> {
+        let lease = self.store.grant(LEASE)?;
+        let prefix = self.keys.key("state/");
+        let listing = self.store.list(&prefix)?;
+        let mut watch = self.store.watch(&prefix, listing.revision)?;
+        let entries = listing.entries.into_iter();
+        let mut tables = BTreeMap::new();
+        let mut rollout = Rollout::default();
+        let mut agents = Agents::default();
+        for entry in entries {
+            self.note(&Event::Put(entry), &mut tables, &mut rollout, &mut agents);
+        }
+        self.set_known(&tables, &agents);
+        if self.shared.state().away.take().is_some() {
+            info!("fleet: the store answers");
+        }
+        let mut said = (None, None);
+        let mut kept = Instant::now();
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            self.follow_rollout(&rollout)?;
+            self.say(lease, &mut said)?;
+            if !self.is_cached && self.wrote.elapsed() >= BETWEEN_WRITES {
+                self.write_cache();
+            }
+            if kept.elapsed() >= LEASE / 4 {
+                self.store.keep(lease)?;
+                kept = Instant::now();
+            }
+            let events = watch.next(TICK)?;
+            if !events.is_empty() {
+                for event in &events {
+                    self.note(event, &mut tables, &mut rollout, &mut agents);
+                }
+                self.set_known(&tables, &agents);
+            }
+        }
+        // Without it, others wait for the end of the lease.
+        let _ = self.store.revoke(lease);
+        Ok(())
+    }
+
+    fn note(
+        &self,
+        event: &Event,
+        tables: &mut BTreeMap<String, Table>,
+        rollout: &mut Rollout,
+        agents: &mut Agents,
+    ) {
+        let prefix = self.keys.key("state/table/");
+        let entry = match event {
+            Event::Put(entry) => entry,
+            Event::Deleted(key) => {
+                tables.retain(|pool, _| self.keys.table(pool) != *key);
+                return;
+            }
+        };
+        let (key, value) = (&entry.key, &entry.value);
+        let noted = if key.starts_with(&prefix) {
+            Table::read(key, value).map(|table| {
+                tables.insert(table.pool.clone(), table);
+            })
+        } else if *key == self.keys.key("state/rollout") {
+            Rollout::read(key, value).map(|read| *rollout = read)
+        } else if *key == self.keys.key("state/agents") {
+            Agents::read(key, value).map(|read| *agents = read)
+        } else {
+            Ok(())
+        };
+        if let Err(error) = noted {
+            warn!("{error}");
+        }
+    }
+
+    fn set_known(&mut self, tables: &BTreeMap<String, Table>, agents: &Agents) {
+        let mut state = self.shared.state();
+        if state.tables == *tables && state.agents == *agents {
+            return;
+        }
+        state.tables.clone_from(tables);
+        state.agents.clone_from(agents);
+        state.is_another = true;
+        drop(state);
+        self.is_cached = false;
+    }
+
+    /// Gives the program what it is to have, where that is something else than before.
+    fn follow_rollout(&mut self, rollout: &Rollout) -> Result<(), FetchError> {
+        let Some(release) = rollout.of(self.options.side) else {
+            return Ok(());
+        };
+        if self.held.as_ref() == Some(release) {
+            return Ok(());
+        }
+        let (index, spec) = match self.known.fetch(&*self.store, &self.keys, &release.index) {
+            Ok(fetched) => fetched,
+            Err(FetchError::Object(error)) => {
+                warn!(generation = release.generation, "refused: {error}");
+                let mut state = self.shared.state();
+                state.report.refused = Some(Refusal {
+                    generation: release.generation,
+                    why: error.to_string(),
+                });
+                self.held = Some(release.clone());
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let mut keeps: BTreeSet<String> = objects_of(&self.keys, &index).into_keys().collect();
+        keeps.insert(self.keys.index(&release.index));
+        self.known.retain(&keeps);
+        self.cached = Some(Held::new(
+            &self.options.cluster,
+            release.generation,
+            release.index.clone(),
+            &spec,
+            index.leaving.clone(),
+        ));
+        self.held = Some(release.clone());
+        let mut state = self.shared.state();
+        state.report.held = release.generation;
+        let is_live = state
+            .live
+            .as_ref()
+            .is_some_and(|live| live.index == release.index);
+        if is_live && state.next.is_none() {
+            // The same under another number.
+            state.report.live = release.generation;
+            state.report.refused = None;
+            state.live = Some(release.clone());
+        } else {
+            state.next = Some(Generation {
+                release: release.clone(),
+                spec,
+                leaving: index.leaving,
+            });
+        }
+        drop(state);
+        self.write_cache();
+        Ok(())
+    }
+
+    /// Writes to the cache what the node holds.
+    fn write_cache(&mut self) {
+        self.is_cached = true;
+        self.wrote = Instant::now();
+        let (Some(cache), Some(held)) = (&self.options.cache, &mut self.cached) else {
+            return;
+        };
+        let state = self.shared.state();
+        held.tables.clone_from(&state.tables);
+        held.agents.clone_from(&state.agents);
+        drop(state);
+        if let Err(error) = cache.write(held) {
+            let path = cache.path().display();
+            warn!("{path}: cannot be written, and keeps an earlier generation: {error}");
+        }
+    }
+
+    /// Says what has changed about the node since it was said last.
+    fn say(
+        &self,
+        lease: Lease,
+        said: &mut (Option<Report>, Option<Health>),
+    ) -> Result<(), StoreError> {
+        let state = self.shared.state();
+        let (report, health) = (state.report.clone(), state.health.clone());
+        drop(state);
+        let key = |kind| {
+            let name = &self.options.name;
+            self.keys.of_node(kind, self.options.side.name(), name)
+        };
+        let mut operations = Vec::new();
+        if said.0.as_ref() != Some(&report) {
+            operations.push(Operation::Put(key("node"), report.write(), Some(lease)));
+        }
+        if let Some(health) = &health
+            && said.1.as_ref() != Some(health)
+        {
+            operations.push(Operation::Put(key("health"), health.write(), Some(lease)));
+        }
+        if !operations.is_empty() {
+            self.store.commit(&[], &operations)?;
+            *said = (Some(report), health);
+        }
+        Ok(())
+    }
+}

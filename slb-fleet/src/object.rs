@@ -1,0 +1,335 @@
+//! Objects in the store, and the keys that they are under.
+//!
+//! ```text
+//!  /slb/1/CLUSTER/wanted                      which index is wanted             the operator
+//!                 spec/index/DIGEST           the names and digests of a spec   the operator, the leader
+//!                 spec/KIND/NAME/DIGEST       a section                         the operator, the leader
+//!                 state/leader                which controller leads            the leader, under its lease
+//!                 state/rollout               which index hosts and muxes have  the leader
+//!                 state/agents                which hosts have an agent         the leader
+//!                 state/table/POOL            health and weights                the leader
+//!                 node/ROLE/NAME              what a node has in place          the node, under its lease
+//!                 health/ROLE/NAME            what its probes found             the node, under its lease
+//! ```
+//! Objects under `spec/` are named by their content, and never change: a node that reads an index finds the sections
+//! that the index was made of, whatever is applied meanwhile, and whatever the store compacts.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use ring::digest::{SHA256, digest};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::rollout::{Refusal, Rollout};
+
+/// The version of the objects that this program writes, and the latest that it reads.
+pub const SCHEMA: u32 = 1;
+
+/// The most backends in one object: more make several.
+pub const CHUNK: usize = 500;
+
+/// The digest of an object: the first half of its SHA-256, in hexadecimal.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Digest(String);
+
+impl Digest {
+    /// The digest of an object's bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        let whole = digest(&SHA256, bytes);
+        let half = whole.as_ref().iter().take(16);
+        Self(half.map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// The digest as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why an object cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ObjectError {
+    /// An object is not what its key says.
+    Unreadable {
+        /// The key.
+        key: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// An object is of a later version.
+    Newer {
+        /// The key.
+        key: String,
+        /// The version of the object.
+        schema: u32,
+    },
+    /// An object that is referred to is not there.
+    Missing(String),
+    /// A configuration that is no wanted state of a fleet.
+    Spec(String),
+}
+
+impl fmt::Display for ObjectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable { key, why } => write!(f, "{key}: cannot be read: {why}"),
+            Self::Newer { key, schema } => write!(
+                f,
+                "{key}: is of schema {schema}, and this program reads schemas up to {SCHEMA}: upgrade it"
+            ),
+            Self::Missing(key) => write!(f, "{key}: is not in the store"),
+            Self::Spec(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for ObjectError {}
+
+/// The keys of one fleet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    /// The keys of the fleet `cluster`.
+    pub fn new(cluster: &str) -> Self {
+        let cluster = escape(cluster);
+        Self {
+            prefix: format!("/slb/1/{cluster}/"),
+        }
+    }
+
+    /// The prefix of all of them.
+    pub fn all(&self) -> &str {
+        &self.prefix
+    }
+
+    /// A key, or the prefix of several.
+    pub fn key(&self, rest: &str) -> String {
+        format!("{}{rest}", self.prefix)
+    }
+
+    /// The key of the wanted state.
+    pub fn wanted(&self) -> String {
+        self.key("wanted")
+    }
+
+    /// The key of an index.
+    pub fn index(&self, digest: &Digest) -> String {
+        self.key(&format!("spec/index/{digest}"))
+    }
+
+    /// The key of a section of a spec.
+    pub fn section(&self, kind: &str, name: &str, digest: &Digest) -> String {
+        let (kind, name) = (escape(kind), escape(name));
+        self.key(&format!("spec/{kind}/{name}/{digest}"))
+    }
+
+    /// The key of a pool's table.
+    pub fn table(&self, pool: &str) -> String {
+        self.key(&format!("state/table/{}", escape(pool)))
+    }
+
+    /// The key of a node's report or health: `kind` is `node` or `health`.
+    pub fn of_node(&self, kind: &str, role: &str, name: &str) -> String {
+        self.key(&format!("{kind}/{role}/{}", escape(name)))
+    }
+}
+
+/// A name as a part of a key: what is not a letter, a digit or one of `.-_:` stands as `%` and two digits.
+pub(crate) fn escape(name: &str) -> String {
+    let mut escaped = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'-' | b'_' | b':' => {
+                escaped.push(byte.into());
+            }
+            _ => escaped += &format!("%{byte:02x}"),
+        }
+    }
+    escaped
+}
+
+/// An object, with the version of its form.
+pub trait Object: Serialize + DeserializeOwned {
+    /// The object as bytes.
+    fn write(&self) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Versioned<'o, T> {
+            schema: u32,
+            #[serde(flatten)]
+            object: &'o T,
+        }
+        let versioned = Versioned {
+            schema: SCHEMA,
+            object: self,
+        };
+        // Text keys, and no value that JSON lacks.
+        serde_json::to_vec(&versioned).unwrap_or_default()
+    }
+
+    /// Reads an object; `key` is what errors call it.
+    ///
+    /// # Errors
+    /// The bytes are no such object, or one of a later version.
+    fn read(key: &str, bytes: &[u8]) -> Result<Self, ObjectError> {
+        #[derive(Deserialize)]
+        struct Version {
+            schema: u32,
+        }
+        let unreadable = |why: &dyn fmt::Display| ObjectError::Unreadable {
+            key: key.to_owned(),
+            why: why.to_string(),
+        };
+        if bytes.len() > crate::store::LONGEST_VALUE {
+            return Err(unreadable(&format!("{} bytes are too many", bytes.len())));
+        }
+        // The version first: a later one may have another form.
+        let Version { schema } =
+            serde_json::from_slice(bytes).map_err(|error| unreadable(&error))?;
+        if schema > SCHEMA {
+            let key = key.to_owned();
+            return Err(ObjectError::Newer { key, schema });
+        }
+        serde_json::from_slice(bytes).map_err(|error| unreadable(&error))
+    }
+}
+
+/// Which spec is wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// The index of the spec.
+    pub index: Digest,
+}
+
+/// What a spec is made of, in its order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Index {
+    /// Sections.
+    pub sections: Vec<Item>,
+    /// Backends that are only there until their connections have ended, each as `POOL/NAME`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leaving: Vec<String>,
+}
+
+/// A section of a spec.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Item {
+    /// Kind of the section, such as `pool`.
+    pub kind: String,
+    /// Name of the section.
+    pub name: String,
+    /// Digest of its fields.
+    pub digest: Digest,
+    /// Digests of a pool's backends, [`CHUNK`] in each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub backends: Vec<Digest>,
+}
+
+/// The fields of a section.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fields {
+    /// The fields as a configuration's.
+    pub fields: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Some of a pool's backends.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Backends {
+    /// The backends as a configuration's.
+    pub backends: Vec<serde_json::Value>,
+}
+
+/// Which controller leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaderName {
+    /// Name of the controller.
+    pub name: String,
+    /// Its lease, which tells controllers of one name apart.
+    pub lease: i64,
+}
+
+/// The hosts that have, or had, an agent: their vms' health is the agent's word.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Agents {
+    /// The addresses of each agent's host on the fabric, by its name.
+    pub agents: BTreeMap<String, Vec<IpAddr>>,
+}
+
+impl Agents {
+    /// The name of the agent at a host.
+    pub fn at(&self, host: IpAddr) -> Option<&str> {
+        let mut all = self.agents.iter();
+        all.find(|(_, addresses)| addresses.contains(&host))
+            .map(|(name, _)| name.as_str())
+    }
+}
+
+/// What a node has in place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Addresses of the node on the fabric.
+    pub addresses: Vec<IpAddr>,
+    /// Version of its program.
+    pub version: String,
+    /// The generation that it holds.
+    pub held: u64,
+    /// The generation that packets are served by.
+    pub live: u64,
+    /// The generation that it refused last, and why.
+    pub refused: Option<Refusal>,
+    /// Connections on backends that are leaving, of the live generation; `None` where the node does not know.
+    pub left: Option<u64>,
+}
+
+/// What a node's probes found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Backends that fail: pool, probe and name of each.
+    pub failing: Vec<(String, String, String)>,
+}
+
+/// Health and weights of a pool, the same for all nodes. Whatever is not in it is as the configuration says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    /// Counts the changes of the table.
+    pub epoch: u64,
+    /// Name of the pool.
+    pub pool: String,
+    /// By each probe of the pool's rules, and by the backends' own state.
+    pub by: Vec<By>,
+}
+
+/// What one probe makes of a pool, or its backends' own state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct By {
+    /// Name of the probe; `None`: the backends' own state.
+    pub probe: Option<String>,
+    /// Backends that fail.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failing: Vec<String>,
+    /// Weights, while some backend has not its whole share yet: all of the pool's, in tenths.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub weights: BTreeMap<String, u32>,
+}
+
+impl Object for Wanted {}
+impl Object for Index {}
+impl Object for Fields {}
+impl Object for Backends {}
+impl Object for LeaderName {}
+impl Object for Agents {}
+impl Object for Report {}
+impl Object for Health {}
+impl Object for Table {}
+impl Object for Rollout {}

@@ -27,6 +27,9 @@ use crate::store::{
 pub const LEASE: Duration = Duration::from_secs(5);
 /// Changes of the wanted state within so long go together.
 pub const TOGETHER: Duration = Duration::from_millis(200);
+/// How long a controller that begins to lead does without the word of nodes that it knows of: after an outage of the
+/// store, the leases of all may have ended, and each takes a new one.
+const GRACE: Duration = Duration::from_secs(12);
 /// How long a controller that does not lead waits before it tries again.
 const CAMPAIGN: Duration = Duration::from_millis(500);
 
@@ -67,6 +70,8 @@ struct Held {
 
 /// What a controller knows while it leads.
 struct Office {
+    /// When it began to lead.
+    since: Duration,
     /// What shows that it still leads.
     leads: Condition,
     watch: Box<dyn Watch>,
@@ -85,6 +90,8 @@ struct Office {
     wanted: Option<(Digest, Duration)>,
     /// Whether health, agents or the spec have changed since the tables were worked out.
     is_stale: bool,
+    /// Whether the tables were worked out without the word of silent nodes.
+    is_lenient: bool,
     /// Whether there may be objects that nothing refers to.
     is_untidy: bool,
 }
@@ -221,6 +228,7 @@ impl Leader {
         let listing = self.store.list(&self.keys.key(""))?;
         let watch = self.store.watch(self.keys.all(), listing.revision)?;
         let mut office = Office {
+            since: now,
             leads,
             watch,
             entries: BTreeMap::new(),
@@ -233,6 +241,7 @@ impl Leader {
             slow_start: SlowStart::default(),
             wanted: None,
             is_stale: true,
+            is_lenient: false,
             is_untidy: true,
         };
         for entry in listing.entries {
@@ -269,7 +278,7 @@ impl Leader {
         let (store, keys) = (&*self.store, &self.keys);
         office.register_agents(store, keys)?;
         office.begin(store, keys, &self.options.name, now)?;
-        let members = office.members(keys);
+        let members = office.members(keys, now);
         let is_counted = office.is_counted();
         let drain = self.options.drain;
         if office.machine.advance(&members, now, drain, is_counted) {
@@ -330,7 +339,31 @@ impl Office {
         .collect()
     }
 
-    fn members(&self, keys: &Keys) -> Vec<Member> {
+    /// Whether nodes may be silent only because the store was away.
+    fn is_new(&self, now: Duration) -> bool {
+        now.saturating_sub(self.since) < GRACE
+    }
+
+    /// The nodes that are there, and hosts that will be back if it was the store that was away.
+    fn members(&self, keys: &Keys, now: Duration) -> Vec<Member> {
+        let mut members = self.present_members(keys);
+        let agents = self.agents.agents.keys().filter(|_| self.is_new(now));
+        for name in agents {
+            let is_own = |own: &Member| own.side == Side::Host && own.name == *name;
+            if !members.iter().any(is_own) {
+                members.push(Member {
+                    side: Side::Host,
+                    name: name.clone(),
+                    live: 0,
+                    refused: None,
+                    left: None,
+                });
+            }
+        }
+        members
+    }
+
+    fn present_members(&self, keys: &Keys) -> Vec<Member> {
         let of = |side: Side| {
             let reports = self.objects::<Report>(&keys.key(&format!("node/{}/", side.name())));
             reports.into_iter().map(move |(name, report)| Member {
@@ -444,7 +477,7 @@ impl Office {
             let refused = member.refused.as_ref();
             refused.is_some_and(|own| own.generation == record.generation)
         };
-        !self.members(keys).iter().any(refuses)
+        !self.present_members(keys).iter().any(refuses)
     }
 
     /// What a change comes to: what is to leave stays for a while, drained.
@@ -527,6 +560,23 @@ impl Office {
         hosts.all(|host| self.agents.at(host).is_some())
     }
 
+    /// The backends that fail by the tables as they are.
+    fn former_health(&self) -> Health {
+        let all = self.tables.values().flat_map(|table| {
+            let by = table
+                .by
+                .iter()
+                .filter_map(|by| Some((by.probe.clone()?, by)));
+            by.flat_map(move |(probe, by)| {
+                let failing = by.failing.iter();
+                failing.map(move |name| (table.pool.clone(), probe.clone(), name.clone()))
+            })
+        });
+        Health {
+            failing: all.collect(),
+        }
+    }
+
     /// Works out health and weights anew, where something about them has changed, and writes those that did.
     fn work_out_tables(
         &mut self,
@@ -534,15 +584,27 @@ impl Office {
         keys: &Keys,
         now: Duration,
     ) -> Result<(), Ended> {
+        let is_new = self.is_new(now);
         let now = Instant::ZERO + now;
-        let is_due = self.slow_start.due().is_some_and(|due| due <= now);
+        let mut is_due = self.slow_start.due().is_some_and(|due| due <= now);
+        // Once, when silence begins to count.
+        is_due |= self.is_lenient && !is_new;
         let Some(present) = self.present.as_ref().filter(|_| self.is_stale || is_due) else {
             return Ok(());
         };
-        let reports = Reports {
+        let mut reports = Reports {
             hosts: self.objects::<Health>(&keys.key("health/host/")),
             muxes: self.objects::<Health>(&keys.key("health/mux/")),
         };
+        if is_new {
+            // Until then, what was the case counts.
+            let former = self.former_health();
+            for agent in self.agents.agents.keys() {
+                let word = reports.hosts.entry(agent.clone());
+                word.or_insert_with(|| former.clone());
+            }
+        }
+        self.is_lenient = is_new;
         let mut config = present.config.clone();
         reports.apply(&self.agents, &mut config);
         let mut new = tables(&config, &mut self.slow_start, now);

@@ -193,6 +193,35 @@ fn a_node_serves_on_while_the_store_is_away_and_starts_from_its_cache() {
 }
 
 #[test]
+fn an_outage_of_the_store_that_ends_all_leases_takes_no_host_out() {
+    let store = MemoryStore::default();
+    let (_controller, nodes) = fleet(&store);
+    apply(&store, &spec(&[1, 2]));
+    let fails = |name: &str| ("servers".to_owned(), "alive".to_owned(), name.to_owned());
+    nodes[1].node.set_failing(vec![fails("vm2")]);
+    wait_until("vm2 is out", || {
+        nodes.iter().all(|node| node.serving() == ["vm1"])
+    });
+    store.set_away(true);
+    wait_until("that is noticed", || {
+        nodes.iter().all(|node| node.node.standing().away.is_some())
+    });
+    store.pass(Duration::from_secs(60));
+    store.set_away(false);
+    for _ in 0..200 {
+        for node in &nodes {
+            assert_eq!(node.serving(), ["vm1"]);
+        }
+        sleep(Duration::from_millis(10));
+    }
+    assert!(nodes.iter().all(|node| node.node.standing().away.is_none()));
+    nodes[1].node.set_failing(Vec::new());
+    wait_until("vm2 is back", || {
+        nodes.iter().all(|node| node.serving() == ["vm1", "vm2"])
+    });
+}
+
+#[test]
 fn objects_that_nothing_refers_to_are_deleted() {
     let store = MemoryStore::default();
     let (_controller, nodes) = fleet(&store);

@@ -110,6 +110,10 @@ impl Store for EtcdStore {
                     Ok(None) => Err(StoreError::Away("the watch was ended".to_owned())),
                     Err(error) => Err(error),
                 };
+                // Such as the word that the watch began.
+                if events.as_ref().is_ok_and(Vec::is_empty) {
+                    continue;
+                }
                 let is_over = events.is_err();
                 // Without its other end, nobody watches any more.
                 if tell.send(events).is_err() || is_over {

@@ -316,8 +316,11 @@ impl Channel {
                 .header("hasleader", "true")
                 .body(outgoing());
             let request = request.map_err(|_| StoreError::Malformed("a member's address"))?;
-            connection.ready().await.map_err(away)?;
-            let response = connection.send_request(request).await.map_err(away)?;
+            connection.ready().await.map_err(|error| away(&error))?;
+            let response = connection
+                .send_request(request)
+                .await
+                .map_err(|error| away(&error))?;
             if !response.status().is_success() {
                 let status = response.status();
                 return Err(StoreError::Away(format!("HTTP status {status}")));
@@ -390,8 +393,8 @@ impl Channel {
     }
 }
 
-fn away(error: hyper::Error) -> StoreError {
-    let cause = std::error::Error::source(&error);
+fn away(error: &hyper::Error) -> StoreError {
+    let cause = std::error::Error::source(error);
     let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
     StoreError::Away(format!("{error}{cause}"))
 }
@@ -412,7 +415,7 @@ impl Messages {
             let Some(frame) = self.body.frame().await else {
                 return Ok(None);
             };
-            match frame.map_err(away)?.into_data() {
+            match frame.map_err(|error| away(&error))?.into_data() {
                 Ok(data) => self.buffer.extend_from_slice(&data),
                 Err(frame) => {
                     let trailers = frame.into_trailers().unwrap_or_default();

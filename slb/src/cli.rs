@@ -70,6 +70,25 @@ pub(crate) enum Command {
     ///
     /// Exits with status 1 if any backend is unhealthy.
     Probe(ProbeOptions),
+    #[cfg(feature = "live")]
+    /// Apply a configuration to a fleet: everything but `[node]`, which each node has in its own file.
+    ///
+    /// Hosts get it first, then muxes. Backends that it lacks are drained before they are removed.
+    Apply(ApplyOptions),
+    #[cfg(feature = "live")]
+    /// Print the configuration that was applied to a fleet, or one section of it.
+    Get(GetOptions),
+    #[cfg(feature = "live")]
+    /// Remove a section, or a backend, from the configuration of a fleet.
+    Delete(DeleteOptions),
+    #[cfg(feature = "live")]
+    /// Show the state of a fleet.
+    #[command(subcommand)]
+    Fleet(FleetCommand),
+    #[cfg(feature = "live")]
+    /// Run a fleet's controller, which rolls out what was applied. Of several, one leads and the others
+    /// wait.
+    Controller(ControllerOptions),
     /// Check a configuration: print every fault with its line, or a summary.
     Check(CheckOptions),
     /// Show the changes that another configuration would make: items added, removed and changed,
@@ -115,6 +134,16 @@ pub(crate) const LEFT_OUT: &[(&str, &str)] = &[
     ("snat", "live"),
     #[cfg(not(feature = "live"))]
     ("probe", "live"),
+    #[cfg(not(feature = "live"))]
+    ("apply", "live"),
+    #[cfg(not(feature = "live"))]
+    ("get", "live"),
+    #[cfg(not(feature = "live"))]
+    ("delete", "live"),
+    #[cfg(not(feature = "live"))]
+    ("fleet", "live"),
+    #[cfg(not(feature = "live"))]
+    ("controller", "live"),
     #[cfg(not(feature = "top"))]
     ("top", "top"),
     #[cfg(not(feature = "azure"))]
@@ -128,9 +157,14 @@ impl Command {
     pub(crate) fn only_prints(&self) -> bool {
         match self {
             #[cfg(feature = "live")]
-            Self::Mux(_) | Self::Host(_) | Self::Proxy(_) | Self::Probe(_) | Self::Watchdog(_) => {
-                false
-            }
+            Self::Mux(_)
+            | Self::Host(_)
+            | Self::Proxy(_)
+            | Self::Probe(_)
+            | Self::Watchdog(_)
+            | Self::Apply(_)
+            | Self::Delete(_)
+            | Self::Controller(_) => false,
             #[cfg(feature = "top")]
             Self::Top(_) => false,
             _ => true,
@@ -302,10 +336,140 @@ pub(crate) struct LiveOptions {
     /// connections to this one and ends. If none runs, this option has no effect.
     #[arg(long, requires = "state")]
     pub(crate) take_over: bool,
+    /// For a mux or host: follow the fleet whose etcd members have these addresses, http://HOST:PORT
+    /// or https://HOST:PORT, separated by commas. The configuration file has [node] only.
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    pub(crate) fleet: Vec<String>,
+    #[command(flatten)]
+    pub(crate) fleet_access: FleetAccess,
+    /// Name of the node in its fleet, unique among nodes of its role. Default: its first underlay
+    /// address.
+    #[arg(long, value_name = "NAME", requires = "fleet")]
+    pub(crate) fleet_name: Option<String>,
+    /// A directory that keeps the last configuration of the fleet, to start from while etcd is away.
+    #[arg(long, value_name = "DIR", requires = "fleet")]
+    pub(crate) cache: Option<PathBuf>,
     /// Format of the log, which goes to standard error.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log: LogFormat,
     /// Lowest level to log: error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub(crate) log_level: tracing::Level,
+}
+
+/// How a fleet's store is reached, beside its addresses.
+#[cfg(feature = "live")]
+#[derive(Clone, Debug, Args)]
+pub(crate) struct FleetAccess {
+    /// Name of the fleet: several can share an etcd.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub(crate) cluster: String,
+    /// Of https: the certificates of the authority that vouches for etcd (PEM).
+    #[arg(long, value_name = "FILE", requires = "fleet")]
+    pub(crate) fleet_ca: Option<PathBuf>,
+    /// Of https: the own certificate (PEM). Its common name is the user's in etcd.
+    #[arg(long, value_name = "FILE", requires = "fleet")]
+    pub(crate) fleet_cert: Option<PathBuf>,
+    /// Of https: the key of the own certificate (PEM).
+    #[arg(long, value_name = "FILE", requires = "fleet")]
+    pub(crate) fleet_key: Option<PathBuf>,
+}
+
+/// The store of a fleet.
+#[cfg(feature = "live")]
+#[derive(Clone, Debug, Args)]
+pub(crate) struct StoreOptions {
+    /// Addresses of the fleet's etcd members, http://HOST:PORT or https://HOST:PORT, separated by
+    /// commas.
+    #[arg(long, value_name = "URL", value_delimiter = ',', required = true)]
+    pub(crate) fleet: Vec<String>,
+    #[command(flatten)]
+    pub(crate) access: FleetAccess,
+}
+
+#[cfg(feature = "live")]
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ApplyOptions {
+    #[command(flatten)]
+    pub(crate) store: StoreOptions,
+    /// A configuration without [node] (TOML), or Azure's JSON.
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Of Azure's JSON: data that it lacks (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) inventory: Option<PathBuf>,
+    /// Keep sections that the file lacks. Without it, they are removed.
+    #[arg(long)]
+    pub(crate) add: bool,
+    /// Wait until all nodes have it, at most this many seconds. Exits with status 1 if a node refuses
+    /// it.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) wait: Option<u64>,
+}
+
+#[cfg(feature = "live")]
+#[derive(Clone, Debug, Args)]
+pub(crate) struct GetOptions {
+    #[command(flatten)]
+    pub(crate) store: StoreOptions,
+    /// The kind of section, such as pool. Default: all.
+    #[arg(value_name = "KIND")]
+    pub(crate) kind: Option<String>,
+    /// Name of the section.
+    #[arg(value_name = "NAME")]
+    pub(crate) name: Option<String>,
+}
+
+#[cfg(feature = "live")]
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DeleteOptions {
+    #[command(flatten)]
+    pub(crate) store: StoreOptions,
+    /// The kind of section, such as rule; or backend.
+    #[arg(value_name = "KIND")]
+    pub(crate) kind: String,
+    /// Name of the section; of a backend, POOL/NAME.
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Wait until all nodes have it, at most this many seconds. Exits with status 1 if a node refuses
+    /// it.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) wait: Option<u64>,
+}
+
+#[cfg(feature = "live")]
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum FleetCommand {
+    /// Show the rollout, and for each node the generations that it holds and serves by, the one that
+    /// it refuses and why, and the connections left on backends that are being removed.
+    Status(FleetStatusOptions),
+}
+
+#[cfg(feature = "live")]
+#[derive(Clone, Debug, Args)]
+pub(crate) struct FleetStatusOptions {
+    #[command(flatten)]
+    pub(crate) store: StoreOptions,
+    /// How to print it.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+}
+
+#[cfg(feature = "live")]
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ControllerOptions {
+    #[command(flatten)]
+    pub(crate) store: StoreOptions,
+    /// Name of the controller. Default: the machine's.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Seconds to wait for connections of removed backends, at most.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    pub(crate) drain: u64,
+    /// How to write the log, which goes to standard error.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log: LogFormat,
+    /// What to log: error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub(crate) log_level: tracing::Level,
 }

@@ -19,6 +19,7 @@ mod control;
 mod device;
 mod exchange;
 mod file;
+mod follow;
 mod handover;
 mod look;
 mod mailbox;
@@ -55,6 +56,7 @@ use self::control::{Control, Work};
 use self::device::{Plan, Slot};
 use self::exchange::Seat;
 use self::file::Loading;
+use self::follow::Fleet;
 use self::handover::Predecessor;
 use self::metrics::Endpoint;
 use self::next_hops::{NextHops, Unreached};
@@ -70,8 +72,12 @@ pub(crate) use self::status::default_path;
 pub(crate) use self::watchdog::run as watch;
 
 pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
-    log_to_stderr(options);
-    let mut given = load(options.config.path())?;
+    log_to_stderr(options.log, options.log_level);
+    let mut fleet = Fleet::start(options, role)?;
+    let mut given = match &mut fleet {
+        Some(fleet) => fleet.first(),
+        None => load(options.config.path())?,
+    };
     given.node.role = role;
     let mut plan = Plan::read(&given, &options.io)?;
     plan.expect_short_packets()?;
@@ -110,7 +116,10 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     let mut programs = plan.load_programs(role, unserved)?;
     let next_hops = NextHops::open(&plan)?;
     let found = next_hops.look_up(&given);
-    let config = plan.complete(&given, next_hops.are_needed().then_some(&found));
+    let mut config = plan.complete(&given, next_hops.are_needed().then_some(&found));
+    if let Some(fleet) = &fleet {
+        fleet.apply(&mut config);
+    }
     let snapshot = config.snapshot(None).map_err(Failure::usage)?;
 
     let announce = |config: &Config, plan: &Plan| {
@@ -193,7 +202,11 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     let handover = keeper.as_ref().and_then(Keeper::listen);
     let native = programs.iter().flatten().map(Program::is_native);
     plan.warn_of_checksums(&native.collect::<Vec<_>>());
-    let prober = prober(&given, of_prober)?;
+    let asked = fleet.as_ref().map(|fleet| fleet.probed(&given));
+    let prober = prober(asked.as_ref().unwrap_or(&given), of_prober)?;
+    if let Some(fleet) = &mut fleet {
+        fleet.is_in_place();
+    }
     info!(
         role = role.name(),
         workers = workers.len(),
@@ -228,6 +241,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         taken,
         trouble: Vec::new(),
         loading: Loading::default(),
+        fleet,
         work: Work::default(),
         to_reopen: BTreeSet::new(),
         first_round: Some(Instant::now() + longest + FIRST_ROUND),
@@ -371,13 +385,14 @@ fn kernel_device(
     Ok(Some(device))
 }
 
-fn log_to_stderr(options: &LiveOptions) {
+/// Has the log go to standard error.
+pub(crate) fn log_to_stderr(format: LogFormat, level: tracing::Level) {
     let log = tracing_subscriber::fmt()
-        .with_max_level(options.log_level)
+        .with_max_level(level)
         .with_target(false)
         .with_writer(std::io::stderr);
     // A second one, as in tests of several in one process, is none.
-    let _ = match options.log {
+    let _ = match format {
         LogFormat::Text => log.with_ansi(false).try_init(),
         LogFormat::Json => log.json().flatten_event(true).try_init(),
     };

@@ -12,6 +12,8 @@ mod check;
 mod cli;
 mod explain;
 #[cfg(feature = "live")]
+mod fleet;
+#[cfg(feature = "live")]
 mod flows;
 mod generate;
 #[cfg(feature = "azure")]
@@ -38,6 +40,8 @@ use clap::error::{ContextKind, ContextValue};
 #[cfg(feature = "live")]
 use slb_control::Role;
 
+#[cfg(feature = "live")]
+use crate::cli::FleetCommand;
 use crate::cli::{Cli, Command, LEFT_OUT};
 
 fn main() -> ExitCode {
@@ -68,6 +72,16 @@ fn main() -> ExitCode {
         Command::Top(options) => top::run(&options),
         #[cfg(feature = "live")]
         Command::Probe(options) => probe::run(&options),
+        #[cfg(feature = "live")]
+        Command::Apply(options) => fleet::apply(&options),
+        #[cfg(feature = "live")]
+        Command::Get(options) => fleet::get(&options),
+        #[cfg(feature = "live")]
+        Command::Delete(options) => fleet::delete(&options),
+        #[cfg(feature = "live")]
+        Command::Fleet(FleetCommand::Status(options)) => fleet::status(&options),
+        #[cfg(feature = "live")]
+        Command::Controller(options) => fleet::control(&options),
         Command::Diff(options) => check::diff(&options),
         Command::Check(options) => check::run(&options),
         #[cfg(feature = "azure")]

@@ -160,6 +160,9 @@ fn table(now: &Value, before: Option<&Value>) -> String {
             number(now, "/taken_up")
         );
     }
+    if let Some(fleet) = now.get("fleet").filter(|fleet| !fleet.is_null()) {
+        out += &fleet_text(fleet);
+    }
     if let Some(state) = now.get("state").filter(|state| !state.is_null()) {
         out += &state_text(state);
     }
@@ -184,6 +187,21 @@ fn table(now: &Value, before: Option<&Value>) -> String {
         );
     }
     out
+}
+
+/// The node's standing with its fleet, as text.
+fn fleet_text(fleet: &Value) -> String {
+    let mut text = format!("fleet: generation {}", number(fleet, "/live"));
+    if let Some(away) = fleet.get("away").and_then(Value::as_f64) {
+        text += &format!(", its store has been away for {away:.0} s");
+    }
+    if fleet.get("autonomous").and_then(Value::as_bool) == Some(true) {
+        text += ": autonomous, backends that fail here are taken out";
+    }
+    if let Some(why) = fleet.pointer("/refused/why").and_then(Value::as_str) {
+        text += &format!(", refuses {}: {why}", number(fleet, "/refused/generation"));
+    }
+    text + "\n"
 }
 
 /// The state taken over from the process before this one, and the age of the last checkpoint, as

@@ -26,6 +26,7 @@ use super::announce::Announcer;
 use super::background::Background;
 use super::device::{Plan, Slot, Turn};
 use super::file::{Loading, WatchedFile};
+use super::follow::Fleet;
 use super::handover::{Handover, Heir};
 use super::metrics::Endpoint;
 use super::next_hops::{Found, NextHops, Unreached, unresolved};
@@ -101,6 +102,8 @@ pub(super) struct Control<'o> {
     pub(super) trouble: Vec<String>,
     /// The file, while it is read again.
     pub(super) loading: Loading,
+    /// Of `--fleet`: what takes the place of the file.
+    pub(super) fleet: Option<Fleet>,
     /// Work in threads of its own.
     pub(super) work: Work,
     /// Devices to be reopened or closed.
@@ -254,7 +257,10 @@ impl Control<'_> {
             }
             if reads {
                 file.set_loaded();
-                self.loading.begin(self.options.config.path());
+                match &mut self.fleet {
+                    Some(fleet) => fleet.read_again(),
+                    None => self.loading.begin(self.options.config.path()),
+                }
             }
             if self.work.loaded.is_none()
                 && self.work.ready.is_none()
@@ -262,6 +268,7 @@ impl Control<'_> {
             {
                 self.reload(loaded);
             }
+            self.follow_fleet(&shared);
             has_changed |= self.next_hops.has_changed();
             // What cannot be opened is tried again, whether the kernel says something or not.
             let is_due = !self.to_reopen.is_empty() || self.unreached.is_waiting();
@@ -375,7 +382,40 @@ impl Control<'_> {
         }
         match self.begin_look_up(&given) {
             Some(job) => self.work.loaded = Some((given, job)),
-            None => error!("the configuration is unchanged"),
+            None => self.stays(&"next hops cannot be looked up"),
+        }
+    }
+
+    /// Takes what the fleet wants next, and what it knows of backends.
+    fn follow_fleet(&mut self, shared: &Shared) {
+        let Some(fleet) = &mut self.fleet else { return };
+        let (is_another, asks_others) = fleet.look(shared, &self.snapshot);
+        self.work.wants_compile |= is_another;
+        fleet.count(&self.config, shared);
+        if asks_others {
+            self.ask_backends(None);
+        }
+        // Before the first round is over, silence is no good health.
+        if let (Some(fleet), Some(prober)) = (&self.fleet, &self.prober)
+            && self.first_round.is_none()
+        {
+            fleet.report(prober);
+        }
+        let next = self.fleet.as_mut().and_then(Fleet::take);
+        if let Some(given) = next {
+            self.reload(Ok(given));
+        }
+    }
+
+    /// Has backends probed: those of a configuration that is on its way, or of the present one.
+    fn ask_backends(&mut self, loaded: Option<&Config>) {
+        let given = loaded.unwrap_or(&self.given);
+        let Some(prober) = &mut self.prober else {
+            return;
+        };
+        match &self.fleet {
+            Some(fleet) => prober.set(&fleet.probed(given)),
+            None => prober.set(given),
         }
     }
 
@@ -385,9 +425,7 @@ impl Control<'_> {
             match job.result().map(Option::transpose) {
                 Ok(Ok(None)) => self.work.loaded = Some((given, job)),
                 Ok(Ok(Some(found))) => {
-                    if let Some(prober) = &mut self.prober {
-                        prober.set(&given);
-                    }
+                    self.ask_backends(Some(&given));
                     self.work.ready = Some((given, found));
                 }
                 Ok(Err(error)) => self.stays(&error),
@@ -436,9 +474,10 @@ impl Control<'_> {
     /// Says why a configuration is not put in place, and goes on with the present one.
     fn stays(&mut self, why: &dyn fmt::Display) {
         error!("the configuration is unchanged: {why}");
-        if let Some(prober) = &mut self.prober {
-            prober.set(&self.given);
+        if let Some(fleet) = &mut self.fleet {
+            fleet.refuse(&why.to_string());
         }
+        self.ask_backends(None);
     }
 
     /// Begins to look up how the addresses of a configuration are reached.
@@ -475,12 +514,20 @@ impl Control<'_> {
         };
         let known = self.next_hops.are_needed().then_some(found);
         let mut config = self.plan.complete(given, known);
-        self.unreached.apply(&mut config);
-        if let Some(prober) = &self.prober {
-            prober.apply(&mut config);
+        if let Some(fleet) = &self.fleet {
+            fleet.apply(&mut config);
         }
-        self.passive.apply(&mut config);
-        self.slow_start.apply(self.clock(), &mut config);
+        // In a fleet, all nodes go by one verdict, as long as there is one.
+        if self.fleet.as_ref().is_none_or(Fleet::is_autonomous) {
+            self.unreached.apply(&mut config);
+            if let Some(prober) = &self.prober {
+                prober.apply(&mut config);
+            }
+            self.passive.apply(&mut config);
+        }
+        if self.fleet.is_none() {
+            self.slow_start.apply(self.clock(), &mut config);
+        }
         let previous = Arc::clone(&self.snapshot);
         let compile = move || {
             let snapshot = config.snapshot(Some(&previous))?;
@@ -499,6 +546,9 @@ impl Control<'_> {
                 generation = self.snapshot.generation(),
                 "configuration in place"
             );
+            if let Some(fleet) = &mut self.fleet {
+                fleet.is_in_place();
+            }
             // What was warned of before is known.
             let known: BTreeSet<String> = self.given.warnings().into_iter().collect();
             let new = given.warnings().into_iter();

@@ -17,11 +17,15 @@ use serde_json::{Value, json};
 use slb_control::config::Backend;
 use slb_control::probe::BackendName;
 use slb_control::{Config, Role};
+use slb_core::snapshot::Snapshot;
 use slb_core::state::Refusal;
 use slb_core::stats::BackendCounters;
+use slb_fleet::node::Standing;
+use slb_fleet::object::Digest;
 use slb_io_pcap::CaptureStats;
 use tracing::warn;
 
+use super::follow::standing_json;
 use super::look::{Pages, Task, Wanted};
 use super::next_hops::destination;
 use super::request;
@@ -65,9 +69,35 @@ struct State {
     sick: BTreeMap<BackendName, String>,
     /// Of `--state`: what was taken over, and the last checkpoint.
     kept: Option<StateStatus>,
+    /// Of `--fleet`: how the node stands with it.
+    fleet: Option<Standing>,
+    /// Of `--fleet`: what packets are looked up in.
+    snapshot: Option<Arc<Snapshot<'static>>>,
+    /// The digest of its tables, and the generation that it is of.
+    tables: Option<(u64, String)>,
 }
 
 impl State {
+    /// The digest of all rules' tables: the same on all muxes that choose alike.
+    fn tables(&mut self) -> Option<String> {
+        let snapshot = self.snapshot.as_deref()?;
+        let generation = snapshot.generation();
+        let known = self.tables.as_ref();
+        if let Some((_, tables)) = known.filter(|(of, _)| *of == generation) {
+            return Some(tables.clone());
+        }
+        let rules = (0..).take_while(|&rule| snapshot.rule(rule).is_some());
+        let slots = rules.flat_map(|rule| snapshot.slots(rule));
+        let places = slots.map(|id| {
+            let place = id.and_then(|id| snapshot.backend_index(id));
+            place.unwrap_or(u32::MAX)
+        });
+        let bytes: Vec<u8> = places.flat_map(u32::to_be_bytes).collect();
+        let tables = Digest::of(&bytes).to_string();
+        self.tables = Some((generation, tables.clone()));
+        Some(tables)
+    }
+
     /// Why it is not ready, where it is not.
     fn trouble(&self) -> Vec<String> {
         let stalled = self.stalled.iter().map(|(worker, since)| {
@@ -108,6 +138,9 @@ impl Shared {
                 stalled: Vec::new(),
                 sick: BTreeMap::new(),
                 kept: None,
+                fleet: None,
+                snapshot: None,
+                tables: None,
             }),
             workers: workers.iter().map(one).collect(),
             tasks: workers.iter().map(|worker| worker.tasks.clone()).collect(),
@@ -131,6 +164,12 @@ impl Shared {
 
     pub(super) fn set_sick(&self, sick: BTreeMap<BackendName, String>) {
         self.state().sick = sick;
+    }
+
+    pub(super) fn set_fleet(&self, standing: Standing, snapshot: &Arc<Snapshot<'static>>) {
+        let mut state = self.state();
+        state.fleet = Some(standing);
+        state.snapshot = Some(Arc::clone(snapshot));
     }
 
     pub(super) fn set_state(&self, kept: &StateStatus) {
@@ -187,7 +226,8 @@ impl Shared {
         let workers: Vec<Value> = counted.iter().zip(&self.workers).map(one).collect();
         let total = counted.into_iter().reduce(Counted::and)?;
         let (io, generation) = (total.io_json(), total.tally.generation());
-        let state = self.state();
+        let mut state = self.state();
+        let tables = state.tables();
         let config = &*state.config;
         let none = CaptureStats::default();
         let report = Report::new(config, total.tally, &none, self.begin.elapsed());
@@ -205,6 +245,7 @@ impl Shared {
             "trouble": state.trouble(),
             "workers": workers,
             "state": state.kept.as_ref().map(kept_json),
+            "fleet": state.fleet.as_ref().map(|standing| standing_json(standing, tables.as_deref())),
         });
         if let (Value::Object(document), Value::Object(more)) = (&mut document, more) {
             document.extend(more);
@@ -245,6 +286,15 @@ impl Shared {
         ]);
         if let Some(kept) = &state.kept {
             families.extend(kept_families(kept));
+        }
+        if let Some(fleet) = &state.fleet {
+            let away = fleet.away.map_or(0.0, |away| away.as_secs_f64());
+            families.extend([
+                Family::gauge("slb_fleet_generation", "The generation of the fleet that packets are served by", one(fleet.live)),
+                Family::gauge("slb_fleet_refused", "Whether the node refuses the fleet's latest generation", one(u64::from(fleet.refused.is_some()))),
+                Family::gauge("slb_fleet_store_away_seconds", "How long the fleet's store has not answered", vec![(Vec::new(), away)]),
+                Family::gauge("slb_fleet_autonomous", "Whether backends that fail here are taken out, since the fleet's store is away", one(u64::from(fleet.is_autonomous()))),
+            ]);
         }
         families.extend(work.map(|(name, help, value)| Family::counter(name, help, one(value))));
         Some(families)

@@ -354,7 +354,7 @@ impl Lab {
     }
 
     /// A node's configuration: the same everywhere, but for who it is.
-    fn configuration(&self, role: &str, number: u32, change: Change) -> String {
+    pub fn configuration(&self, role: &str, number: u32, change: Change) -> String {
         let network = if self.io == Io::Tun { 17 } else { 16 };
         let flows = change.flows;
         let muxes: Vec<String> = (1..=self.size.0)
@@ -452,12 +452,7 @@ impl Lab {
     pub fn start(&self, role: &str, number: u32, change: Change) -> Process {
         let config = self.configure(role, number, change);
         let machine = format!("{role}{number}");
-        let io = match (role, self.io) {
-            ("mux", Io::AfXdp) => "--io afxdp:eth0 --announce vips".to_owned(),
-            ("mux", Io::Tun) => "--io tun:slb0:2".to_owned(),
-            (_, Io::AfXdp) => "--io 0=afxdp:eth0 --io 1=afxdp:vm".to_owned(),
-            (_, Io::Tun) => "--io 0=tun:slb0 --io 1=tap:vm".to_owned(),
-        };
+        let io = self.devices(role);
         let slb = env!("CARGO_BIN_EXE_slb");
         let status = self.socket(&machine);
         let how = match self.workers {
@@ -474,6 +469,16 @@ impl Lab {
                 "{slb} {role} --config {config} {io} --status {status} {how} --log-level warn"
             ),
         )
+    }
+
+    /// The devices of a node, as options.
+    pub fn devices(&self, role: &str) -> &'static str {
+        match (role, self.io) {
+            ("mux", Io::AfXdp) => "--io afxdp:eth0 --announce vips",
+            ("mux", Io::Tun) => "--io tun:slb0:2",
+            (_, Io::AfXdp) => "--io 0=afxdp:eth0 --io 1=afxdp:vm",
+            (_, Io::Tun) => "--io 0=tun:slb0 --io 1=tap:vm",
+        }
     }
 
     /// Starts all hosts, and the first two muxes.

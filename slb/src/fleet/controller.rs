@@ -1,0 +1,55 @@
+//! `slb controller`: one of several, elected, that rolls out what is wanted.
+
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use slb_fleet::leader::{Leader, LeaderOptions};
+use tracing::{info, warn};
+
+use crate::Failure;
+use crate::cli::ControllerOptions;
+
+/// How long it waits for something to happen before it looks at signals and clocks.
+const TICK: Duration = Duration::from_millis(50);
+/// How long it waits after the store did not answer.
+const PAUSE: Duration = Duration::from_millis(300);
+
+pub(crate) fn run(options: &ControllerOptions) -> Result<(), Failure> {
+    crate::live::log_to_stderr(options.log, options.log_level);
+    let store = super::open(&options.store)?;
+    let name = options.name.clone().unwrap_or_else(|| {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname");
+        host.map_or_else(|_| "controller".to_owned(), |name| name.trim().to_owned())
+    });
+    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(Failure::failed)?;
+    let begin = Instant::now();
+    let mut leader = Leader::new(
+        Arc::clone(&store) as Arc<_>,
+        LeaderOptions {
+            name: name.clone(),
+            cluster: options.store.access.cluster.clone(),
+            drain: Duration::from_secs(options.drain),
+        },
+    );
+    info!(name, fleet = options.store.fleet.join(","), "running");
+    let mut said = String::new();
+    while signals.pending().next().is_none() {
+        match leader.turn(begin.elapsed(), TICK) {
+            Ok(()) => said.clear(),
+            Err(error) => {
+                // What is the same again is not said again.
+                let why = error.to_string();
+                if why != said {
+                    warn!("{why}");
+                    said = why;
+                }
+                sleep(PAUSE);
+            }
+        }
+    }
+    leader.resign();
+    Ok(())
+}

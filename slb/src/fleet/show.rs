@@ -1,0 +1,121 @@
+//! `slb fleet status`: how far the fleet is, and what each node says.
+
+use serde_json::{Value, json};
+use slb_fleet::object::{Digest, Keys, LeaderName, Object, Report, Wanted};
+use slb_fleet::rollout::{Rollout, Side, Stage};
+use slb_fleet::store::Store;
+
+use super::wanted::rollout;
+use crate::Failure;
+use crate::cli::{FleetStatusOptions, Format};
+
+/// A node that is there: role, name and what it says.
+type Reported = (Side, String, Report);
+
+pub(crate) fn run(options: &FleetStatusOptions) -> Result<(), Failure> {
+    let store = super::open(&options.store)?;
+    let keys = Keys::new(&options.store.access.cluster);
+    let rollout = rollout(&*store, &keys.key("state/rollout"))?;
+    let leader: Option<LeaderName> = read(&*store, &keys.key("state/leader"))?;
+    let wanted: Option<Wanted> = read(&*store, &keys.wanted())?;
+    let mut nodes = Vec::new();
+    for side in [Side::Host, Side::Mux] {
+        let prefix = keys.key(&format!("node/{}/", side.name()));
+        for entry in store.list(&prefix).map_err(Failure::failed)?.entries {
+            let report = Report::read(&entry.key, &entry.value).map_err(Failure::failed)?;
+            let name = entry.key.strip_prefix(&prefix).unwrap_or(&entry.key);
+            nodes.push((side, name.to_owned(), report));
+        }
+    }
+    let leader = leader.as_ref().map(|leader| leader.name.as_str());
+    match options.format {
+        Format::Json => println!("{:#}", document(&rollout, leader, wanted.as_ref(), &nodes)),
+        Format::Text => print!("{}", text(&rollout, leader, wanted.as_ref(), &nodes)),
+    }
+    Ok(())
+}
+
+fn read<T: Object>(store: &dyn Store, key: &str) -> Result<Option<T>, Failure> {
+    let entry = store.get(key).map_err(Failure::failed)?;
+    let read = entry.map(|entry| T::read(key, &entry.value));
+    read.transpose().map_err(Failure::failed)
+}
+
+fn document(
+    rollout: &Rollout,
+    leader: Option<&str>,
+    wanted: Option<&Wanted>,
+    nodes: &[Reported],
+) -> Value {
+    let stopped = match &rollout.stage {
+        Stage::Stopped { node, why } => json!({ "node": node, "why": why }),
+        _ => Value::Null,
+    };
+    let nodes = nodes.iter().map(|(side, name, report)| {
+        json!({
+            "role": side.name(),
+            "name": name,
+            "addresses": report.addresses,
+            "version": report.version,
+            "held": report.held,
+            "live": report.live,
+            "refused": report.refused.as_ref().map(|refused| json!({
+                "generation": refused.generation, "why": refused.why,
+            })),
+            "left": report.left,
+        })
+    });
+    json!({
+        "controller": leader,
+        "generation": rollout.generation,
+        "stage": rollout.stage.name(),
+        "stopped": stopped,
+        "wanted": wanted.map(|wanted| wanted.index.as_str()),
+        "rolled_out": rollout.target.as_ref().map(Digest::as_str),
+        "nodes": nodes.collect::<Vec<_>>(),
+    })
+}
+
+fn text(
+    rollout: &Rollout,
+    leader: Option<&str>,
+    wanted: Option<&Wanted>,
+    nodes: &[Reported],
+) -> String {
+    let leader = leader.unwrap_or("none");
+    let mut text = format!(
+        "controller: {leader}\ngeneration: {}, {}\n",
+        rollout.generation,
+        rollout.stage.name()
+    );
+    if let Stage::Stopped { node, why } = &rollout.stage {
+        text += &format!("refused by {node}: {why}\n");
+    }
+    if wanted.map(|wanted| &wanted.index) != rollout.target.as_ref() {
+        text += "another change waits\n";
+    }
+    text += &format!(
+        "{:<5} {:<20} {:>8} {:>8} {:>8} {:<10} {}\n",
+        "role", "name", "holds", "live", "left", "version", "refused"
+    );
+    for (side, name, report) in nodes {
+        let left = report
+            .left
+            .map_or_else(|| "-".to_owned(), |left| left.to_string());
+        let refused = report.refused.as_ref();
+        let refused = refused.map(|own| format!("{}: {}", own.generation, own.why));
+        text += format!(
+            "{:<5} {:<20} {:>8} {:>8} {:>8} {:<10} {}",
+            side.name(),
+            name,
+            report.held,
+            report.live,
+            left,
+            report.version,
+            refused.unwrap_or_default()
+        )
+        .trim_end();
+        text.push('\n');
+    }
+    text
+}

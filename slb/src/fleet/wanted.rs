@@ -1,0 +1,199 @@
+//! What is wanted of a fleet: `slb apply`, `slb get`, `slb delete`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use slb_fleet::document::Spec;
+use slb_fleet::fetch::{self, Known};
+use slb_fleet::object::{Digest, Keys, Object as _, ObjectError};
+use slb_fleet::rollout::{Rollout, Stage};
+use slb_fleet::store::Store;
+
+use crate::Failure;
+use crate::cli::{ApplyOptions, DeleteOptions, GetOptions};
+
+/// How often it looks how far a rollout has come.
+const LOOK: Duration = Duration::from_millis(50);
+
+pub(crate) fn apply(options: &ApplyOptions) -> Result<(), Failure> {
+    let spec = read(options)?;
+    let store = super::open(&options.store)?;
+    let keys = Keys::new(&options.store.access.cluster);
+    let mut said = String::new();
+    let index = fetch::change(&*store, &keys, |present| {
+        let new = match (&present, options.add) {
+            (Some(present), true) => {
+                let mut new = present.clone();
+                new.merge(&spec);
+                new
+            }
+            _ => spec.clone(),
+        };
+        said = difference(present.as_ref(), &new);
+        Ok(new)
+    });
+    let index = index.map_err(Failure::failed)?;
+    print!("{said}");
+    println!("wanted: {index}");
+    wait(&*store, &keys, &index, options.wait)
+}
+
+/// The spec of a file: a configuration without `[node]`, or Azure's JSON.
+fn read(options: &ApplyOptions) -> Result<Spec, Failure> {
+    let path = &options.file;
+    let name = path.display().to_string();
+    let text = fs::read_to_string(path)
+        .map_err(|error| Failure::usage(format!("{name}: cannot be read: {error}")))?;
+    let spec = if path.extension().is_some_and(|ending| ending == "json") {
+        import(&name, &text, options.inventory.as_deref())?
+    } else {
+        Spec::parse(&name, &text).map_err(bad)?
+    };
+    Ok(spec)
+}
+
+fn bad(error: ObjectError) -> Failure {
+    match error {
+        ObjectError::Spec(faults) => Failure {
+            status: 2,
+            message: faults,
+        },
+        other => Failure::usage(other),
+    }
+}
+
+#[cfg(feature = "azure")]
+fn import(name: &str, text: &str, inventory: Option<&Path>) -> Result<Spec, Failure> {
+    use slb_control::azure::{Input, Inventory, import};
+
+    let bad_file = |errors: slb_control::ConfigErrors| Failure {
+        status: 2,
+        message: errors.to_string(),
+    };
+    let inventory = inventory.map(Inventory::from_path).transpose();
+    let inventory = inventory.map_err(bad_file)?.unwrap_or_default();
+    let imported = import(&[Input { file: name, text }], &inventory).map_err(bad_file)?;
+    for warning in &imported.warnings {
+        eprintln!("warning: {warning}");
+    }
+    if let Some(missing) = imported.missing {
+        return Err(bad_file(missing));
+    }
+    Spec::of_configuration(name, &imported.toml).map_err(bad)
+}
+
+#[cfg(not(feature = "azure"))]
+fn import(name: &str, _: &str, _: Option<&Path>) -> Result<Spec, Failure> {
+    Err(Failure::usage(format!(
+        "{name}: this program was built without Azure's JSON: build it with --features azure"
+    )))
+}
+
+/// What a new spec changes, a line for each section.
+fn difference(old: Option<&Spec>, new: &Spec) -> String {
+    let sections = |spec: Option<&Spec>| -> BTreeSet<(String, String, String)> {
+        spec.map(Spec::list).unwrap_or_default()
+    };
+    let (old, new) = (sections(old), sections(Some(new)));
+    let named = |all: &BTreeSet<(String, String, String)>| -> BTreeSet<(String, String)> {
+        let names = all.iter();
+        names
+            .map(|(kind, name, _)| (kind.clone(), name.clone()))
+            .collect()
+    };
+    let (before, after) = (named(&old), named(&new));
+    let mut said = String::new();
+    for (kind, name, _) in new.difference(&old) {
+        let is_known = before.contains(&(kind.clone(), name.clone()));
+        let what = if is_known { "changed" } else { "added" };
+        said += &format!("{what}: {kind} {name}\n");
+    }
+    for (kind, name) in before.difference(&after) {
+        said += &format!("removed: {kind} {name}\n");
+    }
+    if said.is_empty() {
+        said += "nothing changes\n";
+    }
+    said
+}
+
+/// Waits until an index is at all nodes, or refused; for so many seconds at most, if it is to wait at all.
+fn wait(
+    store: &dyn Store,
+    keys: &Keys,
+    index: &Digest,
+    seconds: Option<u64>,
+) -> Result<(), Failure> {
+    let Some(seconds) = seconds else {
+        return Ok(());
+    };
+    let (begin, key) = (Instant::now(), keys.key("state/rollout"));
+    loop {
+        let rollout = rollout(store, &key)?;
+        if rollout.target.as_ref() == Some(index) {
+            match &rollout.stage {
+                Stage::Live => {
+                    println!("live: generation {}", rollout.generation);
+                    return Ok(());
+                }
+                Stage::Stopped { node, why } => {
+                    return Err(Failure::failed(format!("{node} refuses it: {why}")));
+                }
+                _ => {}
+            }
+        }
+        if begin.elapsed() >= Duration::from_secs(seconds) {
+            let stage = rollout.stage.name();
+            return Err(Failure::failed(format!(
+                "not at all nodes after {seconds} s: {stage} (slb fleet status)"
+            )));
+        }
+        sleep(LOOK);
+    }
+}
+
+pub(super) fn rollout(store: &dyn Store, key: &str) -> Result<Rollout, Failure> {
+    let entry = store.get(key).map_err(Failure::failed)?;
+    let read = entry.map(|entry| Rollout::read(key, &entry.value));
+    Ok(read
+        .transpose()
+        .map_err(Failure::failed)?
+        .unwrap_or_default())
+}
+
+pub(crate) fn get(options: &GetOptions) -> Result<(), Failure> {
+    let store = super::open(&options.store)?;
+    let keys = Keys::new(&options.store.access.cluster);
+    let wanted = fetch::wanted(&*store, &keys, &mut Known::default()).map_err(Failure::failed)?;
+    let (_, spec, _) = wanted.ok_or_else(|| Failure::failed("nothing was ever applied"))?;
+    let Some(kind) = &options.kind else {
+        print!("{}", spec.text());
+        return Ok(());
+    };
+    let part = spec.only(kind, options.name.as_deref());
+    let part = part.ok_or_else(|| {
+        let name = options.name.as_deref().unwrap_or_default();
+        Failure::failed(format!("there is no {kind} {name}"))
+    })?;
+    print!("{}", part.text());
+    Ok(())
+}
+
+pub(crate) fn delete(options: &DeleteOptions) -> Result<(), Failure> {
+    let store = super::open(&options.store)?;
+    let keys = Keys::new(&options.store.access.cluster);
+    let (kind, name) = (&options.kind, &options.name);
+    let index = fetch::change(&*store, &keys, |present| {
+        let mut spec = present.unwrap_or_default();
+        match spec.remove(kind, name) {
+            true => Ok(spec),
+            false => Err(ObjectError::Spec(format!("there is no {kind} {name}"))),
+        }
+    });
+    let index = index.map_err(Failure::failed)?;
+    println!("removed: {kind} {name}\nwanted: {index}");
+    wait(&*store, &keys, &index, options.wait)
+}

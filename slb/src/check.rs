@@ -69,6 +69,17 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
         );
     }
     print_holders(&config, options.ports);
+    for network in &config.networks {
+        let spaces = network.address_spaces.iter().map(ToString::to_string);
+        let gateways = network.gateways.len();
+        println!(
+            "  network {:?}: VNI {}, {}, {} addresses of vms",
+            network.name,
+            network.vni,
+            spaces.collect::<Vec<_>>().join(", "),
+            config.addresses_of(network).count() - gateways,
+        );
+    }
     for vm in config.vms() {
         let addresses: Vec<String> = vm.addresses.iter().map(ToString::to_string).collect();
         println!(

@@ -82,6 +82,8 @@ pub mod mux;
 pub mod nat;
 pub mod observe;
 pub mod packet;
+#[cfg(any(test, feature = "alloc"))]
+pub mod pool;
 #[allow(
     unsafe_code,
     reason = "the intrinsic of some machines takes a raw pointer"

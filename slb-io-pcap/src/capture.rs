@@ -5,7 +5,8 @@ use std::fmt;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use slb_core::{Burst, Frame, HEADROOM, Instant, PacketIo, PortId, Verdict};
+use slb_core::pool::FramePool;
+use slb_core::{Burst, Frame, Instant, PacketIo, PortId, Verdict};
 
 use crate::error::ReadError;
 use crate::link::LinkType;
@@ -17,12 +18,10 @@ use crate::writer::Writer;
 pub const FRAME_LEN: usize = 262_144;
 /// Packets further apart than this are in different bursts: the clock does not advance within one.
 const BURST_SPAN: Duration = Duration::from_millis(1);
-/// Bytes of one buffer; an odd number of cache lines, so that buffers do not share cache sets.
-const STRIDE: usize = FRAME_LEN + HEADROOM.next_multiple_of(64) + 64;
 
 /// Bytes of memory for `frames` frames.
 pub const fn memory_for(frames: usize) -> usize {
-    frames * STRIDE
+    FramePool::memory_for(frames, FRAME_LEN)
 }
 
 /// Counters of a capture's reading and writing.
@@ -67,11 +66,10 @@ pub struct Capture<'m, W: Write> {
     sent: Option<Writer<W>>,
     ports: Vec<(PortId, Writer<W>)>,
     passed: Option<Writer<W>>,
-    free: Vec<&'m mut [u8]>,
+    pool: FramePool<'m>,
     /// The packet in each buffer.
     packets: Vec<Packet>,
     fills_cut: bool,
-    base: usize,
     now: Instant,
     at_end: bool,
     damaged: Option<ReadError>,
@@ -86,8 +84,7 @@ impl<'m, W: Write> Capture<'m, W> {
 
     /// Captures of several ports, merged by their timestamps.
     pub fn of_ports(inputs: Vec<(PortId, Reader)>, memory: &'m mut [u8]) -> Self {
-        let base = memory.as_ptr().addr();
-        let free: Vec<_> = memory.chunks_exact_mut(STRIDE).rev().collect();
+        let pool = FramePool::new(memory, FRAME_LEN);
         Self {
             inputs: Merge::new(inputs),
             sent: None,
@@ -98,11 +95,10 @@ impl<'m, W: Write> Capture<'m, W> {
                     timestamp: Instant::ZERO,
                     filled: 0
                 };
-                free.len()
+                pool.len()
             ],
             fills_cut: false,
-            free,
-            base,
+            pool,
             now: Instant::ZERO,
             at_end: false,
             damaged: None,
@@ -172,12 +168,6 @@ impl<'m, W: Write> Capture<'m, W> {
             writer.finish()?;
         }
         Ok(self.stats)
-    }
-
-    /// The buffer that a frame lies in.
-    fn buffer(&self, frame: &Frame<'m>) -> Option<usize> {
-        let offset = frame.buffer_address().checked_sub(self.base)?;
-        (offset % STRIDE == 0 && offset / STRIDE < self.packets.len()).then_some(offset / STRIDE)
     }
 
     fn send(&mut self, packet: Packet, frame: &Frame<'m>) -> io::Result<bool> {
@@ -253,9 +243,11 @@ impl<'m, W: Write> PacketIo<'m> for Capture<'m, W> {
         }
         let mut count = 0;
         while !burst.is_full() && !self.at_end {
-            let Some(buffer) = self.free.pop() else { break };
+            let Some(buffer) = self.pool.take() else {
+                break;
+            };
             let until = (count > 0).then(|| self.now + BURST_SPAN);
-            let start = HEADROOM.next_multiple_of(64);
+            let start = FramePool::START;
             let next = match buffer.get_mut(start..start + FRAME_LEN) {
                 Some(room) => self.inputs.next(room, until),
                 None => Ok((PortId(0), Next::End)),
@@ -277,7 +269,7 @@ impl<'m, W: Write> PacketIo<'m> for Capture<'m, W> {
                         continue;
                     };
                     frame.set_port(port);
-                    if let Some(index) = self.buffer(&frame) {
+                    if let Some(index) = self.pool.index_of(&frame) {
                         let filled = if self.fills_cut { cut } else { 0 };
                         self.packets[index] = Packet { timestamp, filled };
                     }
@@ -294,21 +286,21 @@ impl<'m, W: Write> PacketIo<'m> for Capture<'m, W> {
                 Ok((_, Next::UnknownTime)) => self.stats.unknown_time += 1,
                 Ok((_, Next::End)) => self.at_end = true,
                 Ok((_, Next::Later)) => {
-                    self.free.push(buffer);
+                    self.pool.put(buffer);
                     break;
                 }
                 Err(error) if count == 0 => {
-                    self.free.push(buffer);
+                    self.pool.put(buffer);
                     self.at_end = true;
                     return Err(CaptureError::Read(error));
                 }
                 Err(error) => {
-                    self.free.push(buffer);
+                    self.pool.put(buffer);
                     self.damaged = Some(error);
                     break;
                 }
             }
-            self.free.push(buffer);
+            self.pool.put(buffer);
         }
         Ok(count)
     }
@@ -317,7 +309,7 @@ impl<'m, W: Write> PacketIo<'m> for Capture<'m, W> {
         let mut sent = 0;
         let mut result = Ok(());
         for frame in burst.drain() {
-            let Some(index) = self.buffer(&frame) else {
+            let Some(index) = self.pool.index_of(&frame) else {
                 self.stats.foreign += 1;
                 continue;
             };
@@ -327,7 +319,7 @@ impl<'m, W: Write> PacketIo<'m> for Capture<'m, W> {
                     Err(error) => result = Err(CaptureError::Write(error)),
                 }
             }
-            self.free.push(frame.into_buffer());
+            self.pool.put(frame.into_buffer());
         }
         self.stats.written += sent as u64;
         result.map(|()| sent)
@@ -336,11 +328,10 @@ impl<'m, W: Write> PacketIo<'m> for Capture<'m, W> {
     fn reserve(&mut self, spare: &mut Burst<'m>, n: usize) -> usize {
         let mut count = 0;
         while count < n && !spare.is_full() {
-            let Some(buffer) = self.free.pop() else { break };
-            let Some(frame) = Frame::new(buffer, HEADROOM.next_multiple_of(64), 0) else {
+            let Some(frame) = self.pool.frame() else {
                 break;
             };
-            if let Some(index) = self.buffer(&frame) {
+            if let Some(index) = self.pool.index_of(&frame) {
                 self.packets[index] = Packet {
                     timestamp: self.now,
                     filled: 0,

@@ -5,8 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use slb_core::pool::FramePool;
 use slb_core::wire::ethernet::{self, EtherType};
-use slb_core::{BURST, Burst, Frame, HEADROOM, PacketIo, PortId, Verdict};
+use slb_core::{BURST, Burst, Frame, PacketIo, PortId, Verdict};
 
 use crate::device::{Device, Layer};
 use crate::uring::{BATCH, Read, Uring, Write};
@@ -15,14 +16,12 @@ use crate::uring::{BATCH, Read, Uring, Write};
 /// Longer ones are left out, and counted.
 pub const FRAME_LEN: usize = 9216;
 
-/// Room before a frame, of whole cache lines.
-const START: usize = HEADROOM.next_multiple_of(64);
-/// Bytes of one buffer; an odd number of cache lines, so that buffers do not share cache sets.
-const STRIDE: usize = (START + FRAME_LEN).next_multiple_of(128) + 64;
+/// Offset of a packet in its buffer.
+const START: usize = FramePool::START;
 
 /// Bytes of memory for `frames` frames.
 pub const fn memory_for(frames: usize) -> usize {
-    frames * STRIDE
+    FramePool::memory_for(frames, FRAME_LEN)
 }
 
 /// Counters of frames read and written.
@@ -74,9 +73,7 @@ const FEW: usize = 4;
 #[derive(Debug)]
 pub struct Tun<'m> {
     ports: Vec<Port>,
-    free: Vec<&'m mut [u8]>,
-    base: usize,
-    buffers: usize,
+    pool: FramePool<'m>,
     /// The device to be read next: so that none waits for another.
     next: usize,
     /// `None`: each frame is read and written by itself.
@@ -97,8 +94,6 @@ impl<'m> Tun<'m> {
 
     /// The same without io_uring: a system call for each frame.
     pub fn unbatched(ports: Vec<(PortId, Device)>, memory: &'m mut [u8]) -> Self {
-        let base = memory.as_ptr().addr();
-        let free: Vec<_> = memory.chunks_exact_mut(STRIDE).rev().collect();
         let mut own: Vec<Port> = Vec::new();
         for (id, device) in ports {
             own.push(Port {
@@ -110,9 +105,7 @@ impl<'m> Tun<'m> {
         }
         Self {
             ports: own,
-            base,
-            buffers: free.len(),
-            free,
+            pool: FramePool::new(memory, FRAME_LEN),
             next: 0,
             uring: None,
             stats: TunStats::default(),
@@ -184,7 +177,7 @@ impl<'m> Tun<'m> {
         let Some(port) = self.ports.get(place) else {
             return Ok(None);
         };
-        let Some(buffer) = self.free.pop() else {
+        let Some(buffer) = self.pool.take() else {
             return Ok(None);
         };
         let result = port.device.file().read(room(buffer, port.device.layer()));
@@ -201,7 +194,9 @@ impl<'m> Tun<'m> {
                 if burst.len() + buffers.len() >= BURST {
                     break;
                 }
-                let Some(buffer) = self.free.pop() else { break };
+                let Some(buffer) = self.pool.take() else {
+                    break;
+                };
                 let _ = buffers.push((place, buffer)); // a batch has room for a burst
             }
         }
@@ -257,7 +252,7 @@ impl<'m> Tun<'m> {
         let len = match result {
             Ok(len) => len,
             Err(error) => {
-                self.free.push(buffer);
+                self.pool.put(buffer);
                 return match error.kind() {
                     io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(false),
                     _ => Err(error),
@@ -269,7 +264,7 @@ impl<'m> Tun<'m> {
         let is_whole = link + len < FRAME_LEN;
         if len == 0 || !is_whole || (link > 0 && make_link(&mut buffer[START..]).is_none()) {
             self.stats.unreadable += 1;
-            self.free.push(buffer);
+            self.pool.put(buffer);
             return Ok(true);
         }
         if let Some(mut frame) = Frame::new(buffer, START, link + len) {
@@ -310,13 +305,6 @@ impl<'m> Tun<'m> {
         }
         sent += write_all(self.uring.as_mut(), &mut writes, &mut self.stats)?;
         Ok(sent)
-    }
-
-    fn is_own(&self, frame: &Frame<'m>) -> bool {
-        frame
-            .buffer_address()
-            .checked_sub(self.base)
-            .is_some_and(|offset| offset % STRIDE == 0 && offset / STRIDE < self.buffers)
     }
 }
 
@@ -394,21 +382,22 @@ impl<'m> PacketIo<'m> for Tun<'m> {
     fn transmit(&mut self, burst: &mut Burst<'m>) -> io::Result<usize> {
         let mut frames: heapless::Vec<Frame<'m>, BURST> = heapless::Vec::new();
         for frame in burst.drain() {
-            match self.is_own(&frame) {
-                true => drop(frames.push(frame)), // there is room for a burst
-                false => self.stats.foreign += 1,
+            match self.pool.index_of(&frame) {
+                Some(_) => drop(frames.push(frame)), // there is room for a burst
+                None => self.stats.foreign += 1,
             }
         }
         let sent = self.send_all(&frames);
-        self.free.extend(frames.into_iter().map(Frame::into_buffer));
+        for frame in frames {
+            self.pool.put(frame.into_buffer());
+        }
         sent
     }
 
     fn reserve(&mut self, spare: &mut Burst<'m>, n: usize) -> usize {
         let mut count = 0;
         while count < n && !spare.is_full() {
-            let Some(buffer) = self.free.pop() else { break };
-            let Some(frame) = Frame::new(buffer, START, 0) else {
+            let Some(frame) = self.pool.frame() else {
                 break;
             };
             count += usize::from(spare.push(frame).is_ok());

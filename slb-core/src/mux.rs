@@ -42,6 +42,7 @@ use crate::list::{Entry, Filter, Listed};
 use crate::mem::{Mem, Memory};
 use crate::observe::{From, Observe, Step};
 use crate::packet::{Packet, Read, ends_of_bad};
+use crate::snapshot::owners::Generations;
 use crate::snapshot::{BackendKey, Rejected, RoleError, RuleKey, RuleMatch, Snapshot};
 use crate::state::{Age, Cursor, Exported, Imported, StateError};
 use crate::stats::{BackendCounters, Count, RuleCounters, Stats};
@@ -128,6 +129,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
     pub fn new(snapshot: S, tables: MuxTables<'m>, options: MuxOptions) -> Result<Self, RoleError> {
         snapshot.check_role(false)?;
         let mut pipeline = Pipeline {
+            generations: Generations::new(snapshot.generation(), Instant::ZERO),
             snapshot,
             tables,
             clock: Clock::default(),
@@ -273,8 +275,11 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         if let Err(error) = snapshot.check_after(&self.pipeline.snapshot) {
             return Err(Rejected { snapshot, error });
         }
-        let old = core::mem::replace(&mut self.pipeline.snapshot, snapshot);
-        self.pipeline.name_counters();
+        let pipeline = &mut self.pipeline;
+        let (generation, now) = (snapshot.generation(), pipeline.clock.passed());
+        pipeline.generations.install(generation, now);
+        let old = core::mem::replace(&mut pipeline.snapshot, snapshot);
+        pipeline.name_counters();
         Ok(old)
     }
 
@@ -469,6 +474,8 @@ struct Pipeline<'m, S> {
     snapshot: S,
     tables: MuxTables<'m>,
     clock: Clock,
+    /// When which snapshot came into place.
+    generations: Generations,
     limits: Limits,
     sources: SourceLimiter<'m>,
     room: FragmentRoom<'m>,
@@ -626,6 +633,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let Self {
             snapshot,
             tables,
+            clock,
+            generations,
             limits,
             sources,
             stats,
@@ -654,6 +663,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                     backends: forwarder.backends,
                     sources,
                     before,
+                    since: (generations, clock),
                 }
                 .backend(lane, seen),
                 _ if lane.packet.is_martian() => Err(DropReason::Martian),

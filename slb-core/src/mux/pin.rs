@@ -6,11 +6,17 @@
 //! | a packet of any other pinned flow | its backend, unless that is unhealthy: then Maglev chooses, and the flow is pinned again |
 //! | the backend is gone, or a SYN comes and the backend gets no new flows of the rule | Maglev chooses, and the flow is pinned again |
 //! | SYN, no flow | Maglev's choice, pinned half-open |
+//! | another TCP segment, no flow, and its slot changed within the rule's idle timeout | Maglev's choice, not pinned: it may be of the slot's former owner |
 //! | anything else, no flow | Maglev's choice, pinned established (it began at another mux) |
 //! | FIN or RST, an ICMP error or a later fragment, no flow | Maglev's choice, not pinned |
 //!
 //! A FIN or RST makes a flow closing, and any other segment but a SYN makes it established again:
 //! without sequence numbers a forged RST looks like a true one, and only what follows tells.
+//!
+//! A connection that another mux made before its slot changed is where the former owner is, and the host of
+//! the present one passes its segments on. Pinned to the present owner, it would break with that one's host.
+//! Once the slot has not changed for the idle timeout, whatever still comes is the present owner's, or makes
+//! the detour for as long as it lasts.
 
 use core::time::Duration;
 
@@ -20,8 +26,10 @@ use crate::flow::{Addresses, FlowKey, FlowState, FlowTable, Table, Ticks};
 use crate::limit::SourceLimiter;
 use crate::observe::{FlowStep, Observe, Step};
 use crate::packet::{Family, Packet};
+use crate::snapshot::owners::Generations;
 use crate::snapshot::{BackendId, Snapshot};
 use crate::stats::{BackendCounters, RuleCounters};
+use crate::time::Clock;
 use crate::verdict::DropReason;
 use crate::wire::protocol;
 use crate::wire::tcp::Flags;
@@ -39,6 +47,8 @@ pub(super) struct Pinner<'a, 's, 'm> {
     pub(super) sources: &'a mut SourceLimiter<'m>,
     /// The change counters of the tables when the lanes' flows were looked up.
     pub(super) before: &'a Changes,
+    /// When which snapshot came into place, and the time.
+    pub(super) since: (&'a Generations, &'a Clock),
 }
 
 /// The change counters of the tables.
@@ -66,6 +76,7 @@ impl Pinner<'_, '_, '_> {
             rules: self.rules,
             backends: self.backends,
             sources: self.sources,
+            since: self.since,
         };
         match lane.packet.shape.family {
             Family::Ipv4 => {
@@ -116,6 +127,7 @@ struct Counters<'a, 's, 'm> {
     rules: &'a mut [RuleCounters],
     backends: &'a mut [BackendCounters],
     sources: &'a mut SourceLimiter<'m>,
+    since: (&'a Generations, &'a Clock),
 }
 
 /// Looks a flow up in its primary bucket, and asks for the secondary one where that will be read.
@@ -236,6 +248,7 @@ fn unpinned<A: Addresses>(
         rules,
         backends,
         sources,
+        since,
     } = counters;
     let packet = &lane.packet;
     if packet.is_martian() {
@@ -245,7 +258,11 @@ fn unpinned<A: Addresses>(
     let (Some((index, backend)), Some(rule)) = (chosen, snapshot.rule(lane.rule)) else {
         return Err(DropReason::NoBackend);
     };
-    if lane.only_follows || packet.flags.intersects(Flags::FIN.with(Flags::RST)) {
+    let goes_on = packet.protocol == protocol::TCP && !packet.opens();
+    if lane.only_follows
+        || packet.flags.intersects(Flags::FIN.with(Flags::RST))
+        || goes_on && may_be_anothers(snapshot, lane, rule.idle_timeout, *since)
+    {
         seen.step(lane.frame.into(), Step::Flow(FlowStep::Miss));
         return Ok(index);
     }
@@ -280,6 +297,21 @@ fn unpinned<A: Addresses>(
     };
     seen.step(lane.frame.into(), Step::Flow(step));
     Ok(index)
+}
+
+/// Returns true if a connection that goes on may have begun before its slot changed.
+#[inline(never)]
+fn may_be_anothers(
+    snapshot: &Snapshot<'_>,
+    lane: &Lane,
+    idle: Ticks,
+    (generations, clock): (&Generations, &Clock),
+) -> bool {
+    let age = snapshot.age_of(lane.table_index as usize);
+    age.is_some_and(|age| {
+        let since = clock.passed().since(generations.time_of(age));
+        Ticks::from_duration(since) < idle
+    })
 }
 
 /// Returns the state of a flow after a client's packet.

@@ -177,6 +177,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let Self {
             snapshot,
             tables,
+            clock,
+            generations,
             sources,
             stats,
             ..
@@ -220,6 +222,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                         backends: sender.backends,
                         sources,
                         before,
+                        since: (generations, clock),
                     };
                     let chosen =
                         pin_otherwise::<A>(pinner, lane, sender.first_backend, place, seen);

@@ -5,10 +5,10 @@ use core::ops::Range;
 
 use super::addresses::{address_bytes, raw_port};
 use super::faults::{backend_identity, instances, of_items, rule_item};
-use super::locals::has_past;
 use super::locals::{Nat, NatSize};
+use super::locals::{has_ages, has_past};
 use super::names::backend_name;
-use super::owners::{Past, Step};
+use super::owners::{OLD, Past, Step, aged};
 use super::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
 use super::proxy::CompiledProxy;
 use super::registry::{AlreadyRegistered, MAX_SLOTS, Registry, RegistryEntry, identity};
@@ -48,6 +48,7 @@ pub(super) struct Size {
     backends: usize,
     table: usize,
     past: usize,
+    ages: usize,
     turns: usize,
     backend_slots: usize,
     rule_slots: usize,
@@ -88,6 +89,10 @@ impl Size {
             backends,
             table: tables_len(spec) + nat_rules + outbound * GRANULES,
             past: pasts_len(spec),
+            ages: match has_ages(spec) {
+                true => tables_len(spec),
+                false => 0,
+            },
             turns: spec
                 .pools
                 .iter()
@@ -139,6 +144,7 @@ impl Size {
         counter.add::<u64>(self.backends)?;
         counter.add::<u16>(self.table)?;
         counter.add::<Past>(self.past)?;
+        counter.add::<u8>(self.ages)?;
         counter.add::<Turn>(self.turns)?;
         for (slots, owners) in [
             (self.backend_slots, self.backends),
@@ -225,6 +231,7 @@ impl<'m> Snapshot<'m> {
             names: memory.take(size.backends, 0).ok_or(none)?,
             table: memory.take(size.table, maglev::EMPTY).ok_or(none)?,
             past: memory.take(size.past, Past::NONE).ok_or(none)?,
+            ages: memory.take(size.ages, OLD).ok_or(none)?,
             nat: Nat::new(&size.nat, spec, generation, previous_nat, memory).ok_or(none)?,
         };
         let mut turns = memory.take(size.turns, Turn::default()).ok_or(none)?;
@@ -452,7 +459,7 @@ impl<'m> Snapshot<'m> {
     }
 
     /// Notes who had the slots of each table before: what the previous snapshot remembers, and its own
-    /// owners; without one, what the spec says.
+    /// owners; without one, what the spec says. Of a mux it notes only how long ago slots changed.
     fn compile_pasts(
         &mut self,
         spec: &Spec<'_>,
@@ -468,6 +475,7 @@ impl<'m> Snapshot<'m> {
                 Some((previous, before))
             });
             self.compile_past(spec, index, &compiled, before, turns)?;
+            self.compile_ages(&compiled, before);
         }
         for (index, health) in spec.health.iter().enumerate() {
             let compiled = self.probed[index];
@@ -482,8 +490,44 @@ impl<'m> Snapshot<'m> {
                 Some((previous, before))
             });
             self.compile_past(spec, health.pool, &compiled, before, turns)?;
+            self.compile_ages(&compiled, before);
         }
         Ok(())
+    }
+
+    /// Notes how many generations ago the slots of a table went from one backend to another. Rules by
+    /// different probes may share a table: of each slot the latest change counts.
+    fn compile_ages(
+        &mut self,
+        compiled: &CompiledPool,
+        before: Option<(&Snapshot<'_>, &CompiledPool)>,
+    ) {
+        let (Some((previous, before)), Some(ages)) = (before, self.ages.get_mut(compiled.table()))
+        else {
+            return;
+        };
+        let (Some(owners), Some(old_ages), Some(old_owners)) = (
+            self.table.get(compiled.table()),
+            previous.ages.get(before.table()),
+            previous.table.get(before.table()),
+        ) else {
+            return;
+        };
+        for (age, &old) in ages.iter_mut().zip(old_ages) {
+            *age = (*age).min(aged(old));
+        }
+        let backend_ids = &self.backend_ids;
+        let renumbered = |member: u16| renumbered(previous, before, backend_ids, compiled, member);
+        let is_same = before.digest == compiled.digest
+            && (0..before.backends as u16).all(|member| renumbered(member) == Some(member));
+        if is_same {
+            return;
+        }
+        for ((age, &owner), &old) in ages.iter_mut().zip(owners).zip(old_owners) {
+            if old != maglev::EMPTY && renumbered(old) != Some(owner) {
+                *age = 0;
+            }
+        }
     }
 
     fn compile_past(
@@ -516,12 +560,7 @@ impl<'m> Snapshot<'m> {
         ) else {
             return Ok(());
         };
-        let renumbered = |member: u16| {
-            let old = previous.backend(before.first_backend + u32::from(member))?;
-            let place = backend_ids.index(old.id())?;
-            let member = place.checked_sub(compiled.first_backend)?;
-            (member < compiled.backends).then_some(member as u16)
-        };
+        let renumbered = |member: u16| renumbered(previous, before, backend_ids, compiled, member);
         let step = Step::new(previous.now, spec.now);
         let remembered = previous
             .past
@@ -841,6 +880,21 @@ impl<'m> Snapshot<'m> {
         }
         Ok(())
     }
+}
+
+/// The place in its pool of a backend that had another place in the previous snapshot; `None` where it is
+/// not of the pool any more.
+fn renumbered(
+    previous: &Snapshot<'_>,
+    before: &CompiledPool,
+    backend_ids: &Registry<'_>,
+    compiled: &CompiledPool,
+    member: u16,
+) -> Option<u16> {
+    let old = previous.backend(before.first_backend + u32::from(member))?;
+    let place = backend_ids.index(old.id())?;
+    let member = place.checked_sub(compiled.first_backend)?;
+    (member < compiled.backends).then_some(member as u16)
 }
 
 /// The pool of each set of probe results.

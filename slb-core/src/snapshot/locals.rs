@@ -768,6 +768,12 @@ pub(crate) fn has_past(spec: &Spec<'_>, pool: usize) -> bool {
     spec.proxy.is_none() && backends.iter().any(|backend| backend.port.is_some())
 }
 
+/// Returns true if the snapshot is a mux's, which notes when slots changed.
+pub(crate) fn has_ages(spec: &Spec<'_>) -> bool {
+    let mut pools = 0..spec.pools.len();
+    spec.proxy.is_none() && !pools.any(|pool| has_past(spec, pool))
+}
+
 /// Returns true if a backend is reached from this node without the fabric.
 fn is_local(spec: &Spec<'_>, backend: &Backend<'_>) -> bool {
     spec.proxy.is_some() || backend.port.is_some()

@@ -261,6 +261,9 @@ pub struct Snapshot<'m> {
     table: Mem<'m, u16>,
     /// Former owners of the slots of pools that have a backend here.
     past: Mem<'m, Past>,
+    /// Generations since each slot of the pools' tables went to another backend: see [`owners`]. Empty at
+    /// host agents and proxies.
+    ages: Mem<'m, u8>,
     backend_ids: Registry<'m>,
     rule_ids: Registry<'m>,
     pub(crate) nat: Nat<'m>,
@@ -580,6 +583,13 @@ impl Snapshot<'_> {
             first_backend: compiled.first_backend,
             past: past.copied().unwrap_or(Past::NONE),
         })
+    }
+
+    /// Generations since a slot of all tables went from one backend to another; `None` where none is known
+    /// of.
+    pub(crate) fn age_of(&self, table_index: usize) -> Option<u8> {
+        let age = self.ages.get(table_index).copied();
+        age.filter(|&age| age != owners::OLD)
     }
 
     /// Present owner of a slot of a balancing rule's table, then the former ones, the newest first; each once.

@@ -11,6 +11,8 @@
 //! A slot has at most [`DEPTH`] former owners. Where more had it, it forgets the one with the fewest
 //! connections left, to go by how long each had the slot: time counts half as much every hour.
 
+use core::time::Duration;
+
 use crate::maglev;
 use crate::time::Instant;
 
@@ -18,8 +20,10 @@ use crate::time::Instant;
 /// most.
 pub(crate) const DEPTH: usize = 7;
 
-/// The age of a slot that did not change while anything was remembered, or so long ago.
-const OLD: u8 = u8::MAX;
+/// The age of a slot that did not change while anything was remembered.
+pub(crate) const OLD: u8 = u8::MAX;
+/// The age of a slot that changed so many generations ago, or more.
+const OLDEST: u8 = OLD - 1;
 
 /// Time after which an owner's earlier time counts half as much, in seconds.
 const HALF_LIFE: u64 = 3600;
@@ -88,7 +92,7 @@ impl Past {
         self.former[0] == maglev::EMPTY
     }
 
-    /// Generations since its last change; `None`: too many to count, or it never changed.
+    /// Generations since its last change, 254 at most; `None`: it never changed.
     pub(crate) fn age(&self) -> Option<u8> {
         Some(self.age).filter(|&age| age != OLD)
     }
@@ -147,7 +151,7 @@ impl Past {
         let mut next = Self {
             age: match has_changed {
                 true => 0,
-                false => self.age.saturating_add(1),
+                false => aged(self.age),
             },
             present: if has_changed { 0 } else { held },
             ..Self::NONE
@@ -174,7 +178,16 @@ impl Past {
     }
 }
 
+/// The age of a slot one generation later, where that changes nothing.
+#[inline]
+pub(crate) const fn aged(age: u8) -> u8 {
+    age + (age < OLDEST) as u8
+}
+
 /// The times at which the last generations were installed.
+///
+/// Where there are more than can be kept, the ones close to each other are dropped first, so that the rest
+/// reaches back as far as a flow may be idle.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Generations {
     /// The newest first, each with the time that had passed.
@@ -183,7 +196,9 @@ pub(crate) struct Generations {
 }
 
 impl Generations {
-    const KEPT: usize = 16;
+    const KEPT: usize = 32;
+    /// Longer than any flow may be idle.
+    const LONGEST: Duration = Duration::from_secs(2048);
 
     /// A first one.
     pub(crate) fn new(generation: u64, now: Instant) -> Self {
@@ -195,14 +210,30 @@ impl Generations {
 
     /// The next one.
     pub(crate) fn install(&mut self, generation: u64, now: Instant) {
-        self.installed.copy_within(..Self::KEPT - 1, 1);
+        let end = match self.count {
+            Self::KEPT => self.superfluous(now),
+            count => count,
+        };
+        self.installed.copy_within(..end, 1);
         self.installed[0] = (generation, now);
         self.count = (self.count + 1).min(Self::KEPT);
     }
 
+    /// Returns the place of the generation that tells least: the oldest where the next one is old enough, or
+    /// the one closest to its neighbours.
+    fn superfluous(&self, now: Instant) -> usize {
+        let time = |place: usize| self.installed[place].1;
+        let last = Self::KEPT - 1;
+        if now.since(time(last - 1)) > Self::LONGEST {
+            return last;
+        }
+        let gap = |&place: &usize| time(place - 1).since(time(place + 1));
+        (1..last).min_by_key(gap).unwrap_or(last)
+    }
+
     /// Returns the time at which a change, this many generations before the present one, took
-    /// effect. For a change before all that are kept, returns the time of the oldest of these,
-    /// which is later.
+    /// effect. For a generation that is not kept, returns the time of the next one that is, which is
+    /// later.
     pub(crate) fn time_of(&self, age: u8) -> Instant {
         let (present, newest) = self.installed[0];
         let changed = present.saturating_sub(age.into());
@@ -274,7 +305,8 @@ mod tests {
         for _ in 0..300 {
             long_ago = long_ago.next(Some, (Some(2), 2), SECOND);
         }
-        assert_eq!((long_ago.age(), former(&long_ago)), (None, [1].into()));
+        assert_eq!(long_ago.age(), Some(OLDEST), "and no change is forgotten");
+        assert_eq!(former(&long_ago), [1]);
     }
 
     #[test]
@@ -345,11 +377,29 @@ mod tests {
         for (age, time) in [(0, 90), (1, 90), (2, 90), (3, 60), (4, 50), (7, 50)] {
             assert_eq!(generations.time_of(age), Instant::from_secs(time), "{age}");
         }
-        for generation in 10..40 {
-            generations.install(generation, Instant::from_secs(generation * 10));
+    }
+
+    #[test]
+    fn many_generations_are_known_nearly_as_they_were() {
+        for pause in [1, 10, 60, 600] {
+            let mut generations = Generations::new(0, Instant::ZERO);
+            let last = 5000;
+            for generation in 1..=last {
+                generations.install(generation, Instant::from_secs(generation * pause));
+            }
+            for age in 0..=254 {
+                let changed = Instant::from_secs((last - u64::from(age)) * pause);
+                let known = generations.time_of(age);
+                let now = Instant::from_secs(last * pause);
+                assert!(known >= changed, "never earlier");
+                let error = known.since(changed);
+                let is_near = error <= Duration::from_secs(300);
+                let is_old = now.since(known) > Duration::from_secs(1830);
+                assert!(
+                    is_near || is_old,
+                    "every {pause} s, {age} ago: {error:?} later"
+                );
+            }
         }
-        assert_eq!(generations.time_of(0), Instant::from_secs(390));
-        assert_eq!(generations.time_of(15), Instant::from_secs(240));
-        assert_eq!(generations.time_of(39), Instant::from_secs(240));
     }
 }

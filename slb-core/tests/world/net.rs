@@ -256,6 +256,8 @@ pub struct World {
     sent: u64,
     pub muxes: Vec<Option<Mux<'static, Shared>>>,
     pub hosts: Vec<Host<'static, Shared>>,
+    /// Hosts without power: what comes to them, and to and from their vms, is lost.
+    dead_hosts: [bool; HOSTS],
     pub clients: Vec<Stack>,
     pub vms: Vec<Stack>,
     /// Frames that nodes passed on, or sent to nowhere.
@@ -308,6 +310,7 @@ impl World {
             sent: 0,
             muxes,
             hosts,
+            dead_hosts: [false; HOSTS],
             clients,
             vms,
             astray: Vec::new(),
@@ -325,6 +328,11 @@ impl World {
     /// Takes a mux away: what is on its way to it is lost, and the router spreads flows anew.
     pub fn kill_mux(&mut self, number: usize) {
         self.muxes[number] = None;
+    }
+
+    /// Takes a host away with its vms, for good.
+    pub fn kill_host(&mut self, number: usize) {
+        self.dead_hosts[number] = true;
     }
 
     /// Forgets a host's connections, as a restart does.
@@ -414,6 +422,9 @@ impl World {
 
     /// Lets a node see a frame, and does with it what the node says.
     fn arrive(&mut self, node: Node, port: PortId, frame: &[u8]) {
+        if matches!(node, Node::Host(host) if self.dead_hosts[host]) {
+            return;
+        }
         let mut buffer = vec![0xa5; 128 + frame.len() + 128];
         buffer[128..128 + frame.len()].copy_from_slice(frame);
         let mut frames = [Frame::new(&mut buffer, 128, frame.len()).unwrap()];

@@ -181,3 +181,24 @@ fn a_mux_that_dies_breaks_nothing_where_answers_go_through_muxes() {
         open(world, 10);
     });
 }
+
+/// Two vms are added, a mux dies, and flows of the others come by another mux. Then the host of the new vms
+/// dies, which has no connection, and nothing may depend on it any more.
+#[test]
+fn a_mux_pins_no_connection_to_a_new_owner_that_passes_it_on() {
+    let change = |world: &mut World| {
+        world.reconfigure(|plan| (plan.weights[4], plan.weights[5]) = (1, 1));
+        world.kill_mux(1);
+        for client in &mut world.clients {
+            client.all_send_more(500);
+        }
+        world.run(400);
+        world.reconfigure(|plan| (plan.weights[4], plan.weights[5]) = (0, 0));
+        world.kill_host(2);
+    };
+    let without_new = |mut plan: Plan| {
+        (plan.weights[4], plan.weights[5]) = (0, 0);
+        plan
+    };
+    breaks_nothing_with(without_new, change);
+}

@@ -193,6 +193,13 @@ impl Stack {
         self.clients[client].to_send += bytes;
     }
 
+    /// Has all clients send so many bytes more, and stay.
+    pub fn all_send_more(&mut self, bytes: usize) {
+        for client in &mut self.clients {
+            client.to_send += bytes;
+        }
+    }
+
     /// Has all clients send so many bytes more, and close when they have them back.
     pub fn finish_with(&mut self, bytes: usize) {
         let under_way = self.clients.iter_mut();

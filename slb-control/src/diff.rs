@@ -67,6 +67,13 @@ pub struct RuleDiff {
     /// The part of that share with backends that no longer take flows: the rest moves to make room
     /// for others.
     pub bereft: f64,
+    /// The share of connections under way that host agents pass on to the backend that has them for as long
+    /// as they last, where muxes do not know them and hosts have the new configuration first. Of a table
+    /// that is not hashed anew: hosts find them by their slots.
+    pub detour: f64,
+    /// The share of connections under way that end, since their backend is not configured any more, or since
+    /// no host finds them in a table that is hashed anew.
+    pub ended: f64,
     /// Why flows have other places in the table, if they do: then `changed` is what is to be expected of
     /// flows that are not pinned.
     pub rehashed: Option<String>,
@@ -99,12 +106,19 @@ impl Diff {
             };
             let rehashed = rehashed(old, new, &old.rules[old_place], rule);
             let (mut total, mut changed, mut bereft) = (0u32, 0u32, 0u32);
+            let (mut detour, mut ended) = (0u32, 0u32);
             let (mut was, mut is) = (HashMap::new(), HashMap::new());
             let old_slots = before.slots(old_place as u32);
             for (old, new) in old_slots.zip(after.slots(place as u32)) {
                 total += 1;
                 let is_bereft = old.is_some_and(|old| !takes_flows(old));
                 changed += u32::from(old != new);
+                if let Some(old_id) = old.filter(|_| old != new) {
+                    match after.backend_index(old_id) {
+                        Some(_) => detour += 1,
+                        None => ended += 1,
+                    }
+                }
                 bereft += u32::from((old != new || rehashed.is_some()) && is_bereft);
                 *was.entry(old).or_insert(0u32) += 1;
                 *is.entry(new).or_insert(0u32) += 1;
@@ -122,6 +136,16 @@ impl Diff {
                     share(changed)
                 },
                 bereft: share(bereft),
+                detour: if rehashed.is_some() {
+                    0.0
+                } else {
+                    share(detour)
+                },
+                ended: if rehashed.is_some() {
+                    anew
+                } else {
+                    share(ended)
+                },
                 rehashed,
             });
         }
@@ -292,6 +316,33 @@ impl fmt::Display for Diff {
                 "  rule {:?}: {changed:.2} %: {bereft:.2} since theirs takes no flows any more, {rest:.2} to share evenly",
                 rule.rule
             )?;
+        }
+        let mut touched = self
+            .rules
+            .iter()
+            .filter(|rule| rule.detour + rule.ended > 0.0)
+            .peekable();
+        if touched.peek().is_some() {
+            writeln!(
+                f,
+                "share of connections under way that muxes without their flow send elsewhere; install at hosts first:"
+            )?;
+        }
+        for rule in touched {
+            let (detour, ended) = (100.0 * rule.detour, 100.0 * rule.ended);
+            let why = match rule.rehashed {
+                Some(_) => "hosts look for them in other slots",
+                None => "their backend is gone",
+            };
+            write!(
+                f,
+                "  rule {:?}: {detour:.2} % take a detour by the host that has them",
+                rule.rule
+            )?;
+            match ended > 0.0 {
+                true => writeln!(f, ", {ended:.2} % end: {why}")?,
+                false => writeln!(f)?,
+            }
         }
         const FEW: usize = 20;
         if !self.ports.is_empty() {

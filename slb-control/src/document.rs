@@ -419,6 +419,17 @@ impl<'d> Section<'d> {
             .map_or(default, |(number, _)| number)
     }
 
+    /// All fields of a section whose fields have names of the file's own, and are numbers.
+    pub(crate) fn numbers(&self, range: RangeInclusive<u64>) -> Vec<(&'d str, u64, Span)> {
+        let fields = self.table.iter();
+        let numbers = fields.filter_map(|(key, value)| {
+            let name: &str = key.get_ref();
+            let (number, _) = self.as_integer(value, name, &range)?;
+            Some((name, number, key.span()))
+        });
+        numbers.collect()
+    }
+
     /// True or false; the default where it is not there.
     pub(crate) fn boolean(&self, field: &'static str, default: bool) -> bool {
         let Some(value) = self.get(field) else {

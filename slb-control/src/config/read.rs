@@ -18,7 +18,7 @@ use super::{
     Backend, Config, Findings, Frontend, InboundNat, MAX_IDLE_TIMEOUT, MIN_IDLE_TIMEOUT,
     NoHealthyBackends, Node, Outbound, Pool, Probe, ProbeProtocol, Protocol, Role, Rule,
 };
-use crate::document::{Section, Span};
+use crate::document::{Section, Span, resembling};
 use crate::{ports, validate};
 
 const ADDRESS: &str = "an IPv4 or IPv6 address";
@@ -422,6 +422,9 @@ fn read_frontend(section: Section<'_>) -> Option<Frontend> {
     })
 }
 
+/// Entries of a pool's `past`: a host remembers seven former owners of a slot.
+const MOST_PAST: usize = 32;
+
 fn read_pool(
     section: Section<'_>,
     is_proxy: bool,
@@ -459,6 +462,7 @@ fn read_pool(
     let backends = read_all(&section, "backends", |section| {
         read_backend(section, is_proxy)
     });
+    let past = read_past(&section, backends.as_deref().unwrap_or_default());
     let span = section.span().clone();
     section.finish();
     Some(Pool {
@@ -468,8 +472,40 @@ fn read_pool(
         slow_start,
         passive: (threshold > 0).then_some(passive),
         backends: backends?,
+        past,
         span,
     })
+}
+
+/// Reads the weights that backends had before. Whoever is not named had none.
+fn read_past(section: &Section<'_>, backends: &[Backend]) -> Vec<Vec<u32>> {
+    let entries = section.sections("past");
+    if let Some(first) = entries.get(MOST_PAST) {
+        let message = format!(
+            "expected {MOST_PAST} entries at most, got {}",
+            entries.len()
+        );
+        section.fault(first.span(), "past", message);
+    }
+    let entry = |entry: &Section<'_>| {
+        let mut weights = vec![0; backends.len()];
+        for (name, weight, span) in entry.numbers(0..=1_000_000) {
+            let place = backends.iter().position(|backend| backend.name == name);
+            match place.and_then(|place| weights.get_mut(place)) {
+                Some(known) => *known = weight as u32,
+                None => {
+                    let names = backends.iter().map(|backend| &*backend.name);
+                    let message = match resembling(name, names) {
+                        Some(known) => format!("no such backend; did you mean {known:?}?"),
+                        None => "no backend of the pool has this name".to_owned(),
+                    };
+                    entry.fault(&span, name, message);
+                }
+            }
+        }
+        weights
+    };
+    entries.iter().map(entry).collect()
 }
 
 fn read_backend(section: Section<'_>, is_proxy: bool) -> Option<Backend> {

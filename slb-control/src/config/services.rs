@@ -38,6 +38,9 @@ pub struct Pool {
     pub passive: Option<PassivePolicy>,
     /// Backends of the pool.
     pub backends: Vec<Backend>,
+    /// Weights that the backends had before, in their order: an entry for each earlier state of the pool, the
+    /// oldest first. A host agent that starts knows by them which host may have a connection.
+    pub past: Vec<Vec<u32>>,
     pub(crate) span: Span,
 }
 

@@ -28,11 +28,16 @@ impl Config {
                     .collect()
             })
             .collect();
+        let pasts: Vec<Vec<&[u32]>> = self
+            .pools
+            .iter()
+            .map(|pool| pool.past.iter().map(Vec::as_slice).collect())
+            .collect();
         let pools: Vec<_> = self
             .pools
             .iter()
-            .zip(&backends)
-            .map(|(pool, backends)| pool.spec(backends))
+            .zip(backends.iter().zip(&pasts))
+            .map(|(pool, (backends, past))| pool.spec(backends, past))
             .collect();
         let probed = self.probed_pools();
         let findings: Vec<Vec<_>> = probed
@@ -148,13 +153,17 @@ impl Frontend {
 }
 
 impl Pool {
-    fn spec<'a>(&'a self, backends: &'a [spec::Backend<'a>]) -> spec::Pool<'a> {
+    fn spec<'a>(
+        &'a self,
+        backends: &'a [spec::Backend<'a>],
+        past: &'a [&'a [u32]],
+    ) -> spec::Pool<'a> {
         spec::Pool {
             name: &self.name,
             vni: self.vni,
             table_size: self.table_size,
             backends,
-            ..spec::Pool::default()
+            past,
         }
     }
 }

@@ -205,7 +205,25 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     /// # Cost
     /// [`EXPORT_STEP`](crate::state::EXPORT_STEP) places at most.
     pub fn export(&self, from: Cursor, into: &mut [u8]) -> Exported {
-        self.pipeline.export::<HostRole>(from, into)
+        self.pipeline.export::<HostRole>(None, from, into)
+    }
+
+    /// Writes the connections of one vm as [`export`](Self::export) does: those of the backend given, and of
+    /// all others that its vm is. Another host agent takes them over with [`import`](Self::import) when the
+    /// vm moves there. `None` where the backend is not here.
+    ///
+    /// # Cost
+    /// [`EXPORT_STEP`](crate::state::EXPORT_STEP) places at most, of whatever vm.
+    pub fn export_vm(
+        &self,
+        backend: impl BackendKey,
+        from: Cursor,
+        into: &mut [u8],
+    ) -> Option<Exported> {
+        let snapshot = self.snapshot();
+        let index = snapshot.backend_index(backend.id_in(snapshot)?)?;
+        let zone = snapshot.nat.local_of(index)?.zone;
+        Some(self.pipeline.export::<HostRole>(Some(zone), from, into))
     }
 
     /// Takes connections over that were exported some time ago. Those that are here already stay as they
@@ -478,7 +496,13 @@ impl Role for HostRole {
         if frame.port() == pipeline.snapshot.underlay().port {
             lane.direction = Direction::Inward;
             let last = &mut last.last;
-            outer = Some(decapsulate(&pipeline.snapshot, frame, lane, last, seen)?);
+            let read = decapsulate(&pipeline.snapshot, frame, lane, last, seen);
+            outer = Some(match read {
+                Err(Verdict::Drop(DropReason::UnknownVm)) => {
+                    return Err(pipeline.follow_vm(frame, lane, seen));
+                }
+                read => read?,
+            });
         } else {
             let vm = pipeline.snapshot.nat.vm_by_port(frame.port());
             lane.zone = vm.ok_or(Verdict::Pass)?.port;

@@ -232,7 +232,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
     /// # Cost
     /// [`EXPORT_STEP`](crate::state::EXPORT_STEP) places at most.
     pub fn export(&self, from: Cursor, into: &mut [u8]) -> Exported {
-        self.pipeline.export::<ProxyRole>(from, into)
+        self.pipeline.export::<ProxyRole>(None, from, into)
     }
 
     /// Takes connections over that were exported some time ago. Those that are here already stay as they

@@ -1964,6 +1964,21 @@ int slb_host_export(struct slb_host *host,
                     struct slb_exported *out);
 
 /**
+ * Writes connections of one vm as records into `into`, as `slb_host_export` does those of all: of the vm of
+ * `backend`, a place in the snapshot. Another host agent takes them over with `slb_host_import` when the vm
+ * moves there. `SLB_ERROR_RANGE`: the backend is not on this host.
+ *
+ * The caller promises:
+ * `host` is a host agent, and `into` has `length` bytes.
+ */
+int slb_host_export_vm(struct slb_host *host,
+                       size_t backend,
+                       uint64_t from,
+                       uint8_t *into,
+                       size_t length,
+                       struct slb_exported *out);
+
+/**
  * Takes connections over from records. As `slb_mux_import`.
  *
  * The caller promises:

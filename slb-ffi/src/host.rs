@@ -13,6 +13,7 @@ use crate::error::slb_error::*;
 use crate::error::{Error, guard};
 use crate::frame::{slb_frame, slb_observer, slb_verdict};
 use crate::handle::{self, Kind, Role};
+use crate::memory::array;
 use crate::options::slb_nat_options;
 use crate::snapshot::{Shared, slb_snapshot};
 use crate::state::{self, slb_exported, slb_imported};
@@ -292,6 +293,33 @@ pub unsafe extern "C" fn slb_host_export(
 ) -> c_int {
     // SAFETY: the caller promises it.
     guard(|| unsafe { state::export::<Inner, _>(host, from, (into, length), out) })
+}
+
+/// Writes connections of one vm as records into `into`, as `slb_host_export` does those of all: of the vm of
+/// `backend`, a place in the snapshot. Another host agent takes them over with `slb_host_import` when the vm
+/// moves there. `SLB_ERROR_RANGE`: the backend is not on this host.
+///
+/// # Safety
+/// `host` is a host agent, and `into` has `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_host_export_vm(
+    host: *mut slb_host,
+    backend: usize,
+    from: u64,
+    into: *mut u8,
+    length: usize,
+    out: *mut slb_exported,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller promises it.
+        let (host, into) = unsafe { (handle::role::<Inner, _>(host)?, array(into, length)?) };
+        let index = u32::try_from(backend).map_err(|_| SLB_ERROR_RANGE)?;
+        let id = host.snapshot().backend(index).ok_or(SLB_ERROR_RANGE)?.id();
+        let start = Cursor::from_value(from);
+        let exported = host.export_vm(id, start, into).ok_or(SLB_ERROR_RANGE)?;
+        // SAFETY: the caller promises it.
+        unsafe { state::put_exported(out, start, exported) }
+    })
 }
 
 /// Takes connections over from records. As `slb_mux_import`.

@@ -94,7 +94,21 @@ pub(crate) unsafe fn export<R: Role, C>(
     // SAFETY: the caller promises it.
     let (role, into) = unsafe { (role::<R, C>(handle)?, array(into, length)?) };
     let from = Cursor::from_value(from);
-    let Exported { len, records, next } = role.export(from, into);
+    let exported = role.export(from, into);
+    // SAFETY: the caller promises it.
+    unsafe { put_exported(out, from, exported) }
+}
+
+/// Says what was exported from a place on.
+///
+/// # Safety
+/// The pointer is NULL, misaligned, or what it says.
+pub(crate) unsafe fn put_exported(
+    out: *mut slb_exported,
+    from: Cursor,
+    exported: Exported,
+) -> Result<usize, Error> {
+    let Exported { len, records, next } = exported;
     let exported = slb_exported {
         length: len,
         records,

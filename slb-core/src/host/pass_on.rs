@@ -12,6 +12,7 @@
 //! | a QUIC packet under a rule that says so | by its header as a SYN, or as another segment; the last one sends it back to the present owner |
 //! | another packet, nothing here, a change of the slot within the rule's idle timeout | goes to the next of the owners, who is asked; the last one sends it back to the present owner, who takes it |
 //! | the vm that has it, or takes it, is on this node too | goes to that vm |
+//! | a packet for a vm that was here and has moved to another host | goes to that host |
 //! | no owner is left, or it was passed on eight times | taken or refused, as where nothing is passed on |
 //!
 //! A packet that was passed on bears a [`Mark`], which is believed where a host sent it. What is passed on
@@ -27,9 +28,10 @@ use crate::nat::Direction;
 use crate::nat::connection::Key;
 use crate::nat::pipeline::{Asked, Begins, Elsewhere, Lane, Pipeline, Table, report_error};
 use crate::observe::{Observe, Step};
-use crate::packet::Part;
+use crate::packet::{Family, Part, Read};
 use crate::snapshot::terms::{CompiledTerms, RuleKind};
 use crate::snapshot::{Slot, Snapshot, words};
+use crate::tunnel::decapsulation::Outer;
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::ethernet::MacAddress;
 use crate::wire::protocol;
@@ -132,6 +134,52 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
+    /// Sends a packet that came for no vm of this node to the host that its vm has moved to.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn follow_vm(
+        &mut self,
+        frame: &mut Frame<'_>,
+        lane: &mut Lane,
+        seen: &mut impl Observe,
+    ) -> Verdict {
+        let unknown = Verdict::Drop(DropReason::UnknownVm);
+        let snapshot = &*self.snapshot;
+        let Ok(Some(outer)) = Outer::parse(frame.bytes(), snapshot.underlay()) else {
+            return unknown;
+        };
+        let moved = snapshot.nat.moved(outer.destination, outer.vni);
+        let Some(index) = moved.filter(|_| self.limits.pass_on()) else {
+            return unknown;
+        };
+        lane.sender = snapshot.nat.sender_at(outer.source);
+        frame.truncate(outer.inner.1);
+        frame.trim_front(outer.inner.0);
+        if !matches!(lane.packet.read(frame.bytes()), Read::Ip) {
+            return unknown;
+        }
+        let is_ipv4 = lane.packet.shape.family == Family::Ipv4;
+        let ip = usize::from(lane.packet.shape.ip_offset);
+        let ip = frame.bytes_mut().get_mut(ip..).unwrap_or_default();
+        if let Err(reason) = outer.pass_congestion_on(ip, is_ipv4) {
+            return Verdict::Drop(reason);
+        }
+        seen.step(lane.frame.into(), Step::Parsed(lane.packet));
+        let way = self.way_of(frame, lane);
+        let Some(host) = self.is_apart(index) else {
+            return unknown;
+        };
+        if !way.goes_on() || way.has_been_at(host) {
+            return Verdict::Drop(DropReason::Astray);
+        }
+        let handover = way.handover().unwrap_or(Handover::PassedOn);
+        let slot = Slot::of_one(index);
+        match self.pass(frame, lane, (index, &slot), (way, handover), seen) {
+            Elsewhere::Done(verdict) => verdict,
+            _ => unknown,
+        }
+    }
+
     /// The number of the mux that a packet came by; [`NO_MUX`] where it is not known.
     pub(super) fn via(&self, frame: &Frame<'_>, lane: &Lane) -> u8 {
         self.way_of(frame, lane).mux
@@ -146,10 +194,13 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         };
         let host = match mux {
             Some(mux) => mux.is_host.then_some(mux.address),
-            None => nat.backend_of_sender(lane.sender).and_then(|backend| {
-                let backend = self.snapshot.backend(backend)?;
-                Some(backend.template.host())
-            }),
+            None => match nat.backend_of_sender(lane.sender) {
+                Some(backend) => {
+                    let backend = self.snapshot.backend(backend);
+                    backend.map(|backend| backend.template.host())
+                }
+                None => nat.former_host(lane.sender),
+            },
         };
         let source = frame.bytes().get(6..12).and_then(<[u8]>::first_chunk);
         let mark = source.and_then(|&mac| Mark::read(MacAddress(mac)));

@@ -244,12 +244,35 @@ impl<'m> Snapshot<'m> {
             found.map_or((0, false), |found| (found.counters, found.suspect))
         };
         nat.compile(spec, previous_nat, facts)?;
+        if let Some(previous) = previous {
+            snapshot.compile_former_hosts(previous);
+        }
         snapshot.compile_frontends(spec)?;
         if let Some(fault) = snapshot.conflict(spec) {
             return Err(fault);
         }
         snapshot.compile_rules(spec, previous)?;
         Ok(snapshot)
+    }
+
+    /// Notes which hosts the vms of this node have moved here from.
+    fn compile_former_hosts(&mut self, previous: &Snapshot<'_>) {
+        let Self { nat, backends, .. } = self;
+        let former = |backend: u32, backends: &[CompiledBackend]| {
+            let now = backends.get(backend as usize)?;
+            let before = previous.backend(previous.backend_index(now.id())?)?;
+            let host = before.template.host();
+            (host != now.template.host()).then_some(host)
+        };
+        for place in 0..nat.locals().len() {
+            let backend = nat.locals().get(place).map(|local| local.backend);
+            if let Some(host) = backend.and_then(|backend| former(backend, backends)) {
+                nat.add_former_host(host);
+            }
+        }
+        for host in previous.nat.former_hosts() {
+            nat.add_former_host(host);
+        }
     }
 
     fn compile_pools(

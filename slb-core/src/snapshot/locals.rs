@@ -21,6 +21,10 @@ use crate::wire::vxlan::Vni;
 pub(crate) const NO_SENDER: u32 = NONE;
 /// Senders from this number on are hosts, those below are muxes.
 const FIRST_HOST: u32 = 1 << 16;
+/// The first number of a host that vms have moved here from, and that is configured no more.
+const FIRST_FORMER: u32 = 1 << 31;
+/// The most of these: the last ones.
+const MAX_FORMER: usize = 8;
 
 /// The most muxes, and the most backends on one host.
 const MAX_MUXES: usize = 254;
@@ -108,6 +112,13 @@ pub(crate) struct Nat<'m> {
     vnis: ProbeMap<'m, u64, 5>,
     /// The owners of addresses by network.
     pub(crate) networks: Networks<'m>,
+    /// Vms that were here and have moved to another host: the place among all of a backend that each is.
+    moved: ProbeMap<'m, [u64; 2], 3>,
+    moved_count: usize,
+    /// Hosts that vms have moved here from, and that are configured no more: they pass on what still comes
+    /// there. The newest first.
+    former_hosts: Mem<'m, [u64; 2]>,
+    former_count: usize,
     local_by_backend: ProbeMap<'m, u64, 5>,
     /// The ranges of addresses that are inside: ascending, and apart from each other.
     inside: Mem<'m, [IpAddr; 2]>,
@@ -130,6 +141,8 @@ pub(crate) struct NatSize {
     pools: usize,
     inside: usize,
     networks: NetworksSize,
+    moved: usize,
+    former: usize,
 }
 
 impl NatSize {
@@ -155,7 +168,12 @@ impl NatSize {
             granules: if locals == 0 { 0 } else { frontends * GRANULES },
             outbound: spec.outbound.len(),
             muxes: spec.muxes.len(),
-            peers: spec.muxes.len() + backends + spec.vms.len(),
+            peers: spec.muxes.len()
+                + backends
+                + spec.vms.len()
+                + if locals == 0 { 0 } else { MAX_FORMER },
+            former: if locals == 0 { 0 } else { MAX_FORMER },
+            moved: previous.map_or(0, |previous| previous.vm_count + previous.moved_count),
             pools: spec.pools.len(),
             inside: if vms == 0 { 0 } else { spec.inside.len() },
             networks: NetworksSize::of(spec),
@@ -170,9 +188,10 @@ impl NatSize {
         for keys in [self.locals, self.vms, self.locals, self.locals, self.pools] {
             counter.add::<RuleBucket>(ProbeMap::<u64, 5>::buckets_for(keys))?;
         }
-        for keys in [self.vms, self.peers] {
+        for keys in [self.vms, self.peers, self.moved] {
             counter.add::<VipBucket>(ProbeMap::<[u64; 2], 3>::buckets_for(keys))?;
         }
+        counter.add::<[u64; 2]>(self.former)?;
         counter.add::<Block>(self.blocks)?;
         counter.add::<u16>(self.granules)?;
         counter.add::<CompiledOutbound>(self.outbound)?;
@@ -246,6 +265,7 @@ impl<'m> Nat<'m> {
             memory.take(buckets, VipBucket::EMPTY)
         };
         let (vm_by_mac, peers) = (map(size.vms)?, map(size.peers)?);
+        let moved = map(size.moved)?;
         let entries = memory.take(size.local_slots, RegistryEntry::EMPTY)?;
         let identities = memory.take(size.local_slots, 0)?;
         let proxy = previous.and_then(|previous| previous.proxy.as_ref());
@@ -265,6 +285,10 @@ impl<'m> Nat<'m> {
             peers: ProbeMap::new(peers),
             vnis: ProbeMap::new(vnis),
             networks: Networks::new(&size.networks, memory)?,
+            moved: ProbeMap::new(moved),
+            moved_count: 0,
+            former_hosts: memory.take(size.former, [0; 2])?,
+            former_count: 0,
             local_by_backend: ProbeMap::new(local_by_backend),
             inside: memory.take(size.inside, [NO_ADDRESS; 2])?,
             inside_count: 0,
@@ -290,6 +314,9 @@ impl<'m> Nat<'m> {
     ) -> Result<(), SpecError> {
         self.compile_locals(spec, previous, facts)?;
         self.compile_vms(spec)?;
+        if let Some(previous) = previous.filter(|_| spec.proxy.is_none()) {
+            self.compile_moved(spec, previous);
+        }
         self.networks.compile(spec)?;
         self.compile_inside(spec)?;
         for (place, rule) in self.outbound.iter_mut().zip(spec.outbound) {
@@ -345,6 +372,48 @@ impl<'m> Nat<'m> {
             at.map_err(|_| SpecError::VmPortConflict { vm: index, port })?;
         }
         Ok(())
+    }
+
+    /// Has packets of a host taken that vms have moved here from, though it is configured no more.
+    pub(crate) fn add_former_host(&mut self, host: [u64; 2]) {
+        let number = FIRST_FORMER + self.former_count as u32;
+        if let Some(place) = self.former_hosts.get_mut(self.former_count)
+            && self.peers.insert(host, number).is_ok()
+        {
+            *place = host;
+            self.former_count += 1;
+        }
+    }
+
+    /// Hosts that vms have moved here from, and that are configured no more, the newest first.
+    pub(crate) fn former_hosts(&self) -> impl Iterator<Item = [u64; 2]> + '_ {
+        self.former_hosts.iter().copied().take(self.former_count)
+    }
+
+    /// The address of a host that is configured no more, by its number.
+    pub(crate) fn former_host(&self, sender: u32) -> Option<[u64; 2]> {
+        let place = sender.checked_sub(FIRST_FORMER)?;
+        self.former_hosts().nth(place as usize)
+    }
+
+    /// Notes which vms were here before, and are at other hosts now.
+    fn compile_moved(&mut self, spec: &Spec<'_>, previous: &Nat<'_>) {
+        if previous.vm_count + previous.moved_count == 0 {
+            return;
+        }
+        let pools = spec.pools.iter();
+        let all = pools.flat_map(|pool| pool.backends.iter().map(move |one| (pool, one)));
+        for (index, (pool, backend)) in (0..).zip(all) {
+            if is_local(spec, backend) {
+                continue;
+            }
+            let mac = backend.mac.unwrap_or(derived_mac(backend.address));
+            let key = mac_key(mac, pool.vni);
+            let was_here = previous.vm_by_mac.get(key).or(previous.moved.get(key));
+            if was_here.is_some() && self.vm_by_mac.get(key).is_none() {
+                self.moved_count += usize::from(self.moved.insert(key, index).is_ok());
+            }
+        }
     }
 
     /// Notes which addresses are inside.
@@ -560,6 +629,18 @@ impl<'m> Nat<'m> {
             .get(self.vm_by_mac.get(mac_key(mac, vni))? as usize)
     }
 
+    /// A backend that a vm is which was here, and has moved to another host: its place among all.
+    pub(crate) fn moved(&self, mac: MacAddress, vni: Vni) -> Option<u32> {
+        self.moved.get(mac_key(mac, vni))
+    }
+
+    /// The identity of a local that is not here any more.
+    pub(crate) fn identity_of_former(&self, id: u16) -> Option<u64> {
+        let slot = usize::from(id) & MAX_LOCALS;
+        let is_same = compress(self.local_ids.id(slot).get()) == id;
+        self.local_ids.last_identity_of(slot).filter(|_| is_same)
+    }
+
     /// A pool's backend at a vm.
     pub(crate) fn local_of_pool(&self, pool: u32, port: PortId) -> Option<&Local> {
         let local = self.local_by_pool.get(pool_key(pool, port))?;
@@ -717,7 +798,8 @@ impl<'m> Nat<'m> {
     }
 
     /// The number of the mux at an address; of a host that is no mux, [`FIRST_HOST`] and the place of its
-    /// first backend among all; [`NO_SENDER`] where it is neither.
+    /// first backend among all; [`NO_SENDER`] where it is neither. Of a host that vms have moved here from,
+    /// [`FIRST_FORMER`] and its place among these.
     pub(crate) fn sender_at(&self, address: [u64; 2]) -> u32 {
         self.peers.get(address).unwrap_or(NO_SENDER)
     }
@@ -737,7 +819,7 @@ impl<'m> Nat<'m> {
     pub(crate) fn backend_of_sender(&self, sender: u32) -> Option<u32> {
         sender
             .checked_sub(FIRST_HOST)
-            .filter(|_| sender != NO_SENDER)
+            .filter(|_| sender < FIRST_FORMER)
     }
 
     /// The number of one of the muxes, the same one for each hash; `None` where there are none.

@@ -592,6 +592,13 @@ impl Snapshot<'_> {
         age.filter(|&age| age != owners::OLD)
     }
 
+    /// Returns true if a local that is not here any more is configured all the same: its vm is at another host.
+    #[cold]
+    pub(crate) fn has_moved(&self, local: u16) -> bool {
+        let identity = self.nat.identity_of_former(local);
+        identity.is_some_and(|identity| self.backend_by_identity(identity).is_some())
+    }
+
     /// Present owner of a slot of a balancing rule's table, then the former ones, the newest first; each once.
     /// Only host agents remember former owners, and only of pools that have a backend here. Empty where
     /// there is no such rule or slot.
@@ -782,6 +789,15 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
+    /// A slot that only one backend ever had.
+    pub(crate) const fn of_one(owner: u32) -> Self {
+        Self {
+            owner: Some(owner),
+            first_backend: 0,
+            past: Past::NONE,
+        }
+    }
+
     /// The present owner, then the former ones, the newest first: places among all backends.
     pub(crate) fn owners(&self) -> impl Iterator<Item = u32> + Clone + '_ {
         let former = self.past.former();

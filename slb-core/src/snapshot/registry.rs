@@ -255,6 +255,11 @@ impl<'m> Registry<'m> {
         self.identities.get(slot).copied()
     }
 
+    /// The identity of a slot's owner, or of its last one where it has none.
+    pub(crate) fn last_identity_of(&self, slot: usize) -> Option<u64> {
+        self.entries.get(slot).map(|entry| entry.identity)
+    }
+
     /// The slot of the owner of an identity; `None` where there is none.
     pub(crate) fn slot_of(&self, identity: u64) -> Option<usize> {
         self.by_identity.get(identity).map(|slot| slot as usize)

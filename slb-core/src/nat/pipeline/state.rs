@@ -60,19 +60,24 @@ struct Record<A> {
 }
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
+    /// Writes records of all connections, or of those in one zone.
     #[cold]
-    pub(crate) fn export<R: Role>(&self, from: Cursor, into: &mut [u8]) -> Exported {
-        let (is_ipv6, place) = from.place();
-        match is_ipv6 {
-            false => self.export_family::<u64, R>(is_ipv6, place, into),
-            true => self.export_family::<[u64; 4], R>(is_ipv6, place, into),
+    pub(crate) fn export<R: Role>(
+        &self,
+        zone: Option<PortId>,
+        from: Cursor,
+        into: &mut [u8],
+    ) -> Exported {
+        match from.place() {
+            place @ (false, _) => self.export_family::<u64, R>(zone, place, into),
+            place @ (true, _) => self.export_family::<[u64; 4], R>(zone, place, into),
         }
     }
 
     fn export_family<A: Table, R: Role>(
         &self,
-        is_ipv6: bool,
-        first: usize,
+        zone: Option<PortId>,
+        (is_ipv6, first): (bool, usize),
         into: &mut [u8],
     ) -> Exported {
         let table = A::table_of(&self.tables.connections);
@@ -84,6 +89,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 break;
             }
             if let Some(connection) = table.at(place as u32)
+                && zone.is_none_or(|zone| connection.zone() == zone)
                 && let Some(written) = self.write::<A, R>(place as u32, connection, room)
             {
                 len += written;

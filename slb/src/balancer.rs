@@ -70,6 +70,10 @@ impl Limits {
     }
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a worker has one, which stays where it is"
+)]
 enum Running {
     Mux(Mux<'static, Shared>),
     Host(Host<'static, Shared>),
@@ -248,6 +252,21 @@ impl Balancer {
     #[cfg(feature = "live")]
     pub(crate) fn export(&self, from: Cursor, into: &mut [u8]) -> Exported {
         on!(&self.role, role => role.export(from, into))
+    }
+
+    /// The same for the connections of one vm of a host agent, named by a backend that it is. Nothing where
+    /// it is not here.
+    #[cfg(feature = "live")]
+    pub(crate) fn export_vm(&self, vm: &str, from: Cursor, into: &mut [u8]) -> Exported {
+        let exported = match &self.role {
+            Running::Host(host) => host.export_vm(vm, from, into),
+            _ => None,
+        };
+        exported.unwrap_or(Exported {
+            len: 0,
+            records: 0,
+            next: None,
+        })
     }
 
     /// Takes connections or flows over from another process.

@@ -89,6 +89,14 @@ pub(crate) enum Command {
     /// Run a fleet's controller, which rolls out what was applied. Of several, one leads and the others
     /// wait.
     Controller(ControllerOptions),
+    #[cfg(feature = "live")]
+    /// Move a vm's connections from the host agent that runs here to another one.
+    ///
+    /// Stop the vm, export here, give the other host agent the configuration in which the vm is there,
+    /// import there, then give the configuration to this host agent and to the muxes, and start the vm. From
+    /// then on this host passes on what still comes here.
+    #[command(subcommand)]
+    State(StateCommand),
     /// Check a configuration: print every fault with its line, or a summary.
     Check(CheckOptions),
     /// Show the changes that another configuration would make: items added, removed and changed,
@@ -144,6 +152,8 @@ pub(crate) const LEFT_OUT: &[(&str, &str)] = &[
     ("fleet", "live"),
     #[cfg(not(feature = "live"))]
     ("controller", "live"),
+    #[cfg(not(feature = "live"))]
+    ("state", "live"),
     #[cfg(not(feature = "top"))]
     ("top", "top"),
     #[cfg(not(feature = "azure"))]
@@ -635,6 +645,42 @@ pub(crate) struct CheckOptions {
     /// Print the inbound NAT ports and SNAT ports of all backends instead of a few.
     #[arg(long)]
     pub(crate) ports: bool,
+}
+
+#[cfg(feature = "live")]
+#[derive(Debug, Subcommand)]
+pub(crate) enum StateCommand {
+    /// Write the connections of a vm to a file. The host agent goes on with them until the vm has moved.
+    Export(StateExportOptions),
+    /// Have a host agent take over the connections in a file, and say how many it has taken.
+    ///
+    /// Exit status 1 where it refuses one.
+    Import(StateImportOptions),
+}
+
+#[cfg(feature = "live")]
+#[derive(Clone, Debug, Args)]
+pub(crate) struct StateExportOptions {
+    /// The directory that the host agent has as --state.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: PathBuf,
+    /// A backend that the vm is: POOL/BACKEND. Connections of the vm in all pools go along.
+    #[arg(long, value_name = "BACKEND")]
+    pub(crate) vm: String,
+    /// The file to write, which must not be there yet.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+}
+
+#[cfg(feature = "live")]
+#[derive(Clone, Debug, Args)]
+pub(crate) struct StateImportOptions {
+    /// The directory that the host agent has as --state.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: PathBuf,
+    /// A file that slb state export has written.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -33,6 +33,7 @@ mod ring;
 mod state;
 mod status;
 mod sysctl;
+mod vm;
 mod watchdog;
 mod worker;
 
@@ -69,6 +70,7 @@ use crate::check::load;
 use crate::cli::{LiveOptions, LogFormat};
 
 pub(crate) use self::status::default_path;
+pub(crate) use self::vm::move_state;
 pub(crate) use self::watchdog::run as watch;
 
 pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {

@@ -82,6 +82,8 @@ fn main() -> ExitCode {
         Command::Fleet(FleetCommand::Status(options)) => fleet::status(&options),
         #[cfg(feature = "live")]
         Command::Controller(options) => fleet::control(&options),
+        #[cfg(feature = "live")]
+        Command::State(command) => live::move_state(&command),
         Command::Diff(options) => check::diff(&options),
         Command::Check(options) => check::run(&options),
         #[cfg(feature = "azure")]

@@ -27,7 +27,7 @@ use super::background::Background;
 use super::device::{Plan, Slot, Turn};
 use super::file::{Loading, WatchedFile};
 use super::follow::Fleet;
-use super::handover::{Handover, Heir};
+use super::handover::{Handover, Heir, Request};
 use super::metrics::Endpoint;
 use super::next_hops::{Found, NextHops, Unreached, unresolved};
 use super::start_program;
@@ -196,6 +196,17 @@ impl Pace {
     }
 }
 
+/// Returns true if a backend, named with its pool, is at this node.
+fn is_here(config: &Config, name: &str) -> bool {
+    let all = config.pools.iter();
+    let mut all = all.flat_map(|pool| pool.backends.iter().map(move |backend| (pool, backend)));
+    all.any(|(pool, backend)| {
+        let rest = name.strip_prefix(&*pool.name);
+        let of_pool = rest.and_then(|rest| rest.strip_prefix('/'));
+        of_pool == Some(&*backend.name) && config.node.is(backend.host)
+    })
+}
+
 impl Control<'_> {
     /// Does what is to be done until a signal ends it; then ends everything in its order.
     pub(super) fn run(
@@ -236,7 +247,7 @@ impl Control<'_> {
             {
                 shared.set_state(keeper.status());
             }
-            heir = self.handover.as_mut().and_then(Handover::heir);
+            heir = self.heed_request();
             if heir.is_some() {
                 break Ok(());
             }
@@ -344,6 +355,27 @@ impl Control<'_> {
             heir.close_at_exit();
         }
         ends
+    }
+
+    /// Does what another process asks for, if one does. Gives the one that takes over.
+    fn heed_request(&mut self) -> Option<Heir> {
+        match self.handover.as_mut()?.request()? {
+            Request::TakeOver(heir) => return Some(heir),
+            Request::Export(vm, peer) => match (&mut self.keeper, is_here(&self.config, &vm)) {
+                (Some(keeper), true) => {
+                    info!(vm, "the connections of a vm are exported");
+                    keeper.export_vm(&vm, peer);
+                }
+                _ => peer.refuse(&format!(
+                    "expected POOL/BACKEND of a vm of this host, got {vm:?}"
+                )),
+            },
+            Request::Import(state, peer) => match &mut self.keeper {
+                Some(keeper) => keeper.import_vm(&state, peer),
+                None => peer.refuse("no state is kept"),
+            },
+        }
+        None
     }
 
     /// Waits for a change of next hops, or a tick.

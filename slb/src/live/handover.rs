@@ -10,6 +10,15 @@
 //! ```
 //! All that takes long is done before the old process is asked, so packets stand still for as long as the
 //! state takes to cross and devices to open. The socket is in the state's directory, and for this user only.
+//!
+//! The connections of a vm that moves to another host go by the same socket, with `slb state export` and
+//! `slb state import`:
+//! ```text
+//!  "slb-give", length, name of a backend  ─► its host agent    ─► 1, length, a state file
+//!  "slb-move", length, a state file       ─► its new host agent ─► 1, length, what became of it
+//!                                                               ─► 0, length, why not
+//! ```
+//! Lengths are big-endian, in 8 bytes.
 
 use std::fs;
 use std::io::{self, Read as _, Write as _};
@@ -22,6 +31,13 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 const REQUEST: &[u8; 8] = b"slb-take";
+const EXPORT: &[u8; 8] = b"slb-give";
+const IMPORT: &[u8; 8] = b"slb-move";
+/// The longest name of a backend with its pool, and the longest state of a vm: seven million connections.
+const NAME_MOST: u64 = 4096;
+const STATE_MOST: u64 = 1 << 30;
+/// How long a program waits for a process that runs.
+const TO_ANSWER: Duration = Duration::from_secs(60);
 const READY: &[u8; 5] = b"ready";
 /// How long the one that runs waits for what who connects has to say.
 const TO_ASK: Duration = Duration::from_millis(100);
@@ -67,22 +83,133 @@ impl Handover {
         }
     }
 
-    /// The process that asks to take over, if there is one.
-    pub(super) fn heir(&mut self) -> Option<Heir> {
+    /// What another process asks for, if one does.
+    pub(super) fn request(&mut self) -> Option<Request> {
         let (mut stream, _) = self.listener.accept().ok()?;
         let mut request = [0; REQUEST.len()];
         let asks = stream.set_nonblocking(false).is_ok()
             && stream.set_read_timeout(Some(TO_ASK)).is_ok()
-            && stream.read_exact(&mut request).is_ok()
-            && request == *REQUEST;
+            && stream.set_write_timeout(Some(TO_STOP)).is_ok()
+            && stream.read_exact(&mut request).is_ok();
         if !asks {
             return None;
         }
-        info!("another process takes over");
-        // The name is that of the next one now.
-        self.is_handed_over = true;
-        let _ = fs::remove_file(&self.path);
-        Some(Heir(stream))
+        match &request {
+            REQUEST => {
+                info!("another process takes over");
+                // The name is that of the next one now.
+                self.is_handed_over = true;
+                let _ = fs::remove_file(&self.path);
+                Some(Request::TakeOver(Heir(stream)))
+            }
+            EXPORT => {
+                let name = read_some(&mut stream, NAME_MOST).ok()?;
+                let name = String::from_utf8(name).ok()?;
+                Some(Request::Export(name, Peer(stream)))
+            }
+            IMPORT => {
+                let state = read_some(&mut stream, STATE_MOST).ok()?;
+                Some(Request::Import(state, Peer(stream)))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What a process that runs is asked for.
+pub(super) enum Request {
+    /// To stop, and to leave all to the one that asks.
+    TakeOver(Heir),
+    /// The connections of the vm that is this backend.
+    Export(String, Peer),
+    /// To take connections over.
+    Import(Vec<u8>, Peer),
+}
+
+/// Who asks about the connections of a vm, and waits.
+pub(super) struct Peer(UnixStream);
+
+impl Peer {
+    /// Gives what was asked for. Who asked may be slow: another thread writes.
+    pub(super) fn answer(self, bytes: &[u8]) {
+        self.tell(1, bytes.to_vec());
+    }
+
+    /// Says why not.
+    pub(super) fn refuse(self, why: &str) {
+        self.tell(0, why.as_bytes().to_vec());
+    }
+
+    fn tell(self, is_given: u8, bytes: Vec<u8>) {
+        let Self(mut stream) = self;
+        let write = move || {
+            let written = stream
+                .write_all(&[is_given])
+                .and_then(|()| write_some(&mut stream, &bytes));
+            if let Err(error) = written {
+                warn!("who asked about a vm's connections is gone: {error}");
+            }
+        };
+        let thread = std::thread::Builder::new().name("slb answer".to_owned());
+        if let Err(error) = thread.spawn(write) {
+            error!("no thread to answer: {error}");
+        }
+    }
+}
+
+/// Reads bytes behind their length.
+fn read_some(stream: &mut UnixStream, most: u64) -> io::Result<Vec<u8>> {
+    let mut len = [0; 8];
+    stream.read_exact(&mut len)?;
+    let len = u64::from_be_bytes(len);
+    if len > most {
+        let message = format!("expected {most} bytes at most, got {len}");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    let mut bytes = Vec::new();
+    io::Read::by_ref(stream).take(len).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 == len {
+        true => Ok(bytes),
+        false => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Writes bytes behind their length.
+fn write_some(stream: &mut UnixStream, bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(&(bytes.len() as u64).to_be_bytes())?;
+    stream.write_all(bytes)
+}
+
+/// Asks a host agent that runs for the connections of a vm, by its state's directory.
+///
+/// # Errors
+/// None runs with this directory, or it says why not.
+pub(super) fn export_vm(directory: &Path, backend: &str) -> io::Result<Vec<u8>> {
+    ask(directory, EXPORT, backend.as_bytes())
+}
+
+/// Has a host agent that runs take connections over; gives what became of them.
+///
+/// # Errors
+/// None runs with this directory, or it says why not.
+pub(super) fn import_vm(directory: &Path, state: &[u8]) -> io::Result<Vec<u8>> {
+    ask(directory, IMPORT, state)
+}
+
+fn ask(directory: &Path, what: &[u8; 8], bytes: &[u8]) -> io::Result<Vec<u8>> {
+    let mut stream = UnixStream::connect(directory.join("host.handover"))?;
+    stream.set_read_timeout(Some(TO_ANSWER))?;
+    stream.set_write_timeout(Some(TO_ANSWER))?;
+    stream.write_all(what)?;
+    write_some(&mut stream, bytes)?;
+    let mut is_given = [0];
+    stream.read_exact(&mut is_given)?;
+    let answer = read_some(&mut stream, STATE_MOST)?;
+    match is_given {
+        [1] => Ok(answer),
+        _ => Err(io::Error::other(
+            String::from_utf8_lossy(&answer).into_owned(),
+        )),
     }
 }
 
@@ -182,12 +309,12 @@ mod tests {
         let path = place.path().join("host.handover");
         assert!(Predecessor::find(&path).is_none());
         let mut old = Handover::open(&path).expect("it is writable");
-        assert!(old.heir().is_none());
+        assert!(old.request().is_none());
         let mut stranger = UnixStream::connect(&path).expect("it listens");
         stranger.write_all(b"GET / HTTP").expect("it listens");
-        assert!(old.heir().is_none());
+        assert!(old.request().is_none());
         drop(UnixStream::connect(&path).expect("it listens"));
-        assert!(old.heir().is_none());
+        assert!(old.request().is_none());
 
         let new = thread::spawn({
             let path = path.clone();
@@ -204,7 +331,7 @@ mod tests {
         });
         let begin = Instant::now();
         let mut heir = loop {
-            if let Some(heir) = old.heir() {
+            if let Some(Request::TakeOver(heir)) = old.request() {
                 break heir;
             }
             assert!(begin.elapsed() < Duration::from_secs(10));

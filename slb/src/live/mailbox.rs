@@ -8,9 +8,10 @@
 //! The flag is raised with the letters in place, and lowered before they are read: what comes in between
 //! raises it again. Tested with Shuttle, which runs the threads in thousands of orders.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use slb_core::state::{Cursor, Exported, RECORD_MOST};
+use slb_core::state::{Cursor, Exported, Imported, RECORD_MOST};
 
 #[cfg(test)]
 use shuttle::sync::{
@@ -27,13 +28,13 @@ use std::sync::{
 /// How long anybody waits for a worker.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A mailbox for snapshots `S`, and what a worker counts, `C`.
-pub(super) struct Mailbox<S, C> {
+/// A mailbox for snapshots `S`, counters of a worker, `C`, and records to take over, `I`.
+pub(super) struct Mailbox<S, C, I = ()> {
     /// True if there is a message for the worker: tested for each burst, unlike the lock.
     attention: AtomicBool,
     /// How many times the worker has looked into it.
     beats: AtomicU64,
-    letters: Mutex<Letters<S, C>>,
+    letters: Mutex<Letters<S, C, I>>,
     answered: Condvar,
 }
 
@@ -43,6 +44,8 @@ pub(super) struct Fill {
     len: usize,
     /// Where the worker goes on; `None`: all is written.
     next: Option<Cursor>,
+    /// The vm whose connections alone are written, by a backend that it is; `None`: all are.
+    vm: Option<Arc<str>>,
 }
 
 impl Fill {
@@ -52,7 +55,13 @@ impl Fill {
             buffer,
             len: 0,
             next: Some(Cursor::START),
+            vm: None,
         }
+    }
+
+    /// The same for the connections of one vm, named by a backend of the vm.
+    pub(super) fn of_vm(self, vm: Option<Arc<str>>) -> Self {
+        Self { vm, ..self }
     }
 
     /// Returns the records that were written.
@@ -67,22 +76,28 @@ impl Fill {
 
     /// Has a bounded number of records written; returns true if there is room for more, and more to
     /// write.
-    pub(super) fn step(&mut self, export: impl FnOnce(Cursor, &mut [u8]) -> Exported) -> bool {
+    pub(super) fn step(
+        &mut self,
+        export: impl FnOnce(Option<&str>, Cursor, &mut [u8]) -> Exported,
+    ) -> bool {
         let room = self.buffer.get_mut(self.len..).unwrap_or_default();
         let (Some(next), true) = (self.next, room.len() >= RECORD_MOST) else {
             return false;
         };
-        let exported = export(next, room);
+        let exported = export(self.vm.as_deref(), next, room);
         self.len += exported.len;
         self.next = exported.next;
         self.next.is_some()
     }
 }
 
-struct Letters<S, C> {
+struct Letters<S, C, I> {
     /// Memory to write records into, and such that was filled.
     to_fill: Option<Fill>,
     filled: Option<Fill>,
+    /// Records to take over, and what became of those that were.
+    to_import: Option<I>,
+    imported: Option<Imported>,
 
     /// A snapshot to put in place, and its generation.
     next: Option<(S, u64)>,
@@ -100,16 +115,18 @@ struct Letters<S, C> {
 }
 
 /// The worker.
-pub(super) trait Recipient<S, C> {
+pub(super) trait Recipient<S, C, I = ()> {
     /// Puts a snapshot in place, and gives the one that was.
     fn install(&mut self, snapshot: S) -> S;
     /// Returns the worker's counters until now.
     fn count(&mut self) -> C;
     /// Writes records into memory from now on, and [gives it back](Mailbox::give_filled).
     fn fill(&mut self, _: Fill) {}
+    /// Takes records over from now on, and [says what became of them](Mailbox::give_imported).
+    fn import(&mut self, _: I) {}
 }
 
-impl<S, C: Clone> Mailbox<S, C> {
+impl<S, C: Clone, I> Mailbox<S, C, I> {
     /// For a worker that has a generation in place.
     pub(super) fn new(generation: u64) -> Self {
         Self {
@@ -118,6 +135,8 @@ impl<S, C: Clone> Mailbox<S, C> {
             letters: Mutex::new(Letters {
                 to_fill: None,
                 filled: None,
+                to_import: None,
+                imported: None,
                 next: None,
                 stop: false,
                 asked: 0,
@@ -131,7 +150,7 @@ impl<S, C: Clone> Mailbox<S, C> {
         }
     }
 
-    fn letters(&self) -> MutexGuard<'_, Letters<S, C>> {
+    fn letters(&self) -> MutexGuard<'_, Letters<S, C, I>> {
         self.letters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -147,7 +166,7 @@ impl<S, C: Clone> Mailbox<S, C> {
     pub(super) fn wait_for(&self, generation: u64) -> bool {
         let letters = self.letters();
         let waits =
-            |letters: &mut Letters<S, C>| letters.generation < generation && !letters.is_over;
+            |letters: &mut Letters<S, C, I>| letters.generation < generation && !letters.is_over;
         match self.answered.wait_timeout_while(letters, PATIENCE, waits) {
             Ok((letters, _)) => letters.generation >= generation,
             Err(_) => false,
@@ -160,7 +179,7 @@ impl<S, C: Clone> Mailbox<S, C> {
         letters.asked += 1;
         let number = letters.asked;
         self.attention.store(true, Ordering::Release);
-        let waits = |letters: &mut Letters<S, C>| letters.given < number && !letters.is_over;
+        let waits = |letters: &mut Letters<S, C, I>| letters.given < number && !letters.is_over;
         let waited = self.answered.wait_timeout_while(letters, PATIENCE, waits);
         let (letters, timeout) = waited.ok()?;
         let is_answered = !timeout.timed_out();
@@ -182,6 +201,23 @@ impl<S, C: Clone> Mailbox<S, C> {
     /// Returns the fill that the worker completed, if it has. Does not block.
     pub(super) fn take_filled(&self) -> Option<Fill> {
         self.letters().filled.take()
+    }
+
+    /// Has the worker take records over, a few between two bursts.
+    pub(super) fn import(&self, records: I) {
+        self.letters().to_import = Some(records);
+        self.attention.store(true, Ordering::Release);
+    }
+
+    /// The worker says what became of records that it took over.
+    #[cold]
+    pub(super) fn give_imported(&self, imported: Imported) {
+        self.letters().imported = Some(imported);
+    }
+
+    /// What became of records that the worker was to take over, once it is done. Waits for nobody.
+    pub(super) fn take_imported(&self) -> Option<Imported> {
+        self.letters().imported.take()
     }
 
     /// Has the worker look at what else there is for it.
@@ -219,7 +255,7 @@ impl<S, C: Clone> Mailbox<S, C> {
     /// The worker reads its letters: installs a snapshot, returning the old one, and gives counters
     /// on request. Returns true if the worker is to stop.
     #[cold]
-    pub(super) fn read(&self, worker: &mut impl Recipient<S, C>) -> bool {
+    pub(super) fn read(&self, worker: &mut impl Recipient<S, C, I>) -> bool {
         self.attention.store(false, Ordering::Relaxed);
         self.beats.fetch_add(1, Ordering::Relaxed);
         let mut letters = self.letters();
@@ -230,6 +266,9 @@ impl<S, C: Clone> Mailbox<S, C> {
         }
         if let Some(fill) = letters.to_fill.take() {
             worker.fill(fill);
+        }
+        if let Some(records) = letters.to_import.take() {
+            worker.import(records);
         }
         if letters.given < letters.asked {
             letters.given = letters.asked;
@@ -246,15 +285,15 @@ impl<S, C: Clone> Mailbox<S, C> {
 
     /// Returns a guard that marks the worker as ended when it is dropped, also by a panic, so that
     /// no thread goes on as if packets were still moved.
-    pub(super) fn ends_with_this(&self) -> Ending<'_, S, C> {
+    pub(super) fn ends_with_this(&self) -> Ending<'_, S, C, I> {
         Ending(self)
     }
 }
 
 /// See [`Mailbox::ends_with_this`].
-pub(super) struct Ending<'m, S, C>(&'m Mailbox<S, C>);
+pub(super) struct Ending<'m, S, C, I>(&'m Mailbox<S, C, I>);
 
-impl<S, C> Drop for Ending<'_, S, C> {
+impl<S, C, I> Drop for Ending<'_, S, C, I> {
     fn drop(&mut self) {
         let letters = self.0.letters.lock();
         letters.unwrap_or_else(PoisonError::into_inner).is_over = true;

@@ -20,11 +20,12 @@
 //! ```
 //! Numbers are big-endian. The file is for this user only.
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant as Clock, SystemTime};
 
@@ -36,7 +37,7 @@ use slb_core::steer::Share;
 use tracing::{error, info, warn};
 
 use super::exchange::Seat;
-use super::handover::Handover;
+use super::handover::{Handover, Peer};
 use super::mailbox::Fill;
 use super::worker::Worker;
 use crate::Failure;
@@ -128,11 +129,7 @@ impl Saved {
             if is_same && usize::from(piece.worker) != number {
                 continue;
             }
-            let age = Age {
-                elapsed: self.moment.elapsed(),
-                is_stale: !self.is_exact,
-            };
-            match balancer.import(now, age, &piece.records) {
+            match balancer.import(now, self.age(), &piece.records) {
                 Ok(imported) => total = total + imported,
                 Err(error) => error!("a part of the state is refused: {error}"),
             }
@@ -145,15 +142,11 @@ impl Saved {
     pub(super) fn import_share(&self, balancer: &mut Balancer, seat: &Seat, now: Instant) {
         let mut total = Imported::default();
         for piece in self.pieces.iter().rev() {
-            let age = Age {
-                elapsed: self.moment.elapsed(),
-                is_stale: !self.is_exact,
-            };
             let share = Share {
                 steering: seat.steering(),
                 worker: seat.number(),
             };
-            match balancer.import_share(now, age, &piece.records, share) {
+            match balancer.import_share(now, self.age(), &piece.records, share) {
                 Ok(imported) => total = total + imported,
                 Err(error) if seat.number() == 0 => {
                     error!("a part of the state is refused: {error}");
@@ -163,6 +156,14 @@ impl Saved {
         }
         let mut imported = self.imported.lock().unwrap_or_else(PoisonError::into_inner);
         *imported = *imported + total;
+    }
+
+    /// Returns the age of the records.
+    fn age(&self) -> Age {
+        Age {
+            elapsed: self.moment.elapsed(),
+            is_stale: !self.is_exact,
+        }
     }
 
     /// Returns true if no packet was processed after it was written.
@@ -194,6 +195,76 @@ impl Saved {
             warn!(why = why.join(", "), "records of the state are refused");
         }
     }
+}
+
+/// Connections of a vm that moves here, which a worker that runs takes over.
+pub(super) struct Importing {
+    saved: Arc<Saved>,
+    /// The piece that comes next, and the bytes of it that are taken.
+    piece: usize,
+    at: usize,
+    imported: Imported,
+}
+
+/// Records that are taken over between two bursts.
+const IMPORT_STEP: usize = 64;
+
+impl Importing {
+    /// Takes a bounded number of records over; says whether there are more.
+    pub(super) fn step(
+        &mut self,
+        balancer: &mut Balancer,
+        seat: Option<&Seat>,
+        now: Instant,
+    ) -> bool {
+        let Some(piece) = self.saved.pieces.get(self.piece) else {
+            return false;
+        };
+        let rest = piece.records.get(self.at..).unwrap_or_default();
+        let len = first_records(rest, IMPORT_STEP);
+        let (some, _) = rest.split_at(len);
+        let age = self.saved.age();
+        let outcome = match seat {
+            None => balancer.import(now, age, some),
+            Some(seat) => {
+                let share = Share {
+                    steering: seat.steering(),
+                    worker: seat.number(),
+                };
+                balancer.import_share(now, age, some, share)
+            }
+        };
+        match outcome {
+            Ok(imported) => self.imported = self.imported + imported,
+            Err(error) => error!("a part of the state is refused: {error}"),
+        }
+        self.at += len;
+        if self.at >= piece.records.len() {
+            (self.piece, self.at) = (self.piece + 1, 0);
+        }
+        self.piece < self.saved.pieces.len()
+    }
+
+    /// What became of them.
+    pub(super) fn imported(&self) -> Imported {
+        self.imported
+    }
+}
+
+/// The bytes of so many records, or of all; of all where they are no records.
+fn first_records(records: &[u8], count: usize) -> usize {
+    let mut at = 0;
+    for _ in 0..count {
+        let Some(&[high, low]) = records.get(at..).and_then(<[u8]>::first_chunk) else {
+            return records.len();
+        };
+        let len = usize::from(u16::from_be_bytes([high, low]));
+        if len == 0 {
+            return records.len();
+        }
+        at += len;
+    }
+    at.min(records.len())
 }
 
 /// The state's directory.
@@ -511,6 +582,12 @@ pub(super) struct Keeper {
     directory: Directory,
     step: Step,
     status: StateStatus,
+    /// Vms that move away, each by a backend that it is, and who asks for their connections.
+    leaving: VecDeque<(Arc<str>, Peer)>,
+    /// Vms that move here, and who waits for the result.
+    arriving: VecDeque<(Saved, Peer)>,
+    /// Workers that have not taken all connections over yet, what became of the others', and who waits.
+    importing: Option<(Vec<usize>, Imported, Peer)>,
 }
 
 enum Step {
@@ -522,6 +599,8 @@ enum Step {
         pieces: Vec<Piece>,
         /// The workers that have more to give.
         left: Vec<usize>,
+        /// Who asks for the connections of one vm; `None`: a checkpoint.
+        peer: Option<Peer>,
     },
     Writes(Clock, JoinHandle<io::Result<u64>>),
 }
@@ -537,6 +616,62 @@ impl Keeper {
                 origin: saved.map(|saved| (saved.moment.elapsed(), !saved.is_exact)),
                 ..StateStatus::default()
             },
+            leaving: VecDeque::new(),
+            arriving: VecDeque::new(),
+            importing: None,
+        }
+    }
+
+    /// Has the connections of a vm given to who asks for them.
+    pub(super) fn export_vm(&mut self, vm: &str, peer: Peer) {
+        self.leaving.push_back((vm.into(), peer));
+    }
+
+    /// Has connections taken over that a vm brings along, and tells who waits what became of them.
+    pub(super) fn import_vm(&mut self, bytes: &[u8], peer: Peer) {
+        match self.directory.read(bytes) {
+            Ok(saved) => self.arriving.push_back((saved, peer)),
+            Err(why) => peer.refuse(&format!("the state is refused in whole: {why}")),
+        }
+    }
+
+    /// Goes on with connections that workers take over.
+    fn advance_import(&mut self, workers: &[Worker]) {
+        if self.importing.is_none()
+            && let Some((saved, peer)) = self.arriving.pop_front()
+        {
+            let saved = Arc::new(saved);
+            for worker in workers {
+                worker.mailbox.import(Importing {
+                    saved: Arc::clone(&saved),
+                    piece: 0,
+                    at: 0,
+                    imported: Imported::default(),
+                });
+            }
+            let all = (0..workers.len()).collect();
+            self.importing = Some((all, Imported::default(), peer));
+        }
+        let Some((left, total, _)) = &mut self.importing else {
+            return;
+        };
+        left.retain(|&number| {
+            let worker = workers.get(number);
+            let Some(imported) = worker.and_then(|worker| worker.mailbox.take_imported()) else {
+                return worker.is_some();
+            };
+            *total = *total + imported;
+            false
+        });
+        if left.is_empty()
+            && let Some((_, imported, peer)) = self.importing.take()
+        {
+            info!(
+                taken = imported.taken,
+                refused = imported.all_refused(),
+                "connections of a vm that moves here are in place"
+            );
+            peer.answer(summary(&imported).as_bytes());
         }
     }
 
@@ -551,20 +686,25 @@ impl Keeper {
 
     /// Continues a checkpoint as far as possible without blocking; returns true if one has ended.
     pub(super) fn advance(&mut self, workers: &[Worker]) -> bool {
+        self.advance_import(workers);
         match &mut self.step {
             Step::Waits(next) => {
-                if Clock::now() < *next {
-                    return false;
-                }
+                let (vm, peer) = match self.leaving.pop_front() {
+                    Some((vm, peer)) => (Some(vm), Some(peer)),
+                    None if Clock::now() < *next => return false,
+                    None => (None, None),
+                };
                 let moment = Moment::now();
                 for worker in workers {
-                    worker.mailbox.fill(Fill::new(vec![0xa5; BUFFER]));
+                    let fill = Fill::new(vec![0xa5; BUFFER]).of_vm(vm.clone());
+                    worker.mailbox.fill(fill);
                 }
                 self.step = Step::Collects {
                     begin: Clock::now(),
                     moment,
                     pieces: Vec::new(),
                     left: (0..workers.len()).collect(),
+                    peer,
                 };
                 false
             }
@@ -573,6 +713,7 @@ impl Keeper {
                 moment,
                 pieces,
                 left,
+                peer,
             } => {
                 left.retain(|&number| {
                     let Some(worker) = workers.get(number) else {
@@ -603,6 +744,11 @@ impl Keeper {
                     is_exact: false,
                 };
                 let (begin, directory) = (*begin, self.directory.clone());
+                if let Some(peer) = peer.take() {
+                    peer.answer(&directory.bytes(&state));
+                    self.step = Step::Waits(Clock::now());
+                    return false;
+                }
                 let thread = thread::Builder::new().name("slb state".to_owned());
                 match thread.spawn(move || directory.write(&state, false)) {
                     Ok(writer) => self.step = Step::Writes(begin, writer),
@@ -676,6 +822,16 @@ impl Keeper {
             ),
         }
     }
+}
+
+/// What became of records, in a line.
+fn summary(imported: &Imported) -> String {
+    let refused = Refusal::ALL.into_iter().filter_map(|why| {
+        let count = imported.refused(why);
+        (count > 0).then(|| format!(", {count} refused: {why}"))
+    });
+    let refused: String = refused.collect();
+    format!("{} connections taken over{refused}", imported.taken)
 }
 
 /// All records of a balancer that has stopped.

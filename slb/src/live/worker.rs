@@ -22,7 +22,7 @@ use super::exchange::Seat;
 use super::look::{Looker, Task};
 use super::mailbox::{Fill, Mailbox, Recipient};
 use super::offload::Offload;
-use super::state::{self, Saved};
+use super::state::{self, Importing, Saved};
 use super::{WAIT, memory_for, probes};
 use crate::Failure;
 use crate::balancer::{Balancer, Limits};
@@ -119,7 +119,7 @@ pub(super) struct Worker {
 }
 
 /// The messages between a worker and other threads.
-pub(super) type Letterbox = Mailbox<Next, Counted>;
+pub(super) type Letterbox = Mailbox<Next, Counted, Importing>;
 
 /// A snapshot to put in place, larger memory for counters where it has more rules or backends than there
 /// was room for, and limits where they have changed. Returned by the worker, what it used before.
@@ -301,6 +301,7 @@ fn work(
         offload: Offload::default(),
         fill: None,
         seat: start.seat,
+        importing: None,
     };
     let (mut queues, mut has_begun) = (start.queues, false);
     loop {
@@ -364,6 +365,8 @@ struct Moving<'w> {
     fill: Option<Fill>,
     /// The worker's index among those that share connections.
     seat: Option<Seat>,
+    /// Records that are taken over.
+    importing: Option<Importing>,
 }
 
 impl Moving<'_> {
@@ -488,6 +491,9 @@ impl Moving<'_> {
             let clock = Clock::now();
             let elapsed = clock - self.begin;
             let now = Instant::from_nanos(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX));
+            if self.importing.is_some() {
+                self.import(now);
+            }
             let is_sweep = clock - last_sweep >= SWEEP;
             // Before it waits, too: what the last packets let go on does not.
             if is_sweep || idle == IDLE_POLLS {
@@ -536,7 +542,8 @@ impl Moving<'_> {
                 thread::yield_now();
                 continue;
             }
-            if idle > IDLE_POLLS && self.waits && self.fill.is_none() && !self.looker.is_ready() {
+            let is_done = self.fill.is_none() && self.importing.is_none();
+            if idle > IDLE_POLLS && self.waits && is_done && !self.looker.is_ready() {
                 self.sleep(io)?;
             }
         }
@@ -618,9 +625,24 @@ impl Moving<'_> {
     #[inline(never)]
     fn export(&mut self) {
         let balancer = &self.balancer;
-        let step = |fill: &mut Fill| fill.step(|from, into| balancer.export(from, into));
+        let export = |vm: Option<&str>, from, into: &mut [u8]| match vm {
+            Some(vm) => balancer.export_vm(vm, from, into),
+            None => balancer.export(from, into),
+        };
+        let step = |fill: &mut Fill| fill.step(export);
         if let Some(fill) = self.fill.take_if(|fill| !step(fill)) {
             self.mailbox.give_filled(fill);
+        }
+    }
+
+    /// Takes a few records over, and says so when all are.
+    #[cold]
+    #[inline(never)]
+    fn import(&mut self, now: Instant) {
+        let (balancer, seat) = (&mut self.balancer, self.seat.as_ref());
+        let mut step = |importing: &mut Importing| importing.step(balancer, seat, now);
+        if let Some(done) = self.importing.take_if(|importing| !step(importing)) {
+            self.mailbox.give_imported(done.imported());
         }
     }
 
@@ -685,7 +707,7 @@ impl<'m, I: LiveIo<'m>> Reading<'_, '_, I> {
     }
 }
 
-impl<'m, I: LiveIo<'m>> Recipient<Next, Counted> for Reading<'_, '_, I> {
+impl<'m, I: LiveIo<'m>> Recipient<Next, Counted, Importing> for Reading<'_, '_, I> {
     fn install(&mut self, next: Next) -> Next {
         let balancer = &mut self.moving.balancer;
         Next {
@@ -702,6 +724,10 @@ impl<'m, I: LiveIo<'m>> Recipient<Next, Counted> for Reading<'_, '_, I> {
 
     fn fill(&mut self, fill: Fill) {
         self.moving.fill = Some(fill);
+    }
+
+    fn import(&mut self, records: Importing) {
+        self.moving.importing = Some(records);
     }
 
     fn count(&mut self) -> Counted {

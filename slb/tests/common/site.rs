@@ -104,7 +104,8 @@ impl Site {
         );
     }
 
-    fn lay_node(&self, machine: &str, number: u32) {
+    /// Connects a node to the fabric, with this number for the last part of its addresses.
+    pub fn lay_node(&self, machine: &str, number: u32) {
         self.world
             .plain_cable(machine, "eth0", "router", machine, 1600);
         self.on("router", &[&format!("ip link set {machine} master fabric")]);

@@ -18,6 +18,7 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use slb_core::mem::Memory;
 use slb_core::nat::NatOptions;
@@ -67,6 +68,19 @@ pub struct Config {
     pub ports: Ports,
     /// Health that probes found so far, which is in no file.
     pub health: Findings,
+    /// The text that it was read from.
+    pub origin: Arc<Origin>,
+}
+
+/// The text of a configuration, and where and when it was read.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// What errors call it: the path of the file, as it was given.
+    pub name: String,
+    /// The text, which holds no secrets: no field of a configuration is one.
+    pub text: String,
+    /// When it was read.
+    pub read: SystemTime,
 }
 
 /// Health of backends by their probes, in addition to their configured state.
@@ -122,7 +136,12 @@ impl Config {
         }
         let config = {
             let root = Section::root(&document, &faults);
-            let config = read::read(&root);
+            let origin = Origin {
+                name: file.to_owned(),
+                text: text.to_owned(),
+                read: SystemTime::now(),
+            };
+            let config = read::read(&root, origin);
             root.finish();
             config
         };

@@ -90,6 +90,15 @@ impl Subnet {
         Self { address, bits: 128 }
     }
 
+    /// Whether an address is one of them.
+    pub fn contains(self, address: IpAddr) -> bool {
+        match (self.address, self.mask(), address) {
+            (IpAddr::V4(own), IpAddr::V4(mask), IpAddr::V4(other)) => own & mask == other & mask,
+            (IpAddr::V6(own), IpAddr::V6(mask), IpAddr::V6(other)) => own & mask == other & mask,
+            _ => false,
+        }
+    }
+
     /// The mask, as an address of the same family.
     fn mask(self) -> IpAddr {
         match self.address {

@@ -19,7 +19,7 @@ pub use capture::{Capture, CaptureError, CaptureStats, FRAME_LEN, memory_for};
 pub use error::{Damage, ReadError};
 pub use link::LinkType;
 pub use reader::{Next, Reader};
-pub use writer::{Format, Writer};
+pub use writer::{Format, Note, Writer};
 
 /// The README's program compiles.
 #[cfg(doctest)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
 use pcap_file::pcapng::PcapNgWriter;
-use pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketBlock;
+use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
 use pcap_file::pcapng::blocks::interface_description::{
     InterfaceDescriptionBlock, InterfaceDescriptionOption,
 };
@@ -16,6 +16,10 @@ use slb_core::Instant;
 
 /// Longest packet that readers are told to expect; none is cut.
 const SNAPLEN: u32 = 1 << 20;
+
+/// Direction in the flags of a packet (draft-ietf-opsawg-pcapng §4.3.1).
+const INBOUND: u32 = 1;
+const OUTBOUND: u32 = 2;
 
 /// Kind of file that is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,8 +41,19 @@ impl Format {
     }
 }
 
+/// What pcapng says of a packet besides its bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Note<'a> {
+    /// Number of the interface: zero, or one that [`Writer::add_interface`] returned.
+    pub interface: u32,
+    /// Whether the packet was sent or received; `None`: nothing is said of that.
+    pub is_sent: Option<bool>,
+    /// A comment, empty for none.
+    pub comment: &'a str,
+}
+
 /// Writes Ethernet frames to a capture.
-pub struct Writer<W: Write>(Inner<W>);
+pub struct Writer<W: Write>(Inner<W>, u32);
 
 enum Inner<W: Write> {
     Pcap(PcapWriter<W>),
@@ -51,7 +66,7 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// It cannot be written.
     pub fn new(output: W, format: Format) -> io::Result<Self> {
-        Ok(Self(match format {
+        let inner = match format {
             Format::Pcap => {
                 let header = PcapHeader {
                     snaplen: SNAPLEN,
@@ -72,7 +87,9 @@ impl<W: Write> Writer<W> {
                 writer.write_pcapng_block(interface).map_err(io_error)?;
                 Inner::PcapNg(writer)
             }
-        }))
+        };
+        // The second field is the number of the last interface.
+        Ok(Self(inner, 0))
     }
 
     /// Returns true if the format can represent the time. The seconds of pcap end on 7 February
@@ -98,6 +115,41 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// The same as for [`write`](Self::write).
     pub fn write_cut(&mut self, timestamp: Instant, frame: &[u8], cut: usize) -> io::Result<()> {
+        self.write_noted(timestamp, frame, cut, &Note::default())
+    }
+
+    /// Adds an interface to a capture in pcapng, and returns its number; zero in pcap, which has none.
+    ///
+    /// # Errors
+    /// The interface cannot be written.
+    pub fn add_interface(&mut self, name: &str) -> io::Result<u32> {
+        let Inner::PcapNg(writer) = &mut self.0 else {
+            return Ok(0);
+        };
+        let interface = InterfaceDescriptionBlock {
+            linktype: DataLink::ETHERNET,
+            snaplen: SNAPLEN,
+            options: vec![
+                InterfaceDescriptionOption::IfName(Cow::Borrowed(name)),
+                InterfaceDescriptionOption::IfTsResol(9),
+            ],
+        };
+        writer.write_pcapng_block(interface).map_err(io_error)?;
+        self.1 += 1;
+        Ok(self.1)
+    }
+
+    /// The same as [`write_cut`](Self::write_cut), with a note of which pcap takes nothing.
+    ///
+    /// # Errors
+    /// The same as for [`write`](Self::write), or there is no such interface.
+    pub fn write_noted(
+        &mut self,
+        timestamp: Instant,
+        frame: &[u8],
+        cut: usize,
+        note: &Note<'_>,
+    ) -> io::Result<()> {
         if !self.has_time(timestamp) {
             let message = "pcap has no time after 2106-02-07: expected pcapng";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
@@ -110,12 +162,21 @@ impl<W: Write> Writer<W> {
                 writer.write_packet(&packet).map_err(io_error)?;
             }
             Inner::PcapNg(writer) => {
+                let mut options = Vec::new();
+                if !note.comment.is_empty() {
+                    let comment = Cow::Borrowed(note.comment);
+                    options.push(EnhancedPacketOption::Comment(comment));
+                }
+                if let Some(is_sent) = note.is_sent {
+                    let direction = if is_sent { OUTBOUND } else { INBOUND };
+                    options.push(EnhancedPacketOption::Flags(direction));
+                }
                 let packet = EnhancedPacketBlock {
-                    interface_id: 0,
+                    interface_id: note.interface,
                     timestamp,
                     original_len: len,
                     data: Cow::Borrowed(frame),
-                    options: Vec::new(),
+                    options,
                 };
                 writer.write_pcapng_block(packet).map_err(io_error)?;
             }

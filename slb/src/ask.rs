@@ -1,6 +1,6 @@
 //! Questions to a running balancer, at its socket: a line of JSON, answered line by line.
 
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -24,6 +24,8 @@ pub(crate) enum Line {
     Item(String),
     /// The last line of the answer.
     End(Value),
+    /// There is nothing to say yet.
+    Beat,
 }
 
 impl Answer {
@@ -49,24 +51,40 @@ impl Answer {
     /// The balancer refuses the question, or is gone before the end.
     pub(crate) fn next(&mut self) -> Result<Line, Failure> {
         loop {
-            let mut line = String::new();
-            let len = self.reader.read_line(&mut line);
-            match len.map_err(|error| failed(&self.place, &error))? {
-                0 => return Err(failed(&self.place, &"the balancer is gone before the end")),
-                1 => continue,
-                _ if line.starts_with("{\"end\"") => {
-                    let value: Value =
-                        serde_json::from_str(&line).map_err(|error| failed(&self.place, &error))?;
-                    return Ok(Line::End(value["end"].clone()));
-                }
-                _ if line.starts_with("{\"error\"") => {
-                    let value: Value =
-                        serde_json::from_str(&line).map_err(|error| failed(&self.place, &error))?;
-                    let why = value["error"].as_str().unwrap_or("an error");
-                    return Err(Failure::usage(why));
-                }
-                _ => return Ok(Line::Item(line)),
+            match self.next_or_beat()? {
+                Line::Beat => {}
+                line => return Ok(line),
             }
+        }
+    }
+
+    /// So many bytes that follow.
+    pub(crate) fn bytes(&mut self, len: u64) -> impl io::Read + '_ {
+        (&mut self.reader).take(len)
+    }
+
+    /// The next line, also one that only says that the balancer is there.
+    ///
+    /// # Errors
+    /// As of [`next`](Self::next).
+    pub(crate) fn next_or_beat(&mut self) -> Result<Line, Failure> {
+        let mut line = String::new();
+        let len = self.reader.read_line(&mut line);
+        match len.map_err(|error| failed(&self.place, &error))? {
+            0 => Err(failed(&self.place, &"the balancer is gone before the end")),
+            1 => Ok(Line::Beat),
+            _ if line.starts_with("{\"end\"") => {
+                let value: Value =
+                    serde_json::from_str(&line).map_err(|error| failed(&self.place, &error))?;
+                Ok(Line::End(value["end"].clone()))
+            }
+            _ if line.starts_with("{\"error\"") => {
+                let value: Value =
+                    serde_json::from_str(&line).map_err(|error| failed(&self.place, &error))?;
+                let why = value["error"].as_str().unwrap_or("an error");
+                Err(Failure::usage(why))
+            }
+            _ => Ok(Line::Item(line)),
         }
     }
 }

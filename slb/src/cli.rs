@@ -62,6 +62,21 @@ pub(crate) enum Command {
     #[cfg(feature = "live")]
     /// List the connections that vms behind a running host agent opened, and the SNAT ports that they use.
     Snat(ConnectionOptions),
+    #[cfg(feature = "live")]
+    /// List the packets that a running balancer dropped last, by reason.
+    ///
+    /// Of each reason a worker keeps the last 16 that it saw when it looked: of a flood, a sample.
+    Drops(DropsOptions),
+    #[cfg(feature = "live")]
+    /// Write what a running balancer receives and sends to a capture in pcapng, each packet with a comment: the
+    /// rule, the backend, and the verdict or the reason of its drop.
+    ///
+    /// Packets never wait for a capture: where it cannot keep up, copies are lost, and their number is said in the
+    /// end. There can be one capture at a time.
+    Capture(CaptureOptions),
+    #[cfg(feature = "live")]
+    /// Print the configuration that a running balancer has in place.
+    Config(RunningConfigOptions),
     #[cfg(feature = "top")]
     /// Watch a running balancer on the whole terminal: VIPs, backends and their health, rates, drops.
     Top(TopOptions),
@@ -141,6 +156,12 @@ pub(crate) const LEFT_OUT: &[(&str, &str)] = &[
     #[cfg(not(feature = "live"))]
     ("snat", "live"),
     #[cfg(not(feature = "live"))]
+    ("drops", "live"),
+    #[cfg(not(feature = "live"))]
+    ("capture", "live"),
+    #[cfg(not(feature = "live"))]
+    ("config", "live"),
+    #[cfg(not(feature = "live"))]
     ("probe", "live"),
     #[cfg(not(feature = "live"))]
     ("apply", "live"),
@@ -175,6 +196,9 @@ impl Command {
             | Self::Apply(_)
             | Self::Delete(_)
             | Self::Controller(_) => false,
+            // It says in the end how many copies were lost.
+            #[cfg(feature = "live")]
+            Self::Capture(_) => false,
             #[cfg(feature = "top")]
             Self::Top(_) => false,
             _ => true,
@@ -580,6 +604,77 @@ pub(crate) struct ConnectionOptions {
     pub(crate) vm: Option<String>,
 }
 
+#[cfg(feature = "live")]
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DropsOptions {
+    /// The balancer's socket. Default: that of the one that runs here.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Only for this reason. Can be given several times.
+    #[arg(long, value_name = "REASON")]
+    pub(crate) reason: Vec<String>,
+    /// Print a JSON object a line, with the first bytes of each packet.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[cfg(feature = "live")]
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RunningConfigOptions {
+    /// The balancer's socket. Default: that of the one that runs here.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Print it as a JSON object, with where and when it was read.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[cfg(feature = "live")]
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CaptureOptions {
+    /// The balancer's socket. Default: that of the one that runs here.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Where to write the capture, in pcapng; - for standard output. A capture that is there is replaced; another
+    /// file is not.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Only packets from or to this client, under one of their names. Of several such options all have to hold.
+    #[arg(long, value_name = "ADDRESS[/BITS]|[ADDRESS]:PORT")]
+    pub(crate) client: Option<String>,
+    /// Only packets from or to this VIP.
+    #[arg(long, value_name = "ADDRESS[/BITS]|[ADDRESS]:PORT")]
+    pub(crate) vip: Option<String>,
+    /// Only packets between these two, whichever way they go: PROTOCOL A B, such as tcp 1.2.3.4:50000
+    /// 20.20.20.100:80.
+    #[arg(long, num_args = 3, value_names = ["PROTOCOL", "A", "B"])]
+    pub(crate) tuple: Vec<String>,
+    /// Only packets of this verdict: forward, flood, reply, pass or drop. Can be given several times.
+    #[arg(long, value_name = "VERDICT")]
+    pub(crate) verdict: Vec<String>,
+    /// Only packets that are dropped for this reason. Can be given several times.
+    #[arg(long, value_name = "REASON")]
+    pub(crate) reason: Vec<String>,
+    /// Look at one in so many packets.
+    #[arg(long, value_name = "N")]
+    pub(crate) sample: Option<u64>,
+    /// Copy so many packets a second at most.
+    #[arg(long, value_name = "PACKETS")]
+    pub(crate) limit_rate: Option<u64>,
+    /// End after so many bytes of capture.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) size: Option<u64>,
+    /// End after so many packets.
+    #[arg(long, value_name = "N")]
+    pub(crate) packets: Option<u64>,
+    /// End after so many seconds. Without any end, it goes on until it is interrupted.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) seconds: Option<f64>,
+    /// Keep so many bytes of each packet.
+    #[arg(long, value_name = "BYTES", default_value_t = 256)]
+    pub(crate) snaplen: u64,
+}
+
 #[cfg(feature = "top")]
 #[derive(Clone, Debug, Args)]
 pub(crate) struct TopOptions {
@@ -591,7 +686,9 @@ pub(crate) struct TopOptions {
 #[derive(Clone, Debug, Args)]
 #[command(
     override_usage = "slb explain [OPTIONS] [--config] <FILE> <PROTOCOL> <SOURCE> <DESTINATION>\n       \
-                            slb explain [OPTIONS] [--config] <FILE> --in <[PORT=]FILE>... --packet <N>"
+                            slb explain [OPTIONS] [--config] <FILE> --in <[PORT=]FILE>... --packet <N>\n       \
+                            slb explain --live [--socket <PATH>] <PROTOCOL> <SOURCE> <DESTINATION>\n       \
+                            slb explain --live [--socket <PATH>] --in <FILE> --packet <N>"
 )]
 pub(crate) struct ExplainOptions {
     /// The configuration (TOML); without --config, the first of the words.
@@ -599,6 +696,18 @@ pub(crate) struct ExplainOptions {
     config: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) balancer: BalancerOptions,
+    /// Ask the balancer that runs here what it would do with the packet now, by its own tables, the health of
+    /// its backends and their ramps. Nothing is changed by it.
+    #[cfg(feature = "live")]
+    #[arg(
+        long,
+        conflicts_with_all = ["config", "role", "stateless", "down", "drain"]
+    )]
+    pub(crate) live: bool,
+    /// With --live: the balancer's socket. Default: that of the one that runs here.
+    #[cfg(feature = "live")]
+    #[arg(long, value_name = "PATH", requires = "live")]
+    pub(crate) socket: Option<PathBuf>,
     /// A capture with the packet; for a proxy one for each port, as for replay.
     #[arg(long = "in", value_name = "[PORT=]FILE", requires = "packet")]
     pub(crate) input: Vec<String>,
@@ -617,6 +726,14 @@ pub(crate) struct ExplainOptions {
 }
 
 impl ExplainOptions {
+    /// With `--live`: the tuple, which is empty where a capture has the packet; `None` where a word is missing
+    /// or too many.
+    #[cfg(feature = "live")]
+    pub(crate) fn tuple(&self) -> Option<&[String]> {
+        let wanted = if self.packet.is_some() { 0 } else { 3 };
+        (self.words.len() == wanted).then_some(&self.words)
+    }
+
     /// The path of the configuration, and the tuple, which is empty where a capture has the packet; `None`
     /// where a word is missing or too many.
     pub(crate) fn read(&self) -> Option<(&Path, &[String])> {

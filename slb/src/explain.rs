@@ -1,11 +1,15 @@
 //! `slb explain`: one packet's whole way, as the pipeline itself reports it.
 
+#[cfg(feature = "live")]
+mod live;
+
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::PacketBuilder;
 use slb_control::ports::PortKind;
 use slb_control::{Config, Role};
 use slb_core::observe::{Step, Trail};
+use slb_core::spec::Spec;
 use slb_core::wire::ethernet::{self, EtherType, Ethernet};
 use slb_core::wire::ipv4::Ipv4;
 use slb_core::wire::ipv6::Ipv6;
@@ -21,6 +25,10 @@ use crate::cli::ExplainOptions;
 use crate::replay::{first_frontend, inputs, port_named};
 
 pub(crate) fn run(options: &ExplainOptions) -> Result<(), Failure> {
+    #[cfg(feature = "live")]
+    if options.live {
+        return live::run(options);
+    }
     let expected = || {
         Failure::usage(
             "explain: expected a configuration, and PROTOCOL SOURCE DESTINATION or --in FILE --packet N",
@@ -56,7 +64,9 @@ pub(crate) fn run(options: &ExplainOptions) -> Result<(), Failure> {
                 }
                 if place < burst.len() {
                     println!("{title}, {} bytes, at {now}", burst[place].len());
-                    explain(&config, &mut balancer, now, &mut burst, place);
+                    let mut out = String::new();
+                    explain(&config, &mut balancer, now, &mut burst, place, &mut out);
+                    print!("{out}");
                     return Ok(());
                 }
                 balancer.process(now, &mut burst, &mut ());
@@ -70,13 +80,14 @@ pub(crate) fn run(options: &ExplainOptions) -> Result<(), Failure> {
         None => {
             let packet = made_from(&config, tuple, from)?;
             println!("a packet made for it, {} bytes", packet.len());
-            explain_made(&config, balancer, &packet, from)
+            print!("{}", explain_made(&config, balancer, &packet, from)?);
+            Ok(())
         }
     }
 }
 
 /// The port that `--from` names, which is one that packets come in by.
-fn port_from(config: &Config, name: &str) -> Result<PortId, Failure> {
+pub(crate) fn port_from(config: &Config, name: &str) -> Result<PortId, Failure> {
     let mut names: Vec<(PortId, String)> = match config.node.role {
         Role::Proxy => {
             let ports = (0..).map(PortId).zip(&config.ports.all);
@@ -103,12 +114,13 @@ fn port_from(config: &Config, name: &str) -> Result<PortId, Failure> {
 
 /// Explains a packet that was made for it. From the outside a host gets it through a mux, so that
 /// one tells its part first.
-fn explain_made(
+pub(crate) fn explain_made(
     config: &Config,
     mut balancer: Balancer,
     packet: &[u8],
     from: Option<PortId>,
-) -> Result<(), Failure> {
+) -> Result<String, Failure> {
+    let mut out = String::new();
     let now = Instant::from_secs(1);
     let of_source = packet
         .first_chunk::<12>()
@@ -128,13 +140,14 @@ fn explain_made(
             }
             None => balancer.set_port(&mut frames[0]),
         }
-        explain(config, &mut balancer, now, &mut frames, 0);
-        return Ok(());
+        explain(config, &mut balancer, now, &mut frames, 0, &mut out);
+        return Ok(out);
     }
     let mut at_mux = config.clone();
     at_mux.node.become_mux();
-    println!("at a mux with this configuration:");
-    explain(&at_mux, &mut Balancer::new(&at_mux)?, now, &mut frames, 0);
+    out += "at a mux with this configuration:\n";
+    let mut mux = Balancer::new(&at_mux)?;
+    explain(&at_mux, &mut mux, now, &mut frames, 0, &mut out);
     let sent = frames[0].bytes().to_vec();
     let here = match Ethernet::parse(&sent).map(|link| (link.ether_type(), link.payload())) {
         Ok((EtherType::IPV4, ip)) => {
@@ -146,16 +159,16 @@ fn explain_made(
         _ => false,
     };
     if !matches!(frames[0].verdict(), Verdict::Forward(_)) || !here {
-        println!("it does not come to this host");
-        return Ok(());
+        out += "it does not come to this host\n";
+        return Ok(out);
     }
-    println!("at this host:");
+    out += "at this host:\n";
     let frame = Frame::new(&mut buffer, 0, sent.len()).unwrap_or(Frame::EMPTY);
     let mut frames = [frame];
     frames[0].bytes_mut().copy_from_slice(&sent);
     balancer.set_port(&mut frames[0]);
-    explain(config, &mut balancer, now, &mut frames, 0);
-    Ok(())
+    explain(config, &mut balancer, now, &mut frames, 0, &mut out);
+    Ok(out)
 }
 
 /// The port of a proxy that a packet comes by: that of the backends, where it is from one.
@@ -176,7 +189,11 @@ fn proxy_port(config: &Config, packet: &[u8]) -> PortId {
 
 /// A SYN, a datagram or an echo request with this tuple, from the vm at port `from` or else the one that
 /// has its source.
-fn made_from(config: &Config, tuple: &[String], from: Option<PortId>) -> Result<Vec<u8>, Failure> {
+pub(crate) fn made_from(
+    config: &Config,
+    tuple: &[String],
+    from: Option<PortId>,
+) -> Result<Vec<u8>, Failure> {
     let bad = |what: &str, got: &str| Failure::usage(format!("expected {what}, got {got:?}"));
     let [protocol, source, destination] = tuple else {
         return Err(bad("PROTOCOL SOURCE DESTINATION", &tuple.join(" ")));
@@ -218,23 +235,21 @@ fn made_from(config: &Config, tuple: &[String], from: Option<PortId>) -> Result<
     Ok(packet)
 }
 
-/// Processes `frames` and prints what happens to the one at `place`.
-fn explain(
+/// Processes `frames`, and adds to `out` what happens to the one at `place`.
+pub(crate) fn explain(
     config: &Config,
     balancer: &mut Balancer,
     now: Instant,
     frames: &mut [Frame<'_>],
     place: usize,
+    out: &mut String,
 ) {
     let mut trail = Trail::new(place);
     balancer.process(now, frames, &mut trail);
     config.with_spec(|spec| {
         for step in trail.steps() {
-            let text = match *step {
-                Step::Done(Verdict::Forward(port)) => forward_text(config, port),
-                _ => step.named(spec).to_string(),
-            };
-            println!("  {:<10} {text}", step.label());
+            let text = step_text(config, spec, step);
+            *out += &format!("  {:<10} {text}\n", step.label());
         }
     });
     if config.node.role == Role::Mux
@@ -242,8 +257,26 @@ fn explain(
         && let Some(frame) = frames.get(place)
         && let Some(text) = outer(frame.bytes())
     {
-        println!("  {:<10} {text}", "outer");
+        *out += &format!("  {:<10} {text}\n", "outer");
     }
+}
+
+/// A step in words, with the names of a configuration and its spec.
+pub(crate) fn step_text(config: &Config, spec: &Spec<'_>, step: &Step) -> String {
+    match *step {
+        Step::Done(Verdict::Forward(port)) => forward_text(config, port),
+        _ => step.named(spec).to_string(),
+    }
+}
+
+/// What happened to a packet in one line, for a comment of a capture: the role, then all steps but the
+/// packet's own headers, which stand beside it.
+pub(crate) fn comment(config: &Config, spec: &Spec<'_>, trail: &Trail) -> String {
+    let steps = trail.steps();
+    let steps = steps.filter(|step| !matches!(step, Step::Parsed(_)));
+    let steps = steps.map(|step| format!("{} {}", step.label(), step_text(config, spec, step)));
+    let steps: Vec<String> = steps.collect();
+    format!("{}: {}", config.node.role.name(), steps.join("; "))
 }
 
 /// A verdict with the name that a proxy's port has in the configuration.

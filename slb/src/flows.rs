@@ -3,11 +3,12 @@
 use std::io::{self, BufWriter, Write};
 
 use serde_json::{Value, json};
+use slb_control::Role;
 
 use crate::Failure;
 use crate::ask::{Answer, Line};
 use crate::cli::{ConnectionOptions, FlowOptions, ListOptions, Named};
-use crate::status::place;
+use crate::status::place_of;
 
 /// Entries by which the widths of columns are chosen.
 const TO_MEASURE: usize = 256;
@@ -53,7 +54,12 @@ fn question(what: &str, options: &ListOptions, vm: Option<&str>) -> Value {
 }
 
 fn list(what: &str, options: &ListOptions, vm: Option<&str>) -> Result<(), Failure> {
-    let path = place(options.socket.as_deref())?;
+    let roles: &[Role] = match what {
+        "flows" => &[Role::Mux],
+        "snat" => &[Role::Host],
+        _ => &[Role::Host, Role::Proxy],
+    };
+    let path = place_of(options.socket.as_deref(), roles)?;
     let mut answer = Answer::to(&path, &question(what, options, vm))?;
     let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
     let end = match options.json {
@@ -79,6 +85,7 @@ fn lines(answer: &mut Answer, out: &mut impl Write) -> Result<Value, Failure> {
     loop {
         match answer.next()? {
             Line::Item(line) => out.write_all(line.as_bytes()).map_err(Failure::failed)?,
+            Line::Beat => {}
             Line::End(end) => return Ok(end),
         }
     }
@@ -195,6 +202,7 @@ impl Table {
                     let row = self.columns.iter().map(|(_, of)| of(&entry)).collect();
                     self.row(row, out).map_err(Failure::failed)?;
                 }
+                Line::Beat => {}
                 Line::End(end) => {
                     self.measure(out).map_err(Failure::failed)?;
                     return Ok(end);

@@ -14,7 +14,9 @@
 //! `--workers` asks for several: then these hand packets to each other (`exchange`).
 
 mod announce;
+mod answers;
 mod background;
+mod capture;
 mod control;
 mod device;
 mod exchange;

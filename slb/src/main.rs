@@ -20,6 +20,8 @@ mod generate;
 mod import;
 #[cfg(feature = "live")]
 mod live;
+#[cfg(feature = "live")]
+mod look;
 mod output;
 #[cfg(feature = "live")]
 mod probe;
@@ -68,6 +70,12 @@ fn main() -> ExitCode {
         Command::Connections(options) => flows::connections(&options),
         #[cfg(feature = "live")]
         Command::Snat(options) => flows::snat(&options),
+        #[cfg(feature = "live")]
+        Command::Drops(options) => look::drops(&options),
+        #[cfg(feature = "live")]
+        Command::Capture(options) => look::capture(&options),
+        #[cfg(feature = "live")]
+        Command::Config(options) => look::config(&options),
         #[cfg(feature = "top")]
         Command::Top(options) => top::run(&options),
         #[cfg(feature = "live")]

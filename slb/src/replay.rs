@@ -170,7 +170,7 @@ pub(crate) fn first_frontend(config: &Config) -> PortId {
 }
 
 /// Opens a capture; returns its size too.
-fn open(path: &Path) -> Result<(Reader, u64), Failure> {
+pub(crate) fn open(path: &Path) -> Result<(Reader, u64), Failure> {
     let failed =
         |error: &dyn std::fmt::Display| Failure::failed(format!("{}: {error}", path.display()));
     let unreadable = |error: std::io::Error| failed(&format_args!("cannot be read: {error}"));

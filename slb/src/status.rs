@@ -49,11 +49,22 @@ pub(crate) fn place(said: Option<&Path>) -> Result<PathBuf, Failure> {
     if let Some(path) = said {
         return Ok(path.to_owned());
     }
-    let roles = [Role::Mux, Role::Host, Role::Proxy];
-    let mut paths = roles.into_iter().map(default_path);
+    place_of(None, &[Role::Mux, Role::Host, Role::Proxy])
+}
+
+/// The same of a balancer that has one of these roles.
+pub(crate) fn place_of(said: Option<&Path>, roles: &[Role]) -> Result<PathBuf, Failure> {
+    if let Some(path) = said {
+        return Ok(path.to_owned());
+    }
+    let mut paths = roles.iter().map(|&role| default_path(role));
     let found = paths.find(|path| UnixStream::connect(path).is_ok());
     found.ok_or_else(|| {
-        Failure::failed("no balancer runs here, or it is another user's: say --socket where its is")
+        let names: Vec<&str> = roles.iter().map(|role| role.name()).collect();
+        let names = names.join(" or ");
+        Failure::failed(format!(
+            "no {names} runs here, or it is another user's: say --socket where its is"
+        ))
     })
 }
 

@@ -1,6 +1,7 @@
 //! A [`Config`] out of a document: each section read for itself, its faults told where they are.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use slb_core::hash::{Distribution, Hasher, MICROSOFT_KEY, SipHash13, Toeplitz, Xxh3};
@@ -16,14 +17,14 @@ use super::addresses::{HOST, STATION, UNICAST, host, station, unicast};
 use super::networks;
 use super::{
     Backend, Config, Findings, Frontend, InboundNat, MAX_IDLE_TIMEOUT, MIN_IDLE_TIMEOUT,
-    NoHealthyBackends, Node, Outbound, Pool, Probe, ProbeProtocol, Protocol, Role, Rule,
+    NoHealthyBackends, Node, Origin, Outbound, Pool, Probe, ProbeProtocol, Protocol, Role, Rule,
 };
 use crate::document::{Section, Span, resembling};
 use crate::{ports, validate};
 
 const ADDRESS: &str = "an IPv4 or IPv6 address";
 
-pub(super) fn read(root: &Section<'_>) -> Option<Config> {
+pub(super) fn read(root: &Section<'_>, origin: Origin) -> Option<Config> {
     let node = root.section("node").and_then(read_node);
     let networks = read_all(root, "network", networks::read_network);
     let frontends = read_all(root, "frontend", read_frontend);
@@ -73,6 +74,7 @@ pub(super) fn read(root: &Section<'_>) -> Option<Config> {
         outbound,
         ports: ports?,
         health: Findings::default(),
+        origin: Arc::new(origin),
     })
 }
 

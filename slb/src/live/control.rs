@@ -216,7 +216,7 @@ impl Control<'_> {
     ) -> Result<(), Failure> {
         let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(Failure::failed)?;
         let begin = self.begin;
-        let shared = Shared::new(&self.config, &self.workers, begin);
+        let shared = Shared::new((&self.config, &self.snapshot), &self.workers, begin);
         if let Some(endpoint) = endpoint {
             endpoint.serve(Arc::clone(&shared))?;
         }
@@ -595,7 +595,7 @@ impl Control<'_> {
             self.work.wants_look_up = true;
             self.ask(false);
         }
-        shared.set_config(&self.config);
+        shared.set_config(&self.config, &self.snapshot);
     }
 
     /// Follows the devices: what is gone is closed, and what is there again is opened.

@@ -14,11 +14,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
 use std::time::{Duration, Instant as Clock};
 
-use slb_core::PortId;
 use slb_core::list::{Ends, Entry, EntryState, Filter};
 use slb_core::nat::Direction;
 use slb_core::state::{Cursor, RECORD_MOST};
+use slb_core::{DropReason, Frame, Instant, PortId, Verdict};
 
+use super::capture::Tap;
 use crate::balancer::Balancer;
 
 /// Places looked at in one step: some 32 KiB of a mux's table, 8 µs.
@@ -36,7 +37,78 @@ const SHARE: u32 = 49;
 
 /// Work for a worker between two bursts.
 pub(super) enum Task {
-    List(List),
+    List(Box<List>),
+    Capture(Box<Tap>),
+    /// To give the last dropped packets, in memory that has room for all.
+    Drops(Vec<Dropped>, SyncSender<Vec<Dropped>>),
+}
+
+/// Dropped packets that are kept of each reason.
+const KEPT: usize = 16;
+/// Bytes of each that are kept.
+const HEAD: usize = 128;
+/// The most that are kept of one burst.
+const OF_BURST: usize = 8;
+/// All that are kept.
+pub(super) const DROPS: usize = KEPT * DropReason::COUNT;
+
+/// A packet that was dropped.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Dropped {
+    at: Instant,
+    /// How long ago that was, once somebody asks.
+    pub(super) age: Duration,
+    pub(super) reason: DropReason,
+    pub(super) port: PortId,
+    /// Bytes of the frame.
+    pub(super) len: u32,
+    kept: u8,
+    head: [u8; HEAD],
+}
+
+impl Dropped {
+    /// The first bytes of the frame, as it was when it was dropped.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.head.get(..self.kept.into()).unwrap_or_default()
+    }
+}
+
+/// The last dropped packets: of each reason a few, so that a flood of one does not hide another.
+#[derive(Debug)]
+struct Drops {
+    /// By reason, each a ring.
+    kept: Vec<[Option<Dropped>; KEPT]>,
+    next: [usize; DropReason::COUNT],
+}
+
+impl Drops {
+    fn new() -> Self {
+        Self {
+            kept: vec![[None; KEPT]; DropReason::COUNT],
+            next: [0; DropReason::COUNT],
+        }
+    }
+
+    fn note(&mut self, now: Instant, frame: &Frame<'_>, reason: DropReason) {
+        let place = reason as usize;
+        let (Some(ring), Some(next)) = (self.kept.get_mut(place), self.next.get_mut(place)) else {
+            return;
+        };
+        let bytes = frame.bytes();
+        let kept = bytes.len().min(HEAD);
+        let mut head = [0; HEAD];
+        head[..kept].copy_from_slice(&bytes[..kept]);
+        ring[*next] = Some(Dropped {
+            at: now,
+            age: Duration::ZERO,
+            reason,
+            port: frame.port(),
+            len: bytes.len() as u32,
+            kept: kept as u8,
+            head,
+        });
+        *next = (*next + 1) % KEPT;
+    }
 }
 
 /// A [`Filter`] with memory of its own.
@@ -154,22 +226,43 @@ pub(super) struct Looker {
     due: Clock,
     /// Returns true if no list has an empty page.
     is_starved: bool,
+    tap: Option<Box<Tap>>,
+    drops: Drops,
+    /// The zero of the worker's clock.
+    begin: Clock,
 }
 
 impl Looker {
-    pub(super) fn new() -> Self {
+    /// For a worker whose clock began then.
+    pub(super) fn new(begin: Clock) -> Self {
         Self {
             lists: Vec::new(),
             turn: 0,
             due: Clock::now(),
             is_starved: false,
+            tap: None,
+            drops: Drops::new(),
+            begin,
         }
     }
 
     #[cold]
     pub(super) fn take(&mut self, task: Task) {
         match task {
-            Task::List(list) => self.lists.push(list),
+            Task::List(list) => self.lists.push(*list),
+            Task::Capture(mut tap) => {
+                tap.set_begin(self.begin);
+                self.tap = Some(tap);
+            }
+            Task::Drops(mut into, tell) => {
+                let now = self.begin.elapsed();
+                let all = self.drops.kept.iter().flatten().flatten();
+                into.extend(all.take(into.capacity()).map(|dropped| Dropped {
+                    age: now.saturating_sub(Duration::from_nanos(dropped.at.as_nanos())),
+                    ..*dropped
+                }));
+                let _ = tell.try_send(into);
+            }
         }
     }
 
@@ -177,6 +270,32 @@ impl Looker {
     #[inline]
     pub(super) fn is_busy(&self) -> bool {
         !self.lists.is_empty()
+    }
+
+    /// The capture that goes on, if there is one.
+    #[inline]
+    pub(super) fn tap(&mut self) -> Option<&mut Tap> {
+        self.tap.as_deref_mut()
+    }
+
+    /// Looks after what is to be done from time to time: keeps dropped packets of a burst, and gives copies on.
+    #[inline(never)]
+    pub(super) fn sweep(&mut self, now: Instant, burst: &[Frame<'_>]) {
+        let mut kept = 0;
+        for frame in burst {
+            if let Verdict::Drop(reason) = frame.verdict()
+                && kept < OF_BURST
+            {
+                self.drops.note(now, frame, reason);
+                kept += 1;
+            }
+        }
+        if let Some(tap) = &mut self.tap {
+            tap.flush();
+            if !tap.is_wanted() {
+                self.tap = None;
+            }
+        }
     }
 
     /// Returns true if it can continue at once.
@@ -257,7 +376,7 @@ impl Pages {
             senders.push(Some(sender));
             assign(
                 worker,
-                Task::List(List {
+                Task::List(Box::new(List {
                     wanted: wanted.clone(),
                     has_records,
                     next: Some(Cursor::START),
@@ -265,7 +384,7 @@ impl Pages {
                     empty,
                     filled: filled.clone(),
                     is_wanted: Arc::clone(&is_wanted),
-                }),
+                })),
             );
         }
         Self {
@@ -314,7 +433,7 @@ impl Drop for Pages {
 #[cfg(test)]
 mod tests {
     use slb_control::Config;
-    use slb_core::{Frame, HEADROOM, Instant};
+    use slb_core::HEADROOM;
 
     use super::*;
 
@@ -346,7 +465,7 @@ mod tests {
 
     #[test]
     fn every_flow_comes_on_a_page() {
-        let (balancer, mut looker) = (mux(5000), Looker::new());
+        let (balancer, mut looker) = (mux(5000), Looker::new(Clock::now()));
         let mut pages = pages(&Wanted::default(), &mut looker);
         let mut ports = Vec::new();
         loop {
@@ -368,7 +487,7 @@ mod tests {
 
     #[test]
     fn a_worker_waits_for_no_reader_and_notices_that_one_is_gone() {
-        let (balancer, mut looker) = (mux(20_000), Looker::new());
+        let (balancer, mut looker) = (mux(20_000), Looker::new(Clock::now()));
         let pages = pages(&Wanted::default(), &mut looker);
         for _ in 0..2000 {
             looker.step(&balancer, true);
@@ -382,7 +501,7 @@ mod tests {
 
     #[test]
     fn one_list_holds_no_other_up() {
-        let (balancer, mut looker) = (mux(20_000), Looker::new());
+        let (balancer, mut looker) = (mux(20_000), Looker::new(Clock::now()));
         let all = pages(&Wanted::default(), &mut looker);
         for _ in 0..2000 {
             looker.step(&balancer, true);
@@ -410,7 +529,7 @@ mod tests {
 
     #[test]
     fn while_packets_come_a_step_waits_for_its_turn() {
-        let (balancer, mut looker) = (mux(100), Looker::new());
+        let (balancer, mut looker) = (mux(100), Looker::new(Clock::now()));
         let pages = pages(&Wanted::default(), &mut looker);
         looker.step(&balancer, false);
         let places = |looker: &Looker| looker.lists[0].page.as_ref().map(|page| page.places);
@@ -426,7 +545,7 @@ mod tests {
 
     #[test]
     fn a_worker_that_ends_leaves_no_list_open() {
-        let (balancer, mut looker) = (mux(100), Looker::new());
+        let (balancer, mut looker) = (mux(100), Looker::new(Clock::now()));
         let mut pages = pages(&Wanted::default(), &mut looker);
         looker.step(&balancer, true);
         drop(looker);

@@ -19,6 +19,7 @@ use slb_core::wire::protocol;
 
 use super::look::{NoPage, Wanted};
 use super::status::Shared;
+use super::{answers, capture};
 
 /// How long a client may take to ask, before it is taken as one that asks for the status.
 const TO_ASK: Duration = Duration::from_millis(100);
@@ -66,15 +67,20 @@ pub(super) fn answer(asked: &Value, client: &UnixStream, shared: &Shared) -> io:
             None => out.line(&json!({ "error": "a worker does not answer" })),
         },
         Some("list") => list(asked, shared, &mut out),
+        Some("config") => answers::config(shared, &mut out),
+        Some("explain") => answers::explain_live(asked, shared, &mut out),
+        Some("drops") => answers::drops(shared, &mut out),
+        Some("capture") => capture::capture(asked, shared, &shared.is_captured, &mut out),
         _ => out.line(&json!({
-            "error": "expected a line of JSON with \"ask\": \"status\" or \"list\""
+            "error": "expected a line of JSON with \"ask\": \"status\", \"list\", \"config\", \"explain\", \
+                      \"drops\" or \"capture\""
         })),
     };
     answered.and_then(|()| out.flush())
 }
 
 /// Lines on their way to a client.
-struct Answer<'c> {
+pub(super) struct Answer<'c> {
     client: &'c UnixStream,
     bytes: Vec<u8>,
     written: Instant,
@@ -89,9 +95,24 @@ impl<'c> Answer<'c> {
         }
     }
 
-    fn line(&mut self, value: &Value) -> io::Result<()> {
+    pub(super) fn line(&mut self, value: &Value) -> io::Result<()> {
         writeln!(self.bytes, "{value}")?;
         self.give_on()
+    }
+
+    /// Bytes that are no text, behind a line that says how many they are.
+    pub(super) fn block(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        writeln!(self.bytes, "{{\"bytes\":{}}}", bytes.len())?;
+        self.bytes.extend_from_slice(bytes);
+        self.flush()
+    }
+
+    /// Waits for the client to read for as long as it likes.
+    pub(super) fn set_patient(&self) -> io::Result<()> {
+        self.client.set_write_timeout(None)
     }
 
     /// Writes what there is, if it is enough for a block.
@@ -103,7 +124,7 @@ impl<'c> Answer<'c> {
     }
 
     /// Writes what there is, and an empty line where there has been nothing for a while.
-    fn beat(&mut self) -> io::Result<()> {
+    pub(super) fn beat(&mut self) -> io::Result<()> {
         if self.bytes.is_empty() && self.written.elapsed() >= BEAT {
             self.bytes.push(b'\n');
         }
@@ -161,7 +182,7 @@ fn list(asked: &Value, shared: &Shared, out: &mut Answer<'_>) -> io::Result<()> 
         Err(error) => return out.line(&json!({ "error": error })),
     };
     // A list may be read page by page: how long that takes is the reader's business.
-    out.client.set_write_timeout(None)?;
+    out.set_patient()?;
     let only_counts = asked["count"] == Value::Bool(true);
     let most = asked["limit"].as_u64().unwrap_or(u64::MAX);
     let names = Names::of(&config);
@@ -316,7 +337,7 @@ fn wanted(asked: &Value, config: &Config) -> Result<Wanted, String> {
 }
 
 /// `ADDRESS`, `ADDRESS/BITS`, `ADDRESS:PORT` or `:PORT`, with brackets around an IPv6 address that has a port.
-fn end(text: &str) -> Result<(Option<Subnet>, Option<u16>), String> {
+pub(super) fn end(text: &str) -> Result<(Option<Subnet>, Option<u16>), String> {
     let bad = || format!("expected ADDRESS, ADDRESS/BITS, ADDRESS:PORT or :PORT, got {text:?}");
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok((Some(Subnet::host(address)), None));
@@ -339,7 +360,7 @@ fn end(text: &str) -> Result<(Option<Subnet>, Option<u16>), String> {
     Ok((Some(Subnet { address, bits }), None))
 }
 
-fn protocol_number(text: &str) -> Result<u8, String> {
+pub(super) fn protocol_number(text: &str) -> Result<u8, String> {
     let known = [
         protocol::TCP,
         protocol::UDP,

@@ -8,7 +8,8 @@ use std::net::{IpAddr, Shutdown};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::Sender;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Sender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -26,7 +27,7 @@ use slb_io_pcap::CaptureStats;
 use tracing::warn;
 
 use super::follow::standing_json;
-use super::look::{Pages, Task, Wanted};
+use super::look::{DROPS, Dropped, Pages, Task, Wanted};
 use super::next_hops::destination;
 use super::request;
 use super::state::StateStatus;
@@ -53,12 +54,16 @@ pub(super) struct Shared {
     workers: Vec<(Arc<Letterbox>, Vec<String>, Option<usize>)>,
     /// Of each worker, where others say what they look for.
     tasks: Vec<Sender<Task>>,
+    /// Whether a capture goes on.
+    pub(super) is_captured: AtomicBool,
     begin: Instant,
 }
 
 /// The state of the control thread.
 struct State {
     config: Arc<Config>,
+    /// What was made of it.
+    compiled: Arc<Snapshot<'static>>,
     /// Hosts that no packet can reach.
     unreachable: BTreeSet<IpAddr>,
     /// Why it is not ready.
@@ -122,7 +127,11 @@ impl State {
 }
 
 impl Shared {
-    pub(super) fn new(config: &Config, workers: &[Worker], begin: Instant) -> Arc<Self> {
+    pub(super) fn new(
+        (config, snapshot): (&Config, &Arc<Snapshot<'static>>),
+        workers: &[Worker],
+        begin: Instant,
+    ) -> Arc<Self> {
         let one = |worker: &Worker| {
             (
                 Arc::clone(&worker.mailbox),
@@ -133,6 +142,7 @@ impl Shared {
         Arc::new(Self {
             state: Mutex::new(State {
                 config: Arc::new(config.clone()),
+                compiled: Arc::clone(snapshot),
                 unreachable: BTreeSet::new(),
                 trouble: Vec::new(),
                 stalled: Vec::new(),
@@ -144,13 +154,15 @@ impl Shared {
             }),
             workers: workers.iter().map(one).collect(),
             tasks: workers.iter().map(|worker| worker.tasks.clone()).collect(),
+            is_captured: AtomicBool::new(false),
             begin,
         })
     }
 
-    pub(super) fn set_config(&self, config: &Config) {
+    pub(super) fn set_config(&self, config: &Config, snapshot: &Arc<Snapshot<'static>>) {
         let config = Arc::new(config.clone());
-        self.state().config = config;
+        let mut state = self.state();
+        (state.config, state.compiled) = (config, Arc::clone(snapshot));
     }
 
     pub(super) fn set_unreachable(&self, hosts: BTreeSet<IpAddr>) {
@@ -181,13 +193,39 @@ impl Shared {
         Arc::clone(&self.state().config)
     }
 
+    /// The configuration that is in place, and what was made of it.
+    pub(super) fn in_place(&self) -> (Arc<Config>, Arc<Snapshot<'static>>) {
+        let state = self.state();
+        (Arc::clone(&state.config), Arc::clone(&state.compiled))
+    }
+
+    /// How many workers there are.
+    pub(super) fn workers(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Gives a worker a task. One that has ended lets it go, which whoever waits for an answer is told by.
+    pub(super) fn assign(&self, worker: usize, task: Task) {
+        let _ = self.tasks[worker].send(task);
+        self.workers[worker].0.nudge();
+    }
+
     /// The searches in all workers' tables, page by page.
     pub(super) fn pages(&self, wanted: &Wanted, has_records: bool) -> Pages {
-        Pages::of(self.tasks.len(), wanted, has_records, |worker, task| {
-            // A worker that has ended lets the task go, and the pages say so.
-            let _ = self.tasks[worker].send(task);
-            self.workers[worker].0.nudge();
+        Pages::of(self.workers(), wanted, has_records, |worker, task| {
+            self.assign(worker, task);
         })
+    }
+
+    /// The last dropped packets of all workers; `None` where one does not answer.
+    pub(super) fn drops(&self) -> Option<Vec<Dropped>> {
+        let mut all = Vec::new();
+        for worker in 0..self.workers() {
+            let (tell, told) = sync_channel(1);
+            self.assign(worker, Task::Drops(Vec::with_capacity(DROPS), tell));
+            all.extend(told.recv_timeout(PATIENCE).ok()?);
+        }
+        Some(all)
     }
 
     /// Why it is not ready, where it is not: also how long workers have stood still. Waits for no worker.

@@ -285,15 +285,17 @@ fn work(
         }
     }
     let kernel = go.kernel.map(ToKernel);
+    let begin = Clock::now();
     let mut moving = Moving {
         balancer,
         mailbox,
         orders,
         tasks,
-        looker: Looker::new(),
+        looker: Looker::new(begin),
+        is_sweep: false,
         waits: start.waits,
         probes: start.probes,
-        begin: Clock::now(),
+        begin,
         work: Work::default(),
         earlier: Vec::new(),
         held: Vec::new(),
@@ -351,6 +353,8 @@ struct Moving<'w> {
     orders: &'w Receiver<Order>,
     tasks: &'w Receiver<Task>,
     looker: Looker,
+    /// Whether timers are looked at in this round, and dropped packets kept.
+    is_sweep: bool,
     waits: bool,
     probes: Option<WorkerEnd>,
     begin: Clock,
@@ -495,12 +499,16 @@ impl Moving<'_> {
                 self.import(now);
             }
             let is_sweep = clock - last_sweep >= SWEEP;
+            self.is_sweep = is_sweep;
             // Before it waits, too: what the last packets let go on does not.
             if is_sweep || idle == IDLE_POLLS {
                 last_sweep = clock;
                 let mut spare: Burst<'m> = Burst::new();
                 io.reserve(&mut spare, SPARE);
                 self.balancer.advance(now, &mut spare);
+                if let Some(tap) = self.looker.tap() {
+                    tap.note_own(now, &spare);
+                }
                 self.send(&mut spare, io)?;
                 if let Some(probes) = &self.probes {
                     probes::take(probes, &self.balancer, io, &mut spare);
@@ -528,6 +536,9 @@ impl Moving<'_> {
                     return Ok(End::Stopped);
                 }
                 continue;
+            }
+            if is_sweep {
+                self.looker.sweep(now, &[]);
             }
             idle += 1;
             if let Some(seat) = &mut self.seat {
@@ -575,7 +586,13 @@ impl Moving<'_> {
         burst: &mut Burst<'m>,
         io: &mut impl LiveIo<'m>,
     ) -> io::Result<()> {
-        self.balancer.process(now, burst, &mut ());
+        match self.looker.tap() {
+            None => self.balancer.process(now, burst, &mut ()),
+            Some(tap) => tap.process(&mut self.balancer, now, burst),
+        }
+        if self.is_sweep {
+            self.looker.sweep(now, burst);
+        }
         if let Some(probes) = &self.probes {
             probes::collect(probes, &self.balancer, burst);
         }

@@ -1,0 +1,238 @@
+//! Answers about one packet, the configuration and dropped packets.
+
+use std::io;
+use std::net::IpAddr;
+use std::time::{Duration, Instant as Clock, SystemTime};
+
+use serde_json::{Value, json};
+use slb_control::{Config, Role};
+use slb_core::list::{Ends, Subnet};
+use slb_core::packet::{Packet, Parsed, Tuple};
+use slb_core::state::Age;
+use slb_core::wire::ethernet::Ethernet;
+use slb_core::wire::ipv4::Ipv4;
+use slb_core::wire::ipv6::Ipv6;
+use slb_core::wire::protocol;
+use slb_core::wire::udp::Udp;
+use slb_core::wire::vxlan::{self, Vxlan};
+use slb_core::{Frame, HEADROOM, Instant, PortId};
+
+use super::look::{NoPage, Wanted};
+use super::request::Answer;
+use super::status::Shared;
+use super::worker::secret;
+use crate::balancer::Balancer;
+use crate::explain::{explain, explain_made, made_from, port_from};
+
+/// How long the tables are looked through for what a packet belongs to.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Flows or connections that a copy has room for.
+const COPY: usize = 1 << 13;
+
+/// The configuration that is in place.
+pub(super) fn config(shared: &Shared, out: &mut Answer<'_>) -> io::Result<()> {
+    let (config, snapshot) = shared.in_place();
+    let origin = &config.origin;
+    let on_disk = std::fs::read_to_string(&origin.name).ok();
+    let since = |time: SystemTime| {
+        time.duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+    };
+    out.line(&json!({
+        "role": config.node.role.name(),
+        "generation": snapshot.generation(),
+        "name": origin.name,
+        "read": since(origin.read).as_secs_f64(),
+        "age": origin.read.elapsed().unwrap_or_default().as_secs_f64(),
+        "is_as_on_disk": on_disk.map(|on_disk| on_disk == origin.text),
+        "text": origin.text,
+    }))?;
+    out.line(&json!({ "end": {} }))
+}
+
+/// The last dropped packets of each worker.
+pub(super) fn drops(shared: &Shared, out: &mut Answer<'_>) -> io::Result<()> {
+    let config = shared.config();
+    let Some(mut drops) = shared.drops() else {
+        return out.line(&json!({ "error": "a worker does not answer" }));
+    };
+    drops.sort_by_key(|drop| drop.age);
+    for drop in &drops {
+        // What was cut off is zeros here: headers alone are read.
+        let mut bytes = drop.bytes().to_vec();
+        bytes.resize(drop.len as usize, 0);
+        let tuple = match Packet::parse(&bytes) {
+            Parsed::Ip(packet) => Some(packet.tuple().to_string()),
+            _ => None,
+        };
+        out.line(&json!({
+            "age": drop.age.as_secs_f64(),
+            "reason": drop.reason.name(),
+            "description": drop.reason.description(),
+            "port": port_name(&config, drop.port),
+            "length": drop.len,
+            "packet": tuple,
+            "bytes": hex(drop.bytes()),
+        }))?;
+    }
+    out.line(&json!({ "end": { "entries": drops.len() } }))
+}
+
+/// What a port is called: a proxy's name of it, a host agent's vm, or its number.
+pub(super) fn port_name(config: &Config, port: PortId) -> String {
+    let own = match config.node.role {
+        Role::Proxy => config.ports.name(port).map(str::to_owned),
+        Role::Host if port == PortId(0) => Some("fabric".to_owned()),
+        Role::Host => {
+            let vms = config.vms();
+            let vm = vms.into_iter().find(|vm| vm.port == Some(port));
+            vm.map(|vm| vm.name)
+        }
+        Role::Mux => None,
+    };
+    own.unwrap_or_else(|| port.0.to_string())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digits = text.as_bytes().chunks(2);
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    digits.map(byte).collect()
+}
+
+/// What would happen to a packet now: as a copy says that has the same configuration, and of the tables what
+/// the packet belongs to.
+pub(super) fn explain_live(asked: &Value, shared: &Shared, out: &mut Answer<'_>) -> io::Result<()> {
+    match explained(asked, shared) {
+        Ok(text) => {
+            out.line(&json!({ "text": text }))?;
+            out.line(&json!({ "end": {} }))
+        }
+        Err(error) => out.line(&json!({ "error": error })),
+    }
+}
+
+fn explained(asked: &Value, shared: &Shared) -> Result<String, String> {
+    let (config, snapshot) = shared.in_place();
+    let mut config = Config::clone(&config);
+    let message = |failure: crate::Failure| {
+        let text = failure.to_string();
+        text.strip_prefix("slb: ").unwrap_or(&text).to_owned()
+    };
+    let from = asked["from"].as_str();
+    let from = from
+        .map(|name| port_from(&config, name))
+        .transpose()
+        .map_err(message)?;
+    let (packet, is_made) = match asked["packet"].as_str() {
+        Some(hex) => (unhex(hex).ok_or("expected a packet in hexadecimal")?, false),
+        None => {
+            let words = asked["tuple"].as_array().into_iter().flatten();
+            let words: Vec<String> = words.filter_map(Value::as_str).map(str::to_owned).collect();
+            (made_from(&config, &words, from).map_err(message)?, true)
+        }
+    };
+    // The tables of a copy are small, and rates of packets before this one do not count.
+    let node = &mut config.node;
+    node.flows = node.flows.min(COPY);
+    node.connections = node.connections.min(COPY);
+    node.waiting_fragments = node.waiting_fragments.min(16);
+    node.flows_per_source = 0;
+    let key = secret().map_err(message)?;
+    let mut copy = Balancer::with_snapshot(&config, snapshot, key).map_err(message)?;
+    let now = Instant::from_secs(1);
+    for tuple in tuples(&packet) {
+        for wanted in wanted(&tuple, config.node.role) {
+            for records in records(shared, &wanted)? {
+                let imported = copy.import(now, Age::default(), &records);
+                imported.map_err(|error| error.to_string())?;
+            }
+        }
+    }
+    if is_made {
+        let title = format!("a packet made for it, {} bytes\n", packet.len());
+        let text = explain_made(&config, copy, &packet, from).map_err(message)?;
+        return Ok(title + &text);
+    }
+    let mut buffer = vec![0; HEADROOM + packet.len() + HEADROOM];
+    buffer[HEADROOM..HEADROOM + packet.len()].copy_from_slice(&packet);
+    let frame = Frame::new(&mut buffer, HEADROOM, packet.len());
+    let mut frames = [frame.ok_or("the packet is too long")?];
+    match from {
+        Some(port) => frames[0].set_port(port),
+        None => copy.set_port(&mut frames[0]),
+    }
+    let mut text = String::new();
+    explain(&config, &mut copy, now, &mut frames, 0, &mut text);
+    Ok(text)
+}
+
+/// The tuples of a packet, and of the one that it carries in VXLAN.
+fn tuples(frame: &[u8]) -> Vec<Tuple> {
+    let tuple = |frame: &[u8]| match Packet::parse(frame) {
+        Parsed::Ip(packet) => Some(packet.tuple()),
+        _ => None,
+    };
+    let inner = || {
+        let link = Ethernet::parse(frame).ok()?;
+        let datagram = match link.payload().first()? >> 4 {
+            4 => Ipv4::parse(link.payload()).ok()?.payload(),
+            _ => Ipv6::parse(link.payload()).ok()?.payload(),
+        };
+        let udp = Udp::parse(datagram).ok()?;
+        let vxlan = Vxlan::parse(udp.payload()).ok()?;
+        (udp.destination_port() == vxlan::PORT).then(|| tuple(vxlan.payload()))?
+    };
+    tuple(frame).into_iter().chain(inner()).collect()
+}
+
+/// What of a table a packet of this tuple may belong to.
+fn wanted(tuple: &Tuple, role: Role) -> Vec<Wanted> {
+    let has_ports = matches!(tuple.protocol, protocol::TCP | protocol::UDP);
+    let port = |port: u16| has_ports.then_some(port);
+    let host = |address: IpAddr| Some(Subnet::host(address));
+    let ends = Ends {
+        source: host(tuple.source),
+        destination: host(tuple.destination),
+        source_port: port(tuple.source_port),
+        destination_port: port(tuple.destination_port),
+    };
+    let own = Wanted {
+        protocol: Some(tuple.protocol),
+        ..Wanted::default()
+    };
+    let outside = Wanted {
+        outside: ends,
+        ..own.clone()
+    };
+    let inside = Wanted {
+        inside: ends,
+        ..own
+    };
+    match role {
+        Role::Mux => vec![outside],
+        Role::Host | Role::Proxy => vec![outside, inside],
+    }
+}
+
+/// The records of what is wanted, of all workers.
+fn records(shared: &Shared, wanted: &Wanted) -> Result<Vec<Vec<u8>>, String> {
+    let begin = Clock::now();
+    let mut pages = shared.pages(wanted, true);
+    let mut all = Vec::new();
+    loop {
+        match pages.next(Duration::from_millis(100)) {
+            Ok(page) => {
+                all.push(page.records.clone());
+                pages.give_back(page);
+            }
+            Err(NoPage::Left) => return Ok(all),
+            Err(NoPage::Yet) if begin.elapsed() < PATIENCE => {}
+            Err(NoPage::Yet) => return Err("a worker does not answer".to_owned()),
+            Err(NoPage::Ended) => return Err("a worker ended".to_owned()),
+        }
+    }
+}

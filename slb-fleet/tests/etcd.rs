@@ -70,13 +70,13 @@ fn a_fleet_goes_on_over_an_outage_of_etcd() {
     for mux in &muxes {
         wait_until("the next is everywhere", || mux.serving() == ["vm1", "vm4"]);
     }
-    // A host that is gone takes its vms out within its lease plus one second.
+    // A host that is gone takes its vms out; after an outage, once hosts had the time to come back.
     let begin = Instant::now();
     drop(host);
     for mux in &muxes {
         wait_until("vm1 is out", || mux.serving() == ["vm4"]);
     }
-    assert!(begin.elapsed() < slb_fleet::node::LEASE + Duration::from_secs(1));
+    assert!(begin.elapsed() < slb_fleet::node::LEASE + Duration::from_secs(3));
 }
 
 /// An authority, and certificates of it.
@@ -181,7 +181,7 @@ fn a_node_that_writes_anothers_keys_is_refused() {
         let key = format!("{prefix}{own}");
         control(&["role", "grant-permission", "mux-mux1", "readwrite", &key]);
     }
-    control(&["user", "add", "mux1:secret"]);
+    control(&["user", "add", "mux1", "--no-password"]);
     control(&["user", "grant-role", "mux1", "mux-mux1"]);
     control(&["auth", "enable"]);
 

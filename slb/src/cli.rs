@@ -503,7 +503,7 @@ pub(crate) struct ControllerOptions {
     /// How to write the log, which goes to standard error.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log: LogFormat,
-    /// What to log: error, warn, info, debug or trace.
+    /// Lowest level to log: error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub(crate) log_level: tracing::Level,
 }

@@ -37,7 +37,7 @@ pub(super) struct Fleet {
     present: Option<Generation>,
     /// The one that is being put in place.
     next: Option<Generation>,
-    /// Whether the node's own file has changed since.
+    /// True if the node's own file has changed since.
     has_other_file: bool,
     agents: Agents,
     is_autonomous: bool,

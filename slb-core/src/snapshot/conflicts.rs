@@ -67,7 +67,7 @@ fn conflict(spec: &Spec<'_>, frontend: usize, taken: Use) -> Option<SpecError> {
     }
 }
 
-/// Whether a rule of a frontend leads to a pool.
+/// Returns true if a rule of a frontend leads to a pool.
 fn leads(spec: &Spec<'_>, frontend: usize, pool: usize) -> bool {
     let rules = spec.rules.iter().map(|rule| (rule.frontend, rule.pool));
     let nat = spec.inbound_nat.iter().map(|nat| (nat.frontend, nat.pool));

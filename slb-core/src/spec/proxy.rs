@@ -90,13 +90,13 @@ impl SourceRewrite {
         Some([range(self.from)?, range(self.to)?])
     }
 
-    /// Whether hosts can have all addresses of both ranges.
+    /// Returns true if hosts can have all addresses of both ranges.
     fn is_unicast(&self) -> bool {
         self.ranges()
             .is_none_or(|ranges| ranges.as_flattened().iter().copied().all(is_unicast))
     }
 
-    /// Whether all clients are those of `earlier`, or some addresses are.
+    /// Compares the clients with those of `earlier`: all of them, or some addresses, are the same.
     fn overlaps(&self, earlier: &Self) -> bool {
         let (Some([clients, seen]), Some([other_clients, other_seen])) =
             (self.ranges(), earlier.ranges())
@@ -109,7 +109,8 @@ impl SourceRewrite {
     }
 }
 
-/// Whether a host can have an address: 0.0.0.0/8 is "this network", 240.0.0.0/4 reserved (RFC 1122 §3.2.1.3).
+/// Returns true if a host can have an address: 0.0.0.0/8 is "this network", 240.0.0.0/4 reserved
+/// (RFC 1122 §3.2.1.3).
 fn is_unicast(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => !matches!(address.octets()[0], 0 | 224..),

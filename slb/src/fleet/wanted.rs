@@ -1,4 +1,4 @@
-//! What is wanted of a fleet: `slb apply`, `slb get`, `slb delete`.
+//! The wanted state of a fleet: `slb apply`, `slb get`, `slb delete`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -92,7 +92,7 @@ fn import(name: &str, _: &str, _: Option<&Path>) -> Result<Spec, Failure> {
     )))
 }
 
-/// What a new spec changes, a line for each section.
+/// Lists the changes of a new spec, a line for each section.
 fn difference(old: Option<&Spec>, new: &Spec) -> String {
     let sections = |spec: Option<&Spec>| -> BTreeSet<(String, String, String)> {
         spec.map(Spec::list).unwrap_or_default()

@@ -181,8 +181,8 @@ impl Fleet {
         self.node.apply(config);
     }
 
-    /// Whether the node goes by what it finds itself, beside what the fleet said last: it may take backends out
-    /// then, and none in.
+    /// True if the node uses what it finds itself, beside what the fleet said last: it may take
+    /// backends out then, and none in.
     pub(super) fn is_autonomous(&self) -> bool {
         self.is_autonomous
     }

@@ -160,6 +160,29 @@ impl Neighbours {
         Ok(all)
     }
 
+    /// The other ends of the links of an interface: what [`set_peer`](crate::set_peer) has it lead to.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn peers(&self, interface: u32) -> io::Result<Vec<IpAddr>> {
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let mut all = Vec::new();
+        for answer in netlink::dump(&self.requests, request)? {
+            let RouteNetlinkMessage::NewAddress(message) = answer else {
+                continue;
+            };
+            let peer = message
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    AddressAttribute::Address(address) => Some(*address),
+                    _ => None,
+                });
+            all.extend(peer.filter(|_| message.header.index == interface));
+        }
+        Ok(all)
+    }
+
     /// The router and interface for an address.
     fn route(&self, to: IpAddr) -> io::Result<Option<(IpAddr, u32)>> {
         let mut message = RouteMessage::default();

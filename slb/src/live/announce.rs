@@ -4,15 +4,20 @@
 //! packets that the mux does not take are lost in the interface, and reset no connection. The
 //! interface is this process's own: when the process ends, for whatever reason, the interface
 //! disappears, and the daemon withdraws the routes.
+//!
+//! An operator or another program may delete the interface, take it down, or remove an address from it. The
+//! first two are troubles: the node is not ready until the interface is there again, which this process makes
+//! itself, or until it is up again, which is left to whoever took it down. An address is put back.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
 
 use slb_control::Config;
 use slb_control::config::Frontend;
-use slb_io_afxdp::{bring_up, set_peer};
+use slb_io_afxdp::{InterfaceError, Link, Neighbours, bring_up, set_peer};
 use slb_io_tun::{Device, Layer};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::Failure;
 
@@ -20,27 +25,40 @@ use crate::Failure;
 const OWN_IPV4: Ipv4Addr = Ipv4Addr::new(169, 254, 255, 1);
 const OWN_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd73, 0x6c62, 0, 0, 0, 0, 0, 1);
 
+/// How long an interface that was deleted stays so, at least: whoever watches sees the VIPs go.
+const PAUSE: Duration = Duration::from_secs(1);
+
 pub(super) struct Announcer {
     name: String,
     own_ipv4: Ipv4Addr,
     own_ipv6: Ipv6Addr,
     announced: BTreeSet<IpAddr>,
-    /// Holds the interface.
-    _device: Device,
+    /// VIPs that the kernel refuses, each said once.
+    refused: BTreeSet<IpAddr>,
+    state: State,
+}
+
+/// The interface, as it was when it was last looked at.
+enum State {
+    /// It is up. The device holds it, and the number is the interface's.
+    Up(Device, u32),
+    /// Somebody took it down.
+    Down(Device, u32),
+    /// Somebody deleted it.
+    Gone(Instant),
 }
 
 impl Announcer {
     pub(super) fn open(name: &str, config: &Config) -> Result<Self, Failure> {
-        let failed =
-            |error: &dyn std::fmt::Display| Failure::failed(format!("--announce {name}: {error}"));
-        let device = Device::open(name, Layer::Ip, false).map_err(|error| failed(&error))?;
-        bring_up(name).map_err(|error| failed(&error))?;
+        let (device, index) =
+            open(name).map_err(|error| Failure::failed(format!("--announce {name}: {error}")))?;
         Ok(Self {
             name: name.to_owned(),
             own_ipv4: config.node.ipv4.unwrap_or(OWN_IPV4),
             own_ipv6: config.node.ipv6.unwrap_or(OWN_IPV6),
             announced: BTreeSet::new(),
-            _device: device,
+            refused: BTreeSet::new(),
+            state: State::Up(device, index),
         })
     }
 
@@ -68,7 +86,97 @@ impl Announcer {
         self.set(&BTreeSet::new());
     }
 
+    /// Why nothing can be announced, if so.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let name = &self.name;
+        match self.state {
+            State::Up(..) => None,
+            State::Down(..) => Some(format!("{name} is down, so no VIP is announced")),
+            State::Gone(_) => Some(format!("{name} is gone, so no VIP is announced")),
+        }
+    }
+
+    /// Looks at the interface, and makes it again where it is gone. Returns true if the caller has to announce
+    /// again, or what [`trouble`](Self::trouble) says is another.
+    pub(super) fn look(&mut self) -> bool {
+        let found = match Link::find(&self.name) {
+            Ok(link) => Some(link),
+            // That the kernel cannot be asked says nothing about the interface.
+            Err(InterfaceError::Netlink(_)) => return false,
+            Err(_) => None,
+        };
+        let name = &self.name;
+        let state = std::mem::replace(&mut self.state, State::Gone(Instant::now()));
+        match (state, found) {
+            (State::Gone(since), _) if since.elapsed() < PAUSE => {
+                self.state = State::Gone(since);
+                false
+            }
+            (State::Gone(since), _) => match open(name) {
+                Ok((device, index)) => {
+                    info!("{name} is there again");
+                    self.state = State::Up(device, index);
+                    true
+                }
+                Err(error) => {
+                    if since.elapsed() < 2 * PAUSE {
+                        error!("{name} cannot be made again, will retry: {error}");
+                    }
+                    self.state = State::Gone(since);
+                    false
+                }
+            },
+            (State::Up(device, index), Some(link)) if link.index == index && link.is_up => {
+                self.state = State::Up(device, index);
+                self.find_missing(index)
+            }
+            (State::Down(device, index), Some(link)) if link.index == index && link.is_up => {
+                info!("{name} is up again");
+                self.state = State::Up(device, index);
+                // Its IPv6 addresses went when it did.
+                self.announced.clear();
+                true
+            }
+            (State::Up(device, index), Some(link)) if link.index == index => {
+                error!(
+                    "{name} was taken down: the VIPs come back when it is up (ip link set {name} up)"
+                );
+                self.state = State::Down(device, index);
+                true
+            }
+            (State::Down(device, index), Some(link)) if link.index == index => {
+                self.state = State::Down(device, index);
+                false
+            }
+            (State::Up(..) | State::Down(..), _) => {
+                error!("{name} was deleted, and the VIPs with it: making it again");
+                self.announced.clear();
+                true
+            }
+        }
+    }
+
+    /// Looks for VIPs that somebody removed from the interface; returns true if there are any.
+    fn find_missing(&mut self, index: u32) -> bool {
+        let Ok(peers) = Neighbours::open().and_then(|tables| tables.peers(index)) else {
+            return false;
+        };
+        let before = self.announced.len();
+        let name = &self.name;
+        self.announced.retain(|vip| {
+            let is_there = peers.contains(vip);
+            if !is_there {
+                warn!(%vip, "was removed from {name}: announcing it again");
+            }
+            is_there
+        });
+        self.announced.len() < before
+    }
+
     fn set(&mut self, wanted: &BTreeSet<IpAddr>) {
+        if matches!(self.state, State::Gone(_)) {
+            return;
+        }
         let gone = self.announced.difference(wanted).map(|&vip| (vip, false));
         let new = wanted.difference(&self.announced).map(|&vip| (vip, true));
         let changes: Vec<(IpAddr, bool)> = gone.chain(new).collect();
@@ -81,13 +189,26 @@ impl Announcer {
                 Ok(()) if is_there => {
                     info!(%vip, "announced");
                     self.announced.insert(vip);
+                    self.refused.remove(&vip);
                 }
                 Ok(()) => {
                     info!(%vip, "withdrawn");
                     self.announced.remove(&vip);
                 }
-                Err(error) => warn!(%vip, interface = self.name, "{error}"),
+                Err(error) => {
+                    if self.refused.insert(vip) {
+                        warn!(%vip, interface = self.name, "{error}");
+                    }
+                }
             }
         }
     }
+}
+
+/// Makes the interface, or takes it over where nobody else has it, and brings it up.
+fn open(name: &str) -> Result<(Device, u32), String> {
+    let device = Device::open(name, Layer::Ip, false).map_err(|error| error.to_string())?;
+    bring_up(name).map_err(|error| error.to_string())?;
+    let link = Link::find(name).map_err(|error| error.to_string())?;
+    Ok((device, link.index))
 }

@@ -55,7 +55,7 @@ const FOLLOW: Duration = Duration::from_millis(250);
 /// Interval at which it checks that the workers make progress.
 const LISTEN: Duration = Duration::from_millis(200);
 /// How long a worker, or the whole process, may stand still before that is said, and its VIPs are withdrawn.
-const STILL: Duration = Duration::from_secs(2);
+pub(super) const STILL: Duration = Duration::from_secs(2);
 /// How often it says that probes cannot be sent.
 const COMPLAIN: Duration = Duration::from_secs(60);
 
@@ -231,12 +231,13 @@ impl Control<'_> {
         // Nothing may have changed since the start, and addresses not be reached all the same.
         let (mut has_changed, mut followed) = (true, begin);
         self.ask(true);
-        let mut listened = begin;
+        let (mut listened, mut announced) = (begin, begin);
         let mut heir: Option<Heir>;
         let ends = loop {
             let before = Instant::now();
             self.wait();
             self.heed_stop(before.elapsed());
+            shared.note_alive();
             if listened.elapsed() >= LISTEN {
                 listened = Instant::now();
                 self.listen(&shared);
@@ -281,6 +282,13 @@ impl Control<'_> {
             }
             self.follow_fleet(&shared);
             has_changed |= self.next_hops.has_changed();
+            let is_due = has_changed && announced.elapsed() >= FOLLOW || announced.elapsed() >= ASK;
+            if is_due {
+                announced = Instant::now();
+                if self.announcer.as_mut().is_some_and(Announcer::look) {
+                    self.look_at_trouble(&shared);
+                }
+            }
             // What cannot be opened is tried again, whether the kernel says something or not.
             let is_due = !self.to_reopen.is_empty() || self.unreached.is_waiting();
             let patience = if has_changed { FOLLOW } else { ASK };
@@ -311,7 +319,7 @@ impl Control<'_> {
             }
         };
         if ends.is_ok() && heir.is_none() {
-            self.drain(&mut signals);
+            self.drain(&mut signals, &shared);
         }
         self.life.end();
         // First the kernel gets its packets back, then what is still in the rings goes out.
@@ -749,6 +757,7 @@ impl Control<'_> {
         trouble.extend(foreign.into_iter().map(|address| {
             format!("underlay {address} is no address of this machine (ip address add)")
         }));
+        trouble.extend(self.announcer.as_ref().and_then(Announcer::trouble));
         if trouble != self.trouble {
             match trouble.is_empty() {
                 true => info!("ready again"),
@@ -999,7 +1008,7 @@ impl Control<'_> {
     }
 
     /// Goes on for a while, so that whoever sends here can send elsewhere; another signal ends it.
-    fn drain(&mut self, signals: &mut Signals) {
+    fn drain(&mut self, signals: &mut Signals, shared: &Shared) {
         if let Some(announcer) = &mut self.announcer {
             announcer.withdraw();
         }
@@ -1008,6 +1017,7 @@ impl Control<'_> {
         let begin = Instant::now();
         while begin.elapsed() < drain {
             self.wait();
+            shared.note_alive();
             self.life.beat(true);
             if signals.pending().any(|signal| signal != SIGHUP) {
                 return;

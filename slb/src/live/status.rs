@@ -26,6 +26,7 @@ use slb_fleet::object::Digest;
 use slb_io_pcap::CaptureStats;
 use tracing::warn;
 
+use super::control::STILL;
 use super::follow::standing_json;
 use super::look::{DROPS, Dropped, Pages, Task, Wanted};
 use super::next_hops::destination;
@@ -70,6 +71,8 @@ struct State {
     trouble: Vec<String>,
     /// The workers that stand still, and since when.
     stalled: Vec<(String, Instant)>,
+    /// When the control thread last moved.
+    alive: Instant,
     /// Why backends are not well.
     sick: BTreeMap<BackendName, String>,
     /// Of `--state`: what was taken over, and the last checkpoint.
@@ -109,7 +112,14 @@ impl State {
             let seconds = since.elapsed().as_secs_f64();
             format!("the worker of {worker} has been stalled for {seconds:.1} s")
         });
-        self.trouble.iter().cloned().chain(stalled).collect()
+        // Requests wait while the whole process is stopped, and are answered when it goes on.
+        let silence = self.alive.elapsed();
+        let control = (silence >= STILL).then(|| {
+            let seconds = silence.as_secs_f64();
+            format!("the control thread has been stalled for {seconds:.1} s")
+        });
+        let all = self.trouble.iter().cloned().chain(stalled);
+        all.chain(control).collect()
     }
 
     /// The backends whose hosts no packet can reach, by pool and name.
@@ -146,6 +156,7 @@ impl Shared {
                 unreachable: BTreeSet::new(),
                 trouble: Vec::new(),
                 stalled: Vec::new(),
+                alive: Instant::now(),
                 sick: BTreeMap::new(),
                 kept: None,
                 fleet: None,
@@ -172,6 +183,11 @@ impl Shared {
     pub(super) fn set_trouble(&self, trouble: Vec<String>, stalled: Vec<(String, Instant)>) {
         let mut state = self.state();
         (state.trouble, state.stalled) = (trouble, stalled);
+    }
+
+    /// Takes note that the control thread moves.
+    pub(super) fn note_alive(&self) {
+        self.state().alive = Instant::now();
     }
 
     pub(super) fn set_sick(&self, sick: BTreeMap<BackendName, String>) {
@@ -617,5 +633,27 @@ fn expect_stale(path: &Path) -> io::Result<()> {
             error.kind(),
             format!("there is a socket, and it is not known whether it is in use: {error}"),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_was_stopped_is_not_ready_until_it_moves() {
+        let text = include_str!("../../../examples/web.toml");
+        let config = Config::parse("web.toml", text).expect("a good configuration");
+        let shared = Shared::new(&config, &[], Instant::now());
+        assert_eq!(shared.trouble(), [""; 0]);
+        let stopped = Instant::now().checked_sub(STILL + Duration::from_secs(1));
+        shared.state().alive = stopped.expect("the machine runs for longer");
+        let trouble = shared.trouble().join(", ");
+        assert!(
+            trouble.starts_with("the control thread has been stalled for 3."),
+            "{trouble}"
+        );
+        shared.note_alive();
+        assert_eq!(shared.trouble(), [""; 0]);
     }
 }

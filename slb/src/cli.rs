@@ -341,10 +341,12 @@ pub(crate) struct LiveOptions {
     pub(crate) busy: bool,
     /// Socket of `slb status`. Default: /run/slb-ROLE.sock. A stale socket is replaced; if the file
     /// is anything else, it stays, and the program does not start.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long = "socket", visible_alias = "status", value_name = "PATH")]
     pub(crate) status: Option<PathBuf>,
     /// For AF_XDP: TUN device for packets that go back to the kernel; none: they are lost. Default:
-    /// slb-pass for a host, none for others.
+    /// slb-pass for a host or a proxy, none for a mux. A proxy gives it the packets for its interfaces'
+    /// own MAC addresses that belong to no connection, so a proxy between two subnets routes between
+    /// them if the machine forwards (sysctl net.ipv4.ip_forward=1).
     #[arg(long, value_name = "NAME")]
     pub(crate) pass: Option<String>,
     /// Address that serves /metrics (for Prometheus), /healthz and /readyz over HTTP.

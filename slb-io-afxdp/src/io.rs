@@ -133,6 +133,8 @@ pub struct AfXdp<'m> {
     lent: usize,
     total: usize,
     kernel: Option<Kernel>,
+    /// Destination MAC addresses whose frames the kernel routes.
+    routed: Vec<[u8; 6]>,
     stats: AfXdpStats,
     memory: PhantomData<&'m mut Umem>,
 }
@@ -188,11 +190,19 @@ impl<'m> AfXdp<'m> {
             next: 0,
             lent: 0,
             kernel: None,
+            routed: Vec::new(),
             stats: AfXdpStats::default(),
             memory: PhantomData,
         };
         io.fill();
         Ok(io)
+    }
+
+    /// Passes frames that would leave with one of these destination MAC addresses to the kernel, which routes
+    /// them: frames for the interfaces' own addresses would come back to nobody. See
+    /// [`pass_to`](Self::pass_to).
+    pub fn route(&mut self, own: impl IntoIterator<Item = MacAddress>) {
+        self.routed = own.into_iter().map(|mac| mac.0).collect();
     }
 
     /// Sets the sink of frames that are not the balancer's: each is written whole, from its link
@@ -405,6 +415,13 @@ impl<'m> AfXdp<'m> {
         }
     }
 
+    /// Returns true if the kernel is to route a frame rather than an interface to send it.
+    #[inline]
+    fn is_routed(&self, frame: &Frame<'m>) -> bool {
+        let to: Option<&[u8; 6]> = frame.bytes().first_chunk();
+        !self.routed.is_empty() && to.is_some_and(|to| self.routed.contains(to))
+    }
+
     fn pass(&mut self, frame: &Frame<'m>) {
         let taken = self
             .kernel
@@ -453,6 +470,10 @@ impl<'m> PacketIo<'m> for AfXdp<'m> {
                 _ if frame.is_empty() => false,
                 Verdict::Drop(_) => false,
                 Verdict::Pass => {
+                    self.pass(&frame);
+                    false
+                }
+                Verdict::Forward(_) | Verdict::Flood if self.is_routed(&frame) => {
                     self.pass(&frame);
                     false
                 }

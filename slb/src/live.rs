@@ -374,7 +374,7 @@ fn kernel_device(
     role: Role,
     plan: &Plan,
 ) -> Result<Option<Device>, Failure> {
-    let usual = (role == Role::Host).then(|| "slb-pass".to_owned());
+    let usual = (role != Role::Mux).then(|| "slb-pass".to_owned());
     let name = match (&options.pass, plan) {
         (Some(name), Plan::AfXdp(_)) => Some(name.clone()),
         (None, Plan::AfXdp(_)) => usual,
@@ -384,9 +384,24 @@ fn kernel_device(
         return Ok(None);
     };
     let failed = |error: &dyn std::fmt::Display| Failure::failed(format!("--pass {name}: {error}"));
-    let device = Device::open(&name, Layer::Ip, false).map_err(|error| failed(&error))?;
-    slb_io_afxdp::bring_up(&name).map_err(|error| failed(&error))?;
-    Ok(Some(device))
+    let open = || {
+        let device = Device::open(&name, Layer::Ip, false).map_err(|error| failed(&error))?;
+        slb_io_afxdp::bring_up(&name).map_err(|error| failed(&error))?;
+        if role == Role::Proxy {
+            sysctl::prepare_routed(&name)?;
+        }
+        Ok(device)
+    };
+    match open() {
+        // One that nobody routes through serves all the same.
+        Err(failure) if role == Role::Proxy && options.pass.is_none() => {
+            warn!(
+                "packets that are to be routed between the proxy's interfaces are lost: {failure}"
+            );
+            Ok(None)
+        }
+        opened => opened.map(Some),
+    }
 }
 
 /// Has the log go to standard error.

@@ -203,3 +203,93 @@ fn a_proxy_without_an_address_among_its_backends_says_what_it_needs() {
         ["s1", "s2"].iter().all(|server| served.contains(*server))
     });
 }
+
+/// A proxy that is the router between two subnets.
+/// ```text
+///  c, 10.0.1.10 ── front, 10.0.1.1 [ lb ] 10.0.2.1, back ── s1, 10.0.2.11
+/// ```
+fn lay_two_subnets(kind: &str) -> World {
+    let mut world = World::new(kind, &["c", "lb", "s1"]);
+    world.plain_cable("c", "eth0", "lb", "front", 1500);
+    world.plain_cable("s1", "eth0", "lb", "back", 1500);
+    for (end, port, subnet, host) in [("c", "front", 1, 10), ("s1", "back", 2, 11)] {
+        world.on(
+            end,
+            &format!("ip address add 10.0.{subnet}.{host}/24 dev eth0"),
+        );
+        world.on(
+            end,
+            &format!("ip address add fd00:{subnet}::{host}/64 dev eth0 nodad"),
+        );
+        world.on(end, &format!("ip route add default via 10.0.{subnet}.1"));
+        world.on(end, &format!("ip route add default via fd00:{subnet}::1"));
+        world.on(
+            "lb",
+            &format!("ip address add 10.0.{subnet}.1/24 dev {port}"),
+        );
+        world.on(
+            "lb",
+            &format!("ip address add fd00:{subnet}::1/64 dev {port} nodad"),
+        );
+    }
+    world.on("lb", "sysctl -qw net.ipv4.ip_forward=1");
+    world.on("lb", "sysctl -qw net.ipv6.conf.all.forwarding=1");
+    world.serve("s1");
+    world.serve("c");
+    let text = "[node]\nrole = \"proxy\"\n\
+                [[frontend]]\nname = \"web\"\naddress = \"10.9.9.9\"\n\
+                [[pool]]\nname = \"webs\"\nbackends = [ { name = \"s1\", address = \"10.0.2.11\" } ]\n\
+                [[rule]]\nname = \"http\"\nfrontend = \"web\"\npool = \"webs\"\n\
+                protocol = \"tcp\"\nfrontend_port = 80\nbackend_port = 8080\n";
+    fs::write(world.path("m.toml"), text).unwrap();
+    world
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_proxy_is_the_router_between_two_subnets() {
+    if let Some(why) = lacking(&["ethtool"]) {
+        skip!("{why}");
+    }
+    let world = lay_two_subnets("pr");
+    let proxy = start(&world);
+    let get = |from: &str, url: &str| {
+        let curl = format!("curl -sS -m 5 http://{url}/");
+        let output = world.command(from, &curl).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    wait_until(&world, "it serves", || {
+        get("c", "10.9.9.9") == "s1 10.0.1.10\n"
+    });
+    // What is for no VIP, in both directions and families, begun by either side.
+    for _ in 0..5 {
+        assert_eq!(get("c", "10.9.9.9"), "s1 10.0.1.10\n");
+        assert_eq!(get("c", "10.0.2.11:8080"), "s1 10.0.1.10\n");
+        assert_eq!(get("s1", "10.0.1.10:8080"), "c 10.0.2.11\n");
+    }
+    world.on("c", "ping -q -c 3 -i 0.05 -W 2 10.0.2.11");
+    world.on("s1", "ping -q -c 3 -i 0.05 -W 2 10.0.1.10");
+    world.on("c", "ping -6 -q -c 3 -i 0.05 -W 2 fd00:2::11");
+    world.on("s1", "ping -6 -q -c 3 -i 0.05 -W 2 fd00:1::10");
+    let size = world.on(
+        "c",
+        "curl -sS -m 20 -o /dev/null -w %{size_download} http://10.0.2.11:8080/3000000",
+    );
+    assert_eq!(size, "3000000");
+    // It is a router: hops count, and it names itself.
+    let ping = "ping -c 1 -t 1 -W 2 10.0.2.11";
+    let output = world.command("c", ping).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        said.contains("From 10.0.1.1") && said.contains("Time to live"),
+        "{said}"
+    );
+    // Where the machine forwards nothing, neither does this one.
+    world.on("lb", "sysctl -qw net.ipv4.ip_forward=0");
+    let ping = "ping -q -c 1 -W 1 10.0.2.11";
+    assert!(!world.command("c", ping).output().unwrap().status.success());
+    assert_eq!(get("c", "10.9.9.9"), "s1 10.0.1.10\n");
+    proxy.signal("TERM");
+    let said = proxy.finish();
+    assert!(said.contains("not_passed 0"), "{said}");
+}

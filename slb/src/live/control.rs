@@ -45,6 +45,8 @@ use crate::report::Report;
 const TICK: Duration = Duration::from_millis(20);
 /// How often it looks at the file.
 const LOOK_AT_FILE: Duration = Duration::from_millis(250);
+/// How often it looks at the devices, whether the kernel says something or not.
+const LOOK_AT_DEVICES: Duration = Duration::from_secs(2);
 /// How often it judges backends by their traffic.
 const JUDGE: Duration = Duration::from_secs(1);
 /// How often it asks for next hops that are not known, and has those that are verified.
@@ -232,6 +234,7 @@ impl Control<'_> {
         let (mut has_changed, mut followed) = (true, begin);
         self.ask(true);
         let (mut listened, mut announced) = (begin, begin);
+        let mut looked_at_devices = begin;
         let mut heir: Option<Heir>;
         let ends = loop {
             let before = Instant::now();
@@ -292,6 +295,12 @@ impl Control<'_> {
             // What cannot be opened is tried again, whether the kernel says something or not.
             let is_due = !self.to_reopen.is_empty() || self.unreached.is_waiting();
             let patience = if has_changed { FOLLOW } else { ASK };
+            // The kernel says nothing about queues that change (ethtool -L).
+            if looked_at_devices.elapsed() >= LOOK_AT_DEVICES {
+                looked_at_devices = Instant::now();
+                self.follow_devices();
+                self.look_at_trouble(&shared);
+            }
             if (has_changed || is_due) && followed.elapsed() >= patience {
                 has_changed = false;
                 self.follow_devices();
@@ -625,14 +634,20 @@ impl Control<'_> {
                     );
                 }
                 Turn::Up => info!(device, "up again"),
-                Turn::Changed => info!(device, "MTU, MAC address or queues changed"),
+                Turn::Changed => info!(device, "MTU or MAC address changed"),
+                Turn::Queues => info!(device, "queues changed: reopening it"),
             }
             match turn {
                 Turn::Gone | Turn::Back => drop(self.to_reopen.insert(place)),
-                Turn::Changed => {
+                Turn::Queues => {
                     self.plan.warn_of_queues();
-                    // Longer packets may need longer chunks of memory.
-                    if self.plan.needs_more_memory(place) {
+                    self.to_reopen.insert(place);
+                }
+                Turn::Changed => {
+                    // Longer packets may need longer chunks of memory, and a proxy's I/O knows its own MAC
+                    // addresses.
+                    let is_proxy = self.config.node.role == Role::Proxy;
+                    if self.plan.needs_more_memory(place) || is_proxy {
                         self.to_reopen.insert(place);
                         // They also cross to workers that have no queue of this interface.
                         if shares(self.config.node.role, self.workers.len()) > 1 {

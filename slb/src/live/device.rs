@@ -77,8 +77,8 @@ pub(super) struct Card {
     pub(super) interface: Interface,
     queues: RangeInclusive<u32>,
     is_there: bool,
-    /// True if the device was gone, and came back: it may have fewer queues than before.
-    has_returned: bool,
+    /// True if it was gone, or its queues changed: it may have fewer queues than before.
+    may_lack_queues: bool,
     /// Bytes of a chunk, as its packets needed when the device was last opened.
     chunk: usize,
 }
@@ -97,8 +97,10 @@ pub(super) enum Turn {
     Down,
     /// The interface is up.
     Up,
-    /// The MTU, the MAC address or the queues changed.
+    /// The MTU or the MAC address changed.
     Changed,
+    /// The number of queues changed.
+    Queues,
 }
 
 impl Plan {
@@ -164,7 +166,7 @@ impl Plan {
                         interface,
                         queues,
                         is_there: true,
-                        has_returned: false,
+                        may_lack_queues: false,
                     });
                 }
                 _ => return Err(bad(expected)),
@@ -311,7 +313,7 @@ impl Plan {
             Self::AfXdp(cards) => {
                 let queue = |&(place, queue): &Slot| {
                     let card = cards.get(place).filter(|card| card.is_there)?;
-                    (queue < card.interface.queues || !card.has_returned).then(|| Queue {
+                    (queue < card.interface.queues || !card.may_lack_queues).then(|| Queue {
                         port: card.port,
                         interface: card.interface.clone(),
                         queue,
@@ -636,14 +638,18 @@ impl Card {
         let new = &self.interface;
         let is_another = old.index != new.index;
         if !std::mem::replace(&mut self.is_there, true) || is_another {
-            self.has_returned = true;
+            self.may_lack_queues = true;
             return Some(Turn::Back);
         }
         match (old.is_up, new.is_up) {
             (true, false) => Some(Turn::Down),
             (false, true) => Some(Turn::Up),
             _ => {
-                let of = |interface: &Interface| (interface.mtu, interface.mac, interface.queues);
+                if old.queues != new.queues {
+                    self.may_lack_queues = true;
+                    return Some(Turn::Queues);
+                }
+                let of = |interface: &Interface| (interface.mtu, interface.mac);
                 (of(&old) != of(new)).then_some(Turn::Changed)
             }
         }

@@ -98,8 +98,29 @@ fn prepare_device(device: &str, sends_from_own: bool) -> Result<(), Failure> {
     if sends_from_own && accept_local.read() == 0 && of_all == 0 {
         accept_local.set(1, "packets come out of it from an address of this machine")?;
     }
+    relax_rp_filter(device)?;
+    let (forwarding, _) = of("forwarding");
+    if forwarding.read() == 0 {
+        forwarding.set(1, "packets that come out of it are forwarded")?;
+    }
+    Ok(())
+}
+
+/// Sets what a TUN device needs that a proxy gives packets to which the kernel routes. It forwards them where
+/// the machine does (`net.ipv4.ip_forward`).
+///
+/// # Errors
+/// A setting is missing and cannot be set: it is named.
+pub(super) fn prepare_routed(device: &str) -> Result<(), Failure> {
+    relax_rp_filter(device)
+}
+
+fn relax_rp_filter(device: &str) -> Result<(), Failure> {
     // The larger of the two counts.
-    let (rp_filter, of_all) = of("rp_filter");
+    let (rp_filter, of_all) = (
+        Setting::of("rp_filter", device),
+        Setting::of("rp_filter", "all").read(),
+    );
     let why = "answers to its packets do not come back by it";
     if of_all == 0 && rp_filter.read() != 0 {
         rp_filter.set(0, why)?;
@@ -111,10 +132,6 @@ fn prepare_device(device: &str, sends_from_own: bool) -> Result<(), Failure> {
             "net.ipv4.conf.all.rp_filter is {of_all}: the kernel drops what comes out of {device} while it has no \
              IPv4 address (ip address add ADDRESS dev {device}, or sysctl -w net.ipv4.conf.all.rp_filter=0)"
         );
-    }
-    let (forwarding, _) = of("forwarding");
-    if forwarding.read() == 0 {
-        forwarding.set(1, "packets that come out of it are forwarded")?;
     }
     Ok(())
 }

@@ -8,8 +8,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant as Clock};
 
 use rustix::thread::CpuSet;
-use slb_control::Config;
 use slb_control::probe::WorkerEnd;
+use slb_control::{Config, Role};
 use slb_core::counters::CounterMemory;
 use slb_core::snapshot::Snapshot;
 use slb_core::{BURST, Burst, Instant, Key, PacketIo, PortId};
@@ -300,6 +300,7 @@ fn work(
         earlier: Vec::new(),
         held: Vec::new(),
         names: start.names,
+        is_proxy: start.config.node.role == Role::Proxy,
         offload: Offload::default(),
         fill: None,
         seat: start.seat,
@@ -364,6 +365,7 @@ struct Moving<'w> {
     /// TUN devices, which some may go with when they are closed: those that stay are not.
     held: Vec<(TunQueue, Device)>,
     names: Vec<String>,
+    is_proxy: bool,
     offload: Offload,
     /// Memory to write records into.
     fill: Option<Fill>,
@@ -409,6 +411,9 @@ impl Moving<'_> {
                 let mut io = AfXdp::open(&mut memory, &queues, ring).map_err(Failure::failed)?;
                 if let Some(kernel) = kernel {
                     io.pass_to(kernel.clone());
+                }
+                if self.is_proxy {
+                    io.route(queues.iter().map(|queue| queue.interface.mac));
                 }
                 let mut sockets = Vec::new();
                 for (queue, socket) in queues.iter().zip(io.sockets()) {

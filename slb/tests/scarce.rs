@@ -1,0 +1,220 @@
+//! Queues that come and go, few open files, and a process that was stopped.
+//!
+//! Needs root; without, or where a tool is missing, it says so and is skipped.
+
+#[macro_use]
+mod common;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::world::{Process, World, lacking};
+
+const VIP: &str = "20.20.20.100";
+
+fn configuration(more: &str) -> String {
+    format!(
+        "[node]\nrole = \"mux\"\nunderlay = \"172.16.0.11\"\n\
+         [[frontend]]\nname = \"web\"\naddress = \"{VIP}\"\n\
+         [[rule]]\nname = \"http\"\nfrontend = \"web\"\npool = \"webs\"\n\
+         protocol = \"tcp\"\nfrontend_port = 80\n{more}"
+    )
+}
+
+const ONE: &str = "[[pool]]\nname = \"webs\"\nvni = 5001\nbackends = [\n\
+    { name = \"web1\", address = \"10.10.0.1\", host = \"172.16.0.101\" },\n]\n";
+
+/// A client and a mux on one link, each end with two queues.
+fn lay(kind: &str) -> World {
+    let world = World::new(kind, &["c", "m"]);
+    world.plain_cable("c", "eth0", "m", "eth0", 1600);
+    for machine in ["c", "m"] {
+        world.on(machine, "ethtool -L eth0 rx 2 tx 2");
+    }
+    world.on("c", "ip address add 172.16.0.101/24 dev eth0");
+    world.on("c", "ip route add 20.20.20.0/24 via 172.16.0.11");
+    world.on("m", "ip address add 172.16.0.11/24 dev eth0");
+    world.on("m", "ip route add default via 172.16.0.101");
+    world
+}
+
+fn start(world: &World, before: &str, io: &str) -> Process {
+    let path = |name: &str| world.path(name).display().to_string();
+    world.start(
+        "m",
+        &format!(
+            "{before} {} mux {} --socket {} --io {io} --ring 1024 --metrics 127.0.0.1:9100 2>>{}",
+            env!("CARGO_BIN_EXE_slb"),
+            path("m.toml"),
+            path("m.sock"),
+            path("m.log")
+        ),
+    )
+}
+
+fn log(world: &World) -> String {
+    fs::read_to_string(world.path("m.log")).unwrap_or_default()
+}
+
+#[track_caller]
+fn wait_until(world: &World, what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(15);
+    while !is_so() {
+        assert!(Instant::now() < end, "{what}: {}", log(world));
+        sleep(Duration::from_millis(50));
+    }
+}
+
+fn ready(world: &World) -> String {
+    let curl = "curl -sS -m 2 http://127.0.0.1:9100/readyz";
+    let output = world.command("m", curl).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Whether pings of many sizes and identifiers, which the driver spreads over the queues, are all answered.
+fn all_ping(world: &World) -> bool {
+    let pings = format!(
+        "sh -c 'for n in 1 2 3 4 5 6 7 8; do ping -q -c 1 -W 1 -s $((56 + n)) {VIP} >/dev/null || exit 1; done'"
+    );
+    world
+        .command("c", &pings)
+        .output()
+        .unwrap()
+        .status
+        .success()
+}
+
+/// Has the mux's interface have so many queues; false where the kernel refuses.
+fn set_queues(world: &World, count: u32) -> bool {
+    let set = format!("ethtool -L eth0 rx {count} tx {count}");
+    world.command("m", &set).output().unwrap().status.success()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn queues_that_are_taken_away_or_added_are_noticed() {
+    if let Some(why) = lacking(&["ethtool"]) {
+        skip!("{why}");
+    }
+    let world = lay("sq");
+    fs::write(world.path("m.toml"), configuration(ONE)).unwrap();
+    let mux = start(&world, "", "afxdp:eth0");
+    wait_until(&world, "it answers", || all_ping(&world));
+    // Linux refuses to take a queue that has an AF_XDP socket; where it does take it, the others serve.
+    let is_taken = set_queues(&world, 1);
+    wait_until(&world, "the others serve", || all_ping(&world));
+    assert_eq!(ready(&world), "ready\n");
+    if is_taken {
+        wait_until(&world, "it is said", || {
+            log(&world).contains("queues changed")
+        });
+        assert!(set_queues(&world, 2));
+        sleep(Duration::from_secs(3));
+        wait_until(&world, "both serve", || all_ping(&world));
+    }
+    mux.signal("TERM");
+    assert!(mux.finish().contains("replied"));
+
+    // One that comes later has no worker, which is said.
+    assert!(set_queues(&world, 1));
+    fs::write(world.path("m.log"), "").unwrap();
+    let mux = start(&world, "", "afxdp:eth0");
+    wait_until(&world, "it answers", || all_ping(&world));
+    assert!(!log(&world).contains("have no worker"), "{}", log(&world));
+    assert!(set_queues(&world, 2));
+    wait_until(&world, "the queue is named", || {
+        log(&world).contains("these queues have no worker") && log(&world).contains("queues=\"1\"")
+    });
+    assert!(set_queues(&world, 1));
+    wait_until(&world, "it answers again", || all_ping(&world));
+    mux.signal("TERM");
+    assert!(mux.finish().contains("replied"));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn few_open_files_change_no_verdict() {
+    if let Some(why) = lacking(&["ethtool"]) {
+        skip!("{why}");
+    }
+    let mut world = lay("sf");
+    world.serve("c");
+    // A hundred that do not answer beside one that does.
+    let mut backends =
+        "{ name = \"good\", address = \"172.16.0.101\", host = \"172.16.0.101\" },\n".to_owned();
+    for n in 1..=100 {
+        let _ = writeln!(
+            backends,
+            "{{ name = \"silent{n}\", address = \"172.16.0.{}\", host = \"172.16.0.101\" }},",
+            110 + n
+        );
+    }
+    let text = configuration(&format!(
+        "probe = \"tcp\"\n[[probe]]\nname = \"tcp\"\nprotocol = \"tcp\"\nport = 8080\n\
+         interval = \"5s\"\ntimeout = \"2s\"\nthreshold = 1\n\
+         [[pool]]\nname = \"webs\"\nvni = 5001\nbackends = [\n{backends}]\n"
+    ));
+    fs::write(world.path("m.toml"), text).unwrap();
+    // The program raises its limit as far as it may: the hard limit is what it has.
+    let mux = start(&world, "prlimit --nofile=72:72", "afxdp:eth0:0");
+    let status = || {
+        let slb = env!("CARGO_BIN_EXE_slb");
+        let socket = world.path("m.sock").display().to_string();
+        let said = format!("{slb} status --format json --socket {socket}");
+        let output = world.command("m", &said).output().unwrap();
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap_or_default()
+    };
+    let states = || {
+        let status = status();
+        let backends = status["backends"].as_array().cloned().unwrap_or_default();
+        let state = |one: &serde_json::Value| {
+            let of = |field: &str| one[field].as_str().unwrap_or_default().to_owned();
+            (of("backend"), of("state"))
+        };
+        backends.iter().map(state).collect::<Vec<_>>()
+    };
+    wait_until(&world, "the silent ones are unhealthy", || {
+        let states = states();
+        states.len() == 101
+            && states
+                .iter()
+                .filter(|(_, state)| state == "unhealthy")
+                .count()
+                == 100
+    });
+    for _ in 0..8 {
+        let good = states().into_iter().find(|(name, _)| name == "good");
+        let (_, state) = good.unwrap_or_else(|| panic!("{}", log(&world)));
+        assert_eq!(state, "healthy", "{}", log(&world));
+        assert_eq!(ready(&world), "ready\n");
+        sleep(Duration::from_secs(1));
+    }
+    mux.signal("TERM");
+    assert!(mux.finish().contains("flows:"));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_process_that_was_stopped_is_ready_again_when_it_moves() {
+    if let Some(why) = lacking(&["ethtool"]) {
+        skip!("{why}");
+    }
+    let world = lay("ss");
+    fs::write(world.path("m.toml"), configuration(ONE)).unwrap();
+    let mux = start(&world, "", "afxdp:eth0");
+    wait_until(&world, "it is ready", || ready(&world) == "ready\n");
+    mux.signal("STOP");
+    sleep(Duration::from_secs(3));
+    // Nobody answers meanwhile.
+    assert_eq!(ready(&world), "");
+    mux.signal("CONT");
+    wait_until(&world, "it is ready again", || ready(&world) == "ready\n");
+    wait_until(&world, "the log says how long", || {
+        log(&world).contains("this process was stalled")
+    });
+    wait_until(&world, "it answers", || all_ping(&world));
+    mux.signal("TERM");
+    assert!(mux.finish().contains("replied"));
+}

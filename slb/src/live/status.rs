@@ -644,7 +644,8 @@ mod tests {
     fn a_process_that_was_stopped_is_not_ready_until_it_moves() {
         let text = include_str!("../../../examples/web.toml");
         let config = Config::parse("web.toml", text).expect("a good configuration");
-        let shared = Shared::new(&config, &[], Instant::now());
+        let snapshot = config.snapshot(None).expect("it compiles");
+        let shared = Shared::new((&config, &snapshot), &[], Instant::now());
         assert_eq!(shared.trouble(), [""; 0]);
         let stopped = Instant::now().checked_sub(STILL + Duration::from_secs(1));
         shared.state().alive = stopped.expect("the machine runs for longer");

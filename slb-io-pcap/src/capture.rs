@@ -12,7 +12,7 @@ use crate::error::ReadError;
 use crate::link::LinkType;
 use crate::merge::Merge;
 use crate::reader::{Next, Reader};
-use crate::writer::Writer;
+use crate::writer::{Note, Writer};
 
 /// The longest frame that fits: what tcpdump captures at most.
 pub const FRAME_LEN: usize = 262_144;
@@ -170,7 +170,36 @@ impl<'m, W: Write> Capture<'m, W> {
         Ok(self.stats)
     }
 
-    fn send(&mut self, packet: Packet, frame: &Frame<'m>) -> io::Result<bool> {
+    /// Sends a burst as `transmit` does. In outputs of pcapng, each frame gets the comment that `comment` returns
+    /// for its index in the burst; an empty one is left out.
+    ///
+    /// # Errors
+    /// An output cannot be written.
+    pub fn transmit_noted(
+        &mut self,
+        burst: &mut Burst<'m>,
+        mut comment: impl FnMut(usize) -> String,
+    ) -> Result<usize, CaptureError> {
+        let mut sent = 0;
+        let mut result = Ok(());
+        for (place, frame) in burst.drain().enumerate() {
+            let Some(index) = self.pool.index_of(&frame) else {
+                self.stats.foreign += 1;
+                continue;
+            };
+            if result.is_ok() && !frame.is_empty() {
+                match self.send(self.packets[index], &frame, &comment(place)) {
+                    Ok(written) => sent += usize::from(written),
+                    Err(error) => result = Err(CaptureError::Write(error)),
+                }
+            }
+            self.pool.put(frame.into_buffer());
+        }
+        self.stats.written += sent as u64;
+        result.map(|()| sent)
+    }
+
+    fn send(&mut self, packet: Packet, frame: &Frame<'m>, comment: &str) -> io::Result<bool> {
         let verdict = frame.verdict();
         let timestamp = packet.timestamp;
         // An answer is made anew, of what was captured.
@@ -180,13 +209,17 @@ impl<'m, W: Write> Capture<'m, W> {
         };
         let bytes = frame.bytes();
         let bytes = bytes.get(..bytes.len() - cut).unwrap_or_default();
+        let note = Note {
+            comment,
+            ..Note::default()
+        };
         let without_time = &mut self.stats.without_time;
         let mut write = |writer: &mut Writer<W>| {
             if !writer.has_time(timestamp) {
                 *without_time += 1;
                 return Ok(());
             }
-            writer.write_cut(timestamp, bytes, cut)
+            writer.write_noted(timestamp, bytes, cut, &note)
         };
         let writer = match verdict {
             Verdict::Forward(_) | Verdict::Flood | Verdict::Reply => &mut self.sent,
@@ -306,23 +339,7 @@ impl<'m, W: Write> PacketIo<'m> for Capture<'m, W> {
     }
 
     fn transmit(&mut self, burst: &mut Burst<'m>) -> Result<usize, CaptureError> {
-        let mut sent = 0;
-        let mut result = Ok(());
-        for frame in burst.drain() {
-            let Some(index) = self.pool.index_of(&frame) else {
-                self.stats.foreign += 1;
-                continue;
-            };
-            if result.is_ok() && !frame.is_empty() {
-                match self.send(self.packets[index], &frame) {
-                    Ok(written) => sent += usize::from(written),
-                    Err(error) => result = Err(CaptureError::Write(error)),
-                }
-            }
-            self.pool.put(frame.into_buffer());
-        }
-        self.stats.written += sent as u64;
-        result.map(|()| sent)
+        self.transmit_noted(burst, |_| String::new())
     }
 
     fn reserve(&mut self, spare: &mut Burst<'m>, n: usize) -> usize {

@@ -291,10 +291,11 @@ pub(crate) struct ReplayOptions {
     /// File for the packets that the balancer sends: pcapng by its extension, otherwise pcap; - for
     /// standard output, then the report goes to standard error. For a proxy also the packets out of
     /// one port: --out backend=b.pcap. Can be given several times. An existing capture is replaced,
-    /// unless it is also read; any other file is not.
+    /// unless it is also read; any other file is not. In pcapng each packet has a comment: the role, the rule,
+    /// the backend and the verdict, as `slb explain` says them.
     #[arg(long = "out", value_name = "[PORT=]FILE")]
     pub(crate) output: Vec<String>,
-    /// File for the packets that the balancer passes on untouched.
+    /// File for the packets that the balancer passes on untouched; with comments as those of --out.
     #[arg(long, value_name = "FILE")]
     pub(crate) passed: Option<PathBuf>,
     /// Process packets that a snap length cut by their headers, as if the missing bytes were zeros.

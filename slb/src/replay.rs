@@ -1,5 +1,6 @@
 //! `slb replay`: a capture in, what the balancer would send out.
 
+use std::array;
 use std::fs::File;
 use std::io::{BufWriter, IsTerminal};
 use std::os::fd::AsFd as _;
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use slb_control::ports::PortKind;
 use slb_control::{Config, Role};
+use slb_core::observe::{Observe as _, Step, Trail};
 use slb_core::{BURST, Burst, Frame, PacketIo, PortId};
 use slb_io_pcap::{Capture, Format as FileFormat, Reader, Writer, memory_for};
 
@@ -16,6 +18,7 @@ use crate::Failure;
 use crate::balancer::Balancer;
 use crate::check::load_balancer;
 use crate::cli::{Format, ReplayOptions};
+use crate::explain::comment;
 use crate::output::{Content, Output, create_all, is_standard};
 use crate::report::{Report, Tally};
 
@@ -50,6 +53,10 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
         capture = capture.write_passed(writer(path, file)?);
     }
 
+    let files = outputs.iter().map(|&(_, path)| path);
+    let mut files = files.chain(options.passed.as_deref());
+    let is_noted = files.any(|path| FileFormat::of(path) == FileFormat::PcapNg);
+
     let progress = progress(size);
     let start = Instant::now();
     let mut burst = Burst::new();
@@ -65,8 +72,26 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
         balancer.advance(now, &mut spare);
         capture.transmit(&mut spare).map_err(Failure::failed)?;
         burst.iter_mut().for_each(|frame| balancer.set_port(frame));
-        balancer.process(now, &mut burst, &mut ());
-        capture.transmit(&mut burst).map_err(Failure::failed)?;
+        if is_noted {
+            let mut trails: [Trail; BURST] = array::from_fn(Trail::new);
+            let mut see = |frame: usize, step: Step| {
+                if let Some(trail) = trails.get_mut(frame) {
+                    trail.step(frame, step);
+                }
+            };
+            balancer.process(now, &mut burst, &mut see);
+            let sent = config.with_spec(|spec| {
+                let note = |frame: usize| {
+                    let trail = trails.get(frame);
+                    trail.map_or_else(String::new, |trail| comment(&config, spec, trail))
+                };
+                capture.transmit_noted(&mut burst, note)
+            });
+            sent.map_err(Failure::failed)?;
+        } else {
+            balancer.process(now, &mut burst, &mut ());
+            capture.transmit(&mut burst).map_err(Failure::failed)?;
+        }
         progress.set_position(capture.offset());
     }
     // What these last packets let go on, fragments that waited for their first one.

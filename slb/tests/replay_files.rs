@@ -293,3 +293,46 @@ fn generate_needs_no_memory_for_what_it_has_written() {
     assert!(output.status.success(), "{error}");
     assert_eq!(text, "/dev/null: 360000 packets\n");
 }
+
+#[test]
+fn packets_in_pcapng_say_in_a_comment_what_was_done_with_them() {
+    let desk = Desk::new();
+    let (sent, passed) = (desk.text("sent.pcapng"), desk.text("passed.pcapng"));
+    let output = replay(
+        &example("sample.pcap"),
+        &["--out", &sent, "--passed", &passed],
+    );
+    assert!(output.status.success(), "{output:?}");
+    let plain = desk.text("sent.pcap");
+    let output = replay(&example("sample.pcap"), &["--out", &plain]);
+    assert!(output.status.success(), "{output:?}");
+    let fields = |file: &str, field: &str| {
+        let mut tshark = Command::new("tshark");
+        tshark.args(["-T", "fields", "-e", field, "-r", file]);
+        let shown = tshark.output().ok()?;
+        let (fields, complaints) = said(&shown);
+        assert!(shown.status.success(), "{complaints}");
+        let fields = fields.lines().map(str::to_owned);
+        Some(fields.collect::<Vec<String>>())
+    };
+    let Some(comments) = fields(&sent, "frame.comment") else {
+        println!("SKIPPED: tshark is not installed");
+        assert!(std::env::var_os("SLB_REQUIRE_ALL").is_none());
+        return;
+    };
+    // The same packets as without comments.
+    assert_eq!(fields(&sent, "frame.len"), fields(&plain, "frame.len"));
+    for comment in comments {
+        assert!(comment.starts_with("mux: rule "), "{comment}");
+        assert!(comment.contains("; backend \"vm"), "{comment}");
+        assert!(
+            comment.ends_with("; verdict forward, out of port 0"),
+            "{comment}"
+        );
+    }
+    let comments = fields(&passed, "frame.comment").expect("tshark is installed");
+    assert!(!comments.is_empty());
+    for comment in comments {
+        assert!(comment.ends_with("; verdict pass, untouched"), "{comment}");
+    }
+}

@@ -6,6 +6,7 @@
 mod addresses;
 mod networks;
 mod node;
+mod origin;
 mod read;
 mod services;
 mod spec;
@@ -18,7 +19,6 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use slb_core::mem::Memory;
 use slb_core::nat::NatOptions;
@@ -36,6 +36,7 @@ pub use slb_core::spec::Protocol;
 
 pub use self::networks::{Network, NetworkVm};
 pub use self::node::{Node, PROBE_SOURCE_IPV4, PROBE_SOURCE_IPV6, Role};
+pub use self::origin::Origin;
 pub use self::services::{
     Backend, Frontend, InboundNat, MAX_IDLE_TIMEOUT, MIN_IDLE_TIMEOUT, NoHealthyBackends, Outbound,
     Pool, Probe, ProbeProtocol, Rule,
@@ -70,17 +71,6 @@ pub struct Config {
     pub health: Findings,
     /// The text that it was read from.
     pub origin: Arc<Origin>,
-}
-
-/// The text of a configuration, and where and when it was read.
-#[derive(Clone, Debug)]
-pub struct Origin {
-    /// What errors call it: the path of the file, as it was given.
-    pub name: String,
-    /// The text, which holds no secrets: no field of a configuration is one.
-    pub text: String,
-    /// When it was read.
-    pub read: SystemTime,
 }
 
 /// Health of backends by their probes, in addition to their configured state.
@@ -136,11 +126,7 @@ impl Config {
         }
         let config = {
             let root = Section::root(&document, &faults);
-            let origin = Origin {
-                name: file.to_owned(),
-                text: text.to_owned(),
-                read: SystemTime::now(),
-            };
+            let origin = Origin::new(file, text, document.get_ref());
             let config = read::read(&root, origin);
             root.finish();
             config

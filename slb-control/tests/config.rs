@@ -278,6 +278,9 @@ fn keys_are_asked_for_and_never_shown() {
     );
     let config = Config::parse("web.toml", &text).unwrap();
     assert!(!format!("{config:?}").contains("0001020304"));
+    let key = "\"000102030405060708090a0b0c0d0e0f\"";
+    assert_eq!(config.origin.shown(), text.replace(key, "\"(secret)\""));
+    assert!(config.origin.is(&text) && !config.origin.is(&config.origin.shown()));
 }
 
 const HOST: &str = r#"[node]

@@ -90,7 +90,7 @@ impl Subnet {
         Self { address, bits: 128 }
     }
 
-    /// Whether an address is one of them.
+    /// Returns true if the subnet contains an address.
     pub fn contains(self, address: IpAddr) -> bool {
         match (self.address, self.mask(), address) {
             (IpAddr::V4(own), IpAddr::V4(mask), IpAddr::V4(other)) => own & mask == other & mask,

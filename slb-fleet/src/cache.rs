@@ -1,4 +1,4 @@
-//! What a node held last, in a file: a node that starts while the store is away goes on with it.
+//! A file with the last release of a node, for a start while the store is away.
 //!
 //! The first line is the SHA-256 of the rest, in hexadecimal; the rest is JSON.
 
@@ -19,7 +19,7 @@ const LARGEST: u64 = 256 << 20;
 /// Length of the first line.
 const HEAD: usize = 65;
 
-/// What a node held.
+/// The last release of a node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Held {
     schema: u32,
@@ -109,7 +109,7 @@ impl Cache {
     /// The cache in a directory, which is made where it is not there.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// The directory or the file cannot be created.
     pub fn open(directory: &Path) -> Result<Self, CacheError> {
         fs::create_dir_all(directory)?;
         let path = directory.join("fleet.cache");
@@ -124,7 +124,7 @@ impl Cache {
     /// Writes what a node holds. What was there stays until the new one is on disk.
     ///
     /// # Errors
-    /// It cannot be written, such as on a full disk; what was there is unchanged.
+    /// The cache cannot be written, for example on a full disk. The old content is unchanged then.
     pub fn write(&self, held: &Held) -> Result<(), CacheError> {
         let body = serde_json::to_vec(held);
         let body = body.map_err(|error| CacheError::Damaged(error.to_string()))?;

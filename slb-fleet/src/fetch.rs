@@ -20,7 +20,7 @@ const TRIES: usize = 5;
 pub enum FetchError {
     /// The store did not do it.
     Store(StoreError),
-    /// What is in the store cannot be used.
+    /// An object in the store cannot be used.
     Object(ObjectError),
     /// Others changed the wanted state each time that this was tried.
     Busy,

@@ -8,7 +8,7 @@ use slb_core::health::{Condition, RAMP_STEPS};
 
 use crate::object::{Agents, By, Health, Table};
 
-/// What all nodes that are there have found, by their names.
+/// The health reports of all present nodes, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reports {
     /// Of host agents, about the vms of their own hosts.

@@ -68,11 +68,11 @@ struct Held {
     kept: Duration,
 }
 
-/// What a controller knows while it leads.
+/// The state of a controller that leads.
 struct Office {
     /// When it began to lead.
     since: Duration,
-    /// What shows that it still leads.
+    /// The condition that holds while the controller leads.
     leads: Condition,
     watch: Box<dyn Watch>,
     /// All entries but those of specs.
@@ -81,18 +81,18 @@ struct Office {
     known: Known,
     /// The objects that it wrote, and the revision of each.
     written: BTreeMap<String, Revision>,
-    /// What hosts are to have, which is never less than what muxes have.
+    /// The release for hosts, which is never behind the muxes'.
     present: Option<Present>,
     agents: Agents,
     tables: BTreeMap<String, Table>,
     slow_start: SlowStart,
     /// The wanted index, and since when it is.
     wanted: Option<(Digest, Duration)>,
-    /// Whether health, agents or the spec have changed since the tables were worked out.
+    /// True if health, agents or the spec have changed since the tables were computed.
     is_stale: bool,
-    /// Whether the tables were worked out without the word of silent nodes.
+    /// True if the tables were computed without silent nodes.
     is_lenient: bool,
-    /// Whether there may be objects that nothing refers to.
+    /// True if the store may hold objects without a reference.
     is_untidy: bool,
 }
 
@@ -135,7 +135,7 @@ impl Leader {
         }
     }
 
-    /// Whether it leads, as far as it knows.
+    /// Returns true if the controller leads, as far as it knows.
     pub fn leads(&self) -> bool {
         self.office.is_some()
     }
@@ -339,7 +339,7 @@ impl Office {
         .collect()
     }
 
-    /// Whether nodes may be silent only because the store was away.
+    /// Returns true if nodes may be silent only because the store was away.
     fn is_new(&self, now: Duration) -> bool {
         now.saturating_sub(self.since) < GRACE
     }
@@ -464,7 +464,7 @@ impl Office {
         self.store_rollout(store, keys)
     }
 
-    /// Whether a rollout that stopped can go on: the node that refused it is gone, or refuses it no more.
+    /// Returns true if a stopped rollout can go on: the node that refused it is gone or has accepted it.
     fn may_try_again(&self, keys: &Keys) -> bool {
         let record = self.machine.record();
         let Stage::Stopped { node, .. } = &record.stage else {
@@ -480,7 +480,7 @@ impl Office {
         !self.present_members(keys).iter().any(refuses)
     }
 
-    /// What a change comes to: what is to leave stays for a while, drained.
+    /// Plans a change; leaving backends stay for a while, drained.
     fn plan(
         &mut self,
         store: &dyn Store,
@@ -543,7 +543,7 @@ impl Office {
         Ok(())
     }
 
-    /// Whether all leaving backends are at hosts with an agent, which counts their connections.
+    /// Returns true if an agent counts the connections of every leaving backend.
     fn is_counted(&self) -> bool {
         let Some(present) = &self.present else {
             return false;

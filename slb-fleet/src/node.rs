@@ -80,7 +80,7 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// Whether it goes by its own probes, since the store is away.
+    /// Returns true if the node goes by its own probes because the store is away.
     pub fn is_autonomous(&self) -> bool {
         self.away.is_some_and(|away| away >= AUTONOMY)
     }
@@ -107,7 +107,7 @@ struct State {
     live: Option<Release>,
     tables: BTreeMap<String, Table>,
     agents: Agents,
-    /// Whether tables or agents have changed since that was last asked for.
+    /// True if tables or agents have changed since the last look.
     is_another: bool,
     report: Report,
     health: Option<Health>,
@@ -222,7 +222,7 @@ impl Node {
         self.shared.state().health = Some(Health { failing });
     }
 
-    /// Whether health, weights or agents have changed since the last call.
+    /// Returns true if health, weights or agents have changed since the last call.
     pub fn has_changed(&self) -> bool {
         mem::take(&mut self.shared.state().is_another)
     }
@@ -274,11 +274,11 @@ struct Follower {
     options: NodeOptions,
     shared: Arc<Shared>,
     known: Known,
-    /// What was given to the program last.
+    /// The release that the program got last.
     held: Option<Release>,
-    /// What the cache is to have.
+    /// The release to be cached.
     cached: Option<Held>,
-    /// Whether the cache has it.
+    /// True once the cache has it.
     is_cached: bool,
     /// When the cache was written last.
     wrote: Instant,

@@ -62,7 +62,7 @@ pub enum ObjectError {
     Unreadable {
         /// The key.
         key: String,
-        /// What is wrong.
+        /// The fault.
         why: String,
     },
     /// An object is of a later version.
@@ -205,14 +205,14 @@ pub trait Object: Serialize + DeserializeOwned {
     }
 }
 
-/// Which spec is wanted.
+/// The spec that the operator wants.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
     /// The index of the spec.
     pub index: Digest,
 }
 
-/// What a spec is made of, in its order.
+/// The sections of a spec, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Index {
     /// Sections.
@@ -250,12 +250,12 @@ pub struct Backends {
     pub backends: Vec<serde_json::Value>,
 }
 
-/// Which controller leads.
+/// The controller that leads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaderName {
     /// Name of the controller.
     pub name: String,
-    /// Its lease, which tells controllers of one name apart.
+    /// The lease of the controller, which tells controllers of one name apart.
     pub lease: i64,
 }
 
@@ -275,7 +275,7 @@ impl Agents {
     }
 }
 
-/// What a node has in place.
+/// The state that a node reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// Addresses of the node on the fabric.
@@ -292,7 +292,7 @@ pub struct Report {
     pub left: Option<u64>,
 }
 
-/// What a node's probes found.
+/// The results of a node's probes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
     /// Backends that fail: pool, probe and name of each.
@@ -310,7 +310,7 @@ pub struct Table {
     pub by: Vec<By>,
 }
 
-/// What one probe makes of a pool, or its backends' own state.
+/// The health of a pool's backends by one probe, or by their own state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct By {
     /// Name of the probe; `None`: the backends' own state.

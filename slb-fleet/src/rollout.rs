@@ -75,7 +75,7 @@ impl Stage {
 pub struct Refusal {
     /// The generation.
     pub generation: u64,
-    /// What is wrong with it.
+    /// The fault.
     pub why: String,
 }
 
@@ -113,12 +113,12 @@ pub struct Member {
     pub left: Option<u64>,
 }
 
-/// What a change comes to.
+/// The steps of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// What all nodes get first: the target, and beside it, drained, what is to leave.
+    /// The first spec that nodes get: the target, and the leaving backends, drained.
     pub first: Digest,
-    /// What is wanted.
+    /// The spec that is wanted.
     pub target: Digest,
 }
 
@@ -127,13 +127,13 @@ pub struct Plan {
 pub struct Rollout {
     /// The last generation that was given out.
     pub generation: u64,
-    /// What hosts are to have.
+    /// The release for hosts.
     pub hosts: Option<Release>,
-    /// What muxes are to have.
+    /// The release for muxes.
     pub muxes: Option<Release>,
-    /// What was wanted when the rollout began.
+    /// The spec that was wanted when the rollout began.
     pub target: Option<Digest>,
-    /// What all muxes had when none refused it last: what goes from there is drained first.
+    /// The last spec that no mux refused; backends that leave it are drained first.
     #[serde(default)]
     pub settled: Option<Digest>,
     /// How far it has come.
@@ -141,7 +141,7 @@ pub struct Rollout {
 }
 
 impl Rollout {
-    /// What nodes of a role are to have.
+    /// Returns the release for nodes of a role.
     pub fn of(&self, side: Side) -> Option<&Release> {
         match side {
             Side::Host => self.hosts.as_ref(),
@@ -149,7 +149,7 @@ impl Rollout {
         }
     }
 
-    /// Whether another change can begin: none is between hosts and muxes.
+    /// Returns true if another change can begin, because none is between hosts and muxes.
     pub fn may_begin(&self) -> bool {
         matches!(
             self.stage,
@@ -273,7 +273,7 @@ impl Machine {
         true
     }
 
-    /// Whether all hosts that are there say that nothing is left.
+    /// Returns true if all present hosts report that no connections are left.
     fn is_drained(&self, members: &[Member]) -> bool {
         let wanted = self.record.generation;
         let mut hosts = members.iter().filter(|member| member.side == Side::Host);

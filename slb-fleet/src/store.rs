@@ -40,7 +40,7 @@ pub struct Listing {
     pub revision: Revision,
 }
 
-/// What happened to a key.
+/// A change of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The key has another value.

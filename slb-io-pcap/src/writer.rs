@@ -41,12 +41,12 @@ impl Format {
     }
 }
 
-/// What pcapng says of a packet besides its bytes.
+/// Metadata that pcapng stores with a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Note<'a> {
     /// Number of the interface: zero, or one that [`Writer::add_interface`] returned.
     pub interface: u32,
-    /// Whether the packet was sent or received; `None`: nothing is said of that.
+    /// True for a packet that was sent, false for one that was received; `None` if unknown.
     pub is_sent: Option<bool>,
     /// A comment, empty for none.
     pub comment: &'a str,

@@ -269,8 +269,8 @@ pub(crate) fn step_text(config: &Config, spec: &Spec<'_>, step: &Step) -> String
     }
 }
 
-/// What happened to a packet in one line, for a comment of a capture: the role, then all steps but the
-/// packet's own headers, which stand beside it.
+/// Returns one line for the comment of a captured packet: the role, then all steps except the packet's own
+/// headers, which the capture shows.
 pub(crate) fn comment(config: &Config, spec: &Spec<'_>, trail: &Trail) -> String {
     let steps = trail.steps();
     let steps = steps.filter(|step| !matches!(step, Step::Parsed(_)));

@@ -213,6 +213,7 @@ fn doc_comments_open_with_their_subject() {
         "slb-core",
         "slb-control",
         "slb-ffi",
+        "slb-fleet",
         "slb-io-afxdp",
         "slb-io-pcap",
         "slb-io-tun",

@@ -28,7 +28,7 @@ struct State {
     entries: BTreeMap<String, (Entry, Option<Lease>)>,
     /// All changes since the last compaction.
     past: Vec<(Revision, Event)>,
-    /// What was compacted last.
+    /// The revision of the last compaction.
     compacted: Revision,
     leases: BTreeMap<i64, Granted>,
     /// Leases that were ever granted: no two have one number.

@@ -40,11 +40,11 @@ pub(super) struct Announcer {
 
 /// The interface, as it was when it was last looked at.
 enum State {
-    /// It is up. The device holds it, and the number is the interface's.
+    /// The interface is up. The device keeps it open; the number is the interface's index.
     Up(Device, u32),
-    /// Somebody took it down.
+    /// The interface was taken down.
     Down(Device, u32),
-    /// Somebody deleted it.
+    /// The interface was deleted.
     Gone(Instant),
 }
 

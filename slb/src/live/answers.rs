@@ -44,8 +44,8 @@ pub(super) fn config(shared: &Shared, out: &mut Answer<'_>) -> io::Result<()> {
         "name": origin.name,
         "read": since(origin.read).as_secs_f64(),
         "age": origin.read.elapsed().unwrap_or_default().as_secs_f64(),
-        "is_as_on_disk": on_disk.map(|on_disk| on_disk == origin.text),
-        "text": origin.text,
+        "is_as_on_disk": on_disk.map(|on_disk| origin.is(&on_disk)),
+        "text": origin.shown(),
     }))?;
     out.line(&json!({ "end": {} }))
 }
@@ -78,7 +78,7 @@ pub(super) fn drops(shared: &Shared, out: &mut Answer<'_>) -> io::Result<()> {
     out.line(&json!({ "end": { "entries": drops.len() } }))
 }
 
-/// What a port is called: a proxy's name of it, a host agent's vm, or its number.
+/// Returns the name of a port: the proxy's own, that of a host agent's vm, or its number.
 pub(super) fn port_name(config: &Config, port: PortId) -> String {
     let own = match config.node.role {
         Role::Proxy => config.ports.name(port).map(str::to_owned),
@@ -103,8 +103,8 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     digits.map(byte).collect()
 }
 
-/// What would happen to a packet now: as a copy says that has the same configuration, and of the tables what
-/// the packet belongs to.
+/// Explains a packet by a copy of the balancer, which has the live configuration and the table entries that the
+/// packet belongs to.
 pub(super) fn explain_live(asked: &Value, shared: &Shared, out: &mut Answer<'_>) -> io::Result<()> {
     match explained(asked, shared) {
         Ok(text) => {
@@ -189,7 +189,7 @@ fn tuples(frame: &[u8]) -> Vec<Tuple> {
     tuple(frame).into_iter().chain(inner()).collect()
 }
 
-/// What of a table a packet of this tuple may belong to.
+/// Lists the table entries that a packet of this tuple may belong to.
 fn wanted(tuple: &Tuple, role: Role) -> Vec<Wanted> {
     let has_ports = matches!(tuple.protocol, protocol::TCP | protocol::UDP);
     let port = |port: u16| has_ports.then_some(port);

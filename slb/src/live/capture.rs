@@ -50,7 +50,7 @@ const STEPS_OF_ONE: usize = Trail::MOST;
 /// Addresses that one end of a packet is to have, and its port.
 type End = (Option<Subnet>, Option<u16>);
 
-/// Which packets are captured.
+/// Selects the packets to capture.
 #[derive(Clone, Debug, Default)]
 struct Filter {
     /// Each is an end of the packet, under one of its names.
@@ -227,7 +227,7 @@ impl Tap {
         self.epoch = u64::try_from(zero.as_nanos()).unwrap_or(0);
     }
 
-    /// Whether anybody still wants it.
+    /// Returns true while the capture is still wanted.
     pub(super) fn is_wanted(&self) -> bool {
         self.is_wanted.load(Ordering::Relaxed)
     }
@@ -361,7 +361,7 @@ fn steps_of(
     own.map(|&(_, step)| step).take(STEPS_OF_ONE)
 }
 
-/// What was asked for.
+/// The options of a capture.
 struct Options {
     filter: Filter,
     snaplen: usize,
@@ -584,7 +584,7 @@ fn write(
     } }))
 }
 
-/// What a writer has written and was not taken yet.
+/// Bytes that a writer has written and that were not taken yet.
 #[derive(Clone, Default)]
 struct Buffer(Rc<RefCell<Vec<u8>>>);
 
@@ -724,7 +724,7 @@ mod tests {
         }
     }
 
-    /// What is written of these packets: the file, and the bytes of each packet in it.
+    /// Captures a few packets; returns the file and the bytes of each packet in it.
     fn captured(asked: &Value) -> (Vec<u8>, Vec<Vec<u8>>) {
         let (config, options) = (config(), options(asked).expect("good options"));
         let mut balancer = Balancer::new(&config).expect("enough memory");

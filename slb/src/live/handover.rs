@@ -83,7 +83,7 @@ impl Handover {
         }
     }
 
-    /// What another process asks for, if one does.
+    /// Returns the next request of another process.
     pub(super) fn request(&mut self) -> Option<Request> {
         let (mut stream, _) = self.listener.accept().ok()?;
         let mut request = [0; REQUEST.len()];
@@ -116,7 +116,7 @@ impl Handover {
     }
 }
 
-/// What a process that runs is asked for.
+/// A request to a running process.
 pub(super) enum Request {
     /// To stop, and to leave all to the one that asks.
     TakeOver(Heir),
@@ -126,7 +126,7 @@ pub(super) enum Request {
     Import(Vec<u8>, Peer),
 }
 
-/// Who asks about the connections of a vm, and waits.
+/// A process that asked for the connections of a vm and waits for them.
 pub(super) struct Peer(UnixStream);
 
 impl Peer {

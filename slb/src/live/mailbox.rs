@@ -215,7 +215,7 @@ impl<S, C: Clone, I> Mailbox<S, C, I> {
         self.letters().imported = Some(imported);
     }
 
-    /// What became of records that the worker was to take over, once it is done. Waits for nobody.
+    /// Returns the result of an import once the worker is done with it; does not wait.
     pub(super) fn take_imported(&self) -> Option<Imported> {
         self.letters().imported.take()
     }

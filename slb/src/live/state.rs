@@ -245,7 +245,7 @@ impl Importing {
         self.piece < self.saved.pieces.len()
     }
 
-    /// What became of them.
+    /// Returns how many records were imported and refused.
     pub(super) fn imported(&self) -> Imported {
         self.imported
     }
@@ -599,7 +599,7 @@ enum Step {
         pieces: Vec<Piece>,
         /// The workers that have more to give.
         left: Vec<usize>,
-        /// Who asks for the connections of one vm; `None`: a checkpoint.
+        /// The process that asks for the connections of one vm; `None` for a checkpoint.
         peer: Option<Peer>,
     },
     Writes(Clock, JoinHandle<io::Result<u64>>),
@@ -824,7 +824,7 @@ impl Keeper {
     }
 }
 
-/// What became of records, in a line.
+/// Summarizes an import in one line.
 fn summary(imported: &Imported) -> String {
     let refused = Refusal::ALL.into_iter().filter_map(|why| {
         let count = imported.refused(why);

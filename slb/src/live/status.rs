@@ -55,7 +55,7 @@ pub(super) struct Shared {
     workers: Vec<(Arc<Letterbox>, Vec<String>, Option<usize>)>,
     /// Of each worker, where others say what they look for.
     tasks: Vec<Sender<Task>>,
-    /// Whether a capture goes on.
+    /// True while a capture runs.
     pub(super) is_captured: AtomicBool,
     begin: Instant,
 }
@@ -63,7 +63,7 @@ pub(super) struct Shared {
 /// The state of the control thread.
 struct State {
     config: Arc<Config>,
-    /// What was made of it.
+    /// The snapshot compiled from the configuration.
     compiled: Arc<Snapshot<'static>>,
     /// Hosts that no packet can reach.
     unreachable: BTreeSet<IpAddr>,

@@ -354,7 +354,7 @@ struct Moving<'w> {
     orders: &'w Receiver<Order>,
     tasks: &'w Receiver<Task>,
     looker: Looker,
-    /// Whether timers are looked at in this round, and dropped packets kept.
+    /// True in rounds that look at timers and keep dropped packets.
     is_sweep: bool,
     waits: bool,
     probes: Option<WorkerEnd>,

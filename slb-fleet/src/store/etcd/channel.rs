@@ -447,7 +447,7 @@ impl Messages {
     }
 }
 
-/// What trailers say went wrong, if anything did.
+/// Returns the error that trailers report, if there is one.
 ///
 /// Source: the status codes at <https://grpc.github.io/grpc/core/md_doc_statuscodes.html>.
 fn outcome(headers: &HeaderMap) -> Option<StoreError> {

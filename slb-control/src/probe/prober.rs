@@ -230,7 +230,7 @@ impl Prober {
 
     /// Takes down in a configuration who fails which probe, for the rules that go by it. Where all
     /// backends of a pool that would get new flows fail a probe with
-    /// [`NoHealthyBackends::UseAll`], its rules go on as if none did.
+    /// [`NoHealthyBackends::UseAll`](crate::config::NoHealthyBackends::UseAll), its rules go on as if none did.
     pub fn apply(&self, config: &mut Config) {
         let sick: HashSet<_> = self.failing().collect();
         config.set_failing(|pool, probe, backend| {

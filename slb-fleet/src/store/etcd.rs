@@ -1,4 +1,4 @@
-//! etcd, over gRPC: HTTP/2 by hyper, and the few messages that are used by [`message`].
+//! etcd, over gRPC: HTTP/2 by hyper, and the few messages that are used by `message`.
 //!
 //! A client that a build generates from etcd's `.proto` files needs `protoc`, which is no part of a Rust tool chain.
 //! etcd's JSON gateway needs nothing, but knows no user by its certificate: what each node may write could not be

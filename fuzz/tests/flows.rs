@@ -140,6 +140,8 @@ struct Pinned {
     backend: usize,
     last: Instant,
     is_established: bool,
+    /// False for a segment that the mux may have sent without pinning the flow.
+    is_certain: bool,
 }
 
 impl Pinned {
@@ -168,6 +170,8 @@ fn flows_stay_and_new_ones_go_to_who_takes_some() {
                 .expect("its role");
             let mut now = Instant::from_secs(1);
             let mut pinned: HashMap<u8, Pinned> = HashMap::new();
+            // The time of the last change of the pool's table.
+            let mut changed: Option<Instant> = None;
             for operation in operations {
                 match *operation {
                     Operation::Syn(client) | Operation::Ack(client) => {
@@ -176,7 +180,8 @@ fn flows_stay_and_new_ones_go_to_who_takes_some() {
                         let known = pinned.get(&client).copied();
                         let known = known.filter(|pinned| !pinned.may_be_forgotten(now));
                         let stays = known.filter(|pinned| {
-                            configured.is_there(pinned.backend)
+                            pinned.is_certain
+                                && configured.is_there(pinned.backend)
                                 && (!is_syn || configured.takes(pinned.backend))
                         });
                         match (stays, went) {
@@ -193,17 +198,24 @@ fn flows_stay_and_new_ones_go_to_who_takes_some() {
                                 assert!((0..BACKENDS).all(|number| !configured.takes(number)));
                             }
                         }
+                        // A segment of an unknown flow may not be pinned while its slot may be another backend's.
+                        let is_unproven = !is_syn
+                            && stays.is_none()
+                            && changed
+                                .is_some_and(|at| now.since(at) < IDLE + Duration::from_secs(60));
                         if let Some(backend) = went {
                             let was = stays.is_some_and(|pinned| pinned.is_established);
                             let pin = Pinned {
                                 backend,
                                 last: now,
                                 is_established: was || !is_syn,
+                                is_certain: !is_unproven,
                             };
                             pinned.insert(client, pin);
                         }
                     }
                     Operation::Set(number, state, weight) => {
+                        changed = Some(now);
                         let state = match state % 3 {
                             0 => BackendState::Up,
                             1 => BackendState::Down,
@@ -217,6 +229,7 @@ fn flows_stay_and_new_ones_go_to_who_takes_some() {
                             .expect("it follows");
                     }
                     Operation::Toggle(number) => {
+                        changed = Some(now);
                         let number = usize::from(number) % BACKENDS;
                         // One that comes back is another one.
                         pinned.retain(|_, pinned| pinned.backend != number);
@@ -229,6 +242,7 @@ fn flows_stay_and_new_ones_go_to_who_takes_some() {
                             .expect("it follows");
                     }
                     Operation::Move => {
+                        changed = Some(now);
                         configured.pool = 1 - configured.pool;
                         mux.install(snapshot(&configured, Some(mux.snapshot())))
                             .expect("it follows");

@@ -38,7 +38,7 @@ fn start_mux(world: &World, machine: &str, options: &str) -> Process {
 /// Waits until something is so.
 #[track_caller]
 fn wait_until(world: &World, what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(30);
     while !is_so() {
         let log = fs::read_to_string(world.path("m.log")).unwrap_or_default();
         assert!(Instant::now() < end, "{what}: {log}");

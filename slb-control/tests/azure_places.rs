@@ -9,7 +9,7 @@ fn inventory() -> Inventory {
     Inventory::parse("inventory.toml", text).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
-/// What is said of a template.
+/// Returns the faults of a template.
 fn faults(json: &str) -> String {
     let input = Input {
         file: "lb.json",

@@ -22,9 +22,9 @@ use crate::verdict::PortId;
 /// The state of a flow or a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EntryState {
-    /// Of a mux's flow.
+    /// The state of a mux's flow.
     Flow(FlowState),
-    /// Of a host agent's or a proxy's connection.
+    /// The state of a host agent's or a proxy's connection.
     Connection(ConnectionState),
 }
 
@@ -132,9 +132,9 @@ pub struct Ends {
 /// The entries that are wanted. What is `None` may be anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Filter<'a> {
-    /// Of [`Entry::outside`].
+    /// Selects by the ends in [`Entry::outside`].
     pub outside: Ends,
-    /// Of [`Entry::inside`]: no flow of a mux has one.
+    /// Selects by the ends in [`Entry::inside`], which a mux's flows do not have.
     pub inside: Ends,
     /// IP protocol number.
     pub protocol: Option<u8>,

@@ -81,10 +81,10 @@ impl Steering {
     }
 
     /// Finds the worker that has the connection of a frame, as the frame came in: below
-    /// [`workers`](Self::workers). `None` where the frame is of no connection, such as ARP, what is not for
-    /// this node, and what cannot be read: any worker decides alike about it.
+    /// [`workers`](Self::workers). `None` if the frame belongs to no connection, for example ARP, packets
+    /// for other nodes, and unreadable ones: every worker treats them alike.
     ///
-    /// What is for the [probes' source](Snapshot::probe_source) goes to worker 0, which has the prober.
+    /// Packets for the [probes' source](Snapshot::probe_source) go to worker 0, which has the prober.
     ///
     /// The snapshot is a host agent's or a proxy's. A mux needs no steering: its workers share no state.
     ///

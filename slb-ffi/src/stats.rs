@@ -66,7 +66,7 @@ pub struct slb_stats {
     pub resets_suppressed: u64,
     /// For a host agent or a proxy: of the connections removed, those that made room for new ones.
     pub connections_evicted: u64,
-    /// Of the connections in the table, the unanswered ones.
+    /// Unanswered connections among those in the table.
     pub connections_unanswered: u64,
     /// Fragments that waited for their first one, and do so no more: each is in `dropped_for`, as
     /// "fragment_held", and besides where it went in the end. `dropped` has those that still wait.

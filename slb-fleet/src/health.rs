@@ -11,9 +11,9 @@ use crate::object::{Agents, By, Health, Table};
 /// The health reports of all present nodes, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reports {
-    /// Of host agents, about the vms of their own hosts.
+    /// Reports of host agents about the vms of their own hosts.
     pub hosts: BTreeMap<String, Health>,
-    /// Of muxes, about backends without an agent.
+    /// Reports of muxes about backends without an agent.
     pub muxes: BTreeMap<String, Health>,
 }
 

@@ -39,7 +39,7 @@ const KEY: Key = Key::new([0x736c_6220_7265_706c, 0x6179_2066_6c6f_7773]);
 pub(crate) struct Balancer {
     role: Running,
     current: Shared,
-    /// Of a host: who sends from which port.
+    /// The vms of a host agent: port and MAC address of each.
     vms: Vec<(PortId, [u8; 6])>,
 }
 

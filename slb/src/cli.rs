@@ -401,13 +401,13 @@ pub(crate) struct FleetAccess {
     /// Name of the fleet: several can share an etcd.
     #[arg(long, value_name = "NAME", default_value = "default")]
     pub(crate) cluster: String,
-    /// Of https: the certificates of the authority that vouches for etcd (PEM).
+    /// Certificates of the authority that signed etcd's, for https (PEM).
     #[arg(long, value_name = "FILE", requires = "fleet")]
     pub(crate) fleet_ca: Option<PathBuf>,
-    /// Of https: the own certificate (PEM). Its common name is the user's in etcd.
+    /// Certificate of this node, for https (PEM). Its common name is the etcd user.
     #[arg(long, value_name = "FILE", requires = "fleet")]
     pub(crate) fleet_cert: Option<PathBuf>,
-    /// Of https: the key of the own certificate (PEM).
+    /// Private key of --fleet-cert (PEM).
     #[arg(long, value_name = "FILE", requires = "fleet")]
     pub(crate) fleet_key: Option<PathBuf>,
 }
@@ -432,7 +432,7 @@ pub(crate) struct ApplyOptions {
     /// A configuration without [node] (TOML), or Azure's JSON.
     #[arg(long, short, value_name = "FILE")]
     pub(crate) file: PathBuf,
-    /// Of Azure's JSON: data that it lacks (TOML).
+    /// Data that Azure's JSON lacks (TOML).
     #[arg(long, value_name = "FILE")]
     pub(crate) inventory: Option<PathBuf>,
     /// Keep sections that the file lacks. Without it, they are removed.

@@ -53,7 +53,7 @@ pub(crate) struct Tally {
     backends: Vec<BackendCounters>,
     snat: Vec<Option<SnatCounters>>,
     is_pinned: bool,
-    /// Of a host or a proxy: how many connections are in each state.
+    /// Connections in each state, for a host or a proxy.
     states: Option<[u64; ConnectionState::ALL.len()]>,
 }
 

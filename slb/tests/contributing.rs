@@ -199,9 +199,9 @@ fn tests_that_need_root_are_left_out_by_default() {
 }
 
 /// The first words of doc comments that leave their subject unsaid: pronouns, and questions.
-const OPENERS: [&str; 15] = [
+const OPENERS: [&str; 16] = [
     "It", "Its", "They", "Their", "And", "Who", "Whose", "Whom", "Which", "Those", "These",
-    "Nobody", "Somebody", "What", "Whether",
+    "Nobody", "Somebody", "What", "Whether", "Of",
 ];
 
 /// An editor shows a doc comment alone, so that its first word has to be its subject or verb.

@@ -36,10 +36,10 @@ pub(super) fn of(config: &Config) -> Vec<String> {
     warnings
 }
 
-/// Fields and sections that mean nothing to the role, a line each.
+/// Returns a line for each field or section that the role ignores.
 ///
-/// What rules and pools say for host agents means something to a mux too: all nodes may have one file but for
-/// `[node]`.
+/// All nodes may share one file except for `[node]`, so a mux does not warn of the fields of rules and pools that
+/// only host agents use.
 fn unused(config: &Config) -> Vec<String> {
     let role = config.node.role;
     let line = |what: String| format!("{what} means nothing to a {}", role.name());

@@ -264,7 +264,7 @@ struct One {
     asker: Asker,
     begin: Clock,
     tell: Sender<(u64, Told)>,
-    /// Of the pool, and of all.
+    /// Permits of the pool and of all pools.
     places: [Arc<Semaphore>; 2],
 }
 

@@ -146,7 +146,7 @@ const VIA: u8 = 0x07;
 /// In [`Sequences::flags`], set if answers go through a mux.
 const THROUGH: u8 = 0x08;
 /// In [`Connection::idle`], if answers go through a mux, the high five bits of that mux's number.
-/// They add up to two seconds to the idle timeout, which is rounded up for their sake.
+/// Rounding adds up to two seconds to the idle timeout.
 const IDLE_VIA: u16 = 0x1f;
 const RESETS: u8 = 0x10;
 const OPENED_OUTWARD: u8 = 0x20;

@@ -190,7 +190,7 @@ pub(super) struct Tap {
     filled: SyncSender<Chunk>,
     chunk: Option<Chunk>,
     is_wanted: Arc<AtomicBool>,
-    /// Of the burst at hand: bytes of frames before they are processed, and steps.
+    /// The frames of the present burst before they are processed, and their steps.
     before: Vec<u8>,
     kept: [Option<Kept>; BURST],
     steps: Vec<(usize, Step)>,

@@ -104,7 +104,7 @@ pub(super) struct Control<'o> {
     pub(super) trouble: Vec<String>,
     /// The file, while it is read again.
     pub(super) loading: Loading,
-    /// Of `--fleet`: what takes the place of the file.
+    /// The fleet that replaces the file (`--fleet`).
     pub(super) fleet: Option<Fleet>,
     /// Work in threads of its own.
     pub(super) work: Work,
@@ -118,11 +118,11 @@ pub(super) struct Control<'o> {
     pub(super) complained: Option<Instant>,
     /// Why backends are not well.
     pub(super) sick: BTreeMap<BackendName, String>,
-    /// Of `--state`: what takes checkpoints.
+    /// Takes checkpoints (`--state`).
     pub(super) keeper: Option<Keeper>,
-    /// Of `--state`: where another process asks to take over.
+    /// The socket at which another process asks to take over (`--state`).
     pub(super) handover: Option<Handover>,
-    /// Of `--state` over AF_XDP: where XDP programs outlive the process.
+    /// Pins of XDP programs that outlive the process (`--state` over AF_XDP).
     pub(super) pins: Option<Pins>,
     pub(super) life: Life,
 }

@@ -540,7 +540,7 @@ impl Plan {
         }
     }
 
-    /// Of which addresses what is taken, for each program.
+    /// Returns the addresses that each XDP program takes, and which of their packets.
     pub(super) fn taken(&self, config: &Config) -> Vec<Vec<(IpAddr, Take)>> {
         let Self::AfXdp(cards) = self else {
             return Vec::new();

@@ -316,8 +316,8 @@ impl Seat {
         bell.event.clear();
     }
 
-    /// Of a worker that is to stop and found nothing to do: returns true once nobody can give it anything any
-    /// more. From the first call on it takes no packets of its devices.
+    /// Returns true once a stopping worker that found nothing to do can be given nothing more. From the first
+    /// call on, the worker takes no packets from its devices.
     pub(super) fn may_leave(&mut self) -> bool {
         let (round, has_said) = &mut self.round;
         if *round == ROUNDS {

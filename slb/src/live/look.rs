@@ -330,7 +330,7 @@ impl Looker {
 /// The lists of all workers, as whoever asked sees them. Dropped, it has the workers end them.
 pub(super) struct Pages {
     full: Receiver<Page>,
-    /// Of each worker, where empty pages go; `None`: its last one came.
+    /// Where empty pages of each worker go; `None` after its last page.
     empty: Vec<Option<Sender<Page>>>,
     is_wanted: Arc<AtomicBool>,
 }

@@ -53,7 +53,7 @@ pub(crate) fn default_path(role: Role) -> PathBuf {
 pub(super) struct Shared {
     state: Mutex<State>,
     workers: Vec<(Arc<Letterbox>, Vec<String>, Option<usize>)>,
-    /// Of each worker, where others say what they look for.
+    /// The queue of look-ups for each worker.
     tasks: Vec<Sender<Task>>,
     /// True while a capture runs.
     pub(super) is_captured: AtomicBool,
@@ -75,11 +75,11 @@ struct State {
     alive: Instant,
     /// Why backends are not well.
     sick: BTreeMap<BackendName, String>,
-    /// Of `--state`: what was taken over, and the last checkpoint.
+    /// State taken over, and the last checkpoint (`--state`).
     kept: Option<StateStatus>,
-    /// Of `--fleet`: how the node stands with it.
+    /// The node's standing in the fleet (`--fleet`).
     fleet: Option<Standing>,
-    /// Of `--fleet`: what packets are looked up in.
+    /// The snapshot in place (`--fleet`).
     snapshot: Option<Arc<Snapshot<'static>>>,
     /// The digest of its tables, and the generation that it is of.
     tables: Option<(u64, String)>,

@@ -50,7 +50,7 @@ pub(super) struct Start {
     pub(super) ring: u32,
     /// True if it waits for packets, false if it polls all the time.
     pub(super) waits: bool,
-    /// Of a host agent: the way between its vms and the prober.
+    /// The channel between a host agent's vms and the prober.
     pub(super) probes: Option<WorkerEnd>,
     /// Index of the worker, and how many there are.
     pub(super) number: (usize, usize),
@@ -58,7 +58,7 @@ pub(super) struct Start {
     pub(super) keeps_state: bool,
     /// The key of its tables.
     pub(super) key: Key,
-    /// Of several workers that share connections: its place among them.
+    /// The worker's seat among several that share connections.
     pub(super) seat: Option<Seat>,
 }
 
@@ -110,7 +110,7 @@ pub(super) struct Worker {
     pub(super) cpu: Option<usize>,
     /// Searches of other threads in its tables; it has to be nudged.
     pub(super) tasks: Sender<Task>,
-    /// Of AF_XDP: the interface and queue of each socket.
+    /// The interface and queue of each AF_XDP socket.
     sockets: Sockets,
     orders: Sender<Order>,
     thread: JoinHandle<Vec<u8>>,
@@ -129,7 +129,7 @@ pub(super) struct Next {
     pub(super) limits: Option<Limits>,
 }
 
-/// Of AF_XDP: the interface and queue of each socket.
+/// The interface and queue of each AF_XDP socket.
 type Sockets = Vec<(String, u32, OwnedFd)>;
 
 /// To go on with other queues, and whom to tell when they are open.

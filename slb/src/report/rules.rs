@@ -10,7 +10,7 @@ use slb_core::stats::RuleCounters;
 pub(crate) struct RuleLine {
     /// The kind of rule, in the configuration's words.
     pub(crate) kind: &'static str,
-    /// Of outbound rules, the frontend's name.
+    /// The rule's name; for an outbound rule, the frontend's.
     pub(crate) name: String,
     /// The place of its frontend.
     pub(crate) frontend: usize,

@@ -35,7 +35,7 @@ pub(super) struct Backend {
     pub(super) name: String,
     pub(super) state: String,
     pub(super) weight: f64,
-    /// Of its pool's flows.
+    /// The backend's share of its pool's flows.
     pub(super) share: f64,
     pub(super) packets: f64,
     pub(super) flows: f64,

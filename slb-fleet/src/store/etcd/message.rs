@@ -55,7 +55,7 @@ impl Message {
 enum Value<'b> {
     Int(i64),
     Bytes(&'b [u8]),
-    /// Of a fixed length: none of those that are used has one.
+    /// A field of fixed length, which no message in use has.
     Other,
 }
 

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::world::{Process, World, lacking};
+use common::world::{Process, World, lacking, log, ready, wait_until};
 
 /// A mux with a rule and a backend.
 fn mux_configuration() -> String {
@@ -36,16 +36,6 @@ fn start_mux(world: &World, machine: &str, options: &str) -> Process {
 }
 
 /// Waits until something is so.
-#[track_caller]
-fn wait_until(world: &World, what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
-    while !is_so() {
-        let log = fs::read_to_string(world.path("m.log")).unwrap_or_default();
-        assert!(Instant::now() < end, "{what}: {log}");
-        sleep(Duration::from_millis(50));
-    }
-}
-
 #[test]
 #[ignore = "needs root"]
 fn slow_clients_keep_nobody_else_waiting() {
@@ -234,16 +224,6 @@ fn lay_cable(world: &World) {
 fn pings(world: &World) -> bool {
     let ping = "ping -q -c 1 -W 1 20.20.20.100";
     world.command("c", ping).output().unwrap().status.success()
-}
-
-fn log(world: &World) -> String {
-    fs::read_to_string(world.path("m.log")).unwrap_or_default()
-}
-
-fn ready(world: &World) -> String {
-    let curl = "curl -sS -m 2 http://127.0.0.1:9100/readyz";
-    let output = world.command("m", curl).output().unwrap();
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 fn is_announced(world: &World) -> bool {

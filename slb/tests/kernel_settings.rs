@@ -6,10 +6,8 @@
 mod common;
 
 use std::fs;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
-use common::world::{Process, World, lacking};
+use common::world::{Process, World, lacking, log, ready, wait_until};
 
 fn configuration() -> String {
     "[node]\nrole = \"mux\"\nunderlay = \"172.16.0.11\"\n\
@@ -32,25 +30,6 @@ fn start(world: &World, options: &str) -> Process {
             "{slb} mux {config} --status {socket} --metrics 127.0.0.1:9100 {options} 2>>{log}"
         ),
     )
-}
-
-fn log(world: &World) -> String {
-    fs::read_to_string(world.path("m.log")).unwrap_or_default()
-}
-
-#[track_caller]
-fn wait_until(world: &World, what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
-    while !is_so() {
-        assert!(Instant::now() < end, "{what}: {}", log(world));
-        sleep(Duration::from_millis(50));
-    }
-}
-
-fn ready(world: &World) -> String {
-    let curl = "curl -sS -m 2 http://127.0.0.1:9100/readyz";
-    let output = world.command("m", curl).output().unwrap();
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[test]

@@ -14,10 +14,8 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
-use common::world::{Process, World, lacking, peer};
+use common::world::{Process, World, lacking, log, peer, wait_until};
 
 const MACHINES: [&str; 9] = ["c1", "c2", "cs", "lb", "ss", "s1", "s2", "r", "s4"];
 
@@ -94,19 +92,6 @@ fn start(world: &World) -> Process {
             path("m.log")
         ),
     )
-}
-
-fn log(world: &World) -> String {
-    fs::read_to_string(world.path("m.log")).unwrap_or_default()
-}
-
-#[track_caller]
-fn wait_until(world: &World, what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(15);
-    while !is_so() {
-        assert!(Instant::now() < end, "{what}: {}", log(world));
-        sleep(Duration::from_millis(50));
-    }
 }
 
 fn status(world: &World) -> String {

@@ -8,9 +8,9 @@ mod common;
 use std::fmt::Write as _;
 use std::fs;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::world::{Process, World, lacking};
+use common::world::{Process, World, lacking, log, ready, wait_until};
 
 const VIP: &str = "20.20.20.100";
 
@@ -52,25 +52,6 @@ fn start(world: &World, before: &str, io: &str) -> Process {
             path("m.log")
         ),
     )
-}
-
-fn log(world: &World) -> String {
-    fs::read_to_string(world.path("m.log")).unwrap_or_default()
-}
-
-#[track_caller]
-fn wait_until(world: &World, what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(45);
-    while !is_so() {
-        assert!(Instant::now() < end, "{what}: {}", log(world));
-        sleep(Duration::from_millis(50));
-    }
-}
-
-fn ready(world: &World) -> String {
-    let curl = "curl -sS -m 2 http://127.0.0.1:9100/readyz";
-    let output = world.command("m", curl).output().unwrap();
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Whether pings of many sizes and identifiers, which the driver spreads over the queues, are all answered.

@@ -1,10 +1,11 @@
 //! Machines that are network namespaces, and processes in them: gone with the test.
 
+use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{is_root, sh};
 
@@ -167,6 +168,28 @@ pub fn lacking(more: &[&str]) -> Option<String> {
     let mut tools = usual.iter().chain(more);
     let missing = tools.find(|tool| !sh(&format!("command -v {tool}")))?;
     Some(format!("{missing} is not installed"))
+}
+
+/// Returns the log of the program under test, `m.log`.
+pub fn log(world: &World) -> String {
+    fs::read_to_string(world.path("m.log")).unwrap_or_default()
+}
+
+/// Waits until a condition holds, and fails with the log if it never does.
+#[track_caller]
+pub fn wait_until(world: &World, what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(45);
+    while !is_so() {
+        assert!(Instant::now() < end, "{what}: {}", log(world));
+        sleep(Duration::from_millis(50));
+    }
+}
+
+/// Returns the answer of `/readyz` on the machine `m`.
+pub fn ready(world: &World) -> String {
+    let curl = "curl -sS -m 2 http://127.0.0.1:9100/readyz";
+    let output = world.command("m", curl).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 pub fn peer(arguments: &str) -> String {

@@ -3,8 +3,9 @@
 //! The first line is the SHA-256 of the rest, in hexadecimal; the rest is JSON.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::{error, fmt};
 
@@ -111,7 +112,10 @@ impl Cache {
     /// # Errors
     /// The directory or the file cannot be created.
     pub fn open(directory: &Path) -> Result<Self, CacheError> {
-        fs::create_dir_all(directory)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)?;
         let path = directory.join("fleet.cache");
         Ok(Self { path })
     }
@@ -130,7 +134,15 @@ impl Cache {
         let body = body.map_err(|error| CacheError::Damaged(error.to_string()))?;
         let new = self.path.with_extension("new");
         let write = || {
-            let mut file = File::create(&new)?;
+            // What an interrupted write left, or another's link.
+            match fs::remove_file(&new) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            // It may hold the fleet's hash key.
+            let mut options = OpenOptions::new();
+            options.write(true).create_new(true).mode(0o600);
+            let mut file = options.open(&new)?;
             file.write_all(format!("{}\n", sum(&body)).as_bytes())?;
             file.write_all(&body)?;
             file.sync_all()?;

@@ -175,7 +175,17 @@ impl Spec {
     pub fn with_node(&self, node: &Table) -> Result<String, ObjectError> {
         let mut root = self.root.clone();
         let mut node = node.clone();
-        if let Some(Value::Table(common)) = root.remove(COMMON) {
+        let common = match root.remove(COMMON) {
+            None => None,
+            Some(Value::Table(common)) => Some(common),
+            Some(other) => {
+                return Err(ObjectError::Spec(format!(
+                    "fleet: expected one section [fleet], got {}",
+                    other.type_str()
+                )));
+            }
+        };
+        if let Some(common) = common {
             for (field, value) in common {
                 if !COMMON_FIELDS.contains(&field.as_str()) {
                     let known = COMMON_FIELDS.join(", ");

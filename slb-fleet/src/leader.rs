@@ -3,6 +3,7 @@
 //! A controller is not in the packets' way: without one nothing changes, and nothing stops. Each of its writes has the
 //! condition that it still leads, so of two that both believe it, one changes nothing.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,12 @@ pub const TOGETHER: Duration = Duration::from_millis(200);
 const GRACE: Duration = Duration::from_secs(12);
 /// How long a controller that does not lead waits before it tries again.
 const CAMPAIGN: Duration = Duration::from_millis(500);
+
+/// The most addresses that a host may report.
+const MOST_ADDRESSES: usize = 16;
+
+/// The most faults that are remembered as logged.
+const MOST_SAID: usize = 1000;
 
 /// How a controller differs from others.
 #[derive(Clone, Debug)]
@@ -94,6 +101,8 @@ struct Office {
     is_lenient: bool,
     /// True if the store may hold objects without a reference.
     is_untidy: bool,
+    /// Faults of nodes that were logged.
+    said: RefCell<BTreeSet<String>>,
 }
 
 /// A spec that hosts have.
@@ -243,6 +252,7 @@ impl Leader {
             is_stale: true,
             is_lenient: false,
             is_untidy: true,
+            said: RefCell::default(),
         };
         for entry in listing.entries {
             office.note(&self.keys, Event::Put(entry), now)?;
@@ -276,7 +286,7 @@ impl Leader {
             return Err(Ended::Deposed);
         }
         let (store, keys) = (&*self.store, &self.keys);
-        office.register_agents(store, keys)?;
+        office.register_agents(store, keys, now)?;
         office.begin(store, keys, &self.options.name, now)?;
         let members = office.members(keys, now);
         let is_counted = office.is_counted();
@@ -310,8 +320,11 @@ impl Office {
             Event::Put(entry) => entry,
         };
         if rest == "wanted" {
-            let Wanted { index } = Wanted::read(&entry.key, &entry.value)?;
-            self.wanted = Some((index, now));
+            // One that cannot be read changes nothing: health and the rollout under way go on.
+            match Wanted::read(&entry.key, &entry.value) {
+                Ok(Wanted { index }) => self.wanted = Some((index, now)),
+                Err(error) => warn!("{error}"),
+            }
         }
         self.entries
             .insert(entry.key, (entry.value, entry.modified));
@@ -332,11 +345,23 @@ impl Office {
         own.filter_map(|(key, (value, _))| match T::read(key, value) {
             Ok(object) => Some((key.strip_prefix(prefix)?.to_owned(), object)),
             Err(error) => {
-                warn!("{error}");
+                self.say_once(error.to_string());
                 None
             }
         })
         .collect()
+    }
+
+    /// Logs a fault of a node, which each turn finds again.
+    fn say_once(&self, fault: String) {
+        let mut said = self.said.borrow_mut();
+        if said.len() >= MOST_SAID {
+            said.clear();
+        }
+        if !said.contains(&fault) {
+            warn!("{fault}");
+            said.insert(fault);
+        }
     }
 
     /// Returns true if nodes may be silent only because the store was away.
@@ -377,19 +402,38 @@ impl Office {
         of(Side::Host).chain(of(Side::Mux)).collect()
     }
 
-    /// Takes note of hosts that have an agent. The first that names an address has it.
-    fn register_agents(&mut self, store: &dyn Store, keys: &Keys) -> Result<(), Ended> {
+    /// Takes note of hosts that have an agent. The first that names an address has it for as long as it is there;
+    /// after that, another that names it, such as the same agent under a new name, takes the address over.
+    fn register_agents(
+        &mut self,
+        store: &dyn Store,
+        keys: &Keys,
+        now: Duration,
+    ) -> Result<(), Ended> {
         let reports = self.objects::<Report>(&keys.key("node/host/"));
         let mut agents = self.agents.clone();
-        for (name, report) in reports {
+        for (name, report) in &reports {
+            if report.addresses.len() > MOST_ADDRESSES {
+                self.say_once(format!(
+                    "host {name}: expected at most {MOST_ADDRESSES} addresses, got {}",
+                    report.addresses.len()
+                ));
+                continue;
+            }
             for &address in &report.addresses {
-                match agents.at(address) {
-                    Some(other) if other != name => {
-                        warn!(%address, of = other, claimed_by = name, "an address of another agent");
+                match agents.at(address).map(str::to_owned) {
+                    Some(other) if other == *name => continue,
+                    Some(other) if reports.contains_key(&other) || self.is_new(now) => {
+                        self.say_once(format!("host {name}: address {address} is host {other}'s"));
+                        continue;
                     }
-                    Some(_) => {}
-                    None => agents.agents.entry(name.clone()).or_default().push(address),
+                    Some(other) => {
+                        warn!(%address, from = other, to = name, "an address has another agent");
+                        agents.release(&other, address);
+                    }
+                    None => {}
                 }
+                agents.agents.entry(name.clone()).or_default().push(address);
             }
         }
         if agents != self.agents {

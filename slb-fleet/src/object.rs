@@ -273,6 +273,16 @@ impl Agents {
         all.find(|(_, addresses)| addresses.contains(&host))
             .map(|(name, _)| name.as_str())
     }
+
+    /// Takes an address away from an agent, which is gone with its last one.
+    pub(crate) fn release(&mut self, name: &str, address: IpAddr) {
+        if let Some(own) = self.agents.get_mut(name) {
+            own.retain(|other| *other != address);
+            if own.is_empty() {
+                self.agents.remove(name);
+            }
+        }
+    }
 }
 
 /// The state that a node reports.

@@ -5,12 +5,12 @@ use slb_fleet::object::{Digest, Keys, LeaderName, Object, Report, Wanted};
 use slb_fleet::rollout::{Rollout, Side, Stage};
 use slb_fleet::store::Store;
 
-use super::wanted::rollout;
+use super::wanted::{plain, rollout};
 use crate::Failure;
 use crate::cli::{FleetStatusOptions, Format};
 
-/// A node that is there: role, name and what it says.
-type Reported = (Side, String, Report);
+/// A node that is there: role, name, and its report or why the report cannot be read.
+type Reported = (Side, String, Result<Report, String>);
 
 pub(crate) fn run(options: &FleetStatusOptions) -> Result<(), Failure> {
     let store = super::open(&options.store)?;
@@ -22,7 +22,8 @@ pub(crate) fn run(options: &FleetStatusOptions) -> Result<(), Failure> {
     for side in [Side::Host, Side::Mux] {
         let prefix = keys.key(&format!("node/{}/", side.name()));
         for entry in store.list(&prefix).map_err(Failure::failed)?.entries {
-            let report = Report::read(&entry.key, &entry.value).map_err(Failure::failed)?;
+            let report = Report::read(&entry.key, &entry.value);
+            let report = report.map_err(|error| error.to_string());
             let name = entry.key.strip_prefix(&prefix).unwrap_or(&entry.key);
             nodes.push((side, name.to_owned(), report));
         }
@@ -52,6 +53,12 @@ fn document(
         _ => Value::Null,
     };
     let nodes = nodes.iter().map(|(side, name, report)| {
+        let report = match report {
+            Ok(report) => report,
+            Err(fault) => {
+                return json!({ "role": side.name(), "name": name, "unreadable": fault });
+            }
+        };
         json!({
             "role": side.name(),
             "name": name,
@@ -89,7 +96,7 @@ fn text(
         rollout.stage.name()
     );
     if let Stage::Stopped { node, why } = &rollout.stage {
-        text += &format!("refused by {node}: {why}\n");
+        text += &format!("refused by {}: {}\n", plain(node), plain(why));
     }
     if wanted.map(|wanted| &wanted.index) != rollout.target.as_ref() {
         text += "another change waits\n";
@@ -99,11 +106,23 @@ fn text(
         "role", "name", "holds", "live", "left", "version", "refused"
     );
     for (side, name, report) in nodes {
+        let name = plain(name);
+        let report = match report {
+            Ok(report) => report,
+            Err(fault) => {
+                let fault = plain(fault);
+                text += &format!(
+                    "{:<5} {name:<20} its report cannot be read: {fault}\n",
+                    side.name()
+                );
+                continue;
+            }
+        };
         let left = report
             .left
             .map_or_else(|| "-".to_owned(), |left| left.to_string());
         let refused = report.refused.as_ref();
-        let refused = refused.map(|own| format!("{}: {}", own.generation, own.why));
+        let refused = refused.map(|own| format!("{}: {}", own.generation, plain(&own.why)));
         text += format!(
             "{:<5} {:<20} {:>8} {:>8} {:>8} {:<10} {}",
             side.name(),
@@ -111,7 +130,7 @@ fn text(
             report.held,
             report.live,
             left,
-            report.version,
+            plain(&report.version),
             refused.unwrap_or_default()
         )
         .trim_end();

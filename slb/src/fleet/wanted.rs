@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use slb_fleet::document::Spec;
 use slb_fleet::fetch::{self, Known};
-use slb_fleet::object::{Digest, Keys, Object as _, ObjectError};
-use slb_fleet::rollout::{Rollout, Stage};
+use slb_fleet::object::{Digest, Keys, Object as _, ObjectError, Report};
+use slb_fleet::rollout::{Rollout, Side, Stage};
 use slb_fleet::store::Store;
 
 use crate::Failure;
@@ -52,6 +52,12 @@ fn read(options: &ApplyOptions) -> Result<Spec, Failure> {
     } else {
         Spec::parse(&name, &text).map_err(bad)?
     };
+    // A file that was cut short would remove all that is there.
+    if !options.add && spec.list().iter().all(|(kind, ..)| kind == "fleet") {
+        return Err(Failure::usage(format!(
+            "{name}: expected sections such as [[frontend]] and [[pool]], got none (slb delete removes sections)"
+        )));
+    }
     Ok(spec)
 }
 
@@ -75,9 +81,15 @@ fn import(name: &str, text: &str, inventory: Option<&Path>) -> Result<Spec, Fail
     };
     let inventory = inventory.map(Inventory::from_path).transpose();
     let inventory = inventory.map_err(bad_file)?.unwrap_or_default();
+    let inventory = inventory.with_any_node();
     let imported = import(&[Input { file: name, text }], &inventory).map_err(bad_file)?;
     for warning in &imported.warnings {
         eprintln!("warning: {warning}");
+    }
+    if imported.is_empty {
+        return Err(Failure::usage(format!(
+            "{name}: no load balancer comes out of it"
+        )));
     }
     if let Some(missing) = imported.missing {
         return Err(bad_file(missing));
@@ -131,15 +143,20 @@ fn wait(
         return Ok(());
     };
     let (begin, key) = (Instant::now(), keys.key("state/rollout"));
+    let mut behind = Vec::new();
     loop {
         let rollout = rollout(store, &key)?;
         if rollout.target.as_ref() == Some(index) {
             match &rollout.stage {
                 Stage::Live => {
-                    println!("live: generation {}", rollout.generation);
-                    return Ok(());
+                    behind = behind_of(store, keys, rollout.generation)?;
+                    if behind.is_empty() {
+                        println!("live: generation {}", rollout.generation);
+                        return Ok(());
+                    }
                 }
                 Stage::Stopped { node, why } => {
+                    let (node, why) = (plain(node), plain(why));
                     return Err(Failure::failed(format!("{node} refuses it: {why}")));
                 }
                 _ => {}
@@ -147,12 +164,43 @@ fn wait(
         }
         if begin.elapsed() >= Duration::from_secs(seconds) {
             let stage = rollout.stage.name();
+            let leader = store.get(&keys.key("state/leader"));
+            let why = match leader.map_err(Failure::failed)? {
+                None => "no controller leads".to_owned(),
+                Some(_) if behind.is_empty() => stage.to_owned(),
+                Some(_) => format!("{} without it", behind.join(", ")),
+            };
             return Err(Failure::failed(format!(
-                "not at all nodes after {seconds} s: {stage} (slb fleet status)"
+                "not at all nodes after {seconds} s: {why} (slb fleet status)"
             )));
         }
         sleep(LOOK);
     }
+}
+
+/// Lists the nodes that serve packets by an earlier generation.
+fn behind_of(store: &dyn Store, keys: &Keys, generation: u64) -> Result<Vec<String>, Failure> {
+    let mut behind = Vec::new();
+    for side in [Side::Host, Side::Mux] {
+        let prefix = keys.key(&format!("node/{}/", side.name()));
+        for entry in store.list(&prefix).map_err(Failure::failed)?.entries {
+            let name = entry.key.strip_prefix(&prefix).unwrap_or(&entry.key);
+            let report = Report::read(&entry.key, &entry.value);
+            if !report.is_ok_and(|report| report.live >= generation) {
+                behind.push(format!("{} {}", side.name(), plain(name)));
+            }
+        }
+    }
+    Ok(behind)
+}
+
+/// Returns a text that a node wrote as one line that no terminal takes for a command.
+pub(super) fn plain(text: &str) -> String {
+    let shown = text.chars().map(|c| match c.is_control() {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    });
+    shown.collect()
 }
 
 pub(super) fn rollout(store: &dyn Store, key: &str) -> Result<Rollout, Failure> {

@@ -62,7 +62,11 @@ fn a_host_agent_under_a_new_name_has_its_address() {
     };
     let healthy = Health::default().write();
     put(&store, keys.of_node("health", "host", "renamed"), healthy);
-    put(&store, keys.of_node("node", "host", "renamed"), report.write());
+    put(
+        &store,
+        keys.of_node("node", "host", "renamed"),
+        report.write(),
+    );
     // While the first agent is there, its word counts.
     nodes[0].node.set_failing(vec![fails("vm1")]);
     wait_until("vm1 is out", || nodes[2].serving() == ["vm2", "vm3"]);

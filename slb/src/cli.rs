@@ -72,7 +72,7 @@ pub(crate) enum Command {
     /// rule, the backend, and the verdict or the reason of its drop.
     ///
     /// Packets never wait for a capture: where it cannot keep up, copies are lost, and their number is said in the
-    /// end. There can be one capture at a time.
+    /// end, unless the capture is interrupted. There can be one capture at a time.
     Capture(CaptureOptions),
     #[cfg(feature = "live")]
     /// Print the configuration that a running balancer has in place.

@@ -172,7 +172,7 @@ pub(crate) fn explain_made(
 }
 
 /// The port of a proxy that a packet comes by: that of the backends, where it is from one.
-fn proxy_port(config: &Config, packet: &[u8]) -> PortId {
+pub(crate) fn proxy_port(config: &Config, packet: &[u8]) -> PortId {
     let link = Ethernet::parse(packet).ok();
     let source: Option<IpAddr> = link.and_then(|link| match link.ether_type() {
         EtherType::IPV4 => Some(Ipv4::parse(link.payload()).ok()?.source().into()),

@@ -1,7 +1,8 @@
 //! `slb drops`, `slb capture` and `slb config`: a look at a running balancer.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -132,6 +133,11 @@ pub(crate) fn capture(options: &CaptureOptions) -> Result<(), Failure> {
     // A question that is refused leaves the file as it was.
     let mut first = Some(answer.next()?);
     let file = create(&[], ("--out", &options.out), Content::Capture)?;
+    // It holds others' packets, as the socket does that they come from.
+    if file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        file.set_permissions(Permissions::from_mode(0o600))
+            .map_err(Failure::failed)?;
+    }
     let mut out = BufWriter::with_capacity(1 << 16, file);
     let end = loop {
         let line = match first.take() {
@@ -164,7 +170,9 @@ pub(crate) fn capture(options: &CaptureOptions) -> Result<(), Failure> {
             }
             said
         }
-        None => "interrupted".to_owned(),
+        None => {
+            "interrupted; use --seconds or --packets to learn how many copies were lost".to_owned()
+        }
     };
     if is_standard(&options.out) {
         eprintln!("{said}");

@@ -282,3 +282,61 @@ echo "no_rule $(grep -c 'mux: .*verdict drop, no_rule: ' shown)"
     assert!(number("no_rule ") + lost >= SENT, "{said}");
     assert!(shown > SENT / 100, "{said}");
 }
+
+#[test]
+#[ignore = "needs root"]
+fn a_slow_reader_is_told_what_it_lost_and_packets_have_the_port_they_came_by() {
+    if let Some(why) = lacking(&["unshare", "mount", "ethtool", "tshark"]) {
+        skip!("{why}");
+    }
+    let script = r#"
+ip link set slb0 txqueuelen 50000
+slb capture --socket /run/slb-mux.sock --out - --seconds 2 2>slow.out | (sleep 5; cat) >slow.pcapng &
+slow=$!
+sleep 0.5
+python3 - <<'END'
+import socket, time
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for number in range(40000):
+    if number % 20 == 0:
+        time.sleep(0.001)
+    sender.sendto(b"x" * 200, ("20.20.20.100", 80))
+END
+wait $slow
+cat slow.out
+echo "shown $(tshark -r slow.pcapng -Y 'udp.dstport == 80' -T fields -e frame.comment 2>/dev/null | wc -l)"
+slb capture --socket /run/slb-proxy.sock --out proxy.pcapng --seconds 2 >/dev/null &
+capture=$!
+sleep 0.5
+curl -sS -m 2 http://10.99.0.80/ >/dev/null
+wait $capture
+echo "mode $(stat -c %a proxy.pcapng)"
+tshark -r proxy.pcapng -Y 'tcp.flags.syn == 1 && tcp.flags.ack == 0' -T fields \
+    -e frame.packet_flags_direction -e frame.interface_name 2>/dev/null | sed 's/^/SYN /'
+tshark -r proxy.pcapng -Y 'tcp.flags.syn == 1 && tcp.flags.ack == 1' -T fields \
+    -e frame.packet_flags_direction -e frame.interface_name 2>/dev/null | sed 's/^/ACK /'
+"#;
+    let said = run(script);
+    println!("{said}");
+    let line = said.lines().find(|line| line.contains(" copies lost"));
+    let line = line.unwrap_or_else(|| panic!("no loss is said: {said}"));
+    let lost = line.split_once("; ").unwrap().1.split_once(' ').unwrap().0;
+    let shown = said.lines().find_map(|line| line.strip_prefix("shown "));
+    let [lost, shown] = [lost, shown.unwrap()].map(|digits| digits.parse::<usize>().unwrap());
+    assert!(shown > 0 && lost > 0, "{said}");
+    // The capture ends while packets come, so it saw the most of them.
+    assert!(lost + shown > 20_000, "{said}");
+    assert!(said.contains("mode 600\n"), "{said}");
+    let directions: Vec<Vec<String>> = said
+        .lines()
+        .filter(|line| line.starts_with("SYN") || line.starts_with("ACK"))
+        .map(words)
+        .collect();
+    let expected = [
+        ["SYN", "0x00000001", "clients"],
+        ["SYN", "0x00000002", "servers"],
+        ["ACK", "0x00000001", "servers"],
+        ["ACK", "0x00000002", "clients"],
+    ];
+    assert_eq!(directions, expected, "{said}");
+}

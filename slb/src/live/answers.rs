@@ -22,7 +22,7 @@ use super::request::Answer;
 use super::status::Shared;
 use super::worker::secret;
 use crate::balancer::Balancer;
-use crate::explain::{explain, explain_made, made_from, port_from};
+use crate::explain::{explain, explain_made, made_from, port_from, proxy_port};
 
 /// How long the tables are looked through for what a packet belongs to.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -163,6 +163,9 @@ fn explained(asked: &Value, shared: &Shared) -> Result<String, String> {
     let mut frames = [frame.ok_or("the packet is too long")?];
     match from {
         Some(port) => frames[0].set_port(port),
+        None if config.node.role == Role::Proxy => {
+            frames[0].set_port(proxy_port(&config, &packet));
+        }
         None => copy.set_port(&mut frames[0]),
     }
     let mut text = String::new();

@@ -9,11 +9,12 @@
 //! A worker has a few chunks. While all of them are full, copies are lost, and counted; packets never are.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
 use std::time::{Duration, Instant as Clock, SystemTime};
 
@@ -42,6 +43,8 @@ const CHUNKS: usize = 8;
 const AGE: Duration = Duration::from_millis(20);
 /// How often the status thread looks for chunks: it waits for none, so that no worker has to wake it.
 const LOOK: Duration = Duration::from_millis(5);
+/// The longest time for copies that are on their way when the capture's time is over.
+const LAST: Duration = Duration::from_secs(1);
 /// Bytes of a packet that are kept unless it is said.
 const SNAPLEN: u64 = 256;
 /// More steps than a packet takes.
@@ -120,6 +123,7 @@ struct Kept {
 #[derive(Clone, Copy, Debug)]
 struct Copied {
     at: Instant,
+    /// The port that the packet came by, or that the balancer's own packet leaves by.
     port: PortId,
     /// As it was received; `None`: the balancer made it.
     received: Option<Kept>,
@@ -140,10 +144,17 @@ pub(super) struct Chunk {
     epoch: u64,
     /// When the first copy came.
     begun: Option<Clock>,
-    /// Copies lost, all in all.
-    lost: u64,
-    /// Packets that were above the rate, all in all.
-    above_rate: u64,
+    /// The generation of the configuration that processed the packets.
+    generation: u64,
+}
+
+/// Packets of all workers that were not copied.
+#[derive(Debug, Default)]
+struct Counts {
+    /// Copies lost, since no chunk was free.
+    lost: AtomicU64,
+    /// Packets above the rate.
+    above_rate: AtomicU64,
 }
 
 impl Chunk {
@@ -192,10 +203,10 @@ pub(super) struct Tap {
     is_wanted: Arc<AtomicBool>,
     /// The frames of the present burst before they are processed, and their steps.
     before: Vec<u8>,
-    kept: [Option<Kept>; BURST],
+    kept: [Option<(Kept, PortId)>; BURST],
     steps: Vec<(usize, Step)>,
-    lost: u64,
-    above_rate: u64,
+    generation: u64,
+    counts: Arc<Counts>,
 }
 
 /// Tokens for copies.
@@ -251,11 +262,12 @@ impl Tap {
             }
             let bytes = frame.bytes();
             let copy = bytes.get(..self.snaplen).unwrap_or(bytes);
-            *kept = Some(Kept {
+            let copied = Kept {
                 first: self.before.len(),
                 kept: copy.len(),
                 len: bytes.len(),
-            });
+            };
+            *kept = Some((copied, frame.port()));
             self.before.extend_from_slice(copy);
         }
         let (steps, kept) = (&mut self.steps, &self.kept);
@@ -265,6 +277,11 @@ impl Tap {
             }
         };
         balancer.process(now, frames, &mut seen);
+        let generation = balancer.snapshot().generation();
+        if self.generation != generation {
+            self.give();
+            self.generation = generation;
+        }
         for (number, frame) in frames.iter().enumerate() {
             let Some(Some(kept)) = self.kept.get(number).copied() else {
                 continue;
@@ -282,7 +299,7 @@ impl Tap {
         }
     }
 
-    fn copy(&mut self, now: Instant, frame: &Frame<'_>, received: Option<(usize, Kept)>) {
+    fn copy(&mut self, now: Instant, frame: &Frame<'_>, received: Option<(usize, (Kept, PortId))>) {
         let verdict = frame.verdict();
         let number = received.map(|(number, _)| number);
         // A packet that the balancer made itself has no steps: its addresses are not known here.
@@ -290,7 +307,7 @@ impl Tap {
             return;
         }
         if self.rate.as_mut().is_some_and(|rate| !rate.take(now)) {
-            self.above_rate += 1;
+            self.counts.above_rate.fetch_add(1, Ordering::Relaxed);
             return;
         }
         if self
@@ -303,7 +320,7 @@ impl Tap {
         let chunk = match self.chunk.take().map_or_else(|| self.empty.try_recv(), Ok) {
             Ok(chunk) => self.chunk.insert(chunk),
             Err(TryRecvError::Empty | TryRecvError::Disconnected) => {
-                self.lost += 1;
+                self.counts.lost.fetch_add(1, Ordering::Relaxed);
                 return;
             }
         };
@@ -311,7 +328,8 @@ impl Tap {
         let first = chunk.steps.len();
         chunk.steps.extend(steps_of(&self.steps, number));
         let steps = (first, chunk.steps.len());
-        let received = received.and_then(|(_, kept)| {
+        let port = received.map_or(frame.port(), |(_, (_, port))| port);
+        let received = received.and_then(|(_, (kept, _))| {
             let bytes = self.before.get(kept.first..kept.first + kept.kept)?;
             let first = chunk.bytes.len();
             chunk.bytes.extend_from_slice(bytes);
@@ -324,7 +342,7 @@ impl Tap {
         let sent = is_sent.then(|| chunk.keep(frame.bytes(), self.snaplen));
         chunk.packets.push(Copied {
             at: now,
-            port: frame.port(),
+            port,
             received,
             sent,
             verdict,
@@ -344,11 +362,17 @@ impl Tap {
     fn give(&mut self) {
         if let Some(mut chunk) = self.chunk.take() {
             chunk.epoch = self.epoch;
-            chunk.lost = self.lost;
-            chunk.above_rate = self.above_rate;
+            chunk.generation = self.generation;
             // There is room for all chunks, or nobody is there any more.
             let _ = self.filled.try_send(chunk);
         }
+    }
+}
+
+/// A tap that ends gives on what it has.
+impl Drop for Tap {
+    fn drop(&mut self) {
+        self.give();
     }
 }
 
@@ -478,11 +502,18 @@ pub(super) fn capture(
     let _turn = Turn(taken, Arc::clone(&is_wanted));
     out.set_patient()?;
     let workers = shared.workers();
-    let (taps, full, empties) = taps(&options, workers, &is_wanted);
+    let counts = Arc::new(Counts::default());
+    let (taps, full, empties) = taps(&options, workers, &is_wanted, &counts);
     for (worker, tap) in taps.into_iter().enumerate() {
         shared.assign(worker, Task::Capture(Box::new(tap)));
     }
-    write(&options, shared, &full, &empties, out)
+    let chunks = Chunks {
+        full,
+        empties,
+        is_wanted,
+        counts,
+    };
+    write(&options, shared, &chunks, out)
 }
 
 /// Taps for workers, where their chunks go, and where each one's come from.
@@ -490,6 +521,7 @@ fn taps(
     options: &Options,
     workers: usize,
     is_wanted: &Arc<AtomicBool>,
+    counts: &Arc<Counts>,
 ) -> (Vec<Tap>, Receiver<Chunk>, Vec<Sender<Chunk>>) {
     let (filled, full) = sync_channel(workers * CHUNKS);
     let (mut taps, mut empties) = (Vec::new(), Vec::new());
@@ -503,8 +535,7 @@ fn taps(
                 bytes: Vec::with_capacity(BYTES.max(8 * options.snaplen)),
                 epoch: 0,
                 begun: None,
-                lost: 0,
-                above_rate: 0,
+                generation: 0,
             });
         }
         empties.push(sender);
@@ -527,59 +558,103 @@ fn taps(
             before: Vec::with_capacity(BURST * options.snaplen),
             kept: [None; BURST],
             steps: Vec::with_capacity(BURST * STEPS_OF_ONE),
-            lost: 0,
-            above_rate: 0,
+            generation: 0,
+            counts: Arc::clone(counts),
         });
     }
     (taps, full, empties)
 }
 
+/// The status thread's end of a capture.
+struct Chunks {
+    full: Receiver<Chunk>,
+    empties: Vec<Sender<Chunk>>,
+    is_wanted: Arc<AtomicBool>,
+    counts: Arc<Counts>,
+}
+
+/// The configurations that packets on their way may have been processed by, with their generations.
+#[derive(Default)]
+struct Recent(VecDeque<(u64, Arc<Config>)>);
+
+impl Recent {
+    const MOST: usize = 64;
+
+    fn note(&mut self, shared: &Shared) {
+        let (config, snapshot) = shared.in_place();
+        let generation = snapshot.generation();
+        if self.0.back().is_none_or(|(last, _)| *last != generation) {
+            self.0.push_back((generation, config));
+            if self.0.len() > Self::MOST {
+                self.0.pop_front();
+            }
+        }
+    }
+
+    fn of(&self, generation: u64) -> Option<&Config> {
+        let found = self.0.iter().find(|(own, _)| *own == generation);
+        found.map(|(_, config)| &**config)
+    }
+}
+
 fn write(
     options: &Options,
     shared: &Shared,
-    full: &Receiver<Chunk>,
-    empties: &[Sender<Chunk>],
+    chunks: &Chunks,
     out: &mut Answer<'_>,
 ) -> io::Result<()> {
     let begin = Clock::now();
     let mut file = File::new()?;
-    let mut counts = vec![(0, 0); empties.len()];
+    let mut recent = Recent::default();
     out.block(&file.take())?;
-    let is_over = |file: &File| {
-        options.seconds.is_some_and(|most| begin.elapsed() >= most)
-            || file.packets >= options.packets
-            || file.written >= options.bytes
-    };
-    while !is_over(&file) {
-        match full.try_recv() {
+    let is_full = |file: &File| file.packets >= options.packets || file.written >= options.bytes;
+    // After the time is over, the copies that are there are still written.
+    let mut end = None;
+    while !is_full(&file) && end.is_none_or(|end: Clock| end.elapsed() < LAST) {
+        recent.note(shared);
+        if end.is_none() && options.seconds.is_some_and(|most| begin.elapsed() >= most) {
+            chunks.is_wanted.store(false, Ordering::Relaxed);
+            end = Some(Clock::now());
+        }
+        match chunks.full.try_recv() {
             Ok(mut chunk) => {
-                let config = shared.config();
-                file.add(&config, &chunk, options)?;
-                counts[chunk.worker] = (chunk.lost, chunk.above_rate);
+                file.add(
+                    recent.of(chunk.generation),
+                    &shared.config(),
+                    &chunk,
+                    options,
+                )?;
                 chunk.packets.clear();
                 chunk.steps.clear();
                 chunk.bytes.clear();
                 chunk.begun = None;
-                let _ = empties[chunk.worker].send(chunk);
+                let _ = chunks.empties[chunk.worker].send(chunk);
                 out.block(&file.take())?;
             }
             Err(TryRecvError::Empty) => {
                 out.beat()?;
                 std::thread::sleep(LOOK);
             }
+            Err(TryRecvError::Disconnected) if end.is_some() => break,
             Err(TryRecvError::Disconnected) => {
                 return out.line(&json!({ "error": "the workers ended" }));
             }
         }
     }
-    let (lost, above_rate) = counts
-        .iter()
-        .fold((0, 0), |(lost, above), own| (lost + own.0, above + own.1));
+    // A client that read too slowly to the end leaves copies behind.
+    let left = match is_full(&file) {
+        true => 0,
+        false => chunks
+            .full
+            .try_iter()
+            .map(|chunk| chunk.packets.len())
+            .sum::<usize>() as u64,
+    };
     out.line(&json!({ "end": {
         "packets": file.packets,
         "bytes": file.written,
-        "lost": lost,
-        "above_rate": above_rate,
+        "lost": chunks.counts.lost.load(Ordering::Relaxed) + left,
+        "above_rate": chunks.counts.above_rate.load(Ordering::Relaxed),
         "seconds": begin.elapsed().as_secs_f64(),
     } }))
 }
@@ -636,7 +711,15 @@ impl File {
         Ok(number)
     }
 
-    fn add(&mut self, config: &Config, chunk: &Chunk, options: &Options) -> io::Result<()> {
+    /// Adds the packets of a chunk. `own` is the configuration that processed them, if it is still known; names of
+    /// ports are of `config`, the present one.
+    fn add(
+        &mut self,
+        own: Option<&Config>,
+        config: &Config,
+        chunk: &Chunk,
+        options: &Options,
+    ) -> io::Result<()> {
         for packet in &chunk.packets {
             let taken = self.written + self.buffer.0.borrow().len() as u64;
             if self.packets >= options.packets || taken >= options.bytes {
@@ -647,9 +730,14 @@ impl File {
             for &step in chunk.steps_of(packet) {
                 trail.step(0, step);
             }
-            let text = match packet.received {
-                Some(_) => config.with_spec(|spec| comment(config, spec, &trail)),
-                None => format!("{}: made by itself", config.node.role.name()),
+            let role = config.node.role.name();
+            let text = match (packet.received, own) {
+                (Some(_), Some(own)) => own.with_spec(|spec| comment(own, spec, &trail)),
+                (Some(_), None) => {
+                    let verdict = packet.verdict;
+                    format!("{role}: verdict {verdict}; by a configuration that is gone")
+                }
+                (None, _) => format!("{role}: made by itself"),
             };
             let at = Instant::from_nanos(chunk.epoch.saturating_add(packet.at.as_nanos()));
             let out_port = match packet.verdict {
@@ -729,14 +817,16 @@ mod tests {
         let (config, options) = (config(), options(asked).expect("good options"));
         let mut balancer = Balancer::new(&config).expect("enough memory");
         let is_wanted = Arc::new(AtomicBool::new(true));
-        let (mut taps, full, _empties) = taps(&options, 1, &is_wanted);
+        let counts = Arc::new(Counts::default());
+        let (mut taps, full, _empties) = taps(&options, 1, &is_wanted, &counts);
         let tap = &mut taps[0];
         tap.set_begin(Clock::now());
         process(&mut balancer, Some(tap), Instant::from_secs(1), &packets());
         tap.give();
         let mut file = File::new().expect("memory");
         while let Ok(chunk) = full.try_recv() {
-            file.add(&config, &chunk, &options).expect("memory");
+            file.add(Some(&config), &config, &chunk, &options)
+                .expect("memory");
         }
         let bytes = file.take();
         let mut reader = Reader::new(io::Cursor::new(bytes.clone())).expect("a capture");
@@ -808,7 +898,8 @@ mod tests {
         let config = config();
         let options = options(&json!({})).expect("good options");
         let is_wanted = Arc::new(AtomicBool::new(true));
-        let (mut taps, full, empties) = taps(&options, 1, &is_wanted);
+        let counts = Arc::new(Counts::default());
+        let (mut taps, full, empties) = taps(&options, 1, &is_wanted, &counts);
         let tap = &mut taps[0];
         let mut watched = Balancer::new(&config).expect("enough memory");
         let mut alone = Balancer::new(&config).expect("enough memory");
@@ -819,11 +910,12 @@ mod tests {
             process(&mut alone, None, now, &burst);
         }
         assert_eq!(watched.stats(), alone.stats());
-        assert!(tap.lost > 0, "nobody read");
+        let lost = counts.lost.load(Ordering::Relaxed);
+        assert!(lost > 0, "no chunk was read");
         let chunks: Vec<Chunk> = full.try_iter().collect();
         let copied: usize = chunks.iter().map(|chunk| chunk.packets.len()).sum();
         let held = tap.chunk.as_ref().map_or(0, |chunk| chunk.packets.len());
-        assert_eq!(copied as u64 + held as u64 + tap.lost, 200 * 60);
+        assert_eq!(copied as u64 + held as u64 + lost, 200 * 60);
         drop(empties);
     }
 }

@@ -404,6 +404,7 @@ impl AnySpec {
             addresses: &seats[own],
             host: address(any.host),
             mac: any.mac.map(|mac| MacAddress([2, 0, 0, 0, 0, mac % 8])),
+            next_hop: None,
             port: any.port.map(|port| PortId((port % 32).into())),
         });
         take(&Spec {

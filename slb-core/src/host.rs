@@ -366,7 +366,13 @@ impl Arrival {
         if !is_mux && outer.is_from(snapshot.underlay()) {
             return Err(Verdict::Drop(DropReason::UnknownPeer));
         }
-        if sender == NO_SENDER && snapshot.nat.has_muxes() {
+        // Only nodes that are known send into a network: others could reach its vms from outside.
+        let is_known = sender != NO_SENDER;
+        let is_closed = || {
+            let network = snapshot.nat.networks.of(outer.vni);
+            snapshot.nat.has_muxes() || network.is_some()
+        };
+        if !is_known && is_closed() {
             return Err(Verdict::Drop(DropReason::UnknownPeer));
         }
         let vm = snapshot.nat.vm_by_mac(outer.destination, outer.vni);

@@ -741,6 +741,10 @@ typedef struct slb_vm {
      * The port of this node that the vm is at; 0 or negative: it runs elsewhere.
      */
     int32_t port;
+    /**
+     * MAC address of the next hop to its host; none: the underlay's.
+     */
+    struct slb_mac next_hop;
 } slb_vm;
 
 /**
@@ -1156,7 +1160,7 @@ typedef struct slb_stats {
      */
     uint64_t connections_evicted;
     /**
-     * Of the connections in the table, the unanswered ones.
+     * Unanswered connections among those in the table.
      */
     uint64_t connections_unanswered;
     /**

@@ -345,6 +345,8 @@ pub struct slb_vm {
     pub mac: slb_mac,
     /// The port of this node that the vm is at; 0 or negative: it runs elsewhere.
     pub port: i32,
+    /// MAC address of the next hop to its host; none: the underlay's.
+    pub next_hop: slb_mac,
 }
 
 pub(crate) fn idle(seconds: u16) -> Result<Duration, Fault> {

@@ -343,6 +343,9 @@ fn memory_for(
     Umem::new(frames_for(queues.len(), ring) + extra, chunk).map_err(Failure::failed)
 }
 
+/// The most workers that share connections. Each has a ring of 512 KiB to each other: 2 GiB for 64.
+const MOST_SHARES: u16 = 64;
+
 /// The shared state of several workers: the configuration of each, with its part of the limits and
 /// tables; their places among each other; and the key of all, so that a vm's port is the same
 /// whichever worker chooses it. One worker, and each of a mux's, has everything to itself.
@@ -351,9 +354,10 @@ type Shares = (Config, std::vec::IntoIter<Seat>, Option<Key>);
 fn shares_of(config: &Config, plan: &Plan, slots: &[Vec<Slot>]) -> Result<Shares, Failure> {
     let shares = control::shares(config.node.role, slots.len());
     let mut of_each = config.clone();
-    let Some(workers) = u16::try_from(shares).ok().and_then(NonZeroU16::new) else {
+    let workers = u16::try_from(shares).ok().and_then(NonZeroU16::new);
+    let Some(workers) = workers.filter(|workers| workers.get() <= MOST_SHARES) else {
         return Err(Failure::usage(format!(
-            "expected 65535 workers at most, got {shares}"
+            "--workers: expected at most {MOST_SHARES} that share connections, got {shares}"
         )));
     };
     if shares == 1 {

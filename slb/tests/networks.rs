@@ -78,7 +78,6 @@ impl Site {
             &machine,
             &format!("ip address add 172.16.0.10{host}/24 dev eth0"),
         );
-        world.on(&machine, "ip route add default via 172.16.0.1");
         for (tenant, vni) in TENANTS {
             let vm = format!("{tenant}{host}");
             world.plain_cable(&vm, "eth0", &machine, tenant, 1500);

@@ -38,6 +38,8 @@ pub struct NetworkVm {
     pub host: IpAddr,
     /// MAC address of the vm, unless it is derived.
     pub mac: Option<MacAddress>,
+    /// MAC address of the next hop to the host, unless the route to it says it.
+    pub next_hop: Option<MacAddress>,
     /// The port of its host that it is at, unless that is counted.
     pub port: Option<u16>,
     pub(crate) span: Span,
@@ -59,6 +61,7 @@ impl NetworkVm {
             addresses: &self.addresses,
             host: self.host,
             mac: self.mac,
+            next_hop: self.next_hop,
             port,
         }
     }
@@ -123,6 +126,7 @@ pub(super) fn read_vm(section: Section<'_>, networks: &[String]) -> Option<Netwo
     let addresses = section.one_or_more("address", HOST, host);
     let host = section.required("host", HOST, host);
     let mac = section.optional("mac", STATION, station);
+    let next_hop = section.optional("next_hop", STATION, station);
     let port = section
         .has("port")
         .then(|| section.number("port", 1..=65_534, 1));
@@ -134,6 +138,7 @@ pub(super) fn read_vm(section: Section<'_>, networks: &[String]) -> Option<Netwo
         addresses: values(addresses),
         host: host?.0,
         mac: mac.map(|(mac, _)| mac),
+        next_hop: next_hop.map(|(mac, _)| mac),
         port: port.map(|port| port as u16),
         span,
     })

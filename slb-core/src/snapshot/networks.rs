@@ -158,7 +158,8 @@ impl<'m> Networks<'m> {
         for (index, vm) in spec.vms.iter().enumerate() {
             let (underlay, vni) = (&spec.underlay, spec.networks.get(vm.network));
             let vni = vni.map(|network| network.vni).unwrap_or_default();
-            let template = Template::new(underlay, vm.host, underlay.next_hop, vm.mac(), vni);
+            let next_hop = vm.next_hop.unwrap_or(underlay.next_hop);
+            let template = Template::new(underlay, vm.host, next_hop, vm.mac(), vni);
             let no_address = SpecError::NoUnderlayAddressForVm { vm: index };
             self.templates[index] = template.ok_or(no_address)?;
         }

@@ -38,6 +38,8 @@ pub struct NetworkVm<'a> {
     pub host: IpAddr,
     /// MAC address of the vm; `None`: derived from the first address, see [`derived_mac`].
     pub mac: Option<MacAddress>,
+    /// MAC address of the next hop to the host; `None`: the underlay's.
+    pub next_hop: Option<MacAddress>,
     /// The port of this node that the vm is at; `None`: it runs elsewhere.
     pub port: Option<PortId>,
 }
@@ -51,6 +53,7 @@ impl Default for NetworkVm<'_> {
             addresses: &[],
             host: NONE,
             mac: None,
+            next_hop: None,
             port: None,
         }
     }

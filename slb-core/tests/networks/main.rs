@@ -15,7 +15,7 @@ use slb_core::wire::ethernet::{Ethernet, MacAddress};
 use slb_core::wire::ipv4::Ipv4;
 use slb_core::wire::ipv6::Ipv6;
 use slb_core::wire::vxlan::{Vni, Vxlan};
-use slb_core::{DropReason, PortId, Verdict};
+use slb_core::{DropReason, Host, Key, PortId, Verdict};
 
 use net::{FABRIC, Plan, VIP, ip, prefix, process};
 
@@ -88,6 +88,51 @@ fn vms_of_a_network_reach_each_other_in_vxlan_both_ways() {
             }
         }
     }
+}
+
+#[test]
+fn a_stranger_sends_into_no_network() {
+    let plan = Plan::two_tenants();
+    let (mut first, mut second) = (plan.host(0), plan.host(1));
+    let to = &plan.vms[1];
+    let frame = datagram(&plan, 0, to.mac, to.addresses[0], 64);
+    let (_, mut sent) = process(&mut first, plan.port_of(0), &frame);
+    let (verdict, _) = process(&mut second, FABRIC, &sent);
+    assert_eq!(verdict, Verdict::Forward(plan.port_of(1)));
+    // No mux is named, and still the sender has to be a node of the configuration.
+    sent[26..30].copy_from_slice(&[203, 0, 113, 9]);
+    sent[24..26].fill(0);
+    let sum = Sum::ZERO.add_bytes(&sent[14..34]).checksum();
+    sent[24..26].copy_from_slice(&sum.to_be_bytes());
+    sent[40..42].fill(0);
+    let (verdict, _) = process(&mut second, FABRIC, &sent);
+    assert_eq!(verdict, Verdict::Drop(DropReason::UnknownPeer));
+}
+
+#[test]
+fn a_vm_is_sent_to_by_the_next_hop_of_its_host() {
+    let plan = Plan::two_tenants();
+    let near = MacAddress([2, 0, 0, 0, 0, 0x66]);
+    let snapshot = plan.with_spec(0, |spec| {
+        let vms = spec.vms.iter().map(|vm| NetworkVm {
+            next_hop: Some(near),
+            ..*vm
+        });
+        let vms: Vec<_> = vms.collect();
+        let spec = Spec {
+            vms: &vms,
+            ..spec.clone()
+        };
+        Snapshot::new(&spec, None).expect("a good spec")
+    });
+    let mut host = Host::with_capacity(Box::new(snapshot), 64, Key::new([1, 2])).expect("its role");
+    // The last vm of the second host, which is no backend.
+    let to = &plan.vms[4];
+    assert!(!to.is_backend && to.host == 1);
+    let frame = datagram(&plan, 3, to.mac, to.addresses[0], 64);
+    let (verdict, sent) = process(&mut host, plan.port_of(3), &frame);
+    assert_eq!(verdict, Verdict::Forward(FABRIC));
+    assert_eq!(sent[..6], near.0);
 }
 
 #[test]
@@ -470,8 +515,8 @@ fn without_a_network_the_kernel_connects_vms_as_before() {
         };
         Snapshot::new(&spec, None).unwrap()
     });
-    let key = slb_core::Key::new([1, 2]);
-    let mut host = slb_core::Host::with_capacity(Box::new(snapshot), 64, key).unwrap();
+    let key = Key::new([1, 2]);
+    let mut host = Host::with_capacity(Box::new(snapshot), 64, key).unwrap();
     for to in ["10.1.0.12", "10.1.0.13", "10.1.0.99", "10.2.0.1"] {
         let frame = datagram(&plan, 0, GATEWAY_MAC, ip(to), 64);
         assert_eq!(process(&mut host, PortId(1), &frame).0, Verdict::Pass);

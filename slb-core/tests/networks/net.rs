@@ -139,6 +139,7 @@ impl Plan {
                     host,
                     mac,
                     port,
+                    next_hop: None,
                 });
             }
         }

@@ -106,6 +106,7 @@ pub unsafe extern "C" fn slb_builder_vm(builder: *mut slb_builder, vm: *const sl
             addresses: &[],
             host: given.host.required("host")?,
             mac: given.mac.optional(),
+            next_hop: given.next_hop.optional(),
             port,
         };
         if parts.vms.room() == 0 {
@@ -184,6 +185,7 @@ mod tests {
             host: address("172.16.0.101"),
             mac: slb_mac::default(),
             port: 3,
+            next_hop: slb_mac::default(),
         };
         let underlay = slb_underlay {
             ipv4: address("172.16.0.101"),

@@ -178,6 +178,14 @@ fn needed(given: &Config, by_interface: bool) -> BTreeSet<IpAddr> {
         all.extend(given.node.ipv6.map(|_| FAR_IPV6));
     }
     if role == Role::Host {
+        // Vms of networks are reached from host to host; other packets of a host agent go by its router.
+        let hosts = neighbours(given);
+        let unsaid = hosts.filter(|(_, next_hop)| next_hop.is_none());
+        all.extend(
+            unsaid
+                .map(|(host, _)| host)
+                .filter(|&host| !given.node.is(host)),
+        );
         return all;
     }
     let pools = given.pools.iter().flat_map(|pool| &pool.backends);
@@ -185,6 +193,18 @@ fn needed(given: &Config, by_interface: bool) -> BTreeSet<IpAddr> {
     let destinations = unsaid.map(|backend| destination(role, backend));
     all.extend(destinations.filter(|&address| role == Role::Proxy || !given.node.is(address)));
     all
+}
+
+/// The hosts of all vms of networks, each with its next hop if the configuration says it.
+fn neighbours(given: &Config) -> impl Iterator<Item = (IpAddr, Option<MacAddress>)> + '_ {
+    let pools = given
+        .pools
+        .iter()
+        .filter(|pool| given.network_of(pool.vni).is_some());
+    let backends = pools.flat_map(|pool| &pool.backends);
+    let backends = backends.map(|backend| (backend.host, backend.next_hop));
+    let vms = given.network_vms.iter().map(|vm| (vm.host, vm.next_hop));
+    backends.chain(vms)
 }
 
 /// The address that a backend's packets are sent to: its host's, or, behind a proxy, its own.
@@ -213,6 +233,11 @@ pub(super) fn complete(config: &mut Config, found: &Found) {
         let reach = found.get(&address).filter(|reach| **reach != Reach::Across);
         if backend.next_hop.is_none() && reach.is_some() {
             backend.next_hop = Some(mac(address).unwrap_or(MacAddress::UNKNOWN));
+        }
+    }
+    for vm in &mut config.network_vms {
+        if vm.next_hop.is_none() && found.contains_key(&vm.host) {
+            vm.next_hop = Some(mac(vm.host).unwrap_or(MacAddress::UNKNOWN));
         }
     }
 }
@@ -324,6 +349,10 @@ impl Unreached {
     /// Has backends whose hosts are not reached get no new flows.
     pub(super) fn apply(&self, config: &mut Config) {
         let (role, hosts) = (config.node.role, self.hosts());
+        // A host agent chooses no backends.
+        if role == Role::Host {
+            return;
+        }
         for backend in config.pools.iter_mut().flat_map(|pool| &mut pool.backends) {
             let is_lost = hosts.contains(&destination(role, backend));
             if is_lost {
@@ -377,7 +406,7 @@ fn family(address: IpAddr) -> &'static str {
     }
 }
 
-/// Names of the first few backends whose packets go to an address.
+/// Names of the first few backends and vms whose packets go to an address.
 fn names(given: &Config, address: IpAddr) -> String {
     const FEW: usize = 3;
     if is_far(address) {
@@ -390,7 +419,9 @@ fn names(given: &Config, address: IpAddr) -> String {
         let names = there.map(|backend| format!("{}/{}", pool.name, backend.name));
         names.collect::<Vec<_>>()
     };
-    let all: Vec<String> = given.pools.iter().flat_map(of).collect();
+    let vms = given.network_vms.iter().filter(|vm| vm.host == address);
+    let vms = vms.map(|vm| format!("vm {}", vm.name));
+    let all: Vec<String> = given.pools.iter().flat_map(of).chain(vms).collect();
     let more = all.len().saturating_sub(FEW);
     let few = all.into_iter().take(FEW).collect::<Vec<_>>().join(", ");
     match more {

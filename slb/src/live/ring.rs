@@ -104,16 +104,16 @@ impl Giver {
         }
         let tag = note << LEN_BITS | u64::from(len);
         self.ring.word(self.tail).store(tag, Ordering::Relaxed);
-        let (first, wrapped) = self.ring.words_from(self.tail + 1, count - 1);
+        let (first, wrapped) = self.ring.words_from(self.tail.wrapping_add(1), count - 1);
         let (before, behind) = frame.split_at(frame.len().min(first.len() * WORD));
         write(first, before);
         write(wrapped, behind);
-        self.tail += count;
+        self.tail = self.tail.wrapping_add(count);
         true
     }
 
     fn has_room(&self, count: usize) -> bool {
-        self.tail - self.head + count <= self.ring.words.len()
+        self.tail.wrapping_sub(self.head) + count <= self.ring.words.len()
     }
 
     /// Gives the taker what was put in; returns whether that is anything.
@@ -188,12 +188,12 @@ impl Taker {
     pub(super) fn take(&mut self, place: &mut [u8]) {
         let Some(waiting) = self.first() else { return };
         let count = waiting.len.div_ceil(WORD);
-        let (first, wrapped) = self.ring.words_from(self.head + 1, count);
+        let (first, wrapped) = self.ring.words_from(self.head.wrapping_add(1), count);
         let here = place.len().min(first.len() * WORD);
         let (before, behind) = place.split_at_mut(here);
         read(first, before);
         read(wrapped, behind);
-        self.head += 1 + count;
+        self.head = self.head.wrapping_add(1 + count);
     }
 
     /// Gives the room of what was taken back to the giver.

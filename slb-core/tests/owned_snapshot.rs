@@ -5,8 +5,8 @@ mod common;
 use common::*;
 use slb_core::mem::Line;
 use slb_core::snapshot::{OwnedSnapshot, Snapshot};
-use slb_core::spec::{BackendState, SpecError};
-use slb_core::{Instant, Key, Mux};
+use slb_core::spec::{Backend, BackendState, Pool, Spec, SpecError};
+use slb_core::{Instant, Key, Mux, PortId};
 
 const NOW: Instant = Instant::from_secs(1000);
 
@@ -64,6 +64,42 @@ fn two_pieces_of_memory_are_enough_for_ever() {
     // What was lent can be written over: nothing uses it.
     spare.fill(Line::EMPTY);
     assert_eq!(chosen(&mut mux, &packets), before);
+}
+
+#[test]
+fn a_host_whose_vms_stay_needs_no_more_memory_for_the_next_snapshot() {
+    let setup = Setup::new(10);
+    setup.with_spec(|spec| {
+        let backends: Vec<Vec<Backend<'_>>> = (1..)
+            .zip(spec.pools)
+            .map(|(pool, of_pool)| {
+                let backends = (0..).zip(of_pool.backends);
+                let local = backends.map(|(number, backend)| Backend {
+                    port: Some(PortId(100 * pool + number)),
+                    ..backend.clone()
+                });
+                local.collect()
+            })
+            .collect();
+        let pools: Vec<_> = backends
+            .iter()
+            .zip(spec.pools)
+            .map(|(backends, pool)| Pool {
+                backends,
+                ..pool.clone()
+            })
+            .collect();
+        let of_host = Spec {
+            pools: &pools,
+            ..spec.clone()
+        };
+        let lines = Snapshot::lines_for(&of_host, None);
+        let mut snapshot = Snapshot::new(&of_host, None).expect("good");
+        for _ in 0..10 {
+            assert_eq!(Snapshot::lines_for(&of_host, Some(&snapshot)), lines);
+            snapshot = Snapshot::new(&of_host, Some(&snapshot)).expect("good");
+        }
+    });
 }
 
 #[test]

@@ -173,7 +173,9 @@ impl NatSize {
                 + spec.vms.len()
                 + if locals == 0 { 0 } else { MAX_FORMER },
             former: if locals == 0 { 0 } else { MAX_FORMER },
-            moved: previous.map_or(0, |previous| previous.vm_count + previous.moved_count),
+            moved: previous.map_or(0, |previous| {
+                (backends - locals).min(previous.vm_count + previous.moved_count)
+            }),
             pools: spec.pools.len(),
             inside: if vms == 0 { 0 } else { spec.inside.len() },
             networks: NetworksSize::of(spec),

@@ -127,6 +127,14 @@ pub(crate) enum Command {
     ///
     /// The same options give the same bytes.
     Generate(GenerateOptions),
+    /// Print the JSON schema of the configuration, by which editors complete and check its TOML.
+    ///
+    /// The schema knows names, types, ranges and required fields. `slb check` also knows what belongs together.
+    Schema(SchemaOptions),
+    /// Print a script that completes commands and options of slb in a shell.
+    Completions(CompletionsOptions),
+    /// Write the manual pages, one for each command, to a directory.
+    Man(ManOptions),
     #[cfg(feature = "bench")]
     /// Measure this machine, Maglev tables, and mux, host agent and proxy alone, in memory, on one
     /// core.
@@ -868,6 +876,27 @@ pub(crate) struct GenerateOptions {
     /// Seed of ports, times and data.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct SchemaOptions {
+    /// Print the schema of a fleet's configuration, which `slb apply` takes, instead of a node's.
+    #[arg(long)]
+    pub(crate) fleet: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CompletionsOptions {
+    /// The shell.
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ManOptions {
+    /// The directory. It is created if it does not exist; pages of the same names are replaced.
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
 }
 
 #[cfg(feature = "live")]

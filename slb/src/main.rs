@@ -22,11 +22,13 @@ mod import;
 mod live;
 #[cfg(feature = "live")]
 mod look;
+mod manual;
 mod output;
 #[cfg(feature = "live")]
 mod probe;
 mod replay;
 mod report;
+mod schema;
 #[cfg(feature = "live")]
 mod status;
 #[cfg(feature = "top")]
@@ -97,6 +99,9 @@ fn main() -> ExitCode {
         #[cfg(feature = "azure")]
         Command::Import(options) => import::run(&options),
         Command::Generate(options) => generate::run(&options),
+        Command::Schema(options) => schema::run(&options),
+        Command::Completions(options) => manual::completions(&options),
+        Command::Man(options) => manual::pages(&options),
         #[cfg(feature = "live")]
         Command::Watchdog(options) => live::watch(&options),
         #[cfg(feature = "bench")]

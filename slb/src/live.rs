@@ -71,7 +71,7 @@ use crate::Failure;
 use crate::check::load;
 use crate::cli::{LiveOptions, LogFormat};
 
-pub(crate) use self::status::default_path;
+pub(crate) use self::status::default_paths;
 pub(crate) use self::vm::move_state;
 pub(crate) use self::watchdog::run as watch;
 

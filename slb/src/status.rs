@@ -12,7 +12,7 @@ use slb_control::Role;
 
 use crate::Failure;
 use crate::cli::{Format, StatusOptions};
-use crate::live::default_path;
+use crate::live::default_paths;
 
 /// More than any status has.
 const LONGEST: u64 = 64 << 20;
@@ -57,7 +57,7 @@ pub(crate) fn place_of(said: Option<&Path>, roles: &[Role]) -> Result<PathBuf, F
     if let Some(path) = said {
         return Ok(path.to_owned());
     }
-    let mut paths = roles.iter().map(|&role| default_path(role));
+    let mut paths = roles.iter().flat_map(|&role| default_paths(role));
     let found = paths.find(|path| UnixStream::connect(path).is_ok());
     found.ok_or_else(|| {
         let names: Vec<&str> = roles.iter().map(|role| role.name()).collect();

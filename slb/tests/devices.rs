@@ -590,10 +590,10 @@ fn the_unit_lets_the_program_do_what_it_does() {
     if let Some(why) = lacking(&["ethtool", "nft"]) {
         skip!("{why}");
     }
-    let unit = fs::read_to_string(
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/slb-mux.service"),
-    )
-    .unwrap();
+    let packaging = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging");
+    let unit = fs::read_to_string(packaging.join("systemd/slb-mux.service")).unwrap();
+    let defaults = fs::read_to_string(packaging.join("deb/default/slb-mux")).unwrap();
+    let defaults = defaults.split('"').nth(1).unwrap();
     let of = |key: &str| {
         let key = format!("{key}=");
         let line = unit.lines().find_map(|line| line.strip_prefix(&*key));
@@ -643,7 +643,8 @@ fn the_unit_lets_the_program_do_what_it_does() {
     let path = |name: &str| world.path(name).display().to_string();
     let options = options
         .replace("/etc/slb/mux.toml", &path("m.toml"))
-        .replace("${INTERFACE}", "eth0");
+        .replace("/var/lib/slb", &path("state"))
+        .replace("$OPTIONS", defaults);
     let mux = world.start(
         "m",
         &format!(

@@ -42,8 +42,15 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Clients that are answered at once.
 const MOST_CLIENTS: usize = 32;
 
+/// The places where the socket of a role may be, unless it is said: that of a process started by hand, and that
+/// of the packaged service.
+pub(crate) fn default_paths(role: Role) -> [PathBuf; 2] {
+    let of_service = format!("/run/slb/slb-{}.sock", role.name());
+    [default_path(role), PathBuf::from(of_service)]
+}
+
 /// Where the socket of a role is, unless it is said: in systemd's runtime directory, if it gave one.
-pub(crate) fn default_path(role: Role) -> PathBuf {
+fn default_path(role: Role) -> PathBuf {
     let directory = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
     let directory = directory.unwrap_or_else(|| PathBuf::from("/run"));
     directory.join(format!("slb-{}.sock", role.name()))

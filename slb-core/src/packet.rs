@@ -90,6 +90,30 @@ pub(crate) enum EchoMessage {
     Reply,
 }
 
+impl EchoMessage {
+    /// The kind of an ICMP message of this type.
+    fn of(family: Family, kind: u8) -> Self {
+        let (request, reply) = match family {
+            Family::Ipv4 => (icmp::ECHO_REQUEST, icmp::ECHO_REPLY),
+            Family::Ipv6 => (icmpv6::ECHO_REQUEST, icmpv6::ECHO_REPLY),
+        };
+        match kind {
+            _ if kind == request => Self::Request,
+            _ if kind == reply => Self::Reply,
+            _ => Self::None,
+        }
+    }
+
+    /// The kind of message that goes the other way.
+    fn other(self) -> Self {
+        match self {
+            Self::None => Self::None,
+            Self::Request => Self::Reply,
+            Self::Reply => Self::Request,
+        }
+    }
+}
+
 impl Shape {
     const PLAIN_IPV4: Self = Self {
         transport_offset: (ethernet::HEADER_LEN + ipv4::HEADER_LEN) as u16,
@@ -473,15 +497,10 @@ impl Packet {
             }
             self.shape.plain = self.shape.part == Part::Whole;
         } else if self.shape.part != Part::Later && self.is_icmp() {
-            let (request, reply) = match self.shape.family {
-                Family::Ipv4 => (icmp::ECHO_REQUEST, icmp::ECHO_REPLY),
-                Family::Ipv6 => (icmpv6::ECHO_REQUEST, icmpv6::ECHO_REPLY),
-            };
-            self.shape.echo = match transport.first() {
-                Some(kind) if *kind == request => EchoMessage::Request,
-                Some(kind) if *kind == reply => EchoMessage::Reply,
-                _ => EchoMessage::None,
-            };
+            let kind = transport.first().copied();
+            self.shape.echo = kind.map_or(EchoMessage::None, |kind| {
+                EchoMessage::of(self.shape.family, kind)
+            });
         }
     }
 
@@ -508,11 +527,20 @@ impl Packet {
         echo_ports(self.shape.family, self.protocol, message)
     }
 
+    /// The packet as muxes choose its slot: ports of a protocol that has none are zero, and the identifier
+    /// of an echo message is no port.
+    pub(crate) fn as_balanced(&self) -> Self {
+        Self {
+            ports: if self.has_ports() { self.ports } else { 0 },
+            ..*self
+        }
+    }
+
     /// The flow that an ICMP error for it is about, as its sender's packets name it: the error
     /// quotes what the VIP sent, so source and destination change places. `None` where it is no
     /// error, or does not quote a packet from this packet's destination.
     ///
-    /// All but the tuple stays that of the error.
+    /// All but the tuple, and which echo message the flow's packets are, stays that of the error.
     pub(crate) fn quoted_flow(&self, frame: &[u8]) -> Option<Self> {
         let ip_end = usize::from(self.shape.ip_offset) + self.ip_len as usize;
         let transport = frame.get(usize::from(self.shape.transport_offset)..ip_end)?;
@@ -559,6 +587,8 @@ impl Packet {
             flow.ports = u32::from_le_bytes(*quoted.first_chunk()?).rotate_left(16);
         } else if let Some(ports) = echo_ports(self.shape.family, number, quoted) {
             flow.ports = ports.rotate_left(16);
+            let kind = quoted.first().copied().unwrap_or_default();
+            flow.shape.echo = EchoMessage::of(self.shape.family, kind).other();
         }
         Some(flow)
     }
@@ -568,6 +598,10 @@ impl Packet {
         Self {
             addresses: self.swapped(self.addresses),
             ports: self.ports.rotate_left(16),
+            shape: Shape {
+                echo: self.shape.echo.other(),
+                ..self.shape
+            },
             ..*self
         }
     }
@@ -875,19 +909,19 @@ fn array<const N: usize>(header: &[u8], at: usize) -> Option<&[u8; N]> {
 }
 
 fn echo_ports(family: Family, number: u8, message: &[u8]) -> Option<u32> {
-    let (icmp, request, reply) = match family {
-        Family::Ipv4 => (protocol::ICMP, icmp::ECHO_REQUEST, icmp::ECHO_REPLY),
-        Family::Ipv6 => (protocol::ICMPV6, icmpv6::ECHO_REQUEST, icmpv6::ECHO_REPLY),
+    let icmp = match family {
+        Family::Ipv4 => protocol::ICMP,
+        Family::Ipv6 => protocol::ICMPV6,
     };
     let [kind, _, _, _, a, b, ..] = *message else {
         return None;
     };
     let identifier = u32::from(u16::from_le_bytes([a, b]));
-    match kind {
+    match EchoMessage::of(family, kind) {
         _ if number != icmp => None,
-        _ if kind == request => Some(identifier),
-        _ if kind == reply => Some(identifier << 16),
-        _ => None,
+        EchoMessage::Request => Some(identifier),
+        EchoMessage::Reply => Some(identifier << 16),
+        EchoMessage::None => None,
     }
 }
 

@@ -15,7 +15,7 @@ use slb_core::{
 use trio::{
     DESTINATION_OPTIONS, Ends, FAMILIES, Family, From, NOW, Role, Shared, TCP, UDP, assert_summed,
     echo, ends, fragment, fragments, host, inner, mux, packet, proxy, reassembled, stateless_mux,
-    tcp, udp,
+    tcp, tunnelled, udp,
 };
 
 const SYN: u8 = 2;
@@ -42,26 +42,6 @@ fn hop(packet: &[u8]) -> Vec<u8> {
     let hop_limit = if packet[0] >> 4 == 6 { 7 } else { 8 };
     packet[hop_limit] -= 1;
     trio::with_header_checksum(packet)
-}
-
-/// The host that a frame's outer IPv4 header names.
-fn host_of(frame: &[u8]) -> [u8; 4] {
-    frame[30..34].try_into().unwrap()
-}
-
-/// Gives a mux a frame; returns its outer destination and what is inside.
-fn tunnelled(mux: &mut Mux<'static, Shared>, packet: &[u8]) -> ([u8; 4], Vec<u8>) {
-    let framed = trio::framed(packet);
-    let mut buffer = vec![0; HEADROOM];
-    buffer.extend(&framed);
-    let mut frame = Frame::new(&mut buffer, HEADROOM, framed.len()).unwrap();
-    mux.process(NOW, std::slice::from_mut(&mut frame));
-    assert!(
-        matches!(frame.verdict(), Verdict::Forward(_)),
-        "{:?}",
-        frame.verdict()
-    );
-    (host_of(frame.bytes()), inner(frame.bytes()))
 }
 
 /// Datagrams in fragments: ends, the protocol in the fragments' own headers, that behind all

@@ -11,7 +11,8 @@ use slb_core::spec::Echo;
 use slb_core::{DropReason, MuxOptions, Verdict};
 use trio::{
     Ends, FABRIC, FAMILIES, Family, From, NOW, Role, TCP, UDP, assert_readable, assert_summed,
-    echo, ends, host, icmp, mux, mux_with, packet, proxy, tcp, udp,
+    echo, ends, host, icmp, mux, mux_and_host_of_one_vip, mux_with, packet, proxy, stateless_mux,
+    tcp, tunnelled, udp,
 };
 
 const SYN: u8 = 2;
@@ -119,6 +120,61 @@ fn errors_with_a_wrong_checksum_are_dropped() {
                 check(host.give(NOW, From::Inside, &spoilt(&outward)));
                 check(proxy.give(NOW, From::Inside, &spoilt(&outward)));
             }
+        }
+    }
+}
+
+/// A mux chooses a ping's slot without its identifier. The error quotes the answer.
+#[test]
+fn errors_about_a_ping_go_to_the_backend_of_the_ping() {
+    for family in FAMILIES {
+        for vip in [family.vip(), family.whole_vip()] {
+            for mut mux in [mux(Echo::Forward), stateless_mux(Echo::Forward)] {
+                let (there, back) = ((family.client(), vip), (vip, family.client()));
+                for identifier in 1..30 {
+                    let ping = packet(there, family.icmp(), &echo(there, false, identifier, b""));
+                    let answer = echo(back, true, identifier, &[7; 600]);
+                    let error = error(
+                        family,
+                        kinds(family)[1],
+                        &packet(back, family.icmp(), &answer),
+                    );
+                    let (of_ping, _) = tunnelled(&mut mux, &ping);
+                    let (of_error, _) = tunnelled(&mut mux, &error);
+                    assert_eq!(of_error, of_ping, "{vip} {identifier}");
+                }
+            }
+        }
+    }
+}
+
+/// A rule balances the VIP's pings, and vms ping from it: what quotes a vm's request, and the answer to
+/// that, are the vm's.
+#[test]
+fn errors_about_a_vm_s_own_ping_reach_the_vm_beside_a_rule_for_pings() {
+    for family in FAMILIES {
+        let (mut mux, mut host) = mux_and_host_of_one_vip();
+        let icmp = family.icmp();
+        for identifier in [0, 1, 77, 0xffff] {
+            let asks = (family.dip(), family.client());
+            let request = packet(asks, icmp, &echo(asks, false, identifier, b"ping"));
+            let sent = host.pass(NOW, From::Inside, &request);
+            assert_eq!(ends(&sent), (family.vip(), family.client()));
+            let given = u16::from_be_bytes([message(&sent)[4], message(&sent)[5]]);
+            for &kind in kinds(family) {
+                let error = error(family, kind, &sent);
+                let (to, inner) = tunnelled(&mut mux, &error);
+                assert_eq!(to, [172, 16, 0, 101], "{kind:?} {identifier}");
+                assert_eq!(message(&inner), message(&error));
+                let got = host.pass(NOW, From::Outside, &error);
+                assert_eq!(ends(&got), (family.router(), family.dip()));
+                let quoted = &message(&got)[8..];
+                assert_eq!(ends(quoted), asks);
+                assert_eq!(message(quoted)[4..6], identifier.to_be_bytes());
+            }
+            let back = (family.client(), family.vip());
+            let reply = packet(back, icmp, &echo(back, true, given, b"ping"));
+            assert_eq!(tunnelled(&mut mux, &reply).0, [172, 16, 0, 101]);
         }
     }
 }

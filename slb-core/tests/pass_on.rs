@@ -116,6 +116,7 @@ fn snapshot(
         rules: &[
             rule("http", Protocol::Tcp, 80),
             rule("dns", Protocol::Udp, 53),
+            rule("ping", Protocol::Icmp, 0),
         ],
         pools: &[Pool {
             name: "servers",
@@ -293,6 +294,43 @@ impl Fleet {
         let mut packet = Vec::new();
         let udp = self.packet(true, 0).udp(port, 53);
         udp.write(&mut packet, b"question").unwrap();
+        packet
+    }
+
+    /// An echo request of one of many clients, or a vm's answer to it.
+    fn ping(&self, number: u8, answered_by: Option<usize>) -> Vec<u8> {
+        let identifier = 1000 + u16::from(number);
+        let client: IpAddr = match client(self.is_ipv6) {
+            IpAddr::V4(first) => Ipv4Addr::from(first.to_bits() + u32::from(number)).into(),
+            IpAddr::V6(first) => Ipv6Addr::from(first.to_bits() + u128::from(number)).into(),
+        };
+        let (from, to) = match answered_by {
+            None => (client, vip(self.is_ipv6)),
+            Some(vm) => (vm_address(vm, self.is_ipv6), client),
+        };
+        let mac = derived_mac(vm_address(answered_by.unwrap_or(0), self.is_ipv6));
+        let link = PacketBuilder::ethernet2(CLIENT_MAC, mac.0);
+        let mut packet = Vec::new();
+        match (from, to, answered_by) {
+            (IpAddr::V4(a), IpAddr::V4(b), None) => link
+                .ipv4(a.octets(), b.octets(), 64)
+                .icmpv4_echo_request(identifier, 1)
+                .write(&mut packet, b"ping"),
+            (IpAddr::V4(a), IpAddr::V4(b), Some(_)) => link
+                .ipv4(a.octets(), b.octets(), 64)
+                .icmpv4_echo_reply(identifier, 1)
+                .write(&mut packet, b"ping"),
+            (IpAddr::V6(a), IpAddr::V6(b), None) => link
+                .ipv6(a.octets(), b.octets(), 64)
+                .icmpv6_echo_request(identifier, 1)
+                .write(&mut packet, b"ping"),
+            (IpAddr::V6(a), IpAddr::V6(b), Some(_)) => link
+                .ipv6(a.octets(), b.octets(), 64)
+                .icmpv6_echo_reply(identifier, 1)
+                .write(&mut packet, b"ping"),
+            _ => unreachable!("of one family"),
+        }
+        .unwrap();
         packet
     }
 
@@ -514,6 +552,38 @@ fn former_owners_are_asked_for_a_datagram_and_the_present_one_takes_it() {
             assert!(matches!(fleet.send(&datagram), End::Vm(_)));
             assert_eq!(fleet.hops(), 0);
         }
+    }
+}
+
+/// A mux chooses a ping's slot without its identifier, and so do the hosts that it comes to.
+#[test]
+fn a_ping_is_passed_on_to_the_former_owner_of_the_slot_that_muxes_choose() {
+    for is_ipv6 in FAMILIES {
+        let mut fleet = Fleet::new(is_ipv6);
+        let mut served = [0; VMS];
+        let mut of_first = Vec::new();
+        for client in 1..=60 {
+            let ping = fleet.ping(client, None);
+            let End::Vm(vm) = fleet.send(&ping) else {
+                panic!("nobody takes the ping");
+            };
+            served[vm] += 1;
+            let answer = fleet.ping(client, Some(vm));
+            fleet.answer(vm, &answer);
+            assert_eq!(fleet.send(&ping), End::Vm(vm));
+            if vm == 0 {
+                of_first.push(client);
+            }
+        }
+        assert!(served.iter().all(|&count| count > 0), "{served:?}");
+        fleet.drain(0);
+        let mut hops = 0;
+        for client in of_first {
+            let ping = fleet.ping(client, None);
+            assert_eq!(fleet.send(&ping), End::Vm(0), "IPv6: {is_ipv6}, {client}");
+            hops += fleet.hops();
+        }
+        assert!(hops > 0, "some came to another host");
     }
 }
 

@@ -344,7 +344,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             return Elsewhere::Done(report_error(frame, lane, error, limits, told_as));
         }
         // The outer source port is the mux's, so that the fabric keeps the flow in order.
-        let entropy = snapshot.hash(packet, u64::MAX);
+        let entropy = snapshot.hash(&packet.as_balanced(), u64::MAX);
         if let Err(reason) = backend.template.encapsulate(frame, packet, entropy) {
             return Elsewhere::Done(Verdict::Drop(reason));
         }

@@ -186,8 +186,12 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             let RuleMatch::Rule(index) = self.snapshot.classify(&flow) else {
                 return Err(unmatched);
             };
-            if !flow.has_ports() && by_address == RuleMatch::Rule(index) {
-                lane.packet.ports = 0; // as of the flow's own packets
+            // As of the flow's own packets: of an echo message the identifier counts where it is a
+            // SNAT port only.
+            let is_snat_port =
+                flow.shape.echo == EchoMessage::Reply && by_address == RuleMatch::NoRule;
+            if !is_snat_port {
+                lane.packet.ports = flow.as_balanced().ports;
             }
             self.stats.icmp_errors += 1;
             return Ok(RuleMatch::Rule(index));

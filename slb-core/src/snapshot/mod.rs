@@ -49,7 +49,7 @@ use crate::hash::{Hasher, TupleHasher};
 use crate::maglev;
 use crate::mem::Mem;
 use crate::nat::rule_id::ShortRuleId;
-use crate::packet::{Family, Packet};
+use crate::packet::{EchoMessage, Family, Packet};
 use crate::prefetch::prefetch_address;
 use crate::spec::snat::GRANULE;
 use crate::spec::{Echo, ProbeSource, Underlay};
@@ -300,7 +300,9 @@ impl Snapshot<'_> {
         if packet.has_ports() {
             return self.classify_ports(vip, packet.protocol, packet.raw_destination_port());
         }
+        // An answer to a vm's own request is for a SNAT port.
         if packet.is_icmp()
+            && packet.shape.echo != EchoMessage::Reply
             && let Some(rule) = self.echo_rule(packet)
         {
             return RuleMatch::Rule(rule);
@@ -571,6 +573,7 @@ impl Snapshot<'_> {
     /// The slot of a packet in the table of a balancing rule, and what is remembered of the slot.
     pub(crate) fn slot_of(&self, rule: u32, packet: &Packet) -> Option<Slot> {
         let (compiled, terms) = (self.rule(rule)?, self.terms(rule)?);
+        let packet = &packet.as_balanced();
         let hash = self.hash(packet, compiled.mask);
         let place = self.table_index(compiled, packet, hash);
         let slot = place - compiled.first_slot();

@@ -106,6 +106,17 @@ const KEY: Key = Key::new([3, 4]);
 /// The service as a mux or host (`proxy = false`) or as a proxy sees it. `backends` serve; the first
 /// one is the vm of the host agent.
 pub fn snapshot(backends: u16, is_proxy: bool, host: IpAddr, echo: Echo) -> Shared {
+    snapshot_with(backends, is_proxy, host, echo, [4, 5])
+}
+
+/// The same where vms call out under these frontends.
+fn snapshot_with(
+    backends: u16,
+    is_proxy: bool,
+    host: IpAddr,
+    echo: Echo,
+    out: [usize; 2],
+) -> Shared {
     let names: Vec<String> = (1..=backends).map(|n| format!("vm{n}")).collect();
     let backends: [Vec<Backend<'_>>; 2] = FAMILIES.map(|family| {
         let backend = |(n, name)| {
@@ -186,7 +197,10 @@ pub fn snapshot(backends: u16, is_proxy: bool, host: IpAddr, echo: Echo) -> Shar
         port: FRONTEND,
         address: None,
     }];
-    let outbounds = [outbound("out", &[4], 0), outbound("out6", &[5], 1)];
+    let outbounds = [
+        outbound("out", &out[..1], 0),
+        outbound("out6", &out[1..], 1),
+    ];
     let spec = Spec {
         underlay: Underlay {
             ipv4: Some(if host == IpAddr::V4(HOST) { HOST } else { MUX }),
@@ -219,6 +233,14 @@ pub fn mux(echo: Echo) -> Mux<'static, Shared> {
     Mux::with_capacity(snapshot(20, false, elsewhere, echo), 1000, KEY).expect("its role")
 }
 
+/// A mux and a host agent whose vm calls out under the VIP that a rule balances pings for.
+pub fn mux_and_host_of_one_vip() -> (Mux<'static, Shared>, Host<'static, Shared>) {
+    let of_vip = |backends| snapshot_with(backends, false, HOST.into(), Echo::Forward, [0, 1]);
+    let mux = Mux::with_capacity(of_vip(20), 1000, KEY).expect("its role");
+    let host = Host::with_capacity(of_vip(20), 1000, KEY).expect("its role");
+    (mux, host)
+}
+
 /// The same, that pins no flow.
 pub fn stateless_mux(echo: Echo) -> Mux<'static, Shared> {
     let elsewhere = Ipv4Addr::new(172, 17, 0, 100).into();
@@ -231,14 +253,24 @@ pub fn mux_with(echo: Echo, options: MuxOptions) -> Mux<'static, Shared> {
 
 /// A host agent with one vm.
 pub fn host() -> Host<'static, Shared> {
-    Host::with_capacity(snapshot(1, false, HOST.into(), Echo::Forward), 1000, KEY)
-        .expect("its role")
+    host_for(1000)
+}
+
+/// The same for so many connections.
+pub fn host_for(connections: usize) -> Host<'static, Shared> {
+    let snapshot = snapshot(1, false, HOST.into(), Echo::Forward);
+    Host::with_capacity(snapshot, connections, KEY).expect("its role")
 }
 
 /// A proxy with one backend.
 pub fn proxy() -> Proxy<'static, Shared> {
-    Proxy::with_capacity(snapshot(1, true, HOST.into(), Echo::Forward), 1000, KEY)
-        .expect("its role")
+    proxy_for(1000)
+}
+
+/// The same for so many connections.
+pub fn proxy_for(connections: usize) -> Proxy<'static, Shared> {
+    let snapshot = snapshot(1, true, HOST.into(), Echo::Forward);
+    Proxy::with_capacity(snapshot, connections, KEY).expect("its role")
 }
 
 /// Where a packet comes in.
@@ -566,4 +598,24 @@ pub fn assert_summed(ends: Ends, protocol: u8, payload: &[u8]) {
 /// Asserts that etherparse reads an IP packet.
 pub fn assert_readable(packet: &[u8]) {
     SlicedPacket::from_ip(packet).unwrap();
+}
+
+/// The host that a frame's outer IPv4 header names.
+pub fn host_of(frame: &[u8]) -> [u8; 4] {
+    frame[30..34].try_into().unwrap()
+}
+
+/// Gives a mux a frame; returns its outer destination and what is inside.
+pub fn tunnelled(mux: &mut Mux<'static, Shared>, packet: &[u8]) -> ([u8; 4], Vec<u8>) {
+    let framed = framed(packet);
+    let mut buffer = vec![0; HEADROOM];
+    buffer.extend(&framed);
+    let mut frame = Frame::new(&mut buffer, HEADROOM, framed.len()).unwrap();
+    mux.process(NOW, std::slice::from_mut(&mut frame));
+    assert!(
+        matches!(frame.verdict(), Verdict::Forward(_)),
+        "{:?}",
+        frame.verdict()
+    );
+    (host_of(frame.bytes()), inner(frame.bytes()))
 }

@@ -467,12 +467,13 @@ impl Role for ProxyRole {
         snapshot.nat.is_backend(server)
     }
 
-    /// A backend's packet is dropped: it may belong to a connection, and the backend's address must
-    /// not leak.
+    /// A backend's ICMP error about no connection crosses, as its other packets of none do. What cannot be
+    /// read is dropped: it may belong to a connection, and the backend's address must not leak.
     fn unmatched(snapshot: &Snapshot<'_>, lane: &Lane, reason: DropReason) -> Verdict {
         let tuple = lane.own_packet().tuple();
+        let crosses = reason == DropReason::IcmpUnmatched || !snapshot.nat.is_backend(tuple.source);
         match lane.direction {
-            Direction::Outward if !snapshot.nat.is_backend(tuple.source) => {
+            Direction::Outward if crosses => {
                 bridge(snapshot, lane.direction, Some(tuple.destination))
             }
             _ => Verdict::Drop(reason),

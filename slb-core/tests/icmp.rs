@@ -179,6 +179,37 @@ fn errors_about_a_vm_s_own_ping_reach_the_vm_beside_a_rule_for_pings() {
     }
 }
 
+/// A client's traceroute to the server's own address, and its datagram for a port that is closed there.
+#[test]
+fn a_backend_s_errors_about_direct_packets_cross_a_proxy() {
+    for family in FAMILIES {
+        let mut proxy = proxy();
+        open(&mut proxy, family);
+        let there = (family.client(), family.dip());
+        let back = (family.dip(), family.client());
+        let direct = packet(there, UDP, &udp(there, (33_000, 33_434), b"probe"));
+        assert_eq!(proxy.pass(NOW, From::Outside, &direct), direct);
+        let closed = if family.is_ipv6 { (1, 4) } else { (3, 3) };
+        let about = |quoted: &[u8]| {
+            let refusal = icmp(back, closed.0, closed.1, [0; 4], quoted);
+            packet(back, family.icmp(), &refusal)
+        };
+        assert_eq!(
+            proxy.pass(NOW, From::Inside, &about(&direct)),
+            about(&direct)
+        );
+        // That about a packet for the VIP comes from the VIP, and one about no segment in flight is dropped.
+        let arrived = packet(there, TCP, &tcp(there, (5000, 8080), SYN, b""));
+        let told = proxy.pass(NOW, From::Inside, &about(&arrived));
+        assert_eq!(ends(&told), (family.vip(), family.client()));
+        let mut forged = arrived;
+        let sequence = forged.len() - 16;
+        forged[sequence..][..4].fill(0xee);
+        let (verdict, _) = proxy.give(NOW, From::Inside, &about(&forged));
+        assert_eq!(verdict, dropped(DropReason::IcmpUnmatched));
+    }
+}
+
 #[test]
 fn a_checksum_covers_all_of_a_cut_quote_and_no_padding() {
     for family in FAMILIES {

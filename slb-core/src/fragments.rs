@@ -7,7 +7,7 @@
 //!
 //! Neither puts datagrams together: each fragment goes on by itself. Both are bounded. The table gives
 //! the place of its oldest datagram to a new one. The room keeps later fragments that came before
-//! their first one (RFC 4787 REQ-14), and gives no source more than half of the slots that it shares
+//! their first one (RFC 4787 REQ-14). Neither gives a source more than half of the places that it shares
 //! with others, so a flood of fragments pushes out its own.
 
 use core::fmt;
@@ -33,6 +33,8 @@ const LIFETIME_NANOS: u64 = 60 * 1_000_000_000;
 const WAIT_NANOS: u64 = 2 * 1_000_000_000;
 /// Datagrams that a hash leads to.
 const WAYS: usize = 8;
+/// The most of them that one source has.
+const WAYS_OF_SOURCE: usize = WAYS / 2;
 /// Slots that the sources of one hash share.
 const BUCKET: usize = 64;
 /// Slots that one source may have: a datagram of 64 KiB has 45 fragments, mostly in order.
@@ -170,12 +172,18 @@ impl<'m> FragmentTable<'m> {
         let Some(bucket) = self.datagrams.get_mut(range) else {
             return;
         };
+        let is_own = |datagram: &Datagram| datagram.name.source() == name.source();
+        let of_source = |datagram: &&Datagram| datagram.since.is_some() && is_own(datagram);
+        let has_its_share = bucket.iter().filter(of_source).count() >= WAYS_OF_SOURCE;
         let age = |datagram: &Datagram| match datagram.since {
             Some(_) if datagram.name == name => u64::MAX, // its own place
             Some(since) => now.as_nanos().saturating_sub(since.as_nanos()),
             None => u64::MAX - 1,
         };
-        if let Some(place) = bucket.iter_mut().max_by_key(|datagram| age(datagram)) {
+        let usable = bucket
+            .iter_mut()
+            .filter(|datagram| !has_its_share || of_source(&&**datagram));
+        if let Some(place) = usable.max_by_key(|datagram| age(datagram)) {
             *place = Datagram {
                 name,
                 ports,

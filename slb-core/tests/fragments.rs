@@ -622,6 +622,46 @@ fn one_source_s_flood_pushes_out_its_own() {
 }
 
 /// A flood from everywhere: what came last stays, and memory is bounded.
+/// Gives a role a packet.
+type Give<'a> = &'a mut dyn FnMut(&[u8]) -> Verdict;
+
+/// Anyone can send first fragments, too: those of one source leave half of the table to others.
+#[test]
+fn one_source_s_first_fragments_push_out_its_own() {
+    for family in FAMILIES {
+        let (mut mux, mut host, mut proxy) = (mux(Echo::Forward), host(), proxy());
+        let there = (family.client(), family.vip());
+        let datagram = udp(there, (5000, 53), &data(1500));
+        let [first, later] = fragments(there, UDP, &datagram, 800, 7)
+            .try_into()
+            .expect("two parts");
+        let flooder: IpAddr = match family.is_ipv6 {
+            true => "2001:db8:bad::1".parse().unwrap(),
+            false => "198.51.100.66".parse().unwrap(),
+        };
+        let other = (flooder, family.vip());
+        let tail = udp(other, (6000, 53), &data(1500));
+        let roles: [Give<'_>; 3] = [
+            &mut |part| mux.give(NOW, From::Outside, part).0,
+            &mut |part| host.give(NOW, From::Outside, part).0,
+            &mut |part| proxy.give(NOW, From::Outside, part).0,
+        ];
+        for give in roles {
+            assert!(matches!(give(&first), Verdict::Forward(_)));
+            for identification in 0..20_000 {
+                give(&fragment(
+                    other,
+                    UDP,
+                    &tail[..16],
+                    (0, true),
+                    identification,
+                ));
+            }
+            assert!(matches!(give(&later), Verdict::Forward(_)), "{family:?}");
+        }
+    }
+}
+
 #[test]
 fn a_flood_from_everywhere_pushes_out_the_oldest() {
     let family = FAMILIES[0];

@@ -329,6 +329,23 @@ fn too_big(from: Endpoint, to: Endpoint, seq: u32) -> Vec<u8> {
     packet
 }
 
+/// "Host unreachable" about a whole packet.
+fn unreachable(from: IpAddr, to: IpAddr, about: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::new();
+    let step = ip((from, 0), (to, 0));
+    if from.is_ipv4() {
+        let host = etherparse::icmpv4::DestUnreachableHeader::Host;
+        step.icmpv4(etherparse::Icmpv4Type::DestinationUnreachable(host))
+            .write(&mut packet, about)
+    } else {
+        let address = etherparse::icmpv6::DestUnreachableCode::Address;
+        step.icmpv6(etherparse::Icmpv6Type::DestinationUnreachable(address))
+            .write(&mut packet, about)
+    }
+    .unwrap();
+    packet
+}
+
 const TAG: [u8; 4] = [0x81, 0, 0, 42];
 
 impl World {
@@ -772,6 +789,36 @@ fn a_refused_syn_ends_a_connection_that_the_responder_has_forgotten() {
         world.opener(seg("S", 1000, 0));
         world.responder(seg("RA", 0, 1001));
         assert_eq!(world.state(), Some(Closed), "{}", world.name());
+    }
+}
+
+/// A firewall before the responder refuses the new connection by an ICMP error.
+#[test]
+fn an_error_about_a_syn_on_a_used_port_reaches_its_sender() {
+    for (end, _) in ENDS.into_iter().filter(|&(end, _)| end != End::Reset) {
+        for mut world in worlds() {
+            let name = format!("{end:?}, {}", world.name());
+            let state = world.old(end);
+            world.opener(seg("S", 1000, 0));
+            // As the responder gets it: under its name inside, or the outer one of a vm's call.
+            let (responder, opener) = world.answers;
+            let (opener_side, responder_side) = world.sides();
+            for (number, expected) in [(1000, true), (1001, false), (999, false), (77, false)] {
+                let refused = segment(opener, responder, seg("S", number, 0));
+                let error = unreachable(responder.0, opener.0, &refused);
+                let (verdict, frame) = world.give(responder_side, &error);
+                let passes = verdict == Verdict::Forward(opener_side);
+                assert_eq!(passes, expected, "{name}, {number}: {verdict:?}");
+                if passes {
+                    let asks = segment(world.asks.0, world.asks.1, seg("S", 1000, 0));
+                    assert!(
+                        frame.ends_with(&asks),
+                        "{name}: it quotes the sender's own SYN"
+                    );
+                }
+            }
+            assert_eq!(world.state(), Some(state), "{name}");
+        }
     }
 }
 

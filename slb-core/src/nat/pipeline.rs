@@ -696,7 +696,10 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             // Who did not see the connection can only guess a number that its sender has in flight.
             let quoted = rewrite::quoted_sequence::<A>(frame.bytes(), &own_packet);
             let unmatched = Stop::Done(Verdict::Drop(DropReason::IcmpUnmatched));
-            if quoted.is_some_and(|n| !connection.sequences().is_recent(direction.reverse(), n)) {
+            let (of, sequences) = (direction.reverse(), connection.sequences());
+            let is_opener = of == connection.opener();
+            let is_known = |n| sequences.is_recent(of, n) || is_opener && sequences.is_later_syn(n);
+            if quoted.is_some_and(|n| !is_known(n)) {
                 return Err(if may_be_astray {
                     Stop::Astray
                 } else {

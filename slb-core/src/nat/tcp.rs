@@ -490,6 +490,12 @@ impl Sequences {
         sent.wrapping_sub(sequence) <= in_flight.saturating_add(SLACK)
     }
 
+    /// Returns true if this is the number of a later SYN to the responder under the connection's name, which
+    /// is not answered yet. A SYN with data does not count.
+    pub(crate) fn is_later_syn(&self, sequence: u32) -> bool {
+        self.flags & DIRECT == 0 && self.is_kept(sequence.wrapping_add(1))
+    }
+
     /// Returns true if a segment of the opener other than a SYN has numbers that are not this
     /// connection's, which is over or not established.
     pub(super) fn is_anothers(&self, opener: Direction, segment: &Segment) -> bool {

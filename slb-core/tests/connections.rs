@@ -1168,14 +1168,19 @@ fn a_client_that_the_vm_calls_from_its_own_port_is_seen_by_another_one() {
 /// Worlds whose client may talk to the server itself: behind a proxy any, before a host agent a
 /// neighbour in the server's network.
 fn worlds_with_direct_clients() -> impl Iterator<Item = World> {
-    let neighbours = worlds().filter(World::is_inbound).map(|mut world| {
+    with_direct_clients(true)
+}
+
+fn with_direct_clients(tcp_reset: bool) -> impl Iterator<Item = World> {
+    let worlds = move || worlds_with(tcp_reset).filter(World::is_inbound);
+    let neighbours = worlds().map(|mut world| {
         if world.role == Role::Host {
             world.asks.0.0 = neighbour(world.ipv6);
         }
         world
     });
     // A vm answers clients of the inside directly, too, whether or not they are neighbours.
-    let hosts = worlds().filter(|world| world.is_inbound() && world.role == Role::Host);
+    let hosts = worlds().filter(|world| world.role == Role::Host);
     let inside = hosts.map(|mut world| {
         world.asks.0.0 = inside(world.ipv6);
         world
@@ -1378,16 +1383,46 @@ fn a_direct_connection_that_the_server_cannot_take_is_refused_when_its_syn_comes
         world.asks_directly(&segment(client, server, seg("S", 80_000, 0)));
         world.ends_idle(5011, 1011);
     }
-    // Without `tcp_reset` nobody is told.
-    for mut world in worlds_with(false).filter(|world| world.role == Role::Proxy) {
+}
+
+/// Without `tcp_reset` an ICMP error tells the client.
+#[test]
+fn a_direct_connection_that_the_server_cannot_take_is_refused_by_an_error_without_resets() {
+    for mut world in with_direct_clients(false) {
+        let name = world.name();
         world.open(1000, 5000);
         let (client, server) = world.direct(8080);
-        for _ in 0..3 {
-            world.asks_directly(&segment(client, server, seg("S", 70_000, 0)));
-            world.responder(seg("A", 5001, 1001));
-            world.wait(1);
-        }
+        let syn = segment(client, server, seg("S", 70_000, 0));
+        world.asks_directly(&syn);
+        world.responder(seg("A", 5001, 1001));
+        world.wait(1);
+        let (verdict, frame) = world.give(OUTSIDE, &syn);
+        let (expected, source) = match world.role {
+            Role::Host if client.0 == neighbour(world.ipv6) => (Verdict::Forward(BESIDE), None),
+            Role::Host => (Verdict::Forward(OUTSIDE), None),
+            _ => (Verdict::Reply, Some(server.0)),
+        };
+        assert_eq!(verdict, expected, "{name}");
+        // A host agent has an address of its own.
+        let own = match world.ipv6 {
+            false => HOST.into(),
+            true => Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1).into(),
+        };
+        is_told_that_it_is_prohibited(&frame, (source.unwrap_or(own), client.0), &syn);
+        world.responder(data(5001, 1001, 10));
+        world.opener(data(1001, 5011, 10));
+        world.asks_directly(&segment(client, server, seg("S", 80_000, 0)));
     }
+}
+
+/// ICMP 3/13 or ICMPv6 1/1, with the packet that it is about at its end.
+fn is_told_that_it_is_prohibited(frame: &[u8], ends: (IpAddr, IpAddr), about: &[u8]) {
+    let seen = seen(OUTSIDE, frame);
+    assert_eq!((seen.from.0, seen.to.0), ends);
+    let message = &frame[frame.len() - about.len() - 8..];
+    let kind = if about[0] >> 4 == 6 { [1, 1] } else { [3, 13] };
+    assert_eq!(message[..2], kind);
+    assert_eq!(message[8..], *about);
 }
 
 /// The kernel hands the packets over, but the agent sees them.
@@ -1405,5 +1440,21 @@ fn a_neighbour_on_one_host_is_refused_by_the_agent() {
             "{}",
             world.name()
         );
+    }
+    let hosts = worlds_with(false).filter(|world| world.role == Role::Host);
+    for mut world in hosts {
+        world.asks.0.0 = neighbour(world.ipv6);
+        world.open(1000, 5000);
+        let (client, server) = world.direct(8080);
+        let syn = segment(client, server, seg("S", 70_000, 0));
+        assert_eq!(world.give(BESIDE, &syn).0, Verdict::Pass);
+        world.responder(seg("A", 5001, 1001));
+        let (verdict, frame) = world.give(BESIDE, &syn);
+        assert_eq!(verdict, Verdict::Reply);
+        let own = match world.ipv6 {
+            false => HOST.into(),
+            true => Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1).into(),
+        };
+        is_told_that_it_is_prohibited(&frame, (own, client.0), &syn);
     }
 }

@@ -229,7 +229,14 @@ fn all_ports_of_a_source_nat_address_lead_to_one_server() {
                 assert_eq!(verdict, Verdict::Forward(PortId(1)), "{family:?} {client}");
                 assert!(names.insert(snat_world::ends(&out).0));
             } else {
-                assert_eq!(verdict, Verdict::Drop(DropReason::SnatExhausted));
+                // The client is told, by way of the fabric.
+                assert_eq!(verdict, Verdict::Forward(PortId(0)), "{family:?} {client}");
+                let prohibited = match family {
+                    Family::Ipv4 => [3, 13],
+                    Family::Ipv6 => [1, 1],
+                };
+                let about = out.len() - packet.len() - 8;
+                assert_eq!(out[about..][..2], prohibited);
             }
         }
         assert_eq!(names.len(), most);

@@ -24,8 +24,11 @@ pub(crate) enum IcmpError {
     TooBig(u32),
     /// The hop limit of the packet ran out.
     HopLimit,
-    /// All SNAT ports of its sender are in use towards its destination.
+    /// All SNAT ports of its sender are in use towards its destination, or all ports of a rule's
+    /// `source_nat` address.
     NoPort,
+    /// Another connection has the tuple that the packet's would get.
+    TupleTaken,
 }
 
 impl IcmpError {
@@ -33,7 +36,7 @@ impl IcmpError {
     pub(crate) fn kind(self) -> Own {
         match self {
             Self::TooBig(_) => Own::TooBig,
-            Self::HopLimit | Self::NoPort => Own::Error,
+            Self::HopLimit | Self::NoPort | Self::TupleTaken => Own::Error,
         }
     }
 
@@ -43,6 +46,7 @@ impl IcmpError {
             Self::TooBig(_) => DropReason::PacketTooBig,
             Self::HopLimit => DropReason::HopLimit,
             Self::NoPort => DropReason::SnatExhausted,
+            Self::TupleTaken => DropReason::TupleTaken,
         }
     }
 }
@@ -204,7 +208,7 @@ fn error_ipv4(
         IcmpError::TooBig(mtu) => (icmp::UNREACHABLE, icmp::FRAGMENTATION_NEEDED, mtu & 0xffff),
         IcmpError::HopLimit => (icmp::TIME_EXCEEDED, 0, 0),
         // RFC 5508 §8, REQ-8.
-        IcmpError::NoPort => (icmp::UNREACHABLE, icmp::PROHIBITED, 0),
+        IcmpError::NoPort | IcmpError::TupleTaken => (icmp::UNREACHABLE, icmp::PROHIBITED, 0),
     };
     let (ip, icmp) = header.split_at_mut(ipv4::HEADER_LEN);
     if let (Some(ip), Some(icmp)) = (ip.first_chunk_mut(), icmp.first_chunk_mut()) {
@@ -235,7 +239,7 @@ fn error_ipv6(
         // No link is narrower (RFC 8200 §5), so neither is what we report.
         IcmpError::TooBig(mtu) => (icmpv6::PACKET_TOO_BIG, 0, mtu.max(ipv6::MIN_MTU as u32)),
         IcmpError::HopLimit => (icmpv6::TIME_EXCEEDED, 0, 0),
-        IcmpError::NoPort => (icmpv6::UNREACHABLE, icmpv6::PROHIBITED, 0),
+        IcmpError::NoPort | IcmpError::TupleTaken => (icmpv6::UNREACHABLE, icmpv6::PROHIBITED, 0),
     };
     let payload_len = (icmp::HEADER_LEN + quoted) as u16;
     let (ip, icmp) = header.split_at_mut(ipv6::HEADER_LEN);

@@ -52,10 +52,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             if let Some(zone) = snapshot.nat.port_of_neighbour(destination, vm.vni)
                 && is_own
                 && is_whole
-                && self.note_direct::<A, HostRole>(&Lane { zone, ..*lane }, segment)
+                && let Some(resets) =
+                    self.note_direct::<A, HostRole>(&Lane { zone, ..*lane }, segment)
             {
-                let refusal = self.refusal();
-                return Err(refusal.answer::<A, HostRole>(frame, lane, true, seen));
+                let taken = IcmpError::TupleTaken;
+                return Err(self.refuse::<A, HostRole>(frame, lane, (taken, resets), seen));
             }
             return Err(Verdict::Pass);
         }

@@ -524,14 +524,12 @@ impl<A: Addresses> Connection<A> {
         self.sequences.flags & DIRECT != 0
     }
 
-    /// Notes a packet of the client's to the server's own address; of TCP with what its segment says.
-    /// Returns true if it is a SYN that came before and that the server does not take, which has this
-    /// connection under that name, where the ends of the connection are told such things.
-    pub(super) fn contest(&mut self, segment: Option<&Segment>) -> bool {
+    /// Notes a packet of the client's to the server's own address; of TCP with what its segment says. For a
+    /// SYN that came before and that the server does not take, since it has this connection under that name,
+    /// returns whether the ends of the connection are told by RSTs.
+    pub(super) fn contest(&mut self, segment: Option<&Segment>) -> Option<bool> {
         let is_in_vain = segment.is_some_and(|segment| {
-            self.opener() == Direction::Inward
-                && self.resets()
-                && self.sequences.is_contested_in_vain(segment)
+            self.opener() == Direction::Inward && self.sequences.is_contested_in_vain(segment)
         });
         match segment {
             _ if self.opener() != Direction::Inward => {}
@@ -539,7 +537,7 @@ impl<A: Addresses> Connection<A> {
             None if self.sequences.protocol == protocol::TCP => {}
             None => self.sequences.flags |= DIRECT,
         }
-        is_in_vain
+        is_in_vain.then(|| self.resets())
     }
 
     /// Returns true if a packet of a contested tuple belongs to the other conversation.

@@ -974,22 +974,37 @@ pub(crate) fn report_error(
     limits: &mut Limits,
     (options, snapshot): (&NatOptions, &Snapshot<'_>),
 ) -> Verdict {
+    let source = options.icmp_source(snapshot.underlay(), lane.packet.shape.family);
+    let back = match lane.direction {
+        Direction::Outward => None,
+        Direction::Inward => Some(way_back(snapshot, lane)),
+    };
+    report_from(frame, lane, error, limits, (source, back))
+}
+
+/// The same from an address, and by a way; `None`: by the way that the frame came.
+#[cold]
+fn report_from(
+    frame: &mut Frame<'_>,
+    lane: &Lane,
+    error: IcmpError,
+    limits: &mut Limits,
+    (source, back): (IpAddr, Option<(PortId, Link)>),
+) -> Verdict {
     let packet = &lane.packet;
     let may_be_told = lane.error.is_none() && answer::may_be_told(frame.bytes(), packet);
     if !may_be_told || !limits.allow(error.kind()) {
         return Verdict::Drop(error.reason());
     }
-    let source = options.icmp_source(snapshot.underlay(), packet.shape.family);
-    let (port, link) = way_back(snapshot, lane);
     if answer::icmp_error(frame, packet, error, source).is_none() {
         return Verdict::Drop(DropReason::NoHeadroom);
     }
-    match lane.direction {
-        Direction::Outward => Verdict::Reply,
-        Direction::Inward => match link::readdress(frame, &link) {
-            Some(()) => Verdict::Forward(port),
-            None => Verdict::Drop(error.reason()),
-        },
+    let Some((port, link)) = back else {
+        return Verdict::Reply;
+    };
+    match link::readdress(frame, &link) {
+        Some(()) => Verdict::Forward(port),
+        None => Verdict::Drop(error.reason()),
     }
 }
 

@@ -293,11 +293,19 @@ fn two_clients_that_a_backend_could_not_tell_apart_get_two_ports() {
     link(CLIENT.into(), second.into())
         .write(&mut packet, etherparse::IpNumber::GRE, b"tunnelled")
         .unwrap();
-    for expected in [
-        Verdict::Forward(BACKEND),
-        Verdict::Drop(DropReason::TupleTaken),
-    ] {
+    for expected in [Verdict::Forward(BACKEND), Verdict::Reply] {
         let port = PortId(u16::from(expected != Verdict::Forward(BACKEND)));
-        assert_eq!(give(&mut proxy, port, &packet).0, expected);
+        let (verdict, frame) = give(&mut proxy, port, &packet);
+        assert_eq!(verdict, expected);
+        // The client is told that it is prohibited, in the name of the VIP.
+        if expected == Verdict::Reply {
+            let header = &frame[14..34];
+            assert_eq!(
+                (&header[12..16], &header[16..]),
+                (&second.octets()[..], &CLIENT.octets()[..])
+            );
+            assert_eq!(frame[34..36], [3, 13]);
+            assert_eq!(frame[42..], packet[14..]);
+        }
     }
 }

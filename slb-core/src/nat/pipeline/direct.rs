@@ -8,8 +8,10 @@
 //!   the server's own address ends the connection to the frontend, of which the server knows nothing any
 //!   more. A SYN alone, which may be forged, ends nothing. While the SYN to the frontend is
 //!   unanswered, segments that do not answer it are of the other connection. A server that still has the
-//!   connection to the frontend answers the SYN with an ACK of that one (RFC 5961 §4): where the rule has
-//!   `tcp_reset`, the client's next SYN is refused, so that the client learns of it.
+//!   connection to the frontend answers the SYN with an ACK of that one (RFC 5961 §4), which goes to the
+//!   client under the frontend's name. Under the server's own, the client would answer it with a RST at the
+//!   exact number, so anybody's forged SYN could end the connection to the frontend. The client's next SYN
+//!   is refused instead, by a RST where the rule has `tcp_reset`, and by an ICMP error elsewhere.
 //! - Other protocols: answers go to the name that the client used last.
 //!
 //! Packets that the kernel of a host forwards to a vm never come here. Of TCP the vm's SYN-ACK tells of
@@ -30,16 +32,17 @@ use crate::wire::tcp::Flags;
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     /// Notes a client's packet to a server's own address, at the connection that has its name on the
-    /// inside, if there is one. Returns true if the client is to be told that the server does not take it.
+    /// inside, if there is one. Where the client is to be told that the server does not take the packet,
+    /// returns whether it is told by a RST.
     #[cold]
     pub(crate) fn note_direct<A: Table, R: Role>(
         &mut self,
         lane: &Lane,
         segment: Option<&Segment>,
-    ) -> bool {
+    ) -> Option<bool> {
         let (client, server) = A::of(&lane.packet).unpack();
         if !R::answers_directly(&self.snapshot, lane.zone, client, server) {
-            return false;
+            return None;
         }
         let key = Key {
             side: lane.key::<A>().side.reversed(),
@@ -51,7 +54,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         table
             .find(table.hash(&key), &key)
             .and_then(|number| table.get_mut(number))
-            .is_some_and(|connection| connection.contest(segment))
+            .and_then(|connection| connection.contest(segment))
     }
 
     /// The same for what crosses a proxy without a look-up: ICMP and fragments.
@@ -72,7 +75,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
         let segment = super::segment_of(frame, &lane);
         // Who sends SYNs in fragments is not told.
-        let _: bool = match packet.shape.family {
+        let _: Option<bool> = match packet.shape.family {
             Family::Ipv4 => self.note_direct::<u64, R>(&lane, segment.as_ref()),
             Family::Ipv6 => self.note_direct::<[u64; 4], R>(&lane, segment.as_ref()),
         };

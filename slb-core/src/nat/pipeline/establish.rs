@@ -3,8 +3,8 @@
 use core::ops::Deref;
 
 use super::sweep::{note_imported, note_made};
-use super::{Lane, Pipeline, Role, Table, way_back};
-use crate::answer::reset;
+use super::{Lane, Pipeline, Role, Table, report_error, report_from, way_back};
+use crate::answer::{IcmpError, reset};
 use crate::frame::Frame;
 use crate::limit::{Limits, Own};
 use crate::link::Link;
@@ -158,8 +158,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let index = match found {
             RuleMatch::Rule(index) => index,
             none => {
-                if none == RuleMatch::NotVip && self.note_direct::<A, R>(lane, segment) {
-                    return Err(self.refusal().answer::<A, R>(frame, lane, true, seen));
+                if none == RuleMatch::NotVip
+                    && let Some(resets) = self.note_direct::<A, R>(lane, segment)
+                {
+                    let taken = IcmpError::TupleTaken;
+                    return Err(self.refuse::<A, R>(frame, lane, (taken, resets), seen));
                 }
                 return Err(R::not_ours(&self.snapshot, lane, none));
             }
@@ -241,13 +244,16 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         };
         let inside = match self.inside_of::<A, R>(lane, &terms, &local) {
             Ok(inside) => inside,
-            Err(reason) => {
+            Err(NoName::Hairpin) => {
                 let refusal = self.refusal();
                 let verdict = refusal.answer::<A, R>(frame, lane, terms.reset, seen);
                 return Err(match verdict {
-                    NO_CONNECTION => Verdict::Drop(reason),
+                    NO_CONNECTION => Verdict::Drop(DropReason::Hairpin),
                     told => told,
                 });
+            }
+            Err(NoName::Told(error)) => {
+                return Err(self.refuse::<A, R>(frame, lane, (error, terms.reset), seen));
             }
         };
         let policy = Policy {
@@ -269,6 +275,34 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         Ok(Opened::New(connection))
     }
 
+    /// Refuses a packet that could only have a tuple which is in use, and tells its sender: by a RST
+    /// where `resets`, else by an ICMP error. That comes from the packet's destination where the role
+    /// has no address of its own, as a bridge's would.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn refuse<A: Table, R: Role>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        (error, resets): (IcmpError, bool),
+        seen: &mut impl Observe,
+    ) -> Verdict {
+        let packet = &lane.packet;
+        if resets && packet.protocol == protocol::TCP {
+            let refusal = self.refusal();
+            return match refusal.answer::<A, R>(frame, lane, true, seen) {
+                NO_CONNECTION => Verdict::Drop(error.reason()),
+                told => told,
+            };
+        }
+        let told_as = (&self.options, &*self.snapshot);
+        if R::ROUTES {
+            return report_error(frame, lane, error, &mut self.limits, told_as);
+        }
+        let source = packet.tuple().destination;
+        report_from(frame, lane, error, &mut self.limits, (source, None))
+    }
+
     pub(crate) fn refusal(&mut self) -> Refusal<'_, 's> {
         Refusal {
             limits: &mut self.limits,
@@ -287,7 +321,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         lane: &Lane,
         terms: &CompiledTerms,
         local: &Local,
-    ) -> Result<Side<A>, DropReason> {
+    ) -> Result<Side<A>, NoName> {
         let packet = &lane.packet;
         let (mut remote, front) = A::of(packet).split();
         let (client, _) = A::of(packet).unpack();
@@ -302,7 +336,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         };
         let source_nat = terms.source_nat.and_then(A::from_ip);
         if source_nat.is_none() && A::from_ip(local.address) == Some(remote) {
-            return Err(DropReason::Hairpin);
+            return Err(NoName::Hairpin);
         }
         let has_ports = packet.has_ports() || (packet.is_icmp() && packet.ports != 0);
         let secret = self.tables.connections.port_secret;
@@ -327,12 +361,12 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 return Ok(side);
             }
             if !has_ports {
-                return Err(DropReason::TupleTaken);
+                return Err(NoName::Told(IcmpError::TupleTaken));
             }
         }
-        let (address, reason) = match source_nat {
-            Some(address) => (address, DropReason::SnatExhausted),
-            None => (remote, DropReason::TupleTaken),
+        let (address, error) = match source_nat {
+            Some(address) => (address, IcmpError::NoPort),
+            None => (remote, IcmpError::TupleTaken),
         };
         let outside = lane.key().side;
         let server = (server, port);
@@ -342,8 +376,16 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             (outside, server, packet.protocol, zone),
             secret,
         )
-        .ok_or(reason)
+        .ok_or(NoName::Told(error))
     }
+}
+
+/// The reason why a connection from outside has no name on the inside.
+pub(crate) enum NoName {
+    /// The vm would get a packet from itself.
+    Hairpin,
+    /// The name is in use, of which this error tells the client.
+    Told(IcmpError),
 }
 
 /// The outcome of a packet without a connection.

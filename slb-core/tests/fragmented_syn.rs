@@ -1,4 +1,5 @@
-//! A SYN that comes in fragments, at a host agent and a proxy: its later fragments are no answer.
+//! What opens a connection and comes in fragments, at a host agent and a proxy: its later fragments are
+//! neither an answer nor a sign of one.
 
 mod trio;
 
@@ -6,10 +7,14 @@ use slb_core::nat::ConnectionState;
 use slb_core::snapshot::BackendId;
 use slb_core::stats::BackendCounters;
 use slb_core::{Host, Proxy, Verdict};
-use trio::{FAMILIES, Family, From, NOW, Role, Shared, TCP, fragments, host, packet, proxy, tcp};
+use trio::{
+    FAMILIES, Family, From, NOW, Role, Shared, TCP, UDP, fragments, host, host_for, packet, proxy,
+    proxy_for, tcp, udp,
+};
 
 const SYN: u8 = 2;
 const SYN_ACK: u8 = 0x12;
+const ACK: u8 = 0x10;
 /// SYN, ACK, FIN, RST, and none.
 const FLAGS: [u8; 5] = [SYN, 0x10, 0x11, 0x14, 0];
 
@@ -94,6 +99,47 @@ fn a_vm_s_own_fragmented_syn_is_not_answered_by_itself() {
                 assert_eq!(host.states(), [ConnectionState::SynSent]);
             }
         }
+    }
+}
+
+/// Places in a small table.
+const PLACES: u16 = 8;
+
+/// A flow whose opener goes on after the answer is never evicted. A later fragment of the question is no
+/// sign of that, so the flow makes room for a new connection.
+fn a_question_in_fragments(mut role: impl Translator, family: Family) {
+    let (there, back) = (
+        (family.client(), family.vip()),
+        (family.dip(), family.client()),
+    );
+    for port in 1..PLACES {
+        let segment = |flags| packet(there, TCP, &tcp(there, (port, 80), flags, b""));
+        role.pass(NOW, From::Outside, &segment(SYN));
+        let answer = packet(back, TCP, &tcp(back, (8080, port), SYN_ACK, b""));
+        role.pass(NOW, From::Inside, &answer);
+        role.pass(NOW, From::Outside, &segment(ACK));
+    }
+    let question = udp(there, (5000, 53), &[7; 200]);
+    let mut parts = fragments(there, UDP, &question, 64, 1).into_iter();
+    role.pass(NOW, From::Outside, &parts.next().expect("a first one"));
+    let answer = packet(back, UDP, &udp(back, (53, 5000), b"answer"));
+    role.pass(NOW, From::Inside, &answer);
+    for part in parts {
+        role.pass(NOW, From::Outside, &part);
+    }
+    assert_eq!(
+        role.states(),
+        [ConnectionState::Established; PLACES as usize]
+    );
+    let syn = packet(there, TCP, &tcp(there, (PLACES, 80), SYN, b""));
+    role.pass(NOW, From::Outside, &syn);
+}
+
+#[test]
+fn a_question_s_own_later_fragments_establish_nothing() {
+    for family in FAMILIES {
+        a_question_in_fragments(host_for(PLACES.into()), family);
+        a_question_in_fragments(proxy_for(PLACES.into()), family);
     }
 }
 

@@ -186,6 +186,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "thousands of sources")]
     fn greedy_sources_keep_hardly_anybody_else_out() {
         let mut limiter = limiter(1 << 12);
         // Forty that take all they can, of four thousand buckets.

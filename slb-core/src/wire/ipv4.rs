@@ -306,6 +306,9 @@ mod tests {
         assert_eq!((header[TTL], read_u16(&header, CHECKSUM)), (63, 0xb961));
     }
 
+    /// Miri takes a thousand times as long.
+    const STEP: usize = if cfg!(miri) { 997 } else { 1 };
+
     #[test]
     fn one_checksum_is_right_and_all_others_are_wrong() {
         for identification in [0, 1, 0x4711, 0xfffe, 0xffff] {
@@ -313,7 +316,7 @@ mod tests {
             write(&mut header, IDENTIFICATION, [0xff, identification as u8]);
             write(&mut header, CHECKSUM, [0, 0]);
             let right = checksum::checksum(&header);
-            for candidate in 0..=u16::MAX {
+            for candidate in (0..=u16::MAX).step_by(STEP) {
                 write(&mut header, CHECKSUM, candidate.to_be_bytes());
                 assert_eq!(checksum_is_right(&header), candidate == right);
                 let slow = Ipv4::parse_quoted(&header).map(|view| view.checksum_is_right());
@@ -326,7 +329,7 @@ mod tests {
 
     #[test]
     fn a_wrong_checksum_stays_as_wrong() {
-        for error in 1..=u16::MAX {
+        for error in (1..=u16::MAX).step_by(STEP) {
             let mut header = published();
             let wrong = checksum::update(read_u16(&header, CHECKSUM), 0, error);
             write(&mut header, CHECKSUM, wrong.to_be_bytes());

@@ -76,7 +76,7 @@ fn a_host_whose_vms_stay_needs_no_more_memory_for_the_next_snapshot() {
                 let backends = (0..).zip(of_pool.backends);
                 let local = backends.map(|(number, backend)| Backend {
                     port: Some(PortId(100 * pool + number)),
-                    ..backend.clone()
+                    ..*backend
                 });
                 local.collect()
             })
@@ -86,7 +86,7 @@ fn a_host_whose_vms_stay_needs_no_more_memory_for_the_next_snapshot() {
             .zip(spec.pools)
             .map(|(backends, pool)| Pool {
                 backends,
-                ..pool.clone()
+                ..*pool
             })
             .collect();
         let of_host = Spec {
@@ -114,7 +114,7 @@ fn what_cannot_be_compiled_gives_its_memory_back() {
     assert_eq!(unbuilt.error, SpecError::Memory { lines });
     assert_eq!(unbuilt.lines.len(), lines - 1);
     let unbuilt = setup.with_spec(|spec| {
-        let spec = slb_core::spec::Spec {
+        let spec = Spec {
             pools: &[],
             ..spec.clone()
         };

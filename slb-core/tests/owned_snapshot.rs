@@ -84,10 +84,7 @@ fn a_host_whose_vms_stay_needs_no_more_memory_for_the_next_snapshot() {
         let pools: Vec<_> = backends
             .iter()
             .zip(spec.pools)
-            .map(|(backends, pool)| Pool {
-                backends,
-                ..*pool
-            })
+            .map(|(backends, pool)| Pool { backends, ..*pool })
             .collect();
         let of_host = Spec {
             pools: &pools,

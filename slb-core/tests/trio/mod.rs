@@ -9,8 +9,8 @@ use etherparse::{PacketBuilder, SlicedPacket};
 use slb_core::observe::Step;
 use slb_core::snapshot::Snapshot;
 use slb_core::spec::{
-    Backend, Echo, Frontend, FrontendPort, Outbound, Pool, PortMode, Protocol, ProxyPorts, Rule,
-    Spec, Underlay,
+    Answers, Backend, Echo, Frontend, FrontendPort, Outbound, Pool, PortMode, Protocol, ProxyPorts,
+    Rule, Spec, Terms, Underlay,
 };
 use slb_core::wire::checksum::Sum;
 use slb_core::wire::ethernet::MacAddress;
@@ -78,6 +78,11 @@ impl Family {
         self.pick([10, 10, 1, 1], "fd00:10::1")
     }
 
+    /// The address that servers see in the place of clients' where a rule says so.
+    pub fn balancer(self) -> IpAddr {
+        self.pick([10, 99, 0, 1], "fd00:99::1")
+    }
+
     /// A host agent's own.
     pub fn underlay(self) -> IpAddr {
         if self.is_ipv6 {
@@ -106,16 +111,56 @@ const KEY: Key = Key::new([3, 4]);
 /// The service as a mux or host (`proxy = false`) or as a proxy sees it. `backends` serve; the first
 /// one is the vm of the host agent.
 pub fn snapshot(backends: u16, is_proxy: bool, host: IpAddr, echo: Echo) -> Shared {
-    snapshot_with(backends, is_proxy, host, echo, [4, 5])
+    snapshot_with(backends, is_proxy, host, echo, ([4, 5], Way::Plain))
 }
 
-/// The same where vms call out under these frontends.
+/// The names that a rule gives a server and its clients, and the way of answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The server has its own name, and the client has the client's.
+    Plain,
+    /// The server has the VIP.
+    FloatingIp,
+    /// The client has the balancer's address.
+    SourceNat,
+    /// Answers go in VXLAN to the mux.
+    ThroughMux,
+}
+
+impl Way {
+    /// The addresses of a client's packets as the server sees them.
+    pub fn seen(self, family: Family) -> Ends {
+        let client = match self {
+            Self::SourceNat => family.balancer(),
+            _ => family.client(),
+        };
+        let server = match self {
+            Self::FloatingIp => family.vip(),
+            _ => family.dip(),
+        };
+        (client, server)
+    }
+
+    fn terms(self, family: Family) -> Terms {
+        Terms {
+            floating_ip: self == Self::FloatingIp,
+            source_nat: (self == Self::SourceNat).then(|| family.balancer()),
+            answers: match self {
+                Self::ThroughMux => Answers::ThroughMux,
+                _ => Answers::Direct,
+            },
+            ..Terms::default()
+        }
+    }
+}
+
+/// The same where vms call out under these frontends, and rules have these terms.
 fn snapshot_with(
     backends: u16,
     is_proxy: bool,
     host: IpAddr,
     echo: Echo,
-    out: [usize; 2],
+    (out, way): ([usize; 2], Way),
 ) -> Shared {
     let names: Vec<String> = (1..=backends).map(|n| format!("vm{n}")).collect();
     let backends: [Vec<Backend<'_>>; 2] = FAMILIES.map(|family| {
@@ -169,7 +214,11 @@ fn snapshot_with(
         pool: frontend % 2,
         protocol,
         frontend_port: port,
-        backend_port: if port == 80 { 8080 } else { port },
+        backend_port: match port {
+            80 if way != Way::FloatingIp => 8080,
+            port => port,
+        },
+        terms: way.terms(FAMILIES[frontend % 2]),
         ..Rule::default()
     };
     let mut rules = vec![
@@ -222,6 +271,11 @@ fn snapshot_with(
             backend: BACKEND,
             source_rewrites: &[],
         }),
+        muxes: if way == Way::ThroughMux {
+            &[IpAddr::V4(MUX)]
+        } else {
+            &[]
+        },
         ..Spec::default()
     };
     Box::new(Snapshot::new(&spec, None).unwrap())
@@ -235,7 +289,8 @@ pub fn mux(echo: Echo) -> Mux<'static, Shared> {
 
 /// A mux and a host agent whose vm calls out under the VIP that a rule balances pings for.
 pub fn mux_and_host_of_one_vip() -> (Mux<'static, Shared>, Host<'static, Shared>) {
-    let of_vip = |backends| snapshot_with(backends, false, HOST.into(), Echo::Forward, [0, 1]);
+    let under_vip = ([0, 1], Way::Plain);
+    let of_vip = |backends| snapshot_with(backends, false, HOST.into(), Echo::Forward, under_vip);
     let mux = Mux::with_capacity(of_vip(20), 1000, KEY).expect("its role");
     let host = Host::with_capacity(of_vip(20), 1000, KEY).expect("its role");
     (mux, host)
@@ -260,6 +315,18 @@ pub fn host() -> Host<'static, Shared> {
 pub fn host_for(connections: usize) -> Host<'static, Shared> {
     let snapshot = snapshot(1, false, HOST.into(), Echo::Forward);
     Host::with_capacity(snapshot, connections, KEY).expect("its role")
+}
+
+/// A host agent whose rules have these terms.
+pub fn host_of_way(way: Way) -> Host<'static, Shared> {
+    let snapshot = snapshot_with(1, false, HOST.into(), Echo::Forward, ([4, 5], way));
+    Host::with_capacity(snapshot, 1000, KEY).expect("its role")
+}
+
+/// A proxy whose rules have these terms.
+pub fn proxy_of_way(way: Way) -> Proxy<'static, Shared> {
+    let snapshot = snapshot_with(1, true, HOST.into(), Echo::Forward, ([4, 5], way));
+    Proxy::with_capacity(snapshot, 1000, KEY).expect("its role")
 }
 
 /// A proxy with one backend.

@@ -73,7 +73,7 @@ fn vm_mac() -> MacAddress {
     derived_mac(server(false))
 }
 
-/// Two VIPs of each family with rules for TCP, UDP and IPv4's echo. They lead to one server, which may
+/// Two VIPs of each family with rules for TCP, UDP and echo. They lead to one server, which may
 /// call out from behind a host agent.
 fn snapshot(is_proxy: bool, tcp_reset: bool) -> Snapshot<'static> {
     let backends = [false, true].map(|ipv6| {
@@ -162,7 +162,9 @@ fn snapshot(is_proxy: bool, tcp_reset: bool) -> Snapshot<'static> {
             rule("u4b", 2, udp, 53, 53),
             rule("u6b", 3, udp, 53, 53),
             rule("e4", 0, echo, 0, 0),
+            rule("e6", 1, echo, 0, 0),
             rule("e4b", 2, echo, 0, 0),
+            rule("e6b", 3, echo, 0, 0),
         ],
         pools: &[pool("p4", &backends[0]), pool("p6", &backends[1])],
         outbound: if is_proxy { &[] } else { &outbounds },
@@ -297,13 +299,14 @@ fn datagram(from: Endpoint, to: Endpoint) -> Vec<u8> {
 fn echo(from: Endpoint, to: Endpoint, is_reply: bool) -> Vec<u8> {
     let mut packet = Vec::new();
     let step = ip(from, to);
-    let done = if is_reply {
-        step.icmpv4_echo_reply(to.1, 1).write(&mut packet, b"ping")
-    } else {
-        let step = step.icmpv4_echo_request(from.1, 1);
-        step.write(&mut packet, b"ping")
-    };
-    done.unwrap();
+    let data = b"ping";
+    match (from.0.is_ipv4(), is_reply) {
+        (true, false) => step.icmpv4_echo_request(from.1, 1).write(&mut packet, data),
+        (true, true) => step.icmpv4_echo_reply(to.1, 1).write(&mut packet, data),
+        (false, false) => step.icmpv6_echo_request(from.1, 1).write(&mut packet, data),
+        (false, true) => step.icmpv6_echo_reply(to.1, 1).write(&mut packet, data),
+    }
+    .unwrap();
     packet
 }
 
@@ -588,8 +591,17 @@ fn seen(port: PortId, frame: &[u8]) -> Seen {
             let (from, to) = ((from, from_port), (to, to_port));
             return Seen { port, from, to };
         }
-        TransportSlice::Icmpv6(_) => {
-            let (from, to) = ((from, 0), (to, 0));
+        TransportSlice::Icmpv6(icmp) => {
+            let (IpAddr::V6(a), IpAddr::V6(b)) = (from, to) else {
+                panic!("of one family");
+            };
+            assert!(icmp.is_checksum_valid(a.octets(), b.octets()));
+            let (from_port, to_port) = match icmp.header().icmp_type {
+                etherparse::Icmpv6Type::EchoRequest(echo) => (echo.id, 0),
+                etherparse::Icmpv6Type::EchoReply(echo) => (0, echo.id),
+                _ => (0, 0),
+            };
+            let (from, to) = ((from, from_port), (to, to_port));
             return Seen { port, from, to };
         }
         TransportSlice::Igmp(_) => panic!("IGMP"),
@@ -1131,9 +1143,6 @@ fn one_client_port_may_talk_to_two_vips_of_one_server() {
         (IpNumber::ICMP, 0),
     ] {
         for mut world in worlds().filter(World::is_inbound) {
-            if world.ipv6 && protocol == IpNumber::ICMP {
-                continue;
-            }
             let vips = [0, 1].map(|number| (vip(world.ipv6, number), port));
             let own = world.asks.0;
             let mut ports = Vec::new();
@@ -1292,9 +1301,6 @@ fn a_vm_that_calls_another_one_of_its_host_is_answered_under_that_ones_name() {
     }
     for (protocol, port) in [(IpNumber::UDP, 53), (IpNumber::ICMP, 0)] {
         for mut world in hosts_with_two_vms() {
-            if world.ipv6 && protocol == IpNumber::ICMP {
-                continue;
-            }
             world.asks.1.1 = port;
             let name = format!("{}, {protocol:?}", world.name());
             let (client, server) = world.direct(port);
@@ -1329,9 +1335,6 @@ fn a_vm_that_spoofs_a_neighbour_changes_nothing_of_its_connections() {
 fn datagrams_and_pings_are_answered_under_the_name_that_was_asked_last() {
     for (protocol, port) in [(IpNumber::UDP, 53), (IpNumber::ICMP, 0)] {
         for mut world in worlds_with_direct_clients() {
-            if world.ipv6 && protocol == IpNumber::ICMP {
-                continue;
-            }
             world.asks.1.1 = port;
             let name = format!("{}, {protocol:?}", world.name());
             let (client, server) = world.direct(port);

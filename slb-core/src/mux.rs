@@ -117,7 +117,7 @@ pub struct MuxTables<'m> {
 /// `S` is how it holds its snapshot: `&Snapshot`, `Arc<Snapshot>`, or the caller's own.
 pub struct Mux<'m, S> {
     pipeline: Pipeline<'m, S>,
-    plain: [plain::Lane; BURST],
+    plain: plain::Workspace,
     lanes: [Lane; BURST],
 }
 
@@ -141,7 +141,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         pipeline.name_counters();
         Ok(Self {
             pipeline,
-            plain: [plain::Lane::EMPTY; BURST],
+            plain: plain::Workspace::EMPTY,
             lanes: [Lane::EMPTY; BURST],
         })
     }
@@ -270,11 +270,12 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
     /// The snapshot does not [follow](Snapshot::follows) the present one, which stays.
     ///
     /// # Cost
-    /// In proportion to the backends and rules.
+    /// In proportion to the backends and rules, and 16 KiB of what the mux remembers of services.
     pub fn install(&mut self, snapshot: S) -> Result<S, Rejected<S>> {
         if let Err(error) = snapshot.check_after(&self.pipeline.snapshot) {
             return Err(Rejected { snapshot, error });
         }
+        self.plain.forget_services();
         let pipeline = &mut self.pipeline;
         let (generation, now) = (snapshot.generation(), pipeline.clock.passed());
         pipeline.generations.install(generation, now);

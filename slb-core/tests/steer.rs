@@ -118,15 +118,20 @@ fn answer_to(what: What) -> What {
 
 /// The two halves of a datagram, if it is long enough.
 fn halves(frame: &[u8]) -> Option<[Vec<u8>; 2]> {
-    const FIRST: usize = 8;
+    cut(frame, 8)
+}
+
+/// Two fragments of a datagram, the first with so many bytes: a multiple of 8, below 256.
+fn cut(frame: &[u8], first_len: usize) -> Option<[Vec<u8>; 2]> {
+    let offset = first_len as u16;
     let (mut first, mut later) = (frame.to_vec(), frame.to_vec());
     if frame[12..14] == [8, 0] {
-        let payload = frame.len().checked_sub(34).filter(|len| *len > FIRST)?;
-        first.truncate(34 + FIRST);
-        later.drain(34..34 + FIRST);
+        let payload = frame.len().checked_sub(34).filter(|len| *len > first_len)?;
+        first.truncate(34 + first_len);
+        later.drain(34..34 + first_len);
         for (half, len, field) in [
-            (&mut first, FIRST, 0x2000_u16),
-            (&mut later, payload - FIRST, 1),
+            (&mut first, first_len, 0x2000_u16),
+            (&mut later, payload - first_len, offset / 8),
         ] {
             half[16..18].copy_from_slice(&(20 + len as u16).to_be_bytes());
             half[18..20].copy_from_slice(&[7, 7]);
@@ -136,10 +141,13 @@ fn halves(frame: &[u8]) -> Option<[Vec<u8>; 2]> {
             half[24..26].copy_from_slice(&sum.ones_complement().to_ne_bytes());
         }
     } else {
-        let payload = frame.len().checked_sub(54).filter(|len| *len > FIRST)?;
-        first.truncate(54 + FIRST);
-        later.drain(54..54 + FIRST);
-        for (half, len, field) in [(&mut first, FIRST, 1_u16), (&mut later, payload - FIRST, 8)] {
+        let payload = frame.len().checked_sub(54).filter(|len| *len > first_len)?;
+        first.truncate(54 + first_len);
+        later.drain(54..54 + first_len);
+        for (half, len, field) in [
+            (&mut first, first_len, 1_u16),
+            (&mut later, payload - first_len, offset),
+        ] {
             let next = std::mem::replace(&mut half[20], 44);
             half[18..20].copy_from_slice(&(8 + len as u16).to_be_bytes());
             let [high, low] = field.to_be_bytes();
@@ -331,6 +339,38 @@ fn all_packets_of_a_connection_meet() {
             owners.insert(all[0]);
         }
         assert_eq!(owners.len(), 7);
+    }
+}
+
+/// A fragmented ICMP error cannot be verified: whoever gets its pieces, none of them is delivered, as with one
+/// worker.
+#[test]
+fn pieces_of_an_error_do_the_same_at_any_worker() {
+    for (role, ipv6) in ROLES {
+        let setup = Setup::new(role, ipv6);
+        // The ICMP header alone, and all of the quote but its end.
+        for (number, first_len) in [(0, 8), (1, 40), (2, 8), (3, 40)] {
+            let mut both = Both::new(&setup);
+            let client = setup.client(number * 700);
+            let (service, _) = setup.service(SYN);
+            let mut give = |is_inward, bytes| {
+                let (port, frame) = arrival(&setup, is_inward, 1, bytes);
+                both.give(port, &frame)
+            };
+            let asked = give(true, packet(client, service, SYN, false));
+            assert!(asked.is_forwarded());
+            let (server, port) = (addresses(&asked.bytes).1, ports(&asked.bytes).1);
+            let answered = give(false, packet((server, port), client, SYN_ACK, true));
+            assert!(answered.is_forwarded());
+            let answer = packet(service, client, SYN_ACK, true);
+            for router in (60_000..60_008).map(|number| setup.client(number).0) {
+                let pieces = cut(&report(&answer, router), first_len).expect("it is long enough");
+                for piece in pieces {
+                    assert!(!give(true, piece).is_forwarded());
+                }
+            }
+            both.check_counters();
+        }
     }
 }
 

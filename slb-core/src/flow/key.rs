@@ -43,6 +43,9 @@ pub trait Addresses: Copy + Eq + core::fmt::Debug + 'static {
         Self::join(destination, source)
     }
 
+    /// A word in which nearly all tuples differ.
+    fn part(self) -> u64;
+
     /// The one's complement sum of the words that both addresses are made of, not folded.
     fn sum(self) -> u64;
 
@@ -82,6 +85,11 @@ impl Addresses for u64 {
     #[inline]
     fn split(self) -> (u32, u32) {
         (self as u32, (self >> 32) as u32)
+    }
+
+    #[inline]
+    fn part(self) -> u64 {
+        self
     }
 
     #[inline]
@@ -131,6 +139,12 @@ impl Addresses for [u64; 4] {
     fn split(self) -> ([u64; 2], [u64; 2]) {
         let [a, b, c, d] = self;
         ([a, b], [c, d])
+    }
+
+    /// The source's interface identifier.
+    #[inline]
+    fn part(self) -> u64 {
+        self[1]
     }
 
     #[inline]

@@ -115,6 +115,25 @@ impl<A: Addresses> Bucket<A> {
         (first + 1..SLOTS).find(|&i| places >> i & 1 != 0 && self.is(i, key, now))
     }
 
+    /// The place of an established flow; `None` if the flow is not here, or if it takes more to tell.
+    #[inline(always)] // the mux's loop over a burst
+    fn established(&self, key: &FlowKey<A>, now: u32) -> Option<usize> {
+        // No branch for each place, since which one it is cannot be predicted: the place is computed from
+        // parts of the keys, and only that one is compared.
+        let may_be = |i: usize| {
+            let is_like = self.addresses[i].part() == key.addresses.part();
+            usize::from(is_like & (self.ports[i] == key.ports))
+        };
+        let place = may_be(1) | may_be(2) << 1;
+        let meta = *self.meta.get(place)?;
+        let (addresses, ports) = (self.addresses.get(place)?, self.ports.get(place)?);
+        let is_it = *addresses == key.addresses
+            && *ports == key.ports
+            && meta & !DEADLINE_BITS == pack(FlowState::Established, key.protocol, 0)
+            && is_before_deadline(meta, now);
+        is_it.then_some(place)
+    }
+
     /// Returns true if slot `i`, which has the addresses and ports of the flow, holds the flow.
     #[inline]
     fn is(&self, i: usize, key: &FlowKey<A>, now: u32) -> bool {
@@ -169,7 +188,12 @@ impl<A: Addresses> Bucket<A> {
 /// Returns true if there is a flow before its deadline.
 #[inline]
 const fn is_alive(meta: u16, now: u32) -> bool {
-    (meta >= OCCUPIED) & (meta.wrapping_sub(now as u16) & DEADLINE_BITS < AHEAD)
+    (meta >= OCCUPIED) & is_before_deadline(meta, now)
+}
+
+#[inline]
+const fn is_before_deadline(meta: u16, now: u32) -> bool {
+    meta.wrapping_sub(now as u16) & DEADLINE_BITS < AHEAD
 }
 
 #[inline]
@@ -452,6 +476,14 @@ impl<'m, A: Addresses> Table<'m, A> {
             None if bucket.vacant(self.now).is_some() => Probe::Absent,
             None => Probe::AbsentFull,
         }
+    }
+
+    /// The place of an established flow in a bucket; `None` if the flow is not there, or if it takes
+    /// [`probe_bucket`](Self::probe_bucket) to tell.
+    #[inline(always)] // as `Bucket::established`
+    pub(crate) fn established(&self, index: u32, key: &FlowKey<A>) -> Option<u8> {
+        let bucket = self.buckets.get(index as usize)?;
+        bucket.established(key, self.now).map(|place| place as u8)
     }
 
     /// Looks into the flow's secondary bucket, where its primary said [`Probe::Displaced`].

@@ -6,7 +6,7 @@
 //!
 //! | what is found | where it goes on |
 //! |---|---|
-//! | headers that are not plain, or no rule | the slow path, from its first stage on |
+//! | headers that are not plain, no rule, a source that no host has and no flow table | the slow path, from its first stage on |
 //! | a new, half-open or closing flow, a SYN, FIN or RST of a pinned one, a backend that is gone or suspect, too few hops, too long a packet, no headroom | the slow path's last stage |
 //!
 //! So the slow path makes all decisions, and the fast path only has to know what is certain. Frames
@@ -15,22 +15,43 @@
 mod classify;
 mod lane;
 mod send;
+mod services;
 
 use core::ops::Deref;
 
-use self::classify::{Classifier, Service};
-pub(super) use self::lane::Lane;
-use self::lane::{ABSENT, DISPLACED, Kind, Words};
+use self::classify::Classifier;
+use self::lane::{ABSENT, Kind, Lane, Words};
 use self::send::Sender;
+use self::services::Services;
 use super::pin::{Changes, Pinner};
 use super::{Chosen, Forwarder, MuxTables, Pipeline, Run};
 use crate::flow::table::{Found, Probe};
 use crate::flow::{FlowState, FlowTable};
 use crate::frame::{BURST, Frame};
+use crate::hash::{Hasher, Xxh3};
 use crate::observe::{FlowStep, From, Observe, Step};
 use crate::snapshot::Snapshot;
 use crate::verdict::DropReason;
-use crate::wire::tcp::Flags;
+
+/// The memory of the fast path.
+pub(super) struct Workspace {
+    lanes: [Lane; BURST],
+    ipv4: Services<u64>,
+    ipv6: Services<[u64; 4]>,
+}
+
+impl Workspace {
+    pub(super) const EMPTY: Self = Self {
+        lanes: [Lane::EMPTY; BURST],
+        ipv4: Services::EMPTY,
+        ipv6: Services::EMPTY,
+    };
+
+    /// Forgets what belongs to a snapshot, before another one comes into place.
+    pub(super) fn forget_services(&mut self) {
+        (self.ipv4, self.ipv6) = (Services::EMPTY, Services::EMPTY);
+    }
+}
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     /// Sets the verdict of each frame of a burst.
@@ -38,12 +59,13 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     pub(super) fn process_burst(
         &mut self,
         frames: &mut [Frame<'_>],
-        lanes: &mut [Lane; BURST],
+        workspace: &mut Workspace,
         long: &mut [super::Lane; BURST],
         seen: &mut impl Observe,
     ) {
+        let Workspace { lanes, ipv4, ipv6 } = workspace;
         let lanes = lanes.get_mut(..frames.len()).unwrap_or_default();
-        self.classify_plain(frames, lanes, seen);
+        self.classify_plain(frames, lanes, (ipv4, ipv6), seen);
         let before = self.tables.flows.as_ref().map(|flows| {
             look_up(flows, lanes);
             Changes::of(flows)
@@ -55,11 +77,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             let Some(lane) = lanes.first() else {
                 return;
             };
-            next += match lane.kind {
+            next += match lane.kind() {
                 Kind::Ipv4 => self.send_run::<u64>(rest, lanes, before.as_ref(), next, seen),
                 Kind::Ipv6 => self.send_run::<[u64; 4]>(rest, lanes, before.as_ref(), next, seen),
                 Kind::Long => {
-                    let is_long = |lane: &&Lane| lane.kind == Kind::Long;
+                    let is_long = |lane: &&Lane| lane.kind() == Kind::Long;
                     let count = lanes.iter().take_while(is_long).count();
                     let rest = rest.get_mut(..count).unwrap_or_default();
                     self.process_long(rest, long, &mut From { first: next, seen });
@@ -71,23 +93,32 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
 
     /// Stage 1: reads each frame, finds its rule and hashes its tuple, into the lane of its place.
     #[inline]
-    fn classify_plain(&self, frames: &[Frame<'_>], lanes: &mut [Lane], seen: &mut impl Observe) {
+    fn classify_plain(
+        &self,
+        frames: &[Frame<'_>],
+        lanes: &mut [Lane],
+        (of_ipv4, of_ipv6): (&mut Services<u64>, &mut Services<[u64; 4]>),
+        seen: &mut impl Observe,
+    ) {
         for frame in frames {
             frame.prefetch();
         }
         let classifier = Classifier {
             snapshot: &self.snapshot,
+            hasher: match self.snapshot.hasher {
+                Hasher::Xxh3(hasher) => hasher,
+                _ => Xxh3::new(0), // and no service has slots
+            },
             flows: self.tables.flows.as_ref(),
         };
-        let mut services = (Service::none(), Service::none());
         let mut next = 0;
         while next < frames.len() {
-            let ipv4 = classifier.take_run(frames, lanes, next, &mut services.0, seen);
-            let ipv6 = classifier.take_run(frames, lanes, ipv4, &mut services.1, seen);
+            let ipv4 = classifier.take_run(frames, lanes, next, of_ipv4, seen);
+            let ipv6 = classifier.take_run(frames, lanes, ipv4, of_ipv6, seen);
             if ipv6 == next
                 && let (Some(frame), Some(lane)) = (frames.get(next), lanes.get_mut(next))
             {
-                classifier.take_other(frame, lane, next, &mut services, seen);
+                classifier.take_other(frame, lane, next, (of_ipv4, of_ipv6), seen);
             }
             next = ipv6.max(next + 1);
         }
@@ -134,18 +165,13 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let mut sender = Sender::new(snapshot, rules, backends);
         let mut unsent = None;
         for (frame, lane) in frames.iter_mut().zip(lanes) {
-            if lane.kind != A::KIND {
-                break;
+            if lane.run != sender.run {
+                if lane.kind() != A::KIND {
+                    break;
+                }
+                sender.turn_to(lane.run);
             }
-            if lane.rule != sender.rule {
-                sender.turn_to(lane.rule);
-            }
-            if A::load(&lane.addresses).is_martian(lane.ports) {
-                unsent = Some(Err(DropReason::Martian));
-                break;
-            }
-            let chosen = snapshot.backend_in(sender.first_backend, lane.table_index as usize);
-            let Some((index, backend)) = chosen else {
+            let Some((index, backend)) = sender.chosen(lane) else {
                 unsent = Some(Err(DropReason::NoBackend));
                 break;
             };
@@ -154,9 +180,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 unsent = Some(Ok(index));
                 break;
             }
-            if lane.flags.contains(Flags::SYN) {
-                sender.sent.syns += u64::from(lane.flags.opens());
-            }
+            sender.note_flags(lane.flags);
             seen.step(place, Step::Selected(index));
             seen.step(place, Step::Done(frame.verdict()));
         }
@@ -198,14 +222,14 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let mut sender = Sender::new(snapshot, rules, backends);
         let mut unsent = None;
         for (frame, lane) in frames.iter_mut().zip(lanes) {
-            if lane.kind != A::KIND {
-                break;
+            if lane.run != sender.run {
+                if lane.kind() != A::KIND {
+                    break;
+                }
+                sender.turn_to(lane.run);
             }
             if is_stale {
                 look_again::<A>(flows, lane);
-            }
-            if lane.rule != sender.rule {
-                sender.turn_to(lane.rule);
             }
             let place = sender.place(first);
             let (index, backend) = match sender.established::<A>(flows, lane) {
@@ -241,9 +265,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 unsent = Some(Ok(index));
                 break;
             }
-            if lane.flags.contains(Flags::SYN) {
-                sender.sent.syns += u64::from(lane.flags.opens());
-            }
+            sender.note_flags(lane.flags);
             seen.step(place, Step::Selected(index));
             seen.step(place, Step::Done(frame.verdict()));
         }
@@ -297,42 +319,59 @@ fn pin_otherwise<A: Words>(
 /// may be there.
 #[inline]
 fn look_up(flows: &FlowTable<'_>, lanes: &mut [Lane]) {
-    let mut displaced = 0;
-    for lane in lanes.iter_mut() {
-        match lane.kind {
+    // A bit for each lane.
+    let mut displaced = 0u64;
+    for (bit, lane) in lanes.iter_mut().enumerate() {
+        let may_be_displaced = match lane.kind() {
             Kind::Ipv4 => look::<u64>(flows, lane),
             Kind::Ipv6 => look::<[u64; 4]>(flows, lane),
-            Kind::Long => {}
+            Kind::Long => false,
+        };
+        if may_be_displaced {
+            displaced |= 1 << bit;
         }
-        displaced += u32::from(lane.place == DISPLACED);
     }
-    if displaced != 0 {
-        for lane in lanes.iter_mut().filter(|lane| lane.place == DISPLACED) {
-            match lane.kind {
+    while displaced != 0 {
+        if let Some(lane) = lanes.get_mut(displaced.trailing_zeros() as usize) {
+            match lane.kind() {
                 Kind::Ipv4 => look_in_secondary::<u64>(flows, lane),
                 Kind::Ipv6 => look_in_secondary::<[u64; 4]>(flows, lane),
                 Kind::Long => {}
             }
         }
+        displaced &= displaced - 1;
     }
 }
 
-#[inline]
-fn look<A: Words>(flows: &FlowTable<'_>, lane: &mut Lane) {
+/// Looks a lane's flow up in its primary bucket. Returns true if it may be in the secondary one.
+#[inline(always)] // one loop for each burst
+fn look<A: Words>(flows: &FlowTable<'_>, lane: &mut Lane) -> bool {
+    match A::table(flows).established(lane.bucket, &lane.key()) {
+        Some(place) => {
+            lane.place = place;
+            false
+        }
+        None => look_closely::<A>(flows, lane),
+    }
+}
+
+/// The same of a flow that is not established, or not in its primary bucket.
+#[inline(never)]
+fn look_closely<A: Words>(flows: &FlowTable<'_>, lane: &mut Lane) -> bool {
     let (table, key) = (A::table(flows), lane.key());
-    lane.place = match table.probe_bucket(lane.bucket, &key) {
-        Probe::Found(found) => found.parts().1,
-        Probe::Absent => ABSENT,
+    lane.place = ABSENT;
+    match table.probe_bucket(lane.bucket, &key) {
+        Probe::Found(found) => {
+            lane.place = found.parts().1;
+            false
+        }
+        Probe::Absent => false,
         probe => {
             // The secondary bucket will be read.
             table.prefetch_secondary(table.hash(&key));
-            if probe == Probe::Displaced {
-                DISPLACED
-            } else {
-                ABSENT
-            }
+            probe == Probe::Displaced
         }
-    };
+    }
 }
 
 fn look_in_secondary<A: Words>(flows: &FlowTable<'_>, lane: &mut Lane) {

@@ -98,6 +98,7 @@ impl CompiledRule {
 
     /// The number of slots of its pool's table, if a hash of the whole tuple chooses one of them, as nearly
     /// all rules have it.
+    #[inline]
     pub(crate) fn slots_by_five_tuple(&self) -> Option<u32> {
         (self.mask == u64::MAX && !self.by_port).then_some(self.table_size)
     }
@@ -529,6 +530,14 @@ impl Snapshot<'_> {
         self.backend_ids.index(id)
     }
 
+    /// The backend that has an id, and its place; `None` where it is gone.
+    #[inline]
+    pub(crate) fn backend_of(&self, id: BackendId) -> Option<(u32, &CompiledBackend)> {
+        // No backend has the place of one that is gone.
+        let index = self.backend_ids.last_index(id)?;
+        Some((index, self.backend(index)?))
+    }
+
     /// Returns the terms of a rule's connections.
     pub(crate) fn terms(&self, index: u32) -> Option<&CompiledTerms> {
         self.terms.get(index as usize)
@@ -705,6 +714,20 @@ impl Snapshot<'_> {
             Some(share) => share.is_unhealthy,
             None => self.backend(backend).is_some_and(|found| found.unhealthy),
         }
+    }
+
+    /// The Maglev tables of all pools, one behind the other.
+    #[inline]
+    pub(crate) fn all_slots(&self) -> &[u16] {
+        &self.table
+    }
+
+    /// The backends from a pool's first one on, as many as its slots can name: [`maglev::EMPTY`] names none.
+    #[inline]
+    pub(crate) fn backends_from(&self, first: u32) -> &[CompiledBackend] {
+        let backends = self.backends.get(first as usize..).unwrap_or_default();
+        let count = backends.len().min(maglev::EMPTY.into());
+        backends.get(..count).unwrap_or_default()
     }
 
     /// Starts loading a Maglev slot.

@@ -96,12 +96,9 @@ impl<'m, K: MapKey, const N: usize> ProbeMap<'m, K, N> {
         let bucket = self.buckets.get(start)?;
         // Nearly always in the first bucket, in a place that cannot be predicted.
         let mut found = NONE;
-        for (candidate, &value) in bucket.keys.iter().zip(&bucket.values) {
-            found = if *candidate == key {
-                found.min(value)
-            } else {
-                found
-            };
+        // From the back: a free place, whose key may be this one, lies behind all that are used.
+        for (candidate, &value) in bucket.keys.iter().zip(&bucket.values).rev() {
+            found = if *candidate == key { value } else { found };
         }
         if found != NONE {
             return Some(found);

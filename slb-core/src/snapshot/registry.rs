@@ -242,6 +242,13 @@ impl<'m> Registry<'m> {
         (entry.id == id.0 && entry.index != NONE).then_some(entry.index)
     }
 
+    /// The same, with [`NONE`] for an owner that is gone and whose slot has no other one yet.
+    #[inline]
+    pub(crate) fn last_index(&self, id: BackendId) -> Option<u32> {
+        let entry = self.entries.get(id.slot())?;
+        (entry.id == id.0).then_some(entry.index)
+    }
+
     /// Returns the index of the compiled owner of a slot; `None` if it has none.
     #[inline]
     pub(crate) fn owner(&self, slot: usize) -> Option<u32> {

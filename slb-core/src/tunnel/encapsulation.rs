@@ -342,20 +342,14 @@ impl Template {
             + (u32::from(inner.traffic_class) << 8)
             + u32::from(total_len.swap_bytes());
         let checksum = !((sum.wrapping_add(sum.rotate_right(16)) >> 16) as u16);
-        header[40..56].copy_from_slice(&self.bytes[40..56]);
-        // The fields of one packet are zero in the template: a word is one OR.
-        let mut put = |at: usize, fields: u64| {
-            let word = u64::from_le_bytes(self::at(&self.bytes, at)) | fields;
-            header[at..at + 8].copy_from_slice(&word.to_le_bytes());
-        };
-        put(0, 0);
-        put(8, u64::from(inner.traffic_class) << (8 * (IP + 1 - 8)));
-        put(16, u64::from(total_len.swap_bytes()));
-        put(24, u64::from(checksum));
-        let ports_and_len = u64::from(source_port(entropy).swap_bytes()) << 16
-            | u64::from(udp_len.swap_bytes()) << 48;
-        put(32, ports_and_len);
-        put(56, u64::from(ether_type.0.swap_bytes()) << 48);
+        // Four vectors, then the few fields: shifting fields into words takes seven instructions more.
+        header.copy_from_slice(&self.bytes[..HEADER_IPV4]);
+        header[IP + 1] = inner.traffic_class;
+        write(header, IP + 2, total_len.to_be_bytes());
+        write(header, IP + 10, checksum.to_le_bytes());
+        write(header, UDP_IPV4, source_port(entropy).to_be_bytes());
+        write(header, UDP_IPV4 + 4, udp_len.to_be_bytes());
+        write(header, HEADER_IPV4 - 2, ether_type.0.to_be_bytes());
         Some(())
     }
 

@@ -1,14 +1,14 @@
 //! Plain packets between the stages, and the operations of their address families.
 
 use crate::flow::table::{Found, Probe};
-use crate::flow::{Addresses, FlowKey, FlowTable, Table};
-use crate::hash::{Hasher, TupleHasher};
+use crate::flow::{Addresses, FlowKey, FlowProtocol, FlowTable, Table};
+use crate::hash::{TupleHasher, Xxh3};
 use crate::mux;
 use crate::packet::{Family, Packet, Plain, Shape, is_martian_ipv4, is_martian_ipv6};
 use crate::prefetch::CACHE_LINE;
 use crate::snapshot::Snapshot;
-use crate::wire::ethernet;
 use crate::wire::tcp::Flags;
+use crate::wire::{ethernet, protocol};
 
 /// Offset of the IP header in a frame without tags.
 pub(super) const IP: usize = ethernet::HEADER_LEN;
@@ -18,15 +18,20 @@ pub(super) const IP: usize = ethernet::HEADER_LEN;
 #[repr(u8)]
 pub(super) enum Kind {
     /// The frame takes the slow path from its first stage on.
-    Long,
-    Ipv4,
-    Ipv6,
+    Long = 0,
+    Ipv4 = 1,
+    Ipv6 = 2,
 }
+
+/// Bits of the rule in a run; the two above are the kind.
+const RULE_BITS: u32 = 30;
+/// Stands for the run of frames on the slow path.
+pub(super) const LONG: u32 = 0;
 
 /// A plain packet between the stages.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-pub(in crate::mux) struct Lane {
+pub(super) struct Lane {
     /// Source and destination; IPv4 has both in the first word, and the others mean nothing.
     pub(super) addresses: [u64; 4],
     pub(super) ports: u32,
@@ -34,14 +39,14 @@ pub(in crate::mux) struct Lane {
     pub(super) bucket: u32,
     /// The slot in the snapshot's Maglev tables.
     pub(super) table_index: u32,
-    pub(super) rule: u32,
+    /// Rule and kind: packets that have these in common are sent in a row.
+    pub(super) run: u32,
     /// Bytes of the IP packet, and [`UNCOMMON`] for a frame with tags.
     pub(super) len: u32,
     /// The low bits of the hash that the outer source port is made of.
     pub(super) entropy: u16,
     /// Place of the flow in the bucket.
     pub(super) place: u8,
-    pub(super) kind: Kind,
     pub(super) ip_offset: u8,
     pub(super) flags: Flags,
     pub(super) traffic_class: u8,
@@ -52,26 +57,23 @@ pub(in crate::mux) struct Lane {
 
 const _: () = assert!(size_of::<Lane>() == CACHE_LINE);
 
-/// Stands for the rule while there is none yet.
-pub(super) const NO_RULE: u32 = u32::MAX;
+/// Stands for the run while there is none yet. It is no lane's.
+pub(super) const NO_RUN: u32 = u32::MAX;
 /// A bit of a length that makes it longer than any backend's common way takes.
 pub(super) const UNCOMMON: u32 = 1 << 31;
 /// Stands for the position of a flow that is in neither of its buckets.
 pub(super) const ABSENT: u8 = 0xff;
-/// Stands for the position of a flow that may be in its secondary bucket.
-pub(super) const DISPLACED: u8 = 0xfe;
 
 impl Lane {
-    pub(in crate::mux) const EMPTY: Self = Self {
+    pub(super) const EMPTY: Self = Self {
         addresses: [0; 4],
         ports: 0,
         bucket: 0,
         table_index: 0,
-        rule: 0,
+        run: LONG,
         len: 0,
         entropy: 0,
         place: ABSENT,
-        kind: Kind::Long,
         ip_offset: 0,
         protocol: 0,
         flags: Flags(0),
@@ -79,9 +81,31 @@ impl Lane {
         hop_limit: 0,
     };
 
+    /// Takes up what was read of a packet.
+    #[inline(always)] // the innermost loop
+    pub(super) fn fill<A: Words>(&mut self, plain: &Plain<A>, ip_offset: u8) {
+        plain.addresses.store(&mut self.addresses);
+        self.ports = plain.ports;
+        self.len = plain.ip_len;
+        self.ip_offset = ip_offset;
+        self.flags = plain.flags;
+        self.traffic_class = plain.traffic_class;
+        self.hop_limit = plain.hop_limit;
+        self.protocol = plain.protocol;
+    }
+
+    #[inline]
+    pub(super) fn kind(&self) -> Kind {
+        match self.run >> RULE_BITS {
+            1 => Kind::Ipv4,
+            2 => Kind::Ipv6,
+            _ => Kind::Long,
+        }
+    }
+
     #[inline]
     pub(super) fn key<A: Words>(&self) -> FlowKey<A> {
-        FlowKey::new(A::load(&self.addresses), self.ports, self.protocol)
+        key(A::load(&self.addresses), self.ports, self.protocol)
     }
 
     /// Returns true if an established flow stays as it is with this packet: it neither begins nor
@@ -112,9 +136,31 @@ impl Lane {
                 place => Probe::Found(Found::at(self.bucket, place)),
             },
             table_index: self.table_index,
-            rule: self.rule,
+            rule: rule_of(self.run),
             ..mux::Lane::EMPTY
         }
+    }
+}
+
+/// The rule of a run; of [`NO_RUN`] and [`LONG`] it means nothing.
+#[inline]
+pub(super) const fn rule_of(run: u32) -> u32 {
+    run & ((1 << RULE_BITS) - 1)
+}
+
+/// The key of the flow of a plain packet, which is of TCP or UDP.
+#[inline(always)] // the innermost loop
+pub(super) fn key<A>(addresses: A, ports: u32, number: u8) -> FlowKey<A> {
+    let is_udp = number == protocol::UDP;
+    let protocol = if is_udp {
+        FlowProtocol::Udp
+    } else {
+        FlowProtocol::Tcp
+    };
+    FlowKey {
+        addresses,
+        ports,
+        protocol,
     }
 }
 
@@ -122,12 +168,18 @@ impl Lane {
 pub(super) trait Words: Addresses {
     const KIND: Kind;
     const FAMILY: Family;
+    /// The run of its first rule.
+    const RUN: u32 = (Self::KIND as u32) << RULE_BITS;
+    /// All zero.
+    const NO_ADDRESS: Self::Address;
 
     fn read(frame: &[u8]) -> Option<Plain<Self>>;
     fn load(words: &[u64; 4]) -> Self;
     fn store(self, words: &mut [u64; 4]);
     fn all(self) -> [u64; 4];
-    fn message_hash(self, hasher: &Hasher, rest: u64) -> u64;
+    fn message_hash(self, hasher: &Xxh3, rest: u64) -> u64;
+    /// A word in which most VIPs differ.
+    fn end(address: Self::Address) -> u64;
     fn is_martian(self, ports: u32) -> bool;
     /// The number of an address in rule keys, where it may be a VIP.
     fn vip(address: Self::Address, snapshot: &Snapshot<'_>) -> Option<u64>;
@@ -139,6 +191,7 @@ pub(super) trait Words: Addresses {
 impl Words for u64 {
     const KIND: Kind = Kind::Ipv4;
     const FAMILY: Family = Family::Ipv4;
+    const NO_ADDRESS: u32 = 0;
 
     #[inline(always)]
     fn read(frame: &[u8]) -> Option<Plain<Self>> {
@@ -160,11 +213,14 @@ impl Words for u64 {
     }
 
     #[inline]
-    fn message_hash(self, hasher: &Hasher, rest: u64) -> u64 {
-        match hasher {
-            Hasher::Xxh3(hasher) => hasher.ipv4(&[self, rest]),
-            _ => hasher.ipv4(&[self, rest]),
-        }
+    fn message_hash(self, hasher: &Xxh3, rest: u64) -> u64 {
+        hasher.ipv4(&[self, rest])
+    }
+
+    #[inline]
+    fn end(address: u32) -> u64 {
+        // Above the port, which it is mixed with.
+        Self::from(address) << 32
     }
 
     #[inline]
@@ -195,6 +251,7 @@ impl Words for u64 {
 impl Words for [u64; 4] {
     const KIND: Kind = Kind::Ipv6;
     const FAMILY: Family = Family::Ipv6;
+    const NO_ADDRESS: [u64; 2] = [0; 2];
 
     #[inline(always)]
     fn read(frame: &[u8]) -> Option<Plain<Self>> {
@@ -216,9 +273,14 @@ impl Words for [u64; 4] {
     }
 
     #[inline]
-    fn message_hash(self, hasher: &Hasher, rest: u64) -> u64 {
+    fn message_hash(self, hasher: &Xxh3, rest: u64) -> u64 {
         let [a, b, c, d] = self;
         hasher.ipv6(&[a, b, c, d, rest])
+    }
+
+    #[inline]
+    fn end(address: [u64; 2]) -> u64 {
+        address[1]
     }
 
     #[inline]

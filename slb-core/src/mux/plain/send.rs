@@ -1,6 +1,6 @@
 //! Stage 3: the backends of plain packets, their outer headers and their counters.
 
-use super::lane::{IP, Lane, NO_RULE, UNCOMMON, Words};
+use super::lane::{IP, Lane, NO_RUN, UNCOMMON, Words, rule_of};
 use crate::flow::{FlowTable, Ticks};
 use crate::frame::Frame;
 use crate::snapshot::{BackendId, CompiledBackend, Snapshot};
@@ -8,6 +8,7 @@ use crate::stats::{BackendCounters, Count, RuleCounters, Stats};
 use crate::tunnel::encapsulation::Inner;
 use crate::verdict::Verdict;
 use crate::wire::protocol;
+use crate::wire::tcp::Flags;
 
 /// The counters and tables of the last stage. Packets of one rule in a row are counted together:
 /// adding each to the same counter would make each wait for the one before.
@@ -16,20 +17,48 @@ pub(super) struct Sender<'p, 's> {
     pub(super) rules: &'p mut [RuleCounters],
     pub(super) backends: &'p mut [BackendCounters],
     /// All that was sent.
-    pub(super) sent: Sent,
-    /// The same when the run of its rule began.
-    pub(super) sent_before: Sent,
-    /// The rule of the last packet, the place of its counters, and what else has to be known of it.
-    pub(super) rule: u32,
-    pub(super) slot: usize,
+    sent: Tally,
+    /// The same when the run began.
+    sent_before: Tally,
+    syns: u64,
+    /// Rule and family of the last packet, the place of its counters, and what else has to be known of it.
+    pub(super) run: u32,
+    slot: usize,
     pub(super) first_backend: u32,
-    pub(super) idle_timeout: Ticks,
+    idle_timeout: Ticks,
+    /// The backends of the rule's pool, and those behind them.
+    pool: &'p [CompiledBackend],
+    /// All Maglev slots.
+    slots: &'p [u16],
 }
 
+/// Packets and bytes of a burst in one word: one register, and no vector that is made of two for each packet.
 #[derive(Clone, Copy)]
-pub(super) struct Sent {
-    pub(super) count: Count,
-    pub(super) syns: u64,
+struct Tally(u64);
+
+impl Tally {
+    /// Bits of the packets, of which a burst has 64 at most. The bytes, less than 2^38, are above them.
+    const PACKET_BITS: u32 = 8;
+
+    #[inline(always)] // as `Sender::send`
+    fn add(&mut self, len: usize) {
+        self.0 += ((len as u64) << Self::PACKET_BITS) + 1;
+    }
+
+    #[inline]
+    fn packets(self) -> usize {
+        usize::from(self.0 as u8)
+    }
+
+    /// The count since there was an earlier one.
+    #[inline]
+    fn since(self, earlier: Self) -> Count {
+        let sum = self.0 - earlier.0;
+        Count {
+            packets: u64::from(sum as u8),
+            bytes: sum >> Self::PACKET_BITS,
+        }
+    }
 }
 
 impl<'p, 's> Sender<'p, 's> {
@@ -38,56 +67,74 @@ impl<'p, 's> Sender<'p, 's> {
         rules: &'p mut [RuleCounters],
         backends: &'p mut [BackendCounters],
     ) -> Self {
-        let nothing = Sent {
-            count: Count {
-                packets: 0,
-                bytes: 0,
-            },
-            syns: 0,
-        };
         Self {
             snapshot,
             rules,
             backends,
-            sent: nothing,
-            sent_before: nothing,
-            rule: NO_RULE,
+            sent: Tally(0),
+            sent_before: Tally(0),
+            syns: 0,
+            run: NO_RUN,
             slot: usize::MAX,
             first_backend: 0,
             idle_timeout: Ticks::MAX,
+            pool: &[],
+            slots: snapshot.all_slots(),
         }
     }
 
     /// Counts what was sent for the rule so far, and turns to another one.
     #[inline(always)] // a call would have all counts kept in memory
-    pub(super) fn turn_to(&mut self, rule: u32) {
-        if let Some(counters) = self.rules.get_mut(self.slot) {
-            counters.forwarded += self.sent.count - self.sent_before.count;
-            counters.syns += self.sent.syns - self.sent_before.syns;
-        }
-        self.sent_before = self.sent;
-        if let Some(compiled) = self.snapshot.rule(rule) {
-            self.rule = rule;
+    pub(super) fn turn_to(&mut self, run: u32) {
+        self.end_run();
+        if let Some(compiled) = self.snapshot.rule(rule_of(run)) {
+            self.run = run;
             self.slot = compiled.slot();
             self.first_backend = compiled.first_backend;
             self.idle_timeout = compiled.idle_timeout;
+            self.pool = self.snapshot.backends_from(compiled.first_backend);
+        }
+    }
+
+    #[inline(always)] // as `turn_to`
+    fn end_run(&mut self) {
+        if let Some(counters) = self.rules.get_mut(self.slot) {
+            counters.forwarded += self.sent.since(self.sent_before);
+        }
+        self.sent_before = self.sent;
+    }
+
+    /// Counts a SYN that was sent.
+    #[inline(always)] // as `turn_to`
+    pub(super) fn note_flags(&mut self, flags: Flags) {
+        if flags.contains(Flags::SYN) {
+            self.syns += count_syn(self.rules, self.slot, flags);
         }
     }
 
     /// Ends all runs. Returns how many packets were sent.
     #[inline]
     pub(super) fn finish(mut self, stats: &mut Stats) -> usize {
-        self.turn_to(NO_RULE);
-        stats.received += self.sent.count;
-        stats.forwarded += self.sent.count;
-        stats.syns += self.sent.syns;
-        self.sent.count.packets as usize
+        self.end_run();
+        let count = self.sent.since(Tally(0));
+        stats.received += count;
+        stats.forwarded += count;
+        stats.syns += self.syns;
+        self.sent.packets()
     }
 
     /// The place of the next packet, which is as many as were sent behind the first.
     #[inline]
     pub(super) fn place(&self, first: usize) -> usize {
-        first + self.sent.count.packets as usize
+        first + self.sent.packets()
+    }
+
+    /// Maglev's choice for a packet, and its place among all backends.
+    #[inline(always)] // as `send`
+    pub(super) fn chosen(&self, lane: &Lane) -> Option<(u32, &'p CompiledBackend)> {
+        let member = *self.slots.get(lane.table_index as usize)?;
+        let backend = self.pool.get(usize::from(member))?;
+        Some((self.first_backend + u32::from(member), backend))
     }
 
     /// The backend of a packet's flow, and its place among all, where that flow is established and stays
@@ -104,8 +151,7 @@ impl<'p, 's> Sender<'p, 's> {
         let snapshot = self.snapshot;
         let table = A::table_mut(flows);
         table.refresh(lane.bucket, lane.place, self.idle_timeout, |value| {
-            let index = snapshot.backend_index(BackendId::from_value(value))?;
-            let backend = snapshot.backend(index)?;
+            let (index, backend) = snapshot.backend_of(BackendId::from_value(value))?;
             // Of other protocols, a flow may lose a backend that is unhealthy.
             let may_lose = lane.protocol != protocol::TCP && backend.is_suspect();
             (!may_lose).then_some((index, backend))
@@ -150,10 +196,20 @@ impl<'p, 's> Sender<'p, 's> {
         } else {
             frame.set_verdict(verdict);
         }
-        self.sent.count.packets += 1;
-        self.sent.count.bytes += len as u64;
+        self.sent.add(len);
         true
     }
+}
+
+/// Counts a segment that asks for a connection, and returns how many it is: none where other flags are set.
+#[cold]
+#[inline(never)]
+fn count_syn(rules: &mut [RuleCounters], slot: usize, flags: Flags) -> u64 {
+    let count = u64::from(flags.opens());
+    if let Some(counters) = rules.get_mut(slot) {
+        counters.syns += count;
+    }
+    count
 }
 
 /// Over IPv6, with a UDP checksum, or of a frame with tags.

@@ -612,7 +612,9 @@ impl Role for HostRole {
     fn unmatched(snapshot: &Snapshot<'_>, lane: &Lane, reason: DropReason) -> Verdict {
         let destination = lane.own_packet().tuple().destination;
         match lane.direction {
-            Direction::Inward if !snapshot.is_vip(destination) => Verdict::Forward(lane.zone),
+            Direction::Inward if !snapshot.is_vip_at(lane.zone, destination) => {
+                Verdict::Forward(lane.zone)
+            }
             Direction::Outward if is_reached_untranslated(snapshot, lane.zone, destination) => {
                 Verdict::Pass
             }
@@ -699,9 +701,10 @@ fn refuse_bad(
     reason: DropReason,
 ) -> Verdict {
     let ends = ends_of_bad(frame.bytes());
+    let is_vip = |address| snapshot.is_vip_at(lane.zone, address);
     let is_ours = |(source, destination)| match lane.direction {
-        Direction::Inward => snapshot.is_vip(destination),
-        Direction::Outward => snapshot.is_vip(destination) || snapshot.is_vip(source),
+        Direction::Inward => is_vip(destination),
+        Direction::Outward => is_vip(destination) || is_vip(source),
     };
     match lane.direction {
         _ if ends.is_some_and(is_ours) => Verdict::Drop(reason),

@@ -89,7 +89,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 return Err(Verdict::Pass);
             }
             // From a VIP: an answer of floating IP whose connection is over.
-            let is_vip = snapshot.is_vip(source);
+            let is_vip = snapshot.is_vip_at(vm.port, source);
             return Err(match segment {
                 Some(segment) if !segment.flags.opens() && (known || is_vip) => {
                     refusal.answer::<A, HostRole>(frame, lane, is_vip, seen)
@@ -182,7 +182,8 @@ pub(super) fn is_inside(snapshot: &Snapshot<'_>, vm: &Vm, address: IpAddr) -> bo
 fn is_in_network(snapshot: &Snapshot<'_>, vm: &Vm, address: IpAddr) -> bool {
     let networks = &snapshot.nat.networks;
     let network = networks.of(vm.vni);
-    network.is_some_and(|network| networks.has(network, address)) && !snapshot.is_vip(address)
+    network.is_some_and(|network| networks.has(network, address))
+        && !snapshot.is_vip_at(vm.port, address)
 }
 
 /// Returns true if a vm has an address.

@@ -78,13 +78,13 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
         if !is_of_vm(snapshot, &vm, source) {
             // An answer of floating IP whose connection is over.
-            return match snapshot.is_vip(source) {
+            return match snapshot.is_vip_at(vm.port, source) {
                 true => NO_CONNECTION,
                 false => Verdict::Drop(DropReason::SpoofedSource),
             };
         }
         let Some(&neighbour) = nat.networks.neighbour(destination, vm.vni) else {
-            if snapshot.is_vip(destination) {
+            if snapshot.is_vip_at(vm.port, destination) {
                 return Verdict::Pass;
             }
             let is_gateway = nat.networks.is_gateway(&network, destination);

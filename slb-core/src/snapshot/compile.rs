@@ -248,6 +248,7 @@ impl<'m> Snapshot<'m> {
             snapshot.compile_former_hosts(previous);
         }
         snapshot.compile_frontends(spec)?;
+        snapshot.note_vips(spec);
         if let Some(fault) = snapshot.conflict(spec) {
             return Err(fault);
         }

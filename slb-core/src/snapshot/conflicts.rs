@@ -4,8 +4,10 @@
 use core::net::IpAddr;
 
 use super::Snapshot;
-use super::faults::{backends, duplicates_of};
+use super::faults::{backends, duplicates_of, finder};
+use super::locals::owner;
 use crate::spec::{Backend, Protocol, RuleItem, Spec, SpecError, derived_mac};
+use crate::wire::vxlan::Vni;
 
 /// The use of an address.
 #[derive(Clone, Copy)]
@@ -14,6 +16,8 @@ enum Use {
     Frontend(usize),
     /// A backend, by its pool's index and its own.
     Backend(usize, usize),
+    /// A vm that is no backend, by its index.
+    Vm(usize),
     /// The address that backends see in the place of the client's.
     SourceNat(RuleItem),
 }
@@ -22,13 +26,50 @@ enum Use {
 pub(super) fn all<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
     let frontends = (0..).zip(spec.frontends);
     let frontends = frontends.map(|(index, one)| (one.address, Use::Frontend(index)));
-    let others = uses(spec);
+    let network = networks(spec);
+    let others = uses(spec).filter(move |(_, vni, _)| vni.and_then(&network).is_none());
+    let others = others.map(|(address, _, taken)| (address, taken));
     let same = duplicates_of(frontends.chain(others));
-    let taken = same.filter_map(|(first, second)| match first {
-        Use::Frontend(frontend) => conflict(spec, frontend, second),
-        Use::Backend(..) | Use::SourceNat(_) => None,
-    });
+    let network = networks(spec);
+    let led = led(spec).map(|(frontend, address, vni)| (address, vni, Use::Frontend(frontend)));
+    let seats = uses(spec).filter_map(|(address, vni, taken)| Some((address, vni?, taken)));
+    let seats = seats.chain(
+        spec.vm_seats()
+            .map(|(vm, seat)| (seat.address, seat.vni, Use::Vm(vm))),
+    );
+    let inside = led
+        .chain(seats)
+        .filter(move |(_, vni, _)| network(*vni).is_some());
+    let inside = duplicates_of(inside.map(|(address, vni, taken)| ((address, vni.get()), taken)));
+    let taken = same
+        .chain(inside)
+        .filter_map(|(first, second)| match first {
+            Use::Frontend(frontend) => conflict(spec, frontend, second),
+            Use::Backend(..) | Use::Vm(_) | Use::SourceNat(_) => None,
+        });
     taken.chain(beside_vips(spec))
+}
+
+/// Finds the index of the network that has a VNI. A proxy's backends are in none.
+fn networks<'s>(spec: &'s Spec<'_>) -> impl Fn(Vni) -> Option<usize> + Clone + 's {
+    let networks = (0..).zip(spec.networks).filter(|_| spec.proxy.is_none());
+    let find = finder(networks.map(|(index, network)| (network.vni.get(), index)));
+    move |vni| find(vni.get())
+}
+
+/// The frontends that lead into each VNI: those whose rules, inbound NAT or outbound rules have a pool there.
+fn led<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = (usize, IpAddr, Vni)> + Clone + 's {
+    let rules = spec.rules.iter().map(|rule| (rule.frontend, rule.pool));
+    let nat = spec.inbound_nat.iter().map(|nat| (nat.frontend, nat.pool));
+    let outbound = spec.outbound.iter().flat_map(|rule| {
+        let frontends = rule.frontends.iter();
+        frontends.map(move |&frontend| (frontend, rule.pool))
+    });
+    let all = rules.chain(nat).chain(outbound);
+    all.filter_map(|(frontend, pool)| {
+        let (found, pool) = (spec.frontends.get(frontend)?, spec.pools.get(pool)?);
+        Some((frontend, found.address, pool.vni))
+    })
 }
 
 /// The conflicts that have nothing to do with VIPs.
@@ -36,19 +77,20 @@ fn beside_vips<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
     two_macs(spec).chain(shared_ports(spec))
 }
 
-/// The addresses of backends and source NAT.
-fn uses<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = (IpAddr, Use)> + Clone + 's {
+/// The addresses of backends, each with its VNI, and of source NAT.
+fn uses<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = (IpAddr, Option<Vni>, Use)> + Clone + 's {
     let pools = (0..).zip(spec.pools);
     let backends = pools.flat_map(|(pool, of)| {
         let all = (0..).zip(of.backends);
-        all.map(move |(index, backend)| (backend.address, Use::Backend(pool, index)))
+        all.map(move |(index, backend)| (backend.address, Some(of.vni), Use::Backend(pool, index)))
     });
     let rules = (0..).zip(spec.rules);
     let rules = rules.map(|(index, rule)| (RuleItem::Rule(index), rule.terms.source_nat));
     let nat = (0..).zip(spec.inbound_nat);
     let nat = nat.map(|(index, nat)| (RuleItem::InboundNat(index), nat.terms.source_nat));
     let sources = rules.chain(nat);
-    let sources = sources.filter_map(|(item, address)| Some((address?, Use::SourceNat(item))));
+    let sources =
+        sources.filter_map(|(item, address)| Some((address?, None, Use::SourceNat(item))));
     backends.chain(sources)
 }
 
@@ -63,6 +105,7 @@ fn conflict(spec: &Spec<'_>, frontend: usize, taken: Use) -> Option<SpecError> {
                 pool,
                 backend,
             }),
+        Use::Vm(vm) => Some(SpecError::FrontendVm { frontend, vm }),
         Use::SourceNat(item) => Some(SpecError::SourceNatFrontend { item, frontend }),
     }
 }
@@ -117,11 +160,37 @@ impl Snapshot<'_> {
     /// The first conflict of a spec whose VIPs are compiled.
     ///
     /// # Cost
-    /// A look-up for each backend and rule, and [`beside_vips`].
+    /// A few look-ups for each backend and rule, and [`beside_vips`].
     pub(super) fn conflict(&self, spec: &Spec<'_>) -> Option<SpecError> {
-        let mut uses = uses(spec);
+        let networks = &self.nat.networks;
+        let is_apart = |vni: Option<Vni>| {
+            let network = vni.and_then(|vni| networks.of(vni));
+            network.is_some() && spec.proxy.is_none()
+        };
+        let mut uses = uses(spec).filter(|(_, vni, _)| !is_apart(*vni));
         let taken =
-            uses.find_map(|(address, taken)| conflict(spec, self.frontend_at(address)?, taken));
-        taken.or_else(|| beside_vips(spec).next())
+            uses.find_map(|(address, _, taken)| conflict(spec, self.frontend_at(address)?, taken));
+        let mut led = led(spec).filter(|_| spec.proxy.is_none());
+        let inside = led.find_map(|(frontend, address, vni)| {
+            let taken = match networks.holder(address, vni)? {
+                Ok(backend) => {
+                    let (pool, backend) = owner(spec, backend as usize);
+                    Use::Backend(pool, backend)
+                }
+                Err(vm) => Use::Vm(vm as usize),
+            };
+            conflict(spec, frontend, taken)
+        });
+        taken.or(inside).or_else(|| beside_vips(spec).next())
+    }
+
+    /// Notes whether vms or gateways of networks have addresses that are VIPs.
+    pub(super) fn note_vips(&mut self, spec: &Spec<'_>) {
+        let gateways = spec.networks.iter().flat_map(|network| network.gateways);
+        let seats = spec.backend_seats().map(|seat| seat.address);
+        let seats = seats.chain(spec.vm_seats().map(|(_, seat)| seat.address));
+        let mut taken = seats.chain(gateways.copied());
+        let any = spec.proxy.is_none() && taken.any(|address| self.is_vip(address));
+        self.nat.networks.set_have_vips(any);
     }
 }

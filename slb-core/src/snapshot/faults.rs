@@ -441,8 +441,10 @@ fn networks<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
         let vm = |seat: &Seat| (seat.mac, seat.port, seat.host);
         vm(first) != vm(second)
     });
-    let taken = taken.filter_map(|(_, second)| {
-        let network = spec.networks.iter().position(|of| of.vni == second.vni)?;
+    let indexes = (0..).zip(spec.networks);
+    let find = finder(indexes.map(|(index, network)| (network.vni.get(), index)));
+    let taken = taken.filter_map(move |(_, second)| {
+        let network = find(second.vni.get())?;
         let address = second.address;
         Some(SpecError::AddressTaken { network, address })
     });
@@ -491,6 +493,29 @@ pub(super) fn duplicates_of<K: Ord, V: Copy>(
             let (_, first) = before.find(|(other, _)| *other == key)?;
             Some((first, value))
         })
+}
+
+/// Finds the first of the values that have a key.
+#[cfg(feature = "alloc")]
+pub(crate) fn finder<K: Ord + Clone, V: Copy>(
+    entries: impl Iterator<Item = (K, V)>,
+) -> impl Fn(K) -> Option<V> + Clone {
+    let mut found = alloc::collections::btree_map::BTreeMap::new();
+    for (key, value) in entries {
+        found.entry(key).or_insert(value);
+    }
+    move |key| found.get(&key).copied()
+}
+
+/// Finds the first of the values that have a key.
+#[cfg(not(feature = "alloc"))]
+pub(crate) fn finder<K: Ord + Clone, V: Copy>(
+    entries: impl Iterator<Item = (K, V)> + Clone,
+) -> impl Fn(K) -> Option<V> + Clone {
+    move |key| {
+        let mut entries = entries.clone();
+        entries.find_map(|(other, value)| (other == key).then_some(value))
+    }
 }
 
 /// The indexes of each key that an earlier one equals: that one's, and its own.

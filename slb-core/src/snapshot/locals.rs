@@ -11,7 +11,7 @@ use super::terms::CompiledTerms;
 use crate::mem::{Counter, Mem, Memory};
 use crate::nat::connection::Span;
 use crate::spec::snat::{GRANULE, GRANULES, outbound_frontends};
-use crate::spec::{Backend, Protocol, Spec, SpecError, derived_mac};
+use crate::spec::{Backend, Protocol, Spec, SpecError, derived_mac, ranges};
 use crate::tunnel::encapsulation::Template;
 use crate::verdict::PortId;
 use crate::wire::ethernet::MacAddress;
@@ -427,19 +427,7 @@ impl<'m> Nat<'m> {
             }
         }
         // `IpAddr` orders all of IPv4 before IPv6.
-        self.inside.sort_unstable();
-        let mut count: usize = 0;
-        for index in 0..self.inside.len() {
-            let [first, last] = self.inside[index];
-            match count.checked_sub(1).map(|before| &mut self.inside[before]) {
-                Some([_, end]) if *end >= first => *end = last.max(*end),
-                _ => {
-                    self.inside[count] = [first, last];
-                    count += 1;
-                }
-            }
-        }
-        self.inside_count = count;
+        self.inside_count = ranges::join(&mut self.inside);
         Ok(())
     }
 
@@ -767,10 +755,22 @@ impl<'m> Nat<'m> {
     /// Returns true if vms reach an address, and answer it, under their own: a binary search among
     /// the ranges.
     pub(crate) fn is_inside(&self, address: IpAddr) -> bool {
-        let ranges = self.inside.get(..self.inside_count).unwrap_or_default();
-        let next = ranges.partition_point(|[first, _]| *first <= address);
-        let range = next.checked_sub(1).and_then(|at| ranges.get(at));
-        range.is_some_and(|[_, last]| address <= *last)
+        let inside = self.inside.get(..self.inside_count).unwrap_or_default();
+        ranges::have(inside, &address)
+    }
+
+    /// Returns true if an address is a vm's or a gateway's in the network of the vm at a port, although it is a
+    /// VIP for other networks.
+    #[inline]
+    pub(crate) fn is_taken_at(&self, zone: PortId, address: IpAddr) -> bool {
+        self.networks.have_vips() && self.is_taken_in_network(zone, address)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn is_taken_in_network(&self, zone: PortId, address: IpAddr) -> bool {
+        let vm = self.vm_by_port(zone);
+        vm.is_some_and(|vm| self.networks.is_taken(vm.vni, address))
     }
 
     /// Returns true if an address is a vm's of this network.
@@ -882,7 +882,7 @@ fn pool_key(pool: u32, port: PortId) -> u64 {
 }
 
 /// The pool of the backend at a place among all, and its place in there.
-fn owner(spec: &Spec<'_>, mut backend: usize) -> (usize, usize) {
+pub(super) fn owner(spec: &Spec<'_>, mut backend: usize) -> (usize, usize) {
     for (index, pool) in spec.pools.iter().enumerate() {
         match backend.checked_sub(pool.backends.len()) {
             None => return (index, backend),

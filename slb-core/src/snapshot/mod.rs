@@ -12,7 +12,7 @@
 mod addresses;
 mod compile;
 mod conflicts;
-mod faults;
+pub(crate) mod faults;
 mod lineage;
 pub(crate) mod locals;
 mod names;
@@ -55,6 +55,7 @@ use crate::spec::snat::GRANULE;
 use crate::spec::{Echo, ProbeSource, Underlay};
 use crate::time::Instant;
 use crate::tunnel::encapsulation::Template;
+use crate::verdict::PortId;
 use crate::wire::protocol;
 
 /// A VIP that has no HA-ports rule.
@@ -414,6 +415,12 @@ impl Snapshot<'_> {
     /// Returns true if an address is a VIP.
     pub(crate) fn is_vip(&self, address: IpAddr) -> bool {
         self.frontend_at(address).is_some()
+    }
+
+    /// Returns true if an address is a VIP for the vm at a port: a VIP that is the address of a vm or a gateway
+    /// in that vm's network serves other networks only.
+    pub(crate) fn is_vip_at(&self, zone: PortId, address: IpAddr) -> bool {
+        self.is_vip(address) && !self.nat.is_taken_at(zone, address)
     }
 
     /// The index of the frontend that has an address.

@@ -6,7 +6,7 @@ use super::addresses::words;
 use super::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
 use crate::mem::{Counter, Mem, Memory};
 use crate::spec::network::Seat;
-use crate::spec::{Prefix, Spec, SpecError};
+use crate::spec::{Prefix, Spec, SpecError, ranges};
 use crate::tunnel::encapsulation::Template;
 use crate::verdict::PortId;
 use crate::wire::ethernet::MacAddress;
@@ -58,8 +58,12 @@ pub(crate) struct Networks<'m> {
     templates: Mem<'m, Template>,
     by_vni: ProbeMap<'m, u64, 5>,
     all: Mem<'m, CompiledNetwork>,
+    /// For each network, ascending ranges that are apart from each other.
     spaces: Mem<'m, [IpAddr; 2]>,
+    /// For each network, ascending.
     gateways: Mem<'m, IpAddr>,
+    /// True if an address in some network is a VIP too.
+    has_vips: bool,
 }
 
 /// How many of each.
@@ -129,6 +133,7 @@ impl<'m> Networks<'m> {
             all: memory.take(size.networks, network)?,
             spaces: memory.take(size.spaces, [NO_ADDRESS; 2])?,
             gateways: memory.take(size.gateways, NO_ADDRESS)?,
+            has_vips: false,
         })
     }
 
@@ -146,10 +151,12 @@ impl<'m> Networks<'m> {
                 self.spaces[spaces] = range;
                 spaces += 1;
             }
+            spaces = first.0 + ranges::join(&mut self.spaces[first.0..spaces]);
             for &gateway in network.gateways {
                 self.gateways[gateways] = gateway;
                 gateways += 1;
             }
+            self.gateways[first.1..gateways].sort_unstable();
             self.all[index] = CompiledNetwork {
                 spaces: (first.0 as u32, spaces as u32),
                 gateways: (first.1 as u32, gateways as u32),
@@ -163,8 +170,22 @@ impl<'m> Networks<'m> {
             let no_address = SpecError::NoUnderlayAddressForVm { vm: index };
             self.templates[index] = template.ok_or(no_address)?;
         }
-        if let Some(fault) = spec.seat_faults().next() {
-            return Err(fault);
+        for (network, of) in spec.networks.iter().enumerate() {
+            let all = self.all[network];
+            let mut gateways = of.gateways.iter().copied();
+            if let Some(address) = gateways.find(|&gateway| !self.has(&all, gateway)) {
+                return Err(SpecError::OutsideNetwork { network, address });
+            }
+        }
+        let seats = spec.vm_seats().map(|(_, seat)| seat);
+        for seat in spec.backend_seats().chain(seats) {
+            let Some(network) = self.by_vni.get(seat.vni.get().into()) else {
+                continue;
+            };
+            let (network, address) = (network as usize, seat.address);
+            if !self.has(&self.all[network], address) {
+                return Err(SpecError::OutsideNetwork { network, address });
+            }
         }
         let is_proxy = spec.proxy.is_some();
         let mut place = 0;
@@ -202,7 +223,7 @@ impl<'m> Networks<'m> {
         let known = self.places.insert(place_key(number, seat.vni), *place);
         *place += 1;
         let Err(known) = known else { return Ok(()) };
-        let network = spec.networks.iter().position(|of| of.vni == seat.vni);
+        let network = self.by_vni.get(seat.vni.get().into());
         let Some(network) = network.filter(|_| spec.proxy.is_none()) else {
             return Ok(());
         };
@@ -211,7 +232,7 @@ impl<'m> Networks<'m> {
         match vm(known) == vm(&new) {
             true => Ok(()),
             false => Err(SpecError::AddressTaken {
-                network,
+                network: network as usize,
                 address: seat.address,
             }),
         }
@@ -237,19 +258,46 @@ impl<'m> Networks<'m> {
         self.all.get(self.by_vni.get(vni.get().into())? as usize)
     }
 
-    /// Returns true if an address is in one of a network's address spaces.
+    /// Returns true if an address is in one of a network's address spaces: a binary search among them.
     pub(crate) fn has(&self, network: &CompiledNetwork, address: IpAddr) -> bool {
         let (first, end) = network.spaces;
         let spaces = self.spaces.get(first as usize..end as usize);
-        let mut spaces = spaces.unwrap_or_default().iter();
-        spaces.any(|[first, last]| *first <= address && address <= *last)
+        ranges::have(spaces.unwrap_or_default(), &address)
     }
 
-    /// Returns true if an address is that of a router of a network.
+    /// Returns true if an address is that of a router of a network: a binary search among them.
     pub(crate) fn is_gateway(&self, network: &CompiledNetwork, address: IpAddr) -> bool {
         let (first, end) = network.gateways;
         let gateways = self.gateways.get(first as usize..end as usize);
-        gateways.unwrap_or_default().contains(&address)
+        let gateways = gateways.unwrap_or_default();
+        gateways.binary_search(&address).is_ok()
+    }
+
+    /// Returns true if an address in some network is a VIP too.
+    #[inline]
+    pub(crate) fn have_vips(&self) -> bool {
+        self.has_vips
+    }
+
+    /// Returns true if a vm or a gateway of a network has an address.
+    pub(crate) fn is_taken(&self, vni: Vni, address: IpAddr) -> bool {
+        self.neighbour(address, vni).is_some()
+            || self.of(vni).is_some_and(|of| self.is_gateway(of, address))
+    }
+
+    /// The first backend or vm of a network that has an address: `Ok` with the backend's place among all, or
+    /// `Err` with the vm's.
+    pub(super) fn holder(&self, address: IpAddr, vni: Vni) -> Option<Result<u32, u32>> {
+        self.of(vni)?;
+        Some(match self.neighbour(address, vni)?.way {
+            Way::Backend(index) => Ok(index),
+            Way::Vm(index) => Err(index),
+        })
+    }
+
+    /// Notes whether an address in some network is a VIP.
+    pub(super) fn set_have_vips(&mut self, any: bool) {
+        self.has_vips = any;
     }
 }
 

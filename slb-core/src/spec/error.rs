@@ -246,7 +246,8 @@ pub enum SpecError {
         second: usize,
     },
     /// A frontend has the address of a backend: packets for the backend would be for the VIP. Of a proxy,
-    /// only a backend that the frontend's rules lead to.
+    /// only a backend that the frontend's rules lead to. Of a pool in a [network](super::Network), only where
+    /// the frontend leads into that network by a rule, inbound NAT or an outbound rule: other networks are apart.
     FrontendBackend {
         /// The frontend's index.
         frontend: usize,
@@ -254,6 +255,14 @@ pub enum SpecError {
         pool: usize,
         /// The backend's index in its pool.
         backend: usize,
+    },
+    /// A frontend has the address of a vm, and leads into the vm's network by a rule, inbound NAT or an outbound
+    /// rule: packets for the vm would be for the VIP.
+    FrontendVm {
+        /// The frontend's index.
+        frontend: usize,
+        /// The index in [`Spec::vms`].
+        vm: usize,
     },
     /// The address that backends see in the place of the client's is a frontend's: answers would be for the
     /// VIP.
@@ -695,6 +704,12 @@ impl fmt::Display for Named<'_> {
                 self.frontend(frontend),
                 self.member(pool, backend),
                 self.pool(pool)
+            ),
+            SpecError::FrontendVm { frontend, vm } => write!(
+                f,
+                "frontend {} has the address of vm {}: expected another one",
+                self.frontend(frontend),
+                self.vm(vm)
             ),
             SpecError::SourceNatFrontend { item, frontend } => {
                 let (kind, name) = self.item(item);

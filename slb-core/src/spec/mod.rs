@@ -5,6 +5,7 @@ mod error;
 pub(crate) mod network;
 mod prefix;
 mod proxy;
+pub(crate) mod ranges;
 pub(crate) mod snat;
 
 pub use error::{RuleItem, SpecError};

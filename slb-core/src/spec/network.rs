@@ -2,7 +2,10 @@
 
 use core::net::IpAddr;
 
+#[cfg(feature = "alloc")]
+use super::ranges;
 use super::{Backend, Pool, Prefix, Spec, SpecError, derived_mac};
+use crate::snapshot::faults::finder;
 use crate::verdict::PortId;
 use crate::wire::ethernet::MacAddress;
 use crate::wire::vxlan::Vni;
@@ -129,10 +132,6 @@ impl<'a> Spec<'a> {
             let odd = prefixes.filter(|(_, prefix)| prefix.range().is_none());
             odd.map(move |(index, _)| SpecError::NetworkPrefix { network, index })
         });
-        let gateways = (0..).zip(networks).flat_map(|(network, of)| {
-            let outside = of.gateways.iter().filter(|gateway| !of.has(**gateway));
-            outside.map(move |&address| SpecError::OutsideNetwork { network, address })
-        });
         let dangling = (0..).zip(vms).filter_map(move |(vm, of)| {
             let count = networks.len();
             (of.network >= count).then_some(SpecError::DanglingNetwork { vm, count })
@@ -142,33 +141,55 @@ impl<'a> Spec<'a> {
         let far = (0..).zip(vms);
         let far = far.filter(move |(_, of)| !underlay.reaches(of.host));
         let far = far.map(|(vm, _)| SpecError::NoUnderlayAddressForVm { vm });
-        prefixes
-            .chain(gateways)
-            .chain(dangling)
-            .chain(bare)
-            .chain(far)
+        prefixes.chain(dangling).chain(bare).chain(far)
     }
 
-    /// Faults of addresses that are in none of their network's address spaces.
+    /// Faults of addresses of gateways and vms that are in none of their network's address spaces.
     ///
     /// # Cost
-    /// In proportion to the vms' addresses times the networks.
+    /// A search in the address spaces for each address. Without the feature `alloc`, a walk through all
+    /// networks and their address spaces.
     pub(crate) fn seat_faults(&self) -> impl Iterator<Item = SpecError> + use<'a> {
-        let networks = self.networks;
+        let vnis = (0..).zip(self.networks);
+        let find = finder(vnis.map(|(index, network)| (network.vni.get(), index)));
+        let has = spaces(self.networks);
+        let gateways = (0..).zip(self.networks);
+        let gateways = gateways.flat_map(|(index, network)| {
+            let gateways = network.gateways.iter();
+            gateways.map(move |&gateway| (index, gateway))
+        });
         let seats = self.vm_seats().map(|(_, seat)| seat);
         let seats = self.backend_seats().chain(seats);
-        seats.filter_map(move |seat| {
-            let network = networks.iter().position(|of| of.vni == seat.vni)?;
-            let (address, is_in) = (seat.address, networks[network].has(seat.address));
-            (!is_in).then_some(SpecError::OutsideNetwork { network, address })
-        })
+        let seats = seats.filter_map(move |seat| Some((find(seat.vni.get())?, seat.address)));
+        let outside = gateways.chain(seats);
+        let outside = outside.filter(move |&(network, address)| !has(network, address));
+        outside.map(|(network, address)| SpecError::OutsideNetwork { network, address })
     }
 }
 
-impl Network<'_> {
-    /// Returns true if an address is in one of the network's address spaces.
-    pub(crate) fn has(&self, address: IpAddr) -> bool {
-        let mut ranges = self.prefixes.iter().filter_map(Prefix::range);
+/// Tells whether an address is in one of the address spaces of the network with an index.
+#[cfg(feature = "alloc")]
+fn spaces(networks: &[Network<'_>]) -> impl Fn(usize, IpAddr) -> bool + use<> {
+    let all = networks.iter().map(|network| {
+        let ranges = network.prefixes.iter().filter_map(Prefix::range);
+        let mut ranges: alloc::vec::Vec<_> = ranges.collect();
+        let count = ranges::join(&mut ranges);
+        ranges.truncate(count);
+        ranges
+    });
+    let all: alloc::vec::Vec<_> = all.collect();
+    move |network, address| {
+        let spaces = all.get(network);
+        spaces.is_some_and(|spaces| ranges::have(spaces, &address))
+    }
+}
+
+/// Tells whether an address is in one of the address spaces of the network with an index.
+#[cfg(not(feature = "alloc"))]
+fn spaces<'a>(networks: &'a [Network<'a>]) -> impl Fn(usize, IpAddr) -> bool + use<'a> {
+    move |network, address| {
+        let prefixes = networks.get(network).map_or(&[][..], |of| of.prefixes);
+        let mut ranges = prefixes.iter().filter_map(Prefix::range);
         ranges.any(|[first, last]| first <= address && address <= last)
     }
 }

@@ -2,6 +2,7 @@
 
 mod apart;
 mod net;
+mod vips;
 
 use std::net::{IpAddr, Ipv6Addr};
 

@@ -89,6 +89,10 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let RuleMatch::Rule(rule) = self.snapshot.classify(&lane.packet) else {
             return Elsewhere::Here;
         };
+        let destination = lane.packet.tuple().destination;
+        if self.snapshot.nat.is_taken_at(lane.zone, destination) {
+            return Elsewhere::Here; // the rule is for other networks
+        }
         let asked = Asked {
             rule,
             segment,
@@ -153,6 +157,12 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             && is_for_no_rule(&self.snapshot, index, packet)
         {
             found = RuleMatch::NoRule;
+        }
+        if found != RuleMatch::NotVip
+            && self.snapshot.nat.networks.have_vips()
+            && self.is_vms_own(lane)
+        {
+            found = RuleMatch::NotVip;
         }
         seen.step(lane.frame.into(), Step::Classified(found));
         let index = match found {
@@ -301,6 +311,15 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
         let source = packet.tuple().destination;
         report_from(frame, lane, error, &mut self.limits, (source, None))
+    }
+
+    /// Returns true if a packet is for a vm or a gateway of the network that it comes in, although the address
+    /// is a VIP for other networks.
+    #[cold]
+    #[inline(never)]
+    fn is_vms_own(&self, lane: &Lane) -> bool {
+        let destination = lane.packet.tuple().destination;
+        self.snapshot.nat.is_taken_at(lane.zone, destination)
     }
 
     pub(crate) fn refusal(&mut self) -> Refusal<'_, 's> {

@@ -196,7 +196,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             return false;
         }
         let tuple = packet.tuple();
-        let is_vip = |address| self.snapshot.is_vip(address);
+        let is_vip = |address| self.snapshot.is_vip_at(lane.zone, address);
         let flow = match packet.shape.family {
             Family::Ipv4 => packet.quoted_flow(frame),
             Family::Ipv6 => {

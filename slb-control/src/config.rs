@@ -35,6 +35,7 @@ use toml::de::DeTable;
 pub use slb_core::spec::Protocol;
 
 pub use self::networks::{Network, NetworkVm};
+pub(crate) use self::networks::{beyond, network_of};
 pub use self::node::{Node, PROBE_SOURCE_IPV4, PROBE_SOURCE_IPV6, Role};
 pub use self::origin::Origin;
 pub use self::services::{
@@ -100,10 +101,22 @@ impl Config {
     /// All faults found, each with its line. A file that cannot be read is one on line 1.
     pub fn from_path(path: impl AsRef<Path>) -> Result<Self, ConfigErrors> {
         let file = path.as_ref().display().to_string();
-        match read_bounded(path.as_ref()) {
-            Ok(text) => Self::parse(&file, &text),
+        Self::of_bounded(&file, fs::File::open(path))
+    }
+
+    /// Reads and checks all that a reader has; `file` is what errors call it.
+    ///
+    /// # Errors
+    /// As of [`from_path`](Self::from_path).
+    pub fn from_reader(file: &str, reader: impl io::Read) -> Result<Self, ConfigErrors> {
+        Self::of_bounded(file, Ok(reader))
+    }
+
+    fn of_bounded(file: &str, reader: io::Result<impl io::Read>) -> Result<Self, ConfigErrors> {
+        match read_bounded(reader) {
+            Ok(text) => Self::parse(file, &text),
             Err(message) => Err(ConfigErrors(vec![ConfigError {
-                file,
+                file: file.to_owned(),
                 line: 1,
                 place: String::new(),
                 message,
@@ -270,10 +283,9 @@ pub const MOST_RULES: usize = 1 << 14;
 pub const MOST_SLOTS: u64 = 1 << 28;
 
 /// Reads a file, and of one that is too large no more than shows that.
-fn read_bounded(path: &Path) -> Result<String, String> {
+fn read_bounded(reader: io::Result<impl io::Read>) -> Result<String, String> {
     let read = |mut text: String| {
-        let file = fs::File::open(path)?;
-        file.take(LARGEST_FILE + 1).read_to_string(&mut text)?;
+        reader?.take(LARGEST_FILE + 1).read_to_string(&mut text)?;
         Ok::<String, io::Error>(text)
     };
     let text = read(String::new()).map_err(|error| format!("cannot be read: {error}"))?;

@@ -89,6 +89,8 @@ impl Diff {
         let after = new.snapshot(Some(&before))?;
         let mut diff = Self::default();
         diff.compare_parts(old, new);
+        diff.compare_fields("network", &networks(old), &networks(new));
+        diff.compare_fields("vm", &network_vms(old), &network_vms(new));
         diff.changed.extend(vm_moves(old, new));
         diff.ports = inbound_moves(old, new);
         diff.ports.extend(outbound_moves(old, new));
@@ -254,6 +256,30 @@ impl Diff {
                 self.restart.push(field);
             }
         }
+    }
+
+    /// Compares items, and names the fields that differ.
+    fn compare_fields(&mut self, kind: &str, old: &[Fields], new: &[Fields]) {
+        let before: HashMap<_, _> = old.iter().map(|(name, was)| (name, was)).collect();
+        for (name, is) in new {
+            let Some(was) = before.get(name) else {
+                self.added.push(format!("{kind} {name:?}"));
+                continue;
+            };
+            let fields = is.iter().zip(*was);
+            let changes = fields.filter(|((_, is), (_, was))| is != was);
+            let changes =
+                changes.map(|((field, is), (_, was))| format!("{field} {was} becomes {is}"));
+            let changes: Vec<String> = changes.collect();
+            if !changes.is_empty() {
+                let changes = changes.join(", ");
+                self.changed.push(format!("{kind} {name:?}: {changes}"));
+            }
+        }
+        let now: HashSet<_> = new.iter().map(|(name, _)| name).collect();
+        let gone = old.iter().filter(|(name, _)| !now.contains(name));
+        self.removed
+            .extend(gone.map(|(name, _)| format!("{kind} {name:?}")));
     }
 
     fn compare(&mut self, kind: &str, old: &[Part], new: &[Part]) {
@@ -465,6 +491,48 @@ fn outbound_moves(old: &Config, new: &Config) -> Vec<PortMove> {
 
 /// A name, and all else as text.
 type Part = (String, String);
+
+/// A name, and the fields of the item that has it, as text.
+type Fields = (String, Vec<(&'static str, String)>);
+
+/// Several values as text.
+fn several<T: fmt::Display>(all: &[T]) -> String {
+    let all: Vec<String> = all.iter().map(ToString::to_string).collect();
+    match all.is_empty() {
+        true => "none".to_owned(),
+        false => all.join(" "),
+    }
+}
+
+fn networks(config: &Config) -> Vec<Fields> {
+    let fields = config.networks.iter().map(|network| {
+        let fields = vec![
+            ("vni", network.vni.to_string()),
+            ("address_spaces", several(&network.address_spaces)),
+            ("gateways", several(&network.gateways)),
+        ];
+        (network.name.clone(), fields)
+    });
+    fields.collect()
+}
+
+/// Vms that are no backends, each with its network's name, since two networks may have one of a name.
+fn network_vms(config: &Config) -> Vec<Fields> {
+    let or_none = |value: Option<String>| value.unwrap_or_else(|| "none".to_owned());
+    let fields = config.network_vms.iter().map(|vm| {
+        let network = config.networks.get(vm.network);
+        let network = network.map_or("", |network| &network.name);
+        let fields = vec![
+            ("address", several(&vm.addresses)),
+            ("host", vm.host.to_string()),
+            ("mac", vm.mac().to_string()),
+            ("next_hop", or_none(vm.next_hop.map(|mac| mac.to_string()))),
+            ("port", or_none(vm.port.map(|port| port.to_string()))),
+        ];
+        (format!("{network}/{}", vm.name), fields)
+    });
+    fields.collect()
+}
 
 fn parts<T>(all: &[T], part: impl Fn(&T) -> (&String, String)) -> Vec<Part> {
     let own = all.iter().map(part);

@@ -3,7 +3,7 @@
 //! A [`Section`] knows which fields it was asked for: the others are unknown, and reported with
 //! the known name that they resemble.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ pub(crate) type Span = Range<usize>;
 pub(crate) struct Faults<'t> {
     file: &'t str,
     text: &'t str,
+    /// The places of line feeds, once one is asked for.
+    line_feeds: OnceCell<Vec<usize>>,
     errors: RefCell<Vec<ConfigError>>,
 }
 
@@ -29,18 +31,22 @@ impl<'t> Faults<'t> {
         Self {
             file,
             text,
+            line_feeds: OnceCell::new(),
             errors: RefCell::default(),
         }
     }
 
     /// The line that a place is on, from 1.
+    ///
+    /// # Cost
+    /// A binary search, after a walk through the text for the first one.
     pub(crate) fn line(&self, span: &Span) -> usize {
-        let before = self
-            .text
-            .as_bytes()
-            .get(..span.start)
-            .unwrap_or(self.text.as_bytes());
-        before.iter().filter(|&&byte| byte == b'\n').count() + 1
+        let line_feeds = self.line_feeds.get_or_init(|| {
+            let bytes = (0..).zip(self.text.bytes());
+            let feeds = bytes.filter(|&(_, byte)| byte == b'\n');
+            feeds.map(|(place, _)| place).collect()
+        });
+        line_feeds.partition_point(|&place| place < span.start) + 1
     }
 
     pub(crate) fn add(&self, span: &Span, place: impl Into<String>, message: impl Into<String>) {
@@ -55,6 +61,12 @@ impl<'t> Faults<'t> {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.errors.borrow().is_empty()
+    }
+
+    /// Returns true while there are few faults, so that each may be explained at some cost.
+    pub(crate) fn are_few(&self) -> bool {
+        const FEW: usize = 100;
+        self.errors.borrow().len() < FEW
     }
 
     /// All faults, by line.
@@ -91,6 +103,11 @@ impl<'d> Section<'d> {
     /// Returns the position of the section.
     pub(crate) fn span(&self) -> &Span {
         &self.span
+    }
+
+    /// Returns true while the file has few faults.
+    pub(crate) fn has_few_faults(&self) -> bool {
+        self.faults.are_few()
     }
 
     /// Adds a fault of a field.

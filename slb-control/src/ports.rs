@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use slb_core::PortId;
-use slb_core::spec::{FrontendPort, PortMode, ProxyPorts, SourceRewrite};
+use slb_core::spec::{FrontendPort, PortMode, Prefix, ProxyPorts, SourceRewrite};
 
+use crate::config::{beyond, network_of};
 use crate::document::{Faults, Section, Span};
 
 /// Side of a proxy that a port is on.
@@ -150,6 +151,18 @@ fn read_source_rewrite(section: Section<'_>) -> Option<(SourceRewrite, Span)> {
     const RANGE: &str = "a range such as \"10.0.0.0/24\", or one address";
     let from = section.required("from", RANGE, range);
     let to = section.required("to", RANGE, range);
+    for (field, given) in [("from", &from), ("to", &to)] {
+        if let Some(((address, len), span)) = given {
+            let prefix = Prefix {
+                address: *address,
+                len: *len,
+            };
+            let whole = network_of(prefix);
+            if whole != prefix {
+                section.fault(span, field, beyond(&prefix, &whole));
+            }
+        }
+    }
     let rewrite = from
         .zip(to)
         .and_then(|(((from, len), _), ((to, to_len), span))| {
@@ -178,17 +191,7 @@ fn range(text: &str) -> Option<(IpAddr, u8)> {
     };
     let most = if address.is_ipv6() { 128 } else { 32 };
     let len = len.unwrap_or(most);
-    let (bits, host) = match address {
-        IpAddr::V4(address) => (
-            u128::from(address.to_bits()),
-            u128::from(u32::MAX.checked_shr(len.into()).unwrap_or(0)),
-        ),
-        IpAddr::V6(address) => (
-            address.to_bits(),
-            u128::MAX.checked_shr(len.into()).unwrap_or(0),
-        ),
-    };
-    (len <= most && bits & host == 0).then_some((address, len))
+    (len <= most).then_some((address, len))
 }
 
 /// Adds the faults of ports that are good each for itself.

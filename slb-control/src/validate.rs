@@ -5,7 +5,7 @@ mod addresses;
 mod faults;
 mod networks;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
@@ -18,22 +18,55 @@ use crate::config::{
 use crate::document::{Faults, Section, Span, list, resembling};
 use crate::ports;
 
+/// Names that a message lists at most.
+const FEW_NAMES: usize = 20;
+
+/// Names of sections of one kind, which are found in constant time.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    all: Vec<String>,
+    places: HashMap<String, usize>,
+}
+
+impl Names {
+    /// All names, in their order.
+    pub(crate) fn all(&self) -> &[String] {
+        &self.all
+    }
+}
+
+impl FromIterator<String> for Names {
+    fn from_iter<I: IntoIterator<Item = String>>(names: I) -> Self {
+        let all: Vec<String> = names.into_iter().collect();
+        let mut places = HashMap::with_capacity(all.len());
+        for (place, name) in all.iter().enumerate() {
+            places.entry(name.clone()).or_insert(place);
+        }
+        Self { all, places }
+    }
+}
+
 /// The place of the section that a field names.
 pub(crate) fn refer(
     section: &Section<'_>,
     field: &'static str,
     text: &str,
     span: &Span,
-    names: &[String],
+    names: &Names,
 ) -> Option<usize> {
-    let place = names.iter().position(|name| name == text);
+    let place = names.places.get(text).copied();
     if place.is_none() {
+        let names = names.all();
         let kind = field.trim_end_matches('s');
         let known = names.iter().map(String::as_str);
-        let hint = resembling(text, known.clone()).map_or_else(
-            || match names {
-                [] => format!("the file has no [[{kind}]]"),
-                _ => format!("expected {}", list(known)),
+        let alike = section
+            .has_few_faults()
+            .then(|| resembling(text, known.clone()));
+        let hint = alike.flatten().map_or_else(
+            || match names.len() {
+                0 => format!("the file has no [[{kind}]]"),
+                1..=FEW_NAMES => format!("expected {}", list(known)),
+                count => format!("expected one of {count} names"),
             },
             |n| format!("did you mean {n:?}?"),
         );
@@ -201,14 +234,29 @@ fn check_probed_networks(config: &Config, faults: &Faults<'_>) {
         return;
     }
     let mut seen: HashMap<IpAddr, (&Pool, &Backend)> = HashMap::new();
-    let mut pools: Vec<usize> = Vec::new();
-    for (pool, _) in config.probed_pools() {
-        if !pools.contains(&pool) {
-            pools.push(pool);
-        }
-    }
-    for pool in pools.into_iter().filter_map(|pool| config.pools.get(pool)) {
+    let mut pools = HashSet::new();
+    let probed = config.probed_pools().into_iter().map(|(pool, _)| pool);
+    let probed = probed.filter(|&pool| pools.insert(pool));
+    let frontends = config.frontends.iter();
+    let vips: HashMap<IpAddr, &str> = frontends.map(|of| (of.address, &*of.name)).collect();
+    let led = networks::led(config);
+    let vnis: HashSet<_> = config.networks.iter().map(|network| network.vni).collect();
+    for pool in probed.filter_map(|pool| config.pools.get(pool)) {
         for backend in &pool.backends {
+            let key = (pool.vni, backend.address);
+            // A backend that has the address of its own VIP is reported as such.
+            if let Some(frontend) = vips.get(&backend.address)
+                && vnis.contains(&pool.vni)
+                && !led.contains_key(&key)
+            {
+                let message = format!(
+                    "{} is the address of frontend {frontend:?} too: a mux probes by address and would ask the \
+                     VIP. Host agents probe their own vms in each network: say probing = false in [node] here",
+                    backend.address
+                );
+                let place = format!("pool {:?}: backend {:?}: address", pool.name, backend.name);
+                faults.add(&backend.span, place, message);
+            }
             let (other, first) = *seen.entry(backend.address).or_insert((pool, backend));
             if other.vni != pool.vni {
                 let message = format!(

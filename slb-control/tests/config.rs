@@ -587,8 +587,14 @@ fn faults_of_ports_are_told() {
     proxy_fault(
         "from = \"10.0.1.0/24\"",
         "from = \"10.0.1.7/24\"",
+        "proxy.toml:20: source_rewrite 1: from: expected 10.0.1.0/24, got 10.0.1.7/24, which has bits \
+         beyond its length",
+    );
+    proxy_fault(
+        "from = \"10.0.1.0/24\"",
+        "from = \"10.0.1.0/33\"",
         "proxy.toml:20: source_rewrite 1: from: expected a range such as \"10.0.0.0/24\", or one \
-         address, got \"10.0.1.7/24\"",
+         address, got \"10.0.1.0/33\"",
     );
     proxy_fault(
         "scheduler = \"least-connections\"",

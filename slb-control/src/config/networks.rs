@@ -1,6 +1,6 @@
 //! Networks of vms, and the vms of networks that are no backends.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use slb_core::PortId;
 use slb_core::spec::{self, Prefix};
@@ -10,6 +10,7 @@ use slb_core::wire::vxlan::Vni;
 use super::Config;
 use super::addresses::{HOST, STATION, host, station};
 use crate::document::{Section, Span};
+use crate::validate::Names;
 
 /// `[[network]]`: vms that host agents connect.
 #[derive(Clone, Debug)]
@@ -107,6 +108,7 @@ pub(super) fn read_network(section: Section<'_>) -> Option<Network> {
     let name = section.name("name");
     let vni = section.required_integer("vni", 0..=Vni::MAX.get().into());
     let spaces = section.one_or_more("address_spaces", PREFIX, prefix);
+    whole(&section, "address_spaces", &spaces);
     let gateways = section.any("gateways", HOST, host);
     let span = section.span().clone();
     section.finish();
@@ -120,7 +122,7 @@ pub(super) fn read_network(section: Section<'_>) -> Option<Network> {
     })
 }
 
-pub(super) fn read_vm(section: Section<'_>, networks: &[String]) -> Option<NetworkVm> {
+pub(super) fn read_vm(section: Section<'_>, networks: &Names) -> Option<NetworkVm> {
     let name = section.name("name");
     let network = super::read::refer(&section, "network", networks);
     let addresses = section.one_or_more("address", HOST, host);
@@ -148,7 +150,7 @@ pub(super) fn read_vm(section: Section<'_>, networks: &[String]) -> Option<Netwo
 /// in the order of `names`.
 pub(super) fn vni_of_pool(
     section: &Section<'_>,
-    names: &[String],
+    names: &Names,
     networks: &[Option<u32>],
 ) -> Option<Vni> {
     if !section.has("network") {
@@ -170,6 +172,37 @@ pub(super) fn prefix(text: &str) -> Option<Prefix> {
     let len: u8 = len.parse().ok()?;
     let most = if address.is_ipv4() { 32 } else { 128 };
     (len <= most).then_some(Prefix { address, len })
+}
+
+/// Adds a fault for each prefix whose address has bits beyond its length, and says what the prefix is.
+pub(super) fn whole(section: &Section<'_>, field: &str, prefixes: &[(Prefix, Span)]) {
+    for (prefix, span) in prefixes {
+        let whole = network_of(*prefix);
+        if whole != *prefix {
+            section.fault(span, field, beyond(prefix, &whole));
+        }
+    }
+}
+
+/// Says that an address has bits beyond its prefix' length.
+pub(crate) fn beyond(prefix: &Prefix, whole: &Prefix) -> String {
+    format!("expected {whole}, got {prefix}, which has bits beyond its length")
+}
+
+/// The prefix with none but the bits that count.
+pub(crate) fn network_of(prefix: Prefix) -> Prefix {
+    let len = u32::from(prefix.len);
+    let address = match prefix.address {
+        IpAddr::V4(address) => {
+            let rest = u32::MAX.checked_shr(len).unwrap_or(0);
+            Ipv4Addr::from_bits(address.to_bits() & !rest).into()
+        }
+        IpAddr::V6(address) => {
+            let rest = u128::MAX.checked_shr(len).unwrap_or(0);
+            Ipv6Addr::from_bits(address.to_bits() & !rest).into()
+        }
+    };
+    Prefix { address, ..prefix }
 }
 
 fn values<T>(all: Vec<(T, Span)>) -> Vec<T> {

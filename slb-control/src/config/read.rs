@@ -1,5 +1,6 @@
 //! A [`Config`] out of a document: each section read for itself, its faults told where they are.
 
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use super::{
     NoHealthyBackends, Node, Origin, Outbound, Pool, Probe, ProbeProtocol, Protocol, Role, Rule,
 };
 use crate::document::{Section, Span, resembling};
+use crate::validate::Names;
 use crate::{ports, validate};
 
 const ADDRESS: &str = "an IPv4 or IPv6 address";
@@ -29,19 +31,16 @@ pub(super) fn read(root: &Section<'_>, origin: Origin) -> Option<Config> {
     let networks = read_all(root, "network", networks::read_network);
     let frontends = read_all(root, "frontend", read_frontend);
     let is_proxy = node.as_ref().is_some_and(|node| node.role == Role::Proxy);
-    let names = Names::of(root);
+    let names = AllNames::of(root);
     let network_vms = read_all(root, "vm", |section| {
         networks::read_vm(section, &names.networks)
     });
-    let vnis: Vec<Option<u32>> = names
-        .networks
-        .iter()
-        .map(|name| {
-            let mut all = networks.iter().flatten();
-            all.find(|network| network.name == *name)
-                .map(|network| network.vni.get())
-        })
-        .collect();
+    let mut by_name = HashMap::new();
+    for network in networks.iter().flatten() {
+        by_name.entry(&*network.name).or_insert(network.vni.get());
+    }
+    let vnis = names.networks.all().iter();
+    let vnis: Vec<Option<u32>> = vnis.map(|name| by_name.get(&**name).copied()).collect();
     let pools = read_all(root, "pool", |section| {
         read_pool(section, is_proxy, (&names.networks, &vnis))
     });
@@ -81,11 +80,12 @@ pub(super) fn read(root: &Section<'_>, origin: Origin) -> Option<Config> {
 /// Adds the outbound rules that load-balancing rules imply: without `disable_outbound_snat`, a
 /// rule's backends call out under its frontend's address, unless a rule of their own says how.
 fn add_implied(rules: &[Rule], outbound: &mut Vec<Outbound>) {
-    let explicit: Vec<usize> = outbound.iter().map(|rule| rule.pool).collect();
+    let explicit: HashSet<usize> = outbound.iter().map(|rule| rule.pool).collect();
+    let mut implied = HashSet::new();
     for rule in rules {
-        let known =
-            |other: &Outbound| other.pool == rule.pool && other.frontends == [rule.frontend];
-        if rule.disable_outbound_snat || explicit.contains(&rule.pool) || outbound.iter().any(known)
+        if rule.disable_outbound_snat
+            || explicit.contains(&rule.pool)
+            || !implied.insert((rule.pool, rule.frontend))
         {
             continue;
         }
@@ -103,16 +103,16 @@ fn add_implied(rules: &[Rule], outbound: &mut Vec<Outbound>) {
 }
 
 /// The names that can be referred to, including those of sections with faults.
-struct Names {
-    networks: Vec<String>,
-    frontends: Vec<String>,
-    pools: Vec<String>,
-    probes: Vec<String>,
+struct AllNames {
+    networks: Names,
+    frontends: Names,
+    pools: Names,
+    probes: Names,
     /// Names of the backends of each pool.
-    backends: Vec<Vec<String>>,
+    backends: Vec<Names>,
 }
 
-impl Names {
+impl AllNames {
     fn of(root: &Section<'_>) -> Self {
         let name = |section: &Section<'_>| section.peek_name().unwrap_or_default();
         let names = |field| root.sections(field).iter().map(name).collect();
@@ -131,7 +131,7 @@ impl Names {
 }
 
 /// The place of the section that a field names.
-pub(super) fn refer(section: &Section<'_>, field: &'static str, names: &[String]) -> Option<usize> {
+pub(super) fn refer(section: &Section<'_>, field: &'static str, names: &Names) -> Option<usize> {
     let (text, span) = section.name(field)?;
     validate::refer(section, field, &text, &span, names)
 }
@@ -302,6 +302,7 @@ fn read_inside(section: &Section<'_>) -> Vec<Prefix> {
         "an address and a length, such as \"10.0.0.0/8\"",
         networks::prefix,
     );
+    networks::whole(section, FIELD, &prefixes);
     prefixes.into_iter().map(|(prefix, _)| prefix).collect()
 }
 
@@ -430,7 +431,7 @@ const MOST_PAST: usize = 32;
 fn read_pool(
     section: Section<'_>,
     is_proxy: bool,
-    (names, networks): (&[String], &[Option<u32>]),
+    (names, networks): (&Names, &[Option<u32>]),
 ) -> Option<Pool> {
     let name = section.name("name");
     let vni = if is_proxy {
@@ -619,7 +620,7 @@ fn read_probe(section: Section<'_>) -> Option<Probe> {
     })
 }
 
-fn read_rule(section: Section<'_>, names: &Names) -> Option<Rule> {
+fn read_rule(section: Section<'_>, names: &AllNames) -> Option<Rule> {
     let name = section.name("name");
     let frontend = refer(&section, "frontend", &names.frontends);
     let pool = refer(&section, "pool", &names.pools);
@@ -713,7 +714,7 @@ fn read_terms(section: &Section<'_>) -> Terms {
 }
 
 /// An inbound NAT rule, or a pool of them.
-fn read_nat(section: Section<'_>, names: &Names, is_pool: bool) -> Option<InboundNat> {
+fn read_nat(section: Section<'_>, names: &AllNames, is_pool: bool) -> Option<InboundNat> {
     const PORTS: std::ops::RangeInclusive<u64> = 1..=65_535;
     let name = section.name("name");
     let frontend = refer(&section, "frontend", &names.frontends);
@@ -733,7 +734,7 @@ fn read_nat(section: Section<'_>, names: &Names, is_pool: bool) -> Option<Inboun
             })
         })
     } else {
-        let none = Vec::new();
+        let none = Names::default();
         let backends = pool
             .and_then(|pool| names.backends.get(pool))
             .unwrap_or(&none);
@@ -769,7 +770,7 @@ fn read_nat(section: Section<'_>, names: &Names, is_pool: bool) -> Option<Inboun
     })
 }
 
-fn read_outbound(section: Section<'_>, names: &Names) -> Option<Outbound> {
+fn read_outbound(section: Section<'_>, names: &AllNames) -> Option<Outbound> {
     let name = section.name("name");
     let expected = "the name of a frontend";
     let frontends: Vec<Option<usize>> = section

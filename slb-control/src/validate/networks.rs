@@ -1,14 +1,15 @@
 //! Networks and their vms.
 
-use std::collections::HashMap;
-use std::net::IpAddr;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use slb_core::spec::SpecError;
+use slb_core::spec::{Prefix, SpecError};
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
 
 use super::faults::no_underlay;
-use crate::config::{Config, MOST_BACKENDS, MOST_RULES, Network, Role};
+use crate::config::{Config, MOST_BACKENDS, MOST_RULES, Network, Role, network_of};
 use crate::document::{Faults, Span};
 
 /// Adds a fault where there are more networks or vms than are compiled in a few seconds, and says so.
@@ -52,16 +53,163 @@ pub(super) fn check(config: &Config, faults: &Faults<'_>) {
     }
     for network in &config.networks {
         check_spaces(network, faults);
+    }
+    check_gateways(config, faults);
+    check_macs(config, faults);
+    check_vms(config, faults);
+}
+
+/// No vm has a gateway's address, and neither has a VIP that leads into the network, or the prober.
+fn check_gateways(config: &Config, faults: &Faults<'_>) {
+    let seats: HashSet<(Vni, IpAddr)> = seats(config)
+        .map(|(vni, seat)| (vni, seat.address))
+        .collect();
+    let led = led(config);
+    let source = config.node.probe_source();
+    for network in &config.networks {
         let place = format!("network {:?}: gateways", network.name);
         for &gateway in &network.gateways {
-            let others = config.addresses_of(network).filter(|&a| a == gateway);
-            if others.count() > 1 {
+            if seats.contains(&(network.vni, gateway)) {
                 let message = format!("expected an address that no vm has, got {gateway}");
                 faults.add(&network.span, place.clone(), message);
             }
+            if let Some(frontend) = led.get(&(network.vni, gateway)) {
+                let message = format!(
+                    "expected an address of its own, but {gateway} is the address of frontend {frontend:?}, which \
+                     leads into the network"
+                );
+                faults.add(&network.span, place.clone(), message);
+            }
+            let is_probes = source.is(gateway) || config.node.probe_sources.contains(&gateway);
+            if config.node.probing && is_probes {
+                faults.add(
+                    &network.span,
+                    place.clone(),
+                    where_probes_come_from(gateway),
+                );
+            }
         }
     }
-    check_vms(config, faults);
+}
+
+/// Says that an address is the prober's.
+fn where_probes_come_from(address: IpAddr) -> String {
+    format!(
+        "expected an address of its own, but {address} is where probes come from (probe_sources of [node])"
+    )
+}
+
+/// A vm's address in a VNI, and where the file says so.
+struct Seat<'c> {
+    address: IpAddr,
+    host: IpAddr,
+    mac: MacAddress,
+    span: &'c Span,
+    /// The pool of a backend.
+    pool: Option<&'c str>,
+    name: &'c str,
+}
+
+impl Seat<'_> {
+    /// The name of the vm, for messages.
+    fn named(&self) -> String {
+        match self.pool {
+            Some(pool) => format!("pool {pool:?}: backend {:?}", self.name),
+            None => format!("vm {:?}", self.name),
+        }
+    }
+}
+
+/// All addresses of backends, then those of vms that are no backends, each with its VNI.
+fn seats(config: &Config) -> impl Iterator<Item = (Vni, Seat<'_>)> {
+    let backends = config.pools.iter().flat_map(|pool| {
+        let backends = pool.backends.iter();
+        backends.map(|backend| {
+            let seat = Seat {
+                address: backend.address,
+                host: backend.host,
+                mac: backend.mac(),
+                span: &backend.span,
+                pool: Some(&pool.name),
+                name: &backend.name,
+            };
+            (pool.vni, seat)
+        })
+    });
+    let vms = config.network_vms.iter().flat_map(|vm| {
+        let network = config.networks.get(vm.network);
+        let addresses = network.map_or(&[][..], |_| &vm.addresses);
+        addresses.iter().filter_map(move |&address| {
+            let seat = Seat {
+                address,
+                host: vm.host,
+                mac: vm.mac(),
+                span: &vm.span,
+                pool: None,
+                name: &vm.name,
+            };
+            Some((network?.vni, seat))
+        })
+    });
+    backends.chain(vms)
+}
+
+/// The frontend at each address that leads into a VNI by a rule, inbound NAT or an outbound rule.
+pub(super) fn led(config: &Config) -> HashMap<(Vni, IpAddr), &str> {
+    let rules = config.rules.iter().map(|rule| (rule.frontend, rule.pool));
+    let nat = config
+        .inbound_nat
+        .iter()
+        .map(|nat| (nat.frontend, nat.pool));
+    let outbound = config.outbound.iter().flat_map(|rule| {
+        let frontends = rule.frontends.iter();
+        frontends.map(move |&frontend| (frontend, rule.pool))
+    });
+    let all = rules.chain(nat).chain(outbound);
+    let named = all.filter_map(|(frontend, pool)| {
+        let (frontend, pool) = (config.frontends.get(frontend)?, config.pools.get(pool)?);
+        Some(((pool.vni, frontend.address), &*frontend.name))
+    });
+    named.collect()
+}
+
+/// A network is one link: a MAC address is one vm's, and a vm is at one host.
+fn check_macs(config: &Config, faults: &Faults<'_>) {
+    if config.node.role == Role::Proxy {
+        return;
+    }
+    let networks: HashMap<Vni, &str> = config
+        .networks
+        .iter()
+        .map(|network| (network.vni, &*network.name))
+        .collect();
+    let mut known: HashMap<(Vni, MacAddress), Seat<'_>> = HashMap::new();
+    let mut told = HashSet::new();
+    for (vni, seat) in seats(config) {
+        let Some(network) = networks.get(&vni) else {
+            continue;
+        };
+        let first = match known.entry((vni, seat.mac)) {
+            Entry::Occupied(first) => first.into_mut(),
+            Entry::Vacant(place) => {
+                place.insert(seat);
+                continue;
+            }
+        };
+        // One address of two vms is reported as such.
+        let is_apart = first.host != seat.host && first.address != seat.address;
+        if is_apart && told.insert((seat.span.start, seat.mac)) {
+            let message = format!(
+                "{} in network {network:?} is the MAC address of {} at host {} already (line {}): expected one of \
+                 its own, or one host",
+                seat.mac,
+                first.named(),
+                first.host,
+                faults.line(first.span),
+            );
+            faults.add(seat.span, format!("{}: mac", seat.named()), message);
+        }
+    }
 }
 
 /// Vms of one network have names of their own.
@@ -76,25 +224,59 @@ fn check_names(config: &Config, faults: &Faults<'_>) {
 
 /// Address spaces of a network do not overlap.
 fn check_spaces(network: &Network, faults: &Faults<'_>) {
-    let bits = |address: IpAddr| match address {
-        IpAddr::V4(address) => u128::from(address.to_bits()) << 96,
-        IpAddr::V6(address) => address.to_bits(),
-    };
-    for (index, one) in network.address_spaces.iter().enumerate() {
-        for other in network.address_spaces.iter().take(index) {
-            let len = one.len.min(other.len);
-            let differ = bits(one.address) ^ bits(other.address);
-            let is_alike = len == 0 || differ >> (128 - u32::from(len)) == 0;
-            if is_alike && one.address.is_ipv4() == other.address.is_ipv4() {
-                let message = format!("{one} and {other} overlap: expected spaces that do not");
-                let place = format!("network {:?}: address_spaces", network.name);
-                faults.add(&network.span, place, message);
-            }
-        }
+    let spaces = network.address_spaces.iter();
+    let ranges: Vec<[IpAddr; 2]> = spaces.map(|&space| range(space)).collect();
+    let place = format!("network {:?}: address_spaces", network.name);
+    for (first, second) in overlaps(&ranges) {
+        let (one, other) = (first.max(second), first.min(second));
+        let (one, other) = (network.address_spaces[one], network.address_spaces[other]);
+        let message = format!("{one} and {other} overlap: expected spaces that do not");
+        faults.add(&network.span, place.clone(), message);
     }
 }
 
-/// A vm that is a backend too has one port, and no vm has the address of a VIP or of the prober.
+/// The first and the last address of a prefix.
+fn range(prefix: Prefix) -> [IpAddr; 2] {
+    let first = network_of(prefix).address;
+    let len = u32::from(prefix.len);
+    let last = match first {
+        IpAddr::V4(first) => {
+            let rest = u32::MAX.checked_shr(len).unwrap_or(0);
+            Ipv4Addr::from_bits(first.to_bits() | rest).into()
+        }
+        IpAddr::V6(first) => {
+            let rest = u128::MAX.checked_shr(len).unwrap_or(0);
+            Ipv6Addr::from_bits(first.to_bits() | rest).into()
+        }
+    };
+    [first, last]
+}
+
+/// The places of ranges that overlap, each range with the one before it that reaches furthest.
+///
+/// # Cost
+/// As of a sort.
+fn overlaps<T: Ord + Copy>(ranges: &[[T; 2]]) -> Vec<(usize, usize)> {
+    let mut order: Vec<usize> = (0..ranges.len()).collect();
+    order.sort_by_key(|&place| ranges[place]);
+    let mut furthest: Option<usize> = None;
+    let mut found = Vec::new();
+    for place in order {
+        let [first, last] = ranges[place];
+        let before = furthest.map(|before| (before, ranges[before][1]));
+        if let Some((before, end)) = before
+            && end >= first
+        {
+            found.push((before, place));
+        }
+        if before.is_none_or(|(_, end)| last > end) {
+            furthest = Some(place);
+        }
+    }
+    found
+}
+
+/// A vm that is a backend too has one port, and no vm has the address of the prober.
 fn check_vms(config: &Config, faults: &Faults<'_>) {
     let mut ports: HashMap<(IpAddr, Vni, MacAddress), (u16, &str)> = HashMap::new();
     for pool in &config.pools {
@@ -126,19 +308,9 @@ fn check_vms(config: &Config, faults: &Faults<'_>) {
         }
         let place = format!("{place}: address");
         for &address in &vm.addresses {
-            let mut frontends = config.frontends.iter();
-            let frontend = frontends.find(|frontend| frontend.address == address);
-            if let Some(frontend) = frontend {
-                let message = format!("{address} is the address of frontend {:?}", frontend.name);
-                faults.add(&vm.span, place.clone(), message);
-            }
             let is_probes = source.is(address) || config.node.probe_sources.contains(&address);
             if config.node.probing && is_probes {
-                let message = format!(
-                    "expected an address of its own, but {address} is where probes come from (probe_sources of \
-                     [node])"
-                );
-                faults.add(&vm.span, place.clone(), message);
+                faults.add(&vm.span, place.clone(), where_probes_come_from(address));
             }
         }
     }
@@ -188,6 +360,17 @@ pub(super) fn told(config: &Config, error: &SpecError) -> Option<(Span, String, 
             );
             (span.clone(), format!("{place}: address"), message)
         }
+        SpecError::FrontendVm {
+            frontend,
+            vm: index,
+        } => {
+            let (frontend, vm) = (config.frontends.get(frontend)?, vm(index)?);
+            let message = format!(
+                "{} is the address of frontend {:?}, which leads into the vm's network",
+                frontend.address, frontend.name
+            );
+            (vm.span.clone(), place_of(&vm.name, "address"), message)
+        }
         SpecError::NoUnderlayAddressForVm { vm: index } => {
             let vm = vm(index)?;
             (
@@ -225,4 +408,60 @@ fn owners(
     let vms = config.network_vms.iter();
     let vms = vms.filter(move |vm| vm.network == network && vm.addresses.contains(&address));
     backends.chain(vms.map(|vm| (&vm.span, format!("vm {:?}", vm.name))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+    use std::cmp::Ordering;
+
+    thread_local! {
+        static COMPARED: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// A number whose comparisons are counted.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    struct Counted(u32);
+
+    impl Ord for Counted {
+        fn cmp(&self, other: &Self) -> Ordering {
+            COMPARED.set(COMPARED.get() + 1);
+            self.0.cmp(&other.0)
+        }
+    }
+
+    impl PartialOrd for Counted {
+        fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+            Some(self.cmp(other))
+        }
+    }
+
+    #[test]
+    fn twenty_thousand_ranges_are_compared_a_few_times_each() {
+        const COUNT: u32 = 20_000;
+        let spread = |n: u32| n * 7919 % COUNT * 10;
+        let mut ranges: Vec<_> = (0..COUNT)
+            .map(|n| [Counted(spread(n)), Counted(spread(n) + 9)])
+            .collect();
+        assert!(overlaps(&ranges).is_empty());
+        assert!(COMPARED.get() < u64::from(COUNT) * 64, "{}", COMPARED.get());
+        // One that holds all others.
+        ranges.push([Counted(0), Counted(COUNT * 10)]);
+        COMPARED.set(0);
+        assert_eq!(overlaps(&ranges).len(), COUNT as usize);
+        assert!(COMPARED.get() < u64::from(COUNT) * 64, "{}", COMPARED.get());
+    }
+
+    #[test]
+    fn ranges_that_overlap_are_found() {
+        let found = |ranges: &[[u8; 2]]| overlaps(ranges);
+        assert_eq!(found(&[[1, 3], [4, 6], [7, 7]]), []);
+        assert_eq!(found(&[[1, 3], [3, 6]]), [(0, 1)]);
+        assert_eq!(
+            found(&[[2, 2], [1, 9], [5, 6], [8, 8]]),
+            [(1, 0), (1, 2), (1, 3)]
+        );
+        assert_eq!(found(&[[1, 1], [1, 1]]), [(0, 1)]);
+    }
 }

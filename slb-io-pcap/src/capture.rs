@@ -153,6 +153,16 @@ impl<'m, W: Write> Capture<'m, W> {
         &self.stats
     }
 
+    /// Number of zero bytes at the end of a received frame that stand for those that a snap length cut, see
+    /// [`fill_cut`](Self::fill_cut).
+    pub fn filled(&self, frame: &Frame<'m>) -> usize {
+        let packet = self
+            .pool
+            .index_of(frame)
+            .and_then(|index| self.packets.get(index));
+        packet.map_or(0, |packet| packet.filled)
+    }
+
     /// Bytes of the files read so far.
     pub fn offset(&self) -> u64 {
         self.inputs.offset()

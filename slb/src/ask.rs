@@ -58,6 +58,12 @@ impl Answer {
         }
     }
 
+    /// Asks for the end of the answer, which goes on until its last line.
+    pub(crate) fn end(&mut self) -> Result<(), Failure> {
+        let asked = self.reader.get_mut().write_all(b"{\"ask\":\"end\"}\n");
+        asked.map_err(|error| failed(&self.place, &error))
+    }
+
     /// So many bytes that follow.
     pub(crate) fn bytes(&mut self, len: u64) -> impl io::Read + '_ {
         (&mut self.reader).take(len)

@@ -1,22 +1,26 @@
 //! `slb check`: the faults of a configuration, or what it does; `slb diff`: what another one would change.
 
+use std::collections::HashMap;
+use std::io;
 use std::path::Path;
 
 use slb_control::{Config, Diff, InboundPort, Role, format_duration};
 use slb_core::spec::{BackendState, NatTarget, Scheduler};
+use slb_core::wire::vxlan::Vni;
 
 use crate::Failure;
 use crate::cli::{BalancerOptions, CheckOptions, DiffOptions};
+use crate::output::is_standard;
 
 pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
     let path = options.config.path();
     let config = load(path)?;
     config.snapshot(None).map_err(Failure::usage)?;
-    println!("{}: OK", path.display());
+    say_line!("{}: OK", path.display())?;
     for rule in &config.rules {
         let (frontend, pool) = (&config.frontends[rule.frontend], &config.pools[rule.pool]);
         let serving = (0..pool.backends.len()).filter(|&backend| config.serves(rule, backend));
-        println!(
+        say_line!(
             "  rule {:?}: {} of {} to pool {:?} ({} of {} backends serve, {}, idle {})",
             rule.name,
             rule.protocol.with_port(rule.frontend_port),
@@ -29,7 +33,7 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
                 Scheduler::LeastConnections => "least connections",
             },
             format_duration(rule.idle_timeout),
-        );
+        )?;
     }
     for nat in &config.inbound_nat {
         let (frontend, pool) = (&config.frontends[nat.frontend], &config.pools[nat.pool]);
@@ -43,13 +47,13 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
                 format!("pool {:?}", pool.name),
             ),
         };
-        println!(
+        say_line!(
             "  inbound NAT {:?}: {} {ports} of {} to {to}, port {}",
             nat.name,
             nat.protocol.name(),
             frontend.address,
             nat.backend_port
-        );
+        )?;
     }
     for rule in &config.outbound {
         let addresses: Vec<String> = rule
@@ -61,43 +65,51 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
             || "an even share of the ports".to_owned(),
             |ports| format!("{ports} ports"),
         );
-        println!(
+        say_line!(
             "  outbound {:?}: pool {:?} calls out under {}, {ports} for each backend",
             rule.name,
             config.pools[rule.pool].name,
             addresses.join(", ")
-        );
+        )?;
     }
-    print_holders(&config, options.ports);
+    print_holders(&config, options.ports)?;
+    let mut seats: HashMap<Vni, usize> = HashMap::new();
+    for pool in &config.pools {
+        *seats.entry(pool.vni).or_default() += pool.backends.len();
+    }
+    for vm in &config.network_vms {
+        if let Some(network) = config.networks.get(vm.network) {
+            *seats.entry(network.vni).or_default() += vm.addresses.len();
+        }
+    }
     for network in &config.networks {
         let spaces = network.address_spaces.iter().map(ToString::to_string);
-        let gateways = network.gateways.len();
-        println!(
+        say_line!(
             "  network {:?}: VNI {}, {}, {} addresses of vms",
             network.name,
             network.vni,
             spaces.collect::<Vec<_>>().join(", "),
-            config.addresses_of(network).count() - gateways,
-        );
+            seats.get(&network.vni).copied().unwrap_or_default(),
+        )?;
     }
     for vm in config.vms() {
         let addresses: Vec<String> = vm.addresses.iter().map(ToString::to_string).collect();
-        println!(
+        say_line!(
             "  vm at port {}: {}, MAC {}, VNI {}",
             vm.port.map_or(0, |port| port.0),
             addresses.join(", "),
             vm.mac,
             vm.vni
-        );
+        )?;
     }
     for line in config.warnings() {
-        eprintln!("{}: warning: {line}", path.display());
+        tell_line!("{}: warning: {line}", path.display());
     }
     Ok(())
 }
 
 /// Prints who has which ports of each VIP: a few of each, or all.
-fn print_holders(config: &Config, all: bool) {
+fn print_holders(config: &Config, all: bool) -> Result<(), Failure> {
     const FEW: usize = 3;
     let few = |holders: &[String]| {
         let shown = if all { holders.len() } else { FEW };
@@ -115,25 +127,30 @@ fn print_holders(config: &Config, all: bool) {
         let one =
             |of: &InboundPort| format!("{} is {} port {}", of.port, of.backend, of.backend_port);
         let holders: Vec<String> = run.iter().map(one).collect();
-        println!(
+        say_line!(
             "  {} ports of {} by inbound NAT {:?}: {}",
             first.protocol.name(),
             first.address,
             first.rule,
             few(&holders)
-        );
+        )?;
     }
     let outbound = config.outbound_ports();
     for run in outbound.chunk_by(|one, next| one.address == next.address) {
         let Some(first) = run.first() else { continue };
         let holders: Vec<String> = run.iter().map(ToString::to_string).collect();
-        println!("  SNAT ports of {}: {}", first.address, few(&holders));
+        say_line!("  SNAT ports of {}: {}", first.address, few(&holders))?;
     }
+    Ok(())
 }
 
-/// Reads a configuration.
+/// Reads a configuration; `-` is the one at standard input.
 pub(crate) fn load(path: &Path) -> Result<Config, Failure> {
-    Config::from_path(path).map_err(|errors| Failure {
+    let config = match is_standard(path) {
+        true => Config::from_reader("standard input", io::stdin().lock()),
+        false => Config::from_path(path),
+    };
+    config.map_err(|errors| Failure {
         status: 2,
         message: errors.to_string(),
     })
@@ -168,7 +185,12 @@ pub(crate) fn load_balancer(path: &Path, options: &BalancerOptions) -> Result<Co
 pub(crate) fn diff(options: &DiffOptions) -> Result<(), Failure> {
     let expected = || Failure::usage("diff: expected two configurations, the old and the new one");
     let (old, new) = options.paths().ok_or_else(expected)?;
+    if is_standard(old) && is_standard(new) {
+        return Err(Failure::usage(
+            "diff: expected one configuration from standard input at most, got - twice",
+        ));
+    }
     let (old, new) = (load(old)?, load(new)?);
-    print!("{}", Diff::between(&old, &new).map_err(Failure::usage)?);
+    say!("{}", Diff::between(&old, &new).map_err(Failure::usage)?)?;
     Ok(())
 }

@@ -72,7 +72,7 @@ pub(crate) enum Command {
     /// rule, the backend, and the verdict or the reason of its drop.
     ///
     /// Packets never wait for a capture: where it cannot keep up, copies are lost, and their number is said in the
-    /// end, unless the capture is interrupted. There can be one capture at a time.
+    /// end. SIGINT ends it as its time does. There can be one capture at a time: one that is not read for 30 s ends.
     Capture(CaptureOptions),
     #[cfg(feature = "live")]
     /// Print the configuration that a running balancer has in place.
@@ -340,7 +340,7 @@ pub(crate) struct LiveOptions {
     /// Threads that move packets. Default: for a mux one for each queue of its devices, for a host or a proxy
     /// one. With several workers, a host or a proxy divides connections among them by the client's address, or
     /// by the address that a vm calls; packets that come by a queue of another worker are handed over.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = workers)]
     pub(crate) workers: Option<NonZeroU16>,
     /// The CPUs of workers, assigned in turn. Default: all.
     #[arg(long, value_name = "CPU", value_delimiter = ',')]
@@ -437,7 +437,7 @@ pub(crate) struct StoreOptions {
 pub(crate) struct ApplyOptions {
     #[command(flatten)]
     pub(crate) store: StoreOptions,
-    /// A configuration without [node] (TOML), or Azure's JSON.
+    /// A configuration without [node] (TOML), or Azure's JSON by the extension .json; - for standard input.
     #[arg(long, short, value_name = "FILE")]
     pub(crate) file: PathBuf,
     /// Data that Azure's JSON lacks (TOML).
@@ -517,6 +517,13 @@ pub(crate) struct ControllerOptions {
     /// Lowest level to log: error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub(crate) log_level: tracing::Level,
+}
+
+/// There is at least one worker.
+#[cfg(feature = "live")]
+fn workers(text: &str) -> Result<NonZeroU16, String> {
+    let expected = || format!("expected a number from 1 to {}", u16::MAX);
+    text.parse().map_err(|_| expected())
 }
 
 /// A ring has a power of two of entries.
@@ -646,7 +653,7 @@ pub(crate) struct CaptureOptions {
     /// The balancer's socket. Default: that of the one that runs here.
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
-    /// Where to write the capture, in pcapng; - for standard output. A capture that is there is replaced; another
+    /// Where to write the capture, in pcapng whatever its extension; - for standard output. A capture that is there is replaced; another
     /// file is not.
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
@@ -795,7 +802,7 @@ pub(crate) struct StateExportOptions {
     /// A backend that the vm is: POOL/BACKEND. Connections of the vm in all pools go along.
     #[arg(long, value_name = "BACKEND")]
     pub(crate) vm: String,
-    /// The file to write, which must not be there yet.
+    /// The file to write, which must not be there yet; - for standard output.
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
 }
@@ -806,7 +813,7 @@ pub(crate) struct StateImportOptions {
     /// The directory that the host agent has as --state.
     #[arg(long, value_name = "DIR")]
     pub(crate) state: PathBuf,
-    /// A file that slb state export has written.
+    /// A file that slb state export has written; - for standard input.
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
 }

@@ -6,11 +6,12 @@ mod live;
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::PacketBuilder;
+use slb_control::config::Vm;
 use slb_control::ports::PortKind;
 use slb_control::{Config, Role};
 use slb_core::observe::{Step, Trail};
 use slb_core::spec::Spec;
-use slb_core::wire::ethernet::{self, EtherType, Ethernet};
+use slb_core::wire::ethernet::{self, EtherType, Ethernet, MacAddress};
 use slb_core::wire::ipv4::Ipv4;
 use slb_core::wire::ipv6::Ipv6;
 use slb_core::wire::udp::Udp;
@@ -45,7 +46,9 @@ pub(crate) fn run(options: &ExplainOptions) -> Result<(), Failure> {
             let files = options.input.join(", ");
             let title = format!("packet {wanted} of {files}");
             let mut memory = vec![0; memory_for(64)];
-            let mut capture: Capture<'_, Vec<u8>> = Capture::of_ports(readers, &mut memory);
+            // What a snap length cut off is no fault of the packet.
+            let capture: Capture<'_, Vec<u8>> = Capture::of_ports(readers, &mut memory);
+            let mut capture = capture.fill_cut();
             let mut burst = Burst::new();
             let mut seen = 0;
             while !capture.is_at_end() {
@@ -63,10 +66,15 @@ pub(crate) fn run(options: &ExplainOptions) -> Result<(), Failure> {
                     }
                 }
                 if place < burst.len() {
-                    println!("{title}, {} bytes, at {now}", burst[place].len());
+                    let len = burst[place].len();
+                    let cut = cut_text(capture.filled(&burst[place]), len);
+                    say_line!("{title}, {len} bytes, at {now}{cut}")?;
+                    if from.is_none() {
+                        sender(&config, burst[place].bytes())?;
+                    }
                     let mut out = String::new();
                     explain(&config, &mut balancer, now, &mut burst, place, &mut out);
-                    print!("{out}");
+                    say!("{out}")?;
                     return Ok(());
                 }
                 balancer.process(now, &mut burst, &mut ());
@@ -78,11 +86,83 @@ pub(crate) fn run(options: &ExplainOptions) -> Result<(), Failure> {
             )))
         }
         None => {
+            let from = match from {
+                None => speaker(&config, tuple)?,
+                said => said,
+            };
             let packet = made_from(&config, tuple, from)?;
-            println!("a packet made for it, {} bytes", packet.len());
-            print!("{}", explain_made(&config, balancer, &packet, from)?);
+            say_line!("a packet made for it, {} bytes", packet.len())?;
+            say!("{}", explain_made(&config, balancer, &packet, from)?)?;
             Ok(())
         }
+    }
+}
+
+/// Says how much of a packet a snap length cut off.
+fn cut_text(missing: usize, len: usize) -> String {
+    match missing {
+        0 => String::new(),
+        _ => format!(
+            ", of which the capture has {}: the others are taken as zeros",
+            len.saturating_sub(missing)
+        ),
+    }
+}
+
+/// The port of the only vm of a host agent that `is_it` holds of; `None` where there is none.
+///
+/// # Errors
+/// There are several, as of two networks.
+fn only_vm(
+    config: &Config,
+    what: &dyn std::fmt::Display,
+    is_it: impl Fn(&Vm) -> bool,
+) -> Result<Option<PortId>, Failure> {
+    if config.node.role != Role::Host {
+        return Ok(None);
+    }
+    let vms = config.vms().into_iter();
+    let found: Vec<Vm> = vms.filter(|vm| vm.port.is_some() && is_it(vm)).collect();
+    match &found[..] {
+        [] => Ok(None),
+        [one] => Ok(one.port),
+        several => {
+            let named = several.iter().map(|vm| {
+                let port = vm.port.unwrap_or_default().0;
+                format!("{:?} (port {port}, VNI {})", vm.name, vm.vni)
+            });
+            let named = named.collect::<Vec<_>>().join(" and ");
+            Err(Failure::usage(format!(
+                "{what} is that of the vms {named}: say --from with the port of the one that sends the packet"
+            )))
+        }
+    }
+}
+
+/// The port of the vm that has the source of a tuple.
+///
+/// # Errors
+/// Several have it.
+pub(crate) fn speaker(config: &Config, tuple: &[String]) -> Result<Option<PortId>, Failure> {
+    let Some(source) = tuple.get(1) else {
+        return Ok(None);
+    };
+    let address = source.parse::<IpAddr>().ok();
+    let address = address.or_else(|| Some(source.parse::<SocketAddr>().ok()?.ip()));
+    match address {
+        Some(address) => only_vm(config, &address, |vm| vm.addresses.contains(&address)),
+        None => Ok(None),
+    }
+}
+
+/// The port of the vm that has a frame's source MAC address.
+///
+/// # Errors
+/// Several have it.
+pub(crate) fn sender(config: &Config, frame: &[u8]) -> Result<Option<PortId>, Failure> {
+    match frame.get(6..).and_then(<[u8]>::first_chunk::<6>) {
+        Some(mac) => only_vm(config, &MacAddress(*mac), |vm| vm.mac.0 == *mac),
+        None => Ok(None),
     }
 }
 

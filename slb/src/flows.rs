@@ -8,6 +8,7 @@ use slb_control::Role;
 use crate::Failure;
 use crate::ask::{Answer, Line};
 use crate::cli::{ConnectionOptions, FlowOptions, ListOptions, Named};
+use crate::output::unwritten;
 use crate::status::place_of;
 
 /// Entries by which the widths of columns are chosen.
@@ -73,9 +74,9 @@ fn list(what: &str, options: &ListOptions, vm: Option<&str>) -> Result<(), Failu
         (false, _) => Ok(()),
     }
     .and_then(|()| out.flush())
-    .map_err(Failure::failed)?;
+    .map_err(unwritten)?;
     if end["is_whole"] == Value::Bool(false) {
-        eprintln!("slb: the first {count}; there are more");
+        tell_line!("slb: the first {count}; there are more");
     }
     Ok(())
 }
@@ -84,7 +85,7 @@ fn list(what: &str, options: &ListOptions, vm: Option<&str>) -> Result<(), Failu
 fn lines(answer: &mut Answer, out: &mut impl Write) -> Result<Value, Failure> {
     loop {
         match answer.next()? {
-            Line::Item(line) => out.write_all(line.as_bytes()).map_err(Failure::failed)?,
+            Line::Item(line) => out.write_all(line.as_bytes()).map_err(unwritten)?,
             Line::Beat => {}
             Line::End(end) => return Ok(end),
         }
@@ -200,11 +201,11 @@ impl Table {
                 Line::Item(line) => {
                     let entry: Value = serde_json::from_str(&line).map_err(Failure::failed)?;
                     let row = self.columns.iter().map(|(_, of)| of(&entry)).collect();
-                    self.row(row, out).map_err(Failure::failed)?;
+                    self.row(row, out).map_err(unwritten)?;
                 }
                 Line::Beat => {}
                 Line::End(end) => {
-                    self.measure(out).map_err(Failure::failed)?;
+                    self.measure(out).map_err(unwritten)?;
                     return Ok(end);
                 }
             }

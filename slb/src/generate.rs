@@ -35,9 +35,9 @@ pub(crate) fn run(options: &GenerateOptions) -> Result<(), Failure> {
     writer.finish().map_err(|error| failed(&error))?;
     let said = format!("{}: {count} packets", options.out.display());
     if is_standard(&options.out) {
-        eprintln!("{said}");
+        tell_line!("{said}");
     } else {
-        println!("{said}");
+        say_line!("{said}")?;
     }
     Ok(())
 }

@@ -28,7 +28,7 @@ pub(crate) fn run(options: &ImportOptions) -> Result<(), Failure> {
     let inputs: Vec<Input<'_>> = inputs.collect();
     let imported = azure::import(&inputs, &inventory).map_err(bad)?;
     for warning in &imported.warnings {
-        eprintln!("warning: {warning}");
+        tell_line!("warning: {warning}");
     }
     if imported.is_empty {
         let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
@@ -39,8 +39,8 @@ pub(crate) fn run(options: &ImportOptions) -> Result<(), Failure> {
         )));
     }
     if let Some(missing) = &imported.missing {
-        eprintln!("not a whole configuration, since only parts of a load balancer were given:");
-        eprintln!("{missing}");
+        tell_line!("not a whole configuration, since only parts of a load balancer were given:");
+        tell_line!("{missing}");
     }
     match &options.out {
         Some(path) => {
@@ -51,7 +51,7 @@ pub(crate) fn run(options: &ImportOptions) -> Result<(), Failure> {
                 .map_err(|error| Failure::failed(format!("{}: {error}", path.display())))
         }
         None => {
-            print!("{}", imported.toml);
+            say!("{}", imported.toml)?;
             Ok(())
         }
     }

@@ -413,6 +413,8 @@ pub(crate) fn log_to_stderr(format: LogFormat, level: tracing::Level) {
     let log = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_target(false)
+        // A full disk or a closed pipe behind standard error costs lines of the log, and nothing else.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     // A second one, as in tests of several in one process, is none.
     let _ = match format {

@@ -5,16 +5,21 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use slb_core::DropReason;
+use slb_io_pcap::Format;
 
 use crate::Failure;
 use crate::ask::{Answer, Line};
 use crate::cli::{CaptureOptions, DropsOptions, RunningConfigOptions};
-use crate::output::{Content, create, is_standard};
+use crate::output::{self, Content, create, is_standard};
 use crate::status::place;
+
+/// How long an interrupted capture waits for the balancer's counts.
+const TO_END: Duration = Duration::from_secs(3);
 
 pub(crate) fn config(options: &RunningConfigOptions) -> Result<(), Failure> {
     let path = place(options.socket.as_deref())?;
@@ -23,7 +28,7 @@ pub(crate) fn config(options: &RunningConfigOptions) -> Result<(), Failure> {
         return Err(Failure::failed("the balancer gives no configuration"));
     };
     if options.json {
-        print!("{line}");
+        say!("{line}")?;
         return Ok(());
     }
     let config: Value = serde_json::from_str(&line).map_err(Failure::failed)?;
@@ -32,14 +37,14 @@ pub(crate) fn config(options: &RunningConfigOptions) -> Result<(), Failure> {
         Value::Bool(false) => "; the file has changed since",
         _ => "; the file cannot be read now",
     };
-    println!(
+    say_line!(
         "# {} of {}, read {:.0} s ago, generation {}{differs}",
         config["role"].as_str().unwrap_or_default(),
         config["name"].as_str().unwrap_or_default(),
         config["age"].as_f64().unwrap_or_default(),
         config["generation"],
-    );
-    print!("{}", config["text"].as_str().unwrap_or_default());
+    )?;
+    say!("{}", config["text"].as_str().unwrap_or_default())?;
     Ok(())
 }
 
@@ -63,10 +68,9 @@ pub(crate) fn drops(options: &DropsOptions) -> Result<(), Failure> {
         }
     }
     if options.json {
-        all.iter().for_each(|(line, _)| print!("{line}"));
-        return Ok(());
+        return all.iter().try_for_each(|(line, _)| say!("{line}"));
     }
-    print!("{}", drops_text(&all));
+    say!("{}", drops_text(&all))?;
     Ok(())
 }
 
@@ -139,56 +143,79 @@ pub(crate) fn capture(options: &CaptureOptions) -> Result<(), Failure> {
             .map_err(Failure::failed)?;
     }
     let mut out = BufWriter::with_capacity(1 << 16, file);
+    let mut asked: Option<Instant> = None;
     let end = loop {
+        if is_over.load(Ordering::Relaxed) {
+            match asked {
+                None if answer.end().is_ok() => asked = Some(Instant::now()),
+                Some(asked) if asked.elapsed() < TO_END => {}
+                _ => break None,
+            }
+        }
         let line = match first.take() {
             Some(line) => line,
-            None if is_over.load(Ordering::Relaxed) => break None,
             None => answer.next_or_beat()?,
         };
         match line {
-            Line::Item(line) => pass_on(&mut answer, &line, &mut out)?,
-            Line::Beat => out.flush().map_err(Failure::failed)?,
+            Line::Item(line) => pass_on(&mut answer, &line, &mut out, options)?,
+            Line::Beat => out.flush().map_err(|error| unwritten(options, error))?,
             Line::End(end) => break Some(end),
         }
     };
-    out.flush().map_err(Failure::failed)?;
-    let said = match end {
-        Some(end) => {
-            let mut said = format!(
-                "{} packets in {:.1} s, {} bytes",
-                end["packets"],
-                end["seconds"].as_f64().unwrap_or_default(),
-                end["bytes"]
-            );
-            for (key, what) in [
-                ("lost", "copies lost: the capture could not keep up"),
-                ("above_rate", "packets above --limit-rate"),
-            ] {
-                if end[key] != json!(0) {
-                    said += &format!("; {} {what}", end[key]);
-                }
-            }
-            said
-        }
-        None => {
-            "interrupted; use --seconds or --packets to learn how many copies were lost".to_owned()
-        }
+    out.flush().map_err(|error| unwritten(options, error))?;
+    let mut said = match end {
+        Some(end) => counts(&end),
+        None => "interrupted; the balancer did not say how many copies were lost".to_owned(),
     };
     if is_standard(&options.out) {
-        eprintln!("{said}");
-    } else {
-        println!("{}: {said}", options.out.display());
+        tell_line!("{said}");
+        return Ok(());
     }
-    Ok(())
+    if Format::of(&options.out) != Format::PcapNg {
+        said += "; it is in pcapng, whatever its name says";
+    }
+    say_line!("{}: {said}", options.out.display())
+}
+
+/// The failure of a capture whose file cannot be written.
+fn unwritten(options: &CaptureOptions, error: io::Error) -> Failure {
+    if is_standard(&options.out) {
+        return output::unwritten(error);
+    }
+    Failure::failed(format!("--out {}: {error}", options.out.display()))
+}
+
+/// The last line of a capture in words.
+fn counts(end: &Value) -> String {
+    let mut said = format!(
+        "{} packets in {:.1} s, {} bytes",
+        end["packets"],
+        end["seconds"].as_f64().unwrap_or_default(),
+        end["bytes"]
+    );
+    for (key, what) in [
+        ("lost", "copies lost: the capture could not keep up"),
+        ("above_rate", "packets above --limit-rate"),
+    ] {
+        if end[key] != json!(0) {
+            said += &format!("; {} {what}", end[key]);
+        }
+    }
+    said
 }
 
 /// Writes the bytes that a line announces.
-fn pass_on(answer: &mut Answer, line: &str, out: &mut BufWriter<File>) -> Result<(), Failure> {
+fn pass_on(
+    answer: &mut Answer,
+    line: &str,
+    out: &mut BufWriter<File>,
+    options: &CaptureOptions,
+) -> Result<(), Failure> {
     let block: Value = serde_json::from_str(line).map_err(Failure::failed)?;
     let len = block["bytes"].as_u64();
     let len = len.ok_or_else(|| Failure::failed(format!("expected a block, got {line}")))?;
     let mut bytes = answer.bytes(len);
-    let copied = io::copy(&mut bytes, out).map_err(Failure::failed)?;
+    let copied = io::copy(&mut bytes, out).map_err(|error| unwritten(options, error))?;
     match copied == len {
         true => Ok(()),
         false => Err(Failure::failed("the balancer is gone before the end")),

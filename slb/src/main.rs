@@ -5,6 +5,9 @@
 #![warn(unnameable_types, unreachable_pub)]
 #![forbid(unsafe_code)]
 
+#[macro_use]
+mod output;
+
 #[cfg(feature = "live")]
 mod ask;
 mod balancer;
@@ -23,7 +26,6 @@ mod live;
 #[cfg(feature = "live")]
 mod look;
 mod manual;
-mod output;
 #[cfg(feature = "live")]
 mod probe;
 mod replay;
@@ -116,7 +118,9 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("{failure}");
+            if !failure.message.is_empty() {
+                tell_line!("{failure}");
+            }
             ExitCode::from(failure.status)
         }
     }
@@ -127,12 +131,20 @@ fn refuse(error: &clap::Error) -> ! {
     if let Some(ContextValue::String(asked)) = error.get(ContextKind::InvalidSubcommand)
         && let Some((name, feature)) = LEFT_OUT.iter().find(|(name, _)| name == asked)
     {
-        eprintln!(
+        tell_line!(
             "slb: this program was built without `slb {name}`: build it with --features {feature}"
         );
         std::process::exit(2);
     }
-    error.exit()
+    // Help that nobody gets is a failure; a message about bad usage that nobody gets is still one.
+    let status = match error.print().map_err(output::unwritten) {
+        Err(failure) if !error.use_stderr() => {
+            tell_line!("{failure}");
+            failure.status.into()
+        }
+        _ => error.exit_code(),
+    };
+    std::process::exit(status)
 }
 
 /// Ends the program when its output is no longer read, as in `slb explain ... | head -1`. Not for

@@ -1,11 +1,12 @@
-//! The files that a command writes.
+//! The files that a command writes, and what it prints.
 //!
 //! A file that is named for output replaces one of the same kind, as other tools do it. It never replaces a
 //! file that the command reads, one that the command writes already, or one of another kind, by whatever
 //! name: links are followed, and files are told apart by device and inode.
 
+use std::fmt;
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, IsTerminal as _, Read as _};
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -14,6 +15,58 @@ use std::path::Path;
 use slb_control::azure;
 
 use crate::Failure;
+
+/// Prints to standard output; returns an error where that cannot be written.
+macro_rules! say {
+    ($($text:tt)*) => { $crate::output::print(format_args!($($text)*)) };
+}
+
+/// Prints a line to standard output; returns an error where that cannot be written.
+macro_rules! say_line {
+    ($($text:tt)*) => {
+        $crate::output::print(format_args!("{}\n", format_args!($($text)*)))
+    };
+}
+
+/// Prints to standard error, if that can be written.
+macro_rules! tell {
+    ($($text:tt)*) => { $crate::output::print_aside(format_args!($($text)*)) };
+}
+
+/// Prints a line to standard error, if that can be written.
+macro_rules! tell_line {
+    ($($text:tt)*) => {
+        $crate::output::print_aside(format_args!("{}\n", format_args!($($text)*)))
+    };
+}
+
+/// Prints to standard output.
+///
+/// # Errors
+/// As of [`unwritten`].
+pub(crate) fn print(text: fmt::Arguments<'_>) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    let written = out.write_fmt(text).and_then(|()| out.flush());
+    written.map_err(unwritten)
+}
+
+/// Prints to standard error. A message without a reader is lost.
+pub(crate) fn print_aside(text: fmt::Arguments<'_>) {
+    let _ = io::stderr().lock().write_fmt(text);
+}
+
+/// The failure of a command whose standard output cannot be written. A reader that goes away, as in
+/// `slb probe ... | head -1`, is no news: the command ends in silence, with the status that the signal would give.
+pub(crate) fn unwritten(error: io::Error) -> Failure {
+    const SIGPIPE: u8 = 13;
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => Failure {
+            status: 128 + SIGPIPE,
+            message: String::new(),
+        },
+        _ => Failure::failed(format!("standard output: {error}")),
+    }
+}
 
 /// The expected content of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

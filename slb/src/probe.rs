@@ -16,10 +16,13 @@ pub(crate) fn run(options: &ProbeOptions) -> Result<(), Failure> {
         .build();
     let runtime = runtime.map_err(Failure::failed)?;
     let targets = targets(&config);
-    println!(
+    say_line!(
         "{:<16} {:<24} {:<16} {:>8}  answer",
-        "probe", "address", "backend", "ms"
-    );
+        "probe",
+        "address",
+        "backend",
+        "ms"
+    )?;
     // All at once: each takes its timeout at most.
     let asked: Vec<_> = targets
         .iter()
@@ -31,13 +34,13 @@ pub(crate) fn run(options: &ProbeOptions) -> Result<(), Failure> {
         unwell += usize::from(answer.is_err());
         let answer = answer.map_or_else(|failure| failure.to_string(), |()| "well".to_owned());
         for (pool, backend) in names {
-            println!(
+            say_line!(
                 "{:<16} {:<24} {:<16} {:>8.1}  {answer}",
                 target.probe.name,
                 std::net::SocketAddr::new(target.address, target.probe.port).to_string(),
                 format!("{pool}/{backend}"),
                 took.as_secs_f64() * 1e3,
-            );
+            )?;
         }
     }
     match unwell {

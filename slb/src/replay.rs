@@ -117,9 +117,9 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
     };
     let outputs = outputs.iter().map(|&(_, path)| path);
     if outputs.chain(options.passed.as_deref()).any(is_standard) {
-        eprint!("{said}");
+        tell!("{said}");
     } else {
-        print!("{said}");
+        say!("{said}")?;
     }
     match damage {
         None if capture.received == 0 => {

@@ -22,21 +22,21 @@ pub(crate) fn run(options: &StatusOptions) -> Result<(), Failure> {
     let path = place(options.socket.as_deref())?;
     let mut now = ask(&path)?;
     if options.format == Format::Json {
-        println!("{now:#}");
+        say_line!("{now:#}")?;
         return Ok(());
     }
     let mut before: Option<Value> = None;
     loop {
         let table = table(&now, before.as_ref());
         if options.once {
-            print!("{table}");
+            say!("{table}")?;
             return Ok(());
         }
         // Home, and what was there goes line by line: no flicker.
         if std::io::stdout().is_terminal() {
-            print!("\x1b[H{}\x1b[J", table.replace('\n', "\x1b[K\n"));
+            say!("\x1b[H{}\x1b[J", table.replace('\n', "\x1b[K\n"))?;
         } else {
-            println!("{table}");
+            say_line!("{table}")?;
         }
         sleep(Duration::from_secs(1));
         before = Some(now);

@@ -340,3 +340,82 @@ tshark -r proxy.pcapng -Y 'tcp.flags.syn == 1 && tcp.flags.ack == 1' -T fields \
     ];
     assert_eq!(directions, expected, "{said}");
 }
+
+#[test]
+#[ignore = "needs root"]
+fn an_interrupted_capture_says_its_counts_and_long_packets_are_explained() {
+    if let Some(why) = lacking(&["unshare", "mount", "ethtool", "tshark"]) {
+        skip!("{why}");
+    }
+    let script = r#"
+slb capture --socket /run/slb-mux.sock --out one.pcap >one.out 2>&1 &
+capture=$!
+sleep 0.5
+curl -s -m 0.3 --local-port 40031 http://20.20.20.100/ || true
+kill -INT $capture
+wait $capture && echo "status 0"
+cat one.out
+slb capture --socket /run/slb-mux.sock --out two.pcapng --packets 1 >two.out 2>&1 &
+capture=$!
+sleep 0.5
+curl -s -m 0.3 --local-port 40032 http://20.20.20.100/ || true
+wait $capture && cat two.out
+python3 - <<'END'
+import struct
+ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 40028, 0, 0, 64, 6, 0, bytes([198, 51, 100, 10]), bytes([20, 20, 20, 100]))
+total = sum(struct.unpack("!10H", ip))
+total = (total & 0xffff) + (total >> 16)
+ip = ip[:10] + struct.pack("!H", ~((total & 0xffff) + (total >> 16)) & 0xffff) + ip[12:]
+tcp = struct.pack("!HHIIBBHHH", 40033, 80, 1, 0, 0x50, 2, 1000, 0, 0)
+frame = b"\x02\0\0\0\0\x01\x02\0\0\0\0\x03\x08\0" + ip + tcp + b"x" * 39988
+def capture(kept):
+    head = struct.pack("<IHHiIII", 0xa1b2c3d4, 2, 4, 0, 0, 262144, 1)
+    return head + struct.pack("<IIII", 1, 0, kept, len(frame)) + frame[:kept]
+open("long.pcap", "wb").write(capture(len(frame)))
+open("cut.pcap", "wb").write(capture(60))
+END
+for file in long cut; do
+    slb explain --live --socket /run/slb-mux.sock --in $file.pcap --packet 1 | sed "s/^/$file /"
+done
+ask() { printf '%s\n' "$1" | python3 -c '
+import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect("/run/slb-mux.sock")
+s.sendall(sys.stdin.buffer.read())
+print(s.recv(65536).decode().strip())'; }
+ask '{"ask":"list","what":"flows","limit":"3"}'
+ask '{"ask":"capture","end":5}'
+ask '{"ask":"explain","tuple":"tcp"}'
+ask '{"ask":"config","text":1}'
+"#;
+    let said = run(script);
+    println!("{said}");
+    let line = said.lines().find(|line| line.starts_with("one.pcap: "));
+    let line = line.unwrap_or_else(|| panic!("no counts: {said}"));
+    assert!(
+        line.contains(" packets in ") && !line.starts_with("one.pcap: 0 "),
+        "{said}"
+    );
+    assert!(
+        line.ends_with("; it is in pcapng, whatever its name says"),
+        "{said}"
+    );
+    assert!(said.contains("status 0\n"), "{said}");
+    assert!(
+        said.contains("two.pcapng: 1 packets"),
+        "the place is free again: {said}"
+    );
+    for expected in [
+        "long packet 1 of long.pcap, 40042 bytes\n",
+        "cut packet 1 of cut.pcap, 40042 bytes, of which the capture has 60: the others are taken as zeros\n",
+        "limit: expected a whole number, got \\\"3\\\"",
+        "end: expected a string or a list of strings, got 5",
+        "config has no option \\\"text\\\"",
+    ] {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    let parsed = said
+        .lines()
+        .filter(|line| line.contains("198.51.100.10:40033"));
+    assert_eq!(parsed.count(), 2, "{said}");
+}

@@ -102,8 +102,7 @@ pub fn run_with(
     let memory = &mut *memory().ok_or_else(Failure::memory)?;
     peers(&mut report, &limits, memory)?;
     roles::measure(options, &mut report, &limits, memory, &cpus)?;
-    report.finish();
-    Ok(())
+    report.finish()
 }
 
 /// The crate's README, whose examples run as doctests.

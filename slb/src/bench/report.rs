@@ -1,11 +1,14 @@
 //! Lines of the table, as text and as JSON.
 
+use std::cell::RefCell;
+use std::fmt;
 use std::hint::black_box;
+use std::io::{self, Write as _};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::Options;
+use crate::{Failure, Options};
 
 /// The time of one operation over all rounds of a line, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -104,7 +107,8 @@ fn counted(work: &mut dyn FnMut()) {
 /// Marks the end of a line: `benches/instructions` has callgrind write its count where this returns.
 #[inline(never)]
 fn line_is_over(name: &str) {
-    println!("{}", black_box(name));
+    // Whoever counts reads the marks, and misses none that is lost with its reader.
+    let _ = writeln!(io::stdout(), "{}", black_box(name));
 }
 
 /// A lower bound for a line, measured in the same run.
@@ -124,6 +128,8 @@ pub struct Report {
     filter: Option<String>,
     machine: Value,
     lines: Vec<Value>,
+    /// Why standard output could not be written, if it could not.
+    unwritten: RefCell<Option<io::Error>>,
 }
 
 impl Report {
@@ -133,26 +139,38 @@ impl Report {
             "cores": std::thread::available_parallelism().map_or(1, usize::from),
             "pinned_to": core,
         });
-        if !options.json && !options.instructions {
-            let pinned = core.map_or("not pinned".into(), |core| format!("on core {core}"));
-            println!("{}, {pinned}", processor());
-        }
-        Self {
+        let report = Self {
             json: options.json,
             instructions: options.instructions,
             filter: options.filter.clone(),
             machine,
             lines: Vec::new(),
+            unwritten: RefCell::new(None),
+        };
+        if !options.json && !options.instructions {
+            let pinned = core.map_or("not pinned".into(), |core| format!("on core {core}"));
+            report.print(format_args!("{}, {pinned}\n", processor()));
         }
+        report
+    }
+
+    /// Prints to standard output, until that fails.
+    fn print(&self, text: fmt::Arguments<'_>) {
+        let before = self.unwritten.take();
+        let write = || {
+            let mut out = io::stdout().lock();
+            out.write_fmt(text).and_then(|()| out.flush())
+        };
+        self.unwritten.replace(before.or_else(|| write().err()));
     }
 
     /// Begins a group of lines that count one thing.
     pub fn group(&self, title: &str) {
         if !self.json && !self.instructions {
-            println!(
-                "\n{title:<52} {:>10} {:>9} {:>9}  of the limit",
+            self.print(format_args!(
+                "\n{title:<52} {:>10} {:>9} {:>9}  of the limit\n",
                 "ns", "least", "M/s"
-            );
+            ));
         }
     }
 
@@ -188,12 +206,12 @@ impl Report {
                 }
                 text.push_str(&format!("{} {value}", name.replace('_', " ")));
             }
-            println!(
-                "{name:<52} {:>10.2} {:>9.2} {:>9.1}  {text}",
+            self.print(format_args!(
+                "{name:<52} {:>10.2} {:>9.2} {:>9.1}  {text}\n",
                 sample.median,
                 sample.least,
                 1e3 / sample.median
-            );
+            ));
         }
         let mut line = json!({
             "name": name,
@@ -211,12 +229,18 @@ impl Report {
         self.lines.push(line);
     }
 
-    pub(crate) fn finish(self) {
+    /// Ends the table.
+    ///
+    /// # Errors
+    /// Standard output could not be written.
+    pub(crate) fn finish(self) -> Result<(), Failure> {
         if self.json {
-            println!(
-                "{:#}",
-                json!({ "machine": self.machine, "lines": self.lines })
-            );
+            let all = json!({ "machine": self.machine, "lines": self.lines });
+            self.print(format_args!("{all:#}\n"));
+        }
+        match self.unwritten.take() {
+            None => Ok(()),
+            Some(error) => Err(Failure::failed(format!("standard output: {error}"))),
         }
     }
 }

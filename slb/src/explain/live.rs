@@ -4,6 +4,7 @@ use serde_json::json;
 use slb_core::{Burst, PacketIo, PortId};
 use slb_io_pcap::{Capture, memory_for};
 
+use super::cut_text;
 use crate::Failure;
 use crate::ask::{Answer, Line};
 use crate::cli::ExplainOptions;
@@ -23,24 +24,26 @@ pub(super) fn run(options: &ExplainOptions) -> Result<(), Failure> {
         let [file] = &options.input[..] else {
             return Err(expected());
         };
-        question["packet"] = packet(file, wanted)?.into();
-        println!("packet {wanted} of {file}");
+        let (title, bytes) = packet(file, wanted)?;
+        question["packet"] = bytes.into();
+        say_line!("{title}")?;
     }
     let path = place(options.socket.as_deref())?;
     let mut answer = Answer::to(&path, &question)?;
     while let Line::Item(line) = answer.next()? {
         let text: serde_json::Value = serde_json::from_str(&line).map_err(Failure::failed)?;
-        print!("{}", text["text"].as_str().unwrap_or_default());
+        say!("{}", text["text"].as_str().unwrap_or_default())?;
     }
     Ok(())
 }
 
-/// The bytes of a packet of a capture, in hexadecimal.
-fn packet(file: &str, wanted: u64) -> Result<String, Failure> {
+/// The bytes of a packet of a capture in hexadecimal, with zeros for those that a snap length cut off, and a
+/// title that says so.
+fn packet(file: &str, wanted: u64) -> Result<(String, String), Failure> {
     let (reader, _) = open(file.as_ref())?;
     let mut memory = vec![0; memory_for(64)];
-    let mut capture: Capture<'_, Vec<u8>> =
-        Capture::of_ports(vec![(PortId(0), reader)], &mut memory);
+    let capture: Capture<'_, Vec<u8>> = Capture::of_ports(vec![(PortId(0), reader)], &mut memory);
+    let mut capture = capture.fill_cut();
     let mut burst = Burst::new();
     let mut seen = 0;
     while !capture.is_at_end() {
@@ -50,11 +53,10 @@ fn packet(file: &str, wanted: u64) -> Result<String, Failure> {
         for frame in burst.iter() {
             seen += 1;
             if seen == wanted {
-                return Ok(frame
-                    .bytes()
-                    .iter()
-                    .map(|byte| format!("{byte:02x}"))
-                    .collect());
+                let cut = cut_text(capture.filled(frame), frame.len());
+                let title = format!("packet {wanted} of {file}, {} bytes{cut}", frame.len());
+                let bytes = frame.bytes().iter();
+                return Ok((title, bytes.map(|byte| format!("{byte:02x}")).collect()));
             }
         }
         capture.transmit(&mut burst).map_err(Failure::failed)?;

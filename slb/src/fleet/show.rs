@@ -30,10 +30,9 @@ pub(crate) fn run(options: &FleetStatusOptions) -> Result<(), Failure> {
     }
     let leader = leader.as_ref().map(|leader| leader.name.as_str());
     match options.format {
-        Format::Json => println!("{:#}", document(&rollout, leader, wanted.as_ref(), &nodes)),
-        Format::Text => print!("{}", text(&rollout, leader, wanted.as_ref(), &nodes)),
+        Format::Json => say_line!("{:#}", document(&rollout, leader, wanted.as_ref(), &nodes)),
+        Format::Text => say!("{}", text(&rollout, leader, wanted.as_ref(), &nodes)),
     }
-    Ok(())
 }
 
 fn read<T: Object>(store: &dyn Store, key: &str) -> Result<Option<T>, Failure> {

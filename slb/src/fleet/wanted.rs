@@ -1,10 +1,10 @@
 //! The wanted state of a fleet: `slb apply`, `slb get`, `slb delete`.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use slb_fleet::document::Spec;
 use slb_fleet::fetch::{self, Known};
@@ -14,6 +14,7 @@ use slb_fleet::store::Store;
 
 use crate::Failure;
 use crate::cli::{ApplyOptions, DeleteOptions, GetOptions};
+use crate::output::is_standard;
 
 /// How often it looks how far a rollout has come.
 const LOOK: Duration = Duration::from_millis(50);
@@ -36,8 +37,8 @@ pub(crate) fn apply(options: &ApplyOptions) -> Result<(), Failure> {
         Ok(new)
     });
     let index = index.map_err(Failure::failed)?;
-    print!("{said}");
-    println!("wanted: {index}");
+    say!("{said}")?;
+    say_line!("wanted: {index}")?;
     wait(&*store, &keys, &index, options.wait)
 }
 
@@ -45,9 +46,12 @@ pub(crate) fn apply(options: &ApplyOptions) -> Result<(), Failure> {
 fn read(options: &ApplyOptions) -> Result<Spec, Failure> {
     let path = &options.file;
     let name = path.display().to_string();
-    let text = fs::read_to_string(path)
-        .map_err(|error| Failure::usage(format!("{name}: cannot be read: {error}")))?;
-    let spec = if path.extension().is_some_and(|ending| ending == "json") {
+    let text = match is_standard(path) {
+        true => io::read_to_string(io::stdin()),
+        false => fs::read_to_string(path),
+    };
+    let text = text.map_err(|error| Failure::usage(format!("{name}: cannot be read: {error}")))?;
+    let spec = if is_json(path, &text) {
         import(&name, &text, options.inventory.as_deref())?
     } else {
         Spec::parse(&name, &text).map_err(bad)?
@@ -59,6 +63,20 @@ fn read(options: &ApplyOptions) -> Result<Spec, Failure> {
         )));
     }
     Ok(spec)
+}
+
+/// Returns true if a file is in JSON: by its extension, or at standard input by how it begins.
+fn is_json(path: &Path, text: &str) -> bool {
+    match path.extension() {
+        Some(ending) => ending.eq_ignore_ascii_case("json"),
+        None => {
+            is_standard(path)
+                && text
+                    .trim_start_matches('\u{feff}')
+                    .trim_start()
+                    .starts_with('{')
+        }
+    }
 }
 
 fn bad(error: ObjectError) -> Failure {
@@ -84,7 +102,7 @@ fn import(name: &str, text: &str, inventory: Option<&Path>) -> Result<Spec, Fail
     let inventory = inventory.with_any_node();
     let imported = import(&[Input { file: name, text }], &inventory).map_err(bad_file)?;
     for warning in &imported.warnings {
-        eprintln!("warning: {warning}");
+        tell_line!("warning: {warning}");
     }
     if imported.is_empty {
         return Err(Failure::usage(format!(
@@ -151,7 +169,7 @@ fn wait(
                 Stage::Live => {
                     behind = behind_of(store, keys, rollout.generation)?;
                     if behind.is_empty() {
-                        println!("live: generation {}", rollout.generation);
+                        say_line!("live: generation {}", rollout.generation)?;
                         return Ok(());
                     }
                 }
@@ -218,7 +236,7 @@ pub(crate) fn get(options: &GetOptions) -> Result<(), Failure> {
     let wanted = fetch::wanted(&*store, &keys, &mut Known::default()).map_err(Failure::failed)?;
     let (_, spec, _) = wanted.ok_or_else(|| Failure::failed("nothing was ever applied"))?;
     let Some(kind) = &options.kind else {
-        print!("{}", spec.text());
+        say!("{}", spec.text())?;
         return Ok(());
     };
     let part = spec.only(kind, options.name.as_deref());
@@ -226,7 +244,7 @@ pub(crate) fn get(options: &GetOptions) -> Result<(), Failure> {
         let name = options.name.as_deref().unwrap_or_default();
         Failure::failed(format!("there is no {kind} {name}"))
     })?;
-    print!("{}", part.text());
+    say!("{}", part.text())?;
     Ok(())
 }
 
@@ -242,6 +260,26 @@ pub(crate) fn delete(options: &DeleteOptions) -> Result<(), Failure> {
         }
     });
     let index = index.map_err(Failure::failed)?;
-    println!("removed: {kind} {name}\nwanted: {index}");
+    say_line!("removed: {kind} {name}\nwanted: {index}")?;
     wait(&*store, &keys, &index, options.wait)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_known_by_its_extension_or_its_beginning() {
+        for (path, text, expected) in [
+            ("lb.json", "", true),
+            ("LB.JSON", "", true),
+            ("lb.toml", "{}", false),
+            ("lb", "{}", false),
+            ("-", " \n{ \"resources\": [] }", true),
+            ("-", "\u{feff}{}", true),
+            ("-", "[[pool]]", false),
+        ] {
+            assert_eq!(is_json(path.as_ref(), text), expected, "{path} {text}");
+        }
+    }
 }

@@ -18,11 +18,11 @@ use slb_core::wire::vxlan::{self, Vxlan};
 use slb_core::{Frame, HEADROOM, Instant, PortId};
 
 use super::look::{NoPage, Wanted};
-use super::request::Answer;
+use super::request::{Answer, several, text};
 use super::status::Shared;
 use super::worker::secret;
 use crate::balancer::Balancer;
-use crate::explain::{explain, explain_made, made_from, port_from, proxy_port};
+use crate::explain::{explain, explain_made, made_from, port_from, proxy_port, sender, speaker};
 
 /// How long the tables are looked through for what a packet belongs to.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -98,9 +98,13 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.as_bytes().chunks(2);
-    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    digits.map(byte).collect()
+    let digit = |byte: &u8| (*byte as char).to_digit(16).map(|digit| digit as u8);
+    let pairs = text.as_bytes().chunks(2);
+    let byte = |pair: &[u8]| match pair {
+        [high, low] => Some(digit(high)? << 4 | digit(low)?),
+        _ => None,
+    };
+    pairs.map(byte).collect()
 }
 
 /// Explains a packet by a copy of the balancer, which has the live configuration and the table entries that the
@@ -122,16 +126,33 @@ fn explained(asked: &Value, shared: &Shared) -> Result<String, String> {
         let text = failure.to_string();
         text.strip_prefix("slb: ").unwrap_or(&text).to_owned()
     };
-    let from = asked["from"].as_str();
-    let from = from
+    let known = ["ask", "tuple", "packet", "from"];
+    let mut keys = asked
+        .as_object()
+        .into_iter()
+        .flat_map(serde_json::Map::keys);
+    if let Some(other) = keys.find(|key| !known.contains(&key.as_str())) {
+        return Err(format!("explain has no option {other:?}"));
+    }
+    let from = text(asked, "from")?;
+    let mut from = from
         .map(|name| port_from(&config, name))
         .transpose()
         .map_err(message)?;
-    let (packet, is_made) = match asked["packet"].as_str() {
-        Some(hex) => (unhex(hex).ok_or("expected a packet in hexadecimal")?, false),
+    let (packet, is_made) = match text(asked, "packet")? {
+        Some(hex) => {
+            let packet = unhex(hex).ok_or("packet: expected bytes in hexadecimal")?;
+            if from.is_none() {
+                from = sender(&config, &packet).map_err(message)?;
+            }
+            (packet, false)
+        }
         None => {
-            let words = asked["tuple"].as_array().into_iter().flatten();
-            let words: Vec<String> = words.filter_map(Value::as_str).map(str::to_owned).collect();
+            let words = several(asked, "tuple")?;
+            let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+            if from.is_none() {
+                from = speaker(&config, &words).map_err(message)?;
+            }
             (made_from(&config, &words, from).map_err(message)?, true)
         }
     };
@@ -168,9 +189,9 @@ fn explained(asked: &Value, shared: &Shared) -> Result<String, String> {
         }
         None => copy.set_port(&mut frames[0]),
     }
-    let mut text = String::new();
-    explain(&config, &mut copy, now, &mut frames, 0, &mut text);
-    Ok(text)
+    let mut said = String::new();
+    explain(&config, &mut copy, now, &mut frames, 0, &mut said);
+    Ok(said)
 }
 
 /// The tuples of a packet, and of the one that it carries in VXLAN.

@@ -28,7 +28,7 @@ use slb_io_pcap::{Format, Note, Writer};
 
 use super::answers::port_name;
 use super::look::Task;
-use super::request::{Answer, end, protocol_number};
+use super::request::{Answer, end, protocol_number, several, text};
 use super::status::Shared;
 use crate::balancer::Balancer;
 use crate::explain::comment;
@@ -45,6 +45,8 @@ const AGE: Duration = Duration::from_millis(20);
 const LOOK: Duration = Duration::from_millis(5);
 /// The longest time for copies that are on their way when the capture's time is over.
 const LAST: Duration = Duration::from_secs(1);
+/// How long a client may read nothing: the capture ends then.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of a packet that are kept unless it is said.
 const SNAPLEN: u64 = 256;
 /// More steps than a packet takes.
@@ -412,27 +414,19 @@ fn options(asked: &Value) -> Result<Options, String> {
         number.ok_or_else(|| format!("{key}: expected a number from 1 to {most}, got {value}"))
     };
     for (key, value) in asked.as_object().into_iter().flatten() {
-        let text = value.as_str().unwrap_or_default();
         match key.as_str() {
             "ask" => {}
             "end" => {
-                for one in value
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .filter_map(Value::as_str)
-                {
+                for one in several(asked, key)? {
                     filter.ends.push(end(one)?);
                 }
             }
-            "protocol" => filter.protocol = Some(protocol_number(text)?),
+            "protocol" => {
+                let name = text(asked, key)?.unwrap_or_default();
+                filter.protocol = Some(protocol_number(name)?);
+            }
             "verdict" => {
-                for one in value
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .filter_map(Value::as_str)
-                {
+                for one in several(asked, key)? {
                     let known = VERDICTS.into_iter().find(|name| *name == one);
                     filter.verdicts.push(known.ok_or_else(|| {
                         let all = VERDICTS.join(", ");
@@ -441,12 +435,7 @@ fn options(asked: &Value) -> Result<Options, String> {
                 }
             }
             "reason" => {
-                for one in value
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .filter_map(Value::as_str)
-                {
+                for one in several(asked, key)? {
                     let known = DropReason::ALL.iter().find(|reason| reason.name() == one);
                     filter.reasons.push(*known.ok_or_else(|| {
                         let all: Vec<&str> = DropReason::ALL.iter().map(|r| r.name()).collect();
@@ -461,7 +450,8 @@ fn options(asked: &Value) -> Result<Options, String> {
                 let seconds = value
                     .as_f64()
                     .filter(|seconds| (0.001..=1e9).contains(seconds));
-                let seconds = seconds.ok_or("seconds: expected a number above zero")?;
+                let seconds = seconds
+                    .ok_or_else(|| format!("seconds: expected a number above zero, got {value}"))?;
                 options.seconds = Some(Duration::from_secs_f64(seconds));
             }
             "size" => options.bytes = number(key, value, 1 << 50)?,
@@ -500,7 +490,8 @@ pub(super) fn capture(
     }
     let is_wanted = Arc::new(AtomicBool::new(true));
     let _turn = Turn(taken, Arc::clone(&is_wanted));
-    out.set_patient()?;
+    // There can be one capture, so a client that reads no more does not keep the place.
+    out.set_patience(PATIENCE)?;
     let workers = shared.workers();
     let counts = Arc::new(Counts::default());
     let (taps, full, empties) = taps(&options, workers, &is_wanted, &counts);
@@ -612,7 +603,8 @@ fn write(
     let mut end = None;
     while !is_full(&file) && end.is_none_or(|end: Clock| end.elapsed() < LAST) {
         recent.note(shared);
-        if end.is_none() && options.seconds.is_some_and(|most| begin.elapsed() >= most) {
+        let is_over = options.seconds.is_some_and(|most| begin.elapsed() >= most);
+        if end.is_none() && (is_over || out.is_to_end()) {
             chunks.is_wanted.store(false, Ordering::Relaxed);
             end = Some(Clock::now());
         }
@@ -882,6 +874,12 @@ mod tests {
             json!({ "seconds": -1 }),
             json!({ "end": ["here"] }),
             json!({ "what": 1 }),
+            json!({ "end": 80 }),
+            json!({ "verdict": [1] }),
+            json!({ "reason": {} }),
+            json!({ "protocol": 6 }),
+            json!({ "seconds": "1" }),
+            json!({ "packets": "1" }),
         ] {
             assert!(options(&asked).is_err(), "{asked}");
         }

@@ -357,16 +357,16 @@ impl Control<'_> {
         if let Some(total) = total {
             let none = CaptureStats::default();
             let elapsed = begin.elapsed();
-            print!(
-                "{}",
-                Report::new(&self.config, total.tally, &none, elapsed).text()
-            );
+            let report = Report::new(&self.config, total.tally, &none, elapsed).text();
             let io: Vec<String> = total
                 .io
                 .iter()
                 .map(|(name, n)| format!("{name} {n}"))
                 .collect();
-            println!("I/O: {}", io.join(", "));
+            // A balancer that ends as it should has not failed for want of a reader.
+            if say!("{report}I/O: {}\n", io.join(", ")).is_err() {
+                warn!("the last report is lost: standard output cannot be written");
+            }
         }
         if let Some(heir) = heir {
             heir.close_at_exit();

@@ -35,7 +35,7 @@ const EXPORT: &[u8; 8] = b"slb-give";
 const IMPORT: &[u8; 8] = b"slb-move";
 /// The longest name of a backend with its pool, and the longest state of a vm: seven million connections.
 const NAME_MOST: u64 = 4096;
-const STATE_MOST: u64 = 1 << 30;
+pub(super) const STATE_MOST: u64 = 1 << 30;
 /// How long a program waits for a process that runs.
 const TO_ANSWER: Duration = Duration::from_secs(60);
 const READY: &[u8; 5] = b"ready";

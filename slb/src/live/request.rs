@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 use slb_control::{Config, Role};
 use slb_core::flow::FlowState;
@@ -23,8 +24,8 @@ use super::{answers, capture};
 
 /// How long a client may take to ask, before it is taken as one that asks for the status.
 const TO_ASK: Duration = Duration::from_millis(100);
-/// The longest question, in bytes.
-const LONGEST: usize = 64 << 10;
+/// The longest question, in bytes: one with the longest packet in hexadecimal.
+const LONGEST: usize = 160 << 10;
 /// An empty line is sent where there was nothing to say for so long: a client that is gone is noticed then.
 const BEAT: Duration = Duration::from_millis(500);
 /// Bytes that are written at once.
@@ -61,6 +62,11 @@ pub(super) fn read(mut client: &UnixStream) -> io::Result<Option<Value>> {
 /// Answers a question.
 pub(super) fn answer(asked: &Value, client: &UnixStream, shared: &Shared) -> io::Result<()> {
     let mut out = Answer::to(client);
+    if let Err(error) = check_plain(asked) {
+        return out
+            .line(&json!({ "error": error }))
+            .and_then(|()| out.flush());
+    }
     let answered = match asked["ask"].as_str() {
         Some("status") => match shared.document() {
             Some(document) => out.line(&document),
@@ -113,6 +119,21 @@ impl<'c> Answer<'c> {
     /// Waits for the client to read for as long as it likes.
     pub(super) fn set_patient(&self) -> io::Result<()> {
         self.client.set_write_timeout(None)
+    }
+
+    /// Waits so long for the client to read, then gives it up.
+    pub(super) fn set_patience(&self, patience: Duration) -> io::Result<()> {
+        self.client.set_write_timeout(Some(patience))
+    }
+
+    /// Returns true if the client has sent another line: it wants the answer to end. One that only closed its
+    /// own side still listens.
+    pub(super) fn is_to_end(&self) -> bool {
+        let mut polled = [PollFd::new(self.client, PollFlags::IN)];
+        let now = Timespec::default();
+        let is_readable = poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0);
+        let mut client = self.client;
+        is_readable && client.read(&mut [0; 256]).is_ok_and(|len| len > 0)
     }
 
     /// Writes what there is, if it is enough for a block.
@@ -177,14 +198,17 @@ impl Names {
 fn list(asked: &Value, shared: &Shared, out: &mut Answer<'_>) -> io::Result<()> {
     let begin = Instant::now();
     let config = shared.config();
-    let wanted = match wanted(asked, &config) {
-        Ok(wanted) => wanted,
+    let read = || -> Result<_, String> {
+        let amount = (flag(asked, "count")?, number(asked, "limit")?);
+        Ok((wanted(asked, &config)?, amount))
+    };
+    let (wanted, (only_counts, most)) = match read() {
+        Ok(read) => read,
         Err(error) => return out.line(&json!({ "error": error })),
     };
+    let most = most.unwrap_or(u64::MAX);
     // A list may be read page by page: how long that takes is the reader's business.
     out.set_patient()?;
-    let only_counts = asked["count"] == Value::Bool(true);
-    let most = asked["limit"].as_u64().unwrap_or(u64::MAX);
     let names = Names::of(&config);
     let mut pages = shared.pages(&wanted, false);
     let (mut entries, mut places) = (0, 0);
@@ -297,7 +321,7 @@ fn write_entry(out: &mut Vec<u8>, entry: &Entry, names: &Names) -> io::Result<()
 /// that no filter is passed over in silence.
 fn wanted(asked: &Value, config: &Config) -> Result<Wanted, String> {
     let (role, mut wanted) = (config.node.role, Wanted::default());
-    let what = asked["what"].as_str().unwrap_or_default();
+    let what = text(asked, "what")?.unwrap_or_default();
     match (what, role) {
         ("flows", Role::Mux) | ("connections", Role::Host | Role::Proxy) => {}
         ("snat", Role::Host) => wanted.opener = Some(Direction::Outward),
@@ -317,19 +341,23 @@ fn wanted(asked: &Value, config: &Config) -> Result<Wanted, String> {
             ));
         }
     }
-    for (key, value) in asked.as_object().into_iter().flatten() {
-        let text = value.as_str().unwrap_or_default();
+    for key in asked
+        .as_object()
+        .into_iter()
+        .flat_map(serde_json::Map::keys)
+    {
+        let text = || text(asked, key).map(Option::unwrap_or_default);
         match key.as_str() {
             "ask" | "what" | "count" | "limit" => {}
-            "client" => (wanted.outside.source, wanted.outside.source_port) = end(text)?,
-            "vip" => (wanted.outside.destination, wanted.outside.destination_port) = end(text)?,
+            "client" => (wanted.outside.source, wanted.outside.source_port) = end(text()?)?,
+            "vip" => (wanted.outside.destination, wanted.outside.destination_port) = end(text()?)?,
             "vm" if role != Role::Mux => {
-                (wanted.inside.source, wanted.inside.source_port) = end(text)?;
+                (wanted.inside.source, wanted.inside.source_port) = end(text()?)?;
             }
-            "protocol" => wanted.protocol = Some(protocol_number(text)?),
-            "state" => wanted.state = Some(state(text, role)?),
-            "backend" => wanted.backends = Some(backends(value, config)?),
-            "rule" => wanted.rules = Some(rules(value, config)?),
+            "protocol" => wanted.protocol = Some(protocol_number(text()?)?),
+            "state" => wanted.state = Some(state(text()?, role)?),
+            "backend" => wanted.backends = Some(backends(&several(asked, key)?, config)?),
+            "rule" => wanted.rules = Some(rules(&several(asked, key)?, config)?),
             other => return Err(format!("{what} cannot be filtered by {other:?}")),
         }
     }
@@ -394,18 +422,71 @@ fn state(text: &str, role: Role) -> Result<EntryState, String> {
     })
 }
 
-/// One name or several.
-fn several(value: &Value) -> Vec<&str> {
-    match value {
-        Value::Array(all) => all.iter().filter_map(Value::as_str).collect(),
-        one => one.as_str().into_iter().collect(),
+/// A question that asks for nothing but one thing has no other member.
+fn check_plain(asked: &Value) -> Result<(), String> {
+    let Some(what @ ("status" | "config" | "drops")) = text(asked, "ask")? else {
+        return Ok(());
+    };
+    let mut keys = asked
+        .as_object()
+        .into_iter()
+        .flat_map(serde_json::Map::keys);
+    match keys.find(|key| *key != "ask") {
+        None => Ok(()),
+        Some(key) => Err(format!("{what} has no option {key:?}")),
+    }
+}
+
+/// A string, if the question has one of this name.
+pub(super) fn text<'v>(asked: &'v Value, key: &str) -> Result<Option<&'v str>, String> {
+    match &asked[key] {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(text)),
+        other => Err(format!("{key}: expected a string, got {other}")),
+    }
+}
+
+/// A string or a list of strings.
+pub(super) fn several<'v>(asked: &'v Value, key: &str) -> Result<Vec<&'v str>, String> {
+    let expected =
+        |got: &Value| format!("{key}: expected a string or a list of strings, got {got}");
+    match &asked[key] {
+        Value::Null => Ok(Vec::new()),
+        Value::String(one) => Ok(vec![one]),
+        Value::Array(all) => {
+            let texts = all
+                .iter()
+                .map(|one| one.as_str().ok_or_else(|| expected(one)));
+            texts.collect()
+        }
+        other => Err(expected(other)),
+    }
+}
+
+/// True or false; false where the question does not say.
+fn flag(asked: &Value, key: &str) -> Result<bool, String> {
+    match &asked[key] {
+        Value::Null => Ok(false),
+        Value::Bool(flag) => Ok(*flag),
+        other => Err(format!("{key}: expected true or false, got {other}")),
+    }
+}
+
+/// A whole number, if the question has one of this name.
+fn number(asked: &Value, key: &str) -> Result<Option<u64>, String> {
+    match &asked[key] {
+        Value::Null => Ok(None),
+        value => value
+            .as_u64()
+            .map(Some)
+            .ok_or_else(|| format!("{key}: expected a whole number, got {value}")),
     }
 }
 
 /// The backends of names: `POOL/NAME`, or a name in whatever pool.
-fn backends(value: &Value, config: &Config) -> Result<Vec<u64>, String> {
+fn backends(names: &[&str], config: &Config) -> Result<Vec<u64>, String> {
     let mut identities = Vec::new();
-    for name in several(value) {
+    for &name in names {
         let before = identities.len();
         config.with_spec(|spec| {
             for pool in spec.pools {
@@ -426,9 +507,9 @@ fn backends(value: &Value, config: &Config) -> Result<Vec<u64>, String> {
 }
 
 /// The rules of names: balancing rules, and ports of inbound NAT.
-fn rules(value: &Value, config: &Config) -> Result<Vec<u64>, String> {
+fn rules(names: &[&str], config: &Config) -> Result<Vec<u64>, String> {
     let mut identities = Vec::new();
-    for name in several(value) {
+    for &name in names {
         let before = identities.len();
         config.with_spec(|spec| {
             let own = rule_names(spec).filter(|(_, rule)| rule.name() == name);
@@ -495,6 +576,23 @@ mod tests {
             (json!({ "what": "flows", "clint": "10.0.0.1" }), "clint"),
             (json!({ "what": "flows", "protocol": "sctp" }), "sctp"),
             (json!({ "what": "names" }), "names"),
+            (json!({ "what": 5 }), "what: expected a string, got 5"),
+            (
+                json!({ "what": "flows", "client": ["10.0.0.1"] }),
+                "client: expected a string, got [\"10.0.0.1\"]",
+            ),
+            (
+                json!({ "what": "flows", "protocol": 6 }),
+                "protocol: expected a string, got 6",
+            ),
+            (
+                json!({ "what": "flows", "backend": [1] }),
+                "backend: expected a string or a list of strings, got 1",
+            ),
+            (
+                json!({ "what": "flows", "rule": true }),
+                "rule: expected a string or a list of strings, got true",
+            ),
         ] {
             let error = wanted(&asked, &config).expect_err("it makes no sense");
             assert!(error.contains(why), "{asked}: {error}");
@@ -503,5 +601,70 @@ mod tests {
             json!({ "ask": "list", "what": "flows", "client": "192.0.2.0/24", "protocol": "132" });
         let wanted = wanted(&asked, &config).expect("a good question");
         assert_eq!(wanted.protocol, Some(132));
+    }
+
+    #[test]
+    fn members_of_a_wrong_type_are_refused() {
+        let asked = json!({ "ask": 5, "limit": "10", "count": 1, "from": {} });
+        for (error, why) in [
+            (
+                number(&asked, "limit").map(drop),
+                "limit: expected a whole number, got \"10\"",
+            ),
+            (
+                number(&json!({ "limit": -1 }), "limit").map(drop),
+                "limit: expected a whole number, got -1",
+            ),
+            (
+                flag(&asked, "count").map(drop),
+                "count: expected true or false, got 1",
+            ),
+            (
+                text(&asked, "from").map(drop),
+                "from: expected a string, got {}",
+            ),
+            (check_plain(&asked), "ask: expected a string, got 5"),
+            (
+                check_plain(&json!({ "ask": "drops", "reason": "no_rule" })),
+                "drops has no option \"reason\"",
+            ),
+        ] {
+            assert_eq!(error.expect_err(why), why);
+        }
+        let good = json!({ "ask": "config", "limit": 3, "count": true, "rule": ["a", "b"] });
+        assert_eq!(number(&good, "limit"), Ok(Some(3)));
+        assert_eq!(flag(&good, "count"), Ok(true));
+        assert_eq!(several(&good, "rule"), Ok(vec!["a", "b"]));
+        assert_eq!(check_plain(&json!({ "ask": "config" })), Ok(()));
+        assert_eq!(
+            check_plain(&Value::Null),
+            Ok(()),
+            "it is refused in other words"
+        );
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_is_given_up() {
+        let (server, mut client) = UnixStream::pair().expect("sockets");
+        let mut out = Answer::to(&server);
+        out.set_patience(Duration::from_millis(50))
+            .expect("a timeout");
+        assert!(!out.is_to_end());
+        let block = vec![0; 1 << 20];
+        let begin = Instant::now();
+        let mut sent = 0;
+        while out.block(&block).is_ok() {
+            sent += 1;
+            assert!(sent < 100, "sockets hold as much as is sent");
+        }
+        assert!(begin.elapsed() < Duration::from_secs(30));
+        client
+            .write_all(b"{\"ask\":\"end\"}\n")
+            .expect("it is open");
+        assert!(out.is_to_end());
+        client
+            .shutdown(std::net::Shutdown::Write)
+            .expect("it is open");
+        assert!(!out.is_to_end(), "it only has no more to say");
     }
 }

@@ -45,7 +45,7 @@ use crate::balancer::Balancer;
 
 const MAGIC: &[u8; 8] = b"slbstate";
 const VERSION: u16 = 1;
-const HEADER: usize = 72;
+pub(super) const HEADER: usize = 72;
 /// Offset of the hash of all other bytes.
 const CHECK: std::ops::Range<usize> = 64..72;
 /// Before the records of a piece.
@@ -391,24 +391,12 @@ impl Directory {
 
     /// Reads a file's bytes.
     pub(super) fn read(&self, bytes: &[u8]) -> Result<Saved, String> {
-        let header: &[u8; HEADER] = bytes
-            .first_chunk()
-            .ok_or_else(|| format!("expected {HEADER} bytes or more, got {}", bytes.len()))?;
-        if header[..8] != MAGIC[..] {
-            return Err("it is no state of slb".to_owned());
-        }
-        let number = |at: usize, len: usize| -> u64 {
-            header[at..at + len]
-                .iter()
-                .fold(0, |so_far, &byte| so_far << 8 | u64::from(byte))
-        };
-        let version = number(8, 2);
-        if version != u64::from(VERSION) {
-            return Err(format!("it has version {version}, expected {VERSION}"));
-        }
+        let header = header_of(bytes)?;
+        let number = |at, len| number_in(header, at, len);
         let mut body = &bytes[HEADER..];
-        if number(56, 8) != body.len() as u64 {
-            let (said, left) = (number(56, 8), body.len());
+        let said = length_after(bytes)?;
+        if said != body.len() as u64 {
+            let left = body.len();
             return Err(format!(
                 "it says that {said} bytes follow its header, got {left}"
             ));
@@ -503,6 +491,31 @@ impl Directory {
 }
 
 /// The hash of a header up to the hash itself, and of what follows.
+/// The header of a state that this version writes.
+fn header_of(bytes: &[u8]) -> Result<&[u8; HEADER], String> {
+    let header: &[u8; HEADER] = bytes
+        .first_chunk()
+        .ok_or_else(|| format!("expected {HEADER} bytes or more, got {}", bytes.len()))?;
+    if header[..8] != MAGIC[..] {
+        return Err("it is no state of slb".to_owned());
+    }
+    let version = number_in(header, 8, 2);
+    match version == u64::from(VERSION) {
+        true => Ok(header),
+        false => Err(format!("it has version {version}, expected {VERSION}")),
+    }
+}
+
+/// Bytes that follow the header of a state, as the header says.
+pub(super) fn length_after(bytes: &[u8]) -> Result<u64, String> {
+    Ok(number_in(header_of(bytes)?, 56, 8))
+}
+
+fn number_in(header: &[u8; HEADER], at: usize, len: usize) -> u64 {
+    let bytes = header.get(at..at + len).unwrap_or_default().iter();
+    bytes.fold(0, |so_far, &byte| so_far << 8 | u64::from(byte))
+}
+
 fn check_of(header: &[u8], body: &[u8]) -> u64 {
     let head = siphash13([0, 0], &header[..CHECK.start]);
     siphash13([head, 0], body)

@@ -142,12 +142,12 @@ pub(crate) fn run(options: &WatchdogOptions) -> Result<(), Failure> {
         };
         if ready == 0 {
             if stalled.is_none() {
-                eprintln!(
+                tell_line!(
                     "slb watchdog: no sign of life for {} s: {name} goes down, and the VIPs with it",
                     PATIENCE.as_secs()
                 );
                 if let Err(error) = take_down(name) {
-                    eprintln!("slb watchdog: {name}: {error}");
+                    tell_line!("slb watchdog: {name}: {error}");
                 }
                 stalled = Some(Instant::now());
             }
@@ -158,12 +158,12 @@ pub(crate) fn run(options: &WatchdogOptions) -> Result<(), Failure> {
         }
         if let Some(since) = stalled.take() {
             let stood = since.elapsed() + PATIENCE;
-            eprintln!(
+            tell_line!(
                 "slb watchdog: alive again after {:.1} s: {name} goes up",
                 stood.as_secs_f64()
             );
             if let Err(error) = bring_up(name) {
-                eprintln!("slb watchdog: {name}: {error}");
+                tell_line!("slb watchdog: {name}: {error}");
             }
         }
     }

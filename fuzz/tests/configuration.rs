@@ -34,6 +34,12 @@ const LINES: &[&str] = &[
     "allocated_outbound_ports = 64000",
     "[[port]]\nname = \"x\"\ntype = \"frontend\"\nmode = \"multi\"\naddress = \"10.0.0.9\"",
     "[[source_rewrite]]\nfrom = \"10.0.0.0/8\"\nto = \"11.0.0.0/8\"",
+    "[[network]]\nname = \"blue\"\nvni = 1\naddress_spaces = [\"10.0.0.0/8\", \"20.20.20.0/24\"]\ngateways = \"10.0.0.254\"",
+    "[[network]]\nname = \"red\"\nvni = 7\naddress_spaces = [\"20.20.20.0/24\", \"20.20.20.128/25\", \"fd00::/8\"]\ngateways = \"20.20.20.100\"",
+    "[[network]]\nname = \"green\"\nvni = 16777215\naddress_spaces = [\"fd00::/8\", \"10.9.9.9/8\", \"0.0.0.0/0\"]",
+    "[[vm]]\nname = \"v\"\nnetwork = \"red\"\naddress = \"20.20.20.100\"\nhost = \"172.16.0.1\"",
+    "[[vm]]\nname = \"w\"\nnetwork = \"blue\"\naddress = [\"10.0.0.2\", \"20.20.20.100\"]\nhost = \"172.16.0.2\"\nmac = \"02:00:00:00:00:09\"",
+    "[[vm]]\nname = \"x\"\nnetwork = \"red\"\naddress = \"fd00::1\"\nhost = \"172.16.0.1\"\nmac = \"02:00:00:00:00:09\"",
 ];
 
 const NODES: [&str; 3] = [

@@ -113,7 +113,7 @@ impl Config {
     }
 
     fn of_bounded(file: &str, reader: io::Result<impl io::Read>) -> Result<Self, ConfigErrors> {
-        match read_bounded(reader) {
+        match read_text(reader) {
             Ok(text) => Self::parse(file, &text),
             Err(message) => Err(ConfigErrors(vec![ConfigError {
                 file: file.to_owned(),
@@ -282,8 +282,11 @@ pub const MOST_RULES: usize = 1 << 14;
 /// each probe that its rules go by.
 pub const MOST_SLOTS: u64 = 1 << 28;
 
-/// Reads a file, and of one that is too large no more than shows that.
-fn read_bounded(reader: io::Result<impl io::Read>) -> Result<String, String> {
+/// Reads a text that a user named, such as a configuration; of one that is too large no more than shows that.
+///
+/// # Errors
+/// What was expected in its place, or why it cannot be read.
+pub fn read_text(reader: io::Result<impl io::Read>) -> Result<String, String> {
     let read = |mut text: String| {
         reader?.take(LARGEST_FILE + 1).read_to_string(&mut text)?;
         Ok::<String, io::Error>(text)

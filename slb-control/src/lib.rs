@@ -46,7 +46,7 @@ pub mod probe;
 mod slow_start;
 mod validate;
 
-pub use config::{Config, Role};
+pub use config::{Config, Role, read_text};
 pub use diff::{Diff, PortMove, RuleDiff};
 pub use duration::{format_duration, parse_duration};
 pub use error::{ConfigError, ConfigErrors};

@@ -16,7 +16,11 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
     let path = options.config.path();
     let config = load(path)?;
     config.snapshot(None).map_err(Failure::usage)?;
-    say_line!("{}: OK", path.display())?;
+    let name = match is_standard(path) {
+        true => "standard input".to_owned(),
+        false => path.display().to_string(),
+    };
+    say_line!("{name}: OK")?;
     for rule in &config.rules {
         let (frontend, pool) = (&config.frontends[rule.frontend], &config.pools[rule.pool]);
         let serving = (0..pool.backends.len()).filter(|&backend| config.serves(rule, backend));
@@ -103,7 +107,7 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
         )?;
     }
     for line in config.warnings() {
-        tell_line!("{}: warning: {line}", path.display());
+        tell_line!("{name}: warning: {line}");
     }
     Ok(())
 }

@@ -343,7 +343,7 @@ pub(crate) struct LiveOptions {
     #[arg(long, value_name = "N", value_parser = workers)]
     pub(crate) workers: Option<NonZeroU16>,
     /// The CPUs of workers, assigned in turn. Default: all.
-    #[arg(long, value_name = "CPU", value_delimiter = ',')]
+    #[arg(long, value_name = "CPU", value_delimiter = ',', value_parser = cpu)]
     pub(crate) cpus: Vec<usize>,
     /// Poll for packets without waiting: lower latency, but each worker uses a whole CPU.
     #[arg(long)]
@@ -517,6 +517,14 @@ pub(crate) struct ControllerOptions {
     /// Lowest level to log: error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub(crate) log_level: tracing::Level,
+}
+
+/// A CPU is one that the kernel's sets of them have room for.
+#[cfg(feature = "live")]
+fn cpu(text: &str) -> Result<usize, String> {
+    const MOST: usize = rustix::thread::CpuSet::MAX_CPU - 1;
+    let cpu = text.parse().ok().filter(|cpu| *cpu <= MOST);
+    cpu.ok_or_else(|| format!("expected a CPU from 0 to {MOST}"))
 }
 
 /// There is at least one worker.
@@ -842,7 +850,7 @@ impl DiffOptions {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ImportOptions {
     /// Load balancers, templates with `resources`, templates that these link to, their parameter files,
-    /// or parts of a load balancer; comments may be in them.
+    /// or parts of a load balancer; comments may be in them. - for standard input.
     #[arg(value_name = "JSON", required = true)]
     pub(crate) files: Vec<PathBuf>,
     /// File with data that the JSON lacks (TOML).

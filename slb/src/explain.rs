@@ -278,7 +278,10 @@ pub(crate) fn made_from(
     let [protocol, source, destination] = tuple else {
         return Err(bad("PROTOCOL SOURCE DESTINATION", &tuple.join(" ")));
     };
-    let has_ports = matches!(protocol.as_str(), "tcp" | "udp");
+    if !matches!(protocol.as_str(), "tcp" | "udp" | "icmp") {
+        return Err(bad("tcp, udp or icmp", protocol));
+    }
+    let has_ports = protocol != "icmp";
     let endpoint = |text: &String| -> Result<SocketAddr, Failure> {
         if has_ports {
             text.parse().map_err(|_| bad("ADDRESS:PORT", text))
@@ -308,8 +311,7 @@ pub(crate) fn made_from(
         "tcp" => ip.tcp(from, to, 1, 65_535).syn().write(&mut packet, &[]),
         "udp" => ip.udp(from, to).write(&mut packet, &[]),
         "icmp" if is_ipv6 => ip.icmpv6_echo_request(1, 1).write(&mut packet, &[]),
-        "icmp" => ip.icmpv4_echo_request(1, 1).write(&mut packet, &[]),
-        other => return Err(bad("tcp, udp or icmp", other)),
+        _ => ip.icmpv4_echo_request(1, 1).write(&mut packet, &[]),
     };
     written.map_err(Failure::failed)?;
     Ok(packet)

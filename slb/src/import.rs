@@ -1,6 +1,5 @@
 //! `slb import`: Azure's JSON into a configuration.
 
-use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +7,7 @@ use slb_control::azure::{self, Input, Inventory};
 
 use crate::Failure;
 use crate::cli::ImportOptions;
-use crate::output::{Content, create};
+use crate::output::{Content, create, is_standard, read_input};
 
 pub(crate) fn run(options: &ImportOptions) -> Result<(), Failure> {
     let bad = |errors: slb_control::ConfigErrors| Failure {
@@ -17,12 +16,15 @@ pub(crate) fn run(options: &ImportOptions) -> Result<(), Failure> {
     };
     let inventory = options.inventory.as_deref().map(Inventory::from_path);
     let inventory = inventory.transpose().map_err(bad)?.unwrap_or_default();
+    let standard = options.files.iter().filter(|path| is_standard(path));
+    if standard.count() > 1 {
+        return Err(Failure::usage(
+            "import: expected - for standard input once at most, got it twice",
+        ));
+    }
     let mut files = Vec::new();
     for path in &options.files {
-        let name = path.display().to_string();
-        let text = fs::read_to_string(path)
-            .map_err(|error| Failure::usage(format!("{name}: cannot be read: {error}")))?;
-        files.push((name, text));
+        files.push(read_input(path)?);
     }
     let inputs = files.iter().map(|(file, text)| Input { file, text });
     let inputs: Vec<Input<'_>> = inputs.collect();

@@ -70,6 +70,7 @@ use self::worker::{Go, Worker};
 use crate::Failure;
 use crate::check::load;
 use crate::cli::{LiveOptions, LogFormat};
+use crate::output::is_standard;
 
 pub(crate) use self::status::default_paths;
 pub(crate) use self::vm::move_state;
@@ -77,6 +78,11 @@ pub(crate) use self::watchdog::run as watch;
 
 pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     log_to_stderr(options.log, options.log_level);
+    if is_standard(options.config.path()) {
+        return Err(Failure::usage(
+            "expected a configuration in a file, which is read again when it changes, got - for standard input",
+        ));
+    }
     let mut fleet = Fleet::start(options, role)?;
     let mut given = match &mut fleet {
         Some(fleet) => fleet.first(),

@@ -37,6 +37,7 @@ mod status;
 mod top;
 
 use std::fmt;
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -137,14 +138,53 @@ fn refuse(error: &clap::Error) -> ! {
         std::process::exit(2);
     }
     // Help that nobody gets is a failure; a message about bad usage that nobody gets is still one.
-    let status = match error.print().map_err(output::unwritten) {
-        Err(failure) if !error.use_stderr() => {
-            tell_line!("{failure}");
-            failure.status.into()
+    let status = match error.use_stderr() {
+        true => {
+            let text = error.render();
+            let text = match std::io::stderr().is_terminal() {
+                true => text.ansi().to_string(),
+                false => text.to_string(),
+            };
+            tell!("{}", in_the_trades_words(text));
+            error.exit_code()
         }
-        _ => error.exit_code(),
+        false => match error.print().map_err(output::unwritten) {
+            Ok(()) => error.exit_code(),
+            Err(failure) => {
+                if !failure.message.is_empty() {
+                    tell_line!("{failure}");
+                }
+                failure.status.into()
+            }
+        },
     };
     std::process::exit(status)
+}
+
+/// A message about bad usage that says what was expected, where the parser of a value has words of its own.
+fn in_the_trades_words(text: String) -> String {
+    const WORDS: [(&str, &str); 8] = [
+        ("invalid digit found in string", "expected a whole number"),
+        (
+            "cannot parse integer from empty string",
+            "expected a whole number",
+        ),
+        (
+            "number too large to fit in target type",
+            "expected a smaller number",
+        ),
+        (
+            "number too small to fit in target type",
+            "expected a larger number",
+        ),
+        ("invalid float literal", "expected a number"),
+        ("cannot parse float from empty string", "expected a number"),
+        ("invalid socket address syntax", "expected ADDRESS:PORT"),
+        ("invalid IP address syntax", "expected an address"),
+    ];
+    WORDS
+        .into_iter()
+        .fold(text, |text, (theirs, ours)| text.replace(theirs, ours))
 }
 
 /// Ends the program when its output is no longer read, as in `slb explain ... | head -1`. Not for

@@ -13,6 +13,8 @@ use std::path::Path;
 
 #[cfg(feature = "azure")]
 use slb_control::azure;
+#[cfg(any(feature = "azure", feature = "live"))]
+use slb_control::read_text;
 
 use crate::Failure;
 
@@ -84,6 +86,25 @@ pub(crate) type Output<'a> = (&'a str, &'a Path);
 /// Returns true if a name means standard input or output: `-`.
 pub(crate) fn is_standard(path: &Path) -> bool {
     path == Path::new("-")
+}
+
+/// Reads a file of text, or standard input where its name is `-`; returns what messages call it, and the text.
+///
+/// # Errors
+/// Bad usage, where it cannot be read or is too large.
+#[cfg(any(feature = "azure", feature = "live"))]
+pub(crate) fn read_input(path: &Path) -> Result<(String, String), Failure> {
+    let (name, text) = match is_standard(path) {
+        true => (
+            "standard input".to_owned(),
+            read_text(Ok(io::stdin().lock())),
+        ),
+        false => (path.display().to_string(), read_text(File::open(path))),
+    };
+    match text {
+        Ok(text) => Ok((name, text)),
+        Err(why) => Err(Failure::usage(format!("{name}: {why}"))),
+    }
 }
 
 /// The identity of a file: its device, and its inode.

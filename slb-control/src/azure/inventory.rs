@@ -6,6 +6,7 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
+use crate::config::read_text;
 use crate::document::{Faults, Section};
 use crate::error::{ConfigError, ConfigErrors};
 
@@ -86,13 +87,13 @@ impl Inventory {
     /// All faults, each with its line. A file that cannot be read is one on line 1.
     pub fn from_path(path: impl AsRef<Path>) -> Result<Self, ConfigErrors> {
         let file = path.as_ref().display().to_string();
-        match fs::read_to_string(&path) {
+        match read_text(fs::File::open(&path)) {
             Ok(text) => Self::parse(&file, &text),
             Err(error) => Err(ConfigErrors(vec![ConfigError {
                 file,
                 line: 1,
                 place: String::new(),
-                message: format!("cannot be read: {error}"),
+                message: error,
             }])),
         }
     }

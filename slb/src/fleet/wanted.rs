@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-use std::{fs, io};
 
 use slb_fleet::document::Spec;
 use slb_fleet::fetch::{self, Known};
@@ -14,7 +13,7 @@ use slb_fleet::store::Store;
 
 use crate::Failure;
 use crate::cli::{ApplyOptions, DeleteOptions, GetOptions};
-use crate::output::is_standard;
+use crate::output::{is_standard, read_input};
 
 /// How often it looks how far a rollout has come.
 const LOOK: Duration = Duration::from_millis(50);
@@ -45,12 +44,7 @@ pub(crate) fn apply(options: &ApplyOptions) -> Result<(), Failure> {
 /// The spec of a file: a configuration without `[node]`, or Azure's JSON.
 fn read(options: &ApplyOptions) -> Result<Spec, Failure> {
     let path = &options.file;
-    let name = path.display().to_string();
-    let text = match is_standard(path) {
-        true => io::read_to_string(io::stdin()),
-        false => fs::read_to_string(path),
-    };
-    let text = text.map_err(|error| Failure::usage(format!("{name}: cannot be read: {error}")))?;
+    let (name, text) = read_input(path)?;
     let spec = if is_json(path, &text) {
         import(&name, &text, options.inventory.as_deref())?
     } else {

@@ -23,7 +23,7 @@
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::IntoRawFd as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -58,9 +58,14 @@ impl Handover {
     /// Listens in the place of an earlier process that does no more.
     pub(super) fn open(path: &Path) -> Option<Self> {
         let listen = || {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+            match fs::symlink_metadata(path) {
+                Ok(present) if !present.file_type().is_socket() => {
+                    let why = "a file that is no socket is there, and stays";
+                    return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+                }
+                Ok(_) => fs::remove_file(path)?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
             }
             let listener = UnixListener::bind(path)?;
             fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
@@ -343,6 +348,15 @@ mod tests {
         assert!(new.is_some() && path.exists(), "the name is the new one's");
         drop(new);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_in_the_place_of_the_socket_stays() {
+        let place = tempfile::tempdir().expect("a directory");
+        let path = place.path().join("host.handover");
+        fs::write(&path, "notes of mine").expect("it is writable");
+        assert!(Handover::open(&path).is_none());
+        assert_eq!(fs::read(&path).expect("it is there"), b"notes of mine");
     }
 
     #[test]

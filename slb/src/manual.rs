@@ -9,6 +9,7 @@ use clap::CommandFactory as _;
 
 use crate::Failure;
 use crate::cli::{Cli, CompletionsOptions, ManOptions};
+use crate::output::unwritten;
 
 /// Prints the script by which a shell completes commands and options.
 pub(crate) fn completions(options: &CompletionsOptions) -> Result<(), Failure> {
@@ -22,7 +23,7 @@ pub(crate) fn completions(options: &CompletionsOptions) -> Result<(), Failure> {
 pub(crate) fn print(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     let written = out.write_all(bytes).and_then(|()| out.flush());
-    written.map_err(|error| Failure::failed(format!("standard output: {error}")))
+    written.map_err(unwritten)
 }
 
 /// Writes `slb.1`, and a page for each command such as `slb-replay.1`.

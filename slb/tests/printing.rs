@@ -100,6 +100,8 @@ fn printing<'a>([socket, capture, generated, azure, inventory]: [&'a str; 5]) ->
         vec!["--help"],
         vec!["--version"],
         vec!["help", "replay"],
+        vec!["completions", "bash"],
+        vec!["schema"],
         vec!["check", WEB],
         vec!["check", "examples/host.toml", "--ports"],
         vec!["diff", WEB, "examples/host.toml"],

@@ -221,6 +221,43 @@ fn prefixes_have_no_bits_beyond_their_length() {
 }
 
 #[test]
+fn address_spaces_are_of_hosts_and_addresses_are_said_once() {
+    for space in [
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+        "127.1.0.0/16",
+        "169.254.0.0/16",
+        "0.0.0.0/8",
+        "ff02::/16",
+        "fe80::/64",
+        "::1/128",
+        "::ffff:10.0.0.0/104",
+    ] {
+        refused(
+            &with(
+                "\"10.1.0.0/16\", ",
+                &format!("\"10.1.0.0/16\", \"{space}\", "),
+            ),
+            "network \"blue\": address_spaces: expected addresses that hosts can have, got ",
+        );
+    }
+    for space in ["0.0.0.0/0", "::/0"] {
+        let spaces = "address_spaces = [\"10.1.0.0/16\", \"fd00:1::/64\"]\ngateways";
+        let other = if space == "::/0" {
+            "10.1.0.0/16"
+        } else {
+            "fd00:1::/64"
+        };
+        let new = format!("address_spaces = [\"{other}\", \"{space}\"]\ngateways");
+        parse(&with(spaces, &new)).expect("hosts are among them");
+    }
+    refused(
+        &with("\"10.1.0.12\", ", "\"10.1.0.12\", \"10.1.0.12\", "),
+        "vm \"blue2\": address: duplicate address 10.1.0.12",
+    );
+}
+
+#[test]
 fn a_diff_shows_networks_and_vms() {
     let old = parse(GOOD).expect("good");
     let lines = |text: &str| {

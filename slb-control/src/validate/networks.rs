@@ -53,6 +53,7 @@ pub(super) fn check(config: &Config, faults: &Faults<'_>) {
     }
     for network in &config.networks {
         check_spaces(network, faults);
+        check_use(network, faults);
     }
     check_gateways(config, faults);
     check_macs(config, faults);
@@ -235,6 +236,35 @@ fn check_spaces(network: &Network, faults: &Faults<'_>) {
     }
 }
 
+/// Address spaces have addresses that hosts can have.
+fn check_use(network: &Network, faults: &Faults<'_>) {
+    // RFC 6890 §2.2.2 and §2.2.3, RFC 5771 §3, RFC 4291 §2.4: "this network", loopback, link-local and multicast
+    // addresses, what is reserved, and IPv4-mapped addresses.
+    const NO_HOSTS: [(IpAddr, u8); 9] = [
+        (IpAddr::V4(Ipv4Addr::new(0, 0, 0, 0)), 8),
+        (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8),
+        (IpAddr::V4(Ipv4Addr::new(169, 254, 0, 0)), 16),
+        (IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 3),
+        (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 128),
+        (IpAddr::V6(Ipv6Addr::LOCALHOST), 128),
+        (IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0)), 96),
+        (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10),
+        (IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8),
+    ];
+    for &space in &network.address_spaces {
+        let [first, last] = range(space);
+        let none = NO_HOSTS.into_iter().any(|(address, len)| {
+            let [low, high] = range(Prefix { address, len });
+            low <= first && last <= high
+        });
+        if none {
+            let message = format!("expected addresses that hosts can have, got {space}");
+            let place = format!("network {:?}: address_spaces", network.name);
+            faults.add(&network.span, place, message);
+        }
+    }
+}
+
 /// The first and the last address of a prefix.
 fn range(prefix: Prefix) -> [IpAddr; 2] {
     let first = network_of(prefix).address;
@@ -307,7 +337,15 @@ fn check_vms(config: &Config, faults: &Faults<'_>) {
             _ => {}
         }
         let place = format!("{place}: address");
+        let mut known = HashSet::new();
         for &address in &vm.addresses {
+            if !known.insert(address) {
+                faults.add(
+                    &vm.span,
+                    place.clone(),
+                    format!("duplicate address {address}"),
+                );
+            }
             let is_probes = source.is(address) || config.node.probe_sources.contains(&address);
             if config.node.probing && is_probes {
                 faults.add(&vm.span, place.clone(), where_probes_come_from(address));

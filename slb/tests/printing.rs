@@ -92,7 +92,7 @@ fn fake_balancer(path: &Path) {
 }
 
 /// Commands that print something to standard output, whatever becomes of it.
-fn printing<'a>([socket, capture, generated, azure, inventory]: [&'a str; 5]) -> Vec<Vec<&'a str>> {
+fn printing([socket, capture, generated, azure, inventory]: [&str; 5]) -> Vec<Vec<&str>> {
     const WEB: &str = "examples/web.toml";
     const SAMPLE: &str = "examples/sample.pcap";
     let tuple = ["tcp", "1.2.3.4:50000", "20.20.20.100:80"];

@@ -9,7 +9,9 @@
 
 mod ask;
 mod prober;
+mod tally;
 mod tls;
+mod vips;
 mod vms;
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,6 +22,8 @@ use slb_core::wire::vxlan::Vni;
 
 pub use ask::{Asker, ProbeFailure};
 pub use prober::{Change, Prober};
+pub use tally::{PROBE_CLASSES, ProbeCounts, ProbeTallies};
+pub use vips::{VipPort, VipProber, VipResults};
 pub use vms::{ProberEnd, VmPort, WorkerEnd, way};
 
 use crate::config::{Config, Probe, Role, Vm};

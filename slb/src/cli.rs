@@ -361,6 +361,11 @@ pub(crate) struct LiveOptions {
     /// Address that serves /metrics (for Prometheus), /healthz and /readyz over HTTP.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) metrics: Option<SocketAddr>,
+    /// For a mux or a host: call each TCP rule's VIP every five seconds, as a client would, and count the answers in
+    /// the metrics: data path availability. The calls leave by the fabric, so they go through routers, a mux, a host
+    /// and a backend; a backend sees connections that end with a RST.
+    #[arg(long)]
+    pub(crate) probe_vips: bool,
     /// For a mux on AF_XDP: create an interface of this name that leads to the VIPs, for a routing
     /// daemon on this machine to announce. The VIPs appear after the first probes, and disappear
     /// when the mux drains or ends, and while no packets arrive or the process is stuck.

@@ -19,12 +19,14 @@ mod background;
 mod capture;
 mod control;
 mod device;
+mod events;
 mod exchange;
 mod file;
 mod follow;
 mod handover;
 mod look;
 mod mailbox;
+mod measured;
 mod metrics;
 mod next_hops;
 mod offload;
@@ -45,7 +47,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use slb_control::probe::{Prober, ProberEnd, way};
+use slb_control::probe::{Prober, ProberEnd, VipProber, way};
 use slb_control::{Config, PassiveHealth, Role, SlowStart};
 use slb_core::Key;
 use slb_core::counters::CounterMemory;
@@ -214,6 +216,10 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     plan.warn_of_checksums(&native.collect::<Vec<_>>());
     let asked = fleet.as_ref().map(|fleet| fleet.probed(&given));
     let prober = prober(asked.as_ref().unwrap_or(&given), of_prober)?;
+    let vips = options
+        .probe_vips
+        .then(|| vip_prober(&given, &plan))
+        .transpose()?;
     if let Some(fleet) = &mut fleet {
         fleet.is_in_place();
     }
@@ -221,6 +227,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         role = role.name(),
         workers = workers.len(),
         generation = snapshot.generation(),
+        event = "running",
         "running"
     );
     for line in given.warnings() {
@@ -238,6 +245,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         next_hops,
         announcer,
         prober,
+        vips,
         found,
         unreached: Unreached::default(),
         given,
@@ -279,6 +287,19 @@ fn prober(given: &Config, way: Option<ProberEnd>) -> Result<Option<Prober>, Fail
     };
     prober.set(given);
     Ok(Some(prober))
+}
+
+/// Calls the VIPs out of the fabric's interface: what `--announce` has is local to the kernel.
+fn vip_prober(given: &Config, plan: &Plan) -> Result<VipProber, Failure> {
+    if given.node.role == Role::Proxy {
+        return Err(Failure::usage(
+            "--probe-vips is for a mux or a host: expected the calls of a proxy's VIPs to come from its clients' side",
+        ));
+    }
+    let device = plan.fabric().map(|interface| &*interface.name);
+    let mut vips = VipProber::start(&given.node.probe_sources, device).map_err(Failure::failed)?;
+    vips.set(given);
+    Ok(vips)
 }
 
 fn announcer(name: &str, config: &Config, plan: &Plan) -> Result<Announcer, Failure> {

@@ -3,6 +3,8 @@
 #[cfg(feature = "live")]
 pub(crate) mod metrics;
 pub(crate) mod rules;
+#[cfg(feature = "live")]
+pub(crate) mod totals;
 
 use std::collections::HashMap;
 use std::fmt::Write as _;

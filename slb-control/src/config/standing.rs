@@ -77,6 +77,20 @@ impl Config {
         }
     }
 
+    /// Returns the number of backends that get new flows of a rule, which is given by its index.
+    pub fn backends_of_rule(&self, rule: usize) -> usize {
+        let Some(rule) = self.rules.get(rule) else {
+            return 0;
+        };
+        let backends = self
+            .pools
+            .get(rule.pool)
+            .map_or(0, |pool| pool.backends.len());
+        (0..backends)
+            .filter(|&backend| self.serves(rule, backend))
+            .count()
+    }
+
     /// The backends of a pool that get new flows of a rule of it, or would, where it has no rule.
     pub(crate) fn serving(&self, pool: usize) -> Vec<usize> {
         let rules = || self.rules.iter().filter(|rule| rule.pool == pool);

@@ -101,6 +101,8 @@ impl std::error::Error for ProbeFailure {
 pub struct Asker {
     /// The addresses to ask from, one of each family.
     sources: Vec<IpAddr>,
+    /// The interface that connections go out by; `None`: as the kernel routes them.
+    device: Option<String>,
     /// The way to the vms of a host agent; other roles have none.
     vms: Option<Vms>,
     checked: TlsConnector,
@@ -113,10 +115,17 @@ impl Asker {
     pub fn new(sources: &[IpAddr]) -> Self {
         Self {
             sources: sources.to_vec(),
+            device: None,
             vms: None,
             checked: TlsConnector::from(Arc::new(tls::checked())),
             unchecked: TlsConnector::from(Arc::new(tls::unchecked())),
         }
+    }
+
+    /// The same, by an interface that the kernel's routes do not choose.
+    pub(super) fn by_device(self, device: Option<&str>) -> Self {
+        let device = device.map(str::to_owned);
+        Self { device, ..self }
     }
 
     /// The same for a host agent, which has a way to its vms of its own.
@@ -184,6 +193,9 @@ impl Asker {
             IpAddr::V4(_) => TcpSocket::new_v4()?,
             IpAddr::V6(_) => TcpSocket::new_v6()?,
         };
+        if let Some(device) = &self.device {
+            socket.bind_device(Some(device.as_bytes()))?;
+        }
         let is_ipv4 = target.address.is_ipv4();
         if let Some(&source) = self
             .sources

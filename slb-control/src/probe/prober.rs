@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::sleep_until;
 
+use super::tally::{Counted, ProbeTallies, Tally};
 use super::vms::Vms;
 use super::{Asker, BackendName, ProbeFailure, ProberEnd, Target, targets};
 use crate::config::Config;
@@ -62,6 +63,7 @@ pub struct Prober {
     by_pool: HashMap<String, Arc<Semaphore>>,
     /// Why this node could not ask, since that was last asked for.
     trouble: Option<String>,
+    tallies: ProbeTallies,
     /// The runtime's thread ends when this goes.
     _stop: tokio::sync::oneshot::Sender<()>,
 }
@@ -86,6 +88,7 @@ struct Asked {
     is_known: bool,
     /// Differs from those of earlier targets, whose changes may still be on their way.
     number: u64,
+    tally: Arc<Tally>,
     task: JoinHandle<()>,
 }
 
@@ -134,6 +137,7 @@ impl Prober {
             places: Arc::new(Semaphore::new(MOST_SOCKETS)),
             by_pool: HashMap::new(),
             trouble: None,
+            tallies: ProbeTallies::default(),
             _stop: stop,
         })
     }
@@ -167,6 +171,20 @@ impl Prober {
         for asked in old.into_values() {
             asked.task.abort();
         }
+        let counted = self.asked.iter().map(|(&number, asked)| {
+            let counted = Counted {
+                probe: asked.target.probe.name.clone(),
+                names: asked.names.clone(),
+                tally: Arc::clone(&asked.tally),
+            };
+            (number, counted)
+        });
+        self.tallies.set(counted.collect());
+    }
+
+    /// Returns the counts of probes, to be read by any thread from now on.
+    pub fn tallies(&self) -> ProbeTallies {
+        self.tallies.clone()
     }
 
     fn begin(&mut self, target: Target, names: Vec<BackendName>) -> Asked {
@@ -175,8 +193,10 @@ impl Prober {
         let pool = names.first().map(|(pool, _)| pool.clone());
         let of_pool = self.by_pool.entry(pool.unwrap_or_default());
         let of_pool = of_pool.or_insert_with(|| Arc::new(Semaphore::new(MOST_OF_A_POOL)));
+        let tally = Arc::new(Tally::default());
         let one = One {
             number,
+            tally: Arc::clone(&tally),
             target: target.clone(),
             asker: self.asker.clone(),
             begin: self.begin,
@@ -189,6 +209,7 @@ impl Prober {
             condition: Condition::Healthy,
             is_known: false,
             number,
+            tally,
             task: self.runtime.spawn(one.run()),
         }
     }
@@ -260,6 +281,7 @@ impl Prober {
 /// The life of one target's probes.
 struct One {
     number: u64,
+    tally: Arc<Tally>,
     target: Target,
     asker: Asker,
     begin: Clock,
@@ -294,7 +316,7 @@ impl One {
             if !health.begin(self.now()) {
                 continue;
             }
-            let answer = self.asker.ask(&self.target).await;
+            let answer = self.ask().await;
             let changed = match &answer {
                 Ok(()) => health.succeeded(),
                 Err(failure) if failure.is_own() => {
@@ -323,7 +345,7 @@ impl One {
                 self.sleep_until(self.now() + pause).await;
             }
             let places = self.places().await?;
-            let answer = self.asker.ask(&self.target).await;
+            let answer = self.ask().await;
             drop(places);
             let is_well = match answer {
                 Ok(()) => true,
@@ -351,6 +373,14 @@ impl One {
             }
         }
         Some(condition)
+    }
+
+    /// Asks once, and counts the answer.
+    async fn ask(&self) -> Result<(), ProbeFailure> {
+        let begin = Clock::now();
+        let answer = self.asker.ask(&self.target).await;
+        self.tally.note(&answer, begin.elapsed());
+        answer
     }
 
     /// Waits for a place among the connections of the pool and of all.

@@ -187,12 +187,12 @@ impl Announcer {
             };
             match set_peer(&self.name, own, vip, is_there) {
                 Ok(()) if is_there => {
-                    info!(%vip, "announced");
+                    info!(%vip, event = "vip_announced", "announced");
                     self.announced.insert(vip);
                     self.refused.remove(&vip);
                 }
                 Ok(()) => {
-                    info!(%vip, "withdrawn");
+                    info!(%vip, event = "vip_withdrawn", "withdrawn");
                     self.announced.remove(&vip);
                 }
                 Err(error) => {

@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use slb_control::config::Node;
-use slb_control::probe::{BackendName, Prober};
+use slb_control::probe::{BackendName, Prober, VipProber};
 use slb_control::{Config, PassiveHealth, Role, SlowStart};
 use slb_core::MuxOptions;
 use slb_core::counters::CounterMemory;
@@ -25,6 +25,7 @@ use tracing::{error, info, warn};
 use super::announce::Announcer;
 use super::background::Background;
 use super::device::{Plan, Slot, Turn};
+use super::events;
 use super::file::{Loading, WatchedFile};
 use super::follow::Fleet;
 use super::handover::{Handover, Heir, Request};
@@ -80,6 +81,8 @@ pub(super) struct Control<'o> {
     pub(super) next_hops: NextHops,
     pub(super) announcer: Option<Announcer>,
     pub(super) prober: Option<Prober>,
+    /// Calls VIPs as a client (`--probe-vips`).
+    pub(super) vips: Option<VipProber>,
     pub(super) passive: PassiveHealth,
     pub(super) slow_start: SlowStart,
     pub(super) found: Found,
@@ -218,11 +221,17 @@ impl Control<'_> {
     ) -> Result<(), Failure> {
         let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(Failure::failed)?;
         let begin = self.begin;
-        let shared = Shared::new((&self.config, &self.snapshot), &self.workers, begin);
+        let measured = (
+            self.prober.as_ref().map(Prober::tallies),
+            self.vips.as_ref().map(VipProber::results),
+        );
+        let in_place = (&self.config, &self.snapshot);
+        let shared = Shared::new(in_place, &self.workers, begin, measured);
         if let Some(endpoint) = endpoint {
             endpoint.serve(Arc::clone(&shared))?;
         }
         let status = place.map(|place| place.serve(Arc::clone(&shared)));
+        events::watch(Arc::clone(&shared));
         if let Some(keeper) = &self.keeper {
             shared.set_state(keeper.status());
         }
@@ -412,7 +421,12 @@ impl Control<'_> {
     fn reload(&mut self, loaded: Result<Config, Failure>) {
         let mut given = match loaded {
             Ok(given) => given,
-            Err(failure) => return error!("the configuration is unchanged: {failure}"),
+            Err(failure) => {
+                return error!(
+                    event = "configuration_refused",
+                    "the configuration is unchanged: {failure}"
+                );
+            }
         };
         given.node.role = self.given.node.role;
         let (old, new) = (&self.begun, &given.node);
@@ -522,7 +536,10 @@ impl Control<'_> {
 
     /// Says why a configuration is not put in place, and goes on with the present one.
     fn stays(&mut self, why: &dyn fmt::Display) {
-        error!("the configuration is unchanged: {why}");
+        error!(
+            event = "configuration_refused",
+            "the configuration is unchanged: {why}"
+        );
         if let Some(fleet) = &mut self.fleet {
             fleet.refuse(&why.to_string());
         }
@@ -593,6 +610,7 @@ impl Control<'_> {
         if let Some((given, found)) = loaded {
             info!(
                 generation = self.snapshot.generation(),
+                event = "configuration_in_place",
                 "configuration in place"
             );
             if let Some(fleet) = &mut self.fleet {
@@ -604,6 +622,9 @@ impl Control<'_> {
             let new = new.filter(|line| !known.contains(line));
             for line in given.losses(&self.given).into_iter().chain(new) {
                 warn!("{line}");
+            }
+            if let Some(vips) = &mut self.vips {
+                vips.set(&given);
             }
             self.given = given;
             self.found = found;
@@ -775,8 +796,8 @@ impl Control<'_> {
         trouble.extend(self.announcer.as_ref().and_then(Announcer::trouble));
         if trouble != self.trouble {
             match trouble.is_empty() {
-                true => info!("ready again"),
-                false => error!(why = trouble.join(", "), "not ready"),
+                true => info!(event = "ready", "ready again"),
+                false => error!(why = trouble.join(", "), event = "not_ready", "not ready"),
             }
             self.trouble = trouble;
         }
@@ -820,13 +841,19 @@ impl Control<'_> {
             let worker = worker.names.join(", ");
             match self.stalled.get(&place) {
                 None if silence >= STILL => {
-                    error!(worker, seconds = silence.as_secs_f64(), "worker stalled");
+                    let seconds = silence.as_secs_f64();
+                    error!(worker, seconds, event = "worker_stalled", "worker stalled");
                     self.stalled.insert(place, Instant::now() - silence);
                     is_another = true;
                 }
                 Some(since) if silence < STILL => {
                     let seconds = since.elapsed().as_secs_f64();
-                    info!(worker, seconds, "worker running again");
+                    info!(
+                        worker,
+                        seconds,
+                        event = "worker_running",
+                        "worker running again"
+                    );
                     self.stalled.remove(&place);
                     is_another = true;
                 }
@@ -880,12 +907,14 @@ impl Control<'_> {
                 let rules = self.rules_by(pool, probe);
                 match change.condition {
                     Condition::Healthy => {
-                        info!(pool, backend, %address, probe, rules, "healthy");
+                        info!(pool, backend, %address, probe, rules, event = "backend_healthy", "healthy");
                         self.sick.remove(name);
                     }
                     Condition::Unhealthy => {
                         let why = &change.why;
-                        warn!(pool, backend, %address, probe, rules, why, "unhealthy");
+                        warn!(
+                            pool, backend, %address, probe, rules, why, event = "backend_unhealthy", "unhealthy"
+                        );
                         let why = format!(
                             "{pool}/{backend}: probe {probe} of rule {rules} at {address}: {why}"
                         );
@@ -902,7 +931,11 @@ impl Control<'_> {
             && self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN)
         {
             self.complained = Some(Instant::now());
-            error!(why, "probes cannot be sent: backends keep their state");
+            error!(
+                why,
+                event = "probes_not_sent",
+                "probes cannot be sent: backends keep their state"
+            );
         }
         any
     }
@@ -931,11 +964,15 @@ impl Control<'_> {
             match change.condition {
                 Condition::Healthy => info!(
                     pool,
-                    backend, "passive health: gets new flows again, on trial"
+                    backend,
+                    event = "backend_on_trial",
+                    "passive health: gets new flows again, on trial"
                 ),
                 Condition::Unhealthy => warn!(
                     pool,
-                    backend, "passive health: accepts no connections, gets no new flows"
+                    backend,
+                    event = "backend_suspended",
+                    "passive health: accepts no connections, gets no new flows"
                 ),
             }
         }
@@ -1028,7 +1065,7 @@ impl Control<'_> {
             announcer.withdraw();
         }
         let drain = Duration::from_secs(self.options.drain);
-        info!(seconds = self.options.drain, "draining");
+        info!(seconds = self.options.drain, event = "draining", "draining");
         let begin = Instant::now();
         while begin.elapsed() < drain {
             self.wait();

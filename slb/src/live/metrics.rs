@@ -37,7 +37,7 @@ use tracing::{info, warn};
 
 use super::status::Shared;
 use crate::Failure;
-use crate::report::metrics::Family;
+use crate::report::metrics::{Family, Histogram};
 
 const MOST_CONNECTIONS: usize = 256;
 /// Answers that are made at once: each asks the workers.
@@ -260,12 +260,25 @@ struct Families(Vec<Family>);
 
 impl Collector for Families {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        for family in self.0.iter().filter(|family| !family.samples.is_empty()) {
+        let is_there =
+            |family: &&Family| !family.samples.is_empty() || !family.histograms.is_empty();
+        for family in self.0.iter().filter(is_there) {
             let kind = match family.is_counter {
                 true => MetricType::Counter,
+                false if !family.histograms.is_empty() => MetricType::Histogram,
                 false => MetricType::Gauge,
             };
             let mut metric = encoder.encode_descriptor(family.name, family.help, None, kind)?;
+            for (labels, histogram) in &family.histograms {
+                let labels = labels.as_slice();
+                let mut sample = metric.encode_family(&labels)?;
+                let Histogram {
+                    sum,
+                    count,
+                    buckets,
+                } = histogram;
+                sample.encode_histogram::<NoLabelSet>(*sum, *count, buckets, None)?;
+            }
             for (labels, value) in &family.samples {
                 let labels = labels.as_slice();
                 let mut sample = metric.encode_family(&labels)?;

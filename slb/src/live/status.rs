@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 use slb_control::config::Backend;
-use slb_control::probe::BackendName;
+use slb_control::probe::{BackendName, ProbeTallies, VipResults};
 use slb_control::{Config, Role};
 use slb_core::snapshot::Snapshot;
 use slb_core::state::Refusal;
@@ -29,6 +29,7 @@ use tracing::warn;
 use super::control::STILL;
 use super::follow::standing_json;
 use super::look::{DROPS, Dropped, Pages, Task, Wanted};
+use super::measured;
 use super::next_hops::destination;
 use super::request;
 use super::state::StateStatus;
@@ -36,6 +37,7 @@ use super::worker::{Counted, Letterbox, Worker};
 use crate::Failure;
 use crate::report::Report;
 use crate::report::metrics::{Family, one};
+use crate::report::totals::Totals;
 
 /// How long a client may take to read.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -65,6 +67,11 @@ pub(super) struct Shared {
     /// True while a capture runs.
     pub(super) is_captured: AtomicBool,
     begin: Instant,
+    started: SystemTime,
+    /// Counts of probes of backends.
+    probes: Option<ProbeTallies>,
+    /// Results of calls of VIPs (`--probe-vips`).
+    vips: Option<VipResults>,
 }
 
 /// The state of the control thread.
@@ -148,6 +155,7 @@ impl Shared {
         (config, snapshot): (&Config, &Arc<Snapshot<'static>>),
         workers: &[Worker],
         begin: Instant,
+        (probes, vips): (Option<ProbeTallies>, Option<VipResults>),
     ) -> Arc<Self> {
         let one = |worker: &Worker| {
             (
@@ -174,6 +182,11 @@ impl Shared {
             tasks: workers.iter().map(|worker| worker.tasks.clone()).collect(),
             is_captured: AtomicBool::new(false),
             begin,
+            started: SystemTime::now()
+                .checked_sub(begin.elapsed())
+                .unwrap_or(SystemTime::UNIX_EPOCH),
+            probes,
+            vips,
         })
     }
 
@@ -280,6 +293,15 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The counters that show trouble; `None` where a worker does not answer.
+    pub(super) fn totals(&self) -> Option<Totals> {
+        let total = self.count()?.into_iter().reduce(Counted::and)?;
+        let config = self.config();
+        let none = CaptureStats::default();
+        let report = Report::new(&config, total.tally, &none, self.begin.elapsed());
+        Some(report.totals())
+    }
+
     /// The document; `None` where a worker does not answer.
     pub(super) fn document(&self) -> Option<Value> {
         let counted = self.count()?;
@@ -338,13 +360,45 @@ impl Shared {
         let report = Report::new(config, total.tally, &none, self.begin.elapsed());
         let mut families = report.families();
         families.extend([
-            Family::counter("slb_io_packets", "Frames, by what the devices did with them", packets.iter().map(sample).collect()),
-            Family::gauge("slb_io_frames", "Frames of memory, by who has them", frames.iter().map(sample).collect()),
-            Family::counter("slb_busy_seconds", "Time spent with bursts that had a frame in them, of all workers", vec![(Vec::new(), total.work.busy.as_secs_f64())]),
-            Family::gauge("slb_configuration_generation", "How many configurations there were", one(generation)),
-            Family::gauge("slb_uptime_seconds", "How long it has been running", one(self.begin.elapsed().as_secs())),
-            Family::gauge("slb_frontend_available", "Whether a frontend's rules have a backend that takes new flows: data path availability", availability(config).map(|(name, is_available)| (vec![("frontend", name.to_owned())], f64::from(u8::from(is_available)))).collect()),
+            Family::counter(
+                "slb_io_packets",
+                "Frames, by what the devices did with them",
+                packets.iter().map(sample).collect(),
+            ),
+            Family::gauge(
+                "slb_io_frames",
+                "Frames of memory, by who has them",
+                frames.iter().map(sample).collect(),
+            ),
+            Family::counter(
+                "slb_busy_seconds",
+                "Time spent with bursts that had a frame in them, of all workers",
+                vec![(Vec::new(), total.work.busy.as_secs_f64())],
+            ),
+            Family::gauge(
+                "slb_configuration_generation",
+                "How many configurations there were",
+                one(generation),
+            ),
+            Family::gauge(
+                "slb_uptime_seconds",
+                "How long it has been running",
+                one(self.begin.elapsed().as_secs()),
+            ),
+            Family::gauge(
+                "slb_workers",
+                "Threads that move packets",
+                one(self.workers.len() as u64),
+            ),
+            measured::of_rules(config),
         ]);
+        families.extend(measured::of_process(config, self.started));
+        if let Some(probes) = &self.probes {
+            families.extend(measured::of_probes(config, probes));
+        }
+        if let Some(vips) = &self.vips {
+            families.extend(measured::of_vips(vips));
+        }
         if let Some(kept) = &state.kept {
             families.extend(kept_families(kept));
         }
@@ -652,7 +706,7 @@ mod tests {
         let text = include_str!("../../../examples/web.toml");
         let config = Config::parse("web.toml", text).expect("a good configuration");
         let snapshot = config.snapshot(None).expect("it compiles");
-        let shared = Shared::new((&config, &snapshot), &[], Instant::now());
+        let shared = Shared::new((&config, &snapshot), &[], Instant::now(), (None, None));
         assert_eq!(shared.trouble(), [""; 0]);
         let stopped = Instant::now().checked_sub(STILL + Duration::from_secs(1));
         shared.state().alive = stopped.expect("the machine runs for longer");

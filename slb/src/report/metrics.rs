@@ -15,10 +15,24 @@ pub(crate) struct Family {
     pub(crate) help: &'static str,
     pub(crate) is_counter: bool,
     pub(crate) samples: Vec<Sample>,
+    /// Histograms in the place of samples.
+    pub(crate) histograms: Vec<(Labels, Histogram)>,
 }
 
+/// Numbers by their size.
+#[derive(Clone, Debug)]
+pub(crate) struct Histogram {
+    pub(crate) sum: f64,
+    pub(crate) count: u64,
+    /// Upper bounds, and the numbers above the bound before and up to this one; the last is infinite.
+    pub(crate) buckets: Vec<(f64, u64)>,
+}
+
+/// Names of labels, and their values.
+pub(crate) type Labels = Vec<(&'static str, String)>;
+
 /// Labels, and the value that they have.
-pub(crate) type Sample = (Vec<(&'static str, String)>, f64);
+pub(crate) type Sample = (Labels, f64);
 
 impl Family {
     /// A value that only grows; `_total` is appended to its name.
@@ -28,6 +42,19 @@ impl Family {
             help,
             is_counter: true,
             samples,
+            histograms: Vec::new(),
+        }
+    }
+
+    /// Numbers that are counted by their size.
+    pub(crate) fn histogram(
+        name: &'static str,
+        help: &'static str,
+        histograms: Vec<(Labels, Histogram)>,
+    ) -> Self {
+        Self {
+            histograms,
+            ..Self::gauge(name, help, Vec::new())
         }
     }
 

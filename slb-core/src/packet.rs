@@ -91,7 +91,7 @@ pub(crate) enum EchoMessage {
 }
 
 impl EchoMessage {
-    /// The kind of an ICMP message of this type.
+    /// Returns the kind of echo message that an ICMP type stands for.
     fn of(family: Family, kind: u8) -> Self {
         let (request, reply) = match family {
             Family::Ipv4 => (icmp::ECHO_REQUEST, icmp::ECHO_REPLY),
@@ -104,7 +104,7 @@ impl EchoMessage {
         }
     }
 
-    /// The kind of message that goes the other way.
+    /// Returns the kind of message that goes the other way.
     fn other(self) -> Self {
         match self {
             Self::None => Self::None,
@@ -530,8 +530,8 @@ impl Packet {
         echo_ports(self.shape.family, self.protocol, message)
     }
 
-    /// The packet as muxes choose its slot: ports of a protocol that has none are zero, and the identifier
-    /// of an echo message is no port.
+    /// Returns the packet by which muxes choose a slot: without the identifier of an echo message, which
+    /// is no port.
     pub(crate) fn as_balanced(&self) -> Self {
         Self {
             ports: if self.has_ports() { self.ports } else { 0 },

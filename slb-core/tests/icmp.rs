@@ -10,9 +10,9 @@ use slb_core::nat::NatOptions;
 use slb_core::spec::Echo;
 use slb_core::{DropReason, MuxOptions, Verdict};
 use trio::{
-    Ends, FABRIC, FAMILIES, Family, From, NOW, Role, TCP, UDP, assert_readable, assert_summed,
-    echo, ends, host, icmp, mux, mux_and_host_of_one_vip, mux_with, packet, proxy, stateless_mux,
-    tcp, tunnelled, udp,
+    Ends, FABRIC, FAMILIES, Family, From, NOW, Role, TCP, UDP, Way, assert_readable, assert_summed,
+    echo, ends, host, host_of_way, icmp, mux, mux_and_host_of_one_vip, mux_with, packet, proxy,
+    stateless_mux, tcp, tunnelled, udp,
 };
 
 const SYN: u8 = 2;
@@ -417,7 +417,7 @@ fn a_host_agent_s_errors_come_from_an_address_of_its_own() {
     }
 }
 
-/// Pings, errors, RSTs and "too big" have limits of their own: using one up leaves the others.
+/// Pings, errors and "too big" have limits of their own: using one up leaves the others.
 #[test]
 fn no_kind_of_answer_starves_another() {
     for family in FAMILIES {
@@ -476,6 +476,35 @@ fn a_vm_s_errors_and_those_about_its_size_have_limits_of_their_own() {
                 let (verdict, _) = host.give(NOW, From::Inside, kind);
                 assert_eq!(verdict == Verdict::Reply, attempt < 100, "{attempt}");
             }
+        }
+    }
+}
+
+/// RSTs, errors and "too big" of a host agent: whichever is used up first, the others have all of theirs.
+#[test]
+fn a_host_agent_s_resets_have_a_limit_of_their_own() {
+    for family in FAMILIES {
+        let out = (family.dip(), family.client());
+        let long = packet(out, UDP, &udp(out, (1, 2), &[0; 1700]));
+        let last = last_hop(packet(out, UDP, &udp(out, (1, 2), b"")));
+        let there = (family.client(), family.vip());
+        let astray = packet(there, TCP, &tcp(there, (1, 80), ACK, b"data"));
+        let kinds = [
+            (&long, From::Inside, Verdict::Reply, 100),
+            (&last, From::Inside, Verdict::Reply, 100),
+            (&astray, From::Outside, Verdict::Forward(FABRIC), 1000),
+        ];
+        for first in 0..3 {
+            let mut host = host_of_way(Way::Resets);
+            let mut kinds = kinds;
+            kinds.rotate_left(first);
+            for (packet, from, answered, at_once) in kinds {
+                for attempt in 0..at_once + 50 {
+                    let (verdict, _) = host.give(NOW, from, packet);
+                    assert_eq!(verdict == answered, attempt < at_once, "{attempt}");
+                }
+            }
+            assert_eq!(host.stats().resets, 1000);
         }
     }
 }

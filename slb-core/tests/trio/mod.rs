@@ -125,6 +125,8 @@ pub enum Way {
     SourceNat,
     /// Answers go in VXLAN to the mux.
     ThroughMux,
+    /// Ends are told of what is refused by RSTs.
+    Resets,
 }
 
 impl Way {
@@ -144,6 +146,7 @@ impl Way {
     fn terms(self, family: Family) -> Terms {
         Terms {
             floating_ip: self == Self::FloatingIp,
+            tcp_reset: self == Self::Resets,
             source_nat: (self == Self::SourceNat).then(|| family.balancer()),
             answers: match self {
                 Self::ThroughMux => Answers::ThroughMux,

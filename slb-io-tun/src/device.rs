@@ -2,9 +2,9 @@
 
 use std::ffi::{c_char, c_int, c_short};
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -146,6 +146,27 @@ impl Device {
         }
     }
 
+    /// Goes on with a device that another process opened and handed over. `layer` is the one that it was
+    /// opened with.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput): the file is not attached to the device `name`. Else its
+    /// description in `/proc` cannot be read.
+    pub fn from_file(file: OwnedFd, name: &str, layer: Layer) -> io::Result<Self> {
+        let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
+        let attached = about.lines().find_map(|line| line.strip_prefix("iff:"));
+        match attached.map(str::trim) == Some(name) {
+            true => Ok(Self {
+                file: file.into(),
+                layer,
+            }),
+            false => {
+                let message = format!("expected a file of the device {name}, got {attached:?}");
+                Err(io::Error::new(io::ErrorKind::InvalidInput, message))
+            }
+        }
+    }
+
     /// Returns the layer of its packets.
     pub fn layer(&self) -> Layer {
         self.layer
@@ -209,5 +230,12 @@ mod tests {
             let opened = Device::open(name, Layer::Ip, false);
             assert!(matches!(opened, Err(OpenError::Name(_))), "{name:?}");
         }
+    }
+
+    #[test]
+    fn a_file_that_is_no_device_is_refused() {
+        let file = File::open("/dev/null").unwrap();
+        let device = Device::from_file(file.into(), "vips", Layer::Ip);
+        assert_eq!(device.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 }

@@ -36,6 +36,7 @@ mod rights;
 mod ring;
 mod state;
 mod status;
+mod successor;
 mod sysctl;
 mod vm;
 mod watchdog;
@@ -44,6 +45,7 @@ mod worker;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -67,6 +69,7 @@ use self::metrics::Endpoint;
 use self::next_hops::{NextHops, Unreached};
 use self::state::{Directory, Keeper, Pins};
 use self::status::Place;
+use self::successor::Successor;
 use self::watchdog::Life;
 use self::worker::{Go, Worker};
 use crate::Failure;
@@ -134,12 +137,13 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     }
     let snapshot = config.snapshot(None).map_err(Failure::usage)?;
 
-    let announce = |config: &Config, plan: &Plan| {
+    let announce = |config: &Config, plan: &Plan, handed_over: Option<OwnedFd>| {
         let name = options.announce.as_deref();
-        name.map(|name| announcer(name, config, plan)).transpose()
+        name.map(|name| announcer(name, config, plan, handed_over))
+            .transpose()
     };
     let mut announcer = match &predecessor {
-        None => announce(&config, &plan)?,
+        None => announce(&config, &plan, None)?,
         Some(_) => None,
     };
 
@@ -204,10 +208,8 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         (None, predecessor) => {
             let seconds = stands_still.elapsed().as_secs_f64();
             info!(seconds, "packets go on in this process");
-            if let Some(predecessor) = predecessor {
-                predecessor.wait_for_end();
-            }
-            announcer = announce(&config, &plan)?;
+            let handed_over = predecessor.and_then(Predecessor::wait_for_end);
+            announcer = announce(&config, &plan, handed_over)?;
             open()?
         }
     };
@@ -268,6 +270,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         sick: BTreeMap::new(),
         keeper,
         handover,
+        successor: Successor::default(),
         pins,
         life: Life::begin(options.announce.as_deref()),
     };
@@ -302,9 +305,14 @@ fn vip_prober(given: &Config, plan: &Plan) -> Result<VipProber, Failure> {
     Ok(vips)
 }
 
-fn announcer(name: &str, config: &Config, plan: &Plan) -> Result<Announcer, Failure> {
+fn announcer(
+    name: &str,
+    config: &Config,
+    plan: &Plan,
+    handed_over: Option<OwnedFd>,
+) -> Result<Announcer, Failure> {
     match (config.node.role, plan) {
-        (Role::Mux, Plan::AfXdp(_)) => Announcer::open(name, config),
+        (Role::Mux, Plan::AfXdp(_)) => Announcer::open(name, config, handed_over),
         _ => Err(Failure::usage(
             "--announce is for a mux on AF_XDP: into a TUN device the VIPs are routed, and that route \
              is what to announce",

@@ -3,7 +3,8 @@
 //! Each is the other end of a link, so the kernel routes to it and does not answer in its name:
 //! packets that the mux does not take are lost in the interface, and reset no connection. The
 //! interface is this process's own: when the process ends, for whatever reason, the interface
-//! disappears, and the daemon withdraws the routes.
+//! disappears, and the daemon withdraws the routes. A process that takes over gets the interface from the one
+//! before it, with the VIPs on it, so nothing is withdrawn.
 //!
 //! An operator or another program may delete the interface, take it down, or remove an address from it. The
 //! first two are troubles: the node is not ready until the interface is there again, which this process makes
@@ -11,6 +12,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use slb_control::Config;
@@ -49,17 +51,36 @@ enum State {
 }
 
 impl Announcer {
-    pub(super) fn open(name: &str, config: &Config) -> Result<Self, Failure> {
-        let (device, index) =
-            open(name).map_err(|error| Failure::failed(format!("--announce {name}: {error}")))?;
+    /// Opens the interface, or goes on with the one that an earlier process handed over.
+    pub(super) fn open(
+        name: &str,
+        config: &Config,
+        handed_over: Option<OwnedFd>,
+    ) -> Result<Self, Failure> {
+        let (state, announced) = match handed_over.and_then(|file| go_on_with(name, file)) {
+            Some(all) => all,
+            None => {
+                let (device, index) = open(name)
+                    .map_err(|error| Failure::failed(format!("--announce {name}: {error}")))?;
+                (State::Up(device, index), BTreeSet::new())
+            }
+        };
         Ok(Self {
             name: name.to_owned(),
             own_ipv4: config.node.ipv4.unwrap_or(OWN_IPV4),
             own_ipv6: config.node.ipv6.unwrap_or(OWN_IPV6),
-            announced: BTreeSet::new(),
+            announced,
             refused: BTreeSet::new(),
-            state: State::Up(device, index),
+            state,
         })
+    }
+
+    /// Returns the interface for a process that takes over, while it exists.
+    pub(super) fn file(&self) -> Option<BorrowedFd<'_>> {
+        match &self.state {
+            State::Up(device, _) | State::Down(device, _) => Some(device.as_fd()),
+            State::Gone(_) => None,
+        }
     }
 
     /// Announces the VIPs of a configuration, and no others; where it says so, without those whose
@@ -202,6 +223,33 @@ impl Announcer {
                 }
             }
         }
+    }
+}
+
+/// Goes on with the interface that an earlier process handed over: its state, and the VIPs that are on it.
+/// `None` where it is of another name, or was deleted.
+fn go_on_with(name: &str, file: OwnedFd) -> Option<(State, BTreeSet<IpAddr>)> {
+    let device = Device::from_file(file, name, Layer::Ip);
+    let device = device
+        .inspect_err(|error| warn!("the VIPs of the process before this one go: {error}"))
+        .ok()?;
+    let link = Link::find(name).ok()?;
+    let peers = Neighbours::open().and_then(|tables| tables.peers(link.index));
+    // Where the kernel does not say, all are announced again.
+    let vips = peers.unwrap_or_default().into_iter();
+    let announced = vips.filter(|address| !is_link_local(*address)).collect();
+    let state = match link.is_up {
+        true => State::Up(device, link.index),
+        false => State::Down(device, link.index),
+    };
+    Some((state, announced))
+}
+
+/// Whether an address is the interface's own, which the kernel gives to each.
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use std::{fmt, io};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 use slb_control::config::Node;
 use slb_control::probe::{BackendName, Prober, VipProber};
@@ -34,6 +34,7 @@ use super::next_hops::{Found, NextHops, Unreached, unresolved};
 use super::start_program;
 use super::state::{Keeper, Pins};
 use super::status::{Place, Shared};
+use super::successor::Successor;
 use super::sysctl;
 use super::watchdog::Life;
 use super::worker::{Counted, Next, Worker, secret};
@@ -125,6 +126,8 @@ pub(super) struct Control<'o> {
     pub(super) keeper: Option<Keeper>,
     /// The socket at which another process asks to take over (`--state`).
     pub(super) handover: Option<Handover>,
+    /// The program, started again to take over (SIGUSR2).
+    pub(super) successor: Successor,
     /// Pins of XDP programs that outlive the process (`--state` over AF_XDP).
     pub(super) pins: Option<Pins>,
     pub(super) life: Life,
@@ -219,7 +222,8 @@ impl Control<'_> {
         endpoint: Option<Endpoint>,
         place: Option<Place>,
     ) -> Result<(), Failure> {
-        let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(Failure::failed)?;
+        let mut signals =
+            Signals::new([SIGHUP, SIGINT, SIGTERM, SIGUSR2]).map_err(Failure::failed)?;
         let begin = self.begin;
         let measured = (
             self.prober.as_ref().map(Prober::tallies),
@@ -273,6 +277,10 @@ impl Control<'_> {
                 break Err(Failure::failed(format!(
                     "the worker of {name} ended by itself"
                 )));
+            }
+            self.successor.look();
+            if raised.contains(&SIGUSR2) {
+                self.successor.start(self.handover.is_some());
             }
             let mut reads = raised.contains(&SIGHUP);
             if looked.elapsed() >= LOOK_AT_FILE {
@@ -339,7 +347,10 @@ impl Control<'_> {
         if ends.is_ok() && heir.is_none() {
             self.drain(&mut signals, &shared);
         }
-        self.life.end();
+        // Of the own successor systemd has to know that the service goes on in it.
+        let successor = heir.as_ref().and_then(Heir::pid);
+        self.life
+            .end(successor.filter(|&pid| self.successor.is(pid)));
         // First the kernel gets its packets back, then what is still in the rings goes out.
         // But where the state is kept, whoever starts next goes on with both.
         if self.pins.is_none() {
@@ -356,7 +367,7 @@ impl Control<'_> {
         }
         self.programs.clear();
         if let Some(heir) = &mut heir {
-            heir.tell();
+            heir.tell(self.announcer.as_ref().and_then(Announcer::file));
         }
         let mut counted = counted.into_iter().flatten();
         let total = counted
@@ -888,9 +899,11 @@ impl Control<'_> {
     fn announce(&mut self) {
         if let Some(announcer) = &mut self.announcer {
             let may = self.trouble.is_empty() && self.stalled.is_empty();
-            match may && self.first_round.is_none() {
-                true => announcer.announce(&self.config),
-                false => announcer.withdraw(),
+            match (may, self.first_round) {
+                (true, None) => announcer.announce(&self.config),
+                // A process that took over leaves what is announced until it knows better.
+                (true, Some(_)) => {}
+                (false, _) => announcer.withdraw(),
             }
         }
     }
@@ -1071,7 +1084,10 @@ impl Control<'_> {
             self.wait();
             shared.note_alive();
             self.life.beat(true);
-            if signals.pending().any(|signal| signal != SIGHUP) {
+            if signals
+                .pending()
+                .any(|signal| matches!(signal, SIGINT | SIGTERM))
+            {
                 return;
             }
         }

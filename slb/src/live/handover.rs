@@ -4,12 +4,14 @@
 //!  new                                          the one that runs
 //!  reads the configuration, makes its tables
 //!  "slb-take" ────────── ROLE.handover ───────► stops its workers, writes the state
-//!  takes the state, opens the devices   ◄────── "ready"
+//!  takes the state, opens the devices   ◄────── "ready", and the interface of announced VIPs
 //!  packets go on                                ends
 //!  opens the status, metrics and probes ◄────── the connection is closed
 //! ```
 //! All that takes long is done before the old process is asked, so packets stand still for as long as the
 //! state takes to cross and devices to open. The socket is in the state's directory, and for this user only.
+//! The interface that VIPs are announced by crosses as an open file (unix(7), SCM_RIGHTS): it exists as long as
+//! one of the two has it, so that no VIP is withdrawn.
 //!
 //! The connections of a vm that moves to another host go by the same socket, with `slb state export` and
 //! `slb state import`:
@@ -21,13 +23,19 @@
 //! Lengths are big-endian, in 8 bytes.
 
 use std::fs;
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::IntoRawFd as _;
+use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, IntoRawFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::net::sockopt::socket_peercred;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use tracing::{error, info, warn};
 
 const REQUEST: &[u8; 8] = b"slb-take";
@@ -230,11 +238,18 @@ impl Drop for Handover {
 pub(super) struct Heir(UnixStream);
 
 impl Heir {
-    /// Says that the state is written and the devices are free.
-    pub(super) fn tell(&mut self) {
-        if let Err(error) = self.0.write_all(READY) {
+    /// Says that the state is written and the devices are free, and hands over the interface of announced
+    /// VIPs, if there is one.
+    pub(super) fn tell(&mut self, announced: Option<BorrowedFd<'_>>) {
+        if let Err(error) = send_ready(&mut self.0, announced) {
             error!("the process that takes over is gone: {error}");
         }
+    }
+
+    /// Returns the number of its process.
+    pub(super) fn pid(&self) -> Option<u32> {
+        let peer = socket_peercred(&self.0).ok()?;
+        u32::try_from(peer.pid.as_raw_nonzero().get()).ok()
     }
 
     /// Leaves the connection open until this process ends: then all of its sockets are free.
@@ -243,11 +258,58 @@ impl Heir {
     }
 }
 
+/// Sends [`READY`], with a file beside it.
+fn send_ready(stream: &mut UnixStream, file: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let files: Vec<_> = file.into_iter().collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut beside = SendAncillaryBuffer::new(&mut space);
+    // Without a file nothing is beside it.
+    if !files.is_empty() && !beside.push(SendAncillaryMessage::ScmRights(&files)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let sent = rustix::io::retry_on_intr(|| {
+        sendmsg(
+            &*stream,
+            &[IoSlice::new(READY)],
+            &mut beside,
+            SendFlags::NOSIGNAL,
+        )
+    })?;
+    stream.write_all(READY.get(sent..).unwrap_or_default())
+}
+
+/// Receives [`READY`], and the file that may come beside it.
+fn receive_ready(stream: &mut UnixStream) -> io::Result<Option<OwnedFd>> {
+    let mut told = [0; READY.len()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut beside = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::io::retry_on_intr(|| {
+        let mut parts = [IoSliceMut::new(&mut told)];
+        recvmsg(&*stream, &mut parts, &mut beside, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    let mut file = None;
+    for message in beside.drain() {
+        if let RecvAncillaryMessage::ScmRights(files) = message {
+            file = files.last();
+        }
+    }
+    if received.bytes == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    stream.read_exact(told.get_mut(received.bytes..).unwrap_or_default())?;
+    match told == *READY {
+        true => Ok(file),
+        false => Err(io::Error::other("it does not say that it has stopped")),
+    }
+}
+
 /// The process that runs, seen by the one that takes over.
 pub(super) struct Predecessor {
     path: PathBuf,
     /// Open from the request on.
     stream: Option<UnixStream>,
+    /// The interface that it announced VIPs by.
+    announced: Option<OwnedFd>,
 }
 
 impl Predecessor {
@@ -258,6 +320,7 @@ impl Predecessor {
             Ok(_) => Some(Self {
                 path: path.to_owned(),
                 stream: None,
+                announced: None,
             }),
             Err(error) => {
                 info!("no process to take over from: {}: {error}", path.display());
@@ -272,23 +335,21 @@ impl Predecessor {
             let mut stream = UnixStream::connect(&self.path)?;
             stream.write_all(REQUEST)?;
             stream.set_read_timeout(Some(TO_STOP))?;
-            let mut told = [0; READY.len()];
-            stream.read_exact(&mut told)?;
-            match told == *READY {
-                true => Ok(stream),
-                false => Err(io::Error::other("it does not say that it has stopped")),
-            }
+            let announced = receive_ready(&mut stream)?;
+            Ok::<_, io::Error>((stream, announced))
         };
         match ask() {
-            Ok(stream) => self.stream = Some(stream),
+            Ok((stream, announced)) => (self.stream, self.announced) = (Some(stream), announced),
             Err(error) => error!("the process before this one does not stop: {error}"),
         }
     }
 
-    /// Waits until it has ended, and with it its status, metrics and interfaces.
-    pub(super) fn wait_for_end(self) {
+    /// Waits until it has ended, and with it its status, metrics and interfaces; gives the interface that it
+    /// announced VIPs by, which it handed over.
+    pub(super) fn wait_for_end(self) -> Option<OwnedFd> {
+        let announced = self.announced;
         let Some(mut stream) = self.stream else {
-            return;
+            return announced;
         };
         let timeout = stream.set_read_timeout(Some(TO_END));
         let ended = timeout.and_then(|()| stream.read(&mut [0]));
@@ -298,15 +359,34 @@ impl Predecessor {
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
             other => warn!("the process before this one does not end: {other:?}"),
         }
+        announced
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Seek as _;
+    use std::os::fd::AsFd as _;
     use std::thread;
     use std::time::Instant;
 
     use super::*;
+
+    #[test]
+    fn without_an_interface_nothing_is_beside_the_word() {
+        let (mut old, mut new) = UnixStream::pair().expect("a pair");
+        send_ready(&mut old, None).expect("it is read");
+        assert!(receive_ready(&mut new).expect("it is right").is_none());
+        // An earlier version sends a word without more; what is another word, or cut off, is none.
+        old.write_all(READY).expect("it is read");
+        assert!(receive_ready(&mut new).expect("it is right").is_none());
+        old.write_all(b"wrong").expect("it is read");
+        assert!(receive_ready(&mut new).is_err());
+        old.write_all(b"rea").expect("it is read");
+        drop(old);
+        assert!(receive_ready(&mut new).is_err());
+        assert!(receive_ready(&mut new).is_err());
+    }
 
     #[test]
     fn who_asks_is_told_and_strangers_are_not_heard() {
@@ -330,8 +410,7 @@ mod tests {
                 predecessor.stop();
                 // It listens under the name while the old one has not ended.
                 let own = Handover::open(&path);
-                predecessor.wait_for_end();
-                own
+                (own, predecessor.wait_for_end())
             }
         });
         let begin = Instant::now();
@@ -341,10 +420,20 @@ mod tests {
             }
             assert!(begin.elapsed() < Duration::from_secs(10));
         };
-        heir.tell();
+        assert_eq!(heir.pid(), Some(std::process::id()));
+        let mut announced = tempfile::tempfile().expect("a file");
+        announced.write_all(b"vips").expect("it is writable");
+        heir.tell(Some(announced.as_fd()));
+        // The other one has it, however this one ends.
+        drop(announced);
         drop(old);
         drop(heir);
-        let new = new.join().expect("it ends");
+        let (new, announced) = new.join().expect("it ends");
+        let mut announced = fs::File::from(announced.expect("a file was handed over"));
+        let mut text = String::new();
+        announced.rewind().expect("a file");
+        announced.read_to_string(&mut text).expect("a file");
+        assert_eq!(text, "vips");
         assert!(new.is_some() && path.exists(), "the name is the new one's");
         drop(new);
         assert!(!path.exists());

@@ -16,6 +16,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use slb_io_afxdp::{bring_up, take_down};
 use tracing::warn;
 
@@ -81,10 +82,13 @@ impl Life {
         }
     }
 
-    /// Says that the process is about to end.
-    pub(super) fn end(self) {
+    /// Says that the process is about to end, and which process of the same service goes on, if one does.
+    pub(super) fn end(self, successor: Option<u32>) {
         if let Some(systemd) = &self.systemd {
-            systemd.tell("STOPPING=1");
+            match successor {
+                Some(pid) => systemd.tell(&format!("MAINPID={pid}")),
+                None => systemd.tell("STOPPING=1"),
+            }
         }
         if let Some((mut child, pipe)) = self.child {
             drop(pipe);
@@ -123,7 +127,7 @@ impl Systemd {
 /// `slb watchdog`: takes an interface down while nothing comes by standard input, and ends when that does.
 pub(crate) fn run(options: &WatchdogOptions) -> Result<(), Failure> {
     // Those signals are for the process that it watches, and it ends with that.
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+    for signal in [SIGHUP, SIGINT, SIGTERM, SIGUSR2] {
         let ignored = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(signal, ignored).map_err(Failure::failed)?;
     }

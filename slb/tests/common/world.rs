@@ -145,6 +145,22 @@ impl World {
         self.servers.push(server);
     }
 
+    /// Ends processes of the program under test that were started by others than this process.
+    pub fn end_strangers(&self) {
+        for machine in &self.machines {
+            let pids = Command::new("ip")
+                .args(["netns", "pids", &self.space(machine)])
+                .output();
+            let pids = pids.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+            for pid in pids.unwrap_or_default().split_whitespace() {
+                let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                if comm.trim() == "slb" {
+                    sh(&format!("kill -KILL {pid}"));
+                }
+            }
+        }
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }

@@ -348,14 +348,14 @@ fn an_interrupted_capture_says_its_counts_and_long_packets_are_explained() {
         skip!("{why}");
     }
     let script = r#"
-slb capture --socket /run/slb-mux.sock --out one.pcap >one.out 2>&1 &
+"$SLB" capture --socket /run/slb-mux.sock --out one.pcap >one.out 2>&1 &
 capture=$!
 sleep 0.5
 curl -s -m 0.3 --local-port 40031 http://20.20.20.100/ || true
 kill -INT $capture
 wait $capture && echo "status 0"
 cat one.out
-slb capture --socket /run/slb-mux.sock --out two.pcapng --packets 1 >two.out 2>&1 &
+"$SLB" capture --socket /run/slb-mux.sock --out two.pcapng --packets 1 >two.out 2>&1 &
 capture=$!
 sleep 0.5
 curl -s -m 0.3 --local-port 40032 http://20.20.20.100/ || true

@@ -59,6 +59,7 @@ pub(crate) fn print_aside(text: fmt::Arguments<'_>) {
 
 /// The failure of a command whose standard output cannot be written. A reader that goes away, as in
 /// `slb probe ... | head -1`, is no news: the command ends in silence, with the status that the signal would give.
+#[expect(clippy::needless_pass_by_value, reason = "as `map_err` gives it")]
 pub(crate) fn unwritten(error: io::Error) -> Failure {
     const SIGPIPE: u8 = 13;
     match error.kind() {

@@ -245,7 +245,7 @@ fn go_on_with(name: &str, file: OwnedFd) -> Option<(State, BTreeSet<IpAddr>)> {
     Some((state, announced))
 }
 
-/// Whether an address is the interface's own, which the kernel gives to each.
+/// Returns true for an address of the interface's own, which the kernel gives to each.
 fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(_) => false,

@@ -4,6 +4,7 @@
 //! take the same packets, and a snapshot can be built. `docs/configuration.md` lists the fields.
 
 mod addresses;
+mod fleet;
 mod networks;
 mod node;
 mod origin;
@@ -30,10 +31,12 @@ use crate::document::{Faults, Section};
 use crate::error::{ConfigError, ConfigErrors};
 use crate::ports::Ports;
 use crate::validate;
+use toml::Spanned;
 use toml::de::DeTable;
 
 pub use slb_core::spec::Protocol;
 
+pub use self::fleet::Common;
 pub use self::networks::{Network, NetworkVm};
 pub(crate) use self::networks::{beyond, network_of};
 pub use self::node::{Node, PROBE_SOURCE_IPV4, PROBE_SOURCE_IPV6, Role};
@@ -130,16 +133,19 @@ impl Config {
     /// All faults found, each with its line.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigErrors> {
         let faults = Faults::new(file, text);
-        let (document, errors) = DeTable::parse_recoverable(text);
-        for error in errors {
-            faults.add(&error.span().unwrap_or(0..0), "", error.message());
+        match parse_document(text, &faults) {
+            Some(document) => Self::of_document(&document, faults),
+            None => Err(faults.into_errors()),
         }
-        if !faults.is_empty() {
-            return Err(faults.into_errors());
-        }
+    }
+
+    fn of_document(
+        document: &Spanned<DeTable<'_>>,
+        faults: Faults<'_>,
+    ) -> Result<Self, ConfigErrors> {
         let config = {
-            let root = Section::root(&document, &faults);
-            let origin = Origin::new(file, text, document.get_ref());
+            let root = Section::root(document, &faults);
+            let origin = Origin::new(faults.file(), faults.text(), document.get_ref());
             let config = read::read(&root, origin);
             root.finish();
             config
@@ -281,6 +287,15 @@ pub const MOST_RULES: usize = 1 << 14;
 /// The most slots of all Maglev tables together, of two bytes each. A pool has a table, and another one for
 /// each probe that its rules go by.
 pub const MOST_SLOTS: u64 = 1 << 28;
+
+/// Reads a text as TOML. Takes down what is no TOML, and returns `None` then.
+fn parse_document<'t>(text: &'t str, faults: &Faults<'_>) -> Option<Spanned<DeTable<'t>>> {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    for error in errors {
+        faults.add(&error.span().unwrap_or(0..0), "", error.message());
+    }
+    faults.is_empty().then_some(document)
+}
 
 /// Reads a text that a user named, such as a configuration; of one that is too large no more than shows that.
 ///

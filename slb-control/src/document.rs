@@ -36,6 +36,16 @@ impl<'t> Faults<'t> {
         }
     }
 
+    /// The file, as errors call it.
+    pub(crate) fn file(&self) -> &'t str {
+        self.file
+    }
+
+    /// The text of the file.
+    pub(crate) fn text(&self) -> &'t str {
+        self.text
+    }
+
     /// The line that a place is on, from 1.
     ///
     /// # Cost

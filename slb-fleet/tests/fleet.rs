@@ -164,11 +164,16 @@ fn two_controllers_never_both_change_something() {
 
 #[test]
 fn a_node_serves_on_while_the_store_is_away_and_starts_from_its_cache() {
+    serves_on_and_starts_from_its_cache(Side::Mux);
+    serves_on_and_starts_from_its_cache(Side::Host);
+}
+
+fn serves_on_and_starts_from_its_cache(side: Side) {
     let store = MemoryStore::default();
     let shared: Arc<dyn Store> = Arc::new(store.clone());
     let directory = tempfile::tempdir().unwrap();
     let controller = Controller::start(Arc::clone(&shared), "one");
-    let start = || Running::start(Arc::clone(&shared), Side::Mux, 1, Some(directory.path()));
+    let start = || Running::start(Arc::clone(&shared), side, 1, Some(directory.path()));
     let node = start();
     apply(&store, &spec(&[1, 2]));
     wait_until("it is live", || node.serving() == ["vm1", "vm2"]);

@@ -1,8 +1,10 @@
 //! A spec as a configuration's text, and as objects.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use slb_control::Config;
+use slb_control::config::Common;
+use slb_control::{Config, ConfigErrors};
 use toml::{Table, Value};
 
 use crate::object::{Backends, CHUNK, Digest, Fields, Index, Item, Keys, Object as _, ObjectError};
@@ -12,8 +14,8 @@ pub const COMMON: &str = "fleet";
 /// Fields of [`COMMON`]: what has to be the same on all nodes.
 const COMMON_FIELDS: [&str; 5] = ["hash", "hash_key", "hash_seed", "inside", "muxes"];
 
-/// A node of which only the address is needed, to check a spec with: one for documentation (RFC 5737).
-const ANY_NODE: &str = "role = \"mux\"\nunderlay = [\"192.0.2.1\", \"2001:db8::1\"]\n";
+/// The field of [`COMMON`] that says which addresses each host agent speaks for. No node needs it.
+const HOSTS: &str = "hosts";
 
 /// A spec that was found good.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -36,15 +38,16 @@ impl Spec {
             }
         }
         let spec = Self { root };
-        // By its own text, for the lines of faults, where nothing has to be moved from one section to another.
-        match spec.root.contains_key(COMMON) {
-            true => spec.check(file)?,
-            false => {
-                let whole = format!("{text}\n[node]\n{ANY_NODE}");
-                let parsed = Config::parse(file, &whole);
-                parsed.map_err(|errors| ObjectError::Spec(errors.to_string()))?;
-            }
-        }
+        let node = spec.any_node().to_string();
+        let common = Common {
+            shared: &COMMON_FIELDS,
+            own: &[HOSTS],
+            node: &node,
+        };
+        let parsed = Config::parse_fleet(file, text, &common);
+        parsed.map_err(|errors| ObjectError::Spec(errors.to_string()))?;
+        spec.hosts()
+            .map_err(|error| ObjectError::Spec(format!("{file}: {error}")))?;
         Ok(spec)
     }
 
@@ -107,8 +110,95 @@ impl Spec {
     /// # Errors
     /// All faults found.
     pub fn check(&self, file: &str) -> Result<(), ObjectError> {
-        let node = ANY_NODE.parse().unwrap_or_default();
-        self.config(file, &node).map(|_| ())
+        self.hosts()?;
+        self.config(file, &self.any_node()).map(|_| ())
+    }
+
+    /// A `[node]` of which only the address is needed, to check the spec with: a mux, at addresses for documentation
+    /// (RFC 5737, RFC 3849) that the spec does not have.
+    pub(crate) fn any_node(&self) -> Table {
+        let mut taken = BTreeSet::new();
+        for value in self.root.values() {
+            addresses_in(value, &mut taken);
+        }
+        let ipv4 = (1..u8::MAX).map(|last| Ipv4Addr::new(192, 0, 2, last));
+        let ipv6 = (1..u16::MAX).map(|last| Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last));
+        let is_free = |address: &IpAddr| !taken.contains(address);
+        let chosen = [
+            ipv4.map(IpAddr::from).find(is_free),
+            ipv6.map(IpAddr::from).find(is_free),
+        ];
+        let underlay = chosen.iter().flatten().map(|own| own.to_string().into());
+        let mut node = Table::new();
+        node.insert("role".to_owned(), "mux".into());
+        node.insert("underlay".to_owned(), Value::Array(underlay.collect()));
+        node
+    }
+
+    /// The addresses that each host agent speaks for, by its name; `None` where the spec does not say it: then an agent
+    /// speaks for the addresses that it reports.
+    ///
+    /// # Errors
+    /// The field is not a table of addresses, or two agents have one address.
+    pub fn hosts(&self) -> Result<Option<BTreeMap<String, Vec<IpAddr>>>, ObjectError> {
+        let fleet = self.root.get(COMMON).and_then(Value::as_table);
+        let Some(hosts) = fleet.and_then(|fleet| fleet.get(HOSTS)) else {
+            return Ok(None);
+        };
+        let fault = |place: &str, message: &str| {
+            ObjectError::Spec(format!("{COMMON}: {HOSTS}{place}: {message}"))
+        };
+        let hosts = hosts.as_table().ok_or_else(|| {
+            fault(
+                "",
+                "expected a table such as { host1 = [\"172.16.0.101\"] }",
+            )
+        })?;
+        let (mut all, mut owners) = (BTreeMap::new(), BTreeMap::new());
+        for (name, value) in hosts {
+            let place = format!(": {name}");
+            let values = value
+                .as_array()
+                .map_or(std::slice::from_ref(value), Vec::as_slice);
+            let mut addresses = Vec::new();
+            for value in values {
+                let address = value.as_str().and_then(|text| text.parse::<IpAddr>().ok());
+                let address = address.ok_or_else(|| {
+                    fault(
+                        &place,
+                        &format!("expected a list of addresses, got {value}"),
+                    )
+                })?;
+                if let Some(other) = owners.insert(address, name).filter(|other| *other != name) {
+                    return Err(fault(&place, &format!("{address} is {other}'s too")));
+                }
+                addresses.push(address);
+            }
+            all.insert(name.clone(), addresses);
+        }
+        Ok(Some(all))
+    }
+
+    /// The sections that refer to a section, or to a backend `POOL/NAME`: kind and name of each.
+    pub fn users(&self, kind: &str, name: &str) -> Vec<(String, String)> {
+        let (pool, name) = match name.split_once('/') {
+            Some((pool, name)) if kind == "backend" => (Some(pool), name),
+            _ => (None, name),
+        };
+        let names = |section: &Table, field: &str, name: &str| match section.get(field) {
+            Some(Value::String(own)) => own == name,
+            Some(Value::Array(all)) => all.iter().any(|own| own.as_str() == Some(name)),
+            _ => false,
+        };
+        let refers = |section: &Table| {
+            let is_here = pool.is_none_or(|pool| names(section, "pool", pool));
+            is_here && (names(section, kind, name) || names(section, &format!("{kind}s"), name))
+        };
+        let sections = self.kinds().flat_map(|of| {
+            let all = self.all(of).into_iter().filter(|section| refers(section));
+            all.map(move |section| (of.to_owned(), name_of(section).to_owned()))
+        });
+        sections.collect()
     }
 
     /// The spec as text.
@@ -187,6 +277,9 @@ impl Spec {
         };
         if let Some(common) = common {
             for (field, value) in common {
+                if field == HOSTS {
+                    continue;
+                }
                 if !COMMON_FIELDS.contains(&field.as_str()) {
                     let known = COMMON_FIELDS.join(", ");
                     return Err(ObjectError::Spec(format!(
@@ -211,7 +304,7 @@ impl Spec {
     /// As [`with_node`](Self::with_node), and all faults of the whole.
     pub fn config(&self, file: &str, node: &Table) -> Result<Config, ObjectError> {
         let text = self.with_node(node)?;
-        Config::parse(file, &text).map_err(|errors| ObjectError::Spec(errors.to_string()))
+        Config::parse(file, &text).map_err(|errors| ObjectError::Spec(unnumbered(&errors)))
     }
 
     /// The spec's objects: those under their keys, and the index over them. `leaving` are backends that only are
@@ -483,6 +576,28 @@ fn too_long(key: &str, bytes: &[u8]) -> Result<(), ObjectError> {
             "{key}: expected at most {most} bytes, got {len}"
         ))),
         false => Ok(()),
+    }
+}
+
+/// Faults without their lines, which are those of no file.
+fn unnumbered(errors: &ConfigErrors) -> String {
+    let faults = errors.0.iter().map(|error| {
+        let place = match error.place.as_str() {
+            "" => String::new(),
+            place => format!("{place}: "),
+        };
+        format!("{}: {place}{}", error.file, error.message)
+    });
+    faults.collect::<Vec<_>>().join("\n")
+}
+
+/// Adds all addresses that a value holds.
+fn addresses_in(value: &Value, all: &mut BTreeSet<IpAddr>) {
+    match value {
+        Value::String(text) => all.extend(text.parse::<IpAddr>().ok()),
+        Value::Array(values) => values.iter().for_each(|value| addresses_in(value, all)),
+        Value::Table(table) => table.values().for_each(|value| addresses_in(value, all)),
+        _ => {}
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::document::Spec;
 use crate::object::{Digest, Index, Keys, Object as _, ObjectError, Wanted};
-use crate::store::{Condition, MOST_OPERATIONS, Operation, Revision, Store, StoreError};
+use crate::store::{Condition, Entry, MOST_OPERATIONS, Operation, Revision, Store, StoreError};
 
 /// From so many missing objects on, all are listed: a request for each would take longer.
 const MANY: usize = 32;
@@ -186,32 +186,49 @@ pub fn wanted(
     let Some(entry) = store.get(&keys.wanted())? else {
         return Ok(None);
     };
-    let Wanted { index } = Wanted::read(&entry.key, &entry.value)?;
-    let (index, spec) = known.fetch(store, keys, &index)?;
+    let (index, spec) = spec_of(store, keys, known, &entry)?;
     Ok(Some((index, spec, entry.modified)))
 }
 
-/// Changes the wanted spec: `change` gets the present one. Returns the digest of the new index.
+/// The spec that the entry of the wanted state names.
+fn spec_of(
+    store: &dyn Store,
+    keys: &Keys,
+    known: &mut Known,
+    entry: &Entry,
+) -> Result<(Index, Spec), FetchError> {
+    let Wanted { index } = Wanted::read(&entry.key, &entry.value)?;
+    known.fetch(store, keys, &index)
+}
+
+/// Changes the wanted spec: `change` gets the present one, or why that cannot be read. Returns the digest of the new
+/// index.
 ///
 /// # Errors
 /// The store is away or refuses; `change` does; or the new spec is no good.
 pub fn change(
     store: &dyn Store,
     keys: &Keys,
-    mut change: impl FnMut(Option<Spec>) -> Result<Spec, ObjectError>,
+    mut change: impl FnMut(Result<Option<Spec>, ObjectError>) -> Result<Spec, ObjectError>,
 ) -> Result<Digest, FetchError> {
     let mut known = Known::default();
     for _ in 0..TRIES {
-        let present = wanted(store, keys, &mut known)?;
-        let (condition, there, spec) = match present {
-            None => (Condition::Absent(keys.wanted()), BTreeSet::new(), None),
-            Some((index, spec, revision)) => {
-                let there = objects_of(keys, &index).into_keys().collect();
-                let condition = Condition::ModifiedIn(keys.wanted(), revision);
-                (condition, there, Some(spec))
-            }
+        let entry = store.get(&keys.wanted())?;
+        let condition = match &entry {
+            None => Condition::Absent(keys.wanted()),
+            Some(entry) => Condition::ModifiedIn(keys.wanted(), entry.modified),
         };
-        let spec = change(spec)?;
+        let present = entry.map(|entry| spec_of(store, keys, &mut known, &entry));
+        let (there, present) = match present.transpose() {
+            Ok(None) => (BTreeSet::new(), Ok(None)),
+            Ok(Some((index, spec))) => {
+                let there = objects_of(keys, &index).into_keys().collect();
+                (there, Ok(Some(spec)))
+            }
+            Err(FetchError::Object(error)) => (BTreeSet::new(), Err(error)),
+            Err(error) => return Err(error),
+        };
+        let spec = change(present)?;
         spec.check("the new spec")?;
         let made = spec.objects(keys, Vec::new())?;
         // What the present spec has stays as long as that is wanted; everything else is written anew, so that a

@@ -5,19 +5,19 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use slb_control::{Config, SlowStart};
 use slb_core::Instant;
-use toml::Table as Toml;
 use tracing::{error, info, warn};
 
 use crate::document::Spec;
 use crate::fetch::{FetchError, Known, objects_of, put_all};
 use crate::health::{Reports, tables};
 use crate::object::{
-    Agents, Digest, Health, Index, Keys, LeaderName, Object, Report, Table, Wanted,
+    Agents, Digest, Forget, Health, Index, Keys, LeaderName, Object, Report, Table, Wanted, escape,
 };
 use crate::rollout::{Machine, Member, Plan, Rollout, Side, Stage};
 use crate::store::{
@@ -95,6 +95,10 @@ struct Office {
     slow_start: SlowStart,
     /// The wanted index, and since when it is.
     wanted: Option<(Digest, Duration)>,
+    /// True if it was applied since the last rollout began, even if it is the same.
+    is_asked: bool,
+    /// The release for hosts, where its objects cannot be used.
+    unusable: Option<Digest>,
     /// True if health, agents or the spec have changed since the tables were computed.
     is_stale: bool,
     /// True if the tables were computed without silent nodes.
@@ -110,6 +114,8 @@ struct Present {
     digest: Digest,
     index: Index,
     config: Config,
+    /// The addresses that agents speak for, where the spec says it.
+    hosts: Option<BTreeMap<IpAddr, String>>,
 }
 
 /// The controller does not lead any more.
@@ -249,6 +255,8 @@ impl Leader {
             tables: BTreeMap::new(),
             slow_start: SlowStart::default(),
             wanted: None,
+            is_asked: false,
+            unusable: None,
             is_stale: true,
             is_lenient: false,
             is_untidy: true,
@@ -257,6 +265,7 @@ impl Leader {
         for entry in listing.entries {
             office.note(&self.keys, Event::Put(entry), now)?;
         }
+        office.is_asked = false;
         let rollout: Option<Rollout> = office.object(&self.keys.key("state/rollout"))?;
         office.machine = Machine::new(rollout.unwrap_or_default(), now);
         office.agents = office
@@ -286,6 +295,7 @@ impl Leader {
             return Err(Ended::Deposed);
         }
         let (store, keys) = (&*self.store, &self.keys);
+        office.forget_agents(store, keys)?;
         office.register_agents(store, keys, now)?;
         office.begin(store, keys, &self.options.name, now)?;
         let members = office.members(keys, now);
@@ -322,7 +332,10 @@ impl Office {
         if rest == "wanted" {
             // One that cannot be read changes nothing: health and the rollout under way go on.
             match Wanted::read(&entry.key, &entry.value) {
-                Ok(Wanted { index }) => self.wanted = Some((index, now)),
+                Ok(Wanted { index }) => {
+                    self.wanted = Some((index, now));
+                    (self.is_asked, self.unusable) = (true, None);
+                }
                 Err(error) => warn!("{error}"),
             }
         }
@@ -410,8 +423,20 @@ impl Office {
         keys: &Keys,
         now: Duration,
     ) -> Result<(), Ended> {
+        let has_spec = self.machine.record().hosts.is_some();
+        if has_spec && self.present.is_none() && self.unusable.is_none() {
+            // Who may speak for which address is about to be read.
+            return Ok(());
+        }
         let reports = self.objects::<Report>(&keys.key("node/host/"));
         let mut agents = self.agents.clone();
+        for (name, addresses) in &self.agents.agents {
+            for &address in addresses {
+                if !self.may_speak(name, address) {
+                    agents.release(name, address);
+                }
+            }
+        }
         for (name, report) in &reports {
             if report.addresses.len() > MOST_ADDRESSES {
                 self.say_once(format!(
@@ -421,6 +446,12 @@ impl Office {
                 continue;
             }
             for &address in &report.addresses {
+                if !self.may_speak(name, address) {
+                    self.say_once(format!(
+                        "host {name}: address {address} is not its own by hosts of [fleet]"
+                    ));
+                    continue;
+                }
                 match agents.at(address).map(str::to_owned) {
                     Some(other) if other == *name => continue,
                     Some(other) if reports.contains_key(&other) || self.is_new(now) => {
@@ -442,6 +473,43 @@ impl Office {
             self.agents = agents;
             self.is_stale = true;
         }
+        Ok(())
+    }
+
+    /// Returns true if a host agent may speak for an address, as far as the spec says it.
+    fn may_speak(&self, name: &str, address: IpAddr) -> bool {
+        let hosts = self.present.as_ref().and_then(|own| own.hosts.as_ref());
+        hosts.is_none_or(|hosts| hosts.get(&address).is_some_and(|own| own == name))
+    }
+
+    /// Forgets the agents that operators ask to forget, unless they are there.
+    fn forget_agents(&mut self, store: &dyn Store, keys: &Keys) -> Result<(), Ended> {
+        let asked = self.objects::<Forget>(&keys.key("forget/"));
+        if asked.is_empty() {
+            return Ok(());
+        }
+        let mut agents = self.agents.clone();
+        let mut operations = Vec::new();
+        for name in asked.keys().take(MOST_OPERATIONS / 2) {
+            operations.push(Operation::Delete(keys.key(&format!("forget/{name}"))));
+            if self
+                .entries
+                .contains_key(&keys.key(&format!("node/host/{name}")))
+            {
+                warn!(name, "an agent that is there is not forgotten");
+            } else if agents.agents.remove(name).is_some() {
+                warn!(name, "an agent is forgotten");
+            }
+        }
+        operations.push(Operation::put(keys.key("state/agents"), agents.write()));
+        self.write(store, &[], &operations)?;
+        for operation in &operations {
+            if let Operation::Delete(key) = operation {
+                self.entries.remove(key);
+            }
+        }
+        self.is_stale |= agents != self.agents;
+        self.agents = agents;
         Ok(())
     }
 
@@ -492,7 +560,10 @@ impl Office {
         if now.saturating_sub(since) < TOGETHER || !record.may_begin() {
             return Ok(());
         }
-        if record.target.as_ref() == Some(&wanted) && !self.may_try_again(keys) {
+        let is_stopped = matches!(record.stage, Stage::Stopped { .. });
+        let is_again = is_stopped && (self.is_asked || self.may_try_again(keys));
+        self.is_asked = false;
+        if record.target.as_ref() == Some(&wanted) && !is_again {
             return Ok(());
         }
         let record = self.machine.record().clone();
@@ -537,7 +608,15 @@ impl Office {
         // Not what a node refused: beside the target, it would be refused again.
         let settled = record.settled.as_ref();
         let settled = settled.map(|index| self.known.fetch(store, keys, index));
-        let settled = settled.transpose()?;
+        let settled = match settled.transpose() {
+            Ok(settled) => settled,
+            // What cannot be read must not keep what can be from taking its place.
+            Err(FetchError::Object(error)) => {
+                warn!("nothing is drained, since the former state is lost: {error}");
+                None
+            }
+            Err(error) => return Err(error.into()),
+        };
         let former: Vec<&Spec> = settled.iter().map(|(_, spec)| spec).collect();
         let (union, leaving) = spec.with_leavers(&former);
         let target = wanted.clone();
@@ -570,21 +649,46 @@ impl Office {
             return Ok(());
         }
         let digest = release.index.clone();
+        if self.unusable.as_ref() == Some(&digest) {
+            return Ok(());
+        }
+        match self.read_present(store, keys, digest.clone()) {
+            Ok(present) => {
+                self.present = Some(present);
+                self.is_stale = true;
+                Ok(())
+            }
+            // Another spec may take its place, and until then health goes on by the one before.
+            Err(FetchError::Object(error)) => {
+                error!("the state that hosts are to have is lost: apply it again: {error}");
+                self.unusable = Some(digest);
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn read_present(
+        &mut self,
+        store: &dyn Store,
+        keys: &Keys,
+        digest: Digest,
+    ) -> Result<Present, FetchError> {
         let (index, spec) = self.known.fetch(store, keys, &digest)?;
-        let mut node = Toml::new();
-        node.insert("role".to_owned(), "mux".into());
-        node.insert(
-            "underlay".to_owned(),
-            vec!["192.0.2.1", "2001:db8::1"].into(),
-        );
-        let config = spec.config("the fleet", &node)?;
-        self.present = Some(Present {
+        let config = spec.config("the fleet", &spec.any_node())?;
+        let hosts = spec.hosts()?.map(|hosts| {
+            let all = hosts.into_iter().flat_map(|(name, addresses)| {
+                let name = escape(&name);
+                addresses.into_iter().map(move |own| (own, name.clone()))
+            });
+            all.collect()
+        });
+        Ok(Present {
             digest,
             index,
             config,
-        });
-        self.is_stale = true;
-        Ok(())
+            hosts,
+        })
     }
 
     /// Returns true if an agent counts the connections of every leaving backend.
@@ -708,7 +812,15 @@ impl Office {
         used.extend(record.target.clone());
         let mut keeps = BTreeSet::new();
         for digest in used {
-            let (index, _) = self.known.fetch(store, keys, &digest)?;
+            let (index, _) = match self.known.fetch(store, keys, &digest) {
+                Ok(fetched) => fetched,
+                // Nothing is deleted while it is not known what is in use.
+                Err(FetchError::Object(error)) => {
+                    self.say_once(error.to_string());
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            };
             keeps.insert(keys.index(&digest));
             keeps.extend(objects_of(keys, &index).into_keys());
         }

@@ -37,6 +37,8 @@ const TICK: Duration = Duration::from_millis(20);
 const BETWEEN_WRITES: Duration = Duration::from_secs(1);
 /// How long it waits after the store did not answer.
 const PAUSE: Duration = Duration::from_millis(300);
+/// How long it waits after the store denied it something, which seldom passes by itself.
+const PAUSE_DENIED: Duration = Duration::from_secs(2);
 
 /// How a node differs from others.
 #[derive(Clone, Debug)]
@@ -69,8 +71,10 @@ pub struct Generation {
 /// How a node stands with its fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// How long the store has been away.
+    /// How long the store has been away, or has denied what the node needs.
     pub away: Option<Duration>,
+    /// Why it is away.
+    pub fault: Option<String>,
     /// The generation that the node holds.
     pub held: u64,
     /// The generation that packets are served by.
@@ -113,6 +117,8 @@ struct State {
     health: Option<Health>,
     /// Since when the store has been away.
     away: Option<Instant>,
+    /// Why it is away.
+    fault: Option<String>,
 }
 
 impl Shared {
@@ -149,6 +155,7 @@ impl Node {
             report,
             health: None,
             away: Some(Instant::now()),
+            fault: None,
         };
         if let Some(held) = &held {
             match held.spec() {
@@ -242,6 +249,7 @@ impl Node {
         let state = self.shared.state();
         Standing {
             away: state.away.map(|since| since.elapsed()),
+            fault: state.fault.clone(),
             held: state.report.held,
             live: state.report.live,
             refused: state.report.refused.clone(),
@@ -290,19 +298,46 @@ impl Follower {
         while !self.shared.stop.load(Ordering::Relaxed) {
             let Err(error) = self.follow() else { return };
             let why = error.to_string();
-            // What is the same again is not said again.
-            if why != said {
+            let mut state = self.shared.state();
+            // What is the same again is not said again, unless the store was there meanwhile.
+            if why != said || state.away.is_none() {
                 warn!("fleet: {why}");
-                said = why;
+                said.clone_from(&why);
             }
-            self.shared.state().away.get_or_insert_with(Instant::now);
-            sleep(PAUSE);
+            state.away.get_or_insert_with(Instant::now);
+            state.fault = Some(why);
+            drop(state);
+            self.pause(match error {
+                FetchError::Store(StoreError::Denied(_)) => PAUSE_DENIED,
+                _ => PAUSE,
+            });
+        }
+    }
+
+    /// Waits, unless the program ends.
+    fn pause(&self, length: Duration) {
+        let begin = Instant::now();
+        while begin.elapsed() < length && !self.shared.stop.load(Ordering::Relaxed) {
+            sleep(TICK);
         }
     }
 
     /// Follows until the program ends, or the store does not answer.
     fn follow(&mut self) -> Result<(), FetchError> {
         let lease = self.store.grant(LEASE)?;
+        let followed = self.follow_by(lease);
+        // At the end of the program, others would wait for the end of the lease; where nothing may be said, one after
+        // the other would be left behind. Otherwise the next lease takes over what is under this one.
+        if matches!(
+            followed,
+            Ok(()) | Err(FetchError::Store(StoreError::Denied(_)))
+        ) {
+            let _ = self.store.revoke(lease);
+        }
+        followed
+    }
+
+    fn follow_by(&mut self, lease: Lease) -> Result<(), FetchError> {
         let prefix = self.keys.key("state/");
         let listing = self.store.list(&prefix)?;
         let mut watch = self.store.watch(&prefix, listing.revision)?;
@@ -314,14 +349,18 @@ impl Follower {
             self.note(&Event::Put(entry), &mut tables, &mut rollout, &mut agents);
         }
         self.set_known(&tables, &agents);
-        if self.shared.state().away.take().is_some() {
-            info!("fleet: the store answers");
-        }
         let mut said = (None, None);
         let mut kept = Instant::now();
         while !self.shared.stop.load(Ordering::Relaxed) {
             self.follow_rollout(&rollout)?;
             self.say(lease, &mut said)?;
+            // A node that may not say anything is on its own, whatever it can read.
+            let mut state = self.shared.state();
+            if state.away.take().is_some() {
+                state.fault = None;
+                info!("fleet: the store answers");
+            }
+            drop(state);
             if !self.is_cached && self.wrote.elapsed() >= BETWEEN_WRITES {
                 self.write_cache();
             }
@@ -337,8 +376,6 @@ impl Follower {
                 self.set_known(&tables, &agents);
             }
         }
-        // Without it, others wait for the end of the lease.
-        let _ = self.store.revoke(lease);
         Ok(())
     }
 

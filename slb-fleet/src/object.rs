@@ -8,6 +8,7 @@
 //!                 state/rollout               which index hosts and muxes have  the leader
 //!                 state/agents                which hosts have an agent         the leader
 //!                 state/table/POOL            health and weights                the leader
+//!                 forget/NAME                 which agent is to be forgotten    the operator
 //!                 node/ROLE/NAME              what a node has in place          the node, under its lease
 //!                 health/ROLE/NAME            what its probes found             the node, under its lease
 //! ```
@@ -138,6 +139,11 @@ impl Keys {
     /// The key of a pool's table.
     pub fn table(&self, pool: &str) -> String {
         self.key(&format!("state/table/{}", escape(pool)))
+    }
+
+    /// The key of the wish to forget a host's agent.
+    pub fn forget(&self, name: &str) -> String {
+        self.key(&format!("forget/{}", escape(name)))
     }
 
     /// The key of a node's report or health: `kind` is `node` or `health`.
@@ -274,6 +280,11 @@ impl Agents {
             .map(|(name, _)| name.as_str())
     }
 
+    /// The addresses of an agent's host; `None` where there is no such agent.
+    pub fn of(&self, name: &str) -> Option<&[IpAddr]> {
+        self.agents.get(&escape(name)).map(Vec::as_slice)
+    }
+
     /// Takes an address away from an agent, which is gone with its last one.
     pub(crate) fn release(&mut self, name: &str, address: IpAddr) {
         if let Some(own) = self.agents.get_mut(name) {
@@ -284,6 +295,10 @@ impl Agents {
         }
     }
 }
+
+/// The wish that a host's agent be forgotten.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forget {}
 
 /// The state that a node reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -339,6 +354,7 @@ impl Object for Fields {}
 impl Object for Backends {}
 impl Object for LeaderName {}
 impl Object for Agents {}
+impl Object for Forget {}
 impl Object for Report {}
 impl Object for Health {}
 impl Object for Table {}

@@ -3,13 +3,16 @@
 mod common;
 
 use std::fs;
+use std::io::Write as _;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Controller, Etcd, Running, apply, behaves_as_a_store, spec, wait_until};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-use slb_fleet::object::Keys;
+use slb_fleet::object::{Forget, Keys, Object as _};
 use slb_fleet::rollout::Side;
 use slb_fleet::store::etcd::{Access, Certificates, EtcdStore};
 use slb_fleet::store::{Operation, Store, StoreError};
@@ -125,11 +128,11 @@ fn access(directory: &Path, url: &str, name: &str) -> Access {
     Access::new(&[url], Some(files)).unwrap()
 }
 
-#[test]
-fn a_node_that_writes_anothers_keys_is_refused() {
-    let etcd = Etcd::with("https", |directory| {
+/// Starts an etcd that knows its clients by their certificates, with one for each of these names.
+fn secured(names: &[&str]) -> Option<Etcd> {
+    Etcd::with("https", |directory| {
         let authority = Authority::new(directory);
-        for name in ["server", "root", "mux1", "nobody"] {
+        for name in names.iter().chain(&["server", "root"]) {
             authority.issue(name);
         }
         let file = |name: &str| directory.join(name).display().to_string();
@@ -139,8 +142,28 @@ fn a_node_that_writes_anothers_keys_is_refused() {
             format!("--cert-file={}", file("server.pem")),
             format!("--key-file={}", file("server.key")),
         ]
-    });
-    let Some(etcd) = etcd else {
+    })
+}
+
+/// The commands that docs/fleet.md gives for access control.
+fn documented_commands() -> Vec<Vec<String>> {
+    let page = include_str!("../../docs/fleet.md");
+    let (_, rest) = page.split_once("### Who may write what").unwrap();
+    let lines = rest
+        .lines()
+        .filter_map(|line| line.strip_prefix("etcdctl "));
+    let words = |line: &str| {
+        let words = line.split_whitespace();
+        words
+            .map(|word| word.replace("/slb/1/default/", "/slb/1/test/"))
+            .collect()
+    };
+    lines.map(words).collect()
+}
+
+#[test]
+fn a_fleet_runs_with_the_documented_rights_and_no_node_writes_anothers_keys() {
+    let Some(etcd) = secured(&["mux1", "host1", "controller", "operator", "nobody"]) else {
         skip!("etcd is not installed");
     };
     let directory = etcd.directory.path();
@@ -149,7 +172,9 @@ fn a_node_that_writes_anothers_keys_is_refused() {
     wait_until("etcd answers", || root.get("k").is_ok());
     let file = |name: &str| directory.join(name).display().to_string();
     let (authority, certificate, key) = (file("ca.pem"), file("root.pem"), file("root.key"));
-    let control = |arguments: &[&str]| {
+    let commands = documented_commands();
+    assert!(commands.len() > 20, "{commands:?}");
+    for command in &commands {
         let mut all = vec![
             "--cacert",
             &authority,
@@ -158,68 +183,125 @@ fn a_node_that_writes_anothers_keys_is_refused() {
             "--key",
             &key,
         ];
-        all.extend(arguments);
-        etcd.control(&all)
-    };
-    let prefix = "/slb/1/test/";
-    control(&["user", "add", "root:secret"]);
-    control(&["user", "grant-role", "root", "root"]);
-    // As docs/fleet.md says for each node.
-    control(&["role", "add", "mux-mux1"]);
-    for (right, of) in [("read", "spec/"), ("read", "state/")] {
-        let key = format!("{prefix}{of}");
-        control(&[
-            "role",
-            "grant-permission",
-            "mux-mux1",
-            right,
-            &key,
-            "--prefix",
-        ]);
+        all.extend(command.iter().map(String::as_str));
+        etcd.control(&all);
     }
-    for own in ["node/mux/mux1", "health/mux/mux1"] {
-        let key = format!("{prefix}{own}");
-        control(&["role", "grant-permission", "mux-mux1", "readwrite", &key]);
-    }
-    control(&["user", "add", "mux1", "--no-password"]);
-    control(&["user", "grant-role", "mux1", "mux-mux1"]);
-    control(&["auth", "enable"]);
 
     let keys = Keys::new("test");
+    let may_not = |store: &EtcdStore, keys: &[String]| {
+        for key in keys {
+            let refused = store.commit(&[], &[Operation::put(key, "v")]);
+            assert!(
+                matches!(refused, Err(StoreError::Denied(_))),
+                "{key}: {refused:?}"
+            );
+        }
+    };
     let mux = store("mux1");
     let put = |key: String| mux.commit(&[], &[Operation::put(key, "v")]);
     assert!(put(keys.of_node("node", "mux", "mux1")).is_ok());
-    for key in [
-        keys.of_node("node", "mux", "mux2"),
-        keys.of_node("health", "host", "mux1"),
+    let leaders = [keys.key("state/rollout"), keys.key("state/agents")];
+    let wanted = [
         keys.wanted(),
-        keys.key("state/rollout"),
         keys.key("spec/index/0"),
-    ] {
-        let refused = put(key.clone());
-        assert!(
-            matches!(refused, Err(StoreError::Denied(_))),
-            "{key}: {refused:?}"
-        );
-    }
+        keys.forget("host1"),
+    ];
+    let others = [
+        keys.of_node("node", "mux", "mux2"),
+        keys.of_node("node", "mux", "mux11"),
+        keys.of_node("health", "host", "mux1"),
+        keys.of_node("health", "host", "host1"),
+    ];
+    may_not(&mux, &[&leaders[..], &wanted, &others].concat());
+    let others = [
+        keys.of_node("node", "mux", "mux1"),
+        keys.of_node("node", "host", "host2"),
+    ];
+    may_not(&store("host1"), &[&leaders[..], &wanted, &others].concat());
+    may_not(&store("operator"), &[&leaders[..], &others].concat());
+    may_not(&store("controller"), &[&wanted[..1], &others].concat());
     assert!(mux.list(&keys.key("state/")).is_ok());
     assert!(mux.watch(&keys.key("state/"), 1).is_ok());
     assert!(matches!(
         mux.list(&keys.key("node/")),
         Err(StoreError::Denied(_))
     ));
-    // Certificates of no user, and of no authority.
+    // A certificate of no user.
     let nobody = store("nobody").get(&keys.wanted());
     assert!(matches!(nobody, Err(StoreError::Denied(_))), "{nobody:?}");
+
+    // A whole fleet follows with these rights alone.
+    let operator = store("operator");
+    apply(&operator, &spec(&[1]));
+    let controller = Controller::start(Arc::new(store("controller")), "one");
+    let host = Running::start(Arc::new(store("host1")), Side::Host, 1, None);
+    let node = Running::start(Arc::new(mux), Side::Mux, 1, None);
+    wait_until("it follows", || node.serving() == ["vm1"]);
+    apply(&operator, &spec(&[1, 2]));
+    wait_until("it follows on", || {
+        node.config()
+            .is_some_and(|config| config.pools[0].backends.len() == 2)
+    });
+    drop(host);
+    let forget = keys.forget("host1");
+    operator
+        .commit(&[], &[Operation::put(&forget, Forget::default().write())])
+        .unwrap();
+    wait_until("the wish is heard", || {
+        operator.get(&forget).unwrap().is_none()
+    });
+    drop(controller);
+}
+
+#[test]
+fn what_is_wrong_with_certificates_is_said_in_words() {
+    let Some(etcd) = secured(&["mux1"]) else {
+        skip!("etcd is not installed");
+    };
+    let directory = etcd.directory.path();
+    let own = EtcdStore::new(access(directory, &etcd.url(), "mux1")).unwrap();
+    wait_until("etcd answers", || own.get("k").is_ok());
+    let fault = |access: Access| match EtcdStore::new(access).unwrap().get("k") {
+        Err(StoreError::Away(why)) => why,
+        other => panic!("{other:?}"),
+    };
+    let member = format!("127.0.0.1:{}: ", etcd.port);
+    // Another authority's, on both sides, and on the client's alone.
     let other = tempfile::tempdir().unwrap();
     Authority::new(other.path()).issue("mux1");
-    let stranger = EtcdStore::new(access(other.path(), &etcd.url(), "mux1")).unwrap();
-    assert!(matches!(stranger.get("k"), Err(StoreError::Away(_))));
-    // A whole node follows with these rights alone.
-    let root = store("root");
-    apply(&root, &spec(&[1]));
-    let controller = Controller::start(Arc::new(root), "one");
-    let node = Running::start(Arc::new(mux), Side::Mux, 1, None);
-    wait_until("it follows", || node.config().is_some());
-    drop(controller);
+    let why = fault(access(other.path(), &etcd.url(), "mux1"));
+    assert_eq!(
+        why,
+        format!("{member}its certificate is of another authority than --fleet-ca")
+    );
+    fs::copy(directory.join("ca.pem"), other.path().join("ca.pem")).unwrap();
+    let why = fault(access(other.path(), &etcd.url(), "mux1"));
+    assert!(why.starts_with(&member), "{why}");
+    assert!(
+        why.contains("refuses the certificate of --fleet-cert"),
+        "{why}"
+    );
+    // A name that the certificate does not have.
+    let url = etcd.url().replace("127.0.0.1", "localhost");
+    let why = fault(access(directory, &url, "mux1"));
+    assert!(
+        why.ends_with(
+            "its certificate is not for this name or address: it has to be a subjectAltName"
+        ),
+        "{why}"
+    );
+    // One speaks TLS, and the other does not.
+    let plain = Access::new(&[etcd.url().replace("https", "http")], None).unwrap();
+    let why = fault(plain);
+    let hint = "(a member that expects TLS has an address that begins with https)";
+    assert!(why.ends_with(hint), "{why}");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let _ = client.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        }
+    });
+    let why = fault(access(directory, &url, "mux1"));
+    assert!(why.contains("it does not speak TLS there"), "{why}");
 }

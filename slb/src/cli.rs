@@ -97,7 +97,7 @@ pub(crate) enum Command {
     /// Remove a section, or a backend, from the configuration of a fleet.
     Delete(DeleteOptions),
     #[cfg(feature = "live")]
-    /// Show the state of a fleet.
+    /// Show the state of a fleet, or forget a host agent.
     #[command(subcommand)]
     Fleet(FleetCommand),
     #[cfg(feature = "live")]
@@ -493,6 +493,19 @@ pub(crate) enum FleetCommand {
     /// Show the rollout, and for each node the generations that it holds and serves by, the one that
     /// it refuses and why, and the connections left on backends that are being removed.
     Status(FleetStatusOptions),
+    /// Forget the agent of a host that is gone for good: muxes probe the host's vms then. Until an agent is forgotten,
+    /// or another reports its address, its vms get no new flows.
+    Forget(ForgetOptions),
+}
+
+#[cfg(feature = "live")]
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ForgetOptions {
+    #[command(flatten)]
+    pub(crate) store: StoreOptions,
+    /// Name of the host agent, as slb fleet status lists it.
+    #[arg(value_name = "HOST")]
+    pub(crate) name: String,
 }
 
 #[cfg(feature = "live")]

@@ -1,6 +1,7 @@
-//! The commands of a fleet: `slb apply`, `get`, `delete`, `fleet status` and `controller`.
+//! The commands of a fleet: `slb apply`, `get`, `delete`, `fleet status`, `fleet forget` and `controller`.
 
 mod controller;
+mod forget;
 mod show;
 mod wanted;
 
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use slb_fleet::store::etcd::{Access, Certificates, EtcdStore};
 
 pub(crate) use self::controller::run as control;
+pub(crate) use self::forget::run as forget;
 pub(crate) use self::show::run as status;
 pub(crate) use self::wanted::{apply, delete, get};
 

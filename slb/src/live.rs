@@ -89,8 +89,18 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         ));
     }
     let mut fleet = Fleet::start(options, role)?;
+    // Before the first configuration, a node of a fleet says why it is not ready, unless another process does.
+    let bound = fleet
+        .as_ref()
+        .and(options.metrics)
+        .map(Endpoint::bind)
+        .transpose();
+    let mut bound = match bound {
+        Err(_) if options.take_over => None,
+        bound => bound?,
+    };
     let mut given = match &mut fleet {
-        Some(fleet) => fleet.first(),
+        Some(fleet) => fleet.first(bound.as_mut())?,
         None => load(options.config.path())?,
     };
     given.node.role = role;
@@ -108,11 +118,14 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         .filter(|_| options.take_over)
         .and_then(|directory| Predecessor::find(&directory.handover()));
     // While another process runs, these are its.
-    let open = || {
-        let endpoint = options.metrics.map(Endpoint::bind).transpose()?;
+    let mut open = || {
+        let endpoint = match bound.take() {
+            Some(bound) => Some(bound),
+            None => options.metrics.map(Endpoint::bind).transpose()?,
+        };
         Ok((endpoint, Place::open(options.status.as_deref(), role)?))
     };
-    let opened = predecessor.is_none().then(open).transpose()?;
+    let opened = predecessor.is_none().then(&mut open).transpose()?;
     let pins = options
         .state
         .as_deref()

@@ -93,6 +93,7 @@ fn main() -> ExitCode {
         Command::Delete(options) => fleet::delete(&options),
         #[cfg(feature = "live")]
         Command::Fleet(FleetCommand::Status(options)) => fleet::status(&options),
+        Command::Fleet(FleetCommand::Forget(options)) => fleet::forget(&options),
         #[cfg(feature = "live")]
         Command::Controller(options) => fleet::control(&options),
         #[cfg(feature = "live")]

@@ -34,10 +34,20 @@ fn fleet() -> Result<String, Failure> {
             let known = node.and_then(|node| node.get(field)).cloned();
             common.insert(field.to_owned(), known.unwrap_or_default());
         }
+        let address = serde_json::json!({
+            "type": "string",
+            "anyOf": [{ "format": "ipv4" }, { "format": "ipv6" }],
+        });
+        let hosts = serde_json::json!({
+            "type": "object",
+            "description": "Addresses that each host agent speaks for, by its name. Without it, those that it reports.",
+            "additionalProperties": { "anyOf": [address, { "type": "array", "items": address }] },
+        });
+        common.insert("hosts".to_owned(), hosts);
         sections.retain(|name, _| !OF_A_NODE.contains(&name.as_str()));
         let fleet = serde_json::json!({
             "type": "object",
-            "description": "Fields of [node] that are the same on all nodes.",
+            "description": "Fields of [node] that are the same on all nodes, and who speaks for which hosts.",
             "properties": common,
             "additionalProperties": false,
         });

@@ -205,6 +205,9 @@ fn fleet_text(fleet: &Value) -> String {
     let mut text = format!("fleet: generation {}", number(fleet, "/live"));
     if let Some(away) = fleet.get("away").and_then(Value::as_f64) {
         text += &format!(", its store has been away for {away:.0} s");
+        if let Some(fault) = fleet.get("fault").and_then(Value::as_str) {
+            text += &format!(" ({fault})");
+        }
     }
     if fleet.get("autonomous").and_then(Value::as_bool) == Some(true) {
         text += ": autonomous, backends that fail here are taken out";

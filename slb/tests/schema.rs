@@ -597,7 +597,8 @@ fn a_fleets_schema_has_what_a_fleet_has_and_nothing_of_a_node() {
     let mut good = whole.clone();
     good.remove("node");
     let mut common = good.clone();
-    let fields = "hash = \"xxh3\"\nhash_seed = 3\nmuxes = [\"172.16.0.11\"]\ninside = []";
+    let fields = "hash = \"xxh3\"\nhash_seed = 3\nmuxes = [\"172.16.0.11\"]\ninside = []\n\
+                  hosts = { a = \"172.16.0.101\", b = [\"172.16.0.102\", \"fd00:16::102\"] }";
     common.insert(
         "fleet".to_owned(),
         fields.parse::<toml::Table>().unwrap().into(),
@@ -605,6 +606,9 @@ fn a_fleets_schema_has_what_a_fleet_has_and_nothing_of_a_node() {
     let mut unknown = common.clone();
     let role = "role = \"mux\"".parse::<toml::Table>().unwrap();
     unknown.insert("fleet".to_owned(), role.into());
+    let mut anyone = good.clone();
+    let hosts = "hosts = { a = 3 }".parse::<toml::Table>().unwrap();
+    anyone.insert("fleet".to_owned(), hosts.into());
     let mut lacking = good.clone();
     set(
         &mut lacking,
@@ -621,6 +625,7 @@ fn a_fleets_schema_has_what_a_fleet_has_and_nothing_of_a_node() {
         (good, true),
         (common, true),
         (unknown, false),
+        (anyone, false),
         (lacking, false),
         (whole, false),
     ];

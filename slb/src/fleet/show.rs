@@ -1,7 +1,7 @@
 //! `slb fleet status`: how far the fleet is, and what each node says.
 
 use serde_json::{Value, json};
-use slb_fleet::object::{Digest, Keys, LeaderName, Object, Report, Wanted};
+use slb_fleet::object::{Agents, Digest, Keys, LeaderName, Object, Report, Wanted};
 use slb_fleet::rollout::{Rollout, Side, Stage};
 use slb_fleet::store::Store;
 
@@ -9,8 +9,8 @@ use super::wanted::{plain, rollout};
 use crate::Failure;
 use crate::cli::{FleetStatusOptions, Format};
 
-/// A node that is there: role, name, and its report or why the report cannot be read.
-type Reported = (Side, String, Result<Report, String>);
+/// A node: role, name, and its report, or why the report cannot be read. A host agent that is gone has none.
+type Reported = (Side, String, Option<Result<Report, String>>);
 
 pub(crate) fn run(options: &FleetStatusOptions) -> Result<(), Failure> {
     let store = super::open(&options.store)?;
@@ -25,7 +25,14 @@ pub(crate) fn run(options: &FleetStatusOptions) -> Result<(), Failure> {
             let report = Report::read(&entry.key, &entry.value);
             let report = report.map_err(|error| error.to_string());
             let name = entry.key.strip_prefix(&prefix).unwrap_or(&entry.key);
-            nodes.push((side, name.to_owned(), report));
+            nodes.push((side, name.to_owned(), Some(report)));
+        }
+    }
+    let agents: Agents = read(&*store, &keys.key("state/agents"))?.unwrap_or_default();
+    for name in agents.agents.keys() {
+        let is_own = |(side, own, _): &Reported| *side == Side::Host && own == name;
+        if !nodes.iter().any(is_own) {
+            nodes.push((Side::Host, name.clone(), None));
         }
     }
     let leader = leader.as_ref().map(|leader| leader.name.as_str());
@@ -35,7 +42,7 @@ pub(crate) fn run(options: &FleetStatusOptions) -> Result<(), Failure> {
     }
 }
 
-fn read<T: Object>(store: &dyn Store, key: &str) -> Result<Option<T>, Failure> {
+pub(super) fn read<T: Object>(store: &dyn Store, key: &str) -> Result<Option<T>, Failure> {
     let entry = store.get(key).map_err(Failure::failed)?;
     let read = entry.map(|entry| T::read(key, &entry.value));
     read.transpose().map_err(Failure::failed)
@@ -53,8 +60,9 @@ fn document(
     };
     let nodes = nodes.iter().map(|(side, name, report)| {
         let report = match report {
-            Ok(report) => report,
-            Err(fault) => {
+            None => return json!({ "role": side.name(), "name": name, "gone": true }),
+            Some(Ok(report)) => report,
+            Some(Err(fault)) => {
                 return json!({ "role": side.name(), "name": name, "unreadable": fault });
             }
         };
@@ -107,8 +115,15 @@ fn text(
     for (side, name, report) in nodes {
         let name = plain(name);
         let report = match report {
-            Ok(report) => report,
-            Err(fault) => {
+            Some(Ok(report)) => report,
+            None => {
+                text += &format!(
+                    "{:<5} {name:<20} is gone: its vms get no new flows (slb fleet forget {name})\n",
+                    side.name()
+                );
+                continue;
+            }
+            Some(Err(fault)) => {
                 let fault = plain(fault);
                 text += &format!(
                     "{:<5} {name:<20} its report cannot be read: {fault}\n",

@@ -15,6 +15,8 @@ use crate::Failure;
 use crate::cli::{ApplyOptions, DeleteOptions, GetOptions};
 use crate::output::{is_standard, read_input};
 
+/// How long a rollout that stopped at the same change before may take to begin again.
+const AGAIN: Duration = Duration::from_secs(3);
 /// How often it looks how far a rollout has come.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -22,8 +24,18 @@ pub(crate) fn apply(options: &ApplyOptions) -> Result<(), Failure> {
     let spec = read(options)?;
     let store = super::open(&options.store)?;
     let keys = Keys::new(&options.store.access.cluster);
+    let before = rollout(&*store, &keys.key("state/rollout"))?;
     let mut said = String::new();
+    let mut lost = None;
     let index = fetch::change(&*store, &keys, |present| {
+        let present = match present {
+            // What is in the file is all that is wanted, whatever was there.
+            Err(error) if !options.add && !matches!(error, ObjectError::Newer { .. }) => {
+                lost = Some(error.to_string());
+                None
+            }
+            present => present?,
+        };
         let new = match (&present, options.add) {
             (Some(present), true) => {
                 let mut new = present.clone();
@@ -36,9 +48,12 @@ pub(crate) fn apply(options: &ApplyOptions) -> Result<(), Failure> {
         Ok(new)
     });
     let index = index.map_err(Failure::failed)?;
+    if let Some(lost) = lost {
+        tell_line!("warning: what was wanted before is replaced unread: {lost}");
+    }
     say!("{said}")?;
     say_line!("wanted: {index}")?;
-    wait(&*store, &keys, &index, options.wait)
+    wait(&*store, &keys, (&index, &before), options.wait)
 }
 
 /// The spec of a file: a configuration without `[node]`, or Azure's JSON.
@@ -144,11 +159,12 @@ fn difference(old: Option<&Spec>, new: &Spec) -> String {
     said
 }
 
-/// Waits until an index is at all nodes, or refused; for so many seconds at most, if it is to wait at all.
+/// Waits until an index is at all nodes, or refused; for so many seconds at most, if it is to wait at all. `before` is
+/// the rollout before the index was wanted.
 fn wait(
     store: &dyn Store,
     keys: &Keys,
-    index: &Digest,
+    (index, before): (&Digest, &Rollout),
     seconds: Option<u64>,
 ) -> Result<(), Failure> {
     let Some(seconds) = seconds else {
@@ -167,6 +183,8 @@ fn wait(
                         return Ok(());
                     }
                 }
+                // It may be tried again in a moment.
+                Stage::Stopped { .. } if rollout == *before && begin.elapsed() < AGAIN => {}
                 Stage::Stopped { node, why } => {
                     let (node, why) = (plain(node), plain(why));
                     return Err(Failure::failed(format!("{node} refuses it: {why}")));
@@ -246,16 +264,28 @@ pub(crate) fn delete(options: &DeleteOptions) -> Result<(), Failure> {
     let store = super::open(&options.store)?;
     let keys = Keys::new(&options.store.access.cluster);
     let (kind, name) = (&options.kind, &options.name);
+    let before = rollout(&*store, &keys.key("state/rollout"))?;
     let index = fetch::change(&*store, &keys, |present| {
-        let mut spec = present.unwrap_or_default();
-        match spec.remove(kind, name) {
-            true => Ok(spec),
-            false => Err(ObjectError::Spec(format!("there is no {kind} {name}"))),
+        let mut spec = present?.unwrap_or_default();
+        if !spec.remove(kind, name) {
+            return Err(ObjectError::Spec(format!("there is no {kind} {name}")));
         }
+        let users = spec.users(kind, name);
+        let users: Vec<String> = users
+            .iter()
+            .map(|(kind, name)| format!("{kind} {name}"))
+            .collect();
+        if !users.is_empty() {
+            return Err(ObjectError::Spec(format!(
+                "{kind} {name} is in use by {}: delete that first, or apply a file that has none of them",
+                users.join(", ")
+            )));
+        }
+        Ok(spec)
     });
     let index = index.map_err(Failure::failed)?;
     say_line!("removed: {kind} {name}\nwanted: {index}")?;
-    wait(&*store, &keys, &index, options.wait)
+    wait(&*store, &keys, (&index, &before), options.wait)
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use slb_fleet::object::Agents;
 use slb_fleet::rollout::Side;
 use tracing::{info, warn};
 
+use super::metrics::Endpoint;
 use super::status::Shared;
 use crate::Failure;
 use crate::cli::LiveOptions;
@@ -104,16 +105,25 @@ impl Fleet {
         }))
     }
 
-    /// The first configuration. Waits for it: of the store, or after a moment of the cache.
-    pub(super) fn first(&mut self) -> Config {
+    /// The first configuration. Waits for it: of the store, or after a moment of the cache. Meanwhile the endpoint, if
+    /// there is one, says what for.
+    pub(super) fn first(&mut self, mut endpoint: Option<&mut Endpoint>) -> Result<Config, Failure> {
         let begin = Instant::now();
-        let mut is_said = false;
+        let (mut told, mut is_said) = (String::new(), false);
         loop {
+            let standing = self.node.standing();
             // What the store has is newer than the cache.
-            let waits = self.node.standing().away.is_some() && begin.elapsed() < PATIENCE;
+            let waits = standing.away.is_some() && begin.elapsed() < PATIENCE;
             if !waits && let Some(config) = self.take() {
                 self.agents = self.node.agents();
-                return config;
+                return Ok(config);
+            }
+            let why = waiting_for(&standing);
+            if let Some(endpoint) = &mut endpoint
+                && why != told
+            {
+                endpoint.wait(&why)?;
+                told = why;
             }
             if !is_said && begin.elapsed() >= PATIENCE {
                 is_said = true;
@@ -266,6 +276,16 @@ impl Fleet {
     }
 }
 
+/// Why a node has no configuration yet.
+fn waiting_for(standing: &Standing) -> String {
+    let why = match (&standing.refused, &standing.fault) {
+        (Some(refused), _) => format!(": it refuses {}: {}", refused.generation, refused.why),
+        (None, Some(fault)) => format!(": {fault}"),
+        (None, None) => String::new(),
+    };
+    format!("waiting for the fleet's first generation{why}")
+}
+
 fn read(path: &Path) -> Result<(NodeFile, Config), Failure> {
     let config = crate::check::load(path)?;
     let name = path.display().to_string();
@@ -280,6 +300,7 @@ pub(super) fn standing_json(standing: &Standing, tables: Option<&str>) -> serde_
     let refused = standing.refused.as_ref();
     serde_json::json!({
         "away": standing.away.map(|away| away.as_secs_f64()),
+        "fault": standing.fault,
         "autonomous": standing.is_autonomous(),
         "held": standing.held,
         "live": standing.live,

@@ -6,6 +6,8 @@
 //! | `/healthz` | 200 while the workers answer |
 //! | `/readyz` | 200 while they do, packets come in by all devices, and each frontend with rules has a backend for new flows |
 //!
+//! While a node waits for its fleet's first generation, it is well and not ready, and has no counters.
+//!
 //! Clients are not trusted: the number of connections is limited, each lasts a few seconds, and has
 //! headers of 16 KiB at most. At the limit, the oldest connection of the address that has the most
 //! makes room for a new one, so slow clients do not block others.
@@ -14,8 +16,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -52,7 +54,18 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// An address that metrics are answered at.
 pub(super) struct Endpoint {
     address: SocketAddr,
-    listener: std::net::TcpListener,
+    /// Gone once a thread answers.
+    listener: Option<std::net::TcpListener>,
+    source: Arc<Source>,
+}
+
+/// The data that answers are made of.
+#[derive(Default)]
+struct Source {
+    /// Empty while the process waits for its first configuration.
+    shared: OnceLock<Arc<Shared>>,
+    /// Why it waits.
+    waits: Mutex<String>,
 }
 
 impl Endpoint {
@@ -61,12 +74,31 @@ impl Endpoint {
         let failed = failed(address);
         let listener = std::net::TcpListener::bind(address).map_err(&failed)?;
         listener.set_nonblocking(true).map_err(&failed)?;
-        Ok(Self { address, listener })
+        Ok(Self {
+            address,
+            listener: Some(listener),
+            source: Arc::default(),
+        })
+    }
+
+    /// Answers that the process is not ready and why, until it [serves](Self::serve).
+    pub(super) fn wait(&mut self, why: &str) -> Result<(), Failure> {
+        let waits = &self.source.waits;
+        why.clone_into(&mut waits.lock().unwrap_or_else(PoisonError::into_inner));
+        self.begin()
     }
 
     /// Answers in a thread of its own, for as long as the process lives.
-    pub(super) fn serve(self, shared: Arc<Shared>) -> Result<(), Failure> {
-        let Self { address, listener } = self;
+    pub(super) fn serve(mut self, shared: Arc<Shared>) -> Result<(), Failure> {
+        let _ = self.source.shared.set(shared);
+        self.begin()
+    }
+
+    fn begin(&mut self) -> Result<(), Failure> {
+        let Some(listener) = self.listener.take() else {
+            return Ok(());
+        };
+        let (address, source) = (self.address, Arc::clone(&self.source));
         let failed = failed(address);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -75,7 +107,7 @@ impl Endpoint {
         let runtime = runtime.map_err(&failed)?;
         let thread = thread::Builder::new().name("slb metrics".to_owned());
         let started = thread.spawn(move || {
-            if let Err(error) = runtime.block_on(accept(listener, shared)) {
+            if let Err(error) = runtime.block_on(accept(listener, source)) {
                 warn!("the metrics endpoint failed: {error}");
             }
         });
@@ -145,7 +177,7 @@ impl Connections {
     }
 }
 
-async fn accept(listener: std::net::TcpListener, shared: Arc<Shared>) -> std::io::Result<()> {
+async fn accept(listener: std::net::TcpListener, source: Arc<Source>) -> std::io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let mut connections = Connections::default();
     loop {
@@ -160,11 +192,11 @@ async fn accept(listener: std::net::TcpListener, shared: Arc<Shared>) -> std::io
         };
         connections.make_room().await;
         let has_asked = Arc::new(AtomicBool::new(false));
-        let (shared, asks) = (Arc::clone(&shared), Arc::clone(&has_asked));
+        let (source, asks) = (Arc::clone(&source), Arc::clone(&has_asked));
         let task = tokio::spawn(async move {
             let service = service_fn(move |request| {
                 asks.store(true, Ordering::Relaxed);
-                answer(request, Arc::clone(&shared))
+                answer(request, Arc::clone(&source))
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -185,17 +217,17 @@ async fn accept(listener: std::net::TcpListener, shared: Arc<Shared>) -> std::io
 
 async fn answer(
     request: Request<Incoming>,
-    shared: Arc<Shared>,
+    source: Arc<Source>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     // Workers answer between two bursts, which is waited for.
-    let answer = tokio::task::spawn_blocking(move || respond(&method, &path, &shared)).await;
+    let answer = tokio::task::spawn_blocking(move || respond(&method, &path, &source)).await;
     Ok(answer.unwrap_or_else(|_| text(StatusCode::INTERNAL_SERVER_ERROR, "")))
 }
 
 /// Answers GET and HEAD alike: the server leaves out the body of an answer to HEAD, and keeps its length
 /// (RFC 9110 §9.3.2).
-fn respond(method: &Method, path: &str, shared: &Shared) -> Response<Full<Bytes>> {
+fn respond(method: &Method, path: &str, source: &Source) -> Response<Full<Bytes>> {
     if method != Method::GET && method != Method::HEAD {
         let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "expected GET or HEAD\n");
         // RFC 9110 §15.5.6
@@ -209,18 +241,31 @@ fn respond(method: &Method, path: &str, shared: &Shared) -> Response<Full<Bytes>
             "a worker does not answer\n",
         )
     };
+    let counters = |families: Option<Vec<Family>>| match families.and_then(encoded) {
+        Some(body) => {
+            let mut answer = text(StatusCode::OK, body);
+            let kind = hyper::header::HeaderValue::from_static(OPEN_METRICS);
+            answer
+                .headers_mut()
+                .insert(hyper::header::CONTENT_TYPE, kind);
+            answer
+        }
+        None => stuck(),
+    };
+    let Some(shared) = source.shared.get() else {
+        let waits = source.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        return match path {
+            "/metrics" => counters(Some(Vec::new())),
+            "/healthz" => text(StatusCode::OK, "well\n"),
+            "/readyz" => text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("not ready: {}\n", *waits),
+            ),
+            _ => unknown(),
+        };
+    };
     match path {
-        "/metrics" => match shared.families().and_then(encoded) {
-            Some(body) => {
-                let mut answer = text(StatusCode::OK, body);
-                let kind = hyper::header::HeaderValue::from_static(OPEN_METRICS);
-                answer
-                    .headers_mut()
-                    .insert(hyper::header::CONTENT_TYPE, kind);
-                answer
-            }
-            None => stuck(),
-        },
+        "/metrics" => counters(shared.families()),
         "/readyz" if !shared.trouble().is_empty() => {
             let said = format!("not ready: {}\n", shared.trouble().join(", "));
             text(StatusCode::SERVICE_UNAVAILABLE, said)
@@ -234,11 +279,15 @@ fn respond(method: &Method, path: &str, shared: &Shared) -> Response<Full<Bytes>
                 text(StatusCode::SERVICE_UNAVAILABLE, said)
             }
         },
-        _ => text(
-            StatusCode::NOT_FOUND,
-            "expected /metrics, /healthz or /readyz\n",
-        ),
+        _ => unknown(),
     }
+}
+
+fn unknown() -> Response<Full<Bytes>> {
+    text(
+        StatusCode::NOT_FOUND,
+        "expected /metrics, /healthz or /readyz\n",
+    )
 }
 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

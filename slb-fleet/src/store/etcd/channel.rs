@@ -3,8 +3,10 @@
 //! Source: <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>. A message is a byte that says whether it
 //! is compressed, four of length, and its bytes; the outcome is in trailers.
 
+use std::error::Error;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use std::{fmt, fs, io};
@@ -21,7 +23,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::{self, CertificateError, ClientConfig, RootCertStore};
 
 use super::super::StoreError;
 
@@ -46,6 +48,8 @@ pub struct Access {
 pub enum AccessError {
     /// The addresses of members cannot be read.
     Address(String),
+    /// An address has a user's name, and perhaps a password, which is not repeated here.
+    User,
     /// A file cannot be read.
     File(String, io::Error),
     /// A file holds no certificate or no key.
@@ -61,6 +65,10 @@ impl fmt::Display for AccessError {
                 f,
                 "expected http://HOST:PORT or https://HOST:PORT, all of one kind, got {got:?}"
             ),
+            Self::User => f.write_str(
+                "expected http://HOST:PORT or https://HOST:PORT, got one with a user's name: etcd knows a user by the \
+                 certificate",
+            ),
             Self::File(path, error) => write!(f, "{path}: cannot be read: {error}"),
             Self::Pem(path) => write!(f, "{path}: expected certificates or a key in PEM"),
             Self::Tls(why) => write!(f, "TLS: {why}"),
@@ -68,7 +76,7 @@ impl fmt::Display for AccessError {
     }
 }
 
-impl std::error::Error for AccessError {}
+impl Error for AccessError {}
 
 /// A member of the store.
 #[derive(Clone, Debug)]
@@ -88,7 +96,7 @@ impl Member {
         let (host, port) = rest.trim_end_matches('/').rsplit_once(':')?;
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let port = port.parse().ok().filter(|&port| port != 0)?;
-        if host.is_empty() {
+        if host.is_empty() || host.contains(['/', '?', '#', ' ']) {
             return None;
         }
         let host = host.to_owned();
@@ -129,6 +137,9 @@ impl Access {
         let mut kinds = Vec::new();
         for url in urls {
             let url = url.as_ref();
+            if url.contains('@') {
+                return Err(AccessError::User);
+            }
             let (is_tls, member) =
                 Member::read(url).ok_or_else(|| AccessError::Address(url.to_owned()))?;
             if kinds.first().is_some_and(|&first| first != is_tls) {
@@ -226,6 +237,8 @@ impl Body for Outgoing {
 /// The connection to one of the members.
 pub(super) struct Channel {
     access: Access,
+    /// True once a member has answered: then it is not the certificates that a connection ends for.
+    has_answered: AtomicBool,
     present: Mutex<Present>,
 }
 
@@ -242,6 +255,7 @@ impl Channel {
     pub(super) fn new(access: Access) -> Self {
         Self {
             access,
+            has_answered: AtomicBool::new(false),
             present: Mutex::default(),
         }
     }
@@ -316,14 +330,14 @@ impl Channel {
                 .header("hasleader", "true")
                 .body(outgoing());
             let request = request.map_err(|_| StoreError::Malformed("a member's address"))?;
-            connection.ready().await.map_err(|error| away(&error))?;
-            let response = connection
-                .send_request(request)
-                .await
-                .map_err(|error| away(&error))?;
+            let failed = |error: hyper::Error| self.failed(&name, &error);
+            connection.ready().await.map_err(failed)?;
+            let sent = connection.send_request(request).await;
+            let response = sent.map_err(failed)?;
+            self.has_answered.store(true, Ordering::Relaxed);
             if !response.status().is_success() {
                 let status = response.status();
-                return Err(StoreError::Away(format!("HTTP status {status}")));
+                return Err(StoreError::Away(format!("{name}: HTTP status {status}")));
             }
             if let Some(error) = outcome(response.headers()) {
                 return Err(error);
@@ -361,6 +375,8 @@ impl Channel {
         let at = |error: &dyn fmt::Display| {
             StoreError::Away(format!("{}:{}: {error}", member.host, member.port))
         };
+        let name = format!("{}:{}", member.host, member.port);
+        let failed = |error: hyper::Error| self.failed(&name, &error);
         let stream = TcpStream::connect((member.host.as_str(), member.port)).await;
         let stream = stream.map_err(|error| at(&error))?;
         // Small messages wait for nobody.
@@ -373,7 +389,7 @@ impl Channel {
         let sender = match &self.access.tls {
             None => {
                 let made = builder.handshake(TokioIo::new(stream)).await;
-                let (sender, connection) = made.map_err(|error| at(&error))?;
+                let (sender, connection) = made.map_err(failed)?;
                 tokio::spawn(connection);
                 sender
             }
@@ -381,9 +397,12 @@ impl Channel {
                 let name = ServerName::try_from(member.host.clone());
                 let name = name.map_err(|error| at(&error))?;
                 let stream = tls.connect(name, stream).await;
-                let stream = stream.map_err(|error| at(&error))?;
+                let stream = stream.map_err(|error| match tls_fault(&error) {
+                    Some(fault) => at(&fault),
+                    None => at(&error),
+                })?;
                 let made = builder.handshake(TokioIo::new(stream)).await;
-                let (sender, connection) = made.map_err(|error| at(&error))?;
+                let (sender, connection) = made.map_err(failed)?;
                 tokio::spawn(connection);
                 sender
             }
@@ -393,8 +412,86 @@ impl Channel {
     }
 }
 
+impl Channel {
+    /// The fault of a connection to a member.
+    fn failed(&self, name: &str, error: &hyper::Error) -> StoreError {
+        let StoreError::Away(why) = away(error) else {
+            return away(error);
+        };
+        let is_tls = self.access.tls.is_some();
+        if let Some(refusal) = refusal(&why).filter(|_| is_tls) {
+            return StoreError::Away(format!("{name}: {refusal}"));
+        }
+        if self.has_answered.load(Ordering::Relaxed) {
+            return StoreError::Away(format!("{name}: {why}"));
+        }
+        // With TLS 1.3, a server refuses a client after the handshake has ended for the client, and HTTP/2 only tells
+        // that the connection is gone.
+        let hint = match is_tls {
+            true => " (perhaps it refuses the certificate of --fleet-cert)",
+            false => " (a member that expects TLS has an address that begins with https)",
+        };
+        StoreError::Away(format!("{name}: {why}{hint}"))
+    }
+}
+
+/// Returns in words what a TLS alert says of the client's certificate; `None` where it is about something else. `text`
+/// names the alert.
+///
+/// Source: RFC 8446 §6.2.
+fn refusal(text: &str) -> Option<String> {
+    const ALERTS: [&str; 8] = [
+        "AccessDenied",
+        "BadCertificate",
+        "CertificateExpired",
+        "CertificateRequired",
+        "CertificateRevoked",
+        "CertificateUnknown",
+        "DecryptError",
+        "UnknownCA",
+    ];
+    let alert = ALERTS.iter().find(|alert| text.contains(**alert))?;
+    Some(match *alert {
+        "CertificateExpired" => {
+            "it says that the certificate of --fleet-cert has expired".to_owned()
+        }
+        other => format!("it refuses the certificate of --fleet-cert ({other})"),
+    })
+}
+
+/// Says in words of the options which certificate is at fault; `None` where it is none.
+fn tls_fault(error: &io::Error) -> Option<String> {
+    let fault = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    Some(match fault {
+        rustls::Error::InvalidCertificate(why) => match why {
+            // An authority of the same name has another key.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                "its certificate is of another authority than --fleet-ca".to_owned()
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                "its certificate is not for this name or address: it has to be a subjectAltName".to_owned()
+            }
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                "its certificate has expired, or this machine's clock is wrong".to_owned()
+            }
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                "its certificate is not valid yet, or this machine's clock is wrong".to_owned()
+            }
+            _ => format!("its certificate is not accepted: {fault}"),
+        },
+        rustls::Error::AlertReceived(alert) => {
+            let alert = format!("{alert:?}");
+            refusal(&alert).unwrap_or_else(|| format!("TLS: it ended the connection: {alert}"))
+        }
+        rustls::Error::InvalidMessage(_) => {
+            "it does not speak TLS there: expected an address that begins with http, or another port".to_owned()
+        }
+        _ => format!("TLS: {fault}"),
+    })
+}
+
 fn away(error: &hyper::Error) -> StoreError {
-    let cause = std::error::Error::source(error);
+    let cause = Error::source(error);
     let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
     StoreError::Away(format!("{error}{cause}"))
 }

@@ -194,6 +194,9 @@ fn choose_seed(hosts: impl Iterator<Item = [u64; 2]>) -> u8 {
             count += 1;
         }
     }
+    if count <= 2 {
+        return 0; // nobody is visited that is not known by the outer source address
+    }
     let hashes = &hashes[..count];
     let is_apart = |&seed: &u8| {
         let mut tags = [0; MAX_HOPS as usize + 1];

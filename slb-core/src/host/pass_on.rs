@@ -10,10 +10,12 @@
 //! | another segment, an ICMP error about a flow, a later fragment: nothing here | goes to the next of the owners |
 //! | the same, and a connection that is over or half-open has other numbers | as if there were nothing here |
 //! | a QUIC packet under a rule that says so | by its header as a SYN, or as another segment; the last one sends it back to the present owner |
-//! | another packet, nothing here, a change of the slot within the rule's idle timeout | goes to the next of the owners, who is asked; the last one sends it back to the present owner, who takes it |
+//! | another packet, nothing here, a change of the slot within the rule's idle timeout | goes to the next of the healthy owners, who is asked; the last one sends it back to the present owner, who takes it |
 //! | the vm that has it, or takes it, is on this node too | goes to that vm |
 //! | a packet for a vm that was here and has moved to another host | goes to that host |
 //! | no owner is left, or it was passed on eight times | taken or refused, as where nothing is passed on |
+//!
+//! Healthy owners are asked before the others.
 //!
 //! A packet that was passed on bears a [`Mark`], which is believed where a host sent it. What is passed on
 //! counts against a limit, see [`passes_per_second`](crate::nat::NatOptions::passes_per_second).
@@ -29,6 +31,7 @@ use crate::nat::connection::Key;
 use crate::nat::pipeline::{Asked, Begins, Elsewhere, Lane, Pipeline, Table, report_error};
 use crate::observe::{Observe, Step};
 use crate::packet::{Family, Part, Read};
+use crate::snapshot::owners::DEPTH;
 use crate::snapshot::terms::{CompiledTerms, RuleKind};
 use crate::snapshot::{Slot, Snapshot, words};
 use crate::tunnel::decapsulation::Outer;
@@ -69,9 +72,78 @@ impl Way {
     }
 }
 
+/// The place of one of a slot's owners.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// A vm of this node, at this port.
+    Here(PortId),
+    /// Another node, at this address.
+    Apart([u64; 2]),
+    /// This node, which has no such vm.
+    Nowhere,
+}
+
+/// The owners of a packet's slot, the present one first. Each is looked up once.
+struct Owners {
+    all: [Owner; DEPTH + 1],
+    count: usize,
+}
+
+/// One of a slot's owners.
+#[derive(Clone, Copy, Debug)]
+struct Owner {
+    /// Its place among all backends.
+    backend: u32,
+    place: Place,
+    is_unhealthy: bool,
+}
+
+impl Owners {
+    fn new(owners: impl Iterator<Item = Owner>) -> Self {
+        let none = Owner {
+            backend: 0,
+            place: Place::Nowhere,
+            is_unhealthy: false,
+        };
+        let mut all = [none; DEPTH + 1];
+        let places = all.iter_mut().zip(owners);
+        let count = places.map(|(place, owner)| *place = owner).count();
+        Self { all, count }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Owner> + '_ {
+        self.all.iter().take(self.count).copied()
+    }
+
+    /// Ports of vms of this node.
+    fn here(&self) -> impl Iterator<Item = PortId> + '_ {
+        self.iter().filter_map(|owner| match owner.place {
+            Place::Here(zone) => Some(zone),
+            _ => None,
+        })
+    }
+
+    /// Owners at other nodes, and the addresses of these. Unhealthy ones come last: where the node of one is
+    /// gone, the packet has been at all others.
+    fn apart(&self) -> impl Iterator<Item = (u32, [u64; 2])> + '_ {
+        let unhealthy = self.apart_with(true);
+        self.apart_with(false).chain(unhealthy)
+    }
+
+    /// Those that are unhealthy, or those that are not.
+    fn apart_with(&self, is_unhealthy: bool) -> impl Iterator<Item = (u32, [u64; 2])> + '_ {
+        let owners = self.iter();
+        let owners = owners.filter(move |owner| owner.is_unhealthy == is_unhealthy);
+        owners.filter_map(|owner| match owner.place {
+            Place::Apart(host) => Some((owner.backend, host)),
+            _ => None,
+        })
+    }
+}
+
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     /// Finds out where a packet goes on, and sends it there.
-    #[cold]
+    // Not cold: in a change, or a flood, many packets come here one after the other.
     #[inline(never)]
     pub(super) fn elsewhere<A: Table>(
         &mut self,
@@ -92,43 +164,50 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let way = self.way_of(frame, lane);
         let here = snapshot.nat.local_of_pool(terms.pool, lane.zone);
         let takes = here.is_some_and(|local| snapshot.takes(&terms, local.backend));
-        if asked.begins == Begins::Yes {
-            return if takes {
-                Elsewhere::Here
-            } else {
-                self.hand_to_owner(frame, lane, &slot, (way, Handover::PassedOn), seen)
-            };
-        }
-        if way.handover() == Some(Handover::PassedBack) {
-            return Elsewhere::Here;
-        }
-        let next = self.next_owner(&slot, &way);
-        if asked.begins == Begins::Perhaps {
-            let is_asked = way.handover() == Some(Handover::Asked);
-            if takes && !is_asked && !self.is_young(&slot, &terms) {
+        let is_asked = way.handover() == Some(Handover::Asked);
+        match asked.begins {
+            Begins::Yes if takes => return Elsewhere::Here,
+            Begins::Yes => {}
+            _ if way.handover() == Some(Handover::PassedBack) => return Elsewhere::Here,
+            Begins::Perhaps if takes && !is_asked && !self.is_young(&slot, &terms) => {
                 return Elsewhere::Here;
             }
-            if let Some(number) = self.at_sibling::<A>(frame, lane, &slot, asked) {
-                return Elsewhere::Connection(number);
-            }
-            return match next {
-                Some(next) => self.pass(frame, lane, (next, &slot), (way, Handover::Asked), seen),
-                None if takes && !is_asked => Elsewhere::Here,
-                None => self.hand_to_owner(frame, lane, &slot, (way, Handover::PassedBack), seen),
-            };
+            Begins::Perhaps | Begins::No => {}
         }
-        if let Some(number) = self.at_sibling::<A>(frame, lane, &slot, asked) {
+        let owners = Owners::new(slot.owners().map(|backend| Owner {
+            backend,
+            place: self.place_of(backend),
+            is_unhealthy: self.snapshot.is_unhealthy_by(&terms, backend),
+        }));
+        let to = (&slot, &owners);
+        if asked.begins == Begins::Yes {
+            return self.hand_to_owner(frame, lane, to, (way, Handover::PassedOn), seen);
+        }
+        if let Some(number) = self.at_sibling::<A>(frame, lane, &owners, asked) {
             return Elsewhere::Connection(number);
         }
+        let is_new = |&(_, host): &(u32, [u64; 2])| way.goes_on() && !way.has_been_at(host);
+        let of_owner = |(owner, _)| (owner, &owners);
+        if asked.begins == Begins::Perhaps {
+            // Flows without connections leave a backend that fails: its host may be gone, and would take
+            // every flow that begins along.
+            let next = owners.apart_with(false).find(is_new).map(of_owner);
+            return match next {
+                Some(next) => self.pass(frame, lane, next, (way, Handover::Asked), seen),
+                None if takes && !is_asked => Elsewhere::Here,
+                None => self.hand_to_owner(frame, lane, to, (way, Handover::PassedBack), seen),
+            };
+        }
+        let next = owners.apart().find(is_new).map(of_owner);
         // The present owner's vm tells the client that there is no such connection (RFC 9000 §10.3).
         let is_taken_back = asked.segment.is_none()
             && lane.error.is_none()
             && lane.packet.protocol == protocol::UDP
             && lane.packet.shape.part != Part::Later;
         match next {
-            Some(next) => self.pass(frame, lane, (next, &slot), (way, Handover::PassedOn), seen),
+            Some(next) => self.pass(frame, lane, next, (way, Handover::PassedOn), seen),
             None if is_taken_back && !takes => {
-                self.hand_to_owner(frame, lane, &slot, (way, Handover::PassedBack), seen)
+                self.hand_to_owner(frame, lane, to, (way, Handover::PassedBack), seen)
             }
             None => Elsewhere::Here,
         }
@@ -166,15 +245,21 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
         seen.step(lane.frame.into(), Step::Parsed(lane.packet));
         let way = self.way_of(frame, lane);
-        let Some(host) = self.is_apart(index) else {
+        let place = self.place_of(index);
+        let Place::Apart(host) = place else {
             return unknown;
         };
         if !way.goes_on() || way.has_been_at(host) {
             return Verdict::Drop(DropReason::Astray);
         }
         let handover = way.handover().unwrap_or(Handover::PassedOn);
-        let slot = Slot::of_one(index);
-        match self.pass(frame, lane, (index, &slot), (way, handover), seen) {
+        let owner = Owner {
+            backend: index,
+            place,
+            is_unhealthy: false,
+        };
+        let owners = Owners::new([owner].into_iter());
+        match self.pass(frame, lane, (index, &owners), (way, handover), seen) {
             Elsewhere::Done(verdict) => verdict,
             _ => unknown,
         }
@@ -219,26 +304,21 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         !slot.past.is_empty() && since.is_some_and(|since| since < terms.idle.duration())
     }
 
-    /// The next owner at another node where the packet has not been.
-    fn next_owner(&self, slot: &Slot, way: &Way) -> Option<u32> {
-        let mut owners = slot.owners().filter(|_| way.goes_on());
-        owners.find(|&owner| {
-            self.is_apart(owner)
-                .is_some_and(|host| !way.has_been_at(host))
-        })
-    }
-
-    /// The host of a backend that is at another node.
-    fn is_apart(&self, backend: u32) -> Option<[u64; 2]> {
+    /// The place of a backend.
+    fn place_of(&self, backend: u32) -> Place {
         let snapshot = &*self.snapshot;
-        if snapshot.nat.local_of(backend).is_some() {
-            return None;
+        if let Some(local) = snapshot.nat.local_of(backend) {
+            return Place::Here(local.zone);
         }
-        let host = snapshot.backend(backend)?.template.host();
-        let underlay = snapshot.underlay();
+        let Some(backend) = snapshot.backend(backend) else {
+            return Place::Nowhere;
+        };
+        let (host, underlay) = (backend.template.host(), snapshot.underlay());
         let own = [underlay.ipv4.map(Into::into), underlay.ipv6.map(Into::into)];
-        let is_own = own.into_iter().flatten().any(|own| words(own) == host);
-        (!is_own).then_some(host)
+        match own.into_iter().flatten().any(|own| words(own) == host) {
+            true => Place::Nowhere,
+            false => Place::Apart(host),
+        }
     }
 
     /// Sends a packet to the present owner of its slot.
@@ -246,28 +326,27 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         &mut self,
         frame: &mut Frame<'_>,
         lane: &Lane,
-        slot: &Slot,
+        (slot, owners): (&Slot, &Owners),
         (way, handover): (Way, Handover),
         seen: &mut impl Observe,
     ) -> Elsewhere {
-        let Some(owner) = slot.owner else {
+        // The present owner comes first, if there is one.
+        let present = slot.owner.and_then(|_| owners.iter().next());
+        let Some(Owner { backend, place, .. }) = present else {
             return Elsewhere::Here;
         };
-        if let Some(local) = self.snapshot.nat.local_of(owner) {
-            let zone = local.zone;
-            if zone == lane.zone {
-                return Elsewhere::Here;
+        let host = match place {
+            Place::Here(zone) if zone != lane.zone => {
+                self.readdress(frame, zone);
+                return Elsewhere::Vm(zone);
             }
-            self.readdress(frame, zone);
-            return Elsewhere::Vm(zone);
-        }
-        let Some(host) = self.is_apart(owner) else {
-            return Elsewhere::Here;
+            Place::Apart(host) => host,
+            Place::Here(_) | Place::Nowhere => return Elsewhere::Here,
         };
         // The one who asked first gets it back: nobody else is left to ask.
         let is_back = handover == Handover::PassedBack;
         if is_back || way.goes_on() && !way.has_been_at(host) {
-            self.pass(frame, lane, (owner, slot), (way, handover), seen)
+            self.pass(frame, lane, (backend, owners), (way, handover), seen)
         } else {
             // The table has changed since the owner saw it. Its sender asks again.
             Elsewhere::Done(Verdict::Drop(DropReason::Astray))
@@ -279,19 +358,17 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         &mut self,
         frame: &mut Frame<'_>,
         lane: &Lane,
-        slot: &Slot,
+        owners: &Owners,
         asked: &Asked<'_>,
     ) -> Option<u32> {
         let table = A::table(&mut self.tables.connections);
-        let (zone, number) = slot.owners().find_map(|owner| {
-            let zone = self.snapshot.nat.local_of(owner)?.zone;
+        let mut others = owners.here().filter(|&zone| zone != lane.zone);
+        let (zone, number) = others.find_map(|zone| {
             let key = Key {
                 zone,
                 ..lane.key::<A>()
             };
-            let number = table
-                .find(table.hash(&key), &key)
-                .filter(|_| zone != lane.zone)?;
+            let number = table.find(table.hash(&key), &key)?;
             let connection = table.get(number)?;
             let is_anothers = |segment| connection.is_anothers(lane.direction, segment);
             let goes_on = !table.is_past(connection) && !asked.segment.is_some_and(is_anothers);
@@ -322,7 +399,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         &mut self,
         frame: &mut Frame<'_>,
         lane: &Lane,
-        (index, slot): (u32, &Slot),
+        (index, owners): (u32, &Owners),
         (way, handover): (Way, Handover),
         seen: &mut impl Observe,
     ) -> Elsewhere {
@@ -352,7 +429,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             true => underlay.ipv4.map(Into::into),
             false => underlay.ipv6.map(Into::into),
         };
-        let others = slot.owners().filter_map(|owner| self.is_apart(owner));
+        let others = owners.apart().map(|(_, host)| host);
         let mark = way.next(handover, own.map(words).into_iter().chain(others));
         backend.template.set_inner_source(frame, mark.address());
         let counter = match handover {

@@ -117,7 +117,8 @@ impl Limiter {
         let cost = if rate == 0 {
             u64::MAX
         } else {
-            1_000_000_000 / u64::from(rate)
+            // A nanosecond is the least that is counted: with none, a high rate would be as no packet at all.
+            (1_000_000_000 / u64::from(rate)).max(1)
         };
         let most = if rate == 0 {
             0

@@ -717,7 +717,16 @@ impl Snapshot<'_> {
         let rule = self.index_of_rule(rule);
         let terms = rule.and_then(|rule| self.terms(rule));
         let terms = terms.filter(|terms| terms.kind == RuleKind::Balance);
-        match terms.and_then(|terms| self.share(terms, backend)) {
+        match terms {
+            Some(terms) => self.is_unhealthy_by(terms, backend),
+            None => self.backend(backend).is_some_and(|found| found.unhealthy),
+        }
+    }
+
+    /// Returns true if a backend is unhealthy by the probe of a balancing rule, or by its own state if the rule
+    /// leads elsewhere.
+    pub(crate) fn is_unhealthy_by(&self, terms: &CompiledTerms, backend: u32) -> bool {
+        match self.share(terms, backend) {
             Some(share) => share.is_unhealthy,
             None => self.backend(backend).is_some_and(|found| found.unhealthy),
         }
@@ -822,15 +831,6 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// A slot that only one backend ever had.
-    pub(crate) const fn of_one(owner: u32) -> Self {
-        Self {
-            owner: Some(owner),
-            first_backend: 0,
-            past: Past::NONE,
-        }
-    }
-
     /// The present owner, then the former ones, the newest first: places among all backends.
     pub(crate) fn owners(&self) -> impl Iterator<Item = u32> + Clone + '_ {
         let former = self.past.former();

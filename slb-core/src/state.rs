@@ -258,6 +258,13 @@ impl Imported {
         self.refused.iter().sum()
     }
 
+    /// Notes what became of a record, if this worker counts it.
+    pub(crate) fn note_some(&mut self, outcome: Option<Result<(), Refusal>>) {
+        if let Some(outcome) = outcome {
+            self.note(outcome);
+        }
+    }
+
     pub(crate) fn note(&mut self, outcome: Result<(), Refusal>) {
         match outcome {
             Ok(()) => self.taken += 1,
@@ -358,6 +365,12 @@ impl<'b> Records<'b> {
             at += len;
         }
         Ok(Self { bytes })
+    }
+
+    /// The next record, which stays the next one.
+    pub(crate) fn peek(&self) -> Option<(u8, u8, &'b [u8])> {
+        let mut records = *self;
+        records.next()
     }
 }
 

@@ -40,6 +40,10 @@ const WIDEST: u8 = 0xf0;
 /// Stands for a later SYN without a window scale, or for none.
 const NO_SCALE: u8 = 15;
 
+/// Connections whose places in the index are asked for before the first of them is put there: memory answers
+/// several questions in the time of one.
+const AHEAD: usize = 8;
+
 /// A connection's record as it is read, before the configuration is asked.
 struct Record<A> {
     marks: u8,
@@ -57,6 +61,15 @@ struct Record<A> {
     way: [u8; 16],
     outside: Side<A>,
     inside: Side<A>,
+}
+
+/// The connection of a record, ready to be put into the table.
+struct Ready<A> {
+    connection: Connection<A>,
+    /// The marks of the record.
+    marks: u8,
+    /// The link header, of a proxy.
+    way: [u8; 16],
 }
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
@@ -178,32 +191,64 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         records: &[u8],
         share: Option<Share<'_>>,
     ) -> Result<Imported, StateError> {
-        let records = Records::read(records)?;
+        let mut records = Records::read(records)?;
         self.set_clock(now);
         let mut imported = Imported::default();
-        for (kind, version, body) in records {
-            let outcome = match (expect(R::RECORD, (kind, version)), body) {
-                (Ok(()), [4, rest @ ..]) => self.take_share::<u64, R>(Reader(rest), age, share),
-                (Ok(()), [6, rest @ ..]) => {
-                    self.take_share::<[u64; 4], R>(Reader(rest), age, share)
+        while let Some((kind, version, body)) = records.peek() {
+            match (expect(R::RECORD, (kind, version)), body) {
+                (Ok(()), [4, ..]) => {
+                    self.import_some::<u64, R>(&mut records, (age, share), &mut imported);
+                    continue;
                 }
-                (Ok(()), _) => unreadable(share, Refusal::Malformed),
-                (Err(why), _) => unreadable(share, why),
-            };
-            if let Some(outcome) = outcome {
-                imported.note(outcome);
+                (Ok(()), [6, ..]) => {
+                    self.import_some::<[u64; 4], R>(&mut records, (age, share), &mut imported);
+                    continue;
+                }
+                (Ok(()), _) => imported.note_some(unreadable(share, Refusal::Malformed)),
+                (Err(why), _) => imported.note_some(unreadable(share, why)),
             }
+            records.next();
         }
         Ok(imported)
     }
 
-    /// Puts the connection of a record into the table; `None` where another worker does.
-    fn take_share<A: Table, R: Role>(
+    /// Takes over as many records of a family as follow each other, up to [`AHEAD`].
+    fn import_some<A: Table, R: Role>(
         &mut self,
+        records: &mut Records<'_>,
+        (age, share): (Age, Option<Share<'_>>),
+        imported: &mut Imported,
+    ) {
+        let mut some = [const { None }; AHEAD];
+        for place in &mut some {
+            match records.peek() {
+                Some((kind, version, [family, body @ ..]))
+                    if *family == family_of::<A>()
+                        && expect(R::RECORD, (kind, version)).is_ok() =>
+                {
+                    match self.prepare::<A, R>(Reader(body), age, share) {
+                        Some(Ok(ready)) => *place = Some(ready),
+                        Some(Err(why)) => imported.note(Err(why)),
+                        None => {}
+                    }
+                }
+                _ => break,
+            }
+            records.next();
+        }
+        for ready in some.into_iter().flatten() {
+            imported.note(self.take_over::<A, R>(&ready));
+        }
+    }
+
+    /// Makes the connection of a record, and asks for its places in the index; `None` where another worker
+    /// takes it over.
+    fn prepare<A: Table, R: Role>(
+        &self,
         body: Reader<'_>,
         age: Age,
         share: Option<Share<'_>>,
-    ) -> Option<Result<(), Refusal>> {
+    ) -> Option<Result<Ready<A>, Refusal>> {
         let record = match read::<A>(body) {
             Ok(record) => record,
             Err(why) => return unreadable(share, why),
@@ -212,15 +257,22 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if share.is_some_and(|share| !share.has(&self.snapshot, remote)) {
             return None;
         }
-        Some(self.take_over::<A, R>(record, age))
+        let ready = self.connection_of::<A, R>(record, age);
+        if let Ok(ready) = &ready {
+            let table = A::table_of(&self.tables.connections);
+            for way in [Direction::Inward, Direction::Outward] {
+                table.prefetch(table.hash(&ready.connection.key(way)));
+            }
+        }
+        Some(ready)
     }
 
-    /// Puts the connection of a record into the table.
-    fn take_over<A: Table, R: Role>(
-        &mut self,
+    /// The connection of a record under the present configuration.
+    fn connection_of<A: Table, R: Role>(
+        &self,
         mut record: Record<A>,
         age: Age,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Ready<A>, Refusal> {
         if age.is_stale && record.protocol == protocol::TCP {
             if record.state == ConnectionState::SynSent {
                 return Err(Refusal::Unfinished);
@@ -231,15 +283,28 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let elapsed = age.elapsed.as_nanos() >> TICK_SHIFT;
         let elapsed = u32::try_from(elapsed).unwrap_or(u32::MAX);
         let saved = self.place::<A, R>(&record)?;
-        let is_superseded = record.marks & SUPERSEDED != 0;
-        let table = A::table(&mut self.tables.connections);
-        let connection =
-            Connection::restore(&saved, table.now(), elapsed).ok_or(Refusal::Expired)?;
-        if saved.policy.opener == Direction::Outward {
+        let now = A::table_of(&self.tables.connections).now();
+        let connection = Connection::restore(&saved, now, elapsed).ok_or(Refusal::Expired)?;
+        Ok(Ready {
+            connection,
+            marks: record.marks,
+            way: record.way,
+        })
+    }
+
+    /// Puts a connection into the table.
+    fn take_over<A: Table, R: Role>(&mut self, ready: &Ready<A>) -> Result<(), Refusal> {
+        let Ready {
+            connection,
+            marks,
+            way,
+        } = ready;
+        let is_superseded = marks & SUPERSEDED != 0;
+        if connection.opener() == Direction::Outward {
             let nat = &self.snapshot.nat;
-            let local = nat.local(saved.policy.server);
+            let local = nat.local(connection.server());
             let given = local.and_then(|local| {
-                ports::given_to_local(&self.tables.snat_ports, nat, local, &connection)
+                ports::given_to_local(&self.tables.snat_ports, nat, local, connection)
             });
             given.ok_or(Refusal::PortTaken)?;
         }
@@ -252,22 +317,22 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 self.end::<A>(old);
             }
         }
-        let list = match record.marks & (UNANSWERED | ANSWERED) {
+        let list = match marks & (UNANSWERED | ANSWERED) {
             0 => None,
             UNANSWERED => Some(ages::Kind::Unanswered),
             _ => Some(ages::Kind::Answered),
         };
         let table = A::table(&mut self.tables.connections);
-        let restored = table.restore(connection, list, is_superseded);
+        let restored = table.restore(*connection, list, is_superseded);
         let number = restored.map_err(|refused| match refused {
             Refused::Full => Refusal::TableFull,
             Refused::Taken => Refusal::TupleTaken,
         })?;
-        note_imported(&self.snapshot, &connection, &mut self.tables);
+        note_imported(&self.snapshot, connection, &mut self.tables);
         if R::RECORD == Kind::ProxyConnection
             && let Some(place) = A::links(&mut self.tables.links).get_mut(number as usize)
         {
-            *place = Link::from_bytes(record.way);
+            *place = Link::from_bytes(*way);
         }
         Ok(())
     }
@@ -359,7 +424,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
 }
 
 /// Refuses a record that cannot be read, at the first worker only, which counts it for all.
-fn unreadable(share: Option<Share<'_>>, why: Refusal) -> Option<Result<(), Refusal>> {
+fn unreadable<T>(share: Option<Share<'_>>, why: Refusal) -> Option<Result<T, Refusal>> {
     share
         .is_none_or(|share| share.worker == 0)
         .then_some(Err(why))

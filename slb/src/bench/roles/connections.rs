@@ -19,9 +19,12 @@ use crate::flows::Random;
 use crate::report::{Effort, Rounds, Sample};
 
 const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
+const OTHER_HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 102);
 const MUX: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 11);
 const VM: Ipv4Addr = Ipv4Addr::new(10, 10, 1, 11);
 const VM_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 1);
+const OTHER_VM: Ipv4Addr = Ipv4Addr::new(10, 10, 1, 12);
+const OTHER_VM_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 2);
 const CLIENT_IPV6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, 0);
 const FABRIC: PortId = PortId(0);
 const VM_PORT: PortId = PortId(1);
@@ -49,6 +52,15 @@ pub(super) struct Case {
 
 impl Case {
     pub(super) fn snapshot(&self) -> Result<Snapshot<'static>, Failure> {
+        self.snapshot_of(&[self.backend(1)], None)
+    }
+
+    /// Compiles a snapshot with other backends.
+    pub(super) fn snapshot_of(
+        &self,
+        backends: &[Backend<'_>],
+        previous: Option<&Snapshot<'_>>,
+    ) -> Result<Snapshot<'static>, Failure> {
         let spec = Spec {
             underlay: Underlay {
                 ipv4: Some(HOST),
@@ -72,14 +84,7 @@ impl Case {
                 name: "servers",
                 vni: Vni::new(5001).unwrap_or_default(),
                 table_size: 251,
-                backends: &[Backend {
-                    name: "vm",
-                    address: self.vm(),
-                    mac: Some(derived_mac(VM.into())),
-                    host: HOST.into(),
-                    port: Some(VM_PORT),
-                    ..Backend::default()
-                }],
+                backends,
                 ..Pool::default()
             }],
             muxes: &[MUX.into()],
@@ -93,7 +98,34 @@ impl Case {
             }),
             ..Spec::default()
         };
-        Snapshot::new(&spec, None).map_err(Failure::failed)
+        Snapshot::new(&spec, previous).map_err(Failure::failed)
+    }
+
+    /// The vm of this host.
+    pub(super) fn backend(&self, weight: u32) -> Backend<'static> {
+        Backend {
+            name: "vm",
+            address: self.vm(),
+            mac: Some(derived_mac(VM.into())),
+            host: HOST.into(),
+            port: Some(VM_PORT),
+            weight,
+            ..Backend::default()
+        }
+    }
+
+    /// A vm of another host.
+    pub(super) fn backend_elsewhere(&self, weight: u32) -> Backend<'static> {
+        Backend {
+            name: "other",
+            address: match self.ipv6 {
+                false => OTHER_VM.into(),
+                true => OTHER_VM_IPV6.into(),
+            },
+            host: OTHER_HOST.into(),
+            weight,
+            ..Backend::default()
+        }
     }
 
     fn vip(&self) -> IpAddr {
@@ -117,7 +149,11 @@ impl Case {
     }
 
     /// Tables for one family.
-    fn tables<'m>(&self, snapshot: &Snapshot<'_>, memory: &mut Arena<'m>) -> Option<NatTables<'m>> {
+    pub(super) fn tables<'m>(
+        &self,
+        snapshot: &Snapshot<'_>,
+        memory: &mut Arena<'m>,
+    ) -> Option<NatTables<'m>> {
         const KEY: Key = Key::new([0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344]);
         let count = self.flows.max(1 << 16) as usize;
         let (ipv4, ipv6) = if self.ipv6 { (1, count) } else { (count, 1) };

@@ -4,6 +4,7 @@
 //! them.
 
 mod connections;
+mod fleet;
 mod headers;
 pub(crate) mod mux;
 mod snat;
@@ -62,6 +63,7 @@ pub(crate) fn measure(
         }
     }
     if !options.instructions {
+        fleet::measure(options, report, memory)?;
         workers::measure(options, report, cpus)?;
     }
     Ok(())

@@ -66,7 +66,7 @@ impl Case {
         }
     }
 
-    fn snapshot(&self) -> Result<Snapshot<'static>, Failure> {
+    pub(super) fn snapshot(&self) -> Result<Snapshot<'static>, Failure> {
         let names: Vec<String> = (0..BACKENDS).map(|i| format!("vm{i}")).collect();
         let address = |i: u8| -> IpAddr {
             if self.ipv6 {
@@ -140,7 +140,11 @@ impl Case {
         }
     }
 
-    fn mux<'s>(&self, snapshot: &'s Snapshot<'static>, memory: &'s mut [Line]) -> Option<Dut<'s>> {
+    pub(super) fn mux<'s>(
+        &self,
+        snapshot: &'s Snapshot<'static>,
+        memory: &'s mut [Line],
+    ) -> Option<Dut<'s>> {
         const KEY: Key = Key::new([0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344]);
         let memory = &mut Arena::new(memory);
         let flows = self.flows.max(1 << 16) as usize;
@@ -240,7 +244,7 @@ impl Case {
     }
 }
 
-type Dut<'s> = Mux<'s, &'s Snapshot<'static>>;
+pub(super) type Dut<'s> = Mux<'s, &'s Snapshot<'static>>;
 
 fn all_forwarded(mux: &Dut<'_>) -> Result<(), Failure> {
     let stats = mux.stats();

@@ -29,6 +29,9 @@ const FABRIC: PortId = PortId(0);
 /// The ports that vms serve.
 pub const HTTP: u16 = 8080;
 pub const SSH: u16 = 22;
+/// The ports of datagrams: of flows, and of QUIC.
+pub const DNS: u16 = 53;
+pub const QUIC: u16 = 443;
 /// The port that clients serve.
 pub const ELSEWHERE: u16 = 7000;
 
@@ -89,6 +92,8 @@ pub struct Plan {
     pub seats: [usize; VMS],
     /// Flows that each mux pins; zero: none, Maglev alone decides.
     pub flows: usize,
+    /// Clients talk by datagrams, every other one over QUIC.
+    pub datagrams: bool,
     /// Hosts pass on what is of none of their connections.
     pub passes_on: bool,
     /// Packets out of a thousand that are lost, and as many are doubled.
@@ -111,6 +116,7 @@ impl Plan {
             weights: [1; VMS],
             seats: std::array::from_fn(|vm| vm),
             flows: 1 << 14,
+            datagrams: false,
             passes_on: true,
             loss: 0,
             delay: 1,
@@ -120,6 +126,25 @@ impl Plan {
     pub fn through_mux(mut self) -> Self {
         self.terms.answers = Answers::ThroughMux;
         self
+    }
+
+    /// The rule of a port for datagrams.
+    fn of_datagrams(&self, name: &'static str, port: u16) -> Rule<'static> {
+        Rule {
+            name,
+            frontend: 0,
+            pool: 0,
+            protocol: Protocol::Udp,
+            frontend_port: port,
+            backend_port: port,
+            idle_timeout: self.idle,
+            terms: Terms {
+                quic: port == QUIC,
+                tcp_reset: false,
+                ..self.terms
+            },
+            ..Rule::default()
+        }
     }
 
     fn nat_options(&self) -> NatOptions {
@@ -180,17 +205,21 @@ impl Plan {
                     icmp_echo: Echo::Answer,
                 },
             ],
-            rules: &[Rule {
-                name: "http",
-                frontend: 0,
-                pool: 0,
-                protocol: Protocol::Tcp,
-                frontend_port: 80,
-                backend_port: if self.terms.floating_ip { 80 } else { HTTP },
-                idle_timeout: self.idle,
-                terms: self.terms,
-                ..Rule::default()
-            }],
+            rules: &[
+                Rule {
+                    name: "http",
+                    frontend: 0,
+                    pool: 0,
+                    protocol: Protocol::Tcp,
+                    frontend_port: 80,
+                    backend_port: if self.terms.floating_ip { 80 } else { HTTP },
+                    idle_timeout: self.idle,
+                    terms: self.terms,
+                    ..Rule::default()
+                },
+                self.of_datagrams("dns", DNS),
+                self.of_datagrams("http3", QUIC),
+            ],
             health: &[],
             probe_source: slb_core::spec::ProbeSource::default(),
             pools: &[Pool {
@@ -298,6 +327,9 @@ impl World {
                 let mut stack = Stack::new(&addresses, plan.seed + 100 + number as u64);
                 for port in [HTTP, 80, SSH] {
                     stack.serve(port);
+                }
+                for port in [DNS, QUIC] {
+                    stack.answer(port, number as u8, port == QUIC);
                 }
                 stack
             })

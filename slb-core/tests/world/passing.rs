@@ -2,13 +2,14 @@
 //!
 //! Each change is tried with many seeds, over both families, with muxes that pin flows and with ones that
 //! pin none, on a fabric that loses, doubles and reorders. No connection breaks; and where hosts pass
-//! nothing on, some do, or the test would show nothing.
+//! nothing on, some do, or the test would show nothing. Each change is made twice: while TCP connections are
+//! under way, and while clients talk by datagrams, of plain UDP and of QUIC.
 
 use std::net::SocketAddr;
 
 use slb_core::spec::BackendState::{Draining, Up};
 
-use crate::net::{CLIENTS, HOSTS, Plan, World, vip};
+use crate::net::{CLIENTS, DNS, HOSTS, Plan, QUIC, World, vip};
 use crate::stack::Outcome;
 
 /// Connections of each world.
@@ -28,10 +29,23 @@ fn plan(seed: u64, ipv6: bool, flows: usize) -> Plan {
 fn open(world: &mut World, count: usize) {
     let to = SocketAddr::new(vip(world.plan.ipv6), 80);
     for number in 0..count {
+        if world.plan.datagrams {
+            let is_quic = number % 2 == 1;
+            let port = if is_quic { QUIC } else { DNS };
+            let to = SocketAddr::new(vip(world.plan.ipv6), port);
+            world.clients[number / 2 % CLIENTS].talk(to, is_quic);
+            continue;
+        }
         let bytes = 1 + world.random(1000) as usize;
         world.clients[number % CLIENTS].connect(to, bytes, true);
         let pause = world.random(3);
         world.run(pause);
+    }
+    if world.plan.datagrams {
+        // A first datagram that is sent twice, before a change and after it, may begin two flows: each is
+        // answered, and its copies have arrived, before anything changes.
+        world.finish(5_000);
+        world.run(50);
     }
 }
 
@@ -39,6 +53,7 @@ fn open(world: &mut World, count: usize) {
 fn broken(world: &mut World) -> usize {
     for client in &mut world.clients {
         client.finish_with(1500);
+        client.ask_more(2);
     }
     // Those that are lost may ask for ever.
     world.finish(20_000);
@@ -86,6 +101,16 @@ fn breaks_nothing(change: impl Fn(&mut World)) {
     breaks_nothing_with(|plan| plan, change);
 }
 
+/// The same while clients talk by datagrams.
+fn breaks_no_flow(change: impl Fn(&mut World)) {
+    breaks_nothing_with(by_datagrams, change);
+}
+
+fn by_datagrams(mut plan: Plan) -> Plan {
+    plan.datagrams = true;
+    plan
+}
+
 /// The same in worlds of other plans.
 fn breaks_nothing_with(adapt: impl Fn(Plan) -> Plan, change: impl Fn(&mut World)) {
     assert!(total(true, SEEDS, &adapt, &change).passed_on > 0);
@@ -93,93 +118,143 @@ fn breaks_nothing_with(adapt: impl Fn(Plan) -> Plan, change: impl Fn(&mut World)
     assert!(off.broken > 0 && off.passed_on == 0);
 }
 
+fn a_mux_dies_while_a_backend_drains(world: &mut World) {
+    world.reconfigure(|plan| plan.states[2] = Draining);
+    world.kill_mux(1);
+}
+
 #[test]
 fn a_mux_that_dies_while_a_backend_drains_breaks_nothing() {
-    breaks_nothing(|world| {
-        world.reconfigure(|plan| plan.states[2] = Draining);
-        world.kill_mux(1);
-    });
+    breaks_nothing(a_mux_dies_while_a_backend_drains);
+}
+
+#[test]
+fn a_mux_that_dies_while_a_backend_drains_breaks_no_flow() {
+    breaks_no_flow(a_mux_dies_while_a_backend_drains);
+}
+
+fn four_drains_in_a_row(world: &mut World) {
+    world.kill_mux(0);
+    for backend in [1, 2, 5, 0] {
+        world.reconfigure(|plan| plan.states[backend] = Draining);
+        open(world, 5);
+    }
 }
 
 #[test]
 fn four_drains_in_a_row_break_nothing() {
-    breaks_nothing(|world| {
-        world.kill_mux(0);
-        for backend in [1, 2, 5, 0] {
-            world.reconfigure(|plan| plan.states[backend] = Draining);
-            open(world, 5);
-        }
-    });
+    breaks_nothing(four_drains_in_a_row);
+}
+
+#[test]
+fn four_drains_in_a_row_break_no_flow() {
+    breaks_no_flow(four_drains_in_a_row);
+}
+
+fn muxes_are_a_generation_behind(world: &mut World) {
+    world.reconfigure(|plan| plan.states[3] = Draining);
+    world.kill_mux(2);
+    // The first mux has not heard of it when more connections come.
+    world.reconfigure_some(|plan| plan.weights[4] = 0, |mux| mux != 0);
+    open(world, 30);
+    world.reconfigure_some(|plan| plan.states[3] = Up, |mux| mux != 0);
+    open(world, 30);
 }
 
 #[test]
 fn muxes_a_generation_behind_break_nothing() {
-    breaks_nothing(|world| {
-        world.reconfigure(|plan| plan.states[3] = Draining);
-        world.kill_mux(2);
-        // The first mux has not heard of it when more connections come.
-        world.reconfigure_some(|plan| plan.weights[4] = 0, |mux| mux != 0);
-        open(world, 30);
-        world.reconfigure_some(|plan| plan.states[3] = Up, |mux| mux != 0);
-        open(world, 30);
-    });
+    breaks_nothing(muxes_are_a_generation_behind);
+}
+
+#[test]
+fn muxes_a_generation_behind_break_no_flow() {
+    breaks_no_flow(muxes_are_a_generation_behind);
+}
+
+fn backends_flap(world: &mut World) {
+    // Muxes and hosts see the flaps; the rule resets nothing, so connections go on.
+    for flap in 0..20 {
+        let backend = flap % 3;
+        world.reconfigure(|plan| plan.weights[backend] = 0);
+        open(world, 1);
+        world.reconfigure(|plan| plan.weights[backend] = 1);
+        open(world, 1);
+    }
+    world.kill_mux(1);
+    world.reconfigure(|plan| plan.weights[0] = 0);
 }
 
 #[test]
 fn backends_that_flap_break_nothing() {
-    breaks_nothing(|world| {
-        // Muxes and hosts see the flaps; the rule resets nothing, so connections go on.
-        for flap in 0..20 {
-            let backend = flap % 3;
-            world.reconfigure(|plan| plan.weights[backend] = 0);
-            open(world, 1);
-            world.reconfigure(|plan| plan.weights[backend] = 1);
-            open(world, 1);
+    breaks_nothing(backends_flap);
+}
+
+#[test]
+fn backends_that_flap_break_no_flow() {
+    breaks_no_flow(backends_flap);
+}
+
+fn a_slow_start(world: &mut World) {
+    world.reconfigure(|plan| plan.weights = [10; 6]);
+    for weight in 1..=10 {
+        if weight == 5 {
+            world.kill_mux(0);
         }
-        world.kill_mux(1);
-        world.reconfigure(|plan| plan.weights[0] = 0);
-    });
+        world.reconfigure(|plan| (plan.weights[1], plan.weights[4]) = (weight, weight));
+        open(world, 3);
+    }
 }
 
 #[test]
 fn slow_start_breaks_nothing() {
-    breaks_nothing(|world| {
-        world.reconfigure(|plan| plan.weights = [10; 6]);
-        for weight in 1..=10 {
-            if weight == 5 {
-                world.kill_mux(0);
-            }
-            world.reconfigure(|plan| (plan.weights[1], plan.weights[4]) = (weight, weight));
-            open(world, 3);
+    breaks_nothing(a_slow_start);
+}
+
+#[test]
+fn slow_start_breaks_no_flow() {
+    breaks_no_flow(a_slow_start);
+}
+
+fn a_rolling_replacement_in_seats(world: &mut World) {
+    world.reconfigure(|plan| (plan.weights[4], plan.weights[5]) = (0, 0));
+    // Each vm takes the seat of the next one, which drains and takes another seat later.
+    for (seat, new) in [(0, 4), (1, 5), (2, 0), (3, 1)] {
+        world.reconfigure(|plan| {
+            (plan.weights[seat], plan.weights[new]) = (0, 1);
+            plan.seats[new] = seat;
+        });
+        if seat == 1 {
+            world.kill_mux(2);
         }
-    });
+        open(world, 10);
+    }
 }
 
 #[test]
 fn a_rolling_replacement_in_seats_breaks_nothing() {
-    breaks_nothing(|world| {
-        world.reconfigure(|plan| (plan.weights[4], plan.weights[5]) = (0, 0));
-        // Each vm takes the seat of the next one, which drains and takes another seat later.
-        for (seat, new) in [(0, 4), (1, 5), (2, 0), (3, 1)] {
-            world.reconfigure(|plan| {
-                (plan.weights[seat], plan.weights[new]) = (0, 1);
-                plan.seats[new] = seat;
-            });
-            if seat == 1 {
-                world.kill_mux(2);
-            }
-            open(world, 10);
-        }
-    });
+    breaks_nothing(a_rolling_replacement_in_seats);
+}
+
+#[test]
+fn a_rolling_replacement_in_seats_breaks_no_flow() {
+    breaks_no_flow(a_rolling_replacement_in_seats);
+}
+
+fn a_mux_that_answers_go_through_dies(world: &mut World) {
+    world.reconfigure(|plan| plan.states[2] = Draining);
+    world.kill_mux(1);
+    open(world, 10);
 }
 
 #[test]
 fn a_mux_that_dies_breaks_nothing_where_answers_go_through_muxes() {
-    breaks_nothing_with(Plan::through_mux, |world| {
-        world.reconfigure(|plan| plan.states[2] = Draining);
-        world.kill_mux(1);
-        open(world, 10);
-    });
+    breaks_nothing_with(Plan::through_mux, a_mux_that_answers_go_through_dies);
+}
+
+#[test]
+fn a_mux_that_dies_breaks_no_flow_where_answers_go_through_muxes() {
+    let plan = |plan: Plan| by_datagrams(plan.through_mux());
+    breaks_nothing_with(plan, a_mux_that_answers_go_through_dies);
 }
 
 /// Two vms are added, a mux dies, and flows of the others come by another mux. Then the host of the new vms

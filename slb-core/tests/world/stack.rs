@@ -1,11 +1,12 @@
 //! A machine at the edge of the world: smoltcp's TCP, UDP and ICMP, and what runs on it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{self, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp::{self, State};
+use smoltcp::socket::udp;
 use smoltcp::time::Instant;
 use smoltcp::wire::{HardwareAddress, IpCidr, IpEndpoint};
 
@@ -76,6 +77,48 @@ struct Client {
     outcome: Outcome,
 }
 
+/// A client's questions to one server, a datagram each, and its answers: one after the other.
+struct Talk {
+    socket: SocketHandle,
+    to: IpEndpoint,
+    is_quic: bool,
+    /// Questions to ask, and those that were answered.
+    wanted: u8,
+    answered: u8,
+    /// When the present question was asked last, in milliseconds.
+    asked: Option<i64>,
+    /// The server that answered first.
+    home: Option<u8>,
+    outcome: Outcome,
+}
+
+impl Talk {
+    /// What a question begins with: of QUIC a long header of type Initial until the first answer, then a
+    /// short one (RFC 9000 §17).
+    fn question(&self) -> Vec<u8> {
+        let mut question = match (self.is_quic, self.home) {
+            (true, None) => vec![0xc0, 0, 0, 0, 1],
+            (true, Some(_)) => vec![0x40, 0, 0, 0, 0],
+            (false, _) => vec![0; 5],
+        };
+        question.push(self.answered);
+        question
+    }
+}
+
+/// A server of datagrams: it answers with its number, and over QUIC resets what it knows nothing of.
+struct Answerer {
+    socket: SocketHandle,
+    number: u8,
+    is_quic: bool,
+    known: HashSet<IpEndpoint>,
+}
+
+/// Stands for a server's number in a reset.
+const RESET: u8 = 0xff;
+/// A question that is not answered is asked again after so many milliseconds.
+const AGAIN: i64 = 200;
+
 /// What a client sends, and gets back.
 fn payload(seed: u8, place: usize) -> u8 {
     (place as u8).wrapping_mul(31) ^ (place >> 8) as u8 ^ seed
@@ -86,6 +129,8 @@ pub struct Stack {
     wire: Wire,
     sockets: SocketSet<'static>,
     clients: Vec<Client>,
+    talks: Vec<Talk>,
+    answerers: Vec<Answerer>,
     /// Ports that are served, and sockets that wait there.
     listening: Vec<(u16, SocketHandle)>,
     serving: Vec<SocketHandle>,
@@ -121,6 +166,8 @@ impl Stack {
             wire,
             sockets: SocketSet::new(Vec::new()),
             clients: Vec::new(),
+            talks: Vec::new(),
+            answerers: Vec::new(),
             listening: Vec::new(),
             serving: Vec::new(),
             peers: HashMap::new(),
@@ -169,6 +216,40 @@ impl Stack {
         self.clients.len() - 1
     }
 
+    fn datagram_socket(&mut self, port: u16) -> SocketHandle {
+        let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 64], vec![0; 4096]);
+        let mut socket = udp::Socket::new(buffer(), buffer());
+        socket.bind(port).unwrap();
+        self.sockets.add(socket)
+    }
+
+    /// Answers datagrams at a port, under a number.
+    pub fn answer(&mut self, port: u16, number: u8, is_quic: bool) {
+        let socket = self.datagram_socket(port);
+        self.answerers.push(Answerer {
+            socket,
+            number,
+            is_quic,
+            known: HashSet::new(),
+        });
+    }
+
+    /// Asks one question by datagram, and more when it is told to.
+    pub fn talk(&mut self, to: SocketAddr, is_quic: bool) {
+        self.next_port += 1;
+        let socket = self.datagram_socket(self.next_port);
+        self.talks.push(Talk {
+            socket,
+            to: IpEndpoint::new(to.ip().into(), to.port()),
+            is_quic,
+            wanted: 1,
+            answered: 0,
+            asked: None,
+            home: None,
+            outcome: Outcome::UnderWay,
+        });
+    }
+
     pub fn outcome(&self, client: usize) -> Outcome {
         self.clients[client].outcome
     }
@@ -180,7 +261,13 @@ impl Stack {
     }
 
     pub fn outcomes(&self) -> impl Iterator<Item = Outcome> + '_ {
-        self.clients.iter().map(|client| client.outcome)
+        let talks = self.talks.iter().map(|talk| match talk.outcome {
+            // One that has asked all may be told to ask more.
+            Outcome::UnderWay if talk.answered == talk.wanted => Outcome::Finished,
+            outcome => outcome,
+        });
+        let clients = self.clients.iter().map(|client| client.outcome);
+        clients.chain(talks)
     }
 
     /// Whether a client got all that it sent.
@@ -197,6 +284,14 @@ impl Stack {
     pub fn all_send_more(&mut self, bytes: usize) {
         for client in &mut self.clients {
             client.to_send += bytes;
+        }
+        self.ask_more(1);
+    }
+
+    /// Has all that talk ask so many questions more.
+    pub fn ask_more(&mut self, questions: u8) {
+        for talk in &mut self.talks {
+            talk.wanted += questions;
         }
     }
 
@@ -256,6 +351,8 @@ impl Stack {
         self.interface.poll(now, &mut self.wire, &mut self.sockets);
         self.run_servers();
         self.run_clients();
+        self.run_answerers();
+        self.run_talks(millis);
         self.interface.poll(now, &mut self.wire, &mut self.sockets);
         std::mem::take(&mut self.wire.outbox)
     }
@@ -348,6 +445,47 @@ impl Stack {
                     };
                 }
                 _ => {}
+            }
+        }
+    }
+
+    fn run_answerers(&mut self) {
+        for answerer in &mut self.answerers {
+            let socket = self.sockets.get_mut::<udp::Socket<'_>>(answerer.socket);
+            while let Ok((question, from)) = socket.recv() {
+                let &[first, _, _, _, _, number] = question else {
+                    panic!("a question of {} bytes", question.len());
+                };
+                if first == 0xc0 {
+                    answerer.known.insert(from.endpoint);
+                }
+                let is_known = !answerer.is_quic || answerer.known.contains(&from.endpoint);
+                let own = if is_known { answerer.number } else { RESET };
+                socket.send_slice(&[own, number], from.endpoint).unwrap();
+            }
+        }
+    }
+
+    fn run_talks(&mut self, now: i64) {
+        for talk in &mut self.talks {
+            let socket = self.sockets.get_mut::<udp::Socket<'_>>(talk.socket);
+            while let Ok((answer, _)) = socket.recv() {
+                let &[server, number] = answer else {
+                    panic!("an answer of {} bytes", answer.len());
+                };
+                // Whoever answers late, or twice, has to be the one that answered first.
+                let home = *talk.home.get_or_insert(server);
+                if server == RESET || server != home {
+                    talk.outcome = Outcome::Broken;
+                }
+                if number == talk.answered {
+                    (talk.answered, talk.asked) = (talk.answered + 1, None);
+                }
+            }
+            let is_due = talk.asked.is_none_or(|asked| now - asked >= AGAIN);
+            if talk.outcome == Outcome::UnderWay && talk.answered < talk.wanted && is_due {
+                socket.send_slice(&talk.question(), talk.to).unwrap();
+                talk.asked = Some(now);
             }
         }
     }

@@ -869,7 +869,7 @@ pub(crate) fn is_martian_ipv6([a, b, c, d]: [u64; 4], ports: u32) -> bool {
     is_special && is_nobody_ipv6([a, b], [c, d]) || [a, b] == [c, d] && is_one_port(ports)
 }
 
-/// Whether [`is_nobody_ipv4`] has to see more of an IPv4 address with this first byte.
+/// True for each first byte of an IPv4 address of which [`is_nobody_ipv4`] has to see more.
 static IS_SPECIAL_FIRST_BYTE: [bool; 256] = {
     let mut is_special = [false; 256];
     let mut byte = 0;

@@ -93,6 +93,7 @@ fn main() -> ExitCode {
         Command::Delete(options) => fleet::delete(&options),
         #[cfg(feature = "live")]
         Command::Fleet(FleetCommand::Status(options)) => fleet::status(&options),
+        #[cfg(feature = "live")]
         Command::Fleet(FleetCommand::Forget(options)) => fleet::forget(&options),
         #[cfg(feature = "live")]
         Command::Controller(options) => fleet::control(&options),

@@ -154,10 +154,8 @@ impl Site {
             );
         }
         // There is no systemd in a namespace: signals are sent to whom it would send them.
-        let pid = format!(
-            "$({{{{ slb }}}} status --format json --socket {{{{ slb_socket }}}} | \
-             python3 -c 'import json, sys; print(json.load(sys.stdin)[\"pid\"])')"
-        );
+        let pid = "$({{ slb }} status --format json --socket {{ slb_socket }} | \
+             python3 -c 'import json, sys; print(json.load(sys.stdin)[\"pid\"])')";
         let kill = |signal: &str| format!("sh -c \"kill -{signal} {}\"", pid.replace('"', "\\\""));
         let all = json!({ "all": {
             "vars": {
@@ -205,7 +203,7 @@ impl Site {
         let done = self.lab.world.path("done");
         let _ = fs::remove_file(&done);
         let client = |number: u32| {
-            let vip = if number % 2 == 0 {
+            let vip = if number.is_multiple_of(2) {
                 VIP.to_owned()
             } else {
                 format!("[{VIP6}]")

@@ -39,7 +39,7 @@ pub(super) fn watch(shared: Arc<Shared>) {
     }
 }
 
-/// What is wrong.
+/// A condition that is logged when it begins and when it is over.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Trouble {
     /// Packets are dropped for a reason.

@@ -92,7 +92,7 @@ struct Owners {
 /// One of a slot's owners.
 #[derive(Clone, Copy, Debug)]
 struct Owner {
-    /// Its place among all backends.
+    /// Place of the backend among all backends.
     backend: u32,
     place: Place,
     is_unhealthy: bool,
@@ -130,7 +130,7 @@ impl Owners {
         self.apart_with(false).chain(unhealthy)
     }
 
-    /// Those that are unhealthy, or those that are not.
+    /// Owners at other nodes that are unhealthy, or else those that are healthy.
     fn apart_with(&self, is_unhealthy: bool) -> impl Iterator<Item = (u32, [u64; 2])> + '_ {
         let owners = self.iter();
         let owners = owners.filter(move |owner| owner.is_unhealthy == is_unhealthy);

@@ -80,7 +80,11 @@ pub(crate) fn ask(path: &Path) -> Result<Value, Failure> {
     let mut text = String::new();
     let read = stream.take(LONGEST).read_to_string(&mut text);
     read.map_err(|error| failed(&error))?;
-    serde_json::from_str(&text).map_err(|error| failed(&error))
+    let answer: Value = serde_json::from_str(&text).map_err(|error| failed(&error))?;
+    match answer.get("error").and_then(Value::as_str) {
+        Some(error) => Err(failed(&error)),
+        None => Ok(answer),
+    }
 }
 
 pub(crate) fn number(value: &Value, path: &str) -> f64 {
@@ -281,6 +285,21 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn an_error_is_no_status() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+        let server = std::thread::spawn(move || {
+            let (mut client, _) = listener.accept().expect("a client");
+            let _ = client.read(&mut [0; 100]);
+            client.write_all(b"{\"error\":\"a worker does not answer\"}\n")
+        });
+        let error = ask(&path).expect_err("no status").to_string();
+        assert!(error.ends_with(": a worker does not answer"), "{error}");
+        server.join().expect("it ends").expect("it answered");
+    }
 
     #[test]
     fn the_state_is_said_with_its_age_and_what_was_refused() {

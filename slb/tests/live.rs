@@ -515,7 +515,7 @@ fn a_mux_has_a_worker_for_each_queue() {
         "slb_dropped_packets_total{{reason=\"no_rule\"}} {no_rule}.0"
     ));
     line("slb_backend_up{pool=\"hosts\",backend=\"h1\"} 1.0".to_owned());
-    line("slb_rule_backends{rule=\"http\",frontend=\"web\"} 1.0".to_owned());
+    line("slb_rule_backends{rule=\"http\",frontend=\"web\"} 3.0".to_owned());
     line("# TYPE slb_flows gauge".to_owned());
     assert_eq!(get("healthz"), "well\n");
     assert_eq!(get("readyz"), "ready\n");

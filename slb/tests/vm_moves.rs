@@ -289,12 +289,18 @@ fn moves(io: Io) {
     let there = refused("host", &export("vms4/vm1", &file));
     assert!(there.contains("vm1.state"), "{there}");
     let damaged = lab.site.world.path("damaged").display().to_string();
-    fs::write(&damaged, b"slbstate").unwrap();
-    let bad = refused(
-        "host2",
-        &format!("import --state {} {damaged}", to.display()),
-    );
-    assert!(bad.contains("the state is refused in whole"), "{bad}");
+    // Too short for a state, and of the right length with something else in it.
+    for (bytes, words) in [
+        (&b"slbstate"[..], "expected 72 bytes or more, got 8"),
+        (&[b's'; 100], "the state is refused in whole"),
+    ] {
+        fs::write(&damaged, bytes).unwrap();
+        let bad = refused(
+            "host2",
+            &format!("import --state {} {damaged}", to.display()),
+        );
+        assert!(bad.contains(words), "{bad}");
+    }
     drop((servers, host, host2, mux));
     let alone = refused("host", &export("vms4/vm1", &other));
     assert!(alone.contains("no host agent runs with --state"), "{alone}");

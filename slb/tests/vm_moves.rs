@@ -289,10 +289,14 @@ fn moves(io: Io) {
     let there = refused("host", &export("vms4/vm1", &file));
     assert!(there.contains("vm1.state"), "{there}");
     let damaged = lab.site.world.path("damaged").display().to_string();
-    // Too short for a state, and of the right length with something else in it.
+    // Too short for a state, something else, and a state that was changed on the way.
+    let mut changed = fs::read(&file).unwrap();
+    let last = changed.len() - 1;
+    changed[last] ^= 1;
     for (bytes, words) in [
         (&b"slbstate"[..], "expected 72 bytes or more, got 8"),
-        (&[b's'; 100], "the state is refused in whole"),
+        (&[b's'; 100], "it is no state of slb"),
+        (&changed, "the state is refused in whole"),
     ] {
         fs::write(&damaged, bytes).unwrap();
         let bad = refused(

@@ -297,10 +297,10 @@ fn parse_document<'t>(text: &'t str, faults: &Faults<'_>) -> Option<Spanned<DeTa
     faults.is_empty().then_some(document)
 }
 
-/// Reads a text that a user named, such as a configuration; of one that is too large no more than shows that.
+/// Reads a text that a user named, such as a configuration, up to one byte more than is allowed.
 ///
 /// # Errors
-/// What was expected in its place, or why it cannot be read.
+/// The text cannot be read, is too large or is not UTF-8; the message says which.
 pub fn read_text(reader: io::Result<impl io::Read>) -> Result<String, String> {
     let read = |mut text: String| {
         reader?.take(LARGEST_FILE + 1).read_to_string(&mut text)?;

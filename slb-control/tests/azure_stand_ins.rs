@@ -1,4 +1,4 @@
-//! What Azure has and slb has not, or has in another way: said in a warning, with its place.
+//! An import warns of each Azure feature that slb lacks or has in another way, with its place.
 
 use slb_control::azure::{Imported, Input, Inventory, import};
 

@@ -1,4 +1,4 @@
-//! What `slb check` refuses of networks, their vms and prefixes, and what it lets two networks have in common.
+//! `slb check` refuses networks, vms and prefixes that cannot work, and lets two networks share addresses.
 
 use std::fmt::Write as _;
 

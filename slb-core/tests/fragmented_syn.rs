@@ -1,4 +1,4 @@
-//! What opens a connection and comes in fragments, at a host agent and a proxy: its later fragments are
+//! Packets in fragments that open a connection, at a host agent and a proxy: their later fragments are
 //! neither an answer nor a sign of one.
 
 mod trio;

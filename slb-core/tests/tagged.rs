@@ -85,7 +85,7 @@ fn from_outside(family: Family) -> Vec<Vec<u8>> {
     all
 }
 
-/// The same from the vm, or a backend: answers, and calls of its own.
+/// Packets of each kind from the vm, or a backend: answers, and calls of its own.
 fn from_inside(family: Family) -> Vec<Vec<u8>> {
     let back = (family.dip(), family.client());
     let there = (family.client(), family.dip());
@@ -110,7 +110,7 @@ fn from_inside(family: Family) -> Vec<Vec<u8>> {
     all
 }
 
-/// What becomes of the packets does not depend on tags. A role that routes takes them off.
+/// Checks that tags change no verdict and no byte behind them. A role that routes takes the tags off.
 fn tags_change_nothing<R: Role>(
     build: impl Fn() -> R,
     from: From,

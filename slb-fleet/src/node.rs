@@ -37,7 +37,7 @@ const TICK: Duration = Duration::from_millis(20);
 const BETWEEN_WRITES: Duration = Duration::from_secs(1);
 /// How long it waits after the store did not answer.
 const PAUSE: Duration = Duration::from_millis(300);
-/// How long it waits after the store denied it something, which seldom passes by itself.
+/// Pause of a node after the store denied it something, which seldom passes by itself.
 const PAUSE_DENIED: Duration = Duration::from_secs(2);
 
 /// How a node differs from others.
@@ -71,7 +71,7 @@ pub struct Generation {
 /// How a node stands with its fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// How long the store has been away, or has denied what the node needs.
+    /// Time for which the store has been away, or has denied what the node needs.
     pub away: Option<Duration>,
     /// Why it is away.
     pub fault: Option<String>,

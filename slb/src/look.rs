@@ -18,7 +18,7 @@ use crate::cli::{CaptureOptions, DropsOptions, RunningConfigOptions};
 use crate::output::{self, Content, create, is_standard};
 use crate::status::place;
 
-/// How long an interrupted capture waits for the balancer's counts.
+/// Longest wait of an interrupted capture for the balancer's counts.
 const TO_END: Duration = Duration::from_secs(3);
 
 pub(crate) fn config(options: &RunningConfigOptions) -> Result<(), Failure> {

@@ -126,7 +126,7 @@ impl Booted {
         String::from_utf8_lossy(&journal).into_owned()
     }
 
-    /// The same of a command that does well; gives what it printed.
+    /// Runs a command that has to succeed, and returns its output.
     #[track_caller]
     fn on(&self, command: &str) -> String {
         let output = self.command(command);
@@ -273,7 +273,7 @@ fn serve(world: &World, machine: &str) -> Process {
     server
 }
 
-/// So many downloads at once, half of them over IPv6.
+/// Starts `count` downloads at once, half of them over IPv6.
 fn download(
     world: &World,
     machine: &str,

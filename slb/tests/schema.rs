@@ -221,7 +221,7 @@ fn with(section: &str, field: &str, value: &str) -> (String, usize) {
     (lines.join("\n"), at + 2)
 }
 
-/// What the reader says about the value of a field.
+/// Returns the reader's messages about the value of a field.
 fn said(section: &str, field: &str, value: &str) -> Vec<String> {
     let (text, line) = with(section, field, value);
     let of_line = format!("t:{line}: ");
@@ -340,7 +340,7 @@ fn types_ranges_and_choices_are_the_readers() {
     assert!(compared.len() == 5 && sum > 70, "{compared:?}");
 }
 
-/// What a configuration comes to, without places in its text.
+/// Returns the parsed configuration as text, without places in its file.
 fn meaning(text: &str) -> String {
     let config = Config::parse("t", text).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
     let whole = format!("{config:?}");

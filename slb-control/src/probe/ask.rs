@@ -122,7 +122,7 @@ impl Asker {
         }
     }
 
-    /// The same, by an interface that the kernel's routes do not choose.
+    /// Sends probes by an interface, whatever the kernel's routes choose.
     pub(super) fn by_device(self, device: Option<&str>) -> Self {
         let device = device.map(str::to_owned);
         Self { device, ..self }

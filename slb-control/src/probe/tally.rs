@@ -34,7 +34,7 @@ pub struct ProbeCounts {
     pub took: Duration,
 }
 
-/// The same, counted by a thread and read by others.
+/// Counters of probes that one thread adds to and others read.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     succeeded: AtomicU64,

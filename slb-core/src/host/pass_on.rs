@@ -79,7 +79,7 @@ enum Place {
     Here(PortId),
     /// Another node, at this address.
     Apart([u64; 2]),
-    /// This node, which has no such vm.
+    /// Neither: the backend is configured at this node, which has no vm for it.
     Nowhere,
 }
 

@@ -355,7 +355,7 @@ fn look<A: Words>(flows: &FlowTable<'_>, lane: &mut Lane) -> bool {
     }
 }
 
-/// The same of a flow that is not established, or not in its primary bucket.
+/// Looks for a flow that is not established, or not in its primary bucket.
 #[inline(never)]
 fn look_closely<A: Words>(flows: &FlowTable<'_>, lane: &mut Lane) -> bool {
     let (table, key) = (A::table(flows), lane.key());

@@ -982,7 +982,7 @@ pub(crate) fn report_error(
     report_from(frame, lane, error, limits, (source, back))
 }
 
-/// The same from an address, and by a way; `None`: by the way that the frame came.
+/// Answers with an ICMP error from `source`, by the way `back`; `None`: by the way that the frame came.
 #[cold]
 fn report_from(
     frame: &mut Frame<'_>,

@@ -242,7 +242,8 @@ impl<'m> Registry<'m> {
         (entry.id == id.0 && entry.index != NONE).then_some(entry.index)
     }
 
-    /// The same, with [`NONE`] for an owner that is gone and whose slot has no other one yet.
+    /// Returns the index of an id's compiled owner, or [`NONE`] if the owner is gone; `None` if the slot has
+    /// another owner.
     #[inline]
     pub(crate) fn last_index(&self, id: BackendId) -> Option<u32> {
         let entry = self.entries.get(id.slot())?;

@@ -264,8 +264,8 @@ pub fn checksum_is_right(header: &[u8; HEADER_LEN]) -> bool {
     sum.wrapping_add(u64::from(second_carry)) % 0xffff == 0
 }
 
-/// The same of a header without options whose packet is no fragment, given as little-endian words: bytes 0
-/// to 7, 8 to 11 and 12 to 19. The fragment offset is the last byte of the first word.
+/// Returns true if the checksum of a header without options, of a packet that is no fragment, is right. The
+/// header comes as little-endian words: bytes 0 to 7, 8 to 11 and 12 to 19. The fragment offset is the last byte of the first word.
 #[inline(always)] // in the innermost loop of a mux
 pub(crate) fn checksum_of_whole_is_right(first: u64, second: u32, addresses: u64) -> bool {
     debug_assert!(first >> 56 == 0, "a fragment");

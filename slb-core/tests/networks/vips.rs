@@ -17,7 +17,7 @@ use super::{GATEWAY_MAC, datagram_from};
 const SHARED: [&str; 2] = ["10.1.0.99", "fd00:1::99"];
 const RED: usize = 5;
 
-/// Whether the vm with the address is a backend.
+/// Kind of the vm that has the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Backend,

@@ -141,17 +141,17 @@ pub fn snapshot(
     Arc::new(Snapshot::new(&spec, previous).unwrap())
 }
 
-/// What became of a packet in the end.
+/// The end of a packet's way.
 #[derive(Clone, Debug, PartialEq)]
 pub enum End {
     /// A vm has it.
     Vm(usize),
-    /// It went to the outside: an answer.
+    /// The packet is an answer, and left to the outside.
     Outside,
     Dropped(DropReason),
     /// Neither forwarded nor dropped.
     Kept(Verdict),
-    /// It came to a host without power.
+    /// The packet reached a host without power.
     Lost,
 }
 
@@ -261,7 +261,7 @@ impl Fleet {
         frame
     }
 
-    /// The same through a mux that has other weights.
+    /// Sends a packet through a mux that has other weights.
     pub fn send_by(&mut self, weights: Weights, packet: &[u8]) -> End {
         let other = self.mux_of(weights);
         let own = std::mem::replace(&mut self.mux, other);
@@ -298,7 +298,7 @@ impl Fleet {
         }
     }
 
-    /// How often the last packet was passed on.
+    /// Number of times that the last packet was passed on.
     pub fn hops(&self) -> usize {
         self.on_fabric.len() - 1
     }

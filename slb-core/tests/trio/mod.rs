@@ -157,7 +157,7 @@ impl Way {
     }
 }
 
-/// The same where vms call out under these frontends, and rules have these terms.
+/// A snapshot in which vms call out under the frontends `out`, and rules have the terms of `way`.
 fn snapshot_with(
     backends: u16,
     is_proxy: bool,
@@ -314,7 +314,7 @@ pub fn host() -> Host<'static, Shared> {
     host_for(1000)
 }
 
-/// The same for so many connections.
+/// A host agent with one vm and room for this many connections.
 pub fn host_for(connections: usize) -> Host<'static, Shared> {
     let snapshot = snapshot(1, false, HOST.into(), Echo::Forward);
     Host::with_capacity(snapshot, connections, KEY).expect("its role")
@@ -337,7 +337,7 @@ pub fn proxy() -> Proxy<'static, Shared> {
     proxy_for(1000)
 }
 
-/// The same for so many connections.
+/// A proxy with room for this many connections.
 pub fn proxy_for(connections: usize) -> Proxy<'static, Shared> {
     let snapshot = snapshot(1, true, HOST.into(), Echo::Forward);
     Proxy::with_capacity(snapshot, connections, KEY).expect("its role")

@@ -101,7 +101,8 @@ fn breaks_nothing(change: impl Fn(&mut World)) {
     breaks_nothing_with(|plan| plan, change);
 }
 
-/// The same while clients talk by datagrams.
+/// Checks, with clients that talk by datagrams, that a change breaks nothing and would break something if hosts
+/// passed nothing on.
 fn breaks_no_flow(change: impl Fn(&mut World)) {
     breaks_nothing_with(by_datagrams, change);
 }

@@ -93,7 +93,7 @@ struct Talk {
 }
 
 impl Talk {
-    /// What a question begins with: of QUIC a long header of type Initial until the first answer, then a
+    /// The first bytes of a question: of QUIC a long header of type Initial until the first answer, then a
     /// short one (RFC 9000 §17).
     fn question(&self) -> Vec<u8> {
         let mut question = match (self.is_quic, self.home) {

@@ -12,9 +12,9 @@ use super::wanted::plain;
 use crate::Failure;
 use crate::cli::ForgetOptions;
 
-/// How often it looks whether the agent is forgotten.
+/// Interval of looks at whether the agent is forgotten.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long it waits for a controller: longer than the lease of one that was killed.
+/// Longest wait for a controller: longer than the lease of one that was killed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(options: &ForgetOptions) -> Result<(), Failure> {

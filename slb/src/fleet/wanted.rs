@@ -15,7 +15,7 @@ use crate::Failure;
 use crate::cli::{ApplyOptions, DeleteOptions, GetOptions};
 use crate::output::{is_standard, read_input};
 
-/// How long a rollout that stopped at the same change before may take to begin again.
+/// Longest wait for a rollout that stopped at the same change before to begin again.
 const AGAIN: Duration = Duration::from_secs(3);
 /// How often it looks how far a rollout has come.
 const LOOK: Duration = Duration::from_millis(50);

@@ -45,7 +45,7 @@ const AGE: Duration = Duration::from_millis(20);
 const LOOK: Duration = Duration::from_millis(5);
 /// The longest time for copies that are on their way when the capture's time is over.
 const LAST: Duration = Duration::from_secs(1);
-/// How long a client may read nothing: the capture ends then.
+/// The capture ends after its client has read nothing for this long.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of a packet that are kept unless it is said.
 const SNAPLEN: u64 = 256;

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::status::Shared;
 use crate::report::totals::Totals;
 
-/// How often counters are compared.
+/// Interval at which counters are compared.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Packets a second that are dropped for one reason, from which on that is a flood.
 const FLOOD: f64 = 1000.0;
@@ -53,9 +53,9 @@ enum Trouble {
 /// A trouble that begins or is over.
 #[derive(Clone, Debug, PartialEq)]
 enum Event {
-    /// So many a second.
+    /// The trouble begins, at this many packets or connections a second.
     Begins(Trouble, f64),
-    /// So many in all, and how long it lasted.
+    /// The trouble is over: packets or connections in all, and the time that it lasted.
     Over(Trouble, u64, Duration),
 }
 

@@ -115,8 +115,8 @@ impl Classifier<'_, '_> {
         }
     }
 
-    /// The same where a rule chooses by something else than XXH3 of the whole tuple. Without a rule, the packet
-    /// is for the slow path.
+    /// Chooses a slot for a rule that hashes other than by XXH3 of the whole tuple. A packet without a rule
+    /// goes to the slow path.
     #[inline(never)]
     fn choose_by_other<A: Words>(&self, lane: &mut Lane, index: usize, seen: &mut impl Observe) {
         let snapshot = self.snapshot;

@@ -16,9 +16,9 @@ pub(super) struct Sender<'p, 's> {
     pub(super) snapshot: &'p Snapshot<'s>,
     pub(super) rules: &'p mut [RuleCounters],
     pub(super) backends: &'p mut [BackendCounters],
-    /// All that was sent.
+    /// Packets and bytes that were sent.
     sent: Tally,
-    /// The same when the run began.
+    /// Packets and bytes that had been sent when the run began.
     sent_before: Tally,
     syns: u64,
     /// Rule and family of the last packet, the place of its counters, and what else has to be known of it.

@@ -299,7 +299,7 @@ impl Leader {
         office.register_agents(store, keys, now)?;
         office.begin(store, keys, &self.options.name, now)?;
         let members = office.members(keys, now);
-        let is_counted = office.is_counted();
+        let is_counted = office.is_counted(keys);
         let drain = self.options.drain;
         if office.machine.advance(&members, now, drain, is_counted) {
             office.store_rollout(store, keys)?;
@@ -691,11 +691,12 @@ impl Office {
         })
     }
 
-    /// Returns true if an agent counts the connections of every leaving backend.
-    fn is_counted(&self) -> bool {
+    /// Returns true if an agent that is there counts the connections of every leaving backend.
+    fn is_counted(&self, keys: &Keys) -> bool {
         let Some(present) = &self.present else {
             return false;
         };
+        let reports = self.objects::<Report>(&keys.key("node/host/"));
         let leaving: BTreeSet<&str> = present.index.leaving.iter().map(String::as_str).collect();
         let pools = present.config.pools.iter();
         let mut hosts = pools.flat_map(|pool| {
@@ -705,7 +706,10 @@ impl Office {
                 .filter(|backend| leaving.contains(&*format!("{}/{}", pool.name, backend.name)));
             own.map(|backend| backend.host).collect::<Vec<_>>()
         });
-        hosts.all(|host| self.agents.at(host).is_some())
+        hosts.all(|host| {
+            let agent = self.agents.at(host);
+            agent.is_some_and(|agent| reports.contains_key(agent))
+        })
     }
 
     /// The backends that fail by the tables as they are.

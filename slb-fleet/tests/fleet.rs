@@ -7,10 +7,10 @@ use std::sync::atomic::Ordering;
 use std::thread::sleep;
 use std::time::Duration;
 
-use common::{Controller, Running, apply, behaves_as_a_store, spec, stage, wait_until};
+use common::{CLUSTER, Controller, Running, apply, behaves_as_a_store, spec, stage, wait_until};
 use slb_fleet::document::Spec;
 use slb_fleet::object::{CHUNK, Digest, Index, Keys, Object as _, ObjectError, Wanted};
-use slb_fleet::rollout::{Side, Stage};
+use slb_fleet::rollout::{SETTLE, Side, Stage};
 use slb_fleet::store::{MemoryStore, Operation, Store, StoreError};
 
 fn fleet(store: &MemoryStore) -> (Controller, Vec<Running>) {
@@ -69,6 +69,29 @@ fn a_spec_reaches_all_nodes_and_what_leaves_is_drained_first() {
                 .is_some_and(|config| config.pools[0].backends.len() == 1)
         });
     }
+    wait_until("it is live", || stage(&store) == Stage::Live);
+}
+
+#[test]
+fn what_leaves_stays_while_the_agent_that_counts_its_connections_is_away() {
+    let store = MemoryStore::default();
+    let (_controller, mut nodes) = fleet(&store);
+    apply(&store, &spec(&[1, 2]));
+    for node in &nodes {
+        wait_until("it is everywhere", || node.serving() == ["vm1", "vm2"]);
+    }
+    apply(&store, &spec(&[1]));
+    wait_until("it drains", || stage(&store) == Stage::Draining);
+    nodes[1].node.set_left(Some(3));
+    // A new controller waits for agents that were there before; this one is new no more.
+    sleep(Duration::from_secs(12));
+    // The other host agent has no connections of vm2, which says nothing, nor does the agent's silence.
+    drop(nodes.remove(1));
+    let key = Keys::new(CLUSTER).of_node("node", "host", "host2");
+    wait_until("its lease ends", || store.get(&key).unwrap().is_none());
+    sleep(SETTLE + Duration::from_secs(3));
+    assert_eq!(stage(&store), Stage::Draining);
+    nodes.push(Running::start(Arc::new(store.clone()), Side::Host, 2, None));
     wait_until("it is live", || stage(&store) == Stage::Live);
 }
 

@@ -116,7 +116,9 @@ impl Fleet {
                 }
             })
             .collect();
-        self.machine.advance(&members, self.now, DRAIN, true);
+        // Any host counts the connections of all backends here.
+        let is_counted = members.iter().any(|member| member.side == Side::Host);
+        self.machine.advance(&members, self.now, DRAIN, is_counted);
         // Backends that no release gives new flows any more.
         let record = self.machine.record();
         let muxes = self.spec(record.muxes.as_ref());

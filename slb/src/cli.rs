@@ -451,8 +451,8 @@ pub(crate) struct ApplyOptions {
     /// Keep sections that the file lacks. Without it, they are removed.
     #[arg(long)]
     pub(crate) add: bool,
-    /// Wait until all nodes have it, at most this many seconds. Exits with status 1 if a node refuses
-    /// it.
+    /// Wait until all nodes have it, at most this many seconds, also for a store that does not answer.
+    /// Exits with status 1 if a node refuses it.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) wait: Option<u64>,
 }
@@ -481,8 +481,8 @@ pub(crate) struct DeleteOptions {
     /// Name of the section; of a backend, POOL/NAME.
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
-    /// Wait until all nodes have it, at most this many seconds. Exits with status 1 if a node refuses
-    /// it.
+    /// Wait until all nodes have it, at most this many seconds, also for a store that does not answer.
+    /// Exits with status 1 if a node refuses it.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) wait: Option<u64>,
 }

@@ -2,6 +2,7 @@
 
 mod controller;
 mod forget;
+mod patient;
 mod show;
 mod wanted;
 

@@ -11,6 +11,7 @@ use slb_fleet::object::{Digest, Keys, Object as _, ObjectError, Report};
 use slb_fleet::rollout::{Rollout, Side, Stage};
 use slb_fleet::store::Store;
 
+use super::patient::Patient;
 use crate::Failure;
 use crate::cli::{ApplyOptions, DeleteOptions, GetOptions};
 use crate::output::{is_standard, read_input};
@@ -22,12 +23,12 @@ const LOOK: Duration = Duration::from_millis(50);
 
 pub(crate) fn apply(options: &ApplyOptions) -> Result<(), Failure> {
     let spec = read(options)?;
-    let store = super::open(&options.store)?;
+    let store = Patient::new(super::open(&options.store)?, options.wait);
     let keys = Keys::new(&options.store.access.cluster);
-    let before = rollout(&*store, &keys.key("state/rollout"))?;
+    let before = rollout(&store, &keys.key("state/rollout"))?;
     let mut said = String::new();
     let mut lost = None;
-    let index = fetch::change(&*store, &keys, |present| {
+    let index = fetch::change(&store, &keys, |present| {
         let present = match present {
             // What is in the file is all that is wanted, whatever was there.
             Err(error) if !options.add && !matches!(error, ObjectError::Newer { .. }) => {
@@ -53,7 +54,7 @@ pub(crate) fn apply(options: &ApplyOptions) -> Result<(), Failure> {
     }
     say!("{said}")?;
     say_line!("wanted: {index}")?;
-    wait(&*store, &keys, (&index, &before), options.wait)
+    wait(&store, &keys, (&index, &before), options.wait)
 }
 
 /// The spec of a file: a configuration without `[node]`, or Azure's JSON.
@@ -261,11 +262,11 @@ pub(crate) fn get(options: &GetOptions) -> Result<(), Failure> {
 }
 
 pub(crate) fn delete(options: &DeleteOptions) -> Result<(), Failure> {
-    let store = super::open(&options.store)?;
+    let store = Patient::new(super::open(&options.store)?, options.wait);
     let keys = Keys::new(&options.store.access.cluster);
     let (kind, name) = (&options.kind, &options.name);
-    let before = rollout(&*store, &keys.key("state/rollout"))?;
-    let index = fetch::change(&*store, &keys, |present| {
+    let before = rollout(&store, &keys.key("state/rollout"))?;
+    let index = fetch::change(&store, &keys, |present| {
         let mut spec = present?.unwrap_or_default();
         if !spec.remove(kind, name) {
             return Err(ObjectError::Spec(format!("there is no {kind} {name}")));
@@ -285,7 +286,7 @@ pub(crate) fn delete(options: &DeleteOptions) -> Result<(), Failure> {
     });
     let index = index.map_err(Failure::failed)?;
     say_line!("removed: {kind} {name}\nwanted: {index}")?;
-    wait(&*store, &keys, (&index, &before), options.wait)
+    wait(&store, &keys, (&index, &before), options.wait)
 }
 
 #[cfg(test)]

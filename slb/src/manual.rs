@@ -34,18 +34,55 @@ pub(crate) fn pages(options: &ManOptions) -> Result<(), Failure> {
     let mut whole = Cli::command().disable_help_subcommand(true);
     // Names of pages such as slb-state-export.
     whole.build();
-    write_pages(&whole, directory).map_err(|error| failed(&error))
+    let mut pages = Vec::new();
+    add_pages(&whole, &mut pages);
+    // All are looked at first: a directory gets all pages, or none.
+    for (name, _) in &pages {
+        may_replace(&directory.join(name))?;
+    }
+    for (name, page) in &pages {
+        let path = directory.join(name);
+        // Another file takes the name, so a link's target stays as it is.
+        let new = directory.join(format!(".{name}.new"));
+        let written = fs::write(&new, page).and_then(|()| fs::rename(&new, &path));
+        written.map_err(|error| Failure::failed(format!("{}: {error}", path.display())))?;
+    }
+    Ok(())
 }
 
-/// Writes the page of a command and of those below it.
-fn write_pages(of: &clap::Command, directory: &Path) -> io::Result<()> {
+/// Adds the page of a command and those of the commands below it, each with its file's name.
+fn add_pages(of: &clap::Command, pages: &mut Vec<(String, Vec<u8>)>) {
     for below in of.get_subcommands().filter(|below| !below.is_hide_set()) {
-        write_pages(below, directory)?;
+        add_pages(below, pages);
     }
     let page = clap_mangen::Man::new(of.clone())
         .source(concat!("slb ", env!("CARGO_PKG_VERSION")))
         .manual("slb");
-    page.generate_to(directory).map(|_| ())
+    let mut text = Vec::new();
+    // Writing into memory does not fail.
+    let _ = page.render(&mut text);
+    pages.push((page.get_filename(), text));
+}
+
+/// Fails where a path holds something other than a page of slb.
+fn may_replace(path: &Path) -> Result<(), Failure> {
+    let is_page = || fs::read(path).is_ok_and(|bytes| find(&bytes, b".TH slb"));
+    let is_free = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+        Err(_) => false,
+        Ok(metadata) => metadata.is_file() && is_page(),
+    };
+    match is_free {
+        true => Ok(()),
+        false => Err(Failure::failed(format!(
+            "{}: expected nothing or a page of slb, got something else, which stays",
+            path.display()
+        ))),
+    }
+}
+
+fn find(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
 }
 
 /// The command line without its hidden commands, which the program starts by itself.

@@ -63,7 +63,7 @@ pub(crate) fn place_of(said: Option<&Path>, roles: &[Role]) -> Result<PathBuf, F
         let names: Vec<&str> = roles.iter().map(|role| role.name()).collect();
         let names = names.join(" or ");
         Failure::failed(format!(
-            "no {names} runs here, or it is another user's: say --socket where its is"
+            "no {names} runs here whose socket this user may open: give its path by --socket"
         ))
     })
 }

@@ -88,6 +88,38 @@ fn each_command_has_a_page_with_its_options() {
 }
 
 #[test]
+fn pages_take_no_other_files_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pages, victim) = (folder.path().join("man1"), folder.path().join("victim"));
+    let all = pages.to_str().unwrap();
+    fs::write(&victim, "precious").unwrap();
+    for is_link in [true, false] {
+        fs::create_dir(&pages).unwrap();
+        match is_link {
+            true => std::os::unix::fs::symlink(&victim, pages.join("slb.1")).unwrap(),
+            false => fs::write(pages.join("slb.1"), "a page of another program").unwrap(),
+        }
+        let output = slb(&["man", all]);
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            said.contains("man1/slb.1: expected nothing or a page of slb"),
+            "{said}"
+        );
+        assert_eq!(
+            fs::read_dir(&pages).unwrap().count(),
+            1,
+            "no page is written"
+        );
+        fs::remove_dir_all(&pages).unwrap();
+    }
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+    // Its own pages are written again.
+    text(&["man", all]);
+    text(&["man", all]);
+}
+
+#[test]
 fn bash_completes_commands_options_and_values() {
     let script = text(&["completions", "bash"]);
     let complete = |words: &str, last: usize| {

@@ -26,13 +26,13 @@ pub(crate) fn run(options: &ForgetOptions) -> Result<(), Failure> {
     let known = agents()?;
     if known.of(name).is_none() {
         let names: Vec<String> = known.agents.keys().map(|name| plain(name)).collect();
-        let names = match names.as_slice() {
-            [] => "there is none".to_owned(),
-            names => format!("expected one of {}", names.join(", ")),
-        };
-        return Err(Failure::failed(format!(
-            "there is no host agent {name}: {names}"
-        )));
+        return Err(Failure::failed(match names.as_slice() {
+            [] => "no host agent has ever reported to this fleet".to_owned(),
+            names => format!(
+                "expected a host agent's name ({}), got {name:?}",
+                names.join(", ")
+            ),
+        }));
     }
     let own = keys.of_node("node", Side::Host.name(), name);
     if store.get(&own).map_err(Failure::failed)?.is_some() {

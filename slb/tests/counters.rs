@@ -4,7 +4,11 @@
 #[macro_use]
 mod common;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Read;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -223,4 +227,36 @@ fn a_reload_with_more_rules_and_backends_has_counters_for_all() {
     let (packets, busy) = mux.of_backends();
     assert_eq!(packets, sent + 10);
     assert!(busy > 1400, "{busy} of 3000 backends have packets");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_status_during_a_reload_is_of_one_configuration() {
+    if let Some(why) = lacking(&[]) {
+        skip!("{why}");
+    }
+    let plans = [80..82, 81..83].map(|rules| Plan { rules, backends: 3 });
+    let mux = Mux::new("cg", &plans[0]);
+    // The names of rules in each generation.
+    let mut seen: BTreeMap<u64, BTreeSet<String>> = BTreeMap::new();
+    for turn in 1..=40_u64 {
+        fs::write(mux.world.path("m.toml"), plans[(turn % 2) as usize].text()).unwrap();
+        mux.process.signal("HUP");
+        mux.wait_until("the configuration is in place", || {
+            let mut stream = UnixStream::connect(mux.world.path("m.sock")).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            let status: serde_json::Value = serde_json::from_str(&text).unwrap();
+            let generation = status["generation"].as_u64().unwrap();
+            let rules = status["rules"].as_array().unwrap();
+            let rules = rules
+                .iter()
+                .map(|rule| rule["rule"].as_str().unwrap().to_owned());
+            let rules: BTreeSet<String> = rules.collect();
+            let first = seen.entry(generation).or_insert_with(|| rules.clone());
+            assert_eq!(*first, rules, "generation {generation}");
+            seen.len() as u64 > turn
+        });
+    }
 }

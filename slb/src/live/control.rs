@@ -618,6 +618,7 @@ impl Control<'_> {
 
     /// Takes note of what is in place now: `loaded`, or the present configuration with what is known.
     fn is_in_place(&mut self, loaded: Option<Loaded>, shared: &Shared) {
+        shared.set_config(&self.config, &self.snapshot);
         if let Some((given, found)) = loaded {
             info!(
                 generation = self.snapshot.generation(),
@@ -644,7 +645,6 @@ impl Control<'_> {
             self.work.wants_look_up = true;
             self.ask(false);
         }
-        shared.set_config(&self.config, &self.snapshot);
     }
 
     /// Follows the devices: what is gone is closed, and what is there again is opened.

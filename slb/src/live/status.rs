@@ -277,6 +277,29 @@ impl Shared {
             .collect()
     }
 
+    /// Collects the counters of all workers, and the state with the configuration that they belong to. Counters are
+    /// told apart by their places in a configuration, so during a reload this waits until the state names the
+    /// configuration that the workers have in place. `None` if a worker does not answer.
+    fn count_in_place(&self) -> Option<(Vec<Counted>, MutexGuard<'_, State>)> {
+        let begin = Instant::now();
+        loop {
+            let counted = self.count()?;
+            let state = self.state();
+            let generation = state.compiled.generation();
+            if counted
+                .iter()
+                .all(|one| one.tally.generation() == generation)
+            {
+                return Some((counted, state));
+            }
+            drop(state);
+            if begin.elapsed() > PATIENCE {
+                return None;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Returns true if all workers answer.
     pub(super) fn is_answered(&self) -> bool {
         self.count().is_some()
@@ -295,8 +318,10 @@ impl Shared {
 
     /// The counters that show trouble; `None` where a worker does not answer.
     pub(super) fn totals(&self) -> Option<Totals> {
-        let total = self.count()?.into_iter().reduce(Counted::and)?;
-        let config = self.config();
+        let (counted, state) = self.count_in_place()?;
+        let total = counted.into_iter().reduce(Counted::and)?;
+        let config = Arc::clone(&state.config);
+        drop(state);
         let none = CaptureStats::default();
         let report = Report::new(&config, total.tally, &none, self.begin.elapsed());
         Some(report.totals())
@@ -304,12 +329,11 @@ impl Shared {
 
     /// The document; `None` where a worker does not answer.
     pub(super) fn document(&self) -> Option<Value> {
-        let counted = self.count()?;
+        let (counted, mut state) = self.count_in_place()?;
         let one = |(counted, (_, names, cpu)): (&Counted, &(_, Vec<String>, Option<usize>))| json!({ "queues": names, "cpu": cpu, "io": counted.io_json() });
         let workers: Vec<Value> = counted.iter().zip(&self.workers).map(one).collect();
         let total = counted.into_iter().reduce(Counted::and)?;
         let (io, generation) = (total.io_json(), total.tally.generation());
-        let mut state = self.state();
         let tables = state.tables();
         let config = &*state.config;
         let none = CaptureStats::default();
@@ -338,7 +362,8 @@ impl Shared {
 
     /// The same as metrics.
     pub(super) fn families(&self) -> Option<Vec<Family>> {
-        let total = self.count()?.into_iter().reduce(Counted::and)?;
+        let (counted, state) = self.count_in_place()?;
+        let total = counted.into_iter().reduce(Counted::and)?;
         let sample = |&(kind, value): &(&str, u64)| (vec![("kind", kind.to_owned())], value as f64);
         let (frames, packets): (Vec<_>, Vec<_>) = total
             .io
@@ -354,7 +379,6 @@ impl Shared {
             total.work.bursts,
         )];
         let generation = total.tally.generation();
-        let state = self.state();
         let config = &*state.config;
         let none = CaptureStats::default();
         let report = Report::new(config, total.tally, &none, self.begin.elapsed());

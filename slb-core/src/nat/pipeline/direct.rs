@@ -19,6 +19,7 @@
 
 use core::ops::Deref;
 
+use super::lane::segment_of;
 use super::{Lane, NO_CONNECTION, Pipeline, Role, Table};
 use crate::frame::Frame;
 use crate::nat::Direction;
@@ -73,7 +74,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 _ => return,
             }
         }
-        let segment = super::segment_of(frame, &lane);
+        let segment = segment_of(frame, &lane);
         // Who sends SYNs in fragments is not told.
         let _: Option<bool> = match packet.shape.family {
             Family::Ipv4 => self.note_direct::<u64, R>(&lane, segment.as_ref()),

@@ -127,6 +127,10 @@ pub(crate) enum Command {
     ///
     /// The same options give the same bytes.
     Generate(GenerateOptions),
+    /// Write a configuration to begin with: a mux with a rule for each service that a capture shows to be called most.
+    ///
+    /// Addresses of hosts and backends are examples. `slb check` accepts it, and `slb replay` serves the capture by it.
+    Init(InitOptions),
     /// Print the JSON schema of the configuration, by which editors complete and check its TOML.
     ///
     /// The schema knows names, types, ranges and required fields. `slb check` also knows what belongs together.
@@ -909,6 +913,27 @@ pub(crate) struct GenerateOptions {
     /// Seed of ports, times and data.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct InitOptions {
+    /// A capture of the traffic that is to be balanced, as for replay. Can be given several times.
+    #[arg(long, value_name = "FILE", required = true)]
+    pub(crate) from: Vec<PathBuf>,
+    /// The file to write, which must not exist yet. Default: standard output.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Rules at most: those whose services are called most.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = services)]
+    pub(crate) services: usize,
+}
+
+fn services(text: &str) -> Result<usize, String> {
+    let number = text
+        .parse()
+        .ok()
+        .filter(|number| (1..=1000).contains(number));
+    number.ok_or_else(|| "expected 1 to 1000".to_owned())
 }
 
 #[derive(Clone, Debug, Args)]

@@ -13,6 +13,7 @@ mod ask;
 mod balancer;
 mod check;
 mod cli;
+mod destinations;
 mod explain;
 #[cfg(feature = "live")]
 mod fleet;
@@ -21,6 +22,7 @@ mod flows;
 mod generate;
 #[cfg(feature = "azure")]
 mod import;
+mod init;
 #[cfg(feature = "live")]
 mod live;
 #[cfg(feature = "live")]
@@ -104,6 +106,7 @@ fn main() -> ExitCode {
         #[cfg(feature = "azure")]
         Command::Import(options) => import::run(&options),
         Command::Generate(options) => generate::run(&options),
+        Command::Init(options) => init::run(&options),
         Command::Schema(options) => schema::run(&options),
         Command::Completions(options) => manual::completions(&options),
         Command::Man(options) => manual::pages(&options),

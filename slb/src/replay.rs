@@ -18,6 +18,7 @@ use crate::Failure;
 use crate::balancer::Balancer;
 use crate::check::load_balancer;
 use crate::cli::{Format, ReplayOptions};
+use crate::destinations::{Count, Service, Services};
 use crate::explain::comment;
 use crate::output::{Content, Output, create_all, is_standard};
 use crate::report::{Report, Tally};
@@ -111,9 +112,19 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
 
     let report =
         Report::new(&config, Tally::of(&balancer), &capture, elapsed).fill_cut(options.cut);
+    let called = match report.is_for_no_vip() {
+        true => called_most(&config, &options.input),
+        false => Vec::new(),
+    };
     let said = match options.report {
-        Format::Text => report.text(),
-        Format::Json => format!("{:#}\n", report.json()),
+        Format::Text => report.text() + &called_text(&config, &called, &options.input),
+        Format::Json => {
+            let mut json = report.json();
+            if !called.is_empty() {
+                json["destinations"] = called.iter().map(destination_json).collect();
+            }
+            format!("{json:#}\n")
+        }
     };
     let outputs = outputs.iter().map(|&(_, path)| path);
     if outputs.chain(options.passed.as_deref()).any(is_standard) {
@@ -139,6 +150,55 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
             options.input.join(", ")
         ))),
     }
+}
+
+/// Destinations that are listed.
+const LISTED: usize = 10;
+
+/// The services that most packets of captures are for. The captures are read again, so there are none of standard
+/// input's.
+fn called_most(config: &Config, inputs: &[String]) -> Vec<(Service, Count)> {
+    let paths: Vec<&Path> = inputs.iter().map(|text| place(config, text).1).collect();
+    if paths.iter().any(|path| is_standard(path)) {
+        return Vec::new();
+    }
+    let services = Services::of(&paths).map(|services| services.by_packets());
+    let mut services = services.unwrap_or_default();
+    services.truncate(LISTED);
+    services
+}
+
+fn called_text(config: &Config, called: &[(Service, Count)], inputs: &[String]) -> String {
+    if called.is_empty() {
+        return String::new();
+    }
+    let mut text =
+        String::from("\nno packet was for a VIP of the configuration; most packets are for\n");
+    for (service, count) in called {
+        text += &format!(
+            "  {:<44} {:>12} packets\n",
+            service.to_string(),
+            count.packets
+        );
+    }
+    let paths = inputs
+        .iter()
+        .map(|text| place(config, text).1.display().to_string());
+    let paths: Vec<String> = paths.collect();
+    text + &format!(
+        "slb init --from {} writes a configuration to begin with\n",
+        paths.join(" --from ")
+    )
+}
+
+fn destination_json((service, count): &(Service, Count)) -> serde_json::Value {
+    serde_json::json!({
+        "protocol": service.protocol_name(),
+        "address": service.address.to_string(),
+        "port": service.port,
+        "packets": count.packets,
+        "flows": count.flows,
+    })
 }
 
 /// Opens the captures that options name, each at its port; returns their size too.

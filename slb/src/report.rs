@@ -243,6 +243,17 @@ impl<'a> Report<'a> {
         self
     }
 
+    /// True if packets were read and none was for a VIP.
+    pub(crate) fn is_for_no_vip(&self) -> bool {
+        let stats = &self.tally.stats;
+        let of_vips = [
+            stats.forwarded,
+            stats.replied,
+            stats.dropped[DropReason::NoRule],
+        ];
+        stats.passed.packets > 0 && of_vips.iter().all(|count| count.packets == 0)
+    }
+
     /// Packets a second.
     fn rate(&self) -> f64 {
         self.tally.stats.received.packets as f64 / self.elapsed.as_secs_f64().max(1e-9)

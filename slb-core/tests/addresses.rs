@@ -1,7 +1,7 @@
 //! Packets with addresses and headers that are not to be trusted, in every role: dropped where they
 //! are for a VIP or of a connection, untouched where they are somebody else's.
 
-mod common;
+use crate::common;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;

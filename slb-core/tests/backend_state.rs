@@ -1,6 +1,6 @@
 //! The operator's word about a backend, apart from what was observed of it.
 
-mod common;
+use crate::common;
 
 use common::{CLIENT, VIP};
 use slb_core::health::Condition;

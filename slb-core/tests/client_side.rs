@@ -1,6 +1,6 @@
 //! A client-side balancer chooses what a mux chooses.
 
-mod common;
+use crate::common;
 
 use std::net::IpAddr;
 

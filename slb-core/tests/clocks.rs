@@ -1,8 +1,8 @@
 //! Whatever the caller's clock does between two packets, no connection ends but by its idle timeout,
 //! and no packet leaves untranslated.
 
-mod common;
-mod translated;
+use crate::common;
+use crate::translated;
 
 use std::time::Duration;
 

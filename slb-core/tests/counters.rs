@@ -1,6 +1,6 @@
 //! Counters belong to their rule or backend, whatever slot it has and however many there are.
 
-mod common;
+use crate::common;
 
 use common::*;
 use slb_core::counters::CounterMemory;

@@ -1,7 +1,7 @@
 //! Hosts of any generations and any packets between them: a packet is passed on eight times at most, no host
 //! gets it twice, and what hosts remember is bounded.
 
-mod passing;
+use crate::passing;
 
 use bolero::TypeGenerator;
 use passing::{Fleet, HOSTS, Node, VMS, Weights, snapshot};

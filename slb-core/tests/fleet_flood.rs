@@ -1,7 +1,7 @@
 //! Floods of segments of no connection into slots that changed: what hosts pass on of them is limited, and
 //! connections go on.
 
-mod passing;
+use crate::passing;
 
 use passing::{DOWN, End, Fleet, HOST_OF, HOSTS, VMS};
 use slb_core::DropReason;

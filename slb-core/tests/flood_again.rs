@@ -1,7 +1,7 @@
 //! Floods whose sources send more than one packet, at a host agent and a proxy: a second packet of a
 //! forged source proves nothing, whether or not the first was answered.
 
-mod translated;
+use crate::translated;
 
 use std::time::Duration;
 

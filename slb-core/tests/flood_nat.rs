@@ -1,7 +1,7 @@
 //! Floods of one-packet flows from addresses of nobody, at a host agent and a proxy: no new connection
 //! of an honest client is refused, and none that has come about is forgotten.
 
-mod translated;
+use crate::translated;
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -1,7 +1,7 @@
 //! A flow whose protocol knows no connections leaves a backend that is unhealthy or gone with its next
 //! packet; TCP stays, and so does everything with a backend that is drained.
 
-mod translated;
+use crate::translated;
 
 use std::time::Duration;
 

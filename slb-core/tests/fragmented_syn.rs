@@ -1,7 +1,7 @@
 //! Packets in fragments that open a connection, at a host agent and a proxy: their later fragments are
 //! neither an answer nor a sign of one.
 
-mod trio;
+use crate::trio;
 
 use slb_core::nat::ConnectionState;
 use slb_core::snapshot::BackendId;

@@ -1,7 +1,7 @@
 //! Fragments of a datagram belong together in every role, whatever order they come in and whatever
 //! headers they begin with.
 
-mod trio;
+use crate::trio;
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! What a host agent tells vms of its own that come back to it by a VIP: it goes to the vm, and not to
 //! the fabric's router.
 
-mod translated;
+use crate::translated;
 
 use std::net::IpAddr;
 

@@ -1,7 +1,7 @@
 //! ICMP about other packets in every role: what is passed on, what is dropped, and what a role says
 //! itself.
 
-mod trio;
+use crate::trio;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! ICMP messages that are neither errors nor echo messages: a rule for ICMP takes echo requests only.
 
-mod translated;
+use crate::translated;
 
 use slb_core::{DropReason, Verdict};
 use translated::{BACKENDS, FABRIC, OUTER, ROLES, Role, Setup, What, World};

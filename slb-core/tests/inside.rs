@@ -1,6 +1,6 @@
 //! Inside and outside: which of a vm's packets go out under another name.
 
-mod snat_world;
+use crate::snat_world;
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

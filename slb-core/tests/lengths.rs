@@ -1,8 +1,8 @@
 //! Transport headers that contradict their packet, in every role: a TCP data offset below five words or
 //! beyond the packet, a UDP length below eight bytes or beyond the packet.
 
-mod common;
-mod translated;
+use crate::common;
+use crate::translated;
 
 use std::time::Duration;
 

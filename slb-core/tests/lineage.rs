@@ -1,6 +1,6 @@
 //! A snapshot takes the place of one that it follows, and of no other: flows stay where they are.
 
-mod common;
+use crate::common;
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! Flows and connections one by one: all are there, once, with what packets made of them, and a filter takes
 //! what it says.
 
-mod common;
-mod translated;
+use crate::common;
+use crate::translated;
 
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
 //! Addresses that no host has: IPv4-mapped ones (RFC 6890 §2.2.3) as sources at every role, and what vms
 //! cannot call.
 
-mod common;
-mod snat_world;
-mod translated;
+use crate::common;
+use crate::snat_world;
+use crate::translated;
 
 use std::net::{IpAddr, Ipv6Addr};
 

@@ -1,6 +1,6 @@
 //! What a mux does with a packet, read with somebody else's parser.
 
-mod common;
+use crate::common;
 
 use std::net::{IpAddr, Ipv4Addr};
 

@@ -1,6 +1,6 @@
 //! How long a mux keeps a flow, and when a flow moves to another backend.
 
-mod common;
+use crate::common;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

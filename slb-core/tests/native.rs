@@ -1,7 +1,7 @@
 //! Clients that reach a vm by its own address past the host agent, from a port that also has a connection
 //! to a VIP of that vm.
 
-mod translated;
+use crate::translated;
 
 use std::net::IpAddr;
 

@@ -1,7 +1,7 @@
 //! Packets for a VIP that no rule takes, beside an outbound rule: at a mux, which knows whose each SNAT
 //! port is, and at a host agent, which knows the connections of its vm.
 
-mod trio;
+use crate::trio;
 
 use slb_core::observe::Step;
 use slb_core::snapshot::RuleMatch;

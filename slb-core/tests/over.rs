@@ -1,6 +1,6 @@
 //! Connections that are over, but whose late segments may still come: they weigh on nobody.
 
-mod translated;
+use crate::translated;
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! Without an allocator, snapshots replace each other for ever in two pieces of memory.
 
-mod common;
+use crate::common;
 
 use common::*;
 use slb_core::mem::Line;

@@ -1,6 +1,6 @@
 //! Hosts pass on packets of other hosts' connections: each kind of packet, between real muxes and hosts.
 
-mod passing;
+use crate::passing;
 
 use std::net::IpAddr;
 

@@ -1,6 +1,6 @@
 //! Who stays where when backends come, go, fail and drain.
 
-mod common;
+use crate::common;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

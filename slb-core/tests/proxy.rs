@@ -15,7 +15,7 @@ use etherparse::ArpOperation;
 use slb_core::spec::{BackendState, PortMode, SpecError};
 use slb_core::{Burst, DropReason, Frame, PortId, Verdict};
 
-use crate::setup::*;
+use self::setup::*;
 
 // Sessions.
 

@@ -1,6 +1,6 @@
 //! Rates and other options that change while a role runs.
 
-mod common;
+use crate::common;
 
 use common::{CLIENT, Setup, VIP, pinned, send, tcp};
 use etherparse::PacketBuilder;

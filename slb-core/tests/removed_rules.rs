@@ -1,7 +1,7 @@
 //! Connections of a rule that is gone, at a host agent and a proxy: none of their packets, timeouts and
 //! ends is of the rule that has its slot now.
 
-mod translated;
+use crate::translated;
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! Seats: a backend that replaces another one gets its slots of the Maglev table, and no other slot moves.
 
-mod common;
+use crate::common;
 
 use common::Setup;
 use slb_core::maglev::{MaglevError, Member, Table};

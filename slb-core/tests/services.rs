@@ -1,7 +1,7 @@
 //! Services that a mux remembers from one burst to the next: each packet meets the rules of the snapshot
 //! that is in place, and its own.
 
-mod common;
+use crate::common;
 
 use std::sync::Arc;
 

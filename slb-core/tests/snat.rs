@@ -1,7 +1,7 @@
 //! Ports of connections whose source is translated: as many connections to one destination as there
 //! are ports, whoever asks for them.
 
-mod snat_world;
+use crate::snat_world;
 
 use std::collections::HashSet;
 use std::net::IpAddr;

@@ -1,8 +1,8 @@
 //! Connections and flows as records: what they name, what is refused and why, and that bytes that are no
 //! records are refused in whole.
 
-mod common;
-mod translated;
+use crate::common;
+use crate::translated;
 
 use std::sync::Arc;
 use std::time::Duration;

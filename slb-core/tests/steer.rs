@@ -1,6 +1,6 @@
 //! Several host agents or proxies, each with a share of the connections, do together what one does.
 
-mod translated;
+use crate::translated;
 
 use core::num::NonZeroU16;
 use std::net::IpAddr;

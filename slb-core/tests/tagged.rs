@@ -1,6 +1,6 @@
 //! A VLAN tag before a packet changes nothing of what becomes of the packet, and answers have the tag too.
 
-mod trio;
+use crate::trio;
 
 use slb_core::spec::Echo;
 use slb_core::{Frame, HEADROOM, Verdict};

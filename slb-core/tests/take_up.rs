@@ -1,8 +1,7 @@
 //! A host agent that begins without state takes up connections from outside in their middle, where both names
 //! follow from a packet, and no others.
 
-mod common;
-mod translated;
+use crate::translated;
 
 use std::time::Duration;
 

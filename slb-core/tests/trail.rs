@@ -1,6 +1,6 @@
 //! Steps and packets in words, as an embedder prints them.
 
-mod common;
+use crate::common;
 
 use common::{CLIENT, Setup, VIP, tcp};
 use slb_core::observe::{Observe, Step, Trail};

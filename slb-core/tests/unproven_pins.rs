@@ -1,6 +1,6 @@
 //! Which flows a mux pins while the slots of its tables change.
 
-mod common;
+use crate::common;
 
 use std::time::Duration;
 

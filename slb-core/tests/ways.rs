@@ -1,7 +1,7 @@
 //! Fragments, echo and ICMP errors under every kind of rule: whatever names server and client have on the
 //! inside, and whichever way answers take.
 
-mod trio;
+use crate::trio;
 
 use std::net::IpAddr;
 

@@ -7,7 +7,7 @@ use etherparse::{NetSlice, SlicedPacket};
 use slb_core::spec::{BackendState, Echo};
 use slb_core::{DropReason, Verdict};
 
-use crate::setup::*;
+use super::setup::*;
 
 #[test]
 fn several_virtual_services_stand_beside_each_other() {

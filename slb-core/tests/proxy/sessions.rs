@@ -12,7 +12,7 @@ use slb_core::spec::{
 };
 use slb_core::{Burst, DropReason, PortId, Proxy, Verdict};
 
-use crate::setup::*;
+use super::setup::*;
 
 #[test]
 fn a_session_stays_whatever_is_added_removed_or_weighted_at_run_time() {

@@ -2,10 +2,8 @@
 //! reorder, while backends come and go. All of it follows from a seed, which is in the message of
 //! every assertion.
 
-mod net;
-#[path = "../world/stack.rs"]
-#[allow(dead_code, reason = "the other world uses the rest")]
-mod stack;
+pub(crate) mod net;
+use crate::world::stack;
 
 use std::net::SocketAddr;
 

@@ -12,7 +12,7 @@ use slb_core::spec::{
 };
 use slb_core::{Burst, Frame, Instant, Key, PortId, Proxy, Verdict};
 
-use crate::stack::{Outcome, Stack};
+use crate::world::stack::{Outcome, Stack};
 
 pub const CLIENTS: usize = 6;
 pub const SERVERS: usize = 4;

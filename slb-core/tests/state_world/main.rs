@@ -2,15 +2,9 @@
 //! a proxy that are replaced at any moment, each by a new one that gets its state as records. All of it
 //! follows from a seed, which is in the message of every assertion.
 
-#[path = "../world/net.rs"]
-#[allow(dead_code, reason = "the world's own tests use the rest")]
-mod net;
-#[path = "../proxy_world/net.rs"]
-#[allow(dead_code, reason = "the proxy's own tests use the rest")]
-mod proxy_net;
-#[path = "../world/stack.rs"]
-#[allow(dead_code, reason = "the world's own tests use the rest")]
-mod stack;
+use crate::proxy_world::net as proxy_net;
+use crate::world::net;
+use crate::world::stack;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

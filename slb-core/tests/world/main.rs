@@ -2,9 +2,9 @@
 //! that loses, doubles and reorders between them. All of it follows from a seed, which is in the
 //! message of every assertion.
 
-mod net;
+pub(crate) mod net;
 mod passing;
-mod stack;
+pub(crate) mod stack;
 
 use std::collections::HashSet;
 use std::net::SocketAddr;

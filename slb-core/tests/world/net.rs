@@ -16,7 +16,7 @@ use slb_core::spec::{
 use slb_core::wire::vxlan::Vni;
 use slb_core::{Burst, Frame, Host, Instant, Key, Mux, PortId, Stats, Verdict};
 
-use crate::stack::{Outcome, Stack};
+use super::stack::{Outcome, Stack};
 
 type Shared = Arc<Snapshot<'static>>;
 

@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 
 use slb_core::spec::BackendState::{Draining, Up};
 
-use crate::net::{CLIENTS, DNS, HOSTS, Plan, QUIC, World, vip};
-use crate::stack::Outcome;
+use super::net::{CLIENTS, DNS, HOSTS, Plan, QUIC, World, vip};
+use super::stack::Outcome;
 
 /// Connections of each world.
 const CONNECTIONS: usize = 90;

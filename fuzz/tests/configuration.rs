@@ -37,6 +37,8 @@ const LINES: &[&str] = &[
     "[[network]]\nname = \"blue\"\nvni = 1\naddress_spaces = [\"10.0.0.0/8\", \"20.20.20.0/24\"]\ngateways = \"10.0.0.254\"",
     "[[network]]\nname = \"red\"\nvni = 7\naddress_spaces = [\"20.20.20.0/24\", \"20.20.20.128/25\", \"fd00::/8\"]\ngateways = \"20.20.20.100\"",
     "[[network]]\nname = \"green\"\nvni = 16777215\naddress_spaces = [\"fd00::/8\", \"10.9.9.9/8\", \"0.0.0.0/0\"]",
+    "[[frontend]]\nname = \"inner\"\naddress = \"20.20.20.129\"\nnetwork = \"red\"",
+    "[[rule]]\nname = \"inner\"\nfrontend = \"inner\"\npool = \"p\"\nprotocol = \"tcp\"\nfrontend_port = 80",
     "[[vm]]\nname = \"v\"\nnetwork = \"red\"\naddress = \"20.20.20.100\"\nhost = \"172.16.0.1\"",
     "[[vm]]\nname = \"w\"\nnetwork = \"blue\"\naddress = [\"10.0.0.2\", \"20.20.20.100\"]\nhost = \"172.16.0.2\"\nmac = \"02:00:00:00:00:09\"",
     "[[vm]]\nname = \"x\"\nnetwork = \"red\"\naddress = \"fd00::1\"\nhost = \"172.16.0.1\"\nmac = \"02:00:00:00:00:09\"",

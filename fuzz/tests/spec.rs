@@ -87,9 +87,10 @@ struct AnySpec {
     /// The pool of each set of probe results, who fails, and how many results are missing.
     #[generator(produce::<Vec<(u8, u8, u8)>>().with().len(0..=FEW))]
     health: Vec<(u8, u8, u8)>,
-    /// The VNI of each network, the bits that its address spaces have in common, and the end of its gateway.
-    #[generator(produce::<Vec<(u8, u8, u8)>>().with().len(0..=FEW))]
-    networks: Vec<(u8, u8, u8)>,
+    /// The VNI of each network, the bits that its address spaces have in common, the end of its gateway, and its
+    /// private frontend.
+    #[generator(produce::<Vec<(u8, u8, u8, u8)>>().with().len(0..=FEW))]
+    networks: Vec<(u8, u8, u8, u8)>,
     #[generator(produce::<Vec<AnyVm>>().with().len(0..=FEW))]
     vms: Vec<AnyVm>,
 }
@@ -370,7 +371,7 @@ impl AnySpec {
                 prefix_len: if prefix_len < 250 { 16 } else { prefix_len },
             }
         });
-        let spaces: Vec<Vec<Prefix>> = few(&self.networks, |_, &(_, len, _)| {
+        let spaces: Vec<Vec<Prefix>> = few(&self.networks, |_, &(_, len, ..)| {
             let ipv4 = Prefix {
                 address: Ipv4Addr::new(10, 10, 0, 0).into(),
                 len: if len < 250 { len % 25 } else { len },
@@ -381,7 +382,7 @@ impl AnySpec {
             };
             vec![ipv4, ipv6]
         });
-        let gateways: Vec<Vec<IpAddr>> = few(&self.networks, |_, &(_, _, gateway)| {
+        let gateways: Vec<Vec<IpAddr>> = few(&self.networks, |_, &(_, _, gateway, _)| {
             let inside: IpAddr = Ipv4Addr::new(10, 10, 0, gateway).into();
             match gateway {
                 0..128 => Vec::new(),
@@ -389,11 +390,16 @@ impl AnySpec {
                 _ => vec![VIP.into()],
             }
         });
+        let private: Vec<Vec<usize>> = few(&self.networks, |_, &(.., private)| match private {
+            0..192 => Vec::new(),
+            _ => vec![place(private, frontends.len())],
+        });
         let networks = few(&self.networks, |own, &(vni, ..)| Network {
             name: name(own, vni),
             vni: Vni::new(if vni < 250 { vni } else { 1 }.into()).expect("small"),
             prefixes: &spaces[own],
             gateways: &gateways[own],
+            frontends: &private[own],
         });
         let seats: Vec<Vec<IpAddr>> = few(&self.vms, |_, any| {
             few(&any.addresses, |_, &which| address(which | 0x52))

@@ -262,6 +262,21 @@ impl Config {
         probed.filter(|&pair| seen.insert(pair)).collect()
     }
 
+    /// The pools that this node's own probes ask, each with the probe. A mux is not on the way to private
+    /// frontends, and does not ask for their rules.
+    pub(crate) fn asked_pools(&self) -> Vec<(usize, usize)> {
+        let is_mux = self.node.role == Role::Mux;
+        let is_public = |frontend: usize| {
+            let frontend = self.frontends.get(frontend);
+            frontend.is_none_or(|frontend| frontend.network.is_none())
+        };
+        let rules = self.rules.iter();
+        let asked = rules.filter(|rule| !is_mux || is_public(rule.frontend));
+        let mut seen = HashSet::new();
+        let asked = asked.filter_map(|rule| Some((rule.pool, rule.probe?)));
+        asked.filter(|&pair| seen.insert(pair)).collect()
+    }
+
     /// A backend by its name, or by its pool's and its own: `pool/name`. The first of its name.
     pub fn backend_mut(&mut self, name: &str) -> Option<&mut Backend> {
         let (pool, name) = match name.split_once('/') {

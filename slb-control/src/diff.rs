@@ -415,14 +415,15 @@ fn vm_moves(old: &Config, new: &Config) -> Vec<String> {
 /// The frontend ports of inbound NAT that lead elsewhere.
 fn inbound_moves(old: &Config, new: &Config) -> Vec<PortMove> {
     let all = new.inbound_ports();
-    let now: HashMap<_, _> = all
-        .iter()
-        .map(|one| ((one.address, one.protocol.name(), one.port), one))
-        .collect();
+    let key = |one: &InboundPort| {
+        let protocol = one.protocol.name();
+        (one.network.clone(), one.address, protocol, one.port)
+    };
+    let now: HashMap<_, _> = all.iter().map(|one| (key(one), one)).collect();
     let name = |one: &InboundPort| format!("{} port {}", one.backend, one.backend_port);
     let mut moves = Vec::new();
     for was in old.inbound_ports() {
-        let is = now.get(&(was.address, was.protocol.name(), was.port));
+        let is = now.get(&key(&was));
         let (from, to) = (name(&was), is.map(|is| name(is)));
         if to.as_ref() != Some(&from) {
             moves.push(PortMove {
@@ -541,7 +542,9 @@ fn parts<T>(all: &[T], part: impl Fn(&T) -> (&String, String)) -> Vec<Part> {
 
 fn frontends(config: &Config) -> Vec<Part> {
     parts(&config.frontends, |frontend| {
-        let how = (frontend.address, frontend.icmp_echo);
+        let network = config.network_of_frontend(frontend);
+        let network = network.map(|network| &network.name);
+        let how = (frontend.address, frontend.icmp_echo, network);
         (&frontend.name, format!("{how:?}"))
     })
 }

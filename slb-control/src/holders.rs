@@ -17,6 +17,8 @@ pub struct InboundPort {
     pub rule: String,
     /// The VIP.
     pub address: IpAddr,
+    /// The name of the network that the VIP is private to; `None`: it is public.
+    pub network: Option<String>,
     /// TCP or UDP.
     pub protocol: Protocol,
     /// The port of the VIP.
@@ -59,6 +61,7 @@ impl Config {
             else {
                 continue;
             };
+            let network = self.network_of_frontend(frontend);
             let from = all.len();
             for (place, backend) in pool.backends.iter().enumerate() {
                 let port = match nat.target {
@@ -72,6 +75,7 @@ impl Config {
                 all.push(InboundPort {
                     rule: nat.name.clone(),
                     address: frontend.address,
+                    network: network.map(|network| network.name.clone()),
                     protocol: nat.protocol,
                     port,
                     backend: format!("{}/{}", pool.name, backend.name),

@@ -53,7 +53,7 @@ pub fn targets(config: &Config) -> Vec<(Target, Vec<BackendName>)> {
     let is_host = config.node.role == Role::Host;
     let (vms, source) = (config.vms(), config.node.probe_source());
     let vms: HashMap<_, &Vm> = vms.iter().map(|vm| ((vm.vni, vm.mac), vm)).collect();
-    let probed = config.probed_pools().into_iter();
+    let probed = config.asked_pools().into_iter();
     for (pool, probe) in probed.filter(|_| config.node.probing) {
         let pool = &config.pools[pool];
         let used = pool.backends.iter().filter(|backend| {

@@ -235,10 +235,11 @@ fn check_probed_networks(config: &Config, faults: &Faults<'_>) {
     }
     let mut seen: HashMap<IpAddr, (&Pool, &Backend)> = HashMap::new();
     let mut pools = HashSet::new();
-    let probed = config.probed_pools().into_iter().map(|(pool, _)| pool);
+    let probed = config.asked_pools().into_iter().map(|(pool, _)| pool);
     let probed = probed.filter(|&pool| pools.insert(pool));
     let frontends = config.frontends.iter();
-    let vips: HashMap<IpAddr, &str> = frontends.map(|of| (of.address, &*of.name)).collect();
+    let public = frontends.filter(|frontend| frontend.network.is_none());
+    let vips: HashMap<IpAddr, &str> = public.map(|of| (of.address, &*of.name)).collect();
     let led = networks::led(config);
     let vnis: HashSet<_> = config.networks.iter().map(|network| network.vni).collect();
     for pool in probed.filter_map(|pool| config.pools.get(pool)) {

@@ -16,6 +16,7 @@
 //! Each stage is a loop over the burst, as in [`mux`](crate::mux). Connections that have come about are
 //! never forgotten before their time. Those that have not, and those that are over, make room for new
 //! ones; where none is left to do so, new ones are refused and counted.
+mod call;
 mod establish;
 mod pass_on;
 mod switch;
@@ -41,7 +42,7 @@ use crate::nat::tcp::Segment;
 use crate::nat::{Connection, Direction, NatOptions, NatTable, NatTables};
 use crate::observe::{Observe, Step};
 use crate::packet::{Family, Packet, Read, ends_of_bad};
-use crate::snapshot::locals::{CompiledMux, NO_SENDER};
+use crate::snapshot::locals::NO_SENDER;
 use crate::snapshot::terms::RuleKind;
 use crate::snapshot::{BackendKey, Rejected, RoleError, RuleKey, RuleMatch, Snapshot};
 use crate::state::{Age, Cursor, Exported, Imported, Kind, StateError};
@@ -49,6 +50,7 @@ use crate::stats::{BackendCounters, RuleCounters, SnatCounters, Stats};
 use crate::steer::Share;
 use crate::time::Instant;
 use crate::tunnel::decapsulation::{CommonHead, CommonName, Outer, OuterName};
+use crate::tunnel::encapsulation::Template;
 use crate::verdict::{DropReason, PortId, Verdict};
 
 /// A host agent: see the [module](self).
@@ -566,6 +568,7 @@ impl Role for HostRole {
         rule: u32,
     ) -> TakeUp<A> {
         let via = match pipeline.snapshot.terms(rule) {
+            Some(terms) if terms.is_private => Policy::NETWORK,
             Some(terms) if terms.through_mux => pipeline.via(frame, lane),
             _ => Policy::DIRECT,
         };
@@ -640,15 +643,44 @@ impl Role for HostRole {
     }
 
     #[inline]
-    fn mux<'a, A: Table>(
+    fn call<'s, A: Table, S: Deref<Target = Snapshot<'s>>>(
+        pipeline: &mut Pipeline<'_, S>,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        segment: Option<&Segment>,
+        seen: &mut impl Observe,
+    ) -> Option<Verdict> {
+        if lane.direction == Direction::Inward || !pipeline.snapshot.has_private_vips() {
+            return None;
+        }
+        pipeline.call::<A>(frame, lane, segment, seen)
+    }
+
+    #[inline]
+    fn tunnel<'a, A: Table>(
         snapshot: &'a Snapshot<'_>,
         connection: &Connection<A>,
         direction: Direction,
-    ) -> Option<&'a CompiledMux> {
+    ) -> Option<&'a Template> {
         match (direction, connection.via()) {
-            (Direction::Outward, Some(mux)) => snapshot.nat.mux(mux),
+            (Direction::Outward, Some(_)) if connection.is_internal() => {
+                let (client, _) = connection.side(Direction::Inward).addresses.unpack();
+                snapshot.way_in_network(connection.zone(), client)
+            }
+            (Direction::Outward, Some(mux)) => Some(&snapshot.nat.mux(mux)?.template),
             _ => None,
         }
+    }
+
+    #[inline]
+    fn stays<A: Table>(
+        snapshot: &Snapshot<'_>,
+        connection: &Connection<A>,
+        direction: Direction,
+    ) -> bool {
+        direction == Direction::Outward
+            && connection.is_internal()
+            && call::client_here(snapshot, connection).is_some()
     }
 
     #[inline(always)]
@@ -658,7 +690,7 @@ impl Role for HostRole {
         lane: &Lane,
         packet: &Packet,
         (connection, _): (&Connection<A>, Option<&Link>),
-        mux: Option<&CompiledMux>,
+        tunnel: Option<&Template>,
     ) -> Result<PortId, Verdict> {
         let zone = connection.zone();
         if lane.direction == Direction::Inward {
@@ -666,9 +698,12 @@ impl Role for HostRole {
         }
         let underlay = snapshot.underlay();
         let no_headroom = Verdict::Drop(DropReason::NoHeadroom);
-        match mux {
-            Some(mux) => leave_through(snapshot, mux, frame, packet, (zone, lane.hash))
+        match tunnel {
+            Some(tunnel) => leave_through(snapshot, tunnel, frame, packet, (zone, lane.hash))
                 .map_err(Verdict::Drop)?,
+            None if connection.is_internal() => {
+                return call::answer_here(snapshot, frame, packet, connection);
+            }
             None => link::replace(frame, packet, underlay).ok_or(no_headroom)?,
         }
         Ok(underlay.port)
@@ -686,7 +721,17 @@ impl Role for HostRole {
                 let vm = snapshot.nat.vm_by_port(connection.zone())?;
                 (vm.port, Link::new(underlay.mac, vm.mac))
             }
-            Direction::Outward => (underlay.port, Link::new(underlay.mac, underlay.next_hop)),
+            Direction::Outward => {
+                let fabric = (underlay.port, Link::new(underlay.mac, underlay.next_hop));
+                if !connection.is_internal() {
+                    return Some(fabric);
+                }
+                match call::client_here(snapshot, connection) {
+                    Some(vm) => (vm.port, Link::new(underlay.mac, vm.mac)),
+                    // In its network only: elsewhere the address may be another's.
+                    None => Self::tunnel(snapshot, connection, direction).map(|_| fabric)?,
+                }
+            }
         })
     }
 }
@@ -717,6 +762,9 @@ fn refuse_bad(
 #[cold]
 fn is_reached_untranslated(snapshot: &Snapshot<'_>, port: PortId, address: IpAddr) -> bool {
     let vm = snapshot.nat.vm_by_port(port);
+    if snapshot.is_private_at(address, port) {
+        return false;
+    }
     snapshot.nat.is_inside(address)
         || vm.is_some_and(|vm| establish::is_inside(snapshot, vm, address))
 }

@@ -39,7 +39,6 @@ use crate::nat::tcp::Segment;
 use crate::nat::{Direction, Links, NatOptions, NatTable, NatTables};
 use crate::observe::{Observe, Step};
 use crate::packet::{EchoMessage, Packet, Read, ends_of_bad};
-use crate::snapshot::locals::CompiledMux;
 use crate::snapshot::proxy::CompiledProxy;
 use crate::snapshot::terms::{CompiledTerms, RuleKind};
 use crate::snapshot::{BackendKey, Rejected, RoleError, RuleKey, RuleMatch, Snapshot};
@@ -48,6 +47,7 @@ use crate::state::{Age, Cursor, Exported, Imported, Kind, StateError};
 use crate::stats::{BackendCounters, RuleCounters, Stats};
 use crate::steer::Share;
 use crate::time::Instant;
+use crate::tunnel::encapsulation::Template;
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::arp;
 use crate::wire::ethernet::{EtherType, Ethernet, MacAddress};
@@ -485,11 +485,11 @@ impl Role for ProxyRole {
     }
 
     #[inline]
-    fn mux<'a, A: Table>(
+    fn tunnel<'a, A: Table>(
         _: &'a Snapshot<'_>,
         _: &Connection<A>,
         _: Direction,
-    ) -> Option<&'a CompiledMux> {
+    ) -> Option<&'a Template> {
         None
     }
 
@@ -500,7 +500,7 @@ impl Role for ProxyRole {
         lane: &Lane,
         _: &Packet,
         (connection, opened_by): (&Connection<A>, Option<&Link>),
-        _: Option<&CompiledMux>,
+        _: Option<&Template>,
     ) -> Result<PortId, Verdict> {
         let ports = snapshot.nat.proxy.as_ref().ok_or(Verdict::Pass)?;
         Self::readdress(

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! The address of the remote end decides: the client's of a connection from outside, the destination's of a
-//! connection that a vm opened. Translation leaves that address as it is in both directions, whatever
+//! connection that a vm opened, and the caller's of a private VIP. Translation leaves that address as it is in both directions, whatever
 //! becomes of ports and of the other address. So these meet:
 //!
 //! - both directions of a connection, on whichever port and queue they come in;
@@ -109,7 +109,12 @@ impl Steering {
         if packet.is_icmp() && packet.shape.part != Part::Later {
             packet = about(bytes, &packet);
         }
-        let remote = remote_of(direction, &packet);
+        let is_call = direction == Direction::Outward
+            && snapshot.is_private_at(packet.tuple().destination, frame.port());
+        let remote = match is_call {
+            true => remote_of(Direction::Inward, &packet),
+            false => remote_of(direction, &packet),
+        };
         if direction == Direction::Inward && snapshot.nat.rewrites_sources() {
             // Servers see the other address, and answer to it.
             let tuple = packet.tuple();
@@ -191,7 +196,26 @@ fn common_remote(snapshot: &Snapshot<'_>, frame: &Frame<'_>) -> Option<[u64; 2]>
             let (head, inner) = bytes.split_first_chunk::<COMMON>()?;
             has_vxlan(head).then(|| common_address::<false>(inner))?
         }
+        None if snapshot.has_private_vips() => remote_in_network(snapshot, frame),
         None => common_address::<true>(bytes),
+    }
+}
+
+/// The same of a vm's packet where there are private VIPs: a call of one goes to the worker that has the
+/// answers of a backend on this node.
+#[inline(never)]
+fn remote_in_network(snapshot: &Snapshot<'_>, frame: &Frame<'_>) -> Option<[u64; 2]> {
+    let bytes = frame.bytes();
+    let remote = common_address::<true>(bytes)?;
+    let [low, high] = remote;
+    let is_ipv4 = bytes.get(12..14) == Some(&EtherType::IPV4.0.to_be_bytes());
+    let address = match is_ipv4 {
+        true => IpAddr::from((low as u32).to_le_bytes()),
+        false => IpAddr::from((u128::from(high) << 64 | u128::from(low)).to_le_bytes()),
+    };
+    match snapshot.is_private_at(address, frame.port()) {
+        true => common_address::<false>(bytes),
+        false => Some(remote),
     }
 }
 

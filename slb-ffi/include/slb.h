@@ -1589,6 +1589,18 @@ int slb_builder_network(struct slb_builder *builder,
                         const struct slb_network *network);
 
 /**
+ * Makes a frontend private to a network, both given by their places: only vms of the network reach it, and
+ * the host agent of the calling vm chooses the backend. Its address has to be in the network's address
+ * spaces, and its rules have to lead to pools of the network. Returns 0.
+ *
+ * The caller promises:
+ * `builder` is a builder.
+ */
+int slb_builder_private_frontend(struct slb_builder *builder,
+                                 size_t network,
+                                 size_t frontend);
+
+/**
  * Adds a vm of a network that is no backend, or further addresses of one that is. Gives its place.
  *
  * The caller promises:

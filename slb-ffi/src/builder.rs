@@ -175,6 +175,10 @@ struct Parts {
     networks: List<(Network<'static>, Range, Range)>,
     network_prefixes: List<Prefix>,
     network_gateways: List<IpAddr>,
+    /// Private frontends with their networks, in the order of the networks.
+    private: List<(usize, usize)>,
+    /// The same without their networks.
+    private_frontends: List<usize>,
     /// Vms, whose addresses are ranges of `vm_addresses`.
     vms: List<(NetworkVm<'static>, usize, usize)>,
     vm_addresses: List<IpAddr>,
@@ -269,6 +273,8 @@ impl Parts {
                 ("network_gateways", capacity.network_gateways),
                 ANY,
             )?,
+            private: List::take(memory, ("frontends", capacity.frontends), (0, 0))?,
+            private_frontends: List::take(memory, ("frontends", capacity.frontends), 0)?,
             vms: List::take(memory, ("vms", capacity.vms), (NetworkVm::default(), 0, 0))?,
             vm_addresses: List::take(memory, ("vm_addresses", capacity.vm_addresses), ANY)?,
             probe_source: ProbeSource::default(),
@@ -375,6 +381,8 @@ impl Builder {
             networks,
             network_prefixes,
             network_gateways,
+            private,
+            private_frontends,
             vms,
             vm_addresses,
             probe_source,
@@ -429,12 +437,17 @@ impl Builder {
         let network = Network::default();
         let spec_networks = arena.take(networks.len, network);
         let mut spec_networks = spec_networks.ok_or(SLB_ERROR_INTERNAL)?;
-        for (place, (network, prefixes, gateways)) in spec_networks.iter_mut().zip(networks.all()) {
+        let all = networks.all().iter().enumerate();
+        for (place, (index, (network, prefixes, gateways))) in spec_networks.iter_mut().zip(all) {
+            let first = private.all().partition_point(|(of, _)| *of < index);
+            let end = private.all().partition_point(|(of, _)| *of <= index);
+            let frontends = private_frontends.all().get(first..end);
             let prefixes = network_prefixes.all().get(prefixes.0..prefixes.1);
             let gateways = network_gateways.all().get(gateways.0..gateways.1);
             *place = Network {
                 prefixes: prefixes.ok_or(SLB_ERROR_INTERNAL)?,
                 gateways: gateways.ok_or(SLB_ERROR_INTERNAL)?,
+                frontends: frontends.ok_or(SLB_ERROR_INTERNAL)?,
                 ..*network
             };
         }

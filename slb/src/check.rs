@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 
+use slb_control::config::Frontend;
 use slb_control::{Config, Diff, InboundPort, Role, format_duration};
 use slb_core::spec::{BackendState, NatTarget, Scheduler};
 use slb_core::wire::vxlan::Vni;
@@ -28,7 +29,7 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
             "  rule {:?}: {} of {} to pool {:?} ({} of {} backends serve, {}, idle {})",
             rule.name,
             rule.protocol.with_port(rule.frontend_port),
-            frontend.address,
+            vip_text(&config, frontend),
             pool.name,
             serving.count(),
             pool.backends.len(),
@@ -55,7 +56,7 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
             "  inbound NAT {:?}: {} {ports} of {} to {to}, port {}",
             nat.name,
             nat.protocol.name(),
-            frontend.address,
+            vip_text(&config, frontend),
             nat.backend_port
         )?;
     }
@@ -88,12 +89,18 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
     }
     for network in &config.networks {
         let spaces = network.address_spaces.iter().map(ToString::to_string);
+        let private = config.private_frontends(network).count();
         say_line!(
-            "  network {:?}: VNI {}, {}, {} addresses of vms",
+            "  network {:?}: VNI {}, {}, {} addresses of vms{}",
             network.name,
             network.vni,
             spaces.collect::<Vec<_>>().join(", "),
             seats.get(&network.vni).copied().unwrap_or_default(),
+            match private {
+                0 => String::new(),
+                1 => ", 1 private frontend".to_owned(),
+                more => format!(", {more} private frontends"),
+            }
         )?;
     }
     for vm in config.vms() {
@@ -110,6 +117,14 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
         tell_line!("{name}: warning: {line}");
     }
     Ok(())
+}
+
+/// A frontend's address, and the network that it belongs to.
+fn vip_text(config: &Config, frontend: &Frontend) -> String {
+    match config.network_of_frontend(frontend) {
+        Some(network) => format!("{} in network {:?}", frontend.address, network.name),
+        None => frontend.address.to_string(),
+    }
 }
 
 /// Prints who has which ports of each VIP: a few of each, or all.
@@ -134,7 +149,10 @@ fn print_holders(config: &Config, all: bool) -> Result<(), Failure> {
         say_line!(
             "  {} ports of {} by inbound NAT {:?}: {}",
             first.protocol.name(),
-            first.address,
+            match &first.network {
+                Some(network) => format!("{} in network {network:?}", first.address),
+                None => first.address.to_string(),
+            },
             first.rule,
             few(&holders)
         )?;

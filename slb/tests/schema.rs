@@ -261,8 +261,10 @@ fn the_schema_has_the_fields_that_the_reader_reads() {
         assert_eq!(known, quoted(read), "{name}");
         assert_eq!(section["additionalProperties"], false, "{name}");
     }
-    // A proxy's pool is in no network.
+    // A proxy's pool and frontend are in no network.
     let text = PROXY.replace("[[pool]]", "[[pool]]\nnetwork = \"red\"");
+    assert!(faults(&text).join("").contains("unknown field \"network\""));
+    let text = PROXY.replace("[[frontend]]", "[[frontend]]\nnetwork = \"red\"");
     assert!(faults(&text).join("").contains("unknown field \"network\""));
     // And the sections themselves.
     let said = faults(&format!("{UNKNOWN} = 1\n{MUX}")).join("\n");

@@ -7,8 +7,8 @@ use slb_core::spec::{self, Prefix};
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
 
-use super::Config;
 use super::addresses::{HOST, STATION, host, station};
+use super::{Config, Frontend};
 use crate::document::{Section, Span};
 use crate::validate::Names;
 
@@ -69,12 +69,14 @@ impl NetworkVm {
 }
 
 impl Network {
-    pub(super) fn spec(&self) -> spec::Network<'_> {
+    /// The network as the dataplane takes it, with the places of its private frontends.
+    pub(super) fn spec<'a>(&'a self, frontends: &'a [usize]) -> spec::Network<'a> {
         spec::Network {
             name: &self.name,
             vni: self.vni,
             prefixes: &self.address_spaces,
             gateways: &self.gateways,
+            frontends,
         }
     }
 }
@@ -85,7 +87,21 @@ impl Config {
         self.networks.iter().find(|network| network.vni == vni)
     }
 
-    /// Addresses that the vms of a network are told of: those of its vms and of its gateways.
+    /// The network that a frontend belongs to; `None`: it is public.
+    pub fn network_of_frontend(&self, frontend: &Frontend) -> Option<&Network> {
+        self.networks.get(frontend.network?)
+    }
+
+    /// The private frontends of a network.
+    pub fn private_frontends(&self, network: &Network) -> impl Iterator<Item = &Frontend> {
+        let vni = network.vni;
+        let place = self.networks.iter().position(|of| of.vni == vni);
+        let frontends = self.frontends.iter();
+        frontends.filter(move |frontend| frontend.network.is_some() && frontend.network == place)
+    }
+
+    /// Addresses that the vms of a network are told of: those of its vms, its private frontends and its
+    /// gateways.
     pub fn addresses_of(&self, network: &Network) -> impl Iterator<Item = IpAddr> + '_ {
         let vni = network.vni;
         let place = self.networks.iter().position(|of| of.vni == vni);
@@ -97,7 +113,10 @@ impl Config {
         let vms = vms.flat_map(|vm| vm.addresses.iter().copied());
         let gateways = self.networks.get(place.unwrap_or(usize::MAX));
         let gateways = gateways.into_iter().flat_map(|of| &of.gateways).copied();
-        backends.chain(vms).chain(gateways)
+        let vips = self.frontends.iter();
+        let vips = vips.filter(move |of| of.network.is_some() && of.network == place);
+        let vips = vips.map(|frontend| frontend.address);
+        backends.chain(vms).chain(vips).chain(gateways)
     }
 }
 

@@ -29,9 +29,11 @@ const ADDRESS: &str = "an IPv4 or IPv6 address";
 pub(super) fn read(root: &Section<'_>, origin: Origin) -> Option<Config> {
     let node = root.section("node").and_then(read_node);
     let networks = read_all(root, "network", networks::read_network);
-    let frontends = read_all(root, "frontend", read_frontend);
     let is_proxy = node.as_ref().is_some_and(|node| node.role == Role::Proxy);
     let names = AllNames::of(root);
+    let frontends = read_all(root, "frontend", |section| {
+        read_frontend(section, is_proxy, &names.networks)
+    });
     let network_vms = read_all(root, "vm", |section| {
         networks::read_vm(section, &names.networks)
     });
@@ -403,9 +405,11 @@ fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(bytes)
 }
 
-fn read_frontend(section: Section<'_>) -> Option<Frontend> {
+fn read_frontend(section: Section<'_>, is_proxy: bool, networks: &Names) -> Option<Frontend> {
     let name = section.name("name");
     let address = section.required("address", HOST, host);
+    let network =
+        (!is_proxy && section.has("network")).then(|| refer(&section, "network", networks));
     let icmp_echo = section.choice(
         "icmp_echo",
         &[
@@ -420,6 +424,10 @@ fn read_frontend(section: Section<'_>) -> Option<Frontend> {
     Some(Frontend {
         name: name?.0,
         address: address?.0,
+        network: match network {
+            None => None,
+            Some(found) => Some(found?),
+        },
         icmp_echo,
         span,
     })

@@ -18,6 +18,8 @@ pub struct Frontend {
     pub name: String,
     /// Address of the frontend, the VIP.
     pub address: IpAddr,
+    /// The place of the network that it belongs to; `None`: it is public.
+    pub network: Option<usize>,
     /// The treatment of echo requests.
     pub icmp_echo: Echo,
     pub(crate) span: Span,

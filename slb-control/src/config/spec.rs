@@ -8,7 +8,7 @@ use slb_core::spec::{self, PoolHealth, Spec};
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
 
-use super::{Backend, Config, Frontend, InboundNat, Network, Outbound, Pool, Role, Rule};
+use super::{Backend, Config, Frontend, InboundNat, Outbound, Pool, Role, Rule};
 
 impl Config {
     /// Lends the configuration as the dataplane's own.
@@ -63,7 +63,21 @@ impl Config {
             .collect();
         let inbound_nat: Vec<_> = self.inbound_nat.iter().map(InboundNat::spec).collect();
         let outbound: Vec<_> = self.outbound.iter().map(Outbound::spec).collect();
-        let networks: Vec<_> = self.networks.iter().map(Network::spec).collect();
+        let mut private = vec![Vec::new(); self.networks.len()];
+        for (place, frontend) in self.frontends.iter().enumerate() {
+            if let Some(of) = frontend
+                .network
+                .and_then(|network| private.get_mut(network))
+            {
+                of.push(place);
+            }
+        }
+        let networks: Vec<_> = self
+            .networks
+            .iter()
+            .zip(&private)
+            .map(|(network, frontends)| network.spec(frontends))
+            .collect();
         let vms: Vec<_> = self
             .network_vms
             .iter()

@@ -1,10 +1,11 @@
 //! Configurations, and changes of one, that are allowed and seldom meant.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 
 use slb_core::spec::Answers;
 
-use super::{Backend, Config, Pool, Role};
+use super::{Backend, Config, Frontend, Pool, Role};
 
 /// Things of a configuration that are seldom meant.
 pub(super) fn of(config: &Config) -> Vec<String> {
@@ -89,10 +90,10 @@ pub(super) fn losses(old: &Config, new: &Config) -> Vec<String> {
     let (used_before, used_now) = (used(old), used(new));
     let places: HashMap<_, usize> = (0..)
         .zip(&new.frontends)
-        .map(|(place, frontend)| (frontend.address, place))
+        .map(|(place, frontend)| (identity(new, frontend), place))
         .collect();
     for (index, frontend) in old.frontends.iter().enumerate() {
-        let now = places.get(&frontend.address);
+        let now = places.get(&identity(old, frontend));
         if used_before.contains(&index) && now.is_some_and(|now| !used_now.contains(now)) {
             losses.push(format!(
                 "VIP {} (frontend {:?}) has no rule any more: all of its packets are dropped",
@@ -124,6 +125,12 @@ pub(super) fn losses(old: &Config, new: &Config) -> Vec<String> {
         }
     }
     losses
+}
+
+/// Identity of a frontend in two configurations: its address, and the name of its network.
+fn identity<'c>(config: &'c Config, frontend: &Frontend) -> (IpAddr, Option<&'c str>) {
+    let network = config.network_of_frontend(frontend);
+    (frontend.address, network.map(|network| &*network.name))
 }
 
 /// The frontends that a rule of any kind uses.

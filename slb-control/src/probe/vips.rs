@@ -38,12 +38,16 @@ pub struct VipPort {
     pub port: u16,
 }
 
-/// The load-balancing rules that can be called: those for TCP. What is an answer to a datagram, only its clients know.
+/// The load-balancing rules that can be called from outside: those for TCP of public frontends. Only its clients know
+/// which datagram is an answer.
 fn ports_of(config: &Config) -> impl Iterator<Item = VipPort> + '_ {
     let rules = config.rules.iter();
     let tcp = rules.filter(|rule| rule.protocol == Protocol::Tcp);
     tcp.filter_map(|rule| {
         let frontend = config.frontends.get(rule.frontend)?;
+        if frontend.network.is_some() {
+            return None;
+        }
         Some(VipPort {
             frontend: frontend.name.clone(),
             rule: rule.name.clone(),

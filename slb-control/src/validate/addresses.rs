@@ -47,7 +47,9 @@ pub(super) fn check_vips(config: &Config, faults: &Faults<'_>) {
     {
         machines.insert(own, "this node (underlay of [node])".to_owned());
     }
-    for frontend in &config.frontends {
+    // The fabric does not know private ones.
+    let public = config.frontends.iter();
+    for frontend in public.filter(|frontend| frontend.network.is_none()) {
         let place = format!("frontend {:?}: address", frontend.name);
         let address = frontend.address;
         if let Some(machine) = machines.get(&address) {

@@ -241,6 +241,42 @@ fn told(config: &Config, error: &SpecError) -> Option<(Span, String, String)> {
             );
             (span, format!("{place}: source_nat"), message)
         }
+        SpecError::PoolOutsideNetwork {
+            item,
+            frontend,
+            pool,
+        } => {
+            let (span, place, _) = of_rule(item)?;
+            let (frontend, pool) = (config.frontends.get(frontend)?, config.pools.get(pool)?);
+            let message = format!(
+                "frontend {:?} belongs to network {:?}: expected a pool of it, got pool {:?} of VNI {}",
+                frontend.name,
+                config.network_of_frontend(frontend)?.name,
+                pool.name,
+                pool.vni
+            );
+            (span, format!("{place}: pool"), message)
+        }
+        SpecError::PrivateThroughMux { item } => {
+            let (span, place, frontend) = of_rule(item)?;
+            let frontend = config.frontends.get(frontend?)?;
+            let message = format!(
+                "expected \"direct\", since no mux is on the way to frontend {:?} of network {:?}",
+                frontend.name,
+                config.network_of_frontend(frontend)?.name
+            );
+            (span, format!("{place}: answers"), message)
+        }
+        SpecError::PrivateOutbound { rule, frontend } => {
+            let (span, place, _) = of_rule(RuleItem::Outbound(rule))?;
+            let frontend = config.frontends.get(frontend)?;
+            let message = format!(
+                "expected a public frontend, but {:?} belongs to network {:?}",
+                frontend.name,
+                config.network_of_frontend(frontend)?.name
+            );
+            (span, format!("{place}: frontends"), message)
+        }
         SpecError::OwnMac { pool, backend } => {
             let (pool, backend) = member_of(config, pool, backend)?;
             let place = format!("pool {:?}: backend {:?}: mac", pool.name, backend.name);

@@ -155,7 +155,8 @@ fn seats(config: &Config) -> impl Iterator<Item = (Vni, Seat<'_>)> {
     backends.chain(vms)
 }
 
-/// The frontend at each address that leads into a VNI by a rule, inbound NAT or an outbound rule.
+/// The frontend at each address that leads into a VNI by a rule, inbound NAT or an outbound rule, or is private to its
+/// network.
 pub(super) fn led(config: &Config) -> HashMap<(Vni, IpAddr), &str> {
     let rules = config.rules.iter().map(|rule| (rule.frontend, rule.pool));
     let nat = config
@@ -171,7 +172,11 @@ pub(super) fn led(config: &Config) -> HashMap<(Vni, IpAddr), &str> {
         let (frontend, pool) = (config.frontends.get(frontend)?, config.pools.get(pool)?);
         Some(((pool.vni, frontend.address), &*frontend.name))
     });
-    named.collect()
+    let private = config.frontends.iter().filter_map(|frontend| {
+        let network = config.network_of_frontend(frontend)?;
+        Some(((network.vni, frontend.address), &*frontend.name))
+    });
+    named.chain(private).collect()
 }
 
 /// A network is one link: a MAC address is one vm's, and a vm is at one host.
@@ -382,9 +387,16 @@ pub(super) fn told(config: &Config, error: &SpecError) -> Option<(Span, String, 
                 let place = format!("network {:?}: gateways", network.name);
                 return Some((network.span.clone(), place, message));
             }
+            let mut frontends = config.private_frontends(network);
+            if let Some(frontend) = frontends.find(|frontend| frontend.address == address) {
+                let place = format!("frontend {:?}: address", frontend.name);
+                return Some((frontend.span.clone(), place, message));
+            }
             let (span, place) = owners(config, index, address).next()?;
             (span.clone(), format!("{place}: address"), message)
         }
+        // The check of gateways reports it.
+        SpecError::PrivateFrontendTaken { .. } => return None,
         SpecError::AddressTaken {
             network: index,
             address,

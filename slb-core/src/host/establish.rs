@@ -7,6 +7,7 @@
 //! | from the fabric, a SYN, a datagram or an echo request for a SNAT port, of no connection | dropped as for no rule |
 //! | from the fabric, another segment or an echo reply for a SNAT port, of no connection | dropped as of no connection: a late answer; as for no rule where the port is in no block |
 //! | from a vm, to who probes it | passed on as it is |
+//! | from a vm, to a private VIP of its network | sent to a backend: see [`call`](super::call) |
 //! | from a vm, to a neighbour in its network | passed on as it is, and so is the answer of a vm of this node |
 //! | from a vm, to an address that is inside ([`Spec::inside`](crate::spec::Spec::inside)) | passed on as it is, and so are its answers |
 //! | from a vm that no outbound rule lets out, to a VIP | passed on as it is: an internal one asks for no other name |

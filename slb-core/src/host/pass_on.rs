@@ -378,6 +378,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let table = A::table(&mut self.tables.connections);
         if let Some((connection, _)) = table.get_mut_and_ages(number)
             && connection.via().is_some()
+            && !connection.is_internal()
             && mux != NO_MUX
         {
             connection.set_via(mux);

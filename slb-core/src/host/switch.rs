@@ -199,9 +199,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 is_router: false,
             });
         }
-        networks.is_gateway(network, address).then_some(Station {
+        let is_gateway = networks.is_gateway(network, address);
+        let is_ours = is_gateway || snapshot.private_vip(address, vm.vni).is_some();
+        is_ours.then_some(Station {
             mac: snapshot.underlay().mac,
-            is_router: true,
+            is_router: is_gateway,
         })
     }
 
@@ -368,7 +370,7 @@ fn readdress(frame: &mut [u8], destination: MacAddress, source: MacAddress) {
     }
 }
 
-fn ether_type(family: Family) -> EtherType {
+pub(super) fn ether_type(family: Family) -> EtherType {
     match family {
         Family::Ipv4 => EtherType::IPV4,
         Family::Ipv6 => EtherType::IPV6,

@@ -16,6 +16,9 @@
 //! Packets are passed on to other hosts first. Connections that are taken up and have not been heard of from
 //! both ends make room for others, as after a SYN.
 //!
+//! A client inside, such as a vm of the same network, may as well talk to the vm's own address. Its connections
+//! are taken up by its own segments only.
+//!
 //! Connections whose names do not follow from a packet are not taken up: those that a vm opened, those of
 //! rules with `source_nat`, and those of clients that the vm sees under another port.
 
@@ -135,6 +138,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
         // Each mux takes answers back. Which one the client's packets come by is not known yet.
         let via = match snapshot.nat.any_mux(lane.hash) {
+            _ if terms.is_private => Policy::NETWORK,
             Some(mux) if terms.through_mux => mux,
             _ => Policy::DIRECT,
         };

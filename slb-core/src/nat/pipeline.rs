@@ -23,7 +23,7 @@ pub(crate) use self::family::Table;
 pub(crate) use self::lane::Lane;
 use self::lane::hash;
 pub(crate) use self::report::{clamped_mss, report_error};
-use self::report::{report_from, way_back};
+use self::report::{report_from, send_back, way_back};
 pub(crate) use self::role::Role;
 use super::{NatOptions, NatTable, NatTables};
 use crate::counters::{self, CounterMemory};
@@ -32,11 +32,11 @@ use crate::frame::Frame;
 use crate::limit::{Limits, SourceLimiter};
 use crate::observe::{Observe, Step};
 use crate::packet::{Family, Packet};
-use crate::snapshot::locals::CompiledMux;
 use crate::snapshot::owners::{Generations, Past};
 use crate::snapshot::{BackendKey, Rejected, RuleKey, Snapshot};
 use crate::stats::{BackendCounters, RuleCounters, Stats};
 use crate::time::{Clock, Instant};
+use crate::tunnel::encapsulation::Template;
 use crate::verdict::{DropReason, PortId, Verdict};
 
 pub(crate) use self::establish::{
@@ -202,7 +202,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
 
     /// Stage 2 of the slow path: asks for the line of a lane's connection.
     #[inline]
-    fn look_up(&self, lane: &mut Lane) {
+    pub(crate) fn look_up(&self, lane: &mut Lane) {
         let NatTable { ipv4, ipv6, .. } = &self.tables.connections;
         lane.candidate = match lane.packet.shape.family {
             Family::Ipv4 => ipv4.candidate(lane.hash),
@@ -246,22 +246,39 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
     }
 }
 
-/// Sends a packet with its other name, which leaves the vm of a zone, on its way through a mux.
+/// Sends a packet with its other name, which leaves the vm of a zone, on its way through a mux or a network.
 ///
 /// # Errors
 /// The headroom is too small. The frame is then unchanged.
 #[inline(never)]
 pub(crate) fn leave_through(
     snapshot: &Snapshot<'_>,
-    mux: &CompiledMux,
+    tunnel: &Template,
     frame: &mut Frame<'_>,
     packet: &Packet,
     (zone, hash): (PortId, u64),
 ) -> Result<(), DropReason> {
-    mux.template.encapsulate(frame, packet, hash)?;
+    tunnel.encapsulate(frame, packet, hash)?;
     let vni = snapshot.nat.vm_by_port(zone).map(|vm| vm.vni);
-    mux.template.set_vni(frame, vni.unwrap_or_default());
+    tunnel.set_vni(frame, vni.unwrap_or_default());
     Ok(())
+}
+
+/// Puts a frame that was made for a vm of another host, in the network of the vm of a zone, into VXLAN.
+///
+/// # Errors
+/// The headroom is too small.
+#[cold]
+pub(crate) fn leave_as_made(
+    snapshot: &Snapshot<'_>,
+    tunnel: &Template,
+    frame: &mut Frame<'_>,
+    zone: PortId,
+) -> Result<(), DropReason> {
+    let mut packet = Packet::EMPTY;
+    let _ = packet.read(frame.bytes());
+    let hash = snapshot.hash(&packet, u64::MAX);
+    leave_through(snapshot, tunnel, frame, &packet, (zone, hash))
 }
 
 /// Sets the verdict of a frame and counts it.

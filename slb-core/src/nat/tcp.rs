@@ -579,7 +579,8 @@ impl Sequences {
     }
 
     /// Notes that the sender of a segment in `direction` has sent what is before `end`.
-    #[inline]
+    // See `Connection::note_numbers`.
+    #[inline(always)]
     pub(super) fn note_sent(&mut self, direction: Direction, end: u32) {
         let (own, other) = (direction.index(), direction.reverse().index());
         // Data beyond the receiver's window moves nothing: no receiver takes it.
@@ -591,7 +592,8 @@ impl Sequences {
 
     /// Notes that the sender of a segment in `direction` has got what is before `number`, and the
     /// window field of its header, unscaled.
-    #[inline]
+    // See `Connection::note_numbers`.
+    #[inline(always)]
     pub(super) fn note_acknowledged(&mut self, direction: Direction, number: u32, window: u16) {
         let (own, other) = (direction.index(), direction.reverse().index());
         if !after(number, self.sent[other]) && !after(self.acknowledged[own], number) {

@@ -14,11 +14,13 @@ pub(super) use self::size::Size;
 use super::faults::of_items;
 use super::locals::Nat;
 use super::owners::{OLD, Past};
+use super::private::Private;
 use super::probe_map::{ProbeMap, RuleBucket, VipBucket};
 use super::registry::{Registry, RegistryEntry};
 use super::terms::CompiledTerms;
 use super::{
-    CompiledBackend, CompiledPool, CompiledRule, Share, Snapshot, VIP, ipv6_words, rule_key,
+    CompiledBackend, CompiledPool, CompiledRule, Share, Snapshot, VIP, ipv6_words, private_vip,
+    rule_key,
 };
 use crate::maglev::{self, Turn};
 use crate::mem::Memory;
@@ -96,6 +98,7 @@ impl<'m> Snapshot<'m> {
             table: memory.take(size.table, maglev::EMPTY).ok_or(none)?,
             past: memory.take(size.past, Past::NONE).ok_or(none)?,
             ages: memory.take(size.ages, OLD).ok_or(none)?,
+            private: Private::new(&size.private, memory).ok_or(none)?,
             nat: Nat::new(&size.nat, spec, generation, previous_nat, memory).ok_or(none)?,
         };
         let mut turns = memory.take(size.turns, Turn::default()).ok_or(none)?;
@@ -141,25 +144,64 @@ impl<'m> Snapshot<'m> {
     }
 
     fn compile_frontends(&mut self, spec: &Spec<'_>) -> Result<(), SpecError> {
+        for (index, frontend, network) in spec.private_frontends() {
+            let (address, vni) = (frontend.address, spec.networks[network].vni);
+            let known = self.private.insert(index, address, vni);
+            known.map_err(|first| match first == index {
+                true => SpecError::SharedFrontend { frontend: index },
+                false => SpecError::DuplicateFrontend {
+                    first,
+                    second: index,
+                },
+            })?;
+            let networks = &self.nat.networks;
+            // A vm that has the address is found with the conflicts of all frontends.
+            let network = networks.of(vni);
+            if network.is_some_and(|of| networks.is_gateway(of, address)) {
+                return Err(SpecError::PrivateFrontendTaken { frontend: index });
+            }
+        }
         // An IPv6 VIP is looked up once for its number, which stands for it in rule keys.
         for (index, frontend) in spec.frontends.iter().enumerate() {
             let duplicate = |first: u32| SpecError::DuplicateFrontend {
                 first: first as usize,
                 second: index,
             };
-            if let IpAddr::V6(address) = frontend.address {
+            if let IpAddr::V6(address) = frontend.address
+                && self.private.of(index).is_none()
+            {
                 let words = ipv6_words(address.octets());
                 self.ipv6_vips
                     .insert(words, index as u32)
                     .map_err(duplicate)?;
             }
             self.echo[index] = frontend.icmp_echo;
-            let vip = self.vip_of(frontend.address).unwrap_or_default();
+            let vip = self.vip_of_frontend(spec, index);
             self.rule_keys
                 .insert(rule_key(vip, VIP, 0), index as u32)
                 .map_err(duplicate)?;
         }
-        Ok(())
+        let mut private = spec.private_frontends();
+        let mixed = private.find_map(|(index, frontend, _)| {
+            let public = self.frontend_at(frontend.address)?;
+            Some((public.min(index), public.max(index)))
+        });
+        match mixed {
+            Some((first, second)) => Err(SpecError::DuplicateFrontend { first, second }),
+            None => Ok(()),
+        }
+    }
+
+    /// The id of a frontend's address in rule keys.
+    fn vip_of_frontend(&self, spec: &Spec<'_>, frontend: usize) -> u64 {
+        match self.private.of(frontend) {
+            Some(_) => private_vip(frontend as u32),
+            None => {
+                let address = spec.frontends.get(frontend).map(|of| of.address);
+                let vip = address.and_then(|address| self.vip_of(address));
+                vip.unwrap_or_default()
+            }
+        }
     }
 }
 

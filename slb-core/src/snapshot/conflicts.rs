@@ -4,7 +4,7 @@
 use core::net::IpAddr;
 
 use super::Snapshot;
-use super::faults::{backends, duplicates_of, finder};
+use super::faults::{backends, duplicates_of, finder, private_networks};
 use super::locals::owner;
 use crate::spec::{Backend, Protocol, RuleItem, Spec, SpecError, derived_mac};
 use crate::wire::vxlan::Vni;
@@ -25,7 +25,10 @@ enum Use {
 /// All conflicts of a spec.
 pub(super) fn all<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
     let frontends = (0..).zip(spec.frontends);
-    let frontends = frontends.map(|(index, one)| (one.address, Use::Frontend(index)));
+    // Private ones meet those of their network, which they lead into.
+    let network_of = private_networks(spec);
+    let public = frontends.filter(move |(index, _)| network_of(*index).is_none());
+    let frontends = public.map(|(index, one)| (one.address, Use::Frontend(index)));
     let network = networks(spec);
     let others = uses(spec).filter(move |(_, vni, _)| vni.and_then(&network).is_none());
     let others = others.map(|(address, _, taken)| (address, taken));
@@ -57,7 +60,8 @@ fn networks<'s>(spec: &'s Spec<'_>) -> impl Fn(Vni) -> Option<usize> + Clone + '
     move |vni| find(vni.get())
 }
 
-/// The frontends that lead into each VNI: those whose rules, inbound NAT or outbound rules have a pool there.
+/// The frontends that lead into each VNI: those whose rules, inbound NAT or outbound rules have a pool there, and
+/// the private ones of its network.
 fn led<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = (usize, IpAddr, Vni)> + Clone + 's {
     let rules = spec.rules.iter().map(|rule| (rule.frontend, rule.pool));
     let nat = spec.inbound_nat.iter().map(|nat| (nat.frontend, nat.pool));
@@ -66,10 +70,16 @@ fn led<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = (usize, IpAddr, Vni)> + C
         frontends.map(move |&frontend| (frontend, rule.pool))
     });
     let all = rules.chain(nat).chain(outbound);
-    all.filter_map(|(frontend, pool)| {
+    let all = all.filter_map(|(frontend, pool)| {
         let (found, pool) = (spec.frontends.get(frontend)?, spec.pools.get(pool)?);
         Some((frontend, found.address, pool.vni))
-    })
+    });
+    let private = spec.private_frontends();
+    let private = private.filter_map(|(index, frontend, network)| {
+        let network = spec.networks.get(network)?;
+        Some((index, frontend.address, network.vni))
+    });
+    all.chain(private)
 }
 
 /// The conflicts that have nothing to do with VIPs.

@@ -10,8 +10,8 @@ use crate::nat::connection::ALL_PORTS;
 use crate::spec::network::Seat;
 use crate::spec::snat::{GRANULE, instance, outbound_frontends};
 use crate::spec::{
-    Backend, InboundNat, NatTarget, Outbound, Pool, Protocol, ProxyPorts, Rule, RuleItem, Spec,
-    SpecError, Underlay, derived_mac,
+    Answers, Backend, InboundNat, NatTarget, Outbound, Pool, Protocol, ProxyPorts, Rule, RuleItem,
+    Spec, SpecError, Underlay, derived_mac,
 };
 use crate::wire::ethernet::MacAddress;
 
@@ -76,6 +76,7 @@ pub(super) fn of_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError
         .chain(rules)
         .chain(nat)
         .chain(outbound)
+        .chain(of_private(spec))
 }
 
 fn of_pool<'s>(
@@ -179,6 +180,60 @@ fn reference(
     no_frontend.into_iter().chain(no_pool).chain(mixed)
 }
 
+/// Faults of private frontends, and of rules that use them for what they cannot be used for.
+fn of_private<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
+    let network_of = private_networks(spec);
+    let rules = (0..).zip(spec.rules);
+    let rules = rules.map(|(index, rule)| {
+        let (item, terms) = (RuleItem::Rule(index), &rule.terms);
+        (item, rule.frontend, rule.pool, terms.answers)
+    });
+    let nat = (0..).zip(spec.inbound_nat);
+    let nat = nat.map(|(index, nat)| {
+        let (item, terms) = (RuleItem::InboundNat(index), &nat.terms);
+        (item, nat.frontend, nat.pool, terms.answers)
+    });
+    let known = network_of.clone();
+    let rules = rules.chain(nat).flat_map(move |rule| {
+        let (item, frontend, pool, answers) = rule;
+        let network = known(frontend).and_then(|network| spec.networks.get(network));
+        let strange = network
+            .zip(spec.pools.get(pool))
+            .filter(|(network, pool)| network.vni != pool.vni);
+        let strange = strange.map(|_| SpecError::PoolOutsideNetwork {
+            item,
+            frontend,
+            pool,
+        });
+        let is_through_mux = network.is_some() && answers == Answers::ThroughMux;
+        let answers = is_through_mux.then_some(SpecError::PrivateThroughMux { item });
+        strange.into_iter().chain(answers)
+    });
+    let outbound = (0..).zip(spec.outbound).flat_map(move |(index, rule)| {
+        let known = network_of.clone();
+        let frontends = rule.frontends.iter();
+        let private = frontends.filter(move |frontend| known(**frontend).is_some());
+        private.map(move |&frontend| SpecError::PrivateOutbound {
+            rule: index,
+            frontend,
+        })
+    });
+    let networks = spec.networks.iter().filter(|_| spec.proxy.is_some());
+    let at_proxy = networks.flat_map(|network| {
+        let frontends = network.frontends.iter();
+        frontends.map(|&frontend| SpecError::PrivateAtProxy { frontend })
+    });
+    rules.chain(outbound).chain(at_proxy)
+}
+
+/// Finds the index of the network that a private frontend belongs to. A proxy has no networks.
+pub(super) fn private_networks<'s>(
+    spec: &'s Spec<'_>,
+) -> impl Fn(usize) -> Option<usize> + Clone + 's {
+    let private = spec.private_frontends();
+    finder(private.map(|(frontend, _, network)| (frontend, network)))
+}
+
 /// The fault of a source NAT address of another family than the frontend.
 fn of_source_nat(
     spec: &Spec<'_>,
@@ -279,9 +334,7 @@ fn of_outbound<'s>(
 
 /// Faults of items that contradict each other.
 fn between_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
-    let addresses = spec.frontends.iter().map(|frontend| frontend.address);
-    let addresses = duplicates(addresses);
-    let addresses = addresses.map(|(first, second)| SpecError::DuplicateFrontend { first, second });
+    let addresses = duplicate_frontends(spec);
     let pools = (0..).zip(spec.pools);
     let names = pools.flat_map(|(index, pool)| {
         let all = duplicates(pool.backends.iter().map(|backend| backend.name));
@@ -338,6 +391,32 @@ fn between_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's
         .chain(numbers)
         .chain(vms(spec))
         .chain(networks(spec))
+}
+
+/// Frontends that have one address: in one network, or public ones, or a private and a public one, of which
+/// one vm gets the packets under the same name.
+fn duplicate_frontends<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
+    let network_of = private_networks(spec);
+    let all = (0..).zip(spec.frontends);
+    let known = network_of.clone();
+    let keyed = all.map(move |(index, frontend)| {
+        let network = known(index).and_then(|network| spec.networks.get(network));
+        (
+            (frontend.address, network.map(|network| network.vni.get())),
+            index,
+        )
+    });
+    let same = duplicates_of(keyed);
+    let public = (0..).zip(spec.frontends);
+    let public = public.filter(move |(index, _)| network_of(*index).is_none());
+    let public = public.map(|(index, frontend)| (frontend.address, (index, false)));
+    let private = spec.private_frontends();
+    let private = private.map(|(index, frontend, _)| (frontend.address, (index, true)));
+    let mixed = duplicates_of(public.chain(private))
+        .filter(|(first, second): &((usize, bool), (usize, bool))| first.1 != second.1);
+    let mixed = mixed.map(|(first, second)| (first.0, second.0));
+    let all = same.chain(mixed);
+    all.map(|(first, second)| SpecError::DuplicateFrontend { first, second })
 }
 
 /// All backends, pool by pool, with their pool and its index.
@@ -461,7 +540,31 @@ fn networks<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
         let vm = vm?;
         Some(SpecError::VmPortConflict { vm, port })
     });
-    vnis.chain(spec.seat_faults()).chain(taken).chain(ports)
+    let shared = duplicates(spec.private_frontends().map(|(frontend, ..)| frontend));
+    let shared = shared.filter_map(|(_, second)| {
+        let (frontend, ..) = spec.private_frontends().nth(second)?;
+        Some(SpecError::SharedFrontend { frontend })
+    });
+    // Vms that have a frontend's address are reported as such.
+    let private = spec.private_frontends();
+    let private = private.map(|(index, frontend, network)| {
+        let vni = spec.networks.get(network).map(|of| of.vni.get());
+        ((vni, frontend.address), Some(index))
+    });
+    let gateways = spec.networks.iter().flat_map(|of| {
+        let gateways = of.gateways.iter();
+        gateways.map(|gateway| ((Some(of.vni.get()), *gateway), None))
+    });
+    let met = duplicates_of(private.chain(gateways));
+    let met = met.filter_map(|(first, second): (Option<usize>, Option<usize>)| {
+        let frontend = first.filter(|_| second.is_none())?;
+        Some(SpecError::PrivateFrontendTaken { frontend })
+    });
+    vnis.chain(spec.seat_faults())
+        .chain(taken)
+        .chain(ports)
+        .chain(shared)
+        .chain(met)
 }
 
 /// The values of each entry whose key an earlier one has: that one's, and its own.

@@ -9,7 +9,7 @@ use super::proxy::{CompiledProxy, next_hops_of};
 use super::registry::{AlreadyRegistered, Registry, RegistryEntry, SLOT_BITS, identity};
 use super::terms::CompiledTerms;
 use crate::mem::{Counter, Mem, Memory};
-use crate::nat::connection::Span;
+use crate::nat::connection::{Policy, Span};
 use crate::spec::snat::{GRANULE, GRANULES, outbound_frontends};
 use crate::spec::{Backend, Protocol, Spec, SpecError, derived_mac, ranges};
 use crate::tunnel::encapsulation::Template;
@@ -28,6 +28,8 @@ const MAX_FORMER: usize = 8;
 
 /// The most muxes, and the most backends on one host.
 const MAX_MUXES: usize = 254;
+/// Numbers of muxes stay below this one, which stands for no mux.
+const _: () = assert!(MAX_MUXES <= Policy::NETWORK as usize);
 const LOCAL_BITS: u32 = 11;
 /// The last number stays free: an id is never [`UNNUMBERED`].
 const MAX_LOCALS: usize = (1 << LOCAL_BITS) - 1;

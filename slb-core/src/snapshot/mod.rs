@@ -23,6 +23,7 @@ pub(crate) mod networks;
 )]
 mod owned;
 pub(crate) mod owners;
+mod private;
 mod probe_map;
 pub(crate) mod proxy;
 mod registry;
@@ -40,7 +41,9 @@ pub(crate) use registry::SLOT_BITS;
 use core::net::IpAddr;
 
 use self::locals::Nat;
+use self::networks::Reached;
 use self::owners::Past;
+use self::private::Private;
 use self::probe_map::{NONE, ProbeMap};
 use self::registry::Registry;
 use self::terms::{CompiledTerms, RuleKind};
@@ -57,6 +60,7 @@ use crate::time::Instant;
 use crate::tunnel::encapsulation::Template;
 use crate::verdict::PortId;
 use crate::wire::protocol;
+use crate::wire::vxlan::Vni;
 
 /// A VIP that has no HA-ports rule.
 const NO_RULE: u32 = NONE - 1;
@@ -268,6 +272,7 @@ pub struct Snapshot<'m> {
     ages: Mem<'m, u8>,
     backend_ids: Registry<'m>,
     rule_ids: Registry<'m>,
+    private: Private<'m>,
     pub(crate) nat: Nat<'m>,
 }
 
@@ -296,7 +301,18 @@ impl Snapshot<'_> {
 
     /// Matches a packet's destination address, protocol and port with the rules of this node.
     pub(crate) fn classify(&self, packet: &Packet) -> RuleMatch {
-        let Some(vip) = self.vip(packet) else {
+        self.classify_for(packet, self.vip(packet))
+    }
+
+    /// The same of a packet to or from the vm at a port of this node, in whose network the destination may be
+    /// a private VIP.
+    pub(crate) fn classify_at(&self, packet: &Packet, zone: PortId) -> RuleMatch {
+        self.classify_for(packet, self.vip_at(packet, zone))
+    }
+
+    /// The same where the id of the destination is known.
+    pub(crate) fn classify_for(&self, packet: &Packet, vip: Option<u64>) -> RuleMatch {
+        let Some(vip) = vip else {
             return RuleMatch::NotVip;
         };
         if packet.has_ports() {
@@ -305,11 +321,58 @@ impl Snapshot<'_> {
         // An answer to a vm's own request is for a SNAT port.
         if packet.is_icmp()
             && packet.shape.echo != EchoMessage::Reply
-            && let Some(rule) = self.echo_rule(packet)
+            && let Some(rule) = self.echo_rule_for(packet, vip)
         {
             return RuleMatch::Rule(rule);
         }
         self.classify_protocol(vip, packet.protocol)
+    }
+
+    /// The id in rule keys of a packet's destination, as the vm at a port of this node uses it.
+    #[inline]
+    pub(crate) fn vip_at(&self, packet: &Packet, zone: PortId) -> Option<u64> {
+        if !self.private.is_empty()
+            && let Some(vip) = self.private_vip_at(packet.tuple().destination, zone)
+        {
+            return Some(vip);
+        }
+        self.vip(packet)
+    }
+
+    #[cold]
+    fn private_vip_at(&self, address: IpAddr, zone: PortId) -> Option<u64> {
+        let vm = self.nat.vm_by_port(zone)?;
+        self.private_vip(address, vm.vni)
+    }
+
+    /// The id in rule keys of a private VIP of a network; `None` where the network has no such VIP.
+    pub(crate) fn private_vip(&self, address: IpAddr, vni: Vni) -> Option<u64> {
+        self.private.find(address, vni).map(private_vip)
+    }
+
+    /// Returns true if any frontend belongs to a network.
+    #[inline]
+    pub(crate) fn has_private_vips(&self) -> bool {
+        !self.private.is_empty()
+    }
+
+    /// Returns true if an address is a private VIP of the network of the vm at a port of this node.
+    pub(crate) fn is_private_at(&self, address: IpAddr, zone: PortId) -> bool {
+        !self.private.is_empty() && self.private_vip_at(address, zone).is_some()
+    }
+
+    /// The outer header towards the host of another vm of the network of the vm at a port; `None` where there
+    /// is none of the address, or the vm is on this node.
+    pub(crate) fn way_in_network(&self, zone: PortId, address: IpAddr) -> Option<&Template> {
+        let vm = self.nat.vm_by_port(zone)?;
+        let neighbour = self.nat.networks.neighbour(address, vm.vni)?;
+        if neighbour.port.is_some() {
+            return None;
+        }
+        match self.nat.networks.way_to(neighbour)? {
+            Reached::Template(template) => Some(template),
+            Reached::Backend(index) => Some(&self.backend(index)?.template),
+        }
     }
 
     /// Matches a destination with the rules of this node: the id of its address, its protocol and
@@ -360,6 +423,7 @@ impl Snapshot<'_> {
             let number = u32::from_le_bytes([a, b, c, d]);
             let vip = match family {
                 0 => IpAddr::from([a, b, c, d]),
+                PRIVATE => self.private.of(number as usize)?.0,
                 _ => self.ipv6_vips.iter().find_map(|([low, high], vip)| {
                     let bits = u128::from(high) << 64 | u128::from(low);
                     (vip == number).then(|| IpAddr::from(bits.to_le_bytes()))
@@ -377,7 +441,12 @@ impl Snapshot<'_> {
 
     /// Matches an ICMP echo reply, with an identifier that may be a SNAT port.
     pub(crate) fn classify_echo_reply(&self, packet: &Packet) -> RuleMatch {
-        let Some(vip) = self.vip(packet) else {
+        self.classify_echo_reply_for(packet, self.vip(packet))
+    }
+
+    /// The same where the id of the destination is known.
+    pub(crate) fn classify_echo_reply_for(&self, packet: &Packet, vip: Option<u64>) -> RuleMatch {
+        let Some(vip) = vip else {
             return RuleMatch::NotVip;
         };
         match self.ha_ports(vip) {
@@ -392,7 +461,8 @@ impl Snapshot<'_> {
             .map_or(RuleMatch::NotVip, |vip| self.ha_ports(vip))
     }
 
-    fn ha_ports(&self, vip: u64) -> RuleMatch {
+    /// The HA-ports rule of a VIP, by its id.
+    pub(crate) fn ha_ports(&self, vip: u64) -> RuleMatch {
         match self.rule_keys.get(rule_key(vip, HA_PORTS, 0)) {
             None => RuleMatch::NotVip,
             Some(NO_RULE) => RuleMatch::NoRule,
@@ -402,28 +472,38 @@ impl Snapshot<'_> {
 
     /// The rule that takes echo requests for the VIP that the packet is for.
     pub(crate) fn echo_rule(&self, packet: &Packet) -> Option<u32> {
-        let key = rule_key(self.vip(packet)?, packet.protocol, ECHO);
-        self.rule_keys.get(key)
+        self.echo_rule_for(packet, self.vip(packet)?)
+    }
+
+    /// The same where the id of the VIP is known.
+    pub(crate) fn echo_rule_for(&self, packet: &Packet, vip: u64) -> Option<u32> {
+        self.rule_keys.get(rule_key(vip, packet.protocol, ECHO))
     }
 
     /// Returns the treatment of echo requests for the VIP that the packet is for.
     pub(crate) fn echo(&self, packet: &Packet) -> Option<Echo> {
-        let frontend = self.rule_keys.get(rule_key(self.vip(packet)?, VIP, 0))?;
+        self.echo_for(self.vip(packet)?)
+    }
+
+    /// The same where the id of the VIP is known.
+    pub(crate) fn echo_for(&self, vip: u64) -> Option<Echo> {
+        let frontend = self.rule_keys.get(rule_key(vip, VIP, 0))?;
         self.echo.get(frontend as usize).copied()
     }
 
-    /// Returns true if an address is a VIP.
+    /// Returns true if an address is a public VIP.
     pub(crate) fn is_vip(&self, address: IpAddr) -> bool {
         self.frontend_at(address).is_some()
     }
 
-    /// Returns true if an address is a VIP for the vm at a port: a VIP that is the address of a vm or a gateway
-    /// in that vm's network serves other networks only.
+    /// Returns true if an address is a VIP for the vm at a port: a public VIP that is the address of a vm or a
+    /// gateway in that vm's network serves other networks only, and a private VIP serves its own one only.
     pub(crate) fn is_vip_at(&self, zone: PortId, address: IpAddr) -> bool {
         self.is_vip(address) && !self.nat.is_taken_at(zone, address)
+            || self.is_private_at(address, zone)
     }
 
-    /// The index of the frontend that has an address.
+    /// The index of the public frontend that has an address.
     #[inline]
     fn frontend_at(&self, address: IpAddr) -> Option<usize> {
         let found = self
@@ -893,6 +973,14 @@ const fn ipv4_vip(raw_address: u32) -> u64 {
 #[inline]
 const fn ipv6_vip(number: u32) -> u64 {
     number as u64 | 1 << 56
+}
+
+/// The byte in the family's place of rule keys of private VIPs.
+const PRIVATE: u8 = 2;
+
+/// The id of a private frontend in rule keys.
+const fn private_vip(frontend: u32) -> u64 {
+    frontend as u64 | (PRIVATE as u64) << 56
 }
 
 fn ipv6_words(octets: [u8; 16]) -> [u64; 2] {

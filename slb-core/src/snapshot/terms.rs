@@ -15,6 +15,8 @@ pub(crate) struct CompiledTerms {
     pub(crate) floating_ip: bool,
     pub(crate) reset: bool,
     pub(crate) through_mux: bool,
+    /// True if the frontend belongs to a network, so that answers go through that.
+    pub(crate) is_private: bool,
     pub(crate) source_nat: Option<IpAddr>,
     pub(crate) quic: bool,
     /// The place of its pool; of no meaning for outbound ports.
@@ -45,6 +47,7 @@ impl CompiledTerms {
         floating_ip: false,
         reset: false,
         through_mux: false,
+        is_private: false,
         source_nat: None,
         quic: false,
         pool: 0,
@@ -67,6 +70,7 @@ impl CompiledTerms {
             floating_ip: terms.floating_ip,
             reset: terms.tcp_reset,
             through_mux: terms.answers == Answers::ThroughMux,
+            is_private: false,
             source_nat: terms.source_nat,
             quic: terms.quic,
             pool: pool as u32,

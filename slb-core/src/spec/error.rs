@@ -358,6 +358,51 @@ pub enum SpecError {
         /// The index in [`Spec::vms`].
         vm: usize,
     },
+    /// A network names a frontend that does not exist.
+    DanglingFrontend {
+        /// The index of the network in [`Spec::networks`].
+        network: usize,
+        /// The index that the network has.
+        frontend: usize,
+        /// Number of frontends there are.
+        count: usize,
+    },
+    /// Two networks have one frontend, or one network names it twice.
+    SharedFrontend {
+        /// The index of the frontend in [`Spec::frontends`].
+        frontend: usize,
+    },
+    /// A gateway of a network has the address of a private frontend of that network.
+    PrivateFrontendTaken {
+        /// The index of the frontend in [`Spec::frontends`].
+        frontend: usize,
+    },
+    /// A rule leads from a private frontend to a pool outside of the frontend's network.
+    PoolOutsideNetwork {
+        /// The rule.
+        item: RuleItem,
+        /// The index of the frontend in [`Spec::frontends`].
+        frontend: usize,
+        /// The index of the pool in [`Spec::pools`].
+        pool: usize,
+    },
+    /// A rule of a private frontend sends answers through a mux: the calling vm's host takes them.
+    PrivateThroughMux {
+        /// The rule.
+        item: RuleItem,
+    },
+    /// An outbound rule uses a private frontend, which means nothing outside of its network.
+    PrivateOutbound {
+        /// The index of the rule in [`Spec::outbound`].
+        rule: usize,
+        /// The index of the frontend in [`Spec::frontends`].
+        frontend: usize,
+    },
+    /// A network of a proxy has a private frontend: a proxy knows no networks, and would let everybody reach it.
+    PrivateAtProxy {
+        /// The index of the frontend in [`Spec::frontends`].
+        frontend: usize,
+    },
     /// A vm that is no backend shares a port of this node, or a network and MAC address, with another vm.
     VmPortConflict {
         /// The index in [`Spec::vms`].
@@ -802,6 +847,57 @@ impl fmt::Display for Named<'_> {
                 "vm {} at port {} is not the vm that has its port or MAC address already",
                 self.vm(vm),
                 port.0
+            ),
+            SpecError::DanglingFrontend {
+                network,
+                frontend,
+                count,
+            } => write!(
+                f,
+                "network {}: frontend {frontend} does not exist, there are {count}",
+                self.network(network)
+            ),
+            SpecError::SharedFrontend { frontend } => write!(
+                f,
+                "frontend {} belongs to two networks, or twice to one: expected one network",
+                self.frontend(frontend)
+            ),
+            SpecError::PrivateFrontendTaken { frontend } => write!(
+                f,
+                "frontend {} has the address of a gateway of its network: expected another one",
+                self.frontend(frontend)
+            ),
+            SpecError::PoolOutsideNetwork {
+                item,
+                frontend,
+                pool,
+            } => {
+                let (kind, name) = self.item(item);
+                let (frontend, pool) = (self.frontend(frontend), self.pool(pool));
+                write!(
+                    f,
+                    "{kind} {name}: pool {pool} is not in the network of frontend {frontend}"
+                )
+            }
+            SpecError::PrivateThroughMux { item } => {
+                let (kind, name) = self.item(item);
+                write!(
+                    f,
+                    "{kind} {name}: expected direct answers, since no mux is on the way to a private frontend"
+                )
+            }
+            SpecError::PrivateOutbound { rule, frontend } => {
+                let (kind, name) = self.item(RuleItem::Outbound(rule));
+                let frontend = self.frontend(frontend);
+                write!(
+                    f,
+                    "{kind} {name}: expected a public frontend, but frontend {frontend} belongs to a network"
+                )
+            }
+            SpecError::PrivateAtProxy { frontend } => write!(
+                f,
+                "frontend {} belongs to a network: expected public frontends only, since a proxy knows no networks",
+                self.frontend(frontend)
             ),
             SpecError::TooMany { what, count, most } => {
                 write!(f, "expected at most {most} {what}, got {count}")

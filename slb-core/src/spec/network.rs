@@ -4,7 +4,7 @@ use core::net::IpAddr;
 
 #[cfg(feature = "alloc")]
 use super::ranges;
-use super::{Backend, Pool, Prefix, Spec, SpecError, derived_mac};
+use super::{Backend, Frontend, Pool, Prefix, Spec, SpecError, derived_mac};
 use crate::snapshot::faults::finder;
 use crate::verdict::PortId;
 use crate::wire::ethernet::MacAddress;
@@ -26,6 +26,10 @@ pub struct Network<'a> {
     /// Addresses of the network's routers, which host agents answer for in their place: ARP, neighbour
     /// discovery and echo requests.
     pub gateways: &'a [IpAddr],
+    /// Private frontends, by their indexes in [`Spec::frontends`]: only vms of the network reach them, and
+    /// the host agent of the calling vm chooses the backend. Their addresses lie in the network's address
+    /// spaces, and their rules lead to pools of the network. All other frontends are public.
+    pub frontends: &'a [usize],
 }
 
 /// A vm of a network that is no backend, or further addresses of one that is.
@@ -124,9 +128,43 @@ impl<'a> Spec<'a> {
         })
     }
 
+    /// Private frontends, each with its index and the index of its network. Those that do not exist are left
+    /// out. A proxy has none.
+    pub(crate) fn private_frontends(
+        &self,
+    ) -> impl Iterator<Item = (usize, &'a Frontend<'a>, usize)> + Clone + use<'a> {
+        let (frontends, is_proxy) = (self.frontends, self.proxy.is_some());
+        let networks = self.networks.iter().enumerate();
+        networks
+            .filter(move |_| !is_proxy)
+            .flat_map(move |(network, of)| {
+                let own = of.frontends.iter();
+                own.filter_map(move |&index| Some((index, frontends.get(index)?, network)))
+            })
+    }
+
     /// Faults of networks and of their vms, item by item.
     pub(crate) fn network_faults(&self) -> impl Iterator<Item = SpecError> + use<'a> {
         let (networks, vms, underlay) = (self.networks, self.vms, self.underlay);
+        let count = self.frontends.len();
+        let missing = (0..).zip(networks).flat_map(move |(network, of)| {
+            let missing = of.frontends.iter().filter(move |index| **index >= count);
+            missing.map(move |&frontend| SpecError::DanglingFrontend {
+                network,
+                frontend,
+                count,
+            })
+        });
+        let private = self.private_frontends();
+        let strange = private.filter(move |(_, frontend, network)| {
+            let prefixes = networks.get(*network).map(|of| of.prefixes);
+            let mut ranges = prefixes.into_iter().flatten().filter_map(Prefix::range);
+            !ranges.any(|[first, last]| first <= frontend.address && frontend.address <= last)
+        });
+        let strange = strange.map(|(_, frontend, network)| SpecError::OutsideNetwork {
+            network,
+            address: frontend.address,
+        });
         let prefixes = (0..).zip(networks).flat_map(|(network, of)| {
             let prefixes = (0..).zip(of.prefixes);
             let odd = prefixes.filter(|(_, prefix)| prefix.range().is_none());
@@ -141,7 +179,12 @@ impl<'a> Spec<'a> {
         let far = (0..).zip(vms);
         let far = far.filter(move |(_, of)| !underlay.reaches(of.host));
         let far = far.map(|(vm, _)| SpecError::NoUnderlayAddressForVm { vm });
-        prefixes.chain(dangling).chain(bare).chain(far)
+        prefixes
+            .chain(missing)
+            .chain(strange)
+            .chain(dangling)
+            .chain(bare)
+            .chain(far)
     }
 
     /// Faults of addresses of gateways and vms that are in none of their network's address spaces.

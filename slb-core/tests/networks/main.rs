@@ -570,6 +570,7 @@ fn faults_of_networks_are_told() {
         vni,
         prefixes: &[prefix("10.1.0.0/16")],
         gateways: &[],
+        ..Network::default()
     }];
     let (one, two) = ([ip("10.1.0.1")], [ip("10.1.0.2")]);
     let vm = |name, addresses, port| NetworkVm {

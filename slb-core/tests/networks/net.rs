@@ -111,6 +111,7 @@ impl Plan {
                 vni: Vni::new(tenant.vni).expect("a VNI"),
                 prefixes: &tenant.spaces,
                 gateways: &tenant.gateways,
+                ..Network::default()
             })
             .collect();
         let mut vms = Vec::new();

@@ -370,6 +370,7 @@ fn twenty_thousand_networks_and_vms_are_compiled() {
             vni: Vni::new(n as u32 + 1).expect("a VNI"),
             prefixes: &spaces[n],
             gateways: &[],
+            frontends: &[],
         })
         .collect();
     let addresses: Vec<_> = (0..COUNT).map(|n| [address(n)]).collect();

@@ -78,6 +78,42 @@ pub unsafe extern "C" fn slb_builder_network(
     unsafe { change(builder, "network", add) }
 }
 
+/// Makes a frontend private to a network, both given by their places: only vms of the network reach it, and
+/// the host agent of the calling vm chooses the backend. Its address has to be in the network's address
+/// spaces, and its rules have to lead to pools of the network. Returns 0.
+///
+/// # Safety
+/// `builder` is a builder.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_builder_private_frontend(
+    builder: *mut slb_builder,
+    network: usize,
+    frontend: usize,
+) -> c_int {
+    let add = |parts: &mut Parts| {
+        for (field, index, count) in [
+            ("network", network, parts.networks.len),
+            ("frontend", frontend, parts.frontends.len),
+        ] {
+            if index >= count {
+                return Err(Fault::index(field, index, count));
+            }
+        }
+        if parts.private_frontends.all().contains(&frontend) {
+            return Err(Fault::unfit("frontend", "one that is not private yet"));
+        }
+        let place = parts
+            .private
+            .all()
+            .partition_point(|(of, _)| *of <= network);
+        parts.private.insert(place, (network, frontend))?;
+        parts.private_frontends.insert(place, frontend)?;
+        Ok(0)
+    };
+    // SAFETY: the caller promises it.
+    unsafe { change(builder, "private frontend", add) }
+}
+
 /// Adds a vm of a network that is no backend, or further addresses of one that is. Gives its place.
 ///
 /// # Safety
@@ -147,13 +183,16 @@ fn check(addresses: &[slb_address], field: &'static str) -> Result<(), Fault> {
 #[cfg(all(test, feature = "std"))]
 mod tests {
     use super::*;
+    use crate::builder::slb_builder_frontend;
     use crate::builder::{Builder, slb_builder_new, slb_capacity};
     use crate::builder::{slb_builder_free, slb_builder_underlay};
-    use crate::spec::{slb_mac, slb_prefix, slb_underlay};
+    use crate::error::slb_error::SLB_ERROR_RANGE;
+    use crate::spec::{slb_frontend, slb_mac, slb_prefix, slb_underlay};
 
     #[test]
     fn networks_are_as_they_were_given() {
         let capacity = slb_capacity {
+            frontends: 3,
             networks: 2,
             network_prefixes: 2,
             network_gateways: 1,
@@ -203,7 +242,28 @@ mod tests {
             assert_eq!(slb_builder_vm(builder, &raw const vm), 0);
             (vm.network, vm.address_count, vm.port) = (1, 1, 0);
             assert_eq!(slb_builder_vm(builder, &raw const vm), 1);
+            for (place, name, vip) in [
+                (0, c"blue", "10.1.0.100"),
+                (1, c"public", "203.0.113.1"),
+                (2, c"red", "10.1.0.100"),
+            ] {
+                let frontend = slb_frontend {
+                    name: name.as_ptr(),
+                    address: address(vip),
+                    icmp_echo: 0,
+                };
+                assert_eq!(slb_builder_frontend(builder, &raw const frontend), place);
+            }
+            // In whatever order they come.
+            assert_eq!(slb_builder_private_frontend(builder, 1, 2), 0);
+            assert_eq!(slb_builder_private_frontend(builder, 0, 0), 0);
+            for (network, frontend) in [(2, 1), (0, 3), (0, 2)] {
+                let refused = slb_builder_private_frontend(builder, network, frontend);
+                assert_eq!(refused, SLB_ERROR_RANGE as c_int);
+            }
             let given = Builder::of(builder).expect("a builder").with_spec(|spec| {
+                assert_eq!(spec.networks[0].frontends, [0]);
+                assert_eq!(spec.networks[1].frontends, [2]);
                 assert_eq!(spec.faults().next(), None);
                 let networks = spec.networks.iter();
                 let networks: Vec<_> = networks

@@ -331,6 +331,8 @@ static slb_builder *builders(void) {
     IS(slb_builder_network(builder, &network), SLB_ERROR_RANGE);
     network.gateway_count = 1;
     IS(slb_builder_network(builder, &network), SLB_ERROR_FULL);
+    IS(slb_builder_private_frontend(NULL, 0, 0), SLB_ERROR_NULL);
+    IS(slb_builder_private_frontend(builder, 99, 0), SLB_ERROR_RANGE);
     IS(slb_builder_vm(NULL, &vm), SLB_ERROR_NULL);
     IS(slb_builder_vm(builder, NULL), SLB_ERROR_NULL);
     vm.addresses = &member, vm.address_count = 1;

@@ -91,7 +91,9 @@ impl Announcer {
         let serves = |&(place, _): &(usize, &Frontend)| {
             !config.node.withdraw_when_down || config.is_available(place) != Some(false)
         };
+        let is_public = |(_, frontend): &(usize, &Frontend)| frontend.network.is_none();
         let vips = frontends
+            .filter(is_public)
             .filter(serves)
             .map(|(_, frontend)| frontend.address);
         self.set(&vips.collect());

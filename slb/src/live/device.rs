@@ -563,7 +563,9 @@ impl Plan {
             }
             Kind::Services if node.role == Role::Host => vxlan.clone().collect(),
             Kind::Services => {
-                let vips = config.frontends.iter().map(|frontend| frontend.address);
+                let public = config.frontends.iter();
+                let public = public.filter(|frontend| frontend.network.is_none());
+                let vips = public.map(|frontend| frontend.address);
                 let vips = vips.filter(|vip| !kernels.contains(vip));
                 let vips = vips.map(|address| (address, Take::All));
                 let terms = config.rules.iter().map(|rule| &rule.terms);

@@ -155,6 +155,7 @@ pub(super) fn warn_of_machine(plan: &Plan, config: &Config) {
     let vips = config
         .frontends
         .iter()
+        .filter(|frontend| frontend.network.is_none())
         .map(|frontend| frontend.address.is_ipv6());
     let families: BTreeSet<bool> = vips.collect();
     let entries = fs::read_dir("/proc/sys/net/ipv4/conf")

@@ -32,7 +32,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             return false;
         }
         let snapshot = &*self.snapshot;
-        let RuleMatch::Rule(rule) = snapshot.classify(&lane.packet) else {
+        let RuleMatch::Rule(rule) = snapshot.classify_at(&lane.packet, lane.zone) else {
             return false;
         };
         let local = snapshot.nat.local(connection.server());

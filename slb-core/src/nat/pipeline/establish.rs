@@ -3,7 +3,7 @@
 use core::ops::Deref;
 
 use super::sweep::{note_imported, note_made};
-use super::{Lane, Pipeline, Role, Table, report_error, report_from, way_back};
+use super::{Lane, Pipeline, Role, Table, report_error, report_from, send_back, way_back};
 use crate::answer::{IcmpError, reset};
 use crate::frame::Frame;
 use crate::limit::{Limits, Own};
@@ -37,6 +37,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         segment: Option<&Segment>,
         seen: &mut impl Observe,
     ) -> Result<u32, Verdict> {
+        if let Some(verdict) = R::call::<A, S>(self, frame, lane, segment, seen) {
+            return Err(verdict);
+        }
         if lane.error.is_some() {
             return match self.astray::<A, R>(frame, lane, segment, seen) {
                 Elsewhere::Connection(number) => Ok(number),
@@ -86,7 +89,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         segment: Option<&Segment>,
         seen: &mut impl Observe,
     ) -> Elsewhere {
-        let RuleMatch::Rule(rule) = self.snapshot.classify(&lane.packet) else {
+        let RuleMatch::Rule(rule) = self.snapshot.classify_at(&lane.packet, lane.zone) else {
             return Elsewhere::Here;
         };
         let destination = lane.packet.tuple().destination;
@@ -145,13 +148,14 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     ) -> Result<Opened<A>, Verdict> {
         let packet = &lane.packet;
         let is_answer = packet.shape.echo == EchoMessage::Reply;
+        let vip = self.snapshot.vip_at(packet, lane.zone);
         let mut found = match packet.shape.echo {
-            EchoMessage::Reply => self.snapshot.classify_echo_reply(packet),
+            EchoMessage::Reply => self.snapshot.classify_echo_reply_for(packet, vip),
             // A rule for ICMP takes echo requests only.
             EchoMessage::None if packet.is_icmp() && packet.shape.part != Part::Later => {
-                self.snapshot.classify_without_ports(packet)
+                vip.map_or(RuleMatch::NotVip, |vip| self.snapshot.ha_ports(vip))
             }
-            _ => self.snapshot.classify(packet),
+            _ => self.snapshot.classify_for(packet, vip),
         };
         if let RuleMatch::Rule(index) = found
             && is_for_no_rule(&self.snapshot, index, packet)
@@ -270,7 +274,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             idle: terms.idle,
             rule,
             server: local.id,
-            via: if terms.through_mux {
+            via: if terms.is_private {
+                Policy::NETWORK
+            } else if terms.through_mux {
                 R::via(self, frame, lane)
             } else {
                 Policy::DIRECT
@@ -535,6 +541,9 @@ impl Refusal<'_, '_> {
         if !self.limits.allow(Own::Reset) || reset::emit(frame, &link, side, numbers).is_none() {
             self.stats.resets_suppressed += 1;
             return NO_CONNECTION;
+        }
+        if is_routed && let Err(reason) = send_back(self.snapshot, frame, lane) {
+            return Verdict::Drop(reason);
         }
         self.stats.resets += 1;
         seen.step(lane.frame.into(), Step::Connection(ConnectionStep::Reset));

@@ -24,7 +24,7 @@ use crate::wire::tcp::Flags;
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     #[inline]
-    pub(super) fn translate_lane<A: Table, R: Role>(
+    pub(crate) fn translate_lane<A: Table, R: Role>(
         &mut self,
         frame: &mut Frame<'_>,
         lane: &Lane,
@@ -182,10 +182,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             return Err(missing); // with the identifier 0 both ways have one name
         }
         let underlay = snapshot.underlay();
-        let mux = R::mux(snapshot, connection, direction);
-        let most = match (direction, mux) {
+        let tunnel = R::tunnel(snapshot, connection, direction);
+        let most = match (direction, tunnel) {
             (Direction::Inward, _) => u32::MAX, // as long as the fabric brought it
-            (_, Some(mux)) => mux.template.inner_mtu(underlay.mtu),
+            (_, Some(tunnel)) => tunnel.inner_mtu(underlay.mtu),
+            (_, None) if R::stays(snapshot, connection, direction) => u32::MAX,
             (_, None) => underlay.mtu.into(),
         };
         if R::ROUTES && (packet.hop_limit <= 1 || packet.ip_len > most) {
@@ -242,7 +243,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             lane.frame.into(),
             Step::Connection(ConnectionStep::Found(connection.shown_state())),
         );
-        let hops = u8::from(R::ROUTES && mux.is_none()); // encapsulation takes its own
+        let hops = u8::from(R::ROUTES && tunnel.is_none()); // encapsulation takes its own
         let own_packet;
         let packet = if lane.error.is_some() {
             own_packet = lane.own_packet();
@@ -288,7 +289,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
         let opened_by = A::links_of(&tables.links).get(number as usize);
         let connection = (&*connection, opened_by);
-        R::leave(snapshot, frame, lane, packet, connection, mux).map_err(Stop::Done)
+        R::leave(snapshot, frame, lane, packet, connection, tunnel).map_err(Stop::Done)
     }
 
     /// Ends a connection whose name on the outside another one is about to get. Where its flow goes to
@@ -381,7 +382,7 @@ fn keeps_backend<A: Rewrite>(
     if packet.protocol == protocol::TCP || !is_clients || !may_begin {
         return true;
     }
-    let RuleMatch::Rule(rule) = snapshot.classify(packet) else {
+    let RuleMatch::Rule(rule) = snapshot.classify_at(packet, lane.zone) else {
         return true;
     };
     local.is_some_and(|local| {

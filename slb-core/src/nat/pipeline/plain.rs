@@ -293,10 +293,10 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// The same for a packet that leaves through a mux.
+    /// The same for a packet that leaves through a mux or a network.
     // Out of line, so that packets that do not have their hop taken in place without asking.
     #[inline(never)]
-    fn translate_by_mux<A: Plain, R: Role>(
+    fn translate_into_tunnel<A: Plain, R: Role>(
         &mut self,
         frame: &mut Frame<'_>,
         place: usize,
@@ -310,7 +310,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     /// Translates a packet of an established connection, and gives its frame the verdict. Returns
     /// `None`, and changes nothing, if the packet takes the slow path.
     #[inline(always)]
-    fn translate_plain<A: Plain, R: Role, const OUTWARD: bool, const BY_MUX: bool>(
+    fn translate_plain<A: Plain, R: Role, const OUTWARD: bool, const TUNNELLED: bool>(
         &mut self,
         frame: &mut Frame<'_>,
         place: usize,
@@ -332,8 +332,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let table = A::table(connections);
         let now = table.now();
         let connection = table.get_mut(lane.candidate)?;
-        if R::ROUTES && OUTWARD && !BY_MUX && connection.via().is_some() {
-            return self.translate_by_mux::<A, R>(frame, place, lane, run, seen);
+        if R::ROUTES && OUTWARD && !TUNNELLED && connection.via().is_some() {
+            return self.translate_into_tunnel::<A, R>(frame, place, lane, run, seen);
         }
         let zone = if R::SHARED && OUTWARD {
             ALL_PORTS
@@ -354,13 +354,13 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if !goes_on {
             return None;
         }
-        let mut mux = None;
+        let mut tunnel = None;
         if R::ROUTES {
             let mtu = snapshot.underlay().mtu;
-            let most = if BY_MUX {
-                let by = R::mux(snapshot, connection, direction)?;
-                mux = Some(by).filter(|by| by.template.has_room(headroom));
-                mux?.template.inner_mtu(mtu)
+            let most = if TUNNELLED {
+                let by = R::tunnel(snapshot, connection, direction)?;
+                tunnel = Some(by).filter(|by| by.has_room(headroom));
+                tunnel?.inner_mtu(mtu)
             } else if OUTWARD {
                 mtu.into()
             } else {
@@ -392,15 +392,15 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         connection.keep_alive(now);
         let to = connection.translated(direction);
         let deltas = connection.deltas(direction);
-        let hops = u8::from(R::ROUTES && !BY_MUX); // encapsulation takes its own
+        let hops = u8::from(R::ROUTES && !TUNNELLED); // encapsulation takes its own
         A::rename(head, key.protocol, &to, deltas, hops);
         let found = ConnectionStep::Found(ConnectionState::Established);
         seen.step(place, Step::Connection(found));
         seen.step(place, Step::Translated(to.tuple(key.protocol)));
-        if let Some(mux) = mux {
+        if let Some(tunnel) = tunnel {
             let packet = A::packet(head, &key);
             let ways = (connection.zone(), lane.hash);
-            let left = leave_through(snapshot, mux, frame, &packet, ways);
+            let left = leave_through(snapshot, tunnel, frame, &packet, ways);
             debug_assert!(left.is_ok(), "the headroom was checked");
         } else if R::ROUTES && OUTWARD {
             A::readdress(head, snapshot.underlay());

@@ -2,7 +2,7 @@
 
 use core::net::IpAddr;
 
-use super::Lane;
+use super::{Lane, leave_as_made};
 use crate::answer::{self, IcmpError};
 use crate::frame::Frame;
 use crate::limit::Limits;
@@ -55,7 +55,23 @@ pub(crate) fn report_error(
         Direction::Outward => None,
         Direction::Inward => Some(way_back(snapshot, lane)),
     };
-    report_from(frame, lane, error, limits, (source, back))
+    let verdict = report_from(frame, lane, error, limits, (source, back));
+    sent_back(snapshot, frame, lane, verdict)
+}
+
+/// Puts an answer that goes to the port of a verdict into VXLAN where it came out of that, for a private VIP.
+#[cold]
+fn sent_back(
+    snapshot: &Snapshot<'_>,
+    frame: &mut Frame<'_>,
+    lane: &Lane,
+    verdict: Verdict,
+) -> Verdict {
+    let is_sent = lane.direction == Direction::Inward && matches!(verdict, Verdict::Forward(_));
+    if is_sent && let Err(reason) = send_back(snapshot, frame, lane) {
+        return Verdict::Drop(reason);
+    }
+    verdict
 }
 
 /// Answers with an ICMP error from `source`, by the way `back`; `None`: by the way that the frame came.
@@ -81,6 +97,31 @@ pub(super) fn report_from(
     match link::readdress(frame, &link) {
         Some(()) => Verdict::Forward(port),
         None => Verdict::Drop(error.reason()),
+    }
+}
+
+/// Puts the answer to a packet for a private VIP, which came out of VXLAN, back into it. Other answers, and those
+/// to a vm of this node, stay as they are.
+///
+/// # Errors
+/// The headroom is too small, or the network has no vm that the answer could be for: it must not get to the
+/// fabric, where the address may be another tenant's.
+#[cold]
+pub(super) fn send_back(
+    snapshot: &Snapshot<'_>,
+    frame: &mut Frame<'_>,
+    lane: &Lane,
+) -> Result<(), DropReason> {
+    let tuple = lane.packet.tuple();
+    if !snapshot.is_private_at(tuple.destination, lane.zone) {
+        return Ok(());
+    }
+    let server = snapshot.nat.vm_by_port(lane.zone);
+    let here = server.and_then(|vm| snapshot.nat.port_of_neighbour(tuple.source, vm.vni));
+    match snapshot.way_in_network(lane.zone, tuple.source) {
+        Some(tunnel) => leave_as_made(snapshot, tunnel, frame, lane.zone),
+        None if here.is_some() => Ok(()),
+        None => Err(DropReason::NoNeighbour),
     }
 }
 

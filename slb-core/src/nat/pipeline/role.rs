@@ -10,9 +10,9 @@ use crate::nat::connection::{Connection, Policy};
 use crate::nat::tcp::{Direction, Segment};
 use crate::observe::Observe;
 use crate::packet::Packet;
-use crate::snapshot::locals::CompiledMux;
 use crate::snapshot::{RuleMatch, Snapshot};
 use crate::state::Kind;
+use crate::tunnel::encapsulation::Template;
 use crate::verdict::{DropReason, PortId, Verdict};
 
 /// The differences between the roles that translate.
@@ -142,12 +142,29 @@ pub(crate) trait Role: Sized {
     /// Decides about neighbour discovery.
     fn neighbour_discovery(snapshot: &Snapshot<'_>, lane: &Lane) -> Verdict;
 
-    /// The mux that a connection's packets leave through, if they do.
-    fn mux<'a, A: Table>(
+    /// Sends a packet on that is of no connection, from a vm to a private VIP of its network; `None` for any
+    /// other packet.
+    fn call<'s, A: Table, S: Deref<Target = Snapshot<'s>>>(
+        _: &mut Pipeline<'_, S>,
+        _: &mut Frame<'_>,
+        _: &Lane,
+        _: Option<&Segment>,
+        _: &mut impl Observe,
+    ) -> Option<Verdict> {
+        None
+    }
+
+    /// The outer header towards the mux or the host that a connection's packets leave through, if they do.
+    fn tunnel<'a, A: Table>(
         snapshot: &'a Snapshot<'_>,
         connection: &Connection<A>,
         direction: Direction,
-    ) -> Option<&'a CompiledMux>;
+    ) -> Option<&'a Template>;
+
+    /// Returns true if a connection's packet stays on this node: both its ends are vms of it.
+    fn stays<A: Table>(_: &Snapshot<'_>, _: &Connection<A>, _: Direction) -> bool {
+        false
+    }
 
     /// Makes a translated packet of a connection ready to leave; returns by which port. `opened_by` is the
     /// place of the link header that the connection was opened with, where the role keeps it.
@@ -157,7 +174,7 @@ pub(crate) trait Role: Sized {
         lane: &Lane,
         packet: &Packet,
         connection: (&Connection<A>, Option<&Link>),
-        mux: Option<&CompiledMux>,
+        tunnel: Option<&Template>,
     ) -> Result<PortId, Verdict>;
 
     /// Sets the next hop of a translated packet to that of its connection's end, if link headers do

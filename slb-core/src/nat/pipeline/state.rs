@@ -391,7 +391,13 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                     address => snapshot.nat.mux_at(address),
                 };
                 let via = via.and_then(|mux| u8::try_from(mux).ok());
-                (vm.port, local.id, via.unwrap_or(Policy::DIRECT))
+                let (_, vip) = record.outside.addresses.unpack();
+                let via = match opener == Direction::Inward && snapshot.is_private_at(vip, vm.port)
+                {
+                    true => Policy::NETWORK,
+                    false => via.unwrap_or(Policy::DIRECT),
+                };
+                (vm.port, local.id, via)
             }
         };
         let is_to_remote = peer == remote

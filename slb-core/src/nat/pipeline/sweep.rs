@@ -2,7 +2,7 @@
 
 use core::ops::Deref;
 
-use super::{Pipeline, Role, Table};
+use super::{Pipeline, Role, Table, leave_as_made};
 use crate::answer::reset::{self, Numbers};
 use crate::counters;
 use crate::frame::{Burst, Frame};
@@ -80,9 +80,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 for way in [Direction::Inward, Direction::Outward] {
                     let to = R::way_to(snapshot, connection, way, opened_by);
                     let told = limits.allow(Own::Reset)
-                        && spare
-                            .get_mut(*used)
-                            .is_some_and(|frame| tell(frame, to, connection, way).is_some());
+                        && spare.get_mut(*used).is_some_and(|frame| {
+                            tell::<A, R>(snapshot, frame, to, connection, way).is_some()
+                        });
                     *used += usize::from(told);
                     stats.resets += u64::from(told);
                     stats.resets_suppressed += u64::from(!told);
@@ -144,7 +144,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
 }
 
 /// Makes a spare frame the RST that goes in `way` to one end of a connection.
-fn tell<A: Rewrite>(
+fn tell<A: Table, R: Role>(
+    snapshot: &Snapshot<'_>,
     frame: &mut Frame<'_>,
     to: Option<(PortId, Link)>,
     connection: &Connection<A>,
@@ -161,6 +162,11 @@ fn tell<A: Rewrite>(
         flags: Flags::RST.with(Flags::ACK),
     };
     reset::emit(frame, &link, connection.translated(way), numbers)?;
+    if connection.is_internal()
+        && let Some(tunnel) = R::tunnel(snapshot, connection, way)
+    {
+        leave_as_made(snapshot, tunnel, frame, connection.zone()).ok()?;
+    }
     frame.set_verdict(Verdict::Forward(port));
     Some(())
 }

@@ -135,7 +135,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
     }
 
     /// The hash of a lane's key.
-    fn hash(&self, lane: &Lane) -> u64 {
+    pub(crate) fn hash(&self, lane: &Lane) -> u64 {
         let connections = &self.tables.connections;
         match lane.packet.shape.family {
             Family::Ipv4 => connections.ipv4.hash(&lane.key()),

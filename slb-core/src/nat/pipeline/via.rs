@@ -36,7 +36,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 return verdict;
             }
         }
-        if let Some(via) = via {
+        if let Some(via) = via
+            && via != usize::from(Policy::NETWORK)
+        {
             self.choose_mux::<A, R>(number, via, frame, lane, segment);
         }
         None

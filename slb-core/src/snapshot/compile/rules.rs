@@ -1,7 +1,5 @@
 //! Rules: load-balancing rules, inbound NAT and SNAT ports, their keys and their counter slots.
 
-use core::net::IpAddr;
-
 use super::size::tables_len;
 use crate::flow::Ticks;
 use crate::list::RuleName;
@@ -46,8 +44,8 @@ impl Snapshot<'_> {
         }
         self.number_rules(spec, previous)?;
         // A VIP without an HA-ports rule is still a VIP.
-        for frontend in spec.frontends {
-            let vip = self.vip_of(frontend.address).unwrap_or_default();
+        for frontend in 0..spec.frontends.len() {
+            let vip = self.vip_of_frontend(spec, frontend);
             let _ = self.rule_keys.insert(rule_key(vip, HA_PORTS, 0), NO_RULE);
         }
         let Self {
@@ -70,7 +68,6 @@ impl Snapshot<'_> {
         index: usize,
         rule: &Rule<'_>,
     ) -> Result<(), SpecError> {
-        let frontend = &spec.frontends[rule.frontend];
         let compiled = match rule.health {
             Some(health) => &self.probed[health],
             None => &self.pools[rule.pool],
@@ -101,9 +98,10 @@ impl Snapshot<'_> {
         self.terms[index].scheduler = rule.scheduler;
         self.terms[index].shares = shares;
         self.terms[index].past = past;
+        self.terms[index].is_private = self.private.of(rule.frontend).is_some();
         self.add_key(
             spec,
-            frontend.address,
+            rule.frontend,
             rule.protocol,
             rule.frontend_port,
             index,
@@ -114,12 +112,13 @@ impl Snapshot<'_> {
     fn add_key(
         &mut self,
         spec: &Spec<'_>,
-        address: IpAddr,
+        frontend: usize,
         protocol: Protocol,
         port: u16,
         index: usize,
     ) -> Result<(), SpecError> {
-        let vip = self.vip_of(address).unwrap_or_default();
+        let vip = self.vip_of_frontend(spec, frontend);
+        let address = spec.frontends[frontend].address;
         let key = match protocol {
             Protocol::Tcp => rule_key(vip, protocol::TCP, raw_port(port)),
             Protocol::Udp => rule_key(vip, protocol::UDP, raw_port(port)),
@@ -162,8 +161,8 @@ impl Snapshot<'_> {
             backend_port,
             &nat.terms,
         );
-        let address = spec.frontends[nat.frontend].address;
-        self.add_key(spec, address, nat.protocol, port, index)
+        self.terms[index].is_private = self.private.of(nat.frontend).is_some();
+        self.add_key(spec, nat.frontend, nat.protocol, port, index)
     }
 
     /// The rule that answers to a frontend's SNAT ports match: its table says whose each port is.

@@ -8,6 +8,7 @@ use crate::mem::Counter;
 use crate::nat::rule_id;
 use crate::snapshot::locals::{NatSize, has_ages, has_past};
 use crate::snapshot::owners::Past;
+use crate::snapshot::private::PrivateSize;
 use crate::snapshot::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
 use crate::snapshot::proxy::CompiledProxy;
 use crate::snapshot::registry::{MAX_SLOTS, Registry, RegistryEntry};
@@ -36,6 +37,7 @@ pub(in crate::snapshot) struct Size {
     pub(super) turns: usize,
     pub(super) backend_slots: usize,
     pub(super) rule_slots: usize,
+    pub(super) private: PrivateSize,
     pub(super) nat: NatSize,
 }
 
@@ -89,6 +91,7 @@ impl Size {
                 previous.map(|p| &p.rule_ids),
                 SPARED_RULE_SLOTS,
             ),
+            private: PrivateSize::of(spec),
             nat: NatSize::of(spec, previous.map(|p| &p.nat)),
         }
     }
@@ -141,6 +144,7 @@ impl Size {
             counter.add::<u64>(slots)?;
             counter.add::<RuleBucket>(ProbeMap::<u64, 5>::buckets_for(owners))?;
         }
+        self.private.count(&mut counter)?;
         self.nat.count(&mut counter)?;
         CompiledProxy::count(spec, &mut counter)?;
         Some(counter.lines())

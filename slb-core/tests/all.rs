@@ -53,6 +53,8 @@ mod over;
 mod owned_snapshot;
 mod pass_on;
 mod pinning;
+#[path = "private/main.rs"]
+mod private;
 mod probe_source;
 mod proxy;
 mod proxy_next_hops;

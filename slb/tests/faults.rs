@@ -13,163 +13,21 @@ use std::io::BufWriter;
 use std::path::Path;
 use std::process::Command;
 
-use slb_control::Config;
-use slb_core::packet::{Packet, Parsed};
-use slb_core::wire::ethernet::Ethernet;
-use slb_core::{Dataplane, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Proxy, Verdict};
+use slb_core::Instant;
 use slb_io_pcap::{Format, Writer};
 
+use common::captured::{HOST, Processed, STEPS, behind_a_mux, behind_a_proxy};
 use common::{captures, configuration_text, has, read};
 
-const HOST: &str = "172.16.0.101";
 /// Of each capture: the kinds are what matters.
 const MOST: usize = 2000;
 
-/// What came in, and what was sent because of it.
+/// A packet that came in, and the one that was sent because of it.
 struct Sent {
-    role: &'static str,
+    step: &'static str,
     at: Instant,
     input: Vec<u8>,
     output: Vec<u8>,
-}
-
-impl Sent {
-    fn of(role: &'static str, at: Instant, input: &[u8], output: &[u8]) -> Self {
-        Self {
-            role,
-            at,
-            input: input.to_vec(),
-            output: output.to_vec(),
-        }
-    }
-}
-
-/// Gives a packet to a role; what it sends, and out of which port.
-fn process<'a, D: Dataplane<'a>>(
-    role: &mut D,
-    at: Instant,
-    port: u16,
-    packet: &[u8],
-) -> Option<(u16, Vec<u8>)> {
-    let mut buffer = vec![0; HEADROOM];
-    buffer.extend(packet);
-    let mut frames = [Frame::new(&mut buffer, HEADROOM, packet.len())?];
-    frames[0].set_port(PortId(port));
-    role.process(at, &mut frames);
-    match frames[0].verdict() {
-        Verdict::Forward(PortId(port)) => Some((port, frames[0].bytes().to_vec())),
-        Verdict::Reply => Some((port, frames[0].bytes().to_vec())),
-        _ => None,
-    }
-}
-
-/// What a server makes of a packet that sends everything back: its ends change places, and every checksum
-/// stays what it was.
-fn sent_back(packet: &[u8]) -> Option<Vec<u8>> {
-    let Parsed::Ip(parsed) = Packet::parse(packet) else {
-        return None;
-    };
-    let ip = packet.len() - Ethernet::parse(packet).ok()?.payload().len();
-    let mut packet = packet.to_vec();
-    let mut swap = |at: usize, len: usize| {
-        if let Some(both) = packet.get_mut(at..at + 2 * len) {
-            let (one, other) = both.split_at_mut(len);
-            one.swap_with_slice(other);
-        }
-    };
-    swap(0, 6);
-    let tuple = parsed.tuple();
-    let transport = if tuple.source.is_ipv4() {
-        swap(ip + 12, 4);
-        ip + usize::from(packet[ip] & 15) * 4
-    } else {
-        swap(ip + 8, 16);
-        ip + 40
-    };
-    // Extension headers have what looks like ports elsewhere.
-    let is_plain = tuple.source.is_ipv4() || matches!(packet[ip + 6], 6 | 17);
-    if is_plain && matches!(tuple.protocol, 6 | 17) && tuple.source_port != 0 {
-        let mut swap = |at: usize| {
-            if packet.len() >= at + 4 {
-                let (one, other) = packet[at..at + 4].split_at_mut(2);
-                one.swap_with_slice(other);
-            }
-        };
-        swap(transport);
-    }
-    Some(packet)
-}
-
-/// Behind a mux and a host agent.
-fn behind_a_mux(text: &str, packets: &[(Instant, Vec<u8>)], sent: &mut Vec<Sent>) {
-    let parse = |text: &str| Config::parse("faults.toml", text).unwrap();
-    let at_host = text
-        .replacen("role = \"mux\"", "role = \"host\"", 1)
-        .replacen("172.16.0.11\"", &format!("{HOST}\""), 1);
-    let mut mux = Mux::with_capacity(
-        parse(text).snapshot(None).unwrap(),
-        10_000,
-        Key::new([1, 2]),
-    )
-    .expect("its role");
-    let mut host = Host::with_capacity(
-        parse(&at_host).snapshot(None).unwrap(),
-        10_000,
-        Key::new([1, 2]),
-    )
-    .expect("its role");
-    for (at, packet) in packets.iter().take(MOST) {
-        let Some((_, carried)) = process(&mut mux, *at, 0, packet) else {
-            continue;
-        };
-        let mut note =
-            |role, input: &[u8], output: &[u8]| sent.push(Sent::of(role, *at, input, output));
-        note("mux", packet, &carried);
-        let Some((1.., delivered)) = process(&mut host, *at, 0, &carried) else {
-            continue;
-        };
-        note("host, to the vm", packet, &delivered);
-        let Some(answer) = sent_back(&delivered) else {
-            continue;
-        };
-        if let Some((_, output)) = process(&mut host, *at, 1, &answer) {
-            note("host, from the vm", &answer, &output);
-        }
-    }
-}
-
-fn behind_a_proxy(text: &str, packets: &[(Instant, Vec<u8>)], sent: &mut Vec<Sent>) {
-    let vips: String = {
-        let frontends = text.find("[[frontend]]").unwrap_or(text.len());
-        text[frontends..].to_owned()
-    };
-    let mut at_proxy = "[node]\nrole = \"proxy\"\nmtu = 9000\n".to_owned();
-    for (pool, network) in [("four", "10.10.1."), ("six", "fd00:10::")] {
-        at_proxy += &format!(
-            "[[pool]]\nname = \"{pool}\"\nbackends = [{{ name = \"b\", address = \"{network}1\", mac = \
-             \"02:00:00:00:00:09\" }}]\n"
-        );
-    }
-    let config = Config::parse("faults.toml", &(at_proxy + &vips)).unwrap();
-    let mut proxy = Proxy::with_capacity(config.snapshot(None).unwrap(), 10_000, Key::new([1, 2]))
-        .expect("its role");
-    for (at, packet) in packets.iter().take(MOST) {
-        let Some((port, forwarded)) = process(&mut proxy, *at, 0, packet) else {
-            continue;
-        };
-        let mut note =
-            |role, input: &[u8], output: &[u8]| sent.push(Sent::of(role, *at, input, output));
-        note("proxy", packet, &forwarded);
-        if port == 0 {
-            continue;
-        }
-        let Some(answer) = sent_back(&forwarded) else {
-            continue;
-        };
-        if let Some((_, output)) = process(&mut proxy, *at, port, &answer) {
-            note("proxy, from the backend", &answer, &output);
-        }
-    }
 }
 
 /// Has tshark read these headers only: what an application said is not our matter.
@@ -284,8 +142,19 @@ fn tshark_finds_no_fault_that_did_not_come_in() {
     for path in &captures {
         let packets = read(path);
         let text = configuration_text(&packets, HOST, "02:00:00:00:00:02", 9000);
-        behind_a_mux(&text, &packets, &mut sent);
-        behind_a_proxy(&text, &packets, &mut sent);
+        let packets = &packets[..packets.len().min(MOST)];
+        let mut note = |processed: Processed<'_>| {
+            if processed.is_sent() {
+                sent.push(Sent {
+                    step: processed.step,
+                    at: processed.at,
+                    input: processed.input.to_vec(),
+                    output: processed.output.to_vec(),
+                });
+            }
+        };
+        behind_a_mux(&text, packets, &mut note);
+        behind_a_proxy(&text, packets, &mut note);
         from.resize(sent.len(), path);
     }
     let files = ["in.pcap", "out.pcap"].map(|name| directory.path().join(name));
@@ -309,14 +178,14 @@ fn tshark_finds_no_fault_that_did_not_come_in() {
             new.is_empty(),
             "{}, {}: {new:?}\n in: {:02x?}\nout: {:02x?}",
             from[number].display(),
-            sent.role,
+            sent.step,
             sent.input,
             sent.output
         );
         faulty += usize::from(!before.is_empty());
     }
-    let roles: BTreeSet<&str> = sent.iter().map(|sent| sent.role).collect();
-    assert_eq!(roles.len(), 5, "{roles:?}");
+    let steps: BTreeSet<&str> = sent.iter().map(|sent| sent.step).collect();
+    assert_eq!(steps, BTreeSet::from(STEPS));
     let total = sent.len();
     println!("{total} packets without a new fault; {faulty} had come in with one");
     assert!(total > 20_000, "{total} packets");

@@ -488,7 +488,7 @@ fn scenario_of(path: &Path) -> Option<Scenario> {
         if is_on_source_route {
             continue;
         }
-        // The kernel drops what has a wrong header checksum; ours leaves that to the receiver.
+        // Neither the kernel nor ours translates a packet with a wrong header checksum.
         if checksum_error(&bytes).is_some_and(|error| error != 0) {
             continue;
         }

@@ -12,6 +12,7 @@ use slb_core::Instant;
 use slb_core::packet::{Packet, Parsed};
 use slb_io_pcap::{FRAME_LEN, Next, Reader};
 
+pub mod captured;
 pub mod lab;
 pub mod site;
 pub mod vxlan;

@@ -226,6 +226,17 @@ pub(crate) enum Format {
     Json,
 }
 
+/// Formats of a replay's report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReportFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+    /// One page with charts over the capture's time, which needs no scripts and no other files.
+    Html,
+}
+
 /// The role of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RoleName {
@@ -315,9 +326,9 @@ pub(crate) struct ReplayOptions {
     /// truncated.
     #[arg(long)]
     pub(crate) cut: bool,
-    /// Format of the report.
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    pub(crate) report: Format,
+    /// Format of the report, which goes to standard output.
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+    pub(crate) report: ReportFormat,
 }
 
 #[cfg(feature = "live")]

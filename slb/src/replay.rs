@@ -1,5 +1,8 @@
 //! `slb replay`: a capture in, what the balancer would send out.
 
+mod history;
+mod html;
+
 use std::array;
 use std::fs::File;
 use std::io::{BufWriter, IsTerminal};
@@ -17,11 +20,13 @@ use slb_io_pcap::{Capture, Format as FileFormat, Reader, Writer, memory_for};
 use crate::Failure;
 use crate::balancer::Balancer;
 use crate::check::load_balancer;
-use crate::cli::{Format, ReplayOptions};
+use crate::cli::{ReplayOptions, ReportFormat};
 use crate::destinations::{Count, Service, Services};
 use crate::explain::comment;
 use crate::output::{Content, Output, create_all, is_standard};
 use crate::report::{Report, Tally};
+
+use self::history::History;
 
 /// Frames kept ready for packets of the balancer's own.
 const SPARE: usize = 16;
@@ -58,6 +63,8 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
     let mut files = files.chain(options.passed.as_deref());
     let is_noted = files.any(|path| FileFormat::of(path) == FileFormat::PcapNg);
 
+    let mut history = (options.report == ReportFormat::Html).then(|| History::new(&config));
+
     let progress = progress(size);
     let start = Instant::now();
     let mut burst = Burst::new();
@@ -73,7 +80,7 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
         balancer.advance(now, &mut spare);
         capture.transmit(&mut spare).map_err(Failure::failed)?;
         burst.iter_mut().for_each(|frame| balancer.set_port(frame));
-        if is_noted {
+        if is_noted || history.is_some() {
             let mut trails: [Trail; BURST] = array::from_fn(Trail::new);
             let mut see = |frame: usize, step: Step| {
                 if let Some(trail) = trails.get_mut(frame) {
@@ -82,6 +89,9 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
             };
             balancer.process(now, &mut burst, &mut see);
             let sent = config.with_spec(|spec| {
+                if let Some(history) = &mut history {
+                    history.note((&config, spec), now, &burst, &trails, &balancer.stats());
+                }
                 let note = |frame: usize| {
                     let trail = trails.get(frame);
                     trail.map_or_else(String::new, |trail| comment(&config, spec, trail))
@@ -117,13 +127,16 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
         false => Vec::new(),
     };
     let said = match options.report {
-        Format::Text => report.text() + &called_text(&config, &called, &options.input),
-        Format::Json => {
+        ReportFormat::Text => report.text() + &called_text(&config, &called, &options.input),
+        ReportFormat::Json | ReportFormat::Html => {
             let mut json = report.json();
             if !called.is_empty() {
                 json["destinations"] = called.iter().map(destination_json).collect();
             }
-            format!("{json:#}\n")
+            match &history {
+                Some(history) => html::page(&json, history, &options.input),
+                None => format!("{json:#}\n"),
+            }
         }
     };
     let outputs = outputs.iter().map(|&(_, path)| path);

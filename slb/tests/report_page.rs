@@ -1,0 +1,151 @@
+//! `slb replay --report html`: a page that needs nothing else, and says the same as the report in JSON. No root.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+fn slb(arguments: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_slb"));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let output = command.args(arguments).current_dir(root).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn page_of(capture: &str) -> (String, Value) {
+    let replay = |report| {
+        slb(&[
+            "replay",
+            "examples/web.toml",
+            "--in",
+            capture,
+            "--report",
+            report,
+        ])
+    };
+    (
+        replay("html"),
+        serde_json::from_str(&replay("json")).unwrap(),
+    )
+}
+
+/// Makes a capture of sessions with a service.
+fn generate(path: &Path, service: &str) -> String {
+    let path = path.display().to_string();
+    slb(&[
+        "generate",
+        "--out",
+        &path,
+        "--tcp",
+        service,
+        "--sessions",
+        "20",
+    ]);
+    path
+}
+
+/// Asserts that each element ends, in the right order, and that no text is taken for an element.
+#[track_caller]
+fn assert_well_formed(page: &str) {
+    let mut open: Vec<&str> = Vec::new();
+    let body = page.strip_prefix("<!DOCTYPE html>\n").unwrap();
+    // The style sheet is no HTML.
+    let (head, rest) = body.split_once("<style>").unwrap();
+    let (_, rest) = rest.split_once("</style>").unwrap();
+    for part in [head, rest] {
+        for piece in part.split('<').skip(1) {
+            let (tag, text) = piece.split_once('>').unwrap_or_else(|| panic!("{piece}"));
+            assert!(!text.contains('>'), "{piece}");
+            let name = tag.split([' ', '/']).next().unwrap();
+            if let Some(name) = tag.strip_prefix('/') {
+                assert_eq!(open.pop(), Some(name), "{piece}");
+            } else if !tag.ends_with('/') {
+                assert_eq!(tag.matches('"').count() % 2, 0, "{tag}");
+                open.push(name);
+            }
+        }
+    }
+    assert!(open.is_empty(), "{open:?}");
+}
+
+#[track_caller]
+fn assert_stands_alone(page: &str) {
+    for other in [
+        "<script", "<link", "src=", "href=", "url(", "@import", "://",
+    ] {
+        assert!(!page.contains(other), "{other}");
+    }
+}
+
+#[test]
+fn the_page_says_what_the_report_in_json_says() {
+    let (page, json) = page_of("examples/sample.pcap");
+    assert_well_formed(&page);
+    assert_stands_alone(&page);
+    for place in ["received", "forwarded", "passed"] {
+        let count = &json[place];
+        let row = format!(
+            "<td>{}</td><td>{}</td></tr>",
+            count["packets"], count["bytes"]
+        );
+        assert!(page.contains(&row), "{place}: {row}");
+    }
+    for backend in json["backends"].as_array().unwrap() {
+        let name = backend["backend"].as_str().unwrap();
+        let share = 100.0 * backend["share"].as_f64().unwrap();
+        let row = page.lines().find(|line| {
+            line.contains(&format!("<th>{name}</th>"))
+                && line.contains(&format!("<th>{}</th>", backend["pool"].as_str().unwrap()))
+        });
+        assert!(row.unwrap().contains(&format!("{share:.2} %")), "{name}");
+    }
+    for rule in json["rules"].as_array().unwrap() {
+        assert!(page.contains(&format!("<tr><th>{}</th>", rule["rule"].as_str().unwrap())));
+    }
+    for chart in [
+        "Packets a second",
+        "Bytes a second",
+        "New flows a second",
+        "Live flows",
+    ] {
+        assert!(page.contains(&format!("aria-label=\"{chart}")), "{chart}");
+    }
+    // Lines differ without colour too: each has its name beside it, and in the legend.
+    for name in ["in", "forwarded", "passed"] {
+        assert!(page.contains(&format!("</svg>{name} ")), "{name}");
+    }
+    assert!(page.contains("stroke-dasharray") && page.contains("prefers-color-scheme: dark"));
+    assert!(page.contains("<summary>forwarded: udp "));
+    assert!(page.contains("<li>verdict forward"));
+}
+
+#[test]
+fn drops_have_a_row_for_each_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let capture = generate(&folder.path().join("x.pcap"), "20.20.20.100:81");
+    let (page, json) = page_of(&capture);
+    assert_well_formed(&page);
+    let dropped = json["dropped"]["no_rule"]["packets"].as_u64().unwrap();
+    assert!(dropped > 0);
+    let description = format!("</th><td>{dropped}</td>");
+    let row = page
+        .lines()
+        .find(|line| line.contains("class=\"row\""))
+        .unwrap();
+    assert!(row.contains(&description) && row.contains("<rect"), "{row}");
+    assert!(page.contains("<summary>dropped: "));
+}
+
+#[test]
+fn names_of_files_are_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let path: PathBuf = folder.path().join("<script>alert(1)&\"'.pcap");
+    let (page, _) = page_of(&generate(&path, "203.0.113.9:443"));
+    assert_well_formed(&page);
+    assert_stands_alone(&page);
+    assert!(page.contains("&lt;script&gt;alert(1)&amp;&quot;"));
+    // None of its packets is for a VIP, and the page says where they go.
+    assert!(page.contains("<h2>Destinations</h2>") && page.contains("203.0.113.9"));
+    assert!(page.contains("No packet was for a VIP"));
+}

@@ -28,6 +28,7 @@ mod flood_again;
 mod flood_nat;
 mod flow_table;
 mod flows_move;
+mod follows;
 mod fragmented_syn;
 mod fragments;
 mod hairpin;

@@ -16,7 +16,7 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -106,6 +106,17 @@ pub struct Places {
     pub lent: usize,
 }
 
+/// Sockets that one process stops to use and another one goes on with: bound, and with what is in their rings.
+#[derive(Debug)]
+pub struct Detached {
+    /// The sockets, in the order of the queues that they were opened for.
+    pub sockets: Vec<OwnedFd>,
+    /// Entries of each of their rings.
+    pub ring: u32,
+    /// Offsets in bytes of the chunks that the kernel does not have.
+    pub free: Vec<u64>,
+}
+
 /// A socket, and the chunks that it has.
 #[derive(Debug)]
 struct Member {
@@ -135,6 +146,8 @@ pub struct AfXdp<'m> {
     kernel: Option<Kernel>,
     /// Destination MAC addresses whose frames the kernel routes.
     routed: Vec<[u8; 6]>,
+    /// The kernel's counters when another process left the sockets.
+    earlier: (u64, u64),
     stats: AfXdpStats,
     memory: PhantomData<&'m mut Umem>,
 }
@@ -191,10 +204,120 @@ impl<'m> AfXdp<'m> {
             lent: 0,
             kernel: None,
             routed: Vec::new(),
+            earlier: (0, 0),
             stats: AfXdpStats::default(),
             memory: PhantomData,
         };
         io.fill();
+        Ok(io)
+    }
+
+    /// Stops to use the sockets, without a packet lost: what comes until another process
+    /// [resumes](Self::resume) waits in their rings. To be called between two bursts.
+    pub fn detach(self) -> Detached {
+        let members = self.members.into_iter();
+        Detached {
+            sockets: members.map(|member| member.socket.into_fd()).collect(),
+            ring: self.ring,
+            free: self.free,
+        }
+    }
+
+    /// Goes on with sockets that another process detached. `umem` is the memory that they were opened with, and
+    /// `queues` are the queues.
+    ///
+    /// # Errors
+    /// The sockets cannot be used, or do not fit the memory.
+    ///
+    /// # Panics
+    /// The memory has been another I/O's in this process.
+    pub fn resume(
+        umem: &'m mut Umem,
+        queues: &[Queue],
+        detached: Detached,
+    ) -> Result<Self, SocketError> {
+        assert!(!umem.is_used, "expected memory that has no sockets");
+        umem.is_used = true;
+        let Detached {
+            sockets,
+            ring,
+            free,
+        } = detached;
+        let unfit = |what, expected: u64, got: u64| {
+            Err(SocketError::HandedOver {
+                what,
+                expected,
+                got,
+            })
+        };
+        if sockets.len() != queues.len() {
+            return unfit("sockets", queues.len() as u64, sockets.len() as u64);
+        }
+        if !ring.is_power_of_two() {
+            return unfit(
+                "entries of a ring, a power of two",
+                u64::from(RING),
+                ring.into(),
+            );
+        }
+        let chunks = umem.chunks();
+        let total = chunks.all().count();
+        let mut members: Vec<Member> = Vec::new();
+        let mut by_port = Vec::new();
+        for (queue, fd) in queues.iter().zip(sockets) {
+            let socket = Socket::resume(fd, ring)?;
+            let port = usize::from(queue.port.0);
+            if by_port.len() <= port {
+                by_port.resize(port + 1, None);
+            }
+            by_port[port].get_or_insert(members.len() as u16);
+            // Each chunk that was given to receive into comes back by the rx ring, each to be sent by the completion
+            // ring.
+            let receiving = socket.fill.written().wrapping_sub(socket.rx.read());
+            let sending = socket.tx.written().wrapping_sub(socket.completion.read());
+            members.push(Member {
+                port: queue.port,
+                receiving,
+                sending,
+                is_dirty: false,
+                socket,
+            });
+        }
+        let lent = |member: &Member| u64::from(member.receiving) + u64::from(member.sending);
+        let most = (total as u64).saturating_sub(members.iter().map(lent).sum());
+        if free.len() as u64 > most {
+            return unfit("free chunks at most", most, free.len() as u64);
+        }
+        let mut seen = vec![false; total];
+        for &address in &free {
+            let place = chunks.of(address).filter(|&(_, within)| within == 0);
+            let place = place.map(|(chunk, _)| chunk / umem.chunk() as u64);
+            let place = place.and_then(|place| seen.get_mut(place as usize));
+            if place.is_none_or(|seen| std::mem::replace(seen, true)) {
+                return unfit(
+                    "as the offset of a chunk, each once, at most",
+                    (total * umem.chunk()) as u64,
+                    address,
+                );
+            }
+        }
+        let mut io = Self {
+            chunks,
+            total,
+            free,
+            members,
+            by_port,
+            ring,
+            next: 0,
+            lent: 0,
+            kernel: None,
+            routed: Vec::new(),
+            earlier: (0, 0),
+            stats: AfXdpStats::default(),
+            memory: PhantomData,
+        };
+        let earlier = io.stats();
+        io.earlier = (earlier.overrun, earlier.too_long);
         Ok(io)
     }
 
@@ -240,8 +363,8 @@ impl<'m> AfXdp<'m> {
             overrun += without_chunk + counted.rx_ring_full.unwrap_or(0);
         }
         AfXdpStats {
-            overrun,
-            too_long,
+            overrun: overrun.saturating_sub(self.earlier.0),
+            too_long: too_long.saturating_sub(self.earlier.1),
             ..self.stats
         }
     }

@@ -49,7 +49,7 @@ mod umem;
 pub use interface::{
     Interface, InterfaceError, Link, MissingChecksums, bring_up, set_peer, take_down,
 };
-pub use io::{AfXdp, AfXdpStats, Places, Queue, RING, frames_for};
+pub use io::{AfXdp, AfXdpStats, Detached, Places, Queue, RING, frames_for};
 pub use neighbours::{Neighbours, NextHop};
 pub use program::{Kind, Program, ProgramFault, Take, Unserved};
 pub use socket::SocketError;

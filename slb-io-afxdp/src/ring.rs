@@ -96,11 +96,20 @@ impl<T: Copy> Producer<T> {
         parts: &XdpRingOffset,
         len: u32,
     ) -> io::Result<Self> {
+        let shared = Shared::map(socket, page, parts, len)?;
+        // Zero, unless another process had this end before.
+        let written = shared.producer().load(Ordering::Acquire);
+        let consumed = shared.consumer().load(Ordering::Acquire);
         Ok(Self {
-            shared: Shared::map(socket, page, parts, len)?,
-            written: 0,
-            consumed: 0,
+            shared,
+            written,
+            consumed,
         })
+    }
+
+    /// Returns the number of entries that were ever written, modulo 2^32.
+    pub(crate) fn written(&self) -> u32 {
+        self.written
     }
 
     /// Returns the number of entries that can be written.
@@ -168,11 +177,19 @@ impl<T: Copy> Consumer<T> {
         parts: &XdpRingOffset,
         len: u32,
     ) -> io::Result<Self> {
+        let shared = Shared::map(socket, page, parts, len)?;
+        // Zero, unless another process had this end before.
+        let read = shared.consumer().load(Ordering::Acquire);
         Ok(Self {
-            shared: Shared::map(socket, page, parts, len)?,
-            read: 0,
-            produced: 0,
+            shared,
+            read,
+            produced: read,
         })
+    }
+
+    /// Returns the number of entries that were ever read, modulo 2^32.
+    pub(crate) fn read(&self) -> u32 {
+        self.read
     }
 
     /// Takes an entry, where there is one.

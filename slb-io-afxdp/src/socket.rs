@@ -51,6 +51,15 @@ pub enum SocketError {
         /// Why.
         error: io::Error,
     },
+    /// Sockets and memory that were handed over do not belong together.
+    HandedOver {
+        /// The count or address that does not fit.
+        what: &'static str,
+        /// The most that was expected.
+        expected: u64,
+        /// The value that came.
+        got: u64,
+    },
 }
 
 impl fmt::Display for SocketError {
@@ -71,6 +80,14 @@ impl fmt::Display for SocketError {
                 f,
                 "queue {queue} of {interface} cannot be bound to: {error}"
             ),
+            Self::HandedOver {
+                what,
+                expected,
+                got,
+            } => write!(
+                f,
+                "sockets that were handed over do not fit their memory: expected {expected} {what}, got {got}"
+            ),
         }
     }
 }
@@ -82,6 +99,7 @@ impl std::error::Error for SocketError {
             | Self::Memory { error, .. }
             | Self::Ring(error)
             | Self::Bind { error, .. } => Some(error),
+            Self::HandedOver { .. } => None,
         }
     }
 }
@@ -131,17 +149,13 @@ impl Socket {
             .and_then(|()| sockopt::set_xdp_rx_ring_size(&fd, len))
             .and_then(|()| sockopt::set_xdp_tx_ring_size(&fd, len));
         sized.map_err(|error| ring(error.into()))?;
-        let parts = sockopt::xdp_mmap_offsets(&fd).map_err(|error| ring(error.into()))?;
-        let fill = Producer::map(&fd, XDP_UMEM_PGOFF_FILL_RING, &parts.fr, len).map_err(ring)?;
-        let rx = Consumer::map(&fd, XDP_PGOFF_RX_RING, &parts.rx, len).map_err(ring)?;
-        let tx = Producer::map(&fd, XDP_PGOFF_TX_RING, &parts.tx, len).map_err(ring)?;
-        let completion = Consumer::map(&fd, XDP_UMEM_PGOFF_COMPLETION_RING, &parts.cr, len);
-        let completion = completion.map_err(ring)?;
+        let mut own = Self::map(fd, len)?;
+        let fd = &own.fd;
 
         // The kernel copies where the driver cannot do without.
         let wakeup = SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
         let try_bind = || match memory {
-            Memory::Own(_) => bind(&fd, &SocketAddrXdp::new(wakeup, interface.index, queue)),
+            Memory::Own(_) => bind(fd, &SocketAddrXdp::new(wakeup, interface.index, queue)),
             Memory::Of(other) => {
                 // What is shared says nothing of its own.
                 let flags = SocketAddrXdpFlags::XDP_SHARED_UMEM;
@@ -149,7 +163,7 @@ impl Socket {
                     addr: SocketAddrXdp::new(flags, interface.index, queue),
                     shared_umem_fd: other.fd.as_fd(),
                 };
-                bind(&fd, &address)
+                bind(fd, &address)
             }
         };
         // The kernel lets go of a queue a while after its last owner has ended.
@@ -164,15 +178,44 @@ impl Socket {
             queue,
             error: error.into(),
         })?;
-        let options = sockopt::xdp_options(&fd).unwrap_or(XdpOptionsFlags::empty());
+        own.look_at_options();
+        Ok(own)
+    }
+
+    /// Goes on with a socket that is open and bound, where another process left its rings.
+    pub(crate) fn resume(fd: OwnedFd, len: u32) -> Result<Self, SocketError> {
+        let mut own = Self::map(fd, len)?;
+        own.look_at_options();
+        Ok(own)
+    }
+
+    /// Maps the rings of a socket, of `len` entries each.
+    fn map(fd: OwnedFd, len: u32) -> Result<Self, SocketError> {
+        let ring = |error: io::Error| SocketError::Ring(error);
+        let parts = sockopt::xdp_mmap_offsets(&fd).map_err(|error| ring(error.into()))?;
+        let fill = Producer::map(&fd, XDP_UMEM_PGOFF_FILL_RING, &parts.fr, len).map_err(ring)?;
+        let rx = Consumer::map(&fd, XDP_PGOFF_RX_RING, &parts.rx, len).map_err(ring)?;
+        let tx = Producer::map(&fd, XDP_PGOFF_TX_RING, &parts.tx, len).map_err(ring)?;
+        let completion = Consumer::map(&fd, XDP_UMEM_PGOFF_COMPLETION_RING, &parts.cr, len);
+        let completion = completion.map_err(ring)?;
         Ok(Self {
             fd,
             fill,
             rx,
             tx,
             completion,
-            is_zero_copy: options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY),
+            is_zero_copy: false,
         })
+    }
+
+    fn look_at_options(&mut self) {
+        let options = sockopt::xdp_options(&self.fd).unwrap_or(XdpOptionsFlags::empty());
+        self.is_zero_copy = options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY);
+    }
+
+    /// Returns the socket without its rings: what is in them stays there.
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.fd
     }
 
     pub(crate) fn is_zero_copy(&self) -> bool {

@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
-use memmap2::{Advice, MmapMut, MmapOptions};
+use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
+use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
 use rustix::net::xdp::{XdpUmemReg, XdpUmemRegFlags};
 use slb_core::HEADROOM;
 
@@ -18,9 +20,14 @@ pub const SMALL_CHUNK: usize = 2048;
 /// The largest: the kernel takes no more than a page.
 pub const LARGE_CHUNK: usize = 4096;
 
+/// Huge pages have 2 MiB.
+const HUGE_BITS: u8 = 21;
+
 /// Chunks of memory, one for each frame, on huge pages where the kernel has them.
 pub struct Umem {
-    map: MmapMut,
+    map: MmapRaw,
+    /// The file that the memory is, where another process can go on with it.
+    file: Option<OwnedFd>,
     chunk: usize,
     is_huge: bool,
     /// True if an I/O has used the memory: its sockets may outlive it, so no other may.
@@ -36,15 +43,7 @@ impl Umem {
     /// # Panics
     /// `chunk` is neither [`SMALL_CHUNK`] nor [`LARGE_CHUNK`].
     pub fn new(frames: usize, chunk: usize) -> io::Result<Self> {
-        const HUGE_BITS: u8 = 21;
-        assert!(
-            [SMALL_CHUNK, LARGE_CHUNK].contains(&chunk),
-            "expected {SMALL_CHUNK} or {LARGE_CHUNK}, got {chunk}"
-        );
-        let bytes = frames
-            .max(1)
-            .checked_mul(chunk)
-            .ok_or(io::ErrorKind::OutOfMemory)?;
+        let bytes = bytes_for(frames, chunk)?;
         let huge = bytes.next_multiple_of(1 << HUGE_BITS);
         let reserved = MmapOptions::new()
             .len(huge)
@@ -62,11 +61,88 @@ impl Umem {
             }
         };
         Ok(Self {
-            map,
+            map: map.into(),
+            file: None,
             chunk,
             is_huge,
             is_used: false,
         })
+    }
+
+    /// Memory as of [`new`](Self::new) that another process can go on with, by its [file](Self::file). Without
+    /// huge pages that were set aside, most kernels give it small pages only
+    /// (`/sys/kernel/mm/transparent_hugepage/shmem_enabled`).
+    ///
+    /// # Errors
+    /// As of [`new`](Self::new).
+    ///
+    /// # Panics
+    /// As of [`new`](Self::new).
+    pub fn shareable(frames: usize, chunk: usize) -> io::Result<Self> {
+        let bytes = bytes_for(frames, chunk)?;
+        let make = |flags: MemfdFlags, len: usize| {
+            let file = memfd_create("slb packets", flags | MemfdFlags::CLOEXEC)?;
+            ftruncate(&file, len as u64)?;
+            let is_huge = flags.contains(MemfdFlags::HUGETLB);
+            let mut options = MmapOptions::new();
+            options.len(len);
+            if is_huge {
+                options.populate();
+            }
+            let map = options.map_raw(file.as_raw_fd())?;
+            Ok::<_, io::Error>(Self {
+                map,
+                file: Some(file),
+                chunk,
+                is_huge,
+                is_used: false,
+            })
+        };
+        let huge = bytes.next_multiple_of(1 << HUGE_BITS);
+        let own = match make(MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB, huge) {
+            Ok(own) => return Ok(own),
+            Err(_) => make(MemfdFlags::empty(), bytes)?,
+        };
+        // Else it is as good as any memory.
+        let _: io::Result<()> = own.map.advise(Advice::HugePage);
+        Ok(own)
+    }
+
+    /// Memory that another process made by [`shareable`](Self::shareable) and uses no more.
+    ///
+    /// # Errors
+    /// The file is no such memory: its length is no multiple of `chunk`, or it cannot be mapped.
+    ///
+    /// # Panics
+    /// As of [`new`](Self::new).
+    pub fn from_file(file: OwnedFd, chunk: usize) -> io::Result<Self> {
+        bytes_for(1, chunk)?;
+        let len = usize::try_from(fstat(&file)?.st_size).unwrap_or(0);
+        if len == 0 || !len.is_multiple_of(chunk) {
+            let message = format!("expected memory of chunks of {chunk} bytes, got {len} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        let map = MmapOptions::new()
+            .len(len)
+            .populate()
+            .map_raw(file.as_raw_fd())?;
+        Ok(Self {
+            map,
+            file: Some(file),
+            chunk,
+            is_huge: false,
+            is_used: false,
+        })
+    }
+
+    /// The file of memory that another process can go on with; `None` for memory of [`new`](Self::new).
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(|file| file.as_fd())
+    }
+
+    /// Returns the length of a chunk in bytes.
+    pub fn chunk(&self) -> usize {
+        self.chunk
     }
 
     /// The chunk that packets of up to `mtu` bytes, from their IP header on, need; `None` where
@@ -103,11 +179,22 @@ impl Umem {
 
     pub(crate) fn chunks(&mut self) -> Chunks {
         Chunks {
-            base: NonNull::from(&mut self.map[..]).cast(),
+            // No mapping begins at zero.
+            base: NonNull::new(self.map.as_mut_ptr()).unwrap_or(NonNull::dangling()),
             chunk: self.chunk as u64,
             bytes: (self.frames() * self.chunk) as u64,
         }
     }
+}
+
+/// Bytes of so many chunks.
+fn bytes_for(frames: usize, chunk: usize) -> io::Result<usize> {
+    assert!(
+        [SMALL_CHUNK, LARGE_CHUNK].contains(&chunk),
+        "expected {SMALL_CHUNK} or {LARGE_CHUNK}, got {chunk}"
+    );
+    let bytes = frames.max(1).checked_mul(chunk);
+    Ok(bytes.ok_or(io::ErrorKind::OutOfMemory)?)
 }
 
 impl fmt::Debug for Umem {
@@ -188,6 +275,24 @@ mod tests {
         assert_eq!(chunks.at(base - 2048, 2048), None);
         assert_eq!(chunks.at(base + last as usize + 1, 2048), None);
         assert_eq!(chunks.all().count(), umem.frames());
+    }
+
+    #[test]
+    fn memory_that_is_handed_over_has_the_same_bytes() {
+        let mut first = Umem::shareable(8, SMALL_CHUNK).unwrap();
+        assert!(Umem::new(1, SMALL_CHUNK).unwrap().file().is_none());
+        let file = first.file().unwrap().try_clone_to_owned().unwrap();
+        let mut second = Umem::from_file(file, SMALL_CHUNK).unwrap();
+        assert_eq!(first.frames(), second.frames());
+        let (one, other) = (first.chunks(), second.chunks());
+        // SAFETY: the chunk is one of the memory's, and nobody else uses either mapping.
+        unsafe { one.lend(2048) }.fill(7);
+        // SAFETY: the same.
+        assert!(unsafe { other.lend(2048) }.iter().all(|&byte| byte == 7));
+        // What is cut off in a chunk is no such memory.
+        let cut = memfd_create("cut", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&cut, 2049).unwrap();
+        assert!(Umem::from_file(cut, SMALL_CHUNK).is_err());
     }
 
     #[test]

@@ -214,6 +214,13 @@ impl io::Write for Device {
     }
 }
 
+impl From<Device> for OwnedFd {
+    /// The file of the device, for another process to [go on with](Device::from_file).
+    fn from(device: Device) -> Self {
+        device.file.into()
+    }
+}
+
 impl AsFd for Device {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()

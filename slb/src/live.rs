@@ -23,6 +23,7 @@ mod events;
 mod exchange;
 mod file;
 mod follow;
+mod handed;
 mod handover;
 mod look;
 mod mailbox;
@@ -71,7 +72,7 @@ use self::state::{Directory, Keeper, Pins};
 use self::status::Place;
 use self::successor::Successor;
 use self::watchdog::Life;
-use self::worker::{Go, Worker};
+use self::worker::{Go, Starting, Worker};
 use crate::Failure;
 use crate::check::load;
 use crate::cli::{LiveOptions, LogFormat};
@@ -191,19 +192,34 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
             seat: seats.next(),
         })?);
     }
-    let stands_still = Instant::now();
-    if let Some(predecessor) = &mut predecessor {
-        predecessor.stop();
+    for starting in &starting {
+        starting.wait_for_tables()?;
     }
+    let stands_still = Instant::now();
+    let mut left = predecessor
+        .as_mut()
+        .map(Predecessor::stop)
+        .unwrap_or_default();
+    let of_workers: Vec<_> = slots
+        .iter()
+        .map(|slots| left.take_for(&plan.queues(slots)))
+        .collect();
+    let kernel = kernel_device(options, role, &plan, left.pass.take())?;
+    // A queue that no worker goes on with has to be free for one that opens it.
+    drop(left);
     let saved = directory.as_ref().and_then(Directory::take).map(Arc::new);
-    let kernel = kernel_device(options, role, &plan)?.map(Arc::new);
-    let mut workers = Vec::new();
-    for starting in starting {
+    for (starting, devices) in starting.iter().zip(of_workers) {
         starting.go(Go {
             saved: saved.clone(),
-            kernel: kernel.clone(),
+            kernel: kernel.as_ref().map(|(_, device)| Arc::clone(device)),
+            devices,
         });
-        workers.push(starting.wait()?);
+    }
+    let workers = starting.into_iter().map(Starting::wait);
+    let workers = workers.collect::<Result<Vec<_>, _>>()?;
+    let work_again = stands_still.elapsed();
+    if let Some(predecessor) = &mut predecessor {
+        predecessor.wait_until_free();
     }
     if let Some(saved) = &saved {
         saved.report();
@@ -219,8 +235,9 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     let (endpoint, place) = match (opened, predecessor) {
         (Some(opened), _) => opened,
         (None, predecessor) => {
-            let seconds = stands_still.elapsed().as_secs_f64();
-            info!(seconds, "packets go on in this process");
+            let (seconds, attached) = (work_again.as_secs_f64(), stands_still.elapsed());
+            let attached = attached.as_secs_f64();
+            info!(seconds, attached, "packets go on in this process");
             let handed_over = predecessor.and_then(Predecessor::wait_for_end);
             announcer = announce(&config, &plan, handed_over)?;
             open()?
@@ -285,6 +302,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         handover,
         successor: Successor::default(),
         pins,
+        kernel,
         life: Life::begin(options.announce.as_deref()),
     };
     control.run(endpoint, place)
@@ -380,15 +398,33 @@ fn describe(program: &Program) {
 }
 
 /// The memory for the queues of a worker, with so many frames more. `longest` is the length of the longest packet
-/// in bytes. Packets that are longer than its chunks are lost, and counted.
+/// in bytes. Packets that are longer than its chunks are lost, and counted. Another process can go on with
+/// memory that is shareable.
 fn memory_for(
     queues: &[slb_io_afxdp::Queue],
     longest: u32,
     ring: u32,
     extra: usize,
+    is_shareable: bool,
 ) -> Result<Umem, Failure> {
+    let (chunk, frames) = memory_needs(queues, longest, ring, extra);
+    let make = if is_shareable {
+        Umem::shareable
+    } else {
+        Umem::new
+    };
+    make(frames, chunk).map_err(Failure::failed)
+}
+
+/// The bytes of a chunk and the number of frames that [`memory_for`] makes.
+fn memory_needs(
+    queues: &[slb_io_afxdp::Queue],
+    longest: u32,
+    ring: u32,
+    extra: usize,
+) -> (usize, usize) {
     let chunk = Umem::chunk_for(longest as usize).unwrap_or(LARGE_CHUNK);
-    Umem::new(frames_for(queues.len(), ring) + extra, chunk).map_err(Failure::failed)
+    (chunk, frames_for(queues.len(), ring) + extra)
 }
 
 /// The most workers that share connections. Each has a ring of 512 KiB to each other: 2 GiB for 64.
@@ -420,12 +456,14 @@ fn shares_of(config: &Config, plan: &Plan, slots: &[Vec<Slot>]) -> Result<Shares
 }
 
 /// Where packets that came by AF_XDP go that are the kernel's after all: a TUN device. A host agent
-/// has one unless it is told otherwise, since its vms also talk to their neighbours.
+/// has one unless it is told otherwise, since its vms also talk to their neighbours. `left` is that of an earlier
+/// process.
 fn kernel_device(
     options: &LiveOptions,
     role: Role,
     plan: &Plan,
-) -> Result<Option<Device>, Failure> {
+    left: Option<(String, OwnedFd)>,
+) -> Result<Option<(String, Arc<Device>)>, Failure> {
     let usual = (role != Role::Mux).then(|| "slb-pass".to_owned());
     let name = match (&options.pass, plan) {
         (Some(name), Plan::AfXdp(_)) => Some(name.clone()),
@@ -436,6 +474,12 @@ fn kernel_device(
         return Ok(None);
     };
     let failed = |error: &dyn std::fmt::Display| Failure::failed(format!("--pass {name}: {error}"));
+    // An earlier process has prepared the one that it leaves open.
+    if let Some((_, file)) = left.filter(|(left, _)| *left == name)
+        && let Ok(device) = Device::from_file(file, &name, Layer::Ip)
+    {
+        return Ok(Some((name, Arc::new(device))));
+    }
     let open = || {
         let device = Device::open(&name, Layer::Ip, false).map_err(|error| failed(&error))?;
         slb_io_afxdp::bring_up(&name).map_err(|error| failed(&error))?;
@@ -452,7 +496,7 @@ fn kernel_device(
             );
             Ok(None)
         }
-        opened => opened.map(Some),
+        opened => opened.map(|device| Some((name, Arc::new(device)))),
     }
 }
 

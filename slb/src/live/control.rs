@@ -7,6 +7,7 @@ mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,7 @@ use slb_core::nat::NatOptions;
 use slb_core::snapshot::Snapshot;
 use slb_io_afxdp::{Program, Take};
 use slb_io_pcap::CaptureStats;
+use slb_io_tun::Device;
 use tracing::{info, warn};
 
 pub(super) use self::work::Work;
@@ -29,6 +31,7 @@ use super::device::{Plan, Slot};
 use super::events;
 use super::file::{Loading, WatchedFile};
 use super::follow::Fleet;
+use super::handed::Devices;
 use super::handover::{Handover, Heir, Request};
 use super::metrics::Endpoint;
 use super::next_hops::{Found, NextHops, Unreached};
@@ -128,6 +131,8 @@ pub(super) struct Control<'o> {
     pub(super) successor: Successor,
     /// Pins of XDP programs that outlive the process (`--state` over AF_XDP).
     pub(super) pins: Option<Pins>,
+    /// The device for packets that are the kernel's, by name.
+    pub(super) kernel: Option<(String, Arc<Device>)>,
     pub(super) life: Life,
 }
 
@@ -280,18 +285,39 @@ impl Control<'_> {
             .end(successor.filter(|&pid| self.successor.is(pid)));
         // First the kernel gets its packets back, then what is still in the rings goes out.
         // But where the state is kept, whoever starts next goes on with both.
-        if self.pins.is_none() {
+        let hands_over = heir.as_ref().is_some_and(Heir::takes_devices);
+        if self.pins.is_none() && !hands_over {
             self.programs.clear();
         }
-        self.workers.iter().for_each(Worker::stop);
+        let ask = if hands_over {
+            Worker::hand_over
+        } else {
+            Worker::stop
+        };
+        self.workers.iter().for_each(ask);
         let finished: Vec<_> = self.workers.drain(..).map(Worker::finish).collect();
-        let (counted, records): (Vec<_>, Vec<_>) = finished.into_iter().unzip();
+        let (counted, left): (Vec<_>, Vec<_>) = finished.into_iter().unzip();
+        let (mut records, mut devices) = (Vec::new(), Devices::default());
+        for left in left {
+            records.push(left.records);
+            devices.extend(left.devices);
+        }
         // Of a worker that ended by itself, the last checkpoint is better than nothing.
         if ends.is_ok()
             && let Some(keeper) = self.keeper.take()
         {
             keeper.finish(records, heir.is_some());
         }
+        if let Some(heir) = &mut heir {
+            devices.pass = self.kernel.as_ref().and_then(|(name, device)| {
+                let file = device.as_fd().try_clone_to_owned().ok()?;
+                Some((name.clone(), file))
+            });
+            let announced = self.announcer.as_ref().and_then(Announcer::file);
+            devices.announced = announced.and_then(|file| file.try_clone_to_owned().ok());
+            heir.give(&devices);
+        }
+        drop((devices, self.kernel.take()));
         self.programs.clear();
         if let Some(heir) = &mut heir {
             heir.tell(self.announcer.as_ref().and_then(Announcer::file));
@@ -342,14 +368,17 @@ impl Control<'_> {
         None
     }
 
-    /// Waits for a change of next hops, or a tick.
+    /// Waits for a change of next hops, for another process that asks for something, or a tick.
     fn wait(&self) {
         let tick = Timespec {
             tv_sec: 0,
             tv_nsec: TICK.subsec_nanos().into(),
         };
         let events = self.next_hops.events();
-        let mut fds = [PollFd::new(&events, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(&events, PollFlags::IN)];
+        if let Some(handover) = &self.handover {
+            fds.push(PollFd::new(handover, PollFlags::IN));
+        }
         // A signal ends it early, which is as good.
         let _ = poll(&mut fds, Some(&tick));
     }

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
 
+use serde_json::{Value, json};
 use slb_control::{Config, Role};
 use slb_core::PortId;
 use slb_core::spec::Answers;
@@ -31,22 +33,71 @@ pub(super) enum Queues {
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct TunQueue {
     pub(super) port: PortId,
-    name: String,
-    layer: Layer,
-    has_several: bool,
+    key: TunKey,
     /// The number of the interface: one that is made again has another.
     index: Option<u32>,
 }
 
+/// The identity of a queue from one process to the next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct TunKey {
+    name: String,
+    layer: Layer,
+    has_several: bool,
+    /// The number of the queue among those of the device.
+    number: u32,
+}
+
+impl TunKey {
+    /// The key in a list of devices.
+    pub(super) fn to_list(&self) -> Value {
+        let layer = match self.layer {
+            Layer::Ip => "ip",
+            Layer::Ethernet => "ethernet",
+        };
+        json!([self.name, layer, self.has_several, self.number])
+    }
+
+    /// The key of a list's item; `None`: the item is no key.
+    pub(super) fn from_list(item: &Value) -> Option<Self> {
+        let [name, layer, has_several, number] = item.as_array()?.as_slice() else {
+            return None;
+        };
+        Some(Self {
+            name: name.as_str()?.to_owned(),
+            layer: match layer.as_str()? {
+                "ip" => Layer::Ip,
+                "ethernet" => Layer::Ethernet,
+                _ => return None,
+            },
+            has_several: has_several.as_bool()?,
+            number: u32::try_from(number.as_u64()?).ok()?,
+        })
+    }
+}
+
 impl TunQueue {
+    pub(super) fn key(&self) -> TunKey {
+        self.key.clone()
+    }
+
     pub(super) fn open(&mut self) -> Result<Device, Failure> {
-        let device = Device::open(&self.name, self.layer, self.has_several);
+        let key = &self.key;
+        let device = Device::open(&key.name, key.layer, key.has_several);
         let device = device.map_err(|error| {
-            Failure::failed(format!("device {:?}: {error}{}", self.name, rights::hint()))
+            Failure::failed(format!("device {:?}: {error}{}", key.name, rights::hint()))
         })?;
         // It may have been made just now.
-        self.index = Link::find(&self.name).ok().map(|link| link.index);
+        self.index = Link::find(&key.name).ok().map(|link| link.index);
         Ok(device)
+    }
+
+    /// Goes on with the queue that another process opened, if the file is one of the device.
+    pub(super) fn resume(&mut self, file: OwnedFd) -> Option<Device> {
+        let device = Device::from_file(file, &self.key.name, self.key.layer);
+        let device = device.inspect_err(|error| warn!("device {:?}: {error}", self.key.name));
+        self.index = Link::find(&self.key.name).ok().map(|link| link.index);
+        device.ok()
     }
 }
 
@@ -298,13 +349,16 @@ impl Plan {
     pub(super) fn queues(&self, slots: &[Slot]) -> Queues {
         match self {
             Self::Tun(names) => {
-                let queue = |&(place, _): &Slot| {
+                let queue = |&(place, number): &Slot| {
                     let name = names.get(place).filter(|name| name.is_there)?;
                     Some(TunQueue {
                         port: name.port,
-                        name: name.name.clone(),
-                        layer: name.layer,
-                        has_several: name.queues > 1,
+                        key: TunKey {
+                            name: name.name.clone(),
+                            layer: name.layer,
+                            has_several: name.queues > 1,
+                            number,
+                        },
                         index: name.link.map(|link| link.index),
                     })
                 };

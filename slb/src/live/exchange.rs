@@ -84,7 +84,7 @@ struct Common {
 /// The means to wake a sleeping worker.
 struct Bell {
     sleeps: AtomicBool,
-    event: Event,
+    event: Arc<Event>,
 }
 
 /// A worker's place among the others.
@@ -359,13 +359,18 @@ impl Seat {
     pub(super) fn bell(&self) -> Option<BorrowedFd<'_>> {
         self.common.bells[usize::from(self.number)].event.file()
     }
+
+    /// The event that wakes the worker, for other threads.
+    pub(super) fn event(&self) -> Arc<Event> {
+        Arc::clone(&self.common.bells[usize::from(self.number)].event)
+    }
 }
 
 impl Bell {
     fn new() -> io::Result<Self> {
         Ok(Self {
             sleeps: AtomicBool::new(false),
-            event: Event::new()?,
+            event: Arc::new(Event::new()?),
         })
     }
 
@@ -379,22 +384,22 @@ impl Bell {
 
 /// An event of the kernel's, which a worker waits for beside its devices.
 #[cfg(not(test))]
-struct Event(OwnedFd);
+pub(super) struct Event(OwnedFd);
 
 #[cfg(not(test))]
 impl Event {
-    fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         use rustix::event::{EventfdFlags, eventfd};
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
         Ok(Self(eventfd(0, flags)?))
     }
 
-    fn ring(&self) {
+    pub(super) fn ring(&self) {
         // It is full only where it has rung four thousand million times unheard.
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 
-    fn file(&self) -> Option<BorrowedFd<'_>> {
+    pub(super) fn file(&self) -> Option<BorrowedFd<'_>> {
         Some(self.0.as_fd())
     }
 
@@ -405,22 +410,22 @@ impl Event {
 
 /// The same where no kernel takes part.
 #[cfg(test)]
-struct Event(Mutex<bool>, Condvar);
+pub(super) struct Event(Mutex<bool>, Condvar);
 
 #[cfg(test)]
 impl Event {
     #[expect(clippy::unnecessary_wraps, reason = "the kernel's may fail")]
-    fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         Ok(Self(Mutex::new(false), Condvar::new()))
     }
 
-    fn ring(&self) {
+    pub(super) fn ring(&self) {
         *self.0.lock().expect("nobody panics") = true;
         self.1.notify_all();
     }
 
     #[expect(clippy::unused_self, reason = "as the kernel's")]
-    fn file(&self) -> Option<BorrowedFd<'_>> {
+    pub(super) fn file(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 

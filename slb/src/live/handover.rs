@@ -3,15 +3,20 @@
 //! ```text
 //!  new                                          the one that runs
 //!  reads the configuration, makes its tables
-//!  "slb-take" ────────── ROLE.handover ───────► stops its workers, writes the state
-//!  takes the state, opens the devices   ◄────── "ready", and the interface of announced VIPs
-//!  packets go on                                ends
+//!  "slb-pass" ────────── ROLE.handover ───────► stops its workers, writes the state
+//!  takes the state                      ◄────── its devices, open
+//!  packets go on
+//!  attaches its XDP programs            ◄────── "free": it has none attached any more that is not pinned
+//!                                               ends
 //!  opens the status, metrics and probes ◄────── the connection is closed
 //! ```
-//! All that takes long is done before the old process is asked, so packets stand still for as long as the
-//! state takes to cross and devices to open. The socket is in the state's directory, and for this user only.
-//! The interface that VIPs are announced by crosses as an open file (unix(7), SCM_RIGHTS): it exists as long as
-//! one of the two has it, so that no VIP is withdrawn.
+//! All that takes long is done before the old process is asked. Devices cross as open files (unix(7),
+//! SCM_RIGHTS; [`handed`](super::handed)): packets that come meanwhile wait in them, and none is lost, for as long
+//! as the state takes to cross. The interface that VIPs are announced by exists as long as one of the two has it,
+//! so that no VIP is withdrawn. The socket is in the state's directory, and for this user only.
+//!
+//! Versions that do not know "slb-pass" close the connection, and are asked by "slb-take" then: they close their
+//! devices, and say "ready" with the interface of announced VIPs.
 //!
 //! The connections of a vm that moves to another host go by the same socket, with `slb state export` and
 //! `slb state import`:
@@ -25,7 +30,7 @@
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, IntoRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -38,7 +43,10 @@ use rustix::net::{
 };
 use tracing::{error, info, warn};
 
+use super::handed::Devices;
+
 const REQUEST: &[u8; 8] = b"slb-take";
+const REQUEST_OPEN: &[u8; 8] = b"slb-pass";
 const EXPORT: &[u8; 8] = b"slb-give";
 const IMPORT: &[u8; 8] = b"slb-move";
 /// The longest name of a backend with its pool, and the longest state of a vm: seven million connections.
@@ -47,6 +55,7 @@ pub(super) const STATE_MOST: u64 = 1 << 30;
 /// How long a program waits for a process that runs.
 const TO_ANSWER: Duration = Duration::from_secs(60);
 const READY: &[u8; 5] = b"ready";
+const FREE: &[u8; 4] = b"free";
 /// How long the one that runs waits for what who connects has to say.
 const TO_ASK: Duration = Duration::from_millis(100);
 /// How long it may take to stop and to write its state.
@@ -108,12 +117,15 @@ impl Handover {
             return None;
         }
         match &request {
-            REQUEST => {
+            REQUEST | REQUEST_OPEN => {
                 info!("another process takes over");
                 // The name is that of the next one now.
                 self.is_handed_over = true;
                 let _ = fs::remove_file(&self.path);
-                Some(Request::TakeOver(Heir(stream)))
+                Some(Request::TakeOver(Heir {
+                    stream,
+                    takes_devices: request == *REQUEST_OPEN,
+                }))
             }
             EXPORT => {
                 let name = read_some(&mut stream, NAME_MOST).ok()?;
@@ -226,6 +238,13 @@ fn ask(directory: &Path, what: &[u8; 8], bytes: &[u8]) -> io::Result<Vec<u8>> {
     }
 }
 
+impl AsFd for Handover {
+    /// A file that can be read when a process asks for something.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
 impl Drop for Handover {
     fn drop(&mut self) {
         if !self.is_handed_over {
@@ -235,26 +254,47 @@ impl Drop for Handover {
 }
 
 /// A process that takes over. It goes on alone when this is dropped.
-pub(super) struct Heir(UnixStream);
+pub(super) struct Heir {
+    stream: UnixStream,
+    takes_devices: bool,
+}
 
 impl Heir {
-    /// Says that the state is written and the devices are free, and hands over the interface of announced
-    /// VIPs, if there is one.
+    /// Returns true if it goes on with open devices.
+    pub(super) fn takes_devices(&self) -> bool {
+        self.takes_devices
+    }
+
+    /// Says that the state is written, and hands over the devices, to one that takes them.
+    pub(super) fn give(&mut self, devices: &Devices) {
+        if self.takes_devices
+            && let Err(error) = devices.send(&mut self.stream)
+        {
+            error!("the process that takes over is gone: {error}");
+        }
+    }
+
+    /// Says that no device is in use here any more. One that takes no devices gets the interface of announced VIPs
+    /// now, if there is one.
     pub(super) fn tell(&mut self, announced: Option<BorrowedFd<'_>>) {
-        if let Err(error) = send_ready(&mut self.0, announced) {
+        let told = match self.takes_devices {
+            true => self.stream.write_all(FREE),
+            false => send_ready(&mut self.stream, announced),
+        };
+        if let Err(error) = told {
             error!("the process that takes over is gone: {error}");
         }
     }
 
     /// Returns the number of its process.
     pub(super) fn pid(&self) -> Option<u32> {
-        let peer = socket_peercred(&self.0).ok()?;
+        let peer = socket_peercred(&self.stream).ok()?;
         u32::try_from(peer.pid.as_raw_nonzero().get()).ok()
     }
 
     /// Leaves the connection open until this process ends: then all of its sockets are free.
     pub(super) fn close_at_exit(self) {
-        let _ = self.0.into_raw_fd();
+        let _ = self.stream.into_raw_fd();
     }
 }
 
@@ -308,6 +348,8 @@ pub(super) struct Predecessor {
     path: PathBuf,
     /// Open from the request on.
     stream: Option<UnixStream>,
+    /// True if it says when it uses no device any more.
+    says_free: bool,
     /// The interface that it announced VIPs by.
     announced: Option<OwnedFd>,
 }
@@ -320,6 +362,7 @@ impl Predecessor {
             Ok(_) => Some(Self {
                 path: path.to_owned(),
                 stream: None,
+                says_free: false,
                 announced: None,
             }),
             Err(error) => {
@@ -329,18 +372,45 @@ impl Predecessor {
         }
     }
 
-    /// Has it stop, and waits until its state is written and its devices are free.
-    pub(super) fn stop(&mut self) {
-        let ask = || {
+    /// Has it stop, and waits until its state is written. Returns the devices that it leaves open.
+    pub(super) fn stop(&mut self) -> Devices {
+        let ask = |request: &[u8; 8]| {
             let mut stream = UnixStream::connect(&self.path)?;
-            stream.write_all(REQUEST)?;
+            stream.write_all(request)?;
             stream.set_read_timeout(Some(TO_STOP))?;
-            let announced = receive_ready(&mut stream)?;
-            Ok::<_, io::Error>((stream, announced))
+            Ok::<_, io::Error>(stream)
         };
-        match ask() {
+        let devices = ask(REQUEST_OPEN).and_then(|mut stream| {
+            let devices = Devices::receive(&mut stream)?;
+            Ok((stream, devices))
+        });
+        match devices {
+            Ok((stream, mut devices)) => {
+                (self.stream, self.says_free) = (Some(stream), true);
+                self.announced = devices.announced.take();
+                return devices;
+            }
+            Err(error) => info!("the process before this one leaves no devices open: {error}"),
+        }
+        let ready = ask(REQUEST).and_then(|mut stream| {
+            let announced = receive_ready(&mut stream)?;
+            Ok((stream, announced))
+        });
+        match ready {
             Ok((stream, announced)) => (self.stream, self.announced) = (Some(stream), announced),
             Err(error) => error!("the process before this one does not stop: {error}"),
+        }
+        Devices::default()
+    }
+
+    /// Waits until it uses no device any more.
+    pub(super) fn wait_until_free(&mut self) {
+        let Some(stream) = self.stream.as_mut().filter(|_| self.says_free) else {
+            return;
+        };
+        let mut told = [0; FREE.len()];
+        if let Err(error) = stream.read_exact(&mut told) {
+            warn!("the process before this one does not say that it has stopped: {error}");
         }
     }
 
@@ -408,6 +478,7 @@ mod tests {
                 // It makes its tables meanwhile.
                 thread::sleep(2 * TO_ASK);
                 predecessor.stop();
+                predecessor.wait_until_free();
                 // It listens under the name while the old one has not ended.
                 let own = Handover::open(&path);
                 (own, predecessor.wait_for_end())
@@ -423,7 +494,11 @@ mod tests {
         assert_eq!(heir.pid(), Some(std::process::id()));
         let mut announced = tempfile::tempfile().expect("a file");
         announced.write_all(b"vips").expect("it is writable");
-        heir.tell(Some(announced.as_fd()));
+        heir.give(&Devices {
+            announced: announced.try_clone().map(Into::into).ok(),
+            ..Devices::default()
+        });
+        heir.tell(None);
         // The other one has it, however this one ends.
         drop(announced);
         drop(old);
@@ -437,6 +512,41 @@ mod tests {
         assert!(new.is_some() && path.exists(), "the name is the new one's");
         drop(new);
         assert!(!path.exists());
+    }
+
+    /// A version that hands no devices over closes the connection of a request that it does not know.
+    #[test]
+    fn an_earlier_version_is_asked_to_close_its_devices() {
+        let place = tempfile::tempdir().expect("a directory");
+        let path = place.path().join("host.handover");
+        let old = UnixListener::bind(&path).expect("it is writable");
+        let new = thread::spawn(move || {
+            let mut predecessor = Predecessor::find(&path).expect("it listens");
+            let devices = predecessor.stop();
+            predecessor.wait_until_free();
+            (devices, predecessor.wait_for_end())
+        });
+        let mut asked = Vec::new();
+        loop {
+            let (mut stream, _) = old.accept().expect("it asks");
+            let mut request = Vec::new();
+            let most = REQUEST.len() as u64;
+            let read = io::Read::by_ref(&mut stream)
+                .take(most)
+                .read_to_end(&mut request);
+            read.expect("it asks or goes away");
+            let is_known = request == REQUEST;
+            asked.push(request);
+            if is_known {
+                let vips = tempfile::tempfile().expect("a file");
+                send_ready(&mut stream, Some(vips.as_fd())).expect("it is read");
+                break;
+            }
+        }
+        assert_eq!(asked, [&b""[..], REQUEST_OPEN, REQUEST]);
+        let (devices, announced) = new.join().expect("it ends");
+        assert!(devices.tun.is_empty() && devices.cards.is_empty());
+        assert!(announced.is_some());
     }
 
     #[test]

@@ -18,12 +18,13 @@ use slb_io_tun::{Device, Tun};
 use tracing::{debug, error, warn};
 
 use super::device::{Queues, TunQueue};
-use super::exchange::Seat;
+use super::exchange::{Event, Seat};
+use super::handed::{Devices, OpenCards};
 use super::look::{Looker, Task};
 use super::mailbox::{Fill, Mailbox, Recipient};
 use super::offload::Offload;
 use super::state::{self, Importing, Saved};
-use super::{WAIT, memory_for, probes};
+use super::{WAIT, memory_for, memory_needs, probes};
 use crate::Failure;
 use crate::balancer::{Balancer, Limits};
 use crate::report::Tally;
@@ -67,10 +68,22 @@ pub(super) struct Start {
 pub(super) struct Go {
     pub(super) saved: Option<Arc<Saved>>,
     pub(super) kernel: Option<Arc<Device>>,
+    /// The worker's devices, where that process left them open.
+    pub(super) devices: Devices,
+}
+
+/// The state and devices of a worker that has ended.
+#[derive(Default)]
+pub(super) struct Left {
+    /// The records of all connections or flows, where they are kept.
+    pub(super) records: Vec<u8>,
+    /// Open devices, where another process goes on with them.
+    pub(super) devices: Devices,
 }
 
 /// A worker that makes its tables.
 pub(super) struct Starting {
+    ready: Receiver<()>,
     go: Sender<Go>,
     told: Receiver<Result<Sockets, Failure>>,
     mailbox: Arc<Letterbox>,
@@ -78,10 +91,23 @@ pub(super) struct Starting {
     cpu: Option<usize>,
     orders: Sender<Order>,
     tasks: Sender<Task>,
-    thread: JoinHandle<Vec<u8>>,
+    event: Arc<Event>,
+    thread: JoinHandle<Left>,
 }
 
 impl Starting {
+    /// Waits until its tables are made.
+    ///
+    /// # Errors
+    /// They cannot be made.
+    pub(super) fn wait_for_tables(&self) -> Result<(), Failure> {
+        if self.ready.recv().is_ok() {
+            return Ok(());
+        }
+        let ended = || Failure::failed("a worker ended before it began");
+        self.told.recv().map_err(|_| ended())?.map(drop)
+    }
+
     /// Has it begin; it has opened its devices when [`wait`](Self::wait) returns.
     pub(super) fn go(&self, go: Go) {
         let _ = self.go.send(go);
@@ -97,6 +123,7 @@ impl Starting {
             sockets,
             orders: self.orders,
             tasks: self.tasks,
+            event: self.event,
             thread: self.thread,
             heard: (0, Clock::now()),
         })
@@ -113,7 +140,9 @@ pub(super) struct Worker {
     /// The interface and queue of each AF_XDP socket.
     sockets: Sockets,
     orders: Sender<Order>,
-    thread: JoinHandle<Vec<u8>>,
+    /// Wakes the worker out of its wait for packets.
+    event: Arc<Event>,
+    thread: JoinHandle<Left>,
     /// How often it had looked into its mailbox when it was last heard of, and when that was.
     heard: (u64, Clock),
 }
@@ -132,10 +161,11 @@ pub(super) struct Next {
 /// The interface and queue of each AF_XDP socket.
 type Sockets = Vec<(String, u32, OwnedFd)>;
 
-/// To go on with other queues, and whom to tell when they are open.
-struct Order {
-    queues: Queues,
-    tell: Sender<Result<Sockets, Failure>>,
+enum Order {
+    /// To go on with other queues, and whom to tell when they are open.
+    Reopen(Queues, Sender<Result<Sockets, Failure>>),
+    /// To end, with the devices open for another process.
+    HandOver,
 }
 
 /// The counters of a worker.
@@ -164,19 +194,29 @@ impl Worker {
         let (orders, received) = channel();
         let (tasks, to_do) = channel();
         let (go, gone) = channel();
+        let (is_ready, ready) = channel();
         let own = Arc::clone(&mailbox);
+        let event = match &start.seat {
+            Some(seat) => seat.event(),
+            None => Arc::new(Event::new().map_err(Failure::failed)?),
+        };
+        let of_worker = Arc::clone(&event);
         let name = format!("slb {}", names.first().map_or("", String::as_str));
         let thread = thread::Builder::new().name(name).spawn(move || {
             let _ends = own.ends_with_this();
             let told = (&received, &to_do);
-            work(start, &gone, &own, told, tell.clone()).unwrap_or_else(|failure| {
-                error!("{failure}");
-                // If it is of the beginning, somebody still listens.
-                let _ = tell.send(Err(failure));
-                Vec::new()
-            })
+            let to_worker = (&*own, &*of_worker);
+            work(start, (is_ready, &gone), to_worker, told, tell.clone()).unwrap_or_else(
+                |failure| {
+                    error!("{failure}");
+                    // If it is of the beginning, somebody still listens.
+                    let _ = tell.send(Err(failure));
+                    Left::default()
+                },
+            )
         });
         Ok(Starting {
+            ready,
             go,
             told,
             mailbox,
@@ -184,6 +224,7 @@ impl Worker {
             cpu,
             orders,
             tasks,
+            event,
             thread: thread.map_err(Failure::failed)?,
         })
     }
@@ -223,7 +264,7 @@ impl Worker {
         // A socket that is still open here would keep its queue from being bound anew.
         self.sockets.clear();
         let gone = || Failure::failed("a worker has ended");
-        let order = Order { queues, tell };
+        let order = Order::Reopen(queues, tell);
         self.orders.send(order).map_err(|_| gone())?;
         self.mailbox.nudge();
         self.sockets = told.recv_timeout(TIME_TO_OPEN).map_err(|_| gone())??;
@@ -234,14 +275,21 @@ impl Worker {
     /// other wait for each other.
     pub(super) fn stop(&self) {
         self.mailbox.stop();
+        self.event.ring();
     }
 
-    /// Has it take what is still there, and waits for its end. Gives what it counted, and its state where
-    /// that is kept.
-    pub(super) fn finish(self) -> (Option<Counted>, Vec<u8>) {
-        self.mailbox.stop();
-        let records = self.thread.join().unwrap_or_default();
-        (self.mailbox.take_counted(), records)
+    /// Has it end at once with its devices open, and leave what is still there to another process.
+    pub(super) fn hand_over(&self) {
+        let _ = self.orders.send(Order::HandOver);
+        self.mailbox.nudge();
+        self.event.ring();
+    }
+
+    /// Waits for its end, after it was told to [stop](Self::stop) or to [hand over](Self::hand_over). Gives what
+    /// it counted and what it left.
+    pub(super) fn finish(self) -> (Option<Counted>, Left) {
+        let left = self.thread.join().unwrap_or_default();
+        (self.mailbox.take_counted(), left)
     }
 }
 
@@ -251,11 +299,11 @@ const TIME_TO_OPEN: Duration = Duration::from_secs(5);
 /// The thread's whole life.
 fn work(
     start: Start,
-    go: &Receiver<Go>,
-    mailbox: &Letterbox,
+    (ready, go): (Sender<()>, &Receiver<Go>),
+    (mailbox, event): (&Letterbox, &Event),
     (orders, tasks): (&Receiver<Order>, &Receiver<Task>),
     mut tell: Sender<Result<Sockets, Failure>>,
-) -> Result<Vec<u8>, Failure> {
+) -> Result<Left, Failure> {
     if let Some(cpu) = start.cpu {
         let mut set = CpuSet::new();
         set.set(cpu);
@@ -268,8 +316,9 @@ fn work(
     if let Some(seat) = &start.seat {
         balancer.divide_limits(&start.config, seat.steering().workers().get().into());
     }
+    let _ = ready.send(());
     let Ok(go) = go.recv() else {
-        return Ok(Vec::new()); // another worker could not begin
+        return Ok(Left::default()); // another worker could not begin
     };
     // What began after a checkpoint, or before a start without any state, is known to vms only.
     if !go.saved.as_ref().is_some_and(|saved| saved.is_exact()) {
@@ -305,6 +354,11 @@ fn work(
         fill: None,
         seat: start.seat,
         importing: None,
+        event,
+        keeps_state: start.keeps_state,
+        given: go.devices,
+        left: Devices::default(),
+        hands_over: false,
     };
     let (mut queues, mut has_begun) = (start.queues, false);
     loop {
@@ -320,9 +374,17 @@ fn work(
         };
         has_begun = true;
         match end {
-            End::Stopped if start.keeps_state => return Ok(state::export_all(&moving.balancer)),
-            End::Stopped => return Ok(Vec::new()),
-            End::Order(order) => (queues, tell) = (order.queues, order.tell),
+            End::Stopped => {
+                let records = match start.keeps_state {
+                    true => state::export_all(&moving.balancer),
+                    false => Vec::new(),
+                };
+                return Ok(Left {
+                    records,
+                    devices: moving.leave_devices(),
+                });
+            }
+            End::Reopen(next, whom) => (queues, tell) = (next, whom),
         }
     }
 }
@@ -344,7 +406,7 @@ impl io::Write for ToKernel {
 /// Why packets are not moved any more.
 enum End {
     Stopped,
-    Order(Order),
+    Reopen(Queues, Sender<Result<Sockets, Failure>>),
 }
 
 /// The parts of a worker that stay when its devices change.
@@ -373,6 +435,16 @@ struct Moving<'w> {
     seat: Option<Seat>,
     /// Records that are taken over.
     importing: Option<Importing>,
+    /// Wakes this worker when it is to end.
+    event: &'w Event,
+    /// True if another process may take over, and with it the memory of packets.
+    keeps_state: bool,
+    /// Devices that an earlier process left open for this worker.
+    given: Devices,
+    /// Devices that this worker leaves open.
+    left: Devices,
+    /// True if another process goes on with the devices.
+    hands_over: bool,
 }
 
 impl Moving<'_> {
@@ -407,8 +479,31 @@ impl Moving<'_> {
             }
             Queues::AfXdp(queues, longest) => {
                 let extra = self.seat.as_ref().map_or(0, |_| FRAMES);
-                let mut memory = memory_for(&queues, longest, ring, extra)?;
-                let mut io = AfXdp::open(&mut memory, &queues, ring).map_err(Failure::failed)?;
+                let given = self.given.cards.pop();
+                let given = given.and_then(|open| {
+                    let (chunk, frames) = memory_needs(&queues, longest, ring, extra);
+                    open.open(&queues, ring, chunk, frames)
+                });
+                let (mut memory, detached) = match given {
+                    Some((memory, detached)) => (memory, Some(detached)),
+                    None => (
+                        memory_for(&queues, longest, ring, extra, self.keeps_state)?,
+                        None,
+                    ),
+                };
+                let chunk = memory.chunk();
+                let file = memory.file().map(|file| file.try_clone_to_owned());
+                let opened = match detached {
+                    None => AfXdp::open(&mut memory, &queues, ring).map_err(Failure::failed)?,
+                    Some(detached) => match AfXdp::resume(&mut memory, &queues, detached) {
+                        Ok(io) => io,
+                        Err(error) => {
+                            warn!("sockets that were left open are opened anew: {error}");
+                            return self.on(Queues::AfXdp(queues, longest), ring, kernel, tell);
+                        }
+                    },
+                };
+                let mut io = opened;
                 if let Some(kernel) = kernel {
                     io.pass_to(kernel.clone());
                 }
@@ -422,7 +517,18 @@ impl Moving<'_> {
                 }
                 debug!(zero_copy = io.is_zero_copy(), "sockets are open");
                 let _ = tell.send(Ok(sockets));
-                Ok(self.forward(&mut io))
+                let end = self.forward(&mut io);
+                if self.hands_over
+                    && let Some(Ok(file)) = file
+                {
+                    self.left.cards.push(OpenCards {
+                        queues: OpenCards::names_of(&queues),
+                        memory: file,
+                        chunk,
+                        detached: io.detach(),
+                    });
+                }
+                Ok(end)
             }
         }
     }
@@ -435,10 +541,27 @@ impl Moving<'_> {
             place.map(|place| wanted.swap_remove(place)).is_some()
         });
         for mut queue in wanted {
-            let device = queue.open()?;
+            let key = queue.key();
+            let place = self.given.tun.iter().position(|(given, _)| *given == key);
+            let file = place.map(|place| self.given.tun.swap_remove(place).1);
+            let device = match file.and_then(|file| queue.resume(file)) {
+                Some(device) => device,
+                None => queue.open()?,
+            };
             self.held.push((queue, device));
         }
         Ok(())
+    }
+
+    /// Returns the devices that another process goes on with, if one does.
+    fn leave_devices(mut self) -> Devices {
+        if self.hands_over {
+            let held = self.held.into_iter();
+            self.left.tun = held
+                .map(|(queue, device)| (queue.key(), device.into()))
+                .collect();
+        }
+        self.left
     }
 
     /// Moves nothing but what other workers hand over, and goes on reading letters.
@@ -461,7 +584,10 @@ impl Moving<'_> {
             Err(error) => {
                 error!("I/O error, this worker moves no more packets: {error}");
                 self.note(&counters);
-                return self.on_none();
+                let end = self.on_none();
+                // Whoever takes over opens them anew.
+                self.hands_over = false;
+                return end;
             }
         };
         if matches!(end, End::Stopped) {
@@ -481,7 +607,15 @@ impl Moving<'_> {
                 if reader.read() {
                     stop.get_or_insert_with(Clock::now);
                 } else if let Ok(order) = self.orders.try_recv() {
-                    return Ok(End::Order(order));
+                    match order {
+                        Order::Reopen(queues, tell) => return Ok(End::Reopen(queues, tell)),
+                        // What is in the devices waits there for the other process.
+                        Order::HandOver => self.hands_over = true,
+                    }
+                    if self.seat.is_none() {
+                        return Ok(End::Stopped);
+                    }
+                    stop = Some(Clock::now());
                 }
                 while let Ok(task) = self.tasks.try_recv() {
                     self.looker.take(task);
@@ -493,7 +627,7 @@ impl Moving<'_> {
             if self.looker.is_busy() {
                 self.looker.step(&self.balancer, idle > 0);
             }
-            let mut count = match self.is_leaving() {
+            let mut count = match self.is_leaving() || self.hands_over {
                 false => io.receive(&mut burst)?,
                 true => 0,
             };
@@ -568,7 +702,7 @@ impl Moving<'_> {
     /// Waits until packets come, or something is due.
     fn sleep<'m>(&mut self, io: &impl LiveIo<'m>) -> io::Result<()> {
         let Some(seat) = &mut self.seat else {
-            return io.wait(WAIT, None);
+            return io.wait(WAIT, self.event.file());
         };
         if !seat.may_sleep() {
             return Ok(());

@@ -10,19 +10,18 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle, sleep};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use common::inside::inside;
 use common::lab::{Change, ECHO_PORT, Io, Lab, NO_CHANGE, QUIC_PORT, SLOW, TOOLS, VIP, VIP6};
-use common::world::{World, lacking};
+use common::world::lacking;
 use quinn::rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use quinn::rustls::{self, RootCertStore};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const DOWNLOADS: usize = 200;
 const UPLOADS: usize = 50;
@@ -35,19 +34,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One data centre at a time: they have the same names, and each loads both processors.
 static ALONE: Mutex<()> = Mutex::new(());
-
-/// Runs something on a thread that is in a machine's network namespace.
-fn inside<T: Send + 'static>(
-    world: &World,
-    machine: &str,
-    run: impl FnOnce() -> T + Send + 'static,
-) -> JoinHandle<T> {
-    let space = File::open(format!("/var/run/netns/{}", world.space(machine))).unwrap();
-    thread::spawn(move || {
-        move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-        run()
-    })
-}
 
 /// A flag that ends threads, also those of a test that panics.
 #[derive(Default)]

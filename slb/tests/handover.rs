@@ -1,5 +1,5 @@
-//! From one process to the next: what is announced stays announced, and SIGUSR2 starts the program again in the same
-//! service.
+//! From one process to the next: what is announced stays announced, SIGUSR2 starts the program again in the same
+//! service, and while no process serves, the kernel gets nothing of the balancer's.
 //!
 //! Needs root; without, or where a tool is missing, it says so and is skipped.
 
@@ -9,11 +9,14 @@ mod common;
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use common::lab::Io;
 use common::sh;
-use common::world::{Process, World, lacking, log, wait_until};
+use common::site::{CLIENT, CLIENT6, DIP, DIP6, Site};
+use common::world::{Process, World, lacking, log, peer, wait_until};
 
 const VIP: &str = "20.20.20.100";
 const VIP6: &str = "2001:db8::100";
@@ -298,4 +301,230 @@ fn sigusr2_starts_the_program_again_in_the_same_service() {
     alone.signal("USR2");
     says("no process can take over from this one: expected --state DIR");
     assert_eq!(lab.pid(), Some(alone.0.id().into()));
+}
+
+/// A mux and a host agent over AF_XDP.
+struct Node {
+    site: Site,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        for role in ["mux", "host"] {
+            let bpf = self.state(role).join("bpf");
+            sh(&format!("umount {} 2>/dev/null", bpf.display()));
+        }
+    }
+}
+
+impl Node {
+    fn new() -> Self {
+        let own = Self {
+            site: Site::new(Io::AfXdp, "hk", (1, &[]), &[VIP, VIP6]),
+        };
+        let network = own.site.network();
+        for (role, number) in [("mux", 11), ("host", 101)] {
+            let bpf = own.state(role).join("bpf");
+            fs::create_dir_all(&bpf).unwrap();
+            assert!(sh(&format!("mount -t bpf bpf {}", bpf.display())));
+            let mut text = format!(
+                "[node]\nrole = \"{role}\"\nhash_seed = 7\n\
+                 underlay = [\"172.{network}.0.{number}\", \"fd00:{network}::{number}\"]\n\
+                 muxes = [\"172.{network}.0.11\", \"fd00:{network}::11\"]\n"
+            );
+            for (family, vip, dip, host) in [
+                ("4", VIP, DIP, format!("172.{network}.0.101")),
+                ("6", VIP6, DIP6, format!("fd00:{network}::101")),
+            ] {
+                text += &format!(
+                    "[[frontend]]\nname = \"web{family}\"\naddress = \"{vip}\"\n\
+                     [[pool]]\nname = \"vms{family}\"\nvni = 5001\n\
+                     backends = [{{ name = \"vm1\", address = \"{dip}\", host = \"{host}\", \
+                     mac = \"02:00:0a:0a:01:0b\" }}]\n\
+                     [[rule]]\nname = \"http{family}\"\nfrontend = \"web{family}\"\n\
+                     pool = \"vms{family}\"\nprotocol = \"tcp\"\nfrontend_port = 80\n\
+                     backend_port = 8000\ndisable_outbound_snat = false\n"
+                );
+            }
+            fs::write(own.site.world.path(&format!("{role}.toml")), text).unwrap();
+        }
+        own
+    }
+
+    fn state(&self, role: &str) -> PathBuf {
+        self.site.world.path(&format!("state-{role}"))
+    }
+
+    fn start(&self, role: &str, keeps: bool) -> Process {
+        let slb = env!("CARGO_BIN_EXE_slb");
+        let path = |name: &str| self.site.world.path(&format!("{role}.{name}"));
+        let state = match keeps {
+            true => format!("--state {}", self.state(role).display()),
+            false => String::new(),
+        };
+        let command = format!(
+            "{slb} {role} --config {} {} --status {} {state} --log-level warn",
+            path("toml").display(),
+            self.site.devices(role, 1),
+            path("sock").display(),
+        );
+        let process = self.site.world.start(role, &command);
+        self.site.wait_until("it serves", || {
+            let status = format!(
+                "{slb} status --format json --socket {}",
+                path("sock").display()
+            );
+            let output = self.site.world.command(role, &status).output().unwrap();
+            output.status.success()
+        });
+        process
+    }
+
+    /// Whether a connection can be made from a machine.
+    fn connects(&self, machine: &str, address: &str, port: u16) -> bool {
+        let connect = format!(
+            "python3 -c 'import socket; socket.create_connection((\"{address}\", {port}), 1)'"
+        );
+        let output = self.site.world.command(machine, &connect).output();
+        output.is_ok_and(|output| output.status.success())
+    }
+
+    /// Has clients ask the VIPs, and the vm ask clients: by connections, datagrams and pings. No connection is made.
+    fn ask(&self) {
+        let script = "import socket, sys\n\
+                      address, port = sys.argv[1], int(sys.argv[2])\n\
+                      family = socket.AF_INET6 if \":\" in address else socket.AF_INET\n\
+                      for _ in range(3): socket.socket(family, socket.SOCK_DGRAM).sendto(b\"x\", (address, port))\n\
+                      try: socket.create_connection((address, port), 1)\n\
+                      except OSError: sys.exit()\n\
+                      print(\"connected\")\n";
+        let path = self.site.world.path("ask.py");
+        fs::write(&path, script).unwrap();
+        let asked = [
+            ("client", VIP, 80),
+            ("client", VIP6, 80),
+            ("vm1", CLIENT, 8000),
+            ("vm1", CLIENT6, 8000),
+        ];
+        let asked = asked.map(|(machine, address, port)| {
+            let ask = format!("python3 {} {address} {port}", path.display());
+            let ping = format!("ping -q -c 2 -i 0.2 -W 1 {address}");
+            let start = |command: &str| self.site.world.start(machine, command);
+            (start(&ask), start(&ping))
+        });
+        for (ask, ping) in asked {
+            assert_eq!(ask.output(), "");
+            let _ = ping.output();
+        }
+    }
+
+    fn interfaces(&self, role: &str) -> &'static [&'static str] {
+        match role {
+            "mux" => &["eth0"],
+            _ => &["eth0", "to-vm1"],
+        }
+    }
+
+    /// How XDP is attached to an interface: as `ip` shows it.
+    fn xdp(&self, role: &str, interface: &str) -> String {
+        let show = format!("ip link show dev {interface}");
+        let shown = self.site.world.on(role, &show);
+        let words = shown.split_whitespace();
+        let xdp: Vec<&str> = words.filter(|word| word.contains("xdp")).collect();
+        xdp.concat()
+    }
+
+    /// What a node's kernel sends of the balancer's while all of these ask.
+    fn leaks(&self, role: &str) -> String {
+        let mac = self
+            .site
+            .world
+            .on(role, "cat /sys/class/net/eth0/address")
+            .trim()
+            .to_owned();
+        let of_vips = format!("host {VIP} or host {VIP6}");
+        // Of a host, what a vm sent comes out under its own address; and the kernel knows no port 4789.
+        let of_vms = "net 10.10.1.0/24 or net fd00:10:1::/64 or icmp[icmptype] = icmp-unreach or \
+                      (icmp6 and ip6[40] = 1)";
+        let filter = format!("ether src {mac} and ({of_vips} or {of_vms})");
+        let file = self.site.world.path("leaks.pcap");
+        let _ = fs::remove_file(&file);
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.site.world.space("router")]);
+        command.args(["tcpdump", "-U", "-n", "-i", role, "-w"]);
+        command.arg(&file).arg(&filter);
+        let tcpdump = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let mut tcpdump = Process(tcpdump.unwrap());
+        self.site.wait_until("tcpdump listens", || {
+            file.metadata().is_ok_and(|file| file.len() >= 24)
+        });
+        self.ask();
+        sleep(Duration::from_millis(300));
+        tcpdump.signal("INT");
+        tcpdump.0.wait().unwrap();
+        let file = file.display().to_string();
+        let seen = Command::new("tcpdump").args(["-n", "-r", &file]).output();
+        String::from_utf8_lossy(&seen.unwrap().stdout).into_owned()
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_kernel_gets_nothing_of_the_balancers_when_no_process_serves() {
+    if let Some(why) = lacking(&["ethtool", "tcpdump"]) {
+        skip!("{why}");
+    }
+    let node = Node::new();
+    let files = node.site.world.path("files");
+    fs::create_dir_all(&files).unwrap();
+    let serve = peer(&format!("files {} 8000", files.display()));
+    let _servers = ["vm1", "client"].map(|machine| node.site.world.start(machine, &serve));
+    for role in ["mux", "host"] {
+        let other = if role == "mux" { "host" } else { "mux" };
+        let other = node.start(other, false);
+        for end in ["TERM", "KILL"] {
+            let process = node.start(role, true);
+            for vip in [VIP, VIP6] {
+                node.site
+                    .wait_until("the service answers", || node.connects("client", vip, 80));
+            }
+            process.signal(end);
+            let _ = process.output();
+            for interface in node.interfaces(role) {
+                let xdp = node.xdp(role, interface);
+                assert!(
+                    xdp.contains("xdp") && !xdp.contains("generic"),
+                    "{role} {interface}: {xdp:?}"
+                );
+            }
+            assert_eq!(node.leaks(role), "", "{role} {end}");
+            println!("{role}, {end}: nothing leaks");
+        }
+        // Who wants the interface back for good removes the files.
+        for file in fs::read_dir(node.state(role).join("bpf")).unwrap() {
+            let path = file.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if name.starts_with(role) {
+                fs::remove_file(path).unwrap();
+            }
+        }
+        let is_back = || {
+            let all = node.interfaces(role).iter();
+            all.copied()
+                .all(|interface| node.xdp(role, interface).is_empty())
+        };
+        node.site.wait_until("the interfaces are back", is_back);
+        assert_ne!(node.leaks(role), "", "{role}: the kernel has its packets");
+        // Without state they go back whenever the process ends.
+        for end in ["TERM", "KILL"] {
+            let process = node.start(role, false);
+            assert!(!is_back());
+            process.signal(end);
+            let _ = process.output();
+            node.site.wait_until("the interfaces are back", is_back);
+        }
+        assert_ne!(node.leaks(role), "", "{role}: the kernel has its packets");
+        other.signal("TERM");
+        other.finish();
+    }
 }

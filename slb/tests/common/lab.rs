@@ -413,9 +413,11 @@ impl Lab {
             );
             if change.datagrams {
                 for (name, port) in [("echo", ECHO_PORT), ("quic", QUIC_PORT)] {
+                    let is_quic = name == "quic";
                     text += &format!(
                         "[[rule]]\nname = \"{name}{family}\"\nfrontend = \"web{family}\"\n\
-                         pool = \"vms{family}\"\nprotocol = \"udp\"\nfrontend_port = {port}\n"
+                         pool = \"vms{family}\"\nprotocol = \"udp\"\nfrontend_port = {port}\n\
+                         quic = {is_quic}\n"
                     );
                 }
             }

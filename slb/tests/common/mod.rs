@@ -13,6 +13,10 @@ use slb_core::packet::{Packet, Parsed};
 use slb_io_pcap::{FRAME_LEN, Next, Reader};
 
 pub mod captured;
+#[cfg(feature = "live")]
+pub mod gap;
+#[cfg(feature = "live")]
+pub mod inside;
 pub mod lab;
 pub mod site;
 pub mod vxlan;

@@ -340,7 +340,52 @@ pub(crate) fn explain(
         && let Some(text) = outer(frame.bytes())
     {
         *out += &format!("  {:<10} {text}\n", "outer");
+        if let Some(text) = former_owners(config, &trail) {
+            *out += &format!("  {:<10} {text}\n", "passed on");
+        }
     }
+}
+
+/// The backends that had the slot of a packet before, by `past` of the pool: the host agent of its backend passes a
+/// packet on to their hosts. `None` where there are none.
+fn former_owners(config: &Config, trail: &Trail) -> Option<String> {
+    if config.pools.iter().all(|pool| pool.past.is_empty()) {
+        return None;
+    }
+    let (mut hashed, mut selected) = (None, None);
+    for step in trail.steps() {
+        match *step {
+            Step::Hashed { rule, slot, .. } => hashed = Some((rule, slot)),
+            Step::Selected(backend) => selected = Some(backend),
+            _ => {}
+        }
+    }
+    let ((rule, slot), selected) = (hashed?, selected?);
+    let backends = config.pools.iter().flat_map(|pool| &pool.backends);
+    let backends: Vec<_> = backends.collect();
+    let backend = backends.get(selected as usize)?;
+    // Only a host agent remembers owners, and only those of its own backends.
+    let mut of_host = config.clone();
+    of_host.node.role = Role::Host;
+    match backend.host {
+        IpAddr::V4(host) => of_host.node.ipv4 = Some(host),
+        IpAddr::V6(host) => of_host.node.ipv6 = Some(host),
+    }
+    let snapshot = of_host.snapshot(None).ok()?;
+    let owners = snapshot.owners(rule, slot);
+    let owners = owners.filter_map(|id| backends.get(snapshot.backend_index(id)? as usize));
+    let others = owners.filter(|owner| owner.name != backend.name);
+    let others: Vec<String> = others
+        .map(|owner| format!("{} ({})", owner.host, owner.name))
+        .collect();
+    (!others.is_empty()).then(|| {
+        format!(
+            "by {} ({}), if it has no connection of the packet and the packet opens none: to {}",
+            backend.host,
+            backend.name,
+            others.join(", then ")
+        )
+    })
 }
 
 /// A step in words, with the names of a configuration and its spec.

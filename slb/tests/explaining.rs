@@ -145,3 +145,52 @@ fn a_packet_that_was_cut_is_explained_by_its_headers() {
         "nothing is missing"
     );
 }
+
+/// A mux whose pool had other weights before.
+const CHANGED: &str = r#"
+[node]
+role = "mux"
+underlay = "172.16.0.11"
+
+[[frontend]]
+name = "web"
+address = "20.20.20.100"
+
+[[pool]]
+name = "vms"
+vni = 5001
+past = [{ vm1 = 1 }, { vm2 = 1 }]
+backends = [
+    { name = "vm1", address = "10.10.0.1", host = "172.16.0.101", weight = 0 },
+    { name = "vm2", address = "10.10.0.2", host = "172.16.0.102", weight = 0 },
+    { name = "vm3", address = "10.10.0.3", host = "172.16.0.103" },
+]
+
+[[rule]]
+name = "http"
+frontend = "web"
+pool = "vms"
+protocol = "tcp"
+frontend_port = 80
+"#;
+
+#[test]
+fn a_mux_tells_whom_a_packet_would_be_passed_on_to() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("mux.toml").display().to_string();
+    let said = |config: &str| {
+        std::fs::write(&file, config).expect("written");
+        let output = explain(&[&file, "tcp", "198.51.100.10:50000", "20.20.20.100:80"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let line = "  passed on  by 172.16.0.103 (vm3), if it has no connection of the packet and the packet opens none: to \
+                172.16.0.102 (vm2), then 172.16.0.101 (vm1)\n";
+    let changed = said(CHANGED);
+    assert!(changed.contains(line), "{changed}");
+    // A pool that was always so.
+    let same = CHANGED.replace("past = [{ vm1 = 1 }, { vm2 = 1 }]\n", "");
+    assert!(!said(&same).contains("passed on"));
+    let same = CHANGED.replace("past = [{ vm1 = 1 }, { vm2 = 1 }]", "past = [{ vm3 = 1 }]");
+    assert!(!said(&same).contains("passed on"));
+}

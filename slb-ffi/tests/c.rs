@@ -212,7 +212,7 @@ fn a_state_is_exported_and_imported() {
     ok(Command::new("gcc")
         .args(["-std=c11", "-g"])
         .args(STRICT)
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c/state.c"))
+        .arg(root().join("examples/c/state.c"))
         .arg("-o")
         .arg(&program)
         .args(flags(prefix, &["slb"])));

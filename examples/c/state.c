@@ -1,5 +1,8 @@
 /* A mux's pins outlive it: `state export CONFIG FILE` pins flows and writes them, `state import CONFIG FILE`
- * is another process that takes them over, and sends the same flows to the same hosts. */
+ * is another process that takes them over, and sends the same flows to the same hosts.
+ *
+ *   cc state.c -o state $(pkg-config --cflags --libs slb)
+ */
 #include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>

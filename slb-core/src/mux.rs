@@ -524,7 +524,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             frame.prefetch();
         }
         let mut received = Count::default();
-        // Packets for one service come in runs: often the last lookup's result holds.
+        // Packets for one service arrive in runs, so the result of the last lookup often holds.
         let mut last = (None, RuleMatch::NotVip);
         let mut count = 0;
         for (index, frame) in frames.iter_mut().enumerate() {
@@ -812,7 +812,7 @@ fn finish(
     seen: &mut impl Observe,
 ) {
     frame.set_verdict(verdict);
-    // An answer has another length by now: what counts is what came in.
+    // An answer has replaced the frame: count the bytes that arrived.
     stats.count(verdict, lane.len as usize);
     seen.step(lane.frame.into(), Step::Done(verdict));
 }

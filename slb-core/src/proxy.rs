@@ -419,7 +419,7 @@ impl Role for ProxyRole {
             let snapshot = &pipeline.snapshot;
             return Err(bridge(snapshot, lane.direction, Some(destination)));
         }
-        // An echo request that no rule takes is answered here, or not.
+        // The frontend's `icmp_echo` decides about an echo request without a rule.
         if packet.shape.echo == EchoMessage::Request
             && pipeline.snapshot.echo_rule(packet).is_none()
         {

@@ -149,7 +149,7 @@ fn backend<A: Addresses>(
     counters: &mut Counters<'_, '_, '_>,
     seen: &mut impl Observe,
 ) -> Chosen {
-    // What an earlier lane of the burst inserted may have moved this one's flow, or be it.
+    // An insertion by an earlier lane of the burst may have moved this flow, or made it.
     let probe = if is_same {
         lane.probe
     } else {
@@ -270,7 +270,7 @@ fn unpinned<A: Addresses>(
         if packet.opens() {
             return Err(DropReason::SourceLimit);
         }
-        // It may have begun at another mux.
+        // The flow may have begun at another mux.
         seen.step(lane.frame.into(), Step::Flow(FlowStep::Refused));
         return Ok(index);
     }
@@ -322,7 +322,7 @@ fn next_state(state: FlowState, packet: &Packet) -> FlowState {
     } else if packet.flags.intersects(Flags::FIN.with(Flags::RST)) {
         FlowState::Closing
     } else if packet.flags.opens() {
-        // The old connection is over where a new one begins with the same ports.
+        // A new connection with the same ports means that the old one is over.
         if state == FlowState::Closing {
             FlowState::HalfOpen
         } else {

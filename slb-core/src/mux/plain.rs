@@ -217,7 +217,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         else {
             return (0, Some(Err(DropReason::NoBackend)));
         };
-        // What an earlier frame of the burst inserted may have moved a later one's flow.
+        // An insertion by an earlier frame of the burst may have moved a later frame's flow.
         let mut is_stale = Changes::of(flows) != *before;
         let mut sender = Sender::new(snapshot, rules, backends);
         let mut unsent = None;
@@ -319,7 +319,7 @@ fn pin_otherwise<A: Words>(
 /// may be there.
 #[inline]
 fn look_up(flows: &FlowTable<'_>, lanes: &mut [Lane]) {
-    // A bit for each lane.
+    // One bit for each lane.
     let mut displaced = 0u64;
     for (bit, lane) in lanes.iter_mut().enumerate() {
         let may_be_displaced = match lane.kind() {

@@ -27,7 +27,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             Ok(outer) => outer?,
             Err(reason) => return Some(Verdict::Drop(reason)),
         };
-        // VXLAN of somebody else's, which ends on this machine too.
+        // The VXLAN belongs to another program on this machine.
         if !snapshot.nat.has_vni(outer.vni) {
             return None;
         }

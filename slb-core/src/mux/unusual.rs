@@ -50,7 +50,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         } else {
             Ok(by_address)
         };
-        // Of an ICMP error that is dropped, later fragments are too.
+        // Later fragments of a dropped ICMP error are dropped too.
         let is_refused = found.is_err() && packet.shape.echo == EchoMessage::None;
         if packet.shape.part == Part::First && !is_refused {
             self.fragments()
@@ -84,7 +84,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
                     return Ok(self.snapshot.classify(packet));
                 }
                 if packet.is_icmp() {
-                    // As of the first one, whose identifier counts where it is a SNAT port only.
+                    // As for the first fragment: its identifier counts only if it is a SNAT port.
                     let identifier = core::mem::take(&mut packet.ports);
                     return self.classify_echo(frame, lane, by_address, identifier);
                 }
@@ -94,7 +94,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             Recalled::Unknown if !fragments::needs_first(&lane.packet) => return Ok(by_address),
             Recalled::Unknown => {}
         }
-        // Where neither the rule nor the distribution mode looks at ports, none are missed.
+        // Ports are not needed if neither the rule nor the distribution mode looks at them.
         if let RuleMatch::Rule(index) = by_address {
             let rule = self.snapshot.rule(index);
             let names_its_protocol = lane.packet.has_ports() || lane.packet.is_icmp();
@@ -186,8 +186,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             let RuleMatch::Rule(index) = self.snapshot.classify(&flow) else {
                 return Err(unmatched);
             };
-            // As of the flow's own packets: of an echo message the identifier counts where it is a
-            // SNAT port only.
+            // As for the flow's own packets: an echo message's identifier counts only if it is
+            // a SNAT port.
             let is_snat_port =
                 flow.shape.echo == EchoMessage::Reply && by_address == RuleMatch::NoRule;
             if !is_snat_port {
@@ -250,7 +250,7 @@ pub(super) fn report(
     } else {
         IcmpError::TooBig(inner_mtu)
     };
-    // Of an ICMP error the lane has the quoted flow's tuple, and errors are not answered anyway.
+    // The lane of an ICMP error has the quoted flow's tuple, and errors are never answered.
     let may_be_told = !lane.only_follows && answer::may_be_told(frame.bytes(), packet);
     if !may_be_told || !limits.allow(error.kind()) {
         return Verdict::Drop(error.reason());
@@ -281,7 +281,7 @@ pub(super) fn refuse(
     }
     let kind = snapshot.terms(lane.rule).map(|terms| terms.kind);
     if kind == Some(RuleKind::Outbound) {
-        // The port is in no vm's block, and no other rule takes it.
+        // No vm's block contains the port, and no other rule takes the packet.
         seen.step(lane.frame.into(), Step::Classified(RuleMatch::NoRule));
         let is_error = lane.only_follows && packet.shape.part != Part::Later;
         return Verdict::Drop(if is_error {

@@ -187,11 +187,12 @@ impl<'m> Ages<'m> {
         let kind = self.links.get(number as usize).and_then(|l| l.kind());
         match state {
             SynSent => {}
-            // One that is refused stays where it is: its SYN may be from anybody.
+            // A refused connection keeps its place: anyone may have sent its SYN.
             TimeWait | Closed => self.push(number, Kind::Answered),
             SynReceived => {
                 let moves = match protocol {
-                    // Its client's third segment is still to come. One that was over is young again.
+                    // The client's third segment is still to come. A connection that was over is young
+                    // again.
                     protocol::TCP => kind == Some(Kind::Answered),
                     _ => kind == Some(Kind::Unanswered),
                 };

@@ -679,8 +679,8 @@ impl<A: Addresses> Connection<A> {
             None => self.next_without_handshake(direction),
         };
         self.sequences.set_state(state);
-        // A SYN that its server has not answered shows no life: with a server that is gone, a client
-        // that asks from this port again and again would keep the connection for ever.
+        // An unanswered SYN does not keep the connection alive: otherwise a client that retries
+        // from this port would keep the connection to a dead server for ever.
         let asks_anew = state == before
             && state != ConnectionState::SynSent
             && segment.is_some_and(|segment| segment.flags.opens());
@@ -722,7 +722,7 @@ impl<A: Addresses> Connection<A> {
         match (self.sequences.protocol, self.state()) {
             (protocol::TCP, SynSent | SynReceived | TimeWait | Closed) => TRANSITORY,
             (protocol::ICMP | protocol::ICMPV6, _) => ECHO,
-            // Half-closed ones too: the other end may send for as long as it likes.
+            // Half-closed connections too: the other end may send for as long as it likes.
             _ => Span(self.idle),
         }
     }

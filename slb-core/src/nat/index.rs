@@ -107,7 +107,7 @@ impl<'m> Index<'m> {
     #[inline]
     fn secondary(&self, hash: u64) -> usize {
         let other = (((hash & 0xffff_ffff) * self.buckets.len() as u64) >> 32) as usize;
-        // Never the primary itself, where there are others.
+        // Never the primary bucket itself, if there are others.
         match other {
             _ if other != self.primary(hash) => other,
             0 => self.buckets.len().saturating_sub(1),

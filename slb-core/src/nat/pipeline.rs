@@ -171,7 +171,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
 
     /// Stage 1 of the slow path: reads a frame, finds whose it is and hashes its tuple. Returns
     /// false where it concerns no connection, and has its verdict.
-    // Out of the loop of the fast path: what is live there stays in registers.
+    // Out of line, so that the fast path's loop keeps its values in registers.
     #[inline(never)]
     fn classify<R: Role>(
         &mut self,
@@ -291,7 +291,7 @@ fn finish(
     seen: &mut impl Observe,
 ) {
     frame.set_verdict(verdict);
-    // An answer has another length by now: what counts is what came in.
+    // An answer has replaced the frame: count the bytes that arrived.
     stats.count(verdict, lane.len as usize);
     seen.step(lane.frame.into(), Step::Done(verdict));
 }

@@ -130,7 +130,7 @@ fn beyond(count: u32, word: u32) -> u64 {
 
 /// The key of a pool's word.
 fn word_key(pool: u64, word: u32) -> u64 {
-    // Odd, and half of its bits set: digits of pi. What is secret is the pool's hash.
+    // Digits of pi: odd, with half of the bits set. Only the pool's hash is secret.
     const SPREAD: u64 = 0xc0ac_29b7_c97c_50dd;
     fold_multiply(pool ^ u64::from(word), SPREAD)
 }
@@ -139,7 +139,7 @@ impl<'m> PortTable<'m> {
     /// The [`PortBucket`]s that so many connections need: 24.4 bytes for each, so that every one
     /// may have another destination.
     pub const fn buckets_for(connections: usize) -> usize {
-        // Two of three places are used, and one entry in 64 is a summary.
+        // Two of three slots are used, and one entry in 64 is a summary.
         let entries = connections.saturating_add(connections / 63);
         entries.saturating_mul(3).div_ceil(2 * SLOTS)
     }
@@ -264,7 +264,7 @@ impl<'m> PortTable<'m> {
             if free != 0 {
                 return before(end, 64 * page + free.trailing_zeros());
             }
-            // Its summary found no room in the table.
+            // The summary found no free slot in the table.
             page += 1;
         }
         None
@@ -275,7 +275,7 @@ impl<'m> PortTable<'m> {
         let count = self.buckets.len() as u64;
         let first = (((key >> 32) * count) >> 32) as usize;
         let second = (((key & 0xffff_ffff) * count) >> 32) as usize;
-        // Never the same one, where there are others.
+        // Never the same bucket, if there are others.
         match second {
             _ if second != first => [first, second],
             0 => [first, self.buckets.len().saturating_sub(1)],
@@ -310,7 +310,7 @@ impl<'m> PortTable<'m> {
             key,
             bits: 1 << bit,
         };
-        // The emptier one: so few buckets are full that an entry nearly always finds room.
+        // The emptier bucket: few buckets fill up, so an entry nearly always finds a free slot.
         let [first, second] = homes.map(|home| self.room(home));
         let order = match first >= second {
             true => homes,

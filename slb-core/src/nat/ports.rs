@@ -110,7 +110,7 @@ pub(crate) fn choose<'n, A: Rewrite>(
         let owner = Owner::Block(nat.first_granule(block));
         let ports = granules.len() * GRANULE as usize;
         let pool = taken.pool(owner, &outside(0), number, ports);
-        // Granules begin at even ports: of a block's n-th port, n says which it is.
+        // Granules begin at even ports, so n gives the parity of a block's n-th port.
         let port_at = |place: u32| {
             let granule = granules.get((place / GRANULE) as usize)?;
             Some(granule * GRANULE as u16 + (place % GRANULE) as u16)

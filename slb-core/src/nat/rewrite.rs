@@ -121,7 +121,7 @@ pub(crate) fn translate<A: Rewrite>(
     }
     let start = usize::from(packet.shape.transport_offset);
     if packet.protocol == A::ICMP {
-        // Padding behind a short packet is no part of the message.
+        // Padding after a short packet does not belong to the message.
         let end = usize::from(packet.shape.ip_offset) + packet.ip_len();
         return rewrite_icmp::<A>(bytes.get_mut(start..end)?, to.ports, deltas).ok();
     }
@@ -169,7 +169,7 @@ pub(super) fn rewrite_udp(header: &mut [u8], ports: u32, delta: u32) -> Result<(
     let old = u16::from_le_bytes(*field);
     if old != 0 {
         let new = !fold_once(u32::from(!old) + delta);
-        // Zero would mean that there is none.
+        // Zero would mean that there is no checksum.
         *field = if new == 0 { 0xffff } else { new }.to_le_bytes();
     }
     Ok(())
@@ -342,7 +342,7 @@ pub(crate) fn clamp_mss(bytes: &mut [u8], packet: &Packet, most: u16) {
     }
     let new = most.to_be_bytes();
     segment[at..at + 2].copy_from_slice(&new);
-    // At an odd place its bytes stand in the other halves of their words.
+    // At an odd offset, its bytes are in the other halves of their words.
     let word = |bytes: [u8; 2]| {
         let word = u16::from_le_bytes(bytes);
         u64::from(if at.is_multiple_of(2) {

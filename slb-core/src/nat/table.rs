@@ -243,7 +243,7 @@ impl<'m, A: Addresses> Connections<'m, A> {
     /// Returns true if a connection has expired.
     #[inline]
     pub(crate) fn is_past(&self, connection: &Connection<A>) -> bool {
-        // Ticks wrap: what is less than half of their range behind is past.
+        // Ticks wrap: a deadline less than half of their range behind is in the past.
         (self.now.wrapping_sub(connection.deadline) as i32) >= 0
     }
 
@@ -357,7 +357,7 @@ impl<'m, A: Addresses> Connections<'m, A> {
         if self.stats.live < self.stats.places {
             return None;
         }
-        // Answers alone, to whoever asks, must not leave new ones less than they need to be answered.
+        // An eighth of the slots stays for unanswered connections, which need time to be answered.
         if unanswered > self.stats.places / 8 {
             return oldest;
         }
@@ -423,7 +423,7 @@ impl<'m, A: Addresses> Connections<'m, A> {
         let hash = self.hash(&key);
         self.index.remove(hash, number);
         self.ages.note(number, protocol, ConnectionState::Closed);
-        // Both names may have one place in the index, by a collision.
+        // Both keys may share a slot of the index after a collision.
         self.find(hash, &key) != Some(number)
     }
 

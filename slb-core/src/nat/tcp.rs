@@ -206,7 +206,7 @@ pub(crate) struct Sequences {
     /// The low 24 bits, little-endian, of the number that acknowledges a later SYN of the opener.
     /// The answer brings all 32 bits, so these only have to tell it from other answers.
     later: [u8; 3],
-    // Three bytes of the connection's, which would cost it a second cache line elsewhere.
+    // The next three bytes are the connection's: elsewhere they would need a second cache line.
     /// A [`ConnectionState`] and the later SYN's window scale; zero: the place is free.
     state: u8,
     pub(super) protocol: u8,
@@ -335,7 +335,7 @@ impl Sequences {
     fn ask(&mut self, direction: Direction, syn: &Segment) {
         let (own, other) = (direction.index(), direction.reverse().index());
         self.sent[own] = syn.end();
-        // Nobody acknowledges less than the SYN.
+        // An acknowledgement covers at least the SYN.
         self.acknowledged[other] = syn.sequence.wrapping_add(1);
         // RFC 7323 §2.2: the window of a SYN itself is not scaled.
         self.windows[own] = syn.window_shift.unwrap_or(NO_SHIFT);
@@ -466,7 +466,7 @@ impl Sequences {
     pub(crate) fn reset_to(&self, direction: Direction) -> (u32, u32) {
         let other = direction.reverse().index();
         let expected = self.acknowledged[direction.index()];
-        // What the other end sent beyond that has arrived, or is lost: the first is likelier.
+        // Data that the other end sent beyond that has arrived or is lost: the former is likelier.
         let sequence = if after(self.sent[other], expected) {
             self.sent[other]
         } else {
@@ -513,7 +513,7 @@ impl Sequences {
                 acknowledges && !is_sent
             }
             ConnectionState::TimeWait | ConnectionState::Closed => {
-                // What is lost on the way leaves a gap.
+                // Data lost on the way leaves a gap.
                 let ahead = segment.sequence.wrapping_sub(self.sent[own]);
                 let is_next = ahead <= self.bound_of(opener.reverse());
                 !is_next && !self.is_recent(opener, segment.sequence)
@@ -550,8 +550,8 @@ impl Sequences {
                 // RFC 9293 §3.10.7.3: the answer to a SYN has to acknowledge it.
                 return self.acknowledges_syn(opener, segment);
             }
-            // A responder that knows of the connection challenges a SYN (RFC 5961 §4.2). One that
-            // refuses it has forgotten the connection.
+            // A responder that knows the connection challenges a SYN (RFC 5961 §4.2). A refusal
+            // shows that it has forgotten the connection.
             let refuses = segment.flags.contains(Flags::ACK);
             if refuses && self.is_kept(segment.acknowledgement) {
                 return true;
@@ -559,7 +559,7 @@ impl Sequences {
         }
         // The receiver expects what it acknowledged last. It may have taken more without saying so yet,
         // but what was sent proves nothing: a forged segment in the window would make a forged RST
-        // behind it exact. During the handshake there is nothing acknowledged to go by.
+        // behind it exact. During the handshake nothing has been acknowledged yet.
         let expected = self.acknowledged[direction.reverse().index()];
         let is_handshake = matches!(
             state,
@@ -599,7 +599,7 @@ impl Sequences {
         if !after(number, self.sent[other]) && !after(self.acknowledged[own], number) {
             self.acknowledged[own] = number;
             let shift = self.windows[own] & 0xf;
-            // The bits that a window has beyond 16.
+            // The bits of the window beyond 16.
             let beyond = (u32::from(window) << shift) >> 16;
             let exponent = (beyond << 1 | 1).ilog2();
             self.windows[own] = (exponent as u8) << 4 | shift;
@@ -668,7 +668,7 @@ pub(crate) fn next_state(
         return state;
     }
     match (state, direction) {
-        // Without the acknowledgement of the responder's SYN, the opener's FIN may be from anybody.
+        // Anyone may have sent an opener's FIN that does not acknowledge the responder's SYN.
         (SynReceived, _) if direction == opener => state,
         (Established | SynReceived, Direction::Inward) => FinWaitInward,
         (Established | SynReceived, Direction::Outward) => FinWaitOutward,
@@ -705,7 +705,7 @@ fn after_take_up(
         sequences.windows = windows; // with the mark
         return state;
     }
-    // The scale is not known, and the largest bounds them all.
+    // The scale is unknown: assume the largest.
     sequences.windows = sequences
         .windows
         .map(|window| window & 0xf0 | LARGEST_SHIFT);

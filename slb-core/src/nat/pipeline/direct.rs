@@ -75,7 +75,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             }
         }
         let segment = segment_of(frame, &lane);
-        // Who sends SYNs in fragments is not told.
+        // The sender of a fragmented SYN gets no answer.
         let _: Option<bool> = match packet.shape.family {
             Family::Ipv4 => self.note_direct::<u64, R>(&lane, segment.as_ref()),
             Family::Ipv6 => self.note_direct::<[u64; 4], R>(&lane, segment.as_ref()),
@@ -107,7 +107,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if segment.is_some_and(|segment| segment.flags.contains(Flags::SYN)) {
             self.end::<A>(number); // the server has another one
         }
-        // As if there were no connection: this opens none.
+        // The packet is handled as one without a connection, and opens none.
         R::open::<A, S>(self, frame, lane, segment, seen).err()
     }
 }

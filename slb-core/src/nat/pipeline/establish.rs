@@ -112,7 +112,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         lane: &Lane,
         segment: Option<&Segment>,
     ) -> Result<u32, Verdict> {
-        // Its data offset contradicts its length, so its control bits mean nothing.
+        // The data offset contradicts the length, so the control bits mean nothing.
         if lane.packet.protocol == protocol::TCP && segment.is_none() {
             return Err(Verdict::Drop(DropReason::Malformed));
         }
@@ -187,7 +187,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         };
         let rule = self.snapshot.short_rule_id(rule);
         if terms.kind == RuleKind::Outbound || is_answer {
-            // No vm asked for it, or no longer waits for it.
+            // No vm waits for this answer.
             seen.step(lane.frame.into(), Step::Connection(ConnectionStep::Missing));
             return Err(NO_CONNECTION);
         }
@@ -225,7 +225,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let mut chosen = R::choose(self, lane, index, seen);
         let moved;
         let mut lane = lane;
-        // Nearly every SYN comes to a vm that takes it.
+        // Nearly every SYN is for a vm that takes new flows.
         if R::PASSES_ON && (chosen.is_none() || segment.is_none()) {
             asked.begins = match segment {
                 Some(_) => Begins::Yes,

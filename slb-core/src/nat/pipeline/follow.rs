@@ -104,7 +104,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         match self.follow::<A, R>(known, false, frame, lane, segment, seen) {
             Ok(port) => Ok(port),
             Err(Stop::Done(verdict)) => Err(verdict),
-            // Only of one that may be astray, and of a server's.
+            // `Astray` needs `may_be_astray`, and `Direct` a packet from the server.
             Err(Stop::Astray | Stop::Direct) => Err(NO_CONNECTION),
         }
     }
@@ -179,12 +179,12 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if echo != EchoMessage::None
             && (echo == EchoMessage::Request) != (direction == connection.opener())
         {
-            return Err(missing); // with the identifier 0 both ways have one name
+            return Err(missing); // with identifier 0, both directions have one key
         }
         let underlay = snapshot.underlay();
         let tunnel = R::tunnel(snapshot, connection, direction);
         let most = match (direction, tunnel) {
-            (Direction::Inward, _) => u32::MAX, // as long as the fabric brought it
+            (Direction::Inward, _) => u32::MAX, // any length that the fabric delivered
             (_, Some(tunnel)) => tunnel.inner_mtu(underlay.mtu),
             (_, None) if R::stays(snapshot, connection, direction) => u32::MAX,
             (_, None) => underlay.mtu.into(),
@@ -193,7 +193,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             let verdict = report(frame, lane, most, limits, (options, snapshot));
             return Err(Stop::Done(verdict));
         }
-        // Later fragments and errors keep a connection alive as little as they move it on.
+        // Later fragments and errors neither keep a connection alive nor change its state.
         let states = if lane.error.is_none() && packet.shape.part != Part::Later {
             if connection.note_ordinary(now, direction, segment) {
                 None
@@ -225,7 +225,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 note_end(counters, state.is_over());
             }
             if direction != connection.opener() && connection.is_refused_take_up() {
-                return Err(missing); // as if it had not been taken up
+                return Err(missing); // as if the connection had not been taken up
             }
             let may_answer = before == ConnectionState::SynSent || before != state;
             if may_answer && direction != connection.opener() {
@@ -243,11 +243,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             lane.frame.into(),
             Step::Connection(ConnectionStep::Found(connection.shown_state())),
         );
-        let hops = u8::from(R::ROUTES && tunnel.is_none()); // encapsulation takes its own
+        let hops = u8::from(R::ROUTES && tunnel.is_none()); // encapsulation decrements it
         let own_packet;
         let packet = if lane.error.is_some() {
             own_packet = lane.own_packet();
-            // Who did not see the connection can only guess a number that its sender has in flight.
+            // A forger that does not see the connection can only guess a sequence number in flight.
             let quoted = rewrite::quoted_sequence::<A>(frame.bytes(), &own_packet);
             let unmatched = Stop::Done(Verdict::Drop(DropReason::IcmpUnmatched));
             let (of, sequences) = (direction.reverse(), connection.sequences());

@@ -257,7 +257,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     #[inline(always)]
     fn look_up_plain(&self, lane: &mut Lane, plain: &mut PlainLane) {
         let connections = &self.tables.connections;
-        // The likeliest first: comparisons cost less than a jump through a table.
+        // The likeliest shapes first: comparisons cost less than a jump table.
         if matches!(plain.way, Way::Ipv4Inward | Way::Ipv4Outward) {
             plain.candidate = connections.ipv4.candidate(plain.hash);
         } else if matches!(plain.way, Way::Ipv6Inward | Way::Ipv6Outward) {
@@ -404,7 +404,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             debug_assert!(left.is_ok(), "the headroom was checked");
         } else if R::ROUTES && OUTWARD {
             A::readdress(head, snapshot.underlay());
-            // Padding belongs to the link that the packet came by.
+            // Padding belongs to the incoming link.
             frame.narrow(0, ethernet::HEADER_LEN as u32 + ip_len);
         } else if R::ROUTES {
             frame.narrow(start::<R>(OUTWARD) as u32, lane.end);

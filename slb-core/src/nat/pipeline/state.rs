@@ -347,7 +347,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         };
         let (server, peer) = record.inside.addresses.split();
         let (remote, front) = record.outside.addresses.split();
-        // Its server is the backend that it names, under its own address or that of the frontend.
+        // The server is the record's backend, at its own address or at the frontend's.
         let is_at = |address: IpAddr| A::from_ip(address) == Some(server) || server == front;
         if local.is_some_and(|local| !is_at(local.address)) {
             return Err(Refusal::Malformed);
@@ -458,7 +458,7 @@ fn read<A: Table>(mut body: Reader<'_>) -> Result<Record<A>, Refusal> {
         ConnectionState::SynSent | ConnectionState::SynReceived | ConnectionState::Established => {
             true
         }
-        // Protocols without a handshake end in one way only.
+        // Protocols without a handshake have one final state.
         ConnectionState::Closed => is_tcp || marks & SUPERSEDED != 0,
         _ => is_tcp,
     };

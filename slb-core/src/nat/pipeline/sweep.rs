@@ -69,10 +69,10 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             if !is_past && !is_removed && !is_unhealthy {
                 return Fate::Stays;
             }
-            // A vm that moved to another host has its connections there.
+            // The connections of a vm that moved are at its new host.
             let has_moved = is_removed && snapshot.has_moved(connection.server());
             if connection.resets() && !has_moved {
-                // Two are needed, one for each end.
+                // Two RSTs are needed, one for each end.
                 if spare.len() >= 2 && spare.len() < *used + 2 {
                     return Fate::Waits;
                 }

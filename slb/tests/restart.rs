@@ -33,7 +33,7 @@ const OUT6: &str = "2001:db8:20::200";
 const SERVER: &str = "10.20.0.11";
 const SERVER6: &str = "fd00:20::11";
 /// Bytes of a download, and how many of them come in a second.
-const SIZE: usize = 500_000;
+const SIZE: usize = 600_000;
 const RATE: &str = "100k";
 const INBOUND: usize = 60;
 const OUTBOUND: usize = 20;
@@ -373,6 +373,12 @@ impl Lab {
         let machines = self.machines();
         let inbound = machines.download("client", (VIP, VIP6), 80, INBOUND);
         let outbound = machines.download("vm1", (CLIENT, CLIENT6), 8000, OUTBOUND);
+        for (machine, port, count) in [("client", 80, INBOUND), ("vm1", 8000, OUTBOUND)] {
+            let connections = format!("ss -Htn state established dport = :{port}");
+            machines.wait_until("all downloads have begun", || {
+                machines.world.on(machine, &connections).lines().count() >= count
+            });
+        }
         // Older than a checkpoint when it comes to that.
         sleep(Duration::from_millis(2000));
         [inbound, outbound]

@@ -32,6 +32,11 @@ const volatile __u32 without_socket = XDP_PASS;
 #define TAKE_VXLAN 2 // this node's address on the fabric
 #define TAKE_NONE 4  // the kernel's, of an interface that takes all else
 #define TAKE_NEIGHBOUR 8 // of a vm's interface: ARP and neighbour solicitations for it, too
+#define TAKE_ANSWERS 16 // of a vm's interface, beside TAKE_NONE: TCP to the ports that nodes call VIPs from
+
+// The ports that nodes call VIPs from: 61440 to 62463 (CALLER_PORTS of program.rs).
+#define CALLERS_MASK 0xfc00
+#define FIRST_CALLER 0xf000
 
 struct address {
     __u8 bytes[16]; // IPv6, or IPv4 in IPv6 (RFC 4291 2.5.5.2)
@@ -95,12 +100,17 @@ struct udp {
     __u16 source, destination, len, checksum;
 } __attribute__((packed));
 
+struct ports { // of TCP
+    __u16 source, destination;
+} __attribute__((packed));
+
 #define ETHER_IPV4 0x0800
 #define ETHER_IPV6 0x86dd
 #define ETHER_ARP 0x0806
 #define ETHER_VLAN 0x8100
 #define ETHER_SERVICE_VLAN 0x88a8
 #define ETHER_OLD_QINQ 0x9100 // before 802.1ad; the same three as in slb-core's wire/ethernet.rs
+#define PROTOCOL_TCP 6
 #define PROTOCOL_UDP 17
 #define PROTOCOL_ICMPV6 58
 #define SOLICITATION 135 // of a neighbour (RFC 4861 4.3)
@@ -110,6 +120,7 @@ struct packet {
     struct address destination; // of ARP and a neighbour solicitation, the address that is asked for
     __u8 is_vxlan;     // UDP for port 4789, and no later fragment
     __u8 is_neighbour; // neighbour discovery
+    __u8 is_answer;    // TCP to a port that nodes call VIPs from, and no later fragment
     __u8 is_local;     // to a multicast, broadcast or link-local address
 };
 
@@ -179,6 +190,10 @@ ALWAYS_INLINE int read(void *at, void *end, struct packet *packet) {
     if (protocol == PROTOCOL_UDP) {
         struct udp *udp = transport;
         packet->is_vxlan = (void *)(udp + 1) <= end && udp->destination == BIG(VXLAN_PORT);
+    } else if (protocol == PROTOCOL_TCP) {
+        struct ports *ports = transport;
+        packet->is_answer = (void *)(ports + 1) <= end &&
+                            (BIG(ports->destination) & CALLERS_MASK) == FIRST_CALLER;
     } else if (protocol == PROTOCOL_ICMPV6 && ether_type == ETHER_IPV6) {
         __u8 *kind = transport;
         // Router and neighbour solicitations and advertisements, redirects (RFC 4861).
@@ -203,8 +218,10 @@ ALWAYS_INLINE int is_taken(struct xdp_md *context) {
     __u32 what = found ? *found : 0;
     if (kind == ARP || packet.is_neighbour)
         return interface_is == VMS && (what & TAKE_NEIGHBOUR) && !(what & TAKE_NONE);
+    if (interface_is == VMS && (what & TAKE_NONE))
+        return (what & TAKE_ANSWERS) && packet.is_answer;
     if (interface_is == VMS)
-        return !packet.is_local && !(what & TAKE_NONE);
+        return !packet.is_local;
     return (what & TAKE_ALL) || ((what & TAKE_VXLAN) && packet.is_vxlan);
 }
 

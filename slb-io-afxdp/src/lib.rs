@@ -51,7 +51,7 @@ pub use interface::{
 };
 pub use io::{AfXdp, AfXdpStats, Detached, Places, Queue, RING, frames_for};
 pub use neighbours::{Neighbours, NextHop};
-pub use program::{Kind, Program, ProgramFault, Take, Unserved};
+pub use program::{CALLER_PORTS, Kind, Program, ProgramFault, Take, Unserved};
 pub use socket::SocketError;
 pub use umem::{KERNEL_HEADROOM, LARGE_CHUNK, SMALL_CHUNK, Umem};
 

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::{fmt, io};
@@ -48,6 +49,9 @@ pub enum Kind {
     Everything = 2,
 }
 
+/// The TCP ports that nodes call VIPs from, as `bpf/steer.c` has them.
+pub const CALLER_PORTS: RangeInclusive<u16> = 0xf000..=0xf3ff;
+
 /// The packets to an address that are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -61,6 +65,9 @@ pub enum Take {
     /// ARP requests and neighbour solicitations for it, beside all packets: an address in the network of a
     /// vm. Where it is the kernel's too, the kernel has them.
     Neighbour = 8,
+    /// TCP to one of [`CALLER_PORTS`], of the packets that [`None`](Self::None) leaves to the kernel: what a vm answers
+    /// where a node calls a VIP.
+    Answers = 16,
 }
 
 /// The treatment of the balancer's packets while none serves them: a queue has no socket, or the

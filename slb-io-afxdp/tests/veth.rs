@@ -19,8 +19,8 @@ use slb_core::wire::checksum::checksum;
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::{Burst, Frame, PacketIo, PortId, Verdict};
 use slb_io_afxdp::{
-    AfXdp, Interface, Kind, Neighbours, Places, Program, Queue, SMALL_CHUNK, Take, Umem, bring_up,
-    frames_for, set_peer,
+    AfXdp, CALLER_PORTS, Interface, Kind, Neighbours, Places, Program, Queue, SMALL_CHUNK, Take,
+    Umem, bring_up, frames_for, set_peer,
 };
 use world::{Machine, enter_own_namespace, lacking, run};
 
@@ -447,6 +447,67 @@ fn of_a_vm_all_is_taken_but_what_is_for_its_gateway() {
         texts.contains(&b"out".to_vec()) && !texts.contains(&b"to all".to_vec()),
         "{texts:?}"
     );
+}
+
+/// TCP to the ports that VIPs are called from is taken, to an address of the kernel's too, and nothing beside it.
+#[test]
+#[ignore = "needs root"]
+fn of_a_vm_answers_to_calls_of_vips_are_taken_from_the_kernel() {
+    if let Some(why) = lacking() {
+        skip!("{why}");
+    }
+    enter_own_namespace();
+    let vm = Machine::behind("vm1");
+    run("ip address add 10.10.1.1/24 dev vm1");
+    run("ip address add fd0a::1/64 dev vm1 nodad");
+    vm.run("ip address add 10.10.1.11/24 dev eth0");
+    vm.run("ip address add fd0a::11/64 dev eth0 nodad");
+    let mut umem = Umem::new(frames_for(1, 256), SMALL_CHUNK).unwrap();
+    let mut io = AfXdp::open(&mut umem, &[queue(SERVER, "vm1")], 256).unwrap();
+    let own: [IpAddr; 2] = ["10.10.1.1".parse().unwrap(), "fd0a::1".parse().unwrap()];
+    let taken = own.map(|address| [(address, Take::None), (address, Take::Answers)]);
+    let mut program = attach("vm1", Kind::Vm, &io, 0, taken.as_flattened());
+    let (first, last) = (*CALLER_PORTS.start(), *CALLER_PORTS.end());
+    // The kernel refuses a connection at once; one that is taken gets no answer.
+    let is_refused = |io: &mut AfXdp<'_>, to: IpAddr, port: u16| {
+        let refused = vm.within(move || {
+            let to = (to, port).into();
+            let error = TcpStream::connect_timeout(&to, Duration::from_millis(300)).unwrap_err();
+            error.kind() == std::io::ErrorKind::ConnectionRefused
+        });
+        let mut burst = Burst::new();
+        let count = io.receive(&mut burst).unwrap();
+        io.transmit(&mut burst).unwrap();
+        assert_eq!(refused, count == 0, "{to} {port}");
+        refused
+    };
+    for address in own {
+        for (port, is_kernels) in [
+            (first - 1, true),
+            (first, false),
+            (last, false),
+            (last + 1, true),
+        ] {
+            assert_eq!(
+                is_refused(&mut io, address, port),
+                is_kernels,
+                "{address} {port}"
+            );
+        }
+    }
+    // UDP stays, and TCP too where that is not asked for.
+    let count = io.stats().received;
+    vm.within(move || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.send_to(b"datagram", (own[0], first)).unwrap();
+    });
+    program
+        .set_addresses(own.map(|address| (address, Take::None)))
+        .unwrap();
+    for address in own {
+        assert!(is_refused(&mut io, address, first), "{address}");
+    }
+    assert_eq!(io.stats().received, count);
 }
 
 #[test]

@@ -50,7 +50,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use slb_control::probe::{Prober, ProberEnd, VipProber, way};
+use slb_control::probe::{CALLER_PORTS, Prober, ProberEnd, VipProber, way};
 use slb_control::{Config, PassiveHealth, Role, SlowStart};
 use slb_core::Key;
 use slb_core::counters::CounterMemory;
@@ -248,10 +248,12 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     plan.warn_of_checksums(&native.collect::<Vec<_>>());
     let asked = fleet.as_ref().map(|fleet| fleet.probed(&given));
     let prober = prober(asked.as_ref().unwrap_or(&given), of_prober)?;
-    let vips = options
-        .probe_vips
-        .then(|| vip_prober(&given, &plan))
-        .transpose()?;
+    let vips = options.probe_vips.then(|| {
+        let announced = options.announce.is_some();
+        vip_prober(&given, &plan, announced)
+    });
+    let vips = vips.transpose()?;
+    sysctl::warn_of_ports(&given);
     if let Some(fleet) = &mut fleet {
         fleet.is_in_place();
     }
@@ -323,15 +325,25 @@ fn prober(given: &Config, way: Option<ProberEnd>) -> Result<Option<Prober>, Fail
     Ok(Some(prober))
 }
 
-/// Calls the VIPs out of the fabric's interface: what `--announce` has is local to the kernel.
-fn vip_prober(given: &Config, plan: &Plan) -> Result<VipProber, Failure> {
+/// The XDP program takes answers for the ports that VIPs are called from.
+const _: () = {
+    assert!(*CALLER_PORTS.start() == *slb_io_afxdp::CALLER_PORTS.start());
+    assert!(*CALLER_PORTS.end() == *slb_io_afxdp::CALLER_PORTS.end());
+};
+
+/// Calls the VIPs out of the fabric's interface: the kernel's routes to those of `--announce` lead elsewhere.
+fn vip_prober(given: &Config, plan: &Plan, is_announced: bool) -> Result<VipProber, Failure> {
     if given.node.role == Role::Proxy {
         return Err(Failure::usage(
             "--probe-vips is for a mux or a host: expected the calls of a proxy's VIPs to come from its clients' side",
         ));
     }
     let device = plan.fabric().map(|interface| &*interface.name);
-    let mut vips = VipProber::start(&given.node.probe_sources, device).map_err(Failure::failed)?;
+    if let Some(device) = device.filter(|_| is_announced) {
+        sysctl::expect_answers(given, device)?;
+    }
+    let sources = plan.callers(given);
+    let mut vips = VipProber::start(&sources, device).map_err(Failure::failed)?;
     vips.set(given);
     Ok(vips)
 }

@@ -1,10 +1,13 @@
 //! A single probe, and the verdict on its answer.
 
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use http_body_util::Empty;
@@ -59,16 +62,17 @@ impl ProbeFailure {
     }
 }
 
+const EADDRINUSE: i32 = 98;
+
 /// Errors of a connection that are this node's own: errno(3) of Linux. EPERM is a packet filter's here.
 const OWN_ERRORS: [i32; 10] = [
-    1,   // EPERM
-    12,  // ENOMEM
-    23,  // ENFILE
-    24,  // EMFILE
-    93,  // EPROTONOSUPPORT
-    97,  // EAFNOSUPPORT
-    98,  // EADDRINUSE
-    99,  // EADDRNOTAVAIL
+    1,  // EPERM
+    12, // ENOMEM
+    23, // ENFILE
+    24, // EMFILE
+    93, // EPROTONOSUPPORT
+    97, // EAFNOSUPPORT
+    EADDRINUSE, 99,  // EADDRNOTAVAIL
     100, // ENETDOWN
     105, // ENOBUFS
 ];
@@ -103,6 +107,8 @@ pub struct Asker {
     sources: Vec<IpAddr>,
     /// The interface that connections go out by; `None`: as the kernel routes them.
     device: Option<String>,
+    /// The ports that connections come from; `None`: as the kernel chooses them.
+    ports: Option<Arc<Ports>>,
     /// The way to the vms of a host agent; other roles have none.
     vms: Option<Vms>,
     checked: TlsConnector,
@@ -116,6 +122,7 @@ impl Asker {
         Self {
             sources: sources.to_vec(),
             device: None,
+            ports: None,
             vms: None,
             checked: TlsConnector::from(Arc::new(tls::checked())),
             unchecked: TlsConnector::from(Arc::new(tls::unchecked())),
@@ -126,6 +133,12 @@ impl Asker {
     pub(super) fn by_device(self, device: Option<&str>) -> Self {
         let device = device.map(str::to_owned);
         Self { device, ..self }
+    }
+
+    /// Sends probes from some ports, each in its turn.
+    pub(super) fn from_ports(self, ports: RangeInclusive<u16>) -> Self {
+        let ports = Some(Arc::new(Ports::new(ports)));
+        Self { ports, ..self }
     }
 
     /// The same for a host agent, which has a way to its vms of its own.
@@ -197,12 +210,18 @@ impl Asker {
             socket.bind_device(Some(device.as_bytes()))?;
         }
         let is_ipv4 = target.address.is_ipv4();
-        if let Some(&source) = self
-            .sources
-            .iter()
-            .find(|source| source.is_ipv4() == is_ipv4)
-        {
-            socket.bind(SocketAddr::new(source, 0))?;
+        let mut sources = self.sources.iter();
+        let source = sources.find(|source| source.is_ipv4() == is_ipv4);
+        match (&self.ports, source) {
+            (Some(ports), source) => {
+                let any: IpAddr = match is_ipv4 {
+                    true => Ipv4Addr::UNSPECIFIED.into(),
+                    false => Ipv6Addr::UNSPECIFIED.into(),
+                };
+                ports.bind(&socket, *source.unwrap_or(&any))?;
+            }
+            (None, Some(&source)) => socket.bind(SocketAddr::new(source, 0))?,
+            (None, None) => {}
         }
         socket
             .connect(SocketAddr::new(target.address, target.probe.port))
@@ -215,6 +234,37 @@ impl fmt::Debug for Asker {
         f.debug_struct("Asker")
             .field("sources", &self.sources)
             .finish_non_exhaustive()
+    }
+}
+
+/// Ports that connections come from, each in its turn.
+struct Ports {
+    all: RangeInclusive<u16>,
+    turn: AtomicU32,
+}
+
+impl Ports {
+    /// Ports that are in use by others, and passed over for one connection.
+    const MOST_IN_USE: u32 = 64;
+
+    /// The first turn is any port's, so that a process that was started again calls from others.
+    fn new(all: RangeInclusive<u16>) -> Self {
+        let turn = AtomicU32::new(RandomState::new().hash_one(0) as u32);
+        Self { all, turn }
+    }
+
+    /// Binds a socket to an address and the next port that nobody uses.
+    fn bind(&self, socket: &TcpSocket, address: IpAddr) -> io::Result<()> {
+        let count = u32::from(self.all.end() - self.all.start()) + 1;
+        for _ in 0..Self::MOST_IN_USE {
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed) % count;
+            let port = self.all.start() + turn as u16; // turn is below the number of ports
+            match socket.bind(SocketAddr::new(address, port)) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                bound => return bound,
+            }
+        }
+        Err(io::Error::from_raw_os_error(EADDRINUSE))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -22,6 +23,9 @@ use crate::config::{Config, NoHealthyBackends, Probe, ProbeProtocol, Protocol};
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Time after which a call without an answer has failed.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// The ports that VIPs are called from. Over AF_XDP a host agent leaves what its vms send to muxes and to itself to the
+/// kernel, answers to probes among it, but takes what is for one of these ports: an answer in the name of a VIP.
+pub const CALLER_PORTS: RangeInclusive<u16> = 61_440..=62_463;
 /// Calls at once.
 const MOST_AT_ONCE: usize = 64;
 
@@ -71,8 +75,8 @@ pub struct VipProber {
 }
 
 impl VipProber {
-    /// Starts a prober that calls from `sources`, as [`Asker::new`] does, and by the interface `device` where there is
-    /// one: VIPs that are announced are local to the kernel otherwise.
+    /// Starts a prober that calls from `sources`, as [`Asker::new`] does, from [`CALLER_PORTS`], and by the interface
+    /// `device` where there is one: the kernel's routes to announced VIPs lead elsewhere.
     ///
     /// # Errors
     /// There is no thread to be had.
@@ -89,7 +93,9 @@ impl VipProber {
             })?;
         Ok(Self {
             runtime: handle,
-            asker: Asker::new(sources).by_device(device),
+            asker: Asker::new(sources)
+                .by_device(device)
+                .from_ports(CALLER_PORTS),
             places: Arc::new(Semaphore::new(MOST_AT_ONCE)),
             called: BTreeMap::new(),
             results: VipResults::default(),

@@ -613,7 +613,11 @@ impl Plan {
             Kind::Vm => {
                 let muxes = node.muxes.iter();
                 let stays = kernels.iter().chain(muxes).copied().map(stay);
-                stays.chain(neighbours_at(config, card.port)).collect()
+                // But vms answer both in the name of a VIP where they call one (`--probe-vips`).
+                let callers = node.muxes.iter().copied().chain(own.into_iter().flatten());
+                let answers = callers.map(|address| (address, Take::Answers));
+                let all = stays.chain(answers);
+                all.chain(neighbours_at(config, card.port)).collect()
             }
             Kind::Services if node.role == Role::Host => vxlan.clone().collect(),
             Kind::Services => {
@@ -629,6 +633,20 @@ impl Plan {
             }
         };
         cards.iter().map(of).collect()
+    }
+
+    /// The addresses that VIPs are called from, where the kernel is not to choose them. The prober of a host agent has
+    /// sources of its own, which the kernel does not have; the agent calls VIPs from its underlay address, if that is
+    /// the kernel's, since it takes vms' answers for that.
+    pub(super) fn callers(&self, config: &Config) -> Vec<IpAddr> {
+        let node = &config.node;
+        if node.role != Role::Host {
+            return node.probe_sources.clone();
+        }
+        let own = [node.ipv4.map(IpAddr::from), node.ipv6.map(IpAddr::from)];
+        let kernels = own_addresses().unwrap_or_default();
+        let own = own.into_iter().flatten();
+        own.filter(|address| kernels.contains(address)).collect()
     }
 
     /// A configuration with what it does not say and the interface to the fabric and the kernel's

@@ -13,9 +13,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use slb_control::Config;
+use slb_control::probe::CALLER_PORTS;
+use slb_control::{Config, Role};
 use slb_io_afxdp::{Link, Neighbours};
 use tracing::{info, warn};
 
@@ -185,9 +187,84 @@ pub(super) fn warn_of_machine(plan: &Plan, config: &Config) {
     }
 }
 
+/// Fails where the kernel drops the answers to calls of announced VIPs: they come in by the fabric's interface, and the
+/// kernel's routes to the VIPs lead to the one that announces them.
+///
+/// # Errors
+/// The setting that is in the way is named.
+pub(super) fn expect_answers(config: &Config, device: &str) -> Result<(), Failure> {
+    let mut vips = config.frontends.iter().map(|own| own.address);
+    let setting = Setting::of("rp_filter", device);
+    // The larger of the two counts. IPv6 has no such setting.
+    let value = setting.read().max(Setting::of("rp_filter", "all").read());
+    if value != STRICT || !vips.any(|vip| vip.is_ipv4()) {
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "--probe-vips with --announce: the kernel drops answers of VIPs, whose routes lead to another interface than \
+         {device}: expected {0} = {LOOSE}, got {value} (sysctl -w {0}={LOOSE})",
+        setting.name()
+    )))
+}
+
+/// Warns where the kernel may have a mux's probes come from ports that VIPs are called from: host agents over AF_XDP
+/// keep the answers for those.
+pub(super) fn warn_of_ports(config: &Config) {
+    let read = |field: &str| {
+        let path = PathBuf::from("/proc/sys/net/ipv4").join(field);
+        fs::read_to_string(path).unwrap_or_default()
+    };
+    let (range, reserved) = (read("ip_local_port_range"), read("ip_local_reserved_ports"));
+    if config.node.role == Role::Mux && may_choose(&CALLER_PORTS, &range, &reserved) {
+        let (first, last) = (CALLER_PORTS.start(), CALLER_PORTS.end());
+        warn!(
+            "the kernel may probe backends from ports {first} to {last}: host agents over AF_XDP take answers to those \
+             for answers of VIPs, and the probes fail (sysctl -w net.ipv4.ip_local_reserved_ports={first}-{last})"
+        );
+    }
+}
+
+/// Returns true if the kernel chooses any of some ports, by its `ip_local_port_range` and `ip_local_reserved_ports`.
+fn may_choose(ports: &RangeInclusive<u16>, range: &str, reserved: &str) -> bool {
+    let mut ends = range.split_whitespace().map(str::parse::<u16>);
+    let (Some(Ok(first)), Some(Ok(last))) = (ends.next(), ends.next()) else {
+        return false;
+    };
+    let reserved: Vec<RangeInclusive<u16>> = reserved
+        .trim()
+        .split(',')
+        .filter_map(|part| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            Some(first.parse().ok()?..=last.parse().ok()?)
+        })
+        .collect();
+    let mut chosen = ports.clone().filter(|port| (first..=last).contains(port));
+    chosen.any(|port| !reserved.iter().any(|range| range.contains(&port)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_that_the_kernel_may_choose_are_in_its_range_and_not_reserved() {
+        for (range, reserved, expected) in [
+            ("32768\t60999\n", "\n", false),
+            ("1024\t65535\n", "\n", true),
+            ("62463 62463", "", true),
+            ("62464 65535", "", false),
+            ("1024 65535", "61440-62463\n", false),
+            ("1024 65535", "8080,61440-62000,62001-62463", false),
+            ("1024 65535", "61440-62462", true),
+            ("", "", false),
+        ] {
+            assert_eq!(
+                may_choose(&CALLER_PORTS, range, reserved),
+                expected,
+                "{range} {reserved}"
+            );
+        }
+    }
 
     #[test]
     fn settings_have_the_names_that_sysctl_takes() {

@@ -326,7 +326,9 @@ impl Control<'_> {
         let total = counted
             .next()
             .map(|first| counted.fold(first, Counted::and));
-        drop(status);
+        if let Some(status) = status {
+            status.end();
+        }
         if let Some(total) = total {
             let none = CaptureStats::default();
             let elapsed = begin.elapsed();

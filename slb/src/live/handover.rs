@@ -34,7 +34,7 @@ use std::os::fd::{AsFd, BorrowedFd, IntoRawFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
@@ -56,6 +56,8 @@ pub(super) const STATE_MOST: u64 = 1 << 30;
 const TO_ANSWER: Duration = Duration::from_secs(60);
 const READY: &[u8; 5] = b"ready";
 const FREE: &[u8; 4] = b"free";
+/// How often it is checked that the socket's name is there.
+const LOOK: Duration = Duration::from_secs(2);
 /// How long the one that runs waits for what who connects has to say.
 const TO_ASK: Duration = Duration::from_millis(100);
 /// How long it may take to stop and to write its state.
@@ -69,31 +71,19 @@ pub(super) struct Handover {
     listener: UnixListener,
     path: PathBuf,
     is_handed_over: bool,
+    /// When it was last checked that the name is there.
+    looked: Instant,
 }
 
 impl Handover {
     /// Listens in the place of an earlier process that does no more.
     pub(super) fn open(path: &Path) -> Option<Self> {
-        let listen = || {
-            match fs::symlink_metadata(path) {
-                Ok(present) if !present.file_type().is_socket() => {
-                    let why = "a file that is no socket is there, and stays";
-                    return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
-                }
-                Ok(_) => fs::remove_file(path)?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-            let listener = UnixListener::bind(path)?;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-            listener.set_nonblocking(true)?;
-            Ok(listener)
-        };
-        match listen() {
+        match Self::listen(path) {
             Ok(listener) => Some(Self {
                 listener,
                 path: path.to_owned(),
                 is_handed_over: false,
+                looked: Instant::now(),
             }),
             Err(error) => {
                 warn!(
@@ -105,8 +95,39 @@ impl Handover {
         }
     }
 
+    fn listen(path: &Path) -> io::Result<UnixListener> {
+        match fs::symlink_metadata(path) {
+            Ok(present) if !present.file_type().is_socket() => {
+                let why = "a file that is no socket is there, and stays";
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+            }
+            Ok(_) => fs::remove_file(path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    }
+
+    /// Listens anew where the socket's name was removed: nothing could take over otherwise.
+    fn renew(&mut self) {
+        if self.is_handed_over || self.looked.elapsed() < LOOK {
+            return;
+        }
+        self.looked = Instant::now();
+        let now = fs::symlink_metadata(&self.path);
+        let is_gone = now.is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        if is_gone && let Ok(listener) = Self::listen(&self.path) {
+            warn!("{} was removed: made again", self.path.display());
+            self.listener = listener;
+        }
+    }
+
     /// Returns the next request of another process.
     pub(super) fn request(&mut self) -> Option<Request> {
+        self.renew();
         let (mut stream, _) = self.listener.accept().ok()?;
         let mut request = [0; REQUEST.len()];
         let asks = stream.set_nonblocking(false).is_ok()
@@ -438,7 +459,6 @@ mod tests {
     use std::io::Seek as _;
     use std::os::fd::AsFd as _;
     use std::thread;
-    use std::time::Instant;
 
     use super::*;
 
@@ -556,6 +576,24 @@ mod tests {
         fs::write(&path, "notes of mine").expect("it is writable");
         assert!(Handover::open(&path).is_none());
         assert_eq!(fs::read(&path).expect("it is there"), b"notes of mine");
+    }
+
+    #[test]
+    fn a_name_that_was_removed_is_made_again_until_another_process_takes_over() {
+        let place = tempfile::tempdir().expect("a directory");
+        let path = place.path().join("host.handover");
+        let mut handover = Handover::open(&path).expect("it is writable");
+        let ago = Instant::now().checked_sub(2 * LOOK);
+        let ago = ago.expect("the machine runs for longer");
+        fs::remove_file(&path).expect("it is there");
+        handover.looked = ago;
+        assert!(handover.request().is_none());
+        assert!(UnixStream::connect(&path).is_ok());
+        // The name is the next one's then.
+        fs::remove_file(&path).expect("it is there");
+        (handover.looked, handover.is_handed_over) = (ago, true);
+        assert!(handover.request().is_none());
+        assert!(!path.exists());
     }
 
     #[test]

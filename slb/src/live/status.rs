@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 use slb_control::config::Backend;
 use slb_control::probe::{BackendName, ProbeTallies, VipResults};
@@ -39,6 +40,8 @@ use crate::report::Report;
 use crate::report::metrics::{Family, one};
 use crate::report::totals::Totals;
 
+/// How often it is checked that the socket's name is there.
+const LOOK: Duration = Duration::from_secs(2);
 /// How long a client may take to read.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Clients that are answered at once.
@@ -546,6 +549,8 @@ impl Counted {
 }
 
 /// The socket; its file goes with it.
+///
+/// A name that was removed, by whoever tidies up, is made again: a process whose socket is gone cannot be asked.
 pub(super) struct Place {
     listener: UnixListener,
     name: Name,
@@ -556,7 +561,10 @@ impl Place {
     pub(super) fn open(asked: Option<&Path>, role: Role) -> Result<Option<Self>, Failure> {
         let path = asked.map_or_else(|| default_path(role), Path::to_owned);
         match listen(&path) {
-            Ok((listener, name)) => Ok(Some(Self { listener, name })),
+            Ok((listener, identity)) => {
+                let name = Name { path, identity };
+                Ok(Some(Self { listener, name }))
+            }
             Err(error) => {
                 let said = format!("no status at {}: {error}", path.display());
                 match asked {
@@ -570,20 +578,82 @@ impl Place {
         }
     }
 
-    /// Answers in threads of its own: clients that do not read do not block others.
-    pub(super) fn serve(self, shared: Arc<Shared>) -> Name {
-        let Self { listener, name } = self;
+    /// Answers in threads of its own: clients that do not read do not block others. Returns the name of the socket, to
+    /// be ended with the process.
+    pub(super) fn serve(self, shared: Arc<Shared>) -> Named {
+        let Self { mut listener, name } = self;
+        let named = Named(Arc::new(Mutex::new(Some(name))));
+        let own = Named(Arc::clone(&named.0));
         thread::spawn(move || {
             let clients = Arc::new(Clients::default());
-            for client in listener.incoming() {
-                match client {
-                    Ok(client) => clients.answer(client, &shared),
-                    // Too many open files, say: the next one would fail at once.
+            let mut looked = Instant::now();
+            let mut said = String::new();
+            loop {
+                let mut fds = [PollFd::new(&listener, PollFlags::IN)];
+                let most = Timespec {
+                    tv_sec: LOOK.as_secs() as i64,
+                    tv_nsec: 0,
+                };
+                match poll(&mut fds, Some(&most)) {
+                    Ok(0) => {}
+                    Ok(_) => match listener.accept() {
+                        Ok((client, _)) => clients.answer(client, &shared),
+                        // Too many open files, say: the next one would fail at once.
+                        Err(_) => thread::sleep(Duration::from_millis(100)),
+                    },
                     Err(_) => thread::sleep(Duration::from_millis(100)),
+                }
+                if looked.elapsed() < LOOK {
+                    continue;
+                }
+                looked = Instant::now();
+                match own.renew() {
+                    Ok(Some(new)) => {
+                        listener = new;
+                        said.clear();
+                    }
+                    Ok(None) => {}
+                    // What is the same again is not said again.
+                    Err(error) if error == said => {}
+                    Err(error) => {
+                        warn!("{error}");
+                        said = error;
+                    }
+                }
+                if own.name().is_none() {
+                    return;
                 }
             }
         });
-        name
+        named
+    }
+}
+
+/// The name of a socket that is served, until it [ends](Self::end).
+pub(super) struct Named(Arc<Mutex<Option<Name>>>);
+
+impl Named {
+    fn name(&self) -> MutexGuard<'_, Option<Name>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Listens anew where the name is gone; `None` where it is there, whoever's file that is.
+    fn renew(&self) -> Result<Option<UnixListener>, String> {
+        let mut name = self.name();
+        let Some(own) = name.as_mut().filter(|own| own.is_gone()) else {
+            return Ok(None);
+        };
+        let path = own.path.display();
+        let (listener, identity) = listen(&own.path)
+            .map_err(|error| format!("the status socket {path} was removed: no status: {error}"))?;
+        own.identity = identity;
+        warn!("the status socket {path} was removed: made again");
+        Ok(Some(listener))
+    }
+
+    /// Removes the name, which is made no more.
+    pub(super) fn end(self) {
+        *self.name() = None;
     }
 }
 
@@ -633,6 +703,13 @@ pub(super) struct Name {
     identity: (u64, u64),
 }
 
+impl Name {
+    fn is_gone(&self) -> bool {
+        let now = fs::symlink_metadata(&self.path);
+        now.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 impl Drop for Name {
     fn drop(&mut self) {
         let now = fs::symlink_metadata(&self.path);
@@ -674,11 +751,12 @@ impl Drop for Private {
     }
 }
 
-/// Listens at a path, for this user only. A stale socket at the path is replaced, and nothing else.
+/// Listens at a path, for this user only; also returns the device and the inode of the socket. A stale socket at the
+/// path is replaced, and nothing else.
 ///
 /// The socket is made in a private directory and gets its name last: whoever can see it finds it listening,
 /// and with its final mode.
-fn listen(path: &Path) -> io::Result<(UnixListener, Name)> {
+fn listen(path: &Path) -> io::Result<(UnixListener, (u64, u64))> {
     let private = Private::beside(path)?;
     let new = private.0.join("s");
     let listener = UnixListener::bind(&new)?;
@@ -698,11 +776,7 @@ fn listen(path: &Path) -> io::Result<(UnixListener, Name)> {
         linked => linked?,
     }
     let metadata = fs::symlink_metadata(&new)?;
-    let name = Name {
-        path: path.to_owned(),
-        identity: (metadata.dev(), metadata.ino()),
-    };
-    Ok((listener, name))
+    Ok((listener, (metadata.dev(), metadata.ino())))
 }
 
 /// Fails unless a path is a stale socket: one without a listener.
@@ -725,12 +799,72 @@ fn expect_stale(path: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_process_that_was_stopped_is_not_ready_until_it_moves() {
+    fn shared() -> Arc<Shared> {
         let text = include_str!("../../../examples/web.toml");
         let config = Config::parse("web.toml", text).expect("a good configuration");
         let snapshot = config.snapshot(None).expect("it compiles");
-        let shared = Shared::new((&config, &snapshot), &[], Instant::now(), (None, None));
+        Shared::new((&config, &snapshot), &[], Instant::now(), (None, None))
+    }
+
+    /// What a process says at a socket: without workers it has no status to tell.
+    fn asked(path: &Path) -> Option<String> {
+        let mut stream = UnixStream::connect(path).ok()?;
+        stream.write_all(b"{\"ask\":\"config\"}\n").ok()?;
+        let mut said = String::new();
+        io::Read::read_to_string(&mut stream, &mut said).ok()?;
+        Some(said)
+    }
+
+    #[track_caller]
+    fn wait_until(mut is_so: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !is_so() {
+            assert!(Instant::now() < end, "waited in vain");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    #[test]
+    fn a_socket_that_was_removed_is_made_again_and_anothers_file_is_left() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let directory = folder.path().join("run");
+        fs::create_dir(&directory).expect("a directory");
+        let path = directory.join("sock");
+        let place = || Place::open(Some(&path), Role::Mux).expect("a socket");
+        let named = place().expect("it was asked for").serve(shared());
+        let is_answered = || asked(&path).is_some_and(|said| said.contains("web.toml"));
+        wait_until(is_answered);
+        // More than once, and with the directory around it.
+        for _ in 0..2 {
+            fs::remove_file(&path).expect("it is there");
+            assert!(asked(&path).is_none());
+            wait_until(is_answered);
+        }
+        fs::remove_dir_all(&directory).expect("it is there");
+        fs::create_dir(&directory).expect("a directory");
+        wait_until(is_answered);
+        let mode = fs::metadata(&path).expect("it is there").permissions();
+        assert_eq!(mode.mode() & 0o777, 0o600);
+
+        // Another's: neither replaced nor removed in the end.
+        fs::remove_file(&path).expect("it is there");
+        fs::write(&path, "another's").expect("it can be written");
+        thread::sleep(LOOK + LOOK / 2);
+        named.end();
+        assert_eq!(fs::read(&path).expect("it is there"), b"another's");
+
+        // One that has ended makes none again.
+        fs::remove_file(&path).expect("it is there");
+        let named = place().expect("it was asked for").serve(shared());
+        wait_until(is_answered);
+        named.end();
+        thread::sleep(LOOK + LOOK / 2);
+        assert!(fs::symlink_metadata(&path).is_err());
+    }
+
+    #[test]
+    fn a_process_that_was_stopped_is_not_ready_until_it_moves() {
+        let shared = shared();
         assert_eq!(shared.trouble(), [""; 0]);
         let stopped = Instant::now().checked_sub(STILL + Duration::from_secs(1));
         shared.state().alive = stopped.expect("the machine runs for longer");

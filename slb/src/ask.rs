@@ -1,6 +1,8 @@
 //! Questions to a running balancer, at its socket: a line of JSON, answered line by line.
 
+use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -32,13 +34,12 @@ impl Answer {
     /// Asks at a socket.
     pub(crate) fn to(path: &Path, question: &Value) -> Result<Self, Failure> {
         let place = path.display().to_string();
-        let connect = || {
-            let mut stream = UnixStream::connect(path)?;
+        let mut stream = connect(path)?;
+        let mut asked = || {
             stream.set_read_timeout(Some(PATIENCE))?;
-            stream.write_all(format!("{question}\n").as_bytes())?;
-            Ok(stream)
+            stream.write_all(format!("{question}\n").as_bytes())
         };
-        let stream = connect().map_err(|error: io::Error| failed(&place, &error))?;
+        asked().map_err(|error: io::Error| failed(&place, &error))?;
         Ok(Self {
             reader: BufReader::with_capacity(1 << 16, stream),
             place,
@@ -93,6 +94,31 @@ impl Answer {
             _ => Ok(Line::Item(line)),
         }
     }
+}
+
+/// Connects to the socket of a balancer.
+///
+/// # Errors
+/// No balancer answers there: the message says what is there instead.
+pub(crate) fn connect(path: &Path) -> Result<UnixStream, Failure> {
+    let error = match UnixStream::connect(path) {
+        Ok(stream) => return Ok(stream),
+        Err(error) => error,
+    };
+    let expected = "expected the socket of a balancer that runs (its --status)";
+    let is_socket = fs::metadata(path).map(|there| there.file_type().is_socket());
+    let why = match (error.kind(), is_socket) {
+        (io::ErrorKind::NotFound, _) => format!("there is no such file: {expected}"),
+        (_, Ok(false)) => format!("is no socket: {expected}"),
+        (io::ErrorKind::ConnectionRefused, _) => {
+            format!("the process that made this socket has ended: {expected}")
+        }
+        (io::ErrorKind::PermissionDenied, _) => {
+            format!("{error}: the socket is for the user that the balancer runs as")
+        }
+        _ => error.to_string(),
+    };
+    Err(failed(&path.display().to_string(), &why))
 }
 
 fn failed(place: &str, error: &dyn std::fmt::Display) -> Failure {

@@ -5,8 +5,15 @@ use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "live")]
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use slb_control::Role;
+#[cfg(feature = "live")]
+use slb_core::DropReason;
+
+#[cfg(feature = "live")]
+use crate::live::VERDICTS;
 
 /// A layer-4 load balancer: replays captures, explains packets, checks configurations.
 #[derive(Debug, Parser)]
@@ -409,7 +416,7 @@ pub(crate) struct LiveOptions {
     pub(crate) fleet_access: FleetAccess,
     /// Name of the node in its fleet, unique among nodes of its role. Default: its first underlay
     /// address.
-    #[arg(long, value_name = "NAME", requires = "fleet")]
+    #[arg(long, value_name = "NAME", value_parser = name, requires = "fleet")]
     pub(crate) fleet_name: Option<String>,
     /// A directory that keeps the last configuration of the fleet, to start from while etcd is away.
     #[arg(long, value_name = "DIR", requires = "fleet")]
@@ -427,7 +434,7 @@ pub(crate) struct LiveOptions {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct FleetAccess {
     /// Name of the fleet: several can share an etcd.
-    #[arg(long, value_name = "NAME", default_value = "default")]
+    #[arg(long, value_name = "NAME", value_parser = name, default_value = "default")]
     pub(crate) cluster: String,
     /// Certificates of the authority that signed etcd's, for https (PEM).
     #[arg(long, value_name = "FILE", requires = "fleet")]
@@ -478,10 +485,10 @@ pub(crate) struct GetOptions {
     #[command(flatten)]
     pub(crate) store: StoreOptions,
     /// The kind of section, such as pool. Default: all.
-    #[arg(value_name = "KIND")]
+    #[arg(value_name = "KIND", value_parser = name)]
     pub(crate) kind: Option<String>,
     /// Name of the section.
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", value_parser = name)]
     pub(crate) name: Option<String>,
 }
 
@@ -491,10 +498,10 @@ pub(crate) struct DeleteOptions {
     #[command(flatten)]
     pub(crate) store: StoreOptions,
     /// The kind of section, such as rule; or backend.
-    #[arg(value_name = "KIND")]
+    #[arg(value_name = "KIND", value_parser = name)]
     pub(crate) kind: String,
     /// Name of the section; of a backend, POOL/NAME.
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", value_parser = name)]
     pub(crate) name: String,
     /// Wait until all nodes have it, at most this many seconds, also for a store that does not answer.
     /// Exits with status 1 if a node refuses it.
@@ -519,7 +526,7 @@ pub(crate) struct ForgetOptions {
     #[command(flatten)]
     pub(crate) store: StoreOptions,
     /// Name of the host agent, as slb fleet status lists it.
-    #[arg(value_name = "HOST")]
+    #[arg(value_name = "HOST", value_parser = name)]
     pub(crate) name: String,
 }
 
@@ -539,7 +546,7 @@ pub(crate) struct ControllerOptions {
     #[command(flatten)]
     pub(crate) store: StoreOptions,
     /// Name of the controller. Default: the machine's.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = name)]
     pub(crate) name: Option<String>,
     /// Seconds to wait for connections of removed backends, at most.
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
@@ -550,6 +557,21 @@ pub(crate) struct ControllerOptions {
     /// Lowest level to log: error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub(crate) log_level: tracing::Level,
+}
+
+/// The names of drop reasons.
+#[cfg(feature = "live")]
+fn reasons() -> PossibleValuesParser {
+    PossibleValuesParser::new(DropReason::ALL.iter().map(|reason| reason.name()))
+}
+
+/// A name that is not empty.
+#[cfg(feature = "live")]
+fn name(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("expected a name".to_owned()),
+        _ => Ok(text.to_owned()),
+    }
 }
 
 /// A CPU is one that the kernel's sets of them have room for.
@@ -669,8 +691,8 @@ pub(crate) struct DropsOptions {
     /// The balancer's socket. Default: that of the one that runs here.
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
-    /// Only for this reason. Can be given several times.
-    #[arg(long, value_name = "REASON")]
+    /// Only for this reason, such as no_rule. Can be given several times.
+    #[arg(long, value_name = "REASON", value_parser = reasons(), hide_possible_values = true)]
     pub(crate) reason: Vec<String>,
     /// Print a JSON object a line, with the first bytes of each packet.
     #[arg(long)]
@@ -709,10 +731,10 @@ pub(crate) struct CaptureOptions {
     #[arg(long, num_args = 3, value_names = ["PROTOCOL", "A", "B"])]
     pub(crate) tuple: Vec<String>,
     /// Only packets of this verdict: forward, flood, reply, pass or drop. Can be given several times.
-    #[arg(long, value_name = "VERDICT")]
+    #[arg(long, value_name = "VERDICT", value_parser = VERDICTS, hide_possible_values = true)]
     pub(crate) verdict: Vec<String>,
-    /// Only packets that are dropped for this reason. Can be given several times.
-    #[arg(long, value_name = "REASON")]
+    /// Only packets that are dropped for this reason, such as no_rule. Can be given several times.
+    #[arg(long, value_name = "REASON", value_parser = reasons(), hide_possible_values = true)]
     pub(crate) reason: Vec<String>,
     /// Look at one in so many packets.
     #[arg(long, value_name = "N")]
@@ -974,6 +996,9 @@ pub(crate) struct WatchdogOptions {
     /// The interface.
     #[arg(long, value_name = "NAME")]
     pub(crate) announce: String,
+    /// Format of the log, which goes to standard error.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log: LogFormat,
 }
 
 #[cfg(feature = "bench")]

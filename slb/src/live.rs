@@ -78,6 +78,7 @@ use crate::check::load;
 use crate::cli::{LiveOptions, LogFormat};
 use crate::output::is_standard;
 
+pub(crate) use self::capture::VERDICTS;
 pub(crate) use self::status::default_paths;
 pub(crate) use self::vm::move_state;
 pub(crate) use self::watchdog::run as watch;
@@ -305,7 +306,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         successor: Successor::default(),
         pins,
         kernel,
-        life: Life::begin(options.announce.as_deref()),
+        life: Life::begin(options.announce.as_deref(), options.log),
     };
     control.run(endpoint, place)
 }

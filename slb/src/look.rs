@@ -15,7 +15,7 @@ use slb_io_pcap::Format;
 use crate::Failure;
 use crate::ask::{Answer, Line};
 use crate::cli::{CaptureOptions, DropsOptions, RunningConfigOptions};
-use crate::output::{self, Content, create, is_standard};
+use crate::output::{self, Content, Prepared, is_standard};
 use crate::status::place;
 
 /// Longest wait of an interrupted capture for the balancer's counts.
@@ -49,14 +49,6 @@ pub(crate) fn config(options: &RunningConfigOptions) -> Result<(), Failure> {
 }
 
 pub(crate) fn drops(options: &DropsOptions) -> Result<(), Failure> {
-    let is_known = |reason: &String| DropReason::ALL.iter().any(|known| known.name() == reason);
-    if let Some(unknown) = options.reason.iter().find(|reason| !is_known(reason)) {
-        let all: Vec<&str> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
-        let all = all.join(", ");
-        return Err(Failure::usage(format!(
-            "expected a reason of {all}, got {unknown:?}"
-        )));
-    }
     let path = place(options.socket.as_deref())?;
     let mut answer = Answer::to(&path, &json!({ "ask": "drops" }))?;
     let mut all: Vec<(String, Value)> = Vec::new();
@@ -133,10 +125,12 @@ pub(crate) fn capture(options: &CaptureOptions) -> Result<(), Failure> {
         let registered = signal_hook::flag::register(signal, Arc::clone(&is_over));
         registered.map_err(Failure::failed)?;
     }
+    // There is one place for a capture, so one that cannot be written is not asked for; and a question that is
+    // refused leaves the file as it was.
+    let file = Prepared::open(("--out", &options.out), Content::Capture)?;
     let mut answer = Answer::to(&path, &question)?;
-    // A question that is refused leaves the file as it was.
     let mut first = Some(answer.next()?);
-    let file = create(&[], ("--out", &options.out), Content::Capture)?;
+    let file = file.begin().map_err(|error| unwritten(options, error))?;
     // It holds others' packets, as the socket does that they come from.
     if file.metadata().is_ok_and(|metadata| metadata.is_file()) {
         file.set_permissions(Permissions::from_mode(0o600))

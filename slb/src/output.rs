@@ -9,7 +9,7 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 #[cfg(feature = "azure")]
 use slb_control::azure;
@@ -149,6 +149,63 @@ pub(crate) fn create(
     open(output, &mut known)
 }
 
+/// An output that can be written, and is as it was until that begins.
+pub(crate) struct Prepared {
+    file: File,
+    /// True for a regular file that is named.
+    is_emptied: bool,
+    /// Where the file was made for it, its path.
+    made: Option<PathBuf>,
+}
+
+impl Prepared {
+    /// Opens the output of a command, and leaves it as it is.
+    ///
+    /// # Errors
+    /// As of [`create_all`].
+    pub(crate) fn open(output: Output<'_>, content: Content) -> Result<Self, Failure> {
+        check_present(output, &mut Vec::new(), content)?;
+        let (option, path) = output;
+        let was_there = is_standard(path) || fs::symlink_metadata(path).is_ok();
+        let file = open_as_it_is(output, &mut Vec::new())?;
+        let metadata = file
+            .metadata()
+            .map_err(|error| Failure::failed(format!("{option} {}: {error}", path.display())))?;
+        let is_new = !was_there && metadata.is_file() && metadata.len() == 0;
+        let made = is_new.then(|| path.to_owned());
+        Ok(Self {
+            file,
+            is_emptied: metadata.is_file() && !is_standard(path),
+            made,
+        })
+    }
+
+    /// Empties the file, to be written from now on.
+    pub(crate) fn begin(mut self) -> io::Result<File> {
+        self.made = None;
+        let file = self.file.try_clone()?;
+        if self.is_emptied {
+            file.set_len(0)?;
+        }
+        Ok(file)
+    }
+}
+
+/// A file that was made and never begun goes again.
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        let Some(path) = &self.made else { return };
+        let own = self.file.metadata().ok();
+        let there = fs::symlink_metadata(path).ok();
+        let identities = [own, there].map(|of| of.as_ref().and_then(identity));
+        if let [Some(own), Some(there)] = identities
+            && own == there
+        {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
 /// The identities of the files that a command reads, and what messages call them.
 fn identities(read: &[&Path]) -> Vec<(Identity, String)> {
     let known = read.iter().filter_map(|path| {
@@ -178,7 +235,25 @@ fn check_present(
     check_content(output, &metadata, content)
 }
 
-fn open((option, path): Output<'_>, known: &mut Vec<(Identity, String)>) -> Result<File, Failure> {
+fn open(output: Output<'_>, known: &mut Vec<(Identity, String)>) -> Result<File, Failure> {
+    let file = open_as_it_is(output, known)?;
+    let (option, path) = output;
+    let emptied = file
+        .metadata()
+        .and_then(|metadata| match metadata.is_file() {
+            true if !is_standard(path) => file.set_len(0),
+            _ => Ok(()),
+        });
+    let failed =
+        |error: io::Error| Failure::failed(format!("{option} {}: {error}", path.display()));
+    emptied.map(|()| file).map_err(failed)
+}
+
+/// Opens an output, and leaves what is in it.
+fn open_as_it_is(
+    (option, path): Output<'_>,
+    known: &mut Vec<(Identity, String)>,
+) -> Result<File, Failure> {
     let failed =
         |error: io::Error| Failure::failed(format!("{option} {}: {error}", path.display()));
     if is_standard(path) {
@@ -200,9 +275,6 @@ fn open((option, path): Output<'_>, known: &mut Vec<(Identity, String)>) -> Resu
     // What was opened may be another file than the one that was there a moment ago.
     let metadata = file.metadata().map_err(failed)?;
     check((option, path), &metadata, known)?;
-    if metadata.is_file() {
-        file.set_len(0).map_err(failed)?;
-    }
     Ok(file)
 }
 

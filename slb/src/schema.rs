@@ -24,6 +24,18 @@ pub(crate) fn run(options: &SchemaOptions) -> Result<(), Failure> {
     crate::manual::print(text.as_bytes())
 }
 
+/// The kinds of sections that a fleet's configuration can have.
+#[cfg(feature = "live")]
+pub(crate) fn kinds_of_fleet() -> Result<Vec<String>, Failure> {
+    let root: Value = serde_json::from_str(&fleet()?).map_err(Failure::failed)?;
+    let sections = root.get("properties").and_then(Value::as_object);
+    Ok(sections
+        .into_iter()
+        .flatten()
+        .map(|(kind, _)| kind.clone())
+        .collect())
+}
+
 /// The schema of a fleet's configuration: without the sections of one node, and with `[fleet]`.
 fn fleet() -> Result<String, Failure> {
     let mut root: Map<String, Value> = serde_json::from_str(NODE).map_err(Failure::failed)?;

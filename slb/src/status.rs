@@ -11,6 +11,7 @@ use serde_json::Value;
 use slb_control::Role;
 
 use crate::Failure;
+use crate::ask::connect;
 use crate::cli::{Format, StatusOptions};
 use crate::live::default_paths;
 
@@ -71,7 +72,7 @@ pub(crate) fn place_of(said: Option<&Path>, roles: &[Role]) -> Result<PathBuf, F
 pub(crate) fn ask(path: &Path) -> Result<Value, Failure> {
     let failed =
         |error: &dyn std::fmt::Display| Failure::failed(format!("{}: {error}", path.display()));
-    let mut stream = UnixStream::connect(path).map_err(|error| failed(&error))?;
+    let mut stream = connect(path)?;
     // Whoever asks nothing is answered only a moment later.
     let asked = stream.write_all(b"{\"ask\":\"status\"}\n");
     asked.map_err(|error| failed(&error))?;

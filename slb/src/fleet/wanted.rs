@@ -15,6 +15,7 @@ use super::patient::Patient;
 use crate::Failure;
 use crate::cli::{ApplyOptions, DeleteOptions, GetOptions};
 use crate::output::{is_standard, read_input};
+use crate::schema;
 
 /// Longest wait for a rollout that stopped at the same change before to begin again.
 const AGAIN: Duration = Duration::from_secs(3);
@@ -243,7 +244,23 @@ pub(super) fn rollout(store: &dyn Store, key: &str) -> Result<Rollout, Failure> 
         .unwrap_or_default())
 }
 
+/// Fails unless a fleet's configuration has sections of a kind, or the kind is `more`.
+fn expect_kind(kind: &str, more: Option<&str>) -> Result<(), Failure> {
+    let mut all = schema::kinds_of_fleet()?;
+    all.extend(more.map(str::to_owned));
+    match all.iter().any(|known| known == kind) {
+        true => Ok(()),
+        false => Err(Failure::usage(format!(
+            "expected a kind of section ({}), got {kind:?}",
+            all.join(", ")
+        ))),
+    }
+}
+
 pub(crate) fn get(options: &GetOptions) -> Result<(), Failure> {
+    if let Some(kind) = &options.kind {
+        expect_kind(kind, None)?;
+    }
     let store = super::open(&options.store)?;
     let keys = Keys::new(&options.store.access.cluster);
     let wanted = fetch::wanted(&*store, &keys, &mut Known::default()).map_err(Failure::failed)?;
@@ -254,14 +271,17 @@ pub(crate) fn get(options: &GetOptions) -> Result<(), Failure> {
     };
     let part = spec.only(kind, options.name.as_deref());
     let part = part.ok_or_else(|| {
-        let name = options.name.as_deref().unwrap_or_default();
-        Failure::failed(format!("there is no {kind} {name}"))
+        Failure::failed(match &options.name {
+            Some(name) => format!("there is no {kind} {name}"),
+            None => format!("there is no {kind}"),
+        })
     })?;
     say!("{}", part.text())?;
     Ok(())
 }
 
 pub(crate) fn delete(options: &DeleteOptions) -> Result<(), Failure> {
+    expect_kind(&options.kind, Some("backend"))?;
     let store = Patient::new(super::open(&options.store)?, options.wait);
     let keys = Keys::new(&options.store.access.cluster);
     let (kind, name) = (&options.kind, &options.name);

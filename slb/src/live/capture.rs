@@ -102,7 +102,8 @@ fn tuple_of(step: &Step) -> Option<Tuple> {
     }
 }
 
-const VERDICTS: [&str; 5] = ["forward", "flood", "reply", "pass", "drop"];
+/// The names of verdicts.
+pub(crate) const VERDICTS: [&str; 5] = ["forward", "flood", "reply", "pass", "drop"];
 
 const fn verdict_name(verdict: Verdict) -> &'static str {
     match verdict {

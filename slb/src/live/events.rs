@@ -1,4 +1,4 @@
-//! Events that only counters show: floods of dropped packets, and tables or SNAT ports that are used up. A line in the
+//! Events that only counters show: floods of dropped packets, and tables or SNAT ports that are used up or nearly so. A line in the
 //! log when one begins, and another one when it is over.
 
 use std::collections::BTreeMap;
@@ -46,6 +46,8 @@ enum Trouble {
     Flood(&'static str),
     /// New flows or connections find no place.
     TableFull,
+    /// Half-open flows, or connections that were never answered, make room for new ones.
+    Evictions,
     /// New connections of a vm, by pool and backend, find no SNAT port.
     SnatPorts(String, String),
 }
@@ -94,6 +96,22 @@ impl Event {
                     seconds,
                     event = "table_full_over",
                     "new flows find a place again"
+                );
+            }
+            Self::Begins(Trouble::Evictions, rate) => {
+                warn!(
+                    evicted_per_second = rate,
+                    event = "table_evicts",
+                    "new flows take the places of others"
+                );
+            }
+            Self::Over(Trouble::Evictions, evicted, lasted) => {
+                let seconds = lasted.as_secs_f64();
+                info!(
+                    evicted,
+                    seconds,
+                    event = "table_evicts_over",
+                    "new flows find places of their own again"
                 );
             }
             Self::Begins(Trouble::SnatPorts(pool, backend), rate) => {
@@ -151,6 +169,10 @@ impl Watch {
             Trouble::TableFull,
             totals.refused.saturating_sub(before.refused),
         ));
+        grown.push((
+            Trouble::Evictions,
+            totals.evicted.saturating_sub(before.evicted),
+        ));
         for (name, &count) in &totals.exhausted {
             // Counters of a backend that is new begin at zero.
             let more = count.saturating_sub(before.exhausted.get(name).copied().unwrap_or(0));
@@ -201,11 +223,13 @@ mod tests {
         // Each begins once.
         totals.dropped.insert("no_rule", 3000);
         totals.refused = 7;
+        totals.evicted = 40;
         totals.exhausted.insert(vm(), 1);
         let snat = Trouble::SnatPorts("webs".to_owned(), "vm1".to_owned());
         let begins = [
             Event::Begins(Trouble::Flood("no_rule"), 2001.0),
             Event::Begins(Trouble::TableFull, 7.0),
+            Event::Begins(Trouble::Evictions, 40.0),
             Event::Begins(snat.clone(), 1.0),
         ];
         assert_eq!(watch.note(at(2), &totals), begins);
@@ -226,6 +250,7 @@ mod tests {
         assert_eq!(
             over,
             [
+                (12, Event::Over(Trouble::Evictions, 40, seconds(1))),
                 (12, Event::Over(snat, 1, seconds(1))),
                 (13, Event::Over(Trouble::Flood("no_rule"), 4001, seconds(2))),
                 (13, Event::Over(Trouble::TableFull, 9, seconds(2))),

@@ -262,7 +262,9 @@ impl Unreached {
                 is_another = true;
                 // One that the configuration no longer names needs no line.
                 if found.contains_key(address) && lines.have_room() {
-                    info!("{}: {address} is reachable again", names(given, *address));
+                    let of = names(given, *address);
+                    let to = destination_name(*address);
+                    info!(of, to, event = "reachable", "{of}: {to} is reachable again");
                 }
             }
             is_lost
@@ -289,24 +291,25 @@ impl Unreached {
             if !lines.have_room() {
                 continue;
             }
-            let names = names(given, address);
-            let to = if is_far(address) {
-                format!("other {} networks", family(address))
-            } else {
-                address.to_string()
-            };
-            match reach {
-                Reach::Unresolved(next_hop) => warn!(
-                    "{names}: no neighbour entry for {} on the way to {to}, packets are lost",
-                    next_hop.address
-                ),
-                Reach::Elsewhere(next_hop) => warn!(
-                    "{names}: the route to {to} leads by {}, which is not the interface to the fabric, \
-                     packets are lost",
+            let (of, to) = (names(given, address), destination_name(address));
+            let why = match reach {
+                Reach::Unresolved(next_hop) => {
+                    let next_hop = next_hop.address;
+                    format!("no neighbour entry for {next_hop} on the way to {to}")
+                }
+                Reach::Elsewhere(next_hop) => format!(
+                    "the route to {to} leads by {}, which is not the interface to the fabric",
                     interface_name(next_hop.interface)
                 ),
-                _ => warn!("{names}: no route to {to}, packets are lost"),
-            }
+                _ => format!("no route to {to}"),
+            };
+            warn!(
+                of,
+                to,
+                why,
+                event = "unreachable",
+                "{of}: {why}, packets are lost"
+            );
         }
         if lines.left_out > 0 {
             warn!(
@@ -393,6 +396,14 @@ fn interface_name(index: u32) -> String {
     let found = all.flatten().find(has_index);
     let name = found.map(|entry| entry.file_name().to_string_lossy().into_owned());
     name.unwrap_or_else(|| format!("interface {index}"))
+}
+
+/// An address that packets go to, or the networks that the default route stands for.
+fn destination_name(address: IpAddr) -> String {
+    match is_far(address) {
+        true => format!("other {} networks", family(address)),
+        false => address.to_string(),
+    }
 }
 
 fn is_far(address: IpAddr) -> bool {

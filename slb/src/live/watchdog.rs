@@ -18,10 +18,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use slb_io_afxdp::{bring_up, take_down};
-use tracing::warn;
+use tracing::{Level, error, info, warn};
 
+use super::log_to_stderr;
 use crate::Failure;
-use crate::cli::WatchdogOptions;
+use crate::cli::{LogFormat, WatchdogOptions};
 
 /// How often there is a sign of life.
 const BEAT: Duration = Duration::from_millis(500);
@@ -38,10 +39,14 @@ pub(super) struct Life {
 impl Life {
     /// Starts a watchdog for the interface that VIPs are announced by, if there is one, and tells systemd that
     /// the process runs, if that wants to know.
-    pub(super) fn begin(interface: Option<&str>) -> Self {
+    pub(super) fn begin(interface: Option<&str>, log: LogFormat) -> Self {
         let start = |interface: &str| {
             let mut command = Command::new(std::env::current_exe()?);
-            command.args(["watchdog", "--announce", interface]);
+            let log = match log {
+                LogFormat::Text => "text",
+                LogFormat::Json => "json",
+            };
+            command.args(["watchdog", "--announce", interface, "--log", log]);
             let mut child = command.stdin(Stdio::piped()).spawn()?;
             let pipe = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
             Ok::<_, io::Error>((child, pipe))
@@ -131,6 +136,7 @@ pub(crate) fn run(options: &WatchdogOptions) -> Result<(), Failure> {
         let ignored = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(signal, ignored).map_err(Failure::failed)?;
     }
+    log_to_stderr(options.log, Level::INFO);
     let name = &options.announce;
     let mut input = io::stdin();
     let mut stalled: Option<Instant> = None;
@@ -146,12 +152,14 @@ pub(crate) fn run(options: &WatchdogOptions) -> Result<(), Failure> {
         };
         if ready == 0 {
             if stalled.is_none() {
-                tell_line!(
-                    "slb watchdog: no sign of life for {} s: {name} goes down, and the VIPs with it",
-                    PATIENCE.as_secs()
+                error!(
+                    interface = name,
+                    seconds = PATIENCE.as_secs_f64(),
+                    event = "watchdog_interface_down",
+                    "slb watchdog: no sign of life: the interface goes down, and the VIPs with it"
                 );
                 if let Err(error) = take_down(name) {
-                    tell_line!("slb watchdog: {name}: {error}");
+                    error!("slb watchdog: {name}: {error}");
                 }
                 stalled = Some(Instant::now());
             }
@@ -162,12 +170,14 @@ pub(crate) fn run(options: &WatchdogOptions) -> Result<(), Failure> {
         }
         if let Some(since) = stalled.take() {
             let stood = since.elapsed() + PATIENCE;
-            tell_line!(
-                "slb watchdog: alive again after {:.1} s: {name} goes up",
-                stood.as_secs_f64()
+            info!(
+                interface = name,
+                seconds = stood.as_secs_f64(),
+                event = "watchdog_interface_up",
+                "slb watchdog: alive again: the interface goes up"
             );
             if let Err(error) = bring_up(name) {
-                tell_line!("slb watchdog: {name}: {error}");
+                error!("slb watchdog: {name}: {error}");
             }
         }
     }

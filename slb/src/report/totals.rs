@@ -13,6 +13,8 @@ pub(crate) struct Totals {
     pub(crate) dropped: BTreeMap<&'static str, u64>,
     /// Flows or connections that found no place.
     pub(crate) refused: u64,
+    /// Flows or connections that made room for new ones before their time.
+    pub(crate) evicted: u64,
     /// Connections to the outside that found no SNAT port, by pool and backend.
     pub(crate) exhausted: BTreeMap<(String, String), u64>,
 }
@@ -21,9 +23,9 @@ impl Report<'_> {
     pub(crate) fn totals(&self) -> Totals {
         let stats = &self.tally.stats;
         let dropped = DropReason::ALL.iter();
-        let refused = match self.tally.states {
-            None => stats.flows.refused,
-            Some(_) => stats.connections.refused,
+        let (refused, evicted) = match self.tally.states {
+            None => (stats.flows.refused, stats.flows.evicted),
+            Some(_) => (stats.connections.refused, stats.connections.evicted),
         };
         let exhausted = self.shares.iter().filter_map(|share| {
             let name = (share.pool.clone(), share.backend.clone());
@@ -34,6 +36,7 @@ impl Report<'_> {
                 .map(|&reason| (reason.name(), stats.dropped[reason].packets))
                 .collect(),
             refused,
+            evicted,
             exhausted: exhausted.collect(),
         }
     }

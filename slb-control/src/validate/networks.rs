@@ -74,6 +74,14 @@ fn check_gateways(config: &Config, faults: &Faults<'_>) {
                 let message = format!("expected an address that no vm has, got {gateway}");
                 faults.add(&network.span, place.clone(), message);
             }
+            let mut spaces = network.address_spaces.iter();
+            if let Some(space) = spaces.find(|space| is_for_none(**space, gateway)) {
+                let message = format!(
+                    "expected an address that a router can have, but {gateway} is the first or the last of {space}: \
+                     the network's own, or for all in it"
+                );
+                faults.add(&network.span, place.clone(), message);
+            }
             if let Some(frontend) = led.get(&(network.vni, gateway)) {
                 let message = format!(
                     "expected an address of its own, but {gateway} is the address of frontend {frontend:?}, which \
@@ -91,6 +99,12 @@ fn check_gateways(config: &Config, faults: &Faults<'_>) {
             }
         }
     }
+}
+
+/// Returns true for the first and the last address of an IPv4 prefix, which no station has (RFC 1122 §3.2.1.3), unless the
+/// prefix has only one or two (RFC 3021).
+fn is_for_none(space: Prefix, address: IpAddr) -> bool {
+    address.is_ipv4() && space.len <= 30 && range(space).contains(&address)
 }
 
 /// Says that an address is the prober's.

@@ -420,12 +420,27 @@ fn hosts_that_cannot_be_reached_are_named() {
     // New flows go to the other one.
     world.on("m", "ip route add 172.31.9.0/24 via 172.16.0.101");
     wait_until(&world, "it is back", || state("web2") == "healthy");
-    assert!(says("webs/web2: 172.31.9.2 is reachable again"));
+    wait_until(&world, "that is said too", || {
+        says("webs/web2: 172.31.9.2 is reachable again")
+    });
+    // Each is an event.
+    for (event, more) in [
+        ("unreachable", " why=\"no route to 172.31.9.2\""),
+        ("reachable", ""),
+    ] {
+        let fields = format!("of=\"webs/web2\" to=\"172.31.9.2\"{more} event=\"{event}\"");
+        assert!(says(&fields), "{fields}: {}", log(&world));
+    }
     // A neighbour that does not answer, and then nobody is left.
     world.on("m", "ip route replace 172.31.9.0/24 via 172.16.0.99");
     wait_until(&world, "the neighbour is named", || {
         says("webs/web2: no neighbour entry for 172.16.0.99 on the way to 172.31.9.2")
     });
+    assert!(
+        says("unresolved=\"172.31.9.2 (webs/web2)\""),
+        "{}",
+        log(&world)
+    );
     world.on("c", "ip address del 172.16.0.101/24 dev eth0");
     world.on("m", "ip neighbour del 172.16.0.101 dev eth0");
     wait_until(&world, "nobody is left", || ready(&world).contains("web"));

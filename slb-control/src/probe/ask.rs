@@ -314,3 +314,51 @@ where
         status => Err(ProbeFailure::Status(status)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_node_lacks_is_its_own_failure_and_no_backends() {
+        // EMFILE, ENFILE, ENOMEM, EAFNOSUPPORT, EADDRNOTAVAIL, EADDRINUSE, ENOBUFS (errno(3)).
+        for number in [24, 23, 12, 97, 99, 98, 105] {
+            let failure = ProbeFailure::of_connecting(io::Error::from_raw_os_error(number));
+            assert!(failure.is_own(), "{failure}");
+        }
+        // ECONNREFUSED, ETIMEDOUT, EHOSTUNREACH, ECONNRESET.
+        for number in [111, 110, 113, 104] {
+            let failure = ProbeFailure::of_connecting(io::Error::from_raw_os_error(number));
+            assert!(!failure.is_own(), "{failure}");
+        }
+    }
+
+    #[test]
+    fn connections_come_from_the_ports_in_their_turn() {
+        let bind = |ports: &Ports| {
+            let socket = TcpSocket::new_v4().expect("a socket");
+            ports.bind(&socket, Ipv4Addr::LOCALHOST.into())?;
+            let port = socket.local_addr().expect("it is bound").port();
+            Ok::<_, io::Error>((socket, port))
+        };
+        let ports = Ports::new(crate::probe::CALLER_PORTS);
+        let all: Vec<_> = (0..20)
+            .map(|_| bind(&ports).expect("one is free"))
+            .collect();
+        let mut seen: Vec<u16> = all.iter().map(|(_, port)| *port).collect();
+        assert!(
+            seen.iter()
+                .all(|port| crate::probe::CALLER_PORTS.contains(port))
+        );
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen.len(), 20);
+        // Where all are in use, that is the node's own failure.
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let taken = taken.local_addr().expect("it is bound").port();
+        let error = bind(&Ports::new(taken..=taken))
+            .map(|_| ())
+            .expect_err("it is in use");
+        assert!(ProbeFailure::of_connecting(error).is_own());
+    }
+}

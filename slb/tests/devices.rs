@@ -437,7 +437,7 @@ fn hosts_that_cannot_be_reached_are_named() {
         says("webs/web2: no neighbour entry for 172.16.0.99 on the way to 172.31.9.2")
     });
     assert!(
-        says("unresolved=\"172.31.9.2 (webs/web2)\""),
+        says("unresolved=\"172.31.9.2 (webs/web2)"),
         "{}",
         log(&world)
     );

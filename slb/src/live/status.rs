@@ -806,7 +806,7 @@ mod tests {
         Shared::new((&config, &snapshot), &[], Instant::now(), (None, None))
     }
 
-    /// What a process says at a socket: without workers it has no status to tell.
+    /// Asks a process at a socket for its configuration: without workers it has no status to tell.
     fn asked(path: &Path) -> Option<String> {
         let mut stream = UnixStream::connect(path).ok()?;
         stream.write_all(b"{\"ask\":\"config\"}\n").ok()?;

@@ -64,7 +64,7 @@ pub(super) struct Example {
     pub(super) after: Duration,
     /// The packet's tuple, or that it is no IP packet.
     pub(super) packet: String,
-    /// Its path through the pipeline, in one line.
+    /// Path of the packet through the pipeline, in one line.
     pub(super) path: String,
 }
 
@@ -81,7 +81,7 @@ impl Example {
     }
 }
 
-/// What a replay notes for the report in HTML.
+/// Notes of a replay for the report in HTML.
 #[derive(Debug)]
 pub(super) struct History {
     begin: Option<Instant>,

@@ -136,7 +136,7 @@ impl Asker {
     }
 
     /// Sends probes from some ports, each in its turn.
-    pub(super) fn from_ports(self, ports: RangeInclusive<u16>) -> Self {
+    pub(super) fn by_ports(self, ports: RangeInclusive<u16>) -> Self {
         let ports = Some(Arc::new(Ports::new(ports)));
         Self { ports, ..self }
     }

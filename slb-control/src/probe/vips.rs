@@ -93,9 +93,7 @@ impl VipProber {
             })?;
         Ok(Self {
             runtime: handle,
-            asker: Asker::new(sources)
-                .by_device(device)
-                .from_ports(CALLER_PORTS),
+            asker: Asker::new(sources).by_device(device).by_ports(CALLER_PORTS),
             places: Arc::new(Semaphore::new(MOST_AT_ONCE)),
             called: BTreeMap::new(),
             results: VipResults::default(),

@@ -9,7 +9,9 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+#[cfg(feature = "live")]
+use std::path::PathBuf;
 
 #[cfg(feature = "azure")]
 use slb_control::azure;
@@ -150,6 +152,7 @@ pub(crate) fn create(
 }
 
 /// An output that can be written, and is as it was until that begins.
+#[cfg(feature = "live")]
 pub(crate) struct Prepared {
     file: File,
     /// True for a regular file that is named.
@@ -158,6 +161,7 @@ pub(crate) struct Prepared {
     made: Option<PathBuf>,
 }
 
+#[cfg(feature = "live")]
 impl Prepared {
     /// Opens the output of a command, and leaves it as it is.
     ///
@@ -192,6 +196,7 @@ impl Prepared {
 }
 
 /// A file that was made and never begun goes again.
+#[cfg(feature = "live")]
 impl Drop for Prepared {
     fn drop(&mut self) {
         let Some(path) = &self.made else { return };

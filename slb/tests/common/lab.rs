@@ -191,7 +191,7 @@ impl Lab {
                 &machine,
                 &[
                     "ip tuntap add dev slb0 mode tun multi_queue",
-                    "ip link set slb0 mtu 1600 up",
+                    "ip link set slb0 mtu 1600 txqueuelen 5000 up",
                     &format!("ip route add {VIP}/32 dev slb0"),
                     &format!("ip -6 route add {VIP6}/128 dev slb0"),
                     // Where answers come in that go through it.
@@ -232,7 +232,7 @@ impl Lab {
                     &machine,
                     &[
                         "ip tuntap add dev slb0 mode tun",
-                        "ip link set slb0 mtu 1600 up",
+                        "ip link set slb0 mtu 1600 txqueuelen 5000 up",
                         &format!("ip route add {own}/32 dev slb0"),
                         &format!("ip -6 route add fd00:17::10{number}/128 dev slb0"),
                         "ip tuntap add dev vm mode tap",

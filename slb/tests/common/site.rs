@@ -123,7 +123,7 @@ impl Site {
                 machine,
                 &[
                     "ip tuntap add dev slb0 mode tun",
-                    "ip link set slb0 mtu 1600 up",
+                    "ip link set slb0 mtu 1600 txqueuelen 5000 up",
                     &format!("ip route add 172.17.0.{number}/32 dev slb0"),
                     &format!("ip -6 route add fd00:17::{number}/128 dev slb0"),
                 ],

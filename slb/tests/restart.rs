@@ -135,7 +135,7 @@ impl Machines<'_> {
             "curl -sS --no-progress-meter -Z --parallel-immediate --parallel-max {count} -m 40 \
              --limit-rate {RATE} -w '%{{size_download}}\\n' \
              -o /dev/null 'http://{ipv4}:{port}/blob?n=[1-{half}]' \
-             -o /dev/null 'http://[{ipv6}]:{port}/blob?n=[1-{half}]' 2>/dev/null"
+             -o /dev/null 'http://[{ipv6}]:{port}/blob?n=[1-{half}]' 2>&1"
         );
         self.world.start(machine, &format!("sh -c \"{curl}\""))
     }
@@ -251,7 +251,11 @@ fn is_short(stream: Stream, role: &str, end: End, io: Io, attempt: usize) -> boo
 fn whole(downloads: Process) -> usize {
     let output = downloads.output();
     let size = SIZE.to_string();
-    output.lines().filter(|line| **line == size).count()
+    let (whole, others): (Vec<&str>, Vec<&str>) = output.lines().partition(|line| **line == size);
+    if !others.is_empty() {
+        println!("downloads that were not whole: {others:?}");
+    }
+    whole.len()
 }
 
 /// What tcpdump saw that must not be.
@@ -458,17 +462,19 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
-/// Without state, connections from outside are taken up in the middle, and what vms opened is lost.
+/// Without state, connections from outside are taken up by their clients' next segments, and what vms opened is lost.
 fn without_state(io: Io) {
     let lab = Lab::new(io, false);
     let (mut host, mux) = lab.start_both();
     let downloads = lab.download();
     host = lab.restart("host", host, End::Kill);
     let [inbound, outbound] = downloads.map(whole);
-    assert_eq!(inbound, INBOUND);
+    // A client that has acknowledged all that came has nothing to send by which its connection could be taken up.
+    let most = INBOUND - INBOUND / 10;
+    assert!(inbound >= most, "{inbound} of {INBOUND} went on");
     assert!(outbound < OUTBOUND, "the tests of state test something");
     let taken_up = &lab.machines().status("host").unwrap()["taken_up"];
-    assert!(taken_up.as_u64().unwrap() >= INBOUND as u64, "{taken_up}");
+    assert!(taken_up.as_u64().unwrap() >= most as u64, "{taken_up}");
     drop((host, mux));
 }
 

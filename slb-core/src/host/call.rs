@@ -67,7 +67,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     /// The rule that takes a packet for a private VIP, whose id in rule keys this is.
     ///
     /// # Errors
-    /// There is none: this becomes of the packet.
+    /// The verdict of a packet that no rule takes.
     fn rule_of_call(
         &mut self,
         frame: &mut Frame<'_>,

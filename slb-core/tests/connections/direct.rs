@@ -36,7 +36,7 @@ fn with_direct_clients(tcp_reset: bool) -> impl Iterator<Item = World> {
 }
 
 impl World {
-    /// Who the direct conversation is between: the client's one port, and the server's own address.
+    /// The two ends of the direct connection: the client's one port, and the server's own address.
     fn direct(&self, port: u16) -> (Endpoint, Endpoint) {
         (self.asks.0, (server(self.ipv6), port))
     }

@@ -14,9 +14,9 @@ use slb_core::{Instant, Key, PortId};
 
 pub(super) const KEY: Key = Key::new([5, 6]);
 pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
-/// Of a host agent the fabric, of a proxy the clients.
+/// The port of a host agent's fabric, or of a proxy's clients.
 pub(super) const OUTSIDE: PortId = PortId(0);
-/// Of a host agent the vm, of a proxy the backends.
+/// The port of a host agent's vm, or of a proxy's backends.
 pub(super) const INSIDE: PortId = PortId(1);
 /// The port of the second vm of a host.
 pub(super) const BESIDE: PortId = PortId(7);

@@ -13,7 +13,7 @@ use super::setup::{
     Endpoint, HOST, IDLE, INSIDE, KEY, OUTSIDE, START, client, server, snapshot, vip, vm_mac,
 };
 
-/// Who translates, and whose call it is.
+/// The role that translates, and the side that opens the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     Proxy,
@@ -44,7 +44,7 @@ pub(super) enum Dut {
     Host(Box<Host<'static, Box<Snapshot<'static>>>>),
 }
 
-/// What became of a packet: where it went, and who sees whom in it.
+/// A packet that was sent: the port it left by, and its addresses and ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
     pub(super) port: PortId,
@@ -273,7 +273,7 @@ impl World {
     }
 }
 
-/// Who is seen by whom in a frame, whose checksums are right.
+/// Reads the addresses and ports of a frame, and asserts that its checksums are right.
 pub(super) fn seen(port: PortId, frame: &[u8]) -> Seen {
     let sliced = SlicedPacket::from_ethernet(frame).unwrap();
     let (from, to): (IpAddr, IpAddr) = match sliced.net.as_ref().unwrap() {

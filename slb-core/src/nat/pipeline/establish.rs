@@ -28,7 +28,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     /// Makes the connection that a packet begins.
     ///
     /// # Errors
-    /// It begins none: this becomes of it.
+    /// The verdict of a packet that begins no connection.
     #[inline(never)]
     pub(super) fn establish<A: Table, R: Role>(
         &mut self,
@@ -138,7 +138,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     /// A connection from outside, for a rule.
     ///
     /// # Errors
-    /// There is none, or it takes no new ones: this becomes of the packet.
+    /// The verdict of a packet that no rule takes, or whose rule takes no new connections.
     pub(crate) fn inbound<A: Table, R: Role>(
         &mut self,
         frame: &mut Frame<'_>,

@@ -54,7 +54,7 @@ pub(crate) trait Role: Sized {
     /// Finds where a frame comes from, and reads it: stage 1.
     ///
     /// # Errors
-    /// It concerns no connection: this becomes of it.
+    /// The verdict of a frame that concerns no connection.
     fn arrive<'s, S: Deref<Target = Snapshot<'s>>>(
         pipeline: &mut Pipeline<'_, S>,
         frame: &mut Frame<'_>,
@@ -66,7 +66,7 @@ pub(crate) trait Role: Sized {
     /// The connection that a packet begins.
     ///
     /// # Errors
-    /// It begins none: this becomes of it.
+    /// The verdict of a packet that begins no connection.
     fn open<'s, A: Table, S: Deref<Target = Snapshot<'s>>>(
         pipeline: &mut Pipeline<'_, S>,
         frame: &mut Frame<'_>,

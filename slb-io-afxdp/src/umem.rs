@@ -289,7 +289,7 @@ mod tests {
         unsafe { one.lend(2048) }.fill(7);
         // SAFETY: the same.
         assert!(unsafe { other.lend(2048) }.iter().all(|&byte| byte == 7));
-        // What is cut off in a chunk is no such memory.
+        // Memory that ends within a chunk is refused.
         let cut = memfd_create("cut", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&cut, 2049).unwrap();
         assert!(Umem::from_file(cut, SMALL_CHUNK).is_err());

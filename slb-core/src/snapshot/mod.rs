@@ -361,6 +361,12 @@ impl Snapshot<'_> {
         !self.private.is_empty() && self.private_vip_at(address, zone).is_some()
     }
 
+    /// Returns true if an address is a vm's of the network of the vm at a port of this node.
+    pub(crate) fn is_in_network(&self, address: IpAddr, zone: PortId) -> bool {
+        let vm = self.nat.vm_by_port(zone);
+        vm.is_some_and(|vm| self.nat.networks.neighbour(address, vm.vni).is_some())
+    }
+
     /// The outer header towards the host of another vm of the network of the vm at a port; `None` where there
     /// is none of the address, or the vm is on this node.
     pub(crate) fn way_in_network(&self, zone: PortId, address: IpAddr) -> Option<&Template> {

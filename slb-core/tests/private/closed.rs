@@ -209,6 +209,28 @@ fn packets_from_outside_are_for_no_vip_of_a_mux_or_a_host() {
 }
 
 #[test]
+fn sources_outside_of_the_network_reach_no_vip_through_a_host_that_is_trusted() {
+    let plan = Plan::two_tenants();
+    let mut net = plan.net();
+    let peer = plan.host_address(0).to_string();
+    for is_ipv6 in [false, true] {
+        connect(&mut net, 60_000, is_ipv6);
+        let before = live(&net);
+        let outside = ip(["203.0.113.9", "2001:db8::9"][usize::from(is_ipv6)]);
+        // Host 1 takes what comes from host 0, and what a mux with an older configuration sends looks the same.
+        for (what, inner) in packets(outside, 60_000, ([2; 6], plan.vms[2].mac())) {
+            let frame = in_vxlan(&plan, &peer, 1, plan.vnis[0], &inner);
+            match net.enter(1, FABRIC, &frame) {
+                End::Dropped(DropReason::NoRule) => {}
+                End::Dropped(_) if !matches!(what, "a SYN" | "a datagram") => {}
+                other => panic!("{what}: {other:?}"),
+            }
+        }
+        assert_eq!(live(&net), before);
+    }
+}
+
+#[test]
 fn a_callers_answers_do_not_get_to_the_fabric_when_the_caller_is_gone() {
     let mut plan = Plan::two_tenants();
     plan.terms.tcp_reset = true;
@@ -229,10 +251,10 @@ fn a_callers_answers_do_not_get_to_the_fabric_when_the_caller_is_gone() {
                 other => panic!("{len} bytes: {other:?}"),
             }
         }
-        // A segment of no connection is refused to whom there is.
+        // A segment of no connection is not answered: its source is no vm of the network any more.
         let stray = Segment::tcp((own, 60_001), (vip(is_ipv6), HTTP), "A").at(77, 88);
         let end = send(&mut net, CLIENT, &stray);
-        assert_eq!(end, End::Dropped(DropReason::NoNeighbour));
+        assert_eq!(end, End::Dropped(DropReason::NoRule));
         // And so is what expires.
         net.now = net.now + Duration::from_secs(300);
         let mut told = Vec::new();

@@ -185,6 +185,14 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         else {
             return Err(NO_CONNECTION);
         };
+        // A mux whose configuration is older may still send what comes from the Internet.
+        if terms.is_private
+            && !self
+                .snapshot
+                .is_in_network(packet.tuple().source, lane.zone)
+        {
+            return Err(Verdict::Drop(DropReason::NoRule));
+        }
         let rule = self.snapshot.short_rule_id(rule);
         if terms.kind == RuleKind::Outbound || is_answer {
             // No vm waits for this answer.

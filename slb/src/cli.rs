@@ -953,7 +953,7 @@ pub(crate) struct InitOptions {
     /// A capture of the traffic that is to be balanced, as for replay. Can be given several times.
     #[arg(long, value_name = "FILE", required = true)]
     pub(crate) from: Vec<PathBuf>,
-    /// The file to write, which must not exist yet. Default: standard output.
+    /// The file to write, which must not exist yet; `-` is standard output, the default.
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
     /// Rules at most: those whose services are called most.

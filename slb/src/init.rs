@@ -13,6 +13,7 @@ use slb_core::wire::protocol;
 use crate::Failure;
 use crate::cli::InitOptions;
 use crate::destinations::{Count, Service, Services};
+use crate::output::is_standard;
 
 /// Bytes that VXLAN adds over IPv6: outer Ethernet, IPv6, UDP and VXLAN, less the outer Ethernet.
 const OVERHEAD: usize = 70;
@@ -33,15 +34,15 @@ pub(crate) fn run(options: &InitOptions) -> Result<(), Failure> {
     let names = names.collect::<Vec<_>>().join(" ");
     if found.is_empty() {
         return Err(Failure::failed(format!(
-            "{names}: no TCP or UDP packet for an address that a VIP can have was read"
+            "{names}: no TCP or UDP packet for an address that a VIP can have was read; \
+             slb replay says what was left out"
         )));
     }
     let text = configuration(&names, &found);
     // What is written is good, whatever the capture had.
     Config::parse("the configuration", &text).map_err(Failure::failed)?;
     match &options.out {
-        None => crate::manual::print(text.as_bytes()),
-        Some(path) => {
+        Some(path) if !is_standard(path) => {
             let failed = |error: std::io::Error| {
                 Failure::failed(format!("--out {}: {error}", path.display()))
             };
@@ -49,6 +50,7 @@ pub(crate) fn run(options: &InitOptions) -> Result<(), Failure> {
             let mut file = file.map_err(failed)?;
             file.write_all(text.as_bytes()).map_err(failed)
         }
+        _ => crate::manual::print(text.as_bytes()),
     }
 }
 

@@ -99,6 +99,10 @@ fn the_configuration_is_good_and_serves_the_capture() {
         fs::read_to_string(&config).unwrap(),
         text(&["init", "--from", &capture])
     );
+    assert_eq!(
+        text(&["init", "--from", &capture, "--out", "-"]),
+        text(&["init", "--from", &capture])
+    );
     assert!(text(&["check", &config]).contains("OK"));
     let report = text(&["replay", &config, "--in", &capture, "--report", "json"]);
     let report: Value = serde_json::from_str(&report).unwrap();

@@ -1,14 +1,9 @@
 //! ARM templates: expressions, loops, conditions, deployments and scale sets, and quickstart templates.
 
-#[path = "azure_templates/deployments.rs"]
 mod deployments;
-#[path = "azure_templates/expressions.rs"]
 mod expressions;
-#[path = "azure_templates/quickstarts.rs"]
 mod quickstarts;
-#[path = "azure_templates/resources.rs"]
 mod resources;
-#[path = "azure_templates/scale_sets.rs"]
 mod scale_sets;
 
 use slb_control::azure::{Imported, Input, Inventory, import};

@@ -1,8 +1,5 @@
 //! The reference's four scenarios: their JSON imported, and packets sent as their texts say.
 
-#[macro_use]
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};

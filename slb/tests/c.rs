@@ -1,7 +1,6 @@
 //! The C program of `examples/c` and `slb replay` give the same bytes on every capture.
 
-#[macro_use]
-mod common;
+use crate::common;
 
 use std::fs;
 use std::path::Path;

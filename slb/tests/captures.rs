@@ -4,8 +4,7 @@
 //! The captures are other projects' and not part of this one: where they are missing, or a tool
 //! or the rights, the tests say so and are skipped. With `SLB_REQUIRE_ALL` set they fail instead.
 
-#[macro_use]
-mod common;
+use crate::common;
 
 use std::fs;
 use std::io::{BufWriter, Write as _};

@@ -1,6 +1,6 @@
 //! The program as its users run it.
 
-mod common;
+use crate::common;
 
 use std::fs;
 use std::path::{Path, PathBuf};

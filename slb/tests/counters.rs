@@ -1,8 +1,7 @@
 //! Counters of a running program across a reload: each rule's and backend's are its own, and a
 //! configuration with more of them has counters for all. Needs root; without it is skipped.
 
-#[macro_use]
-mod common;
+use crate::common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -2,8 +2,7 @@
 //!
 //! The second needs root; without, or where a tool is missing, it says so and is skipped.
 
-#[macro_use]
-mod common;
+use crate::common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -4,8 +4,7 @@
 //! The captures are other projects' and not part of this one: where they are missing, or tshark, the test says
 //! so and is skipped. With `SLB_REQUIRE_ALL` set it fails instead.
 
-#[macro_use]
-mod common;
+use crate::common;
 
 use std::collections::BTreeSet;
 use std::fs;

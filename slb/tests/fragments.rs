@@ -14,8 +14,7 @@
 //!
 //! Needs root; without, or where a tool is missing, a test says so and is skipped.
 
-#[macro_use]
-mod common;
+use crate::common;
 
 use std::fs;
 use std::path::Path;

@@ -1,7 +1,6 @@
 //! `slb init` and what `slb replay` says of a capture whose packets are for no VIP. No root.
 
-#[macro_use]
-mod common;
+use crate::common;
 
 use std::fs;
 use std::path::{Path, PathBuf};

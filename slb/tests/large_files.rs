@@ -1,7 +1,6 @@
 //! Files that are larger than any configuration, and what goes on while one is read.
 
-#[macro_use]
-mod common;
+use crate::common;
 
 use std::fmt::Write as _;
 use std::fs;

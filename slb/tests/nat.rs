@@ -4,8 +4,7 @@
 //! What comes out has to be the same, byte for byte but for the TTL: addresses, ports, checksums,
 //! and what ICMP errors quote.
 
-#[macro_use]
-mod common;
+use crate::common;
 
 use std::collections::BTreeMap;
 use std::fs;

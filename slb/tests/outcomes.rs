@@ -2,14 +2,13 @@
 //!
 //! `outcomes.txt` has a line for each capture and step: how many packets were forwarded, answered, passed or
 //! dropped, by reason, and a digest of each verdict and frame in their order. After a change that is meant,
-//! `SLB_WRITE_OUTCOMES=1 cargo test -p slb --test outcomes` writes the file anew, and its difference shows what
+//! `SLB_WRITE_OUTCOMES=1 cargo test -p slb --test all outcomes::` writes the file anew, and its difference shows what
 //! changed.
 //!
 //! The captures are other projects' and not part of this one: where they are missing, the test says so and is
 //! skipped. With `SLB_REQUIRE_ALL` set it fails instead.
 
-#[macro_use]
-mod common;
+use crate::common;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

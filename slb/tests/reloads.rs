@@ -1,7 +1,6 @@
 //! What a reload changes of a running program. Needs root; without it is skipped.
 
-#[macro_use]
-mod common;
+use crate::common;
 
 use std::fs;
 use std::thread::sleep;

@@ -9,8 +9,6 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use slb_control::Config;
 
-mod common;
-
 /// A field that no section has, and that resembles none.
 const UNKNOWN: &str = "zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz";
 

@@ -1,8 +1,7 @@
 //! Two Linux stacks with a proxy between them: ports that are used again, forged RSTs, half-closed
 //! connections.
 
-#[macro_use]
-mod common;
+use crate::common;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};

@@ -1,8 +1,7 @@
 //! The units of packaging/systemd: systemd finds no fault in them, and the program takes their command lines. Tests of
 //! processes under them are in `package.rs`, `handover.rs` and `devices.rs`.
 
-#[macro_use]
-mod common;
+use crate::common;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -2,8 +2,7 @@
 //!
 //! Needs root; without, or where a tool is missing, it says so and is skipped.
 
-#[macro_use]
-mod common;
+use crate::common;
 
 use std::fs;
 use std::process::Command;

@@ -4,8 +4,7 @@
 //! Root is needed, and the captures of other projects; without them the tests say so and are skipped. With
 //! `SLB_REQUIRE_ALL` set they fail instead.
 
-#[macro_use]
-mod common;
+use crate::common;
 
 use std::sync::Arc;
 

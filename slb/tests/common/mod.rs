@@ -1,6 +1,6 @@
 //! Real captures, network namespaces, and when a test may be skipped.
 
-#![allow(dead_code, reason = "each test uses some of it")]
+#![allow(dead_code, reason = "without its features the program has fewer tests")]
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,9 @@ impl Drop for Process {
     }
 }
 
+/// The worlds that this process has made: tests of several files may call theirs the same.
+static WORLDS: AtomicUsize = AtomicUsize::new(0);
+
 /// Namespaces, and the processes in them: gone with it.
 pub struct World {
     tag: String,
@@ -57,8 +61,9 @@ pub struct World {
 
 impl World {
     pub fn new(kind: &str, machines: &[&str]) -> Self {
+        let number = WORLDS.fetch_add(1, Ordering::Relaxed);
         let mut world = Self {
-            tag: format!("slb{kind}{}", std::process::id() % 100_000),
+            tag: format!("slb{kind}{}n{number}", std::process::id() % 100_000),
             machines: Vec::new(),
             servers: Vec::new(),
             directory: tempfile::tempdir().unwrap(),

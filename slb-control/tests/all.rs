@@ -1,0 +1,38 @@
+//! The tests of this crate as one program, which compiles in a fraction of the time that one program for each file
+//! takes. `cargo test -p slb-control --test all config::` runs those of one file.
+
+mod address_conflicts;
+mod addresses;
+#[cfg(feature = "azure")]
+mod azure;
+#[cfg(feature = "azure")]
+mod azure_functions;
+mod azure_places;
+#[cfg(feature = "azure")]
+mod azure_stand_ins;
+#[cfg(feature = "azure")]
+mod azure_templates;
+mod config;
+mod diff;
+mod fleet;
+mod gateways;
+mod health;
+mod impossible;
+mod inside;
+mod limits;
+mod losses;
+mod network_faults;
+mod networks;
+mod past;
+#[cfg(feature = "probe")]
+mod private_frontends;
+#[cfg(feature = "probe")]
+mod probe;
+mod probe_sources;
+#[cfg(feature = "probe")]
+mod prober;
+mod quic;
+mod scale;
+mod seats;
+#[cfg(feature = "probe")]
+mod vms;

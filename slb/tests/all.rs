@@ -1,0 +1,88 @@
+//! The tests of this crate as one program, which compiles in a fraction of the time that one program for each file
+//! takes. `cargo test -p slb --test all cli::` runs those of one file.
+
+#[macro_use]
+mod common;
+
+mod announce;
+#[cfg(feature = "live")]
+mod ansible;
+mod asking;
+#[cfg(feature = "azure")]
+mod azure;
+mod c;
+mod captures;
+mod changes;
+mod cli;
+mod command_line;
+mod contributing;
+mod counters;
+mod device_ports;
+#[cfg(feature = "live")]
+mod devices;
+#[cfg(feature = "live")]
+mod events;
+mod explaining;
+mod faults;
+#[cfg(feature = "live")]
+mod fleet;
+mod fleet_files;
+#[cfg(feature = "live")]
+mod fleet_store;
+#[cfg(feature = "live")]
+mod fragments;
+#[cfg(feature = "live")]
+mod handover;
+mod import_files;
+#[cfg(feature = "azure")]
+mod import_templates;
+mod init;
+mod kernel_settings;
+#[cfg(feature = "live")]
+mod lab;
+mod large_files;
+#[cfg(feature = "live")]
+mod live;
+#[cfg(feature = "live")]
+mod look;
+mod manual;
+#[cfg(feature = "live")]
+mod metrics;
+mod nat;
+mod networks;
+mod networks_explained;
+mod operations;
+#[cfg(all(feature = "top", feature = "azure"))]
+mod operators;
+mod outcomes;
+#[cfg(feature = "live")]
+mod package;
+mod printing;
+mod private_vips;
+mod proxy_subnet;
+mod queues;
+mod reloads;
+mod replay_files;
+mod report_page;
+#[cfg(feature = "live")]
+mod resets;
+#[cfg(feature = "live")]
+mod restart;
+mod scarce;
+#[cfg(feature = "live")]
+mod schema;
+mod source;
+#[cfg(feature = "live")]
+mod spoofed;
+#[cfg(feature = "live")]
+mod stacks;
+#[cfg(feature = "live")]
+mod systemd;
+#[cfg(feature = "live")]
+mod tutorial;
+mod vip_probes;
+#[cfg(feature = "live")]
+mod vm_moves;
+mod vxlan;
+#[cfg(feature = "live")]
+mod workers;

@@ -63,6 +63,16 @@ fn two_servers_on_one_machine_are_balanced_as_their_page_says() {
     run("two-servers.md", 6);
 }
 
+#[test]
+#[ignore = "needs root"]
+fn a_fleet_is_built_and_broken_as_its_tutorial_says() {
+    let tools = ["unshare", "ethtool", "mount", "etcd", "etcdctl"];
+    if let Some(why) = lacking(&tools) {
+        skip!("{why}");
+    }
+    run("fleet-tutorial.md", 11);
+}
+
 /// Runs the commands of a page of the documentation, and compares what they print.
 fn run(page: &str, at_least: usize) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -26,6 +26,8 @@ mod explaining;
 mod faults;
 #[cfg(feature = "live")]
 mod fleet;
+#[cfg(feature = "live")]
+mod fleet_commands;
 mod fleet_files;
 #[cfg(feature = "live")]
 mod fleet_store;

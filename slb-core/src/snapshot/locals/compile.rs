@@ -1,0 +1,895 @@
+//! The vms of this node, the ports that each may call out from, and the node's peers.
+
+use core::net::IpAddr;
+
+use super::addresses::{address_bytes, raw_port, words};
+use super::networks::{Networks, NetworksSize};
+use super::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
+use super::proxy::{CompiledProxy, next_hops_of};
+use super::registry::{AlreadyRegistered, Registry, RegistryEntry, SLOT_BITS, identity};
+use super::terms::CompiledTerms;
+use crate::mem::{Counter, Mem, Memory};
+use crate::nat::connection::{Policy, Span};
+use crate::spec::snat::{GRANULE, GRANULES, outbound_frontends};
+use crate::spec::{Backend, Protocol, Spec, SpecError, derived_mac, ranges};
+use crate::tunnel::encapsulation::Template;
+use crate::verdict::PortId;
+use crate::wire::ethernet::MacAddress;
+use crate::wire::vxlan::Vni;
+
+/// Stands for an unknown sender.
+pub(crate) const NO_SENDER: u32 = NONE;
+/// Senders from this number on are hosts, those below are muxes.
+const FIRST_HOST: u32 = 1 << 16;
+/// The first number of a host that vms have moved here from, and that is configured no more.
+const FIRST_FORMER: u32 = 1 << 31;
+/// The most of these: the last ones.
+const MAX_FORMER: usize = 8;
+
+/// The most muxes, and the most backends on one host.
+const MAX_MUXES: usize = 254;
+/// Numbers of muxes stay below this one, which stands for no mux.
+const _: () = assert!(MAX_MUXES <= Policy::NETWORK as usize);
+const LOCAL_BITS: u32 = 11;
+/// The last number stays free: an id is never [`UNNUMBERED`].
+const MAX_LOCALS: usize = (1 << LOCAL_BITS) - 1;
+pub(crate) const UNNUMBERED: u16 = u16::MAX;
+
+/// A vm on this node.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Vm {
+    pub(crate) port: PortId,
+    pub(crate) mac: MacAddress,
+    pub(crate) vni: Vni,
+    /// The first of the backends that it is, if any.
+    first: u32,
+}
+
+/// A backend whose vm is on this node.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Local {
+    /// Index of the backend among all.
+    pub(crate) backend: u32,
+    /// The place of its counters.
+    pub(crate) counters: u32,
+    /// The same in every generation, and never another's.
+    pub(crate) id: u16,
+    pub(crate) address: IpAddr,
+    /// The port of this node that its vm is at; of a proxy without meaning.
+    pub(crate) zone: PortId,
+    /// The port that it serves in the place of the rule's, as packets have it.
+    pub(crate) port: Option<u16>,
+    /// True if the backend is unhealthy for some rule.
+    pub(crate) suspect: bool,
+    /// The vm's next one.
+    next: u32,
+    /// Port blocks of the vm.
+    blocks: (u32, u32),
+}
+
+/// The ports of one frontend that a backend may call out from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block {
+    /// The frontend's address.
+    pub(crate) address: IpAddr,
+    /// The rule that answers to it match.
+    pub(crate) rule: u32,
+    /// The outbound rule that gave it.
+    pub(crate) outbound: u32,
+    granules: (u32, u32),
+}
+
+/// The terms of connections that an outbound rule lets out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CompiledOutbound {
+    pub(crate) idle: Span,
+    pub(crate) reset: bool,
+    pub(crate) protocol: Protocol,
+}
+
+/// A mux that answers may go back through.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CompiledMux {
+    pub(crate) template: Template,
+    pub(crate) address: [u64; 2],
+    /// True if a host agent has the same address.
+    pub(crate) is_host: bool,
+}
+
+/// The vms, ports and peers of this node.
+#[derive(Debug)]
+pub(crate) struct Nat<'m> {
+    vms: Mem<'m, Vm>,
+    vm_count: usize,
+    locals: Mem<'m, Local>,
+    local_ids: Registry<'m>,
+    blocks: Mem<'m, Block>,
+    granules: Mem<'m, u16>,
+    outbound: Mem<'m, CompiledOutbound>,
+    muxes: Mem<'m, CompiledMux>,
+    vm_by_mac: ProbeMap<'m, [u64; 2], 3>,
+    vm_by_port: ProbeMap<'m, u64, 5>,
+    local_by_pool: ProbeMap<'m, u64, 5>,
+    peers: ProbeMap<'m, [u64; 2], 3>,
+    vnis: ProbeMap<'m, u64, 5>,
+    /// The owners of addresses by network.
+    pub(crate) networks: Networks<'m>,
+    /// Vms that were here and have moved to another host: the place among all of a backend that each is.
+    moved: ProbeMap<'m, [u64; 2], 3>,
+    moved_count: usize,
+    /// Hosts that vms have moved here from, and that are configured no more: they pass on what still comes
+    /// there. The newest first.
+    former_hosts: Mem<'m, [u64; 2]>,
+    former_count: usize,
+    local_by_backend: ProbeMap<'m, u64, 5>,
+    /// The ranges of addresses that are inside: ascending, and apart from each other.
+    inside: Mem<'m, [IpAddr; 2]>,
+    inside_count: usize,
+    /// For a proxy, its ports.
+    pub(crate) proxy: Option<CompiledProxy<'m>>,
+}
+
+/// The number of items of each kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NatSize {
+    locals: usize,
+    vms: usize,
+    local_slots: usize,
+    blocks: usize,
+    granules: usize,
+    outbound: usize,
+    muxes: usize,
+    peers: usize,
+    pools: usize,
+    inside: usize,
+    networks: NetworksSize,
+    moved: usize,
+    former: usize,
+}
+
+impl NatSize {
+    pub(crate) fn of(spec: &Spec<'_>, previous: Option<&Nat<'_>>) -> Self {
+        let of_pool = |pool: usize| {
+            let backends = spec.pools.get(pool).map_or(&[][..], |pool| pool.backends);
+            backends.iter().filter(|b| is_local(spec, b)).count()
+        };
+        let locals = (0..spec.pools.len()).map(of_pool).sum();
+        let backends: usize = spec.pools.iter().map(|pool| pool.backends.len()).sum();
+        let frontends = outbound_frontends(spec).count();
+        let of_network = spec.vms.iter().filter(|vm| vm.port.is_some()).count();
+        let vms = locals + of_network;
+        Self {
+            locals,
+            vms,
+            local_slots: Registry::slots_for(locals, previous.map(|p| &p.local_ids)),
+            blocks: spec
+                .outbound
+                .iter()
+                .map(|rule| rule.frontends.len() * of_pool(rule.pool))
+                .sum(),
+            granules: if locals == 0 { 0 } else { frontends * GRANULES },
+            outbound: spec.outbound.len(),
+            muxes: spec.muxes.len(),
+            peers: spec.muxes.len()
+                + backends
+                + spec.vms.len()
+                + if locals == 0 { 0 } else { MAX_FORMER },
+            former: if locals == 0 { 0 } else { MAX_FORMER },
+            moved: previous.map_or(0, |previous| {
+                (backends - locals).min(previous.vm_count + previous.moved_count)
+            }),
+            pools: spec.pools.len(),
+            inside: if vms == 0 { 0 } else { spec.inside.len() },
+            networks: NetworksSize::of(spec),
+        }
+    }
+
+    pub(crate) fn count(&self, counter: &mut Counter) -> Option<()> {
+        counter.add::<Vm>(self.vms)?;
+        counter.add::<Local>(self.locals)?;
+        counter.add::<RegistryEntry>(self.local_slots)?;
+        counter.add::<u64>(self.local_slots)?;
+        for keys in [self.locals, self.vms, self.locals, self.locals, self.pools] {
+            counter.add::<RuleBucket>(ProbeMap::<u64, 5>::buckets_for(keys))?;
+        }
+        for keys in [self.vms, self.peers, self.moved] {
+            counter.add::<VipBucket>(ProbeMap::<[u64; 2], 3>::buckets_for(keys))?;
+        }
+        counter.add::<[u64; 2]>(self.former)?;
+        counter.add::<Block>(self.blocks)?;
+        counter.add::<u16>(self.granules)?;
+        counter.add::<CompiledOutbound>(self.outbound)?;
+        counter.add::<CompiledMux>(self.muxes)?;
+        counter.add::<[IpAddr; 2]>(self.inside)?;
+        self.networks.count(counter)
+    }
+
+    /// Returns the number of items of each kind that has numbers, and its maximum.
+    pub(crate) fn limits(&self) -> [(&'static str, usize, usize); 2] {
+        [
+            ("backends on one host", self.local_slots, MAX_LOCALS),
+            ("muxes", self.muxes, MAX_MUXES),
+        ]
+    }
+}
+
+impl<'m> Nat<'m> {
+    /// Takes the memory. `None` where it is used up.
+    pub(crate) fn new(
+        size: &NatSize,
+        spec: &Spec<'_>,
+        generation: u64,
+        previous: Option<&Nat<'_>>,
+        memory: &mut impl Memory<'m>,
+    ) -> Option<Self> {
+        const NO_ADDRESS: IpAddr = IpAddr::V4(core::net::Ipv4Addr::UNSPECIFIED);
+        let vm = Vm {
+            port: PortId(0),
+            mac: MacAddress([0; 6]),
+            vni: Vni::default(),
+            first: NONE,
+        };
+        let local = Local {
+            backend: 0,
+            counters: 0,
+            id: 0,
+            address: NO_ADDRESS,
+            zone: PortId(0),
+            port: None,
+            suspect: false,
+            next: NONE,
+            blocks: (0, 0),
+        };
+        let block = Block {
+            address: NO_ADDRESS,
+            rule: 0,
+            outbound: 0,
+            granules: (0, 0),
+        };
+        let outbound = CompiledOutbound {
+            idle: CompiledTerms::EMPTY.idle,
+            reset: false,
+            protocol: Protocol::All,
+        };
+        let mux = CompiledMux {
+            template: Template::EMPTY,
+            address: [0; 2],
+            is_host: false,
+        };
+        let mut map = |keys| {
+            let buckets = ProbeMap::<u64, 5>::buckets_for(keys);
+            memory.take(buckets, RuleBucket::EMPTY)
+        };
+        let ids = map(size.locals)?;
+        let (vm_by_port, local_by_pool, local_by_backend) =
+            (map(size.vms)?, map(size.locals)?, map(size.locals)?);
+        let vnis = map(size.pools)?;
+        let mut map = |keys| {
+            let buckets = ProbeMap::<[u64; 2], 3>::buckets_for(keys);
+            memory.take(buckets, VipBucket::EMPTY)
+        };
+        let (vm_by_mac, peers) = (map(size.vms)?, map(size.peers)?);
+        let moved = map(size.moved)?;
+        let entries = memory.take(size.local_slots, RegistryEntry::EMPTY)?;
+        let identities = memory.take(size.local_slots, 0)?;
+        let proxy = previous.and_then(|previous| previous.proxy.as_ref());
+        let previous = previous.map(|previous| &previous.local_ids);
+        Some(Self {
+            vms: memory.take(size.vms, vm)?,
+            vm_count: 0,
+            locals: memory.take(size.locals, local)?,
+            local_ids: Registry::continue_from(previous, generation, entries, ids, identities),
+            blocks: memory.take(size.blocks, block)?,
+            granules: memory.take(size.granules, 0)?,
+            outbound: memory.take(size.outbound, outbound)?,
+            muxes: memory.take(size.muxes, mux)?,
+            vm_by_mac: ProbeMap::new(vm_by_mac),
+            vm_by_port: ProbeMap::new(vm_by_port),
+            local_by_pool: ProbeMap::new(local_by_pool),
+            peers: ProbeMap::new(peers),
+            vnis: ProbeMap::new(vnis),
+            networks: Networks::new(&size.networks, memory)?,
+            moved: ProbeMap::new(moved),
+            moved_count: 0,
+            former_hosts: memory.take(size.former, [0; 2])?,
+            former_count: 0,
+            local_by_backend: ProbeMap::new(local_by_backend),
+            inside: memory.take(size.inside, [NO_ADDRESS; 2])?,
+            inside_count: 0,
+            proxy: match &spec.proxy {
+                Some(ports) => Some(CompiledProxy::new(
+                    ports,
+                    next_hops_of(spec),
+                    proxy,
+                    memory,
+                )?),
+                None => None,
+            },
+        })
+    }
+
+    /// Collects the vms of this node and the peers that may send to it. `facts` returns a backend's
+    /// counter slot, and true if it is unhealthy for some rule.
+    pub(crate) fn compile(
+        &mut self,
+        spec: &Spec<'_>,
+        previous: Option<&Nat<'_>>,
+        facts: impl Fn(u32) -> (u32, bool),
+    ) -> Result<(), SpecError> {
+        self.compile_locals(spec, previous, facts)?;
+        self.compile_vms(spec)?;
+        if let Some(previous) = previous.filter(|_| spec.proxy.is_none()) {
+            self.compile_moved(spec, previous);
+        }
+        self.networks.compile(spec)?;
+        self.compile_inside(spec)?;
+        for (place, rule) in self.outbound.iter_mut().zip(spec.outbound) {
+            *place = CompiledOutbound {
+                idle: Span::from_duration(rule.idle_timeout),
+                reset: rule.tcp_reset,
+                protocol: rule.protocol,
+            };
+        }
+        for (index, &address) in spec.muxes.iter().enumerate() {
+            let next_hop = spec.underlay.next_hop;
+            let mac = derived_mac(address);
+            let template = Template::new(&spec.underlay, address, next_hop, mac, Vni::default());
+            let no_address = SpecError::NoUnderlayAddressForMux { mux: index };
+            let address = words(address);
+            self.muxes[index] = CompiledMux {
+                template: template.ok_or(no_address)?,
+                address,
+                is_host: false,
+            };
+            let _ = self.peers.insert(address, index as u32);
+        }
+        for pool in spec.pools {
+            let _ = self.vnis.insert(pool.vni.get().into(), 0);
+        }
+        // Those that are no backends' have numbers behind those of backends.
+        let backends = spec.pools.iter().flat_map(|pool| pool.backends);
+        let hosts = backends.map(|backend| backend.host);
+        let hosts = hosts.chain(spec.vms.iter().map(|vm| vm.host));
+        for (index, host) in (0..).zip(hosts) {
+            let known = self.peers.insert(words(host), FIRST_HOST + index);
+            let mux = known
+                .err()
+                .and_then(|known| self.muxes.get_mut(known as usize));
+            if let Some(mux) = mux {
+                mux.is_host = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes the vms of networks that are at ports of this node.
+    fn compile_vms(&mut self, spec: &Spec<'_>) -> Result<(), SpecError> {
+        if spec.proxy.is_some() {
+            return Ok(()); // it has no vms of its own
+        }
+        for (index, vm) in spec.vms.iter().enumerate() {
+            let network = spec.networks.get(vm.network);
+            let (Some(port), Some(network)) = (vm.port, network) else {
+                continue;
+            };
+            let at = self.vm_at(port, vm.mac(), network.vni);
+            at.map_err(|_| SpecError::VmPortConflict { vm: index, port })?;
+        }
+        Ok(())
+    }
+
+    /// Has packets of a host taken that vms have moved here from, though it is configured no more.
+    pub(crate) fn add_former_host(&mut self, host: [u64; 2]) {
+        let number = FIRST_FORMER + self.former_count as u32;
+        if let Some(place) = self.former_hosts.get_mut(self.former_count)
+            && self.peers.insert(host, number).is_ok()
+        {
+            *place = host;
+            self.former_count += 1;
+        }
+    }
+
+    /// Hosts that vms have moved here from, and that are configured no more, the newest first.
+    pub(crate) fn former_hosts(&self) -> impl Iterator<Item = [u64; 2]> + '_ {
+        self.former_hosts.iter().copied().take(self.former_count)
+    }
+
+    /// The address of a host that is configured no more, by its number.
+    pub(crate) fn former_host(&self, sender: u32) -> Option<[u64; 2]> {
+        let place = sender.checked_sub(FIRST_FORMER)?;
+        self.former_hosts().nth(place as usize)
+    }
+
+    /// Notes which vms were here before, and are at other hosts now.
+    fn compile_moved(&mut self, spec: &Spec<'_>, previous: &Nat<'_>) {
+        if previous.vm_count + previous.moved_count == 0 {
+            return;
+        }
+        let pools = spec.pools.iter();
+        let all = pools.flat_map(|pool| pool.backends.iter().map(move |one| (pool, one)));
+        for (index, (pool, backend)) in (0..).zip(all) {
+            if is_local(spec, backend) {
+                continue;
+            }
+            let mac = backend.mac.unwrap_or(derived_mac(backend.address));
+            let key = mac_key(mac, pool.vni);
+            let was_here = previous.vm_by_mac.get(key).or(previous.moved.get(key));
+            if was_here.is_some() && self.vm_by_mac.get(key).is_none() {
+                self.moved_count += usize::from(self.moved.insert(key, index).is_ok());
+            }
+        }
+    }
+
+    /// Notes which addresses are inside.
+    fn compile_inside(&mut self, spec: &Spec<'_>) -> Result<(), SpecError> {
+        for (index, prefix) in spec.inside.iter().enumerate() {
+            let range = prefix.range().ok_or(SpecError::InsidePrefix { index })?;
+            if let Some(place) = self.inside.get_mut(index) {
+                *place = range;
+            }
+        }
+        // `IpAddr` orders all of IPv4 before IPv6.
+        self.inside_count = ranges::join(&mut self.inside);
+        Ok(())
+    }
+
+    fn compile_locals(
+        &mut self,
+        spec: &Spec<'_>,
+        previous: Option<&Nat<'_>>,
+        facts: impl Fn(u32) -> (u32, bool),
+    ) -> Result<(), SpecError> {
+        let previous = previous.map(|previous| &previous.local_ids);
+        let (mut backend_index, mut count) = (0, 0);
+        for (pool_index, pool) in spec.pools.iter().enumerate() {
+            for backend in pool.backends {
+                let index = backend_index;
+                backend_index += 1;
+                if !is_local(spec, backend) {
+                    continue;
+                }
+                let local = count as u32;
+                let next = match backend.port.filter(|_| spec.proxy.is_none()) {
+                    Some(port) => {
+                        let mac = backend.mac.unwrap_or(derived_mac(backend.address));
+                        let vm = self.vm_at(port, mac, pool.vni);
+                        let vm = vm.map_err(|known| self.conflict(known, port, index))?;
+                        // The same vm twice in a pool has the rules of its first name.
+                        let _ = self
+                            .local_by_pool
+                            .insert(pool_key(pool_index as u32, port), local);
+                        core::mem::replace(&mut self.vms[vm].first, local)
+                    }
+                    None => NONE,
+                };
+                let _ = self.local_by_backend.insert(index.into(), local);
+                let (counters, suspect) = facts(index);
+                self.locals[count] = Local {
+                    backend: index,
+                    counters,
+                    suspect,
+                    id: UNNUMBERED,
+                    address: backend.address,
+                    zone: backend.port.unwrap_or_default(),
+                    port: backend.backend_port.map(raw_port),
+                    next,
+                    blocks: (0, 0),
+                };
+                if let Some(proxy) = &mut self.proxy {
+                    proxy.set_next_hop(count, backend.next_hop);
+                }
+                count += 1;
+            }
+        }
+        let identity = |local: &Local| {
+            let (pool, backend) = owner(spec, local.backend as usize);
+            let (pool, backend) = (&spec.pools[pool], &spec.pools[pool].backends[backend]);
+            let address = address_bytes(backend.address);
+            identity([pool.name.as_bytes(), backend.name.as_bytes(), &address])
+        };
+        let duplicate = |AlreadyRegistered(first): AlreadyRegistered, second: usize| {
+            SpecError::DuplicateBackend {
+                first: first as usize,
+                second,
+            }
+        };
+        for index in 0..count {
+            let name = identity(&self.locals[index]);
+            let kept = self.local_ids.keep(previous, name, index as u32);
+            if let Some(slot) = kept.map_err(|already| duplicate(already, index))? {
+                self.locals[index].id = compress(self.local_ids.id(slot).get());
+            }
+        }
+        for index in 0..count {
+            if self.locals[index].id == UNNUMBERED {
+                let name = identity(&self.locals[index]);
+                let added = self.local_ids.add(name, index as u32);
+                let slot = added.map_err(|already| duplicate(already, index))?;
+                self.locals[index].id = compress(self.local_ids.id(slot).get());
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns true if the ids of vms in `old` still mean the same here.
+    pub(crate) fn follows(&self, old: &Nat<'_>) -> bool {
+        self.local_ids.follows(&old.local_ids)
+    }
+
+    /// The vm at a port, added where it is not there yet; the other vm that has the port or the MAC address.
+    fn vm_at(&mut self, port: PortId, mac: MacAddress, vni: Vni) -> Result<usize, u32> {
+        let index = self.vm_count as u32;
+        match self.vm_by_port.insert(port.0.into(), index) {
+            Err(known) => {
+                let vm = self.vms[known as usize];
+                let is_same = vm.mac == mac && vm.vni == vni;
+                is_same.then_some(known as usize).ok_or(known)
+            }
+            Ok(()) => {
+                self.vm_by_mac.insert(mac_key(mac, vni), index)?;
+                self.vms[self.vm_count] = Vm {
+                    port,
+                    mac,
+                    vni,
+                    first: NONE,
+                };
+                self.vm_count += 1;
+                Ok(index as usize)
+            }
+        }
+    }
+
+    /// The fault of a backend that shares a vm's port or MAC address without being that vm.
+    fn conflict(&self, vm: u32, port: PortId, backend: u32) -> SpecError {
+        let mut first = 0;
+        let mut next = self.vms.get(vm as usize).map_or(NONE, |vm| vm.first);
+        while let Some(local) = self.locals.get(next as usize) {
+            (first, next) = (local.backend, local.next);
+        }
+        SpecError::PortConflict {
+            first: first as usize,
+            second: backend as usize,
+            port,
+        }
+    }
+
+    /// Notes the ports of the locals. `owners` says, for each frontend that outbound rules use,
+    /// its place, its compiled rule and its granules' owners, in the order of their places.
+    pub(crate) fn compile_blocks<'t>(
+        &mut self,
+        spec: &Spec<'_>,
+        owners: impl Iterator<Item = (usize, u32, &'t [u16])>,
+    ) {
+        // Room for the blocks of each local: those of one frontend by several rules are one, and leave some.
+        let mut block_count = 0;
+        for local in self.locals.iter_mut() {
+            let (pool, _) = owner(spec, local.backend as usize);
+            let rules = spec.outbound.iter().filter(|rule| rule.pool == pool);
+            local.blocks = (block_count, block_count);
+            block_count += rules.map(|rule| rule.frontends.len() as u32).sum::<u32>();
+        }
+        // Frontends outside and locals inside: asking for each local which frontends there are takes as long as
+        // the product of locals, frontends and rules.
+        let mut granule_count = 0;
+        for (frontend, rule, owners) in owners {
+            let address = spec.frontends[frontend].address;
+            let rules = spec.outbound.iter().enumerate();
+            let rules = rules.filter(|(_, outbound)| outbound.frontends.contains(&frontend));
+            for (outbound, of) in rules {
+                let pools = spec.pools.iter().take(of.pool);
+                let first = pools.map(|pool| pool.backends.len() as u32).sum::<u32>();
+                let end = first + spec.pools[of.pool].backends.len() as u32;
+                // Locals stand in the order of their backends.
+                let start = self.locals.partition_point(|local| local.backend < first);
+                let of_pool = self.locals.iter_mut().skip(start);
+                for local in of_pool.take_while(|local| local.backend < end) {
+                    let place = local.blocks.1 as usize;
+                    let blocks = &self.blocks[local.blocks.0 as usize..place];
+                    // The first rule of a frontend and a pool counts.
+                    if blocks.last().is_some_and(|last| last.address == address) {
+                        continue;
+                    }
+                    let first = granule_count;
+                    for (granule, &owner) in owners.iter().enumerate() {
+                        if u32::from(owner) == local.backend {
+                            self.granules[granule_count] = granule as u16;
+                            granule_count += 1;
+                        }
+                    }
+                    self.blocks[place] = Block {
+                        address,
+                        rule,
+                        outbound: outbound as u32,
+                        granules: (first as u32, granule_count as u32),
+                    };
+                    local.blocks.1 += 1;
+                }
+            }
+        }
+    }
+
+    /// The vm at a port of this node.
+    #[inline]
+    pub(crate) fn vm_by_port(&self, port: PortId) -> Option<&Vm> {
+        self.vms.get(self.vm_by_port.get(port.0.into())? as usize)
+    }
+
+    /// The vm that has a MAC address in a network.
+    #[inline]
+    pub(crate) fn vm_by_mac(&self, mac: MacAddress, vni: Vni) -> Option<&Vm> {
+        self.vms
+            .get(self.vm_by_mac.get(mac_key(mac, vni))? as usize)
+    }
+
+    /// A backend that a vm is which was here, and has moved to another host: its place among all.
+    pub(crate) fn moved(&self, mac: MacAddress, vni: Vni) -> Option<u32> {
+        self.moved.get(mac_key(mac, vni))
+    }
+
+    /// The identity of a local that is not here any more.
+    pub(crate) fn identity_of_former(&self, id: u16) -> Option<u64> {
+        let slot = usize::from(id) & MAX_LOCALS;
+        let is_same = compress(self.local_ids.id(slot).get()) == id;
+        self.local_ids.last_identity_of(slot).filter(|_| is_same)
+    }
+
+    /// A pool's backend at a vm.
+    pub(crate) fn local_of_pool(&self, pool: u32, port: PortId) -> Option<&Local> {
+        let local = self.local_by_pool.get(pool_key(pool, port))?;
+        self.locals.get(local as usize)
+    }
+
+    /// A backend that is here, by its place among all.
+    pub(crate) fn local_of(&self, backend: u32) -> Option<&Local> {
+        let local = self.local_by_backend.get(backend.into())?;
+        self.locals.get(local as usize)
+    }
+
+    /// For a proxy, returns the address that backends see instead of a client's, if there is one.
+    pub(crate) fn rewritten(&self, client: IpAddr) -> Option<IpAddr> {
+        self.proxy.as_ref()?.rewritten(client)
+    }
+
+    /// Returns true if some clients are seen under another address.
+    #[inline]
+    pub(crate) fn rewrites_sources(&self) -> bool {
+        self.proxy
+            .as_ref()
+            .is_some_and(CompiledProxy::rewrites_sources)
+    }
+
+    /// The local of an id; `None` where it is gone.
+    #[inline]
+    pub(crate) fn local(&self, id: u16) -> Option<&Local> {
+        let slot = usize::from(id) & MAX_LOCALS;
+        let index = self.local_ids.owner(slot)?;
+        self.locals
+            .get(index as usize)
+            .filter(|local| local.id == id)
+    }
+
+    /// For a proxy, returns the MAC address for a backend's packets, by the backend's id. The outer
+    /// `None` means that the backend is gone; the inner one that link headers stay.
+    pub(crate) fn next_hop_of(&self, id: u16) -> Option<Option<MacAddress>> {
+        self.local(id)?;
+        let index = self.local_ids.owner(usize::from(id) & MAX_LOCALS)?;
+        Some(self.proxy.as_ref()?.next_hop(index as usize))
+    }
+
+    /// The identity of a local, by its id; `None` where it is gone.
+    pub(crate) fn identity_of(&self, id: u16) -> Option<u64> {
+        self.local(id)?;
+        self.local_ids.identity_of(usize::from(id) & MAX_LOCALS)
+    }
+
+    /// The local of an identity; `None` where there is none.
+    pub(crate) fn local_by_identity(&self, identity: u64) -> Option<&Local> {
+        let slot = self.local_ids.slot_of(identity)?;
+        self.locals.get(self.local_ids.owner(slot)? as usize)
+    }
+
+    /// The address of a mux by its number, in two words.
+    pub(crate) fn mux_address(&self, number: usize) -> Option<[u64; 2]> {
+        self.muxes.get(number).map(|mux| mux.address)
+    }
+
+    /// The backends that a vm is.
+    pub(crate) fn locals_of(&self, vm: &Vm) -> impl Iterator<Item = &Local> + Clone + '_ {
+        let mut next = vm.first;
+        core::iter::from_fn(move || {
+            let local = self.locals.get(next as usize)?;
+            next = local.next;
+            Some(local)
+        })
+    }
+
+    /// Every backend whose vm is here.
+    pub(crate) fn locals(&self) -> &[Local] {
+        &self.locals
+    }
+
+    /// The ports that a local may call out from.
+    pub(crate) fn blocks_of(&self, local: &Local) -> &[Block] {
+        let (first, end) = local.blocks;
+        self.blocks
+            .get(first as usize..end as usize)
+            .unwrap_or_default()
+    }
+
+    /// The granules of a block.
+    pub(crate) fn granules_of(&self, block: &Block) -> &[u16] {
+        let (first, end) = block.granules;
+        self.granules
+            .get(first as usize..end as usize)
+            .unwrap_or_default()
+    }
+
+    /// Returns the index of a block's first granule among all.
+    pub(crate) fn first_granule(&self, block: &Block) -> usize {
+        block.granules.0 as usize
+    }
+
+    /// Returns true if every port has the same owner in both, so users need not be counted again.
+    pub(crate) fn has_ports_as(&self, other: &Nat<'_>) -> bool {
+        if self.granules.is_empty() && other.granules.is_empty() {
+            return true; // nobody has any
+        }
+        let local = |local: &Local| (local.id, local.counters, local.blocks);
+        let block = |block: &Block| (block.address, block.granules);
+        self.granules[..] == other.granules[..]
+            && self
+                .locals
+                .iter()
+                .map(local)
+                .eq(other.locals.iter().map(local))
+            && self
+                .blocks
+                .iter()
+                .map(block)
+                .eq(other.blocks.iter().map(block))
+    }
+
+    /// Places that users of ports are counted in.
+    pub(crate) fn port_places(&self) -> usize {
+        self.granules.len() * GRANULE as usize
+    }
+
+    /// Returns true if vms reach an address, and answer it, under their own: a binary search among
+    /// the ranges.
+    pub(crate) fn is_inside(&self, address: IpAddr) -> bool {
+        let inside = self.inside.get(..self.inside_count).unwrap_or_default();
+        ranges::have(inside, &address)
+    }
+
+    /// Returns true if an address is a vm's or a gateway's in the network of the vm at a port, although it is a
+    /// VIP for other networks.
+    #[inline]
+    pub(crate) fn is_taken_at(&self, zone: PortId, address: IpAddr) -> bool {
+        self.networks.have_vips() && self.is_taken_in_network(zone, address)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn is_taken_in_network(&self, zone: PortId, address: IpAddr) -> bool {
+        let vm = self.vm_by_port(zone);
+        vm.is_some_and(|vm| self.networks.is_taken(vm.vni, address))
+    }
+
+    /// Returns true if an address is a vm's of this network.
+    pub(crate) fn is_neighbour(&self, address: IpAddr, vni: Vni) -> bool {
+        self.networks.neighbour(address, vni).is_some()
+    }
+
+    /// The port of the vm of this node that has an address in a network.
+    pub(crate) fn port_of_neighbour(&self, address: IpAddr, vni: Vni) -> Option<PortId> {
+        self.networks.neighbour(address, vni)?.port
+    }
+
+    /// Returns true if an address is a backend's; for proxies.
+    pub(crate) fn is_backend(&self, address: IpAddr) -> bool {
+        self.is_neighbour(address, Vni::default())
+    }
+
+    /// An outbound rule, by its place in [`Spec::outbound`].
+    pub(crate) fn outbound(&self, index: u32) -> Option<&CompiledOutbound> {
+        self.outbound.get(index as usize)
+    }
+
+    /// Returns true if a peer's packets are taken: from any host, and from the named muxes, or from
+    /// all if none is named.
+    pub(crate) fn is_peer(&self, address: [u64; 2]) -> bool {
+        self.peers.get(address).is_some()
+    }
+
+    /// The number of the mux at an address; of a host that is no mux, [`FIRST_HOST`] and the place of its
+    /// first backend among all; [`NO_SENDER`] where it is neither. Of a host that vms have moved here from,
+    /// [`FIRST_FORMER`] and its place among these.
+    pub(crate) fn sender_at(&self, address: [u64; 2]) -> u32 {
+        self.peers.get(address).unwrap_or(NO_SENDER)
+    }
+
+    /// The number of the mux at an address.
+    pub(crate) fn mux_at(&self, address: [u64; 2]) -> Option<usize> {
+        let sender = self.sender_at(address);
+        self.is_mux(sender).then_some(sender as usize)
+    }
+
+    /// Returns true if the sender of this index is a mux.
+    pub(crate) fn is_mux(&self, sender: u32) -> bool {
+        (sender as usize) < self.muxes.len()
+    }
+
+    /// The place of the first backend of a sender that is a host, and no mux.
+    pub(crate) fn backend_of_sender(&self, sender: u32) -> Option<u32> {
+        sender
+            .checked_sub(FIRST_HOST)
+            .filter(|_| sender < FIRST_FORMER)
+    }
+
+    /// The number of one of the muxes, the same one for each hash; `None` where there are none.
+    pub(crate) fn any_mux(&self, hash: u64) -> Option<u8> {
+        let place = ((hash >> 32) * self.muxes.len() as u64) >> 32;
+        (!self.muxes.is_empty()).then_some(place as u8)
+    }
+
+    /// A mux by its number.
+    pub(crate) fn mux(&self, number: usize) -> Option<&CompiledMux> {
+        self.muxes.get(number)
+    }
+
+    /// Returns true if a pool is in this network.
+    pub(crate) fn has_vni(&self, vni: Vni) -> bool {
+        self.vnis.get(vni.get().into()).is_some()
+    }
+
+    /// Returns true if muxes are named, so that no other sender is taken for one.
+    pub(crate) fn has_muxes(&self) -> bool {
+        !self.muxes.is_empty()
+    }
+}
+
+/// Returns true if a pool's table has a past: this is the host agent of one of its backends.
+pub(crate) fn has_past(spec: &Spec<'_>, pool: usize) -> bool {
+    let backends = spec.pools.get(pool).map_or(&[][..], |pool| pool.backends);
+    spec.proxy.is_none() && backends.iter().any(|backend| backend.port.is_some())
+}
+
+/// Returns true if the snapshot is a mux's, which notes when slots changed.
+pub(crate) fn has_ages(spec: &Spec<'_>) -> bool {
+    let mut pools = 0..spec.pools.len();
+    spec.proxy.is_none() && !pools.any(|pool| has_past(spec, pool))
+}
+
+/// Returns true if a backend is reached from this node without the fabric.
+fn is_local(spec: &Spec<'_>, backend: &Backend<'_>) -> bool {
+    spec.proxy.is_some() || backend.port.is_some()
+}
+
+/// An id of 32 bits in 16.
+const fn compress(id: u32) -> u16 {
+    let slot = id as u16 & MAX_LOCALS as u16;
+    slot | ((id >> SLOT_BITS) as u16) << LOCAL_BITS
+}
+
+fn mac_key(mac: MacAddress, vni: Vni) -> [u64; 2] {
+    let [a, b, c, d, e, f] = mac.0;
+    [
+        u64::from_le_bytes([a, b, c, d, e, f, 0, 0]),
+        vni.get().into(),
+    ]
+}
+
+fn pool_key(pool: u32, port: PortId) -> u64 {
+    u64::from(pool) << 16 | u64::from(port.0)
+}
+
+/// The pool of the backend at a place among all, and its place in there.
+pub(super) fn owner(spec: &Spec<'_>, mut backend: usize) -> (usize, usize) {
+    for (index, pool) in spec.pools.iter().enumerate() {
+        match backend.checked_sub(pool.backends.len()) {
+            None => return (index, backend),
+            Some(rest) => backend = rest,
+        }
+    }
+    (0, 0)
+}

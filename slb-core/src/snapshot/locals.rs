@@ -1,17 +1,22 @@
 //! The vms of this node, the ports that each may call out from, and the node's peers.
 
+mod compile;
+mod size;
+
 use core::net::IpAddr;
 
-use super::addresses::{address_bytes, raw_port, words};
-use super::networks::{Networks, NetworksSize};
+use self::compile::compress;
+pub(super) use self::compile::owner;
+pub(crate) use self::size::NatSize;
+use super::networks::Networks;
 use super::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
 use super::proxy::{CompiledProxy, next_hops_of};
-use super::registry::{AlreadyRegistered, Registry, RegistryEntry, SLOT_BITS, identity};
+use super::registry::{Registry, RegistryEntry};
 use super::terms::CompiledTerms;
-use crate::mem::{Counter, Mem, Memory};
+use crate::mem::{Mem, Memory};
 use crate::nat::connection::{Policy, Span};
-use crate::spec::snat::{GRANULE, GRANULES, outbound_frontends};
-use crate::spec::{Backend, Protocol, Spec, SpecError, derived_mac, ranges};
+use crate::spec::snat::GRANULE;
+use crate::spec::{Protocol, Spec, ranges};
 use crate::tunnel::encapsulation::Template;
 use crate::verdict::PortId;
 use crate::wire::ethernet::MacAddress;
@@ -129,90 +134,6 @@ pub(crate) struct Nat<'m> {
     pub(crate) proxy: Option<CompiledProxy<'m>>,
 }
 
-/// The number of items of each kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct NatSize {
-    locals: usize,
-    vms: usize,
-    local_slots: usize,
-    blocks: usize,
-    granules: usize,
-    outbound: usize,
-    muxes: usize,
-    peers: usize,
-    pools: usize,
-    inside: usize,
-    networks: NetworksSize,
-    moved: usize,
-    former: usize,
-}
-
-impl NatSize {
-    pub(crate) fn of(spec: &Spec<'_>, previous: Option<&Nat<'_>>) -> Self {
-        let of_pool = |pool: usize| {
-            let backends = spec.pools.get(pool).map_or(&[][..], |pool| pool.backends);
-            backends.iter().filter(|b| is_local(spec, b)).count()
-        };
-        let locals = (0..spec.pools.len()).map(of_pool).sum();
-        let backends: usize = spec.pools.iter().map(|pool| pool.backends.len()).sum();
-        let frontends = outbound_frontends(spec).count();
-        let of_network = spec.vms.iter().filter(|vm| vm.port.is_some()).count();
-        let vms = locals + of_network;
-        Self {
-            locals,
-            vms,
-            local_slots: Registry::slots_for(locals, previous.map(|p| &p.local_ids)),
-            blocks: spec
-                .outbound
-                .iter()
-                .map(|rule| rule.frontends.len() * of_pool(rule.pool))
-                .sum(),
-            granules: if locals == 0 { 0 } else { frontends * GRANULES },
-            outbound: spec.outbound.len(),
-            muxes: spec.muxes.len(),
-            peers: spec.muxes.len()
-                + backends
-                + spec.vms.len()
-                + if locals == 0 { 0 } else { MAX_FORMER },
-            former: if locals == 0 { 0 } else { MAX_FORMER },
-            moved: previous.map_or(0, |previous| {
-                (backends - locals).min(previous.vm_count + previous.moved_count)
-            }),
-            pools: spec.pools.len(),
-            inside: if vms == 0 { 0 } else { spec.inside.len() },
-            networks: NetworksSize::of(spec),
-        }
-    }
-
-    pub(crate) fn count(&self, counter: &mut Counter) -> Option<()> {
-        counter.add::<Vm>(self.vms)?;
-        counter.add::<Local>(self.locals)?;
-        counter.add::<RegistryEntry>(self.local_slots)?;
-        counter.add::<u64>(self.local_slots)?;
-        for keys in [self.locals, self.vms, self.locals, self.locals, self.pools] {
-            counter.add::<RuleBucket>(ProbeMap::<u64, 5>::buckets_for(keys))?;
-        }
-        for keys in [self.vms, self.peers, self.moved] {
-            counter.add::<VipBucket>(ProbeMap::<[u64; 2], 3>::buckets_for(keys))?;
-        }
-        counter.add::<[u64; 2]>(self.former)?;
-        counter.add::<Block>(self.blocks)?;
-        counter.add::<u16>(self.granules)?;
-        counter.add::<CompiledOutbound>(self.outbound)?;
-        counter.add::<CompiledMux>(self.muxes)?;
-        counter.add::<[IpAddr; 2]>(self.inside)?;
-        self.networks.count(counter)
-    }
-
-    /// Returns the number of items of each kind that has numbers, and its maximum.
-    pub(crate) fn limits(&self) -> [(&'static str, usize, usize); 2] {
-        [
-            ("backends on one host", self.local_slots, MAX_LOCALS),
-            ("muxes", self.muxes, MAX_MUXES),
-        ]
-    }
-}
-
 impl<'m> Nat<'m> {
     /// Takes the memory. `None` where it is used up.
     pub(crate) fn new(
@@ -308,76 +229,6 @@ impl<'m> Nat<'m> {
         })
     }
 
-    /// Collects the vms of this node and the peers that may send to it. `facts` returns a backend's
-    /// counter slot, and true if it is unhealthy for some rule.
-    pub(crate) fn compile(
-        &mut self,
-        spec: &Spec<'_>,
-        previous: Option<&Nat<'_>>,
-        facts: impl Fn(u32) -> (u32, bool),
-    ) -> Result<(), SpecError> {
-        self.compile_locals(spec, previous, facts)?;
-        self.compile_vms(spec)?;
-        if let Some(previous) = previous.filter(|_| spec.proxy.is_none()) {
-            self.compile_moved(spec, previous);
-        }
-        self.networks.compile(spec)?;
-        self.compile_inside(spec)?;
-        for (place, rule) in self.outbound.iter_mut().zip(spec.outbound) {
-            *place = CompiledOutbound {
-                idle: Span::from_duration(rule.idle_timeout),
-                reset: rule.tcp_reset,
-                protocol: rule.protocol,
-            };
-        }
-        for (index, &address) in spec.muxes.iter().enumerate() {
-            let next_hop = spec.underlay.next_hop;
-            let mac = derived_mac(address);
-            let template = Template::new(&spec.underlay, address, next_hop, mac, Vni::default());
-            let no_address = SpecError::NoUnderlayAddressForMux { mux: index };
-            let address = words(address);
-            self.muxes[index] = CompiledMux {
-                template: template.ok_or(no_address)?,
-                address,
-                is_host: false,
-            };
-            let _ = self.peers.insert(address, index as u32);
-        }
-        for pool in spec.pools {
-            let _ = self.vnis.insert(pool.vni.get().into(), 0);
-        }
-        // Those that are no backends' have numbers behind those of backends.
-        let backends = spec.pools.iter().flat_map(|pool| pool.backends);
-        let hosts = backends.map(|backend| backend.host);
-        let hosts = hosts.chain(spec.vms.iter().map(|vm| vm.host));
-        for (index, host) in (0..).zip(hosts) {
-            let known = self.peers.insert(words(host), FIRST_HOST + index);
-            let mux = known
-                .err()
-                .and_then(|known| self.muxes.get_mut(known as usize));
-            if let Some(mux) = mux {
-                mux.is_host = true;
-            }
-        }
-        Ok(())
-    }
-
-    /// Notes the vms of networks that are at ports of this node.
-    fn compile_vms(&mut self, spec: &Spec<'_>) -> Result<(), SpecError> {
-        if spec.proxy.is_some() {
-            return Ok(()); // it has no vms of its own
-        }
-        for (index, vm) in spec.vms.iter().enumerate() {
-            let network = spec.networks.get(vm.network);
-            let (Some(port), Some(network)) = (vm.port, network) else {
-                continue;
-            };
-            let at = self.vm_at(port, vm.mac(), network.vni);
-            at.map_err(|_| SpecError::VmPortConflict { vm: index, port })?;
-        }
-        Ok(())
-    }
-
     /// Has packets of a host taken that vms have moved here from, though it is configured no more.
     pub(crate) fn add_former_host(&mut self, host: [u64; 2]) {
         let number = FIRST_FORMER + self.former_count as u32;
@@ -400,212 +251,9 @@ impl<'m> Nat<'m> {
         self.former_hosts().nth(place as usize)
     }
 
-    /// Notes which vms were here before, and are at other hosts now.
-    fn compile_moved(&mut self, spec: &Spec<'_>, previous: &Nat<'_>) {
-        if previous.vm_count + previous.moved_count == 0 {
-            return;
-        }
-        let pools = spec.pools.iter();
-        let all = pools.flat_map(|pool| pool.backends.iter().map(move |one| (pool, one)));
-        for (index, (pool, backend)) in (0..).zip(all) {
-            if is_local(spec, backend) {
-                continue;
-            }
-            let mac = backend.mac.unwrap_or(derived_mac(backend.address));
-            let key = mac_key(mac, pool.vni);
-            let was_here = previous.vm_by_mac.get(key).or(previous.moved.get(key));
-            if was_here.is_some() && self.vm_by_mac.get(key).is_none() {
-                self.moved_count += usize::from(self.moved.insert(key, index).is_ok());
-            }
-        }
-    }
-
-    /// Notes which addresses are inside.
-    fn compile_inside(&mut self, spec: &Spec<'_>) -> Result<(), SpecError> {
-        for (index, prefix) in spec.inside.iter().enumerate() {
-            let range = prefix.range().ok_or(SpecError::InsidePrefix { index })?;
-            if let Some(place) = self.inside.get_mut(index) {
-                *place = range;
-            }
-        }
-        // `IpAddr` orders all of IPv4 before IPv6.
-        self.inside_count = ranges::join(&mut self.inside);
-        Ok(())
-    }
-
-    fn compile_locals(
-        &mut self,
-        spec: &Spec<'_>,
-        previous: Option<&Nat<'_>>,
-        facts: impl Fn(u32) -> (u32, bool),
-    ) -> Result<(), SpecError> {
-        let previous = previous.map(|previous| &previous.local_ids);
-        let (mut backend_index, mut count) = (0, 0);
-        for (pool_index, pool) in spec.pools.iter().enumerate() {
-            for backend in pool.backends {
-                let index = backend_index;
-                backend_index += 1;
-                if !is_local(spec, backend) {
-                    continue;
-                }
-                let local = count as u32;
-                let next = match backend.port.filter(|_| spec.proxy.is_none()) {
-                    Some(port) => {
-                        let mac = backend.mac.unwrap_or(derived_mac(backend.address));
-                        let vm = self.vm_at(port, mac, pool.vni);
-                        let vm = vm.map_err(|known| self.conflict(known, port, index))?;
-                        // The same vm twice in a pool has the rules of its first name.
-                        let _ = self
-                            .local_by_pool
-                            .insert(pool_key(pool_index as u32, port), local);
-                        core::mem::replace(&mut self.vms[vm].first, local)
-                    }
-                    None => NONE,
-                };
-                let _ = self.local_by_backend.insert(index.into(), local);
-                let (counters, suspect) = facts(index);
-                self.locals[count] = Local {
-                    backend: index,
-                    counters,
-                    suspect,
-                    id: UNNUMBERED,
-                    address: backend.address,
-                    zone: backend.port.unwrap_or_default(),
-                    port: backend.backend_port.map(raw_port),
-                    next,
-                    blocks: (0, 0),
-                };
-                if let Some(proxy) = &mut self.proxy {
-                    proxy.set_next_hop(count, backend.next_hop);
-                }
-                count += 1;
-            }
-        }
-        let identity = |local: &Local| {
-            let (pool, backend) = owner(spec, local.backend as usize);
-            let (pool, backend) = (&spec.pools[pool], &spec.pools[pool].backends[backend]);
-            let address = address_bytes(backend.address);
-            identity([pool.name.as_bytes(), backend.name.as_bytes(), &address])
-        };
-        let duplicate = |AlreadyRegistered(first): AlreadyRegistered, second: usize| {
-            SpecError::DuplicateBackend {
-                first: first as usize,
-                second,
-            }
-        };
-        for index in 0..count {
-            let name = identity(&self.locals[index]);
-            let kept = self.local_ids.keep(previous, name, index as u32);
-            if let Some(slot) = kept.map_err(|already| duplicate(already, index))? {
-                self.locals[index].id = compress(self.local_ids.id(slot).get());
-            }
-        }
-        for index in 0..count {
-            if self.locals[index].id == UNNUMBERED {
-                let name = identity(&self.locals[index]);
-                let added = self.local_ids.add(name, index as u32);
-                let slot = added.map_err(|already| duplicate(already, index))?;
-                self.locals[index].id = compress(self.local_ids.id(slot).get());
-            }
-        }
-        Ok(())
-    }
-
     /// Returns true if the ids of vms in `old` still mean the same here.
     pub(crate) fn follows(&self, old: &Nat<'_>) -> bool {
         self.local_ids.follows(&old.local_ids)
-    }
-
-    /// The vm at a port, added where it is not there yet; the other vm that has the port or the MAC address.
-    fn vm_at(&mut self, port: PortId, mac: MacAddress, vni: Vni) -> Result<usize, u32> {
-        let index = self.vm_count as u32;
-        match self.vm_by_port.insert(port.0.into(), index) {
-            Err(known) => {
-                let vm = self.vms[known as usize];
-                let is_same = vm.mac == mac && vm.vni == vni;
-                is_same.then_some(known as usize).ok_or(known)
-            }
-            Ok(()) => {
-                self.vm_by_mac.insert(mac_key(mac, vni), index)?;
-                self.vms[self.vm_count] = Vm {
-                    port,
-                    mac,
-                    vni,
-                    first: NONE,
-                };
-                self.vm_count += 1;
-                Ok(index as usize)
-            }
-        }
-    }
-
-    /// The fault of a backend that shares a vm's port or MAC address without being that vm.
-    fn conflict(&self, vm: u32, port: PortId, backend: u32) -> SpecError {
-        let mut first = 0;
-        let mut next = self.vms.get(vm as usize).map_or(NONE, |vm| vm.first);
-        while let Some(local) = self.locals.get(next as usize) {
-            (first, next) = (local.backend, local.next);
-        }
-        SpecError::PortConflict {
-            first: first as usize,
-            second: backend as usize,
-            port,
-        }
-    }
-
-    /// Notes the ports of the locals. `owners` says, for each frontend that outbound rules use,
-    /// its place, its compiled rule and its granules' owners, in the order of their places.
-    pub(crate) fn compile_blocks<'t>(
-        &mut self,
-        spec: &Spec<'_>,
-        owners: impl Iterator<Item = (usize, u32, &'t [u16])>,
-    ) {
-        // Room for the blocks of each local: those of one frontend by several rules are one, and leave some.
-        let mut block_count = 0;
-        for local in self.locals.iter_mut() {
-            let (pool, _) = owner(spec, local.backend as usize);
-            let rules = spec.outbound.iter().filter(|rule| rule.pool == pool);
-            local.blocks = (block_count, block_count);
-            block_count += rules.map(|rule| rule.frontends.len() as u32).sum::<u32>();
-        }
-        // Frontends outside and locals inside: asking for each local which frontends there are takes as long as
-        // the product of locals, frontends and rules.
-        let mut granule_count = 0;
-        for (frontend, rule, owners) in owners {
-            let address = spec.frontends[frontend].address;
-            let rules = spec.outbound.iter().enumerate();
-            let rules = rules.filter(|(_, outbound)| outbound.frontends.contains(&frontend));
-            for (outbound, of) in rules {
-                let pools = spec.pools.iter().take(of.pool);
-                let first = pools.map(|pool| pool.backends.len() as u32).sum::<u32>();
-                let end = first + spec.pools[of.pool].backends.len() as u32;
-                // Locals stand in the order of their backends.
-                let start = self.locals.partition_point(|local| local.backend < first);
-                let of_pool = self.locals.iter_mut().skip(start);
-                for local in of_pool.take_while(|local| local.backend < end) {
-                    let place = local.blocks.1 as usize;
-                    let blocks = &self.blocks[local.blocks.0 as usize..place];
-                    // The first rule of a frontend and a pool counts.
-                    if blocks.last().is_some_and(|last| last.address == address) {
-                        continue;
-                    }
-                    let first = granule_count;
-                    for (granule, &owner) in owners.iter().enumerate() {
-                        if u32::from(owner) == local.backend {
-                            self.granules[granule_count] = granule as u16;
-                            granule_count += 1;
-                        }
-                    }
-                    self.blocks[place] = Block {
-                        address,
-                        rule,
-                        outbound: outbound as u32,
-                        granules: (first as u32, granule_count as u32),
-                    };
-                    local.blocks.1 += 1;
-                }
-            }
-        }
     }
 
     /// The vm at a port of this node.
@@ -860,17 +508,6 @@ pub(crate) fn has_ages(spec: &Spec<'_>) -> bool {
     spec.proxy.is_none() && !pools.any(|pool| has_past(spec, pool))
 }
 
-/// Returns true if a backend is reached from this node without the fabric.
-fn is_local(spec: &Spec<'_>, backend: &Backend<'_>) -> bool {
-    spec.proxy.is_some() || backend.port.is_some()
-}
-
-/// An id of 32 bits in 16.
-const fn compress(id: u32) -> u16 {
-    let slot = id as u16 & MAX_LOCALS as u16;
-    slot | ((id >> SLOT_BITS) as u16) << LOCAL_BITS
-}
-
 fn mac_key(mac: MacAddress, vni: Vni) -> [u64; 2] {
     let [a, b, c, d, e, f] = mac.0;
     [
@@ -881,15 +518,4 @@ fn mac_key(mac: MacAddress, vni: Vni) -> [u64; 2] {
 
 fn pool_key(pool: u32, port: PortId) -> u64 {
     u64::from(pool) << 16 | u64::from(port.0)
-}
-
-/// The pool of the backend at a place among all, and its place in there.
-pub(super) fn owner(spec: &Spec<'_>, mut backend: usize) -> (usize, usize) {
-    for (index, pool) in spec.pools.iter().enumerate() {
-        match backend.checked_sub(pool.backends.len()) {
-            None => return (index, backend),
-            Some(rest) => backend = rest,
-        }
-    }
-    (0, 0)
 }

@@ -148,7 +148,7 @@ fn secured(names: &[&str]) -> Option<Etcd> {
 /// The commands that docs/fleet.md gives for access control.
 fn documented_commands() -> Vec<Vec<String>> {
     let page = include_str!("../../docs/fleet.md");
-    let (_, rest) = page.split_once("### Who may write what").unwrap();
+    let (_, rest) = page.split_once("### Access control in etcd").unwrap();
     let lines = rest
         .lines()
         .filter_map(|line| line.strip_prefix("etcdctl "));

@@ -339,7 +339,7 @@ impl fmt::Display for Diff {
             }
             writeln!(
                 f,
-                "  rule {:?}: {changed:.2} %: {bereft:.2} since theirs takes no flows any more, {rest:.2} to share evenly",
+                "  rule {:?}: {changed:.2} %: {bereft:.2} since theirs no longer takes flows, {rest:.2} to share evenly",
                 rule.rule
             )?;
         }
@@ -351,18 +351,18 @@ impl fmt::Display for Diff {
         if touched.peek().is_some() {
             writeln!(
                 f,
-                "share of connections under way that muxes without their flow send elsewhere; install at hosts first:"
+                "share of established connections that muxes without their flow send elsewhere; install at hosts first:"
             )?;
         }
         for rule in touched {
             let (detour, ended) = (100.0 * rule.detour, 100.0 * rule.ended);
             let why = match rule.rehashed {
-                Some(_) => "hosts look for them in other slots",
-                None => "their backend is gone",
+                Some(_) => "hosts look them up in other slots",
+                None => "their backend is removed",
             };
             write!(
                 f,
-                "  rule {:?}: {detour:.2} % take a detour by the host that has them",
+                "  rule {:?}: {detour:.2} % take a detour through the host that has them",
                 rule.rule
             )?;
             match ended > 0.0 {
@@ -390,7 +390,7 @@ fn rehashed(old: &Config, new: &Config, was: &Rule, is: &Rule) -> Option<String>
         let (was, is) = (was.distribution.name(), is.distribution.name());
         return Some(format!("distribution \"{was}\" becomes \"{is}\""));
     }
-    (hash(&old.node) != hash(&new.node)).then(|| "the node's hash is another".to_owned())
+    (hash(&old.node) != hash(&new.node)).then(|| "the node's hash differs".to_owned())
 }
 
 /// A value that differs between hashers, computed from a fixed tuple so that no key is shown.

@@ -251,8 +251,7 @@ fn check_probed_networks(config: &Config, faults: &Faults<'_>) {
                 && !led.contains_key(&key)
             {
                 let message = format!(
-                    "{} is the address of frontend {frontend:?} too: a mux probes by address and would ask the \
-                     VIP. Host agents probe their own vms in each network: say probing = false in [node] here",
+                    "{} is the address of frontend {frontend:?} too: a mux probes by address, so it would probe the VIP. Host agents probe their own vms in each network: set probing = false in [node]",
                     backend.address
                 );
                 let place = format!("pool {:?}: backend {:?}: address", pool.name, backend.name);
@@ -262,8 +261,7 @@ fn check_probed_networks(config: &Config, faults: &Faults<'_>) {
             if other.vni != pool.vni {
                 let message = format!(
                     "{} is the address of backend {:?} of pool {:?} too (line {}), in network {}, \
-                     this one in {}: a mux probes by address and would take one for the other. Host \
-                     agents probe their own vms in each network: say probing = false in [node] here",
+                     this one in {}: a mux probes by address, so it cannot tell them apart. Host agents probe their own vms in each network: set probing = false in [node]",
                     backend.address,
                     first.name,
                     other.name,
@@ -376,7 +374,7 @@ fn check_proxy(config: &Config, faults: &Faults<'_>) {
         let by_load = rule.scheduler == Scheduler::LeastConnections;
         if by_load && rule.distribution != Distribution::FiveTuple {
             let message = format!(
-                "{:?} sends a client where it was before, \"least-connections\" does not",
+                "{:?} sends a client to the same backend again, \"least-connections\" does not",
                 rule.distribution.name()
             );
             faults.add(&rule.span, format!("{place}: scheduler"), message);
@@ -384,7 +382,7 @@ fn check_proxy(config: &Config, faults: &Faults<'_>) {
     }
     for rule in &config.outbound {
         let place = format!("outbound_rule {:?}", rule.name);
-        let message = "is for role \"host\": a proxy lets backends out as they are";
+        let message = "is for role \"host\": a proxy forwards backends' own connections unchanged";
         faults.add(&rule.span, place, message);
     }
 }

@@ -329,9 +329,9 @@ fn every_property_is_mapped_or_named() {
     assert_eq!(config.outbound.len(), 2);
 
     let expected = [
-        r#"lb.json:29: rule "r2": idleTimeoutInMinutes: 60 is taken for 30"#,
+        r#"lb.json:29: rule "r2": idleTimeoutInMinutes: 60 becomes 30"#,
         r#"lb.json:40: inbound NAT rule "nowhere": backendIPConfiguration: is missing"#,
-        r#"lb.json:50: load balancer "All": "colour" is not known, and left out"#,
+        r#"lb.json:50: load balancer "All": "colour" is unknown, and left out"#,
     ];
     assert_eq!(warnings.len(), expected.len(), "{warnings:#?}");
     for (warning, expected) in warnings.iter().zip(expected) {
@@ -365,7 +365,7 @@ fn values_that_there_are_none_of_are_said_with_their_line() {
         (r#""port": [1]"#, "port: expected 1 to 65535, got a list"),
         (
             r#""port": "[parameters('p')]""#,
-            r#"got the expression "[parameters('p')]", which cannot be worked out: no parameter "p" is declared"#,
+            r#"got the expression "[parameters('p')]", which cannot be evaluated: no parameter "p" is declared"#,
         ),
         (r#""x": 1"#, "port: is missing"),
     ] {
@@ -496,7 +496,7 @@ fn a_template_with_all_that_belongs_to_it() {
     let [warning] = warnings.as_slice() else {
         panic!("{warnings:#?}");
     };
-    assert!(warning.contains("a Microsoft.Compute/virtualMachines is nothing to a load balancer"));
+    assert!(warning.contains("a Microsoft.Compute/virtualMachines is no part of a load balancer"));
 }
 
 #[test]
@@ -505,7 +505,7 @@ fn a_loop_that_says_too_little_is_refused() {
         "copy": [{ "name": "port", "count": 2 }] } }"#;
     let found = errors(text, &inventory());
     let expected = "lb.json:2: probe \"p\": port: expected 1 to 65535, got the expression \"copy of \\\"port\\\"\", \
-                    which cannot be worked out: input is missing";
+                    which cannot be evaluated: input is missing";
     assert!(found.contains(expected), "{found}");
 }
 

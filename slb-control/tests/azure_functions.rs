@@ -58,37 +58,34 @@ fn functions_that_are_not_worked_out_say_why_and_where() {
     for (expression, expected) in [
         (
             "[utcNow()]",
-            "utcNow(): gives another value at each deployment",
+            "utcNow(): returns another value at each deployment",
         ),
         (
             "[utcNow('d')]",
-            "utcNow(): gives another value at each deployment",
+            "utcNow(): returns another value at each deployment",
         ),
         (
             "[newGuid()]",
-            "newGuid(): gives another value at each deployment",
+            "newGuid(): returns another value at each deployment",
         ),
         (
             "[dateTimeAdd('2020-04-07 14:53:14Z', 'P3Y')]",
-            "dateTimeAdd(): times are not worked out here",
+            "dateTimeAdd(): is not supported (dates)",
         ),
         (
             "[listKeys('x', '2020')]",
-            "listKeys(): asks Azure about a deployed resource",
+            "listKeys(): queries a deployed resource",
         ),
         (
             "[listAccountSas('x', '2020').token]",
-            "listAccountSas(): asks Azure about a deployed resource",
+            "listAccountSas(): queries a deployed resource",
         ),
         (
             "[providers('Microsoft.Web')]",
-            "providers(): what it gives is known to Azure",
+            "providers(): only Azure knows its result",
         ),
-        (
-            "[uriComponent('a b')]",
-            "uriComponent(): is not worked out here",
-        ),
-        ("[lst('x')]", "the function \"lst\" is not known here"),
+        ("[uriComponent('a b')]", "uriComponent(): is not supported"),
+        ("[lst('x')]", "the function \"lst\" is not supported"),
     ] {
         let fault = path_of(expression).unwrap_err();
         assert!(fault.contains(expected), "{expression}: {fault}");

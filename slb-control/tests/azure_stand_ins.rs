@@ -35,7 +35,7 @@ fn warnings(imported: &Imported) -> String {
 fn a_drain_period_is_said_to_have_no_end_here() {
     let said = warnings(&imported(&template("\"drainPeriodInSeconds\": 90", "/")));
     assert!(said.contains("drainPeriodInSeconds"), "{said}");
-    assert!(said.contains("not ended after 90 s here"), "{said}");
+    assert!(said.contains("draining backend after 90 s"), "{said}");
     for none in ["", "\"drainPeriodInSeconds\": 0"] {
         let said = warnings(&imported(&template(none, "/")));
         assert!(!said.contains("drainPeriodInSeconds"), "{said}");

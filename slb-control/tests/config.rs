@@ -411,8 +411,8 @@ fn faults_of_nat_are_told() {
     host_fault(
         "ports = 1024",
         "ports = 16000",
-        "host.toml:51: outbound_rule \"all\": allocated_outbound_ports: wants 80000 ports of \
-         frontend \"out\" in all, which has 64512 to give (each port that a rule takes costs eight)",
+        "host.toml:51: outbound_rule \"all\": allocated_outbound_ports: needs 80000 ports of \
+         frontend \"out\" in all, which has 64512 left (each port that a rule takes costs eight)",
     );
     host_fault(
         "muxes = [\"172.16.0.11\", \"172.16.0.12\"]\n",
@@ -456,8 +456,8 @@ allocated_outbound_ports = 40000
     let expected = [
         "inbound_nat_rule \"ssh\": takes port 80",
         "inbound_nat_pool \"rdp\": expected a port for each instance",
-        "outbound_rule \"all\": allocated_outbound_ports: wants 80000 ports of frontend \"out\"",
-        "outbound_rule \"more\": allocated_outbound_ports: wants 200000 ports of frontend \"other\"",
+        "outbound_rule \"all\": allocated_outbound_ports: needs 80000 ports of frontend \"out\"",
+        "outbound_rule \"more\": allocated_outbound_ports: needs 200000 ports of frontend \"other\"",
     ];
     assert_eq!(errors.lines().count(), expected.len(), "{errors}");
     for (line, expected) in errors.lines().zip(expected) {
@@ -599,7 +599,7 @@ fn faults_of_ports_are_told() {
     proxy_fault(
         "scheduler = \"least-connections\"",
         "scheduler = \"least-connections\"\ndistribution = \"source-ip\"",
-        "proxy.toml:34: rule \"http\": scheduler: \"source-ip\" sends a client where it was before, \
+        "proxy.toml:34: rule \"http\": scheduler: \"source-ip\" sends a client to the same backend again, \
          \"least-connections\" does not",
     );
     proxy_fault(

@@ -208,8 +208,7 @@ fn source_rewrites_are_of_unicast_addresses_and_apart() {
             ("10.1.2.3", "192.168.9.9"),
         ]),
         "f.toml:18: source_rewrite 2: 10.1.2.3/32 to 192.168.9.9/32 overlaps 10.1.2.0/24 to 192.168.7.0/24 \
-         (source_rewrite 1): expected exceptions before the range that they are of, and an address for each \
-         client",
+         (source_rewrite 1): expected exceptions before their range, and a different address for each client",
     );
     refused(
         &of(&[
@@ -229,7 +228,7 @@ fn fields_that_mean_nothing_to_the_role_are_warned_of() {
     let warnings = |text: &str| {
         let config = Config::parse("f.toml", text).unwrap_or_else(|errors| panic!("{errors}"));
         let lines = config.warnings().into_iter();
-        let unused = lines.filter(|line| line.contains("means nothing"));
+        let unused = lines.filter(|line| line.contains("has no effect"));
         unused.collect::<Vec<_>>()
     };
     let used = "[[inbound_nat_rule]]\nname = \"n\"\nfrontend = \"w\"\npool = \"p\"\nbackend = \"a\"\n\
@@ -243,8 +242,8 @@ fn fields_that_mean_nothing_to_the_role_are_warned_of() {
     assert_eq!(
         of("mux", "connections = 9\nclamp_mss = true", used),
         [
-            "node: connections means nothing to a mux",
-            "node: clamp_mss means nothing to a mux"
+            "node: connections has no effect at a mux",
+            "node: clamp_mss has no effect at a mux"
         ]
     );
     let rewrite = "[[source_rewrite]]\nfrom = \"10.1.2.3\"\nto = \"10.1.2.4\"\n\
@@ -252,9 +251,9 @@ fn fields_that_mean_nothing_to_the_role_are_warned_of() {
     assert_eq!(
         of("host", "flows = 9", &(used.to_owned() + rewrite)),
         [
-            "node: flows means nothing to a host",
-            "port \"f\" means nothing to a host",
-            "source_rewrite 1 means nothing to a host"
+            "node: flows has no effect at a host",
+            "port \"f\" has no effect at a host",
+            "source_rewrite 1 has no effect at a host"
         ]
     );
     assert_eq!(warnings(PROXY), [""; 0]);
@@ -266,9 +265,9 @@ fn fields_that_mean_nothing_to_the_role_are_warned_of() {
     assert_eq!(
         warnings(&proxy),
         [
-            "node: inside means nothing to a proxy",
-            "pool \"p\": backend \"a\": port means nothing to a proxy",
-            "rule \"r\": quic means nothing to a proxy"
+            "node: inside has no effect at a proxy",
+            "pool \"p\": backend \"a\": port has no effect at a proxy",
+            "rule \"r\": quic has no effect at a proxy"
         ]
     );
 }

@@ -45,7 +45,7 @@ fn a_vip_that_loses_its_last_rule_is_named() {
     assert_eq!(
         newer.losses(&new),
         [
-            "VIP 20.20.20.100 (frontend \"web\") has no rule any more: all of its packets are dropped"
+            "VIP 20.20.20.100 (frontend \"web\") no longer has a rule: all of its packets are dropped"
         ]
     );
     // It has none before and after: that is known.

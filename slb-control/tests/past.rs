@@ -114,7 +114,7 @@ fn a_diff_says_how_many_connections_take_a_detour_and_how_many_end() {
         assert_eq!((rule.detour, rule.ended), (rule.changed, 0.0));
         let text = drained.to_string();
         let line = format!(
-            "  rule \"r\": {:.2} % take a detour by the host that has them\n",
+            "  rule \"r\": {:.2} % take a detour through the host that has them\n",
             100.0 * rule.detour
         );
         assert!(text.contains(&line), "{text}");
@@ -126,7 +126,7 @@ fn a_diff_says_how_many_connections_take_a_detour_and_how_many_end() {
         assert!(
             removed
                 .to_string()
-                .contains("% end: their backend is gone\n")
+                .contains("% end: their backend is removed\n")
         );
 
         // Whoever had no slots leaves without a connection.
@@ -150,7 +150,7 @@ fn hosts_find_nothing_in_a_table_that_is_hashed_anew() {
     );
     assert!(
         diff.to_string()
-            .contains("hosts look for them in other slots"),
+            .contains("hosts look them up in other slots"),
         "{diff}"
     );
 }

@@ -75,7 +75,7 @@ fn changes_are_those_of_the_frontends_own_network() {
     let pool = &gone[gone.find("[[pool]]\nname = \"red\"").unwrap()..];
     let new = read(&format!("{kept}{pool}"));
     let lost =
-        "VIP 10.1.0.100 (frontend \"red\") has no rule any more: all of its packets are dropped";
+        "VIP 10.1.0.100 (frontend \"red\") no longer has a rule: all of its packets are dropped";
     assert_eq!(new.losses(&old), [lost]);
     let diff = Diff::between(&old, &new).unwrap();
     let ports: Vec<String> = diff.ports.iter().map(ToString::to_string).collect();

@@ -114,7 +114,7 @@ fn what_the_node_cannot_do_is_not_the_backends_fault() {
     let failure = ask(&targets(&config)[0].0, &[nowhere]).unwrap_err();
     assert!(failure.is_own(), "{failure}");
     assert!(
-        failure.to_string().starts_with("this node cannot ask: "),
+        failure.to_string().starts_with("this node cannot probe: "),
         "{failure}"
     );
 

@@ -174,7 +174,7 @@ pub fn put_all<'o>(
     Ok(write(&mut batch)?.then_some(written))
 }
 
-/// The wanted spec, and the revision that it was last changed in; none where nothing was ever applied.
+/// The wanted spec, and the revision that it was last changed in; none where no configuration was ever applied.
 ///
 /// # Errors
 /// The store is away; or what is in it cannot be used.

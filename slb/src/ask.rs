@@ -78,7 +78,10 @@ impl Answer {
         let mut line = String::new();
         let len = self.reader.read_line(&mut line);
         match len.map_err(|error| failed(&self.place, &error))? {
-            0 => Err(failed(&self.place, &"the balancer is gone before the end")),
+            0 => Err(failed(
+                &self.place,
+                &"the balancer closed the connection before the end",
+            )),
             1 => Ok(Line::Beat),
             _ if line.starts_with("{\"end\"") => {
                 let value: Value =
@@ -105,7 +108,7 @@ pub(crate) fn connect(path: &Path) -> Result<UnixStream, Failure> {
         Ok(stream) => return Ok(stream),
         Err(error) => error,
     };
-    let expected = "expected the socket of a balancer that runs (its --status)";
+    let expected = "expected the socket of a running balancer (its --socket)";
     let is_socket = fs::metadata(path).map(|there| there.file_type().is_socket());
     let why = match (error.kind(), is_socket) {
         (io::ErrorKind::NotFound, _) => format!("there is no such file: {expected}"),

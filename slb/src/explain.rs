@@ -103,7 +103,7 @@ fn cut_text(missing: usize, len: usize) -> String {
     match missing {
         0 => String::new(),
         _ => format!(
-            ", of which the capture has {}: the others are taken as zeros",
+            ", of which the capture has {}: the others count as zeros",
             len.saturating_sub(missing)
         ),
     }
@@ -133,7 +133,7 @@ fn only_vm(
             });
             let named = named.collect::<Vec<_>>().join(" and ");
             Err(Failure::usage(format!(
-                "{what} is that of the vms {named}: say --from with the port of the one that sends the packet"
+                "{what} belongs to the vms {named}: give the port of the sending vm with --from"
             )))
         }
     }

@@ -36,8 +36,7 @@ pub(crate) fn run(options: &ImportOptions) -> Result<(), Failure> {
         let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
         let names = names.join(", ");
         return Err(Failure::failed(format!(
-            "{names}: no load balancer comes out, so no configuration is written: expected a load balancer \
-             whose condition, if any, is true, or a part of one"
+            "{names}: no configuration is written: expected a load balancer whose condition, if any, is true, or a part of one, got none"
         )));
     }
     if let Some(missing) = &imported.missing {

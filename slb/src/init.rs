@@ -35,7 +35,7 @@ pub(crate) fn run(options: &InitOptions) -> Result<(), Failure> {
     if found.is_empty() {
         return Err(Failure::failed(format!(
             "{names}: no TCP or UDP packet for an address that a VIP can have was read; \
-             slb replay says what was left out"
+             slb replay shows what was left out"
         )));
     }
     let text = configuration(&names, &found);
@@ -118,8 +118,8 @@ fn configuration(names: &str, found: &[(Service, Count)]) -> String {
         free.ipv6([0xfd00, 0x16, 0, 0, 0, 0, 0, 0x11]),
     );
     let mut text = format!(
-        "# A mux for what was called most in {names}. Made by slb init: the rules are the capture's,\n\
-         # the underlay addresses, hosts and backends are examples. Put your own in their place.\n\
+        "# A mux for the busiest services in {names}, written by slb init. The rules come from the capture;\n\
+         # the underlay addresses, hosts and backends are examples. Replace them with your own.\n\
          # Try: slb check FILE; slb replay FILE --in {names}\n\n\
          [node]\nrole = \"mux\"\nunderlay = [\"{}\", \"{}\"]\nmtu = {mtu}\n",
         underlay.0, underlay.1

@@ -87,7 +87,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     log_to_stderr(options.log, options.log_level);
     if is_standard(options.config.path()) {
         return Err(Failure::usage(
-            "expected a configuration in a file, which is read again when it changes, got - for standard input",
+            "expected a configuration file, which is reloaded when it changes, got - for standard input",
         ));
     }
     let mut fleet = Fleet::start(options, role)?;
@@ -238,7 +238,10 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         (None, predecessor) => {
             let (seconds, attached) = (work_again.as_secs_f64(), stands_still.elapsed());
             let attached = attached.as_secs_f64();
-            info!(seconds, attached, "packets go on in this process");
+            info!(
+                seconds,
+                attached, "this process continues to process packets"
+            );
             let handed_over = predecessor.and_then(Predecessor::wait_for_end);
             announcer = announce(&config, &plan, handed_over)?;
             open()?
@@ -336,7 +339,7 @@ const _: () = {
 fn vip_prober(given: &Config, plan: &Plan, is_announced: bool) -> Result<VipProber, Failure> {
     if given.node.role == Role::Proxy {
         return Err(Failure::usage(
-            "--probe-vips is for a mux or a host: expected the calls of a proxy's VIPs to come from its clients' side",
+            "--probe-vips is for a mux or a host: call a proxy's VIPs from its clients' side",
         ));
     }
     let device = plan.fabric().map(|interface| &*interface.name);
@@ -358,8 +361,7 @@ fn announcer(
     match (config.node.role, plan) {
         (Role::Mux, Plan::AfXdp(_)) => Announcer::open(name, config, handed_over),
         _ => Err(Failure::usage(
-            "--announce is for a mux on AF_XDP: into a TUN device the VIPs are routed, and that route \
-             is what to announce",
+            "--announce is for a mux on AF_XDP: with a TUN device, announce the routes into it",
         )),
     }
 }

@@ -25,7 +25,7 @@ pub(crate) fn config(options: &RunningConfigOptions) -> Result<(), Failure> {
     let path = place(options.socket.as_deref())?;
     let mut answer = Answer::to(&path, &json!({ "ask": "config" }))?;
     let Line::Item(line) = answer.next()? else {
-        return Err(Failure::failed("the balancer gives no configuration"));
+        return Err(Failure::failed("the balancer has no configuration to show"));
     };
     if options.json {
         say!("{line}")?;
@@ -212,7 +212,9 @@ fn pass_on(
     let copied = io::copy(&mut bytes, out).map_err(|error| unwritten(options, error))?;
     match copied == len {
         true => Ok(()),
-        false => Err(Failure::failed("the balancer is gone before the end")),
+        false => Err(Failure::failed(
+            "the balancer closed the connection before the end",
+        )),
     }
 }
 

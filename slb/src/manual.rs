@@ -75,7 +75,7 @@ fn may_replace(path: &Path) -> Result<(), Failure> {
     match is_free {
         true => Ok(()),
         false => Err(Failure::failed(format!(
-            "{}: expected nothing or a page of slb, got something else, which stays",
+            "{}: expected a new file or a manual page of slb, got another file, which stays",
             path.display()
         ))),
     }

@@ -124,7 +124,7 @@ pub(crate) fn create_all(
     content: Content,
 ) -> Result<Vec<File>, Failure> {
     if let Some((option, _)) = outputs.iter().filter(|(_, path)| is_standard(path)).nth(1) {
-        let message = format!("{option} -: standard output takes one capture, and is named twice");
+        let message = format!("{option} -: standard output takes one capture, but is named twice");
         return Err(Failure::usage(message));
     }
     let mut known = identities(read);
@@ -330,7 +330,7 @@ fn check_content(
         return Ok(());
     }
     Err(Failure::usage(format!(
-        "{option} {}: is a file that holds no {what}: expected a new file, or a {what} to replace",
+        "{option} {}: is not a {what}: expected a new file, or a {what} to replace",
         path.display()
     )))
 }

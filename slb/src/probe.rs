@@ -46,7 +46,7 @@ pub(crate) fn run(options: &ProbeOptions) -> Result<(), Failure> {
     match unwell {
         0 => Ok(()),
         unwell => Err(Failure::failed(format!(
-            "{unwell} of {} are not well",
+            "{unwell} of {} are unhealthy",
             targets.len()
         ))),
     }

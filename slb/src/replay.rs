@@ -150,7 +150,7 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
             let why = if capture.left_out() == 0 {
                 "it holds none"
             } else {
-                "all were left out"
+                "all packets were left out"
             };
             let names = options.input.join(", ");
             Err(Failure::failed(format!(
@@ -226,7 +226,7 @@ pub(crate) fn inputs(
         .filter(|text| is_standard(place(config, text).1));
     if standard.count() > 1 {
         return Err(Failure::usage(
-            "--in -: standard input holds one capture, and is named twice",
+            "--in -: standard input holds one capture, but is named twice",
         ));
     }
     for text in options {

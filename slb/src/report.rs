@@ -284,7 +284,7 @@ impl<'a> Report<'a> {
             let why = if link.is_read() {
                 "which hold no IP packet"
             } else {
-                "which is not read here"
+                "which is not supported"
             };
             let _ = writeln!(text, "left out: {count} packets of link type {link}, {why}");
         }
@@ -293,7 +293,7 @@ impl<'a> Report<'a> {
             let how = if self.fills_cut {
                 "processed by their headers, with zeros for the missing bytes"
             } else {
-                "dropped where it is missed; --cut takes them by their headers"
+                "dropped if the missing bytes are needed; --cut processes them by their headers"
             };
             let _ = writeln!(text, "cut by a snap length: {count} packets, {how}");
         }
@@ -301,7 +301,7 @@ impl<'a> Report<'a> {
             let count = self.capture.without_time;
             let _ = writeln!(
                 text,
-                "not written: {count} packets after 2106-02-07, a time that pcap does not have; pcapng has"
+                "not written: {count} packets after 2106-02-07, the last time that pcap can hold; use pcapng"
             );
         }
         if self.capture.unknown_time > 0 {
@@ -372,7 +372,7 @@ impl<'a> Report<'a> {
         }
         let _ = writeln!(
             text,
-            "rate: {:.2} M packets/s, reading and writing included",
+            "rate: {:.2} M packets/s, including reading and writing",
             self.rate() / 1e6
         );
         let _ = writeln!(text);

@@ -64,7 +64,7 @@ pub(crate) fn place_of(said: Option<&Path>, roles: &[Role]) -> Result<PathBuf, F
         let names: Vec<&str> = roles.iter().map(|role| role.name()).collect();
         let names = names.join(" or ");
         Failure::failed(format!(
-            "no {names} runs here whose socket this user may open: give its path by --socket"
+            "no {names} on this machine has a socket that this user may open: give its path with --socket"
         ))
     })
 }
@@ -209,7 +209,7 @@ fn table(now: &Value, before: Option<&Value>) -> String {
 fn fleet_text(fleet: &Value) -> String {
     let mut text = format!("fleet: generation {}", number(fleet, "/live"));
     if let Some(away) = fleet.get("away").and_then(Value::as_f64) {
-        text += &format!(", its store has been away for {away:.0} s");
+        text += &format!(", its store has been unreachable for {away:.0} s");
         if let Some(fault) = fleet.get("fault").and_then(Value::as_str) {
             text += &format!(" ({fault})");
         }
@@ -243,7 +243,7 @@ fn state_text(state: &Value) -> String {
             };
             let _ = write!(text, " from an earlier process ({kind}, {age:.1} s old)");
         }
-        None => text += ", since no earlier process left any",
+        None => text += ", since no previous process left any",
     }
     let _ = write!(text, ", {sum} refused");
     if sum > 0 {
@@ -266,7 +266,7 @@ fn state_text(state: &Value) -> String {
         None => text += "; no checkpoint yet",
     }
     if let Some(trouble) = state.get("trouble").and_then(Value::as_str) {
-        let _ = write!(text, "; none is written: {trouble}");
+        let _ = write!(text, "; cannot be written: {trouble}");
     }
     text + "\n"
 }
@@ -318,11 +318,11 @@ mod tests {
         state["trouble"] = "no space left on device".into();
         state["is_checkpoint"] = false.into();
         assert!(state_text(&state).contains("(all, 0.4 s old)"));
-        assert!(state_text(&state).ends_with("; none is written: no space left on device\n"));
+        assert!(state_text(&state).ends_with("; cannot be written: no space left on device\n"));
         let none = json!({ "imported": 0, "age": null, "refused": {}, "checkpoint": null });
         assert_eq!(
             state_text(&none),
-            "state: 0 taken over, since no earlier process left any, 0 refused; no checkpoint yet\n"
+            "state: 0 taken over, since no previous process left any, 0 refused; no checkpoint yet\n"
         );
         let status = json!({ "role": "host", "state": state, "taken_up": 7 });
         let table = table(&status, None);

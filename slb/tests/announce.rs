@@ -76,11 +76,11 @@ fn what_becomes_of_the_interface_is_noticed_said_and_mended() {
     // Deleted: it is made again.
     world.on("m", "ip link del vips");
     wait_until(&world, "it is not ready", || {
-        ready(&world) == "not ready: vips is gone, so no VIP is announced\n"
+        ready(&world) == "not ready: vips was removed, so no VIP is announced\n"
     });
     is_well(&world);
     assert!(said(
-        "vips was deleted, and the VIPs with it: making it again"
+        "vips was deleted, and the VIPs with it: creating it again"
     ));
     assert!(said("vips is there again"));
 

@@ -37,12 +37,15 @@ fn a_socket_that_no_balancer_answers_at_is_told_apart() {
     for (path, expected) in [
         (
             &missing,
-            "there is no such file: expected the socket of a balancer",
+            "there is no such file: expected the socket of a running balancer",
         ),
-        (&file, "is no socket: expected the socket of a balancer"),
+        (
+            &file,
+            "is no socket: expected the socket of a running balancer",
+        ),
         (
             &stale,
-            "the process that made this socket has ended: expected the socket of a balancer",
+            "the process that made this socket has ended: expected the socket of a running balancer",
         ),
     ] {
         let path = text(path);
@@ -80,7 +83,7 @@ fn a_capture_that_cannot_be_written_is_not_asked_for() {
             "No such file or directory",
         ),
         (folder.path().to_owned(), "Is a directory"),
-        (notes.clone(), "holds no capture"),
+        (notes.clone(), "is not a capture"),
     ] {
         let (status, said) = said(&["capture", "--socket", &text(&socket), "--out", &text(&out)]);
         assert!(matches!(status, Some(1 | 2)), "{said}");
@@ -105,7 +108,7 @@ fn a_capture_that_is_refused_leaves_files_as_they_were() {
             let (mut client, _) = listener.accept().unwrap();
             let _ = client.read(&mut [0; 1000]).unwrap();
             client
-                .write_all(b"{\"error\":\"another capture is going on\"}\n")
+                .write_all(b"{\"error\":\"another capture is running\"}\n")
                 .unwrap();
         }
     });
@@ -118,7 +121,7 @@ fn a_capture_that_is_refused_leaves_files_as_they_were() {
     for out in [&new, &old] {
         let (status, said) = said(&["capture", "--socket", &text(&socket), "--out", &text(out)]);
         assert_eq!(status, Some(2), "{said}");
-        assert!(said.contains("another capture is going on"), "{said}");
+        assert!(said.contains("another capture is running"), "{said}");
     }
     server.join().unwrap();
     assert!(!new.exists());

@@ -117,10 +117,10 @@ fn a_file_that_takes_away_half_of_a_pool_or_all_rules_of_a_vip_is_warned_of() {
     wait_until(&world, "the pool is named", || {
         warned("pool \"webs\" loses 1 of its 2 backends")
     });
-    assert!(!warned("has no rule any more"), "{}", log(&world));
+    assert!(!warned("no longer has a rule"), "{}", log(&world));
     replace(configuration("", ""));
     wait_until(&world, "the VIP is named", || {
-        warned("VIP 20.20.20.100 (frontend \"web\") has no rule any more")
+        warned("VIP 20.20.20.100 (frontend \"web\") no longer has a rule")
     });
     mux.signal("TERM");
     assert!(mux.finish().contains("flows:"));

@@ -518,7 +518,7 @@ fn diff_says_what_another_configuration_would_change() {
         "{said}"
     );
     assert!(
-        said.contains("50.00 since theirs takes no flows any more"),
+        said.contains("50.00 since theirs no longer takes flows"),
         "{said}"
     );
     assert_eq!(
@@ -570,7 +570,7 @@ fn azures_json_becomes_a_configuration_that_is_good() {
     assert_eq!(made.status.code(), Some(0), "{made:?}");
     let said = String::from_utf8_lossy(&made.stderr).into_owned();
     assert!(
-        said.contains("lb.json:2: load balancer \"lb\": \"colour\" is not known"),
+        said.contains("lb.json:2: load balancer \"lb\": \"colour\" is unknown"),
         "{said}"
     );
     let checked = ok(&["check", &out]);

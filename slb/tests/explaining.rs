@@ -97,7 +97,7 @@ fn a_sender_in_two_networks_has_to_be_named() {
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(
             said.contains(
-                "is that of the vms \"blue1\" (port 1, VNI 5001) and \"red1\" (port 2, VNI 5002): say --from"
+                "belongs to the vms \"blue1\" (port 1, VNI 5001) and \"red1\" (port 2, VNI 5002): give the port of the sending vm with --from"
             ),
             "{said}"
         );
@@ -128,7 +128,7 @@ fn a_packet_that_was_cut_is_explained_by_its_headers() {
         (60, "1042 bytes, at "),
         (
             60,
-            ", of which the capture has 60: the others are taken as zeros\n",
+            ", of which the capture has 60: the others count as zeros\n",
         ),
         (60, "20.20.20.100:80"),
     ] {

@@ -29,7 +29,7 @@ fn a_file_without_sections_removes_nothing() {
     let (status, errors) = apply(directory.path(), "none.json", "[]", &[]);
     assert_eq!(status, Some(2), "{errors}");
     assert!(
-        errors.contains("no load balancer comes out of it"),
+        errors.contains("expected a load balancer, got none"),
         "{errors}"
     );
 }

@@ -244,7 +244,7 @@ fn sigusr2_starts_the_program_again_in_the_same_service() {
     // One that cannot start harms nobody.
     fs::write(lab.world.path("m.toml"), "[node]\nrole = \"hub\"\n").unwrap();
     mux.signal("USR2");
-    says("the process that was to take over ended");
+    says("the process that was started to take over ended");
     assert!(lab.pings() && lab.is_announced());
     lab.configure();
     sleep(Duration::from_secs(1));

@@ -55,7 +55,7 @@ fn import_replaces_imported_configurations_only() {
         let refused = import("mine.toml");
         let said = text(&refused.stderr);
         assert_eq!(refused.status.code(), Some(2), "{content:?}: {said}");
-        let expected = "--out mine.toml: is a file that holds no configuration made by `slb import`: \
+        let expected = "--out mine.toml: is not a configuration made by `slb import`: \
                         expected a new file, or a configuration made by `slb import` to replace";
         assert!(said.contains(expected), "{content:?}: {said}");
         let kept = fs::read_to_string(path("mine.toml")).expect("the file");
@@ -108,7 +108,7 @@ fn json_without_a_load_balancer_is_a_failure() {
             let said = text(&made.stderr);
             assert_eq!(made.status.code(), Some(1), "{resource}: {said}");
             assert!(
-                said.contains("lb.json: no load balancer comes out"),
+                said.contains("lb.json: no configuration is written"),
                 "{said}"
             );
             assert!(!path("web.toml").exists(), "{resource}");

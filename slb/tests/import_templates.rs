@@ -93,7 +93,7 @@ fn what_is_not_understood_writes_nothing_and_ends_with_2() {
         (
             count,
             r#""count": "[length(providers('Microsoft.Network'))]""#,
-            "copy: providers(): what it gives is known to Azure",
+            "copy: providers(): only Azure knows its result",
         ),
         (
             r#""sku": {"name": "Standard"}"#,

@@ -406,7 +406,7 @@ ask '{"ask":"config","text":1}'
     );
     for expected in [
         "long packet 1 of long.pcap, 40042 bytes\n",
-        "cut packet 1 of cut.pcap, 40042 bytes, of which the capture has 60: the others are taken as zeros\n",
+        "cut packet 1 of cut.pcap, 40042 bytes, of which the capture has 60: the others count as zeros\n",
         "limit: expected a whole number, got \\\"3\\\"",
         "end: expected a string or a list of strings, got 5",
         "config has no option \\\"text\\\"",

@@ -103,7 +103,7 @@ fn pages_take_no_other_files_place() {
         assert_eq!(output.status.code(), Some(1));
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(
-            said.contains("man1/slb.1: expected nothing or a page of slb"),
+            said.contains("man1/slb.1: expected a new file or a manual page of slb"),
             "{said}"
         );
         assert_eq!(

@@ -375,10 +375,7 @@ fn configurations_come_by_standard_input() {
     let output = fed(&["mux", "-", "--io", "tun:no/device"], web);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2));
-    assert!(
-        said.contains("expected a configuration in a file"),
-        "{said}"
-    );
+    assert!(said.contains("expected a configuration file"), "{said}");
     let output = fed(&["check", "-"], "examples/sample.pcap");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2));
@@ -418,10 +415,14 @@ fn a_state_is_read_no_further_than_it_goes() {
     let place = tempfile::tempdir().unwrap();
     let state = place.path().display().to_string();
     for (file, input, why) in [
-        ("/dev/zero", "/dev/null", "it is no state of slb"),
-        ("-", "/dev/zero", "it is no state of slb"),
+        ("/dev/zero", "/dev/null", "it is not a state file of slb"),
+        ("-", "/dev/zero", "it is not a state file of slb"),
         ("-", "/dev/null", "expected 72 bytes or more, got 0"),
-        ("examples/web.toml", "/dev/null", "it is no state of slb"),
+        (
+            "examples/web.toml",
+            "/dev/null",
+            "it is not a state file of slb",
+        ),
     ] {
         let output = fed(&["state", "import", "--state", &state, file], input);
         let said = String::from_utf8_lossy(&output.stderr);

@@ -102,7 +102,7 @@ fn rates_and_limits_change_by_reload_and_table_sizes_do_not() {
         2,
     );
     assert!(
-        log().contains("flows = 1000 takes effect after a restart: it stays 1048576 until then"),
+        log().contains("flows = 1000 takes effect after a restart; until then it is 1048576"),
         "{}",
         log()
     );

@@ -149,13 +149,13 @@ fn a_capture_of_which_nothing_is_read_is_a_failure() {
         (
             "nflog.pcap",
             pcap(239, &[(&[0; 40], 40), (&[0; 40], 40)]),
-            "no packet was read: all were left out",
-            "left out: 2 packets of link type 239 (NFLOG), which is not read here",
+            "no packet was read: all packets were left out",
+            "left out: 2 packets of link type 239 (NFLOG), which is not supported",
         ),
         (
             "raw.pcap",
             pcap(12, &[(&[0; 40], 40)]),
-            "no packet was read: all were left out",
+            "no packet was read: all packets were left out",
             "left out: 1 packets of link type 12 (raw IP), which hold no IP packet",
         ),
         (
@@ -232,7 +232,7 @@ fn packets_that_a_snap_length_cut_are_replayed_by_their_headers() {
     }
     assert!(cut > 10 && cut <= with_data, "{cut} of {with_data}");
     let (text, _) = said(&replay(&desk.text("cut.pcap"), &[]));
-    let hint = "dropped where it is missed; --cut takes them by their headers";
+    let hint = "dropped if the missing bytes are needed; --cut processes them by their headers";
     assert!(
         text.contains(&format!(
             "cut by a snap length: {with_data} packets, {hint}"

@@ -294,8 +294,8 @@ fn moves(io: Io) {
     changed[last] ^= 1;
     for (bytes, words) in [
         (&b"slbstate"[..], "expected 72 bytes or more, got 8"),
-        (&[b's'; 100], "it is no state of slb"),
-        (&changed, "the state is refused in whole"),
+        (&[b's'; 100], "it is not a state file of slb"),
+        (&changed, "the whole state is refused"),
     ] {
         fs::write(&damaged, bytes).unwrap();
         let bad = refused(

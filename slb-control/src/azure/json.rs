@@ -116,7 +116,7 @@ impl Value {
             Self::Array(_) => "a list".to_owned(),
             Self::Object(_) => "an object".to_owned(),
             Self::Unresolved(unresolved) => format!(
-                "the expression {:?}, which cannot be worked out: {}",
+                "the expression {:?}, which cannot be evaluated: {}",
                 unresolved.text, unresolved.failure
             ),
         }
@@ -576,7 +576,7 @@ impl<'n> Object<'n> {
                         "condition: expected at whole resources only, not at a part of one";
                     self.notes.error(node, &self.place, message);
                 } else if !is_shell && !is_known(own) {
-                    let message = format!("{own:?} is not known, and left out");
+                    let message = format!("{own:?} is unknown, and left out");
                     self.notes.warning(node, &self.place, message);
                 }
             }

@@ -226,14 +226,12 @@ fn sku_of(object: &Object<'_>) -> Option<Sku> {
     if let Some((node, sku)) = inner.choice("name", &names) {
         known = sku;
         if sku.is_none() {
-            let why = "a Gateway load balancer, which chains appliances into other load balancers, is \
-                       not made here: expected \"Basic\" or \"Standard\"";
+            let why = "Gateway load balancers, which chain appliances into other load balancers, are not supported: expected \"Basic\" or \"Standard\"";
             inner.error(node, "name", why);
         }
     }
     if let Some((node, true)) = inner.choice("tier", &[("Regional", false), ("Global", true)]) {
-        let why = "a Global load balancer, whose backends are load balancers of regions, is not made \
-                   here: expected \"Regional\"";
+        let why = "Global load balancers, whose backends are load balancers of regions, are not supported: expected \"Regional\"";
         inner.error(node, "tier", why);
         known = None;
     }
@@ -365,7 +363,7 @@ pub(super) fn gather(trees: &[Node], notes: &Notes) -> Found {
             found.take(all, resource, notes);
         });
         if all.is_exhausted() {
-            notes.error(tree, "template", "takes too much work");
+            notes.error(tree, "template", "needs too much work");
             break;
         }
     }
@@ -416,7 +414,7 @@ impl Found {
             }
             _ => {
                 let name = resource.kind();
-                let message = format!("a {name} is nothing to a load balancer, and left out");
+                let message = format!("a {name} is no part of a load balancer, and left out");
                 let node = resource.node();
                 notes.warning(node.get("type").unwrap_or(node), "resource", message);
             }
@@ -472,7 +470,7 @@ impl Found {
         match known {
             Some(&(_, kind)) => self.balancer(balancer).add(kind, part, true, notes),
             None => {
-                let message = format!("a load balancer's {list:?} are not known, and left out");
+                let message = format!("a load balancer's {list:?} are unknown, and left out");
                 notes.warning(node, "resource", message);
             }
         }

@@ -159,7 +159,7 @@ impl<'n> Templates<'n> {
 
     fn deployment(&self, number: usize) -> Result<Rc<Deployment>, Failure> {
         let found = self.deployments.borrow().get(number).map(Rc::clone);
-        found.ok_or_else(|| other("the deployment is not known"))
+        found.ok_or_else(|| other("the deployment does not exist"))
     }
 
     fn charge(&self, values: usize) -> Result<(), Failure> {

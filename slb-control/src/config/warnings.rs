@@ -43,7 +43,7 @@ pub(super) fn of(config: &Config) -> Vec<String> {
 /// only host agents use.
 fn unused(config: &Config) -> Vec<String> {
     let role = config.node.role;
-    let line = |what: String| format!("{what} means nothing to a {}", role.name());
+    let line = |what: String| format!("{what} has no effect at a {}", role.name());
     let fields = config.node.unused.iter();
     let mut lines: Vec<String> = fields.map(|field| line(format!("node: {field}"))).collect();
     if role != Role::Proxy {
@@ -96,7 +96,7 @@ pub(super) fn losses(old: &Config, new: &Config) -> Vec<String> {
         let now = places.get(&identity(old, frontend));
         if used_before.contains(&index) && now.is_some_and(|now| !used_now.contains(now)) {
             losses.push(format!(
-                "VIP {} (frontend {:?}) has no rule any more: all of its packets are dropped",
+                "VIP {} (frontend {:?}) no longer has a rule: all of its packets are dropped",
                 frontend.address, frontend.name
             ));
         }

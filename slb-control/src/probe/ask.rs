@@ -85,7 +85,7 @@ impl fmt::Display for ProbeFailure {
             Self::Tls(error) => write!(f, "no TLS: {error}"),
             Self::Http(error) => write!(f, "no HTTP: {error}"),
             Self::Status(status) => write!(f, "expected 200, got {status}"),
-            Self::Own(error) => write!(f, "this node cannot ask: {error}"),
+            Self::Own(error) => write!(f, "this node cannot probe: {error}"),
         }
     }
 }

@@ -399,8 +399,7 @@ pub(super) fn check_shares(config: &Config, faults: &Faults<'_>) {
             .filter(|(b, slots)| b.weight > 0 && *slots == 0)
         {
             let message = format!(
-                "weight {} of {total} in all is no slot of the {size} in the pool's table, so it would get no \
-                 flow: expected a table_size of {} or more, or weights that are closer",
+                "weight {} of {total} in all gets none of the {size} slots in the pool's table, so no flows: expected a table_size of {} or more, or weights closer to each other",
                 backend.weight,
                 total.div_ceil(u64::from(backend.weight)),
             );

@@ -191,8 +191,7 @@ fn told(config: &Config, error: &SpecError) -> Option<(Span, String, String)> {
         } => {
             let (span, place, _) = of_rule(RuleItem::Outbound(rule))?;
             let message = format!(
-                "wants {needed} ports of frontend {:?} in all, which has {available} to give (each \
-                 port that a rule takes costs eight)",
+                "needs {needed} ports of frontend {:?} in all, which has {available} left (each port that a rule takes costs eight)",
                 config.frontends.get(frontend)?.name
             );
             let place = format!("{place}: allocated_outbound_ports");
@@ -332,8 +331,7 @@ fn told(config: &Config, error: &SpecError) -> Option<(Span, String, String)> {
             );
             let (len, other_len) = (own.prefix_len, other.prefix_len);
             let message = format!(
-                "{}/{len} to {}/{len} overlaps {}/{other_len} to {}/{other_len} (source_rewrite {}): expected \
-                 exceptions before the range that they are of, and an address for each client",
+                "{}/{len} to {}/{len} overlaps {}/{other_len} to {}/{other_len} (source_rewrite {}): expected exceptions before their range, and a different address for each client",
                 own.from,
                 own.to,
                 other.from,

@@ -45,7 +45,7 @@ pub(super) fn check(config: &Config, faults: &Faults<'_>) {
     check_names(config, faults);
     if config.node.role == Role::Proxy {
         let message =
-            "is for role \"host\": a proxy's backends reach each other by the networks they have";
+            "is for role \"host\": a proxy's backends reach each other over their own network";
         if let Some(network) = config.networks.first() {
             let place = format!("network {:?}", network.name);
             faults.add(&network.span, place, message);

@@ -136,7 +136,7 @@ fn expressions_without_a_value_say_why_and_where() {
         ("[variables('none')]", "no variable \"none\" is declared"),
         (
             "[variables('loop')]",
-            "it refers to itself, or lies too deep",
+            "it refers to itself, or is nested too deeply",
         ),
         ("[variables('sizes').large]", "the object has no \"large\""),
         (
@@ -154,11 +154,11 @@ fn expressions_without_a_value_say_why_and_where() {
         ),
         (
             "[string(add(9223372036854775807, 1))]",
-            "add(): the result is no integer of 64 bits",
+            "add(): the result does not fit a 64-bit integer",
         ),
         (
             "[string(div(1, 0))]",
-            "div(): the result is no integer of 64 bits",
+            "div(): the result does not fit a 64-bit integer",
         ),
         (
             "[string(add('a', 1))]",
@@ -182,7 +182,7 @@ fn expressions_without_a_value_say_why_and_where() {
         ),
         (
             "[listKeys('x', '2020')]",
-            "listKeys(): asks Azure about a deployed resource (keys and the like): what it gives is not in the template",
+            "listKeys(): queries a deployed resource (keys and the like): its result is not in the template",
         ),
         ("[own.other('x')]", "no function \"own.other\" is declared"),
         ("[string(copyIndex())]", "copyIndex(): no loop is around it"),

@@ -18,7 +18,7 @@ fn a_count_is_what_it_says_or_an_error() {
     for (count, expected) in [
         (
             "\"[length(providers('x'))]\"",
-            "copy: providers(): what it gives is known to Azure, and not to the template",
+            "copy: providers(): only Azure knows its result",
         ),
         ("\"many\"", "copy: expected a count of 0 to 800"),
         ("801", "copy: expected a count of 0 to 800"),

@@ -102,15 +102,15 @@ fn what_a_sku_cannot_do_is_refused() {
     for (text, expected) in [
         (
             balancer("", inside, &ha),
-            "rule \"r\": protocol: HA ports take a Standard load balancer, and this is Basic",
+            "rule \"r\": protocol: HA ports need a Standard load balancer, and this one is Basic",
         ),
         (
             balancer(r#""sku": { "name": "Basic" },"#, inside, https),
-            "probe \"p\": protocol: HTTPS probes take a Standard",
+            "probe \"p\": protocol: HTTPS probes need a Standard",
         ),
         (
             balancer("", outside, outbound),
-            "outbound rule \"o\": sku: outbound rules take a Standard",
+            "outbound rule \"o\": sku: outbound rules need a Standard",
         ),
         (
             balancer(standard, outside, &ha),
@@ -118,7 +118,7 @@ fn what_a_sku_cannot_do_is_refused() {
         ),
         (
             balancer(r#""sku": { "name": "Gateway" },"#, inside, ""),
-            "load balancer \"lb\": sku: name: a Gateway load balancer",
+            "load balancer \"lb\": sku: name: Gateway load balancers",
         ),
         (
             balancer(
@@ -126,7 +126,7 @@ fn what_a_sku_cannot_do_is_refused() {
                 outside,
                 "",
             ),
-            "sku: tier: a Global load balancer",
+            "sku: tier: Global load balancers",
         ),
         (
             balancer(
@@ -154,7 +154,7 @@ fn what_a_sku_cannot_do_is_refused() {
                 r#""privateIPAddress": "10.0.0.100", "gatewayLoadBalancer": { "id": "x" }"#,
                 "",
             ),
-            "frontend \"fe\": gatewayLoadBalancer: a chain through a Gateway load balancer",
+            "frontend \"fe\": gatewayLoadBalancer: chains through a Gateway load balancer",
         ),
     ] {
         let text = text.replace(", } } ]", " } } ]").replace("],  }", "] }");

@@ -14,8 +14,7 @@ use crate::status::place;
 pub(super) fn run(options: &ExplainOptions) -> Result<(), Failure> {
     let expected = || {
         Failure::usage(
-            "explain --live: expected PROTOCOL SOURCE DESTINATION or --in FILE --packet N, and no configuration: \
-             the balancer has its own",
+            "explain --live: expected PROTOCOL SOURCE DESTINATION or --in FILE --packet N, and no configuration: the balancer's own is used",
         )
     };
     let tuple = options.tuple().ok_or_else(expected)?;

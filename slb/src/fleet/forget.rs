@@ -37,7 +37,7 @@ pub(crate) fn run(options: &ForgetOptions) -> Result<(), Failure> {
     let own = keys.of_node("node", Side::Host.name(), name);
     if store.get(&own).map_err(Failure::failed)?.is_some() {
         return Err(Failure::failed(format!(
-            "host {name} is there: stop its agent first (10 s after it was killed, it counts as gone)"
+            "host {name} is still running: stop its agent first (10 s after a kill, it counts as gone)"
         )));
     }
     let key = keys.forget(name);
@@ -50,7 +50,7 @@ pub(crate) fn run(options: &ForgetOptions) -> Result<(), Failure> {
             taken_back.map_err(Failure::failed)?;
             let seconds = PATIENCE.as_secs();
             return Err(Failure::failed(format!(
-                "host {name} is not forgotten: no controller leads since {seconds} s"
+                "host {name} is not forgotten: no controller has led for {seconds} s"
             )));
         }
         sleep(LOOK);
@@ -58,7 +58,7 @@ pub(crate) fn run(options: &ForgetOptions) -> Result<(), Failure> {
     match agents()?.of(name) {
         None => say_line!("forgotten: host {name}"),
         Some(_) => Err(Failure::failed(format!(
-            "host {name} is there again, and not forgotten"
+            "host {name} is running again, and not forgotten"
         ))),
     }
 }

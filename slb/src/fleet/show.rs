@@ -118,7 +118,7 @@ fn text(
             Some(Ok(report)) => report,
             None => {
                 text += &format!(
-                    "{:<5} {name:<20} is gone: its vms get no new flows (slb fleet forget {name})\n",
+                    "{:<5} {name:<20} is away: its vms get no new flows (slb fleet forget {name})\n",
                     side.name()
                 );
                 continue;

@@ -51,7 +51,7 @@ pub(crate) fn apply(options: &ApplyOptions) -> Result<(), Failure> {
     });
     let index = index.map_err(Failure::failed)?;
     if let Some(lost) = lost {
-        tell_line!("warning: what was wanted before is replaced unread: {lost}");
+        tell_line!("warning: the previous configuration cannot be read, and is replaced: {lost}");
     }
     say!("{said}")?;
     say_line!("wanted: {index}")?;
@@ -117,7 +117,7 @@ fn import(name: &str, text: &str, inventory: Option<&Path>) -> Result<Spec, Fail
     }
     if imported.is_empty {
         return Err(Failure::usage(format!(
-            "{name}: no load balancer comes out of it"
+            "{name}: expected a load balancer, got none"
         )));
     }
     if let Some(missing) = imported.missing {
@@ -203,7 +203,7 @@ fn wait(
                 Some(_) => format!("{} without it", behind.join(", ")),
             };
             return Err(Failure::failed(format!(
-                "not at all nodes after {seconds} s: {why} (slb fleet status)"
+                "not installed on all nodes after {seconds} s: {why} (slb fleet status)"
             )));
         }
         sleep(LOOK);
@@ -264,7 +264,8 @@ pub(crate) fn get(options: &GetOptions) -> Result<(), Failure> {
     let store = super::open(&options.store)?;
     let keys = Keys::new(&options.store.access.cluster);
     let wanted = fetch::wanted(&*store, &keys, &mut Known::default()).map_err(Failure::failed)?;
-    let (_, spec, _) = wanted.ok_or_else(|| Failure::failed("nothing was ever applied"))?;
+    let (_, spec, _) =
+        wanted.ok_or_else(|| Failure::failed("no configuration was ever applied"))?;
     let Some(kind) = &options.kind else {
         say!("{}", spec.text())?;
         return Ok(());

@@ -115,7 +115,7 @@ impl Announcer {
         match self.state {
             State::Up(..) => None,
             State::Down(..) => Some(format!("{name} is down, so no VIP is announced")),
-            State::Gone(_) => Some(format!("{name} is gone, so no VIP is announced")),
+            State::Gone(_) => Some(format!("{name} was removed, so no VIP is announced")),
         }
     }
 
@@ -143,7 +143,7 @@ impl Announcer {
                 }
                 Err(error) => {
                     if since.elapsed() < 2 * PAUSE {
-                        error!("{name} cannot be made again, will retry: {error}");
+                        error!("{name} cannot be created, will retry: {error}");
                     }
                     self.state = State::Gone(since);
                     false
@@ -172,7 +172,7 @@ impl Announcer {
                 false
             }
             (State::Up(..) | State::Down(..), _) => {
-                error!("{name} was deleted, and the VIPs with it: making it again");
+                error!("{name} was deleted, and the VIPs with it: creating it again");
                 self.announced.clear();
                 true
             }
@@ -233,7 +233,7 @@ impl Announcer {
 fn go_on_with(name: &str, file: OwnedFd) -> Option<(State, BTreeSet<IpAddr>)> {
     let device = Device::from_file(file, name, Layer::Ip);
     let device = device
-        .inspect_err(|error| warn!("the VIPs of the process before this one go: {error}"))
+        .inspect_err(|error| warn!("the VIPs of the previous process are removed: {error}"))
         .ok()?;
     let link = Link::find(name).ok()?;
     let peers = Neighbours::open().and_then(|tables| tables.peers(link.index));

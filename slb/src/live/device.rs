@@ -167,8 +167,7 @@ impl Plan {
                     (port.ok_or_else(|| bad("there is no such port"))?, device)
                 }
             };
-            let expected = "expected afxdp:NAME, tun:NAME or tap:NAME, and a colon and queues behind it \
-                            where it is to have several";
+            let expected = "expected afxdp:NAME, tun:NAME or tap:NAME, with a colon and queues for several queues";
             let (kind, rest) = device.split_once(':').ok_or_else(|| bad(expected))?;
             let (name, queues) = match rest.split_once(':') {
                 Some((name, queues)) => (name, Some(queues)),
@@ -312,8 +311,7 @@ impl Plan {
         };
         if role == Role::Mux && count > all.len() {
             return Err(Failure::usage(format!(
-                "--workers {count}: a mux has a queue for each worker, and its devices have {} queues: expected that \
-                 many workers at most",
+                "--workers {count}: a mux needs a queue for each worker, and its devices have {} queues: expected at most as many workers",
                 all.len()
             )));
         }
@@ -417,8 +415,7 @@ impl Plan {
         {
             None => Ok(()),
             Some(interface) => Err(Failure::failed(format!(
-                "{}: an MTU of {} is more than a packet in AF_XDP's memory can have: expected \
-                 {LONGEST_PACKET} at most (ip link set {0} mtu {LONGEST_PACKET})",
+                "{}: an MTU of {} exceeds AF_XDP's packet memory: expected at most {LONGEST_PACKET} (ip link set {0} mtu {LONGEST_PACKET})",
                 interface.name, interface.mtu
             ))),
         }
@@ -434,8 +431,7 @@ impl Plan {
                 warn!(
                     interface = card.interface.name,
                     queues = left_out.join(","),
-                    "these queues have no worker: their packets go to the kernel and are lost (name them with --io, or \
-                     have fewer: ethtool -L)"
+                    "these queues have no worker: their packets go to the kernel and are lost (name them with --io, or reduce the queues: ethtool -L)"
                 );
             }
         }
@@ -542,8 +538,7 @@ impl Plan {
                      off)"
                 ),
                 Ok(Some(MissingChecksums::Virtio)) if !is_native => warn!(
-                    "{name}: virtio passes packets of its host without checksums, unless XDP runs in its driver, and \
-                     their receivers drop them (ethtool -K {name} rx off)"
+                    "{name}: virtio passes packets from its host without checksums unless XDP runs in its driver, and their receivers drop them (ethtool -K {name} rx off)"
                 ),
                 Ok(_) | Err(_) => {}
             }

@@ -86,7 +86,7 @@ impl Event {
                 warn!(
                     refused_per_second = rate,
                     event = "table_full",
-                    "new flows find no place"
+                    "the table is full: new flows are refused"
                 );
             }
             Self::Over(Trouble::TableFull, refused, lasted) => {
@@ -95,14 +95,14 @@ impl Event {
                     refused,
                     seconds,
                     event = "table_full_over",
-                    "new flows find a place again"
+                    "the table has room for new flows again"
                 );
             }
             Self::Begins(Trouble::Evictions, rate) => {
                 warn!(
                     evicted_per_second = rate,
                     event = "table_evicts",
-                    "new flows take the places of others"
+                    "new flows evict other flows"
                 );
             }
             Self::Over(Trouble::Evictions, evicted, lasted) => {
@@ -111,7 +111,7 @@ impl Event {
                     evicted,
                     seconds,
                     event = "table_evicts_over",
-                    "new flows find places of their own again"
+                    "new flows no longer evict other flows"
                 );
             }
             Self::Begins(Trouble::SnatPorts(pool, backend), rate) => {
@@ -120,7 +120,7 @@ impl Event {
                     backend,
                     refused_per_second = rate,
                     event = "snat_ports_used_up",
-                    "connections to the outside find no SNAT port"
+                    "outbound connections find no SNAT port"
                 );
             }
             Self::Over(Trouble::SnatPorts(pool, backend), refused, lasted) => {
@@ -130,7 +130,7 @@ impl Event {
                     refused,
                     seconds = lasted.as_secs_f64(),
                     event = "snat_ports_used_up_over",
-                    "connections to the outside find SNAT ports again"
+                    "outbound connections find SNAT ports again"
                 );
             }
         }

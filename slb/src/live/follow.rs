@@ -214,8 +214,10 @@ impl Fleet {
         if standing.is_autonomous() != self.is_autonomous {
             self.is_autonomous = standing.is_autonomous();
             match self.is_autonomous {
-                true => warn!("the fleet's store is away: backends that fail here are taken out"),
-                false => info!("the fleet's health counts again"),
+                true => warn!(
+                    "the fleet's store is unreachable: this node takes out backends that fail its own probes"
+                ),
+                false => info!("the fleet's health applies again"),
             }
             (is_another, asks_others) = (true, true);
         }

@@ -193,7 +193,7 @@ impl Peer {
                 .write_all(&[is_given])
                 .and_then(|()| write_some(&mut stream, &bytes));
             if let Err(error) = written {
-                warn!("who asked about a vm's connections is gone: {error}");
+                warn!("the command for a vm's connections has ended: {error}");
             }
         };
         let thread = std::thread::Builder::new().name("slb answer".to_owned());
@@ -291,7 +291,7 @@ impl Heir {
         if self.takes_devices
             && let Err(error) = devices.send(&mut self.stream)
         {
-            error!("the process that takes over is gone: {error}");
+            error!("the process that takes over has ended: {error}");
         }
     }
 
@@ -303,7 +303,7 @@ impl Heir {
             false => send_ready(&mut self.stream, announced),
         };
         if let Err(error) = told {
-            error!("the process that takes over is gone: {error}");
+            error!("the process that takes over has ended: {error}");
         }
     }
 
@@ -360,7 +360,7 @@ fn receive_ready(stream: &mut UnixStream) -> io::Result<Option<OwnedFd>> {
     stream.read_exact(told.get_mut(received.bytes..).unwrap_or_default())?;
     match told == *READY {
         true => Ok(file),
-        false => Err(io::Error::other("it does not say that it has stopped")),
+        false => Err(io::Error::other("it does not report that it has stopped")),
     }
 }
 
@@ -411,7 +411,7 @@ impl Predecessor {
                 self.announced = devices.announced.take();
                 return devices;
             }
-            Err(error) => info!("the process before this one leaves no devices open: {error}"),
+            Err(error) => info!("the previous process hands over no devices: {error}"),
         }
         let ready = ask(REQUEST).and_then(|mut stream| {
             let announced = receive_ready(&mut stream)?;
@@ -419,7 +419,7 @@ impl Predecessor {
         });
         match ready {
             Ok((stream, announced)) => (self.stream, self.announced) = (Some(stream), announced),
-            Err(error) => error!("the process before this one does not stop: {error}"),
+            Err(error) => error!("the previous process does not stop: {error}"),
         }
         Devices::default()
     }
@@ -431,7 +431,7 @@ impl Predecessor {
         };
         let mut told = [0; FREE.len()];
         if let Err(error) = stream.read_exact(&mut told) {
-            warn!("the process before this one does not say that it has stopped: {error}");
+            warn!("the previous process does not report that it has stopped: {error}");
         }
     }
 
@@ -448,7 +448,7 @@ impl Predecessor {
             Ok(0) => {}
             // It was killed, say.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
-            other => warn!("the process before this one does not end: {other:?}"),
+            other => warn!("the previous process does not end: {other:?}"),
         }
         announced
     }

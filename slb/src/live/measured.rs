@@ -20,7 +20,7 @@ pub(super) fn of_process(config: &Config, started: SystemTime) -> [Family; 2] {
     [
         Family::gauge(
             "slb_build_info",
-            "The program that runs: always 1",
+            "The running program: always 1",
             vec![(labels, 1.0)],
         ),
         Family::gauge(
@@ -115,7 +115,7 @@ pub(super) fn of_vips(results: &VipResults) -> [Family; 3] {
         ),
         Family::gauge(
             "slb_vip_available",
-            "Whether the last call of a VIP was answered: data path availability",
+            "1 if the last call of a VIP was answered: data path availability",
             last,
         ),
     ]

@@ -332,8 +332,7 @@ impl Unreached {
         };
         info!(
             "{} (one of {count}): no route leads there by {interface}, the backend port's interface, so packets \
-             keep the MAC address that clients have for the VIP: a router behind the proxy has to have it, and \
-             finds the backend. Where clients and backends are in one subnet, give {interface} an address in it",
+             keep the MAC address that clients have for the VIP: it has to belong to a router behind the proxy, which finds the backend. Where clients and backends are in one subnet, give {interface} an address in it",
             names(given, first)
         );
     }

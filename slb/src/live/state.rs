@@ -189,7 +189,7 @@ impl Saved {
             refused = imported.all_refused(),
             age = self.moment.elapsed().as_secs_f64(),
             is_checkpoint = !self.is_exact,
-            "state of an earlier process is in place"
+            "state of the previous process is in place"
         );
         if !why.is_empty() {
             warn!(why = why.join(", "), "records of the state are refused");
@@ -342,7 +342,7 @@ impl Directory {
             false => Err(io::Error::new(
                 io::ErrorKind::AlreadyExists,
                 format!(
-                    "{} is no state of slb, and stays: expected a directory of its own",
+                    "{} is not a state file of slb, and stays: expected another directory",
                     path.display()
                 ),
             )),
@@ -368,7 +368,7 @@ impl Directory {
                 return None;
             }
             Err(error) => {
-                error!(file = %path.display(), "the state is not read: {error}");
+                error!(file = %path.display(), "the state cannot be read: {error}");
                 return None;
             }
         };
@@ -383,7 +383,7 @@ impl Directory {
                 Some(saved)
             }
             Err(why) => {
-                error!(file = %path.display(), "the state is refused in whole: {why}");
+                error!(file = %path.display(), "the whole state is refused: {why}");
                 None
             }
         }
@@ -397,12 +397,10 @@ impl Directory {
         let said = length_after(bytes)?;
         if said != body.len() as u64 {
             let left = body.len();
-            return Err(format!(
-                "it says that {said} bytes follow its header, got {left}"
-            ));
+            return Err(format!("its header announces {said} bytes, got {left}"));
         }
         if number(CHECK.start, 8) != check_of(header, body) {
-            return Err("it is damaged: its check does not fit".to_owned());
+            return Err("it is damaged: its checksum is wrong".to_owned());
         }
         if header[10] != number_of(self.role) {
             return Err(format!(
@@ -497,7 +495,7 @@ fn header_of(bytes: &[u8]) -> Result<&[u8; HEADER], String> {
         .first_chunk()
         .ok_or_else(|| format!("expected {HEADER} bytes or more, got {}", bytes.len()))?;
     if header[..8] != MAGIC[..] {
-        return Err("it is no state of slb".to_owned());
+        return Err("it is not a state file of slb".to_owned());
     }
     let version = number_in(header, 8, 2);
     match version == u64::from(VERSION) {
@@ -644,7 +642,7 @@ impl Keeper {
     pub(super) fn import_vm(&mut self, bytes: &[u8], peer: Peer) {
         match self.directory.read(bytes) {
             Ok(saved) => self.arriving.push_back((saved, peer)),
-            Err(why) => peer.refuse(&format!("the state is refused in whole: {why}")),
+            Err(why) => peer.refuse(&format!("the whole state is refused: {why}")),
         }
     }
 

@@ -378,7 +378,7 @@ impl Shared {
         let frames: Vec<(&str, u64)> = frames.collect();
         let work = [(
             "slb_bursts",
-            "Bursts with a frame in them",
+            "Bursts with at least one frame",
             total.work.bursts,
         )];
         let generation = total.tally.generation();
@@ -389,27 +389,27 @@ impl Shared {
         families.extend([
             Family::counter(
                 "slb_io_packets",
-                "Frames, by what the devices did with them",
+                "Frames, by their fate at the devices",
                 packets.iter().map(sample).collect(),
             ),
             Family::gauge(
                 "slb_io_frames",
-                "Frames of memory, by who has them",
+                "Frames of memory, by their holder",
                 frames.iter().map(sample).collect(),
             ),
             Family::counter(
                 "slb_busy_seconds",
-                "Time spent with bursts that had a frame in them, of all workers",
+                "Time that all workers spent on bursts with at least one frame",
                 vec![(Vec::new(), total.work.busy.as_secs_f64())],
             ),
             Family::gauge(
                 "slb_configuration_generation",
-                "How many configurations there were",
+                "Number of installed configurations, also by health",
                 one(generation),
             ),
             Family::gauge(
                 "slb_uptime_seconds",
-                "How long it has been running",
+                "Time since the start",
                 one(self.begin.elapsed().as_secs()),
             ),
             Family::gauge(
@@ -433,9 +433,9 @@ impl Shared {
             let away = fleet.away.map_or(0.0, |away| away.as_secs_f64());
             families.extend([
                 Family::gauge("slb_fleet_generation", "The generation of the fleet that packets are served by", one(fleet.live)),
-                Family::gauge("slb_fleet_refused", "Whether the node refuses the fleet's latest generation", one(u64::from(fleet.refused.is_some()))),
-                Family::gauge("slb_fleet_store_away_seconds", "How long the fleet's store has not answered", vec![(Vec::new(), away)]),
-                Family::gauge("slb_fleet_autonomous", "Whether backends that fail here are taken out, since the fleet's store is away", one(u64::from(fleet.is_autonomous()))),
+                Family::gauge("slb_fleet_refused", "1 if the node refuses the fleet's latest generation", one(u64::from(fleet.refused.is_some()))),
+                Family::gauge("slb_fleet_store_away_seconds", "Time since the fleet's store last answered", vec![(Vec::new(), away)]),
+                Family::gauge("slb_fleet_autonomous", "1 if backends that fail here are taken out, since the fleet's store is unreachable", one(u64::from(fleet.is_autonomous()))),
             ]);
         }
         families.extend(work.map(|(name, help, value)| Family::counter(name, help, one(value))));
@@ -501,7 +501,7 @@ fn kept_families(kept: &StateStatus) -> Vec<Family> {
             ),
             Family::gauge(
                 "slb_state_checkpoint_seconds",
-                "How long the last checkpoint took",
+                "Time that the last checkpoint took",
                 seconds(took),
             ),
             Family::gauge(

@@ -35,10 +35,7 @@ impl Successor {
         };
         match Command::new(&program).args(arguments).spawn() {
             Ok(child) => {
-                info!(
-                    pid = child.id(),
-                    "a process was started that is to take over"
-                );
+                info!(pid = child.id(), "a process was started to take over");
                 self.child = Some(child);
             }
             Err(error) => error!("no process can take over: {}: {error}", program.display()),
@@ -51,9 +48,13 @@ impl Successor {
         match ended {
             None | Some(Ok(None)) => return,
             Some(Ok(Some(status))) => {
-                error!("the process that was to take over ended ({status}): this one goes on");
+                error!(
+                    "the process that was started to take over ended ({status}): this one continues"
+                );
             }
-            Some(Err(error)) => error!("the process that was to take over is lost: {error}"),
+            Some(Err(error)) => {
+                error!("the process that was started to take over is lost: {error}")
+            }
         }
         self.child = None;
     }

@@ -131,8 +131,7 @@ fn relax_rp_filter(device: &str) -> Result<(), Failure> {
     }
     if of_all != 0 && !has_ipv4(device) {
         warn!(
-            "net.ipv4.conf.all.rp_filter is {of_all}: the kernel drops what comes out of {device} while it has no \
-             IPv4 address (ip address add ADDRESS dev {device}, or sysctl -w net.ipv4.conf.all.rp_filter=0)"
+            "net.ipv4.conf.all.rp_filter is {of_all}: the kernel drops packets out of {device} while it has no IPv4 address (ip address add ADDRESS dev {device}, or sysctl -w net.ipv4.conf.all.rp_filter=0)"
         );
     }
     Ok(())
@@ -170,7 +169,7 @@ pub(super) fn warn_of_machine(plan: &Plan, config: &Config) {
     let devices = devices.join(", ");
     if families.contains(&false) && !others.any(forwards) {
         warn!(
-            "no other interface forwards IPv4: packets for VIPs that come in by one do not reach {devices} \
+            "no other interface forwards IPv4: packets for VIPs that arrive elsewhere do not reach {devices} \
              (sysctl -w net.ipv4.ip_forward=1)"
         );
     }
@@ -180,7 +179,7 @@ pub(super) fn warn_of_machine(plan: &Plan, config: &Config) {
     };
     if families.contains(&true) && ipv6.read() == 0 {
         warn!(
-            "no interface forwards IPv6: packets for VIPs that come in by one do not reach {devices} \
+            "no interface forwards IPv6: packets for VIPs that arrive elsewhere do not reach {devices} \
              (sysctl -w {}=1)",
             ipv6.name()
         );
@@ -218,8 +217,7 @@ pub(super) fn warn_of_ports(config: &Config) {
     if config.node.role == Role::Mux && may_choose(&CALLER_PORTS, &range, &reserved) {
         let (first, last) = (CALLER_PORTS.start(), CALLER_PORTS.end());
         warn!(
-            "the kernel may probe backends from ports {first} to {last}: host agents over AF_XDP take answers to those \
-             for answers of VIPs, and the probes fail (sysctl -w net.ipv4.ip_local_reserved_ports={first}-{last})"
+            "the kernel may probe backends from ports {first} to {last}: host agents over AF_XDP mistake answers to these for answers of VIPs, and the probes fail (sysctl -w net.ipv4.ip_local_reserved_ports={first}-{last})"
         );
     }
 }

@@ -78,7 +78,7 @@ fn read_state(mut file: impl io::Read) -> io::Result<Vec<u8>> {
     match read as u64 == rest {
         true => Ok(state),
         false => Err(damaged(format!(
-            "it says that {rest} bytes follow its header, got {}",
+            "its header announces {rest} bytes, got {}",
             if read as u64 > rest {
                 "more".to_owned()
             } else {
@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn what_is_no_state_is_refused_without_reading_on() {
         let why = |file: &mut dyn io::Read| read_state(file).expect_err("no state").to_string();
-        assert_eq!(why(&mut io::repeat(0)), "it is no state of slb");
+        assert_eq!(why(&mut io::repeat(0)), "it is not a state file of slb");
         assert_eq!(
             why(&mut io::empty()),
             format!("expected {HEADER} bytes or more, got 0")
@@ -129,11 +129,11 @@ mod tests {
         );
         assert_eq!(
             why(&mut header(5).chain(&[1; 4][..])),
-            "it says that 5 bytes follow its header, got 4"
+            "its header announces 5 bytes, got 4"
         );
         assert_eq!(
             why(&mut header(5).chain(io::repeat(1))),
-            "it says that 5 bytes follow its header, got more"
+            "its header announces 5 bytes, got more"
         );
         let whole = read_state(header(5).chain(&[1; 5][..])).expect("a state");
         assert_eq!(whole.len(), HEADER + 5);

@@ -156,7 +156,7 @@ pub(crate) fn run(options: &WatchdogOptions) -> Result<(), Failure> {
                     interface = name,
                     seconds = PATIENCE.as_secs_f64(),
                     event = "watchdog_interface_down",
-                    "slb watchdog: no sign of life: the interface goes down, and the VIPs with it"
+                    "slb watchdog: the process has stalled: the interface goes down, and the VIPs with it"
                 );
                 if let Err(error) = take_down(name) {
                     error!("slb watchdog: {name}: {error}");
@@ -174,7 +174,7 @@ pub(crate) fn run(options: &WatchdogOptions) -> Result<(), Failure> {
                 interface = name,
                 seconds = stood.as_secs_f64(),
                 event = "watchdog_interface_up",
-                "slb watchdog: alive again: the interface goes up"
+                "slb watchdog: the process runs again: the interface goes up"
             );
             if let Err(error) = bring_up(name) {
                 error!("slb watchdog: {name}: {error}");

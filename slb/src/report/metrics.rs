@@ -107,12 +107,12 @@ impl Report<'_> {
         vec![
             Family::counter(
                 "slb_packets",
-                "Frames, by what became of them",
+                "Frames, by their verdict",
                 by_verdict(|count| count.packets),
             ),
             Family::counter(
                 "slb_bytes",
-                "Bytes of frames as they came in, by what became of them",
+                "Bytes of received frames, by their verdict",
                 by_verdict(|count| count.bytes),
             ),
             Family::counter(
@@ -132,7 +132,7 @@ impl Report<'_> {
             ),
             Family::counter(
                 "slb_icmp_errors",
-                "ICMP errors sent on to whom they concern",
+                "ICMP errors forwarded to the sender of the packet that they quote",
                 one(stats.icmp_errors),
             ),
             Family::counter("slb_resets", "RSTs that it made", one(stats.resets)),
@@ -143,7 +143,7 @@ impl Report<'_> {
             ),
             Family::counter(
                 "slb_passed_back",
-                "Packets that no host knew, passed on to who is to begin their flow",
+                "Packets that no host knew, passed on to the host that begins their flow",
                 one(stats.passed_back),
             ),
             Family::counter(
@@ -219,12 +219,12 @@ impl Report<'_> {
         vec![
             Family::gauge(
                 "slb_backend_up",
-                "Whether a backend takes new flows of a rule, by its probes and the configuration",
+                "1 if a backend takes new flows of a rule, by its probes and the configuration",
                 of(&|share| Some(share.standing.takes_flows().into())),
             ),
             Family::gauge(
                 "slb_rule_backend_failing",
-                "Rules whose probe a backend fails: 1 for each",
+                "1 for each rule whose probe a backend fails",
                 failing.collect(),
             ),
             Family::gauge(
@@ -249,7 +249,7 @@ impl Report<'_> {
             ),
             Family::gauge(
                 "slb_backend_connections",
-                "Connections that it has now; a mux does not know",
+                "Connections that it has now; missing at a mux",
                 of(&|share| self.tally.states.map(|_| share.live)),
             ),
             Family::counter(
@@ -259,18 +259,18 @@ impl Report<'_> {
             ),
             Family::counter(
                 "slb_backend_failures",
-                "SYNs to it that came again, and refusals",
+                "Retransmitted SYNs to it, and refusals",
                 of(&|share| Some(share.failures)),
             ),
             Family::gauge("slb_snat_ports", "SNAT ports of a backend", ports),
             Family::gauge(
                 "slb_snat_connections",
-                "Its connections to the outside now",
+                "Its outbound connections now",
                 of(&|share| share.snat.map(|snat| snat.connections)),
             ),
             Family::counter(
                 "slb_snat_exhausted",
-                "Connections to the outside that found no port",
+                "Outbound connections that found no port",
                 of(&|share| share.snat.map(|snat| snat.exhausted)),
             ),
         ]

@@ -19,7 +19,7 @@ impl<'r> Reader<'r> {
             "outboundRules",
             "loadBalancingRules",
         ]);
-        let why = "a chain through a Gateway load balancer is not made here";
+        let why = "chains through a Gateway load balancer are not supported";
         object.refuse("gatewayLoadBalancer", why);
         let private = object.address("privateIPAddress");
         let version = object.choice(

@@ -52,7 +52,7 @@ impl<'r> Reader<'r> {
                 object.warning(
                     node,
                     "backendIPConfiguration",
-                    "is missing: it leads nowhere, and is left out",
+                    "is missing: without it the rule has no effect, and is left out",
                 );
                 None
             }

@@ -23,12 +23,12 @@ impl<'r> Reader<'r> {
         object.ignore(&["syncMode"]);
         object.refuse(
             "tunnelInterfaces",
-            "tunnels of a Gateway load balancer are not made here",
+            "tunnels of a Gateway load balancer are not supported",
         );
         let drain = object.number("drainPeriodInSeconds", 0..=u32::MAX);
         if let (Some(at), Some(period @ 1..)) = (object.get("drainPeriodInSeconds"), drain) {
             let why = format!(
-                "flows of a backend that drains are not ended after {period} s here: they last until they end"
+                "slb does not end the flows of a draining backend after {period} s: they last until they end by themselves"
             );
             object.warning(at, "drainPeriodInSeconds", why);
         }
@@ -156,7 +156,7 @@ impl<'r> Reader<'r> {
             .or(object.reference("subnet"));
         networks.extend(network.map(|(_, id)| id));
         object.ignore(&["inboundNatRulesPortMapping"]);
-        let why = "a pool of load balancers, as a Global one has, is not made here";
+        let why = "pools of load balancers, as of a Global one, are not supported";
         object.refuse("loadBalancerFrontendIPConfiguration", why);
         let states = [
             ("None", None),
@@ -171,8 +171,7 @@ impl<'r> Reader<'r> {
             .get("adminState")
             .and_then(|n| Some((n, n.as_str()?)))
         {
-            let why =
-                "\"Up\" would be healthy whatever its probes say: it is healthy while they do";
+            let why = "\"Up\" would ignore its probes: here they decide its health";
             object.warning(at, "adminState", why);
         }
         let id = object.reference("networkInterfaceIPConfiguration");

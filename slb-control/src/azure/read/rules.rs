@@ -37,7 +37,7 @@ impl<'r> Reader<'r> {
             object.error(
                 at,
                 "protocol",
-                "HTTPS probes take a Standard load balancer, and this is Basic",
+                "HTTPS probes need a Standard load balancer, and this one is Basic",
             );
         }
         object.finish();
@@ -66,8 +66,7 @@ impl<'r> Reader<'r> {
             Some((at, id)) => {
                 // Both members name it where Azure wrote them.
                 if let Some((other, _)) = pools.find(|(_, other)| !other.eq_ignore_ascii_case(id)) {
-                    let why = "expected one pool: a rule has several at a Gateway load balancer only, which \
-                               is not made here";
+                    let why = "expected one pool: only rules of a Gateway load balancer, which is not supported, have several";
                     object.error(other, "backendAddressPools", why);
                 }
                 self.part_of_id(&object, at, "backendAddressPool", Kind::Pool, id)
@@ -89,7 +88,7 @@ impl<'r> Reader<'r> {
             ("SourceIPProtocol", Distribution::SourceIpProtocol),
         ];
         let distribution = object.choice("loadDistribution", &distributions);
-        let why = "connections are always tracked by who translates them";
+        let why = "has no effect: host agents and proxies always track connections";
         object.not_done("enableConnectionTracking", why);
         let terms = terms_of(&object);
         let disable = object.boolean("disableOutboundSnat").unwrap_or(false);
@@ -99,7 +98,7 @@ impl<'r> Reader<'r> {
         if protocol == Some(Protocol::All) {
             let at = object.get("protocol").unwrap_or(node);
             if self.balancer.sku == Sku::Basic {
-                let why = "HA ports take a Standard load balancer, and this is Basic";
+                let why = "HA ports need a Standard load balancer, and this one is Basic";
                 object.error(at, "protocol", why);
             } else if is_public == Some(&true) {
                 let why = "HA ports are of internal frontends only: a public one takes \"Tcp\" or \"Udp\" and a port";
@@ -136,7 +135,7 @@ impl<'r> Reader<'r> {
         let (object, own) = Object::named(node, "outbound rule", self.notes);
         let mut frontends = Vec::new();
         if self.balancer.sku == Sku::Basic {
-            let why = "outbound rules take a Standard load balancer, and this is Basic";
+            let why = "outbound rules need a Standard load balancer, and this one is Basic";
             object.error(node, "sku", why);
         }
         let own_frontends = object.references("frontendIPConfigurations");
@@ -196,7 +195,7 @@ pub(super) fn terms_of(object: &Object<'_>) -> Terms {
     if minutes > LONGEST
         && let Some(node) = object.get("idleTimeoutInMinutes")
     {
-        let why = format!("{minutes} is taken for {LONGEST}, the longest there is here");
+        let why = format!("{minutes} becomes {LONGEST}, the longest that slb has");
         object.warning(node, "idleTimeoutInMinutes", why);
     }
     Terms {

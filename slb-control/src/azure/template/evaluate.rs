@@ -134,7 +134,7 @@ impl Templates<'_> {
         let context = &context.deeper();
         let room = match context.depth {
             0..=DEEPEST => self.charge(1),
-            _ => Err(other("it refers to itself, or lies too deep")),
+            _ => Err(other("it refers to itself, or is nested too deeply")),
         };
         let value = match (room, &node.value) {
             (Err(failure), value) => unresolved(&value.describe(), failure),
@@ -221,7 +221,7 @@ impl Templates<'_> {
         self.charge(1)?;
         let context = &context.deeper();
         if context.depth > DEEPEST {
-            return Err(other("it refers to itself, or lies too deep"));
+            return Err(other("it refers to itself, or is nested too deeply"));
         }
         match expression {
             Expression::Text(text) => Ok(Value::String(text.clone())),
@@ -237,7 +237,7 @@ impl Templates<'_> {
                     if function.eq_ignore_ascii_case("reference"));
                 found_or(found, || match &value {
                     Value::Object(_) if is_reference => format!(
-                        "{name:?} is not in the resource that it refers to: Azure says it once it is deployed"
+                        "{name:?} is not in the resource that it refers to: only Azure knows it, after the deployment"
                     ),
                     Value::Object(_) => format!("the object has no {name:?}"),
                     value => format!("expected an object with {name:?}, got {}", value.describe()),
@@ -289,7 +289,7 @@ impl Templates<'_> {
         let outcome = outcome.unwrap_or_else(|| {
             Err(other(match functions::refusal(function) {
                 Some(why) => format!("{function}(): {why}"),
-                None => format!("the function {function:?} is not known here"),
+                None => format!("the function {function:?} is not supported"),
             }))
         });
         if let Ok(Value::Array(made)) = &outcome {
@@ -413,7 +413,7 @@ impl Templates<'_> {
                 self.notes.warning(a.node, "expression", message);
             }
         };
-        const HASH: &str = "not public: a text of the same length is used instead";
+        const HASH: &str = "not public: a placeholder of the same length is used instead";
         const UNKNOWN: &str = "known to Azure alone: placeholders are used instead";
         let name = a.function.to_ascii_lowercase();
         Some(match name.as_str() {
@@ -517,6 +517,6 @@ pub(super) fn copy_index(a: &Arguments<'_>, context: &Context<'_>) -> Outcome {
         });
     };
     let number = index.checked_add(offset);
-    let number = number.ok_or_else(|| a.fault("the result is no integer of 64 bits"))?;
+    let number = number.ok_or_else(|| a.fault("the result does not fit a 64-bit integer"))?;
     Ok(Value::Number(number.to_string()))
 }

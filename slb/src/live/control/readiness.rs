@@ -57,7 +57,7 @@ impl Control<'_> {
         }
         warn!(
             seconds = waited.as_secs_f64(),
-            "this process was stalled: it was stopped, or got no memory or CPU"
+            "this process was stalled: it was stopped, or lacked memory or CPU"
         );
         self.workers.iter_mut().for_each(Worker::forgive);
         // The watchdog may have taken the interface down, and addresses go with that.

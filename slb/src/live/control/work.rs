@@ -119,7 +119,7 @@ impl Control<'_> {
             ),
         ] {
             if was != is {
-                warn!("{size} = {is} takes effect after a restart: it stays {was} until then");
+                warn!("{size} = {is} takes effect after a restart; until then it is {was}");
             }
         }
         match self.begin_look_up(&given) {

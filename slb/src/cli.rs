@@ -62,13 +62,13 @@ pub(crate) enum Command {
     Explain(ExplainOptions),
     #[cfg(feature = "live")]
     /// Run a mux on AF_XDP, with a worker for each queue, or on a TUN device: route the VIPs into
-    /// it, and VXLAN comes out.
+    /// the device, and it returns VXLAN packets.
     ///
     /// AF_XDP needs CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF, and CAP_IPC_LOCK or a sufficient limit
     /// on locked memory.
     Mux(LiveOptions),
     #[cfg(feature = "live")]
-    /// Run a host agent: port 0 is the fabric's, `slb check` lists those of the vms.
+    /// Run a host agent. Port 0 is the fabric; `slb check` lists the ports of the vms.
     Host(LiveOptions),
     #[cfg(feature = "live")]
     /// Run a proxy, with a device for each port.
@@ -93,30 +93,31 @@ pub(crate) enum Command {
     #[cfg(feature = "live")]
     /// List the packets that a running balancer dropped last, by reason.
     ///
-    /// Of each reason a worker keeps the last 16 that it saw when it looked: of a flood, a sample.
+    /// For each reason, a worker keeps the last 16 packets that it sampled.
     Drops(DropsOptions),
     #[cfg(feature = "live")]
     /// Write what a running balancer receives and sends to a capture in pcapng, each packet with a comment: the
     /// rule, the backend, and the verdict or the reason of its drop.
     ///
-    /// Packets never wait for a capture: where it cannot keep up, copies are lost, and their number is said in the
-    /// end. SIGINT ends it as its time does. There can be one capture at a time: one that is not read for 30 s ends.
+    /// Packets never wait for a capture: if it cannot keep up, copies are lost, and the command prints their number at
+    /// the end, also after SIGINT. Only one capture can run at a time, and one that is not read for 30 s ends.
     Capture(CaptureOptions),
     #[cfg(feature = "live")]
-    /// Print the configuration that a running balancer has in place.
+    /// Print the configuration that a running balancer uses.
     Config(RunningConfigOptions),
     #[cfg(feature = "top")]
-    /// Watch a running balancer on the whole terminal: VIPs, backends and their health, rates, drops.
+    /// Show a running balancer in full screen: VIPs, backends and their health, rates, drops.
     Top(TopOptions),
     #[cfg(feature = "live")]
-    /// Probe each backend once, by the configuration's probes, and print the results.
+    /// Probe each backend once with the configuration's probes, and print the results.
     ///
     /// Exits with status 1 if any backend is unhealthy.
     Probe(ProbeOptions),
     #[cfg(feature = "live")]
     /// Apply a configuration to a fleet: everything but `[node]`, which each node has in its own file.
     ///
-    /// Hosts get it first, then muxes. Backends that it lacks are drained before they are removed.
+    /// Hosts get the configuration first, then muxes. Backends that it lacks are drained before
+    /// they are removed.
     Apply(ApplyOptions),
     #[cfg(feature = "live")]
     /// Print the configuration that was applied to a fleet, or one section of it.
@@ -129,15 +130,14 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Fleet(FleetCommand),
     #[cfg(feature = "live")]
-    /// Run a fleet's controller, which rolls out what was applied. Of several, one leads and the others
-    /// wait.
+    /// Run a fleet's controller, which rolls out applied configurations. If several run, one leads and the others wait.
     Controller(ControllerOptions),
     #[cfg(feature = "live")]
-    /// Move a vm's connections from the host agent that runs here to another one.
+    /// Move a vm's connections from the host agent on this machine to another one.
     ///
-    /// Stop the vm, export here, give the other host agent the configuration in which the vm is there,
-    /// import there, then give the configuration to this host agent and to the muxes, and start the vm. From
-    /// then on this host passes on what still comes here.
+    /// Stop the vm, and export here. Give the other host agent the configuration that has the vm there, and import
+    /// there. Then give the configuration to this host agent and to the muxes, and start the vm. From then on, this
+    /// host passes the vm's packets on.
     #[command(subcommand)]
     State(StateCommand),
     /// Check a configuration: print every fault with its line, or a summary.
@@ -146,32 +146,34 @@ pub(crate) enum Command {
     /// the share of each rule's table that gets another backend, and settings that need a restart.
     Diff(DiffOptions),
     #[cfg(feature = "azure")]
-    /// Convert Azure's JSON, load balancers and whole templates, into a configuration.
+    /// Convert Azure's JSON (load balancers and whole templates) into a configuration.
     ///
-    /// An inventory supplies data that the JSON lacks, such as the hosts of backends. Parts that
-    /// are left out are named.
+    /// An inventory supplies data that the JSON lacks, such as the hosts of backends. The command
+    /// lists the parts that it leaves out.
     Import(ImportOptions),
     /// Make a capture for tests: TCP sessions and UDP exchanges from many clients.
     ///
     /// The same options give the same bytes.
     Generate(GenerateOptions),
-    /// Write a configuration to begin with: a mux with a rule for each service that a capture shows to be called most.
+    /// Write a first configuration: a mux with a rule for each of the busiest services in a capture.
     ///
-    /// Addresses of hosts and backends are examples. `slb check` accepts it, and `slb replay` serves the capture by it.
+    /// Addresses of hosts and backends are examples. `slb check` accepts the file, and `slb replay` can use it with the
+    /// same capture.
     Init(InitOptions),
-    /// Print the JSON schema of the configuration, by which editors complete and check its TOML.
+    /// Print the JSON schema of the configuration, with which editors complete and check its TOML.
     ///
-    /// The schema knows names, types, ranges and required fields. `slb check` also knows what belongs together.
+    /// The schema covers names, types, ranges and required fields. `slb check` also checks how items depend on each
+    /// other.
     Schema(SchemaOptions),
     /// Print a script that completes commands and options of slb in a shell.
     Completions(CompletionsOptions),
     /// Write the manual pages, one for each command, to a directory.
     Man(ManOptions),
     #[cfg(feature = "bench")]
-    /// Measure this machine, Maglev tables, and mux, host agent and proxy alone, in memory, on one
+    /// Measure this machine, Maglev tables, and the mux, host agent and proxy, in memory on one
     /// core.
     ///
-    /// cargo run --profile dist -p slb-benches measures them beside their peers.
+    /// cargo run --profile dist -p slb-benches compares them with other implementations.
     Bench(BenchOptions),
     #[cfg(feature = "live")]
     /// Take an interface down while standard input is silent: the watchdog that a mux starts.
@@ -313,11 +315,12 @@ impl ConfigFile {
 /// Differences between a balancer and its configuration, for every command that runs one in memory.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BalancerOptions {
-    /// Run it in another role than the configuration's. A host's configuration run as a mux has the
-    /// address of its first mux.
+    /// Run in another role than the configuration's. A host's configuration that runs as a mux uses
+    /// the address of its first mux.
     #[arg(long, value_enum)]
     pub(crate) role: Option<RoleName>,
-    /// Pin no flows: Maglev alone chooses, as with `flows = 0` in the configuration.
+    /// Pin no flows, as with `flows = 0` in the configuration: Maglev picks the backend of each
+    /// packet.
     #[arg(long)]
     pub(crate) stateless: bool,
     /// Treat this backend as unhealthy: its name, or POOL/NAME. Can be given several times.

@@ -38,17 +38,17 @@ pub(super) fn refusal(name: &str) -> Option<&'static str> {
     let name = name.to_ascii_lowercase();
     Some(match name.as_str() {
         "utcnow" | "newguid" => {
-            "gives another value at each deployment: give the value that was deployed as a parameter"
+            "returns another value at each deployment: give the deployed value as a parameter"
         }
         "datetimeadd" | "datetimefromepoch" | "datetimetoepoch" => {
-            "times are not worked out here: give the value that was deployed as a parameter"
+            "is not supported (dates): give the deployed value as a parameter"
         }
         "filter" | "map" | "mapvalues" | "reduce" | "sort" | "groupby" | "toobject" | "lambda"
         | "lambdavariables" => {
-            "is not worked out here: of the functions that take lambda expressions, map and filter are"
+            "is not supported: of the functions with lambda expressions, only map and filter are"
         }
         "providers" | "managementgroup" | "tenant" | "environment" | "deployer" | "references" => {
-            "what it gives is known to Azure, and not to the template"
+            "only Azure knows its result"
         }
         "datauri"
         | "datauritostring"
@@ -58,9 +58,9 @@ pub(super) fn refusal(name: &str) -> Option<&'static str> {
         | "parsecidr"
         | "shallowmerge"
         | "indexfromend"
-        | "externalinput" => "is not worked out here: write its result in its place",
+        | "externalinput" => "is not supported: write its result instead",
         name if name.starts_with("list") => {
-            "asks Azure about a deployed resource (keys and the like): what it gives is not in the template"
+            "queries a deployed resource (keys and the like): its result is not in the template"
         }
         _ => return None,
     })

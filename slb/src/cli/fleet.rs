@@ -7,13 +7,13 @@ use clap::{Args, Subcommand};
 use super::Format;
 use super::live::LogFormat;
 
-/// How a fleet's store is reached, beside its addresses.
+/// Access to a fleet's store, besides its addresses.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct FleetAccess {
     /// Name of the fleet: several can share an etcd.
     #[arg(long, value_name = "NAME", value_parser = name, default_value = "default")]
     pub(crate) cluster: String,
-    /// Certificates of the authority that signed etcd's, for https (PEM).
+    /// Certificates of the authority that signed etcd's certificate, for https (PEM).
     #[arg(long, value_name = "FILE", requires = "fleet")]
     pub(crate) fleet_ca: Option<PathBuf>,
     /// Certificate of this node, for https (PEM). Its common name is the etcd user.
@@ -84,11 +84,11 @@ pub(crate) struct DeleteOptions {
 
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum FleetCommand {
-    /// Show the rollout, and for each node the generations that it holds and serves by, the one that
-    /// it refuses and why, and the connections left on backends that are being removed.
+    /// Show the rollout, and for each node the generations that it has and uses, the one that it refuses and the
+    /// reason, and the connections left on backends that are being removed.
     Status(FleetStatusOptions),
-    /// Forget the agent of a host that is gone for good: muxes probe the host's vms then. Until an agent is forgotten,
-    /// or another reports its address, its vms get no new flows.
+    /// Forget the agent of a host that is gone for good; muxes then probe the host's vms. Until an agent is forgotten,
+    /// or another one reports its address, its vms get no new flows.
     Forget(ForgetOptions),
 }
 
@@ -105,7 +105,7 @@ pub(crate) struct ForgetOptions {
 pub(crate) struct FleetStatusOptions {
     #[command(flatten)]
     pub(crate) store: StoreOptions,
-    /// How to print it.
+    /// Format of the output.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,
 }
@@ -117,10 +117,10 @@ pub(crate) struct ControllerOptions {
     /// Name of the controller. Default: the machine's.
     #[arg(long, value_name = "NAME", value_parser = name)]
     pub(crate) name: Option<String>,
-    /// Seconds to wait for connections of removed backends, at most.
+    /// Maximum seconds to wait for connections of removed backends.
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     pub(crate) drain: u64,
-    /// How to write the log, which goes to standard error.
+    /// Format of the log, which goes to standard error.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log: LogFormat,
     /// Lowest level to log: error, warn, info, debug or trace.

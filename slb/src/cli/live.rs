@@ -17,21 +17,21 @@ use super::fleet::{FleetAccess, name};
 pub(crate) struct LiveOptions {
     #[command(flatten)]
     pub(crate) config: ConfigFile,
-    /// A device for a port: a proxy's port by name, a host's by number or by the name of the vm's
-    /// backend. Can be given several times.
+    /// The device of a port. A proxy's port is given by name, a host's by number or by the name of
+    /// the vm's backend. Can be given several times.
     ///
-    /// afxdp:NAME takes the balancer's packets from an interface, and no others; with :QUEUES such
-    /// as 0 or 0-3, from some of its queues. tun:NAME and tap:NAME create the device if it does not
-    /// exist; with :N it has N queues.
+    /// afxdp:NAME takes only the balancer's packets from an interface; :QUEUES, such as 0 or 0-3,
+    /// selects some of its queues. tun:NAME and tap:NAME create the device if it does not exist,
+    /// with N queues if :N is given.
     #[arg(
         long,
         value_name = "[PORT=]afxdp:NAME[:QUEUES]|tun:NAME[:N]|tap:NAME[:N]",
         required = true
     )]
     pub(crate) io: Vec<String>,
-    /// Threads that move packets. Default: for a mux one for each queue of its devices, for a host or a proxy
-    /// one. With several workers, a host or a proxy divides connections among them by the client's address, or
-    /// by the address that a vm calls; packets that come by a queue of another worker are handed over.
+    /// Number of threads that process packets. Default: for a mux one for each queue of its devices, for a host or a
+    /// proxy one. With several workers, a host or a proxy divides connections among them by the client's address, or by
+    /// the address that a vm calls; packets that arrive on another worker's queue are handed over.
     #[arg(long, value_name = "N", value_parser = workers)]
     pub(crate) workers: Option<NonZeroU16>,
     /// The CPUs of workers, assigned in turn. Default: all.
@@ -44,18 +44,18 @@ pub(crate) struct LiveOptions {
     /// is anything else, it stays, and the program does not start.
     #[arg(long = "socket", visible_alias = "status", value_name = "PATH")]
     pub(crate) status: Option<PathBuf>,
-    /// For AF_XDP: TUN device for packets that go back to the kernel; none: they are lost. Default:
-    /// slb-pass for a host or a proxy, none for a mux. A proxy gives it the packets for its interfaces'
-    /// own MAC addresses that belong to no connection, so a proxy between two subnets routes between
-    /// them if the machine forwards (sysctl net.ipv4.ip_forward=1).
+    /// For AF_XDP: TUN device that returns packets to the kernel; with none, these packets are lost. Default: slb-pass
+    /// for a host or a proxy, none for a mux. A proxy returns packets of no connection that are for its interfaces' own
+    /// MAC addresses, so a proxy between two subnets routes between them if the machine forwards (sysctl
+    /// net.ipv4.ip_forward=1).
     #[arg(long, value_name = "NAME")]
     pub(crate) pass: Option<String>,
     /// Address that serves /metrics (for Prometheus), /healthz and /readyz over HTTP.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) metrics: Option<SocketAddr>,
-    /// For a mux or a host: call each TCP rule's VIP every five seconds, as a client would, and count the answers in
-    /// the metrics: data path availability. The calls leave by the fabric, so they go through routers, a mux, a host
-    /// and a backend; a backend sees connections that end with a RST.
+    /// For a mux or a host: connect to each TCP rule's VIP every five seconds, as a client would, and count the answers
+    /// in the metrics (data path availability). The connections leave through the fabric, so they test routers, a mux,
+    /// a host and a backend; a backend sees connections that end with a RST.
     #[arg(long)]
     pub(crate) probe_vips: bool,
     /// For a mux on AF_XDP: create an interface of this name that leads to the VIPs, for a routing
@@ -66,12 +66,12 @@ pub(crate) struct LiveOptions {
     /// For AF_XDP: entries of each ring, a power of two.
     #[arg(long, default_value_t = slb_io_afxdp::RING, value_parser = ring)]
     pub(crate) ring: u32,
-    /// Seconds to keep running after SIGTERM, while routers learn of it; a second signal ends it at
-    /// once.
+    /// Seconds to keep running after SIGTERM, so that routers can withdraw the VIPs; a second
+    /// signal ends the program at once.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     pub(crate) drain: u64,
-    /// A directory that keeps connections and pinned flows beyond the process: they are written
-    /// when it ends, and twice a second in case it is killed. The next process continues with them.
+    /// A directory in which connections and pinned flows outlive the process. They are written when
+    /// it ends, and twice a second in case it is killed; the next process continues with them.
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
     /// Take over from the process that runs with the same role and state directory: it hands its
@@ -126,7 +126,7 @@ fn ring(text: &str) -> Result<u32, String> {
 pub(crate) enum LogFormat {
     /// For people.
     Text,
-    /// For programs: an object a line.
+    /// For programs: one object per line.
     Json,
 }
 

@@ -15,24 +15,24 @@ pub(crate) struct ReplayOptions {
     pub(crate) config: ConfigFile,
     #[command(flatten)]
     pub(crate) balancer: BalancerOptions,
-    /// The capture to read: pcap or pcapng, also packed by gzip or zstd, or - for standard input;
-    /// Ethernet, raw IP or Linux cooked. For a proxy one for each port, merged by time: --in
-    /// frontend=a.pcap --in backend=b.pcap; without a port's name it is the first frontend port's.
+    /// The capture to read: pcap or pcapng, also compressed with gzip or zstd, or - for standard
+    /// input. Link types: Ethernet, raw IP, Linux cooked. A proxy takes one for each port, merged
+    /// by time: --in frontend=a.pcap --in backend=b.pcap; without a port's name, it belongs to the
+    /// first frontend port.
     #[arg(long = "in", value_name = "[PORT=]FILE", required = true)]
     pub(crate) input: Vec<String>,
-    /// File for the packets that the balancer sends: pcapng by its extension, otherwise pcap; - for
-    /// standard output, then the report goes to standard error. For a proxy also the packets out of
-    /// one port: --out backend=b.pcap. Can be given several times. An existing capture is replaced,
-    /// unless it is also read; any other file is not. In pcapng each packet has a comment: the role, the rule,
-    /// the backend and the verdict, as `slb explain` says them.
+    /// File for the packets that the balancer sends: pcapng by its extension, otherwise pcap; - for standard output,
+    /// and then the report goes to standard error. A proxy can also write the packets out of one port: --out
+    /// backend=b.pcap. Can be given several times. An existing capture is replaced unless it is also read; any other
+    /// file is not. In pcapng each packet has a comment with the role, the rule, the backend and the verdict, as `slb
+    /// explain` prints them.
     #[arg(long = "out", value_name = "[PORT=]FILE")]
     pub(crate) output: Vec<String>,
-    /// File for the packets that the balancer passes on untouched; with comments as those of --out.
+    /// File for the packets that the balancer passes unchanged, with comments like those of --out.
     #[arg(long, value_name = "FILE")]
     pub(crate) passed: Option<PathBuf>,
-    /// Process packets that a snap length cut by their headers, as if the missing bytes were zeros.
-    /// They are written as long as they were cut. Without this option they are dropped as
-    /// truncated.
+    /// Process packets that a snap length cut, as if the missing bytes were zeros. They are written
+    /// in their cut length. Without this option they are dropped as truncated.
     #[arg(long)]
     pub(crate) cut: bool,
     /// Format of the report, which goes to standard output.
@@ -48,36 +48,36 @@ pub(crate) struct ReplayOptions {
                             slb explain --live [--socket <PATH>] --in <FILE> --packet <N>"
 )]
 pub(crate) struct ExplainOptions {
-    /// The configuration (TOML); without --config, the first of the words.
+    /// The configuration (TOML). Without --config, it is the first argument.
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) balancer: BalancerOptions,
-    /// Ask the balancer that runs here what it would do with the packet now, by its own tables, the health of
-    /// its backends and their ramps. Nothing is changed by it.
+    /// Ask the running balancer what it would do with the packet now, with its own tables, the health of its backends
+    /// and their ramps. Changes nothing.
     #[cfg(feature = "live")]
     #[arg(
         long,
         conflicts_with_all = ["config", "role", "stateless", "down", "drain"]
     )]
     pub(crate) live: bool,
-    /// With --live: the balancer's socket. Default: that of the one that runs here.
+    /// With --live: the balancer's socket. Default: that of the balancer running on this machine.
     #[cfg(feature = "live")]
     #[arg(long, value_name = "PATH", requires = "live")]
     pub(crate) socket: Option<PathBuf>,
-    /// A capture with the packet; for a proxy one for each port, as for replay.
+    /// A capture that has the packet; for a proxy one for each port, as for replay.
     #[arg(long = "in", value_name = "[PORT=]FILE", requires = "packet")]
     pub(crate) input: Vec<String>,
-    /// Number of the packet in the capture, or in all by order of time, counted from 1.
+    /// Number of the packet, counted from 1, in the capture or in all captures merged by time.
     #[arg(long, value_name = "N", requires = "input")]
     pub(crate) packet: Option<u64>,
-    /// The port of the packet's arrival: for a host a vm by name or by its port's number, 0 for the
-    /// fabric; for a proxy a port by name. Default: by the packet's source.
+    /// The port that the packet arrives at: for a host the name or port number of a vm, or 0 for
+    /// the fabric; for a proxy the name of a port. Default: derived from the packet's source.
     #[arg(long, value_name = "PORT")]
     pub(crate) from: Option<String>,
-    /// The configuration, unless --config names it; then, without --in, a packet to make: PROTOCOL SOURCE
-    /// DESTINATION, such as tcp 1.2.3.4:50000 20.20.20.100:80 (a SYN), udp 1.2.3.4:9 20.20.20.100:53, or
-    /// icmp 1.2.3.4 20.20.20.100 (an echo request).
+    /// The configuration, unless --config gives it; then, without --in, the packet to trace: PROTOCOL SOURCE
+    /// DESTINATION, such as tcp 1.2.3.4:50000 20.20.20.100:80 (a SYN), udp 1.2.3.4:9 20.20.20.100:53, or icmp 1.2.3.4
+    /// 20.20.20.100 (an echo request).
     #[arg(value_name = "WORD", num_args = 0..=4)]
     words: Vec<String>,
 }
@@ -110,7 +110,7 @@ impl ExplainOptions {
 pub(crate) struct CheckOptions {
     #[command(flatten)]
     pub(crate) config: ConfigFile,
-    /// Print the inbound NAT ports and SNAT ports of all backends instead of a few.
+    /// Print the inbound NAT ports and SNAT ports of all backends instead of only the first few.
     #[arg(long)]
     pub(crate) ports: bool,
 }
@@ -121,7 +121,7 @@ pub(crate) struct DiffOptions {
     /// The running configuration and its replacement (TOML).
     #[arg(value_name = "FILE", num_args = 0..=2)]
     files: Vec<PathBuf>,
-    /// The same with --config: the files without it come after those with it.
+    /// The same with --config. Files with --config come before those without.
     #[arg(long, short, value_name = "FILE")]
     config: Vec<PathBuf>,
 }
@@ -138,8 +138,8 @@ impl DiffOptions {
 #[cfg(feature = "azure")]
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ImportOptions {
-    /// Load balancers, templates with `resources`, templates that these link to, their parameter files,
-    /// or parts of a load balancer; comments may be in them. - for standard input.
+    /// Load balancers, templates with `resources`, templates that these link to, their parameter files, or parts of a
+    /// load balancer. Comments are allowed. - for standard input.
     #[arg(value_name = "JSON", required = true)]
     pub(crate) files: Vec<PathBuf>,
     /// File with data that the JSON lacks (TOML).
@@ -184,13 +184,14 @@ pub(crate) struct GenerateOptions {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct InitOptions {
-    /// A capture of the traffic that is to be balanced, as for replay. Can be given several times.
+    /// A capture of the traffic to balance, in a format that replay reads. Can be given several
+    /// times.
     #[arg(long, value_name = "FILE", required = true)]
     pub(crate) from: Vec<PathBuf>,
     /// The file to write, which must not exist yet; `-` is standard output, the default.
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
-    /// Rules at most: those whose services are called most.
+    /// Maximum number of rules; the busiest services get one.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = services)]
     pub(crate) services: usize,
 }
@@ -227,7 +228,7 @@ pub(crate) struct ManOptions {
 #[cfg(feature = "bench")]
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BenchOptions {
-    /// Less time for each line.
+    /// Spend less time on each line.
     #[arg(long)]
     pub(crate) quick: bool,
     /// Format of the table.

@@ -93,7 +93,7 @@ pub(crate) struct DropsOptions {
     /// Only for this reason, such as no_rule. Can be given several times.
     #[arg(long, value_name = "REASON", value_parser = reasons(), hide_possible_values = true)]
     pub(crate) reason: Vec<String>,
-    /// Print a JSON object a line, with the first bytes of each packet.
+    /// Print one JSON object per line, with the first bytes of each packet.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -103,7 +103,7 @@ pub(crate) struct RunningConfigOptions {
     /// The balancer's socket. Default: that of the one that runs here.
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
-    /// Print it as a JSON object, with where and when it was read.
+    /// Print a JSON object, with the path and time of the file's loading.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -113,42 +113,42 @@ pub(crate) struct CaptureOptions {
     /// The balancer's socket. Default: that of the one that runs here.
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
-    /// Where to write the capture, in pcapng whatever its extension; - for standard output. A capture that is there is replaced; another
-    /// file is not.
+    /// File for the capture, in pcapng whatever its extension; - for standard output. An existing capture is replaced;
+    /// any other file is not.
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
-    /// Only packets from or to this client, under one of their names. Of several such options all have to hold.
+    /// Only packets from or to this client, before or after translation. If several filters are given, all have to
+    /// match.
     #[arg(long, value_name = "ADDRESS[/BITS]|[ADDRESS]:PORT")]
     pub(crate) client: Option<String>,
     /// Only packets from or to this VIP.
     #[arg(long, value_name = "ADDRESS[/BITS]|[ADDRESS]:PORT")]
     pub(crate) vip: Option<String>,
-    /// Only packets between these two, whichever way they go: PROTOCOL A B, such as tcp 1.2.3.4:50000
-    /// 20.20.20.100:80.
+    /// Only packets between these two, in both directions: PROTOCOL A B, such as tcp 1.2.3.4:50000 20.20.20.100:80.
     #[arg(long, num_args = 3, value_names = ["PROTOCOL", "A", "B"])]
     pub(crate) tuple: Vec<String>,
-    /// Only packets of this verdict: forward, flood, reply, pass or drop. Can be given several times.
+    /// Only packets with this verdict: forward, flood, reply, pass or drop. Can be given several times.
     #[arg(long, value_name = "VERDICT", value_parser = VERDICTS, hide_possible_values = true)]
     pub(crate) verdict: Vec<String>,
     /// Only packets that are dropped for this reason, such as no_rule. Can be given several times.
     #[arg(long, value_name = "REASON", value_parser = reasons(), hide_possible_values = true)]
     pub(crate) reason: Vec<String>,
-    /// Look at one in so many packets.
+    /// Capture one in N packets.
     #[arg(long, value_name = "N")]
     pub(crate) sample: Option<u64>,
-    /// Copy so many packets a second at most.
+    /// Copy at most this many packets a second.
     #[arg(long, value_name = "PACKETS")]
     pub(crate) limit_rate: Option<u64>,
-    /// End after so many bytes of capture.
+    /// End after this many bytes of capture.
     #[arg(long, value_name = "BYTES")]
     pub(crate) size: Option<u64>,
-    /// End after so many packets.
+    /// End after this many packets.
     #[arg(long, value_name = "N")]
     pub(crate) packets: Option<u64>,
-    /// End after so many seconds. Without any end, it goes on until it is interrupted.
+    /// End after this many seconds. Without a limit, the capture runs until it is interrupted.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) seconds: Option<f64>,
-    /// Keep so many bytes of each packet.
+    /// Keep this many bytes of each packet.
     #[arg(long, value_name = "BYTES", default_value_t = 256)]
     pub(crate) snaplen: u64,
 }
@@ -163,11 +163,11 @@ pub(crate) struct TopOptions {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum StateCommand {
-    /// Write the connections of a vm to a file. The host agent goes on with them until the vm has moved.
+    /// Write the connections of a vm to a file. The host agent keeps serving them until the vm has moved.
     Export(StateExportOptions),
-    /// Have a host agent take over the connections in a file, and say how many it has taken.
+    /// Import the connections in a file into a host agent, and print how many it took over.
     ///
-    /// Exit status 1 where it refuses one.
+    /// Exits with status 1 if the agent refuses any.
     Import(StateImportOptions),
 }
 
@@ -176,10 +176,11 @@ pub(crate) struct StateExportOptions {
     /// The directory that the host agent has as --state.
     #[arg(long, value_name = "DIR")]
     pub(crate) state: PathBuf,
-    /// A backend that the vm is: POOL/BACKEND. Connections of the vm in all pools go along.
+    /// The vm, as one of its backends: POOL/BACKEND. The vm's connections in all pools are
+    /// exported.
     #[arg(long, value_name = "BACKEND")]
     pub(crate) vm: String,
-    /// The file to write, which must not be there yet; - for standard output.
+    /// The file to write, which must not exist yet; - for standard output.
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
 }
@@ -189,7 +190,7 @@ pub(crate) struct StateImportOptions {
     /// The directory that the host agent has as --state.
     #[arg(long, value_name = "DIR")]
     pub(crate) state: PathBuf,
-    /// A file that slb state export has written; - for standard input.
+    /// A file written by slb state export; - for standard input.
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
 }

@@ -61,7 +61,9 @@ pub(super) fn capture(
         Err(error) => return out.line(&json!({ "error": error })),
     };
     if taken.swap(true, Ordering::Acquire) {
-        return out.line(&json!({ "error": "another capture is going on: there can be one" }));
+        return out.line(
+            &json!({ "error": "another capture is running: only one is possible at a time" }),
+        );
     }
     let is_wanted = Arc::new(AtomicBool::new(true));
     let _turn = Turn(taken, Arc::clone(&is_wanted));

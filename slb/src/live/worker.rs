@@ -95,7 +95,7 @@ impl Starting {
         if self.ready.recv().is_ok() {
             return Ok(());
         }
-        let ended = || Failure::failed("a worker ended before it began");
+        let ended = || Failure::failed("a worker ended before it started");
         self.told.recv().map_err(|_| ended())?.map(drop)
     }
 
@@ -105,7 +105,7 @@ impl Starting {
     }
 
     pub(super) fn wait(self) -> Result<Worker, Failure> {
-        let ended = || Failure::failed("a worker ended before it began");
+        let ended = || Failure::failed("a worker ended before it started");
         let sockets = self.told.recv().map_err(|_| ended())??;
         Ok(Worker {
             mailbox: self.mailbox,
@@ -170,7 +170,7 @@ pub(super) struct Counted {
 /// How much a worker had to do.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Work {
-    /// Bursts with a frame in them.
+    /// Bursts with at least one frame.
     pub(super) bursts: u64,
     /// Time from when they were received until they were sent.
     pub(super) busy: Duration,

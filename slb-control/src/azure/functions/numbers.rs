@@ -5,7 +5,8 @@ use super::{Arguments, is_equal};
 use crate::azure::json::{Failure, Value};
 
 pub(super) fn number(number: Option<i64>, arguments: &Arguments<'_>) -> Outcome {
-    let number = number.ok_or_else(|| arguments.fault("the result is no integer of 64 bits"))?;
+    let number =
+        number.ok_or_else(|| arguments.fault("the result does not fit a 64-bit integer"))?;
     Ok(Value::Number(number.to_string()))
 }
 

@@ -168,7 +168,7 @@ fn format_text(a: &Arguments<'_>) -> Outcome {
             None => 0,
             Some(("D" | "d", width)) => width.parse().unwrap_or(0),
             Some(_) if shape.chars().all(|c| c == '0') => shape.len(),
-            Some(_) => return Err(a.fault(format_args!("the format {shape:?} is not known here"))),
+            Some(_) => return Err(a.fault(format_args!("the format {shape:?} is not supported"))),
         };
         out.push_str(&format!("{text:0>width$}", width = width.min(64)));
         rest = after;

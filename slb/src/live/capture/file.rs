@@ -90,7 +90,7 @@ impl File {
                 (Some(_), Some(own)) => own.with_spec(|spec| comment(own, spec, &trail)),
                 (Some(_), None) => {
                     let verdict = packet.verdict;
-                    format!("{role}: verdict {verdict}; by a configuration that is gone")
+                    format!("{role}: verdict {verdict}; by a replaced configuration")
                 }
                 (None, _) => format!("{role}: made by itself"),
             };

@@ -134,7 +134,7 @@ impl Moving<'_> {
                     Some(detached) => match AfXdp::resume(&mut memory, &queues, detached) {
                         Ok(io) => io,
                         Err(error) => {
-                            warn!("sockets that were left open are opened anew: {error}");
+                            warn!("handed-over sockets are opened again: {error}");
                             return self.on(Queues::AfXdp(queues, longest), ring, kernel, tell);
                         }
                     },

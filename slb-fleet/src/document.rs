@@ -14,13 +14,33 @@ pub const COMMON: &str = "fleet";
 /// Fields of [`COMMON`]: what has to be the same on all nodes.
 const COMMON_FIELDS: [&str; 5] = ["hash", "hash_key", "hash_seed", "inside", "muxes"];
 
+/// The field of a pool with its backends, and the kind of the objects that have them.
+const BACKENDS: &str = "backends";
+
 /// The field of [`COMMON`] that says which addresses each host agent speaks for. No node needs it.
 const HOSTS: &str = "hosts";
 
-/// A spec that was found good.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// A spec.
+#[derive(Clone, Debug, Default)]
 pub struct Spec {
     root: Table,
+    /// True if it was found good, and not changed since.
+    is_checked: bool,
+}
+
+/// A part of a spec, as an object has it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Part {
+    /// The fields of a section, but for a pool's backends.
+    Section(Table),
+    /// Some of a pool's backends.
+    Backends(Vec<Value>),
+}
+
+impl PartialEq for Spec {
+    fn eq(&self, other: &Self) -> bool {
+        self.root == other.root
+    }
 }
 
 impl Spec {
@@ -37,7 +57,10 @@ impl Spec {
                 return Err(ObjectError::Spec(message));
             }
         }
-        let spec = Self { root };
+        let mut spec = Self {
+            root,
+            is_checked: false,
+        };
         let node = spec.any_node().to_string();
         let common = Common {
             shared: &COMMON_FIELDS,
@@ -48,6 +71,7 @@ impl Spec {
         parsed.map_err(|errors| ObjectError::Spec(errors.to_string()))?;
         spec.hosts()
             .map_err(|error| ObjectError::Spec(format!("{file}: {error}")))?;
+        spec.is_checked = true;
         Ok(spec)
     }
 
@@ -65,8 +89,12 @@ impl Spec {
                 root.insert(COMMON.to_owned(), Value::Table(node));
             }
         }
-        let spec = Self { root };
+        let mut spec = Self {
+            root,
+            is_checked: false,
+        };
         spec.check(file)?;
+        spec.is_checked = true;
         Ok(spec)
     }
 
@@ -93,7 +121,10 @@ impl Spec {
             }
         }
         let root = std::iter::once((kind.to_owned(), value)).collect();
-        Some(Self { root })
+        Some(Self {
+            root,
+            is_checked: false,
+        })
     }
 
     /// The sections of a kind, also where there is only one that has no name.
@@ -105,13 +136,24 @@ impl Spec {
         }
     }
 
-    /// Checks the spec as every node would.
+    /// Checks the spec as every node would, unless that was done.
     ///
     /// # Errors
     /// All faults found.
     pub fn check(&self, file: &str) -> Result<(), ObjectError> {
+        match self.is_checked {
+            true => Ok(()),
+            false => self.checked(file).map(|_| ()),
+        }
+    }
+
+    /// Checks the spec as every node would, and returns the configuration of a node without anything of its own.
+    ///
+    /// # Errors
+    /// All faults found.
+    pub(crate) fn checked(&self, file: &str) -> Result<Config, ObjectError> {
         self.hosts()?;
-        self.config(file, &self.any_node()).map(|_| ())
+        self.config(file, &self.any_node())
     }
 
     /// A `[node]` of which only the address is needed, to check the spec with: a mux, at addresses for documentation
@@ -219,6 +261,7 @@ impl Spec {
 
     /// Removes a section, or of a pool a backend. Returns whether it was there.
     pub fn remove(&mut self, kind: &str, name: &str) -> bool {
+        self.is_checked = false;
         if kind == "backend" {
             let Some((pool, name)) = name.split_once('/') else {
                 return false;
@@ -234,6 +277,7 @@ impl Spec {
 
     /// Adds all sections of another spec; those of a kind and name that are there are replaced.
     pub fn merge(&mut self, other: &Self) {
+        self.is_checked = false;
         for (kind, value) in &other.root {
             let (Some(new), Some(own)) = (
                 value.as_array(),
@@ -254,6 +298,7 @@ impl Spec {
     }
 
     fn tables_mut(&mut self, kind: &str) -> impl Iterator<Item = &mut Table> {
+        self.is_checked = false;
         let all = self.root.get_mut(kind).and_then(Value::as_array_mut);
         all.into_iter().flatten().filter_map(Value::as_table_mut)
     }
@@ -318,7 +363,7 @@ impl Spec {
             for section in self.all(kind) {
                 let name = name_of(section);
                 let mut section = section.clone();
-                let chunks = match (kind.as_str(), section.remove("backends")) {
+                let chunks = match (kind.as_str(), section.remove(BACKENDS)) {
                     ("pool", Some(Value::Array(backends))) => backends
                         .chunks(CHUNK)
                         .map(|chunk| {
@@ -327,7 +372,7 @@ impl Spec {
                                 backends: backends?,
                             }
                             .write();
-                            made.add(keys, "backends", name, bytes)
+                            made.add(keys, BACKENDS, name, bytes)
                         })
                         .collect::<Result<Vec<Digest>, ObjectError>>()?,
                     (_, Some(other)) => {
@@ -358,33 +403,32 @@ impl Spec {
         Ok(made)
     }
 
-    /// Puts a spec together from its objects, which `find` gives by their keys.
+    /// Puts a spec together from its parts, which `find` gives by their keys.
     ///
     /// # Errors
-    /// An object is missing, or is not what it should be.
-    pub fn join(
+    /// A part is missing, or is not what it should be.
+    pub fn join<'p>(
         keys: &Keys,
         index: &Index,
-        mut find: impl FnMut(&str, &Digest) -> Result<Vec<u8>, ObjectError>,
+        mut find: impl FnMut(&str) -> Option<&'p Part>,
     ) -> Result<Self, ObjectError> {
         let mut root = Table::new();
         for item in &index.sections {
             let key = keys.section(&item.kind, &item.name, &item.digest);
-            let Fields { fields } = Fields::read(&key, &find(&key, &item.digest)?)?;
-            let mut section = Table::new();
-            for (field, value) in fields {
-                section.insert(field, toml(&key, value)?);
-            }
+            let Some(Part::Section(section)) = find(&key) else {
+                return Err(ObjectError::Missing(key));
+            };
+            let mut section = section.clone();
             if !item.backends.is_empty() {
                 let mut all = Vec::new();
                 for digest in &item.backends {
-                    let key = keys.section("backends", &item.name, digest);
-                    let read = Backends::read(&key, &find(&key, digest)?)?;
-                    for backend in read.backends {
-                        all.push(toml(&key, backend)?);
-                    }
+                    let key = keys.section(BACKENDS, &item.name, digest);
+                    let Some(Part::Backends(backends)) = find(&key) else {
+                        return Err(ObjectError::Missing(key));
+                    };
+                    all.extend_from_slice(backends);
                 }
-                section.insert("backends".to_owned(), Value::Array(all));
+                section.insert(BACKENDS.to_owned(), Value::Array(all));
             }
             if item.kind == COMMON {
                 root.insert(item.kind.clone(), Value::Table(section));
@@ -395,7 +439,10 @@ impl Spec {
                 all.push(Value::Table(section));
             }
         }
-        Ok(Self { root })
+        Ok(Self {
+            root,
+            is_checked: false,
+        })
     }
 
     /// The same spec with what `former` ones have and this one does not, drained: backends without weight, and of
@@ -493,10 +540,28 @@ impl Spec {
     }
 
     fn push(&mut self, kind: &str, section: Table) {
+        self.is_checked = false;
         let all = self.root.entry(kind.to_owned());
         if let Value::Array(all) = all.or_insert_with(|| Value::Array(Vec::new())) {
             all.push(Value::Table(section));
         }
+    }
+}
+
+impl Part {
+    /// Reads the object under a key of [`Keys::section`].
+    ///
+    /// # Errors
+    /// The object is not what its key says, or is of a later version.
+    pub fn read(keys: &Keys, key: &str, bytes: &[u8]) -> Result<Self, ObjectError> {
+        if keys.is_section(BACKENDS, key) {
+            let read = Backends::read(key, bytes)?.backends.into_iter();
+            let all = read.map(|backend| toml(key, backend));
+            return Ok(Self::Backends(all.collect::<Result<_, _>>()?));
+        }
+        let fields = Fields::read(key, bytes)?.fields.into_iter();
+        let fields = fields.map(|(field, value)| Ok((field, toml(key, value)?)));
+        Ok(Self::Section(fields.collect::<Result<_, ObjectError>>()?))
     }
 }
 

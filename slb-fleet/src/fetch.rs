@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::document::Spec;
+use crate::document::{Part, Spec};
 use crate::object::{Digest, Index, Keys, Object as _, ObjectError, Wanted};
 use crate::store::{Condition, Entry, MOST_OPERATIONS, Operation, Revision, Store, StoreError};
 
@@ -50,14 +50,18 @@ impl From<ObjectError> for FetchError {
     }
 }
 
-/// Objects that were read or written, by their keys. They never change, so they need not be read again.
+/// Objects that were read, by their keys. They never change, so they need not be read again.
 #[derive(Debug, Default)]
-pub struct Known(BTreeMap<String, Vec<u8>>);
+pub struct Known {
+    indexes: BTreeMap<String, Index>,
+    parts: BTreeMap<String, Part>,
+}
 
 impl Known {
     /// Forgets the objects that `keeps` does not name.
     pub fn retain(&mut self, keeps: &BTreeSet<String>) {
-        self.0.retain(|key, _| keeps.contains(key));
+        self.indexes.retain(|key, _| keeps.contains(key));
+        self.parts.retain(|key, _| keeps.contains(key));
     }
 
     /// Reads an index and its spec.
@@ -70,49 +74,62 @@ impl Known {
         keys: &Keys,
         digest: &Digest,
     ) -> Result<(Index, Spec), FetchError> {
-        let key = keys.index(digest);
-        let index = Index::read(&key, &self.object(store, &key, digest)?)?;
+        let index = self.index(store, keys, digest)?;
         let wanted = objects_of(keys, &index);
-        let missing = wanted.keys().filter(|key| !self.0.contains_key(*key));
-        if missing.count() > MANY {
+        let missing = |known: &Self| {
+            let missing = wanted
+                .iter()
+                .filter(|(key, _)| !known.parts.contains_key(*key));
+            missing
+                .map(|(key, digest)| (key.clone(), *digest))
+                .collect::<Vec<_>>()
+        };
+        if missing(self).len() > MANY {
             for entry in store.list(&keys.key("spec/"))?.entries {
                 let is_own = wanted.get(&entry.key);
-                if is_own.is_some_and(|own| Digest::of(&entry.value) == **own) {
-                    self.0.insert(entry.key, entry.value);
+                if is_own.is_some_and(|own| Digest::of(&entry.value) == **own)
+                    && !self.parts.contains_key(&entry.key)
+                {
+                    let part = Part::read(keys, &entry.key, &entry.value)?;
+                    self.parts.insert(entry.key, part);
                 }
             }
         }
-        for (key, digest) in &wanted {
-            self.object(store, key, digest)?;
+        for (key, digest) in missing(self) {
+            let part = Part::read(keys, &key, &object(store, &key, digest)?)?;
+            self.parts.insert(key, part);
         }
-        let known = |key: &str, _: &Digest| {
-            let found = self.0.get(key).cloned();
-            found.ok_or_else(|| ObjectError::Missing(key.to_owned()))
-        };
-        let spec = Spec::join(keys, &index, known)?;
+        let spec = Spec::join(keys, &index, |key| self.parts.get(key))?;
         Ok((index, spec))
     }
 
-    fn object(
+    fn index(
         &mut self,
         store: &dyn Store,
-        key: &str,
+        keys: &Keys,
         digest: &Digest,
-    ) -> Result<Vec<u8>, FetchError> {
-        if let Some(bytes) = self.0.get(key) {
-            return Ok(bytes.clone());
+    ) -> Result<Index, FetchError> {
+        let key = keys.index(digest);
+        if let Some(index) = self.indexes.get(&key) {
+            return Ok(index.clone());
         }
-        let entry = store.get(key)?;
-        let entry = entry.ok_or_else(|| ObjectError::Missing(key.to_owned()))?;
-        if Digest::of(&entry.value) != *digest {
-            return Err(FetchError::Object(ObjectError::Unreadable {
-                key: key.to_owned(),
-                why: "its content has another digest".to_owned(),
-            }));
-        }
-        self.0.insert(key.to_owned(), entry.value.clone());
-        Ok(entry.value)
+        let index = Index::read(&key, &object(store, &key, digest)?)?;
+        self.indexes.insert(key, index.clone());
+        Ok(index)
     }
+}
+
+/// Reads an object whose digest is known.
+fn object(store: &dyn Store, key: &str, digest: &Digest) -> Result<Vec<u8>, FetchError> {
+    let entry = store.get(key)?;
+    let entry = entry.ok_or_else(|| ObjectError::Missing(key.to_owned()))?;
+    if Digest::of(&entry.value) != *digest {
+        return Err(FetchError::Object(ObjectError::Unreadable {
+            key: key.to_owned(),
+            why: "its content has another digest".to_owned(),
+        }));
+    }
+    Ok(entry.value)
 }
 
 /// The objects that an index refers to, by their keys.

@@ -88,6 +88,8 @@ struct Office {
     known: Known,
     /// The objects that it wrote, and the revision of each.
     written: BTreeMap<String, Revision>,
+    /// The index that was checked last, and the configuration of it, which hosts most often have next.
+    checked: Option<(Digest, Config)>,
     /// The release for hosts, which is never behind the muxes'.
     present: Option<Present>,
     agents: Agents,
@@ -249,6 +251,7 @@ impl Leader {
             entries: BTreeMap::new(),
             machine: Machine::default(),
             known: Known::default(),
+            checked: None,
             written: BTreeMap::new(),
             present: None,
             agents: Agents::default(),
@@ -604,7 +607,8 @@ impl Office {
         record: &Rollout,
     ) -> Result<Plan, Ended> {
         let (index, spec) = self.known.fetch(store, keys, wanted)?;
-        spec.check("the wanted state")?;
+        let config = spec.checked("the wanted state")?;
+        self.checked = Some((wanted.clone(), config));
         // Not what a node refused: beside the target, it would be refused again.
         let settled = record.settled.as_ref();
         let settled = settled.map(|index| self.known.fetch(store, keys, index));
@@ -675,7 +679,11 @@ impl Office {
         digest: Digest,
     ) -> Result<Present, FetchError> {
         let (index, spec) = self.known.fetch(store, keys, &digest)?;
-        let config = spec.config("the fleet", &spec.any_node())?;
+        let checked = self.checked.take_if(|(of, _)| *of == digest);
+        let config = match checked {
+            Some((_, config)) => config,
+            None => spec.config("the fleet", &spec.any_node())?,
+        };
         let hosts = spec.hosts()?.map(|hosts| {
             let all = hosts.into_iter().flat_map(|(name, addresses)| {
                 let name = escape(&name);

@@ -448,13 +448,8 @@ impl Follower {
         let mut keeps: BTreeSet<String> = objects_of(&self.keys, &index).into_keys().collect();
         keeps.insert(self.keys.index(&release.index));
         self.known.retain(&keeps);
-        self.cached = Some(Held::new(
-            &self.options.cluster,
-            release.generation,
-            release.index.clone(),
-            &spec,
-            index.leaving.clone(),
-        ));
+        let to_cache = self.options.cache.is_some();
+        let to_cache = to_cache.then(|| (spec.clone(), index.leaving.clone()));
         self.held = Some(release.clone());
         let mut state = self.shared.state();
         state.report.held = release.generation;
@@ -475,6 +470,11 @@ impl Follower {
             });
         }
         drop(state);
+        // The program has it by now: writing takes a while.
+        self.cached = to_cache.map(|(spec, leaving)| {
+            let Release { generation, index } = release.clone();
+            Held::new(&self.options.cluster, generation, index, &spec, leaving)
+        });
         self.write_cache();
         Ok(())
     }

@@ -136,6 +136,13 @@ impl Keys {
         self.key(&format!("spec/{kind}/{name}/{digest}"))
     }
 
+    /// Returns true if a key is that of a section of this kind.
+    pub(crate) fn is_section(&self, kind: &str, key: &str) -> bool {
+        let rest = key.strip_prefix(&self.prefix);
+        let rest = rest.and_then(|rest| rest.strip_prefix("spec/")?.strip_prefix(&*escape(kind)));
+        rest.is_some_and(|rest| rest.starts_with('/'))
+    }
+
     /// The key of a pool's table.
     pub fn table(&self, pool: &str) -> String {
         self.key(&format!("state/table/{}", escape(pool)))
@@ -200,12 +207,15 @@ pub trait Object: Serialize + DeserializeOwned {
         if bytes.len() > crate::store::LONGEST_VALUE {
             return Err(unreadable(&format!("{} bytes are too many", bytes.len())));
         }
-        // The version first: a later one may have another form.
-        let Version { schema } =
-            serde_json::from_slice(bytes).map_err(|error| unreadable(&error))?;
-        if schema > SCHEMA {
-            let key = key.to_owned();
-            return Err(ObjectError::Newer { key, schema });
+        // The version first: a later one may have another form. What this program writes begins with it.
+        let own = format!("{{\"schema\":{SCHEMA},");
+        if !bytes.starts_with(own.as_bytes()) {
+            let Version { schema } =
+                serde_json::from_slice(bytes).map_err(|error| unreadable(&error))?;
+            if schema > SCHEMA {
+                let key = key.to_owned();
+                return Err(ObjectError::Newer { key, schema });
+            }
         }
         serde_json::from_slice(bytes).map_err(|error| unreadable(&error))
     }

@@ -1,6 +1,6 @@
 //! The client against a real etcd, where one is installed.
 
-mod common;
+use crate::common;
 
 use std::fs;
 use std::io::Write as _;

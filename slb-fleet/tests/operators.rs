@@ -1,6 +1,6 @@
 //! Mistakes and repairs of operators: they harm nothing that runs, and the next command puts them right.
 
-mod common;
+use crate::common;
 
 use std::net::IpAddr;
 use std::slice;
@@ -79,7 +79,7 @@ fn a_wanted_state_that_is_lost_is_replaced_by_the_next() {
     assert!(refused.is_err());
     assert!(matches!(seen, Some(ObjectError::Missing(_))), "{seen:?}");
     let shared: Arc<dyn Store> = Arc::new(store.clone());
-    let second = Controller::start(shared, "two");
+    let second = Controller::with_drain(shared, "two", Duration::from_secs(2));
     store.pass(Duration::from_secs(6));
     wait_until("the second leads", || second.leads.load(Ordering::Relaxed));
     apply(&store, &spec(&[1, 2]));

@@ -1,6 +1,6 @@
 //! Reports and objects that are odd: they harm no other node.
 
-mod common;
+use crate::common;
 
 use std::fs;
 use std::net::IpAddr;

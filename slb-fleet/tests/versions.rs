@@ -1,6 +1,6 @@
 //! Programs of several releases in one fleet, as during an upgrade.
 
-mod common;
+use crate::common;
 
 use std::fmt::Debug;
 use std::sync::Arc;

@@ -1,7 +1,5 @@
 //! Fleets in this process, and an etcd beside it.
 
-#![allow(dead_code, reason = "each test uses some of it")]
-
 use std::net::{IpAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -171,6 +169,11 @@ pub struct Controller {
 
 impl Controller {
     pub fn start(store: Arc<dyn Store>, name: &str) -> Self {
+        Self::with_drain(store, name, Duration::from_secs(30))
+    }
+
+    /// Starts one that waits no longer than `drain` for connections on backends that leave.
+    pub fn with_drain(store: Arc<dyn Store>, name: &str, drain: Duration) -> Self {
         let (crash, leads) = (
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicBool::new(false)),
@@ -180,7 +183,7 @@ impl Controller {
             LeaderOptions {
                 name: name.to_owned(),
                 cluster: CLUSTER.to_owned(),
-                drain: Duration::from_secs(30),
+                drain,
             },
         );
         let begin = Instant::now();

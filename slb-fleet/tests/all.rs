@@ -1,0 +1,12 @@
+//! The tests of this crate as one program: most of them wait more than they compute, so they run beside each other.
+//! `cargo test -p slb-fleet --test all rollout::` runs those of one file.
+
+#[macro_use]
+mod common;
+
+mod etcd;
+mod fleet;
+mod operators;
+mod reports;
+mod rollout;
+mod versions;

@@ -13,6 +13,7 @@ use slb_core::snapshot::Snapshot;
 use slb_core::spec::{
     Backend, BackendState, Frontend, Pool, Protocol, Rule, Spec, Underlay, derived_mac,
 };
+use slb_core::state::{Age, Cursor, Exported};
 use slb_core::wire::checksum::checksum;
 use slb_core::wire::vxlan::Vni;
 use slb_core::{Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Verdict};
@@ -136,6 +137,26 @@ fn ecmp(flow: u32) -> u64 {
     (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 33
 }
 
+/// Flows that a mux has room for: every other mux pins none.
+fn flows_of(number: usize) -> usize {
+    if number.is_multiple_of(2) { 200_000 } else { 0 }
+}
+
+/// The time between the last packet of a process and the first one of the next.
+const GAP: Age = Age::exact(Duration::from_millis(5));
+
+/// All records of a role.
+fn records(export: impl Fn(Cursor, &mut [u8]) -> Exported) -> Vec<u8> {
+    let (mut all, mut next) = (Vec::new(), Some(Cursor::START));
+    let mut some = vec![0; 1 << 16];
+    while let Some(from) = next {
+        let exported = export(from, &mut some);
+        all.extend(&some[..exported.len]);
+        next = exported.next;
+    }
+    all
+}
+
 struct Fleet {
     muxes: Vec<Mux<'static, Shared>>,
     /// Which muxes are there.
@@ -190,9 +211,8 @@ impl Fleet {
         let number = self.muxes.len();
         let snapshot = snapshot(&self.wanted, mux_address(number), None, (self.now, None));
         let key = Key::new([number as u64 + 1, 8]);
-        let flows = if number.is_multiple_of(2) { 200_000 } else { 0 };
-        self.muxes
-            .push(Mux::with_capacity(snapshot, flows, key).expect("its role"));
+        let mux = Mux::with_capacity(snapshot, flows_of(number), key);
+        self.muxes.push(mux.expect("its role"));
         self.live.push(number);
     }
 
@@ -213,6 +233,34 @@ impl Fleet {
             let next = snapshot(&self.wanted, mux_address(number), None, previous);
             mux.install(next).expect("the next one");
         }
+    }
+
+    /// Replaces a host agent by another one with its records. Returns how many these are.
+    fn restart_host(&mut self, number: usize) -> u64 {
+        let old = &self.hosts[number];
+        // The configuration tells a host that starts the former owners; here, the earlier snapshot does.
+        let previous = (self.now, Some(old.snapshot()));
+        let snapshot = snapshot(&self.wanted, host_address(number), Some(number), previous);
+        let key = Key::new([number as u64 + 1, 9]);
+        let mut new = Host::with_capacity(snapshot, 16_384, key).expect("its role");
+        let records = records(|from, into| old.export(from, into));
+        let imported = new.import(self.now, GAP, &records).expect("records");
+        assert_eq!(imported.all_refused(), 0, "host {number}: {imported:?}");
+        self.hosts[number] = new;
+        imported.taken
+    }
+
+    /// Replaces a mux by another one with its records. Returns how many these are.
+    fn restart_mux(&mut self, number: usize) -> u64 {
+        let old = &self.muxes[number];
+        let start = (self.now, None);
+        let snapshot = snapshot(&self.wanted, mux_address(number), None, start);
+        let key = Key::new([number as u64 + 1, 10]);
+        let mut new = Mux::with_capacity(snapshot, flows_of(number), key).expect("its role");
+        let records = records(|from, into| old.export(from, into));
+        let imported = new.import(self.now, GAP, &records).expect("records");
+        self.muxes[number] = new;
+        imported.taken
     }
 
     fn change(&mut self, change: impl FnOnce(&mut Wanted)) {
@@ -350,17 +398,22 @@ fn a_million_flows_stay_while_muxes_and_backends_change() {
     looked(&mut fleet, "all of them again", 1);
 }
 
-/// All backends are replaced, ten at a time, by ones that take their seats: each slot moves once.
+/// All backends are replaced, ten at a time, by ones that take their seats: each slot moves once. Each host agent and
+/// mux is replaced by one that imports its records, some before their backends are, the others after that.
 #[test]
-fn flows_stay_while_all_backends_are_replaced_in_their_seats() {
+fn flows_stay_while_all_backends_are_replaced_in_their_seats_and_all_processes_restart() {
     let mut fleet = Fleet::new(true);
     for flow in 0..100_000 {
         fleet.open(flow);
     }
     let first_owners = fleet.owners();
-    for first in (0..IN_USE).step_by(10) {
+    let (mut of_hosts, mut of_muxes) = (0, 0);
+    for (round, first) in (0..IN_USE).step_by(10).enumerate() {
         if first == 40 {
             fleet.live.remove(5);
+        }
+        for number in first..first + 5 {
+            of_hosts += fleet.restart_host(number);
         }
         fleet.change(|wanted| {
             for backend in first..first + 10 {
@@ -370,8 +423,26 @@ fn flows_stay_while_all_backends_are_replaced_in_their_seats() {
                 wanted[backend].0 = 0;
             }
         });
+        for number in first + 5..first + 10 {
+            of_hosts += fleet.restart_host(number);
+        }
+        for number in [round, round + 10] {
+            if fleet.live.contains(&number) {
+                of_muxes += fleet.restart_mux(number);
+            }
+        }
         assert_eq!(fleet.wrong(3), 0, "from {first} on");
     }
+    for number in IN_USE..HOSTS {
+        of_hosts += fleet.restart_host(number);
+    }
+    assert_eq!(fleet.wrong(1), 0, "in the end");
+    println!(
+        "{} flows: {of_hosts} records of hosts and {of_muxes} of muxes were imported, {} detours",
+        fleet.homes.len(),
+        fleet.detours
+    );
+    assert!(of_hosts >= 100_000 && of_muxes >= 40_000);
     let moved = |(before, now): (&Vec<usize>, &Vec<usize>)| {
         assert_eq!(
             (before.len(), now.len()),

@@ -2,8 +2,9 @@
 //! tables are static.
 //!
 //! A client's SYN goes through the mux to the host agent and its vm, and the answer back; another goes
-//! through the proxy. Then the mux's backends drain and come back a thousand times, each time with a
-//! new snapshot in the memory of the one before the last, and the client's connection stays where it is.
+//! through the proxy. A second host agent imports the connection and translates the vm's next segment. Then
+//! the mux's backends drain and come back a thousand times, each time with a new snapshot in the memory of
+//! the one before the last, and the client's connection stays where it is.
 //! The program ends with status 0, or with another where something went wrong.
 
 #![no_std]
@@ -12,10 +13,12 @@
 mod start;
 
 use core::net::{IpAddr, Ipv4Addr};
+use core::time::Duration;
 
 use slb_core::mem::{Arena, Line};
 use slb_core::snapshot::{OwnedSnapshot, Snapshot};
 use slb_core::spec::{Backend, BackendState, Echo, Frontend, FrontendPort, Pool, PortMode, Protocol, ProxyPorts, Rule, Spec, Underlay, derived_mac};
+use slb_core::state::{Age, Cursor, RECORD_MOST};
 use slb_core::wire::checksum::Sum;
 use slb_core::wire::vxlan::Vni;
 use slb_core::{Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Proxy, Verdict};
@@ -94,6 +97,7 @@ fn run() -> Option<()> {
     let mut mux = Mux::build(of_mux, 1000, KEY, &mut arena).ok()?;
     let of_host = Snapshot::build(&spec(HOST, None), None, &mut arena).ok()?;
     let mut host = Host::build(&of_host, 1000, KEY, &mut arena).ok()?;
+    let mut successor = Host::build(&of_host, 1000, KEY, &mut arena).ok()?;
     let of_proxy = Snapshot::build(&spec(MUX, Some(ports)), None, &mut arena).ok()?;
     let mut proxy = Proxy::build(&of_proxy, 1000, KEY, &mut arena).ok()?;
 
@@ -112,6 +116,25 @@ fn run() -> Option<()> {
         .copy_from_slice(&derived_mac(VM.0.into()).0);
     frames[0].set_port(PortId(1));
     host.process(NOW, &mut frames);
+    expect(&frames[0], PortId(0))?;
+    is_between(&frames[0], VIP, CLIENT)?;
+    // As records, a few at a time, to the host agent that goes on with the connections.
+    let (mut records, mut next, mut taken) = ([0; 2 * RECORD_MOST], Some(Cursor::START), 0);
+    while let Some(from) = next {
+        let exported = host.export(from, &mut records);
+        let records = records.get(..exported.len)?;
+        let imported = successor.import(NOW, Age::exact(Duration::ZERO), records).ok()?;
+        taken += imported.taken;
+        next = exported.next;
+    }
+    (taken == 1).then_some(())?;
+    let mut frames = [segment(buffer, VM, CLIENT, ACK)?];
+    frames[0]
+        .bytes_mut()
+        .get_mut(6..12)?
+        .copy_from_slice(&derived_mac(VM.0.into()).0);
+    frames[0].set_port(PortId(1));
+    successor.process(NOW, &mut frames);
     expect(&frames[0], PortId(0))?;
     is_between(&frames[0], VIP, CLIENT)?;
     // The same through the proxy.

@@ -33,7 +33,7 @@ use crate::observe::{Observe, Step};
 use crate::packet::{Family, Part, Read};
 use crate::snapshot::owners::DEPTH;
 use crate::snapshot::terms::{CompiledTerms, RuleKind};
-use crate::snapshot::{Slot, Snapshot, words};
+use crate::snapshot::{Slot, Snapshot, words_of_ipv4, words_of_ipv6};
 use crate::tunnel::decapsulation::Outer;
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::ethernet::MacAddress;
@@ -73,12 +73,12 @@ impl Way {
 }
 
 /// The place of one of a slot's owners.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// A vm of this node, at this port.
-    Here(PortId),
-    /// Another node, at this address.
-    Apart([u64; 2]),
+    /// A vm of this node.
+    Here,
+    /// Another node.
+    Apart,
     /// Neither: the backend is configured at this node, which has no vm for it.
     Nowhere,
 }
@@ -89,26 +89,41 @@ struct Owners {
     count: usize,
 }
 
-/// One of a slot's owners.
+/// One of a slot's owners. Its fields are written and read one by one: an enumeration with the addresses in it is
+/// copied in pieces that the processor cannot forward from one store to the next load.
 #[derive(Clone, Copy, Debug)]
 struct Owner {
+    /// Address of the node, where that is another one.
+    host: [u64; 2],
     /// Place of the backend among all backends.
     backend: u32,
+    /// Port of the vm, where that is of this node.
+    zone: PortId,
     place: Place,
     is_unhealthy: bool,
 }
 
+impl Owner {
+    const NONE: Self = Self {
+        host: [0; 2],
+        backend: 0,
+        zone: PortId(0),
+        place: Place::Nowhere,
+        is_unhealthy: false,
+    };
+}
+
 impl Owners {
-    fn new(owners: impl Iterator<Item = Owner>) -> Self {
-        let none = Owner {
-            backend: 0,
-            place: Place::Nowhere,
-            is_unhealthy: false,
-        };
-        let mut all = [none; DEPTH + 1];
-        let places = all.iter_mut().zip(owners);
-        let count = places.map(|(place, owner)| *place = owner).count();
-        Self { all, count }
+    const NONE: Self = Self {
+        all: [Owner::NONE; DEPTH + 1],
+        count: 0,
+    };
+
+    /// Adds the next one; there is room for all that a slot has.
+    fn next(&mut self) -> Option<&mut Owner> {
+        let place = self.all.get_mut(self.count)?;
+        self.count += 1;
+        Some(place)
     }
 
     fn iter(&self) -> impl Iterator<Item = Owner> + '_ {
@@ -117,10 +132,9 @@ impl Owners {
 
     /// Ports of vms of this node.
     fn here(&self) -> impl Iterator<Item = PortId> + '_ {
-        self.iter().filter_map(|owner| match owner.place {
-            Place::Here(zone) => Some(zone),
-            _ => None,
-        })
+        let owners = self.iter();
+        let owners = owners.filter(|owner| owner.place == Place::Here);
+        owners.map(|owner| owner.zone)
     }
 
     /// Owners at other nodes, and the addresses of these. Unhealthy ones come last: where the node of one is
@@ -134,10 +148,8 @@ impl Owners {
     fn apart_with(&self, is_unhealthy: bool) -> impl Iterator<Item = (u32, [u64; 2])> + '_ {
         let owners = self.iter();
         let owners = owners.filter(move |owner| owner.is_unhealthy == is_unhealthy);
-        owners.filter_map(|owner| match owner.place {
-            Place::Apart(host) => Some((owner.backend, host)),
-            _ => None,
-        })
+        let owners = owners.filter(|owner| owner.place == Place::Apart);
+        owners.map(|owner| (owner.backend, owner.host))
     }
 }
 
@@ -174,11 +186,14 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             }
             Begins::Perhaps | Begins::No => {}
         }
-        let owners = Owners::new(slot.owners().map(|backend| Owner {
-            backend,
-            place: self.place_of(backend),
-            is_unhealthy: self.snapshot.is_unhealthy_by(&terms, backend),
-        }));
+        let mut owners = Owners::NONE;
+        let own = self.own_words();
+        for backend in slot.owners() {
+            if let Some(owner) = owners.next() {
+                self.find(backend, &own, owner);
+                owner.is_unhealthy = self.snapshot.is_unhealthy_by(&terms, backend);
+            }
+        }
         let to = (&slot, &owners);
         if asked.begins == Begins::Yes {
             return self.hand_to_owner(frame, lane, to, (way, Handover::PassedOn), seen);
@@ -245,20 +260,17 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
         seen.step(lane.frame.into(), Step::Parsed(lane.packet));
         let way = self.way_of(frame, lane);
-        let place = self.place_of(index);
-        let Place::Apart(host) = place else {
+        let mut owners = Owners::NONE;
+        if let Some(owner) = owners.next() {
+            self.find(index, &self.own_words(), owner);
+        }
+        let Some((_, host)) = owners.apart().next() else {
             return unknown;
         };
         if !way.goes_on() || way.has_been_at(host) {
             return Verdict::Drop(DropReason::Astray);
         }
         let handover = way.handover().unwrap_or(Handover::PassedOn);
-        let owner = Owner {
-            backend: index,
-            place,
-            is_unhealthy: false,
-        };
-        let owners = Owners::new([owner].into_iter());
         match self.pass(frame, lane, (index, &owners), (way, handover), seen) {
             Elsewhere::Done(verdict) => verdict,
             _ => unknown,
@@ -304,20 +316,30 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         !slot.past.is_empty() && since.is_some_and(|since| since < terms.idle.duration())
     }
 
-    /// The place of a backend.
-    fn place_of(&self, backend: u32) -> Place {
+    /// The underlay addresses of this node, over IPv4 and IPv6; zero where there is none.
+    fn own_words(&self) -> [[u64; 2]; 2] {
+        let underlay = self.snapshot.underlay();
+        let ipv4 = underlay.ipv4.map(|own| words_of_ipv4(own.octets()));
+        let ipv6 = underlay.ipv6.map(|own| words_of_ipv6(own.octets()));
+        [ipv4.unwrap_or_default(), ipv6.unwrap_or_default()]
+    }
+
+    /// Notes a backend and its place. `own` are the addresses of this node.
+    fn find(&self, backend: u32, own: &[[u64; 2]; 2], owner: &mut Owner) {
         let snapshot = &*self.snapshot;
+        owner.backend = backend;
         if let Some(local) = snapshot.nat.local_of(backend) {
-            return Place::Here(local.zone);
+            owner.zone = local.zone;
+            owner.place = Place::Here;
+            return;
         }
         let Some(backend) = snapshot.backend(backend) else {
-            return Place::Nowhere;
+            return;
         };
-        let (host, underlay) = (backend.template.host(), snapshot.underlay());
-        let own = [underlay.ipv4.map(Into::into), underlay.ipv6.map(Into::into)];
-        match own.into_iter().flatten().any(|own| words(own) == host) {
-            true => Place::Nowhere,
-            false => Place::Apart(host),
+        let host = backend.template.host();
+        if !own.contains(&host) {
+            owner.host = host;
+            owner.place = Place::Apart;
         }
     }
 
@@ -332,16 +354,16 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     ) -> Elsewhere {
         // The present owner comes first, if there is one.
         let present = slot.owner.and_then(|_| owners.iter().next());
-        let Some(Owner { backend, place, .. }) = present else {
+        let Some(owner) = present else {
             return Elsewhere::Here;
         };
-        let host = match place {
-            Place::Here(zone) if zone != lane.zone => {
-                self.readdress(frame, zone);
-                return Elsewhere::Vm(zone);
+        let (backend, host) = match owner.place {
+            Place::Here if owner.zone != lane.zone => {
+                self.readdress(frame, owner.zone);
+                return Elsewhere::Vm(owner.zone);
             }
-            Place::Apart(host) => host,
-            Place::Here(_) | Place::Nowhere => return Elsewhere::Here,
+            Place::Apart => (owner.backend, owner.host),
+            Place::Here | Place::Nowhere => return Elsewhere::Here,
         };
         // The one who asked first gets it back: nobody else is left to ask.
         let is_back = handover == Handover::PassedBack;
@@ -411,7 +433,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if !self.limits.allow(Own::Passed) {
             return Elsewhere::Done(Verdict::Drop(DropReason::Astray));
         }
-        let (packet, underlay) = (&lane.packet, snapshot.underlay());
+        let packet = &lane.packet;
         if packet.hop_limit <= 1 || packet.ip_len > backend.inner_mtu {
             let error = match packet.hop_limit {
                 ..=1 => IcmpError::HopLimit,
@@ -426,12 +448,15 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if let Err(reason) = backend.template.encapsulate(frame, packet, entropy) {
             return Elsewhere::Done(Verdict::Drop(reason));
         }
-        let own = match backend.template.is_ipv4() {
-            true => underlay.ipv4.map(Into::into),
-            false => underlay.ipv6.map(Into::into),
+        let [over_ipv4, over_ipv6] = self.own_words();
+        let own = if backend.template.is_ipv4() {
+            over_ipv4
+        } else {
+            over_ipv6
         };
+        let own = Some(own).filter(|own| *own != [0; 2]);
         let others = owners.apart().map(|(_, host)| host);
-        let mark = way.next(handover, own.map(words).into_iter().chain(others));
+        let mark = way.next(handover, own.into_iter().chain(others));
         backend.template.set_inner_source(frame, mark.address());
         let counter = match handover {
             Handover::PassedBack => &mut self.stats.passed_back,
@@ -444,6 +469,6 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             handover,
         };
         seen.step(lane.frame.into(), step);
-        Elsewhere::Done(Verdict::Forward(underlay.port))
+        Elsewhere::Done(Verdict::Forward(self.snapshot.underlay().port))
     }
 }

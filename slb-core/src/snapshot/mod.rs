@@ -33,7 +33,7 @@ mod registry;
 mod slots;
 pub(crate) mod terms;
 
-pub(crate) use addresses::words;
+pub(crate) use addresses::{words, words_of_ipv4, words_of_ipv6};
 pub use classify::RuleMatch;
 pub(crate) use compile::rule_names;
 pub use compiled::{CompiledBackend, CompiledRule};

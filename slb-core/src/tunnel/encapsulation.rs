@@ -14,7 +14,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::frame::Frame;
 use crate::mark::unmarked;
 use crate::packet::{Family, Packet};
-use crate::snapshot::words;
+use crate::snapshot::{words_of_ipv4, words_of_ipv6};
 use crate::spec::{UdpChecksum, Underlay};
 use crate::verdict::DropReason;
 use crate::wire::checksum::{self, Sum, udp_never_zero};
@@ -319,14 +319,11 @@ impl Template {
 
     /// The address of the host that it leads to, in two words.
     pub(crate) fn host(&self) -> [u64; 2] {
-        let address: IpAddr = if self.is_ipv4() {
-            let octets: [u8; 4] = at(&self.bytes, IP + 16);
-            octets.into()
-        } else {
-            let octets: [u8; 16] = at(&self.bytes, IP + 24);
-            octets.into()
-        };
-        words(address)
+        // Not by way of an `IpAddr`, whose bytes are copied in pieces that overlap.
+        match self.is_ipv4() {
+            true => words_of_ipv4(at(&self.bytes, IP + 16)),
+            false => words_of_ipv6(at(&self.bytes, IP + 24)),
+        }
     }
 
     #[inline(always)] // as `encapsulate_common`

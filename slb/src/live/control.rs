@@ -306,7 +306,7 @@ impl Control<'_> {
         if ends.is_ok()
             && let Some(keeper) = self.keeper.take()
         {
-            keeper.finish(records, heir.is_some());
+            keeper.finish(records);
         }
         if let Some(heir) = &mut heir {
             devices.pass = self.kernel.as_ref().and_then(|(name, device)| {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  worker ── pieces of records, between bursts ──► control thread ──► a thread that writes the file
-//!         ── all of them, when it has stopped ───► control thread ──► the file, on disk
+//!         ── all of them, when it has stopped ───► control thread ──► the file
 //!         ◄─ pieces, before it opens its devices ─ the file
 //! ```
 //! The file is `ROLE.state`. It is written beside itself and renamed, so that there is always a whole
@@ -439,9 +439,10 @@ impl Directory {
         })
     }
 
-    /// Writes a whole file in the place of the one that is there. One that is synced is on the disk when
-    /// this returns; a checkpoint survives the process, not the machine.
-    fn write(&self, state: &Written, is_synced: bool) -> io::Result<u64> {
+    /// Writes a whole file in the place of the one that is there. The file outlives the process. The disk has it
+    /// when the kernel writes it there, for which no one waits: the next process starts only when this one has ended,
+    /// and packets would wait for the disk as well.
+    fn write(&self, state: &Written) -> io::Result<u64> {
         let (file, unfinished) = (self.file(), self.unfinished());
         self.expect_own(&file)?;
         match fs::remove_file(&unfinished) {
@@ -451,13 +452,7 @@ impl Directory {
         let bytes = self.bytes(state);
         let mut new = self.create(&unfinished)?;
         new.write_all(&bytes)?;
-        if is_synced {
-            new.sync_all()?;
-        }
         fs::rename(&unfinished, &file)?;
-        if is_synced {
-            File::open(&self.path)?.sync_all()?;
-        }
         Ok(bytes.len() as u64)
     }
 
@@ -761,7 +756,7 @@ impl Keeper {
                     return false;
                 }
                 let thread = thread::Builder::new().name("slb state".to_owned());
-                match thread.spawn(move || directory.write(&state, false)) {
+                match thread.spawn(move || directory.write(&state)) {
                     Ok(writer) => self.step = Step::Writes(begin, writer),
                     Err(error) => self.note(begin, Err(error)),
                 }
@@ -806,9 +801,8 @@ impl Keeper {
         }
     }
 
-    /// Writes what the workers had when they stopped. Where another process waits for it, that is not kept
-    /// waiting for the disk.
-    pub(super) fn finish(mut self, records: Vec<Vec<u8>>, is_awaited: bool) {
+    /// Writes what the workers had when they stopped.
+    pub(super) fn finish(mut self, records: Vec<Vec<u8>>) {
         self.join();
         let begin = Clock::now();
         let workers = records.len() as u32;
@@ -821,7 +815,7 @@ impl Keeper {
             moment: Moment::now(),
             is_exact: true,
         };
-        match self.directory.write(&state, !is_awaited) {
+        match self.directory.write(&state) {
             Ok(bytes) => info!(
                 bytes,
                 seconds = begin.elapsed().as_secs_f64(),
@@ -893,9 +887,7 @@ mod tests {
         let place = tempfile::tempdir().expect("a directory");
         for is_exact in [true, false] {
             let directory = Directory::open(place.path(), &config("host")).expect("it is writable");
-            directory
-                .write(&written(is_exact), is_exact)
-                .expect("it is writable");
+            directory.write(&written(is_exact)).expect("it is writable");
             let saved = directory.take().expect("a state");
             assert_eq!((saved.workers, saved.is_exact), (2, is_exact));
             assert!(saved.moment.elapsed() < Duration::from_secs(60));
@@ -947,7 +939,7 @@ mod tests {
         fs::remove_file(&path).expect("it is there");
         let directory = Directory::open(place.path(), &config("host")).expect("it is writable");
         fs::write(&path, "notes of mine").expect("it is writable");
-        assert!(directory.write(&written(true), true).is_err());
+        assert!(directory.write(&written(true)).is_err());
         assert_eq!(fs::read(&path).expect("it is there"), b"notes of mine");
     }
 }

@@ -6,7 +6,7 @@ mod moving;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant as Clock};
 
 use rustix::thread::CpuSet;
@@ -83,7 +83,7 @@ pub(super) struct Starting {
     orders: Sender<Order>,
     tasks: Sender<Task>,
     event: Arc<Event>,
-    thread: JoinHandle<Left>,
+    left: Receiver<Left>,
 }
 
 impl Starting {
@@ -115,7 +115,7 @@ impl Starting {
             orders: self.orders,
             tasks: self.tasks,
             event: self.event,
-            thread: self.thread,
+            left: self.left,
             heard: (0, Clock::now()),
         })
     }
@@ -133,7 +133,9 @@ pub(super) struct Worker {
     orders: Sender<Order>,
     /// Wakes the worker out of its wait for packets.
     event: Arc<Event>,
-    thread: JoinHandle<Left>,
+    /// The state and devices that the worker leaves; nothing, where it ended by itself. Its thread then frees the
+    /// tables, which takes long, and no one waits for that.
+    left: Receiver<Left>,
     /// How often it had looked into its mailbox when it was last heard of, and when that was.
     heard: (u64, Clock),
 }
@@ -186,6 +188,7 @@ impl Worker {
         let (tasks, to_do) = channel();
         let (go, gone) = channel();
         let (is_ready, ready) = channel();
+        let (leave, left) = channel();
         let own = Arc::clone(&mailbox);
         let event = match &start.seat {
             Some(seat) => seat.event(),
@@ -197,15 +200,14 @@ impl Worker {
             let _ends = own.ends_with_this();
             let told = (&received, &to_do);
             let to_worker = (&*own, &*of_worker);
-            work(start, (is_ready, &gone), to_worker, told, tell.clone()).unwrap_or_else(
-                |failure| {
-                    error!("{failure}");
-                    // If it is of the beginning, somebody still listens.
-                    let _ = tell.send(Err(failure));
-                    Left::default()
-                },
-            )
+            let begins = (is_ready, &gone, leave);
+            if let Err(failure) = work(start, begins, to_worker, told, tell.clone()) {
+                error!("{failure}");
+                // If it is of the beginning, somebody still listens.
+                let _ = tell.send(Err(failure));
+            }
         });
+        thread.map_err(Failure::failed)?;
         Ok(Starting {
             ready,
             go,
@@ -216,7 +218,7 @@ impl Worker {
             orders,
             tasks,
             event,
-            thread: thread.map_err(Failure::failed)?,
+            left,
         })
     }
 
@@ -276,10 +278,10 @@ impl Worker {
         self.event.ring();
     }
 
-    /// Waits for its end, after it was told to [stop](Self::stop) or to [hand over](Self::hand_over). Gives what
-    /// it counted and what it left.
+    /// Waits until it has left its devices, after it was told to [stop](Self::stop) or to
+    /// [hand over](Self::hand_over). Gives what it counted and what it left.
     pub(super) fn finish(self) -> (Option<Counted>, Left) {
-        let left = self.thread.join().unwrap_or_default();
+        let left = self.left.recv().unwrap_or_default();
         (self.mailbox.take_counted(), left)
     }
 }
@@ -290,11 +292,11 @@ const TIME_TO_OPEN: Duration = Duration::from_secs(5);
 /// The thread's whole life.
 fn work(
     start: Start,
-    (ready, go): (Sender<()>, &Receiver<Go>),
+    (ready, go, leave): (Sender<()>, &Receiver<Go>, Sender<Left>),
     (mailbox, event): (&Letterbox, &Event),
     (orders, tasks): (&Receiver<Order>, &Receiver<Task>),
     mut tell: Sender<Result<Sockets, Failure>>,
-) -> Result<Left, Failure> {
+) -> Result<(), Failure> {
     if let Some(cpu) = start.cpu {
         let mut set = CpuSet::new();
         set.set(cpu);
@@ -309,7 +311,7 @@ fn work(
     }
     let _ = ready.send(());
     let Ok(go) = go.recv() else {
-        return Ok(Left::default()); // another worker could not begin
+        return Ok(()); // another worker could not begin
     };
     // What began after a checkpoint, or before a start without any state, is known to vms only.
     if !go.saved.as_ref().is_some_and(|saved| saved.is_exact()) {
@@ -370,10 +372,12 @@ fn work(
                     true => state::export_all(&moving.balancer),
                     false => Vec::new(),
                 };
-                return Ok(Left {
+                // Before the tables' memory is given back: another process may wait for what is left.
+                let _ = leave.send(Left {
                     records,
                     devices: moving.leave_devices(),
                 });
+                return Ok(());
             }
             End::Reopen(next, whom) => (queues, tell) = (next, whom),
         }

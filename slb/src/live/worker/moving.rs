@@ -189,15 +189,15 @@ impl Moving<'_> {
         Ok(())
     }
 
-    /// Returns the devices that another process goes on with, if one does.
-    pub(super) fn leave_devices(mut self) -> Devices {
+    /// Returns the devices that another process goes on with, if one does, and closes the others.
+    pub(super) fn leave_devices(&mut self) -> Devices {
+        let held = std::mem::take(&mut self.held).into_iter();
         if self.hands_over {
-            let held = self.held.into_iter();
             self.left.tun = held
                 .map(|(queue, device)| (queue.key(), device.into()))
                 .collect();
         }
-        self.left
+        std::mem::take(&mut self.left)
     }
 
     /// Moves nothing but what other workers hand over, and goes on reading letters.

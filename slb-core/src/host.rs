@@ -264,8 +264,9 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
 
     /// Takes up TCP connections from outside that began before now, and of which nothing is known here: a
     /// segment of a vm's connection under a balancing or an inbound NAT rule leads to the vm again, and the
-    /// vm's own segments to the client, where one frontend port leads to the vm's port. That ends for each
-    /// rule when its idle timeout has passed, since a connection that was silent for so long is over.
+    /// vm's own segments to the client, where one frontend port leads to the vm's port, or one of several by the
+    /// connection's slot. That ends for each rule when its idle timeout has passed, since a connection that was
+    /// silent for so long is over.
     ///
     /// Call this when a host agent starts without the state of its predecessor, or with a
     /// [stale](Age::is_stale) state. At other times the sender of a segment without a connection is
@@ -572,7 +573,11 @@ impl Role for HostRole {
             Some(terms) if terms.through_mux => pipeline.via(frame, lane),
             _ => Policy::DIRECT,
         };
-        pipeline.take_up_inward(lane, segment, (rule, via))
+        let snapshot = &*pipeline.snapshot;
+        let terms = snapshot.terms(rule);
+        let local = terms.and_then(|terms| snapshot.nat.local_of_pool(terms.pool, lane.zone));
+        let local = local.copied();
+        pipeline.take_up_inward::<A, Self>(lane, segment, (rule, local, via))
     }
 
     fn via<'s, S: Deref<Target = Snapshot<'s>>>(

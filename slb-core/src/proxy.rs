@@ -33,8 +33,8 @@ use crate::limit::SourceLimiter;
 use crate::link::Link;
 use crate::list::{Entry, Filter, Listed};
 use crate::mem::Memory;
-use crate::nat::connection::{ALL_PORTS, Connection};
-use crate::nat::pipeline::{Lane, Opened, Origin, Pipeline, PlainLane, Role, Table};
+use crate::nat::connection::{ALL_PORTS, Connection, Policy};
+use crate::nat::pipeline::{Lane, Opened, Origin, Pipeline, PlainLane, Role, Table, TakeUp};
 use crate::nat::tcp::Segment;
 use crate::nat::{Direction, Links, NatOptions, NatTable, NatTables};
 use crate::observe::{Observe, Step};
@@ -269,6 +269,19 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
             .import::<ProxyRole>(now, age, records, Some(share))
     }
 
+    /// Takes up TCP sessions that began before now, and of which nothing is known here: a client's segment under
+    /// a rule whose scheduler is Maglev leads to the backend that has its slot, which knows the session unless
+    /// the backends have changed since the session began. That ends for each rule when its idle timeout has passed.
+    ///
+    /// Call this when a proxy starts without the state of its predecessor, or with a [stale](Age::is_stale)
+    /// state.
+    ///
+    /// Servers' segments take nothing up, since they may as well answer a client that talks to the server's own
+    /// address. Sessions under other schedulers and those of rules with `source_nat` are not taken up.
+    pub fn take_up(&mut self, now: Instant) {
+        self.pipeline.begin_take_up(now);
+    }
+
     /// The snapshot in place.
     pub fn snapshot(&self) -> &Snapshot<'s> {
         &self.pipeline.snapshot
@@ -456,6 +469,25 @@ impl Role for ProxyRole {
         let backend = snapshot.backend_at(compiled.first_backend, place)?;
         seen.step(lane.frame.into(), Step::Selected(backend));
         Some(backend)
+    }
+
+    fn take_up<'s, A: Table, S: Deref<Target = Snapshot<'s>>>(
+        pipeline: &mut Pipeline<'_, S>,
+        _: &Frame<'_>,
+        lane: &Lane,
+        segment: &Segment,
+        rule: u32,
+    ) -> TakeUp<A> {
+        let snapshot = &*pipeline.snapshot;
+        let hashes = |terms: &CompiledTerms| {
+            terms.kind != RuleKind::Balance || terms.scheduler == Scheduler::Maglev
+        };
+        if !snapshot.terms(rule).is_some_and(hashes) {
+            return TakeUp::Not;
+        }
+        let chosen = Self::choose(pipeline, lane, rule, &mut ());
+        let local = chosen.and_then(|backend| snapshot.nat.local_of(backend).copied());
+        pipeline.take_up_inward::<A, Self>(lane, segment, (rule, local, Policy::DIRECT))
     }
 
     fn not_ours(snapshot: &Snapshot<'_>, lane: &Lane, _: RuleMatch) -> Verdict {

@@ -76,6 +76,8 @@ mod state_world;
 mod steer;
 mod tagged;
 mod take_up;
+mod take_up_frontends;
+mod take_up_proxy;
 mod trail;
 mod unproven_pins;
 mod via;

@@ -5,6 +5,7 @@ use crate::translated;
 
 use std::time::Duration;
 
+use etherparse::{SlicedPacket, TransportSlice};
 use slb_core::nat::NatOptions;
 use slb_core::state::Age;
 use slb_core::{DropReason, Verdict};
@@ -64,12 +65,6 @@ fn a_servers_segment_is_taken_up_where_one_frontend_leads_to_it() {
         assert_eq!(world.asks(1, 7, ACK), Ok(1));
         assert_eq!(world.connections().unanswered, 0);
         assert_eq!(world.stats().taken_up, 1);
-
-        // The rule of the other address leads to each port.
-        let mut world = begun(host(ipv6));
-        assert_eq!(world.answers(1, 7, SERVER_ACK), Err(NO_CONNECTION));
-        assert_eq!(world.asks(1, 7, ACK), Ok(1));
-        assert_eq!(world.answers(1, 7, SERVER_ACK), Ok(vip));
     }
 }
 
@@ -276,5 +271,45 @@ fn one_that_is_taken_up_is_exported_as_it_is() {
         assert_eq!(new.asks(1, 2, ACK), Ok(1));
         assert!(new.goes_on(2, 3, ACK));
         assert_eq!(new.connections().unanswered, 0);
+    }
+}
+
+/// The other end may have nothing to say for as long as the rule allows, and is told the numbers of the middle then.
+#[test]
+fn one_whose_other_end_is_silent_lasts_as_long_as_any_other() {
+    for ipv6 in FAMILIES {
+        for by_client in [true, false] {
+            let mut setup = host_of_one_frontend(ipv6);
+            setup.idle_timeout = Duration::from_secs(1200);
+            setup.terms.tcp_reset = true;
+            let mut world = begun(setup);
+            let taken = match by_client {
+                true => world.asks(1, 1, ACK).is_ok(),
+                false => world.answers(1, 1, SERVER_ACK).is_ok(),
+            };
+            assert!(taken);
+            world.now = world.now + Duration::from_secs(1190);
+            assert_eq!(world.released(), []);
+            assert!(world.goes_on(1, 1, ACK));
+
+            assert_eq!(world.asks(1, 2, ACK), Ok(1));
+            world.now = world.now + Duration::from_secs(1210);
+            let ends = world.released();
+            let sequences = ends.iter().map(|outcome| {
+                let packet = SlicedPacket::from_ethernet(&outcome.bytes).expect("a RST");
+                let Some(TransportSlice::Tcp(tcp)) = packet.transport else {
+                    unreachable!("TCP");
+                };
+                assert!(tcp.rst());
+                (
+                    outcome.addresses().1 == world.setup.server(1),
+                    tcp.sequence_number(),
+                )
+            });
+            let mut sequences: Vec<_> = sequences.collect();
+            sequences.sort_unstable();
+            let both = [(false, 501), (false, 501), (true, 101), (true, 101)];
+            assert_eq!(sequences, both, "of both connections");
+        }
     }
 }

@@ -887,8 +887,8 @@ typedef struct slb_nat_options {
      */
     uint32_t passes_at_once;
     /**
-     * For a host agent: connections per second that it takes up in their middle after
-     * `slb_host_take_up`; 0: none.
+     * For a host agent or a proxy: connections per second that it takes up in their middle after
+     * `slb_host_take_up` or `slb_proxy_take_up`; 0: none.
      */
     uint32_t take_ups_per_second;
     /**

@@ -81,8 +81,8 @@ pub struct slb_nat_options {
     pub passes_per_second: u32,
     /// Packets passed on at once.
     pub passes_at_once: u32,
-    /// For a host agent: connections per second that it takes up in their middle after
-    /// `slb_host_take_up`; 0: none.
+    /// For a host agent or a proxy: connections per second that it takes up in their middle after
+    /// `slb_host_take_up` or `slb_proxy_take_up`; 0: none.
     pub take_ups_per_second: u32,
     /// Connections taken up at once.
     pub take_ups_at_once: u32,

@@ -331,3 +331,18 @@ pub unsafe extern "C" fn slb_proxy_import_share(
     // SAFETY: the caller promises it.
     guard(|| unsafe { state::import::<Inner, _>(proxy, now, age, records, steering, out) })
 }
+
+/// Makes a proxy that starts without state, or with a stale one, take up TCP sessions in their middle, by their
+/// clients' segments and where the rule's scheduler is Maglev, for as long as sessions of their rule may be idle:
+/// `take_ups_per_second` of the options bounds how many.
+///
+/// # Safety
+/// `proxy` is a proxy.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slb_proxy_take_up(proxy: *mut slb_proxy, now: u64) -> c_int {
+    guard(|| {
+        // SAFETY: the caller promises it.
+        unsafe { handle::role::<Inner, _>(proxy) }?.take_up(Instant::from_nanos(now));
+        Ok(0)
+    })
+}

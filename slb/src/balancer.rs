@@ -296,11 +296,13 @@ impl Balancer {
         }
     }
 
-    /// Has a host agent take up connections that began before now; other roles cannot.
+    /// Has a host agent or a proxy take up connections that began before now; a mux need not.
     #[cfg(feature = "live")]
     pub(crate) fn take_up(&mut self, now: Instant) {
-        if let Running::Host(host) = &mut self.role {
-            host.take_up(now);
+        match &mut self.role {
+            Running::Mux(_) => {}
+            Running::Host(host) => host.take_up(now),
+            Running::Proxy(proxy) => proxy.take_up(now),
         }
     }
 

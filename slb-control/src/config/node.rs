@@ -75,7 +75,7 @@ pub struct Node {
     pub resets_per_second: u32,
     /// Packets that a host agent passes on to other hosts a second.
     pub passes_per_second: u32,
-    /// Connections that a host agent takes up in the middle a second, after a start without state.
+    /// Connections that a host agent or a proxy takes up in the middle a second, after a start without state.
     pub take_ups_per_second: u32,
     /// Source address of a host agent's ICMP errors over IPv4, if not its underlay address.
     pub icmp_source_ipv4: Option<Ipv4Addr>,

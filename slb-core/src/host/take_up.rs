@@ -10,14 +10,16 @@
 //! | from outside, with ACK, without SYN and RST, for the vm of a rule's pool | taken up as unanswered, and established by the vm's next segment |
 //! | the vm refuses that with a RST | over; the RST goes on where the rule has `tcp_reset` |
 //! | from a vm's port that one frontend port leads to | taken up, and established by the client's next segment |
-//! | from a vm's port that several frontend ports lead to | dropped: the client's next segment says which it is |
+//! | from a vm's port that several frontend ports lead to | taken up under the one through which the vm has, or had, the connection's slot |
+//! | the same, and the vm has it through several of them or through none | dropped: the client's next segment says which it is |
+//! | from a vm that may call out, and its port serves only rules for all ports | dropped: the vm may have opened it |
 //! | more than the limit allows | dropped in silence: a RST would end what may be a connection |
 //!
 //! Packets are passed on to other hosts first. Connections that are taken up and have not been heard of from
 //! both ends make room for others, as after a SYN.
 //!
-//! A client inside, such as a vm of the same network, may as well talk to the vm's own address. Its connections
-//! are taken up by its own segments only.
+//! A client inside, such as a vm of the same network, may as well talk to the vm's own address. Connections of
+//! clients inside are taken up by their own segments only.
 //!
 //! Connections whose names do not follow from a packet are not taken up: those that a vm opened, those of
 //! rules with `source_nat`, and those of clients that the vm sees under another port.
@@ -28,13 +30,11 @@ use core::ops::Deref;
 use super::HostRole;
 use crate::limit::Own;
 use crate::nat::connection::{Connection, Policy, Side};
-use crate::nat::pipeline::{Lane, Pipeline, Table, TakeUp};
-use crate::nat::rule_id::ShortRuleId;
-use crate::nat::tcp::{Direction, Segment};
-use crate::packet::Part;
+use crate::nat::pipeline::{Lane, Pipeline, Table, TakeUp, goes_on, policy};
+use crate::nat::tcp::Segment;
+use crate::packet::{Packet, Part};
 use crate::snapshot::Snapshot;
-use crate::snapshot::terms::{CompiledTerms, RuleKind};
-use crate::time::Instant;
+use crate::snapshot::terms::RuleKind;
 use crate::wire::protocol;
 use crate::wire::tcp::Flags;
 
@@ -46,57 +46,31 @@ struct Speaker {
     port: u16,
 }
 
+/// A frontend port that leads to a vm's port, and the name of the connection there.
+#[derive(Clone, Copy)]
+struct Lead<A> {
+    rule: u32,
+    outside: Side<A>,
+}
+
+/// None, one or several.
+#[derive(Clone, Copy)]
+enum Found<T> {
+    None,
+    One(T),
+    Several,
+}
+
+impl<T> Found<T> {
+    fn and(self, another: T) -> Self {
+        match self {
+            Self::None => Self::One(another),
+            Self::One(_) | Self::Several => Self::Several,
+        }
+    }
+}
+
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
-    /// Connections that began before now may be taken up.
-    pub(super) fn begin_take_up(&mut self, now: Instant) {
-        self.takes_up_since = Some(self.set_clock(now));
-    }
-
-    /// Returns true if connections of a rule from before the start may still go on.
-    fn may_be_from_before(&self, terms: &CompiledTerms) -> bool {
-        let is_within = |since| self.passed().since(since) < terms.idle.duration();
-        self.takes_up_since.is_some_and(is_within)
-    }
-
-    /// The connection of a segment from outside that is of none, and that no other host may have.
-    #[cold]
-    pub(super) fn take_up_inward<A: Table>(
-        &mut self,
-        lane: &Lane,
-        segment: &Segment,
-        (rule, via): (u32, u8),
-    ) -> TakeUp<A> {
-        let (Some(&terms), Some(compiled)) = (self.snapshot.terms(rule), self.snapshot.rule(rule))
-        else {
-            return TakeUp::Not;
-        };
-        if !goes_on(segment) || terms.source_nat.is_some() || !self.may_be_from_before(&terms) {
-            return TakeUp::Not;
-        }
-        let Some(&local) = self.snapshot.nat.local_of_pool(terms.pool, lane.zone) else {
-            return TakeUp::Not;
-        };
-        let policy = policy(&terms, self.snapshot.short_rule_id(compiled), local.id, via);
-        let outside = lane.key::<A>().side;
-        let Ok(inside) = self.inside_of::<A, HostRole>(lane, &terms, &local) else {
-            return TakeUp::Not;
-        };
-        // Another port stands for the client's where the vm knows that from another connection.
-        if inside.ports >> 16 != outside.ports & 0xffff {
-            return TakeUp::Not;
-        }
-        if !self.limits.allow(Own::TakenUp) || !self.sources.allow(&lane.packet) {
-            return TakeUp::Later;
-        }
-        TakeUp::Connection(Connection::new(
-            outside,
-            inside,
-            protocol::TCP,
-            lane.zone,
-            policy,
-        ))
-    }
-
     /// The connection from outside that a vm's segment of none may be of.
     #[cold]
     pub(super) fn take_up_outward<A: Table>(
@@ -116,71 +90,111 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
         debug_assert!(segment.flags.contains(Flags::ACK));
         let side = lane.key::<A>().side;
+        let Lead { rule, outside } = match self.lead_to(lane, side) {
+            Found::None => return TakeUp::Not,
+            Found::One(lead) => lead,
+            Found::Several => return TakeUp::Later,
+        };
+        let snapshot = &*self.snapshot;
+        let (Some(terms), Some(compiled)) = (snapshot.terms(rule), snapshot.rule(rule)) else {
+            return TakeUp::Not;
+        };
+        // The vm does not see the client's address.
+        if terms.source_nat.is_some() {
+            return TakeUp::Later;
+        }
+        let Some(local) = snapshot.nat.local_of_pool(terms.pool, lane.zone) else {
+            return TakeUp::Not;
+        };
+        // Each mux takes answers back. Which one the client's packets come by is not known yet.
+        let via = match snapshot.nat.any_mux(lane.hash) {
+            Some(mux) if terms.through_mux => mux,
+            _ => Policy::DIRECT,
+        };
+        let rule = snapshot.short_rule_id(compiled);
+        TakeUp::Connection(Connection::new(
+            outside,
+            side,
+            protocol::TCP,
+            lane.zone,
+            policy::<HostRole>(terms, rule, local.id, via),
+        ))
+    }
+
+    /// The frontend port through which a vm's segment answers, and the connection's name there.
+    fn lead_to<A: Table>(&self, lane: &Lane, side: Side<A>) -> Found<Lead<A>> {
         let (server, remote) = side.addresses.unpack();
         let speaker = Speaker {
             server,
             port: side.ports as u16,
         };
         let snapshot = &*self.snapshot;
-        let mut candidates = snapshot.tcp_frontends().filter_map(|(rule, vip, port)| {
-            let terms = snapshot.terms(rule)?;
-            let is_candidate = terms.kind != RuleKind::Outbound
-                && vip.is_ipv4() == server.is_ipv4()
+        let (mut all, mut owned, mut serves_port) = (Found::None, Found::None, false);
+        for (rule, vip, port) in snapshot.tcp_frontends() {
+            let Some(terms) = snapshot.terms(rule) else {
+                continue;
+            };
+            // Clients of private frontends are inside.
+            let may_lead = terms.kind != RuleKind::Outbound
+                && !terms.is_private
+                && terms.source_nat.is_none_or(|address| address == remote)
                 && self.may_be_from_before(terms)
                 && leads_to(snapshot, rule, (vip, port), lane, speaker);
-            is_candidate.then_some((rule, terms, vip, port.unwrap_or(speaker.port)))
-        });
-        let Some((rule, terms, vip, port)) = candidates.next() else {
-            return TakeUp::Not;
-        };
-        if terms.source_nat.is_some() || candidates.next().is_some() {
-            return TakeUp::Later;
+            let (Some(client), Some(front)) = (A::from_ip(remote), A::from_ip(vip)) else {
+                continue;
+            };
+            if !may_lead {
+                continue;
+            }
+            let front_port = u32::from(port.unwrap_or(speaker.port));
+            let outside = Side {
+                addresses: A::join(client, front),
+                ports: side.ports >> 16 | front_port << 16,
+            };
+            let lead = Lead { rule, outside };
+            all = all.and(lead);
+            if terms.source_nat.is_some() || is_owner(snapshot, lane, &lead) {
+                owned = owned.and(lead);
+            }
+            serves_port |= port.is_some();
         }
-        // Each mux takes answers back. Which one the client's packets come by is not known yet.
-        let via = match snapshot.nat.any_mux(lane.hash) {
-            _ if terms.is_private => Policy::NETWORK,
-            Some(mux) if terms.through_mux => mux,
-            _ => Policy::DIRECT,
-        };
-        let local = snapshot.nat.local_of_pool(terms.pool, lane.zone);
-        let (Some(local), Some(compiled), Some(remote), Some(vip)) = (
-            local,
-            snapshot.rule(rule),
-            A::from_ip(remote),
-            A::from_ip(vip),
-        ) else {
-            return TakeUp::Not;
-        };
-        let outside = Side {
-            addresses: A::join(remote, vip),
-            ports: side.ports >> 16 | u32::from(port) << 16,
-        };
-        let policy = policy(terms, snapshot.short_rule_id(compiled), local.id, via);
-        TakeUp::Connection(Connection::new(
-            outside,
-            side,
-            protocol::TCP,
-            lane.zone,
-            policy,
-        ))
+        match (all, owned) {
+            (Found::None, _) => Found::None,
+            _ if !serves_port && may_call_out(snapshot, lane, server) => Found::Several,
+            (Found::One(lead), _) | (Found::Several, Found::One(lead)) => Found::One(lead),
+            (Found::Several, Found::None | Found::Several) => Found::Several,
+        }
     }
 }
 
-/// Returns true if a segment may be from the middle of a connection.
-fn goes_on(segment: &Segment) -> bool {
-    segment.flags.contains(Flags::ACK) && !segment.flags.intersects(Flags::SYN.with(Flags::RST))
+/// Returns true if the vm of a zone has, or had, the slot of a connection.
+fn is_owner<A: Table>(snapshot: &Snapshot<'_>, lane: &Lane, lead: &Lead<A>) -> bool {
+    let Some(terms) = snapshot.terms(lead.rule) else {
+        return false;
+    };
+    if terms.kind == RuleKind::Nat {
+        return true; // it has one backend
+    }
+    let packet = Packet {
+        addresses: lead.outside.addresses.to_words(),
+        ports: lead.outside.ports,
+        ..lane.packet
+    };
+    let local = snapshot.nat.local_of_pool(terms.pool, lane.zone);
+    let slot = snapshot.slot_of(lead.rule, &packet);
+    local.zip(slot).is_some_and(|(local, slot)| {
+        let mut owners = slot.owners();
+        owners.any(|owner| owner == local.backend)
+    })
 }
 
-fn policy(terms: &CompiledTerms, rule: ShortRuleId, server: u16, via: u8) -> Policy {
-    Policy {
-        idle: terms.idle,
-        rule,
-        server,
-        via,
-        reset: terms.reset,
-        opener: Direction::Inward,
-        shared: false,
-    }
+/// Returns true if a vm has SNAT ports for an address of its own.
+fn may_call_out(snapshot: &Snapshot<'_>, lane: &Lane, server: IpAddr) -> bool {
+    let nat = &snapshot.nat;
+    nat.vm_by_port(lane.zone).is_some_and(|vm| {
+        let mut own = nat.locals_of(vm).filter(|local| local.address == server);
+        own.any(|local| !nat.blocks_of(local).is_empty())
+    })
 }
 
 /// Returns true if a frontend port leads to the source port of a vm's segment; `None` stands for

@@ -13,6 +13,7 @@ mod report;
 mod role;
 mod state;
 mod sweep;
+mod take_up;
 mod unusual;
 mod via;
 
@@ -25,6 +26,7 @@ use self::lane::hash;
 pub(crate) use self::report::{clamped_mss, report_error};
 use self::report::{report_from, send_back, way_back};
 pub(crate) use self::role::Role;
+pub(crate) use self::take_up::{goes_on, policy};
 use super::{NatOptions, NatTable, NatTables};
 use crate::counters::{self, CounterMemory};
 use crate::fragments::FragmentRoom;
@@ -58,7 +60,7 @@ pub(crate) struct Pipeline<'m, S> {
     pub(crate) stats: Stats,
     /// Counters moved since the last snapshot: those of SNAT ports are to be counted again.
     has_new_counters: bool,
-    /// For a host agent, the start of take-up: connections that began before it may be taken up.
+    /// The start of take-up: connections that began before it may be taken up.
     pub(crate) takes_up_since: Option<Instant>,
 }
 

@@ -22,6 +22,9 @@ pub(crate) trait Rewrite: Addresses {
     /// The addresses of a packet.
     fn of(packet: &Packet) -> Self;
 
+    /// The words that a packet with these addresses has.
+    fn to_words(self) -> [u64; 4];
+
     /// Writes addresses, whose sum differs by `delta`, and takes `hops` off the hop limit.
     fn rewrite(self, ip: &mut [u8], delta: u16, hops: u8) -> Option<()>;
 
@@ -40,6 +43,10 @@ impl Rewrite for u64 {
     #[inline]
     fn of(packet: &Packet) -> Self {
         packet.addresses[0]
+    }
+
+    fn to_words(self) -> [u64; 4] {
+        [self, 0, 0, 0]
     }
 
     #[inline]
@@ -75,6 +82,10 @@ impl Rewrite for [u64; 4] {
     #[inline]
     fn of(packet: &Packet) -> Self {
         packet.addresses
+    }
+
+    fn to_words(self) -> [u64; 4] {
+        self
     }
 
     #[inline]

@@ -39,7 +39,7 @@ pub struct NatOptions {
     pub passes_per_second: u32,
     /// Packets that it passes on at once.
     pub passes_at_once: u32,
-    /// For a host agent: connections per second that it [takes up](crate::Host::take_up) in the
+    /// For a host agent or a proxy: connections per second that it [takes up](crate::Host::take_up) in the
     /// middle. Segments above the limit are dropped without an answer. Zero: it takes none up.
     pub take_ups_per_second: u32,
     /// Connections that it takes up at once.

@@ -80,6 +80,10 @@ pub struct Setup {
     pub has_whole: bool,
     /// Rule for TCP; `None`: there is none.
     pub web: Option<Web>,
+    /// Port of a further rule for TCP on the same address, towards the same port of the servers.
+    pub also: Option<u16>,
+    /// Whether a host agent's vms call out.
+    pub calls_out: bool,
 }
 
 /// Rule for TCP.
@@ -112,6 +116,8 @@ impl Setup {
             is_client_inside: false,
             has_whole: true,
             web: Some(Web::HTTP),
+            also: None,
+            calls_out: true,
         }
     }
 
@@ -158,7 +164,9 @@ impl Setup {
             rule("dns", Protocol::Udp, 53),
             rule("ping", Protocol::Icmp, 0),
         ];
-        let rules: Vec<Rule<'_>> = web.into_iter().chain(others).chain(whole).collect();
+        let also = self.also.map(|port| rule("also", Protocol::Tcp, port));
+        let rules = web.into_iter().chain(others).chain(whole).chain(also);
+        let rules: Vec<Rule<'_>> = rules.collect();
         let failing = vec![
             BackendHealth {
                 condition: Condition::Unhealthy,
@@ -191,7 +199,7 @@ impl Setup {
                 ..Pool::default()
             }],
             outbound: match self.role {
-                Role::Host => &[Outbound {
+                Role::Host if self.calls_out => &[Outbound {
                     name: "out",
                     frontends: &[2],
                     pool: 0,
@@ -200,7 +208,7 @@ impl Setup {
                     idle_timeout: Duration::from_secs(240),
                     tcp_reset: false,
                 }],
-                Role::Proxy => &[],
+                Role::Host | Role::Proxy => &[],
             },
             muxes: &[MUX.into()],
             proxy: (self.role == Role::Proxy).then_some(ProxyPorts {
@@ -402,11 +410,11 @@ impl World {
         self
     }
 
-    /// Has a host agent take up connections that began before now.
+    /// Has the role take up connections that began before now.
     pub fn take_up(&mut self) {
         match &mut self.dut {
             Dut::Host(host) => host.take_up(self.now),
-            Dut::Proxy(_) => unreachable!("it takes none up"),
+            Dut::Proxy(proxy) => proxy.take_up(self.now),
         }
     }
 

@@ -65,7 +65,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 note_imported(&self.snapshot, &connection, &mut self.tables);
                 self.stats.taken_up += 1;
                 seen.step(lane.frame.into(), Step::Connection(ConnectionStep::TakenUp));
-                return Ok(number);
+                (number, connection.server())
             }
             Opened::Known(number) => return Ok(number),
         };

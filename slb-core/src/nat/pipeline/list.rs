@@ -79,7 +79,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             backend: snapshot.nat.identity_of(connection.server()),
             rule: snapshot.short_rule_identity(connection.rule()),
             port: Some(connection.zone()),
-            timeout: Some(connection.timeout().duration()),
+            timeout: Some(connection.lifetime().duration()),
             left: Span(u16::try_from(left).unwrap_or(u16::MAX)).duration(),
         }
     }

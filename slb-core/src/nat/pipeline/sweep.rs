@@ -154,8 +154,10 @@ fn tell<A: Table, R: Role>(
     let (port, link) = to?;
     // What goes in `way` goes to the end whose own packets go the other way.
     let (sequence, acknowledgement) = connection.sequences().reset_to(way.reverse());
-    let answered =
-        connection.state() != ConnectionState::SynSent || way != connection.opener().reverse();
+    // The opener of a connection that was taken up expects the numbers of its middle.
+    let answered = connection.state() != ConnectionState::SynSent
+        || way != connection.opener().reverse()
+        || connection.is_taken_up();
     let numbers = Numbers {
         sequence: if answered { sequence } else { 0 },
         acknowledgement,

@@ -53,7 +53,7 @@ impl Successor {
                 );
             }
             Some(Err(error)) => {
-                error!("the process that was started to take over is lost: {error}")
+                error!("the process that was started to take over is lost: {error}");
             }
         }
         self.child = None;

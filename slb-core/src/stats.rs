@@ -153,6 +153,25 @@ impl Stats {
         }
     }
 
+    /// Counts frames that a device dropped for a reason before the dataplane saw them: as received and as dropped.
+    /// Their bytes are unknown and count as none.
+    ///
+    /// ```
+    /// use slb_core::{DropReason, Stats};
+    ///
+    /// let mut stats = Stats::default();
+    /// stats.count_unseen(DropReason::TooLong, 3);
+    /// assert_eq!(stats.dropped[DropReason::TooLong].packets, 3);
+    /// assert_eq!(stats.received, stats.accounted());
+    /// ```
+    pub fn count_unseen(&mut self, reason: DropReason, packets: u64) {
+        let unseen = Count { packets, bytes: 0 };
+        self.received += unseen;
+        if let Some(count) = self.dropped.0.get_mut(reason as usize) {
+            *count += unseen;
+        }
+    }
+
     /// Frames dropped for any reason, but for fragments that waited and then went on.
     pub fn dropped_total(&self) -> Count {
         self.dropped.total() - self.released

@@ -178,6 +178,10 @@ drop_reasons! {
     /// the network has: see [`Network`](crate::spec::Network).
     NoNeighbour = "no_neighbour":
         "no other vm of the network has the destination's address",
+    /// A device dropped the packet, which is longer than the memory that it has for one: the dataplane has not
+    /// seen it, see [`Stats::count_unseen`](crate::Stats::count_unseen).
+    TooLong = "too_long":
+        "the packet is longer than the memory that the device has for one",
 }
 
 impl fmt::Display for DropReason {

@@ -230,6 +230,7 @@ const C_NAMES: [&CStr; DropReason::COUNT] = [
     c"hairpin",
     c"astray",
     c"no_neighbour",
+    c"too_long",
 ];
 
 #[cfg(test)]

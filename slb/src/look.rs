@@ -16,6 +16,7 @@ use crate::Failure;
 use crate::ask::{Answer, Line};
 use crate::cli::{CaptureOptions, DropsOptions, RunningConfigOptions};
 use crate::output::{self, Content, Prepared, is_standard};
+use crate::report::counted;
 use crate::status::place;
 
 /// Longest wait of an interrupted capture for the balancer's counts.
@@ -79,6 +80,13 @@ fn drops_text(all: &[(String, Value)]) -> String {
         }
         out += &format!("{reason}: {}\n", reason.description());
         for (_, drop) in own {
+            if let Some(packets) = drop["packets"].as_u64() {
+                out += &format!(
+                    "  {} in all, which only the device saw\n",
+                    counted(packets, "packet")
+                );
+                continue;
+            }
             let packet = match drop["packet"].as_str() {
                 Some(packet) => packet.to_owned(),
                 None => format!("bytes {}", drop["bytes"].as_str().unwrap_or_default()),
@@ -182,8 +190,8 @@ fn unwritten(options: &CaptureOptions, error: io::Error) -> Failure {
 /// The last line of a capture in words.
 fn counts(end: &Value) -> String {
     let mut said = format!(
-        "{} packets in {:.1} s, {} bytes",
-        end["packets"],
+        "{} in {:.1} s, {} bytes",
+        counted(end["packets"].as_u64().unwrap_or_default(), "packet"),
         end["seconds"].as_f64().unwrap_or_default(),
         end["bytes"]
     );

@@ -19,7 +19,7 @@ use slb_core::nat::{ConnectionState, NatTable};
 use slb_core::snapshot::{CompiledBackend, Snapshot};
 use slb_core::stats::{BackendCounters, Count, RuleCounters, SnatCounters};
 use slb_core::{DropReason, Stats};
-use slb_io_pcap::CaptureStats;
+use slb_io_pcap::{CaptureStats, LinkType};
 
 use self::rules::RuleLine;
 use crate::balancer::Balancer;
@@ -76,6 +76,12 @@ impl Tally {
             states: balancer.connections().map(NatTable::states),
             snapshot,
         }
+    }
+
+    /// Counts packets that a device dropped unseen.
+    #[cfg(feature = "live")]
+    pub(crate) fn count_unseen(&mut self, reason: DropReason, packets: u64) {
+        self.stats.count_unseen(reason, packets);
     }
 
     /// Adds what another balancer counted. What rules and backends did is added where both have the
@@ -281,12 +287,7 @@ impl<'a> Report<'a> {
         let body = text.split_once('\n').map_or("", |(_, body)| body);
         let mut text = header + body;
         for (link, count) in &self.capture.unknown_link {
-            let why = if link.is_read() {
-                "which hold no IP packet"
-            } else {
-                "which is not supported"
-            };
-            let _ = writeln!(text, "left out: {count} packets of link type {link}, {why}");
+            let _ = writeln!(text, "left out: {}", left_out_for_link(*link, *count));
         }
         if self.capture.cut > 0 {
             let count = self.capture.cut;
@@ -295,24 +296,28 @@ impl<'a> Report<'a> {
             } else {
                 "dropped if the missing bytes are needed; --cut processes them by their headers"
             };
-            let _ = writeln!(text, "cut by a snap length: {count} packets, {how}");
+            let count = counted(count, "packet");
+            let _ = writeln!(text, "cut by a snap length: {count}, {how}");
         }
         if self.capture.without_time > 0 {
             let count = self.capture.without_time;
+            let count = counted(count, "packet");
             let _ = writeln!(
                 text,
-                "not written: {count} packets after 2106-02-07, the last time that pcap can hold; use pcapng"
+                "not written: {count} after 2106-02-07, the last time that pcap can hold; use pcapng"
             );
         }
         if self.capture.unknown_time > 0 {
             let count = self.capture.unknown_time;
+            let count = counted(count, "packet");
             let _ = writeln!(
                 text,
-                "left out: {count} packets whose time is before 1970 or after 2554-07-21"
+                "left out: {count} whose time is before 1970 or after 2554-07-21"
             );
         }
         if self.capture.too_long > 0 {
-            let _ = writeln!(text, "left out: {} packets too long", self.capture.too_long);
+            let count = counted(self.capture.too_long, "packet");
+            let _ = writeln!(text, "left out: {count} too long");
         }
         let _ = writeln!(text);
         let flows = stats.flows;
@@ -320,14 +325,14 @@ impl<'a> Report<'a> {
             let connections = stats.connections;
             let _ = writeln!(
                 text,
-                "connections: {} made, {} expired, {} removed, {} of them evicted, {} refused, {} live; {} SYNs",
+                "connections: {} made, {} expired, {} removed, {} of them evicted, {} refused, {} live; {}",
                 connections.made,
                 connections.expired,
                 connections.removed,
                 connections.evicted,
                 connections.refused,
                 connections.live,
-                stats.syns
+                counted(stats.syns, "SYN")
             );
             let live: Vec<String> = ConnectionState::ALL
                 .iter()
@@ -360,14 +365,19 @@ impl<'a> Report<'a> {
         } else if self.tally.is_pinned {
             let _ = writeln!(
                 text,
-                "flows: {} made, {} expired, {} evicted, {} refused, {} live; {} SYNs",
-                flows.made, flows.expired, flows.evicted, flows.refused, flows.live, stats.syns
+                "flows: {} made, {} expired, {} evicted, {} refused, {} live; {}",
+                flows.made,
+                flows.expired,
+                flows.evicted,
+                flows.refused,
+                flows.live,
+                counted(stats.syns, "SYN")
             );
         } else {
             let _ = writeln!(
                 text,
-                "flows: none are pinned (stateless); {} SYNs",
-                stats.syns
+                "flows: none are pinned (stateless); {}",
+                counted(stats.syns, "SYN")
             );
         }
         let _ = writeln!(
@@ -538,4 +548,22 @@ fn lost_for(stats: &Stats, reason: DropReason) -> Count {
         DropReason::FragmentHeld => stats.waiting(),
         _ => stats.dropped[reason],
     }
+}
+
+/// A number of things, each of which has this name.
+pub(crate) fn counted(count: u64, one: &str) -> String {
+    match count {
+        1 => format!("1 {one}"),
+        _ => format!("{count} {one}s"),
+    }
+}
+
+/// The packets that were left out for their link type, and why.
+pub(crate) fn left_out_for_link(link: LinkType, count: u64) -> String {
+    let why = match (link.is_read(), count) {
+        (true, 1) => "which holds no IP packet",
+        (true, _) => "which hold no IP packet",
+        (false, _) => "which is not supported",
+    };
+    format!("{} of link type {link}, {why}", counted(count, "packet"))
 }

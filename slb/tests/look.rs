@@ -401,7 +401,7 @@ ask '{"ask":"config","text":1}'
     );
     assert!(said.contains("status 0\n"), "{said}");
     assert!(
-        said.contains("two.pcapng: 1 packets"),
+        said.contains("two.pcapng: 1 packet in"),
         "the place is free again: {said}"
     );
     for expected in [

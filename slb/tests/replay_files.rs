@@ -156,7 +156,7 @@ fn a_capture_of_which_nothing_is_read_is_a_failure() {
             "raw.pcap",
             pcap(12, &[(&[0; 40], 40)]),
             "no packet was read: all packets were left out",
-            "left out: 1 packets of link type 12 (raw IP), which hold no IP packet",
+            "left out: 1 packet of link type 12 (raw IP), which holds no IP packet",
         ),
         (
             "empty.pcap",
@@ -274,7 +274,7 @@ fn packets_of_a_time_that_pcap_does_not_have_are_said() {
         &["--out", &desk.text("again.pcap")],
     ));
     assert!(
-        text.contains("not written: 1 packets after 2106-02-07"),
+        text.contains("not written: 1 packet after 2106-02-07"),
         "{text}"
     );
 }

@@ -15,7 +15,7 @@ use slb_core::wire::ipv6::Ipv6;
 use slb_core::wire::protocol;
 use slb_core::wire::udp::Udp;
 use slb_core::wire::vxlan::{self, Vxlan};
-use slb_core::{Frame, HEADROOM, Instant, PortId};
+use slb_core::{DropReason, Frame, HEADROOM, Instant, PortId};
 
 use super::look::{NoPage, Wanted};
 use super::request::{Answer, several, text};
@@ -73,6 +73,18 @@ pub(super) fn drops(shared: &Shared, out: &mut Answer<'_>) -> io::Result<()> {
             "length": drop.len,
             "packet": tuple,
             "bytes": hex(drop.bytes()),
+        }))?;
+    }
+    // The kernel shows none of them.
+    let reason = DropReason::TooLong;
+    let unseen = shared
+        .totals()
+        .and_then(|totals| totals.dropped.get(reason.name()).copied());
+    if let Some(packets) = unseen.filter(|packets| *packets > 0) {
+        out.line(&json!({
+            "reason": reason.name(),
+            "description": reason.description(),
+            "packets": packets,
         }))?;
     }
     out.line(&json!({ "end": { "entries": drops.len() } }))

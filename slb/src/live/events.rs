@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use slb_core::DropReason;
 use tracing::{info, warn};
 
 use super::status::Shared;
@@ -44,6 +45,8 @@ pub(super) fn watch(shared: Arc<Shared>) {
 enum Trouble {
     /// Packets are dropped for a reason.
     Flood(&'static str),
+    /// Packets are longer than the memory for one.
+    TooLong,
     /// New flows or connections find no place.
     TableFull,
     /// Half-open flows, or connections that were never answered, make room for new ones.
@@ -80,6 +83,24 @@ impl Event {
                     seconds,
                     event = "flood_over",
                     "few packets are dropped again"
+                );
+            }
+            Self::Begins(Trouble::TooLong, rate) => {
+                warn!(
+                    packets_per_second = rate,
+                    event = "packets_too_long",
+                    "packets are lost that are longer than AF_XDP's memory has room for: an interface carries {} \
+                     bytes at most (ip link set DEVICE mtu {0}), and whoever sends to it no more than its MTU",
+                    super::device::LONGEST_PACKET
+                );
+            }
+            Self::Over(Trouble::TooLong, packets, lasted) => {
+                let seconds = lasted.as_secs_f64();
+                info!(
+                    packets,
+                    seconds,
+                    event = "packets_too_long_over",
+                    "no packets are too long any more"
                 );
             }
             Self::Begins(Trouble::TableFull, rate) => {
@@ -161,7 +182,10 @@ impl Watch {
         let mut grown = Vec::new();
         for (&reason, &count) in &totals.dropped {
             let more = count.saturating_sub(before.dropped.get(reason).copied().unwrap_or(0));
-            if more as f64 >= FLOOD * seconds.max(f64::EPSILON) {
+            if reason == DropReason::TooLong.name() {
+                // Each of them is a fault of somebody's settings.
+                grown.push((Trouble::TooLong, more));
+            } else if more as f64 >= FLOOD * seconds.max(f64::EPSILON) {
                 grown.push((Trouble::Flood(reason), more));
             }
         }
@@ -214,6 +238,7 @@ mod tests {
         let vm = || ("webs".to_owned(), "vm1".to_owned());
         let mut totals = Totals::default();
         totals.dropped.insert("no_rule", 0);
+        totals.dropped.insert("too_long", 0);
         totals.exhausted.insert(vm(), 0);
         let mut watch = Watch::default();
         assert_eq!(watch.note(at(0), &totals), []);
@@ -222,12 +247,14 @@ mod tests {
         assert_eq!(watch.note(at(1), &totals), []);
         // Each begins once.
         totals.dropped.insert("no_rule", 3000);
+        totals.dropped.insert("too_long", 3);
         totals.refused = 7;
         totals.evicted = 40;
         totals.exhausted.insert(vm(), 1);
         let snat = Trouble::SnatPorts("webs".to_owned(), "vm1".to_owned());
         let begins = [
             Event::Begins(Trouble::Flood("no_rule"), 2001.0),
+            Event::Begins(Trouble::TooLong, 3.0),
             Event::Begins(Trouble::TableFull, 7.0),
             Event::Begins(Trouble::Evictions, 40.0),
             Event::Begins(snat.clone(), 1.0),
@@ -250,6 +277,7 @@ mod tests {
         assert_eq!(
             over,
             [
+                (12, Event::Over(Trouble::TooLong, 3, seconds(1))),
                 (12, Event::Over(Trouble::Evictions, 40, seconds(1))),
                 (12, Event::Over(snat, 1, seconds(1))),
                 (13, Event::Over(Trouble::Flood("no_rule"), 4001, seconds(2))),

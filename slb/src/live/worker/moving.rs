@@ -5,7 +5,7 @@ use std::time::{Duration, Instant as Clock};
 use std::{io, thread};
 
 use slb_control::probe::WorkerEnd;
-use slb_core::{BURST, Burst, Instant, PortId};
+use slb_core::{BURST, Burst, DropReason, Instant, PortId};
 use slb_io_afxdp::AfXdp;
 use slb_io_tun::{Device, Tun};
 use tracing::{debug, error, warn};
@@ -480,8 +480,12 @@ impl Moving<'_> {
                 None => all.push((name, count)),
             }
         }
+        let mut tally = Tally::of(&self.balancer);
+        let too_long = all.iter().find(|(name, _)| *name == "too_long");
+        let too_long = too_long.map_or(0, |&(_, count)| count);
+        tally.count_unseen(DropReason::TooLong, too_long);
         Counted {
-            tally: Tally::of(&self.balancer),
+            tally,
             io: all,
             work: self.work,
         }

@@ -18,6 +18,8 @@ pub struct ReadError {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Damage {
+    /// The file is empty.
+    Empty,
     /// The file does not begin as a pcap or a pcapng file does.
     NotACapture,
     /// The file ends within a record or block.
@@ -44,6 +46,7 @@ pub enum Damage {
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Empty => f.write_str("the file is empty: expected a pcap or pcapng file"),
             Self::NotACapture => f.write_str("expected a pcap or pcapng file"),
             Self::Truncated => f.write_str("the file ends within it"),
             Self::Malformed => f.write_str("its lengths contradict each other"),
@@ -60,11 +63,16 @@ impl fmt::Display for Damage {
 
 impl fmt::Display for ReadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "packet {}, at byte {}: {}",
-            self.packet, self.offset, self.damage
-        )
+        match self.damage {
+            // There is no packet to name.
+            Damage::Empty | Damage::NotACapture => self.damage.fmt(f),
+            Damage::Truncated if self.offset == 0 => f.write_str("the file ends within its header"),
+            _ => write!(
+                f,
+                "packet {}, at byte {}: {}",
+                self.packet, self.offset, self.damage
+            ),
+        }
     }
 }
 

@@ -374,6 +374,9 @@ fn begin(bytes: &[u8]) -> Result<(Format, Option<Interface>), Damage> {
         bytes,
         is_big_endian,
     };
+    if bytes.is_empty() {
+        return Err(Damage::Empty);
+    }
     let little = fields(false).u32(0).map_err(|_| Damage::NotACapture)?;
     if little == SECTION_HEADER {
         let order = fields(false).u32(8)?;

@@ -1,6 +1,6 @@
 //! Services in a capture: who is called, by which protocol and at which port.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -8,10 +8,11 @@ use std::path::Path;
 use slb_core::packet::{Packet, Parsed, Part};
 use slb_core::wire::protocol;
 use slb_core::wire::tcp::Flags;
-use slb_io_pcap::{FRAME_LEN, Next};
+use slb_io_pcap::{FRAME_LEN, LinkType, Next};
 
 use crate::Failure;
 use crate::replay::open;
+use crate::report::{counted, left_out_for_link};
 
 /// Flows and services that are told apart: of a larger capture, the first ones.
 const MOST: usize = 1 << 18;
@@ -67,6 +68,8 @@ pub(crate) struct Services {
     all: HashMap<Service, Count>,
     /// Flows by protocol and ends, the lesser end first; true if that is the one that is called.
     flows: HashMap<(u8, Ends), bool>,
+    /// Packets that were not read, and why, by file.
+    left_out: Vec<String>,
 }
 
 impl Services {
@@ -79,17 +82,47 @@ impl Services {
         let mut buffer = vec![0; FRAME_LEN];
         for path in paths {
             let (mut reader, _) = open(path)?;
-            loop {
+            let mut links: BTreeMap<LinkType, u64> = BTreeMap::new();
+            let (mut too_long, mut unknown_time) = (0, 0);
+            let damage = loop {
                 match reader.next(&mut buffer, None) {
                     Ok(Next::Packet { len, .. }) => {
                         services.note(buffer.get(..len).unwrap_or_default());
                     }
-                    Ok(Next::End) | Err(_) => break,
-                    Ok(_) => {}
+                    Ok(Next::UnknownLink(link)) => *links.entry(link).or_default() += 1,
+                    Ok(Next::TooLong) => too_long += 1,
+                    Ok(Next::UnknownTime) => unknown_time += 1,
+                    Ok(Next::Later) => {}
+                    Ok(Next::End) => break None,
+                    Err(error) => break Some(format!("the rest was not read: {error}")),
+                }
+            };
+            let links = links.into_iter();
+            let mut lines: Vec<String> = links
+                .map(|(link, count)| format!("left out: {}", left_out_for_link(link, count)))
+                .collect();
+            for (count, why) in [
+                (too_long, "too long"),
+                (
+                    unknown_time,
+                    "whose time is before 1970 or after 2554-07-21",
+                ),
+            ] {
+                if count > 0 {
+                    lines.push(format!("left out: {} {why}", counted(count, "packet")));
                 }
             }
+            lines.extend(damage);
+            let lines = lines.iter();
+            let lines = lines.map(|line| format!("{}: {line}", path.display()));
+            services.left_out.extend(lines);
         }
         Ok(services)
+    }
+
+    /// Packets that were not read: a line for each reason and file.
+    pub(crate) fn left_out(&self) -> &[String] {
+        &self.left_out
     }
 
     fn note(&mut self, frame: &[u8]) {

@@ -14,6 +14,7 @@ use crate::Failure;
 use crate::cli::InitOptions;
 use crate::destinations::{Count, Service, Services};
 use crate::output::is_standard;
+use crate::report::counted;
 
 /// Bytes that VXLAN adds over IPv6: outer Ethernet, IPv6, UDP and VXLAN, less the outer Ethernet.
 const OVERHEAD: usize = 70;
@@ -24,6 +25,9 @@ const LARGEST_MTU: usize = 65_535;
 pub(crate) fn run(options: &InitOptions) -> Result<(), Failure> {
     let paths: Vec<&Path> = options.from.iter().map(AsRef::as_ref).collect();
     let services = Services::of(&paths)?;
+    for line in services.left_out() {
+        tell_line!("warning: {line}");
+    }
     let found: Vec<(Service, Count)> = services
         .by_packets()
         .into_iter()
@@ -35,7 +39,7 @@ pub(crate) fn run(options: &InitOptions) -> Result<(), Failure> {
     if found.is_empty() {
         return Err(Failure::failed(format!(
             "{names}: no TCP or UDP packet for an address that a VIP can have was read; \
-             slb replay shows what was left out"
+             expected a capture of the traffic that is to be balanced"
         )));
     }
     let text = configuration(&names, &found);
@@ -179,9 +183,10 @@ fn configuration(names: &str, found: &[(Service, Count)]) -> String {
         };
         let _ = write!(
             text,
-            "\n# {} packets of {} flows\n[[rule]]\nname = \"{frontend}-{protocol}-{port}\"\nfrontend = \"{frontend}\"\n\
+            "\n# {} of {}\n[[rule]]\nname = \"{frontend}-{protocol}-{port}\"\nfrontend = \"{frontend}\"\n\
              pool = \"{pool}\"\nprotocol = \"{protocol}\"\nfrontend_port = {port}\n",
-            count.packets, count.flows
+            counted(count.packets, "packet"),
+            counted(count.flows, "flow")
         );
     }
     text

@@ -147,6 +147,52 @@ fn the_configuration_is_good_and_serves_the_capture() {
 }
 
 #[test]
+fn what_was_left_out_of_a_capture_is_said_by_link_type() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name).display().to_string();
+        fs::write(&path, bytes).unwrap();
+        let output = slb(&["init", "--from", &path]);
+        (
+            path,
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    // NFLOG, with one packet or two: magic, version, zone, accuracy, snap length, link type.
+    let mut file = Vec::new();
+    for field in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 239] {
+        file.extend(field.to_le_bytes());
+    }
+    for (count, said) in [(1, "1 packet"), (2, "2 packets")] {
+        for field in [1_700_000_000_u32, 0, 8, 8] {
+            file.extend(field.to_le_bytes());
+        }
+        file.extend([0; 8]);
+        let (path, status, error) = config("nflog.pcap", &file);
+        let line = format!(
+            "warning: {path}: left out: {said} of link type 239 (NFLOG), which is not supported\n"
+        );
+        assert!(error.starts_with(&line), "{count}: {error}");
+        assert_eq!(status, Some(1), "{error}");
+    }
+    // A capture that is damaged serves as far as it goes, and that is said too.
+    let capture = fs::read(capture(folder.path())).unwrap();
+    let (_, status, error) = config("cut.pcap", &capture[..capture.len() - 7]);
+    assert_eq!(status, Some(0), "{error}");
+    assert!(
+        error.contains(": the rest was not read: packet "),
+        "{error}"
+    );
+    let (path, status, error) = config("empty.pcap", b"");
+    assert_eq!(status, Some(1));
+    assert_eq!(
+        error,
+        format!("slb: {path}: the file is empty: expected a pcap or pcapng file\n")
+    );
+}
+
+#[test]
 fn captures_of_others_are_served_by_what_init_makes_of_them() {
     let Some(captures) = common::captures() else {
         skip!("no captures beside the repository");

@@ -138,6 +138,30 @@ fn drops_have_a_row_for_each_reason() {
 }
 
 #[test]
+fn a_page_of_nothing_says_so_and_one_is_no_plural() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.pcap");
+    generate(&path, "20.20.20.100:80");
+    let file = std::fs::read(&path).unwrap();
+    let cut = |len: usize| {
+        let path = folder.path().join(format!("{len}.pcap"));
+        std::fs::write(&path, &file[..len]).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_slb"));
+        command.args(["replay", "examples/web.toml", "--report", "html", "--in"]);
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let output = command.arg(path).current_dir(root).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    // The header of the file, and that of its first packet, a SYN.
+    let len = u32::from_le_bytes(file[32..36].try_into().unwrap());
+    let (none, one) = (cut(24), cut(40 + len as usize));
+    assert_well_formed(&none);
+    assert!(none.contains("<p>No packets.</p>"), "{none}");
+    assert!(!none.contains("of traffic"), "{none}");
+    assert!(one.contains(" of traffic, 1 packet, 1 SYN.</p>"), "{one}");
+}
+
+#[test]
 fn names_of_files_are_text() {
     let folder = tempfile::tempdir().unwrap();
     let path: PathBuf = folder.path().join("<script>alert(1)&\"'.pcap");

@@ -7,6 +7,7 @@ use serde_json::Value;
 use slb_core::DropReason;
 
 use super::history::{History, Interval};
+use crate::report::counted;
 
 /// Clients that are listed.
 const CLIENTS: usize = 10;
@@ -105,13 +106,17 @@ pub(super) fn page(report: &Value, history: &History, files: &[String]) -> Strin
 
 fn summary(page: &mut String, report: &Value, history: &History) {
     let span = history.width() * u32::try_from(history.intervals().len()).unwrap_or(u32::MAX);
-    let _ = writeln!(
-        page,
-        "<p>{} of traffic, {} packets, {} SYNs.</p>\n<table>\n<tr><th></th><th>packets</th><th>bytes</th></tr>",
-        time(span),
-        packets(report, "/received"),
-        number(report, "/syns")
-    );
+    let _ = match packets(report, "/received") {
+        0 => writeln!(page, "<p>No packets.</p>"),
+        received => writeln!(
+            page,
+            "<p>{} of traffic, {}, {}.</p>",
+            time(span),
+            counted(received, "packet"),
+            counted(number(report, "/syns"), "SYN")
+        ),
+    };
+    *page += "<table>\n<tr><th></th><th>packets</th><th>bytes</th></tr>\n";
     for (name, place) in [
         ("in", "received"),
         ("forwarded", "forwarded"),

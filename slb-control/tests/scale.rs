@@ -35,16 +35,13 @@ fn time(text: &str) -> Duration {
     (0..5).map(|_| one()).min().unwrap_or_default()
 }
 
-/// Sixteen times as many vms: a cubic check would take 4096 times as long, a quadratic one 256 times. With
-/// `--release -- --nocapture` it prints what `slb check` spends on them, which is 50 ms at most.
+/// Sixteen times as many vms: a cubic check would take 4096 times as long, a quadratic one 256 times.
+/// `cargo test --release -p slb-control --test scale -- --nocapture` prints the time that `slb check` spends on them.
 #[test]
 fn a_check_of_many_vms_takes_no_more_than_its_share() {
     let (few, many) = (time(&host(125)), time(&host(2000)));
     println!("check of 125 vms of a host: {few:?}, of 2000: {many:?}");
     assert!(many < 80 * few, "{few:?} for 125, {many:?} for 2000");
-    if !cfg!(debug_assertions) {
-        assert!(many < Duration::from_millis(50), "{many:?}");
-    }
 }
 
 /// A host with so many vms, each with a VIP, a pool, a rule and an outbound rule of its own.

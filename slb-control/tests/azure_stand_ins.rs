@@ -66,3 +66,17 @@ fn subscriptions_and_groups_have_stable_stand_ins_which_are_said() {
         assert_eq!((own.toml, said), (again.toml.clone(), warnings(&again)));
     }
 }
+
+#[test]
+fn zones_that_azure_picks_are_the_first_ones_which_is_said() {
+    let zones = "pickZones('Microsoft.Network', 'publicIPAddresses', 'westeurope'";
+    for (more, expected) in [("", "1"), (", 2", "1-2"), (", 9", "1-2-3")] {
+        let path = format!("[concat('/', join({zones}{more}), '-'))]");
+        let own = imported(&template("", &path));
+        let expected = format!("path = \"/{expected}\"");
+        assert!(own.toml.contains(&expected), "{}", own.toml);
+        let said = warnings(&own);
+        assert!(said.starts_with("t.json:"), "{said}");
+        assert!(said.contains("the first zones are used instead"), "{said}");
+    }
+}

@@ -58,6 +58,43 @@ pub struct Leader {
     options: LeaderOptions,
     lease: Option<Held>,
     office: Option<Office>,
+    /// Name of the controller that leads in its place, as far as it knows.
+    other: Option<String>,
+}
+
+/// A fleet, as the controller that leads it sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FleetView {
+    /// The rollout.
+    pub rollout: Rollout,
+    /// The index that is wanted; `None` where nothing was applied yet.
+    pub wanted: Option<Digest>,
+    /// Nodes that are there, hosts first, and host agents that are gone.
+    pub nodes: Vec<NodeView>,
+    /// Backends that get no new flows, since probes find that they fail, by pool.
+    pub failing: BTreeMap<String, usize>,
+}
+
+/// A node, as the controller that leads its fleet sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeView {
+    /// Role of the node.
+    pub side: Side,
+    /// Name of the node.
+    pub name: String,
+    /// The node's own report.
+    pub report: Reported,
+}
+
+/// The report of a node, if there is one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reported {
+    /// The report.
+    Is(Report),
+    /// The report cannot be read; the reason.
+    Unreadable(String),
+    /// A host agent whose lease has ended: vms of its host get no new flows.
+    Gone,
 }
 
 impl std::fmt::Debug for Leader {
@@ -149,12 +186,30 @@ impl Leader {
             options,
             lease: None,
             office: None,
+            other: None,
         }
     }
 
     /// Returns true if the controller leads, as far as it knows.
     pub fn leads(&self) -> bool {
         self.office.is_some()
+    }
+
+    /// Returns the name of the controller that leads, as far as this one knows.
+    pub fn leader(&self) -> Option<&str> {
+        match &self.office {
+            Some(_) => Some(&self.options.name),
+            None => self.other.as_deref(),
+        }
+    }
+
+    /// Returns the fleet; `None` where the controller does not lead.
+    ///
+    /// # Cost
+    /// Reads the reports of all nodes.
+    pub fn view(&self) -> Option<FleetView> {
+        let office = self.office.as_ref()?;
+        Some(office.view(&self.keys))
     }
 
     /// Does what is due, and waits for `patience` at most where that is nothing. `now` is the time since any moment,
@@ -235,12 +290,15 @@ impl Leader {
             // It may be its own, of a request whose answer was lost.
             None => match self.store.get(&key)? {
                 Some(entry) if entry.value == name.write() => entry.created,
-                _ => {
+                other => {
+                    let other = other.map(|entry| LeaderName::read(&entry.key, &entry.value));
+                    self.other = other.and_then(Result::ok).map(|other| other.name);
                     std::thread::sleep(patience.min(CAMPAIGN));
                     return Ok(None);
                 }
             },
         };
+        self.other = None;
         let leads = Condition::CreatedIn(key, own);
         let listing = self.store.list(&self.keys.key(""))?;
         let watch = self.store.watch(self.keys.all(), listing.revision)?;
@@ -311,6 +369,37 @@ impl Leader {
         office.work_out_tables(store, keys, now)?;
         office.tidy(store, keys)?;
         Ok(Some(office))
+    }
+}
+
+/// Counts the backends that fail by tables, for each pool.
+pub fn failing<'t>(tables: impl IntoIterator<Item = &'t Table>) -> BTreeMap<String, usize> {
+    let tables = tables.into_iter().map(|table| {
+        let names = table.by.iter().flat_map(|by| &by.failing);
+        let names: BTreeSet<&String> = names.collect();
+        (table.pool.clone(), names.len())
+    });
+    tables.collect()
+}
+
+impl NodeView {
+    /// Reads the report of a node, which is under `key`.
+    pub fn read(side: Side, key: &str, report: &[u8]) -> Self {
+        let name = key.rsplit('/').next().unwrap_or(key).to_owned();
+        let report = match Report::read(key, report) {
+            Ok(report) => Reported::Is(report),
+            Err(error) => Reported::Unreadable(error.to_string()),
+        };
+        Self { side, name, report }
+    }
+
+    /// A host agent that is gone.
+    pub fn gone(name: &str) -> Self {
+        Self {
+            side: Side::Host,
+            name: name.to_owned(),
+            report: Reported::Gone,
+        }
     }
 }
 
@@ -402,6 +491,36 @@ impl Office {
             }
         }
         members
+    }
+
+    fn view(&self, keys: &Keys) -> FleetView {
+        let mut nodes = Vec::new();
+        for side in [Side::Host, Side::Mux] {
+            let prefix = keys.key(&format!("node/{}/", side.name()));
+            let from = self.entries.range(prefix.clone()..);
+            let own = from.take_while(|(key, _)| key.starts_with(&prefix));
+            nodes.extend(own.map(|(key, (value, _))| NodeView::read(side, key, value)));
+        }
+        let gone = self.agents.agents.keys().filter(|name| {
+            let key = keys.key(&format!("node/{}/{name}", Side::Host.name()));
+            !self.entries.contains_key(&key)
+        });
+        nodes.extend(gone.map(|name| NodeView::gone(name)));
+        let mut failing = failing(self.tables.values());
+        // A pool whose backends were always well has no table.
+        let pools = self
+            .present
+            .iter()
+            .flat_map(|present| &present.config.pools);
+        for pool in pools {
+            failing.entry(pool.name.clone()).or_default();
+        }
+        FleetView {
+            rollout: self.machine.record().clone(),
+            wanted: self.wanted.as_ref().map(|(digest, _)| digest.clone()),
+            nodes,
+            failing,
+        }
     }
 
     fn present_members(&self, keys: &Keys) -> Vec<Member> {

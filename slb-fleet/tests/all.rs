@@ -10,3 +10,4 @@ mod operators;
 mod reports;
 mod rollout;
 mod versions;
+mod view;

@@ -74,7 +74,8 @@ pub(crate) enum Command {
     /// Run a proxy, with a device for each port.
     Proxy(LiveOptions),
     #[cfg(feature = "live")]
-    /// Show the rates, flows, backends and drops of a running balancer, each second.
+    /// Show the rates, flows, backends and drops of a running balancer, or the state of a controller and its fleet,
+    /// each second.
     Status(StatusOptions),
     #[cfg(feature = "live")]
     /// List the flows that a running mux has pinned.
@@ -106,7 +107,8 @@ pub(crate) enum Command {
     /// Print the configuration that a running balancer uses.
     Config(RunningConfigOptions),
     #[cfg(feature = "top")]
-    /// Show a running balancer in full screen: VIPs, backends and their health, rates, drops.
+    /// Show a running balancer in full screen: VIPs, backends and their health, rates, drops. The key h shows the
+    /// other keys.
     Top(TopOptions),
     #[cfg(feature = "live")]
     /// Probe each backend once with the configuration's probes, and print the results.

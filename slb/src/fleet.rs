@@ -4,6 +4,7 @@ mod controller;
 mod forget;
 mod patient;
 mod show;
+mod telling;
 mod wanted;
 
 use std::path::PathBuf;
@@ -13,8 +14,8 @@ use slb_fleet::store::etcd::{Access, Certificates, EtcdStore};
 
 pub(crate) use self::controller::run as control;
 pub(crate) use self::forget::run as forget;
-pub(crate) use self::show::run as status;
-pub(crate) use self::wanted::{apply, delete, get};
+pub(crate) use self::show::{run as status, table};
+pub(crate) use self::wanted::{apply, delete, get, plain};
 
 use crate::Failure;
 use crate::cli::{FleetAccess, StoreOptions};

@@ -39,6 +39,7 @@ mod state;
 mod status;
 mod successor;
 mod sysctl;
+mod tell;
 mod vm;
 mod watchdog;
 mod worker;
@@ -66,10 +67,8 @@ use self::exchange::Seat;
 use self::file::Loading;
 use self::follow::Fleet;
 use self::handover::Predecessor;
-use self::metrics::Endpoint;
 use self::next_hops::{NextHops, Unreached};
 use self::state::{Directory, Keeper, Pins};
-use self::status::Place;
 use self::successor::Successor;
 use self::watchdog::Life;
 use self::worker::{Go, Starting, Worker};
@@ -79,7 +78,11 @@ use crate::cli::{LiveOptions, LogFormat};
 use crate::output::is_standard;
 
 pub(crate) use self::capture::VERDICTS;
-pub(crate) use self::status::default_paths;
+pub(crate) use self::measured::of_process;
+pub(crate) use self::metrics::Endpoint;
+pub(crate) use self::request::Answer;
+pub(crate) use self::status::{Place, default_paths};
+pub(crate) use self::tell::Tell;
 pub(crate) use self::vm::move_state;
 pub(crate) use self::watchdog::run as watch;
 
@@ -125,7 +128,10 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
             Some(bound) => Some(bound),
             None => options.metrics.map(Endpoint::bind).transpose()?,
         };
-        Ok((endpoint, Place::open(options.status.as_deref(), role)?))
+        Ok((
+            endpoint,
+            Place::open(options.status.as_deref(), role.name())?,
+        ))
     };
     let opened = predecessor.is_none().then(&mut open).transpose()?;
     let pins = options

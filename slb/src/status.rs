@@ -1,4 +1,4 @@
-//! `slb status`: what a running balancer does, as a table that is renewed each second.
+//! `slb status`: what a running balancer or controller does, as a table that is renewed each second.
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Read as _, Write};
@@ -13,14 +13,19 @@ use slb_control::Role;
 use crate::Failure;
 use crate::ask::connect;
 use crate::cli::{Format, StatusOptions};
+use crate::fleet::{plain, table as fleet_table};
 use crate::live::default_paths;
+use crate::report::counted;
 
 /// More than any status has.
 const LONGEST: u64 = 64 << 20;
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The role of a fleet's controller, which moves no packets.
+pub(crate) const CONTROLLER: &str = "controller";
 
 pub(crate) fn run(options: &StatusOptions) -> Result<(), Failure> {
-    let path = place(options.socket.as_deref())?;
+    let all = ["mux", "host", "proxy", CONTROLLER];
+    let path = place_of_any(options.socket.as_deref(), &all)?;
     let mut now = ask(&path)?;
     if options.format == Format::Json {
         say_line!("{now:#}")?;
@@ -55,13 +60,18 @@ pub(crate) fn place(said: Option<&Path>) -> Result<PathBuf, Failure> {
 
 /// The same of a balancer that has one of these roles.
 pub(crate) fn place_of(said: Option<&Path>, roles: &[Role]) -> Result<PathBuf, Failure> {
+    let names: Vec<&str> = roles.iter().map(|role| role.name()).collect();
+    place_of_any(said, &names)
+}
+
+/// The same of a process that has one of these roles, which may be a controller's.
+fn place_of_any(said: Option<&Path>, names: &[&str]) -> Result<PathBuf, Failure> {
     if let Some(path) = said {
         return Ok(path.to_owned());
     }
-    let mut paths = roles.iter().flat_map(|&role| default_paths(role));
+    let mut paths = names.iter().flat_map(|name| default_paths(name));
     let found = paths.find(|path| UnixStream::connect(path).is_ok());
     found.ok_or_else(|| {
-        let names: Vec<&str> = roles.iter().map(|role| role.name()).collect();
         let names = names.join(" or ");
         Failure::failed(format!(
             "no {names} on this machine has a socket that this user may open: give its path with --socket"
@@ -98,6 +108,9 @@ pub(crate) fn text<'v>(value: &'v Value, path: &str) -> &'v str {
 
 /// The table; with rates where there is an earlier status.
 fn table(now: &Value, before: Option<&Value>) -> String {
+    if text(now, "/role") == CONTROLLER {
+        return controller_text(now);
+    }
     let mut out = String::new();
     let seconds = before.map(|before| number(now, "/time") - number(before, "/time"));
     let seconds = seconds.filter(|seconds| *seconds > 0.0);
@@ -144,7 +157,8 @@ fn table(now: &Value, before: Option<&Value>) -> String {
     }
     let io = now.pointer("/io").and_then(Value::as_object);
     let lost = io.into_iter().flatten().filter(|(name, count)| {
-        let is_a_loss = !["received", "sent", "passed"].contains(&name.as_str());
+        // What is too long is among the reasons of drops.
+        let is_a_loss = !["received", "sent", "passed", "too_long"].contains(&name.as_str());
         is_a_loss && !name.starts_with("frames") && count.as_u64() != Some(0)
     });
     for (name, count) in lost {
@@ -160,14 +174,14 @@ fn table(now: &Value, before: Option<&Value>) -> String {
     };
     let _ = writeln!(
         out,
-        "\n{}: {} live of {}, {} made ({} per s), {} refused; {} SYNs",
+        "\n{}: {} live of {}, {} made ({} per s), {} refused; {}",
         table.trim_start_matches('/'),
         number(now, &format!("{table}/live")),
         number(now, &format!("{table}/places")),
         number(now, &format!("{table}/made")),
         rate(&format!("{table}/made")),
         number(now, &format!("{table}/refused")),
-        number(now, "/syns"),
+        counted(number(now, "/syns") as u64, "SYN"),
     );
     if number(now, "/taken_up") > 0.0 {
         let _ = writeln!(
@@ -201,6 +215,37 @@ fn table(now: &Value, before: Option<&Value>) -> String {
             rate(&format!("{path}/forwarded/packets")),
             number(now, &format!("{path}/flows")),
         );
+    }
+    out
+}
+
+/// The state of a controller, and of the fleet if it leads that, as text.
+fn controller_text(now: &Value) -> String {
+    let mut out = format!(
+        "slb {} controller {}: pid {}, up {:.0} s\n",
+        text(now, "/version"),
+        plain(text(now, "/name")),
+        number(now, "/pid"),
+        number(now, "/uptime"),
+    );
+    let leads = now.get("leads_for").and_then(Value::as_f64);
+    out += &match (leads, now.get("leader").and_then(Value::as_str)) {
+        (Some(seconds), _) => format!("leads, for {seconds:.0} s\n"),
+        (None, Some(other)) => format!("waits: {} leads\n", plain(other)),
+        (None, None) => "waits, and knows of no controller that leads\n".to_owned(),
+    };
+    out += &match now.pointer("/store/away").and_then(Value::as_f64) {
+        Some(seconds) => format!("store: away for {seconds:.0} s\n"),
+        None => format!(
+            "store: answers, for {:.0} s\n",
+            number(now, "/store/reached")
+        ),
+    };
+    if let Some(fault) = now.pointer("/store/fault").and_then(Value::as_str) {
+        let _ = writeln!(out, "fault: {}", plain(fault));
+    }
+    if let Some(fleet) = now.get("fleet").filter(|fleet| fleet.is_object()) {
+        let _ = write!(out, "\n{}", fleet_table(fleet));
     }
     out
 }

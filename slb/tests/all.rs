@@ -16,6 +16,8 @@ mod changes;
 mod cli;
 mod command_line;
 mod contributing;
+#[cfg(feature = "live")]
+mod controller;
 mod counters;
 mod device_ports;
 #[cfg(feature = "live")]

@@ -53,6 +53,7 @@ fn made() -> BTreeSet<String> {
     let mut text = String::new();
     sources(&root().join("slb/src/report"), &mut text);
     sources(&root().join("slb/src/live"), &mut text);
+    sources(&root().join("slb/src/fleet"), &mut text);
     let strings = text.split('"').skip(1).step_by(2);
     let names = strings.filter(|name| {
         let is_name = name
@@ -93,6 +94,7 @@ fn boards_and_alerts_ask_for_metrics_that_are_there() {
         "examples/grafana/mux.json",
         "examples/grafana/host.json",
         "examples/grafana/proxy.json",
+        "examples/grafana/fleet.json",
         "examples/prometheus/alerts.yml",
         "examples/prometheus/alerts_test.yml",
     ] {

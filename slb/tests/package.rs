@@ -508,6 +508,8 @@ fn the_packages_parts_are_what_the_program_writes() {
                 .exists()
         );
         assert!(unit.contains(&format!("EnvironmentFile=/etc/default/slb-{role}")));
+        // The place of its socket, where `slb status` looks.
+        assert!(unit.contains("RuntimeDirectory=slb\n"), "{unit}");
     }
     // The same input gives the same package.
     let again = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
 //! Options of the commands that read and write the store of a fleet.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -120,6 +121,13 @@ pub(crate) struct ControllerOptions {
     /// Maximum seconds to wait for connections of removed backends.
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     pub(crate) drain: u64,
+    /// Socket of `slb status`. Default: /run/slb-controller.sock. A stale socket is replaced; if the file
+    /// is anything else, it stays, and the program does not start.
+    #[arg(long = "socket", visible_alias = "status", value_name = "PATH")]
+    pub(crate) status: Option<PathBuf>,
+    /// Address that serves /metrics (for Prometheus), /healthz and /readyz over HTTP.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) metrics: Option<SocketAddr>,
     /// Format of the log, which goes to standard error.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log: LogFormat,

@@ -16,7 +16,7 @@ fn reasons() -> PossibleValuesParser {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct StatusOptions {
-    /// The balancer's socket. Default: that of the balancer running on this machine.
+    /// Socket of the balancer or controller. Default: that of the one running on this machine.
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
     /// Print once, and exit.

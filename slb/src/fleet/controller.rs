@@ -9,8 +9,11 @@ use signal_hook::iterator::Signals;
 use slb_fleet::leader::{Leader, LeaderOptions};
 use tracing::{info, warn};
 
+use super::telling::Telling;
 use crate::Failure;
 use crate::cli::ControllerOptions;
+use crate::live::{Endpoint, Place};
+use crate::status::CONTROLLER;
 
 /// How long it waits for something to happen before it looks at signals and clocks.
 const TICK: Duration = Duration::from_millis(50);
@@ -22,10 +25,18 @@ pub(crate) fn run(options: &ControllerOptions) -> Result<(), Failure> {
     let store = super::open(&options.store)?;
     let name = options.name.clone().unwrap_or_else(|| {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname");
-        host.map_or_else(|_| "controller".to_owned(), |name| name.trim().to_owned())
+        host.map_or_else(|_| CONTROLLER.to_owned(), |name| name.trim().to_owned())
     });
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(Failure::failed)?;
     let begin = Instant::now();
+    // What can be missing is opened before it may lead.
+    let telling = Arc::new(Telling::new(&name, begin));
+    let endpoint = options.metrics.map(Endpoint::bind).transpose()?;
+    let place = Place::open(options.status.as_deref(), CONTROLLER)?;
+    if let Some(endpoint) = endpoint {
+        endpoint.serve(Arc::clone(&telling))?;
+    }
+    let status = place.map(|place| place.serve(Arc::clone(&telling)));
     let mut leader = Leader::new(
         Arc::clone(&store) as Arc<_>,
         LeaderOptions {
@@ -37,8 +48,16 @@ pub(crate) fn run(options: &ControllerOptions) -> Result<(), Failure> {
     info!(name, fleet = options.store.fleet.join(","), "running");
     let mut said = String::new();
     while signals.pending().next().is_none() {
-        match leader.turn(begin.elapsed(), TICK) {
-            Ok(()) => said.clear(),
+        let turned = leader.turn(begin.elapsed(), TICK);
+        let away = telling.note(&leader, turned.as_ref().err());
+        match turned {
+            Ok(()) => {
+                if let Some(away) = away {
+                    let seconds = away.as_secs_f64();
+                    info!(seconds, "the store answers again");
+                }
+                said.clear();
+            }
             Err(error) => {
                 // What is the same again is not said again.
                 let why = error.to_string();
@@ -51,5 +70,8 @@ pub(crate) fn run(options: &ControllerOptions) -> Result<(), Failure> {
         }
     }
     leader.resign();
+    if let Some(status) = status {
+        status.end();
+    }
     Ok(())
 }

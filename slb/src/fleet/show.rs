@@ -1,45 +1,61 @@
 //! `slb fleet status`: how far the fleet is, and what each node says.
 
+use std::fmt::Write as _;
+
 use serde_json::{Value, json};
-use slb_fleet::object::{Agents, Digest, Keys, LeaderName, Object, Report, Wanted};
-use slb_fleet::rollout::{Rollout, Side, Stage};
+use slb_fleet::leader::{FleetView, NodeView, Reported, failing};
+use slb_fleet::object::{Agents, Digest, Keys, LeaderName, Object, Table, Wanted};
+use slb_fleet::rollout::{Side, Stage};
 use slb_fleet::store::Store;
 
 use super::wanted::{plain, rollout};
 use crate::Failure;
 use crate::cli::{FleetStatusOptions, Format};
-
-/// A node: role, name, and its report, or why the report cannot be read. A host agent that is gone has none.
-type Reported = (Side, String, Option<Result<Report, String>>);
+use crate::status::{number, text};
 
 pub(crate) fn run(options: &FleetStatusOptions) -> Result<(), Failure> {
     let store = super::open(&options.store)?;
     let keys = Keys::new(&options.store.access.cluster);
-    let rollout = rollout(&*store, &keys.key("state/rollout"))?;
     let leader: Option<LeaderName> = read(&*store, &keys.key("state/leader"))?;
-    let wanted: Option<Wanted> = read(&*store, &keys.wanted())?;
+    let view = view(&*store, &keys)?;
+    let document = document(&view, leader.as_ref().map(|leader| leader.name.as_str()));
+    match options.format {
+        Format::Json => say_line!("{document:#}"),
+        Format::Text => say!("{}", table(&document)),
+    }
+}
+
+/// The fleet, as the store has it.
+fn view(store: &dyn Store, keys: &Keys) -> Result<FleetView, Failure> {
+    let list = |prefix: &str| {
+        let listing = store.list(&keys.key(prefix)).map_err(Failure::failed)?;
+        Ok::<_, Failure>(listing.entries)
+    };
     let mut nodes = Vec::new();
     for side in [Side::Host, Side::Mux] {
-        let prefix = keys.key(&format!("node/{}/", side.name()));
-        for entry in store.list(&prefix).map_err(Failure::failed)?.entries {
-            let report = Report::read(&entry.key, &entry.value);
-            let report = report.map_err(|error| error.to_string());
-            let name = entry.key.strip_prefix(&prefix).unwrap_or(&entry.key);
-            nodes.push((side, name.to_owned(), Some(report)));
-        }
+        let entries = list(&format!("node/{}/", side.name()))?;
+        let own = entries.iter();
+        nodes.extend(own.map(|entry| NodeView::read(side, &entry.key, &entry.value)));
     }
-    let agents: Agents = read(&*store, &keys.key("state/agents"))?.unwrap_or_default();
+    let agents: Agents = read(store, &keys.key("state/agents"))?.unwrap_or_default();
     for name in agents.agents.keys() {
-        let is_own = |(side, own, _): &Reported| *side == Side::Host && own == name;
+        let is_own = |node: &NodeView| node.side == Side::Host && node.name == *name;
         if !nodes.iter().any(is_own) {
-            nodes.push((Side::Host, name.clone(), None));
+            nodes.push(NodeView::gone(name));
         }
     }
-    let leader = leader.as_ref().map(|leader| leader.name.as_str());
-    match options.format {
-        Format::Json => say_line!("{:#}", document(&rollout, leader, wanted.as_ref(), &nodes)),
-        Format::Text => say!("{}", text(&rollout, leader, wanted.as_ref(), &nodes)),
-    }
+    let tables = list("state/table/")?;
+    let tables = tables.iter();
+    let tables: Vec<Table> = tables
+        .filter_map(|entry| Table::read(&entry.key, &entry.value).ok())
+        .collect();
+    let wanted: Option<Wanted> = read(store, &keys.wanted())?;
+    Ok(FleetView {
+        rollout: rollout(store, &keys.key("state/rollout"))?,
+        wanted: wanted.map(|wanted| wanted.index),
+        nodes,
+        failing: failing(&tables),
+    })
 }
 
 pub(super) fn read<T: Object>(store: &dyn Store, key: &str) -> Result<Option<T>, Failure> {
@@ -48,21 +64,17 @@ pub(super) fn read<T: Object>(store: &dyn Store, key: &str) -> Result<Option<T>,
     read.transpose().map_err(Failure::failed)
 }
 
-fn document(
-    rollout: &Rollout,
-    leader: Option<&str>,
-    wanted: Option<&Wanted>,
-    nodes: &[Reported],
-) -> Value {
-    let stopped = match &rollout.stage {
+/// A fleet as JSON; `leader` is the controller that leads it.
+pub(super) fn document(view: &FleetView, leader: Option<&str>) -> Value {
+    let stopped = match &view.rollout.stage {
         Stage::Stopped { node, why } => json!({ "node": node, "why": why }),
         _ => Value::Null,
     };
-    let nodes = nodes.iter().map(|(side, name, report)| {
+    let nodes = view.nodes.iter().map(|NodeView { side, name, report }| {
         let report = match report {
-            None => return json!({ "role": side.name(), "name": name, "gone": true }),
-            Some(Ok(report)) => report,
-            Some(Err(fault)) => {
+            Reported::Gone => return json!({ "role": side.name(), "name": name, "gone": true }),
+            Reported::Is(report) => report,
+            Reported::Unreadable(fault) => {
                 return json!({ "role": side.name(), "name": name, "unreadable": fault });
             }
         };
@@ -79,76 +91,85 @@ fn document(
             "left": report.left,
         })
     });
+    let rollout = &view.rollout;
     json!({
         "controller": leader,
         "generation": rollout.generation,
         "stage": rollout.stage.name(),
         "stopped": stopped,
-        "wanted": wanted.map(|wanted| wanted.index.as_str()),
+        "wanted": view.wanted.as_ref().map(Digest::as_str),
         "rolled_out": rollout.target.as_ref().map(Digest::as_str),
+        "failing": view.failing,
         "nodes": nodes.collect::<Vec<_>>(),
     })
 }
 
-fn text(
-    rollout: &Rollout,
-    leader: Option<&str>,
-    wanted: Option<&Wanted>,
-    nodes: &[Reported],
-) -> String {
-    let leader = leader.unwrap_or("none");
-    let mut text = format!(
+/// The same as text.
+pub(crate) fn table(document: &Value) -> String {
+    let own = |path: &str| plain(text(document, path));
+    let leader = document["controller"]
+        .as_str()
+        .map_or_else(|| "none".to_owned(), plain);
+    let mut out = format!(
         "controller: {leader}\ngeneration: {}, {}\n",
-        rollout.generation,
-        rollout.stage.name()
+        number(document, "/generation"),
+        own("/stage"),
     );
-    if let Stage::Stopped { node, why } = &rollout.stage {
-        text += &format!("refused by {}: {}\n", plain(node), plain(why));
+    if document["stopped"].is_object() {
+        let _ = writeln!(
+            out,
+            "refused by {}: {}",
+            own("/stopped/node"),
+            own("/stopped/why")
+        );
     }
-    if wanted.map(|wanted| &wanted.index) != rollout.target.as_ref() {
-        text += "another change waits\n";
+    if document["wanted"] != document["rolled_out"] {
+        out += "another change waits\n";
     }
-    text += &format!(
-        "{:<5} {:<20} {:>8} {:>8} {:>8} {:<10} {}\n",
-        "role", "name", "holds", "live", "left", "version", "refused"
+    let failing = document["failing"].as_object().into_iter().flatten();
+    let failing = failing.filter(|(_, count)| count.as_u64() != Some(0));
+    let failing: Vec<String> = failing
+        .map(|(pool, count)| format!("{} {count}", plain(pool)))
+        .collect();
+    if !failing.is_empty() {
+        let _ = writeln!(out, "backends that fail, by pool: {}", failing.join(", "));
+    }
+    let _ = writeln!(
+        out,
+        "{:<5} {:<20} {:>8} {:>8} {:>8} {:<10} refused",
+        "role", "name", "holds", "live", "left", "version"
     );
-    for (side, name, report) in nodes {
-        let name = plain(name);
-        let report = match report {
-            Some(Ok(report)) => report,
-            None => {
-                text += &format!(
-                    "{:<5} {name:<20} is away: its vms get no new flows (slb fleet forget {name})\n",
-                    side.name()
-                );
-                continue;
-            }
-            Some(Err(fault)) => {
-                let fault = plain(fault);
-                text += &format!(
-                    "{:<5} {name:<20} its report cannot be read: {fault}\n",
-                    side.name()
-                );
-                continue;
-            }
-        };
-        let left = report
-            .left
-            .map_or_else(|| "-".to_owned(), |left| left.to_string());
-        let refused = report.refused.as_ref();
-        let refused = refused.map(|own| format!("{}: {}", own.generation, plain(&own.why)));
-        text += format!(
-            "{:<5} {:<20} {:>8} {:>8} {:>8} {:<10} {}",
-            side.name(),
-            name,
-            report.held,
-            report.live,
-            left,
-            plain(&report.version),
+    for node in document["nodes"].as_array().into_iter().flatten() {
+        let (role, name) = (text(node, "/role"), plain(text(node, "/name")));
+        if node["gone"] == true {
+            let _ = writeln!(
+                out,
+                "{role:<5} {name:<20} is away: its vms get no new flows (slb fleet forget {name})"
+            );
+            continue;
+        }
+        if let Some(fault) = node["unreadable"].as_str() {
+            let fault = plain(fault);
+            let _ = writeln!(
+                out,
+                "{role:<5} {name:<20} its report cannot be read: {fault}"
+            );
+            continue;
+        }
+        let left = node["left"].as_u64();
+        let left = left.map_or_else(|| "-".to_owned(), |left| left.to_string());
+        let refused = node["refused"].is_object().then(|| {
+            let generation = number(node, "/refused/generation");
+            format!("{generation}: {}", plain(text(node, "/refused/why")))
+        });
+        let line = format!(
+            "{role:<5} {name:<20} {:>8} {:>8} {left:>8} {:<10} {}",
+            number(node, "/held"),
+            number(node, "/live"),
+            plain(text(node, "/version")),
             refused.unwrap_or_default()
-        )
-        .trim_end();
-        text.push('\n');
+        );
+        let _ = writeln!(out, "{}", line.trim_end());
     }
-    text
+    out
 }

@@ -227,7 +227,7 @@ fn behind_of(store: &dyn Store, keys: &Keys, generation: u64) -> Result<Vec<Stri
 }
 
 /// Returns a text that a node wrote as one line that no terminal takes for a command.
-pub(super) fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     let shown = text.chars().map(|c| match c.is_control() {
         true => c.escape_default().to_string(),
         false => c.to_string(),

@@ -8,10 +8,10 @@ use slb_control::probe::{PROBE_CLASSES, ProbeCounts, ProbeTallies, VipResults};
 use crate::report::metrics::{Family, Histogram, Labels};
 
 /// The program, and the time of its start.
-pub(super) fn of_process(config: &Config, started: SystemTime) -> [Family; 2] {
+pub(crate) fn of_process(role: &str, started: SystemTime) -> [Family; 2] {
     let labels = vec![
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
-        ("role", config.node.role.name().to_owned()),
+        ("role", role.to_owned()),
         ("architecture", std::env::consts::ARCH.to_owned()),
     ];
     let started = started

@@ -3,8 +3,8 @@
 //! | path | answer |
 //! |---|---|
 //! | `/metrics` | all counters, as OpenMetrics text |
-//! | `/healthz` | 200 while the workers answer |
-//! | `/readyz` | 200 while they do, packets come in by all devices, and each frontend with rules has a backend for new flows |
+//! | `/healthz` | 200 while the workers answer; of a controller, while it moves |
+//! | `/readyz` | 200 while they do, packets come in by all devices, and each frontend with rules has a backend for new flows; of a controller, while its store answers |
 //!
 //! While a node waits for its fleet's first generation, it is well and not ready, and has no counters.
 //!
@@ -37,7 +37,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::status::Shared;
+use super::tell::Tell;
 use crate::Failure;
 use crate::report::metrics::{Family, Histogram};
 
@@ -52,7 +52,7 @@ const TIME_TO_READ: Duration = Duration::from_secs(1);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// An address that metrics are answered at.
-pub(super) struct Endpoint {
+pub(crate) struct Endpoint {
     address: SocketAddr,
     /// Gone once a thread answers.
     listener: Option<std::net::TcpListener>,
@@ -63,14 +63,14 @@ pub(super) struct Endpoint {
 #[derive(Default)]
 struct Source {
     /// Empty while the process waits for its first configuration.
-    shared: OnceLock<Arc<Shared>>,
+    told: OnceLock<Arc<dyn Tell>>,
     /// Why it waits.
     waits: Mutex<String>,
 }
 
 impl Endpoint {
     /// Binds to an address; clients wait from now on.
-    pub(super) fn bind(address: SocketAddr) -> Result<Self, Failure> {
+    pub(crate) fn bind(address: SocketAddr) -> Result<Self, Failure> {
         let failed = failed(address);
         let listener = std::net::TcpListener::bind(address).map_err(&failed)?;
         listener.set_nonblocking(true).map_err(&failed)?;
@@ -89,8 +89,8 @@ impl Endpoint {
     }
 
     /// Answers in a thread of its own, for as long as the process lives.
-    pub(super) fn serve(mut self, shared: Arc<Shared>) -> Result<(), Failure> {
-        let _ = self.source.shared.set(shared);
+    pub(crate) fn serve(mut self, told: Arc<impl Tell>) -> Result<(), Failure> {
+        let _ = self.source.told.set(told);
         self.begin()
     }
 
@@ -235,27 +235,27 @@ fn respond(method: &Method, path: &str, source: &Source) -> Response<Full<Bytes>
         refused.headers_mut().insert(hyper::header::ALLOW, allowed);
         return refused;
     }
-    let stuck = || {
-        text(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "a worker does not answer\n",
-        )
+    let said = |result: Result<(), String>, good: &'static str| match result {
+        Ok(()) => text(StatusCode::OK, good),
+        Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     };
-    let counters = |families: Option<Vec<Family>>| match families.and_then(encoded) {
-        Some(body) => {
-            let mut answer = text(StatusCode::OK, body);
-            let kind = hyper::header::HeaderValue::from_static(OPEN_METRICS);
-            answer
-                .headers_mut()
-                .insert(hyper::header::CONTENT_TYPE, kind);
-            answer
-        }
-        None => stuck(),
+    let counters = |families: Result<Vec<Family>, String>| {
+        let body = families.and_then(|own| encoded(own).map_err(|error| error.to_string()));
+        let body = match body {
+            Ok(body) => body,
+            Err(why) => return text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+        };
+        let mut answer = text(StatusCode::OK, body);
+        let kind = hyper::header::HeaderValue::from_static(OPEN_METRICS);
+        answer
+            .headers_mut()
+            .insert(hyper::header::CONTENT_TYPE, kind);
+        answer
     };
-    let Some(shared) = source.shared.get() else {
+    let Some(told) = source.told.get() else {
         let waits = source.waits.lock().unwrap_or_else(PoisonError::into_inner);
         return match path {
-            "/metrics" => counters(Some(Vec::new())),
+            "/metrics" => counters(Ok(Vec::new())),
             "/healthz" => text(StatusCode::OK, "well\n"),
             "/readyz" => text(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -265,20 +265,9 @@ fn respond(method: &Method, path: &str, source: &Source) -> Response<Full<Bytes>
         };
     };
     match path {
-        "/metrics" => counters(shared.families()),
-        "/readyz" if !shared.trouble().is_empty() => {
-            let said = format!("not ready: {}\n", shared.trouble().join(", "));
-            text(StatusCode::SERVICE_UNAVAILABLE, said)
-        }
-        "/healthz" | "/readyz" if !shared.is_answered() => stuck(),
-        "/healthz" => text(StatusCode::OK, "well\n"),
-        "/readyz" => match shared.unavailable() {
-            down if down.is_empty() => text(StatusCode::OK, "ready\n"),
-            down => {
-                let said = format!("no backend takes new flows of: {}\n", down.join(", "));
-                text(StatusCode::SERVICE_UNAVAILABLE, said)
-            }
-        },
+        "/metrics" => counters(told.metrics()),
+        "/healthz" => said(told.health(), "well\n"),
+        "/readyz" => said(told.readiness(), "ready\n"),
         _ => unknown(),
     }
 }
@@ -296,12 +285,12 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     response
 }
 
-fn encoded(families: Vec<Family>) -> Option<String> {
+fn encoded(families: Vec<Family>) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Families(families)));
     let mut out = String::new();
-    encode(&mut out, &registry).ok()?;
-    Some(out)
+    encode(&mut out, &registry)?;
+    Ok(out)
 }
 
 #[derive(Debug)]

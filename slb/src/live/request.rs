@@ -20,7 +20,7 @@ use slb_core::wire::protocol;
 
 use super::look::{NoPage, Wanted};
 use super::status::Shared;
-use super::{answers, capture};
+use super::tell::Tell;
 
 /// How long a client may take to ask, before it is taken as one that asks for the status.
 const TO_ASK: Duration = Duration::from_millis(100);
@@ -60,7 +60,7 @@ pub(super) fn read(mut client: &UnixStream) -> io::Result<Option<Value>> {
 }
 
 /// Answers a question.
-pub(super) fn answer(asked: &Value, client: &UnixStream, shared: &Shared) -> io::Result<()> {
+pub(super) fn answer(asked: &Value, client: &UnixStream, told: &dyn Tell) -> io::Result<()> {
     let mut out = Answer::to(client);
     if let Err(error) = check_plain(asked) {
         return out
@@ -68,25 +68,17 @@ pub(super) fn answer(asked: &Value, client: &UnixStream, shared: &Shared) -> io:
             .and_then(|()| out.flush());
     }
     let answered = match asked["ask"].as_str() {
-        Some("status") => match shared.document() {
-            Some(document) => out.line(&document),
-            None => out.line(&json!({ "error": "a worker does not answer" })),
+        Some("status") => match told.status() {
+            Ok(document) => out.line(&document),
+            Err(why) => out.line(&json!({ "error": why })),
         },
-        Some("list") => list(asked, shared, &mut out),
-        Some("config") => answers::config(shared, &mut out),
-        Some("explain") => answers::explain_live(asked, shared, &mut out),
-        Some("drops") => answers::drops(shared, &mut out),
-        Some("capture") => capture::capture(asked, shared, &shared.is_captured, &mut out),
-        _ => out.line(&json!({
-            "error": "expected a line of JSON with \"ask\": \"status\", \"list\", \"config\", \"explain\", \
-                      \"drops\" or \"capture\""
-        })),
+        _ => told.answer(asked, &mut out),
     };
     answered.and_then(|()| out.flush())
 }
 
 /// Lines on their way to a client.
-pub(super) struct Answer<'c> {
+pub(crate) struct Answer<'c> {
     client: &'c UnixStream,
     bytes: Vec<u8>,
     written: Instant,
@@ -101,7 +93,7 @@ impl<'c> Answer<'c> {
         }
     }
 
-    pub(super) fn line(&mut self, value: &Value) -> io::Result<()> {
+    pub(crate) fn line(&mut self, value: &Value) -> io::Result<()> {
         writeln!(self.bytes, "{value}")?;
         self.give_on()
     }
@@ -195,7 +187,7 @@ impl Names {
     }
 }
 
-fn list(asked: &Value, shared: &Shared, out: &mut Answer<'_>) -> io::Result<()> {
+pub(super) fn list(asked: &Value, shared: &Shared, out: &mut Answer<'_>) -> io::Result<()> {
     let begin = Instant::now();
     let config = shared.config();
     let read = || -> Result<_, String> {

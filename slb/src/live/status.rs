@@ -16,9 +16,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
+use slb_control::Config;
 use slb_control::config::Backend;
 use slb_control::probe::{BackendName, ProbeTallies, VipResults};
-use slb_control::{Config, Role};
 use slb_core::snapshot::Snapshot;
 use slb_core::state::Refusal;
 use slb_core::stats::BackendCounters;
@@ -34,6 +34,7 @@ use super::measured;
 use super::next_hops::destination;
 use super::request;
 use super::state::StateStatus;
+use super::tell::Tell;
 use super::worker::{Counted, Letterbox, Worker};
 use crate::Failure;
 use crate::report::Report;
@@ -49,16 +50,16 @@ const MOST_CLIENTS: usize = 32;
 
 /// The places where the socket of a role may be, unless it is said: that of a process started by hand, and that
 /// of the packaged service.
-pub(crate) fn default_paths(role: Role) -> [PathBuf; 2] {
-    let of_service = format!("/run/slb/slb-{}.sock", role.name());
+pub(crate) fn default_paths(role: &str) -> [PathBuf; 2] {
+    let of_service = format!("/run/slb/slb-{role}.sock");
     [default_path(role), PathBuf::from(of_service)]
 }
 
 /// Where the socket of a role is, unless it is said: in systemd's runtime directory, if it gave one.
-fn default_path(role: Role) -> PathBuf {
+fn default_path(role: &str) -> PathBuf {
     let directory = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
     let directory = directory.unwrap_or_else(|| PathBuf::from("/run"));
-    directory.join(format!("slb-{}.sock", role.name()))
+    directory.join(format!("slb-{role}.sock"))
 }
 
 /// The data that the status is made of.
@@ -419,7 +420,7 @@ impl Shared {
             ),
             measured::of_rules(config),
         ]);
-        families.extend(measured::of_process(config, self.started));
+        families.extend(measured::of_process(config.node.role.name(), self.started));
         if let Some(probes) = &self.probes {
             families.extend(measured::of_probes(config, probes));
         }
@@ -551,14 +552,14 @@ impl Counted {
 /// The socket; its file goes with it.
 ///
 /// A name that was removed, by whoever tidies up, is made again: a process whose socket is gone cannot be asked.
-pub(super) struct Place {
+pub(crate) struct Place {
     listener: UnixListener,
     name: Name,
 }
 
 impl Place {
     /// Opens the socket. Where it was asked for it has to be had; else it may be missing.
-    pub(super) fn open(asked: Option<&Path>, role: Role) -> Result<Option<Self>, Failure> {
+    pub(crate) fn open(asked: Option<&Path>, role: &str) -> Result<Option<Self>, Failure> {
         let path = asked.map_or_else(|| default_path(role), Path::to_owned);
         match listen(&path) {
             Ok((listener, identity)) => {
@@ -580,7 +581,8 @@ impl Place {
 
     /// Answers in threads of its own: clients that do not read do not block others. Returns the name of the socket, to
     /// be ended with the process.
-    pub(super) fn serve(self, shared: Arc<Shared>) -> Named {
+    pub(crate) fn serve(self, told: Arc<impl Tell>) -> Named {
+        let told: Arc<dyn Tell> = told;
         let Self { mut listener, name } = self;
         let named = Named(Arc::new(Mutex::new(Some(name))));
         let own = Named(Arc::clone(&named.0));
@@ -597,7 +599,7 @@ impl Place {
                 match poll(&mut fds, Some(&most)) {
                     Ok(0) => {}
                     Ok(_) => match listener.accept() {
-                        Ok((client, _)) => clients.answer(client, &shared),
+                        Ok((client, _)) => clients.answer(client, &told),
                         // Too many open files, say: the next one would fail at once.
                         Err(_) => thread::sleep(Duration::from_millis(100)),
                     },
@@ -630,7 +632,7 @@ impl Place {
 }
 
 /// The name of a socket that is served, until it [ends](Self::end).
-pub(super) struct Named(Arc<Mutex<Option<Name>>>);
+pub(crate) struct Named(Arc<Mutex<Option<Name>>>);
 
 impl Named {
     fn name(&self) -> MutexGuard<'_, Option<Name>> {
@@ -652,7 +654,7 @@ impl Named {
     }
 
     /// Removes the name, which is made no more.
-    pub(super) fn end(self) {
+    pub(crate) fn end(self) {
         *self.name() = None;
     }
 }
@@ -667,7 +669,7 @@ struct Clients {
 impl Clients {
     /// Answers a client in a thread of its own. Where there are too many clients already, the one that has
     /// taken longest goes.
-    fn answer(self: &Arc<Self>, client: UnixStream, shared: &Arc<Shared>) {
+    fn answer(self: &Arc<Self>, client: UnixStream, told: &Arc<dyn Tell>) {
         let Ok(own) = client.try_clone() else { return };
         let number = {
             let mut present = self.present();
@@ -680,10 +682,10 @@ impl Clients {
             present.push_back((number, own));
             number
         };
-        let (clients, shared) = (Arc::clone(self), Arc::clone(shared));
+        let (clients, told) = (Arc::clone(self), Arc::clone(told));
         let thread = thread::Builder::new().name("slb status".to_owned());
         let started = thread.spawn(move || {
-            let _: io::Result<()> = answer(&client, &shared);
+            let _: io::Result<()> = answer(&client, &*told);
             clients.present().retain(|(other, _)| *other != number);
         });
         if started.is_err() {
@@ -697,7 +699,7 @@ impl Clients {
 }
 
 /// The name of a socket in the file system. Dropped, it removes the name, unless another file has it by then.
-pub(super) struct Name {
+pub(crate) struct Name {
     path: PathBuf,
     /// The device and the inode.
     identity: (u64, u64),
@@ -719,12 +721,12 @@ impl Drop for Name {
     }
 }
 
-fn answer(mut client: &UnixStream, shared: &Shared) -> io::Result<()> {
+fn answer(mut client: &UnixStream, told: &dyn Tell) -> io::Result<()> {
     client.set_write_timeout(Some(PATIENCE))?;
     if let Some(asked) = request::read(client)? {
-        return request::answer(&asked, client, shared);
+        return request::answer(&asked, client, told);
     }
-    if let Some(document) = shared.document() {
+    if let Ok(document) = told.status() {
         client.write_all(document.to_string().as_bytes())?;
     }
     Ok(())
@@ -830,7 +832,7 @@ mod tests {
         let directory = folder.path().join("run");
         fs::create_dir(&directory).expect("a directory");
         let path = directory.join("sock");
-        let place = || Place::open(Some(&path), Role::Mux).expect("a socket");
+        let place = || Place::open(Some(&path), "mux").expect("a socket");
         let named = place().expect("it was asked for").serve(shared());
         let is_answered = || asked(&path).is_some_and(|said| said.contains("web.toml"));
         wait_until(is_answered);

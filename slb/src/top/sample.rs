@@ -137,6 +137,49 @@ impl Samples {
         vips
     }
 
+    /// The rules, each for itself, as [`vips`](Self::vips) has them together.
+    pub(super) fn rules(&self) -> Vec<Vip> {
+        let rules = self.list("rules").iter();
+        let of = |rule: &Value| {
+            let known = ["/kind", "/rule"].map(|path| text(rule, path).to_owned());
+            let before = self.earlier("rules", |other| {
+                ["/kind", "/rule"].map(|path| text(other, path)) == known
+            });
+            let rate = |path: &str| match before {
+                Some(before) => self.grown(number(rule, path), number(before, path)),
+                None => 0.0,
+            };
+            let [_, name] = &known;
+            Vip {
+                name: name.clone(),
+                address: text(rule, "/address").to_owned(),
+                packets: rate("/forwarded/packets"),
+                bytes: rate("/forwarded/bytes"),
+                syns: rate("/syns"),
+                flows: rate("/flows"),
+            }
+        };
+        rules.map(of).collect()
+    }
+
+    /// Counters of the table of flows or connections.
+    pub(super) fn flow_events(&self) -> Vec<Loss> {
+        let table = match text(&self.now, "/role") {
+            "mux" => "flows",
+            _ => "connections",
+        };
+        let counters = self.now.get(table).and_then(Value::as_object);
+        let counters = counters.into_iter().flatten();
+        let counters = counters.filter(|(name, _)| !["live", "places"].contains(&name.as_str()));
+        let of = |(name, count): (&String, &Value)| {
+            let total = count.as_f64()?;
+            let rate = self.rate(&format!("/{table}/{name}"));
+            let name = name.clone();
+            Some(Loss { name, rate, total })
+        };
+        counters.filter_map(of).collect()
+    }
+
     pub(super) fn backends(&self) -> Vec<Backend> {
         let backends = self.list("backends").iter();
         let of = |backend: &Value| {
@@ -176,7 +219,8 @@ impl Samples {
         });
         let io = self.now.get("io").and_then(Value::as_object);
         let io = io.into_iter().flatten().filter(|(name, _)| {
-            let is_a_loss = !["received", "sent", "passed"].contains(&name.as_str());
+            // What is too long is among the reasons.
+            let is_a_loss = !["received", "sent", "passed", "too_long"].contains(&name.as_str());
             is_a_loss && !name.starts_with("frames")
         });
         let io = io.map(|(name, count)| {

@@ -1,4 +1,4 @@
-//! The interface that all roles share: enough for a loop that runs any of them.
+//! The trait of all roles, for loops that run any of them.
 
 use core::ops::Deref;
 
@@ -11,18 +11,18 @@ use crate::snapshot::{BackendKey, RuleKey, Snapshot};
 use crate::stats::{BackendCounters, RuleCounters, Stats};
 use crate::time::Instant;
 
-/// A role.
+/// A role: mux, host agent or proxy.
 pub trait Dataplane<'s> {
     /// Sets the verdict of each of `frames`, and rewrites those to be sent in place.
     fn process(&mut self, now: Instant, frames: &mut [Frame<'_>]) {
         self.process_observed(now, frames, &mut ());
     }
 
-    /// The same, with somebody looking on.
+    /// Does the same as [`process`](Self::process), and shows every step to an observer.
     fn process_observed(&mut self, now: Instant, frames: &mut [Frame<'_>], seen: &mut impl Observe);
 
-    /// Does what is due without a packet. Frames of `spare`, which are empty, become packets of
-    /// the role's own, with the verdict to forward them; the others stay as they are.
+    /// Does timed work: ends what has expired, and releases fragments that waited. Empty frames of
+    /// `spare` become packets that the role generates, with their verdicts; the others stay empty.
     fn advance(&mut self, now: Instant, spare: &mut Burst<'_>);
 
     /// Returns the counters since the dataplane was made.

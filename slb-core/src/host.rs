@@ -79,34 +79,32 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         })
     }
 
-    /// The same host agent with other options.
+    /// Sets the options.
     #[must_use]
     pub fn with_options(mut self, options: NatOptions) -> Self {
         self.pipeline.set_options(options);
         self
     }
 
-    /// The same host agent with a limit on the new connections of each source from outside: above it, their
-    /// first packets are dropped.
+    /// Adds a limit on the new connections of each source from outside. Above it, their first packets are dropped.
     #[must_use]
     pub fn with_source_limit(mut self, limiter: SourceLimiter<'m>) -> Self {
         self.pipeline.sources = limiter;
         self
     }
 
-    /// Changes the options. A limit whose rate stays keeps what was used of it; another one begins full.
+    /// Changes the options. A limit with the same rate keeps its present level; a changed one starts full.
     pub fn set_options(&mut self, options: NatOptions) {
         self.pipeline.set_options(options);
     }
 
-    /// Puts another limit on the new connections of each source in the place of the present one, and returns
-    /// that. A limiter without buckets limits nothing.
+    /// Replaces the limit on the new connections of each source, and returns the old one. A limiter without buckets
+    /// limits nothing.
     pub fn replace_source_limit(&mut self, limiter: SourceLimiter<'m>) -> SourceLimiter<'m> {
         core::mem::replace(&mut self.pipeline.sources, limiter)
     }
 
-    /// The same host agent with room for later fragments that come before their first one. They go on with
-    /// [`advance`](Self::advance).
+    /// Adds room for later fragments that arrive before their first one. [`advance`](Self::advance) sends them on.
     #[must_use]
     pub fn with_fragment_room(mut self, room: FragmentRoom<'m>) -> Self {
         self.pipeline.room = room;
@@ -118,7 +116,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         self.process_observed(now, frames, &mut ());
     }
 
-    /// The same, with somebody looking on.
+    /// Does the same as [`process`](Self::process), and shows every step to an observer.
     pub fn process_observed(
         &mut self,
         now: Instant,
@@ -141,14 +139,12 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         }
     }
 
-    /// Does what is due without a packet: ends connections whose time has come, and tells their
-    /// ends; sends fragments on that waited for their first one. Frames of `spare`, which are empty,
-    /// become RSTs with the verdict to forward them, and those fragments with theirs; the others stay
-    /// as they are. To be called before or after each burst, and a
-    /// few times a second without any.
+    /// Ends expired connections with RSTs to both sides, and releases fragments whose first one has arrived. Empty
+    /// frames of `spare` become these RSTs and fragments, with their verdicts; the others stay empty. Call this before
+    /// or after each burst, and a few times a second without packets.
     ///
-    /// One call looks at a bounded number of connections, and stops where `spare` is used up;
-    /// without any frame in `spare`, no end is told.
+    /// A call looks at a bounded number of connections, and stops when `spare` is used up. Without
+    /// frames in `spare`, no RSTs are sent.
     pub fn advance(&mut self, now: Instant, spare: &mut Burst<'_>) {
         let now = self.pipeline.set_clock(now);
         let used = self.pipeline.sweep::<HostRole>(now, spare);
@@ -161,33 +157,33 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         self.pipeline.has_counters_for(snapshot)
     }
 
-    /// Moves the counters into other memory, their values with them, and returns the memory that
-    /// they were in. Values without room in `counters` are lost.
+    /// Moves the counters and their values into other memory, and returns the old memory. Values
+    /// without room in `counters` are lost.
     pub fn replace_counters(&mut self, counters: CounterMemory<'m>) -> CounterMemory<'m> {
         self.pipeline.replace_counters(counters)
     }
 
-    /// Puts another snapshot in place, built with the present one as its previous, and returns the
-    /// old one: nothing here refers to it any more. Connections of backends that are gone, or
-    /// unhealthy where their rule resets, end within the next calls of [`advance`](Self::advance).
+    /// Installs another snapshot, built with the present one as its predecessor, and returns the
+    /// old one, which is no longer used. Connections of removed backends, and of unhealthy ones if
+    /// their rule resets, end within the next calls of [`advance`](Self::advance).
     ///
     /// # Errors
     /// The snapshot does not [follow](Snapshot::follows) the present one, which stays.
     ///
     /// # Cost
-    /// In proportion to the backends and rules.
+    /// Proportional to the backends and rules.
     pub fn install(&mut self, snapshot: S) -> Result<S, Rejected<S>> {
         let old = self.pipeline.install(snapshot)?;
         self.arrivals = Arrivals::default();
         Ok(old)
     }
 
-    /// Gives the connections that a [filter](Filter) wants to `each`, from a place on, and says where to go on.
-    /// `each` gets the place too, and returns whether there is room for another. Times are counted from the
+    /// Gives the connections that match a [filter](Filter) to `each`, beginning at a slot, and returns the slot to
+    /// continue at. `each` also gets the slot, and returns true if it has room for another. Times are relative to the
     /// last call of `process` or `advance`.
     ///
     /// # Cost
-    /// `most` places at most.
+    /// At most `most` slots.
     pub fn list(
         &self,
         from: Cursor,
@@ -198,11 +194,11 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         self.pipeline.list::<HostRole>(from, most, filter, each)
     }
 
-    /// Writes connections as [records](crate::state) to the beginning of `into`, from a place on, and says
-    /// where to go on. Times are counted from the last call of `process` or `advance`.
+    /// Writes connections as [records](crate::state) to the beginning of `into`, beginning at a slot, and returns the
+    /// slot to continue at. Times are relative to the last call of `process` or `advance`.
     ///
-    /// A connection stays at its place for life, so of those that are there from the first call to the
-    /// last, each is exported once, whatever happens between the calls.
+    /// A connection never changes its slot, so each one that exists from the first call to the last is exported exactly
+    /// once.
     ///
     /// # Cost
     /// [`EXPORT_STEP`](crate::state::EXPORT_STEP) places at most.
@@ -210,9 +206,9 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         self.pipeline.export::<HostRole>(None, from, into)
     }
 
-    /// Writes the connections of one vm as [`export`](Self::export) does: those of the backend given, and of
-    /// all others that its vm is. Another host agent takes them over with [`import`](Self::import) when the
-    /// vm moves there. `None` where the backend is not here.
+    /// Writes the connections of one vm as [`export`](Self::export) does, over all backends that the vm is. Another
+    /// host agent takes them over with [`import`](Self::import) when the vm moves there. `None` if the backend is not
+    /// on this host.
     ///
     /// # Cost
     /// [`EXPORT_STEP`](crate::state::EXPORT_STEP) places at most, of whatever vm.
@@ -228,14 +224,13 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         Some(self.pipeline.export::<HostRole>(Some(zone), from, into))
     }
 
-    /// Takes connections over that were exported some time ago. Those that are here already stay as they
-    /// are.
+    /// Takes over connections that were exported earlier. Existing connections do not change.
     ///
     /// # Errors
-    /// Nothing is taken over of bytes that are not whole records, as [`export`](Self::export) writes them.
+    /// The bytes are not whole records as [`export`](Self::export) writes them; nothing is taken over.
     ///
     /// # Cost
-    /// Two rounds over `records`: what is to be bounded is given in parts.
+    /// Two passes over `records`. To bound the time of a call, give the records in parts.
     pub fn import(
         &mut self,
         now: Instant,
@@ -245,9 +240,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         self.pipeline.import::<HostRole>(now, age, records, None)
     }
 
-    /// Takes over the connections that one of several workers has, as [`import`](Self::import) does all. Each
-    /// worker gets all records, and leaves those that others have. The first worker counts records that cannot
-    /// be read.
+    /// Takes over the connections of one of several workers, as [`import`](Self::import) does for all. Give all records
+    /// to each worker: it skips those of the others. The first worker counts unreadable records.
     ///
     /// # Errors
     /// As [`import`](Self::import).
@@ -262,18 +256,17 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
             .import::<HostRole>(now, age, records, Some(share))
     }
 
-    /// Takes up TCP connections from outside that began before now, and of which nothing is known here: a
-    /// segment of a vm's connection under a balancing or an inbound NAT rule leads to the vm again, and the
-    /// vm's own segments to the client, where one frontend port leads to the vm's port, or one of several by the
-    /// connection's slot. That ends for each rule when its idle timeout has passed, since a connection that was
-    /// silent for so long is over.
+    /// Takes up unknown TCP connections from outside that began before now. A segment of a connection under a balancing
+    /// or an inbound NAT rule reaches the vm again, and the vm's segments reach the client. If several frontend ports
+    /// lead to the vm's port, the connection's slot selects one. For each rule this ends after its idle timeout, when a
+    /// connection that was silent would have ended.
     ///
     /// Call this when a host agent starts without the state of its predecessor, or with a
     /// [stale](Age::is_stale) state. At other times the sender of a segment without a connection is
     /// told that there is none.
     ///
-    /// Connections that vms opened are not taken up, since only the state knows their ports, and neither are
-    /// those of rules with `source_nat`.
+    /// Connections that vms opened, and those of rules with `source_nat`, are not taken up, since only the state has
+    /// their ports.
     pub fn take_up(&mut self, now: Instant) {
         self.pipeline.begin_take_up(now);
     }

@@ -1,7 +1,7 @@
-//! The dataplane of a layer-4 load balancer, without I/O, without allocation, without `std`.
+//! The dataplane of a layer-4 load balancer, without I/O, allocation or `std`.
 //!
-//! A burst of [`Frame`]s goes in, each comes out rewritten in place and with one [`Verdict`]. The loop
-//! is the same for each role:
+//! A role takes a burst of [`Frame`]s, rewrites each in place and gives it one [`Verdict`]. The loop is the same for
+//! every role:
 //!
 //! ```
 //! use slb_core::{Burst, Dataplane, Instant, PacketIo};
@@ -24,19 +24,17 @@
 //! }
 //! ```
 //!
-//! Time passes by [`process`](Dataplane::process), also of an empty burst, and by
-//! [`advance`](Dataplane::advance). A program that sleeps while no packets come wakes up 20 times a second
-//! for it.
+//! [`process`](Dataplane::process), also with an empty burst, and [`advance`](Dataplane::advance) tell a role the time.
+//! A program that sleeps while no packets arrive has to call one of them 20 times a second.
 //!
-//! - [`Spec`](spec::Spec) says what is balanced; [`Snapshot`](snapshot::Snapshot) is its
-//!   compiled form; [`Mux`], [`Host`] and [`Proxy`] are the roles that use it. Read [`mux`] to follow a
-//!   packet.
-//! - A [`Host`] or [`Proxy`] on several CPUs is several, between which [`steer`] divides connections.
-//! - [`wire`], [`hash`], [`maglev`] and [`flow`] are of use on their own.
+//! - [`Spec`](spec::Spec) describes the balancer, and [`Snapshot`](snapshot::Snapshot) is its compiled form; [`Mux`],
+//!   [`Host`] and [`Proxy`] are the roles that use it. Read [`mux`] to follow a packet.
+//! - To use several CPUs, run a [`Host`] or [`Proxy`] on each; [`steer`] divides connections among them.
+//! - [`wire`], [`hash`], [`maglev`] and [`flow`] are useful on their own.
 //! - All memory is the caller's: see [`mem`].
 //!
 //! # Constructors
-//! One word means the same for snapshots, tables and roles:
+//! Constructors have the same names for snapshots, tables and roles:
 //!
 //! | | takes |
 //! |---|---|

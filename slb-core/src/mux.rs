@@ -1,7 +1,7 @@
-//! The mux: packets for a VIP go to a backend, encapsulated; the rest is passed on.
+//! The mux, which sends packets for VIPs to their backends in VXLAN and passes all others.
 //!
-//! A burst goes through three stages, each a loop over all its frames, so that one stage can ask
-//! for the cache lines that the next one reads:
+//! A burst goes through three stages, each a loop over all its frames, so that one stage can
+//! prefetch the cache lines that the next one reads:
 //!
 //! ```text
 //!  classify -> where are the headers, which rule takes the packet, what is its hash
@@ -13,10 +13,10 @@
 //! Between the stages a frame is a `Lane`. A frame leaves early by getting its verdict: passed,
 //! answered, or dropped with a reason.
 //!
-//! Nearly all frames take the fast path through the same stages (`plain`), which decides nothing of
-//! its own: what is not certain goes on here.
+//! Nearly all frames take the fast path (`plain`) through the same stages. It makes the same
+//! decisions; a frame that it cannot handle continues here.
 //!
-//! Without a flow table, or where it is full, Maglev alone decides: the same on every mux.
+//! Without a flow table, or if it is full, Maglev alone picks the backend, the same on every mux.
 
 mod list;
 mod pin;
@@ -49,24 +49,25 @@ use crate::stats::{BackendCounters, Count, RuleCounters, Stats};
 use crate::time::{Clock, Instant};
 use crate::verdict::{DropReason, Verdict};
 
-/// Options of a mux. Each kind of packet that a mux makes has a limit of its own.
+/// Options of a mux. Each kind of packet that a mux generates has its own limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MuxOptions {
-    /// Echo replies a second: the long run. Zero: none, as for the other kinds.
+    /// Sustained rate of echo replies per second. Zero, here and for the other kinds: none are
+    /// sent.
     pub answers_per_second: u32,
-    /// Echo replies at once.
+    /// Burst size for echo replies.
     pub answers_at_once: u32,
-    /// Packets "too big" (ICMPv6) and "fragmentation needed" (ICMP) a second: the long run.
+    /// Sustained rate of "packet too big" (ICMPv6) and "fragmentation needed" (ICMP) per second.
     pub too_big_per_second: u32,
-    /// Packets "too big" and "fragmentation needed" at once.
+    /// Burst size for "packet too big" and "fragmentation needed".
     pub too_big_at_once: u32,
-    /// Other ICMP errors of its own a second: the long run.
+    /// Sustained rate of other ICMP errors per second.
     pub errors_per_second: u32,
-    /// Other ICMP errors at once.
+    /// Burst size for other ICMP errors.
     pub errors_at_once: u32,
-    /// RSTs a second: the long run.
+    /// Sustained rate of RSTs per second.
     pub resets_per_second: u32,
-    /// RSTs at once.
+    /// Burst size for RSTs.
     pub resets_at_once: u32,
 }
 
@@ -98,13 +99,12 @@ impl Default for MuxOptions {
     }
 }
 
-/// The tables of a mux, all of them optional.
+/// Tables of a mux. All are optional.
 #[derive(Debug)]
 pub struct MuxTables<'m> {
-    /// The flow table; `None`: stateless.
+    /// The flow table; `None` makes the mux stateless.
     pub flows: Option<FlowTable<'m>>,
-    /// The table of first fragments, which has their ports; `None`: later fragments that need ports
-    /// are dropped.
+    /// The ports of first fragments. With `None`, later fragments that need ports are dropped.
     pub fragments: Option<FragmentTable<'m>>,
     /// Counters by [`CompiledRule::slot`](crate::snapshot::CompiledRule::slot); rules beyond its end are not counted.
     pub rules: Mem<'m, RuleCounters>,
@@ -146,35 +146,34 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         })
     }
 
-    /// The same mux with other options.
+    /// Sets the options.
     #[must_use]
     pub fn with_options(mut self, options: MuxOptions) -> Self {
         self.pipeline.limits = Limits::new(&options.rates());
         self
     }
 
-    /// The same mux with a limit on the new flows of each source. Above it a SYN is dropped; what may be
-    /// of a flow that began elsewhere is sent on by Maglev's choice, and not pinned. Without a flow table
-    /// there is nothing to limit.
+    /// Adds a limit on the new flows of each source. Above it, SYNs are dropped; packets that may belong to a flow that
+    /// began elsewhere go to Maglev's choice, and are not pinned. Has no effect without a flow table.
     #[must_use]
     pub fn with_source_limit(mut self, limiter: SourceLimiter<'m>) -> Self {
         self.pipeline.sources = limiter;
         self
     }
 
-    /// Changes the options. A limit whose rate stays keeps what was used of it; another one begins full.
+    /// Changes the options. A limit with the same rate keeps its present level; a changed one starts full.
     pub fn set_options(&mut self, options: MuxOptions) {
         self.pipeline.limits.set_rates(&options.rates());
     }
 
-    /// Puts another limit on the new flows of each source in the place of the present one, and returns
-    /// that. A limiter without buckets limits nothing.
+    /// Replaces the limit on the new flows of each source, and returns the old one. A limiter without buckets limits
+    /// nothing.
     pub fn replace_source_limit(&mut self, limiter: SourceLimiter<'m>) -> SourceLimiter<'m> {
         core::mem::replace(&mut self.pipeline.sources, limiter)
     }
 
-    /// The same mux with room for later fragments that come before their first one. They go on with
-    /// [`release`](Self::release).
+    /// Adds room for later fragments that arrive before their first one. [`release`](Self::release)
+    /// sends them on.
     #[must_use]
     pub fn with_fragment_room(mut self, room: FragmentRoom<'m>) -> Self {
         self.pipeline.room = room;
@@ -186,7 +185,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         self.process_observed(now, frames, &mut ());
     }
 
-    /// The same, with somebody looking on.
+    /// Does the same as [`process`](Self::process), and shows every step to an observer.
     pub fn process_observed(
         &mut self,
         now: Instant,
@@ -208,7 +207,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         }
     }
 
-    /// The same without the fast path for plain packets: with the same result, as tests show.
+    /// Processes `frames` without the fast path for plain packets. Tests show that the result is
+    /// the same.
     #[doc(hidden)]
     pub fn process_the_long_way(
         &mut self,
@@ -229,17 +229,15 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         }
     }
 
-    /// Does what is due without a packet: expires flows. To be called some 20 times a second where
-    /// `process` is not.
+    /// Expires idle flows. Call it about 20 times a second while `process` is not called.
     pub fn advance(&mut self, now: Instant) {
         self.pipeline.advance(now);
     }
 
-    /// Sends fragments on that waited for their first one, and gives up those that waited too long.
-    /// Frames of `spare`, which are empty, become those fragments, each with its verdict; the others
-    /// stay as they are. To be called before or after each burst, and a few times a second without
-    /// any, of a mux that has [room for fragments](Self::with_fragment_room).
-    /// [`Dataplane::advance`](crate::Dataplane::advance) does this too.
+    /// Releases fragments whose first one has arrived, and drops those that waited too long. Empty frames of `spare`
+    /// become those fragments, each with its verdict; the others stay empty. If the mux has [room for
+    /// fragments](Self::with_fragment_room), call this before or after each burst, and a few times a second without
+    /// packets. [`Dataplane::advance`](crate::Dataplane::advance) does this too.
     pub fn release(&mut self, now: Instant, spare: &mut Burst<'_>) {
         self.pipeline.advance(now);
         self.pipeline.release(&mut self.lanes, spare);
@@ -253,8 +251,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         snapshot.rule_slots() <= rules.len() && snapshot.backend_slots() <= backends.len()
     }
 
-    /// Moves the counters into other memory, their values with them, and returns the memory that
-    /// they were in. Values without room in `counters` are lost.
+    /// Moves the counters and their values into other memory, and returns the old memory. Values
+    /// without room in `counters` are lost.
     pub fn replace_counters(&mut self, mut counters: CounterMemory<'m>) -> CounterMemory<'m> {
         let tables = &mut self.pipeline.tables;
         counters::replace(&mut tables.rules, &mut counters.rules);
@@ -263,14 +261,14 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         counters
     }
 
-    /// Puts another snapshot in place, built with the present one as its previous, and returns
-    /// the old one: nothing here refers to it any more.
+    /// Installs another snapshot, built with the present one as its predecessor, and returns the
+    /// old one, which is no longer used.
     ///
     /// # Errors
     /// The snapshot does not [follow](Snapshot::follows) the present one, which stays.
     ///
     /// # Cost
-    /// In proportion to the backends and rules, and 16 KiB of what the mux remembers of services.
+    /// Proportional to the backends and rules, and to 16 KiB of remembered services.
     pub fn install(&mut self, snapshot: S) -> Result<S, Rejected<S>> {
         if let Err(error) = snapshot.check_after(&self.pipeline.snapshot) {
             return Err(Rejected { snapshot, error });
@@ -284,14 +282,14 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         Ok(old)
     }
 
-    /// Gives the pinned flows that a [filter](Filter) wants to `each`, from a place on, and says where to go on.
-    /// `each` gets the place too, and returns whether there is room for another. Times are counted from the
+    /// Gives the pinned flows that match a [filter](Filter) to `each`, beginning at a slot, and returns the slot to
+    /// continue at. `each` also gets the slot, and returns true if it has room for another. Times are relative to the
     /// last call of `process` or `advance`.
     ///
     /// A flow that moves to make room for another between two calls may be missed, or given twice.
     ///
     /// # Cost
-    /// `most` places at most.
+    /// At most `most` slots.
     pub fn list(
         &self,
         from: Cursor,
@@ -302,8 +300,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         self.pipeline.list(from, most, filter, each)
     }
 
-    /// Writes pinned flows as [records](crate::state) to the beginning of `into`, from a place on, and says
-    /// where to go on. Times are counted from the last call of `process` or `advance`.
+    /// Writes pinned flows as [records](crate::state) to the beginning of `into`, beginning at a slot, and returns the
+    /// slot to continue at. Times are relative to the last call of `process` or `advance`.
     ///
     /// A flow that moves to make room for another while an export is going on may be missed, or exported
     /// twice.
@@ -413,7 +411,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Mux<'static, S> {
         Self::build(snapshot, flows, key, &mut crate::mem::Boxes)
     }
 
-    /// A mux that pins nothing: Maglev alone decides. It remembers fragments only.
+    /// Creates a mux that pins no flows, so that Maglev alone picks backends. The mux remembers
+    /// fragments only.
     ///
     /// # Errors
     /// The snapshot is a proxy's.

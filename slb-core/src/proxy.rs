@@ -1,4 +1,4 @@
-//! The proxy: one box between clients and backends, a bump in the wire that translates.
+//! The proxy, a bump in the wire between clients and backends that translates addresses.
 //!
 //! ```text
 //!            from a frontend port                       from the backend port
@@ -11,14 +11,14 @@
 //!            new: as the rule says                      new: as it is
 //! ```
 //!
-//! Link headers stay as they are, and so do the TTLs: neighbours on one side see those on the
-//! other. A packet to a backend that has a [next hop](crate::spec::Backend::next_hop) goes to that
-//! MAC address. Packets that are not for a service cross untouched. With several frontend ports, a
-//! backend's packet of no connection goes to the port whose address it is for, or to all of them.
+//! Link headers and TTLs do not change, so neighbours on one side see those on the other. A packet
+//! to a backend that has a [next hop](crate::spec::Backend::next_hop) goes to that MAC address.
+//! Packets that are not for a service cross untouched. With several frontend ports, a backend's
+//! packet of no connection goes to the port whose address it is for, or to all of them.
 //!
-//! TCP sessions stay on their backend whatever becomes of it in the configuration; a probe that fails
-//! ends them where their rule has `tcp_reset`. Flows of other protocols go to another backend with their
-//! client's next packet when theirs is unhealthy or gone; a draining backend keeps them. The stages are those of the [host agent](crate::host).
+//! TCP sessions stay with their backend even if it is removed from the configuration; a failed probe ends them if their
+//! rule has `tcp_reset`. If a backend is unhealthy or removed, flows of other protocols go to another backend with the
+//! client's next packet; a draining backend keeps them. The stages are those of the [host agent](crate::host).
 
 use core::fmt;
 use core::net::IpAddr;
@@ -110,34 +110,32 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         Some(tables)
     }
 
-    /// The same proxy with other options.
+    /// Sets the options.
     #[must_use]
     pub fn with_options(mut self, options: NatOptions) -> Self {
         self.pipeline.set_options(options);
         self
     }
 
-    /// The same proxy with a limit on the new connections of each source from outside: above it, their
-    /// first packets are dropped.
+    /// Adds a limit on the new connections of each source from outside. Above it, their first packets are dropped.
     #[must_use]
     pub fn with_source_limit(mut self, limiter: SourceLimiter<'m>) -> Self {
         self.pipeline.sources = limiter;
         self
     }
 
-    /// Changes the options. A limit whose rate stays keeps what was used of it; another one begins full.
+    /// Changes the options. A limit with the same rate keeps its present level; a changed one starts full.
     pub fn set_options(&mut self, options: NatOptions) {
         self.pipeline.set_options(options);
     }
 
-    /// Puts another limit on the new connections of each source in the place of the present one, and returns
-    /// that. A limiter without buckets limits nothing.
+    /// Replaces the limit on the new connections of each source, and returns the old one. A limiter without buckets
+    /// limits nothing.
     pub fn replace_source_limit(&mut self, limiter: SourceLimiter<'m>) -> SourceLimiter<'m> {
         core::mem::replace(&mut self.pipeline.sources, limiter)
     }
 
-    /// The same proxy with room for later fragments that come before their first one. They go on with
-    /// [`advance`](Self::advance).
+    /// Adds room for later fragments that arrive before their first one. [`advance`](Self::advance) sends them on.
     #[must_use]
     pub fn with_fragment_room(mut self, room: FragmentRoom<'m>) -> Self {
         self.pipeline.room = room;
@@ -149,7 +147,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         self.process_observed(now, frames, &mut ());
     }
 
-    /// The same, with somebody looking on.
+    /// Does the same as [`process`](Self::process), and shows every step to an observer.
     pub fn process_observed(
         &mut self,
         now: Instant,
@@ -172,8 +170,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         }
     }
 
-    /// Does what is due without a packet: ends connections whose time has come, and tells their
-    /// ends. As [`Host::advance`](crate::Host::advance).
+    /// Ends expired connections and releases waiting fragments, like
+    /// [`Host::advance`](crate::Host::advance).
     pub fn advance(&mut self, now: Instant, spare: &mut Burst<'_>) {
         let now = self.pipeline.set_clock(now);
         let used = self.pipeline.sweep::<ProxyRole>(now, spare);
@@ -186,33 +184,33 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         self.pipeline.has_counters_for(snapshot)
     }
 
-    /// Moves the counters into other memory, their values with them, and returns the memory that
-    /// they were in. Values without room in `counters` are lost.
+    /// Moves the counters and their values into other memory, and returns the old memory. Values
+    /// without room in `counters` are lost.
     pub fn replace_counters(&mut self, counters: CounterMemory<'m>) -> CounterMemory<'m> {
         self.pipeline.replace_counters(counters)
     }
 
-    /// Puts another snapshot in place, built with the present one as its previous, and returns the
-    /// old one: nothing here refers to it any more. No TCP connection
-    /// moves; other flows of backends that are unhealthy or gone move with their next packet.
+    /// Installs another snapshot, built with the present one as its predecessor, and returns the
+    /// old one, which is no longer used. No TCP connection moves; other flows of backends that are
+    /// unhealthy or gone move with their next packet.
     ///
     /// # Errors
     /// The snapshot does not [follow](Snapshot::follows) the present one, which stays.
     ///
     /// # Cost
-    /// In proportion to the backends and rules.
+    /// Proportional to the backends and rules.
     pub fn install(&mut self, snapshot: S) -> Result<S, Rejected<S>> {
         let old = self.pipeline.install(snapshot)?;
         self.last = None;
         Ok(old)
     }
 
-    /// Gives the connections that a [filter](Filter) wants to `each`, from a place on, and says where to go on.
-    /// `each` gets the place too, and returns whether there is room for another. Times are counted from the
+    /// Gives the connections that match a [filter](Filter) to `each`, beginning at a slot, and returns the slot to
+    /// continue at. `each` also gets the slot, and returns true if it has room for another. Times are relative to the
     /// last call of `process` or `advance`.
     ///
     /// # Cost
-    /// `most` places at most.
+    /// At most `most` slots.
     pub fn list(
         &self,
         from: Cursor,
@@ -223,11 +221,11 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         self.pipeline.list::<ProxyRole>(from, most, filter, each)
     }
 
-    /// Writes connections as [records](crate::state) to the beginning of `into`, from a place on, and says
-    /// where to go on. Times are counted from the last call of `process` or `advance`.
+    /// Writes connections as [records](crate::state) to the beginning of `into`, beginning at a slot, and returns the
+    /// slot to continue at. Times are relative to the last call of `process` or `advance`.
     ///
-    /// A connection stays at its place for life, so of those that are there from the first call to the
-    /// last, each is exported once, whatever happens between the calls.
+    /// A connection never changes its slot, so each one that exists from the first call to the last is exported exactly
+    /// once.
     ///
     /// # Cost
     /// [`EXPORT_STEP`](crate::state::EXPORT_STEP) places at most.
@@ -235,8 +233,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         self.pipeline.export::<ProxyRole>(None, from, into)
     }
 
-    /// Takes connections over that were exported some time ago. Those that are here already stay as they
-    /// are.
+    /// Takes over connections that were exported earlier. Existing ones stay as they are.
     ///
     /// # Errors
     /// Nothing is taken over of bytes that are not whole records, as [`export`](Self::export) writes them.

@@ -6,7 +6,7 @@ use crate::flow::FlowStats;
 use crate::nat::NatStats;
 use crate::verdict::{DropReason, Verdict};
 
-/// Packets and their bytes. Bytes are those of the frame as it came in.
+/// A number of packets and their bytes. A frame counts with its length on arrival.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
     /// Frames.
@@ -104,18 +104,18 @@ impl AddAssign for Dropped {
 /// `passed` and `dropped`; a fragment that waited is in two, of which `released` is one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Frames given to it.
+    /// Frames received.
     pub received: Count,
-    /// Frames to send out of a port, or several.
+    /// Frames to send out of one or several ports.
     pub forwarded: Count,
     /// Frames that became an answer.
     pub replied: Count,
-    /// Frames that are not ours.
+    /// Frames that are not for the balancer.
     pub passed: Count,
-    /// Frames not to be sent, by [`DropReason`].
+    /// Dropped frames, by [`DropReason`].
     pub dropped: Dropped,
-    /// Fragments that waited, and do so no more: each is in [`DropReason::FragmentHeld`] of `dropped`,
-    /// and besides where it went in the end.
+    /// Fragments that have finished waiting. Each counts twice: in `dropped` as [`DropReason::FragmentHeld`], and with
+    /// its final outcome.
     pub released: Count,
     /// TCP segments that ask for a connection, among those that a rule took.
     pub syns: u64,
@@ -125,9 +125,9 @@ pub struct Stats {
     pub flows: FlowStats,
     /// The connection table's own counters.
     pub connections: NatStats,
-    /// RSTs that it made: answers, and those that tell both ends of a connection of its end.
+    /// RSTs sent: answers, and RSTs to both ends of a connection that ended.
     pub resets: u64,
-    /// RSTs that were due and not made: above the limit, or nowhere to put them.
+    /// RSTs that were not sent: the limit was reached, or no spare frame was left.
     pub resets_suppressed: u64,
     /// For a host agent: packets of none of its connections that it passed on to another host.
     pub passed_on: u64,
@@ -250,14 +250,14 @@ pub struct BackendCounters {
     pub forwarded: Count,
     /// Flows pinned to it, or connections made.
     pub flows: u64,
-    /// Connections that it has now, without those that are over and wait for late segments; of a mux,
-    /// which forgets flows in silence, none.
+    /// Current connections, without closed ones that wait for late segments. Zero at a mux, which forgets flows without
+    /// counting.
     pub live: u64,
-    /// Connections that it took up: of a mux, whose client went on after its SYN; else, that it
-    /// answered.
+    /// Connections that the backend accepted: at a mux, the client continued after its SYN; at
+    /// other roles, the backend answered.
     pub accepted: u64,
-    /// Signs that it did not: a SYN that came again; a RST or an ICMP error in answer to the first
-    /// packet, which a mux does not see.
+    /// Signs of failure: a retransmitted SYN, or a RST or ICMP error in answer to the first packet,
+    /// which a mux does not see.
     pub failures: u64,
     /// Id of the backend: the counters start at zero when their slot gets another owner.
     pub(crate) id: u32,
@@ -285,13 +285,13 @@ impl AddAssign for BackendCounters {
 /// The SNAT ports of a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SnatCounters {
-    /// Ports that it may use.
+    /// Ports allocated to the backend.
     pub ports: u64,
-    /// Ports that one connection or more use now.
+    /// Ports that at least one connection uses.
     pub used: u64,
-    /// Connections that it has to the outside now.
+    /// Current outbound connections.
     pub connections: u64,
-    /// New ones that found no port.
+    /// Outbound connections that found no port.
     pub exhausted: u64,
 }
 

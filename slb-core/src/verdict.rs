@@ -2,25 +2,25 @@
 
 use core::fmt;
 
-/// A port of the dataplane: where a frame came in, or is to go out. The numbers are the caller's.
+/// A port of the dataplane, where frames arrive and leave. The caller chooses the numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct PortId(pub u16);
 
-/// The one outcome that every frame gets.
+/// The outcome of a frame. Every frame gets exactly one.
 ///
-/// Exhaustive on purpose: whoever moves packets has to handle all five.
+/// The enum is exhaustive on purpose: an I/O has to handle all five variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
-    /// Send it out of this port.
+    /// Send the frame out of this port.
     Forward(PortId),
-    /// Send it out of every port but the one that it came in by.
+    /// Send the frame out of every port except the one that it arrived at.
     Flood,
-    /// The frame has become an answer: send it out of the port it came in by.
+    /// The frame has become an answer: send it out of the port that it arrived at.
     Reply,
-    /// Not ours, and untouched: hand it to the kernel, or to whoever else listens.
+    /// The frame is unchanged and not for the balancer: give it to the kernel or another receiver.
     Pass,
-    /// Not to be sent, for this reason.
+    /// Drop the frame, for this reason.
     Drop(DropReason),
 }
 
@@ -48,8 +48,8 @@ macro_rules! drop_reasons {
                 }
             }
 
-            /// The reason in words, for an operator: a clause in lower case without a full stop. The
-            /// text may change between versions.
+            /// Description of the reason for an operator: a clause in lower case without a full stop. The text may
+            /// change between versions.
             pub const fn description(self) -> &'static str {
                 match self {
                     $(Self::$variant => $description,)+
@@ -63,8 +63,8 @@ drop_reasons! {
     /// The frame ends before a header that it announces.
     Truncated = "truncated":
         "the frame ends before a header that it announces",
-    /// A header contradicts itself: a version, a header length or a total length that cannot be, also a
-    /// TCP data offset or a UDP length below its header or beyond the packet.
+    /// A header contradicts itself: an impossible version, header length or total length, or a TCP data offset or a UDP
+    /// length below its header or beyond the packet.
     Malformed = "malformed":
         "a header contradicts itself",
     /// The packet is for a VIP, but no rule takes its protocol and port. With an outbound rule: the
@@ -75,18 +75,18 @@ drop_reasons! {
     /// The rule's pool has no backend that may take a new flow.
     NoBackend = "no_backend":
         "no backend of the pool takes new flows",
-    /// A later fragment whose first fragment did not come, or not in time: its ports, and so its
-    /// backend, are unknown.
+    /// A later fragment whose first fragment did not arrive in time, so its ports and its backend
+    /// are unknown.
     FragmentWithoutFirst = "fragment_without_first":
         "the first fragment of the datagram was not seen",
     /// An ICMP error for a VIP that quotes no packet of that VIP.
     IcmpUnmatched = "icmp_unmatched":
         "the ICMP error quotes no packet of the VIP",
-    /// The hop limit ran out here, and the sender could not be told: the limit on answers is
-    /// reached, or the sender cannot be addressed.
+    /// The hop limit expired, and the sender could not be told: the limit on answers is reached, or
+    /// the sender cannot be addressed.
     HopLimit = "hop_limit":
         "the hop limit ran out",
-    /// Too long for the underlay once encapsulated, and the sender could not be told.
+    /// The packet is too long for the underlay once encapsulated, and the sender could not be told.
     PacketTooBig = "packet_too_big":
         "the packet is too long for the fabric once encapsulated",
     /// An ICMP echo request for a VIP that does not answer, or above the limit on answers.
@@ -95,8 +95,8 @@ drop_reasons! {
     /// The frame's buffer has too little room before the packet for the outer headers.
     NoHeadroom = "no_headroom":
         "the buffer has no room for the outer headers",
-    /// VXLAN from an address that is neither a mux nor a host, or from this
-    /// node's own where that is not one of the muxes'.
+    /// VXLAN from an address that belongs to no mux and no host, or from this node's own address
+    /// unless that is listed as a mux.
     UnknownPeer = "unknown_peer":
         "the sender is neither a mux nor a host",
     /// VXLAN for a network or a MAC address that no vm here has.
@@ -105,22 +105,22 @@ drop_reasons! {
     /// VXLAN whose outer UDP checksum is wrong.
     OuterChecksum = "outer_checksum":
         "the outer UDP checksum is wrong",
-    /// Congestion was experienced on the fabric by a packet whose ends do not know of it (RFC 6040
+    /// A packet was marked for congestion on the fabric, but its ends do not support ECN (RFC 6040
     /// §4.2).
     Congestion = "congestion":
         "the packet met congestion, and its ends do not support ECN",
-    /// A packet of no connection that begins none, whose sender is not told. Also a TCP segment other
-    /// than a SYN, or an echo reply, for a port of a vm's SNAT block: a late answer, or an unsolicited one.
+    /// A packet of no connection that cannot begin one; the sender is not told. Also a late or unsolicited answer (a
+    /// TCP segment other than a SYN, or an echo reply) for a port of a vm's SNAT block.
     NoConnection = "no_connection":
         "the packet belongs to no connection and cannot begin one",
-    /// There is no place for another connection.
+    /// The connection table is full.
     TableFull = "table_full":
         "the connection table is full",
-    /// A new connection would have the name of another: a client uses one port towards two
+    /// A new connection would get the tuple of another one: a client uses one port towards two
     /// frontends that lead to the same port of one vm.
     TupleTaken = "tuple_taken":
         "another connection has the tuple that this one would get",
-    /// A vm calls out, and no outbound rule lets it.
+    /// A vm calls out, and no outbound rule allows it.
     NoOutboundRule = "no_outbound_rule":
         "no outbound rule lets the vm call out",
     /// A vm calls out, and all its SNAT ports are in use towards that destination.
@@ -129,26 +129,24 @@ drop_reasons! {
     /// A vm's packet does not come from the vm's address.
     SpoofedSource = "spoofed_source":
         "the source is not the vm's address",
-    /// A flow would begin from an address that no host sends from: multicast, broadcast, reserved,
-    /// IPv4-mapped (RFC 6890 §2.2), none, another's loopback (RFC 1812 §5.3.7) or a link's (RFC 3927 §2.7,
-    /// RFC 4291 §2.5.6), or the address and port that it is for. Also a vm's, to a reserved or IPv4-mapped
-    /// address.
+    /// The source of a new flow is an address that no host sends from: multicast, broadcast, reserved, IPv4-mapped (RFC
+    /// 6890 §2.2), unspecified, loopback (RFC 1812 §5.3.7) or link-local (RFC 3927 §2.7, RFC 4291 §2.5.6), or equal to
+    /// its destination address and port. Also a vm's packet to a reserved or IPv4-mapped address.
     Martian = "martian":
         "the source or destination address can never be a host's",
     /// The source begins too many flows: see [`SourceLimiter`](crate::SourceLimiter).
     SourceLimit = "source_limit":
         "the source begins too many flows",
-    /// The sender chose further hops (RFC 791 §3.1, RFC 8200 §4.4). A VIP is no hop of a source route,
-    /// which is deprecated besides (RFC 5095, RFC 7126 §4.3), and the checksum is about another
-    /// destination, so it could not be translated either.
+    /// The packet is source-routed, with hops left (RFC 791 §3.1, RFC 8200 §4.4). Source routes are deprecated (RFC
+    /// 5095, RFC 7126 §4.3), and NAT cannot translate the packet, because its checksum covers another destination.
     SourceRoute = "source_route":
         "the packet is source-routed",
-    /// An ICMP redirect, or source quench, for a VIP or about a connection: anybody could send one, and
-    /// a host that believes it sends its packets elsewhere (RFC 1122 §3.2.2.2, RFC 6633).
+    /// An ICMP redirect or source quench for a VIP or about a connection. Anyone can forge one, and a host that accepts
+    /// it sends its packets elsewhere (RFC 1122 §3.2.2.2, RFC 6633).
     IcmpRedirect = "icmp_redirect":
         "redirects and source quench are not forwarded",
-    /// An ICMP error for a VIP or about a connection whose checksum is wrong (RFC 5508 REQ-3a), or
-    /// cannot be verified since the error itself is in fragments.
+    /// The checksum of an ICMP error for a VIP or about a connection is wrong (RFC 5508 REQ-3a), or
+    /// cannot be verified because the error itself is fragmented.
     IcmpChecksum = "icmp_checksum":
         "the checksum of the ICMP error is wrong or cannot be verified",
     /// The checksum of the IPv4 header is wrong (RFC 1812 §5.2.2): that of a packet for a VIP or of a
@@ -159,19 +157,19 @@ drop_reasons! {
     /// header, or a later TCP fragment that reaches into it (RFC 1858, RFC 3128, RFC 7112).
     TinyFragment = "tiny_fragment":
         "the fragment hides or overwrites a part of a transport header",
-    /// A later fragment that came before its first one. A copy of it waits, see
-    /// [`FragmentRoom`](crate::FragmentRoom), and is counted once more when that is over: as
-    /// [released](crate::Stats::released), with its outcome.
+    /// A later fragment that arrived before its first one. A copy of it waits (see
+    /// [`FragmentRoom`](crate::FragmentRoom)), and is counted again afterwards: as
+    /// [released](crate::Stats::released), and with its own outcome.
     FragmentHeld = "fragment_held":
         "a copy of the fragment waits for the first one",
-    /// A vm calls a VIP, and is the backend that was chosen: it would get a packet from itself, which
-    /// no stack answers. With `source_nat`, the rule's connections come from another address.
+    /// A vm calls a VIP and is itself the chosen backend. It would get a packet from its own address, which no stack
+    /// answers. With `source_nat`, the rule's connections come from another address.
     Hairpin = "hairpin":
         "the vm called its own VIP and was chosen itself: with source_nat, a vm can reach itself",
     /// The packet matches no connection at this host agent, and cannot be passed on to the host
-    /// that may have its connection or is to begin it: more than
-    /// [`passes_per_second`](crate::nat::NatOptions::passes_per_second) are passed on, or the
-    /// packet has visited that host.
+    /// that may have its connection or begins it: the limit
+    /// [`passes_per_second`](crate::nat::NatOptions::passes_per_second) is reached, or the packet
+    /// has already visited that host.
     Astray = "astray":
         "the packet belongs to no connection here and cannot be passed on to another host",
     /// A vm of a network calls an address of the network, or a private one outside of it, that no other vm of

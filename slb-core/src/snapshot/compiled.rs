@@ -154,7 +154,7 @@ impl CompiledBackend {
     }
 
     /// Returns true if new flows may go to the backend by its own state and weight, before any
-    /// probe is considered: see [`Snapshot::serves`] for a rule's probe.
+    /// probe is considered: see [`Snapshot::serves`](super::Snapshot::serves) for a rule's probe.
     #[inline]
     pub fn is_eligible(&self) -> bool {
         self.eligible

@@ -1,5 +1,5 @@
-//! The description of a balancer, which a snapshot is compiled from. Parsed configurations become a
-//! spec, and an embedder fills one in field by field.
+//! The description of a balancer, from which a snapshot is compiled. `slb-control` makes a spec
+//! from a configuration file; an embedder fills one in field by field.
 
 mod error;
 pub(crate) mod network;
@@ -25,13 +25,13 @@ use crate::verdict::PortId;
 use crate::wire::ethernet::MacAddress;
 use crate::wire::vxlan::Vni;
 
-/// Idle timeout of a rule that names none: Azure's, four minutes.
+/// Default idle timeout of a rule: Azure's, four minutes.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(240);
 
-/// Everything that a node needs to know. Indices refer to places in the slices.
+/// The whole description of a node. Fields that refer to items are indices of the slices.
 #[derive(Clone, Debug)]
 pub struct Spec<'a> {
-    /// The hash of flows, the same on every node. The same on every node.
+    /// The hash of flows, the same on every node.
     pub hasher: Hasher,
     /// The seed of the Maglev permutations. The same on every node.
     pub hash_seed: u64,
@@ -46,37 +46,36 @@ pub struct Spec<'a> {
     /// Health of the backends of pools, as probes found it. Rules name the entry that applies to
     /// them.
     pub health: &'a [PoolHealth<'a>],
-    /// Ports of frontends that lead to one backend each.
+    /// Inbound NAT: ports of frontends, each of which leads to one backend.
     pub inbound_nat: &'a [InboundNat<'a>],
     /// The outbound rules: vms that may call out, and the frontends whose addresses they use.
     pub outbound: &'a [Outbound<'a>],
-    /// Underlay addresses of the muxes: where a host sends what a rule returns through them, and,
-    /// where there are any, the only ones besides other hosts that it takes packets from. At most
-    /// 254.
+    /// Underlay addresses of the muxes, at most 254. A host sends answers through them if a rule
+    /// says so. If there are any, a host accepts VXLAN from these and from other hosts only.
     pub muxes: &'a [IpAddr],
     /// Networks whose vms host agents connect.
     pub networks: &'a [Network<'a>],
     /// Vms of networks that are no backends.
     pub vms: &'a [NetworkVm<'a>],
-    /// For a host agent: the addresses that vms reach under their own, without an outbound rule,
-    /// and that vms answer under their own. The rest is outside. [`INSIDE`] by default.
+    /// For a host agent: addresses that vms reach, and answer, with their own addresses, without an
+    /// outbound rule. All others are outside. [`INSIDE`] by default.
     pub inside: &'a [Prefix],
     /// For a host agent: the source addresses of probes of its own vms.
     pub probe_source: ProbeSource,
     /// For a proxy: its ports. All backends are then behind the backend port.
     pub proxy: Option<ProxyPorts<'a>>,
-    /// For a host agent: the time at which the snapshot is compiled, by any clock that goes on from
-    /// snapshot to snapshot. By it a host knows how long a backend had its slots, and remembers
-    /// those owners that have the most connections. [`Instant::ZERO`] in all snapshots: each counts
-    /// the same.
+    /// For a host agent: the time at which the snapshot is compiled, by a clock that keeps running
+    /// from snapshot to snapshot. From it a host derives how long a backend had its slots, and so
+    /// which former owners to remember. With [`Instant::ZERO`] in all snapshots, all count the
+    /// same.
     pub now: Instant,
 }
 
 /// The addresses that a host agent's own probes of its vms come from, the same on every host.
 ///
-/// A vm's packets to them are passed as they are, whatever outbound rules say: the caller, who
-/// probes, takes them from there. These addresses are no valid source on the fabric: packets from
-/// them are dropped.
+/// A vm's packets to these addresses are passed unchanged, regardless of outbound rules, and the
+/// caller, which sends the probes, receives them. Packets from the fabric with these source
+/// addresses are dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProbeSource {
     /// Towards vms with IPv4 addresses.
@@ -125,10 +124,10 @@ pub struct Underlay {
     pub ipv4: Option<Ipv4Addr>,
     /// Outer source address towards backends whose host has an IPv6 address.
     pub ipv6: Option<Ipv6Addr>,
-    /// This node's MAC address: outer and inner source. Of a proxy with next hops to its backends: answers
-    /// that come for this address go to the MAC address that the client's packets came from.
+    /// This node's MAC address: outer and inner source. At a proxy with next hops to its backends, answers to this
+    /// address go to the MAC address that the client's packets came from.
     pub mac: MacAddress,
-    /// Outer destination where a backend names none: the fabric's router.
+    /// Outer destination for backends without a next hop: the fabric's router.
     pub next_hop: MacAddress,
     /// The longest IP packet that the fabric carries, in bytes.
     pub mtu: u16,
@@ -173,7 +172,7 @@ pub enum UdpChecksum {
     /// takes.
     #[default]
     Auto,
-    /// Zero over both. Over IPv6 the receivers have to be set up for it (RFC 6935, RFC 6936).
+    /// Zero over both. Over IPv6 the receivers have to be configured for it (RFC 6935, RFC 6936).
     Zero,
     /// Computed over both.
     Computed,
@@ -222,7 +221,7 @@ pub enum Protocol {
     Tcp,
     /// UDP to one port.
     Udp,
-    /// ICMP echo requests (of the frontend's family): so backends answer pings of the VIP.
+    /// ICMP echo requests of the frontend's family, so that backends answer pings of the VIP.
     Icmp,
     /// HA ports: every protocol and port.
     All,
@@ -264,7 +263,7 @@ impl fmt::Display for Traffic {
     }
 }
 
-/// A load-balancing rule: what comes to a frontend's port goes to a pool.
+/// A load-balancing rule: packets for a frontend's port go to a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule<'a> {
     /// Name of the rule, unlike all other rules'. Counters go by it.
@@ -273,17 +272,16 @@ pub struct Rule<'a> {
     pub frontend: usize,
     /// Index of the pool in [`Spec::pools`].
     pub pool: usize,
-    /// The place in [`Spec::health`] of the probe results that the rule goes by; `None`: the rule
-    /// has no probe, and goes by the backends' [`state`](Backend::state) and
-    /// [`condition`](Backend::condition) alone.
+    /// Index of the rule's probe results in [`Spec::health`]. `None`: the rule has no probe, and
+    /// only the backends' [`state`](Backend::state) and [`condition`](Backend::condition) count.
     pub health: Option<usize>,
     /// Protocol of the packets that the rule takes.
     pub protocol: Protocol,
     /// The port that clients use; zero where the protocol [has none](Protocol::has_port), and only
     /// then.
     pub frontend_port: u16,
-    /// The port that backends serve; zero: [`frontend_port`](Self::frontend_port). A host agent and a
-    /// proxy translate to it, a mux changes no port.
+    /// The port that backends serve; zero means [`frontend_port`](Self::frontend_port). A host agent and a proxy
+    /// translate to it; a mux changes no port.
     pub backend_port: u16,
     /// The packet fields that choose a flow's backend.
     pub distribution: Distribution,
@@ -311,12 +309,12 @@ pub enum Scheduler {
 pub struct Terms {
     /// The backend sees the VIP and the frontend port, not its own (direct server return).
     pub floating_ip: bool,
-    /// Both ends are told with a RST when a connection ends by itself, and so is the sender of a
-    /// segment of no connection.
+    /// Both ends get a RST when a connection expires, and so does the sender of a segment without a
+    /// connection.
     pub tcp_reset: bool,
     /// The way of answers.
     pub answers: Answers,
-    /// The backend sees this address in the place of the client's (full SNAT).
+    /// The backend sees this address instead of the client's (full SNAT).
     pub source_nat: Option<IpAddr>,
     /// UDP under a load-balancing rule is QUIC. A host agent then reads from a packet's header if a
     /// connection begins: Initial and 0-RTT packets are treated as a SYN, others as further
@@ -327,7 +325,7 @@ pub struct Terms {
 /// The way of a backend's answers to the client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Answers {
-    /// Straight on (direct server return).
+    /// Straight to the client (direct server return).
     #[default]
     Direct,
     /// Answers go in VXLAN to the mux, of [`Spec::muxes`], that the connection came through.
@@ -379,20 +377,20 @@ pub enum NatTarget {
     Backend {
         /// The port that clients use.
         port: u16,
-        /// The backend's place in the pool.
+        /// The backend's index in the pool.
         backend: usize,
     },
     /// A port for each backend of the pool: that of instance `n` is `first + n`.
     Pool {
         /// The port of instance 0.
         first: u16,
-        /// The last port there is.
+        /// The last port of the range.
         last: u16,
     },
 }
 
-/// An outbound rule: a pool's backends may call out, under the addresses of frontends, from ports
-/// that are theirs alone.
+/// An outbound rule: a pool's backends may call out with the addresses of frontends. Each backend
+/// has its own ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outbound<'a> {
     /// Name of the outbound rule, unlike those of the others.
@@ -408,7 +406,7 @@ pub struct Outbound<'a> {
     pub allocated_outbound_ports: Option<u32>,
     /// Idle timeout of a flow.
     pub idle_timeout: Duration,
-    /// Both ends are told with a RST when a connection ends by itself.
+    /// Both ends get a RST when a connection expires.
     pub tcp_reset: bool,
 }
 
@@ -452,20 +450,20 @@ pub struct PoolHealth<'a> {
 /// Health of one backend, as its probe found it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BackendHealth {
-    /// Health by the probe. An unhealthy backend gets no new flows of the rules that go by this
-    /// probe, and their connections are reset where they have [`tcp_reset`](Terms::tcp_reset).
+    /// Result of the probe. An unhealthy backend gets no new flows of the rules that use this
+    /// probe, and their connections are reset if the rule has [`tcp_reset`](Terms::tcp_reset).
     pub condition: Condition,
-    /// The backend's weight for these rules, as while it recovers by and by; `None`: its own,
+    /// The backend's weight for these rules, for example during slow start; `None`: its
     /// [`Backend::weight`]. A backend whose own weight is zero stays drained.
     pub weight: Option<u32>,
 }
 
-/// Backends that serve the same.
+/// A set of equivalent backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pool<'a> {
     /// Name of the pool. Backends keep their ids while their pool keeps its name.
     pub name: &'a str,
-    /// The VXLAN network that its backends are reached in.
+    /// The VXLAN network of its backends.
     pub vni: Vni,
     /// Slots of its Maglev table: a prime, a hundred times the backends or more.
     pub table_size: u32,
@@ -485,7 +483,8 @@ pub struct Backend<'a> {
     pub name: &'a str,
     /// Address of the backend, the DIP. A backend with another address is another backend.
     pub address: IpAddr,
-    /// The underlay address of the host it runs on. It may move to another and stays the same.
+    /// The underlay address of the host that the backend runs on. The backend stays the same if
+    /// this changes.
     pub host: IpAddr,
     /// MAC address of the backend; `None`: derived from the address, see [`derived_mac`].
     pub mac: Option<MacAddress>,
@@ -495,21 +494,21 @@ pub struct Backend<'a> {
     pub next_hop: Option<MacAddress>,
     /// Weight of the backend: its share of flows in proportion to the others; zero drains it.
     pub weight: u32,
-    /// Administrative state of the backend: the operator's word, for all rules.
+    /// Administrative state of the backend, set by the operator for all rules.
     pub state: BackendState,
     /// Seat of the backend in the pool's Maglev table, by which it gets its slots; `None`: its name. A
     /// backend with the seat of the one that it replaces gets that one's slots, and no other slot moves. Of
     /// the backends with one seat at most one [is seated](Self::is_seated).
     pub seat: Option<&'a str>,
-    /// Condition of the backend as observed for all rules, such as by its traffic or because its host
-    /// has no route. Results of probes, which rules go by one by one, are in [`Spec::health`].
+    /// Observed condition of the backend for all rules, for example by its traffic or because its host has no route.
+    /// Results of probes, which apply to single rules, are in [`Spec::health`].
     pub condition: Condition,
-    /// Instance number of the backend in the pool, by which NAT pools and outbound rules assign its ports, so
-    /// that the ports stay when another backend goes. `None`: the backend's index in the pool.
+    /// Instance number of the backend in the pool. NAT pools and outbound rules assign its ports by this number, so the
+    /// ports stay when another backend is removed. `None`: the backend's index in the pool.
     pub instance: Option<u32>,
-    /// The port of this node that its vm is at; `None`: it runs elsewhere.
+    /// The port of this node that the backend's vm is at; `None`: the backend runs elsewhere.
     pub port: Option<PortId>,
-    /// The port that it serves in the place of the rule's; for its host agent, or a proxy.
+    /// The port that the backend serves instead of the rule's; for its host agent, or a proxy.
     pub backend_port: Option<u16>,
 }
 
@@ -556,8 +555,8 @@ impl<'a> Backend<'a> {
     }
 }
 
-/// Administrative state of a backend: what the operator wants, for all rules. What was observed is
-/// apart from it, in [`Backend::condition`] and [`Spec::health`]: a backend can be draining and
+/// Administrative state of a backend, set by the operator for all rules. Observed health is
+/// separate, in [`Backend::condition`] and [`Spec::health`], so a backend can be draining and
 /// unhealthy at once.
 ///
 /// Pinned flows stay with a backend in every state.
@@ -585,8 +584,8 @@ impl BackendState {
     }
 }
 
-/// The MAC address of a backend that names none: `0a:58:` and its IPv4 address, or the last four
-/// bytes of its IPv6 address.
+/// The default MAC address of a backend: `0a:58:` and its IPv4 address, or the last four bytes of
+/// its IPv6 address.
 pub const fn derived_mac(address: IpAddr) -> MacAddress {
     let [a, b, c, d] = match address {
         IpAddr::V4(address) => address.octets(),

@@ -2396,6 +2396,16 @@ int slb_proxy_import_share(struct slb_proxy *proxy,
                            struct slb_imported *out);
 
 /**
+ * Makes a proxy that starts without state, or with a stale one, take up TCP sessions in their middle, by their
+ * clients' segments and where the rule's scheduler is Maglev, for as long as sessions of their rule may be idle:
+ * `take_ups_per_second` of the options bounds how many.
+ *
+ * The caller promises:
+ * `proxy` is a proxy.
+ */
+int slb_proxy_take_up(struct slb_proxy *proxy, uint64_t now);
+
+/**
  * Returns the bytes of memory that the snapshot of a configuration needs, or 0 if an argument is
  * bad or the configuration contradicts itself. `previous` may be NULL.
  *

@@ -384,6 +384,65 @@ fn the_mtu_is_followed_and_longer_packets_are_answered() {
 
 #[test]
 #[ignore = "needs root"]
+fn packets_longer_than_the_memory_are_dropped_by_name() {
+    if let Some(why) = lacking(&["ethtool"]) {
+        skip!("{why}");
+    }
+    let world = World::new("dl", &["c", "m"]);
+    lay_cable(&world);
+    // The driver has no native XDP for packets of more than a page, which the generic one takes.
+    world.on("c", "ip link set eth0 mtu 9000");
+    fs::write(world.path("m.toml"), mux_configuration()).unwrap();
+    let _mux = start_mux(
+        &world,
+        "m",
+        "--io afxdp:eth0 --ring 1024 --metrics 127.0.0.1:9100",
+    );
+    wait_until(&world, "the mux answers", || pings(&world));
+    world.on("m", "ip link set eth0 mtu 9000");
+    wait_until(&world, "the MTU is noticed", || {
+        log(&world).contains("MTU or MAC address changed")
+    });
+    wait_until(&world, "the mux answers", || pings(&world));
+    let dropped = || status(&world, "m")["dropped"]["too_long"]["packets"].as_u64();
+    assert_eq!(dropped().unwrap_or(0), 0, "{}", status(&world, "m"));
+    let ping = "ping -q -c 3 -i 0.1 -W 1 -M do -s 5000 20.20.20.100";
+    assert!(!world.command("c", ping).output().unwrap().status.success());
+    wait_until(&world, "they are counted", || dropped() == Some(3));
+    // Wherever drops are looked for.
+    let now = status(&world, "m");
+    assert!(now["dropped_total"]["packets"].as_u64() >= Some(3), "{now}");
+    let socket = world.path("m.sock").display().to_string();
+    let asked = |command: &str| {
+        let slb = env!("CARGO_BIN_EXE_slb");
+        world.on("m", &format!("{slb} {command} --socket {socket}"))
+    };
+    let table = asked("status --once");
+    assert_eq!(table.matches("too_long").count(), 1, "{table}");
+    let drops = asked("drops --reason too_long");
+    assert_eq!(
+        drops,
+        "too_long: the packet is longer than the memory that the device has for one\n  \
+         3 packets in all, which only the device saw\n"
+    );
+    let drops = asked("drops --reason too_long --json");
+    assert!(drops.contains("\"packets\":3"), "{drops}");
+    let metrics = world.on("m", "curl -sS -m 2 http://127.0.0.1:9100/metrics");
+    let line = "slb_dropped_packets_total{reason=\"too_long\"} 3";
+    assert!(metrics.contains(line), "{metrics}");
+    // And it is said what to do.
+    wait_until(&world, "it is an event", || {
+        log(&world).contains("event=\"packets_too_long\"")
+    });
+    assert!(
+        log(&world).contains("ip link set DEVICE mtu 3818"),
+        "{}",
+        log(&world)
+    );
+}
+
+#[test]
+#[ignore = "needs root"]
 fn hosts_that_cannot_be_reached_are_named() {
     if let Some(why) = lacking(&["ethtool"]) {
         skip!("{why}");

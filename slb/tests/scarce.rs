@@ -1,4 +1,4 @@
-//! Queues that come and go, few open files, and a process that was stopped.
+//! Queues that come and go, few open files, sockets that the kernel refuses, and a process that was stopped.
 //!
 //! Needs root; without, or where a tool is missing, it says so and is skipped.
 
@@ -139,7 +139,7 @@ fn few_open_files_change_no_verdict() {
     ));
     fs::write(world.path("m.toml"), text).unwrap();
     // The program raises its limit as far as it may: the hard limit is what it has.
-    let mux = start(&world, "prlimit --nofile=72:72", "afxdp:eth0:0");
+    let mux = start(&world, "prlimit --nofile=64:72", "afxdp:eth0:0");
     let status = || {
         let slb = env!("CARGO_BIN_EXE_slb");
         let socket = world.path("m.sock").display().to_string();
@@ -172,8 +172,92 @@ fn few_open_files_change_no_verdict() {
         assert_eq!(ready(&world), "ready\n");
         sleep(Duration::from_secs(1));
     }
+    let limits = fs::read_to_string(format!("/proc/{}/limits", mux.0.id())).unwrap();
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let files: Vec<&str> = files.unwrap().split_whitespace().collect();
+    assert_eq!(files[3..5], ["72", "72"], "{files:?}");
     mux.signal("TERM");
     assert!(mux.finish().contains("flows:"));
+}
+
+/// Runs a program whose IPv6 sockets the kernel refuses with an error, as it does where it has no IPv6, or systemd's
+/// RestrictAddressFamilies leaves that out (EAFNOSUPPORT), or it has no memory for them (ENOMEM).
+const WITHOUT_IPV6: &str = "import ctypes, os, platform, struct, sys
+error = int(sys.argv[1])
+arch, socket = {'x86_64': (0xc000003e, 41), 'aarch64': (0xc00000b7, 198)}[platform.machine()]
+# seccomp(2): the architecture, the number of the call, its first argument.
+load, equal, end, AF_INET6 = 0x20, 0x15, 0x06, 10
+program = b''.join(struct.pack('HBBI', *one) for one in [
+    (load, 0, 0, 4), (equal, 0, 5, arch), (load, 0, 0, 0), (equal, 0, 3, socket), (load, 0, 0, 16),
+    (equal, 0, 1, AF_INET6), (end, 0, 0, 0x50000 | error), (end, 0, 0, 0x7fff0000)])
+buffer = ctypes.create_string_buffer(program)
+filter = ctypes.create_string_buffer(struct.pack('H6xP', len(program) // 8, ctypes.addressof(buffer)))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, filter) == 0, ctypes.get_errno()
+os.execv(sys.argv[2], sys.argv[2:])
+";
+
+#[test]
+#[ignore = "needs root"]
+fn sockets_that_the_kernel_refuses_change_no_verdict() {
+    if let Some(why) = lacking(&["ethtool"]) {
+        skip!("{why}");
+    }
+    let mut world = lay("sr");
+    world.serve("c");
+    let text = configuration(
+        "probe = \"tcp\"\n[[probe]]\nname = \"tcp\"\nprotocol = \"tcp\"\nport = 8080\n\
+         interval = \"5s\"\ntimeout = \"1s\"\nthreshold = 1\n\
+         [[pool]]\nname = \"webs\"\nvni = 5001\nbackends = [\n\
+         { name = \"good\", address = \"172.16.0.101\", host = \"172.16.0.101\" },\n\
+         { name = \"silent\", address = \"172.16.0.199\", host = \"172.16.0.101\" },\n]\n\
+         [[frontend]]\nname = \"web6\"\naddress = \"2001:db8:20::100\"\n\
+         [[pool]]\nname = \"six\"\nvni = 5001\nbackends = [\n\
+         { name = \"unasked\", address = \"fd00:10::1\", host = \"172.16.0.101\" },\n]\n\
+         [[rule]]\nname = \"http6\"\nfrontend = \"web6\"\npool = \"six\"\nprobe = \"tcp\"\n\
+         protocol = \"tcp\"\nfrontend_port = 80\n",
+    );
+    fs::write(world.path("m.toml"), text).unwrap();
+    fs::write(world.path("without.py"), WITHOUT_IPV6).unwrap();
+    for (error, why) in [
+        (97, "Address family not supported by protocol"),
+        (12, "Cannot allocate memory"),
+    ] {
+        fs::write(world.path("m.log"), "").unwrap();
+        let before = format!("python3 {} {error}", world.path("without.py").display());
+        let mux = start(&world, &before, "afxdp:eth0:0");
+        wait_until(&world, "it is said once, as the node's own trouble", || {
+            let log = log(&world);
+            log.contains("event=\"probes_not_sent\"") && log.contains(why)
+        });
+        let metrics = || {
+            let curl = "curl -sS -m 2 http://127.0.0.1:9100/metrics";
+            let output = world.command("m", curl).output().unwrap();
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        let value = |start: &str, end: &str| {
+            let page = metrics();
+            let mut lines = page.lines();
+            let line = lines.find(|line| line.starts_with(start) && line.contains(end));
+            let value = line.and_then(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+            value.unwrap_or(-1.0)
+        };
+        let up = |name: &str| value("slb_backend_up{", &format!("backend=\"{name}\""));
+        // The others are judged, and it is not, however often it could not be asked.
+        wait_until(&world, "the silent one is unhealthy", || {
+            up("silent") == 0.0
+        });
+        let unasked = "backend=\"unasked\",probe=\"tcp\",result=\"not_sent\"";
+        wait_until(&world, "it was to be asked twice", || {
+            value("slb_probes_total{", unasked) >= 2.0
+        });
+        assert_eq!((up("good"), up("unasked")), (1.0, 1.0), "{}", log(&world));
+        assert_eq!(ready(&world), "ready\n");
+        mux.signal("TERM");
+        assert!(mux.finish().contains("flows:"));
+    }
 }
 
 #[test]

@@ -25,6 +25,7 @@ pub use flows::Random;
 pub use machine::Limits;
 use report::Effort;
 pub use report::{Limit, Report, Sample, short};
+pub use roles::kind::Kind;
 pub use roles::mux::{Case, FRAMES, Frames};
 
 use slb_control::HugePages;

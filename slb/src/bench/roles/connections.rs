@@ -7,12 +7,14 @@ use slb_core::mem::{Arena, Line, Memory};
 use slb_core::nat::{Link, Links, NatOptions, NatTable, NatTables};
 use slb_core::snapshot::Snapshot;
 use slb_core::spec::{
-    Backend, Frontend, FrontendPort, Pool, Protocol, ProxyPorts, Rule, Spec, Underlay, derived_mac,
+    Answers, Backend, Echo, Frontend, FrontendPort, Outbound, Pool, ProxyPorts, Rule, Spec, Terms,
+    Underlay, derived_mac,
 };
 use slb_core::wire::checksum::checksum;
 use slb_core::wire::vxlan::Vni;
 use slb_core::{BURST, Dataplane, Frame, HEADROOM, Host, Instant, Key, PortId, Proxy};
 
+use super::kind::{Kind, Template};
 use super::mux::{FRAMES, VIP_IPV4, VIP_IPV6};
 use crate::error::Failure;
 use crate::flows::Random;
@@ -28,6 +30,8 @@ const OTHER_VM_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 2);
 const CLIENT_IPV6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, 0);
 const FABRIC: PortId = PortId(0);
 const VM_PORT: PortId = PortId(1);
+/// The vm's own port.
+const VM_SERVES: u16 = 8080;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
@@ -41,6 +45,7 @@ pub(super) enum Role {
 /// The case that one line measures.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Case {
+    pub(super) kind: Kind,
     pub(super) role: Role,
     pub(super) ipv6: bool,
     /// From the backend, rather than to it.
@@ -61,6 +66,29 @@ impl Case {
         backends: &[Backend<'_>],
         previous: Option<&Snapshot<'_>>,
     ) -> Result<Snapshot<'static>, Failure> {
+        let rule = Rule {
+            name: "http",
+            protocol: self.kind.protocol(),
+            frontend_port: self.kind.port(80),
+            backend_port: self.kind.port(VM_SERVES),
+            terms: Terms {
+                answers: match self.kind {
+                    Kind::ThroughMux => Answers::ThroughMux,
+                    _ => Answers::Direct,
+                },
+                ..Terms::default()
+            },
+            ..Rule::default()
+        };
+        let calls = Outbound {
+            name: "out",
+            frontends: &[0],
+            ..Outbound::default()
+        };
+        let (rules, outbound) = match self.kind {
+            Kind::Snat => (&[][..], &[calls][..]),
+            _ => (&[rule][..], &[][..]),
+        };
         let spec = Spec {
             underlay: Underlay {
                 ipv4: Some(HOST),
@@ -71,15 +99,13 @@ impl Case {
             frontends: &[Frontend {
                 name: "web",
                 address: self.vip(),
-                icmp_echo: slb_core::spec::Echo::Answer,
+                icmp_echo: match self.kind {
+                    Kind::Echo => Echo::Forward,
+                    _ => Echo::Answer,
+                },
             }],
-            rules: &[Rule {
-                name: "http",
-                protocol: Protocol::Tcp,
-                frontend_port: 80,
-                backend_port: 8080,
-                ..Rule::default()
-            }],
+            rules,
+            outbound,
             pools: &[Pool {
                 name: "servers",
                 vni: Vni::new(5001).unwrap_or_default(),
@@ -216,6 +242,8 @@ pub(super) struct Frames {
     case: Case,
     random: Random,
     next: u32,
+    /// The port of the VIP that each flow's vm was given, if it was given one.
+    given: Vec<u16>,
 }
 
 impl Frames {
@@ -224,6 +252,10 @@ impl Frames {
             case,
             random: Random::new(seed),
             next: 0,
+            given: match case.kind {
+                Kind::Snat => vec![0; case.flows as usize],
+                _ => Vec::new(),
+            },
         }
     }
 
@@ -235,9 +267,14 @@ impl Frames {
     ) {
         for _ in 0..self.case.flows.div_ceil(FRAMES as u32) {
             let first = self.next;
+            let is_opened_inside = self.case.kind == Kind::Snat;
             for (outward, flags) in [(false, SYN), (true, SYN | ACK), (false, ACK)] {
                 self.next = first;
-                process(&mut self.write(memory, outward, flags, true));
+                let mut frames = self.write(memory, outward != is_opened_inside, flags, true);
+                process(&mut frames);
+                if is_opened_inside && flags == SYN {
+                    self.note_given(first, &frames);
+                }
             }
         }
     }
@@ -245,6 +282,19 @@ impl Frames {
     /// Packets of random established connections.
     pub(super) fn established<'m>(&mut self, memory: &'m mut [u8]) -> Vec<Frame<'m>> {
         self.write(memory, self.case.outward, ACK, false)
+    }
+
+    /// Notes the ports under which SYNs of vms left, of flows in turn.
+    fn note_given(&mut self, first: u32, frames: &[Frame<'_>]) {
+        let (_, port) = self.case.kind.client(self.case.ipv6, false);
+        for (number, frame) in (first + 1..).zip(frames) {
+            let bytes = frame
+                .bytes()
+                .get(port..)
+                .and_then(|ports| ports.first_chunk());
+            let flow = (number % self.case.flows) as usize;
+            self.given[flow] = bytes.map_or(0, |&port| u16::from_be_bytes(port));
+        }
     }
 
     fn write<'m>(
@@ -256,15 +306,11 @@ impl Frames {
     ) -> Vec<Frame<'m>> {
         let case = self.case;
         let inner = case.inner(outward, flags);
-        // Where the client's address ends differently, and its port.
-        let (address, port) = match (case.ipv6, outward) {
-            (false, false) => (26, 34),
-            (false, true) => (30, 36),
-            (true, false) => (34, 54),
-            (true, true) => (50, 56),
-        };
-        let outer = if case.role == Role::Host && !outward {
-            outer(inner.len())
+        let in_tunnel = case.role == Role::Host && !outward;
+        let kind = case.inner_kind(outward);
+        let (address, port) = kind.client(case.ipv6, outward);
+        let outer = if in_tunnel {
+            outer(case.kind, inner.len())
         } else {
             Vec::new()
         };
@@ -281,13 +327,13 @@ impl Frames {
                 packet[..outer.len()].copy_from_slice(&outer);
                 let packet = &mut packet[outer.len()..];
                 packet.copy_from_slice(&inner);
-                let client = 0x0a40_0000 + (flow >> 4);
+                let client = case.first_client() + (flow >> 4);
                 packet[address..address + 4].copy_from_slice(&client.to_be_bytes());
                 packet[port..port + 2].copy_from_slice(&(1024 + (flow & 15) as u16).to_be_bytes());
-                if !case.ipv6 {
-                    let sum = checksum(&packet[14..34]).to_be_bytes();
-                    packet[24..26].copy_from_slice(&sum);
+                if let (false, Some(given)) = (outward, self.given.get(flow as usize)) {
+                    packet[port + 2..port + 4].copy_from_slice(&given.to_be_bytes());
                 }
+                kind.finish(case.ipv6, packet);
                 let mut frame = Frame::new(buffer, HEADROOM, len).unwrap_or(Frame::EMPTY);
                 frame.set_port(if outward { VM_PORT } else { FABRIC });
                 frame
@@ -299,60 +345,72 @@ impl Frames {
 impl Case {
     /// Bytes from one frame's buffer to the next.
     pub(super) fn stride(&self) -> usize {
-        (HEADROOM + 50 + self.frame_len).next_multiple_of(64)
+        (HEADROOM + 54 + self.frame_len).next_multiple_of(64)
     }
 
-    /// A segment between a client, not yet filled in, and the VIP or the vm.
+    /// The kind of the inner packet: a tag is before all headers.
+    fn inner_kind(&self, outward: bool) -> Kind {
+        match self.kind {
+            Kind::Tagged if self.role == Role::Host && !outward => Kind::Tcp,
+            kind => kind,
+        }
+    }
+
+    /// The end of the first client's address. Whom vms call is none of the inside.
+    fn first_client(&self) -> u32 {
+        if self.kind == Kind::Snat {
+            0x2d40_0000
+        } else {
+            0x0a40_0000
+        }
+    }
+
+    /// A packet between a client, not yet filled in, and the VIP or the vm.
     fn inner(&self, outward: bool, flags: u8) -> Vec<u8> {
-        let len = self.frame_len - 4;
         let mut frame = derived_mac(VM.into()).0.to_vec();
         frame.extend([2, 0, 0, 0, 0, 1]);
         if outward {
             frame.rotate_left(6);
         }
-        let ip_len = (len - 14) as u16;
-        let server = if outward { self.vm() } else { self.vip() };
-        let server = match server {
-            IpAddr::V4(server) => {
-                frame.extend([0x08, 0x00, 0x45, 0]);
-                frame.extend(ip_len.to_be_bytes());
-                frame.extend([0, 0, 0x40, 0, 64, 6, 0, 0]);
-                server.octets().to_vec()
-            }
-            IpAddr::V6(server) => {
-                frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
-                frame.extend((ip_len - 40).to_be_bytes());
-                frame.extend([6, 64]);
-                server.octets().to_vec()
-            }
+        let client = match self.ipv6 {
+            false => Ipv4Addr::UNSPECIFIED.into(),
+            true => CLIENT_IPV6.into(),
         };
-        let client = &CLIENT_IPV6.octets()[..server.len()];
-        if outward {
-            frame.extend([&server, client].concat());
-            frame.extend([0x1f, 0x90, 0, 0]);
+        let (source, destination, ports) = if outward {
+            (self.vm(), client, [VM_SERVES, 0])
         } else {
-            frame.extend([client, &server].concat());
-            frame.extend([0, 0, 0, 80]);
-        }
-        // Both ends begin at 1: what comes behind the SYN, and acknowledges it, has 2.
-        let sequence = if flags & SYN != 0 { 1 } else { 2 };
-        frame.extend([0, 0, 0, sequence, 0, 0, 0, 2]);
-        frame.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
-        frame.resize(len, 0);
+            (client, self.vip(), [0, 80])
+        };
+        let packet = Template {
+            kind: self.inner_kind(outward),
+            outward,
+            source,
+            destination,
+            ports,
+            flags,
+            // Both ends begin at 1: what comes behind the SYN, and acknowledges it, has 2.
+            numbers: [if flags & SYN != 0 { 1 } else { 2 }, 2],
+        };
+        packet.write(&mut frame, self.frame_len - 4);
         frame
     }
 }
 
-/// Builds the headers that the mux puts in front.
-fn outer(inner: usize) -> Vec<u8> {
-    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00, 0x45, 0];
+/// Builds the headers that the mux puts in front of `inner` bytes.
+fn outer(kind: Kind, inner: usize) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    if kind == Kind::Tagged {
+        frame.extend([0x81, 0, 0, 42]);
+    }
+    let ip = frame.len() + 2;
+    frame.extend([0x08, 0x00, 0x45, 0]);
     let udp_len = (inner + 16) as u16;
     frame.extend((udp_len + 20).to_be_bytes());
     frame.extend([0, 0, 0x40, 0, 64, 17, 0, 0]);
     frame.extend(MUX.octets());
     frame.extend(HOST.octets());
-    let sum = checksum(&frame[14..34]).to_be_bytes();
-    frame[24..26].copy_from_slice(&sum);
+    let sum = checksum(&frame[ip..ip + 20]).to_be_bytes();
+    frame[ip + 10..ip + 12].copy_from_slice(&sum);
     frame.extend([0xc0, 0, 0x12, 0xb5]);
     frame.extend(udp_len.to_be_bytes());
     frame.extend([0, 0, 0x08, 0, 0, 0, 0, 0x13, 0x89, 0]);

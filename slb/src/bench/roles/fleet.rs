@@ -13,6 +13,7 @@ use slb_core::state::{Age, Cursor, EXPORT_STEP, Exported, Imported, RECORD_MOST,
 use slb_core::{BURST, Host, Instant, Mux, Proxy};
 
 use super::connections::{Case, Frames, Role};
+use super::kind::Kind;
 use super::mux;
 use crate::Options;
 use crate::error::Failure;
@@ -30,6 +31,7 @@ pub(super) fn measure(
     for (who, role) in [("host", Role::Host), ("proxy", Role::Proxy)] {
         for (family, ipv6, frame_len) in [("IPv4", false, 64), ("IPv6", true, 84)] {
             let case = Case {
+                kind: Kind::Tcp,
                 role,
                 ipv6,
                 outward: false,
@@ -52,6 +54,7 @@ pub(super) fn measure(
     for (family, ipv6, frame_len) in [("IPv4", false, 64), ("IPv6", true, 84)] {
         let name = format!("passed on, {family}, {frame_len} B, 1 M connections");
         let case = Case {
+            kind: Kind::Tcp,
             role: Role::Host,
             ipv6,
             outward: false,

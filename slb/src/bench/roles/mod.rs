@@ -6,6 +6,7 @@
 mod connections;
 mod fleet;
 mod headers;
+pub(crate) mod kind;
 pub(crate) mod mux;
 mod snat;
 mod workers;
@@ -13,6 +14,7 @@ mod workers;
 use slb_core::mem::Line;
 
 use self::connections::Role;
+use self::kind::Kind;
 use crate::Options;
 use crate::error::Failure;
 use crate::machine::Limits;
@@ -46,6 +48,7 @@ pub(crate) fn measure(
                         let name =
                             format!("{who}, {way}, {family}, {frame_len} B, {count} connections");
                         let case = connections::Case {
+                            kind: Kind::Tcp,
                             role,
                             ipv6,
                             outward,
@@ -62,9 +65,43 @@ pub(crate) fn measure(
             }
         }
     }
+    measure_kinds(options, report, memory)?;
     if !options.instructions {
         fleet::measure(options, report, memory)?;
         workers::measure(options, report, cpus)?;
+    }
+    Ok(())
+}
+
+/// Measures one connection of each kind besides untagged TCP.
+fn measure_kinds(
+    options: &Options,
+    report: &mut Report,
+    memory: &mut [Line],
+) -> Result<(), Failure> {
+    for (who, role, kinds) in [
+        ("host", Role::Host, Kind::OF_HOST),
+        ("proxy", Role::Proxy, Kind::OF_PROXY),
+    ] {
+        for (family, ipv6, [frame_len, ..]) in FAMILIES {
+            for (way, outward) in [("in", false), ("out", true)] {
+                for &kind in kinds {
+                    let name =
+                        format!("{who}, {way}, {family}, {frame_len} B, 1 connections, {kind}");
+                    let case = connections::Case {
+                        kind,
+                        role,
+                        ipv6,
+                        outward,
+                        frame_len,
+                        flows: 1,
+                    };
+                    if report.wants(&name) {
+                        report.show(&name, case.measure(options.effort(), memory)?, None);
+                    }
+                }
+            }
+        }
     }
     Ok(())
 }
@@ -111,6 +148,7 @@ fn measure_mux(
                     let count = short(flows as usize);
                     let name = format!("{mode}, {family}, {frame_len} B, {count} flows");
                     let case = mux::Case {
+                        kind: Kind::Tcp,
                         pinned,
                         ipv6,
                         frame_len,
@@ -132,6 +170,7 @@ fn measure_mux(
                 let frame_len = lens[0];
                 let name = format!("{mode}, {family}, {frame_len} B, 64 k flows, {vips} VIPs");
                 let case = mux::Case {
+                    kind: Kind::Tcp,
                     pinned,
                     ipv6,
                     frame_len,
@@ -142,6 +181,20 @@ fn measure_mux(
                     let limit = limits.mux(case.table_bytes());
                     let sample = case.established(options.effort(), memory)?;
                     report.show(&name, sample, Some(limit));
+                }
+            }
+            for &kind in Kind::OF_MUX {
+                let name = format!("{mode}, {family}, {} B, 1 flows, {kind}", lens[0]);
+                let case = mux::Case {
+                    kind,
+                    pinned,
+                    ipv6,
+                    frame_len: lens[0],
+                    flows: 1,
+                    vips: 1,
+                };
+                if report.wants(&name) {
+                    report.show(&name, case.established(options.effort(), memory)?, None);
                 }
             }
         }

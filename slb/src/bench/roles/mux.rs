@@ -9,12 +9,12 @@ use slb_core::hash::{Hasher, Xxh3};
 use slb_core::maglev;
 use slb_core::mem::{Arena, Line, Memory};
 use slb_core::snapshot::Snapshot;
-use slb_core::spec::{Backend, Echo, Frontend, Pool, Protocol, Rule, Spec, Underlay};
+use slb_core::spec::{Backend, Echo, Frontend, Outbound, Pool, Rule, Spec, Underlay};
 use slb_core::stats::{BackendCounters, RuleCounters};
-use slb_core::wire::checksum::checksum;
 use slb_core::wire::vxlan::Vni;
 use slb_core::{BURST, Frame, HEADROOM, Instant, Key, Mux, MuxOptions, MuxTables};
 
+use super::kind::{Kind, Template};
 use crate::error::Failure;
 use crate::flows::Random;
 use crate::report::{Effort, Rounds, Sample};
@@ -25,10 +25,20 @@ pub const FRAMES: usize = 1024;
 pub(crate) const BACKENDS: u8 = 100;
 pub(super) const VIP_IPV4: Ipv4Addr = Ipv4Addr::new(20, 20, 20, 100);
 pub(super) const VIP_IPV6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x20, 0, 0, 0, 0, 0x100);
+const CLIENT_IPV4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
+const CLIENT_IPV6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, 0);
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+/// Ports of each vm, for connections of its own.
+const SNAT_PORTS: u16 = 512;
+/// One of them.
+const SNAT_PORT: u16 = 10_000;
 
 /// The mux, its packets and its flows, as one line measures them.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
+    /// The kind of its packets.
+    pub kind: Kind,
     /// The mux has a flow table.
     pub pinned: bool,
     /// Packets are IPv6.
@@ -44,6 +54,7 @@ pub struct Case {
 impl Case {
     /// The case of the machine's limits: no table, IPv4, frames of 64 bytes, a million flows.
     pub const FLOOR: Self = Self {
+        kind: Kind::Tcp,
         pinned: false,
         ipv6: false,
         frame_len: 64,
@@ -92,7 +103,10 @@ impl Case {
             .map(|(i, name)| Frontend {
                 name,
                 address: self.vip(i),
-                icmp_echo: Echo::Answer,
+                icmp_echo: match self.kind {
+                    Kind::Echo => Echo::Forward,
+                    _ => Echo::Answer,
+                },
             })
             .collect();
         let rules: Vec<Rule<'_>> = (0..)
@@ -101,12 +115,16 @@ impl Case {
                 name,
                 frontend,
                 pool: 0,
-                protocol: Protocol::Tcp,
-                frontend_port: 80,
-                backend_port: 80,
+                protocol: self.kind.protocol(),
+                frontend_port: self.kind.port(80),
+                backend_port: self.kind.port(80),
                 ..Rule::default()
             })
             .collect();
+        let (rules, outbound) = match self.kind {
+            Kind::Snat => (&[][..], &[self.outbound()][..]),
+            _ => (&rules[..], &[][..]),
+        };
         let spec = Spec {
             hasher: Hasher::Xxh3(Xxh3::new(1)),
             hash_seed: 1,
@@ -116,7 +134,8 @@ impl Case {
                 ..Underlay::default()
             },
             frontends: &frontends,
-            rules: &rules,
+            rules,
+            outbound,
             pools: &[Pool {
                 name: "servers",
                 vni: Vni::new(5001).unwrap_or_default(),
@@ -127,6 +146,16 @@ impl Case {
             ..Spec::default()
         };
         Snapshot::new(&spec, None).map_err(Failure::failed)
+    }
+
+    /// Lets vms call out under the first VIP.
+    fn outbound(&self) -> Outbound<'static> {
+        Outbound {
+            name: "out",
+            frontends: &[0],
+            allocated_outbound_ports: Some(SNAT_PORTS.into()),
+            ..Outbound::default()
+        }
     }
 
     /// The address of a VIP.
@@ -198,7 +227,7 @@ impl Case {
         let mut mux = self.mux(&snapshot, tables).ok_or_else(Failure::memory)?;
         let mut memory = vec![0u8; self.stride() * FRAMES];
         let mut frames = Frames::new(*self);
-        frames.template[14 + 20 + 13] = 2;
+        frames.template[14 + 20 + 13] = SYN;
         let mut now = Instant::from_secs(1);
         let mut rounds = Rounds::new(effort);
         // Half of the table is for half-open flows; a line is to stay below that.
@@ -221,25 +250,25 @@ impl Case {
         Ok(rounds.sample())
     }
 
-    /// An ACK to the VIP, its flow not yet filled in.
+    /// A packet for the VIP, its flow not yet filled in.
     fn template(&self) -> Vec<u8> {
         let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
-        let ip_len = (self.frame_len - 4 - 14) as u16;
-        if self.ipv6 {
-            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
-            frame.extend((ip_len - 40).to_be_bytes());
-            frame.extend([6, 64]);
-            frame.extend([0x20, 1, 0xd, 0xb8, 0, 0xc, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-            frame.extend(VIP_IPV6.octets());
-        } else {
-            frame.extend([0x08, 0x00, 0x45, 0]);
-            frame.extend(ip_len.to_be_bytes());
-            frame.extend([0, 0, 0x40, 0, 64, 6, 0, 0, 198, 51, 100, 10]);
-            frame.extend(VIP_IPV4.octets());
-        }
-        frame.extend([
-            0, 0, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0,
-        ]);
+        let packet = Template {
+            kind: self.kind,
+            outward: false,
+            source: match self.ipv6 {
+                false => CLIENT_IPV4.into(),
+                true => CLIENT_IPV6.into(),
+            },
+            destination: self.vip(0),
+            ports: match self.kind {
+                Kind::Snat => [0, SNAT_PORT],
+                _ => [0, 80],
+            },
+            flags: ACK,
+            numbers: [1, 1],
+        };
+        packet.write(&mut frame, self.frame_len - 4);
         frame
     }
 }
@@ -278,14 +307,16 @@ impl Frames {
     /// Fills `memory` with frames: of all flows in turn, or of random ones.
     pub fn write<'m>(&mut self, memory: &'m mut [u8], in_turn: bool) -> Vec<Frame<'m>> {
         let Case {
+            kind,
             ipv6,
             flows,
             frame_len,
             vips,
             ..
         } = self.case;
-        // Where the client's address ends differently, the VIP's last byte, the client's port.
-        let (address, vip, port) = if ipv6 { (34, 53, 54) } else { (26, 33, 34) };
+        let (address, port) = kind.client(ipv6, false);
+        // The VIP's last byte: behind the source's in IPv4, before the ports in IPv6.
+        let vip = if ipv6 { address + 19 } else { address + 7 };
         memory
             .chunks_exact_mut(self.case.stride())
             .map(|buffer| {
@@ -300,10 +331,7 @@ impl Frames {
                 packet[address..address + 4].copy_from_slice(&client.to_be_bytes());
                 packet[vip] += (flow % u32::from(vips)) as u8; // at most 100 of 256
                 packet[port..port + 2].copy_from_slice(&(1024 + (flow & 15) as u16).to_be_bytes());
-                if !ipv6 {
-                    let sum = checksum(&packet[14..34]).to_be_bytes();
-                    packet[24..26].copy_from_slice(&sum);
-                }
+                kind.finish(ipv6, packet);
                 Frame::new(buffer, HEADROOM, frame_len - 4).unwrap_or(Frame::EMPTY)
             })
             .collect()

@@ -16,6 +16,7 @@ use slb_core::{BURST, Dataplane, Frame, HEADROOM, Host, Instant, Key, PortId, Pr
 
 use self::ring::{Giver, Taker, ring};
 use super::connections::{Case, Frames, Role};
+use super::kind::Kind;
 use crate::Options;
 use crate::error::Failure;
 use crate::machine::stay_on;
@@ -51,6 +52,7 @@ pub(super) fn measure(
     for (who, role) in [("host", Role::Host), ("proxy", Role::Proxy)] {
         for (way, outward) in [("in", false), ("out", true)] {
             let case = Case {
+                kind: Kind::Tcp,
                 role,
                 ipv6: false,
                 outward,

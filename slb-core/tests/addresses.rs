@@ -294,6 +294,11 @@ fn a_wrong_checksum_around_vxlan_is_dropped_and_one_inside_too() {
     }
     let (verdict, _) = process(|frame| roles.host.process(NOW, frame), FABRIC, &right);
     assert_eq!(verdict, Verdict::Forward(VM));
+    // IPv6 around it has no checksum of its own.
+    let mut in_ipv6 = in_vxlan(MUX6.into(), &tcp(CLIENT, 9, "S"));
+    in_ipv6[14 + 40 + 8 + 8 + 14 + 10] ^= 1;
+    let (verdict, _) = process(|frame| roles.host.process(NOW, frame), FABRIC, &in_ipv6);
+    assert_eq!(verdict, dropped(DropReason::BadChecksum));
     // An answer that comes back through a mux.
     let answer = tcp_to(VIP, 80, CLIENT, 9, "SA", b"");
     let mut carried = in_vxlan(HOST.into(), &answer);
@@ -364,12 +369,15 @@ fn a_link_local_source_is_martian_for_a_vip() {
         ([0xfd, 0x80], false),
         ([0x80, 0xfe], false),
     ] {
-        let mut packet = tcp6(9, "S");
-        packet[22..24].copy_from_slice(&start);
-        let verdicts = Roles::new().inbound(&packet);
-        let expected = |verdict| verdict == dropped(DropReason::Martian);
-        let all = verdicts.map(expected);
-        assert_eq!(all, [is_link_local; 3], "{start:02x?}: {verdicts:?}");
+        for mut packet in [tcp6(9, "S"), tcp6(9, "A"), udp6(9, b"query")] {
+            packet[22..24].copy_from_slice(&start);
+            for packet in [tagged(&packet, &[0x8100]), packet] {
+                let verdicts = Roles::new().inbound(&packet);
+                let expected = |verdict| verdict == dropped(DropReason::Martian);
+                let all = verdicts.map(expected);
+                assert_eq!(all, [is_link_local; 3], "{start:02x?}: {verdicts:?}");
+            }
+        }
     }
 }
 
@@ -416,11 +424,19 @@ fn vxlan_from_the_node_s_own_address_is_refused() {
     let (verdict, _) = process(|frame| roles.host.process(NOW, frame), FABRIC, &own);
     assert_eq!(verdict, dropped(DropReason::UnknownPeer));
     // Nor does a mux take back what seems to be its own.
-    let mut returned = in_vxlan(MUX.into(), &tcp_to(VIP, 80, CLIENT, 9, "SA", b""));
-    returned[30..34].copy_from_slice(&MUX.octets());
-    right_header(&mut returned);
-    let (verdict, _) = process(|frame| roles.mux.process(NOW, frame), FABRIC, &returned);
-    assert_eq!(verdict, dropped(DropReason::UnknownPeer));
+    let answer = tcp_to(VIP, 80, CLIENT, 9, "SA", b"");
+    for own in [IpAddr::from(MUX), MUX6.into()] {
+        let mut returned = in_vxlan(own, &answer);
+        match own {
+            IpAddr::V4(own) => returned[30..34].copy_from_slice(&own.octets()),
+            IpAddr::V6(own) => returned[38..54].copy_from_slice(&own.octets()),
+        }
+        right_header(&mut returned);
+        for returned in [tagged(&returned, &[0x8100]), returned] {
+            let (verdict, _) = process(|frame| roles.mux.process(NOW, frame), FABRIC, &returned);
+            assert_eq!(verdict, dropped(DropReason::UnknownPeer), "{own}");
+        }
+    }
 }
 
 /// The same header three ways: cut off within, or with lengths that cannot be.
@@ -505,6 +521,28 @@ fn what_a_vm_sends_that_cannot_be_read_is_the_kernel_s_unless_it_names_a_vip() {
     }
     // From somebody else behind the proxy.
     for (packet, _) in broken(&tcp_to([192, 0, 2, 1], 80, CLIENT, 9, "A", b"")) {
+        let [_, proxy] = Roles::new().outbound(&packet);
+        assert_eq!(proxy, Verdict::Forward(FRONTEND));
+    }
+    // The same of IPv6.
+    let far6 = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 9).octets();
+    let segment = |from: [u8; 16], to: [u8; 16]| {
+        let mut packet = tcp6(80, "A");
+        packet[22..38].copy_from_slice(&from);
+        packet[38..54].copy_from_slice(&to);
+        packet
+    };
+    for (packet, reason) in broken(&segment(dip6(), far6)) {
+        let [host, proxy] = Roles::new().outbound(&packet);
+        assert_eq!(host, Verdict::Pass, "{packet:02x?}");
+        assert_eq!(proxy, dropped(reason), "{packet:02x?}");
+    }
+    for ends in [(vip6(), far6), (dip6(), vip6())] {
+        for (packet, reason) in broken(&segment(ends.0, ends.1)) {
+            assert_eq!(Roles::new().outbound(&packet)[0], dropped(reason));
+        }
+    }
+    for (packet, _) in broken(&segment(far6, client6())) {
         let [_, proxy] = Roles::new().outbound(&packet);
         assert_eq!(proxy, Verdict::Forward(FRONTEND));
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use slb_core::{Instant, Key, SourceLimiter, Verdict};
 
-use common::{Setup as MuxSetup, backend_of, pinned, send, tcp};
-use translated::{ROLES, Role, SYN, Setup, What, World};
+use common::{Setup as MuxSetup, backend_of, pinned, send, tcp, tcp6};
+use translated::{ACK, ROLES, Role, SERVER_ACK, SYN, SYN_ACK, Setup, What, World};
 
 const SECOND: u64 = 1_000_000_000;
 const HOUR: u64 = 3600 * SECOND;
@@ -54,6 +54,54 @@ fn a_clock_that_is_set_late_ends_no_connection() {
                     world.wait(Duration::from_secs(2000));
                     world.wait(Duration::from_secs(2000));
                     assert_eq!(world.connections().live, 0, "{role:?} {first} {jump}");
+                }
+            }
+        }
+    }
+}
+
+/// What a vm opened, under a port of the frontend's.
+#[test]
+fn a_clock_that_is_set_late_ends_no_call_of_a_vm_and_keeps_none_of_its_ports() {
+    for ipv6 in [false, true] {
+        for what in [SYN, What::Udp] {
+            let (answer, ask, again) = match what {
+                SYN => (SYN_ACK, ACK, SERVER_ACK),
+                _ => (what, what, what),
+            };
+            for jump in SET_LATE {
+                let mut world = World::new(Setup::new(Role::Host, ipv6));
+                world.now = Instant::from_nanos(SECOND);
+                let far = world.setup.client(7);
+                let open = |world: &mut World, own: u16| {
+                    let port = world.calls((1, own), far, what).unwrap();
+                    let vm = (world.setup.server(1), own);
+                    assert_eq!(world.returns(1, far, port, answer), Ok(vm));
+                    assert_eq!(world.calls((1, own), far, ask), Ok(port));
+                    port
+                };
+                let port = open(&mut world, 5000);
+                world.now = plus(world.now, jump);
+                let vm = (world.setup.server(1), 5000);
+                assert_eq!(
+                    world.calls((1, 5000), far, ask),
+                    Ok(port),
+                    "{what:?} {jump}"
+                );
+                assert_eq!(
+                    world.returns(1, far, port, again),
+                    Ok(vm),
+                    "{what:?} {jump}"
+                );
+                open(&mut world, 5001);
+                assert_eq!(world.snat(1), (2, 2), "{what:?} {jump}");
+                if jump < 1 << 63 {
+                    world.wait(Duration::from_secs(30));
+                    assert_eq!(world.snat(1), (2, 2), "{what:?} {jump}");
+                    world.wait(Duration::from_secs(2000));
+                    world.wait(Duration::from_secs(2000));
+                    assert_eq!(world.snat(1), (0, 0), "{what:?} {jump}");
+                    assert_eq!(world.connections().live, 0, "{what:?} {jump}");
                 }
             }
         }
@@ -118,6 +166,12 @@ fn a_connection_lives_as_long_as_it_should_after_years_of_uptime() {
 
 #[test]
 fn a_mux_keeps_its_flows_whatever_its_clock_does() {
+    let of_ipv4 = |port, flags: &str| tcp(common::CLIENT, port, flags);
+    keeps_its_flows(of_ipv4);
+    keeps_its_flows(tcp6);
+}
+
+fn keeps_its_flows(segment: impl Fn(u16, &str) -> Vec<u8>) {
     for first in [0, SECOND, 60 * YEAR] {
         let jumps = SET_LATE.map(|jump| first.saturating_add(jump));
         let back = [0, 10 * YEAR, first - first.min(HOUR)];
@@ -127,10 +181,7 @@ fn a_mux_keeps_its_flows_whatever_its_clock_does() {
             let now = Instant::from_nanos(first);
             let homes: Vec<u16> = (0..200)
                 .map(|port| {
-                    let opened = [
-                        tcp(common::CLIENT, 2000 + port, "S"),
-                        tcp(common::CLIENT, 2000 + port, "A"),
-                    ];
+                    let opened = [segment(2000 + port, "S"), segment(2000 + port, "A")];
                     backend_of(&send(&mut mux, now, &opened)[1])
                 })
                 .collect();
@@ -147,7 +198,7 @@ fn a_mux_keeps_its_flows_whatever_its_clock_does() {
             let now = Instant::from_nanos(jump);
             mux.advance(now);
             for (port, home) in (2000..).zip(&homes) {
-                let packet = tcp(common::CLIENT, port, "A");
+                let packet = segment(port, "A");
                 let outcome = &send(&mut mux, now, &[packet])[0];
                 assert_eq!(backend_of(outcome), *home, "from {first} to {jump}");
             }

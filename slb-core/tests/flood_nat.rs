@@ -335,6 +335,42 @@ fn a_vm_that_calls_everybody_pushes_out_no_connection() {
     }
 }
 
+/// A flood from outside has no part in the places of what vms opened, nor in their ports.
+#[test]
+fn a_flood_from_outside_pushes_out_no_call_of_a_vm() {
+    for ipv6 in [false, true] {
+        for what in [SYN, What::Udp] {
+            let mut world = World::new(small(Role::Host, ipv6));
+            let mut flood = Flood::new(&world.setup, what);
+            let far = world.setup.client(7 << 10);
+            let calls = |world: &mut World, flood: &mut Flood, own: u16, between: usize| {
+                let port = world.calls((1, own), far, SYN).expect("a new connection");
+                let vm = (world.setup.server(1), own);
+                flood.send(world, between);
+                assert_eq!(world.returns(1, far, port, SYN_ACK), Ok(vm), "{own}");
+                flood.send(world, between);
+                assert_eq!(world.calls((1, own), far, ACK), Ok(port), "{own}");
+                port
+            };
+            let mut ports: Vec<u16> = (2000..2400)
+                .map(|own| calls(&mut world, &mut flood, own, 0))
+                .collect();
+            flood.send(&mut world, 20_000);
+            ports.extend((2400..2720).map(|own| calls(&mut world, &mut flood, own, 100)));
+            for (own, port) in (2000..).zip(ports) {
+                let vm = (world.setup.server(1), own);
+                let seen = world.returns(1, far, port, SERVER_ACK);
+                assert_eq!(seen, Ok(vm), "{what:?} {own}");
+                assert_eq!(world.calls((1, own), far, ACK), Ok(port), "{what:?} {own}");
+            }
+            let connections = world.connections();
+            assert_eq!(connections.refused, 0, "{what:?} {connections:?}");
+            assert!(connections.evicted > 50_000, "{what:?} {connections:?}");
+            assert_eq!(world.snat(1), (720, 720), "{what:?}");
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, TypeGenerator)]
 enum Operation {
     Ask(u8),
@@ -349,13 +385,13 @@ enum Operation {
 #[test]
 fn what_has_come_about_stays() {
     bolero::check!()
-        .with_type::<(bool, Vec<Operation>)>()
-        .for_each(|(is_host, operations)| {
+        .with_type::<([bool; 2], Vec<Operation>)>()
+        .for_each(|([is_host, ipv6], operations)| {
             let role = if *is_host { Role::Host } else { Role::Proxy };
             let setup = Setup {
                 places: 12,
                 idle_timeout: Duration::from_secs(3600),
-                ..Setup::new(role, false)
+                ..Setup::new(role, *ipv6)
             };
             let mut world = World::new(setup);
             // How far each client's connection has come; the server, once that is known.

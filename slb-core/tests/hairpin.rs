@@ -94,16 +94,23 @@ fn others_are_told_by_the_fabric() {
 
 #[test]
 fn a_vm_whose_hops_run_out_at_a_neighbour_is_told() {
-    let mut world = world(false, &[1]);
-    assert!(calls(&mut world, 2, 1, SYN).is_forwarded());
-    let client = (world.setup.server(2), PORT);
-    let mut inner = packet(client, (world.setup.vip(), 80), SYN, false);
-    inner[22] = 1;
-    inner[24..26].fill(0);
-    let sum = slb_core::wire::checksum::checksum(&inner[14..34]);
-    inner[24..26].copy_from_slice(&sum.to_be_bytes());
-    let frame = encapsulated(&inner, world.setup.server(1));
-    let outcome = world.give(FABRIC, &frame);
-    is_told_at(&world, 2, &outcome);
-    assert_eq!(outcome.bytes[34], 11, "time exceeded");
+    for ipv6 in [false, true] {
+        let mut world = world(ipv6, &[1]);
+        assert!(calls(&mut world, 2, 1, SYN).is_forwarded());
+        let client = (world.setup.server(2), PORT);
+        let mut inner = packet(client, (world.setup.vip(), 80), SYN, false);
+        if ipv6 {
+            inner[21] = 1;
+        } else {
+            inner[22] = 1;
+            inner[24..26].fill(0);
+            let sum = slb_core::wire::checksum::checksum(&inner[14..34]);
+            inner[24..26].copy_from_slice(&sum.to_be_bytes());
+        }
+        let frame = encapsulated(&inner, world.setup.server(1));
+        let outcome = world.give(FABRIC, &frame);
+        is_told_at(&world, 2, &outcome);
+        let (at, time_exceeded) = if ipv6 { (54, 3) } else { (34, 11) };
+        assert_eq!(outcome.bytes[at], time_exceeded);
+    }
 }

@@ -377,24 +377,27 @@ fn a_syn_that_comes_again_moves_by_its_own_rule() {
     }
 }
 
+/// A client's datagram to the VIP.
+fn datagram(number: u16, port: u16, ipv6: bool) -> Vec<u8> {
+    let from = client(number, ipv6);
+    let link = PacketBuilder::ethernet2(CLIENT_MAC, [2, 0, 0, 0, 0, 1]);
+    let ip = match (from.0, vip(ipv6)) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => link.ipv4(a.octets(), b.octets(), 64),
+        (IpAddr::V6(a), IpAddr::V6(b)) => link.ipv6(a.octets(), b.octets(), 64),
+        _ => unreachable!("of one family"),
+    };
+    let mut packet = Vec::new();
+    ip.udp(from.1, port).write(&mut packet, b"?").unwrap();
+    packet
+}
+
 #[test]
 fn a_udp_flow_moves_by_its_own_rule() {
     for ipv6 in [false, true] {
         let mut plan = Plan::new(ipv6);
         let mut mux = mux(&plan);
         let ask = |mux: &mut Mux<'static, Shared>, number: u16, port: u16| {
-            let (from, link) = (
-                client(number, ipv6),
-                PacketBuilder::ethernet2(CLIENT_MAC, [2, 0, 0, 0, 0, 1]),
-            );
-            let ip = match (from.0, vip(ipv6)) {
-                (IpAddr::V4(a), IpAddr::V4(b)) => link.ipv4(a.octets(), b.octets(), 64),
-                (IpAddr::V6(a), IpAddr::V6(b)) => link.ipv6(a.octets(), b.octets(), 64),
-                _ => unreachable!("of one family"),
-            };
-            let mut packet = Vec::new();
-            ip.udp(from.1, port).write(&mut packet, b"?").unwrap();
-            backend_of(give!(mux, FABRIC, &packet), ipv6)
+            backend_of(give!(mux, FABRIC, &datagram(number, port, ipv6)), ipv6)
         };
         let all = |mux: &mut Mux<'static, Shared>| {
             [FIRST, OTHER, PLAIN]
@@ -405,6 +408,50 @@ fn a_udp_flow_moves_by_its_own_rule() {
         let next = plan.after(Some(mux.snapshot()));
         mux.install(next.into()).expect("it follows");
         for (place, (before, after)) in before.iter().zip(all(&mut mux)).enumerate() {
+            for (&before, after) in before.iter().zip(after) {
+                assert_eq!(after != before, place == 1 && before == 2, "rule {place}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_proxy_s_udp_flow_moves_by_its_own_rule() {
+    type Dut = Proxy<'static, Box<Snapshot<'static>>>;
+    for (ipv6, scheduler) in [
+        (false, Scheduler::Maglev),
+        (true, Scheduler::Maglev),
+        (false, Scheduler::LeastConnections),
+        (true, Scheduler::LeastConnections),
+    ] {
+        let mut plan = Plan {
+            proxy: true,
+            scheduler,
+            ..Plan::new(ipv6)
+        };
+        let mut proxy = Proxy::with_capacity(plan.snapshot(), 1024, KEY).expect("its role");
+        let ask = |proxy: &mut Dut, number: u16, port: u16| {
+            let (verdict, bytes) = give!(proxy, FABRIC, &datagram(number, port, ipv6));
+            assert_eq!(verdict, Verdict::Forward(BEHIND));
+            let mut servers = (0..BACKENDS).map(|number| dip(number, ipv6));
+            let sliced = SlicedPacket::from_ethernet(&bytes).unwrap();
+            let to: IpAddr = match sliced.net.unwrap() {
+                NetSlice::Ipv4(ip) => ip.header().destination_addr().into(),
+                NetSlice::Ipv6(ip) => ip.header().destination_addr().into(),
+                NetSlice::Arp(_) => unreachable!("no ARP"),
+            };
+            servers.position(|server| server == to).unwrap()
+        };
+        let all = |proxy: &mut Dut| {
+            [FIRST, OTHER, PLAIN]
+                .map(|port| (0..100).map(|n| ask(proxy, n, port)).collect::<Vec<_>>())
+        };
+        let before = all(&mut proxy);
+        assert!(before[1].contains(&2), "{scheduler:?}");
+        plan.found[1][2] = SICK;
+        let next = plan.after(Some(proxy.snapshot()));
+        proxy.install(next).expect("it follows");
+        for (place, (before, after)) in before.iter().zip(all(&mut proxy)).enumerate() {
             for (&before, after) in before.iter().zip(after) {
                 assert_eq!(after != before, place == 1 && before == 2, "rule {place}");
             }

@@ -11,8 +11,8 @@ use slb_core::spec::Echo;
 use slb_core::{DropReason, MuxOptions, Verdict};
 use trio::{
     Ends, FABRIC, FAMILIES, Family, From, NOW, Role, TCP, UDP, Way, assert_readable, assert_summed,
-    echo, ends, host, host_of_way, icmp, mux, mux_and_host_of_one_vip, mux_with, packet, proxy,
-    stateless_mux, tcp, tunnelled, udp,
+    echo, ends, host, host_of_way, icmp, mux, mux_and_host_of_one_vip, mux_with,
+    mux_without_backends, packet, proxy, proxy_that_answers, stateless_mux, tcp, tunnelled, udp,
 };
 
 const SYN: u8 = 2;
@@ -505,6 +505,36 @@ fn a_host_agent_s_resets_have_a_limit_of_their_own() {
                 }
             }
             assert_eq!(host.stats().resets, 1000);
+        }
+    }
+}
+
+/// Pings and RSTs of a proxy, and of a mux that has no backend.
+#[test]
+fn pings_and_resets_of_a_proxy_and_of_a_mux_have_limits_of_their_own() {
+    for family in FAMILIES {
+        let there = (family.client(), family.vip());
+        let ping = packet(there, family.icmp(), &echo(there, false, 1, b"ping"));
+        let astray = packet(there, TCP, &tcp(there, (1, 80), ACK, b"data"));
+        let mut kinds = [(&ping, 100), (&astray, 1000)];
+        for _ in 0..2 {
+            have_limits(proxy_that_answers(), &kinds);
+            have_limits(mux_without_backends(), &kinds);
+            kinds.reverse();
+        }
+    }
+}
+
+/// So many packets of each kind in turn are answered, and no more.
+fn have_limits(mut role: impl Role, kinds: &[(&Vec<u8>, usize)]) {
+    for &(packet, at_once) in kinds {
+        for attempt in 0..at_once + 50 {
+            let (verdict, _) = role.give(NOW, From::Outside, packet);
+            assert_eq!(
+                verdict == Verdict::Reply,
+                attempt < at_once,
+                "{attempt}: {verdict:?}"
+            );
         }
     }
 }

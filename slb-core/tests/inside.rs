@@ -78,28 +78,29 @@ fn only_what_goes_outside_is_translated() {
 
 #[test]
 fn answers_to_the_inside_pass_and_those_of_a_vip_are_translated() {
-    let mut world = Plan::new(Family::Ipv4, 1).tcp_reset().world();
-    let client = at("10.0.7.7", 50_000);
-    // To the vm itself, without a VIP.
-    let direct = Kind::Tcp.request(client, (vm(Family::Ipv4, 0), 22));
-    assert_eq!(world.of_mux(NOW, 0, &direct).0, Verdict::Forward(PortId(1)));
-    let answer = snat_world::tcp((vm(Family::Ipv4, 0), 22), client, 0x12);
-    let (verdict, out) = world.of_vm(NOW, 0, &answer);
-    assert_eq!(verdict, Verdict::Pass, "no reset, and no other name");
-    assert_eq!(out[14..], answer);
-    // By the VIP.
-    let vip = (snat_world::vip(Family::Ipv4), 80);
-    let call = Kind::Tcp.request(client, vip);
-    let (verdict, out) = world.of_mux(NOW, 0, &call);
-    assert_eq!(verdict, Verdict::Forward(PortId(1)));
-    assert_eq!(
-        snat_world::ends(&out),
-        (client, (vm(Family::Ipv4, 0), 8080))
-    );
-    let answer = snat_world::tcp((vm(Family::Ipv4, 0), 8080), client, 0x12);
-    let (verdict, out) = world.of_vm(NOW, 0, &answer);
-    assert_eq!(verdict, OUT);
-    assert_eq!(snat_world::ends(&out), (vip, client));
+    for (family, client) in [
+        (Family::Ipv4, at("10.0.7.7", 50_000)),
+        (Family::Ipv6, at("fd00:7::7", 50_000)),
+    ] {
+        let mut world = Plan::new(family, 1).tcp_reset().world();
+        // To the vm itself, without a VIP.
+        let direct = Kind::Tcp.request(client, (vm(family, 0), 22));
+        assert_eq!(world.of_mux(NOW, 0, &direct).0, Verdict::Forward(PortId(1)));
+        let answer = snat_world::tcp((vm(family, 0), 22), client, 0x12);
+        let (verdict, out) = world.of_vm(NOW, 0, &answer);
+        assert_eq!(verdict, Verdict::Pass, "no reset, and no other name");
+        assert_eq!(out[14..], answer);
+        // By the VIP.
+        let vip = (snat_world::vip(family), 80);
+        let call = Kind::Tcp.request(client, vip);
+        let (verdict, out) = world.of_mux(NOW, 0, &call);
+        assert_eq!(verdict, Verdict::Forward(PortId(1)));
+        assert_eq!(snat_world::ends(&out), (client, (vm(family, 0), 8080)));
+        let answer = snat_world::tcp((vm(family, 0), 8080), client, 0x12);
+        let (verdict, out) = world.of_vm(NOW, 0, &answer);
+        assert_eq!(verdict, OUT);
+        assert_eq!(snat_world::ends(&out), (vip, client));
+    }
 }
 
 #[test]

@@ -70,6 +70,51 @@ fn nor_do_a_host_agent_and_a_proxy() {
     }
 }
 
+/// RFC 6890: addresses of no host as sources, and the VIP itself with the service's own port.
+#[test]
+fn a_host_agent_and_a_proxy_take_no_connection_from_an_address_that_no_host_has() {
+    let ipv4 = [
+        ("0.1.2.3", true),
+        ("127.0.0.1", true),
+        ("224.0.0.1", true),
+        ("239.255.255.255", true),
+        ("240.0.0.1", true),
+        ("255.255.255.254", true),
+        ("255.255.255.255", true),
+        ("20.20.20.100", true),
+        ("1.0.0.0", false),
+        ("126.255.255.255", false),
+        ("223.255.255.255", false),
+    ];
+    let ipv6 = [
+        ("::", true),
+        ("::1", true),
+        ("ff02::1", true),
+        ("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", true),
+        ("2001:db8:20::64", true),
+        ("2001:db8:20::63", false),
+        ("fe00::1", false),
+    ];
+    for role in [Role::Host, Role::Proxy] {
+        for (source, is_martian) in ipv4.into_iter().chain(ipv6) {
+            for (what, port) in [(SYN, 80), (What::Udp, 53)] {
+                let source: IpAddr = source.parse().unwrap();
+                let mut world = World::new(Setup::new(role, source.is_ipv6()));
+                let to = (world.setup.vip(), port);
+                let inner = translated::packet((source, port), to, what, false);
+                let frame = match role {
+                    Role::Host => translated::encapsulated(&inner, world.setup.server(1)),
+                    Role::Proxy => inner,
+                };
+                let verdict = world.give(FABRIC, &frame).verdict;
+                let name = format!("{role:?} {source} {what:?}: {verdict:?}");
+                assert_eq!(verdict == MARTIAN, is_martian, "{name}");
+                assert_eq!(world.connections().made == 0, is_martian, "{name}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_vm_calls_no_address_that_no_host_has() {
     let all = [

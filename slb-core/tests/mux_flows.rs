@@ -97,18 +97,20 @@ fn one_forged_reset_or_fin_does_not_shorten_the_life_of_a_flow_that_goes_on() {
 
 #[test]
 fn a_syn_after_the_end_is_half_open_and_no_acknowledgement_of_the_old_flow() {
-    let mut mux = pinned(&Setup::new(3));
-    for (flags, expected) in [
-        ("S", FlowState::HalfOpen),
-        ("A", FlowState::Established),
-        ("S", FlowState::Established),
-        ("FA", FlowState::Closing),
-        ("S", FlowState::HalfOpen),
-        ("R", FlowState::Closing),
-        ("A", FlowState::Established),
-    ] {
-        sent(&mut mux, NOW, &tcp(CLIENT, 1000, flags));
-        assert_eq!(states(&mux), [expected], "{flags}");
+    for ipv6 in [false, true] {
+        let mut mux = pinned(&Setup::new(3));
+        for (flags, expected) in [
+            ("S", FlowState::HalfOpen),
+            ("A", FlowState::Established),
+            ("S", FlowState::Established),
+            ("FA", FlowState::Closing),
+            ("S", FlowState::HalfOpen),
+            ("R", FlowState::Closing),
+            ("A", FlowState::Established),
+        ] {
+            sent(&mut mux, NOW, &segment(ipv6, 1000, flags));
+            assert_eq!(states(&mux), [expected], "{flags}");
+        }
     }
 }
 
@@ -136,11 +138,13 @@ fn transitory_flows_last_four_minutes() {
         idle_timeout: Duration::from_secs(60),
         ..setup
     };
-    let mut mux = pinned(&setup);
-    sent(&mut mux, NOW, &tcp(CLIENT, 1, "S"));
-    sent(&mut mux, NOW, &tcp(CLIENT, 2, "F"));
-    mux.advance(after(65));
-    assert_eq!(states(&mux).len(), 0);
+    for ipv6 in [false, true] {
+        let mut mux = pinned(&setup);
+        sent(&mut mux, NOW, &segment(ipv6, 1, "S"));
+        sent(&mut mux, NOW, &segment(ipv6, 2, "F"));
+        mux.advance(after(65));
+        assert_eq!(states(&mux).len(), 0);
+    }
 }
 
 /// The client has sent its FIN, and the server pauses for almost as long as the rule allows.
@@ -178,15 +182,17 @@ fn a_half_closed_flow_lasts_as_long_as_its_rule_says() {
         idle_timeout: Duration::from_secs(1800),
         ..Setup::new(3)
     };
-    let mut mux = pinned(&setup);
-    let backend = sent(&mut mux, NOW, &tcp(CLIENT, 1, "A"));
-    sent(&mut mux, NOW, &tcp(CLIENT, 1, "FA"));
-    for round in 1..5 {
-        let now = after(1700 * round);
-        assert_eq!(sent(&mut mux, now, &tcp(CLIENT, 1, "A")), backend);
-        assert_eq!(mux.stats().flows.made, 1, "round {round}");
-        // Its FIN again, whose acknowledgement was lost.
-        sent(&mut mux, now, &tcp(CLIENT, 1, "FA"));
+    for ipv6 in [false, true] {
+        let mut mux = pinned(&setup);
+        let backend = sent(&mut mux, NOW, &segment(ipv6, 1, "A"));
+        sent(&mut mux, NOW, &segment(ipv6, 1, "FA"));
+        for round in 1..5 {
+            let now = after(1700 * round);
+            assert_eq!(sent(&mut mux, now, &segment(ipv6, 1, "A")), backend);
+            assert_eq!(mux.stats().flows.made, 1, "round {round}");
+            // Its FIN again, whose acknowledgement was lost.
+            sent(&mut mux, now, &segment(ipv6, 1, "FA"));
+        }
     }
 }
 
@@ -312,7 +318,9 @@ fn flows_without_connections_leave_a_backend_that_fails_and_not_one_that_drains(
     let snapshot = without_connections(&setup, None);
     let mut mux = Mux::with_capacity(snapshot, 10_000, Key::new([3, 4])).expect("its role");
     let packets = connectionless(60);
-    let segments: Vec<_> = (0..200).map(|port| tcp(CLIENT, port, "A")).collect();
+    let segments: Vec<_> = (0..400)
+        .map(|number| segment(number % 2 == 1, number / 2, "A"))
+        .collect();
     let before = backends_of(&mut mux, NOW, &packets);
     let of_segments = backends_of(&mut mux, NOW, &segments);
     for weight in [1, 0] {
@@ -373,10 +381,10 @@ fn an_inbound_nat_rule_keeps_its_backend_whatever_its_health() {
     let mut setup = Setup::new(2);
     let snapshot = |setup: &Setup, previous: Option<&Snapshot<'_>>| {
         setup.with_spec(|spec| {
-            let game = InboundNat {
-                name: "game",
-                frontend: 0,
-                pool: 0,
+            let game = |name, number| InboundNat {
+                name,
+                frontend: number,
+                pool: number,
                 target: NatTarget::Backend {
                     port: 2000,
                     backend: 1,
@@ -387,7 +395,7 @@ fn an_inbound_nat_rule_keeps_its_backend_whatever_its_health() {
                 terms: Terms::default(),
             };
             let spec = Spec {
-                inbound_nat: &[game],
+                inbound_nat: &[game("game", 0), game("game6", 1)],
                 ..spec.clone()
             };
             Arc::new(Snapshot::new(&spec, previous).unwrap())
@@ -395,22 +403,22 @@ fn an_inbound_nat_rule_keeps_its_backend_whatever_its_health() {
     };
     let mut mux =
         Mux::with_capacity(snapshot(&setup, None), 1000, Key::new([3, 4])).expect("its role");
-    let packet = udp_to(CLIENT, 1, VIP, 2000, b"hello");
-    assert_eq!(sent(&mut mux, NOW, &packet), 2);
+    let mut packet6 = udp6(1, b"hello");
+    packet6[56..58].copy_from_slice(&2000_u16.to_be_bytes());
+    let packets = [udp_to(CLIENT, 1, VIP, 2000, b"hello"), packet6];
+    for packet in &packets {
+        assert_eq!(sent(&mut mux, NOW, packet), 2);
+    }
     setup.set_state(2, BackendState::Down);
     let next = snapshot(&setup, Some(mux.snapshot()));
     mux.install(next).expect("it follows");
-    assert_eq!(sent(&mut mux, NOW, &packet), 2);
+    for packet in &packets {
+        assert_eq!(sent(&mut mux, NOW, packet), 2);
+    }
 }
 
 #[test]
 fn an_icmp_error_moves_no_flow_away() {
-    let mut setup = Setup::new(5);
-    let mut mux = pinned(&setup);
-    let backend = sent(&mut mux, NOW, &udp_to(CLIENT, 1, VIP, 53, b"query"));
-    setup.set_state(backend, BackendState::Down);
-    mux.install(setup.after(Some(mux.snapshot())).into())
-        .expect("it follows");
     let answer = udp_to(VIP, 53, CLIENT, 1, b"answer");
     let mut error = Vec::new();
     etherparse::PacketBuilder::ethernet2(CLIENT_MAC, MUX_MAC)
@@ -420,7 +428,35 @@ fn an_icmp_error_moves_no_flow_away() {
         ))
         .write(&mut error, &answer[14..14 + 28])
         .unwrap();
-    assert_eq!(sent(&mut mux, NOW, &error), backend);
+    let (mut answer6, mut error6) = (Vec::new(), Vec::new());
+    etherparse::PacketBuilder::ipv6(vip6(), client6(), 64)
+        .udp(53, 1)
+        .write(&mut answer6, b"answer")
+        .unwrap();
+    etherparse::PacketBuilder::ethernet2(CLIENT_MAC, MUX_MAC)
+        .ipv6(client6(), vip6(), 60)
+        .icmpv6(etherparse::Icmpv6Type::DestinationUnreachable(
+            etherparse::icmpv6::DestUnreachableCode::Port,
+        ))
+        .write(&mut error6, &answer6)
+        .unwrap();
+    for (query, error) in [
+        (udp_to(CLIENT, 1, VIP, 53, b"query"), error),
+        (udp6(1, b"query"), error6),
+    ] {
+        let mut setup = Setup::new(5);
+        let mut mux = pinned(&setup);
+        let backend = sent(&mut mux, NOW, &query);
+        setup.set_state(backend, BackendState::Down);
+        mux.install(setup.after(Some(mux.snapshot())).into())
+            .expect("it follows");
+        assert_eq!(sent(&mut mux, NOW, &error), backend);
+        assert_ne!(
+            sent(&mut mux, NOW, &query),
+            backend,
+            "the next packet moves it"
+        );
+    }
 }
 
 #[test]

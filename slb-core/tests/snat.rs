@@ -153,12 +153,20 @@ fn ports_that_are_free_again_are_found_wherever_they_are() {
 
 #[test]
 fn a_port_is_kept_where_it_can_be_and_else_its_parity() {
-    let mut world = Plan::new(Family::Ipv4, 1).ports(4096).world();
+    for family in [Family::Ipv4, Family::Ipv6] {
+        for kind in [Kind::Tcp, Kind::Udp] {
+            keeps_ports(family, kind);
+        }
+    }
+}
+
+fn keeps_ports(family: Family, kind: Kind) {
+    let mut world = Plan::new(family, 1).ports(4096).world();
     let (first, last) = (1024, 1024 + 4095);
     let clients = (1000..6000).step_by(7);
     let mut same = 0;
     for client in clients {
-        let packet = Kind::Tcp.request((vm(Family::Ipv4, 0), client), far(Family::Ipv4, 0));
+        let packet = kind.request((vm(family, 0), client), far(family, 0));
         let (verdict, out) = world.of_vm(NOW, 0, &packet);
         assert_eq!(verdict, Verdict::Forward(PortId(0)));
         let (_, port) = snat_world::ends(&out).0;
@@ -167,7 +175,10 @@ fn a_port_is_kept_where_it_can_be_and_else_its_parity() {
         same += u32::from(port == client);
     }
     // Four in 5000 ports that somebody else was given before may be in the way.
-    assert!(same > 500, "{same} of 585 ports were kept");
+    assert!(
+        same > 500,
+        "{same} of 585 ports were kept, {family:?} {kind:?}"
+    );
 }
 
 #[test]
@@ -191,19 +202,16 @@ fn an_endpoint_keeps_its_port_whomever_it_talks_to() {
 
 #[test]
 fn another_key_gives_other_ports_and_the_same_key_the_same() {
-    let names = |key: [u64; 2], kind| {
-        let mut world = Plan::new(Family::Ipv4, 1)
-            .ports(8192)
-            .key(Key::new(key))
-            .world();
+    let names = |key: [u64; 2], (family, kind)| {
+        let mut world = Plan::new(family, 1).ports(8192).key(Key::new(key)).world();
         let clients = (40_000..40_100).step_by(2);
         let calls = clients.map(|client| {
-            let packet = Kind::request(kind, (vm(Family::Ipv4, 0), client), far(Family::Ipv4, 0));
+            let packet = Kind::request(kind, (vm(family, 0), client), far(family, 0));
             snat_world::ends(&world.of_vm(NOW, 0, &packet).1).0.1
         });
         calls.collect::<Vec<_>>()
     };
-    for kind in [Kind::Tcp, Kind::Udp, Kind::Echo] {
+    for kind in ALL {
         let one = names([1, 2], kind);
         assert_eq!(one, names([1, 2], kind));
         let other = names([1, 3], kind);
@@ -246,12 +254,11 @@ fn all_ports_of_a_source_nat_address_lead_to_one_server() {
 /// Without memory for bitmaps, ports are tried one by one, so many of them for each packet.
 #[test]
 fn without_bitmaps_a_bounded_number_of_ports_is_tried() {
-    let mut world = Plan::new(Family::Ipv4, 1)
-        .ports(1024)
-        .without_bitmaps()
-        .world();
-    let (names, _) = call(&mut world, NOW, Kind::Tcp, even_first().take(900));
-    assert!(names.len() > 400, "{} of 900 found a port", names.len());
+    for (family, kind) in ALL {
+        let plan = Plan::new(family, 1).ports(1024).without_bitmaps();
+        let (names, _) = call(&mut plan.world(), NOW, kind, even_first().take(900));
+        assert!(names.len() > 400, "{} of 900 found a port", names.len());
+    }
 }
 
 /// What a vm gets for a call that finds no port; the first `ports` calls get out.
@@ -311,17 +318,22 @@ fn a_segment_gets_a_reset_where_the_outbound_rule_resets() {
 
 #[test]
 fn a_vm_is_told_so_often_and_not_more() {
-    let mut world = Plan::new(Family::Ipv4, 1).ports(8).world();
-    let (mut told, mut dropped) = (0, 0);
-    for client in 0..5000 {
-        let from = (vm(Family::Ipv4, 0), 2000 + client);
-        let packet = Kind::Udp.request(from, far(Family::Ipv4, 0));
-        match world.of_vm(NOW, 0, &packet).0 {
-            Verdict::Reply => told += 1,
-            Verdict::Drop(DropReason::SnatExhausted) => dropped += 1,
-            verdict => assert!(verdict == Verdict::Forward(PortId(0)) && client < 8),
+    for (family, kind) in ALL {
+        let mut world = Plan::new(family, 1).ports(8).world();
+        let (mut told, mut dropped) = (0, 0);
+        for client in 0..5000 {
+            let from = (vm(family, 0), 2000 + client);
+            let packet = kind.request(from, far(family, 0));
+            match world.of_vm(NOW, 0, &packet).0 {
+                Verdict::Reply => told += 1,
+                Verdict::Drop(DropReason::SnatExhausted) => dropped += 1,
+                verdict => assert!(verdict == Verdict::Forward(PortId(0)) && client < 8),
+            }
         }
+        assert_eq!(told + dropped, 5000 - 8);
+        assert!(
+            (1..=1000).contains(&told),
+            "{told} at once, {family:?} {kind:?}"
+        );
     }
-    assert_eq!(told + dropped, 5000 - 8);
-    assert!((1..=1000).contains(&told), "{told} at once");
 }

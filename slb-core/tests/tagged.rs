@@ -92,6 +92,11 @@ fn from_inside(family: Family) -> Vec<Vec<u8>> {
     let arrived = packet(there, UDP, &udp(there, (5000, 53), b"data"));
     let unreachable = if family.is_ipv6 { (1, 4) } else { (3, 3) };
     let long = udp(back, (53, 5000), &[7; 2000]);
+    let neighbour = match family.is_ipv6 {
+        false => "10.99.9.9",
+        true => "fd00:99::9",
+    };
+    let beside = (family.dip(), neighbour.parse().unwrap());
     let mut spoilt = error(family, unreachable, back, &arrived);
     *spoilt.last_mut().unwrap() ^= 1;
     let mut all = vec![
@@ -104,6 +109,8 @@ fn from_inside(family: Family) -> Vec<Vec<u8>> {
         packet(back, UDP, &udp(back, (53, 5000), &[7; 1600])),
         packet(back, TCP, &tcp(back, (40_000, 443), SYN, b"")),
         packet(back, UDP, &udp(back, (40_000, 443), b"call")),
+        packet(beside, TCP, &tcp(beside, (40_000, 443), SYN, b"")),
+        packet(beside, UDP, &udp(beside, (53, 5000), b"answer")),
         packet(back, family.icmp(), &trio::echo(back, false, 77, b"ping")),
     ];
     all.extend(fragments(back, UDP, &long, 800, 2));

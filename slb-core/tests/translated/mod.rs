@@ -678,6 +678,40 @@ impl World {
         Ok(server)
     }
 
+    /// Has a server's port call a far end; returns the port of the frontend that it calls from.
+    pub fn calls(
+        &mut self,
+        (server, port): (u16, u16),
+        far: (IpAddr, u16),
+        what: What,
+    ) -> Result<u16, Verdict> {
+        let from = (self.setup.server(server), port);
+        let mut bytes = packet(from, far, what, false);
+        bytes[6..12].copy_from_slice(&derived_mac(from.0).0);
+        let outcome = self.give(PortId(server), &bytes);
+        if outcome.verdict != Verdict::Forward(FABRIC) {
+            return Err(outcome.verdict);
+        }
+        assert_eq!(outcome.addresses(), (self.setup.front(), far.0));
+        Ok(ports(&outcome.bytes).0)
+    }
+
+    /// Has a far end answer the port of the frontend that a server called from; returns the server's end.
+    pub fn returns(
+        &mut self,
+        server: u16,
+        far: (IpAddr, u16),
+        port: u16,
+        what: What,
+    ) -> Result<(IpAddr, u16), Verdict> {
+        let inner = packet(far, (self.setup.front(), port), what, true);
+        let outcome = self.give(FABRIC, &encapsulated(&inner, self.setup.server(server)));
+        if outcome.verdict != Verdict::Forward(PortId(server)) {
+            return Err(outcome.verdict);
+        }
+        Ok((outcome.addresses().1, ports(&outcome.bytes).1))
+    }
+
     /// Whether a packet of an open connection reaches `server`, and its answer the client.
     pub fn goes_on(&mut self, server: u16, number: u32, what: What) -> bool {
         let is_tcp = matches!(what, What::Tcp(..));

@@ -332,6 +332,18 @@ pub fn proxy_of_way(way: Way) -> Proxy<'static, Shared> {
     Proxy::with_capacity(snapshot, 1000, KEY).expect("its role")
 }
 
+/// A proxy that answers pings of its VIPs, whose rules reset.
+pub fn proxy_that_answers() -> Proxy<'static, Shared> {
+    let snapshot = snapshot_with(1, true, HOST.into(), Echo::Answer, ([4, 5], Way::Resets));
+    Proxy::with_capacity(snapshot, 1000, KEY).expect("its role")
+}
+
+/// A mux that answers pings of its VIPs, whose rules reset and have no backend.
+pub fn mux_without_backends() -> Mux<'static, Shared> {
+    let snapshot = snapshot_with(0, false, HOST.into(), Echo::Answer, ([4, 5], Way::Resets));
+    Mux::with_capacity(snapshot, 1000, KEY).expect("its role")
+}
+
 /// A proxy with one backend.
 pub fn proxy() -> Proxy<'static, Shared> {
     proxy_for(1000)

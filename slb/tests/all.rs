@@ -12,6 +12,7 @@ mod asking;
 mod azure;
 mod c;
 mod captures;
+mod cases;
 mod changes;
 mod cli;
 mod command_line;

@@ -2403,7 +2403,8 @@ int slb_proxy_import_share(struct slb_proxy *proxy,
  * The caller promises:
  * `proxy` is a proxy.
  */
-int slb_proxy_take_up(struct slb_proxy *proxy, uint64_t now);
+int slb_proxy_take_up(struct slb_proxy *proxy,
+                      uint64_t now);
 
 /**
  * Returns the bytes of memory that the snapshot of a configuration needs, or 0 if an argument is

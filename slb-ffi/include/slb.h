@@ -33,7 +33,7 @@
 #define SLB_HEADROOM 70
 
 /**
- * Frames that are processed together: pass this number at once, or a multiple.
+ * Frames that are processed together: pass this number at a time, or a multiple of it.
  */
 #define SLB_BURST 64
 
@@ -43,18 +43,17 @@
 #define SLB_RECORD_MOST 152
 
 /**
- * Places of a table that one call of `_export` looks at, at most.
+ * Table slots that one call of `_export` looks at, at most.
  */
 #define SLB_EXPORT_STEP 256
 
 /**
- * Reasons that a record is refused for: there is room for more of them.
+ * Length of `refused_for`: more than there are reasons, so that new reasons change no layout.
  */
 #define SLB_REFUSALS 16
 
 /**
- * Length of `dropped_for` in `slb_stats`: more than there are reasons, so that a reason that is added
- * changes no layout.
+ * Length of `dropped_for` in `slb_stats`: more than there are reasons, so that new reasons change no layout.
  */
 #define SLB_DROP_REASONS 64
 
@@ -181,8 +180,8 @@ typedef enum slb_protocol {
 } slb_protocol;
 
 /**
- * Administrative state of a backend: what the operator wants, for all rules. What was observed is apart
- * from it: a backend can be draining and unhealthy.
+ * Administrative state of a backend, set by the operator for all rules. Observed health is separate, so a backend can
+ * be draining and unhealthy.
  */
 typedef enum slb_state {
     /**
@@ -201,7 +200,7 @@ typedef enum slb_state {
 } slb_state;
 
 /**
- * The change that a probe's result made.
+ * The effect of a probe's result on a backend's health.
  */
 typedef enum slb_change {
     /**
@@ -245,7 +244,7 @@ typedef enum slb_role {
 #endif
 
 /**
- * A configuration that is being written. Names given to it have to stay where they are until
+ * A configuration that is built field by field. Names passed to it have to stay valid until
  * `slb_builder_free`; everything else is copied.
  */
 typedef struct slb_builder slb_builder;
@@ -258,22 +257,22 @@ typedef struct slb_config slb_config;
 #endif
 
 /**
- * A host agent. Packets between VIPs and the vms of one machine are translated.
+ * A host agent, which translates packets between VIPs and the vms of one machine.
  */
 typedef struct slb_host slb_host;
 
 /**
- * A mux. Packets for VIPs go to the hosts of their backends, in VXLAN.
+ * A mux, which sends packets for VIPs to the hosts of their backends, in VXLAN.
  */
 typedef struct slb_mux slb_mux;
 
 /**
- * A proxy. Packets between clients on one side and backends on the other are translated.
+ * A proxy, which translates packets between clients on one side and backends on the other.
  */
 typedef struct slb_proxy slb_proxy;
 
 /**
- * A compiled configuration: immutable, and for any number of muxes, hosts and proxies.
+ * A compiled configuration: immutable, and usable by any number of muxes, hosts and proxies.
  */
 typedef struct slb_snapshot slb_snapshot;
 
@@ -322,7 +321,7 @@ typedef struct slb_capacity {
      */
     size_t source_rewrites;
     /**
-     * Sets of probe results: one for each pool and probe that rules go by.
+     * Sets of probe results: one for each pair of pool and probe that rules use.
      */
     size_t health;
     /**
@@ -330,7 +329,7 @@ typedef struct slb_capacity {
      */
     size_t health_results;
     /**
-     * Prefixes that are inside: see `slb_builder_inside`.
+     * Inside prefixes: see `slb_builder_inside`.
      */
     size_t inside;
     /**
@@ -374,7 +373,7 @@ typedef struct slb_address {
  */
 typedef struct slb_mac {
     /**
-     * Not 0: there is one.
+     * Not 0: the address is set.
      */
     uint8_t given;
     /**
@@ -384,7 +383,7 @@ typedef struct slb_mac {
 } slb_mac;
 
 /**
- * A backend server. Zeros are the defaults of all fields but name and addresses.
+ * A backend server. Zeros are the defaults of all fields except name and addresses.
  */
 typedef struct slb_backend {
     /**
@@ -404,8 +403,8 @@ typedef struct slb_backend {
      */
     struct slb_mac mac;
     /**
-     * The MAC address of the next hop to its host; none: the underlay's. Of a proxy: the MAC address
-     * that its packets go to; none: their link headers stay.
+     * The MAC address of the next hop to its host; none: the underlay's. At a proxy, the destination MAC address of
+     * packets to the backend; none: their link headers stay.
      */
     struct slb_mac next_hop;
     /**
@@ -414,11 +413,12 @@ typedef struct slb_backend {
      */
     uint32_t weight;
     /**
-     * Instance number in the pool, by which it gets ports; 0 or negative: its place in the pool.
+     * Instance number in the pool, which determines its ports; 0 or negative: its index in the
+     * pool.
      */
     int32_t instance;
     /**
-     * The port of this node that the backend's vm is at; 0 or negative: it runs elsewhere.
+     * The port of this node that the backend's vm is at; 0 or negative: the vm runs elsewhere.
      */
     int32_t port;
     /**
@@ -430,14 +430,15 @@ typedef struct slb_backend {
      */
     uint8_t state;
     /**
-     * Not 0: the backend was observed to fail for all rules, such as by its traffic. Results of
-     * probes, which rules refer to, are set with `slb_builder_set_health`.
+     * Not 0: the backend was observed to fail, for example by its traffic; this applies to all
+     * rules. Results of probes, which rules refer to, are set with `slb_builder_set_health`.
      */
     uint8_t unhealthy;
 } slb_backend;
 
 /**
- * This node's place on the fabric. All zero: no addresses, and for the rest what is usual.
+ * This node's addresses on the fabric, and how it encapsulates. With all zeros there are no
+ * addresses, and the other fields have their defaults.
  */
 typedef struct slb_underlay {
     /**
@@ -752,7 +753,8 @@ typedef struct slb_vm {
  */
 typedef struct slb_mux_options {
     /**
-     * Capacity of the flow table for each address family; 0: no table, Maglev alone chooses.
+     * Capacity of the flow table for each address family; 0: no table, so that Maglev alone picks
+     * backends.
      */
     size_t flows;
     /**
@@ -802,7 +804,7 @@ typedef struct slb_mux_options {
     uint32_t resets_at_once;
     /**
      * Later fragments that can wait for their first one, at 2 KiB each, rounded up to a multiple
-     * of 64; 0: none. `_advance` returns them in its spare frames when the first one has come.
+     * of 64; 0: none. `_advance` returns them in its spare frames when the first one has arrived.
      */
     uint32_t waiting_fragments;
 } slb_mux_options;
@@ -874,7 +876,7 @@ typedef struct slb_nat_options {
     uint8_t icmp_source_ipv6[16];
     /**
      * Later fragments that can wait for their first one, at 2 KiB each, rounded up to a multiple
-     * of 64; 0: none. `_advance` returns them in its spare frames when the first one has come.
+     * of 64; 0: none. `_advance` returns them in its spare frames when the first one has arrived.
      */
     uint32_t waiting_fragments;
     /**
@@ -883,7 +885,7 @@ typedef struct slb_nat_options {
      */
     uint32_t passes_per_second;
     /**
-     * Packets passed on at once.
+     * Burst of packets passed on.
      */
     uint32_t passes_at_once;
     /**
@@ -892,7 +894,7 @@ typedef struct slb_nat_options {
      */
     uint32_t take_ups_per_second;
     /**
-     * Connections taken up at once.
+     * Burst of connections taken up.
      */
     uint32_t take_ups_at_once;
 } slb_nat_options;
@@ -928,11 +930,11 @@ typedef struct slb_flow {
      */
     struct slb_tuple tuple;
     /**
-     * The place of its backend among those of all pools; `UINT32_MAX`: it is gone.
+     * Index of its backend, counted over all pools; `UINT32_MAX`: the backend was removed.
      */
     uint32_t backend;
     /**
-     * The protocol's number, 6 or 17; of others, 0.
+     * The protocol's number: 6, 17, or 0 for all others.
      */
     uint8_t protocol;
     /**
@@ -958,8 +960,8 @@ typedef struct slb_connection {
      */
     uint8_t protocol;
     /**
-     * 1: asked for; 2: answered; 3: established; 4 and 5: one end sent FIN, the one outside or the
-     * one inside; 6: both did; 7: reset.
+     * 1: SYN or first packet seen; 2: answered; 3: established; 4 and 5: the outside or the inside
+     * end sent a FIN; 6: both did; 7: reset.
      */
     uint8_t state;
 } slb_connection;
@@ -1048,9 +1050,9 @@ typedef struct slb_verdict {
 } slb_verdict;
 
 /**
- * A function that is told each step of each frame: `frame` is its index, `label` the kind of step, such as
- * "rule", and `text` the step in words, with indexes of rules and backends. Both texts are gone when it
- * returns. It must not use the handle that it is called by, and must not throw.
+ * A function that is called for each step of each frame: `frame` is its index, `label` the kind of step, such as
+ * "rule", and `text` the step in words, with indexes of rules and backends. Both texts are valid only during the call.
+ * The function must not use the handle that calls it, and must not throw.
  */
 typedef void (*slb_observer)(void *context, size_t frame, const char *label, const char *text);
 
@@ -1072,7 +1074,7 @@ typedef struct slb_stats {
      */
     uint64_t forwarded;
     /**
-     * Bytes of the frames forwarded, as they came in.
+     * Bytes of the frames forwarded, in their length on arrival.
      */
     uint64_t forwarded_bytes;
     /**
@@ -1148,15 +1150,15 @@ typedef struct slb_stats {
      */
     uint64_t connection_places;
     /**
-     * RSTs made.
+     * RSTs sent.
      */
     uint64_t resets;
     /**
-     * RSTs that were due and not made.
+     * RSTs that were not sent: the limit was reached, or no spare frame was left.
      */
     uint64_t resets_suppressed;
     /**
-     * For a host agent or a proxy: of the connections removed, those that made room for new ones.
+     * For a host agent or a proxy: removed connections that made room for new ones.
      */
     uint64_t connections_evicted;
     /**
@@ -1164,8 +1166,9 @@ typedef struct slb_stats {
      */
     uint64_t connections_unanswered;
     /**
-     * Fragments that waited for their first one, and do so no more: each is in `dropped_for`, as
-     * "fragment_held", and besides where it went in the end. `dropped` has those that still wait.
+     * Fragments that have finished waiting for their first one. Each counts twice: in
+     * `dropped_for` as "fragment_held", and with its final outcome. `dropped` includes those that
+     * still wait.
      */
     uint64_t fragments_released;
     /**
@@ -1186,7 +1189,7 @@ typedef struct slb_stats {
      */
     uint64_t connections_imported;
     /**
-     * For a host agent: connections taken up in their middle.
+     * For a host agent: connections taken up in the middle.
      */
     uint64_t taken_up;
 } slb_stats;
@@ -1200,7 +1203,7 @@ typedef struct slb_rule_stats {
      */
     uint64_t forwarded;
     /**
-     * Bytes of the frames forwarded, as they came in.
+     * Bytes of the frames forwarded, in their length on arrival.
      */
     uint64_t forwarded_bytes;
     /**
@@ -1222,7 +1225,7 @@ typedef struct slb_backend_stats {
      */
     uint64_t forwarded;
     /**
-     * Bytes of the frames forwarded, as they came in.
+     * Bytes of the frames forwarded, in their length on arrival.
      */
     uint64_t forwarded_bytes;
     /**
@@ -1252,7 +1255,7 @@ typedef struct slb_exported {
      */
     uint64_t next;
     /**
-     * 1: there may be more, from `next` on; 0: all was exported.
+     * 1: there may be more, beginning at `next`; 0: everything was exported.
      */
     uint8_t more;
 } slb_exported;
@@ -1289,7 +1292,7 @@ typedef struct slb_steering {
      */
     uint16_t workers;
     /**
-     * Number of the worker that asks, below `workers`.
+     * Number of the calling worker, below `workers`.
      */
     uint16_t own;
 } slb_steering;
@@ -1299,9 +1302,9 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * The last call on the builder that failed, in words: which item and field, what was expected, and what
- * came, such as `backend "vm1": port: expected 0 to 65535, got 70000`. Empty where none failed. Never
- * NULL; valid until the next call on the builder.
+ * Describes the last failed call on the builder: the item and field, the expected values and the one given, such as
+ * `backend "vm1": port: expected 0 to 65535, got 70000`. The text is empty if no call failed, never NULL, and valid
+ * until the next call on the builder.
  *
  * The caller promises:
  * `builder` is a builder, or NULL.
@@ -1309,7 +1312,7 @@ extern "C" {
 const char *slb_builder_error(struct slb_builder *builder);
 
 /**
- * Bytes of memory that a builder takes, or 0 where the argument is bad.
+ * Returns the bytes of memory that a builder needs, or 0 if the argument is bad.
  *
  * The caller promises:
  * `capacity` points to a capacity.
@@ -1317,8 +1320,8 @@ const char *slb_builder_error(struct slb_builder *builder);
 size_t slb_builder_size(const struct slb_capacity *capacity);
 
 /**
- * Makes a builder in `memory`, aligned to 64 bytes and of `length` bytes, of which
- * `slb_builder_size` says how many are needed. The memory is the builder's until
+ * Makes a builder in `memory`, which is aligned to 64 bytes and has `length` bytes;
+ * `slb_builder_size` returns the number needed. The builder owns the memory until
  * `slb_builder_free`.
  *
  * The caller promises:
@@ -1334,14 +1337,14 @@ int slb_builder_init(void *memory,
  * Makes a builder in memory that the library allocates. Otherwise like `slb_builder_init`.
  *
  * The caller promises:
- * The pointers point to what they say.
+ * The pointers are valid for their types.
  */
 int slb_builder_new(const struct slb_capacity *capacity, struct slb_builder **out);
 #endif
 
 /**
- * Ends a builder. Its memory is the caller's again, or given back. Snapshots that were made with
- * it stay. NULL is no error.
+ * Frees a builder. The caller owns its own memory again; memory of the library is released.
+ * Snapshots made with the builder stay valid. NULL is no error.
  *
  * The caller promises:
  * `builder` is a builder, and is not used afterwards.
@@ -1349,9 +1352,8 @@ int slb_builder_new(const struct slb_capacity *capacity, struct slb_builder **ou
 int slb_builder_free(struct slb_builder *builder);
 
 /**
- * Writes every fault of the configuration into `text`, one a line and with the names of its items,
- * cut to `length` bytes with the zero that ends it; `text` may be NULL. Gives the number of faults: 0
- * where a snapshot can be made.
+ * Writes all faults of the configuration to `text`, one per line with the names of its items, cut to `length` bytes
+ * with the terminating zero; `text` may be NULL. Returns the number of faults, 0 if a snapshot can be made.
  *
  * The caller promises:
  * `builder` is a builder, and `text` has room for `length` bytes.
@@ -1361,7 +1363,7 @@ int slb_builder_faults(struct slb_builder *builder,
                        size_t length);
 
 /**
- * Adds a backend to a pool. Gives its place there.
+ * Adds a backend to a pool. Returns its index in the pool.
  *
  * The caller promises:
  * `builder` is a builder, and `backend` points to a backend.
@@ -1371,9 +1373,9 @@ int slb_builder_backend(struct slb_builder *builder,
                         const struct slb_backend *backend);
 
 /**
- * Changes the weight and the administrative state of a backend for all rules, such as to drain it;
- * 0 in `weight` keeps the weight. It takes effect with the next snapshot. For what a probe found,
- * see `slb_builder_set_health`.
+ * Changes the weight and the administrative state of a backend for all rules, for example to drain
+ * it; 0 in `weight` keeps the weight. The change takes effect with the next snapshot. For a
+ * probe's result, see `slb_builder_set_health`.
  *
  * The caller promises:
  * `builder` is a builder.
@@ -1398,8 +1400,8 @@ int slb_builder_seat(struct slb_builder *builder, size_t pool, size_t backend, c
 /**
  * Sets the time of the next snapshot, in nanoseconds of a clock that continues from snapshot to
  * snapshot. A host agent derives from it how long a backend had its slots of the Maglev table, and
- * passes packets on to the former owners that have the most connections. Without a call each
- * snapshot counts the same.
+ * passes packets on to the former owners that have the most connections. Without a call, all
+ * snapshots count the same.
  *
  * The caller promises:
  * `builder` is a builder.
@@ -1408,7 +1410,7 @@ int slb_builder_now(struct slb_builder *builder, uint64_t now);
 
 /**
  * Sets the observed health of a backend for all rules: with 0 in `healthy` it fails, and gets no
- * new flows. It takes effect with the next snapshot. For what a probe found, see
+ * new flows. The change takes effect with the next snapshot. For a probe's result, see
  * `slb_builder_set_health`.
  *
  * The caller promises:
@@ -1421,7 +1423,7 @@ int slb_builder_set_condition(struct slb_builder *builder,
 
 /**
  * Adds a set of probe results for the backends of a pool, all of them healthy: one set for each
- * probe that rules of the pool go by. Gives its place.
+ * probe that rules of the pool use. Returns its index.
  *
  * The caller promises:
  * `builder` is a builder.
@@ -1429,8 +1431,8 @@ int slb_builder_set_condition(struct slb_builder *builder,
 int slb_builder_health(struct slb_builder *builder, size_t pool);
 
 /**
- * Assigns a set of probe results of its pool to a rule. Without one, a rule goes by the state of
- * backends alone.
+ * Assigns a set of probe results of the rule's pool to a rule. Without one, only the state of
+ * backends counts for the rule.
  *
  * The caller promises:
  * `builder` is a builder.
@@ -1453,8 +1455,8 @@ int slb_builder_set_health(struct slb_builder *builder,
 
 /**
  * Sets the hash of flows, the same on every node. 0: XXH3 with `seed`; 1: SipHash-1-3 with a `key`
- * of 16 bytes; 2: Toeplitz with a `key` of 40 bytes, or NULL for Microsoft's. `seed` is also that
- * of Maglev's permutations.
+ * of 16 bytes; 2: Toeplitz with a `key` of 40 bytes, or NULL for Microsoft's. `seed` also
+ * determines Maglev's permutations.
  *
  * The caller promises:
  * `builder` is a builder, and `key` has `length` bytes.
@@ -1466,7 +1468,7 @@ int slb_builder_hash(struct slb_builder *builder,
                      size_t length);
 
 /**
- * This node's place on the fabric.
+ * Sets this node's addresses on the fabric.
  *
  * The caller promises:
  * `builder` is a builder, and `underlay` points to an underlay.
@@ -1474,7 +1476,7 @@ int slb_builder_hash(struct slb_builder *builder,
 int slb_builder_underlay(struct slb_builder *builder, const struct slb_underlay *underlay);
 
 /**
- * Adds a VIP. Gives its place.
+ * Adds a VIP. Returns its index.
  *
  * The caller promises:
  * `builder` is a builder, and `frontend` points to a frontend.
@@ -1482,7 +1484,7 @@ int slb_builder_underlay(struct slb_builder *builder, const struct slb_underlay 
 int slb_builder_frontend(struct slb_builder *builder, const struct slb_frontend *frontend);
 
 /**
- * Adds a pool. Gives its place.
+ * Adds a pool. Returns its index.
  *
  * The caller promises:
  * `builder` is a builder, and `pool` points to a pool.
@@ -1490,7 +1492,7 @@ int slb_builder_frontend(struct slb_builder *builder, const struct slb_frontend 
 int slb_builder_pool(struct slb_builder *builder, const struct slb_pool *pool);
 
 /**
- * Adds a load-balancing rule. Gives its place.
+ * Adds a load-balancing rule. Returns its index.
  *
  * The caller promises:
  * `builder` is a builder, and `rule` points to a rule.
@@ -1498,7 +1500,7 @@ int slb_builder_pool(struct slb_builder *builder, const struct slb_pool *pool);
 int slb_builder_rule(struct slb_builder *builder, const struct slb_rule *rule);
 
 /**
- * Adds an inbound NAT rule or pool. Gives its place.
+ * Adds an inbound NAT rule or pool. Returns its index.
  *
  * The caller promises:
  * `builder` is a builder, and `nat` points to an inbound NAT rule.
@@ -1506,7 +1508,7 @@ int slb_builder_rule(struct slb_builder *builder, const struct slb_rule *rule);
 int slb_builder_inbound_nat(struct slb_builder *builder, const struct slb_inbound_nat *nat);
 
 /**
- * Adds an outbound rule. Gives its place.
+ * Adds an outbound rule. Returns its index.
  *
  * The caller promises:
  * `builder` is a builder, and `outbound` points to an outbound rule with as many frontends as it
@@ -1515,8 +1517,8 @@ int slb_builder_inbound_nat(struct slb_builder *builder, const struct slb_inboun
 int slb_builder_outbound(struct slb_builder *builder, const struct slb_outbound *outbound);
 
 /**
- * Adds a mux's underlay address: where a host sends what a rule returns through it, and takes
- * packets from. Gives its place.
+ * Adds a mux's underlay address. A host accepts packets from it, and returns answers through it if
+ * a rule says so. Returns its index.
  *
  * The caller promises:
  * `builder` is a builder, and `address` points to an address.
@@ -1524,11 +1526,10 @@ int slb_builder_outbound(struct slb_builder *builder, const struct slb_outbound 
 int slb_builder_mux(struct slb_builder *builder, const struct slb_address *address);
 
 /**
- * Adds a prefix of `prefix_length` bits to those that are inside: vms reach such addresses, and answer
- * them, under their own addresses, and outbound rules translate only what goes elsewhere. Without a
- * call, private, shared, link-local and unique local addresses are inside, and 168.63.129.16. The first
- * call takes these away; with NULL it adds none, so that nothing is inside but the vms' networks. Gives
- * the number of prefixes before the call.
+ * Adds a prefix of `prefix_length` bits to the inside prefixes. Vms reach, and answer, inside addresses with their own
+ * addresses; outbound rules translate packets to all others. Without a call, private, shared, link-local and unique
+ * local addresses and 168.63.129.16 are inside. The first call removes these; with NULL it adds none, so that only the
+ * vms' networks are inside. Returns the number of prefixes before the call.
  *
  * The caller promises:
  * `builder` is a builder, and `address` points to an address.
@@ -1538,8 +1539,8 @@ int slb_builder_inside(struct slb_builder *builder,
                        uint8_t prefix_length);
 
 /**
- * The address, one of each family, that the caller's probes of a host's vms come from. What vms
- * send to it is passed, whatever outbound rules say.
+ * Sets the source address, one of each family, of the caller's probes of a host's vms. Packets
+ * from vms to this address are passed, regardless of outbound rules.
  *
  * The caller promises:
  * `builder` is a builder, and `address` points to an address.
@@ -1547,8 +1548,8 @@ int slb_builder_inside(struct slb_builder *builder,
 int slb_builder_probe_source(struct slb_builder *builder, const struct slb_address *address);
 
 /**
- * Makes it the configuration of a proxy, whose backends are at `backend_port`. `multi`: 0: one
- * frontend port; else any number, each with an address.
+ * Makes the configuration that of a proxy, whose backends are at `backend_port`. With 0 in `multi`
+ * there is one frontend port; otherwise any number, each with an address.
  *
  * The caller promises:
  * `builder` is a builder.
@@ -1556,8 +1557,8 @@ int slb_builder_probe_source(struct slb_builder *builder, const struct slb_addre
 int slb_builder_proxy(struct slb_builder *builder, uint8_t multi, uint16_t backend_port);
 
 /**
- * Adds a frontend port of a proxy. `address` is the IPv4 address of who is there, or NULL. Gives
- * its place.
+ * Adds a frontend port of a proxy. `address` is the IPv4 address of the client at that port, or
+ * NULL. Returns its index.
  *
  * The caller promises:
  * `builder` is a builder, and `address` points to an address.
@@ -1567,8 +1568,8 @@ int slb_builder_frontend_port(struct slb_builder *builder,
                               const struct slb_address *address);
 
 /**
- * Adds a source rewrite of a proxy: clients of the range of `prefix_length` that `from` begins are
- * seen as those that `to` begins. Gives its place.
+ * Adds a source rewrite of a proxy: backends see clients in the range of `prefix_length` bits that
+ * begins at `from` with the addresses that begin at `to`. Returns its index.
  *
  * The caller promises:
  * `builder` is a builder, and both point to addresses.
@@ -1579,7 +1580,7 @@ int slb_builder_source_rewrite(struct slb_builder *builder,
                                uint8_t prefix_length);
 
 /**
- * Adds a network, whose vms host agents connect. Gives its place.
+ * Adds a network, whose vms host agents connect. Returns its index.
  *
  * The caller promises:
  * `builder` is a builder, and `network` points to a network with as many prefixes and gateways as it
@@ -1589,9 +1590,9 @@ int slb_builder_network(struct slb_builder *builder,
                         const struct slb_network *network);
 
 /**
- * Makes a frontend private to a network, both given by their places: only vms of the network reach it, and
- * the host agent of the calling vm chooses the backend. Its address has to be in the network's address
- * spaces, and its rules have to lead to pools of the network. Returns 0.
+ * Makes a frontend private to a network, both given by their indexes: only vms of the network reach it, and the host
+ * agent of the calling vm chooses the backend. Its address has to be in the network's address spaces, and its rules
+ * have to lead to pools of the network. Returns 0.
  *
  * The caller promises:
  * `builder` is a builder.
@@ -1601,7 +1602,8 @@ int slb_builder_private_frontend(struct slb_builder *builder,
                                  size_t frontend);
 
 /**
- * Adds a vm of a network that is no backend, or further addresses of one that is. Gives its place.
+ * Adds a vm of a network that is no backend, or further addresses of one that is. Returns its
+ * index.
  *
  * The caller promises:
  * `builder` is a builder, and `vm` points to a vm with as many addresses as it says.
@@ -1611,7 +1613,7 @@ int slb_builder_vm(struct slb_builder *builder, const struct slb_vm *vm);
 #if !defined(SLB_FREESTANDING)
 /**
  * Reads a configuration of `length` bytes. Returns `SLB_ERROR_CONFIGURATION` if it has faults, and
- * writes them to `faults`, one a line, cut to `faults_length` bytes with the terminating zero;
+ * writes them to `faults`, one per line, cut to `faults_length` bytes with the terminating zero;
  * `faults` may be NULL.
  *
  * The caller promises:
@@ -1666,9 +1668,9 @@ int slb_config_nat_options(struct slb_config *config, struct slb_nat_options *op
 
 #if !defined(SLB_FREESTANDING)
 /**
- * Changes the weight and the administrative state of a backend for all rules, such as to drain it;
- * 0 in `weight` keeps the weight. `backend` is its name, or POOL/NAME. It takes effect with the
- * next snapshot. For a probe's result, see `slb_config_set_health`.
+ * Changes the weight and the administrative state of a backend for all rules, for example to drain
+ * it; 0 in `weight` keeps the weight. `backend` is its name, or POOL/NAME. It takes effect with
+ * the next snapshot. For a probe's result, see `slb_config_set_health`.
  *
  * The caller promises:
  * `config` is a configuration, and `backend` ends with a zero.
@@ -1694,8 +1696,8 @@ int slb_config_set_condition(struct slb_config *config, const char *backend, uin
 #if !defined(SLB_FREESTANDING)
 /**
  * Sets the result of a rule's probe for a backend of the rule's pool, both given by name: with 0
- * in `healthy` it fails. It holds for all rules of the pool with this probe. It takes effect with
- * the next snapshot.
+ * in `healthy` the probe fails. The result applies to all rules of the pool with this probe. The
+ * change takes effect with the next snapshot.
  *
  * The caller promises:
  * `config` is a configuration, and both names end with a zero.
@@ -1708,8 +1710,8 @@ int slb_config_set_health(struct slb_config *config,
 
 #if !defined(SLB_FREESTANDING)
 /**
- * Compiles a configuration. `previous`, which may be NULL, is the snapshot that this one is to
- * follow: backends and rules keep their counters and flows.
+ * Compiles a configuration. `previous`, which may be NULL, is the predecessor of the new snapshot:
+ * backends and rules keep their counters and flows.
  *
  * The caller promises:
  * Both handles are valid.
@@ -1725,14 +1727,14 @@ int slb_config_snapshot(struct slb_config *config,
 const char *slb_strerror(int error);
 
 /**
- * The library's version, such as "0.1.0". Never NULL, never to be freed.
+ * Returns the library's version, such as "0.1.0". The text is never NULL and must not be freed.
  */
 const char *slb_version(void);
 
 /**
- * Copies flows to `out`, which has room for `count` of them, 3 or more, and moves `cursor`, which
- * begins at 0, on. Gives how many; 0: there are no more. What changes meanwhile may be seen or
- * not.
+ * Copies flows to `out`, which has room for `count` of them, 3 or more, and advances `cursor`,
+ * which begins at 0. Returns the number of copied flows; 0: there are no more. Changes between
+ * calls may be missed.
  *
  * The caller promises:
  * `mux` is a mux, and `out` has `count` elements.
@@ -1740,8 +1742,8 @@ const char *slb_version(void);
 int slb_mux_flows(struct slb_mux *mux, uint64_t *cursor, struct slb_flow *out, size_t count);
 
 /**
- * Copies connections to `out`, which has room for `count` of them, and moves `cursor`, which begins
- * at 0, on. Gives how many; 0: there are no more.
+ * Copies connections to `out`, which has room for `count` of them, and advances `cursor`, which begins at 0. Returns
+ * the number of copied connections; 0: there are no more.
  *
  * The caller promises:
  * `host` is a host agent, and `out` has `count` elements.
@@ -1752,7 +1754,7 @@ int slb_host_connections(struct slb_host *host,
                          size_t count);
 
 /**
- * Copies connections of a proxy. As `slb_host_connections`.
+ * Copies connections of a proxy, like `slb_host_connections`.
  *
  * The caller promises:
  * `proxy` is a proxy, and `out` has `count` elements.
@@ -1797,7 +1799,7 @@ int slb_health_init(struct slb_health *health,
 uint64_t slb_health_due(struct slb_health *health);
 
 /**
- * Returns 1 if a probe is to be sent now, and takes it as sent; otherwise 0.
+ * Returns 1 if a probe is due now, and records it as sent; otherwise 0.
  *
  * The caller promises:
  * `health` was initialised by `slb_health_init`.
@@ -1805,7 +1807,7 @@ uint64_t slb_health_due(struct slb_health *health);
 int slb_health_begin(struct slb_health *health, uint64_t now);
 
 /**
- * Notes that the outstanding probe succeeded. Returns a value of enum slb_change.
+ * Records that the outstanding probe succeeded. Returns a value of enum slb_change.
  *
  * The caller promises:
  * `health` was initialised by `slb_health_init`.
@@ -1813,7 +1815,7 @@ int slb_health_begin(struct slb_health *health, uint64_t now);
 int slb_health_succeeded(struct slb_health *health);
 
 /**
- * Notes that the outstanding probe failed. Returns a value of enum slb_change.
+ * Records that the outstanding probe failed. Returns a value of enum slb_change.
  *
  * The caller promises:
  * `health` was initialised by `slb_health_init`.
@@ -1821,7 +1823,7 @@ int slb_health_succeeded(struct slb_health *health);
 int slb_health_failed(struct slb_health *health);
 
 /**
- * Takes a probe past its timeout as failed. Returns a value of enum slb_change.
+ * Records a probe past its timeout as failed. Returns a value of enum slb_change.
  *
  * The caller promises:
  * `health` was initialised by `slb_health_init`.
@@ -1845,9 +1847,9 @@ int slb_health_is_healthy(struct slb_health *health);
 size_t slb_host_size(const struct slb_snapshot *snapshot, const struct slb_nat_options *options);
 
 /**
- * Makes a host agent in `memory`, aligned to 64 bytes and of `length` bytes, of which `slb_host_size`
- * says how many are needed. The memory is the host agent's until `slb_host_free`. It uses the snapshot
- * until another is installed, or it is freed.
+ * Makes a host agent in `memory`, which is aligned to 64 bytes and has `length` bytes; `slb_host_size` returns the
+ * number needed. The host agent owns the memory until `slb_host_free`, and uses the snapshot until another is
+ * installed or the host agent is freed.
  *
  * The caller promises:
  * `snapshot` is a snapshot, and `memory` is the caller's.
@@ -1871,8 +1873,8 @@ int slb_host_new(const struct slb_snapshot *snapshot,
 #endif
 
 /**
- * Frees a host agent. Memory of the caller's is the caller's again, other memory is released. NULL
- * is no error.
+ * Frees a host agent. The caller owns its own memory again; memory of the library is released.
+ * NULL is no error.
  *
  * The caller promises:
  * `host` is a host agent, and is not used afterwards.
@@ -1880,7 +1882,7 @@ int slb_host_new(const struct slb_snapshot *snapshot,
 int slb_host_free(struct slb_host *host);
 
 /**
- * Processes `count` frames. As `slb_mux_process`.
+ * Processes `count` frames, like `slb_mux_process`.
  *
  * The caller promises:
  * `host` is a host agent, and `frames` and `verdicts` have `count` elements.
@@ -1907,13 +1909,12 @@ int slb_host_process_observed(struct slb_host *host,
                               void *context);
 
 /**
- * Does what is due without a packet: ends connections whose time has come, and tells their ends
- * with packets in `spare`, `count` frames with an empty buffer of 64 bytes or more each, of which
- * up to 64 are used. Fragments that waited for their first one go on in them too, each with its
- * verdict, where the buffer holds it: one of 2112 bytes does. Call it about 20 times a second, and
- * before or after each burst.
+ * Ends expired connections, and writes RSTs for both ends into `spare`: `count` frames with an
+ * empty buffer of 64 bytes or more each, of which up to 64 are used. Fragments whose first one has
+ * arrived are released into `spare` as well, each with its verdict, if the buffer is large enough;
+ * 2112 bytes always are. Call this about 20 times a second, and before or after each burst.
  *
- * Returns how many of `spare` are to be sent: those with a length.
+ * Returns the number of frames in `spare` to send: those with a length.
  *
  * The caller promises:
  * `host` is a host agent, and `spare` has `count` elements.
@@ -1921,8 +1922,8 @@ int slb_host_process_observed(struct slb_host *host,
 int slb_host_advance(struct slb_host *host, uint64_t now, struct slb_frame *spare, size_t count);
 
 /**
- * Installs another snapshot, built with the present one as its previous. If `before` is not NULL
- * it receives the old snapshot, which can be freed unless another role uses it. Returns
+ * Installs another snapshot, built with the present one as its predecessor. If `before` is not
+ * NULL, it receives the old snapshot, which can be freed unless another role uses it. Returns
  * `SLB_ERROR_LINEAGE` if the snapshot was not built so, and keeps the present one;
  * `SLB_ERROR_ROLE` if the snapshot is a proxy's.
  *
@@ -1934,9 +1935,8 @@ int slb_host_install(struct slb_host *host,
                      struct slb_snapshot **before);
 
 /**
- * Changes the options. A limit whose rate stays keeps what was used of it. `connections`,
- * `flows_per_source`, `waiting_fragments` and the key keep the values that they had when it was
- * made.
+ * Changes the options. A limit with the same rate keeps its present level. `connections`,
+ * `flows_per_source`, `waiting_fragments` and the key keep their initial values.
  *
  * The caller promises:
  * `host` is a host agent, and `options` points to options.
@@ -1944,7 +1944,7 @@ int slb_host_install(struct slb_host *host,
 int slb_host_set_options(struct slb_host *host, const struct slb_nat_options *options);
 
 /**
- * Copies the counters since the host agent was made to `out`.
+ * Copies the host agent's counters since its creation to `out`.
  *
  * The caller promises:
  * `host` is a host agent.
@@ -1968,7 +1968,7 @@ int slb_host_rule_stats(struct slb_host *host, size_t rule, struct slb_rule_stat
 int slb_host_backend_stats(struct slb_host *host, size_t backend, struct slb_backend_stats *out);
 
 /**
- * Writes connections as records into `into`. As `slb_mux_export`.
+ * Writes connections as records into `into`, like `slb_mux_export`.
  *
  * The caller promises:
  * `host` is a host agent, and `into` has `length` bytes.
@@ -1980,9 +1980,9 @@ int slb_host_export(struct slb_host *host,
                     struct slb_exported *out);
 
 /**
- * Writes connections of one vm as records into `into`, as `slb_host_export` does those of all: of the vm of
- * `backend`, a place in the snapshot. Another host agent takes them over with `slb_host_import` when the vm
- * moves there. `SLB_ERROR_RANGE`: the backend is not on this host.
+ * Writes the connections of one vm as records into `into`, as `slb_host_export` does for all vms. `backend` is the
+ * vm's index in the snapshot. Another host agent takes the connections over with `slb_host_import` when the vm moves
+ * there. `SLB_ERROR_RANGE`: the backend is not on this host.
  *
  * The caller promises:
  * `host` is a host agent, and `into` has `length` bytes.
@@ -1995,7 +1995,7 @@ int slb_host_export_vm(struct slb_host *host,
                        struct slb_exported *out);
 
 /**
- * Takes connections over from records. As `slb_mux_import`.
+ * Takes over connections from records, like `slb_mux_import`.
  *
  * The caller promises:
  * `host` is a host agent, and `records` has `length` bytes.
@@ -2009,8 +2009,8 @@ int slb_host_import(struct slb_host *host,
                     struct slb_imported *out);
 
 /**
- * Takes over the connections that one of several workers has, of the records of all: see `slb_steer`. The worker
- * with the number 0 counts records that cannot be read. Otherwise as `slb_host_import`.
+ * Takes over one worker's share of the connections in the records of all workers: see `slb_steer`. Worker 0 counts
+ * unreadable records. Otherwise like `slb_host_import`.
  *
  * The caller promises:
  * `host` is a host agent, and `records` has `length` bytes.
@@ -2026,9 +2026,9 @@ int slb_host_import_share(struct slb_host *host,
 
 /**
  * Makes a host agent that starts without state, or with a stale one, take up TCP connections from
- * outside in their middle, for as long as connections of their rule may be idle:
- * `take_ups_per_second` of the options bounds how many. Not for connections that vms opened, since
- * only the state knows their ports.
+ * outside in the middle, for as long as connections of their rule may be idle.
+ * `take_ups_per_second` of the options limits the rate. Connections that vms opened are not taken
+ * up, since only the state has their ports.
  *
  * The caller promises:
  * `host` is a host agent.
@@ -2044,9 +2044,9 @@ int slb_host_take_up(struct slb_host *host, uint64_t now);
 size_t slb_mux_size(const struct slb_snapshot *snapshot, const struct slb_mux_options *options);
 
 /**
- * Makes a mux in `memory`, aligned to 64 bytes and of `length` bytes, of which `slb_mux_size`
- * says how many are needed. The memory is the mux's until `slb_mux_free`. It uses the snapshot
- * until another is installed, or it is freed.
+ * Makes a mux in `memory`, which is aligned to 64 bytes and has `length` bytes; `slb_mux_size`
+ * returns the number needed. The mux owns the memory until `slb_mux_free`, and uses the snapshot
+ * until another is installed or the mux is freed.
  *
  * The caller promises:
  * `snapshot` is a snapshot, and `memory` is the caller's.
@@ -2070,7 +2070,7 @@ int slb_mux_new(const struct slb_snapshot *snapshot,
 #endif
 
 /**
- * Frees a mux. Memory of the caller's is the caller's again, other memory is released. NULL is no
+ * Frees a mux. The caller owns its own memory again; memory of the library is released. NULL is no
  * error.
  *
  * The caller promises:
@@ -2112,10 +2112,10 @@ int slb_mux_process_observed(struct slb_mux *mux,
  * Does the work that no packet triggers: expires flows, and releases fragments that waited for
  * their first one. Call it about 20 times a second, and after each burst if fragments may wait.
  * `spare` are `count` frames, whose content is lost, of which up to 64 become those fragments,
- * each with its verdict; a buffer of 2112 bytes holds any. It may be NULL with a count of 0:
- * fragments then wait in vain.
+ * each with its verdict; a buffer of 2112 bytes holds any. `spare` may be NULL with a count of 0,
+ * but then no fragment is released.
  *
- * Returns how many of `spare` are to be sent: those with a length.
+ * Returns the number of frames in `spare` to send: those with a length.
  *
  * The caller promises:
  * `mux` is a mux, and `spare` has `count` elements.
@@ -2123,8 +2123,8 @@ int slb_mux_process_observed(struct slb_mux *mux,
 int slb_mux_advance(struct slb_mux *mux, uint64_t now, struct slb_frame *spare, size_t count);
 
 /**
- * Installs another snapshot, built with the present one as its previous. If `before` is not NULL
- * it receives the old snapshot, which can be freed unless another role uses it. Returns
+ * Installs another snapshot, built with the present one as its predecessor. If `before` is not
+ * NULL, it receives the old snapshot, which can be freed unless another role uses it. Returns
  * `SLB_ERROR_LINEAGE` if the snapshot was not built so, and keeps the present one;
  * `SLB_ERROR_ROLE` if the snapshot is a proxy's.
  *
@@ -2136,9 +2136,8 @@ int slb_mux_install(struct slb_mux *mux,
                     struct slb_snapshot **before);
 
 /**
- * Changes the options. A limit whose rate stays keeps what was used of it. `flows`,
- * `flows_per_source`, `waiting_fragments` and the key keep the values that they had when it was
- * made.
+ * Changes the options. A limit with the same rate keeps its present level. `flows`,
+ * `flows_per_source`, `waiting_fragments` and the key keep their initial values.
  *
  * The caller promises:
  * `mux` is a mux, and `options` points to options.
@@ -2146,7 +2145,7 @@ int slb_mux_install(struct slb_mux *mux,
 int slb_mux_set_options(struct slb_mux *mux, const struct slb_mux_options *options);
 
 /**
- * Copies the counters since the mux was made to `out`.
+ * Copies the mux's counters since its creation to `out`.
  *
  * The caller promises:
  * `mux` is a mux.
@@ -2171,9 +2170,9 @@ int slb_mux_backend_stats(struct slb_mux *mux, size_t backend, struct slb_backen
 
 /**
  * Writes pinned flows as records into `into`, and the position for the next call into `out`:
- * `from` is 0 at first, then `next` of the call before, for as long as `more` is set. Between two
- * calls frames may be processed. A call looks at `SLB_EXPORT_STEP` places at most, and writes
- * nothing where `length` is below `SLB_RECORD_MOST`. Times are counted from the last call of
+ * `from` is 0 at first, then `next` of the previous call, for as long as `more` is set. Frames may
+ * be processed between two calls. A call looks at `SLB_EXPORT_STEP` slots at most, and writes
+ * nothing if `length` is below `SLB_RECORD_MOST`. Times are relative to the last call of
  * `_process` or `_advance`.
  *
  * Returns the number of records written.
@@ -2188,11 +2187,11 @@ int slb_mux_export(struct slb_mux *mux,
                    struct slb_exported *out);
 
 /**
- * Takes flows over from records that were exported `elapsed` nanoseconds ago, by whatever process
- * and with whatever snapshot: backends are known by the names of their pool and their own, and by
- * their address. Records of backends that the present snapshot no longer has are refused, and
- * counted in `out`. `is_stale` is 1 if packets were processed after the export, else 0. Flows that
- * exist already stay as they are. Returns `SLB_ERROR_RECORDS` if the bytes are not whole records.
+ * Takes over flows from records that were exported `elapsed` nanoseconds ago, by any process and
+ * with any snapshot: records identify backends by the pool's name, the backend's name and its
+ * address. Records of backends that the present snapshot no longer has are refused, and counted in
+ * `out`. `is_stale` is 1 if packets were processed after the export, else 0. Existing flows do not
+ * change. Returns `SLB_ERROR_RECORDS` if the bytes are not whole records.
  *
  * Returns the number of records taken over.
  *
@@ -2208,8 +2207,8 @@ int slb_mux_import(struct slb_mux *mux,
                    struct slb_imported *out);
 
 /**
- * Fills in a million flows, 1000 answers of each kind and 10000 RSTs a second, 64 waiting fragments,
- * no limit for sources, and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
+ * Fills in a million flows, 1000 answers of each kind and 10000 RSTs a second, 64 waiting fragments, no limit for
+ * sources, and a key of zeros, which the caller has to replace by a secret one. NULL is ignored.
  *
  * The caller promises:
  * `options` points to memory for the options.
@@ -2217,8 +2216,9 @@ int slb_mux_import(struct slb_mux *mux,
 void slb_mux_options_init(struct slb_mux_options *options);
 
 /**
- * Fills in 262144 connections, 1000 answers of each kind, 10000 RSTs and a million packets passed on a
- * second, 64 waiting fragments, no limit for sources, and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
+ * Fills in 262144 connections, 1000 answers of each kind, 10000 RSTs and a million packets passed on a second, 64
+ * waiting fragments, no limit for sources, and a key of zeros, which the caller has to replace by a secret one. NULL
+ * is ignored.
  *
  * The caller promises:
  * `options` points to memory for the options.
@@ -2234,9 +2234,9 @@ void slb_nat_options_init(struct slb_nat_options *options);
 size_t slb_proxy_size(const struct slb_snapshot *snapshot, const struct slb_nat_options *options);
 
 /**
- * Makes a proxy in `memory`, aligned to 64 bytes and of `length` bytes, of which `slb_proxy_size`
- * says how many are needed. The memory is the proxy's until `slb_proxy_free`. It uses the snapshot
- * until another is installed, or it is freed.
+ * Makes a proxy in `memory`, which is aligned to 64 bytes and has `length` bytes; `slb_proxy_size`
+ * returns the number needed. The proxy owns the memory until `slb_proxy_free`, and uses the
+ * snapshot until another is installed or the proxy is freed.
  *
  * The caller promises:
  * `snapshot` is a snapshot, and `memory` is the caller's.
@@ -2260,7 +2260,7 @@ int slb_proxy_new(const struct slb_snapshot *snapshot,
 #endif
 
 /**
- * Frees a proxy. Memory of the caller's is the caller's again, other memory is released. NULL is
+ * Frees a proxy. The caller owns its own memory again; memory of the library is released. NULL is
  * no error.
  *
  * The caller promises:
@@ -2269,7 +2269,7 @@ int slb_proxy_new(const struct slb_snapshot *snapshot,
 int slb_proxy_free(struct slb_proxy *proxy);
 
 /**
- * Processes `count` frames. As `slb_mux_process`.
+ * Processes `count` frames, like `slb_mux_process`.
  *
  * The caller promises:
  * `proxy` is a proxy, and `frames` and `verdicts` have `count` elements.
@@ -2295,11 +2295,11 @@ int slb_proxy_process_observed(struct slb_proxy *proxy,
                                void *context);
 
 /**
- * Does what is due without a packet: ends connections whose time has come, and tells their ends
- * with packets in `spare`, `count` frames with an empty buffer of 64 bytes or more each, of which
- * up to 64 are used. Call it about 20 times a second, and before or after each burst.
+ * Ends expired connections, and writes RSTs for both ends into `spare`: `count` frames with an
+ * empty buffer of 64 bytes or more each, of which up to 64 are used. Call this about 20 times a
+ * second, and before or after each burst.
  *
- * Returns how many of `spare` are to be sent: those with a length.
+ * Returns the number of frames in `spare` to send: those with a length.
  *
  * The caller promises:
  * `proxy` is a proxy, and `spare` has `count` elements.
@@ -2307,8 +2307,8 @@ int slb_proxy_process_observed(struct slb_proxy *proxy,
 int slb_proxy_advance(struct slb_proxy *proxy, uint64_t now, struct slb_frame *spare, size_t count);
 
 /**
- * Installs another snapshot, built with the present one as its previous. If `before` is not NULL
- * it receives the old snapshot, which can be freed unless another role uses it. Returns
+ * Installs another snapshot, built with the present one as its predecessor. If `before` is not
+ * NULL, it receives the old snapshot, which can be freed unless another role uses it. Returns
  * `SLB_ERROR_LINEAGE` if the snapshot was not built so, and keeps the present one;
  * `SLB_ERROR_ROLE` if the snapshot is not a proxy's.
  *
@@ -2320,9 +2320,8 @@ int slb_proxy_install(struct slb_proxy *proxy,
                       struct slb_snapshot **before);
 
 /**
- * Changes the options. A limit whose rate stays keeps what was used of it. `connections`,
- * `flows_per_source`, `waiting_fragments` and the key keep the values that they had when it was
- * made.
+ * Changes the options. A limit with the same rate keeps its present level. `connections`,
+ * `flows_per_source`, `waiting_fragments` and the key keep their initial values.
  *
  * The caller promises:
  * `proxy` is a proxy, and `options` points to options.
@@ -2330,7 +2329,7 @@ int slb_proxy_install(struct slb_proxy *proxy,
 int slb_proxy_set_options(struct slb_proxy *proxy, const struct slb_nat_options *options);
 
 /**
- * Copies the counters since the proxy was made to `out`.
+ * Copies the proxy's counters since its creation to `out`.
  *
  * The caller promises:
  * `proxy` is a proxy.
@@ -2354,7 +2353,7 @@ int slb_proxy_rule_stats(struct slb_proxy *proxy, size_t rule, struct slb_rule_s
 int slb_proxy_backend_stats(struct slb_proxy *proxy, size_t backend, struct slb_backend_stats *out);
 
 /**
- * Writes sessions as records into `into`. As `slb_mux_export`.
+ * Writes sessions as records into `into`, like `slb_mux_export`.
  *
  * The caller promises:
  * `proxy` is a proxy, and `into` has `length` bytes.
@@ -2366,7 +2365,7 @@ int slb_proxy_export(struct slb_proxy *proxy,
                      struct slb_exported *out);
 
 /**
- * Takes sessions over from records. As `slb_mux_import`.
+ * Takes over sessions from records, like `slb_mux_import`.
  *
  * The caller promises:
  * `proxy` is a proxy, and `records` has `length` bytes.
@@ -2380,8 +2379,8 @@ int slb_proxy_import(struct slb_proxy *proxy,
                      struct slb_imported *out);
 
 /**
- * Takes over the sessions that one of several workers has, of the records of all: see `slb_steer`. The worker
- * with the number 0 counts records that cannot be read. Otherwise as `slb_proxy_import`.
+ * Takes over one worker's share of the sessions in the records of all workers: see `slb_steer`. Worker 0 counts
+ * unreadable records. Otherwise like `slb_proxy_import`.
  *
  * The caller promises:
  * `proxy` is a proxy, and `records` has `length` bytes.
@@ -2416,10 +2415,10 @@ int slb_proxy_take_up(struct slb_proxy *proxy,
 size_t slb_snapshot_size(struct slb_builder *builder, const struct slb_snapshot *before);
 
 /**
- * Compiles a configuration into `memory`, aligned to 64 bytes and of `length` bytes, of which
- * `slb_snapshot_size` says how many are needed. `previous`, which may be NULL, is the snapshot
- * that this one is to follow: backends and rules keep their counters and flows. The memory is the
- * snapshot's until `slb_snapshot_free`. The builder can be changed and used again.
+ * Compiles a configuration into `memory`, which is aligned to 64 bytes and has `length` bytes;
+ * `slb_snapshot_size` returns the number needed. `previous`, which may be NULL, is the predecessor
+ * of the new snapshot: backends and rules keep their counters and flows. The snapshot owns the
+ * memory until `slb_snapshot_free`. The builder can be changed and used again.
  *
  * The caller promises:
  * The handles are valid, and `memory` is the caller's.
@@ -2432,7 +2431,8 @@ int slb_snapshot_init(void *memory,
 
 #if !defined(SLB_FREESTANDING)
 /**
- * Compiles a configuration into memory of the library's own. Otherwise as `slb_snapshot_init`.
+ * Compiles a configuration into memory that the library allocates. Otherwise like
+ * `slb_snapshot_init`.
  *
  * The caller promises:
  * The handles are valid.
@@ -2443,7 +2443,7 @@ int slb_snapshot_new(struct slb_builder *builder,
 #endif
 
 /**
- * Frees a snapshot. Memory of the caller's is the caller's again, other memory is released.
+ * Frees a snapshot. The caller owns its own memory again; memory of the library is released.
  * Returns `SLB_ERROR_IN_USE` while a mux, host agent or proxy uses it. NULL is no error.
  *
  * The caller promises:
@@ -2470,9 +2470,9 @@ uint64_t slb_snapshot_generation(const struct slb_snapshot *snapshot);
 size_t slb_snapshot_backends(const struct slb_snapshot *snapshot);
 
 /**
- * Returns the name of a reason that records are refused for, by its index in `refused_for`, such
- * as "tuple_taken"; "unknown" for an index without a reason. The text is never NULL and must not
- * be freed.
+ * Returns the name of a reason for refusing records, by its index in `refused_for`, such as
+ * "tuple_taken"; "unknown" for an index without a reason. The text is never NULL and must not be
+ * freed.
  */
 const char *slb_refusal(uint8_t reason);
 
@@ -2484,15 +2484,15 @@ const char *slb_refusal(uint8_t reason);
 const char *slb_drop_reason(uint8_t reason);
 
 /**
- * Finds the worker that has the connection of each of `count` frames, as they came in, and writes its number
- * to `owners`; for a frame of no connection that is the worker's own. A frame of another worker's goes to that
- * one unchanged, by a queue of the caller's, before it is processed. Both directions of a connection, all
- * fragments of a datagram and ICMP errors about a connection have one owner. The frames are not changed.
+ * Finds the worker that has the connection of each of `count` received frames, and writes its number to `owners`; for
+ * a frame of no connection this is the calling worker. Before processing, hand a frame of another worker to that
+ * worker unchanged, over a queue of your own. Both directions of a connection, all fragments of a datagram and ICMP
+ * errors about a connection have one owner. The frames are not changed.
  *
  * `slb_snapshot_spreads` says whether several workers can share the connections of a snapshot.
  *
- * Gives the number of frames that other workers own. `SLB_ERROR_RANGE`: there is no worker, or `own` is none of
- * them. `SLB_ERROR_KEY`: the key is zero.
+ * Returns the number of frames that other workers own. `SLB_ERROR_RANGE`: `workers` is 0, or `own` is not below it.
+ * `SLB_ERROR_KEY`: the key is zero.
  *
  * The caller promises:
  * The snapshot is one; `frames` and `owners` point to `count` of each.
@@ -2504,8 +2504,8 @@ int slb_steer(const struct slb_snapshot *snapshot,
               uint16_t *owners);
 
 /**
- * Gives 1 where several workers can share the connections of a snapshot, else 0: where a rule has a source NAT
- * address, servers see one address for all clients, and one worker has to have all connections.
+ * Returns 1 if several workers can share the connections of a snapshot, else 0: if a rule has a source NAT address,
+ * servers see one address for all clients, so one worker has to have all connections.
  *
  * The caller promises:
  * The snapshot is one.

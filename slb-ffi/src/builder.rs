@@ -31,7 +31,7 @@ use crate::error::{Error, guard, message};
 use crate::handle::{Kind, allocation, deallocate};
 use crate::memory::{array, exclusive, lines, put, shared, text};
 
-/// A configuration that is being written. Names given to it have to stay where they are until
+/// A configuration that is built field by field. Names passed to it have to stay valid until
 /// `slb_builder_free`; everything else is copied.
 #[derive(Debug)]
 pub struct slb_builder {
@@ -62,11 +62,11 @@ pub struct slb_capacity {
     pub frontend_ports: usize,
     /// Source rewrites of a proxy.
     pub source_rewrites: usize,
-    /// Sets of probe results: one for each pool and probe that rules go by.
+    /// Sets of probe results: one for each pair of pool and probe that rules use.
     pub health: usize,
     /// Results of all sets: a set has one for each backend of its pool.
     pub health_results: usize,
-    /// Prefixes that are inside: see `slb_builder_inside`.
+    /// Inside prefixes: see `slb_builder_inside`.
     pub inside: usize,
     /// Networks.
     pub networks: usize,
@@ -506,9 +506,9 @@ unsafe fn change(
     })
 }
 
-/// The last call on the builder that failed, in words: which item and field, what was expected, and what
-/// came, such as `backend "vm1": port: expected 0 to 65535, got 70000`. Empty where none failed. Never
-/// NULL; valid until the next call on the builder.
+/// Describes the last failed call on the builder: the item and field, the expected values and the one given, such as
+/// `backend "vm1": port: expected 0 to 65535, got 70000`. The text is empty if no call failed, never NULL, and valid
+/// until the next call on the builder.
 ///
 /// # Safety
 /// `builder` is a builder, or NULL.
@@ -521,7 +521,7 @@ pub unsafe extern "C" fn slb_builder_error(builder: *mut slb_builder) -> *const 
     }
 }
 
-/// Bytes of memory that a builder takes, or 0 where the argument is bad.
+/// Returns the bytes of memory that a builder needs, or 0 if the argument is bad.
 ///
 /// # Safety
 /// `capacity` points to a capacity.
@@ -572,8 +572,8 @@ unsafe fn init(
     Ok(0)
 }
 
-/// Makes a builder in `memory`, aligned to 64 bytes and of `length` bytes, of which
-/// `slb_builder_size` says how many are needed. The memory is the builder's until
+/// Makes a builder in `memory`, which is aligned to 64 bytes and has `length` bytes;
+/// `slb_builder_size` returns the number needed. The builder owns the memory until
 /// `slb_builder_free`.
 ///
 /// # Safety
@@ -597,7 +597,7 @@ pub unsafe extern "C" fn slb_builder_init(
 /// Makes a builder in memory that the library allocates. Otherwise like `slb_builder_init`.
 ///
 /// # Safety
-/// The pointers point to what they say.
+/// The pointers are valid for their types.
 #[cfg(feature = "std")]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_new(
@@ -618,8 +618,8 @@ pub unsafe extern "C" fn slb_builder_new(
     })
 }
 
-/// Ends a builder. Its memory is the caller's again, or given back. Snapshots that were made with
-/// it stay. NULL is no error.
+/// Frees a builder. The caller owns its own memory again; memory of the library is released.
+/// Snapshots made with the builder stay valid. NULL is no error.
 ///
 /// # Safety
 /// `builder` is a builder, and is not used afterwards.
@@ -639,9 +639,8 @@ pub unsafe extern "C" fn slb_builder_free(builder: *mut slb_builder) -> c_int {
     })
 }
 
-/// Writes every fault of the configuration into `text`, one a line and with the names of its items,
-/// cut to `length` bytes with the zero that ends it; `text` may be NULL. Gives the number of faults: 0
-/// where a snapshot can be made.
+/// Writes all faults of the configuration to `text`, one per line with the names of its items, cut to `length` bytes
+/// with the terminating zero; `text` may be NULL. Returns the number of faults, 0 if a snapshot can be made.
 ///
 /// # Safety
 /// `builder` is a builder, and `text` has room for `length` bytes.

@@ -50,7 +50,7 @@ unsafe fn of<'a>(config: *mut slb_config) -> Result<&'a mut Config, Error> {
 }
 
 /// Reads a configuration of `length` bytes. Returns `SLB_ERROR_CONFIGURATION` if it has faults, and
-/// writes them to `faults`, one a line, cut to `faults_length` bytes with the terminating zero;
+/// writes them to `faults`, one per line, cut to `faults_length` bytes with the terminating zero;
 /// `faults` may be NULL.
 ///
 /// # Safety
@@ -208,9 +208,9 @@ pub unsafe extern "C" fn slb_config_nat_options(
     })
 }
 
-/// Changes the weight and the administrative state of a backend for all rules, such as to drain it;
-/// 0 in `weight` keeps the weight. `backend` is its name, or POOL/NAME. It takes effect with the
-/// next snapshot. For a probe's result, see `slb_config_set_health`.
+/// Changes the weight and the administrative state of a backend for all rules, for example to drain
+/// it; 0 in `weight` keeps the weight. `backend` is its name, or POOL/NAME. It takes effect with
+/// the next snapshot. For a probe's result, see `slb_config_set_health`.
 ///
 /// # Safety
 /// `config` is a configuration, and `backend` ends with a zero.
@@ -256,8 +256,8 @@ pub unsafe extern "C" fn slb_config_set_condition(
 }
 
 /// Sets the result of a rule's probe for a backend of the rule's pool, both given by name: with 0
-/// in `healthy` it fails. It holds for all rules of the pool with this probe. It takes effect with
-/// the next snapshot.
+/// in `healthy` the probe fails. The result applies to all rules of the pool with this probe. The
+/// change takes effect with the next snapshot.
 ///
 /// # Safety
 /// `config` is a configuration, and both names end with a zero.
@@ -284,8 +284,8 @@ pub unsafe extern "C" fn slb_config_set_health(
     })
 }
 
-/// Compiles a configuration. `previous`, which may be NULL, is the snapshot that this one is to
-/// follow: backends and rules keep their counters and flows.
+/// Compiles a configuration. `previous`, which may be NULL, is the predecessor of the new snapshot:
+/// backends and rules keep their counters and flows.
 ///
 /// # Safety
 /// Both handles are valid.

@@ -116,7 +116,7 @@ pub(crate) const fn message(error: c_int) -> &'static CStr {
     }
 }
 
-/// The library's version, such as "0.1.0". Never NULL, never to be freed.
+/// Returns the library's version, such as "0.1.0". The text is never NULL and must not be freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn slb_version() -> *const c_char {
     const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");

@@ -38,9 +38,9 @@ pub struct slb_tuple {
 pub struct slb_flow {
     /// The five-tuple of the flow's packets.
     pub tuple: slb_tuple,
-    /// The place of its backend among those of all pools; `UINT32_MAX`: it is gone.
+    /// Index of its backend, counted over all pools; `UINT32_MAX`: the backend was removed.
     pub backend: u32,
-    /// The protocol's number, 6 or 17; of others, 0.
+    /// The protocol's number: 6, 17, or 0 for all others.
     pub protocol: u8,
     /// 1: SYNs only; 2: established; 3: FIN or RST was seen.
     pub state: u8,
@@ -56,8 +56,8 @@ pub struct slb_connection {
     pub inside: slb_tuple,
     /// The protocol's number.
     pub protocol: u8,
-    /// 1: asked for; 2: answered; 3: established; 4 and 5: one end sent FIN, the one outside or the
-    /// one inside; 6: both did; 7: reset.
+    /// 1: SYN or first packet seen; 2: answered; 3: established; 4 and 5: the outside or the inside
+    /// end sent a FIN; 6: both did; 7: reset.
     pub state: u8,
 }
 
@@ -75,9 +75,9 @@ impl slb_tuple {
 /// Cursors with this bit are in the table of IPv6.
 const IPV6: u64 = 1 << 63;
 
-/// Copies flows to `out`, which has room for `count` of them, 3 or more, and moves `cursor`, which
-/// begins at 0, on. Gives how many; 0: there are no more. What changes meanwhile may be seen or
-/// not.
+/// Copies flows to `out`, which has room for `count` of them, 3 or more, and advances `cursor`,
+/// which begins at 0. Returns the number of copied flows; 0: there are no more. Changes between
+/// calls may be missed.
 ///
 /// # Safety
 /// `mux` is a mux, and `out` has `count` elements.
@@ -189,8 +189,8 @@ fn connections(
     Ok(copied)
 }
 
-/// Copies connections to `out`, which has room for `count` of them, and moves `cursor`, which begins
-/// at 0, on. Gives how many; 0: there are no more.
+/// Copies connections to `out`, which has room for `count` of them, and advances `cursor`, which begins at 0. Returns
+/// the number of copied connections; 0: there are no more.
 ///
 /// # Safety
 /// `host` is a host agent, and `out` has `count` elements.
@@ -210,7 +210,7 @@ pub unsafe extern "C" fn slb_host_connections(
     })
 }
 
-/// Copies connections of a proxy. As `slb_host_connections`.
+/// Copies connections of a proxy, like `slb_host_connections`.
 ///
 /// # Safety
 /// `proxy` is a proxy, and `out` has `count` elements.

@@ -32,7 +32,7 @@ pub struct slb_frame {
 
 /// Headroom that encapsulation needs before a packet, in bytes.
 pub const SLB_HEADROOM: usize = 70;
-/// Frames that are processed together: pass this number at once, or a multiple.
+/// Frames that are processed together: pass this number at a time, or a multiple of it.
 pub const SLB_BURST: usize = 64;
 
 /// The kind of a frame's verdict; `port` and `reason` are its details.
@@ -63,9 +63,9 @@ pub struct slb_verdict {
     pub port: u16,
 }
 
-/// A function that is told each step of each frame: `frame` is its index, `label` the kind of step, such as
-/// "rule", and `text` the step in words, with indexes of rules and backends. Both texts are gone when it
-/// returns. It must not use the handle that it is called by, and must not throw.
+/// A function that is called for each step of each frame: `frame` is its index, `label` the kind of step, such as
+/// "rule", and `text` the step in words, with indexes of rules and backends. Both texts are valid only during the call.
+/// The function must not use the handle that calls it, and must not throw.
 pub type slb_observer = Option<
     unsafe extern "C" fn(
         context: *mut c_void,

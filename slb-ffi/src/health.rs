@@ -32,7 +32,7 @@ pub struct slb_probe {
     pub threshold: u32,
 }
 
-/// The change that a probe's result made.
+/// The effect of a probe's result on a backend's health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub enum slb_change {
@@ -119,7 +119,7 @@ pub unsafe extern "C" fn slb_health_due(health: *mut slb_health) -> u64 {
     unsafe { of(health) }.map_or(u64::MAX, |health| health.due().as_nanos())
 }
 
-/// Returns 1 if a probe is to be sent now, and takes it as sent; otherwise 0.
+/// Returns 1 if a probe is due now, and records it as sent; otherwise 0.
 ///
 /// # Safety
 /// `health` was initialised by `slb_health_init`.
@@ -133,7 +133,7 @@ pub unsafe extern "C" fn slb_health_begin(health: *mut slb_health, now: u64) -> 
     }
 }
 
-/// Notes that the outstanding probe succeeded. Returns a value of enum slb_change.
+/// Records that the outstanding probe succeeded. Returns a value of enum slb_change.
 ///
 /// # Safety
 /// `health` was initialised by `slb_health_init`.
@@ -143,7 +143,7 @@ pub unsafe extern "C" fn slb_health_succeeded(health: *mut slb_health) -> c_int 
     unsafe { with(health, |health| told(health.succeeded())) }
 }
 
-/// Notes that the outstanding probe failed. Returns a value of enum slb_change.
+/// Records that the outstanding probe failed. Returns a value of enum slb_change.
 ///
 /// # Safety
 /// `health` was initialised by `slb_health_init`.
@@ -153,7 +153,7 @@ pub unsafe extern "C" fn slb_health_failed(health: *mut slb_health) -> c_int {
     unsafe { with(health, |health| told(health.failed())) }
 }
 
-/// Takes a probe past its timeout as failed. Returns a value of enum slb_change.
+/// Records a probe past its timeout as failed. Returns a value of enum slb_change.
 ///
 /// # Safety
 /// `health` was initialised by `slb_health_init`.

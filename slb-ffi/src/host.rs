@@ -20,7 +20,7 @@ use crate::state::{self, slb_exported, slb_imported};
 use crate::stats::{slb_backend_stats, slb_rule_stats, slb_stats};
 use crate::steer::slb_steering;
 
-/// A host agent. Packets between VIPs and the vms of one machine are translated.
+/// A host agent, which translates packets between VIPs and the vms of one machine.
 #[derive(Debug)]
 pub struct slb_host {
     _opaque: (),
@@ -107,9 +107,9 @@ pub unsafe extern "C" fn slb_host_size(
     bytes
 }
 
-/// Makes a host agent in `memory`, aligned to 64 bytes and of `length` bytes, of which `slb_host_size`
-/// says how many are needed. The memory is the host agent's until `slb_host_free`. It uses the snapshot
-/// until another is installed, or it is freed.
+/// Makes a host agent in `memory`, which is aligned to 64 bytes and has `length` bytes; `slb_host_size` returns the
+/// number needed. The host agent owns the memory until `slb_host_free`, and uses the snapshot until another is
+/// installed or the host agent is freed.
 ///
 /// # Safety
 /// `snapshot` is a snapshot, and `memory` is the caller's.
@@ -140,8 +140,8 @@ pub unsafe extern "C" fn slb_host_new(
     guard(|| unsafe { handle::new::<Inner, _>(snapshot, options, out) })
 }
 
-/// Frees a host agent. Memory of the caller's is the caller's again, other memory is released. NULL
-/// is no error.
+/// Frees a host agent. The caller owns its own memory again; memory of the library is released.
+/// NULL is no error.
 ///
 /// # Safety
 /// `host` is a host agent, and is not used afterwards.
@@ -151,7 +151,7 @@ pub unsafe extern "C" fn slb_host_free(host: *mut slb_host) -> c_int {
     guard(|| unsafe { handle::free::<Inner, _>(host) })
 }
 
-/// Processes `count` frames. As `slb_mux_process`.
+/// Processes `count` frames, like `slb_mux_process`.
 ///
 /// # Safety
 /// `host` is a host agent, and `frames` and `verdicts` have `count` elements.
@@ -188,13 +188,12 @@ pub unsafe extern "C" fn slb_host_process_observed(
     })
 }
 
-/// Does what is due without a packet: ends connections whose time has come, and tells their ends
-/// with packets in `spare`, `count` frames with an empty buffer of 64 bytes or more each, of which
-/// up to 64 are used. Fragments that waited for their first one go on in them too, each with its
-/// verdict, where the buffer holds it: one of 2112 bytes does. Call it about 20 times a second, and
-/// before or after each burst.
+/// Ends expired connections, and writes RSTs for both ends into `spare`: `count` frames with an
+/// empty buffer of 64 bytes or more each, of which up to 64 are used. Fragments whose first one has
+/// arrived are released into `spare` as well, each with its verdict, if the buffer is large enough;
+/// 2112 bytes always are. Call this about 20 times a second, and before or after each burst.
 ///
-/// Returns how many of `spare` are to be sent: those with a length.
+/// Returns the number of frames in `spare` to send: those with a length.
 ///
 /// # Safety
 /// `host` is a host agent, and `spare` has `count` elements.
@@ -209,8 +208,8 @@ pub unsafe extern "C" fn slb_host_advance(
     guard(|| unsafe { handle::advance::<Inner, _>(host, now, spare, count) })
 }
 
-/// Installs another snapshot, built with the present one as its previous. If `before` is not NULL
-/// it receives the old snapshot, which can be freed unless another role uses it. Returns
+/// Installs another snapshot, built with the present one as its predecessor. If `before` is not
+/// NULL, it receives the old snapshot, which can be freed unless another role uses it. Returns
 /// `SLB_ERROR_LINEAGE` if the snapshot was not built so, and keeps the present one;
 /// `SLB_ERROR_ROLE` if the snapshot is a proxy's.
 ///
@@ -226,9 +225,8 @@ pub unsafe extern "C" fn slb_host_install(
     guard(|| unsafe { handle::install::<Inner, _>(host, snapshot, before) })
 }
 
-/// Changes the options. A limit whose rate stays keeps what was used of it. `connections`,
-/// `flows_per_source`, `waiting_fragments` and the key keep the values that they had when it was
-/// made.
+/// Changes the options. A limit with the same rate keeps its present level. `connections`,
+/// `flows_per_source`, `waiting_fragments` and the key keep their initial values.
 ///
 /// # Safety
 /// `host` is a host agent, and `options` points to options.
@@ -241,7 +239,7 @@ pub unsafe extern "C" fn slb_host_set_options(
     guard(|| unsafe { handle::set_options::<Inner, _>(host, options) })
 }
 
-/// Copies the counters since the host agent was made to `out`.
+/// Copies the host agent's counters since its creation to `out`.
 ///
 /// # Safety
 /// `host` is a host agent.
@@ -279,7 +277,7 @@ pub unsafe extern "C" fn slb_host_backend_stats(
     guard(|| unsafe { handle::backend_stats::<Inner, _>(host, backend, out) })
 }
 
-/// Writes connections as records into `into`. As `slb_mux_export`.
+/// Writes connections as records into `into`, like `slb_mux_export`.
 ///
 /// # Safety
 /// `host` is a host agent, and `into` has `length` bytes.
@@ -295,9 +293,9 @@ pub unsafe extern "C" fn slb_host_export(
     guard(|| unsafe { state::export::<Inner, _>(host, from, (into, length), out) })
 }
 
-/// Writes connections of one vm as records into `into`, as `slb_host_export` does those of all: of the vm of
-/// `backend`, a place in the snapshot. Another host agent takes them over with `slb_host_import` when the vm
-/// moves there. `SLB_ERROR_RANGE`: the backend is not on this host.
+/// Writes the connections of one vm as records into `into`, as `slb_host_export` does for all vms. `backend` is the
+/// vm's index in the snapshot. Another host agent takes the connections over with `slb_host_import` when the vm moves
+/// there. `SLB_ERROR_RANGE`: the backend is not on this host.
 ///
 /// # Safety
 /// `host` is a host agent, and `into` has `length` bytes.
@@ -322,7 +320,7 @@ pub unsafe extern "C" fn slb_host_export_vm(
     })
 }
 
-/// Takes connections over from records. As `slb_mux_import`.
+/// Takes over connections from records, like `slb_mux_import`.
 ///
 /// # Safety
 /// `host` is a host agent, and `records` has `length` bytes.
@@ -341,8 +339,8 @@ pub unsafe extern "C" fn slb_host_import(
     guard(|| unsafe { state::import::<Inner, _>(host, now, age, records, None, out) })
 }
 
-/// Takes over the connections that one of several workers has, of the records of all: see `slb_steer`. The worker
-/// with the number 0 counts records that cannot be read. Otherwise as `slb_host_import`.
+/// Takes over one worker's share of the connections in the records of all workers: see `slb_steer`. Worker 0 counts
+/// unreadable records. Otherwise like `slb_host_import`.
 ///
 /// # Safety
 /// `host` is a host agent, and `records` has `length` bytes.
@@ -364,9 +362,9 @@ pub unsafe extern "C" fn slb_host_import_share(
 }
 
 /// Makes a host agent that starts without state, or with a stale one, take up TCP connections from
-/// outside in their middle, for as long as connections of their rule may be idle:
-/// `take_ups_per_second` of the options bounds how many. Not for connections that vms opened, since
-/// only the state knows their ports.
+/// outside in the middle, for as long as connections of their rule may be idle.
+/// `take_ups_per_second` of the options limits the rate. Connections that vms opened are not taken
+/// up, since only the state has their ports.
 ///
 /// # Safety
 /// `host` is a host agent.

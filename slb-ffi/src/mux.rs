@@ -17,7 +17,7 @@ use crate::snapshot::{Shared, slb_snapshot};
 use crate::state::{self, slb_exported, slb_imported};
 use crate::stats::{slb_backend_stats, slb_rule_stats, slb_stats};
 
-/// A mux. Packets for VIPs go to the hosts of their backends, in VXLAN.
+/// A mux, which sends packets for VIPs to the hosts of their backends, in VXLAN.
 #[derive(Debug)]
 pub struct slb_mux {
     _opaque: (),
@@ -94,9 +94,9 @@ pub unsafe extern "C" fn slb_mux_size(
     bytes
 }
 
-/// Makes a mux in `memory`, aligned to 64 bytes and of `length` bytes, of which `slb_mux_size`
-/// says how many are needed. The memory is the mux's until `slb_mux_free`. It uses the snapshot
-/// until another is installed, or it is freed.
+/// Makes a mux in `memory`, which is aligned to 64 bytes and has `length` bytes; `slb_mux_size`
+/// returns the number needed. The mux owns the memory until `slb_mux_free`, and uses the snapshot
+/// until another is installed or the mux is freed.
 ///
 /// # Safety
 /// `snapshot` is a snapshot, and `memory` is the caller's.
@@ -127,7 +127,7 @@ pub unsafe extern "C" fn slb_mux_new(
     guard(|| unsafe { handle::new::<Inner, _>(snapshot, options, out) })
 }
 
-/// Frees a mux. Memory of the caller's is the caller's again, other memory is released. NULL is no
+/// Frees a mux. The caller owns its own memory again; memory of the library is released. NULL is no
 /// error.
 ///
 /// # Safety
@@ -181,10 +181,10 @@ pub unsafe extern "C" fn slb_mux_process_observed(
 /// Does the work that no packet triggers: expires flows, and releases fragments that waited for
 /// their first one. Call it about 20 times a second, and after each burst if fragments may wait.
 /// `spare` are `count` frames, whose content is lost, of which up to 64 become those fragments,
-/// each with its verdict; a buffer of 2112 bytes holds any. It may be NULL with a count of 0:
-/// fragments then wait in vain.
+/// each with its verdict; a buffer of 2112 bytes holds any. `spare` may be NULL with a count of 0,
+/// but then no fragment is released.
 ///
-/// Returns how many of `spare` are to be sent: those with a length.
+/// Returns the number of frames in `spare` to send: those with a length.
 ///
 /// # Safety
 /// `mux` is a mux, and `spare` has `count` elements.
@@ -199,8 +199,8 @@ pub unsafe extern "C" fn slb_mux_advance(
     guard(|| unsafe { handle::advance::<Inner, _>(mux, now, spare, count) })
 }
 
-/// Installs another snapshot, built with the present one as its previous. If `before` is not NULL
-/// it receives the old snapshot, which can be freed unless another role uses it. Returns
+/// Installs another snapshot, built with the present one as its predecessor. If `before` is not
+/// NULL, it receives the old snapshot, which can be freed unless another role uses it. Returns
 /// `SLB_ERROR_LINEAGE` if the snapshot was not built so, and keeps the present one;
 /// `SLB_ERROR_ROLE` if the snapshot is a proxy's.
 ///
@@ -216,9 +216,8 @@ pub unsafe extern "C" fn slb_mux_install(
     guard(|| unsafe { handle::install::<Inner, _>(mux, snapshot, before) })
 }
 
-/// Changes the options. A limit whose rate stays keeps what was used of it. `flows`,
-/// `flows_per_source`, `waiting_fragments` and the key keep the values that they had when it was
-/// made.
+/// Changes the options. A limit with the same rate keeps its present level. `flows`,
+/// `flows_per_source`, `waiting_fragments` and the key keep their initial values.
 ///
 /// # Safety
 /// `mux` is a mux, and `options` points to options.
@@ -231,7 +230,7 @@ pub unsafe extern "C" fn slb_mux_set_options(
     guard(|| unsafe { handle::set_options::<Inner, _>(mux, options) })
 }
 
-/// Copies the counters since the mux was made to `out`.
+/// Copies the mux's counters since its creation to `out`.
 ///
 /// # Safety
 /// `mux` is a mux.
@@ -270,9 +269,9 @@ pub unsafe extern "C" fn slb_mux_backend_stats(
 }
 
 /// Writes pinned flows as records into `into`, and the position for the next call into `out`:
-/// `from` is 0 at first, then `next` of the call before, for as long as `more` is set. Between two
-/// calls frames may be processed. A call looks at `SLB_EXPORT_STEP` places at most, and writes
-/// nothing where `length` is below `SLB_RECORD_MOST`. Times are counted from the last call of
+/// `from` is 0 at first, then `next` of the previous call, for as long as `more` is set. Frames may
+/// be processed between two calls. A call looks at `SLB_EXPORT_STEP` slots at most, and writes
+/// nothing if `length` is below `SLB_RECORD_MOST`. Times are relative to the last call of
 /// `_process` or `_advance`.
 ///
 /// Returns the number of records written.
@@ -291,11 +290,11 @@ pub unsafe extern "C" fn slb_mux_export(
     guard(|| unsafe { state::export::<Inner, _>(mux, from, (into, length), out) })
 }
 
-/// Takes flows over from records that were exported `elapsed` nanoseconds ago, by whatever process
-/// and with whatever snapshot: backends are known by the names of their pool and their own, and by
-/// their address. Records of backends that the present snapshot no longer has are refused, and
-/// counted in `out`. `is_stale` is 1 if packets were processed after the export, else 0. Flows that
-/// exist already stay as they are. Returns `SLB_ERROR_RECORDS` if the bytes are not whole records.
+/// Takes over flows from records that were exported `elapsed` nanoseconds ago, by any process and
+/// with any snapshot: records identify backends by the pool's name, the backend's name and its
+/// address. Records of backends that the present snapshot no longer has are refused, and counted in
+/// `out`. `is_stale` is 1 if packets were processed after the export, else 0. Existing flows do not
+/// change. Returns `SLB_ERROR_RECORDS` if the bytes are not whole records.
 ///
 /// Returns the number of records taken over.
 ///

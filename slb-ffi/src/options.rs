@@ -8,7 +8,8 @@ use slb_core::{FragmentRoom, Key, MuxOptions, SourceLimiter};
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_mux_options {
-    /// Capacity of the flow table for each address family; 0: no table, Maglev alone chooses.
+    /// Capacity of the flow table for each address family; 0: no table, so that Maglev alone picks
+    /// backends.
     pub flows: usize,
     /// Echo replies per second; 0: none.
     pub answers_per_second: u32,
@@ -34,7 +35,7 @@ pub struct slb_mux_options {
     /// Burst of RSTs.
     pub resets_at_once: u32,
     /// Later fragments that can wait for their first one, at 2 KiB each, rounded up to a multiple
-    /// of 64; 0: none. `_advance` returns them in its spare frames when the first one has come.
+    /// of 64; 0: none. `_advance` returns them in its spare frames when the first one has arrived.
     pub waiting_fragments: u32,
 }
 
@@ -74,17 +75,17 @@ pub struct slb_nat_options {
     /// Source address of a host agent's ICMP errors over IPv6; all zeros: its underlay address.
     pub icmp_source_ipv6: [u8; 16],
     /// Later fragments that can wait for their first one, at 2 KiB each, rounded up to a multiple
-    /// of 64; 0: none. `_advance` returns them in its spare frames when the first one has come.
+    /// of 64; 0: none. `_advance` returns them in its spare frames when the first one has arrived.
     pub waiting_fragments: u32,
     /// For a host agent: packets per second that match none of its connections and are passed on to
     /// other hosts; 0: none.
     pub passes_per_second: u32,
-    /// Packets passed on at once.
+    /// Burst of packets passed on.
     pub passes_at_once: u32,
     /// For a host agent or a proxy: connections per second that it takes up in their middle after
     /// `slb_host_take_up` or `slb_proxy_take_up`; 0: none.
     pub take_ups_per_second: u32,
-    /// Connections taken up at once.
+    /// Burst of connections taken up.
     pub take_ups_at_once: u32,
 }
 
@@ -184,8 +185,8 @@ fn source_limit(
     SourceLimiter::build(SourceLimiter::BUCKETS, rate, at_once, key, memory).map(Some)
 }
 
-/// Fills in a million flows, 1000 answers of each kind and 10000 RSTs a second, 64 waiting fragments,
-/// no limit for sources, and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
+/// Fills in a million flows, 1000 answers of each kind and 10000 RSTs a second, 64 waiting fragments, no limit for
+/// sources, and a key of zeros, which the caller has to replace by a secret one. NULL is ignored.
 ///
 /// # Safety
 /// `options` points to memory for the options.
@@ -211,8 +212,9 @@ pub unsafe extern "C" fn slb_mux_options_init(options: *mut slb_mux_options) {
     let _ = unsafe { crate::memory::put(options, usual) };
 }
 
-/// Fills in 262144 connections, 1000 answers of each kind, 10000 RSTs and a million packets passed on a
-/// second, 64 waiting fragments, no limit for sources, and a key of zeros, which the caller replaces by a secret one. NULL is left alone.
+/// Fills in 262144 connections, 1000 answers of each kind, 10000 RSTs and a million packets passed on a second, 64
+/// waiting fragments, no limit for sources, and a key of zeros, which the caller has to replace by a secret one. NULL
+/// is ignored.
 ///
 /// # Safety
 /// `options` points to memory for the options.

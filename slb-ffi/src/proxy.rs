@@ -19,7 +19,7 @@ use crate::state::{self, slb_exported, slb_imported};
 use crate::stats::{slb_backend_stats, slb_rule_stats, slb_stats};
 use crate::steer::slb_steering;
 
-/// A proxy. Packets between clients on one side and backends on the other are translated.
+/// A proxy, which translates packets between clients on one side and backends on the other.
 #[derive(Debug)]
 pub struct slb_proxy {
     _opaque: (),
@@ -106,9 +106,9 @@ pub unsafe extern "C" fn slb_proxy_size(
     bytes
 }
 
-/// Makes a proxy in `memory`, aligned to 64 bytes and of `length` bytes, of which `slb_proxy_size`
-/// says how many are needed. The memory is the proxy's until `slb_proxy_free`. It uses the snapshot
-/// until another is installed, or it is freed.
+/// Makes a proxy in `memory`, which is aligned to 64 bytes and has `length` bytes; `slb_proxy_size`
+/// returns the number needed. The proxy owns the memory until `slb_proxy_free`, and uses the
+/// snapshot until another is installed or the proxy is freed.
 ///
 /// # Safety
 /// `snapshot` is a snapshot, and `memory` is the caller's.
@@ -139,7 +139,7 @@ pub unsafe extern "C" fn slb_proxy_new(
     guard(|| unsafe { handle::new::<Inner, _>(snapshot, options, out) })
 }
 
-/// Frees a proxy. Memory of the caller's is the caller's again, other memory is released. NULL is
+/// Frees a proxy. The caller owns its own memory again; memory of the library is released. NULL is
 /// no error.
 ///
 /// # Safety
@@ -150,7 +150,7 @@ pub unsafe extern "C" fn slb_proxy_free(proxy: *mut slb_proxy) -> c_int {
     guard(|| unsafe { handle::free::<Inner, _>(proxy) })
 }
 
-/// Processes `count` frames. As `slb_mux_process`.
+/// Processes `count` frames, like `slb_mux_process`.
 ///
 /// # Safety
 /// `proxy` is a proxy, and `frames` and `verdicts` have `count` elements.
@@ -186,11 +186,11 @@ pub unsafe extern "C" fn slb_proxy_process_observed(
     })
 }
 
-/// Does what is due without a packet: ends connections whose time has come, and tells their ends
-/// with packets in `spare`, `count` frames with an empty buffer of 64 bytes or more each, of which
-/// up to 64 are used. Call it about 20 times a second, and before or after each burst.
+/// Ends expired connections, and writes RSTs for both ends into `spare`: `count` frames with an
+/// empty buffer of 64 bytes or more each, of which up to 64 are used. Call this about 20 times a
+/// second, and before or after each burst.
 ///
-/// Returns how many of `spare` are to be sent: those with a length.
+/// Returns the number of frames in `spare` to send: those with a length.
 ///
 /// # Safety
 /// `proxy` is a proxy, and `spare` has `count` elements.
@@ -205,8 +205,8 @@ pub unsafe extern "C" fn slb_proxy_advance(
     guard(|| unsafe { handle::advance::<Inner, _>(proxy, now, spare, count) })
 }
 
-/// Installs another snapshot, built with the present one as its previous. If `before` is not NULL
-/// it receives the old snapshot, which can be freed unless another role uses it. Returns
+/// Installs another snapshot, built with the present one as its predecessor. If `before` is not
+/// NULL, it receives the old snapshot, which can be freed unless another role uses it. Returns
 /// `SLB_ERROR_LINEAGE` if the snapshot was not built so, and keeps the present one;
 /// `SLB_ERROR_ROLE` if the snapshot is not a proxy's.
 ///
@@ -222,9 +222,8 @@ pub unsafe extern "C" fn slb_proxy_install(
     guard(|| unsafe { handle::install::<Inner, _>(proxy, snapshot, before) })
 }
 
-/// Changes the options. A limit whose rate stays keeps what was used of it. `connections`,
-/// `flows_per_source`, `waiting_fragments` and the key keep the values that they had when it was
-/// made.
+/// Changes the options. A limit with the same rate keeps its present level. `connections`,
+/// `flows_per_source`, `waiting_fragments` and the key keep their initial values.
 ///
 /// # Safety
 /// `proxy` is a proxy, and `options` points to options.
@@ -237,7 +236,7 @@ pub unsafe extern "C" fn slb_proxy_set_options(
     guard(|| unsafe { handle::set_options::<Inner, _>(proxy, options) })
 }
 
-/// Copies the counters since the proxy was made to `out`.
+/// Copies the proxy's counters since its creation to `out`.
 ///
 /// # Safety
 /// `proxy` is a proxy.
@@ -275,7 +274,7 @@ pub unsafe extern "C" fn slb_proxy_backend_stats(
     guard(|| unsafe { handle::backend_stats::<Inner, _>(proxy, backend, out) })
 }
 
-/// Writes sessions as records into `into`. As `slb_mux_export`.
+/// Writes sessions as records into `into`, like `slb_mux_export`.
 ///
 /// # Safety
 /// `proxy` is a proxy, and `into` has `length` bytes.
@@ -291,7 +290,7 @@ pub unsafe extern "C" fn slb_proxy_export(
     guard(|| unsafe { state::export::<Inner, _>(proxy, from, (into, length), out) })
 }
 
-/// Takes sessions over from records. As `slb_mux_import`.
+/// Takes over sessions from records, like `slb_mux_import`.
 ///
 /// # Safety
 /// `proxy` is a proxy, and `records` has `length` bytes.
@@ -310,8 +309,8 @@ pub unsafe extern "C" fn slb_proxy_import(
     guard(|| unsafe { state::import::<Inner, _>(proxy, now, age, records, None, out) })
 }
 
-/// Takes over the sessions that one of several workers has, of the records of all: see `slb_steer`. The worker
-/// with the number 0 counts records that cannot be read. Otherwise as `slb_proxy_import`.
+/// Takes over one worker's share of the sessions in the records of all workers: see `slb_steer`. Worker 0 counts
+/// unreadable records. Otherwise like `slb_proxy_import`.
 ///
 /// # Safety
 /// `proxy` is a proxy, and `records` has `length` bytes.

@@ -16,7 +16,7 @@ use crate::error::{Error, guard};
 use crate::handle::{Kind, allocation, deallocate};
 use crate::memory::{lines, put, shared};
 
-/// A compiled configuration: immutable, and for any number of muxes, hosts and proxies.
+/// A compiled configuration: immutable, and usable by any number of muxes, hosts and proxies.
 #[derive(Debug)]
 pub struct slb_snapshot {
     _opaque: (),
@@ -160,10 +160,10 @@ pub unsafe extern "C" fn slb_snapshot_size(
     bytes
 }
 
-/// Compiles a configuration into `memory`, aligned to 64 bytes and of `length` bytes, of which
-/// `slb_snapshot_size` says how many are needed. `previous`, which may be NULL, is the snapshot
-/// that this one is to follow: backends and rules keep their counters and flows. The memory is the
-/// snapshot's until `slb_snapshot_free`. The builder can be changed and used again.
+/// Compiles a configuration into `memory`, which is aligned to 64 bytes and has `length` bytes;
+/// `slb_snapshot_size` returns the number needed. `previous`, which may be NULL, is the predecessor
+/// of the new snapshot: backends and rules keep their counters and flows. The snapshot owns the
+/// memory until `slb_snapshot_free`. The builder can be changed and used again.
 ///
 /// # Safety
 /// The handles are valid, and `memory` is the caller's.
@@ -188,7 +188,8 @@ pub unsafe extern "C" fn slb_snapshot_init(
     })
 }
 
-/// Compiles a configuration into memory of the library's own. Otherwise as `slb_snapshot_init`.
+/// Compiles a configuration into memory that the library allocates. Otherwise like
+/// `slb_snapshot_init`.
 ///
 /// # Safety
 /// The handles are valid.
@@ -211,7 +212,7 @@ pub unsafe extern "C" fn slb_snapshot_new(
     })
 }
 
-/// Frees a snapshot. Memory of the caller's is the caller's again, other memory is released.
+/// Frees a snapshot. The caller owns its own memory again; memory of the library is released.
 /// Returns `SLB_ERROR_IN_USE` while a mux, host agent or proxy uses it. NULL is no error.
 ///
 /// # Safety

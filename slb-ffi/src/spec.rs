@@ -59,7 +59,7 @@ impl slb_address {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct slb_mac {
-    /// Not 0: there is one.
+    /// Not 0: the address is set.
     pub given: u8,
     /// The six bytes of the address.
     pub bytes: [u8; 6],
@@ -71,7 +71,8 @@ impl slb_mac {
     }
 }
 
-/// This node's place on the fabric. All zero: no addresses, and for the rest what is usual.
+/// This node's addresses on the fabric, and how it encapsulates. With all zeros there are no
+/// addresses, and the other fields have their defaults.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct slb_underlay {
@@ -107,8 +108,8 @@ pub enum slb_protocol {
     SLB_ALL = 3,
 }
 
-/// Administrative state of a backend: what the operator wants, for all rules. What was observed is apart
-/// from it: a backend can be draining and unhealthy.
+/// Administrative state of a backend, set by the operator for all rules. Observed health is separate, so a backend can
+/// be draining and unhealthy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub enum slb_state {
@@ -177,7 +178,7 @@ pub struct slb_pool {
     pub table_size: u32,
 }
 
-/// A backend server. Zeros are the defaults of all fields but name and addresses.
+/// A backend server. Zeros are the defaults of all fields except name and addresses.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_backend {
@@ -189,22 +190,23 @@ pub struct slb_backend {
     pub host: slb_address,
     /// MAC address of the backend; none: derived from its address.
     pub mac: slb_mac,
-    /// The MAC address of the next hop to its host; none: the underlay's. Of a proxy: the MAC address
-    /// that its packets go to; none: their link headers stay.
+    /// The MAC address of the next hop to its host; none: the underlay's. At a proxy, the destination MAC address of
+    /// packets to the backend; none: their link headers stay.
     pub next_hop: slb_mac,
     /// Weight: the backend's share of new flows relative to the others; 0 means 1. To give it none,
     /// set its state.
     pub weight: u32,
-    /// Instance number in the pool, by which it gets ports; 0 or negative: its place in the pool.
+    /// Instance number in the pool, which determines its ports; 0 or negative: its index in the
+    /// pool.
     pub instance: i32,
-    /// The port of this node that the backend's vm is at; 0 or negative: it runs elsewhere.
+    /// The port of this node that the backend's vm is at; 0 or negative: the vm runs elsewhere.
     pub port: i32,
     /// The backend's port instead of the rule's; 0: the rule's.
     pub backend_port: u16,
     /// Administrative state, of enum slb_state.
     pub state: u8,
-    /// Not 0: the backend was observed to fail for all rules, such as by its traffic. Results of
-    /// probes, which rules refer to, are set with `slb_builder_set_health`.
+    /// Not 0: the backend was observed to fail, for example by its traffic; this applies to all
+    /// rules. Results of probes, which rules refer to, are set with `slb_builder_set_health`.
     pub unhealthy: u8,
 }
 

@@ -14,9 +14,9 @@ use crate::steer::slb_steering;
 
 /// The longest record, in bytes: with less room, nothing is exported.
 pub const SLB_RECORD_MOST: usize = 152;
-/// Places of a table that one call of `_export` looks at, at most.
+/// Table slots that one call of `_export` looks at, at most.
 pub const SLB_EXPORT_STEP: usize = 256;
-/// Reasons that a record is refused for: there is room for more of them.
+/// Length of `refused_for`: more than there are reasons, so that new reasons change no layout.
 pub const SLB_REFUSALS: usize = 16;
 
 const _: () = assert!(SLB_RECORD_MOST == RECORD_MOST && SLB_EXPORT_STEP == EXPORT_STEP);
@@ -32,7 +32,7 @@ pub struct slb_exported {
     pub records: usize,
     /// The value of `from` for the next call.
     pub next: u64,
-    /// 1: there may be more, from `next` on; 0: all was exported.
+    /// 1: there may be more, beginning at `next`; 0: everything was exported.
     pub more: u8,
 }
 
@@ -62,9 +62,9 @@ impl slb_imported {
     }
 }
 
-/// Returns the name of a reason that records are refused for, by its index in `refused_for`, such
-/// as "tuple_taken"; "unknown" for an index without a reason. The text is never NULL and must not
-/// be freed.
+/// Returns the name of a reason for refusing records, by its index in `refused_for`, such as
+/// "tuple_taken"; "unknown" for an index without a reason. The text is never NULL and must not be
+/// freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn slb_refusal(reason: u8) -> *const c_char {
     let text = match Refusal::ALL.get(usize::from(reason)) {

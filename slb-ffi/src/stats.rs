@@ -5,8 +5,7 @@ use core::ffi::{CStr, c_char};
 use slb_core::stats::{BackendCounters, RuleCounters};
 use slb_core::{DropReason, Stats};
 
-/// Length of `dropped_for` in `slb_stats`: more than there are reasons, so that a reason that is added
-/// changes no layout.
+/// Length of `dropped_for` in `slb_stats`: more than there are reasons, so that new reasons change no layout.
 pub const SLB_DROP_REASONS: usize = 64;
 
 const _: () = assert!(DropReason::COUNT < SLB_DROP_REASONS);
@@ -22,7 +21,7 @@ pub struct slb_stats {
     pub received_bytes: u64,
     /// Frames to send out of a port.
     pub forwarded: u64,
-    /// Bytes of the frames forwarded, as they came in.
+    /// Bytes of the frames forwarded, in their length on arrival.
     pub forwarded_bytes: u64,
     /// Frames that became an answer.
     pub replied: u64,
@@ -60,16 +59,17 @@ pub struct slb_stats {
     pub connections_live: u64,
     /// Places.
     pub connection_places: u64,
-    /// RSTs made.
+    /// RSTs sent.
     pub resets: u64,
-    /// RSTs that were due and not made.
+    /// RSTs that were not sent: the limit was reached, or no spare frame was left.
     pub resets_suppressed: u64,
-    /// For a host agent or a proxy: of the connections removed, those that made room for new ones.
+    /// For a host agent or a proxy: removed connections that made room for new ones.
     pub connections_evicted: u64,
     /// Unanswered connections among those in the table.
     pub connections_unanswered: u64,
-    /// Fragments that waited for their first one, and do so no more: each is in `dropped_for`, as
-    /// "fragment_held", and besides where it went in the end. `dropped` has those that still wait.
+    /// Fragments that have finished waiting for their first one. Each counts twice: in
+    /// `dropped_for` as "fragment_held", and with its final outcome. `dropped` includes those that
+    /// still wait.
     pub fragments_released: u64,
     /// For a host agent: packets of none of its connections that it passed on to another host.
     pub passed_on: u64,
@@ -80,7 +80,7 @@ pub struct slb_stats {
     /// For a host agent or a proxy: connections taken over from records, which are not counted as
     /// made.
     pub connections_imported: u64,
-    /// For a host agent: connections taken up in their middle.
+    /// For a host agent: connections taken up in the middle.
     pub taken_up: u64,
 }
 
@@ -141,7 +141,7 @@ impl slb_stats {
 pub struct slb_rule_stats {
     /// Frames to send out of a port.
     pub forwarded: u64,
-    /// Bytes of the frames forwarded, as they came in.
+    /// Bytes of the frames forwarded, in their length on arrival.
     pub forwarded_bytes: u64,
     /// TCP segments that ask for a connection.
     pub syns: u64,
@@ -166,7 +166,7 @@ impl slb_rule_stats {
 pub struct slb_backend_stats {
     /// Frames to send out of a port.
     pub forwarded: u64,
-    /// Bytes of the frames forwarded, as they came in.
+    /// Bytes of the frames forwarded, in their length on arrival.
     pub forwarded_bytes: u64,
     /// Flows pinned to it, or connections made.
     pub flows: u64,

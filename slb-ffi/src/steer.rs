@@ -21,7 +21,7 @@ pub struct slb_steering {
     pub key: [u64; 2],
     /// Workers: 1 or more.
     pub workers: u16,
-    /// Number of the worker that asks, below `workers`.
+    /// Number of the calling worker, below `workers`.
     pub own: u16,
 }
 
@@ -43,15 +43,15 @@ impl slb_steering {
     }
 }
 
-/// Finds the worker that has the connection of each of `count` frames, as they came in, and writes its number
-/// to `owners`; for a frame of no connection that is the worker's own. A frame of another worker's goes to that
-/// one unchanged, by a queue of the caller's, before it is processed. Both directions of a connection, all
-/// fragments of a datagram and ICMP errors about a connection have one owner. The frames are not changed.
+/// Finds the worker that has the connection of each of `count` received frames, and writes its number to `owners`; for
+/// a frame of no connection this is the calling worker. Before processing, hand a frame of another worker to that
+/// worker unchanged, over a queue of your own. Both directions of a connection, all fragments of a datagram and ICMP
+/// errors about a connection have one owner. The frames are not changed.
 ///
 /// `slb_snapshot_spreads` says whether several workers can share the connections of a snapshot.
 ///
-/// Gives the number of frames that other workers own. `SLB_ERROR_RANGE`: there is no worker, or `own` is none of
-/// them. `SLB_ERROR_KEY`: the key is zero.
+/// Returns the number of frames that other workers own. `SLB_ERROR_RANGE`: `workers` is 0, or `own` is not below it.
+/// `SLB_ERROR_KEY`: the key is zero.
 ///
 /// # Safety
 /// The snapshot is one; `frames` and `owners` point to `count` of each.
@@ -89,8 +89,8 @@ pub unsafe extern "C" fn slb_steer(
     })
 }
 
-/// Gives 1 where several workers can share the connections of a snapshot, else 0: where a rule has a source NAT
-/// address, servers see one address for all clients, and one worker has to have all connections.
+/// Returns 1 if several workers can share the connections of a snapshot, else 0: if a rule has a source NAT address,
+/// servers see one address for all clients, so one worker has to have all connections.
 ///
 /// # Safety
 /// The snapshot is one.

@@ -10,7 +10,7 @@ use super::{ANY, Parts, change, slb_builder, string};
 use crate::memory::shared;
 use crate::spec::{condition, slb_backend, state};
 
-/// Adds a backend to a pool. Gives its place there.
+/// Adds a backend to a pool. Returns its index in the pool.
 ///
 /// # Safety
 /// `builder` is a builder, and `backend` points to a backend.
@@ -75,9 +75,9 @@ pub unsafe extern "C" fn slb_builder_backend(
     unsafe { change(builder, "backend", add) }
 }
 
-/// Changes the weight and the administrative state of a backend for all rules, such as to drain it;
-/// 0 in `weight` keeps the weight. It takes effect with the next snapshot. For what a probe found,
-/// see `slb_builder_set_health`.
+/// Changes the weight and the administrative state of a backend for all rules, for example to drain
+/// it; 0 in `weight` keeps the weight. The change takes effect with the next snapshot. For a
+/// probe's result, see `slb_builder_set_health`.
 ///
 /// # Safety
 /// `builder` is a builder.
@@ -131,8 +131,8 @@ pub unsafe extern "C" fn slb_builder_seat(
 
 /// Sets the time of the next snapshot, in nanoseconds of a clock that continues from snapshot to
 /// snapshot. A host agent derives from it how long a backend had its slots of the Maglev table, and
-/// passes packets on to the former owners that have the most connections. Without a call each
-/// snapshot counts the same.
+/// passes packets on to the former owners that have the most connections. Without a call, all
+/// snapshots count the same.
 ///
 /// # Safety
 /// `builder` is a builder.
@@ -147,7 +147,7 @@ pub unsafe extern "C" fn slb_builder_now(builder: *mut slb_builder, now: u64) ->
 }
 
 /// Sets the observed health of a backend for all rules: with 0 in `healthy` it fails, and gets no
-/// new flows. It takes effect with the next snapshot. For what a probe found, see
+/// new flows. The change takes effect with the next snapshot. For a probe's result, see
 /// `slb_builder_set_health`.
 ///
 /// # Safety
@@ -168,7 +168,7 @@ pub unsafe extern "C" fn slb_builder_set_condition(
 }
 
 /// Adds a set of probe results for the backends of a pool, all of them healthy: one set for each
-/// probe that rules of the pool go by. Gives its place.
+/// probe that rules of the pool use. Returns its index.
 ///
 /// # Safety
 /// `builder` is a builder.
@@ -192,8 +192,8 @@ pub unsafe extern "C" fn slb_builder_health(builder: *mut slb_builder, pool: usi
     unsafe { change(builder, "health", add) }
 }
 
-/// Assigns a set of probe results of its pool to a rule. Without one, a rule goes by the state of
-/// backends alone.
+/// Assigns a set of probe results of the rule's pool to a rule. Without one, only the state of
+/// backends counts for the rule.
 ///
 /// # Safety
 /// `builder` is a builder.

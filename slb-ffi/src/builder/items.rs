@@ -20,8 +20,8 @@ use crate::spec::{
 };
 
 /// Sets the hash of flows, the same on every node. 0: XXH3 with `seed`; 1: SipHash-1-3 with a `key`
-/// of 16 bytes; 2: Toeplitz with a `key` of 40 bytes, or NULL for Microsoft's. `seed` is also that
-/// of Maglev's permutations.
+/// of 16 bytes; 2: Toeplitz with a `key` of 40 bytes, or NULL for Microsoft's. `seed` also
+/// determines Maglev's permutations.
 ///
 /// # Safety
 /// `builder` is a builder, and `key` has `length` bytes.
@@ -60,7 +60,7 @@ pub unsafe extern "C" fn slb_builder_hash(
     unsafe { change(builder, "hash", read) }
 }
 
-/// This node's place on the fabric.
+/// Sets this node's addresses on the fabric.
 ///
 /// # Safety
 /// `builder` is a builder, and `underlay` points to an underlay.
@@ -107,7 +107,7 @@ pub unsafe extern "C" fn slb_builder_underlay(
     unsafe { change(builder, "underlay", set) }
 }
 
-/// Adds a VIP. Gives its place.
+/// Adds a VIP. Returns its index.
 ///
 /// # Safety
 /// `builder` is a builder, and `frontend` points to a frontend.
@@ -136,7 +136,7 @@ pub unsafe extern "C" fn slb_builder_frontend(
     unsafe { change(builder, "frontend", add) }
 }
 
-/// Adds a pool. Gives its place.
+/// Adds a pool. Returns its index.
 ///
 /// # Safety
 /// `builder` is a builder, and `pool` points to a pool.
@@ -168,7 +168,7 @@ pub unsafe extern "C" fn slb_builder_pool(
     unsafe { change(builder, "pool", add) }
 }
 
-/// Adds a load-balancing rule. Gives its place.
+/// Adds a load-balancing rule. Returns its index.
 ///
 /// # Safety
 /// `builder` is a builder, and `rule` points to a rule.
@@ -209,7 +209,7 @@ pub unsafe extern "C" fn slb_builder_rule(
     unsafe { change(builder, "rule", add) }
 }
 
-/// Adds an inbound NAT rule or pool. Gives its place.
+/// Adds an inbound NAT rule or pool. Returns its index.
 ///
 /// # Safety
 /// `builder` is a builder, and `nat` points to an inbound NAT rule.
@@ -248,7 +248,7 @@ pub unsafe extern "C" fn slb_builder_inbound_nat(
     unsafe { change(builder, "inbound NAT", add) }
 }
 
-/// Adds an outbound rule. Gives its place.
+/// Adds an outbound rule. Returns its index.
 ///
 /// # Safety
 /// `builder` is a builder, and `outbound` points to an outbound rule with as many frontends as it
@@ -292,8 +292,8 @@ pub unsafe extern "C" fn slb_builder_outbound(
     unsafe { change(builder, "outbound rule", add) }
 }
 
-/// Adds a mux's underlay address: where a host sends what a rule returns through it, and takes
-/// packets from. Gives its place.
+/// Adds a mux's underlay address. A host accepts packets from it, and returns answers through it if
+/// a rule says so. Returns its index.
 ///
 /// # Safety
 /// `builder` is a builder, and `address` points to an address.
@@ -311,11 +311,10 @@ pub unsafe extern "C" fn slb_builder_mux(
     unsafe { change(builder, "mux", add) }
 }
 
-/// Adds a prefix of `prefix_length` bits to those that are inside: vms reach such addresses, and answer
-/// them, under their own addresses, and outbound rules translate only what goes elsewhere. Without a
-/// call, private, shared, link-local and unique local addresses are inside, and 168.63.129.16. The first
-/// call takes these away; with NULL it adds none, so that nothing is inside but the vms' networks. Gives
-/// the number of prefixes before the call.
+/// Adds a prefix of `prefix_length` bits to the inside prefixes. Vms reach, and answer, inside addresses with their own
+/// addresses; outbound rules translate packets to all others. Without a call, private, shared, link-local and unique
+/// local addresses and 168.63.129.16 are inside. The first call removes these; with NULL it adds none, so that only the
+/// vms' networks are inside. Returns the number of prefixes before the call.
 ///
 /// # Safety
 /// `builder` is a builder, and `address` points to an address.
@@ -350,8 +349,8 @@ pub unsafe extern "C" fn slb_builder_inside(
     unsafe { change(builder, "inside", add) }
 }
 
-/// The address, one of each family, that the caller's probes of a host's vms come from. What vms
-/// send to it is passed, whatever outbound rules say.
+/// Sets the source address, one of each family, of the caller's probes of a host's vms. Packets
+/// from vms to this address are passed, regardless of outbound rules.
 ///
 /// # Safety
 /// `builder` is a builder, and `address` points to an address.
@@ -372,8 +371,8 @@ pub unsafe extern "C" fn slb_builder_probe_source(
     unsafe { change(builder, "probe source", set) }
 }
 
-/// Makes it the configuration of a proxy, whose backends are at `backend_port`. `multi`: 0: one
-/// frontend port; else any number, each with an address.
+/// Makes the configuration that of a proxy, whose backends are at `backend_port`. With 0 in `multi`
+/// there is one frontend port; otherwise any number, each with an address.
 ///
 /// # Safety
 /// `builder` is a builder.
@@ -395,8 +394,8 @@ pub unsafe extern "C" fn slb_builder_proxy(
     unsafe { change(builder, "proxy", set) }
 }
 
-/// Adds a frontend port of a proxy. `address` is the IPv4 address of who is there, or NULL. Gives
-/// its place.
+/// Adds a frontend port of a proxy. `address` is the IPv4 address of the client at that port, or
+/// NULL. Returns its index.
 ///
 /// # Safety
 /// `builder` is a builder, and `address` points to an address.
@@ -425,8 +424,8 @@ pub unsafe extern "C" fn slb_builder_frontend_port(
     unsafe { change(builder, "frontend port", add) }
 }
 
-/// Adds a source rewrite of a proxy: clients of the range of `prefix_length` that `from` begins are
-/// seen as those that `to` begins. Gives its place.
+/// Adds a source rewrite of a proxy: backends see clients in the range of `prefix_length` bits that
+/// begins at `from` with the addresses that begin at `to`. Returns its index.
 ///
 /// # Safety
 /// `builder` is a builder, and both point to addresses.

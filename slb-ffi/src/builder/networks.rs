@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::memory::{array_of, shared};
 use crate::spec::{slb_address, slb_network, slb_vm};
 
-/// Adds a network, whose vms host agents connect. Gives its place.
+/// Adds a network, whose vms host agents connect. Returns its index.
 ///
 /// # Safety
 /// `builder` is a builder, and `network` points to a network with as many prefixes and gateways as it
@@ -78,9 +78,9 @@ pub unsafe extern "C" fn slb_builder_network(
     unsafe { change(builder, "network", add) }
 }
 
-/// Makes a frontend private to a network, both given by their places: only vms of the network reach it, and
-/// the host agent of the calling vm chooses the backend. Its address has to be in the network's address
-/// spaces, and its rules have to lead to pools of the network. Returns 0.
+/// Makes a frontend private to a network, both given by their indexes: only vms of the network reach it, and the host
+/// agent of the calling vm chooses the backend. Its address has to be in the network's address spaces, and its rules
+/// have to lead to pools of the network. Returns 0.
 ///
 /// # Safety
 /// `builder` is a builder.
@@ -114,7 +114,8 @@ pub unsafe extern "C" fn slb_builder_private_frontend(
     unsafe { change(builder, "private frontend", add) }
 }
 
-/// Adds a vm of a network that is no backend, or further addresses of one that is. Gives its place.
+/// Adds a vm of a network that is no backend, or further addresses of one that is. Returns its
+/// index.
 ///
 /// # Safety
 /// `builder` is a builder, and `vm` points to a vm with as many addresses as it says.

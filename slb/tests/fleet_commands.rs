@@ -166,7 +166,7 @@ fn operators_are_told_what_is_wrong_and_how_to_put_it_right() {
     let output = fleet.apply(&WEB.replace("5001", "5002"));
     let text = said(&output);
     assert!(
-        text.contains("what was wanted before is replaced unread"),
+        text.contains("the previous configuration cannot be read, and is replaced"),
         "{text}"
     );
     assert!(text.contains("live: generation"), "{text}");

@@ -1,9 +1,11 @@
 //! Health belongs to a rule and a backend: who fails the probe of one rule serves the others.
 
+use crate::common::{Endpoint, addresses, through};
+
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
 use slb_core::health::Condition;
 use slb_core::mem::{Arena, Line};
 use slb_core::snapshot::Snapshot;
@@ -197,8 +199,6 @@ fn dip(number: usize, ipv6: bool) -> IpAddr {
     }
 }
 
-type Endpoint = (IpAddr, u16);
-
 /// The `number`th client.
 fn client(number: u16, ipv6: bool) -> Endpoint {
     let address: IpAddr = match ipv6 {
@@ -233,17 +233,7 @@ const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
 /// Source and destination of a TCP segment, and whether it is a RST.
 fn ends(frame: &[u8]) -> (Endpoint, Endpoint, bool) {
     let sliced = SlicedPacket::from_ethernet(frame).unwrap();
-    let (from, to): (IpAddr, IpAddr) = match sliced.net.as_ref().unwrap() {
-        NetSlice::Ipv4(ip) => (
-            ip.header().source_addr().into(),
-            ip.header().destination_addr().into(),
-        ),
-        NetSlice::Ipv6(ip) => (
-            ip.header().source_addr().into(),
-            ip.header().destination_addr().into(),
-        ),
-        NetSlice::Arp(_) => unreachable!("no ARP"),
-    };
+    let (from, to) = addresses(&sliced);
     let Some(TransportSlice::Tcp(tcp)) = sliced.transport else {
         panic!("no TCP")
     };
@@ -257,14 +247,9 @@ fn ends(frame: &[u8]) -> (Endpoint, Endpoint, bool) {
 /// What becomes of a frame, whatever the role.
 macro_rules! give {
     ($role:expr, $port:expr, $bytes:expr) => {{
-        let bytes: &[u8] = $bytes;
-        let mut buffer = vec![0; HEADROOM];
-        buffer.extend(bytes);
-        buffer.extend([0; 64]);
-        let mut frames = [Frame::new(&mut buffer, HEADROOM, bytes.len()).unwrap()];
-        frames[0].set_port($port);
-        $role.process(NOW, &mut frames);
-        (frames[0].verdict(), frames[0].bytes().to_vec())
+        through($port, $bytes, |frames| {
+            $role.process(NOW, frames);
+        })
     }};
 }
 

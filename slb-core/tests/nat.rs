@@ -1,5 +1,7 @@
 //! What always holds of translated connections, whatever comes.
 
+use crate::common::{Endpoint, ends, through};
+
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::OnceLock;
@@ -129,17 +131,13 @@ fn snapshot() -> &'static Snapshot<'static> {
     SNAPSHOT.get_or_init(|| PLAN.snapshot())
 }
 
-type Endpoint = (IpAddr, u16);
 type Dut<'s> = Host<'static, &'s Snapshot<'static>>;
 
 /// Gives a host a frame; returns what becomes of it.
 fn give(host: &mut Dut<'_>, now: Instant, port: PortId, bytes: &[u8]) -> (Verdict, Vec<u8>) {
-    let mut buffer = vec![0; HEADROOM];
-    buffer.extend(bytes);
-    let mut frames = [Frame::new(&mut buffer, HEADROOM, bytes.len()).unwrap()];
-    frames[0].set_port(port);
-    host.process(now, &mut frames);
-    (frames[0].verdict(), frames[0].bytes().to_vec())
+    through(port, bytes, |frames| {
+        host.process(now, frames);
+    })
 }
 
 /// A frame for a vm, in VXLAN as a mux would send it.
@@ -191,39 +189,6 @@ fn of_vm(vm: usize, packet: &[u8]) -> Vec<u8> {
     frame.extend([8, 0]);
     frame.extend(packet);
     frame
-}
-
-/// Addresses and ports of a frame's IPv4 packet, once etherparse has found its checksums right.
-fn ends(frame: &[u8]) -> ((IpAddr, u16), (IpAddr, u16)) {
-    let sliced = SlicedPacket::from_ethernet(frame).unwrap();
-    let Some(etherparse::NetSlice::Ipv4(ip)) = &sliced.net else {
-        panic!("not IPv4")
-    };
-    let header = ip.header();
-    assert_eq!(
-        header.header_checksum(),
-        header.to_header().calc_header_checksum()
-    );
-    let (source, destination) = (header.source_addr(), header.destination_addr());
-    let ports = match &sliced.transport {
-        Some(TransportSlice::Tcp(tcp)) => {
-            let sum = tcp
-                .calc_checksum_ipv4(header.source(), header.destination())
-                .unwrap();
-            assert_eq!(tcp.checksum(), sum);
-            (tcp.source_port(), tcp.destination_port())
-        }
-        Some(TransportSlice::Udp(udp)) => {
-            let header = udp.to_header();
-            let sum = header
-                .calc_checksum_ipv4_raw(source.octets(), destination.octets(), udp.payload())
-                .unwrap();
-            assert_eq!(udp.checksum(), sum);
-            (udp.source_port(), udp.destination_port())
-        }
-        other => panic!("{other:?}"),
-    };
-    ((source.into(), ports.0), (destination.into(), ports.1))
 }
 
 /// The IP packet, TTL and header checksum aside.

@@ -1,6 +1,8 @@
 //! Outer source ports of a host agent's VXLAN: they spread by the five-tuple, whatever part of it the
 //! rule's distribution mode counts.
 
+use crate::common::through;
+
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,7 +13,7 @@ use slb_core::spec::{
     Answers, Backend, Echo, Frontend, Pool, Protocol, Rule, Spec, Terms, Underlay, derived_mac,
 };
 use slb_core::wire::vxlan::Vni;
-use slb_core::{Frame, HEADROOM, Host, Instant, Key, PortId, Verdict};
+use slb_core::{Host, Instant, Key, PortId, Verdict};
 
 const NOW: Instant = Instant::from_secs(1);
 const FABRIC: PortId = PortId(0);
@@ -97,12 +99,9 @@ fn ip(
 }
 
 fn give(host: &mut Dut, port: PortId, frame: &[u8]) -> (Verdict, Vec<u8>) {
-    let mut buffer = vec![0; HEADROOM];
-    buffer.extend(frame);
-    let mut frames = [Frame::new(&mut buffer, HEADROOM, frame.len()).unwrap()];
-    frames[0].set_port(port);
-    host.process(NOW, &mut frames);
-    (frames[0].verdict(), frames[0].bytes().to_vec())
+    through(port, frame, |frames| {
+        host.process(NOW, frames);
+    })
 }
 
 /// The outer source port of a VXLAN frame for the mux.

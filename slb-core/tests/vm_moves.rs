@@ -1,5 +1,7 @@
 //! A vm moves to another host with its connections, and the old host passes on what still comes.
 
+use crate::common::through;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +14,7 @@ use slb_core::spec::{
 };
 use slb_core::state::{Age, Cursor, Imported};
 use slb_core::wire::vxlan::Vni;
-use slb_core::{Burst, DropReason, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Verdict};
+use slb_core::{Burst, DropReason, Frame, Host, Instant, Key, Mux, PortId, Verdict};
 
 type Shared = Arc<Snapshot<'static>>;
 
@@ -159,16 +161,11 @@ impl Fleet {
     }
 
     fn process(&mut self, node: Option<usize>, port: PortId, bytes: &[u8]) -> (Verdict, Vec<u8>) {
-        let mut buffer = vec![0; HEADROOM];
-        buffer.extend(bytes);
-        let mut frames = [Frame::new(&mut buffer, HEADROOM, bytes.len()).unwrap()];
-        frames[0].set_port(port);
         let now = Instant::from_secs(self.now);
-        match node {
-            None => self.mux.process(now, &mut frames),
-            Some(host) => self.hosts[host].process(now, &mut frames),
-        }
-        (frames[0].verdict(), frames[0].bytes().to_vec())
+        through(port, bytes, |frames| match node {
+            None => self.mux.process(now, frames),
+            Some(host) => self.hosts[host].process(now, frames),
+        })
     }
 
     /// Sends a client's packet through the mux.

@@ -2,19 +2,36 @@
 
 #![allow(dead_code, reason = "each test file uses its own part of it")]
 
+mod random;
+mod read;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+pub use self::random::Random;
+pub use self::read::{Endpoint, addresses, ends, through};
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use slb_core::hash::{Distribution, Hasher, Xxh3};
 use slb_core::observe::Step;
 use slb_core::snapshot::Snapshot;
 use slb_core::spec::{
-    Backend, BackendState, Echo, Frontend, Pool, Protocol, Rule, Spec, UdpChecksum, Underlay,
+    Backend, BackendState, Echo, Frontend, Pool, Protocol, Rule, Spec, SpecError, UdpChecksum,
+    Underlay,
 };
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
 use slb_core::{BURST, Frame, HEADROOM, Instant, Key, Mux, PortId, Verdict};
+
+/// All faults of a spec, of which compiling finds one.
+pub fn faults_of(spec: &Spec<'_>) -> Vec<SpecError> {
+    let faults: Vec<_> = spec.faults().collect();
+    let built = Snapshot::new(spec, None);
+    assert_eq!(built.is_err(), !faults.is_empty(), "{faults:?}");
+    if let Err(error) = built {
+        assert!(faults.contains(&error), "{error:?} of {faults:?}");
+    }
+    faults
+}
 
 pub const VIP: [u8; 4] = [20, 20, 20, 100];
 pub const CLIENT: [u8; 4] = [198, 51, 100, 10];

@@ -25,7 +25,7 @@ const VNI: u32 = 5001;
 pub(super) const IDLE: u64 = 1800;
 pub(super) const START: Instant = Instant::from_secs(1_750_000_000);
 
-pub(super) type Endpoint = (IpAddr, u16);
+pub(super) use crate::common::Endpoint;
 
 pub(super) fn vip(ipv6: bool, number: u8) -> IpAddr {
     match ipv6 {

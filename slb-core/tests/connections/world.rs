@@ -1,9 +1,11 @@
 //! A translator in the role under test, an opener and a responder.
 
+use crate::common::addresses;
+
 use std::net::IpAddr;
 use std::time::Duration;
 
-use etherparse::{IpNumber, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use etherparse::{IpNumber, PacketBuilder, SlicedPacket, TransportSlice};
 use slb_core::nat::ConnectionState::{self, *};
 use slb_core::snapshot::Snapshot;
 use slb_core::{Burst, Frame, HEADROOM, Host, Instant, PortId, Proxy, Verdict};
@@ -276,22 +278,7 @@ impl World {
 /// Reads the addresses and ports of a frame, and asserts that its checksums are right.
 pub(super) fn seen(port: PortId, frame: &[u8]) -> Seen {
     let sliced = SlicedPacket::from_ethernet(frame).unwrap();
-    let (from, to): (IpAddr, IpAddr) = match sliced.net.as_ref().unwrap() {
-        NetSlice::Ipv4(ip) => {
-            let header = ip.header();
-            let sum = header.to_header().calc_header_checksum();
-            assert_eq!(header.header_checksum(), sum);
-            (
-                header.source_addr().into(),
-                header.destination_addr().into(),
-            )
-        }
-        NetSlice::Ipv6(ip) => (
-            ip.header().source_addr().into(),
-            ip.header().destination_addr().into(),
-        ),
-        NetSlice::Arp(_) => panic!("ARP"),
-    };
+    let (from, to) = addresses(&sliced);
     let (header, protocol) = match sliced.transport.as_ref().unwrap() {
         TransportSlice::Tcp(tcp) => (tcp.slice(), IpNumber::TCP),
         TransportSlice::Udp(udp) => (udp.slice(), IpNumber::UDP),

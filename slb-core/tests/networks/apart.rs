@@ -4,21 +4,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use slb_core::{PortId, Verdict};
 
+use crate::common::Random;
+
 use super::net::{FABRIC, Plan, Tenant, Vm, prefix, process};
 use super::{datagram_from, inner};
-
-/// The next of a row of numbers (Knuth's MMIX).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        ((self.0 >> 33) as usize) % end
-    }
-}
 
 /// Up to four networks over the same few addresses, and vms of them on up to three hosts.
 fn any_plan(random: &mut Random) -> Plan {

@@ -2,13 +2,14 @@
 
 use std::net::IpAddr;
 
+use crate::common::{faults_of, through};
 use slb_core::snapshot::Snapshot;
 use slb_core::spec::{
     Backend, Frontend, Network, NetworkVm, Pool, Prefix, Protocol, Rule, Spec, SpecError, Underlay,
 };
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
-use slb_core::{Frame, HEADROOM, Host, Instant, Key, PortId, Verdict};
+use slb_core::{Host, Instant, Key, PortId, Verdict};
 
 pub const NOW: Instant = Instant::from_secs(1);
 pub const FABRIC: PortId = PortId(0);
@@ -197,15 +198,7 @@ impl Plan {
     }
 
     pub fn faults(&self) -> Vec<SpecError> {
-        self.with_spec(0, |spec| {
-            let faults: Vec<_> = spec.faults().collect();
-            let built = Snapshot::new(spec, None);
-            assert_eq!(built.is_err(), !faults.is_empty(), "{faults:?}");
-            if let Err(error) = built {
-                assert!(faults.contains(&error), "{error:?} of {faults:?}");
-            }
-            faults
-        })
+        self.with_spec(0, faults_of)
     }
 
     pub fn host(&self, own: usize) -> TestHost {
@@ -216,11 +209,7 @@ impl Plan {
 
 /// Sends one frame through a host.
 pub fn process(host: &mut TestHost, port: PortId, frame: &[u8]) -> (Verdict, Vec<u8>) {
-    let mut buffer = vec![0; HEADROOM];
-    buffer.extend(frame);
-    buffer.extend([0; 64]);
-    let mut frames = [Frame::new(&mut buffer, HEADROOM, frame.len()).expect("it fits")];
-    frames[0].set_port(port);
-    host.process(NOW, &mut frames);
-    (frames[0].verdict(), frames[0].bytes().to_vec())
+    through(port, frame, |frames| {
+        host.process(NOW, frames);
+    })
 }

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "no test uses all of it")]
 
+use crate::common::through;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +15,7 @@ use slb_core::spec::{
     Backend, BackendState, Echo, Frontend, Pool, Protocol, Rule, Spec, Terms, Underlay, derived_mac,
 };
 use slb_core::wire::vxlan::Vni;
-use slb_core::{DropReason, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Verdict};
+use slb_core::{DropReason, Host, Instant, Key, Mux, PortId, Verdict};
 
 pub type Shared = Arc<Snapshot<'static>>;
 pub type Weights = [u32; VMS];
@@ -232,16 +234,11 @@ impl Fleet {
     }
 
     pub fn process(&mut self, node: Node, port: PortId, frame: &[u8]) -> (Verdict, Vec<u8>) {
-        let mut buffer = vec![0; HEADROOM];
-        buffer.extend(frame);
-        let mut frames = [Frame::new(&mut buffer, HEADROOM, frame.len()).unwrap()];
-        frames[0].set_port(port);
         let now = Instant::from_secs(self.now);
-        match node {
-            Node::Mux => self.mux.process(now, &mut frames),
-            Node::Host(host) => self.hosts[host].process(now, &mut frames),
-        }
-        (frames[0].verdict(), frames[0].bytes().to_vec())
+        through(port, frame, |frames| match node {
+            Node::Mux => self.mux.process(now, frames),
+            Node::Host(host) => self.hosts[host].process(now, frames),
+        })
     }
 
     /// Sends a client's packet through the mux, and on to where it ends.

@@ -3,20 +3,9 @@
 use slb_core::DropReason;
 use slb_core::hash::Distribution;
 
+use crate::common::Random;
+
 use super::net::{DNS, End, GATEWAY_MAC, HTTP, Plan, SERVED, Segment, Vm, vip};
-
-/// The next of a row of numbers (Knuth's MMIX).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        ((self.0 >> 33) as usize) % end
-    }
-}
 
 /// Up to four networks over the same few addresses, on up to three hosts, most of them with the same VIPs.
 fn any_plan(random: &mut Random) -> Plan {

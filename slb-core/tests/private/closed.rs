@@ -10,6 +10,8 @@ use slb_core::snapshot::Snapshot;
 use slb_core::wire::checksum::Sum;
 use slb_core::{Burst, DropReason, Frame, HEADROOM, Key, Verdict};
 
+use crate::common::through;
+
 use super::net::{DNS, End, FABRIC, GATEWAY_MAC, HTTP, Net, Plan, SERVED, Segment, ip, vip};
 use super::{CLIENT, connect, send, unreachable};
 
@@ -46,7 +48,7 @@ fn fragments(whole: &[u8]) -> [Vec<u8>; 2] {
     [part(0, 40, 0x2000), part(40, whole.len() - 34, 5)]
 }
 
-fn echo((from, to): (IpAddr, IpAddr), (mac, to_mac): ([u8; 6], [u8; 6])) -> Vec<u8> {
+pub(super) fn echo((from, to): (IpAddr, IpAddr), (mac, to_mac): ([u8; 6], [u8; 6])) -> Vec<u8> {
     let link = PacketBuilder::ethernet2(mac, to_mac);
     let mut frame = Vec::new();
     match (from, to) {
@@ -196,12 +198,10 @@ fn packets_from_outside_are_for_no_vip_of_a_mux_or_a_host() {
         for from in [stranger, plan.vms[CLIENT].address(is_ipv6)] {
             for (what, frame) in packets(from, 60_000, ([2; 6], [2, 0, 0, 0, 0, 101])) {
                 assert_eq!(net.enter(0, FABRIC, &frame), End::Passed, "{what}");
-                let mut buffer = vec![0; HEADROOM];
-                buffer.extend(&frame);
-                let frame = Frame::new(&mut buffer, HEADROOM, frame.len()).expect("it fits");
-                let mut frames = [frame];
-                mux.process(net.now, &mut frames);
-                assert_eq!(frames[0].verdict(), Verdict::Pass, "{what}");
+                let (verdict, _) = through(FABRIC, &frame, |frames| {
+                    mux.process(net.now, frames);
+                });
+                assert_eq!(verdict, Verdict::Pass, "{what}");
             }
         }
         assert_eq!(live(&net), before);

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+use crate::common::{faults_of, through};
 use etherparse::PacketBuilder;
 use slb_core::hash::Distribution;
 use slb_core::mux::Mux;
@@ -122,13 +123,11 @@ fn the_backend_is_the_one_that_a_mux_chooses() {
         for is_ipv6 in [false, true] {
             for port in 41_000..41_100 {
                 let frame = syn(&plan, CLIENT, port, is_ipv6).frame([2; 6], GATEWAY_MAC);
-                let mut buffer = vec![0; HEADROOM];
-                buffer.extend(&frame);
-                let frame = Frame::new(&mut buffer, HEADROOM, frame.len()).expect("it fits");
-                let mut frames = [frame];
-                mux.process(net.now, &mut frames);
-                assert_eq!(frames[0].verdict(), Verdict::Forward(FABRIC));
-                let (host, _) = outer(frames[0].bytes()).expect("VXLAN");
+                let (verdict, sent) = through(FABRIC, &frame, |frames| {
+                    mux.process(net.now, frames);
+                });
+                assert_eq!(verdict, Verdict::Forward(FABRIC));
+                let (host, _) = outer(&sent).expect("VXLAN");
                 let syn = syn(&plan, CLIENT, port, is_ipv6);
                 let chosen = send(&mut net, CLIENT, &syn).vm();
                 assert_eq!(plan.host_address(plan.vms[chosen].host), host);
@@ -410,20 +409,7 @@ fn echo_requests_are_answered_by_the_callers_host() {
         let mut net = plan.net();
         for is_ipv6 in [false, true] {
             let (from, to) = (plan.vms[CLIENT].address(is_ipv6), vip(is_ipv6));
-            let link = PacketBuilder::ethernet2(plan.vms[CLIENT].mac(), GATEWAY_MAC);
-            let mut frame = Vec::new();
-            match (from, to) {
-                (IpAddr::V4(from), IpAddr::V4(to)) => link
-                    .ipv4(from.octets(), to.octets(), 64)
-                    .icmpv4_echo_request(1, 1)
-                    .write(&mut frame, b"ping"),
-                (IpAddr::V6(from), IpAddr::V6(to)) => link
-                    .ipv6(from.octets(), to.octets(), 64)
-                    .icmpv6_echo_request(1, 1)
-                    .write(&mut frame, b"ping"),
-                _ => unreachable!(),
-            }
-            .expect("written");
+            let frame = closed::echo((from, to), (plan.vms[CLIENT].mac(), GATEWAY_MAC));
             match (net.send(CLIENT, &frame), expected) {
                 (End::Reply(reply), None) => {
                     let icmp = reply[14 + if is_ipv6 { 40 } else { 20 }];
@@ -760,8 +746,8 @@ fn a_call_of_a_backend_on_the_callers_host_is_one_workers() {
 fn faults(change: impl FnOnce(Spec<'_>, &mut dyn FnMut(&Spec<'_>))) -> Vec<SpecError> {
     let mut found = Vec::new();
     Plan::two_tenants().with_spec(0, |spec| {
-        assert_eq!(Plan::faults_of(spec), []);
-        change(spec.clone(), &mut |spec| found = Plan::faults_of(spec));
+        assert_eq!(faults_of(spec), []);
+        change(spec.clone(), &mut |spec| found = faults_of(spec));
     });
     found
 }
@@ -917,7 +903,7 @@ fn a_vm_may_have_the_address_of_another_networks_vip() {
         let place = vms.iter().position(|vm| vm.network == 1).expect("one");
         vms[place].addresses = &addresses;
         assert_eq!(
-            Plan::faults_of(&Spec {
+            faults_of(&Spec {
                 vms: &vms,
                 ..spec.clone()
             }),

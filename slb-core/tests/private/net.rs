@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use crate::common::through;
 use etherparse::PacketBuilder;
 use slb_core::hash::Distribution;
 use slb_core::health::Condition;
@@ -9,12 +10,12 @@ use slb_core::nat::NatOptions;
 use slb_core::snapshot::Snapshot;
 use slb_core::spec::{
     Answers, Backend, BackendState, Echo, Frontend, InboundNat, NatTarget, Network, NetworkVm,
-    Outbound, Pool, Prefix, Protocol, Rule, Spec, SpecError, Terms, Underlay,
+    Outbound, Pool, Prefix, Protocol, Rule, Spec, Terms, Underlay,
 };
 use slb_core::wire::ethernet::{Ethernet, MacAddress};
 use slb_core::wire::ipv4::Ipv4;
 use slb_core::wire::vxlan::{Vni, Vxlan};
-use slb_core::{DropReason, Frame, HEADROOM, Host, Instant, Key, PortId, Verdict};
+use slb_core::{DropReason, Host, Instant, Key, PortId, Verdict};
 
 pub const FABRIC: PortId = PortId(0);
 pub const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xee];
@@ -308,17 +309,6 @@ impl Plan {
         })
     }
 
-    /// All faults, of which compiling finds one.
-    pub fn faults_of(spec: &Spec<'_>) -> Vec<SpecError> {
-        let faults: Vec<_> = spec.faults().collect();
-        let built = Snapshot::new(spec, None);
-        assert_eq!(built.is_err(), !faults.is_empty(), "{faults:?}");
-        if let Err(error) = built {
-            assert!(faults.contains(&error), "{error:?} of {faults:?}");
-        }
-        faults
-    }
-
     pub fn host(&self, own: usize) -> TestHost {
         let snapshot = self.with_spec(own, |spec| Snapshot::new(spec, None).expect("a good spec"));
         Host::with_capacity(Box::new(snapshot), 1024, Key::new([1, 2])).expect("its role")
@@ -404,14 +394,10 @@ impl Net {
     pub fn enter(&mut self, mut host: usize, mut port: PortId, frame: &[u8]) -> End {
         let mut frame = frame.to_vec();
         for _ in 0..10 {
-            let mut buffer = vec![0; HEADROOM];
-            buffer.extend(&frame);
-            buffer.extend([0; 64]);
-            let mut frames = [Frame::new(&mut buffer, HEADROOM, frame.len()).expect("it fits")];
-            frames[0].set_port(port);
-            self.hosts[host].process(self.now, &mut frames);
-            let got = frames[0].bytes().to_vec();
-            match frames[0].verdict() {
+            let (verdict, got) = through(port, &frame, |frames| {
+                self.hosts[host].process(self.now, frames);
+            });
+            match verdict {
                 Verdict::Forward(FABRIC) => {
                     (host, frame) = (self.cross(&got), got);
                     port = FABRIC;

@@ -4,8 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::{
-    ArpEthIpv4Packet, ArpHardwareId, ArpOperation, ArpPacket, EtherType, NetSlice, PacketBuilder,
-    SlicedPacket, TransportSlice,
+    ArpEthIpv4Packet, ArpHardwareId, ArpOperation, ArpPacket, EtherType, PacketBuilder,
 };
 use slb_core::snapshot::Snapshot;
 use slb_core::spec::{
@@ -187,7 +186,7 @@ pub(crate) fn give(proxy: &mut Dut, port: PortId, bytes: &[u8]) -> (Verdict, Vec
     give_at(proxy, NOW, port, bytes)
 }
 
-pub(crate) type Endpoint = (IpAddr, u16);
+pub(crate) use crate::common::{Endpoint, ends};
 
 pub(crate) fn at(address: impl Into<IpAddr>, port: u16) -> Endpoint {
     (address.into(), port)
@@ -271,71 +270,6 @@ pub(crate) fn arp(operation: ArpOperation, target: Ipv4Addr) -> Vec<u8> {
         .write(&mut bytes)
         .unwrap();
     bytes
-}
-
-/// Source and destination of a frame, whose checksums are right and whose link header is as it was.
-pub(crate) fn ends(frame: &[u8]) -> (Endpoint, Endpoint) {
-    let sliced = SlicedPacket::from_ethernet(frame).unwrap();
-    let (from, to): (IpAddr, IpAddr) = match sliced.net.as_ref().unwrap() {
-        NetSlice::Ipv4(ip) => {
-            let header = ip.header();
-            let sum = header.to_header().calc_header_checksum();
-            assert_eq!(header.header_checksum(), sum);
-            (
-                header.source_addr().into(),
-                header.destination_addr().into(),
-            )
-        }
-        NetSlice::Ipv6(ip) => (
-            ip.header().source_addr().into(),
-            ip.header().destination_addr().into(),
-        ),
-        NetSlice::Arp(_) => unreachable!("not IP"),
-    };
-    let (from_port, to_port) = match sliced.transport.as_ref().unwrap() {
-        TransportSlice::Tcp(tcp) => {
-            let (header, data) = (tcp.to_header(), tcp.payload());
-            let sum = match (from, to) {
-                (IpAddr::V4(a), IpAddr::V4(b)) => {
-                    header.calc_checksum_ipv4_raw(a.octets(), b.octets(), data)
-                }
-                (IpAddr::V6(a), IpAddr::V6(b)) => {
-                    header.calc_checksum_ipv6_raw(a.octets(), b.octets(), data)
-                }
-                _ => unreachable!(),
-            };
-            assert_eq!(header.checksum, sum.unwrap());
-            (tcp.source_port(), tcp.destination_port())
-        }
-        TransportSlice::Udp(udp) => {
-            let (header, data) = (udp.to_header(), udp.payload());
-            let sum = match (from, to) {
-                (IpAddr::V4(a), IpAddr::V4(b)) => {
-                    header.calc_checksum_ipv4_raw(a.octets(), b.octets(), data)
-                }
-                (IpAddr::V6(a), IpAddr::V6(b)) => {
-                    header.calc_checksum_ipv6_raw(a.octets(), b.octets(), data)
-                }
-                _ => unreachable!(),
-            };
-            assert_eq!(header.checksum, sum.unwrap());
-            (udp.source_port(), udp.destination_port())
-        }
-        TransportSlice::Icmpv4(icmp) => {
-            let sum = icmp.header().icmp_type.calc_checksum(icmp.payload());
-            assert_eq!(icmp.checksum(), sum);
-            (0, 0)
-        }
-        TransportSlice::Icmpv6(icmp) => {
-            let (IpAddr::V6(a), IpAddr::V6(b)) = (from, to) else {
-                unreachable!()
-            };
-            assert!(icmp.is_checksum_valid(a.octets(), b.octets()));
-            (0, 0)
-        }
-        other => unreachable!("{other:?}"),
-    };
-    ((from, from_port), (to, to_port))
 }
 
 /// Sends the first packet of a client's session; returns the backend that it reached.

@@ -15,9 +15,10 @@ use slb_core::spec::{
 };
 use slb_core::stats::SnatCounters;
 use slb_core::wire::vxlan::Vni;
-use slb_core::{Burst, Frame, HEADROOM, Host, Instant, Key, PortId, Verdict};
+use slb_core::{Burst, Host, Instant, Key, PortId, Verdict};
 
-pub type Endpoint = (IpAddr, u16);
+pub use crate::common::Endpoint;
+use crate::common::through;
 
 const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
 const MUX: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 11);
@@ -325,12 +326,9 @@ pub struct World {
 impl World {
     /// Gives the host agent a frame; returns what becomes of it.
     pub fn give(&mut self, now: Instant, port: PortId, frame: &[u8]) -> (Verdict, Vec<u8>) {
-        let mut buffer = vec![0; HEADROOM];
-        buffer.extend(frame);
-        let mut frames = [Frame::new(&mut buffer, HEADROOM, frame.len()).expect("it fits")];
-        frames[0].set_port(port);
-        self.host.process(now, &mut frames);
-        (frames[0].verdict(), frames[0].bytes().to_vec())
+        through(port, frame, |frames| {
+            self.host.process(now, frames);
+        })
     }
 
     /// An IP packet that a vm sends.

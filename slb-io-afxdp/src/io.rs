@@ -172,18 +172,12 @@ impl<'m> AfXdp<'m> {
         let registration = umem.registration();
         let chunks = umem.chunks();
         let mut members: Vec<Member> = Vec::new();
-        let mut by_port = Vec::new();
         for queue in queues {
             let memory = match members.first() {
                 None => Memory::Own(registration),
                 Some(first) => Memory::Of(&first.socket),
             };
             let socket = Socket::open(&queue.interface, queue.queue, &memory, ring)?;
-            let port = usize::from(queue.port.0);
-            if by_port.len() <= port {
-                by_port.resize(port + 1, None);
-            }
-            by_port[port].get_or_insert(members.len() as u16);
             members.push(Member {
                 socket,
                 port: queue.port,
@@ -193,21 +187,7 @@ impl<'m> AfXdp<'m> {
             });
         }
         let free: Vec<u64> = chunks.all().collect();
-        let mut io = Self {
-            chunks,
-            total: free.len(),
-            free,
-            members,
-            by_port,
-            ring,
-            next: 0,
-            lent: 0,
-            kernel: None,
-            routed: Vec::new(),
-            earlier: (0, 0),
-            stats: AfXdpStats::default(),
-            memory: PhantomData,
-        };
+        let mut io = Self::new(chunks, free.len(), free, members, ring);
         io.fill();
         Ok(io)
     }
@@ -263,14 +243,8 @@ impl<'m> AfXdp<'m> {
         let chunks = umem.chunks();
         let total = chunks.all().count();
         let mut members: Vec<Member> = Vec::new();
-        let mut by_port = Vec::new();
         for (queue, fd) in queues.iter().zip(sockets) {
             let socket = Socket::resume(fd, ring)?;
-            let port = usize::from(queue.port.0);
-            if by_port.len() <= port {
-                by_port.resize(port + 1, None);
-            }
-            by_port[port].get_or_insert(members.len() as u16);
             // Each chunk that was given to receive into comes back by the rx ring, each to be sent by the completion
             // ring.
             let receiving = socket.fill.written().wrapping_sub(socket.rx.read());
@@ -301,7 +275,22 @@ impl<'m> AfXdp<'m> {
                 );
             }
         }
-        let mut io = Self {
+        let mut io = Self::new(chunks, total, free, members, ring);
+        let earlier = io.stats();
+        io.earlier = (earlier.overrun, earlier.too_long);
+        Ok(io)
+    }
+
+    fn new(chunks: Chunks, total: usize, free: Vec<u64>, members: Vec<Member>, ring: u32) -> Self {
+        let mut by_port = Vec::new();
+        for (member, index) in members.iter().zip(0..) {
+            let port = usize::from(member.port.0);
+            if by_port.len() <= port {
+                by_port.resize(port + 1, None);
+            }
+            by_port[port].get_or_insert(index);
+        }
+        Self {
             chunks,
             total,
             free,
@@ -315,10 +304,7 @@ impl<'m> AfXdp<'m> {
             earlier: (0, 0),
             stats: AfXdpStats::default(),
             memory: PhantomData,
-        };
-        let earlier = io.stats();
-        io.earlier = (earlier.overrun, earlier.too_long);
-        Ok(io)
+        }
     }
 
     /// Passes frames that would leave with one of these destination MAC addresses to the kernel, which routes

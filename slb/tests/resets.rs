@@ -19,21 +19,15 @@ use std::io::{BufRead as _, BufReader};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::world::{Process, World, lacking};
+use common::lab::Io;
+use common::site::{CLIENT, CLIENT6, Site};
+use common::world::{Process, lacking};
 
-const CLIENT: &str = "198.51.100.10";
-const CLIENT6: &str = "2001:db8:c::10";
 /// The VIPs of a vm's network.
 const VIPS: [[&str; 2]; 2] = [
     ["20.20.20.101", "2001:db8:20::101"],
     ["20.20.20.102", "2001:db8:20::102"],
 ];
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Io {
-    AfXdp,
-    Tun,
-}
 
 /// Who probes the vms.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -53,8 +47,7 @@ try:\n    print('got', s.recv(1))\n\
 except ConnectionResetError:\n    print('reset')\n";
 
 struct Lab {
-    world: World,
-    io: Io,
+    site: Site,
     probers: Probers,
     /// The servers of the vms.
     servers: Vec<Process>,
@@ -62,115 +55,21 @@ struct Lab {
 
 impl Lab {
     fn new(io: Io, probers: Probers) -> Self {
-        let kind = match (io, probers) {
-            (Io::AfXdp, Probers::Host) => "hx",
-            (Io::Tun, Probers::Host) => "ht",
-            (Io::AfXdp, Probers::HostAndMux) => "mx",
-            (Io::Tun, Probers::HostAndMux) => "mt",
+        let kind = match probers {
+            Probers::Host => "h",
+            Probers::HostAndMux => "m",
         };
-        let machines = ["client", "router", "mux", "host", "vm1", "vm2"];
-        let world = World::new(kind, &machines);
         let lab = Self {
-            world,
-            io,
+            // Its vms are others than those of other sites.
+            site: Site::new(io, kind, (0, &["vm1", "vm2"]), &VIPS.concat()),
             probers,
             servers: Vec::new(),
         };
-        for machine in machines {
-            lab.on(
-                machine,
-                &[
-                    "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 \
-                   net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 \
-                   net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0",
-                ],
-            );
-        }
-        fs::write(lab.world.path("waiting.py"), WAITING).unwrap();
-        lab.lay();
-        lab
-    }
-
-    fn on(&self, machine: &str, commands: &[&str]) {
-        for command in commands {
-            self.world.on(machine, command);
-        }
-    }
-
-    /// The last number of the network of addresses that nodes have.
-    fn network(&self) -> u32 {
-        if self.io == Io::Tun { 17 } else { 16 }
-    }
-
-    fn lay(&self) {
-        self.world
-            .plain_cable("client", "eth0", "router", "wan", 1500);
-        self.on(
-            "client",
-            &[
-                &format!("ip address add {CLIENT}/24 dev eth0"),
-                &format!("ip address add {CLIENT6}/64 dev eth0"),
-                "ip route add default via 198.51.100.1",
-                "ip route add default via 2001:db8:c::1",
-            ],
-        );
-        self.on(
-            "router",
-            &[
-                "ip address add 198.51.100.1/24 dev wan",
-                "ip address add 2001:db8:c::1/64 dev wan",
-                "ip link add fabric mtu 1600 type bridge",
-                "ip link set fabric up",
-                "ip address add 172.16.0.1/24 dev fabric",
-                "ip address add fd00:16::1/64 dev fabric",
-            ],
-        );
-        for (machine, number) in [("mux", 11), ("host", 101)] {
-            self.world
-                .plain_cable(machine, "eth0", "router", machine, 1600);
-            self.on("router", &[&format!("ip link set {machine} master fabric")]);
-            self.on(
-                machine,
-                &[
-                    &format!("ip address add 172.16.0.{number}/24 dev eth0"),
-                    &format!("ip address add fd00:16::{number}/64 dev eth0"),
-                    "ip route add default via 172.16.0.1",
-                    "ip route add default via fd00:16::1",
-                ],
-            );
-            if self.io == Io::Tun {
-                self.on(
-                    machine,
-                    &[
-                        "ip tuntap add dev slb0 mode tun",
-                        "ip link set slb0 mtu 1600 up",
-                        &format!("ip route add 172.17.0.{number}/32 dev slb0"),
-                        &format!("ip -6 route add fd00:17::{number}/128 dev slb0"),
-                    ],
-                );
-                self.on(
-                    "router",
-                    &[
-                        &format!("ip route add 172.17.0.{number}/32 via 172.16.0.{number}"),
-                        &format!("ip route add fd00:17::{number}/128 via fd00:16::{number}"),
-                    ],
-                );
-            }
-        }
-        for vip in VIPS.concat() {
-            let (family, length, mux) = match vip.contains(':') {
-                true => ("-6", 128, "fd00:16::11"),
-                false => ("-4", 32, "172.16.0.11"),
-            };
-            let route = format!("ip {family} route add {vip}/{length}");
-            self.on("router", &[&format!("{route} via {mux}")]);
-            if self.io == Io::Tun {
-                self.on("mux", &[&format!("{route} dev slb0")]);
-            }
-        }
+        fs::write(lab.site.world.path("waiting.py"), WAITING).unwrap();
         for number in 1..=2 {
-            self.lay_vm(number);
+            lab.lay_vm(number);
         }
+        lab
     }
 
     /// The beginnings of the addresses of a vm's network.
@@ -185,13 +84,17 @@ impl Lab {
     fn lay_vm(&self, number: u32) {
         let vm = format!("vm{number}");
         let device = format!("to-{vm}");
-        match self.io {
+        match self.site.io {
             Io::AfXdp => {
-                self.world.plain_cable(&vm, "eth0", "host", &device, 1500);
+                self.site
+                    .world
+                    .plain_cable(&vm, "eth0", "host", &device, 1500);
             }
             Io::Tun => {
-                self.world.plain_cable(&vm, "eth0", "host", &device, 1500);
-                self.on(
+                self.site
+                    .world
+                    .plain_cable(&vm, "eth0", "host", &device, 1500);
+                self.site.on(
                     "host",
                     &[
                         &format!("ip tuntap add dev {vm} mode tap"),
@@ -204,7 +107,7 @@ impl Lab {
             }
         }
         let [net, net6] = self.networks(number);
-        self.on(
+        self.site.on(
             &vm,
             &[
                 &format!("ip link set eth0 address 02:00:0a:0a:0{number}:0b up"),
@@ -217,11 +120,12 @@ impl Lab {
         if self.probers == Probers::HostAndMux {
             self.lay_way_to_vm(number);
         }
-        if (self.io, self.probers) != (Io::AfXdp, Probers::HostAndMux) {
+        if (self.site.io, self.probers) != (Io::AfXdp, Probers::HostAndMux) {
             // No device of the kernel's has the gateway's address.
             for gateway in [format!("{net}1"), format!("{net6}1")] {
                 let own = "lladdr 02:00:00:00:00:01 nud permanent dev eth0";
-                self.on(&vm, &[&format!("ip neighbour replace {gateway} {own}")]);
+                self.site
+                    .on(&vm, &[&format!("ip neighbour replace {gateway} {own}")]);
             }
         }
     }
@@ -229,7 +133,7 @@ impl Lab {
     /// Has the kernels of the router and the host forward between the fabric and a vm.
     fn lay_way_to_vm(&self, number: u32) {
         let [net, net6] = self.networks(number);
-        self.on(
+        self.site.on(
             "router",
             &[
                 &format!("ip route add {net}0/24 via 172.16.0.101"),
@@ -238,19 +142,19 @@ impl Lab {
         );
         // Over AF_XDP the kernel is the vm's gateway, and gets what the host agent passes. A tap device
         // has no kernel behind it, so the vm reaches the fabric by an address of the bridge.
-        let (device, own) = match self.io {
+        let (device, own) = match self.site.io {
             Io::AfXdp => (format!("to-vm{number}"), 1),
             Io::Tun => (format!("bridge{number}"), 2),
         };
-        self.on(
+        self.site.on(
             "host",
             &[
                 &format!("ip address add {net}{own}/24 dev {device}"),
                 &format!("ip address add {net6}{own}/64 dev {device}"),
             ],
         );
-        if self.io == Io::Tun {
-            self.on(
+        if self.site.io == Io::Tun {
+            self.site.on(
                 &format!("vm{number}"),
                 &[
                     &format!("ip route add 172.16.0.0/24 via {net}{own}"),
@@ -264,9 +168,9 @@ impl Lab {
     /// while the server stands still.
     fn serve(&mut self, number: u32) {
         let vm = format!("vm{number}");
-        let directory = self.world.path(&vm);
+        let directory = self.site.world.path(&vm);
         fs::create_dir_all(&directory).unwrap();
-        let server = self.world.start(
+        let server = self.site.world.start(
             &vm,
             &format!(
                 "python3 -c 'import runpy, socketserver; \
@@ -278,6 +182,7 @@ impl Lab {
         );
         self.wait_until("the server listens", || {
             !self
+                .site
                 .world
                 .on(&vm, "ss -Hlnt sport = :8000")
                 .trim()
@@ -287,9 +192,9 @@ impl Lab {
     }
 
     fn configure(&self, role: &str, node: &str) -> String {
-        let network = self.network();
+        let network = self.site.network();
         let number = if role == "mux" { 11 } else { 101 };
-        let mtu = if self.io == Io::Tun {
+        let mtu = if self.site.io == Io::Tun {
             "mtu = 1600\n"
         } else {
             ""
@@ -325,22 +230,22 @@ impl Lab {
                 }
             }
         }
-        let path = self.world.path(&format!("{role}.toml"));
+        let path = self.site.world.path(&format!("{role}.toml"));
         fs::write(&path, text).unwrap();
         path.display().to_string()
     }
 
     fn start(&self, role: &str, node: &str) -> Process {
         let config = self.configure(role, node);
-        let io = match (role, self.io) {
+        let io = match (role, self.site.io) {
             ("mux", Io::AfXdp) => "--io afxdp:eth0",
             ("mux", Io::Tun) => "--io tun:slb0",
             (_, Io::AfXdp) => "--io 0=afxdp:eth0 --io vm1=afxdp:to-vm1 --io vm2=afxdp:to-vm2",
             (_, Io::Tun) => "--io 0=tun:slb0 --io vm1=tap:vm1 --io vm2=tap:vm2",
         };
         let slb = env!("CARGO_BIN_EXE_slb");
-        let status = self.world.path(&format!("{role}.sock"));
-        self.world.start(
+        let status = self.site.world.path(&format!("{role}.sock"));
+        self.site.world.start(
             role,
             &format!(
                 "{slb} {role} --config {config} {io} --status {} --log-level warn",
@@ -351,8 +256,8 @@ impl Lab {
 
     fn status(&self, role: &str) -> serde_json::Value {
         let slb = env!("CARGO_BIN_EXE_slb");
-        let socket = self.world.path(&format!("{role}.sock"));
-        let said = self.world.on(
+        let socket = self.site.world.path(&format!("{role}.sock"));
+        let said = self.site.world.on(
             role,
             &format!("{slb} status --socket {} --format json", socket.display()),
         );
@@ -386,16 +291,16 @@ impl Lab {
     /// Connections of the client's that a vm's server has; those of probes come and go.
     fn established(&self, vm: u32) -> usize {
         let shown = "ss -Htn state established sport = :8000";
-        let shown = self.world.on(&format!("vm{vm}"), shown);
+        let shown = self.site.world.on(&format!("vm{vm}"), shown);
         let is_clients = |line: &&str| [CLIENT, CLIENT6].iter().any(|end| line.contains(end));
         shown.lines().filter(is_clients).count()
     }
 
     /// A client that has connected and waits.
     fn wait_at(&self, vip: &str, port: u16) -> Process {
-        let script = self.world.path("waiting.py");
+        let script = self.site.world.path("waiting.py");
         let command = format!("python3 {} {vip} {port}", script.display());
-        let mut client = self.world.start("client", &command);
+        let mut client = self.site.world.start("client", &command);
         let mut line = String::new();
         let out = client.0.stdout.as_mut().unwrap();
         // One byte at a time: what comes later is read by others.
@@ -426,7 +331,7 @@ fn who_hangs_is_reset_within_a_second(io: Io, probers: Probers) {
                 false => (*vip).to_owned(),
             };
             let curl = format!("curl -sS -m 1 -o /dev/null http://{vip}/");
-            let page = lab.world.command("client", &curl).output();
+            let page = lab.site.world.command("client", &curl).output();
             page.is_ok_and(|page| page.status.success())
         })
     });
@@ -481,7 +386,7 @@ fn who_hangs_is_reset_within_a_second(io: Io, probers: Probers) {
     let connects = |vip: &str, port: u16| {
         let connect =
             format!("python3 -c 'import socket; socket.create_connection((\"{vip}\", {port}), 2)'");
-        let output = lab.world.command("client", &connect).output().unwrap();
+        let output = lab.site.world.command("client", &connect).output().unwrap();
         output.status.success()
     };
     for vip in VIPS[0] {

@@ -22,12 +22,12 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use super::fabric;
+pub use super::fabric::{CLIENT, CLIENT6};
 use super::world::{Process, World, peer};
 
 pub const VIP: &str = "20.20.20.100";
 pub const VIP6: &str = "2001:db8:20::100";
-pub const CLIENT: &str = "198.51.100.10";
-pub const CLIENT6: &str = "2001:db8:c::10";
 const BLOB: usize = 64 << 20;
 pub const SLOW: usize = 768 << 10;
 pub const ECHO_PORT: u16 = 7;
@@ -123,9 +123,7 @@ impl Lab {
     }
 
     pub fn on(&self, machine: &str, commands: &[&str]) {
-        for command in commands {
-            self.world.on(machine, command);
-        }
+        fabric::run(&self.world, machine, commands);
     }
 
     pub fn write(&self, name: &str, text: &str) -> String {
@@ -135,51 +133,17 @@ impl Lab {
     }
 
     fn lay_edge(&self) {
-        self.world
-            .plain_cable("client", "eth0", "router", "wan", 1500);
-        self.on(
-            "client",
-            &[
-                &format!("ip address add {CLIENT}/24 dev eth0"),
-                &format!("ip address add {CLIENT6}/64 dev eth0"),
-                "ip route add default via 198.51.100.1",
-                "ip route add default via 2001:db8:c::1",
-            ],
-        );
+        fabric::lay_edge(&self.world);
         self.on(
             "router",
-            &[
-                "ip address add 198.51.100.1/24 dev wan",
-                "ip address add 2001:db8:c::1/64 dev wan",
-                "sysctl -qw net.ipv4.fib_multipath_hash_policy=1 \
-                 net.ipv6.fib_multipath_hash_policy=1",
-                "ip link add fabric mtu 1600 type bridge",
-                "ip link set fabric up",
-                "ip address add 172.16.0.1/24 dev fabric",
-                "ip address add fd00:16::1/64 dev fabric",
-            ],
-        );
-    }
-
-    /// Connects a machine to the fabric, where it has `number` for the last part of its addresses.
-    fn lay_fabric(&self, machine: &str, number: u32) {
-        self.world
-            .plain_cable(machine, "eth0", "router", machine, 1600);
-        self.on("router", &[&format!("ip link set {machine} master fabric")]);
-        self.on(
-            machine,
-            &[
-                &format!("ip address add 172.16.0.{number}/24 dev eth0"),
-                &format!("ip address add fd00:16::{number}/64 dev eth0"),
-                "ip route add default via 172.16.0.1",
-                "ip route add default via fd00:16::1",
-            ],
+            &["sysctl -qw net.ipv4.fib_multipath_hash_policy=1 \
+               net.ipv6.fib_multipath_hash_policy=1"],
         );
     }
 
     fn lay_mux(&mut self, number: u32) {
         let machine = format!("mux{number}");
-        self.lay_fabric(&machine, 10 + number);
+        fabric::lay_node(&self.world, &machine, 10 + number);
         // What the interface `vips` leads to is announced; or what is routed into the TUN device, while
         // somebody has it open.
         let example = fs::read_to_string(routing("bird-mux.conf")).unwrap();
@@ -221,7 +185,7 @@ impl Lab {
 
     fn lay_host(&mut self, number: u32) {
         let (machine, vm) = (format!("host{number}"), format!("vm{number}"));
-        self.lay_fabric(&machine, 100 + number);
+        fabric::lay_node(&self.world, &machine, 100 + number);
         let gateway = format!("10.10.{number}.1");
         let gateway6 = format!("fd00:10:{number}::1");
         match self.io {

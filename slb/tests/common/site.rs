@@ -11,11 +11,11 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use super::fabric;
+pub use super::fabric::{CLIENT, CLIENT6};
 use super::lab::Io;
 use super::world::World;
 
-pub const CLIENT: &str = "198.51.100.10";
-pub const CLIENT6: &str = "2001:db8:c::10";
 pub const DIP: &str = "10.10.1.11";
 pub const DIP6: &str = "fd00:10:1::11";
 /// The vms' gateway. Over AF_XDP the host's kernel takes what is for it, if it gets it.
@@ -47,7 +47,7 @@ impl Site {
                  net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0",
             );
         }
-        site.lay_edge();
+        fabric::lay_edge(&site.world);
         for (machine, number) in [("mux", 11), ("host", 101)] {
             site.lay_node(machine, number);
         }
@@ -69,9 +69,7 @@ impl Site {
     }
 
     pub fn on(&self, machine: &str, commands: &[&str]) {
-        for command in commands {
-            self.world.on(machine, command);
-        }
+        fabric::run(&self.world, machine, commands);
     }
 
     /// The third number of the addresses that nodes have.
@@ -79,45 +77,9 @@ impl Site {
         if self.io == Io::Tun { 17 } else { 16 }
     }
 
-    fn lay_edge(&self) {
-        self.world
-            .plain_cable("client", "eth0", "router", "wan", 1500);
-        self.on(
-            "client",
-            &[
-                &format!("ip address add {CLIENT}/24 dev eth0"),
-                &format!("ip address add {CLIENT6}/64 dev eth0"),
-                "ip route add default via 198.51.100.1",
-                "ip route add default via 2001:db8:c::1",
-            ],
-        );
-        self.on(
-            "router",
-            &[
-                "ip address add 198.51.100.1/24 dev wan",
-                "ip address add 2001:db8:c::1/64 dev wan",
-                "ip link add fabric mtu 1600 type bridge",
-                "ip link set fabric up",
-                "ip address add 172.16.0.1/24 dev fabric",
-                "ip address add fd00:16::1/64 dev fabric",
-            ],
-        );
-    }
-
     /// Connects a node to the fabric, with this number for the last part of its addresses.
     pub fn lay_node(&self, machine: &str, number: u32) {
-        self.world
-            .plain_cable(machine, "eth0", "router", machine, 1600);
-        self.on("router", &[&format!("ip link set {machine} master fabric")]);
-        self.on(
-            machine,
-            &[
-                &format!("ip address add 172.16.0.{number}/24 dev eth0"),
-                &format!("ip address add fd00:16::{number}/64 dev eth0"),
-                "ip route add default via 172.16.0.1",
-                "ip route add default via fd00:16::1",
-            ],
-        );
+        fabric::lay_node(&self.world, machine, number);
         if self.io == Io::Tun {
             self.on(
                 machine,

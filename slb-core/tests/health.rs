@@ -5,7 +5,7 @@ use crate::common::{Endpoint, addresses, through};
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
+use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use slb_core::health::Condition;
 use slb_core::mem::{Arena, Line};
 use slb_core::snapshot::Snapshot;

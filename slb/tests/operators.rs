@@ -104,7 +104,7 @@ fn a_capture_replaces_a_capture_and_nothing_else() {
         let made = generate(name);
         let said = String::from_utf8_lossy(&made.stderr).into_owned();
         assert_eq!(made.status.code(), Some(2), "{said}");
-        assert!(said.contains("holds no capture"), "{said}");
+        assert!(said.contains("is not a capture"), "{said}");
         let (status, said) = desk.replay(&["--out", &desk.path(name)]);
         assert_eq!(status, Some(2), "{said}");
         assert!(before == desk.read(name));

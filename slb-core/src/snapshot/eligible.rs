@@ -1,4 +1,4 @@
-//! Whether a backend gets new flows of a rule, and keeps the flows that it has.
+//! The decision if a backend gets new flows of a rule, and if it keeps its flows.
 
 use super::terms::{CompiledTerms, RuleKind};
 use super::{Share, Snapshot};

@@ -1,4 +1,4 @@
-//! What both ends of a connection have sent and acknowledged, in 24 bytes.
+//! The sequence numbers that both ends of a connection have sent and acknowledged, in 24 bytes.
 
 use super::{ConnectionState, Direction, Segment};
 use crate::wire::tcp::Flags;

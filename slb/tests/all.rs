@@ -57,6 +57,8 @@ mod nat;
 mod networks;
 mod networks_explained;
 mod operations;
+#[cfg(feature = "live")]
+mod operations_nodes;
 #[cfg(all(feature = "top", feature = "azure"))]
 mod operators;
 mod outcomes;

@@ -195,7 +195,7 @@ fn a_host_agent_that_is_gone_is_shown_and_forgotten() {
     });
     let output = fleet.slb(&["fleet", "forget", "host1"]);
     assert!(
-        said(&output).contains("host host1 is there"),
+        said(&output).contains("host host1 is still running"),
         "{}",
         said(&output)
     );

@@ -9,7 +9,8 @@ use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::lab::{CLIENT, CLIENT6, Change, Io, Lab, NO_CHANGE, SLOW, TOOLS, VIP, VIP6};
+use common::fabric::{CLIENT, CLIENT6};
+use common::lab::{Change, Io, Lab, NO_CHANGE, SLOW, TOOLS, VIP, VIP6};
 use common::world::{Process, lacking};
 /// What a service is for: who answers, whom they see, and whole files.
 fn serves(lab: &Lab) {

@@ -15,9 +15,10 @@ use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use common::fabric::{CLIENT, CLIENT6};
 use common::lab::Io;
 use common::sh;
-use common::site::{CLIENT, CLIENT6, DIP, DIP6, Site};
+use common::site::{DIP, DIP6, Site};
 use common::world::{Process, World, lacking, peer};
 
 const VIP: &str = "20.20.20.101";

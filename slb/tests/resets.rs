@@ -19,8 +19,9 @@ use std::io::{BufRead as _, BufReader};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use common::fabric::{CLIENT, CLIENT6};
 use common::lab::Io;
-use common::site::{CLIENT, CLIENT6, Site};
+use common::site::Site;
 use common::world::{Process, lacking};
 
 /// The VIPs of a vm's network.

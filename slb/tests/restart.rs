@@ -19,10 +19,11 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use common::fabric::{CLIENT, CLIENT6};
 use common::gap::{Echo, PORT as ECHO, Stream};
 use common::lab::Io;
 use common::sh;
-use common::site::{CLIENT, CLIENT6, DIP, DIP6, Site};
+use common::site::{DIP, DIP6, Site};
 use common::world::{Process, World, lacking, peer};
 
 const VIP: &str = "20.20.20.101";

@@ -12,8 +12,9 @@ use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use common::fabric::{CLIENT, CLIENT6};
 use common::lab::Io;
-use common::site::{CLIENT, CLIENT6, DIP, DIP6, GATEWAY_MAC, Site};
+use common::site::{DIP, DIP6, GATEWAY_MAC, Site};
 use common::world::{Process, lacking, peer};
 
 const VIP: &str = "20.20.20.101";

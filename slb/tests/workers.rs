@@ -141,7 +141,7 @@ fn works(io: Io) {
     lab.world.serve("client");
     for vm in ["vm1", "vm2", "vm3"] {
         for _ in 0..4 {
-            let curl = format!("curl -sS -m 5 http://{}:8080/", common::lab::CLIENT);
+            let curl = format!("curl -sS -m 5 http://{}:8080/", common::fabric::CLIENT);
             assert_eq!(lab.world.on(vm, &curl), format!("client {VIP}\n"));
         }
     }

@@ -23,7 +23,6 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::fabric;
-pub use super::fabric::{CLIENT, CLIENT6};
 use super::world::{Process, World, peer};
 
 pub const VIP: &str = "20.20.20.100";

@@ -13,7 +13,7 @@ use slb_core::packet::{Packet, Parsed};
 use slb_io_pcap::{FRAME_LEN, Next, Reader};
 
 pub mod captured;
-mod fabric;
+pub mod fabric;
 #[cfg(feature = "live")]
 pub mod gap;
 #[cfg(feature = "live")]

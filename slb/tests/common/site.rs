@@ -12,7 +12,6 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::fabric;
-pub use super::fabric::{CLIENT, CLIENT6};
 use super::lab::Io;
 use super::world::World;
 

@@ -353,7 +353,7 @@ impl<'d> Section<'d> {
         self.renamed_choice(field, choices, &[], default)
     }
 
-    /// The same for words that had other names, which are still taken.
+    /// Reads a choice among words, some of which had other names that are still accepted.
     pub(crate) fn renamed_choice<T: Copy>(
         &self,
         field: &'static str,

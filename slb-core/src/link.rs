@@ -67,7 +67,7 @@ impl Link {
         }
     }
 
-    /// The same link header to another destination.
+    /// Returns this link header with another destination.
     pub(crate) fn with_destination(self, destination: MacAddress) -> Self {
         Self {
             destination,

@@ -141,7 +141,7 @@ pub fn build(
     build_with(members.len(), |place| members[place], seed, table, turns)
 }
 
-/// The same for `count` members that stand in a structure of the caller's.
+/// Builds a table like [`build`], of `count` members that the caller keeps in another form.
 pub(crate) fn build_with<'a>(
     count: usize,
     member: impl Fn(usize) -> Member<'a>,
@@ -370,7 +370,7 @@ fn populate_by_rounds(turns: &mut [Turn], rounds: u32, filling: &mut Filling<'_>
     }
 }
 
-/// The same turns in the same order, for weights that differ widely: the next turn is the
+/// Fills the table like [`populate_by_rounds`], for weights that differ widely: the next turn is the
 /// smallest of a binary heap over (round, order).
 fn populate_by_heap(turns: &mut [Turn], rounds: u32, filling: &mut Filling<'_>) {
     // The turn after `credit` ones comes in the first round r with r*quota > credit*rounds.
@@ -445,7 +445,7 @@ impl Filling<'_> {
         self.give(turn, at);
     }
 
-    /// The same where few are free: the one with the least distance in the permutation.
+    /// Assigns one of the last free slots: the one with the least distance in the permutation.
     #[cold]
     fn take_of_few(&mut self, turn: &mut Turn) {
         if !self.tail.gathered {

@@ -201,7 +201,7 @@ fn common_remote(snapshot: &Snapshot<'_>, frame: &Frame<'_>) -> Option<[u64; 2]>
     }
 }
 
-/// The same of a vm's packet where there are private VIPs: a call of one goes to the worker that has the
+/// Returns the remote address of a vm's packet where there are private VIPs: a call of one goes to the worker that has the
 /// answers of a backend on this node.
 #[inline(never)]
 fn remote_in_network(snapshot: &Snapshot<'_>, frame: &Frame<'_>) -> Option<[u64; 2]> {

@@ -60,7 +60,7 @@ fn a_clock_that_is_set_late_ends_no_connection() {
     }
 }
 
-/// What a vm opened, under a port of the frontend's.
+/// The connection that a vm opened goes on, and its SNAT port comes back afterwards.
 #[test]
 fn a_clock_that_is_set_late_ends_no_call_of_a_vm_and_keeps_none_of_its_ports() {
     for ipv6 in [false, true] {

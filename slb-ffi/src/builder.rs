@@ -177,7 +177,7 @@ struct Parts {
     network_gateways: List<IpAddr>,
     /// Private frontends with their networks, in the order of the networks.
     private: List<(usize, usize)>,
-    /// The same without their networks.
+    /// Indexes of private frontends.
     private_frontends: List<usize>,
     /// Vms, whose addresses are ranges of `vm_addresses`.
     vms: List<(NetworkVm<'static>, usize, usize)>,

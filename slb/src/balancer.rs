@@ -254,8 +254,8 @@ impl Balancer {
         on!(&self.role, role => role.export(from, into))
     }
 
-    /// The same for the connections of one vm of a host agent, named by a backend that it is. Nothing where
-    /// it is not here.
+    /// Exports the connections of one vm of a host agent, named by one of its backends. Exports nothing if the
+    /// vm is not here.
     #[cfg(feature = "live")]
     pub(crate) fn export_vm(&self, vm: &str, from: Cursor, into: &mut [u8]) -> Exported {
         let exported = match &self.role {

@@ -297,7 +297,7 @@ pub(crate) struct ConfigFile {
     /// The configuration (TOML).
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The same without --config.
+    /// The configuration (TOML), without --config before it.
     #[arg(
         value_name = "FILE",
         conflicts_with = "config",

@@ -33,7 +33,7 @@ struct Share {
     /// Share of the pool's flows by weight.
     expected: f64,
     standing: Standing,
-    /// The same without what the operator says.
+    /// State of the backend, leaving aside the operator's word.
     observed: Standing,
     /// The rules whose probe it fails.
     fails: Vec<String>,

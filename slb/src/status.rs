@@ -58,13 +58,13 @@ pub(crate) fn place(said: Option<&Path>) -> Result<PathBuf, Failure> {
     place_of(None, &[Role::Mux, Role::Host, Role::Proxy])
 }
 
-/// The same of a balancer that has one of these roles.
+/// Returns the socket of a balancer that has one of these roles.
 pub(crate) fn place_of(said: Option<&Path>, roles: &[Role]) -> Result<PathBuf, Failure> {
     let names: Vec<&str> = roles.iter().map(|role| role.name()).collect();
     place_of_any(said, &names)
 }
 
-/// The same of a process that has one of these roles, which may be a controller's.
+/// Returns the socket of a process that has one of these roles; a controller counts too.
 fn place_of_any(said: Option<&Path>, names: &[&str]) -> Result<PathBuf, Failure> {
     if let Some(path) = said {
         return Ok(path.to_owned());

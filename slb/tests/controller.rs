@@ -1,4 +1,4 @@
-//! What a controller tells of itself and of its fleet: at its socket, by HTTP, and to a real Prometheus, whose answers
+//! A controller reports its own state and that of its fleet: at its socket, by HTTP, and to a real Prometheus, whose answers
 //! the fleet's board shows.
 //!
 //! The last needs root; without, or where a tool is missing, it says so and is skipped.

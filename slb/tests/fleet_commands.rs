@@ -224,7 +224,7 @@ fn a_password_in_an_address_is_refused_and_not_repeated() {
     }
 }
 
-/// What is answered at a path: the first line, and the body.
+/// Returns the status line and the body of the answer at a path.
 fn http(port: u16, path: &str) -> Option<(String, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");

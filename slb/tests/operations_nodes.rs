@@ -1,4 +1,4 @@
-//! What happens to a host agent and a proxy in the course of their lives, under requests and downloads: nothing fails,
+//! Incidents in the lives of a host agent and a proxy, under requests and downloads: nothing fails,
 //! and each event leaves a line that says what happened. `operations.rs` has the same of a mux.
 //!
 //! Both live at one site, and each event happens to both at once:

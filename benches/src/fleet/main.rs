@@ -327,7 +327,7 @@ impl Drop for Etcd {
     }
 }
 
-/// What etcd has counted.
+/// Counters of etcd.
 struct Counts {
     sent: u64,
     received: u64,

@@ -103,7 +103,7 @@ pub struct Node {
 /// packets from.
 pub const PROBE_SOURCE_IPV4: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 
-/// The same for IPv6: unique local (RFC 4193), with the IPv4 address in its end. A link-local one
+/// Source of probes over IPv6: unique local (RFC 4193), with the IPv4 address in its end. A link-local one
 /// would never come back from a vm by XDP, which leaves those to the kernel.
 pub const PROBE_SOURCE_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd73, 0x6c62, 0, 0, 0, 0, 0xa83f, 0x8110);
 

@@ -101,7 +101,7 @@ pub enum ProbeProtocol {
     Tcp,
     /// 200 comes back.
     Http,
-    /// The same over TLS.
+    /// HTTP over TLS.
     Https,
 }
 

@@ -141,7 +141,7 @@ impl Asker {
         Self { ports, ..self }
     }
 
-    /// The same for a host agent, which has a way to its vms of its own.
+    /// Asks as a host agent does, which has a way to its vms of its own.
     pub(super) fn through(vms: Vms) -> Self {
         Self {
             vms: Some(vms),

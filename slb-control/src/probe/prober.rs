@@ -142,7 +142,7 @@ impl Prober {
         })
     }
 
-    /// The same with so many connections at once and no more; to be said before anybody is asked.
+    /// Limits the connections that are open at once. Call it before the first probe.
     #[must_use]
     pub fn with_sockets(mut self, most: usize) -> Self {
         self.places = Arc::new(Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS)));

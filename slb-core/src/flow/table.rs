@@ -516,7 +516,7 @@ impl<'m, A: Addresses> Table<'m, A> {
         self.update_with(found, |state| (next(state), timeout));
     }
 
-    /// The same where the timeout depends on the state.
+    /// Updates a flow whose timeout depends on its state.
     #[inline]
     pub(crate) fn update_with(
         &mut self,

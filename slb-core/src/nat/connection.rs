@@ -42,7 +42,7 @@ impl Span {
         }
     }
 
-    /// The same as a duration.
+    /// Returns the span as a duration.
     pub(crate) const fn duration(self) -> core::time::Duration {
         core::time::Duration::from_nanos((self.0 as u64) << TICK_SHIFT)
     }
@@ -78,7 +78,7 @@ impl<A: Addresses> Side<A> {
         }
     }
 
-    /// The same in words, of a protocol by its number.
+    /// Returns the addresses and ports as a tuple of this protocol.
     pub(crate) fn tuple(&self, protocol: u8) -> Tuple {
         let (source, destination) = self.addresses.unpack();
         let [a, b, c, d] = self.ports.to_le_bytes();

@@ -73,7 +73,7 @@ impl Packet {
         Some(flow)
     }
 
-    /// The same flow as its other side's packets name it.
+    /// Returns the flow as the packets of its other side name it.
     pub(crate) fn reversed(&self) -> Self {
         Self {
             addresses: self.swapped(self.addresses),

@@ -59,13 +59,13 @@ impl Snapshot<'_> {
         self.classify_for(packet, self.vip(packet))
     }
 
-    /// The same of a packet to or from the vm at a port of this node, in whose network the destination may be
+    /// Classifies a packet to or from the vm at a port of this node, in whose network the destination may be
     /// a private VIP.
     pub(crate) fn classify_at(&self, packet: &Packet, zone: PortId) -> RuleMatch {
         self.classify_for(packet, self.vip_at(packet, zone))
     }
 
-    /// The same where the id of the destination is known.
+    /// Classifies a packet like [`classify`](Self::classify), by the id of its destination.
     pub(crate) fn classify_for(&self, packet: &Packet, vip: Option<u64>) -> RuleMatch {
         let Some(vip) = vip else {
             return RuleMatch::NotVip;
@@ -146,7 +146,7 @@ impl Snapshot<'_> {
         }
     }
 
-    /// The same where no rule has the port.
+    /// Classifies a packet to a VIP by its protocol alone, where no rule has the port.
     #[inline(never)]
     pub(super) fn classify_protocol(&self, vip: u64, protocol: u8) -> RuleMatch {
         match self.ha_ports(vip) {
@@ -205,7 +205,7 @@ impl Snapshot<'_> {
         self.classify_echo_reply_for(packet, self.vip(packet))
     }
 
-    /// The same where the id of the destination is known.
+    /// Matches an ICMP echo reply by the id of its destination.
     pub(crate) fn classify_echo_reply_for(&self, packet: &Packet, vip: Option<u64>) -> RuleMatch {
         let Some(vip) = vip else {
             return RuleMatch::NotVip;
@@ -216,7 +216,7 @@ impl Snapshot<'_> {
         }
     }
 
-    /// The same for a packet whose ports are not known, or count for nothing.
+    /// Classifies a packet whose ports are unknown, or do not matter.
     pub(crate) fn classify_without_ports(&self, packet: &Packet) -> RuleMatch {
         self.vip(packet)
             .map_or(RuleMatch::NotVip, |vip| self.ha_ports(vip))
@@ -236,7 +236,7 @@ impl Snapshot<'_> {
         self.echo_rule_for(packet, self.vip(packet)?)
     }
 
-    /// The same where the id of the VIP is known.
+    /// The rule that takes echo requests for a VIP, by the VIP's id.
     pub(crate) fn echo_rule_for(&self, packet: &Packet, vip: u64) -> Option<u32> {
         self.rule_keys.get(rule_key(vip, packet.protocol, ECHO))
     }
@@ -246,7 +246,7 @@ impl Snapshot<'_> {
         self.echo_for(self.vip(packet)?)
     }
 
-    /// The same where the id of the VIP is known.
+    /// Returns the treatment of echo requests for a VIP, by the VIP's id.
     pub(crate) fn echo_for(&self, vip: u64) -> Option<Echo> {
         let frontend = self.rule_keys.get(rule_key(vip, VIP, 0))?;
         self.echo.get(frontend as usize).copied()

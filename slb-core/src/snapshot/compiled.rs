@@ -100,7 +100,7 @@ pub struct CompiledBackend {
     pub(crate) template: Template,
     /// The longest packet that can be encapsulated for it.
     pub(crate) inner_mtu: u32,
-    /// The same where its template [is common](Template::is_common), and zero where not.
+    /// The inner MTU where its template [is common](Template::is_common), and zero where not.
     pub(crate) common_mtu: u32,
     pub(super) id: u32,
     /// The place of its counters.

@@ -32,7 +32,7 @@ impl Snapshot<'_> {
         !is_suspect || self.keeps_flows_of(rule, backend)
     }
 
-    /// The same for a backend that is unhealthy for some rule.
+    /// Returns true if a backend that is unhealthy for some rule keeps the flows of this one.
     #[cold]
     pub(super) fn keeps_flows_of(&self, rule: u32, backend: u32) -> bool {
         let terms = self.terms(rule);

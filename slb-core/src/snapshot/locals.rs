@@ -57,7 +57,7 @@ pub(crate) struct Local {
     pub(crate) backend: u32,
     /// The place of its counters.
     pub(crate) counters: u32,
-    /// The same in every generation, and never another's.
+    /// Id that stays over generations, and is never given to another.
     pub(crate) id: u16,
     pub(crate) address: IpAddr,
     /// The port of this node that its vm is at; of a proxy without meaning.

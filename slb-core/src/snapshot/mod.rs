@@ -74,7 +74,7 @@ pub struct Snapshot<'m> {
     rules: Mem<'m, CompiledRule>,
     terms: Mem<'m, CompiledTerms>,
     pools: Mem<'m, CompiledPool>,
-    /// The same by the results of probes, in the order of [`Spec::health`](crate::spec::Spec::health).
+    /// Pools by the results of probes, in the order of [`Spec::health`](crate::spec::Spec::health).
     probed: Mem<'m, CompiledPool>,
     /// The shares of all pools, then of all probe results.
     shares: Mem<'m, Share>,

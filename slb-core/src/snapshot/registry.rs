@@ -133,7 +133,7 @@ impl<'m> Registry<'m> {
         }
     }
 
-    /// The same registry, which gives slots of a range to another owner only when none of the range is left
+    /// Makes the registry spare a range: it gives slots of the range to another owner only when none of the range is left
     /// that nobody ever had.
     pub(crate) fn sparing(self, spared: Range<usize>) -> Self {
         Self { spared, ..self }

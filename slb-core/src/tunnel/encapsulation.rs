@@ -216,7 +216,7 @@ impl Template {
         self.encapsulate_inner(frame, packet.into(), entropy as u16)
     }
 
-    /// The same of a packet of which only so much is known. `entropy` is the hash's low 16 bits.
+    /// Encapsulates a packet of which only so much is known. `entropy` is the hash's low 16 bits.
     ///
     /// # Errors
     /// The headroom is too small. The frame is then unchanged.
@@ -237,7 +237,7 @@ impl Template {
         done.ok_or(DropReason::NoHeadroom)
     }
 
-    /// The same where the template [is common](Self::is_common). `None` where the headroom is too small.
+    /// Encapsulates by a template that [is common](Self::is_common). `None` where the headroom is too small.
     #[inline(always)] // with constants in `inner`, most of it goes away
     pub(crate) fn encapsulate_common(
         &self,

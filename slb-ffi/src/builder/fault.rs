@@ -54,7 +54,7 @@ impl Fault {
         }
     }
 
-    /// The same fault, of this field.
+    /// Returns the fault with the name of the field.
     pub(crate) const fn of(self, field: &'static str) -> Self {
         Self { field, ..self }
     }

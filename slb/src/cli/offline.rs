@@ -121,7 +121,7 @@ pub(crate) struct DiffOptions {
     /// The running configuration and its replacement (TOML).
     #[arg(value_name = "FILE", num_args = 0..=2)]
     files: Vec<PathBuf>,
-    /// The same with --config. Files with --config come before those without.
+    /// One of the two configurations (TOML). Files with --config come before those without.
     #[arg(long, short, value_name = "FILE")]
     config: Vec<PathBuf>,
 }

@@ -104,7 +104,7 @@ pub(super) fn document(view: &FleetView, leader: Option<&str>) -> Value {
     })
 }
 
-/// The same as text.
+/// Returns the document of a fleet as text.
 pub(crate) fn table(document: &Value) -> String {
     let own = |path: &str| plain(text(document, path));
     let leader = document["controller"]

@@ -408,7 +408,7 @@ impl Event {
     }
 }
 
-/// The same where no kernel takes part.
+/// An event without the kernel, for tests.
 #[cfg(test)]
 pub(super) struct Event(Mutex<bool>, Condvar);
 

@@ -59,7 +59,7 @@ impl Fill {
         }
     }
 
-    /// The same for the connections of one vm, named by a backend of the vm.
+    /// Asks for the connections of one vm only, named by a backend of the vm.
     pub(super) fn of_vm(self, vm: Option<Arc<str>>) -> Self {
         Self { vm, ..self }
     }
@@ -69,7 +69,7 @@ impl Fill {
         self.buffer.get(..self.len).unwrap_or_default()
     }
 
-    /// The same memory for what follows; `None`: nothing does.
+    /// Returns the memory for the next part; `None` after the last one.
     pub(super) fn again(self) -> Option<Self> {
         self.next.is_some().then_some(Self { len: 0, ..self })
     }

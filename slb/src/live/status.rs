@@ -364,7 +364,7 @@ impl Shared {
         Some(document)
     }
 
-    /// The same as metrics.
+    /// Returns the counters and states of the document as metrics.
     pub(super) fn families(&self) -> Option<Vec<Family>> {
         let (counted, state) = self.count_in_place()?;
         let total = counted.into_iter().reduce(Counted::and)?;
@@ -474,7 +474,7 @@ fn kept_json(kept: &StateStatus) -> Value {
     })
 }
 
-/// The same as metrics.
+/// Returns the status of kept state as metrics.
 fn kept_families(kept: &StateStatus) -> Vec<Family> {
     let refused = Refusal::ALL.iter().map(|&why| {
         let count = kept.imported.refused(why) as f64;

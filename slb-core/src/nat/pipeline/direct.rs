@@ -58,7 +58,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             .and_then(|connection| connection.contest(segment))
     }
 
-    /// The same for what crosses a proxy without a look-up: ICMP and fragments.
+    /// Notes a direct connection by a packet that crosses a proxy without a look-up: ICMP or a fragment.
     #[cold]
     pub(crate) fn note_unusual_direct<R: Role>(&mut self, frame: &Frame<'_>, lane: &Lane) {
         let packet = &lane.packet;

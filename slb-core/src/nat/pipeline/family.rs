@@ -9,7 +9,7 @@ use crate::nat::{Links, NatTable};
 pub(crate) trait Table: Rewrite {
     fn table<'t, 'm>(connections: &'t mut NatTable<'m>) -> &'t mut Connections<'m, Self>;
 
-    /// The same to look at.
+    /// The connections of this family, read only.
     fn table_of<'t, 'm>(connections: &'t NatTable<'m>) -> &'t Connections<'m, Self>;
 
     /// The link headers that its connections were opened with.

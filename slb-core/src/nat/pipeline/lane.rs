@@ -98,7 +98,7 @@ pub(super) fn segment_of(frame: &Frame<'_>, lane: &Lane) -> Option<Segment> {
     }
 }
 
-/// The same of a first fragment, whose header's options may go on in the next one.
+/// Reads the segment of a first fragment, whose header's options may go on in the next one.
 #[cold]
 fn first_fragment(bytes: &[u8], len: usize) -> Option<Segment> {
     let header_len = usize::from(bytes.get(12)? >> 4) * 4;

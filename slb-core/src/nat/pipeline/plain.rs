@@ -293,7 +293,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// The same for a packet that leaves through a mux or a network.
+    /// Translates a packet that leaves through a mux or a network.
     // Out of line, so that packets that do not have their hop taken in place without asking.
     #[inline(never)]
     fn translate_into_tunnel<A: Plain, R: Role>(

@@ -88,7 +88,7 @@ impl Sequences {
         }
     }
 
-    /// The same numbers again, of a connection in this state.
+    /// Takes over exported numbers of a connection in this state.
     pub(in crate::nat) fn restore(&mut self, state: ConnectionState, numbers: &Numbers) {
         self.sent = numbers.sent;
         self.acknowledged = numbers.acknowledged;

@@ -291,7 +291,7 @@ pub(in crate::snapshot) fn rule_identities<'s>(
     rules.chain(nat).chain(outbound)
 }
 
-/// The same identities with what their rules are called.
+/// The identities of rules, each with the name of its rule.
 pub(crate) fn rule_names<'s>(
     spec: &'s Spec<'_>,
 ) -> impl Iterator<Item = (u64, RuleName<'s>)> + Clone + 's {

@@ -67,7 +67,7 @@ impl Control<'_> {
         names.join(", ")
     }
 
-    /// The same by their traffic.
+    /// Judges backends by their traffic.
     pub(super) fn heed_traffic(&mut self, shared: &Shared) -> bool {
         let Some(counters) = shared.backend_counters() else {
             return false;

@@ -149,10 +149,7 @@ impl<'m> Snapshot<'m> {
             let known = self.private.insert(index, address, vni);
             known.map_err(|first| match first == index {
                 true => SpecError::SharedFrontend { frontend: index },
-                false => SpecError::DuplicateFrontend {
-                    first,
-                    second: index,
-                },
+                false => SpecError::duplicate_frontend(first, index),
             })?;
             let networks = &self.nat.networks;
             // A vm that has the address is found with the conflicts of all frontends.
@@ -163,10 +160,7 @@ impl<'m> Snapshot<'m> {
         }
         // An IPv6 VIP is looked up once for its number, which stands for it in rule keys.
         for (index, frontend) in spec.frontends.iter().enumerate() {
-            let duplicate = |first: u32| SpecError::DuplicateFrontend {
-                first: first as usize,
-                second: index,
-            };
+            let duplicate = |first: u32| SpecError::duplicate_frontend(first as usize, index);
             if let IpAddr::V6(address) = frontend.address
                 && self.private.of(index).is_none()
             {
@@ -184,12 +178,9 @@ impl<'m> Snapshot<'m> {
         let mut private = spec.private_frontends();
         let mixed = private.find_map(|(index, frontend, _)| {
             let public = self.frontend_at(frontend.address)?;
-            Some((public.min(index), public.max(index)))
+            Some(SpecError::duplicate_frontend(public, index))
         });
-        match mixed {
-            Some((first, second)) => Err(SpecError::DuplicateFrontend { first, second }),
-            None => Ok(()),
-        }
+        mixed.map_or(Ok(()), Err)
     }
 
     /// The id of a frontend's address in rule keys.

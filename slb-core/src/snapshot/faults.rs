@@ -397,26 +397,22 @@ fn between_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's
 /// one vm gets the packets under the same name.
 fn duplicate_frontends<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
     let network_of = private_networks(spec);
-    let all = (0..).zip(spec.frontends);
-    let known = network_of.clone();
-    let keyed = all.map(move |(index, frontend)| {
-        let network = known(index).and_then(|network| spec.networks.get(network));
-        (
-            (frontend.address, network.map(|network| network.vni.get())),
-            index,
-        )
-    });
-    let same = duplicates_of(keyed);
     let public = (0..).zip(spec.frontends);
     let public = public.filter(move |(index, _)| network_of(*index).is_none());
     let public = public.map(|(index, frontend)| (frontend.address, (index, false)));
     let private = spec.private_frontends();
     let private = private.map(|(index, frontend, _)| (frontend.address, (index, true)));
-    let mixed = duplicates_of(public.chain(private))
-        .filter(|(first, second): &((usize, bool), (usize, bool))| first.1 != second.1);
-    let mixed = mixed.map(|(first, second)| (first.0, second.0));
-    let all = same.chain(mixed);
-    all.map(|(first, second)| SpecError::DuplicateFrontend { first, second })
+    let all = public.clone().chain(private);
+    let with_public = duplicates_of(all).filter(|(one, _)| !one.1);
+    let with_public = with_public.map(|(one, other)| (one.0, other.0));
+    let in_networks = spec.private_frontends().map(|(index, frontend, network)| {
+        let vni = spec.networks.get(network).map(|network| network.vni.get());
+        ((frontend.address, vni), index)
+    });
+    // A frontend that a network has twice is a fault of another kind.
+    let in_networks = duplicates_of(in_networks).filter(|(one, other)| one != other);
+    let all = with_public.chain(in_networks);
+    all.map(|(one, other)| SpecError::duplicate_frontend(one, other))
 }
 
 /// All backends, pool by pool, with their pool and its index.

@@ -430,6 +430,14 @@ pub enum SpecError {
 }
 
 impl SpecError {
+    /// The fault of two frontends with one address, in whichever order they were found.
+    pub(crate) fn duplicate_frontend(one: usize, other: usize) -> Self {
+        Self::DuplicateFrontend {
+            first: one.min(other),
+            second: one.max(other),
+        }
+    }
+
     /// Writes the fault with the names that its items have in `spec`, in the place of indexes.
     ///
     /// ```

@@ -790,6 +790,17 @@ fn contradictions_are_found() {
         found(networks);
     });
     assert!(one_network.contains(&SpecError::DuplicateFrontend { first, second }));
+    // Networks that name the later frontend first, and a private one before the public one of its address:
+    // the compiler reports one of the faults that were listed, whatever the order.
+    for indexes in [&[2, 0][..], &[0], &[2], &[3, 2, 1, 0]] {
+        let found = with_networks(&|networks, found| {
+            networks[1].frontends = &[];
+            networks[0].frontends = indexes;
+            found(networks);
+        });
+        let duplicate = SpecError::DuplicateFrontend { first, second };
+        assert!(found.contains(&duplicate), "{indexes:?}: {found:?}");
+    }
     let item = RuleItem::Rule(4);
     let strange = SpecError::PoolOutsideNetwork {
         item,

@@ -25,6 +25,7 @@ mod file;
 mod follow;
 mod handed;
 mod handover;
+pub(crate) mod log;
 mod look;
 mod mailbox;
 mod measured;
@@ -74,7 +75,7 @@ use self::watchdog::Life;
 use self::worker::{Go, Starting, Worker};
 use crate::Failure;
 use crate::check::load;
-use crate::cli::{LiveOptions, LogFormat};
+use crate::cli::LiveOptions;
 use crate::output::is_standard;
 
 pub(crate) use self::capture::VERDICTS;
@@ -87,7 +88,7 @@ pub(crate) use self::vm::move_state;
 pub(crate) use self::watchdog::run as watch;
 
 pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
-    log_to_stderr(options.log, options.log_level);
+    log::begin(options.log, options.log_level)?;
     if is_standard(options.config.path()) {
         return Err(Failure::usage(
             "expected a configuration file, which is reloaded when it changes, got - for standard input",
@@ -519,21 +520,6 @@ fn kernel_device(
         }
         opened => opened.map(|device| Some((name, Arc::new(device)))),
     }
-}
-
-/// Has the log go to standard error.
-pub(crate) fn log_to_stderr(format: LogFormat, level: tracing::Level) {
-    let log = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_target(false)
-        // A full disk or a closed pipe behind standard error costs lines of the log, and nothing else.
-        .log_internal_errors(false)
-        .with_writer(std::io::stderr);
-    // A second one, as in tests of several in one process, is none.
-    let _ = match format {
-        LogFormat::Text => log.with_ansi(false).try_init(),
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
-    };
 }
 
 /// How long the first answers to probes are waited for, beyond the longest timeout: those of large pools go

@@ -369,11 +369,27 @@ fn the_package_is_installed_started_upgraded_under_downloads_and_purged() {
             state == b"active\n"
         });
         let pid = machine.main_pid(&unit);
+        // The values of an event are fields of the journal's entry.
+        let entry = machine.on(&format!("journalctl -u {unit} SLB_EVENT=running -o json"));
+        let entry: serde_json::Value = serde_json::from_str(&entry).unwrap();
+        for (field, value) in [
+            ("SLB_ROLE", *role),
+            ("SLB_WORKERS", "1"),
+            ("PRIORITY", "6"),
+            ("SYSLOG_IDENTIFIER", "slb"),
+            ("_PID", &pid),
+        ] {
+            assert_eq!(entry[field], value, "{field} of {entry}");
+        }
         // A user of its own, with few capabilities.
         assert_eq!(machine.on(&format!("stat -c %U /proc/{pid}")), "slb\n");
         let rights = machine.on(&format!("grep CapEff /proc/{pid}/status"));
         // CAP_NET_ADMIN, CAP_NET_RAW, CAP_IPC_LOCK and CAP_BPF: bits 12, 13, 14 and 39.
         assert_eq!(rights, "CapEff:\t0000008000007000\n");
+        let alone = "mount -t tmpfs tmpfs /run/systemd && slb controller --log journal --fleet http://[::1]:1";
+        let alone = machine.command(&format!("unshare -m sh -c '{alone}'"));
+        let why = String::from_utf8_lossy(&alone.stderr);
+        assert!(why.contains("cannot reach systemd's journal"), "{why}");
         // Found without --socket, and closed to others.
         assert!(machine.on("slb status --once").contains(&**role));
         let socket = format!("/run/slb/slb-{role}.sock");

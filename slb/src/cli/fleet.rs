@@ -128,7 +128,7 @@ pub(crate) struct ControllerOptions {
     /// Address that serves /metrics (for Prometheus), /healthz and /readyz over HTTP.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) metrics: Option<SocketAddr>,
-    /// Format of the log, which goes to standard error.
+    /// Format of the log: `text` and `json` go to standard error, `journal` to systemd's journal.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log: LogFormat,
     /// Lowest level to log: error, warn, info, debug or trace.

@@ -91,7 +91,7 @@ pub(crate) struct LiveOptions {
     /// A directory that keeps the last configuration of the fleet, to start from while etcd is away.
     #[arg(long, value_name = "DIR", requires = "fleet")]
     pub(crate) cache: Option<PathBuf>,
-    /// Format of the log, which goes to standard error.
+    /// Format of the log: `text` and `json` go to standard error, `journal` to systemd's journal.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log: LogFormat,
     /// Lowest level to log: error, warn, info, debug or trace.
@@ -128,6 +128,19 @@ pub(crate) enum LogFormat {
     Text,
     /// For programs: one object per line.
     Json,
+    /// For systemd's journal: a field for each value.
+    Journal,
+}
+
+impl LogFormat {
+    /// Returns the word of the command line.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+            Self::Journal => "journal",
+        }
+    }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -135,7 +148,7 @@ pub(crate) struct WatchdogOptions {
     /// The interface.
     #[arg(long, value_name = "NAME")]
     pub(crate) announce: String,
-    /// Format of the log, which goes to standard error.
+    /// Format of the log: `text` and `json` go to standard error, `journal` to systemd's journal.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log: LogFormat,
 }

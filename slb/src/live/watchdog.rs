@@ -20,7 +20,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use slb_io_afxdp::{bring_up, take_down};
 use tracing::{Level, error, info, warn};
 
-use super::log_to_stderr;
+use super::log;
 use crate::Failure;
 use crate::cli::{LogFormat, WatchdogOptions};
 
@@ -42,11 +42,7 @@ impl Life {
     pub(super) fn begin(interface: Option<&str>, log: LogFormat) -> Self {
         let start = |interface: &str| {
             let mut command = Command::new(std::env::current_exe()?);
-            let log = match log {
-                LogFormat::Text => "text",
-                LogFormat::Json => "json",
-            };
-            command.args(["watchdog", "--announce", interface, "--log", log]);
+            command.args(["watchdog", "--announce", interface, "--log", log.word()]);
             let mut child = command.stdin(Stdio::piped()).spawn()?;
             let pipe = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
             Ok::<_, io::Error>((child, pipe))
@@ -136,7 +132,7 @@ pub(crate) fn run(options: &WatchdogOptions) -> Result<(), Failure> {
         let ignored = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(signal, ignored).map_err(Failure::failed)?;
     }
-    log_to_stderr(options.log, Level::INFO);
+    log::begin(options.log, Level::INFO)?;
     let name = &options.announce;
     let mut input = io::stdin();
     let mut stalled: Option<Instant> = None;

@@ -32,6 +32,11 @@ use self::history::History;
 const SPARE: usize = 16;
 
 pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
+    if !options.packet.is_empty() && options.report != ReportFormat::Html {
+        return Err(Failure::usage(
+            "--packet: expected --report html, whose page shows the packet's path; slb explain prints it as text",
+        ));
+    }
     let config = load_balancer(options.config.path(), &options.balancer)?;
     let mut balancer = Balancer::new(&config)?;
     let (readers, size) = inputs(&config, &options.input)?;
@@ -63,7 +68,8 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
     let mut files = files.chain(options.passed.as_deref());
     let is_noted = files.any(|path| FileFormat::of(path) == FileFormat::PcapNg);
 
-    let mut history = (options.report == ReportFormat::Html).then(|| History::new(&config));
+    let mut history =
+        (options.report == ReportFormat::Html).then(|| History::new(&config, &options.packet));
 
     let progress = progress(size);
     let start = Instant::now();
@@ -145,6 +151,7 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
     } else {
         say!("{said}")?;
     }
+    let missing = history.as_ref().and_then(History::missing);
     match damage {
         None if capture.received == 0 => {
             let why = if capture.left_out() == 0 {
@@ -157,7 +164,14 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
                 "{names}: no packet was read: {why}"
             )))
         }
-        None => Ok(()),
+        None => match missing {
+            None => Ok(()),
+            Some(number) => Err(Failure::failed(format!(
+                "--packet {number}: {} has {} packets",
+                options.input.join(", "),
+                capture.received
+            ))),
+        },
         Some(error) => Err(Failure::failed(format!(
             "{}: {error}",
             options.input.join(", ")

@@ -116,8 +116,53 @@ fn the_page_says_what_the_report_in_json_says() {
         assert!(page.contains(&format!("</svg>{name} ")), "{name}");
     }
     assert!(page.contains("stroke-dasharray") && page.contains("prefers-color-scheme: dark"));
-    assert!(page.contains("<summary>forwarded: udp "));
+    assert!(page.contains("<summary>forwarded: packet 1, "));
     assert!(page.contains("<li>verdict forward"));
+}
+
+#[test]
+fn a_chosen_packet_has_its_path_as_explain_prints_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let capture = generate(&folder.path().join("x.pcap"), "20.20.20.100:80");
+    let arguments = ["examples/web.toml", "--in", &capture];
+    let page = |packets: &[&str]| {
+        let mut all = vec!["replay"];
+        all.extend(arguments);
+        all.extend(["--report", "html"]);
+        packets
+            .iter()
+            .for_each(|packet| all.extend(["--packet", packet]));
+        slb(&all)
+    };
+    let usual = page(&[]);
+    assert!(!usual.contains("packet 7, "));
+    let chosen = page(&["7", "23"]);
+    assert_well_formed(&chosen);
+    for number in ["7", "23"] {
+        let mut explain = vec!["explain"];
+        explain.extend(arguments);
+        explain.extend(["--packet", number]);
+        let explained = slb(&explain);
+        let tuple = explained
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("packet  "));
+        let tuple = tuple.unwrap().trim().split(',').next().unwrap();
+        let title = format!("<summary>forwarded: packet {number}, ");
+        let at = chosen.find(&title).unwrap_or_else(|| panic!("{number}"));
+        let (path, _) = chosen[at..].split_once("</details>").unwrap();
+        assert!(
+            path.contains(&tuple.replace('>', "&gt;")),
+            "{tuple}: {path}"
+        );
+        let backend = explained
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("backend "));
+        let backend = backend.unwrap().trim().split(' ').next().unwrap();
+        assert!(
+            path.contains(&backend.replace('"', "&quot;")),
+            "{backend}: {path}"
+        );
+    }
 }
 
 #[test]

@@ -38,6 +38,10 @@ pub(crate) struct ReplayOptions {
     /// Format of the report, which goes to standard output.
     #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
     pub(crate) report: ReportFormat,
+    /// With --report html: the page shows the path of this packet too, counted from 1 as for `slb explain`. Can be
+    /// given several times.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) packet: Vec<u64>,
 }
 
 #[derive(Clone, Debug, Args)]

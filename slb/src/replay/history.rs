@@ -56,10 +56,12 @@ impl Interval {
     }
 }
 
-/// One packet of each kind of verdict.
+/// A packet whose path the report shows: the first one of its verdict, or one that the command line chose.
 #[derive(Debug)]
 pub(super) struct Example {
     verdict: Verdict,
+    /// Number of the packet in the capture, from 1.
+    pub(super) number: u64,
     /// Time since the first packet.
     pub(super) after: Duration,
     /// The packet's tuple, or that it is no IP packet.
@@ -91,10 +93,14 @@ pub(super) struct History {
     vips: Vec<IpAddr>,
     clients: HashMap<IpAddr, Count>,
     examples: Vec<Example>,
+    /// Numbers of the packets that the command line chose.
+    chosen: Vec<u64>,
+    /// Packets so far.
+    seen: u64,
 }
 
 impl History {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, chosen: &[u64]) -> Self {
         Self {
             begin: None,
             width: FIRST_WIDTH,
@@ -103,6 +109,8 @@ impl History {
             vips: config.frontends.iter().map(|one| one.address).collect(),
             clients: HashMap::new(),
             examples: Vec::new(),
+            chosen: chosen.to_vec(),
+            seen: 0,
         }
     }
 
@@ -147,21 +155,21 @@ impl History {
                 count.bytes += packet.ip_len() as u64;
             }
         }
+        self.seen += 1;
         let verdict = frame.verdict();
         let kind = |verdict| match verdict {
             // Ports are of no interest here.
             Verdict::Forward(_) => None,
             other => Some(other),
         };
-        if self
-            .examples
-            .iter()
-            .any(|one| kind(one.verdict) == kind(verdict))
-        {
+        let mut examples = self.examples.iter();
+        let is_known = examples.any(|one| kind(one.verdict) == kind(verdict));
+        if is_known && !self.chosen.contains(&self.seen) {
             return;
         }
         self.examples.push(Example {
             verdict,
+            number: self.seen,
             after,
             packet: parsed.map_or_else(|| "no IP packet".to_owned(), |one| one.tuple().to_string()),
             path: comment(config, spec, trail),
@@ -238,7 +246,17 @@ impl History {
         (all, self.clients.len())
     }
 
-    /// A packet of each kind of verdict, in the order of their times.
+    /// The least of the chosen packets that the capture does not have.
+    pub(super) fn missing(&self) -> Option<u64> {
+        let beyond = self
+            .chosen
+            .iter()
+            .copied()
+            .filter(|&number| number > self.seen);
+        beyond.min()
+    }
+
+    /// The first packet of each verdict and the chosen ones, in their order in the capture.
     pub(super) fn examples(&self) -> &[Example] {
         &self.examples
     }
@@ -265,7 +283,7 @@ mod tests {
     fn intervals_grow_with_the_time_and_lose_nothing() {
         let config =
             Config::parse("test", "[node]\nrole = \"mux\"\nunderlay = \"192.0.2.1\"\n").unwrap();
-        let mut history = History::new(&config);
+        let mut history = History::new(&config, &[]);
         for second in 0..1000_u64 {
             history.note_counters(Duration::from_secs(second), &after(second + 1));
         }
@@ -283,7 +301,7 @@ mod tests {
     fn a_gap_of_years_costs_no_memory() {
         let config =
             Config::parse("test", "[node]\nrole = \"mux\"\nunderlay = \"192.0.2.1\"\n").unwrap();
-        let mut history = History::new(&config);
+        let mut history = History::new(&config, &[]);
         history.note_counters(Duration::ZERO, &after(1));
         history.note_counters(Duration::from_secs(9 * 365 * 86_400), &after(2));
         assert!(history.intervals().len() <= MOST_INTERVALS);

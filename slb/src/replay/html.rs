@@ -402,14 +402,15 @@ fn destinations(page: &mut String, report: &Value) {
 }
 
 fn paths(page: &mut String, history: &History) {
-    *page += "<h2>Paths of packets</h2>\n<p>The first packet of each verdict. <code>slb explain --in FILE --packet N</code> \
-              shows any other.</p>\n";
+    *page += "<h2>Paths of packets</h2>\n<p>The first packet of each verdict, and those that <code>--packet N</code> chose. \
+              <code>slb explain --in FILE --packet N</code> shows any other.</p>\n";
     for example in history.examples() {
         let (role, steps) = example.path.split_once(": ").unwrap_or_default();
         let _ = writeln!(
             page,
-            "<details>\n<summary>{}: {}, after {}</summary>\n<ol>\n<li>{} begins</li>",
+            "<details>\n<summary>{}: packet {}, {}, after {}</summary>\n<ol>\n<li>{} begins</li>",
             Escaped(&example.kind()),
+            example.number,
             Escaped(&example.packet),
             time(example.after),
             Escaped(role)

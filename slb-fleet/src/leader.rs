@@ -3,10 +3,16 @@
 //! A controller is not in the packets' way: without one nothing changes, and nothing stops. Each of its writes has the
 //! condition that it still leads, so of two that both believe it, one changes nothing.
 
+mod agents;
 mod office;
+mod releases;
+mod tables;
+mod view;
+
+pub use view::{FleetView, NodeView, Reported, failing};
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +20,8 @@ use slb_control::SlowStart;
 use tracing::{info, warn};
 
 use crate::fetch::{FetchError, Known};
-use crate::object::{Agents, Digest, Keys, LeaderName, Object, Report, Table};
-use crate::rollout::{Machine, Rollout, Side};
+use crate::object::{Agents, Keys, LeaderName, Object, Table};
+use crate::rollout::{Machine, Rollout};
 use crate::store::{Condition, Event, Lease, Operation, Store, StoreError};
 use office::{Ended, Office};
 
@@ -46,41 +52,6 @@ pub struct Leader {
     office: Option<Office>,
     /// Name of the controller that leads in its place, as far as it knows.
     other: Option<String>,
-}
-
-/// A fleet, as the controller that leads it sees it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FleetView {
-    /// The rollout.
-    pub rollout: Rollout,
-    /// The index that is wanted; `None` where nothing was applied yet.
-    pub wanted: Option<Digest>,
-    /// Nodes that are there, hosts first, and host agents that are gone.
-    pub nodes: Vec<NodeView>,
-    /// Backends that get no new flows, since probes find that they fail, by pool.
-    pub failing: BTreeMap<String, usize>,
-}
-
-/// A node, as the controller that leads its fleet sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodeView {
-    /// Role of the node.
-    pub side: Side,
-    /// Name of the node.
-    pub name: String,
-    /// The node's own report.
-    pub report: Reported,
-}
-
-/// The report of a node, if there is one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reported {
-    /// The report.
-    Is(Report),
-    /// The report cannot be read; the reason.
-    Unreadable(String),
-    /// A host agent whose lease has ended: vms of its host get no new flows.
-    Gone,
 }
 
 impl std::fmt::Debug for Leader {
@@ -290,36 +261,5 @@ impl Leader {
         office.work_out_tables(store, keys, now)?;
         office.tidy(store, keys)?;
         Ok(Some(office))
-    }
-}
-
-/// Counts the backends that fail by tables, for each pool.
-pub fn failing<'t>(tables: impl IntoIterator<Item = &'t Table>) -> BTreeMap<String, usize> {
-    let tables = tables.into_iter().map(|table| {
-        let names = table.by.iter().flat_map(|by| &by.failing);
-        let names: BTreeSet<&String> = names.collect();
-        (table.pool.clone(), names.len())
-    });
-    tables.collect()
-}
-
-impl NodeView {
-    /// Reads the report of a node, which is under `key`.
-    pub fn read(side: Side, key: &str, report: &[u8]) -> Self {
-        let name = key.rsplit('/').next().unwrap_or(key).to_owned();
-        let report = match Report::read(key, report) {
-            Ok(report) => Reported::Is(report),
-            Err(error) => Reported::Unreadable(error.to_string()),
-        };
-        Self { side, name, report }
-    }
-
-    /// A host agent that is gone.
-    pub fn gone(name: &str) -> Self {
-        Self {
-            side: Side::Host,
-            name: name.to_owned(),
-            report: Reported::Gone,
-        }
     }
 }

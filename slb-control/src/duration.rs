@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Reads a whole number and its unit; `None` where it is not that, or more than can be counted.
+/// Reads a whole number and its unit; `None` if it is not that, or more than can be counted.
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let unit_at = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(unit_at);

@@ -91,7 +91,7 @@ impl Ports {
     }
 }
 
-/// Reads all ports; `None` where one of them has a fault.
+/// Reads all ports; `None` if one of them has a fault.
 pub(crate) fn read(root: &Section<'_>) -> Option<Ports> {
     let ports: Vec<_> = root.sections("port").into_iter().map(read_port).collect();
     let rewrites = root.sections("source_rewrite").into_iter();

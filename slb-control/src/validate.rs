@@ -298,7 +298,7 @@ fn check_nat(config: &Config, faults: &Faults<'_>) {
 /// No two take one port of a frontend. Of those that an inbound NAT rule or pool overlaps, a few are named.
 ///
 /// # Cost
-/// In proportion to the number of rules and its logarithm.
+/// Proportional to the number of rules and its logarithm.
 fn check_overlaps(config: &Config, faults: &Faults<'_>) {
     const FEW: usize = 8;
     let name = |ports: &RangeInclusive<u16>| {

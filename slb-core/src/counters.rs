@@ -37,7 +37,7 @@ impl<'m> CounterMemory<'m> {
     const LEAST_RULES: usize = 64;
     const LEAST_BACKENDS: usize = 1024;
 
-    /// Counters for a snapshot, and for as many rules and backends more. `None` where the memory is
+    /// Counters for a snapshot, and for as many rules and backends more. `None` if the memory is
     /// used up.
     pub fn build(snapshot: &Snapshot<'_>, memory: &mut impl Memory<'m>) -> Option<Self> {
         let (rules, backends) = Self::size_for(snapshot);

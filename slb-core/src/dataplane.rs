@@ -36,7 +36,7 @@ pub trait Dataplane<'s> {
     fn rule_counters(&self, rule: impl RuleKey) -> Option<RuleCounters>;
 
     /// Counters of a backend, by its id, or by its name and its pool's: `"pool/backend"` or
-    /// `("pool", "backend")`. `None` where there is no such backend, or no memory for its counters.
+    /// `("pool", "backend")`. `None` if there is no such backend, or no memory for its counters.
     fn backend_counters(&self, backend: impl BackendKey) -> Option<BackendCounters>;
 }
 

@@ -152,7 +152,7 @@ impl<'m> FragmentTable<'m> {
         }
     }
 
-    /// A table for so many datagrams at a time, of both families together; `None` where the memory is
+    /// A table for so many datagrams at a time, of both families together; `None` if the memory is
     /// used up.
     pub fn build(datagrams: usize, key: Key, memory: &mut impl Memory<'m>) -> Option<Self> {
         let datagrams = datagrams.next_multiple_of(WAYS);
@@ -362,7 +362,7 @@ impl<'m> FragmentRoom<'m> {
         }
     }
 
-    /// A room of so many slots or up to 63 more; `None` where the memory is used up.
+    /// A room of so many slots or up to 63 more; `None` if the memory is used up.
     pub fn build(slots: usize, key: Key, memory: &mut impl Memory<'m>) -> Option<Self> {
         let slots = slots.checked_next_multiple_of(BUCKET)?;
         Some(Self::new(memory.take(slots, FragmentSlot::EMPTY)?, key))

@@ -294,7 +294,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     }
 
     /// Counters of a backend, by its id, or by its name and its pool's: `"pool/backend"` or
-    /// `("pool", "backend")`. `None` where there is no such backend, or no memory for its counters.
+    /// `("pool", "backend")`. `None` if there is no such backend, or no memory for its counters.
     pub fn backend_counters(&self, backend: impl BackendKey) -> Option<BackendCounters> {
         self.pipeline.backend_counters(backend)
     }

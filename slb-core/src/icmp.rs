@@ -32,7 +32,7 @@ pub(crate) const fn is_advice(family: Family, kind: u8) -> bool {
     }
 }
 
-/// Why an ICMP error does not follow the flow that it quotes; `None` where it does.
+/// Why an ICMP error does not follow the flow that it quotes; `None` if it does.
 pub(crate) fn refusal(frame: &[u8], packet: &Packet) -> Option<DropReason> {
     if is_advice(packet.shape.family, kind(frame, packet)) {
         Some(DropReason::IcmpRedirect)
@@ -76,7 +76,7 @@ pub(crate) struct Redirected<'f> {
     pub(crate) quote: Option<&'f [u8]>,
 }
 
-/// Reads an ICMPv6 redirect; `None` where it ends too early.
+/// Reads an ICMPv6 redirect; `None` if it ends too early.
 pub(crate) fn redirected<'f>(frame: &'f [u8], packet: &Packet) -> Option<Redirected<'f>> {
     let end = usize::from(packet.shape.ip_offset) + packet.ip_len();
     let message = frame.get(usize::from(packet.shape.transport_offset)..end)?;

@@ -51,9 +51,9 @@ pub struct Entry {
     pub opener: Direction,
     /// The state of the entry.
     pub state: EntryState,
-    /// Identity of the backend; `None` where the backend is gone.
+    /// Identity of the backend; `None` if the backend is gone.
     pub backend: Option<u64>,
-    /// Identity of the rule; `None` where there is none, or where it is gone.
+    /// Identity of the rule; `None` if there is none, or where it is gone.
     pub rule: Option<u64>,
     /// The vm's port at a host agent, the client's at a proxy.
     pub port: Option<PortId>,
@@ -65,7 +65,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Time since the last packet; `None` where the timeout is not known.
+    /// Time since the last packet; `None` if the timeout is not known.
     ///
     /// # Units
     /// A mux counts in steps of 1.07 s, the others of 67 ms.
@@ -185,7 +185,7 @@ pub(crate) struct Like<A> {
 }
 
 impl<A: Addresses> Like<A> {
-    /// `None` where an address is of the other family: no entry of this table is like it.
+    /// `None` if an address is of the other family: no entry of this table is like it.
     pub(crate) fn of(ends: &Ends) -> Option<Self> {
         let words = |end: Option<Subnet>| {
             let (source, _) = A::ZERO.split();

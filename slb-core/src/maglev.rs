@@ -47,7 +47,7 @@ const TAIL: usize = 128;
 pub struct Member<'a> {
     /// Name of the member, unlike those of the others that have a weight.
     pub name: &'a str,
-    /// Share in proportion to the other members; none when zero.
+    /// Share relative to the other members; none when zero.
     pub weight: u32,
 }
 
@@ -299,7 +299,7 @@ impl Table {
         })
     }
 
-    /// The index of the member that a key belongs to; `None` where no member has any weight. The
+    /// The index of the member that a key belongs to; `None` if no member has any weight. The
     /// key is a hash of 64 bits, such as that of a packet's tuple.
     pub fn choose(&self, key: u64) -> Option<usize> {
         let slot = self.slots.get(slot(key, self.slots.len() as u32));

@@ -122,7 +122,7 @@ impl fmt::Debug for Line {
 
 /// A source of memory for the parts of a structure.
 pub trait Memory<'m> {
-    /// `count` times `fill`, or `None` where the memory is used up.
+    /// `count` times `fill`, or `None` if the memory is used up.
     fn take<T: Copy>(&mut self, count: usize, fill: T) -> Option<Mem<'m, T>>;
 }
 
@@ -168,7 +168,7 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// Adds a part; `None` where the count overflows.
+    /// Adds a part; `None` if the count overflows.
     pub fn add<T>(&mut self, count: usize) -> Option<()> {
         self.lines = self.lines.checked_add(lines_for::<T>(count)?)?;
         Some(())

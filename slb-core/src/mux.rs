@@ -352,7 +352,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
     }
 
     /// Counters of a backend, by its id, or by its name and its pool's: `"pool/backend"` or
-    /// `("pool", "backend")`. `None` where there is no such backend, or no memory for its counters.
+    /// `("pool", "backend")`. `None` if there is no such backend, or no memory for its counters.
     pub fn backend_counters(&self, backend: impl BackendKey) -> Option<BackendCounters> {
         let id = backend.id_in(&self.pipeline.snapshot)?;
         let counters = self.pipeline.tables.backends.get(id.slot()).copied();

@@ -302,7 +302,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
     }
 
     /// Counters of a backend, by its id, or by its name and its pool's: `"pool/backend"` or
-    /// `("pool", "backend")`. `None` where there is no such backend, or no memory for its counters.
+    /// `("pool", "backend")`. `None` if there is no such backend, or no memory for its counters.
     pub fn backend_counters(&self, backend: impl BackendKey) -> Option<BackendCounters> {
         self.pipeline.backend_counters(backend)
     }
@@ -608,7 +608,7 @@ fn readdress(
     }
 }
 
-/// Direction of frames that come by a port; `None` where it is not one of the proxy's.
+/// Direction of frames that come by a port; `None` if it is not one of the proxy's.
 fn direction_of(snapshot: &Snapshot<'_>, port: PortId) -> Option<Direction> {
     let ports = snapshot.nat.proxy.as_ref()?;
     if port == ports.backend {

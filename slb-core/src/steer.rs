@@ -183,7 +183,7 @@ impl Share<'_> {
     }
 }
 
-/// The remote address of a TCP or UDP packet, or of a fragment of one, in the usual headers; `None` where the
+/// The remote address of a TCP or UDP packet, or of a fragment of one, in the usual headers; `None` if the
 /// frame has others. Nothing is verified: what is wrong with a packet is the same at each worker.
 #[inline]
 fn common_remote(snapshot: &Snapshot<'_>, frame: &Frame<'_>) -> Option<[u64; 2]> {

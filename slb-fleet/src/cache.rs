@@ -154,7 +154,7 @@ impl Cache {
         })
     }
 
-    /// Reads what a node of a fleet held; `None` where nothing was written.
+    /// Reads what a node of a fleet held; `None` if nothing was written.
     ///
     /// # Errors
     /// The file is damaged, or another fleet's.

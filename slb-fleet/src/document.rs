@@ -111,7 +111,7 @@ impl Spec {
             .collect()
     }
 
-    /// The sections of one kind, or the one of a name; `None` where there is none.
+    /// The sections of one kind, or the one of a name; `None` if there is none.
     pub fn only(&self, kind: &str, name: Option<&str>) -> Option<Self> {
         let mut value = self.root.get(kind)?.clone();
         if let (Some(all), Some(name)) = (value.as_array_mut(), name) {
@@ -177,7 +177,7 @@ impl Spec {
         node
     }
 
-    /// The addresses that each host agent speaks for, by its name; `None` where the spec does not say it: then an agent
+    /// The addresses that each host agent speaks for, by its name; `None` if the spec does not say it: then an agent
     /// speaks for the addresses that it reports.
     ///
     /// # Errors

@@ -151,7 +151,7 @@ pub fn objects_of<'i>(keys: &Keys, index: &'i Index) -> BTreeMap<String, &'i Dig
 }
 
 /// Writes values under conditions, in as many transactions as it takes. Returns the revision that each key was written
-/// in; `None` where a condition did not hold.
+/// in; `None` if a condition did not hold.
 ///
 /// # Errors
 /// The store did not do it.

@@ -290,7 +290,7 @@ impl Agents {
             .map(|(name, _)| name.as_str())
     }
 
-    /// The addresses of an agent's host; `None` where there is no such agent.
+    /// The addresses of an agent's host; `None` if there is no such agent.
     pub fn of(&self, name: &str) -> Option<&[IpAddr]> {
         self.agents.get(&escape(name)).map(Vec::as_slice)
     }
@@ -323,7 +323,7 @@ pub struct Report {
     pub live: u64,
     /// The generation that it refused last, and why.
     pub refused: Option<Refusal>,
-    /// Connections on backends that are leaving, of the live generation; `None` where the node does not know.
+    /// Connections on backends that are leaving, of the live generation; `None` if the node does not know.
     pub left: Option<u64>,
 }
 

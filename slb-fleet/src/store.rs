@@ -160,7 +160,7 @@ pub trait Store: Send + Sync + 'static {
     /// The store is away, or denies it.
     fn watch(&self, prefix: &str, revision: Revision) -> Result<Box<dyn Watch>, StoreError>;
 
-    /// Makes all changes, if all conditions hold. Returns the revision of the changes; `None` where a condition
+    /// Makes all changes, if all conditions hold. Returns the revision of the changes; `None` if a condition
     /// does not hold, and nothing was changed.
     ///
     /// # Errors

@@ -90,7 +90,7 @@ impl Neighbours {
         }
     }
 
-    /// The next hop to an address; `None` where no route leads there.
+    /// The next hop to an address; `None` if no route leads there.
     ///
     /// # Errors
     /// The kernel cannot be asked.

@@ -344,7 +344,7 @@ impl Program {
         self.is_native
     }
 
-    /// Why the interface's driver does not run the program, in the kernel's words; `None` where it does.
+    /// Why the interface's driver does not run the program, in the kernel's words; `None` if it does.
     pub fn refusal(&self) -> Option<&str> {
         self.refusal.as_deref()
     }

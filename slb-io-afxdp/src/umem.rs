@@ -225,7 +225,7 @@ impl Chunks {
         (0..self.bytes).step_by(self.chunk as usize)
     }
 
-    /// The chunk that an address lies in, and how far into it; `None` where it is in none.
+    /// The chunk that an address lies in, and how far into it; `None` if it is in none.
     #[inline]
     pub(crate) fn of(&self, address: u64) -> Option<(u64, usize)> {
         let within = address & (self.chunk - 1);

@@ -340,7 +340,7 @@ impl Balancer {
         }
     }
 
-    /// A backend's SNAT ports; `None` where it has none here.
+    /// A backend's SNAT ports; `None` if it has none here.
     pub(crate) fn snat_counters(&self, id: BackendId) -> Option<SnatCounters> {
         let Running::Host(host) = &self.role else {
             return None;

@@ -109,7 +109,7 @@ fn cut_text(missing: usize, len: usize) -> String {
     }
 }
 
-/// The port of the only vm of a host agent that `is_it` holds of; `None` where there is none.
+/// The port of the only vm of a host agent that `is_it` holds of; `None` if there is none.
 ///
 /// # Errors
 /// There are several, as of two networks.
@@ -347,7 +347,7 @@ pub(crate) fn explain(
 }
 
 /// The backends that had the slot of a packet before, by `past` of the pool: the host agent of its backend passes a
-/// packet on to their hosts. `None` where there are none.
+/// packet on to their hosts. `None` if there are none.
 fn former_owners(config: &Config, trail: &Trail) -> Option<String> {
     if config.pools.iter().all(|pool| pool.past.is_empty()) {
         return None;

@@ -24,7 +24,7 @@ use self::text::of_text;
 pub(super) use self::values::{element, is_equal};
 use super::json::{Failure, Node, Value};
 
-/// Works out a function of this name; `None` where there is none.
+/// Works out a function of this name; `None` if there is none.
 pub(super) fn call(arguments: &Arguments<'_>) -> Option<Outcome> {
     let name = arguments.function.to_ascii_lowercase();
     of_text(&name, arguments)

@@ -32,7 +32,7 @@ pub(super) struct Frontend {
 pub(super) struct Pool {
     pub(super) origin: Origin,
     pub(super) name: String,
-    /// VXLAN network; `None` where no one is needed.
+    /// VXLAN network; `None` if no one is needed.
     pub(super) vni: Option<u32>,
     pub(super) backends: Vec<Backend>,
 }

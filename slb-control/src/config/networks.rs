@@ -82,7 +82,7 @@ impl Network {
 }
 
 impl Config {
-    /// The network of a VNI; `None` where no network has it.
+    /// The network of a VNI; `None` if no network has it.
     pub fn network_of(&self, vni: Vni) -> Option<&Network> {
         self.networks.iter().find(|network| network.vni == vni)
     }

@@ -138,7 +138,7 @@ pub(super) fn refer(section: &Section<'_>, field: &'static str, names: &Names) -
     validate::refer(section, field, &text, &span, names)
 }
 
-/// Reads all sections of a kind; `None` where one of them has a fault.
+/// Reads all sections of a kind; `None` if one of them has a fault.
 fn read_all<'d, T>(
     parent: &Section<'d>,
     field: &'static str,

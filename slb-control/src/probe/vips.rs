@@ -181,7 +181,7 @@ struct Called {
 pub struct VipResults(Arc<Mutex<BTreeMap<VipPort, Arc<Called>>>>);
 
 impl VipResults {
-    /// The counts of each port, and whether its last call was answered; `None` where none has ended yet, or where this
+    /// The counts of each port, and whether its last call was answered; `None` if none has ended yet, or where this
     /// node could not call.
     pub fn read(&self) -> Vec<(VipPort, ProbeCounts, Option<bool>)> {
         let all = self.all();

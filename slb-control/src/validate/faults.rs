@@ -31,7 +31,7 @@ pub(super) fn check(config: &Config, faults: &Faults<'_>) {
     });
 }
 
-/// The line, the item and the message of a fault; `None` where fields or other checks report it.
+/// The line, the item and the message of a fault; `None` if fields or other checks report it.
 fn told(config: &Config, error: &SpecError) -> Option<(Span, String, String)> {
     let of_rule = |item| rule(config, item);
     let (span, place, message) = match *error {

@@ -23,7 +23,7 @@ pub(crate) struct Numbers {
     pub(crate) flags: Flags,
 }
 
-/// Puts a reset into `frame`, in the place of what is there. `None` where it does not fit.
+/// Puts a reset into `frame`, in the place of what is there. `None` if it does not fit.
 pub(crate) fn emit<A: Rewrite>(
     frame: &mut Frame<'_>,
     link: &Link,

@@ -49,7 +49,7 @@ pub trait Addresses: Copy + Eq + core::fmt::Debug + 'static {
     /// The one's complement sum of the words that both addresses are made of, not folded.
     fn sum(self) -> u64;
 
-    /// The words of `address`; `None` where it is of the other family.
+    /// The words of `address`; `None` if it is of the other family.
     fn from_ip(address: IpAddr) -> Option<Self::Address>;
 
     /// Mixes the addresses and `rest` under a key. Stays inside one table: it may change.

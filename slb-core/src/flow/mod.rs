@@ -81,7 +81,7 @@ impl<'m> FlowTable<'m> {
         }
     }
 
-    /// A table for `ipv4` and `ipv6` flows; `None` where the memory is used up.
+    /// A table for `ipv4` and `ipv6` flows; `None` if the memory is used up.
     pub fn build(ipv4: usize, ipv6: usize, key: Key, memory: &mut impl Memory<'m>) -> Option<Self> {
         Some(Self::new(
             memory.take(Self::buckets_for(ipv4), Bucket::EMPTY)?,

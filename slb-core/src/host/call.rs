@@ -241,7 +241,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     }
 }
 
-/// The vm of this node whose call a connection is; `None` where its client is elsewhere.
+/// The vm of this node whose call a connection is; `None` if its client is elsewhere.
 #[cold]
 pub(super) fn client_here<'n, A: Rewrite>(
     snapshot: &'n Snapshot<'_>,

@@ -185,7 +185,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         Verdict::Forward(underlay.port)
     }
 
-    /// The MAC address that a vm is told for an address of its network; `None` where the address is nobody
+    /// The MAC address that a vm is told for an address of its network; `None` if the address is nobody
     /// else's.
     fn station(&self, vm: &Vm, network: &CompiledNetwork, address: IpAddr) -> Option<Station> {
         let snapshot = &*self.snapshot;
@@ -337,7 +337,7 @@ fn is_solicitation(frame: &[u8], packet: &Packet) -> bool {
         && frame.get(usize::from(packet.shape.transport_offset)) == Some(&icmpv6::SOLICITATION)
 }
 
-/// The target of a neighbour solicitation; `None` where its receiver would ignore it (RFC 4861 §7.1.1).
+/// The target of a neighbour solicitation; `None` if its receiver would ignore it (RFC 4861 §7.1.1).
 fn solicited(frame: &[u8], packet: &Packet) -> Option<Ipv6Addr> {
     let start = usize::from(packet.shape.transport_offset);
     let end = usize::from(packet.shape.ip_offset) + packet.ip_len();

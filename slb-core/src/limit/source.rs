@@ -75,7 +75,7 @@ impl<'m> SourceLimiter<'m> {
     }
 
     /// A limit of `rate` new flows a second and `at_once` at once for each source, with a number of
-    /// buckets out of `memory`; `None` where the memory is used up.
+    /// buckets out of `memory`; `None` if the memory is used up.
     pub fn build(
         buckets: usize,
         rate: u32,

@@ -344,7 +344,7 @@ fn timeout(state: FlowState, flags: Flags, idle: Ticks) -> Ticks {
     }
 }
 
-/// The timeout of a flow that has so much of it left, by its rule's idle timeout; `None` where its last
+/// The timeout of a flow that has so much of it left, by its rule's idle timeout; `None` if its last
 /// packet was a FIN or a RST, and it cannot be told which.
 pub(super) fn timeout_of(state: FlowState, idle: Ticks, left: Ticks) -> Option<Ticks> {
     match state {

@@ -270,7 +270,7 @@ impl<A: Addresses> Connection<A> {
         self.deadline = self.deadline.wrapping_sub(before.0.into());
     }
 
-    /// The connection again that was [saved](Self::save), `elapsed` ticks later; `None` where its time has
+    /// The connection again that was [saved](Self::save), `elapsed` ticks later; `None` if its time has
     /// come meanwhile.
     pub(crate) fn restore(saved: &Saved<A>, now: u32, elapsed: u32) -> Option<Self> {
         let mut connection = Self::new(

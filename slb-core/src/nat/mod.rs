@@ -67,7 +67,7 @@ impl<'m> NatTable<'m> {
         }
     }
 
-    /// A table for so many connections of each family; `None` where the memory is used up.
+    /// A table for so many connections of each family; `None` if the memory is used up.
     pub fn build(ipv4: usize, ipv6: usize, key: Key, memory: &mut impl Memory<'m>) -> Option<Self> {
         let ipv4 = ConnectionMemory {
             connections: memory.take(ipv4, Connection::EMPTY)?,

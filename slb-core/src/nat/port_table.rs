@@ -157,7 +157,7 @@ impl<'m> PortTable<'m> {
         }
     }
 
-    /// A table for `ports` SNAT ports and `connections` connections; `None` where the memory is used
+    /// A table for `ports` SNAT ports and `connections` connections; `None` if the memory is used
     /// up.
     pub fn build(
         ports: usize,

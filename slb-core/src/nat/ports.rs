@@ -248,7 +248,7 @@ pub(crate) fn given_to_peer<A: Rewrite>(
     })
 }
 
-/// The SNAT port of a connection that `local` opened; `None` where it is not the local's any more.
+/// The SNAT port of a connection that `local` opened; `None` if it is not the local's any more.
 pub(crate) fn given_to_local<A: Rewrite>(
     taken: &PortTable<'_>,
     nat: &Nat<'_>,

@@ -277,7 +277,7 @@ pub(crate) fn translate_error<A: Rewrite>(
     new.rewrite(ip, address_delta, hops)
 }
 
-/// The sequence number of the TCP segment that an ICMP error quotes; `None` where it quotes no such
+/// The sequence number of the TCP segment that an ICMP error quotes; `None` if it quotes no such
 /// number.
 pub(crate) fn quoted_sequence<A: Rewrite>(bytes: &[u8], packet: &Packet) -> Option<u32> {
     let quote = bytes.get(usize::from(packet.shape.transport_offset) + icmp::HEADER_LEN..)?;

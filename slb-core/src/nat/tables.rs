@@ -175,7 +175,7 @@ impl Links<'_> {
 
 impl<'m> NatTables<'m> {
     /// Tables for up to `connections` connections of each family, with a table of fragments, and
-    /// with counters for the snapshot and as many rules and backends more. `None` where the memory
+    /// with counters for the snapshot and as many rules and backends more. `None` if the memory
     /// is used up.
     pub fn build(
         snapshot: &Snapshot<'_>,

@@ -17,7 +17,7 @@ impl Packet {
     }
 
     /// The flow that an ICMP error for it is about, as its sender's packets name it: the error
-    /// quotes what the VIP sent, so source and destination change places. `None` where it is no
+    /// quotes what the VIP sent, so source and destination change places. `None` if it is no
     /// error, or does not quote a packet from this packet's destination.
     ///
     /// All but the tuple, and which echo message the flow's packets are, stays that of the error.
@@ -38,7 +38,7 @@ impl Packet {
     }
 
     /// The flow of a packet that this one quotes, as [`quoted_flow`](Self::quoted_flow) names it, whoever
-    /// sent it. `None` where the quote is of no first fragment, or shows too little.
+    /// sent it. `None` if the quote is of no first fragment, or shows too little.
     pub(crate) fn flow_of(&self, quote: &[u8]) -> Option<Self> {
         let (addresses, number, quoted) = match self.shape.family {
             Family::Ipv4 => {

@@ -23,7 +23,7 @@ pub struct Tuple {
 
 impl Tuple {
     /// Hash of the tuple, of the parts that the distribution mode counts: the one by which muxes choose
-    /// a slot. Ports of a protocol that has none are zero. `None` where the two addresses are of different
+    /// a slot. Ports of a protocol that has none are zero. `None` if the two addresses are of different
     /// families.
     ///
     /// [`maglev::Table`](crate::maglev::Table) has an example.

@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, Ipv4Addr};
 
-/// A port as the packet has it: its two bytes read little-endian.
+/// A port in the packet's byte order: its two bytes, read little-endian.
 pub(crate) const fn raw_port(port: u16) -> u16 {
     u16::from_le_bytes(port.to_be_bytes())
 }

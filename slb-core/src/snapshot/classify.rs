@@ -1,4 +1,4 @@
-//! The rule that a packet falls under, by its destination address, protocol and port.
+//! Lookup of a packet's rule by its destination address, protocol and port.
 
 use core::net::IpAddr;
 
@@ -15,17 +15,17 @@ use crate::wire::vxlan::Vni;
 /// A VIP that has no HA-ports rule.
 pub(super) const NO_RULE: u32 = NONE - 1;
 
-/// Key bytes in the protocol's place, of protocol numbers that are reserved (255) and for
-/// experiments (254): not ones that a rule can name.
+/// Values for the protocol byte of a key: reserved (255) and experimental (254) protocol numbers,
+/// which no rule can name.
 pub(super) const HA_PORTS: u8 = 255;
 pub(super) const VIP: u8 = 254;
 
 /// The match of a packet's destination with the rules of this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RuleMatch {
-    /// This rule takes it: a place in [`Spec::rules`](crate::spec::Spec::rules).
+    /// The packet matches this rule: an index in [`Spec::rules`](crate::spec::Spec::rules).
     Rule(u32),
-    /// The packet is for a VIP, but no rule takes it.
+    /// The packet is for a VIP, but matches no rule.
     NoRule,
     /// The packet is not for a VIP.
     NotVip,
@@ -73,7 +73,7 @@ impl Snapshot<'_> {
         if packet.has_ports() {
             return self.classify_ports(vip, packet.protocol, packet.raw_destination_port());
         }
-        // An answer to a vm's own request is for a SNAT port.
+        // An answer to a vm's request matches a SNAT port.
         if packet.is_icmp()
             && packet.shape.echo != EchoMessage::Reply
             && let Some(rule) = self.echo_rule_for(packet, vip)
@@ -83,7 +83,8 @@ impl Snapshot<'_> {
         self.classify_protocol(vip, packet.protocol)
     }
 
-    /// The id in rule keys of a packet's destination, as the vm at a port of this node uses it.
+    /// Returns the id in rule keys of a packet's destination, as seen by the vm at a port of this
+    /// node.
     #[inline]
     pub(crate) fn vip_at(&self, packet: &Packet, zone: PortId) -> Option<u64> {
         if !self.private.is_empty()
@@ -100,7 +101,8 @@ impl Snapshot<'_> {
         self.private_vip(address, vm.vni)
     }
 
-    /// The id in rule keys of a private VIP of a network; `None` where the network has no such VIP.
+    /// Returns the id in rule keys of a private VIP of a network; `None` if the network has no such
+    /// VIP.
     pub(crate) fn private_vip(&self, address: IpAddr, vni: Vni) -> Option<u64> {
         self.private.find(address, vni).map(private_vip)
     }
@@ -116,14 +118,14 @@ impl Snapshot<'_> {
         !self.private.is_empty() && self.private_vip_at(address, zone).is_some()
     }
 
-    /// Returns true if an address is a vm's of the network of the vm at a port of this node.
+    /// Returns true if a vm has the address in the network of the vm at a port of this node.
     pub(crate) fn is_in_network(&self, address: IpAddr, zone: PortId) -> bool {
         let vm = self.nat.vm_by_port(zone);
         vm.is_some_and(|vm| self.nat.networks.neighbour(address, vm.vni).is_some())
     }
 
-    /// The outer header towards the host of another vm of the network of the vm at a port; `None` where there
-    /// is none of the address, or the vm is on this node.
+    /// Returns the outer header for another vm in the network of the vm at a port; `None` if no vm
+    /// has the address, or if the vm is on this node.
     pub(crate) fn way_in_network(&self, zone: PortId, address: IpAddr) -> Option<&Template> {
         let vm = self.nat.vm_by_port(zone)?;
         let neighbour = self.nat.networks.neighbour(address, vm.vni)?;
@@ -146,7 +148,7 @@ impl Snapshot<'_> {
         }
     }
 
-    /// Classifies a packet to a VIP by its protocol alone, where no rule has the port.
+    /// Classifies a packet to a VIP by its protocol alone, if no rule has the port.
     #[inline(never)]
     pub(super) fn classify_protocol(&self, vip: u64, protocol: u8) -> RuleMatch {
         match self.ha_ports(vip) {
@@ -167,11 +169,11 @@ impl Snapshot<'_> {
         self.ipv6_vips.get(address).map(ipv6_vip)
     }
 
-    /// Each TCP frontend port: its rule, address and port, as packets have it; without a port, all ports of
-    /// the address. In no order.
+    /// Yields each TCP frontend port: its rule, its address and its port in packets' byte order;
+    /// `None` for all ports. The order is unspecified.
     ///
     /// # Cost
-    /// In proportion to the frontends' ports.
+    /// Proportional to the frontends' ports.
     pub(crate) fn tcp_frontends(&self) -> impl Iterator<Item = (u32, IpAddr, Option<u16>)> + '_ {
         self.rule_keys.iter().filter_map(|(key, rule)| {
             let [a, b, c, d, port_low, port_high, protocol, family] = key.to_le_bytes();
@@ -194,7 +196,7 @@ impl Snapshot<'_> {
         })
     }
 
-    /// The rule of a VIP's SNAT ports.
+    /// Returns the rule of a VIP's SNAT ports.
     pub(super) fn outbound(&self, vip: u64, protocol: u8) -> RuleMatch {
         let rule = self.rule_keys.get(rule_key(vip, protocol, 0));
         rule.map_or(RuleMatch::NoRule, RuleMatch::Rule)
@@ -216,13 +218,13 @@ impl Snapshot<'_> {
         }
     }
 
-    /// Classifies a packet whose ports are unknown, or do not matter.
+    /// Classifies a packet whose ports are unknown or irrelevant.
     pub(crate) fn classify_without_ports(&self, packet: &Packet) -> RuleMatch {
         self.vip(packet)
             .map_or(RuleMatch::NotVip, |vip| self.ha_ports(vip))
     }
 
-    /// The HA-ports rule of a VIP, by its id.
+    /// Returns the HA-ports rule of a VIP, by the VIP's id.
     pub(crate) fn ha_ports(&self, vip: u64) -> RuleMatch {
         match self.rule_keys.get(rule_key(vip, HA_PORTS, 0)) {
             None => RuleMatch::NotVip,
@@ -231,12 +233,12 @@ impl Snapshot<'_> {
         }
     }
 
-    /// The rule that takes echo requests for the VIP that the packet is for.
+    /// Returns the rule for echo requests to the packet's VIP.
     pub(crate) fn echo_rule(&self, packet: &Packet) -> Option<u32> {
         self.echo_rule_for(packet, self.vip(packet)?)
     }
 
-    /// The rule that takes echo requests for a VIP, by the VIP's id.
+    /// Returns the rule for echo requests to a VIP, by the VIP's id.
     pub(crate) fn echo_rule_for(&self, packet: &Packet, vip: u64) -> Option<u32> {
         self.rule_keys.get(rule_key(vip, packet.protocol, ECHO))
     }
@@ -257,14 +259,14 @@ impl Snapshot<'_> {
         self.frontend_at(address).is_some()
     }
 
-    /// Returns true if an address is a VIP for the vm at a port: a public VIP that is the address of a vm or a
-    /// gateway in that vm's network serves other networks only, and a private VIP serves its own one only.
+    /// Returns true if an address is a VIP for the vm at a port. A private VIP serves only its own
+    /// network. A public VIP does not serve a network in which a vm or gateway has its address.
     pub(crate) fn is_vip_at(&self, zone: PortId, address: IpAddr) -> bool {
         self.is_vip(address) && !self.nat.is_taken_at(zone, address)
             || self.is_private_at(address, zone)
     }
 
-    /// The index of the public frontend that has an address.
+    /// Returns the index of the public frontend with an address.
     #[inline]
     pub(super) fn frontend_at(&self, address: IpAddr) -> Option<usize> {
         let found = self
@@ -274,10 +276,10 @@ impl Snapshot<'_> {
     }
 }
 
-/// Stands for an ICMP rule's port: a value that SNAT's keys do not have.
+/// The port in the key of an ICMP rule: a value that does not occur in SNAT's keys.
 pub(super) const ECHO: u16 = 1;
 
-/// The number of ICMP in an address's family.
+/// Returns the protocol number of ICMP for an address's family.
 pub(super) const fn icmp_of(address: IpAddr) -> u8 {
     match address {
         IpAddr::V4(_) => protocol::ICMP,
@@ -300,10 +302,10 @@ pub(super) const fn ipv6_vip(number: u32) -> u64 {
     number as u64 | 1 << 56
 }
 
-/// The byte in the family's place of rule keys of private VIPs.
+/// The value of the family byte in rule keys of private VIPs.
 pub(super) const PRIVATE: u8 = 2;
 
-/// The id of a private frontend in rule keys.
+/// Returns the id of a private frontend in rule keys.
 pub(super) const fn private_vip(frontend: u32) -> u64 {
     frontend as u64 | (PRIVATE as u64) << 56
 }

@@ -1,4 +1,4 @@
-//! A snapshot out of a [`Spec`]: sizes first, then pools, backends, frontends, rules.
+//! Compilation of a [`Spec`] into a snapshot: sizes first, then pools, backends, frontends, rules.
 
 mod pasts;
 mod pools;
@@ -33,8 +33,8 @@ impl<'m> Snapshot<'m> {
         Size::of(spec, previous).lines(spec).unwrap_or(usize::MAX)
     }
 
-    /// Compiles `spec`. Give the snapshot that this one is to follow as `previous`: backends and
-    /// rules keep their ids, and tables of pools that did not change are copied.
+    /// Compiles `spec`. Pass the snapshot that this one will replace as `previous`: backends and
+    /// rules keep their ids, and tables of unchanged pools are copied.
     ///
     /// # Errors
     /// The spec contradicts itself, or the memory is used up.
@@ -123,7 +123,7 @@ impl<'m> Snapshot<'m> {
         Ok(snapshot)
     }
 
-    /// Notes which hosts the vms of this node have moved here from.
+    /// Records the hosts from which vms have moved to this node.
     fn compile_former_hosts(&mut self, previous: &Snapshot<'_>) {
         let Self { nat, backends, .. } = self;
         let former = |backend: u32, backends: &[CompiledBackend]| {
@@ -152,13 +152,13 @@ impl<'m> Snapshot<'m> {
                 false => SpecError::duplicate_frontend(first, index),
             })?;
             let networks = &self.nat.networks;
-            // A vm that has the address is found with the conflicts of all frontends.
+            // The check for conflicts of all frontends finds a vm with the address.
             let network = networks.of(vni);
             if network.is_some_and(|of| networks.is_gateway(of, address)) {
                 return Err(SpecError::PrivateFrontendTaken { frontend: index });
             }
         }
-        // An IPv6 VIP is looked up once for its number, which stands for it in rule keys.
+        // An IPv6 VIP is looked up once for its number, which represents it in rule keys.
         for (index, frontend) in spec.frontends.iter().enumerate() {
             let duplicate = |first: u32| SpecError::duplicate_frontend(first as usize, index);
             if let IpAddr::V6(address) = frontend.address
@@ -183,7 +183,7 @@ impl<'m> Snapshot<'m> {
         mixed.map_or(Ok(()), Err)
     }
 
-    /// The id of a frontend's address in rule keys.
+    /// Returns the id of a frontend's address in rule keys.
     fn vip_of_frontend(&self, spec: &Spec<'_>, frontend: usize) -> u64 {
         match self.private.of(frontend) {
             Some(_) => private_vip(frontend as u32),
@@ -198,8 +198,8 @@ impl<'m> Snapshot<'m> {
 
 #[cfg(feature = "alloc")]
 impl Snapshot<'static> {
-    /// Compiles `spec` into boxes. Give the snapshot that this one is to follow as `previous`, as to
-    /// [`build`](Self::build).
+    /// Compiles `spec` into boxes. Pass the snapshot that this one will replace as `previous`, as
+    /// for [`build`](Self::build).
     ///
     /// # Errors
     /// The spec contradicts itself.

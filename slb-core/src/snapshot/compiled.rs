@@ -1,4 +1,4 @@
-//! Rules, pools, backends and slots in the form that packets are looked up in.
+//! Rules, pools, backends and slots in the form that lookups use.
 
 use super::BackendId;
 use super::owners::Past;
@@ -6,22 +6,23 @@ use super::probe_map::NONE;
 use crate::flow::Ticks;
 use crate::tunnel::encapsulation::Template;
 
-/// A rule as packets meet it.
+/// A compiled rule.
 #[derive(Clone, Copy, Debug)]
 pub struct CompiledRule {
-    /// The bits of the message's last word that the distribution mode counts.
+    /// The bits of the message's last word that the distribution mode includes.
     pub(crate) mask: u64,
-    /// The pool's Maglev table: where it begins and how long it is.
+    /// Index of the first slot of the pool's Maglev table.
     pub(super) table_start: u32,
     pub(super) table_size: u32,
     /// The pool's first backend.
     pub(crate) first_backend: u32,
-    /// The time that its flows stay pinned without a packet.
+    /// The idle timeout of pinned flows.
     pub(crate) idle_timeout: Ticks,
-    /// The place of its counters.
+    /// Index of the rule's counters.
     pub(super) slot: u32,
     pub(super) ha_ports: bool,
-    /// True if the table has a slot for each eight destination ports, in the place of hashes.
+    /// True if the table is indexed by destination ports, with a slot for each eight, instead of by
+    /// hashes.
     pub(super) by_port: bool,
 }
 
@@ -37,14 +38,14 @@ impl CompiledRule {
         by_port: false,
     };
 
-    /// The number of slots of its pool's table, if a hash of the whole tuple chooses one of them, as nearly
-    /// all rules have it.
+    /// Returns the number of slots of the pool's table, if a hash of the whole tuple chooses the
+    /// slot, as for nearly all rules.
     #[inline]
     pub(crate) fn slots_by_five_tuple(&self) -> Option<u32> {
         (self.mask == u64::MAX && !self.by_port).then_some(self.table_size)
     }
 
-    /// The first slot of its pool's table among all tables.
+    /// Returns the index of the first slot of the pool's table in all tables.
     #[inline]
     pub(crate) fn first_slot(&self) -> usize {
         self.table_start as usize
@@ -55,33 +56,34 @@ impl CompiledRule {
         self.ha_ports && self.mask as u32 == 0
     }
 
-    /// The place of its counters: the same in every generation while a rule of its name is there.
+    /// Returns the index of the rule's counters, which stays the same in every generation as long
+    /// as a rule has this name.
     pub fn slot(&self) -> usize {
         self.slot as usize
     }
 }
 
-/// A pool's backends as rules choose from them: by their own state and weight alone, or by what a
-/// probe says of them too.
+/// The backends of a pool that rules choose from: by their own state and weight alone, or also by
+/// the results of a probe.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CompiledPool {
     pub(super) identity: u64,
-    /// Everything that its table depends on.
+    /// Digest of all input to the pool's table.
     pub(super) digest: u64,
     pub(super) table_start: u32,
     pub(super) table_size: u32,
     pub(super) first_backend: u32,
     pub(super) backends: u32,
-    /// Index of their first share.
+    /// Index of the pool's first share.
     pub(super) shares: u32,
     /// Index of the past of its table, or [`NONE`].
     pub(super) past: u32,
 }
 
-/// A backend's share of the new flows of rules that go by one probe, or by none.
+/// A backend's share of the new flows of rules with one probe, or without a probe.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Share {
-    /// The share relative to the others; zero: no share.
+    /// The weight relative to the others; zero for no share.
     pub(crate) weight: u32,
     pub(crate) is_unhealthy: bool,
 }
@@ -93,7 +95,7 @@ impl Share {
     };
 }
 
-/// A backend as packets meet it.
+/// A compiled backend.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct CompiledBackend {
@@ -103,15 +105,15 @@ pub struct CompiledBackend {
     /// The inner MTU where its template [is common](Template::is_common), and zero where not.
     pub(crate) common_mtu: u32,
     pub(super) id: u32,
-    /// The place of its counters.
+    /// Index of the rule's counters.
     pub(super) counters: u32,
     pub(super) pool: u32,
     pub(super) member: u32,
     pub(super) eligible: bool,
-    /// True if its own state makes it unhealthy.
+    /// True if the backend is unhealthy by its own state.
     pub(super) unhealthy: bool,
-    /// True if its own state or any probe speaks against it: while false, rules need not look
-    /// further.
+    /// True if the backend is unhealthy by its own state or any probe. If false, rules need no
+    /// further check.
     pub(super) suspect: bool,
 }
 
@@ -131,7 +133,7 @@ impl CompiledBackend {
         suspect: false,
     };
 
-    /// Id of the backend.
+    /// Returns the id of the backend.
     #[inline]
     pub fn id(&self) -> BackendId {
         BackendId::from_value(self.id)
@@ -143,12 +145,12 @@ impl CompiledBackend {
         self.counters as usize
     }
 
-    /// Index of the backend's pool in [`Spec::pools`](crate::spec::Spec::pools).
+    /// Returns the index of the backend's pool in [`Spec::pools`](crate::spec::Spec::pools).
     pub fn pool(&self) -> usize {
         self.pool as usize
     }
 
-    /// Index of the backend in its pool.
+    /// Returns the index of the backend in its pool.
     pub fn member(&self) -> usize {
         self.member as usize
     }
@@ -160,7 +162,7 @@ impl CompiledBackend {
         self.eligible
     }
 
-    /// Returns true if its own state or any probe speaks against the backend.
+    /// Returns true if the backend is unhealthy by its own state or any probe.
     #[inline]
     pub(crate) fn is_suspect(&self) -> bool {
         self.suspect
@@ -170,14 +172,15 @@ impl CompiledBackend {
 /// A slot of a balancing rule's table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slot {
-    /// Index of its present owner among all backends; `None` if the slot is empty.
+    /// Index of the present owner among all backends; `None` if the slot is empty.
     pub(crate) owner: Option<u32>,
     pub(super) first_backend: u32,
     pub(crate) past: Past,
 }
 
 impl Slot {
-    /// The present owner, then the former ones, the newest first: places among all backends.
+    /// Yields the present owner, then the former owners, the newest first, as indexes among all
+    /// backends.
     pub(crate) fn owners(&self) -> impl Iterator<Item = u32> + Clone + '_ {
         let former = self.past.former();
         let former = former.map(|member| self.first_backend + u32::from(member));
@@ -197,13 +200,12 @@ impl CompiledPool {
         past: NONE,
     };
 
-    /// Returns true if another pool is this one in a later generation, with a table of as many
-    /// slots.
+    /// Returns true if `other` is the same pool in a later generation, with a table of equal size.
     pub(super) fn is_continued_by(&self, other: &Self) -> bool {
         self.identity == other.identity && self.table_size == other.table_size
     }
 
-    /// The slots of its past; of no meaning without one.
+    /// Returns the range of the pool's past; meaningless without a past.
     pub(super) fn past(&self) -> core::ops::Range<usize> {
         let start = self.past as usize;
         start..start.saturating_add(self.table_size as usize)

@@ -1,5 +1,5 @@
-//! Laws between items that no map of a snapshot shows: addresses that are used twice, and outbound rules that
-//! take each other's ports.
+//! Checks between items that no map of a snapshot covers: addresses that are used twice, and
+//! outbound rules that compete for ports.
 
 use core::net::IpAddr;
 
@@ -18,14 +18,14 @@ enum Use {
     Backend(usize, usize),
     /// A vm that is no backend, by its index.
     Vm(usize),
-    /// The address that backends see in the place of the client's.
+    /// The address that backends see instead of the client's.
     SourceNat(RuleItem),
 }
 
-/// All conflicts of a spec.
+/// Yields all conflicts of a spec.
 pub(super) fn all<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
     let frontends = (0..).zip(spec.frontends);
-    // Private ones meet those of their network, which they lead into.
+    // A private frontend can conflict with its own network, which it leads into.
     let network_of = private_networks(spec);
     let public = frontends.filter(move |(index, _)| network_of(*index).is_none());
     let frontends = public.map(|(index, one)| (one.address, Use::Frontend(index)));
@@ -60,8 +60,8 @@ fn networks<'s>(spec: &'s Spec<'_>) -> impl Fn(Vni) -> Option<usize> + Clone + '
     move |vni| find(vni.get())
 }
 
-/// The frontends that lead into each VNI: those whose rules, inbound NAT or outbound rules have a pool there, and
-/// the private ones of its network.
+/// Yields the frontends that lead into each VNI: those whose rules, inbound NAT or outbound rules
+/// have a pool there, and the private frontends of its network.
 fn led<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = (usize, IpAddr, Vni)> + Clone + 's {
     let rules = spec.rules.iter().map(|rule| (rule.frontend, rule.pool));
     let nat = spec.inbound_nat.iter().map(|nat| (nat.frontend, nat.pool));
@@ -82,12 +82,12 @@ fn led<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = (usize, IpAddr, Vni)> + C
     all.chain(private)
 }
 
-/// The conflicts that have nothing to do with VIPs.
+/// Yields the conflicts that do not involve VIPs.
 fn beside_vips<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
     two_macs(spec).chain(shared_ports(spec))
 }
 
-/// The addresses of backends, each with its VNI, and of source NAT.
+/// Yields the addresses of backends, each with its VNI, and of source NAT.
 fn uses<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = (IpAddr, Option<Vni>, Use)> + Clone + 's {
     let pools = (0..).zip(spec.pools);
     let backends = pools.flat_map(|(pool, of)| {
@@ -104,7 +104,7 @@ fn uses<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = (IpAddr, Option<Vni>, Us
     backends.chain(sources)
 }
 
-/// The fault of a use of a frontend's address, if it is one.
+/// Returns the fault if an item must not use a frontend's address.
 fn conflict(spec: &Spec<'_>, frontend: usize, taken: Use) -> Option<SpecError> {
     match taken {
         Use::Frontend(_) => None, // reported as a duplicate
@@ -127,7 +127,7 @@ fn leads(spec: &Spec<'_>, frontend: usize, pool: usize) -> bool {
     rules.chain(nat).any(|pair| pair == (frontend, pool))
 }
 
-/// Backends of this node that have one address in one network, and two MAC addresses.
+/// Yields backends of this node with the same address and network, but different MAC addresses.
 fn two_macs<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
     let all = (0..).zip(backends(spec));
     let local = all.filter(|(_, (_, _, backend))| spec.proxy.is_none() && backend.port.is_some());
@@ -142,8 +142,8 @@ fn two_macs<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
     })
 }
 
-/// Outbound rules that let one protocol of one pool out under one frontend: the first one counts, so the ports
-/// that the others are dealt would be of no use.
+/// Yields outbound rules with the same protocol, pool and frontend: only the first one takes
+/// effect, so the ports of the others would be wasted.
 fn shared_ports<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
     let protocols = |protocol| match protocol {
         Protocol::All => &[Protocol::Tcp, Protocol::Udp, Protocol::Icmp][..],
@@ -167,7 +167,7 @@ fn shared_ports<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's 
 }
 
 impl Snapshot<'_> {
-    /// The first conflict of a spec whose VIPs are compiled.
+    /// Returns the first conflict of a spec whose VIPs are compiled.
     ///
     /// # Cost
     /// A few look-ups for each backend and rule, and [`beside_vips`].
@@ -194,7 +194,7 @@ impl Snapshot<'_> {
         taken.or(inside).or_else(|| beside_vips(spec).next())
     }
 
-    /// Notes whether vms or gateways of networks have addresses that are VIPs.
+    /// Records whether the address of any vm or gateway is a VIP.
     pub(super) fn note_vips(&mut self, spec: &Spec<'_>) {
         let gateways = spec.networks.iter().flat_map(|network| network.gateways);
         let seats = spec.backend_seats().map(|seat| seat.address);

@@ -1,5 +1,5 @@
-//! The laws of a [`Spec`]: those of one item, which [`Snapshot::build`](super::Snapshot::build) asks
-//! first, and those between items, which it finds as it fills its maps.
+//! Validation of a [`Spec`]: [`Snapshot::build`](super::Snapshot::build) first checks single items,
+//! and finds faults between items as it fills its maps.
 
 use super::addresses::address_bytes;
 use super::compile::{Size, nat_rules, rule_identities};
@@ -16,12 +16,13 @@ use crate::spec::{
 use crate::wire::ethernet::MacAddress;
 
 impl Spec<'_> {
-    /// Every fault of the spec, with the index of its item: none of a spec that can be compiled.
+    /// Yields every fault of the spec, with the index of its item; a spec that can be compiled has
+    /// none.
     ///
-    /// An item that contradicts several others is reported once for each law.
+    /// An item that contradicts several others is reported once for each kind of fault.
     ///
     /// # Cost
-    /// In proportion to the number of items and its logarithm with the feature `alloc`, to the
+    /// Proportional to the number of items and its logarithm with the feature `alloc`, to the
     /// square of the number without.
     pub fn faults(&self) -> impl Iterator<Item = SpecError> + '_ {
         let sizes = Size::of(self, None);
@@ -33,7 +34,7 @@ impl Spec<'_> {
     }
 }
 
-/// Faults of single items, in proportion to their number.
+/// Yields faults of single items, at a cost proportional to their number.
 pub(super) fn of_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
     let ports = spec.proxy.iter().flat_map(ProxyPorts::faults);
     let pools = (0..).zip(spec.pools);
@@ -146,7 +147,7 @@ fn of_pool<'s>(
         .chain(past)
 }
 
-/// The frontend of a rule, where it exists, and the first backend of another family.
+/// Returns the frontend of a rule, if it exists, and the first backend of another address family.
 fn reference(
     spec: &Spec<'_>,
     item: RuleItem,
@@ -180,7 +181,7 @@ fn reference(
     no_frontend.into_iter().chain(no_pool).chain(mixed)
 }
 
-/// Faults of private frontends, and of rules that use them for what they cannot be used for.
+/// Yields faults of private frontends, and of rules that must not use them.
 fn of_private<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
     let network_of = private_networks(spec);
     let rules = (0..).zip(spec.rules);
@@ -234,7 +235,7 @@ pub(super) fn private_networks<'s>(
     finder(private.map(|(frontend, _, network)| (frontend, network)))
 }
 
-/// The fault of a source NAT address of another family than the frontend.
+/// Returns the fault of a source NAT address whose family differs from the frontend's.
 fn of_source_nat(
     spec: &Spec<'_>,
     item: RuleItem,
@@ -332,7 +333,7 @@ fn of_outbound<'s>(
         .chain(ports)
 }
 
-/// Faults of items that contradict each other.
+/// Yields faults of items that contradict each other.
 fn between_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
     let addresses = duplicate_frontends(spec);
     let pools = (0..).zip(spec.pools);
@@ -348,7 +349,7 @@ fn between_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's
         let members = (0..).zip(pool.backends);
         let seated = members.filter(|(_, backend)| backend.is_seated());
         let all = duplicates_of(seated.map(|(member, backend)| (backend.seat(), member)));
-        // One name twice is reported above.
+        // Duplicate names are reported above.
         let others = all.filter(|&(first, second): &(usize, usize)| {
             pool.backends[first].name != pool.backends[second].name
         });
@@ -358,7 +359,7 @@ fn between_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's
             second,
         })
     });
-    // One name twice in a pool is reported above.
+    // Duplicate names in a pool are reported above.
     let identities = (0..)
         .zip(backends(spec))
         .map(|(index, (of, pool, backend))| {
@@ -393,8 +394,8 @@ fn between_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's
         .chain(networks(spec))
 }
 
-/// Frontends that have one address: in one network, or public ones, or a private and a public one, of which
-/// one vm gets the packets under the same name.
+/// Yields frontends with the same address: two in one network, two public ones, or a private and a
+/// public one that present one address to one vm.
 fn duplicate_frontends<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
     let network_of = private_networks(spec);
     let public = (0..).zip(spec.frontends);
@@ -409,13 +410,13 @@ fn duplicate_frontends<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError
         let vni = spec.networks.get(network).map(|network| network.vni.get());
         ((frontend.address, vni), index)
     });
-    // A frontend that a network has twice is a fault of another kind.
+    // Two frontends with one address in a network are another kind of fault.
     let in_networks = duplicates_of(in_networks).filter(|(one, other)| one != other);
     let all = with_public.chain(in_networks);
     all.map(|(one, other)| SpecError::duplicate_frontend(one, other))
 }
 
-/// All backends, pool by pool, with their pool and its index.
+/// Yields all backends, pool by pool, with their pool and its index.
 pub(super) fn backends<'s>(
     spec: &'s Spec<'_>,
 ) -> impl Iterator<Item = (usize, &'s Pool<'s>, &'s Backend<'s>)> + Clone + 's {
@@ -426,13 +427,13 @@ pub(super) fn backends<'s>(
     })
 }
 
-/// The identity of a backend, which its id belongs to.
+/// Returns the identity of a backend, which determines its id.
 pub(crate) fn backend_identity(pool: &Pool<'_>, backend: &Backend<'_>) -> u64 {
     let address = address_bytes(backend.address);
     identity([pool.name.as_bytes(), backend.name.as_bytes(), &address])
 }
 
-/// The rule that has an index among all that are compiled.
+/// Returns the rule with an index among all compiled rules.
 pub(super) fn rule_item(spec: &Spec<'_>, index: usize) -> RuleItem {
     let Some(mut rest) = index.checked_sub(spec.rules.len()) else {
         return RuleItem::Rule(index);
@@ -448,7 +449,7 @@ pub(super) fn rule_item(spec: &Spec<'_>, index: usize) -> RuleItem {
     RuleItem::SnatPorts(outbound.nth(rest).unwrap_or(rest))
 }
 
-/// The frontend, protocol and port that each rule takes.
+/// Yields the frontend, protocol and port of each rule.
 fn rule_keys<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = (usize, u8, u16)> + Clone + 's {
     let key = |frontend, protocol: Protocol, port| {
         let port = if protocol.has_port() { port } else { 0 };
@@ -463,7 +464,7 @@ fn rule_keys<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = (usize, u8, u16)> +
     rules.chain(nat)
 }
 
-/// Instance numbers that two backends of a pool have, by which ports are dealt out.
+/// Yields instance numbers, which determine backends' ports, that two backends of a pool share.
 pub(super) fn instances<'s>(
     spec: &'s Spec<'_>,
     pool: usize,
@@ -483,7 +484,8 @@ pub(super) fn instances<'s>(
     })
 }
 
-/// Backends of this node that share a port, or a network and MAC address, but are not one vm.
+/// Yields backends of this node that share a port, or a network and MAC address, but are not one
+/// vm.
 fn vms<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
     let all = (0..).zip(backends(spec)).filter(|_| spec.proxy.is_none());
     let local = all.filter_map(|(index, (_, pool, backend))| {
@@ -503,8 +505,8 @@ fn vms<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
         })
 }
 
-/// Networks that have one VNI, and vms of a network that have one address; addresses outside of their
-/// network; vms that are no backends and share a port or a MAC address.
+/// Yields networks with the same VNI, vms of a network with the same address, addresses outside of
+/// their network, and vms other than backends that share a port or a MAC address.
 fn networks<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
     let vnis = duplicates(spec.networks.iter().map(|network| network.vni.get()));
     let vnis = vnis.map(|(first, second)| SpecError::DuplicateNetwork { first, second });
@@ -523,7 +525,7 @@ fn networks<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
         let address = second.address;
         Some(SpecError::AddressTaken { network, address })
     });
-    // Backends that contradict each other are reported as such.
+    // Conflicts between backends are reported elsewhere.
     let backends = spec.backend_seats().map(|seat| (None, seat));
     let vms = spec.vm_seats().map(|(vm, seat)| (Some(vm), seat));
     let local = backends.chain(vms).filter(|_| spec.proxy.is_none());
@@ -541,7 +543,7 @@ fn networks<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
         let (frontend, ..) = spec.private_frontends().nth(second)?;
         Some(SpecError::SharedFrontend { frontend })
     });
-    // Vms that have a frontend's address are reported as such.
+    // Vms with a frontend's address are reported elsewhere.
     let private = spec.private_frontends();
     let private = private.map(|(index, frontend, network)| {
         let vni = spec.networks.get(network).map(|of| of.vni.get());
@@ -563,7 +565,8 @@ fn networks<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
         .chain(met)
 }
 
-/// The values of each entry whose key an earlier one has: that one's, and its own.
+/// Yields the values of each entry whose key an earlier entry has: the earlier entry's value, then
+/// its own.
 #[cfg(feature = "alloc")]
 pub(super) fn duplicates_of<K: Ord, V: Copy>(
     entries: impl Iterator<Item = (K, V)>,
@@ -579,7 +582,8 @@ pub(super) fn duplicates_of<K: Ord, V: Copy>(
     })
 }
 
-/// The values of each entry whose key an earlier one has: that one's, and its own.
+/// Yields the values of each entry whose key an earlier entry has: the earlier entry's value, then
+/// its own.
 #[cfg(not(feature = "alloc"))]
 pub(super) fn duplicates_of<K: Ord, V: Copy>(
     entries: impl Iterator<Item = (K, V)> + Clone,
@@ -594,7 +598,7 @@ pub(super) fn duplicates_of<K: Ord, V: Copy>(
         })
 }
 
-/// Finds the first of the values that have a key.
+/// Finds the first value of a key.
 #[cfg(feature = "alloc")]
 pub(crate) fn finder<K: Ord + Clone, V: Copy>(
     entries: impl Iterator<Item = (K, V)>,
@@ -606,7 +610,7 @@ pub(crate) fn finder<K: Ord + Clone, V: Copy>(
     move |key| found.get(&key).copied()
 }
 
-/// Finds the first of the values that have a key.
+/// Finds the first value of a key.
 #[cfg(not(feature = "alloc"))]
 pub(crate) fn finder<K: Ord + Clone, V: Copy>(
     entries: impl Iterator<Item = (K, V)> + Clone,
@@ -617,7 +621,7 @@ pub(crate) fn finder<K: Ord + Clone, V: Copy>(
     }
 }
 
-/// The indexes of each key that an earlier one equals: that one's, and its own.
+/// Yields the indexes of equal keys: the earlier key's, then the later one's.
 fn duplicates<K: Ord>(
     keys: impl Iterator<Item = K> + Clone,
 ) -> impl Iterator<Item = (usize, usize)> {

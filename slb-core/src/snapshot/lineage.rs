@@ -1,16 +1,15 @@
-//! Rules on the order of snapshots: one may take the place of another that it follows.
+//! Rules on the order of snapshots: a snapshot may replace another one that it follows.
 
 use core::fmt;
 
 use super::Snapshot;
 
-/// Why a snapshot cannot take the place of the one that a role has.
+/// The reason why a role cannot install a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InstallError {
-    /// The snapshot was not built with the one in place, or with one that follows it, as its
-    /// previous. Its ids mean other backends: established flows would move, and counters would be
-    /// those of others.
+    /// The snapshot was not built from the installed snapshot, or from one that follows it. Its ids
+    /// refer to other backends: established flows would move, and counters would be mixed up.
     OtherLineage,
     /// The snapshot is a proxy's, and the role is a mux or a host agent, or the other way round.
     OtherRole,
@@ -30,11 +29,11 @@ impl fmt::Display for InstallError {
 
 impl core::error::Error for InstallError {}
 
-/// A snapshot that was not installed, and why. The one in place stays.
+/// A snapshot that was not installed, and the reason. The installed snapshot stays.
 pub struct Rejected<S> {
-    /// The snapshot that was given.
+    /// The rejected snapshot.
     pub snapshot: S,
-    /// Why it cannot be installed.
+    /// The reason of the rejection.
     pub error: InstallError,
 }
 
@@ -54,13 +53,13 @@ impl<S> fmt::Display for Rejected<S> {
 
 impl<S> core::error::Error for Rejected<S> {}
 
-/// Why a role cannot be made.
+/// The reason why a role cannot be built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RoleError {
     /// The snapshot is a proxy's, and the role is a mux or a host agent, or the other way round.
     OtherRole,
-    /// The memory given is used up.
+    /// The given memory is too small.
     Memory,
 }
 
@@ -83,13 +82,13 @@ impl Snapshot<'_> {
         self.nat.proxy.is_some()
     }
 
-    /// Returns true if this snapshot can take the place of `old`, since it was built with that one,
-    /// or with one that follows it, as its previous: every backend and rule that both have keeps
-    /// its flows and counters. So does an earlier snapshot, as long as no backend or rule has come
-    /// or gone since.
+    /// Returns true if this snapshot can replace `old`: it was built from `old`, or from a snapshot
+    /// that follows it, so every backend and rule that both have keeps its flows and counters. An
+    /// earlier snapshot can also replace a later one, as long as no backend or rule was added or
+    /// removed in between.
     ///
     /// # Cost
-    /// In proportion to the backends and rules of `old`.
+    /// Proportional to the backends and rules of `old`.
     pub fn follows(&self, old: &Snapshot<'_>) -> bool {
         self.generation != old.generation
             && self.backend_ids.follows(&old.backend_ids)
@@ -105,8 +104,7 @@ impl Snapshot<'_> {
         }
     }
 
-    /// Returns an error if this snapshot cannot take the place of `old`. A snapshot can take its
-    /// own place.
+    /// Returns an error if this snapshot cannot replace `old`. A snapshot can replace itself.
     pub(crate) fn check_after(&self, old: &Snapshot<'_>) -> Result<(), InstallError> {
         if self.is_for_proxy() != old.is_for_proxy() {
             return Err(InstallError::OtherRole);

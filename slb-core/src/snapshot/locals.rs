@@ -1,4 +1,4 @@
-//! The vms of this node, the ports that each may call out from, and the node's peers.
+//! The vms of this node, their SNAT ports, and the node's peers.
 
 mod compile;
 mod size;
@@ -26,17 +26,17 @@ use crate::wire::vxlan::Vni;
 pub(crate) const NO_SENDER: u32 = NONE;
 /// Senders from this number on are hosts, those below are muxes.
 const FIRST_HOST: u32 = 1 << 16;
-/// The first number of a host that vms have moved here from, and that is configured no more.
+/// The first number of a host from which vms have moved here, and which is no longer configured.
 const FIRST_FORMER: u32 = 1 << 31;
-/// The most of these: the last ones.
+/// The maximum number of such hosts; the last ones are kept.
 const MAX_FORMER: usize = 8;
 
-/// The most muxes, and the most backends on one host.
+/// The maximum number of muxes.
 const MAX_MUXES: usize = 254;
-/// Numbers of muxes stay below this one, which stands for no mux.
+/// Numbers of muxes are less than `Policy::NETWORK`, which means no mux.
 const _: () = assert!(MAX_MUXES <= Policy::NETWORK as usize);
 const LOCAL_BITS: u32 = 11;
-/// The last number stays free: an id is never [`UNNUMBERED`].
+/// The maximum number of locals. The last number stays free: an id is never [`UNNUMBERED`].
 const MAX_LOCALS: usize = (1 << LOCAL_BITS) - 1;
 pub(crate) const UNNUMBERED: u16 = u16::MAX;
 
@@ -46,45 +46,45 @@ pub(crate) struct Vm {
     pub(crate) port: PortId,
     pub(crate) mac: MacAddress,
     pub(crate) vni: Vni,
-    /// The first of the backends that it is, if any.
+    /// The first of the vm's backends, if any.
     first: u32,
 }
 
 /// A backend whose vm is on this node.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Local {
-    /// Index of the backend among all.
+    /// Index of the backend among all backends.
     pub(crate) backend: u32,
-    /// The place of its counters.
+    /// Index of the backend's counters.
     pub(crate) counters: u32,
-    /// Id that stays over generations, and is never given to another.
+    /// Id that is stable across generations, and never reused.
     pub(crate) id: u16,
     pub(crate) address: IpAddr,
-    /// The port of this node that its vm is at; of a proxy without meaning.
+    /// The port of this node for the backend's vm; unused at a proxy.
     pub(crate) zone: PortId,
-    /// The port that it serves in the place of the rule's, as packets have it.
+    /// The port that the backend serves instead of the rule's, in packets' byte order.
     pub(crate) port: Option<u16>,
     /// True if the backend is unhealthy for some rule.
     pub(crate) suspect: bool,
-    /// The vm's next one.
+    /// The next backend of the same vm.
     next: u32,
     /// Port blocks of the vm.
     blocks: (u32, u32),
 }
 
-/// The ports of one frontend that a backend may call out from.
+/// The ports of one frontend that a backend may use for outbound connections.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Block {
     /// The frontend's address.
     pub(crate) address: IpAddr,
-    /// The rule that answers to it match.
+    /// The rule that answers to these ports match.
     pub(crate) rule: u32,
-    /// The outbound rule that gave it.
+    /// The outbound rule that assigned the ports.
     pub(crate) outbound: u32,
     granules: (u32, u32),
 }
 
-/// The terms of connections that an outbound rule lets out.
+/// The terms of an outbound rule's connections.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CompiledOutbound {
     pub(crate) idle: Span,
@@ -92,7 +92,7 @@ pub(crate) struct CompiledOutbound {
     pub(crate) protocol: Protocol,
 }
 
-/// A mux that answers may go back through.
+/// A mux through which answers may go back.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CompiledMux {
     pub(crate) template: Template,
@@ -119,15 +119,16 @@ pub(crate) struct Nat<'m> {
     vnis: ProbeMap<'m, u64, 5>,
     /// The owners of addresses by network.
     pub(crate) networks: Networks<'m>,
-    /// Vms that were here and have moved to another host: the place among all of a backend that each is.
+    /// Vms that have moved from this node to another host: for each, the index of one of its
+    /// backends among all backends.
     moved: ProbeMap<'m, [u64; 2], 3>,
     moved_count: usize,
-    /// Hosts that vms have moved here from, and that are configured no more: they pass on what still comes
-    /// there. The newest first.
+    /// Hosts from which vms have moved here, and which are no longer configured, the newest first.
+    /// They pass on packets that still arrive there.
     former_hosts: Mem<'m, [u64; 2]>,
     former_count: usize,
     local_by_backend: ProbeMap<'m, u64, 5>,
-    /// The ranges of addresses that are inside: ascending, and apart from each other.
+    /// The ranges of inside addresses, ascending and disjoint.
     inside: Mem<'m, [IpAddr; 2]>,
     inside_count: usize,
     /// For a proxy, its ports.
@@ -135,7 +136,7 @@ pub(crate) struct Nat<'m> {
 }
 
 impl<'m> Nat<'m> {
-    /// Takes the memory. `None` where it is used up.
+    /// Allocates the tables; returns `None` if the memory is used up.
     pub(crate) fn new(
         size: &NatSize,
         spec: &Spec<'_>,
@@ -229,7 +230,8 @@ impl<'m> Nat<'m> {
         })
     }
 
-    /// Has packets of a host taken that vms have moved here from, though it is configured no more.
+    /// Makes the node accept packets of a host from which vms have moved here, although it is no
+    /// longer configured.
     pub(crate) fn add_former_host(&mut self, host: [u64; 2]) {
         let number = FIRST_FORMER + self.former_count as u32;
         if let Some(place) = self.former_hosts.get_mut(self.former_count)
@@ -240,12 +242,13 @@ impl<'m> Nat<'m> {
         }
     }
 
-    /// Hosts that vms have moved here from, and that are configured no more, the newest first.
+    /// Yields hosts from which vms have moved here, and which are no longer configured, the newest
+    /// first.
     pub(crate) fn former_hosts(&self) -> impl Iterator<Item = [u64; 2]> + '_ {
         self.former_hosts.iter().copied().take(self.former_count)
     }
 
-    /// The address of a host that is configured no more, by its number.
+    /// Returns the address of a host that is no longer configured, by its number.
     pub(crate) fn former_host(&self, sender: u32) -> Option<[u64; 2]> {
         let place = sender.checked_sub(FIRST_FORMER)?;
         self.former_hosts().nth(place as usize)
@@ -256,38 +259,38 @@ impl<'m> Nat<'m> {
         self.local_ids.follows(&old.local_ids)
     }
 
-    /// The vm at a port of this node.
+    /// Returns the vm at a port of this node.
     #[inline]
     pub(crate) fn vm_by_port(&self, port: PortId) -> Option<&Vm> {
         self.vms.get(self.vm_by_port.get(port.0.into())? as usize)
     }
 
-    /// The vm that has a MAC address in a network.
+    /// Returns the vm with a MAC address in a network.
     #[inline]
     pub(crate) fn vm_by_mac(&self, mac: MacAddress, vni: Vni) -> Option<&Vm> {
         self.vms
             .get(self.vm_by_mac.get(mac_key(mac, vni))? as usize)
     }
 
-    /// A backend that a vm is which was here, and has moved to another host: its place among all.
+    /// Returns the index of a backend of a vm that has moved from this node to another host.
     pub(crate) fn moved(&self, mac: MacAddress, vni: Vni) -> Option<u32> {
         self.moved.get(mac_key(mac, vni))
     }
 
-    /// The identity of a local that is not here any more.
+    /// Returns the identity of a local that has left this node.
     pub(crate) fn identity_of_former(&self, id: u16) -> Option<u64> {
         let slot = usize::from(id) & MAX_LOCALS;
         let is_same = compress(self.local_ids.id(slot).get()) == id;
         self.local_ids.last_identity_of(slot).filter(|_| is_same)
     }
 
-    /// A pool's backend at a vm.
+    /// Returns a pool's backend at the vm of a port.
     pub(crate) fn local_of_pool(&self, pool: u32, port: PortId) -> Option<&Local> {
         let local = self.local_by_pool.get(pool_key(pool, port))?;
         self.locals.get(local as usize)
     }
 
-    /// A backend that is here, by its place among all.
+    /// Returns a local by its backend's index among all backends.
     pub(crate) fn local_of(&self, backend: u32) -> Option<&Local> {
         let local = self.local_by_backend.get(backend.into())?;
         self.locals.get(local as usize)
@@ -298,7 +301,7 @@ impl<'m> Nat<'m> {
         self.proxy.as_ref()?.rewritten(client)
     }
 
-    /// Returns true if some clients are seen under another address.
+    /// Returns true if the addresses of some clients are rewritten.
     #[inline]
     pub(crate) fn rewrites_sources(&self) -> bool {
         self.proxy
@@ -306,7 +309,7 @@ impl<'m> Nat<'m> {
             .is_some_and(CompiledProxy::rewrites_sources)
     }
 
-    /// The local of an id; `None` where it is gone.
+    /// Returns the local of an id; `None` if it is gone.
     #[inline]
     pub(crate) fn local(&self, id: u16) -> Option<&Local> {
         let slot = usize::from(id) & MAX_LOCALS;
@@ -324,24 +327,24 @@ impl<'m> Nat<'m> {
         Some(self.proxy.as_ref()?.next_hop(index as usize))
     }
 
-    /// The identity of a local, by its id; `None` where it is gone.
+    /// Returns the identity of a local, by its id; `None` if it is gone.
     pub(crate) fn identity_of(&self, id: u16) -> Option<u64> {
         self.local(id)?;
         self.local_ids.identity_of(usize::from(id) & MAX_LOCALS)
     }
 
-    /// The local of an identity; `None` where there is none.
+    /// Returns the local of an identity; `None` if there is none.
     pub(crate) fn local_by_identity(&self, identity: u64) -> Option<&Local> {
         let slot = self.local_ids.slot_of(identity)?;
         self.locals.get(self.local_ids.owner(slot)? as usize)
     }
 
-    /// The address of a mux by its number, in two words.
+    /// Returns the address of a mux by its number, as two words.
     pub(crate) fn mux_address(&self, number: usize) -> Option<[u64; 2]> {
         self.muxes.get(number).map(|mux| mux.address)
     }
 
-    /// The backends that a vm is.
+    /// Yields the backends of a vm.
     pub(crate) fn locals_of(&self, vm: &Vm) -> impl Iterator<Item = &Local> + Clone + '_ {
         let mut next = vm.first;
         core::iter::from_fn(move || {
@@ -351,12 +354,12 @@ impl<'m> Nat<'m> {
         })
     }
 
-    /// Every backend whose vm is here.
+    /// Returns all backends whose vm is on this node.
     pub(crate) fn locals(&self) -> &[Local] {
         &self.locals
     }
 
-    /// The ports that a local may call out from.
+    /// Returns the blocks of ports that a local may use for outbound connections.
     pub(crate) fn blocks_of(&self, local: &Local) -> &[Block] {
         let (first, end) = local.blocks;
         self.blocks
@@ -364,7 +367,7 @@ impl<'m> Nat<'m> {
             .unwrap_or_default()
     }
 
-    /// The granules of a block.
+    /// Returns the granules of a block.
     pub(crate) fn granules_of(&self, block: &Block) -> &[u16] {
         let (first, end) = block.granules;
         self.granules
@@ -377,7 +380,7 @@ impl<'m> Nat<'m> {
         block.granules.0 as usize
     }
 
-    /// Returns true if every port has the same owner in both, so users need not be counted again.
+    /// Returns true if every port has the same owner in both, so that users need not be recounted.
     pub(crate) fn has_ports_as(&self, other: &Nat<'_>) -> bool {
         if self.granules.is_empty() && other.granules.is_empty() {
             return true; // nobody has any
@@ -397,20 +400,19 @@ impl<'m> Nat<'m> {
                 .eq(other.blocks.iter().map(block))
     }
 
-    /// Places that users of ports are counted in.
+    /// Returns the number of counters for users of ports.
     pub(crate) fn port_places(&self) -> usize {
         self.granules.len() * GRANULE as usize
     }
 
-    /// Returns true if vms reach an address, and answer it, under their own: a binary search among
-    /// the ranges.
+    /// Returns true if an address is inside: vms reach and answer it with their own addresses. The
+    /// lookup is a binary search among the ranges.
     pub(crate) fn is_inside(&self, address: IpAddr) -> bool {
         let inside = self.inside.get(..self.inside_count).unwrap_or_default();
         ranges::have(inside, &address)
     }
 
-    /// Returns true if an address is a vm's or a gateway's in the network of the vm at a port, although it is a
-    /// VIP for other networks.
+    /// Returns true if a VIP is the address of a vm or gateway in the network of the vm at a port.
     #[inline]
     pub(crate) fn is_taken_at(&self, zone: PortId, address: IpAddr) -> bool {
         self.networks.have_vips() && self.is_taken_in_network(zone, address)
@@ -423,12 +425,12 @@ impl<'m> Nat<'m> {
         vm.is_some_and(|vm| self.networks.is_taken(vm.vni, address))
     }
 
-    /// Returns true if an address is a vm's of this network.
+    /// Returns true if a vm of this network has the address.
     pub(crate) fn is_neighbour(&self, address: IpAddr, vni: Vni) -> bool {
         self.networks.neighbour(address, vni).is_some()
     }
 
-    /// The port of the vm of this node that has an address in a network.
+    /// Returns the port of the vm of this node that has an address in a network.
     pub(crate) fn port_of_neighbour(&self, address: IpAddr, vni: Vni) -> Option<PortId> {
         self.networks.neighbour(address, vni)?.port
     }
@@ -438,49 +440,50 @@ impl<'m> Nat<'m> {
         self.is_neighbour(address, Vni::default())
     }
 
-    /// An outbound rule, by its place in [`Spec::outbound`].
+    /// Returns an outbound rule, by its index in [`Spec::outbound`].
     pub(crate) fn outbound(&self, index: u32) -> Option<&CompiledOutbound> {
         self.outbound.get(index as usize)
     }
 
-    /// Returns true if a peer's packets are taken: from any host, and from the named muxes, or from
-    /// all if none is named.
+    /// Returns true if the node accepts packets from a peer: any host, and the configured muxes, or
+    /// any address if no mux is configured.
     pub(crate) fn is_peer(&self, address: [u64; 2]) -> bool {
         self.peers.get(address).is_some()
     }
 
-    /// The number of the mux at an address; of a host that is no mux, [`FIRST_HOST`] and the place of its
-    /// first backend among all; [`NO_SENDER`] where it is neither. Of a host that vms have moved here from,
-    /// [`FIRST_FORMER`] and its place among these.
+    /// Returns the number of the sender at an address: the number of a mux; for a host that is no
+    /// mux, [`FIRST_HOST`] plus the index of its first backend; for a host from which vms have
+    /// moved here, [`FIRST_FORMER`] plus its index among these; else [`NO_SENDER`].
     pub(crate) fn sender_at(&self, address: [u64; 2]) -> u32 {
         self.peers.get(address).unwrap_or(NO_SENDER)
     }
 
-    /// The number of the mux at an address.
+    /// Returns the number of the mux at an address.
     pub(crate) fn mux_at(&self, address: [u64; 2]) -> Option<usize> {
         let sender = self.sender_at(address);
         self.is_mux(sender).then_some(sender as usize)
     }
 
-    /// Returns true if the sender of this index is a mux.
+    /// Returns true if the sender with this number is a mux.
     pub(crate) fn is_mux(&self, sender: u32) -> bool {
         (sender as usize) < self.muxes.len()
     }
 
-    /// The place of the first backend of a sender that is a host, and no mux.
+    /// Returns the index of the first backend of a sender that is a host and not a mux.
     pub(crate) fn backend_of_sender(&self, sender: u32) -> Option<u32> {
         sender
             .checked_sub(FIRST_HOST)
             .filter(|_| sender < FIRST_FORMER)
     }
 
-    /// The number of one of the muxes, the same one for each hash; `None` where there are none.
+    /// Returns the number of one of the muxes, which the hash determines; `None` if there are no
+    /// muxes.
     pub(crate) fn any_mux(&self, hash: u64) -> Option<u8> {
         let place = ((hash >> 32) * self.muxes.len() as u64) >> 32;
         (!self.muxes.is_empty()).then_some(place as u8)
     }
 
-    /// A mux by its number.
+    /// Returns a mux by its number.
     pub(crate) fn mux(&self, number: usize) -> Option<&CompiledMux> {
         self.muxes.get(number)
     }
@@ -490,19 +493,19 @@ impl<'m> Nat<'m> {
         self.vnis.get(vni.get().into()).is_some()
     }
 
-    /// Returns true if muxes are named, so that no other sender is taken for one.
+    /// Returns true if muxes are configured, so that no other sender counts as a mux.
     pub(crate) fn has_muxes(&self) -> bool {
         !self.muxes.is_empty()
     }
 }
 
-/// Returns true if a pool's table has a past: this is the host agent of one of its backends.
+/// Returns true if a pool's table has a past: the node is the host agent of one of its backends.
 pub(crate) fn has_past(spec: &Spec<'_>, pool: usize) -> bool {
     let backends = spec.pools.get(pool).map_or(&[][..], |pool| pool.backends);
     spec.proxy.is_none() && backends.iter().any(|backend| backend.port.is_some())
 }
 
-/// Returns true if the snapshot is a mux's, which notes when slots changed.
+/// Returns true if the snapshot is for a mux, which records when slots changed.
 pub(crate) fn has_ages(spec: &Spec<'_>) -> bool {
     let mut pools = 0..spec.pools.len();
     spec.proxy.is_none() && !pools.any(|pool| has_past(spec, pool))

@@ -1,8 +1,8 @@
-//! The compiled form of a [`Spec`](crate::spec::Spec), which packets are looked up in.
+//! The compiled form of a [`Spec`](crate::spec::Spec), in which packets are looked up.
 //!
-//! A snapshot is compiled once and never changes. Health, drain and weights are part of what it is
-//! compiled from: a new verdict on a backend makes a new snapshot, which takes effect between two
-//! bursts. Backends and rules keep their ids from one generation to the next.
+//! A snapshot is compiled once and never changes. Health, drain and weights are part of its input,
+//! so a backend's change of health needs a new snapshot, which takes effect between two bursts.
+//! Backends and rules keep their ids from one generation to the next.
 //!
 //! ```text
 //!  (VIP, protocol, port) -> rule -> Maglev slot -> backend: its outer header, ready to copy
@@ -79,13 +79,13 @@ pub struct Snapshot<'m> {
     /// The shares of all pools, then of all probe results.
     shares: Mem<'m, Share>,
     backends: Mem<'m, CompiledBackend>,
-    /// Hashes of the backends' names: see [`names`].
+    /// Hashes of the backends' names; see [`names`].
     names: Mem<'m, u64>,
     table: Mem<'m, u16>,
-    /// Former owners of the slots of pools that have a backend here.
+    /// Former owners of the slots of pools that have a backend on this node.
     past: Mem<'m, Past>,
-    /// Generations since each slot of the pools' tables went to another backend: see [`owners`]. Empty at
-    /// host agents and proxies.
+    /// Generations since each slot of the pools' tables last changed its backend; see [`owners`].
+    /// Empty at host agents and proxies.
     ages: Mem<'m, u8>,
     backend_ids: Registry<'m>,
     rule_ids: Registry<'m>,
@@ -94,18 +94,18 @@ pub struct Snapshot<'m> {
 }
 
 impl Snapshot<'_> {
-    /// Places that users of SNAT ports are counted in: see
+    /// Returns the number of counters for users of SNAT ports; see
     /// [`PortTable::new`](crate::nat::PortTable::new).
     pub fn snat_port_places(&self) -> usize {
         self.nat.port_places()
     }
 
-    /// Every rule, in the order of their places.
+    /// Returns all rules, in the order of their indexes.
     pub(crate) fn rules(&self) -> &[CompiledRule] {
         &self.rules
     }
 
-    /// The id of the rule that has a slot: another owner of the slot has another id.
+    /// Returns the id of the rule in a counter slot. Each owner of the slot has a different id.
     pub(crate) fn rule_id(&self, slot: usize) -> u32 {
         self.rule_ids.id(slot).get()
     }
@@ -133,7 +133,7 @@ impl Snapshot<'_> {
         self.rule_identity(rule.slot())
     }
 
-    /// The identity of the rule that has a slot.
+    /// Returns the identity of the rule in a counter slot.
     pub(crate) fn rule_identity(&self, slot: usize) -> Option<u64> {
         self.rule_ids.identity_of(slot)
     }
@@ -144,50 +144,50 @@ impl Snapshot<'_> {
         Some(ShortRuleId::of(self.rule_id(slot)))
     }
 
-    /// The slot of the rule of an identity.
+    /// Returns the counter slot of the rule of an identity.
     pub(crate) fn rule_by_identity(&self, identity: u64) -> Option<usize> {
         self.rule_ids.slot_of(identity)
     }
 
-    /// The identity of a backend, which follows from its pool, name and address.
+    /// Returns the identity of a backend, which follows from its pool, name and address.
     pub(crate) fn backend_identity(&self, id: BackendId) -> Option<u64> {
         self.backend_ids.index(id)?;
         self.backend_ids.identity_of(id.slot())
     }
 
-    /// The id of the backend of an identity.
+    /// Returns the id of the backend of an identity.
     pub(crate) fn backend_by_identity(&self, identity: u64) -> Option<BackendId> {
         let slot = self.backend_ids.slot_of(identity)?;
         Some(self.backend_ids.id(slot))
     }
 
-    /// A rule by its place in [`Spec::rules`](crate::spec::Spec::rules).
+    /// Returns a rule by its index in [`Spec::rules`](crate::spec::Spec::rules).
     #[inline]
     pub fn rule(&self, index: u32) -> Option<&CompiledRule> {
         self.rules.get(index as usize)
     }
 
-    /// A backend by its place among all backends, pool by pool.
+    /// Returns a backend by its index among all backends, pool by pool.
     #[inline]
     pub fn backend(&self, index: u32) -> Option<&CompiledBackend> {
         self.backends.get(index as usize)
     }
 
-    /// All backends, pool by pool.
+    /// Returns all backends, pool by pool.
     pub fn backends(&self) -> &[CompiledBackend] {
         &self.backends
     }
 
-    /// The place of the backend that has an id; `None` where it is gone.
+    /// Returns the index of the backend with an id; `None` if it is gone.
     #[inline]
     pub fn backend_index(&self, id: BackendId) -> Option<u32> {
         self.backend_ids.index(id)
     }
 
-    /// The backend that has an id, and its place; `None` where it is gone.
+    /// Returns the index of the backend with an id, and the backend; `None` if it is gone.
     #[inline]
     pub(crate) fn backend_of(&self, id: BackendId) -> Option<(u32, &CompiledBackend)> {
-        // No backend has the place of one that is gone.
+        // No backend has the index of a removed one.
         let index = self.backend_ids.last_index(id)?;
         Some((index, self.backend(index)?))
     }
@@ -197,14 +197,14 @@ impl Snapshot<'_> {
         self.terms.get(index as usize)
     }
 
-    /// Returns true if a local that is not here any more is configured all the same: its vm is at another host.
+    /// Returns true if a former local is still configured: its vm has moved to another host.
     #[cold]
     pub(crate) fn has_moved(&self, local: u16) -> bool {
         let identity = self.nat.identity_of_former(local);
         identity.is_some_and(|identity| self.backend_by_identity(identity).is_some())
     }
 
-    /// The places of a pool's backends among all.
+    /// Returns the indexes of a pool's backends among all backends.
     pub(crate) fn backends_of(&self, pool: u32) -> core::ops::Range<u32> {
         match self.pools.get(pool as usize) {
             Some(pool) => pool.first_backend..pool.first_backend + pool.backends,
@@ -212,12 +212,12 @@ impl Snapshot<'_> {
         }
     }
 
-    /// The number of this snapshot: one more than its predecessor's.
+    /// Returns the number of this snapshot: one more than its predecessor's.
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// This node's place on the fabric.
+    /// Returns this node's addresses and settings on the fabric.
     pub fn underlay(&self) -> &Underlay {
         &self.underlay
     }
@@ -227,12 +227,12 @@ impl Snapshot<'_> {
         &self.probe_source
     }
 
-    /// Returns true if several workers can share the connections of this configuration: no rule shows servers
-    /// one address for all clients ([`source_nat`](crate::spec::Terms::source_nat)). See
+    /// Returns true if several workers can share the connections of this configuration: no rule
+    /// replaces all clients' addresses by one ([`source_nat`](crate::spec::Terms::source_nat)). See
     /// [`steer`](crate::steer).
     ///
     /// # Cost
-    /// In proportion to the rules.
+    /// Proportional to the rules.
     pub fn spreads(&self) -> bool {
         self.terms.iter().all(|terms| terms.source_nat.is_none())
     }
@@ -242,12 +242,12 @@ impl Snapshot<'_> {
         &self.hasher
     }
 
-    /// Places that counters of backends need: [`BackendId::slot`] stays below.
+    /// Returns the number of counters that backends need: [`BackendId::slot`] is always less.
     pub fn backend_slots(&self) -> usize {
         self.backend_ids.used()
     }
 
-    /// Places that counters of rules need: [`CompiledRule::slot`] stays below.
+    /// Returns the number of counters that rules need: [`CompiledRule::slot`] is always less.
     pub fn rule_slots(&self) -> usize {
         self.rule_ids.used()
     }

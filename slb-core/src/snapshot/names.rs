@@ -1,7 +1,7 @@
-//! Rules and backends by name.
+//! Lookup of rules and backends by name.
 //!
-//! A snapshot keeps hashes of names, not the names: text would need memory of a size that a spec does
-//! not say. A lookup costs a hash, and for a backend a scan of all backends.
+//! A snapshot keeps hashes instead of names, since names have no maximum length. A lookup costs a
+//! hash, and for a backend a scan of all backends.
 
 use super::registry::{BackendId, identity};
 use super::{ECHO, RuleMatch, Snapshot, rule_key};
@@ -10,18 +10,18 @@ use crate::wire::protocol;
 
 /// A rule of a snapshot: its index in [`Spec::rules`](crate::spec::Spec::rules), or its name.
 ///
-/// Rules of inbound NAT and SNAT ports have indexes behind those of
-/// [`Spec::rules`](crate::spec::Spec::rules), and no name of their own, since one inbound NAT pool is many
-/// rules.
+/// Rules of inbound NAT and SNAT ports have indexes after those of
+/// [`Spec::rules`](crate::spec::Spec::rules), and no names of their own, since one inbound NAT pool
+/// is compiled into many rules.
 pub trait RuleKey {
-    /// The index of the rule in the snapshot; `None` where the snapshot has no such rule.
+    /// Returns the index of the rule in the snapshot; `None` if the snapshot has no such rule.
     fn index_in(self, snapshot: &Snapshot<'_>) -> Option<u32>;
 }
 
 /// A backend of a snapshot: its id, its pool's name and its own, or both as `"pool/backend"`.
 pub trait BackendKey {
-    /// The id of the backend in the snapshot; `None` where the snapshot has no such backend. An id is
-    /// returned as it is, also that of a backend that is gone.
+    /// Returns the id of the backend in the snapshot; `None` if the snapshot has no such backend.
+    /// An id is returned unchanged, even if its backend is gone.
     fn id_in(self, snapshot: &Snapshot<'_>) -> Option<BackendId>;
 }
 
@@ -49,8 +49,8 @@ impl BackendKey for (&str, &str) {
     }
 }
 
-/// A pool and its backend with a slash between them. Where names have slashes themselves, the first
-/// split that is a backend counts.
+/// A pool and its backend, separated by a slash. If names contain slashes, the first split that
+/// names a backend is used.
 impl BackendKey for &str {
     fn id_in(self, snapshot: &Snapshot<'_>) -> Option<BackendId> {
         let mut splits = self.match_indices('/');
@@ -62,14 +62,14 @@ impl BackendKey for &str {
 }
 
 impl Snapshot<'_> {
-    /// The index of the rule of this name in [`Spec::rules`](crate::spec::Spec::rules); `None` where
-    /// there is none.
+    /// Returns the index of the rule of this name in [`Spec::rules`](crate::spec::Spec::rules);
+    /// `None` if there is none.
     pub fn rule_named(&self, name: &str) -> Option<u32> {
         let slot = self.rule_by_identity(identity([name.as_bytes(), &[], &[]]))?;
         self.rule_ids.owner(slot)
     }
 
-    /// The index of the rule that takes packets of this tuple; `None` where there is none.
+    /// Returns the index of the rule that packets with this tuple match; `None` if there is none.
     pub(crate) fn rule_of(&self, tuple: &Tuple) -> Option<u32> {
         let vip = self.vip_of(tuple.destination)?;
         let raw_port = u16::from_le_bytes(tuple.destination_port.to_be_bytes());
@@ -86,11 +86,11 @@ impl Snapshot<'_> {
         }
     }
 
-    /// The id of the backend of this name in the pool of that name; `None` where there is none. Of
-    /// several backends with one name, the first one is found.
+    /// Returns the id of a backend by its pool's name and its own; `None` if there is none. If
+    /// several backends have the name, the first one is found.
     ///
     /// # Cost
-    /// In proportion to the backends.
+    /// Proportional to the backends.
     pub fn backend_named(&self, pool: &str, backend: &str) -> Option<BackendId> {
         let name = backend_name(pool, backend);
         let index = self.names.iter().position(|&other| other == name)?;
@@ -98,7 +98,7 @@ impl Snapshot<'_> {
     }
 }
 
-/// The hash of a backend's name.
+/// Returns the hash of a backend's name.
 pub(super) fn backend_name(pool: &str, backend: &str) -> u64 {
     identity([pool.as_bytes(), backend.as_bytes(), &[]])
 }

@@ -1,4 +1,4 @@
-//! Networks as packets of vms meet them: whose an address is, and how its vm is reached.
+//! Compiled networks: the owner of an address, and the way to its vm.
 
 use core::net::IpAddr;
 
@@ -16,27 +16,27 @@ use crate::wire::vxlan::Vni;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Neighbour {
     pub(crate) mac: MacAddress,
-    /// The port of this node that the vm is at; `None`: it runs elsewhere.
+    /// The port of this node for the vm; `None` if the vm runs on another host.
     pub(crate) port: Option<PortId>,
     /// The underlay address of the host that the vm runs on.
     pub(crate) host: IpAddr,
     way: Way,
 }
 
-/// Where the outer header for a neighbour is.
+/// The location of the outer header for a neighbour.
 #[derive(Clone, Copy, Debug)]
 enum Way {
-    /// Beside a backend, by its place among all.
+    /// The header of a backend, by its index among all backends.
     Backend(u32),
-    /// Among those of vms that are no backends.
+    /// A header among those of vms that are no backends.
     Vm(u32),
 }
 
-/// How a neighbour on another node is reached.
+/// The way to a neighbour on another node.
 pub(crate) enum Reached<'n> {
-    /// As a backend, by its place among all.
+    /// The header of a backend, by its index among all backends.
     Backend(u32),
-    /// By this outer header.
+    /// This outer header.
     Template(&'n Template),
 }
 
@@ -47,10 +47,10 @@ pub(crate) struct CompiledNetwork {
     gateways: (u32, u32),
 }
 
-/// All networks, and who has which address in them.
+/// All networks, and the owners of the addresses in them.
 #[derive(Debug)]
 pub(crate) struct Networks<'m> {
-    /// The number of an address, whatever networks it is in.
+    /// The number of an address, regardless of its networks.
     addresses: ProbeMap<'m, [u64; 2], 3>,
     /// The neighbour at the number of an address in a network.
     places: ProbeMap<'m, u64, 5>,
@@ -58,15 +58,15 @@ pub(crate) struct Networks<'m> {
     templates: Mem<'m, Template>,
     by_vni: ProbeMap<'m, u64, 5>,
     all: Mem<'m, CompiledNetwork>,
-    /// For each network, ascending ranges that are apart from each other.
+    /// The address spaces of each network: ascending, disjoint ranges.
     spaces: Mem<'m, [IpAddr; 2]>,
-    /// For each network, ascending.
+    /// The gateways of each network, ascending.
     gateways: Mem<'m, IpAddr>,
-    /// True if an address in some network is a VIP too.
+    /// True if an address in some network is also a VIP.
     has_vips: bool,
 }
 
-/// How many of each.
+/// The number of items of each kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NetworksSize {
     seats: usize,
@@ -104,7 +104,7 @@ impl NetworksSize {
 }
 
 impl<'m> Networks<'m> {
-    /// Takes the memory. `None` where it is used up.
+    /// Allocates the tables; returns `None` if the memory is used up.
     pub(super) fn new(size: &NetworksSize, memory: &mut impl Memory<'m>) -> Option<Self> {
         const NO_ADDRESS: IpAddr = IpAddr::V4(core::net::Ipv4Addr::UNSPECIFIED);
         let neighbour = Neighbour {
@@ -137,7 +137,7 @@ impl<'m> Networks<'m> {
         })
     }
 
-    /// Notes all networks and seats.
+    /// Records all networks and the addresses of their vms.
     pub(super) fn compile(&mut self, spec: &Spec<'_>) -> Result<(), SpecError> {
         let (mut spaces, mut gateways) = (0, 0);
         for (index, network) in spec.networks.iter().enumerate() {
@@ -201,7 +201,8 @@ impl<'m> Networks<'m> {
         Ok(())
     }
 
-    /// Notes whose an address is in a network. Where that is known already, it has to be the same vm.
+    /// Records the owner of an address in a network. If the address has an owner already, it has to
+    /// be the same vm.
     fn seat(
         &mut self,
         spec: &Spec<'_>,
@@ -238,14 +239,14 @@ impl<'m> Networks<'m> {
         }
     }
 
-    /// The vm that has an address in a network.
+    /// Returns the vm with an address in a network.
     pub(crate) fn neighbour(&self, address: IpAddr, vni: Vni) -> Option<&Neighbour> {
         let number = self.addresses.get(words(address))?;
         let place = self.places.get(place_key(number, vni))?;
         self.neighbours.get(place as usize)
     }
 
-    /// How a neighbour on another node is reached.
+    /// Returns the way to a neighbour on another node.
     pub(crate) fn way_to(&self, neighbour: &Neighbour) -> Option<Reached<'_>> {
         match neighbour.way {
             Way::Backend(index) => Some(Reached::Backend(index)),
@@ -253,7 +254,7 @@ impl<'m> Networks<'m> {
         }
     }
 
-    /// The network of a VNI; `None` where that is no network's.
+    /// Returns the network with a VNI; `None` if there is none.
     pub(crate) fn of(&self, vni: Vni) -> Option<&CompiledNetwork> {
         self.all.get(self.by_vni.get(vni.get().into())? as usize)
     }
@@ -265,7 +266,7 @@ impl<'m> Networks<'m> {
         ranges::have(spaces.unwrap_or_default(), &address)
     }
 
-    /// Returns true if an address is that of a router of a network: a binary search among them.
+    /// Returns true if an address is a gateway of a network: a binary search among them.
     pub(crate) fn is_gateway(&self, network: &CompiledNetwork, address: IpAddr) -> bool {
         let (first, end) = network.gateways;
         let gateways = self.gateways.get(first as usize..end as usize);
@@ -273,7 +274,7 @@ impl<'m> Networks<'m> {
         gateways.binary_search(&address).is_ok()
     }
 
-    /// Returns true if an address in some network is a VIP too.
+    /// Returns true if an address in some network is also a VIP.
     #[inline]
     pub(crate) fn have_vips(&self) -> bool {
         self.has_vips
@@ -285,8 +286,8 @@ impl<'m> Networks<'m> {
             || self.of(vni).is_some_and(|of| self.is_gateway(of, address))
     }
 
-    /// The first backend or vm of a network that has an address: `Ok` with the backend's place among all, or
-    /// `Err` with the vm's.
+    /// Returns the first backend or vm of a network with an address: `Ok` with the backend's index
+    /// among all backends, or `Err` with the vm's index.
     pub(super) fn holder(&self, address: IpAddr, vni: Vni) -> Option<Result<u32, u32>> {
         self.of(vni)?;
         Some(match self.neighbour(address, vni)?.way {
@@ -295,13 +296,13 @@ impl<'m> Networks<'m> {
         })
     }
 
-    /// Notes whether an address in some network is a VIP.
+    /// Records whether an address in some network is a VIP.
     pub(super) fn set_have_vips(&mut self, any: bool) {
         self.has_vips = any;
     }
 }
 
-/// The key of an address, by its number, in a network.
+/// Returns the key of an address, by its number, in a network.
 fn place_key(number: u32, vni: Vni) -> u64 {
     u64::from(number) << 32 | u64::from(vni.get())
 }

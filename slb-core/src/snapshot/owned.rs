@@ -1,4 +1,4 @@
-//! A snapshot in memory that comes back.
+//! A snapshot that returns its memory.
 
 use core::fmt;
 use core::mem::MaybeUninit;
@@ -8,10 +8,10 @@ use super::Snapshot;
 use crate::mem::{Arena, Line};
 use crate::spec::{Spec, SpecError};
 
-/// A snapshot, and the lines that it is in: what a program without an allocator gives to a role.
+/// A snapshot together with the lines that hold it, for programs without an allocator.
 ///
-/// [`install`](crate::Mux::install) gives the old one back, and [`into_lines`](Self::into_lines)
-/// its memory, for the next one: two pieces of memory are enough for any number of
+/// [`install`](crate::Mux::install) returns the old snapshot, and [`into_lines`](Self::into_lines)
+/// returns its memory for the next one, so two pieces of memory are enough for any number of
 /// configurations.
 ///
 /// ```
@@ -36,17 +36,17 @@ use crate::spec::{Spec, SpecError};
 /// ```
 pub struct OwnedSnapshot<'m> {
     snapshot: Snapshot<'m>,
-    /// All lines that the snapshot is in. A plain reference would claim them for itself with each
-    /// move.
+    /// All lines that hold the snapshot. A plain reference would assert exclusive access to them on
+    /// each move.
     lines: MaybeUninit<&'m mut [Line]>,
 }
 
-/// A specification that was not compiled, and the lines that were given for it.
+/// A compilation error, with the lines that were given for the snapshot.
 #[derive(Debug)]
 pub struct Unbuilt<'m> {
     /// The fault of the spec.
     pub error: SpecError,
-    /// The memory, as it was given.
+    /// The given memory.
     pub lines: &'m mut [Line],
 }
 
@@ -59,8 +59,8 @@ impl fmt::Display for Unbuilt<'_> {
 impl core::error::Error for Unbuilt<'_> {}
 
 impl<'m> OwnedSnapshot<'m> {
-    /// Compiles `spec` into `lines`, of which [`Snapshot::lines_for`] says how many are needed.
-    /// `previous` is the snapshot that this one is to follow.
+    /// Compiles `spec` into `lines`; [`Snapshot::lines_for`] returns the number of lines that it
+    /// needs. `previous` is the snapshot that this one will replace.
     ///
     /// # Errors
     /// The spec contradicts itself, or there are too few lines.
@@ -72,8 +72,8 @@ impl<'m> OwnedSnapshot<'m> {
         let mut lines = MaybeUninit::new(lines);
         // SAFETY: the reference was written just now.
         let lent: *mut [Line] = unsafe { &mut **lines.assume_init_mut() };
-        // SAFETY: the lines are the caller's loan for `'m`, and are not used in another way until
-        // the snapshot is gone: `into_lines` takes it.
+        // SAFETY: the caller lends the lines for `'m`, and nothing else uses them until the
+        // snapshot is gone: `into_lines` consumes it.
         let lent: &'m mut [Line] = unsafe { &mut *lent };
         match Snapshot::build(spec, previous, &mut Arena::new(lent)) {
             Ok(snapshot) => Ok(Self { snapshot, lines }),
@@ -85,12 +85,12 @@ impl<'m> OwnedSnapshot<'m> {
         }
     }
 
-    /// Ends the snapshot, and returns all lines that were given for it.
+    /// Drops the snapshot, and returns all lines that were given for it.
     pub fn into_lines(self) -> &'m mut [Line] {
         let Self { snapshot, lines } = self;
         drop(snapshot);
-        // SAFETY: `build` wrote the reference, and all that was built in the lines is gone: a
-        // snapshot gives nothing of them away, and is only ever lent.
+        // SAFETY: `build` wrote the reference, and everything that was built in the lines is gone:
+        // a snapshot moves nothing out of them, and is only ever lent.
         unsafe { lines.assume_init() }
     }
 }

@@ -1,45 +1,46 @@
-//! Former owners of the slots of Maglev tables, and when a slot had its last change.
+//! Former owners of the slots of Maglev tables, and the age of each slot's last change.
 //!
 //! ```text
 //!  slot of a table:   owner now  <-  owner before  <-  ...  the newest first, nobody twice
 //! ```
 //!
-//! A host agent keeps these for each pool of which it has a vm, from snapshot to snapshot: a connection
-//! lives where its first packet went, and what comes later may be sent to who has the slot now. Only
-//! backends that are configured are owners.
+//! A host agent keeps them for each pool that has a vm on this node, from snapshot to snapshot: a
+//! connection lives at the backend that got its first packet, but muxes may send later packets to
+//! the present owner of the slot. Only configured backends are owners.
 //!
-//! A slot has at most [`DEPTH`] former owners. Where more had it, it forgets the one with the fewest
-//! connections left, to go by how long each had the slot: time counts half as much every hour.
+//! A slot has at most [`DEPTH`] former owners. If there were more, it forgets the one that probably
+//! has the fewest connections left: the one that had the slot for the shortest time, where earlier
+//! time counts half as much every hour.
 
 use core::time::Duration;
 
 use crate::maglev;
 use crate::time::Instant;
 
-/// Former owners of a slot. With the present one these are as many hosts as a packet is passed on to at
-/// most.
+/// The maximum number of former owners of a slot. With the present owner, this is the maximum
+/// number of hosts that a packet is passed on to.
 pub(crate) const DEPTH: usize = 7;
 
-/// The age of a slot that did not change while anything was remembered.
+/// The age of a slot without any remembered change.
 pub(crate) const OLD: u8 = u8::MAX;
-/// The age of a slot that changed so many generations ago, or more.
+/// The age of a slot that changed at least this many generations ago.
 const OLDEST: u8 = OLD - 1;
 
-/// Time after which an owner's earlier time counts half as much, in seconds.
+/// The time after which an owner's earlier time counts half as much, in seconds.
 const HALF_LIFE: u64 = 3600;
 
 /// The changes of ownership between one snapshot and the next.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Step {
-    /// Seconds that the earlier one was there; one at least, or nothing would tell its owners from none.
+    /// Seconds that the earlier snapshot was installed; at least one, to distinguish its owners
+    /// from no owners.
     seconds: u16,
-    /// The number of times that earlier time is halved.
+    /// The number of times by which earlier time is halved.
     halvings: u32,
 }
 
 impl Step {
-    /// Returns the span from one time to another: unknown if the clock goes back. None is known
-    /// where the clock goes back.
+    /// Returns the step from one time to another, of unknown length if the clock goes back.
     pub(crate) fn new(from: Instant, to: Instant) -> Self {
         let passed = to.since(from).as_secs();
         let half_lives = |time: Instant| time.since(Instant::ZERO).as_secs() / HALF_LIFE;
@@ -58,13 +59,13 @@ impl Step {
 /// The former owners of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Past {
-    /// Places in the pool's backends, the newest first; [`maglev::EMPTY`] behind the last.
+    /// Indexes in the pool's backends, the newest first; [`maglev::EMPTY`] after the last.
     former: [u16; DEPTH],
-    /// The time that each of them had the slot, in seconds.
+    /// The time that each former owner had the slot, in seconds.
     held: [u16; DEPTH],
     /// The time that the present owner had the slot before the present snapshot, in seconds.
     present: u16,
-    /// Generations since the slot went from one owner to another.
+    /// Generations since the slot last changed its owner.
     age: u8,
 }
 
@@ -79,26 +80,26 @@ impl Past {
         age: OLD,
     };
 
-    /// Former owners, the newest first.
+    /// Yields the former owners, the newest first.
     #[inline]
     pub(crate) fn former(&self) -> impl Iterator<Item = u16> + Clone + '_ {
         let all = self.former.iter().copied();
         all.take_while(|&member| member != maglev::EMPTY)
     }
 
-    /// True if the slot never had another owner.
+    /// Returns true if the slot never had another owner.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.former[0] == maglev::EMPTY
     }
 
-    /// Generations since its last change, 254 at most; `None`: it never changed.
+    /// Returns the generations since the slot's last change, at most 254; `None` if it never
+    /// changed.
     pub(crate) fn age(&self) -> Option<u8> {
         Some(self.age).filter(|&age| age != OLD)
     }
 
-    /// Notes that a backend has, or had, the slot after all that were noted before, for a time that is not
-    /// known.
+    /// Records that a backend has or had the slot after all recorded owners, for an unknown time.
     pub(crate) fn note(&mut self, member: u16) {
         if member != maglev::EMPTY {
             let before = self.take(member);
@@ -106,12 +107,12 @@ impl Past {
         }
     }
 
-    /// Takes the present owner out of the former ones.
+    /// Removes the present owner from the former ones.
     pub(crate) fn settle(&mut self, owner: u16) {
         self.present = self.present.max(self.take(owner));
     }
 
-    /// Takes an owner out of the former ones, and returns how long the slot was that owner's.
+    /// Removes a former owner, and returns the time that it had the slot.
     fn take(&mut self, member: u16) -> u16 {
         let known = self.former().position(|other| other == member);
         let Some(place) = known else {
@@ -124,8 +125,8 @@ impl Past {
         held
     }
 
-    /// Puts an owner in front of the former ones. Where there are too many, the one goes that had the slot
-    /// for the shortest time, of these the one that lost it longest ago.
+    /// Inserts an owner before the former ones. If there are too many, drops the one that had the
+    /// slot for the shortest time; of several, the one that lost it longest ago.
     fn put(&mut self, member: u16, held: u16) {
         let count = self.former().count();
         let shortest = (0..DEPTH).rev().min_by_key(|&place| self.held[place]);
@@ -138,8 +139,8 @@ impl Past {
         (self.former[0], self.held[0]) = (member, held);
     }
 
-    /// The slot one generation later. `renumbered` says which place a backend has now; `owners` are the
-    /// places of the old and of the present owner, both by the present numbers.
+    /// Returns the slot one generation later. `renumbered` maps a backend's old index to its
+    /// present one; `owners` are the old and the present owner, both by their present indexes.
     pub(crate) fn next(
         &self,
         renumbered: impl Fn(u16) -> Option<u16>,
@@ -172,13 +173,13 @@ impl Past {
         next
     }
 
-    /// Notes that the slot has changed at a time that is not known.
+    /// Records that the slot has changed at an unknown time.
     pub(crate) fn make_young(&mut self) {
         self.age = 0;
     }
 }
 
-/// The age of a slot one generation later, where that changes nothing.
+/// Returns the age of a slot one generation later, if the slot does not change.
 #[inline]
 pub(crate) const fn aged(age: u8) -> u8 {
     age + (age < OLDEST) as u8
@@ -186,21 +187,21 @@ pub(crate) const fn aged(age: u8) -> u8 {
 
 /// The times at which the last generations were installed.
 ///
-/// Where there are more than can be kept, the ones close to each other are dropped first, so that the rest
-/// reaches back as far as a flow may be idle.
+/// If there are too many, those close to each other are dropped first, so that the rest reaches
+/// back as far as a flow may be idle.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Generations {
-    /// The newest first, each with the time that had passed.
+    /// The generations, the newest first, each with its time.
     installed: [(u64, Instant); Self::KEPT],
     count: usize,
 }
 
 impl Generations {
     const KEPT: usize = 32;
-    /// Longer than any flow may be idle.
+    /// A time longer than any flow may be idle.
     const LONGEST: Duration = Duration::from_secs(2048);
 
-    /// A first one.
+    /// Starts with the first generation.
     pub(crate) fn new(generation: u64, now: Instant) -> Self {
         Self {
             installed: [(generation, now); Self::KEPT],
@@ -208,7 +209,7 @@ impl Generations {
         }
     }
 
-    /// The next one.
+    /// Records the next generation.
     pub(crate) fn install(&mut self, generation: u64, now: Instant) {
         let end = match self.count {
             Self::KEPT => self.superfluous(now),
@@ -219,8 +220,8 @@ impl Generations {
         self.count = (self.count + 1).min(Self::KEPT);
     }
 
-    /// Returns the place of the generation that tells least: the oldest where the next one is old enough, or
-    /// the one closest to its neighbours.
+    /// Returns the index of the least useful generation: the oldest if the next one is old enough,
+    /// else the one closest to its neighbours.
     fn superfluous(&self, now: Instant) -> usize {
         let time = |place: usize| self.installed[place].1;
         let last = Self::KEPT - 1;
@@ -231,9 +232,8 @@ impl Generations {
         (1..last).min_by_key(gap).unwrap_or(last)
     }
 
-    /// Returns the time at which a change, this many generations before the present one, took
-    /// effect. For a generation that is not kept, returns the time of the next one that is, which is
-    /// later.
+    /// Returns the time at which the change of `age` generations ago took effect. If that
+    /// generation is not kept, returns the time of the next later one that is.
     pub(crate) fn time_of(&self, age: u8) -> Instant {
         let (present, newest) = self.installed[0];
         let changed = present.saturating_sub(age.into());

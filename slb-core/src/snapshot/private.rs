@@ -1,7 +1,7 @@
-//! Private frontends: VIPs that belong to a network, so that two networks may have the same ones.
+//! Private frontends: VIPs that belong to a network. Two networks may have the same VIP.
 //!
-//! Rule keys have the place of a private frontend where those of public ones have an address. Packets from
-//! outside of the network are never looked up here.
+//! Rule keys have the index of a private frontend instead of a public frontend's address. Packets
+//! from outside of the network are never looked up here.
 
 use core::net::IpAddr;
 
@@ -18,11 +18,11 @@ pub(crate) struct Private<'m> {
     addresses: ProbeMap<'m, [u64; 2], 3>,
     /// The frontend at the number of an address in a network.
     places: ProbeMap<'m, u64, 5>,
-    /// Address and network of each frontend; `None` for a public one. Empty where all are public.
+    /// Address and network of each frontend; `None` for a public one. Empty if all are public.
     all: Mem<'m, Option<(IpAddr, Vni)>>,
 }
 
-/// The number of private frontends, and of all if any is private.
+/// The number of private frontends, and the number of all frontends if any is private.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PrivateSize {
     private: usize,
@@ -48,7 +48,7 @@ impl PrivateSize {
 }
 
 impl<'m> Private<'m> {
-    /// Takes the memory. `None` where it is used up.
+    /// Allocates the tables; returns `None` if the memory is used up.
     pub(super) fn new(size: &PrivateSize, memory: &mut impl Memory<'m>) -> Option<Self> {
         let addresses = ProbeMap::<[u64; 2], 3>::buckets_for(size.private);
         let places = ProbeMap::<u64, 5>::buckets_for(size.private);
@@ -59,10 +59,11 @@ impl<'m> Private<'m> {
         })
     }
 
-    /// Notes a frontend.
+    /// Records a frontend.
     ///
     /// # Errors
-    /// Another frontend has the address in this network: its index. The same index: the frontend is known.
+    /// Another frontend has the address in this network; the error is its index, or the given index
+    /// if the frontend is already known.
     pub(super) fn insert(
         &mut self,
         frontend: usize,
@@ -82,13 +83,13 @@ impl<'m> Private<'m> {
         known.map_err(|first| first as usize)
     }
 
-    /// The frontend that has an address in a network.
+    /// Returns the frontend with an address in a network.
     pub(super) fn find(&self, address: IpAddr, vni: Vni) -> Option<u32> {
         let number = self.addresses.get(words(address))?;
         self.places.get(key(number, vni))
     }
 
-    /// Address and network of a frontend; `None` for a public one.
+    /// Returns the address and network of a frontend; `None` for a public one.
     pub(super) fn of(&self, frontend: usize) -> Option<(IpAddr, Vni)> {
         self.all.get(frontend).copied().flatten()
     }
@@ -100,7 +101,7 @@ impl<'m> Private<'m> {
     }
 }
 
-/// The key of an address, by its number, in a network.
+/// Returns the key of an address, by its number, in a network.
 fn key(number: u32, vni: Vni) -> u64 {
     u64::from(number) << 32 | u64::from(vni.get())
 }

@@ -1,7 +1,7 @@
 //! A map that is built once and then only read: open addressing over buckets of a cache line.
 //!
-//! At most half of the places are used, so nearly every lookup, hit or miss, ends in the bucket
-//! where it began, however many keys there are.
+//! At most half of the places are used, so nearly every lookup, hit or miss, ends in its first
+//! bucket, regardless of the number of keys.
 
 use crate::hash::fold_multiply;
 use crate::mem::Mem;
@@ -9,7 +9,7 @@ use crate::mem::Mem;
 /// No value.
 pub(crate) const NONE: u32 = u32::MAX;
 
-/// `N` keys and their values. A place is free where the value is all ones.
+/// `N` keys and their values. A place is free if its value is all ones.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub(crate) struct MapBucket<K, const N: usize> {
@@ -30,7 +30,7 @@ pub(crate) trait MapKey: Copy + Eq {
     fn hash(self) -> u64;
 }
 
-// The keys are the configuration's, so the constants need not be secret: digits of pi.
+// Keys come from the configuration, so the constants need not be secret: digits of pi.
 const MIX: [u64; 3] = [
     0x243f_6a88_85a3_08d3,
     0x1319_8a2e_0370_7344,
@@ -66,19 +66,19 @@ impl<K: MapKey, const N: usize> MapBucket<K, N> {
     };
 }
 
-/// The map, in memory of the caller's.
+/// The map, in the caller's memory.
 #[derive(Debug)]
 pub(crate) struct ProbeMap<'m, K, const N: usize> {
     buckets: Mem<'m, MapBucket<K, N>>,
 }
 
 impl<'m, K: MapKey, const N: usize> ProbeMap<'m, K, N> {
-    /// Buckets that `keys` keys need.
+    /// Returns the number of buckets for `keys` keys.
     pub(crate) const fn buckets_for(keys: usize) -> usize {
         (keys * 2).div_ceil(N) + 1
     }
 
-    /// An empty map.
+    /// Makes an empty map.
     pub(crate) fn new(mut buckets: Mem<'m, MapBucket<K, N>>) -> Self {
         buckets.fill(MapBucket::EMPTY);
         Self { buckets }
@@ -89,14 +89,15 @@ impl<'m, K: MapKey, const N: usize> ProbeMap<'m, K, N> {
         (((hash >> 32) * self.buckets.len() as u64) >> 32) as usize
     }
 
-    /// The key's value.
+    /// Returns the value of a key.
     #[inline]
     pub(crate) fn get(&self, key: K) -> Option<u32> {
         let start = self.start(key.hash());
         let bucket = self.buckets.get(start)?;
-        // Nearly always in the first bucket, in a place that cannot be predicted.
+        // The key is nearly always in the first bucket, at an unpredictable place.
         let mut found = NONE;
-        // From the back: a free place, whose key may be this one, lies behind all that are used.
+        // Search from the back: a free place, whose key may equal this one, comes after all used
+        // ones.
         for (candidate, &value) in bucket.keys.iter().zip(&bucket.values).rev() {
             found = if *candidate == key { value } else { found };
         }
@@ -112,7 +113,7 @@ impl<'m, K: MapKey, const N: usize> ProbeMap<'m, K, N> {
         for bucket in first.iter().chain(wrapped) {
             for (candidate, &value) in bucket.keys.iter().zip(&bucket.values) {
                 if value == NONE {
-                    return None; // keys fill a bucket from its front, and go on behind it
+                    return None; // keys fill a bucket from its front, then the next bucket
                 }
                 if *candidate == key {
                     return Some(value);
@@ -122,7 +123,7 @@ impl<'m, K: MapKey, const N: usize> ProbeMap<'m, K, N> {
         None
     }
 
-    /// Every key with its value, in no order.
+    /// Yields every key with its value, in unspecified order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (K, u32)> + '_ {
         let all = self.buckets.iter().flat_map(|bucket| {
             let places = bucket.keys.iter().zip(&bucket.values);
@@ -131,8 +132,8 @@ impl<'m, K: MapKey, const N: usize> ProbeMap<'m, K, N> {
         all.filter(|&(_, value)| value != NONE)
     }
 
-    /// Adds a key; returns the value that it has already, where it has one. The memory has room
-    /// for as many keys as [`buckets_for`](Self::buckets_for) was asked for.
+    /// Adds a key; returns the existing value as an error. The memory has room for as many keys as
+    /// were passed to [`buckets_for`](Self::buckets_for).
     pub(crate) fn insert(&mut self, key: K, value: u32) -> Result<(), u32> {
         let start = self.start(key.hash());
         let (wrapped, first) = self.buckets.split_at_mut(start);

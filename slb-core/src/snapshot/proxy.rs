@@ -8,24 +8,24 @@ use crate::spec::{PortMode, ProxyPorts, SourceRewrite, Spec};
 use crate::verdict::PortId;
 use crate::wire::ethernet::MacAddress;
 
-/// The ports as packets meet them.
+/// The compiled ports of a proxy.
 #[derive(Debug)]
 pub(crate) struct CompiledProxy<'m> {
     /// The port of the backends.
     pub(crate) backend: PortId,
-    /// The one frontend port of single mode.
+    /// The only frontend port, in single mode.
     only: Option<PortId>,
     ports: ProbeMap<'m, u64, 5>,
     addresses: ProbeMap<'m, u64, 5>,
     source_rewrites: Mem<'m, SourceRewrite>,
-    /// The MAC address that each backend's packets go to; empty: no backend has one.
+    /// The next hop's MAC address for each backend; empty if no backend has one.
     next_hops: Mem<'m, Option<MacAddress>>,
-    /// True if backends have next hops, or had some before: connections outlive their backend.
+    /// True if backends have or had next hops: connections outlive their backend.
     readdresses: bool,
 }
 
 impl<'m> CompiledProxy<'m> {
-    /// Counts the memory that it takes.
+    /// Counts the memory that the ports take.
     pub(crate) fn count(spec: &Spec<'_>, counter: &mut Counter) -> Option<()> {
         if let Some(ports) = &spec.proxy {
             for _ in 0..2 {
@@ -38,7 +38,8 @@ impl<'m> CompiledProxy<'m> {
         Some(())
     }
 
-    /// Compiles ports that were [checked](ProxyPorts::check). `None` where the memory is used up.
+    /// Compiles ports that passed [the check](ProxyPorts::check); returns `None` if the memory is
+    /// used up.
     pub(crate) fn new(
         spec: &ProxyPorts<'_>,
         next_hops: usize,
@@ -80,7 +81,7 @@ impl<'m> CompiledProxy<'m> {
         self.only == Some(port) || self.ports.get(port.0.into()).is_some()
     }
 
-    /// The frontend port where an address is; `None`: at any of several.
+    /// Returns the frontend port for an address; `None` if it may be at any of several.
     pub(crate) fn frontend_of(&self, address: Option<IpAddr>) -> Option<PortId> {
         let owner = || match address? {
             IpAddr::V4(address) => self.addresses.get(address.to_bits().into()),
@@ -89,19 +90,19 @@ impl<'m> CompiledProxy<'m> {
         self.only.or_else(|| Some(PortId(owner()? as u16)))
     }
 
-    /// The address that a client is seen under, where it is another.
+    /// Returns the address that replaces a client's, if it is rewritten.
     pub(crate) fn rewritten(&self, client: IpAddr) -> Option<IpAddr> {
         let mut all = self.source_rewrites.iter();
         all.find_map(|rewrite| rewrite.apply(client))
     }
 
-    /// Returns true if some clients are seen under another address.
+    /// Returns true if the addresses of some clients are rewritten.
     #[inline]
     pub(crate) fn rewrites_sources(&self) -> bool {
         !self.source_rewrites.is_empty()
     }
 
-    /// Sets the MAC address that a backend's packets go to. Does nothing where no backend has one.
+    /// Sets the next hop's MAC address for a backend. Does nothing if no backend has one.
     pub(crate) fn set_next_hop(&mut self, local: usize, next_hop: Option<MacAddress>) {
         if let Some(place) = self.next_hops.get_mut(local) {
             *place = next_hop;
@@ -114,14 +115,15 @@ impl<'m> CompiledProxy<'m> {
         self.readdresses
     }
 
-    /// The MAC address that a backend's packets go to, by the backend's index among the locals; `None`: their
+    /// Returns the next hop's MAC address for a backend, by its index among the locals; `None` if
     /// link headers stay.
     pub(crate) fn next_hop(&self, local: usize) -> Option<MacAddress> {
         self.next_hops.get(local).copied().flatten()
     }
 }
 
-/// The number of next hops that a proxy keeps: one for each backend, or none where no backend has one.
+/// Returns the number of next hops that a proxy keeps: one for each backend, or zero if no backend
+/// has one.
 pub(crate) fn next_hops_of(spec: &Spec<'_>) -> usize {
     let backends = || spec.pools.iter().flat_map(|pool| pool.backends);
     match backends().any(|backend| backend.next_hop.is_some()) {

@@ -1,9 +1,8 @@
 //! Ids that stay the same from one snapshot to the next.
 //!
-//! A name gets a slot and keeps it for as long as it is there. A slot that became free is used
-//! again, the one free for longest first, with another incarnation: an id that a flow still
-//! holds from before then matches no backend. Where ids are remembered without their incarnation,
-//! slots can be [spared](Registry::sparing).
+//! A name gets a slot and keeps it as long as it is configured. Freed slots are reused, the one
+//! free for longest first, with another incarnation, so that an old id in a flow matches no
+//! backend. If ids are stored without their incarnation, slots can be [spared](Registry::sparing).
 
 use core::ops::Range;
 
@@ -11,47 +10,47 @@ use super::probe_map::{NONE, ProbeMap, RuleBucket};
 use crate::hash::siphash13;
 use crate::mem::Mem;
 
-/// Bits of an id that are the slot; the others count its incarnations.
+/// Bits of an id for the slot; the other bits count its incarnations.
 pub(crate) const SLOT_BITS: u32 = 20;
 const INCARNATIONS: u32 = 1 << (32 - SLOT_BITS);
 
-/// The most slots there can be.
+/// The maximum number of slots.
 pub(crate) const MAX_SLOTS: usize = 1 << SLOT_BITS;
 
-/// A backend's id: the same in every generation for as long as the backend is there, and never
-/// that of another one while a flow can remember it.
+/// A backend's id: the same in every generation as long as the backend is configured, and not
+/// reused while a flow may still hold it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BackendId(u32);
 
 impl BackendId {
-    /// The id as a number.
+    /// Returns the id as a number.
     pub const fn get(self) -> u32 {
         self.0
     }
 
-    /// The id that the flow table stores: [`Flow::value`](crate::flow::Flow::value).
+    /// Returns the id in a value of the flow table: [`Flow::value`](crate::flow::Flow::value).
     #[inline]
     pub const fn from_value(value: u32) -> Self {
         Self(value)
     }
 
-    /// The place of its counters.
+    /// Returns the index of the backend's counters.
     #[inline]
     pub const fn slot(self) -> usize {
         (self.0 & (MAX_SLOTS as u32 - 1)) as usize
     }
 }
 
-/// Owner of a slot.
+/// The owner of a slot.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RegistryEntry {
     /// The slot's id now.
     id: u32,
-    /// Index of its compiled owner, or [`NONE`].
+    /// Index of the slot's compiled owner, or [`NONE`].
     index: u32,
-    /// The generation in which it became free.
+    /// The generation in which the slot became free.
     freed: u64,
-    /// The identity of its owner, or of the last one.
+    /// The identity of the slot's owner, or of its last one.
     identity: u64,
 }
 
@@ -65,13 +64,13 @@ impl RegistryEntry {
     };
 }
 
-/// All slots, and who has them.
+/// All slots and their owners.
 #[derive(Debug)]
 pub(crate) struct Registry<'m> {
     entries: Mem<'m, RegistryEntry>,
-    /// Slots that were ever used.
+    /// The number of slots that were ever used.
     used: usize,
-    /// The number of free slots among these.
+    /// The number of free slots among the used ones.
     free: usize,
     spared: Range<usize>,
     by_identity: ProbeMap<'m, u64, 5>,
@@ -84,12 +83,13 @@ pub(crate) struct Registry<'m> {
 pub(crate) struct AlreadyRegistered(pub(crate) u32);
 
 impl<'m> Registry<'m> {
-    /// Slots that a registry of `count` owners needs, after `previous`.
+    /// Returns the number of slots that a registry of `count` owners needs, after `previous`.
     pub(crate) fn slots_for(count: usize, previous: Option<&Registry<'_>>) -> usize {
         count.max(previous.map_or(0, |previous| previous.used))
     }
 
-    /// Slots that a registry of `count` owners needs, after `previous`, which [spares](Self::sparing) some.
+    /// Returns the number of slots that a registry of `count` owners needs, after `previous`, if it
+    /// [spares](Self::sparing) some.
     pub(crate) fn slots_sparing(
         count: usize,
         previous: Option<&Registry<'_>>,
@@ -104,7 +104,7 @@ impl<'m> Registry<'m> {
         }
     }
 
-    /// Starts the next generation: every slot of the previous one is there, without an owner.
+    /// Starts the next generation with all slots of the previous one, without owners.
     pub(crate) fn continue_from(
         previous: Option<&Registry<'_>>,
         generation: u64,
@@ -133,14 +133,14 @@ impl<'m> Registry<'m> {
         }
     }
 
-    /// Makes the registry spare a range: it gives slots of the range to another owner only when none of the range is left
-    /// that nobody ever had.
+    /// Makes the registry spare a range: it reuses slots of the range only after each of them has
+    /// had an owner.
     pub(crate) fn sparing(self, spared: Range<usize>) -> Self {
         Self { spared, ..self }
     }
 
-    /// Registers the owner at `index` if `previous` knows its identity, and returns its slot.
-    /// All that can be kept are kept before the first is added.
+    /// Registers the owner at `index` if `previous` knows its identity, and returns its slot. Call
+    /// this for all owners before adding the first.
     pub(crate) fn keep(
         &mut self,
         previous: Option<&Registry<'_>>,
@@ -160,11 +160,11 @@ impl<'m> Registry<'m> {
         Ok(Some(slot as usize))
     }
 
-    /// Registers a new owner, in the slot that was free for longest, or in one never used: the other way
-    /// round in the range that is spared.
+    /// Registers a new owner in the slot that was free for longest, or else in a slot that was
+    /// never used; in the spared range, prefers slots that were never used.
     ///
     /// # Cost
-    /// All slots, where one is free.
+    /// Proportional to all slots, if one is free.
     pub(crate) fn add(&mut self, identity: u64, index: u32) -> Result<usize, AlreadyRegistered> {
         let has_new = self.used < self.entries.len().min(self.spared.end);
         let given_again = match self.free {
@@ -198,17 +198,17 @@ impl<'m> Registry<'m> {
         Ok(slot)
     }
 
-    /// Returns true if each id of `old` still has the same meaning here: a remembered id finds its
-    /// owner, or nothing.
+    /// Returns true if each id of `old` keeps its meaning here: a stored id finds its owner, or
+    /// nothing.
     ///
     /// # Cost
-    /// All slots of `old`.
+    /// Proportional to the slots of `old`.
     pub(crate) fn follows(&self, old: &Registry<'_>) -> bool {
         let slots = old.entries.iter().take(old.used);
         let follows = |(now, before): (&RegistryEntry, &RegistryEntry)| {
             let (incarnation, former) = (now.id >> SLOT_BITS, before.id >> SLOT_BITS);
             match incarnation.wrapping_sub(former) % INCARNATIONS {
-                // Nobody got the slot since: its owner has it, or left it.
+                // The slot was not reassigned: its owner still has it, or left it.
                 0 => now.identity == before.identity && (now.index == NONE || before.index != NONE),
                 later => later < INCARNATIONS / 2,
             }
@@ -230,7 +230,7 @@ impl<'m> Registry<'m> {
         Ok(())
     }
 
-    /// The id of a slot.
+    /// Returns the id of a slot.
     pub(crate) fn id(&self, slot: usize) -> BackendId {
         BackendId(self.entries.get(slot).map_or(0, |entry| entry.id))
     }
@@ -257,29 +257,30 @@ impl<'m> Registry<'m> {
         (entry.index != NONE).then_some(entry.index)
     }
 
-    /// The identity of a slot's owner; `None` where the slot has none.
+    /// Returns the identity of a slot's owner; `None` if the slot has none.
     pub(crate) fn identity_of(&self, slot: usize) -> Option<u64> {
         self.owner(slot)?;
         self.identities.get(slot).copied()
     }
 
-    /// The identity of a slot's owner, or of its last one where it has none.
+    /// Returns the identity of a slot's owner, or of its last owner if it has none.
     pub(crate) fn last_identity_of(&self, slot: usize) -> Option<u64> {
         self.entries.get(slot).map(|entry| entry.identity)
     }
 
-    /// The slot of the owner of an identity; `None` where there is none.
+    /// Returns the slot of the owner with an identity; `None` if there is none.
     pub(crate) fn slot_of(&self, identity: u64) -> Option<usize> {
         self.by_identity.get(identity).map(|slot| slot as usize)
     }
 
-    /// Slots that were ever used.
+    /// Returns the number of slots that were ever used.
     pub(crate) fn used(&self) -> usize {
         self.used
     }
 }
 
-/// A hash of a name made of parts. The key is fixed: identities are compared between snapshots.
+/// Returns the hash of a name made of parts. The key is fixed, so that identities can be compared
+/// between snapshots.
 pub(crate) fn identity(parts: [&[u8]; 3]) -> u64 {
     parts.iter().fold(0, |so_far, part| {
         siphash13([so_far, part.len() as u64], part)

@@ -11,8 +11,8 @@ use crate::prefetch::prefetch_address;
 use crate::spec::snat::GRANULE;
 
 impl Snapshot<'_> {
-    /// Owner of each slot of a rule's Maglev table; `None` for a slot without one. Empty where there is no such
-    /// rule.
+    /// Yields the owner of each slot of a rule's Maglev table; `None` for an empty slot. Yields
+    /// nothing if there is no such rule.
     pub fn slots(&self, rule: u32) -> impl Iterator<Item = Option<BackendId>> + '_ {
         let rule = self.rule(rule);
         let slots = rule.map(|rule| {
@@ -26,13 +26,14 @@ impl Snapshot<'_> {
         slots.into_iter().flatten().map(whose)
     }
 
-    /// The slot of a packet, whose hash this is, in the rule's table.
+    /// Returns the slot of a packet with this hash in the rule's table.
     #[inline]
     pub(crate) fn table_index(&self, rule: &CompiledRule, packet: &Packet, hash: u64) -> usize {
         self.table_index_of(rule, packet.raw_destination_port(), hash)
     }
 
-    /// The slot in the rule's table of a packet for a port, whose bytes are read little-endian.
+    /// Returns the slot in the rule's table of a packet for a port in packets' byte order, read
+    /// little-endian.
     #[inline]
     pub(crate) fn table_index_of(&self, rule: &CompiledRule, raw_port: u16, hash: u64) -> usize {
         let slot = if rule.by_port {
@@ -51,7 +52,7 @@ impl Snapshot<'_> {
         (member != maglev::EMPTY).then(|| first_backend + u32::from(member))
     }
 
-    /// The backend of a Maglev slot of the rule's table, and its place among all.
+    /// Returns the backend in a slot of the rule's table, and its index among all backends.
     #[inline]
     pub(crate) fn backend_in(
         &self,
@@ -62,7 +63,7 @@ impl Snapshot<'_> {
         Some((index, self.backend(index)?))
     }
 
-    /// The slot of a packet in the table of a balancing rule, and what is remembered of the slot.
+    /// Returns the slot of a packet in the table of a balancing rule, with its owners.
     pub(crate) fn slot_of(&self, rule: u32, packet: &Packet) -> Option<Slot> {
         let (compiled, terms) = (self.rule(rule)?, self.terms(rule)?);
         let packet = &packet.as_balanced();
@@ -80,16 +81,16 @@ impl Snapshot<'_> {
         })
     }
 
-    /// Generations since a slot of all tables went from one backend to another; `None` where none is known
-    /// of.
+    /// Returns the generations since a slot last changed its backend; `None` if no change is known.
+    /// The index counts the slots of all tables.
     pub(crate) fn age_of(&self, table_index: usize) -> Option<u8> {
         let age = self.ages.get(table_index).copied();
         age.filter(|&age| age != owners::OLD)
     }
 
-    /// Present owner of a slot of a balancing rule's table, then the former ones, the newest first; each once.
-    /// Only host agents remember former owners, and only of pools that have a backend here. Empty where
-    /// there is no such rule or slot.
+    /// Yields the present owner of a slot of a balancing rule's table, then the former owners, the
+    /// newest first, each once. Only host agents remember former owners, and only for pools with a
+    /// backend on this node. Yields nothing if there is no such rule or slot.
     pub fn owners(&self, rule: u32, slot: usize) -> impl Iterator<Item = BackendId> + '_ {
         let terms = self.terms(rule).filter(|t| t.kind == RuleKind::Balance);
         let rule = terms.and_then(|_| self.rule(rule));
@@ -107,7 +108,8 @@ impl Snapshot<'_> {
         all.filter_map(|index| Some(self.backend(index)?.id()))
     }
 
-    /// Returns true if the packet is for a port of a backend's block, under the rule of a VIP's SNAT ports.
+    /// Returns true if the rule is that of a VIP's SNAT ports, and the packet is for a port in a
+    /// backend's block.
     pub(crate) fn is_port_of_block(&self, rule: u32, packet: &Packet) -> bool {
         let owner = self.rule(rule).and_then(|rule| {
             let place = self.table_index(rule, packet, 0);
@@ -116,13 +118,14 @@ impl Snapshot<'_> {
         owner.is_some()
     }
 
-    /// The Maglev tables of all pools, one behind the other.
+    /// Returns the Maglev tables of all pools, concatenated.
     #[inline]
     pub(crate) fn all_slots(&self) -> &[u16] {
         &self.table
     }
 
-    /// The backends from a pool's first one on, as many as its slots can name: [`maglev::EMPTY`] names none.
+    /// Returns the backends from a pool's first one on, as many as slots can refer to;
+    /// [`maglev::EMPTY`] refers to none.
     #[inline]
     pub(crate) fn backends_from(&self, first: u32) -> &[CompiledBackend] {
         let backends = self.backends.get(first as usize..).unwrap_or_default();
@@ -137,7 +140,7 @@ impl Snapshot<'_> {
         prefetch_address(slot.cast());
     }
 
-    /// The hash of a packet's tuple, of the parts that `mask` leaves.
+    /// Returns the hash of the parts of a packet's tuple that `mask` selects.
     #[inline]
     pub(crate) fn hash(&self, packet: &Packet, mask: u64) -> u64 {
         let rest = packet.ports_and_protocol() & mask;
@@ -150,8 +153,9 @@ impl Snapshot<'_> {
         }
     }
 
-    /// The Maglev table of a pool, by its place in [`Spec::pools`](crate::spec::Spec::pools), for rules
-    /// without a probe: places in the pool's backends, or [`maglev::EMPTY`].
+    /// Returns the Maglev table of a pool for rules without a probe: indexes in the pool's
+    /// backends, or [`maglev::EMPTY`]. `pool` is an index in
+    /// [`Spec::pools`](crate::spec::Spec::pools).
     pub fn pool_table(&self, pool: usize) -> Option<&[u16]> {
         self.table.get(self.pools.get(pool)?.table())
     }

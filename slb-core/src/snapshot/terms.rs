@@ -10,20 +10,20 @@ use crate::spec::{Answers, Scheduler, Terms};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CompiledTerms {
     pub(crate) idle: Span,
-    /// The port that the backend serves, as packets have it; `None`: the packet's own.
+    /// The port that the backend serves, in packets' byte order; `None` for the packet's own.
     pub(crate) backend_port: Option<u16>,
     pub(crate) floating_ip: bool,
     pub(crate) reset: bool,
     pub(crate) through_mux: bool,
-    /// True if the frontend belongs to a network, so that answers go through that.
+    /// True if the frontend belongs to a network, through which answers go.
     pub(crate) is_private: bool,
     pub(crate) source_nat: Option<IpAddr>,
     pub(crate) quic: bool,
-    /// The place of its pool; of no meaning for outbound ports.
+    /// Index of the rule's pool; meaningless for outbound ports.
     pub(crate) pool: u32,
     /// Index of the first share of the pool that the rule refers to.
     pub(crate) shares: u32,
-    /// Index of the past of its table, or [`NONE`].
+    /// Index of the past of the pool's table, or [`NONE`].
     pub(crate) past: u32,
     pub(crate) kind: RuleKind,
     pub(crate) scheduler: Scheduler,
@@ -32,11 +32,11 @@ pub(crate) struct CompiledTerms {
 /// The kind of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RuleKind {
-    /// Balances over a pool.
+    /// A rule that balances over a pool.
     Balance,
-    /// Leads to one backend.
+    /// An inbound NAT rule, which leads to one backend.
     Nat,
-    /// Brings answers to who has the port.
+    /// The rule of SNAT ports, which leads answers to the owner of the port.
     Outbound,
 }
 

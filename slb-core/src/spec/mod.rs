@@ -300,7 +300,7 @@ pub enum Scheduler {
     /// Maglev, by the hash of the fields that the distribution mode selects.
     #[default]
     Maglev,
-    /// The one that has the fewest connections now, in proportion to its weight.
+    /// The one that has the fewest connections now, relative to its weight.
     LeastConnections,
 }
 
@@ -492,7 +492,7 @@ pub struct Backend<'a> {
     /// destination MAC address of packets to the backend, so that clients and backends may be in one subnet;
     /// `None`: the packets' link headers stay, and a router behind the proxy finds the backend.
     pub next_hop: Option<MacAddress>,
-    /// Weight of the backend: its share of flows in proportion to the others; zero drains it.
+    /// Weight of the backend: its share of flows relative to the others; zero drains it.
     pub weight: u32,
     /// Administrative state of the backend, set by the operator for all rules.
     pub state: BackendState,

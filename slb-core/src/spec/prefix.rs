@@ -13,7 +13,7 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    /// The first and the last address; `None` where the length is more than the family has.
+    /// The first and the last address; `None` if the length is more than the family has.
     pub(crate) fn range(&self) -> Option<[IpAddr; 2]> {
         match self.address {
             IpAddr::V4(address) => {

@@ -52,7 +52,7 @@ pub struct SourceRewrite {
 }
 
 impl SourceRewrite {
-    /// The address that a client is seen under; `None` where it is not of the range.
+    /// The address that a client is seen under; `None` if it is not of the range.
     pub fn apply(&self, client: IpAddr) -> Option<IpAddr> {
         match (client, self.from, self.to) {
             (IpAddr::V4(client), IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -81,7 +81,7 @@ impl SourceRewrite {
         self.prefix_len <= most
     }
 
-    /// The first and the last address of both ranges; `None` where they are not valid.
+    /// The first and the last address of both ranges; `None` if they are not valid.
     fn ranges(&self) -> Option<[[IpAddr; 2]; 2]> {
         let range = |address| {
             let len = self.prefix_len;

@@ -128,7 +128,7 @@ fn by_instance<'s>(spec: &'s Spec<'_>, pool: usize) -> impl Iterator<Item = (u32
 /// The backend of a pool with the lowest number above that of `last`, and that number.
 ///
 /// # Cost
-/// Nothing where numbers ascend without gaps, as those that are not said do; else in proportion to the
+/// Nothing where numbers ascend without gaps, as those that are not said do; else, proportional to the
 /// backends.
 #[cfg(not(feature = "alloc"))]
 fn next_instance(spec: &Spec<'_>, pool: usize, last: Option<(u32, usize)>) -> Option<(u32, usize)> {

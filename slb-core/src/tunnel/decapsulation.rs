@@ -96,7 +96,7 @@ impl Outer {
         })
     }
 
-    /// Reads the common headers of a frame for this node; `None` where it has others.
+    /// Reads the common headers of a frame for this node; `None` if it has others.
     #[cold]
     pub(crate) fn parse_if_common(bytes: &[u8], underlay: &Underlay) -> Option<Self> {
         Self::parse_common(bytes, underlay)
@@ -254,7 +254,7 @@ impl CommonName {
 }
 
 impl<'a> CommonHead<'a> {
-    /// The head of a frame that may have others; `None` where it is too short.
+    /// The head of a frame that may have others; `None` if it is too short.
     #[inline]
     pub(crate) fn of(bytes: &'a [u8]) -> Option<Self> {
         Some(Self(bytes.first_chunk()?, bytes))

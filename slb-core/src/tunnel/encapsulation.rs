@@ -87,7 +87,7 @@ impl Template {
         sum: 0,
     };
 
-    /// The headers for a backend; `None` where the underlay has no address of its host's family.
+    /// The headers for a backend; `None` if the underlay has no address of its host's family.
     pub(crate) fn new(
         underlay: &Underlay,
         host: IpAddr,
@@ -237,7 +237,7 @@ impl Template {
         done.ok_or(DropReason::NoHeadroom)
     }
 
-    /// Encapsulates by a template that [is common](Self::is_common). `None` where the headroom is too small.
+    /// Encapsulates by a template that [is common](Self::is_common). `None` if the headroom is too small.
     #[inline(always)] // with constants in `inner`, most of it goes away
     pub(crate) fn encapsulate_common(
         &self,

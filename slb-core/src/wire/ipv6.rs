@@ -248,7 +248,7 @@ pub(crate) const fn is_extension(next: u8) -> bool {
     )
 }
 
-/// Bytes of the extension header `next` at the start of `bytes`; `None` where it is none, or one
+/// Bytes of the extension header `next` at the start of `bytes`; `None` if it is none, or one
 /// that hides what is behind it (ESP).
 fn extension_len(next: u8, bytes: &[u8]) -> Result<Option<usize>, WireError> {
     let announced = || match bytes.get(1) {

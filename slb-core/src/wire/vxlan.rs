@@ -23,7 +23,7 @@ impl Vni {
     /// The largest one.
     pub const MAX: Self = Self(0x00ff_ffff);
 
-    /// The identifier `value`; `None` where it needs more than 24 bits.
+    /// The identifier `value`; `None` if it needs more than 24 bits.
     pub const fn new(value: u32) -> Option<Self> {
         if value <= Self::MAX.0 {
             Some(Self(value))

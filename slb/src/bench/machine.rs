@@ -77,7 +77,7 @@ pub(crate) fn allowed_cpus() -> Vec<usize> {
     all.filter(|&core| allowed.is_set(core)).collect()
 }
 
-/// Has the kernel leave this thread on one core; `None` where it will not.
+/// Has the kernel leave this thread on one core; `None` if it will not.
 pub(crate) fn stay_on_a_core() -> Option<usize> {
     // The last one: interrupts tend to be the first one's.
     let core = allowed_cpus().pop()?;

@@ -87,7 +87,7 @@ pub(crate) struct ExplainOptions {
 }
 
 impl ExplainOptions {
-    /// With `--live`: the tuple, which is empty where a capture has the packet; `None` where a word is missing
+    /// With `--live`: the tuple, which is empty where a capture has the packet; `None` if a word is missing
     /// or too many.
     #[cfg(feature = "live")]
     pub(crate) fn tuple(&self) -> Option<&[String]> {

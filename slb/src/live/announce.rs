@@ -229,7 +229,7 @@ impl Announcer {
 }
 
 /// Goes on with the interface that an earlier process handed over: its state, and the VIPs that are on it.
-/// `None` where it is of another name, or was deleted.
+/// `None` if it is of another name, or was deleted.
 fn go_on_with(name: &str, file: OwnedFd) -> Option<(State, BTreeSet<IpAddr>)> {
     let device = Device::from_file(file, name, Layer::Ip);
     let device = device

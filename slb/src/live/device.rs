@@ -764,7 +764,7 @@ fn neighbours_at(config: &Config, port: PortId) -> impl Iterator<Item = (IpAddr,
     addresses.map(|address| (address, Take::Neighbour))
 }
 
-/// The addresses of this machine, which stay the kernel's in every role; `None` where the kernel does not
+/// The addresses of this machine, which stay the kernel's in every role; `None` if the kernel does not
 /// tell them.
 pub(super) fn own_addresses() -> Option<BTreeSet<IpAddr>> {
     let addresses = Neighbours::open().and_then(|tables| tables.own_addresses());

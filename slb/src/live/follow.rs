@@ -46,7 +46,7 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    /// Begins to follow the fleet that options name; `None` where they name none.
+    /// Begins to follow the fleet that options name; `None` if they name none.
     pub(super) fn start(options: &LiveOptions, role: Role) -> Result<Option<Self>, Failure> {
         if options.fleet.is_empty() {
             return Ok(None);

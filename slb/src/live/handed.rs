@@ -55,7 +55,7 @@ impl OpenCards {
         queues.iter().map(name).collect()
     }
 
-    /// Maps the memory. `None` where the sockets are of other queues, or have smaller rings or chunks or fewer
+    /// Maps the memory. `None` if the sockets are of other queues, or have smaller rings or chunks or fewer
     /// chunks than asked for.
     pub(super) fn open(
         self,

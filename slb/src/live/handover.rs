@@ -376,7 +376,7 @@ pub(super) struct Predecessor {
 }
 
 impl Predecessor {
-    /// Finds it; `None` where none listens.
+    /// Finds it; `None` if none listens.
     pub(super) fn find(path: &Path) -> Option<Self> {
         match UnixStream::connect(path) {
             // It waits for nobody who has nothing to say yet.

@@ -257,7 +257,7 @@ impl Shared {
         })
     }
 
-    /// The last dropped packets of all workers; `None` where one does not answer.
+    /// The last dropped packets of all workers; `None` if one does not answer.
     pub(super) fn drops(&self) -> Option<Vec<Dropped>> {
         let mut all = Vec::new();
         for worker in 0..self.workers() {
@@ -320,7 +320,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The counters that show trouble; `None` where a worker does not answer.
+    /// The counters that show trouble; `None` if a worker does not answer.
     pub(super) fn totals(&self) -> Option<Totals> {
         let (counted, state) = self.count_in_place()?;
         let total = counted.into_iter().reduce(Counted::and)?;
@@ -331,7 +331,7 @@ impl Shared {
         Some(report.totals())
     }
 
-    /// The document; `None` where a worker does not answer.
+    /// The document; `None` if a worker does not answer.
     pub(super) fn document(&self) -> Option<Value> {
         let (counted, mut state) = self.count_in_place()?;
         let one = |(counted, (_, names, cpu)): (&Counted, &(_, Vec<String>, Option<usize>))| json!({ "queues": names, "cpu": cpu, "io": counted.io_json() });
@@ -639,7 +639,7 @@ impl Named {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Listens anew where the name is gone; `None` where it is there, whoever's file that is.
+    /// Listens anew where the name is gone; `None` if it is there, whoever's file that is.
     fn renew(&self) -> Result<Option<UnixListener>, String> {
         let mut name = self.name();
         let Some(own) = name.as_mut().filter(|own| own.is_gone()) else {

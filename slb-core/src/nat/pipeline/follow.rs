@@ -109,7 +109,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// A connection that goes on with a packet of its name; `None` where it does not.
+    /// A connection that goes on with a packet of its name; `None` if it does not.
     #[inline]
     fn known<A: Table, R: Role>(
         &mut self,

@@ -35,7 +35,7 @@ pub(crate) trait Role: Sized {
     /// [`elsewhere`](Self::elsewhere).
     const PASSES_ON: bool;
 
-    /// Returns which way a frame's packet goes on the fast path; `None` where the frame takes the
+    /// Returns which way a frame's packet goes on the fast path; `None` if the frame takes the
     /// slow path.
     fn direction(
         snapshot: &Snapshot<'_>,
@@ -43,7 +43,7 @@ pub(crate) trait Role: Sized {
         last: &mut Self::Last,
     ) -> Option<Direction>;
 
-    /// Finds the packet in a frame of the inward direction; `None` where the frame takes the slow
+    /// Finds the packet in a frame of the inward direction; `None` if the frame takes the slow
     /// path.
     fn inward(snapshot: &Snapshot<'_>, frame: &Frame<'_>, last: &mut Self::Last) -> Option<Origin>;
 

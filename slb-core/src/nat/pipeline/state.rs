@@ -117,7 +117,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// Writes a connection's record; `None` where its vm is gone.
+    /// Writes a connection's record; `None` if its vm is gone.
     fn write<A: Table, R: Role>(
         &self,
         number: u32,
@@ -241,7 +241,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// Makes the connection of a record, and asks for its places in the index; `None` where another worker
+    /// Makes the connection of a record, and asks for its places in the index; `None` if another worker
     /// takes it over.
     fn prepare<A: Table, R: Role>(
         &self,

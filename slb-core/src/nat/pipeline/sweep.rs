@@ -173,7 +173,7 @@ fn tell<A: Table, R: Role>(
     Some(())
 }
 
-/// The backend that opened a connection to the outside; `None` where it is gone, or the connection
+/// The backend that opened a connection to the outside; `None` if it is gone, or the connection
 /// came from there.
 fn opener_of<'n, A: Rewrite>(
     snapshot: &'n Snapshot<'_>,

@@ -8,8 +8,9 @@ use crate::snapshot::{CompiledPool, Snapshot};
 use crate::spec::{Spec, SpecError};
 
 impl Snapshot<'_> {
-    /// Notes who had the slots of each table before: what the previous snapshot remembers, and its own
-    /// owners; without one, what the spec says. Of a mux it notes only how long ago slots changed.
+    /// Records the former owners of the slots of each table: those that the previous snapshot
+    /// remembers, and its own owners; without a previous snapshot, those in the spec. A mux records
+    /// only the age of each slot's last change.
     pub(super) fn compile_pasts(
         &mut self,
         spec: &Spec<'_>,
@@ -29,7 +30,8 @@ impl Snapshot<'_> {
         }
         for (index, health) in spec.health.iter().enumerate() {
             let compiled = self.probed[index];
-            // Probes have no names: the first one of a pool was the first before, and so on.
+            // Probes have no names, so the order identifies them: a pool's first probe continues
+            // the first one of the previous snapshot, and so on.
             let earlier = spec.health.iter().take(index);
             let number = earlier.filter(|other| other.pool == health.pool).count();
             let before = previous.and_then(|previous| {
@@ -45,8 +47,8 @@ impl Snapshot<'_> {
         Ok(())
     }
 
-    /// Notes how many generations ago the slots of a table went from one backend to another. Rules by
-    /// different probes may share a table: of each slot the latest change counts.
+    /// Records how many generations ago each slot of a table changed its backend. Rules with
+    /// different probes may share a table: for each slot, the latest change counts.
     fn compile_ages(
         &mut self,
         compiled: &CompiledPool,
@@ -127,8 +129,8 @@ impl Snapshot<'_> {
         Ok(())
     }
 
-    /// Notes who had the slots of a pool's table by the weights of the past that the spec gives. The table
-    /// itself is the room that it takes, and is as before in the end.
+    /// Records the former owners of the slots of a pool's table, by the past weights in the spec.
+    /// Uses the table itself as scratch space, and restores it in the end.
     fn compile_given_past(
         &mut self,
         spec: &Spec<'_>,
@@ -179,8 +181,8 @@ impl Snapshot<'_> {
     }
 }
 
-/// The place in its pool of a backend that had another place in the previous snapshot; `None` where it is
-/// not of the pool any more.
+/// Returns the index in its pool of a backend that had another index in the previous snapshot;
+/// `None` if it is no longer in the pool.
 fn renumbered(
     previous: &Snapshot<'_>,
     before: &CompiledPool,

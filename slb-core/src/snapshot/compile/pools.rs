@@ -57,8 +57,8 @@ impl Snapshot<'_> {
         Ok(())
     }
 
-    /// Compiles the shares and the table of a pool's backends, by what a probe found of them where
-    /// that is given, with its place in the spec.
+    /// Compiles the shares and the table of a pool's backends; with the results of a probe and
+    /// their index in the spec, by these too.
     fn compile_pool(
         &mut self,
         spec: &Spec<'_>,
@@ -113,7 +113,7 @@ impl Snapshot<'_> {
             ..
         } = self;
         if let Some((number, _)) = probed {
-            // Where nobody fails, all rules of a pool share one table, and the cache lines of it.
+            // If no backend fails, all rules of a pool share one table and its cache lines.
             let same = |other: &&CompiledPool| other.digest == digest;
             let of_pool = |other: &&CompiledPool| other.first_backend == compiled.first_backend;
             let before = others.iter().take(number).filter(of_pool);
@@ -135,7 +135,7 @@ impl Snapshot<'_> {
             .map_err(|error| SpecError::Table { pool: index, error })
     }
 
-    /// The table that was built from the same input as `pool`'s would be.
+    /// Returns the table of an earlier pool with the same input as `pool`.
     fn table_of(&self, pool: &CompiledPool, index: usize) -> Option<&[u16]> {
         let same = |candidate: &&CompiledPool| {
             candidate.identity == pool.identity

@@ -166,7 +166,8 @@ impl Snapshot<'_> {
         self.add_key(spec, nat.frontend, nat.protocol, port, index)
     }
 
-    /// The rule that answers to a frontend's SNAT ports match: its table says whose each port is.
+    /// Compiles the rule that answers to a frontend's SNAT ports match: its table has the owner of
+    /// each port.
     fn compile_outbound(
         &mut self,
         spec: &Spec<'_>,
@@ -215,7 +216,7 @@ impl Snapshot<'_> {
         Ok(())
     }
 
-    /// Assigns each rule its counter slot: the one that it had before, or a free one.
+    /// Assigns each rule a counter slot: its former slot, or a free one.
     fn number_rules(
         &mut self,
         spec: &Spec<'_>,
@@ -248,7 +249,7 @@ impl Snapshot<'_> {
     }
 }
 
-/// The place in its pool and the port of each backend that an inbound NAT rule or pool leads to.
+/// Yields the index in its pool and the port of each backend of an inbound NAT rule or pool.
 pub(in crate::snapshot) fn nat_rules<'s>(
     spec: &'s Spec<'_>,
     nat: &'s InboundNat<'_>,
@@ -271,7 +272,7 @@ pub(in crate::snapshot) fn nat_rules<'s>(
     })
 }
 
-/// The names of all rules, in the order of their places.
+/// Yields the names of all rules, in the order of their indexes.
 pub(in crate::snapshot) fn rule_identities<'s>(
     spec: &'s Spec<'_>,
 ) -> impl Iterator<Item = u64> + Clone + 's {
@@ -291,7 +292,7 @@ pub(in crate::snapshot) fn rule_identities<'s>(
     rules.chain(nat).chain(outbound)
 }
 
-/// The identities of rules, each with the name of its rule.
+/// Yields the identities of rules, each with the name of its rule.
 pub(crate) fn rule_names<'s>(
     spec: &'s Spec<'_>,
 ) -> impl Iterator<Item = (u64, RuleName<'s>)> + Clone + 's {

@@ -58,8 +58,8 @@ impl Size {
             outbound_frontends(spec).count(),
         );
         let rules = spec.rules.len() + nat_rules + outbound;
-        // A table for each probe, whether it fails anywhere or not: what is known of backends
-        // changes nothing about the memory that a snapshot takes.
+        // One table for each probe, even if no backend fails it: health must not change the memory
+        // that a snapshot takes.
         let probed = probed_pools(spec).map(|pool| pool.backends.len());
         let shares = backends + probed.sum::<usize>();
         Self {
@@ -96,7 +96,7 @@ impl Size {
         }
     }
 
-    /// Kinds of items of which there are more than can be numbered.
+    /// Yields the kinds of items that exceed the range of their numbers.
     pub(in crate::snapshot) fn too_many(
         &self,
         spec: &Spec<'_>,
@@ -157,7 +157,7 @@ fn probed_pools<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = &'s Pool<'s>> {
     all.filter_map(|health| spec.pools.get(health.pool))
 }
 
-/// Slots of all pools' tables, and of those by probe results.
+/// Returns the number of slots of all pools' tables, including the tables by probe results.
 pub(super) fn tables_len(spec: &Spec<'_>) -> usize {
     let all = spec.pools.iter().chain(probed_pools(spec));
     all.map(|pool| pool.table_size as usize).sum()

@@ -1,4 +1,4 @@
-//! The vms and peers of a node, compiled.
+//! Compilation of the vms and peers of a node.
 
 use super::{
     Block, CompiledMux, CompiledOutbound, FIRST_HOST, LOCAL_BITS, Local, MAX_LOCALS, Nat,
@@ -53,7 +53,7 @@ impl Nat<'_> {
         for pool in spec.pools {
             let _ = self.vnis.insert(pool.vni.get().into(), 0);
         }
-        // Those that are no backends' have numbers behind those of backends.
+        // Vms that are no backends have numbers after the backends'.
         let backends = spec.pools.iter().flat_map(|pool| pool.backends);
         let hosts = backends.map(|backend| backend.host);
         let hosts = hosts.chain(spec.vms.iter().map(|vm| vm.host));
@@ -69,7 +69,7 @@ impl Nat<'_> {
         Ok(())
     }
 
-    /// Notes the vms of networks that are at ports of this node.
+    /// Records the vms of networks at ports of this node.
     fn compile_vms(&mut self, spec: &Spec<'_>) -> Result<(), SpecError> {
         if spec.proxy.is_some() {
             return Ok(()); // it has no vms of its own
@@ -85,7 +85,7 @@ impl Nat<'_> {
         Ok(())
     }
 
-    /// Notes which vms were here before, and are at other hosts now.
+    /// Records the vms that have moved from this node to other hosts.
     fn compile_moved(&mut self, spec: &Spec<'_>, previous: &Nat<'_>) {
         if previous.vm_count + previous.moved_count == 0 {
             return;
@@ -105,7 +105,7 @@ impl Nat<'_> {
         }
     }
 
-    /// Notes which addresses are inside.
+    /// Records the inside addresses.
     fn compile_inside(&mut self, spec: &Spec<'_>) -> Result<(), SpecError> {
         for (index, prefix) in spec.inside.iter().enumerate() {
             let range = prefix.range().ok_or(SpecError::InsidePrefix { index })?;
@@ -139,7 +139,7 @@ impl Nat<'_> {
                         let mac = backend.mac.unwrap_or(derived_mac(backend.address));
                         let vm = self.vm_at(port, mac, pool.vni);
                         let vm = vm.map_err(|known| self.conflict(known, port, index))?;
-                        // The same vm twice in a pool has the rules of its first name.
+                        // A vm that is twice in a pool gets the rules of its first name.
                         let _ = self
                             .local_by_pool
                             .insert(pool_key(pool_index as u32, port), local);
@@ -196,7 +196,8 @@ impl Nat<'_> {
         Ok(())
     }
 
-    /// The vm at a port, added where it is not there yet; the other vm that has the port or the MAC address.
+    /// Returns the index of the vm at a port, after adding it if necessary. The error is the index
+    /// of another vm with the port or the MAC address.
     fn vm_at(&mut self, port: PortId, mac: MacAddress, vni: Vni) -> Result<usize, u32> {
         let index = self.vm_count as u32;
         match self.vm_by_port.insert(port.0.into(), index) {
@@ -219,7 +220,7 @@ impl Nat<'_> {
         }
     }
 
-    /// The fault of a backend that shares a vm's port or MAC address without being that vm.
+    /// Returns the fault of a backend that shares a vm's port or MAC address without being that vm.
     fn conflict(&self, vm: u32, port: PortId, backend: u32) -> SpecError {
         let mut first = 0;
         let mut next = self.vms.get(vm as usize).map_or(NONE, |vm| vm.first);
@@ -233,14 +234,15 @@ impl Nat<'_> {
         }
     }
 
-    /// Notes the ports of the locals. `owners` says, for each frontend that outbound rules use,
-    /// its place, its compiled rule and its granules' owners, in the order of their places.
+    /// Records the ports of the locals. `owners` yields the index, the compiled rule and the
+    /// granules' owners of each frontend that outbound rules use, in the order of their indexes.
     pub(crate) fn compile_blocks<'t>(
         &mut self,
         spec: &Spec<'_>,
         owners: impl Iterator<Item = (usize, u32, &'t [u16])>,
     ) {
-        // Room for the blocks of each local: those of one frontend by several rules are one, and leave some.
+        // Room for the blocks of each local. Some stay free, since blocks of one frontend by
+        // several rules are joined.
         let mut block_count = 0;
         for local in self.locals.iter_mut() {
             let (pool, _) = owner(spec, local.backend as usize);
@@ -248,8 +250,8 @@ impl Nat<'_> {
             local.blocks = (block_count, block_count);
             block_count += rules.map(|rule| rule.frontends.len() as u32).sum::<u32>();
         }
-        // Frontends outside and locals inside: asking for each local which frontends there are takes as long as
-        // the product of locals, frontends and rules.
+        // The outer loop is over frontends and the inner loop over locals: the reverse order would
+        // cost the product of locals, frontends and rules.
         let mut granule_count = 0;
         for (frontend, rule, owners) in owners {
             let address = spec.frontends[frontend].address;
@@ -259,7 +261,7 @@ impl Nat<'_> {
                 let pools = spec.pools.iter().take(of.pool);
                 let first = pools.map(|pool| pool.backends.len() as u32).sum::<u32>();
                 let end = first + spec.pools[of.pool].backends.len() as u32;
-                // Locals stand in the order of their backends.
+                // Locals are sorted by their backends.
                 let start = self.locals.partition_point(|local| local.backend < first);
                 let of_pool = self.locals.iter_mut().skip(start);
                 for local in of_pool.take_while(|local| local.backend < end) {
@@ -294,13 +296,13 @@ pub(super) fn is_local(spec: &Spec<'_>, backend: &Backend<'_>) -> bool {
     spec.proxy.is_some() || backend.port.is_some()
 }
 
-/// An id of 32 bits in 16.
+/// Compresses an id of 32 bits into 16.
 pub(super) const fn compress(id: u32) -> u16 {
     let slot = id as u16 & MAX_LOCALS as u16;
     slot | ((id >> SLOT_BITS) as u16) << LOCAL_BITS
 }
 
-/// The pool of the backend at a place among all, and its place in there.
+/// Returns the pool of a backend and the index in the pool, by the index among all backends.
 pub(in crate::snapshot) fn owner(spec: &Spec<'_>, mut backend: usize) -> (usize, usize) {
     for (index, pool) in spec.pools.iter().enumerate() {
         match backend.checked_sub(pool.backends.len()) {

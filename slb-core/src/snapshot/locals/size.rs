@@ -1,4 +1,4 @@
-//! The memory that the vms and peers of a node take.
+//! Sizes of the tables for the vms and peers of a node.
 
 use core::net::IpAddr;
 

@@ -435,7 +435,7 @@ impl Channel {
     }
 }
 
-/// Returns in words what a TLS alert says of the client's certificate; `None` where it is about something else. `text`
+/// Returns in words what a TLS alert says of the client's certificate; `None` if it is about something else. `text`
 /// names the alert.
 ///
 /// Source: RFC 8446 §6.2.
@@ -459,7 +459,7 @@ fn refusal(text: &str) -> Option<String> {
     })
 }
 
-/// Says in words of the options which certificate is at fault; `None` where it is none.
+/// Says in words of the options which certificate is at fault; `None` if it is none.
 fn tls_fault(error: &io::Error) -> Option<String> {
     let fault = error.get_ref()?.downcast_ref::<rustls::Error>()?;
     Some(match fault {
@@ -503,7 +503,7 @@ pub(super) struct Messages {
 }
 
 impl Messages {
-    /// The next message; `None` where the answer ended well.
+    /// The next message; `None` if the answer ended well.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
         loop {
             if let Some(message) = self.take()? {

@@ -19,7 +19,7 @@ pub(super) trait Plain: Table {
     const HEADER_LEN: u32;
 
     /// Returns the head of an untagged frame that holds an ordinary packet. `ecn` is the ECN field of the outer
-    /// header; `None` where decapsulation would change that of the packet.
+    /// header; `None` if decapsulation would change that of the packet.
     fn read(frame: &[u8], ecn: u8) -> Option<&Self::Head>;
 
     /// Returns the head of a frame that was [read](Self::read).

@@ -1,21 +1,20 @@
-//! Connections that may have to make room for new ones, in the order of their age.
+//! Connections that may be evicted to make room for new ones, in the order of their age.
 //!
 //! ```text
 //!  unanswered  oldest <-> ... <-> newest    only the opener was heard
 //!  answered    oldest <-> ... <-> newest    answered once; the opener did not go on, or it is over
 //! ```
 //!
-//! Anyone can begin a connection from an address that is not theirs, and a server that answers all
-//! comers answers that, too. A connection whose opener must have got the answer is in neither list, and
-//! is never evicted. Of TCP, the handshake proves that. Of other protocols nothing does: another packet
-//! of the opener's is a sign of it, but a flood can send two of each source. Flows with that sign leave
-//! the lists as long as they have at most three quarters of the places; the others stay among the
-//! answered ones.
-//! A TCP connection that is over joins the second list: it waits for late segments only, and a full
-//! table has better uses for its place.
+//! Anyone can begin a connection from a forged address, and servers answer forged packets too. A
+//! connection whose opener has proved that it got the answer is in neither list, and is never
+//! evicted. With TCP, the handshake is the proof. Other protocols have none: another packet of the
+//! opener is evidence, but a flood can send two packets from each source. Flows with that evidence
+//! leave the lists as long as they use at most three quarters of the places; the others stay in the
+//! list of answered connections. A TCP connection that is over joins the second list: it only waits
+//! for late segments, so a full table may reuse its place.
 //!
-//! The lists are doubly linked through an array beside the connections, so each operation costs the
-//! same however many there are.
+//! The lists are doubly linked through an array beside the connections, so each operation takes
+//! constant time.
 
 use super::ConnectionState;
 use crate::mem::Mem;
@@ -31,9 +30,9 @@ pub(crate) enum Kind {
     Answered = 1,
 }
 
-/// Stands for the next newer connection of one that is in no list.
+/// The value of a link's next newer connection if the connection is in no list.
 const UNLISTED: u32 = u32::MAX - 1;
-/// Marks the list of those that are answered, beside the number of the next older connection.
+/// Marks the list of answered connections, beside the number of the next older connection.
 const ANSWERED: u32 = 1 << 31;
 /// Connections beyond this number are in no list, and are never evicted.
 const MOST: u32 = ANSWERED - 1;
@@ -42,7 +41,7 @@ const MOST: u32 = ANSWERED - 1;
 #[derive(Clone, Copy, Debug)]
 pub struct AgeLink {
     newer: u32,
-    /// Next older connection, and the list in the highest bit.
+    /// The next older connection, and the list in the highest bit.
     older: u32,
 }
 
@@ -83,14 +82,15 @@ struct List {
 pub(crate) struct Ages<'m> {
     links: Mem<'m, AgeLink>,
     lists: [List; 2],
-    /// Flows of protocols without a handshake that are established, and in no list.
+    /// The number of established flows of protocols without a handshake, which are in no list.
     flows: u64,
-    /// The most of them.
+    /// The maximum number of such flows.
     most_flows: u64,
 }
 
 impl<'m> Ages<'m> {
-    /// Empty lists for a table of so many places. Connections whose number is beyond `links` are in none.
+    /// Makes empty lists for a table of `places` places. Connections with numbers beyond `links`
+    /// are in no list.
     pub(crate) fn new(mut links: Mem<'m, AgeLink>, places: u64) -> Self {
         links.fill(AgeLink::EMPTY);
         let none = List {
@@ -115,12 +115,12 @@ impl<'m> Ages<'m> {
         (oldest != NONE).then_some(oldest)
     }
 
-    /// The list that a connection is in.
+    /// Returns the list that contains a connection.
     pub(crate) fn kind(&self, number: u32) -> Option<Kind> {
         self.links.get(number as usize)?.kind()
     }
 
-    /// Puts a connection that is in no list in front of all others of one.
+    /// Inserts a connection that is in no list as the newest one of a list.
     pub(crate) fn push(&mut self, number: u32, kind: Kind) {
         let list = &mut self.lists[kind as usize];
         let before = list.newest;
@@ -140,7 +140,7 @@ impl<'m> Ages<'m> {
         }
     }
 
-    /// Takes a connection out of its list, if it is in one.
+    /// Removes a connection from its list, if it is in one.
     pub(crate) fn remove(&mut self, number: u32) {
         let Some(link) = self.links.get_mut(number as usize) else {
             return;
@@ -164,22 +164,24 @@ impl<'m> Ages<'m> {
 
     /// Reserves a place for one more established flow of a protocol without a handshake.
     ///
-    /// Returns false where such flows have their share already: the flow stays in its list.
+    /// Returns false if such flows already use their share: the flow stays in its list.
     pub(crate) fn keep_flow(&mut self) -> bool {
         let has_room = self.flows < self.most_flows;
         self.flows += u64::from(has_room);
         has_room
     }
 
-    /// Notes that one of the flows that [`keep_flow`](Self::keep_flow) counts is established no more.
+    /// Records that one of the flows that [`keep_flow`](Self::keep_flow) counts is no longer
+    /// established.
     pub(crate) fn release_flow(&mut self) {
         self.flows = self.flows.saturating_sub(1);
     }
 
-    /// Notes how far a connection has come whose handshake was going on, or that was over or is now.
+    /// Moves a connection to the list for its state: one that was in its handshake or over, or that
+    /// is over now.
     ///
-    /// Returns false where it is not established after all: a flow of a protocol without a handshake,
-    /// of which there are too many.
+    /// Returns false if the connection cannot become established: it is a flow of a protocol
+    /// without a handshake, and there are too many.
     #[cold]
     #[inline(never)]
     pub(crate) fn note(&mut self, number: u32, protocol: u8, state: ConnectionState) -> bool {
@@ -191,8 +193,8 @@ impl<'m> Ages<'m> {
             TimeWait | Closed => self.push(number, Kind::Answered),
             SynReceived => {
                 let moves = match protocol {
-                    // The client's third segment is still to come. A connection that was over is young
-                    // again.
+                    // The client's third segment is still missing. A connection that was over
+                    // counts as new.
                     protocol::TCP => kind == Some(Kind::Answered),
                     _ => kind == Some(Kind::Unanswered),
                 };

@@ -1,4 +1,4 @@
-//! One translated connection: what it is called on either side, and how far it has come.
+//! One translated connection: its tuples on both sides, its state and its timeouts.
 //!
 //! ```text
 //!        outside                                inside
@@ -6,8 +6,9 @@
 //!   remote <- front     <== translated to ==   peer <- server
 //! ```
 //!
-//! The remote is the client, or whom the server calls; the front a VIP or a SNAT address; the
-//! server a vm. The peer is the remote under its own name, unless its address is translated too.
+//! The remote is the client, or the destination of the server's outbound connection; the front is a
+//! VIP or a SNAT address; the server is a vm. The peer is the remote itself, or its translated
+//! address.
 
 use super::rule_id::ShortRuleId;
 use super::tcp::{ConnectionState, DIRECT, Direction, Numbers, Segment, Sequences, next_state};
@@ -18,16 +19,16 @@ use crate::verdict::PortId;
 pub(super) use crate::wire::checksum::fold;
 use crate::wire::protocol;
 
-/// Deadlines count in units of 2^26 ns (67 ms): what a shift makes of nanoseconds.
+/// Deadlines are in units of 2^26 ns (67 ms), so a shift converts nanoseconds.
 pub(crate) const TICK_SHIFT: u32 = 26;
 
-/// The tick that a moment lies in, modulo 2^32: ticks wrap after nine years.
+/// Returns the tick of a time, modulo 2^32: ticks wrap after nine years.
 #[inline]
 pub(crate) const fn tick_of(passed: Instant) -> u32 {
     (passed.as_nanos() >> TICK_SHIFT) as u32
 }
 
-/// A length of time in these units, up to 73 minutes.
+/// A duration in ticks, up to 73 minutes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub(crate) u16);
 
@@ -52,13 +53,13 @@ impl Span {
     }
 }
 
-/// TCP that is not established yet, or not any more. A RST may be lost between here and its
-/// receiver, so a reset connection lasts as long (RFC 7857 §2.2).
+/// The lifetime of a TCP connection before or after the established state. A RST may be lost on the
+/// way to its receiver, so a reset connection lasts as long (RFC 7857 §2.2).
 const TRANSITORY: Span = Span::from_secs(240); // RFC 5382 §5 REQ-5: no less
 /// ICMP echo.
 const ECHO: Span = Span::from_secs(60); // RFC 5508 §3.2 REQ-1: no less
 
-/// The tuple that one side uses for a connection: that of packets from this side.
+/// The tuple of a connection's packets from one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Side<A> {
     /// Source and destination.
@@ -69,7 +70,7 @@ pub(crate) struct Side<A> {
 }
 
 impl<A: Addresses> Side<A> {
-    /// The tuple of the packets that go there.
+    /// Returns the tuple of the packets to this side.
     #[inline]
     pub(crate) fn reversed(&self) -> Self {
         Self {
@@ -92,18 +93,18 @@ impl<A: Addresses> Side<A> {
     }
 }
 
-/// The key that a packet's connection is looked up by.
+/// The key for the lookup of a packet's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Key<A> {
     pub(crate) side: Side<A>,
     pub(crate) protocol: u8,
     /// Direction of the packet.
     pub(crate) direction: Direction,
-    /// Port of the vm, since tuples of two vms may be the same; or [`ALL_PORTS`].
+    /// Port of the vm, since two vms may have equal tuples; or [`ALL_PORTS`].
     pub(crate) zone: PortId,
 }
 
-/// Stands for the zone of tuples that are the same at all ports.
+/// The zone of tuples that are shared by all ports.
 pub(crate) const ALL_PORTS: PortId = PortId(u16::MAX);
 
 impl<A: Addresses> Key<A> {
@@ -117,22 +118,22 @@ impl<A: Addresses> Key<A> {
     }
 }
 
-/// The treatment of a connection's packets besides translation; fixed when the connection is made.
+/// The treatment of a connection's packets besides translation, fixed when the connection is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Policy {
-    /// Without a packet for so long, it is over.
+    /// The idle timeout.
     pub(crate) idle: Span,
     /// The rule of the connection.
     pub(crate) rule: ShortRuleId,
-    /// The backend, as the snapshot numbers those that are here.
+    /// The number of the backend among the locals of the snapshot.
     pub(crate) server: u16,
-    /// Answers go back through the mux of this number; [`Policy::DIRECT`]: straight on.
+    /// The number of the mux that answers go through; [`Policy::DIRECT`] for none.
     pub(crate) via: u8,
-    /// Both ends are told with a RST when it ends by itself.
+    /// True if both ends get a RST when the connection expires.
     pub(crate) reset: bool,
-    /// The direction of its first packet.
+    /// Returns the direction of the connection's first packet.
     pub(crate) opener: Direction,
-    /// True if the name on the inside is that of all ports.
+    /// True if the inside tuple is shared by all ports.
     pub(crate) shared: bool,
 }
 
@@ -164,13 +165,13 @@ pub(crate) struct Saved<A> {
     pub(crate) policy: Policy,
     pub(crate) state: ConnectionState,
     pub(crate) numbers: Numbers,
-    /// Packets of its name on the inside may be of another conversation.
+    /// True if packets with the inside tuple may belong to another conversation.
     pub(crate) is_contested: bool,
-    /// Ticks of 2^26 ns until it ends.
+    /// Ticks of 2^26 ns until the connection expires.
     pub(crate) remaining: u16,
 }
 
-/// A connection as its table shows it.
+/// A connection of a table, for reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionView {
     /// The tuple of packets from outside: from the client, or answers to a vm.
@@ -189,12 +190,13 @@ pub struct Connection<A> {
     inside: A,
     outside_ports: u32,
     inside_ports: u32,
-    /// The tick in which it ends, modulo 2^32; of a free place, the next free one.
+    /// The tick in which the connection expires, modulo 2^32; in a free place, the number of the
+    /// next free place.
     pub(super) deadline: u32,
     sequences: Sequences,
-    /// The difference that translating an inward packet makes to the sum of its addresses.
+    /// The change that translation makes to the checksum of an inward packet, by its addresses.
     address_delta: u16,
-    /// Change of the checksum by the ports.
+    /// The change that translation makes to the checksum of an inward packet, by its ports.
     port_delta: u16,
     idle: u16,
     rule: u16,
@@ -226,7 +228,7 @@ impl<A: Addresses> Connection<A> {
         zone: PortId,
         policy: Policy,
     ) -> Self {
-        // An inward packet's tuple becomes that of the packets that go to the server.
+        // The tuple of an inward packet becomes the tuple of packets to the server.
         let to_server = inside.reversed();
         let address_delta = delta(outside.addresses.sum(), to_server.addresses.sum());
         let port_delta = delta(port_sum(outside.ports), port_sum(to_server.ports));
@@ -270,8 +272,8 @@ impl<A: Addresses> Connection<A> {
         self.deadline = self.deadline.wrapping_sub(before.0.into());
     }
 
-    /// The connection again that was [saved](Self::save), `elapsed` ticks later; `None` if its time has
-    /// come meanwhile.
+    /// Restores a connection that was [saved](Self::save) `elapsed` ticks ago; returns `None` if it
+    /// has expired meanwhile.
     pub(crate) fn restore(saved: &Saved<A>, now: u32, elapsed: u32) -> Option<Self> {
         let mut connection = Self::new(
             saved.outside,
@@ -288,7 +290,7 @@ impl<A: Addresses> Connection<A> {
         (left != 0).then_some(connection)
     }
 
-    /// All that is to be known to make the same connection again.
+    /// Returns everything that is needed to restore the connection.
     pub(crate) fn save(&self, now: u32) -> Saved<A> {
         let flags = self.sequences.flags;
         let left = self.deadline.wrapping_sub(now);
@@ -326,7 +328,7 @@ impl<A: Addresses> Connection<A> {
         self.deadline = next;
     }
 
-    /// All that may be known of it.
+    /// Returns the connection's fields for reports.
     pub(crate) fn view(&self) -> ConnectionView {
         ConnectionView {
             outside: self.side(Direction::Inward).tuple(self.protocol()),
@@ -335,8 +337,8 @@ impl<A: Addresses> Connection<A> {
         }
     }
 
-    /// Returns the state for reports: only here do protocols without a handshake distinguish an
-    /// answered connection from one that its opener continued.
+    /// Returns the state for reports. Only here, the state of a protocol without a handshake
+    /// distinguishes an answered connection from one that its opener continued.
     pub(crate) fn shown_state(&self) -> ConnectionState {
         match self.state() {
             ConnectionState::SynReceived if self.protocol() != protocol::TCP => {
@@ -367,7 +369,7 @@ impl<A: Addresses> Connection<A> {
         }
     }
 
-    /// The tuple of a packet that goes in `direction`, once it is translated.
+    /// Returns the tuple of a packet in `direction` after translation.
     #[inline]
     pub(crate) fn translated(&self, direction: Direction) -> Side<A> {
         self.side(direction.reverse()).reversed()
@@ -391,8 +393,9 @@ impl<A: Addresses> Connection<A> {
             && !self.is_free()
     }
 
-    /// Returns true if a packet of this name belongs to the connection for certain, which is established and
-    /// does not end before the tick `now`. With `ANY_ZONE`, names are the same at all ports.
+    /// Returns true if a packet with this tuple certainly belongs to the connection, and the
+    /// connection is established and does not expire before the tick `now`. With `ANY_ZONE`, tuples
+    /// are shared by all ports.
     #[inline]
     pub(super) fn goes_on_with<const ANY_ZONE: bool>(&self, key: &Key<A>, now: u32) -> bool {
         let remaining = self.deadline.wrapping_sub(now) as i32; // ticks wrap
@@ -410,30 +413,30 @@ impl<A: Addresses> Connection<A> {
         direction == Direction::Outward && !self.is_contested() && !self.is_quiet(now)
     }
 
-    /// Returns true if no packet of the connection came for a while.
+    /// Returns true if the connection had no packet for a while.
     fn is_quiet(&self, now: u32) -> bool {
-        /// Ticks: 67 ms or more. Stacks wait 200 ms or more until they send again, and longer from time to
-        /// time.
+        /// In ticks, at least 67 ms. Stacks wait at least 200 ms before they retransmit, and longer
+        /// each time.
         const WHILE: u32 = 2;
         let left = self.deadline.wrapping_sub(now);
         u32::from(self.timeout().0).wrapping_sub(left) >= WHILE
     }
 
-    /// Returns true if a packet in this direction is a further answer of a flow without a handshake, whose
-    /// opener has not gone on yet.
+    /// Returns true if a packet in this direction is a further answer in a flow without a handshake
+    /// whose opener has not continued it yet.
     fn goes_on_answering(&self, direction: Direction) -> bool {
         self.sequences.protocol != protocol::TCP
             && self.state() == ConnectionState::SynReceived
             && direction != self.opener()
     }
 
-    /// Notes a packet of an established connection that [goes on](Self::goes_on_with).
+    /// Records a packet of an established connection that [goes on](Self::goes_on_with).
     #[inline]
     pub(super) fn keep_alive(&mut self, now: u32) {
         self.deadline = now.wrapping_add(self.idle.into());
     }
 
-    /// Account that the packets are counted on: rule and server in one word.
+    /// Returns the account for the connection's packets: rule and server in one word.
     #[inline]
     pub(crate) fn account(&self) -> u32 {
         u32::from(self.rule) | u32::from(self.server) << 16
@@ -449,13 +452,13 @@ impl<A: Addresses> Connection<A> {
         }
     }
 
-    /// The protocol's number.
+    /// Returns the protocol number.
     #[inline]
     pub(crate) fn protocol(&self) -> u8 {
         self.sequences.protocol
     }
 
-    /// The port of the vm that it is with, or of the proxy's client.
+    /// Returns the port of the connection's vm, or of a proxy's client.
     #[inline]
     pub(crate) fn zone(&self) -> PortId {
         PortId(self.zone)
@@ -477,7 +480,7 @@ impl<A: Addresses> Connection<A> {
         self.server
     }
 
-    /// The mux that answers go through, if they do.
+    /// Returns the mux that answers go through, if any.
     #[inline]
     pub(crate) fn via(&self) -> Option<usize> {
         let flags = self.sequences.flags;
@@ -498,8 +501,8 @@ impl<A: Addresses> Connection<A> {
         self.sequences.flags & (DIRECT | THROUGH) != 0
     }
 
-    /// Returns true if a segment is a retransmission after a silence. One that answers a packet is
-    /// not, nor is a SYN-ACK, whose client retransmits too.
+    /// Returns true if a segment is a retransmission after a silence. A segment that answers a
+    /// packet is not; neither is a SYN-ACK, since its client retransmits too.
     pub(super) fn asks_again(&self, now: u32, direction: Direction, segment: &Segment) -> bool {
         self.is_quiet(now) && self.sequences.repeats(direction, segment)
     }
@@ -511,16 +514,16 @@ impl<A: Addresses> Connection<A> {
             && !self.state().is_over()
     }
 
-    /// Notes that another connection has its name on the outside.
+    /// Records that another connection has taken the outside tuple.
     pub(super) fn supersede(&mut self) {
         self.sequences.set_state(ConnectionState::Closed);
         if self.sequences.protocol == protocol::TCP {
-            self.sequences.flags |= DIRECT; // its server's packets are looked at twice
+            self.sequences.flags |= DIRECT; // takes the server's packets off the fast path
         }
     }
 
-    /// Returns true if another connection may have taken the outside tuple. Protocols without a
-    /// handshake end in no other way.
+    /// Returns true if another connection may have taken the outside tuple. Connections without a
+    /// handshake are over only for this reason.
     pub(super) fn is_superseded(&self) -> bool {
         let is_sure = self.sequences.protocol != protocol::TCP || self.is_contested();
         is_sure && self.state() == ConnectionState::Closed
@@ -532,9 +535,9 @@ impl<A: Addresses> Connection<A> {
         self.sequences.flags & DIRECT != 0
     }
 
-    /// Notes a packet of the client's to the server's own address; of TCP with what its segment says. For a
-    /// SYN that came before and that the server does not take, since it has this connection under that name,
-    /// returns whether the ends of the connection are told by RSTs.
+    /// Records a packet of the client to the server's own address, with its segment if it is TCP.
+    /// If the packet repeats a SYN that the server does not accept because of this connection's
+    /// tuple, returns whether the connection tells its ends by RSTs.
     pub(super) fn contest(&mut self, segment: Option<&Segment>) -> Option<bool> {
         let is_in_vain = segment.is_some_and(|segment| {
             self.opener() == Direction::Inward && self.sequences.is_contested_in_vain(segment)
@@ -564,7 +567,7 @@ impl<A: Addresses> Connection<A> {
         }
     }
 
-    /// The direction of its first packet.
+    /// Returns the direction of the connection's first packet.
     #[inline]
     pub(crate) fn opener(&self) -> Direction {
         if self.sequences.flags & OPENED_OUTWARD != 0 {
@@ -578,9 +581,9 @@ impl<A: Addresses> Connection<A> {
         &self.sequences
     }
 
-    /// Notes a TCP segment that goes on with an established connection: the sequence number behind it, what it
-    /// acknowledges, and its window.
-    // Out of line, each packet that leaves a vm costs 12 instructions more.
+    /// Records a TCP segment of an established connection: the sequence number after it, its
+    /// acknowledgement and its window.
+    // Out of line, each packet from a vm would cost 12 more instructions.
     #[inline(always)]
     pub(super) fn note_numbers(
         &mut self,
@@ -594,7 +597,7 @@ impl<A: Addresses> Connection<A> {
             .note_acknowledged(direction, acknowledged, window);
     }
 
-    /// Notes the first packet; of TCP with what its SYN says.
+    /// Records the first packet, with its SYN if it is TCP.
     pub(crate) fn open(&mut self, now: u32, syn: Option<&Segment>) {
         if let Some(syn) = syn {
             self.sequences.open(self.opener(), syn);
@@ -603,7 +606,7 @@ impl<A: Addresses> Connection<A> {
         self.deadline = now.wrapping_add(self.timeout().0.into());
     }
 
-    /// Notes the first packet that was seen, from the middle of the connection.
+    /// Records the first seen packet, from the middle of the connection.
     pub(crate) fn take_up(&mut self, now: u32, direction: Direction, segment: Option<&Segment>) {
         if let Some(segment) = segment {
             self.sequences.take_up(direction, segment);
@@ -616,7 +619,7 @@ impl<A: Addresses> Connection<A> {
         self.deadline = now.wrapping_add(self.lifetime().0.into());
     }
 
-    /// Returns true if the connection was taken up, and only one end sent since.
+    /// Returns true if the connection was taken up, and only one end has sent since.
     #[cold]
     pub(crate) fn is_taken_up(&self) -> bool {
         self.state().is_handshake() && self.sequences.is_marked_as_taken_up(self.opener())
@@ -631,8 +634,8 @@ impl<A: Addresses> Connection<A> {
             && self.sequences.flags & RESETS == 0
     }
 
-    /// Notes a further segment of an established TCP connection, unless it begins or ends something:
-    /// nearly every packet. Returns false, and notes nothing, where it is another packet.
+    /// Records a further segment of an established TCP connection that neither opens nor closes
+    /// anything, like nearly every packet. For other packets, returns false and records nothing.
     #[inline]
     pub(crate) fn note_ordinary(
         &mut self,
@@ -652,22 +655,22 @@ impl<A: Addresses> Connection<A> {
         }
     }
 
-    /// Returns true if a segment's numbers show that it is not of this connection, which is over,
-    /// or never sent in its handshake the number that the segment acknowledges.
+    /// Returns true if a segment's numbers show that it does not belong to this connection: the
+    /// connection is over, or never sent in its handshake the number that the segment acknowledges.
     pub(crate) fn is_anothers(&self, direction: Direction, segment: &Segment) -> bool {
         direction == self.opener()
             && !segment.flags.opens()
             && self.sequences.is_anothers(direction, segment)
     }
 
-    /// Returns true if a segment is the server's answer to a SYN that this connection's client did
-    /// not send: one that reached the server another way.
+    /// Returns true if a segment is the server's answer to a SYN that was not sent in this
+    /// connection, but reached the server another way.
     pub(super) fn answers_another(&self, direction: Direction, segment: &Segment) -> bool {
         (self.opener(), direction) == (Direction::Inward, Direction::Outward)
             && self.sequences.answers_another(Direction::Inward, segment)
     }
 
-    /// Notes a further packet; of TCP with what its segment says. Returns the states before and after
+    /// Records a further packet, with its segment if it is TCP. Returns the states before and after
     /// it.
     #[inline]
     pub(crate) fn note(
@@ -685,8 +688,8 @@ impl<A: Addresses> Connection<A> {
             None => self.next_without_handshake(direction),
         };
         self.sequences.set_state(state);
-        // An unanswered SYN does not keep the connection alive: otherwise a client that retries
-        // from this port would keep the connection to a dead server for ever.
+        // An unanswered SYN does not keep the connection alive: otherwise, a client that retries
+        // from this port would keep the connection to a dead server forever.
         let asks_anew = state == before
             && state != ConnectionState::SynSent
             && segment.is_some_and(|segment| segment.flags.opens());
@@ -696,8 +699,8 @@ impl<A: Addresses> Connection<A> {
         (before, state)
     }
 
-    /// The state after a packet of a protocol without states: an answer establishes it, but only
-    /// the opener's next packet shows that the answer arrived.
+    /// Returns the state after a packet of a protocol without states: an answer establishes the
+    /// connection, but only the opener's next packet shows that the answer arrived.
     #[inline]
     fn next_without_handshake(&self, direction: Direction) -> ConnectionState {
         use ConnectionState::{Established, SynReceived, SynSent};
@@ -715,15 +718,16 @@ impl<A: Addresses> Connection<A> {
         self.sequences.protocol != protocol::TCP && self.state() == ConnectionState::Established
     }
 
-    /// Takes back that a flow without a handshake is established: it is answered.
+    /// Reverts an established flow without a handshake to the answered state.
     #[cold]
     pub(super) fn hold_back(&mut self) {
         self.sequences.set_state(ConnectionState::SynReceived);
     }
 
-    /// Returns the time for which the connection lasts without a packet: the [timeout](Self::timeout), or for one that
-    /// was taken up its idle timeout, since an end that has nothing to say may be silent for that long.
-    // Not a part of `timeout`: there it costs a proxy's packets ten instructions.
+    /// Returns the time for which the connection lasts without a packet: the
+    /// [timeout](Self::timeout), or the idle timeout for a connection that was taken up, since an
+    /// end without data to send may be silent for that long.
+    // Not a part of `timeout`, where it would cost a proxy's packets ten instructions.
     #[inline]
     pub(crate) fn lifetime(&self) -> Span {
         match self.state().is_handshake() {

@@ -6,9 +6,10 @@
 //!  | tag × 10   | over | number × 10 |
 //! ```
 //!
-//! The tag tells all but one of 32 768 other tuples away, so a lookup reads one line here and one
-//! of the connection, which has both tuples whole. A tuple whose *primary* bucket is full lives in
-//! its *secondary* one, and the primary's `over` counts it: only then does a lookup go on.
+//! The tag rules out all but one of 32 768 other tuples, so a lookup reads one line here and one
+//! line of the connection, which has both full tuples. If a tuple's *primary* bucket is full, the
+//! tuple is in its *secondary* bucket, and counted in the primary bucket's `over`; a lookup reads
+//! the secondary bucket only if `over` is not zero.
 
 use crate::mem::Mem;
 use crate::prefetch::prefetch;
@@ -19,12 +20,12 @@ const SLOTS: usize = 10;
 /// Marks a free slot.
 const NONE: u32 = u32::MAX;
 
-/// Ten slots. In [`EMPTY`](Self::EMPTY) all of them are free.
+/// A bucket of ten slots, all free in [`EMPTY`](Self::EMPTY).
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct IndexBucket {
     tags: [u16; SLOTS],
-    /// Tuples whose primary bucket this is, but that live in their secondary one.
+    /// The number of tuples with this primary bucket that are in their secondary bucket.
     over: u32,
     numbers: [u32; SLOTS],
 }
@@ -39,7 +40,7 @@ impl IndexBucket {
         numbers: [NONE; SLOTS],
     };
 
-    /// The places whose tag is `tag`, as bits.
+    /// Returns the slots with the tag `tag`, as bits.
     #[inline]
     fn matches(&self, tag: u16) -> u32 {
         let mut places = 0;
@@ -49,7 +50,7 @@ impl IndexBucket {
         places
     }
 
-    /// The numbers under a tag; an empty place has no tag.
+    /// Yields the numbers under a tag; a free slot has no tag.
     #[inline]
     fn numbers(&self, tag: u16) -> impl Iterator<Item = u32> + '_ {
         let mut places = self.matches(tag);
@@ -88,8 +89,8 @@ pub(crate) struct Index<'m> {
 }
 
 impl<'m> Index<'m> {
-    /// Buckets for `tuples` tuples: 70 % of the places, where one in twelve lives in its secondary
-    /// bucket.
+    /// Returns the number of buckets for `tuples` tuples, at 70 % of the slots, where one tuple in
+    /// twelve is in its secondary bucket.
     pub(crate) const fn buckets_for(tuples: usize) -> usize {
         tuples.div_ceil(7)
     }
@@ -123,7 +124,7 @@ impl<'m> Index<'m> {
         }
     }
 
-    /// The first number under a hash, which nearly always is the right one.
+    /// Returns the first number under a hash, which is nearly always the right one.
     #[inline]
     pub(crate) fn first(&self, hash: u64) -> Option<u32> {
         let bucket = self.buckets.get(self.primary(hash))?;
@@ -141,7 +142,7 @@ impl<'m> Index<'m> {
         bucket.numbers(tag(hash)).next()
     }
 
-    /// Every number under a hash, until `is_it` takes one.
+    /// Tries every number under a hash until `is_it` accepts one.
     #[inline]
     pub(crate) fn find(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
         let bucket = self.buckets.get(self.primary(hash))?;
@@ -155,8 +156,8 @@ impl<'m> Index<'m> {
         bucket.numbers(tag(hash)).find(|&number| is_it(number))
     }
 
-    /// Adds a number. Where both its buckets are full, another moves to its other bucket;
-    /// `hashes_of` gives the two hashes of any number. `false` where none can.
+    /// Adds a number. If both its buckets are full, moves another number to its other bucket;
+    /// `hashes_of` returns the two hashes of a number. Returns false if no number can move.
     pub(crate) fn insert(
         &mut self,
         hash: u64,
@@ -209,7 +210,7 @@ impl<'m> Index<'m> {
         false
     }
 
-    /// Takes a number out.
+    /// Removes a number.
     pub(crate) fn remove(&mut self, hash: u64, number: u32) {
         let (primary, secondary) = (self.primary(hash), self.secondary(hash));
         let Some(bucket) = self.buckets.get_mut(primary) else {
@@ -221,7 +222,7 @@ impl<'m> Index<'m> {
     }
 }
 
-/// Never zero, which marks an empty place.
+/// Returns the tag of a hash: never zero, which marks a free slot.
 #[inline]
 const fn tag(hash: u64) -> u16 {
     hash as u16 | 1 << 15

@@ -1,11 +1,12 @@
-//! Network address translation: connections under two names, and packets from one to the other.
+//! Network address translation: connections with a tuple on each side, and the translation of
+//! packets between them.
 //!
-//! - [`connection`](mod@connection): what a connection is called on either side, and its timeouts;
-//! - [`tcp`]: how far one has come;
-//! - `table`, `index`: all of them, found by either name in two cache lines;
-//! - `ages`: those that may have to make room for others;
-//! - `rewrite`: headers and checksums, and what ICMP errors quote;
-//! - [`ports`], `port_table`: which ports a vm's connections to the outside use.
+//! - [`connection`](mod@connection): a connection's tuples and timeouts;
+//! - [`tcp`]: the states of TCP connections;
+//! - `table`, `index`: all connections, found by either tuple in two cache lines;
+//! - `ages`: connections that may be evicted;
+//! - `rewrite`: headers, checksums and the quotes of ICMP errors;
+//! - [`ports`], `port_table`: the ports of a vm's outbound connections.
 //!
 //! Behaviour follows RFC 4787 (UDP), RFC 5382 (TCP) and RFC 5508 (ICMP).
 
@@ -41,19 +42,19 @@ use crate::time::Instant;
 pub struct NatTable<'m> {
     pub(crate) ipv4: Connections<'m, u64>,
     pub(crate) ipv6: Connections<'m, [u64; 4]>,
-    /// The secret that ports of translated connections are derived from (RFC 6056 §3.3.3).
+    /// The secret from which ports of translated connections are derived (RFC 6056 §3.3.3).
     pub(crate) port_secret: [u64; 2],
 }
 
 impl<'m> NatTable<'m> {
-    /// The [`IndexBucket`]s that so many connections need: with the connection itself and its
-    /// [`AgeLink`], an IPv4 connection costs 90.3 bytes, an IPv6 one 154.3.
+    /// Returns the number of [`IndexBucket`]s for `connections` connections. Including its
+    /// [`AgeLink`], an IPv4 connection takes 90.3 bytes, an IPv6 connection 154.3.
     pub const fn index_buckets_for(connections: usize) -> usize {
         index::Index::buckets_for(connections.saturating_mul(2))
     }
 
-    /// A table in the memory given. Whoever knows the key can have connections refused, and predicts
-    /// the SNAT ports of those that are made.
+    /// Makes a table in the given memory. Keep the key secret: with the key, an attacker can have
+    /// connections refused, and can predict SNAT ports.
     pub fn new(
         ipv4: ConnectionMemory<'m, u64>,
         ipv6: ConnectionMemory<'m, [u64; 4]>,
@@ -67,7 +68,7 @@ impl<'m> NatTable<'m> {
         }
     }
 
-    /// A table for so many connections of each family; `None` if the memory is used up.
+    /// Makes a table for the given numbers of connections; returns `None` if the memory is used up.
     pub fn build(ipv4: usize, ipv6: usize, key: Key, memory: &mut impl Memory<'m>) -> Option<Self> {
         let ipv4 = ConnectionMemory {
             connections: memory.take(ipv4, Connection::EMPTY)?,
@@ -88,14 +89,14 @@ impl<'m> NatTable<'m> {
         self.ipv6.advance(now);
     }
 
-    /// Every connection of IPv4 whose place is `first` or behind it, with its place: so a look at all
-    /// of them can be made in parts.
+    /// Yields the IPv4 connections from the place `first` on, with their places, so that a caller
+    /// can list connections in parts.
     pub fn ipv4_from(&self, first: usize) -> impl Iterator<Item = (usize, ConnectionView)> + '_ {
         let all = self.ipv4.iter_from(first);
         all.map(|(place, connection)| (place, connection.view()))
     }
 
-    /// Every connection of IPv6 from a place on, as [`ipv4_from`](Self::ipv4_from).
+    /// Yields the IPv6 connections from a place on, like [`ipv4_from`](Self::ipv4_from).
     pub fn ipv6_from(&self, first: usize) -> impl Iterator<Item = (usize, ConnectionView)> + '_ {
         let all = self.ipv6.iter_from(first);
         all.map(|(place, connection)| (place, connection.view()))
@@ -109,7 +110,8 @@ impl<'m> NatTable<'m> {
     /// Returns the number of connections in each state, in the order of [`ConnectionState::ALL`].
     ///
     /// # Cost
-    /// Every place that was ever used: for metrics, not for the packet path.
+    /// Proportional to all places that were ever used: suitable for metrics, not for the packet
+    /// path.
     pub fn states(&self) -> [u64; ConnectionState::ALL.len()] {
         let mut counts = [0; ConnectionState::ALL.len()];
         self.ipv4.count_states(&mut counts);
@@ -119,7 +121,7 @@ impl<'m> NatTable<'m> {
 }
 
 impl<A> ConnectionMemory<'_, A> {
-    /// No memory: no connection of this family is ever made.
+    /// Memory without any place: no connection of this family can be made.
     pub fn none() -> Self {
         Self {
             connections: Mem::empty(),
@@ -137,8 +139,8 @@ impl fmt::Debug for NatTable<'_> {
     }
 }
 
-/// The options of a TCP header: each one's kind, and where it begins among them. Ends where they
-/// make no sense.
+/// Yields the options of a TCP header: the kind and the offset of each. Stops at a malformed
+/// option.
 pub(crate) fn options(bytes: &[u8]) -> impl Iterator<Item = (u8, usize)> + '_ {
     let mut at = 0;
     core::iter::from_fn(move || {

@@ -1,5 +1,5 @@
-//! The stages that every role that translates has in common: whose connection is it, and under
-//! which name does the packet go on.
+//! The stages that all translating roles share: finding a packet's connection and translating the
+//! packet.
 
 mod answers;
 mod direct;
@@ -58,7 +58,8 @@ pub(crate) struct Pipeline<'m, S> {
     pub(crate) sources: SourceLimiter<'m>,
     pub(crate) room: FragmentRoom<'m>,
     pub(crate) stats: Stats,
-    /// Counters moved since the last snapshot: those of SNAT ports are to be counted again.
+    /// True if counters have moved since the last snapshot, so that users of SNAT ports have to be
+    /// recounted.
     has_new_counters: bool,
     /// The start of take-up: connections that began before it may be taken up.
     pub(crate) takes_up_since: Option<Instant>,
@@ -109,7 +110,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         counters
     }
 
-    /// Puts another snapshot in place, and returns the old one.
+    /// Installs another snapshot, and returns the old one.
     pub(crate) fn install(&mut self, snapshot: S) -> Result<S, Rejected<S>> {
         if let Err(error) = snapshot.check_after(&self.snapshot) {
             return Err(Rejected { snapshot, error });
@@ -145,7 +146,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         counters.filter(|c| c.id == id.get())
     }
 
-    /// Tells all parts what time it is, and returns the time by which they count.
+    /// Sets the clock of all parts, and returns the time that they use.
     #[inline]
     pub(crate) fn set_clock(&mut self, now: Instant) -> Instant {
         let now = self.clock.advance(now);
@@ -159,20 +160,20 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         now
     }
 
-    /// The time that has passed by the clock that [`set_clock`](Self::set_clock) moves.
+    /// Returns the time by the clock that [`set_clock`](Self::set_clock) sets.
     pub(crate) fn passed(&self) -> Instant {
         self.clock.passed()
     }
 
-    /// Returns the time since a slot of a table changed its owner, if that is remembered. An
-    /// unknown change is longer ago.
+    /// Returns the time since a slot of a table changed its owner, if that is known. Unknown
+    /// changes are older.
     pub(crate) fn time_since_change(&self, past: &Past) -> Option<Duration> {
         let changed = self.generations.time_of(past.age()?);
         Some(self.clock.passed().since(changed))
     }
 
-    /// Stage 1 of the slow path: reads a frame, finds whose it is and hashes its tuple. Returns
-    /// false where it concerns no connection, and has its verdict.
+    /// Stage 1 of the slow path: parses a frame, finds its port and direction, and hashes its
+    /// tuple. Returns false if the frame concerns no connection and has its verdict.
     // Out of line, so that the fast path's loop keeps its values in registers.
     #[inline(never)]
     fn classify<R: Role>(
@@ -202,7 +203,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         }
     }
 
-    /// Stage 2 of the slow path: asks for the line of a lane's connection.
+    /// Stage 2 of the slow path: prefetches the line of a lane's connection.
     #[inline]
     pub(crate) fn look_up(&self, lane: &mut Lane) {
         let NatTable { ipv4, ipv6, .. } = &self.tables.connections;
@@ -212,8 +213,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         };
     }
 
-    /// Stage 3 of the slow path: gives a packet the other name of its connection, which is made
-    /// where it is missing and the packet may make one.
+    /// Stage 3 of the slow path: translates a packet to the other tuple of its connection. Makes
+    /// the connection if it is missing and the packet may begin one.
     #[inline(never)] // as `classify`
     fn translate<R: Role>(&mut self, frame: &mut Frame<'_>, lane: &Lane, seen: &mut impl Observe) {
         let result = match lane.packet.shape.family {
@@ -231,7 +232,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         }
     }
 
-    /// Gives a frame a verdict that ends its way, or finds out where it goes on if no connection has it.
+    /// Gives a frame its final verdict, or finds another way for it if it belongs to no connection.
     #[cold]
     pub(crate) fn conclude<R: Role>(
         &mut self,
@@ -248,7 +249,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
     }
 }
 
-/// Sends a packet with its other name, which leaves the vm of a zone, on its way through a mux or a network.
+/// Sends a translated packet from the vm of a zone on its way through a mux or a network.
 ///
 /// # Errors
 /// The headroom is too small. The frame is then unchanged.
@@ -266,7 +267,7 @@ pub(crate) fn leave_through(
     Ok(())
 }
 
-/// Puts a frame that was made for a vm of another host, in the network of the vm of a zone, into VXLAN.
+/// Encapsulates a generated frame for a vm of another host, in the network of the vm of a zone.
 ///
 /// # Errors
 /// The headroom is too small.

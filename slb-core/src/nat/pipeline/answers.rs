@@ -11,8 +11,8 @@ use crate::stats::BackendCounters;
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     /// Counts a SYN that is retransmitted because the first one was not answered. Returns true if
-    /// the SYN is to go to another backend: its connection is not established or is over, and its
-    /// own backend gets no new ones.
+    /// the SYN should go to another backend: its connection is not established or is over, and its
+    /// backend gets no new ones.
     #[cold]
     pub(super) fn asks_in_vain<A: Table, R: Role>(&mut self, number: u32, lane: &Lane) -> bool {
         let Some(connection) = A::table(&mut self.tables.connections).get(number) else {
@@ -41,7 +41,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
 }
 
 /// Counts the first answer to a connection from outside, and a connection that reuses the tuples of
-/// an old one; returns true if this one does. `states` are those before and after.
+/// an old one; returns true in the latter case. `states` are the states before and after the
+/// packet.
 #[inline(never)]
 pub(super) fn note_answer<A: Rewrite>(
     snapshot: &Snapshot<'_>,
@@ -59,7 +60,7 @@ pub(super) fn note_answer<A: Rewrite>(
     if connection.opener() == Direction::Inward {
         match states {
             (SynSent, Closed) => counters.failures += 1,
-            (SynSent, SynSent) => counters.failures += u64::from(is_error), // or nobody takes it
+            (SynSent, SynSent) => counters.failures += u64::from(is_error), // or not accepted
             (SynSent, _) => counters.accepted += 1,
             _ => counters.accepted += u64::from(begins_anew),
         }
@@ -67,7 +68,7 @@ pub(super) fn note_answer<A: Rewrite>(
     begins_anew
 }
 
-/// Counts a connection of a backend that is over, or goes on although it seemed to be.
+/// Counts a connection of a backend that is over, or that goes on although it seemed to be over.
 #[cold]
 pub(super) fn note_end(counters: &mut BackendCounters, is_over: bool) {
     counters.live = if is_over {

@@ -1,21 +1,23 @@
 //! Clients that talk to a server's own address, from a port that also has a connection to a frontend
 //! of that server.
 //!
-//! Both conversations have one name on the inside, so an answer of the server does not say which
-//! of the two it belongs to. What the client sent to the server's own address tells:
+//! Both conversations have one inside tuple, so an answer of the server may belong to either. The
+//! client's packets to the server's own address decide:
 //!
-//! - TCP: a server has one connection under one name. The SYN-ACK that acknowledges the client's SYN to
-//!   the server's own address ends the connection to the frontend, of which the server knows nothing any
-//!   more. A SYN alone, which may be forged, ends nothing. While the SYN to the frontend is
-//!   unanswered, segments that do not answer it are of the other connection. A server that still has the
-//!   connection to the frontend answers the SYN with an ACK of that one (RFC 5961 §4), which goes to the
-//!   client under the frontend's name. Under the server's own, the client would answer it with a RST at the
-//!   exact number, so anybody's forged SYN could end the connection to the frontend. The client's next SYN
-//!   is refused instead, by a RST where the rule has `tcp_reset`, and by an ICMP error elsewhere.
-//! - Other protocols: answers go to the name that the client used last.
+//! - TCP: a server has one connection with one tuple. A SYN-ACK that acknowledges the client's SYN
+//!   to the server's own address ends the connection to the frontend, which the server has forgotten.
+//!   A SYN alone, which may be forged, ends nothing. While the SYN to the frontend is unanswered,
+//!   segments that do not answer it belong to the direct connection. A server that still has the
+//!   connection to the frontend answers the SYN with an ACK of that connection (RFC 5961 §4), which
+//!   goes to the client with the frontend's address. With the server's own address, the client would
+//!   answer with a RST at the exact number, so a forged SYN could end the connection to the frontend.
+//!   Instead, the client's next SYN is refused: by a RST if the rule has `tcp_reset`, else by an ICMP
+//!   error.
+//! - Other protocols: answers use the address that the client used last.
 //!
-//! Packets that the kernel of a host forwards to a vm never come here. Of TCP the vm's SYN-ACK tells of
-//! them, where it acknowledges a SYN that no connection knows. Of other protocols nothing does.
+//! The host agent does not see packets that the host's kernel forwards to a vm. With TCP, it
+//! detects them by a vm's SYN-ACK that acknowledges a SYN of no connection. With other protocols,
+//! it cannot detect them.
 
 use core::ops::Deref;
 
@@ -32,9 +34,9 @@ use crate::verdict::Verdict;
 use crate::wire::tcp::Flags;
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
-    /// Notes a client's packet to a server's own address, at the connection that has its name on the
-    /// inside, if there is one. Where the client is to be told that the server does not take the packet,
-    /// returns whether it is told by a RST.
+    /// Records a client's packet to a server's own address, at the connection with its inside
+    /// tuple, if there is one. Returns `Some` if the client should be told that the server does not
+    /// accept the packet: true for a RST, false for an ICMP error.
     #[cold]
     pub(crate) fn note_direct<A: Table, R: Role>(
         &mut self,
@@ -58,7 +60,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             .and_then(|connection| connection.contest(segment))
     }
 
-    /// Notes a direct connection by a packet that crosses a proxy without a look-up: ICMP or a fragment.
+    /// Records a direct conversation by a packet that crosses a proxy without a lookup: ICMP or a
+    /// fragment.
     #[cold]
     pub(crate) fn note_unusual_direct<R: Role>(&mut self, frame: &Frame<'_>, lane: &Lane) {
         let packet = &lane.packet;
@@ -82,8 +85,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         };
     }
 
-    /// Finds out whose a packet is that has the name of a connection and of a direct conversation.
-    /// `None`: the connection's.
+    /// Decides whether a packet with the tuple of a connection and of a direct conversation belongs
+    /// to the latter; returns `None` if it belongs to the connection.
     #[cold]
     pub(super) fn settle<A: Table, R: Role>(
         &mut self,
@@ -105,9 +108,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             return None;
         }
         if segment.is_some_and(|segment| segment.flags.contains(Flags::SYN)) {
-            self.end::<A>(number); // the server has another one
+            self.end::<A>(number); // the server has another connection
         }
-        // The packet is handled as one without a connection, and opens none.
+        // The packet is handled like a packet without a connection, and opens none.
         R::open::<A, S>(self, frame, lane, segment, seen).err()
     }
 }

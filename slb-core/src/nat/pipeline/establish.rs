@@ -1,4 +1,4 @@
-//! New connections: what all roles that translate do alike.
+//! New connections, as far as all translating roles handle them alike.
 
 use core::ops::Deref;
 
@@ -80,7 +80,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         Ok(number)
     }
 
-    /// Finds out where a packet goes on that begins no connection, and is of none at its vm.
+    /// Finds the destination of a packet that begins no connection and belongs to none at its vm.
     #[cold]
     pub(super) fn astray<A: Table, R: Role>(
         &mut self,
@@ -104,8 +104,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         R::elsewhere::<A, S>(self, frame, lane, &asked, seen)
     }
 
-    /// Puts a connection into the table, in the place of what is left of others, or of the oldest that
-    /// has not come about.
+    /// Inserts a connection into the table. Replaces finished connections with its tuples, and
+    /// evicts the oldest unestablished one if the table is full.
     fn add<A: Table>(
         &mut self,
         connection: &Connection<A>,
@@ -138,7 +138,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     /// A connection from outside, for a rule.
     ///
     /// # Errors
-    /// The verdict of a packet that no rule takes, or whose rule takes no new connections.
+    /// The verdict of a packet that matches no rule, or whose rule accepts no new connections.
     pub(crate) fn inbound<A: Table, R: Role>(
         &mut self,
         frame: &mut Frame<'_>,
@@ -151,7 +151,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let vip = self.snapshot.vip_at(packet, lane.zone);
         let mut found = match packet.shape.echo {
             EchoMessage::Reply => self.snapshot.classify_echo_reply_for(packet, vip),
-            // A rule for ICMP takes echo requests only.
+            // A rule for ICMP accepts only echo requests.
             EchoMessage::None if packet.is_icmp() && packet.shape.part != Part::Later => {
                 vip.map_or(RuleMatch::NotVip, |vip| self.snapshot.ha_ports(vip))
             }
@@ -185,7 +185,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         else {
             return Err(NO_CONNECTION);
         };
-        // A mux whose configuration is older may still send what comes from the Internet.
+        // A mux with an older configuration may still send packets from the Internet.
         if terms.is_private
             && !self
                 .snapshot
@@ -233,7 +233,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let mut chosen = R::choose(self, lane, index, seen);
         let moved;
         let mut lane = lane;
-        // Nearly every SYN is for a vm that takes new flows.
+        // Nearly every SYN is for a vm that accepts new flows.
         if R::PASSES_ON && (chosen.is_none() || segment.is_none()) {
             asked.begins = match segment {
                 Some(_) => Begins::Yes,
@@ -299,9 +299,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         Ok(Opened::New(connection))
     }
 
-    /// Refuses a packet that could only have a tuple which is in use, and tells its sender: by a RST
-    /// where `resets`, else by an ICMP error. That comes from the packet's destination where the role
-    /// has no address of its own, as a bridge's would.
+    /// Refuses a packet whose only possible tuple is in use, and tells its sender: by a RST if
+    /// `resets`, else by an ICMP error. If the role has no address of its own, like a bridge, the
+    /// error comes from the packet's destination.
     #[cold]
     #[inline(never)]
     pub(crate) fn refuse<A: Table, R: Role>(
@@ -327,8 +327,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         report_from(frame, lane, error, &mut self.limits, (source, None))
     }
 
-    /// Returns true if a packet is for a vm or a gateway of the network that it comes in, although the address
-    /// is a VIP for other networks.
+    /// Returns true if a packet is for a vm or gateway of its network whose address is a VIP for
+    /// other networks.
     #[cold]
     #[inline(never)]
     fn is_vms_own(&self, lane: &Lane) -> bool {
@@ -344,11 +344,12 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// The name of a connection from outside on the inside: the tuple of the server's packets.
+    /// Returns the inside tuple of a connection from outside: the tuple of the server's packets.
     ///
-    /// The client keeps its address and port unless the rule translates its address, or unless the
-    /// server already talks to that address and port: under another frontend, say. Then the client
-    /// appears with another port of the address, as Linux' connection tracking does.
+    /// The client keeps its address and port unless the rule translates its address, or the server
+    /// already has a connection with that address and port, for example through another frontend.
+    /// In that case the client appears with another port of the address, as with Linux's connection
+    /// tracking.
     pub(crate) fn inside_of<A: Table, R: Role>(
         &mut self,
         lane: &Lane,
@@ -413,11 +414,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     }
 }
 
-/// The reason why a connection from outside has no name on the inside.
+/// The reason why a connection from outside gets no inside tuple.
 pub(crate) enum NoName {
     /// The vm would get a packet from itself.
     Hairpin,
-    /// The name is in use, of which this error tells the client.
+    /// The tuple is in use; this error tells the client.
     Told(IcmpError),
 }
 
@@ -425,44 +426,44 @@ pub(crate) enum NoName {
 pub(crate) enum Opened<A> {
     /// The packet begins this connection.
     New(Connection<A>),
-    /// The packet goes on with this connection, which is not known.
+    /// The packet continues this connection, which was unknown and is taken up.
     TakenUp(Connection<A>),
-    /// The packet is of this connection, of another vm.
+    /// The packet belongs to this connection of another vm.
     Known(u32),
 }
 
-/// The decision about taking a segment's connection up in the middle.
+/// The decision whether to take up a segment's connection.
 pub(crate) enum TakeUp<A> {
-    /// This one is.
+    /// This connection is taken up.
     Connection(Connection<A>),
-    /// A later segment may tell. The sender is not told that there is no connection.
+    /// A later segment may decide. The sender gets no RST.
     Later,
-    /// There is none.
+    /// There is no connection.
     Not,
 }
 
-/// A packet that is of no connection at its vm.
+/// A packet that belongs to no connection at its vm.
 pub(crate) struct Asked<'a> {
-    /// The rule that takes it.
+    /// The rule that the packet matches.
     pub(crate) rule: u32,
     pub(crate) segment: Option<&'a Segment>,
     pub(crate) begins: Begins,
 }
 
-/// The decision about whether a packet begins a flow.
+/// The decision whether a packet begins a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Begins {
     /// The packet begins a flow, like a SYN.
     Yes,
-    /// The packet is of a flow that began before.
+    /// The packet belongs to an earlier flow.
     No,
-    /// Nothing tells: a datagram.
+    /// Unknown: the packet is a datagram.
     Perhaps,
 }
 
-/// Decides whether a QUIC packet begins a connection: an Initial or 0-RTT packet of the versions
-/// that are known, and any long header of others (RFC 9000 §17.2, RFC 9369 §3.2, RFC 8999 §5.1). A
-/// datagram that is cut short does not tell.
+/// Decides whether a QUIC packet begins a connection: an Initial or 0-RTT packet of a known
+/// version, or any long header of another version (RFC 9000 §17.2, RFC 9369 §3.2, RFC 8999 §5.1). A
+/// truncated datagram leaves this unknown.
 #[cold]
 fn quic(frame: &Frame<'_>, packet: &Packet) -> Begins {
     const LONG: u8 = 0x80;
@@ -488,19 +489,19 @@ fn quic(frame: &Frame<'_>, packet: &Packet) -> Begins {
 /// The destination of a packet that matches no connection at its vm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Elsewhere {
-    /// Nowhere: it is taken here, or refused.
+    /// No other place: the packet is accepted here, or refused.
     Here,
-    /// The packet is of this connection, of another vm of this node.
+    /// The packet belongs to this connection of another vm of this node.
     Connection(u32),
-    /// The vm at this port of the node takes it.
+    /// The vm at this port of the node gets the packet.
     Vm(PortId),
-    /// This has become of it: it goes to another node.
+    /// The packet goes to another node, with this verdict.
     Done(Verdict),
 }
 
-/// Returns true if a packet of no connection that is for a VIP's SNAT ports is for no rule: the port is
-/// in no vm's block, or the packet asks for a connection, as a SYN and every datagram do. Another TCP
-/// segment or an echo reply for a vm's port may be a late answer to the vm.
+/// Returns true if a packet without a connection, for a VIP's SNAT ports, matches no rule: the port
+/// is in no vm's block, or the packet requests a connection, as a SYN and every datagram do. Other
+/// TCP segments and echo replies for a vm's port may be late answers to the vm.
 fn is_for_no_rule(snapshot: &Snapshot<'_>, rule: u32, packet: &Packet) -> bool {
     let kind = snapshot.terms(rule).map(|terms| terms.kind);
     if kind != Some(RuleKind::Outbound) {
@@ -522,7 +523,7 @@ pub(crate) struct Refusal<'a, 's> {
 }
 
 impl Refusal<'_, '_> {
-    /// Tells the sender of a segment that there is no connection, where that is wanted.
+    /// Tells the sender of a segment that there is no connection, if the rule wants that.
     pub(crate) fn answer<A: Table, R: Role>(
         self,
         frame: &mut Frame<'_>,

@@ -1,5 +1,5 @@
-//! Stage 3 of the slow path: a packet of a known connection gets the addresses and ports of its
-//! other side.
+//! Stage 3 of the slow path: translates a packet of a known connection to the tuple of its other
+//! side.
 
 use core::ops::Deref;
 
@@ -67,8 +67,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// Lets a server's answer leave as if there were no connection of its name: the server has another
-    /// one, with a client that reached it by its own address.
+    /// Lets a server's answer leave as if there were no connection with its tuple: the server has
+    /// another one, with a client that reached it by its own address.
     #[cold]
     #[inline(never)]
     fn go_directly<A: Table, R: Role>(
@@ -84,8 +84,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         opened.err().unwrap_or(NO_CONNECTION)
     }
 
-    /// Sends a packet on whose numbers are not those of the connection that has its name: elsewhere, or as
-    /// if they were.
+    /// Forwards a packet whose numbers do not match the connection with its tuple: to another
+    /// destination, or as if they matched.
     #[cold]
     #[inline(never)]
     fn go_astray<A: Table, R: Role>(
@@ -109,7 +109,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// A connection that goes on with a packet of its name; `None` if it does not.
+    /// Returns the connection if it goes on with a packet of its tuple; else `None`.
     #[inline]
     fn known<A: Table, R: Role>(
         &mut self,
@@ -141,7 +141,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         stays.then_some(Known { number, counters })
     }
 
-    /// A connection that was made or found just now.
+    /// Returns a connection that was just made or found.
     fn made<A: Table>(&mut self, number: u32) -> Known {
         let connection = A::table(&mut self.tables.connections).get(number);
         let local = connection.and_then(|c| self.snapshot.nat.local(c.server()));
@@ -149,8 +149,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         Known { number, counters }
     }
 
-    /// Sends a packet on under the other name of its connection. Of one that `may_be_astray` the numbers
-    /// are looked at first.
+    /// Forwards a packet with the other tuple of its connection. If the packet `may_be_astray`,
+    /// checks its numbers first.
     #[inline]
     fn follow<A: Table, R: Role>(
         &mut self,
@@ -292,9 +292,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         R::leave(snapshot, frame, lane, packet, connection, tunnel).map_err(Stop::Done)
     }
 
-    /// Ends a connection whose name on the outside another one is about to get. Where its flow goes to
-    /// another backend, the old one's late answers are still translated. A late SYN-ACK is dropped: with
-    /// it the client would go on with a server that its segments do not reach.
+    /// Ends a connection whose outside tuple another connection is about to get. If its flow goes
+    /// to another backend, late answers of the old backend are still translated, but a late SYN-ACK
+    /// is dropped: with it, the client would continue with a server that its segments do not reach.
     #[cold]
     fn make_way<A: Table, R: Role>(&mut self, number: u32) {
         let table = A::table(&mut self.tables.connections);
@@ -319,7 +319,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// Ends a connection without telling anybody.
+    /// Ends a connection without telling its ends.
     pub(crate) fn end<A: Table>(&mut self, number: u32) {
         let NatTables {
             connections,
@@ -336,26 +336,26 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     }
 }
 
-/// Why a packet does not go on under the other name of its connection.
+/// The reason why a packet is not translated to the other tuple of its connection.
 #[derive(Clone, Copy, Debug)]
 enum Stop {
-    /// This becomes of it.
+    /// The packet gets this verdict.
     Done(Verdict),
-    /// The packet has the connection's name, but is not of the connection.
+    /// The packet has the connection's tuple, but does not belong to the connection.
     Astray,
     /// The server answers a client that reached it by its own address.
     Direct,
 }
 
-/// A connection that a packet is of.
+/// The connection of a packet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Known {
     number: u32,
-    /// The place of its backend's counters; [`NONE`]: the backend is gone.
+    /// Index of the backend's counters; [`NONE`] if the backend is gone.
     counters: u32,
 }
 
-/// Returns true if a server's packet of no connection leaves untranslated.
+/// Returns true if a server's packet without a connection leaves untranslated.
 #[cold]
 fn is_answered_directly<R: Role>(snapshot: &Snapshot<'_>, lane: &Lane) -> bool {
     let tuple = lane.packet.tuple();
@@ -363,8 +363,8 @@ fn is_answered_directly<R: Role>(snapshot: &Snapshot<'_>, lane: &Lane) -> bool {
 }
 
 /// Returns true if a connection keeps its backend, which is gone or unhealthy for some rule. TCP
-/// keeps it: the other end is there and nowhere else. A protocol without connections moves with the
-/// client's next packet, unless there is no choice.
+/// connections keep it, since no other backend has their state. Connectionless flows move with the
+/// client's next packet, unless there is no other backend.
 #[cold]
 fn keeps_backend<A: Rewrite>(
     snapshot: &Snapshot<'_>,

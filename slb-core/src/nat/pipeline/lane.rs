@@ -14,15 +14,16 @@ use crate::wire::protocol;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lane {
     pub(crate) packet: Packet,
-    /// The hash of its key.
+    /// The hash of the frame's key.
     pub(crate) hash: u64,
-    /// The connection that it most likely is.
+    /// The most likely connection of the frame.
     pub(crate) candidate: u32,
-    /// Bytes of the frame as it came in.
+    /// Bytes of the frame as it arrived.
     pub(crate) len: u32,
-    /// The port that its connection's name is of: the vm's, or that of the proxy's clients.
+    /// The zone of the frame's tuple: the port of the vm, or of the proxy's clients.
     pub(crate) zone: PortId,
-    /// The node on the fabric that sent it: see [`Nat::sender_at`](crate::snapshot::locals::Nat::sender_at).
+    /// The node on the fabric that sent the frame; see
+    /// [`Nat::sender_at`](crate::snapshot::locals::Nat::sender_at).
     pub(crate) sender: u32,
     /// Index of the frame in the burst.
     pub(crate) frame: u8,
@@ -58,7 +59,7 @@ impl Lane {
         }
     }
 
-    /// The packet as it is in the frame.
+    /// Returns the packet as it is in the frame.
     pub(crate) fn own_packet(&self) -> Packet {
         match self.error {
             None => self.packet,
@@ -98,7 +99,7 @@ pub(super) fn segment_of(frame: &Frame<'_>, lane: &Lane) -> Option<Segment> {
     }
 }
 
-/// Reads the segment of a first fragment, whose header's options may go on in the next one.
+/// Reads the segment of a first fragment, whose options may continue in the next fragment.
 #[cold]
 fn first_fragment(bytes: &[u8], len: usize) -> Option<Segment> {
     let header_len = usize::from(bytes.get(12)? >> 4) * 4;

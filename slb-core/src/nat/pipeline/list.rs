@@ -1,4 +1,4 @@
-//! Connections one by one, for those who look.
+//! Iteration over connections, for reports.
 
 use core::ops::Deref;
 

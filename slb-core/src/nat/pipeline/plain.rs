@@ -1,4 +1,4 @@
-//! The fast path of packets that need nothing but translation: whole TCP and UDP packets of
+//! The fast path for packets that only need translation: unfragmented TCP and UDP packets of
 //! established connections, without IP options, VLAN tags or extension headers, that neither open
 //! nor close a connection. Nearly all packets are of this kind.
 //!
@@ -8,11 +8,10 @@
 //! | [look up](Pipeline::look_up_plain) | the index | the connection's cache lines |
 //! | [translate](Pipeline::translate_plain) | the connection | |
 //!
-//! A packet with anything unusual leaves the fast path and takes the slow one, which reads the
-//! frame again. The fast path changes a frame, a connection or a counter only after its last check,
-//! so the slow path remains the single place of semantics. The tests
-//! `both_ways_of_a_host_agent_do_the_same` and `both_ways_of_a_proxy_do_the_same` hold the two
-//! together.
+//! Unusual packets leave the fast path for the slow path, which parses the frame again. The fast
+//! path changes a frame, a connection or a counter only after its last check, so the slow path
+//! alone defines the semantics. The tests `both_ways_of_a_host_agent_do_the_same` and
+//! `both_ways_of_a_proxy_do_the_same` compare the two paths.
 
 mod head;
 #[cfg(all(test, feature = "alloc"))]

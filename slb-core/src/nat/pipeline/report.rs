@@ -1,4 +1,4 @@
-//! ICMP errors about packets that cannot go on.
+//! ICMP errors about packets that cannot be forwarded.
 
 use core::net::IpAddr;
 
@@ -14,7 +14,7 @@ use crate::snapshot::Snapshot;
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::{ipv4, ipv6, tcp};
 
-/// The largest segment that fits the fabric in VXLAN.
+/// Returns the largest segment that fits the fabric in VXLAN.
 pub(crate) fn clamped_mss(mtu: u16, family: Family) -> u16 {
     let ip = match family {
         Family::Ipv4 => ipv4::HEADER_LEN,
@@ -24,7 +24,8 @@ pub(crate) fn clamped_mss(mtu: u16, family: Family) -> u16 {
     mtu.saturating_sub(headers as u16)
 }
 
-/// Makes a frame that cannot go on an ICMP error about itself, where its sender may be told.
+/// Turns a frame that cannot be forwarded into an ICMP error about itself, if its sender may be
+/// told.
 #[cold]
 pub(super) fn report(
     frame: &mut Frame<'_>,
@@ -41,7 +42,7 @@ pub(super) fn report(
     report_error(frame, lane, error, limits, (options, snapshot))
 }
 
-/// Makes a frame that cannot go on the ICMP error given, where its sender may be told.
+/// Turns a frame that cannot be forwarded into the given ICMP error, if its sender may be told.
 #[cold]
 pub(crate) fn report_error(
     frame: &mut Frame<'_>,
@@ -59,7 +60,8 @@ pub(crate) fn report_error(
     sent_back(snapshot, frame, lane, verdict)
 }
 
-/// Puts an answer that goes to the port of a verdict into VXLAN where it came out of that, for a private VIP.
+/// Encapsulates an answer to a packet for a private VIP that arrived in VXLAN; the answer goes to
+/// the port of the verdict.
 #[cold]
 fn sent_back(
     snapshot: &Snapshot<'_>,
@@ -74,7 +76,8 @@ fn sent_back(
     verdict
 }
 
-/// Answers with an ICMP error from `source`, by the way `back`; `None`: by the way that the frame came.
+/// Answers with an ICMP error from `source`, by the way `back`, or if `None` by the way that the
+/// frame came.
 #[cold]
 pub(super) fn report_from(
     frame: &mut Frame<'_>,
@@ -100,12 +103,12 @@ pub(super) fn report_from(
     }
 }
 
-/// Puts the answer to a packet for a private VIP, which came out of VXLAN, back into it. Other answers, and those
-/// to a vm of this node, stay as they are.
+/// Encapsulates the answer to a packet for a private VIP that arrived in VXLAN. Other answers, and
+/// answers to a vm of this node, stay unchanged.
 ///
 /// # Errors
-/// The headroom is too small, or the network has no vm that the answer could be for: it must not get to the
-/// fabric, where the address may be another tenant's.
+/// The headroom is too small, or the network has no vm for the answer, which must not get to the
+/// fabric: the address may be another tenant's.
 #[cold]
 pub(super) fn send_back(
     snapshot: &Snapshot<'_>,

@@ -1,4 +1,4 @@
-//! The differences between the roles that translate.
+//! The differences between the translating roles.
 
 use core::net::IpAddr;
 use core::ops::Deref;
@@ -15,27 +15,27 @@ use crate::state::Kind;
 use crate::tunnel::encapsulation::Template;
 use crate::verdict::{DropReason, PortId, Verdict};
 
-/// The differences between the roles that translate.
+/// The differences between the translating roles.
 pub(crate) trait Role: Sized {
     /// State that one frame leaves for the next, until the snapshot changes.
     type Last: Default;
-    /// Packets go on as through a router: each loses a hop, and has to fit.
+    /// True if the role forwards like a router: each packet loses a hop, and has to fit.
     const ROUTES: bool;
-    /// Inward packets arrive in VXLAN.
+    /// True if inward packets arrive in VXLAN.
     const TUNNELS: bool;
-    /// Names on the inside are those of all ports.
+    /// True if inside tuples are shared by all ports.
     const SHARED: bool;
-    /// TCP connections go on when their backend is no longer configured.
+    /// True if TCP connections go on when their backend is no longer configured.
     const KEEPS_REMOVED: bool;
     /// True if the role has several backends to choose from.
     const CHOOSES: bool;
     /// The kind of this role's records in exported state.
     const RECORD: Kind;
-    /// Packets of none of its connections may be of one at another node: see
+    /// True if packets without a connection may belong to one at another node; see
     /// [`elsewhere`](Self::elsewhere).
     const PASSES_ON: bool;
 
-    /// Returns which way a frame's packet goes on the fast path; `None` if the frame takes the
+    /// Returns the direction of a frame's packet on the fast path; `None` if the frame takes the
     /// slow path.
     fn direction(
         snapshot: &Snapshot<'_>,
@@ -47,11 +47,11 @@ pub(crate) trait Role: Sized {
     /// path.
     fn inward(snapshot: &Snapshot<'_>, frame: &Frame<'_>, last: &mut Self::Last) -> Option<Origin>;
 
-    /// The port that a packet leaves by on the fast path, of a connection with this zone; `None`
-    /// where it takes the slow path.
+    /// Returns the port by which a packet of a connection with this zone leaves on the fast path;
+    /// `None` if it takes the slow path.
     fn leaves_by(snapshot: &Snapshot<'_>, zone: PortId, direction: Direction) -> Option<PortId>;
 
-    /// Finds where a frame comes from, and reads it: stage 1.
+    /// Stage 1: finds the source of a frame, and parses it.
     ///
     /// # Errors
     /// The verdict of a frame that concerns no connection.
@@ -63,7 +63,7 @@ pub(crate) trait Role: Sized {
         seen: &mut impl Observe,
     ) -> Result<(), Verdict>;
 
-    /// The connection that a packet begins.
+    /// Returns the connection that a packet begins.
     ///
     /// # Errors
     /// The verdict of a packet that begins no connection.
@@ -75,7 +75,7 @@ pub(crate) trait Role: Sized {
         seen: &mut impl Observe,
     ) -> Result<Opened<A>, Verdict>;
 
-    /// Finds out where a packet from outside goes on that is of no connection at its vm.
+    /// Finds the destination of a packet from outside that belongs to no connection at its vm.
     fn elsewhere<'s, A: Table, S: Deref<Target = Snapshot<'s>>>(
         _: &mut Pipeline<'_, S>,
         _: &mut Frame<'_>,
@@ -86,7 +86,8 @@ pub(crate) trait Role: Sized {
         Elsewhere::Here
     }
 
-    /// The connection of a segment from outside that is of none, and begins none.
+    /// Decides about taking up the connection of a segment from outside that belongs to none and
+    /// begins none.
     fn take_up<'s, A: Table, S: Deref<Target = Snapshot<'s>>>(
         _: &mut Pipeline<'_, S>,
         _: &Frame<'_>,
@@ -97,7 +98,7 @@ pub(crate) trait Role: Sized {
         TakeUp::Not
     }
 
-    /// The number of the mux that a packet came by, or [`Policy::DIRECT`].
+    /// Returns the number of the mux that a packet came through, or [`Policy::DIRECT`].
     fn via<'s, S: Deref<Target = Snapshot<'s>>>(
         _: &Pipeline<'_, S>,
         _: &Frame<'_>,
@@ -106,7 +107,7 @@ pub(crate) trait Role: Sized {
         Policy::DIRECT
     }
 
-    /// The backend that a new connection from outside goes to under a rule: its place among all.
+    /// Returns the backend of a rule's new connection from outside, as an index among all backends.
     fn choose<'s, S: Deref<Target = Snapshot<'s>>>(
         pipeline: &Pipeline<'_, S>,
         lane: &Lane,
@@ -114,11 +115,11 @@ pub(crate) trait Role: Sized {
         seen: &mut impl Observe,
     ) -> Option<u32>;
 
-    /// Decides about a packet from outside that no rule takes.
+    /// Decides about a packet from outside that matches no rule.
     fn not_ours(snapshot: &Snapshot<'_>, lane: &Lane, found: RuleMatch) -> Verdict;
 
     /// Returns true if a server's packet to a client, outside of all connections, leaves
-    /// untranslated. `zone` is that of the client's packet.
+    /// untranslated. `zone` is the zone of the client's packet.
     fn answers_directly(
         snapshot: &Snapshot<'_>,
         zone: PortId,
@@ -142,8 +143,8 @@ pub(crate) trait Role: Sized {
     /// Decides about neighbour discovery.
     fn neighbour_discovery(snapshot: &Snapshot<'_>, lane: &Lane) -> Verdict;
 
-    /// Sends a packet on that is of no connection, from a vm to a private VIP of its network; `None` for any
-    /// other packet.
+    /// Forwards a packet without a connection from a vm to a private VIP of its network; returns
+    /// `None` for any other packet.
     fn call<'s, A: Table, S: Deref<Target = Snapshot<'s>>>(
         _: &mut Pipeline<'_, S>,
         _: &mut Frame<'_>,
@@ -154,20 +155,22 @@ pub(crate) trait Role: Sized {
         None
     }
 
-    /// The outer header towards the mux or the host that a connection's packets leave through, if they do.
+    /// Returns the outer header towards the mux or host through which a connection's packets leave,
+    /// if any.
     fn tunnel<'a, A: Table>(
         snapshot: &'a Snapshot<'_>,
         connection: &Connection<A>,
         direction: Direction,
     ) -> Option<&'a Template>;
 
-    /// Returns true if a connection's packet stays on this node: both its ends are vms of it.
+    /// Returns true if a connection's packet stays on this node: both ends are vms of the node.
     fn stays<A: Table>(_: &Snapshot<'_>, _: &Connection<A>, _: Direction) -> bool {
         false
     }
 
-    /// Makes a translated packet of a connection ready to leave; returns by which port. `opened_by` is the
-    /// place of the link header that the connection was opened with, where the role keeps it.
+    /// Prepares a translated packet of a connection for departure, and returns its port.
+    /// `opened_by` is the place of the link header that the connection was opened with, if the role
+    /// keeps it.
     fn leave<A: Table>(
         snapshot: &Snapshot<'_>,
         frame: &mut Frame<'_>,
@@ -177,12 +180,13 @@ pub(crate) trait Role: Sized {
         tunnel: Option<&Template>,
     ) -> Result<PortId, Verdict>;
 
-    /// Sets the next hop of a translated packet to that of its connection's end, if link headers do
-    /// not stay. `opened_by` is the link header that the connection was opened with.
+    /// Sets the destination MAC address of a translated packet to the next hop of its connection's
+    /// end, unless link headers stay. `opened_by` is the link header that the connection was opened
+    /// with.
     #[inline]
     fn readdress(_: &Snapshot<'_>, _: &mut Frame<'_>, _: Direction, _: u16, _: Option<&Link>) {}
 
-    /// Returns the port and the link header for a packet to a connection's end that the role makes.
+    /// Returns the port and the link header for a generated packet to a connection's end.
     fn way_to<A: Table>(
         snapshot: &Snapshot<'_>,
         connection: &Connection<A>,

@@ -1,9 +1,9 @@
-//! The ports of an address that are taken towards a destination: bitmaps, so that a free port is
-//! found without trying one after the other.
+//! Bitmaps of the ports of an address that are taken for a destination, to find a free port without
+//! trying one after the other.
 //!
-//! A *pool* is the ports that one user of an address has, towards one destination (remote address,
+//! A *pool* consists of the ports of one user of an address for one destination (remote address,
 //! remote port, protocol): a backend's block of SNAT ports, or all ports of a `source_nat` address.
-//! A port is free in one pool while it is taken in others, so N ports carry N connections to each
+//! A port can be free in one pool and taken in others, so N ports carry N connections to each
 //! destination.
 //!
 //! ```text
@@ -12,14 +12,13 @@
 //!  summary 64 pages,  a bit for each that is full
 //! ```
 //!
-//! Only words with a bit in them are stored, in a hash table of 16 bytes an entry: its key is the
-//! keyed hash of pool and page. A connection adds one page at most, and a summary costs 64
-//! connections, so a table for C connections never runs out. A search reads a page, and where that is
-//! full, summaries (16 of them cover 65 536 ports) and the page that they point to.
+//! Only nonzero words are stored, in a hash table with entries of 16 bytes, whose key is the keyed
+//! hash of pool and page. A connection adds at most one page, and a summary needs 64 connections,
+//! so a table for C connections never runs out. A search reads a page; if it is full, the search
+//! reads summaries (16 cover 65 536 ports) and the page that they point to.
 //!
-//! The table need not be complete: the table of connections has the last word on whether a tuple is
-//! free. Where an entry finds no room, its ports count as free, and the search tries a bounded number
-//! of them.
+//! The table need not be complete, since the connection table decides whether a tuple is free. If
+//! an entry finds no room, its ports count as free, and the search tries a bounded number of them.
 
 use super::connection::Side;
 use crate::flow::Addresses;
@@ -30,7 +29,7 @@ use crate::mem::{Mem, Memory};
 /// Entries in a bucket.
 const SLOTS: usize = 4;
 
-/// A word of a bitmap under its key; a free place has no bits.
+/// A word of a bitmap and its key; the word of a free entry is zero.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     key: u64,
@@ -53,7 +52,7 @@ impl PortBucket {
     };
 }
 
-/// The ports that are taken by translated connections: how many connections use each SNAT port, and
+/// The ports of translated connections: the number of connections that use each SNAT port, and
 /// bitmaps by destination.
 #[derive(Debug)]
 pub struct PortTable<'m> {
@@ -62,7 +61,7 @@ pub struct PortTable<'m> {
     key: [u64; 2],
 }
 
-/// The ports of one user of an address towards one destination.
+/// The ports of one user of an address for one destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pool {
     hash: u64,
@@ -70,12 +69,12 @@ pub(crate) struct Pool {
     count: u32,
 }
 
-/// Owner of a port.
+/// The owner of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
-    /// A backend's block of SNAT ports, by the place of its first granule among all.
+    /// A backend's block of SNAT ports, by the index of its first granule.
     Block(usize),
-    /// A balancer's own address, as seen by the vm at a port, or by all.
+    /// The balancer's own address, as seen by the vm at a port, or by all vms.
     Peer(u16),
 }
 
@@ -85,12 +84,12 @@ impl Pool {
         self.count
     }
 
-    /// Index of a place in the pool's bitmap: even places come first.
+    /// Returns the index of a place in the pool's bitmap: even places come first.
     pub(crate) fn index_of(&self, place: u32) -> u32 {
         (place & 1) * (self.count / 2) + place / 2
     }
 
-    /// The place at an index of the bitmap.
+    /// Returns the place at an index of the bitmap.
     pub(crate) fn place_of(&self, index: u32) -> u32 {
         let half = self.count / 2;
         if index < half {
@@ -100,12 +99,12 @@ impl Pool {
         }
     }
 
-    /// The bits of a page that stand for no place.
+    /// Returns the bits of a page without a place.
     fn beyond(&self, page: u32) -> u64 {
         beyond(self.count, page)
     }
 
-    /// The bits of a summary that stand for no page.
+    /// Returns the bits of a summary without a page.
     fn pages_beyond(&self, summary: u32) -> u64 {
         beyond(self.count.div_ceil(64), summary)
     }
@@ -119,7 +118,7 @@ impl Pool {
     }
 }
 
-/// The bits of a bitmap's `word`-th word that lie beyond its `count` bits.
+/// Returns the bits of a bitmap's `word`-th word beyond its `count` bits.
 fn beyond(count: u32, word: u32) -> u64 {
     match count.saturating_sub(64 * word) {
         0 => u64::MAX,
@@ -128,25 +127,26 @@ fn beyond(count: u32, word: u32) -> u64 {
     }
 }
 
-/// The key of a pool's word.
+/// Returns the key of a pool's word.
 fn word_key(pool: u64, word: u32) -> u64 {
-    // Digits of pi: odd, with half of the bits set. Only the pool's hash is secret.
+    // Digits of pi: odd, with half of the bits set. The constant need not be secret, since the
+    // pool's hash is.
     const SPREAD: u64 = 0xc0ac_29b7_c97c_50dd;
     fold_multiply(pool ^ u64::from(word), SPREAD)
 }
 
 impl<'m> PortTable<'m> {
-    /// The [`PortBucket`]s that so many connections need: 24.4 bytes for each, so that every one
-    /// may have another destination.
+    /// Returns the number of [`PortBucket`]s for `connections` connections: 24.4 bytes for each,
+    /// enough if all have different destinations.
     pub const fn buckets_for(connections: usize) -> usize {
         // Two of three slots are used, and one entry in 64 is a summary.
         let entries = connections.saturating_add(connections / 63);
         entries.saturating_mul(3).div_ceil(2 * SLOTS)
     }
 
-    /// A table in the memory given: `users` has
-    /// [`Snapshot::snat_port_places`](crate::snapshot::Snapshot::snat_port_places) elements, and those
-    /// beyond its end are not counted; without `buckets`, ports are tried one by one.
+    /// Makes a table in the given memory. `users` should have
+    /// [`Snapshot::snat_port_places`](crate::snapshot::Snapshot::snat_port_places) elements; users
+    /// of ports beyond its end are not counted. Without `buckets`, ports are tried one by one.
     pub fn new(mut users: Mem<'m, u32>, mut buckets: Mem<'m, PortBucket>, key: Key) -> Self {
         users.fill(0);
         buckets.fill(PortBucket::EMPTY);
@@ -157,8 +157,8 @@ impl<'m> PortTable<'m> {
         }
     }
 
-    /// A table for `ports` SNAT ports and `connections` connections; `None` if the memory is used
-    /// up.
+    /// Makes a table for `ports` SNAT ports and `connections` connections; returns `None` if the
+    /// memory is used up.
     pub fn build(
         ports: usize,
         connections: usize,
@@ -170,13 +170,13 @@ impl<'m> PortTable<'m> {
         Some(Self::new(users, buckets, key))
     }
 
-    /// Forgets everything.
+    /// Clears the table.
     pub(crate) fn clear(&mut self) {
         self.users.fill(0);
         self.buckets.fill(PortBucket::EMPTY);
     }
 
-    /// Counts one more connection of a SNAT port. Returns true if it is the only one.
+    /// Counts a connection of a SNAT port. Returns true if it is the only one.
     pub(crate) fn add_user(&mut self, place: usize) -> bool {
         let Some(users) = self.users.get_mut(place) else {
             return false;
@@ -185,7 +185,7 @@ impl<'m> PortTable<'m> {
         *users == 1
     }
 
-    /// Counts one connection less. Returns true if it was the only one.
+    /// Removes a connection of a SNAT port. Returns true if it was the only one.
     pub(crate) fn remove_user(&mut self, place: usize) -> bool {
         let Some(users) = self.users.get_mut(place).filter(|users| **users != 0) else {
             return false;
@@ -194,7 +194,8 @@ impl<'m> PortTable<'m> {
         *users == 0
     }
 
-    /// The pool of an owner with `count` ports, towards the sender of packets whose tuple is `side`.
+    /// Returns the pool of an owner with `count` ports for one destination: the sender of packets
+    /// with the tuple `side`.
     pub(crate) fn pool<A: Addresses>(
         &self,
         owner: Owner,
@@ -213,7 +214,7 @@ impl<'m> PortTable<'m> {
         }
     }
 
-    /// Notes that a place is taken.
+    /// Marks a place as taken.
     pub(crate) fn take(&mut self, pool: &Pool, place: u32) {
         let index = pool.index_of(place);
         let page = index / 64;
@@ -225,7 +226,7 @@ impl<'m> PortTable<'m> {
         }
     }
 
-    /// Notes that a place is free again.
+    /// Marks a place as free.
     pub(crate) fn release(&mut self, pool: &Pool, place: u32) {
         let index = pool.index_of(place);
         let page = index / 64;
@@ -239,10 +240,10 @@ impl<'m> PortTable<'m> {
         }
     }
 
-    /// The first index from `from` on, and before `end`, that is not taken.
+    /// Returns the first free index from `from` on, and before `end`.
     ///
     /// # Cost
-    /// One page, and for each 4096 places that are full, a summary.
+    /// One page, and a summary for each 4096 taken places.
     pub(crate) fn free_from(&self, pool: &Pool, from: u32, end: u32) -> Option<u32> {
         let end = end.min(pool.count);
         let first = from / 64;
@@ -270,7 +271,7 @@ impl<'m> PortTable<'m> {
         None
     }
 
-    /// The two buckets that an entry may be in.
+    /// Returns the two buckets that may hold an entry.
     fn homes(&self, key: u64) -> [usize; 2] {
         let count = self.buckets.len() as u64;
         let first = (((key >> 32) * count) >> 32) as usize;
@@ -283,7 +284,7 @@ impl<'m> PortTable<'m> {
         }
     }
 
-    /// A word; without an entry it has no bits.
+    /// Returns a word; zero if there is no entry.
     fn word(&self, key: u64) -> u64 {
         for home in self.homes(key) {
             let Some(bucket) = self.buckets.get(home) else {
@@ -297,7 +298,7 @@ impl<'m> PortTable<'m> {
         0
     }
 
-    /// Sets a bit of a word. `false` where there is no room for it.
+    /// Sets a bit of a word; returns false if there is no room for the word.
     fn set(&mut self, key: u64, bit: u32) -> bool {
         let homes = self.homes(key);
         for home in homes {
@@ -336,7 +337,7 @@ impl<'m> PortTable<'m> {
         bucket.entries.iter_mut().find(|entry| is_it(entry))
     }
 
-    /// Free places of a bucket.
+    /// Returns the number of free entries of a bucket.
     fn room(&self, home: usize) -> usize {
         let bucket = self.buckets.get(home);
         bucket.map_or(0, |bucket| {
@@ -370,7 +371,7 @@ impl<'m> PortTable<'m> {
     }
 }
 
-/// An index, if it lies before the end.
+/// Returns the index if it is before `end`.
 fn before(end: u32, index: u32) -> Option<u32> {
     (index < end).then_some(index)
 }

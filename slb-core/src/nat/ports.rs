@@ -1,24 +1,24 @@
-//! The port that a translated connection goes out from.
+//! The choice of an outbound connection's port.
 //!
-//! A vm has blocks of ports that are its alone, on each frontend of its outbound rules. A port serves
-//! several connections as long as they go to different destinations: what has to be unlike all others
-//! is the whole tuple. So N ports, over all blocks, carry N connections to each destination, and the
-//! next one is refused. Which port a connection gets:
+//! A vm has its own blocks of ports on each frontend of its outbound rules. A port serves several
+//! connections as long as they go to different destinations: only the whole tuple has to be unique.
+//! So N ports, over all blocks, carry N connections to each destination, and the next one is
+//! refused. A connection gets, in this order:
 //!
-//! 1. the vm's own, where it is among those of the block and free (RFC 4787 §4.2.1);
-//! 2. the next free one of the same parity (RFC 4787 §4.2.2) from a place on that depends on a secret
-//!    (RFC 6056 §3.3.3); for UDP and ICMP the place depends on the vm's side alone, so an endpoint
-//!    keeps its port whomever it talks to (RFC 4787 §4.1 REQ-1), as far as there is no conflict;
-//! 3. the next free one of the other parity;
-//! 4. one of the other blocks, in the same way.
+//! 1. the vm's own port, if it is in the block and free (RFC 4787 §4.2.1);
+//! 2. the next free port of the same parity (RFC 4787 §4.2.2), from a place that depends on a
+//!   secret (RFC 6056 §3.3.3); for UDP and ICMP the place depends on the vm's side alone, so an
+//!   endpoint keeps its port for all destinations (RFC 4787 §4.1 REQ-1), unless there is a conflict;
+//! 3. the next free port of the other parity;
+//! 4. a port of the other blocks, in the same way.
 //!
 //! The block that is tried first depends on the vm's address alone (RFC 4787 §4.1 REQ-2).
 //!
-//! Free ports are found in the bitmaps of `port_table`, so the work for a packet
-//! is bounded by the number of blocks: in each, the own port, and for each parity at most two pages and
-//! one summary for 4096 ports. What the bitmaps find is looked up among the connections before it is
-//! used. Only where the two disagree, since the bitmaps' memory is too small, does the search go on from
-//! port to port, `MOST_TRIES` times for a packet.
+//! The bitmaps of `port_table` find free ports, so the number of blocks bounds the work for a
+//! packet: in each block, the vm's own port, and for each parity at most two pages and one summary
+//! for 4096 ports. The connection table confirms each port before it is used. If the two disagree,
+//! since the bitmaps' memory is too small, the search continues from port to port, at most
+//! `MOST_TRIES` times for a packet.
 
 use super::connection::{Connection, Key, Side};
 use super::port_table::{Owner, Pool, PortTable};
@@ -31,16 +31,16 @@ use crate::spec::snat::GRANULE;
 use crate::verdict::PortId;
 use crate::wire::protocol;
 
-/// Why there is no port.
+/// The reason why there is no port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoPort {
-    /// No outbound rule lets it out.
+    /// No outbound rule covers the packet.
     NoRule,
-    /// All are taken, for this destination.
+    /// All ports are taken for this destination.
     Exhausted,
 }
 
-/// Ports that are looked up for one packet, beyond the first of each block: some 2 µs.
+/// The maximum number of lookups for one packet, beyond the first of each block: some 2 µs.
 const MOST_TRIES: u32 = 64;
 
 /// The outside tuple of a connection.
@@ -50,12 +50,12 @@ pub(crate) struct Outside<A> {
     pub(crate) side: Side<A>,
     /// The vm that has the port.
     pub(crate) local: Local,
-    /// The block that its port is of.
+    /// The block that contains the port.
     pub(crate) block: Block,
 }
 
-/// Finds a port for a connection whose packets are `inside`, among those of `locals`, which are the
-/// backends that the vm is under this address.
+/// Finds a port for a connection with packets of the tuple `inside`, among the ports of `locals`:
+/// the vm's backends with this address.
 pub(crate) fn choose<'n, A: Rewrite>(
     (connections, taken): (&Connections<'_, A>, &PortTable<'_>),
     nat: &'n Nat<'_>,
@@ -110,7 +110,7 @@ pub(crate) fn choose<'n, A: Rewrite>(
         let owner = Owner::Block(nat.first_granule(block));
         let ports = granules.len() * GRANULE as usize;
         let pool = taken.pool(owner, &outside(0), number, ports);
-        // Granules begin at even ports, so n gives the parity of a block's n-th port.
+        // Granules begin at even ports, so a block's n-th port has the parity of n.
         let port_at = |place: u32| {
             let granule = granules.get((place / GRANULE) as usize)?;
             Some(granule * GRANULE as u16 + (place % GRANULE) as u16)
@@ -125,8 +125,9 @@ pub(crate) fn choose<'n, A: Rewrite>(
     Err(NoPort::Exhausted)
 }
 
-/// The port of the first free place of a pool: of the own port's parity from where `start` points to,
-/// going round, then of the other parity. `check` gives the port of a place, if it is free indeed.
+/// Returns the port of the first free place of a pool: with the own port's parity from the place
+/// `start` on, wrapping around, then with the other parity. `check` returns the port of a place, if
+/// it is really free.
 fn search(
     taken: &PortTable<'_>,
     pool: &Pool,
@@ -153,12 +154,12 @@ fn search(
     None
 }
 
-/// A place of `count` that a hash points to.
+/// Returns the place of `count` that a hash selects.
 fn place(hash: u64, count: usize) -> usize {
     (((hash >> 32) * count as u64) >> 32) as usize
 }
 
-/// Returns true if a block's rule lets a protocol out, and its frontend is of the family.
+/// Returns true if a block's rule covers a protocol, and its frontend has the address family.
 fn lets_out<A: Rewrite>(nat: &Nat<'_>, block: &Block, number: u8) -> bool {
     let protocols = nat
         .outbound(block.outbound)
@@ -173,13 +174,12 @@ fn lets_out<A: Rewrite>(nat: &Nat<'_>, block: &Block, number: u8) -> bool {
     allowed && A::from_ip(block.address).is_some()
 }
 
-/// The first port that a balancer's own address gives clients (RFC 6056 §3.2), and how many there
-/// are.
+/// The first port of a balancer's own address for clients (RFC 6056 §3.2), and the number of ports.
 const FIRST: u32 = 1024;
 const COUNT: u32 = 65_536 - FIRST;
 
-/// Finds a port of `address` for a client whose packets are `outside`, so that the server sees that
-/// address instead. What it gets is what the server's own packets are.
+/// Finds a port of `address` for a client with packets of the tuple `outside`, so that the server
+/// sees that address instead. Returns the tuple of the server's packets.
 pub(crate) fn choose_peer<A: Rewrite>(
     (connections, taken): (&Connections<'_, A>, &PortTable<'_>),
     address: A::Address,
@@ -207,7 +207,8 @@ pub(crate) fn choose_peer<A: Rewrite>(
     Some(side(port))
 }
 
-/// All ports of a balancer's own address, towards a server whose packets are `inside`.
+/// Returns the pool of all ports of a balancer's own address, for a server with packets of the
+/// tuple `inside`.
 fn peer_pool<A: Rewrite>(
     taken: &PortTable<'_>,
     inside: &Side<A>,
@@ -220,15 +221,15 @@ fn peer_pool<A: Rewrite>(
 /// A port that a connection was given.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Given {
-    /// The pool that it is of, and its place there.
+    /// The pool of the port, and its place in the pool.
     pub(crate) pool: Pool,
     pub(crate) place: u32,
-    /// For a SNAT port, its place among all.
+    /// The index of a SNAT port among all SNAT ports.
     pub(crate) among_all: Option<usize>,
 }
 
-/// The port under which a connection's server knows a client, where it is not the client's own port of
-/// the client's own address.
+/// Returns the port that represents a client to a connection's server, unless it is the client's
+/// own port and address.
 pub(crate) fn given_to_peer<A: Rewrite>(
     taken: &PortTable<'_>,
     connection: &Connection<A>,
@@ -248,7 +249,8 @@ pub(crate) fn given_to_peer<A: Rewrite>(
     })
 }
 
-/// The SNAT port of a connection that `local` opened; `None` if it is not the local's any more.
+/// Returns the SNAT port of a connection that `local` opened; `None` if the port no longer belongs
+/// to the local.
 pub(crate) fn given_to_local<A: Rewrite>(
     taken: &PortTable<'_>,
     nat: &Nat<'_>,

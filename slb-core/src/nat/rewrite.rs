@@ -1,9 +1,9 @@
-//! Packets under their other name: addresses, ports and checksums in place, and what ICMP errors
-//! quote.
+//! Translation of packets in place: addresses, ports, checksums, and the quotes of ICMP errors.
 //!
-//! Checksums are updated, never computed (RFC 1624 §3): one that was wrong stays wrong by as much,
-//! and a UDP checksum of zero, which means none, stays zero. Words are read little-endian: the sum
-//! does not care (RFC 1071 §2, B), as long as all are.
+//! Checksums are updated, never recomputed (RFC 1624 §3): a wrong checksum stays wrong by the same
+//! difference, and a UDP checksum of zero, which means none, stays zero. Words are read
+//! little-endian: the sum does not depend on the byte order (RFC 1071 §2, B), as long as it is the
+//! same for all words.
 
 use super::connection::{Connection, Side, delta};
 use super::tcp::Direction;
@@ -13,26 +13,27 @@ use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6::{self, Ipv6};
 use crate::wire::{checksum, icmp, icmpv6, protocol, tcp};
 
-/// Families whose packets can be rewritten.
+/// Address families whose packets can be rewritten.
 pub(crate) trait Rewrite: Addresses {
-    /// The family's ICMP.
+    /// The protocol number of the family's ICMP.
     const ICMP: u8;
     /// True if the ICMP checksum covers a pseudo-header.
     const ICMP_HAS_PSEUDO: bool;
     /// The addresses of a packet.
     fn of(packet: &Packet) -> Self;
 
-    /// The words that a packet with these addresses has.
+    /// Returns the words of a packet with these addresses.
     fn to_words(self) -> [u64; 4];
 
-    /// Writes addresses, whose sum differs by `delta`, and takes `hops` off the hop limit.
+    /// Writes addresses, whose sum differs by `delta`, and subtracts `hops` from the hop limit.
     fn rewrite(self, ip: &mut [u8], delta: u16, hops: u8) -> Option<()>;
 
-    /// A quoted packet: its protocol, the offset of its transport header, and true if it has one.
+    /// Parses a quoted packet: its protocol, the offset of its transport header, and true if it has
+    /// one.
     fn parse_quoted(ip: &[u8]) -> Option<(u8, usize, bool)>;
 
-    /// Half of the ports that has the identifier of an ICMP message, if it is one
-    /// that asks or answers: `Some(true)`: the sender's.
+    /// Returns the half of the ports that holds the identifier of an ICMP request or reply:
+    /// `Some(true)` for the sender's port.
     fn echo(kind: u8) -> Option<bool>;
 }
 
@@ -113,8 +114,9 @@ impl Rewrite for [u64; 4] {
     }
 }
 
-/// Rewrites a packet in `direction` to its connection's other tuple, and takes `hops` off. Returns
-/// `None` if the packet ends before its checksum: it is then half done, and has to be dropped.
+/// Rewrites a packet in `direction` to its connection's other tuple, and subtracts `hops` from its
+/// hop limit. Returns `None` if the packet ends before its checksum; it is then partly rewritten,
+/// and must be dropped.
 #[inline]
 pub(crate) fn translate<A: Rewrite>(
     bytes: &mut [u8],
@@ -140,7 +142,7 @@ pub(crate) fn translate<A: Rewrite>(
     rewrite_transport::<A>(transport, packet.protocol, to.ports, deltas).ok()
 }
 
-/// The checksum is not among the bytes that are there.
+/// An error: the packet is truncated before its checksum.
 pub(crate) struct Cut;
 
 /// Writes ports, and updates the checksum for them and for the addresses before them.
@@ -156,7 +158,8 @@ fn rewrite_transport<A: Rewrite>(
         protocol::TCP => rewrite_tcp(transport, ports, both),
         protocol::UDP => rewrite_udp(transport, ports, both),
         number if number == A::ICMP => rewrite_icmp::<A>(transport, ports, (addresses, port_delta)),
-        // UDP-Lite (RFC 3828) and DCCP (RFC 4340) have ports, but are not told apart by them.
+        // UDP-Lite (RFC 3828) and DCCP (RFC 4340) have ports, but their connections are not
+        // distinguished by ports.
         136 | 33 => update(transport, 6, addresses.into()),
         _ => Ok(()),
     }
@@ -235,8 +238,8 @@ fn update(bytes: &mut [u8], at: usize, delta: u32) -> Result<(), Cut> {
     Ok(())
 }
 
-/// A sum of a few words in one: both halves in either order, of which the upper one gets the carry of the
-/// lower one (RFC 1071 §2, B).
+/// Folds a sum of a few words into one: both halves in either order, where the upper half gets the
+/// carry of the lower half (RFC 1071 §2, B).
 #[inline]
 const fn fold_once(sum: u32) -> u16 {
     (sum.wrapping_add(sum.rotate_right(16)) >> 16) as u16
@@ -247,8 +250,8 @@ fn read(bytes: &[u8; ipv4::HEADER_LEN], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
-/// Rewrites an ICMP error about a connection, in `direction`: the packet that it quotes gets back
-/// the tuple that it was sent with (RFC 5508 §4.2).
+/// Rewrites an ICMP error about a connection, in `direction`: restores the tuple with which the
+/// quoted packet was sent (RFC 5508 §4.2).
 pub(crate) fn translate_error<A: Rewrite>(
     bytes: &mut [u8],
     packet: &Packet,
@@ -277,8 +280,8 @@ pub(crate) fn translate_error<A: Rewrite>(
     new.rewrite(ip, address_delta, hops)
 }
 
-/// The sequence number of the TCP segment that an ICMP error quotes; `None` if it quotes no such
-/// number.
+/// Returns the sequence number of the TCP segment that an ICMP error quotes; `None` if it quotes no
+/// sequence number.
 pub(crate) fn quoted_sequence<A: Rewrite>(bytes: &[u8], packet: &Packet) -> Option<u32> {
     let quote = bytes.get(usize::from(packet.shape.transport_offset) + icmp::HEADER_LEN..)?;
     let (number, transport, is_first) = A::parse_quoted(quote)?;
@@ -289,8 +292,8 @@ pub(crate) fn quoted_sequence<A: Rewrite>(bytes: &[u8], packet: &Packet) -> Opti
     Some(u32::from_be_bytes(*sequence))
 }
 
-/// The addresses of an ICMP error under its other name. A router on the outside keeps its own; of
-/// what is inside, nothing is shown but the front.
+/// Returns the translated addresses of an ICMP error. A router on the outside keeps its address;
+/// inside addresses are hidden behind the front.
 fn about<A: Rewrite>(connection: &Connection<A>, direction: Direction, old: A) -> A {
     let from = connection.side(direction).addresses;
     let to = connection.translated(direction).addresses;
@@ -301,8 +304,7 @@ fn about<A: Rewrite>(connection: &Connection<A>, direction: Direction, old: A) -
     A::join(source, to.split().1)
 }
 
-/// Rewrites a quoted packet to the tuple `side`, as far as it is quoted. What of it is not quoted
-/// needs none.
+/// Rewrites a quoted packet to the tuple `side`, as far as it is quoted.
 fn restore<A: Rewrite>(quote: &mut [u8], side: Side<A>, deltas: (u16, u16)) -> Option<()> {
     let (number, transport, has_ports) = A::parse_quoted(quote)?;
     side.addresses.rewrite(quote, deltas.0, 0)?;
@@ -325,7 +327,7 @@ fn sum(bytes: &[u8]) -> u64 {
     }
 }
 
-/// Lowers the maximum segment size that a SYN offers to `most` (RFC 9293 §3.7.1), where it offers
+/// Lowers the maximum segment size that a SYN offers to `most` (RFC 9293 §3.7.1), if it offers
 /// more.
 pub(crate) fn clamp_mss(bytes: &mut [u8], packet: &Packet, most: u16) {
     const MSS: u8 = 2;
@@ -353,7 +355,7 @@ pub(crate) fn clamp_mss(bytes: &mut [u8], packet: &Packet, most: u16) {
     }
     let new = most.to_be_bytes();
     segment[at..at + 2].copy_from_slice(&new);
-    // At an odd offset, its bytes are in the other halves of their words.
+    // At an odd offset, the bytes are in the opposite halves of their words.
     let word = |bytes: [u8; 2]| {
         let word = u16::from_le_bytes(bytes);
         u64::from(if at.is_multiple_of(2) {

@@ -1,4 +1,4 @@
-//! Ids of rules in the 16 bits that a connection has for its rule.
+//! Ids of rules in 16 bits, as connections store them.
 //!
 //! ```text
 //!  0x0000 to 0x3fff   00iiisssssssssss: a slot below 2048, and the low bits of its incarnation
@@ -6,9 +6,9 @@
 //!  0xffff             none
 //! ```
 //!
-//! Connections outlive their rule, and another rule may get its slot. The incarnation tells the new rule's
-//! counters and probes from the old rule's until the sweep has detached connections from removed
-//! rules. Slots from 2048 on are reused only when no unused slot is left.
+//! Connections outlive their rule, and another rule may get its slot. The incarnation keeps an old
+//! connection off the new rule's counters and probes until the sweep has detached it from its
+//! removed rule. Slots from 2048 on are reused only when no unused slot is left.
 
 use crate::snapshot::SLOT_BITS;
 use crate::stats::RuleCounters;
@@ -19,9 +19,9 @@ const INCARNATION: u32 = 0b111;
 /// The first code of a slot without incarnations.
 const LONG: u32 = 1 << 14;
 
-/// Slots of rules from here on have no incarnations.
+/// The first slot without incarnations.
 pub(crate) const FIRST_LONG_SLOT: usize = SHORT_SLOTS as usize;
-/// Slots that there are codes for.
+/// The number of slots with codes.
 pub(crate) const CODED_SLOTS: usize = (SHORT_SLOTS + u16::MAX as u32 - LONG) as usize;
 
 /// The short form of a rule's id.
@@ -44,7 +44,7 @@ impl ShortRuleId {
         })
     }
 
-    /// Returns the number that a connection keeps.
+    /// Returns the number that a connection stores.
     pub(crate) const fn bits(self) -> u16 {
         self.0
     }
@@ -55,7 +55,8 @@ impl ShortRuleId {
         Self(bits)
     }
 
-    /// Returns the slot of the rule, which another rule may have by now: [`is`](Self::is) tells.
+    /// Returns the slot of the rule. Another rule may have the slot by now; [`is`](Self::is) checks
+    /// that.
     #[inline]
     pub(crate) const fn slot(self) -> usize {
         let code = self.0 as u32;

@@ -1,14 +1,14 @@
-//! All connections of one family, each found by either of its tuples.
+//! The connections of one address family, found by either of their tuples.
 //!
-//! Connections lie in a slab and stay where they are; an [`Index`] has both tuples of each. A
-//! connection that has come about is never forgotten before its time, unless it is over and the
-//! table is full. A connection that was not answered, or not continued by its opener, makes room
-//! for new ones: those that are unanswered get half of the places at most, and an eighth at least
-//! where others can give way. Flows of protocols without a handshake count as come about up to
-//! three quarters of the places (see [`Ages`]).
+//! Connections are stored in a slab and never move; an [`Index`] finds them by both tuples. An
+//! established connection is never forgotten before it expires, unless it is over and the table is
+//! full. A connection that was not answered, or not continued by its opener, makes room for new
+//! ones. Unanswered connections get at most half of the places, and at least an eighth if others
+//! can be evicted. Flows of protocols without a handshake count as established up to three quarters
+//! of the places (see [`Ages`]).
 //!
-//! A sweep looks at each connection about once a second, a few at a time, and ends those whose
-//! time has come.
+//! A sweep visits each connection about once a second, a few at a time, and ends those that have
+//! expired.
 
 use core::fmt;
 
@@ -21,9 +21,9 @@ use crate::mem::Mem;
 use crate::prefetch::prefetch;
 use crate::time::Instant;
 
-/// A round of the sweep takes this long.
+/// The duration of one round of the sweep.
 const ROUND_NANOS: u64 = 1 << 30;
-/// The most that one call looks at: some 20 µs.
+/// The maximum number of connections that one call visits: some 20 µs.
 const SWEEP_STEP: usize = 2048;
 
 const WAYS: [Direction; 2] = [Direction::Inward, Direction::Outward];
@@ -34,26 +34,26 @@ pub(crate) const NONE: u32 = u32::MAX;
 /// Counters of the connection table, and its occupancy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NatStats {
-    /// Connections there is room for.
+    /// Number of places for connections.
     pub places: u64,
-    /// Connections that are there.
+    /// Number of present connections.
     pub live: u64,
-    /// The most that there ever were at once.
+    /// Maximum number of simultaneous connections so far.
     pub most: u64,
-    /// Connections made.
+    /// Number of connections made.
     pub made: u64,
-    /// Connections that ended because their time had come.
+    /// Number of connections that expired.
     pub expired: u64,
-    /// Connections taken out for other reasons.
+    /// Number of connections removed for other reasons.
     pub removed: u64,
-    /// New ones refused because the table was full.
+    /// Number of new connections refused because the table was full.
     pub refused: u64,
     /// Number of removed connections that made room for new ones: unanswered, answered but not
     /// continued, or over.
     pub evicted: u64,
-    /// Connections that are unanswered now.
+    /// Number of present connections that are unanswered.
     pub unanswered: u64,
-    /// Connections taken over from another table: they are not among those made here.
+    /// Number of connections imported from another table, which `made` does not include.
     pub imported: u64,
 }
 
@@ -76,12 +76,12 @@ impl core::ops::Add for NatStats {
     }
 }
 
-/// Why a connection was not made.
+/// The reason why a connection was not made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// There is no place.
+    /// The table has no free place.
     Full,
-    /// Another one has one of its tuples.
+    /// Another connection has one of the tuples.
     Taken,
 }
 
@@ -90,7 +90,7 @@ pub(crate) enum Refused {
 pub(crate) enum Fate {
     Stays,
     Ends,
-    /// Not now: the sweep goes on with it next time.
+    /// The decision is postponed: the sweep continues with this connection next time.
     Waits,
 }
 
@@ -113,9 +113,9 @@ pub(crate) struct Connections<'m, A> {
     index: Index<'m>,
     ages: Ages<'m>,
     key: [u64; 2],
-    /// The first of the free places that were used before.
+    /// The first free place that was used before.
     free: u32,
-    /// Places that were ever used.
+    /// The number of places that were ever used.
     used: u32,
     /// The present tick.
     now: u32,
@@ -164,7 +164,7 @@ impl<'m, A: Addresses> Connections<'m, A> {
         self.index.prefetch(hash);
     }
 
-    /// The connection that it most likely is, whose line is asked for, or [`NONE`].
+    /// Returns the most likely connection of a hash, after prefetching its line; or [`NONE`].
     #[inline]
     pub(crate) fn candidate(&self, hash: u64) -> u32 {
         let number = self.index.first(hash).unwrap_or(NONE);
@@ -174,10 +174,10 @@ impl<'m, A: Addresses> Connections<'m, A> {
         number
     }
 
-    /// The connection of a key, also one that is past its time; `candidate` is looked at first.
+    /// Returns the connection of a key, even if it has expired; checks `candidate` first.
     ///
-    /// A candidate that was found before another packet of the burst was processed may have lost its
-    /// name on the outside since.
+    /// A candidate that was found before another packet of the burst was processed may have lost
+    /// its outside tuple since.
     #[inline]
     pub(crate) fn find_from(&self, candidate: u32, hash: u64, key: &Key<A>) -> Option<u32> {
         let candidate_is_it = self
@@ -190,7 +190,7 @@ impl<'m, A: Addresses> Connections<'m, A> {
         self.find(hash, key)
     }
 
-    /// The connection of a key, also one that is past its time.
+    /// Returns the connection of a key, even if it has expired.
     pub(crate) fn find(&self, hash: u64, key: &Key<A>) -> Option<u32> {
         let is_it = |number: u32| {
             self.slab
@@ -224,7 +224,7 @@ impl<'m, A: Addresses> Connections<'m, A> {
         self.slab.get_mut(number as usize)
     }
 
-    /// A connection, and the lists that it may be in.
+    /// Returns a connection, and the lists that may contain it.
     #[inline]
     pub(crate) fn get_mut_and_ages(
         &mut self,
@@ -243,18 +243,18 @@ impl<'m, A: Addresses> Connections<'m, A> {
     /// Returns true if a connection has expired.
     #[inline]
     pub(crate) fn is_past(&self, connection: &Connection<A>) -> bool {
-        // Ticks wrap: a deadline less than half of their range behind is in the past.
+        // Ticks wrap: a deadline up to half of their range before now is in the past.
         (self.now.wrapping_sub(connection.deadline) as i32) >= 0
     }
 
-    /// The connection of a key that a new one may replace: it is over, or past its time.
+    /// Returns the connection of a key that a new one may replace: it is over, or has expired.
     pub(crate) fn leftover(&self, key: &Key<A>) -> Option<u32> {
         let number = self.find(self.hash(key), key)?;
         let old = self.get(number)?;
         (old.state().is_over() || self.is_past(old)).then_some(number)
     }
 
-    /// Adds a connection, under both its tuples.
+    /// Adds a connection with both its tuples.
     pub(crate) fn insert(&mut self, connection: Connection<A>) -> Result<u32, Refused> {
         let number = self.put(connection, &WAYS)?;
         self.ages.push(number, Kind::Unanswered);
@@ -262,7 +262,7 @@ impl<'m, A: Addresses> Connections<'m, A> {
         Ok(number)
     }
 
-    /// Puts a connection into a free place, under one of its tuples or both.
+    /// Stores a connection in a free place, with one of its tuples or both.
     fn put(&mut self, connection: Connection<A>, ways: &[Direction]) -> Result<u32, Refused> {
         let names = WAYS.map(|way| {
             let key = connection.key(way);
@@ -306,11 +306,11 @@ impl<'m, A: Addresses> Connections<'m, A> {
         Ok(number)
     }
 
-    /// Adds a connection that was made elsewhere, and says which list it was in. One that is superseded
-    /// has its name on the inside only.
+    /// Adds an imported connection, which was in the given list. A superseded connection gets only its
+    /// inside tuple.
     ///
     /// # Errors
-    /// One of its names is taken, or there is no place. Nothing makes room for it.
+    /// One of the tuples is taken, or there is no free place. No connection is evicted.
     #[cold]
     pub(crate) fn restore(
         &mut self,
@@ -342,12 +342,12 @@ impl<'m, A: Addresses> Connections<'m, A> {
         Ok(number)
     }
 
-    /// The list that a connection is in.
+    /// Returns the list that contains a connection.
     pub(crate) fn list_of(&self, number: u32) -> Option<Kind> {
         self.ages.kind(number)
     }
 
-    /// The connection that has to make room before another is made.
+    /// Returns the connection to evict before a new one is made.
     pub(crate) fn to_evict(&self) -> Option<u32> {
         let unanswered = self.ages.count(Kind::Unanswered);
         let oldest = self.ages.oldest(Kind::Unanswered);
@@ -391,7 +391,7 @@ impl<'m, A: Addresses> Connections<'m, A> {
         }
     }
 
-    /// Takes a connection out.
+    /// Removes a connection.
     pub(crate) fn remove(&mut self, number: u32) {
         let Some(connection) = self.slab.get(number as usize).filter(|c| !c.is_free()) else {
             return;
@@ -408,9 +408,9 @@ impl<'m, A: Addresses> Connections<'m, A> {
         self.stats.removed += 1;
     }
 
-    /// Takes a connection's name on the outside away, which is another's now. Under its name on the
-    /// inside it stays, so that late answers of its server do not show the server's address. Returns
-    /// false where it has to go altogether.
+    /// Removes a connection's outside tuple, which another connection takes. The inside tuple
+    /// stays, so that late answers of the server do not expose the server's address. Returns false
+    /// if the whole connection has to be removed.
     pub(crate) fn supersede(&mut self, number: u32) -> bool {
         let Some(connection) = self.slab.get_mut(number as usize).filter(|c| !c.is_free()) else {
             return false;
@@ -441,7 +441,7 @@ impl<'m, A: Addresses> Connections<'m, A> {
         self.now = tick_of(now);
     }
 
-    /// Schedules an early look at every connection, expired or not.
+    /// Schedules an early visit of every connection, expired or not.
     pub(crate) fn purge(&mut self) {
         self.to_purge = self.used;
     }
@@ -453,8 +453,8 @@ impl<'m, A: Addresses> Connections<'m, A> {
             && (self.to_purge != 0 || now.as_nanos().saturating_sub(self.swept_at) > 1 << 20)
     }
 
-    /// Looks at a bounded share of the connections: `visit` is asked about each whose time has
-    /// come, and during a purge about each, and says what becomes of it.
+    /// Visits a bounded share of the connections: calls `visit` for each expired connection, and
+    /// during a purge for every connection, and applies its decision.
     pub(crate) fn sweep(
         &mut self,
         now: Instant,
@@ -502,7 +502,7 @@ impl<'m, A: Addresses> Connections<'m, A> {
         }
     }
 
-    /// The connections from a place on, with their places.
+    /// Yields the connections from a place on, with their places.
     pub(crate) fn iter_from(
         &self,
         first: usize,
@@ -512,24 +512,24 @@ impl<'m, A: Addresses> Connections<'m, A> {
         places.filter(|(_, c)| !c.is_free() && !self.is_past(c))
     }
 
-    /// The connection at a place, if there is one whose time has not come.
+    /// Returns the connection at a place, unless it has expired.
     pub(crate) fn at(&self, place: u32) -> Option<&Connection<A>> {
         let connection = self.slab.get(place as usize)?;
         (!connection.is_free() && !self.is_past(connection)).then_some(connection)
     }
 
-    /// Places that were ever used.
+    /// Returns the number of places that were ever used.
     pub(crate) fn used(&self) -> u32 {
         self.used
     }
 
-    /// Every connection, also one whose time has come.
+    /// Yields every connection, including expired ones.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Connection<A>> + '_ {
         let used = self.slab.get(..self.used as usize).unwrap_or_default();
         used.iter().filter(|connection| !connection.is_free())
     }
 
-    /// Every connection whose time has not come.
+    /// Yields every connection that has not expired.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Connection<A>> + '_ {
         self.iter_from(0).map(|(_, connection)| connection)
     }

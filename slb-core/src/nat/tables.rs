@@ -1,4 +1,4 @@
-//! The tables and options of a role that translates.
+//! The tables and options of a translating role.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -17,46 +17,48 @@ use crate::stats::{BackendCounters, RuleCounters, SnatCounters};
 /// Options of a host agent or a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NatOptions {
-    /// Echo replies a second: the long run. Zero: none, as for the other kinds.
+    /// Echo replies per second, on average. Zero means none, also for the other rates.
     pub answers_per_second: u32,
-    /// Echo replies at once.
+    /// Burst of echo replies.
     pub answers_at_once: u32,
-    /// Packets "too big" (ICMPv6) and "fragmentation needed" (ICMP) a second: the long run.
+    /// "Packet too big" (ICMPv6) and "fragmentation needed" (ICMP) messages per second, on average.
     pub too_big_per_second: u32,
-    /// Packets "too big" and "fragmentation needed" at once.
+    /// Burst of "packet too big" and "fragmentation needed" messages.
     pub too_big_at_once: u32,
-    /// Other ICMP errors of its own a second: the long run.
+    /// Other ICMP errors per second, on average.
     pub errors_per_second: u32,
-    /// Other ICMP errors at once.
+    /// Burst of other ICMP errors.
     pub errors_at_once: u32,
-    /// RSTs a second: the long run.
+    /// RSTs per second, on average.
     pub resets_per_second: u32,
-    /// RSTs at once.
+    /// Burst of RSTs.
     pub resets_at_once: u32,
     /// For a host agent: packets per second that match none of its connections and are passed on to
     /// other hosts. Packets above the limit are dropped as [`Astray`](crate::DropReason::Astray).
-    /// Zero: it passes none on.
+    /// Zero disables passing on.
     pub passes_per_second: u32,
-    /// Packets that it passes on at once.
+    /// Burst of packets that are passed on.
     pub passes_at_once: u32,
-    /// For a host agent or a proxy: connections per second that it [takes up](crate::Host::take_up) in the
-    /// middle. Segments above the limit are dropped without an answer. Zero: it takes none up.
+    /// For a host agent or a proxy: connections per second that it [takes up](crate::Host::take_up)
+    /// in the middle. Segments above the limit are dropped without an answer. Zero disables
+    /// take-up.
     pub take_ups_per_second: u32,
-    /// Connections that it takes up at once.
+    /// Burst of connections that are taken up.
     pub take_ups_at_once: u32,
-    /// Source address of a host agent's ICMP errors over IPv4; `None`: its underlay address, or
-    /// without one the dummy address 192.0.0.8 (RFC 7600 §4.8).
+    /// Source address of a host agent's ICMP errors over IPv4. `None` means its underlay address,
+    /// or without one the dummy address 192.0.0.8 (RFC 7600 §4.8).
     pub icmp_source_ipv4: Option<Ipv4Addr>,
-    /// Source address of a host agent's ICMP errors over IPv6; `None`: its underlay address, or
-    /// without one 100::1, of the discard prefix (RFC 6666): no answer goes there.
+    /// Source address of a host agent's ICMP errors over IPv6. `None` means its underlay address,
+    /// or without one 100::1 of the discard prefix (RFC 6666), which never gets answers.
     pub icmp_source_ipv6: Option<Ipv6Addr>,
-    /// Lowers the maximum segment size that SYNs offer to what fits the fabric in VXLAN.
+    /// True to lower the maximum segment size that SYNs offer to the largest that fits the fabric
+    /// in VXLAN.
     pub clamp_mss: bool,
 }
 
 impl NatOptions {
-    /// The options of each of so many workers that share a node's connections: rates and bursts are divided
-    /// among them and rounded up, so that together they keep the node's. The rest is for all.
+    /// Returns the options for each of `workers` workers that share a node's connections: rates and
+    /// bursts are divided among the workers and rounded up; the other options stay.
     #[must_use]
     pub fn divided(self, workers: u32) -> Self {
         let part = |whole: u32| whole.div_ceil(workers.max(1));
@@ -137,24 +139,26 @@ impl NatOptions {
 pub struct NatTables<'m> {
     /// The connections.
     pub connections: NatTable<'m>,
-    /// The table of first fragments, which has their ports; `None`: later fragments that need ports
-    /// are dropped.
+    /// The table of first fragments and their ports. If `None`, later fragments that need ports are
+    /// dropped.
     pub fragments: Option<FragmentTable<'m>>,
-    /// Counters by [`CompiledRule::slot`](crate::snapshot::CompiledRule::slot); rules beyond its end
-    /// are not counted.
+    /// Counters of rules by [`CompiledRule::slot`](crate::snapshot::CompiledRule::slot); rules
+    /// beyond the end are not counted.
     pub rules: Mem<'m, RuleCounters>,
-    /// Counters by [`BackendId::slot`](crate::snapshot::BackendId::slot); backends beyond its end are not counted.
+    /// Counters of backends by [`BackendId::slot`](crate::snapshot::BackendId::slot); backends
+    /// beyond the end are not counted.
     pub backends: Mem<'m, BackendCounters>,
-    /// SNAT counters by [`BackendId::slot`](crate::snapshot::BackendId::slot); backends beyond its end are not counted.
+    /// SNAT counters of backends by [`BackendId::slot`](crate::snapshot::BackendId::slot); backends
+    /// beyond the end are not counted.
     pub snat: Mem<'m, SnatCounters>,
-    /// SNAT ports that are taken by connections whose source is translated.
+    /// Ports taken by connections whose source is translated.
     pub snat_ports: PortTable<'m>,
     /// For a proxy, the link headers that its connections were opened with.
     pub links: Links<'m>,
 }
 
-/// Link headers by connection, as many as there are connections; of those beyond, the ends are not
-/// told when they end by themselves.
+/// Link headers by connection, one for each place. A connection without one expires without RSTs to
+/// its ends.
 #[derive(Debug)]
 pub struct Links<'m> {
     /// Link headers of IPv4 connections.
@@ -164,7 +168,7 @@ pub struct Links<'m> {
 }
 
 impl Links<'_> {
-    /// No link headers: a host agent knows its vms.
+    /// Makes empty tables of link headers, for host agents, which know their vms.
     pub fn none() -> Self {
         Self {
             ipv4: Mem::empty(),
@@ -174,9 +178,9 @@ impl Links<'_> {
 }
 
 impl<'m> NatTables<'m> {
-    /// Tables for up to `connections` connections of each family, with a table of fragments, and
-    /// with counters for the snapshot and as many rules and backends more. `None` if the memory
-    /// is used up.
+    /// Makes tables for up to `connections` connections of each family, with a table of fragments,
+    /// and with counters for the snapshot and as many further rules and backends. Returns `None` if
+    /// the memory is used up.
     pub fn build(
         snapshot: &Snapshot<'_>,
         connections: usize,

@@ -10,10 +10,10 @@
 //! ```
 //!
 //! A RST closes a connection only at the exact number that its receiver expects next (RFC 5961
-//! §3.2). A RST elsewhere changes nothing: its receiver challenges it, and the answer to the
+//! §3.2). Any other RST changes nothing: its receiver sends a challenge, and the answer to the
 //! challenge has the exact number.
 //!
-//! A SYN on a connection that exists proves nothing, since it can be forged. Its number is kept
+//! A SYN on an existing connection proves nothing, since it can be forged. Its number is kept
 //! beside the connection's own, and a new connection begins when the responder acknowledges it.
 
 mod segment;
@@ -37,7 +37,7 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// The other one.
+    /// Returns the other direction.
     #[must_use]
     #[inline]
     pub const fn reverse(self) -> Self {
@@ -53,29 +53,29 @@ impl Direction {
     }
 }
 
-/// The state of a connection. Protocols without states are [`Established`](Self::Established) from
-/// their first answer on.
+/// The state of a connection. Connections of protocols without states are
+/// [`Established`](Self::Established) from their first answer on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum ConnectionState {
-    /// The opener asked: TCP's SYN, another protocol's first packet.
+    /// The opener sent its SYN, or its first packet of another protocol.
     SynSent = 1,
-    /// The responder's SYN-ACK came.
+    /// The responder sent its SYN-ACK.
     SynReceived = 2,
-    /// Both ends know of it.
+    /// The handshake is complete.
     Established = 3,
     /// The inward end sent FIN.
     FinWaitInward = 4,
     /// The outward end sent FIN.
     FinWaitOutward = 5,
-    /// Both sent FIN: late segments may still come.
+    /// Both ends sent FIN; late segments may still arrive.
     TimeWait = 6,
-    /// Reset.
+    /// The connection was reset.
     Closed = 7,
 }
 
 impl ConnectionState {
-    /// Every state, in the order of its counter.
+    /// All states, in the order of their counters.
     pub const ALL: [Self; 7] = [
         Self::SynSent,
         Self::SynReceived,
@@ -86,7 +86,7 @@ impl ConnectionState {
         Self::Closed,
     ];
 
-    /// Name of the state in reports and metrics.
+    /// Returns the name of the state in reports and metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::SynSent => "syn_sent",
@@ -99,7 +99,7 @@ impl ConnectionState {
         }
     }
 
-    /// Returns true if the opener has not shown yet that it got an answer.
+    /// Returns true if the opener has not yet proved that it got an answer.
     #[inline]
     pub(crate) const fn is_handshake(self) -> bool {
         matches!(self, Self::SynSent | Self::SynReceived)
@@ -112,9 +112,9 @@ impl ConnectionState {
     }
 }
 
-/// The state after a segment that goes in `direction`; `opener` is the direction of the
-/// connection's first packet.
-// Out of line: an ordinary segment of an established connection only has to be noted.
+/// Returns the state after a segment in `direction`; `opener` is the direction of the connection's
+/// first packet.
+// Out of line: an ordinary segment of an established connection only has to be recorded.
 #[inline(never)]
 pub(crate) fn next_state(
     state: ConnectionState,
@@ -176,8 +176,8 @@ pub(crate) fn next_state(
     }
 }
 
-/// The state after a segment without SYN of a connection that was taken up, and whose two ends have not both
-/// been heard since.
+/// Returns the state after a segment without SYN of a taken-up connection, of which only one end
+/// has sent since.
 fn after_take_up(
     state: ConnectionState,
     sequences: &mut Sequences,
@@ -215,7 +215,7 @@ fn after_take_up(
     }
 }
 
-/// The state after a SYN or a SYN-ACK.
+/// Returns the state after a SYN or a SYN-ACK.
 fn after_syn(
     state: ConnectionState,
     sequences: &mut Sequences,
@@ -243,11 +243,11 @@ fn after_syn(
     } else if state == SynSent {
         sequences.ask(direction, segment); // simultaneous open (RFC 9293 §3.5)
     }
-    state // the same again, or nothing that either end would take
+    state // a retransmission, or a segment that no end would accept
 }
 
-/// Returns true if a SYN in `direction` begins a new connection after one that is over (RFC 9293
-/// §3.6.1: with a higher sequence number, or with any after a reset).
+/// Returns true if a SYN in `direction` begins a new connection after one that is over: with a
+/// higher sequence number (RFC 9293 §3.6.1), or with any after a reset.
 pub(crate) fn reopens(
     state: ConnectionState,
     sequences: &Sequences,

@@ -1,4 +1,4 @@
-//! Connections as records, and back.
+//! Export and import of connections as records.
 
 use core::net::IpAddr;
 use core::ops::Deref;
@@ -35,16 +35,16 @@ const UNANSWERED: u8 = 32;
 const ANSWERED: u8 = 64;
 const MARKS: u8 = 0x7f;
 
-/// Stands for a window that accepts every number.
+/// A window bound that accepts every number.
 const WIDEST: u8 = 0xf0;
-/// Stands for a later SYN without a window scale, or for none.
+/// The scale of a later SYN without one, or of no later SYN.
 const NO_SCALE: u8 = 15;
 
-/// Connections whose places in the index are asked for before the first of them is put there: memory answers
-/// several questions in the time of one.
+/// The number of connections whose index lines are prefetched before the first one is inserted:
+/// memory serves several requests in the time of one.
 const AHEAD: usize = 8;
 
-/// A connection's record as it is read, before the configuration is asked.
+/// A connection's record as read, before it is matched with the configuration.
 struct Record<A> {
     marks: u8,
     state: ConnectionState,
@@ -63,7 +63,7 @@ struct Record<A> {
     inside: Side<A>,
 }
 
-/// The connection of a record, ready to be put into the table.
+/// The connection of a record, ready to be inserted.
 struct Ready<A> {
     connection: Connection<A>,
     /// The marks of the record.
@@ -212,7 +212,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         Ok(imported)
     }
 
-    /// Takes over as many records of a family as follow each other, up to [`AHEAD`].
+    /// Takes over consecutive records of a family, up to [`AHEAD`].
     fn import_some<A: Table, R: Role>(
         &mut self,
         records: &mut Records<'_>,
@@ -241,8 +241,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// Makes the connection of a record, and asks for its places in the index; `None` if another worker
-    /// takes it over.
+    /// Makes the connection of a record, and prefetches its index lines; returns `None` if another
+    /// worker takes it over.
     fn prepare<A: Table, R: Role>(
         &self,
         body: Reader<'_>,
@@ -267,7 +267,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         Some(ready)
     }
 
-    /// The connection of a record under the present configuration.
+    /// Returns the connection of a record under the present configuration.
     fn connection_of<A: Table, R: Role>(
         &self,
         mut record: Record<A>,
@@ -277,7 +277,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             if record.state == ConnectionState::SynSent {
                 return Err(Refusal::Unfinished);
             }
-            // The next numbers of both ends are true, however far they have gone on.
+            // The next numbers of both ends are accepted, however far they have advanced.
             record.numbers.windows = record.numbers.windows.map(|window| window | WIDEST);
         }
         let elapsed = age.elapsed.as_nanos() >> TICK_SHIFT;
@@ -292,7 +292,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         })
     }
 
-    /// Puts a connection into the table.
+    /// Inserts a connection into the table.
     fn take_over<A: Table, R: Role>(&mut self, ready: &Ready<A>) -> Result<(), Refusal> {
         let Ready {
             connection,
@@ -337,7 +337,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         Ok(())
     }
 
-    /// Finds what a record names in the present configuration.
+    /// Looks up the items that a record names in the present configuration.
     fn place<A: Table, R: Role>(&self, record: &Record<A>) -> Result<Saved<A>, Refusal> {
         let snapshot = &*self.snapshot;
         let local = snapshot.nat.local_by_identity(record.backend);
@@ -347,7 +347,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         };
         let (server, peer) = record.inside.addresses.split();
         let (remote, front) = record.outside.addresses.split();
-        // The server is the record's backend, at its own address or at the frontend's.
+        // The server is the record's backend, with its own address or the frontend's.
         let is_at = |address: IpAddr| A::from_ip(address) == Some(server) || server == front;
         if local.is_some_and(|local| !is_at(local.address)) {
             return Err(Refusal::Malformed);
@@ -358,8 +358,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
         let (zone, server, via) = match R::RECORD {
             Kind::ProxyConnection => {
-                // What its backend has under way goes on without it, if it is TCP, or only to be
-                // translated.
+                // Without its backend, a connection goes on if it is TCP, or if late answers only
+                // have to be translated.
                 let goes_on = record.protocol == protocol::TCP || is_superseded;
                 let server = match local {
                     Some(local) => local.id,
@@ -429,14 +429,14 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     }
 }
 
-/// Refuses a record that cannot be read, at the first worker only, which counts it for all.
+/// Refuses an unreadable record at the first worker only, which counts it for all workers.
 fn unreadable<T>(share: Option<Share<'_>>, why: Refusal) -> Option<Result<T, Refusal>> {
     share
         .is_none_or(|share| share.worker == 0)
         .then_some(Err(why))
 }
 
-/// Reads a connection's record behind its family.
+/// Reads a connection's record after its family.
 fn read<A: Table>(mut body: Reader<'_>) -> Result<Record<A>, Refusal> {
     let [protocol, state, marks] = body.take()?;
     let (idle, remaining) = (body.u16()?, body.u16()?);
@@ -462,7 +462,7 @@ fn read<A: Table>(mut body: Reader<'_>) -> Result<Record<A>, Refusal> {
         ConnectionState::Closed => is_tcp || marks & SUPERSEDED != 0,
         _ => is_tcp,
     };
-    // Only what has not come about, or is over, may be forgotten.
+    // Only unestablished and finished connections may be forgotten.
     let is_lasting = !state.is_handshake() && !state.is_over();
     let lists = marks & (UNANSWERED | ANSWERED);
     if !has_state
@@ -501,7 +501,7 @@ fn read<A: Table>(mut body: Reader<'_>) -> Result<Record<A>, Refusal> {
     })
 }
 
-/// An address of either family from its two words, in 16 bytes.
+/// Returns the 16 bytes of an address of either family, from its two words.
 fn bytes_of([low, high]: [u64; 2]) -> [u8; 16] {
     (u128::from(high) << 64 | u128::from(low)).to_le_bytes()
 }

@@ -21,8 +21,8 @@ use crate::verdict::{PortId, Verdict};
 use crate::wire::tcp::Flags;
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
-    /// Looks at some connections, and ends those whose time has come, or whose backend is gone.
-    /// Returns how many of the spare frames it used.
+    /// Checks some connections, and ends those that have expired or whose backend is gone. Returns
+    /// the number of spare frames that it used.
     pub(crate) fn sweep<R: Role>(&mut self, now: Instant, spare: &mut Burst<'_>) -> usize {
         let mut used = 0;
         if self.tables.connections.ipv4.is_due(now) {
@@ -69,7 +69,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             if !is_past && !is_removed && !is_unhealthy {
                 return Fate::Stays;
             }
-            // The connections of a vm that moved are at its new host.
+            // The connections of a moved vm are at its new host.
             let has_moved = is_removed && snapshot.has_moved(connection.server());
             if connection.resets() && !has_moved {
                 // Two RSTs are needed, one for each end.
@@ -103,7 +103,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         counters::name(&self.snapshot, rules, backends, snat);
     }
 
-    /// Counts who uses which SNAT port: once by all connections, since blocks lie elsewhere now.
+    /// Recounts the users of SNAT ports from all connections, since blocks have moved.
     pub(super) fn count_ports(&mut self) {
         let Self {
             snapshot, tables, ..
@@ -143,7 +143,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     }
 }
 
-/// Makes a spare frame the RST that goes in `way` to one end of a connection.
+/// Turns a spare frame into the RST that goes in the direction `way` to one end of a connection.
 fn tell<A: Table, R: Role>(
     snapshot: &Snapshot<'_>,
     frame: &mut Frame<'_>,
@@ -152,9 +152,9 @@ fn tell<A: Table, R: Role>(
     way: Direction,
 ) -> Option<()> {
     let (port, link) = to?;
-    // What goes in `way` goes to the end whose own packets go the other way.
+    // A packet in the direction `way` goes to the end whose own packets have the other direction.
     let (sequence, acknowledgement) = connection.sequences().reset_to(way.reverse());
-    // The opener of a connection that was taken up expects the numbers of its middle.
+    // The opener of a taken-up connection expects numbers from the middle of the connection.
     let answered = connection.state() != ConnectionState::SynSent
         || way != connection.opener().reverse()
         || connection.is_taken_up();
@@ -173,8 +173,8 @@ fn tell<A: Table, R: Role>(
     Some(())
 }
 
-/// The backend that opened a connection to the outside; `None` if it is gone, or the connection
-/// came from there.
+/// Returns the backend that opened an outbound connection; `None` if it is gone, or if the
+/// connection came from outside.
 fn opener_of<'n, A: Rewrite>(
     snapshot: &'n Snapshot<'_>,
     connection: &Connection<A>,
@@ -185,7 +185,7 @@ fn opener_of<'n, A: Rewrite>(
     }
 }
 
-/// The port that a connection was given, if it was given one.
+/// Returns the port that a connection was given, if any.
 fn given_port<A: Rewrite>(
     snapshot: &Snapshot<'_>,
     connection: &Connection<A>,
@@ -198,7 +198,7 @@ fn given_port<A: Rewrite>(
     ports::given_to_local(ports, &snapshot.nat, local, connection)
 }
 
-/// Counts a connection that is made.
+/// Counts a new connection.
 pub(super) fn note_made<A: Rewrite>(
     snapshot: &Snapshot<'_>,
     connection: &Connection<A>,
@@ -221,7 +221,7 @@ pub(super) fn note_made<A: Rewrite>(
     }
 }
 
-/// Counts a connection that was made elsewhere: it is live here, but did not begin here.
+/// Counts an imported connection: it is live here, but did not begin here.
 pub(super) fn note_imported<A: Rewrite>(
     snapshot: &Snapshot<'_>,
     connection: &Connection<A>,
@@ -241,7 +241,7 @@ pub(super) fn note_imported<A: Rewrite>(
     }
 }
 
-/// Counts one that ends.
+/// Counts the end of a connection.
 pub(super) fn forget<A: Rewrite>(
     snapshot: &Snapshot<'_>,
     connection: &Connection<A>,
@@ -250,7 +250,7 @@ pub(super) fn forget<A: Rewrite>(
 ) {
     forget_port(snapshot, connection, snat, ports);
     if connection.state().is_over() {
-        return; // live no more since then
+        return; // no longer counted as live
     }
     if let Some(local) = snapshot.nat.local(connection.server())
         && let Some(counters) = backends.get_mut(local.counters as usize)
@@ -280,7 +280,7 @@ fn note_port<A: Rewrite>(
     }
 }
 
-/// Counts one less.
+/// Removes a connection from the users of its port.
 fn forget_port<A: Rewrite>(
     snapshot: &Snapshot<'_>,
     connection: &Connection<A>,

@@ -1,4 +1,4 @@
-//! Connections of an earlier process that are taken up by a segment from outside.
+//! Take-up of an earlier process's connections by a segment from outside.
 
 use core::ops::Deref;
 
@@ -15,7 +15,7 @@ use crate::wire::protocol;
 use crate::wire::tcp::Flags;
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
-    /// Connections that began before now may be taken up.
+    /// Allows take-up of connections that began before now.
     pub(crate) fn begin_take_up(&mut self, now: Instant) {
         self.takes_up_since = Some(self.set_clock(now));
     }
@@ -26,8 +26,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         self.takes_up_since.is_some_and(is_within)
     }
 
-    /// The connection of a segment from outside that is of none, and that no other host may have. `local` is
-    /// the backend that has it.
+    /// Takes up the connection of a segment from outside that belongs to none, and that no other
+    /// host may have. `local` is the connection's backend.
     #[cold]
     pub(crate) fn take_up_inward<A: Table, R: Role>(
         &mut self,
@@ -50,7 +50,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let Ok(inside) = self.inside_of::<A, R>(lane, &terms, &local) else {
             return TakeUp::Not;
         };
-        // Another port stands for the client's where the server knows that from another connection.
+        // The client gets another port if the server already uses its port in another connection.
         if inside.ports >> 16 != outside.ports & 0xffff {
             return TakeUp::Not;
         }
@@ -72,7 +72,7 @@ pub(crate) fn goes_on(segment: &Segment) -> bool {
     segment.flags.contains(Flags::ACK) && !segment.flags.intersects(Flags::SYN.with(Flags::RST))
 }
 
-/// The terms of a connection from outside that is taken up.
+/// Returns the policy of a taken-up connection from outside.
 pub(crate) fn policy<R: Role>(
     terms: &CompiledTerms,
     rule: ShortRuleId,

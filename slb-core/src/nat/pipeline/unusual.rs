@@ -1,4 +1,4 @@
-//! Packets that need a second look: fragments, ICMP, other protocols, and what is broken.
+//! Unusual packets: fragments, ICMP, other protocols, and malformed packets.
 
 use core::net::Ipv6Addr;
 use core::ops::Deref;
@@ -18,7 +18,7 @@ use crate::verdict::{DropReason, Verdict};
 use crate::wire::{self, icmpv6};
 
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
-    /// Finds the tuple that a packet's connection is looked up by, where it is not its own.
+    /// Finds the tuple for the lookup of a packet's connection, if it is not the packet's own.
     #[cold]
     pub(crate) fn classify_unusual<R: Role>(
         &mut self,
@@ -49,7 +49,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         }
     }
 
-    /// A later fragment is of the connection of its first one, or waits for that.
+    /// Finds the connection of a later fragment by its first fragment, or makes it wait for that
+    /// one.
     fn classify_later<R: Role>(
         &mut self,
         frame: &mut Frame<'_>,
@@ -89,8 +90,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         Err(fragments.hold(frame.bytes(), &lane.packet, arrival, &mut self.stats))
     }
 
-    /// Sends fragments on that waited for their first one, in the spare frames behind the first
-    /// `used`; gives up those that waited too long.
+    /// Forwards fragments that waited for their first fragment, in the spare frames after the first
+    /// `used`; drops those that waited too long.
     pub(crate) fn release<R: Role>(
         &mut self,
         lanes: &mut [Lane; BURST],
@@ -134,7 +135,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         }
     }
 
-    /// The hash of a lane's key.
+    /// Returns the hash of a lane's key.
     pub(crate) fn hash(&self, lane: &Lane) -> u64 {
         let connections = &self.tables.connections;
         match lane.packet.shape.family {
@@ -143,8 +144,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         }
     }
 
-    /// ICMP: echo has an identifier in the place of ports, errors follow the connection that they
-    /// quote, and what is of the link is not ours.
+    /// Finds the connection of an ICMP message: echo has an identifier instead of ports, and errors
+    /// follow the connection that they quote. Link-local messages are not for the balancer.
     fn classify_icmp<R: Role>(
         &mut self,
         frame: &mut Frame<'_>,
@@ -184,8 +185,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
     }
 
     /// Returns true if an ICMP message asks a host to use another route, or to slow down, for
-    /// traffic that is translated here: packets to or from a VIP, or those of a connection under
-    /// its tuple of either side.
+    /// traffic that is translated here: packets to or from a VIP, or packets with either tuple of a
+    /// connection.
     #[cold]
     pub(crate) fn advises_about_translated<R: Role>(&self, frame: &[u8], lane: &Lane) -> bool {
         let packet = &lane.packet;
@@ -213,7 +214,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             return is_vip(tuple.destination);
         };
         let quoted = flow.tuple();
-        // As an error about it would be, and as what its receiver itself sends or gets.
+        // Check the tuple of an error about the packet, and the tuples of its receiver's own
+        // packets in both directions.
         let zone = if R::SHARED { ALL_PORTS } else { lane.zone };
         let ways = [
             (flow, lane.direction, lane.zone),

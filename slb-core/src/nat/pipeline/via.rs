@@ -1,8 +1,8 @@
-//! Answers that go through a mux: the one that the client's last packet came by.
+//! Answers that go through a mux: the one that the client's last packet came through.
 //!
-//! Routers choose the mux of a flow, and choose another when a mux comes or goes. An answer that is sent
-//! again after a while goes by the next mux: the one before may be gone, and a client that waits for an answer sends
-//! nothing.
+//! Routers choose the mux of a flow, and choose another one when muxes are added or removed. An
+//! answer that is retransmitted after a while goes through the next mux: the previous one may be
+//! gone, and a client that waits for an answer sends nothing.
 
 use core::ops::Deref;
 
@@ -17,8 +17,8 @@ use crate::snapshot::Snapshot;
 use crate::verdict::Verdict;
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
-    /// Looks at a packet of a connection that is contested, or whose answers go through a mux: what becomes
-    /// of the packet if it is not the connection's.
+    /// Handles a packet of a connection that is contested, or whose answers go through a mux.
+    /// Returns the outcome if the packet does not belong to the connection.
     #[inline(never)]
     pub(super) fn attend<A: Table, R: Role>(
         &mut self,

@@ -9,19 +9,19 @@ pub struct Segment {
     pub sequence: u32,
     /// The acknowledgement number; meaningful with [`Flags::ACK`].
     pub acknowledgement: u32,
-    /// Sequence numbers that it takes: its data, SYN and FIN.
+    /// Number of sequence numbers that the segment occupies: data, SYN and FIN.
     pub len: u32,
     /// The window field of the header, unscaled.
     pub window: u16,
-    /// Window scale of the sender in bits (RFC 7323 §2); only a SYN has it.
+    /// Window scale of the sender in bits (RFC 7323 §2), if the segment is a SYN that has one.
     pub window_shift: Option<u8>,
     /// Control bits of the segment.
     pub flags: Flags,
 }
 
 impl Segment {
-    /// Reads the fields of a segment. `len` is that of the whole segment with its header, of which
-    /// `bytes` may have only the beginning.
+    /// Reads the fields of a segment. `len` is the length of the whole segment with its header;
+    /// `bytes` may have only its beginning.
     #[inline]
     pub fn parse(bytes: &[u8], len: usize) -> Option<Self> {
         let header: &[u8; 20] = bytes.first_chunk()?;
@@ -44,7 +44,7 @@ impl Segment {
         })
     }
 
-    /// Returns true if the segment neither opens nor ends anything.
+    /// Returns true if the segment neither opens nor closes a connection.
     #[inline]
     pub(in crate::nat) fn is_ordinary(&self) -> bool {
         let special = Flags::SYN.with(Flags::FIN).with(Flags::RST);
@@ -57,7 +57,7 @@ impl Segment {
     }
 }
 
-/// The window scale option of a SYN.
+/// Returns the window scale option of a SYN.
 #[cold]
 pub(super) fn window_shift(bytes: &[u8]) -> Option<u8> {
     const SCALE: u8 = 3;

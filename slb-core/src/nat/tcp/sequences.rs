@@ -3,22 +3,22 @@
 use super::{ConnectionState, Direction, Segment};
 use crate::wire::tcp::Flags;
 
-/// Neither SYN had a window scale, or only one: windows are as they stand.
+/// The value for no window scale: at most one SYN had the option, so windows are unscaled.
 const NO_SHIFT: u8 = 15;
 
-/// Stands for the responder's window of a connection that was taken up in the middle, and of which
-/// only one end sent since. Windows have the largest bound, and no scale yet.
+/// Marks the responder's window of a connection that was taken up in the middle, and of which only
+/// one end has sent since. Windows have the largest bound, and no scale yet.
 const TAKEN_UP: u8 = 0xf0 | NO_SHIFT;
 
 /// The bits of [`Sequences::state`] that hold the [`ConnectionState`].
 const STATE: u8 = 0x07;
 /// The window scale of a later SYN, in four bits of the same byte.
 const LATER_SHIFT: u32 = 3;
-/// Set if the number of a later SYN is kept.
+/// Set if the number of a later SYN is stored.
 const LATER: u8 = 0x80;
 
-/// In [`Sequences::flags`], set if the client also talks to the server's own address, from the same
-/// port. A SYN that is kept is one to that address.
+/// In [`Sequences::flags`], set if the client also talks to the server's own address from the same
+/// port. A stored SYN is then one to that address.
 pub(in crate::nat) const DIRECT: u8 = 0x80;
 
 /// The smallest bound on what an end may send beyond what the other has acknowledged, in bytes:
@@ -29,18 +29,19 @@ const LEAST_BOUND: u32 = 1 << 16;
 /// inward.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sequences {
-    /// Behind the last sequence number that the end sent.
+    /// The sequence number after the last one that the end sent.
     pub(super) sent: [u32; 2],
-    /// The last that it acknowledged: what it expects next.
+    /// The last acknowledgement of the end: the number that it expects next.
     pub(super) acknowledged: [u32; 2],
     /// Window scale of the end in the low four bits. The high four bits, `e`, bound its last
     /// window: at most 2^(16 + e) bytes.
     pub(super) windows: [u8; 2],
     /// The low 24 bits, little-endian, of the number that acknowledges a later SYN of the opener.
-    /// The answer brings all 32 bits, so these only have to tell it from other answers.
+    /// The answer has all 32 bits, so these only have to distinguish it from other answers.
     pub(super) later: [u8; 3],
-    // The next three bytes are the connection's: elsewhere they would need a second cache line.
-    /// A [`ConnectionState`] and the later SYN's window scale; zero: the place is free.
+    // The next three bytes belong to the connection: elsewhere, they would need a second cache
+    // line.
+    /// A [`ConnectionState`] and the later SYN's window scale; zero if the place is free.
     pub(super) state: u8,
     pub(in crate::nat) protocol: u8,
     pub(in crate::nat) flags: u8,
@@ -52,7 +53,7 @@ pub(crate) struct Numbers {
     pub(crate) sent: [u32; 2],
     pub(crate) acknowledged: [u32; 2],
     pub(crate) windows: [u8; 2],
-    /// The acknowledgement that answers a later SYN, and the window scale of that SYN.
+    /// The low bits of the acknowledgement of a later SYN, and the window scale of that SYN.
     pub(crate) later: Option<([u8; 3], u8)>,
 }
 
@@ -67,7 +68,7 @@ impl Sequences {
         flags: 0,
     };
 
-    /// Nothing seen yet, beside the connection's three bytes.
+    /// Makes sequence numbers without any segment, with the connection's three bytes.
     pub(in crate::nat) const fn beside(state: ConnectionState, protocol: u8, flags: u8) -> Self {
         Self {
             state: state as u8,
@@ -77,7 +78,7 @@ impl Sequences {
         }
     }
 
-    /// All numbers, to be kept outside of the table.
+    /// Returns all numbers, for export.
     pub(crate) fn numbers(&self) -> Numbers {
         let later = (self.later, self.state >> LATER_SHIFT & 0xf);
         Numbers {
@@ -111,7 +112,7 @@ impl Sequences {
         self.state = 0;
     }
 
-    /// Returns true if both ends know of the connection, and neither has ended it.
+    /// Returns true if the connection is established, and neither end has closed it.
     #[inline]
     pub(in crate::nat) fn is_established(&self) -> bool {
         self.state & STATE == ConnectionState::Established as u8
@@ -132,7 +133,7 @@ impl Sequences {
         self.state = self.state & !STATE | state as u8;
     }
 
-    /// Starts over with the SYN that goes in `direction`.
+    /// Starts over with a SYN in `direction`.
     pub(crate) fn open(&mut self, direction: Direction, syn: &Segment) {
         *self = Self {
             state: self.state & STATE,
@@ -143,8 +144,8 @@ impl Sequences {
         self.ask(direction, syn);
     }
 
-    /// Starts over with a segment from the middle of a connection, which goes in `direction`. Windows are as
-    /// wide as they can be, since their scale is not known.
+    /// Starts over with a segment in `direction` from the middle of a connection. Windows get the
+    /// largest bound, since their scale is unknown.
     pub(in crate::nat) fn take_up(&mut self, direction: Direction, segment: &Segment) {
         let (own, other) = (direction.index(), direction.reverse().index());
         self.sent[own] = segment.end();
@@ -159,12 +160,12 @@ impl Sequences {
         self.windows[opener.reverse().index()] == TAKEN_UP
     }
 
-    /// Returns true if the connection was taken up, and only one end sent since.
+    /// Returns true if the connection was taken up, and only one end has sent since.
     pub(super) fn is_taken_up(&self, state: ConnectionState, opener: Direction) -> bool {
         state.is_handshake() && self.is_marked_as_taken_up(opener)
     }
 
-    /// Notes what a SYN says that goes in `direction`.
+    /// Records a SYN in `direction`.
     pub(super) fn ask(&mut self, direction: Direction, syn: &Segment) {
         let (own, other) = (direction.index(), direction.reverse().index());
         self.sent[own] = syn.end();
@@ -174,7 +175,7 @@ impl Sequences {
         self.windows[own] = syn.window_shift.unwrap_or(NO_SHIFT);
     }
 
-    /// Notes a SYN of the opener's on a connection that exists.
+    /// Records a SYN of the opener on an existing connection.
     pub(super) fn ask_again(&mut self, state: ConnectionState, opener: Direction, syn: &Segment) {
         let (own, other) = (opener.index(), opener.reverse().index());
         let shift = syn.window_shift.unwrap_or(NO_SHIFT);
@@ -190,15 +191,15 @@ impl Sequences {
         if syn.end() == first {
             return;
         }
-        // The later number counts, but the answer to the first may be on its way, or the later SYN
-        // may be forged: either may be answered.
+        // The later number takes precedence, but the answer to the first may be on its way, or the
+        // later SYN may be forged: accept an answer to either.
         if !self.is_kept(first) && (!self.has_kept() || self.is_kept(syn.end())) {
             self.keep(first, self.windows[own] & 0xf);
         }
         self.ask(opener, syn);
     }
 
-    /// Keeps the number that acknowledges a SYN, and that SYN's window scale.
+    /// Stores the number that acknowledges a SYN, and the SYN's window scale.
     fn keep(&mut self, number: u32, shift: u8) {
         let [a, b, c, _] = number.to_le_bytes();
         self.later = [a, b, c];
@@ -206,8 +207,8 @@ impl Sequences {
         self.flags &= !DIRECT;
     }
 
-    /// Returns true if a SYN to the responder's own address came before, and the responder went on with this
-    /// connection.
+    /// Returns true if an earlier SYN to the responder's own address is stored, and the responder
+    /// continued this connection.
     pub(in crate::nat) fn is_contested_in_vain(&self, segment: &Segment) -> bool {
         self.state() == ConnectionState::Established
             && self.flags & DIRECT != 0
@@ -215,7 +216,7 @@ impl Sequences {
             && self.is_kept(segment.end())
     }
 
-    /// Notes a segment of the opener's to the responder's own address.
+    /// Records a segment of the opener to the responder's own address.
     pub(in crate::nat) fn contest(&mut self, segment: &Segment) {
         if segment.flags.opens() {
             self.keep(segment.end(), NO_SHIFT);
@@ -225,7 +226,7 @@ impl Sequences {
         }
     }
 
-    /// Returns true if a segment of the responder answers one to its own address.
+    /// Returns true if a segment of the responder answers a segment to its own address.
     pub(in crate::nat) fn is_direct(&self, opener: Direction, segment: &Segment) -> bool {
         let is_asked = matches!(
             self.state(),
@@ -243,7 +244,7 @@ impl Sequences {
         }
     }
 
-    /// Returns true if a segment in `direction` has data or FIN, all of it sent before.
+    /// Returns true if a segment in `direction` has data or FIN, and all of it was sent before.
     pub(in crate::nat) fn repeats(&self, direction: Direction, segment: &Segment) -> bool {
         let is_syn = segment.flags.contains(Flags::SYN);
         segment.len != 0 && !is_syn && !after(segment.end(), self.sent[direction.index()])
@@ -253,14 +254,14 @@ impl Sequences {
         self.state & LATER != 0
     }
 
-    /// Returns true if a number acknowledges the SYN that is kept.
+    /// Returns true if a number acknowledges the stored SYN.
     pub(super) fn is_kept(&self, number: u32) -> bool {
         let [a, b, c, _] = number.to_le_bytes();
         self.has_kept() && self.later == [a, b, c]
     }
 
-    /// Returns true if a segment to the opener acknowledges its present SYN. A SYN may bring data,
-    /// of which the answer may acknowledge a part (RFC 7413 §4.2.2).
+    /// Returns true if a segment to the opener acknowledges its present SYN. If the SYN carries
+    /// data, the answer may acknowledge a part of it (RFC 7413 §4.2.2).
     pub(super) fn acknowledges_syn(&self, opener: Direction, segment: &Segment) -> bool {
         let number = segment.acknowledgement;
         segment.flags.contains(Flags::ACK)
@@ -268,14 +269,14 @@ impl Sequences {
             && !after(number, self.sent[opener.index()])
     }
 
-    /// Starts a new connection when the SYN-ACK acknowledges the SYN that is kept.
+    /// Starts a new connection when the SYN-ACK acknowledges the stored SYN.
     pub(super) fn begin_anew(&mut self, opener: Direction, answer: &Segment) {
         self.sent[opener.index()] = answer.acknowledgement;
         self.windows[opener.index()] = self.state >> LATER_SHIFT & 0xf;
         self.answer(opener, answer);
     }
 
-    /// Notes what the SYN-ACK to the opener says.
+    /// Records the SYN-ACK to the opener.
     pub(super) fn answer(&mut self, opener: Direction, answer: &Segment) {
         let responder = opener.reverse();
         self.ask(responder, answer);
@@ -287,19 +288,19 @@ impl Sequences {
         self.flags &= !DIRECT;
     }
 
-    /// The most that an end may be sent beyond what it acknowledged, in bytes: its window rounded
-    /// up.
+    /// Returns the number of bytes that an end accepts beyond its acknowledgement: its window
+    /// rounded up.
     #[inline]
     pub(super) fn bound_of(&self, receiver: Direction) -> u32 {
         LEAST_BOUND << (self.windows[receiver.index()] >> 4)
     }
 
-    /// The sequence number of a RST to the end whose segments go in `direction`, as the other end
-    /// would send it, and the acknowledgement number beside it.
+    /// Returns the sequence and acknowledgement numbers of a RST to the end whose segments go in
+    /// `direction`, as the other end would send it.
     pub(crate) fn reset_to(&self, direction: Direction) -> (u32, u32) {
         let other = direction.reverse().index();
         let expected = self.acknowledged[direction.index()];
-        // Data that the other end sent beyond that has arrived or is lost: the former is likelier.
+        // Data that the other end sent beyond that has more likely arrived than been lost.
         let sequence = if after(self.sent[other], expected) {
             self.sent[other]
         } else {
@@ -308,9 +309,9 @@ impl Sequences {
         (sequence, self.sent[direction.index()])
     }
 
-    /// Returns true if a segment in `direction` may have this number: sent, and not long
-    /// acknowledged (RFC 5927 §4.1). Older ones, of a window without scale, may still be on their
-    /// way.
+    /// Returns true if a segment in `direction` may have this number: it was sent, and was not
+    /// acknowledged long ago (RFC 5927 §4.1). Numbers of one unscaled window back may still be on
+    /// their way.
     pub(crate) fn is_recent(&self, direction: Direction, sequence: u32) -> bool {
         const SLACK: u32 = 65_535;
         let sent = self.sent[direction.index()];
@@ -323,14 +324,14 @@ impl Sequences {
         sent.wrapping_sub(sequence) <= in_flight.saturating_add(SLACK)
     }
 
-    /// Returns true if this is the number of a later SYN to the responder under the connection's name, which
-    /// is not answered yet. A SYN with data does not count.
+    /// Returns true if this is the number of a later, unanswered SYN to the responder with the
+    /// connection's tuple. A SYN with data does not count.
     pub(crate) fn is_later_syn(&self, sequence: u32) -> bool {
         self.flags & DIRECT == 0 && self.is_kept(sequence.wrapping_add(1))
     }
 
-    /// Returns true if a segment of the opener other than a SYN has numbers that are not this
-    /// connection's, which is over or not established.
+    /// Returns true if a segment of the opener, other than a SYN, has numbers that do not belong to
+    /// this connection, which is over or not established.
     pub(in crate::nat) fn is_anothers(&self, opener: Direction, segment: &Segment) -> bool {
         let acknowledges = segment.flags.contains(Flags::ACK);
         let number = segment.acknowledgement;
@@ -346,7 +347,7 @@ impl Sequences {
                 acknowledges && !is_sent
             }
             ConnectionState::TimeWait | ConnectionState::Closed => {
-                // Data lost on the way leaves a gap.
+                // Lost data leaves a gap.
                 let ahead = segment.sequence.wrapping_sub(self.sent[own]);
                 let is_next = ahead <= self.bound_of(opener.reverse());
                 !is_next && !self.is_recent(opener, segment.sequence)
@@ -356,10 +357,10 @@ impl Sequences {
         }
     }
 
-    /// Returns true if a segment of the responder is the answer to a SYN that is not this
-    /// connection's. Numbers of a window without scale back may be those of a SYN-ACK that comes
-    /// again. While the connection is open, its responder challenges another SYN (RFC 5961 §4.2),
-    /// and takes none.
+    /// Returns true if a segment of the responder answers a SYN that does not belong to this
+    /// connection. Numbers of one unscaled window back may belong to a retransmitted SYN-ACK. While
+    /// the connection is open, its responder challenges other SYNs (RFC 5961 §4.2), and accepts
+    /// none.
     pub(in crate::nat) fn answers_another(&self, opener: Direction, segment: &Segment) -> bool {
         use ConnectionState::{Established, SynReceived};
         let number = segment.acknowledgement;
@@ -390,9 +391,10 @@ impl Sequences {
                 return true;
             }
         }
-        // The receiver expects what it acknowledged last. It may have taken more without saying so yet,
-        // but what was sent proves nothing: a forged segment in the window would make a forged RST
-        // behind it exact. During the handshake nothing has been acknowledged yet.
+        // The receiver expects the number that it acknowledged last. It may have received more
+        // without an acknowledgement, but sent segments prove nothing: a forged segment in the
+        // window would make a forged RST after it exact. During the handshake, nothing has been
+        // acknowledged yet.
         let expected = self.acknowledged[direction.reverse().index()];
         let is_handshake = matches!(
             state,
@@ -402,7 +404,7 @@ impl Sequences {
             || is_handshake && segment.sequence == self.sent[direction.index()]
     }
 
-    /// Notes what a segment says that goes in `direction`, as far as it can be true.
+    /// Records a segment in `direction`, as far as it is plausible.
     #[inline]
     pub(in crate::nat) fn note(&mut self, direction: Direction, segment: &Segment) {
         self.note_sent(direction, segment.end());
@@ -411,20 +413,20 @@ impl Sequences {
         }
     }
 
-    /// Notes that the sender of a segment in `direction` has sent what is before `end`.
+    /// Records that the sender of a segment in `direction` has sent everything before `end`.
     // See `Connection::note_numbers`.
     #[inline(always)]
     pub(in crate::nat) fn note_sent(&mut self, direction: Direction, end: u32) {
         let (own, other) = (direction.index(), direction.reverse().index());
-        // Data beyond the receiver's window moves nothing: no receiver takes it.
+        // Data beyond the receiver's window has no effect: no receiver accepts it.
         let ahead = end.wrapping_sub(self.acknowledged[other]);
         if after(end, self.sent[own]) && ahead <= self.bound_of(direction.reverse()) {
             self.sent[own] = end;
         }
     }
 
-    /// Notes that the sender of a segment in `direction` has got what is before `number`, and the
-    /// window field of its header, unscaled.
+    /// Records that the sender of a segment in `direction` has received everything before `number`,
+    /// and its unscaled window field.
     // See `Connection::note_numbers`.
     #[inline(always)]
     pub(in crate::nat) fn note_acknowledged(

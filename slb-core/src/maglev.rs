@@ -1,65 +1,65 @@
 //! Maglev's consistent hashing (Eisenbud et al., NSDI 2016, §3.4), with weights.
 //!
-//! Each backend has a permutation of the table's slots, from its name. In turns, each takes the
-//! first slot of its permutation that is still free. A table is a function of the *set* of
-//! names and weights, the seed and the size: turns go by name, never by the order given.
+//! Each backend has a permutation of the table's slots, derived from its name. Backends take turns,
+//! and each takes the first free slot of its permutation. A table is a function of the *set* of
+//! names and weights, the seed and the size: turns follow the order of names, not the given order.
 //!
 //! Weights: a backend gets its exact share of the slots, rounded down or up (largest remainder
-//! first). In the round `r` of `R`, the largest share, one with the share `q` has had
-//! `ceil(r*q/R)` turns: all take part in the first, and the light ones skip evenly. With equal
-//! weights this is the paper's listing 1.
+//! first). There are `R` rounds, where `R` is the largest share. By the end of round `r`, a backend
+//! with the share `q` has had `ceil(r*q/R)` turns: all backends take part in the first round, and
+//! light ones skip rounds evenly. With equal weights, this is the paper's listing 1.
 //!
-//! Building takes about `size * ln(size)` steps by the listing, half of them for the last few
-//! hundred slots, since a turn tries slots until it finds a free one. Here the last turns go the
-//! other way round: of the few free slots, which comes first in the permutation?
+//! With the listing, building takes about `size * ln(size)` steps, half of them for the last few
+//! hundred slots, since a turn tries slots until it finds a free one. Here, the last turns search
+//! in reverse: among the few free slots, they find the one that comes first in the permutation.
 //!
-//! Disturbance when one backend goes: of 65 537 slots for 100 backends, 0.53 to 0.60 % of
-//! the others' (tests `a_removed_backend_disturbs_few_others`). Where two backends happen to have
-//! the same skip, or nearly, they follow each other through the table, and it can be 1.3 %:
-//! another seed helps. That is in the nature of the paper's permutations.
+//! Disturbance: when one of 100 backends is removed from a table of 65 537 slots, 0.53 to 0.60 % of
+//! the other backends' slots change (test `a_removed_backend_disturbs_few_others`). If two backends
+//! happen to have nearly the same skip, they follow each other through the table, and up to 1.3 %
+//! change; another seed helps. This is inherent in the paper's permutations.
 //!
-//! Specification of a permutation, with `h` = SipHash-1-3 of the name's bytes under the key
-//! (seed, constant): `offset = h(OFFSET) mod size`, `skip = h(SKIP) mod (size - 1) + 1`.
+//! Specification of a permutation, where `h(constant)` is the SipHash-1-3 of the name's bytes with
+//! the key (seed, constant): `offset = h(OFFSET) mod size`, `skip = h(SKIP) mod (size - 1) + 1`.
 
 use core::fmt;
 
 use crate::hash::siphash13;
 
-/// A slot that no backend has: there is none with any weight.
+/// A slot without a backend, since no backend has any weight.
 pub const EMPTY: u16 = u16::MAX;
-/// The table size when none is chosen: the paper's small one, good for some 600 backends.
+/// The default table size: the paper's small one, sufficient for some 600 backends.
 pub const DEFAULT_SIZE: u32 = 65_537;
-/// Sizes above this are refused: 32 MiB for one pool.
+/// The largest table size: 32 MiB for one pool.
 pub const MAX_SIZE: u32 = 1 << 24;
-/// The most backends of one table.
+/// The maximum number of backends in one table.
 pub const MAX_BACKENDS: usize = EMPTY as usize;
 
 const OFFSET: u64 = 0x6d61_676c_6576_0001; // "maglev", 1
 const SKIP: u64 = 0x6d61_676c_6576_0002;
 
-/// With this many free slots left, turns compare all of them instead of trying one by one.
-/// The two ways cost the same where `free = size / free`, less the inverse that the second
-/// needs (benches `maglev/build`: 64 to 192 are alike for 65 537 slots).
+/// When this many free slots are left, turns compare all of them instead of trying one by one. The
+/// two methods cost the same at `free = size / free`, except for the inverse that the second needs
+/// (benches `maglev/build`: 64 to 192 perform alike for 65 537 slots).
 const TAIL: usize = 128;
 
-/// A backend as the table sees it.
+/// A backend of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member<'a> {
-    /// Name of the member, unlike those of the others that have a weight.
+    /// Name of the member, unique among members with a weight.
     pub name: &'a str,
     /// Share relative to the other members; none when zero.
     pub weight: u32,
 }
 
-/// Working memory of a build: one for each member.
+/// Working memory of a build; one element for each member.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Turn {
     /// The next slot of the permutation to try.
     next: u32,
     skip: u32,
-    /// Slots that it gets.
+    /// The number of slots that the member gets.
     quota: u32,
-    /// Turns that it had, or what is left of a round's credit.
+    /// The number of turns that the member has had, or the rest of a round's credit.
     credit: u32,
     /// Index of the member.
     member: u16,
@@ -67,16 +67,16 @@ pub struct Turn {
     order: u16,
 }
 
-/// Why a table cannot be built.
+/// The reason why a table cannot be built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MaglevError {
-    /// The table's size is no prime from 3 to [`MAX_SIZE`].
+    /// The table's size is not a prime from 3 to [`MAX_SIZE`].
     SizeNotPrime {
         /// The size given.
         size: usize,
     },
-    /// More members than slots, or than [`MAX_BACKENDS`].
+    /// There are more members than slots, or than [`MAX_BACKENDS`].
     TooManyMembers {
         /// The number of members given.
         members: usize,
@@ -90,9 +90,9 @@ pub enum MaglevError {
         /// The number of turns needed.
         needed: usize,
     },
-    /// Two members with a weight have one name.
+    /// Two members with a weight have the same name.
     DuplicateName {
-        /// The place of one of them.
+        /// The index of one of the members.
         member: usize,
     },
 }
@@ -124,8 +124,8 @@ impl fmt::Display for MaglevError {
 
 impl core::error::Error for MaglevError {}
 
-/// Builds the table of `members` into `table`, whose length is the size; each slot gets the
-/// place of its backend in `members`, or [`EMPTY`] where none has any weight.
+/// Builds the table of `members` into `table`, whose length is the size. Each slot gets the index
+/// of its backend in `members`, or [`EMPTY`] if no member has any weight.
 ///
 /// # Errors
 /// See [`MaglevError`]; the table is then unchanged.
@@ -141,7 +141,7 @@ pub fn build(
     build_with(members.len(), |place| members[place], seed, table, turns)
 }
 
-/// Builds a table like [`build`], of `count` members that the caller keeps in another form.
+/// Builds a table like [`build`], for `count` members that the caller stores in another form.
 pub(crate) fn build_with<'a>(
     count: usize,
     member: impl Fn(usize) -> Member<'a>,
@@ -176,7 +176,7 @@ pub(crate) fn build_with<'a>(
     }
     let name = |turn: &Turn| member(usize::from(turn.member)).name;
     let weighs = |turn: &Turn| member(usize::from(turn.member)).weight != 0;
-    // Of one name the one that has a weight comes first.
+    // Of several members with one name, the one with a weight comes first.
     turns.sort_unstable_by(|a, b| name(a).cmp(name(b)).then(weighs(b).cmp(&weighs(a))));
     for pair in turns.windows(2) {
         if name(&pair[0]) == name(&pair[1]) && weighs(&pair[1]) {
@@ -198,8 +198,8 @@ pub(crate) fn build_with<'a>(
     Ok(())
 }
 
-/// Two members of one name, whatever their weights; `None`: there are none. Members without a name are left
-/// out.
+/// Returns two members with the same name, regardless of their weights; `None` if there are none.
+/// Ignores members without a name.
 pub(crate) fn duplicate_name<'a>(
     count: usize,
     name: impl Fn(usize) -> Option<&'a str>,
@@ -216,7 +216,8 @@ pub(crate) fn duplicate_name<'a>(
     Some((same[0].member.into(), same[1].member.into()))
 }
 
-/// Returns true if a table may have this size: a prime, so that every skip visits every slot.
+/// Returns true if a table may have this size: it has to be a prime, so that every skip visits
+/// every slot.
 pub const fn is_valid_size(size: u32) -> bool {
     if size < 3 || size > MAX_SIZE || size.is_multiple_of(2) {
         return false;
@@ -231,16 +232,17 @@ pub const fn is_valid_size(size: u32) -> bool {
     true
 }
 
-/// The slot of a hash in a table of `size` slots: its high half, scaled. No division.
+/// Returns the slot of a hash in a table of `size` slots: the hash's high half, scaled without a
+/// division.
 #[inline]
 pub const fn slot(hash: u64, size: u32) -> usize {
     (((hash >> 32) * size as u64) >> 32) as usize
 }
 
-/// A table of its own memory: a client-side balancer that agrees with the muxes.
+/// A table that owns its memory, for client-side balancers that agree with the muxes.
 ///
-/// Any hash will do as a key, for sharding of any kind. With the tuple's hash, the choice is that of a mux
-/// with the same hasher, seed, names and weights, which has no flow of the tuple yet:
+/// Any hash can be the key, for sharding of any kind. With the tuple's hash, the choice agrees with
+/// a mux that has the same hasher, seed, names and weights, and no flow of the tuple:
 /// ```
 /// use slb_core::hash::{Distribution, Hasher};
 /// use slb_core::maglev::Table;
@@ -268,10 +270,10 @@ pub struct Table {
 
 #[cfg(feature = "alloc")]
 impl Table {
-    /// A table of [`DEFAULT_SIZE`] slots for members of equal weight.
+    /// Makes a table of [`DEFAULT_SIZE`] slots for members of equal weight.
     ///
     /// # Errors
-    /// Two members have one name, or there are too many of them.
+    /// Two members have the same name, or there are too many members.
     pub fn new<'a>(
         names: impl IntoIterator<Item = &'a str>,
         seed: u64,
@@ -281,8 +283,8 @@ impl Table {
         Self::with_members(&members, DEFAULT_SIZE, seed)
     }
 
-    /// A table of `size` slots. It is that of a mux's pool with the same names, weights and size,
-    /// and the same [`hash_seed`](crate::spec::Spec::hash_seed).
+    /// Makes a table of `size` slots. It equals the table of a mux's pool with the same names,
+    /// weights and size, and the same [`hash_seed`](crate::spec::Spec::hash_seed).
     ///
     /// # Errors
     /// See [`MaglevError`].
@@ -299,8 +301,8 @@ impl Table {
         })
     }
 
-    /// The index of the member that a key belongs to; `None` if no member has any weight. The
-    /// key is a hash of 64 bits, such as that of a packet's tuple.
+    /// Returns the index of the member for a key; `None` if no member has any weight. The key is a
+    /// hash of 64 bits, for example of a packet's tuple.
     pub fn choose(&self, key: u64) -> Option<usize> {
         let slot = self.slots.get(slot(key, self.slots.len() as u32));
         slot.filter(|member| **member != EMPTY)
@@ -332,7 +334,7 @@ fn share_out(weight: impl Fn(&Turn) -> u32, size: u32, turns: &mut [Turn]) -> &m
     for turn in turns.iter_mut().take(left as usize) {
         turn.quota += 1;
     }
-    // By name again, those without a slot last.
+    // Sort by name again; members without a slot come last.
     turns.sort_unstable_by_key(|turn| (turn.quota == 0, turn.order));
     let with_slots = turns.iter().take_while(|turn| turn.quota != 0).count();
     &mut turns[..with_slots]
@@ -347,7 +349,7 @@ fn populate(turns: &mut [Turn], table: &mut [u16]) {
         table,
         tail: Tail::default(),
     };
-    // Going round over all turns is fast unless most of them have nothing to do most of the time.
+    // Iterating over all turns is fast unless most of them skip most rounds.
     if visits <= 8 * filling.free {
         populate_by_rounds(turns, rounds, &mut filling);
     } else {
@@ -357,7 +359,7 @@ fn populate(turns: &mut [Turn], table: &mut [u16]) {
 
 fn populate_by_rounds(turns: &mut [Turn], rounds: u32, filling: &mut Filling<'_>) {
     for turn in turns.iter_mut() {
-        turn.credit = rounds - 1; // so that all take part in the first round
+        turn.credit = rounds - 1; // so that all members take part in the first round
     }
     for _ in 0..rounds {
         for turn in turns.iter_mut() {
@@ -370,10 +372,10 @@ fn populate_by_rounds(turns: &mut [Turn], rounds: u32, filling: &mut Filling<'_>
     }
 }
 
-/// Fills the table like [`populate_by_rounds`], for weights that differ widely: the next turn is the
-/// smallest of a binary heap over (round, order).
+/// Fills the table like [`populate_by_rounds`], for widely differing weights: the next turn is the
+/// smallest in a binary heap over (round, order).
 fn populate_by_heap(turns: &mut [Turn], rounds: u32, filling: &mut Filling<'_>) {
-    // The turn after `credit` ones comes in the first round r with r*quota > credit*rounds.
+    // After `credit` turns, the next turn is in the first round r with r*quota > credit*rounds.
     let key = |turn: &Turn| {
         let round = u64::from(turn.credit) * u64::from(rounds) / u64::from(turn.quota);
         (round, turn.order)
@@ -480,7 +482,7 @@ impl Filling<'_> {
     }
 }
 
-/// The next slot of a permutation.
+/// Returns the next slot of a permutation.
 #[inline]
 const fn step(at: u32, skip: u32, size: u32) -> u32 {
     let next = at + skip; // below 2^25

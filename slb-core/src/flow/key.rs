@@ -5,7 +5,8 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::hash::fold_multiply;
 use crate::wire::protocol;
 
-/// The protocol of a flow, which gives its 32 bits of ports their meaning. Two bits in the table.
+/// The protocol of a flow, which determines the meaning of its 32 bits of ports. Takes two bits in
+/// the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum FlowProtocol {
@@ -36,23 +37,24 @@ pub trait Addresses: Copy + Eq + core::fmt::Debug + 'static {
     /// The source and the destination.
     fn split(self) -> (Self::Address, Self::Address);
 
-    /// Destination and source: as an answer has them.
+    /// The destination and the source, as in an answer.
     #[must_use]
     fn swapped(self) -> Self {
         let (source, destination) = self.split();
         Self::join(destination, source)
     }
 
-    /// A word in which nearly all tuples differ.
+    /// Returns a word that differs between nearly all tuples.
     fn part(self) -> u64;
 
     /// The one's complement sum of the words that both addresses are made of, not folded.
     fn sum(self) -> u64;
 
-    /// The words of `address`; `None` if it is of the other family.
+    /// Returns the words of `address`; `None` if it belongs to the other family.
     fn from_ip(address: IpAddr) -> Option<Self::Address>;
 
-    /// Mixes the addresses and `rest` under a key. Stays inside one table: it may change.
+    /// Hashes the addresses and `rest` with a key. The hash is internal to one table, so the
+    /// function may change.
     fn hash(self, rest: u64, key: [u64; 2]) -> u64;
 
     /// The bits that are set in both.
@@ -63,7 +65,7 @@ pub trait Addresses: Copy + Eq + core::fmt::Debug + 'static {
     fn unpack(self) -> (IpAddr, IpAddr);
 }
 
-/// The sum of the two halves of a word: of its four quarters, once it is folded.
+/// Returns the sum of the two halves of a word; once folded, it is the sum of its four quarters.
 #[inline]
 fn sum_words(word: u64) -> u64 {
     (word & 0xffff_ffff) + (word >> 32)
@@ -106,8 +108,8 @@ impl Addresses for u64 {
 
     #[inline]
     fn hash(self, rest: u64, key: [u64; 2]) -> u64 {
-        // Once is not enough: both halves of the result are used, and of tuples that differ in a
-        // counter they would depend on each other.
+        // One multiplication is not enough: both halves of the result are used, and for tuples that
+        // differ in a counter they would depend on each other.
         fold_multiply(fold_multiply(self ^ key[0], rest ^ key[1]), SPREAD)
     }
 
@@ -185,14 +187,14 @@ impl Addresses for [u64; 4] {
     }
 }
 
-/// A flow's name in the table.
+/// The key of a flow in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowKey<A> {
     /// Source and destination.
     pub addresses: A,
-    /// The four bytes of ports read little-endian, or what [`FlowProtocol`] says.
+    /// The four bytes of ports read little-endian, or the value that [`FlowProtocol`] describes.
     pub ports: u32,
-    /// The protocol, which gives `ports` its meaning.
+    /// The protocol, which determines the meaning of `ports`.
     pub protocol: FlowProtocol,
 }
 

@@ -1,10 +1,10 @@
 //! A table of flows that may forget: the backend of each pinned flow.
 //!
-//! It need not keep every flow: where a bucket is full it refuses, and the mux falls back to
+//! The table need not keep every flow: if a bucket is full it refuses, and the mux falls back to
 //! Maglev, which makes the same choice as long as the backends do not change.
 //!
-//! IPv4 flows cost 64/3 bytes a place, IPv6 flows 128/3. See [`table`] for how a bucket is laid
-//! out and what bounds each operation.
+//! An IPv4 flow takes 64/3 bytes, an IPv6 flow 128/3. [`table`] describes the layout of a bucket
+//! and the bounds of each operation.
 
 pub(crate) mod key;
 pub mod table;
@@ -27,12 +27,12 @@ pub type Ipv6Bucket = Bucket<[u64; 4]>;
 const _: () = assert!(size_of::<Ipv4Bucket>() == 64);
 const _: () = assert!(size_of::<Ipv6Bucket>() == 128);
 
-/// A length of time in the table's unit, 2^30 ns (1.07 s): what a shift makes of nanoseconds.
+/// A duration in the table's unit, 2^30 ns (1.07 s), so that a shift converts nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticks(pub(crate) u16);
 
 impl Ticks {
-    /// The longest, some 30 minutes: deadlines are kept in 12 bits, see [`table`].
+    /// The longest duration, some 30 minutes: deadlines have 12 bits; see [`table`].
     pub const MAX: Self = Self(1700);
 
     /// `duration`, rounded up, and at most [`MAX`](Self::MAX).
@@ -48,7 +48,7 @@ impl Ticks {
 
 pub(crate) const TICK_SHIFT: u32 = 30;
 
-/// The tick that a moment lies in, modulo 2^32.
+/// Returns the tick of a time, modulo 2^32.
 pub(crate) const fn tick_of(passed: Instant) -> u32 {
     (passed.as_nanos() >> TICK_SHIFT) as u32
 }
@@ -61,15 +61,17 @@ pub struct FlowTable<'m> {
 }
 
 impl<'m> FlowTable<'m> {
-    /// The buckets for `flows` flows at a load of 68 %: 31.4 bytes for an IPv4 flow, 62.7 for an
-    /// IPv6 one. It takes more, up to 85 % with hardly a refusal, but where flows come and go all the
-    /// time, each new one costs more than twice as much there (`slb-benches flows`).
+    /// Returns the number of buckets for `flows` flows at a load of 68 %: 31.4 bytes for an IPv4
+    /// flow, 62.7 for an IPv6 flow. The table accepts more flows, up to a load of 85 % with hardly
+    /// any refusals, but at that load a new flow costs more than twice as much (`slb-benches
+    /// flows`).
     pub const fn buckets_for(flows: usize) -> usize {
         flows.saturating_mul(25).div_ceil(17 * table::SLOTS)
     }
 
-    /// A table in the memory given. A family without memory is never pinned.
-    /// Whoever knows the key can aim flows at one bucket (and so have them forgotten, no more).
+    /// Makes a table in the given memory. Flows of a family without memory are never pinned. An
+    /// attacker who knows the key can aim flows at one bucket, which makes the table forget flows,
+    /// but has no other effect.
     pub fn new(
         ipv4: impl Into<Mem<'m, Ipv4Bucket>>,
         ipv6: impl Into<Mem<'m, Ipv6Bucket>>,
@@ -81,7 +83,7 @@ impl<'m> FlowTable<'m> {
         }
     }
 
-    /// A table for `ipv4` and `ipv6` flows; `None` if the memory is used up.
+    /// Makes a table for `ipv4` and `ipv6` flows; returns `None` if the memory is used up.
     pub fn build(ipv4: usize, ipv6: usize, key: Key, memory: &mut impl Memory<'m>) -> Option<Self> {
         Some(Self::new(
             memory.take(Self::buckets_for(ipv4), Bucket::EMPTY)?,
@@ -90,10 +92,10 @@ impl<'m> FlowTable<'m> {
         ))
     }
 
-    /// Does a bounded share of the expiry that is due: at most 2048 buckets of each family, some
-    /// 20 µs. Each round over the table takes 16 s, or 2048 buckets a call where calls are too few
-    /// for that; one that took 6 minutes is ended at once, by a scan of all. Twenty calls a second
-    /// keep a table of 40 million flows from that, and any loop that polls makes more.
+    /// Does a bounded share of the due expiry: at most 2048 buckets of each family, some 20 µs. A
+    /// round over the table takes 16 s, or longer if calls are too rare for that; a round that has
+    /// taken 6 minutes is finished at once by a scan of the whole table. Twenty calls a second
+    /// avoid that for a table of 40 million flows, and any polling loop makes more.
     #[inline]
     pub fn advance(&mut self, now: Instant) {
         self.ipv4.advance(now);
@@ -105,17 +107,17 @@ impl<'m> FlowTable<'m> {
         self.ipv4.stats() + self.ipv6.stats()
     }
 
-    /// The flows of one family: IPv4's.
+    /// Returns the table of IPv4 flows.
     pub fn ipv4(&self) -> &Table<'m, u64> {
         &self.ipv4
     }
 
-    /// The table of IPv6 flows.
+    /// Returns the table of IPv6 flows.
     pub fn ipv6(&self) -> &Table<'m, [u64; 4]> {
         &self.ipv6
     }
 
-    /// Every flow that is pinned, in no order.
+    /// Yields every pinned flow, in unspecified order.
     pub fn iter(&self) -> impl Iterator<Item = Flow> + '_ {
         self.ipv4.iter().chain(self.ipv6.iter())
     }
@@ -123,7 +125,7 @@ impl<'m> FlowTable<'m> {
 
 #[cfg(feature = "alloc")]
 impl FlowTable<'static> {
-    /// A table for `ipv4` and `ipv6` flows in memory of its own.
+    /// Makes a table for `ipv4` and `ipv6` flows, and allocates its memory.
     pub fn with_capacity(ipv4: usize, ipv6: usize, key: Key) -> Self {
         Self::new(
             alloc::vec![Bucket::EMPTY; Self::buckets_for(ipv4)],

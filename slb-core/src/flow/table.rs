@@ -1,4 +1,4 @@
-//! The table itself: buckets of three places, two buckets for each flow.
+//! The flow table: buckets of three places, two buckets for each flow.
 //!
 //! ```text
 //!  IPv4 bucket, one cache line                     IPv6 bucket, two cache lines
@@ -9,20 +9,20 @@
 //!         state  proto  deadline (ticks, modulo 4096)
 //! ```
 //!
-//! A flow lives in its *primary* bucket; where that is full, in its *secondary* one, and then
-//! the primary's `displaced` counts it. A lookup reads the primary, and the secondary only where
-//! something is displaced: one line in the common case, two at most. `displaced` goes down again
-//! as flows leave, so there are no tombstones and nothing decays.
+//! A flow is in its *primary* bucket, or if that is full in its *secondary* bucket, and then
+//! counted in the primary bucket's `displaced`. A lookup reads the primary bucket, and the
+//! secondary one only if `displaced` is not zero: usually one line, at most two. `displaced`
+//! decreases as flows leave, so there are no tombstones, and lookups do not slow down over time.
 //!
-//! Full in both, an insert moves another flow to its other bucket, else evicts a transitory flow:
-//! a half-open one, or else a closing one. An established flow may have up to three others move,
-//! each making room for the next, before it is refused. A half-open flow touches 8 buckets at
-//! most, an established one 80. Established flows are never evicted, and half-open ones get at
-//! most half of the places.
+//! If both buckets are full, an insert moves another flow to its other bucket, or else evicts a
+//! transitory flow: a half-open one, or else a closing one. For an established flow, up to three
+//! other flows move, each making room for the next, before it is refused. Inserting a half-open
+//! flow touches at most 8 buckets, an established flow at most 80. Established flows are never
+//! evicted, and half-open flows get at most half of the places.
 //!
-//! Expiry: a flow past its deadline is absent for lookups at once, and its place is free for
-//! inserts; a sweep of a few buckets per call collects the rest. Deadlines are 12-bit ticks, so
-//! a bucket has to be swept before 2048 ticks have passed; a round is made every 16 s.
+//! Expiry: lookups no longer find a flow past its deadline, and inserts may use its place; a sweep
+//! of a few buckets per call collects the other expired flows. Deadlines are 12-bit ticks, so a
+//! bucket has to be swept before 2048 ticks have passed; a round takes 16 s.
 
 use core::fmt;
 use core::net::IpAddr;
@@ -40,7 +40,7 @@ use crate::time::{Clock, Instant};
 pub const SLOTS: usize = 3;
 
 const DEADLINE_BITS: u16 = 0x0fff;
-/// Deadlines further ahead than this are in the past.
+/// Deadlines further ahead than this count as past.
 const AHEAD: u16 = 0x0800;
 const PROTOCOL_SHIFT: u16 = 12;
 const PROTOCOL_BITS: u16 = 0x3000;
@@ -51,34 +51,35 @@ const OCCUPIED: u16 = 0x4000;
 /// The number of flows that may move to make room for an established one: enough for a table at 85
 /// %.
 const MOVES: usize = 3;
-/// Moves to make room for a half-open flow: fewer, since a flood may be made of these.
+/// The number of flows that may move to make room for a half-open flow: fewer, since a flood may
+/// consist of half-open flows.
 const MOVES_HALF_OPEN: usize = 1;
 
 /// Buckets swept in one go.
 const SWEEP_STEP: usize = 256;
-/// The most of them in one call.
+/// The maximum number of sweep steps in one call.
 const SWEEP_STEPS: usize = 8;
-/// A round over the table takes this long.
+/// The duration of a round over the table.
 const SWEEP_ROUND_NANOS: u64 = 16_000_000_000;
-/// A round that took longer than this many ticks (6 minutes) is ended at once.
+/// A round that has taken longer than this many ticks (6 minutes) is finished at once.
 const SWEEP_OVERDUE: u32 = 340;
 
-// A deadline is recognised as past for as long as nobody may have swept it.
+// A deadline has to be recognized as past as long as it may be unswept.
 const _: () = assert!(SWEEP_OVERDUE + Ticks::MAX.0 as u32 <= AHEAD as u32);
 
 /// The progress of a flow's handshake, as seen from its client's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum FlowState {
-    /// Only SYNs so far: the first to be evicted.
+    /// Only SYNs were seen so far. Such flows are evicted first.
     HalfOpen = 1,
-    /// Anything but a SYN was seen; UDP at once. Never evicted.
+    /// A packet other than a SYN was seen, or the flow is UDP. Such flows are never evicted.
     Established = 2,
-    /// FIN or RST was the last that was seen: evicted where no half-open flow can be.
+    /// The last packet was a FIN or RST. Such flows are evicted if no half-open flow can be.
     Closing = 3,
 }
 
-/// Three places for flows. All zero is an empty bucket.
+/// A bucket of three places for flows. An all-zero bucket is empty.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct Bucket<A> {
@@ -86,7 +87,7 @@ pub struct Bucket<A> {
     ports: [u32; SLOTS],
     values: [u32; SLOTS],
     meta: [u16; SLOTS],
-    /// Flows whose primary bucket this is, but that live in their secondary one.
+    /// The number of flows with this primary bucket that are in their secondary bucket.
     displaced: u8,
 }
 
@@ -102,7 +103,7 @@ impl<A: Addresses> Bucket<A> {
 
     #[inline]
     fn find(&self, key: &FlowKey<A>, now: u32) -> Option<usize> {
-        // All three places without a branch: which one it is cannot be predicted.
+        // Check all three places without branches, since the matching place cannot be predicted.
         let may_be = |i: usize| {
             u32::from((self.addresses[i] == key.addresses) & (self.ports[i] == key.ports))
         };
@@ -111,15 +112,16 @@ impl<A: Addresses> Bucket<A> {
         if places != 0 && self.is(first, key, now) {
             return Some(first);
         }
-        // The same addresses and ports of another protocol, or of a flow that is over.
+        // The match has another protocol, or has expired: check the other places.
         (first + 1..SLOTS).find(|&i| places >> i & 1 != 0 && self.is(i, key, now))
     }
 
-    /// The place of an established flow; `None` if the flow is not here, or if it takes more to tell.
+    /// Returns the place of an established flow; `None` if the flow is not here, or if this quick
+    /// check cannot decide.
     #[inline(always)] // the mux's loop over a burst
     fn established(&self, key: &FlowKey<A>, now: u32) -> Option<usize> {
-        // No branch for each place, since which one it is cannot be predicted: the place is computed from
-        // parts of the keys, and only that one is compared.
+        // The matching place cannot be predicted, so it is computed from parts of the keys without
+        // branches, and only that place is compared.
         let may_be = |i: usize| {
             let is_like = self.addresses[i].part() == key.addresses.part();
             usize::from(is_like & (self.ports[i] == key.ports))
@@ -141,7 +143,7 @@ impl<A: Addresses> Bucket<A> {
         self.meta[i] & PROTOCOL_BITS == protocol && is_alive(self.meta[i], now)
     }
 
-    /// A place that is empty, or whose flow is past its deadline.
+    /// Returns a place that is empty, or whose flow is past its deadline.
     #[inline]
     fn vacant(&self, now: u32) -> Option<usize> {
         (0..SLOTS).find(|&i| !is_alive(self.meta[i], now))
@@ -255,7 +257,7 @@ const fn state_of(meta: u16) -> FlowState {
 /// The result of looking a flow up in one bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probe {
-    /// Here it is.
+    /// The flow is here.
     Found(Found),
     /// The flow is not in the table, and its primary bucket has room.
     Absent,
@@ -270,32 +272,32 @@ pub enum Probe {
 pub enum Inserted {
     /// The flow has a place.
     Pinned,
-    /// The flow has the place of a half-open or closing flow, which was forgotten.
+    /// The flow has the place of a half-open or closing flow, which was evicted.
     Evicted,
-    /// There is no place for it.
+    /// There is no place for the flow.
     Refused,
 }
 
-/// Counters of a table since it was made, and its occupancy.
+/// Counters of a table since its creation, and its occupancy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowStats {
-    /// Flows pinned.
+    /// Number of flows pinned.
     pub made: u64,
-    /// Flows gone because their time ran out.
+    /// Number of flows that expired.
     pub expired: u64,
-    /// Half-open and closing flows that had to make room.
+    /// Number of half-open and closing flows that were evicted.
     pub evicted: u64,
-    /// Flows that found no place.
+    /// Number of flows that found no place.
     pub refused: u64,
-    /// Flows removed by the caller.
+    /// Number of flows that the caller removed.
     pub removed: u64,
-    /// Flows in the table now; those past their deadline count until they are collected.
+    /// Number of present flows; expired flows count until they are collected.
     pub live: u64,
-    /// The number of half-open flows among these.
+    /// Number of half-open flows among the present flows.
     pub half_open: u64,
-    /// Places in the table.
+    /// Number of places in the table.
     pub places: u64,
-    /// Flows taken over from another table: they are not among those made here.
+    /// Number of flows imported from another table, which `made` does not include.
     pub imported: u64,
 }
 
@@ -317,7 +319,7 @@ impl Add for FlowStats {
     }
 }
 
-/// A flow as the table shows it.
+/// A flow of the table, for reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
     /// The client.
@@ -326,7 +328,8 @@ pub struct Flow {
     pub destination: IpAddr,
     /// The protocol, which gives `ports` its meaning.
     pub protocol: FlowProtocol,
-    /// Source and destination port, or what [`FlowProtocol`] says, in the first.
+    /// Source and destination port; for other protocols, the first has the value that
+    /// [`FlowProtocol`] describes.
     pub ports: (u16, u16),
     /// The value stored with the flow.
     pub value: u32,
@@ -358,9 +361,9 @@ struct Sweep {
 }
 
 impl<'m, A: Addresses> Table<'m, A> {
-    /// A table in `buckets`, which it empties.
+    /// Makes a table in `buckets`, and clears them.
     pub fn new(mut buckets: Mem<'m, Bucket<A>>, key: Key) -> Self {
-        // An index is a multiplication by the count, in 32 bits.
+        // A bucket's index is the product of a hash and the count, in 32 bits.
         let most = buckets.len().min(u32::MAX as usize);
         for bucket in buckets.iter_mut() {
             *bucket = Bucket::EMPTY;
@@ -385,13 +388,13 @@ impl<'m, A: Addresses> Table<'m, A> {
         }
     }
 
-    /// Buckets that indices reach.
+    /// Returns the number of buckets that indexes reach.
     #[inline]
     fn len(&self) -> u64 {
         self.buckets.len() as u64
     }
 
-    /// The hash that the other methods ask for.
+    /// Returns the hash of a key, which other methods take.
     #[inline]
     pub fn hash(&self, key: &FlowKey<A>) -> u64 {
         let rest = u64::from(key.ports) | (key.protocol as u64) << 32;
@@ -458,17 +461,17 @@ impl<'m, A: Addresses> Table<'m, A> {
         }
     }
 
-    /// Looks into the flow's primary bucket.
+    /// Looks the flow up in its primary bucket.
     #[inline]
     pub fn probe(&self, hash: u64, key: &FlowKey<A>) -> Probe {
         self.probe_bucket(self.primary(hash) as u32, key)
     }
 
-    /// Looks into the flow's primary bucket, whose number this is.
+    /// Looks the flow up in its primary bucket, by the bucket's number.
     #[inline]
     pub(crate) fn probe_bucket(&self, index: u32, key: &FlowKey<A>) -> Probe {
         let Some(bucket) = self.buckets.get(index as usize) else {
-            return Probe::AbsentFull; // no memory at all
+            return Probe::AbsentFull; // the table has no memory
         };
         match bucket.find(key, self.now) {
             Some(place) => Probe::Found(found(index as usize, place)),
@@ -478,15 +481,16 @@ impl<'m, A: Addresses> Table<'m, A> {
         }
     }
 
-    /// The place of an established flow in a bucket; `None` if the flow is not there, or if it takes
-    /// [`probe_bucket`](Self::probe_bucket) to tell.
+    /// Returns the place of an established flow in a bucket; `None` if the flow is not there, or if
+    /// only [`probe_bucket`](Self::probe_bucket) can decide.
     #[inline(always)] // as `Bucket::established`
     pub(crate) fn established(&self, index: u32, key: &FlowKey<A>) -> Option<u8> {
         let bucket = self.buckets.get(index as usize)?;
         bucket.established(key, self.now).map(|place| place as u8)
     }
 
-    /// Looks into the flow's secondary bucket, where its primary said [`Probe::Displaced`].
+    /// Looks the flow up in its secondary bucket, after [`probe`](Self::probe) returned
+    /// [`Probe::Displaced`].
     #[inline]
     pub fn probe_secondary(&self, hash: u64, key: &FlowKey<A>) -> Option<Found> {
         let index = self.secondary(hash);
@@ -494,7 +498,7 @@ impl<'m, A: Addresses> Table<'m, A> {
         bucket.find(key, self.now).map(|place| found(index, place))
     }
 
-    /// Looks into both buckets.
+    /// Looks a flow up in both of its buckets.
     pub fn find(&self, key: &FlowKey<A>) -> Option<Found> {
         let hash = self.hash(key);
         match self.probe(hash, key) {
@@ -557,7 +561,7 @@ impl<'m, A: Addresses> Table<'m, A> {
         state_of(meta.copied().unwrap_or(0))
     }
 
-    /// Changes what is stored with a flow.
+    /// Sets the value stored with a flow.
     pub fn set_value(&mut self, found: Found, value: u32) {
         let bucket = self.buckets.get_mut(found.bucket as usize);
         let place = bucket.and_then(|bucket| bucket.values.get_mut(usize::from(found.place)));
@@ -569,7 +573,8 @@ impl<'m, A: Addresses> Table<'m, A> {
     /// Pins a flow that is not in the table.
     ///
     /// # Cost
-    /// The primary bucket; where it is full, the secondary; where both are, see [`table`](self).
+    /// The primary bucket; if it is full, the secondary bucket; if both are full, see
+    /// [`table`](self).
     pub fn insert(
         &mut self,
         hash: u64,
@@ -606,7 +611,7 @@ impl<'m, A: Addresses> Table<'m, A> {
             return Inserted::Refused;
         };
         if index != primary {
-            self.buckets[primary].displaced += 1; // make_room left it below its limit
+            self.buckets[primary].displaced += 1; // make_room keeps it below its limit
         }
         self.buckets[index].put(place, key, value, meta);
         self.stats.made += 1;
@@ -619,7 +624,7 @@ impl<'m, A: Addresses> Table<'m, A> {
         }
     }
 
-    /// Pins a flow that was pinned in another table.
+    /// Imports a flow that was pinned in another table.
     #[cold]
     pub(crate) fn restore(
         &mut self,
@@ -636,7 +641,7 @@ impl<'m, A: Addresses> Table<'m, A> {
         inserted
     }
 
-    /// The flow at a place among all, as far as it is alive, and the ticks that it has left.
+    /// Returns the flow at a place of the table, if it has not expired, and its remaining ticks.
     pub(crate) fn at(&self, place: usize) -> Option<(FlowKey<A>, u32, FlowState, Ticks)> {
         let (bucket, place) = (self.buckets.get(place / SLOTS)?, place % SLOTS);
         let meta = bucket.meta[place];
@@ -647,7 +652,8 @@ impl<'m, A: Addresses> Table<'m, A> {
         })
     }
 
-    /// The next place from `first` on and before `end` whose flow is alive and like that.
+    /// Returns the next place from `first` on and before `end` with a live flow that matches
+    /// `like`.
     pub(crate) fn next_like(&self, first: usize, end: usize, like: &Like<A>) -> Option<usize> {
         let buckets = self.buckets.get(first / SLOTS..end.div_ceil(SLOTS))?;
         let first_bucket = first / SLOTS;
@@ -665,26 +671,26 @@ impl<'m, A: Addresses> Table<'m, A> {
         None
     }
 
-    /// Places among all.
+    /// Returns the number of places in the table.
     pub(crate) fn places(&self) -> usize {
         self.buckets.len() * SLOTS
     }
 
-    /// A number that changes whenever flows change places: what was [`Found`] before is then to be
-    /// looked up again.
+    /// Returns a number that changes whenever flows move: look a flow up again after the number has
+    /// changed, since its [`Found`] is no longer valid.
     #[inline]
     pub fn changes(&self) -> u64 {
-        self.stats.made + self.stats.removed // an insert may move and evict, but it also makes
+        self.stats.made + self.stats.removed // an insert that moves or evicts also counts as made
     }
 
-    /// Takes a flow out.
+    /// Removes a flow.
     pub fn remove(&mut self, found: Found) {
         self.vacate(found.bucket as usize, usize::from(found.place));
         self.stats.removed += 1;
     }
 
-    /// A free place in either bucket, made by so many moves of other flows, and, where that is
-    /// allowed, by forgetting a transitory one.
+    /// Frees a place in either bucket by up to `moves` moves of other flows, or by evicting a
+    /// transitory flow if that is allowed.
     fn make_room(
         &mut self,
         primary: usize,
@@ -705,7 +711,7 @@ impl<'m, A: Addresses> Table<'m, A> {
         None
     }
 
-    /// A free place in a bucket, made by up to `moves` moves, each making room for the next.
+    /// Frees a place in a bucket by up to `moves` moves, each making room for the next.
     fn clear_place(&mut self, index: usize, moves: usize, evict: bool) -> Option<usize> {
         if let Some(place) = self.reclaim(index) {
             return Some(place);
@@ -717,7 +723,7 @@ impl<'m, A: Addresses> Table<'m, A> {
         (0..SLOTS).find(|&place| self.move_away(index, place, moves, evict))
     }
 
-    /// Returns true if a flow of bucket `primary` may live in `secondary`.
+    /// Returns true if a flow with the primary bucket `primary` may be in `secondary`.
     fn may_displace(&self, primary: usize, secondary: usize) -> bool {
         primary != secondary
             && self
@@ -726,7 +732,8 @@ impl<'m, A: Addresses> Table<'m, A> {
                 .is_some_and(|b| b.displaced < u8::MAX)
     }
 
-    /// An empty place of a bucket; that of an expired flow is emptied for it.
+    /// Returns an empty place of a bucket, after clearing the place of an expired flow if
+    /// necessary.
     fn reclaim(&mut self, index: usize) -> Option<usize> {
         let bucket = self.buckets.get(index)?;
         let place = bucket.vacant(self.now)?;
@@ -751,7 +758,7 @@ impl<'m, A: Addresses> Table<'m, A> {
             return false;
         };
         if !self.buckets[from].holds(place, &key) {
-            return false; // making room there went round in a circle, and moved it already
+            return false; // making room there was circular, and has moved the flow already
         }
         self.buckets[to].put(vacant, &key, bucket.values[place], bucket.meta[place]);
         self.buckets[from].meta[place] = 0;
@@ -763,7 +770,7 @@ impl<'m, A: Addresses> Table<'m, A> {
         true
     }
 
-    /// The place of a half-open flow in either bucket, which is forgotten.
+    /// Evicts a half-open flow of either bucket, and returns its place.
     fn replace_half_open(&mut self, primary: usize, secondary: usize) -> Option<(usize, usize)> {
         if let Some(place) = self.evict(primary, is_half_open) {
             return Some((primary, place));
@@ -772,9 +779,8 @@ impl<'m, A: Addresses> Table<'m, A> {
         Some((secondary, self.evict(secondary, is_half_open)?))
     }
 
-    /// Forgets one of the flows of a bucket that `may_go`: half-open ones before others, so that a
-    /// flood of SYNs makes room for itself first, and of these the one whose time is nearest to its
-    /// end.
+    /// Evicts one of the flows of a bucket that `may_go`: half-open flows before others, so that a
+    /// flood of SYNs evicts its own first, and among them the one that would expire first.
     fn evict(&mut self, index: usize, may_go: fn(u16) -> bool) -> Option<usize> {
         let bucket = self.buckets.get(index)?;
         let order = |place: &usize| {
@@ -805,7 +811,7 @@ impl<'m, A: Addresses> Table<'m, A> {
         self.stats.half_open -= u64::from(is_half_open(bucket.meta[place]));
     }
 
-    /// Moves the clock, and sweeps what is due.
+    /// Advances the clock, and sweeps the buckets that are due.
     #[inline]
     pub fn advance(&mut self, now: Instant) {
         let before = self.now;
@@ -825,7 +831,7 @@ impl<'m, A: Addresses> Table<'m, A> {
             return;
         }
         if self.now.wrapping_sub(self.sweep.round) > SWEEP_OVERDUE {
-            // Nobody called for minutes: catch up before deadlines wrap.
+            // The last call was minutes ago: catch up before deadlines wrap.
             let all = self.now.wrapping_sub(before) > u32::from(Ticks::MAX.0);
             for index in 0..count {
                 self.sweep_bucket(index, all);
@@ -851,7 +857,7 @@ impl<'m, A: Addresses> Table<'m, A> {
         }
     }
 
-    /// Empties a bucket of its expired flows, or of all.
+    /// Removes expired flows, or all flows, from a bucket.
     #[inline]
     fn sweep_bucket(&mut self, index: usize, all: bool) {
         for place in 0..SLOTS {
@@ -868,13 +874,13 @@ impl<'m, A: Addresses> Table<'m, A> {
         self.stats
     }
 
-    /// Every flow that is alive.
+    /// Yields every live flow.
     pub fn iter(&self) -> impl Iterator<Item = Flow> + '_ {
         self.iter_from(0).map(|(_, flow)| flow)
     }
 
-    /// Every flow that is alive in the buckets from `first` on, with the number of its bucket: so
-    /// a look at all of them can be made in parts.
+    /// Yields every live flow in the buckets from `first` on, with the number of its bucket, so
+    /// that a caller can list flows in parts.
     pub fn iter_from(&self, first: usize) -> impl Iterator<Item = (usize, Flow)> + '_ {
         let buckets = self.buckets.iter().enumerate().skip(first);
         buckets.flat_map(move |(number, bucket)| {

@@ -1,4 +1,4 @@
-//! Tuple hashers: which backend a flow gets, the same on every node, platform and version.
+//! Tuple hashers, which choose a flow's backend alike on every node, platform and version.
 //!
 //! # Specification
 //! The tuple is written as a *message* in network byte order, 16 bytes for IPv4 and 40 for IPv6:
@@ -8,20 +8,20 @@
 //!     4 or 16            4 or 16               2               2              1        3
 //! ```
 //!
-//! Fields that the distribution mode leaves out are zero, and so are the ports of a protocol
-//! without ports. The hash is 64 bits:
+//! Fields that the distribution mode excludes are zero, as are the ports of a protocol without
+//! ports. The hash has 64 bits:
 //! - [`Xxh3`] (default): XXH3-64 of the message with a 64-bit seed.
 //! - [`SipHash13`]: SipHash-1-3 of the message with a 128-bit key, for hostile traffic: without the
 //!   key, flows cannot be aimed at one backend.
 //! - [`Toeplitz`]: the hash of receive-side scaling, `h = T(message)`, as `h << 32 | h`. For five
 //!   tuples the protocol is left out, so that it is the value that the NIC computes.
 //!
-//! Slot of a table of `size`: `(hash >> 32) * size >> 32`. The outer UDP source port takes the
-//! low 14 bits of the hash of the whole tuple, whatever the distribution mode leaves out, so it does
-//! not depend on the slot.
+//! The slot in a table of `size` slots is `(hash >> 32) * size >> 32`. The outer UDP source port
+//! takes the low 14 bits of the hash of the whole tuple, regardless of the distribution mode, so it
+//! does not depend on the slot.
 //!
-//! A hash is computed from little-endian *words* of the message, which is what loading the
-//! header's bytes gives on a little-endian machine; on a big-endian one the loads swap.
+//! A hash is computed from little-endian *words* of the message, which a little-endian machine
+//! loads directly from the header; on a big-endian machine the loads swap bytes.
 
 mod siphash;
 mod toeplitz;
@@ -36,7 +36,7 @@ pub use xxh3::Xxh3;
 /// The protocol's place in the message's word of ports and protocol.
 const PROTOCOL_SHIFT: u32 = 32;
 
-/// A 64-bit hash of a tuple's message. Implement it to bring another one: see
+/// A 64-bit hash of a tuple's message. Implement this trait to use another hash; see
 /// [`Hasher::Custom`].
 pub trait TupleHasher {
     /// Hashes the message of an IPv4 tuple, given as little-endian words.
@@ -46,20 +46,20 @@ pub trait TupleHasher {
     fn ipv6(&self, message: &[u64; 5]) -> u64;
 }
 
-/// Parts of the tuple that choose the backend.
+/// The parts of the tuple that determine the backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Distribution {
     /// Addresses, ports and protocol.
     #[default]
     FiveTuple,
-    /// Source and destination address: a client stays with a backend.
+    /// Source and destination address, so that a client stays with a backend.
     SourceIp,
     /// Addresses and protocol.
     SourceIpProtocol,
 }
 
 impl Distribution {
-    /// The bits of the message's last word that count.
+    /// Returns the bits of the message's last word that the mode includes.
     pub(crate) const fn mask(self) -> u64 {
         match self {
             Self::FiveTuple => u64::MAX,
@@ -97,7 +97,7 @@ pub enum Hasher {
     SipHash13(SipHash13),
     /// Receive-side scaling's hash with a key.
     Toeplitz(Toeplitz),
-    /// The caller's own. Every node has to bring the same.
+    /// A custom hasher. Every node has to use the same one.
     Custom(&'static (dyn TupleHasher + Send + Sync)),
 }
 
@@ -108,7 +108,8 @@ impl Default for Hasher {
 }
 
 impl Hasher {
-    /// Another one than the default. A jump by a table of four would take each packet eight instructions.
+    /// Returns a hasher other than the default. A jump table for all four would cost each packet
+    /// eight instructions.
     #[cold]
     #[inline(never)]
     fn other(&self) -> &dyn TupleHasher {

@@ -17,8 +17,8 @@ pub const MICROSOFT_KEY: [u8; 40] = [
     0x6a, 0x42, 0xb7, 0x3b, 0xbe, 0xac, 0x01, 0xfa,
 ];
 
-/// The hash of receive-side scaling with a key of 40 bytes. Beyond them (the last bytes of an
-/// IPv6 message with a protocol) the key repeats.
+/// The hash of receive-side scaling with a key of 40 bytes. The key repeats beyond them, for the
+/// last bytes of an IPv6 message with a protocol.
 #[derive(Clone)]
 pub struct Toeplitz {
     /// The contribution of each value of each four bits of the message.
@@ -47,7 +47,7 @@ impl Toeplitz {
         Self { tables }
     }
 
-    /// The 32-bit hash of a message's first bytes; those beyond 40 do not count.
+    /// Returns the 32-bit hash of the first 40 bytes of a message; further bytes are ignored.
     pub fn hash(&self, message: &[u8]) -> u32 {
         let mut hash = 0;
         for (byte, tables) in message.iter().zip(self.tables.as_chunks::<2>().0) {
@@ -66,7 +66,7 @@ impl Toeplitz {
         let mut len = message.len() * 8 - 3; // three bytes of padding
         let has_ports = message.last().is_some_and(|word| word & 0xffff_ffff != 0);
         if has_ports {
-            len -= 1; // as the NIC has it: the protocol is no part of a five-tuple's hash
+            len -= 1; // as in NICs, which hash a five-tuple without the protocol
         }
         let hash = u64::from(self.hash(bytes.get(..len).unwrap_or_default()));
         hash << 32 | hash

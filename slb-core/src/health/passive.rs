@@ -1,5 +1,5 @@
-//! Health of backends by the fate of their clients' connections: a complement to probes, which may
-//! ask something else than clients do.
+//! Health of backends by the fate of their clients' connections. It complements probes, whose
+//! requests may differ from clients' requests.
 
 use core::time::Duration;
 
@@ -10,7 +10,8 @@ use crate::time::Instant;
 /// The conditions under which a backend's own traffic makes it unhealthy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PassivePolicy {
-    /// [Failures](BackendCounters::failures) within the window, with nothing accepted in it.
+    /// The number of [failures](BackendCounters::failures) in a window without accepted connections
+    /// that makes a backend unhealthy.
     pub threshold: u32,
     /// Length of a window.
     pub window: Duration,
@@ -30,8 +31,8 @@ impl Default for PassivePolicy {
 
 /// One backend's health, by its traffic.
 ///
-/// Whoever sends SYNs and nothing else makes failures of them. So one connection that is accepted
-/// clears a backend: strangers cannot take out what serves others.
+/// A sender of unanswered SYNs causes failures. Therefore one accepted connection clears a backend:
+/// an attacker cannot take out a backend that serves others.
 #[derive(Clone, Copy, Debug)]
 pub struct Passive {
     policy: PassivePolicy,
@@ -44,7 +45,7 @@ pub struct Passive {
 }
 
 impl Passive {
-    /// A healthy backend, whose counters are these now.
+    /// Starts with a healthy backend and its present counters.
     pub fn new(policy: PassivePolicy, now: Instant, counters: &BackendCounters) -> Self {
         let mut passive = Self {
             policy: PassivePolicy {
@@ -65,13 +66,13 @@ impl Passive {
         self.condition
     }
 
-    /// Since when it is unhealthy, where it is.
+    /// Returns the time since which the backend is unhealthy, if it is.
     pub fn unhealthy_since(&self) -> Option<Instant> {
         (self.condition == Condition::Unhealthy).then_some(self.since)
     }
 
-    /// Judges it by its counters as they are now: to be called some times in a window. Returns the
-    /// condition where it changed.
+    /// Updates the health by the present counters; call it several times in a window. Returns the
+    /// condition if it changed.
     pub fn note(&mut self, now: Instant, counters: &BackendCounters) -> Option<Condition> {
         let age = now.since(self.since);
         if self.condition == Condition::Unhealthy {
@@ -82,7 +83,7 @@ impl Passive {
             self.begin(now, counters);
             return Some(Condition::Healthy);
         }
-        // Counters that went back are somebody else's.
+        // Counters that decreased belong to another backend.
         let failed = counters.failures.saturating_sub(self.failures);
         if counters.accepted != self.accepted || counters.failures < self.failures {
             self.begin(now, counters);

@@ -1,14 +1,14 @@
-//! Slow start: a backend that has recovered gets its share of new flows little by little, while its
-//! caches are cold.
+//! Slow start: a recovered backend, whose caches are cold, gets its share of new flows gradually.
 
 use core::time::Duration;
 
 use crate::time::Instant;
 
-/// Steps from little to all: each moves a tenth of the backend's share, and costs a new table.
+/// The number of steps to the full weight: each moves a tenth of the backend's share, and costs a
+/// new table.
 pub const RAMP_STEPS: u32 = 10;
 
-/// A backend on its way to its whole weight.
+/// The ramp of a backend to its full weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ramp {
     begin: Instant,
@@ -16,12 +16,13 @@ pub struct Ramp {
 }
 
 impl Ramp {
-    /// One that begins now, and is over after `length`.
+    /// Starts a ramp at `begin`, which ends after `length`.
     pub fn new(begin: Instant, length: Duration) -> Self {
         Self { begin, length }
     }
 
-    /// Weight of the backend in [steps](RAMP_STEPS), at least one; of a backend that is not ramping up, all.
+    /// Returns the weight of the backend in [steps](RAMP_STEPS): at least one, and all of them
+    /// after the ramp.
     pub fn step(&self, now: Instant) -> u32 {
         let (age, length) = (now.since(self.begin).as_nanos(), self.length.as_nanos());
         let done = (age * u128::from(RAMP_STEPS)).checked_div(length);
@@ -29,7 +30,7 @@ impl Ramp {
         done.saturating_add(1).min(RAMP_STEPS)
     }
 
-    /// Returns true if the backend has its whole weight.
+    /// Returns true if the backend has its full weight.
     pub fn is_over(&self, now: Instant) -> bool {
         self.step(now) == RAMP_STEPS
     }

@@ -1,4 +1,4 @@
-//! Limits on new flows of one source, and on packets of a role's own.
+//! Limits on the new flows of each source, and on the packets that a role sends itself.
 
 mod own;
 mod source;

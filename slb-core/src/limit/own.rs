@@ -1,8 +1,8 @@
-//! Limits on the packets that a role makes itself.
+//! Limits on the packets that a role sends itself.
 
 use crate::time::Instant;
 
-/// The kinds of packets that a role makes itself, and of other work that strangers may ask for.
+/// The kinds of packets that a role sends itself, and of other work that strangers can cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Own {
     /// An echo reply.
@@ -19,7 +19,7 @@ pub(crate) enum Own {
     TakenUp,
 }
 
-/// Limits on the packets that a role makes. Each kind has a limit of its own, so a flood of pings
+/// Limits on the packets that a role sends itself. Each kind has its own limit, so a flood of pings
 /// suppresses neither path-MTU discovery nor RSTs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -33,7 +33,7 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// Packets a second in the long run, and at once, of each kind.
+    /// Makes limits with an average rate and a burst for each kind.
     pub(crate) fn new(rates: &Rates) -> Self {
         let limiter = |(rate, burst)| Limiter::new(rate, burst);
         Self {
@@ -47,7 +47,7 @@ impl Limits {
         }
     }
 
-    /// Changes the limits of the kinds whose rates are others; the rest keep what they have used.
+    /// Changes the limits of the kinds whose rates differ; the other kinds keep their tokens.
     pub(crate) fn set_rates(&mut self, rates: &Rates) {
         let new = Self::new(rates);
         for (own, new) in [
@@ -64,7 +64,7 @@ impl Limits {
         }
     }
 
-    /// Returns true if packets are passed on to other hosts at all.
+    /// Returns true if the limits allow any packet to be passed on to other hosts.
     pub(crate) fn pass_on(&self) -> bool {
         self.passed.most != 0
     }
@@ -102,7 +102,7 @@ pub(crate) struct Rates {
     pub(crate) taken_up: (u32, u32),
 }
 
-/// A token bucket, counted in nanoseconds.
+/// A token bucket that counts nanoseconds.
 #[derive(Clone, Copy, Debug)]
 struct Limiter {
     credit: u64,
@@ -112,12 +112,14 @@ struct Limiter {
 }
 
 impl Limiter {
-    /// `rate` packets a second in the long run, `burst` at once. None where `rate` is zero.
+    /// Makes a bucket for `rate` packets a second on average, with bursts of `burst`; for none if
+    /// `rate` is zero.
     fn new(rate: u32, burst: u32) -> Self {
         let cost = if rate == 0 {
             u64::MAX
         } else {
-            // A nanosecond is the least that is counted: with none, a high rate would be as no packet at all.
+            // The smallest interval is one nanosecond: an interval of zero, at a high rate, would
+            // mean no packets.
             (1_000_000_000 / u64::from(rate)).max(1)
         };
         let most = if rate == 0 {
@@ -133,7 +135,7 @@ impl Limiter {
         }
     }
 
-    /// Refills what the time since the last call has earned.
+    /// Adds the tokens for the time since the last call.
     fn advance(&mut self, now: Instant) {
         let earned = self
             .last

@@ -4,9 +4,10 @@
 //!  source ─► hash ─┬─► bucket of one half    one of the two has a token: the flow may begin,
 //!                  └─► bucket of the other   and each that has one gives it
 //! ```
-//! Sources share buckets by their hash, and have two each: one that begins too many empties its own
-//! two, and another is refused only where both of its are empty. There is nothing to evict, so nothing
-//! that a flood of sources could push out. Buckets fill with time, when they are next looked at.
+//! Sources share buckets by their hash, and have two each: a source that begins too many flows
+//! empties its two buckets, and another source is refused only if both of its buckets are empty.
+//! Nothing is ever evicted, so a flood of sources cannot push out others. Buckets are refilled when
+//! they are next used.
 
 use core::fmt;
 
@@ -16,25 +17,25 @@ use crate::mem::{Mem, Memory};
 use crate::packet::{Family, Packet};
 use crate::time::Instant;
 
-/// A bucket: thousandths of tokens, and when they were counted.
+/// A bucket: thousandths of tokens, and the time at which they were counted.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SourceBucket {
     credit: u32,
-    /// Milliseconds of the limiter's clock, which wraps after 49 days; zero: never.
+    /// Milliseconds of the limiter's clock, which wraps after 49 days; zero for never.
     counted: u32,
 }
 
 /// A limit on the new flows of each source: an IPv4 address, or a /64 of IPv6.
 pub struct SourceLimiter<'m> {
     buckets: Mem<'m, SourceBucket>,
-    /// Thousandths of a token that a millisecond brings: tokens a second.
+    /// Thousandths of a token per millisecond, that is, tokens per second.
     rate: u32,
     most: u32,
     key: [u64; 2],
     now: u32,
 }
 
-/// Odd, and half of its bits set: digits of pi. What is secret is the key.
+/// Digits of pi: odd, with half of the bits set. The constant need not be secret, since the key is.
 const MIX: [u64; 2] = [0x4528_21e6_38d0_1377, 0xbe54_66cf_34e9_0c6d];
 
 /// One flow, in thousandths.
@@ -44,9 +45,9 @@ impl<'m> SourceLimiter<'m> {
     /// A number of buckets that suffices for most uses: 512 KiB.
     pub const BUCKETS: usize = 1 << 16;
 
-    /// A limiter that lets each source begin `rate` flows a second in the long run, and `at_once` at
-    /// once, at least one and at most four million. Each bucket takes eight bytes; without any, nothing
-    /// is limited.
+    /// Makes a limiter that lets each source begin `rate` flows a second on average, with bursts of
+    /// `at_once`, at least one and at most four million. Each bucket takes eight bytes; without
+    /// buckets, nothing is limited.
     pub fn new(mut buckets: Mem<'m, SourceBucket>, rate: u32, at_once: u32, key: Key) -> Self {
         let most = at_once.clamp(1, u32::MAX / TOKEN) * TOKEN;
         let full = SourceBucket {
@@ -63,7 +64,7 @@ impl<'m> SourceLimiter<'m> {
         }
     }
 
-    /// No limit: every source may begin as many flows as it likes.
+    /// Makes a limiter without a limit.
     pub(crate) fn none() -> Self {
         Self {
             buckets: Mem::empty(),
@@ -74,8 +75,8 @@ impl<'m> SourceLimiter<'m> {
         }
     }
 
-    /// A limit of `rate` new flows a second and `at_once` at once for each source, with a number of
-    /// buckets out of `memory`; `None` if the memory is used up.
+    /// Makes a limiter of `rate` new flows a second and bursts of `at_once` for each source, with
+    /// `buckets` buckets from `memory`; returns `None` if the memory is used up.
     pub fn build(
         buckets: usize,
         rate: u32,
@@ -120,7 +121,7 @@ impl<'m> SourceLimiter<'m> {
 
 #[cfg(feature = "alloc")]
 impl SourceLimiter<'static> {
-    /// [`build`](Self::build), in boxes.
+    /// Makes a limiter like [`build`](Self::build), in boxes.
     pub fn with_capacity(buckets: usize, rate: u32, at_once: u32, key: Key) -> Self {
         let none = SourceBucket::default();
         let buckets = Mem::from(alloc::vec![none; buckets]);

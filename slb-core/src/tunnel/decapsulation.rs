@@ -1,6 +1,7 @@
-//! VXLAN the other way: what comes for this node from the fabric.
+//! Decapsulation of VXLAN packets to this node.
 //!
-//! Sources: RFC 7348 §4.1 and §5, RFC 6040 §4.2 (what congestion on the way means inside).
+//! Sources: RFC 7348 §4.1 and §5, RFC 6040 §4.2 (propagation of congestion marks to the inner
+//! header).
 
 use core::net::IpAddr;
 
@@ -54,7 +55,7 @@ impl Outer {
     /// Parses the headers around the inner frame; `None` if `bytes` is not VXLAN for this node.
     ///
     /// # Errors
-    /// It is, and is broken.
+    /// The frame is VXLAN for this node, and is malformed.
     #[inline]
     pub(crate) fn parse(bytes: &[u8], underlay: &Underlay) -> Result<Option<Self>, DropReason> {
         if let Some(outer) = Self::parse_common(bytes, underlay) {
@@ -63,7 +64,7 @@ impl Outer {
         Self::parse_any(bytes, underlay)
     }
 
-    /// Over IPv4 without options and without a UDP checksum: what muxes send.
+    /// Parses VXLAN over IPv4 without options and without a UDP checksum, as muxes send it.
     #[inline]
     fn parse_common(bytes: &[u8], underlay: &Underlay) -> Option<Self> {
         const IP: usize = ethernet::HEADER_LEN;
@@ -96,7 +97,7 @@ impl Outer {
         })
     }
 
-    /// Reads the common headers of a frame for this node; `None` if it has others.
+    /// Parses the common headers of a frame for this node; returns `None` if it has other headers.
     #[cold]
     pub(crate) fn parse_if_common(bytes: &[u8], underlay: &Underlay) -> Option<Self> {
         Self::parse_common(bytes, underlay)
@@ -162,7 +163,7 @@ impl Outer {
         let datagram = payload
             .get(..usize::from(udp.len()))
             .ok_or(DropReason::Malformed)?;
-        // A checksum that is there is checked (RFC 7348 §5); none is fine over IPv6 too (RFC 6935).
+        // A nonzero checksum is verified (RFC 7348 §5); zero is also accepted over IPv6 (RFC 6935).
         if udp.checksum() != 0 && pseudo.add_bytes(datagram).checksum() != 0 {
             return Err(DropReason::OuterChecksum);
         }
@@ -184,7 +185,8 @@ impl Outer {
     /// (RFC 6040 §4.2, figure 4).
     ///
     /// # Errors
-    /// It was to be slowed down, and its ends would not know: it is to be dropped.
+    /// The outer header has a congestion mark that the inner header cannot carry, so the packet has
+    /// to be dropped.
     #[inline]
     pub(crate) fn pass_congestion_on(
         &self,
@@ -221,21 +223,21 @@ impl Outer {
     }
 }
 
-/// The headers of the common case around an inner frame, and that frame's destination.
+/// The common headers around an inner frame, and that frame's destination.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CommonHead<'a>(&'a [u8; COMMON + 6], &'a [u8]);
 
-/// The bytes that all common headers of one sender, network and receiver share, as they are in the
-/// frame.
+/// The bytes of common headers that are the same for one sender, network and receiver.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CommonName([u64; 6]);
 
 impl CommonName {
-    /// The name of no head: each has bits that are not among those that count.
+    /// A name that matches no head, since it has bits outside of the masks.
     pub(crate) const NONE: Self = Self([u64::MAX; 6]);
 
-    /// The bits that count, in the words that begin at [`OFFSETS`](Self::OFFSETS): the fields by which
-    /// [`Outer::parse_common`] tells the common case, the sender, the network and the receiver.
+    /// The compared bits of the words at [`OFFSETS`](Self::OFFSETS): the fields by which
+    /// [`Outer::parse_common`] recognizes the common case, the sender, the network and the
+    /// receiver.
     const MASKS: [u64; 6] = [
         // EtherType, version and header length.
         u64::from_le_bytes([0xff, 0xff, 0xff, 0, 0, 0, 0, 0]),
@@ -254,7 +256,8 @@ impl CommonName {
 }
 
 impl<'a> CommonHead<'a> {
-    /// The head of a frame that may have others; `None` if it is too short.
+    /// Returns the head of a frame, which may not have common headers; `None` if the frame is too
+    /// short.
     #[inline]
     pub(crate) fn of(bytes: &'a [u8]) -> Option<Self> {
         Some(Self(bytes.first_chunk()?, bytes))
@@ -291,8 +294,8 @@ impl<'a> CommonHead<'a> {
             == 0
     }
 
-    /// Returns a number that tells senders and receivers of one rack apart, whose addresses differ in their
-    /// last bytes.
+    /// Returns a number that differs between senders and receivers of one rack, whose addresses
+    /// differ in their last bytes.
     #[inline]
     pub(crate) fn place(&self) -> usize {
         let [sender, network, receiver] =

@@ -1,5 +1,5 @@
-//! VXLAN in place: the outer headers of each backend are written once, when the snapshot is
-//! compiled, and copied in front of each packet with the few fields that differ.
+//! Encapsulation in place: the outer headers of each backend are prepared when the snapshot is
+//! compiled, copied in front of each packet, and completed with the few fields that differ.
 //!
 //! ```text
 //!   outer Ethernet | IPv4 or IPv6 | UDP | VXLAN | inner Ethernet | inner IP, as it came
@@ -44,14 +44,15 @@ const FIRST_SOURCE_PORT: u16 = 49_152;
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct Template {
-    /// As many as the outer family needs; IPv4's are one cache line. Zero: what each packet has of its
-    /// own, the outer IPv4 checksum and the inner EtherType among it.
+    /// The headers, of the length for the outer address family; those over IPv4 fit a cache line.
+    /// Fields that differ between packets are zero, including the outer IPv4 checksum and the inner
+    /// EtherType.
     bytes: [u8; HEADER_IPV6],
     /// Bytes before the inner IP header.
     header_len: u8,
     /// True if the outer UDP checksum is computed.
     checksum: bool,
-    /// The one's complement sum of the outer IPv4 header, of its words read little-endian.
+    /// The one's complement sum of the outer IPv4 header's words, read little-endian.
     sum: u16,
 }
 
@@ -87,7 +88,8 @@ impl Template {
         sum: 0,
     };
 
-    /// The headers for a backend; `None` if the underlay has no address of its host's family.
+    /// Makes the headers for a backend; returns `None` if the underlay has no address of its host's
+    /// family.
     pub(crate) fn new(
         underlay: &Underlay,
         host: IpAddr,
@@ -130,7 +132,7 @@ impl Template {
     fn write_ipv4(&mut self, underlay: &Underlay, source: Ipv4Addr, destination: Ipv4Addr) {
         let header = ipv4::Header {
             traffic_class: 0,
-            total_len: 0, // added for each packet, as is the traffic class
+            total_len: 0, // added for each packet, like the traffic class
             identification: 0,
             flags_fragment: ipv4::DONT_FRAGMENT,
             ttl: underlay.hop_limit,
@@ -181,7 +183,7 @@ impl Template {
         }
     }
 
-    /// The longest inner IP packet that fits an underlay of `mtu` bytes.
+    /// Returns the length of the longest inner IP packet that fits an underlay of `mtu` bytes.
     pub(crate) fn inner_mtu(&self, mtu: u16) -> u32 {
         u32::from(mtu).saturating_sub(u32::from(self.header_len) - ETHERNET as u32)
     }
@@ -199,10 +201,10 @@ impl Template {
         usize::from(self.header_len) == HEADER_IPV4 && !self.checksum
     }
 
-    /// Encapsulates `packet`, whose frame this is, one hop taken off its TTL. `entropy` is a hash
-    /// of the inner flow; its low 14 bits become the outer source port.
+    /// Encapsulates a frame with its parsed `packet`, after decrementing the TTL. `entropy` is a
+    /// hash of the inner flow; its low 14 bits become the outer source port.
     ///
-    /// Link-layer padding and VLAN tags of the link it came by are left out.
+    /// Link-layer padding and VLAN tags of the incoming link are removed.
     ///
     /// # Errors
     /// The headroom is too small. The frame is then unchanged.
@@ -216,7 +218,7 @@ impl Template {
         self.encapsulate_inner(frame, packet.into(), entropy as u16)
     }
 
-    /// Encapsulates a packet of which only so much is known. `entropy` is the hash's low 16 bits.
+    /// Encapsulates a packet by its `inner` properties. `entropy` has the low 16 bits of the hash.
     ///
     /// # Errors
     /// The headroom is too small. The frame is then unchanged.
@@ -237,7 +239,8 @@ impl Template {
         done.ok_or(DropReason::NoHeadroom)
     }
 
-    /// Encapsulates by a template that [is common](Self::is_common). `None` if the headroom is too small.
+    /// Encapsulates with a template that [is common](Self::is_common). Returns `None` if the
+    /// headroom is too small.
     #[inline(always)] // with constants in `inner`, most of it goes away
     pub(crate) fn encapsulate_common(
         &self,
@@ -266,9 +269,9 @@ impl Template {
         self.replace(frame, self.tunnel() + SOURCE, &source.0);
     }
 
-    /// Writes the four bytes that begin with the TTL or the next header, as
-    /// [`hop_bytes`](Self::hop_bytes) read them, into the inner IP header of a frame that this template
-    /// encapsulated: the hop that was taken off is there again.
+    /// Restores the hop of a frame that this template encapsulated: writes the four bytes that
+    /// begin with the TTL or the next header, as [`hop_bytes`](Self::hop_bytes) read them, into the
+    /// inner IP header.
     pub(crate) fn give_hop_back(&self, frame: &mut Frame<'_>, family: Family, bytes: [u8; 4]) {
         const IP: usize = vxlan::HEADER_LEN + ETHERNET;
         self.replace(frame, self.tunnel() + IP + Self::hop_place(family), &bytes);
@@ -279,7 +282,8 @@ impl Template {
         ip.get(Self::hop_place(family)..)?.first_chunk().copied()
     }
 
-    /// Where the bytes are that change with a hop: IPv4's TTL and checksum, IPv6's next header and hop limit.
+    /// Returns the offset of the bytes that change with a hop: IPv4's TTL and checksum, IPv6's next
+    /// header and hop limit.
     const fn hop_place(family: Family) -> usize {
         match family {
             Family::Ipv4 => 8,
@@ -287,8 +291,8 @@ impl Template {
         }
     }
 
-    /// Puts other bytes behind the UDP header of a frame that this template encapsulated: an even number
-    /// of them, an even number of bytes behind it.
+    /// Replaces bytes after the UDP header of a frame that this template encapsulated, and updates
+    /// the UDP checksum. Their number and their distance from the header are even.
     fn replace<const N: usize>(&self, frame: &mut Frame<'_>, at: usize, new: &[u8; N]) {
         let bytes = frame.bytes_mut().get_mut(at..at + N);
         let Some(place) = bytes.and_then(<[u8]>::first_chunk_mut) else {
@@ -298,7 +302,7 @@ impl Template {
         if !self.checksum {
             return;
         }
-        // The last field before VXLAN is UDP's checksum, of which the bytes are a part.
+        // The last field before VXLAN is UDP's checksum, which covers the bytes.
         let end = self.tunnel();
         if let Some(field) = frame.bytes_mut().get_mut(end - 2..end)
             && let [high, low] = field
@@ -317,9 +321,9 @@ impl Template {
         usize::from(self.header_len) == HEADER_IPV4
     }
 
-    /// The address of the host that it leads to, in two words.
+    /// Returns the address of the host, in two words.
     pub(crate) fn host(&self) -> [u64; 2] {
-        // Not by way of an `IpAddr`, whose bytes are copied in pieces that overlap.
+        // Not through an `IpAddr`, whose bytes are copied in overlapping pieces.
         match self.is_ipv4() {
             true => words_of_ipv4(at(&self.bytes, IP + 16)),
             false => words_of_ipv6(at(&self.bytes, IP + 24)),
@@ -339,7 +343,8 @@ impl Template {
             + (u32::from(inner.traffic_class) << 8)
             + u32::from(total_len.swap_bytes());
         let checksum = !((sum.wrapping_add(sum.rotate_right(16)) >> 16) as u16);
-        // Four vectors, then the few fields: shifting fields into words takes seven instructions more.
+        // Four vectors, then the few fields: shifting fields into words would take seven more
+        // instructions.
         header.copy_from_slice(&self.bytes[..HEADER_IPV4]);
         header[IP + 1] = inner.traffic_class;
         write(header, IP + 2, total_len.to_be_bytes());
@@ -384,13 +389,13 @@ impl Template {
     }
 }
 
-/// The outer source port, of the low bits of a hash of the inner flow.
+/// Returns the outer source port, from the low bits of a hash of the inner flow.
 #[inline]
 fn source_port(entropy: u16) -> u16 {
     FIRST_SOURCE_PORT | entropy & 0x3fff
 }
 
-/// Takes one hop off the inner packet's TTL; returns its EtherType.
+/// Decrements the inner packet's TTL; returns its EtherType.
 #[inline(always)] // as `encapsulate_common`
 fn take_a_hop(packet: &mut [u8], family: Family) -> Option<EtherType> {
     Some(match family {

@@ -1,4 +1,4 @@
-//! VXLAN: outer headers that are put before packets, and taken off (RFC 7348).
+//! Encapsulation in VXLAN, and decapsulation (RFC 7348).
 
 pub(crate) mod decapsulation;
 pub(crate) mod encapsulation;

@@ -4,9 +4,9 @@
 //!   due ──► the caller asks the backend ──► succeeded / failed ──► a new condition
 //! ```
 //!
-//! `threshold` failures in a row make a healthy backend unhealthy, and as many successes in a row
-//! an unhealthy one healthy: one result of the other kind resets the count. A probe that is still
-//! out when the next is due, or when its timeout has passed, has failed.
+//! `threshold` failures in a row make a healthy backend unhealthy, and `threshold` successes in a
+//! row make an unhealthy backend healthy; a result of the other kind resets the count. A probe
+//! fails if it is still outstanding when the next one is due, or when its timeout has passed.
 
 mod passive;
 mod ramp;
@@ -23,9 +23,9 @@ use crate::time::Instant;
 pub struct ProbePolicy {
     /// Time from one probe to the next.
     pub interval: Duration,
-    /// An answer that takes longer is none. At most the interval.
+    /// The time that an answer may take, at most the interval.
     pub timeout: Duration,
-    /// Answers of the other kind in a row before the condition changes; at least one.
+    /// Results of the other kind in a row that change the condition; at least one.
     pub threshold: u32,
 }
 
@@ -64,7 +64,7 @@ impl Condition {
 pub struct Health {
     policy: ProbePolicy,
     condition: Condition,
-    /// Answers of the other kind in a row.
+    /// Results of the other kind in a row so far.
     against: u32,
     /// The time of the next probe.
     next: Instant,
@@ -73,9 +73,8 @@ pub struct Health {
 }
 
 impl Health {
-    /// The health of a backend whose first probe goes out at `first`, until then as `condition`
-    /// says. Spread `first` over an interval, so that not all backends are asked at once: see
-    /// [`jitter`].
+    /// Starts with `condition`, and with the first probe at `first`. Spread `first` over an
+    /// interval, so that not all backends are probed at once; see [`jitter`].
     pub fn new(policy: ProbePolicy, condition: Condition, first: Instant) -> Self {
         let threshold = policy.threshold.max(1);
         let timeout = policy.timeout.min(policy.interval);
@@ -109,8 +108,7 @@ impl Health {
         if self.out.is_some() || now < self.next {
             return false;
         }
-        // On time: one that goes out late does not delay those that follow, as long as it is less
-        // than an interval late.
+        // A probe that is less than an interval late does not delay the following ones.
         let next = self.next + self.policy.interval;
         self.next = if next > now {
             next
@@ -121,24 +119,25 @@ impl Health {
         true
     }
 
-    /// The backend answered well. Returns the condition where it changed.
+    /// Records a successful answer of the backend. Returns the condition if it changed.
     pub fn succeeded(&mut self) -> Option<Condition> {
         self.out.take()?;
         self.note(Condition::Healthy)
     }
 
-    /// Notes that the backend refused or answered something else. Returns the condition where it changed.
+    /// Records a refusal or a wrong answer of the backend. Returns the condition if it changed.
     pub fn failed(&mut self) -> Option<Condition> {
         self.out.take()?;
         self.note(Condition::Unhealthy)
     }
 
-    /// The probe that is out was never asked, by the fault of whoever asks: it says nothing.
+    /// Discards the outstanding probe, which could not be sent for a reason on the prober's side,
+    /// and proves nothing.
     pub fn cancel(&mut self) {
         self.out = None;
     }
 
-    /// Takes a probe that is out for too long as failed. Returns the condition where it changed.
+    /// Fails an outstanding probe whose timeout has passed. Returns the condition if it changed.
     pub fn expire(&mut self, now: Instant) -> Option<Condition> {
         self.out.filter(|out| now >= *out)?;
         self.failed()

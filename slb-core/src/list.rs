@@ -1,12 +1,13 @@
-//! The entries of a running role's table, one after the other: what `slb flows` and `slb connections` show.
+//! Listing of the entries of a running role's table, for `slb flows` and `slb connections`.
 //!
-//! [`Mux::list`](crate::Mux::list), [`Host::list`](crate::Host::list) and [`Proxy::list`](crate::Proxy::list)
-//! look at a bounded number of places a call and change nothing, so a live loop can walk its table between two
-//! bursts. A [`Filter`] is applied to the words of the table before an [`Entry`] is made of them: a place that
-//! is not wanted costs a few compares.
+//! [`Mux::list`](crate::Mux::list), [`Host::list`](crate::Host::list) and
+//! [`Proxy::list`](crate::Proxy::list) visit a bounded number of places per call and change
+//! nothing, so a live loop can walk its table between two bursts. A [`Filter`] is applied to the
+//! words of the table before they are converted into an [`Entry`], so a place that does not match
+//! costs a few comparisons.
 //!
-//! An entry names its backend and its rule by [identity](crate::state#identities), which stays the same from
-//! one configuration to the next; [`rule_names`] and [`backend_identity`] lead back to names.
+//! An entry names its backend and its rule by [identity](crate::state#identities), which is stable
+//! across configurations; [`rule_names`] and [`backend_identity`] map names to identities.
 
 use core::net::IpAddr;
 use core::time::Duration;
@@ -53,29 +54,29 @@ pub struct Entry {
     pub state: EntryState,
     /// Identity of the backend; `None` if the backend is gone.
     pub backend: Option<u64>,
-    /// Identity of the rule; `None` if there is none, or where it is gone.
+    /// Identity of the rule; `None` if there is none, or if it is gone.
     pub rule: Option<u64>,
     /// The vm's port at a host agent, the client's at a proxy.
     pub port: Option<PortId>,
     /// Idle timeout of the entry; `None` if a mux does not know it: the rule is gone, or the flow
     /// is closing and may have ended by a FIN or by a RST.
     pub timeout: Option<Duration>,
-    /// The rest of that time.
+    /// The remaining time until the entry expires.
     pub left: Duration,
 }
 
 impl Entry {
-    /// Time since the last packet; `None` if the timeout is not known.
+    /// Returns the time since the last packet; `None` if the timeout is not known.
     ///
     /// # Units
-    /// A mux counts in steps of 1.07 s, the others of 67 ms.
+    /// A mux counts in steps of 1.07 s, the other roles in steps of 67 ms.
     pub fn idle(&self) -> Option<Duration> {
         self.timeout
             .map(|timeout| timeout.saturating_sub(self.left))
     }
 }
 
-/// The addresses that share the first bits with one of them.
+/// A range of addresses that share their first bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subnet {
     /// One of the addresses.
@@ -85,7 +86,7 @@ pub struct Subnet {
 }
 
 impl Subnet {
-    /// An address alone.
+    /// Returns the subnet of a single address.
     pub const fn host(address: IpAddr) -> Self {
         Self { address, bits: 128 }
     }
@@ -116,7 +117,7 @@ impl Subnet {
     }
 }
 
-/// Addresses and ports that one side of an entry is to have. What is `None` may be anything.
+/// Addresses and ports to match with one side of an entry. `None` matches anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ends {
     /// Source addresses.
@@ -129,12 +130,12 @@ pub struct Ends {
     pub destination_port: Option<u16>,
 }
 
-/// The entries that are wanted. What is `None` may be anything.
+/// Conditions on entries. `None` matches anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Filter<'a> {
     /// Selects by the ends in [`Entry::outside`].
     pub outside: Ends,
-    /// Selects by the ends in [`Entry::inside`], which a mux's flows do not have.
+    /// Selects by the ends in [`Entry::inside`], which flows of a mux do not have.
     pub inside: Ends,
     /// IP protocol number.
     pub protocol: Option<u8>,
@@ -142,16 +143,16 @@ pub struct Filter<'a> {
     pub state: Option<EntryState>,
     /// Direction of the first packet.
     pub opener: Option<Direction>,
-    /// Identities of backends, of which it has one.
+    /// Identities of backends, one of which has to match.
     pub backends: Option<&'a [u64]>,
-    /// Identities of rules, of which it has one.
+    /// Identities of rules, one of which has to match.
     pub rules: Option<&'a [u64]>,
     /// Port of the vm, or of a proxy's client.
     pub port: Option<PortId>,
 }
 
 impl Filter<'_> {
-    /// Returns true if the filter takes an entry with tuples that it takes.
+    /// Returns true if an entry matches the filter's conditions other than tuples.
     pub(crate) fn takes(&self, entry: &Entry) -> bool {
         let is_one = |wanted: Option<&[u64]>, own: Option<u64>| {
             wanted.is_none_or(|wanted| own.is_some_and(|own| wanted.contains(&own)))
@@ -169,13 +170,13 @@ impl Filter<'_> {
 /// The result of one call of `list`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// Places that were looked at.
+    /// The number of visited places.
     pub places: usize,
     /// The position of the next call; `None` if all entries were visited.
     pub next: Option<Cursor>,
 }
 
-/// Ends as the words of a table have them.
+/// Conditions on tuples, in the form of a table's words.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Like<A> {
     mask: A,
@@ -185,7 +186,8 @@ pub(crate) struct Like<A> {
 }
 
 impl<A: Addresses> Like<A> {
-    /// `None` if an address is of the other family: no entry of this table is like it.
+    /// Converts conditions; returns `None` if an address is of the other family, so that no entry
+    /// of this table can match.
     pub(crate) fn of(ends: &Ends) -> Option<Self> {
         let words = |end: Option<Subnet>| {
             let (source, _) = A::ZERO.split();
@@ -222,7 +224,7 @@ pub fn backend_identity(pool: &Pool<'_>, backend: &Backend<'_>) -> u64 {
     snapshot::backend_identity(pool, backend)
 }
 
-/// A rule by what it does.
+/// The name of a rule, by its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RuleName<'s> {
     /// A balancing rule, by its name.
@@ -234,7 +236,7 @@ pub enum RuleName<'s> {
 }
 
 impl<'s> RuleName<'s> {
-    /// The name alone.
+    /// Returns the name alone.
     pub const fn name(self) -> &'s str {
         match self {
             Self::Rule(name) | Self::InboundNat(name) | Self::Outbound(name) => name,
@@ -242,7 +244,7 @@ impl<'s> RuleName<'s> {
     }
 }
 
-/// The identity and the name of each rule of a spec, in the order of their places.
+/// Yields the identity and the name of each rule of a spec, in the order of their indexes.
 ///
 /// # Cost
 /// A hash for each rule and each port of inbound NAT.

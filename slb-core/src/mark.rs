@@ -5,27 +5,27 @@
 //!   bits     hops - 1: 3 | kind: 2 | mux: 8 | seed: 5 | visited: 22
 //! ```
 //!
-//! The mark says how often the packet was passed on, what is asked of its receiver, by which mux it came,
-//! and which hosts it has been at. Each host on its way is a tag, a hash of its address: of `n` hosts each
-//! tag has 22 / n bits, rounded down. The last host has no tag, since it is the outer source address. No
-//! host is visited twice.
+//! The mark encodes the number of hops, the request to the receiver, the mux that the packet came
+//! through, and the visited hosts. Each visited host is represented by a tag, a hash of its
+//! address: with `n` hosts, each tag has 22 / n bits, rounded down. The last host has no tag, since
+//! it is the outer source address. No host is visited twice.
 //!
-//! Two tags may be alike: the second host is then taken for visited, and left out. The first host on the way
-//! knows whom the packet may go to, and chooses the seed of the hash so that their tags differ. Only a
-//! host that the first one has not heard of may be left out.
+//! If two tags are equal, the second host counts as visited, and is left out. The first host on the
+//! way knows the hosts that the packet may go to, and chooses the seed of the hash so that their
+//! tags differ. Only a host that the first one does not know may be left out.
 //!
-//! A mark is to be believed from hosts only.
+//! Accept marks only from hosts.
 
 use crate::hash::fold_multiply;
 use crate::wire::ethernet::MacAddress;
 
-/// The most often that a packet is passed on.
+/// The maximum number of hops of a passed-on packet.
 pub(crate) const MAX_HOPS: u8 = 8;
 
-/// Stands for an unknown mux.
+/// The number of an unknown mux.
 pub(crate) const NO_MUX: u8 = crate::nat::connection::Policy::DIRECT;
 
-/// The first octet of every mark: that of a locally administered unicast address.
+/// The first octet of every mark, which makes it a locally administered unicast address.
 const PREFIX: u8 = 0x72;
 
 const VISITED_BITS: u32 = 22;
@@ -36,31 +36,32 @@ const MUX_SHIFT: u32 = VISITED_BITS + SEED_BITS;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Handover {
-    /// The packet is of a connection, or begins one, that the receiver may have.
+    /// The packet belongs to or begins a connection that the receiver may have.
     PassedOn,
-    /// The packet may begin a flow, which the receiver is to take only if it has the flow already.
+    /// The packet may begin a flow; the receiver accepts it only if it has the flow already.
     Asked,
-    /// No host has the flow that the packet may begin: the receiver takes it.
+    /// No host has the flow that the packet may begin, so the receiver accepts it.
     PassedBack,
 }
 
-/// A packet's way so far.
+/// The way of a packet so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mark {
     /// The number of times that the packet was passed on: 1 to [`MAX_HOPS`].
     pub(crate) hops: u8,
     pub(crate) handover: Handover,
-    /// The number of the mux that it came by, or [`NO_MUX`].
+    /// The number of the mux that the packet came through, or [`NO_MUX`].
     pub(crate) mux: u8,
-    /// The seed of the hash that makes tags.
+    /// The seed of the tags' hash.
     seed: u8,
-    /// Tags of the hosts that it was at, but for the last one.
+    /// Tags of the visited hosts, except the last one.
     visited: u32,
 }
 
 impl Mark {
-    /// The mark of a packet that a mux sent, of this number, or [`NO_MUX`]. `hosts` are those that the
-    /// packet may be at, in this order, beginning with the one that passes it on now.
+    /// Makes the mark of a packet from the mux with this number, or [`NO_MUX`]. `hosts` are the
+    /// hosts that the packet may visit, in this order, beginning with the one that passes it on
+    /// now.
     pub(crate) fn first(
         handover: Handover,
         mux: u8,
@@ -75,8 +76,8 @@ impl Mark {
         }
     }
 
-    /// The mark of a packet that has this one, sent by the host at `sender`, and is passed on again. It
-    /// counts no further than [`MAX_HOPS`].
+    /// Returns the mark for passing on a packet again that arrived with this mark from the host at
+    /// `sender`. The count of hops stops at [`MAX_HOPS`].
     pub(crate) fn next(&self, handover: Handover, sender: [u64; 2]) -> Self {
         let (old, new) = (tags(self.hops), tags(self.hops + 1));
         if self.hops >= MAX_HOPS {
@@ -96,8 +97,8 @@ impl Mark {
         }
     }
 
-    /// Returns true if the packet may have visited the host with this address, apart from the host
-    /// that sent it last.
+    /// Returns true if the packet may have visited the host with this address, not considering the
+    /// host that sent it last.
     pub(crate) fn has_visited(&self, host: [u64; 2]) -> bool {
         let count = tags(self.hops);
         let width = width(count);
@@ -105,7 +106,7 @@ impl Mark {
         (0..count).any(|place| self.visited >> (place * width) & mask(width) == tag)
     }
 
-    /// The mark that an inner source address is, if it is one.
+    /// Parses an inner source address as a mark, if it is one.
     pub(crate) fn read(mac: MacAddress) -> Option<Self> {
         let [prefix, a, b, c, d, e] = mac.0;
         if prefix != PREFIX {
@@ -126,7 +127,7 @@ impl Mark {
         })
     }
 
-    /// The inner source address that says so.
+    /// Returns the inner source address that encodes the mark.
     pub(crate) fn address(&self) -> MacAddress {
         let handover = match self.handover {
             Handover::PassedOn => 0,
@@ -142,7 +143,7 @@ impl Mark {
     }
 }
 
-/// An inner source address that is no mark, in the place of a node's own.
+/// Returns an inner source address that is no mark, instead of a node's own.
 pub(crate) fn unmarked(own: MacAddress) -> MacAddress {
     let [first, rest @ ..] = own.0;
     let first = if first == PREFIX { 0x02 } else { first };
@@ -150,14 +151,14 @@ pub(crate) fn unmarked(own: MacAddress) -> MacAddress {
     MacAddress([first, a, b, c, d, e])
 }
 
-/// Tags that a mark after so many hops has.
+/// Returns the number of tags in a mark after `hops` hops.
 const fn tags(hops: u8) -> u32 {
     hops as u32 - 1
 }
 
-/// Bits of each tag.
+/// Returns the number of bits of each tag.
 const fn width(count: u32) -> u32 {
-    // No division where packets go by.
+    // A table, to avoid a division on the packet path.
     const WIDTHS: [u32; MAX_HOPS as usize + 1] = [0, 22, 11, 7, 5, 4, 3, 3, 2];
     WIDTHS[count as usize]
 }
@@ -169,21 +170,22 @@ const fn mask(bits: u32) -> u32 {
 /// Digits of pi: odd, and half of their bits set.
 const MIX: [u64; 2] = [0x4528_21e6_38d0_1377, 0xbe54_66cf_34e9_0c6d];
 
-/// The hash that identifies a host: the same on every node.
+/// Returns the hash that identifies a host on every node.
 fn hash(host: [u64; 2]) -> u64 {
     let hash = fold_multiply(host[0] ^ MIX[0], MIX[1]);
     fold_multiply(hash ^ host[1], MIX[0])
 }
 
-/// A host's tag, of which as many low bits are used as a mark has room for.
+/// Returns a host's tag, of which a mark uses as many low bits as it has room for.
 fn tag(hash: u64, seed: u8) -> u32 {
-    // Hosts whose tags are alike with one seed would be alike with most if only a sum differed.
+    // If the seed were only added, hosts with equal tags for one seed would have equal tags for
+    // most seeds.
     let seeded = hash.rotate_left(2 * u32::from(seed));
     (fold_multiply(seeded, MIX[1]) >> 32) as u32
 }
 
-/// The first seed with which no host that the packet may go to next looks visited on a way through these
-/// hosts; the last seed if there is none.
+/// Returns the first seed for which, on a way through these hosts, no next host seems to be visited
+/// already; the last seed if there is none.
 fn choose_seed(hosts: impl Iterator<Item = [u64; 2]>) -> u8 {
     const LAST: u8 = (1 << SEED_BITS) - 1;
     let mut hashes = [0; MAX_HOPS as usize + 1];
@@ -195,7 +197,7 @@ fn choose_seed(hosts: impl Iterator<Item = [u64; 2]>) -> u8 {
         }
     }
     if count <= 2 {
-        return 0; // nobody is visited that is not known by the outer source address
+        return 0; // the only visited host is the outer source address
     }
     let hashes = &hashes[..count];
     let is_apart = |&seed: &u8| {
@@ -203,7 +205,7 @@ fn choose_seed(hosts: impl Iterator<Item = [u64; 2]>) -> u8 {
         for (tag_of, &hash) in tags.iter_mut().zip(hashes) {
             *tag_of = tag(hash, seed);
         }
-        // At a host behind two others or more, those before the last one are known by their tags.
+        // After two or more hosts, a host knows all but the last one by their tags.
         (2..count).all(|at| {
             let mask = mask(width(at as u32 - 1));
             let (visited, ahead) = (&tags[..at - 1], &tags[(at + 1).min(count)..count]);

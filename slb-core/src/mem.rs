@@ -1,5 +1,5 @@
-//! Memory that is the caller's, or, with the `alloc` feature, our own: one type for both, so
-//! that neither the tables nor the packet path know the difference.
+//! Memory from the caller or, with the `alloc` feature, from the allocator. One type covers both,
+//! so that tables and the packet path do not depend on the origin.
 
 use core::fmt;
 use core::mem::MaybeUninit;
@@ -8,10 +8,10 @@ use core::slice;
 
 use crate::prefetch::CACHE_LINE;
 
-/// A slice that a table lives in: borrowed from the caller, or owned in a box.
+/// The slice that holds a table: borrowed from the caller, or owned in a box.
 pub struct Mem<'m, T> {
-    /// Always there. A plain reference would promise that the slice outlives each function that is given
-    /// the `Mem`, even one that drops it, and so frees the box.
+    /// Always initialised. A plain reference would assert that the slice outlives each function
+    /// that takes the `Mem`, even one that drops it and so frees the box.
     slice: MaybeUninit<&'m mut [T]>,
     /// True if `slice` is a leaked box, which is freed at the end.
     #[cfg(feature = "alloc")]
@@ -19,7 +19,7 @@ pub struct Mem<'m, T> {
 }
 
 impl<T> Mem<'_, T> {
-    /// No memory at all: the table that gets it holds nothing.
+    /// Makes a slice without elements, for a table without capacity.
     pub fn empty() -> Self {
         Self::from(&mut [][..])
     }
@@ -63,7 +63,7 @@ impl<T> Drop for Mem<'_, T> {
     fn drop(&mut self) {
         if self.owned {
             let slice: *mut [T] = core::ptr::from_mut(&mut **self);
-            // SAFETY: `owned` says that the slice was leaked from a box, and this is the last use of it.
+            // SAFETY: `owned` means that the slice was leaked from a box, and this is its last use.
             drop(unsafe { alloc::boxed::Box::from_raw(slice) });
         }
     }
@@ -74,7 +74,7 @@ impl<T> Deref for Mem<'_, T> {
 
     #[inline]
     fn deref(&self) -> &[T] {
-        // SAFETY: it is there from the beginning.
+        // SAFETY: the slice is initialised on creation.
         unsafe { self.slice.assume_init_ref() }
     }
 }
@@ -82,7 +82,7 @@ impl<T> Deref for Mem<'_, T> {
 impl<T> DerefMut for Mem<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: it is there from the beginning.
+        // SAFETY: the slice is initialised on creation.
         unsafe { self.slice.assume_init_mut() }
     }
 }
@@ -95,20 +95,20 @@ impl<T> fmt::Debug for Mem<'_, T> {
     }
 }
 
-/// The unit of memory that a caller gives: a cache line, of whatever content.
+/// The unit of memory that a caller provides: a cache line with arbitrary contents.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub struct Line([MaybeUninit<u8>; CACHE_LINE]);
 
 impl Line {
-    /// A line to fill arrays with.
+    /// A line to initialise arrays with.
     pub const EMPTY: Self = Self([MaybeUninit::uninit(); CACHE_LINE]);
 
-    /// The lines that lie in memory which is given away for good, such as a mapping that is never
-    /// unmapped. What does not fill an aligned line is left out.
+    /// Returns the lines in leaked memory, such as a mapping that is never unmapped. Bytes that do
+    /// not fill an aligned line are left out.
     pub fn from_leaked(bytes: &'static mut [u8]) -> &'static mut [Self] {
-        // SAFETY: any bytes are lines, which may be uninitialised. The bytes are borrowed for ever,
-        // so nobody can read them as bytes again, whatever is written.
+        // SAFETY: any bytes are valid lines, which may be uninitialised. The bytes are borrowed
+        // forever, so they can never be read as bytes again, whatever is written.
         let (_, lines, _) = unsafe { bytes.align_to_mut() };
         lines
     }
@@ -122,18 +122,18 @@ impl fmt::Debug for Line {
 
 /// A source of memory for the parts of a structure.
 pub trait Memory<'m> {
-    /// `count` times `fill`, or `None` if the memory is used up.
+    /// Returns a slice of `count` times `fill`, or `None` if the memory is used up.
     fn take<T: Copy>(&mut self, count: usize, fill: T) -> Option<Mem<'m, T>>;
 }
 
-/// Memory of the caller's, taken from its front.
+/// Memory from the caller, allocated from its front.
 #[derive(Debug)]
 pub struct Arena<'m> {
     free: &'m mut [Line],
 }
 
 impl<'m> Arena<'m> {
-    /// An arena over `lines`.
+    /// Makes an arena over `lines`.
     pub fn new(lines: &'m mut [Line]) -> Self {
         Self { free: lines }
     }
@@ -149,8 +149,8 @@ impl<'m> Memory<'m> for Arena<'m> {
         for i in 0..count {
             // SAFETY: `taken` has room for `count` of `T`, of at least its alignment.
             let place = unsafe { first.add(i) };
-            // SAFETY: `place` is inside `taken`, which is borrowed exclusively for `'m`. The
-            // caller gets the lines back as `MaybeUninit`, whatever is written.
+            // SAFETY: `place` is inside `taken`, which is borrowed exclusively for `'m`. The caller
+            // sees the lines again only as `MaybeUninit`, whatever is written.
             unsafe { place.write(fill) };
         }
         // SAFETY: the loop has initialised all `count` elements, and `taken` is not used again.
@@ -160,8 +160,8 @@ impl<'m> Memory<'m> for Arena<'m> {
     }
 }
 
-/// Counts the lines that an [`Arena`] needs. As a [`Memory`] it gives none, every part is empty: a
-/// structure built with it says what it takes, and does nothing.
+/// A counter of the lines that an [`Arena`] needs. As a [`Memory`] it returns empty slices, so
+/// building a structure with it counts the lines of the structure.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counter {
     lines: usize,
@@ -174,7 +174,7 @@ impl Counter {
         Some(())
     }
 
-    /// Lines so far.
+    /// Returns the number of lines so far.
     pub fn lines(&self) -> usize {
         self.lines
     }
@@ -195,7 +195,7 @@ fn lines_for<T>(count: usize) -> Option<usize> {
     )
 }
 
-/// Memory from the allocator: a box for each part.
+/// Memory from the allocator, with a box for each slice.
 #[cfg(feature = "alloc")]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Boxes;

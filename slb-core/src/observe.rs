@@ -1,7 +1,7 @@
-//! A look at the real pipeline while it works: what `explain`, traces and tests are made of.
+//! Observation of the running pipeline, for `explain`, traces and tests.
 //!
-//! There is no second implementation to explain the first. The empty observer `()` costs nothing.
-//! A [`Trail`] keeps the steps of one frame, and writes them in words:
+//! Explanations come from the pipeline itself, not from a second implementation. The empty observer
+//! `()` costs nothing. A [`Trail`] records the steps of one frame, and prints them as text:
 //!
 //! ```
 //! # use slb_core::observe::Trail;
@@ -27,61 +27,62 @@ use crate::snapshot::RuleMatch;
 use crate::verdict::{PortId, Verdict};
 use crate::wire::vxlan::Vni;
 
-/// Something that a role decided about a frame.
+/// A decision of a role about a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Step {
-    /// The frame's headers were read.
+    /// The frame's headers were parsed.
     Parsed(Packet),
     /// A later fragment got the ports that its first fragment had.
     FragmentPorts(Tuple),
     /// An ICMP error was found to be about this flow.
     QuotedFlow(Tuple),
-    /// The rules were looked up. Of several such steps the last counts: under an outbound rule of a mux,
-    /// a port that no backend has turns out to be of no rule.
+    /// The rules were looked up. Of several such steps, the last one is valid: at a mux, a port of
+    /// an outbound rule that no backend has turns out to match no rule.
     Classified(RuleMatch),
     /// The tuple was hashed; the slot is that of the rule's pool.
     Hashed {
-        /// The rule, by its index in [`Spec::rules`](crate::spec::Spec::rules); behind these come those
-        /// of inbound NAT and SNAT ports.
+        /// The rule, by its index in [`Spec::rules`](crate::spec::Spec::rules); the rules of
+        /// inbound NAT and SNAT ports come after these.
         rule: u32,
-        /// The hash of what the distribution mode counts.
+        /// The hash of the parts that the distribution mode includes.
         hash: u64,
-        /// The Maglev slot that it gives.
+        /// The Maglev slot of the hash.
         slot: usize,
     },
-    /// The flow table was asked.
+    /// The flow table was looked up.
     Flow(FlowStep),
-    /// The backend, by its place among all: see [`Snapshot::backend`](crate::snapshot::Snapshot::backend).
+    /// A backend was selected: an index for
+    /// [`Snapshot::backend`](crate::snapshot::Snapshot::backend).
     Selected(u32),
-    /// The frame was taken out of VXLAN.
+    /// The frame was decapsulated.
     Decapsulated {
         /// VXLAN network of the frame.
         vni: Vni,
-        /// The port of the vm that it is for; of a mux, the one that it came by.
+        /// The port of the destination vm; at a mux, the port that the frame arrived at.
         port: PortId,
     },
-    /// The connection table was asked.
+    /// The connection table was looked up.
     Connection(ConnectionStep),
     /// The packet goes to another host agent, which may have its connection.
     PassedOn {
-        /// The backend whose host that is, by its place among all.
+        /// A backend on the other host, by its index among all backends.
         backend: u32,
         /// The number of times that the packet was passed on, including this one.
         hops: u8,
         /// The request to the other host.
         handover: Handover,
     },
-    /// The packet goes to another vm of its network, as it is.
+    /// The packet goes to another vm of its network, untranslated.
     Switched {
         /// VXLAN network of both vms.
         vni: Vni,
-        /// Address of the vm that it goes to.
+        /// Address of the destination vm.
         to: IpAddr,
-        /// The underlay address of that vm's host; `None`: the vm is on this node.
+        /// The underlay address of that vm's host; `None` if the vm is on this node.
         host: Option<IpAddr>,
     },
-    /// The packet has this name now.
+    /// The packet was translated to this tuple.
     Translated(Tuple),
     /// The frame's verdict. Always the last step.
     Done(Verdict),
@@ -93,15 +94,16 @@ pub enum Step {
 pub enum FlowStep {
     /// The flow is pinned.
     Hit(FlowState),
-    /// The flow is not pinned, and stays so: its packet begins none.
+    /// The flow is not pinned, and its packet does not pin it.
     Miss,
     /// The flow is pinned from now on.
     Pinned,
-    /// The flow is pinned from now on, in the place of a half-open or closing flow.
+    /// The flow is pinned from now on, and replaces a half-open or closing flow.
     PinnedByEviction,
-    /// There is no place to pin it.
+    /// There is no place for the flow.
     Refused,
-    /// The flow's backend is gone, or gets no new connections: it was pinned to another.
+    /// The flow was pinned to another backend, since its backend is gone or gets no new
+    /// connections.
     Repinned,
 }
 
@@ -117,13 +119,13 @@ pub enum ConnectionStep {
     TakenUp,
     /// There is no connection, and the packet begins none.
     Missing,
-    /// The sender is told so with a RST.
+    /// There is no connection, and the sender gets a RST.
     Reset,
 }
 
-/// Sees each step of each frame.
+/// An observer of each step of each frame.
 pub trait Observe {
-    /// `frame` is the place in the slice given to `process`.
+    /// Receives a step. `frame` is the index in the slice given to `process`.
     fn step(&mut self, frame: usize, step: Step);
 }
 
@@ -140,8 +142,8 @@ impl<F: FnMut(usize, Step)> Observe for F {
 
 /// The steps of one frame.
 ///
-/// A role looks up rules more than once for some packets: of an outbound rule's, and of ICMP errors. A
-/// trail gives the lookup that counted, the last one.
+/// A role looks up rules more than once for some packets: those of outbound rules, and ICMP errors.
+/// A trail returns the last lookup, which is the valid one.
 #[derive(Clone, Copy, Debug)]
 pub struct Trail {
     frame: usize,
@@ -150,11 +152,11 @@ pub struct Trail {
 }
 
 impl Trail {
-    /// The most steps that are kept. A frame takes ten or fewer; of more, the last one is kept in any
-    /// case.
+    /// The maximum number of recorded steps. A frame takes at most ten; if there were more, the
+    /// last one is recorded in any case.
     pub const MOST: usize = 16;
 
-    /// An empty trail, for the frame at this index of the slice given to `process_observed`.
+    /// Makes an empty trail for the frame at this index of the slice given to `process_observed`.
     pub const fn new(frame: usize) -> Self {
         Self {
             frame,
@@ -163,7 +165,8 @@ impl Trail {
         }
     }
 
-    /// The steps in order, without lookups that a later one corrected, and their hashes.
+    /// Yields the steps in order, without lookups that a later one replaced, and without the hashes
+    /// of those.
     pub fn steps(&self) -> impl Iterator<Item = &Step> + Clone {
         let all = self.steps.get(..self.len).unwrap_or_default();
         let is_lookup = |step: &Step| matches!(step, Step::Classified(_));
@@ -177,7 +180,7 @@ impl Trail {
             .map(|(_, step)| step)
     }
 
-    /// The frame's verdict; `None` if the frame was not processed.
+    /// Returns the frame's verdict; `None` if the frame was not processed.
     pub fn verdict(&self) -> Option<Verdict> {
         match self.steps.get(self.len.checked_sub(1)?) {
             Some(&Step::Done(verdict)) => Some(verdict),
@@ -197,7 +200,7 @@ impl Observe for Trail {
     }
 }
 
-/// An observer of one burst out of several: counts frames from the first one's place.
+/// An observer of one of several bursts, which adds the index of the burst's first frame.
 pub(crate) struct From<'o, O> {
     pub(crate) first: usize,
     pub(crate) seen: &'o mut O,

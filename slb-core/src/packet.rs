@@ -1,8 +1,8 @@
 //! Packet headers and five-tuples: the first stage of every role.
 //!
-//! The common shapes (Ethernet, IPv4 without options or IPv6 without extension headers, TCP or UDP)
-//! are read in one straight run; everything else goes through the views of [`wire`](crate::wire). Both give the same answers
-//! (test `the_short_way_and_the_long_way_agree`).
+//! Packets of the common shapes (Ethernet, IPv4 without options or IPv6 without extension headers,
+//! TCP or UDP) are parsed by straight-line code; all others through the views of
+//! [`wire`](crate::wire). Both give the same results (test `the_short_way_and_the_long_way_agree`).
 
 mod martian;
 mod plain;
@@ -24,7 +24,7 @@ use crate::wire::ipv6;
 use crate::wire::tcp::Flags;
 use crate::wire::{ethernet, icmp, icmpv6, protocol};
 
-/// IP version of a packet.
+/// The IP version of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Family {
@@ -34,25 +34,25 @@ pub enum Family {
     Ipv6,
 }
 
-/// Part of a datagram that a packet is.
+/// The part of a datagram in a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Part {
     /// The whole datagram.
     Whole,
-    /// The first fragment: it has the ports.
+    /// The first fragment, which has the ports.
     First,
-    /// A later fragment: it has none.
+    /// A later fragment, which has no ports.
     Later,
 }
 
-/// An IP packet in an Ethernet frame, as far as a balancer reads it.
+/// An IP packet in an Ethernet frame, as far as a balancer parses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
     /// Source and destination as little-endian words of the header's bytes; IPv4 has both in the
     /// first.
     pub(crate) addresses: [u64; 4],
-    /// The four bytes of ports, read little-endian; zero where there are none.
+    /// The four bytes of ports, read little-endian; zero without ports.
     pub(crate) ports: u32,
     /// Identification of the datagram that a fragment belongs to.
     pub(crate) identification: u32,
@@ -80,15 +80,15 @@ pub(crate) struct Shape {
     pub(crate) ip_offset: u8,
     pub(crate) family: Family,
     pub(crate) part: Part,
-    /// A fault behind the IP header, if there is one.
+    /// A fault after the IP header, if there is one.
     pub(crate) fault: Option<DropReason>,
-    /// True if it is a whole TCP or UDP packet without faults.
+    /// True for an unfragmented TCP or UDP packet without faults.
     pub(crate) plain: bool,
     /// The kind of ICMP echo message, if the packet is one.
     pub(crate) echo: EchoMessage,
 }
 
-/// ICMP echo message that a packet is. Identifiers do not tell: zero is one.
+/// The kind of ICMP echo message in a packet. The identifier does not show it, since zero is valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum EchoMessage {
@@ -162,7 +162,7 @@ impl Shape {
 pub enum Parsed {
     /// An IP packet.
     Ip(Packet),
-    /// Something else: ARP, LLDP, and whatever else Ethernet carries.
+    /// Any other frame, such as ARP or LLDP.
     Other,
     /// An IP packet whose headers cannot be read.
     Bad(DropReason),
@@ -189,8 +189,8 @@ impl Packet {
         hop_limit: 0,
     };
 
-    /// Returns the packet by which muxes choose a slot: without the identifier of an echo message, which
-    /// is no port.
+    /// Returns the packet as muxes hash it: without the identifier of an echo message, which is no
+    /// port.
     pub(crate) fn as_balanced(&self) -> Self {
         Self {
             ports: if self.has_ports() { self.ports } else { 0 },
@@ -198,22 +198,23 @@ impl Packet {
         }
     }
 
-    /// Returns true if the packet's protocol has ports (which a later fragment does not show).
+    /// Returns true if the packet's protocol has ports, even if the packet is a later fragment.
     #[inline]
     pub fn has_ports(&self) -> bool {
         matches!(self.protocol, protocol::TCP | protocol::UDP)
     }
 
-    /// Returns true if the packet needs no second look.
+    /// Returns true if the packet needs no special treatment.
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
         self.shape.plain
     }
 
-    /// True if no host sends to a VIP from the packet's source: "this network", multicast, reserved
-    /// (240.0.0.0/4) and broadcast addresses (RFC 6890 §2.2.2), IPv4-mapped ones (RFC 6890 §2.2.3),
-    /// link-local ones (RFC 3927 §2.7, RFC 4291 §2.5.6), loopback unless the destination is loopback, too
-    /// (RFC 1812 §5.3.7, RFC 4291 §2), or the destination's own address and port.
+    /// Returns true if no host sends to a VIP from the packet's source: "this network", multicast,
+    /// reserved (240.0.0.0/4) and broadcast addresses (RFC 6890 §2.2.2), IPv4-mapped addresses (RFC
+    /// 6890 §2.2.3), link-local addresses (RFC 3927 §2.7, RFC 4291 §2.5.6), loopback addresses
+    /// unless the destination is also loopback (RFC 1812 §5.3.7, RFC 4291 §2), or the destination's
+    /// own address and port.
     #[inline]
     pub(crate) fn is_martian(&self) -> bool {
         let [a, b, c, d] = self.addresses;
@@ -231,20 +232,20 @@ impl Packet {
         }
     }
 
-    /// Returns true if the packet asks for a new connection.
+    /// Returns true if the packet requests a new connection.
     #[inline]
     pub(crate) fn opens(&self) -> bool {
         self.flags.opens() // other protocols have none
     }
 
-    /// The last word of its message, see [`hash`](crate::hash).
+    /// Returns the last word of the packet's message; see [`hash`](crate::hash).
     #[inline]
     pub(crate) fn ports_and_protocol(&self) -> u64 {
         ports_and_protocol(self.ports, self.protocol)
     }
 
-    /// The rule key of an IPv4 packet: destination address, protocol and port in one word. `None`
-    /// for IPv6, which does not fit.
+    /// Returns the rule key of an IPv4 packet: destination address, protocol and port in one word.
+    /// `None` for IPv6, whose addresses do not fit.
     #[inline]
     pub(crate) fn service(&self) -> Option<u64> {
         let port = u64::from(self.raw_destination_port()) << 32;
@@ -267,7 +268,7 @@ impl Packet {
         FlowKey::new(self.addresses, self.ports, self.protocol)
     }
 
-    /// Tuple of the packet.
+    /// Returns the tuple of the packet.
     pub fn tuple(&self) -> Tuple {
         use crate::flow::Addresses;
         let (source, destination) = match self.shape.family {
@@ -289,7 +290,7 @@ impl Packet {
         self.ip_len as usize
     }
 
-    /// Part of a datagram that the packet is.
+    /// Returns the part of a datagram in the packet.
     pub fn part(&self) -> Part {
         self.shape.part
     }
@@ -315,7 +316,8 @@ impl Packet {
     }
 }
 
-/// The packet in a line: `tcp 1.2.3.4:50000 > 20.20.20.100:80, SYN, 40 bytes of IP, TTL 64, DSCP 0, ECN 0`.
+/// The packet in one line: `tcp 1.2.3.4:50000 > 20.20.20.100:80, SYN, 40 bytes of IP, TTL 64, DSCP
+/// 0, ECN 0`.
 impl fmt::Display for Packet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.tuple().fmt(f)?;

@@ -1,8 +1,8 @@
-//! Several workers for one host agent or proxy: which of them has a packet's connection.
+//! Division of a host agent's or proxy's connections among several workers.
 //!
-//! Each worker has a role of its own, with its own tables, and none reads another's. A worker that
-//! receives a packet of a connection that another worker has hands the frame to that worker, unchanged,
-//! before anything has looked at it.
+//! Each worker has its own role and tables, and never reads another worker's. A worker that
+//! receives a packet of another worker's connection hands the unchanged frame to that worker,
+//! before processing it.
 //!
 //! ```text
 //!  queue 0 ─► worker 0 ─ owner? ─┬─ 0: process ───────────────► out
@@ -11,23 +11,24 @@
 //!                                └─ 0: to worker 0
 //! ```
 //!
-//! The address of the remote end decides: the client's of a connection from outside, the destination's of a
-//! connection that a vm opened, and the caller's of a private VIP. Translation leaves that address as it is in both directions, whatever
-//! becomes of ports and of the other address. So these meet:
+//! The address of the remote end decides: the client of a connection from outside, the destination
+//! of a connection that a vm opened, or the caller of a private VIP. Translation does not change
+//! that address in either direction, although it changes ports and the other address. So one worker
+//! gets:
 //!
-//! - both directions of a connection, on whichever port and queue they come in;
+//! - both directions of a connection, on whichever port and queue they arrive;
 //! - all fragments of a datagram, of which only the first has ports;
 //! - ICMP errors with the connection that they quote;
 //! - all new connections of a source, so that a limit on a source's flows holds exactly;
 //! - all connections to one destination, so that N SNAT ports carry N connections to it, as with one worker.
 //!
-//! In return, one remote address never has more than one worker. Rules with
-//! [`source_nat`](crate::spec::Terms::source_nat) show servers one remote address for all clients:
-//! [`Snapshot::spreads`] says whether a configuration can have more than one worker.
+//! On the other hand, one remote address never has more than one worker. Rules with
+//! [`source_nat`](crate::spec::Terms::source_nat) present all clients to servers by one remote
+//! address; [`Snapshot::spreads`] says whether a configuration can have more than one worker.
 //!
-//! Nothing here depends on tables, so any thread can ask. The owner of an address stays the same for as long
-//! as the [`Steering`] is the same, whatever snapshots are installed meanwhile; only a source rewrite of a
-//! proxy moves the clients whose addresses it changes.
+//! Steering does not depend on tables, so any thread can call it. The owner of an address stays the
+//! same as long as the [`Steering`] does, regardless of the snapshots that are installed; only a
+//! change of a proxy's source rewrites moves the clients whose addresses it changes.
 
 use core::net::IpAddr;
 use core::num::NonZeroU16;
@@ -66,8 +67,8 @@ pub struct Steering {
 }
 
 impl Steering {
-    /// Divides connections among `workers`. All workers of a node use the same key, which clients do not
-    /// know: with it they could choose addresses that one worker has.
+    /// Divides connections among `workers`. All workers of a node use the same key. Keep it secret:
+    /// with the key, clients could choose addresses that belong to one worker.
     pub fn new(workers: NonZeroU16, key: Key) -> Self {
         Self {
             workers,
@@ -80,16 +81,19 @@ impl Steering {
         self.workers
     }
 
-    /// Finds the worker that has the connection of a frame, as the frame came in: below
-    /// [`workers`](Self::workers). `None` if the frame belongs to no connection, for example ARP, packets
-    /// for other nodes, and unreadable ones: every worker treats them alike.
+    /// Returns the worker that has the connection of a frame, before the frame is processed: a
+    /// number below [`workers`](Self::workers). `None` if the frame belongs to no connection, for
+    /// example ARP, packets for other nodes, and unreadable packets: every worker treats them
+    /// alike.
     ///
     /// Packets for the [probes' source](Snapshot::probe_source) go to worker 0, which has the prober.
     ///
-    /// The snapshot is a host agent's or a proxy's. A mux needs no steering: its workers share no state.
+    /// The snapshot must be a host agent's or a proxy's. A mux needs no steering, since its workers
+    /// share no state.
     ///
     /// # Cost
-    /// Reads the addresses of a TCP or UDP packet; of others the headers, and the quote of an ICMP error.
+    /// Reads the addresses of a TCP or UDP packet; for other packets the headers, and the quote of
+    /// an ICMP error.
     #[inline]
     pub fn owner(&self, snapshot: &Snapshot<'_>, frame: &Frame<'_>) -> Option<u16> {
         match common_remote(snapshot, frame) {
@@ -127,8 +131,8 @@ impl Steering {
         Some(self.owner_of(snapshot, remote))
     }
 
-    /// Finds the [owner](Self::owner) of each frame of a burst; those of no connection are `own`, the
-    /// caller's.
+    /// Returns the [owner](Self::owner) of each frame of a burst; for frames without a connection
+    /// `own`, the calling worker.
     pub fn owners(&self, snapshot: &Snapshot<'_>, own: u16, frames: &[Frame<'_>]) -> [u16; BURST] {
         let mut owners = [own; BURST];
         frames.iter().for_each(Frame::prefetch);
@@ -138,14 +142,14 @@ impl Steering {
         owners
     }
 
-    /// The worker that has the connections between an address and a VIP or a vm: the owner of the packets that
-    /// come from there, and of those that go there.
+    /// Returns the worker that has the connections between an address and a VIP or a vm: the owner
+    /// of packets from and to that address.
     pub fn owner_of_remote(&self, snapshot: &Snapshot<'_>, remote: IpAddr) -> u16 {
         let seen = snapshot.nat.rewritten(remote).unwrap_or(remote);
         self.owner_of(snapshot, words_of(seen))
     }
 
-    /// The owner of an address that servers see.
+    /// Returns the owner of an address that servers see.
     #[inline]
     fn owner_of(&self, snapshot: &Snapshot<'_>, remote: [u64; 2]) -> u16 {
         let probes = snapshot.probe_source();
@@ -167,10 +171,10 @@ impl Steering {
     }
 }
 
-/// One worker's part of all connections.
+/// One worker's share of all connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Share<'a> {
-    /// How connections are divided.
+    /// The division of connections.
     pub steering: &'a Steering,
     /// The worker.
     pub worker: u16,
@@ -183,8 +187,9 @@ impl Share<'_> {
     }
 }
 
-/// The remote address of a TCP or UDP packet, or of a fragment of one, in the usual headers; `None` if the
-/// frame has others. Nothing is verified: what is wrong with a packet is the same at each worker.
+/// Returns the remote address of a TCP or UDP packet, or of a fragment of one, with common headers;
+/// `None` if the frame has other headers. Verifies nothing: a fault of a packet has the same effect
+/// at each worker.
 #[inline]
 fn common_remote(snapshot: &Snapshot<'_>, frame: &Frame<'_>) -> Option<[u64; 2]> {
     let bytes = frame.bytes();
@@ -201,8 +206,8 @@ fn common_remote(snapshot: &Snapshot<'_>, frame: &Frame<'_>) -> Option<[u64; 2]>
     }
 }
 
-/// Returns the remote address of a vm's packet where there are private VIPs: a call of one goes to the worker that has the
-/// answers of a backend on this node.
+/// Returns the remote address of a vm's packet if there are private VIPs: a call to one goes to the
+/// worker that gets the answers of a backend on this node.
 #[inline(never)]
 fn remote_in_network(snapshot: &Snapshot<'_>, frame: &Frame<'_>) -> Option<[u64; 2]> {
     let bytes = frame.bytes();
@@ -232,8 +237,8 @@ fn has_vxlan(head: &[u8; COMMON]) -> bool {
         && half(UDP + 2) == vxlan::PORT
 }
 
-/// Destination, or source, of a TCP or UDP packet in a frame without tags. An IPv4 header has both at one
-/// place, with and without options, in each fragment.
+/// Returns the destination, or the source, of a TCP or UDP packet in an untagged frame. An IPv4
+/// header has both at fixed offsets, with and without options, in each fragment.
 #[inline]
 fn common_address<const DESTINATION: bool>(frame: &[u8]) -> Option<[u64; 2]> {
     const IP: usize = ethernet::HEADER_LEN;
@@ -255,7 +260,7 @@ fn common_address<const DESTINATION: bool>(frame: &[u8]) -> Option<[u64; 2]> {
     }
 }
 
-/// The direction in which a frame's packet goes, and the frame that it is in without outer headers.
+/// Returns the direction of a frame's packet, and the frame without outer headers.
 #[inline]
 fn arrival<'f>(snapshot: &Snapshot<'_>, frame: &'f Frame<'_>) -> Option<(Direction, &'f [u8])> {
     let bytes = frame.bytes();
@@ -271,7 +276,8 @@ fn arrival<'f>(snapshot: &Snapshot<'_>, frame: &'f Frame<'_>) -> Option<(Directi
     }
 }
 
-/// The flow that an ICMP message is about, where it quotes a packet: as the sender of the message names it.
+/// Returns the flow that an ICMP message is about, if it quotes a packet, with the tuple of the
+/// message's sender side.
 #[cold]
 fn about(frame: &[u8], packet: &Packet) -> Packet {
     let quoted = packet.quoted_flow(frame).or_else(|| {
@@ -285,7 +291,7 @@ fn about(frame: &[u8], packet: &Packet) -> Packet {
     quoted.unwrap_or(*packet)
 }
 
-/// The address of a packet's remote end, in two words.
+/// Returns the address of a packet's remote end, in two words.
 #[inline]
 fn remote_of(direction: Direction, packet: &Packet) -> [u64; 2] {
     let [a, b, c, d] = packet.addresses;

@@ -1,4 +1,4 @@
-//! Answers made out of the frame that asks for them: echo replies and ICMP errors.
+//! Answers that replace the frame that caused them: echo replies and ICMP errors.
 
 pub(crate) mod reset;
 
@@ -12,7 +12,7 @@ use crate::wire::checksum::{self, Sum};
 use crate::wire::icmp::{self, Icmp};
 use crate::wire::{ethernet, icmpv6, ipv4, ipv6, protocol};
 
-/// TTL and hop limit of our own packets.
+/// TTL and hop limit of generated packets.
 const HOP_LIMIT: u8 = 64;
 /// An ICMP error for IPv4 has at most this many bytes (RFC 1812 §4.3.2.3).
 const MAX_ERROR_IPV4: usize = 576;
@@ -27,7 +27,7 @@ pub(crate) enum IcmpError {
     /// All SNAT ports of its sender are in use towards its destination, or all ports of a rule's
     /// `source_nat` address.
     NoPort,
-    /// Another connection has the tuple that the packet's would get.
+    /// Another connection has the tuple that the packet's connection would get.
     TupleTaken,
 }
 
@@ -40,7 +40,7 @@ impl IcmpError {
         }
     }
 
-    /// Why the frame is dropped where it cannot be answered.
+    /// Returns the reason for dropping the frame if it cannot be answered.
     pub(crate) fn reason(self) -> DropReason {
         match self {
             Self::TooBig(_) => DropReason::PacketTooBig,
@@ -51,7 +51,7 @@ impl IcmpError {
     }
 }
 
-/// Answers an echo request, where its sender may be told anything.
+/// Answers an echo request, if its sender may be answered.
 pub(crate) fn answer_echo(frame: &mut Frame<'_>, packet: &Packet, limits: &mut Limits) -> Verdict {
     if packet.is_martian() {
         return Verdict::Drop(DropReason::Martian);
@@ -64,7 +64,7 @@ pub(crate) fn answer_echo(frame: &mut Frame<'_>, packet: &Packet, limits: &mut L
     }
 }
 
-/// Makes the echo request in `frame` its own reply.
+/// Turns the echo request in `frame` into its reply.
 fn echo_reply(frame: &mut Frame<'_>, packet: &Packet) -> Option<()> {
     let (reply, request) = match packet.shape.family {
         Family::Ipv4 => (icmp::ECHO_REPLY, icmp::ECHO_REQUEST),
@@ -120,7 +120,7 @@ fn update(field: &mut [u8], old: u16, new: u16) {
 /// e): not if the packet is an error or a later fragment, has a group as its destination, or has no
 /// single sender.
 pub(crate) fn may_be_told(frame: &[u8], packet: &Packet) -> bool {
-    // By its MAC addresses.
+    // By the MAC addresses.
     let has_group = [0, 6].map(|at| frame.get(at).is_none_or(|first| first & 1 != 0)) != [false; 2];
     let is_error = packet.is_icmp() && {
         let icmp = frame
@@ -149,8 +149,9 @@ pub(crate) fn may_be_told(frame: &[u8], packet: &Packet) -> bool {
     !has_group && !is_error && one_sender && packet.shape.part != Part::Later
 }
 
-/// Makes the packet in `frame` an ICMP error about itself, from `source` to its sender. `None`, and
-/// no change, where the headroom is too small or `source` is of the other family.
+/// Turns the packet in `frame` into an ICMP error about itself, from `source` to its sender.
+/// Returns `None`, without a change, if the headroom is too small or `source` is of the other
+/// family.
 pub(crate) fn icmp_error(
     frame: &mut Frame<'_>,
     packet: &Packet,
@@ -236,7 +237,7 @@ fn error_ipv6(
     quoted_sum: Sum,
 ) {
     let (kind, code, rest) = match error {
-        // No link is narrower (RFC 8200 §5), so neither is what we report.
+        // No link has a smaller MTU (RFC 8200 §5), so no smaller one is reported.
         IcmpError::TooBig(mtu) => (icmpv6::PACKET_TOO_BIG, 0, mtu.max(ipv6::MIN_MTU as u32)),
         IcmpError::HopLimit => (icmpv6::TIME_EXCEEDED, 0, 0),
         IcmpError::NoPort | IcmpError::TupleTaken => (icmpv6::UNREACHABLE, icmpv6::PROHIBITED, 0),
@@ -260,7 +261,7 @@ fn error_ipv6(
     }
 }
 
-/// Writes an ICMP header before data whose sum is `behind`.
+/// Writes an ICMP header before data with the sum `behind`.
 fn emit_icmp(header: &mut [u8; icmp::HEADER_LEN], kind: u8, code: u8, rest: u32, behind: Sum) {
     *header = [kind, code, 0, 0, 0, 0, 0, 0];
     header[4..].copy_from_slice(&rest.to_be_bytes());

@@ -1,4 +1,4 @@
-//! TCP resets of our own making.
+//! Generated TCP resets.
 
 use core::net::IpAddr;
 
@@ -12,7 +12,7 @@ use crate::wire::ethernet::EtherType;
 use crate::wire::tcp::Flags;
 use crate::wire::{ipv4, ipv6, protocol, tcp};
 
-/// TTL and hop limit of our own packets.
+/// TTL and hop limit of generated packets.
 const HOP_LIMIT: u8 = 64;
 
 /// Sequence and acknowledgement number of a reset, and its control bits.
@@ -23,7 +23,7 @@ pub(crate) struct Numbers {
     pub(crate) flags: Flags,
 }
 
-/// Puts a reset into `frame`, in the place of what is there. `None` if it does not fit.
+/// Replaces the contents of `frame` by a reset. Returns `None` if it does not fit.
 pub(crate) fn emit<A: Rewrite>(
     frame: &mut Frame<'_>,
     link: &Link,
@@ -93,8 +93,8 @@ pub(crate) fn emit<A: Rewrite>(
     link.emit(link_header, ether_type)
 }
 
-/// The numbers of the answer to a segment of no connection (RFC 9293 §3.10.7.1); `None` to a
-/// reset, which is never answered.
+/// Returns the numbers of the answer to a segment without a connection (RFC 9293 §3.10.7.1); `None`
+/// for a reset, which is never answered.
 pub(crate) fn answer(bytes: &[u8], packet: &Packet) -> Option<Numbers> {
     let transport = usize::from(packet.shape.transport_offset);
     let len = (usize::from(packet.shape.ip_offset) + packet.ip_len()).checked_sub(transport)?;

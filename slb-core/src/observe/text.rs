@@ -1,4 +1,4 @@
-//! Steps in words.
+//! Steps as text.
 
 use core::fmt;
 
@@ -13,7 +13,7 @@ use crate::verdict::Verdict;
 use crate::wire::vxlan::Vni;
 
 impl Step {
-    /// The kind of the step in a word or two, in lower case: `packet`, `rule`, `passed on`.
+    /// Returns the kind of the step in one or two lower-case words: `packet`, `rule`, `passed on`.
     pub const fn label(&self) -> &'static str {
         match self {
             Self::Parsed(_) => "packet",
@@ -32,8 +32,8 @@ impl Step {
         }
     }
 
-    /// The step in words, with the names of the spec that the role's snapshot was built from.
-    /// Without a spec, the step's own `Display` gives indexes in the place of names.
+    /// Returns the step as text, with names from the spec of the role's snapshot. Without a spec,
+    /// the step's own `Display` writes indexes instead of names.
     pub fn named<'a>(&'a self, spec: &'a Spec<'a>) -> impl fmt::Display + 'a {
         Named {
             step: self,
@@ -42,7 +42,7 @@ impl Step {
     }
 }
 
-/// The step in words, with indexes of rules and backends.
+/// The step as text, with indexes of rules and backends.
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (step, spec) = (self, None);
@@ -51,8 +51,8 @@ impl fmt::Display for Step {
 }
 
 impl Trail {
-    /// The frame's steps in words, a line each, with the names of the spec that the role's snapshot
-    /// was built from.
+    /// Returns the frame's steps as text, a line each, with names from the spec of the role's
+    /// snapshot.
     pub fn named<'a>(&'a self, spec: &'a Spec<'a>) -> impl fmt::Display + 'a {
         Lines {
             trail: self,
@@ -61,7 +61,7 @@ impl Trail {
     }
 }
 
-/// The frame's steps in words, a line each, with indexes of rules and backends.
+/// The frame's steps as text, a line each, with indexes of rules and backends.
 impl fmt::Display for Trail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (trail, spec) = (self, None);
@@ -84,7 +84,7 @@ impl fmt::Display for Lines<'_> {
     }
 }
 
-/// A step, with the names of a spec where that is known.
+/// A step, with the names of a spec if it is known.
 struct Named<'a> {
     step: &'a Step,
     spec: Option<&'a Spec<'a>>,
@@ -138,8 +138,8 @@ fn network<'s>(spec: &'s Spec<'_>, vni: Vni) -> Option<&'s Network<'s>> {
 }
 
 impl<'a> Named<'a> {
-    /// A rule by its index among all that the snapshot has: those that balance, then inbound NAT port
-    /// by port, then SNAT ports.
+    /// Writes a rule by its index in the snapshot: balancing rules, then inbound NAT port by port,
+    /// then SNAT ports.
     fn rule(&self, f: &mut fmt::Formatter<'_>, index: usize) -> fmt::Result {
         let Some(spec) = self.spec else {
             return write!(f, "{index}");
@@ -185,7 +185,7 @@ impl<'a> Named<'a> {
         )
     }
 
-    /// A backend by its index over all pools.
+    /// Writes a backend by its index over all pools.
     fn backend(&self, f: &mut fmt::Formatter<'_>, index: usize) -> fmt::Result {
         let pools = self.spec.map_or(&[][..], |spec| spec.pools);
         let mut all = pools.iter().flat_map(|pool| pool.backends);
@@ -223,7 +223,7 @@ fn balancing(f: &mut fmt::Formatter<'_>, spec: &Spec<'_>, rule: &Rule<'_>) -> fm
     }
 }
 
-/// The port of an inbound NAT rule or pool that leads to one backend.
+/// Writes a port of an inbound NAT rule or pool, which leads to one backend.
 fn inbound_nat(
     f: &mut fmt::Formatter<'_>,
     spec: &Spec<'_>,

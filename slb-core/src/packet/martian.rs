@@ -5,7 +5,7 @@
 #[inline]
 pub(crate) fn is_martian_ipv4(addresses: u64, ports: u32) -> bool {
     let (source, destination) = (addresses as u32, (addresses >> 32) as u32);
-    // One load in the place of six comparisons.
+    // One load instead of six comparisons.
     let is_special = IS_SPECIAL_FIRST_BYTE[usize::from(source as u8)] || source == destination;
     is_special && is_nobody_ipv4(source, destination, ports)
 }
@@ -19,7 +19,7 @@ pub(crate) fn is_martian_ipv6([a, b, c, d]: [u64; 4], ports: u32) -> bool {
     is_special && is_nobody_ipv6([a, b], [c, d]) || [a, b] == [c, d] && is_one_port(ports)
 }
 
-/// True for each first byte of an IPv4 address of which [`is_nobody_ipv4`] has to see more.
+/// True for each first byte of an IPv4 address that [`is_nobody_ipv4`] has to check further.
 static IS_SPECIAL_FIRST_BYTE: [bool; 256] = {
     let mut is_special = [false; 256];
     let mut byte = 0;

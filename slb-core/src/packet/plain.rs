@@ -1,10 +1,10 @@
-//! Headers of the common shapes, read in one straight run.
+//! Straight-line parsing of headers of the common shapes.
 
 use crate::wire::tcp::{self, Flags};
 use crate::wire::{ipv4, ipv6, protocol, udp};
 
-/// A whole TCP or UDP packet in IPv4 without options or IPv6 without extension headers, with nothing
-/// wrong: what is read of the common shapes.
+/// The parsed headers of a packet of the common shapes: unfragmented, valid TCP or UDP in IPv4
+/// without options or IPv6 without extension headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Plain<A> {
     /// Source and destination, as [`Addresses`](crate::flow::Addresses) are.
@@ -27,7 +27,7 @@ pub(crate) struct Plain<A> {
 const ETHER_TYPE: usize = 2;
 
 impl Plain<u64> {
-    /// Reads a packet whose IPv4 header begins at `IP`. The tags before it are the caller's to check.
+    /// Reads a packet whose IPv4 header begins at `IP`. The caller checks the tags before it.
     #[inline(always)] // its result stays in registers
     pub(crate) fn read<const IP: usize>(frame: &[u8]) -> Option<Self> {
         const HEADER: usize = ETHER_TYPE;
@@ -70,7 +70,7 @@ impl Plain<u64> {
 }
 
 impl Plain<[u64; 4]> {
-    /// Reads a packet whose IPv6 header begins at `IP`. The tags before it are the caller's to check.
+    /// Reads a packet whose IPv6 header begins at `IP`. The caller checks the tags before it.
     #[inline(always)] // its result stays in registers
     pub(crate) fn read<const IP: usize>(frame: &[u8]) -> Option<Self> {
         const HEADER: usize = ETHER_TYPE;
@@ -105,12 +105,12 @@ impl Plain<[u64; 4]> {
     }
 }
 
-/// The fewest bytes of transport header and data of a plain packet. UDP with less data takes the slow path,
-/// so that one comparison bounds all that is read.
+/// The minimum length of transport header and data of a plain packet. UDP with less data takes the
+/// slow path, so that one comparison covers all reads.
 const PLAIN_TRANSPORT: usize = 14;
 
-/// Returns TCP's control bits, or zero for UDP, of a transport header whose own length is possible; `None`
-/// for other headers. The packet has `len` bytes, of which `before` precede the header.
+/// Returns TCP's control bits, or zero for UDP, of a transport header with a possible length;
+/// `None` for other headers. The packet has `len` bytes, of which `before` precede the header.
 ///
 /// TCP's reserved bits may count as up to three bytes: such a packet takes the slow path if it has no data.
 #[inline(always)] // as `Plain::read`
@@ -120,9 +120,10 @@ fn flags_if_whole(
     (before, len): (usize, u32),
 ) -> Option<u8> {
     const DATA_OFFSET: u32 = (tcp::HEADER_LEN as u32 / 4) << 4;
-    // Not a `match`, which compares with the larger number first: two instructions more for TCP.
+    // Not a `match`, which compares with the larger number first and takes two more instructions
+    // for TCP.
     if protocol == protocol::TCP {
-        // Below five words it wraps, and is more than any packet has.
+        // A value below five words wraps to a number larger than any packet's length.
         let options = u32::from(header[12]).wrapping_sub(DATA_OFFSET) >> 2;
         let least = (before + tcp::HEADER_LEN) as u32 + options;
         (least <= len).then_some(header[13])

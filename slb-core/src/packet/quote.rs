@@ -8,19 +8,20 @@ use crate::wire::ipv6::Ipv6;
 use crate::wire::{icmpv6, protocol};
 
 impl Packet {
-    /// The identifier of an ICMP echo message, in the place of the asking side's port; `None` where
-    /// it is none.
+    /// Returns the identifier of an ICMP echo message, in the position of the requester's port;
+    /// `None` for other messages.
     pub(crate) fn echo_ports(&self, frame: &[u8]) -> Option<u32> {
         let end = usize::from(self.shape.ip_offset) + self.ip_len as usize;
         let message = frame.get(usize::from(self.shape.transport_offset)..end)?;
         echo_ports(self.shape.family, self.protocol, message)
     }
 
-    /// The flow that an ICMP error for it is about, as its sender's packets name it: the error
-    /// quotes what the VIP sent, so source and destination change places. `None` if it is no
-    /// error, or does not quote a packet from this packet's destination.
+    /// Returns the flow that an ICMP error is about, with the tuple of the error's sender side: the
+    /// error quotes a packet from the VIP, so source and destination are swapped. `None` if the
+    /// packet is no error, or does not quote a packet from its own destination.
     ///
-    /// All but the tuple, and which echo message the flow's packets are, stays that of the error.
+    /// The other fields are the error's, except the kind of echo message, which is that of the
+    /// flow's packets.
     pub(crate) fn quoted_flow(&self, frame: &[u8]) -> Option<Self> {
         let ip_end = usize::from(self.shape.ip_offset) + self.ip_len as usize;
         let transport = frame.get(usize::from(self.shape.transport_offset)..ip_end)?;
@@ -37,8 +38,8 @@ impl Packet {
         same_vip.then_some(flow)
     }
 
-    /// The flow of a packet that this one quotes, as [`quoted_flow`](Self::quoted_flow) names it, whoever
-    /// sent it. `None` if the quote is of no first fragment, or shows too little.
+    /// Returns the flow of a quoted packet like [`quoted_flow`](Self::quoted_flow), regardless of
+    /// its sender. `None` if the quote is a later fragment, or too short.
     pub(crate) fn flow_of(&self, quote: &[u8]) -> Option<Self> {
         let (addresses, number, quoted) = match self.shape.family {
             Family::Ipv4 => {
@@ -73,7 +74,7 @@ impl Packet {
         Some(flow)
     }
 
-    /// Returns the flow as the packets of its other side name it.
+    /// Returns the flow with the tuple of its other side.
     pub(crate) fn reversed(&self) -> Self {
         Self {
             addresses: self.swapped(self.addresses),

@@ -1,4 +1,4 @@
-//! Headers of any IP packet, read through the views of [`wire`](crate::wire).
+//! Parsing of any IP packet through the views of [`wire`](crate::wire).
 
 use core::net::{IpAddr, Ipv4Addr};
 
@@ -23,10 +23,10 @@ impl Packet {
         }
     }
 
-    /// Reads a frame into `self`, which holds nothing of use unless that gives [`Read::Ip`].
-    // In place: built on the stack and moved, it would be stored by fields and loaded by vectors,
-    // which stalls (benches `parse`: 9 ns against 3).
-    // Always inline: a call in the innermost loop of a mux costs every packet registers.
+    /// Reads a frame into `self`, which is valid only if the result is [`Read::Ip`].
+    // In place: a packet built on the stack and moved would be stored by fields and loaded by
+    // vectors, which stalls (benches `parse`: 9 ns instead of 3). Always inline: a call in the
+    // innermost loop of a mux costs every packet registers.
     #[inline(always)]
     pub(crate) fn read(&mut self, frame: &[u8]) -> Read {
         if self.read_common(frame).is_some() || self.read_common_ipv6(frame).is_some() {
@@ -36,7 +36,7 @@ impl Packet {
         }
     }
 
-    /// Reads a whole TCP or UDP packet in IPv4 without options, not tagged.
+    /// Reads an untagged, unfragmented TCP or UDP packet in IPv4 without options.
     #[inline(always)] // as `read`
     pub(crate) fn read_common(&mut self, frame: &[u8]) -> Option<()> {
         let plain = Plain::<u64>::read::<{ ethernet::HEADER_LEN }>(frame)?;
@@ -46,7 +46,7 @@ impl Packet {
         Some(())
     }
 
-    /// Reads a whole TCP or UDP packet in IPv6 without extension headers, not tagged.
+    /// Reads an untagged, unfragmented TCP or UDP packet in IPv6 without extension headers.
     #[inline(always)] // as `read`
     pub(crate) fn read_common_ipv6(&mut self, frame: &[u8]) -> Option<()> {
         let plain = Plain::<[u64; 4]>::read::<{ ethernet::HEADER_LEN }>(frame)?;
@@ -107,7 +107,7 @@ impl Packet {
         if ip.is_on_source_route() {
             self.refuse(DropReason::SourceRoute);
         }
-        // RFC 1812 §5.2.2. Nothing else in a header can be trusted where it is wrong.
+        // RFC 1812 §5.2.2. If the checksum is wrong, no other field of the header can be trusted.
         if !ip.checksum_is_right() {
             self.refuse(DropReason::BadChecksum);
         }
@@ -155,7 +155,7 @@ impl Packet {
         self.shape.plain = false;
     }
 
-    /// Reads ports and flags, where there are any.
+    /// Reads ports and flags, if the protocol has any.
     fn read_transport(&mut self, transport: &[u8]) {
         self.ports = 0;
         self.flags = Flags(0);
@@ -177,8 +177,8 @@ impl Packet {
             _ => 0,
         };
         if transport.len() < needed.max(tcp_len) {
-            // A first fragment has the whole header over IPv6 (RFC 7112 §5), and over IPv4 all of it
-            // that no option is (RFC 1858 §3.1).
+            // A first fragment has the whole header over IPv6 (RFC 7112 §5), and over IPv4 all of
+            // it except options (RFC 1858 §3.1).
             self.shape.fault = Some(if is_first {
                 DropReason::TinyFragment
             } else {
@@ -227,7 +227,7 @@ fn reason(error: WireError) -> DropReason {
     }
 }
 
-/// Source and destination of an IP packet whose headers cannot be read, as far as they are there.
+/// Returns source and destination of an IP packet with unreadable headers, if they are present.
 #[cold]
 pub(crate) fn ends_of_bad(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
     let link = Ethernet::parse(frame).ok()?;

@@ -13,18 +13,18 @@ pub struct Tuple {
     pub source: IpAddr,
     /// Destination address.
     pub destination: IpAddr,
-    /// The sender's port; zero where the protocol has none.
+    /// The sender's port; zero if the protocol has none.
     pub source_port: u16,
-    /// The receiver's port; zero where the protocol has none.
+    /// The receiver's port; zero if the protocol has none.
     pub destination_port: u16,
     /// The IP protocol's number.
     pub protocol: u8,
 }
 
 impl Tuple {
-    /// Hash of the tuple, of the parts that the distribution mode counts: the one by which muxes choose
-    /// a slot. Ports of a protocol that has none are zero. `None` if the two addresses are of different
-    /// families.
+    /// Returns the hash by which muxes choose a slot: the hash of the parts of the tuple that the
+    /// distribution mode includes. Ports count as zero for a protocol without ports. `None` if the
+    /// two addresses are of different families.
     ///
     /// [`maglev::Table`](crate::maglev::Table) has an example.
     pub fn hash(&self, hasher: &impl TupleHasher, distribution: Distribution) -> Option<u64> {

@@ -1,24 +1,24 @@
 //! The Internet checksum: whole (RFC 1071) and incremental (RFC 1624).
 //!
-//! A [`Sum`] is a one's complement sum that is not folded yet. Values are as if the data were
-//! read in network byte order, on every platform.
+//! A [`Sum`] is a one's complement sum that is not folded yet. On every platform, values are those
+//! of data in network byte order.
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
-/// A one's complement sum under way.
+/// A one's complement sum in progress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sum(u64);
 
 impl Sum {
-    /// Nothing summed yet.
+    /// The sum of no data.
     pub const ZERO: Self = Self(0);
 
-    /// Adds bytes that start at an even offset of what is summed. An odd last byte counts as if
-    /// a zero followed (RFC 1071 §1).
+    /// Adds bytes that start at an even offset of the summed data. An odd last byte is padded with
+    /// a zero (RFC 1071 §1).
     #[must_use]
     pub fn add_bytes(self, bytes: &[u8]) -> Self {
-        // Four bytes at a time into 64 bits: no carry is lost below 2^32 words, and one's
-        // complement addition does not care about the word size (RFC 1071 §2, C).
+        // Add four bytes at a time to 64 bits: no carry is lost below 2^32 words, and one's
+        // complement addition does not depend on the word size (RFC 1071 §2, C).
         let mut sum = self.0;
         let mut words = bytes.chunks_exact(4);
         for word in &mut words {
@@ -63,8 +63,8 @@ impl Sum {
         fold(self.0)
     }
 
-    /// The checksum: the complement of the folded sum. Over data that includes a right checksum
-    /// it is zero.
+    /// Returns the checksum: the complement of the folded sum. For data that includes a correct
+    /// checksum it is zero.
     #[must_use]
     #[inline]
     pub const fn checksum(self) -> u16 {
@@ -72,11 +72,11 @@ impl Sum {
     }
 }
 
-/// A one's complement sum in 16 bits: zero only where it is zero.
+/// Folds a one's complement sum into 16 bits: the result is zero only for zero.
 #[inline]
 pub(crate) const fn fold(sum: u64) -> u16 {
-    // The sum of both halves in either order: what the lower halves carry goes around to the upper
-    // ones (RFC 1071 §2, B), where the result is.
+    // Sum both halves in either order: the carry of the lower halves goes around to the upper
+    // halves (RFC 1071 §2, B), which hold the result.
     let sum = (sum.wrapping_add(sum.rotate_right(32)) >> 32) as u32;
     (sum.wrapping_add(sum.rotate_right(16)) >> 16) as u16
 }
@@ -90,9 +90,10 @@ pub fn checksum(bytes: &[u8]) -> u16 {
     Sum::ZERO.add_bytes(bytes).checksum()
 }
 
-/// The checksum after a 16-bit field changed from `old` to `new` (RFC 1624 §3, equation 3).
+/// Returns the checksum after a 16-bit field has changed from `old` to `new` (RFC 1624 §3, equation
+/// 3).
 ///
-/// A checksum that was wrong stays wrong by as much.
+/// A wrong checksum stays wrong by the same difference.
 #[inline]
 pub const fn update(checksum: u16, old: u16, new: u16) -> u16 {
     // HC' = ~(~HC + ~m + m')
@@ -102,11 +103,11 @@ pub const fn update(checksum: u16, old: u16, new: u16) -> u16 {
     !(sum as u16)
 }
 
-/// An updated ICMP checksum as it is sent: of a message of zeros it is all ones (RFC 1624 §3).
+/// Returns an updated ICMP checksum for sending: all ones for an all-zero message (RFC 1624 §3).
 ///
-/// The sum of zeros is the one sum that has two representations, of which [`update`] gives the other.
-/// Every other header that is covered has a byte that is never zero: a version, or the protocol in
-/// a pseudo-header. `message` is the ICMP message with its checksum still the old one.
+/// Only the sum of all-zero data has two representations, and [`update`] returns the other one. All
+/// other checksums cover a nonzero byte: a version, or the protocol in a pseudo-header. `message`
+/// is the ICMP message with its old checksum.
 #[cold]
 pub(crate) fn never_zero_of_zeros(message: &[u8]) -> u16 {
     let is_zero = |(at, byte): (usize, &u8)| *byte == 0 || matches!(at, 2 | 3);
@@ -117,8 +118,8 @@ pub(crate) fn never_zero_of_zeros(message: &[u8]) -> u16 {
     }
 }
 
-/// A UDP checksum as it is sent: one that computes to zero goes out as all ones, since zero
-/// means that there is none (RFC 768).
+/// Returns a UDP checksum for sending: zero becomes all ones, since zero means that there is no
+/// checksum (RFC 768).
 #[inline]
 pub const fn udp_never_zero(checksum: u16) -> u16 {
     if checksum == 0 { 0xffff } else { checksum }

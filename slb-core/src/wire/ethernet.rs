@@ -9,7 +9,7 @@ use super::{WireError, read_array, read_u16, split, write};
 pub const HEADER_LEN: usize = 14;
 /// Bytes of one VLAN tag.
 pub const TAG_LEN: usize = 4;
-/// Most VLAN tags that are looked behind: an outer and an inner one (QinQ).
+/// The maximum number of VLAN tags that are parsed: an outer and an inner one (QinQ).
 pub const MAX_TAGS: usize = 2;
 
 const DESTINATION: usize = 0;
@@ -53,12 +53,13 @@ impl fmt::Debug for EtherType {
 pub struct MacAddress(pub [u8; 6]);
 
 impl MacAddress {
-    /// All ones: every station.
+    /// The broadcast address: all ones.
     pub const BROADCAST: Self = Self([0xff; 6]);
-    /// All zeros: a next hop whose MAC address is not known. The I/O counts frames to it, and sends none.
+    /// All zeros: a next hop with an unknown MAC address. The I/O counts frames to this address,
+    /// and sends none.
     pub const UNKNOWN: Self = Self([0; 6]);
 
-    /// Returns true for the address of a group of stations.
+    /// Returns true for a group address.
     pub const fn is_multicast(self) -> bool {
         self.0[0] & 1 != 0
     }
@@ -77,7 +78,7 @@ impl fmt::Debug for MacAddress {
     }
 }
 
-/// A text that is no MAC address.
+/// An error: the text is no MAC address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParseMacError;
 
@@ -110,7 +111,7 @@ impl FromStr for MacAddress {
     }
 }
 
-/// An Ethernet frame, its tags read.
+/// An Ethernet frame with parsed tags.
 #[derive(Clone, Copy, Debug)]
 pub struct Ethernet<'a> {
     fixed: &'a [u8; HEADER_LEN],
@@ -124,7 +125,7 @@ impl<'a> Ethernet<'a> {
     /// Reads the header and up to [`MAX_TAGS`] VLAN tags.
     ///
     /// # Errors
-    /// The frame ends within them.
+    /// The frame is too short.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, WireError> {
         let (fixed, mut payload) = split::<HEADER_LEN>(bytes)?;
         let mut ether_type = EtherType(read_u16(fixed, ETHER_TYPE));

@@ -4,7 +4,7 @@ use super::{WireError, read_u16, read_u32, split};
 
 /// Bytes of a header.
 pub const HEADER_LEN: usize = 8;
-/// Bytes behind the quoted IP header that an error carries at least (RFC 792).
+/// The minimum number of bytes after the quoted IP header in an error (RFC 792).
 pub const MIN_QUOTED: usize = 8;
 
 const TYPE: usize = 0;
@@ -31,7 +31,7 @@ pub const PROHIBITED: u8 = 13;
 /// Code of "unreachable": fragmentation needed and DF set (RFC 1191).
 pub const FRAGMENTATION_NEEDED: u8 = 4;
 
-/// An ICMP message whose header is all there.
+/// An ICMP message with a complete header.
 #[derive(Clone, Copy, Debug)]
 pub struct Icmp<'a> {
     fixed: &'a [u8; HEADER_LEN],
@@ -42,7 +42,7 @@ impl<'a> Icmp<'a> {
     /// Reads a message.
     ///
     /// # Errors
-    /// The header is not all there.
+    /// The header is truncated.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, WireError> {
         let (fixed, payload) = split::<HEADER_LEN>(bytes)?;
         Ok(Self { fixed, payload })
@@ -74,7 +74,7 @@ impl<'a> Icmp<'a> {
         is_error(self.kind())
     }
 
-    /// Returns the bytes behind the header: an echo's data, or the quoted packet.
+    /// Returns the bytes after the header: an echo's data, or the quoted packet.
     pub fn payload(&self) -> &'a [u8] {
         self.payload
     }

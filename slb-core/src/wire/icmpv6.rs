@@ -1,4 +1,4 @@
-//! ICMPv6 (RFC 4443). The header has ICMP's shape; only the numbers differ.
+//! ICMPv6 (RFC 4443). The header has the layout of ICMP; only the numbers differ.
 
 pub use super::icmp::{HEADER_LEN, Icmp};
 

@@ -43,7 +43,8 @@ impl<'a> Ipv4<'a> {
     /// Reads a packet; bytes beyond its total length (Ethernet's padding) are left out.
     ///
     /// # Errors
-    /// Wrong version, a length that cannot be, or fewer bytes than the total length says.
+    /// The version is wrong, a length is impossible, or there are fewer bytes than the total
+    /// length.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, WireError> {
         let view = Self::parse_quoted(bytes)?;
         let needed = view.total_len();
@@ -56,10 +57,10 @@ impl<'a> Ipv4<'a> {
         Ok(view)
     }
 
-    /// Reads a packet that may be cut off behind its header, as one quoted in an ICMP error is.
+    /// Reads a packet that may be truncated after its header, like one quoted in an ICMP error.
     ///
     /// # Errors
-    /// Wrong version, a length that cannot be, or the header itself is not all there.
+    /// The version is wrong, a length is impossible, or the header is truncated.
     pub fn parse_quoted(bytes: &'a [u8]) -> Result<Self, WireError> {
         let (fixed, rest) = split::<HEADER_LEN>(bytes)?;
         let version = fixed[VERSION_IHL] >> 4;
@@ -129,7 +130,7 @@ impl<'a> Ipv4<'a> {
         self.flags_fragment() & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0
     }
 
-    /// Returns true if the packet holds the datagram's beginning, and so its ports.
+    /// Returns true if the packet has the beginning of the datagram, and so its ports.
     pub fn is_first_fragment(&self) -> bool {
         self.flags_fragment() & FRAGMENT_OFFSET == 0
     }
@@ -148,7 +149,7 @@ impl<'a> Ipv4<'a> {
         read_u16(self.fixed, FLAGS_FRAGMENT)
     }
 
-    /// Hops it may still take.
+    /// Returns the remaining hops.
     pub fn ttl(&self) -> u8 {
         self.fixed[TTL]
     }
@@ -187,8 +188,8 @@ impl<'a> Ipv4<'a> {
         self.options
     }
 
-    /// Returns true if the destination is only the next hop of a source route: a loose or strict
-    /// one that is not used up (RFC 791 §3.1). Options that cannot be read hold none.
+    /// Returns true if the destination is only the next hop of a loose or strict source route with
+    /// hops left (RFC 791 §3.1). Malformed options count as none.
     pub fn is_on_source_route(&self) -> bool {
         let mut options = self.options;
         while let [kind, rest @ ..] = options {
@@ -218,11 +219,11 @@ pub struct Header {
     pub traffic_class: u8,
     /// Bytes of header and payload.
     pub total_len: u16,
-    /// Identification of the datagram; free to be zero with "don't fragment" (RFC 6864).
+    /// Identification of the datagram; may be zero with "don't fragment" (RFC 6864).
     pub identification: u16,
     /// Flags and fragment offset.
     pub flags_fragment: u16,
-    /// Hops it may take.
+    /// The remaining hops.
     pub ttl: u8,
     /// The protocol of the payload.
     pub protocol: u8,
@@ -256,16 +257,18 @@ pub fn checksum_is_right(header: &[u8; HEADER_LEN]) -> bool {
     let first = u64::from_le_bytes(read_array(header, 0));
     let second = u32::from_le_bytes(read_array(header, 8));
     let addresses = u64::from_le_bytes(read_array(header, SOURCE));
-    // Words of 64 bits in any byte order, each carry added at the other end (RFC 1071 §2, B and C).
-    // The sum is not zero, since the version is part of it.
+    // Words of 64 bits in any byte order, with end-around carries (RFC 1071 §2, B and C). The sum
+    // is not zero, since it includes the version.
     let (sum, carry) = first.overflowing_add(addresses);
     let (sum, second_carry) = sum.overflowing_add(u64::from(second) + u64::from(carry));
-    // A multiple of 65535 is what folds to it; by a constant that is a multiplication, not a division.
+    // A sum folds to 65535 if it is a multiple of it; the remainder by a constant is a
+    // multiplication, not a division.
     sum.wrapping_add(u64::from(second_carry)) % 0xffff == 0
 }
 
-/// Returns true if the checksum of a header without options, of a packet that is no fragment, is right. The
-/// header comes as little-endian words: bytes 0 to 7, 8 to 11 and 12 to 19. The fragment offset is the last byte of the first word.
+/// Returns true if the checksum of an unfragmented packet's header without options is right. The
+/// header is given as little-endian words: bytes 0 to 7, 8 to 11 and 12 to 19. The fragment offset
+/// is the last byte of the first word.
 #[inline(always)] // in the innermost loop of a mux
 pub(crate) fn checksum_of_whole_is_right(first: u64, second: u32, addresses: u64) -> bool {
     debug_assert!(first >> 56 == 0, "a fragment");
@@ -274,9 +277,9 @@ pub(crate) fn checksum_of_whole_is_right(first: u64, second: u32, addresses: u64
     sum.wrapping_add(u64::from(carry)) % 0xffff == 0
 }
 
-/// Takes one hop off the TTL of a header and updates its checksum.
+/// Decrements the TTL of a header and updates its checksum.
 ///
-/// The caller has seen that the TTL is not zero: there is no lower one.
+/// The caller has checked that the TTL is not zero.
 #[inline]
 pub fn decrement_ttl(header: &mut [u8; HEADER_LEN]) {
     header[TTL] = header[TTL].wrapping_sub(1);

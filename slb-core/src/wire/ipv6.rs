@@ -8,10 +8,10 @@ use super::{WireError, protocol, read_array, read_u16, read_u32, split, write};
 pub const HEADER_LEN: usize = 40;
 /// Bytes of a fragment header.
 pub const FRAGMENT_HEADER_LEN: usize = 8;
-/// The longest chain of extension headers that is followed. RFC 8200 sets no limit, RFC 8504
-/// §5.3 lets one be set; longer ones are seen in attacks only.
+/// The longest chain of extension headers that is parsed. RFC 8200 sets no limit, RFC 8504 §5.3
+/// permits one; longer chains occur only in attacks.
 pub const MAX_EXTENSIONS: usize = 8;
-/// Every link carries packets of this size unfragmented (RFC 8200 §5).
+/// The minimum MTU of every link (RFC 8200 §5).
 pub const MIN_MTU: usize = 1280;
 
 const VERSION_CLASS_LABEL: usize = 0;
@@ -33,21 +33,21 @@ pub struct Fragment {
 }
 
 impl Fragment {
-    /// Returns true if the fragment is a part of a packet; one that is first and last at once is
-    /// whole (an atomic fragment, RFC 6946).
+    /// Returns true if the fragment is a part of a packet. An atomic fragment (RFC 6946), both
+    /// first and last, is a whole packet.
     pub fn is_part(&self) -> bool {
         self.offset != 0 || self.more
     }
 }
 
-/// An IPv6 packet whose lengths agree with the bytes, its extension headers walked.
+/// An IPv6 packet whose lengths agree with the bytes, with parsed extension headers.
 #[derive(Clone, Copy, Debug)]
 pub struct Ipv6<'a> {
     fixed: &'a [u8; HEADER_LEN],
     protocol: u8,
     transport_offset: usize,
     fragment: Option<Fragment>,
-    /// Offset of the fragmentable part: behind the fragment header, or else the fixed one.
+    /// Offset of the fragmentable part: after the fragment header, or else after the fixed header.
     fragmentable_offset: usize,
     chain_is_cut: bool,
     is_on_source_route: bool,
@@ -55,12 +55,12 @@ pub struct Ipv6<'a> {
 }
 
 impl<'a> Ipv6<'a> {
-    /// Reads a packet; bytes beyond its payload length are left out. Of a first fragment, the header
-    /// chain may be [cut](Self::chain_is_cut).
+    /// Reads a packet; bytes beyond its payload length are left out. The header chain of a first
+    /// fragment may be [cut](Self::chain_is_cut).
     ///
     /// # Errors
-    /// Wrong version, an extension header that does not fit or one too many, or fewer bytes than
-    /// the payload length says.
+    /// The version is wrong, an extension header does not fit, there are too many of them, or there
+    /// are fewer bytes than the payload length.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, WireError> {
         let (fixed, _) = split::<HEADER_LEN>(bytes)?;
         let needed = HEADER_LEN + usize::from(read_u16(fixed, PAYLOAD_LEN));
@@ -73,10 +73,10 @@ impl<'a> Ipv6<'a> {
         }
     }
 
-    /// Reads a packet that may be cut off behind its headers, as one quoted in an ICMPv6 error.
+    /// Reads a packet that may be truncated after its headers, like one quoted in an ICMPv6 error.
     ///
     /// # Errors
-    /// Wrong version, an extension header that does not fit, or one too many.
+    /// The version is wrong, an extension header does not fit, or there are too many of them.
     pub fn parse_quoted(bytes: &'a [u8]) -> Result<Self, WireError> {
         Self::read(bytes, false)
     }
@@ -135,13 +135,13 @@ impl<'a> Ipv6<'a> {
             if is_fragment {
                 fragmentable_offset = HEADER_LEN + payload_offset(rest, payload);
                 let found = parse_fragment(header)?;
-                // Of several the outermost says whether it is a part.
+                // Of several fragment headers, the outermost decides whether the packet is a part.
                 fragment = match fragment {
                     Some(outer) if outer.is_part() && found.offset == 0 => Some(outer),
                     _ => Some(found),
                 };
                 if found.offset != 0 {
-                    // Behind it is the middle of a packet, not another header.
+                    // The bytes after it are the middle of a packet, not another header.
                     let transport_offset = HEADER_LEN + payload_offset(rest, payload);
                     return Ok(Self {
                         fixed,
@@ -178,12 +178,12 @@ impl<'a> Ipv6<'a> {
         HEADER_LEN + usize::from(read_u16(self.fixed, PAYLOAD_LEN))
     }
 
-    /// Hops it may still take.
+    /// Returns the remaining hops.
     pub fn hop_limit(&self) -> u8 {
         self.fixed[HOP_LIMIT]
     }
 
-    /// Returns the protocol behind the extension headers.
+    /// Returns the protocol after the extension headers.
     pub fn protocol(&self) -> u8 {
         self.protocol
     }
@@ -193,7 +193,7 @@ impl<'a> Ipv6<'a> {
         self.transport_offset
     }
 
-    /// The fragment header, where there is one.
+    /// Returns the fragment header, if there is one.
     pub fn fragment(&self) -> Option<Fragment> {
         self.fragment
     }
@@ -226,14 +226,14 @@ impl<'a> Ipv6<'a> {
         Ipv6Addr::from(read_array::<HEADER_LEN, 16>(self.fixed, DESTINATION))
     }
 
-    /// Returns the payload behind the extension headers, as far as it is present.
+    /// Returns the payload after the extension headers, as far as it is present.
     pub fn payload(&self) -> &'a [u8] {
         self.payload
     }
 }
 
-/// Returns true if a next-header value is that of an extension header, behind which there is
-/// another header.
+/// Returns true if a next-header value is that of an extension header, which another header
+/// follows.
 pub(crate) const fn is_extension(next: u8) -> bool {
     matches!(
         next,
@@ -248,8 +248,8 @@ pub(crate) const fn is_extension(next: u8) -> bool {
     )
 }
 
-/// Bytes of the extension header `next` at the start of `bytes`; `None` if it is none, or one
-/// that hides what is behind it (ESP).
+/// Returns the length of the extension header `next` at the start of `bytes`; `None` if `next` is
+/// no extension header, or if it hides the following bytes (ESP).
 fn extension_len(next: u8, bytes: &[u8]) -> Result<Option<usize>, WireError> {
     let announced = || match bytes.get(1) {
         Some(&len) => Ok(usize::from(len)),
@@ -293,11 +293,11 @@ pub struct Header {
     pub traffic_class: u8,
     /// The flow label, 20 bits.
     pub flow_label: u32,
-    /// Bytes behind this header.
+    /// Bytes after this header.
     pub payload_len: u16,
     /// The protocol of the payload.
     pub next_header: u8,
-    /// Hops it may take.
+    /// The remaining hops.
     pub hop_limit: u8,
     /// Source address.
     pub source: Ipv6Addr,
@@ -318,7 +318,7 @@ impl Header {
     }
 }
 
-/// Takes one hop off the hop limit; one that is zero stays.
+/// Decrements the hop limit; zero stays.
 #[inline]
 pub fn decrement_hop_limit(header: &mut [u8; HEADER_LEN]) {
     header[HOP_LIMIT] = header[HOP_LIMIT].saturating_sub(1);

@@ -1,4 +1,4 @@
-//! Views of header bytes, plain representations to write them, and checksums. No policy here.
+//! Views of header bytes, plain representations to write them, and checksums, without any policy.
 //!
 //! A view checks the lengths once, in `parse`, and holds its fixed header as an array reference:
 //! no accessor can fail or panic afterwards. A representation (`Header`) is a plain struct that
@@ -18,18 +18,18 @@ pub mod vxlan;
 
 use core::fmt;
 
-/// Why bytes are not the header they were taken for.
+/// The reason why bytes are not a valid header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WireError {
-    /// `needed` bytes were to be there, `available` are.
+    /// There are fewer bytes than needed.
     Truncated {
-        /// Bytes that the header, or the length it announces, asks for.
+        /// Bytes that the header, or the length in it, requires.
         needed: usize,
-        /// Bytes that are there.
+        /// Bytes that are present.
         available: usize,
     },
-    /// A field of the named header has a value that cannot be.
+    /// A field of the header has an impossible value.
     Malformed {
         /// The header and the field, such as `"IPv4 header length"`.
         field: &'static str,
@@ -51,7 +51,7 @@ impl fmt::Display for WireError {
 
 impl core::error::Error for WireError {}
 
-/// IP protocol numbers that the dataplane tells apart.
+/// IP protocol numbers that the dataplane distinguishes.
 pub mod protocol {
     /// IPv6 hop-by-hop options (RFC 8200 §4.3).
     pub const HOP_BY_HOP: u8 = 0;
@@ -93,8 +93,8 @@ const fn read_u32<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// Copies `M` bytes out at a constant offset, in one load where a register holds them.
-// Not `array::from_fn`, which is loads of single bytes, and not always inlined.
+/// Copies `M` bytes from a constant offset, in one load if they fit a register.
+// Not `array::from_fn`, which loads single bytes and is not always inlined.
 #[inline(always)]
 fn read_array<const N: usize, const M: usize>(bytes: &[u8; N], at: usize) -> [u8; M] {
     match bytes[at..].first_chunk() {

@@ -22,7 +22,7 @@ const URGENT: usize = 18;
 #[repr(transparent)]
 pub struct Flags(pub u8);
 
-/// The names of the control bits that are set, with blanks between them: `SYN ACK`.
+/// The names of the set control bits, separated by spaces: `SYN ACK`.
 impl fmt::Display for Flags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const NAMES: [(Flags, &str); 5] = [
@@ -49,11 +49,11 @@ impl Flags {
     pub const FIN: Self = Self(0x01);
     /// The sender's first sequence number.
     pub const SYN: Self = Self(0x02);
-    /// The connection is gone.
+    /// The connection is reset.
     pub const RST: Self = Self(0x04);
     /// Push.
     pub const PSH: Self = Self(0x08);
-    /// The acknowledgement number counts.
+    /// The acknowledgement number is valid.
     pub const ACK: Self = Self(0x10);
 
     /// Returns true if all of `flags` are set.
@@ -74,14 +74,14 @@ impl Flags {
         Self(self.0 | flags.0)
     }
 
-    /// Returns true if a segment asks for a new connection: SYN without ACK, RST or FIN.
+    /// Returns true if a segment requests a new connection: SYN without ACK, RST or FIN.
     #[inline]
     pub const fn opens(self) -> bool {
         self.0 & (Self::SYN.0 | Self::ACK.0 | Self::RST.0 | Self::FIN.0) == Self::SYN.0
     }
 }
 
-/// A TCP segment whose header is all there.
+/// A TCP segment with a complete header.
 #[derive(Clone, Copy, Debug)]
 pub struct Tcp<'a> {
     fixed: &'a [u8; HEADER_LEN],
@@ -93,7 +93,7 @@ impl<'a> Tcp<'a> {
     /// Reads a segment.
     ///
     /// # Errors
-    /// The header is not all there, or its data offset cannot be.
+    /// The header is truncated, or its data offset is impossible.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, WireError> {
         let (fixed, rest) = split::<HEADER_LEN>(bytes)?;
         let data_offset = fixed[DATA_OFFSET] >> 4;
@@ -164,7 +164,7 @@ impl<'a> Tcp<'a> {
     }
 }
 
-/// A TCP header without options, to be written; its checksum is the caller's to fill in.
+/// A TCP header without options, to be written; the caller fills in its checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// The sender's port.

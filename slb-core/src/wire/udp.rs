@@ -10,7 +10,7 @@ const DESTINATION_PORT: usize = 2;
 const LEN: usize = 4;
 const CHECKSUM: usize = 6;
 
-/// A UDP datagram; as the first fragment of one, it may be shorter than it says.
+/// A UDP datagram, or the first fragment of one, which is shorter than its length field.
 #[derive(Clone, Copy, Debug)]
 pub struct Udp<'a> {
     fixed: &'a [u8; HEADER_LEN],
@@ -21,7 +21,7 @@ impl<'a> Udp<'a> {
     /// Reads a datagram; bytes beyond its length are left out.
     ///
     /// # Errors
-    /// The header is not all there, or its length is below that of the header.
+    /// The header is truncated, or the length field is less than the header's length.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, WireError> {
         let (fixed, rest) = split::<HEADER_LEN>(bytes)?;
         let len = read_u16(fixed, LEN);
@@ -49,7 +49,7 @@ impl<'a> Udp<'a> {
         read_u16(self.fixed, DESTINATION_PORT)
     }
 
-    /// Bytes of header and data as the header says.
+    /// Returns the length field: bytes of header and data.
     pub fn len(&self) -> u16 {
         read_u16(self.fixed, LEN)
     }
@@ -64,7 +64,7 @@ impl<'a> Udp<'a> {
         read_u16(self.fixed, CHECKSUM)
     }
 
-    /// The data, as far as it is there.
+    /// Returns the data, as far as it is present.
     pub fn payload(&self) -> &'a [u8] {
         self.payload
     }
@@ -79,7 +79,7 @@ pub struct Header {
     pub destination_port: u16,
     /// Bytes of header and data.
     pub len: u16,
-    /// The checksum; zero: none.
+    /// The checksum; zero for none.
     pub checksum: u16,
 }
 

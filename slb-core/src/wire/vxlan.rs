@@ -12,7 +12,7 @@ pub const PORT: u16 = 4789;
 const FLAGS: usize = 0;
 const VNI: usize = 4;
 
-/// The I flag: the VNI is valid. All other bits are reserved, sent as zero.
+/// The I flag: the VNI is valid. All other bits are reserved, and sent as zero.
 const VNI_VALID: u32 = 0x0800_0000;
 
 /// A VXLAN network identifier: 24 bits.
@@ -20,7 +20,7 @@ const VNI_VALID: u32 = 0x0800_0000;
 pub struct Vni(u32);
 
 impl Vni {
-    /// The largest one.
+    /// The largest identifier.
     pub const MAX: Self = Self(0x00ff_ffff);
 
     /// The identifier `value`; `None` if it needs more than 24 bits.
@@ -52,10 +52,10 @@ pub struct Vxlan<'a> {
 }
 
 impl<'a> Vxlan<'a> {
-    /// Reads a packet; reserved bits are ignored, as RFC 7348 §5 asks of a receiver.
+    /// Reads a packet; ignores reserved bits, as RFC 7348 §5 requires.
     ///
     /// # Errors
-    /// The header is not all there, or its I flag is not set.
+    /// The header is truncated, or its I flag is not set.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, WireError> {
         let (fixed, payload) = split::<HEADER_LEN>(bytes)?;
         let flags = read_u32(fixed, FLAGS);
@@ -87,7 +87,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// Writes the header, reserved bits zero.
+    /// Writes the header, with zero reserved bits.
     pub fn emit(&self, bytes: &mut [u8; HEADER_LEN]) {
         write(bytes, FLAGS, VNI_VALID.to_be_bytes());
         write(bytes, VNI, (self.vni.0 << 8).to_be_bytes());

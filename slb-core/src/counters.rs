@@ -1,7 +1,7 @@
 //! The counters of rules and backends, and their move into larger memory.
 //!
-//! A rule or backend has the same slot in every snapshot that follows, and its counters are in that
-//! slot. A slot whose owner is gone goes to another one, whose counters begin at zero.
+//! A rule or backend keeps its slot in all following snapshots, and its counters are in that slot.
+//! When a removed owner's slot is reused, the new owner's counters begin at zero.
 
 use crate::mem::{Mem, Memory};
 use crate::snapshot::Snapshot;
@@ -9,9 +9,9 @@ use crate::stats::{BackendCounters, RuleCounters, SnatCounters};
 
 /// Memory for counters of rules, backends and, at a host agent, SNAT ports.
 ///
-/// A role has as many counters as the memory that it was made with has room for; rules and
-/// backends beyond are not counted. Before a snapshot with more of them is installed, give the role
-/// larger memory, with [`Mux::replace_counters`](crate::Mux::replace_counters) and its likes:
+/// A role has counters for as many rules and backends as its memory has room for; others are not
+/// counted. Before you install a snapshot with more of them, give the role larger memory, with
+/// [`Mux::replace_counters`](crate::Mux::replace_counters) or the method of the other roles:
 /// ```
 /// # use slb_core::{counters::CounterMemory, snapshot::Snapshot, Mux};
 /// # fn reload(mux: &mut Mux<'static, &'static Snapshot<'static>>, next: &'static Snapshot<'static>) {
@@ -28,17 +28,17 @@ pub struct CounterMemory<'m> {
     pub rules: Mem<'m, RuleCounters>,
     /// Counters by [`BackendId::slot`](crate::snapshot::BackendId::slot).
     pub backends: Mem<'m, BackendCounters>,
-    /// SNAT counters by [`BackendId::slot`](crate::snapshot::BackendId::slot); a mux has none.
+    /// SNAT counters by [`BackendId::slot`](crate::snapshot::BackendId::slot). Muxes have none.
     pub snat: Mem<'m, SnatCounters>,
 }
 
 impl<'m> CounterMemory<'m> {
-    /// The fewest counters that are made, so that small configurations have room to grow.
+    /// The minimum number of counters, so that small configurations have room to grow.
     const LEAST_RULES: usize = 64;
     const LEAST_BACKENDS: usize = 1024;
 
-    /// Counters for a snapshot, and for as many rules and backends more. `None` if the memory is
-    /// used up.
+    /// Makes counters for a snapshot, and for as many further rules and backends. Returns `None` if
+    /// the memory is used up.
     pub fn build(snapshot: &Snapshot<'_>, memory: &mut impl Memory<'m>) -> Option<Self> {
         let (rules, backends) = Self::size_for(snapshot);
         Some(Self {
@@ -58,7 +58,7 @@ impl<'m> CounterMemory<'m> {
 
 #[cfg(feature = "alloc")]
 impl CounterMemory<'static> {
-    /// [`build`](Self::build), in boxes.
+    /// Makes counters like [`build`](Self::build), in boxes.
     pub fn new(snapshot: &Snapshot<'_>) -> Self {
         let (rules, backends) = Self::size_for(snapshot);
         Self {
@@ -69,7 +69,7 @@ impl CounterMemory<'static> {
     }
 }
 
-/// Swaps `counters` for `larger`, and takes the values along.
+/// Swaps `counters` with `larger`, and copies the values.
 pub(crate) fn replace<'m, T: Copy>(counters: &mut Mem<'m, T>, larger: &mut Mem<'m, T>) {
     for (new, old) in larger.iter_mut().zip(counters.iter()) {
         *new = *old;
@@ -77,7 +77,7 @@ pub(crate) fn replace<'m, T: Copy>(counters: &mut Mem<'m, T>, larger: &mut Mem<'
     core::mem::swap(counters, larger);
 }
 
-/// Starts the counters of every rule and backend whose slot had another owner at zero.
+/// Resets the counters of every rule and backend whose slot had another owner.
 pub(crate) fn name(
     snapshot: &Snapshot<'_>,
     rules: &mut [RuleCounters],

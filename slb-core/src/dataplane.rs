@@ -28,15 +28,17 @@ pub trait Dataplane<'s> {
     /// Returns the counters since the dataplane was made.
     fn stats(&self) -> Stats;
 
-    /// The snapshot in place.
+    /// Returns the installed snapshot.
     fn snapshot(&self) -> &Snapshot<'s>;
 
-    /// Counters of a rule, by its name or its index in [`Spec::rules`](crate::spec::Spec::rules); `None`
-    /// where there is no such rule, or no memory for its counters.
+    /// Returns the counters of a rule, by its name or its index in
+    /// [`Spec::rules`](crate::spec::Spec::rules); `None` if there is no such rule, or no memory for
+    /// its counters.
     fn rule_counters(&self, rule: impl RuleKey) -> Option<RuleCounters>;
 
-    /// Counters of a backend, by its id, or by its name and its pool's: `"pool/backend"` or
-    /// `("pool", "backend")`. `None` if there is no such backend, or no memory for its counters.
+    /// Returns the counters of a backend, by its id, or by its pool's name and its own:
+    /// `"pool/backend"` or `("pool", "backend")`. `None` if there is no such backend, or no memory
+    /// for its counters.
     fn backend_counters(&self, backend: impl BackendKey) -> Option<BackendCounters>;
 }
 

@@ -1,14 +1,14 @@
-//! Fragments of datagrams, which belong together: only the first one has the ports.
+//! Fragments of datagrams, of which only the first has the ports.
 //!
 //! ```text
 //!  first ──► FragmentTable: its protocol and ports      later, known ──► goes where the first went
 //!        └─► FragmentRoom: what waited is released      later, not yet ──► FragmentRoom, or dropped
 //! ```
 //!
-//! Neither puts datagrams together: each fragment goes on by itself. Both are bounded. The table gives
-//! the place of its oldest datagram to a new one. The room keeps later fragments that came before
-//! their first one (RFC 4787 REQ-14). Neither gives a source more than half of the places that it shares
-//! with others, so a flood of fragments pushes out its own.
+//! Datagrams are not reassembled: each fragment is forwarded separately. Both structures are
+//! bounded. The table replaces its oldest datagram by a new one. The room holds later fragments
+//! that arrive before their first one (RFC 4787 REQ-14). Neither gives a source more than half of
+//! the places that it shares with others, so a flood of fragments evicts its own.
 
 use core::fmt;
 
@@ -25,19 +25,20 @@ use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::{self, Ipv6};
 use crate::wire::{protocol, tcp};
 
-/// Fragments of one datagram come within this time: no receiver waits longer (RFC 1122 §3.3.2,
-/// RFC 8200 §4.5).
+/// The time within which all fragments of a datagram arrive: no receiver waits longer (RFC 1122
+/// §3.3.2, RFC 8200 §4.5).
 const LIFETIME_NANOS: u64 = 60 * 1_000_000_000;
 /// The time that a later fragment waits for its first one: NAT64's FRAGMENT_MIN (RFC 6146 §3.4,
 /// §4).
 const WAIT_NANOS: u64 = 2 * 1_000_000_000;
-/// Datagrams that a hash leads to.
+/// The number of places for datagrams of one hash.
 const WAYS: usize = 8;
-/// The most of them that one source has.
+/// The maximum number of these places for one source.
 const WAYS_OF_SOURCE: usize = WAYS / 2;
-/// Slots that the sources of one hash share.
+/// The number of slots that the sources of one hash share.
 const BUCKET: usize = 64;
-/// Slots that one source may have: a datagram of 64 KiB has 45 fragments, mostly in order.
+/// The maximum number of slots for one source: a datagram of 64 KiB has 45 fragments, mostly in
+/// order.
 const SHARE: usize = BUCKET / 2;
 /// No slot.
 const NONE: u32 = u32::MAX;
@@ -49,7 +50,7 @@ const NONE: u32 = u32::MAX;
 struct Name {
     addresses: [u64; 4],
     identification: u32,
-    /// Port of the network that the addresses belong to: two networks may use the same.
+    /// Port of the network that the addresses belong to: two networks may use equal addresses.
     zone: PortId,
     family: Family,
     /// Zero for IPv6.
@@ -79,7 +80,7 @@ impl Name {
         }
     }
 
-    /// Source of the datagram: an IPv4 address, or a /64 of IPv6.
+    /// Returns the source of the datagram: an IPv4 address, or a /64 of IPv6.
     fn source(&self) -> u64 {
         match self.family {
             Family::Ipv4 => u64::from(self.addresses[0] as u32),
@@ -95,13 +96,13 @@ impl Name {
     }
 }
 
-/// A datagram whose first fragment came.
+/// A datagram whose first fragment has arrived.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 pub struct Datagram {
     name: Name,
     ports: u32,
-    /// The protocol behind all extension headers of the first fragment.
+    /// The protocol after all extension headers of the first fragment.
     protocol: u8,
     echo: EchoMessage,
     /// Offset of the transport header in the datagram's fragmentable part, in bytes.
@@ -124,7 +125,8 @@ impl Datagram {
     };
 }
 
-/// The ports of datagrams of which a first fragment came, by what later fragments have too.
+/// The ports of datagrams whose first fragment has arrived, by the fields that later fragments also
+/// have.
 pub struct FragmentTable<'m> {
     datagrams: Mem<'m, Datagram>,
     key: [u64; 2],
@@ -136,14 +138,14 @@ pub struct FragmentTable<'m> {
 pub(crate) enum Recalled {
     /// The packet has its protocol and ports now.
     Known,
-    /// The first fragment did not come so far.
+    /// The first fragment has not arrived yet.
     Unknown,
     /// The fragment would overwrite the TCP header of its first fragment (RFC 1858, RFC 3128).
     Overlaps,
 }
 
 impl<'m> FragmentTable<'m> {
-    /// A table in the memory given.
+    /// Makes a table in the given memory.
     pub fn new(datagrams: Mem<'m, Datagram>, key: Key) -> Self {
         Self {
             datagrams,
@@ -152,8 +154,8 @@ impl<'m> FragmentTable<'m> {
         }
     }
 
-    /// A table for so many datagrams at a time, of both families together; `None` if the memory is
-    /// used up.
+    /// Makes a table for `datagrams` simultaneous datagrams of both families together; returns
+    /// `None` if the memory is used up.
     pub fn build(datagrams: usize, key: Key, memory: &mut impl Memory<'m>) -> Option<Self> {
         let datagrams = datagrams.next_multiple_of(WAYS);
         Some(Self::new(memory.take(datagrams, Datagram::EMPTY)?, key))
@@ -164,7 +166,7 @@ impl<'m> FragmentTable<'m> {
         self.now = now;
     }
 
-    /// Keeps the ports of the datagram whose first fragment this is.
+    /// Stores the ports of a datagram by its first fragment.
     fn remember(&mut self, frame: &[u8], packet: &Packet, ports: u32, zone: PortId) {
         let name = Name::of(packet, zone);
         let now = self.now;
@@ -218,7 +220,7 @@ impl<'m> FragmentTable<'m> {
         Recalled::Known
     }
 
-    /// The places of the datagrams that a name's hash leads to.
+    /// Returns the places for datagrams with a name's hash.
     fn places(&self, name: &Name) -> core::ops::Range<usize> {
         let buckets = (self.datagrams.len() / WAYS) as u64;
         let bucket = ((name.hash(self.key) >> 32) * buckets) >> 32;
@@ -242,10 +244,10 @@ pub(crate) struct Arrival {
     pub(crate) port: PortId,
     /// Port of the network that the addresses belong to.
     pub(crate) zone: PortId,
-    /// The node that sent it, as [`Lane::sender`](crate::nat::pipeline::Lane::sender) has it.
+    /// The node that sent the frame, like [`Lane::sender`](crate::nat::pipeline::Lane::sender).
     pub(crate) sender: u32,
     pub(crate) direction: Direction,
-    /// Bytes of the frame as it came in.
+    /// Bytes of the frame as it arrived.
     pub(crate) len: u32,
 }
 
@@ -263,19 +265,19 @@ impl Arrival {
 enum State {
     Free,
     Waiting,
-    /// The first fragment came.
+    /// The first fragment has arrived.
     Ready,
 }
 
-/// A place for a fragment that waits, 2 KiB: frames that are longer than [`LONGEST`](Self::LONGEST)
-/// do not wait.
+/// A place of 2 KiB for a waiting fragment. Frames longer than [`LONGEST`](Self::LONGEST) do not
+/// wait.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub struct FragmentSlot {
     name: Name,
     arrival: Arrival,
     since: Instant,
-    /// The next one that is ready, or none.
+    /// The next ready slot, or none.
     next: u32,
     len: u16,
     state: State,
@@ -309,30 +311,30 @@ impl fmt::Debug for FragmentSlot {
     }
 }
 
-/// Memory for later fragments that came before their first one.
+/// Memory for later fragments that arrive before their first one.
 ///
-/// They are copies: the frame itself is dropped as [`DropReason::FragmentHeld`]. Once the first
-/// fragment has come, they go on in spare frames that the role's `advance` is given. Those whose first
-/// one does not come within two seconds (RFC 6146 §3.4) are dropped for good, as
-/// [`DropReason::FragmentWithoutFirst`].
+/// The room holds copies: the frame itself is dropped as [`DropReason::FragmentHeld`]. Once the
+/// first fragment has arrived, the copies leave in spare frames that are passed to the role's
+/// `advance`. If the first fragment does not arrive within two seconds (RFC 6146 §3.4), they are
+/// dropped for good as [`DropReason::FragmentWithoutFirst`].
 pub struct FragmentRoom<'m> {
     slots: Mem<'m, FragmentSlot>,
     key: [u64; 2],
     now: Instant,
-    /// Slots that are not free.
+    /// The number of used slots.
     used: u32,
-    /// Slots that are ready, in a list.
+    /// The first slot in the list of ready ones.
     first_ready: u32,
     last_ready: u32,
-    /// The bucket that is swept next.
+    /// The next bucket to sweep.
     sweep: u32,
 }
 
 /// The result of [`FragmentRoom::take`].
 pub(crate) enum Taken {
-    /// The frame holds a fragment now, that came in so.
+    /// The frame now holds a fragment, which arrived like this.
     Fragment(Arrival),
-    /// The frame is too small for the one whose turn it is.
+    /// The frame is too small for the next fragment.
     Small,
     /// No fragment is ready.
     Nothing,
@@ -342,14 +344,14 @@ impl<'m> FragmentRoom<'m> {
     /// A number of slots that suffices for most uses: 1 MiB.
     pub const SLOTS: usize = 512;
 
-    /// A room without a slot: no fragment waits.
-    // Not an `Option` of a room: what frees its memory would look at the flag of a room that is not
-    // there, which valgrind reports.
+    /// Makes a room without slots, in which no fragment waits.
+    // Not an `Option` of a room: dropping it would read the flag of a room that does not exist,
+    // which valgrind reports.
     pub(crate) fn none() -> Self {
         Self::new(Mem::empty(), Key::new([0; 2]))
     }
 
-    /// A room of the slots given, of which a multiple of 64 is used.
+    /// Makes a room of the given slots, of which it uses a multiple of 64.
     pub fn new(slots: Mem<'m, FragmentSlot>, key: Key) -> Self {
         Self {
             slots,
@@ -362,7 +364,8 @@ impl<'m> FragmentRoom<'m> {
         }
     }
 
-    /// A room of so many slots or up to 63 more; `None` if the memory is used up.
+    /// Makes a room of `slots` slots, rounded up to a multiple of 64; returns `None` if the memory
+    /// is used up.
     pub fn build(slots: usize, key: Key, memory: &mut impl Memory<'m>) -> Option<Self> {
         let slots = slots.checked_next_multiple_of(BUCKET)?;
         Some(Self::new(memory.take(slots, FragmentSlot::EMPTY)?, key))
@@ -373,7 +376,7 @@ impl<'m> FragmentRoom<'m> {
         self.now = now;
     }
 
-    /// Keeps a later fragment; returns what becomes of its frame.
+    /// Stores a later fragment; returns the verdict of its frame.
     fn hold(
         &mut self,
         frame: &[u8],
@@ -401,8 +404,8 @@ impl<'m> FragmentRoom<'m> {
         DropReason::FragmentHeld
     }
 
-    /// Finds a place for a fragment: a free one, or that of the oldest of the source that has its
-    /// share, or the oldest of all. Those that are ready stay.
+    /// Finds a place for a fragment: a free place, or the place of the oldest fragment of the same
+    /// source if it has used up its share, or else of the oldest of all. Ready fragments stay.
     fn vacate(&mut self, name: &Name, stats: &mut Stats) -> Option<usize> {
         let range = self.places(name);
         let source = name.source();
@@ -423,7 +426,7 @@ impl<'m> FragmentRoom<'m> {
         Some(range.start + oldest)
     }
 
-    /// Releases the later fragments of a datagram when its first one has come.
+    /// Releases the later fragments of a datagram after its first one has arrived.
     fn wake(&mut self, packet: &Packet, zone: PortId) {
         if self.used == 0 {
             return;
@@ -447,7 +450,7 @@ impl<'m> FragmentRoom<'m> {
         }
     }
 
-    /// Puts the fragment that is ready the longest into a frame.
+    /// Copies the fragment that has been ready for longest into a frame.
     pub(crate) fn take(&mut self, frame: &mut Frame<'_>, stats: &mut Stats) -> Taken {
         while let Some(slot) = self.slots.get(self.first_ready as usize) {
             let (place, next, arrival) = (self.first_ready as usize, slot.next, slot.arrival);
@@ -495,7 +498,8 @@ impl<'m> FragmentRoom<'m> {
         self.now.as_nanos().saturating_sub(slot.since.as_nanos()) > WAIT_NANOS
     }
 
-    /// Drops a fragment whose first one did not come, or that found no spare frame in time.
+    /// Drops a fragment whose first one did not arrive, or for which there was no spare frame in
+    /// time.
     fn give_up(&mut self, place: usize, stats: &mut Stats) {
         if let Some(slot) = self.slots.get(place) {
             let len = slot.arrival.len as usize;
@@ -512,7 +516,7 @@ impl<'m> FragmentRoom<'m> {
         }
     }
 
-    /// The slots that a datagram's source shares.
+    /// Returns the slots that a datagram's source shares.
     fn places(&self, name: &Name) -> core::ops::Range<usize> {
         let buckets = (self.slots.len() / BUCKET) as u64;
         let hash = [name.source(), 0, 0, 0].hash(name.zone.0.into(), self.key);
@@ -524,7 +528,7 @@ impl<'m> FragmentRoom<'m> {
 
 #[cfg(feature = "alloc")]
 impl FragmentRoom<'static> {
-    /// [`build`](Self::build), in boxes.
+    /// Makes a room like [`build`](Self::build), in boxes.
     pub fn with_capacity(slots: usize, key: Key) -> Self {
         let count = slots.div_ceil(BUCKET) * BUCKET;
         Self::new(alloc::vec![FragmentSlot::EMPTY; count].into(), key)
@@ -547,13 +551,13 @@ pub(crate) struct Fragments<'a, 'm> {
 }
 
 impl Fragments<'_, '_> {
-    /// Remembers a first fragment: its ports, or the identifier of an echo message.
+    /// Stores the ports of a first fragment, or the identifier of an echo message.
     pub(crate) fn first(self, frame: &[u8], packet: &Packet, zone: PortId) {
         let identifies = packet.has_ports() || packet.is_icmp();
         let Some(table) = self.table else {
             return;
         };
-        // The protocol of an IPv6 datagram stands in its first fragment only.
+        // Only the first fragment of an IPv6 datagram has its protocol.
         if identifies || packet.shape.family == Family::Ipv6 {
             let ports = if packet.has_ports() {
                 packet.ports

@@ -1,13 +1,13 @@
-//! One packet in a caller's buffer, with room to grow at both ends.
+//! A packet in a caller's buffer, with room to grow at both ends.
 //!
 //! ```text
 //!   buf                off                    off + len              cap
 //!    |     headroom     |        bytes()          |      tailroom      |
 //! ```
 //!
-//! The layout is that of C's `struct slb_frame`: a burst is an array that both languages read.
-//! A frame borrows the *memory*, not the I/O that it came from: it can outlive a call, and one
-//! that is let go leaks a buffer at worst.
+//! The layout equals C's `struct slb_frame`, so both languages can read a burst as an array. A
+//! frame borrows the *memory*, not the I/O that it came from: it can outlive a call, and forgetting
+//! a frame at worst leaks a buffer.
 
 use core::fmt;
 use core::marker::PhantomData;
@@ -21,8 +21,8 @@ use crate::verdict::{DropReason, PortId, Verdict};
 /// Capacity of a burst in frames.
 pub const BURST: usize = 64;
 
-/// One packet, from its Ethernet header on and without the frame check sequence, in a buffer
-/// that is exclusively its own for `'m`.
+/// A packet, from its Ethernet header on and without the frame check sequence, in a buffer that the
+/// frame exclusively borrows for `'m`.
 ///
 /// Invariants: `buf` is valid for reads and writes of `cap` bytes for `'m`, nothing else
 /// accesses them meanwhile, and `off + len <= cap`.
@@ -49,11 +49,11 @@ const _: () = assert!(size_of::<Frame<'static>>() == 24);
 
 // SAFETY: a frame is an exclusive loan of plain bytes, which any thread may hold.
 unsafe impl Send for Frame<'_> {}
-// SAFETY: through a shared frame the bytes can only be read.
+// SAFETY: a shared frame only permits reading the bytes.
 unsafe impl Sync for Frame<'_> {}
 
 impl<'m> Frame<'m> {
-    /// A frame without memory: fills the unused entries of a burst.
+    /// A frame without memory, for the unused entries of a burst.
     pub const EMPTY: Self = Self {
         buf: NonNull::dangling(),
         cap: 0,
@@ -65,9 +65,10 @@ impl<'m> Frame<'m> {
         memory: PhantomData,
     };
 
-    /// A packet of `len` bytes that starts `headroom` bytes into `buf`; the rest is tailroom.
+    /// Makes a frame with a packet of `len` bytes that starts `headroom` bytes into `buf`; the rest
+    /// is tailroom.
     ///
-    /// `None` when it does not fit, or when the buffer has more than `u32::MAX` bytes.
+    /// Returns `None` if the packet does not fit, or if the buffer has more than `u32::MAX` bytes.
     pub fn new(buf: &'m mut [u8], headroom: usize, len: usize) -> Option<Self> {
         let cap = u32::try_from(buf.len()).ok()?;
         if headroom.checked_add(len)? > buf.len() {
@@ -82,7 +83,7 @@ impl<'m> Frame<'m> {
         })
     }
 
-    /// The packet, from its Ethernet header on.
+    /// Returns the packet, from its Ethernet header on.
     #[inline]
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: `off <= cap`, so the pointer stays inside the buffer.
@@ -91,7 +92,7 @@ impl<'m> Frame<'m> {
         unsafe { slice::from_raw_parts(start.as_ptr(), self.len as usize) }
     }
 
-    /// The packet, to be changed in place.
+    /// Returns the packet, to be changed in place.
     #[inline]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: `off <= cap`, so the pointer stays inside the buffer.
@@ -100,7 +101,7 @@ impl<'m> Frame<'m> {
         unsafe { slice::from_raw_parts_mut(start.as_ptr(), self.len as usize) }
     }
 
-    /// The packet's length in bytes.
+    /// Returns the packet's length in bytes.
     #[inline]
     pub fn len(&self) -> usize {
         self.len as usize
@@ -112,20 +113,20 @@ impl<'m> Frame<'m> {
         self.len == 0
     }
 
-    /// Free bytes before the packet.
+    /// Returns the number of free bytes before the packet.
     #[inline]
     pub fn headroom(&self) -> usize {
         self.off as usize
     }
 
-    /// Free bytes after the packet.
+    /// Returns the number of free bytes after the packet.
     #[inline]
     pub fn tailroom(&self) -> usize {
         (self.cap - self.off - self.len) as usize
     }
 
-    /// Grows the packet by `N` bytes at its front and returns them, to be written; `None`, and
-    /// no change, where the headroom is too small.
+    /// Grows the packet by `N` bytes at its front and returns them, to be written. Returns `None`,
+    /// without a change, if the headroom is too small.
     #[inline]
     pub fn push_front<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
         let n = u32::try_from(N).ok()?;
@@ -134,9 +135,9 @@ impl<'m> Frame<'m> {
         self.bytes_mut().first_chunk_mut()
     }
 
-    /// Puts `N` bytes in the place of the packet's first `old` ones, ends the packet where its
-    /// first `end` bytes ended, and returns all of it, the `N` bytes to be written. `None`, and
-    /// no change, where the headroom is too small or the packet shorter than that.
+    /// Replaces the packet's first `old` bytes by `N` bytes, truncates the packet after its first
+    /// `end` bytes, and returns all of it; the caller writes the `N` bytes. Returns `None`, without
+    /// a change, if the headroom is too small or the packet too short.
     #[inline]
     pub(crate) fn replace_front<const N: usize>(
         &mut self,
@@ -154,7 +155,7 @@ impl<'m> Frame<'m> {
         Some(self.bytes_mut())
     }
 
-    /// Starts loading the packet's headers, and the line before them, where new ones go.
+    /// Starts loading the packet's headers, and the line before them, for new headers.
     #[inline]
     pub(crate) fn prefetch(&self) {
         let first = self.buf.as_ptr().wrapping_add(self.off as usize);
@@ -162,8 +163,8 @@ impl<'m> Frame<'m> {
         prefetch_address(first.wrapping_sub(CACHE_LINE));
     }
 
-    /// Grows the packet by `n` bytes at its end and returns them, to be written (they hold what
-    /// the buffer held before); `None`, and no change, where the tailroom is too small.
+    /// Grows the packet by `n` bytes at its end and returns them, to be written; they have the
+    /// buffer's old contents. Returns `None`, without a change, if the tailroom is too small.
     pub fn push_back(&mut self, n: usize) -> Option<&mut [u8]> {
         if n > self.tailroom() {
             return None;
@@ -173,8 +174,8 @@ impl<'m> Frame<'m> {
         self.bytes_mut().get_mut(old..)
     }
 
-    /// Makes `bytes` the packet, with room before it for the outer headers. `None`, and no change,
-    /// where the buffer is too small.
+    /// Sets the packet to `bytes`, with room before it for the outer headers. Returns `None`,
+    /// without a change, if the buffer is too small.
     pub(crate) fn fill(&mut self, bytes: &[u8]) -> Option<()> {
         let len = u32::try_from(bytes.len()).ok()?;
         let fits = |off: &u32| {
@@ -188,7 +189,7 @@ impl<'m> Frame<'m> {
         Some(())
     }
 
-    /// Takes `n` bytes off the front; `false`, and no change, where the packet is shorter.
+    /// Removes `n` bytes from the front. Returns false, without a change, if the packet is shorter.
     #[inline]
     pub fn trim_front(&mut self, n: usize) -> bool {
         if n > self.len() {
@@ -201,8 +202,8 @@ impl<'m> Frame<'m> {
         true
     }
 
-    /// Shortens the packet to its first `len` bytes; `false`, and no change, where it is
-    /// shorter already.
+    /// Truncates the packet to its first `len` bytes. Returns false, without a change, if it is
+    /// shorter.
     #[inline]
     pub fn truncate(&mut self, len: usize) -> bool {
         if len > self.len() {
@@ -217,8 +218,8 @@ impl<'m> Frame<'m> {
         true
     }
 
-    /// Makes what lies between `start` and `end` the packet; `false`, and no change, where it is not all in the
-    /// packet.
+    /// Narrows the packet to the bytes from `start` to `end`. Returns false, without a change, if
+    /// they are not all in the packet.
     #[inline]
     pub(crate) fn narrow(&mut self, start: u32, end: u32) -> bool {
         if start > end || end > self.len {
@@ -229,19 +230,20 @@ impl<'m> Frame<'m> {
         true
     }
 
-    /// The port that it came in by; after [`Verdict::Forward`], the one it is to leave by.
+    /// Returns the port at which the frame arrived; after [`Verdict::Forward`], the port by which
+    /// it should leave.
     #[inline]
     pub fn port(&self) -> PortId {
         self.port
     }
 
-    /// Sets the port that the frame came in by.
+    /// Sets the port at which the frame arrived.
     #[inline]
     pub fn set_port(&mut self, port: PortId) {
         self.port = port;
     }
 
-    /// Returns the verdict of the last dataplane that processed the frame; `Pass` before any did.
+    /// Returns the verdict of the last dataplane that processed the frame; `Pass` if none has.
     #[inline]
     pub fn verdict(&self) -> Verdict {
         match self.verdict {
@@ -274,16 +276,16 @@ impl<'m> Frame<'m> {
         }
     }
 
-    /// The address of the first byte of the buffer: how an I/O with memory of its own knows
-    /// which of its buffers comes back.
+    /// Returns the address of the buffer's first byte, by which an I/O with its own memory
+    /// recognizes a returned buffer.
     pub fn buffer_address(&self) -> usize {
         self.buf.as_ptr().addr()
     }
 
     /// Returns the whole buffer.
     pub fn into_buffer(self) -> &'m mut [u8] {
-        // SAFETY: `buf` is valid for `cap` bytes for `'m`, and the frame, the only other way
-        // to them, is consumed.
+        // SAFETY: `buf` is valid for `cap` bytes for `'m`, and the frame, the only other access to
+        // them, is consumed.
         unsafe { slice::from_raw_parts_mut(self.buf.as_ptr(), self.cap as usize) }
     }
 }
@@ -316,7 +318,7 @@ impl<'m> Burst<'m> {
         }
     }
 
-    /// Adds a frame; hands it back where the burst is full.
+    /// Adds a frame; returns it as an error if the burst is full.
     pub fn push(&mut self, frame: Frame<'m>) -> Result<(), Frame<'m>> {
         match self.frames.get_mut(self.len) {
             Some(place) => {
@@ -328,7 +330,7 @@ impl<'m> Burst<'m> {
         }
     }
 
-    /// Takes the last frame out.
+    /// Removes and returns the last frame.
     pub fn pop(&mut self) -> Option<Frame<'m>> {
         let last = self.len.checked_sub(1)?;
         self.len = last;
@@ -337,7 +339,7 @@ impl<'m> Burst<'m> {
             .map(|place| core::mem::replace(place, Frame::EMPTY))
     }
 
-    /// Takes all frames out, in their order.
+    /// Removes all frames, and yields them in order.
     pub fn drain(&mut self) -> impl Iterator<Item = Frame<'m>> + '_ {
         let len = core::mem::take(&mut self.len);
         self.frames

@@ -1,4 +1,4 @@
-//! The host agent: between the fabric and the vms of one machine.
+//! The host agent, between the fabric and the vms of one machine.
 //!
 //! ```text
 //!            from the fabric                                   from a vm
@@ -13,9 +13,9 @@
 //!                                                              the outbound rule's address
 //! ```
 //!
-//! Each stage is a loop over the burst, as in [`mux`](crate::mux). Connections that have come about are
-//! never forgotten before their time. Those that have not, and those that are over, make room for new
-//! ones; where none is left to do so, new ones are refused and counted.
+//! Each stage is a loop over the burst, as in [`mux`](crate::mux). Established connections are
+//! never forgotten before they expire. Unestablished and finished ones make room for new
+//! connections; if there are none, new connections are refused and counted.
 mod call;
 mod establish;
 mod pass_on;
@@ -55,7 +55,7 @@ use crate::verdict::{DropReason, PortId, Verdict};
 
 /// A host agent: see the [module](self).
 ///
-/// `S` is how it holds its snapshot: `&Snapshot`, `Arc<Snapshot>`, or the caller's own.
+/// `S` is the type that holds the snapshot: `&Snapshot`, `Arc<Snapshot>`, or the caller's own.
 pub struct Host<'m, S> {
     pipeline: Pipeline<'m, S>,
     lanes: [Lane; BURST],
@@ -64,7 +64,7 @@ pub struct Host<'m, S> {
 }
 
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
-    /// A host agent with the tables given.
+    /// Makes a host agent with the given tables.
     ///
     /// # Errors
     /// The snapshot is a proxy's.
@@ -206,12 +206,12 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         self.pipeline.export::<HostRole>(None, from, into)
     }
 
-    /// Writes the connections of one vm as [`export`](Self::export) does, over all backends that the vm is. Another
-    /// host agent takes them over with [`import`](Self::import) when the vm moves there. `None` if the backend is not
-    /// on this host.
+    /// Writes the connections of one vm like [`export`](Self::export), for all of the vm's
+    /// backends. Another host agent takes them over with [`import`](Self::import) when the vm moves
+    /// there. Returns `None` if the backend is not on this host.
     ///
     /// # Cost
-    /// [`EXPORT_STEP`](crate::state::EXPORT_STEP) places at most, of whatever vm.
+    /// At most [`EXPORT_STEP`](crate::state::EXPORT_STEP) places, of all vms.
     pub fn export_vm(
         &self,
         backend: impl BackendKey,
@@ -227,7 +227,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     /// Takes over connections that were exported earlier. Existing connections do not change.
     ///
     /// # Errors
-    /// The bytes are not whole records as [`export`](Self::export) writes them; nothing is taken over.
+    /// The bytes are not complete records as [`export`](Self::export) writes them; nothing is taken
+    /// over.
     ///
     /// # Cost
     /// Two passes over `records`. To bound the time of a call, give the records in parts.
@@ -244,7 +245,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     /// to each worker: it skips those of the others. The first worker counts unreadable records.
     ///
     /// # Errors
-    /// As [`import`](Self::import).
+    /// The same errors as of [`import`](Self::import).
     pub fn import_share(
         &mut self,
         now: Instant,
@@ -271,7 +272,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         self.pipeline.begin_take_up(now);
     }
 
-    /// The snapshot in place.
+    /// Returns the installed snapshot.
     pub fn snapshot(&self) -> &Snapshot<'s> {
         &self.pipeline.snapshot
     }
@@ -281,25 +282,28 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
         self.pipeline.stats()
     }
 
-    /// The connections of the host agent.
+    /// Returns the connections of the host agent.
     pub fn connections(&self) -> &NatTable<'m> {
         &self.pipeline.tables.connections
     }
 
-    /// Counters of a rule, by its name or its index in [`Spec::rules`](crate::spec::Spec::rules); `None`
-    /// where there is no such rule, or no memory for its counters. Behind the
-    /// rules that balance come those of inbound NAT, port by port, then those of frontends with SNAT ports.
+    /// Returns the counters of a rule, by its name or its index in
+    /// [`Spec::rules`](crate::spec::Spec::rules); `None` if there is no such rule, or no memory for
+    /// its counters. The indexes after balancing rules belong to inbound NAT, port by port, and
+    /// then to frontends with SNAT ports.
     pub fn rule_counters(&self, rule: impl RuleKey) -> Option<RuleCounters> {
         self.pipeline.rule_counters(rule)
     }
 
-    /// Counters of a backend, by its id, or by its name and its pool's: `"pool/backend"` or
-    /// `("pool", "backend")`. `None` if there is no such backend, or no memory for its counters.
+    /// Returns the counters of a backend, by its id, or by its pool's name and its own:
+    /// `"pool/backend"` or `("pool", "backend")`. `None` if there is no such backend, or no memory
+    /// for its counters.
     pub fn backend_counters(&self, backend: impl BackendKey) -> Option<BackendCounters> {
         self.pipeline.backend_counters(backend)
     }
 
-    /// SNAT ports of a backend, which is given as to [`backend_counters`](Self::backend_counters).
+    /// Returns the SNAT counters of a backend, which is given as for
+    /// [`backend_counters`](Self::backend_counters).
     pub fn snat_counters(&self, backend: impl BackendKey) -> Option<SnatCounters> {
         let id = backend.id_in(&self.pipeline.snapshot)?;
         self.backend_counters(id)?;
@@ -308,8 +312,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
 }
 
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
-    /// A host agent for up to `connections` connections of each family, with a table of fragments,
-    /// and with counters for the snapshot and as many rules and backends more.
+    /// Makes a host agent for up to `connections` connections of each family, with a table of
+    /// fragments, and with counters for the snapshot and as many further rules and backends.
     ///
     /// # Errors
     /// The memory is used up, or the snapshot is a proxy's.
@@ -327,7 +331,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
 
 #[cfg(feature = "alloc")]
 impl<'s, S: Deref<Target = Snapshot<'s>>> Host<'static, S> {
-    /// [`build`](Self::build), in boxes.
+    /// Makes a host agent like [`build`](Self::build), in boxes.
     ///
     /// # Errors
     /// The snapshot is a proxy's.
@@ -348,7 +352,8 @@ impl<S> fmt::Debug for Host<'_, S> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Arrival {
     name: OuterName,
-    /// The node that sent it: see [`Nat::sender_at`](crate::snapshot::locals::Nat::sender_at).
+    /// The node that sent the frame; see
+    /// [`Nat::sender_at`](crate::snapshot::locals::Nat::sender_at).
     sender: u32,
     /// The port of the vm.
     port: PortId,
@@ -362,7 +367,7 @@ impl Arrival {
         if !is_mux && outer.is_from(snapshot.underlay()) {
             return Err(Verdict::Drop(DropReason::UnknownPeer));
         }
-        // Only nodes that are known send into a network: others could reach its vms from outside.
+        // Only known nodes may send into a network: others could reach its vms from outside.
         let is_known = sender != NO_SENDER;
         let is_closed = || {
             let network = snapshot.nat.networks.of(outer.vni);
@@ -380,15 +385,15 @@ impl Arrival {
     }
 }
 
-/// Arrivals that are known, until there is another snapshot.
+/// Known arrivals, which are valid until the snapshot changes.
 #[derive(Debug)]
 pub(crate) struct Arrivals {
-    /// The last one on the slow path.
+    /// The last arrival on the slow path.
     last: Option<Arrival>,
     /// The last port of a vm.
     vm: Option<PortId>,
-    /// Arrivals on the fast path, each at the [place](CommonHead::place) of its head: what comes
-    /// from a few muxes for a few vms alternates.
+    /// Arrivals on the fast path, each at the [place](CommonHead::place) of its head: packets from
+    /// a few muxes for a few vms alternate.
     known: [KnownArrival; 1 << ARRIVAL_BITS],
 }
 
@@ -581,7 +586,7 @@ impl Role for HostRole {
         pipeline.via(frame, lane)
     }
 
-    /// The vm that it came for, if it is of the rule's pool and takes new connections.
+    /// Chooses the destination vm, if it is in the rule's pool and accepts new connections.
     fn choose<'s, S: Deref<Target = Snapshot<'s>>>(
         pipeline: &Pipeline<'_, S>,
         lane: &Lane,
@@ -726,7 +731,7 @@ impl Role for HostRole {
                 }
                 match call::client_here(snapshot, connection) {
                     Some(vm) => (vm.port, Link::new(underlay.mac, vm.mac)),
-                    // In its network only: elsewhere the address may be another's.
+                    // In its network only: elsewhere, the address may belong to another vm.
                     None => Self::tunnel(snapshot, connection, direction).map(|_| fabric)?,
                 }
             }
@@ -767,8 +772,8 @@ fn is_reached_untranslated(snapshot: &Snapshot<'_>, port: PortId, address: IpAdd
         || vm.is_some_and(|vm| establish::is_inside(snapshot, vm, address))
 }
 
-/// Takes a frame out of VXLAN, and finds the vm that it is for.
-// Out of line it costs each frame 4 ns.
+/// Decapsulates a frame, and finds its destination vm.
+// Out of line, it would cost each frame 4 ns.
 #[inline(always)]
 fn decapsulate(
     snapshot: &Snapshot<'_>,

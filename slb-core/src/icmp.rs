@@ -1,9 +1,8 @@
-//! ICMP messages about other packets: which of them a balancer passes on.
+//! ICMP messages about other packets, and whether a balancer forwards them.
 //!
-//! An error goes the way of the flow that it quotes. Two kinds go nowhere where they are about a
-//! translated flow: redirects and source quench, which ask a host to change its routes or its rate
-//! and could come from anybody (RFC 1122 §3.2.2.2, RFC 6633), and errors whose checksum is wrong
-//! (RFC 5508 REQ-3a).
+//! An error follows the flow that it quotes. Two kinds of messages about a translated flow are
+//! dropped: redirects and source quench, which ask a host to change its routes or its rate and are
+//! easily forged (RFC 1122 §3.2.2.2, RFC 6633), and errors with a wrong checksum (RFC 5508 REQ-3a).
 
 use crate::packet::{Family, Packet, Part};
 use crate::verdict::DropReason;
@@ -18,13 +17,13 @@ const REDIRECT_DESTINATION: usize = icmp::HEADER_LEN + 16;
 const REDIRECTED_HEADER: u8 = 4;
 const REDIRECTED_HEADER_LEN: usize = 8;
 
-/// The type of the ICMP message in a packet; zero where it has none.
+/// Returns the type of the ICMP message in a packet; zero if there is none.
 pub(crate) fn kind(frame: &[u8], packet: &Packet) -> u8 {
     let at = usize::from(packet.shape.transport_offset);
     frame.get(at).copied().unwrap_or(0)
 }
 
-/// Returns true if a message of this type tells a host to use another route, or to slow down.
+/// Returns true if a message of this type asks a host to use another route, or to slow down.
 pub(crate) const fn is_advice(family: Family, kind: u8) -> bool {
     match family {
         Family::Ipv4 => matches!(kind, icmp::REDIRECT | icmp::SOURCE_QUENCH),
@@ -32,7 +31,7 @@ pub(crate) const fn is_advice(family: Family, kind: u8) -> bool {
     }
 }
 
-/// Why an ICMP error does not follow the flow that it quotes; `None` if it does.
+/// Returns the reason why an ICMP error does not follow the flow that it quotes; `None` if it does.
 pub(crate) fn refusal(frame: &[u8], packet: &Packet) -> Option<DropReason> {
     if is_advice(packet.shape.family, kind(frame, packet)) {
         Some(DropReason::IcmpRedirect)
@@ -68,11 +67,11 @@ fn checksum_is_right(frame: &[u8], packet: &Packet) -> bool {
     sum.checksum() == 0
 }
 
-/// The packet that an ICMPv6 redirect is about.
+/// The subject of an ICMPv6 redirect.
 pub(crate) struct Redirected<'f> {
-    /// The bytes of the destination that packets are to reach by another way.
+    /// The destination, in bytes, for which the redirect suggests another route.
     pub(crate) destination: [u8; 16],
-    /// The packet that caused it, as far as it is quoted.
+    /// The packet that caused the redirect, as far as it is quoted.
     pub(crate) quote: Option<&'f [u8]>,
 }
 
@@ -94,7 +93,7 @@ pub(crate) fn redirected<'f>(frame: &'f [u8], packet: &Packet) -> Option<Redirec
         }
         options = rest;
     }
-    // The option's length counts its padding.
+    // The option's length includes its padding.
     let quote = quote.filter(|quote| quote.len() >= ipv6::HEADER_LEN);
     Some(Redirected { destination, quote })
 }

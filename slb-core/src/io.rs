@@ -2,8 +2,7 @@
 
 use crate::frame::Burst;
 
-/// A source and sink of frames, such as a NIC queue, a TUN device, a capture or a ring of the
-/// caller's.
+/// A source and sink of frames, such as a NIC queue, a TUN device, a capture or the caller's ring.
 ///
 /// Frames are *moved*: `receive` hands out frames that borrow the memory `'m`, and `transmit`
 /// takes them back, so nothing is copied between the I/O and the dataplane, and the loop of

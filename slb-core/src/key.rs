@@ -6,33 +6,33 @@ use crate::hash::siphash24;
 
 /// A secret of 128 bits, drawn at random by the caller when the process starts.
 ///
-/// A role is given one when it is built, and derives from it an independent key for each purpose: the
-/// hash of each kind of table, and the choice of SNAT ports. Somebody who knows the key can make
-/// entries collide in a table and predict ports (RFC 6056 §3.3.3). Two roles with the same key choose
-/// the same ports, so every process draws its own. It has no default, its `Debug` does not print it,
-/// and no option replaces it later.
+/// A role gets a key when it is built, and derives from it an independent key for each purpose: the
+/// hash of each kind of table, and the choice of SNAT ports. An attacker who knows the key can make
+/// entries collide in a table and predict ports (RFC 6056 §3.3.3). Two roles with the same key
+/// choose the same ports, so every process should draw its own. There is no default key, `Debug`
+/// does not print it, and no option replaces it later.
 #[derive(Clone, Copy)]
 pub struct Key([u64; 2]);
 
 impl Key {
-    /// The key of two words, each of 64 random bits.
+    /// Makes a key from two words, each of 64 random bits.
     pub const fn new(words: [u64; 2]) -> Self {
         Self(words)
     }
 
-    /// The key of 16 random bytes, such as those that `getrandom(2)` or `/dev/urandom` gives.
+    /// Makes a key from 16 random bytes, for example from `getrandom(2)` or `/dev/urandom`.
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         let all = u128::from_le_bytes(bytes);
         Self([all as u64, (all >> 64) as u64])
     }
 
-    /// True if all bits are zero, as in memory that was never filled in.
+    /// Returns true if all bits are zero, as in uninitialised memory.
     pub const fn is_zero(&self) -> bool {
         self.0[0] | self.0[1] == 0
     }
 
-    /// The key for one purpose: SipHash-2-4 of its name, which is a pseudorandom function, so that
-    /// the keys of two purposes say nothing about one another or about the secret.
+    /// Returns the key for one purpose: the SipHash-2-4 of its name. SipHash is a pseudorandom
+    /// function, so the key of one purpose reveals neither the key of another nor the secret.
     pub(crate) fn derive(&self, purpose: Purpose) -> [u64; 2] {
         [0, 1].map(|half| siphash24(self.0, &[purpose as u8, half]))
     }

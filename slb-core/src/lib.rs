@@ -24,14 +24,15 @@
 //! }
 //! ```
 //!
-//! [`process`](Dataplane::process), also with an empty burst, and [`advance`](Dataplane::advance) tell a role the time.
-//! A program that sleeps while no packets arrive has to call one of them 20 times a second.
+//! A role learns the time by [`process`](Dataplane::process), also with an empty burst, and by
+//! [`advance`](Dataplane::advance). A program that sleeps while no packets arrive has to call one
+//! of them 20 times a second.
 //!
 //! - [`Spec`](spec::Spec) describes the balancer, and [`Snapshot`](snapshot::Snapshot) is its compiled form; [`Mux`],
 //!   [`Host`] and [`Proxy`] are the roles that use it. Read [`mux`] to follow a packet.
 //! - To use several CPUs, run a [`Host`] or [`Proxy`] on each; [`steer`] divides connections among them.
 //! - [`wire`], [`hash`], [`maglev`] and [`flow`] are useful on their own.
-//! - All memory is the caller's: see [`mem`].
+//! - The caller provides all memory; see [`mem`].
 //!
 //! # Constructors
 //! Constructors have the same names for snapshots, tables and roles:

@@ -1,4 +1,5 @@
-//! The link header of what leaves: that of the fabric's router, or that of whom it answers.
+//! Link headers of outgoing frames: towards the fabric's router, or towards the sender of the
+//! answered frame.
 
 use crate::frame::Frame;
 use crate::packet::{Family, Packet};
@@ -6,21 +7,21 @@ use crate::spec::Underlay;
 use crate::wire::ethernet::{self, EtherType, MacAddress};
 use crate::wire::{ipv4, ipv6};
 
-/// The link header of a frame that is made here: two addresses, and the VLAN tag of the frame that
-/// it goes with.
+/// The link header of a generated frame: two MAC addresses, and the VLAN tag of the connection or
+/// packet that it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
     destination: MacAddress,
     source: MacAddress,
-    /// All zero: none.
+    /// The VLAN tag; all zero for none.
     tag: [u8; ethernet::TAG_LEN],
 }
 
 impl Link {
-    /// Nowhere.
+    /// No link header.
     pub const NONE: Self = Self::new(MacAddress([0; 6]), MacAddress([0; 6]));
 
-    /// Without a tag.
+    /// Makes a link header without a tag.
     pub(crate) const fn new(source: MacAddress, destination: MacAddress) -> Self {
         Self {
             destination,
@@ -48,14 +49,14 @@ impl Link {
         }
     }
 
-    /// Destination, source and tag, as [`from_bytes`](Self::from_bytes) takes them.
+    /// Returns destination, source and tag, in the layout of [`from_bytes`](Self::from_bytes).
     pub(crate) fn to_bytes(self) -> [u8; 16] {
         let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (self.destination.0, self.source.0);
         let [m, n, o, p] = self.tag;
         [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
     }
 
-    /// A link header from destination, source and tag.
+    /// Makes a link header from destination, source and tag.
     pub(crate) fn from_bytes(bytes: [u8; 16]) -> Self {
         let [a, b, c, d, e, f, g, h, i, j, k, l, tag @ ..] = bytes;
         Self {
@@ -75,17 +76,17 @@ impl Link {
         }
     }
 
-    /// Destination MAC address; `None` of [`NONE`](Self::NONE).
+    /// Returns the destination MAC address; `None` for [`NONE`](Self::NONE).
     pub(crate) fn destination(&self) -> Option<MacAddress> {
         (*self != Self::NONE).then_some(self.destination)
     }
 
-    /// Source MAC address; `None` of [`NONE`](Self::NONE).
+    /// Returns the source MAC address; `None` for [`NONE`](Self::NONE).
     pub(crate) fn source(&self) -> Option<MacAddress> {
         (*self != Self::NONE).then_some(self.source)
     }
 
-    /// The way back.
+    /// Returns the link header of the reverse direction.
     pub(crate) fn reversed(self) -> Self {
         Self {
             destination: self.source,
@@ -94,7 +95,7 @@ impl Link {
         }
     }
 
-    /// Bytes that it takes.
+    /// Returns the length of the link header in bytes.
     pub(crate) fn len(&self) -> usize {
         ethernet::HEADER_LEN
             + if self.tag == [0; ethernet::TAG_LEN] {
@@ -104,7 +105,7 @@ impl Link {
             }
     }
 
-    /// Writes it to the beginning of `bytes`.
+    /// Writes the link header to the beginning of `bytes`.
     pub(crate) fn emit(&self, bytes: &mut [u8], ether_type: EtherType) -> Option<()> {
         let header = ethernet::Header {
             destination: self.destination,
@@ -123,8 +124,8 @@ impl Link {
     }
 }
 
-/// Puts the fabric's link header in the place of the one that the packet came with; padding and
-/// VLAN tags of that link are left behind. `None`, and no change, where it does not fit.
+/// Replaces the link header of an incoming packet by the fabric's, and removes padding and VLAN
+/// tags. Returns `None`, without a change, if the new header does not fit.
 #[inline]
 pub(crate) fn replace(frame: &mut Frame<'_>, packet: &Packet, underlay: &Underlay) -> Option<()> {
     let ip = usize::from(packet.shape.ip_offset);
@@ -150,7 +151,7 @@ pub(crate) fn readdress(frame: &mut Frame<'_>, link: &Link) -> Option<()> {
     Some(())
 }
 
-/// Takes one hop off a packet, whose IP header `ip` begins with.
+/// Decrements the hop limit of a packet, whose IP header is at the start of `ip`.
 pub(crate) fn take_a_hop(ip: &mut [u8], family: Family) -> Option<()> {
     match family {
         Family::Ipv4 => ipv4::decrement_ttl(ip.first_chunk_mut()?),

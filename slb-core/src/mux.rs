@@ -13,10 +13,11 @@
 //! Between the stages a frame is a `Lane`. A frame leaves early by getting its verdict: passed,
 //! answered, or dropped with a reason.
 //!
-//! Nearly all frames take the fast path (`plain`) through the same stages. It makes the same
-//! decisions; a frame that it cannot handle continues here.
+//! Nearly all frames take the fast path (`plain`), which has the same stages and makes the same
+//! decisions. Frames that it cannot handle continue here.
 //!
-//! Without a flow table, or if it is full, Maglev alone picks the backend, the same on every mux.
+//! Without a flow table, or if it is full, Maglev alone picks the backend; every mux picks the same
+//! one.
 
 mod list;
 mod pin;
@@ -78,7 +79,7 @@ impl MuxOptions {
             too_big: (self.too_big_per_second, self.too_big_at_once),
             errors: (self.errors_per_second, self.errors_at_once),
             resets: (self.resets_per_second, self.resets_at_once),
-            passed: (0, 0), // hosts do that, and this
+            passed: (0, 0), // only hosts pass packets on or take connections up
             taken_up: (0, 0),
         }
     }
@@ -114,7 +115,7 @@ pub struct MuxTables<'m> {
 
 /// A multiplexer: see the [module](self).
 ///
-/// `S` is how it holds its snapshot: `&Snapshot`, `Arc<Snapshot>`, or the caller's own.
+/// `S` is the type that holds the snapshot: `&Snapshot`, `Arc<Snapshot>`, or the caller's own.
 pub struct Mux<'m, S> {
     pipeline: Pipeline<'m, S>,
     plain: plain::Workspace,
@@ -122,7 +123,7 @@ pub struct Mux<'m, S> {
 }
 
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
-    /// A mux with the tables given.
+    /// Makes a mux with the given tables.
     ///
     /// # Errors
     /// The snapshot is a proxy's.
@@ -303,7 +304,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
     /// Writes pinned flows as [records](crate::state) to the beginning of `into`, beginning at a slot, and returns the
     /// slot to continue at. Times are relative to the last call of `process` or `advance`.
     ///
-    /// A flow that moves to make room for another while an export is going on may be missed, or exported
+    /// A flow that moves to make room for another during an export may be missed, or exported
     /// twice.
     ///
     /// # Cost
@@ -312,13 +313,14 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         self.pipeline.export(from, into)
     }
 
-    /// Pins flows that were exported some time ago. Those that are pinned here already stay as they are.
+    /// Pins flows that were exported earlier. Flows that are already pinned do not change.
     ///
     /// # Errors
-    /// Nothing is pinned of bytes that are not whole records, as [`export`](Self::export) writes them.
+    /// The bytes are not complete records as [`export`](Self::export) writes them; nothing is
+    /// pinned.
     ///
     /// # Cost
-    /// Two rounds over `records`: what is to be bounded is given in parts.
+    /// Two passes over `records`. To bound the time of a call, give the records in parts.
     pub fn import(
         &mut self,
         now: Instant,
@@ -328,7 +330,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         self.pipeline.import(now, age, records)
     }
 
-    /// The snapshot in place.
+    /// Returns the installed snapshot.
     pub fn snapshot(&self) -> &Snapshot<'s> {
         &self.pipeline.snapshot
     }
@@ -342,32 +344,35 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         }
     }
 
-    /// Counters of a rule, by its name or its index in [`Spec::rules`](crate::spec::Spec::rules); `None`
-    /// where there is no such rule, or no memory for its counters. Behind the
-    /// rules that balance come those of inbound NAT, port by port, then those of frontends with SNAT ports.
+    /// Returns the counters of a rule, by its name or its index in
+    /// [`Spec::rules`](crate::spec::Spec::rules); `None` if there is no such rule, or no memory for
+    /// its counters. The indexes after balancing rules belong to inbound NAT, port by port, and
+    /// then to frontends with SNAT ports.
     pub fn rule_counters(&self, rule: impl RuleKey) -> Option<RuleCounters> {
         let snapshot = &*self.pipeline.snapshot;
         let rule = snapshot.rule(rule.index_in(snapshot)?)?;
         self.pipeline.tables.rules.get(rule.slot()).copied()
     }
 
-    /// Counters of a backend, by its id, or by its name and its pool's: `"pool/backend"` or
-    /// `("pool", "backend")`. `None` if there is no such backend, or no memory for its counters.
+    /// Returns the counters of a backend, by its id, or by its pool's name and its own:
+    /// `"pool/backend"` or `("pool", "backend")`. `None` if there is no such backend, or no memory
+    /// for its counters.
     pub fn backend_counters(&self, backend: impl BackendKey) -> Option<BackendCounters> {
         let id = backend.id_in(&self.pipeline.snapshot)?;
         let counters = self.pipeline.tables.backends.get(id.slot()).copied();
         counters.filter(|c| c.id == id.get())
     }
 
-    /// The flows that are pinned.
+    /// Returns the table of pinned flows.
     pub fn flows(&self) -> Option<&FlowTable<'m>> {
         self.pipeline.tables.flows.as_ref()
     }
 }
 
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
-    /// A mux that pins up to `flows` flows of each family, zero for none at all, with a table of
-    /// fragments, and with counters for the snapshot and as many rules and backends more.
+    /// Makes a mux that pins up to `flows` flows of each family, or none if `flows` is zero, with a
+    /// table of fragments, and with counters for the snapshot and as many further rules and
+    /// backends.
     ///
     /// # Errors
     /// The memory is used up, or the snapshot is a proxy's.
@@ -403,7 +408,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
 
 #[cfg(feature = "alloc")]
 impl<'s, S: Deref<Target = Snapshot<'s>>> Mux<'static, S> {
-    /// [`build`](Self::build), in boxes.
+    /// Makes a mux like [`build`](Self::build), in boxes.
     ///
     /// # Errors
     /// The snapshot is a proxy's.
@@ -433,8 +438,8 @@ impl<S> fmt::Debug for Mux<'_, S> {
 #[derive(Clone, Copy, Debug)]
 struct Lane {
     packet: Packet,
-    /// The hash that chooses the backend, and from then on the one that the outer source port is
-    /// made of: the same, unless the distribution mode leaves parts of the tuple out.
+    /// First the hash that chooses the backend, then the hash for the outer source port. They are
+    /// equal unless the distribution mode excludes parts of the tuple.
     hash: u64,
     /// The hash of the flow table.
     flow_hash: u64,
@@ -445,7 +450,7 @@ struct Lane {
     rule: u32,
     /// The first backend of the rule's pool.
     first_backend: u32,
-    /// Bytes of the frame as it came in.
+    /// Bytes of the frame as it arrived.
     len: u32,
     /// Index of the frame in the burst.
     frame: u8,
@@ -474,7 +479,7 @@ struct Pipeline<'m, S> {
     snapshot: S,
     tables: MuxTables<'m>,
     clock: Clock,
-    /// When which snapshot came into place.
+    /// The times at which snapshots were installed.
     generations: Generations,
     limits: Limits,
     sources: SourceLimiter<'m>,
@@ -510,8 +515,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         self.forward(frames, lanes, seen);
     }
 
-    /// Stage 1: reads each frame, finds its rule and hashes its tuple. Returns the lanes of those
-    /// that a rule takes; what is broken, unwanted or not for a VIP is done.
+    /// Stage 1: parses each frame, finds its rule and hashes its tuple. Returns the lanes of frames
+    /// that match a rule; malformed or unwanted frames, and frames for other destinations, get
+    /// their verdicts.
     #[inline]
     fn classify<'l>(
         &mut self,
@@ -571,7 +577,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// Sets the verdict of a frame that no rule takes.
+    /// Sets the verdict of a frame that matches no rule.
     #[inline(never)]
     fn finish_unwanted(
         &mut self,
@@ -591,7 +597,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         finish(&mut self.stats, frame, lane, verdict, seen);
     }
 
-    /// Computes what choosing a backend takes, and asks for the cache line that it begins with.
+    /// Computes the hashes for the choice of a backend, and prefetches the first cache line that it
+    /// needs.
     #[inline]
     fn hash(&self, lane: &mut Lane, index: u32, seen: &mut impl Observe) {
         let snapshot = &*self.snapshot;
@@ -619,7 +626,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// Stage 2: looks each lane's flow up, where flows are pinned.
+    /// Stage 2: looks up each lane's flow, if flows are pinned.
     #[inline]
     fn look_up(&mut self, lanes: &mut [Lane]) {
         if let Some(flows) = &self.tables.flows {
@@ -627,7 +634,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// Stage 3: gives each packet its backend, and writes that one's outer header in front.
+    /// Stage 3: finds each packet's backend, and prepends the backend's outer header.
     #[inline]
     fn forward(&mut self, frames: &mut [Frame<'_>], lanes: &[Lane], seen: &mut impl Observe) {
         let Self {
@@ -698,8 +705,8 @@ struct Forwarder<'p, 's> {
 }
 
 impl Forwarder<'_, '_> {
-    /// Sends a frame to the backend whose index is `chosen`, or refuses it for the reason in its
-    /// place.
+    /// Sends a frame to the backend with the index `chosen`, or drops it for the reason in
+    /// `chosen`.
     #[inline]
     fn forward(
         &mut self,
@@ -754,8 +761,8 @@ impl Forwarder<'_, '_> {
     }
 }
 
-/// Packets in a row for one rule, counted together: adding each to the same counter would have
-/// each wait for the one before.
+/// A run of packets for one rule, counted together: if each were added to the counter, each
+/// addition would wait for the one before.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     rule: u32,
@@ -794,8 +801,8 @@ impl Default for Run {
     }
 }
 
-/// The hash of all of a packet's tuple, where the distribution mode counts less of it: what the
-/// outer source port is made of, so that the fabric spreads the flows of one client.
+/// Returns the hash of a packet's whole tuple, if the distribution mode includes less. The outer
+/// source port is derived from it, so that the fabric spreads the flows of one client.
 #[inline(never)]
 fn full_hash(snapshot: &Snapshot<'_>, packet: &Packet) -> u64 {
     snapshot.hash(packet, u64::MAX)

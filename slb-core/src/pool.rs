@@ -1,4 +1,4 @@
-//! Buffers for frames, for an I/O whose frames lie in memory of its own.
+//! Buffers for the frames of an I/O that has its own memory.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -6,10 +6,10 @@ use core::fmt;
 use crate::HEADROOM;
 use crate::frame::Frame;
 
-/// Length of a cache line in bytes, to which buffers are laid out.
+/// Length of a cache line in bytes, to which buffers are aligned.
 const LINE: usize = 64;
 
-/// Equal buffers in one piece of memory, each free or lent out as a frame.
+/// A pool of equal buffers in one piece of memory, each free or lent out as a frame.
 ///
 /// Nothing is allocated after [`new`](Self::new).
 ///
@@ -66,16 +66,16 @@ impl<'m> FramePool<'m> {
         Frame::new(self.take()?, Self::START, 0)
     }
 
-    /// Makes a buffer free again. A buffer that is not of this pool is dropped.
+    /// Frees a buffer. A buffer of another pool is dropped.
     #[inline]
     pub fn put(&mut self, buffer: &'m mut [u8]) {
         let is_own = buffer.len() == self.stride && self.index_at(buffer.as_ptr().addr()).is_some();
         if is_own {
-            self.free.push(buffer); // there is room for all of the pool's
+            self.free.push(buffer); // there is room for all buffers of the pool
         }
     }
 
-    /// Number of buffers, free and lent out.
+    /// Returns the number of buffers, free and lent out.
     #[inline]
     pub fn len(&self) -> usize {
         self.len
@@ -102,7 +102,8 @@ impl<'m> FramePool<'m> {
     }
 }
 
-/// Bytes of a buffer: an odd number of cache lines, so that buffers do not share cache sets.
+/// Returns the length of a buffer: an odd number of cache lines, so that buffers do not share cache
+/// sets.
 const fn stride_for(frame_len: usize) -> usize {
     (FramePool::START + frame_len).next_multiple_of(2 * LINE) + LINE
 }

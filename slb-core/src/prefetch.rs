@@ -1,9 +1,9 @@
-//! Asks the processor to load a cache line that a later stage will read.
+//! Prefetches of cache lines that a later stage will read.
 
-/// Bytes of a cache line, as far as layouts here care.
+/// The length of a cache line in bytes, for layouts.
 pub(crate) const CACHE_LINE: usize = 64;
 
-/// Starts loading the first two cache lines of `value`. Only a hint: it changes no result.
+/// Starts loading the first two cache lines of `value`. This is only a hint, and changes no result.
 #[inline(always)]
 pub(crate) fn prefetch<T>(value: &T) {
     let first: *const u8 = core::ptr::from_ref(value).cast();
@@ -19,9 +19,9 @@ pub(crate) fn prefetch_address(address: *const u8) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch of any address is allowed, and reads nothing that can be seen.
+        // SAFETY: a prefetch may have any address, and has no observable effect.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    let _ = address; // no stable prefetch there
+    let _ = address; // no stable prefetch on this architecture
 }

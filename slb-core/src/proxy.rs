@@ -11,10 +11,10 @@
 //!            new: as the rule says                      new: as it is
 //! ```
 //!
-//! Link headers and TTLs do not change, so neighbours on one side see those on the other. A packet
-//! to a backend that has a [next hop](crate::spec::Backend::next_hop) goes to that MAC address.
-//! Packets that are not for a service cross untouched. With several frontend ports, a backend's
-//! packet of no connection goes to the port whose address it is for, or to all of them.
+//! Link headers and TTLs do not change, so neighbours on the two sides see each other. A packet to
+//! a backend with a [next hop](crate::spec::Backend::next_hop) goes to that MAC address. Packets
+//! that are not for a service cross unchanged. With several frontend ports, a backend's packet
+//! without a connection goes to the port with its destination address, or to all of them.
 //!
 //! TCP sessions stay with their backend even if it is removed from the configuration; a failed probe ends them if their
 //! rule has `tcp_reset`. If a backend is unhealthy or removed, flows of other protocols go to another backend with the
@@ -54,9 +54,8 @@ use crate::wire::ethernet::{EtherType, Ethernet, MacAddress};
 
 /// A proxy: see the [module](self).
 ///
-/// `S` is how it holds its snapshot: `&Snapshot`, `Arc<Snapshot>`, or the caller's own. The
-/// snapshot's spec has to have [`proxy`](crate::spec::Spec::proxy) ports; without them, every
-/// frame is passed.
+/// `S` is the type that holds the snapshot: `&Snapshot`, `Arc<Snapshot>`, or the caller's own. The
+/// snapshot's spec has to have [`proxy`](crate::spec::Spec::proxy) ports.
 pub struct Proxy<'m, S> {
     pipeline: Pipeline<'m, S>,
     lanes: [Lane; BURST],
@@ -66,7 +65,7 @@ pub struct Proxy<'m, S> {
 }
 
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
-    /// A proxy with the tables given.
+    /// Makes a proxy with the given tables.
     ///
     /// # Errors
     /// The snapshot's spec has no [`proxy`](crate::spec::Spec::proxy) ports.
@@ -80,8 +79,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         })
     }
 
-    /// A proxy for up to `connections` connections of each family, with a table of fragments, and
-    /// with counters for the snapshot and as many rules and backends more.
+    /// Makes a proxy for up to `connections` connections of each family, with a table of fragments,
+    /// and with counters for the snapshot and as many further rules and backends.
     ///
     /// # Errors
     /// The memory is used up, or the snapshot's spec has no [`proxy`](crate::spec::Spec::proxy)
@@ -233,13 +232,14 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         self.pipeline.export::<ProxyRole>(None, from, into)
     }
 
-    /// Takes over connections that were exported earlier. Existing ones stay as they are.
+    /// Takes over connections that were exported earlier. Existing connections do not change.
     ///
     /// # Errors
-    /// Nothing is taken over of bytes that are not whole records, as [`export`](Self::export) writes them.
+    /// The bytes are not complete records as [`export`](Self::export) writes them; nothing is taken
+    /// over.
     ///
     /// # Cost
-    /// Two rounds over `records`: what is to be bounded is given in parts.
+    /// Two passes over `records`. To bound the time of a call, give the records in parts.
     pub fn import(
         &mut self,
         now: Instant,
@@ -249,12 +249,12 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         self.pipeline.import::<ProxyRole>(now, age, records, None)
     }
 
-    /// Takes over the connections that one of several workers has, as [`import`](Self::import) does all. Each
-    /// worker gets all records, and leaves those that others have. The first worker counts records that cannot
-    /// be read.
+    /// Takes over the connections of one of several workers, as [`import`](Self::import) does for
+    /// all. Give all records to each worker: it skips those of the others. The first worker counts
+    /// unreadable records.
     ///
     /// # Errors
-    /// As [`import`](Self::import).
+    /// The same errors as of [`import`](Self::import).
     pub fn import_share(
         &mut self,
         now: Instant,
@@ -266,20 +266,22 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
             .import::<ProxyRole>(now, age, records, Some(share))
     }
 
-    /// Takes up TCP sessions that began before now, and of which nothing is known here: a client's segment under
-    /// a rule whose scheduler is Maglev leads to the backend that has its slot, which knows the session unless
-    /// the backends have changed since the session began. That ends for each rule when its idle timeout has passed.
+    /// Takes up unknown TCP sessions that began before now. A client's segment under a rule with
+    /// the Maglev scheduler leads to the backend of its slot, which has the session unless the
+    /// backends have changed since the session began. For each rule this ends after its idle
+    /// timeout.
     ///
     /// Call this when a proxy starts without the state of its predecessor, or with a [stale](Age::is_stale)
     /// state.
     ///
-    /// Servers' segments take nothing up, since they may as well answer a client that talks to the server's own
-    /// address. Sessions under other schedulers and those of rules with `source_nat` are not taken up.
+    /// Servers' segments do not take sessions up, since they may also answer a client that talks to
+    /// the server's own address. Sessions under other schedulers and sessions of rules with
+    /// `source_nat` are not taken up.
     pub fn take_up(&mut self, now: Instant) {
         self.pipeline.begin_take_up(now);
     }
 
-    /// The snapshot in place.
+    /// Returns the installed snapshot.
     pub fn snapshot(&self) -> &Snapshot<'s> {
         &self.pipeline.snapshot
     }
@@ -289,20 +291,21 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
         self.pipeline.stats()
     }
 
-    /// The connections of the proxy.
+    /// Returns the connections of the proxy.
     pub fn connections(&self) -> &NatTable<'m> {
         &self.pipeline.tables.connections
     }
 
-    /// Counters of a rule, by its name or its index in [`Spec::rules`](crate::spec::Spec::rules); `None`
-    /// where there is no such rule, or no memory for its counters. Behind the
-    /// rules that balance come those of inbound NAT, port by port.
+    /// Returns the counters of a rule, by its name or its index in
+    /// [`Spec::rules`](crate::spec::Spec::rules); `None` if there is no such rule, or no memory for
+    /// its counters. The indexes after balancing rules belong to inbound NAT, port by port.
     pub fn rule_counters(&self, rule: impl RuleKey) -> Option<RuleCounters> {
         self.pipeline.rule_counters(rule)
     }
 
-    /// Counters of a backend, by its id, or by its name and its pool's: `"pool/backend"` or
-    /// `("pool", "backend")`. `None` if there is no such backend, or no memory for its counters.
+    /// Returns the counters of a backend, by its id, or by its pool's name and its own:
+    /// `"pool/backend"` or `("pool", "backend")`. `None` if there is no such backend, or no memory
+    /// for its counters.
     pub fn backend_counters(&self, backend: impl BackendKey) -> Option<BackendCounters> {
         self.pipeline.backend_counters(backend)
     }
@@ -310,7 +313,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Proxy<'m, S> {
 
 #[cfg(feature = "alloc")]
 impl<'s, S: Deref<Target = Snapshot<'s>>> Proxy<'static, S> {
-    /// [`build`](Self::build), in boxes.
+    /// Makes a proxy like [`build`](Self::build), in boxes.
     ///
     /// # Errors
     /// The snapshot's spec has no [`proxy`](crate::spec::Spec::proxy) ports.
@@ -496,8 +499,9 @@ impl Role for ProxyRole {
         snapshot.nat.is_backend(server)
     }
 
-    /// A backend's ICMP error about no connection crosses, as its other packets of none do. What cannot be
-    /// read is dropped: it may belong to a connection, and the backend's address must not leak.
+    /// A backend's ICMP error without a connection crosses, like its other packets without one.
+    /// Unreadable packets are dropped: they may belong to a connection, and the backend's address
+    /// must not leak.
     fn unmatched(snapshot: &Snapshot<'_>, lane: &Lane, reason: DropReason) -> Verdict {
         let tuple = lane.own_packet().tuple();
         let crosses = reason == DropReason::IcmpUnmatched || !snapshot.nat.is_backend(tuple.source);
@@ -559,7 +563,8 @@ impl Role for ProxyRole {
         }
     }
 
-    /// The connection's first frame tells: neighbours see each other's addresses.
+    /// Returns the link header of the connection's first frame: neighbours see each other's MAC
+    /// addresses.
     fn way_to<A: Table>(
         snapshot: &Snapshot<'_>,
         connection: &Connection<A>,
@@ -579,8 +584,8 @@ impl Role for ProxyRole {
     }
 }
 
-/// Sends a packet to the next hop of the connection's backend; or, where the backend's router is this node,
-/// to the next hop that the client's packets came from.
+/// Sends a packet to the next hop of the connection's backend; or, if the backend's router is this
+/// node, to the next hop that the client's packets came from.
 #[inline(never)]
 fn readdress(
     snapshot: &Snapshot<'_>,
@@ -608,7 +613,7 @@ fn readdress(
     }
 }
 
-/// Direction of frames that come by a port; `None` if it is not one of the proxy's.
+/// Returns the direction of frames from a port; `None` if the port is not one of the proxy's.
 fn direction_of(snapshot: &Snapshot<'_>, port: PortId) -> Option<Direction> {
     let ports = snapshot.nat.proxy.as_ref()?;
     if port == ports.backend {
@@ -654,7 +659,7 @@ fn refuse_bad(
     }
 }
 
-/// The address that an ARP packet is about.
+/// Returns the target address of an ARP packet.
 fn arp_target(frame: &Frame<'_>) -> Option<IpAddr> {
     let link = Ethernet::parse(frame.bytes()).ok()?;
     if link.ether_type() != EtherType::ARP {
@@ -664,9 +669,9 @@ fn arp_target(frame: &Frame<'_>) -> Option<IpAddr> {
     Some(packet.target.into())
 }
 
-/// The backend with the fewest connections for its weight, counting the one to come. Between equals
-/// the heavier one takes it; between equals of one weight the hash decides, so that not all new
-/// connections meet at the first one.
+/// Returns the backend with the fewest connections relative to its weight, including the new one.
+/// Among equals, the heavier one is chosen; among equals of one weight the hash decides, so that
+/// new connections do not all go to the first one.
 fn least_connections(
     snapshot: &Snapshot<'_>,
     counters: &[BackendCounters],
@@ -686,7 +691,8 @@ fn least_connections(
         };
         let live = counters.get(backend.counters()).map_or(0, |c| c.live) + 1;
         let weight = u64::from(share.weight);
-        // live / weight < best's, without dividing: neither has more than 32 bits.
+        // Compares live / weight with the best ratio without a division: neither has more than 32
+        // bits.
         let is_better = |(_, least, of)| {
             let (own, others) = (live * of, least * weight);
             own < others || own == others && weight > of

@@ -1,4 +1,4 @@
-//! Connections and flows as records, which outlive the process that made them.
+//! Records of connections and flows, which outlive the process.
 //!
 //! [`Host::export`](crate::Host::export), [`Proxy::export`](crate::Proxy::export) and
 //! [`Mux::export`](crate::Mux::export) write them, a bounded number a call, so that a live loop can
@@ -7,11 +7,12 @@
 //! of its names, a vm by its MAC address and network, a mux by its address. Times are what is left of
 //! them, so clocks need not agree.
 //!
-//! An imported connection is translated as before, with its sequence numbers, timeouts and SNAT port. What
-//! the present configuration does not have any more, or has given to somebody else, is [refused](Refusal)
-//! and counted. Bytes that are no records, or are damaged, are [refused in whole](StateError).
+//! An imported connection is translated as before, with its sequence numbers, timeouts and SNAT
+//! port. Records of items that the present configuration lacks, or has assigned to another owner,
+//! are [refused](Refusal) and counted. Bytes that are no records, or are damaged, are [refused as a
+//! whole](StateError).
 //!
-//! Datagrams that wait for fragments, rate limits and counters are not exported: they are of a moment.
+//! Waiting fragments, rate limits and counters are not exported.
 //!
 //! # Format
 //! Records follow each other without gaps. All numbers are big-endian; addresses are 4 bytes of IPv4 or
@@ -73,12 +74,12 @@ use core::time::Duration;
 use crate::flow::Addresses;
 use crate::hash::siphash13;
 
-/// The longest record, in bytes.
+/// The length of the longest record in bytes.
 pub const RECORD_MOST: usize = CONNECTION_LEN + 4 * 16;
-/// Places of a table that one call of `export` looks at, at most.
+/// The maximum number of places that one call of `export` visits.
 pub const EXPORT_STEP: usize = 256;
 
-/// Before what the kind has.
+/// The length of a record's header in bytes.
 pub(crate) const HEADER_LEN: usize = 8;
 const CONNECTION_LEN: usize = 88;
 const FLOW_LEN: usize = 28;
@@ -97,24 +98,25 @@ pub(crate) enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor(u64);
 
-/// In a cursor, marks the table of IPv6.
+/// Marks the table of IPv6 in a cursor.
 const IPV6: u64 = 1 << 63;
 
 impl Cursor {
-    /// The beginning.
+    /// The first position.
     pub const START: Self = Self(0);
 
-    /// The cursor as a number, for callers who keep it elsewhere.
+    /// Returns the cursor as a number, for callers that store it elsewhere.
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// The cursor of a number from [`get`](Self::get). Any other number leads to some place or to the end.
+    /// Makes a cursor from a number that [`get`](Self::get) returned. Any other number leads to
+    /// some place or to the end.
     pub const fn from_value(value: u64) -> Self {
         Self(value)
     }
 
-    /// Returns true if the place is in the table of IPv6, and its index there.
+    /// Returns true if the place is in the table of IPv6, and the index in its table.
     pub(crate) fn place(self) -> (bool, usize) {
         let place = usize::try_from(self.0 & !IPV6).unwrap_or(usize::MAX);
         (self.0 & IPV6 != 0, place)
@@ -136,14 +138,15 @@ impl Cursor {
 pub struct Age {
     /// The time since they were exported.
     pub elapsed: Duration,
-    /// True if packets were translated after that: then the connections have gone on, and the next
-    /// segments of both ends give their numbers. A handshake that was not answered yet is
-    /// [refused](Refusal::Unfinished), since the numbers of its answer are unknown.
+    /// True if packets were translated after the export: then the connections have advanced, and
+    /// are resynchronized by the next segments of both ends. A handshake that was not answered yet
+    /// is [refused](Refusal::Unfinished), since the numbers of its answer are unknown.
     pub is_stale: bool,
 }
 
 impl Age {
-    /// Records that were exported so long ago, and after which no packet was translated.
+    /// Returns the age of records that were exported `elapsed` ago, if no packet was translated
+    /// since.
     pub const fn exact(elapsed: Duration) -> Self {
         Self {
             elapsed,
@@ -155,36 +158,36 @@ impl Age {
 /// The result of one call of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exported {
-    /// Bytes that were written.
+    /// The number of bytes that were written.
     pub len: usize,
-    /// Records in them.
+    /// The number of records that were written.
     pub records: usize,
-    /// The position of the next call; `None` if all was exported. It is the same position again if
-    /// there is no room for [`RECORD_MOST`] bytes.
+    /// The position for the next call; `None` if everything was exported. The position does not
+    /// change if there is no room for [`RECORD_MOST`] bytes.
     pub next: Option<Cursor>,
 }
 
-/// Why a record was not taken over.
+/// The reason why a record was not taken over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// The record is of another role.
+    /// The record belongs to another role.
     OtherRole,
-    /// The kind or version of the record is unknown here.
+    /// The kind or version of the record is unknown.
     Newer,
     /// The record contradicts itself or the configuration.
     Malformed,
-    /// The record's backend is not configured, or not here.
+    /// The record's backend is not configured, or not on this node.
     UnknownBackend,
-    /// The record's vm or frontend port is not here.
+    /// The record's vm or frontend port is not on this node.
     UnknownPort,
-    /// The record's SNAT port is not one of its backend's.
+    /// The record's SNAT port does not belong to its backend.
     PortTaken,
-    /// Another connection has one of its names.
+    /// Another connection has one of its tuples.
     TupleTaken,
-    /// The connection's time has come.
+    /// The connection has expired.
     Expired,
-    /// There is no place for it.
+    /// The table has no free place.
     TableFull,
     /// The connection's handshake was not answered, and packets were translated since.
     Unfinished,
@@ -242,23 +245,23 @@ impl fmt::Display for Refusal {
 /// The number of records taken over, and of those refused by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Imported {
-    /// Records that were taken over.
+    /// The number of records that were taken over.
     pub taken: u64,
     refused: [u64; Refusal::ALL.len()],
 }
 
 impl Imported {
-    /// Records that were refused for a reason.
+    /// Returns the number of records that were refused for a reason.
     pub fn refused(&self, why: Refusal) -> u64 {
         self.refused.get(why as usize).copied().unwrap_or(0)
     }
 
-    /// Records that were refused.
+    /// Returns the number of records that were refused for any reason.
     pub fn all_refused(&self) -> u64 {
         self.refused.iter().sum()
     }
 
-    /// Notes what became of a record, if this worker counts it.
+    /// Counts the outcome of a record, if this worker counts it.
     pub(crate) fn note_some(&mut self, outcome: Option<Result<(), Refusal>>) {
         if let Some(outcome) = outcome {
             self.note(outcome);
@@ -289,7 +292,7 @@ impl core::ops::Add for Imported {
     }
 }
 
-/// Bytes that are no records: nothing of them was taken over.
+/// An error: the bytes are no records, and nothing was taken over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StateError {
@@ -297,14 +300,14 @@ pub enum StateError {
     Truncated {
         /// Offset of the record.
         at: usize,
-        /// The bytes that are left from there.
+        /// The number of bytes from that offset on.
         left: usize,
     },
     /// The record is shorter than its header.
     Length {
         /// Offset of the record.
         at: usize,
-        /// The length that it says.
+        /// The length in the record.
         len: usize,
     },
     /// The record's check does not fit its bytes.
@@ -337,14 +340,14 @@ impl fmt::Display for StateError {
 
 impl core::error::Error for StateError {}
 
-/// Bytes that were looked through: records from end to end, and none of them is damaged.
+/// Verified bytes: complete, undamaged records from end to end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Records<'b> {
     bytes: &'b [u8],
 }
 
 impl<'b> Records<'b> {
-    /// Looks at all records of `bytes`.
+    /// Verifies all records of `bytes`.
     pub(crate) fn read(bytes: &'b [u8]) -> Result<Self, StateError> {
         let mut at = 0;
         while at < bytes.len() {
@@ -367,7 +370,7 @@ impl<'b> Records<'b> {
         Ok(Self { bytes })
     }
 
-    /// The next record, which stays the next one.
+    /// Returns the next record without consuming it.
     pub(crate) fn peek(&self) -> Option<(u8, u8, &'b [u8])> {
         let mut records = *self;
         records.next()
@@ -375,7 +378,7 @@ impl<'b> Records<'b> {
 }
 
 impl<'b> Iterator for Records<'b> {
-    /// A record's kind, version, and what follows its header.
+    /// A record's kind, its version, and the bytes after its header.
     type Item = (u8, u8, &'b [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -395,7 +398,7 @@ fn check_of(record: &[u8]) -> u32 {
     siphash13([head.into(), 0], rest) as u32
 }
 
-/// Checks that this role takes records of a kind and version.
+/// Checks that this role accepts records of a kind and version.
 pub(crate) fn expect(kind: Kind, (found, version): (u8, u8)) -> Result<(), Refusal> {
     let is_known = [Kind::HostConnection, Kind::ProxyConnection, Kind::Flow]
         .iter()
@@ -416,7 +419,7 @@ pub(crate) struct Writer<'b> {
 }
 
 impl<'b> Writer<'b> {
-    /// A record at the beginning of `bytes`, which have room for [`RECORD_MOST`].
+    /// Starts a record at the beginning of `bytes`, which have room for [`RECORD_MOST`].
     pub(crate) fn new(bytes: &'b mut [u8], kind: Kind) -> Self {
         let mut writer = Self { bytes, at: 0 };
         writer.put(&[0, 0, kind as u8, VERSION, 0, 0, 0, 0]);
@@ -431,7 +434,7 @@ impl<'b> Writer<'b> {
         self.at = end;
     }
 
-    /// Source and destination of both.
+    /// Writes source and destination.
     pub(crate) fn put_addresses<A: Addresses>(&mut self, addresses: A) {
         let (source, destination) = addresses.unpack();
         for address in [source, destination] {
@@ -442,7 +445,7 @@ impl<'b> Writer<'b> {
         }
     }
 
-    /// Ends the record; returns how long it is.
+    /// Ends the record; returns its length.
     pub(crate) fn end(self) -> usize {
         let len = self.at;
         let Some(record) = self.bytes.get_mut(..len) else {
@@ -464,10 +467,10 @@ impl<'b> Writer<'b> {
 pub(crate) struct Reader<'b>(pub(crate) &'b [u8]);
 
 impl Reader<'_> {
-    /// The next bytes.
+    /// Returns the next bytes.
     ///
     /// # Errors
-    /// The record is shorter than its kind.
+    /// The record is too short for its kind.
     pub(crate) fn take<const N: usize>(&mut self) -> Result<[u8; N], Refusal> {
         let (field, rest) = self.0.split_first_chunk().ok_or(Refusal::Malformed)?;
         self.0 = rest;
@@ -507,7 +510,7 @@ impl Reader<'_> {
     }
 }
 
-/// The family in a record.
+/// Returns the value of the family field.
 pub(crate) const fn family_of<A>() -> u8 {
     match size_of::<A>() {
         8 => 4,

@@ -1,4 +1,4 @@
-//! Counters: plain structs to read, compare and subtract.
+//! Counters, as plain structs to read, compare and subtract.
 
 use core::ops::{AddAssign, Index, Sub};
 
@@ -62,12 +62,12 @@ impl Sub for Count {
 pub struct Dropped([Count; DropReason::COUNT]);
 
 impl Dropped {
-    /// Every reason with its count, in the order of [`DropReason::ALL`].
+    /// Yields every reason with its count, in the order of [`DropReason::ALL`].
     pub fn iter(&self) -> impl Iterator<Item = (DropReason, Count)> + '_ {
         DropReason::ALL.iter().copied().zip(self.0)
     }
 
-    /// Frames dropped for any reason, held fragments included.
+    /// Returns the frames dropped for any reason, including held fragments.
     pub fn total(&self) -> Count {
         let mut total = Count::ZERO;
         for count in self.0 {
@@ -87,7 +87,7 @@ impl Index<DropReason> for Dropped {
     type Output = Count;
 
     fn index(&self, reason: DropReason) -> &Count {
-        // Each reason is below COUNT, so there is always a count.
+        // Each reason is less than COUNT, so there is always a count.
         self.0.get(reason as usize).unwrap_or(&Count::ZERO)
     }
 }
@@ -117,9 +117,9 @@ pub struct Stats {
     /// Fragments that have finished waiting. Each counts twice: in `dropped` as [`DropReason::FragmentHeld`], and with
     /// its final outcome.
     pub released: Count,
-    /// TCP segments that ask for a connection, among those that a rule took.
+    /// TCP segments that match a rule and request a connection.
     pub syns: u64,
-    /// ICMP errors that a rule took, by the flow that they quote.
+    /// ICMP errors that match a rule by the flow that they quote.
     pub icmp_errors: u64,
     /// The flow table's own counters.
     pub flows: FlowStats,
@@ -127,13 +127,14 @@ pub struct Stats {
     pub connections: NatStats,
     /// RSTs sent: answers, and RSTs to both ends of a connection that ended.
     pub resets: u64,
-    /// RSTs that were not sent: the limit was reached, or no spare frame was left.
+    /// RSTs that were not sent, because of the limit or for lack of spare frames.
     pub resets_suppressed: u64,
-    /// For a host agent: packets of none of its connections that it passed on to another host.
+    /// For a host agent: packets without a connection that it passed on to another host.
     pub passed_on: u64,
     /// For a host agent: packets that no host knew, passed on to the host that begins their flow.
     pub passed_back: u64,
-    /// For a host agent: connections taken up in the middle, which began before it did.
+    /// Connections from before the start that were taken up in the middle, at a host agent or a
+    /// proxy.
     pub taken_up: u64,
 }
 
@@ -172,17 +173,18 @@ impl Stats {
         }
     }
 
-    /// Frames dropped for any reason, but for fragments that waited and then went on.
+    /// Returns the frames dropped for any reason, except fragments that were released after
+    /// waiting.
     pub fn dropped_total(&self) -> Count {
         self.dropped.total() - self.released
     }
 
-    /// Fragments that wait for their first one now.
+    /// Returns the fragments that now wait for their first one.
     pub fn waiting(&self) -> Count {
         self.dropped[DropReason::FragmentHeld] - self.released
     }
 
-    /// Frames that have a verdict: as many as were received.
+    /// Returns the frames with a verdict: as many as were received.
     pub fn accounted(&self) -> Count {
         let mut total = self.dropped_total();
         total += self.forwarded;
@@ -192,7 +194,7 @@ impl Stats {
     }
 }
 
-/// Two dataplanes' together.
+/// Adds the counters of another dataplane.
 impl AddAssign for Stats {
     fn add_assign(&mut self, other: Self) {
         self.received += other.received;
@@ -218,7 +220,7 @@ impl AddAssign for Stats {
 pub struct RuleCounters {
     /// Frames forwarded to its backends.
     pub forwarded: Count,
-    /// TCP segments that ask for a connection.
+    /// TCP segments that request a connection.
     pub syns: u64,
     /// Flows pinned.
     pub flows: u64,
@@ -246,9 +248,9 @@ impl AddAssign for RuleCounters {
 /// Counters of a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BackendCounters {
-    /// Frames forwarded to it.
+    /// Frames forwarded to the backend.
     pub forwarded: Count,
-    /// Flows pinned to it, or connections made.
+    /// Flows pinned to the backend, or connections made.
     pub flows: u64,
     /// Current connections, without closed ones that wait for late segments. Zero at a mux, which forgets flows without
     /// counting.

@@ -1,13 +1,13 @@
 //! The caller's clock.
 //!
-//! The dataplane never asks what time it is: a live loop passes a monotonic clock, a replay the
-//! capture's timestamps, a test whatever it likes.
+//! The dataplane never reads a clock: a live loop passes the time of a monotonic clock, a replay
+//! the capture's timestamps, a test any time.
 
 use core::fmt;
 use core::ops::{Add, Sub};
 use core::time::Duration;
 
-/// A moment, in nanoseconds since an origin of the caller's choice.
+/// A time in nanoseconds since an origin of the caller's choice.
 ///
 /// A monotonic clock is best. A clock that is set while packets flow is harmless: between two calls,
 ///
@@ -27,23 +27,23 @@ impl Instant {
     /// The origin.
     pub const ZERO: Self = Self(0);
 
-    /// A moment `nanos` nanoseconds after the origin.
+    /// Returns the time `nanos` nanoseconds after the origin.
     pub const fn from_nanos(nanos: u64) -> Self {
         Self(nanos)
     }
 
-    /// A moment `seconds` seconds after the origin; stops at the last one that fits (year 2554
-    /// when the origin is 1970).
+    /// Returns the time `seconds` seconds after the origin, at most the last one that fits (in the
+    /// year 2554 if the origin is 1970).
     pub const fn from_secs(seconds: u64) -> Self {
         Self(seconds.saturating_mul(1_000_000_000))
     }
 
-    /// Nanoseconds since the origin.
+    /// Returns the nanoseconds since the origin.
     pub const fn as_nanos(self) -> u64 {
         self.0
     }
 
-    /// The time from `earlier` to `self`; zero when `earlier` is later.
+    /// Returns the time from `earlier` to `self`; zero if `earlier` is later.
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
@@ -77,17 +77,17 @@ impl fmt::Display for Instant {
     }
 }
 
-/// The longest time that counts between two calls: longer than any timeout.
+/// The maximum time that passes between two calls: longer than any timeout.
 const LONGEST: u64 = 2 * 60 * 60 * 1_000_000_000;
-/// A gap of this length or more is a clock that was set, not time that passed.
+/// A gap of at least this length means that the clock was set, not that time has passed.
 const SET_FORWARD: u64 = 1 << 55;
-/// The time in nanoseconds that the clock may run backward before that counts as setting it.
+/// The time in nanoseconds by which the clock may run backward without counting as set.
 const OUT_OF_ORDER: u64 = 1_000_000_000;
 
-/// The time that passed according to the caller's clock, whatever the clock was set to meanwhile.
+/// The passed time by the caller's clock, even if that clock is set meanwhile.
 ///
-/// Counts from zero at the first moment that it is told, never runs backward, and never by more than
-/// [`LONGEST`] at once.
+/// The clock starts at zero with the first call, never runs backward, and advances by at most
+/// [`LONGEST`] per call.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Clock {
     /// The last time that the caller passed; `None` before the first.
@@ -96,8 +96,7 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    /// Moves on to `now` by the caller's clock, and returns the time that has passed since the first
-    /// call.
+    /// Advances to `now` by the caller's clock, and returns the time since the first call.
     #[inline]
     pub(crate) fn advance(&mut self, now: Instant) -> Instant {
         let gap = now.0.wrapping_sub(self.last.unwrap_or(now.0));
@@ -109,7 +108,7 @@ impl Clock {
         Instant(self.passed)
     }
 
-    /// The time that has passed so far.
+    /// Returns the time that has passed so far.
     pub(crate) fn passed(&self) -> Instant {
         Instant(self.passed)
     }

@@ -26,7 +26,8 @@ pub enum Verdict {
 
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal: $description:literal,)+) => {
-        /// Why a frame was dropped. Each reason has its own counter in [`Stats`](crate::Stats).
+        /// The reason why a frame was dropped. Each reason has its own counter in
+        /// [`Stats`](crate::Stats).
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[non_exhaustive]
         #[repr(u8)]
@@ -35,21 +36,21 @@ macro_rules! drop_reasons {
         }
 
         impl DropReason {
-            /// Every reason, in the order of its counter.
+            /// All reasons, in the order of their counters.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
             /// The number of reasons.
             pub const COUNT: usize = Self::ALL.len();
 
-            /// The reason's name in reports and metrics: snake case, stable.
+            /// Returns the reason's stable name in reports and metrics, in snake case.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name,)+
                 }
             }
 
-            /// Description of the reason for an operator: a clause in lower case without a full stop. The text may
-            /// change between versions.
+            /// Returns a description of the reason for operators: a clause in lower case without a
+            /// full stop. The text may change between versions.
             pub const fn description(self) -> &'static str {
                 match self {
                     $(Self::$variant => $description,)+
@@ -67,8 +68,8 @@ drop_reasons! {
     /// length below its header or beyond the packet.
     Malformed = "malformed":
         "a header contradicts itself",
-    /// The packet is for a VIP, but no rule takes its protocol and port. With an outbound rule: the
-    /// port is in no vm's block, or a SYN or a datagram for a port of a block matches no
+    /// The packet is for a VIP, but no rule matches its protocol and port. With an outbound rule:
+    /// the port is in no vm's block, or a SYN or a datagram for a port of a block matches no
     /// connection.
     NoRule = "no_rule":
         "no rule of the VIP takes the packet's protocol and port",
@@ -96,10 +97,10 @@ drop_reasons! {
     NoHeadroom = "no_headroom":
         "the buffer has no room for the outer headers",
     /// VXLAN from an address that belongs to no mux and no host, or from this node's own address
-    /// unless that is listed as a mux.
+    /// unless it is listed as a mux.
     UnknownPeer = "unknown_peer":
         "the sender is neither a mux nor a host",
-    /// VXLAN for a network or a MAC address that no vm here has.
+    /// VXLAN for a network or a MAC address that no vm of this node has.
     UnknownVm = "unknown_vm":
         "no vm here has this network and MAC address",
     /// VXLAN whose outer UDP checksum is wrong.
@@ -109,8 +110,9 @@ drop_reasons! {
     /// §4.2).
     Congestion = "congestion":
         "the packet met congestion, and its ends do not support ECN",
-    /// A packet of no connection that cannot begin one; the sender is not told. Also a late or unsolicited answer (a
-    /// TCP segment other than a SYN, or an echo reply) for a port of a vm's SNAT block.
+    /// A packet without a connection that cannot begin one; the sender is not told. Also a late or
+    /// unsolicited answer (a TCP segment other than a SYN, or an echo reply) for a port of a vm's
+    /// SNAT block.
     NoConnection = "no_connection":
         "the packet belongs to no connection and cannot begin one",
     /// The connection table is full.
@@ -120,13 +122,13 @@ drop_reasons! {
     /// frontends that lead to the same port of one vm.
     TupleTaken = "tuple_taken":
         "another connection has the tuple that this one would get",
-    /// A vm calls out, and no outbound rule allows it.
+    /// A vm's outbound packet that no outbound rule allows.
     NoOutboundRule = "no_outbound_rule":
         "no outbound rule lets the vm call out",
-    /// A vm calls out, and all its SNAT ports are in use towards that destination.
+    /// A vm's outbound packet, while all its SNAT ports are in use for that destination.
     SnatExhausted = "snat_exhausted":
         "all SNAT ports of the vm are in use towards that destination",
-    /// A vm's packet does not come from the vm's address.
+    /// A vm's packet with a source address that is not the vm's.
     SpoofedSource = "spoofed_source":
         "the source is not the vm's address",
     /// The source of a new flow is an address that no host sends from: multicast, broadcast, reserved, IPv4-mapped (RFC
@@ -176,8 +178,8 @@ drop_reasons! {
     /// the network has: see [`Network`](crate::spec::Network).
     NoNeighbour = "no_neighbour":
         "no other vm of the network has the destination's address",
-    /// A device dropped the packet, which is longer than the memory that it has for one: the dataplane has not
-    /// seen it, see [`Stats::count_unseen`](crate::Stats::count_unseen).
+    /// A device dropped the packet, which does not fit its buffers. The dataplane has not seen it;
+    /// see [`Stats::count_unseen`](crate::Stats::count_unseen).
     TooLong = "too_long":
         "the packet is longer than the memory that the device has for one",
 }

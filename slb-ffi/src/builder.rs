@@ -1,4 +1,4 @@
-//! A configuration that is written field by field, in memory of the caller's.
+//! Configurations that are set field by field, in the caller's memory.
 
 mod backends;
 mod fault;
@@ -42,49 +42,49 @@ pub struct slb_builder {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct slb_capacity {
-    /// VIPs.
+    /// Number of VIPs.
     pub frontends: usize,
-    /// Pools.
+    /// Number of pools.
     pub pools: usize,
-    /// Over all pools.
+    /// Number of backends over all pools.
     pub backends: usize,
-    /// Load-balancing rules.
+    /// Number of load-balancing rules.
     pub rules: usize,
-    /// Inbound NAT rules and pools.
+    /// Number of inbound NAT rules and pools.
     pub inbound_nat: usize,
-    /// Outbound rules.
+    /// Number of outbound rules.
     pub outbound: usize,
-    /// Frontends of all outbound rules.
+    /// Number of frontends of all outbound rules.
     pub outbound_frontends: usize,
-    /// Muxes' addresses.
+    /// Number of muxes' addresses.
     pub muxes: usize,
-    /// Frontend ports of a proxy.
+    /// Number of frontend ports of a proxy.
     pub frontend_ports: usize,
-    /// Source rewrites of a proxy.
+    /// Number of source rewrites of a proxy.
     pub source_rewrites: usize,
-    /// Sets of probe results: one for each pair of pool and probe that rules use.
+    /// Number of sets of probe results: one for each pair of pool and probe that rules use.
     pub health: usize,
-    /// Results of all sets: a set has one for each backend of its pool.
+    /// Number of results in all sets: a set has one for each backend of its pool.
     pub health_results: usize,
-    /// Inside prefixes: see `slb_builder_inside`.
+    /// Number of inside prefixes; see `slb_builder_inside`.
     pub inside: usize,
-    /// Networks.
+    /// Number of networks.
     pub networks: usize,
-    /// Address spaces of all networks.
+    /// Number of address spaces of all networks.
     pub network_prefixes: usize,
-    /// Gateways of all networks.
+    /// Number of gateways of all networks.
     pub network_gateways: usize,
-    /// Vms that are no backends.
+    /// Number of vms that are no backends.
     pub vms: usize,
-    /// Addresses of all vms that are no backends.
+    /// Number of addresses of all vms that are no backends.
     pub vm_addresses: usize,
 }
 
-/// Elements that were given, of as many as there is room for.
+/// The elements so far, with room for more.
 struct List<T: 'static> {
     places: Mem<'static, T>,
     len: usize,
-    /// The field of `slb_capacity` that says how much room there is.
+    /// The field of `slb_capacity` with the list's capacity.
     field: &'static str,
 }
 
@@ -101,7 +101,7 @@ impl<T: Copy + 'static> List<T> {
         })
     }
 
-    /// Elements that there is still room for.
+    /// Returns the number of elements that still fit.
     fn room(&self) -> usize {
         self.places.len() - self.len
     }
@@ -114,7 +114,7 @@ impl<T: Copy + 'static> List<T> {
         self.places.get(..self.len).unwrap_or_default()
     }
 
-    /// Adds one at a place, and says which that is.
+    /// Inserts an element at an index, and returns the index.
     fn insert(&mut self, at: usize, element: T) -> Result<(), Fault> {
         if self.room() == 0 {
             return Err(self.full());
@@ -133,7 +133,7 @@ impl<T: Copy + 'static> List<T> {
     }
 }
 
-/// A pool, and how many backends it has.
+/// A pool, and the number of its backends.
 #[derive(Clone, Copy)]
 struct PoolEntry {
     name: &'static str,
@@ -142,7 +142,7 @@ struct PoolEntry {
     backends: usize,
 }
 
-// Its kind is first: it is looked at before anything else is known.
+// The kind is the first field: it is checked before the others may be read.
 #[repr(C)]
 pub(crate) struct Builder {
     kind: Kind,
@@ -156,11 +156,11 @@ struct Parts {
     underlay: Underlay,
     frontends: List<Frontend<'static>>,
     pools: List<PoolEntry>,
-    /// Pool by pool.
+    /// The backends, pool by pool.
     backends: List<Backend<'static>>,
     /// The pool of each set of probe results.
     health: List<usize>,
-    /// Set by set.
+    /// The probe results, set by set.
     health_results: List<BackendHealth>,
     rules: List<Rule<'static>>,
     inbound_nat: List<InboundNat<'static>>,
@@ -169,7 +169,7 @@ struct Parts {
     outbound_frontends: List<usize>,
     muxes: List<IpAddr>,
     inside: List<Prefix>,
-    /// The prefixes of `inside` stand for the usual ones.
+    /// True if the prefixes of `inside` replace the default ones.
     has_inside: bool,
     /// Networks, whose address spaces and gateways are ranges of the next two.
     networks: List<(Network<'static>, Range, Range)>,
@@ -188,12 +188,12 @@ struct Parts {
     now: slb_core::Instant,
     proxy: Option<(PortMode, PortId)>,
     scratch: Mem<'static, Line>,
-    /// The name of the item that a call is about, as far as it was read.
+    /// The name of the item in the current call, once it has been read.
     name: &'static str,
     message: Message,
 }
 
-/// Where a range begins, and where it ends.
+/// The beginning and the end of a range.
 type Range = (usize, usize);
 
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
@@ -215,7 +215,7 @@ impl Parts {
             address: ANY,
             len: 0,
         };
-        // What a spec's slices of slices need: pools, outbound rules, and probe results.
+        // Scratch memory for a spec's slices of slices: pools, outbound rules, and probe results.
         let mut scratch = Counter::default();
         scratch.add::<Pool<'_>>(capacity.pools)?;
         scratch.add::<Outbound<'_>>(capacity.outbound)?;
@@ -322,23 +322,23 @@ impl Parts {
         Ok((all.iter().take(health).map(count).sum(), count(&own)))
     }
 
-    /// Reads the name of the item that a call is about.
+    /// Reads the name of the item in the current call.
     ///
     /// # Safety
     /// `name` is NULL, or a string that ends with a zero and outlives the builder.
     unsafe fn named(&mut self, name: *const c_char) -> Result<&'static str, Fault> {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         self.name = unsafe { string(name) }.map_err(|fault| fault.of("name"))?;
         Ok(self.name)
     }
 }
 
-/// A string of the caller's that stays as long as the builder.
+/// Reads a caller's string that outlives the builder.
 ///
 /// # Safety
 /// `pointer` is NULL, or a string that ends with a zero and outlives the builder.
 unsafe fn string(pointer: *const c_char) -> Result<&'static str, Fault> {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { text(pointer) }.map_err(|error| match error {
         SLB_ERROR_RANGE => Fault::unfit("", "UTF-8"),
         error => error.into(),
@@ -351,7 +351,7 @@ impl Builder {
     /// # Safety
     /// `builder` is NULL, misaligned, or a handle that is not used elsewhere.
     pub(crate) unsafe fn of<'a>(builder: *mut slb_builder) -> Result<&'a mut Self, Error> {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let builder: &mut Self = unsafe { exclusive(builder.cast()) }?;
         if builder.kind == Kind::BUILDER {
             Ok(builder)
@@ -360,7 +360,7 @@ impl Builder {
         }
     }
 
-    /// Lends the configuration as the dataplane's own.
+    /// Lends the configuration as the dataplane's `Spec`.
     pub(crate) fn with_spec<T>(&mut self, f: impl FnOnce(&Spec<'_>) -> T) -> Result<T, Error> {
         let Parts {
             hasher,
@@ -486,7 +486,7 @@ impl Builder {
     }
 }
 
-/// Runs `change` on a builder. Where it fails, notes why: `item` is what the call is about.
+/// Runs `change` on a builder. If it fails, records the reason; `item` is the subject of the call.
 ///
 /// # Safety
 /// As for [`Builder::of`].
@@ -496,7 +496,7 @@ unsafe fn change(
     change: impl FnOnce(&mut Parts) -> Result<usize, Fault>,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let parts = &mut unsafe { Builder::of(builder) }?.parts;
         parts.name = "";
         change(parts).map_err(|fault| {
@@ -514,7 +514,7 @@ unsafe fn change(
 /// `builder` is a builder, or NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_error(builder: *mut slb_builder) -> *const c_char {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     match unsafe { Builder::of(builder) } {
         Ok(builder) => builder.parts.message.as_ptr(),
         Err(error) => message(error as c_int).as_ptr(),
@@ -529,7 +529,7 @@ pub unsafe extern "C" fn slb_builder_error(builder: *mut slb_builder) -> *const 
 pub unsafe extern "C" fn slb_builder_size(capacity: *const slb_capacity) -> usize {
     let mut bytes = 0;
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         bytes = builder_size(unsafe { shared(capacity) }?)?;
         Ok(0)
     });
@@ -554,20 +554,20 @@ unsafe fn init(
     capacity: &slb_capacity,
     out: *mut *mut slb_builder,
 ) -> Result<usize, Error> {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     let memory = unsafe { lines(memory, length) }?;
     let (place, rest) = memory
         .split_at_mut_checked(Builder::LINES)
         .ok_or(SLB_ERROR_SHORT)?;
     let parts = Parts::take(capacity, &mut Arena::new(rest)).ok_or(SLB_ERROR_SHORT)?;
     let place: *mut MaybeUninit<Builder> = place.as_mut_ptr().cast();
-    // SAFETY: `place` has room for a builder, aligned, and is nobody else's.
+    // SAFETY: `place` is aligned, has room for a builder, and is not used elsewhere.
     let builder = unsafe { &mut *place }.write(Builder {
         kind: Kind::BUILDER,
         allocated,
         parts,
     });
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { put(out, core::ptr::from_mut(builder).cast()) }?;
     Ok(0)
 }
@@ -586,7 +586,7 @@ pub unsafe extern "C" fn slb_builder_init(
     out: *mut *mut slb_builder,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             put(out, core::ptr::null_mut())?;
             init(memory, (length, 0), shared(capacity)?, out)
@@ -605,7 +605,7 @@ pub unsafe extern "C" fn slb_builder_new(
     out: *mut *mut slb_builder,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             put(out, core::ptr::null_mut())?;
             let capacity = shared(capacity)?;
@@ -629,11 +629,11 @@ pub unsafe extern "C" fn slb_builder_free(builder: *mut slb_builder) -> c_int {
         if builder.is_null() {
             return Ok(0);
         }
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let handle = unsafe { Builder::of(builder) }?;
         let allocated = handle.allocated;
         handle.kind = Kind::FREED;
-        // SAFETY: nobody uses it any more; it holds nothing but memory that is not its own.
+        // SAFETY: the builder is not used any more, and owns nothing that needs dropping.
         unsafe { deallocate(builder.cast(), allocation(allocated)) };
         Ok(0)
     })
@@ -651,12 +651,12 @@ pub unsafe extern "C" fn slb_builder_faults(
     length: usize,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let builder = unsafe { Builder::of(builder) }?;
         let room = if text.is_null() {
             &mut []
         } else {
-            // SAFETY: the caller promises it.
+            // SAFETY: guaranteed by the caller.
             unsafe { array::<u8>(text.cast(), length) }?
         };
         let mut cut = Cut::new(room);

@@ -1,4 +1,4 @@
-//! Configurations in TOML: the same as the program's.
+//! Configurations in TOML, in the format of the program.
 
 use std::ffi::{c_char, c_int};
 
@@ -18,7 +18,7 @@ pub struct slb_config {
     _opaque: (),
 }
 
-// Its kind is first: it is looked at before anything else is known.
+// The kind is the first field: it is checked before the others may be read.
 #[repr(C)]
 struct ConfigHandle {
     kind: Kind,
@@ -40,7 +40,7 @@ pub enum slb_role {
 /// # Safety
 /// `config` is NULL, misaligned, or a handle that is not used elsewhere.
 unsafe fn of<'a>(config: *mut slb_config) -> Result<&'a mut Config, Error> {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     let handle: &mut ConfigHandle = unsafe { exclusive(config.cast()) }?;
     if handle.kind == Kind::CONFIG {
         Ok(&mut handle.config)
@@ -64,7 +64,7 @@ pub unsafe extern "C" fn slb_config_parse(
     out: *mut *mut slb_config,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let bytes: &[u8] = unsafe {
             put(out, std::ptr::null_mut())?;
             array_of(toml.cast(), length)?
@@ -72,7 +72,7 @@ pub unsafe extern "C" fn slb_config_parse(
         let told = if faults.is_null() {
             &mut []
         } else {
-            // SAFETY: the caller promises it.
+            // SAFETY: guaranteed by the caller.
             unsafe { array::<u8>(faults.cast(), faults_length) }?
         };
         if let Some(first) = told.first_mut() {
@@ -110,11 +110,11 @@ pub unsafe extern "C" fn slb_config_free(config: *mut slb_config) -> c_int {
         if config.is_null() {
             return Ok(0);
         }
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         unsafe { of(config) }?;
         let place: *mut ConfigHandle = config.cast();
-        // SAFETY: it is one, made from a box, and its kind is not looked at again but to see that
-        // it is none.
+        // SAFETY: the handle was made from a box. Its kind is read again only to detect that the
+        // handle was freed.
         unsafe {
             (*place).kind = Kind::FREED;
             drop(Box::from_raw(place));
@@ -130,7 +130,7 @@ pub unsafe extern "C" fn slb_config_free(config: *mut slb_config) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_config_role(config: *mut slb_config) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let role = match unsafe { of(config) }?.node.role {
             Role::Mux => slb_role::SLB_MUX,
             Role::Host => slb_role::SLB_HOST,
@@ -140,7 +140,7 @@ pub unsafe extern "C" fn slb_config_role(config: *mut slb_config) -> c_int {
     })
 }
 
-/// Sets the options of a mux from a configuration, all but the key.
+/// Sets the options of a mux from a configuration, except the key.
 ///
 /// # Safety
 /// `config` is a configuration, and `options` were initialised.
@@ -150,7 +150,7 @@ pub unsafe extern "C" fn slb_config_mux_options(
     options: *mut slb_mux_options,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let (config, options) = unsafe { (of(config)?, exclusive(options)?) };
         let said = config.mux_options();
         options.flows = config.node.flows;
@@ -170,7 +170,7 @@ pub unsafe extern "C" fn slb_config_mux_options(
     })
 }
 
-/// Sets the options of a host agent or a proxy from a configuration, all but the key.
+/// Sets the options of a host agent or a proxy from a configuration, except the key.
 ///
 /// # Safety
 /// `config` is a configuration, and `options` were initialised.
@@ -180,7 +180,7 @@ pub unsafe extern "C" fn slb_config_nat_options(
     options: *mut slb_nat_options,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let (config, options) = unsafe { (of(config)?, exclusive(options)?) };
         let said = config.nat_options();
         options.connections = config.node.connections;
@@ -222,7 +222,7 @@ pub unsafe extern "C" fn slb_config_set_backend(
     state: u8,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let (config, name) = unsafe { (of(config)?, text(backend)?) };
         let state = crate::spec::state(state)?;
         let backend = config.backend_mut(name).ok_or(SLB_ERROR_RANGE)?;
@@ -247,7 +247,7 @@ pub unsafe extern "C" fn slb_config_set_condition(
     healthy: u8,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let (config, name) = unsafe { (of(config)?, text(backend)?) };
         let backend = config.backend_mut(name).ok_or(SLB_ERROR_RANGE)?;
         backend.condition = condition(healthy);
@@ -269,7 +269,7 @@ pub unsafe extern "C" fn slb_config_set_health(
     healthy: u8,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let (config, rule, name) = unsafe { (of(config)?, text(rule)?, text(backend)?) };
         let rule = config.rules.iter().find(|other| other.name == rule);
         let rule = rule.ok_or(SLB_ERROR_RANGE)?;
@@ -296,7 +296,7 @@ pub unsafe extern "C" fn slb_config_snapshot(
     out: *mut *mut slb_snapshot,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             put(out, std::ptr::null_mut())?;
             let config = of(config)?;

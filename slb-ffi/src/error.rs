@@ -10,13 +10,13 @@ use slb_core::state::StateError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub enum slb_error {
-    /// Nothing.
+    /// Success.
     SLB_OK = 0,
-    /// A pointer is NULL that must not be.
+    /// A pointer must not be NULL.
     SLB_ERROR_NULL = -1,
-    /// A pointer is not aligned as its type, or memory for a handle not to 64 bytes.
+    /// A pointer is misaligned for its type, or memory for a handle is not aligned to 64 bytes.
     SLB_ERROR_ALIGNMENT = -2,
-    /// The memory given is too short, or an array has no room.
+    /// The given memory or array is too short.
     SLB_ERROR_SHORT = -3,
     /// Two arguments overlap.
     SLB_ERROR_OVERLAP = -4,
@@ -26,23 +26,23 @@ pub enum slb_error {
     SLB_ERROR_RANGE = -6,
     /// The pointer is no handle of this kind, or the handle was freed.
     SLB_ERROR_HANDLE = -7,
-    /// The handle is in use: a snapshot that a mux, host or proxy has.
+    /// The handle is in use: a mux, host or proxy uses the snapshot.
     SLB_ERROR_IN_USE = -8,
     /// The configuration contradicts itself.
     SLB_ERROR_CONFIGURATION = -9,
-    /// The builder has no room for another one.
+    /// The builder has no room for another item.
     SLB_ERROR_FULL = -10,
     /// The allocator has no memory.
     SLB_ERROR_MEMORY = -11,
-    /// A fault of the library's own. The handle is not to be used any more.
+    /// An internal fault of the library. The handle must not be used any more.
     SLB_ERROR_INTERNAL = -12,
     /// The key of a mux, host or proxy is all zeros: it has to be random and secret.
     SLB_ERROR_KEY = -13,
-    /// The snapshot is a proxy's, and the handle a mux's or host's, or the other way round.
+    /// The snapshot is for a proxy and the handle is a mux or host, or vice versa.
     SLB_ERROR_ROLE = -14,
-    /// The snapshot was not built with the one in place as its previous: flows would move.
+    /// The snapshot was not built from the installed one: flows would move.
     SLB_ERROR_LINEAGE = -15,
-    /// The bytes are no records, or are damaged. Nothing of them was taken over.
+    /// The bytes are no records, or are damaged; nothing was taken over.
     SLB_ERROR_RECORDS = -16,
 }
 
@@ -123,7 +123,7 @@ pub extern "C" fn slb_version() -> *const c_char {
     VERSION.as_ptr().cast()
 }
 
-/// Runs what a function does, and makes a number of what comes of it.
+/// Runs the body of a function, and converts its result to a number.
 pub(crate) fn guard(run: impl FnOnce() -> Result<usize, Error>) -> c_int {
     #[cfg(feature = "std")]
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))

@@ -38,7 +38,8 @@ pub struct slb_tuple {
 pub struct slb_flow {
     /// The five-tuple of the flow's packets.
     pub tuple: slb_tuple,
-    /// Index of its backend, counted over all pools; `UINT32_MAX`: the backend was removed.
+    /// Index of the flow's backend, counted over all pools; `UINT32_MAX` if the backend was
+    /// removed.
     pub backend: u32,
     /// The protocol's number: 6, 17, or 0 for all others.
     pub protocol: u8,
@@ -89,7 +90,7 @@ pub unsafe extern "C" fn slb_mux_flows(
     count: usize,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let (mux, cursor, out) = unsafe {
             let mux = role::<crate::mux::Inner, _>(mux)?;
             (mux, exclusive(cursor)?, array(out, count)?)
@@ -129,14 +130,14 @@ pub unsafe extern "C" fn slb_mux_flows(
         if *cursor & IPV6 != 0 {
             let first = (*cursor & !IPV6) as usize;
             let next = copy(flows.ipv6().iter_from(first), out, &mut copied, show);
-            // At the end, nothing is left to be found there.
+            // At the end, the cursor points to a place without flows.
             *cursor = IPV6 | next.map_or(u64::MAX >> 1, |bucket| bucket as u64);
         }
         Ok(copied)
     })
 }
 
-/// Copies whole buckets; gives the next one where there is no room for it.
+/// Copies whole buckets; returns the next bucket if it does not fit.
 fn copy<T>(
     flows: impl Iterator<Item = (usize, Flow)>,
     out: &mut [T],
@@ -202,7 +203,7 @@ pub unsafe extern "C" fn slb_host_connections(
     count: usize,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let host = role::<crate::host::Inner, _>(host)?;
             connections(host.connections(), exclusive(cursor)?, array(out, count)?)
@@ -222,7 +223,7 @@ pub unsafe extern "C" fn slb_proxy_connections(
     count: usize,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let proxy = role::<crate::proxy::Inner, _>(proxy)?;
             connections(proxy.connections(), exclusive(cursor)?, array(out, count)?)

@@ -1,4 +1,4 @@
-//! Frames, as both languages see them.
+//! Frames, in the layout that C and Rust share.
 
 use core::ffi::{c_char, c_int, c_void};
 use core::mem::offset_of;
@@ -10,7 +10,7 @@ use crate::error::{Error, guard};
 use crate::memory::{array_of, overlap};
 
 /// A packet in a buffer: `length` bytes from `offset` on, from its Ethernet header and without the
-/// frame check sequence. To be encapsulated it needs 70 bytes before it (`SLB_HEADROOM`).
+/// frame check sequence. Encapsulation needs 70 bytes before the packet (`SLB_HEADROOM`).
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_frame {
@@ -32,7 +32,8 @@ pub struct slb_frame {
 
 /// Headroom that encapsulation needs before a packet, in bytes.
 pub const SLB_HEADROOM: usize = 70;
-/// Frames that are processed together: pass this number at a time, or a multiple of it.
+/// The number of frames that are processed together: pass this number at a time, or a multiple of
+/// it.
 pub const SLB_BURST: usize = 64;
 
 /// The kind of a frame's verdict; `port` and `reason` are its details.
@@ -87,7 +88,7 @@ const _: () = {
     assert!(size_of::<slb_verdict>() == 4);
 };
 
-/// Frames as the dataplane takes them, after each was checked.
+/// Returns the frames in the dataplane's type, after checking each.
 ///
 /// # Errors
 /// A frame has no buffer, or exceeds it.
@@ -99,10 +100,10 @@ pub(crate) fn frames(frames: &mut [slb_frame]) -> Result<&mut [Frame<'_>], Error
         }
     }
     let first: *mut Frame<'_> = frames.as_mut_ptr().cast();
-    // SAFETY: both structs have the same fields in the same order, both are `repr(C)` (asserted
-    // above as far as it can be). A `Frame`'s invariants hold: the buffer is not NULL, offset and
-    // length lie inside it, any number is a good action or reason; and that it is valid and nobody
-    // else's, C was told to see to.
+    // SAFETY: both structs are `repr(C)` with the same fields in the same order (asserted above as
+    // far as possible). A `Frame`'s invariants hold: the buffer is not NULL, offset and length lie
+    // inside it, and any number is a valid action or reason. The header requires the buffer to be
+    // valid and not used elsewhere.
     Ok(unsafe { core::slice::from_raw_parts_mut(first, frames.len()) })
 }
 
@@ -116,7 +117,7 @@ pub(crate) fn frames(frames: &mut [slb_frame]) -> Result<&mut [Frame<'_>], Error
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_frames_check(frames: *const slb_frame, count: usize) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let frames = unsafe { array_of(frames, count) }?;
         for (index, frame) in frames.iter().enumerate() {
             let end = u64::from(frame.offset) + u64::from(frame.length);

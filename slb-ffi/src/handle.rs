@@ -1,4 +1,4 @@
-//! Muxes, hosts and proxies behind handles: what is the same for all.
+//! Handles of muxes, hosts and proxies: their common functions.
 
 use core::ffi::c_void;
 use core::fmt::Write as _;
@@ -18,7 +18,7 @@ use crate::memory::{array, exclusive, lines, overlap, put, shared};
 use crate::snapshot::{Shared, slb_snapshot};
 use crate::stats::{slb_backend_stats, slb_rule_stats, slb_stats};
 
-/// The kind of a handle, which detects a handle of another kind.
+/// The kind of a handle, to detect handles of another kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Kind(u64);
 
@@ -53,7 +53,8 @@ pub(crate) trait Role: Dataplane<'static> + Sized {
 
     fn import(&mut self, now: Instant, age: Age, records: &[u8]) -> Result<Imported, StateError>;
 
-    /// Takes over what one of several workers has; a mux has no such workers, and takes over all.
+    /// Imports one worker's share of records; a mux imports all of them, since its workers share no
+    /// state.
     fn import_share(
         &mut self,
         now: Instant,
@@ -64,11 +65,11 @@ pub(crate) trait Role: Dataplane<'static> + Sized {
         self.import(now, age, records)
     }
 
-    /// Changes what can be changed without other memory.
+    /// Changes the options that do not affect memory.
     fn change_options(&mut self, options: &Self::Options);
 
-    /// Moves the counters to memory of the library's own where the snapshot has more rules or
-    /// backends than the present memory has room for.
+    /// Moves the counters to memory that the library allocates, if the snapshot has more rules or
+    /// backends than fit the present memory.
     #[cfg(feature = "std")]
     fn make_room_for_counters(&mut self, snapshot: &Shared);
 }
@@ -76,7 +77,7 @@ pub(crate) trait Role: Dataplane<'static> + Sized {
 #[repr(C)]
 struct Handle<R> {
     kind: Kind,
-    /// Bytes that were allocated for it; zero: the memory is the caller's.
+    /// The number of allocated bytes; zero if the memory is the caller's.
     allocated: usize,
     role: R,
 }
@@ -90,17 +91,17 @@ impl<R> Handle<R> {
 /// # Safety
 /// `handle` is NULL, misaligned, or a handle of any kind that is not used elsewhere.
 pub(crate) unsafe fn role<'a, R: Role, C>(handle: *mut C) -> Result<&'a mut R, Error> {
-    // SAFETY: the caller promises it; every handle begins with its kind.
+    // SAFETY: guaranteed by the caller; every handle begins with its kind.
     let kind: &Kind = unsafe { shared(handle.cast_const().cast()) }?;
     if *kind != R::KIND {
         return Err(SLB_ERROR_HANDLE);
     }
     let handle: *mut Handle<R> = handle.cast();
-    // SAFETY: its kind says that it is this.
+    // SAFETY: the kind identifies the handle's type.
     Ok(&mut unsafe { exclusive(handle) }?.role)
 }
 
-/// Bytes that a role takes; zero where an argument is bad.
+/// Returns the bytes that a role takes; an error if an argument is invalid.
 ///
 /// # Safety
 /// Each pointer is NULL, misaligned, or points to as many elements as its count says.
@@ -108,11 +109,11 @@ pub(crate) unsafe fn size<R: Role>(
     snapshot: *const slb_snapshot,
     options: *const R::Options,
 ) -> Result<usize, Error> {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     let (snapshot, options) = unsafe { (Shared::of(snapshot)?, shared(options)?) };
     let mut counter = Counter::default();
     R::build(snapshot, options, &mut counter).map_err(|error| match error {
-        SLB_ERROR_SHORT => SLB_ERROR_RANGE, // more than can be counted
+        SLB_ERROR_SHORT => SLB_ERROR_RANGE, // more bytes than `usize` can express
         error => error,
     })?;
     let lines = counter.lines().checked_add(Handle::<R>::LINES);
@@ -131,7 +132,7 @@ pub(crate) unsafe fn init<R: Role, C>(
     options: *const R::Options,
     out: *mut *mut C,
 ) -> Result<usize, Error> {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     let (snapshot, options, memory) = unsafe {
         put(out, core::ptr::null_mut())?;
         (
@@ -148,18 +149,18 @@ pub(crate) unsafe fn init<R: Role, C>(
         .ok_or(SLB_ERROR_SHORT)?;
     let role = R::build(snapshot, options, &mut Arena::new(rest))?;
     let place: *mut MaybeUninit<Handle<R>> = place.as_mut_ptr().cast();
-    // SAFETY: `place` has room for a handle, aligned, and is nobody else's.
+    // SAFETY: `place` is aligned, has room for a handle, and is not used elsewhere.
     let handle = unsafe { &mut *place }.write(Handle {
         kind: R::KIND,
         allocated,
         role,
     });
-    // SAFETY: `out` was good before.
+    // SAFETY: `out` was checked before.
     unsafe { put(out, core::ptr::from_mut(handle).cast()) }?;
     Ok(0)
 }
 
-/// Makes a role in memory of the library's own.
+/// Makes a role in memory that the library allocates.
 ///
 /// # Safety
 /// Each pointer is NULL, misaligned, or points to as many elements as its count says.
@@ -169,7 +170,7 @@ pub(crate) unsafe fn new<R: Role, C>(
     options: *const R::Options,
     out: *mut *mut C,
 ) -> Result<usize, Error> {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         put(out, core::ptr::null_mut())?;
         let bytes = size::<R>(snapshot, options)?;
@@ -188,10 +189,10 @@ pub(crate) unsafe fn free<R: Role, C>(handle: *mut C) -> Result<usize, Error> {
     if handle.is_null() {
         return Ok(0);
     }
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { role::<R, C>(handle) }?;
     let place: *mut Handle<R> = handle.cast();
-    // SAFETY: it is one, and its kind is not looked at again but to see that it is none.
+    // SAFETY: the handle is valid. Its kind is read again only to detect that the handle was freed.
     unsafe {
         let allocated = (*place).allocated;
         (*place).kind = Kind::FREED;
@@ -210,12 +211,12 @@ pub(crate) unsafe fn process<R: Role, C>(
     count: usize,
     verdicts: *mut slb_verdict,
 ) -> Result<usize, Error> {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     let role = unsafe { role::<R, C>(handle) }?;
     if count == 0 {
         return Ok(0);
     }
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     let given = unsafe { array(given, count) }?;
     if verdicts.is_null() {
         role.process(Instant::from_nanos(now), frames(given)?);
@@ -224,7 +225,7 @@ pub(crate) unsafe fn process<R: Role, C>(
     if overlap((given.as_ptr(), count), (verdicts.cast_const(), count)) {
         return Err(SLB_ERROR_OVERLAP);
     }
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     let verdicts = unsafe { array(verdicts, count) }?;
     role.process(Instant::from_nanos(now), frames(given)?);
     for (verdict, frame) in verdicts.iter_mut().zip(given) {
@@ -248,12 +249,12 @@ pub(crate) unsafe fn process_observed<R: Role, C>(
     context: *mut c_void,
 ) -> Result<usize, Error> {
     let call = observer.ok_or(SLB_ERROR_NULL)?;
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     let role = unsafe { role::<R, C>(handle) }?;
     if count == 0 {
         return Ok(0);
     }
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     let given = unsafe { array(given, count) }?;
     let mut seen = |frame: usize, step: Step| {
         let (mut label, mut text) = ([0_u8; 16], [0_u8; 256]);
@@ -277,7 +278,7 @@ pub(crate) unsafe fn set_options<R: Role, C>(
     handle: *mut C,
     options: *const R::Options,
 ) -> Result<usize, Error> {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     let (role, options) = unsafe { (role::<R, C>(handle)?, shared(options)?) };
     role.change_options(options);
     Ok(0)
@@ -291,12 +292,12 @@ pub(crate) unsafe fn advance<R: Role, C>(
     spare: *mut slb_frame,
     count: usize,
 ) -> Result<usize, Error> {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     let role = unsafe { role::<R, C>(handle) }?;
     let mut none = [];
     let given = match count {
         0 => &mut none[..],
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         _ => unsafe { array(spare, count) }?,
     };
     let given = frames(given)?;
@@ -322,7 +323,7 @@ pub(crate) unsafe fn install<R: Role, C>(
     snapshot: *const slb_snapshot,
     before: *mut *mut slb_snapshot,
 ) -> Result<usize, Error> {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     let (role, snapshot) = unsafe { (role::<R, C>(handle)?, Shared::of(snapshot)?) };
     // SAFETY: `role` was a handle of this kind just now.
     #[cfg(feature = "std")]
@@ -346,7 +347,7 @@ pub(crate) unsafe fn stats<R: Role, C>(
     handle: *mut C,
     out: *mut slb_stats,
 ) -> Result<usize, Error> {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let stats = role::<R, C>(handle)?.stats();
         put(out, slb_stats::of(&stats))?;
@@ -361,7 +362,7 @@ pub(crate) unsafe fn rule_stats<R: Role, C>(
     rule: usize,
     out: *mut slb_rule_stats,
 ) -> Result<usize, Error> {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let counters = role::<R, C>(handle)?.rule_counters(rule);
         put(out, slb_rule_stats::of(&counters.ok_or(SLB_ERROR_RANGE)?))?;
@@ -376,7 +377,7 @@ pub(crate) unsafe fn backend_stats<R: Role, C>(
     backend: usize,
     out: *mut slb_backend_stats,
 ) -> Result<usize, Error> {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let role = role::<R, C>(handle)?;
         let index = u32::try_from(backend).map_err(|_| SLB_ERROR_RANGE)?;
@@ -393,7 +394,7 @@ pub(crate) type Layout = Option<std::alloc::Layout>;
 #[cfg(not(feature = "std"))]
 pub(crate) type Layout = ();
 
-/// The layout of so many bytes of the library's own; of none, nothing was allocated.
+/// Returns the layout of an allocation of `bytes` bytes; `None` for zero, if nothing was allocated.
 #[cfg(feature = "std")]
 pub(crate) fn allocation(bytes: usize) -> Layout {
     let layout = std::alloc::Layout::from_size_align(bytes, align_of::<Line>()).ok();
@@ -421,7 +422,7 @@ pub(crate) fn allocate(bytes: usize) -> Result<*mut c_void, Error> {
 #[cfg(feature = "std")]
 pub(crate) unsafe fn deallocate(memory: *mut c_void, layout: Layout) {
     if let Some(layout) = layout {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         unsafe { std::alloc::dealloc(memory.cast(), layout) };
     }
 }

@@ -50,7 +50,7 @@ const _: () = assert!(align_of::<Health>() <= align_of::<slb_health>());
 /// # Safety
 /// `health` is NULL, misaligned, or was initialised.
 unsafe fn of<'a>(health: *mut slb_health) -> Result<&'a mut Health, Error> {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { exclusive(health.cast()) }
 }
 
@@ -59,7 +59,7 @@ unsafe fn of<'a>(health: *mut slb_health) -> Result<&'a mut Health, Error> {
 /// # Safety
 /// As for [`of`].
 unsafe fn with(health: *mut slb_health, ask: impl FnOnce(&mut Health) -> usize) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { of(health) }.map(ask))
 }
 
@@ -87,7 +87,7 @@ pub unsafe extern "C" fn slb_health_init(
     number: u32,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let probe = unsafe { shared(probe) }?;
         if probe.interval == 0 || probe.threshold == 0 {
             return Err(SLB_ERROR_RANGE);
@@ -102,7 +102,7 @@ pub unsafe extern "C" fn slb_health_init(
             _ => Condition::Healthy,
         };
         let first = jitter(Instant::from_nanos(now), policy.interval, number);
-        // SAFETY: the caller promises it, and it has room, as is asserted above.
+        // SAFETY: guaranteed by the caller; the size is asserted above.
         unsafe { put(health.cast(), Health::new(policy, condition, first)) }?;
         Ok(0)
     })
@@ -115,7 +115,7 @@ pub unsafe extern "C" fn slb_health_init(
 /// `health` was initialised by `slb_health_init`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_health_due(health: *mut slb_health) -> u64 {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { of(health) }.map_or(u64::MAX, |health| health.due().as_nanos())
 }
 
@@ -125,7 +125,7 @@ pub unsafe extern "C" fn slb_health_due(health: *mut slb_health) -> u64 {
 /// `health` was initialised by `slb_health_init`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_health_begin(health: *mut slb_health, now: u64) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         with(health, |health| {
             health.begin(Instant::from_nanos(now)).into()
@@ -139,7 +139,7 @@ pub unsafe extern "C" fn slb_health_begin(health: *mut slb_health, now: u64) -> 
 /// `health` was initialised by `slb_health_init`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_health_succeeded(health: *mut slb_health) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { with(health, |health| told(health.succeeded())) }
 }
 
@@ -149,7 +149,7 @@ pub unsafe extern "C" fn slb_health_succeeded(health: *mut slb_health) -> c_int 
 /// `health` was initialised by `slb_health_init`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_health_failed(health: *mut slb_health) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { with(health, |health| told(health.failed())) }
 }
 
@@ -159,7 +159,7 @@ pub unsafe extern "C" fn slb_health_failed(health: *mut slb_health) -> c_int {
 /// `health` was initialised by `slb_health_init`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_health_expire(health: *mut slb_health, now: u64) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         with(health, |health| {
             told(health.expire(Instant::from_nanos(now)))
@@ -173,7 +173,7 @@ pub unsafe extern "C" fn slb_health_expire(health: *mut slb_health, now: u64) ->
 /// `health` was initialised by `slb_health_init`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_health_is_healthy(health: *mut slb_health) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         with(health, |health| {
             (health.condition() == Condition::Healthy).into()

@@ -100,7 +100,7 @@ pub unsafe extern "C" fn slb_host_size(
 ) -> usize {
     let mut bytes = 0;
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         bytes = unsafe { handle::size::<Inner>(snapshot, options) }?;
         Ok(0)
     });
@@ -121,7 +121,7 @@ pub unsafe extern "C" fn slb_host_init(
     options: *const slb_nat_options,
     out: *mut *mut slb_host,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::init::<Inner, _>(memory, (length, 0), snapshot, options, out) })
 }
 
@@ -136,7 +136,7 @@ pub unsafe extern "C" fn slb_host_new(
     options: *const slb_nat_options,
     out: *mut *mut slb_host,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::new::<Inner, _>(snapshot, options, out) })
 }
 
@@ -147,7 +147,7 @@ pub unsafe extern "C" fn slb_host_new(
 /// `host` is a host agent, and is not used afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_host_free(host: *mut slb_host) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::free::<Inner, _>(host) })
 }
 
@@ -163,7 +163,7 @@ pub unsafe extern "C" fn slb_host_process(
     count: usize,
     verdicts: *mut slb_verdict,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::process::<Inner, _>(host, now, frames, count, verdicts) })
 }
 
@@ -182,7 +182,7 @@ pub unsafe extern "C" fn slb_host_process_observed(
     observer: slb_observer,
     context: *mut c_void,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe {
         handle::process_observed::<Inner, _>(host, now, frames, count, observer, context)
     })
@@ -204,7 +204,7 @@ pub unsafe extern "C" fn slb_host_advance(
     spare: *mut slb_frame,
     count: usize,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::advance::<Inner, _>(host, now, spare, count) })
 }
 
@@ -221,7 +221,7 @@ pub unsafe extern "C" fn slb_host_install(
     snapshot: *const slb_snapshot,
     before: *mut *mut slb_snapshot,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::install::<Inner, _>(host, snapshot, before) })
 }
 
@@ -235,7 +235,7 @@ pub unsafe extern "C" fn slb_host_set_options(
     host: *mut slb_host,
     options: *const slb_nat_options,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::set_options::<Inner, _>(host, options) })
 }
 
@@ -245,7 +245,7 @@ pub unsafe extern "C" fn slb_host_set_options(
 /// `host` is a host agent.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_host_stats(host: *mut slb_host, out: *mut slb_stats) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::stats::<Inner, _>(host, out) })
 }
 
@@ -259,7 +259,7 @@ pub unsafe extern "C" fn slb_host_rule_stats(
     rule: usize,
     out: *mut slb_rule_stats,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::rule_stats::<Inner, _>(host, rule, out) })
 }
 
@@ -273,7 +273,7 @@ pub unsafe extern "C" fn slb_host_backend_stats(
     backend: usize,
     out: *mut slb_backend_stats,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::backend_stats::<Inner, _>(host, backend, out) })
 }
 
@@ -289,7 +289,7 @@ pub unsafe extern "C" fn slb_host_export(
     length: usize,
     out: *mut slb_exported,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { state::export::<Inner, _>(host, from, (into, length), out) })
 }
 
@@ -309,13 +309,13 @@ pub unsafe extern "C" fn slb_host_export_vm(
     out: *mut slb_exported,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let (host, into) = unsafe { (handle::role::<Inner, _>(host)?, array(into, length)?) };
         let index = u32::try_from(backend).map_err(|_| SLB_ERROR_RANGE)?;
         let id = host.snapshot().backend(index).ok_or(SLB_ERROR_RANGE)?.id();
         let start = Cursor::from_value(from);
         let exported = host.export_vm(id, start, into).ok_or(SLB_ERROR_RANGE)?;
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         unsafe { state::put_exported(out, start, exported) }
     })
 }
@@ -335,7 +335,7 @@ pub unsafe extern "C" fn slb_host_import(
     out: *mut slb_imported,
 ) -> c_int {
     let (age, records) = ((elapsed, is_stale), (records, length));
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { state::import::<Inner, _>(host, now, age, records, None, out) })
 }
 
@@ -357,7 +357,7 @@ pub unsafe extern "C" fn slb_host_import_share(
 ) -> c_int {
     let (age, records) = ((elapsed, is_stale), (records, length));
     let steering = Some(steering);
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { state::import::<Inner, _>(host, now, age, records, steering, out) })
 }
 
@@ -371,7 +371,7 @@ pub unsafe extern "C" fn slb_host_import_share(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_host_take_up(host: *mut slb_host, now: u64) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         unsafe { handle::role::<Inner, _>(host) }?.take_up(Instant::from_nanos(now));
         Ok(0)
     })

@@ -1,15 +1,16 @@
-//! The dataplane for people who do not write Rust.
+//! The dataplane as a library for C and C++.
 //!
-//! The C side is `include/slb.h`, which is made from these files (test `header`), and `docs/c.md`. What
-//! holds for all functions:
+//! `include/slb.h` is generated from these files (test `header`), and `docs/c.md` describes its
+//! use. These rules hold for all functions:
 //!
-//! - They give 0 or a count where they did what they were asked, else a negative number of
-//!   [`slb_error`]. Then they changed nothing, unless they say so.
-//! - Pointers may be NULL only where that is said. NULL, misaligned, too short or overlapping
-//!   arguments, and handles of another kind, are errors. Buffers of frames must not overlap each
-//!   other: `slb_frames_check` finds it.
-//! - A handle is for one thread at a time. A snapshot may be read by any number of threads.
-//! - Nothing calls back but an observer that is given, nothing is global, nothing panics across.
+//! - A function returns 0 or a count on success, else a negative number of [`slb_error`]. On an
+//!   error it changes nothing, unless its documentation says so.
+//! - Pointers may be NULL only if the documentation says so. NULL, misaligned, too short or
+//!   overlapping arguments, and handles of another kind, are errors. Buffers of frames must not
+//!   overlap each other; `slb_frames_check` detects it.
+//! - One thread at a time may use a handle. Any number of threads may share a snapshot.
+//! - The library calls back only observers, has no global state, and no panic crosses the
+//!   interface.
 
 #![warn(unnameable_types, unreachable_pub)]
 #![cfg_attr(not(feature = "std"), no_std)]
@@ -55,7 +56,7 @@ pub use state::*;
 pub use stats::*;
 pub use steer::*;
 
-// What the header asserts too.
+// The header asserts this too.
 const _: () = {
     assert!(size_of::<slb_verdict>() == 4);
     assert!(size_of::<slb_address>() == 17);
@@ -71,7 +72,7 @@ const _: () = {
     assert!(size_of::<slb_nat_options>() == 112);
 };
 
-/// Nothing here panics; if it did, it would stay here.
+/// No function panics; if one did, the program would stop here.
 #[cfg(not(feature = "std"))]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

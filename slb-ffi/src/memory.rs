@@ -1,4 +1,4 @@
-//! Pointers that C gives, made references, after what can be checked was checked.
+//! Conversion of C's pointers into references, after all possible checks.
 
 use core::ffi::{CStr, c_char, c_void};
 
@@ -13,7 +13,7 @@ use crate::error::slb_error::*;
 /// `pointer` is NULL, misaligned, or points to a `T` that is not written meanwhile.
 pub(crate) unsafe fn shared<'a, T>(pointer: *const T) -> Result<&'a T, Error> {
     check(pointer)?;
-    // SAFETY: it is not NULL and aligned, and the caller promises the rest.
+    // SAFETY: the pointer is aligned and not NULL; the caller guarantees the rest.
     Ok(unsafe { &*pointer })
 }
 
@@ -23,23 +23,23 @@ pub(crate) unsafe fn shared<'a, T>(pointer: *const T) -> Result<&'a T, Error> {
 /// `pointer` is NULL, misaligned, or points to a `T` that is not used elsewhere meanwhile.
 pub(crate) unsafe fn exclusive<'a, T>(pointer: *mut T) -> Result<&'a mut T, Error> {
     check(pointer)?;
-    // SAFETY: it is not NULL and aligned, and the caller promises the rest.
+    // SAFETY: the pointer is aligned and not NULL; the caller guarantees the rest.
     Ok(unsafe { &mut *pointer })
 }
 
-/// `count` of what `pointer` points to.
+/// Returns a slice of the `count` elements that `pointer` points to.
 ///
 /// # Safety
 /// As for [`exclusive`], of all of them.
 pub(crate) unsafe fn array<'a, T>(pointer: *mut T, count: usize) -> Result<&'a mut [T], Error> {
     check(pointer)?;
     length::<T>(count)?;
-    // SAFETY: it is not NULL and aligned, not longer than memory can be, and the caller promises
-    // the rest.
+    // SAFETY: the pointer is aligned and not NULL, and the length is possible; the caller
+    // guarantees the rest.
     Ok(unsafe { core::slice::from_raw_parts_mut(pointer, count) })
 }
 
-/// The same, to be read.
+/// Returns a shared slice of the `count` elements that `pointer` points to.
 ///
 /// # Safety
 /// As for [`shared`], of all of them.
@@ -50,35 +50,35 @@ pub(crate) unsafe fn array_of<'a, T>(pointer: *const T, count: usize) -> Result<
     Ok(unsafe { core::slice::from_raw_parts(pointer, count) })
 }
 
-/// A string that ends with a zero.
+/// Returns a string that ends with a zero.
 ///
 /// # Safety
 /// `pointer` is NULL, or a string that ends with a zero and is not written for `'a`.
 pub(crate) unsafe fn text<'a>(pointer: *const c_char) -> Result<&'a str, Error> {
     check(pointer)?;
-    // SAFETY: it is not NULL, and the caller promises the rest.
+    // SAFETY: the pointer is not NULL; the caller guarantees the rest.
     let text = unsafe { CStr::from_ptr(pointer) };
     text.to_str().map_err(|_| SLB_ERROR_RANGE)
 }
 
-/// Writes where `out` points to.
+/// Writes a value to the place that `out` points to.
 ///
 /// # Safety
-/// As for [`exclusive`]; what was there need not be a `T`.
+/// As for [`exclusive`]; the old contents need not be a `T`.
 pub(crate) unsafe fn put<T>(out: *mut T, value: T) -> Result<(), Error> {
     check(out)?;
-    // SAFETY: it is not NULL and aligned, and the caller promises the rest.
+    // SAFETY: the pointer is aligned and not NULL; the caller guarantees the rest.
     unsafe { out.write(value) };
     Ok(())
 }
 
-/// Memory for handles, in lines.
+/// Returns memory for handles as lines.
 ///
 /// # Safety
 /// `memory` is NULL, misaligned, or `len` bytes that are not used elsewhere from now on.
 pub(crate) unsafe fn lines(memory: *mut c_void, len: usize) -> Result<&'static mut [Line], Error> {
     let first: *mut Line = memory.cast();
-    // SAFETY: the caller promises it; a line may have any content.
+    // SAFETY: guaranteed by the caller; a line may have any contents.
     unsafe { array(first, len / size_of::<Line>()) }
 }
 

@@ -87,7 +87,7 @@ pub unsafe extern "C" fn slb_mux_size(
 ) -> usize {
     let mut bytes = 0;
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         bytes = unsafe { handle::size::<Inner>(snapshot, options) }?;
         Ok(0)
     });
@@ -108,7 +108,7 @@ pub unsafe extern "C" fn slb_mux_init(
     options: *const slb_mux_options,
     out: *mut *mut slb_mux,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::init::<Inner, _>(memory, (length, 0), snapshot, options, out) })
 }
 
@@ -123,7 +123,7 @@ pub unsafe extern "C" fn slb_mux_new(
     options: *const slb_mux_options,
     out: *mut *mut slb_mux,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::new::<Inner, _>(snapshot, options, out) })
 }
 
@@ -134,7 +134,7 @@ pub unsafe extern "C" fn slb_mux_new(
 /// `mux` is a mux, and is not used afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_mux_free(mux: *mut slb_mux) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::free::<Inner, _>(mux) })
 }
 
@@ -154,7 +154,7 @@ pub unsafe extern "C" fn slb_mux_process(
     count: usize,
     verdicts: *mut slb_verdict,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::process::<Inner, _>(mux, now, frames, count, verdicts) })
 }
 
@@ -172,7 +172,7 @@ pub unsafe extern "C" fn slb_mux_process_observed(
     observer: slb_observer,
     context: *mut c_void,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe {
         handle::process_observed::<Inner, _>(mux, now, frames, count, observer, context)
     })
@@ -195,7 +195,7 @@ pub unsafe extern "C" fn slb_mux_advance(
     spare: *mut slb_frame,
     count: usize,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::advance::<Inner, _>(mux, now, spare, count) })
 }
 
@@ -212,7 +212,7 @@ pub unsafe extern "C" fn slb_mux_install(
     snapshot: *const slb_snapshot,
     before: *mut *mut slb_snapshot,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::install::<Inner, _>(mux, snapshot, before) })
 }
 
@@ -226,7 +226,7 @@ pub unsafe extern "C" fn slb_mux_set_options(
     mux: *mut slb_mux,
     options: *const slb_mux_options,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::set_options::<Inner, _>(mux, options) })
 }
 
@@ -236,7 +236,7 @@ pub unsafe extern "C" fn slb_mux_set_options(
 /// `mux` is a mux.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_mux_stats(mux: *mut slb_mux, out: *mut slb_stats) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::stats::<Inner, _>(mux, out) })
 }
 
@@ -250,7 +250,7 @@ pub unsafe extern "C" fn slb_mux_rule_stats(
     rule: usize,
     out: *mut slb_rule_stats,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::rule_stats::<Inner, _>(mux, rule, out) })
 }
 
@@ -264,7 +264,7 @@ pub unsafe extern "C" fn slb_mux_backend_stats(
     backend: usize,
     out: *mut slb_backend_stats,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::backend_stats::<Inner, _>(mux, backend, out) })
 }
 
@@ -286,7 +286,7 @@ pub unsafe extern "C" fn slb_mux_export(
     length: usize,
     out: *mut slb_exported,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { state::export::<Inner, _>(mux, from, (into, length), out) })
 }
 
@@ -311,6 +311,6 @@ pub unsafe extern "C" fn slb_mux_import(
     out: *mut slb_imported,
 ) -> c_int {
     let (age, records) = ((elapsed, is_stale), (records, length));
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { state::import::<Inner, _>(mux, now, age, records, None, out) })
 }

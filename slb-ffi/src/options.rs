@@ -157,10 +157,10 @@ impl slb_nat_options {
     }
 }
 
-/// Later fragments that can wait where the caller says nothing: 128 KiB, which a small machine has.
+/// The default number of later fragments that can wait: 128 KiB, which fits small machines.
 const WAITING_FRAGMENTS: u32 = 64;
 
-/// Where later fragments wait, if they may; `None`: the memory does not suffice.
+/// Makes the room for later fragments; returns `None` if the memory is used up.
 fn fragment_room(
     slots: u32,
     key: Key,
@@ -172,7 +172,8 @@ fn fragment_room(
     FragmentRoom::build(slots as usize, key, memory).map(Some)
 }
 
-/// The limit on each source's new flows, if there is to be one; `None`: the memory does not suffice.
+/// Makes the limit on each source's new flows, if it is set; returns `None` if the memory is used
+/// up.
 fn source_limit(
     rate: u32,
     at_once: u32,
@@ -185,8 +186,9 @@ fn source_limit(
     SourceLimiter::build(SourceLimiter::BUCKETS, rate, at_once, key, memory).map(Some)
 }
 
-/// Fills in a million flows, 1000 answers of each kind and 10000 RSTs a second, 64 waiting fragments, no limit for
-/// sources, and a key of zeros, which the caller has to replace by a secret one. NULL is ignored.
+/// Sets the defaults: a million flows, 1000 answers of each kind and 10000 RSTs per second, 64
+/// waiting fragments, no limit for sources, and a key of zeros, which the caller has to replace by
+/// a secret one. NULL is ignored.
 ///
 /// # Safety
 /// `options` points to memory for the options.
@@ -208,13 +210,13 @@ pub unsafe extern "C" fn slb_mux_options_init(options: *mut slb_mux_options) {
         resets_at_once: usual.resets_at_once,
         waiting_fragments: WAITING_FRAGMENTS,
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     let _ = unsafe { crate::memory::put(options, usual) };
 }
 
-/// Fills in 262144 connections, 1000 answers of each kind, 10000 RSTs and a million packets passed on a second, 64
-/// waiting fragments, no limit for sources, and a key of zeros, which the caller has to replace by a secret one. NULL
-/// is ignored.
+/// Sets the defaults: 262144 connections, 1000 answers of each kind, 10000 RSTs and a million
+/// packets passed on per second, 64 waiting fragments, no limit for sources, and a key of zeros,
+/// which the caller has to replace by a secret one. NULL is ignored.
 ///
 /// # Safety
 /// `options` points to memory for the options.
@@ -243,6 +245,6 @@ pub unsafe extern "C" fn slb_nat_options_init(options: *mut slb_nat_options) {
         take_ups_per_second: usual.take_ups_per_second,
         take_ups_at_once: usual.take_ups_at_once,
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     let _ = unsafe { crate::memory::put(options, usual) };
 }

@@ -99,7 +99,7 @@ pub unsafe extern "C" fn slb_proxy_size(
 ) -> usize {
     let mut bytes = 0;
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         bytes = unsafe { handle::size::<Inner>(snapshot, options) }?;
         Ok(0)
     });
@@ -120,7 +120,7 @@ pub unsafe extern "C" fn slb_proxy_init(
     options: *const slb_nat_options,
     out: *mut *mut slb_proxy,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::init::<Inner, _>(memory, (length, 0), snapshot, options, out) })
 }
 
@@ -135,7 +135,7 @@ pub unsafe extern "C" fn slb_proxy_new(
     options: *const slb_nat_options,
     out: *mut *mut slb_proxy,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::new::<Inner, _>(snapshot, options, out) })
 }
 
@@ -146,7 +146,7 @@ pub unsafe extern "C" fn slb_proxy_new(
 /// `proxy` is a proxy, and is not used afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_proxy_free(proxy: *mut slb_proxy) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::free::<Inner, _>(proxy) })
 }
 
@@ -162,7 +162,7 @@ pub unsafe extern "C" fn slb_proxy_process(
     count: usize,
     verdicts: *mut slb_verdict,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::process::<Inner, _>(proxy, now, frames, count, verdicts) })
 }
 
@@ -180,7 +180,7 @@ pub unsafe extern "C" fn slb_proxy_process_observed(
     observer: slb_observer,
     context: *mut c_void,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe {
         handle::process_observed::<Inner, _>(proxy, now, frames, count, observer, context)
     })
@@ -201,7 +201,7 @@ pub unsafe extern "C" fn slb_proxy_advance(
     spare: *mut slb_frame,
     count: usize,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::advance::<Inner, _>(proxy, now, spare, count) })
 }
 
@@ -218,7 +218,7 @@ pub unsafe extern "C" fn slb_proxy_install(
     snapshot: *const slb_snapshot,
     before: *mut *mut slb_snapshot,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::install::<Inner, _>(proxy, snapshot, before) })
 }
 
@@ -232,7 +232,7 @@ pub unsafe extern "C" fn slb_proxy_set_options(
     proxy: *mut slb_proxy,
     options: *const slb_nat_options,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::set_options::<Inner, _>(proxy, options) })
 }
 
@@ -242,7 +242,7 @@ pub unsafe extern "C" fn slb_proxy_set_options(
 /// `proxy` is a proxy.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_proxy_stats(proxy: *mut slb_proxy, out: *mut slb_stats) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::stats::<Inner, _>(proxy, out) })
 }
 
@@ -256,7 +256,7 @@ pub unsafe extern "C" fn slb_proxy_rule_stats(
     rule: usize,
     out: *mut slb_rule_stats,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::rule_stats::<Inner, _>(proxy, rule, out) })
 }
 
@@ -270,7 +270,7 @@ pub unsafe extern "C" fn slb_proxy_backend_stats(
     backend: usize,
     out: *mut slb_backend_stats,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { handle::backend_stats::<Inner, _>(proxy, backend, out) })
 }
 
@@ -286,7 +286,7 @@ pub unsafe extern "C" fn slb_proxy_export(
     length: usize,
     out: *mut slb_exported,
 ) -> c_int {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { state::export::<Inner, _>(proxy, from, (into, length), out) })
 }
 
@@ -305,7 +305,7 @@ pub unsafe extern "C" fn slb_proxy_import(
     out: *mut slb_imported,
 ) -> c_int {
     let (age, records) = ((elapsed, is_stale), (records, length));
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { state::import::<Inner, _>(proxy, now, age, records, None, out) })
 }
 
@@ -327,20 +327,20 @@ pub unsafe extern "C" fn slb_proxy_import_share(
 ) -> c_int {
     let (age, records) = ((elapsed, is_stale), (records, length));
     let steering = Some(steering);
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     guard(|| unsafe { state::import::<Inner, _>(proxy, now, age, records, steering, out) })
 }
 
-/// Makes a proxy that starts without state, or with a stale one, take up TCP sessions in their middle, by their
-/// clients' segments and where the rule's scheduler is Maglev, for as long as sessions of their rule may be idle:
-/// `take_ups_per_second` of the options bounds how many.
+/// Makes a proxy that starts without state, or with a stale one, take up TCP sessions in the middle
+/// by their clients' segments, if the rule's scheduler is Maglev, for as long as sessions of their
+/// rule may be idle. `take_ups_per_second` of the options limits the rate.
 ///
 /// # Safety
 /// `proxy` is a proxy.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_proxy_take_up(proxy: *mut slb_proxy, now: u64) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         unsafe { handle::role::<Inner, _>(proxy) }?.take_up(Instant::from_nanos(now));
         Ok(0)
     })

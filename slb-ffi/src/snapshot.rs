@@ -1,4 +1,4 @@
-//! Snapshots behind handles, counted by who uses them.
+//! Handles of snapshots, with a count of their users.
 
 use core::ffi::{c_int, c_void};
 use core::mem::MaybeUninit;
@@ -22,11 +22,11 @@ pub struct slb_snapshot {
     _opaque: (),
 }
 
-// Its kind is first: it is looked at before anything else is known.
+// The kind is the first field: it is checked before the others may be read.
 #[repr(C)]
 pub(crate) struct SnapshotHandle {
     kind: Kind,
-    /// Bytes that were allocated for it; zero: the memory is the caller's.
+    /// The number of allocated bytes; zero if the memory is the caller's.
     allocated: usize,
     users: AtomicUsize,
     pub(crate) snapshot: Snapshot<'static>,
@@ -34,20 +34,20 @@ pub(crate) struct SnapshotHandle {
 
 const HANDLE_LINES: usize = size_of::<SnapshotHandle>().div_ceil(size_of::<Line>());
 
-/// A snapshot with its users.
+/// A counted reference to a snapshot.
 pub(crate) struct Shared(NonNull<SnapshotHandle>);
 
 impl Shared {
     /// # Safety
     /// Where `snapshot` is neither NULL nor misaligned, it is one, or something else that can be read.
     pub(crate) unsafe fn of(snapshot: *const slb_snapshot) -> Result<Self, Error> {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let handle = unsafe { handle(snapshot) }?;
         handle.users.fetch_add(1, Ordering::Relaxed);
         Ok(Self(NonNull::from(handle)))
     }
 
-    /// The handle, as C knows it.
+    /// Returns the handle for C.
     pub(crate) fn as_c(&self) -> *mut slb_snapshot {
         self.0.as_ptr().cast()
     }
@@ -58,14 +58,14 @@ impl Deref for Shared {
 
     #[inline]
     fn deref(&self) -> &Snapshot<'static> {
-        // SAFETY: it counts as used, so it is not freed.
+        // SAFETY: the snapshot counts as used, so it is not freed.
         &unsafe { self.0.as_ref() }.snapshot
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // SAFETY: it still counts as used.
+        // SAFETY: the snapshot still counts as used.
         let handle = unsafe { self.0.as_ref() };
         handle.users.fetch_sub(1, Ordering::Release);
     }
@@ -76,7 +76,7 @@ impl Drop for Shared {
 pub(crate) unsafe fn handle<'a>(
     snapshot: *const slb_snapshot,
 ) -> Result<&'a SnapshotHandle, Error> {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     let handle: &SnapshotHandle = unsafe { shared(snapshot.cast()) }?;
     if handle.kind == Kind::SNAPSHOT {
         Ok(handle)
@@ -85,7 +85,7 @@ pub(crate) unsafe fn handle<'a>(
     }
 }
 
-/// The snapshot before, where there is one.
+/// Returns the previous snapshot, if there is one.
 unsafe fn previous<'a>(
     snapshot: *const slb_snapshot,
 ) -> Result<Option<&'a Snapshot<'static>>, Error> {
@@ -96,7 +96,7 @@ unsafe fn previous<'a>(
     unsafe { handle(snapshot) }.map(|handle| Some(&handle.snapshot))
 }
 
-/// Bytes that a snapshot takes.
+/// Returns the bytes that a snapshot takes.
 pub(crate) fn size(spec: &Spec<'_>, previous: Option<&Snapshot<'_>>) -> Option<usize> {
     let lines = Snapshot::lines_for(spec, previous).checked_add(HANDLE_LINES)?;
     lines.checked_mul(size_of::<Line>())
@@ -114,7 +114,7 @@ pub(crate) fn build(
         .ok_or(SLB_ERROR_SHORT)?;
     let snapshot = Snapshot::build(spec, previous, &mut Arena::new(rest))?;
     let place: *mut MaybeUninit<SnapshotHandle> = place.as_mut_ptr().cast();
-    // SAFETY: `place` has room for a handle, aligned, and is nobody else's.
+    // SAFETY: `place` is aligned, has room for a handle, and is not used elsewhere.
     let handle = unsafe { &mut *place }.write(SnapshotHandle {
         kind: Kind::SNAPSHOT,
         allocated,
@@ -124,7 +124,7 @@ pub(crate) fn build(
     Ok(core::ptr::from_mut(handle).cast())
 }
 
-/// Compiles a snapshot into memory of the library's own.
+/// Compiles a snapshot into memory that the library allocates.
 #[cfg(feature = "std")]
 pub(crate) fn build_allocated(
     spec: &Spec<'_>,
@@ -132,10 +132,10 @@ pub(crate) fn build_allocated(
 ) -> Result<*mut slb_snapshot, Error> {
     let size = size(spec, before).ok_or(SLB_ERROR_RANGE)?;
     let memory = crate::handle::allocate(size)?;
-    // SAFETY: it was allocated for this.
+    // SAFETY: the memory was allocated for the snapshot.
     let lines = unsafe { lines(memory, size) }?;
     build(lines, size, spec, before).inspect_err(|_| {
-        // SAFETY: nobody else has it.
+        // SAFETY: the memory is not used elsewhere.
         unsafe { deallocate(memory, allocation(size)) };
     })
 }
@@ -152,7 +152,7 @@ pub unsafe extern "C" fn slb_snapshot_size(
 ) -> usize {
     let mut bytes = 0;
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let (builder, before) = unsafe { (Builder::of(builder)?, previous(before)?) };
         bytes = builder.with_spec(|spec| size(spec, before))?.unwrap_or(0);
         Ok(0)
@@ -176,7 +176,7 @@ pub unsafe extern "C" fn slb_snapshot_init(
     out: *mut *mut slb_snapshot,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             put(out, core::ptr::null_mut())?;
             let (builder, before) = (Builder::of(builder)?, previous(before)?);
@@ -201,7 +201,7 @@ pub unsafe extern "C" fn slb_snapshot_new(
     out: *mut *mut slb_snapshot,
 ) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             put(out, core::ptr::null_mut())?;
             let (builder, before) = (Builder::of(builder)?, previous(before)?);
@@ -223,14 +223,14 @@ pub unsafe extern "C" fn slb_snapshot_free(snapshot: *mut slb_snapshot) -> c_int
         if snapshot.is_null() {
             return Ok(0);
         }
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let used = unsafe { handle(snapshot) }?.users.load(Ordering::Acquire);
         if used != 0 {
             return Err(SLB_ERROR_IN_USE);
         }
         let place: *mut SnapshotHandle = snapshot.cast();
-        // SAFETY: it is a handle, which nobody else uses, and whose kind is not looked at again but
-        // to see that it is none.
+        // SAFETY: the handle is valid and not used elsewhere. Its kind is read again only to detect
+        // that the handle was freed.
         unsafe {
             let allocated = (*place).allocated;
             (*place).kind = Kind::FREED;
@@ -248,7 +248,7 @@ pub unsafe extern "C" fn slb_snapshot_free(snapshot: *mut slb_snapshot) -> c_int
 /// `snapshot` is a snapshot.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_snapshot_generation(snapshot: *const slb_snapshot) -> u64 {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { handle(snapshot) }.map_or(0, |handle| handle.snapshot.generation())
 }
 
@@ -259,6 +259,6 @@ pub unsafe extern "C" fn slb_snapshot_generation(snapshot: *const slb_snapshot) 
 /// `snapshot` is a snapshot.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_snapshot_backends(snapshot: *const slb_snapshot) -> usize {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { handle(snapshot) }.map_or(0, |handle| handle.snapshot.backends().len())
 }

@@ -71,8 +71,8 @@ impl slb_mac {
     }
 }
 
-/// This node's addresses on the fabric, and how it encapsulates. With all zeros there are no
-/// addresses, and the other fields have their defaults.
+/// This node's addresses on the fabric, and its settings for encapsulation. With all zeros there
+/// are no addresses, and the other fields have their defaults.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct slb_underlay {
@@ -94,7 +94,7 @@ pub struct slb_underlay {
     pub udp_checksum: u8,
 }
 
-/// The protocol that a rule takes.
+/// The protocol of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub enum slb_protocol {
@@ -199,7 +199,7 @@ pub struct slb_backend {
     /// Instance number in the pool, which determines its ports; 0 or negative: its index in the
     /// pool.
     pub instance: i32,
-    /// The port of this node that the backend's vm is at; 0 or negative: the vm runs elsewhere.
+    /// The port of this node for the backend's vm; 0 or negative if the vm runs on another host.
     pub port: i32,
     /// The backend's port instead of the rule's; 0: the rule's.
     pub backend_port: u16,
@@ -235,9 +235,9 @@ pub struct slb_terms {
 pub struct slb_rule {
     /// Name of the rule, unique among them.
     pub name: *const c_char,
-    /// Index of its frontend.
+    /// Index of the rule's frontend.
     pub frontend: usize,
-    /// Index of its pool.
+    /// Index of the rule's pool.
     pub pool: usize,
     /// The port that clients use; 0 with `SLB_ICMP` and `SLB_ALL`.
     pub frontend_port: u16,
@@ -260,13 +260,14 @@ pub struct slb_rule {
 pub struct slb_inbound_nat {
     /// Name of the inbound NAT rule or pool, unique among them.
     pub name: *const c_char,
-    /// Index of its frontend.
+    /// Index of the rule's frontend.
     pub frontend: usize,
-    /// Index of its pool.
+    /// Index of the rule's pool.
     pub pool: usize,
-    /// Index in the pool of the one backend; negative: a port for each backend.
+    /// Index of the rule's backend in the pool; negative for a NAT pool, with a port for each
+    /// backend.
     pub backend: i32,
-    /// The port that clients use; of a pool, that of instance 0.
+    /// The port that clients use; for a NAT pool, the port of instance 0.
     pub first_port: u16,
     /// The last port of a NAT pool.
     pub last_port: u16,
@@ -278,7 +279,7 @@ pub struct slb_inbound_nat {
     pub terms: slb_terms,
 }
 
-/// An outbound rule: vms of a pool that may call out, and the frontends whose addresses they use.
+/// An outbound rule: lets the vms of a pool connect out with the addresses of frontends.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_outbound {
@@ -288,7 +289,7 @@ pub struct slb_outbound {
     pub frontends: *const usize,
     /// Number of frontends.
     pub frontend_count: usize,
-    /// Index of its pool.
+    /// Index of the rule's pool.
     pub pool: usize,
     /// SNAT ports of each backend, a multiple of 8; 0: an even share.
     pub allocated_outbound_ports: u32,
@@ -306,12 +307,12 @@ pub struct slb_outbound {
 pub struct slb_prefix {
     /// An address of the prefix.
     pub address: slb_address,
-    /// Bits that all of its addresses have in common.
+    /// The number of bits that all addresses of the prefix share.
     pub length: u8,
 }
 
-/// A network of vms, which host agents connect in VXLAN and answer ARP and neighbour discovery for.
-/// Backends belong to the network that has their pool's VNI.
+/// A network of vms. Host agents connect the vms in VXLAN, and answer ARP and neighbour discovery
+/// for them. Backends belong to the network with their pool's VNI.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct slb_network {
@@ -345,7 +346,7 @@ pub struct slb_vm {
     pub host: slb_address,
     /// MAC address of the vm; none: derived from its first address.
     pub mac: slb_mac,
-    /// The port of this node that the vm is at; 0 or negative: it runs elsewhere.
+    /// The port of this node for the vm; 0 or negative if the vm runs on another host.
     pub port: i32,
     /// MAC address of the next hop to its host; none: the underlay's.
     pub next_hop: slb_mac,

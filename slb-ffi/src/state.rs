@@ -1,4 +1,4 @@
-//! Connections and flows as records, out of a handle and into another one.
+//! Export of connections and flows as records, and their import into another handle.
 
 use core::ffi::c_char;
 use core::time::Duration;
@@ -12,11 +12,11 @@ use crate::handle::{Role, role};
 use crate::memory::{array, array_of, put, shared};
 use crate::steer::slb_steering;
 
-/// The longest record, in bytes: with less room, nothing is exported.
+/// The length of the longest record in bytes. With less room, nothing is exported.
 pub const SLB_RECORD_MOST: usize = 152;
-/// Table slots that one call of `_export` looks at, at most.
+/// The maximum number of table slots that one call of `_export` visits.
 pub const SLB_EXPORT_STEP: usize = 256;
-/// Length of `refused_for`: more than there are reasons, so that new reasons change no layout.
+/// Length of `refused_for`, with room for further reasons, so that they do not change the layout.
 pub const SLB_REFUSALS: usize = 16;
 
 const _: () = assert!(SLB_RECORD_MOST == RECORD_MOST && SLB_EXPORT_STEP == EXPORT_STEP);
@@ -26,9 +26,9 @@ const _: () = assert!(Refusal::ALL.len() <= SLB_REFUSALS);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct slb_exported {
-    /// Bytes that were written.
+    /// The number of bytes that were written.
     pub length: usize,
-    /// Records in them.
+    /// The number of records that were written.
     pub records: usize,
     /// The value of `from` for the next call.
     pub next: u64,
@@ -91,15 +91,15 @@ pub(crate) unsafe fn export<R: Role, C>(
     (into, length): (*mut u8, usize),
     out: *mut slb_exported,
 ) -> Result<usize, Error> {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     let (role, into) = unsafe { (role::<R, C>(handle)?, array(into, length)?) };
     let from = Cursor::from_value(from);
     let exported = role.export(from, into);
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { put_exported(out, from, exported) }
 }
 
-/// Says what was exported from a place on.
+/// Writes the result of an export.
 ///
 /// # Safety
 /// The pointer is NULL, misaligned, or what it says.
@@ -115,7 +115,7 @@ pub(crate) unsafe fn put_exported(
         next: next.unwrap_or(from).get(),
         more: next.is_some().into(),
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { put(out, exported) }?;
     Ok(records)
 }
@@ -130,9 +130,10 @@ pub(crate) unsafe fn import<R: Role, C>(
     steering: Option<*const slb_steering>,
     out: *mut slb_imported,
 ) -> Result<usize, Error> {
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     let (role, records) = unsafe { (role::<R, C>(handle)?, array_of(records, length)?) };
-    // SAFETY: the caller promises it. What cannot be written to is noticed before anything is done.
+    // SAFETY: guaranteed by the caller. The write comes first, to detect an invalid `out` before
+    // any change.
     unsafe { put(out, slb_imported::default()) }?;
     let age = Age {
         elapsed: Duration::from_nanos(elapsed),
@@ -142,7 +143,7 @@ pub(crate) unsafe fn import<R: Role, C>(
     let imported = match steering {
         None => role.import(now, age, records)?,
         Some(steering) => {
-            // SAFETY: the caller promises it.
+            // SAFETY: guaranteed by the caller.
             let own = unsafe { shared(steering) }?;
             let share = Share {
                 steering: &own.check()?,
@@ -151,7 +152,7 @@ pub(crate) unsafe fn import<R: Role, C>(
             role.import_share(now, age, records, share)?
         }
     };
-    // SAFETY: it was good before.
+    // SAFETY: `out` was checked before.
     unsafe { put(out, slb_imported::of(imported)) }?;
     Ok(usize::try_from(imported.taken).unwrap_or(usize::MAX))
 }

@@ -5,7 +5,8 @@ use core::ffi::{CStr, c_char};
 use slb_core::stats::{BackendCounters, RuleCounters};
 use slb_core::{DropReason, Stats};
 
-/// Length of `dropped_for` in `slb_stats`: more than there are reasons, so that new reasons change no layout.
+/// Length of `dropped_for` in `slb_stats`, with room for further reasons, so that they do not
+/// change the layout.
 pub const SLB_DROP_REASONS: usize = 64;
 
 const _: () = assert!(DropReason::COUNT < SLB_DROP_REASONS);
@@ -31,9 +32,9 @@ pub struct slb_stats {
     pub dropped: u64,
     /// Frames dropped, by the number of the reason: see `slb_drop_reason`. Index 0 is not used.
     pub dropped_for: [u64; SLB_DROP_REASONS],
-    /// TCP segments that ask for a connection, among those that a rule took.
+    /// TCP segments that match a rule and request a connection.
     pub syns: u64,
-    /// ICMP errors that a rule took, by the flow that they quote.
+    /// ICMP errors that match a rule by the flow that they quote.
     pub icmp_errors: u64,
     /// For a mux: flows pinned.
     pub flows_made: u64,
@@ -45,7 +46,7 @@ pub struct slb_stats {
     pub flows_refused: u64,
     /// Flows in the table now.
     pub flows_live: u64,
-    /// Places.
+    /// Places in the table.
     pub flow_places: u64,
     /// For a host agent or a proxy: connections made.
     pub connections_made: u64,
@@ -57,11 +58,11 @@ pub struct slb_stats {
     pub connections_refused: u64,
     /// Connections in the table now.
     pub connections_live: u64,
-    /// Places.
+    /// Places in the table.
     pub connection_places: u64,
     /// RSTs sent.
     pub resets: u64,
-    /// RSTs that were not sent: the limit was reached, or no spare frame was left.
+    /// RSTs that were not sent, because of the limit or for lack of spare frames.
     pub resets_suppressed: u64,
     /// For a host agent or a proxy: removed connections that made room for new ones.
     pub connections_evicted: u64,
@@ -71,7 +72,7 @@ pub struct slb_stats {
     /// `dropped_for` as "fragment_held", and with its final outcome. `dropped` includes those that
     /// still wait.
     pub fragments_released: u64,
-    /// For a host agent: packets of none of its connections that it passed on to another host.
+    /// For a host agent: packets without a connection that it passed on to another host.
     pub passed_on: u64,
     /// For a host agent: packets that no host knew, passed on to the host that begins their flow.
     pub passed_back: u64,
@@ -80,7 +81,7 @@ pub struct slb_stats {
     /// For a host agent or a proxy: connections taken over from records, which are not counted as
     /// made.
     pub connections_imported: u64,
-    /// For a host agent: connections taken up in the middle.
+    /// For a host agent or a proxy: connections taken up in the middle.
     pub taken_up: u64,
 }
 
@@ -143,7 +144,7 @@ pub struct slb_rule_stats {
     pub forwarded: u64,
     /// Bytes of the frames forwarded, in their length on arrival.
     pub forwarded_bytes: u64,
-    /// TCP segments that ask for a connection.
+    /// TCP segments that request a connection.
     pub syns: u64,
     /// Flows pinned, or connections made.
     pub flows: u64,
@@ -168,7 +169,7 @@ pub struct slb_backend_stats {
     pub forwarded: u64,
     /// Bytes of the frames forwarded, in their length on arrival.
     pub forwarded_bytes: u64,
-    /// Flows pinned to it, or connections made.
+    /// Flows pinned to the backend, or connections made.
     pub flows: u64,
     /// Live connections of the backend; 0 for a mux.
     pub live: u64,
@@ -197,7 +198,7 @@ pub extern "C" fn slb_drop_reason(reason: u8) -> *const c_char {
     text.as_ptr()
 }
 
-/// The reasons' names with the zero that C wants; a test holds them to the dataplane's.
+/// The reasons' names with C's terminating zero; a test compares them with the dataplane's.
 const C_NAMES: [&CStr; DropReason::COUNT] = [
     c"truncated",
     c"malformed",

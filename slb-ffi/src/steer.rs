@@ -19,17 +19,17 @@ use crate::snapshot::{handle, slb_snapshot};
 pub struct slb_steering {
     /// A secret of 128 random bits: the same at all workers of a node. Not zero.
     pub key: [u64; 2],
-    /// Workers: 1 or more.
+    /// Number of workers, at least 1.
     pub workers: u16,
     /// Number of the calling worker, below `workers`.
     pub own: u16,
 }
 
 impl slb_steering {
-    /// How connections are divided.
+    /// Checks the arguments, and returns the steering.
     ///
     /// # Errors
-    /// There is no worker, or the worker's own number is none, or the key is zero.
+    /// `workers` is 0, `own` is not below it, or the key is zero.
     pub(crate) fn check(&self) -> Result<Steering, Error> {
         let key = Key::new(self.key);
         let workers = NonZeroU16::new(self.workers).ok_or(SLB_ERROR_RANGE)?;
@@ -67,7 +67,7 @@ pub unsafe extern "C" fn slb_steer(
         if count == 0 {
             return Ok(0);
         }
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let (snapshot, steering) = unsafe { (&handle(snapshot)?.snapshot, *shared(steering)?) };
         let division = steering.check()?;
         if overlap(
@@ -76,7 +76,7 @@ pub unsafe extern "C" fn slb_steer(
         ) {
             return Err(SLB_ERROR_OVERLAP);
         }
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let (frames_in, owners) = unsafe { (array(frames_in, count)?, array(owners, count)?) };
         let frames_in = frames(frames_in)?;
         let own = steering.own;
@@ -97,7 +97,7 @@ pub unsafe extern "C" fn slb_steer(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_snapshot_spreads(snapshot: *const slb_snapshot) -> c_int {
     guard(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let snapshot = unsafe { handle(snapshot) }?;
         Ok(snapshot.snapshot.spreads().into())
     })

@@ -1,4 +1,4 @@
-//! Backends, and what is known of them.
+//! Backends, and their observed health.
 
 use core::ffi::{c_char, c_int};
 
@@ -21,7 +21,7 @@ pub unsafe extern "C" fn slb_builder_backend(
     backend: *const slb_backend,
 ) -> c_int {
     let add = |parts: &mut Parts| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let given = unsafe { shared(backend) }?;
         // SAFETY: as above.
         let name = unsafe { parts.named(given.name) }?;
@@ -57,7 +57,7 @@ pub unsafe extern "C" fn slb_builder_backend(
         if sets > parts.health_results.room() {
             return Err(parts.health_results.full());
         }
-        // From the last set on: what is inserted moves none of those before.
+        // Start with the last set, since an insertion does not move the sets before it.
         for set in (0..parts.health.len).rev() {
             if parts.health.all().get(set).is_some_and(of_pool) {
                 let (first, count) = parts.results_of(set)?;
@@ -71,7 +71,7 @@ pub unsafe extern "C" fn slb_builder_backend(
         }
         Ok(count)
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "backend", add) }
 }
 
@@ -98,14 +98,14 @@ pub unsafe extern "C" fn slb_builder_set_backend(
         }
         Ok(0)
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "backend", set) }
 }
 
 /// Sets a backend's seat: it gets the slots of the pool's Maglev table that follow from the seat,
 /// instead of those that follow from its name. A backend with the seat of the one that it replaces
-/// gets that one's slots, and no other slot moves. Of the backends with one seat all but one drain.
-/// NULL: its name again.
+/// gets that one's slots, and no other slot moves. Of several backends with one seat, all but one
+/// have to drain. NULL resets the seat to the backend's name.
 ///
 /// # Safety
 /// `builder` is a builder, and `seat` is NULL, or a string that stays as long as the builder.
@@ -119,20 +119,20 @@ pub unsafe extern "C" fn slb_builder_seat(
     let set = |parts: &mut Parts| {
         let seat = match seat.is_null() {
             true => None,
-            // SAFETY: the caller promises it.
+            // SAFETY: guaranteed by the caller.
             false => Some(unsafe { string(seat) }.map_err(|fault| fault.of("seat"))?),
         };
         parts.backend(pool, backend)?.seat = seat;
         Ok(0)
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "backend", set) }
 }
 
 /// Sets the time of the next snapshot, in nanoseconds of a clock that continues from snapshot to
 /// snapshot. A host agent derives from it how long a backend had its slots of the Maglev table, and
 /// passes packets on to the former owners that have the most connections. Without a call, all
-/// snapshots count the same.
+/// snapshots count equally.
 ///
 /// # Safety
 /// `builder` is a builder.
@@ -142,7 +142,7 @@ pub unsafe extern "C" fn slb_builder_now(builder: *mut slb_builder, now: u64) ->
         parts.now = slb_core::Instant::from_nanos(now);
         Ok(0)
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "now", set) }
 }
 
@@ -163,7 +163,7 @@ pub unsafe extern "C" fn slb_builder_set_condition(
         parts.backend(pool, backend)?.condition = condition(healthy);
         Ok(0)
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "backend", set) }
 }
 
@@ -188,12 +188,12 @@ pub unsafe extern "C" fn slb_builder_health(builder: *mut slb_builder, pool: usi
         }
         parts.health.push(pool)
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "health", add) }
 }
 
-/// Assigns a set of probe results of the rule's pool to a rule. Without one, only the state of
-/// backends counts for the rule.
+/// Assigns a set of probe results of the rule's pool to a rule. Without a set, the rule uses only
+/// the state of backends.
 ///
 /// # Safety
 /// `builder` is a builder.
@@ -217,7 +217,7 @@ pub unsafe extern "C" fn slb_builder_rule_health(
         found.health = Some(health);
         Ok(0)
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "rule", set) }
 }
 
@@ -253,6 +253,6 @@ pub unsafe extern "C" fn slb_builder_set_health(
         };
         Ok(0)
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "health", set) }
 }

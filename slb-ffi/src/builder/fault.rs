@@ -5,10 +5,10 @@ use core::fmt::{self, Write as _};
 use crate::error::slb_error::*;
 use crate::error::{Error, message};
 
-/// Bytes of a message, with the zero that ends it.
+/// Bytes of a message, including the terminating zero.
 const MESSAGE_LEN: usize = 256;
 
-/// Why an argument is refused.
+/// The reason why an argument is refused.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fault {
     error: Error,
@@ -19,33 +19,33 @@ pub(crate) struct Fault {
 
 #[derive(Clone, Copy, Debug)]
 enum Why {
-    /// As the error says.
+    /// The error describes the fault.
     Error,
-    /// The valid values, and the one given.
+    /// The valid values, and the given one.
     Expected(&'static str, Option<i64>),
-    /// An index of a list, and how many elements that has.
+    /// An index beyond the end of a list, and the list's length.
     Index(usize, usize),
     /// A list of this capacity has no room.
     Full(usize),
 }
 
 impl Fault {
-    /// A value that is none of those expected.
+    /// Makes the fault of an unexpected value.
     pub(crate) fn expected(field: &'static str, what: &'static str, got: impl Into<i64>) -> Self {
         Self::range(field, Why::Expected(what, Some(got.into())))
     }
 
-    /// A value that cannot be shown as a number.
+    /// Makes the fault of a value that cannot be shown as a number.
     pub(crate) const fn unfit(field: &'static str, what: &'static str) -> Self {
         Self::range(field, Why::Expected(what, None))
     }
 
-    /// An index beyond the end of a list of `count` elements.
+    /// Makes the fault of an index beyond the end of a list of `count` elements.
     pub(crate) const fn index(field: &'static str, index: usize, count: usize) -> Self {
         Self::range(field, Why::Index(index, count))
     }
 
-    /// A list without room, by the field of `slb_capacity` that says how much there is.
+    /// Makes the fault of a full list, by the field of `slb_capacity` with its capacity.
     pub(crate) const fn full(field: &'static str, capacity: usize) -> Self {
         Self {
             error: SLB_ERROR_FULL,
@@ -123,7 +123,7 @@ impl Message {
         text: [0; MESSAGE_LEN],
     };
 
-    /// Notes what is wrong with an item, which has a name if that was read.
+    /// Writes the message about an item, with its name if that has been read.
     pub(super) fn set(&mut self, item: &str, name: &str, fault: &Fault) {
         let mut cut = Cut::new(&mut self.text);
         let _ = match name {
@@ -138,7 +138,7 @@ impl Message {
     }
 }
 
-/// Text that is cut to the room there is, at the end of a character.
+/// Text that is truncated to the available room, at a character boundary.
 pub(crate) struct Cut<'a> {
     room: &'a mut [u8],
     len: usize,

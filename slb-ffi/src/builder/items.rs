@@ -37,7 +37,7 @@ pub unsafe extern "C" fn slb_builder_hash(
         let key = if key.is_null() {
             &[]
         } else {
-            // SAFETY: the caller promises it.
+            // SAFETY: guaranteed by the caller.
             unsafe { array_of(key, length) }?
         };
         let of_key = |what| Fault::expected("length", what, key.len() as i64);
@@ -56,7 +56,7 @@ pub unsafe extern "C" fn slb_builder_hash(
         parts.seed = seed;
         Ok(0)
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "hash", read) }
 }
 
@@ -70,7 +70,7 @@ pub unsafe extern "C" fn slb_builder_underlay(
     underlay: *const slb_underlay,
 ) -> c_int {
     let set = |parts: &mut Parts| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let given = unsafe { shared(underlay) }?;
         let usual = Underlay::default();
         let ipv4 = match given.ipv4.optional("ipv4")? {
@@ -103,7 +103,7 @@ pub unsafe extern "C" fn slb_builder_underlay(
         };
         Ok(0)
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "underlay", set) }
 }
 
@@ -117,7 +117,7 @@ pub unsafe extern "C" fn slb_builder_frontend(
     frontend: *const slb_frontend,
 ) -> c_int {
     let add = |parts: &mut Parts| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let given = unsafe { shared(frontend) }?;
         // SAFETY: as above.
         let name = unsafe { parts.named(given.name) }?;
@@ -132,7 +132,7 @@ pub unsafe extern "C" fn slb_builder_frontend(
             },
         })
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "frontend", add) }
 }
 
@@ -146,7 +146,7 @@ pub unsafe extern "C" fn slb_builder_pool(
     pool: *const slb_pool,
 ) -> c_int {
     let add = |parts: &mut Parts| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let given = unsafe { shared(pool) }?;
         // SAFETY: as above.
         let name = unsafe { parts.named(given.name) }?;
@@ -164,7 +164,7 @@ pub unsafe extern "C" fn slb_builder_pool(
             backends: 0,
         })
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "pool", add) }
 }
 
@@ -178,7 +178,7 @@ pub unsafe extern "C" fn slb_builder_rule(
     rule: *const slb_rule,
 ) -> c_int {
     let add = |parts: &mut Parts| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let given = unsafe { shared(rule) }?;
         // SAFETY: as above.
         let name = unsafe { parts.named(given.name) }?;
@@ -205,7 +205,7 @@ pub unsafe extern "C" fn slb_builder_rule(
             terms: given.terms.terms()?,
         })
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "rule", add) }
 }
 
@@ -219,7 +219,7 @@ pub unsafe extern "C" fn slb_builder_inbound_nat(
     nat: *const slb_inbound_nat,
 ) -> c_int {
     let add = |parts: &mut Parts| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let given = unsafe { shared(nat) }?;
         // SAFETY: as above.
         let name = unsafe { parts.named(given.name) }?;
@@ -244,7 +244,7 @@ pub unsafe extern "C" fn slb_builder_inbound_nat(
             terms: given.terms.terms()?,
         })
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "inbound NAT", add) }
 }
 
@@ -259,7 +259,7 @@ pub unsafe extern "C" fn slb_builder_outbound(
     outbound: *const slb_outbound,
 ) -> c_int {
     let add = |parts: &mut Parts| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let given = unsafe { shared(outbound) }?;
         // SAFETY: as above.
         let name = unsafe { parts.named(given.name) }?;
@@ -288,7 +288,7 @@ pub unsafe extern "C" fn slb_builder_outbound(
         }
         parts.outbound.push((rule, first, first + frontends.len()))
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "outbound rule", add) }
 }
 
@@ -303,11 +303,11 @@ pub unsafe extern "C" fn slb_builder_mux(
     address: *const slb_address,
 ) -> c_int {
     let add = |parts: &mut Parts| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let address = unsafe { shared(address) }?.required("address")?;
         parts.muxes.push(address)
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "mux", add) }
 }
 
@@ -327,7 +327,7 @@ pub unsafe extern "C" fn slb_builder_inside(
     let add = |parts: &mut Parts| {
         let before = parts.inside.len;
         if !address.is_null() {
-            // SAFETY: the caller promises it.
+            // SAFETY: guaranteed by the caller.
             let address = unsafe { shared(address) }?.required("address")?;
             let most = if address.is_ipv4() { 32 } else { 128 };
             if prefix_length > most {
@@ -345,7 +345,7 @@ pub unsafe extern "C" fn slb_builder_inside(
         parts.has_inside = true;
         Ok(before)
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "inside", add) }
 }
 
@@ -360,19 +360,19 @@ pub unsafe extern "C" fn slb_builder_probe_source(
     address: *const slb_address,
 ) -> c_int {
     let set = |parts: &mut Parts| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         match unsafe { shared(address) }?.required("address")? {
             IpAddr::V4(address) => parts.probe_source.ipv4 = Some(address),
             IpAddr::V6(address) => parts.probe_source.ipv6 = Some(address),
         }
         Ok(0)
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "probe source", set) }
 }
 
-/// Makes the configuration that of a proxy, whose backends are at `backend_port`. With 0 in `multi`
-/// there is one frontend port; otherwise any number, each with an address.
+/// Makes the configuration a proxy's, with its backends at `backend_port`. With 0 in `multi` there
+/// is one frontend port; otherwise any number, each with an address.
 ///
 /// # Safety
 /// `builder` is a builder.
@@ -390,7 +390,7 @@ pub unsafe extern "C" fn slb_builder_proxy(
         parts.proxy = Some((mode, PortId(backend_port)));
         Ok(0)
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "proxy", set) }
 }
 
@@ -409,7 +409,7 @@ pub unsafe extern "C" fn slb_builder_frontend_port(
         let address = if address.is_null() {
             None
         } else {
-            // SAFETY: the caller promises it.
+            // SAFETY: guaranteed by the caller.
             match unsafe { shared(address) }?.required("address")? {
                 IpAddr::V4(address) => Some(address),
                 IpAddr::V6(_) => return Err(Fault::unfit("address", "an IPv4 address")),
@@ -420,7 +420,7 @@ pub unsafe extern "C" fn slb_builder_frontend_port(
             address,
         })
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "frontend port", add) }
 }
 
@@ -437,7 +437,7 @@ pub unsafe extern "C" fn slb_builder_source_rewrite(
     prefix_length: u8,
 ) -> c_int {
     let add = |parts: &mut Parts| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let (from, to) = unsafe { (shared(from)?, shared(to)?) };
         parts.source_rewrites.push(SourceRewrite {
             from: from.required("from")?,
@@ -445,6 +445,6 @@ pub unsafe extern "C" fn slb_builder_source_rewrite(
             prefix_len: prefix_length,
         })
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "source rewrite", add) }
 }

@@ -23,7 +23,7 @@ pub unsafe extern "C" fn slb_builder_network(
     network: *const slb_network,
 ) -> c_int {
     let add = |parts: &mut Parts| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let given = unsafe { shared(network) }?;
         // SAFETY: as above.
         let name = unsafe { parts.named(given.name) }?;
@@ -74,7 +74,7 @@ pub unsafe extern "C" fn slb_builder_network(
         let of = ((first.0, ends.0), (first.1, ends.1));
         parts.networks.push((network, of.0, of.1))
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "network", add) }
 }
 
@@ -110,7 +110,7 @@ pub unsafe extern "C" fn slb_builder_private_frontend(
         parts.private_frontends.insert(place, frontend)?;
         Ok(0)
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "private frontend", add) }
 }
 
@@ -122,7 +122,7 @@ pub unsafe extern "C" fn slb_builder_private_frontend(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slb_builder_vm(builder: *mut slb_builder, vm: *const slb_vm) -> c_int {
     let add = |parts: &mut Parts| {
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         let given = unsafe { shared(vm) }?;
         // SAFETY: as above.
         let name = unsafe { parts.named(given.name) }?;
@@ -158,23 +158,23 @@ pub unsafe extern "C" fn slb_builder_vm(builder: *mut slb_builder, vm: *const sl
         }
         parts.vms.push((vm, first, first + addresses.len()))
     };
-    // SAFETY: the caller promises it.
+    // SAFETY: guaranteed by the caller.
     unsafe { change(builder, "vm", add) }
 }
 
-/// A list of the caller's, of which an empty one may be NULL.
+/// Reads a caller's list; an empty list may be NULL.
 ///
 /// # Safety
 /// As for [`array_of`], where `count` is not 0.
 unsafe fn list<'a, T>(pointer: *const T, count: usize) -> Result<&'a [T], Error> {
     match count {
         0 => Ok(&[]),
-        // SAFETY: the caller promises it.
+        // SAFETY: guaranteed by the caller.
         _ => unsafe { array_of(pointer, count) },
     }
 }
 
-/// Fails where one of several addresses is none.
+/// Returns an error if any of several addresses is none.
 fn check(addresses: &[slb_address], field: &'static str) -> Result<(), Fault> {
     addresses
         .iter()

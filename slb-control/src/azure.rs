@@ -1,4 +1,4 @@
-//! Azure's own JSON into a configuration of ours.
+//! Conversion of Azure's JSON into a configuration.
 //!
 //! ```text
 //!  JSON, with comments ─► tree ─► expressions worked out ─► load balancers ─► TOML
@@ -28,24 +28,25 @@ use self::json::Notes;
 use crate::config::Config;
 use crate::error::{ConfigError, ConfigErrors};
 
-/// The words that every imported configuration begins with.
+/// The first words of every imported configuration.
 pub const FIRST_WORDS: &str = "# Made by `slb import` from";
 
-/// A configuration, and what did not become part of it.
+/// An imported configuration, and the parts that were left out.
 #[derive(Clone, Debug)]
 pub struct Imported {
     /// The configuration as a file.
     pub toml: String,
     /// Warnings: parts that were left out, with the reason and the place in the JSON.
     pub warnings: Vec<ConfigError>,
-    /// Why it is not a whole configuration: what was given are parts, and others are missing.
+    /// The reason why the configuration is incomplete: the input has only parts, and others are
+    /// missing.
     pub missing: Option<ConfigErrors>,
     /// True if the JSON has neither a load balancer nor a part of one, such as when all conditions
     /// are false.
     pub is_empty: bool,
 }
 
-/// A text and what messages call it.
+/// A text and its name in messages.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'t> {
     /// The file's name.
@@ -54,13 +55,13 @@ pub struct Input<'t> {
     pub text: &'t str,
 }
 
-/// Turns load balancers, templates, parameter files and parts of load balancers, taken together, into a
+/// Converts load balancers, templates, parameter files and parts of load balancers together into a
 /// configuration.
 ///
 /// # Errors
-/// All faults: what is no JSON, has values that there are none of, or lacks what the inventory should
-/// say. Those that the configuration has as a whole are at the line of the JSON that they come from, with the
-/// path of the value there, such as `resources[2].properties.probes[0]`.
+/// All faults: invalid JSON, invalid values, and values that neither the JSON nor the inventory
+/// has. Faults of the configuration as a whole are reported at the line of the JSON that causes
+/// them, with the path of the value, such as `resources[2].properties.probes[0]`.
 pub fn import(inputs: &[Input<'_>], inventory: &Inventory) -> Result<Imported, ConfigErrors> {
     let notes = Notes::default();
     let mut trees = Vec::new();
@@ -94,14 +95,14 @@ pub fn import(inputs: &[Input<'_>], inventory: &Inventory) -> Result<Imported, C
     }
 }
 
-/// The files' names, one after the other.
+/// The files' names, as a list.
 struct Sources<'i>(&'i [Input<'i>]);
 
 impl fmt::Display for Sources<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (place, input) in self.0.iter().enumerate() {
             let comma = if place == 0 { "" } else { ", " };
-            // What follows stands in a comment of one line.
+            // The name is part of a one-line comment.
             let name: String = input.file.chars().filter(|c| !c.is_control()).collect();
             write!(f, "{comma}{name}")?;
         }

@@ -1,7 +1,7 @@
 //! The configuration: one TOML file, named as Azure names things, in snake case.
 //!
-//! A [`Config`] is one that was found good: every name that is referred to is there, no two rules
-//! take the same packets, and a snapshot can be built. `docs/configuration.md` lists the fields.
+//! A [`Config`] is valid: every reference resolves, no two rules match the same packets, and a
+//! snapshot can be built. `docs/configuration.md` lists the fields.
 
 mod addresses;
 mod fleet;
@@ -48,7 +48,7 @@ pub use self::services::{
 pub use self::standing::Standing;
 pub use self::vms::Vm;
 
-/// A good configuration.
+/// A valid configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `[node]`.
@@ -67,31 +67,31 @@ pub struct Config {
     pub rules: Vec<Rule>,
     /// `[[inbound_nat_rule]]`, then `[[inbound_nat_pool]]`.
     pub inbound_nat: Vec<InboundNat>,
-    /// `[[outbound_rule]]`, then those that rules imply.
+    /// `[[outbound_rule]]`, then the outbound rules that load-balancing rules imply.
     pub outbound: Vec<Outbound>,
-    /// `[[port]]` and `[[source_rewrite]]`: of a proxy.
+    /// `[[port]]` and `[[source_rewrite]]` of a proxy.
     pub ports: Ports,
-    /// Health that probes found so far, which is in no file.
+    /// Health by probes so far, which is not part of the file.
     pub health: Findings,
-    /// The text that it was read from.
+    /// The text of the configuration.
     pub origin: Arc<Origin>,
 }
 
 /// Health of backends by their probes, in addition to their configured state.
 ///
-/// A finding belongs to a pool, a probe and a backend, given by their places in the configuration:
-/// a rule goes by the findings of its own probe. A backend without a finding is healthy.
+/// A finding belongs to a pool, a probe and a backend, given by their indexes in the configuration;
+/// a rule uses the findings of its own probe. A backend without a finding is healthy.
 #[derive(Clone, Debug, Default)]
 pub struct Findings(BTreeMap<(usize, usize, usize), BackendHealth>);
 
 impl Findings {
-    /// The finding of a probe about a backend of a pool.
+    /// Returns the finding of a probe about a backend of a pool.
     pub fn of(&self, pool: usize, probe: usize, backend: usize) -> BackendHealth {
         let found = self.0.get(&(pool, probe, backend));
         found.copied().unwrap_or_default()
     }
 
-    /// Takes down a finding.
+    /// Records a finding.
     pub fn set(&mut self, pool: usize, probe: usize, backend: usize, found: BackendHealth) {
         self.0.insert((pool, probe, backend), found);
     }
@@ -101,16 +101,16 @@ impl Config {
     /// Reads and checks a file.
     ///
     /// # Errors
-    /// All faults found, each with its line. A file that cannot be read is one on line 1.
+    /// All faults, each with its line. An unreadable file is a fault on line 1.
     pub fn from_path(path: impl AsRef<Path>) -> Result<Self, ConfigErrors> {
         let file = path.as_ref().display().to_string();
         Self::of_bounded(&file, fs::File::open(path))
     }
 
-    /// Reads and checks all that a reader has; `file` is what errors call it.
+    /// Reads and checks the text of a reader; `file` is its name in errors.
     ///
     /// # Errors
-    /// As of [`from_path`](Self::from_path).
+    /// The same errors as of [`from_path`](Self::from_path).
     pub fn from_reader(file: &str, reader: impl io::Read) -> Result<Self, ConfigErrors> {
         Self::of_bounded(file, Ok(reader))
     }
@@ -127,10 +127,10 @@ impl Config {
         }
     }
 
-    /// Reads and checks a text; `file` is what errors call it.
+    /// Reads and checks a text; `file` is its name in errors.
     ///
     /// # Errors
-    /// All faults found, each with its line.
+    /// All faults, each with its line.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigErrors> {
         let faults = Faults::new(file, text);
         match parse_document(text, &faults) {
@@ -162,11 +162,11 @@ impl Config {
         Err(faults.into_errors())
     }
 
-    /// Compiles the configuration. Give the snapshot in place as `previous`, so that backends
-    /// keep their ids.
+    /// Compiles the configuration. Pass the installed snapshot as `previous`, so that backends keep
+    /// their ids.
     ///
     /// # Errors
-    /// Only what [`parse`](Self::parse) cannot know: that there are more backends than ids.
+    /// Only an error that [`parse`](Self::parse) cannot detect: there are more backends than ids.
     pub fn snapshot(
         &self,
         previous: Option<&Snapshot<'_>>,
@@ -175,8 +175,8 @@ impl Config {
             .map(Arc::new)
     }
 
-    /// The limit on the new flows of each source, with buckets out of `memory`, if the node has one; the
-    /// inner one is missing where the memory is used up.
+    /// Makes the limit on the new flows of each source, with buckets from `memory`, if the node has
+    /// one; the inner option is `None` if `memory` is used up.
     pub fn source_limit<'m>(
         &self,
         key: Key,
@@ -230,7 +230,8 @@ impl Config {
         }
     }
 
-    /// The port that packets to backends leave by: the fabric's, 0, or a proxy's backend port.
+    /// Returns the port by which packets to backends leave: the fabric's port 0, or a proxy's
+    /// backend port.
     pub fn backend_port(&self) -> PortId {
         match self.node.role {
             Role::Mux | Role::Host => PortId(0),
@@ -238,12 +239,12 @@ impl Config {
         }
     }
 
-    /// The longest IP packet on the fabric, in bytes: as configured, or the default.
+    /// Returns the longest IP packet on the fabric in bytes, as configured or by default.
     pub fn mtu(&self) -> u16 {
         self.node.underlay().mtu
     }
 
-    /// Things that are allowed and seldom meant, a line each.
+    /// Returns warnings about valid settings that are seldom intended, a line each.
     pub fn warnings(&self) -> Vec<String> {
         warnings::of(self)
     }
@@ -254,7 +255,7 @@ impl Config {
         warnings::losses(old, self)
     }
 
-    /// The pools and probes that rules go by, each pair once.
+    /// Returns the pools and probes that rules use, each pair once.
     pub fn probed_pools(&self) -> Vec<(usize, usize)> {
         let mut seen = HashSet::new();
         let probed = self.rules.iter();
@@ -262,8 +263,8 @@ impl Config {
         probed.filter(|&pair| seen.insert(pair)).collect()
     }
 
-    /// The pools that this node's own probes ask, each with the probe. A mux is not on the way to private
-    /// frontends, and does not ask for their rules.
+    /// Returns the pools that this node probes, each with the probe. A mux is not on the way to
+    /// private frontends, and does not probe for their rules.
     pub(crate) fn asked_pools(&self) -> Vec<(usize, usize)> {
         let is_mux = self.node.role == Role::Mux;
         let is_public = |frontend: usize| {
@@ -277,7 +278,7 @@ impl Config {
         asked.filter(|&pair| seen.insert(pair)).collect()
     }
 
-    /// A backend by its name, or by its pool's and its own: `pool/name`. The first of its name.
+    /// Returns the first backend with a name, or with its pool's name and its own: `pool/name`.
     pub fn backend_mut(&mut self, name: &str) -> Option<&mut Backend> {
         let (pool, name) = match name.split_once('/') {
             Some((pool, name)) => (Some(pool), name),
@@ -293,17 +294,17 @@ impl Config {
     }
 }
 
-/// The largest file that is read, in bytes.
+/// The maximum size of a file in bytes.
 pub const LARGEST_FILE: u64 = 16 << 20;
-/// The most backends of all pools together.
+/// The maximum number of backends in all pools together.
 pub const MOST_BACKENDS: usize = 1 << 16;
-/// The most frontends, and the most rules of all kinds together.
+/// The maximum number of frontends, and of rules of all kinds together.
 pub const MOST_RULES: usize = 1 << 14;
-/// The most slots of all Maglev tables together, of two bytes each. A pool has a table, and another one for
-/// each probe that its rules go by.
+/// The maximum number of slots of two bytes in all Maglev tables together. A pool has a table, and
+/// another one for each probe that its rules use.
 pub const MOST_SLOTS: u64 = 1 << 28;
 
-/// Reads a text as TOML. Takes down what is no TOML, and returns `None` then.
+/// Parses a text as TOML. Reports syntax errors, and returns `None` in that case.
 fn parse_document<'t>(text: &'t str, faults: &Faults<'_>) -> Option<Spanned<DeTable<'t>>> {
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in errors {
@@ -312,7 +313,7 @@ fn parse_document<'t>(text: &'t str, faults: &Faults<'_>) -> Option<Spanned<DeTa
     faults.is_empty().then_some(document)
 }
 
-/// Reads a text that a user named, such as a configuration, up to one byte more than is allowed.
+/// Reads a file that a user named, such as a configuration, up to one byte more than allowed.
 ///
 /// # Errors
 /// The text cannot be read, is too large or is not UTF-8; the message says which.

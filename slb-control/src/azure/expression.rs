@@ -1,7 +1,7 @@
 //! Expressions of ARM templates as trees: `concat('a', parameters('b').c[0])`.
 //!
-//! The text between the brackets is cut into tokens, and the tokens are read by one function for each
-//! line of the grammar:
+//! The text between the brackets is split into tokens, and one function for each line of the
+//! grammar parses them:
 //! ```text
 //!  expression = primary { "." word | "[" expression "]" }
 //!  primary    = string | number | word [ "." word ] "(" [ expression { "," expression } ] ")"
@@ -36,7 +36,7 @@ pub(super) enum Expression {
 /// A text that does not follow the grammar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SyntaxError {
-    /// Character of the text where the fault is, counted from 1.
+    /// Position of the fault in characters, counted from 1.
     at: usize,
     expected: &'static str,
     got: String,
@@ -49,10 +49,10 @@ impl fmt::Display for SyntaxError {
     }
 }
 
-/// Reads an expression, the brackets around it included.
+/// Parses an expression, including the brackets around it.
 ///
 /// # Errors
-/// The first place where the text is none.
+/// The first syntax error.
 pub(super) fn parse(text: &str) -> Result<Expression, SyntaxError> {
     let mut parser = Parser {
         tokens: tokens(text)?,
@@ -138,7 +138,7 @@ fn tokens(text: &str) -> Result<Vec<Token>, SyntaxError> {
 struct Parser {
     tokens: Vec<Token>,
     next: usize,
-    /// The place behind the last character.
+    /// The position after the last character.
     end: usize,
 }
 

@@ -1,8 +1,8 @@
-//! Functions of ARM templates that need nothing but their arguments.
+//! Functions of ARM templates that depend only on their arguments.
 //!
 //! Source: "ARM template functions", Azure Resource Manager's documentation. Indexes and lengths of
-//! strings count characters, as people do; Azure counts UTF-16 units, which is the same for the names and
-//! addresses that templates are made of.
+//! strings count characters; Azure counts UTF-16 units, which is the same for the names and
+//! addresses in templates.
 
 mod arguments;
 mod identifiers;
@@ -24,7 +24,7 @@ use self::text::of_text;
 pub(super) use self::values::{element, is_equal};
 use super::json::{Failure, Node, Value};
 
-/// Works out a function of this name; `None` if there is none.
+/// Evaluates a function by its name; returns `None` if there is no such function.
 pub(super) fn call(arguments: &Arguments<'_>) -> Option<Outcome> {
     let name = arguments.function.to_ascii_lowercase();
     of_text(&name, arguments)
@@ -33,7 +33,8 @@ pub(super) fn call(arguments: &Arguments<'_>) -> Option<Outcome> {
         .or_else(|| of_networks(&name, arguments))
 }
 
-/// Why a function of ARM templates is not worked out here, by its name; `None`: there is no such function.
+/// Returns the reason why a function of ARM templates is not supported; `None` if there is no such
+/// function.
 pub(super) fn refusal(name: &str) -> Option<&'static str> {
     let name = name.to_ascii_lowercase();
     Some(match name.as_str() {
@@ -66,12 +67,12 @@ pub(super) fn refusal(name: &str) -> Option<&'static str> {
     })
 }
 
-/// The strings of all arguments.
+/// Returns the strings of all arguments.
 pub(super) fn texts(a: &Arguments<'_>) -> Result<Vec<String>, Failure> {
     (0..a.count()).map(|place| a.text(place)).collect()
 }
 
-/// An object of strings.
+/// Makes an object of strings.
 pub(super) fn object_of(node: &Node, members: &[(&str, &str)]) -> Value {
     let member = |&(name, text): &(&str, &str)| {
         let value = Node {

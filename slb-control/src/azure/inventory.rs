@@ -1,4 +1,4 @@
-//! Data that Azure has and its JSON lacks: the addresses behind ids, and the hosts of backends.
+//! Data that Azure's JSON lacks: the addresses behind ids, and the hosts of backends.
 
 use std::fs;
 use std::net::IpAddr;
@@ -53,7 +53,7 @@ pub struct Inventory {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PublicAddress {
     pub(super) first: IpAddr,
-    /// The number of addresses from it on.
+    /// The number of addresses from the first one on.
     pub(super) count: u32,
 }
 
@@ -64,11 +64,11 @@ pub(super) struct Entry {
     pub(super) pools: Vec<String>,
     pub(super) name: Option<String>,
     pub(super) address: Option<IpAddr>,
-    /// The fields that go into the configuration unchanged.
+    /// The fields that are copied into the configuration unchanged.
     pub(super) fields: toml::Table,
 }
 
-/// Fields of a backend that are the configuration's own.
+/// Fields of a backend that are copied into the configuration.
 const FIELDS: [&str; 8] = [
     "host",
     "mac",
@@ -84,7 +84,7 @@ impl Inventory {
     /// Reads a file.
     ///
     /// # Errors
-    /// All faults, each with its line. A file that cannot be read is one on line 1.
+    /// All faults, each with its line. An unreadable file is a fault on line 1.
     pub fn from_path(path: impl AsRef<Path>) -> Result<Self, ConfigErrors> {
         let file = path.as_ref().display().to_string();
         match read_text(fs::File::open(&path)) {
@@ -110,7 +110,7 @@ impl Inventory {
         self
     }
 
-    /// Reads a text; `file` is what errors call it.
+    /// Reads a text; `file` is its name in errors.
     ///
     /// # Errors
     /// All faults, each with its line.
@@ -195,12 +195,12 @@ impl Inventory {
         known.or(self.vni)
     }
 
-    /// The pool of a NAT pool's instances.
+    /// Returns the pool of a NAT pool's instances.
     pub(super) fn nat_pool(&self, name: &str) -> Option<&str> {
         of_id(&self.nat_pools, name).map(String::as_str)
     }
 
-    /// The backend that the JSON means: by its id, its name, or its address.
+    /// Finds a backend of the JSON by its id, its name, or its address.
     pub(super) fn backend(
         &self,
         id: Option<&str>,

@@ -1,7 +1,7 @@
-//! JSON with comments as a tree that knows its lines, and objects read member by member.
+//! JSON with comments as a tree with line numbers, and objects that are read member by member.
 //!
-//! An [`Object`] knows which members it was asked for; the others are warnings, by name. Names are
-//! compared as Azure does, without regard to case.
+//! An [`Object`] records which members were read, and warns about the others. Names are compared as
+//! in Azure, ignoring case.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -21,12 +21,12 @@ use crate::error::ConfigError;
 pub(super) struct Node {
     pub(super) file: Rc<str>,
     pub(super) line: usize,
-    /// Where it stands in the file; `None`: it is all of it.
+    /// The path of the value in the file; `None` for the root.
     pub(super) path: Option<Rc<Path>>,
     pub(super) value: Value,
 }
 
-/// The way from a file's root to a value.
+/// The path from a file's root to a value.
 #[derive(Debug)]
 pub(super) struct Path {
     parent: Option<Rc<Self>>,
@@ -54,7 +54,7 @@ impl fmt::Display for Path {
     }
 }
 
-/// The place of a value in a file, for what is found wrong later.
+/// The position of a value in a file, for faults that are found later.
 #[derive(Clone, Debug)]
 pub(super) struct Origin {
     pub(super) file: Rc<str>,
@@ -71,14 +71,14 @@ pub(super) enum Value {
     String(String),
     Array(Vec<Node>),
     Object(Vec<(String, Node)>),
-    /// An expression that cannot be worked out: an error where its value is needed, and only there.
+    /// An expression that cannot be evaluated, which is an error only if its value is needed.
     Unresolved(Box<Unresolved>),
 }
 
 /// An expression without a value.
 #[derive(Clone, Debug)]
 pub(super) struct Unresolved {
-    /// The expression as it is written.
+    /// The expression as written.
     pub(super) text: String,
     pub(super) failure: Failure,
 }
@@ -106,7 +106,7 @@ impl fmt::Display for Failure {
 }
 
 impl Value {
-    /// The value as messages show it.
+    /// Returns the value as shown in messages.
     pub(super) fn describe(&self) -> String {
         match self {
             Self::Null => "null".to_owned(),
@@ -132,7 +132,7 @@ impl Node {
         }
     }
 
-    /// A member of an object, if it is one and has it.
+    /// Returns a member, if the value is an object that has it.
     pub(super) fn get(&self, name: &str) -> Option<&Self> {
         let Value::Object(members) = &self.value else {
             return None;
@@ -158,7 +158,8 @@ impl Node {
     }
 }
 
-/// Returns true if a member has this name. One with a space before it is a slip of the pen.
+/// Returns true if a member has this name. A leading space in its name is ignored as a typing
+/// error.
 fn is_named(own: &str, name: &str) -> bool {
     own.trim().eq_ignore_ascii_case(name)
 }
@@ -198,7 +199,7 @@ pub(super) fn parse(input: &Input<'_>) -> Result<Node, ConfigError> {
     Ok(lines.node(ast, &Rc::from(input.file), None))
 }
 
-/// Counts lines on the way through the tree, which goes by the text's order.
+/// Counts lines during the walk through the tree, which follows the order of the text.
 struct Lines<'t> {
     text: &'t str,
     at: usize,
@@ -254,7 +255,7 @@ impl Lines<'_> {
     }
 }
 
-/// Faults that were found, and parts that were left out.
+/// Faults, and parts that were left out.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     errors: RefCell<Vec<ConfigError>>,
@@ -275,8 +276,8 @@ impl Notes {
         self.warnings.borrow_mut().push(warning);
     }
 
-    /// An expression that has no value where one is needed. A parameter without a value is the
-    /// cause, and is named once however many expressions refer to it.
+    /// Reports an expression without a value that is needed. If the cause is a parameter without a
+    /// value, reports the parameter once, however many expressions refer to it.
     pub(super) fn unresolved(&self, node: &Node, place: &str, message: String, why: &Failure) {
         let error = match why {
             Failure::NoValue {
@@ -297,7 +298,7 @@ impl Notes {
         }
     }
 
-    /// Errors and warnings, each by their place.
+    /// Returns the errors and the warnings, each sorted by position.
     pub(super) fn finish(self) -> (Vec<ConfigError>, Vec<ConfigError>) {
         let sort = |mut notes: Vec<ConfigError>| {
             notes.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
@@ -319,7 +320,7 @@ fn note(node: &Node, place: &str, message: String) -> ConfigError {
     }
 }
 
-/// Members of any resource or part of one that mean nothing to a load balancer.
+/// Members of resources and their parts that are irrelevant to load balancers.
 const OF_ARM: [&str; 13] = [
     "apiVersion",
     "comments",
@@ -336,7 +337,7 @@ const OF_ARM: [&str; 13] = [
     "type",
 ];
 
-/// An object, read member by member. Members under `properties` count as its own.
+/// An object that is read member by member. Members under `properties` count as the object's own.
 #[derive(Debug)]
 pub(super) struct Object<'n> {
     pub(super) node: &'n Node,
@@ -356,7 +357,7 @@ impl<'n> Object<'n> {
         }
     }
 
-    /// An object of a kind that goes by its name, which it has to have.
+    /// Makes an object of a kind that requires a name.
     pub(super) fn named(node: &'n Node, kind: &str, notes: &'n Notes) -> (Self, String) {
         let mut object = Self::new(node, kind, notes);
         let name = object.text("name").unwrap_or_default();
@@ -369,7 +370,7 @@ impl<'n> Object<'n> {
         (object, name)
     }
 
-    /// An object within this one.
+    /// Makes an object within this one.
     pub(super) fn inner(&self, node: &'n Node, name: &str) -> Self {
         Self::new(node, format!("{}: {name}", self.place), self.notes)
     }
@@ -414,7 +415,7 @@ impl<'n> Object<'n> {
         self.address_or(name, "")
     }
 
-    /// An address; `or` is what messages say of where else it may stand.
+    /// Reads an address; `or` names an alternative source of the address in messages.
     pub(super) fn address_or(&self, name: &'static str, or: &str) -> Option<IpAddr> {
         let node = self.get(name)?;
         let address = node.as_str().and_then(|text| text.parse().ok());
@@ -492,13 +493,13 @@ impl<'n> Object<'n> {
         node.as_array()
     }
 
-    /// The id that an object `{ "id": ... }` refers by.
+    /// Returns the id in a reference `{ "id": ... }`.
     pub(super) fn reference(&self, name: &'static str) -> Option<(&'n Node, &'n str)> {
         let node = self.get(name)?;
         self.id_of(node, name).map(|id| (node, id))
     }
 
-    /// The ids of a list of such.
+    /// Returns the ids in a list of references.
     pub(super) fn references(&self, name: &'static str) -> Vec<(&'n Node, &'n str)> {
         let all = self.list(name).iter();
         all.filter_map(|node| Some((node, self.id_of(node, name)?)))
@@ -519,12 +520,12 @@ impl<'n> Object<'n> {
         id
     }
 
-    /// Marks members as known that have no meaning here.
+    /// Marks members as known and irrelevant.
     pub(super) fn ignore(&self, names: &[&'static str]) {
         self.asked.borrow_mut().extend(names);
     }
 
-    /// Warns of a member that would mean something, and is not done here.
+    /// Warns about a member that is not supported.
     pub(super) fn not_done(&self, name: &'static str, why: &str) {
         if let Some(node) = self.get(name) {
             let says_no = match &node.value {
@@ -538,7 +539,7 @@ impl<'n> Object<'n> {
         }
     }
 
-    /// Refuses a member that would make it another thing than what can be made here.
+    /// Refuses a member that would change the object into something unsupported.
     pub(super) fn refuse(&self, name: &'static str, why: &str) {
         if let Some(node) = self.get(name)
             && !matches!(&node.value, Value::Array(elements) if elements.is_empty())
@@ -553,7 +554,7 @@ impl<'n> Object<'n> {
         node.is_some_and(|node| matches!(node.value, Value::Unresolved(_)))
     }
 
-    /// Warns of the members that were not read.
+    /// Warns about the members that were not read.
     pub(super) fn finish(self) {
         let asked = self.asked.borrow();
         let is_known = |own: &str| {

@@ -1,4 +1,4 @@
-//! Load balancers in terms of the configuration: names instead of ids, minutes unchanged.
+//! Load balancers in terms of the configuration, with names instead of ids.
 
 use std::net::IpAddr;
 
@@ -32,7 +32,7 @@ pub(super) struct Frontend {
 pub(super) struct Pool {
     pub(super) origin: Origin,
     pub(super) name: String,
-    /// VXLAN network; `None` if no one is needed.
+    /// VXLAN network; `None` if none is needed.
     pub(super) vni: Option<u32>,
     pub(super) backends: Vec<Backend>,
 }
@@ -61,7 +61,7 @@ pub(super) struct Probe {
     pub(super) no_healthy_backends: NoHealthyBackends,
 }
 
-/// The terms that rules of all kinds have.
+/// The terms of rules of all kinds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
     /// Idle timeout in minutes.

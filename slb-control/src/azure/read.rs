@@ -1,4 +1,5 @@
-//! Load balancers as the model: ids become names, and the inventory says what the JSON does not.
+//! Conversion of load balancers into the model: ids become names, and the inventory supplies data
+//! that the JSON lacks.
 
 mod frontends;
 mod nat;
@@ -14,7 +15,7 @@ use super::json::{Node, Notes, Object};
 use super::model::Model;
 use super::resources::{Balancer, Found, Kind};
 
-/// The most backends of a pool of a Basic load balancer, Azure's own limit.
+/// The maximum number of backends in a pool of a Basic load balancer, by Azure's limit.
 const MOST_OF_BASIC: usize = 300;
 
 pub(super) fn read(found: &Found, inventory: &Inventory, notes: &Notes) -> Model {
@@ -32,7 +33,7 @@ pub(super) fn read(found: &Found, inventory: &Inventory, notes: &Notes) -> Model
             is_public: HashMap::new(),
             model: &mut model,
         };
-        // Those that others refer to come first.
+        // Items that others refer to come first.
         for kind in [
             Kind::Frontend,
             Kind::Pool,
@@ -51,7 +52,8 @@ pub(super) fn read(found: &Found, inventory: &Inventory, notes: &Notes) -> Model
     model
 }
 
-/// How often a name is used: those of several load balancers get their load balancer's in front.
+/// The number of uses of each name: a name in several load balancers is prefixed with the load
+/// balancer's name.
 struct Names(HashMap<(Kind, String), usize>);
 
 impl Names {
@@ -81,7 +83,7 @@ struct Reader<'r> {
     inventory: &'r Inventory,
     notes: &'r Notes,
     names: &'r Names,
-    /// The frontends that a prefix became.
+    /// The frontends that each prefix was converted to.
     prefixes: HashMap<String, Vec<String>>,
     /// Frontends by name: true if the frontend is public.
     is_public: HashMap<String, bool>,
@@ -101,13 +103,13 @@ impl<'r> Reader<'r> {
         }
     }
 
-    /// The name that a reference means.
+    /// Returns the name of the item that a reference refers to.
     fn refer(&self, object: &Object<'_>, name: &'static str, kind: Kind) -> Option<String> {
         let (at, id) = object.reference(name)?;
         self.part_of_id(object, at, name, kind, id)
     }
 
-    /// The name that an id means: that of a part of this load balancer.
+    /// Returns the name of the part of this load balancer that an id refers to.
     fn part_of_id(
         &self,
         object: &Object<'_>,

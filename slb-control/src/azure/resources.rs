@@ -8,7 +8,7 @@ use super::inventory::{PublicAddress, public_address};
 use super::json::{Node, Notes, Object, Value};
 use super::template::{Resource, Templates, file_name};
 
-/// All that was found.
+/// All resources that were found.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub(super) balancers: Vec<Balancer>,
@@ -21,9 +21,9 @@ pub(super) struct Found {
 /// A load balancer.
 #[derive(Debug)]
 pub(super) struct Balancer {
-    /// Empty where only parts of one were given.
+    /// The name; empty if only parts of a load balancer were given.
     pub(super) name: String,
-    /// True if the resource itself was given, and not only children of it.
+    /// True if the resource itself was given, not only its children.
     pub(super) is_declared: bool,
     pub(super) sku: Sku,
     pub(super) parts: Vec<(Kind, Node)>,
@@ -32,7 +32,7 @@ pub(super) struct Balancer {
 /// SKU of a load balancer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Sku {
-    /// Only parts of it were given.
+    /// Unknown, since only parts of the load balancer were given.
     #[default]
     Unknown,
     Basic,
@@ -51,7 +51,7 @@ pub(super) enum Kind {
     Outbound,
 }
 
-/// The members of a load balancer that its parts are in.
+/// The members of a load balancer that contain its parts.
 const LISTS: [(&str, Kind); 7] = [
     ("frontendIPConfigurations", Kind::Frontend),
     ("backendAddressPools", Kind::Pool),
@@ -65,23 +65,23 @@ const LISTS: [(&str, Kind); 7] = [
 /// An IP configuration of a vm's network interface.
 #[derive(Debug)]
 pub(super) struct Interface {
-    /// Both names, as the end of its id.
+    /// Both names, as at the end of the id.
     pub(super) id: String,
     pub(super) node: Node,
     pub(super) address: Option<IpAddr>,
-    /// True if its network interface has no other.
+    /// True if its network interface has no other IP configuration.
     pub(super) is_only: bool,
-    /// The ids of the pools that it is in, and of the NAT rules that lead to it.
+    /// The ids of its pools, and of the NAT rules that lead to it.
     pub(super) pools: Vec<String>,
     pub(super) nat_rules: Vec<String>,
 }
 
-/// A scale set some of whose instances' addresses are in pools.
+/// A scale set with some instances' addresses in pools.
 #[derive(Debug)]
 pub(super) struct ScaleSet {
     pub(super) name: String,
     pub(super) node: Node,
-    /// The number of instances; none where it was refused.
+    /// The number of instances; `None` if it was refused.
     pub(super) capacity: Option<u32>,
     pub(super) configurations: Vec<Configuration>,
 }
@@ -107,7 +107,7 @@ impl Configuration {
         }
     }
 
-    /// Returns true if a load balancer leads to it.
+    /// Returns true if a load balancer leads to the IP configuration.
     fn is_of_use(&self) -> bool {
         let all = [&self.pools, &self.nat_rules, &self.nat_pools];
         all.iter().any(|ids| !ids.is_empty())
@@ -115,11 +115,11 @@ impl Configuration {
 }
 
 impl Balancer {
-    /// Returns true if it has a part of this name.
+    /// Returns true if the load balancer has a part with this name.
     pub(super) fn has(&self, kind: Kind, name: &str) -> bool {
         let is_it = |node: &Node| {
             let own = node.get("name").and_then(Node::as_str);
-            // One whose name is not known may be it: its own error says so.
+            // A part with an unknown name may be the one; its own error reports that.
             own.is_none_or(|own| own.eq_ignore_ascii_case(name))
         };
         self.parts
@@ -127,8 +127,8 @@ impl Balancer {
             .any(|(own, node)| *own == kind && is_it(node))
     }
 
-    /// Adds a part. What a child resource says counts before what its load balancer says of it: Azure
-    /// deploys it later.
+    /// Adds a part. A child resource takes precedence over the inline part of its load balancer,
+    /// since Azure deploys it later.
     fn add(&mut self, kind: Kind, part: Node, is_child: bool, notes: &Notes) {
         let name = |node: &Node| Some(node.get("name")?.as_str()?.to_lowercase());
         let own = name(&part);
@@ -191,7 +191,7 @@ fn merge(inline: &mut Node, child: &Node) {
 }
 
 impl Node {
-    /// Returns true if a part of a load balancer came as a resource: those within one have no type.
+    /// Returns true if a part of a load balancer is a child resource: inline parts have no type.
     fn is_child(&self) -> bool {
         self.get("type").is_some()
     }
@@ -240,7 +240,7 @@ fn sku_of(object: &Object<'_>) -> Option<Sku> {
 }
 
 impl Found {
-    /// Returns true if parts were given that are no whole load balancer.
+    /// Returns true if parts of a load balancer were given without the load balancer.
     pub(super) fn has_parts(&self) -> bool {
         self.balancers.iter().any(|b| b.name.is_empty())
     }
@@ -266,8 +266,8 @@ impl Found {
     }
 }
 
-/// The types of resources that are read, in lower case, and which of their properties are: all where none
-/// is named.
+/// The types of resources that are read, in lower case, and the properties that are read: all if
+/// none is listed.
 pub(super) const KINDS: [(&str, &[&[&str]]); 6] = [
     ("microsoft.network/loadbalancers", &[]),
     ("microsoft.network/publicipaddresses", &[&["ipAddress"]]),
@@ -280,7 +280,7 @@ pub(super) const KINDS: [(&str, &[&[&str]]); 6] = [
     ("microsoft.compute/virtualmachinescalesets", OF_SCALE_SET),
 ];
 
-/// Network interfaces that are made with their vm.
+/// The properties of network interfaces that are created with their vm.
 const INLINE: &[&[&str]] = &[&["networkProfile", "networkInterfaceConfigurations"]];
 const OF_SCALE_SET: &[&[&str]] = &[&[
     "virtualMachineProfile",
@@ -326,7 +326,7 @@ pub(super) fn gather(trees: &[Node], notes: &Notes) -> Found {
         let deployment = if is_template(tree) {
             let name = file_name(&tree.file);
             if templates().any(|other| !std::ptr::eq(other, tree) && mentions(other, name)) {
-                continue; // deployed by the other
+                continue; // deployed by the other template
             }
             let object = Object::new(tree, "template", notes);
             object.ignore(&[
@@ -370,7 +370,7 @@ pub(super) fn gather(trees: &[Node], notes: &Notes) -> Found {
     found
 }
 
-/// Returns true if a template names a file, as deployments do that link to it.
+/// Returns true if a template mentions a file, as a deployment that links to it does.
 fn mentions(node: &Node, file: &str) -> bool {
     match &node.value {
         Value::String(text) => text.contains(file),
@@ -399,7 +399,7 @@ impl Found {
             }
             "" => {
                 let node = node();
-                // A part of a load balancer that was read from Azure has its own type, too.
+                // A part of a load balancer that was exported from Azure also has a type.
                 let is_balancer = LISTS.iter().any(|(list, _)| {
                     node.get("properties").is_some_and(|p| {
                         p.get(list)
@@ -429,7 +429,7 @@ impl Found {
         }
         let sku = sku_of(&object);
         object.finish();
-        let Some(sku) = sku else { return }; // said already, and its parts are not ours to read
+        let Some(sku) = sku else { return }; // reported already, and its parts are not read
         let balancer = self.balancer(&name);
         if balancer.is_declared && !name.is_empty() {
             notes.error(
@@ -478,7 +478,7 @@ impl Found {
 
     fn take_address(&mut self, node: &Node, notes: &Notes) {
         let (object, name) = Object::named(node, "public IP address", notes);
-        // One that is not made yet has none: the inventory says it then.
+        // An address that is not assigned yet comes from the inventory.
         if let Some(first) = object.address("ipAddress") {
             self.addresses
                 .push((name, PublicAddress { first, count: 1 }));
@@ -503,7 +503,7 @@ impl Found {
     fn take_interface(&mut self, node: &Node, notes: &Notes) {
         let (object, name) = Object::named(node, "network interface", notes);
         if name.is_empty() {
-            return; // said already
+            return; // reported already
         }
         let list = object.list("ipConfigurations");
         for node in list {
@@ -525,11 +525,12 @@ impl Found {
         }
     }
 
-    /// A vm that is made with its network interfaces; false where it is not.
+    /// Reads a vm that is created with its network interfaces; returns false for any other
+    /// resource.
     fn take_machine(&mut self, node: &Node, notes: &Notes) -> bool {
         let (object, machine) = Object::named(node, "vm", notes);
         if machine.is_empty() {
-            return true; // said already
+            return true; // reported already
         }
         let mut is_one = false;
         for node in object.list("networkInterfaceConfigurations") {
@@ -555,7 +556,7 @@ impl Found {
     fn take_scale_set(&mut self, node: &Node, notes: &Notes) {
         let (object, name) = Object::named(node, "scale set", notes);
         if name.is_empty() {
-            return; // said already
+            return; // reported already
         }
         let mut configurations = Vec::new();
         for node in object.list("networkInterfaceConfigurations") {
@@ -589,7 +590,7 @@ impl Found {
         });
     }
 
-    /// A part of a load balancer, told by what it has.
+    /// Reads a part of a load balancer, whose kind follows from its members.
     fn take_part(&mut self, node: &Node, notes: &Notes) {
         let properties = node.get("properties").unwrap_or(node);
         let has = |names: &[&str]| names.iter().any(|name| has_member(properties, name));
@@ -629,7 +630,7 @@ impl Found {
     }
 }
 
-/// An outbound rule has a list of frontends, as a load balancer has.
+/// Returns true for an outbound rule: it has a list of frontends, like a load balancer.
 fn looks_like_outbound(node: &Node) -> bool {
     let properties = node.get("properties").unwrap_or(node);
     has_member(properties, "frontendIPConfigurations")

@@ -1,11 +1,11 @@
-//! ARM templates worked out: deployments, their resources, and the expressions in them.
+//! Evaluation of ARM templates: deployments, their resources, and the expressions in them.
 //!
 //! ```text
 //!  template ─► deployment ─► resources, one for each turn of a loop ─► members, where asked for
 //!              parameters    nested deployments among them
 //! ```
-//! Nothing is worked out before it is needed: what a load balancer has no use for, such as a vm's password,
-//! needs no value. An expression that has none becomes [`Value::Unresolved`], which says why.
+//! Evaluation is lazy: values that load balancers do not use, such as a vm's password, need not
+//! exist. An expression without a value becomes [`Value::Unresolved`], with the reason.
 
 mod declared;
 mod deploy;
@@ -18,34 +18,34 @@ use std::rc::Rc;
 use super::functions::LONGEST;
 use super::json::{Failure, Node, Notes, Unresolved, Value};
 
-/// Values that all expressions together may produce. Variables that refer to each other twice would
-/// otherwise grow without bound.
+/// The maximum number of values that all expressions together may produce. Variables that refer to
+/// each other twice would otherwise grow exponentially.
 const MOST_WORK: usize = 1 << 22;
 /// Deepest nesting of values, expressions and references.
 const DEEPEST: u32 = 128;
-/// The most turns of a loop, Azure's own bound.
+/// The maximum number of iterations of a loop, by Azure's limit.
 const MOST_COPIES: i64 = 800;
-/// The most deployments within each other and beside each other.
+/// The maximum number of deployments in total.
 const MOST_DEPLOYMENTS: usize = 256;
 
-/// The most deployments that are read one because of another: what names and counts refer to is no
-/// resource, by Azure's own rules.
+/// The maximum depth of deployments that are read because of another one: by Azure's rules, names
+/// and counts must not refer to resources.
 const MOST_READING: u32 = 4;
 
-/// The type of a resource that is a template of its own.
+/// The type of resources that contain a template.
 const DEPLOYMENT: &str = "microsoft.resources/deployments";
 
 type Outcome = Result<Value, Failure>;
 
-/// The turns of the loops around a value, the innermost last.
+/// The iterations of the loops around a value, the innermost last.
 type Loops = Vec<Turn>;
 
-/// A turn of a loop.
+/// An iteration of a loop.
 #[derive(Clone, Debug)]
 struct Turn {
     name: String,
     index: i64,
-    /// True if the loop makes resources rather than values within one.
+    /// True if the loop creates resources instead of values within a resource.
     is_of_resources: bool,
 }
 
@@ -56,7 +56,7 @@ pub(super) struct Templates<'n> {
     /// Templates by the names of their files, for deployments that link to them.
     files: Vec<(String, Node)>,
     deployments: RefCell<Vec<Rc<Deployment>>>,
-    /// The functions that gave another value than Azure's, each said once.
+    /// The functions that returned placeholders, each reported once.
     stand_ins: RefCell<Vec<String>>,
     work: Cell<usize>,
     /// Number of deployments whose resources are being read, each on behalf of the one before.
@@ -76,20 +76,20 @@ struct Deployment {
 #[derive(Clone, Debug)]
 enum Resources {
     Unread,
-    /// The counts are being worked out.
+    /// The counts are being evaluated.
     Reading,
     Read(Rc<Vec<Rc<Resource>>>),
 }
 
-/// A resource of a deployment, of one turn of its loop.
+/// A resource of a deployment, for one iteration of its loop.
 #[derive(Debug)]
 pub(super) struct Resource {
     raw: Rc<Node>,
     deployment: usize,
     loops: Loops,
-    /// The type, with the parents' in front.
+    /// The type, with the parents' as a prefix.
     pub(super) kind: Result<String, Failure>,
-    /// The name, with the parents' in front.
+    /// The name, with the parents' as a prefix.
     pub(super) name: Result<String, Failure>,
     symbol: Option<String>,
     /// Deployment of the nested or linked template, if the resource is one.
@@ -110,7 +110,7 @@ struct Context<'c> {
     loops: &'c Loops,
     /// Parameters of the user-defined function that is being evaluated; it sees nothing else.
     own: Option<&'c [(String, Value)]>,
-    /// The variables of the lambdas around it.
+    /// The variables of the enclosing lambdas.
     lambdas: &'c [(String, Value)],
     depth: u32,
 }
@@ -129,7 +129,7 @@ fn other(message: impl Into<String>) -> Failure {
 }
 
 impl<'n> Templates<'n> {
-    /// Templates that deploy nothing yet. `files` are those that a deployment may link to.
+    /// Makes templates without deployments. `files` are the templates that deployments may link to.
     pub(super) fn new(files: Vec<(String, Node)>, notes: &'n Notes) -> Self {
         Self {
             notes,
@@ -141,7 +141,7 @@ impl<'n> Templates<'n> {
         }
     }
 
-    /// Deploys a template; its number.
+    /// Deploys a template, and returns its number.
     pub(super) fn deploy(&self, root: Node, given: Vec<(String, Node)>) -> usize {
         self.add(root, given, None)
     }
@@ -173,7 +173,7 @@ impl<'n> Templates<'n> {
 
     // Resources.
 
-    /// The resources of a deployment, those of its nested ones not included.
+    /// Returns the resources of a deployment, without those of nested deployments.
     fn resources(&self, number: usize) -> Result<Rc<Vec<Rc<Resource>>>, Failure> {
         let deployment = self.deployment(number)?;
         let state = deployment.resources.borrow().clone();
@@ -198,7 +198,7 @@ impl<'n> Templates<'n> {
         Ok(all)
     }
 
-    /// Adds the resources of a list, each as often as its loop says, and their children.
+    /// Adds the resources of a list, with the copies that their loops make, and their children.
     fn expand(
         &self,
         list: &Node,
@@ -210,7 +210,7 @@ impl<'n> Templates<'n> {
             return;
         };
         let unnamed = |node| (None, node);
-        // With symbolic names, an object of them.
+        // With symbolic names, the resources are an object.
         let list: Vec<(Option<&String>, &Node)> = match &list.value {
             Value::Array(list) => list.iter().map(unnamed).collect(),
             Value::Object(list) => list.iter().map(|(name, node)| (Some(name), node)).collect(),
@@ -237,7 +237,7 @@ impl<'n> Templates<'n> {
             let turns = match turns {
                 Ok(turns) => turns,
                 Err(failure) => {
-                    // The number of resources that no load balancer uses does not matter.
+                    // Resources that no load balancer uses need not be counted.
                     if kind.as_ref().is_ok_and(|kind| matters(kind, raw, parent)) {
                         let copy = raw.get("copy").unwrap_or(raw);
                         let place = raw
@@ -260,7 +260,7 @@ impl<'n> Templates<'n> {
                     ..context
                 };
                 let name = self.word(&raw, "name", &context);
-                // A child's type and name may be whole.
+                // A child's type and name may be complete.
                 let parent = parent.filter(|_| !kind.as_ref().is_ok_and(|kind| kind.contains('.')));
                 let joined = |outer: Option<&Result<String, Failure>>,
                               own: &Result<String, Failure>| {
@@ -295,7 +295,7 @@ impl<'n> Templates<'n> {
         }
     }
 
-    /// The turns of a loop: what `copy` counts.
+    /// Returns the iterations of a `copy` loop.
     fn turns(
         &self,
         copy: &Node,
@@ -327,7 +327,7 @@ impl<'n> Templates<'n> {
         Ok((0..count).map(turn).collect())
     }
 
-    /// A member that is a text.
+    /// Returns a member that is a text.
     fn word(&self, node: &Node, name: &str, context: &Context<'_>) -> Result<String, Failure> {
         let node = node
             .get(name)
@@ -342,7 +342,7 @@ impl<'n> Templates<'n> {
         }
     }
 
-    /// Returns true if a template took so much work that some of it was not evaluated.
+    /// Returns true if evaluation stopped because a template takes too much work.
     pub(super) fn is_exhausted(&self) -> bool {
         self.work.get() > MOST_WORK
     }
@@ -366,7 +366,7 @@ impl Resource {
         &self.raw
     }
 
-    /// The type as it is written, the parents' in front; empty where there is none.
+    /// Returns the type as written, with the parents' as a prefix; empty if there is none.
     pub(super) fn kind(&self) -> &str {
         self.kind.as_deref().unwrap_or_default()
     }
@@ -381,7 +381,7 @@ fn matters(kind: &str, raw: &Node, parent: Option<&Resource>) -> bool {
     };
     let kind = kind.to_ascii_lowercase();
     if kind == VM {
-        // Most have network interfaces that are resources of their own.
+        // The network interfaces of most vms are separate resources.
         let profile = raw.get("properties").and_then(|p| p.get("networkProfile"));
         return profile.is_some_and(|p| p.get("networkInterfaceConfigurations").is_some());
     }
@@ -397,7 +397,7 @@ fn unresolved(text: &str, failure: Failure) -> Value {
     Value::Unresolved(Box::new(Unresolved { text, failure }))
 }
 
-/// A value, unless it is one that could not be worked out.
+/// Returns a value, unless it could not be evaluated.
 fn known(value: Value) -> Outcome {
     match value {
         Value::Unresolved(unresolved) => Err(unresolved.failure),
@@ -412,7 +412,7 @@ fn found_or(found: Option<Value>, message: impl FnOnce() -> String) -> Outcome {
     }
 }
 
-/// The number of values in a value.
+/// Returns the number of values in a value.
 fn size_of(node: &Node) -> usize {
     1 + match &node.value {
         Value::Array(elements) => elements.iter().map(size_of).sum(),
@@ -422,7 +422,7 @@ fn size_of(node: &Node) -> usize {
     }
 }
 
-/// The last part of a path or an address, without what is asked of it.
+/// Returns the last segment of a path or URL, without its query.
 pub(super) fn file_name(path: &str) -> &str {
     let path = path.split(['?', '#']).next().unwrap_or(path);
     path.rsplit(['/', '\\']).next().unwrap_or(path)

@@ -1,4 +1,4 @@
-//! The model as a configuration file for people to read: what is as it is by default is left out.
+//! Writing the model as a readable configuration file, without default values.
 
 use std::fmt::Display;
 
@@ -12,10 +12,10 @@ use super::model::{Backend, Frontend, Model, Nat, Outbound, Pool, Probe, Rule, T
 use crate::config::{NoHealthyBackends, ProbeProtocol};
 use crate::error::ConfigError;
 
-/// Azure waits so long for an answer, in seconds.
+/// The time that Azure waits for an answer, in seconds.
 const PROBE_TIMEOUT: u32 = 30;
 
-/// A configuration, and where the JSON has what stands from a line on, in the order of the lines.
+/// A configuration, and the position in the JSON for each range of its lines, in order.
 #[derive(Debug)]
 pub(super) struct Written {
     pub(super) toml: String,
@@ -23,8 +23,8 @@ pub(super) struct Written {
 }
 
 impl Written {
-    /// Says of a fault of the configuration where its cause is in the JSON; what the inventory has said stays
-    /// a fault of the configuration.
+    /// Moves a fault of the configuration to the position of its cause in the JSON. Faults caused
+    /// by the inventory stay faults of the configuration.
     pub(super) fn locate(&self, fault: ConfigError) -> ConfigError {
         let known = self
             .origins
@@ -73,7 +73,7 @@ pub(super) fn write(model: &Model, inventory: &Inventory, from: &impl Display) -
 #[derive(Default)]
 struct File {
     text: String,
-    /// Lines that are finished.
+    /// The number of finished lines.
     lines: usize,
     origins: Vec<(usize, Origin)>,
 }
@@ -89,14 +89,14 @@ impl File {
         self.line(&format!("\n{header}"));
     }
 
-    /// Begins the section of a part that the JSON has at a place.
+    /// Begins the section of a part, with its position in the JSON.
     fn part(&mut self, header: &str, origin: &Origin) {
         self.line("");
         self.origin(origin);
         self.line(header);
     }
 
-    /// Takes note of where the JSON has what comes next.
+    /// Records the position in the JSON for the next lines.
     fn origin(&mut self, origin: &Origin) {
         self.origins.push((self.lines + 1, origin.clone()));
     }

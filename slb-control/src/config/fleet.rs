@@ -1,4 +1,4 @@
-//! A configuration of a whole fleet, with `[fleet]` in the place of `[node]`.
+//! The configuration of a whole fleet, with `[fleet]` instead of `[node]`.
 
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
@@ -11,7 +11,7 @@ use crate::error::ConfigErrors;
 const FLEET: &str = "fleet";
 const NODE: &str = "node";
 
-/// The rules of a fleet's section, which has what is the same on all nodes.
+/// The fields of a fleet's section, which apply to all nodes.
 #[derive(Clone, Copy, Debug)]
 pub struct Common<'c> {
     /// Fields of `[node]` that the section may have.
@@ -23,11 +23,11 @@ pub struct Common<'c> {
 }
 
 impl Config {
-    /// Reads and checks the configuration of a whole fleet: one with `[fleet]` in the place of `[node]`. `file` is
-    /// what errors call it.
+    /// Reads and checks the configuration of a whole fleet, with `[fleet]` instead of `[node]`.
+    /// `file` is its name in errors.
     ///
     /// # Errors
-    /// All faults found, each with its line.
+    /// All faults, each with its line.
     pub fn parse_fleet(file: &str, text: &str, common: &Common<'_>) -> Result<Self, ConfigErrors> {
         let faults = Faults::new(file, text);
         let parsed = parse_document(text, &faults).zip(parse_document(common.node, &faults));
@@ -65,7 +65,7 @@ impl Config {
     }
 }
 
-/// The fields of `[fleet]`; takes down where it is something else.
+/// Returns the fields of `[fleet]`; reports a fault if it is not a table.
 fn table<'t>(fleet: Spanned<DeValue<'t>>, faults: &Faults<'_>) -> Option<DeTable<'t>> {
     let span = fleet.span();
     match fleet.into_inner() {

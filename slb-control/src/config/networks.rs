@@ -31,7 +31,7 @@ pub struct Network {
 pub struct NetworkVm {
     /// Name of the vm.
     pub name: String,
-    /// The place of its network.
+    /// Index of the vm's network.
     pub network: usize,
     /// Addresses of the vm.
     pub addresses: Vec<IpAddr>,
@@ -39,9 +39,9 @@ pub struct NetworkVm {
     pub host: IpAddr,
     /// MAC address of the vm, unless it is derived.
     pub mac: Option<MacAddress>,
-    /// MAC address of the next hop to the host, unless the route to it says it.
+    /// MAC address of the next hop to the host, unless it follows from the route.
     pub next_hop: Option<MacAddress>,
-    /// The port of its host that it is at, unless that is counted.
+    /// The host's port for the vm, unless it is counted.
     pub port: Option<u16>,
     pub(crate) span: Span,
 }
@@ -54,7 +54,7 @@ impl NetworkVm {
         self.mac.unwrap_or_else(derived)
     }
 
-    /// The vm as the dataplane takes it, at this port of the node.
+    /// Returns the vm as part of a `Spec`, at this port of the node.
     pub(super) fn spec(&self, port: Option<PortId>) -> spec::NetworkVm<'_> {
         spec::NetworkVm {
             name: &self.name,
@@ -69,7 +69,7 @@ impl NetworkVm {
 }
 
 impl Network {
-    /// The network as the dataplane takes it, with the places of its private frontends.
+    /// Returns the network as part of a `Spec`, with the indexes of its private frontends.
     pub(super) fn spec<'a>(&'a self, frontends: &'a [usize]) -> spec::Network<'a> {
         spec::Network {
             name: &self.name,
@@ -82,12 +82,12 @@ impl Network {
 }
 
 impl Config {
-    /// The network of a VNI; `None` if no network has it.
+    /// Returns the network with a VNI; `None` if there is none.
     pub fn network_of(&self, vni: Vni) -> Option<&Network> {
         self.networks.iter().find(|network| network.vni == vni)
     }
 
-    /// The network that a frontend belongs to; `None`: it is public.
+    /// Returns the network that a frontend belongs to; `None` if it is public.
     pub fn network_of_frontend(&self, frontend: &Frontend) -> Option<&Network> {
         self.networks.get(frontend.network?)
     }
@@ -100,8 +100,8 @@ impl Config {
         frontends.filter(move |frontend| frontend.network.is_some() && frontend.network == place)
     }
 
-    /// Addresses that the vms of a network are told of: those of its vms, its private frontends and its
-    /// gateways.
+    /// Yields the addresses that host agents answer for in a network: those of its vms, its private
+    /// frontends and its gateways.
     pub fn addresses_of(&self, network: &Network) -> impl Iterator<Item = IpAddr> + '_ {
         let vni = network.vni;
         let place = self.networks.iter().position(|of| of.vni == vni);
@@ -165,8 +165,8 @@ pub(super) fn read_vm(section: Section<'_>, networks: &Names) -> Option<NetworkV
     })
 }
 
-/// The VNI of a pool: its own, or that of the network that it names. `networks` has the VNIs of all networks,
-/// in the order of `names`.
+/// Returns the VNI of a pool: its own, or the VNI of the network that it names. `networks` has the
+/// VNIs of all networks, in the order of `names`.
 pub(super) fn vni_of_pool(
     section: &Section<'_>,
     names: &Names,
@@ -203,12 +203,12 @@ pub(super) fn whole(section: &Section<'_>, field: &str, prefixes: &[(Prefix, Spa
     }
 }
 
-/// Says that an address has bits beyond its prefix' length.
+/// Returns the message for an address with bits beyond its prefix length.
 pub(crate) fn beyond(prefix: &Prefix, whole: &Prefix) -> String {
     format!("expected {whole}, got {prefix}, which has bits beyond its length")
 }
 
-/// The prefix with none but the bits that count.
+/// Returns the prefix without bits beyond its length.
 pub(crate) fn network_of(prefix: Prefix) -> Prefix {
     let len = u32::from(prefix.len);
     let address = match prefix.address {

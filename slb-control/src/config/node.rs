@@ -1,4 +1,4 @@
-//! `[node]`: this machine, and what it does.
+//! `[node]`: this machine and its role.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -40,12 +40,13 @@ pub struct Node {
     pub ipv4: Option<Ipv4Addr>,
     /// IPv6 address of the node on the fabric.
     pub ipv6: Option<Ipv6Addr>,
-    /// MAC address of the node, if it is given: else the interface's is taken, where there is one.
+    /// MAC address of the node, if configured; else the interface's, if there is one.
     pub mac: Option<MacAddress>,
-    /// The MAC address of the fabric's router, if it is said: else the kernel's neighbour table is
-    /// asked, where there is one.
+    /// The MAC address of the fabric's router, if configured; else looked up in the kernel's
+    /// neighbour table, if there is one.
     pub next_hop: Option<MacAddress>,
-    /// The longest IP packet on the fabric, if it is said: else the interface's, where there is one.
+    /// The longest IP packet on the fabric, if configured; else the interface's MTU, if there is
+    /// one.
     pub mtu: Option<u16>,
     /// TTL of the outer header.
     pub hop_limit: u8,
@@ -55,27 +56,28 @@ pub struct Node {
     pub hasher: Hasher,
     /// The seed of hashes and of Maglev's permutations.
     pub hash_seed: u64,
-    /// Flows that can be pinned, of each family; zero: stateless.
+    /// Capacity of the flow table for each address family; zero for a stateless mux.
     pub flows: usize,
-    /// Echo replies a second.
+    /// Echo replies per second.
     pub answers_per_second: u32,
-    /// Packets "too big" and "fragmentation needed" a second.
+    /// "Packet too big" and "fragmentation needed" messages per second.
     pub too_big_per_second: u32,
-    /// Other ICMP errors a second.
+    /// Other ICMP errors per second.
     pub errors_per_second: u32,
     /// Connections of a host agent or a proxy, of each family.
     pub connections: usize,
-    /// Later fragments that can wait for their first one; zero: none.
+    /// Later fragments that can wait for their first one; zero for none.
     pub waiting_fragments: usize,
-    /// New flows that a source may begin a second, in the long run; zero: as many as it likes.
+    /// New flows per second of one source, on average; zero for no limit.
     pub flows_per_source: u32,
-    /// New flows of a source at once.
+    /// Burst of new flows of one source.
     pub flows_per_source_at_once: u32,
-    /// RSTs a second.
+    /// RSTs per second.
     pub resets_per_second: u32,
-    /// Packets that a host agent passes on to other hosts a second.
+    /// Packets per second that a host agent passes on to other hosts.
     pub passes_per_second: u32,
-    /// Connections that a host agent or a proxy takes up in the middle a second, after a start without state.
+    /// Connections per second that a host agent or a proxy takes up in the middle, after a start
+    /// without state.
     pub take_ups_per_second: u32,
     /// Source address of a host agent's ICMP errors over IPv4, if not its underlay address.
     pub icmp_source_ipv4: Option<Ipv4Addr>,
@@ -85,26 +87,27 @@ pub struct Node {
     pub clamp_mss: bool,
     /// The muxes' addresses on the fabric.
     pub muxes: Vec<IpAddr>,
-    /// Prefixes that vms of a host agent reach, and are reached from, under their own addresses.
+    /// Prefixes that vms of a host agent reach and answer with their own addresses.
     pub inside: Vec<Prefix>,
     /// True if a mux announces a VIP only while one of its backends takes new flows.
     pub withdraw_when_down: bool,
-    /// The addresses that probes come from, if not those that the kernel chooses: of a host agent,
-    /// if not [`PROBE_SOURCE_IPV4`] and [`PROBE_SOURCE_IPV6`].
+    /// The source addresses of probes, if configured; the default is the kernel's choice, or at a
+    /// host agent [`PROBE_SOURCE_IPV4`] and [`PROBE_SOURCE_IPV6`].
     pub probe_sources: Vec<IpAddr>,
     /// True if the node probes backends at all.
     pub probing: bool,
     pub(crate) span: Span,
-    /// Fields that the file has and that mean nothing to the role.
+    /// Fields of the file that have no effect in the role.
     pub(crate) unused: Vec<&'static str>,
 }
 
-/// Default source of a host agent's probes of its vms: Azure's address, which vms there accept
-/// packets from.
+/// Default source of a host agent's probes of its vms over IPv4: Azure's address, from which vms in
+/// Azure accept packets.
 pub const PROBE_SOURCE_IPV4: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 
-/// Source of probes over IPv6: unique local (RFC 4193), with the IPv4 address in its end. A link-local one
-/// would never come back from a vm by XDP, which leaves those to the kernel.
+/// Default source of probes over IPv6: a unique local address (RFC 4193) that ends in the IPv4
+/// address. Answers to a link-local address would not come back by XDP, which leaves them to the
+/// kernel.
 pub const PROBE_SOURCE_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd73, 0x6c62, 0, 0, 0, 0, 0xa83f, 0x8110);
 
 impl Node {
@@ -135,9 +138,10 @@ impl Node {
         }
     }
 
-    /// Makes a host agent's node one of its muxes: with the first address of each family that
-    /// [`muxes`](Self::muxes) has, since a host takes no VXLAN from its own. Where none is named, any
-    /// sender is taken, and the address is one for documentation (RFC 5737, RFC 3849).
+    /// Changes a host agent's node into one of its muxes: the node gets the first address of each
+    /// family in [`muxes`](Self::muxes), since a host accepts no VXLAN from its own address. If
+    /// there are no muxes, any sender is accepted, and the address is one for documentation (RFC
+    /// 5737, RFC 3849).
     pub fn become_mux(&mut self) {
         let named = |is_ipv6| self.muxes.iter().find(move |mux| mux.is_ipv6() == is_ipv6);
         let ipv4 = match named(false) {

@@ -1,4 +1,4 @@
-//! The text of a configuration, with its secrets kept back.
+//! The text of a configuration, without its secrets.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 /// The tables that may hold a secret, and its field.
 const SECRETS: [(&str, &str); 2] = [("node", "hash_key"), ("fleet", "hash_key")];
 
-/// The text of a configuration, and where and when it was read.
+/// The text of a configuration, its name, and the time at which it was read.
 ///
 /// The text may hold a secret, `hash_key`; [`shown`](Self::shown) leaves it out, and so does `Debug`.
 #[derive(Clone)]
@@ -19,7 +19,7 @@ pub struct Origin {
     /// The time of reading.
     pub read: SystemTime,
     text: String,
-    /// Places of the secrets in the text.
+    /// Positions of the secrets in the text.
     secrets: Vec<Range<usize>>,
 }
 
@@ -54,7 +54,7 @@ impl Origin {
         shown + self.text.get(from..).unwrap_or_default()
     }
 
-    /// Returns true if a text is the one that was read, secrets included.
+    /// Returns true if a text is identical to the one that was read, including secrets.
     pub fn is(&self, text: &str) -> bool {
         self.text == text
     }

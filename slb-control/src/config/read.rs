@@ -1,4 +1,4 @@
-//! A [`Config`] out of a document: each section read for itself, its faults told where they are.
+//! Reading a [`Config`] from a document, section by section, with the position of each fault.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -80,7 +80,8 @@ pub(super) fn read(root: &Section<'_>, origin: Origin) -> Option<Config> {
 }
 
 /// Adds the outbound rules that load-balancing rules imply: without `disable_outbound_snat`, a
-/// rule's backends call out under its frontend's address, unless a rule of their own says how.
+/// rule's backends connect out with its frontend's address, unless an outbound rule names their
+/// pool.
 fn add_implied(rules: &[Rule], outbound: &mut Vec<Outbound>) {
     let explicit: HashSet<usize> = outbound.iter().map(|rule| rule.pool).collect();
     let mut implied = HashSet::new();
@@ -132,7 +133,7 @@ impl AllNames {
     }
 }
 
-/// The place of the section that a field names.
+/// Returns the index of the section that a field names.
 pub(super) fn refer(section: &Section<'_>, field: &'static str, names: &Names) -> Option<usize> {
     let (text, span) = section.name(field)?;
     validate::refer(section, field, &text, &span, names)
@@ -232,7 +233,7 @@ fn read_node(section: Section<'_>) -> Option<Node> {
     role.map(|_| node)
 }
 
-/// Fields of `[node]` that mean nothing to a role.
+/// Returns the fields of `[node]` that have no effect in a role.
 fn unused_fields(role: Role) -> &'static [&'static str] {
     match role {
         Role::Mux => &[
@@ -258,7 +259,7 @@ fn unused_fields(role: Role) -> &'static [&'static str] {
     }
 }
 
-/// The muxes, each of them once.
+/// Reads the muxes, each of them once.
 fn read_muxes(section: &Section<'_>) -> Vec<IpAddr> {
     let mut muxes = Vec::new();
     for (address, span) in section.any("muxes", HOST, host) {
@@ -270,7 +271,7 @@ fn read_muxes(section: &Section<'_>) -> Vec<IpAddr> {
     muxes
 }
 
-/// The addresses that probes come from: one of each family at most.
+/// Reads the source addresses of probes: at most one of each family.
 fn read_probe_sources(section: &Section<'_>) -> Vec<IpAddr> {
     let mut sources: Vec<IpAddr> = Vec::new();
     for (address, span) in section.any("probe_sources", UNICAST, unicast) {
@@ -290,7 +291,7 @@ fn read_probe_sources(section: &Section<'_>) -> Vec<IpAddr> {
     sources
 }
 
-/// The prefixes that are inside; a list that is there, even an empty one, replaces the usual one.
+/// Reads the inside prefixes; a list, even an empty one, replaces the default.
 fn read_inside(section: &Section<'_>) -> Vec<Prefix> {
     const FIELD: &str = "inside";
     if !section.has(FIELD) {
@@ -308,7 +309,7 @@ fn read_inside(section: &Section<'_>) -> Vec<Prefix> {
     prefixes.into_iter().map(|(prefix, _)| prefix).collect()
 }
 
-/// The addresses that a host agent's ICMP errors come from, at most one of each family.
+/// Reads the source addresses of a host agent's ICMP errors, at most one of each family.
 fn read_icmp_source(section: &Section<'_>) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
     const FIELD: &str = "icmp_source";
     let (mut ipv4, mut ipv6) = (None, None);
@@ -386,8 +387,8 @@ fn read_hasher(section: &Section<'_>, seed: u64) -> Hasher {
     }
 }
 
-/// Adds a fault where a key is no secret: Toeplitz gives all flows one hash by zeros, and SipHash one that
-/// anybody computes.
+/// Reports a key of zeros, which is no secret: Toeplitz then hashes all flows alike, and anyone can
+/// compute SipHash.
 fn refuse_zeros(section: &Section<'_>, key: &[u8], span: &Span) {
     if key.iter().all(|&byte| byte == 0) {
         section.fault(span, "hash_key", "expected a secret key, got zeros only");
@@ -488,7 +489,7 @@ fn read_pool(
     })
 }
 
-/// Reads the weights that backends had before. Whoever is not named had none.
+/// Reads earlier weights of backends. A backend that is not named had none.
 fn read_past(section: &Section<'_>, backends: &[Backend]) -> Vec<Vec<u32>> {
     let entries = section.sections("past");
     if let Some(first) = entries.get(MOST_PAST) {
@@ -721,7 +722,7 @@ fn read_terms(section: &Section<'_>) -> Terms {
     }
 }
 
-/// An inbound NAT rule, or a pool of them.
+/// Reads an inbound NAT rule or pool.
 fn read_nat(section: Section<'_>, names: &AllNames, is_pool: bool) -> Option<InboundNat> {
     const PORTS: std::ops::RangeInclusive<u64> = 1..=65_535;
     let name = section.name("name");

@@ -18,14 +18,14 @@ pub struct Frontend {
     pub name: String,
     /// Address of the frontend, the VIP.
     pub address: IpAddr,
-    /// The place of the network that it belongs to; `None`: it is public.
+    /// Index of the frontend's network; `None` if it is public.
     pub network: Option<usize>,
     /// The treatment of echo requests.
     pub icmp_echo: Echo,
     pub(crate) span: Span,
 }
 
-/// `[[pool]]`: backends that serve the same.
+/// `[[pool]]`: a pool of backends.
 #[derive(Clone, Debug)]
 pub struct Pool {
     /// Name of the pool.
@@ -34,14 +34,15 @@ pub struct Pool {
     pub vni: Vni,
     /// Slots of its Maglev table.
     pub table_size: u32,
-    /// Time in which a recovered backend ramps up to its full share, if not at once.
+    /// Time in which a recovered backend ramps up to its full share; `None` for at once.
     pub slow_start: Option<Duration>,
     /// The conditions under which a backend's own traffic makes it unhealthy, if any.
     pub passive: Option<PassivePolicy>,
     /// Backends of the pool.
     pub backends: Vec<Backend>,
-    /// Weights that the backends had before, in their order: an entry for each earlier state of the pool, the
-    /// oldest first. A host agent that starts knows by them which host may have a connection.
+    /// Earlier weights of the backends, in their order: an entry for each earlier state of the
+    /// pool, the oldest first. A host agent that starts derives from them which hosts may have a
+    /// connection.
     pub past: Vec<Vec<u32>>,
     pub(crate) span: Span,
 }
@@ -70,15 +71,15 @@ pub struct Backend {
     pub condition: Condition,
     /// Instance number in the pool, unless that is the backend's index.
     pub instance: Option<u32>,
-    /// The port of its host that it is at, unless that is counted.
+    /// The host's port for the backend's vm, unless it is counted.
     pub port: Option<u16>,
-    /// The port that it serves, unless that is the rule's.
+    /// The port that the backend serves, unless it is the rule's.
     pub backend_port: Option<u16>,
     pub(crate) span: Span,
 }
 
 impl Backend {
-    /// The seat of the backend, or its name where it has none of its own.
+    /// Returns the seat of the backend, or its name if it has no seat.
     pub fn seat(&self) -> &str {
         self.seat.as_deref().unwrap_or(&self.name)
     }
@@ -97,9 +98,9 @@ impl Backend {
 /// The protocol of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbeProtocol {
-    /// The handshake completes.
+    /// A backend is healthy if the TCP handshake completes.
     Tcp,
-    /// 200 comes back.
+    /// A backend is healthy if it answers with status 200.
     Http,
     /// HTTP over TLS.
     Https,
@@ -120,9 +121,10 @@ pub struct Probe {
     pub interval: Duration,
     /// Time after which a probe without an answer has failed; at most the interval.
     pub timeout: Duration,
-    /// Failures in a row before a backend is unhealthy, successes before it is healthy again.
+    /// Consecutive failures that make a backend unhealthy, and successes that make it healthy
+    /// again.
     pub threshold: u32,
-    /// The host that is asked for, and that a certificate has to be for; else the backend's address.
+    /// The `Host` header and the name in the certificate; `None` for the backend's address.
     pub host: Option<String>,
     /// True if the certificate has to be signed by a public authority.
     pub verify_certificate: bool,
@@ -160,13 +162,13 @@ impl Eq for Probe {}
 pub struct Rule {
     /// Name of the rule.
     pub name: String,
-    /// The place of its frontend.
+    /// Index of the rule's frontend.
     pub frontend: usize,
-    /// The place of its pool.
+    /// Index of the rule's pool.
     pub pool: usize,
-    /// The place of its probe.
+    /// Index of the rule's probe.
     pub probe: Option<usize>,
-    /// The protocol that the rule takes.
+    /// The protocol of the rule.
     pub protocol: Protocol,
     /// The port that clients use.
     pub frontend_port: u16,
@@ -180,7 +182,7 @@ pub struct Rule {
     pub idle_timeout: Duration,
     /// Further terms of the rule's connections.
     pub terms: Terms,
-    /// True if the rule's backends may not call out under its frontend's address.
+    /// True if the rule's backends may not connect out with its frontend's address.
     pub disable_outbound_snat: bool,
     pub(crate) span: Span,
 }
@@ -190,9 +192,9 @@ pub struct Rule {
 pub struct InboundNat {
     /// Name of the inbound NAT rule or pool.
     pub name: String,
-    /// The place of its frontend.
+    /// Index of the rule's frontend.
     pub frontend: usize,
-    /// The place of its pool.
+    /// Index of the rule's pool.
     pub pool: usize,
     /// The destination of its ports.
     pub target: NatTarget,
@@ -216,7 +218,7 @@ impl InboundNat {
         }
     }
 
-    /// The frontend ports that it takes.
+    /// Returns the frontend ports of the rule or pool.
     pub(crate) fn ports(&self) -> std::ops::RangeInclusive<u16> {
         match self.target {
             NatTarget::Backend { port, .. } => port..=port,
@@ -230,11 +232,11 @@ impl InboundNat {
 pub struct Outbound {
     /// Name of the outbound rule.
     pub name: String,
-    /// The places of its frontends.
+    /// Indexes of the rule's frontends.
     pub frontends: Vec<usize>,
-    /// The place of its pool.
+    /// Index of the rule's pool.
     pub pool: usize,
-    /// The protocols that may go out.
+    /// The protocols of outbound connections.
     pub protocol: Protocol,
     /// Ports for each backend; `None`: an even share.
     pub allocated_outbound_ports: Option<u32>,

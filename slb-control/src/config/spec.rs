@@ -1,4 +1,4 @@
-//! The configuration as the dataplane takes it.
+//! The configuration as a `Spec` of the dataplane.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
@@ -11,7 +11,7 @@ use slb_core::wire::vxlan::Vni;
 use super::{Backend, Config, Frontend, InboundNat, Outbound, Pool, Role, Rule};
 
 impl Config {
-    /// Lends the configuration as the dataplane's own.
+    /// Lends the configuration as a `Spec`.
     pub fn with_spec<T>(&self, f: impl FnOnce(&Spec<'_>) -> T) -> T {
         let frontends: Vec<_> = self.frontends.iter().map(Frontend::spec).collect();
         let vms = self.vms().into_iter();
@@ -109,7 +109,8 @@ impl Config {
         })
     }
 
-    /// The node's place on the fabric. Where nothing says its MAC address, it has one that no vm has.
+    /// Returns the node's addresses on the fabric. If its MAC address is unknown, it gets one that
+    /// no vm has.
     fn underlay(&self) -> spec::Underlay {
         let mut underlay = self.node.underlay();
         if self.node.mac.is_none() {
@@ -229,7 +230,7 @@ impl Rule {
     }
 }
 
-/// The time since this process first asked, which no setting of the clock changes.
+/// Returns the time since the first call in this process, which setting the clock does not change.
 fn now() -> slb_core::Instant {
     static FIRST: OnceLock<std::time::Instant> = OnceLock::new();
     slb_core::Instant::ZERO + FIRST.get_or_init(std::time::Instant::now).elapsed()

@@ -1,4 +1,4 @@
-//! Backends that get new flows, by their state and by what probes found.
+//! The backends that get new flows, by their state and health.
 
 use slb_core::health::Condition;
 use slb_core::spec::BackendState;
@@ -55,8 +55,9 @@ impl Config {
         })
     }
 
-    /// Takes down who fails which probe, for the rules that go by it. Where all backends of a pool that would get
-    /// new flows fail a probe with [`NoHealthyBackends::UseAll`], its rules go on as if none did.
+    /// Records which backends fail which probe, for the rules that use the probe. If all backends
+    /// of a pool that would get new flows fail a probe with [`NoHealthyBackends::UseAll`], its
+    /// rules continue as if none failed.
     pub fn set_failing(&mut self, fails: impl Fn(&Pool, &Probe, &Backend) -> bool) {
         for (at, probe) in self.probed_pools() {
             let (pool, own) = (&self.pools[at], &self.probes[probe]);
@@ -91,7 +92,8 @@ impl Config {
             .count()
     }
 
-    /// The backends of a pool that get new flows of a rule of it, or would, where it has no rule.
+    /// Returns the backends of a pool that get new flows of one of its rules, or would if it had a
+    /// rule.
     pub(crate) fn serving(&self, pool: usize) -> Vec<usize> {
         let rules = || self.rules.iter().filter(|rule| rule.pool == pool);
         let is_ruled = rules().next().is_some();

@@ -20,14 +20,14 @@ pub struct Vm {
     pub mac: MacAddress,
     /// Addresses of the vm.
     pub addresses: Vec<IpAddr>,
-    /// The name of its first backend, or of the vm where it is none.
+    /// The name of the vm's first backend, or of the vm if it is no backend.
     pub name: String,
 }
 
 impl Config {
-    /// The vms that run on this machine, each at its port: the backends, then the vms of networks, whose host
-    /// is this node. Backends and vms of one network with one MAC address are one vm. A vm without a `port` gets the first
-    /// free one, counted from 1 in the order of the file.
+    /// Returns the vms on this machine, each with its port: first the backends, then the vms of
+    /// networks. Backends and vms of one network with one MAC address are one vm. A vm without a
+    /// `port` gets the first free one, counted from 1 in the order of the file.
     pub fn vms(&self) -> Vec<Vm> {
         let mut vms: Vec<Vm> = Vec::new();
         if self.node.role != Role::Host {
@@ -89,7 +89,7 @@ impl Config {
         vms
     }
 
-    /// The port of the vm that is the backend of a name.
+    /// Returns the port of the vm of a backend, by name.
     pub fn port_of(&self, backend: &str) -> Option<PortId> {
         let vms = self.vms();
         vms.iter()

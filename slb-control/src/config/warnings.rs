@@ -1,4 +1,4 @@
-//! Configurations, and changes of one, that are allowed and seldom meant.
+//! Valid configurations and changes that are seldom intended.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -7,7 +7,7 @@ use slb_core::spec::Answers;
 
 use super::{Backend, Config, Frontend, Pool, Role};
 
-/// Things of a configuration that are seldom meant.
+/// Returns warnings about a configuration.
 pub(super) fn of(config: &Config) -> Vec<String> {
     let mut warnings = unused(config);
     let mut by_mac = HashMap::new();
@@ -15,7 +15,7 @@ pub(super) fn of(config: &Config) -> Vec<String> {
         let port = vm.port.map_or(0, |port| port.0);
         let (vni, mac, name) = (vm.vni, vm.mac, vm.name);
         if config.network_of(vni).is_some() {
-            continue; // another network's vm, and meant
+            continue; // the vm of another network, which is intended
         }
         if let Some((other, other_vni, other_port)) = by_mac.insert(mac, (name.clone(), vni, port))
         {

@@ -3,7 +3,7 @@
 use super::values::as_text;
 use crate::azure::json::{Failure, Node, Value};
 
-/// The longest text and the longest list that an expression may become.
+/// The maximum length of a text or list that an expression may produce.
 pub(in crate::azure) const LONGEST: usize = 16 << 10;
 
 /// The arguments of a call, read one by one.
@@ -53,7 +53,7 @@ impl<'a> Arguments<'a> {
         }
     }
 
-    /// A value that can stand within a text.
+    /// Returns an argument as text.
     pub(super) fn text(&self, place: usize) -> Result<String, Failure> {
         let text = self.all.get(place).and_then(as_text);
         text.ok_or_else(|| self.expected(place, "a string, a number, or true or false"))
@@ -67,7 +67,7 @@ impl<'a> Arguments<'a> {
         number.ok_or_else(|| self.expected(place, "an integer"))
     }
 
-    /// A number that counts elements.
+    /// Returns an argument as a number of elements.
     pub(super) fn size(&self, place: usize) -> Result<usize, Failure> {
         let number = self.number(place)?;
         usize::try_from(number).map_err(|_| self.expected(place, "an integer from 0"))
@@ -120,7 +120,7 @@ impl<'a> Arguments<'a> {
         }
     }
 
-    /// The strings of one list, or of the arguments from `place` on.
+    /// Returns the strings of one list, or of the arguments from `place` on.
     pub(super) fn strings_from(&self, place: usize) -> Result<Vec<String>, Failure> {
         match self.all.get(place) {
             Some(Value::Array(elements)) => {

@@ -1,4 +1,4 @@
-//! Identifiers of resources, and stand-ins for hashes that Azure keeps to itself.
+//! Identifiers of resources, and placeholders for hashes that only Azure knows.
 
 use super::Arguments;
 use super::arguments::Outcome;
@@ -14,7 +14,7 @@ pub(super) fn resource_id(a: &Arguments<'_>) -> Outcome {
     let (kind, names) = from_type.ok_or_else(|| a.fault("expected a type with a \"/\""))?;
     let (provider, types) = kind.split_once('/').unwrap_or((kind, ""));
     let types: Vec<&str> = types.split('/').collect();
-    // One text may hold several names.
+    // One text may contain several names.
     let names: Vec<&str> = names.iter().flat_map(|names| names.split('/')).collect();
     if types.len() != names.len() {
         return Err(a.fault(format_args!(
@@ -33,7 +33,7 @@ pub(super) fn resource_id(a: &Arguments<'_>) -> Outcome {
     a.bounded(id)
 }
 
-/// A text of letters and digits in place of Azure's hash, which is not public: FNV-1a.
+/// Returns the FNV-1a hash of some texts, as a placeholder for Azure's hash, which is not public.
 pub(in crate::azure) fn stand_in(texts: &[String]) -> u64 {
     let bytes = texts.iter().flat_map(|text| text.bytes().chain([0]));
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
@@ -41,14 +41,14 @@ pub(in crate::azure) fn stand_in(texts: &[String]) -> u64 {
     })
 }
 
-/// Thirteen characters, as `uniqueString` gives.
+/// Formats a hash as thirteen characters, like `uniqueString`.
 pub(in crate::azure) fn unique_string(hash: u64) -> String {
     const DIGITS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let digit = |place: u32| DIGITS[(hash.rotate_right(5 * place) & 31) as usize];
     (0..13).map(|place| char::from(digit(place))).collect()
 }
 
-/// The shape of a GUID.
+/// Formats a hash as a GUID.
 pub(in crate::azure) fn guid(hash: u64) -> String {
     let low = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let text = format!("{hash:016x}{low:016x}");

@@ -84,7 +84,7 @@ pub(super) fn of_lists(name: &str, a: &Arguments<'_>) -> Option<Outcome> {
 }
 
 pub(super) fn range(a: &Arguments<'_>) -> Outcome {
-    // Azure's own bound.
+    // Azure's limit.
     const MOST: usize = 10_000;
     let (start, count) = (a.number(0)?, a.size(1)?);
     let end = i64::try_from(count)
@@ -96,7 +96,7 @@ pub(super) fn range(a: &Arguments<'_>) -> Outcome {
     }
 }
 
-/// A part of a list or of a text; `is_one` gives the element itself.
+/// Returns a part of a list or of a text; with `is_one`, the element itself.
 pub(super) fn part(
     a: &Arguments<'_>,
     of: impl Fn(usize) -> std::ops::Range<usize>,

@@ -28,7 +28,7 @@ pub(super) fn width(address: IpAddr) -> u32 {
     if address.is_ipv4() { 32 } else { 128 }
 }
 
-/// The address of a family that is `number`, from the prefix on that `first` is in.
+/// Returns the address with the number `number` in the prefix of `first`.
 fn address_in(first: IpAddr, bits: u32, number: u128) -> Option<IpAddr> {
     let host_bits = width(first) - bits;
     let mask = 1u128

@@ -30,7 +30,7 @@ fn base64(bytes: &[u8]) -> String {
     text
 }
 
-/// The text that the first argument is in base64.
+/// Decodes the first argument from base64.
 fn of_base64(a: &Arguments<'_>) -> Result<String, Failure> {
     let encoded = a.string(0)?;
     let bad = || a.fault(format_args!("expected base64 of a text, got {encoded:?}"));
@@ -143,7 +143,8 @@ fn concat(a: &Arguments<'_>) -> Outcome {
     a.bounded(text)
 }
 
-/// `{0}` is the first argument behind the format, `{{` a brace, `{0:D2}` a number of two digits at least.
+/// `{0}` is the first argument after the format, `{{` a brace, `{0:D2}` a number of at least two
+/// digits.
 fn format_text(a: &Arguments<'_>) -> Outcome {
     let mut out = String::new();
     let mut rest = a.string(0)?;
@@ -225,7 +226,7 @@ fn replace(a: &Arguments<'_>) -> Outcome {
     a.bounded(text.replace(old, new))
 }
 
-/// `startsWith` and `endsWith` know no case.
+/// `startsWith` and `endsWith` ignore case.
 fn affix(a: &Arguments<'_>, is: fn(&str, &str) -> bool) -> Outcome {
     let (text, affix) = (a.string(0)?.to_lowercase(), a.string(1)?.to_lowercase());
     Ok(Value::Bool(is(&text, &affix)))
@@ -245,7 +246,8 @@ fn pad_left(a: &Arguments<'_>) -> Outcome {
     a.bounded(padding + &text)
 }
 
-/// `indexOf` and `lastIndexOf`: of a text in a text, or of a value in a list; -1 where it is not.
+/// `indexOf` and `lastIndexOf`: the index of a text in a text, or of a value in a list; -1 if it is
+/// not there.
 fn index_of(a: &Arguments<'_>, is_last: bool) -> Outcome {
     let found = match a.get(0)? {
         Value::Array(elements) => {

@@ -37,7 +37,7 @@ impl<'r> Reader<'r> {
         let address = match (private, public) {
             (Some(first), _) => Some(PublicAddress { first, count: 1 }),
             (None, Some(public)) => public,
-            // Said already.
+            // Reported already.
             (None, None) if object.get("privateIPAddress").is_some() => None,
             (None, None) => {
                 let message = "expected privateIPAddress or publicIPAddress; where the address is \
@@ -75,8 +75,8 @@ impl<'r> Reader<'r> {
         self.prefixes.insert(name, all);
     }
 
-    /// Resolves `publicIPAddress` or `publicIPPrefix`: given inline, as a resource beside, or in
-    /// the inventory. The inner option is `None` if it is in none of them.
+    /// Resolves `publicIPAddress` or `publicIPPrefix`: inline, as another resource, or in the
+    /// inventory. The inner option is `None` if it is in none of them.
     fn public_address(&self, object: &Object<'_>) -> Option<Option<PublicAddress>> {
         object.ignore(&["publicIPAddress", "publicIPPrefix"]);
         for name in ["publicIPAddress", "publicIPPrefix"] {
@@ -88,7 +88,7 @@ impl<'r> Reader<'r> {
                 return Some(Some(PublicAddress { first, count: 1 }));
             }
             let Some((at, id)) = object.reference(name) else {
-                return Some(None); // said already
+                return Some(None); // reported already
             };
             let last = last_of(id);
             let addresses = &self.found.addresses;

@@ -74,7 +74,8 @@ impl<'r> Reader<'r> {
         }
     }
 
-    /// The pool and the name of the backend that an id means. One that is in none gets a pool of its own.
+    /// Returns the pool and the name of the backend that an id refers to. A backend that is in no
+    /// pool gets a pool of its own.
     fn nat_backend(
         &mut self,
         object: &Object<'_>,

@@ -55,7 +55,7 @@ impl<'r> Reader<'r> {
             let backend = self.backend(&object.place, node, (None, None, None), Some(entry));
             add(&mut backends, backend);
         }
-        // One that is listed twice is one.
+        // A backend that is listed twice counts once.
         self.instances(&object, &own, backends.len() - before);
         if self.balancer.sku == Sku::Basic && backends.len() > MOST_OF_BASIC {
             let message = format!(
@@ -74,8 +74,8 @@ impl<'r> Reader<'r> {
         });
     }
 
-    /// Compares how many instances scale sets have in a pool with how many the inventory lists: it alone
-    /// knows their addresses.
+    /// Compares the number of scale sets' instances in a pool with the number in the inventory,
+    /// which alone knows their addresses.
     fn instances(&self, object: &Object<'_>, pool: &str, listed: usize) {
         let is_in = |set: &&ScaleSet| {
             let mut ids = set.configurations.iter().flat_map(|c| &c.pools);
@@ -84,7 +84,7 @@ impl<'r> Reader<'r> {
         let sets: Vec<&ScaleSet> = self.found.scale_sets.iter().filter(is_in).collect();
         let Some(&first) = sets.first() else { return };
         let Some(expected) = sets.iter().map(|set| set.capacity).sum::<Option<u32>>() else {
-            return; // said already
+            return; // reported already
         };
         let names = sets.iter().map(|set| format!("{:?}", set.name));
         let names = names.collect::<Vec<_>>().join(" and ");
@@ -99,7 +99,7 @@ impl<'r> Reader<'r> {
         }
     }
 
-    /// The VXLAN network of a pool, which has to be in one.
+    /// Returns the VXLAN network of a pool, which is required.
     pub(super) fn vni(&self, object: &Object<'_>, networks: &[&str]) -> Option<u32> {
         let mut known = networks.iter().map(|&id| self.inventory.vni(Some(id)));
         let first = known.next().unwrap_or_else(|| self.inventory.vni(None));
@@ -133,7 +133,7 @@ impl<'r> Reader<'r> {
         if let Some(known) = &name {
             object.place = format!("{place}: backend {known:?}");
         }
-        // Where Azure gives the address, the inventory may say it under the backend's name.
+        // If Azure assigns the address, the inventory may list it under the backend's name.
         let entry = self.inventory.backend(None, name.as_deref(), None);
         let is_said = entry.is_some_and(|entry| entry.address.is_some());
         let is_unresolved = object.is_unresolved("ipAddress");
@@ -146,7 +146,7 @@ impl<'r> Reader<'r> {
             object.address_or("ipAddress", if is_unresolved { &or } else { "" })
         };
         if is_unresolved && !is_said {
-            return None; // said already
+            return None; // reported already
         }
         if let Some(known) = name.clone().or_else(|| address.map(|a| a.to_string())) {
             object.place = format!("{place}: backend {known:?}");
@@ -197,8 +197,8 @@ impl<'r> Reader<'r> {
         self.backend(&object.place, at, (Some(id), None, None), entry)
     }
 
-    /// A backend out of what the JSON says of it, its id, name and address, what its network interface
-    /// says, and the inventory. Errors name it in `place`.
+    /// Combines a backend's id, name and address in the JSON with its network interface and the
+    /// inventory. `place` names the backend in errors.
     fn backend(
         &self,
         place: &str,
@@ -209,7 +209,7 @@ impl<'r> Reader<'r> {
         let interface = id.and_then(|id| self.interface(id));
         let address = address.or(entry.and_then(|entry| entry.address));
         let address = address.or_else(|| interface.and_then(|interface| interface.address));
-        // By the address that the interface says, if not by its name.
+        // Look it up by the interface's address if the name is not found.
         let by_address = || self.inventory.backend(None, None, Some(address?));
         let entry = entry.or_else(by_address);
         let machine = id.map(machine_of);
@@ -278,7 +278,7 @@ fn add(all: &mut Vec<Backend>, backend: Option<Backend>) {
     }
 }
 
-/// A name that none of the others has: with a number behind it where it has to be.
+/// Returns a name that no other backend has, with an appended number if necessary.
 fn unlike(others: &[Backend], name: &str) -> String {
     let is_free = |name: &String| others.iter().all(|other| other.name != *name);
     let numbered = (2..).map(|number| format!("{name}-{number}"));

@@ -1,19 +1,19 @@
-//! Resource ids, and whether each refers to a part that exists.
+//! Resource ids, and checks that each refers to an existing part.
 
 use crate::azure::json::{Node, Notes};
 use crate::azure::resources::{Balancer, Found, Kind};
 
-/// The load balancer that an id says its part is of.
+/// Returns the name of the load balancer in a part's id.
 pub(super) fn balancer_of(id: &str) -> Option<&str> {
     let mut segments = id.split('/');
     segments.find(|segment| segment.eq_ignore_ascii_case("loadBalancers"))?;
     let name = segments.next()?;
-    // What follows is the part itself.
+    // The following segments identify the part.
     segments.next().map(|_| name)
 }
 
-/// Has network interfaces and scale sets refer to what there is: one that is in no pool that is read would
-/// be lost without a word.
+/// Checks that the references of network interfaces and scale sets exist: otherwise an item that is
+/// in no known pool would be lost silently.
 pub(super) fn check_references(found: &Found, notes: &Notes) {
     let check = |node: &Node, place: &str, kind: Kind, id: &str| {
         let Some(name) = balancer_of(id) else { return };
@@ -60,12 +60,13 @@ pub(super) fn check_references(found: &Found, notes: &Notes) {
     }
 }
 
-/// The last part of an id: a name.
+/// Returns the last segment of an id: a name.
 pub(super) fn last_of(id: &str) -> &str {
     id.rsplit('/').next().unwrap_or(id)
 }
 
-/// The name of the machine, or its network interface, that an IP configuration is of.
+/// Returns the name of the machine, or of its network interface, that an IP configuration belongs
+/// to.
 pub(super) fn machine_of(id: &str) -> &str {
     let lower = id.to_ascii_lowercase();
     let parent = lower

@@ -25,7 +25,7 @@ impl<'r> Reader<'r> {
         let port = object.required_number("port", 1..=65_535);
         let interval = object.number("intervalInSeconds", 5..=300).unwrap_or(15);
         let threshold = object.number("numberOfProbes", 1..=100);
-        // The newer one counts where both are there.
+        // The newer member takes precedence if both are present.
         let threshold = object.number("probeThreshold", 1..=100).or(threshold);
         let path = object.text("requestPath").filter(|path| !path.is_empty());
         let behaviours = [
@@ -64,7 +64,7 @@ impl<'r> Reader<'r> {
         let mut pools = single.into_iter().chain(pools);
         let pool = match pools.next() {
             Some((at, id)) => {
-                // Both members name it where Azure wrote them.
+                // Azure writes the pool into both members.
                 if let Some((other, _)) = pools.find(|(_, other)| !other.eq_ignore_ascii_case(id)) {
                     let why = "expected one pool: only rules of a Gateway load balancer, which is not supported, have several";
                     object.error(other, "backendAddressPools", why);

@@ -1,10 +1,10 @@
-//! The values of parameters, as their declarations demand.
+//! Conversion and validation of parameters' values by their declarations.
 
 use super::super::functions;
 use super::super::json::{Failure, Node, Value};
 use super::other;
 
-/// A parameter's value in the type that is declared: files and portals give numbers as strings.
+/// Converts a parameter's value to the declared type: files and portals pass numbers as strings.
 pub(super) fn as_declared(declared: &Node, value: Value) -> Value {
     let kind = declared
         .get("type")
@@ -18,8 +18,7 @@ pub(super) fn as_declared(declared: &Node, value: Value) -> Value {
     }
 }
 
-/// A default of another type than its parameter's is one that Azure refuses; only values that are given come
-/// as strings.
+/// Checks the type of a default value, as Azure does; only given values may be strings.
 pub(super) fn check_default(name: &str, declared: &Node, default: &Value) -> Result<(), Failure> {
     let kind = declared.get("type").and_then(Node::as_str);
     let kind = kind.unwrap_or_default().to_ascii_lowercase();
@@ -43,7 +42,7 @@ pub(super) fn check_default(name: &str, declared: &Node, default: &Value) -> Res
     )))
 }
 
-/// A value that its parameter may not have is one that Azure refuses.
+/// Checks a value against the declaration's constraints, as Azure does.
 pub(super) fn check_declared(name: &str, declared: &Node, value: &Value) -> Result<(), Failure> {
     let fault = |expected: &str| {
         let got = value.describe();

@@ -1,4 +1,4 @@
-//! Resources and the deployments within them, as far as their conditions hold.
+//! Resources and nested deployments whose conditions are true.
 
 use super::super::json::{Failure, Value};
 use super::{
@@ -6,8 +6,8 @@ use super::{
 };
 
 impl Templates<'_> {
-    /// Hands the resources of a deployment out, in their order, those of nested deployments in the place
-    /// where these stand.
+    /// Passes the resources of a deployment to `take` in their order; a nested deployment is
+    /// replaced by its resources.
     pub(in crate::azure) fn visit(&self, number: usize, take: &mut dyn FnMut(&Self, &Resource)) {
         let Ok(resources) = self.resources(number) else {
             return;
@@ -46,7 +46,7 @@ impl Templates<'_> {
         }
     }
 
-    /// Returns true if a resource's condition holds, and it is made rather than only referred to.
+    /// Returns true if a resource's condition is true, and the resource is not `existing`.
     pub(super) fn is_deployed(&self, resource: &Resource) -> bool {
         let context = resource.context();
         if let Some(existing) = resource.raw.get("existing")
@@ -79,7 +79,7 @@ impl Templates<'_> {
         }
     }
 
-    /// The deployment that a resource is.
+    /// Returns the deployment of a resource.
     pub(super) fn inner(&self, resource: &Resource, depth: u32) -> Result<usize, Failure> {
         match resource.inner.replace(Inner::Reading) {
             Inner::Unread => {}

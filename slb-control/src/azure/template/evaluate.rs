@@ -1,4 +1,4 @@
-//! Values and expressions, worked out.
+//! Evaluation of values and expressions.
 
 use std::rc::Rc;
 
@@ -12,8 +12,8 @@ use super::{
 };
 
 impl Templates<'_> {
-    /// A resource with the members that are asked for worked out, as one given by itself: its whole
-    /// type and name, and of its properties those at `paths`; all of them where there are none.
+    /// Evaluates a resource: its complete type and name, and its properties at `paths`, or all
+    /// properties if `paths` is empty.
     pub(in crate::azure) fn work_out(&self, resource: &Resource, paths: &[&[&str]]) -> Node {
         const LEFT_OUT: [&str; 16] = [
             "apiVersion",
@@ -129,7 +129,7 @@ impl Templates<'_> {
         rest.iter().try_fold(found, |n, name| n.get(name)).cloned()
     }
 
-    /// A value with the expressions in it worked out.
+    /// Evaluates the expressions in a value.
     pub(super) fn resolve(&self, node: &Node, context: &Context<'_>) -> Node {
         let context = &context.deeper();
         let room = match context.depth {
@@ -168,7 +168,7 @@ impl Templates<'_> {
         all
     }
 
-    /// The member that a loop makes: `{ "name": ..., "count": ..., "input": ... }`.
+    /// Returns the member that a loop `{ "name": ..., "count": ..., "input": ... }` produces.
     pub(super) fn made_by_loop(&self, copy: &Node, context: &Context<'_>) -> (String, Node) {
         let with = |name: String, value| {
             let node = Node {
@@ -266,7 +266,7 @@ impl Templates<'_> {
         node: &Node,
         context: &Context<'_>,
     ) -> Outcome {
-        // These look at some of their arguments only.
+        // Lazy functions evaluate only some of their arguments.
         if let Some(outcome) = self.lazy(function, arguments, node, context) {
             return outcome;
         }
@@ -345,7 +345,7 @@ impl Templates<'_> {
         })
     }
 
-    /// `map(list, lambda('each', ...))` and `filter` alike.
+    /// Evaluates `map(list, lambda('each', ...))` or `filter`.
     pub(super) fn for_each(
         &self,
         name: &str,
@@ -399,7 +399,7 @@ impl Templates<'_> {
         Ok(Value::Array(all))
     }
 
-    /// The functions that know the template.
+    /// Evaluates functions that depend on the template.
     pub(super) fn of_template(&self, a: &Arguments<'_>, context: &Context<'_>) -> Option<Outcome> {
         let stand_in = |what: &str| {
             let is_known = self
@@ -505,7 +505,7 @@ pub(super) fn copy_index(a: &Arguments<'_>, context: &Context<'_>) -> Outcome {
     let mut turns = context.loops.iter().rev();
     let turn = match name {
         Some(name) => turns.find(|turn| turn.name.eq_ignore_ascii_case(name)),
-        // Without a name, the loop of the resource counts: inner loops have names.
+        // Without a name, it refers to the loop of the resource: inner loops have names.
         None => turns
             .find(|turn| turn.is_of_resources)
             .or(context.loops.last()),

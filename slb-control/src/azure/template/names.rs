@@ -11,7 +11,7 @@ use super::{
 };
 
 impl Templates<'_> {
-    /// A parameter's value: what was given, or its default.
+    /// Returns a parameter's value: the given one, or the default.
     pub(super) fn parameter(&self, name: &str, context: &Context<'_>) -> Outcome {
         if let Some(own) = context.own {
             let found = own.iter().find(|(own, _)| own.eq_ignore_ascii_case(name));
@@ -102,7 +102,7 @@ impl Templates<'_> {
         Err(other(format!("no variable {name:?} is declared")))
     }
 
-    /// A function of the template's own: `namespace.name`.
+    /// Evaluates a user-defined function: `namespace.name`.
     pub(super) fn own_function(&self, a: &Arguments<'_>, context: &Context<'_>) -> Outcome {
         let deployment = self.deployment(context.deployment)?;
         let root = match &deployment.outer {
@@ -148,7 +148,8 @@ impl Templates<'_> {
         known(self.resolve(output, &context).value)
     }
 
-    /// A resource of the templates: by its id, its type and name, its name, or its symbolic name.
+    /// Finds a resource of the templates by its id, its type and name, its name, or its symbolic
+    /// name.
     pub(super) fn find(&self, key: &str, context: &Context<'_>) -> Result<Rc<Resource>, Failure> {
         let id = split_id(key);
         let is_meant = |resource: &&Rc<Resource>| {
@@ -173,7 +174,7 @@ impl Templates<'_> {
         Err(other(format!("{key:?} is not in the template")))
     }
 
-    /// `reference`: the properties of a resource, or all of it.
+    /// Evaluates `reference`: the properties of a resource, or the whole resource.
     pub(super) fn reference(&self, a: &Arguments<'_>, context: &Context<'_>) -> Outcome {
         let resource = self.find(a.string(0)?, context)?;
         let is_deployment = resource
@@ -232,7 +233,7 @@ impl Templates<'_> {
         Ok(Value::Object(vec![("outputs".to_owned(), outputs)]))
     }
 
-    /// An output's loop has no name of its own.
+    /// Evaluates the loop of an output, which has no name.
     pub(super) fn output_loop(&self, copy: &Node, context: &Context<'_>) -> Node {
         let turns = self.turns(copy, context, false);
         let value = match (turns, copy.get("input")) {
@@ -250,7 +251,8 @@ impl Templates<'_> {
     }
 }
 
-/// Type and name of an id, or of a type and a name: `Microsoft.Network/loadBalancers/lb`.
+/// Splits an id, or a type with a name, such as `Microsoft.Network/loadBalancers/lb`, into type and
+/// name.
 pub(super) fn split_id(id: &str) -> Option<(String, String)> {
     let tail = match id.to_ascii_lowercase().rfind("/providers/") {
         Some(at) => id.get(at + "/providers/".len()..)?,
@@ -274,7 +276,7 @@ pub(super) fn split_id(id: &str) -> Option<(String, String)> {
     (!name.is_empty()).then_some((kind, name))
 }
 
-/// The id of a resource, as `resourceId` makes it.
+/// Returns the id of a resource, like `resourceId`.
 pub(super) fn id_of(kind: &str, name: &str) -> String {
     let (provider, types) = kind.split_once('/').unwrap_or((kind, ""));
     let pairs = types.split('/').zip(name.split('/'));

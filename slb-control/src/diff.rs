@@ -1,4 +1,4 @@
-//! Differences that another configuration would make, without installing it.
+//! The differences that another configuration would make, without installing it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -11,7 +11,7 @@ use slb_core::spec::{BackendState, Protocol, SpecError};
 use crate::config::{Backend, Config, Node, Rule, Vm};
 use crate::holders::InboundPort;
 
-/// Two configurations, one after the other.
+/// The differences between two configurations.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Diff {
     /// Items of any kind that only the new configuration has.
@@ -20,26 +20,27 @@ pub struct Diff {
     pub removed: Vec<String>,
     /// Items that differ.
     pub changed: Vec<String>,
-    /// For each rule in both, what becomes of flows.
+    /// The effect on flows, for each rule in both configurations.
     pub rules: Vec<RuleDiff>,
-    /// Ports of VIPs that lead to another backend, or that another backend calls out from.
+    /// Ports of VIPs that lead to another backend, or that become the SNAT ports of another
+    /// backend.
     pub ports: Vec<PortMove>,
     /// Settings that take effect only after a restart.
     pub restart: Vec<&'static str>,
 }
 
-/// Ports that one backend had and that it has no longer: connections through them end.
+/// Ports that one backend had and no longer has: connections through them end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortMove {
     /// The VIP.
     pub address: IpAddr,
-    /// TCP or UDP of inbound NAT; `None`: SNAT ports.
+    /// The protocol of inbound NAT; `None` for SNAT ports.
     pub protocol: Option<Protocol>,
     /// The ports.
     pub ports: RangeInclusive<u16>,
-    /// The backend that has them: `pool/name`, of inbound NAT with its port.
+    /// The backend that has the ports: `pool/name`, with its port for inbound NAT.
     pub from: String,
-    /// The backend that gets them, if any.
+    /// The backend that gets the ports, if any.
     pub to: Option<String>,
 }
 
@@ -61,21 +62,21 @@ impl fmt::Display for PortMove {
 pub struct RuleDiff {
     /// Name of the rule.
     pub rule: String,
-    /// The share of its Maglev table that has another backend: of flows that are not pinned, so many
-    /// go elsewhere.
+    /// The share of the rule's Maglev table that gets another backend, and so the share of unpinned
+    /// flows that move.
     pub changed: f64,
-    /// The part of that share with backends that no longer take flows: the rest moves to make room
-    /// for others.
+    /// The part of `changed` whose backends no longer get flows; the rest moves to make room for
+    /// others.
     pub bereft: f64,
-    /// The share of connections under way that host agents pass on to the backend that has them for as long
-    /// as they last, where muxes do not know them and hosts have the new configuration first. Of a table
-    /// that is not hashed anew: hosts find them by their slots.
+    /// The share of existing connections that host agents pass on to their backend until they end,
+    /// if muxes have not pinned them and hosts get the new configuration first. Applies to a table
+    /// that is not rehashed, since hosts find the backend by the slot.
     pub detour: f64,
-    /// The share of connections under way that end, since their backend is not configured any more, or since
-    /// no host finds them in a table that is hashed anew.
+    /// The share of existing connections that end, since their backend is no longer configured, or
+    /// since no host finds them in a rehashed table.
     pub ended: f64,
-    /// Why flows have other places in the table, if they do: then `changed` is what is to be expected of
-    /// flows that are not pinned.
+    /// The reason why the table is rehashed, if it is; `changed` is then the expected share of
+    /// unpinned flows that move.
     pub rehashed: Option<String>,
 }
 
@@ -83,7 +84,7 @@ impl Diff {
     /// Compares two configurations: the effect of replacing `old` by `new`.
     ///
     /// # Errors
-    /// One of them cannot be compiled.
+    /// One of the configurations cannot be compiled.
     pub fn between(old: &Config, new: &Config) -> Result<Self, SpecError> {
         let before = old.snapshot(None)?;
         let after = new.snapshot(Some(&before))?;
@@ -384,7 +385,7 @@ impl fmt::Display for Diff {
     }
 }
 
-/// Why the flows of a rule have other places in its table under a new configuration, if they do.
+/// Returns the reason why a new configuration rehashes a rule's table, if it does.
 fn rehashed(old: &Config, new: &Config, was: &Rule, is: &Rule) -> Option<String> {
     if was.distribution != is.distribution {
         let (was, is) = (was.distribution.name(), is.distribution.name());
@@ -399,8 +400,8 @@ fn hash(node: &Node) -> (&'static str, [u64; 3]) {
     (node.hasher.name(), [1, 2, 3].map(of))
 }
 
-/// The vms of a host agent that are at another port: packets for one would reach the other if the devices
-/// stayed as they are.
+/// Returns the vms of a host agent that get another port: without a change of devices, packets
+/// would reach the wrong vm.
 fn vm_moves(old: &Config, new: &Config) -> Vec<String> {
     let (before, now) = (old.vms(), new.vms());
     let before: HashMap<_, _> = before.iter().map(|vm| ((vm.vni, vm.mac), vm)).collect();
@@ -412,7 +413,7 @@ fn vm_moves(old: &Config, new: &Config) -> Vec<String> {
     now.iter().filter_map(moved).collect()
 }
 
-/// The frontend ports of inbound NAT that lead elsewhere.
+/// Returns the frontend ports of inbound NAT that lead elsewhere.
 fn inbound_moves(old: &Config, new: &Config) -> Vec<PortMove> {
     let all = new.inbound_ports();
     let key = |one: &InboundPort| {
@@ -438,7 +439,7 @@ fn inbound_moves(old: &Config, new: &Config) -> Vec<PortMove> {
     moves
 }
 
-/// The SNAT ports that a backend has no longer.
+/// Returns the SNAT ports that backends lose.
 fn outbound_moves(old: &Config, new: &Config) -> Vec<PortMove> {
     type Owners = BTreeMap<IpAddr, Vec<(RangeInclusive<u16>, String)>>;
     let owners = |config: &Config| {
@@ -465,7 +466,7 @@ fn outbound_moves(old: &Config, new: &Config) -> Vec<PortMove> {
             let mut first = u32::from(*ports.start());
             let last = u32::from(*ports.end());
             while first <= last {
-                // The range of the new owner that has this port, or else the next one.
+                // The new owner's range with this port, or else the next range.
                 let next = is.partition_point(|(range, _)| u32::from(*range.end()) < first);
                 let (end, to) = match is.get(next) {
                     Some((range, to)) if u32::from(*range.start()) <= first => {
@@ -490,10 +491,10 @@ fn outbound_moves(old: &Config, new: &Config) -> Vec<PortMove> {
     moves
 }
 
-/// A name, and all else as text.
+/// A name, and the other fields as text.
 type Part = (String, String);
 
-/// A name, and the fields of the item that has it, as text.
+/// The name of an item, and its fields as text.
 type Fields = (String, Vec<(&'static str, String)>);
 
 /// Several values as text.
@@ -517,7 +518,8 @@ fn networks(config: &Config) -> Vec<Fields> {
     fields.collect()
 }
 
-/// Vms that are no backends, each with its network's name, since two networks may have one of a name.
+/// Returns the vms that are no backends, with their networks' names, since vms of two networks may
+/// have the same name.
 fn network_vms(config: &Config) -> Vec<Fields> {
     let or_none = |value: Option<String>| value.unwrap_or_else(|| "none".to_owned());
     let fields = config.network_vms.iter().map(|vm| {

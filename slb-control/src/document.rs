@@ -1,7 +1,7 @@
-//! A TOML document, read field by field; every fault is kept with its line.
+//! A TOML document that is read field by field; each fault is recorded with its line.
 //!
-//! A [`Section`] knows which fields it was asked for: the others are unknown, and reported with
-//! the known name that they resemble.
+//! A [`Section`] records the fields that were read. Other fields are reported as unknown, with the
+//! known name that they resemble.
 
 use std::cell::{OnceCell, RefCell};
 use std::ops::{Range, RangeInclusive};
@@ -21,7 +21,7 @@ pub(crate) type Span = Range<usize>;
 pub(crate) struct Faults<'t> {
     file: &'t str,
     text: &'t str,
-    /// The places of line feeds, once one is asked for.
+    /// The positions of line feeds, found on first use.
     line_feeds: OnceCell<Vec<usize>>,
     errors: RefCell<Vec<ConfigError>>,
 }
@@ -36,7 +36,7 @@ impl<'t> Faults<'t> {
         }
     }
 
-    /// The file, as errors call it.
+    /// Returns the name of the file in errors.
     pub(crate) fn file(&self) -> &'t str {
         self.file
     }
@@ -46,10 +46,10 @@ impl<'t> Faults<'t> {
         self.text
     }
 
-    /// The line that a place is on, from 1.
+    /// Returns the line of a position, counted from 1.
     ///
     /// # Cost
-    /// A binary search, after a walk through the text for the first one.
+    /// A binary search, after one pass over the text for the first call.
     pub(crate) fn line(&self, span: &Span) -> usize {
         let line_feeds = self.line_feeds.get_or_init(|| {
             let bytes = (0..).zip(self.text.bytes());
@@ -79,7 +79,7 @@ impl<'t> Faults<'t> {
         self.errors.borrow().len() < FEW
     }
 
-    /// All faults, by line.
+    /// Returns all faults, sorted by line.
     pub(crate) fn into_errors(self) -> ConfigErrors {
         let mut errors = self.errors.into_inner();
         errors.sort_by_key(|error| error.line);
@@ -120,7 +120,7 @@ impl<'d> Section<'d> {
         self.faults.are_few()
     }
 
-    /// Adds a fault of a field.
+    /// Reports a fault of a field.
     pub(crate) fn fault(&self, span: &Span, field: &str, message: impl Into<String>) {
         let place = match (self.place.is_empty(), field.is_empty()) {
             (true, _) => field.to_owned(),
@@ -139,7 +139,7 @@ impl<'d> Section<'d> {
         self.table.get(field)
     }
 
-    /// A field that has to be there.
+    /// Returns a required field.
     fn require(&self, field: &'static str) -> Option<&'d Spanned<DeValue<'d>>> {
         let value = self.get(field);
         if value.is_none() {
@@ -148,7 +148,7 @@ impl<'d> Section<'d> {
         value
     }
 
-    /// The sections `[[field]]`, each with the name that its errors go by.
+    /// Returns the sections `[[field]]`, each with its name in errors.
     pub(crate) fn sections(&self, field: &'static str) -> Vec<Self> {
         let Some(value) = self.get(field) else {
             return Vec::new();
@@ -157,7 +157,7 @@ impl<'d> Section<'d> {
             self.wrong_type(value, field, "a list of tables");
             return Vec::new();
         };
-        // In `backends = [...]` of a pool they are called "backend".
+        // In `backends = [...]` of a pool, the kind is "backend".
         let kind = field.strip_suffix('s').unwrap_or(field);
         let mut sections = Vec::new();
         for (index, element) in array.iter().enumerate() {
@@ -186,7 +186,7 @@ impl<'d> Section<'d> {
         sections
     }
 
-    /// The section `[field]`, which has to be there.
+    /// Returns the required section `[field]`.
     pub(crate) fn section(&self, field: &'static str) -> Option<Self> {
         let Some(value) = self.get(field) else {
             self.fault(
@@ -228,7 +228,7 @@ impl<'d> Section<'d> {
         }
     }
 
-    /// The section's name, where it has one; no fault where not.
+    /// Returns the section's name, if it has one, without reporting a fault.
     pub(crate) fn peek_name(&self) -> Option<String> {
         self.table
             .get("name")
@@ -236,7 +236,7 @@ impl<'d> Section<'d> {
             .map(str::to_owned)
     }
 
-    /// A string that has to be there, and not empty.
+    /// Reads a required, nonempty string.
     pub(crate) fn name(&self, field: &'static str) -> Option<(String, Span)> {
         let (text, span) = self.as_string(self.require(field)?, field)?;
         if text.is_empty() {
@@ -246,7 +246,7 @@ impl<'d> Section<'d> {
         Some((text.to_owned(), span))
     }
 
-    /// A string that need not be there.
+    /// Reads an optional string.
     pub(crate) fn text(&self, field: &'static str) -> Option<(String, Span)> {
         self.as_string(self.get(field)?, field)
             .map(|(text, span)| (text.to_owned(), span))
@@ -269,7 +269,7 @@ impl<'d> Section<'d> {
         }
     }
 
-    /// A string that has to be there and means something.
+    /// Reads and parses a required string.
     pub(crate) fn required<T>(
         &self,
         field: &'static str,
@@ -279,7 +279,7 @@ impl<'d> Section<'d> {
         self.parse(self.require(field)?, field, expected, parse)
     }
 
-    /// A string that means something, where it is there.
+    /// Reads and parses an optional string.
     pub(crate) fn optional<T>(
         &self,
         field: &'static str,
@@ -300,7 +300,7 @@ impl<'d> Section<'d> {
         array.is_some_and(|array| array.is_empty())
     }
 
-    /// One string or a list of strings, or nothing.
+    /// Reads and parses an optional string or list of strings.
     pub(crate) fn any<T>(
         &self,
         field: &'static str,
@@ -314,7 +314,7 @@ impl<'d> Section<'d> {
         }
     }
 
-    /// One string or a list of strings, at least one.
+    /// Reads and parses a required string or nonempty list of strings.
     pub(crate) fn one_or_more<T>(
         &self,
         field: &'static str,
@@ -343,7 +343,7 @@ impl<'d> Section<'d> {
             .collect()
     }
 
-    /// One of some words; the default where it is not there.
+    /// Reads a choice among words, or returns the default.
     pub(crate) fn choice<T: Copy>(
         &self,
         field: &'static str,
@@ -373,7 +373,7 @@ impl<'d> Section<'d> {
         .map_or(default, |(choice, _)| choice)
     }
 
-    /// One of some words, which has to be there.
+    /// Reads a required choice among words.
     pub(crate) fn required_choice<T: Copy>(
         &self,
         field: &'static str,
@@ -413,7 +413,7 @@ impl<'d> Section<'d> {
         }
     }
 
-    /// A number that has to be there.
+    /// Reads a required number.
     pub(crate) fn required_integer(
         &self,
         field: &'static str,
@@ -422,7 +422,7 @@ impl<'d> Section<'d> {
         self.as_integer(self.require(field)?, field, &range)
     }
 
-    /// A number; the default where it is not there, and nothing where it has a fault.
+    /// Reads a number, or returns the default; returns `None` for a faulty number.
     pub(crate) fn integer(
         &self,
         field: &'static str,
@@ -435,7 +435,7 @@ impl<'d> Section<'d> {
         }
     }
 
-    /// The same, where a fault may leave the default.
+    /// Reads a number, or returns the default, also for a faulty number.
     pub(crate) fn number(
         &self,
         field: &'static str,
@@ -446,7 +446,7 @@ impl<'d> Section<'d> {
             .map_or(default, |(number, _)| number)
     }
 
-    /// All fields of a section whose fields have names of the file's own, and are numbers.
+    /// Reads all fields of a section with arbitrary names and numbers.
     pub(crate) fn numbers(&self, range: RangeInclusive<u64>) -> Vec<(&'d str, u64, Span)> {
         let fields = self.table.iter();
         let numbers = fields.filter_map(|(key, value)| {
@@ -457,7 +457,7 @@ impl<'d> Section<'d> {
         numbers.collect()
     }
 
-    /// True or false; the default where it is not there.
+    /// Reads a boolean, or returns the default.
     pub(crate) fn boolean(&self, field: &'static str, default: bool) -> bool {
         let Some(value) = self.get(field) else {
             return default;
@@ -468,7 +468,7 @@ impl<'d> Section<'d> {
         })
     }
 
-    /// A length of time; the default where it is not there.
+    /// Reads a duration, or returns the default.
     pub(crate) fn duration(
         &self,
         field: &'static str,
@@ -502,7 +502,7 @@ impl<'d> Section<'d> {
     }
 }
 
-/// The known name that a text is most like, if it is like one at all.
+/// Returns the known name that resembles a text most, if any does.
 pub(crate) fn resembling<'n>(text: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     names
         .map(|name| (strsim::damerau_levenshtein(text, name), name))

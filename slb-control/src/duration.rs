@@ -1,8 +1,9 @@
-//! Lengths of time as people write them: `250ms`, `15s`, `4m`, `1h`.
+//! Durations as text: `250ms`, `15s`, `4m`, `1h`.
 
 use std::time::Duration;
 
-/// Reads a whole number and its unit; `None` if it is not that, or more than can be counted.
+/// Parses a whole number and its unit; returns `None` for other text, or if the duration is too
+/// long.
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let unit_at = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(unit_at);

@@ -5,14 +5,14 @@ use std::fmt;
 /// One fault of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// The file, as it was named.
+    /// The file, as given by the user.
     pub file: String,
     /// The line, counted from 1.
     pub line: usize,
     /// The place in the configuration, such as `rule "http": idle_timeout`; empty for the file
     /// itself.
     pub place: String,
-    /// The fault, with the valid values and the one given.
+    /// The fault, with the valid values and the given one.
     pub message: String,
 }
 
@@ -28,7 +28,7 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// All faults of a configuration, by line.
+/// All faults of a configuration, sorted by line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors(pub Vec<ConfigError>);
 

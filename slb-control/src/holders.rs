@@ -1,5 +1,5 @@
-//! Owners of a VIP's ports: inbound NAT leads them to backends, outbound rules let backends call out
-//! from them.
+//! Owners of a VIP's ports: inbound NAT leads ports to backends, and outbound rules assign SNAT
+//! ports to backends.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,7 +17,7 @@ pub struct InboundPort {
     pub rule: String,
     /// The VIP.
     pub address: IpAddr,
-    /// The name of the network that the VIP is private to; `None`: it is public.
+    /// The name of the network that the VIP is private to; `None` for a public VIP.
     pub network: Option<String>,
     /// TCP or UDP.
     pub protocol: Protocol,
@@ -52,7 +52,8 @@ impl fmt::Display for OutboundPorts {
 }
 
 impl Config {
-    /// The frontend ports of all inbound NAT rules and pools, in the order of the file and then of ports.
+    /// Returns the frontend ports of all inbound NAT rules and pools, in the order of the file and
+    /// then of ports.
     pub fn inbound_ports(&self) -> Vec<InboundPort> {
         let mut all = Vec::new();
         for nat in &self.inbound_nat {
@@ -87,13 +88,14 @@ impl Config {
         all
     }
 
-    /// The SNAT ports of each backend, VIP by VIP in the order of the file, each in the order of its ports.
+    /// Returns the SNAT ports of each backend, VIP by VIP in the order of the file, each in the
+    /// order of its ports.
     pub fn outbound_ports(&self) -> Vec<OutboundPorts> {
         let mut all: Vec<OutboundPorts> = Vec::new();
         self.with_spec(|spec| {
             for (place, frontend) in self.frontends.iter().enumerate() {
                 let mut known: HashMap<(usize, usize), usize> = HashMap::new();
-                // A configuration that was found good has enough.
+                // A valid configuration has enough ports.
                 let _ = spec.outbound_ports(place, |pool, backend, first, last| {
                     let range = first..=last;
                     if let Some(own) = known

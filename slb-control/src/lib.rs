@@ -1,5 +1,5 @@
-//! The parts of a balancer beside its dataplane, with `std`: its configuration, and the health of
-//! backends.
+//! The parts of a balancer outside of its dataplane, which need `std`: its configuration, and the
+//! health of backends.
 //!
 //! ```
 //! let text = r#"

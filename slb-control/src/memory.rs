@@ -1,14 +1,14 @@
-//! Memory for large tables: on huge pages, where the kernel has them to give, so that a random flow
-//! costs no TLB miss beside its cache miss.
+//! Memory for large tables, on huge pages if the kernel provides them, so that a random flow costs
+//! no TLB miss in addition to its cache miss.
 
 use memmap2::{Advice, MmapMut};
 use slb_core::mem::{Arena, Boxes, Line, Mem, Memory};
 
-/// A mapping of its own for each large table, never unmapped; boxes for the others.
+/// A separate mapping for each large table, never unmapped, and boxes for the others.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HugePages;
 
-/// Below this a table is not worth a mapping.
+/// The minimum size of a table for a separate mapping.
 const LARGE: usize = 2 << 20;
 
 impl Memory<'static> for HugePages {
@@ -18,7 +18,7 @@ impl Memory<'static> for HugePages {
             return Boxes.take(count, fill);
         }
         let map = MmapMut::map_anon(bytes.next_multiple_of(LARGE)).ok()?;
-        // Without huge pages it is as good as any memory.
+        // Without huge pages, the mapping is still usable.
         let _: std::io::Result<()> = map.advise(Advice::HugePage);
         let bytes = &mut Box::leak(Box::new(map))[..];
         Arena::new(Line::from_leaked(bytes)).take(count, fill)

@@ -1,4 +1,5 @@
-//! Passive health: who takes no connections gets no new flows, whatever its probes say.
+//! Passive health: a backend that accepts no connections gets no new flows, regardless of its
+//! probes.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,7 +10,7 @@ use slb_core::stats::BackendCounters;
 
 use crate::config::{Backend, Config, Pool, Role};
 
-/// A backend that turned.
+/// A backend whose health has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Turned {
     /// Name of the pool.
@@ -20,16 +21,16 @@ pub struct Turned {
     pub condition: Condition,
 }
 
-/// The backends of all pools that say `passive_failures`, judged by what becomes of their traffic.
+/// The passive health of the backends of all pools with `passive_failures`.
 ///
-/// No more than half of a pool is taken out: if most of it fails, something else is amiss, and less
+/// At most half of a pool is taken out: if most of it fails, the cause lies elsewhere, and less
 /// capacity would not help.
 #[derive(Debug, Default)]
 pub struct PassiveHealth {
     watched: HashMap<Watched, Passive>,
 }
 
-/// A backend with another address is another one.
+/// A backend with another address counts as another backend.
 type Watched = (String, String, IpAddr);
 
 fn key(pool: &Pool, backend: &Backend) -> Watched {
@@ -37,15 +38,16 @@ fn key(pool: &Pool, backend: &Backend) -> Watched {
 }
 
 impl PassiveHealth {
-    /// Returns true if a configuration has a pool that is watched. A host agent watches none: only
-    /// the node that chooses backends does.
+    /// Returns true if a configuration has a pool with passive health. A host agent watches none:
+    /// only the node that chooses backends does.
     pub fn watches(config: &Config) -> bool {
         let is_any = config.pools.iter().any(|pool| pool.passive.is_some());
         is_any && config.node.role != Role::Host
     }
 
-    /// Judges all backends of a configuration by their counters as they are now, given by the pool's and
-    /// the backend's place; returns those that turned. To be called about each second.
+    /// Updates the health of all backends of a configuration by their present counters, which are
+    /// looked up by the pool's and the backend's index; returns the backends whose health has
+    /// changed. Call it about once a second.
     pub fn note(
         &mut self,
         now: Instant,
@@ -73,9 +75,9 @@ impl PassiveHealth {
         turned
     }
 
-    /// Writes into a configuration who is not well, for all rules of the pool: traffic is not asked
-    /// whose rule it was. Of each pool these are at most half of the backends that would get new
-    /// flows of any rule, those that failed first.
+    /// Marks the unhealthy backends in a configuration, for all rules of their pools, since traffic
+    /// is not counted by rule. In each pool, marks at most half of the backends that would get new
+    /// flows of any rule: those that failed first.
     pub fn apply(&self, config: &mut Config) {
         for at in 0..config.pools.len() {
             if config.pools[at].passive.is_none() {

@@ -1,4 +1,4 @@
-//! `[[port]]` and `[[source_rewrite]]`: where a proxy's clients and backends are.
+//! `[[port]]` and `[[source_rewrite]]`: the ports of a proxy's clients and backends.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -12,9 +12,9 @@ use crate::document::{Faults, Section, Span};
 /// Side of a proxy that a port is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortKind {
-    /// Clients.
+    /// The side of the clients.
     Frontend,
-    /// Backends.
+    /// The side of the backends.
     Backend,
 }
 
@@ -25,14 +25,14 @@ pub struct Port {
     pub name: String,
     /// Side that the port is on.
     pub kind: PortKind,
-    /// The number of frontend ports: the same at all ports that have it.
+    /// The number of frontend ports; all ports with this field have to agree.
     pub mode: Option<PortMode>,
-    /// The address of who is at a frontend port.
+    /// The address of the client at a frontend port.
     pub address: Option<Ipv4Addr>,
     pub(crate) span: Span,
 }
 
-/// The ports of a proxy, numbered in the order in which they stand.
+/// The ports of a proxy, numbered in the order of the file.
 #[derive(Clone, Debug)]
 pub struct Ports {
     /// `[[port]]`; without any, `frontend` and `backend`.
@@ -49,7 +49,7 @@ impl Ports {
         said.unwrap_or_default()
     }
 
-    /// The number of the port of a name.
+    /// Returns the number of the port with a name.
     pub fn by_name(&self, name: &str) -> Option<PortId> {
         let place = self.all.iter().position(|port| port.name == name)?;
         Some(PortId(place as u16))
@@ -71,7 +71,7 @@ impl Ports {
         numbered.filter(move |(_, port)| port.kind == kind)
     }
 
-    /// The frontend ports as the dataplane's own.
+    /// Returns the frontend ports in the dataplane's type.
     pub(crate) fn frontends(&self) -> Vec<FrontendPort> {
         let spec = |(port, of): (PortId, &Port)| FrontendPort {
             port,
@@ -80,7 +80,7 @@ impl Ports {
         self.of(PortKind::Frontend).map(spec).collect()
     }
 
-    /// The ports as the dataplane's own.
+    /// Returns the ports in the dataplane's type.
     pub(crate) fn spec<'a>(&'a self, frontends: &'a [FrontendPort]) -> ProxyPorts<'a> {
         ProxyPorts {
             mode: self.mode(),
@@ -183,7 +183,7 @@ fn read_source_rewrite(section: Section<'_>) -> Option<(SourceRewrite, Span)> {
     Some((rewrite?, span))
 }
 
-/// A range: its first address, and how many bits its addresses have in common.
+/// Parses a range: its first address, and the number of bits that its addresses share.
 fn range(text: &str) -> Option<(IpAddr, u8)> {
     let (address, len) = match text.split_once('/') {
         Some((address, len)) => (address.parse().ok()?, Some(len.parse().ok()?)),
@@ -194,7 +194,7 @@ fn range(text: &str) -> Option<(IpAddr, u8)> {
     (len <= most).then_some((address, len))
 }
 
-/// Adds the faults of ports that are good each for itself.
+/// Reports contradictions between ports that are valid by themselves.
 pub(crate) fn check(ports: &Ports, faults: &Faults<'_>) {
     let first = ports.all.iter().find(|port| port.mode.is_some());
     let mode = ports.mode();

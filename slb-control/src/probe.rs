@@ -1,11 +1,11 @@
-//! Probes: are the backends well?
+//! Health probes of backends.
 //!
-//! [`Asker`] asks one backend once, by TCP, HTTP or HTTPS; [`Prober`] asks all of a configuration, each
-//! in its time, and says when one turns. When a backend has turned is
-//! [`slb_core::health`]'s to decide.
+//! [`Asker`] probes one backend once, by TCP, HTTP or HTTPS. [`Prober`] probes all backends of a
+//! configuration at their intervals, and reports changes of health, which [`slb_core::health`]
+//! derives from the results.
 //!
-//! Backends are not trusted: an answer has to come within the probe's timeout, at most 16 KiB of
-//! its headers are read, and nothing of its body.
+//! Backends are not trusted: an answer has to arrive within the probe's timeout, and the prober
+//! reads at most 16 KiB of its headers, and none of its body.
 
 mod ask;
 mod prober;
@@ -28,13 +28,12 @@ pub use vms::{ProberEnd, VmPort, WorkerEnd, way};
 
 use crate::config::{Config, Probe, Role, Vm};
 
-/// A backend's address, and how it is asked.
+/// A backend's address, and its probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// The backend's address.
     pub address: IpAddr,
-    /// The network that the address is of: another network's backend of the same address is
-    /// another one.
+    /// The network of the address: backends of two networks may have the same address.
     pub vni: Vni,
     /// The port of the vm, if the target is a host agent's own; `None` if the kernel routes to it.
     pub vm: Option<VmPort>,
@@ -42,12 +41,12 @@ pub struct Target {
     pub probe: Probe,
 }
 
-/// A backend: its pool's name and its own.
+/// The name of a backend: its pool's name and its own.
 pub type BackendName = (String, String);
 
-/// Targets of probes: each address of a network once for each probe that a rule of one of its pools
-/// names; and which backends it is. A host agent asks the vms of its own machine, through their
-/// ports.
+/// Returns the targets of probes, with the backends of each: each address of a network once for
+/// each probe that a rule of one of its pools names. A host agent probes the vms of its own
+/// machine, through their ports.
 pub fn targets(config: &Config) -> Vec<(Target, Vec<BackendName>)> {
     let mut all: BTreeMap<(usize, u32, IpAddr), (Target, Vec<BackendName>)> = BTreeMap::new();
     let is_host = config.node.role == Role::Host;
@@ -57,7 +56,7 @@ pub fn targets(config: &Config) -> Vec<(Target, Vec<BackendName>)> {
     for (pool, probe) in probed.filter(|_| config.node.probing) {
         let pool = &config.pools[pool];
         let used = pool.backends.iter().filter(|backend| {
-            // One that the configuration says is not to be used is not asked.
+            // Backends that are down by configuration are not probed.
             backend.state != BackendState::Down && (!is_host || config.node.is(backend.host))
         });
         for backend in used {

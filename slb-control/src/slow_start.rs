@@ -1,5 +1,5 @@
-//! Slow start: a backend that has recovered gets its share of new flows little by little, where its
-//! pool says `slow_start`.
+//! Slow start: a recovered backend gradually gets its share of new flows, if its pool has
+//! `slow_start`.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,14 +9,14 @@ use slb_core::spec::BackendState;
 
 use crate::config::Config;
 
-/// A backend, and the probe that it recovered by: the names of its pool, of the probe, and its own.
-/// Without a probe it recovered in its own state, which all rules go by.
+/// A recovered backend: the names of its pool, of the probe that it failed before, and its own.
+/// Without a probe, the backend recovered in its own state, which applies to all rules.
 type Recovering = (String, Option<String>, String);
 
-/// The backends that are on their way to their whole weight.
+/// The backends that are ramping up to their full weight.
 ///
-/// A backend recovers for the rules that go by one probe, and gets its share of their new flows
-/// little by little; what it gets of other rules stays as it was.
+/// A backend recovers for the rules that use one probe, and gradually gets its share of their new
+/// flows; its share of other rules' flows does not change.
 #[derive(Debug, Default)]
 pub struct SlowStart {
     ramps: HashMap<Recovering, Ramp>,
@@ -26,9 +26,9 @@ pub struct SlowStart {
 }
 
 impl SlowStart {
-    /// Lowers the weights of those that have recovered since the last configuration that was given here,
-    /// with what probes say in it. While one of a pool is on its way, weights of the pool are counted
-    /// in tenths of what they were.
+    /// Lowers the weights of backends that have recovered since the last configuration, which
+    /// includes the health by probes. While a backend of a pool is ramping up, the pool's weights
+    /// are scaled by ten.
     pub fn apply(&mut self, now: Instant, config: &mut Config) {
         self.applied = now;
         let before = (
@@ -37,12 +37,12 @@ impl SlowStart {
         );
         let by_probe = config.probed_pools().into_iter();
         let by_state = (0..config.pools.len()).map(|pool| (pool, None));
-        // Weights by probes first: they are tenths of the pool's own.
+        // Weights by probes come first, as tenths of the pool's own weights.
         let all = by_probe.map(|(pool, probe)| (pool, Some(probe)));
         for (at, probe) in all.chain(by_state) {
             let steps = self.steps(now, config, at, probe, &before);
-            // Then the rules of a probe go by the weights of the pool: who is on the way there, is on
-            // the way here, or fails the probe.
+            // Then the rules of the probe use the weights of the pool: each backend that is ramping
+            // up for the probe is also ramping up in the pool, or fails the probe.
             if steps.iter().all(|&step| step == RAMP_STEPS) {
                 continue;
             }
@@ -61,7 +61,7 @@ impl SlowStart {
         }
     }
 
-    /// How far each backend of a pool is, by a probe or by its own state.
+    /// Returns the step of each backend of a pool, by a probe or by its own state.
     fn steps(
         &mut self,
         now: Instant,
@@ -96,8 +96,8 @@ impl SlowStart {
         steps
     }
 
-    /// Returns the time of a backend's next step after the last configuration, which is then to be
-    /// applied again.
+    /// Returns the time of the next step of any backend; apply the configuration again at that
+    /// time.
     pub fn due(&self) -> Option<Instant> {
         self.ramps
             .values()

@@ -18,10 +18,10 @@ use crate::config::{
 use crate::document::{Faults, Section, Span, list, resembling};
 use crate::ports;
 
-/// Names that a message lists at most.
+/// The maximum number of names in a message.
 const FEW_NAMES: usize = 20;
 
-/// Names of sections of one kind, which are found in constant time.
+/// Names of sections of one kind, with lookup in constant time.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     all: Vec<String>,
@@ -29,7 +29,7 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// All names, in their order.
+    /// Returns all names, in order.
     pub(crate) fn all(&self) -> &[String] {
         &self.all
     }
@@ -46,7 +46,7 @@ impl FromIterator<String> for Names {
     }
 }
 
-/// The place of the section that a field names.
+/// Returns the index of the section that a field names.
 pub(crate) fn refer(
     section: &Section<'_>,
     field: &'static str,
@@ -75,8 +75,8 @@ pub(crate) fn refer(
     place
 }
 
-/// Adds a fault where a configuration is larger than one that is checked and compiled in a few seconds, and
-/// says so.
+/// Reports a configuration that is too large to be checked and compiled in a few seconds; returns
+/// true if it is.
 pub(crate) fn is_too_large(config: &Config, faults: &Faults<'_>) -> bool {
     let places = config.frontends.iter().map(|frontend| &frontend.span);
     if let Some(span) = places.clone().nth(MOST_RULES) {
@@ -134,7 +134,7 @@ pub(crate) fn is_too_large(config: &Config, faults: &Faults<'_>) -> bool {
     false
 }
 
-/// Adds all faults of a configuration whose sections are good each for itself.
+/// Reports all faults of a configuration whose sections are valid by themselves.
 pub(crate) fn check(config: &Config, faults: &Faults<'_>) {
     unique(
         faults,
@@ -214,7 +214,7 @@ fn check_rules(config: &Config, faults: &Faults<'_>) {
     }
 }
 
-/// The first rule of each frontend that takes all ports.
+/// Returns the first HA-ports rule of each frontend.
 fn ha_ports(config: &Config) -> HashMap<usize, &Rule> {
     let mut all = HashMap::new();
     for rule in config
@@ -227,8 +227,8 @@ fn ha_ports(config: &Config) -> HashMap<usize, &Rule> {
     all
 }
 
-/// A mux asks backends by their addresses, and there is one way to an address: it cannot tell the
-/// backends of two networks apart that have one.
+/// Checks that a mux need not probe backends of two networks with the same address: it probes by
+/// address, and has one route to each.
 fn check_probed_networks(config: &Config, faults: &Faults<'_>) {
     if config.node.role != Role::Mux || !config.node.probing {
         return;
@@ -245,7 +245,7 @@ fn check_probed_networks(config: &Config, faults: &Faults<'_>) {
     for pool in probed.filter_map(|pool| config.pools.get(pool)) {
         for backend in &pool.backends {
             let key = (pool.vni, backend.address);
-            // A backend that has the address of its own VIP is reported as such.
+            // A backend with the address of its own VIP is reported elsewhere.
             if let Some(frontend) = vips.get(&backend.address)
                 && vnis.contains(&pool.vni)
                 && !led.contains_key(&key)
@@ -295,7 +295,8 @@ fn check_nat(config: &Config, faults: &Faults<'_>) {
     check_overlaps(config, faults);
 }
 
-/// No two take one port of a frontend. Of those that an inbound NAT rule or pool overlaps, a few are named.
+/// Checks that no two rules use the same port of a frontend. Names a few of the rules that an
+/// inbound NAT rule or pool overlaps.
 ///
 /// # Cost
 /// Proportional to the number of rules and its logarithm.
@@ -314,7 +315,7 @@ fn check_overlaps(config: &Config, faults: &Faults<'_>) {
         let of = rules.entry((rule.frontend, rule.protocol)).or_default();
         of.entry(rule.frontend_port).or_insert(rule);
     }
-    // By their first ports, those that overlap none before them.
+    // By their first ports, the ranges that do not overlap earlier ones.
     let mut apart: HashMap<(usize, Protocol), BTreeMap<u16, &InboundNat>> = HashMap::new();
     for nat in &config.inbound_nat {
         let ports = nat.ports();
@@ -348,7 +349,7 @@ fn check_overlaps(config: &Config, faults: &Faults<'_>) {
     }
 }
 
-/// HA-ports rules leave no ports to outbound rules.
+/// Checks outbound rules against HA-ports rules, which leave them no ports.
 fn check_outbound(config: &Config, faults: &Faults<'_>) {
     let ha_ports = ha_ports(config);
     for rule in &config.outbound {

@@ -1,4 +1,4 @@
-//! A single probe, and the verdict on its answer.
+//! A single probe, and the evaluation of its answer.
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -28,22 +28,22 @@ use crate::config::ProbeProtocol;
 /// Limit on the headers of an answer, in bytes.
 const MOST_HEADERS: usize = 16 << 10;
 
-/// Why an answer is none, or not a good one.
+/// The reason why a probe failed.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ProbeFailure {
-    /// Nothing came in time.
+    /// There was no answer in time.
     Timeout(Duration),
-    /// There is no connection to be had.
+    /// The connection failed.
     Connect(io::Error),
     /// The server does not speak TLS, or its certificate is not trusted.
     Tls(io::Error),
-    /// The answer is no HTTP, or too long.
+    /// The answer is not HTTP, or too long.
     Http(hyper::Error),
-    /// The server answered by HTTP, and not 200.
+    /// The server answered with a status other than 200.
     Status(StatusCode),
-    /// This node could not ask: too many files are open, an address or memory is missing. Says nothing about
-    /// the backend.
+    /// This node could not send the probe, for example because of too many open files, or for lack
+    /// of an address or memory. This proves nothing about the backend.
     Own(io::Error),
 }
 
@@ -53,7 +53,7 @@ impl ProbeFailure {
         matches!(self, Self::Own(_))
     }
 
-    /// No connection, by the fault of the node or of the backend.
+    /// Makes the failure of a connection, caused by this node or by the backend.
     fn of_connecting(error: io::Error) -> Self {
         match error.raw_os_error() {
             Some(number) if OWN_ERRORS.contains(&number) => Self::Own(error),
@@ -64,7 +64,8 @@ impl ProbeFailure {
 
 const EADDRINUSE: i32 = 98;
 
-/// Errors of a connection that are this node's own: errno(3) of Linux. EPERM is a packet filter's here.
+/// Errors of a connection that this node causes: errno(3) of Linux. EPERM comes from a packet
+/// filter.
 const OWN_ERRORS: [i32; 10] = [
     1,  // EPERM
     12, // ENOMEM
@@ -100,14 +101,14 @@ impl std::error::Error for ProbeFailure {
     }
 }
 
-/// Asks backends. Cheap to clone.
+/// Sends single probes to backends. Cheap to clone.
 #[derive(Clone)]
 pub struct Asker {
-    /// The addresses to ask from, one of each family.
+    /// The source addresses, one of each family.
     sources: Vec<IpAddr>,
-    /// The interface that connections go out by; `None`: as the kernel routes them.
+    /// The interface for connections; `None` for the kernel's routes.
     device: Option<String>,
-    /// The ports that connections come from; `None`: as the kernel chooses them.
+    /// The source ports of connections; `None` for the kernel's choice.
     ports: Option<Arc<Ports>>,
     /// The way to the vms of a host agent; other roles have none.
     vms: Option<Vms>,
@@ -129,19 +130,19 @@ impl Asker {
         }
     }
 
-    /// Sends probes by an interface, whatever the kernel's routes choose.
+    /// Sends probes by an interface, regardless of the kernel's routes.
     pub(super) fn by_device(self, device: Option<&str>) -> Self {
         let device = device.map(str::to_owned);
         Self { device, ..self }
     }
 
-    /// Sends probes from some ports, each in its turn.
+    /// Sends probes from some ports in turn.
     pub(super) fn by_ports(self, ports: RangeInclusive<u16>) -> Self {
         let ports = Some(Arc::new(Ports::new(ports)));
         Self { ports, ..self }
     }
 
-    /// Asks as a host agent does, which has a way to its vms of its own.
+    /// Makes an asker that probes a host agent's vms through their ports.
     pub(super) fn through(vms: Vms) -> Self {
         Self {
             vms: Some(vms),
@@ -149,10 +150,10 @@ impl Asker {
         }
     }
 
-    /// Asks once. To be called within a tokio runtime.
+    /// Sends one probe. Call it within a tokio runtime.
     ///
     /// # Errors
-    /// It is not well, and why.
+    /// The reason why the probe failed.
     pub async fn ask(&self, target: &Target) -> Result<(), ProbeFailure> {
         let most = target.probe.timeout;
         let answer = timeout(most, self.converse(target)).await;
@@ -170,20 +171,20 @@ impl Asker {
         let stream = self.connect(target).await;
         let stream = stream.map_err(ProbeFailure::of_connecting)?;
         if target.probe.protocol == ProbeProtocol::Tcp {
-            // It ends with a RST: no TIME-WAIT is kept for it at either end.
+            // The connection ends with a RST, so that no end keeps a TIME-WAIT state.
             let _: io::Result<()> = stream.set_zero_linger();
         }
         self.speak(stream, target).await
     }
 
-    /// Sends the probe's request over the connection, and judges the answer.
+    /// Sends the probe's request over the connection, and evaluates the answer.
     async fn speak<S>(&self, stream: S, target: &Target) -> Result<(), ProbeFailure>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let probe = &target.probe;
         match probe.protocol {
-            ProbeProtocol::Tcp => Ok(()), // the handshake is all
+            ProbeProtocol::Tcp => Ok(()), // the handshake suffices
             ProbeProtocol::Http => get(stream, target).await,
             ProbeProtocol::Https => {
                 let connector = match probe.verify_certificate {
@@ -237,23 +238,23 @@ impl fmt::Debug for Asker {
     }
 }
 
-/// Ports that connections come from, each in its turn.
+/// Source ports of connections, used in turn.
 struct Ports {
     all: RangeInclusive<u16>,
     turn: AtomicU32,
 }
 
 impl Ports {
-    /// Ports that are in use by others, and passed over for one connection.
+    /// The maximum number of ports in use that are skipped for one connection.
     const MOST_IN_USE: u32 = 64;
 
-    /// The first turn is any port's, so that a process that was started again calls from others.
+    /// Starts with a random port, so that a restarted process uses other ports.
     fn new(all: RangeInclusive<u16>) -> Self {
         let turn = AtomicU32::new(RandomState::new().hash_one(0) as u32);
         Self { all, turn }
     }
 
-    /// Binds a socket to an address and the next port that nobody uses.
+    /// Binds a socket to an address and the next unused port.
     fn bind(&self, socket: &TcpSocket, address: IpAddr) -> io::Result<()> {
         let count = u32::from(self.all.end() - self.all.start()) + 1;
         for _ in 0..Self::MOST_IN_USE {
@@ -268,7 +269,7 @@ impl Ports {
     }
 }
 
-/// Asks for the path, and looks at the status.
+/// Requests the path, and checks the status.
 async fn get<S>(stream: S, target: &Target) -> Result<(), ProbeFailure>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -278,7 +279,7 @@ where
         IpAddr::V4(address) => address.to_string(),
         IpAddr::V6(address) => format!("[{address}]"),
     });
-    // A port that is not the scheme's own is part of it (RFC 9110 §7.2, §4.2).
+    // The `Host` header includes the port unless it is the scheme's default (RFC 9110 §7.2, §4.2).
     let usual = match probe.protocol {
         ProbeProtocol::Https => 443,
         ProbeProtocol::Http | ProbeProtocol::Tcp => 80,
@@ -291,14 +292,14 @@ where
         .header("user-agent", concat!("slb/", env!("CARGO_PKG_VERSION")))
         .header("connection", "close")
         .body(Empty::<Bytes>::new());
-    // The configuration was checked: what can be wrong with a path or a host, it says.
+    // The configuration's validation has checked the path and the host.
     let Ok(request) = request else {
         let error = io::Error::new(io::ErrorKind::InvalidInput, "no path or host of HTTP");
         return Err(ProbeFailure::Connect(error));
     };
     let connection = http1::Builder::new()
         .max_buf_size(MOST_HEADERS)
-        // The shortest takes four bytes: what the buffer holds is what bounds them.
+        // The shortest header takes four bytes, so the buffer's size is the actual limit.
         .max_headers(MOST_HEADERS / 4)
         .handshake(TokioIo::new(stream));
     let (mut sender, connection) = connection.await.map_err(ProbeFailure::Http)?;
@@ -306,7 +307,7 @@ where
     let mut connection = pin!(connection);
     let answer = tokio::select! {
         answer = &mut answer => answer,
-        // However it ended: what came before is an answer.
+        // The connection may end in any way; an earlier answer is still valid.
         _ = &mut connection => answer.await,
     };
     match answer.map_err(ProbeFailure::Http)?.status() {

@@ -1,4 +1,4 @@
-//! All backends of a configuration, each asked in its time.
+//! Probing of all backends of a configuration, each at its interval.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -20,65 +20,68 @@ use super::vms::Vms;
 use super::{Asker, BackendName, ProbeFailure, ProberEnd, Target, targets};
 use crate::config::Config;
 
-/// Probes go out at multiples of this: those that are due together cost one awakening.
+/// Probes are sent at multiples of this duration, so that probes that are due together cost one
+/// wakeup.
 const GRAIN: Duration = Duration::from_millis(20);
-/// Within which new backends are asked for the first time, and after which again where they do not answer.
+/// The time within which new backends are first probed, and after which they are probed again if
+/// they do not answer.
 const SOON: Duration = Duration::from_secs(1);
-/// Connections at once, unless it is said otherwise.
+/// The default limit of simultaneous connections.
 const MOST_SOCKETS: usize = 512;
-/// Connections to the backends of one pool at once: however many are silent, others are asked in time.
+/// The limit of simultaneous connections to one pool, so that silent backends do not delay the
+/// probes of other pools.
 const MOST_OF_A_POOL: usize = 256;
 
-/// A backend that turned.
+/// A backend whose health has changed.
 #[derive(Clone, Debug)]
 pub struct Change {
     /// Address of the backend.
     pub address: IpAddr,
-    /// The port that is asked.
+    /// The probed port.
     pub port: u16,
-    /// The backends that it is.
+    /// The backends with this address.
     pub backends: Vec<BackendName>,
     /// The probe's name.
     pub probe: String,
     /// The present health.
     pub condition: Condition,
-    /// The fault of its last answer, if it is unhealthy.
+    /// The fault of the last answer, if the backend is unhealthy.
     pub why: String,
 }
 
-/// Asks the backends of a configuration, in a thread of its own. Dropped, it asks no more.
+/// Probes the backends of a configuration, in a separate thread, until it is dropped.
 #[derive(Debug)]
 pub struct Prober {
     runtime: Handle,
     asker: Asker,
     begin: Clock,
-    /// By number.
+    /// The targets by number.
     asked: BTreeMap<u64, Asked>,
     tell: Sender<(u64, Told)>,
     told: Receiver<(u64, Told)>,
     next: u64,
-    /// Connections at once, of all.
+    /// The limit on all simultaneous connections.
     places: Arc<Semaphore>,
     /// Limit on the probes of each pool.
     by_pool: HashMap<String, Arc<Semaphore>>,
-    /// Why this node could not ask, since that was last asked for.
+    /// The reason why this node could not send a probe since the last call of `take_trouble`.
     trouble: Option<String>,
     tallies: ProbeTallies,
-    /// The runtime's thread ends when this goes.
+    /// Dropping this ends the runtime's thread.
     _stop: tokio::sync::oneshot::Sender<()>,
 }
 
 /// A message about a target's probes.
 enum Told {
-    /// The first probe has come to an end.
+    /// The first probe has ended.
     Asked,
-    /// A backend has turned.
+    /// A backend's health has changed.
     Turned(Change),
-    /// This node could not ask, and why.
+    /// This node could not send a probe, for this reason.
     CouldNotAsk(String),
 }
 
-/// A target that is asked.
+/// A probed target.
 #[derive(Debug)]
 struct Asked {
     target: Target,
@@ -86,17 +89,17 @@ struct Asked {
     condition: Condition,
     /// True if its first probe has ended.
     is_known: bool,
-    /// Differs from those of earlier targets, whose changes may still be on their way.
+    /// A number that differs from those of earlier targets, whose changes may still be queued.
     number: u64,
     tally: Arc<Tally>,
     task: JoinHandle<()>,
 }
 
 impl Prober {
-    /// Starts a prober that asks from `sources`, as [`Asker::new`] does, without targets yet.
+    /// Starts a prober without targets, with the source addresses `sources`, as for [`Asker::new`].
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// The thread cannot be started.
     pub fn start(sources: &[IpAddr]) -> io::Result<Self> {
         Self::with(Asker::new(sources), None)
     }
@@ -105,7 +108,7 @@ impl Prober {
     /// yet.
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// The thread cannot be started.
     pub fn through_vms(way: ProberEnd) -> io::Result<Self> {
         let vms = Vms::new(way);
         Self::with(Asker::through(vms.clone()), Some(vms))
@@ -142,16 +145,16 @@ impl Prober {
         })
     }
 
-    /// Limits the connections that are open at once. Call it before the first probe.
+    /// Limits the number of simultaneous connections. Call it before the first probe.
     #[must_use]
     pub fn with_sockets(mut self, most: usize) -> Self {
         self.places = Arc::new(Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS)));
         self
     }
 
-    /// Asks the backends of a configuration from now on. Those that were asked the same way before
-    /// go on as they were. New ones are asked for the first time within a second, not all at once; they are
-    /// taken as well until then, and as the first answer says from then on.
+    /// Probes the backends of a configuration from now on. Backends with an unchanged probe keep
+    /// their state. New backends are first probed within a second, not all at once; until then they
+    /// count as healthy, and afterwards by the first answer.
     pub fn set(&mut self, config: &Config) {
         let key = |target: &Target| (target.address, target.vni.get(), target.probe.name.clone());
         let old = std::mem::take(&mut self.asked).into_values();
@@ -214,7 +217,8 @@ impl Prober {
         }
     }
 
-    /// A backend that has turned since the last call, if there is one. Does not wait.
+    /// Returns a change of a backend's health since the last call, if there is one, without
+    /// waiting.
     pub fn changed(&mut self) -> Option<Change> {
         loop {
             let (number, told) = match self.told.try_recv() {
@@ -243,15 +247,16 @@ impl Prober {
         unknown.count()
     }
 
-    /// Why this node could not ask a backend, if that happened since the last call. The backends are then
-    /// taken as they were.
+    /// Returns the reason why this node could not send a probe, if that has happened since the last
+    /// call. The health of backends is unchanged in that case.
     pub fn take_trouble(&mut self) -> Option<String> {
         self.trouble.take()
     }
 
-    /// Takes down in a configuration who fails which probe, for the rules that go by it. Where all
-    /// backends of a pool that would get new flows fail a probe with
-    /// [`NoHealthyBackends::UseAll`](crate::config::NoHealthyBackends::UseAll), its rules go on as if none did.
+    /// Records in a configuration which backends fail which probe, for the rules that use the
+    /// probe. If all backends of a pool that would get new flows fail a probe with
+    /// [`NoHealthyBackends::UseAll`](crate::config::NoHealthyBackends::UseAll), its rules continue
+    /// as if none failed.
     pub fn apply(&self, config: &mut Config) {
         let sick: HashSet<_> = self.failing().collect();
         config.set_failing(|pool, probe, backend| {
@@ -259,7 +264,7 @@ impl Prober {
         });
     }
 
-    /// The backends that fail: pool, probe and name of each.
+    /// Yields the failing backends: pool, probe and name of each.
     pub fn failing(&self) -> impl Iterator<Item = (&str, &str, &str)> {
         let failing = self
             .asked
@@ -278,7 +283,7 @@ impl Prober {
     }
 }
 
-/// The life of one target's probes.
+/// The task that probes one target.
 struct One {
     number: u64,
     tally: Arc<Tally>,
@@ -292,13 +297,13 @@ struct One {
 
 impl One {
     async fn run(self) {
-        // Whoever is told of it may have gone.
+        // The receiver may be gone.
         let _ = self.ask_for_ever().await;
     }
 
     async fn ask_for_ever(&self) -> Option<()> {
         let probe = &self.target.probe;
-        // Spread over the interval, whenever it was asked first.
+        // Probes are spread over the interval, independent of the first one.
         let mut next = jitter(self.now(), probe.interval, self.number as u32);
         let condition = self.begin().await?;
         while next < self.now() + probe.interval / 2 {
@@ -332,8 +337,8 @@ impl One {
         }
     }
 
-    /// Asks for the first time: the first answer tells. A backend that does not answer well is asked again
-    /// soon, as often as its threshold says: it may just be starting.
+    /// Sends the first probe, whose result decides. A failing backend, which may just be starting,
+    /// is probed again soon, up to its threshold.
     async fn begin(&self) -> Option<Condition> {
         let probe = &self.target.probe;
         let pause = probe.interval.min(SOON);
@@ -351,7 +356,7 @@ impl One {
                 Ok(()) => true,
                 Err(failure) if failure.is_own() => {
                     self.tell(Told::CouldNotAsk(failure.to_string()))?;
-                    true // as it was
+                    true // unchanged
                 }
                 Err(failure) => {
                     if condition == Condition::Healthy {
@@ -375,7 +380,7 @@ impl One {
         Some(condition)
     }
 
-    /// Asks once, and counts the answer.
+    /// Sends one probe, and counts the result.
     async fn ask(&self) -> Result<(), ProbeFailure> {
         let begin = Clock::now();
         let answer = self.asker.ask(&self.target).await;
@@ -383,7 +388,7 @@ impl One {
         answer
     }
 
-    /// Waits for a place among the connections of the pool and of all.
+    /// Waits for a permit for a connection of the pool and among all connections.
     async fn places(&self) -> Option<[OwnedSemaphorePermit; 2]> {
         let [of_pool, of_all] = &self.places;
         let of_pool = Arc::clone(of_pool).acquire_owned().await.ok()?;
@@ -396,7 +401,7 @@ impl One {
         self.tell(Told::Turned(Change {
             address: self.target.address,
             port: probe.port,
-            backends: Vec::new(), // whoever is told knows
+            backends: Vec::new(), // filled in by the receiver
             probe: probe.name.clone(),
             condition,
             why: failure

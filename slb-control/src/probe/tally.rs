@@ -1,4 +1,4 @@
-//! Counts of probes, and how long their answers took.
+//! Counts of probes, and the durations of their answers.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,15 +22,16 @@ pub const PROBE_CLASSES: [Duration; 8] = [
 /// Probes of one backend so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProbeCounts {
-    /// Answers that were good.
+    /// Number of successful probes.
     pub succeeded: u64,
-    /// Answers that were not, or did not come in time.
+    /// Number of failed probes, including timeouts.
     pub failed: u64,
-    /// Probes that this node could not send.
+    /// Number of probes that this node could not send.
     pub not_sent: u64,
-    /// Probes that ended within each of [`PROBE_CLASSES`], shorter ones included. Those not sent are left out.
+    /// Number of probes that ended within each of [`PROBE_CLASSES`], cumulative. Probes that were
+    /// not sent are left out.
     pub within: [u64; PROBE_CLASSES.len()],
-    /// Time that all of them took together.
+    /// Total duration of the probes.
     pub took: Duration,
 }
 
@@ -95,8 +96,8 @@ impl ProbeTallies {
         *self.all() = all;
     }
 
-    /// The counts of each backend and each probe of it, by pool, backend and probe. A target that is several
-    /// backends is there once for each.
+    /// Returns the counts by pool, backend and probe. A target that is several backends occurs once
+    /// for each.
     pub fn read(&self) -> BTreeMap<(String, String, String), ProbeCounts> {
         let mut found = BTreeMap::new();
         for counted in self.all().values() {

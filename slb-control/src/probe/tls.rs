@@ -1,4 +1,5 @@
-//! Trust in servers: in those that the web's authorities vouch for, or, where a probe says so, in any.
+//! Verification of servers' certificates: by public authorities, or none if a probe does not
+//! require it.
 
 use std::sync::Arc;
 
@@ -39,7 +40,7 @@ fn builder() -> ConfigBuilder<ClientConfig, WantsVerifier> {
     }
 }
 
-/// Trusts any certificate; but whoever shows it has to have its key.
+/// Accepts any certificate, but still verifies that the server has its key.
 #[derive(Debug)]
 struct Anybody(CryptoProvider);
 

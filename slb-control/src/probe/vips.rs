@@ -1,4 +1,5 @@
-//! Calls of a configuration's own VIPs, as a client's: they go the whole way, by routers, a mux, a host and a backend.
+//! Calls of a configuration's own VIPs, like a client's, on the whole path through routers, a mux,
+//! a host and a backend.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,10 +24,11 @@ use crate::config::{Config, NoHealthyBackends, Probe, ProbeProtocol, Protocol};
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Time after which a call without an answer has failed.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// The ports that VIPs are called from. Over AF_XDP a host agent leaves what its vms send to muxes and to itself to the
-/// kernel, answers to probes among it, but takes what is for one of these ports: an answer in the name of a VIP.
+/// The source ports of calls. Over AF_XDP, a host agent leaves its vms' packets to muxes and to
+/// itself to the kernel, since they include answers to probes, but translates packets to these
+/// ports, which are answers of a VIP.
 pub const CALLER_PORTS: RangeInclusive<u16> = 61_440..=62_463;
-/// Calls at once.
+/// The limit of simultaneous calls.
 const MOST_AT_ONCE: usize = 64;
 
 /// A rule's port at a VIP.
@@ -42,8 +44,8 @@ pub struct VipPort {
     pub port: u16,
 }
 
-/// The load-balancing rules that can be called from outside: those for TCP of public frontends. Only its clients know
-/// which datagram is an answer.
+/// Yields the load-balancing rules that can be called from outside: TCP rules of public frontends.
+/// Only clients know the answer to a datagram.
 fn ports_of(config: &Config) -> impl Iterator<Item = VipPort> + '_ {
     let rules = config.rules.iter();
     let tcp = rules.filter(|rule| rule.protocol == Protocol::Tcp);
@@ -61,8 +63,8 @@ fn ports_of(config: &Config) -> impl Iterator<Item = VipPort> + '_ {
     })
 }
 
-/// Calls the VIPs of a configuration, in a thread of its own: a TCP connection every five seconds to each rule, which
-/// ends with a RST. Dropped, it calls no more.
+/// Calls the VIPs of a configuration in a separate thread, until it is dropped: opens a TCP
+/// connection to each rule every five seconds, and ends it with a RST.
 #[derive(Debug)]
 pub struct VipProber {
     runtime: Handle,
@@ -70,16 +72,17 @@ pub struct VipProber {
     places: Arc<Semaphore>,
     called: BTreeMap<VipPort, JoinHandle<()>>,
     results: VipResults,
-    /// The runtime's thread ends when this goes.
+    /// Dropping this ends the runtime's thread.
     _stop: tokio::sync::oneshot::Sender<()>,
 }
 
 impl VipProber {
-    /// Starts a prober that calls from `sources`, as [`Asker::new`] does, from [`CALLER_PORTS`], and by the interface
-    /// `device` where there is one: the kernel's routes to announced VIPs lead elsewhere.
+    /// Starts a prober with the source addresses `sources`, as for [`Asker::new`], and the source
+    /// ports [`CALLER_PORTS`]. With `device`, calls leave by that interface, since the kernel's
+    /// routes to announced VIPs lead elsewhere.
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// The thread cannot be started.
     pub fn start(sources: &[IpAddr], device: Option<&str>) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
@@ -101,7 +104,8 @@ impl VipProber {
         })
     }
 
-    /// Calls the VIPs of a configuration from now on. Those that were called before keep their counts.
+    /// Calls the VIPs of a configuration from now on. VIPs that were called before keep their
+    /// counts.
     pub fn set(&mut self, config: &Config) {
         let mut old = std::mem::take(&mut self.called);
         for port in ports_of(config) {
@@ -181,8 +185,8 @@ struct Called {
 pub struct VipResults(Arc<Mutex<BTreeMap<VipPort, Arc<Called>>>>);
 
 impl VipResults {
-    /// The counts of each port, and whether its last call was answered; `None` if none has ended yet, or where this
-    /// node could not call.
+    /// Returns the counts of each port, and whether its last call was answered; `None` if no call
+    /// has ended yet, or if this node could not call.
     pub fn read(&self) -> Vec<(VipPort, ProbeCounts, Option<bool>)> {
         let all = self.all();
         let each = all.iter().map(|(port, called)| {

@@ -1,4 +1,4 @@
-//! Probes of a host agent's own vms, through the ports that they are at.
+//! Probes of a host agent's own vms, through their ports.
 //!
 //! ```text
 //!  prober: a TCP stack for each port          worker
@@ -6,11 +6,11 @@
 //!                                    packets
 //!                                    ◄──────  what the vm sends to the probes' source
 //! ```
-//! The kernel is not asked for a route, so vms of two networks may have one address, and a port may
-//! be any device that the worker moves frames of. All vms see one source address.
+//! Probes bypass the kernel's routes, so vms of two networks may have the same address, and a port
+//! may be any device of the worker. All vms see the same source address.
 //!
-//! Packets go through queues of a fixed length, in buffers that go back and forth: the worker
-//! neither allocates nor waits, and a vm that sends more than fits loses it.
+//! Packets go through queues of a fixed length, in buffers that are reused: the worker neither
+//! allocates nor waits, and packets of a vm that sends too many are lost.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
@@ -33,25 +33,25 @@ use smoltcp::wire::{HardwareAddress, IpCidr};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
-/// The longest packet, in bytes: what every link carries (RFC 8200 §5).
+/// The longest packet in bytes, which fits every link (RFC 8200 §5).
 const LONGEST: usize = 1280;
-/// Packets that may be on their way, in each direction.
+/// The number of packets that fit the queue of each direction.
 const ON_THE_WAY: usize = 256;
-/// How often the stacks look for packets while a probe is out.
+/// The interval at which the stacks poll for packets during a probe.
 const TURN: Duration = Duration::from_millis(1);
 /// Bytes of each connection's buffers.
 const BUFFER: usize = 8 << 10;
-/// The first of the ports that probes come from (RFC 6335 §6).
+/// The first source port of probes (RFC 6335 §6).
 const FIRST_PORT: u16 = 49_152;
 
-/// The port by which a host agent reaches a vm of its own.
+/// The port through which a host agent reaches one of its vms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VmPort {
-    /// The port that it is at.
+    /// The port of the vm.
     pub port: PortId,
     /// MAC address of the vm.
     pub mac: MacAddress,
-    /// The address that probes come from.
+    /// The source address of probes.
     pub source: IpAddr,
 }
 
@@ -74,14 +74,14 @@ impl Parcel {
     }
 }
 
-/// A queue's end that packets are put into.
+/// The sending end of a queue.
 #[derive(Debug)]
 struct Sender {
     full: SyncSender<Parcel>,
     empty: Receiver<Parcel>,
 }
 
-/// A queue's end that packets are taken from.
+/// The receiving end of a queue.
 #[derive(Debug)]
 struct Taker {
     full: Receiver<Parcel>,
@@ -92,7 +92,7 @@ fn queue() -> (Sender, Taker) {
     let (full, take_full) = sync_channel(ON_THE_WAY);
     let (empty, take_empty) = sync_channel(ON_THE_WAY);
     for _ in 0..ON_THE_WAY {
-        let _ = empty.try_send(Parcel::empty()); // it has room for so many
+        let _ = empty.try_send(Parcel::empty()); // the queue has room for all of them
     }
     let sender = Sender {
         full,
@@ -103,7 +103,7 @@ fn queue() -> (Sender, Taker) {
 }
 
 impl Sender {
-    /// Puts a packet in; `false` where it is too long or there is no room.
+    /// Sends a packet; returns false if it is too long or there is no room.
     fn put(&self, port: PortId, mac: MacAddress, packet: &[u8]) -> bool {
         if packet.len() > LONGEST {
             return false;
@@ -118,7 +118,7 @@ impl Sender {
 }
 
 impl Taker {
-    /// Gives the next packet to `f`, if there is one.
+    /// Passes the next packet to `f`, if there is one.
     fn take<T>(&self, f: impl FnOnce(PortId, MacAddress, &[u8]) -> T) -> Option<T> {
         let parcel = self.full.try_recv().ok()?;
         let result = f(parcel.port, parcel.mac, &parcel.bytes[..parcel.len]);
@@ -127,7 +127,7 @@ impl Taker {
     }
 }
 
-/// The worker's end of the way between the prober and the vms.
+/// The worker's end of the queues between the prober and the vms.
 #[derive(Debug)]
 pub struct WorkerEnd {
     to_prober: Sender,
@@ -141,7 +141,7 @@ pub struct ProberEnd {
     from_worker: Taker,
 }
 
-/// The way between a prober and the worker that has the vms' ports: both of its ends.
+/// Makes the queues between a prober and the worker with the vms' ports, and returns both ends.
 pub fn way() -> (WorkerEnd, ProberEnd) {
     let (to_prober, from_worker) = queue();
     let (to_worker, from_prober) = queue();
@@ -157,7 +157,7 @@ pub fn way() -> (WorkerEnd, ProberEnd) {
 }
 
 impl WorkerEnd {
-    /// Queues an IP packet that the vm at a port sent to the prober. It is lost if there is no
+    /// Queues an IP packet from the vm at a port to the prober. The packet is lost if there is no
     /// room.
     pub fn give(&self, port: PortId, packet: &[u8]) {
         let _ = self.to_prober.put(port, MacAddress([0; 6]), packet);
@@ -170,13 +170,13 @@ impl WorkerEnd {
     }
 }
 
-/// TCP to vms. Cheap to clone.
+/// TCP connections to vms. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Vms(Arc<Inner>);
 
 struct Inner {
     stacks: Mutex<Stacks>,
-    /// A connection was asked for.
+    /// Signals a request for a connection.
     asked: Notify,
 }
 
@@ -184,7 +184,7 @@ struct Stacks {
     way: ProberEnd,
     begin: Clock,
     random: RandomState,
-    /// By the vm's port: what is asked at two of them may have one address.
+    /// The stacks by the vm's port, since targets at two ports may have the same address.
     by_port: HashMap<u16, Stack>,
 }
 
@@ -206,7 +206,7 @@ impl Vms {
         stacks.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Moves packets for as long as it is polled.
+    /// Moves packets while it is polled.
     pub(super) async fn run(self) {
         loop {
             if self.stacks().turn() {
@@ -250,7 +250,7 @@ impl Stacks {
         Instant::from_micros(i64::try_from(micros).unwrap_or(i64::MAX))
     }
 
-    /// Begins a connection.
+    /// Opens a connection.
     fn open(&mut self, vm: VmPort, to: SocketAddr) -> io::Result<SocketHandle> {
         let now = self.now();
         let seed = self.random.hash_one((vm.port.0, self.begin.elapsed()));
@@ -260,14 +260,14 @@ impl Stacks {
         stack.open(vm.source, to)
     }
 
-    /// Moves packets and timers, and returns true if a connection is left.
+    /// Processes packets and timers, and returns true if a connection is left.
     fn turn(&mut self) -> bool {
         let now = self.now();
         let Self { way, by_port, .. } = self;
         while way
             .from_worker
             .take(|port, _, packet| {
-                // Where nobody asks, nobody answers.
+                // Without a stack for the port, the packet is dropped.
                 if let Some(stack) = by_port.get_mut(&port.0) {
                     stack.device.received.push_back(packet.to_vec());
                 }
@@ -277,7 +277,7 @@ impl Stacks {
         by_port.retain(|&port, stack| {
             stack.turn(now);
             for packet in stack.device.sent.drain(..) {
-                // Where there is no room it is lost, and sent again.
+                // Without room the packet is lost, and retransmitted.
                 let _ = way.to_worker.put(PortId(port), stack.mac, &packet);
             }
             stack.sockets.iter().next().is_some()
@@ -293,7 +293,7 @@ struct Stack {
     device: Packets,
     mac: MacAddress,
     next_port: u16,
-    /// Connections without a holder: they go when their end has been sent.
+    /// Connections without an owner, which are removed once their RST has been sent.
     ending: Vec<SocketHandle>,
 }
 
@@ -317,7 +317,7 @@ impl Stack {
         self.interface.update_ip_addrs(|addresses| {
             if !addresses.contains(&own) {
                 addresses.retain(|other| other.address().version() != own.address().version());
-                let _ = addresses.push(own); // there is room for one of each family
+                let _ = addresses.push(own); // there is room for one address of each family
             }
         });
         let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER]);
@@ -344,7 +344,7 @@ impl Stack {
         interface.poll(now, device, sockets);
         device.received.clear();
         ending.retain(|&handle| {
-            // Its reset is out, or there was nobody to get one.
+            // The RST was sent, or there was no peer to send it to.
             sockets.remove(handle);
             false
         });
@@ -375,7 +375,7 @@ impl phy::Device for Packets {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
         capabilities.max_transmission_unit = LONGEST;
-        // A vm may leave the checksum to a card, and there is none between it and here.
+        // A vm may leave checksums to the network card, and no card is on the way.
         let mut checksum = ChecksumCapabilities::default();
         checksum.tcp = Checksum::Tx;
         capabilities.checksum = checksum;
@@ -402,7 +402,7 @@ impl phy::TxToken for Sent<'_> {
     }
 }
 
-/// A connection to a vm. Dropped, it ends with a RST: no TIME-WAIT is kept for it at either end.
+/// A connection to a vm. When dropped, it ends with a RST, so that no end keeps a TIME-WAIT state.
 pub(super) struct VmStream {
     vms: Vms,
     port: PortId,
@@ -422,7 +422,8 @@ impl VmStream {
     }
 }
 
-/// There is no stack of a connection: a stack stays while it has one.
+/// An error: the connection's stack is gone, which cannot happen, since a stack with a connection
+/// stays.
 struct Gone;
 
 impl<T> From<Gone> for Poll<io::Result<T>> {

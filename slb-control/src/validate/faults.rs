@@ -1,5 +1,5 @@
-//! Faults that slb-core finds in the spec of a configuration, at the lines and under the names of
-//! their items.
+//! Faults that slb-core finds in the spec of a configuration, with the lines and names of their
+//! items.
 
 use std::net::IpAddr;
 
@@ -11,11 +11,11 @@ use slb_core::wire::ethernet::MacAddress;
 use crate::config::{Backend, Config, Pool, Role};
 use crate::document::{Faults, Span};
 
-/// Faults of one spec that are reported, since each looks its line up.
+/// The maximum number of reported faults of one spec, since each needs a lookup of its line.
 const MOST: usize = 100;
 
-/// Adds every fault of the spec. Those that fields or other checks report in their own words are
-/// added only where none of these did.
+/// Reports every fault of the spec. Faults that fields or other checks also report are added only
+/// if these reported none.
 pub(super) fn check(config: &Config, faults: &Faults<'_>) {
     config.with_spec(|spec| {
         let mut untold = None;
@@ -31,7 +31,8 @@ pub(super) fn check(config: &Config, faults: &Faults<'_>) {
     });
 }
 
-/// The line, the item and the message of a fault; `None` if fields or other checks report it.
+/// Returns the line, the item and the message of a fault; `None` if fields or other checks report
+/// it.
 fn told(config: &Config, error: &SpecError) -> Option<(Span, String, String)> {
     let of_rule = |item| rule(config, item);
     let (span, place, message) = match *error {
@@ -42,7 +43,7 @@ fn told(config: &Config, error: &SpecError) -> Option<(Span, String, String)> {
             let message = format!("{address} is the address of frontend {other:?} already");
             (second.span.clone(), place, message)
         }
-        // Of inbound NAT, all names are unique anyway.
+        // Names of inbound NAT are unique anyway.
         SpecError::DuplicateRule {
             first: RuleItem::InboundNat(_),
             ..
@@ -69,7 +70,7 @@ fn told(config: &Config, error: &SpecError) -> Option<(Span, String, String)> {
                 message,
             )
         }
-        // The ranges of inbound NAT are compared as a whole.
+        // Another check compares the ranges of inbound NAT.
         SpecError::ConflictingRules { .. } => return None,
         SpecError::MixedFamilies {
             item,
@@ -168,7 +169,7 @@ fn told(config: &Config, error: &SpecError) -> Option<(Span, String, String)> {
             let (_, other) = member_of(config, pool, first)?;
             let (pool, backend) = member_of(config, pool, second)?;
             if other.instance.is_some() && other.instance == backend.instance {
-                return None; // reported whether ports go by it or not
+                return None; // always reported elsewhere
             }
             let place = format!("pool {:?}: backend {:?}: instance", pool.name, backend.name);
             let message = format!(
@@ -197,7 +198,7 @@ fn told(config: &Config, error: &SpecError) -> Option<(Span, String, String)> {
             let place = format!("{place}: allocated_outbound_ports");
             (span, place, message)
         }
-        // How many ports of each kind a proxy has is counted by their kinds.
+        // Another check counts the ports of each kind.
         SpecError::FrontendPorts { .. } => return None,
         SpecError::FrontendPortAddress { port } => {
             let port = config.ports.all.get(usize::from(port.0))?;
@@ -363,7 +364,7 @@ fn told(config: &Config, error: &SpecError) -> Option<(Span, String, String)> {
     Some((span, place, message))
 }
 
-/// The line, the section and the frontend of a rule.
+/// Returns the line, the section and the frontend of a rule.
 fn rule(config: &Config, item: RuleItem) -> Option<(Span, String, Option<usize>)> {
     Some(match item {
         RuleItem::Rule(index) => {
@@ -394,7 +395,7 @@ fn member_of(config: &Config, pool: usize, backend: usize) -> Option<(&Pool, &Ba
     Some((pool, pool.backends.get(backend)?))
 }
 
-/// Says that a MAC address is this node's.
+/// Returns the message for a MAC address that is this node's.
 fn own_mac(config: &Config, mac: MacAddress) -> String {
     match config.node.mac {
         Some(_) => format!("{mac} is this node's (mac of [node])"),

@@ -12,7 +12,7 @@ use super::faults::no_underlay;
 use crate::config::{Config, MOST_BACKENDS, MOST_RULES, Network, Role, network_of};
 use crate::document::{Faults, Span};
 
-/// Adds a fault where there are more networks or vms than are compiled in a few seconds, and says so.
+/// Reports more networks or vms than can be compiled in a few seconds; returns true if there are.
 pub(super) fn are_too_many(config: &Config, faults: &Faults<'_>) -> bool {
     if let Some(network) = config.networks.get(MOST_RULES) {
         let count = config.networks.len();
@@ -60,7 +60,8 @@ pub(super) fn check(config: &Config, faults: &Faults<'_>) {
     check_vms(config, faults);
 }
 
-/// No vm has a gateway's address, and neither has a VIP that leads into the network, or the prober.
+/// Checks that no vm, no VIP that leads into the network, and no probe source has a gateway's
+/// address.
 fn check_gateways(config: &Config, faults: &Faults<'_>) {
     let seats: HashSet<(Vni, IpAddr)> = seats(config)
         .map(|(vni, seat)| (vni, seat.address))
@@ -101,20 +102,20 @@ fn check_gateways(config: &Config, faults: &Faults<'_>) {
     }
 }
 
-/// Returns true for the first and the last address of an IPv4 prefix, which no station has (RFC 1122 §3.2.1.3), unless the
-/// prefix has only one or two (RFC 3021).
+/// Returns true for the first and the last address of an IPv4 prefix, which no station has (RFC
+/// 1122 §3.2.1.3), unless the prefix has only one or two addresses (RFC 3021).
 fn is_for_none(space: Prefix, address: IpAddr) -> bool {
     address.is_ipv4() && space.len <= 30 && range(space).contains(&address)
 }
 
-/// Says that an address is the prober's.
+/// Returns the message for an address that is a probe source.
 fn where_probes_come_from(address: IpAddr) -> String {
     format!(
         "expected an address of its own, but {address} is where probes come from (probe_sources of [node])"
     )
 }
 
-/// A vm's address in a VNI, and where the file says so.
+/// A vm's address in a VNI, and its position in the file.
 struct Seat<'c> {
     address: IpAddr,
     host: IpAddr,
@@ -126,7 +127,7 @@ struct Seat<'c> {
 }
 
 impl Seat<'_> {
-    /// The name of the vm, for messages.
+    /// Returns the name of the vm, for messages.
     fn named(&self) -> String {
         match self.pool {
             Some(pool) => format!("pool {pool:?}: backend {:?}", self.name),
@@ -135,7 +136,7 @@ impl Seat<'_> {
     }
 }
 
-/// All addresses of backends, then those of vms that are no backends, each with its VNI.
+/// Yields all addresses of backends, then those of vms that are no backends, each with its VNI.
 fn seats(config: &Config) -> impl Iterator<Item = (Vni, Seat<'_>)> {
     let backends = config.pools.iter().flat_map(|pool| {
         let backends = pool.backends.iter();
@@ -169,8 +170,8 @@ fn seats(config: &Config) -> impl Iterator<Item = (Vni, Seat<'_>)> {
     backends.chain(vms)
 }
 
-/// The frontend at each address that leads into a VNI by a rule, inbound NAT or an outbound rule, or is private to its
-/// network.
+/// Returns the frontend of each address that leads into a VNI by a rule, inbound NAT or an outbound
+/// rule, or is private to its network.
 pub(super) fn led(config: &Config) -> HashMap<(Vni, IpAddr), &str> {
     let rules = config.rules.iter().map(|rule| (rule.frontend, rule.pool));
     let nat = config
@@ -193,7 +194,8 @@ pub(super) fn led(config: &Config) -> HashMap<(Vni, IpAddr), &str> {
     named.chain(private).collect()
 }
 
-/// A network is one link: a MAC address is one vm's, and a vm is at one host.
+/// Checks that a network is one link: each MAC address belongs to one vm, and each vm is on one
+/// host.
 fn check_macs(config: &Config, faults: &Faults<'_>) {
     if config.node.role == Role::Proxy {
         return;
@@ -216,7 +218,7 @@ fn check_macs(config: &Config, faults: &Faults<'_>) {
                 continue;
             }
         };
-        // One address of two vms is reported as such.
+        // Two vms with one address are reported elsewhere.
         let is_apart = first.host != seat.host && first.address != seat.address;
         if is_apart && told.insert((seat.span.start, seat.mac)) {
             let message = format!(
@@ -232,7 +234,7 @@ fn check_macs(config: &Config, faults: &Faults<'_>) {
     }
 }
 
-/// Vms of one network have names of their own.
+/// Checks that vms of one network have different names.
 fn check_names(config: &Config, faults: &Faults<'_>) {
     let mut seen = HashMap::new();
     for vm in &config.network_vms {
@@ -242,7 +244,7 @@ fn check_names(config: &Config, faults: &Faults<'_>) {
     }
 }
 
-/// Address spaces of a network do not overlap.
+/// Checks that the address spaces of a network do not overlap.
 fn check_spaces(network: &Network, faults: &Faults<'_>) {
     let spaces = network.address_spaces.iter();
     let ranges: Vec<[IpAddr; 2]> = spaces.map(|&space| range(space)).collect();
@@ -255,7 +257,7 @@ fn check_spaces(network: &Network, faults: &Faults<'_>) {
     }
 }
 
-/// Address spaces have addresses that hosts can have.
+/// Checks that address spaces consist of addresses that hosts can have.
 fn check_use(network: &Network, faults: &Faults<'_>) {
     // RFC 6890 §2.2.2 and §2.2.3, RFC 5771 §3, RFC 4291 §2.4: "this network", loopback, link-local and multicast
     // addresses, what is reserved, and IPv4-mapped addresses.
@@ -284,7 +286,7 @@ fn check_use(network: &Network, faults: &Faults<'_>) {
     }
 }
 
-/// The first and the last address of a prefix.
+/// Returns the first and the last address of a prefix.
 fn range(prefix: Prefix) -> [IpAddr; 2] {
     let first = network_of(prefix).address;
     let len = u32::from(prefix.len);
@@ -301,10 +303,11 @@ fn range(prefix: Prefix) -> [IpAddr; 2] {
     [first, last]
 }
 
-/// The places of ranges that overlap, each range with the one before it that reaches furthest.
+/// Returns the indexes of overlapping ranges: each range with the earlier one that reaches
+/// furthest.
 ///
 /// # Cost
-/// As of a sort.
+/// Like sorting.
 fn overlaps<T: Ord + Copy>(ranges: &[[T; 2]]) -> Vec<(usize, usize)> {
     let mut order: Vec<usize> = (0..ranges.len()).collect();
     order.sort_by_key(|&place| ranges[place]);
@@ -325,7 +328,8 @@ fn overlaps<T: Ord + Copy>(ranges: &[[T; 2]]) -> Vec<(usize, usize)> {
     found
 }
 
-/// A vm that is a backend too has one port, and no vm has the address of the prober.
+/// Checks that a vm that is also a backend has one port, and that no vm has the address of a probe
+/// source.
 fn check_vms(config: &Config, faults: &Faults<'_>) {
     let mut ports: HashMap<(IpAddr, Vni, MacAddress), (u16, &str)> = HashMap::new();
     for pool in &config.pools {
@@ -373,7 +377,7 @@ fn check_vms(config: &Config, faults: &Faults<'_>) {
     }
 }
 
-/// The line, the item and the message of a fault of networks; `None` of another.
+/// Returns the line, the item and the message of a fault of networks; `None` for any other fault.
 pub(super) fn told(config: &Config, error: &SpecError) -> Option<(Span, String, String)> {
     let network = |index: usize| config.networks.get(index);
     let vm = |index: usize| config.network_vms.get(index);
@@ -452,7 +456,8 @@ pub(super) fn told(config: &Config, error: &SpecError) -> Option<(Span, String, 
     })
 }
 
-/// Backends, then vms that have an address in a network: where each is, and its name.
+/// Returns the backends, then the vms, with an address in a network: the position and the name of
+/// each.
 fn owners(
     config: &Config,
     network: usize,

@@ -33,27 +33,29 @@
 #define SLB_HEADROOM 70
 
 /**
- * Frames that are processed together: pass this number at a time, or a multiple of it.
+ * The number of frames that are processed together: pass this number at a time, or a multiple of
+ * it.
  */
 #define SLB_BURST 64
 
 /**
- * The longest record, in bytes: with less room, nothing is exported.
+ * The length of the longest record in bytes. With less room, nothing is exported.
  */
 #define SLB_RECORD_MOST 152
 
 /**
- * Table slots that one call of `_export` looks at, at most.
+ * The maximum number of table slots that one call of `_export` visits.
  */
 #define SLB_EXPORT_STEP 256
 
 /**
- * Length of `refused_for`: more than there are reasons, so that new reasons change no layout.
+ * Length of `refused_for`, with room for further reasons, so that they do not change the layout.
  */
 #define SLB_REFUSALS 16
 
 /**
- * Length of `dropped_for` in `slb_stats`: more than there are reasons, so that new reasons change no layout.
+ * Length of `dropped_for` in `slb_stats`, with room for further reasons, so that they do not
+ * change the layout.
  */
 #define SLB_DROP_REASONS 64
 
@@ -62,19 +64,19 @@
  */
 typedef enum slb_error {
     /**
-     * Nothing.
+     * Success.
      */
     SLB_OK = 0,
     /**
-     * A pointer is NULL that must not be.
+     * A pointer must not be NULL.
      */
     SLB_ERROR_NULL = -1,
     /**
-     * A pointer is not aligned as its type, or memory for a handle not to 64 bytes.
+     * A pointer is misaligned for its type, or memory for a handle is not aligned to 64 bytes.
      */
     SLB_ERROR_ALIGNMENT = -2,
     /**
-     * The memory given is too short, or an array has no room.
+     * The given memory or array is too short.
      */
     SLB_ERROR_SHORT = -3,
     /**
@@ -94,7 +96,7 @@ typedef enum slb_error {
      */
     SLB_ERROR_HANDLE = -7,
     /**
-     * The handle is in use: a snapshot that a mux, host or proxy has.
+     * The handle is in use: a mux, host or proxy uses the snapshot.
      */
     SLB_ERROR_IN_USE = -8,
     /**
@@ -102,7 +104,7 @@ typedef enum slb_error {
      */
     SLB_ERROR_CONFIGURATION = -9,
     /**
-     * The builder has no room for another one.
+     * The builder has no room for another item.
      */
     SLB_ERROR_FULL = -10,
     /**
@@ -110,7 +112,7 @@ typedef enum slb_error {
      */
     SLB_ERROR_MEMORY = -11,
     /**
-     * A fault of the library's own. The handle is not to be used any more.
+     * An internal fault of the library. The handle must not be used any more.
      */
     SLB_ERROR_INTERNAL = -12,
     /**
@@ -118,15 +120,15 @@ typedef enum slb_error {
      */
     SLB_ERROR_KEY = -13,
     /**
-     * The snapshot is a proxy's, and the handle a mux's or host's, or the other way round.
+     * The snapshot is for a proxy and the handle is a mux or host, or vice versa.
      */
     SLB_ERROR_ROLE = -14,
     /**
-     * The snapshot was not built with the one in place as its previous: flows would move.
+     * The snapshot was not built from the installed one: flows would move.
      */
     SLB_ERROR_LINEAGE = -15,
     /**
-     * The bytes are no records, or are damaged. Nothing of them was taken over.
+     * The bytes are no records, or are damaged; nothing was taken over.
      */
     SLB_ERROR_RECORDS = -16,
 } slb_error;
@@ -158,7 +160,7 @@ typedef enum slb_action {
 } slb_action;
 
 /**
- * The protocol that a rule takes.
+ * The protocol of a rule.
  */
 typedef enum slb_protocol {
     /**
@@ -281,75 +283,75 @@ typedef struct slb_snapshot slb_snapshot;
  */
 typedef struct slb_capacity {
     /**
-     * VIPs.
+     * Number of VIPs.
      */
     size_t frontends;
     /**
-     * Pools.
+     * Number of pools.
      */
     size_t pools;
     /**
-     * Over all pools.
+     * Number of backends over all pools.
      */
     size_t backends;
     /**
-     * Load-balancing rules.
+     * Number of load-balancing rules.
      */
     size_t rules;
     /**
-     * Inbound NAT rules and pools.
+     * Number of inbound NAT rules and pools.
      */
     size_t inbound_nat;
     /**
-     * Outbound rules.
+     * Number of outbound rules.
      */
     size_t outbound;
     /**
-     * Frontends of all outbound rules.
+     * Number of frontends of all outbound rules.
      */
     size_t outbound_frontends;
     /**
-     * Muxes' addresses.
+     * Number of muxes' addresses.
      */
     size_t muxes;
     /**
-     * Frontend ports of a proxy.
+     * Number of frontend ports of a proxy.
      */
     size_t frontend_ports;
     /**
-     * Source rewrites of a proxy.
+     * Number of source rewrites of a proxy.
      */
     size_t source_rewrites;
     /**
-     * Sets of probe results: one for each pair of pool and probe that rules use.
+     * Number of sets of probe results: one for each pair of pool and probe that rules use.
      */
     size_t health;
     /**
-     * Results of all sets: a set has one for each backend of its pool.
+     * Number of results in all sets: a set has one for each backend of its pool.
      */
     size_t health_results;
     /**
-     * Inside prefixes: see `slb_builder_inside`.
+     * Number of inside prefixes; see `slb_builder_inside`.
      */
     size_t inside;
     /**
-     * Networks.
+     * Number of networks.
      */
     size_t networks;
     /**
-     * Address spaces of all networks.
+     * Number of address spaces of all networks.
      */
     size_t network_prefixes;
     /**
-     * Gateways of all networks.
+     * Number of gateways of all networks.
      */
     size_t network_gateways;
     /**
-     * Vms that are no backends.
+     * Number of vms that are no backends.
      */
     size_t vms;
     /**
-     * Addresses of all vms that are no backends.
+     * Number of addresses of all vms that are no backends.
      */
     size_t vm_addresses;
 } slb_capacity;
@@ -418,7 +420,7 @@ typedef struct slb_backend {
      */
     int32_t instance;
     /**
-     * The port of this node that the backend's vm is at; 0 or negative: the vm runs elsewhere.
+     * The port of this node for the backend's vm; 0 or negative if the vm runs on another host.
      */
     int32_t port;
     /**
@@ -437,8 +439,8 @@ typedef struct slb_backend {
 } slb_backend;
 
 /**
- * This node's addresses on the fabric, and how it encapsulates. With all zeros there are no
- * addresses, and the other fields have their defaults.
+ * This node's addresses on the fabric, and its settings for encapsulation. With all zeros there
+ * are no addresses, and the other fields have their defaults.
  */
 typedef struct slb_underlay {
     /**
@@ -551,11 +553,11 @@ typedef struct slb_rule {
      */
     const char *name;
     /**
-     * Index of its frontend.
+     * Index of the rule's frontend.
      */
     size_t frontend;
     /**
-     * Index of its pool.
+     * Index of the rule's pool.
      */
     size_t pool;
     /**
@@ -594,19 +596,20 @@ typedef struct slb_inbound_nat {
      */
     const char *name;
     /**
-     * Index of its frontend.
+     * Index of the rule's frontend.
      */
     size_t frontend;
     /**
-     * Index of its pool.
+     * Index of the rule's pool.
      */
     size_t pool;
     /**
-     * Index in the pool of the one backend; negative: a port for each backend.
+     * Index of the rule's backend in the pool; negative for a NAT pool, with a port for each
+     * backend.
      */
     int32_t backend;
     /**
-     * The port that clients use; of a pool, that of instance 0.
+     * The port that clients use; for a NAT pool, the port of instance 0.
      */
     uint16_t first_port;
     /**
@@ -628,7 +631,7 @@ typedef struct slb_inbound_nat {
 } slb_inbound_nat;
 
 /**
- * An outbound rule: vms of a pool that may call out, and the frontends whose addresses they use.
+ * An outbound rule: lets the vms of a pool connect out with the addresses of frontends.
  */
 typedef struct slb_outbound {
     /**
@@ -644,7 +647,7 @@ typedef struct slb_outbound {
      */
     size_t frontend_count;
     /**
-     * Index of its pool.
+     * Index of the rule's pool.
      */
     size_t pool;
     /**
@@ -674,14 +677,14 @@ typedef struct slb_prefix {
      */
     struct slb_address address;
     /**
-     * Bits that all of its addresses have in common.
+     * The number of bits that all addresses of the prefix share.
      */
     uint8_t length;
 } slb_prefix;
 
 /**
- * A network of vms, which host agents connect in VXLAN and answer ARP and neighbour discovery for.
- * Backends belong to the network that has their pool's VNI.
+ * A network of vms. Host agents connect the vms in VXLAN, and answer ARP and neighbour discovery
+ * for them. Backends belong to the network with their pool's VNI.
  */
 typedef struct slb_network {
     /**
@@ -739,7 +742,7 @@ typedef struct slb_vm {
      */
     struct slb_mac mac;
     /**
-     * The port of this node that the vm is at; 0 or negative: it runs elsewhere.
+     * The port of this node for the vm; 0 or negative if the vm runs on another host.
      */
     int32_t port;
     /**
@@ -930,7 +933,8 @@ typedef struct slb_flow {
      */
     struct slb_tuple tuple;
     /**
-     * Index of its backend, counted over all pools; `UINT32_MAX`: the backend was removed.
+     * Index of the flow's backend, counted over all pools; `UINT32_MAX` if the backend was
+     * removed.
      */
     uint32_t backend;
     /**
@@ -968,7 +972,7 @@ typedef struct slb_connection {
 
 /**
  * A packet in a buffer: `length` bytes from `offset` on, from its Ethernet header and without the
- * frame check sequence. To be encapsulated it needs 70 bytes before it (`SLB_HEADROOM`).
+ * frame check sequence. Encapsulation needs 70 bytes before the packet (`SLB_HEADROOM`).
  */
 typedef struct slb_frame {
     /**
@@ -1094,11 +1098,11 @@ typedef struct slb_stats {
      */
     uint64_t dropped_for[SLB_DROP_REASONS];
     /**
-     * TCP segments that ask for a connection, among those that a rule took.
+     * TCP segments that match a rule and request a connection.
      */
     uint64_t syns;
     /**
-     * ICMP errors that a rule took, by the flow that they quote.
+     * ICMP errors that match a rule by the flow that they quote.
      */
     uint64_t icmp_errors;
     /**
@@ -1122,7 +1126,7 @@ typedef struct slb_stats {
      */
     uint64_t flows_live;
     /**
-     * Places.
+     * Places in the table.
      */
     uint64_t flow_places;
     /**
@@ -1146,7 +1150,7 @@ typedef struct slb_stats {
      */
     uint64_t connections_live;
     /**
-     * Places.
+     * Places in the table.
      */
     uint64_t connection_places;
     /**
@@ -1154,7 +1158,7 @@ typedef struct slb_stats {
      */
     uint64_t resets;
     /**
-     * RSTs that were not sent: the limit was reached, or no spare frame was left.
+     * RSTs that were not sent, because of the limit or for lack of spare frames.
      */
     uint64_t resets_suppressed;
     /**
@@ -1172,7 +1176,7 @@ typedef struct slb_stats {
      */
     uint64_t fragments_released;
     /**
-     * For a host agent: packets of none of its connections that it passed on to another host.
+     * For a host agent: packets without a connection that it passed on to another host.
      */
     uint64_t passed_on;
     /**
@@ -1189,7 +1193,7 @@ typedef struct slb_stats {
      */
     uint64_t connections_imported;
     /**
-     * For a host agent: connections taken up in the middle.
+     * For a host agent or a proxy: connections taken up in the middle.
      */
     uint64_t taken_up;
 } slb_stats;
@@ -1207,7 +1211,7 @@ typedef struct slb_rule_stats {
      */
     uint64_t forwarded_bytes;
     /**
-     * TCP segments that ask for a connection.
+     * TCP segments that request a connection.
      */
     uint64_t syns;
     /**
@@ -1229,7 +1233,7 @@ typedef struct slb_backend_stats {
      */
     uint64_t forwarded_bytes;
     /**
-     * Flows pinned to it, or connections made.
+     * Flows pinned to the backend, or connections made.
      */
     uint64_t flows;
     /**
@@ -1243,11 +1247,11 @@ typedef struct slb_backend_stats {
  */
 typedef struct slb_exported {
     /**
-     * Bytes that were written.
+     * The number of bytes that were written.
      */
     size_t length;
     /**
-     * Records in them.
+     * The number of records that were written.
      */
     size_t records;
     /**
@@ -1288,7 +1292,7 @@ typedef struct slb_steering {
      */
     uint64_t key[2];
     /**
-     * Workers: 1 or more.
+     * Number of workers, at least 1.
      */
     uint16_t workers;
     /**
@@ -1389,8 +1393,8 @@ int slb_builder_set_backend(struct slb_builder *builder,
 /**
  * Sets a backend's seat: it gets the slots of the pool's Maglev table that follow from the seat,
  * instead of those that follow from its name. A backend with the seat of the one that it replaces
- * gets that one's slots, and no other slot moves. Of the backends with one seat all but one drain.
- * NULL: its name again.
+ * gets that one's slots, and no other slot moves. Of several backends with one seat, all but one
+ * have to drain. NULL resets the seat to the backend's name.
  *
  * The caller promises:
  * `builder` is a builder, and `seat` is NULL, or a string that stays as long as the builder.
@@ -1401,7 +1405,7 @@ int slb_builder_seat(struct slb_builder *builder, size_t pool, size_t backend, c
  * Sets the time of the next snapshot, in nanoseconds of a clock that continues from snapshot to
  * snapshot. A host agent derives from it how long a backend had its slots of the Maglev table, and
  * passes packets on to the former owners that have the most connections. Without a call, all
- * snapshots count the same.
+ * snapshots count equally.
  *
  * The caller promises:
  * `builder` is a builder.
@@ -1431,8 +1435,8 @@ int slb_builder_set_condition(struct slb_builder *builder,
 int slb_builder_health(struct slb_builder *builder, size_t pool);
 
 /**
- * Assigns a set of probe results of the rule's pool to a rule. Without one, only the state of
- * backends counts for the rule.
+ * Assigns a set of probe results of the rule's pool to a rule. Without a set, the rule uses only
+ * the state of backends.
  *
  * The caller promises:
  * `builder` is a builder.
@@ -1548,8 +1552,8 @@ int slb_builder_inside(struct slb_builder *builder,
 int slb_builder_probe_source(struct slb_builder *builder, const struct slb_address *address);
 
 /**
- * Makes the configuration that of a proxy, whose backends are at `backend_port`. With 0 in `multi`
- * there is one frontend port; otherwise any number, each with an address.
+ * Makes the configuration a proxy's, with its backends at `backend_port`. With 0 in `multi` there
+ * is one frontend port; otherwise any number, each with an address.
  *
  * The caller promises:
  * `builder` is a builder.
@@ -1648,7 +1652,7 @@ int slb_config_role(struct slb_config *config);
 
 #if !defined(SLB_FREESTANDING)
 /**
- * Sets the options of a mux from a configuration, all but the key.
+ * Sets the options of a mux from a configuration, except the key.
  *
  * The caller promises:
  * `config` is a configuration, and `options` were initialised.
@@ -1658,7 +1662,7 @@ int slb_config_mux_options(struct slb_config *config, struct slb_mux_options *op
 
 #if !defined(SLB_FREESTANDING)
 /**
- * Sets the options of a host agent or a proxy from a configuration, all but the key.
+ * Sets the options of a host agent or a proxy from a configuration, except the key.
  *
  * The caller promises:
  * `config` is a configuration, and `options` were initialised.
@@ -2207,8 +2211,9 @@ int slb_mux_import(struct slb_mux *mux,
                    struct slb_imported *out);
 
 /**
- * Fills in a million flows, 1000 answers of each kind and 10000 RSTs a second, 64 waiting fragments, no limit for
- * sources, and a key of zeros, which the caller has to replace by a secret one. NULL is ignored.
+ * Sets the defaults: a million flows, 1000 answers of each kind and 10000 RSTs per second, 64
+ * waiting fragments, no limit for sources, and a key of zeros, which the caller has to replace by
+ * a secret one. NULL is ignored.
  *
  * The caller promises:
  * `options` points to memory for the options.
@@ -2216,9 +2221,9 @@ int slb_mux_import(struct slb_mux *mux,
 void slb_mux_options_init(struct slb_mux_options *options);
 
 /**
- * Fills in 262144 connections, 1000 answers of each kind, 10000 RSTs and a million packets passed on a second, 64
- * waiting fragments, no limit for sources, and a key of zeros, which the caller has to replace by a secret one. NULL
- * is ignored.
+ * Sets the defaults: 262144 connections, 1000 answers of each kind, 10000 RSTs and a million
+ * packets passed on per second, 64 waiting fragments, no limit for sources, and a key of zeros,
+ * which the caller has to replace by a secret one. NULL is ignored.
  *
  * The caller promises:
  * `options` points to memory for the options.
@@ -2395,15 +2400,14 @@ int slb_proxy_import_share(struct slb_proxy *proxy,
                            struct slb_imported *out);
 
 /**
- * Makes a proxy that starts without state, or with a stale one, take up TCP sessions in their middle, by their
- * clients' segments and where the rule's scheduler is Maglev, for as long as sessions of their rule may be idle:
- * `take_ups_per_second` of the options bounds how many.
+ * Makes a proxy that starts without state, or with a stale one, take up TCP sessions in the middle
+ * by their clients' segments, if the rule's scheduler is Maglev, for as long as sessions of their
+ * rule may be idle. `take_ups_per_second` of the options limits the rate.
  *
  * The caller promises:
  * `proxy` is a proxy.
  */
-int slb_proxy_take_up(struct slb_proxy *proxy,
-                      uint64_t now);
+int slb_proxy_take_up(struct slb_proxy *proxy, uint64_t now);
 
 /**
  * Returns the bytes of memory that the snapshot of a configuration needs, or 0 if an argument is

@@ -7,8 +7,8 @@
 //!
 //! 1. the vm's own port, if it is in the block and free (RFC 4787 §4.2.1);
 //! 2. the next free port of the same parity (RFC 4787 §4.2.2), from a place that depends on a
-//!   secret (RFC 6056 §3.3.3); for UDP and ICMP the place depends on the vm's side alone, so an
-//!   endpoint keeps its port for all destinations (RFC 4787 §4.1 REQ-1), unless there is a conflict;
+//!    secret (RFC 6056 §3.3.3); for UDP and ICMP the place depends on the vm's side alone, so an
+//!    endpoint keeps its port for all destinations (RFC 4787 §4.1 REQ-1), unless there is a conflict;
 //! 3. the next free port of the other parity;
 //! 4. a port of the other blocks, in the same way.
 //!

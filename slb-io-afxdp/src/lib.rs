@@ -7,7 +7,8 @@
 //!   and leaves the kernel the rest: ARP, SSH and BGP go on as if nothing were there.
 //! - [`Neighbours`]: the MAC addresses of next hops, as the kernel knows them.
 //!
-//! It needs Linux 5.10, and CAP_NET_RAW (sockets), CAP_BPF and CAP_NET_ADMIN (the program).
+//! It needs Linux 5.10, where sockets of several queues share their memory; CAP_NET_RAW for sockets, and
+//! CAP_BPF and CAP_NET_ADMIN for the program.
 //!
 //! ```no_run
 //! use slb_core::{Burst, PacketIo, PortId};

@@ -102,8 +102,8 @@ pub enum FlowStep {
     PinnedByEviction,
     /// There is no place for the flow.
     Refused,
-    /// The flow was pinned to another backend, since its backend is gone or gets no new
-    /// connections.
+    /// The flow was pinned to another backend: its backend is gone or gets no new connections, or the packet is a
+    /// SYN after the flow's end.
     Repinned,
 }
 

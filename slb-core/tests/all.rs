@@ -80,6 +80,7 @@ mod take_up_frontends;
 mod take_up_proxy;
 mod trail;
 mod unproven_pins;
+mod used_ports;
 mod via;
 mod vm_moves;
 mod ways;

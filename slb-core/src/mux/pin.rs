@@ -5,6 +5,7 @@
 //! | a segment of a pinned TCP flow | its backend, healthy or not |
 //! | a packet of any other pinned flow | its backend, unless that is unhealthy: then Maglev chooses, and the flow is pinned again |
 //! | the backend is gone, or a SYN comes and the backend gets no new flows of the rule | Maglev chooses, and the flow is pinned again |
+//! | a SYN of a closing flow | Maglev chooses, and the flow is pinned again: half-open, so that the SYN's retransmissions follow it |
 //! | SYN, no flow | Maglev's choice, pinned half-open |
 //! | another TCP segment, no flow, and its slot changed within the rule's idle timeout | Maglev's choice, not pinned: it may be of the slot's former owner |
 //! | anything else, no flow | Maglev's choice, pinned established (it began at another mux) |
@@ -17,6 +18,10 @@
 //! the present one passes its segments on. Pinned to the present owner, it would break with that one's host.
 //! Once the slot has not changed for the idle timeout, whatever still comes is the present owner's, or makes
 //! the detour for as long as it lasts.
+//!
+//! A SYN on a closing flow asks for a new connection. The old pin may be to a backend that got the flow for a
+//! while only, such as when others failed their probes. Hosts know the owners of slots, and not the pins of
+//! muxes: after the death of its mux, a connection is found at an owner only.
 
 use core::time::Duration;
 
@@ -178,9 +183,10 @@ fn pinned<A: Addresses>(
     let Counters { snapshot, .. } = counters;
     let packet = &lane.packet;
     let index = snapshot.backend_index(BackendId::from_value(table.value(found)));
+    let begins_anew = packet.opens() && table.state(found) == FlowState::Closing;
     let stays = index.filter(|&index| {
         if packet.protocol == protocol::TCP {
-            !packet.opens() || snapshot.gets_new_flows(lane.rule, packet, index)
+            !packet.opens() || !begins_anew && snapshot.gets_new_flows(lane.rule, packet, index)
         } else {
             lane.only_follows || snapshot.keeps_flows(lane.rule, index)
         }
@@ -195,10 +201,14 @@ fn pinned<A: Addresses>(
         }
         None => {
             let chosen = snapshot.backend_in(lane.first_backend, lane.table_index as usize);
-            let (index, backend) = chosen.ok_or(DropReason::NoBackend)?;
+            let (chosen, backend) = chosen.ok_or(DropReason::NoBackend)?;
             table.set_value(found, backend.id().get());
-            seen.step(lane.frame.into(), Step::Flow(FlowStep::Repinned));
-            index
+            let step = match index == Some(chosen) {
+                true => FlowStep::Hit(table.state(found)),
+                false => FlowStep::Repinned,
+            };
+            seen.step(lane.frame.into(), Step::Flow(step));
+            chosen
         }
     };
     if !lane.only_follows {

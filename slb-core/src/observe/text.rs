@@ -257,7 +257,7 @@ impl FlowStep {
             Self::PinnedByEviction => "new: pinned in the place of a half-open or closing flow",
             Self::Refused => "new: the table is full, so Maglev chooses each time",
             Self::Repinned => {
-                "pinned to a backend that is gone or takes no new flows: pinned to another"
+                "over, or pinned to a backend that is gone or takes no new flows: pinned to another"
             }
         }
     }

@@ -559,6 +559,14 @@ impl Role for HostRole {
         pipeline.elsewhere::<A>(frame, lane, asked, seen)
     }
 
+    fn is_last_asked<A: Table>(
+        snapshot: &Snapshot<'_>,
+        lane: &Lane,
+        connection: &Connection<A>,
+    ) -> bool {
+        pass_on::is_last_asked(snapshot, lane, connection)
+    }
+
     fn take_up<'s, A: Table, S: Deref<Target = Snapshot<'s>>>(
         pipeline: &mut Pipeline<'_, S>,
         frame: &Frame<'_>,

@@ -63,6 +63,7 @@ mod proxy_next_hops;
 mod proxy_world;
 mod quic;
 mod rates;
+mod refused_take_up;
 mod removed_rules;
 mod seats;
 mod services;

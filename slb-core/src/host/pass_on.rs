@@ -8,9 +8,10 @@
 //! |---|---|
 //! | a SYN, and the vm takes no new flows of the rule | goes to the present owner |
 //! | another segment, an ICMP error about a flow, a later fragment: nothing here | goes to the next of the owners |
-//! | the same, and a connection that is over or half-open has other numbers | as if there were nothing here |
+//! | the same, and a connection that is over or half-open has other numbers, or was taken up and refused by the vm | as if there were nothing here |
 //! | a QUIC packet under a rule that says so | by its header as a SYN, or as another segment; the last one sends it back to the present owner |
 //! | another packet, nothing here, a change of the slot within the rule's idle timeout | goes to the next of the healthy owners, who is asked; the last one sends it back to the present owner, who takes it |
+//! | a TCP segment that nobody has, and that is not taken up here | goes back to the present owner if it came from there, who may take it up |
 //! | the vm that has it, or takes it, is on this node too | goes to that vm |
 //! | a packet for a vm that was here and has moved to another host | goes to that host |
 //! | no owner is left, or it was passed on eight times | taken or refused, as where nothing is passed on |
@@ -27,13 +28,13 @@ use crate::frame::Frame;
 use crate::limit::Own;
 use crate::mark::{Handover, MAX_HOPS, Mark, NO_MUX};
 use crate::nat::Direction;
-use crate::nat::connection::Key;
+use crate::nat::connection::{Connection, Key};
 use crate::nat::pipeline::{Asked, Begins, Elsewhere, Lane, Pipeline, Table, report_error};
 use crate::observe::{Observe, Step};
-use crate::packet::{Family, Part, Read};
+use crate::packet::{Family, Packet, Part, Read};
 use crate::snapshot::owners::DEPTH;
 use crate::snapshot::terms::{CompiledTerms, RuleKind};
-use crate::snapshot::{Slot, Snapshot, words_of_ipv4, words_of_ipv6};
+use crate::snapshot::{RuleMatch, Slot, Snapshot, words_of_ipv4, words_of_ipv6};
 use crate::tunnel::decapsulation::Outer;
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::ethernet::MacAddress;
@@ -153,6 +154,12 @@ impl Owners {
     }
 }
 
+/// Returns true if a packet has been at the host of its slot's present owner, which passed it on.
+fn is_from_owner(way: &Way, (slot, owners): (&Slot, &Owners)) -> bool {
+    let present = slot.owner.and_then(|_| owners.iter().next());
+    present.is_some_and(|owner| owner.place == Place::Apart && way.has_been_at(owner.host))
+}
+
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     /// Finds out where a packet goes on, and sends it there.
     // Not cold: in a change, or a flood, many packets come here one after the other.
@@ -219,9 +226,10 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             && lane.error.is_none()
             && lane.packet.protocol == protocol::UDP
             && lane.packet.shape.part != Part::Later;
+        let goes_back = asked.goes_back && self.limits.take_up();
         match next {
             Some(next) => self.pass(frame, lane, next, (way, Handover::PassedOn), seen),
-            None if is_taken_back && !takes => {
+            None if is_taken_back && !takes || goes_back && is_from_owner(&way, to) => {
                 self.hand_to_owner(frame, lane, to, (way, Handover::PassedBack), seen)
             }
             None => Elsewhere::Here,
@@ -430,7 +438,12 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let Some(backend) = snapshot.backend(index) else {
             return Elsewhere::Here;
         };
-        if !self.limits.allow(Own::Passed) {
+        // Of a flood of segments, what goes back leaves the detours of connections alone.
+        let limit = match handover {
+            Handover::PassedBack if lane.packet.protocol == protocol::TCP => Own::TakenUp,
+            _ => Own::Passed,
+        };
+        if !self.limits.allow(limit) {
             return Elsewhere::Done(Verdict::Drop(DropReason::Astray));
         }
         let packet = &lane.packet;
@@ -471,4 +484,27 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         seen.step(lane.frame.into(), step);
         Elsewhere::Done(Verdict::Forward(self.snapshot.underlay().port))
     }
+}
+
+/// Returns true if the vm of a connection is the last one that may have it: the others that have, or had, its
+/// slot were asked before.
+#[cold]
+pub(super) fn is_last_asked<A: Table>(
+    snapshot: &Snapshot<'_>,
+    lane: &Lane,
+    connection: &Connection<A>,
+) -> bool {
+    let outside = connection.side(Direction::Inward);
+    let packet = Packet {
+        addresses: outside.addresses.to_words(),
+        ports: outside.ports,
+        ..lane.packet
+    };
+    let RuleMatch::Rule(rule) = snapshot.classify_at(&packet, lane.zone) else {
+        return true;
+    };
+    let present = snapshot.slot_of(rule, &packet).and_then(|slot| slot.owner);
+    let local = present.map(|owner| snapshot.nat.local_of(owner));
+    // Another vm of this node was looked at before.
+    local.is_none_or(|local| local.is_some())
 }

@@ -15,7 +15,7 @@ pub(crate) enum Own {
     Reset,
     /// A packet of another host's connection, passed on.
     Passed,
-    /// A connection taken up in the middle.
+    /// A connection taken up in the middle, or a segment that goes back to a host which may take its connection up.
     TakenUp,
 }
 
@@ -67,6 +67,11 @@ impl Limits {
     /// Returns true if the limits allow any packet to be passed on to other hosts.
     pub(crate) fn pass_on(&self) -> bool {
         self.passed.most != 0
+    }
+
+    /// Returns true if connections are taken up at all.
+    pub(crate) fn take_up(&self) -> bool {
+        self.taken_up.most != 0
     }
 
     /// Sets the time.

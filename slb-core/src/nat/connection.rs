@@ -625,13 +625,16 @@ impl<A: Addresses> Connection<A> {
         self.state().is_handshake() && self.sequences.is_marked_as_taken_up(self.opener())
     }
 
-    /// Returns true if the connection was taken up, its server refused it, and its client was not
-    /// told.
+    /// Returns true if the connection was taken up, and its server refused it.
     #[cold]
     pub(super) fn is_refused_take_up(&self) -> bool {
         self.state() == ConnectionState::Closed
             && self.sequences.is_marked_as_taken_up(self.opener())
-            && self.sequences.flags & RESETS == 0
+    }
+
+    /// Returns true if the client is told by a RST when the server has no such connection.
+    pub(super) fn tells_client(&self) -> bool {
+        self.sequences.flags & RESETS != 0
     }
 
     /// Records a further segment of an established TCP connection that neither opens nor closes

@@ -3,7 +3,7 @@
 use core::ops::Deref;
 
 use super::sweep::{note_imported, note_made};
-use super::{Lane, Pipeline, Role, Table, report_error, report_from, send_back, way_back};
+use super::{Lane, Pipeline, Role, Table, goes_on, report_error, report_from, send_back, way_back};
 use crate::answer::{IcmpError, reset};
 use crate::frame::Frame;
 use crate::limit::{Limits, Own};
@@ -41,7 +41,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             return Err(verdict);
         }
         if lane.error.is_some() {
-            return match self.astray::<A, R>(frame, lane, segment, seen) {
+            return match self.astray::<A, R>(frame, lane, (segment, false), seen) {
                 Elsewhere::Connection(number) => Ok(number),
                 Elsewhere::Done(verdict) => Err(verdict),
                 Elsewhere::Here | Elsewhere::Vm(_) => {
@@ -80,13 +80,14 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         Ok(number)
     }
 
-    /// Finds the destination of a packet that begins no connection and belongs to none at its vm.
+    /// Finds the destination of a packet that begins no connection and belongs to none at its vm. `is_refused` is true
+    /// if the vm itself refused the packet's connection.
     #[cold]
     pub(super) fn astray<A: Table, R: Role>(
         &mut self,
         frame: &mut Frame<'_>,
         lane: &Lane,
-        segment: Option<&Segment>,
+        (segment, is_refused): (Option<&Segment>, bool),
         seen: &mut impl Observe,
     ) -> Elsewhere {
         let RuleMatch::Rule(rule) = self.snapshot.classify_at(&lane.packet, lane.zone) else {
@@ -100,6 +101,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             rule,
             segment,
             begins: Begins::No,
+            goes_back: is_refused && segment.is_some_and(goes_on),
         };
         R::elsewhere::<A, S>(self, frame, lane, &asked, seen)
     }
@@ -203,6 +205,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             rule: index,
             segment,
             begins: Begins::No,
+            goes_back: segment.is_some_and(goes_on) && !self.may_be_from_before(&terms),
         };
         if packet.shape.part == Part::Later {
             return match R::elsewhere::<A, S>(self, frame, lane, &asked, seen) {
@@ -448,6 +451,9 @@ pub(crate) struct Asked<'a> {
     pub(crate) rule: u32,
     pub(crate) segment: Option<&'a Segment>,
     pub(crate) begins: Begins,
+    /// True if the packet is of no connection here, and is not taken up. The present owner of its slot may take
+    /// it up.
+    pub(crate) goes_back: bool,
 }
 
 /// The decision whether a packet begins a flow.

@@ -96,7 +96,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         segment: Option<&Segment>,
         seen: &mut impl Observe,
     ) -> Result<PortId, Verdict> {
-        let known = match self.astray::<A, R>(frame, lane, segment, seen) {
+        let connection = A::table(&mut self.tables.connections).get(known.number);
+        let is_refused = connection.is_some_and(Connection::is_refused_take_up);
+        let known = match self.astray::<A, R>(frame, lane, (segment, is_refused), seen) {
             Elsewhere::Here | Elsewhere::Vm(_) => known,
             Elsewhere::Connection(number) => self.made::<A>(number),
             Elsewhere::Done(verdict) => return Err(verdict),
@@ -212,6 +214,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 Some(connection.note(now, direction, segment))
             }
         } else {
+            if may_be_astray && connection.is_refused_take_up() {
+                return Err(Stop::Astray);
+            }
             Some((connection.state(), connection.state()))
         };
         if let Some((before, state)) = states
@@ -224,7 +229,10 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             if ends && let Some(counters) = tables.backends.get_mut(counters as usize) {
                 note_end(counters, state.is_over());
             }
-            if direction != connection.opener() && connection.is_refused_take_up() {
+            if direction != connection.opener()
+                && connection.is_refused_take_up()
+                && !(connection.tells_client() && R::is_last_asked(snapshot, lane, connection))
+            {
                 return Err(missing); // as if the connection had not been taken up
             }
             let may_answer = before == ConnectionState::SynSent || before != state;

@@ -86,6 +86,12 @@ pub(crate) trait Role: Sized {
         Elsewhere::Here
     }
 
+    /// Returns true if no other vm can have a connection that was taken up and that its vm refuses. `lane` is that
+    /// of the refusal.
+    fn is_last_asked<A: Table>(_: &Snapshot<'_>, _: &Lane, _: &Connection<A>) -> bool {
+        true
+    }
+
     /// Decides about taking up the connection of a segment from outside that belongs to none and
     /// begins none.
     fn take_up<'s, A: Table, S: Deref<Target = Snapshot<'s>>>(

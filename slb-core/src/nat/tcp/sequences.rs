@@ -331,7 +331,8 @@ impl Sequences {
     }
 
     /// Returns true if a segment of the opener, other than a SYN, has numbers that do not belong to
-    /// this connection, which is over or not established.
+    /// this connection, which is over or not established. A connection that was
+    /// taken up, and closed before both ends were heard, has no numbers.
     pub(in crate::nat) fn is_anothers(&self, opener: Direction, segment: &Segment) -> bool {
         let acknowledges = segment.flags.contains(Flags::ACK);
         let number = segment.acknowledgement;
@@ -346,6 +347,7 @@ impl Sequences {
                     !after(number, self.sent[other]) && !after(self.acknowledged[own], number);
                 acknowledges && !is_sent
             }
+            ConnectionState::Closed if self.is_marked_as_taken_up(opener) => true,
             ConnectionState::TimeWait | ConnectionState::Closed => {
                 // Lost data leaves a gap.
                 let ahead = segment.sequence.wrapping_sub(self.sent[own]);

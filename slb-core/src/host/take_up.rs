@@ -8,7 +8,7 @@
 //! | what comes | what is done |
 //! |---|---|
 //! | from outside, with ACK, without SYN and RST, for the vm of a rule's pool | taken up as unanswered, and established by the vm's next segment |
-//! | the vm refuses that with a RST | over; the RST goes on where the rule has `tcp_reset` |
+//! | the vm refuses that with a RST | over; the RST goes on where the rule has `tcp_reset` and no other vm is left to ask. Later segments go on as if nothing had been taken up |
 //! | from a vm's port that one frontend port leads to | taken up, and established by the client's next segment |
 //! | from a vm's port that several frontend ports lead to | taken up under the one through which the vm has, or had, the connection's slot |
 //! | the same, and the vm has it through several of them or through none | dropped: the client's next segment says which it is |

@@ -14,6 +14,7 @@ mod spec;
 mod standing;
 mod vms;
 mod warnings;
+mod zones;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -47,6 +48,8 @@ pub use self::services::{
 };
 pub use self::standing::Standing;
 pub use self::vms::Vm;
+pub(crate) use self::zones::changes as zone_changes;
+pub use self::zones::{LONGEST_ZONE, ZoneShare};
 
 /// A valid configuration.
 #[derive(Clone, Debug)]

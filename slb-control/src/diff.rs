@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use slb_core::hash::TupleHasher;
 use slb_core::spec::{BackendState, Protocol, SpecError};
 
-use crate::config::{Backend, Config, Node, Rule, Vm};
+use crate::config::{Backend, Config, Node, Rule, Vm, zone_changes};
 use crate::holders::InboundPort;
 
 /// The differences between two configurations.
@@ -93,6 +93,7 @@ impl Diff {
         diff.compare_fields("network", &networks(old), &networks(new));
         diff.compare_fields("vm", &network_vms(old), &network_vms(new));
         diff.changed.extend(vm_moves(old, new));
+        diff.changed.extend(zone_changes(old, new));
         diff.ports = inbound_moves(old, new);
         diff.ports.extend(outbound_moves(old, new));
         let before_by_name: HashMap<&str, usize> = (0..)

@@ -36,3 +36,4 @@ mod scale;
 mod seats;
 #[cfg(feature = "probe")]
 mod vms;
+mod zones;

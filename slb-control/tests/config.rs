@@ -117,7 +117,7 @@ fn fields_that_are_not_known_are_errors_with_a_suggestion() {
          \"hash\", \"hash_key\", \"flows\", \"answers_per_second\", \"too_big_per_second\", \
          \"errors_per_second\", \"connections\", \"waiting_fragments\", \"flows_per_source\", \
          \"flows_per_source_at_once\", \"resets_per_second\", \"passes_per_second\", \
-         \"take_ups_per_second\", \"clamp_mss\", \"muxes\", \"inside\", \"withdraw_when_down\", \"probe_sources\" or \"probing\"",
+         \"take_ups_per_second\", \"clamp_mss\", \"muxes\", \"inside\", \"withdraw_when_down\", \"probe_sources\", \"zone\" or \"probing\"",
     );
     fault(
         "[[probe]]",

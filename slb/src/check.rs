@@ -77,6 +77,7 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
             addresses.join(", ")
         )?;
     }
+    print_zones(&config)?;
     print_holders(&config, options.ports)?;
     let mut seats: HashMap<Vni, usize> = HashMap::new();
     for pool in &config.pools {
@@ -119,12 +120,52 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A frontend's address, and the network that it belongs to.
+/// A frontend's address, the network that it belongs to, and its zones.
 fn vip_text(config: &Config, frontend: &Frontend) -> String {
-    match config.network_of_frontend(frontend) {
+    let text = match config.network_of_frontend(frontend) {
         Some(network) => format!("{} in network {:?}", frontend.address, network.name),
         None => frontend.address.to_string(),
+    };
+    match frontend.zones.as_slice() {
+        [] => text,
+        [zone] => format!("{text}, zone {zone}"),
+        zones => format!("{text}, zones {}", zones.join(" ")),
     }
+}
+
+/// Prints the zones of pools, and the zonal VIPs that a mux leaves to other zones.
+fn print_zones(config: &Config) -> Result<(), Failure> {
+    for (place, pool) in config.pools.iter().enumerate() {
+        let zones = config.zone_shares(place).into_iter().map(|own| {
+            let zone = match own.zone {
+                Some(zone) => format!("zone {zone}"),
+                None => "no zone".to_owned(),
+            };
+            let share = 100.0 * own.share;
+            let counts = format!("{} of {} serve", own.serving, own.backends);
+            format!("{zone}: {counts}, {share:.2} % of new flows")
+        });
+        let zones: Vec<String> = zones.collect();
+        if !zones.is_empty() {
+            say_line!("  pool {:?} by zone: {}", pool.name, zones.join("; "))?;
+        }
+    }
+    if config.node.role != Role::Mux {
+        return Ok(());
+    }
+    for frontend in &config.frontends {
+        if let (Some(own), Some(zone)) = (config.node.zone.as_deref(), frontend.zone())
+            && frontend.network.is_none()
+            && own != zone
+        {
+            say_line!(
+                "  frontend {:?} ({}) is of zone {zone}: this mux, in zone {own}, does not announce it",
+                frontend.name,
+                frontend.address
+            )?;
+        }
+    }
+    Ok(())
 }
 
 /// Prints who has which ports of each VIP: a few of each, or all.

@@ -10,6 +10,7 @@ use slb_control::config::Vm;
 use slb_control::ports::PortKind;
 use slb_control::{Config, Role};
 use slb_core::observe::{Step, Trail};
+use slb_core::snapshot::RuleMatch;
 use slb_core::spec::Spec;
 use slb_core::wire::ethernet::{self, EtherType, Ethernet, MacAddress};
 use slb_core::wire::ipv4::Ipv4;
@@ -334,6 +335,9 @@ pub(crate) fn explain(
             *out += &format!("  {:<10} {text}\n", step.label());
         }
     });
+    if let Some(text) = zones_text(config, &trail) {
+        *out += &format!("  {:<10} {text}\n", "zone");
+    }
     if config.node.role == Role::Mux
         && let Some(Verdict::Forward(_)) = trail.verdict()
         && let Some(frame) = frames.get(place)
@@ -344,6 +348,50 @@ pub(crate) fn explain(
             *out += &format!("  {:<10} {text}\n", "passed on");
         }
     }
+}
+
+/// The zones of a packet's frontend and backend; `None` where neither has any.
+fn zones_text(config: &Config, trail: &Trail) -> Option<String> {
+    let (mut frontend, mut backend) = (None, None);
+    let backends = || config.pools.iter().flat_map(|pool| &pool.backends);
+    for step in trail.steps() {
+        match *step {
+            Step::Classified(RuleMatch::Rule(rule)) => {
+                let rules = config.rules.iter().map(|rule| rule.frontend);
+                let nat = config.inbound_nat.iter().map(|nat| nat.frontend);
+                let place = rules.chain(nat).nth(rule as usize);
+                frontend = place.and_then(|place| config.frontends.get(place));
+            }
+            Step::Selected(place) => backend = backends().nth(place as usize),
+            _ => {}
+        }
+    }
+    let of_backend = backend.and_then(|own| {
+        let zone = own.zone.as_deref()?;
+        Some(format!("backend {:?} is in zone {zone}", own.name))
+    });
+    let of_frontend = frontend.and_then(|own| {
+        let name = &own.name;
+        let zone = match (own.zone(), own.zones.as_slice()) {
+            (Some(zone), _) => zone,
+            (None, []) => return None,
+            (None, zones) => {
+                let zones = zones.join(", ");
+                return Some(format!(
+                    "frontend {name:?} is zone-redundant (zones {zones})"
+                ));
+            }
+        };
+        let elsewhere = match config.node.zone.as_deref() {
+            Some(here) if config.node.role == Role::Mux && !config.announces(own) => {
+                format!(", so this mux, in zone {here}, does not announce it")
+            }
+            _ => String::new(),
+        };
+        Some(format!("frontend {name:?} is of zone {zone}{elsewhere}"))
+    });
+    let all: Vec<String> = of_frontend.into_iter().chain(of_backend).collect();
+    (!all.is_empty()).then(|| all.join("; "))
 }
 
 /// The backends that had the slot of a packet before, by `past` of the pool: the host agent of its backend passes a

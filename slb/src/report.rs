@@ -5,6 +5,7 @@ pub(crate) mod metrics;
 pub(crate) mod rules;
 #[cfg(feature = "live")]
 pub(crate) mod totals;
+pub(crate) mod zones;
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -22,6 +23,7 @@ use slb_core::{DropReason, Stats};
 use slb_io_pcap::{CaptureStats, LinkType};
 
 use self::rules::RuleLine;
+use self::zones::ZoneLine;
 use crate::balancer::Balancer;
 
 /// A backend's share of what was forwarded.
@@ -44,6 +46,7 @@ struct Share {
     accepted: u64,
     failures: u64,
     snat: Option<SnatCounters>,
+    zone: Option<String>,
 }
 
 /// The counters of a balancer, in a form that can be added up over its queues.
@@ -139,6 +142,8 @@ pub(crate) struct Report<'a> {
     shares: Vec<Share>,
     /// The totals of each pool's backends.
     pools: HashMap<String, PoolTotal>,
+    /// The zones of each pool that has any.
+    zones: Vec<ZoneLine>,
     elapsed: Duration,
 }
 
@@ -218,6 +223,7 @@ impl<'a> Report<'a> {
                 accepted: counters.accepted,
                 failures: counters.failures,
                 snat,
+                zone: backend.zone.clone(),
             });
         }
         let mut pools: HashMap<String, PoolTotal> = HashMap::new();
@@ -237,6 +243,7 @@ impl<'a> Report<'a> {
             tally,
             capture,
             fills_cut: false,
+            zones: zones::lines(config, &shares),
             shares,
             pools,
             elapsed,
@@ -474,6 +481,7 @@ impl<'a> Report<'a> {
                     "failures": share.failures,
                     "share": self.share(share),
                     "share_by_weight": share.expected,
+                    "zone": share.zone,
                     "snat": share.snat.map(|snat| json!({
                         "ports": snat.ports, "used": snat.used,
                         "connections": snat.connections, "exhausted": snat.exhausted,
@@ -537,6 +545,7 @@ impl<'a> Report<'a> {
             },
             "rules": rules,
             "backends": backends,
+            "zones": self.zones.iter().map(ZoneLine::json).collect::<Vec<Value>>(),
             "packets_per_second": self.rate(),
         })
     }

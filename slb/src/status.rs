@@ -122,9 +122,13 @@ fn table(now: &Value, before: Option<&Value>) -> String {
     };
     let _ = writeln!(
         out,
-        "slb {} {}: pid {}, up {:.0} s, configuration {}",
+        "slb {} {}{}: pid {}, up {:.0} s, configuration {}",
         text(now, "/version"),
         text(now, "/role"),
+        now["zone"]
+            .as_str()
+            .map(|zone| format!(" in zone {zone}"))
+            .unwrap_or_default(),
         number(now, "/pid"),
         number(now, "/uptime"),
         number(now, "/generation"),
@@ -214,6 +218,45 @@ fn table(now: &Value, before: Option<&Value>) -> String {
             number(now, &format!("{path}/forwarded/packets")),
             rate(&format!("{path}/forwarded/packets")),
             number(now, &format!("{path}/flows")),
+        );
+    }
+    out += &zones_text(now);
+    out
+}
+
+/// The zones of pools, and the VIPs that this mux leaves to muxes of other zones, as text.
+fn zones_text(now: &Value) -> String {
+    let list = |name: &str| now.get(name).and_then(Value::as_array);
+    let zones = list("zones").into_iter().flatten();
+    let mut out = String::new();
+    for zone in zones {
+        if out.is_empty() {
+            let _ = writeln!(
+                out,
+                "\n{:<20} {:<20} {:>8} {:>8} {:>10} {:>12} {:>10}",
+                "pool", "zone", "backends", "serving", "by weight", "packets", "flows"
+            );
+        }
+        let _ = writeln!(
+            out,
+            "{:<20} {:<20} {:>8} {:>8} {:>9.2}% {:>12} {:>10}",
+            text(zone, "/pool"),
+            zone["zone"].as_str().unwrap_or("-"),
+            number(zone, "/backends"),
+            number(zone, "/serving"),
+            100.0 * number(zone, "/share_by_weight"),
+            number(zone, "/packets"),
+            number(zone, "/flows"),
+        );
+    }
+    let others = list("frontends").into_iter().flatten();
+    for frontend in others.filter(|own| own["zonal"] == true && own["of_this_mux"] == false) {
+        let _ = writeln!(
+            out,
+            "{} ({}) is left to muxes of zone {}",
+            text(frontend, "/frontend"),
+            text(frontend, "/address"),
+            text(frontend, "/zones/0"),
         );
     }
     out

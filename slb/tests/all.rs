@@ -93,3 +93,6 @@ mod vm_moves;
 mod vxlan;
 #[cfg(feature = "live")]
 mod workers;
+#[cfg(feature = "live")]
+mod zones;
+mod zones_shown;

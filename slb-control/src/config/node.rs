@@ -94,6 +94,8 @@ pub struct Node {
     /// The source addresses of probes, if configured; the default is the kernel's choice, or at a
     /// host agent [`PROBE_SOURCE_IPV4`] and [`PROBE_SOURCE_IPV6`].
     pub probe_sources: Vec<IpAddr>,
+    /// Zone of the node.
+    pub zone: Option<String>,
     /// True if the node probes backends at all.
     pub probing: bool,
     pub(crate) span: Span,

@@ -16,6 +16,7 @@ use slb_core::wire::vxlan::Vni;
 
 use super::addresses::{HOST, STATION, UNICAST, host, station, unicast};
 use super::networks;
+use super::zones::{read_zone, read_zones};
 use super::{
     Backend, Config, Findings, Frontend, InboundNat, MAX_IDLE_TIMEOUT, MIN_IDLE_TIMEOUT,
     NoHealthyBackends, Node, Origin, Outbound, Pool, Probe, ProbeProtocol, Protocol, Role, Rule,
@@ -222,6 +223,7 @@ fn read_node(section: Section<'_>) -> Option<Node> {
         inside: read_inside(&section),
         withdraw_when_down: section.boolean("withdraw_when_down", false),
         probe_sources: read_probe_sources(&section),
+        zone: read_zone(&section),
         probing: section.boolean("probing", true),
         span: section.span().clone(),
         unused: {
@@ -420,6 +422,7 @@ fn read_frontend(section: Section<'_>, is_proxy: bool, networks: &Names) -> Opti
         ],
         Echo::Answer,
     );
+    let zones = read_zones(&section);
     let span = section.span().clone();
     section.finish();
     Some(Frontend {
@@ -430,6 +433,7 @@ fn read_frontend(section: Section<'_>, is_proxy: bool, networks: &Names) -> Opti
             Some(found) => Some(found?),
         },
         icmp_echo,
+        zones,
         span,
     })
 }
@@ -552,6 +556,7 @@ fn read_backend(section: Section<'_>, is_proxy: bool) -> Option<Backend> {
     let backend_port = section
         .has("backend_port")
         .then(|| section.number("backend_port", 1..=65_535, 1));
+    let zone = read_zone(&section);
     let span = section.span().clone();
     section.finish();
     Some(Backend {
@@ -567,6 +572,7 @@ fn read_backend(section: Section<'_>, is_proxy: bool) -> Option<Backend> {
         instance: instance.map(|instance| instance as u32),
         port: port.map(|port| port as u16),
         backend_port: backend_port.map(|port| port as u16),
+        zone,
         span,
     })
 }

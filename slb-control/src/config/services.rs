@@ -22,6 +22,8 @@ pub struct Frontend {
     pub network: Option<usize>,
     /// The treatment of echo requests.
     pub icmp_echo: Echo,
+    /// Zones of the frontend: one makes it zonal, none or several make it zone-redundant.
+    pub zones: Vec<String>,
     pub(crate) span: Span,
 }
 
@@ -75,6 +77,8 @@ pub struct Backend {
     pub port: Option<u16>,
     /// The port that the backend serves, unless it is the rule's.
     pub backend_port: Option<u16>,
+    /// Zone of the backend.
+    pub zone: Option<String>,
     pub(crate) span: Span,
 }
 

@@ -34,6 +34,7 @@ pub(super) fn of(config: &Config) -> Vec<String> {
             ));
         }
     }
+    warnings.extend(super::zones::warnings(config));
     warnings
 }
 

@@ -83,17 +83,17 @@ impl Announcer {
         }
     }
 
-    /// Announces the VIPs of a configuration, and no others; where it says so, without those whose
-    /// backends are all down.
+    /// Announces the VIPs of a configuration, and no others: without those of other zones, and where it says so,
+    /// without those whose backends are all down.
     pub(super) fn announce(&mut self, config: &Config) {
         let frontends = config.frontends.iter().enumerate();
         // One without rules may be there for NAT, which asks nobody how he is.
         let serves = |&(place, _): &(usize, &Frontend)| {
             !config.node.withdraw_when_down || config.is_available(place) != Some(false)
         };
-        let is_public = |(_, frontend): &(usize, &Frontend)| frontend.network.is_none();
+        let is_here = |(_, frontend): &(usize, &Frontend)| config.announces(frontend);
         let vips = frontends
-            .filter(is_public)
+            .filter(is_here)
             .filter(serves)
             .map(|(_, frontend)| frontend.address);
         self.set(&vips.collect());

@@ -16,9 +16,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
-use slb_control::Config;
 use slb_control::config::Backend;
 use slb_control::probe::{BackendName, ProbeTallies, VipResults};
+use slb_control::{Config, Role};
 use slb_core::snapshot::Snapshot;
 use slb_core::state::Refusal;
 use slb_core::stats::BackendCounters;
@@ -349,6 +349,8 @@ impl Shared {
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
             "role": config.node.role.name(),
+            "zone": config.node.zone,
+            "frontends": frontends(config),
             "generation": generation,
             "uptime": self.begin.elapsed().as_secs_f64(),
             "time": now.unwrap_or_default().as_secs_f64(),
@@ -449,6 +451,23 @@ impl Shared {
         let down = availability(&state.config).filter(|(_, is_available)| !is_available);
         down.map(|(name, _)| name.to_owned()).collect()
     }
+}
+
+/// The frontends as JSON, each with its zones and its availability.
+fn frontends(config: &Config) -> Vec<Value> {
+    let is_mux = config.node.role == Role::Mux;
+    let all = config.frontends.iter().enumerate();
+    let all = all.map(|(place, frontend)| {
+        json!({
+            "frontend": frontend.name,
+            "address": frontend.address,
+            "zones": frontend.zones,
+            "zonal": frontend.zone().is_some(),
+            "of_this_mux": is_mux.then(|| config.announces(frontend)),
+            "available": config.is_available(place),
+        })
+    });
+    all.collect()
 }
 
 /// The state taken over from an earlier process, and the age of the last checkpoint, as JSON.

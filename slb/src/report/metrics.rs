@@ -7,6 +7,7 @@ use slb_core::stats::Count;
 
 use super::Report;
 use super::rules::RuleLine;
+use super::zones::ZoneLine;
 
 /// A metric, with a value for each set of labels.
 #[derive(Debug)]
@@ -78,6 +79,7 @@ impl Report<'_> {
         let mut families = self.of_packets();
         families.extend(self.of_rules());
         families.extend(self.of_backends());
+        families.extend(self.of_zones());
         families.extend(self.of_tables());
         families
     }
@@ -272,6 +274,35 @@ impl Report<'_> {
                 "slb_snat_exhausted",
                 "Outbound connections that found no port",
                 of(&|share| share.snat.map(|snat| snat.exhausted)),
+            ),
+        ]
+    }
+
+    /// The zones of pools that have any. Backends without a zone have an empty label.
+    fn of_zones(&self) -> [Family; 3] {
+        let of = |value: fn(&ZoneLine) -> f64| -> Vec<Sample> {
+            let sample = |line: &ZoneLine| {
+                let zone = line.zone.clone().unwrap_or_default();
+                let labels = vec![("pool", line.pool.clone()), ("zone", zone)];
+                (labels, value(line))
+            };
+            self.zones.iter().map(sample).collect()
+        };
+        [
+            Family::gauge(
+                "slb_zone_backends",
+                "Backends of a pool in a zone",
+                of(|line| line.backends as f64),
+            ),
+            Family::gauge(
+                "slb_zone_backends_up",
+                "Backends of a pool in a zone that take new flows",
+                of(|line| line.serving as f64),
+            ),
+            Family::gauge(
+                "slb_zone_share",
+                "Share of a pool's new flows that its backends in a zone get by weight, 0 to 1",
+                of(|line| line.expected),
             ),
         ]
     }

@@ -19,6 +19,7 @@ mod read;
 mod resources;
 mod template;
 mod write;
+mod zones;
 
 use std::fmt;
 

@@ -5,6 +5,7 @@ mod expressions;
 mod quickstarts;
 mod resources;
 mod scale_sets;
+mod zones;
 
 use slb_control::azure::{Imported, Input, Inventory, import};
 use slb_control::{Config, ConfigErrors};

@@ -69,7 +69,7 @@ pub(super) struct Entry {
 }
 
 /// Fields of a backend that are copied into the configuration.
-const FIELDS: [&str; 8] = [
+const FIELDS: [&str; 9] = [
     "host",
     "mac",
     "next_hop",
@@ -78,6 +78,7 @@ const FIELDS: [&str; 8] = [
     "instance",
     "port",
     "backend_port",
+    "zone",
 ];
 
 impl Inventory {

@@ -24,8 +24,7 @@ pub(super) struct Frontend {
     pub(super) origin: Origin,
     pub(super) name: String,
     pub(super) address: IpAddr,
-    /// Text for a comment in the configuration.
-    pub(super) remark: String,
+    pub(super) zones: Vec<String>,
 }
 
 #[derive(Debug)]

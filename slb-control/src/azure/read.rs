@@ -9,7 +9,8 @@ mod rules;
 
 use std::collections::HashMap;
 
-use self::references::{balancer_of, check_references, last_of};
+use self::references::{balancer_of, check_references};
+pub(super) use self::references::{last_of, machine_of};
 use super::inventory::Inventory;
 use super::json::{Node, Notes, Object};
 use super::model::Model;

@@ -7,6 +7,7 @@ use super::functions;
 use super::inventory::{PublicAddress, public_address};
 use super::json::{Node, Notes, Object, Value};
 use super::template::{Resource, Templates, file_name};
+use super::zones::{Zones, zones_of};
 
 /// All resources that were found.
 #[derive(Debug, Default)]
@@ -16,6 +17,7 @@ pub(super) struct Found {
     pub(super) addresses: Vec<(String, PublicAddress)>,
     pub(super) interfaces: Vec<Interface>,
     pub(super) scale_sets: Vec<ScaleSet>,
+    pub(super) zones: Zones,
 }
 
 /// A load balancer.
@@ -84,6 +86,17 @@ pub(super) struct ScaleSet {
     /// The number of instances; `None` if it was refused.
     pub(super) capacity: Option<u32>,
     pub(super) configurations: Vec<Configuration>,
+    pub(super) zones: Vec<String>,
+}
+
+impl ScaleSet {
+    /// The zone of all instances; `None` where they have none, or are spread over several.
+    pub(super) fn zone(&self) -> Option<&str> {
+        match self.zones.as_slice() {
+            [zone] => Some(zone),
+            _ => None,
+        }
+    }
 }
 
 /// The ids that an IP configuration refers to.
@@ -280,8 +293,11 @@ pub(super) const KINDS: [(&str, &[&[&str]]); 6] = [
     ("microsoft.compute/virtualmachinescalesets", OF_SCALE_SET),
 ];
 
-/// The properties of network interfaces that are created with their vm.
-const INLINE: &[&[&str]] = &[&["networkProfile", "networkInterfaceConfigurations"]];
+/// The properties of a vm that name its network interfaces: created with it, or by reference.
+const INLINE: &[&[&str]] = &[
+    &["networkProfile", "networkInterfaceConfigurations"],
+    &["networkProfile", "networkInterfaces"],
+];
 const OF_SCALE_SET: &[&[&str]] = &[&[
     "virtualMachineProfile",
     "networkProfile",
@@ -478,6 +494,8 @@ impl Found {
 
     fn take_address(&mut self, node: &Node, notes: &Notes) {
         let (object, name) = Object::named(node, "public IP address", notes);
+        let zones = zones_of(&object);
+        self.zones.addresses.push((name.to_lowercase(), zones));
         // An address that is not assigned yet comes from the inventory.
         if let Some(first) = object.address("ipAddress") {
             self.addresses
@@ -487,6 +505,8 @@ impl Found {
 
     fn take_prefix(&mut self, node: &Node, notes: &Notes) {
         let (object, name) = Object::named(node, "public IP prefix", notes);
+        let zones = zones_of(&object);
+        self.zones.addresses.push((name.to_lowercase(), zones));
         let Some(text) = object.text("ipPrefix") else {
             return;
         };
@@ -525,14 +545,14 @@ impl Found {
         }
     }
 
-    /// Reads a vm that is created with its network interfaces; returns false for any other
-    /// resource.
+    /// Reads a vm that is created with its network interfaces, or whose zone is known; returns false
+    /// for any other.
     fn take_machine(&mut self, node: &Node, notes: &Notes) -> bool {
         let (object, machine) = Object::named(node, "vm", notes);
         if machine.is_empty() {
             return true; // reported already
         }
-        let mut is_one = false;
+        let mut is_one = self.zones.take_machine(&object, &machine);
         for node in object.list("networkInterfaceConfigurations") {
             is_one = true;
             let own = Object::new(node, object.place.clone(), notes);
@@ -587,6 +607,7 @@ impl Found {
             node: node.clone(),
             capacity,
             configurations,
+            zones: zones_of(&object),
         });
     }
 

@@ -107,16 +107,11 @@ impl File {
 
     fn frontend(&mut self, frontend: &Frontend) {
         self.part("[[frontend]]", &frontend.origin);
-        if !frontend.remark.is_empty() {
-            let remark: String = frontend
-                .remark
-                .chars()
-                .filter(|c| !c.is_control())
-                .collect();
-            self.line(&format!("# {remark}"));
-        }
         self.field("name", frontend.name.as_str());
         self.field("address", frontend.address.to_string());
+        if !frontend.zones.is_empty() {
+            self.field("zones", frontend.zones.clone());
+        }
     }
 
     fn probe(&mut self, probe: &Probe) {

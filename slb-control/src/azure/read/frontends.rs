@@ -6,6 +6,7 @@ use crate::azure::inventory::PublicAddress;
 use crate::azure::json::{Node, Object};
 use crate::azure::model::Frontend;
 use crate::azure::resources::Kind;
+use crate::azure::zones::zones_of;
 
 impl<'r> Reader<'r> {
     pub(super) fn frontend(&mut self, node: &'r Node) {
@@ -28,12 +29,11 @@ impl<'r> Reader<'r> {
         );
         let public = self.public_address(&object);
         let is_public = public.is_some() || (private.is_none() && !is_inside);
-        let zones = object.list("zones").iter().filter_map(Node::as_str);
-        let zones: Vec<&str> = zones.collect();
-        let remark = match zones.as_slice() {
-            [] => String::new(),
-            zones => format!("in zones {}: every mux announces it", zones.join(", ")),
-        };
+        let mut zones = zones_of(&object);
+        if zones.is_empty() {
+            // A public address has zones of its own.
+            zones = self.zones_of_public(&object);
+        }
         let address = match (private, public) {
             (Some(first), _) => Some(PublicAddress { first, count: 1 }),
             (None, Some(public)) => public,
@@ -69,10 +69,26 @@ impl<'r> Reader<'r> {
                 origin: node.origin(),
                 name,
                 address: address_of,
-                remark: remark.clone(),
+                zones: zones.clone(),
             });
         }
         self.prefixes.insert(name, all);
+    }
+
+    /// Returns the zones of the public address or prefix that a frontend refers to.
+    fn zones_of_public(&self, object: &Object<'_>) -> Vec<String> {
+        let nodes = ["publicIPAddress", "publicIPPrefix"].map(|name| object.get(name));
+        let nodes = nodes.into_iter().flatten();
+        let zones = nodes.map(|node| {
+            let inner = Object::new(node, object.place.clone(), self.notes);
+            let zones = zones_of(&inner);
+            let id = node.get("id").and_then(Node::as_str);
+            match id {
+                Some(id) if zones.is_empty() => self.found.zones.of_address(last_of(id)).to_vec(),
+                _ => zones,
+            }
+        });
+        zones.flatten().collect()
     }
 
     /// Resolves `publicIPAddress` or `publicIPPrefix`: inline, as another resource, or in the

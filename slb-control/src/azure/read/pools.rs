@@ -10,6 +10,9 @@ use crate::azure::json::{Node, Object};
 use crate::azure::model::{Backend, Pool};
 use crate::azure::resources::{Interface, Kind, ScaleSet, Sku};
 
+/// The field of a backend with its zone.
+const ZONE: &str = "zone";
+
 impl<'r> Reader<'r> {
     pub(super) fn pool(&mut self, node: &'r Node) {
         let (object, own) = Object::named(node, "pool", self.notes);
@@ -51,8 +54,12 @@ impl<'r> Reader<'r> {
         let is_listed =
             |entry: &&Entry| entry.pools.iter().any(|pool| *pool == own || *pool == name);
         let before = backends.len();
+        let zone = self.zone_of_instances(&own);
         for entry in self.inventory.backends.iter().filter(is_listed) {
-            let backend = self.backend(&object.place, node, (None, None, None), Some(entry));
+            let mut backend = self.backend(&object.place, node, (None, None, None), Some(entry));
+            if let (Some(backend), Some(zone)) = (&mut backend, zone) {
+                backend.fields.entry(ZONE).or_insert_with(|| zone.into());
+            }
             add(&mut backends, backend);
         }
         // A backend that is listed twice counts once.
@@ -74,14 +81,27 @@ impl<'r> Reader<'r> {
         });
     }
 
-    /// Compares the number of scale sets' instances in a pool with the number in the inventory,
-    /// which alone knows their addresses.
-    fn instances(&self, object: &Object<'_>, pool: &str, listed: usize) {
+    /// Returns the scale sets that have instances in a pool.
+    fn scale_sets(&self, pool: &str) -> Vec<&'r ScaleSet> {
         let is_in = |set: &&ScaleSet| {
             let mut ids = set.configurations.iter().flat_map(|c| &c.pools);
             ids.any(|id| self.is_own(id, pool))
         };
-        let sets: Vec<&ScaleSet> = self.found.scale_sets.iter().filter(is_in).collect();
+        self.found.scale_sets.iter().filter(is_in).collect()
+    }
+
+    /// Returns the zone that all instances of a pool's scale sets are in, if that is one.
+    fn zone_of_instances(&self, pool: &str) -> Option<&'r str> {
+        let sets = self.scale_sets(pool);
+        let zone = sets.first()?.zone()?;
+        let is_same = |set: &&ScaleSet| set.zone() == Some(zone);
+        sets.iter().all(is_same).then_some(zone)
+    }
+
+    /// Compares the number of scale sets' instances in a pool with the number in the inventory,
+    /// which alone knows their addresses.
+    fn instances(&self, object: &Object<'_>, pool: &str, listed: usize) {
+        let sets = self.scale_sets(pool);
         let Some(&first) = sets.first() else { return };
         let Some(expected) = sets.iter().map(|set| set.capacity).sum::<Option<u32>>() else {
             return; // reported already
@@ -238,7 +258,10 @@ impl<'r> Reader<'r> {
             lacks("address", format!("{key} and address"));
             return None;
         };
-        let fields = entry.map(|entry| entry.fields.clone()).unwrap_or_default();
+        let mut fields = entry.map(|entry| entry.fields.clone()).unwrap_or_default();
+        if let Some(zone) = id.and_then(|id| self.found.zone_of(id)) {
+            fields.entry(ZONE).or_insert_with(|| zone.into());
+        }
         if !self.inventory.is_proxy() && !fields.contains_key("host") {
             lacks("host", format!("{key} and host"));
         }

@@ -61,13 +61,13 @@ pub(super) fn check_references(found: &Found, notes: &Notes) {
 }
 
 /// Returns the last segment of an id: a name.
-pub(super) fn last_of(id: &str) -> &str {
+pub(in crate::azure) fn last_of(id: &str) -> &str {
     id.rsplit('/').next().unwrap_or(id)
 }
 
 /// Returns the name of the machine, or of its network interface, that an IP configuration belongs
 /// to.
-pub(super) fn machine_of(id: &str) -> &str {
+pub(in crate::azure) fn machine_of(id: &str) -> &str {
     let lower = id.to_ascii_lowercase();
     let parent = lower
         .rfind("/ipconfigurations/")

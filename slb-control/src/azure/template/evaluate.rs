@@ -64,7 +64,8 @@ impl Templates<'_> {
                 } else {
                     is_one_of(name, &["name"]) && !matches!(node.value, Value::Null)
                 };
-                let is_of_use = paths.is_empty() || is_one_of(name, &["properties", "sku"]);
+                let is_of_use =
+                    paths.is_empty() || is_one_of(name, &["properties", "sku", "zones"]);
                 if is_left_out || !is_of_use {
                     continue;
                 }

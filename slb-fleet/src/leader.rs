@@ -206,6 +206,7 @@ impl Leader {
             present: None,
             agents: Agents::default(),
             tables: BTreeMap::new(),
+            zones: Vec::new(),
             slow_start: SlowStart::default(),
             wanted: None,
             is_asked: false,

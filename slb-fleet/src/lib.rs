@@ -12,6 +12,7 @@ pub mod node;
 pub mod object;
 pub mod rollout;
 pub mod store;
+pub mod zones;
 
 /// The crate's README, whose examples run as doctests.
 #[cfg(doctest)]

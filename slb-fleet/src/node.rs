@@ -53,6 +53,8 @@ pub struct NodeOptions {
     pub addresses: Vec<IpAddr>,
     /// Version of the program.
     pub version: String,
+    /// Zone of the node.
+    pub zone: Option<String>,
     /// Where it keeps what it held.
     pub cache: Option<Cache>,
 }
@@ -144,6 +146,7 @@ impl Node {
         let report = Report {
             addresses: options.addresses.clone(),
             version: options.version.clone(),
+            zone: options.zone.clone(),
             ..Report::default()
         };
         let mut state = State {
@@ -222,6 +225,11 @@ impl Node {
     /// Says how many connections are left on leaving backends of the generation in place; `None`: that is not known.
     pub fn set_left(&self, left: Option<u64>) {
         self.shared.state().report.left = left;
+    }
+
+    /// Says which zone the node is in from now on.
+    pub fn set_zone(&self, zone: Option<String>) {
+        self.shared.state().report.zone = zone;
     }
 
     /// Says which backends fail, of those that this node asks: pool, probe and name of each.

@@ -280,6 +280,9 @@ pub struct LeaderName {
 pub struct Agents {
     /// The addresses of each agent's host on the fabric, by its name.
     pub agents: BTreeMap<String, Vec<IpAddr>>,
+    /// The zone of each agent that has one, by its name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub zones: BTreeMap<String, String>,
 }
 
 impl Agents {
@@ -293,6 +296,12 @@ impl Agents {
     /// The addresses of an agent's host; `None` if there is no such agent.
     pub fn of(&self, name: &str) -> Option<&[IpAddr]> {
         self.agents.get(&escape(name)).map(Vec::as_slice)
+    }
+
+    /// Forgets the zones of agents that are gone.
+    pub(crate) fn tidy(&mut self) {
+        let agents = &self.agents;
+        self.zones.retain(|name, _| agents.contains_key(name));
     }
 
     /// Takes an address away from an agent, which is gone with its last one.
@@ -317,6 +326,9 @@ pub struct Report {
     pub addresses: Vec<IpAddr>,
     /// Version of its program.
     pub version: String,
+    /// Zone of the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
     /// The generation that it holds.
     pub held: u64,
     /// The generation that packets are served by.

@@ -11,3 +11,4 @@ mod reports;
 mod rollout;
 mod versions;
 mod view;
+mod zones;

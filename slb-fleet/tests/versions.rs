@@ -60,6 +60,7 @@ fn fields_of_a_later_release_are_left_alone() {
     });
     reads_a_later_one(&Agents {
         agents: [("host1".to_owned(), vec![[10, 0, 0, 1].into()])].into(),
+        zones: [("host1".to_owned(), "2".to_owned())].into(),
     });
     reads_a_later_one(&Forget::default());
     reads_a_later_one(&Report {
@@ -69,6 +70,7 @@ fn fields_of_a_later_release_are_left_alone() {
             why: "it is unwanted".to_owned(),
         }),
         left: Some(3),
+        zone: Some("2".to_owned()),
         ..Report::default()
     });
     reads_a_later_one(&Health {

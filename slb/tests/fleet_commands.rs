@@ -211,6 +211,42 @@ fn a_host_agent_that_is_gone_is_shown_and_forgotten() {
 }
 
 #[test]
+fn zones_are_shown_with_their_nodes_and_backends() {
+    let Some(fleet) = Fleet::start() else {
+        skip!("etcd is not installed");
+    };
+    let text = WEB.replace("protocol =", "probe = \"alive\"\nprotocol =")
+        + "[[probe]]\nname = \"alive\"\nprotocol = \"tcp\"\nport = 80\n";
+    let text = text.replace("{ name = \"vm1\",", "{ name = \"vm1\", zone = \"west\",");
+    fleet.apply(&text);
+    let key = |kind: &str, node: &str| format!("/slb/1/default/{kind}/{node}");
+    let report = r#"{"schema":1,"addresses":["172.16.0.101"],"version":"0","held":1,"live":1,"zone":"west"}"#;
+    fleet.etcdctl(&["put", &key("node", "host/h1"), report]);
+    let well = r#"{"schema":1,"failing":[]}"#;
+    fleet.etcdctl(&["put", &key("health", "host/h1"), well]);
+    let mux = report.replace("west", "east").replace(".101", ".11");
+    fleet.etcdctl(&["put", &key("node", "mux/m1"), &mux]);
+    let status = || said(&fleet.slb(&["fleet", "status"]));
+    let west = |rest: &str| {
+        format!("zone west: muxes none; hosts {rest} of 1 backends of servers serve\n")
+    };
+    wait_until("the zone is well", || status().contains(&west("h1; 1")));
+    assert!(status().contains("zone east: muxes m1; hosts none\n"));
+    fleet.etcdctl(&["del", &key("node", "host/h1")]);
+    fleet.etcdctl(&["del", &key("health", "host/h1")]);
+    wait_until("the zone is lost", || {
+        status().contains(&west("h1 (away); 0"))
+    });
+    let json = said(&fleet.slb(&["fleet", "status", "--format", "json"]));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        json["zones"],
+        serde_json::json!([{ "pool": "servers", "zone": "west", "backends": 1, "serving": 0 }])
+    );
+    assert_eq!(json["nodes"][0]["zone"], "east");
+}
+
+#[test]
 fn a_password_in_an_address_is_refused_and_not_repeated() {
     for arguments in [&["get"][..], &["fleet", "status"], &["controller"]] {
         let mut command = Command::new(SLB);

@@ -65,6 +65,13 @@ impl Office {
                 agents.agents.entry(name.clone()).or_default().push(address);
             }
         }
+        for (name, report) in &reports {
+            match report.zone() {
+                Some(zone) => agents.zones.insert(name.clone(), zone.to_owned()),
+                None => agents.zones.remove(name),
+            };
+        }
+        agents.tidy();
         if agents != self.agents {
             let put = Operation::put(keys.key("state/agents"), agents.write());
             self.write(store, &[], &[put])?;
@@ -99,6 +106,7 @@ impl Office {
                 warn!(name, "an agent is forgotten");
             }
         }
+        agents.tidy();
         operations.push(Operation::put(keys.key("state/agents"), agents.write()));
         self.write(store, &[], &operations)?;
         for operation in &operations {

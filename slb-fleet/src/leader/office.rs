@@ -12,6 +12,7 @@ use crate::fetch::{FetchError, Known};
 use crate::object::{Agents, Digest, Index, Keys, Object, Report, Table, Wanted};
 use crate::rollout::{Machine, Member, Side, Stage};
 use crate::store::{Condition, Event, Operation, Revision, Store, Watch};
+use crate::zones::ZoneView;
 
 /// How long a controller that begins to lead does without the word of nodes that it knows of: after an outage of the
 /// store, the leases of all may have ended, and each takes a new one.
@@ -39,6 +40,8 @@ pub(super) struct Office {
     pub(super) present: Option<Present>,
     pub(super) agents: Agents,
     pub(super) tables: BTreeMap<String, Table>,
+    /// The zones of pools, by these tables.
+    pub(super) zones: Vec<ZoneView>,
     pub(super) slow_start: SlowStart,
     /// The wanted index, and since when it is.
     pub(super) wanted: Option<(Digest, Duration)>,

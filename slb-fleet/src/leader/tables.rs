@@ -8,6 +8,7 @@ use super::office::{Ended, Office};
 use crate::health::{Reports, tables};
 use crate::object::{Health, Keys, Object, Table};
 use crate::store::{MOST_OPERATIONS, Operation, Store};
+use crate::zones;
 
 impl Office {
     /// The backends that fail by the tables as they are.
@@ -57,6 +58,7 @@ impl Office {
         self.is_lenient = is_new;
         let mut config = present.config.clone();
         reports.apply(&self.agents, &mut config);
+        let zones = zones::of_pools(&config);
         let mut new = tables(&config, &mut self.slow_start, now);
         let mut operations = Vec::new();
         for (pool, table) in &mut new {
@@ -91,7 +93,7 @@ impl Office {
         for batch in operations.chunks(MOST_OPERATIONS) {
             self.write(store, &[], batch)?;
         }
-        self.tables = new;
+        (self.tables, self.zones) = (new, zones);
         self.is_stale = false;
         Ok(())
     }

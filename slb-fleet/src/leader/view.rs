@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::office::Office;
-use crate::object::{Digest, Keys, Object, Report, Table};
+use crate::object::{Agents, Digest, Keys, Object, Report, Table};
 use crate::rollout::{Rollout, Side};
+use crate::zones::ZoneView;
 
 /// A fleet, as the controller that leads it sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub struct FleetView {
     pub nodes: Vec<NodeView>,
     /// Backends that get no new flows, since probes find that they fail, by pool.
     pub failing: BTreeMap<String, usize>,
+    /// The zones of pools that have any.
+    pub zones: Vec<ZoneView>,
 }
 
 /// A node, as the controller that leads its fleet sees it.
@@ -26,6 +29,8 @@ pub struct NodeView {
     pub side: Side,
     /// Name of the node.
     pub name: String,
+    /// Zone of the node; of one that is gone, its last.
+    pub zone: Option<String>,
     /// The node's own report.
     pub report: Reported,
 }
@@ -59,14 +64,24 @@ impl NodeView {
             Ok(report) => Reported::Is(report),
             Err(error) => Reported::Unreadable(error.to_string()),
         };
-        Self { side, name, report }
+        let zone = match &report {
+            Reported::Is(report) => report.zone().map(str::to_owned),
+            Reported::Unreadable(_) | Reported::Gone => None,
+        };
+        Self {
+            side,
+            name,
+            zone,
+            report,
+        }
     }
 
-    /// A host agent that is gone.
-    pub fn gone(name: &str) -> Self {
+    /// A host agent that is gone, one of `agents`.
+    pub fn gone(name: &str, agents: &Agents) -> Self {
         Self {
             side: Side::Host,
             name: name.to_owned(),
+            zone: agents.zones.get(name).cloned(),
             report: Reported::Gone,
         }
     }
@@ -85,7 +100,7 @@ impl Office {
             let key = keys.key(&format!("node/{}/{name}", Side::Host.name()));
             !self.entries.contains_key(&key)
         });
-        nodes.extend(gone.map(|name| NodeView::gone(name)));
+        nodes.extend(gone.map(|name| NodeView::gone(name, &self.agents)));
         let mut failing = failing(self.tables.values());
         // A pool whose backends were always well has no table.
         let pools = self
@@ -100,6 +115,7 @@ impl Office {
             wanted: self.wanted.as_ref().map(|(digest, _)| digest.clone()),
             nodes,
             failing,
+            zones: self.zones.clone(),
         }
     }
 }

@@ -77,6 +77,7 @@ impl Running {
         let node = Node::start(
             store,
             NodeOptions {
+                zone: None,
                 cluster: CLUSTER.to_owned(),
                 side,
                 name: format!("{}{number}", side.name()),

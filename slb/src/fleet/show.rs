@@ -1,5 +1,6 @@
 //! `slb fleet status`: how far the fleet is, and what each node says.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
@@ -7,6 +8,7 @@ use slb_fleet::leader::{FleetView, NodeView, Reported, failing};
 use slb_fleet::object::{Agents, Digest, Keys, LeaderName, Object, Table, Wanted};
 use slb_fleet::rollout::{Side, Stage};
 use slb_fleet::store::Store;
+use slb_fleet::zones::{ZoneView, in_store};
 
 use super::wanted::{plain, rollout};
 use crate::Failure;
@@ -41,7 +43,7 @@ fn view(store: &dyn Store, keys: &Keys) -> Result<FleetView, Failure> {
     for name in agents.agents.keys() {
         let is_own = |node: &NodeView| node.side == Side::Host && node.name == *name;
         if !nodes.iter().any(is_own) {
-            nodes.push(NodeView::gone(name));
+            nodes.push(NodeView::gone(name, &agents));
         }
     }
     let tables = list("state/table/")?;
@@ -50,11 +52,15 @@ fn view(store: &dyn Store, keys: &Keys) -> Result<FleetView, Failure> {
         .filter_map(|entry| Table::read(&entry.key, &entry.value).ok())
         .collect();
     let wanted: Option<Wanted> = read(store, &keys.wanted())?;
+    let rollout = rollout(store, &keys.key("state/rollout"))?;
+    // Where the spec cannot be used, the rollout says why.
+    let zones = in_store(store, keys, &rollout, &tables).unwrap_or_default();
     Ok(FleetView {
-        rollout: rollout(store, &keys.key("state/rollout"))?,
+        rollout,
         wanted: wanted.map(|wanted| wanted.index),
         nodes,
         failing: failing(&tables),
+        zones,
     })
 }
 
@@ -70,17 +76,21 @@ pub(super) fn document(view: &FleetView, leader: Option<&str>) -> Value {
         Stage::Stopped { node, why } => json!({ "node": node, "why": why }),
         _ => Value::Null,
     };
-    let nodes = view.nodes.iter().map(|NodeView { side, name, report }| {
-        let report = match report {
-            Reported::Gone => return json!({ "role": side.name(), "name": name, "gone": true }),
+    let nodes = view.nodes.iter().map(|node| {
+        let (role, name, zone) = (node.side.name(), &node.name, &node.zone);
+        let report = match &node.report {
+            Reported::Gone => {
+                return json!({ "role": role, "name": name, "zone": zone, "gone": true });
+            }
             Reported::Is(report) => report,
             Reported::Unreadable(fault) => {
-                return json!({ "role": side.name(), "name": name, "unreadable": fault });
+                return json!({ "role": role, "name": name, "unreadable": fault });
             }
         };
         json!({
-            "role": side.name(),
+            "role": role,
             "name": name,
+            "zone": zone,
             "addresses": report.addresses,
             "version": report.version,
             "held": report.held,
@@ -91,6 +101,15 @@ pub(super) fn document(view: &FleetView, leader: Option<&str>) -> Value {
             "left": report.left,
         })
     });
+    let zones = view.zones.iter().map(|own| {
+        let ZoneView {
+            pool,
+            zone,
+            backends,
+            serving,
+        } = own;
+        json!({ "pool": pool, "zone": zone, "backends": backends, "serving": serving })
+    });
     let rollout = &view.rollout;
     json!({
         "controller": leader,
@@ -100,6 +119,7 @@ pub(super) fn document(view: &FleetView, leader: Option<&str>) -> Value {
         "wanted": view.wanted.as_ref().map(Digest::as_str),
         "rolled_out": rollout.target.as_ref().map(Digest::as_str),
         "failing": view.failing,
+        "zones": zones.collect::<Vec<_>>(),
         "nodes": nodes.collect::<Vec<_>>(),
     })
 }
@@ -170,6 +190,51 @@ pub(crate) fn table(document: &Value) -> String {
             refused.unwrap_or_default()
         );
         let _ = writeln!(out, "{}", line.trim_end());
+    }
+    out + &zones_text(document)
+}
+
+/// The zones of a fleet as text: the nodes and backends of each.
+fn zones_text(document: &Value) -> String {
+    let list = |name: &str| document[name].as_array().into_iter().flatten();
+    let name = |of: &Value| of["zone"].as_str().map(str::to_owned);
+    let names: BTreeSet<String> = list("nodes")
+        .chain(list("zones"))
+        .filter_map(name)
+        .collect();
+    let mut out = String::new();
+    for zone in names {
+        let is_in = |of: &&Value| of["zone"] == zone.as_str();
+        let nodes = |role: &str| {
+            let own = list("nodes")
+                .filter(is_in)
+                .filter(|own| own["role"] == role);
+            let (gone, here): (Vec<&Value>, Vec<&Value>) = own.partition(|own| own["gone"] == true);
+            let names = here.iter().map(|own| plain(text(own, "/name")));
+            let gone = gone.iter().map(|own| plain(text(own, "/name")) + " (away)");
+            let all: Vec<String> = names.chain(gone).collect();
+            match all.is_empty() {
+                true => "none".to_owned(),
+                false => all.join(" "),
+            }
+        };
+        let _ = write!(
+            out,
+            "zone {}: muxes {}; hosts {}",
+            plain(&zone),
+            nodes("mux"),
+            nodes("host")
+        );
+        for pool in list("zones").filter(is_in) {
+            let _ = write!(
+                out,
+                "; {} of {} backends of {} serve",
+                number(pool, "/serving"),
+                number(pool, "/backends"),
+                plain(text(pool, "/pool"))
+            );
+        }
+        out.push('\n');
     }
     out
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use slb_fleet::fetch::FetchError;
 use slb_fleet::leader::{FleetView, Leader, NodeView, Reported};
 use slb_fleet::rollout::{Side, Stage};
+use slb_fleet::zones::ZoneView;
 
 use super::show::document;
 use crate::live::{Answer, Tell, of_process};
@@ -260,15 +261,20 @@ fn state_of(node: &NodeView, view: &FleetView) -> &'static str {
 }
 
 /// The fleet, as the controller that leads it sees it.
-fn of_fleet(view: &FleetView) -> [Family; 5] {
+fn of_fleet(view: &FleetView) -> [Family; 8] {
     let mut counts: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     for side in [Side::Host, Side::Mux] {
         counts.extend(STATES.map(|state| ((side.name(), state), 0)));
     }
+    let mut by_zone: BTreeMap<(&str, &str, &str), u64> = BTreeMap::new();
     let mut generations: Vec<Sample> = Vec::new();
     for node in &view.nodes {
         let role = node.side.name();
-        *counts.entry((role, state_of(node, view))).or_default() += 1;
+        let state = state_of(node, view);
+        *counts.entry((role, state)).or_default() += 1;
+        if let Some(zone) = &node.zone {
+            *by_zone.entry((zone, role, state)).or_default() += 1;
+        }
         if let Reported::Is(report) = &node.report {
             let labels = vec![("role", role.to_owned()), ("node", node.name.clone())];
             generations.push((labels, report.live as f64));
@@ -287,6 +293,19 @@ fn of_fleet(view: &FleetView) -> [Family; 5] {
         let labels = vec![("pool", pool.clone())];
         (labels, *count as f64)
     });
+    let by_zone = by_zone.into_iter().map(|((zone, role, state), count)| {
+        let labels = [("zone", zone), ("role", role), ("state", state)];
+        let labels = labels.map(|(name, value)| (name, value.to_owned()));
+        (labels.to_vec(), count as f64)
+    });
+    let of_zones = |value: fn(&ZoneView) -> usize| -> Vec<Sample> {
+        let samples = view.zones.iter().map(|own| {
+            let zone = own.zone.clone().unwrap_or_default();
+            let labels = vec![("pool", own.pool.clone()), ("zone", zone)];
+            (labels, value(own) as f64)
+        });
+        samples.collect()
+    };
     [
         Family::gauge(
             "slb_controller_generation",
@@ -313,12 +332,27 @@ fn of_fleet(view: &FleetView) -> [Family; 5] {
             "Backends that get no new flows, since probes find that they fail",
             failing.collect(),
         ),
+        Family::gauge(
+            "slb_controller_zone_nodes",
+            "Nodes of a zone, by how they stand to their generation",
+            by_zone.collect(),
+        ),
+        Family::gauge(
+            "slb_controller_zone_backends",
+            "Backends of a pool in a zone",
+            of_zones(|own| own.backends),
+        ),
+        Family::gauge(
+            "slb_controller_zone_backends_up",
+            "Backends of a pool in a zone that get new flows",
+            of_zones(|own| own.serving),
+        ),
     ]
 }
 
 #[cfg(test)]
 mod tests {
-    use slb_fleet::object::{Digest, Report};
+    use slb_fleet::object::{Agents, Digest, Report};
     use slb_fleet::rollout::{Refusal, Release, Rollout};
 
     use super::*;
@@ -331,6 +365,7 @@ mod tests {
         NodeView {
             side,
             name: name.to_owned(),
+            zone: Some("2".to_owned()),
             report: Reported::Is(Report {
                 live,
                 refused,
@@ -362,11 +397,23 @@ mod tests {
                 node(Side::Host, "h2", 6, Some(7)),
                 // A refusal of an earlier generation is past.
                 node(Side::Host, "h3", 6, Some(5)),
-                NodeView::gone("h4"),
+                NodeView::gone(
+                    "h4",
+                    &Agents {
+                        zones: [("h4".to_owned(), "3".to_owned())].into(),
+                        ..Agents::default()
+                    },
+                ),
                 NodeView::read(Side::Mux, "/slb/1/default/node/mux/m1", b"{"),
                 node(Side::Mux, "m2", 6, None),
             ],
             failing: [("web".to_owned(), 2)].into(),
+            zones: vec![ZoneView {
+                pool: "web".to_owned(),
+                zone: Some("3".to_owned()),
+                backends: 4,
+                serving: 1,
+            }],
             ..FleetView::default()
         };
         let families = of_fleet(&view);
@@ -404,6 +451,13 @@ mod tests {
         assert_eq!(of("slb_controller_node_generation", &["mux", "m2"]), 6.0);
         assert_eq!(of("slb_controller_generation", &[]), 7.0);
         assert_eq!(of("slb_controller_failing_backends", &["web"]), 2.0);
+        assert_eq!(
+            of("slb_controller_zone_nodes", &["2", "host", "refusing"]),
+            1.0
+        );
+        assert_eq!(of("slb_controller_zone_nodes", &["3", "host", "gone"]), 1.0);
+        assert_eq!(of("slb_controller_zone_backends", &["web", "3"]), 4.0);
+        assert_eq!(of("slb_controller_zone_backends_up", &["web", "3"]), 1.0);
     }
 
     #[test]

@@ -88,6 +88,7 @@ impl Fleet {
                 name,
                 addresses,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
+                zone: given.node.zone.clone(),
                 cache: cache.transpose()?,
             },
         );
@@ -163,7 +164,8 @@ impl Fleet {
     /// Reads the node's own file again. A bad one changes nothing.
     pub(super) fn read_again(&mut self) {
         match read(&self.path) {
-            Ok((file, _)) => {
+            Ok((file, given)) => {
+                self.node.set_zone(given.node.zone);
                 self.has_other_file |= file != self.file;
                 self.file = file;
             }

@@ -9,6 +9,7 @@ mod fleet;
 mod operators;
 mod reports;
 mod rollout;
+mod tables;
 mod versions;
 mod view;
 mod zones;

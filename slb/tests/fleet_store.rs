@@ -19,9 +19,10 @@ use common::world::{Process, World, lacking};
 use serde_json::Value;
 
 const DOWNLOADS: usize = 60;
+const UPLOADS: usize = 20;
 const SLB: &str = env!("CARGO_BIN_EXE_slb");
 /// Longer than the leases of nodes and controllers, and than the time after which muxes go by their own probes.
-const OUTAGE: Duration = Duration::from_secs(15);
+const OUTAGE: Duration = Duration::from_secs(60);
 
 /// The ports that clients of the members use.
 fn urls() -> String {
@@ -193,6 +194,34 @@ fn all_came(downloads: Process) {
     assert_eq!(count, DOWNLOADS, "{said}");
 }
 
+/// Uploads of a round, which take about as long as downloads.
+fn uploads(lab: &Lab, round: u32) -> Process {
+    let whole = lab.world.path("slow").display().to_string();
+    let curl = "curl -sS --no-progress-meter -Z --parallel-immediate --parallel-max 100 -m 60 --limit-rate 128k";
+    lab.world.start(
+        "client",
+        &format!(
+            "{curl} -w '%{{http_code}}\\n' -o /dev/null -T {whole} 'http://{VIP}/put/{round}-[1-{UPLOADS}]'"
+        ),
+    )
+}
+
+fn all_went(lab: &Lab, uploads: Process, round: u32) {
+    let said = uploads.finish();
+    let is_stored = |line: &&str| matches!(*line, "201" | "204");
+    assert_eq!(said.lines().filter(is_stored).count(), UPLOADS, "{said}");
+    let stored = (1..=3).flat_map(|vm| {
+        let files = fs::read_dir(lab.world.path(&format!("www-vm{vm}/put"))).unwrap();
+        files.map(Result::unwrap)
+    });
+    let of_round = stored.filter(|file| {
+        let name = file.file_name();
+        name.to_string_lossy().starts_with(&format!("{round}-"))
+    });
+    let whole = of_round.filter(|file| file.metadata().unwrap().len() == SLOW as u64);
+    assert_eq!(whole.count(), UPLOADS);
+}
+
 fn with(backends: &'static [(u32, u32)]) -> Change {
     Change {
         backends,
@@ -303,7 +332,19 @@ fn a_fleet_goes_on_whatever_becomes_of_its_store_and_its_controllers() {
     assert!(!lab.status("mux3")["fleet"]["away"].is_null());
     tables_are_equal(&lab);
     let asking = Asking::begin(&lab);
-    sleep(OUTAGE.saturating_sub(away.elapsed()));
+    // Connections begin and end for as long as it takes.
+    all_came(begun);
+    let mut rounds = 0;
+    while away.elapsed() < OUTAGE {
+        rounds += 1;
+        let (begun, sent) = (downloads(&lab), uploads(&lab, rounds));
+        all_came(begun);
+        all_went(&lab, sent, rounds);
+    }
+    assert!(rounds > 2, "{rounds} rounds");
+    assert_eq!(lab.status("mux1")["fleet"]["autonomous"], true);
+    tables_are_equal(&lab);
+    let begun = downloads(&lab);
     etcds.iter().for_each(|etcd| etcd.signal("CONT"));
     lab.wait_until("the store is back", || {
         (1..=3).all(|n| lab.status(&format!("mux{n}"))["fleet"]["away"].is_null())

@@ -1,4 +1,4 @@
-//! What a controller rolls out: plans of changes, the spec that hosts have, and the objects that none needs any more.
+//! Releases of a fleet: plans of changes, the spec that hosts have, and the objects that none needs any more.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! A file with the last release of a node, for a start while the store is away.
+//! A file with a node's last release, for a start while the store is unreachable.
 //!
 //! The first line is the SHA-256 of the rest, in hexadecimal; the rest is JSON.
 
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::document::Spec;
 use crate::object::{Agents, Digest, SCHEMA, Table};
 
-/// The largest file that is read, in bytes.
+/// The maximum size of the file in bytes.
 const LARGEST: u64 = 256 << 20;
 /// Length of the first line.
 const HEAD: usize = 65;
@@ -24,7 +24,7 @@ const HEAD: usize = 65;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Held {
     schema: u32,
-    /// The fleet that it is of.
+    /// The name of the fleet.
     pub cluster: String,
     /// The generation.
     pub generation: u64,
@@ -40,7 +40,7 @@ pub struct Held {
 }
 
 impl Held {
-    /// A generation with its spec; without health, and without agents.
+    /// Makes a release with its spec, without health and agents.
     pub fn new(
         cluster: &str,
         generation: u64,
@@ -63,22 +63,22 @@ impl Held {
     /// The spec.
     ///
     /// # Errors
-    /// The text is no good configuration.
+    /// The text is not a valid configuration.
     pub fn spec(&self) -> Result<Spec, CacheError> {
         let spec = Spec::parse("the cached spec", &self.spec);
         spec.map_err(|error| CacheError::Damaged(error.to_string()))
     }
 }
 
-/// Why a cache is of no use.
+/// The reason why a cache cannot be used.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CacheError {
     /// The file cannot be read or written.
     Io(io::Error),
-    /// The content is not what was written.
+    /// The content does not match its checksum.
     Damaged(String),
-    /// The file is another fleet's, whose name is given.
+    /// The file belongs to another fleet, with this name.
     Foreign(String),
 }
 
@@ -107,7 +107,7 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// The cache in a directory, which is made where it is not there.
+    /// Opens the cache in a directory, which is created if necessary.
     ///
     /// # Errors
     /// The directory or the file cannot be created.
@@ -125,7 +125,7 @@ impl Cache {
         &self.path
     }
 
-    /// Writes what a node holds. What was there stays until the new one is on disk.
+    /// Writes a node's release. The old file stays until the new one is on disk.
     ///
     /// # Errors
     /// The cache cannot be written, for example on a full disk. The old content is unchanged then.
@@ -134,12 +134,12 @@ impl Cache {
         let body = body.map_err(|error| CacheError::Damaged(error.to_string()))?;
         let new = self.path.with_extension("new");
         let write = || {
-            // What an interrupted write left, or another's link.
+            // A leftover of an interrupted write, or a link that someone else made.
             match fs::remove_file(&new) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
-            // It may hold the fleet's hash key.
+            // The file may contain the fleet's hash key.
             let mut options = OpenOptions::new();
             options.write(true).create_new(true).mode(0o600);
             let mut file = options.open(&new)?;
@@ -154,10 +154,10 @@ impl Cache {
         })
     }
 
-    /// Reads what a node of a fleet held; `None` if nothing was written.
+    /// Reads the release of a node of a fleet; returns `None` if nothing was written.
     ///
     /// # Errors
-    /// The file is damaged, or another fleet's.
+    /// The file is damaged, or belongs to another fleet.
     pub fn read(&self, cluster: &str) -> Result<Option<Held>, CacheError> {
         let file = match File::open(&self.path) {
             Ok(file) => file,

@@ -1,4 +1,4 @@
-//! A spec as a configuration's text, and as objects.
+//! Specs, as the text of a configuration and as objects.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,29 +9,30 @@ use toml::{Table, Value};
 
 use crate::object::{Backends, CHUNK, Digest, Fields, Index, Item, Keys, Object as _, ObjectError};
 
-/// The section of what all nodes have in common; it becomes a part of each one's `[node]`.
+/// The section with the fields that all nodes share; it is merged into each node's `[node]`.
 pub const COMMON: &str = "fleet";
-/// Fields of [`COMMON`]: what has to be the same on all nodes.
+/// Fields of [`COMMON`], which have to be the same on all nodes.
 const COMMON_FIELDS: [&str; 5] = ["hash", "hash_key", "hash_seed", "inside", "muxes"];
 
-/// The field of a pool with its backends, and the kind of the objects that have them.
+/// The field of a pool with its backends, and the kind of their objects.
 const BACKENDS: &str = "backends";
 
-/// The field of [`COMMON`] that says which addresses each host agent speaks for. No node needs it.
+/// The field of [`COMMON`] with the addresses that each host agent may report for. Nodes do not
+/// need it.
 const HOSTS: &str = "hosts";
 
 /// A spec.
 #[derive(Clone, Debug, Default)]
 pub struct Spec {
     root: Table,
-    /// True if it was found good, and not changed since.
+    /// True if the spec was checked, and has not changed since.
     is_checked: bool,
 }
 
-/// A part of a spec, as an object has it.
+/// A part of a spec, stored as an object.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Part {
-    /// The fields of a section, but for a pool's backends.
+    /// The fields of a section, except a pool's backends.
     Section(Table),
     /// Some of a pool's backends.
     Backends(Vec<Value>),
@@ -44,10 +45,10 @@ impl PartialEq for Spec {
 }
 
 impl Spec {
-    /// Reads a configuration without `[node]`; `file` is what errors call it.
+    /// Reads a configuration without `[node]`; `file` is its name in errors.
     ///
     /// # Errors
-    /// All faults found, each with its line; or that it is no configuration of a fleet.
+    /// All faults, each with its line, or the fault that the text is no configuration of a fleet.
     pub fn parse(file: &str, text: &str) -> Result<Self, ObjectError> {
         let root = text.parse::<Table>();
         let root = root.map_err(|error| ObjectError::Spec(format!("{file}: {error}")))?;
@@ -75,11 +76,11 @@ impl Spec {
         Ok(spec)
     }
 
-    /// Reads a configuration with its `[node]`, of which only [`COMMON`] fields are taken; `file` is what errors call
-    /// it.
+    /// Reads a configuration with its `[node]`, of which only [`COMMON`] fields are used; `file` is
+    /// its name in errors.
     ///
     /// # Errors
-    /// All faults found.
+    /// All faults.
     pub fn of_configuration(file: &str, text: &str) -> Result<Self, ObjectError> {
         let root = text.parse::<Table>();
         let mut root = root.map_err(|error| ObjectError::Spec(format!("{file}: {error}")))?;
@@ -98,7 +99,7 @@ impl Spec {
         Ok(spec)
     }
 
-    /// All sections: kind, name and text of each.
+    /// Returns all sections: kind, name and text of each.
     pub fn list(&self) -> BTreeSet<(String, String, String)> {
         let kinds = self.kinds().map(|kind| (kind, self.all(kind)));
         kinds
@@ -111,7 +112,8 @@ impl Spec {
             .collect()
     }
 
-    /// The sections of one kind, or the one of a name; `None` if there is none.
+    /// Returns a spec of the sections of one kind, or of one section by name; `None` if there is
+    /// none.
     pub fn only(&self, kind: &str, name: Option<&str>) -> Option<Self> {
         let mut value = self.root.get(kind)?.clone();
         if let (Some(all), Some(name)) = (value.as_array_mut(), name) {
@@ -127,7 +129,7 @@ impl Spec {
         })
     }
 
-    /// The sections of a kind, also where there is only one that has no name.
+    /// Returns the sections of a kind, including a single section without a name.
     fn all(&self, kind: &str) -> Vec<&Table> {
         match self.root.get(kind) {
             Some(Value::Table(table)) => vec![table],
@@ -136,10 +138,10 @@ impl Spec {
         }
     }
 
-    /// Checks the spec as every node would, unless that was done.
+    /// Checks the spec like every node, unless it is already checked.
     ///
     /// # Errors
-    /// All faults found.
+    /// All faults.
     pub fn check(&self, file: &str) -> Result<(), ObjectError> {
         match self.is_checked {
             true => Ok(()),
@@ -147,17 +149,18 @@ impl Spec {
         }
     }
 
-    /// Checks the spec as every node would, and returns the configuration of a node without anything of its own.
+    /// Checks the spec like every node, and returns the configuration of a node without fields of
+    /// its own.
     ///
     /// # Errors
-    /// All faults found.
+    /// All faults.
     pub(crate) fn checked(&self, file: &str) -> Result<Config, ObjectError> {
         self.hosts()?;
         self.config(file, &self.any_node())
     }
 
-    /// A `[node]` of which only the address is needed, to check the spec with: a mux, at addresses for documentation
-    /// (RFC 5737, RFC 3849) that the spec does not have.
+    /// Returns a `[node]` for checking the spec: a mux, with addresses for documentation (RFC 5737,
+    /// RFC 3849) that the spec does not contain.
     pub(crate) fn any_node(&self) -> Table {
         let mut taken = BTreeSet::new();
         for value in self.root.values() {
@@ -177,8 +180,8 @@ impl Spec {
         node
     }
 
-    /// The addresses that each host agent speaks for, by its name; `None` if the spec does not say it: then an agent
-    /// speaks for the addresses that it reports.
+    /// Returns the addresses that each host agent may report for, by its name; `None` if the spec
+    /// has no such field, so that an agent may report for its own addresses.
     ///
     /// # Errors
     /// The field is not a table of addresses, or two agents have one address.
@@ -221,7 +224,8 @@ impl Spec {
         Ok(Some(all))
     }
 
-    /// The sections that refer to a section, or to a backend `POOL/NAME`: kind and name of each.
+    /// Returns the sections that refer to a section, or to a backend `POOL/NAME`: kind and name of
+    /// each.
     pub fn users(&self, kind: &str, name: &str) -> Vec<(String, String)> {
         let (pool, name) = match name.split_once('/') {
             Some((pool, name)) if kind == "backend" => (Some(pool), name),
@@ -243,7 +247,7 @@ impl Spec {
         sections.collect()
     }
 
-    /// The spec as text.
+    /// Returns the spec as text.
     pub fn text(&self) -> String {
         toml::to_string_pretty(&self.root).unwrap_or_default()
     }
@@ -254,12 +258,12 @@ impl Spec {
         all.into_iter().flatten().filter_map(Value::as_table)
     }
 
-    /// The kinds of sections that there are.
+    /// Yields the kinds of sections in the spec.
     pub fn kinds(&self) -> impl Iterator<Item = &str> {
         self.root.keys().map(String::as_str)
     }
 
-    /// Removes a section, or of a pool a backend. Returns whether it was there.
+    /// Removes a section, or a backend of a pool. Returns true if it was there.
     pub fn remove(&mut self, kind: &str, name: &str) -> bool {
         self.is_checked = false;
         if kind == "backend" {
@@ -275,7 +279,7 @@ impl Spec {
         all.is_some_and(|all| take_out(all, name))
     }
 
-    /// Adds all sections of another spec; those of a kind and name that are there are replaced.
+    /// Adds all sections of another spec, replacing sections of the same kind and name.
     pub fn merge(&mut self, other: &Self) {
         self.is_checked = false;
         for (kind, value) in &other.root {
@@ -303,10 +307,10 @@ impl Spec {
         all.into_iter().flatten().filter_map(Value::as_table_mut)
     }
 
-    /// The whole configuration of a node, as text: the spec, and the node's own `[node]`.
+    /// Returns the whole configuration of a node as text: the spec, and the node's own `[node]`.
     ///
     /// # Errors
-    /// The node has a field of [`COMMON`], with another value.
+    /// The node has a field of [`COMMON`] with another value.
     pub fn with_node(&self, node: &Table) -> Result<String, ObjectError> {
         let mut root = self.root.clone();
         let mut node = node.clone();
@@ -343,17 +347,17 @@ impl Spec {
         toml::to_string(&root).map_err(|error| ObjectError::Spec(error.to_string()))
     }
 
-    /// The whole configuration of a node; `file` is what errors call it.
+    /// Returns the whole configuration of a node; `file` is its name in errors.
     ///
     /// # Errors
-    /// As [`with_node`](Self::with_node), and all faults of the whole.
+    /// The errors of [`with_node`](Self::with_node), and all faults of the whole configuration.
     pub fn config(&self, file: &str, node: &Table) -> Result<Config, ObjectError> {
         let text = self.with_node(node)?;
         Config::parse(file, &text).map_err(|errors| ObjectError::Spec(unnumbered(&errors)))
     }
 
-    /// The spec's objects: those under their keys, and the index over them. `leaving` are backends that only are
-    /// there until their connections have ended.
+    /// Returns the spec's objects by their keys, and the index of them. `leaving` are backends that
+    /// stay only until their connections have ended.
     ///
     /// # Errors
     /// An object would be too long.
@@ -403,10 +407,10 @@ impl Spec {
         Ok(made)
     }
 
-    /// Puts a spec together from its parts, which `find` gives by their keys.
+    /// Assembles a spec from its parts, which `find` returns by their keys.
     ///
     /// # Errors
-    /// A part is missing, or is not what it should be.
+    /// A part is missing or invalid.
     pub fn join<'p>(
         keys: &Keys,
         index: &Index,
@@ -445,11 +449,12 @@ impl Spec {
         })
     }
 
-    /// The same spec with what `former` ones have and this one does not, drained: backends without weight, and of
-    /// pools that go, also the rules. Second, the backends that leave, each as `POOL/NAME`.
+    /// Returns the spec with the removed backends of `former` specs, drained: without weight, and
+    /// for removed pools with their rules. Also returns the leaving backends, each as `POOL/NAME`.
     ///
-    /// Where all of it together is no good configuration, such as when a new rule takes the port of one that goes,
-    /// only backends of pools that stay are kept; where that is none either, nothing.
+    /// If the result is not a valid configuration, for example because a new rule uses the port of
+    /// a removed one, only backends of remaining pools are kept; if that is not valid either, none
+    /// are.
     pub fn with_leavers(&self, former: &[&Self]) -> (Self, Vec<String>) {
         for keeps_pools in [true, false] {
             let (spec, leaving) = self.leavers(former, keeps_pools);
@@ -531,7 +536,7 @@ impl Spec {
         (spec, leaving)
     }
 
-    /// Adds a section, unless there is one of its name.
+    /// Adds a section, unless there is one with its name.
     fn keep(&mut self, kind: &str, section: &Table) {
         let name = name_of(section);
         if !self.sections(kind).any(|own| name_of(own) == name) {
@@ -552,7 +557,7 @@ impl Part {
     /// Reads the object under a key of [`Keys::section`].
     ///
     /// # Errors
-    /// The object is not what its key says, or is of a later version.
+    /// The object does not match its key, or has a later version.
     pub fn read(keys: &Keys, key: &str, bytes: &[u8]) -> Result<Self, ObjectError> {
         if keys.is_section(BACKENDS, key) {
             let read = Backends::read(key, bytes)?.backends.into_iter();
@@ -565,17 +570,17 @@ impl Part {
     }
 }
 
-/// A node's own file: `[node]`, and nothing else.
+/// A node's own file, which contains only `[node]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeFile {
     node: Table,
 }
 
 impl NodeFile {
-    /// Reads a file; `file` is what errors call it.
+    /// Reads a file; `file` is its name in errors.
     ///
     /// # Errors
-    /// All faults found, each with its line; or that there is more in it than `[node]`.
+    /// All faults, each with its line, including sections other than `[node]`.
     pub fn parse(file: &str, text: &str) -> Result<Self, ObjectError> {
         let parsed = Config::parse(file, text);
         parsed.map_err(|errors| ObjectError::Spec(errors.to_string()))?;
@@ -593,10 +598,10 @@ impl NodeFile {
         }
     }
 
-    /// The whole configuration of the node; `file` is what errors call it.
+    /// Returns the whole configuration of the node; `file` is its name in errors.
     ///
     /// # Errors
-    /// All faults of both together.
+    /// All faults of both combined.
     pub fn with(&self, file: &str, spec: &Spec) -> Result<Config, ObjectError> {
         spec.config(file, &self.node)
     }
@@ -605,7 +610,7 @@ impl NodeFile {
 /// The objects of a spec.
 #[derive(Clone, Debug, Default)]
 pub struct Objects {
-    /// All objects by their keys, with the index.
+    /// All objects by their keys, including the index.
     pub objects: BTreeMap<String, Vec<u8>>,
     index: Index,
     digest: Option<Digest>,
@@ -644,7 +649,7 @@ fn too_long(key: &str, bytes: &[u8]) -> Result<(), ObjectError> {
     }
 }
 
-/// Faults without their lines, which are those of no file.
+/// Formats faults without their lines, which refer to no file.
 fn unnumbered(errors: &ConfigErrors) -> String {
     let faults = errors.0.iter().map(|error| {
         let place = match error.place.as_str() {
@@ -656,7 +661,7 @@ fn unnumbered(errors: &ConfigErrors) -> String {
     faults.collect::<Vec<_>>().join("\n")
 }
 
-/// Adds all addresses that a value holds.
+/// Adds all addresses in a value.
 fn addresses_in(value: &Value, all: &mut BTreeSet<IpAddr>) {
     match value {
         Value::String(text) => all.extend(text.parse::<IpAddr>().ok()),

@@ -1,4 +1,4 @@
-//! Specs out of the store, and into it.
+//! Reading specs from the store, and writing them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,22 +7,22 @@ use crate::document::{Part, Spec};
 use crate::object::{Digest, Index, Keys, Object as _, ObjectError, Wanted};
 use crate::store::{Condition, Entry, MOST_OPERATIONS, Operation, Revision, Store, StoreError};
 
-/// From so many missing objects on, all are listed: a request for each would take longer.
+/// With at least this many missing objects, all are listed: single requests would take longer.
 const MANY: usize = 32;
-/// The most bytes of one transaction: etcd takes 1.5 MiB.
+/// The maximum size of one transaction in bytes: etcd accepts 1.5 MiB.
 const MOST_BYTES: usize = 1 << 20;
-/// How often a change is tried again that another one came before.
+/// The number of attempts of a change that conflicts with others.
 const TRIES: usize = 5;
 
-/// Why a spec could not be read or written.
+/// The reason why a spec could not be read or written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FetchError {
-    /// The store did not do it.
+    /// A request to the store failed.
     Store(StoreError),
     /// An object in the store cannot be used.
     Object(ObjectError),
-    /// Others changed the wanted state each time that this was tried.
+    /// Every attempt conflicted with a change by others.
     Busy,
 }
 
@@ -50,7 +50,7 @@ impl From<ObjectError> for FetchError {
     }
 }
 
-/// Objects that were read, by their keys. They never change, so they need not be read again.
+/// Objects that were read, by their keys. Objects never change, so they need not be read again.
 #[derive(Debug, Default)]
 pub struct Known {
     indexes: BTreeMap<String, Index>,
@@ -58,7 +58,7 @@ pub struct Known {
 }
 
 impl Known {
-    /// Forgets the objects that `keeps` does not name.
+    /// Removes all objects that are not in `keeps`.
     pub fn retain(&mut self, keeps: &BTreeSet<String>) {
         self.indexes.retain(|key, _| keeps.contains(key));
         self.parts.retain(|key, _| keeps.contains(key));
@@ -132,7 +132,7 @@ fn object(store: &dyn Store, key: &str, digest: &Digest) -> Result<Vec<u8>, Fetc
     Ok(entry.value)
 }
 
-/// The objects that an index refers to, by their keys.
+/// Returns the objects that an index refers to, by their keys.
 pub fn objects_of<'i>(keys: &Keys, index: &'i Index) -> BTreeMap<String, &'i Digest> {
     let items = index.sections.iter();
     items
@@ -150,11 +150,11 @@ pub fn objects_of<'i>(keys: &Keys, index: &'i Index) -> BTreeMap<String, &'i Dig
         .collect()
 }
 
-/// Writes values under conditions, in as many transactions as it takes. Returns the revision that each key was written
-/// in; `None` if a condition did not hold.
+/// Writes values under conditions, in as many transactions as necessary. Returns the revision of
+/// each written key; `None` if a condition did not hold.
 ///
 /// # Errors
-/// The store did not do it.
+/// A request to the store failed.
 pub fn put_all<'o>(
     store: &dyn Store,
     conditions: &[Condition],
@@ -191,10 +191,11 @@ pub fn put_all<'o>(
     Ok(write(&mut batch)?.then_some(written))
 }
 
-/// The wanted spec, and the revision that it was last changed in; none where no configuration was ever applied.
+/// Returns the wanted spec, and the revision of its last change; `None` if no configuration was
+/// ever applied.
 ///
 /// # Errors
-/// The store is away; or what is in it cannot be used.
+/// The store is unreachable, or its contents cannot be used.
 pub fn wanted(
     store: &dyn Store,
     keys: &Keys,
@@ -207,7 +208,7 @@ pub fn wanted(
     Ok(Some((index, spec, entry.modified)))
 }
 
-/// The spec that the entry of the wanted state names.
+/// Returns the spec that the entry of the wanted state names.
 fn spec_of(
     store: &dyn Store,
     keys: &Keys,
@@ -218,11 +219,11 @@ fn spec_of(
     known.fetch(store, keys, &index)
 }
 
-/// Changes the wanted spec: `change` gets the present one, or why that cannot be read. Returns the digest of the new
-/// index.
+/// Changes the wanted spec: `change` gets the present one, or the reason why it cannot be read.
+/// Returns the digest of the new index.
 ///
 /// # Errors
-/// The store is away or refuses; `change` does; or the new spec is no good.
+/// The store is unreachable or refuses the change, `change` fails, or the new spec is invalid.
 pub fn change(
     store: &dyn Store,
     keys: &Keys,
@@ -248,8 +249,8 @@ pub fn change(
         let spec = change(present)?;
         spec.check("the new spec")?;
         let made = spec.objects(keys, Vec::new())?;
-        // What the present spec has stays as long as that is wanted; everything else is written anew, so that a
-        // leader that tidies up meanwhile sees that it is new.
+        // Objects of the present spec stay as long as it is wanted. All others are written again,
+        // so that a leader that deletes unreferenced objects meanwhile sees that they are new.
         let new = made.objects.iter().filter(|(key, _)| !there.contains(*key));
         put_all(store, &[], new)?;
         let index = made.index();

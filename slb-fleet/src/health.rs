@@ -1,4 +1,5 @@
-//! One health for the whole fleet: what nodes' probes found, merged, and the tables that come of it.
+//! Health of the whole fleet: the merged results of the nodes' probes, and the tables derived from
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -18,10 +19,11 @@ pub struct Reports {
 }
 
 impl Reports {
-    /// Takes down in a configuration who fails which probe.
+    /// Records in a configuration which backends fail which probe.
     ///
-    /// About vms of a host with an agent, the agent's word counts, and while it gives none they fail. About other
-    /// backends, more than half of the muxes have to say that one fails: what a single mux cannot reach stays in.
+    /// For vms of a host with an agent, the agent's report is used, and without a report they fail.
+    /// Other backends fail if more than half of the muxes report it: a backend that only one mux
+    /// cannot reach stays in service.
     pub fn apply(&self, agents: &Agents, config: &mut Config) {
         let by_host: HashMap<_, &str> = agents
             .agents
@@ -51,8 +53,8 @@ impl Reports {
     }
 }
 
-/// The tables of all pools of a configuration, by their names: its findings, and the weights of those backends that
-/// come back little by little. Epochs are left at zero.
+/// Returns the tables of all pools of a configuration, by their names: its findings, and the
+/// weights of backends that are ramping up. Epochs are zero.
 pub fn tables(
     config: &Config,
     slow_start: &mut SlowStart,
@@ -103,7 +105,7 @@ pub fn tables(
     all
 }
 
-/// Takes down in a configuration what tables say, by the names of their pools.
+/// Applies tables to a configuration, by the names of their pools.
 pub fn apply(tables: &BTreeMap<String, Table>, config: &mut Config) {
     let probed: Vec<(usize, usize)> = config.probed_pools();
     for at in 0..config.pools.len() {
@@ -112,7 +114,7 @@ pub fn apply(tables: &BTreeMap<String, Table>, config: &mut Config) {
         };
         for by in &table.by {
             let failing: BTreeSet<&str> = by.failing.iter().map(String::as_str).collect();
-            // One that the table does not know yet has its whole share, in tenths as all others.
+            // A backend that is not in the table yet has its full share, in tenths like all others.
             let weight = |name: &str, own: u32| {
                 let known = by.weights.get(name).copied();
                 known.unwrap_or_else(|| own.saturating_mul(RAMP_STEPS))

@@ -1,7 +1,9 @@
-//! The controller: one of several, elected, that rolls out what is wanted and keeps the one health of the fleet.
+//! The controller: the elected one of several rolls out the wanted state and maintains the health
+//! of the fleet.
 //!
-//! A controller is not in the packets' way: without one nothing changes, and nothing stops. Each of its writes has the
-//! condition that it still leads, so of two that both believe it, one changes nothing.
+//! A controller is not on the path of packets: without one, traffic continues, but nothing changes.
+//! Each write has the condition that the controller still leads, so if two controllers both believe
+//! that they lead, one of them changes nothing.
 
 mod agents;
 mod office;
@@ -25,21 +27,21 @@ use crate::rollout::{Machine, Rollout};
 use crate::store::{Condition, Event, Lease, Operation, Store, StoreError};
 use office::{Ended, Office};
 
-/// How long the leader's word counts after the last sign of it.
+/// The length of the leader's lease.
 pub const LEASE: Duration = Duration::from_secs(5);
-/// Changes of the wanted state within so long go together.
+/// Changes of the wanted state within this time are rolled out together.
 pub const TOGETHER: Duration = Duration::from_millis(200);
-/// How long a controller that does not lead waits before it tries again.
+/// The time after which a controller that does not lead tries again.
 const CAMPAIGN: Duration = Duration::from_millis(500);
 
-/// How a controller differs from others.
+/// The options of a controller.
 #[derive(Clone, Debug)]
 pub struct LeaderOptions {
     /// Name of the controller.
     pub name: String,
     /// Name of the fleet.
     pub cluster: String,
-    /// How long connections of leaving backends are waited for at most.
+    /// The maximum time to wait for connections of leaving backends.
     pub drain: Duration,
 }
 
@@ -50,7 +52,7 @@ pub struct Leader {
     options: LeaderOptions,
     lease: Option<Held>,
     office: Option<Office>,
-    /// Name of the controller that leads in its place, as far as it knows.
+    /// Name of the other controller that leads, if known.
     other: Option<String>,
 }
 
@@ -63,14 +65,14 @@ impl std::fmt::Debug for Leader {
     }
 }
 
-/// A lease, and when it was kept last.
+/// A lease, and the time of its last renewal.
 struct Held {
     lease: Lease,
     kept: Duration,
 }
 
 impl Leader {
-    /// A controller that does not lead yet.
+    /// Makes a controller that does not lead yet.
     pub fn new(store: Arc<dyn Store>, options: LeaderOptions) -> Self {
         Self {
             store,
@@ -95,7 +97,7 @@ impl Leader {
         }
     }
 
-    /// Returns the fleet; `None` where the controller does not lead.
+    /// Returns the fleet; `None` if the controller does not lead.
     ///
     /// # Cost
     /// Reads the reports of all nodes.
@@ -104,18 +106,18 @@ impl Leader {
         Some(office.view(&self.keys))
     }
 
-    /// Does what is due, and waits for `patience` at most where that is nothing. `now` is the time since any moment,
-    /// the same in all calls.
+    /// Does the due work; if there is none, waits for at most `patience`. `now` is the time since a
+    /// fixed origin.
     ///
     /// # Errors
-    /// The store is away, or what is in it cannot be used. It is to be called again all the same.
+    /// The store is unreachable, or its contents cannot be used. Call it again in any case.
     pub fn turn(&mut self, now: Duration, patience: Duration) -> Result<(), FetchError> {
         let turned = match self.hold(now) {
             Ok(Some(lease)) => match self.office.take() {
                 Some(office) => self.lead(office, now, patience),
                 None => self.campaign(lease, now, patience),
             },
-            // Without a lease, nothing shows that it leads.
+            // Without a lease, the controller does not lead.
             Ok(None) => Err(Ended::Deposed),
             Err(error) => Err(error.into()),
         };
@@ -132,16 +134,16 @@ impl Leader {
         }
     }
 
-    /// Ends its lease, so that another one leads at once.
+    /// Ends the controller's lease, so that another controller leads at once.
     pub fn resign(mut self) {
         self.office = None;
         if let Some(held) = self.lease.take() {
-            // It ends by itself otherwise.
+            // If this fails, the lease expires.
             let _ = self.store.revoke(held.lease);
         }
     }
 
-    /// Keeps the lease, or takes another one; none where the one that it had has ended.
+    /// Renews the lease, or gets another one; returns `None` if the lease has ended.
     fn hold(&mut self, now: Duration) -> Result<Option<Lease>, StoreError> {
         let Some(held) = &mut self.lease else {
             let lease = self.store.grant(LEASE)?;
@@ -179,7 +181,7 @@ impl Leader {
         let absent = Condition::Absent(key.clone());
         let own = match self.store.commit(&[absent], &[put])? {
             Some(revision) => revision,
-            // It may be its own, of a request whose answer was lost.
+            // The entry may be the controller's own, from a request whose answer was lost.
             None => match self.store.get(&key)? {
                 Some(entry) if entry.value == name.write() => entry.created,
                 other => {

@@ -1,4 +1,5 @@
-//! A node's side: what it is to have, followed on a thread of its own, and what it says of itself.
+//! The node's client: follows the node's release on a separate thread, and sends the node's
+//! reports.
 //!
 //! ```text
 //!  store ── watch ──► thread ── takes ──► the program: compiles, puts in place
@@ -6,7 +7,7 @@
 //!                       │
 //!                       └─► cache on disk
 //! ```
-//! A store that is away changes nothing: the node goes on with what it has, for as long as that takes.
+//! While the store is unreachable nothing changes: the node continues with its release.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -27,27 +28,27 @@ use crate::object::{Agents, Health, Keys, Object as _, Report, Table};
 use crate::rollout::{Refusal, Release, Rollout, Side};
 use crate::store::{Event, Lease, Operation, Store, StoreError};
 
-/// How long a node's word counts after the last sign of it.
+/// The length of a node's lease.
 pub const LEASE: Duration = Duration::from_secs(10);
-/// How long the store may be away until a node goes by its own probes.
+/// The time without the store after which a node uses its own probes.
 pub const AUTONOMY: Duration = Duration::from_secs(10);
-/// How often it looks whether there is something to say.
+/// The interval at which the node checks for something to report.
 const TICK: Duration = Duration::from_millis(20);
-/// How long it waits at least until it writes changes of health to its cache again.
+/// The minimum time between writes of changes of health to the cache.
 const BETWEEN_WRITES: Duration = Duration::from_secs(1);
-/// How long it waits after the store did not answer.
+/// The pause after the store did not answer.
 const PAUSE: Duration = Duration::from_millis(300);
-/// Pause of a node after the store denied it something, which seldom passes by itself.
+/// The pause after the store denied a request, which usually persists.
 const PAUSE_DENIED: Duration = Duration::from_secs(2);
 
-/// How a node differs from others.
+/// The options of a node.
 #[derive(Clone, Debug)]
 pub struct NodeOptions {
     /// Name of the fleet.
     pub cluster: String,
     /// Role of the node.
     pub side: Side,
-    /// Name of the node, its own among those of its role.
+    /// Name of the node, unique in its role.
     pub name: String,
     /// Addresses of the node on the fabric.
     pub addresses: Vec<IpAddr>,
@@ -59,7 +60,7 @@ pub struct NodeOptions {
     pub cache: Option<Cache>,
 }
 
-/// A generation for the node to put in place.
+/// A generation for the node to install.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generation {
     /// The generation, and its index.
@@ -70,29 +71,29 @@ pub struct Generation {
     pub leaving: Vec<String>,
 }
 
-/// How a node stands with its fleet.
+/// The state of a node in its fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// Time for which the store has been away, or has denied what the node needs.
     pub away: Option<Duration>,
-    /// Why it is away.
+    /// The reason of the outage.
     pub fault: Option<String>,
     /// The generation that the node holds.
     pub held: u64,
-    /// The generation that packets are served by.
+    /// The generation that the node serves.
     pub live: u64,
-    /// The generation that it refused last, and why.
+    /// The last refused generation, and the reason.
     pub refused: Option<Refusal>,
 }
 
 impl Standing {
-    /// Returns true if the node goes by its own probes because the store is away.
+    /// Returns true if the node uses its own probes because the store is unreachable.
     pub fn is_autonomous(&self) -> bool {
         self.away.is_some_and(|away| away >= AUTONOMY)
     }
 }
 
-/// A node of a fleet. Dropped, it follows no more, and its lease ends by itself.
+/// A node of a fleet. When dropped, it stops following, and its lease expires.
 #[derive(Debug)]
 pub struct Node {
     shared: Arc<Shared>,
@@ -107,9 +108,9 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
-    /// A generation that was not taken yet.
+    /// The next generation, until it is taken.
     next: Option<Generation>,
-    /// The generation that is in place.
+    /// The installed generation.
     live: Option<Release>,
     tables: BTreeMap<String, Table>,
     agents: Agents,
@@ -117,9 +118,9 @@ struct State {
     is_another: bool,
     report: Report,
     health: Option<Health>,
-    /// Since when the store has been away.
+    /// The time since which the store has been unreachable.
     away: Option<Instant>,
-    /// Why it is away.
+    /// The reason of the outage.
     fault: Option<String>,
 }
 
@@ -130,10 +131,10 @@ impl Shared {
 }
 
 impl Node {
-    /// A node that begins to follow. What its cache has is the first generation that it gives, where there is one.
+    /// Starts following the store. The first generation is that of the cache, if there is one.
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// The thread cannot be started.
     pub fn start(store: Arc<dyn Store>, options: NodeOptions) -> io::Result<Self> {
         let held = options.cache.as_ref().and_then(|cache| {
             let read = cache.read(&options.cluster);
@@ -202,12 +203,12 @@ impl Node {
         })
     }
 
-    /// A generation that is to be put in place, once.
+    /// Returns a generation to install, once.
     pub fn take(&self) -> Option<Generation> {
         self.shared.state().next.take()
     }
 
-    /// Says that a generation is in place.
+    /// Reports that a generation is installed.
     pub fn acknowledge(&self, release: &Release) {
         let mut state = self.shared.state();
         state.report.live = release.generation;
@@ -216,13 +217,14 @@ impl Node {
         state.live = Some(release.clone());
     }
 
-    /// Says why a generation cannot be put in place.
+    /// Reports why a generation cannot be installed.
     pub fn refuse(&self, release: &Release, why: String) {
         let generation = release.generation;
         self.shared.state().report.refused = Some(Refusal { generation, why });
     }
 
-    /// Says how many connections are left on leaving backends of the generation in place; `None`: that is not known.
+    /// Reports the number of connections left on leaving backends of the installed generation;
+    /// `None` if it is unknown.
     pub fn set_left(&self, left: Option<u64>) {
         self.shared.state().report.left = left;
     }
@@ -242,12 +244,12 @@ impl Node {
         mem::take(&mut self.shared.state().is_another)
     }
 
-    /// Takes down in a configuration what the fleet knows of its backends.
+    /// Applies the fleet's health and weights to a configuration.
     pub fn apply(&self, config: &mut Config) {
         health::apply(&self.shared.state().tables, config);
     }
 
-    /// The hosts that have an agent.
+    /// Returns the hosts that have an agent.
     pub fn agents(&self) -> Agents {
         self.shared.state().agents.clone()
     }
@@ -307,7 +309,7 @@ impl Follower {
             let Err(error) = self.follow() else { return };
             let why = error.to_string();
             let mut state = self.shared.state();
-            // What is the same again is not said again, unless the store was there meanwhile.
+            // The same fault is not logged again, unless the store was reachable meanwhile.
             if why != said || state.away.is_none() {
                 warn!("fleet: {why}");
                 said.clone_from(&why);
@@ -334,8 +336,9 @@ impl Follower {
     fn follow(&mut self) -> Result<(), FetchError> {
         let lease = self.store.grant(LEASE)?;
         let followed = self.follow_by(lease);
-        // At the end of the program, others would wait for the end of the lease; where nothing may be said, one after
-        // the other would be left behind. Otherwise the next lease takes over what is under this one.
+        // End the lease at the end of the program, since others would wait for it to expire, and if
+        // reports are denied, since leases would accumulate. Otherwise the next lease takes over
+        // the keys of this one.
         if matches!(
             followed,
             Ok(()) | Err(FetchError::Store(StoreError::Denied(_)))
@@ -362,7 +365,7 @@ impl Follower {
         while !self.shared.stop.load(Ordering::Relaxed) {
             self.follow_rollout(&rollout)?;
             self.say(lease, &mut said)?;
-            // A node that may not say anything is on its own, whatever it can read.
+            // A node that may not report is autonomous, even if it can read.
             let mut state = self.shared.state();
             if state.away.take().is_some() {
                 state.fault = None;
@@ -431,7 +434,7 @@ impl Follower {
         self.is_cached = false;
     }
 
-    /// Gives the program what it is to have, where that is something else than before.
+    /// Passes the node's release to the program, if it has changed.
     fn follow_rollout(&mut self, rollout: &Rollout) -> Result<(), FetchError> {
         let Some(release) = rollout.of(self.options.side) else {
             return Ok(());
@@ -466,7 +469,7 @@ impl Follower {
             .as_ref()
             .is_some_and(|live| live.index == release.index);
         if is_live && state.next.is_none() {
-            // The same under another number.
+            // The same spec under another generation.
             state.report.live = release.generation;
             state.report.refused = None;
             state.live = Some(release.clone());
@@ -478,7 +481,7 @@ impl Follower {
             });
         }
         drop(state);
-        // The program has it by now: writing takes a while.
+        // Write after the program has the release, since writing takes a while.
         self.cached = to_cache.map(|(spec, leaving)| {
             let Release { generation, index } = release.clone();
             Held::new(&self.options.cluster, generation, index, &spec, leaving)
@@ -487,7 +490,7 @@ impl Follower {
         Ok(())
     }
 
-    /// Writes to the cache what the node holds.
+    /// Writes the node's release to the cache.
     fn write_cache(&mut self) {
         self.is_cached = true;
         self.wrote = Instant::now();
@@ -504,7 +507,7 @@ impl Follower {
         }
     }
 
-    /// Says what has changed about the node since it was said last.
+    /// Reports changes of the node's state.
     fn say(
         &self,
         lease: Lease,

@@ -1,4 +1,4 @@
-//! Objects in the store, and the keys that they are under.
+//! Objects in the store, and their keys.
 //!
 //! ```text
 //!  /slb/1/CLUSTER/wanted                      which index is wanted             the operator
@@ -12,8 +12,8 @@
 //!                 node/ROLE/NAME              what a node has in place          the node, under its lease
 //!                 health/ROLE/NAME            what its probes found             the node, under its lease
 //! ```
-//! Objects under `spec/` are named by their content, and never change: a node that reads an index finds the sections
-//! that the index was made of, whatever is applied meanwhile, and whatever the store compacts.
+//! Objects under `spec/` are named by their content, and never change: a node that reads an index
+//! finds its sections, even if another spec is applied or the store is compacted meanwhile.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,10 +25,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::rollout::{Refusal, Rollout};
 
-/// The version of the objects that this program writes, and the latest that it reads.
+/// The version of the objects that this program writes, and the latest version that it reads.
 pub const SCHEMA: u32 = 1;
 
-/// The most backends in one object: more make several.
+/// The maximum number of backends in one object.
 pub const CHUNK: usize = 500;
 
 /// The digest of an object: the first half of its SHA-256, in hexadecimal.
@@ -55,27 +55,27 @@ impl fmt::Display for Digest {
     }
 }
 
-/// Why an object cannot be used.
+/// The reason why an object cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ObjectError {
-    /// An object is not what its key says.
+    /// An object does not match its key.
     Unreadable {
         /// The key.
         key: String,
         /// The fault.
         why: String,
     },
-    /// An object is of a later version.
+    /// An object has a later version.
     Newer {
         /// The key.
         key: String,
         /// The version of the object.
         schema: u32,
     },
-    /// An object that is referred to is not there.
+    /// A referenced object is missing.
     Missing(String),
-    /// A configuration that is no wanted state of a fleet.
+    /// A configuration cannot be the wanted state of a fleet.
     Spec(String),
 }
 
@@ -159,7 +159,8 @@ impl Keys {
     }
 }
 
-/// A name as a part of a key: what is not a letter, a digit or one of `.-_:` stands as `%` and two digits.
+/// Escapes a name for a key: characters other than letters, digits and `.-_:` become `%` and two
+/// digits.
 pub(crate) fn escape(name: &str) -> String {
     let mut escaped = String::with_capacity(name.len());
     for byte in name.bytes() {
@@ -173,7 +174,7 @@ pub(crate) fn escape(name: &str) -> String {
     escaped
 }
 
-/// An object, with the version of its form.
+/// An object with a schema version.
 pub trait Object: Serialize + DeserializeOwned {
     /// The object as bytes.
     fn write(&self) -> Vec<u8> {
@@ -191,10 +192,10 @@ pub trait Object: Serialize + DeserializeOwned {
         serde_json::to_vec(&versioned).unwrap_or_default()
     }
 
-    /// Reads an object; `key` is what errors call it.
+    /// Reads an object; `key` is its name in errors.
     ///
     /// # Errors
-    /// The bytes are no such object, or one of a later version.
+    /// The bytes are no such object, or have a later version.
     fn read(key: &str, bytes: &[u8]) -> Result<Self, ObjectError> {
         #[derive(Deserialize)]
         struct Version {
@@ -207,7 +208,8 @@ pub trait Object: Serialize + DeserializeOwned {
         if bytes.len() > crate::store::LONGEST_VALUE {
             return Err(unreadable(&format!("{} bytes are too many", bytes.len())));
         }
-        // The version first: a later one may have another form. What this program writes begins with it.
+        // Read the version first: a later one may have other fields. Objects of this program begin
+        // with it.
         let own = format!("{{\"schema\":{SCHEMA},");
         if !bytes.starts_with(own.as_bytes()) {
             let Version { schema } =
@@ -233,7 +235,7 @@ pub struct Wanted {
 pub struct Index {
     /// Sections.
     pub sections: Vec<Item>,
-    /// Backends that are only there until their connections have ended, each as `POOL/NAME`.
+    /// Backends that stay only until their connections have ended, each as `POOL/NAME`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub leaving: Vec<String>,
 }
@@ -271,11 +273,11 @@ pub struct Backends {
 pub struct LeaderName {
     /// Name of the controller.
     pub name: String,
-    /// The lease of the controller, which tells controllers of one name apart.
+    /// The lease of the controller, which distinguishes controllers with the same name.
     pub lease: i64,
 }
 
-/// The hosts that have, or had, an agent: their vms' health is the agent's word.
+/// The hosts that have or had an agent, which reports the health of their vms.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Agents {
     /// The addresses of each agent's host on the fabric, by its name.
@@ -315,7 +317,7 @@ impl Agents {
     }
 }
 
-/// The wish that a host's agent be forgotten.
+/// A request to forget a host's agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Forget {}
 
@@ -324,7 +326,7 @@ pub struct Forget {}
 pub struct Report {
     /// Addresses of the node on the fabric.
     pub addresses: Vec<IpAddr>,
-    /// Version of its program.
+    /// Version of the node's program.
     pub version: String,
     /// Zone of the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -335,7 +337,7 @@ pub struct Report {
     pub live: u64,
     /// The generation that it refused last, and why.
     pub refused: Option<Refusal>,
-    /// Connections on backends that are leaving, of the live generation; `None` if the node does not know.
+    /// Connections on leaving backends of the live generation; `None` if unknown.
     pub left: Option<u64>,
 }
 
@@ -346,14 +348,15 @@ pub struct Health {
     pub failing: Vec<(String, String, String)>,
 }
 
-/// Health and weights of a pool, the same for all nodes. Whatever is not in it is as the configuration says.
+/// Health and weights of a pool, the same for all nodes. The configuration applies to all other
+/// backends.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
     /// Counts the changes of the table.
     pub epoch: u64,
     /// Name of the pool.
     pub pool: String,
-    /// By each probe of the pool's rules, and by the backends' own state.
+    /// Entries for each probe of the pool's rules, and for the backends' own state.
     pub by: Vec<By>,
 }
 
@@ -365,7 +368,7 @@ pub struct By {
     /// Backends that fail.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failing: Vec<String>,
-    /// Weights, while some backend has not its whole share yet: all of the pool's, in tenths.
+    /// The weights of all backends of the pool in tenths, while some backend is ramping up.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub weights: BTreeMap<String, u32>,
 }

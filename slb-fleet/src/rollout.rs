@@ -1,4 +1,4 @@
-//! How a change reaches the nodes: hosts before muxes, and removals when nothing is left of what is removed.
+//! The rollout of a change to the nodes: hosts before muxes, and removals after a drain.
 //!
 //! ```text
 //!            ┌──────────────────── nothing leaves ─────────────────────┐
@@ -6,8 +6,8 @@
 //!            │        │    └─► Draining ─► LeavingMuxes ─► LeavingHosts ┘
 //!            └────────┴──────────► Stopped ◄───────┴──────────────┘
 //! ```
-//! A state machine without input and output: the record is what the store keeps, and a controller that takes over goes
-//! on with it. Only the time since the last step is its own, and begins anew.
+//! A state machine without I/O: the store keeps the record, and a controller that takes over
+//! continues with it. Only the time since the last step is not stored, and starts again.
 
 use std::time::Duration;
 
@@ -15,12 +15,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::object::Digest;
 
-/// How long a step waits for nodes that are there and do not answer.
+/// The time that a step waits for present nodes that do not answer.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a drain lasts at least: what is on its way when it begins may still become a connection.
+/// The minimum duration of a drain: packets on the way when it begins may still open connections.
 pub const SETTLE: Duration = Duration::from_secs(2);
 
-/// A generation, and the index of what it is made of.
+/// A generation, and its index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Release {
     /// The generation: later ones have greater numbers.
@@ -29,34 +29,34 @@ pub struct Release {
     pub index: Digest,
 }
 
-/// How far a change has come.
+/// The stage of a rollout.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
-    /// All nodes have the target, or will have it when they are back.
+    /// All nodes have the target, or will get it when they are back.
     #[default]
     Live,
     /// Hosts get the change.
     Hosts,
     /// Muxes get the change.
     Muxes,
-    /// The backends that leave get no new flows, and their connections are waited for.
+    /// Leaving backends get no new flows, and the rollout waits for the end of their connections.
     Draining,
-    /// Muxes forget what leaves.
+    /// Muxes remove the leaving backends.
     LeavingMuxes,
-    /// Hosts forget what leaves.
+    /// Hosts remove the leaving backends.
     LeavingHosts,
     /// A node refused the change.
     Stopped {
         /// Role and name of the node.
         node: String,
-        /// The reason that it gave.
+        /// The node's reason.
         why: String,
     },
 }
 
 impl Stage {
-    /// The stage in words.
+    /// Returns the name of the stage.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Live => "live",
@@ -70,7 +70,7 @@ impl Stage {
     }
 }
 
-/// A generation that a node did not put in place.
+/// A generation that a node refused to install.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     /// The generation.
@@ -79,12 +79,12 @@ pub struct Refusal {
     pub why: String,
 }
 
-/// Role of a node, as far as rollouts care.
+/// The role of a node in rollouts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Side {
-    /// Hosts are first to know what comes, and last to forget what goes.
+    /// Hosts get additions first, and removals last.
     Host,
-    /// Muxes follow.
+    /// Muxes get additions after hosts, and removals before them.
     Mux,
 }
 
@@ -98,34 +98,34 @@ impl Side {
     }
 }
 
-/// A node that is there: its lease lasts.
+/// A present node, with a valid lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     /// Role of the node.
     pub side: Side,
     /// Name of the node.
     pub name: String,
-    /// The generation that it serves by.
+    /// The generation that the node serves.
     pub live: u64,
-    /// The generation that it refused last.
+    /// The last generation that the node refused.
     pub refused: Option<Refusal>,
-    /// Connections on leaving backends, of the live generation; `None`: it does not know.
+    /// Connections on leaving backends of the live generation; `None` if unknown.
     pub left: Option<u64>,
 }
 
 /// The steps of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// The first spec that nodes get: the target, and the leaving backends, drained.
+    /// The first spec for the nodes: the target with the leaving backends, drained.
     pub first: Digest,
-    /// The spec that is wanted.
+    /// The wanted spec.
     pub target: Digest,
 }
 
-/// A rollout, as the store keeps it.
+/// A rollout, as stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rollout {
-    /// The last generation that was given out.
+    /// The last generation that was rolled out.
     pub generation: u64,
     /// The release for hosts.
     pub hosts: Option<Release>,
@@ -136,7 +136,7 @@ pub struct Rollout {
     /// The last spec that no mux refused; backends that leave it are drained first.
     #[serde(default)]
     pub settled: Option<Digest>,
-    /// How far it has come.
+    /// The stage of the rollout.
     pub stage: Stage,
 }
 
@@ -149,7 +149,7 @@ impl Rollout {
         }
     }
 
-    /// Returns true if another change can begin, because none is between hosts and muxes.
+    /// Returns true if another change can begin, that is, if none is between hosts and muxes.
     pub fn may_begin(&self) -> bool {
         matches!(
             self.stage,
@@ -158,7 +158,7 @@ impl Rollout {
     }
 }
 
-/// A rollout that goes on.
+/// The state machine of a rollout.
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
     record: Rollout,
@@ -167,7 +167,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Goes on with a rollout as it was left. Times are those since any moment, and the same in all calls.
+    /// Continues a stored rollout. Times in all calls are relative to a fixed origin.
     pub fn new(record: Rollout, now: Duration) -> Self {
         Self { record, since: now }
     }
@@ -192,8 +192,8 @@ impl Machine {
         true
     }
 
-    /// Stops at a change that cannot be begun, and says who refuses it. Returns false, and does nothing, while
-    /// another one is between hosts and muxes.
+    /// Stops at a change that cannot begin, and records who refuses it. Returns false, and does
+    /// nothing, while another one is between hosts and muxes.
     pub fn refuse(&mut self, target: Digest, node: String, why: String, now: Duration) -> bool {
         if !self.record.may_begin() {
             return false;
@@ -203,10 +203,10 @@ impl Machine {
         true
     }
 
-    /// Takes the next step, if it is due. `drain` is how long connections are waited for at most, and `is_counted`
-    /// whether every leaving backend has an agent that counts its connections.
+    /// Takes the next step, if it is due. `drain` is the maximum time to wait for connections, and
+    /// `is_counted` is true if every leaving backend has an agent that counts its connections.
     ///
-    /// Returns true where the record is another one.
+    /// Returns true if the record has changed.
     pub fn advance(
         &mut self,
         members: &[Member],

@@ -1,4 +1,5 @@
-//! A store of keys and values, as etcd is one: read, watched from a revision, changed by transactions, with leases.
+//! The interface of a key-value store such as etcd, with watches from a revision, transactions and
+//! leases.
 
 #[cfg(feature = "etcd")]
 pub mod etcd;
@@ -9,13 +10,13 @@ use std::time::Duration;
 
 pub use self::memory::MemoryStore;
 
-/// A version of the whole store: each transaction that changes something makes the next one.
+/// A version of the whole store, which each changing transaction increments.
 pub type Revision = i64;
 
-/// The longest value that is written or taken, in bytes.
+/// The maximum length of a value in bytes.
 pub const LONGEST_VALUE: usize = 1 << 20;
 
-/// The most operations of one transaction: etcd's default limit.
+/// The maximum number of operations in one transaction: etcd's default limit.
 pub const MOST_OPERATIONS: usize = 128;
 
 /// A key and its value.
@@ -25,9 +26,9 @@ pub struct Entry {
     pub key: String,
     /// The value.
     pub value: Vec<u8>,
-    /// The revision that the key was created in.
+    /// The revision in which the key was created.
     pub created: Revision,
-    /// The revision that it was last changed in.
+    /// The revision of the key's last change.
     pub modified: Revision,
 }
 
@@ -43,9 +44,9 @@ pub struct Listing {
 /// A change of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The key has another value.
+    /// The key has a new value.
     Put(Entry),
-    /// The key is gone: it was deleted, or its lease ended.
+    /// The key was deleted, or its lease ended.
     Deleted(String),
 }
 
@@ -59,44 +60,45 @@ impl Event {
     }
 }
 
-/// A lease: the keys that are put with it go when nothing has kept it alive for its time.
+/// A lease: keys that are put under it are deleted if it is not renewed in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease(pub i64);
 
 /// A condition of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// The key is not there.
+    /// The key does not exist.
     Absent(String),
-    /// The key was created in this revision, and is still there.
+    /// The key exists, and was created in this revision.
     CreatedIn(String, Revision),
-    /// The key was last changed in this revision, and is still there.
+    /// The key exists, and was last changed in this revision.
     ModifiedIn(String, Revision),
 }
 
 /// A change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Gives a key a value, under a lease or for good.
+    /// Sets the value of a key, under a lease or permanently.
     Put(String, Vec<u8>, Option<Lease>),
-    /// Deletes a key, if it is there.
+    /// Deletes a key, if it exists.
     Delete(String),
 }
 
 impl Operation {
-    /// A value that stays until it is changed.
+    /// Sets a permanent value.
     pub fn put(key: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
         Self::Put(key.into(), value.into(), None)
     }
 }
 
-/// Why a store did not do what it was asked for.
+/// The reason why a request to a store failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// No member of the store answers, or the one that does has no leader. Whether a change was made is unknown.
+    /// No member of the store answers, or the answering member has no leader. It is unknown if a
+    /// change was made.
     Away(String),
-    /// The store does not know this client, or the client may not do that.
+    /// The store does not know this client, or the client lacks the permission.
     Denied(String),
     /// The revision to watch from has been compacted.
     Compacted,
@@ -111,7 +113,7 @@ pub enum StoreError {
     },
     /// A transaction has more than [`MOST_OPERATIONS`] operations.
     TooMany(usize),
-    /// The answer cannot be read.
+    /// The answer is malformed.
     Malformed(&'static str),
     /// The store refused the request.
     Refused(String),
@@ -140,66 +142,66 @@ impl fmt::Display for StoreError {
 
 impl std::error::Error for StoreError {}
 
-/// A store. All calls wait for the answer, for a bounded time.
+/// A store. All calls block until the answer, for a bounded time.
 pub trait Store: Send + Sync + 'static {
     /// The present entry of a key.
     ///
     /// # Errors
-    /// The store is away, or denies it.
+    /// The store is unreachable, or denies the request.
     fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
 
     /// All keys that begin with `prefix`.
     ///
     /// # Errors
-    /// The store is away, or denies it.
+    /// The store is unreachable, or denies the request.
     fn list(&self, prefix: &str) -> Result<Listing, StoreError>;
 
     /// Watches the keys that begin with `prefix`, from the first change after `revision` on.
     ///
     /// # Errors
-    /// The store is away, or denies it.
+    /// The store is unreachable, or denies the request.
     fn watch(&self, prefix: &str, revision: Revision) -> Result<Box<dyn Watch>, StoreError>;
 
     /// Makes all changes, if all conditions hold. Returns the revision of the changes; `None` if a condition
     /// does not hold, and nothing was changed.
     ///
     /// # Errors
-    /// The store is away, denies it, or refuses a change.
+    /// The store is unreachable, denies the request, or refuses a change.
     fn commit(
         &self,
         conditions: &[Condition],
         operations: &[Operation],
     ) -> Result<Option<Revision>, StoreError>;
 
-    /// Grants a lease that lasts for so long, in whole seconds.
+    /// Grants a lease of this length, in whole seconds.
     ///
     /// # Errors
-    /// The store is away, or denies it.
+    /// The store is unreachable, or denies the request.
     fn grant(&self, length: Duration) -> Result<Lease, StoreError>;
 
-    /// Lets a lease begin anew.
+    /// Renews a lease.
     ///
     /// # Errors
-    /// The store is away, or the lease has ended.
+    /// The store is unreachable, or the lease has ended.
     fn keep(&self, lease: Lease) -> Result<(), StoreError>;
 
-    /// Ends a lease now: its keys go.
+    /// Ends a lease now, which deletes its keys.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     fn revoke(&self, lease: Lease) -> Result<(), StoreError>;
 }
 
-/// The changes under a prefix. A watch that gave an error is over.
+/// The changes under a prefix. A watch ends with its first error.
 pub trait Watch: Send {
-    /// The next changes, in their order; none where there were none for `patience`.
+    /// Returns the next changes in order; an empty list if there are none within `patience`.
     ///
     /// # Errors
-    /// The store is away, or has compacted what was to be watched: list again.
+    /// The store is unreachable, or has compacted the revision: list again.
     fn next(&mut self, patience: Duration) -> Result<Vec<Event>, StoreError>;
 }
 
-/// Refuses what no store takes.
+/// Refuses operations that no store accepts.
 fn check(operations: &[Operation]) -> Result<(), StoreError> {
     if operations.len() > MOST_OPERATIONS {
         return Err(StoreError::TooMany(operations.len()));

@@ -9,12 +9,13 @@ use super::office::{Ended, Office};
 use crate::object::{Forget, Keys, Object, Report};
 use crate::store::{MOST_OPERATIONS, Operation, Store};
 
-/// The most addresses that a host may report.
+/// The maximum number of addresses that a host may report.
 const MOST_ADDRESSES: usize = 16;
 
 impl Office {
-    /// Takes note of hosts that have an agent. The first that names an address has it for as long as it is there;
-    /// after that, another that names it, such as the same agent under a new name, takes the address over.
+    /// Registers hosts with an agent. The first agent that reports an address keeps it as long as
+    /// the agent is present; afterwards another agent, such as the same one under a new name, takes
+    /// the address over.
     pub(super) fn register_agents(
         &mut self,
         store: &dyn Store,
@@ -23,7 +24,7 @@ impl Office {
     ) -> Result<(), Ended> {
         let has_spec = self.machine.record().hosts.is_some();
         if has_spec && self.present.is_none() && self.unusable.is_none() {
-            // Who may speak for which address is about to be read.
+            // The addresses of agents are about to be read.
             return Ok(());
         }
         let reports = self.objects::<Report>(&keys.key("node/host/"));
@@ -81,13 +82,13 @@ impl Office {
         Ok(())
     }
 
-    /// Returns true if a host agent may speak for an address, as far as the spec says it.
+    /// Returns true if a host agent may report for an address by the spec.
     pub(super) fn may_speak(&self, name: &str, address: IpAddr) -> bool {
         let hosts = self.present.as_ref().and_then(|own| own.hosts.as_ref());
         hosts.is_none_or(|hosts| hosts.get(&address).is_some_and(|own| own == name))
     }
 
-    /// Forgets the agents that operators ask to forget, unless they are there.
+    /// Forgets the agents that operators want forgotten, unless they are present.
     pub(super) fn forget_agents(&mut self, store: &dyn Store, keys: &Keys) -> Result<(), Ended> {
         let asked = self.objects::<Forget>(&keys.key("forget/"));
         if asked.is_empty() {

@@ -14,40 +14,40 @@ use crate::rollout::{Machine, Member, Side, Stage};
 use crate::store::{Condition, Event, Operation, Revision, Store, Watch};
 use crate::zones::ZoneView;
 
-/// How long a controller that begins to lead does without the word of nodes that it knows of: after an outage of the
-/// store, the leases of all may have ended, and each takes a new one.
+/// The time for which a new leader tolerates silent nodes: after an outage of the store, all leases
+/// may have ended, and each node needs a new one.
 const GRACE: Duration = Duration::from_secs(12);
 
-/// The most faults that are remembered as logged.
+/// The maximum number of faults that are remembered as logged.
 const MOST_SAID: usize = 1000;
 
 /// The state of a controller that leads.
 pub(super) struct Office {
-    /// When it began to lead.
+    /// The time at which the controller began to lead.
     pub(super) since: Duration,
     /// The condition that holds while the controller leads.
     pub(super) leads: Condition,
     pub(super) watch: Box<dyn Watch>,
-    /// All entries but those of specs.
+    /// All entries except those of specs.
     pub(super) entries: BTreeMap<String, (Vec<u8>, Revision)>,
     pub(super) machine: Machine,
     pub(super) known: Known,
-    /// The objects that it wrote, and the revision of each.
+    /// The objects that the leader wrote, and the revision of each.
     pub(super) written: BTreeMap<String, Revision>,
-    /// The index that was checked last, and the configuration of it, which hosts most often have next.
+    /// The index that was checked last, and its configuration, which hosts usually get next.
     pub(super) checked: Option<(Digest, Config)>,
-    /// The release for hosts, which is never behind the muxes'.
+    /// The release for hosts, which is never older than the muxes'.
     pub(super) present: Option<Present>,
     pub(super) agents: Agents,
     pub(super) tables: BTreeMap<String, Table>,
     /// The zones of pools, by these tables.
     pub(super) zones: Vec<ZoneView>,
     pub(super) slow_start: SlowStart,
-    /// The wanted index, and since when it is.
+    /// The wanted index, and the time since which it is wanted.
     pub(super) wanted: Option<(Digest, Duration)>,
-    /// True if it was applied since the last rollout began, even if it is the same.
+    /// True if the wanted state was applied since the last rollout began, even without a change.
     pub(super) is_asked: bool,
-    /// The release for hosts, where its objects cannot be used.
+    /// The release for hosts, if its objects cannot be used.
     pub(super) unusable: Option<Digest>,
     /// True if health, agents or the spec have changed since the tables were computed.
     pub(super) is_stale: bool,
@@ -59,16 +59,16 @@ pub(super) struct Office {
     pub(super) said: RefCell<BTreeSet<String>>,
 }
 
-/// A spec that hosts have.
+/// The spec of the hosts.
 pub(super) struct Present {
     pub(super) digest: Digest,
     pub(super) index: Index,
     pub(super) config: Config,
-    /// The addresses that agents speak for, where the spec says it.
+    /// The addresses that agents may report for, if the spec lists them.
     pub(super) hosts: Option<BTreeMap<IpAddr, String>>,
 }
 
-/// The controller does not lead any more.
+/// The error of a controller that no longer leads.
 pub(super) struct Deposed;
 
 pub(super) enum Ended {
@@ -107,7 +107,7 @@ impl Office {
             Event::Put(entry) => entry,
         };
         if rest == "wanted" {
-            // One that cannot be read changes nothing: health and the rollout under way go on.
+            // An unreadable entry changes nothing: health and the present rollout continue.
             match Wanted::read(&entry.key, &entry.value) {
                 Ok(Wanted { index }) => {
                     self.wanted = Some((index, now));
@@ -127,8 +127,8 @@ impl Office {
         Ok(read.transpose()?)
     }
 
-    /// All objects under a prefix, by the rest of their keys. What cannot be read is left out: one node's fault is no
-    /// other's.
+    /// Returns all objects under a prefix, by the rest of their keys. Unreadable objects are left
+    /// out: a fault of one node must not affect others.
     pub(super) fn objects<T: Object>(&self, prefix: &str) -> BTreeMap<String, T> {
         let from = self.entries.range(prefix.to_owned()..);
         let own = from.take_while(|(key, _)| key.starts_with(prefix));
@@ -142,7 +142,7 @@ impl Office {
         .collect()
     }
 
-    /// Logs a fault of a node, which each turn finds again.
+    /// Logs a fault of a node once, although each turn finds it again.
     pub(super) fn say_once(&self, fault: String) {
         let mut said = self.said.borrow_mut();
         if said.len() >= MOST_SAID {
@@ -154,12 +154,12 @@ impl Office {
         }
     }
 
-    /// Returns true if nodes may be silent only because the store was away.
+    /// Returns true if nodes may be silent only because of an outage of the store.
     pub(super) fn is_new(&self, now: Duration) -> bool {
         now.saturating_sub(self.since) < GRACE
     }
 
-    /// The nodes that are there, and hosts that will be back if it was the store that was away.
+    /// Returns the present nodes, and hosts that will be back after an outage of the store.
     pub(super) fn members(&self, keys: &Keys, now: Duration) -> Vec<Member> {
         let mut members = self.present_members(keys);
         let agents = self.agents.agents.keys().filter(|_| self.is_new(now));

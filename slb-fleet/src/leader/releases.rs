@@ -14,7 +14,7 @@ use crate::rollout::{Member, Plan, Rollout, Stage};
 use crate::store::{Condition, MOST_OPERATIONS, Operation, Store};
 
 impl Office {
-    /// Begins to roll out what is wanted, if it is something new.
+    /// Begins to roll out the wanted state, if it is new.
     pub(super) fn begin(
         &mut self,
         store: &dyn Store,
@@ -75,12 +75,12 @@ impl Office {
         let (index, spec) = self.known.fetch(store, keys, wanted)?;
         let config = spec.checked("the wanted state")?;
         self.checked = Some((wanted.clone(), config));
-        // Not what a node refused: beside the target, it would be refused again.
+        // Leave out a refused spec: combined with the target, it would be refused again.
         let settled = record.settled.as_ref();
         let settled = settled.map(|index| self.known.fetch(store, keys, index));
         let settled = match settled.transpose() {
             Ok(settled) => settled,
-            // What cannot be read must not keep what can be from taking its place.
+            // An unreadable spec must not prevent a readable one from replacing it.
             Err(FetchError::Object(error)) => {
                 warn!("nothing is drained, since the former state is lost: {error}");
                 None
@@ -106,7 +106,7 @@ impl Office {
         Ok(Plan { first, target })
     }
 
-    /// Reads what hosts are to have, if that is another spec than before.
+    /// Reads the spec for hosts, if it has changed.
     pub(super) fn follow_hosts(&mut self, store: &dyn Store, keys: &Keys) -> Result<(), Ended> {
         let Some(release) = &self.machine.record().hosts else {
             return Ok(());
@@ -128,7 +128,7 @@ impl Office {
                 self.is_stale = true;
                 Ok(())
             }
-            // Another spec may take its place, and until then health goes on by the one before.
+            // Another spec may replace it; until then, health continues with the previous spec.
             Err(FetchError::Object(error)) => {
                 error!("the state that hosts are to have is lost: apply it again: {error}");
                 self.unusable = Some(digest);
@@ -165,7 +165,7 @@ impl Office {
         })
     }
 
-    /// Returns true if an agent that is there counts the connections of every leaving backend.
+    /// Returns true if a present agent counts the connections of every leaving backend.
     pub(super) fn is_counted(&self, keys: &Keys) -> bool {
         let Some(present) = &self.present else {
             return false;
@@ -186,7 +186,7 @@ impl Office {
         })
     }
 
-    /// Deletes the objects of specs that nothing refers to any more.
+    /// Deletes unreferenced objects of specs.
     pub(super) fn tidy(&mut self, store: &dyn Store, keys: &Keys) -> Result<(), Ended> {
         let record = self.machine.record();
         let wanted = self.wanted.as_ref().map(|(digest, _)| digest);
@@ -206,7 +206,7 @@ impl Office {
         for digest in used {
             let (index, _) = match self.known.fetch(store, keys, &digest) {
                 Ok(fetched) => fetched,
-                // Nothing is deleted while it is not known what is in use.
+                // Nothing is deleted while the references are unknown.
                 Err(FetchError::Object(error)) => {
                     self.say_once(error.to_string());
                     return Ok(());
@@ -218,8 +218,8 @@ impl Office {
         }
         self.known.retain(&keeps);
         let listing = store.list(&keys.key("spec/"))?;
-        // What others wrote since the wanted state was last changed may be of the next one, and so may what is
-        // written between here and there.
+        // Objects that others wrote since the last change of the wanted state may belong to the
+        // next one, as may objects that are written meanwhile.
         let stale = listing.entries.into_iter().filter(|entry| {
             let is_own = self.written.get(&entry.key) == Some(&entry.modified);
             (is_own || entry.modified < applied) && !keeps.contains(&entry.key)
@@ -234,7 +234,7 @@ impl Office {
             let (mut conditions, operations): (Vec<_>, Vec<_>) = batch.iter().cloned().unzip();
             conditions.push(self.leads.clone());
             conditions.push(Condition::ModifiedIn(keys.wanted(), applied));
-            // Where something has changed, it is tidied up another time.
+            // After a change, the next turn tidies up.
             store.commit(&conditions, &operations)?;
         }
         self.written.retain(|key, _| keeps.contains(key));

@@ -11,7 +11,7 @@ use crate::store::{MOST_OPERATIONS, Operation, Store};
 use crate::zones;
 
 impl Office {
-    /// The backends that fail by the tables as they are.
+    /// Returns the backends that fail by the present tables.
     pub(super) fn former_health(&self) -> Health {
         let all = self.tables.values().flat_map(|table| {
             let by = table
@@ -28,7 +28,7 @@ impl Office {
         }
     }
 
-    /// Works out health and weights anew, where something about them has changed, and writes those that did.
+    /// Recomputes health and weights after a change, and writes the tables that differ.
     pub(super) fn work_out_tables(
         &mut self,
         store: &dyn Store,
@@ -38,7 +38,7 @@ impl Office {
         let is_new = self.is_new(now);
         let now = Instant::ZERO + now;
         let mut is_due = self.slow_start.due().is_some_and(|due| due <= now);
-        // Once, when silence begins to count.
+        // Once, when silent nodes begin to count as failing.
         is_due |= self.is_lenient && !is_new;
         let Some(present) = self.present.as_ref().filter(|_| self.is_stale || is_due) else {
             return Ok(());
@@ -48,7 +48,7 @@ impl Office {
             muxes: self.objects::<Health>(&keys.key("health/mux/")),
         };
         if is_new {
-            // Until then, what was the case counts.
+            // Until then, the former health is used.
             let former = self.former_health();
             for agent in self.agents.agents.keys() {
                 let word = reports.hosts.entry(agent.clone());
@@ -69,7 +69,7 @@ impl Office {
                 operations.push(Operation::put(keys.table(pool), table.write()));
             }
         }
-        // An empty one stays, so that epochs go on.
+        // An empty table stays, so that epochs continue.
         for (pool, old) in &self.tables {
             let is_known = present.config.pools.iter().any(|own| own.name == *pool);
             if new.contains_key(pool) {

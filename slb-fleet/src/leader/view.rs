@@ -12,9 +12,9 @@ use crate::zones::ZoneView;
 pub struct FleetView {
     /// The rollout.
     pub rollout: Rollout,
-    /// The index that is wanted; `None` where nothing was applied yet.
+    /// The index that is wanted; `None` if nothing was applied yet.
     pub wanted: Option<Digest>,
-    /// Nodes that are there, hosts first, and host agents that are gone.
+    /// Present nodes, hosts first, and host agents that are gone.
     pub nodes: Vec<NodeView>,
     /// Backends that get no new flows, since probes find that they fail, by pool.
     pub failing: BTreeMap<String, usize>,
@@ -22,7 +22,7 @@ pub struct FleetView {
     pub zones: Vec<ZoneView>,
 }
 
-/// A node, as the controller that leads its fleet sees it.
+/// The state of a node, as the leader sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeView {
     /// Role of the node.
@@ -102,7 +102,7 @@ impl Office {
         });
         nodes.extend(gone.map(|name| NodeView::gone(name, &self.agents)));
         let mut failing = failing(self.tables.values());
-        // A pool whose backends were always well has no table.
+        // A pool whose backends were always healthy has no table.
         let pools = self
             .present
             .iter()

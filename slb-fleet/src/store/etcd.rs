@@ -1,8 +1,8 @@
-//! etcd, over gRPC: HTTP/2 by hyper, and the few messages that are used by `message`.
+//! A client of etcd over gRPC: HTTP/2 by hyper, and the necessary messages by `message`.
 //!
-//! A client that a build generates from etcd's `.proto` files needs `protoc`, which is no part of a Rust tool chain.
-//! etcd's JSON gateway needs nothing, but knows no user by its certificate: what each node may write could not be
-//! said.
+//! Generating a client from etcd's `.proto` files needs `protoc`, which is not part of a Rust
+//! toolchain. etcd's JSON gateway needs no tool, but does not identify users by their certificates,
+//! so permissions could not be set per node.
 
 mod channel;
 mod message;
@@ -26,11 +26,11 @@ use super::{
 /// Keys in a page of a listing.
 const PAGE: i64 = 16;
 
-/// A client of etcd. It goes on with another member when one does not answer.
+/// A client of etcd, which changes to another member when one does not answer.
 pub struct EtcdStore {
     runtime: Handle,
     channel: Arc<Channel>,
-    /// The runtime's thread ends when this goes.
+    /// Dropping this ends the runtime's thread.
     _stop: oneshot::Sender<()>,
 }
 
@@ -41,10 +41,10 @@ impl fmt::Debug for EtcdStore {
 }
 
 impl EtcdStore {
-    /// A client that connects when it is first asked for something.
+    /// Makes a client that connects on its first request.
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// The thread cannot be started.
     pub fn new(access: Access) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
@@ -110,12 +110,12 @@ impl Store for EtcdStore {
                     Ok(None) => Err(StoreError::Away("the watch was ended".to_owned())),
                     Err(error) => Err(error),
                 };
-                // Such as the word that the watch began.
+                // For example the notification that the watch began.
                 if events.as_ref().is_ok_and(Vec::is_empty) {
                     continue;
                 }
                 let is_over = events.is_err();
-                // Without its other end, nobody watches any more.
+                // Without the receiver, the watch is over.
                 if tell.send(events).is_err() || is_over {
                     return;
                 }
@@ -172,7 +172,7 @@ impl Watch for EtcdWatch {
             Err(RecvTimeoutError::Timeout) => return Ok(Vec::new()),
             Err(RecvTimeoutError::Disconnected) => return Err(over()),
         };
-        // What has come meanwhile counts with it.
+        // Include the events that have arrived meanwhile.
         loop {
             match self.told.try_recv() {
                 Ok(more) => events.extend(more?),

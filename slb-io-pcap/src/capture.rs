@@ -1,4 +1,4 @@
-//! [`PacketIo`] over captures: the clock is the capture's own.
+//! [`PacketIo`] over captures, by the captures' clock.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,9 +14,10 @@ use crate::merge::Merge;
 use crate::reader::{Next, Reader};
 use crate::writer::{Note, Writer};
 
-/// The longest frame that fits: what tcpdump captures at most.
+/// The longest frame that fits: the maximum length that tcpdump captures.
 pub const FRAME_LEN: usize = 262_144;
-/// Packets further apart than this are in different bursts: the clock does not advance within one.
+/// Packets further apart than this are in different bursts, since the clock does not advance within
+/// a burst.
 const BURST_SPAN: Duration = Duration::from_millis(1);
 
 /// Bytes of memory for `frames` frames.
@@ -29,24 +30,24 @@ pub const fn memory_for(frames: usize) -> usize {
 pub struct CaptureStats {
     /// Frames received.
     pub received: u64,
-    /// Frames written: those to be forwarded, and answers.
+    /// Frames written: forwarded ones and answers.
     pub written: u64,
-    /// Packets left out because their link type is not known, or they are too short for it.
+    /// Packets left out because their link type is unknown, or because they are too short for it.
     pub unknown_link: BTreeMap<LinkType, u64>,
     /// Packets left out because they are longer than [`FRAME_LEN`].
     pub too_long: u64,
     /// Packets left out because their time is before 1970 or after 21 July 2554.
     pub unknown_time: u64,
-    /// Packets that a snap length cut when they were captured.
+    /// Packets that a snap length truncated during the capture.
     pub cut: u64,
-    /// Frames that were not written because the file's format does not have their time.
+    /// Frames that were not written because the file's format cannot represent their time.
     pub without_time: u64,
     /// Frames handed to `transmit` that are not in this capture's memory.
     pub foreign: u64,
 }
 
 impl CaptureStats {
-    /// Packets that were left out, for whatever reason.
+    /// Returns the number of packets that were left out, for any reason.
     pub fn left_out(&self) -> u64 {
         self.unknown_link.values().sum::<u64>() + self.too_long + self.unknown_time
     }
@@ -60,7 +61,7 @@ struct Packet {
     filled: usize,
 }
 
-/// Captures to read, and others to write: as ports with packets to receive and send.
+/// Captures to read and to write, as ports that receive and send.
 pub struct Capture<'m, W: Write> {
     inputs: Merge,
     sent: Option<Writer<W>>,
@@ -77,12 +78,12 @@ pub struct Capture<'m, W: Write> {
 }
 
 impl<'m, W: Write> Capture<'m, W> {
-    /// A capture of port 0, whose frames lie in `memory`, see [`memory_for`].
+    /// Reads a capture as port 0, with frames in `memory`; see [`memory_for`].
     pub fn new(reader: Reader, memory: &'m mut [u8]) -> Self {
         Self::of_ports(vec![(PortId(0), reader)], memory)
     }
 
-    /// Captures of several ports, merged by their timestamps.
+    /// Reads captures of several ports, merged by their timestamps.
     pub fn of_ports(inputs: Vec<(PortId, Reader)>, memory: &'m mut [u8]) -> Self {
         let pool = FramePool::new(memory, FRAME_LEN);
         Self {
@@ -115,30 +116,30 @@ impl<'m, W: Write> Capture<'m, W> {
         self
     }
 
-    /// Writes what is to be sent, forwarded or as an answer, to `writer`: in the order in which it
-    /// leaves, what goes out of several ports once.
+    /// Writes the frames to send, forwarded ones and answers, to `writer` in order; a frame for
+    /// several ports is written once.
     #[must_use]
     pub fn write_sent(mut self, writer: Writer<W>) -> Self {
         self.sent = Some(writer);
         self
     }
 
-    /// Writes what is to be sent out of `port` to `writer`. A frame that is flooded leaves by each
-    /// such port but the one that it came in by.
+    /// Writes the frames to send out of `port` to `writer`. A flooded frame leaves by each such
+    /// port except the one at which it arrived.
     #[must_use]
     pub fn write_port(mut self, port: PortId, writer: Writer<W>) -> Self {
         self.ports.push((port, writer));
         self
     }
 
-    /// Writes what is passed to `writer`.
+    /// Writes passed frames to `writer`.
     #[must_use]
     pub fn write_passed(mut self, writer: Writer<W>) -> Self {
         self.passed = Some(writer);
         self
     }
 
-    /// The time: when the last burst's first packet was captured.
+    /// Returns the time at which the last burst's first packet was captured.
     pub fn now(&self) -> Instant {
         self.now
     }
@@ -153,8 +154,8 @@ impl<'m, W: Write> Capture<'m, W> {
         &self.stats
     }
 
-    /// Number of zero bytes at the end of a received frame that stand for those that a snap length cut, see
-    /// [`fill_cut`](Self::fill_cut).
+    /// Returns the number of zero bytes at the end of a received frame that replace bytes cut by a
+    /// snap length; see [`fill_cut`](Self::fill_cut).
     pub fn filled(&self, frame: &Frame<'m>) -> usize {
         let packet = self
             .pool
@@ -163,7 +164,7 @@ impl<'m, W: Write> Capture<'m, W> {
         packet.map_or(0, |packet| packet.filled)
     }
 
-    /// Bytes of the files read so far.
+    /// Returns the number of bytes of the files read so far.
     pub fn offset(&self) -> u64 {
         self.inputs.offset()
     }
@@ -212,7 +213,7 @@ impl<'m, W: Write> Capture<'m, W> {
     fn send(&mut self, packet: Packet, frame: &Frame<'m>, comment: &str) -> io::Result<bool> {
         let verdict = frame.verdict();
         let timestamp = packet.timestamp;
-        // An answer is made anew, of what was captured.
+        // An answer consists of captured bytes only.
         let cut = match verdict {
             Verdict::Reply => 0,
             _ => packet.filled.min(frame.len()),
@@ -241,7 +242,7 @@ impl<'m, W: Write> Capture<'m, W> {
         }
         for (port, writer) in &mut self.ports {
             let leaves = match verdict {
-                // After `Forward` it is the one to leave by.
+                // After `Forward`, it is the port to leave by.
                 Verdict::Forward(_) | Verdict::Reply => *port == frame.port(),
                 Verdict::Flood => *port != frame.port(),
                 Verdict::Pass | Verdict::Drop(_) => false,
@@ -278,7 +279,7 @@ impl std::error::Error for CaptureError {}
 impl<'m, W: Write> PacketIo<'m> for Capture<'m, W> {
     type Error = CaptureError;
 
-    /// An error comes after all good packets before it were handed out.
+    /// An error is returned after all valid packets before it.
     fn receive(&mut self, burst: &mut Burst<'m>) -> Result<usize, CaptureError> {
         if let Some(error) = self.damaged.take() {
             self.at_end = true;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-/// A capture that cannot be read further. All packets before the one named were good.
+/// An error in a capture, which cannot be read further. All packets before this one were valid.
 #[derive(Debug)]
 pub struct ReadError {
     /// Number of the packet that could not be read, counted from 1.
@@ -20,13 +20,13 @@ pub struct ReadError {
 pub enum Damage {
     /// The file is empty.
     Empty,
-    /// The file does not begin as a pcap or a pcapng file does.
+    /// The file does not begin like a pcap or pcapng file.
     NotACapture,
     /// The file ends within a record or block.
     Truncated,
     /// A record or block contradicts itself.
     Malformed,
-    /// A record or block announces more bytes than any does.
+    /// A record or block has an implausible length.
     TooLong,
     /// A pcapng section has a version other than 1.
     Version {
@@ -35,11 +35,11 @@ pub enum Damage {
         /// The version's second number.
         minor: u16,
     },
-    /// A pcapng section describes more interfaces than any does.
+    /// A pcapng section has an implausible number of interfaces.
     TooManyInterfaces,
-    /// A packet is of an interface that was not described.
+    /// A packet refers to an undescribed interface.
     UnknownInterface(u32),
-    /// The operating system could not read it.
+    /// The operating system could not read the file.
     Io(io::Error),
 }
 

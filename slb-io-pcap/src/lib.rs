@@ -1,8 +1,9 @@
-//! Captures as packet I/O: a file is read as if its packets came from a port, and what would be
-//! sent is written to another.
+//! Packet I/O over captures: the packets of one file arrive at a port, and sent packets are written
+//! to another file.
 //!
-//! [`Capture`] implements [`PacketIo`](slb_core::PacketIo). [`Reader`] and [`Writer`] are of use
-//! on their own. Files of any size are streamed in constant memory, also those that gzip or zstd packed.
+//! [`Capture`] implements [`PacketIo`](slb_core::PacketIo). [`Reader`] and [`Writer`] are useful on
+//! their own. Files of any size are streamed in constant memory, also if compressed with gzip or
+//! zstd.
 
 #![warn(unnameable_types, unreachable_pub)]
 #![forbid(unsafe_code)]

@@ -1,7 +1,7 @@
 //! Conversion of link headers in captures to Ethernet.
 //!
-//! The dataplane reads Ethernet only. A packet captured without it (raw IP, Linux cooked) gets an
-//! Ethernet header with the addresses that the capture knows, zero where it knows none.
+//! The dataplane only reads Ethernet. A packet that was captured without it (raw IP, Linux cooked)
+//! gets an Ethernet header with the captured MAC addresses, or zeros.
 
 use std::fmt;
 
@@ -12,13 +12,13 @@ use slb_core::wire::ethernet::HEADER_LEN;
 pub struct LinkType(pub u16);
 
 impl LinkType {
-    /// BSD loopback: an address family in the byte order of whoever captured.
+    /// BSD loopback: an address family in the byte order of the capturing machine.
     pub const NULL: Self = Self(0);
     /// Ethernet.
     pub const ETHERNET: Self = Self(1);
     /// IP without a link-layer header.
     pub const RAW: Self = Self(101);
-    /// `DLT_RAW` of most systems, which some programs write in the place of [`RAW`](Self::RAW).
+    /// `DLT_RAW` of most systems, which some programs write instead of [`RAW`](Self::RAW).
     pub const DLT_RAW: Self = Self(12);
     /// `DLT_RAW` of OpenBSD.
     pub const DLT_RAW_OPENBSD: Self = Self(14);
@@ -159,7 +159,7 @@ fn header(source: [u8; 6], ether_type: [u8; 2]) -> Header {
     Header::Made(header)
 }
 
-/// A link-layer address, where it is one of Ethernet's.
+/// Returns a link-layer address, if it is an Ethernet address.
 fn mac(field: &[u8], len: usize) -> [u8; 6] {
     match field.first_chunk() {
         Some(&mac) if len == 6 => mac,

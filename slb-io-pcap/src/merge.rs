@@ -1,4 +1,4 @@
-//! Several captures as one, in the order of their timestamps: what came by each port of a node.
+//! Several captures, one for each port of a node, merged in the order of their timestamps.
 
 use slb_core::{Instant, PortId};
 
@@ -6,7 +6,7 @@ use crate::capture::FRAME_LEN;
 use crate::error::ReadError;
 use crate::reader::{Next, Reader};
 
-/// Captures of several ports, read packet by packet as they came in.
+/// Captures of several ports, read packet by packet in order.
 #[derive(Debug)]
 pub(crate) struct Merge {
     inputs: Vec<Input>,
@@ -49,8 +49,8 @@ impl Merge {
         self.inputs.iter().map(|input| input.reader.offset()).sum()
     }
 
-    /// Reads the next packet into `buffer`, unless it was captured after `until`; says which port
-    /// it came by. Of packets of one time, that of the earlier input is first.
+    /// Reads the next packet into `buffer`, unless it was captured after `until`, and returns its
+    /// port. Among packets with equal timestamps, the one of the earlier input comes first.
     ///
     /// # Errors
     /// An input is damaged, and all others are at their end.
@@ -104,7 +104,7 @@ impl Input {
         Ok(next)
     }
 
-    /// Hands the packet out that was looked at.
+    /// Returns the packet that was read ahead.
     fn take(&mut self, buffer: &mut [u8]) -> Next {
         let next = self.ahead.take().unwrap_or(Next::End);
         if let Next::Packet { len, .. } = next {

@@ -1,8 +1,8 @@
-//! Packets out of a pcap or pcapng file, one by one, as Ethernet frames.
+//! Reading packets from pcap and pcapng files, one by one, as Ethernet frames.
 //!
-//! The file's records and blocks are read here rather than by a crate: those that there are misread some
-//! of them (docs/dependencies.md says which). Sources: draft-ietf-opsawg-pcap, draft-ietf-opsawg-pcapng, and
-//! for modified pcap and the obsolete Packet Block Wireshark's `wiretap/libpcap.h` and `pcapng.c`.
+//! This module parses records and blocks itself, since the existing crates misread some of them
+//! (see docs/dependencies.md). Sources: draft-ietf-opsawg-pcap, draft-ietf-opsawg-pcapng, and for
+//! modified pcap and the obsolete Packet Block Wireshark's `wiretap/libpcap.h` and `pcapng.c`.
 
 use std::io::Read;
 use std::ops::Range;
@@ -13,9 +13,9 @@ use crate::error::{Damage, ReadError};
 use crate::link::{Header, LinkType};
 use crate::stream::Stream;
 
-/// The longest record or block: no capture has longer ones, broken files announce them.
+/// The maximum length of a record or block: longer ones occur only in broken files.
 const MAX_BLOCK: usize = 1 << 26;
-/// The most interfaces of a section.
+/// The maximum number of interfaces in a section.
 const MAX_INTERFACES: usize = 1 << 16;
 const SECOND: u64 = 1_000_000_000;
 
@@ -44,7 +44,7 @@ pub enum Next {
         /// not contain them, unless [`Reader::fill_cut`] was called: then they are zero.
         cut: usize,
     },
-    /// A packet captured later than asked for; it stays for the next call.
+    /// The next packet was captured after the given time; it stays for the next call.
     Later,
     /// A packet that was left out: its link type is not known, or it is too short for it.
     UnknownLink(LinkType),
@@ -53,7 +53,7 @@ pub enum Next {
     /// A packet that was left out: an [`Instant`] cannot represent its time, which is before 1970 or after
     /// 21 July 2554.
     UnknownTime,
-    /// Nothing: the file is at its end.
+    /// The end of the file.
     End,
 }
 
@@ -71,7 +71,7 @@ pub struct Reader {
 enum Format {
     Pcap {
         is_big_endian: bool,
-        /// Bytes before a packet: 16, or 24 where the format is modified.
+        /// Bytes before a packet: 16, or 24 in the modified format.
         record_len: usize,
     },
     PcapNg {
@@ -82,7 +82,7 @@ enum Format {
 #[derive(Clone, Copy, Debug)]
 struct Interface {
     link: LinkType,
-    /// The longest packet that was captured; 0 is no limit.
+    /// The longest packet that was captured; 0 for no limit.
     snap_len: u32,
     resolution: Resolution,
     /// Seconds to add to its timestamps.
@@ -98,9 +98,9 @@ enum Resolution {
     Binary(u32),
 }
 
-/// A packet where it lies in its record or block.
+/// The position of a packet in its record or block.
 struct Found {
-    /// `None`: an [`Instant`] cannot represent it.
+    /// The timestamp; `None` if an [`Instant`] cannot represent it.
     timestamp: Option<Instant>,
     link: LinkType,
     data: Range<usize>,
@@ -112,7 +112,7 @@ impl Reader {
     /// Reads the beginning of a capture.
     ///
     /// # Errors
-    /// It is none, or cannot be read.
+    /// The input is no capture, or cannot be read.
     pub fn new(input: impl Read + Send + 'static) -> Result<Self, ReadError> {
         let at_start = |damage| ReadError {
             packet: 1,
@@ -145,12 +145,12 @@ impl Reader {
         self.fills_cut = true;
     }
 
-    /// Packets read so far, those left out included.
+    /// Returns the number of packets read so far, including those left out.
     pub fn packets(&self) -> u64 {
         self.packets
     }
 
-    /// Bytes of the file read so far, packed ones where it is packed.
+    /// Returns the number of bytes of the file read so far, before decompression.
     pub fn offset(&self) -> u64 {
         self.stream.bytes_read()
     }
@@ -201,7 +201,7 @@ impl Reader {
         }
     }
 
-    /// Reads until `len` bytes lie ahead.
+    /// Reads until `len` bytes are buffered.
     fn fill(&mut self, len: usize) -> Result<(), Damage> {
         if len > MAX_BLOCK {
             return Err(Damage::TooLong);
@@ -277,7 +277,7 @@ impl Reader {
             bytes: self.stream.ahead().get(..len).unwrap_or_default(),
             is_big_endian,
         };
-        // The length stands at both ends of a block.
+        // The length is at both ends of a block.
         if fields.u32(len - 4)? as usize != len {
             return Err(Damage::Malformed);
         }
@@ -319,7 +319,7 @@ impl Reader {
                 Some(self.packet(&fields, interface, body)?)
             }
             SIMPLE_PACKET => {
-                // It has no timestamp, and is of the first interface.
+                // The packet has no timestamp, and belongs to the first interface.
                 let interface = self.interfaces.first().ok_or(Damage::UnknownInterface(0))?;
                 let original = fields.u32(8)? as usize;
                 let limit = match interface.snap_len {
@@ -339,7 +339,8 @@ impl Reader {
         Ok(Some((len, found)))
     }
 
-    /// A packet of an Enhanced Packet Block, or of the obsolete one, which is alike from its ninth byte on.
+    /// Reads a packet of an Enhanced Packet Block, or of the obsolete Packet Block, which has the
+    /// same layout from its ninth byte on.
     fn packet(&self, fields: &Fields<'_>, interface: u32, body: usize) -> Result<Found, Damage> {
         let known = self.interfaces.get(interface as usize);
         let interface = known.ok_or(Damage::UnknownInterface(interface))?;
@@ -395,7 +396,7 @@ fn begin(bytes: &[u8]) -> Result<(Format, Option<Interface>), Damage> {
         _ => return Err(Damage::NotACapture),
     };
     let interface = Interface {
-        // The upper bits may say how long the frame check sequence is.
+        // The upper bits may have the length of the frame check sequence.
         link: LinkType(fields.u32(20)? as u16),
         snap_len: fields.u32(16)?,
         resolution: Resolution::Decimal(digits),
@@ -463,7 +464,7 @@ impl Interface {
     }
 }
 
-/// The time so many nanoseconds after 1970, if there is one.
+/// Returns the time this many nanoseconds after 1970, if it can be represented.
 fn instant(nanos: i128) -> Option<Instant> {
     u64::try_from(nanos).ok().map(Instant::from_nanos)
 }

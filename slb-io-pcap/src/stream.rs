@@ -1,4 +1,4 @@
-//! The bytes of a capture: buffered, and out of gzip or zstd where the file is packed so.
+//! The bytes of a capture: buffered, and decompressed from gzip or zstd.
 
 use std::io::{self, BufReader, Cursor, Read};
 use std::sync::Arc;
@@ -8,7 +8,8 @@ use flate2::read::MultiGzDecoder;
 use ruzstd::decoding::errors::{FrameDecoderError, FrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
-/// Bytes that are read at once, and the least room for records; it grows with the longest one.
+/// The number of bytes that are read at once, and the minimum size of the buffer, which grows with
+/// the longest record.
 const ROOM: usize = 1 << 18;
 
 /// RFC 1952 §2.3.1.
@@ -18,24 +19,24 @@ const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// RFC 8878 §3.1.2, behind a first byte whose last four bits are the user's.
 const SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
 
-/// Something to read that may cross threads.
+/// An input that may cross threads.
 type Input = Box<dyn Read + Send>;
 
 /// The bytes of a capture, in constant memory.
 pub(crate) struct Stream {
     input: Input,
-    /// Bytes from `start` to `end` were read and not taken yet.
+    /// A buffer, whose bytes from `start` to `end` were read and not consumed yet.
     buffer: Vec<u8>,
     start: usize,
     end: usize,
-    /// Bytes taken so far.
+    /// The number of bytes consumed so far.
     offset: u64,
     /// Bytes read from the file so far, before decompression.
     read: Arc<AtomicU64>,
 }
 
 impl Stream {
-    /// Reads the first bytes, which tell how the file is packed.
+    /// Reads the first bytes, which identify the compression.
     pub(crate) fn new(input: impl Read + Send + 'static) -> io::Result<Self> {
         let read = Arc::new(AtomicU64::new(0));
         let mut input = Counted {
@@ -64,7 +65,7 @@ impl Stream {
         })
     }
 
-    /// Returns the position of the next byte to take, after decompression.
+    /// Returns the position of the next byte to consume, after decompression.
     pub(crate) fn offset(&self) -> u64 {
         self.offset
     }
@@ -74,7 +75,7 @@ impl Stream {
         self.read.load(Ordering::Relaxed)
     }
 
-    /// Reads until `len` bytes lie ahead, or the file ends.
+    /// Reads until `len` bytes are buffered, or the file ends.
     pub(crate) fn fill(&mut self, len: usize) -> io::Result<()> {
         if self.end - self.start >= len {
             return Ok(());
@@ -93,7 +94,7 @@ impl Stream {
                 Ok(0) => break,
                 Ok(count) => self.end += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The packed data ends too early: so does what is in it.
+                // The compressed data is truncated, and so are its contents.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
                 Err(error) => return Err(error),
             }
@@ -101,12 +102,12 @@ impl Stream {
         Ok(())
     }
 
-    /// The bytes that lie ahead.
+    /// Returns the buffered bytes.
     pub(crate) fn ahead(&self) -> &[u8] {
         self.buffer.get(self.start..self.end).unwrap_or_default()
     }
 
-    /// Takes bytes that lie ahead.
+    /// Consumes buffered bytes.
     pub(crate) fn take(&mut self, len: usize) {
         let len = len.min(self.end - self.start);
         self.start += len;
@@ -114,7 +115,7 @@ impl Stream {
     }
 }
 
-/// A file whose bytes are counted.
+/// A file that counts the bytes read.
 struct Counted<R> {
     input: R,
     read: Arc<AtomicU64>,
@@ -133,7 +134,7 @@ fn is_skippable(magic: &[u8]) -> bool {
     matches!(magic, [0x50..=0x5f, rest @ ..] if rest == SKIPPABLE)
 }
 
-/// The fault of a zstd frame, in words: those of the decoder are of its own types.
+/// Converts an error of the zstd decoder into an I/O error.
 fn damaged(error: &FrameDecoderError) -> io::Error {
     let why = match error {
         FrameDecoderError::WindowSizeTooBig { requested: bytes }
@@ -149,12 +150,12 @@ fn damaged(error: &FrameDecoderError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("zstd: {why}"))
 }
 
-/// The frames of a zstd file, one behind the other.
+/// The frames of a zstd file, concatenated.
 struct Zstd<R> {
     input: R,
     decoder: FrameDecoder,
     is_within_frame: bool,
-    /// Decoding error, kept until all bytes decoded before it were handed out.
+    /// A decoding error, reported after all bytes decoded before it.
     failed: Option<io::Error>,
 }
 
@@ -168,7 +169,7 @@ impl<R: Read> Zstd<R> {
         }
     }
 
-    /// Reads a frame's beginning; false where there is none any more.
+    /// Reads a frame's beginning; returns false if there are no more frames.
     fn begin(&mut self) -> io::Result<bool> {
         loop {
             let mut magic = Vec::new();

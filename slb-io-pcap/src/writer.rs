@@ -1,4 +1,4 @@
-//! Frames into a pcap or pcapng file, timestamps in nanoseconds.
+//! Writing frames to pcap and pcapng files, with timestamps in nanoseconds.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -14,7 +14,7 @@ use pcap_file::pcapng::blocks::interface_description::{
 use pcap_file::{DataLink, Endianness, PcapError, TsResolution};
 use slb_core::Instant;
 
-/// Longest packet that readers are told to expect; none is cut.
+/// The snap length in the file's header; no packet is truncated.
 const SNAPLEN: u32 = 1 << 20;
 
 /// Direction in the flags of a packet (draft-ietf-opsawg-pcapng §4.3.1).
@@ -64,7 +64,7 @@ impl<W: Write> Writer<W> {
     /// Begins a capture.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be written.
     pub fn new(output: W, format: Format) -> io::Result<Self> {
         let inner = match format {
             Format::Pcap => {
@@ -72,7 +72,7 @@ impl<W: Write> Writer<W> {
                     snaplen: SNAPLEN,
                     datalink: DataLink::ETHERNET,
                     ts_resolution: TsResolution::NanoSecond,
-                    endianness: Endianness::Little, // whatever the machine: the same bytes
+                    endianness: Endianness::Little, // the same bytes on every machine
                     ..PcapHeader::default()
                 };
                 Inner::Pcap(PcapWriter::with_header(output, header).map_err(io_error)?)
@@ -139,7 +139,7 @@ impl<W: Write> Writer<W> {
         Ok(self.1)
     }
 
-    /// The same as [`write_cut`](Self::write_cut), with a note of which pcap takes nothing.
+    /// Adds a frame like [`write_cut`](Self::write_cut), with a note, which pcap ignores.
     ///
     /// # Errors
     /// The same as for [`write`](Self::write), or there is no such interface.

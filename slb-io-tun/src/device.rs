@@ -22,23 +22,23 @@ pub enum Layer {
     Ethernet,
 }
 
-/// A queue of a device, not blocking.
+/// A queue of a device, in non-blocking mode.
 #[derive(Debug)]
 pub struct Device {
     file: File,
     layer: Layer,
 }
 
-/// Why a device cannot be opened.
+/// The reason why a device cannot be opened.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// A name has 1 to 15 bytes, none of them zero, a slash or a space.
+    /// The name is invalid: a name has 1 to 15 bytes, without zeros, slashes and spaces.
     Name(String),
-    /// `/dev/net/tun` cannot be opened: is the module there, and the right to read and write it?
+    /// `/dev/net/tun` cannot be opened: the module or the permission to read and write is missing.
     Driver(io::Error),
-    /// The device cannot be attached to: CAP_NET_ADMIN is missing, it is of the other kind, or
-    /// somebody else has it.
+    /// The device cannot be attached: CAP_NET_ADMIN is missing, the device is of the other kind, or
+    /// it is in use.
     Attach(io::Error),
 }
 
@@ -77,7 +77,8 @@ struct Request {
 
 const _: () = assert!(size_of::<Request>() == 40);
 
-/// Time that a device may be busy after its owner has ended: io_uring releases it a while later.
+/// The time for which a device may be busy after its owner has ended, since io_uring releases it
+/// later.
 const LET_GO: Duration = Duration::from_millis(500);
 
 /// TUNSETIFF.
@@ -102,12 +103,12 @@ unsafe impl Ioctl for Attach {
 }
 
 impl Device {
-    /// Attaches to a device, which is made where it is not there. With `multi_queue` it can be
-    /// opened several times, and flows are spread over the queues by the kernel; then all have to
-    /// be opened so.
+    /// Attaches to a device, and creates it if it does not exist. With `multi_queue`, the device
+    /// can be opened several times, always with this flag, and the kernel spreads flows over the
+    /// queues.
     ///
     /// # Errors
-    /// The name is none, or the kernel refuses.
+    /// The name is invalid, or the kernel refuses.
     pub fn open(name: &str, layer: Layer, multi_queue: bool) -> Result<Self, OpenError> {
         const O_NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits() as i32;
         let bad = |byte: &u8| matches!(byte, 0 | b'/' | b' ');
@@ -135,7 +136,7 @@ impl Device {
                 .custom_flags(O_NONBLOCK)
                 .open("/dev/net/tun")
                 .map_err(OpenError::Driver)?;
-            // SAFETY: the file is a TUN driver's, of which the opcode is one.
+            // SAFETY: the file belongs to the TUN driver, which has this opcode.
             match unsafe { ioctl(&file, Attach(request)) } {
                 Ok(()) => return Ok(Self { file, layer }),
                 Err(Errno::BUSY) if Instant::now() < end => {
@@ -146,8 +147,8 @@ impl Device {
         }
     }
 
-    /// Goes on with a device that another process opened and handed over. `layer` is the one that it was
-    /// opened with.
+    /// Continues to use a device that another process opened and handed over. `layer` is the layer
+    /// with which it was opened.
     ///
     /// # Errors
     /// [`InvalidInput`](io::ErrorKind::InvalidInput): the file is not attached to the device `name`. Else its
@@ -172,12 +173,12 @@ impl Device {
         self.layer
     }
 
-    /// Writes a frame: all of it to a TAP device, its IP packet to a TUN device. A device takes it
-    /// whole, or not at all.
+    /// Writes a frame: the whole frame to a TAP device, its IP packet to a TUN device. A device
+    /// accepts a frame as a whole, or not at all.
     ///
     /// # Errors
-    /// [`InvalidInput`](io::ErrorKind::InvalidInput): a TUN device, and no IP packet. Else the device
-    /// did not take it: its queue is full, or it is down.
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput): the frame for a TUN device has no IP packet.
+    /// Otherwise the device did not accept the frame: its queue is full, or the device is down.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
         let bytes = self.part_of(frame).ok_or(io::ErrorKind::InvalidInput)?;
         (&self.file).write_all(bytes)
@@ -196,7 +197,7 @@ impl Device {
     }
 }
 
-/// The IP packet of a frame without tags.
+/// Returns the IP packet of an untagged frame.
 pub(crate) fn without_link(frame: &[u8]) -> Option<&[u8]> {
     let (header, packet) = frame.split_first_chunk::<{ ethernet::HEADER_LEN }>()?;
     let ether_type = EtherType(u16::from_be_bytes([header[12], header[13]]));
@@ -204,7 +205,7 @@ pub(crate) fn without_link(frame: &[u8]) -> Option<&[u8]> {
 }
 
 impl io::Write for Device {
-    /// [`send`](Self::send): what is written at once is a frame.
+    /// Writes a frame like [`send`](Self::send).
     fn write(&mut self, frame: &[u8]) -> io::Result<usize> {
         self.send(frame).map(|()| frame.len())
     }
@@ -215,7 +216,7 @@ impl io::Write for Device {
 }
 
 impl From<Device> for OwnedFd {
-    /// The file of the device, for another process to [go on with](Device::from_file).
+    /// Returns the file of the device, for [`Device::from_file`] in another process.
     fn from(device: Device) -> Self {
         device.file.into()
     }

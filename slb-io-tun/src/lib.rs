@@ -1,11 +1,11 @@
-//! TUN and TAP devices as packet I/O: for a node without a network card of its own to take over.
+//! Packet I/O over TUN and TAP devices, for nodes without a dedicated network card.
 //!
-//! A TUN device carries IP packets, which get an Ethernet header here and lose it again: enough for a
-//! mux, whose VXLAN packets the kernel routes like anybody's. A TAP device carries Ethernet frames:
-//! one for each port of a proxy or host agent, bridged to where the port is.
+//! A TUN device carries IP packets; this crate adds and removes their Ethernet headers. It suffices
+//! for a mux, whose VXLAN packets the kernel routes. A TAP device carries Ethernet frames: a proxy
+//! or host agent has one for each port, bridged to the port's network.
 //!
-//! Devices are read and written without waiting, a burst in one system call by io_uring, or a frame at
-//! a time where that is forbidden; [`Tun::wait`] waits for all of them.
+//! Devices are read and written without blocking: a burst in one system call by io_uring, or frame
+//! by frame if io_uring is forbidden. [`Tun::wait`] waits for all devices.
 
 #![warn(unnameable_types, unreachable_pub)]
 

@@ -1,4 +1,4 @@
-//! [`PacketIo`] over devices, each a port.
+//! [`PacketIo`] over devices, one for each port.
 
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,8 +12,8 @@ use slb_core::{BURST, Burst, Frame, PacketIo, PortId, Verdict};
 use crate::device::{Device, Layer};
 use crate::uring::{BATCH, Read, Uring, Write};
 
-/// The longest frame that is taken: what a device with an MTU of 9000 carries, and a little more.
-/// Longer ones are left out, and counted.
+/// The longest frame: enough for a device with an MTU of 9000. Longer frames are left out, and
+/// counted.
 pub const FRAME_LEN: usize = 9216;
 
 /// Offset of a packet in its buffer.
@@ -29,13 +29,13 @@ pub const fn memory_for(frames: usize) -> usize {
 pub struct TunStats {
     /// Frames received.
     pub received: u64,
-    /// Frames written to a device; one that is flooded counts for each.
+    /// Frames written to a device; a flooded frame counts for each device.
     pub sent: u64,
     /// Frames received that are longer than [`FRAME_LEN`], or no IP on a TUN device.
     pub unreadable: u64,
-    /// Frames that a device did not take: its queue is full, or it is down.
+    /// Frames that a device did not accept: its queue is full, or the device is down.
     pub refused: u64,
-    /// Frames for a port that is not here, or that a TUN device cannot carry.
+    /// Frames for an unknown port, or that a TUN device cannot carry.
     pub undeliverable: u64,
     /// Frames handed to `transmit` that are not in this I/O's memory.
     pub foreign: u64,
@@ -55,18 +55,19 @@ impl TunStats {
     }
 }
 
-/// A device, the port that it is, and how much is read of it at once.
+/// A device, its port, and the number of its reads in a batch.
 #[derive(Debug)]
 struct Port {
     id: PortId,
     device: Device,
-    /// Reads in the next batch: more where all of the last found something.
+    /// The number of reads in the next batch, which grows if all reads of the last batch returned
+    /// frames.
     reads: usize,
     /// True if frames for the port are written to this device: with several queues, to the first.
     sends: bool,
 }
 
-/// The fewest reads of a device in a batch.
+/// The minimum number of reads of a device in a batch.
 const FEW: usize = 4;
 
 /// Devices as ports.
@@ -74,16 +75,16 @@ const FEW: usize = 4;
 pub struct Tun<'m> {
     ports: Vec<Port>,
     pool: FramePool<'m>,
-    /// The device to be read next: so that none waits for another.
+    /// The next device to read, so that no device starves.
     next: usize,
-    /// `None`: each frame is read and written by itself.
+    /// The ring; `None` if each frame is read and written by itself.
     uring: Option<Uring>,
     stats: TunStats,
 }
 
 impl<'m> Tun<'m> {
-    /// Devices, each a port, whose frames lie in `memory`, see [`memory_for`]. They are read and
-    /// written in batches by io_uring, where the kernel has and allows it.
+    /// Makes an I/O of devices, each a port, with frames in `memory`; see [`memory_for`]. io_uring
+    /// reads and writes them in batches, if the kernel has and allows it.
     pub fn new(ports: Vec<(PortId, Device)>, memory: &'m mut [u8]) -> Self {
         let uring = Uring::new(memory).ok();
         Self {
@@ -92,7 +93,7 @@ impl<'m> Tun<'m> {
         }
     }
 
-    /// The same without io_uring: a system call for each frame.
+    /// Makes an I/O without io_uring, with a system call for each frame.
     pub fn unbatched(ports: Vec<(PortId, Device)>, memory: &'m mut [u8]) -> Self {
         let mut own: Vec<Port> = Vec::new();
         for (id, device) in ports {
@@ -128,18 +129,18 @@ impl<'m> Tun<'m> {
         self.stats
     }
 
-    /// Waits until a device has something to read, or so long.
+    /// Waits until a device is readable, for at most `most`.
     ///
     /// # Errors
-    /// The kernel cannot wait. That a signal came is none.
+    /// The kernel cannot wait. A signal is no error.
     pub fn wait(&self, most: Duration) -> io::Result<()> {
         self.wait_or(most, None)
     }
 
-    /// Waits as [`wait`](Self::wait) does, or until another file can be read.
+    /// Waits like [`wait`](Self::wait), or until another file is readable.
     ///
     /// # Errors
-    /// The kernel cannot wait. That a signal came is none.
+    /// The kernel cannot wait. A signal is no error.
     pub fn wait_or(&self, most: Duration, other: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let mut fds: Vec<PollFd<'_>> = self
             .ports
@@ -159,7 +160,7 @@ impl<'m> Tun<'m> {
         }
     }
 
-    /// Takes from each device in turn, a frame at a time, until none has one.
+    /// Reads from each device in turn, a frame at a time, until no device has one.
     fn receive_singly(&mut self, burst: &mut Burst<'m>) -> io::Result<()> {
         let mut empty = 0;
         while empty < self.ports.len() && !burst.is_full() {
@@ -172,7 +173,7 @@ impl<'m> Tun<'m> {
         Ok(())
     }
 
-    /// Reads a frame of a port into a buffer. `None`: there is none.
+    /// Reads a frame of a port into a buffer; returns `None` if there is none.
     fn read(&mut self, place: usize, burst: &mut Burst<'m>) -> io::Result<Option<()>> {
         let Some(port) = self.ports.get(place) else {
             return Ok(None);
@@ -185,7 +186,7 @@ impl<'m> Tun<'m> {
         Ok(is_there.then_some(()))
     }
 
-    /// Takes from all devices in one batch of reads.
+    /// Reads from all devices in one batch.
     fn receive_batched(&mut self, burst: &mut Burst<'m>) -> io::Result<()> {
         let mut buffers: heapless::Vec<(usize, &'m mut [u8]), BATCH> = heapless::Vec::new();
         for turn in 0..self.ports.len() {
@@ -231,7 +232,7 @@ impl<'m> Tun<'m> {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Has the next batch ask a device for as much as it seems to have.
+    /// Adapts the number of reads of a device in the next batch.
     fn adapt(&mut self, (place, asked, got): (usize, usize, usize)) {
         if let Some(port) = self.ports.get_mut(place) {
             port.reads = match got == asked {
@@ -241,7 +242,7 @@ impl<'m> Tun<'m> {
         }
     }
 
-    /// Makes what was read a frame; `false` where nothing was.
+    /// Makes a frame of the bytes read; returns false if there were none.
     fn take(
         &mut self,
         place: usize,
@@ -270,7 +271,7 @@ impl<'m> Tun<'m> {
         if let Some(mut frame) = Frame::new(buffer, START, link + len) {
             frame.set_port(port.id);
             self.stats.received += 1;
-            let _ = burst.push(frame); // there is room: the caller looked
+            let _ = burst.push(frame); // there is room: the caller checked
         }
         Ok(true)
     }
@@ -311,14 +312,14 @@ impl<'m> Tun<'m> {
 /// Returns true if a frame leaves by a port.
 fn leaves(frame: &Frame<'_>, port: PortId) -> bool {
     match frame.verdict() {
-        // After `Forward` the frame's port is the one to leave by.
+        // After `Forward`, the frame's port is the port to leave by.
         Verdict::Forward(_) | Verdict::Reply => port == frame.port(),
         Verdict::Flood => port != frame.port(),
         Verdict::Pass | Verdict::Drop(_) => false,
     }
 }
 
-/// Writes what is in a batch, which is empty then; says how much was taken. A device takes a packet
+/// Writes and clears a batch; returns the number of accepted frames. A device accepts a packet as a
 /// whole, or not at all.
 fn write_all<const N: usize>(
     uring: Option<&mut Uring>,
@@ -341,7 +342,7 @@ fn write_all<const N: usize>(
     Ok(sent)
 }
 
-/// The bytes of the link header that a device does not carry.
+/// Returns the length of the link header that a device does not carry.
 fn link_len(layer: Layer) -> usize {
     match layer {
         Layer::Ip => ethernet::HEADER_LEN,

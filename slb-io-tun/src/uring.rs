@@ -1,8 +1,8 @@
 //! Reads and writes of many frames in one system call, by io_uring.
 //!
-//! All of a batch is done when a call returns: so it borrows its frames like any other function, and
-//! nothing of the caller's is in the kernel between two calls. Nothing is waited for (`RWF_NOWAIT`): a
-//! read that finds nothing says so.
+//! A batch is complete when a call returns, so the call borrows its frames like any other function,
+//! and the kernel uses no frame between two calls. Operations do not block (`RWF_NOWAIT`): a read
+//! without a frame returns an error.
 
 use std::fmt;
 use std::io;
@@ -33,15 +33,15 @@ pub(crate) struct Uring {
     mapped: (usize, usize),
 }
 
-/// Maximum size of a batch: the reads of a burst, or its writes, of which one that is flooded has
-/// several, and goes in several batches.
+/// The maximum size of a batch: the reads of a burst, or its writes. A flooded frame has several
+/// writes, which may need several batches.
 pub(crate) const BATCH: usize = BURST;
 
 impl Uring {
-    /// A ring for frames in `memory`, which the kernel maps once and for all.
+    /// Makes a ring for frames in `memory`, which the kernel maps permanently.
     ///
     /// # Errors
-    /// The kernel has none, forbids it, or lets no more memory be locked.
+    /// The kernel has no io_uring, forbids it, or allows no more locked memory.
     pub(crate) fn new(memory: &mut [u8]) -> io::Result<Self> {
         let ring = IoUring::builder()
             .setup_single_issuer()
@@ -51,8 +51,8 @@ impl Uring {
             iov_base: memory.as_mut_ptr().cast(),
             iov_len: memory.len(),
         };
-        // SAFETY: the memory is valid, and lives longer than the ring: whoever has the ring borrows
-        // it. What is read into it is of a batch, which has the bytes for itself.
+        // SAFETY: the memory is valid and outlives the ring, whose owner borrows it. Reads go only
+        // into buffers of a batch, which borrows the bytes exclusively.
         unsafe { ring.submitter().register_buffers(&[all]) }?;
         Ok(Self {
             ring,
@@ -63,7 +63,7 @@ impl Uring {
     /// Reads a frame into each room, in their order.
     ///
     /// # Errors
-    /// The ring does not work. What became of each read is in its result.
+    /// The ring failed. Each read's result shows its outcome.
     pub(crate) fn read(&mut self, batch: &mut [Read<'_>]) -> io::Result<()> {
         for batch in batch.chunks_mut(BATCH) {
             for (at, read) in batch.iter_mut().enumerate() {
@@ -77,7 +77,7 @@ impl Uring {
                         .rw_flags(libc::RWF_NOWAIT)
                         .build(),
                 };
-                // SAFETY: the room is the batch's alone until all of it is done, below.
+                // SAFETY: only the batch uses the room until all of it is complete, below.
                 unsafe { push(&mut self.ring, at, &entry) }?;
             }
             finish(&mut self.ring, batch.len(), |at, result| {
@@ -90,7 +90,7 @@ impl Uring {
     /// Writes all frames, in their order.
     ///
     /// # Errors
-    /// The ring does not work. What became of each write is in its result.
+    /// The ring failed. Each write's result shows its outcome.
     pub(crate) fn write(&mut self, batch: &mut [Write<'_>]) -> io::Result<()> {
         for batch in batch.chunks_mut(BATCH) {
             for (at, write) in batch.iter().enumerate() {
@@ -100,7 +100,7 @@ impl Uring {
                     true => opcode::WriteFixed::new(fd, place, len, 0).build(),
                     false => opcode::Write::new(fd, place, len).build(),
                 };
-                // SAFETY: the bytes are borrowed by the batch until all of it is done, below.
+                // SAFETY: the batch borrows the bytes until all of it is complete, below.
                 unsafe { push(&mut self.ring, at, &entry) }?;
             }
             finish(&mut self.ring, batch.len(), |at, result| {
@@ -115,19 +115,19 @@ fn is_inside((base, size): (usize, usize), place: usize, len: usize) -> bool {
     place >= base && place + len <= base + size
 }
 
-/// Puts an entry into the ring, under a number.
+/// Puts an entry with a number into the ring.
 ///
 /// # Safety
-/// What it points to stays as it needs it until [`finish`] has returned.
+/// The memory that the entry points to stays valid until [`finish`] has returned.
 unsafe fn push(ring: &mut IoUring, number: usize, entry: &Entry) -> io::Result<()> {
     let entry = entry.clone().user_data(number as u64);
-    // SAFETY: as the caller has it.
+    // SAFETY: guaranteed by the caller.
     let pushed = unsafe { ring.submission().push(&entry) };
-    // A batch has at most as many entries as the ring, which is empty between two.
+    // A batch has at most as many entries as the ring, which is empty between two batches.
     pushed.map_err(|_| io::Error::other("the submission ring is full"))
 }
 
-/// Submits what was put into the ring, and waits until all is done.
+/// Submits the entries of the ring, and waits until all are complete.
 fn finish(
     ring: &mut IoUring,
     count: usize,
@@ -137,9 +137,9 @@ fn finish(
     while left > 0 {
         match ring.submit_and_wait(left) {
             Ok(_) => {}
-            // A signal, or the kernel asks for another try: what was submitted goes on.
+            // A signal, or the kernel asks for a retry: submitted entries continue.
             Err(error) if is_passing(&error) => {}
-            // The kernel may still read or write what the caller is about to have back.
+            // The kernel may still access memory that would return to the caller.
             Err(error) => {
                 eprintln!("io_uring: {error}, with {left} of {count} under way");
                 std::process::abort();

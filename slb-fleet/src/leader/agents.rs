@@ -1,4 +1,4 @@
-//! The host agents of a fleet, and the addresses that each speaks for.
+//! The host agents of a fleet, and the addresses that each may report for.
 
 use std::net::IpAddr;
 use std::time::Duration;

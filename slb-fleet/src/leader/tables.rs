@@ -1,4 +1,4 @@
-//! The one health of a fleet: tables of backends, worked out from the reports of nodes.
+//! Health of a fleet: tables of backends, computed from the reports of nodes.
 
 use std::time::Duration;
 

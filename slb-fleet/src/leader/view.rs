@@ -1,4 +1,4 @@
-//! A fleet, as the controller that leads it sees it.
+//! The state of a fleet, as its leader sees it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use crate::object::{Agents, Digest, Keys, Object, Report, Table};
 use crate::rollout::{Rollout, Side};
 use crate::zones::ZoneView;
 
-/// A fleet, as the controller that leads it sees it.
+/// The state of a fleet, as its leader sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FleetView {
     /// The rollout.

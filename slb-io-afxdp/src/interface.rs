@@ -31,14 +31,14 @@ pub struct Interface {
     pub queues: u32,
     /// True if the interface is up and has a carrier.
     pub is_up: bool,
-    /// The XDP program that is attached to it, by its number.
+    /// The id of the attached XDP program.
     pub program: Option<u32>,
 }
 
 /// The state of an interface of any kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// The number of the interface; one that is made again under its old name has another.
+    /// The index of the interface; an interface that is recreated under its old name has a new one.
     pub index: u32,
     /// True if the interface is up and has a carrier.
     pub is_up: bool,
@@ -47,10 +47,10 @@ pub struct Link {
 }
 
 impl Link {
-    /// The state of the interface of a name.
+    /// Returns the state of an interface by its name.
     ///
     /// # Errors
-    /// There is none, or the kernel cannot be asked.
+    /// There is no such interface, or netlink fails.
     pub fn find(name: &str) -> Result<Self, InterfaceError> {
         let link = find_link(&netlink::open()?, name)?;
         let mtu = link
@@ -74,15 +74,15 @@ fn is_up(link: &LinkMessage) -> bool {
         .contains(LinkFlags::Up | LinkFlags::Running)
 }
 
-/// Why an interface cannot be used.
+/// The reason why an interface cannot be used.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum InterfaceError {
-    /// There is none of that name.
+    /// There is no interface with this name.
     Unknown(String),
     /// The interface is not an Ethernet interface: it has no MAC address.
     NoEthernet(String),
-    /// The kernel cannot be asked.
+    /// Netlink failed.
     Netlink(io::Error),
 }
 
@@ -105,10 +105,10 @@ impl From<io::Error> for InterfaceError {
 }
 
 impl Interface {
-    /// The interface of a name.
+    /// Returns an interface by its name.
     ///
     /// # Errors
-    /// There is none, or it has no MAC address.
+    /// There is no such interface, or it has no MAC address.
     pub fn find(name: &str) -> Result<Self, InterfaceError> {
         let link = find_link(&netlink::open()?, name)?;
         let is_up = is_up(&link);
@@ -135,7 +135,7 @@ impl Interface {
             index: link.header.index,
             mac,
             mtu,
-            // Of those that it has room for, as many are used.
+            // The number of queues in use, of those that the interface has room for.
             queues: channels(name).unwrap_or(queues).max(1),
             is_up,
             program,
@@ -163,8 +163,8 @@ fn find_link(socket: &Socket, name: &str) -> Result<LinkMessage, InterfaceError>
 /// Adds or removes the address `peer` as the other end of a link with `own` at this end, on the
 /// interface of a name. It is no error if nothing has to change. Needs CAP_NET_ADMIN.
 ///
-/// A routing daemon that announces what its interfaces lead to announces the peer, and the kernel
-/// does not take it for an address of its own: it answers no packet for it.
+/// A routing daemon that announces the destinations of its interfaces announces the peer. The
+/// kernel does not treat the peer as its own address, and answers no packet for it.
 ///
 /// # Errors
 /// There is no such interface, both are not of one family, or the kernel refuses.
@@ -202,18 +202,18 @@ pub fn set_peer(
     }
 }
 
-/// Brings the interface of a name up, as `ip link set NAME up` does. Takes CAP_NET_ADMIN.
+/// Brings an interface up, like `ip link set NAME up`. Needs CAP_NET_ADMIN.
 ///
 /// # Errors
-/// There is none, or the kernel refuses.
+/// There is no such interface, or the kernel refuses.
 pub fn bring_up(name: &str) -> io::Result<()> {
     set_up(name, true)
 }
 
-/// Takes the interface of a name down, as `ip link set NAME down` does. Takes CAP_NET_ADMIN.
+/// Takes an interface down, like `ip link set NAME down`. Needs CAP_NET_ADMIN.
 ///
 /// # Errors
-/// There is none, or the kernel refuses.
+/// There is no such interface, or the kernel refuses.
 pub fn take_down(name: &str) -> io::Result<()> {
     set_up(name, false)
 }
@@ -232,7 +232,7 @@ fn set_up(name: &str, is_up: bool) -> io::Result<()> {
     netlink::request(&socket, request, NLM_F_REQUEST | NLM_F_ACK).map(drop)
 }
 
-/// The longest name of an interface: the kernel's IFNAMSIZ, less the zero at its end.
+/// The maximum length of an interface's name: the kernel's IFNAMSIZ without the terminating zero.
 const LONGEST_NAME: usize = 15;
 
 /// The kernel's `struct ethtool_channels`.
@@ -278,8 +278,8 @@ const _: () = assert!(size_of::<Request<Channels>>() == 40);
 /// SIOCETHTOOL with a command that reads.
 struct Ethtool<T: Command>(Request<T>);
 
-// SAFETY: the opcode takes a pointer to a `struct ifreq` whose data points to what the command, the
-// first word of that data, says: `T` is that structure, and lives as long as the request.
+// SAFETY: the opcode takes a pointer to a `struct ifreq` whose data points to the structure of the
+// command in its first word: `T` is that structure, and lives as long as the request.
 unsafe impl<T: Command> Ioctl for Ethtool<T> {
     type Output = ();
     const IS_MUTATING: bool = true;
@@ -297,7 +297,7 @@ unsafe impl<T: Command> Ioctl for Ethtool<T> {
     }
 }
 
-/// A structure that begins with its command, and is the one that the kernel reads and writes for it.
+/// A structure that begins with its command, in the layout that the kernel expects for the command.
 trait Command {}
 
 impl Command for Channels {}
@@ -320,7 +320,7 @@ fn ethtool<T: Command>(name: &str, mut data: T) -> Option<T> {
         .copy_from_slice(name.as_bytes());
     let socket =
         rustix::net::socket(rustix::net::AddressFamily::INET, SocketType::DGRAM, None).ok()?;
-    // SAFETY: the request is as the opcode has it, and `data` is here until it is over.
+    // SAFETY: the request has the layout of the opcode, and `data` outlives the call.
     unsafe { ioctl(&socket, Ethtool(request)) }.ok()?;
     Some(data)
 }
@@ -341,7 +341,7 @@ fn is_on(name: &str, command: u32) -> Option<bool> {
     ethtool(name, Value { command, data: 0 }).map(|value| value.data != 0)
 }
 
-/// The name of an interface's driver.
+/// Returns the name of an interface's driver.
 fn driver(name: &str) -> Option<String> {
     const GET_DRIVER: u32 = 3;
     let command = DriverInfo {
@@ -354,8 +354,8 @@ fn driver(name: &str) -> Option<String> {
     Some(String::from_utf8_lossy(name).into_owned())
 }
 
-/// Why packets may come in by an interface without their checksums: their sender left these to a network
-/// card, and there is none.
+/// The reason why an interface may deliver packets without checksums: the sender left them to a
+/// network card, but there is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MissingChecksums {
@@ -363,7 +363,7 @@ pub enum MissingChecksums {
     Peer(String),
     /// The other end of a veth pair is in another namespace, where its features cannot be read.
     Elsewhere,
-    /// A virtio card takes packets from its host as they are, unless XDP runs in its driver.
+    /// A virtio card delivers packets of its host without checksums, unless XDP runs in its driver.
     Virtio,
 }
 
@@ -403,7 +403,7 @@ impl MissingChecksums {
     }
 }
 
-/// The name of the interface of an index.
+/// Returns the name of an interface by its index.
 fn name_of(socket: &Socket, index: u32) -> Result<Option<String>, InterfaceError> {
     let mut message = LinkMessage::default();
     message.header.index = index;

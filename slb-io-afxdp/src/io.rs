@@ -1,6 +1,6 @@
-//! [`PacketIo`] over AF_XDP sockets that share their memory, each a queue of a port.
+//! [`PacketIo`] over AF_XDP sockets with shared memory, one for each queue of a port.
 //!
-//! A chunk of the memory is in one place at a time, and goes round:
+//! A chunk of the memory is always in one of these places:
 //!
 //! ```text
 //!             ┌──────────────────────────────────────────────┐
@@ -28,19 +28,19 @@ use crate::interface::Interface;
 use crate::socket::{Memory, Socket, SocketError};
 use crate::umem::{Chunks, KERNEL_HEADROOM, Umem};
 
-/// Entries of each ring, unless said otherwise.
+/// The default number of entries in each ring.
 pub const RING: u32 = 2048;
 
-/// Frames that a socket with rings of `ring` entries needs memory for: as many as it may receive, and
-/// as many as it may have to send.
+/// Returns the number of frames for `sockets` sockets with rings of `ring` entries: as many as they
+/// may receive, and as many as they may have to send.
 pub const fn frames_for(sockets: usize, ring: u32) -> usize {
     sockets * 2 * ring as usize
 }
 
-/// A queue of an interface, and the port that it is.
+/// A queue of an interface, and its port.
 #[derive(Clone, Debug)]
 pub struct Queue {
-    /// The port. Several queues can be one: it sends by the first.
+    /// The port of the queue. A port with several queues sends by the first one.
     pub port: PortId,
     /// The interface.
     pub interface: Interface,
@@ -53,21 +53,21 @@ pub struct Queue {
 pub struct AfXdpStats {
     /// Frames received.
     pub received: u64,
-    /// Frames given to the kernel to send; one that is flooded counts for each.
+    /// Frames given to the kernel to send; a flooded frame counts for each port.
     pub sent: u64,
-    /// Frames that came to user space and were given back to the kernel.
+    /// Frames that were returned from user space to the kernel.
     pub passed: u64,
-    /// Frames that were to be passed, and there was no way to the kernel.
+    /// Frames that could not be passed, for lack of a way to the kernel.
     pub not_passed: u64,
-    /// Frames whose next hop has no MAC address yet: its all zeros.
+    /// Frames whose next hop has no known MAC address: all zeros.
     pub unresolved: u64,
-    /// Frames that found no room in the ring of what is to be sent.
+    /// Frames that found no room in the tx ring.
     pub refused: u64,
-    /// Frames for a port that is not here.
+    /// Frames for an unknown port.
     pub undeliverable: u64,
     /// Frames handed to `transmit` that are not in this I/O's memory.
     pub foreign: u64,
-    /// Packets that the kernel had no chunk for, or no room in a ring of what was received.
+    /// Packets that the kernel dropped for lack of a chunk, or of room in an rx ring.
     pub overrun: u64,
     /// Packets that are longer than a chunk.
     pub too_long: u64,
@@ -91,22 +91,22 @@ impl AfXdpStats {
     }
 }
 
-/// Counts of chunks, by where they are.
+/// Counts of chunks, by their place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Places {
-    /// All that there are.
+    /// The number of all chunks.
     pub total: usize,
     /// Chunks that are free.
     pub free: usize,
-    /// The kernel, to receive into, or received and not yet taken.
+    /// Chunks for the kernel to receive into, or received and not yet taken.
     pub receiving: usize,
-    /// The kernel, being sent.
+    /// Chunks that the kernel is sending.
     pub sending: usize,
-    /// The caller, as frames: none between two bursts.
+    /// Chunks lent to the caller as frames: none between two bursts.
     pub lent: usize,
 }
 
-/// Sockets that one process stops to use and another one goes on with: bound, and with what is in their rings.
+/// Sockets that one process hands over to another one: bound, and with the contents of their rings.
 #[derive(Debug)]
 pub struct Detached {
     /// The sockets, in the order of the queues that they were opened for.
@@ -124,7 +124,7 @@ struct Member {
     port: PortId,
     receiving: u32,
     sending: u32,
-    /// True if the tx ring has entries that the kernel was not told of.
+    /// True if the tx ring has unsubmitted entries.
     is_dirty: bool,
 }
 
@@ -139,7 +139,7 @@ pub struct AfXdp<'m> {
     /// For each port, the member that sends for it.
     by_port: Vec<Option<u16>>,
     ring: u32,
-    /// The member to be received from next: so that none waits for another.
+    /// The next member to receive from, so that no member starves.
     next: usize,
     lent: usize,
     total: usize,
@@ -153,15 +153,16 @@ pub struct AfXdp<'m> {
 }
 
 impl<'m> AfXdp<'m> {
-    /// Opens queues whose packets are in `umem`, with rings of `ring` entries; see [`frames_for`] for
-    /// how much memory that is. They receive nothing until a [`Program`](crate::Program) sends packets
-    /// to them.
+    /// Opens queues with packets in `umem` and rings of `ring` entries; [`frames_for`] returns the
+    /// necessary memory. The queues receive nothing until a [`Program`](crate::Program) directs
+    /// packets to them.
     ///
     /// # Errors
-    /// The kernel refuses: it takes CAP_NET_RAW, and CAP_IPC_LOCK or memory enough to lock.
+    /// The kernel refuses: CAP_NET_RAW is necessary, and CAP_IPC_LOCK or a sufficient limit of
+    /// locked memory.
     ///
     /// # Panics
-    /// `ring` is no power of two, or the memory has been another's.
+    /// `ring` is not a power of two, or another I/O has used the memory.
     pub fn open(umem: &'m mut Umem, queues: &[Queue], ring: u32) -> Result<Self, SocketError> {
         assert!(
             ring.is_power_of_two(),
@@ -192,8 +193,8 @@ impl<'m> AfXdp<'m> {
         Ok(io)
     }
 
-    /// Stops to use the sockets, without a packet lost: what comes until another process
-    /// [resumes](Self::resume) waits in their rings. To be called between two bursts.
+    /// Stops using the sockets without losing a packet: packets wait in the rings until another
+    /// process [resumes](Self::resume). Call it between two bursts.
     pub fn detach(self) -> Detached {
         let members = self.members.into_iter();
         Detached {
@@ -203,14 +204,14 @@ impl<'m> AfXdp<'m> {
         }
     }
 
-    /// Goes on with sockets that another process detached. `umem` is the memory that they were opened with, and
-    /// `queues` are the queues.
+    /// Resumes sockets that another process detached. `umem` is the memory that they were opened
+    /// with, and `queues` are their queues.
     ///
     /// # Errors
     /// The sockets cannot be used, or do not fit the memory.
     ///
     /// # Panics
-    /// The memory has been another I/O's in this process.
+    /// Another I/O of this process has used the memory.
     pub fn resume(
         umem: &'m mut Umem,
         queues: &[Queue],
@@ -245,8 +246,8 @@ impl<'m> AfXdp<'m> {
         let mut members: Vec<Member> = Vec::new();
         for (queue, fd) in queues.iter().zip(sockets) {
             let socket = Socket::resume(fd, ring)?;
-            // Each chunk that was given to receive into comes back by the rx ring, each to be sent by the completion
-            // ring.
+            // Each chunk for receiving comes back in the rx ring, each chunk to send in the
+            // completion ring.
             let receiving = socket.fill.written().wrapping_sub(socket.rx.read());
             let sending = socket.tx.written().wrapping_sub(socket.completion.read());
             members.push(Member {
@@ -307,8 +308,8 @@ impl<'m> AfXdp<'m> {
         }
     }
 
-    /// Passes frames that would leave with one of these destination MAC addresses to the kernel, which routes
-    /// them: frames for the interfaces' own addresses would come back to nobody. See
+    /// Passes frames with one of these destination MAC addresses to the kernel, which routes them:
+    /// frames to the interfaces' own addresses would reach no other station. See
     /// [`pass_to`](Self::pass_to).
     pub fn route(&mut self, own: impl IntoIterator<Item = MacAddress>) {
         self.routed = own.into_iter().map(|mac| mac.0).collect();
@@ -320,7 +321,7 @@ impl<'m> AfXdp<'m> {
         self.kernel = Some(Box::new(kernel));
     }
 
-    /// The sockets, in the order of the queues that they were opened for: a program sends to them.
+    /// Yields the sockets for a program, in the order of the queues that they were opened for.
     pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.members.iter().map(|member| member.socket.as_fd())
     }
@@ -341,8 +342,8 @@ impl<'m> AfXdp<'m> {
             .filter_map(|member| member.socket.statistics());
         let (mut overrun, mut too_long) = (0, 0);
         for counted in kernel {
-            // Without a chunk a packet is dropped, and so it is where it is longer than one; the kernel counts
-            // both as dropped, and the former also by the fill ring that was empty.
+            // The kernel drops packets without a chunk, and packets longer than a chunk. It counts
+            // both as dropped, and the former also as an empty fill ring.
             let empty = counted.rx_fill_ring_empty_descs.unwrap_or(0);
             let without_chunk = counted.rx_dropped.min(empty);
             too_long += counted.rx_dropped - without_chunk;
@@ -355,7 +356,7 @@ impl<'m> AfXdp<'m> {
         }
     }
 
-    /// Counts of chunks, by where they are.
+    /// Returns the counts of chunks, by their place.
     pub fn places(&self) -> Places {
         let sum = |of: fn(&Member) -> u32| self.members.iter().map(of).sum::<u32>() as usize;
         Places {
@@ -367,18 +368,18 @@ impl<'m> AfXdp<'m> {
         }
     }
 
-    /// Waits until there is something to receive, or so long.
+    /// Waits until there is something to receive, for at most `most`.
     ///
     /// # Errors
-    /// The kernel cannot wait. That a signal came is none.
+    /// The kernel cannot wait. A signal is no error.
     pub fn wait(&self, most: Duration) -> io::Result<()> {
         self.wait_or(most, None)
     }
 
-    /// Waits as [`wait`](Self::wait) does, or until another file can be read.
+    /// Waits like [`wait`](Self::wait), or until another file is readable.
     ///
     /// # Errors
-    /// The kernel cannot wait. That a signal came is none.
+    /// The kernel cannot wait. A signal is no error.
     pub fn wait_or(&self, most: Duration, other: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let fds = self.members.iter().map(|member| &member.socket);
         let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
@@ -395,7 +396,7 @@ impl<'m> AfXdp<'m> {
         }
     }
 
-    /// Takes back what was sent, and lets the kernel have chunks to receive into.
+    /// Takes back sent chunks, and gives the kernel chunks to receive into.
     fn fill(&mut self) {
         for member in &mut self.members {
             let mut count = 0;
@@ -411,7 +412,7 @@ impl<'m> AfXdp<'m> {
             }
         }
         for member in &mut self.members {
-            // A few at a time would be a write of a shared line for each.
+            // Smaller batches would write a shared line for every few chunks.
             if self.ring - member.receiving < (self.ring / 4).min(64) {
                 continue;
             }
@@ -430,7 +431,7 @@ impl<'m> AfXdp<'m> {
         }
     }
 
-    /// Takes what a member has received, as much as fits.
+    /// Takes received packets of a member, as many as fit.
     #[inline]
     fn take(&mut self, place: usize, burst: &mut Burst<'m>) {
         let Some(member) = self.members.get_mut(place) else {
@@ -445,8 +446,8 @@ impl<'m> AfXdp<'m> {
             let Some((chunk, offset)) = self.chunks.of(packet.addr) else {
                 continue; // the kernel has no others
             };
-            // SAFETY: the chunk came by the rx ring, so the kernel is done with it and neither it
-            // nor anybody here has it; the memory is borrowed for `'m`.
+            // SAFETY: the chunk came from the rx ring, so the kernel has released it, and no other
+            // owner has it; the memory is borrowed for `'m`.
             let buffer = unsafe { self.chunks.lend(chunk) };
             match Frame::new(buffer, offset, packet.len as usize) {
                 Some(mut frame) => {
@@ -464,8 +465,8 @@ impl<'m> AfXdp<'m> {
         }
     }
 
-    /// Puts a frame into the tx ring of a port; `false`, and it is still the caller's, where that
-    /// cannot be.
+    /// Puts a frame into the tx ring of a port; returns false if there is no room, and the caller
+    /// keeps the frame.
     #[inline]
     fn send(&mut self, port: PortId, chunk: u64, offset: usize, len: usize) -> bool {
         let place = self.by_port.get(usize::from(port.0)).copied().flatten();
@@ -478,7 +479,7 @@ impl<'m> AfXdp<'m> {
             len: len as u32,
             options: XdpDescOptions::empty(),
         };
-        // What is in the completion ring has to have room there too.
+        // The completion ring needs room for it, too.
         if member.sending == self.ring || member.socket.tx.push(packet).is_err() {
             self.stats.refused += 1;
             return false;
@@ -495,7 +496,7 @@ impl<'m> AfXdp<'m> {
         let mut last = None;
         for port in 0..self.by_port.len() {
             let is_other = self.by_port[port].is_some() && port != usize::from(frame.port().0);
-            // It is the last that gets the frame itself.
+            // The last port gets the frame itself.
             let Some(port) = is_other
                 .then(|| last.replace(PortId(port as u16)))
                 .flatten()
@@ -506,7 +507,7 @@ impl<'m> AfXdp<'m> {
                 self.stats.refused += 1;
                 continue;
             };
-            // SAFETY: a free chunk is nobody's, and the memory is borrowed for `'m`.
+            // SAFETY: a free chunk has no other owner, and the memory is borrowed for `'m`.
             let buffer: &mut [u8] = unsafe { self.chunks.lend(copy) };
             if let Some(place) = buffer.get_mut(offset..offset + len) {
                 place.copy_from_slice(frame.bytes());
@@ -524,7 +525,7 @@ impl<'m> AfXdp<'m> {
         }
     }
 
-    /// Returns true if the kernel is to route a frame rather than an interface to send it.
+    /// Returns true if the kernel should route a frame instead of an interface sending it.
     #[inline]
     fn is_routed(&self, frame: &Frame<'m>) -> bool {
         let to: Option<&[u8; 6]> = frame.bytes().first_chunk();
@@ -556,7 +557,7 @@ impl<'m> PacketIo<'m> for AfXdp<'m> {
                 self.next = 0;
             }
         }
-        // What the device had no room for last time.
+        // Packets for which the device had no room last time.
         for member in &self.members {
             if member.sending > 0 {
                 member.socket.send()?;
@@ -587,7 +588,7 @@ impl<'m> PacketIo<'m> for AfXdp<'m> {
                     false
                 }
                 Verdict::Flood => self.flood(&frame, chunk),
-                // After `Forward` the frame's port is the one to leave by.
+                // After `Forward`, the frame's port is the port to leave by.
                 Verdict::Forward(_) | Verdict::Reply => {
                     if frame.bytes().first_chunk() == Some(&MacAddress::UNKNOWN.0) {
                         self.stats.unresolved += 1;
@@ -614,7 +615,7 @@ impl<'m> PacketIo<'m> for AfXdp<'m> {
         let mut count = 0;
         while count < n && !spare.is_full() {
             let Some(chunk) = self.free.pop() else { break };
-            // SAFETY: a free chunk is nobody's, and the memory is borrowed for `'m`.
+            // SAFETY: a free chunk has no other owner, and the memory is borrowed for `'m`.
             let buffer = unsafe { self.chunks.lend(chunk) };
             let Some(frame) = Frame::new(buffer, KERNEL_HEADROOM, 0) else {
                 break;

@@ -1,11 +1,11 @@
-//! AF_XDP sockets as packet I/O: a NIC's packets in user space, without the kernel's stack and, where
-//! the driver can, without a copy.
+//! Packet I/O over AF_XDP sockets: a NIC's packets in user space, without the kernel's stack and,
+//! if the driver supports it, without a copy.
 //!
-//! - [`Umem`]: the memory that packets are in.
+//! - [`Umem`]: the memory of packets.
 //! - [`AfXdp`]: sockets over it, one for each queue of each port, as [`PacketIo`](slb_core::PacketIo).
-//! - [`Program`]: the XDP program of an interface, which sends to the sockets what is the balancer's
-//!   and leaves the kernel the rest: ARP, SSH and BGP go on as if nothing were there.
-//! - [`Neighbours`]: the MAC addresses of next hops, as the kernel knows them.
+//! - [`Program`]: the XDP program of an interface, which directs the balancer's packets to the
+//!   sockets and leaves all others, such as ARP, SSH and BGP, to the kernel.
+//! - [`Neighbours`]: the MAC addresses of next hops, from the kernel's tables.
 //!
 //! It needs Linux 5.10, where sockets of several queues share their memory; CAP_NET_RAW for sockets, and
 //! CAP_BPF and CAP_NET_ADMIN for the program.

@@ -1,8 +1,8 @@
-//! Next hops, as the kernel's routing and neighbour tables have them, by netlink.
+//! Next hops from the kernel's routing and neighbour tables, by netlink.
 //!
-//! A frame that leaves by AF_XDP needs the MAC address that it goes to, which the kernel finds for
-//! packets of its own only. So the kernel is asked for it, and told that it is used: it resolves
-//! what it does not know yet, and verifies from time to time what it knows.
+//! A frame that leaves by AF_XDP needs a destination MAC address, which the kernel resolves only
+//! for its own packets. Therefore this module asks the kernel for the entry, and marks it as used:
+//! the kernel then resolves unknown addresses, and verifies known ones from time to time.
 
 use std::io;
 use std::net::IpAddr;
@@ -21,14 +21,14 @@ use slb_core::wire::ethernet::MacAddress;
 
 use crate::netlink;
 
-/// The first station on the way to an address.
+/// The next hop on the way to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NextHop {
-    /// The router, or the address itself where it is on the link.
+    /// The router, or the address itself if it is on the link.
     pub address: IpAddr,
     /// The interface that leads there.
     pub interface: u32,
-    /// MAC address of the neighbour, where the kernel knows it.
+    /// MAC address of the neighbour, if the kernel knows it.
     pub mac: Option<MacAddress>,
     /// True if the entry was configured: it is not resolved on the link.
     pub is_fixed: bool,
@@ -41,7 +41,7 @@ pub struct Neighbours {
     events: Socket,
 }
 
-/// Multicast groups of what can change a next hop (`enum rtnetlink_groups`).
+/// Multicast groups of messages that can change a next hop (`enum rtnetlink_groups`).
 const LINK: u32 = 1;
 const NEIGHBOUR: u32 = 3;
 const IPV4_ADDRESS: u32 = 5;
@@ -53,7 +53,7 @@ impl Neighbours {
     /// Opens the tables.
     ///
     /// # Errors
-    /// There is no netlink.
+    /// Netlink is not available.
     pub fn open() -> io::Result<Self> {
         let requests = netlink::open()?;
         let events = netlink::open()?;
@@ -73,7 +73,7 @@ impl Neighbours {
 
     /// Returns a descriptor that becomes readable when something changes.
     pub fn events(&self) -> BorrowedFd<'_> {
-        // SAFETY: the socket owns the descriptor, and is borrowed for as long.
+        // SAFETY: the socket owns the descriptor, and is borrowed as long as the result.
         unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) }
     }
 
@@ -83,17 +83,17 @@ impl Neighbours {
         loop {
             match self.events.recv_from_full() {
                 Ok(_) => any = true,
-                // More than its buffer holds: something did.
+                // The buffer overflowed, so something has changed.
                 Err(error) if error.raw_os_error() == Some(ENOBUFS) => any = true,
                 Err(_) => return any,
             }
         }
     }
 
-    /// The next hop to an address; `None` if no route leads there.
+    /// Returns the next hop to an address; `None` if there is no route.
     ///
     /// # Errors
-    /// The kernel cannot be asked.
+    /// Netlink failed.
     pub fn next_hop(&self, to: IpAddr) -> io::Result<Option<NextHop>> {
         let Some((address, interface)) = self.route(to)? else {
             return Ok(None);
@@ -107,13 +107,14 @@ impl Neighbours {
         }))
     }
 
-    /// Tells the kernel that a next hop is used: it asks the link for its address, unless it knows
-    /// it well. Takes CAP_NET_ADMIN.
+    /// Marks a next hop as used, so that the kernel resolves its address unless it is known. Needs
+    /// CAP_NET_ADMIN.
     ///
     /// # Errors
     /// The kernel refuses.
     pub fn ask(&self, next_hop: &NextHop) -> io::Result<()> {
-        // An entry that is used is permanent no more (the kernel's `NEIGH_UPDATE_F_USE`).
+        // Marking an entry as used would make it no longer permanent (the kernel's
+        // `NEIGH_UPDATE_F_USE`).
         if next_hop.is_fixed {
             return Ok(());
         }
@@ -131,7 +132,7 @@ impl Neighbours {
     /// The addresses of this machine, on all its interfaces.
     ///
     /// # Errors
-    /// The kernel cannot be asked.
+    /// Netlink failed.
     pub fn own_addresses(&self) -> io::Result<Vec<IpAddr>> {
         let all = self.addresses_by_interface()?.into_iter();
         Ok(all.map(|(_, address)| address).collect())
@@ -140,7 +141,7 @@ impl Neighbours {
     /// The addresses of this machine, each with the index of its interface.
     ///
     /// # Errors
-    /// The kernel cannot be asked.
+    /// Netlink failed.
     pub fn addresses_by_interface(&self) -> io::Result<Vec<(u32, IpAddr)>> {
         let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         let mut all = Vec::new();
@@ -148,7 +149,7 @@ impl Neighbours {
             let RouteNetlinkMessage::NewAddress(message) = answer else {
                 continue;
             };
-            // Where there are two, the other is that of the link's other end.
+            // If there are two addresses, the other one belongs to the link's other end.
             let of = |attribute: &AddressAttribute| match attribute {
                 AddressAttribute::Local(address) => Some((0, *address)),
                 AddressAttribute::Address(address) => Some((1, *address)),
@@ -160,10 +161,10 @@ impl Neighbours {
         Ok(all)
     }
 
-    /// The other ends of the links of an interface: what [`set_peer`](crate::set_peer) has it lead to.
+    /// Returns the peers of an interface's addresses, as set by [`set_peer`](crate::set_peer).
     ///
     /// # Errors
-    /// The kernel cannot be asked.
+    /// Netlink failed.
     pub fn peers(&self, interface: u32) -> io::Result<Vec<IpAddr>> {
         let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         let mut all = Vec::new();
@@ -183,7 +184,7 @@ impl Neighbours {
         Ok(all)
     }
 
-    /// The router and interface for an address.
+    /// Returns the router and interface for an address.
     fn route(&self, to: IpAddr) -> io::Result<Option<(IpAddr, u32)>> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(to);
@@ -194,7 +195,7 @@ impl Neighbours {
         let answer = match netlink::request(&self.requests, request, NLM_F_REQUEST) {
             Ok(Some(RouteNetlinkMessage::NewRoute(route))) => route,
             Ok(_) => return Ok(None),
-            // No route, or one that says so.
+            // No route, or an unreachable route.
             Err(error)
                 if matches!(
                     error.raw_os_error(),

@@ -1,4 +1,4 @@
-//! Questions to the kernel.
+//! Netlink requests to the kernel.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-/// Opens a socket to the kernel.
+/// Opens a netlink socket.
 pub(crate) fn open() -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
@@ -16,7 +16,7 @@ pub(crate) fn open() -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Sends a request, and gives its answer of one message.
+/// Sends a request, and returns its answer of one message.
 pub(crate) fn request(
     socket: &Socket,
     message: RouteNetlinkMessage,
@@ -31,7 +31,7 @@ pub(crate) fn request(
     }
 }
 
-/// Sends a request, and gives its answer of many messages.
+/// Sends a request, and returns its answer of many messages.
 pub(crate) fn dump(
     socket: &Socket,
     message: RouteNetlinkMessage,
@@ -43,7 +43,7 @@ pub(crate) fn dump(
         let mut rest = answer.as_slice();
         while !rest.is_empty() {
             let message = read(rest)?;
-            // Each is padded to a multiple of four (RFC 3549 §2.3.2).
+            // Each message is padded to a multiple of four bytes (RFC 3549 §2.3.2).
             let len = (message.header.length as usize).next_multiple_of(4);
             rest = rest.get(len.max(4)..).unwrap_or_default();
             match message.payload {
@@ -66,8 +66,8 @@ fn send(socket: &Socket, message: RouteNetlinkMessage, flags: u16) -> io::Result
     socket.send(&bytes, 0).map(drop)
 }
 
-/// Sends a request that the kernel may refuse, and gives its words about that where it has any; `None` where
-/// it does as it is asked.
+/// Sends a request that the kernel may refuse, and returns the kernel's message, if it has one;
+/// `None` if the request succeeds.
 pub(crate) fn refusal(
     message: RouteNetlinkMessage,
     flags: u16,
@@ -84,7 +84,7 @@ pub(crate) fn refusal(
     }
 }
 
-/// The text that an error message of netlink carries (the kernel's `NLMSGERR_ATTR_MSG`).
+/// Returns the text of a netlink error message (the kernel's `NLMSGERR_ATTR_MSG`).
 ///
 /// ```text
 ///  header │ error │ header of the request, and the rest of it unless capped │ attributes

@@ -1,9 +1,9 @@
-//! The XDP program of an interface: which of its packets come to user space.
+//! The XDP program of an interface, which selects the packets for user space.
 //!
-//! Its source is `bpf/steer.c`, and `bpf/build` makes the object that is loaded from here. It is
-//! attached by a link that this process holds: where the process ends, however it does, the program
-//! goes, and the kernel has all packets again. A link that is [pinned](Program::attach_pinned) stays, and
-//! the program with it: what it takes is then dropped until the next process is there.
+//! `bpf/build` compiles the program from `bpf/steer.c`. This process holds the link that attaches
+//! it: when the process ends, for any reason, the program is detached, and the kernel gets all
+//! packets again. A [pinned](Program::attach_pinned) link stays with its program, which then drops
+//! the balancer's packets until the next process starts.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -24,7 +24,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp};
 use crate::interface::Interface;
 use crate::netlink;
 
-/// Attach only where there is no program yet (`linux/if_link.h`).
+/// Attach only if there is no program yet (`linux/if_link.h`).
 const XDP_FLAGS_UPDATE_IF_NOEXIST: u32 = 1;
 /// Attach in the driver.
 const XDP_FLAGS_DRV_MODE: u32 = 4;
@@ -32,27 +32,28 @@ const XDP_FLAGS_DRV_MODE: u32 = 4;
 #[cfg(target_endian = "big")]
 compile_error!("bpf/steer.o is for little-endian machines");
 
-/// The compiled program: see the task `bpf/build`.
+/// The compiled program; see `bpf/build`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../bpf/steer.o");
 
 /// The use of an interface, which decides the packets that are taken from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Kind {
-    /// The services' side of a mux or host agent: IP packets to the addresses that are named.
+    /// The services' side of a mux or host agent: IP packets to the configured addresses.
     Services = 0,
-    /// A vm: all its IP packets, but for those to addresses that stay the kernel's, to many, or to
-    /// the link; and its questions about addresses of its network.
+    /// A vm: all its IP packets, except those to the kernel's addresses, to groups, or to
+    /// link-local addresses; and its ARP requests and neighbour solicitations for addresses of its
+    /// network.
     Vm = 1,
-    /// A proxy's port: everything, but for packets to addresses that stay the kernel's, and ARP and
-    /// neighbour solicitations for these.
+    /// A proxy's port: everything, except packets to the kernel's addresses, and ARP and neighbour
+    /// solicitations for them.
     Everything = 2,
 }
 
-/// The TCP ports that nodes call VIPs from, as `bpf/steer.c` has them.
+/// The TCP source ports of calls of VIPs, as in `bpf/steer.c`.
 pub const CALLER_PORTS: RangeInclusive<u16> = 0xf000..=0xf3ff;
 
-/// The packets to an address that are taken.
+/// The packets to an address that the program takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Take {
@@ -60,13 +61,13 @@ pub enum Take {
     All = 1,
     /// VXLAN: this node's address on the fabric.
     Vxlan = 2,
-    /// No packets: an address of the kernel's, at an interface that takes all else.
+    /// No packets: an address of the kernel at an interface that takes all other packets.
     None = 4,
-    /// ARP requests and neighbour solicitations for it, beside all packets: an address in the network of a
-    /// vm. Where it is the kernel's too, the kernel has them.
+    /// All packets, and ARP requests and neighbour solicitations for the address, which is in the
+    /// network of a vm. If the kernel has the address too, the kernel gets the packets.
     Neighbour = 8,
-    /// TCP to one of [`CALLER_PORTS`], of the packets that [`None`](Self::None) leaves to the kernel: what a vm answers
-    /// where a node calls a VIP.
+    /// TCP to one of [`CALLER_PORTS`], among the packets that [`None`](Self::None) leaves to the
+    /// kernel: a vm's answers to a node that calls a VIP.
     Answers = 16,
 }
 
@@ -77,28 +78,28 @@ pub enum Unserved {
     /// The kernel gets them.
     #[default]
     Pass,
-    /// Packets are dropped: senders send them again.
+    /// Packets are dropped, and their senders retransmit them.
     Drop,
 }
 
-/// Why the program cannot be had.
+/// The reason why the program cannot be used.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ProgramFault {
-    /// The kernel does not load it.
+    /// The kernel refuses to load the program.
     Load(EbpfError),
-    /// The kernel does not attach it.
+    /// The kernel refuses to attach the program.
     Attach {
-        /// Where.
+        /// The interface.
         interface: String,
-        /// Why.
+        /// The error.
         error: ProgramError,
     },
-    /// A map of it does not take what it should.
+    /// A map of the program refuses an entry.
     Map {
-        /// The entry that was to be stored.
+        /// The refused entry.
         what: String,
-        /// Why it does not.
+        /// The error.
         error: MapError,
     },
 }
@@ -143,7 +144,7 @@ impl std::error::Error for ProgramFault {
     }
 }
 
-/// An error and those that it comes from.
+/// An error and its sources.
 struct Chain<'e>(&'e dyn std::error::Error);
 
 impl fmt::Display for Chain<'_> {
@@ -163,25 +164,25 @@ pub struct Program {
     interface: Interface,
     taken: BTreeMap<[u8; 16], u32>,
     is_native: bool,
-    /// Why the driver does not run it.
+    /// The reason why the driver does not run the program.
     refusal: Option<String>,
-    /// The link, where its file holds it too.
+    /// The link, if it is pinned.
     pinned: Option<PinnedLink>,
 }
 
 impl Program {
-    /// Loads the program for an interface; it is not attached yet.
+    /// Loads the program for an interface, without attaching it.
     ///
     /// # Errors
-    /// The kernel refuses: it takes CAP_BPF and CAP_NET_ADMIN.
+    /// The kernel refuses: CAP_BPF and CAP_NET_ADMIN are necessary.
     pub fn load(interface: Interface, kind: Kind) -> Result<Self, ProgramFault> {
         Self::load_with(interface, kind, Unserved::Pass)
     }
 
-    /// Loads the program for an interface, with the treatment of packets that are not served.
+    /// Loads the program for an interface, with a treatment of unserved packets.
     ///
     /// # Errors
-    /// As of [`load`](Self::load).
+    /// The same errors as of [`load`](Self::load).
     pub fn load_with(
         interface: Interface,
         kind: Kind,
@@ -215,7 +216,7 @@ impl Program {
     /// Directs the packets of a receive queue to a socket.
     ///
     /// # Errors
-    /// The kernel refuses: there are more queues than the program knows, 256.
+    /// The kernel refuses: the program supports at most 256 queues.
     pub fn set_socket(&mut self, queue: u32, socket: BorrowedFd<'_>) -> Result<(), ProgramFault> {
         let fault = |error| ProgramFault::Map {
             what: format!("a socket for queue {queue}"),
@@ -229,11 +230,11 @@ impl Program {
         sockets.set(queue, socket.as_raw_fd(), 0).map_err(fault)
     }
 
-    /// Sets the addresses with the packets to take of each. New addresses are added before old ones
-    /// are removed, so packets to those in both are taken all the time.
+    /// Sets the addresses, with the packets to take of each. New addresses are added before old
+    /// ones are removed, so packets to addresses in both sets are always taken.
     ///
     /// # Errors
-    /// The kernel refuses; what was there before is, some of what is new may be.
+    /// The kernel refuses. The old addresses stay, and some new ones may have been added.
     pub fn set_addresses(
         &mut self,
         wanted: impl IntoIterator<Item = (IpAddr, Take)>,
@@ -268,8 +269,7 @@ impl Program {
         Ok(())
     }
 
-    /// Attaches the program: in the driver where that can, else where the kernel makes packets of
-    /// what drivers give it.
+    /// Attaches the program: in the driver if it supports XDP, else in the kernel's generic mode.
     ///
     /// # Errors
     /// The kernel refuses: there is an XDP program already, or CAP_NET_ADMIN is missing.
@@ -301,12 +301,13 @@ impl Program {
     /// true if there was such a link.
     ///
     /// # Errors
-    /// The kernel refuses to attach it, or to pin the link, as where the directory is on no BPF file system;
-    /// then it may be attached by a link of this process all the same.
+    /// The kernel refuses to attach the program, or to pin the link, for example because the
+    /// directory is not in a BPF file system; in the latter case, it may be attached by a link of
+    /// this process.
     pub fn attach_pinned(&mut self, directory: &Path, name: &str) -> Result<bool, ProgramFault> {
         let interface = self.interface.name.clone();
         let fault = |error: ProgramError| ProgramFault::Attach { interface, error };
-        // No file there may have a dot in its name.
+        // File names there must not contain dots.
         let name = name.replace('.', "_");
         let path = |is_native: bool| {
             let mode = if is_native { "native" } else { "generic" };
@@ -317,7 +318,7 @@ impl Program {
                 continue;
             };
             let link = XdpLink::try_from(FdLink::from(link));
-            // One of an interface that is gone takes no program any more.
+            // The link of a removed interface accepts no program.
             if let Ok(link) = link
                 && self.xdp()?.attach_to_link(link).is_ok()
             {
@@ -344,15 +345,17 @@ impl Program {
         self.is_native
     }
 
-    /// Why the interface's driver does not run the program, in the kernel's words; `None` if it does.
+    /// Returns the kernel's reason why the interface's driver does not run the program; `None` if
+    /// it does.
     pub fn refusal(&self) -> Option<&str> {
         self.refusal.as_deref()
     }
 
     /// Returns the kernel's message about an attachment in the driver that it refused.
     ///
-    /// Links carry no text, and netlink does: it is asked for the same. `UPDATE_IF_NOEXIST` keeps a program
-    /// that somebody else has attached, and where the driver takes this one now, it is detached again.
+    /// Links return no message, but netlink does, so this repeats the attachment over netlink.
+    /// `UPDATE_IF_NOEXIST` keeps any other attached program; if the driver now accepts the program,
+    /// it is detached again.
     fn words_about(&mut self, error: &ProgramError) -> String {
         const NO_PROGRAM: i32 = -1;
         let index = self.interface.index;
@@ -380,7 +383,7 @@ impl Program {
         }
     }
 
-    /// Interface of the program.
+    /// Returns the interface of the program.
     pub fn interface(&self) -> &Interface {
         &self.interface
     }
@@ -403,7 +406,7 @@ fn missing(name: &str) -> ProgramFault {
     }
 }
 
-/// An address as the program has it.
+/// Returns an address in the program's form.
 fn mapped(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(address) => address.to_ipv6_mapped().octets(),

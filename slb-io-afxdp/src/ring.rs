@@ -1,4 +1,4 @@
-//! A ring that the kernel and one thread share: one of them produces, the other consumes.
+//! A ring between the kernel and one thread: one produces, the other consumes.
 //!
 //! ```text
 //!            consumer            producer
@@ -6,10 +6,10 @@
 //!     │ free    │ filled            │ free
 //!   ──┴─────────┴───────────────────┴──────────
 //! ```
-//! Both counters only grow, and wrap at 2^32; a place is a counter modulo the ring's size, which is
-//! a power of two. An entry belongs to the producer until it moves its counter past it with
-//! *release*, and to the consumer from when that reads the counter with *acquire*.
-//! Source: the kernel's Documentation/networking/af_xdp.rst, "Rings".
+//! Both counters only increase, and wrap at 2^32; an entry's index is a counter modulo the ring's
+//! size, which is a power of two. An entry belongs to the producer until the producer moves its
+//! counter past it with *release*, and to the consumer once the consumer reads that counter with
+//! *acquire*. Source: the kernel's Documentation/networking/af_xdp.rst, "Rings".
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -28,12 +28,12 @@ struct Shared<T> {
     entries: NonNull<T>,
     /// The ring's size less one.
     mask: u32,
-    /// Keeps the mapping, which all of the above points into.
+    /// The mapping, which all pointers above refer to.
     _map: MmapRaw,
 }
 
 impl<T> Shared<T> {
-    /// Maps a ring of `len` entries of a socket, of which the kernel said where its parts are.
+    /// Maps a ring of a socket with `len` entries, whose parts are at the kernel's offsets.
     fn map(socket: &OwnedFd, page: u64, parts: &XdpRingOffset, len: u32) -> io::Result<Self> {
         assert!(len.is_power_of_two(), "the kernel has taken no other size");
         let bytes = parts.desc as usize + len as usize * size_of::<T>();
@@ -44,7 +44,7 @@ impl<T> Shared<T> {
             .map_raw(socket.as_raw_fd())?;
         let at = |offset: u64| {
             assert!(offset as usize + size_of::<u32>() <= bytes);
-            // SAFETY: the offset is inside the mapping, as was just checked.
+            // SAFETY: the offset is inside the mapping, as checked above.
             let place = unsafe { map.as_mut_ptr().add(offset as usize) };
             NonNull::new(place).ok_or(io::ErrorKind::InvalidData)
         };
@@ -59,7 +59,8 @@ impl<T> Shared<T> {
     }
 
     fn producer(&self) -> &AtomicU32 {
-        // SAFETY: inside the mapping, which lives as long as `self`; both sides use it atomically.
+        // SAFETY: the pointer is inside the mapping, which lives as long as `self`; both sides
+        // access it atomically.
         unsafe { self.producer.as_ref() }
     }
 
@@ -70,12 +71,13 @@ impl<T> Shared<T> {
 
     /// Returns a pointer to an entry, which is always inside the ring.
     fn entry(&self, counter: u32) -> NonNull<T> {
-        // SAFETY: masked, it is less than the ring's size, and so many entries are mapped.
+        // SAFETY: the masked index is less than the ring's size, which is the number of mapped
+        // entries.
         unsafe { self.entries.add((counter & self.mask) as usize) }
     }
 }
 
-// SAFETY: the pointers are into a mapping of its own, which any thread may hold; each end is used
+// SAFETY: the pointers refer to the ring's own mapping, which any thread may hold; each end is used
 // through `&mut`, by one thread at a time.
 unsafe impl<T: Send> Send for Shared<T> {}
 
@@ -83,9 +85,9 @@ unsafe impl<T: Send> Send for Shared<T> {}
 #[derive(Debug)]
 pub(crate) struct Producer<T> {
     shared: Shared<T>,
-    /// Up to where entries are written; the kernel knows of them after `submit`.
+    /// The count of written entries, which `submit` shows to the kernel.
     written: u32,
-    /// Up to where the kernel was seen to have consumed.
+    /// The last seen count of entries that the kernel has consumed.
     consumed: u32,
 }
 
@@ -97,7 +99,7 @@ impl<T: Copy> Producer<T> {
         len: u32,
     ) -> io::Result<Self> {
         let shared = Shared::map(socket, page, parts, len)?;
-        // Zero, unless another process had this end before.
+        // Zero, unless another process used this end before.
         let written = shared.producer().load(Ordering::Acquire);
         let consumed = shared.consumer().load(Ordering::Acquire);
         Ok(Self {
@@ -122,7 +124,7 @@ impl<T: Copy> Producer<T> {
         len - self.written.wrapping_sub(self.consumed)
     }
 
-    /// Writes an entry; hands it back where the ring is full.
+    /// Writes an entry; returns it as an error if the ring is full.
     #[inline]
     pub(crate) fn push(&mut self, value: T) -> Result<(), T> {
         if self.room() == 0 {
@@ -135,7 +137,7 @@ impl<T: Copy> Producer<T> {
         Ok(())
     }
 
-    /// Shows the kernel what was written.
+    /// Makes written entries visible to the kernel.
     #[inline]
     pub(crate) fn submit(&self) {
         self.shared
@@ -143,7 +145,7 @@ impl<T: Copy> Producer<T> {
             .store(self.written, Ordering::Release);
     }
 
-    /// Returns true if the kernel has not yet consumed all of it.
+    /// Returns true if the kernel has not yet consumed all entries.
     #[inline]
     pub(crate) fn is_pending(&self) -> bool {
         self.shared.consumer().load(Ordering::Relaxed) != self.written
@@ -153,7 +155,8 @@ impl<T: Copy> Producer<T> {
     #[inline]
     pub(crate) fn needs_wakeup(&self) -> bool {
         self.shared.flags.is_none_or(|flags| {
-            // SAFETY: inside the mapping, and written by the kernel only, atomically.
+            // SAFETY: the pointer is inside the mapping; only the kernel writes the flags,
+            // atomically.
             let flags = unsafe { flags.as_ref() }.load(Ordering::Relaxed);
             flags & XdpRingFlags::XDP_RING_NEED_WAKEUP.bits() != 0
         })
@@ -164,9 +167,9 @@ impl<T: Copy> Producer<T> {
 #[derive(Debug)]
 pub(crate) struct Consumer<T> {
     shared: Shared<T>,
-    /// Up to where entries were read; the kernel knows after `release`.
+    /// The count of read entries, which `release` shows to the kernel.
     read: u32,
-    /// Up to where the kernel was seen to have produced.
+    /// The last seen count of entries that the kernel has produced.
     produced: u32,
 }
 
@@ -178,7 +181,7 @@ impl<T: Copy> Consumer<T> {
         len: u32,
     ) -> io::Result<Self> {
         let shared = Shared::map(socket, page, parts, len)?;
-        // Zero, unless another process had this end before.
+        // Zero, unless another process used this end before.
         let read = shared.consumer().load(Ordering::Acquire);
         Ok(Self {
             shared,
@@ -192,7 +195,7 @@ impl<T: Copy> Consumer<T> {
         self.read
     }
 
-    /// Takes an entry, where there is one.
+    /// Reads the next entry, if there is one.
     #[inline]
     pub(crate) fn pop(&mut self) -> Option<T> {
         if self.read == self.produced {
@@ -202,8 +205,8 @@ impl<T: Copy> Consumer<T> {
             }
         }
         let entry = self.shared.entry(self.read);
-        // SAFETY: the entry is mapped, and the kernel wrote it before it moved its counter past it;
-        // it does not write it again before `release`.
+        // SAFETY: the entry is mapped, and the kernel wrote it before moving its counter past it;
+        // the kernel does not write it again before `release`.
         let value = unsafe { entry.read() };
         self.read = self.read.wrapping_add(1);
         Some(value)

@@ -27,37 +27,37 @@ use rustix::net::{
 use crate::interface::Interface;
 use crate::ring::{Consumer, Producer};
 
-/// Why a socket cannot be had.
+/// The reason why a socket cannot be opened.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SocketError {
-    /// The kernel makes no AF_XDP socket: it takes CAP_NET_RAW, and a kernel that has them.
+    /// The kernel creates no AF_XDP socket: it does not support them, or CAP_NET_RAW is missing.
     Create(io::Error),
-    /// The kernel does not lock the memory: without CAP_IPC_LOCK no more than RLIMIT_MEMLOCK.
+    /// The kernel does not lock the memory: without CAP_IPC_LOCK, the limit is RLIMIT_MEMLOCK.
     Memory {
         /// Length of the memory in bytes.
         bytes: u64,
-        /// Why.
+        /// The error.
         error: io::Error,
     },
-    /// A ring cannot be had.
+    /// A ring cannot be mapped.
     Ring(io::Error),
-    /// The queue cannot be bound to: somebody else has it, or there is none of that number.
+    /// The socket cannot be bound to the queue, which is in use or does not exist.
     Bind {
         /// The interface.
         interface: String,
         /// Queue of the socket.
         queue: u32,
-        /// Why.
+        /// The error.
         error: io::Error,
     },
     /// Sockets and memory that were handed over do not belong together.
     HandedOver {
         /// The count or address that does not fit.
         what: &'static str,
-        /// The most that was expected.
+        /// The expected maximum.
         expected: u64,
-        /// The value that came.
+        /// The actual value.
         got: u64,
     },
 }
@@ -106,13 +106,13 @@ impl std::error::Error for SocketError {
 
 /// The memory that a socket uses.
 pub(crate) enum Memory<'a> {
-    /// This.
+    /// The socket's own memory.
     Own(XdpUmemReg),
     /// The memory of another socket.
     Of(&'a Socket),
 }
 
-/// Time that a queue may be busy after its owner has ended.
+/// The time for which a queue may be busy after its owner has ended.
 const LET_GO: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
@@ -152,12 +152,12 @@ impl Socket {
         let mut own = Self::map(fd, len)?;
         let fd = &own.fd;
 
-        // The kernel copies where the driver cannot do without.
+        // The kernel copies packets if the driver does not support zero copy.
         let wakeup = SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
         let try_bind = || match memory {
             Memory::Own(_) => bind(fd, &SocketAddrXdp::new(wakeup, interface.index, queue)),
             Memory::Of(other) => {
-                // What is shared says nothing of its own.
+                // A socket with shared memory must not set other flags.
                 let flags = SocketAddrXdpFlags::XDP_SHARED_UMEM;
                 let address = SocketAddrXdpWithSharedUmem {
                     addr: SocketAddrXdp::new(flags, interface.index, queue),
@@ -166,7 +166,7 @@ impl Socket {
                 bind(fd, &address)
             }
         };
-        // The kernel lets go of a queue a while after its last owner has ended.
+        // The kernel releases a queue some time after its last owner has ended.
         let end = Instant::now() + LET_GO;
         let mut bound = try_bind();
         while bound == Err(Errno::BUSY) && Instant::now() < end {
@@ -182,7 +182,7 @@ impl Socket {
         Ok(own)
     }
 
-    /// Goes on with a socket that is open and bound, where another process left its rings.
+    /// Resumes an open, bound socket, from the state of its rings.
     pub(crate) fn resume(fd: OwnedFd, len: u32) -> Result<Self, SocketError> {
         let mut own = Self::map(fd, len)?;
         own.look_at_options();
@@ -213,7 +213,7 @@ impl Socket {
         self.is_zero_copy = options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY);
     }
 
-    /// Returns the socket without its rings: what is in them stays there.
+    /// Returns the socket without its mapped rings; their contents stay.
     pub(crate) fn into_fd(self) -> OwnedFd {
         self.fd
     }
@@ -237,8 +237,9 @@ impl Socket {
             }
             match send(&self.fd, &[], SendFlags::DONTWAIT) {
                 Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
-                // The device's queue is full, or it is down: later. Or it is gone, which whoever follows the
-                // kernel's links learns; the sockets of other interfaces go on.
+                // The device's queue is full, or the device is down: retry later. Or the device is
+                // gone, which the control thread learns from the kernel; the sockets of other
+                // interfaces continue.
                 Err(Errno::BUSY | Errno::NOBUFS | Errno::NETDOWN | Errno::NXIO) => return Ok(()),
                 Err(error) => return Err(error.into()),
             }
@@ -249,7 +250,7 @@ impl Socket {
     /// Wakes the kernel to look at the fill ring, if it waits for that.
     pub(crate) fn wake_receiver(&self) {
         if self.fill.needs_wakeup() {
-            // What it says of the interface, `send` says too.
+            // `send` reports faults of the interface.
             let _ = recv(&self.fd, &mut [0; 0], RecvFlags::DONTWAIT);
         }
     }

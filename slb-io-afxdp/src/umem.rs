@@ -1,4 +1,4 @@
-//! The memory that sockets receive into and send from.
+//! The memory of packets, for receiving and sending.
 
 use std::fmt;
 use std::io;
@@ -10,23 +10,24 @@ use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
 use rustix::net::xdp::{XdpUmemReg, XdpUmemRegFlags};
 use slb_core::HEADROOM;
 
-/// Bytes before each received packet, of which the kernel sees to (its `XDP_PACKET_HEADROOM`): more
-/// than any encapsulation takes.
+/// The number of bytes that the kernel leaves before each received packet (`XDP_PACKET_HEADROOM`):
+/// enough for any encapsulation.
 pub const KERNEL_HEADROOM: usize = 256;
 const _: () = assert!(KERNEL_HEADROOM >= HEADROOM);
 
-/// The smallest chunk, and the usual one: a packet of 1500 bytes, its link header, and VXLAN.
+/// The smallest and default chunk size: enough for a packet of 1500 bytes with link header and
+/// VXLAN.
 pub const SMALL_CHUNK: usize = 2048;
-/// The largest: the kernel takes no more than a page.
+/// The largest chunk size: the kernel allows at most a page.
 pub const LARGE_CHUNK: usize = 4096;
 
 /// Huge pages have 2 MiB.
 const HUGE_BITS: u8 = 21;
 
-/// Chunks of memory, one for each frame, on huge pages where the kernel has them.
+/// Chunks of memory, one for each frame, on huge pages if the kernel has them.
 pub struct Umem {
     map: MmapRaw,
-    /// The file that the memory is, where another process can go on with it.
+    /// The file of the memory, if another process can take it over.
     file: Option<OwnedFd>,
     chunk: usize,
     is_huge: bool,
@@ -35,10 +36,10 @@ pub struct Umem {
 }
 
 impl Umem {
-    /// Memory for `frames` frames of up to `chunk` bytes with their headroom.
+    /// Allocates memory for `frames` frames of up to `chunk` bytes, including headroom.
     ///
     /// # Errors
-    /// There is not so much memory.
+    /// There is not enough memory.
     ///
     /// # Panics
     /// `chunk` is neither [`SMALL_CHUNK`] nor [`LARGE_CHUNK`].
@@ -55,7 +56,7 @@ impl Umem {
             Ok(map) => map,
             Err(_) => {
                 let map = MmapMut::map_anon(bytes)?;
-                // Else it is as good as any memory.
+                // Without huge pages, the memory is still usable.
                 let _: io::Result<()> = map.advise(Advice::HugePage);
                 map
             }
@@ -69,15 +70,15 @@ impl Umem {
         })
     }
 
-    /// Memory as of [`new`](Self::new) that another process can go on with, by its [file](Self::file). Without
-    /// huge pages that were set aside, most kernels give it small pages only
+    /// Allocates memory like [`new`](Self::new), which another process can take over by its
+    /// [file](Self::file). Without reserved huge pages, most kernels use only small pages for it
     /// (`/sys/kernel/mm/transparent_hugepage/shmem_enabled`).
     ///
     /// # Errors
-    /// As of [`new`](Self::new).
+    /// As for [`new`](Self::new).
     ///
     /// # Panics
-    /// As of [`new`](Self::new).
+    /// As for [`new`](Self::new).
     pub fn shareable(frames: usize, chunk: usize) -> io::Result<Self> {
         let bytes = bytes_for(frames, chunk)?;
         let make = |flags: MemfdFlags, len: usize| {
@@ -103,18 +104,19 @@ impl Umem {
             Ok(own) => return Ok(own),
             Err(_) => make(MemfdFlags::empty(), bytes)?,
         };
-        // Else it is as good as any memory.
+        // Without huge pages, the memory is still usable.
         let _: io::Result<()> = own.map.advise(Advice::HugePage);
         Ok(own)
     }
 
-    /// Memory that another process made by [`shareable`](Self::shareable) and uses no more.
+    /// Takes over memory that another process made with [`shareable`](Self::shareable) and no
+    /// longer uses.
     ///
     /// # Errors
-    /// The file is no such memory: its length is no multiple of `chunk`, or it cannot be mapped.
+    /// The file is no such memory: its length is not a multiple of `chunk`, or it cannot be mapped.
     ///
     /// # Panics
-    /// As of [`new`](Self::new).
+    /// As for [`new`](Self::new).
     pub fn from_file(file: OwnedFd, chunk: usize) -> io::Result<Self> {
         bytes_for(1, chunk)?;
         let len = usize::try_from(fstat(&file)?.st_size).unwrap_or(0);
@@ -135,7 +137,8 @@ impl Umem {
         })
     }
 
-    /// The file of memory that another process can go on with; `None` for memory of [`new`](Self::new).
+    /// Returns the file of memory that another process can take over; `None` for memory of
+    /// [`new`](Self::new).
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
         self.file.as_ref().map(|file| file.as_fd())
     }
@@ -155,12 +158,12 @@ impl Umem {
             .find(|&chunk| bytes <= chunk)
     }
 
-    /// Returns the number of frames that there is memory for.
+    /// Returns the number of frames that fit the memory.
     pub fn frames(&self) -> usize {
         self.map.len() / self.chunk
     }
 
-    /// Returns true if the memory is on huge pages that were set aside (`vm.nr_hugepages`).
+    /// Returns true if the memory is on reserved huge pages (`vm.nr_hugepages`).
     pub fn is_huge(&self) -> bool {
         self.is_huge
     }
@@ -187,7 +190,7 @@ impl Umem {
     }
 }
 
-/// Bytes of so many chunks.
+/// Returns the length of `frames` chunks in bytes.
 fn bytes_for(frames: usize, chunk: usize) -> io::Result<usize> {
     assert!(
         [SMALL_CHUNK, LARGE_CHUNK].contains(&chunk),
@@ -207,8 +210,8 @@ impl fmt::Debug for Umem {
     }
 }
 
-/// The chunks of the memory. An address is an offset from the beginning of the memory, as the
-/// kernel has it.
+/// The chunks of the memory. An address is an offset from the beginning of the memory, as in the
+/// kernel's interface.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Chunks {
     base: NonNull<u8>,
@@ -216,23 +219,24 @@ pub(crate) struct Chunks {
     bytes: u64,
 }
 
-// SAFETY: an address of memory that any thread may use; who may, is said where it is used.
+// SAFETY: the address may be used by any thread; each use states its conditions.
 unsafe impl Send for Chunks {}
 
 impl Chunks {
-    /// The addresses of all chunks.
+    /// Yields the addresses of all chunks.
     pub(crate) fn all(&self) -> impl Iterator<Item = u64> + use<> {
         (0..self.bytes).step_by(self.chunk as usize)
     }
 
-    /// The chunk that an address lies in, and how far into it; `None` if it is in none.
+    /// Returns the chunk of an address, and the offset in the chunk; `None` if the address is in no
+    /// chunk.
     #[inline]
     pub(crate) fn of(&self, address: u64) -> Option<(u64, usize)> {
         let within = address & (self.chunk - 1);
         (address < self.bytes).then_some((address - within, within as usize))
     }
 
-    /// The chunk that begins at a place in memory and has `len` bytes, if it is one of these.
+    /// Returns the chunk that begins at a place in memory and has `len` bytes, if there is one.
     #[inline]
     pub(crate) fn at(&self, place: usize, len: usize) -> Option<u64> {
         let offset = place.checked_sub(self.base.as_ptr().addr())? as u64;
@@ -240,15 +244,16 @@ impl Chunks {
         (is_chunk && offset < self.bytes).then_some(offset)
     }
 
-    /// The bytes of a chunk.
+    /// Returns the bytes of a chunk.
     ///
-    /// `chunk` is one that [`all`](Self::all) gives, the memory lives for `'m`, and the chunk is
-    /// not used elsewhere meanwhile, by the kernel neither.
+    /// `chunk` is one that [`all`](Self::all) yields, the memory lives for `'m`, and nothing else
+    /// uses the chunk meanwhile, including the kernel.
     #[inline]
     pub(crate) unsafe fn lend<'m>(&self, chunk: u64) -> &'m mut [u8] {
-        // SAFETY: the chunk is inside the memory, as the caller has it.
+        // SAFETY: the chunk is inside the memory, as the caller guarantees.
         let start = unsafe { self.base.add(chunk as usize) };
-        // SAFETY: so are all its bytes, which were zero to begin with, and nobody else has them.
+        // SAFETY: all bytes of the chunk are inside the memory and initialised, and have no other
+        // owner.
         unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), self.chunk as usize) }
     }
 }

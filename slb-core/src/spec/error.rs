@@ -10,7 +10,7 @@ use super::Spec;
 use crate::maglev::MaglevError;
 use crate::verdict::PortId;
 
-/// A rule of a [`Spec`], by its index in the slice that has it.
+/// A rule of a [`Spec`], by its index in the slice that contains it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RuleItem {
     /// A load-balancing rule: an index in [`Spec::rules`].
@@ -23,36 +23,36 @@ pub enum RuleItem {
     SnatPorts(usize),
 }
 
-/// Why a [`Spec`] cannot be compiled. Indexes are those of its slices.
+/// The reason why a [`Spec`] cannot be compiled. Indexes refer to its slices.
 ///
-/// [`Spec::faults`] yields every fault of a spec, [`named`](Self::named) writes one with the names
-/// of its items.
+/// [`Spec::faults`] yields every fault of a spec; [`named`](Self::named) formats a fault with the
+/// names of its items.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SpecError {
-    /// Two frontends have one address.
+    /// Two frontends have the same address.
     DuplicateFrontend {
         /// The earlier one.
         first: usize,
         /// The later one.
         second: usize,
     },
-    /// Two backends have one name and one address, in pools of one name. Indexes count over all
-    /// pools.
+    /// Two backends have the same name and address, in pools with the same name. Indexes count over
+    /// all pools.
     DuplicateBackend {
         /// The earlier one.
         first: usize,
         /// The later one.
         second: usize,
     },
-    /// Two rules have one name.
+    /// Two rules have the same name.
     DuplicateRule {
         /// The earlier one.
         first: RuleItem,
         /// The later one.
         second: RuleItem,
     },
-    /// Two rules take the same packets.
+    /// Two rules match the same packets.
     ConflictingRules {
         /// The earlier one.
         first: RuleItem,
@@ -75,7 +75,7 @@ pub enum SpecError {
         /// The rule.
         rule: usize,
     },
-    /// Probe results are of a pool that does not exist, or not as many as the pool has backends.
+    /// Probe results refer to a pool that does not exist, or do not match its number of backends.
     PoolHealth {
         /// The index in [`Spec::health`].
         health: usize,
@@ -84,16 +84,16 @@ pub enum SpecError {
         /// Results that were given.
         given: usize,
     },
-    /// Two backends of a pool have one seat, and neither has weight 0 or drains.
+    /// Two backends of a pool have the same seat, and neither has weight 0 or drains.
     SeatTaken {
         /// The pool.
         pool: usize,
-        /// One of them, by its place in the pool.
+        /// One of them, by its index in the pool.
         first: usize,
-        /// The other one, by its place in the pool.
+        /// The other one, by its index in the pool.
         second: usize,
     },
-    /// Weights of the past are not as many as the pool has backends.
+    /// Past weights do not match the pool's number of backends.
     PoolPast {
         /// The pool.
         pool: usize,
@@ -120,7 +120,7 @@ pub enum SpecError {
         /// The backend, within the pool.
         backend: usize,
     },
-    /// The address that backends see in the place of the client's is not of the frontend's family.
+    /// The source NAT address is not of the frontend's family.
     SourceNatFamily {
         /// The rule.
         item: RuleItem,
@@ -129,17 +129,17 @@ pub enum SpecError {
     Table {
         /// The pool.
         pool: usize,
-        /// Why.
+        /// The error of the table.
         error: MaglevError,
     },
-    /// A backend's host has an address of a family that the underlay has no address of.
+    /// A backend's host has an address of a family in which the underlay has none.
     NoUnderlayAddress {
         /// The pool.
         pool: usize,
         /// The backend, within the pool.
         backend: usize,
     },
-    /// A mux has an address of a family that the underlay has no address of.
+    /// A mux has an address of a family in which the underlay has none.
     NoUnderlayAddressForMux {
         /// The index in [`Spec::muxes`].
         mux: usize,
@@ -156,8 +156,8 @@ pub enum SpecError {
         /// The first instance without a port.
         instance: u32,
     },
-    /// Two backends of a pool have one instance number, by which an outbound rule or an inbound NAT
-    /// pool gives them their ports.
+    /// Two backends of a pool have the same instance number, by which an outbound rule or an
+    /// inbound NAT pool assigns ports.
     DuplicateInstance {
         /// The pool.
         pool: usize,
@@ -187,18 +187,18 @@ pub enum SpecError {
     },
     /// A frontend has fewer ports than its outbound rules need.
     OutOfPorts {
-        /// The outbound rule that gets too few.
+        /// The outbound rule that gets too few ports.
         rule: usize,
         /// The frontend.
         frontend: usize,
-        /// Ports that all outbound rules need of it.
+        /// Ports of the frontend that all outbound rules need.
         needed: u32,
         /// Ports that no other rule uses.
         available: u32,
     },
     /// A proxy has no frontend port, or several in [`PortMode::Single`](super::PortMode::Single).
     FrontendPorts {
-        /// The number that it has.
+        /// The number of frontend ports.
         count: usize,
     },
     /// A frontend port has no address in [`PortMode::Multi`](super::PortMode::Multi).
@@ -206,7 +206,7 @@ pub enum SpecError {
         /// The port.
         port: PortId,
     },
-    /// Two ports of a proxy have one number or one address, or a port's number is 65535.
+    /// Two ports of a proxy have the same number or the same address, or a port's number is 65535.
     UnusablePort {
         /// The port.
         port: PortId,
@@ -216,19 +216,20 @@ pub enum SpecError {
         /// The index in [`Spec::inside`].
         index: usize,
     },
-    /// A frontend has the address that probes come from: what vms answer to probes would be for it.
+    /// A frontend has the source address of probes: vms' answers to probes would go to the
+    /// frontend.
     ProbeSourceFrontend {
         /// The frontend's index.
         frontend: usize,
     },
-    /// A backend has the address that probes come from: its own packets would be the prober's.
+    /// A backend has the source address of probes: its packets would look like the prober's.
     ProbeSourceBackend {
         /// The pool's index.
         pool: usize,
         /// The backend's index in its pool.
         backend: usize,
     },
-    /// The ranges of a source rewrite are of two families, or longer than addresses.
+    /// The ranges of a source rewrite have different families, or prefixes longer than addresses.
     SourceRewrite {
         /// The index in [`ProxyPorts::source_rewrites`](super::ProxyPorts::source_rewrites).
         index: usize,
@@ -239,8 +240,8 @@ pub enum SpecError {
         /// The index in [`ProxyPorts::source_rewrites`](super::ProxyPorts::source_rewrites).
         index: usize,
     },
-    /// The clients of a source rewrite are all clients of an earlier one, which counts, or its addresses are
-    /// also those of an earlier one, so that two clients would be seen under one address.
+    /// An earlier source rewrite covers all clients of this one, or two source rewrites use the
+    /// same addresses, so that two clients would get the same address.
     SourceRewriteOverlap {
         /// The index of the earlier one in
         /// [`ProxyPorts::source_rewrites`](super::ProxyPorts::source_rewrites).
@@ -248,9 +249,10 @@ pub enum SpecError {
         /// The index of the later one.
         second: usize,
     },
-    /// A frontend has the address of a backend: packets for the backend would be for the VIP. Of a proxy,
-    /// only a backend that the frontend's rules lead to. Of a pool in a [network](super::Network), only where
-    /// the frontend leads into that network by a rule, inbound NAT or an outbound rule: other networks are apart.
+    /// A frontend has the address of a backend: packets for the backend would match the VIP. At a
+    /// proxy, this applies only to backends of the frontend's rules. For a pool in a
+    /// [network](super::Network), it applies only if the frontend leads into that network by a
+    /// rule, inbound NAT or an outbound rule, since networks are isolated.
     FrontendBackend {
         /// The frontend's index.
         frontend: usize,
@@ -259,16 +261,15 @@ pub enum SpecError {
         /// The backend's index in its pool.
         backend: usize,
     },
-    /// A frontend has the address of a vm, and leads into the vm's network by a rule, inbound NAT or an outbound
-    /// rule: packets for the vm would be for the VIP.
+    /// A frontend has the address of a vm, and leads into the vm's network by a rule, inbound NAT
+    /// or an outbound rule: packets for the vm would match the VIP.
     FrontendVm {
         /// The frontend's index.
         frontend: usize,
         /// The index in [`Spec::vms`].
         vm: usize,
     },
-    /// The address that backends see in the place of the client's is a frontend's: answers would be for the
-    /// VIP.
+    /// The source NAT address is a frontend's: answers would match the VIP.
     SourceNatFrontend {
         /// The rule.
         item: RuleItem,
@@ -291,15 +292,15 @@ pub enum SpecError {
     },
     /// The next hop of the underlay has the MAC address of this node.
     OwnUnderlayNextHop,
-    /// Two backends of this node have one address in one network, but two MAC addresses. Indexes count over
-    /// all pools.
+    /// Two backends of this node have the same address and network, but different MAC addresses.
+    /// Indexes count over all pools.
     TwoMacs {
         /// The earlier backend.
         first: usize,
         /// The later backend.
         second: usize,
     },
-    /// Two outbound rules let the same protocol of one pool out under one frontend.
+    /// Two outbound rules have the same pool, frontend and protocol.
     ConflictingOutbound {
         /// The index of the earlier one in [`Spec::outbound`].
         first: usize,
@@ -316,28 +317,28 @@ pub enum SpecError {
         /// The port of the later one.
         port: PortId,
     },
-    /// Two networks have one VXLAN network identifier.
+    /// Two networks have the same VXLAN network identifier.
     DuplicateNetwork {
         /// The earlier one.
         first: usize,
         /// The later one.
         second: usize,
     },
-    /// An address space of a network is longer than addresses of its family.
+    /// The prefix of a network's address space is longer than addresses of its family.
     NetworkPrefix {
         /// The network.
         network: usize,
         /// The index in [`Network::prefixes`](super::Network::prefixes).
         index: usize,
     },
-    /// A vm or a gateway of a network has an address that is in none of its address spaces.
+    /// The address of a vm or gateway is in none of its network's address spaces.
     OutsideNetwork {
         /// The network.
         network: usize,
         /// The address.
         address: IpAddr,
     },
-    /// Two vms of a network have one address: their MAC addresses, ports or hosts are not the same.
+    /// Two vms of a network have the same address, but different MAC addresses, ports or hosts.
     AddressTaken {
         /// The network.
         network: usize,
@@ -348,7 +349,7 @@ pub enum SpecError {
     DanglingNetwork {
         /// The index in [`Spec::vms`].
         vm: usize,
-        /// How many networks exist.
+        /// The number of networks.
         count: usize,
     },
     /// A vm that is no backend has no address.
@@ -356,7 +357,7 @@ pub enum SpecError {
         /// The index in [`Spec::vms`].
         vm: usize,
     },
-    /// A vm's host has an address of a family that the underlay has no address of.
+    /// A vm's host has an address of a family in which the underlay has none.
     NoUnderlayAddressForVm {
         /// The index in [`Spec::vms`].
         vm: usize,
@@ -367,10 +368,10 @@ pub enum SpecError {
         network: usize,
         /// The index that the network has.
         frontend: usize,
-        /// Number of frontends there are.
+        /// The number of frontends.
         count: usize,
     },
-    /// Two networks have one frontend, or one network names it twice.
+    /// Two networks name the same frontend, or one network names it twice.
     SharedFrontend {
         /// The index of the frontend in [`Spec::frontends`].
         frontend: usize,
@@ -389,7 +390,8 @@ pub enum SpecError {
         /// The index of the pool in [`Spec::pools`].
         pool: usize,
     },
-    /// A rule of a private frontend sends answers through a mux: the calling vm's host takes them.
+    /// A rule of a private frontend sends answers through a mux, although they go to the calling
+    /// vm's host.
     PrivateThroughMux {
         /// The rule.
         item: RuleItem,
@@ -401,7 +403,8 @@ pub enum SpecError {
         /// The index of the frontend in [`Spec::frontends`].
         frontend: usize,
     },
-    /// A network of a proxy has a private frontend: a proxy knows no networks, and would let everybody reach it.
+    /// A proxy's spec has a private frontend: a proxy does not support networks, and would let all
+    /// clients reach it.
     PrivateAtProxy {
         /// The index of the frontend in [`Spec::frontends`].
         frontend: usize,
@@ -422,7 +425,7 @@ pub enum SpecError {
         /// The maximum number.
         most: usize,
     },
-    /// The memory given is used up.
+    /// The given memory is too small.
     Memory {
         /// The [`Line`](crate::mem::Line)s that are needed.
         lines: usize,
@@ -430,7 +433,7 @@ pub enum SpecError {
 }
 
 impl SpecError {
-    /// The fault of two frontends with one address, in whichever order they were found.
+    /// Returns the fault of two frontends with the same address, in the order of their indexes.
     pub(crate) fn duplicate_frontend(one: usize, other: usize) -> Self {
         Self::DuplicateFrontend {
             first: one.min(other),
@@ -438,7 +441,7 @@ impl SpecError {
         }
     }
 
-    /// Writes the fault with the names that its items have in `spec`, in the place of indexes.
+    /// Returns the fault with the names of its items in `spec` instead of indexes.
     ///
     /// ```
     /// # use slb_core::spec::{Rule, Spec};

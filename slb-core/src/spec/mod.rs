@@ -28,14 +28,14 @@ use crate::wire::vxlan::Vni;
 /// Default idle timeout of a rule: Azure's, four minutes.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(240);
 
-/// The whole description of a node. Fields that refer to items are indices of the slices.
+/// The whole description of a node. Fields that refer to items are indexes of the slices.
 #[derive(Clone, Debug)]
 pub struct Spec<'a> {
     /// The hash of flows, the same on every node.
     pub hasher: Hasher,
     /// The seed of the Maglev permutations. The same on every node.
     pub hash_seed: u64,
-    /// This node's place on the fabric.
+    /// This node's addresses and settings on the fabric.
     pub underlay: Underlay,
     /// The VIPs.
     pub frontends: &'a [Frontend<'a>],
@@ -43,49 +43,49 @@ pub struct Spec<'a> {
     pub rules: &'a [Rule<'a>],
     /// The pools of backends.
     pub pools: &'a [Pool<'a>],
-    /// Health of the backends of pools, as probes found it. Rules name the entry that applies to
-    /// them.
+    /// Health of the backends of pools, by probes. Rules name the entry that applies to them.
     pub health: &'a [PoolHealth<'a>],
-    /// Inbound NAT: ports of frontends, each of which leads to one backend.
+    /// Inbound NAT: ports of frontends that lead to one backend each.
     pub inbound_nat: &'a [InboundNat<'a>],
-    /// The outbound rules: vms that may call out, and the frontends whose addresses they use.
+    /// The outbound rules, which let vms connect out with the addresses of frontends.
     pub outbound: &'a [Outbound<'a>],
     /// Underlay addresses of the muxes, at most 254. A host sends answers through them if a rule
-    /// says so. If there are any, a host accepts VXLAN from these and from other hosts only.
+    /// says so. If there are any, a host accepts VXLAN only from these and from other hosts.
     pub muxes: &'a [IpAddr],
     /// Networks whose vms host agents connect.
     pub networks: &'a [Network<'a>],
     /// Vms of networks that are no backends.
     pub vms: &'a [NetworkVm<'a>],
-    /// For a host agent: addresses that vms reach, and answer, with their own addresses, without an
-    /// outbound rule. All others are outside. [`INSIDE`] by default.
+    /// For a host agent: addresses that vms reach and answer with their own addresses, without an
+    /// outbound rule. All others are outside. The default is [`INSIDE`].
     pub inside: &'a [Prefix],
     /// For a host agent: the source addresses of probes of its own vms.
     pub probe_source: ProbeSource,
     /// For a proxy: its ports. All backends are then behind the backend port.
     pub proxy: Option<ProxyPorts<'a>>,
-    /// For a host agent: the time at which the snapshot is compiled, by a clock that keeps running
-    /// from snapshot to snapshot. From it a host derives how long a backend had its slots, and so
-    /// which former owners to remember. With [`Instant::ZERO`] in all snapshots, all count the
-    /// same.
+    /// For a host agent: the time at which the snapshot is compiled, by a clock that continues from
+    /// snapshot to snapshot. A host derives from it how long each backend had its slots, and so
+    /// which former owners to remember. With [`Instant::ZERO`] in all snapshots, all former owners
+    /// count equally.
     pub now: Instant,
 }
 
-/// The addresses that a host agent's own probes of its vms come from, the same on every host.
+/// The source addresses of a host agent's probes of its vms, which should be the same on every
+/// host.
 ///
-/// A vm's packets to these addresses are passed unchanged, regardless of outbound rules, and the
-/// caller, which sends the probes, receives them. Packets from the fabric with these source
+/// A vm's packets to these addresses are passed unchanged, regardless of outbound rules, so that
+/// the caller, which sends the probes, receives them. Packets from the fabric with these source
 /// addresses are dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProbeSource {
-    /// Towards vms with IPv4 addresses.
+    /// The source address for vms with IPv4 addresses.
     pub ipv4: Option<Ipv4Addr>,
-    /// Towards vms with IPv6 addresses.
+    /// The source address for vms with IPv6 addresses.
     pub ipv6: Option<Ipv6Addr>,
 }
 
 impl ProbeSource {
-    /// Returns true if an address is one of these.
+    /// Returns true if an address is a source address of probes.
     pub fn is(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(address) => self.ipv4 == Some(address),
@@ -117,7 +117,7 @@ impl Default for Spec<'_> {
     }
 }
 
-/// This node's place on the fabric, and how it encapsulates.
+/// This node's addresses on the fabric, and its settings for encapsulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Underlay {
     /// Outer source address towards backends whose host has an IPv4 address.
@@ -135,7 +135,7 @@ pub struct Underlay {
     pub hop_limit: u8,
     /// The outer UDP checksum.
     pub udp_checksum: UdpChecksum,
-    /// The port that encapsulated packets leave by.
+    /// The port by which encapsulated packets leave.
     pub port: PortId,
 }
 
@@ -168,8 +168,8 @@ impl Default for Underlay {
 /// The checksum of the outer UDP header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UdpChecksum {
-    /// Zero over IPv4 (RFC 7348 §4.1), computed over IPv6 (RFC 8200 §8.1): what every receiver
-    /// takes.
+    /// Zero over IPv4 (RFC 7348 §4.1), computed over IPv6 (RFC 8200 §8.1), as every receiver
+    /// accepts.
     #[default]
     Auto,
     /// Zero over both. Over IPv6 the receivers have to be configured for it (RFC 6935, RFC 6936).
@@ -185,7 +185,7 @@ pub enum UdpChecksum {
 pub struct Frontend<'a> {
     /// Name of the frontend.
     pub name: &'a str,
-    /// Address of the frontend, the VIP, unlike all other frontends'.
+    /// Address of the frontend, the VIP, unique among public frontends, or in its network.
     pub address: IpAddr,
     /// The treatment of ICMP echo requests for this frontend.
     pub icmp_echo: Echo,
@@ -213,7 +213,7 @@ pub enum Echo {
     Ignore,
 }
 
-/// The protocol that a rule takes.
+/// The protocol of a rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// TCP to one port.
@@ -243,8 +243,8 @@ impl Protocol {
         matches!(self, Self::Tcp | Self::Udp)
     }
 
-    /// The packets that a rule for the protocol and port takes, in words: `tcp port 80`, `all ports`,
-    /// `icmp echo requests`.
+    /// Returns a description of the packets that a rule with the protocol and port matches: `tcp
+    /// port 80`, `all ports`, `icmp echo requests`.
     pub fn with_port(self, port: u16) -> impl fmt::Display + use<> {
         Traffic(self, port)
     }
@@ -266,19 +266,19 @@ impl fmt::Display for Traffic {
 /// A load-balancing rule: packets for a frontend's port go to a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule<'a> {
-    /// Name of the rule, unlike all other rules'. Counters go by it.
+    /// Name of the rule, unique among rules. Counters can be looked up by it.
     pub name: &'a str,
     /// Index of the frontend in [`Spec::frontends`].
     pub frontend: usize,
     /// Index of the pool in [`Spec::pools`].
     pub pool: usize,
-    /// Index of the rule's probe results in [`Spec::health`]. `None`: the rule has no probe, and
-    /// only the backends' [`state`](Backend::state) and [`condition`](Backend::condition) count.
+    /// Index of the rule's probe results in [`Spec::health`]. If `None`, the rule has no probe, and
+    /// uses only the backends' [`state`](Backend::state) and [`condition`](Backend::condition).
     pub health: Option<usize>,
-    /// Protocol of the packets that the rule takes.
+    /// Protocol of the rule's packets.
     pub protocol: Protocol,
-    /// The port that clients use; zero where the protocol [has none](Protocol::has_port), and only
-    /// then.
+    /// The port that clients use; zero if, and only if, the protocol [has no
+    /// ports](Protocol::has_port).
     pub frontend_port: u16,
     /// The port that backends serve; zero means [`frontend_port`](Self::frontend_port). A host agent and a proxy
     /// translate to it; a mux changes no port.
@@ -300,32 +300,33 @@ pub enum Scheduler {
     /// Maglev, by the hash of the fields that the distribution mode selects.
     #[default]
     Maglev,
-    /// The one that has the fewest connections now, relative to its weight.
+    /// The backend with the fewest present connections relative to its weight.
     LeastConnections,
 }
 
 /// The terms of a rule's connections at their host agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
-    /// The backend sees the VIP and the frontend port, not its own (direct server return).
+    /// True if the backend sees the VIP and the frontend port instead of its own (direct server
+    /// return).
     pub floating_ip: bool,
-    /// Both ends get a RST when a connection expires, and so does the sender of a segment without a
-    /// connection.
+    /// True if both ends get a RST when a connection expires, and the sender of a segment without a
+    /// connection gets one.
     pub tcp_reset: bool,
-    /// The way of answers.
+    /// The path of answers.
     pub answers: Answers,
     /// The backend sees this address instead of the client's (full SNAT).
     pub source_nat: Option<IpAddr>,
-    /// UDP under a load-balancing rule is QUIC. A host agent then reads from a packet's header if a
-    /// connection begins: Initial and 0-RTT packets are treated as a SYN, others as further
+    /// True if UDP under a load-balancing rule is QUIC. A host agent then recognizes packets that
+    /// begin a connection: Initial and 0-RTT packets are treated like a SYN, others like further
     /// segments of TCP (RFC 9000 §17.2, RFC 9369 §3.2).
     pub quic: bool,
 }
 
-/// The way of a backend's answers to the client.
+/// The path of a backend's answers to the client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Answers {
-    /// Straight to the client (direct server return).
+    /// Answers go straight to the client (direct server return).
     #[default]
     Direct,
     /// Answers go in VXLAN to the mux, of [`Spec::muxes`], that the connection came through.
@@ -335,13 +336,13 @@ pub enum Answers {
 /// An inbound NAT rule or pool: frontend ports that lead to one backend each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InboundNat<'a> {
-    /// Name of the inbound NAT rule, unlike those of the others.
+    /// Name of the inbound NAT rule, unique among inbound NAT rules and pools.
     pub name: &'a str,
     /// Index of the frontend in [`Spec::frontends`].
     pub frontend: usize,
     /// Index of the pool in [`Spec::pools`].
     pub pool: usize,
-    /// The destination of its ports.
+    /// The destination of the rule's ports.
     pub target: NatTarget,
     /// TCP or UDP.
     pub protocol: Protocol,
@@ -380,7 +381,7 @@ pub enum NatTarget {
         /// The backend's index in the pool.
         backend: usize,
     },
-    /// A port for each backend of the pool: that of instance `n` is `first + n`.
+    /// A port for each backend of the pool: instance `n` has the port `first + n`.
     Pool {
         /// The port of instance 0.
         first: u16,
@@ -389,24 +390,24 @@ pub enum NatTarget {
     },
 }
 
-/// An outbound rule: a pool's backends may call out with the addresses of frontends. Each backend
-/// has its own ports.
+/// An outbound rule: lets a pool's backends connect out with the addresses of frontends. Each
+/// backend has its own ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outbound<'a> {
-    /// Name of the outbound rule, unlike those of the others.
+    /// Name of the outbound rule, unique among outbound rules.
     pub name: &'a str,
-    /// The frontends whose addresses it uses.
+    /// The frontends whose addresses the rule uses.
     pub frontends: &'a [usize],
     /// Index of the pool in [`Spec::pools`].
     pub pool: usize,
-    /// The protocols that may go out; [`Protocol::All`] stands for TCP, UDP and ICMP echo.
+    /// The protocols of outbound connections; [`Protocol::All`] means TCP, UDP and ICMP echo.
     pub protocol: Protocol,
-    /// Ports for each backend, a multiple of 8, over all of its frontends; `None`: an even share of
-    /// what is free.
+    /// Ports for each backend over all of the rule's frontends, a multiple of 8. If `None`,
+    /// backends get even shares of the free ports.
     pub allocated_outbound_ports: Option<u32>,
     /// Idle timeout of a flow.
     pub idle_timeout: Duration,
-    /// Both ends get a RST when a connection expires.
+    /// True if both ends get a RST when a connection expires.
     pub tcp_reset: bool,
 }
 
@@ -419,7 +420,7 @@ impl Default for NatTarget {
     }
 }
 
-/// The default lets the vms of pool 0 call out by TCP, UDP and ICMP echo, and names no frontend,
+/// The default lets the vms of pool 0 connect out by TCP, UDP and ICMP echo, and names no frontend,
 /// which a snapshot refuses.
 impl Default for Outbound<'_> {
     fn default() -> Self {
@@ -441,19 +442,19 @@ impl Default for Outbound<'_> {
 /// the other rules of its pool. Rules of one pool that share a probe share one entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolHealth<'a> {
-    /// The place of the pool in [`Spec::pools`].
+    /// Index of the pool in [`Spec::pools`].
     pub pool: usize,
     /// A result for each backend of the pool, in the order of [`Pool::backends`].
     pub backends: &'a [BackendHealth],
 }
 
-/// Health of one backend, as its probe found it.
+/// Health of one backend by its probe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BackendHealth {
     /// Result of the probe. An unhealthy backend gets no new flows of the rules that use this
     /// probe, and their connections are reset if the rule has [`tcp_reset`](Terms::tcp_reset).
     pub condition: Condition,
-    /// The backend's weight for these rules, for example during slow start; `None`: its
+    /// The backend's weight for these rules, for example during slow start; `None` for its
     /// [`Backend::weight`]. A backend whose own weight is zero stays drained.
     pub weight: Option<u32>,
 }
@@ -463,9 +464,9 @@ pub struct BackendHealth {
 pub struct Pool<'a> {
     /// Name of the pool. Backends keep their ids while their pool keeps its name.
     pub name: &'a str,
-    /// The VXLAN network of its backends.
+    /// The VXLAN network of the pool's backends.
     pub vni: Vni,
-    /// Slots of its Maglev table: a prime, a hundred times the backends or more.
+    /// Slots of the pool's Maglev table: a prime, at least a hundred times the number of backends.
     pub table_size: u32,
     /// Backends of the pool. Their order does not matter.
     pub backends: &'a [Backend<'a>],
@@ -479,36 +480,39 @@ pub struct Pool<'a> {
 /// A backend server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backend<'a> {
-    /// Name of the backend, unlike all others of the pool.
+    /// Name of the backend, unique in the pool.
     pub name: &'a str,
     /// Address of the backend, the DIP. A backend with another address is another backend.
     pub address: IpAddr,
     /// The underlay address of the host that the backend runs on. The backend stays the same if
     /// this changes.
     pub host: IpAddr,
-    /// MAC address of the backend; `None`: derived from the address, see [`derived_mac`].
+    /// MAC address of the backend. If `None`, it is derived from the address; see [`derived_mac`].
     pub mac: Option<MacAddress>,
-    /// The MAC address of the next hop to the backend's host; `None`: the underlay's. Of a proxy: the
-    /// destination MAC address of packets to the backend, so that clients and backends may be in one subnet;
-    /// `None`: the packets' link headers stay, and a router behind the proxy finds the backend.
+    /// The MAC address of the next hop to the backend's host; `None` for the underlay's. At a
+    /// proxy, the destination MAC address of packets to the backend, so that clients and backends
+    /// may be in one subnet; if `None`, the packets' link headers stay, and a router behind the
+    /// proxy finds the backend.
     pub next_hop: Option<MacAddress>,
     /// Weight of the backend: its share of flows relative to the others; zero drains it.
     pub weight: u32,
     /// Administrative state of the backend, set by the operator for all rules.
     pub state: BackendState,
-    /// Seat of the backend in the pool's Maglev table, by which it gets its slots; `None`: its name. A
-    /// backend with the seat of the one that it replaces gets that one's slots, and no other slot moves. Of
-    /// the backends with one seat at most one [is seated](Self::is_seated).
+    /// Seat of the backend in the pool's Maglev table, which determines its slots; `None` for its
+    /// name. A backend with the seat of the one that it replaces gets that one's slots, and no
+    /// other slot moves. At most one of the backends with the same seat [is
+    /// seated](Self::is_seated).
     pub seat: Option<&'a str>,
     /// Observed condition of the backend for all rules, for example by its traffic or because its host has no route.
     /// Results of probes, which apply to single rules, are in [`Spec::health`].
     pub condition: Condition,
-    /// Instance number of the backend in the pool. NAT pools and outbound rules assign its ports by this number, so the
-    /// ports stay when another backend is removed. `None`: the backend's index in the pool.
+    /// Instance number of the backend in the pool; `None` for the backend's index. NAT pools and
+    /// outbound rules assign its ports by this number, so the ports stay when another backend is
+    /// removed.
     pub instance: Option<u32>,
-    /// The port of this node that the backend's vm is at; `None`: the backend runs elsewhere.
+    /// The port of this node for the backend's vm; `None` if the backend runs on another host.
     pub port: Option<PortId>,
-    /// The port that the backend serves instead of the rule's; for its host agent, or a proxy.
+    /// The port that the backend serves instead of the rule's, for its host agent or a proxy.
     pub backend_port: Option<u16>,
 }
 
@@ -532,13 +536,13 @@ impl Default for Backend<'_> {
 }
 
 impl<'a> Backend<'a> {
-    /// The seat of the backend, or its name where it has none of its own.
+    /// Returns the seat of the backend, or its name if it has no seat.
     pub fn seat(&self) -> &'a str {
         self.seat.unwrap_or(self.name)
     }
 
-    /// Returns true if the backend has its seat's slots while it is healthy: it has a weight and
-    /// does not drain.
+    /// Returns true if the backend has its seat's slots while it is healthy, that is, if it has a
+    /// weight and does not drain.
     pub const fn is_seated(&self) -> bool {
         self.weight != 0 && !matches!(self.state, BackendState::Draining)
     }
@@ -584,8 +588,8 @@ impl BackendState {
     }
 }
 
-/// The default MAC address of a backend: `0a:58:` and its IPv4 address, or the last four bytes of
-/// its IPv6 address.
+/// Returns the default MAC address of a backend: `0a:58:` and its IPv4 address, or the last four
+/// bytes of its IPv6 address.
 pub const fn derived_mac(address: IpAddr) -> MacAddress {
     let [a, b, c, d] = match address {
         IpAddr::V4(address) => address.octets(),

@@ -10,21 +10,22 @@ use crate::verdict::PortId;
 use crate::wire::ethernet::MacAddress;
 use crate::wire::vxlan::Vni;
 
-/// A network of vms. Host agents carry packets from vm to vm in VXLAN and answer for their neighbours.
+/// A network of vms. Host agents carry packets between vms in VXLAN, and answer ARP and neighbour
+/// discovery.
 ///
-/// Backends belong to the network that has the [`vni`](Pool::vni) of their pool; other vms are in
-/// [`Spec::vms`]. Networks are apart from each other: two may have the same addresses. What vms of a pool
-/// without a network send to each other is left to the caller.
+/// Backends belong to the network with the [`vni`](Pool::vni) of their pool; other vms are in
+/// [`Spec::vms`]. Networks are isolated from each other, and may use the same addresses. Packets
+/// between vms of a pool without a network are left to the caller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Network<'a> {
     /// Name of the network.
     pub name: &'a str,
-    /// VXLAN network identifier, unlike those of the other networks.
+    /// VXLAN network identifier, unique among networks.
     pub vni: Vni,
     /// Address spaces of the network. Packets for an address in one of them that no vm has are dropped.
     pub prefixes: &'a [Prefix],
-    /// Addresses of the network's routers, which host agents answer for in their place: ARP, neighbour
-    /// discovery and echo requests.
+    /// Addresses of the network's routers. Host agents answer ARP, neighbour discovery and echo
+    /// requests for them.
     pub gateways: &'a [IpAddr],
     /// Private frontends, by their indexes in [`Spec::frontends`]: only vms of the network reach them, and
     /// the host agent of the calling vm chooses the backend. Their addresses lie in the network's address
@@ -43,11 +44,11 @@ pub struct NetworkVm<'a> {
     pub addresses: &'a [IpAddr],
     /// The underlay address of the host that the vm runs on.
     pub host: IpAddr,
-    /// MAC address of the vm; `None`: derived from the first address, see [`derived_mac`].
+    /// MAC address of the vm. If `None`, it is derived from the first address; see [`derived_mac`].
     pub mac: Option<MacAddress>,
-    /// MAC address of the next hop to the host; `None`: the underlay's.
+    /// MAC address of the next hop to the host; `None` for the underlay's.
     pub next_hop: Option<MacAddress>,
-    /// The port of this node that the vm is at; `None`: it runs elsewhere.
+    /// The port of this node for the vm; `None` if the vm runs on another host.
     pub port: Option<PortId>,
 }
 
@@ -75,7 +76,7 @@ impl NetworkVm<'_> {
     }
 }
 
-/// A vm's address in a network, as a backend or a vm of the spec has it.
+/// An address of a backend or vm of the spec, in its network.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seat {
     pub(crate) address: IpAddr,
@@ -98,7 +99,7 @@ impl Seat {
 }
 
 impl<'a> Spec<'a> {
-    /// The seats of the backends, pool by pool.
+    /// Yields the seats of the backends, pool by pool.
     pub(crate) fn backend_seats(&self) -> impl Iterator<Item = Seat> + Clone + use<'a> {
         let pools = self.pools.iter();
         pools.flat_map(|pool| {
@@ -107,8 +108,8 @@ impl<'a> Spec<'a> {
         })
     }
 
-    /// The seats of the vms that are no backends, each with the index of its vm. Those of a network that
-    /// does not exist are left out.
+    /// Yields the seats of the vms that are no backends, each with the index of its vm. Vms of a
+    /// network that does not exist are left out.
     pub(crate) fn vm_seats(&self) -> impl Iterator<Item = (usize, Seat)> + Clone + use<'a> {
         let (networks, vms) = (self.networks, self.vms);
         let vms = vms.iter().enumerate();
@@ -128,8 +129,8 @@ impl<'a> Spec<'a> {
         })
     }
 
-    /// Private frontends, each with its index and the index of its network. Those that do not exist are left
-    /// out. A proxy has none.
+    /// Yields the private frontends, each with its index and the index of its network. Indexes
+    /// without a frontend are left out. A proxy has none.
     pub(crate) fn private_frontends(
         &self,
     ) -> impl Iterator<Item = (usize, &'a Frontend<'a>, usize)> + Clone + use<'a> {
@@ -143,7 +144,7 @@ impl<'a> Spec<'a> {
             })
     }
 
-    /// Faults of networks and of their vms, item by item.
+    /// Yields the faults of networks and of their vms, item by item.
     pub(crate) fn network_faults(&self) -> impl Iterator<Item = SpecError> + use<'a> {
         let (networks, vms, underlay) = (self.networks, self.vms, self.underlay);
         let count = self.frontends.len();
@@ -187,7 +188,8 @@ impl<'a> Spec<'a> {
             .chain(far)
     }
 
-    /// Faults of addresses of gateways and vms that are in none of their network's address spaces.
+    /// Yields the faults of gateways' and vms' addresses that are in none of their network's
+    /// address spaces.
     ///
     /// # Cost
     /// A search in the address spaces for each address. Without the feature `alloc`, a walk through all
@@ -210,7 +212,7 @@ impl<'a> Spec<'a> {
     }
 }
 
-/// Tells whether an address is in one of the address spaces of the network with an index.
+/// Returns a function that is true for an address in an address space of the network with an index.
 #[cfg(feature = "alloc")]
 fn spaces(networks: &[Network<'_>]) -> impl Fn(usize, IpAddr) -> bool + use<> {
     let all = networks.iter().map(|network| {
@@ -227,7 +229,7 @@ fn spaces(networks: &[Network<'_>]) -> impl Fn(usize, IpAddr) -> bool + use<> {
     }
 }
 
-/// Tells whether an address is in one of the address spaces of the network with an index.
+/// Returns a function that is true for an address in an address space of the network with an index.
 #[cfg(not(feature = "alloc"))]
 fn spaces<'a>(networks: &'a [Network<'a>]) -> impl Fn(usize, IpAddr) -> bool + use<'a> {
     move |network, address| {

@@ -3,17 +3,17 @@
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Addresses that begin with the same bits.
+/// A range of addresses that begin with the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefix {
-    /// One of them. Bits beyond the length do not count.
+    /// An address of the range. Bits beyond the length are ignored.
     pub address: IpAddr,
     /// Length of the prefix in bits: at most 32 for IPv4, and 128 for IPv6.
     pub len: u8,
 }
 
 impl Prefix {
-    /// The first and the last address; `None` if the length is more than the family has.
+    /// Returns the first and the last address; `None` if the length exceeds the family's.
     pub(crate) fn range(&self) -> Option<[IpAddr; 2]> {
         match self.address {
             IpAddr::V4(address) => {
@@ -52,9 +52,9 @@ const fn ipv6(first: u16, len: u8) -> Prefix {
     }
 }
 
-/// Prefixes that are inside unless the spec says otherwise: private networks (RFC 1918), shared
-/// address space (RFC 6598), link-local addresses (RFC 3927, RFC 4291 §2.5.6), unique local ones
-/// (RFC 4193), and 168.63.129.16, from which Azure's platform serves and probes vms.
+/// The default inside prefixes: private networks (RFC 1918), shared address space (RFC 6598),
+/// link-local addresses (RFC 3927, RFC 4291 §2.5.6), unique local addresses (RFC 4193), and
+/// 168.63.129.16, from which Azure's platform serves and probes vms.
 pub const INSIDE: &[Prefix] = &[
     ipv4(10, 0, 0, 0, 8),
     ipv4(172, 16, 0, 0, 12),

@@ -1,4 +1,4 @@
-//! The ports of a proxy, as they are specified and as packets meet them.
+//! The specification of a proxy's ports.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -6,28 +6,28 @@ use super::{Prefix, SpecError};
 use crate::nat::connection::ALL_PORTS;
 use crate::verdict::PortId;
 
-/// The ports of a proxy, and what it does with clients' addresses.
+/// The ports of a proxy, and its rewrites of clients' addresses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProxyPorts<'a> {
-    /// One frontend port, or several.
+    /// The number of frontend ports: one or several.
     pub mode: PortMode,
     /// The ports of the clients.
     pub frontends: &'a [FrontendPort],
     /// The port of the backends.
     pub backend: PortId,
-    /// Clients that backends see under other addresses; the first that holds one counts, so exceptions from a
-    /// range come before it.
+    /// Rewrites of clients' addresses. The first one that contains a client applies, so put
+    /// exceptions before their range.
     pub source_rewrites: &'a [SourceRewrite],
 }
 
 /// The number of frontend ports of a proxy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PortMode {
-    /// One: what is not balanced goes from one side to the other as it is.
+    /// One frontend port: packets that are not balanced cross unchanged.
     #[default]
     Single,
-    /// Any number, each with an address: what is not balanced goes to the port that has the address
-    /// it is for, or to all of them.
+    /// Any number of frontend ports, each with an address: packets that are not balanced go to the
+    /// port with their destination address, or to all ports.
     Multi,
 }
 
@@ -36,23 +36,23 @@ pub enum PortMode {
 pub struct FrontendPort {
     /// Number of the port.
     pub port: PortId,
-    /// The address of who is there: required in [`PortMode::Multi`].
+    /// The address of the client at the port; required in [`PortMode::Multi`].
     pub address: Option<Ipv4Addr>,
 }
 
-/// Clients of one range of addresses that backends see as those of another, one by one.
+/// A rewrite of clients' addresses from one range to another of equal size, one by one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceRewrite {
     /// The first address of the clients' range.
     pub from: IpAddr,
-    /// The first address of the other.
+    /// The first address of the other range.
     pub to: IpAddr,
     /// Length of both ranges' common prefix in bits.
     pub prefix_len: u8,
 }
 
 impl SourceRewrite {
-    /// The address that a client is seen under; `None` if it is not of the range.
+    /// Returns the address that replaces a client's; `None` if the client is not in the range.
     pub fn apply(&self, client: IpAddr) -> Option<IpAddr> {
         match (client, self.from, self.to) {
             (IpAddr::V4(client), IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -71,7 +71,7 @@ impl SourceRewrite {
         }
     }
 
-    /// Returns true if both are ranges of one family.
+    /// Returns true if both are ranges of the same family.
     fn is_valid(&self) -> bool {
         let most = match (self.from, self.to) {
             (IpAddr::V4(_), IpAddr::V4(_)) => 32,
@@ -81,7 +81,7 @@ impl SourceRewrite {
         self.prefix_len <= most
     }
 
-    /// The first and the last address of both ranges; `None` if they are not valid.
+    /// Returns the first and the last address of both ranges; `None` if they are invalid.
     fn ranges(&self) -> Option<[[IpAddr; 2]; 2]> {
         let range = |address| {
             let len = self.prefix_len;
@@ -96,7 +96,8 @@ impl SourceRewrite {
             .is_none_or(|ranges| ranges.as_flattened().iter().copied().all(is_unicast))
     }
 
-    /// Compares the clients with those of `earlier`: all of them, or some addresses, are the same.
+    /// Returns true if `earlier` covers all clients of this rewrite, or if both rewrite to a common
+    /// address.
     fn overlaps(&self, earlier: &Self) -> bool {
         let (Some([clients, seen]), Some([other_clients, other_seen])) =
             (self.ranges(), earlier.ranges())
@@ -119,7 +120,7 @@ fn is_unicast(address: IpAddr) -> bool {
 }
 
 impl ProxyPorts<'_> {
-    /// Every fault of the ports.
+    /// Yields every fault of the ports.
     pub(crate) fn faults(&self) -> impl Iterator<Item = SpecError> + '_ {
         let count = self.frontends.len();
         let is_single = self.mode == PortMode::Single;

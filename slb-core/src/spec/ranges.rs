@@ -1,10 +1,10 @@
 //! Ranges of values, each with its first and its last one.
 
-/// Sorts ranges and joins those that overlap. Returns the number of ranges that are left, at the beginning:
-/// they are ascending, and apart from each other.
+/// Sorts ranges and joins overlapping ones. Returns the number of remaining ranges, which are at
+/// the beginning, ascending and disjoint.
 ///
 /// # Cost
-/// As of a sort.
+/// Like sorting.
 pub(crate) fn join<T: Ord + Copy>(ranges: &mut [[T; 2]]) -> usize {
     ranges.sort_unstable();
     let mut count: usize = 0;
@@ -24,7 +24,7 @@ pub(crate) fn join<T: Ord + Copy>(ranges: &mut [[T; 2]]) -> usize {
 /// Returns true if a value is in one of the ranges, which are [joined](join).
 ///
 /// # Cost
-/// As of a binary search.
+/// A binary search.
 pub(crate) fn have<T: Ord>(ranges: &[[T; 2]], value: &T) -> bool {
     let next = ranges.partition_point(|[first, _]| first <= value);
     let range = next.checked_sub(1).and_then(|at| ranges.get(at));

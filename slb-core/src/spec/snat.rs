@@ -1,23 +1,23 @@
-//! Dealing of SNAT ports: the ports that each backend may call out from.
+//! Allocation of SNAT ports to backends.
 //!
-//! Ports are dealt out eight at a time ("granules"). Their owners follow from the spec alone, so every
-//! node knows them without asking another: on each frontend, ports that a rule uses are taken out, and
-//! the rest is dealt out in the order of outbound rules and instances.
+//! Ports are allocated eight at a time ("granules"). Their owners follow from the spec alone, so
+//! every node knows them without asking another. On each frontend, ports that a rule uses are
+//! excluded, and the rest is allocated in the order of outbound rules and instances.
 
 use super::{NatTarget, Outbound, Spec, SpecError};
 
-/// Ports are given out this many at a time.
+/// The number of ports in a granule.
 pub(crate) const GRANULE: u32 = 8;
-/// Granules of a frontend, used or not.
+/// The number of granules of a frontend, used or not.
 pub(crate) const GRANULES: usize = 65_536 / GRANULE as usize;
-/// The first that may be given out: port 1024 (RFC 6056 §3.2).
+/// The first granule that may be allocated: port 1024 (RFC 6056 §3.2).
 const FIRST_GRANULE: usize = 1024 / GRANULE as usize;
 
 /// The owner index of a free granule.
 pub(crate) const NOBODY: u16 = u16::MAX;
-/// While granules are dealt out: a rule uses it.
+/// During allocation, the owner index of a granule that a rule uses.
 const USED: u16 = u16::MAX - 1;
-/// Backends that a granule's owner can be one of.
+/// The maximum number of backends that can own granules.
 pub(crate) const MAX_OWNERS: usize = USED as usize;
 
 /// Returns true if an outbound rule uses a frontend.
@@ -27,7 +27,7 @@ pub(crate) fn is_outbound(spec: &Spec<'_>, frontend: usize) -> bool {
         .any(|rule| rule.frontends.contains(&frontend))
 }
 
-/// The frontends that outbound rules use, in ascending order.
+/// Yields the frontends that outbound rules use, in ascending order.
 #[cfg(feature = "alloc")]
 pub(crate) fn outbound_frontends(spec: &Spec<'_>) -> impl Iterator<Item = usize> + Clone + use<> {
     let used = spec.outbound.iter().flat_map(|rule| rule.frontends);
@@ -38,7 +38,7 @@ pub(crate) fn outbound_frontends(spec: &Spec<'_>) -> impl Iterator<Item = usize>
     used.into_iter()
 }
 
-/// The frontends that outbound rules use, in ascending order.
+/// Yields the frontends that outbound rules use, in ascending order.
 #[cfg(not(feature = "alloc"))]
 pub(crate) fn outbound_frontends<'s>(
     spec: &'s Spec<'_>,
@@ -47,16 +47,16 @@ pub(crate) fn outbound_frontends<'s>(
 }
 
 impl Spec<'_> {
-    /// Returns a [`SpecError::OutOfPorts`] for each frontend with too few ports for its outbound
-    /// rules: all of them, whereas building a snapshot stops at the first. Places that refer to
-    /// nothing have no ports.
+    /// Yields a [`SpecError::OutOfPorts`] for each frontend with too few ports for its outbound
+    /// rules, whereas building a snapshot stops at the first one. Invalid indexes have no ports.
     pub fn frontends_out_of_ports(&self) -> impl Iterator<Item = SpecError> {
         let outbound = outbound_frontends(self);
         outbound.filter_map(|frontend| deal(self, frontend, &mut [NOBODY; GRANULES]).err())
     }
 
-    /// Calls `each` with the ports of a frontend that backends call out from, in ascending order: the pool's
-    /// place, the backend's place in it, the first port and the last one. A backend may have several ranges.
+    /// Calls `each` with each backend's range of SNAT ports on a frontend, in ascending order: the
+    /// pool's index, the backend's index in the pool, the first port and the last port. A backend
+    /// may have several ranges.
     ///
     /// # Errors
     /// [`SpecError::OutOfPorts`]: the frontend has too few.
@@ -83,7 +83,7 @@ impl Spec<'_> {
         Ok(())
     }
 
-    /// The pool of the backend at a place among all, and its place in there.
+    /// Returns the pool of a backend and the index in the pool, by the index among all backends.
     fn member(&self, mut backend: usize) -> Option<(usize, usize)> {
         for (index, pool) in self.pools.iter().enumerate() {
             match backend.checked_sub(pool.backends.len()) {
@@ -95,7 +95,7 @@ impl Spec<'_> {
     }
 }
 
-/// The number of a pool's backend.
+/// Returns the instance number of a pool's backend.
 pub(crate) fn instance(spec: &Spec<'_>, pool: usize, backend: usize) -> u32 {
     #[cfg(all(test, feature = "alloc"))]
     tests::STEPS.set(tests::STEPS.get() + 1);
@@ -106,7 +106,8 @@ pub(crate) fn instance(spec: &Spec<'_>, pool: usize, backend: usize) -> u32 {
     given.unwrap_or(backend as u32)
 }
 
-/// The backends of a pool by their numbers, in ascending order; of one number, the first one.
+/// Yields the backends of a pool by instance number, in ascending order; of several with one
+/// number, the first.
 #[cfg(feature = "alloc")]
 fn by_instance(spec: &Spec<'_>, pool: usize) -> impl Iterator<Item = (u32, usize)> + use<> {
     let count = spec.pools.get(pool).map_or(0, |pool| pool.backends.len());
@@ -117,7 +118,8 @@ fn by_instance(spec: &Spec<'_>, pool: usize) -> impl Iterator<Item = (u32, usize
     all.into_iter()
 }
 
-/// The backends of a pool by their numbers, in ascending order; of one number, the first one.
+/// Yields the backends of a pool by instance number, in ascending order; of several with one
+/// number, the first.
 #[cfg(not(feature = "alloc"))]
 fn by_instance<'s>(spec: &'s Spec<'_>, pool: usize) -> impl Iterator<Item = (u32, usize)> + 's {
     core::iter::successors(next_instance(spec, pool, None), move |&last| {
@@ -125,10 +127,11 @@ fn by_instance<'s>(spec: &'s Spec<'_>, pool: usize) -> impl Iterator<Item = (u32
     })
 }
 
-/// The backend of a pool with the lowest number above that of `last`, and that number.
+/// Returns the backend of a pool with the lowest instance number above that of `last`, and the
+/// number.
 ///
 /// # Cost
-/// Nothing where numbers ascend without gaps, as those that are not said do; else, proportional to the
+/// Constant if numbers ascend without gaps, as default numbers do; else proportional to the
 /// backends.
 #[cfg(not(feature = "alloc"))]
 fn next_instance(spec: &Spec<'_>, pool: usize, last: Option<(u32, usize)>) -> Option<(u32, usize)> {
@@ -144,7 +147,7 @@ fn next_instance(spec: &Spec<'_>, pool: usize, last: Option<(u32, usize)>) -> Op
         .min()
 }
 
-/// Instances of a pool: one more than the highest number.
+/// Returns the number of instances of a pool: one more than the highest number.
 fn instances(spec: &Spec<'_>, pool: usize) -> u32 {
     let count = spec.pools.get(pool).map_or(0, |pool| pool.backends.len());
     (0..count)
@@ -153,8 +156,8 @@ fn instances(spec: &Spec<'_>, pool: usize) -> u32 {
         .unwrap_or(0)
 }
 
-/// Deals a frontend's granules out: `owners[g]` becomes the place of the backend, among all, that
-/// has ports 8 g to 8 g + 7, or [`NOBODY`].
+/// Allocates a frontend's granules: `owners[g]` becomes the index, among all backends, of the owner
+/// of the ports 8 g to 8 g + 7, or [`NOBODY`].
 pub(crate) fn deal(spec: &Spec<'_>, frontend: usize, owners: &mut [u16]) -> Result<(), SpecError> {
     owners.fill(USED);
     if let Some(free) = owners.get_mut(FIRST_GRANULE..) {
@@ -174,7 +177,7 @@ pub(crate) fn deal(spec: &Spec<'_>, frontend: usize, owners: &mut [u16]) -> Resu
     {
         match nat.target {
             NatTarget::Backend { port, .. } => uses(port),
-            // All of the range, so that it can grow into it.
+            // The whole range, so that the pool can grow into it.
             NatTarget::Pool { first, last } => (first..=last).for_each(&mut uses),
         }
     }
@@ -227,7 +230,7 @@ pub(crate) fn deal(spec: &Spec<'_>, frontend: usize, owners: &mut [u16]) -> Resu
                 Some(_) => claim(rule, frontend, number),
                 None => share,
             };
-            // An instance that is not there keeps its place, for when it is.
+            // A missing instance keeps its granules for later.
             for place in granules.by_ref().take(count as usize) {
                 *place = if owner == NOBODY { USED } else { owner };
             }
@@ -239,8 +242,8 @@ pub(crate) fn deal(spec: &Spec<'_>, frontend: usize, owners: &mut [u16]) -> Resu
     Ok(())
 }
 
-/// Granules of `frontend` that an outbound rule of a fixed size gives to an instance: an even part
-/// of its ports, and what cannot be divided from one frontend after the other.
+/// Returns the granules of `frontend` that an outbound rule of a fixed size gives to an instance:
+/// an even part of its ports, and the remainder from one frontend after the other.
 fn claim(rule: &Outbound<'_>, frontend: usize, instance: u32) -> u32 {
     let Some(ports) = rule.allocated_outbound_ports else {
         return 0;
@@ -255,10 +258,10 @@ fn claim(rule: &Outbound<'_>, frontend: usize, instance: u32) -> u32 {
     ports / GRANULE / frontends + u32::from(turn < rest)
 }
 
-/// Granules of `frontend` that an outbound rule of a fixed size gives to the first `instances` of
-/// its pool.
+/// Returns the granules of `frontend` that an outbound rule of a fixed size gives to the first
+/// `instances` of its pool.
 fn claims(rule: &Outbound<'_>, frontend: usize, instances: u32) -> u64 {
-    // The claims of instances repeat after as many as the rule has frontends.
+    // The claims of instances repeat with the number of the rule's frontends as the period.
     let period = u32::try_from(rule.frontends.len().max(1)).unwrap_or(u32::MAX);
     let first = |count| (0..count).map(|i| u64::from(claim(rule, frontend, i)));
     let cycles = u64::from(instances / period);

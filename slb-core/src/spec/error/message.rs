@@ -1,11 +1,11 @@
-//! The messages of faults, with the names of items where those are known.
+//! The messages of faults, with the names of items if they are known.
 
 use core::fmt;
 
 use super::{RuleItem, SpecError};
 use crate::spec::{Backend, NatTarget, Pool, Spec};
 
-/// An item by its name in quotes where that is known, else by its index.
+/// An item, written as its name in quotes if it is known, else as its index.
 struct Name<'a>(usize, Option<&'a str>);
 
 impl fmt::Display for Name<'_> {
@@ -17,7 +17,7 @@ impl fmt::Display for Name<'_> {
     }
 }
 
-/// A fault, with the names of a spec where that is known.
+/// A fault, with the names of a spec if it is known.
 pub(super) struct Named<'a> {
     pub(super) error: &'a SpecError,
     pub(super) spec: Option<&'a Spec<'a>>,
@@ -54,7 +54,7 @@ impl<'a> Named<'a> {
         Name(index, found.map(|backend| backend.name))
     }
 
-    /// A backend by its index over all pools.
+    /// Returns the name of a backend by its index over all pools.
     fn backend(&self, index: usize) -> Name<'a> {
         let pools = self.spec.map_or(&[][..], |spec| spec.pools);
         let mut all = pools.iter().flat_map(|pool| pool.backends);

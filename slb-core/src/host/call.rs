@@ -1,4 +1,4 @@
-//! Calls of vms to private VIPs of their network: no mux is on the way.
+//! Calls of vms to private VIPs of their network, without a mux on the way.
 //!
 //! ```text
 //!            the calling vm's host                    the backend's host
@@ -8,9 +8,9 @@
 //!  as it is
 //! ```
 //!
-//! The caller's host keeps no state, as a mux without a flow table: where a slot has got another owner, or the
-//! owner's vm takes no new flows, the hosts of the pool [pass packets on](super::pass_on) to each other. A
-//! backend on the caller's own node gets its packets without VXLAN.
+//! The caller's host keeps no state, like a mux without a flow table: if a slot has a new owner, or
+//! the owner's vm accepts no new flows, the hosts of the pool [pass packets on](super::pass_on) to
+//! each other. A backend on the caller's own node gets its packets without VXLAN.
 
 use core::ops::Deref;
 
@@ -34,7 +34,7 @@ use crate::wire::ethernet;
 use crate::wire::tcp::Flags;
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
-    /// Sends a vm's packet on that is for a private VIP of its network; `None` for any other packet.
+    /// Forwards a vm's packet to a private VIP of its network; returns `None` for any other packet.
     #[cold]
     #[inline(never)]
     pub(super) fn call<A: Table>(
@@ -64,10 +64,10 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         Some(self.call_by::<A>(frame, lane, segment, rule, seen))
     }
 
-    /// The rule that takes a packet for a private VIP, whose id in rule keys this is.
+    /// Returns the rule for a packet to a private VIP, given by its id in rule keys.
     ///
     /// # Errors
-    /// The verdict of a packet that no rule takes.
+    /// The verdict of a packet that matches no rule.
     fn rule_of_call(
         &mut self,
         frame: &mut Frame<'_>,
@@ -101,7 +101,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// Chooses the backend of a packet under a rule, as a mux does, and sends the packet there.
+    /// Chooses the backend of a packet under a rule like a mux, and sends the packet there.
     fn call_by<A: Table>(
         &mut self,
         frame: &mut Frame<'_>,
@@ -199,7 +199,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         Verdict::Forward(underlay.port)
     }
 
-    /// Gives a packet to a backend of this node, as if it had come in VXLAN.
+    /// Delivers a packet to a backend of this node, as if it had arrived in VXLAN.
     fn call_here<A: Table>(
         &mut self,
         frame: &mut Frame<'_>,
@@ -221,14 +221,15 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if leave_on(frame, &lane.packet, link).is_none() {
             return Verdict::Drop(DropReason::NoHeadroom);
         }
-        // Tags stay with the link that the packet came by.
+        // Tags belong to the incoming link.
         let shape = &mut inward.packet.shape;
         let tags = usize::from(shape.ip_offset) - ethernet::HEADER_LEN;
         shape.ip_offset -= tags as u8;
         shape.transport_offset -= tags as u16;
         inward.hash = self.hash(&inward);
         self.look_up(&mut inward);
-        // The rule was looked up. One type of observer, or each call would make another one.
+        // The rule was looked up. Use one type of observer, since each call would otherwise
+        // instantiate another one.
         let mut others = |frame, step| match step {
             Step::Classified(_) => {}
             step => seen.step(frame, step),
@@ -241,7 +242,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     }
 }
 
-/// The vm of this node whose call a connection is; `None` if its client is elsewhere.
+/// Returns the vm of this node that is a connection's client; `None` if the client is elsewhere.
 #[cold]
 pub(super) fn client_here<'n, A: Rewrite>(
     snapshot: &'n Snapshot<'_>,
@@ -256,7 +257,7 @@ pub(super) fn client_here<'n, A: Rewrite>(
         .filter(|_| connection.is_internal())
 }
 
-/// Readdresses an answer to the vm of this node that called.
+/// Readdresses an answer to the calling vm of this node.
 ///
 /// # Errors
 /// The vm is gone.
@@ -276,8 +277,8 @@ pub(super) fn answer_here<A: Rewrite>(
     }
 }
 
-/// Puts another link header in the place of the one that a packet came with. `None`, and no change, where it
-/// does not fit.
+/// Replaces the link header of a packet. Returns `None`, without a change, if the new header does
+/// not fit.
 fn leave_on(frame: &mut Frame<'_>, packet: &Packet, link: Link) -> Option<()> {
     let ip = usize::from(packet.shape.ip_offset);
     let bytes = frame.replace_front::<{ ethernet::HEADER_LEN }>(ip, ip + packet.ip_len())?;

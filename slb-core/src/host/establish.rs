@@ -1,4 +1,4 @@
-//! New connections: who may open them, and under which names they go on.
+//! New connections: their openers, and their translation.
 //!
 //! | what comes | what is done |
 //! |---|---|
@@ -34,7 +34,7 @@ use crate::snapshot::locals::Vm;
 use crate::verdict::{DropReason, Verdict};
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
-    /// A connection from a vm.
+    /// Opens a connection from a vm.
     pub(super) fn outbound<A: Table>(
         &mut self,
         frame: &mut Frame<'_>,
@@ -49,7 +49,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if is_inside(snapshot, vm, destination) {
             let is_own = is_of_vm(snapshot, vm, source);
             let is_whole = lane.error.is_none() && packet.shape.part != Part::Later;
-            // The kernel delivers it, but the answer may look like that of a connection to a VIP.
+            // The kernel delivers the packet, but the answer may look like the answer of a
+            // connection to a VIP.
             if let Some(zone) = snapshot.nat.port_of_neighbour(destination, vm.vni)
                 && is_own
                 && is_whole
@@ -89,7 +90,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             if known && snapshot.is_vip(destination) {
                 return Err(Verdict::Pass);
             }
-            // From a VIP: an answer of floating IP whose connection is over.
+            // A packet from a VIP is a floating-IP answer whose connection is over.
             let is_vip = snapshot.is_vip_at(vm.port, source);
             return Err(match segment {
                 Some(segment) if !segment.flags.opens() && (known || is_vip) => {
@@ -179,7 +180,7 @@ pub(super) fn is_inside(snapshot: &Snapshot<'_>, vm: &Vm, address: IpAddr) -> bo
         || is_in_network(snapshot, vm, address)
 }
 
-/// Returns true if an address is in an address space of a vm's network, and no VIP.
+/// Returns true if an address is in an address space of a vm's network, and is no VIP.
 fn is_in_network(snapshot: &Snapshot<'_>, vm: &Vm, address: IpAddr) -> bool {
     let networks = &snapshot.nat.networks;
     let network = networks.of(vm.vni);
@@ -192,8 +193,8 @@ pub(super) fn is_of_vm(snapshot: &Snapshot<'_>, vm: &Vm, address: IpAddr) -> boo
     snapshot.nat.port_of_neighbour(address, vm.vni) == Some(vm.port)
 }
 
-/// Returns true if no host has an address: "this network", 240.0.0.0/4 (RFC 6890 §2.2.2) and IPv4-mapped
-/// addresses (RFC 6890 §2.2.3).
+/// Returns true if no host can have an address: "this network", 240.0.0.0/4 (RFC 6890 §2.2.2) and
+/// IPv4-mapped addresses (RFC 6890 §2.2.3).
 fn is_nowhere(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => matches!(address.octets()[0], 0 | 240..),

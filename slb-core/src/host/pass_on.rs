@@ -1,8 +1,8 @@
-//! Packets of none of a vm's connections, which may be of another host's.
+//! Packets without a connection at their vm, which may belong to another host's connection.
 //!
-//! A mux that does not know a flow sends it to the present owner of its slot, and the connection may be
-//! where a former owner is. `owners` are the present one and the former ones, the newest first, without
-//! the vm that the packet came for and without hosts where it has been.
+//! A mux that does not know a flow sends it to the present owner of its slot, but the connection
+//! may be at a former owner. In the table, the *owners* are the present one and the former ones,
+//! the newest first, without the vm that the packet came for and without hosts that it has visited.
 //!
 //! | what comes | what is done |
 //! |---|---|
@@ -16,10 +16,11 @@
 //! | a packet for a vm that was here and has moved to another host | goes to that host |
 //! | no owner is left, or it was passed on eight times | taken or refused, as where nothing is passed on |
 //!
-//! Healthy owners are asked before the others.
+//! Healthy owners come before the others.
 //!
-//! A packet that was passed on bears a [`Mark`], which is believed where a host sent it. What is passed on
-//! counts against a limit, see [`passes_per_second`](crate::nat::NatOptions::passes_per_second).
+//! A packet that was passed on has a [`Mark`], which is accepted only from hosts. Packets that are
+//! passed on count against the limit
+//! [`passes_per_second`](crate::nat::NatOptions::passes_per_second).
 
 use core::ops::Deref;
 
@@ -40,12 +41,12 @@ use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::ethernet::MacAddress;
 use crate::wire::protocol;
 
-/// The way of a packet before this host.
+/// The way of a packet to this host.
 #[derive(Clone, Copy, Debug)]
 struct Way {
-    /// The mark of the host that passed the packet on, and that host's address.
+    /// The packet's mark, and the address of the host that passed it on.
     passed: Option<(Mark, [u64; 2])>,
-    /// The number of the mux that it came by, or [`NO_MUX`].
+    /// The number of the mux that the packet came through, or [`NO_MUX`].
     mux: u8,
 }
 
@@ -64,7 +65,8 @@ impl Way {
             .is_some_and(|(mark, sender)| sender == host || mark.has_visited(host))
     }
 
-    /// The mark that the packet goes on with. `hosts` are those that it may be at, this one first.
+    /// Returns the mark for passing the packet on. `hosts` are the hosts that it may visit, this
+    /// one first.
     fn next(&self, handover: Handover, hosts: impl Iterator<Item = [u64; 2]>) -> Mark {
         match self.passed {
             Some((mark, sender)) => mark.next(handover, sender),
@@ -73,32 +75,32 @@ impl Way {
     }
 }
 
-/// The place of one of a slot's owners.
+/// The location of one of a slot's owners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     /// A vm of this node.
     Here,
     /// Another node.
     Apart,
-    /// Neither: the backend is configured at this node, which has no vm for it.
+    /// The backend is configured at this node, which has no vm for it.
     Nowhere,
 }
 
-/// The owners of a packet's slot, the present one first. Each is looked up once.
+/// The owners of a packet's slot, the present one first, each looked up once.
 struct Owners {
     all: [Owner; DEPTH + 1],
     count: usize,
 }
 
-/// One of a slot's owners. Its fields are written and read one by one: an enumeration with the addresses in it is
-/// copied in pieces that the processor cannot forward from one store to the next load.
+/// One of a slot's owners. Its fields are written and read one by one: an enum with the addresses
+/// would be copied in pieces that the processor cannot forward from stores to loads.
 #[derive(Clone, Copy, Debug)]
 struct Owner {
-    /// Address of the node, where that is another one.
+    /// Address of the node, if it is another one.
     host: [u64; 2],
-    /// Place of the backend among all backends.
+    /// Index of the backend among all backends.
     backend: u32,
-    /// Port of the vm, where that is of this node.
+    /// Port of the vm, if it is on this node.
     zone: PortId,
     place: Place,
     is_unhealthy: bool,
@@ -120,7 +122,7 @@ impl Owners {
         count: 0,
     };
 
-    /// Adds the next one; there is room for all that a slot has.
+    /// Adds the next owner; there is room for all owners of a slot.
     fn next(&mut self) -> Option<&mut Owner> {
         let place = self.all.get_mut(self.count)?;
         self.count += 1;
@@ -131,21 +133,21 @@ impl Owners {
         self.all.iter().take(self.count).copied()
     }
 
-    /// Ports of vms of this node.
+    /// Yields the ports of owners on this node.
     fn here(&self) -> impl Iterator<Item = PortId> + '_ {
         let owners = self.iter();
         let owners = owners.filter(|owner| owner.place == Place::Here);
         owners.map(|owner| owner.zone)
     }
 
-    /// Owners at other nodes, and the addresses of these. Unhealthy ones come last: where the node of one is
-    /// gone, the packet has been at all others.
+    /// Yields owners at other nodes, with the nodes' addresses. Unhealthy owners come last: if the
+    /// node of one is gone, the packet has visited all others before.
     fn apart(&self) -> impl Iterator<Item = (u32, [u64; 2])> + '_ {
         let unhealthy = self.apart_with(true);
         self.apart_with(false).chain(unhealthy)
     }
 
-    /// Owners at other nodes that are unhealthy, or else those that are healthy.
+    /// Yields the unhealthy or the healthy owners at other nodes.
     fn apart_with(&self, is_unhealthy: bool) -> impl Iterator<Item = (u32, [u64; 2])> + '_ {
         let owners = self.iter();
         let owners = owners.filter(move |owner| owner.is_unhealthy == is_unhealthy);
@@ -161,8 +163,8 @@ fn is_from_owner(way: &Way, (slot, owners): (&Slot, &Owners)) -> bool {
 }
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
-    /// Finds out where a packet goes on, and sends it there.
-    // Not cold: in a change, or a flood, many packets come here one after the other.
+    /// Finds the next destination of a packet, and sends it there.
+    // Not cold: during a change or a flood, many packets take this path.
     #[inline(never)]
     pub(super) fn elsewhere<A: Table>(
         &mut self,
@@ -211,8 +213,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let is_new = |&(_, host): &(u32, [u64; 2])| way.goes_on() && !way.has_been_at(host);
         let of_owner = |(owner, _)| (owner, &owners);
         if asked.begins == Begins::Perhaps {
-            // Flows without connections leave a backend that fails: its host may be gone, and would take
-            // every flow that begins along.
+            // Connectionless flows leave a failing backend: its host may be gone, and every new
+            // flow would be lost with it.
             let next = owners.apart_with(false).find(is_new).map(of_owner);
             return match next {
                 Some(next) => self.pass(frame, lane, next, (way, Handover::Asked), seen),
@@ -221,7 +223,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             };
         }
         let next = owners.apart().find(is_new).map(of_owner);
-        // The present owner's vm tells the client that there is no such connection (RFC 9000 §10.3).
+        // The present owner's vm tells the client that the connection does not exist (RFC 9000
+        // §10.3).
         let is_taken_back = asked.segment.is_none()
             && lane.error.is_none()
             && lane.packet.protocol == protocol::UDP
@@ -236,7 +239,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// Sends a packet that came for no vm of this node to the host that its vm has moved to.
+    /// Sends a packet for no vm of this node to the host that its vm has moved to.
     #[cold]
     #[inline(never)]
     pub(super) fn follow_vm(
@@ -285,7 +288,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// The number of the mux that a packet came by; [`NO_MUX`] where it is not known.
+    /// Returns the number of the mux that a packet came through; [`NO_MUX`] if it is unknown.
     pub(super) fn via(&self, frame: &Frame<'_>, lane: &Lane) -> u8 {
         self.way_of(frame, lane).mux
     }
@@ -318,13 +321,13 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// Returns true if a flow that still goes on may have begun when the slot had another owner.
+    /// Returns true if a live flow may have begun when the slot had another owner.
     fn is_young(&self, slot: &Slot, terms: &CompiledTerms) -> bool {
         let since = self.time_since_change(&slot.past);
         !slot.past.is_empty() && since.is_some_and(|since| since < terms.idle.duration())
     }
 
-    /// The underlay addresses of this node, over IPv4 and IPv6; zero where there is none.
+    /// Returns the underlay addresses of this node, over IPv4 and IPv6; zero if there is none.
     fn own_words(&self) -> [[u64; 2]; 2] {
         let underlay = self.snapshot.underlay();
         let ipv4 = underlay.ipv4.map(|own| words_of_ipv4(own.octets()));
@@ -332,7 +335,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         [ipv4.unwrap_or_default(), ipv6.unwrap_or_default()]
     }
 
-    /// Notes a backend and its place. `own` are the addresses of this node.
+    /// Records a backend and its location. `own` are the addresses of this node.
     fn find(&self, backend: u32, own: &[[u64; 2]; 2], owner: &mut Owner) {
         let snapshot = &*self.snapshot;
         owner.backend = backend;
@@ -373,17 +376,18 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             Place::Apart => (owner.backend, owner.host),
             Place::Here | Place::Nowhere => return Elsewhere::Here,
         };
-        // The one who asked first gets it back: nobody else is left to ask.
+        // The first host gets the packet back, since no other host is left to ask.
         let is_back = handover == Handover::PassedBack;
         if is_back || way.goes_on() && !way.has_been_at(host) {
             self.pass(frame, lane, (backend, owners), (way, handover), seen)
         } else {
-            // The table has changed since the owner saw it. Its sender asks again.
+            // The table has changed since the owner saw the packet. The sender retransmits.
             Elsewhere::Done(Verdict::Drop(DropReason::Astray))
         }
     }
 
-    /// The connection that a packet is of at another vm of this node which has, or had, its slot.
+    /// Returns the connection of a packet at another vm of this node that is or was an owner of its
+    /// slot.
     fn at_sibling<A: Table>(
         &mut self,
         frame: &mut Frame<'_>,
@@ -425,7 +429,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// Passes a packet on to the host of a backend, one of those that have, or had, the slot.
+    /// Passes a packet on to the host of a backend that is or was an owner of the slot.
     fn pass(
         &mut self,
         frame: &mut Frame<'_>,
@@ -456,7 +460,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             let limits = &mut self.limits;
             return Elsewhere::Done(report_error(frame, lane, error, limits, told_as));
         }
-        // The outer source port is the mux's, so that the fabric keeps the flow in order.
+        // The outer source port equals the mux's, so that the fabric keeps the flow in order.
         let entropy = snapshot.hash(&packet.as_balanced(), u64::MAX);
         if let Err(reason) = backend.template.encapsulate(frame, packet, entropy) {
             return Elsewhere::Done(Verdict::Drop(reason));

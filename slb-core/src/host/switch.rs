@@ -1,4 +1,4 @@
-//! Packets from vm to vm: what the switch of the vms does with frames that no connection has.
+//! Packets from vm to vm: switching of frames without a connection.
 //!
 //! | what a vm of a network sends | what is done |
 //! |---|---|
@@ -12,9 +12,10 @@
 //! | a packet from an address that is not the vm's | dropped |
 //! | anything else: to a VIP, who probes, the link, or many | left to the kernel |
 //!
-//! A frame for the other vm's own MAC address is switched and keeps its hop limit. One for another MAC address,
-//! such as the gateway's, is routed and loses a hop. Networks are apart: the sender's port says which network
-//! a packet is of, and only vms of that network are looked up.
+//! A frame for the other vm's own MAC address is switched and keeps its hop limit. A frame for
+//! another MAC address, such as the gateway's, is routed and loses a hop. Networks are isolated:
+//! the sender's port determines the network of a packet, and only vms of that network are looked
+//! up.
 
 use core::net::{IpAddr, Ipv6Addr};
 use core::ops::Deref;
@@ -44,7 +45,7 @@ const NO_NEIGHBOUR: Verdict = Verdict::Drop(DropReason::NoNeighbour);
 const NO_HEADROOM: Verdict = Verdict::Drop(DropReason::NoHeadroom);
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
-    /// Finds out where an untouched frame goes that no connection has.
+    /// Finds the destination of an unchanged frame without a connection.
     #[cold]
     #[inline(never)]
     pub(super) fn switch(
@@ -77,7 +78,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             return Verdict::Pass;
         }
         if !is_of_vm(snapshot, &vm, source) {
-            // An answer of floating IP whose connection is over.
+            // A floating-IP answer whose connection is over.
             return match snapshot.is_vip_at(vm.port, source) {
                 true => NO_CONNECTION,
                 false => Verdict::Drop(DropReason::SpoofedSource),
@@ -97,7 +98,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             };
         };
         if neighbour.port == Some(vm.port) {
-            return NO_NEIGHBOUR; // its own
+            return NO_NEIGHBOUR; // the vm's own address
         }
         let lane = Lane {
             packet,
@@ -185,8 +186,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         Verdict::Forward(underlay.port)
     }
 
-    /// The MAC address that a vm is told for an address of its network; `None` if the address is nobody
-    /// else's.
+    /// Returns the station to tell a vm for an address of its network; `None` if no other station
+    /// has the address.
     fn station(&self, vm: &Vm, network: &CompiledNetwork, address: IpAddr) -> Option<Station> {
         let snapshot = &*self.snapshot;
         let networks = &snapshot.nat.networks;
@@ -269,7 +270,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             return NO_HEADROOM;
         }
         frame.truncate(end);
-        // To who looks for another one with its address, all are told (RFC 4861 §7.2.4).
+        // An answer to duplicate address detection goes to all nodes (RFC 4861 §7.2.4).
         const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
         let (to, mac, solicited) = match source.is_unspecified() {
             true => (ALL_NODES, MacAddress([0x33, 0x33, 0, 0, 0, 1]), 0),
@@ -377,8 +378,8 @@ pub(super) fn ether_type(family: Family) -> EtherType {
     }
 }
 
-/// Returns true if an address is of a private network (RFC 1918, RFC 6598, RFC 4193): such addresses mean something in
-/// their own network only.
+/// Returns true if an address belongs to a private network (RFC 1918, RFC 6598, RFC 4193): such
+/// addresses are valid only in their own network.
 fn is_private(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {

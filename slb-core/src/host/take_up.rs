@@ -1,9 +1,10 @@
-//! TCP connections from outside that are taken up in the middle.
+//! Take-up of TCP connections from outside in the middle.
 //!
-//! A host agent that starts without the state of its predecessor knows none of the connections that its vms
-//! have. The frontend and the vm of an inbound segment give both names of its connection, as they do for a
-//! SYN, and the vm itself knows whether it has the connection. So for as long after the start as connections
-//! of a rule may be idle, segments of no connection are taken up:
+//! A host agent that starts without the state of its predecessor knows none of its vms'
+//! connections. The frontend and the vm of an inbound segment determine both tuples of its
+//! connection, as for a SYN, and the vm itself knows whether it has the connection. So for as long
+//! after the start as connections of a rule may be idle, connections are taken up by segments
+//! without a connection:
 //!
 //! | what comes | what is done |
 //! |---|---|
@@ -15,14 +16,14 @@
 //! | from a vm that may call out, and its port serves only rules for all ports | dropped: the vm may have opened it |
 //! | more than the limit allows | dropped in silence: a RST would end what may be a connection |
 //!
-//! Packets are passed on to other hosts first. Connections that are taken up and have not been heard of from
-//! both ends make room for others, as after a SYN.
+//! Packets are passed on to other hosts first. Taken-up connections of which only one end has sent
+//! may be evicted, as after a SYN.
 //!
-//! A client inside, such as a vm of the same network, may as well talk to the vm's own address. Connections of
-//! clients inside are taken up by their own segments only.
+//! A client inside, such as a vm of the same network, may also talk to the vm's own address.
+//! Therefore only the segments of inside clients take up their connections.
 //!
-//! Connections whose names do not follow from a packet are not taken up: those that a vm opened, those of
-//! rules with `source_nat`, and those of clients that the vm sees under another port.
+//! Connections whose tuples do not follow from a packet are not taken up: those that a vm opened,
+//! those of rules with `source_nat`, and those of clients that the vm sees with another port.
 
 use core::net::IpAddr;
 use core::ops::Deref;
@@ -38,7 +39,7 @@ use crate::snapshot::terms::RuleKind;
 use crate::wire::protocol;
 use crate::wire::tcp::Flags;
 
-/// A vm's port, and whom its segment is for.
+/// A vm's port, and the destination of its segment.
 #[derive(Clone, Copy)]
 struct Speaker {
     server: IpAddr,
@@ -46,7 +47,7 @@ struct Speaker {
     port: u16,
 }
 
-/// A frontend port that leads to a vm's port, and the name of the connection there.
+/// A frontend port that leads to a vm's port, and the connection's tuple there.
 #[derive(Clone, Copy)]
 struct Lead<A> {
     rule: u32,
@@ -71,7 +72,7 @@ impl<T> Found<T> {
 }
 
 impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
-    /// The connection from outside that a vm's segment of none may be of.
+    /// Decides about taking up the connection from outside of a vm's segment without a connection.
     #[cold]
     pub(super) fn take_up_outward<A: Table>(
         &mut self,
@@ -84,7 +85,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if self.takes_up_since.is_none() || lane.packet.shape.part != Part::Whole {
             return TakeUp::Not;
         }
-        // Before the look-up, whose cost grows with the rules.
+        // Check this before the lookup, whose cost grows with the rules.
         if !self.limits.allow(Own::TakenUp) {
             return TakeUp::Later;
         }
@@ -106,7 +107,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let Some(local) = snapshot.nat.local_of_pool(terms.pool, lane.zone) else {
             return TakeUp::Not;
         };
-        // Each mux takes answers back. Which one the client's packets come by is not known yet.
+        // Any mux accepts answers. The mux of the client's packets is not known yet.
         let via = match snapshot.nat.any_mux(lane.hash) {
             Some(mux) if terms.through_mux => mux,
             _ => Policy::DIRECT,
@@ -121,7 +122,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         ))
     }
 
-    /// The frontend port through which a vm's segment answers, and the connection's name there.
+    /// Finds the frontend port through which a vm's segment answers, and the connection's tuple
+    /// there.
     fn lead_to<A: Table>(&self, lane: &Lane, side: Side<A>) -> Found<Lead<A>> {
         let (server, remote) = side.addresses.unpack();
         let speaker = Speaker {
@@ -167,7 +169,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     }
 }
 
-/// Returns true if the vm of a zone has, or had, the slot of a connection.
+/// Returns true if the vm of a zone is or was an owner of a connection's slot.
 fn is_owner<A: Table>(snapshot: &Snapshot<'_>, lane: &Lane, lead: &Lead<A>) -> bool {
     let Some(terms) = snapshot.terms(lead.rule) else {
         return false;

@@ -1,4 +1,4 @@
-//! Pinned flows one by one, for those who look.
+//! Iteration over pinned flows, for reports.
 
 use core::ops::Deref;
 use core::time::Duration;

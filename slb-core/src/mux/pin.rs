@@ -1,4 +1,4 @@
-//! Flows that are pinned to their backend, whatever the Maglev table says by now.
+//! Pinning of flows to their backend, independent of changes of the Maglev table.
 //!
 //! | what comes | what is done |
 //! |---|---|
@@ -11,17 +11,19 @@
 //! | anything else, no flow | Maglev's choice, pinned established (it began at another mux) |
 //! | FIN or RST, an ICMP error or a later fragment, no flow | Maglev's choice, not pinned |
 //!
-//! A FIN or RST makes a flow closing, and any other segment but a SYN makes it established again:
-//! without sequence numbers a forged RST looks like a true one, and only what follows tells.
+//! A FIN or RST makes a flow closing, and any other segment except a SYN makes it established
+//! again: without sequence numbers, a forged RST looks like a real one, and only later segments
+//! show the difference.
 //!
-//! A connection that another mux made before its slot changed is where the former owner is, and the host of
-//! the present one passes its segments on. Pinned to the present owner, it would break with that one's host.
-//! Once the slot has not changed for the idle timeout, whatever still comes is the present owner's, or makes
-//! the detour for as long as it lasts.
+//! A connection that began at another mux before its slot changed is at the former owner, and the
+//! host of the present owner passes its segments on. If it were pinned to the present owner, it
+//! would break with that owner's host. Once the slot has not changed for the idle timeout, a live
+//! connection belongs to the present owner, or takes the detour until it ends.
 //!
-//! A SYN on a closing flow asks for a new connection. The old pin may be to a backend that got the flow for a
-//! while only, such as when others failed their probes. Hosts know the owners of slots, and not the pins of
-//! muxes: after the death of its mux, a connection is found at an owner only.
+//! A SYN on a closing flow asks for a new connection. The old pin may be to a backend that got the
+//! flow only for a while, for example when other backends failed their probes. Hosts know the owners
+//! of slots, but not the pins of muxes: after the death of its mux, a connection is found only at an
+//! owner.
 
 use core::time::Duration;
 
@@ -52,7 +54,7 @@ pub(super) struct Pinner<'a, 's, 'm> {
     pub(super) sources: &'a mut SourceLimiter<'m>,
     /// The change counters of the tables when the lanes' flows were looked up.
     pub(super) before: &'a Changes,
-    /// When which snapshot came into place, and the time.
+    /// The times at which snapshots were installed, and the clock.
     pub(super) since: (&'a Generations, &'a Clock),
 }
 
@@ -73,7 +75,7 @@ impl Changes {
 }
 
 impl Pinner<'_, '_, '_> {
-    /// The backend of a lane's flow.
+    /// Returns the backend of a lane's flow.
     #[inline]
     pub(super) fn backend(self, lane: &Lane, seen: &mut impl Observe) -> Chosen {
         let mut counters = Counters {
@@ -98,8 +100,8 @@ impl Pinner<'_, '_, '_> {
     }
 }
 
-/// Looks all lanes' flows up in their primary buckets, and asks for the secondary ones of those
-/// that are not there.
+/// Looks up all lanes' flows in their primary buckets, and prefetches the secondary buckets of
+/// flows that are not there.
 #[inline]
 pub(super) fn look_up(flows: &FlowTable<'_>, lanes: &mut [Lane]) {
     for lane in lanes {
@@ -110,7 +112,7 @@ pub(super) fn look_up(flows: &FlowTable<'_>, lanes: &mut [Lane]) {
     }
 }
 
-/// The hash of a packet's flow in the table, whose cache line is asked for.
+/// Returns the hash of a packet's flow in the table, after prefetching its cache line.
 #[inline]
 pub(super) fn hash(flows: &FlowTable<'_>, packet: &Packet) -> u64 {
     match packet.shape.family {
@@ -135,7 +137,7 @@ struct Counters<'a, 's, 'm> {
     since: (&'a Generations, &'a Clock),
 }
 
-/// Looks a flow up in its primary bucket, and asks for the secondary one where that will be read.
+/// Looks up a flow in its primary bucket, and prefetches the secondary bucket if it will be read.
 #[inline]
 pub(super) fn probe<A: Addresses>(table: &Table<'_, A>, hash: u64, key: &FlowKey<A>) -> Probe {
     let probe = table.probe(hash, key);
@@ -171,7 +173,7 @@ fn backend<A: Addresses>(
     }
 }
 
-/// The backend of a flow that is in the table.
+/// Returns the backend of a flow in the table.
 #[inline]
 fn pinned<A: Addresses>(
     table: &mut Table<'_, A>,
@@ -227,7 +229,8 @@ fn pinned<A: Addresses>(
     Ok(index)
 }
 
-/// Counts how a flow that began with a SYN goes on: the client has an answer, or asks again.
+/// Counts the second packet of a flow that began with a SYN: the client got an answer, or
+/// retransmits.
 #[inline(never)]
 fn note_answer(counters: &mut Counters<'_, '_, '_>, backend: u32, packet: &Packet) {
     let slot = counters
@@ -244,7 +247,7 @@ fn note_answer(counters: &mut Counters<'_, '_, '_>, backend: u32, packet: &Packe
     }
 }
 
-/// The backend of a flow that is not in the table, and its pinning.
+/// Returns the backend of a flow that is not in the table, and pins the flow if necessary.
 #[inline]
 fn unpinned<A: Addresses>(
     table: &mut Table<'_, A>,
@@ -309,7 +312,7 @@ fn unpinned<A: Addresses>(
     Ok(index)
 }
 
-/// Returns true if a connection that goes on may have begun before its slot changed.
+/// Returns true if a live connection may have begun before its slot changed.
 #[inline(never)]
 fn may_be_anothers(
     snapshot: &Snapshot<'_>,
@@ -347,15 +350,15 @@ fn next_state(state: FlowState, packet: &Packet) -> FlowState {
 #[inline]
 fn timeout(state: FlowState, flags: Flags, idle: Ticks) -> Ticks {
     match state {
-        // A FIN ends one direction only: the server may send, and pause, for as long as it likes.
+        // A FIN closes only one direction: the server may continue to send, and pause.
         FlowState::Closing if !flags.contains(Flags::RST) => idle,
         FlowState::HalfOpen | FlowState::Closing => TRANSITORY.min(idle),
         FlowState::Established => idle,
     }
 }
 
-/// The timeout of a flow that has so much of it left, by its rule's idle timeout; `None` if its last
-/// packet was a FIN or a RST, and it cannot be told which.
+/// Returns the timeout of a flow with this remaining time, by its rule's idle timeout; `None` if
+/// its last packet was a FIN or a RST, which cannot be distinguished.
 pub(super) fn timeout_of(state: FlowState, idle: Ticks, left: Ticks) -> Option<Ticks> {
     match state {
         FlowState::Closing if left > TRANSITORY || idle <= TRANSITORY => Some(idle),

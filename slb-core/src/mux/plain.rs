@@ -1,7 +1,7 @@
-//! The fast path through the mux, for the packets that nearly all are: whole TCP and UDP packets
-//! whose headers have nothing unusual, for a VIP and a rule, to a backend that is there.
+//! The fast path through the mux, for nearly all packets: unfragmented TCP and UDP packets without
+//! unusual headers, which match a VIP and a rule with an existing backend.
 //!
-//! The stages are the mux's own, over lanes of one cache line each. A frame that needs anything else
+//! The stages are the mux's, with lanes of one cache line each. A frame that needs anything else
 //! leaves them unchanged:
 //!
 //! | what is found | where it goes on |
@@ -9,8 +9,8 @@
 //! | headers that are not plain, no rule, a source that no host has and no flow table | the slow path, from its first stage on |
 //! | a new, half-open or closing flow, a SYN, FIN or RST of a pinned one, a backend that is gone or suspect, too few hops, too long a packet, no headroom | the slow path's last stage |
 //!
-//! So the slow path makes all decisions, and the fast path only has to know what is certain. Frames
-//! are finished in their order on both paths, and observers see the same steps.
+//! So the slow path makes all decisions, and the fast path only handles certain cases. Both paths
+//! finish frames in order, and observers see the same steps.
 
 mod classify;
 mod lane;
@@ -47,7 +47,7 @@ impl Workspace {
         ipv6: Services::EMPTY,
     };
 
-    /// Forgets what belongs to a snapshot, before another one comes into place.
+    /// Clears everything that depends on the snapshot, before another one is installed.
     pub(super) fn forget_services(&mut self) {
         (self.ipv4, self.ipv6) = (Services::EMPTY, Services::EMPTY);
     }
@@ -91,7 +91,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// Stage 1: reads each frame, finds its rule and hashes its tuple, into the lane of its place.
+    /// Stage 1: parses each frame, finds its rule and hashes its tuple, into the lane with the
+    /// frame's index.
     #[inline]
     fn classify_plain(
         &self,
@@ -124,8 +125,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
     }
 
-    /// Stage 3: sends frames of one family, until one that cannot be sent, and gives that one its verdict.
-    /// Returns how many have theirs.
+    /// Stage 3: sends frames of one family up to the first that cannot be sent, and gives that one
+    /// its verdict. Returns the number of frames with verdicts.
     #[inline]
     fn send_run<A: Words>(
         &mut self,
@@ -148,9 +149,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         count + 1
     }
 
-    /// Stage 3 without a table: sends frames to Maglev's choice, until one that cannot be sent.
-    /// Returns how many were sent, and the choice for that one.
-    #[inline(never)] // a loop of its own has the registers for itself
+    /// Stage 3 without a table: sends frames to Maglev's choice, up to the first that cannot be
+    /// sent. Returns the number of sent frames, and the choice for that one.
+    #[inline(never)] // a separate loop has all registers for itself
     fn send_unpinned<A: Words>(
         &mut self,
         frames: &mut [Frame<'_>],
@@ -187,8 +188,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         (sender.finish(&mut self.stats), unsent)
     }
 
-    /// Stage 3 with a table: sends frames to the backends of their flows, until one that cannot be
-    /// sent. Returns how many were sent, and the choice for that one.
+    /// Stage 3 with a table: sends frames to the backends of their flows, up to the first that
+    /// cannot be sent. Returns the number of sent frames, and the choice for that one.
     #[inline(never)] // as `send_unpinned`
     fn send_pinned<A: Words>(
         &mut self,
@@ -299,8 +300,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     }
 }
 
-/// Finds, pins or moves the flow of a packet on the slow path, unless the flow is established and
-/// stays so. Returns the index of its backend.
+/// Finds, pins or moves the flow of a packet on the slow path, unless the flow is and stays
+/// established. Returns the index of its backend.
 #[inline(never)]
 fn pin_otherwise<A: Words>(
     pinner: Pinner<'_, '_, '_>,
@@ -315,8 +316,8 @@ fn pin_otherwise<A: Words>(
     pinner.backend(&long, &mut From { first: place, seen })
 }
 
-/// Stage 2: looks the flow of each lane up in its primary bucket, then in their secondary ones those that
-/// may be there.
+/// Stage 2: looks up the flow of each lane in its primary bucket, then flows that may be displaced
+/// in their secondary buckets.
 #[inline]
 fn look_up(flows: &FlowTable<'_>, lanes: &mut [Lane]) {
     // One bit for each lane.
@@ -343,7 +344,7 @@ fn look_up(flows: &FlowTable<'_>, lanes: &mut [Lane]) {
     }
 }
 
-/// Looks a lane's flow up in its primary bucket. Returns true if it may be in the secondary one.
+/// Looks up a lane's flow in its primary bucket. Returns true if it may be in the secondary bucket.
 #[inline(always)] // one loop for each burst
 fn look<A: Words>(flows: &FlowTable<'_>, lane: &mut Lane) -> bool {
     match A::table(flows).established(lane.bucket, &lane.key()) {
@@ -355,7 +356,7 @@ fn look<A: Words>(flows: &FlowTable<'_>, lane: &mut Lane) -> bool {
     }
 }
 
-/// Looks for a flow that is not established, or not in its primary bucket.
+/// Looks up a flow that is not established, or not in its primary bucket.
 #[inline(never)]
 fn look_closely<A: Words>(flows: &FlowTable<'_>, lane: &mut Lane) -> bool {
     let (table, key) = (A::table(flows), lane.key());
@@ -382,7 +383,7 @@ fn look_in_secondary<A: Words>(flows: &FlowTable<'_>, lane: &mut Lane) {
     };
 }
 
-/// Looks up again where a flow is that was found before the table changed.
+/// Looks up a flow again that was found before the table changed.
 #[inline(never)]
 fn look_again<A: Words>(flows: &FlowTable<'_>, lane: &mut Lane) {
     if lane.place != ABSENT {

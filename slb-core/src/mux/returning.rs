@@ -1,4 +1,4 @@
-//! Answers that come back through the mux: out of VXLAN from a host, and straight on to the client.
+//! Answers that return through the mux: decapsulated, and forwarded to the client.
 
 use core::ops::Deref;
 

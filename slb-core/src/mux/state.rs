@@ -1,4 +1,4 @@
-//! Pinned flows as records, and back.
+//! Export and import of pinned flows as records.
 
 use core::ops::Deref;
 

@@ -1,4 +1,4 @@
-//! Packets for a VIP that need a second look: fragments, ICMP, and what is broken.
+//! Unusual packets for a VIP: fragments, ICMP, and malformed packets.
 
 use core::ops::Deref;
 use core::slice;
@@ -23,7 +23,7 @@ use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::{icmp, icmpv6, protocol};
 
 impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
-    /// Classifies a fragment, a packet that is neither TCP nor UDP, or a broken packet.
+    /// Classifies a fragment, a packet that is neither TCP nor UDP, or a malformed packet.
     #[cold]
     pub(super) fn classify_unusual(
         &mut self,
@@ -66,7 +66,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         }
     }
 
-    /// A later fragment goes the way of its first one, or waits for that.
+    /// Classifies a later fragment by its first fragment, or makes it wait for that one.
     fn classify_later(
         &mut self,
         frame: &mut Frame<'_>,
@@ -84,7 +84,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
                     return Ok(self.snapshot.classify(packet));
                 }
                 if packet.is_icmp() {
-                    // As for the first fragment: its identifier counts only if it is a SNAT port.
+                    // As for the first fragment, the identifier is used only if it is a SNAT port.
                     let identifier = core::mem::take(&mut packet.ports);
                     return self.classify_echo(frame, lane, by_address, identifier);
                 }
@@ -94,7 +94,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             Recalled::Unknown if !fragments::needs_first(&lane.packet) => return Ok(by_address),
             Recalled::Unknown => {}
         }
-        // Ports are not needed if neither the rule nor the distribution mode looks at them.
+        // Ports are not needed if neither the rule nor the distribution mode uses them.
         if let RuleMatch::Rule(index) = by_address {
             let rule = self.snapshot.rule(index);
             let names_its_protocol = lane.packet.has_ports() || lane.packet.is_icmp();
@@ -107,7 +107,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         let arrival = Arrival {
             port: frame.port(),
             zone,
-            sender: 0, // nobody asks
+            sender: 0, // unused
             direction: Direction::Inward,
             len: lane.len,
         };
@@ -118,7 +118,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         Err(fragments.hold(frame.bytes(), &lane.packet, arrival, &mut self.stats))
     }
 
-    /// Sends fragments on that waited for their first one, and gives up those that waited too long.
+    /// Forwards fragments that waited for their first one, and drops those that waited too long.
     pub(super) fn release(&mut self, lanes: &mut [Lane; BURST], spare: &mut Burst<'_>) {
         self.room.sweep(&mut self.stats);
         let mut used = 0;
@@ -156,7 +156,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         }
     }
 
-    /// ICMP for a VIP: echo requests are answered, errors follow the flow that they quote.
+    /// Classifies ICMP for a VIP: echo requests are answered, and errors follow the flow that they
+    /// quote.
     fn classify_icmp(
         &mut self,
         frame: &mut Frame<'_>,
@@ -186,8 +187,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             let RuleMatch::Rule(index) = self.snapshot.classify(&flow) else {
                 return Err(unmatched);
             };
-            // As for the flow's own packets: an echo message's identifier counts only if it is
-            // a SNAT port.
+            // As for the flow's own packets, an echo message's identifier is used only if it is a
+            // SNAT port.
             let is_snat_port =
                 flow.shape.echo == EchoMessage::Reply && by_address == RuleMatch::NoRule;
             if !is_snat_port {
@@ -200,8 +201,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         self.classify_echo(frame, lane, by_address, identifier)
     }
 
-    /// An ICMP message that is no error, or a fragment of one. `identifier` is an echo message's, in
-    /// the place of the asking side's port.
+    /// Classifies an ICMP message that is no error, or a fragment of one. `identifier` is an echo
+    /// message's, in the position of the requester's port.
     fn classify_echo(
         &mut self,
         frame: &mut Frame<'_>,
@@ -213,7 +214,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         match packet.shape.echo {
             EchoMessage::None => Ok(by_address),
             EchoMessage::Reply => {
-                // An answer to a vm's own request: its identifier is a SNAT port.
+                // The identifier of an answer to a vm's request is a SNAT port.
                 let found = self.snapshot.classify_echo_reply(&packet);
                 if by_address == RuleMatch::NoRule && found != by_address {
                     lane.packet.ports = identifier;
@@ -236,7 +237,8 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
     }
 }
 
-/// Makes a frame that cannot go on an ICMP error about itself, where its sender may be told.
+/// Turns a frame that cannot be forwarded into an ICMP error about itself, if its sender may be
+/// told.
 #[cold]
 pub(super) fn report(
     frame: &mut Frame<'_>,
@@ -281,7 +283,7 @@ pub(super) fn refuse(
     }
     let kind = snapshot.terms(lane.rule).map(|terms| terms.kind);
     if kind == Some(RuleKind::Outbound) {
-        // No vm's block contains the port, and no other rule takes the packet.
+        // No vm's block contains the port, and no other rule matches the packet.
         seen.step(lane.frame.into(), Step::Classified(RuleMatch::NoRule));
         let is_error = lane.only_follows && packet.shape.part != Part::Later;
         return Verdict::Drop(if is_error {

@@ -12,17 +12,17 @@ use crate::packet::Plain;
 use crate::snapshot::{RuleMatch, Snapshot};
 use crate::wire::ethernet::{self, EtherType};
 
-/// The first stage: what it looks into.
+/// The data that the first stage reads.
 pub(super) struct Classifier<'s, 'm> {
     pub(super) snapshot: &'s Snapshot<'s>,
-    /// The snapshot's hasher, where it is this one: services of another one have no slots.
+    /// The snapshot's hasher, if it is XXH3; services of other hashers have no slots.
     pub(super) hasher: Xxh3,
     pub(super) flows: Option<&'s FlowTable<'m>>,
 }
 
 impl Classifier<'_, '_> {
-    /// Takes up frames from `next` on, until one that is not plain or of another family. Returns the place
-    /// of that one.
+    /// Classifies frames from `next` on, up to the first that is not plain or of another family.
+    /// Returns the index of that one.
     #[inline(never)] // two families in one loop would not fit the registers
     pub(super) fn take_run<A: Words>(
         &self,
@@ -53,7 +53,7 @@ impl Classifier<'_, '_> {
         all
     }
 
-    /// Takes up a frame that has tags; another one is for the slow path.
+    /// Classifies a tagged frame; other frames take the slow path.
     #[inline(never)]
     pub(super) fn take_other(
         &self,
@@ -90,8 +90,8 @@ impl Classifier<'_, '_> {
         self.choose(plain.addresses, rest, lane, index, service, seen);
     }
 
-    /// Finds the rule of a packet that fills a lane, and the Maglev slot, and asks for the cache line that
-    /// choosing its backend begins with.
+    /// Finds the rule and the Maglev slot of a lane's packet, and prefetches the first cache line
+    /// for the choice of its backend.
     #[inline(always)] // the innermost loop
     fn choose<A: Words>(
         &self,
@@ -139,8 +139,9 @@ impl Classifier<'_, '_> {
         }
     }
 
-    /// Starts loading the line of the packet's flow, or of its Maglev slot. Returns false, and the packet is for
-    /// the slow path, if it is a martian without a table; with one, that is asked where a flow is new.
+    /// Starts loading the line of the packet's flow, or of its Maglev slot. Without a table,
+    /// returns false for a martian, which takes the slow path; with a table, only new flows are
+    /// checked for martians.
     #[inline(always)] // as `choose`
     fn ask_for_line<A: Words>(&self, addresses: A, rest: u64, lane: &mut Lane) -> bool {
         let (ports, protocol) = (rest as u32, (rest >> 32) as u8);
@@ -159,14 +160,14 @@ impl Classifier<'_, '_> {
     }
 }
 
-/// The destination of a packet, and the message's last word: protocol and ports.
+/// Returns the destination of a packet, and the message's last word: protocol and ports.
 #[inline(always)] // as `choose`
 fn destination<A: Words>(plain: &Plain<A>) -> (A::Address, u64) {
     let (_, address) = plain.addresses.split();
     (address, ports_and_protocol(plain.ports, plain.protocol))
 }
 
-/// Tells what the first stage found of a packet.
+/// Reports the results of the first stage to the observer.
 #[inline(always)] // as `choose`
 fn note_classified<A: Words>(
     lane: &Lane,
@@ -182,7 +183,7 @@ fn note_classified<A: Words>(
     seen.step(index, hashed);
 }
 
-/// Reads a plain packet behind one or two VLAN tags: where its IP header begins, and what it is.
+/// Reads a plain packet after one or two VLAN tags, and the offset of its IP header.
 #[inline(never)]
 fn read_tagged(frame: &[u8]) -> Option<(u8, Tagged)> {
     const ONE: usize = IP + ethernet::TAG_LEN;

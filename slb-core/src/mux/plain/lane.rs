@@ -25,25 +25,25 @@ pub(super) enum Kind {
 
 /// Bits of the rule in a run; the two above are the kind.
 const RULE_BITS: u32 = 30;
-/// Stands for the run of frames on the slow path.
+/// The run of frames on the slow path.
 pub(super) const LONG: u32 = 0;
 
 /// A plain packet between the stages.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub(super) struct Lane {
-    /// Source and destination; IPv4 has both in the first word, and the others mean nothing.
+    /// Source and destination; IPv4 has both in the first word, and does not use the others.
     pub(super) addresses: [u64; 4],
     pub(super) ports: u32,
-    /// The bucket that its flow is in, or looked for in.
+    /// The bucket that may contain the flow.
     pub(super) bucket: u32,
     /// The slot in the snapshot's Maglev tables.
     pub(super) table_index: u32,
-    /// Rule and kind: packets that have these in common are sent in a row.
+    /// Rule and kind: packets with the same run are sent together.
     pub(super) run: u32,
     /// Bytes of the IP packet, and [`UNCOMMON`] for a frame with tags.
     pub(super) len: u32,
-    /// The low bits of the hash that the outer source port is made of.
+    /// The low bits of the hash for the outer source port.
     pub(super) entropy: u16,
     /// Place of the flow in the bucket.
     pub(super) place: u8,
@@ -57,11 +57,11 @@ pub(super) struct Lane {
 
 const _: () = assert!(size_of::<Lane>() == CACHE_LINE);
 
-/// Stands for the run while there is none yet. It is no lane's.
+/// The run before the first one, which no lane has.
 pub(super) const NO_RUN: u32 = u32::MAX;
-/// A bit of a length that makes it longer than any backend's common way takes.
+/// A bit of a length that exceeds every backend's common MTU.
 pub(super) const UNCOMMON: u32 = 1 << 31;
-/// Stands for the position of a flow that is in neither of its buckets.
+/// The position of a flow that is in neither of its buckets.
 pub(super) const ABSENT: u8 = 0xff;
 
 impl Lane {
@@ -81,7 +81,7 @@ impl Lane {
         hop_limit: 0,
     };
 
-    /// Takes up what was read of a packet.
+    /// Stores the parsed headers of a packet.
     #[inline(always)] // the innermost loop
     pub(super) fn fill<A: Words>(&mut self, plain: &Plain<A>, ip_offset: u8) {
         plain.addresses.store(&mut self.addresses);
@@ -108,15 +108,15 @@ impl Lane {
         key(A::load(&self.addresses), self.ports, self.protocol)
     }
 
-    /// Returns true if an established flow stays as it is with this packet: it neither begins nor
-    /// ends a connection.
+    /// Returns true if the packet does not change an established flow: it neither opens nor closes
+    /// a connection.
     #[inline]
     pub(super) fn is_quiet(&self) -> bool {
         let loud = Flags::SYN.with(Flags::FIN).with(Flags::RST);
         !self.flags.intersects(loud)
     }
 
-    /// The same frame on the slow path. The hash of the flow table is not part of it.
+    /// Returns the lane of the frame on the slow path, without the hash of the flow table.
     pub(super) fn unpack<A: Words>(&self) -> mux::Lane {
         mux::Lane {
             packet: Packet {
@@ -130,7 +130,7 @@ impl Lane {
                 hop_limit: self.hop_limit,
                 ..Packet::EMPTY
             },
-            hash: self.entropy.into(), // no more of it is used from here on
+            hash: self.entropy.into(), // only these bits are used from here on
             probe: match self.place {
                 ABSENT => Probe::Absent,
                 place => Probe::Found(Found::at(self.bucket, place)),
@@ -142,13 +142,13 @@ impl Lane {
     }
 }
 
-/// The rule of a run; of [`NO_RUN`] and [`LONG`] it means nothing.
+/// Returns the rule of a run; meaningless for [`NO_RUN`] and [`LONG`].
 #[inline]
 pub(super) const fn rule_of(run: u32) -> u32 {
     run & ((1 << RULE_BITS) - 1)
 }
 
-/// The key of the flow of a plain packet, which is of TCP or UDP.
+/// Returns the key of a plain packet's flow, which is TCP or UDP.
 #[inline(always)] // the innermost loop
 pub(super) fn key<A>(addresses: A, ports: u32, number: u8) -> FlowKey<A> {
     let is_udp = number == protocol::UDP;
@@ -178,10 +178,10 @@ pub(super) trait Words: Addresses {
     fn store(self, words: &mut [u64; 4]);
     fn all(self) -> [u64; 4];
     fn message_hash(self, hasher: &Xxh3, rest: u64) -> u64;
-    /// A word in which most VIPs differ.
+    /// Returns a word that differs between most VIPs.
     fn end(address: Self::Address) -> u64;
     fn is_martian(self, ports: u32) -> bool;
-    /// The number of an address in rule keys, where it may be a VIP.
+    /// Returns the number of an address in rule keys, if it may be a VIP.
     fn vip(address: Self::Address, snapshot: &Snapshot<'_>) -> Option<u64>;
     fn table<'t, 'm>(flows: &'t FlowTable<'m>) -> &'t Table<'m, Self>;
     fn table_mut<'t, 'm>(flows: &'t mut FlowTable<'m>) -> &'t mut Table<'m, Self>;

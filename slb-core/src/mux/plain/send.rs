@@ -10,8 +10,8 @@ use crate::verdict::Verdict;
 use crate::wire::protocol;
 use crate::wire::tcp::Flags;
 
-/// The counters and tables of the last stage. Packets of one rule in a row are counted together:
-/// adding each to the same counter would make each wait for the one before.
+/// The counters and tables of the last stage. Consecutive packets of one rule are counted together:
+/// if each were added to the counter, each addition would wait for the one before.
 pub(super) struct Sender<'p, 's> {
     pub(super) snapshot: &'p Snapshot<'s>,
     pub(super) rules: &'p mut [RuleCounters],
@@ -21,23 +21,24 @@ pub(super) struct Sender<'p, 's> {
     /// Packets and bytes that had been sent when the run began.
     sent_before: Tally,
     syns: u64,
-    /// Rule and family of the last packet, the place of its counters, and what else has to be known of it.
+    /// The rule and family of the last packet.
     pub(super) run: u32,
     slot: usize,
     pub(super) first_backend: u32,
     idle_timeout: Ticks,
-    /// The backends of the rule's pool, and those behind them.
+    /// The backends from the rule's pool on.
     pool: &'p [CompiledBackend],
     /// All Maglev slots.
     slots: &'p [u16],
 }
 
-/// Packets and bytes of a burst in one word: one register, and no vector that is made of two for each packet.
+/// Packets and bytes of a burst in one word, to use one register instead of a vector of two words.
 #[derive(Clone, Copy)]
 struct Tally(u64);
 
 impl Tally {
-    /// Bits of the packets, of which a burst has 64 at most. The bytes, less than 2^38, are above them.
+    /// Bits of the number of packets, at most 64 in a burst. The number of bytes, less than 2^38,
+    /// is above them.
     const PACKET_BITS: u32 = 8;
 
     #[inline(always)] // as `Sender::send`
@@ -50,7 +51,7 @@ impl Tally {
         usize::from(self.0 as u8)
     }
 
-    /// The count since there was an earlier one.
+    /// Returns the count since an earlier tally.
     #[inline]
     fn since(self, earlier: Self) -> Count {
         let sum = self.0 - earlier.0;
@@ -83,8 +84,8 @@ impl<'p, 's> Sender<'p, 's> {
         }
     }
 
-    /// Counts what was sent for the rule so far, and turns to another one.
-    #[inline(always)] // a call would have all counts kept in memory
+    /// Counts the packets sent for the present rule, and changes to another rule.
+    #[inline(always)] // a call would keep all counts in memory
     pub(super) fn turn_to(&mut self, run: u32) {
         self.end_run();
         if let Some(compiled) = self.snapshot.rule(rule_of(run)) {
@@ -112,7 +113,7 @@ impl<'p, 's> Sender<'p, 's> {
         }
     }
 
-    /// Ends all runs. Returns how many packets were sent.
+    /// Ends all runs. Returns the number of sent packets.
     #[inline]
     pub(super) fn finish(mut self, stats: &mut Stats) -> usize {
         self.end_run();
@@ -123,13 +124,13 @@ impl<'p, 's> Sender<'p, 's> {
         self.sent.packets()
     }
 
-    /// The place of the next packet, which is as many as were sent behind the first.
+    /// Returns the index of the next packet: the first one's plus the number of sent packets.
     #[inline]
     pub(super) fn place(&self, first: usize) -> usize {
         first + self.sent.packets()
     }
 
-    /// Maglev's choice for a packet, and its place among all backends.
+    /// Returns Maglev's choice for a packet, with the index among all backends.
     #[inline(always)] // as `send`
     pub(super) fn chosen(&self, lane: &Lane) -> Option<(u32, &'p CompiledBackend)> {
         let member = *self.slots.get(lane.table_index as usize)?;
@@ -137,8 +138,9 @@ impl<'p, 's> Sender<'p, 's> {
         Some((self.first_backend + u32::from(member), backend))
     }
 
-    /// The backend of a packet's flow, and its place among all, where that flow is established and stays
-    /// so; it is used again. `None`, and no change, where more is to be decided.
+    /// Returns the backend of a packet's flow, with the index among all backends, if the flow is
+    /// and stays established, and refreshes the flow. Returns `None`, without a change, if the slow
+    /// path has to decide.
     #[inline(always)] // as `send`
     pub(super) fn established<A: Words>(
         &self,
@@ -158,7 +160,8 @@ impl<'p, 's> Sender<'p, 's> {
         })
     }
 
-    /// Sends a packet to a backend. `false`, and nothing is changed or counted, where it cannot be.
+    /// Sends a packet to a backend. Returns false, without a change or count, if that is
+    /// impossible.
     #[inline(always)] // once for each family, with and without a table
     pub(super) fn send<A: Words>(
         &mut self,
@@ -190,7 +193,8 @@ impl<'p, 's> Sender<'p, 's> {
         let verdict = Verdict::Forward(self.snapshot.underlay().port);
         if let Some(counters) = self.backends.get_mut(backend.counters()) {
             counters.forwarded.packets += 1;
-            // Between the two, which become one addition of vectors otherwise: six instructions for two.
+            // Placed between the two additions, which otherwise become one vector addition of six
+            // instructions.
             frame.set_verdict(verdict);
             counters.forwarded.bytes += len as u64;
         } else {
@@ -201,7 +205,7 @@ impl<'p, 's> Sender<'p, 's> {
     }
 }
 
-/// Counts a segment that asks for a connection, and returns how many it is: none where other flags are set.
+/// Counts a segment that requests a connection, and returns one, or zero for other flags.
 #[cold]
 #[inline(never)]
 fn count_syn(rules: &mut [RuleCounters], slot: usize, flags: Flags) -> u64 {
@@ -212,7 +216,7 @@ fn count_syn(rules: &mut [RuleCounters], slot: usize, flags: Flags) -> u64 {
     count
 }
 
-/// Over IPv6, with a UDP checksum, or of a frame with tags.
+/// Encapsulates over IPv6, with a UDP checksum, or a tagged frame.
 #[inline(never)]
 fn encapsulate_uncommon<A: Words>(
     frame: &mut Frame<'_>,

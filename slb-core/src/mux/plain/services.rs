@@ -1,4 +1,4 @@
-//! Services that packets were for: the rules of their destinations, ready for the first stage.
+//! Remembered services: the rules of packets' destinations, ready for the first stage.
 
 use super::lane::{LONG, Words};
 use crate::hash::Hasher;
@@ -7,13 +7,13 @@ use crate::snapshot::{CompiledRule, RuleMatch, Snapshot};
 /// The source port's bits of a message's last word.
 const SOURCE_PORT: u64 = 0xffff;
 
-/// A destination with its protocol and port, and the rule that takes it.
+/// A destination with its protocol and port, and the rule for it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Service<A: Words> {
     address: A::Address,
-    /// The first slot of its Maglev table.
+    /// The first slot of the rule's Maglev table.
     pub(super) first_slot: u32,
-    /// Protocol and port, as the message's last word has them.
+    /// Protocol and port, as in the message's last word.
     protocol_and_port: u64,
     /// Rule and family; [`LONG`] if there is no rule.
     pub(super) run: u32,
@@ -23,7 +23,7 @@ pub(super) struct Service<A: Words> {
 }
 
 impl<A: Words> Service<A> {
-    /// No packet's: zero is no plain packet's protocol.
+    /// A service without packets: zero is no plain packet's protocol.
     pub(super) const NONE: Self = Self {
         address: A::NO_ADDRESS,
         first_slot: 0,
@@ -32,7 +32,8 @@ impl<A: Words> Service<A> {
         slots: 0,
     };
 
-    /// Returns true if it is that of packets to an address, with this last word of their message.
+    /// Returns true if the service is that of packets to an address, with this last word of their
+    /// message.
     #[inline(always)] // the innermost loop
     pub(super) fn is(&self, address: A::Address, rest: u64) -> bool {
         rest & !SOURCE_PORT == self.protocol_and_port && address == self.address
@@ -64,12 +65,13 @@ impl<A: Words> Service<A> {
     }
 }
 
-/// Services of one snapshot, each at a place that follows from its address and port. One that comes takes the
-/// place of another.
+/// Services of one snapshot, each at a place that follows from its address and port, where it
+/// replaces the previous one.
 #[derive(Debug)]
 pub(super) struct Services<A: Words>([Service<A>; PLACES]);
 
-/// With 60 services in turn, a tenth of the packets finds its own replaced by another.
+/// The number of places. With 60 services in turn, a tenth of the packets find their service
+/// replaced by another.
 const PLACES: usize = 256;
 const PLACE_BITS: u32 = PLACES.trailing_zeros();
 /// An odd number without structure: digits of the golden ratio.
@@ -78,7 +80,7 @@ const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 impl<A: Words> Services<A> {
     pub(super) const EMPTY: Self = Self([Service::NONE; PLACES]);
 
-    /// The service of packets to an address, with this last word of their message.
+    /// Returns the service of packets to an address, with this last word of their message.
     #[inline(always)] // as `Service::is`
     pub(super) fn of(
         &mut self,

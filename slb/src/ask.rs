@@ -1,4 +1,4 @@
-//! Questions to a running balancer, at its socket: a line of JSON, answered line by line.
+//! Requests to a running balancer at its socket: a line of JSON, answered line by line.
 
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::Failure;
 
-/// How long a balancer may say nothing: it sends an empty line twice a second where it has nothing to say.
+/// The maximum time without a line: a balancer without news sends an empty line twice a second.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// An answer that is being read.
@@ -26,12 +26,12 @@ pub(crate) enum Line {
     Item(String),
     /// The last line of the answer.
     End(Value),
-    /// There is nothing to say yet.
+    /// A heartbeat: there is no news yet.
     Beat,
 }
 
 impl Answer {
-    /// Asks at a socket.
+    /// Sends a request to a socket.
     pub(crate) fn to(path: &Path, question: &Value) -> Result<Self, Failure> {
         let place = path.display().to_string();
         let mut stream = connect(path)?;
@@ -49,7 +49,7 @@ impl Answer {
     /// The next line.
     ///
     /// # Errors
-    /// The balancer refuses the question, or is gone before the end.
+    /// The balancer refuses the request, or is gone before the end.
     pub(crate) fn next(&mut self) -> Result<Line, Failure> {
         loop {
             match self.next_or_beat()? {
@@ -65,15 +65,15 @@ impl Answer {
         asked.map_err(|error| failed(&self.place, &error))
     }
 
-    /// So many bytes that follow.
+    /// Returns a reader of the next `len` bytes.
     pub(crate) fn bytes(&mut self, len: u64) -> impl io::Read + '_ {
         (&mut self.reader).take(len)
     }
 
-    /// The next line, also one that only says that the balancer is there.
+    /// Returns the next line, including heartbeats.
     ///
     /// # Errors
-    /// As of [`next`](Self::next).
+    /// The same errors as of [`next`](Self::next).
     pub(crate) fn next_or_beat(&mut self) -> Result<Line, Failure> {
         let mut line = String::new();
         let len = self.reader.read_line(&mut line);
@@ -102,7 +102,7 @@ impl Answer {
 /// Connects to the socket of a balancer.
 ///
 /// # Errors
-/// No balancer answers there: the message says what is there instead.
+/// No balancer answers there; the message says what the path is instead.
 pub(crate) fn connect(path: &Path) -> Result<UnixStream, Failure> {
     let error = match UnixStream::connect(path) {
         Ok(stream) => return Ok(stream),

@@ -1,4 +1,4 @@
-//! The balancer of a configuration, whatever its role.
+//! The balancer of a configuration, in any role.
 
 use std::sync::Arc;
 
@@ -32,14 +32,14 @@ use crate::Failure;
 
 type Shared = Arc<Snapshot<'static>>;
 
-/// The tables' key: a replay gives the same result each time, so it is no secret.
+/// The tables' key of a replay. It is not secret, so that each replay gives the same result.
 const KEY: Key = Key::new([0x736c_6220_7265_706c, 0x6179_2066_6c6f_7773]);
 
-/// A mux, a host agent or a proxy, and where its frames come in.
+/// A mux, a host agent or a proxy, and the ports of its frames.
 pub(crate) struct Balancer {
     role: Running,
     current: Shared,
-    /// The vms of a host agent: port and MAC address of each.
+    /// The vms of a host agent, with the port and MAC address of each.
     vms: Vec<(PortId, [u8; 6])>,
 }
 
@@ -53,8 +53,8 @@ pub(crate) struct Limits {
 
 #[cfg(feature = "live")]
 impl Limits {
-    /// Limits of each of the workers that share the connections of a configuration; the key is for the limit of
-    /// each source, which one worker has.
+    /// Returns the limits of each worker that shares the connections of a configuration. The key is
+    /// for the limit of each source, which belongs to one worker.
     pub(crate) fn of(config: &Config, key: Key, workers: u32) -> Result<Self, Failure> {
         let memory = &mut HugePages;
         let none = || Failure::failed("there is not enough memory for flows_per_source");
@@ -114,8 +114,8 @@ impl Balancer {
         Self::with_snapshot(config, snapshot, KEY)
     }
 
-    /// A balancer with a snapshot that was made of the configuration, whose tables have a key of the
-    /// caller's.
+    /// Makes a balancer with a snapshot of the configuration, and with tables that use the given
+    /// key.
     pub(crate) fn with_snapshot(
         config: &Config,
         snapshot: Shared,
@@ -162,7 +162,8 @@ impl Balancer {
         Ok(Self { role, current, vms })
     }
 
-    /// Gives it the limits of one of so many workers that share the connections of a host agent or a proxy.
+    /// Sets the limits of one of `workers` workers that share the connections of a host agent or a
+    /// proxy.
     #[cfg(feature = "live")]
     pub(crate) fn divide_limits(&mut self, config: &Config, workers: u32) {
         let options = config.nat_options().divided(workers);
@@ -173,12 +174,12 @@ impl Balancer {
         }
     }
 
-    /// The snapshot in place.
+    /// Returns the installed snapshot.
     pub(crate) fn shared_snapshot(&self) -> Shared {
         Arc::clone(&self.current)
     }
 
-    /// Puts another snapshot in place, and gives the one that was.
+    /// Installs another snapshot, and returns the old one.
     #[cfg(feature = "live")]
     pub(crate) fn install(&mut self, snapshot: Shared) -> Result<Shared, Rejected<Shared>> {
         let next = Arc::clone(&snapshot);
@@ -187,7 +188,7 @@ impl Balancer {
         Ok(old)
     }
 
-    /// Moves the counters into larger memory, and returns the memory that they were in.
+    /// Moves the counters into larger memory, and returns the old memory.
     #[cfg(feature = "live")]
     pub(crate) fn replace_counters(
         &mut self,
@@ -196,7 +197,7 @@ impl Balancer {
         on!(&mut self.role, role => role.replace_counters(counters))
     }
 
-    /// Puts limits in place, and returns them with the limiter that was there before: the caller frees it.
+    /// Installs limits, and returns them with the old limiter, which the caller frees.
     #[cfg(feature = "live")]
     pub(crate) fn set_limits(&mut self, limits: Limits) -> Limits {
         let Limits { mux, nat, sources } = limits;
@@ -213,7 +214,7 @@ impl Balancer {
     /// source comes from that vm, and any other from the fabric.
     pub(crate) fn set_port(&self, frame: &mut Frame<'_>) {
         if matches!(self.role, Running::Proxy(_)) {
-            return; // each capture is of one port
+            return; // each capture belongs to one port
         }
         let source = frame.bytes().get(6..12);
         let vm = self.vms.iter().find(|(_, mac)| source == Some(mac));
@@ -221,7 +222,7 @@ impl Balancer {
         frame.set_port(vm.map_or(fabric, |&(port, _)| port));
     }
 
-    /// The port of the vm at an address.
+    /// Returns the port of the vm with a MAC address.
     pub(crate) fn port_of(&self, mac: [u8; 6]) -> Option<PortId> {
         let vm = self.vms.iter().find(|&&(_, other)| other == mac);
         vm.map(|&(port, _)| port)
@@ -236,7 +237,7 @@ impl Balancer {
         on!(&mut self.role, role => role.process_observed(now, frames, seen));
     }
 
-    /// Gives flows or connections one by one: see [`slb_core::list`].
+    /// Lists flows or connections; see [`slb_core::list`].
     #[cfg(feature = "live")]
     pub(crate) fn list(
         &self,
@@ -248,7 +249,7 @@ impl Balancer {
         on!(&self.role, role => role.list(from, most, filter, each))
     }
 
-    /// Writes connections or flows as records: see [`slb_core::state`].
+    /// Writes connections or flows as records; see [`slb_core::state`].
     #[cfg(feature = "live")]
     pub(crate) fn export(&self, from: Cursor, into: &mut [u8]) -> Exported {
         on!(&self.role, role => role.export(from, into))
@@ -269,7 +270,7 @@ impl Balancer {
         })
     }
 
-    /// Takes connections or flows over from another process.
+    /// Takes over connections or flows from another process.
     #[cfg(feature = "live")]
     pub(crate) fn import(
         &mut self,
@@ -280,7 +281,8 @@ impl Balancer {
         on!(&mut self.role, role => role.import(now, age, records))
     }
 
-    /// Takes over the connections of one worker; flows of a mux have no owner, and all are taken.
+    /// Takes over the connections of one worker. Flows of a mux have no owner, so all are taken
+    /// over.
     #[cfg(feature = "live")]
     pub(crate) fn import_share(
         &mut self,
@@ -296,7 +298,8 @@ impl Balancer {
         }
     }
 
-    /// Has a host agent or a proxy take up connections that began before now; a mux need not.
+    /// Makes a host agent or a proxy take up connections that began before now. A mux needs no
+    /// take-up.
     #[cfg(feature = "live")]
     pub(crate) fn take_up(&mut self, now: Instant) {
         match &mut self.role {

@@ -1,4 +1,5 @@
-//! `slb check`: the faults of a configuration, or what it does; `slb diff`: what another one would change.
+//! `slb check`: the faults or the summary of a configuration; `slb diff`: the changes by another
+//! one.
 
 use std::collections::HashMap;
 use std::io;
@@ -207,7 +208,7 @@ fn print_holders(config: &Config, all: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Reads a configuration; `-` is the one at standard input.
+/// Reads a configuration; `-` means standard input.
 pub(crate) fn load(path: &Path) -> Result<Config, Failure> {
     let config = match is_standard(path) {
         true => Config::from_reader("standard input", io::stdin().lock()),
@@ -219,7 +220,7 @@ pub(crate) fn load(path: &Path) -> Result<Config, Failure> {
     })
 }
 
-/// Reads the configuration of a balancer, its options applied.
+/// Reads the configuration of a balancer, and applies its options.
 pub(crate) fn load_balancer(path: &Path, options: &BalancerOptions) -> Result<Config, Failure> {
     let mut config = load(path)?;
     if let Some(role) = options.role {
@@ -244,7 +245,7 @@ pub(crate) fn load_balancer(path: &Path, options: &BalancerOptions) -> Result<Co
     Ok(config)
 }
 
-/// `slb diff`: what would another configuration change?
+/// Runs `slb diff`.
 pub(crate) fn diff(options: &DiffOptions) -> Result<(), Failure> {
     let expected = || Failure::usage("diff: expected two configurations, the old and the new one");
     let (old, new) = options.paths().ok_or_else(expected)?;

@@ -1,4 +1,4 @@
-//! Services in a capture: who is called, by which protocol and at which port.
+//! Services in a capture: address, protocol and port of called ends.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -14,7 +14,7 @@ use crate::Failure;
 use crate::replay::open;
 use crate::report::{counted, left_out_for_link};
 
-/// Flows and services that are told apart: of a larger capture, the first ones.
+/// The maximum number of flows and services: a larger capture counts only the first ones.
 const MOST: usize = 1 << 18;
 
 /// An address and port that others call.
@@ -27,7 +27,7 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// The name of its protocol, or the number.
+    /// Returns the name of the service's protocol, or the number.
     pub(crate) fn protocol_name(&self) -> String {
         match self.protocol {
             protocol::TCP => "tcp".to_owned(),
@@ -50,7 +50,7 @@ impl fmt::Display for Service {
     }
 }
 
-/// The packets for a service, and the flows that they are of.
+/// The numbers of packets and flows of a service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Count {
     pub(crate) packets: u64,
@@ -59,21 +59,21 @@ pub(crate) struct Count {
     pub(crate) longest: usize,
 }
 
-/// One end of a flow, and the other.
+/// The two ends of a flow.
 type Ends = [(IpAddr, u16); 2];
 
 /// The services that packets are for.
 #[derive(Debug, Default)]
 pub(crate) struct Services {
     all: HashMap<Service, Count>,
-    /// Flows by protocol and ends, the lesser end first; true if that is the one that is called.
+    /// Flows by protocol and ends, the lesser end first; true if that end is called.
     flows: HashMap<(u8, Ends), bool>,
-    /// Packets that were not read, and why, by file.
+    /// Packets that were left out, with the reason, by file.
     left_out: Vec<String>,
 }
 
 impl Services {
-    /// Reads captures to their end, or to what is damaged.
+    /// Reads captures to their end, or to the first damage.
     ///
     /// # Errors
     /// A file cannot be read, or is no capture.
@@ -120,7 +120,7 @@ impl Services {
         Ok(services)
     }
 
-    /// Packets that were not read: a line for each reason and file.
+    /// Returns a line for each reason and file of packets that were left out.
     pub(crate) fn left_out(&self) -> &[String] {
         &self.left_out
     }
@@ -170,7 +170,7 @@ impl Services {
         }
     }
 
-    /// The services that packets are for, the most frequent first.
+    /// Returns the services, the most frequent first.
     pub(crate) fn by_packets(&self) -> Vec<(Service, Count)> {
         let mut all: Vec<(Service, Count)> = self
             .all
@@ -185,8 +185,8 @@ impl Services {
     }
 }
 
-/// The end of a flow that is called, by its first packet: who a SYN is for, who sends a SYN-ACK, or else the end with
-/// the lower port.
+/// Returns the called end of a flow, by its first packet: the destination of a SYN, the source of a
+/// SYN-ACK, or else the end with the lower port.
 fn called(
     number: u8,
     flags: Flags,

@@ -1,4 +1,4 @@
-//! `slb explain`: one packet's whole way, as the pipeline itself reports it.
+//! `slb explain`: the path of one packet, as reported by the pipeline.
 
 #[cfg(feature = "live")]
 mod live;
@@ -47,7 +47,7 @@ pub(crate) fn run(options: &ExplainOptions) -> Result<(), Failure> {
             let files = options.input.join(", ");
             let title = format!("packet {wanted} of {files}");
             let mut memory = vec![0; memory_for(64)];
-            // What a snap length cut off is no fault of the packet.
+            // Bytes cut by a snap length are no fault of the packet.
             let capture: Capture<'_, Vec<u8>> = Capture::of_ports(readers, &mut memory);
             let mut capture = capture.fill_cut();
             let mut burst = Burst::new();
@@ -99,7 +99,7 @@ pub(crate) fn run(options: &ExplainOptions) -> Result<(), Failure> {
     }
 }
 
-/// Says how much of a packet a snap length cut off.
+/// Returns a text about the bytes that a snap length cut off.
 fn cut_text(missing: usize, len: usize) -> String {
     match missing {
         0 => String::new(),
@@ -110,10 +110,11 @@ fn cut_text(missing: usize, len: usize) -> String {
     }
 }
 
-/// The port of the only vm of a host agent that `is_it` holds of; `None` if there is none.
+/// Returns the port of the only vm of a host agent for which `is_it` is true; `None` if there is
+/// none.
 ///
 /// # Errors
-/// There are several, as of two networks.
+/// There are several, for example in two networks.
 fn only_vm(
     config: &Config,
     what: &dyn std::fmt::Display,
@@ -140,10 +141,10 @@ fn only_vm(
     }
 }
 
-/// The port of the vm that has the source of a tuple.
+/// Returns the port of the vm with the source address of a tuple.
 ///
 /// # Errors
-/// Several have it.
+/// Several vms match.
 pub(crate) fn speaker(config: &Config, tuple: &[String]) -> Result<Option<PortId>, Failure> {
     let Some(source) = tuple.get(1) else {
         return Ok(None);
@@ -156,10 +157,10 @@ pub(crate) fn speaker(config: &Config, tuple: &[String]) -> Result<Option<PortId
     }
 }
 
-/// The port of the vm that has a frame's source MAC address.
+/// Returns the port of the vm with a frame's source MAC address.
 ///
 /// # Errors
-/// Several have it.
+/// Several vms match.
 pub(crate) fn sender(config: &Config, frame: &[u8]) -> Result<Option<PortId>, Failure> {
     match frame.get(6..).and_then(<[u8]>::first_chunk::<6>) {
         Some(mac) => only_vm(config, &MacAddress(*mac), |vm| vm.mac.0 == *mac),
@@ -167,7 +168,7 @@ pub(crate) fn sender(config: &Config, frame: &[u8]) -> Result<Option<PortId>, Fa
     }
 }
 
-/// The port that `--from` names, which is one that packets come in by.
+/// Returns the port that `--from` names, at which packets arrive.
 pub(crate) fn port_from(config: &Config, name: &str) -> Result<PortId, Failure> {
     let mut names: Vec<(PortId, String)> = match config.node.role {
         Role::Proxy => {
@@ -193,8 +194,8 @@ pub(crate) fn port_from(config: &Config, name: &str) -> Result<PortId, Failure> 
     })
 }
 
-/// Explains a packet that was made for it. From the outside a host gets it through a mux, so that
-/// one tells its part first.
+/// Explains a generated packet. A host agent gets packets from outside through a mux, so the mux's
+/// steps come first.
 pub(crate) fn explain_made(
     config: &Config,
     mut balancer: Balancer,
@@ -252,7 +253,8 @@ pub(crate) fn explain_made(
     Ok(out)
 }
 
-/// The port of a proxy that a packet comes by: that of the backends, where it is from one.
+/// Returns the port of a proxy at which a packet arrives: the backend port, if it comes from a
+/// backend.
 pub(crate) fn proxy_port(config: &Config, packet: &[u8]) -> PortId {
     let link = Ethernet::parse(packet).ok();
     let source: Option<IpAddr> = link.and_then(|link| match link.ether_type() {
@@ -268,8 +270,8 @@ pub(crate) fn proxy_port(config: &Config, packet: &[u8]) -> PortId {
     first_frontend(config)
 }
 
-/// A SYN, a datagram or an echo request with this tuple, from the vm at port `from` or else the one that
-/// has its source.
+/// Makes a SYN, a datagram or an echo request with this tuple, from the vm at port `from`, or else
+/// the vm with the source address.
 pub(crate) fn made_from(
     config: &Config,
     tuple: &[String],
@@ -436,7 +438,7 @@ fn former_owners(config: &Config, trail: &Trail) -> Option<String> {
     })
 }
 
-/// A step in words, with the names of a configuration and its spec.
+/// Returns a step as text, with the names of a configuration and its spec.
 pub(crate) fn step_text(config: &Config, spec: &Spec<'_>, step: &Step) -> String {
     match *step {
         Step::Done(Verdict::Forward(port)) => forward_text(config, port),
@@ -454,7 +456,7 @@ pub(crate) fn comment(config: &Config, spec: &Spec<'_>, trail: &Trail) -> String
     format!("{}: {}", config.node.role.name(), steps.join("; "))
 }
 
-/// A verdict with the name that a proxy's port has in the configuration.
+/// Returns a verdict with the configured name of a proxy's port.
 fn forward_text(config: &Config, port: PortId) -> String {
     let name = config.ports.name(port);
     match name.filter(|_| config.node.role == Role::Proxy) {

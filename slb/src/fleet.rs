@@ -20,12 +20,12 @@ pub(crate) use self::wanted::{apply, delete, get, plain};
 use crate::Failure;
 use crate::cli::{FleetAccess, StoreOptions};
 
-/// The store that options name.
+/// Opens the store in the options.
 pub(crate) fn open(options: &StoreOptions) -> Result<Arc<EtcdStore>, Failure> {
     connect(&options.fleet, &options.access)
 }
 
-/// The store at addresses.
+/// Opens the store at some addresses.
 pub(crate) fn connect(urls: &[String], options: &FleetAccess) -> Result<Arc<EtcdStore>, Failure> {
     let path = |path: &Option<PathBuf>| path.as_deref().map(|path| path.display().to_string());
     let files = (

@@ -11,7 +11,7 @@ use crate::cli::{ConnectionOptions, FlowOptions, ListOptions, Named};
 use crate::output::unwritten;
 use crate::status::place_of;
 
-/// Entries by which the widths of columns are chosen.
+/// The number of entries that determine the widths of columns.
 const TO_MEASURE: usize = 256;
 
 pub(crate) fn flows(options: &FlowOptions) -> Result<(), Failure> {
@@ -81,7 +81,7 @@ fn list(what: &str, options: &ListOptions, vm: Option<&str>) -> Result<(), Failu
     Ok(())
 }
 
-/// Passes on each line as it is.
+/// Prints each line unchanged.
 fn lines(answer: &mut Answer, out: &mut impl Write) -> Result<Value, Failure> {
     loop {
         match answer.next()? {
@@ -92,7 +92,7 @@ fn lines(answer: &mut Answer, out: &mut impl Write) -> Result<Value, Failure> {
     }
 }
 
-/// A column: its title, and what stands there of an entry.
+/// A column: its title, and a function that formats an entry.
 type Column = (&'static str, fn(&Value) -> String);
 
 fn columns(what: &str) -> &'static [Column] {
@@ -159,7 +159,7 @@ fn text(entry: &Value, key: &str) -> String {
     entry[key].as_str().unwrap_or("-").to_owned()
 }
 
-/// An address, and its port where the protocol has ports.
+/// Returns an address, with its port if the protocol has ports.
 fn end(entry: &Value, key: &str) -> String {
     let address = entry[key].as_str().unwrap_or("-");
     let port = entry[format!("{key}_port")].as_u64().unwrap_or(0);
@@ -179,7 +179,7 @@ fn seconds(entry: &Value, key: &str) -> String {
     }
 }
 
-/// Entries in columns. The first few are kept back until it is known how wide they are.
+/// A table of entries. The first few are kept back until the widths of columns are known.
 struct Table {
     columns: &'static [Column],
     kept: Vec<Vec<String>>,
@@ -225,7 +225,7 @@ impl Table {
         }
     }
 
-    /// Writes the titles and what was kept back. Nothing is said of no entry at all.
+    /// Writes the titles and the entries that were kept back; writes nothing if there is no entry.
     fn measure(&mut self, out: &mut impl Write) -> io::Result<()> {
         if self.kept.is_empty() {
             return Ok(());

@@ -1,4 +1,4 @@
-//! `slb generate`: captures to try things with, made by etherparse, the same for the same options.
+//! `slb generate`: reproducible captures for tests, built with etherparse.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -13,7 +13,7 @@ use crate::Failure;
 use crate::cli::GenerateOptions;
 use crate::output::{Content, create, is_standard};
 
-/// When the first session begins: an arbitrary but recent moment.
+/// The time of the first session: arbitrary but recent.
 const START: u64 = 1_750_000_000_000_000_000;
 const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
 const MUX_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -42,21 +42,21 @@ pub(crate) fn run(options: &GenerateOptions) -> Result<(), Failure> {
     Ok(())
 }
 
-/// All packets, by time. Sessions are made as they begin and packets as they are asked for, so the memory
-/// is that of the sessions that are open at once.
+/// All packets, by time. Sessions and packets are made lazily, so the memory depends only on the
+/// number of simultaneous sessions.
 struct Packets<'o> {
     options: &'o GenerateOptions,
     /// Destinations, with true if they take TCP.
     kinds: Vec<(SocketAddr, bool)>,
     random: Random,
-    /// The session that begins next.
+    /// The next session.
     session: u32,
     /// The packets of all sessions that have begun.
     begun: u64,
     open: Vec<Session<'o>>,
     /// Places in `open` of sessions that are over.
     free: Vec<usize>,
-    /// When the next packet of each open session is, its number and its session.
+    /// The time of each open session's next packet, its number and its session.
     order: BinaryHeap<Reverse<(u64, u64, usize)>>,
 }
 
@@ -76,7 +76,7 @@ impl<'o> Packets<'o> {
         }
     }
 
-    /// When the next session begins at the earliest.
+    /// Returns the earliest time of the next session.
     fn next_session(&self) -> u64 {
         START + u64::from(self.session) * 2_000_000
     }
@@ -169,7 +169,7 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// Begins a session, and leaves `random` behind all that it will draw.
+    /// Begins a session, and advances `random` past all numbers that the session will draw.
     fn new(
         client: SocketAddr,
         vip: SocketAddr,
@@ -179,7 +179,7 @@ impl<'a> Session<'a> {
     ) -> Self {
         let (packets, size) = (u64::from(options.packets), u64::from(options.size));
         let sides = 1 + u64::from(options.replies);
-        // The data that a server sends in a TCP session is drawn whether it is written or not.
+        // A server's data in a TCP session is drawn even if it is not written.
         let (left, drawn) = match (is_tcp, options.replies) {
             (true, true) => (6 + 2 * packets, 2 * packets * size),
             (true, false) => (4 + packets, 2 * packets * size),
@@ -221,11 +221,13 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Handshake, data, teardown; nothing where it is a reply that is not to be written.
+    /// Returns the packet of a step: handshake, data or teardown; `None` for a reply that is not
+    /// written.
     fn tcp(&mut self, step: u64) -> Option<Vec<u8>> {
         let data_steps = 2 * u64::from(self.options.packets);
         let teardown = 3 + data_steps;
-        // Client and server take turns but for the last packet of the handshake and of the teardown.
+        // Client and server take turns, except in the last packet of the handshake and of the
+        // teardown.
         let from_client = match step {
             0 | 2 => true,
             1 => false,
@@ -330,7 +332,7 @@ impl<'a> Session<'a> {
     }
 }
 
-/// SplitMix64: small, and the same everywhere.
+/// The generator SplitMix64, which is the same on every platform.
 struct Random(u64);
 
 impl Random {
@@ -342,7 +344,7 @@ impl Random {
         word ^ word >> 31
     }
 
-    /// Leaves so many numbers out.
+    /// Skips `numbers` numbers.
     fn skip(&mut self, numbers: u64) {
         self.0 = self
             .0

@@ -1,4 +1,4 @@
-//! `slb import`: Azure's JSON into a configuration.
+//! `slb import`: converts Azure's JSON into a configuration.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! `slb init`: a configuration to begin with, from a capture of what is to be balanced.
+//! `slb init`: a first configuration, from a capture of the traffic to balance.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -43,7 +43,7 @@ pub(crate) fn run(options: &InitOptions) -> Result<(), Failure> {
         )));
     }
     let text = configuration(&names, &found);
-    // What is written is good, whatever the capture had.
+    // The result is valid for any capture.
     Config::parse("the configuration", &text).map_err(Failure::failed)?;
     match &options.out {
         Some(path) if !is_standard(path) => {
@@ -58,7 +58,8 @@ pub(crate) fn run(options: &InitOptions) -> Result<(), Failure> {
     }
 }
 
-/// True if a mux can have a rule for a service: TCP or UDP, at an address that a host can have.
+/// Returns true if a mux can have a rule for a service: TCP or UDP, at an address that a host can
+/// have.
 fn can_be_balanced(service: &Service) -> bool {
     let has_ports = matches!(service.protocol, protocol::TCP | protocol::UDP);
     // RFC 1122 §3.2.1.3, RFC 3927 §2.7, RFC 4291 §2.5.6
@@ -84,7 +85,7 @@ fn name_of(number: u8) -> &'static str {
     }
 }
 
-/// Addresses for what a capture does not know, of no use to it.
+/// A source of example addresses that do not occur in the capture.
 struct Free(BTreeSet<IpAddr>);
 
 impl Free {
@@ -106,9 +107,10 @@ impl Free {
     }
 }
 
-/// The text: a frontend for each address, a rule for each service, and for each family a pool of two backends.
+/// Returns the text: a frontend for each address, a rule for each service, and a pool of two
+/// backends for each family.
 fn configuration(names: &str, found: &[(Service, Count)]) -> String {
-    // In a comment, where a line would end it.
+    // The names are in a comment, which a line break would end.
     let names = names.replace(char::is_control, "?");
     let mut free = Free(found.iter().map(|(service, _)| service.address).collect());
     let longest = found
@@ -165,7 +167,7 @@ fn configuration(names: &str, found: &[(Service, Count)]) -> String {
                     free.ipv6([0xfd00, 0x16, 0, 0, 0, 0, 0, 0x100 + u16::from(number)]),
                 ),
             };
-            // Over both families it is one vm, so it has one MAC address.
+            // It is one vm in both families, so it has one MAC address.
             let _ = writeln!(
                 text,
                 "  {{ name = \"vm{number}\", address = \"{address}\", host = \"{host}\", mac = \"02:00:0a:0a:0{number}:0b\" }},",

@@ -2,17 +2,17 @@
 
 use std::fmt;
 
-/// Why something could not be measured.
+/// The reason why something could not be measured.
 #[derive(Debug)]
 pub struct Failure(String);
 
 impl Failure {
-    /// A failure that this message explains.
+    /// Makes a failure with a message.
     pub fn failed(message: impl fmt::Display) -> Self {
         Self(message.to_string())
     }
 
-    /// The tables do not fit into this machine's memory.
+    /// Makes the failure of tables that do not fit this machine's memory.
     pub fn memory() -> Self {
         Self::failed("there is not enough memory for the tables")
     }

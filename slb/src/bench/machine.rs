@@ -1,5 +1,5 @@
-//! The limits of the machine: cache lines touched one after the other, or as many at once as it
-//! can, headers written, and a loop of the work that every balancer has to do.
+//! The limits of the machine: accesses to cache lines one after the other or in parallel, writing
+//! headers, and a loop of the work that every balancer has to do.
 
 use std::hint::black_box;
 
@@ -24,17 +24,17 @@ const TOUCHES: usize = 1 << 16;
 #[repr(C, align(64))]
 struct Cell([u64; 8]);
 
-/// The machine's limits, which later lines are compared with.
+/// The machine's limits, for comparison with later lines.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// A line touched among others that do not wait for it, by bytes of memory.
+    /// The time of independent accesses to cache lines, by bytes of memory.
     touches: Vec<(usize, f64)>,
-    /// The least that a mux has to do for a packet: read a tuple, hash it, read a slot, write a header.
+    /// The minimum work of a mux for a packet: read a tuple, hash it, read a slot, write a header.
     pub floor: Limit,
 }
 
 impl Limits {
-    /// No limit that is measured: of lines whose instructions are counted.
+    /// No measured limits, for lines whose instructions are counted.
     pub(crate) const NONE: Self = Self {
         touches: Vec::new(),
         floor: Limit {
@@ -43,7 +43,7 @@ impl Limits {
         },
     };
 
-    /// Returns the limit of a lookup in a table of so many bytes.
+    /// Returns the limit of a lookup in a table of `bytes` bytes.
     pub fn touch(&self, bytes: usize) -> Option<Limit> {
         let fits = |&&(size, _): &&(usize, f64)| size >= bytes;
         let all = self.touches.iter();
@@ -54,7 +54,7 @@ impl Limits {
         })
     }
 
-    /// Returns the limit of a mux whose flow table has so many bytes.
+    /// Returns the limit of a mux with a flow table of `bytes` bytes.
     pub fn mux(&self, bytes: usize) -> Limit {
         let touch = self.touch(bytes).filter(|_| bytes != 0);
         Limit {
@@ -68,7 +68,7 @@ impl Limits {
     }
 }
 
-/// The cores that this thread may run on.
+/// Returns the cores that this thread may run on.
 pub(crate) fn allowed_cpus() -> Vec<usize> {
     let Ok(allowed) = sched_getaffinity(None) else {
         return Vec::new();
@@ -77,14 +77,14 @@ pub(crate) fn allowed_cpus() -> Vec<usize> {
     all.filter(|&core| allowed.is_set(core)).collect()
 }
 
-/// Has the kernel leave this thread on one core; `None` if it will not.
+/// Pins this thread to one core; returns `None` if the kernel refuses.
 pub(crate) fn stay_on_a_core() -> Option<usize> {
-    // The last one: interrupts tend to be the first one's.
+    // Use the last core, since interrupts tend to go to the first one.
     let core = allowed_cpus().pop()?;
     stay_on(core).then_some(core)
 }
 
-/// Has the kernel leave this thread on a core; false where it will not.
+/// Pins this thread to a core; returns false if the kernel refuses.
 pub(crate) fn stay_on(core: usize) -> bool {
     let mut cores = CpuSet::new();
     cores.set(core);
@@ -153,7 +153,7 @@ fn header_writes(options: &Options) -> Sample {
     })
 }
 
-/// The least that a mux has to do, with nothing around it.
+/// Measures the minimum work of a mux.
 fn floor(options: &Options) -> Sample {
     let case = Case::FLOOR;
     let mut memory = vec![0u8; case.stride() * FRAMES];

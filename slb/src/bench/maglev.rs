@@ -1,5 +1,5 @@
-//! Maglev tables: how long one takes to build, and what moves when a backend goes, beside the two
-//! ways that need no table.
+//! Maglev tables: the time to build one, and the disruption when a backend is removed, compared
+//! with two methods without a table.
 
 use std::hint::black_box;
 
@@ -47,8 +47,8 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result<(), Fail
     disruption(options, report)
 }
 
-/// One backend of many goes: which share of the others' flows moves with it? Of 100 000 flows, and
-/// the choice of each is timed.
+/// Measures the share of other backends' flows that move when one of many backends is removed,
+/// among 100 000 flows, and the time of each choice.
 fn disruption(options: &Options, report: &mut Report) -> Result<(), Failure> {
     const FLOWS: u64 = 100_000;
     report.group("who serves a flow, for each choice, and what moves when one goes");
@@ -70,7 +70,7 @@ fn disruption(options: &Options, report: &mut Report) -> Result<(), Failure> {
         let after = build(Some(gone)).map_err(Failure::failed)?;
         let seeds: Vec<u64> = (0..count as u64).map(|i| hasher.ipv4(&[i, 7])).collect();
         let maglev = |table: &[u16], hash| usize::from(table[maglev::slot(hash, SIZE)]);
-        // The highest of all backends' scores for the flow.
+        // The backend with the highest score for the flow.
         let rendezvous = |hash: u64, without: usize| {
             let score = |i: &usize| hasher.ipv4(&[hash, seeds[*i]]);
             let all = (0..count).filter(|&i| i != without);
@@ -107,7 +107,7 @@ fn disruption(options: &Options, report: &mut Report) -> Result<(), Failure> {
             &|hash| maglev(&before, hash),
             FLOWS,
         );
-        // Fewer flows where each asks all backends.
+        // Fewer flows if each has to check all backends.
         let flows = (10_000_000 / count as u64).min(FLOWS);
         show(
             "rendezvous",
@@ -118,7 +118,7 @@ fn disruption(options: &Options, report: &mut Report) -> Result<(), Failure> {
         show(
             "modulo",
             &|hash| {
-                // Those behind the one that is gone move up.
+                // The backends after the removed one move up.
                 let after = modulo(hash, count - 1);
                 (modulo(hash, count), after + usize::from(after >= gone))
             },

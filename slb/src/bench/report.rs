@@ -43,7 +43,7 @@ impl Sample {
     }
 }
 
-/// The rounds of one line whose frames have to be written between them.
+/// The rounds of a line that writes its frames between rounds.
 #[derive(Debug)]
 pub(crate) struct Rounds {
     effort: Effort,
@@ -54,9 +54,9 @@ pub(crate) struct Rounds {
 /// The duration of a line's measurement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Effort {
-    /// For so long, by the clock.
+    /// This time by the clock.
     Time(Duration),
-    /// For so many rounds, while callgrind counts instructions.
+    /// This many rounds, while callgrind counts instructions.
     Rounds(usize),
 }
 
@@ -78,7 +78,7 @@ impl Rounds {
         }
     }
 
-    /// How many rounds there were.
+    /// Returns the number of rounds so far.
     pub(crate) fn done(&self) -> usize {
         self.nanos.len()
     }
@@ -97,17 +97,18 @@ impl Rounds {
     }
 }
 
-/// Runs `work`. `benches/instructions` has callgrind count in this function alone, by its name.
+/// Runs `work`. `benches/instructions` makes callgrind count only in this function, by its name.
 #[inline(never)]
 fn counted(work: &mut dyn FnMut()) {
     work();
     black_box(()); // a tail call would leave the function before the work begins
 }
 
-/// Marks the end of a line: `benches/instructions` has callgrind write its count where this returns.
+/// Marks the end of a line: `benches/instructions` makes callgrind write its count when this
+/// returns.
 #[inline(never)]
 fn line_is_over(name: &str) {
-    // Whoever counts reads the marks, and misses none that is lost with its reader.
+    // A lost mark is harmless, since the only reader is the counting script.
     let _ = writeln!(io::stdout(), "{}", black_box(name));
 }
 
@@ -128,7 +129,7 @@ pub struct Report {
     filter: Option<String>,
     machine: Value,
     lines: Vec<Value>,
-    /// Why standard output could not be written, if it could not.
+    /// The error of writing to standard output, if there was one.
     unwritten: RefCell<Option<io::Error>>,
 }
 
@@ -164,7 +165,7 @@ impl Report {
         self.unwritten.replace(before.or_else(|| write().err()));
     }
 
-    /// Begins a group of lines that count one thing.
+    /// Begins a group of lines with one unit.
     pub fn group(&self, title: &str) {
         if !self.json && !self.instructions {
             self.print(format_args!(

@@ -36,8 +36,8 @@ pub(super) fn run(options: &ExplainOptions) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The bytes of a packet of a capture in hexadecimal, with zeros for those that a snap length cut off, and a
-/// title that says so.
+/// Returns the bytes of a captured packet in hexadecimal, with zeros for bytes that a snap length
+/// cut off, and a title that mentions these.
 fn packet(file: &str, wanted: u64) -> Result<(String, String), Failure> {
     let (reader, _) = open(file.as_ref())?;
     let mut memory = vec![0; memory_for(64)];

@@ -1,4 +1,4 @@
-//! `slb controller`: one of several, elected, that rolls out what is wanted.
+//! `slb controller`: one of several controllers; the elected one rolls out the wanted state.
 
 use std::sync::Arc;
 use std::thread::sleep;
@@ -15,9 +15,9 @@ use crate::cli::ControllerOptions;
 use crate::live::{Endpoint, Place};
 use crate::status::CONTROLLER;
 
-/// How long it waits for something to happen before it looks at signals and clocks.
+/// The maximum time to wait for an event before signals and clocks are checked.
 const TICK: Duration = Duration::from_millis(50);
-/// How long it waits after the store did not answer.
+/// The pause after the store did not answer.
 const PAUSE: Duration = Duration::from_millis(300);
 
 pub(crate) fn run(options: &ControllerOptions) -> Result<(), Failure> {
@@ -29,7 +29,7 @@ pub(crate) fn run(options: &ControllerOptions) -> Result<(), Failure> {
     });
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(Failure::failed)?;
     let begin = Instant::now();
-    // What can be missing is opened before it may lead.
+    // Everything that may be missing is opened before the controller may lead.
     let telling = Arc::new(Telling::new(&name, begin));
     let endpoint = options.metrics.map(Endpoint::bind).transpose()?;
     let place = Place::open(options.status.as_deref(), CONTROLLER)?;
@@ -59,7 +59,7 @@ pub(crate) fn run(options: &ControllerOptions) -> Result<(), Failure> {
                 said.clear();
             }
             Err(error) => {
-                // What is the same again is not said again.
+                // The same fault is not logged again.
                 let why = error.to_string();
                 if why != said {
                     warn!("{why}");

@@ -1,4 +1,4 @@
-//! `slb fleet forget`: a host has no agent any more.
+//! `slb fleet forget`: forgets the agent of a host.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use super::wanted::plain;
 use crate::Failure;
 use crate::cli::ForgetOptions;
 
-/// Interval of looks at whether the agent is forgotten.
+/// The interval of checks whether the agent is forgotten.
 const LOOK: Duration = Duration::from_millis(50);
 /// Longest wait for a controller: longer than the lease of one that was killed.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! A store that is asked again while it is away, as it is for a moment after its leader was lost.
+//! A store that retries while it is unreachable, as for a moment after its leader was lost.
 
 use std::sync::Arc;
 use std::thread::sleep;
@@ -8,20 +8,20 @@ use slb_fleet::store::{
     Condition, Entry, Lease, Listing, Operation, Revision, Store, StoreError, Watch,
 };
 
-/// Pause before the store is asked again.
+/// The pause before a retry.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Asks a store again, until a time, while it does not answer.
+/// A store that repeats requests until a deadline while they are not answered.
 ///
-/// A change whose answer was lost is made again, so its condition may not hold any more; slb-fleet reads the store
-/// again then.
+/// A change whose answer was lost is repeated, so its condition may no longer hold; slb-fleet then
+/// reads the store again.
 pub(super) struct Patient {
     store: Arc<dyn Store>,
     until: Instant,
 }
 
 impl Patient {
-    /// Asks again for this many seconds from now on; `None`: not at all.
+    /// Repeats requests for this many seconds from now on; `None` for no retries.
     pub(super) fn new(store: Arc<dyn Store>, seconds: Option<u64>) -> Self {
         let now = Instant::now();
         let until = now.checked_add(Duration::from_secs(seconds.unwrap_or(0)));

@@ -1,4 +1,4 @@
-//! `slb fleet status`: how far the fleet is, and what each node says.
+//! `slb fleet status`: the rollout, and the report of each node.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -27,7 +27,7 @@ pub(crate) fn run(options: &FleetStatusOptions) -> Result<(), Failure> {
     }
 }
 
-/// The fleet, as the store has it.
+/// Returns the state of the fleet in the store.
 fn view(store: &dyn Store, keys: &Keys) -> Result<FleetView, Failure> {
     let list = |prefix: &str| {
         let listing = store.list(&keys.key(prefix)).map_err(Failure::failed)?;
@@ -70,7 +70,7 @@ pub(super) fn read<T: Object>(store: &dyn Store, key: &str) -> Result<Option<T>,
     read.transpose().map_err(Failure::failed)
 }
 
-/// A fleet as JSON; `leader` is the controller that leads it.
+/// Returns a fleet as JSON; `leader` is the leading controller.
 pub(super) fn document(view: &FleetView, leader: Option<&str>) -> Value {
     let stopped = match &view.rollout.stage {
         Stage::Stopped { node, why } => json!({ "node": node, "why": why }),

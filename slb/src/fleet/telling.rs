@@ -16,12 +16,12 @@ use crate::live::{Answer, Tell, of_process};
 use crate::report::metrics::{Family, Sample, one};
 use crate::status::CONTROLLER;
 
-/// How old the view of the fleet may be.
+/// The maximum age of the view of the fleet.
 const LOOK: Duration = Duration::from_millis(250);
-/// How long a turn may take: each request to the store waits for each of its members.
+/// The maximum duration of a turn: each request to the store may wait for each member.
 const STILL: Duration = Duration::from_secs(60);
 
-/// The state of a controller, for those who ask.
+/// The state of a controller, for status and metrics.
 pub(super) struct Telling {
     name: String,
     begin: Instant,
@@ -32,20 +32,20 @@ pub(super) struct Telling {
 struct State {
     /// Name of the controller that leads.
     leader: Option<String>,
-    /// When this one began to lead, if it does.
+    /// The time at which this controller began to lead, if it leads.
     leads: Option<Instant>,
-    /// The fleet, if it leads that, and when it was looked at.
+    /// The fleet and the time of the view, if this controller leads.
     fleet: Option<(FleetView, Instant)>,
     store: Reach,
-    /// Why the last turn failed.
+    /// The fault of the last turn.
     fault: Option<String>,
-    /// When the last turn ended.
+    /// The time at which the last turn ended.
     turned: Instant,
 }
 
-/// The reach of the store.
+/// The reachability of the store.
 enum Reach {
-    /// The store has answered since then.
+    /// The store has been answering since then.
     Answers(Instant),
     /// The store has not answered since then.
     Away(Instant),
@@ -68,7 +68,7 @@ impl Telling {
         }
     }
 
-    /// Takes note of a turn. Returns how long the store was away, where it is back with this turn.
+    /// Records a turn. Returns the duration of an outage that ended with this turn.
     pub(super) fn note(&self, leader: &Leader, error: Option<&FetchError>) -> Option<Duration> {
         let mut state = self.state();
         let now = Instant::now();
@@ -108,7 +108,7 @@ impl Telling {
 }
 
 impl State {
-    /// Fails where the controller stands still.
+    /// Returns an error if the controller makes no progress.
     fn expect_turning(&self) -> Result<(), String> {
         let still = self.turned.elapsed();
         match still >= STILL {
@@ -120,7 +120,7 @@ impl State {
         }
     }
 
-    /// How long the store has been away; `None` while it answers.
+    /// Returns the time since the store stopped answering; `None` while it answers.
     fn away(&self) -> Option<Duration> {
         match self.store {
             Reach::Away(since) => Some(since.elapsed()),
@@ -128,7 +128,7 @@ impl State {
         }
     }
 
-    /// Why the controller is not ready; empty where it is.
+    /// Returns the reasons why the controller is not ready; empty if it is ready.
     fn trouble(&self) -> Vec<String> {
         let still = self.expect_turning().err();
         let fault = self.fault.as_ref().map(|fault| match self.away() {
@@ -243,7 +243,7 @@ fn label(stage: &Stage) -> &'static str {
 /// The states of a node, as labels.
 const STATES: [&str; 5] = ["live", "behind", "refusing", "unreadable", "gone"];
 
-/// The state of a node: how it stands to the release for nodes of its role.
+/// Returns the state of a node, compared with the release for its role.
 fn state_of(node: &NodeView, view: &FleetView) -> &'static str {
     let report = match &node.report {
         Reported::Is(report) => report,

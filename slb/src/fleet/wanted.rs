@@ -19,7 +19,7 @@ use crate::schema;
 
 /// Longest wait for a rollout that stopped at the same change before to begin again.
 const AGAIN: Duration = Duration::from_secs(3);
-/// How often it looks how far a rollout has come.
+/// The interval of checks of a rollout.
 const LOOK: Duration = Duration::from_millis(50);
 
 pub(crate) fn apply(options: &ApplyOptions) -> Result<(), Failure> {
@@ -31,7 +31,7 @@ pub(crate) fn apply(options: &ApplyOptions) -> Result<(), Failure> {
     let mut lost = None;
     let index = fetch::change(&store, &keys, |present| {
         let present = match present {
-            // What is in the file is all that is wanted, whatever was there.
+            // The file replaces the whole wanted state.
             Err(error) if !options.add && !matches!(error, ObjectError::Newer { .. }) => {
                 lost = Some(error.to_string());
                 None
@@ -58,7 +58,7 @@ pub(crate) fn apply(options: &ApplyOptions) -> Result<(), Failure> {
     wait(&store, &keys, (&index, &before), options.wait)
 }
 
-/// The spec of a file: a configuration without `[node]`, or Azure's JSON.
+/// Reads the spec of a file: a configuration without `[node]`, or Azure's JSON.
 fn read(options: &ApplyOptions) -> Result<Spec, Failure> {
     let path = &options.file;
     let (name, text) = read_input(path)?;
@@ -67,7 +67,7 @@ fn read(options: &ApplyOptions) -> Result<Spec, Failure> {
     } else {
         Spec::parse(&name, &text).map_err(bad)?
     };
-    // A file that was cut short would remove all that is there.
+    // A truncated file would remove everything.
     if !options.add && spec.list().iter().all(|(kind, ..)| kind == "fleet") {
         return Err(Failure::usage(format!(
             "{name}: expected sections such as [[frontend]] and [[pool]], got none (slb delete removes sections)"
@@ -76,7 +76,7 @@ fn read(options: &ApplyOptions) -> Result<Spec, Failure> {
     Ok(spec)
 }
 
-/// Returns true if a file is in JSON: by its extension, or at standard input by how it begins.
+/// Returns true if a file is JSON: by its extension, or by the first character of standard input.
 fn is_json(path: &Path, text: &str) -> bool {
     match path.extension() {
         Some(ending) => ending.eq_ignore_ascii_case("json"),
@@ -161,8 +161,8 @@ fn difference(old: Option<&Spec>, new: &Spec) -> String {
     said
 }
 
-/// Waits until an index is at all nodes, or refused; for so many seconds at most, if it is to wait at all. `before` is
-/// the rollout before the index was wanted.
+/// Waits until all nodes have an index, or one refuses it, for the given maximum of seconds, if
+/// any. `before` is the rollout before the index was wanted.
 fn wait(
     store: &dyn Store,
     keys: &Keys,
@@ -185,7 +185,7 @@ fn wait(
                         return Ok(());
                     }
                 }
-                // It may be tried again in a moment.
+                // The rollout may be tried again in a moment.
                 Stage::Stopped { .. } if rollout == *before && begin.elapsed() < AGAIN => {}
                 Stage::Stopped { node, why } => {
                     let (node, why) = (plain(node), plain(why));
@@ -226,7 +226,7 @@ fn behind_of(store: &dyn Store, keys: &Keys, generation: u64) -> Result<Vec<Stri
     Ok(behind)
 }
 
-/// Returns a text that a node wrote as one line that no terminal takes for a command.
+/// Returns a node's text as one line without terminal control characters.
 pub(crate) fn plain(text: &str) -> String {
     let shown = text.chars().map(|c| match c.is_control() {
         true => c.escape_default().to_string(),
@@ -244,7 +244,8 @@ pub(super) fn rollout(store: &dyn Store, key: &str) -> Result<Rollout, Failure> 
         .unwrap_or_default())
 }
 
-/// Fails unless a fleet's configuration has sections of a kind, or the kind is `more`.
+/// Returns an error unless a fleet's configuration can have sections of a kind, or the kind is
+/// `more`.
 fn expect_kind(kind: &str, more: Option<&str>) -> Result<(), Failure> {
     let mut all = schema::kinds_of_fleet()?;
     all.extend(more.map(str::to_owned));

@@ -1,4 +1,4 @@
-//! The roles whole, in memory: frames as a NIC leaves them, in bursts of 64.
+//! The complete roles in memory, with frames as from a NIC, in bursts of 64.
 //!
 //! A round writes 1024 frames, few enough to stay in a second-level cache, then times the role on
 //! them.
@@ -38,7 +38,8 @@ pub(crate) fn measure(
             for (way, outward) in [("in", false), ("out", true)] {
                 for frame_len in lens_of(options, lens) {
                     for &flows in counts(options) {
-                        // The longest ones tell what length costs, and IPv6's are twice as large.
+                        // The longest frames show the cost of length, and those of IPv6 are twice
+                        // as large.
                         let most = match (frame_len, ipv6) {
                             (0..100, false) => 40_000_000,
                             (0..100, true) => 10_000_000,
@@ -112,7 +113,7 @@ const FAMILIES: [(&str, bool, [usize; 3]); 2] = [
     ("IPv6", true, [84, 512, 1500]),
 ];
 
-/// The lengths to measure: longer packets take no more instructions.
+/// Returns the lengths to measure: longer packets take no more instructions.
 fn lens_of(options: &Options, lens: [usize; 3]) -> impl Iterator<Item = usize> {
     let count = if options.instructions { 1 } else { lens.len() };
     lens.into_iter().take(count)
@@ -141,7 +142,7 @@ fn measure_mux(
         for (family, ipv6, lens) in FAMILIES {
             for frame_len in lens_of(options, lens) {
                 for &flows in counts {
-                    // Of longer ones and of no table, one number of flows tells all.
+                    // Longer frames, and muxes without a table, need only one number of flows.
                     if flows > 1_000_000 && (frame_len > 84 || !pinned) {
                         continue;
                     }
@@ -165,7 +166,7 @@ fn measure_mux(
                     }
                 }
             }
-            // Outside of a benchmark, packets for one VIP hardly come in runs.
+            // Outside of benchmarks, packets for one VIP rarely come in runs.
             for vips in [2, 60] {
                 let frame_len = lens[0];
                 let name = format!("{mode}, {family}, {frame_len} B, 64 k flows, {vips} VIPs");

@@ -1,8 +1,9 @@
-//! Two workers beside one, on cores of their own: each has the connections of half of the clients, and gets
-//! packets of all of them, as from queues of a card that knows nothing of that. Half of the packets cross.
+//! Two workers compared with one, on separate cores: each has the connections of half of the
+//! clients, and gets packets of all clients, as from queues of a network card. Half of the packets
+//! cross.
 //!
-//! A line's time is that from when all workers begin until all packets are processed, for each packet of all
-//! workers: two workers that do twice as much take half as long.
+//! A line's time is the time from the start of all workers until all packets are processed, divided
+//! by the number of packets: two workers that do twice as much take half as long.
 
 use core::num::NonZeroU16;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -82,7 +83,7 @@ pub(super) fn measure(
     Ok(())
 }
 
-/// Frames into a ring and out of it, a burst at a time, on one core.
+/// Moves frames into a ring and out of it, a burst at a time, on one core.
 fn across_a_ring(options: &Options, frame_len: usize) -> Sample {
     let (mut giver, mut taker) = ring(WORDS);
     let frame = vec![0x5a; frame_len - 4];
@@ -105,15 +106,15 @@ fn across_a_ring(options: &Options, frame_len: usize) -> Sample {
 struct Shared<'s> {
     snapshot: &'s Snapshot<'static>,
     steering: Steering,
-    /// How often workers have come to the beginning of a round.
+    /// The number of times that workers have reached the beginning of a round.
     begun: AtomicUsize,
-    /// Packets that were processed, of all rounds.
+    /// The number of packets processed in all rounds.
     done: AtomicUsize,
     goes_on: AtomicBool,
 }
 
 impl Case {
-    /// Asks whose packets are.
+    /// Measures the choice of packets' workers.
     fn steer(&self, options: &Options) -> Result<Sample, Failure> {
         let snapshot = self.snapshot()?;
         let steering = steering(2);
@@ -170,7 +171,7 @@ impl Case {
         })
     }
 
-    /// The life of a worker; of the first one, the times of its rounds.
+    /// Runs a worker; the first one returns the times of its rounds.
     fn work<'s>(
         &self,
         mut role: impl Dataplane<'s>,
@@ -251,7 +252,7 @@ impl Case {
         Ok(nanos)
     }
 
-    /// Takes a burst out of a ring into frames of the worker's own, and processes it.
+    /// Moves a burst from a ring into the worker's own frames, and processes it.
     fn take<'s>(
         &self,
         role: &mut impl Dataplane<'s>,

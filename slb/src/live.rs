@@ -6,12 +6,12 @@
 //!  configurations, XDP programs   mailbox
 //!  status thread: a local socket  ◄──────  counters, when asked
 //! ```
-//! A worker waits only for its devices. Between two bursts it tests one flag; only if that is set
-//! does it look into its mailbox.
+//! A worker waits only for its devices. Between two bursts it tests one flag, and checks its
+//! mailbox only if the flag is set.
 //!
-//! A mux has a worker for each queue: the network card keeps a flow on one. A host agent's or a
-//! proxy's connections have two sides on different devices, so one worker has all of them, unless
-//! `--workers` asks for several: then these hand packets to each other (`exchange`).
+//! A mux has a worker for each queue: the network card keeps a flow on one queue. A host agent's or
+//! a proxy's connections have two sides on different devices, so one worker has all of them, unless
+//! `--workers` requests several, which then hand packets to each other (`exchange`).
 
 mod announce;
 mod answers;
@@ -95,7 +95,8 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         ));
     }
     let mut fleet = Fleet::start(options, role)?;
-    // Before the first configuration, a node of a fleet says why it is not ready, unless another process does.
+    // Before the first configuration, a node of a fleet reports why it is not ready, unless another
+    // process does.
     let bound = fleet
         .as_ref()
         .and(options.metrics)
@@ -113,7 +114,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     let mut plan = Plan::read(&given, &options.io)?;
     plan.expect_short_packets()?;
     plan.warn_of_queues();
-    // What can be missing is opened before anything is taken or announced.
+    // Everything that may be missing is opened before packets are taken or VIPs announced.
     let directory = options
         .state
         .as_deref()
@@ -123,7 +124,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         .as_ref()
         .filter(|_| options.take_over)
         .and_then(|directory| Predecessor::find(&directory.handover()));
-    // While another process runs, these are its.
+    // While another process runs, it owns these.
     let mut open = || {
         let endpoint = match bound.take() {
             Some(bound) => Some(bound),
@@ -173,7 +174,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     let slots = plan.by_worker(role, options.workers)?;
     control::expect_shareable(&config, &snapshot, slots.len())?;
     let (of_each, mut seats, key) = shares_of(&config, &plan, &slots)?;
-    // The first worker has the way between a host agent's vms and the prober.
+    // The first worker has the queues between a host agent's vms and the prober.
     let (mut of_worker, of_prober) = match role {
         Role::Host => {
             let (of_worker, of_prober) = way();
@@ -213,7 +214,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         .map(|slots| left.take_for(&plan.queues(slots)))
         .collect();
     let kernel = kernel_device(options, role, &plan, left.pass.take())?;
-    // A queue that no worker goes on with has to be free for one that opens it.
+    // A queue that no worker resumes has to be free for one that opens it.
     drop(left);
     let saved = directory.as_ref().and_then(Directory::take).map(Arc::new);
     for (starting, devices) in starting.iter().zip(of_workers) {
@@ -321,13 +322,14 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     control.run(endpoint, place)
 }
 
-/// Whoever chooses backends asks how they are; a host agent asks its own vms, through their ports.
+/// Starts the prober: roles that choose backends probe them, and a host agent probes its own vms
+/// through their ports.
 fn prober(given: &Config, way: Option<ProberEnd>) -> Result<Option<Prober>, Failure> {
     let mut prober = match way {
         Some(way) => Prober::through_vms(way).map_err(Failure::failed)?,
         None => {
             let prober = Prober::start(&given.node.probe_sources).map_err(Failure::failed)?;
-            // The rest is for devices, metrics and the status.
+            // The other files are for devices, metrics and the status.
             let sockets = rights::raise_open_files().saturating_sub(OTHER_FILES);
             prober.with_sockets(sockets.clamp(16, MOST_PROBES))
         }
@@ -336,13 +338,14 @@ fn prober(given: &Config, way: Option<ProberEnd>) -> Result<Option<Prober>, Fail
     Ok(Some(prober))
 }
 
-/// The XDP program takes answers for the ports that VIPs are called from.
+/// The XDP program takes answers to the source ports of calls of VIPs.
 const _: () = {
     assert!(*CALLER_PORTS.start() == *slb_io_afxdp::CALLER_PORTS.start());
     assert!(*CALLER_PORTS.end() == *slb_io_afxdp::CALLER_PORTS.end());
 };
 
-/// Calls the VIPs out of the fabric's interface: the kernel's routes to those of `--announce` lead elsewhere.
+/// Starts calling the VIPs through the fabric's interface, since the kernel's routes to VIPs of
+/// `--announce` lead elsewhere.
 fn vip_prober(given: &Config, plan: &Plan, is_announced: bool) -> Result<VipProber, Failure> {
     if given.node.role == Role::Proxy {
         return Err(Failure::usage(
@@ -373,7 +376,7 @@ fn announcer(
     }
 }
 
-/// Has packets come to the workers from now on.
+/// Starts directing packets to the workers.
 fn start_program(
     program: &mut Program,
     workers: &[Worker],
@@ -419,9 +422,9 @@ fn describe(program: &Program) {
     }
 }
 
-/// The memory for the queues of a worker, with so many frames more. `longest` is the length of the longest packet
-/// in bytes. Packets that are longer than its chunks are lost, and counted. Another process can go on with
-/// memory that is shareable.
+/// Allocates the memory for the queues of a worker, with `more` further frames. `longest` is the
+/// length of the longest packet in bytes. Packets longer than the chunks are lost, and counted.
+/// Another process can take over shareable memory.
 fn memory_for(
     queues: &[slb_io_afxdp::Queue],
     longest: u32,
@@ -438,7 +441,7 @@ fn memory_for(
     make(frames, chunk).map_err(Failure::failed)
 }
 
-/// The bytes of a chunk and the number of frames that [`memory_for`] makes.
+/// Returns the bytes of a chunk and the number of frames for [`memory_for`].
 fn memory_needs(
     queues: &[slb_io_afxdp::Queue],
     longest: u32,
@@ -449,7 +452,8 @@ fn memory_needs(
     (chunk, frames_for(queues.len(), ring) + extra)
 }
 
-/// The most workers that share connections. Each has a ring of 512 KiB to each other: 2 GiB for 64.
+/// The maximum number of workers that share connections. Each has a ring of 512 KiB to each other
+/// worker: 2 GiB for 64.
 const MOST_SHARES: u16 = 64;
 
 /// The shared state of several workers: the configuration of each, with its part of the limits and
@@ -477,9 +481,9 @@ fn shares_of(config: &Config, plan: &Plan, slots: &[Vec<Slot>]) -> Result<Shares
     Ok((of_each, seats.into_iter(), Some(key)))
 }
 
-/// Where packets that came by AF_XDP go that are the kernel's after all: a TUN device. A host agent
-/// has one unless it is told otherwise, since its vms also talk to their neighbours. `left` is that of an earlier
-/// process.
+/// Opens the TUN device for packets that arrived by AF_XDP but belong to the kernel. A host agent
+/// has one by default, since its vms also talk to their neighbours. `left` is the device of an
+/// earlier process.
 fn kernel_device(
     options: &LiveOptions,
     role: Role,
@@ -496,7 +500,7 @@ fn kernel_device(
         return Ok(None);
     };
     let failed = |error: &dyn std::fmt::Display| Failure::failed(format!("--pass {name}: {error}"));
-    // An earlier process has prepared the one that it leaves open.
+    // An earlier process has configured the device that it hands over.
     if let Some((_, file)) = left.filter(|(left, _)| *left == name)
         && let Ok(device) = Device::from_file(file, &name, Layer::Ip)
     {
@@ -511,7 +515,7 @@ fn kernel_device(
         Ok(device)
     };
     match open() {
-        // One that nobody routes through serves all the same.
+        // A proxy that does not route works without the device.
         Err(failure) if role == Role::Proxy && options.pass.is_none() => {
             warn!(
                 "packets that are to be routed between the proxy's interfaces are lost: {failure}"
@@ -522,14 +526,14 @@ fn kernel_device(
     }
 }
 
-/// How long the first answers to probes are waited for, beyond the longest timeout: those of large pools go
-/// out one after the other.
+/// The time to wait for the first answers to probes, beyond the longest timeout: probes of large
+/// pools are sent one after the other.
 const FIRST_ROUND: Duration = Duration::from_secs(5);
 
-/// Open files that are not probes'.
+/// The number of open files besides probes.
 const OTHER_FILES: usize = 512;
-/// Probes that are out at once, however many files may be open.
+/// The maximum number of simultaneous probes, regardless of the limit of open files.
 const MOST_PROBES: usize = 8192;
 
-/// How long a worker waits for packets at most: timers are due a few times a second.
+/// The maximum time that a worker waits for packets: timers are due a few times a second.
 const WAIT: Duration = Duration::from_millis(20);

@@ -1,14 +1,15 @@
-//! VIPs behind an interface, for the routing daemon beside the mux to announce.
+//! VIPs on an interface, for a routing daemon on the same machine to announce.
 //!
-//! Each is the other end of a link, so the kernel routes to it and does not answer in its name:
-//! packets that the mux does not take are lost in the interface, and reset no connection. The
-//! interface is this process's own: when the process ends, for whatever reason, the interface
-//! disappears, and the daemon withdraws the routes. A process that takes over gets the interface from the one
-//! before it, with the VIPs on it, so nothing is withdrawn.
+//! Each VIP is the peer of a link, so the kernel routes to it and does not answer for it: packets
+//! that the mux does not take are lost in the interface, and reset no connection. The interface
+//! belongs to this process: when the process ends, for any reason, the interface disappears, and
+//! the daemon withdraws the routes. A process that takes over gets the interface with its VIPs from
+//! the previous process, so nothing is withdrawn.
 //!
-//! An operator or another program may delete the interface, take it down, or remove an address from it. The
-//! first two are troubles: the node is not ready until the interface is there again, which this process makes
-//! itself, or until it is up again, which is left to whoever took it down. An address is put back.
+//! An operator or another program may delete the interface, take it down, or remove an address from
+//! it. A deleted interface is created again, and a removed address is added again. An interface
+//! that was taken down stays down until someone brings it up. The node is not ready while the
+//! interface is deleted or down.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -23,11 +24,12 @@ use tracing::{error, info, warn};
 
 use crate::Failure;
 
-/// This end of the links, where the mux has no address of the family: any will do.
+/// The local end of the links if the mux has no address of the family: any address will do.
 const OWN_IPV4: Ipv4Addr = Ipv4Addr::new(169, 254, 255, 1);
 const OWN_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd73, 0x6c62, 0, 0, 0, 0, 0, 1);
 
-/// How long an interface that was deleted stays so, at least: whoever watches sees the VIPs go.
+/// The minimum time before a deleted interface is created again, so that routing daemons notice the
+/// withdrawal.
 const PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) struct Announcer {
@@ -35,12 +37,12 @@ pub(super) struct Announcer {
     own_ipv4: Ipv4Addr,
     own_ipv6: Ipv6Addr,
     announced: BTreeSet<IpAddr>,
-    /// VIPs that the kernel refuses, each said once.
+    /// VIPs that the kernel refuses, each logged once.
     refused: BTreeSet<IpAddr>,
     state: State,
 }
 
-/// The interface, as it was when it was last looked at.
+/// The last known state of the interface.
 enum State {
     /// The interface is up. The device keeps it open; the number is the interface's index.
     Up(Device, u32),
@@ -51,7 +53,7 @@ enum State {
 }
 
 impl Announcer {
-    /// Opens the interface, or goes on with the one that an earlier process handed over.
+    /// Opens the interface, or takes over the one of an earlier process.
     pub(super) fn open(
         name: &str,
         config: &Config,
@@ -87,7 +89,7 @@ impl Announcer {
     /// without those whose backends are all down.
     pub(super) fn announce(&mut self, config: &Config) {
         let frontends = config.frontends.iter().enumerate();
-        // One without rules may be there for NAT, which asks nobody how he is.
+        // A VIP without rules may be used by NAT, which ignores health.
         let serves = |&(place, _): &(usize, &Frontend)| {
             !config.node.withdraw_when_down || config.is_available(place) != Some(false)
         };
@@ -99,17 +101,17 @@ impl Announcer {
         self.set(&vips.collect());
     }
 
-    /// Takes nothing as announced: somebody else may have changed the interface.
+    /// Forgets the announced VIPs, since another program may have changed the interface.
     pub(super) fn forget(&mut self) {
         self.announced.clear();
     }
 
-    /// Announces nothing any more.
+    /// Withdraws all VIPs.
     pub(super) fn withdraw(&mut self) {
         self.set(&BTreeSet::new());
     }
 
-    /// Why nothing can be announced, if so.
+    /// Returns the reason why nothing can be announced, if there is one.
     pub(super) fn trouble(&self) -> Option<String> {
         let name = &self.name;
         match self.state {
@@ -119,12 +121,12 @@ impl Announcer {
         }
     }
 
-    /// Looks at the interface, and makes it again where it is gone. Returns true if the caller has to announce
-    /// again, or what [`trouble`](Self::trouble) says is another.
+    /// Checks the interface, and creates it again if it is gone. Returns true if the caller has to
+    /// announce again, or if the result of [`trouble`](Self::trouble) has changed.
     pub(super) fn look(&mut self) -> bool {
         let found = match Link::find(&self.name) {
             Ok(link) => Some(link),
-            // That the kernel cannot be asked says nothing about the interface.
+            // A netlink error proves nothing about the interface.
             Err(InterfaceError::Netlink(_)) => return false,
             Err(_) => None,
         };
@@ -156,7 +158,7 @@ impl Announcer {
             (State::Down(device, index), Some(link)) if link.index == index && link.is_up => {
                 info!("{name} is up again");
                 self.state = State::Up(device, index);
-                // Its IPv6 addresses went when it did.
+                // Its IPv6 addresses disappeared when it was taken down.
                 self.announced.clear();
                 true
             }
@@ -179,7 +181,7 @@ impl Announcer {
         }
     }
 
-    /// Looks for VIPs that somebody removed from the interface; returns true if there are any.
+    /// Finds VIPs that another program removed from the interface; returns true if there are any.
     fn find_missing(&mut self, index: u32) -> bool {
         let Ok(peers) = Neighbours::open().and_then(|tables| tables.peers(index)) else {
             return false;
@@ -228,8 +230,8 @@ impl Announcer {
     }
 }
 
-/// Goes on with the interface that an earlier process handed over: its state, and the VIPs that are on it.
-/// `None` if it is of another name, or was deleted.
+/// Takes over the interface of an earlier process: returns its state, and its VIPs. `None` if it
+/// has another name, or was deleted.
 fn go_on_with(name: &str, file: OwnedFd) -> Option<(State, BTreeSet<IpAddr>)> {
     let device = Device::from_file(file, name, Layer::Ip);
     let device = device
@@ -237,7 +239,7 @@ fn go_on_with(name: &str, file: OwnedFd) -> Option<(State, BTreeSet<IpAddr>)> {
         .ok()?;
     let link = Link::find(name).ok()?;
     let peers = Neighbours::open().and_then(|tables| tables.peers(link.index));
-    // Where the kernel does not say, all are announced again.
+    // If the kernel does not list them, all VIPs are announced again.
     let vips = peers.unwrap_or_default().into_iter();
     let announced = vips.filter(|address| !is_link_local(*address)).collect();
     let state = match link.is_up {
@@ -247,7 +249,7 @@ fn go_on_with(name: &str, file: OwnedFd) -> Option<(State, BTreeSet<IpAddr>)> {
     Some((state, announced))
 }
 
-/// Returns true for an address of the interface's own, which the kernel gives to each.
+/// Returns true for a link-local address, which the kernel assigns to each interface.
 fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(_) => false,
@@ -255,7 +257,7 @@ fn is_link_local(address: IpAddr) -> bool {
     }
 }
 
-/// Makes the interface, or takes it over where nobody else has it, and brings it up.
+/// Creates the interface, or attaches to it if it is not in use, and brings it up.
 fn open(name: &str) -> Result<(Device, u32), String> {
     let device = Device::open(name, Layer::Ip, false).map_err(|error| error.to_string())?;
     bring_up(name).map_err(|error| error.to_string())?;

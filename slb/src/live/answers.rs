@@ -1,4 +1,4 @@
-//! Answers about one packet, the configuration and dropped packets.
+//! Answers to requests about one packet, the configuration and dropped packets.
 
 use std::io;
 use std::net::IpAddr;
@@ -24,12 +24,12 @@ use super::worker::secret;
 use crate::balancer::Balancer;
 use crate::explain::{explain, explain_made, made_from, port_from, proxy_port, sender, speaker};
 
-/// How long the tables are looked through for what a packet belongs to.
+/// The maximum time to search the tables for the entries of a packet.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Flows or connections that a copy has room for.
+/// The number of flows or connections that fit a copy.
 const COPY: usize = 1 << 13;
 
-/// The configuration that is in place.
+/// Answers with the installed configuration.
 pub(super) fn config(shared: &Shared, out: &mut Answer<'_>) -> io::Result<()> {
     let (config, snapshot) = shared.in_place();
     let origin = &config.origin;
@@ -50,7 +50,7 @@ pub(super) fn config(shared: &Shared, out: &mut Answer<'_>) -> io::Result<()> {
     out.line(&json!({ "end": {} }))
 }
 
-/// The last dropped packets of each worker.
+/// Answers with the last dropped packets of each worker.
 pub(super) fn drops(shared: &Shared, out: &mut Answer<'_>) -> io::Result<()> {
     let config = shared.config();
     let Some(mut drops) = shared.drops() else {
@@ -58,7 +58,7 @@ pub(super) fn drops(shared: &Shared, out: &mut Answer<'_>) -> io::Result<()> {
     };
     drops.sort_by_key(|drop| drop.age);
     for drop in &drops {
-        // What was cut off is zeros here: headers alone are read.
+        // Bytes that were cut off are zeros here: only headers are read.
         let mut bytes = drop.bytes().to_vec();
         bytes.resize(drop.len as usize, 0);
         let tuple = match Packet::parse(&bytes) {
@@ -75,7 +75,7 @@ pub(super) fn drops(shared: &Shared, out: &mut Answer<'_>) -> io::Result<()> {
             "bytes": hex(drop.bytes()),
         }))?;
     }
-    // The kernel shows none of them.
+    // The kernel does not deliver these packets.
     let reason = DropReason::TooLong;
     let unseen = shared
         .totals()
@@ -90,7 +90,7 @@ pub(super) fn drops(shared: &Shared, out: &mut Answer<'_>) -> io::Result<()> {
     out.line(&json!({ "end": { "entries": drops.len() } }))
 }
 
-/// Returns the name of a port: the proxy's own, that of a host agent's vm, or its number.
+/// Returns the name of a port: a proxy's port name, the name of a host agent's vm, or the number.
 pub(super) fn port_name(config: &Config, port: PortId) -> String {
     let own = match config.node.role {
         Role::Proxy => config.ports.name(port).map(str::to_owned),
@@ -168,7 +168,7 @@ fn explained(asked: &Value, shared: &Shared) -> Result<String, String> {
             (made_from(&config, &words, from).map_err(message)?, true)
         }
     };
-    // The tables of a copy are small, and rates of packets before this one do not count.
+    // The tables of a copy are small, and limits have not been used by other packets.
     let node = &mut config.node;
     node.flows = node.flows.min(COPY);
     node.connections = node.connections.min(COPY);
@@ -206,7 +206,7 @@ fn explained(asked: &Value, shared: &Shared) -> Result<String, String> {
     Ok(said)
 }
 
-/// The tuples of a packet, and of the one that it carries in VXLAN.
+/// Returns the tuples of a packet, and of the packet inside its VXLAN.
 fn tuples(frame: &[u8]) -> Vec<Tuple> {
     let tuple = |frame: &[u8]| match Packet::parse(frame) {
         Parsed::Ip(packet) => Some(packet.tuple()),
@@ -254,7 +254,7 @@ fn wanted(tuple: &Tuple, role: Role) -> Vec<Wanted> {
     }
 }
 
-/// The records of what is wanted, of all workers.
+/// Returns the records of the wanted entries from all workers.
 fn records(shared: &Shared, wanted: &Wanted) -> Result<Vec<Vec<u8>>, String> {
     let begin = Clock::now();
     let mut pages = shared.pages(wanted, true);

@@ -1,5 +1,5 @@
-//! Work that takes seconds where a configuration is large, in threads of its own: signals, probes and next hops
-//! go on meanwhile.
+//! Background threads for work that takes seconds with a large configuration, so that signals,
+//! probes and next hops are not delayed.
 
 use std::cell::Cell;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use crate::Failure;
 
-/// How long the first look waits for the result: that of a small configuration is there by then.
+/// The time that the first check waits for the result, which suffices for a small configuration.
 const SHORT: Duration = Duration::from_millis(50);
 
-/// A piece of work in a thread of its own.
+/// A piece of work in a separate thread.
 pub(super) struct Background<T> {
     told: Receiver<T>,
     /// True if a result was taken before.
@@ -22,7 +22,7 @@ impl<T: Send + 'static> Background<T> {
     /// Begins the work.
     ///
     /// # Errors
-    /// No thread can be had.
+    /// The thread cannot be started.
     pub(super) fn begin(
         name: &str,
         work: impl FnOnce() -> T + Send + 'static,
@@ -30,7 +30,7 @@ impl<T: Send + 'static> Background<T> {
         let (tell, told) = channel();
         let thread = thread::Builder::new().name(format!("slb {name}"));
         let run = move || {
-            // An error says that the program ends.
+            // An error means that the program ends.
             let _ = tell.send(work());
         };
         match thread.spawn(run) {
@@ -42,7 +42,7 @@ impl<T: Send + 'static> Background<T> {
         }
     }
 
-    /// The result, once. The first call waits a moment for it, later ones do not.
+    /// Returns the result, once. The first call waits a moment for it; later calls do not.
     ///
     /// # Errors
     /// The work panicked.

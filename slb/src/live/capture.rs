@@ -1,4 +1,4 @@
-//! Copies of packets, and of what became of them, on their way from the workers into a capture.
+//! Copies of packets and their outcomes, from the workers into a capture.
 //!
 //! ```text
 //!  worker: before the burst is processed   bytes of what it received
@@ -6,7 +6,8 @@
 //!          afterwards                      verdicts, bytes of what is sent ─► a chunk
 //!  status thread: chunks ─► pcapng, a comment for each packet ─► the client
 //! ```
-//! A worker has a few chunks. While all of them are full, copies are lost, and counted; packets never are.
+//! A worker has a few chunks. While all of them are full, copies are lost and counted; packets are
+//! never lost.
 
 mod file;
 mod options;
@@ -31,14 +32,14 @@ use super::look::Task;
 use super::request::Answer;
 use super::status::Shared;
 
-/// How often the status thread looks for chunks: it waits for none, so that no worker has to wake it.
+/// The interval at which the status thread polls for chunks, so that no worker has to wake it.
 const LOOK: Duration = Duration::from_millis(5);
-/// The longest time for copies that are on their way when the capture's time is over.
+/// The maximum time to wait for copies that are queued when the capture's time is over.
 const LAST: Duration = Duration::from_secs(1);
 /// The capture ends after its client has read nothing for this long.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Takes part in the one capture that there can be.
+/// Holds the only capture that can run.
 struct Turn<'s>(&'s AtomicBool, Arc<AtomicBool>);
 
 impl Drop for Turn<'_> {
@@ -48,8 +49,8 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Captures until what was asked for is reached, or the client is gone. Blocks of pcapng follow lines that say
-/// how many bytes they have.
+/// Captures until a limit is reached, or the client is gone. A line with the number of bytes
+/// precedes each piece of pcapng.
 pub(super) fn capture(
     asked: &Value,
     shared: &Shared,
@@ -67,7 +68,7 @@ pub(super) fn capture(
     }
     let is_wanted = Arc::new(AtomicBool::new(true));
     let _turn = Turn(taken, Arc::clone(&is_wanted));
-    // There can be one capture, so a client that reads no more does not keep the place.
+    // Only one capture can run, so a client that stops reading must not block it.
     out.set_patience(PATIENCE)?;
     let workers = shared.workers();
     let counts = Arc::new(Counts::default());
@@ -92,7 +93,7 @@ struct Chunks {
     counts: Arc<Counts>,
 }
 
-/// The configurations that packets on their way may have been processed by, with their generations.
+/// The configurations that may have processed queued packets, with their generations.
 #[derive(Default)]
 struct Recent(VecDeque<(u64, Arc<Config>)>);
 
@@ -127,7 +128,7 @@ fn write(
     let mut recent = Recent::default();
     out.block(&file.take())?;
     let is_full = |file: &File| file.packets >= options.packets || file.written >= options.bytes;
-    // After the time is over, the copies that are there are still written.
+    // After the time is over, queued copies are still written.
     let mut end = None;
     while !is_full(&file) && end.is_none_or(|end: Clock| end.elapsed() < LAST) {
         recent.note(shared);
@@ -161,7 +162,7 @@ fn write(
             }
         }
     }
-    // A client that read too slowly to the end leaves copies behind.
+    // A client that read too slowly leaves copies in the queue.
     let left = match is_full(&file) {
         true => 0,
         false => chunks

@@ -44,24 +44,25 @@ use crate::Failure;
 use crate::cli::LiveOptions;
 use crate::report::Report;
 
-/// Interval at which it looks for work.
+/// The interval of the loop.
 const TICK: Duration = Duration::from_millis(20);
-/// How often it looks at the file.
+/// The interval of checks of the file.
 const LOOK_AT_FILE: Duration = Duration::from_millis(250);
-/// How often it looks at the devices, whether the kernel says something or not.
+/// The interval of checks of the devices, even without a message of the kernel.
 const LOOK_AT_DEVICES: Duration = Duration::from_secs(2);
-/// How often it judges backends by their traffic.
+/// The interval of updates of passive health.
 const JUDGE: Duration = Duration::from_secs(1);
-/// How often it asks for next hops that are not known, and has those that are verified.
+/// The interval of requests for unknown next hops, and of verification of known ones.
 const ASK: Duration = Duration::from_secs(1);
 const VERIFY: Duration = Duration::from_secs(30);
-/// How long it waits after it has followed the kernel's tables until it does so again.
+/// The minimum time between updates from the kernel's tables.
 const FOLLOW: Duration = Duration::from_millis(250);
-/// Interval at which it checks that the workers make progress.
+/// The interval of checks that the workers make progress.
 const LISTEN: Duration = Duration::from_millis(200);
-/// How long a worker, or the whole process, may stand still before that is said, and its VIPs are withdrawn.
+/// The time without progress after which a worker or the process is reported as stalled, and its
+/// VIPs are withdrawn.
 pub(super) const STILL: Duration = Duration::from_secs(2);
-/// How often it says that probes cannot be sent.
+/// The minimum time between reports that probes cannot be sent.
 const COMPLAIN: Duration = Duration::from_secs(60);
 
 /// The rates and other terms of a node, compared to detect changes.
@@ -78,7 +79,7 @@ pub(super) struct Control<'o> {
     pub(super) options: &'o LiveOptions,
     pub(super) begin: Instant,
     pub(super) plan: Plan,
-    /// For each interface; `None`: it is gone.
+    /// The XDP program of each interface; `None` if the interface is gone.
     pub(super) programs: Vec<Option<Program>>,
     pub(super) next_hops: NextHops,
     pub(super) announcer: Option<Announcer>,
@@ -89,39 +90,40 @@ pub(super) struct Control<'o> {
     pub(super) slow_start: SlowStart,
     pub(super) found: Found,
     pub(super) unreached: Unreached,
-    /// The configuration as the file has it.
+    /// The configuration of the file.
     pub(super) given: Config,
-    /// The configuration with what the interface and the kernel's tables know.
+    /// The configuration, completed with data of the interface and the kernel's tables.
     pub(super) config: Config,
     pub(super) snapshot: Arc<Snapshot<'static>>,
-    /// The node as the program was started with it: table sizes stay so.
+    /// The node's settings at the start, which determine the sizes of tables.
     pub(super) begun: Node,
-    /// The limits that all workers have in place; `None`: that is not known of all.
+    /// The limits of all workers; `None` if some are unknown.
     pub(super) limits: Option<NodeLimits>,
-    /// How many rules and backends the workers have counters for.
+    /// The numbers of rules and backends for which the workers have counters.
     pub(super) counters: (usize, usize),
     pub(super) workers: Vec<Worker>,
-    /// For each worker, its queues.
+    /// The queues of each worker.
     pub(super) slots: Vec<Vec<Slot>>,
-    /// For each program, what is taken.
+    /// The addresses that each program takes.
     pub(super) taken: Vec<Vec<(IpAddr, Take)>>,
-    /// Why packets do not come in, where they do not: then it is not ready, and no VIP is announced.
+    /// The reasons why packets do not arrive, if they do not: the node is then not ready, and
+    /// announces no VIP.
     pub(super) trouble: Vec<String>,
-    /// The file, while it is read again.
+    /// The file, while it is reloaded.
     pub(super) loading: Loading,
     /// The fleet that replaces the file (`--fleet`).
     pub(super) fleet: Option<Fleet>,
-    /// Work in threads of its own.
+    /// Work in background threads.
     pub(super) work: Work,
     /// Devices to be reopened or closed.
     pub(super) to_reopen: BTreeSet<usize>,
-    /// Until when the first answers to probes are waited for; `None`: they are there.
+    /// The deadline of the first answers to probes; `None` once they are there.
     pub(super) first_round: Option<Instant>,
-    /// The workers that stand still, by their place, and since when.
+    /// The stalled workers, by index, and the time since which they are stalled.
     pub(super) stalled: BTreeMap<usize, Instant>,
-    /// When it was last said that probes cannot be sent.
+    /// The time of the last report that probes cannot be sent.
     pub(super) complained: Option<Instant>,
-    /// Why backends are not well.
+    /// The reasons why backends are unhealthy.
     pub(super) sick: BTreeMap<BackendName, String>,
     /// Takes checkpoints (`--state`).
     pub(super) keeper: Option<Keeper>,
@@ -131,12 +133,12 @@ pub(super) struct Control<'o> {
     pub(super) successor: Successor,
     /// Pins of XDP programs that outlive the process (`--state` over AF_XDP).
     pub(super) pins: Option<Pins>,
-    /// The device for packets that are the kernel's, by name.
+    /// The device for the kernel's packets, by name.
     pub(super) kernel: Option<(String, Arc<Device>)>,
     pub(super) life: Life,
 }
 
-/// Returns true if a backend, named with its pool, is at this node.
+/// Returns true if a backend, named with its pool, is on this node.
 fn is_here(config: &Config, name: &str) -> bool {
     let all = config.pools.iter();
     let mut all = all.flat_map(|pool| pool.backends.iter().map(move |backend| (pool, backend)));
@@ -148,7 +150,7 @@ fn is_here(config: &Config, name: &str) -> bool {
 }
 
 impl Control<'_> {
-    /// Does what is to be done until a signal ends it; then ends everything in its order.
+    /// Runs until a signal ends the program; then shuts everything down in order.
     pub(super) fn run(
         mut self,
         endpoint: Option<Endpoint>,
@@ -175,7 +177,7 @@ impl Control<'_> {
         let mut file = WatchedFile::new(self.options.config.path());
         let (mut looked, mut asked, mut verified) = (begin, None, begin);
         let mut judged = begin;
-        // Nothing may have changed since the start, and addresses not be reached all the same.
+        // Addresses may be unreachable even without a change since the start.
         let (mut has_changed, mut followed) = (true, begin);
         self.ask(true);
         let (mut listened, mut announced) = (begin, begin);
@@ -241,10 +243,10 @@ impl Control<'_> {
                     self.look_at_trouble(&shared);
                 }
             }
-            // What cannot be opened is tried again, whether the kernel says something or not.
+            // Devices that cannot be opened are retried, even without a message of the kernel.
             let is_due = !self.to_reopen.is_empty() || self.unreached.is_waiting();
             let patience = if has_changed { FOLLOW } else { ASK };
-            // The kernel says nothing about queues that change (ethtool -L).
+            // The kernel sends no message about changed queues (ethtool -L).
             if looked_at_devices.elapsed() >= LOOK_AT_DEVICES {
                 looked_at_devices = Instant::now();
                 self.follow_devices();
@@ -279,12 +281,12 @@ impl Control<'_> {
         if ends.is_ok() && heir.is_none() {
             self.drain(&mut signals, &shared);
         }
-        // Of the own successor systemd has to know that the service goes on in it.
+        // systemd has to know that the service continues in the successor.
         let successor = heir.as_ref().and_then(Heir::pid);
         self.life
             .end(successor.filter(|&pid| self.successor.is(pid)));
-        // First the kernel gets its packets back, then what is still in the rings goes out.
-        // But where the state is kept, whoever starts next goes on with both.
+        // First the kernel gets its packets back, then the packets in the rings are sent. But with
+        // a kept state, the next process takes over both.
         let hands_over = heir.as_ref().is_some_and(Heir::takes_devices);
         if self.pins.is_none() && !hands_over {
             self.programs.clear();
@@ -302,7 +304,7 @@ impl Control<'_> {
             records.push(left.records);
             devices.extend(left.devices);
         }
-        // Of a worker that ended by itself, the last checkpoint is better than nothing.
+        // If a worker ended unexpectedly, its last checkpoint is better than nothing.
         if ends.is_ok()
             && let Some(keeper) = self.keeper.take()
         {
@@ -338,7 +340,7 @@ impl Control<'_> {
                 .iter()
                 .map(|(name, n)| format!("{name} {n}"))
                 .collect();
-            // A balancer that ends as it should has not failed for want of a reader.
+            // A missing reader of the report is no failure of the balancer.
             if say!("{report}I/O: {}\n", io.join(", ")).is_err() {
                 warn!("the last report is lost: standard output cannot be written");
             }
@@ -349,7 +351,7 @@ impl Control<'_> {
         ends
     }
 
-    /// Does what another process asks for, if one does. Gives the one that takes over.
+    /// Handles a request of another process, if there is one. Returns the process that takes over.
     fn heed_request(&mut self) -> Option<Heir> {
         match self.handover.as_mut()?.request()? {
             Request::TakeOver(heir) => return Some(heir),
@@ -370,7 +372,7 @@ impl Control<'_> {
         None
     }
 
-    /// Waits for a change of next hops, for another process that asks for something, or a tick.
+    /// Waits for a change of next hops, a request of another process, or a tick.
     fn wait(&self) {
         let tick = Timespec {
             tv_sec: 0,
@@ -381,7 +383,7 @@ impl Control<'_> {
         if let Some(handover) = &self.handover {
             fds.push(PollFd::new(handover, PollFlags::IN));
         }
-        // A signal ends it early, which is as good.
+        // A signal may end the wait early, which is harmless.
         let _ = poll(&mut fds, Some(&tick));
     }
 
@@ -396,7 +398,7 @@ impl Control<'_> {
         }
     }
 
-    /// Goes on for a while, so that whoever sends here can send elsewhere; another signal ends it.
+    /// Continues for a while, so that routers can send packets elsewhere; another signal ends it.
     fn drain(&mut self, signals: &mut Signals, shared: &Shared) {
         if let Some(announcer) = &mut self.announcer {
             announcer.withdraw();
@@ -418,7 +420,8 @@ impl Control<'_> {
     }
 }
 
-/// Among how many workers a role's connections are divided: a mux's workers have their own.
+/// Returns the number of workers that share a role's connections: one for a mux, whose workers
+/// share nothing.
 pub(super) fn shares(role: Role, workers: usize) -> u32 {
     match role {
         Role::Mux => 1,
@@ -426,7 +429,7 @@ pub(super) fn shares(role: Role, workers: usize) -> u32 {
     }
 }
 
-/// Fails where several workers cannot share the connections of a configuration.
+/// Returns an error if several workers cannot share the connections of a configuration.
 pub(super) fn expect_shareable(
     config: &Config,
     snapshot: &Snapshot<'_>,

@@ -56,7 +56,7 @@ impl Control<'_> {
         any
     }
 
-    /// The rules of a pool that go by a probe.
+    /// Returns the rules of a pool that use a probe.
     fn rules_by(&self, pool: &str, probe: &str) -> String {
         let rules = self.given.rules.iter().filter(|rule| {
             let own = rule.probe.and_then(|probe| self.given.probes.get(probe));
@@ -67,7 +67,7 @@ impl Control<'_> {
         names.join(", ")
     }
 
-    /// Judges backends by their traffic.
+    /// Updates passive health by the backends' traffic.
     pub(super) fn heed_traffic(&mut self, shared: &Shared) -> bool {
         let Some(counters) = shared.backend_counters() else {
             return false;

@@ -1,4 +1,4 @@
-//! Devices that come and go: what is gone is closed, and what is back is opened.
+//! Changes of devices: removed devices are closed, and new ones opened.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use crate::live::device::Turn;
 use crate::live::{start_program, sysctl};
 
 impl Control<'_> {
-    /// Follows the devices: what is gone is closed, and what is there again is opened.
+    /// Follows the devices: closes removed ones, and opens those that are back.
     pub(super) fn follow_devices(&mut self) {
         let mut is_another = false;
         for (place, turn) in self.plan.look() {
@@ -41,12 +41,12 @@ impl Control<'_> {
                     self.to_reopen.insert(place);
                 }
                 Turn::Changed => {
-                    // Longer packets may need longer chunks of memory, and a proxy's I/O knows its own MAC
-                    // addresses.
+                    // Longer packets may need larger chunks of memory, and a proxy's I/O depends on
+                    // its MAC addresses.
                     let is_proxy = self.config.node.role == Role::Proxy;
                     if self.plan.needs_more_memory(place) || is_proxy {
                         self.to_reopen.insert(place);
-                        // They also cross to workers that have no queue of this interface.
+                        // Packets also cross to workers without a queue of this interface.
                         if shares(self.config.node.role, self.workers.len()) > 1 {
                             self.to_reopen
                                 .extend(self.slots.iter().flatten().map(|slot| slot.0));
@@ -85,7 +85,8 @@ impl Control<'_> {
             error!("{failure}");
         }
         for place in touched {
-            // A program is of one interface, and those whose sockets alone are others stay attached.
+            // A program belongs to one interface; programs of interfaces with only new sockets stay
+            // attached.
             if places.contains(&place)
                 && let Some(program) = self.programs.get_mut(place)
             {
@@ -99,7 +100,7 @@ impl Control<'_> {
         }
     }
 
-    /// Has the packets of an interface that is there come to the workers' sockets.
+    /// Directs the packets of a present interface to the workers' sockets.
     fn start_again(&mut self, place: usize) -> Result<(), Failure> {
         let role = self.config.node.role;
         let (Some(card), Some(program)) = (self.plan.card(place), self.programs.get_mut(place))
@@ -130,7 +131,7 @@ impl Control<'_> {
         Ok(())
     }
 
-    /// Attaches the programs again that somebody has taken from their interfaces.
+    /// Attaches programs again that were detached from their interfaces by others.
     fn attach_again(&mut self) {
         for place in 0..self.programs.len() {
             let is_taken = self
@@ -141,7 +142,7 @@ impl Control<'_> {
                 continue;
             }
             let device = self.plan.name(place).to_owned();
-            // It may have been attached since it was looked at.
+            // The program may have been attached since the check.
             if self.plan.look_for_program(place) {
                 continue;
             }

@@ -12,7 +12,8 @@ use crate::live::status::Shared;
 use crate::live::worker::Worker;
 
 impl Control<'_> {
-    /// Takes note of why packets do not come in: then the node is not ready, and announces nothing.
+    /// Records the reasons why packets do not arrive; the node is then not ready, and announces
+    /// nothing.
     pub(super) fn look_at_trouble(&mut self, shared: &Shared) {
         let mut trouble = self.plan.troubles();
         let closed = self.to_reopen.iter().map(|&place| self.plan.name(place));
@@ -50,7 +51,8 @@ impl Control<'_> {
         self.announce();
     }
 
-    /// Says how long the whole process was stalled, if it was: it was stopped, or had no memory or CPU.
+    /// Reports how long the whole process was stalled, if it was, because it was stopped or had no
+    /// memory or CPU.
     pub(super) fn heed_stop(&mut self, waited: Duration) {
         if waited < STILL {
             return;
@@ -60,7 +62,7 @@ impl Control<'_> {
             "this process was stalled: it was stopped, or lacked memory or CPU"
         );
         self.workers.iter_mut().for_each(Worker::forgive);
-        // The watchdog may have taken the interface down, and addresses go with that.
+        // The watchdog may have taken the interface down, which removes addresses.
         if let Some(announcer) = &mut self.announcer {
             announcer.forget();
         }
@@ -99,11 +101,11 @@ impl Control<'_> {
         }
     }
 
-    /// Goes on to announce VIPs once the first answers to probes are there.
+    /// Continues to announce VIPs once the first answers to probes are there.
     pub(super) fn heed_first_round(&mut self, shared: &Shared) {
         let Some(end) = self.first_round else { return };
         let unknown = self.prober.as_ref().map_or(0, Prober::unknown);
-        // What the answers say is in place before anything is announced.
+        // The answers take effect before anything is announced.
         let is_working = self.work.is_behind();
         if (unknown > 0 || is_working) && Instant::now() < end {
             return;
@@ -118,13 +120,14 @@ impl Control<'_> {
         self.look_at_trouble(shared);
     }
 
-    /// Announces the VIPs that packets can come in for.
+    /// Announces the VIPs, if their packets can arrive.
     pub(super) fn announce(&mut self) {
         if let Some(announcer) = &mut self.announcer {
             let may = self.trouble.is_empty() && self.stalled.is_empty();
             match (may, self.first_round) {
                 (true, None) => announcer.announce(&self.config),
-                // A process that took over leaves what is announced until it knows better.
+                // A process that took over keeps the announced VIPs until its first probes are
+                // done.
                 (true, Some(_)) => {}
                 (false, _) => announcer.withdraw(),
             }

@@ -23,7 +23,7 @@ use crate::live::next_hops::{Found, unresolved};
 use crate::live::status::Shared;
 use crate::live::worker::{Next, secret};
 
-/// Work in threads of its own, which takes seconds for a large configuration.
+/// Background work, which takes seconds for a large configuration.
 ///
 /// ```text
 ///  a file that changed ─► next hops of its hosts ─► waits ─┐
@@ -32,14 +32,14 @@ use crate::live::worker::{Next, secret};
 /// ```
 #[derive(Default)]
 pub(in crate::live) struct Work {
-    /// A configuration that was read again, and how its addresses are reached.
+    /// A reloaded configuration, and the routes to its addresses.
     pub(super) loaded: Option<(Config, Background<io::Result<Found>>)>,
-    /// The same, to be compiled next.
+    /// The reloaded configuration to be compiled next, and the routes to its addresses.
     pub(super) ready: Option<Loaded>,
-    /// How the addresses of the present configuration are reached.
+    /// The routes to the addresses of the present configuration.
     pub(super) look_up: Option<Background<io::Result<Found>>>,
-    /// The snapshot of a configuration: of one that was read again, with how its addresses are reached, or of
-    /// the present one.
+    /// The snapshot being compiled: of a reloaded configuration with its routes, or of the present
+    /// configuration.
     compile: Option<(Option<Loaded>, Background<Compiled>)>,
     /// True if the kernel's tables may have changed.
     pub(super) wants_look_up: bool,
@@ -49,24 +49,24 @@ pub(in crate::live) struct Work {
     compile_pace: Pace,
 }
 
-/// A configuration that was read again, and how its addresses are reached.
+/// A reloaded configuration, and the routes to its addresses.
 type Loaded = (Config, Found);
 
-/// A configuration with all that is known beside it, and what packets are looked up in.
+/// A configuration, completed with health and routes, and its snapshot.
 type Compiled = Result<(Config, Arc<Snapshot<'static>>), SpecError>;
 
 impl Work {
-    /// Returns true while what is known is not in place yet.
+    /// Returns true while known changes are not installed yet.
     pub(super) fn is_behind(&self) -> bool {
         self.wants_compile || self.compile.is_some()
     }
 }
 
-/// How often a piece of work is done again: it takes half of the time at most.
+/// The pace of repeated work, which takes at most half of the time.
 #[derive(Debug)]
 struct Pace {
     began: Instant,
-    /// When it may begin again.
+    /// The time at which the work may begin again.
     next: Instant,
 }
 
@@ -95,7 +95,7 @@ impl Pace {
 }
 
 impl Control<'_> {
-    /// Puts a configuration in place that was read again. All or nothing: a bad one leaves the old one
+    /// Begins to install a reloaded configuration as a whole; an invalid one leaves the old one
     /// running.
     pub(super) fn reload(&mut self, loaded: Result<Config, Failure>) {
         let mut given = match loaded {
@@ -128,7 +128,7 @@ impl Control<'_> {
         }
     }
 
-    /// Takes what the fleet wants next, and what it knows of backends.
+    /// Takes the fleet's next configuration, and its health of backends.
     pub(super) fn follow_fleet(&mut self, shared: &Shared) {
         let Some(fleet) = &mut self.fleet else { return };
         let (is_another, asks_others) = fleet.look(shared, &self.snapshot);
@@ -137,7 +137,7 @@ impl Control<'_> {
         if asks_others {
             self.ask_backends(None);
         }
-        // Before the first round is over, silence is no good health.
+        // Before the first round is over, a backend without an answer does not count as healthy.
         if let (Some(fleet), Some(prober)) = (&self.fleet, &self.prober)
             && self.first_round.is_none()
         {
@@ -149,7 +149,8 @@ impl Control<'_> {
         }
     }
 
-    /// Has backends probed: those of a configuration that is on its way, or of the present one.
+    /// Sets the backends to probe: those of a configuration that is being installed, or of the
+    /// present one.
     fn ask_backends(&mut self, loaded: Option<&Config>) {
         let given = loaded.unwrap_or(&self.given);
         let Some(prober) = &mut self.prober else {
@@ -161,7 +162,7 @@ impl Control<'_> {
         }
     }
 
-    /// Goes on with what is worked out in other threads, and puts in place what is ready.
+    /// Continues the work in background threads, and installs finished snapshots.
     pub(super) fn work_on(&mut self, shared: &Shared) {
         if let Some((given, job)) = self.work.loaded.take() {
             match job.result().map(Option::transpose) {
@@ -213,7 +214,7 @@ impl Control<'_> {
         }
     }
 
-    /// Says why a configuration is not put in place, and goes on with the present one.
+    /// Logs why a configuration is not installed, and keeps the present one.
     fn stays(&mut self, why: &dyn fmt::Display) {
         error!(
             event = "configuration_refused",
@@ -225,14 +226,14 @@ impl Control<'_> {
         self.ask_backends(None);
     }
 
-    /// Begins to look up how the addresses of a configuration are reached.
+    /// Begins to look up the routes to the addresses of a configuration.
     fn begin_look_up(&self, given: &Config) -> Option<Background<io::Result<Found>>> {
         let query = self.next_hops.query(given);
         let begun = Background::begin("look up next hops", move || query.run());
         begun.map_err(|failure| error!("{failure}")).ok()
     }
 
-    /// Takes note of how the addresses of the present configuration are reached.
+    /// Records the routes to the addresses of the present configuration.
     fn found_out(&mut self, found: Found, shared: &Shared) {
         let is_another = self.unreached.note(&self.given, &found);
         let fabric = self.plan.fabric().map(|interface| &*interface.name);
@@ -249,7 +250,7 @@ impl Control<'_> {
         }
     }
 
-    /// Begins to compile a configuration that was read again, or the present one, with what is known beside it.
+    /// Begins to compile a reloaded configuration, or the present one, with its health and routes.
     fn begin_compile(&mut self, ready: Option<Loaded>) {
         self.work.compile_pace.begin();
         self.work.wants_compile = false;
@@ -262,7 +263,7 @@ impl Control<'_> {
         if let Some(fleet) = &self.fleet {
             fleet.apply(&mut config);
         }
-        // In a fleet, all nodes go by one verdict, as long as there is one.
+        // In a fleet, all nodes use the fleet's health, as long as it is available.
         if self.fleet.as_ref().is_none_or(Fleet::is_autonomous) {
             self.unreached.apply(&mut config);
             if let Some(prober) = &self.prober {
@@ -284,7 +285,8 @@ impl Control<'_> {
         }
     }
 
-    /// Takes note of what is in place now: `loaded`, or the present configuration with what is known.
+    /// Records the installed configuration: `loaded`, or the present one with new health and
+    /// routes.
     fn is_in_place(&mut self, loaded: Option<Loaded>, shared: &Shared) {
         shared.set_config(&self.config, &self.snapshot);
         if let Some((given, found)) = loaded {
@@ -296,7 +298,7 @@ impl Control<'_> {
             if let Some(fleet) = &mut self.fleet {
                 fleet.is_in_place();
             }
-            // What was warned of before is known.
+            // Do not repeat earlier warnings.
             let known: BTreeSet<String> = self.given.warnings().into_iter().collect();
             let new = given.warnings().into_iter();
             let new = new.filter(|line| !known.contains(line));
@@ -308,14 +310,14 @@ impl Control<'_> {
             }
             self.given = given;
             self.found = found;
-            // One that is on its way is of the former configuration.
+            // A lookup in progress belongs to the former configuration.
             self.work.look_up = None;
             self.work.wants_look_up = true;
             self.ask(false);
         }
     }
 
-    /// Puts a configuration in place everywhere: no packet is between two.
+    /// Installs a configuration in all workers; each packet is processed by one configuration.
     fn put_in_place(
         &mut self,
         config: Config,
@@ -323,8 +325,8 @@ impl Control<'_> {
     ) -> Result<(), Failure> {
         expect_shareable(&config, &snapshot, self.workers.len())?;
         let taken = self.plan.taken(&config);
-        // What is no longer taken goes to the kernel before the workers do not know it any more,
-        // and what is new comes when they do.
+        // Packets of removed addresses go to the kernel before the workers forget the addresses,
+        // and packets of new addresses arrive after the workers know them.
         let both = |(old, new): (&Vec<(IpAddr, Take)>, &Vec<_>)| {
             let new: BTreeSet<_> = new
                 .iter()
@@ -357,7 +359,8 @@ impl Control<'_> {
         self.limits = limits.or(self.limits);
         for worker in &self.workers {
             if !worker.mailbox.wait_for(generation) {
-                // The next snapshot replaces one that was not taken, and brings counters and limits again.
+                // The next snapshot replaces one that was not installed, and brings counters and
+                // limits again.
                 self.counters = (0, 0);
                 self.limits = None;
                 warn!(

@@ -49,34 +49,35 @@ const REQUEST: &[u8; 8] = b"slb-take";
 const REQUEST_OPEN: &[u8; 8] = b"slb-pass";
 const EXPORT: &[u8; 8] = b"slb-give";
 const IMPORT: &[u8; 8] = b"slb-move";
-/// The longest name of a backend with its pool, and the longest state of a vm: seven million connections.
+/// The maximum length of a backend's name with its pool.
 const NAME_MOST: u64 = 4096;
+/// The maximum length of a vm's state in bytes: seven million connections.
 pub(super) const STATE_MOST: u64 = 1 << 30;
-/// How long a program waits for a process that runs.
+/// The time that a program waits for a running process.
 const TO_ANSWER: Duration = Duration::from_secs(60);
 const READY: &[u8; 5] = b"ready";
 const FREE: &[u8; 4] = b"free";
-/// How often it is checked that the socket's name is there.
+/// The interval of checks that the socket's name exists.
 const LOOK: Duration = Duration::from_secs(2);
-/// How long the one that runs waits for what who connects has to say.
+/// The time that the running process waits for a request after a connection.
 const TO_ASK: Duration = Duration::from_millis(100);
-/// How long it may take to stop and to write its state.
+/// The maximum time to stop and to write the state.
 const TO_STOP: Duration = Duration::from_secs(30);
-/// How long it may take to end afterwards: it gives its memory back.
+/// The maximum time to end afterwards, while the process frees its memory.
 const TO_END: Duration = Duration::from_secs(30);
 
-/// The socket of a process that can be asked to hand over. Its name goes with it, unless it is another's by
-/// then.
+/// The socket for requests to hand over. Dropping it removes its name, unless the name belongs to
+/// another process by then.
 pub(super) struct Handover {
     listener: UnixListener,
     path: PathBuf,
     is_handed_over: bool,
-    /// When it was last checked that the name is there.
+    /// The time of the last check that the name exists.
     looked: Instant,
 }
 
 impl Handover {
-    /// Listens in the place of an earlier process that does no more.
+    /// Listens at the socket's path, after an earlier process has stopped listening.
     pub(super) fn open(path: &Path) -> Option<Self> {
         match Self::listen(path) {
             Ok(listener) => Some(Self {
@@ -111,7 +112,7 @@ impl Handover {
         Ok(listener)
     }
 
-    /// Listens anew where the socket's name was removed: nothing could take over otherwise.
+    /// Listens again if the socket's name was removed, since otherwise no process could take over.
     fn renew(&mut self) {
         if self.is_handed_over || self.looked.elapsed() < LOOK {
             return;
@@ -140,7 +141,7 @@ impl Handover {
         match &request {
             REQUEST | REQUEST_OPEN => {
                 info!("another process takes over");
-                // The name is that of the next one now.
+                // The name now belongs to the next process.
                 self.is_handed_over = true;
                 let _ = fs::remove_file(&self.path);
                 Some(Request::TakeOver(Heir {
@@ -164,11 +165,11 @@ impl Handover {
 
 /// A request to a running process.
 pub(super) enum Request {
-    /// To stop, and to leave all to the one that asks.
+    /// Stop, and hand over to the requesting process.
     TakeOver(Heir),
-    /// The connections of the vm that is this backend.
+    /// Export the connections of this backend's vm.
     Export(String, Peer),
-    /// To take connections over.
+    /// Import connections.
     Import(Vec<u8>, Peer),
 }
 
@@ -176,12 +177,12 @@ pub(super) enum Request {
 pub(super) struct Peer(UnixStream);
 
 impl Peer {
-    /// Gives what was asked for. Who asked may be slow: another thread writes.
+    /// Sends the result in another thread, since the other process may be slow.
     pub(super) fn answer(self, bytes: &[u8]) {
         self.tell(1, bytes.to_vec());
     }
 
-    /// Says why not.
+    /// Sends the reason of a refusal.
     pub(super) fn refuse(self, why: &str) {
         self.tell(0, why.as_bytes().to_vec());
     }
@@ -203,7 +204,7 @@ impl Peer {
     }
 }
 
-/// Reads bytes behind their length.
+/// Reads bytes after their length.
 fn read_some(stream: &mut UnixStream, most: u64) -> io::Result<Vec<u8>> {
     let mut len = [0; 8];
     stream.read_exact(&mut len)?;
@@ -220,24 +221,24 @@ fn read_some(stream: &mut UnixStream, most: u64) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Writes bytes behind their length.
+/// Writes bytes after their length.
 fn write_some(stream: &mut UnixStream, bytes: &[u8]) -> io::Result<()> {
     stream.write_all(&(bytes.len() as u64).to_be_bytes())?;
     stream.write_all(bytes)
 }
 
-/// Asks a host agent that runs for the connections of a vm, by its state's directory.
+/// Requests the connections of a vm from a running host agent, by its state directory.
 ///
 /// # Errors
-/// None runs with this directory, or it says why not.
+/// No host agent runs with this directory, or it refuses the request.
 pub(super) fn export_vm(directory: &Path, backend: &str) -> io::Result<Vec<u8>> {
     ask(directory, EXPORT, backend.as_bytes())
 }
 
-/// Has a host agent that runs take connections over; gives what became of them.
+/// Makes a running host agent take over connections, and returns the result.
 ///
 /// # Errors
-/// None runs with this directory, or it says why not.
+/// No host agent runs with this directory, or it refuses the request.
 pub(super) fn import_vm(directory: &Path, state: &[u8]) -> io::Result<Vec<u8>> {
     ask(directory, IMPORT, state)
 }
@@ -260,7 +261,7 @@ fn ask(directory: &Path, what: &[u8; 8], bytes: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 impl AsFd for Handover {
-    /// A file that can be read when a process asks for something.
+    /// Returns a descriptor that is readable when there is a request.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
     }
@@ -274,19 +275,19 @@ impl Drop for Handover {
     }
 }
 
-/// A process that takes over. It goes on alone when this is dropped.
+/// A process that takes over. Dropping this closes the connection to it.
 pub(super) struct Heir {
     stream: UnixStream,
     takes_devices: bool,
 }
 
 impl Heir {
-    /// Returns true if it goes on with open devices.
+    /// Returns true if the process takes over open devices.
     pub(super) fn takes_devices(&self) -> bool {
         self.takes_devices
     }
 
-    /// Says that the state is written, and hands over the devices, to one that takes them.
+    /// Reports that the state is written, and hands over the devices, if the process takes them.
     pub(super) fn give(&mut self, devices: &Devices) {
         if self.takes_devices
             && let Err(error) = devices.send(&mut self.stream)
@@ -295,8 +296,8 @@ impl Heir {
         }
     }
 
-    /// Says that no device is in use here any more. One that takes no devices gets the interface of announced VIPs
-    /// now, if there is one.
+    /// Reports that this process no longer uses any device. A process that takes no devices now
+    /// gets the interface of announced VIPs, if there is one.
     pub(super) fn tell(&mut self, announced: Option<BorrowedFd<'_>>) {
         let told = match self.takes_devices {
             true => self.stream.write_all(FREE),
@@ -307,13 +308,13 @@ impl Heir {
         }
     }
 
-    /// Returns the number of its process.
+    /// Returns the id of the process.
     pub(super) fn pid(&self) -> Option<u32> {
         let peer = socket_peercred(&self.stream).ok()?;
         u32::try_from(peer.pid.as_raw_nonzero().get()).ok()
     }
 
-    /// Leaves the connection open until this process ends: then all of its sockets are free.
+    /// Leaves the connection open until this process ends and all its sockets are free.
     pub(super) fn close_at_exit(self) {
         let _ = self.stream.into_raw_fd();
     }
@@ -364,19 +365,19 @@ fn receive_ready(stream: &mut UnixStream) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// The process that runs, seen by the one that takes over.
+/// The running process, as seen by the process that takes over.
 pub(super) struct Predecessor {
     path: PathBuf,
     /// Open from the request on.
     stream: Option<UnixStream>,
-    /// True if it says when it uses no device any more.
+    /// True if the process reports when it no longer uses any device.
     says_free: bool,
-    /// The interface that it announced VIPs by.
+    /// The interface of its announced VIPs.
     announced: Option<OwnedFd>,
 }
 
 impl Predecessor {
-    /// Finds it; `None` if none listens.
+    /// Finds the running process; returns `None` if none listens.
     pub(super) fn find(path: &Path) -> Option<Self> {
         match UnixStream::connect(path) {
             // It waits for nobody who has nothing to say yet.
@@ -393,7 +394,7 @@ impl Predecessor {
         }
     }
 
-    /// Has it stop, and waits until its state is written. Returns the devices that it leaves open.
+    /// Makes the process stop, and waits until its state is written. Returns its open devices.
     pub(super) fn stop(&mut self) -> Devices {
         let ask = |request: &[u8; 8]| {
             let mut stream = UnixStream::connect(&self.path)?;
@@ -424,7 +425,7 @@ impl Predecessor {
         Devices::default()
     }
 
-    /// Waits until it uses no device any more.
+    /// Waits until the process no longer uses any device.
     pub(super) fn wait_until_free(&mut self) {
         let Some(stream) = self.stream.as_mut().filter(|_| self.says_free) else {
             return;
@@ -435,8 +436,8 @@ impl Predecessor {
         }
     }
 
-    /// Waits until it has ended, and with it its status, metrics and interfaces; gives the interface that it
-    /// announced VIPs by, which it handed over.
+    /// Waits until the process has ended, with its status, metrics and interfaces; returns the
+    /// interface of announced VIPs that it handed over.
     pub(super) fn wait_for_end(self) -> Option<OwnedFd> {
         let announced = self.announced;
         let Some(mut stream) = self.stream else {
@@ -446,7 +447,7 @@ impl Predecessor {
         let ended = timeout.and_then(|()| stream.read(&mut [0]));
         match ended {
             Ok(0) => {}
-            // It was killed, say.
+            // For example, the process was killed.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
             other => warn!("the previous process does not end: {other:?}"),
         }

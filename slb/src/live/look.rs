@@ -1,4 +1,4 @@
-//! A look into a worker's tables between two bursts, for those who ask at the socket.
+//! Searches of a worker's tables between two bursts, for requests at the socket.
 //!
 //! ```text
 //!  status thread                      worker, between two bursts
@@ -6,8 +6,8 @@
 //!  empty pages                     ─► filled, a bounded number of places a step
 //!  lines of text, back to empty    ◄─ full pages
 //! ```
-//! A worker waits for no page: where none is empty it goes on with packets. While packets come, looking takes
-//! one fiftieth of its time; when none come, all of it.
+//! A worker never waits for a page: if none is empty, it continues with packets. While packets
+//! arrive, searches take one fiftieth of its time; otherwise, all of it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,41 +22,42 @@ use slb_core::{DropReason, Frame, Instant, PortId, Verdict};
 use super::capture::Tap;
 use crate::balancer::Balancer;
 
-/// Places looked at in one step: some 32 KiB of a mux's table, 8 µs.
+/// The number of places visited in one step: some 32 KiB of a mux's table, 8 µs.
 const STEP: usize = 1536;
 /// Entries taken in one step.
 const TAKEN: usize = 64;
 /// Entries of a page.
 const PAGE: usize = 1024;
-/// Pages that a worker and whoever asks have together.
+/// The number of pages that a worker and a client share.
 const PAGES: usize = 16;
-/// A page with few entries is given back after so many places, so that they are seen before the end.
+/// A page with few entries is sent after this many places, so that the client sees them before the
+/// end.
 const PLACES: u64 = 1 << 22;
-/// While packets come, a step is due once it has been so many times its own length ago.
+/// While packets arrive, the pause after a step, as a multiple of its duration.
 const SHARE: u32 = 49;
 
 /// Work for a worker between two bursts.
 pub(super) enum Task {
     List(Box<List>),
     Capture(Box<Tap>),
-    /// To give the last dropped packets, in memory that has room for all.
+    /// Copy the last dropped packets into the given memory.
     Drops(Vec<Dropped>, SyncSender<Vec<Dropped>>),
 }
 
-/// Dropped packets that are kept of each reason.
+/// The number of dropped packets kept for each reason.
 const KEPT: usize = 16;
-/// Bytes of each that are kept.
+/// The number of bytes kept of each packet.
 const HEAD: usize = 128;
-/// The most that are kept of one burst.
+/// The maximum number of packets kept of one burst.
 const OF_BURST: usize = 8;
-/// All that are kept.
+/// The maximum number of packets kept for all reasons.
 pub(super) const DROPS: usize = KEPT * DropReason::COUNT;
 
 /// A packet that was dropped.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Dropped {
     at: Instant,
-    /// How long ago that was, once somebody asks.
+    /// The time since the drop, filled in for a request.
     pub(super) age: Duration,
     pub(super) reason: DropReason,
     pub(super) port: PortId,
@@ -67,13 +68,14 @@ pub(super) struct Dropped {
 }
 
 impl Dropped {
-    /// The first bytes of the frame, as it was when it was dropped.
+    /// Returns the first bytes of the frame when it was dropped.
     pub(super) fn bytes(&self) -> &[u8] {
         self.head.get(..self.kept.into()).unwrap_or_default()
     }
 }
 
-/// The last dropped packets: of each reason a few, so that a flood of one does not hide another.
+/// The last dropped packets, a few for each reason, so that a flood for one reason does not hide
+/// others.
 #[derive(Debug)]
 struct Drops {
     /// By reason, each a ring.
@@ -139,7 +141,7 @@ impl Wanted {
     }
 }
 
-/// A part of what a worker has.
+/// A part of a worker's entries.
 #[derive(Debug)]
 pub(super) struct Page {
     /// The worker that fills it.

@@ -1,12 +1,13 @@
-//! Messages between a worker and other threads, without either waiting where packets are moved.
+//! Messages between a worker and other threads, without waiting on the packet path.
 //!
 //! ```text
 //!  control, status                          worker, once a burst
 //!  letters under the lock, then the flag ─► flag? ─► lowered, then the letters under the lock
 //!  wait, for a second at most            ◄─ answered
 //! ```
-//! The flag is raised with the letters in place, and lowered before they are read: what comes in between
-//! raises it again. Tested with Shuttle, which runs the threads in thousands of orders.
+//! The flag is raised after the letters are in place, and lowered before they are read, so a letter
+//! in between raises it again. Tested with Shuttle, which runs the threads in thousands of
+//! interleavings.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,14 +26,14 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-/// How long anybody waits for a worker.
+/// The maximum time to wait for a worker.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A mailbox for snapshots `S`, counters of a worker, `C`, and records to take over, `I`.
 pub(super) struct Mailbox<S, C, I = ()> {
     /// True if there is a message for the worker: tested for each burst, unlike the lock.
     attention: AtomicBool,
-    /// How many times the worker has looked into it.
+    /// The number of times that the worker has checked the mailbox.
     beats: AtomicU64,
     letters: Mutex<Letters<S, C, I>>,
     answered: Condvar,
@@ -42,14 +43,14 @@ pub(super) struct Mailbox<S, C, I = ()> {
 pub(super) struct Fill {
     buffer: Vec<u8>,
     len: usize,
-    /// Where the worker goes on; `None`: all is written.
+    /// The worker's next position; `None` if everything is written.
     next: Option<Cursor>,
-    /// The vm whose connections alone are written, by a backend that it is; `None`: all are.
+    /// The vm whose connections are written, by one of its backends; `None` for all connections.
     vm: Option<Arc<str>>,
 }
 
 impl Fill {
-    /// To be filled from the beginning.
+    /// Starts a fill from the beginning.
     pub(super) fn new(buffer: Vec<u8>) -> Self {
         Self {
             buffer,
@@ -102,11 +103,11 @@ struct Letters<S, C, I> {
     /// A snapshot to put in place, and its generation.
     next: Option<(S, u64)>,
     stop: bool,
-    /// How many times its counters were asked for, and given.
+    /// The numbers of requests for counters, and of answers.
     asked: u64,
     given: u64,
     counted: Option<C>,
-    /// Snapshots that it no longer uses: it does not free them itself.
+    /// Snapshots that the worker no longer uses, and does not free itself.
     old: Vec<S>,
     /// The generation that it has in place.
     generation: u64,
@@ -116,7 +117,7 @@ struct Letters<S, C, I> {
 
 /// The worker.
 pub(super) trait Recipient<S, C, I = ()> {
-    /// Puts a snapshot in place, and gives the one that was.
+    /// Installs a snapshot, and returns the old one.
     fn install(&mut self, snapshot: S) -> S;
     /// Returns the worker's counters until now.
     fn count(&mut self) -> C;
@@ -154,7 +155,7 @@ impl<S, C: Clone, I> Mailbox<S, C, I> {
         self.letters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the worker put a snapshot in place between two bursts.
+    /// Makes the worker install a snapshot between two bursts.
     pub(super) fn install(&self, snapshot: S, generation: u64) {
         let mut letters = self.letters();
         letters.next = Some((snapshot, generation));
@@ -162,7 +163,7 @@ impl<S, C: Clone, I> Mailbox<S, C, I> {
         self.attention.store(true, Ordering::Release);
     }
 
-    /// Waits until it has done so, for a second at most.
+    /// Waits until the worker has installed it, for at most a second.
     pub(super) fn wait_for(&self, generation: u64) -> bool {
         let letters = self.letters();
         let waits =

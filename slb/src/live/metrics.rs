@@ -6,7 +6,8 @@
 //! | `/healthz` | 200 while the workers answer; of a controller, while it moves |
 //! | `/readyz` | 200 while they do, packets come in by all devices, and each frontend with rules has a backend for new flows; of a controller, while its store answers |
 //!
-//! While a node waits for its fleet's first generation, it is well and not ready, and has no counters.
+//! While a node waits for its fleet's first generation, it is healthy but not ready, and has no
+//! counters.
 //!
 //! Clients are not trusted: the number of connections is limited, each lasts a few seconds, and has
 //! headers of 16 KiB at most. At the limit, the oldest connection of the address that has the most
@@ -42,16 +43,17 @@ use crate::Failure;
 use crate::report::metrics::{Family, Histogram};
 
 const MOST_CONNECTIONS: usize = 256;
-/// Answers that are made at once: each asks the workers.
+/// The maximum number of simultaneous answers, each of which needs the workers.
 const MOST_AT_ONCE: usize = 8;
 const MOST_HEADERS: usize = 16 << 10;
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a client has for its request, and for reading the answer, where others wait for a place.
+/// The time that a client has for its request, and for reading the answer, if others wait for a
+/// place.
 const TIME_TO_ASK: Duration = Duration::from_millis(100);
 const TIME_TO_READ: Duration = Duration::from_secs(1);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// An address that metrics are answered at.
+/// The address that serves metrics.
 pub(crate) struct Endpoint {
     address: SocketAddr,
     /// Gone once a thread answers.
@@ -59,7 +61,7 @@ pub(crate) struct Endpoint {
     source: Arc<Source>,
 }
 
-/// The data that answers are made of.
+/// The data for answers.
 #[derive(Default)]
 struct Source {
     /// Empty while the process waits for its first configuration.
@@ -147,8 +149,8 @@ impl Connection {
 struct Connections(VecDeque<Connection>);
 
 impl Connections {
-    /// Makes room for one more: where there are too many, the oldest goes of the address that has the most.
-    /// Waits where none may go yet.
+    /// Makes room for another connection: if there are too many, closes the oldest one of the
+    /// address with the most. Waits if none may be closed yet.
     async fn make_room(&mut self) {
         loop {
             self.0.retain(|connection| !connection.task.is_finished());
@@ -184,7 +186,7 @@ async fn accept(listener: std::net::TcpListener, source: Arc<Source>) -> std::io
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Too many open files, say: it passes.
+                // A transient error, such as too many open files.
                 warn!("metrics: {error}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;

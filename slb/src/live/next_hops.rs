@@ -1,5 +1,5 @@
-//! How the addresses of a configuration are reached: the MAC addresses of next hops, which are put into
-//! configurations before they are compiled, and the hosts that no packet can reach.
+//! Routes to the addresses of a configuration: the MAC addresses of next hops, which complete
+//! configurations before they are compiled, and unreachable hosts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -17,16 +17,17 @@ use tracing::{info, warn};
 use super::device::Plan;
 use crate::Failure;
 
-/// An address that only a default route leads to: of those for documentation (RFC 5737, RFC 3849).
+/// An address that only a default route covers: one for documentation (RFC 5737, RFC 3849).
 const FAR_IPV4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const FAR_IPV6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1));
 
-/// How long a route may be missing before that is said: routing daemons replace routes.
+/// The time for which a route may be missing before it is reported, since routing daemons replace
+/// routes.
 const WITHOUT_ROUTE: Duration = Duration::from_secs(1);
-/// How long a neighbour may take to answer: Linux asks three times, a second apart.
+/// The time that a neighbour may take to answer: Linux asks three times, a second apart.
 const WITHOUT_NEIGHBOUR: Duration = Duration::from_secs(3);
 
-/// How an address is reached.
+/// The route to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reach {
     /// By this next hop, whose MAC address is known; or the kernel sends the packets.
@@ -43,7 +44,7 @@ pub(super) enum Reach {
 }
 
 impl Reach {
-    /// The next hop, where its MAC address is of use.
+    /// Returns the next hop, if its MAC address can be used.
     fn next_hop(&self) -> Option<&NextHop> {
         match self {
             Self::Known(next_hop) | Self::Unresolved(next_hop) => Some(next_hop),
@@ -56,7 +57,7 @@ impl Reach {
     }
 }
 
-/// How each address is reached.
+/// The routes to addresses.
 pub(super) type Found = BTreeMap<IpAddr, Reach>;
 
 pub(super) struct NextHops {
@@ -87,7 +88,7 @@ impl NextHops {
         self.tables.has_changed()
     }
 
-    /// Takes note of the interface that packets leave by, which may be another under the same name.
+    /// Records the interface by which packets leave, which may be a new one with the same name.
     pub(super) fn set_fabric(&mut self, plan: &Plan) {
         self.fabric = plan.fabric().map(|fabric| fabric.index);
     }
@@ -97,7 +98,7 @@ impl NextHops {
         self.fabric.is_some()
     }
 
-    /// Looks up how each address that a configuration names is reached.
+    /// Looks up the routes to all addresses in a configuration.
     pub(super) fn look_up(&self, given: &Config) -> Found {
         self.query(given).answer(&self.tables)
     }
@@ -111,7 +112,7 @@ impl NextHops {
         }
     }
 
-    /// Tells the kernel which of them are used: all, or those that it does not know.
+    /// Marks next hops as used for the kernel: all, or only unknown ones.
     pub(super) fn ask(&self, found: &Found, all: bool) -> io::Result<()> {
         if !self.are_needed() {
             return Ok(());
@@ -128,7 +129,7 @@ impl NextHops {
     }
 }
 
-/// A question to the kernel's tables: how is each of these addresses reached?
+/// A query of the kernel's tables for the routes to some addresses.
 pub(super) struct Query {
     addresses: BTreeSet<IpAddr>,
     fabric: Option<u32>,
@@ -215,7 +216,7 @@ pub(super) fn destination(role: Role, backend: &Backend) -> IpAddr {
     }
 }
 
-/// Puts what was found into a configuration.
+/// Completes a configuration with the routes.
 pub(super) fn complete(config: &mut Config, found: &Found) {
     let own = config.node.mac;
     let mac = |address: IpAddr| match found.get(&address) {
@@ -348,7 +349,7 @@ impl Unreached {
         said.map(|(&address, _)| address).collect()
     }
 
-    /// Has backends whose hosts are not reached get no new flows.
+    /// Takes new flows away from backends whose hosts are unreachable.
     pub(super) fn apply(&self, config: &mut Config) {
         let (role, hosts) = (config.node.role, self.hosts());
         // A host agent chooses no backends.

@@ -1,9 +1,9 @@
-//! Packets whose checksum was left to a network card that is none.
+//! Packets whose checksums were left to a network card that does not exist.
 //!
-//! Between namespaces and virtual machines the sender leaves a checksum to the card, and a kernel that
-//! receives the packet does not look at it. Here it goes out as it came, and whoever gets it then drops it.
-//! Such a checksum is the sum of the pseudo-header alone (RFC 9293 §3.1), so a few packets tell; one is looked
-//! at now and then.
+//! Between namespaces and virtual machines, the sender leaves checksums to the card, and a
+//! receiving kernel does not verify them. The balancer forwards such packets with incomplete
+//! checksums, and their receivers drop them. An incomplete checksum is the sum of the pseudo-header
+//! alone (RFC 9293 §3.1), so a sample of packets suffices to detect them.
 
 use slb_core::wire::ethernet::EtherType;
 

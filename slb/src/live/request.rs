@@ -1,7 +1,7 @@
 //! Requests at the status socket besides the status: one line of JSON, answered with one line of
 //! JSON for each item and a last one that says how many there were.
 //!
-//! Whoever asks nothing gets the status. Nothing that is asked changes anything.
+//! A client without a request gets the status. No request changes any state.
 
 use std::collections::HashMap;
 use std::io::{self, Read as _, Write};
@@ -22,11 +22,11 @@ use super::look::{NoPage, Wanted};
 use super::status::Shared;
 use super::tell::Tell;
 
-/// How long a client may take to ask, before it is taken as one that asks for the status.
+/// The time for a client's request, after which the client gets the status.
 const TO_ASK: Duration = Duration::from_millis(100);
-/// The longest question, in bytes: one with the longest packet in hexadecimal.
+/// The maximum length of a request in bytes: one with the longest packet in hexadecimal.
 const LONGEST: usize = 160 << 10;
-/// An empty line is sent where there was nothing to say for so long: a client that is gone is noticed then.
+/// The time without output after which an empty line is sent, which detects a client that is gone.
 const BEAT: Duration = Duration::from_millis(500);
 /// Bytes that are written at once.
 const BLOCK: usize = 64 << 10;
@@ -59,7 +59,7 @@ pub(super) fn read(mut client: &UnixStream) -> io::Result<Option<Value>> {
     Ok(Some(serde_json::from_slice(asked).unwrap_or(Value::Null)))
 }
 
-/// Answers a question.
+/// Answers a request.
 pub(super) fn answer(asked: &Value, client: &UnixStream, told: &dyn Tell) -> io::Result<()> {
     let mut out = Answer::to(client);
     if let Err(error) = check_plain(asked) {

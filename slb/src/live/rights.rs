@@ -6,10 +6,10 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::Failure;
 
-/// The capabilities that AF_XDP takes, and their bits.
+/// The capabilities that AF_XDP needs, and their bits.
 const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_NET_RAW", 13), ("CAP_BPF", 39)];
 
-/// Fails where one is missing, and says which.
+/// Returns an error that names missing capabilities.
 pub(super) fn expect_all() -> Result<(), Failure> {
     let missing = missing();
     if missing.is_empty() {

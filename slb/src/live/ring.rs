@@ -1,5 +1,5 @@
-//! A ring of frames from one worker to another: no lock, no allocation and no system call where frames are
-//! moved.
+//! A ring of frames from one worker to another, without locks, allocations and system calls on the
+//! packet path.
 //!
 //! ```text
 //!        head (the taker's)           tail (the giver's)
@@ -79,10 +79,10 @@ pub(super) fn ring(words: usize) -> (Giver, Taker) {
     )
 }
 
-/// The end that frames are put in at.
+/// The sending end of a ring.
 pub(super) struct Giver {
     ring: Arc<Ring>,
-    /// The head as it was last seen.
+    /// The last seen head.
     head: usize,
     tail: usize,
     published: usize,
@@ -142,11 +142,11 @@ fn write(words: &[AtomicU64], bytes: &[u8]) {
     }
 }
 
-/// The end that frames are taken out at.
+/// The receiving end of a ring.
 pub(super) struct Taker {
     ring: Arc<Ring>,
     head: usize,
-    /// The tail as it was last seen.
+    /// The last seen tail.
     tail: usize,
 }
 

@@ -1,5 +1,5 @@
-//! The status socket: whoever connects gets one JSON document about the running process, or the answer to a
-//! [question](super::request).
+//! The status socket: a client gets one JSON document about the running process, or the answer to a
+//! [request](super::request).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs;
@@ -41,11 +41,11 @@ use crate::report::Report;
 use crate::report::metrics::{Family, one};
 use crate::report::totals::Totals;
 
-/// How often it is checked that the socket's name is there.
+/// The interval of checks that the socket's name exists.
 const LOOK: Duration = Duration::from_secs(2);
-/// How long a client may take to read.
+/// The time that a client may take to read.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Clients that are answered at once.
+/// The maximum number of simultaneous clients.
 const MOST_CLIENTS: usize = 32;
 
 /// The places where the socket of a role may be, unless it is said: that of a process started by hand, and that
@@ -62,7 +62,7 @@ fn default_path(role: &str) -> PathBuf {
     directory.join(format!("slb-{role}.sock"))
 }
 
-/// The data that the status is made of.
+/// The data for the status.
 pub(super) struct Shared {
     state: Mutex<State>,
     workers: Vec<(Arc<Letterbox>, Vec<String>, Option<usize>)>,
@@ -85,13 +85,13 @@ struct State {
     compiled: Arc<Snapshot<'static>>,
     /// Hosts that no packet can reach.
     unreachable: BTreeSet<IpAddr>,
-    /// Why it is not ready.
+    /// The reasons why the process is not ready.
     trouble: Vec<String>,
-    /// The workers that stand still, and since when.
+    /// The stalled workers, and the time since which they are stalled.
     stalled: Vec<(String, Instant)>,
-    /// When the control thread last moved.
+    /// The time of the control thread's last progress.
     alive: Instant,
-    /// Why backends are not well.
+    /// The reasons why backends are unhealthy.
     sick: BTreeMap<BackendName, String>,
     /// State taken over, and the last checkpoint (`--state`).
     kept: Option<StateStatus>,
@@ -228,7 +228,7 @@ impl Shared {
         self.state().kept = Some(kept.clone());
     }
 
-    /// The configuration that is in place.
+    /// Returns the installed configuration.
     pub(super) fn config(&self) -> Arc<Config> {
         Arc::clone(&self.state().config)
     }
@@ -239,7 +239,7 @@ impl Shared {
         (Arc::clone(&state.config), Arc::clone(&state.compiled))
     }
 
-    /// How many workers there are.
+    /// Returns the number of workers.
     pub(super) fn workers(&self) -> usize {
         self.tasks.len()
     }

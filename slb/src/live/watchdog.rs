@@ -4,8 +4,8 @@
 //! ```text
 //!  slb mux ── a byte each half second ──► slb watchdog ── none for three seconds ──► interface down
 //! ```
-//! A process that is stopped, or waits for pages from a disk, keeps its interfaces, and the routing daemon
-//! beside it would go on announcing. The watchdog ends when the pipe is closed.
+//! A process that is stopped, or waits for pages from a disk, keeps its interfaces, so the routing
+//! daemon would continue to announce the VIPs. The watchdog ends when the pipe is closed.
 
 use std::io::{self, Read, Write};
 use std::os::linux::net::SocketAddrExt as _;
@@ -24,9 +24,9 @@ use super::log;
 use crate::Failure;
 use crate::cli::{LogFormat, WatchdogOptions};
 
-/// How often there is a sign of life.
+/// The interval of heartbeats.
 const BEAT: Duration = Duration::from_millis(500);
-/// How long there may be none.
+/// The time without a heartbeat after which the watchdog acts.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The signs of life of this process.

@@ -30,6 +30,7 @@ mod flow_table;
 mod flows_move;
 mod follows;
 mod fragmented_syn;
+#[path = "fragments/main.rs"]
 mod fragments;
 mod hairpin;
 mod health;
@@ -44,6 +45,7 @@ mod martians;
 mod mux;
 mod mux_flows;
 mod names;
+#[path = "nat/main.rs"]
 mod nat;
 mod native;
 #[path = "networks/main.rs"]

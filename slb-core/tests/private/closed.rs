@@ -12,8 +12,9 @@ use slb_core::{Burst, DropReason, Frame, HEADROOM, Key, Verdict};
 
 use crate::common::through;
 
+use super::messages::unreachable;
 use super::net::{DNS, End, FABRIC, GATEWAY_MAC, HTTP, Net, Plan, SERVED, Segment, ip, vip};
-use super::{CLIENT, connect, send, unreachable};
+use super::{CLIENT, connect, send};
 
 /// The client of the second network, whose addresses are those of the first one's.
 const STRANGER: usize = 4;

@@ -35,6 +35,14 @@ const SAME: u16 = 82;
 const PLAIN: u16 = 83;
 const RULES: [u16; 4] = [FIRST, OTHER, SAME, PLAIN];
 
+/// Both families and schedulers of a proxy.
+const PROXIES: [(bool, Scheduler); 4] = [
+    (false, Scheduler::Maglev),
+    (true, Scheduler::Maglev),
+    (false, Scheduler::LeastConnections),
+    (true, Scheduler::LeastConnections),
+];
+
 /// What two probes found of the backends of one pool.
 #[derive(Clone, Debug)]
 struct Plan {
@@ -56,6 +64,14 @@ const SICK: BackendHealth = BackendHealth {
 };
 
 impl Plan {
+    fn of_proxy(ipv6: bool, scheduler: Scheduler) -> Self {
+        Self {
+            proxy: true,
+            scheduler,
+            ..Self::new(ipv6)
+        }
+    }
+
     fn new(ipv6: bool) -> Self {
         Self {
             ipv6,
@@ -403,17 +419,8 @@ fn a_udp_flow_moves_by_its_own_rule() {
 #[test]
 fn a_proxy_s_udp_flow_moves_by_its_own_rule() {
     type Dut = Proxy<'static, Box<Snapshot<'static>>>;
-    for (ipv6, scheduler) in [
-        (false, Scheduler::Maglev),
-        (true, Scheduler::Maglev),
-        (false, Scheduler::LeastConnections),
-        (true, Scheduler::LeastConnections),
-    ] {
-        let mut plan = Plan {
-            proxy: true,
-            scheduler,
-            ..Plan::new(ipv6)
-        };
+    for (ipv6, scheduler) in PROXIES {
+        let mut plan = Plan::of_proxy(ipv6, scheduler);
         let mut proxy = Proxy::with_capacity(plan.snapshot(), 1024, KEY).expect("its role");
         let ask = |proxy: &mut Dut, number: u16, port: u16| {
             let (verdict, bytes) = give!(proxy, FABRIC, &datagram(number, port, ipv6));
@@ -701,17 +708,8 @@ fn a_host_resets_and_refuses_by_rule() {
 
 #[test]
 fn a_proxy_chooses_and_resets_by_rule() {
-    for (ipv6, scheduler) in [
-        (false, Scheduler::Maglev),
-        (true, Scheduler::Maglev),
-        (false, Scheduler::LeastConnections),
-        (true, Scheduler::LeastConnections),
-    ] {
-        let mut plan = Plan {
-            proxy: true,
-            scheduler,
-            ..Plan::new(ipv6)
-        };
+    for (ipv6, scheduler) in PROXIES {
+        let mut plan = Plan::of_proxy(ipv6, scheduler);
         let mut proxy = Proxy::with_capacity(plan.snapshot(), 1024, KEY).expect("its role");
         type Dut = Proxy<'static, Box<Snapshot<'static>>>;
         let open = |proxy: &mut Dut, number, port| {

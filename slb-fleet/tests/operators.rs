@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::{CLUSTER, Controller, Running, apply, spec, stage, wait_until};
+use common::{
+    CLUSTER, Controller, Running, all_serve, apply, fails, fleet, put, spec, stage, wait_until,
+};
 use slb_fleet::document::Spec;
 use slb_fleet::fetch::change;
 use slb_fleet::node::AUTONOMY;
@@ -18,33 +20,6 @@ use slb_fleet::rollout::{Side, Stage};
 use slb_fleet::store::{
     Condition, Entry, Lease, Listing, MemoryStore, Operation, Revision, Store, StoreError, Watch,
 };
-
-fn put(store: &MemoryStore, key: String, value: Vec<u8>) {
-    store.commit(&[], &[Operation::put(key, value)]).unwrap();
-}
-
-fn fails(name: &str) -> (String, String, String) {
-    ("servers".to_owned(), "alive".to_owned(), name.to_owned())
-}
-
-/// A controller, two host agents and a mux, which serve `vm1` to `vm3`; the last one's host has no agent.
-fn fleet(store: &MemoryStore) -> (Controller, Vec<Running>) {
-    let shared: Arc<dyn Store> = Arc::new(store.clone());
-    let controller = Controller::start(Arc::clone(&shared), "one");
-    let hosts = (1..=2).map(|n| Running::start(Arc::clone(&shared), Side::Host, n, None));
-    let mux = Running::start(Arc::clone(&shared), Side::Mux, 1, None);
-    let nodes: Vec<Running> = hosts.chain([mux]).collect();
-    apply(store, &spec(&[1, 2, 3]));
-    all_serve(&nodes, &["vm1", "vm2", "vm3"]);
-    (controller, nodes)
-}
-
-#[track_caller]
-fn all_serve(nodes: &[Running], names: &[&str]) {
-    wait_until(&format!("all serve {names:?}"), || {
-        nodes.iter().all(|node| node.serving() == names)
-    });
-}
 
 fn agents(store: &MemoryStore) -> Agents {
     let key = Keys::new(CLUSTER).key("state/agents");

@@ -9,35 +9,11 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
-use common::{CLUSTER, Controller, Running, apply, spec, wait_until};
+use common::{CLUSTER, Controller, Running, apply, fails, fleet, put, spec, wait_until};
 use slb_fleet::document::Spec;
 use slb_fleet::object::{Health, Keys, Object as _, ObjectError, Report};
 use slb_fleet::rollout::Side;
 use slb_fleet::store::{MemoryStore, Operation, Store};
-
-fn put(store: &MemoryStore, key: String, value: Vec<u8>) {
-    store.commit(&[], &[Operation::put(key, value)]).unwrap();
-}
-
-fn fails(name: &str) -> (String, String, String) {
-    ("servers".to_owned(), "alive".to_owned(), name.to_owned())
-}
-
-/// A controller, two host agents and a mux, which serve `vm1` to `vm3`; the last one's host has no agent.
-fn fleet(store: &MemoryStore) -> (Controller, Vec<Running>) {
-    let shared: Arc<dyn Store> = Arc::new(store.clone());
-    let controller = Controller::start(Arc::clone(&shared), "one");
-    let hosts = (1..=2).map(|n| Running::start(Arc::clone(&shared), Side::Host, n, None));
-    let mux = Running::start(Arc::clone(&shared), Side::Mux, 1, None);
-    let nodes: Vec<Running> = hosts.chain([mux]).collect();
-    apply(store, &spec(&[1, 2, 3]));
-    wait_until("all serve", || {
-        nodes
-            .iter()
-            .all(|node| node.serving() == ["vm1", "vm2", "vm3"])
-    });
-    (controller, nodes)
-}
 
 #[test]
 fn health_goes_on_while_the_wanted_state_cannot_be_read() {

@@ -14,7 +14,7 @@ use slb_fleet::leader::{Leader, LeaderOptions};
 use slb_fleet::node::{Node, NodeOptions};
 use slb_fleet::rollout::{Side, Stage};
 use slb_fleet::store::etcd::{Access, EtcdStore};
-use slb_fleet::store::{Condition, Operation, Store};
+use slb_fleet::store::{Condition, MemoryStore, Operation, Store};
 
 /// Says why a test is skipped, or fails where nothing may be.
 #[macro_export]
@@ -413,4 +413,34 @@ pub fn behaves_as_a_store(store: &dyn Store) {
     assert!(store.commit(&[], &[Operation::put("k", long)]).is_err());
     let many = vec![put("k", "v"); slb_fleet::store::MOST_OPERATIONS + 1];
     assert!(store.commit(&[], &many).is_err());
+}
+
+/// Puts an object into the store as an operator or a damaged program may.
+pub fn put(store: &MemoryStore, key: String, value: Vec<u8>) {
+    store.commit(&[], &[Operation::put(key, value)]).unwrap();
+}
+
+/// The report that a probe finds a backend to fail.
+pub fn fails(name: &str) -> (String, String, String) {
+    ("servers".to_owned(), "alive".to_owned(), name.to_owned())
+}
+
+/// A controller, two host agents and a mux, which serve `vm1` to `vm3`; the last one's host has no agent.
+pub fn fleet(store: &MemoryStore) -> (Controller, Vec<Running>) {
+    let shared: Arc<dyn Store> = Arc::new(store.clone());
+    let controller = Controller::start(Arc::clone(&shared), "one");
+    let hosts = (1..=2).map(|n| Running::start(Arc::clone(&shared), Side::Host, n, None));
+    let mux = Running::start(Arc::clone(&shared), Side::Mux, 1, None);
+    let nodes: Vec<Running> = hosts.chain([mux]).collect();
+    apply(store, &spec(&[1, 2, 3]));
+    all_serve(&nodes, &["vm1", "vm2", "vm3"]);
+    (controller, nodes)
+}
+
+/// Waits until backends of these names, and no others, get new flows at all nodes.
+#[track_caller]
+pub fn all_serve(nodes: &[Running], names: &[&str]) {
+    wait_until(&format!("all serve {names:?}"), || {
+        nodes.iter().all(|node| node.serving() == names)
+    });
 }

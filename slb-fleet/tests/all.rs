@@ -5,6 +5,7 @@
 mod common;
 
 mod etcd;
+mod examples;
 mod fleet;
 mod operators;
 mod reports;

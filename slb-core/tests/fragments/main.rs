@@ -5,19 +5,12 @@ mod waiting;
 
 use crate::trio;
 
-use std::net::IpAddr;
-use std::time::Duration;
-
-use slb_core::mem::Boxes;
 use slb_core::spec::Echo;
-use slb_core::{
-    Burst, DropReason, FragmentRoom, FragmentSlot, Frame, HEADROOM, Host, Instant, Key, Mux, Proxy,
-    Verdict,
-};
+use slb_core::{DropReason, Verdict};
 use trio::{
-    DESTINATION_OPTIONS, Ends, FAMILIES, Family, From, NOW, Role, Shared, TCP, UDP, assert_summed,
-    echo, ends, fragment, fragments, host, inner, mux, packet, proxy, reassembled, stateless_mux,
-    tcp, tunnelled, udp,
+    DESTINATION_OPTIONS, Ends, FAMILIES, Family, From, NOW, Role, TCP, UDP, assert_summed, echo,
+    ends, fragment, fragments, host, mux, packet, proxy, reassembled, stateless_mux, tcp,
+    tunnelled, udp,
 };
 
 const SYN: u8 = 2;

@@ -4,9 +4,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::trio::{
-    DESTINATION_OPTIONS, Ends, FAMILIES, Family, From, NOW, Role, Shared, TCP, UDP, assert_summed,
-    echo, ends, fragment, fragments, host, inner, mux, packet, proxy, reassembled, stateless_mux,
-    tcp, tunnelled, udp,
+    Ends, FAMILIES, Family, From, NOW, Role, Shared, TCP, UDP, assert_summed, fragment, fragments,
+    framed, host, inner, mux, packet, proxy, reassembled, tcp, udp,
 };
 use slb_core::mem::Boxes;
 use slb_core::spec::Echo;
@@ -15,9 +14,7 @@ use slb_core::{
     Verdict,
 };
 
-use super::{
-    ACK, Datagram, HELD, MISSING, SYN, TINY, behind_options, data, datagrams, hop, there_and_back,
-};
+use super::{HELD, MISSING, SYN, data, datagrams, hop};
 
 /// What is given to wait in.
 fn room(slots: usize) -> FragmentRoom<'static> {
@@ -188,7 +185,7 @@ fn tagged_fragments_that_waited_leave_as_if_they_had_not() {
             let payload = udp(there, (5000, 53), &data(1500));
             let mut parts = fragments(there, UDP, &payload, 800, 7);
             for part in &mut parts {
-                *part = trio::framed(part);
+                *part = framed(part);
                 part.splice(12..12, tags.iter().copied());
             }
             let parts = [&parts[0][..], &parts[1]];

@@ -4,28 +4,19 @@ mod net;
 mod ports;
 mod strangers;
 
-use crate::common::{Endpoint, ends, through};
+use crate::common::{Endpoint, ends};
 use net::{
-    ACK, Dut, FABRIC, HOST, KEY, MUX, PLAN, Plan, SYN, VIP, dip, encapsulated, encapsulated_by,
-    front, give, of_vm, packet_of, snapshot, tcp, udp,
+    ACK, Dut, FABRIC, KEY, SYN, VIP, dip, encapsulated, front, give, of_vm, packet_of, snapshot,
+    tcp, udp,
 };
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::OnceLock;
-use std::time::Duration;
 
 use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
-use slb_core::snapshot::{CompiledBackend, Snapshot};
-use slb_core::spec::{
-    Backend, BackendState, Echo, Frontend, Outbound, Pool, Protocol, Rule, Spec, Terms, Underlay,
-    derived_mac,
-};
+use slb_core::snapshot::Snapshot;
 use slb_core::wire::checksum::checksum;
-use slb_core::wire::vxlan::Vni;
-use slb_core::{
-    Burst, DropReason, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, SourceLimiter, Verdict,
-};
+use slb_core::{Burst, DropReason, Host, Instant, PortId, SourceLimiter, Verdict};
 
 #[test]
 fn there_and_back_gives_the_original_bytes() {

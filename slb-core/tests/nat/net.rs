@@ -1,23 +1,18 @@
 //! A host agent with a few vms, and packets to and from these.
 
-use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
-use slb_core::snapshot::{CompiledBackend, Snapshot};
+use etherparse::PacketBuilder;
+use slb_core::snapshot::Snapshot;
 use slb_core::spec::{
-    Backend, BackendState, Echo, Frontend, Outbound, Pool, Protocol, Rule, Spec, Terms, Underlay,
-    derived_mac,
+    Backend, Echo, Frontend, Outbound, Pool, Protocol, Rule, Spec, Terms, Underlay, derived_mac,
 };
-use slb_core::wire::checksum::checksum;
 use slb_core::wire::vxlan::Vni;
-use slb_core::{
-    Burst, DropReason, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, SourceLimiter, Verdict,
-};
+use slb_core::{Host, Instant, Key, PortId, Verdict};
 
-use crate::common::{Endpoint, ends, through};
+use crate::common::through;
 
 pub(super) const VIP: Ipv4Addr = Ipv4Addr::new(20, 20, 20, 100);
 pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);

@@ -2,26 +2,20 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::OnceLock;
 use std::time::Duration;
 
-use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
 use slb_core::snapshot::{CompiledBackend, Snapshot};
 use slb_core::spec::{
-    Backend, BackendState, Echo, Frontend, Outbound, Pool, Protocol, Rule, Spec, Terms, Underlay,
-    derived_mac,
+    Backend, BackendState, Echo, Frontend, Pool, Spec, Terms, Underlay, derived_mac,
 };
-use slb_core::wire::checksum::checksum;
 use slb_core::wire::vxlan::Vni;
-use slb_core::{
-    Burst, DropReason, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, SourceLimiter, Verdict,
-};
+use slb_core::{Burst, DropReason, Frame, HEADROOM, Host, Instant, Mux, PortId, Verdict};
 
 use super::net::{
-    ACK, Dut, FABRIC, HOST, KEY, MUX, PLAN, Plan, SYN, VIP, dip, encapsulated, encapsulated_by,
-    front, give, of_vm, packet_of, snapshot, tcp, udp,
+    ACK, Dut, FABRIC, HOST, KEY, PLAN, Plan, SYN, VIP, dip, encapsulated, front, give, of_vm,
+    snapshot, tcp, udp,
 };
-use crate::common::{Endpoint, ends, through};
+use crate::common::ends;
 
 /// Every vm calls one place until it is out of ports. No port is two vms', all that were promised
 /// are there, they are spread over the addresses, and the mux brings answers to the right vm.

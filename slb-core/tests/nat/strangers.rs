@@ -1,27 +1,16 @@
 //! What a host agent accepts from whom.
 
-use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::net::Ipv4Addr;
 
-use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
-use slb_core::snapshot::{CompiledBackend, Snapshot};
-use slb_core::spec::{
-    Backend, BackendState, Echo, Frontend, Outbound, Pool, Protocol, Rule, Spec, Terms, Underlay,
-    derived_mac,
-};
-use slb_core::wire::checksum::checksum;
+use slb_core::snapshot::Snapshot;
+use slb_core::spec::{Backend, Echo, Frontend, Pool, Protocol, Rule, Spec, Underlay};
 use slb_core::wire::vxlan::Vni;
-use slb_core::{
-    Burst, DropReason, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, SourceLimiter, Verdict,
-};
+use slb_core::{DropReason, Host, Instant, PortId, Verdict};
 
 use super::net::{
-    ACK, Dut, FABRIC, HOST, KEY, MUX, PLAN, Plan, SYN, VIP, dip, encapsulated, encapsulated_by,
-    front, give, of_vm, packet_of, snapshot, tcp, udp,
+    Dut, FABRIC, HOST, KEY, SYN, VIP, dip, encapsulated, encapsulated_by, give, of_vm, snapshot,
+    tcp,
 };
-use crate::common::{Endpoint, ends, through};
 
 #[test]
 fn what_is_not_for_this_host_is_passed_and_what_is_forged_dropped() {

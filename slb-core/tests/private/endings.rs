@@ -1,27 +1,12 @@
 //! How calls of private VIPs end: refused, reset, expired, or not, where the process of a host does.
 
-use std::net::IpAddr;
-use std::num::NonZeroU16;
 use std::time::Duration;
 
-use etherparse::PacketBuilder;
-use slb_core::hash::Distribution;
-use slb_core::mux::Mux;
-use slb_core::nat::NatOptions;
-use slb_core::snapshot::Snapshot;
-use slb_core::spec::{Echo, Network, ProxyPorts, Rule, RuleItem, Spec, SpecError};
 use slb_core::state::{Age, Cursor};
-use slb_core::steer::Steering;
-use slb_core::wire::arp::{self, Operation};
-use slb_core::wire::ethernet::MacAddress;
-use slb_core::{Burst, DropReason, Frame, HEADROOM, Host, Key, Verdict};
+use slb_core::{Burst, DropReason, Frame, HEADROOM, Verdict};
 
-use super::net::{
-    DNS, End, FABRIC, GATEWAY_MAC, HTTP, Net, Plan, SERVED, SSH, Segment, ip, outbound, outer,
-    through_mux, vip,
-};
+use super::net::{End, FABRIC, HTTP, Plan, SERVED, Segment, vip};
 use super::{CLIENT, connect, send, syn};
-use crate::common::{faults_of, through};
 
 #[test]
 fn no_backend_is_told_with_a_reset_where_the_rule_says_so() {

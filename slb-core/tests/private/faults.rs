@@ -1,27 +1,11 @@
 //! Faults of configurations with private frontends, and the memory of a snapshot with them.
 
-use std::net::IpAddr;
-use std::num::NonZeroU16;
-use std::time::Duration;
-
-use etherparse::PacketBuilder;
-use slb_core::hash::Distribution;
-use slb_core::mux::Mux;
-use slb_core::nat::NatOptions;
 use slb_core::snapshot::Snapshot;
-use slb_core::spec::{Echo, Network, ProxyPorts, Rule, RuleItem, Spec, SpecError};
-use slb_core::state::{Age, Cursor};
-use slb_core::steer::Steering;
-use slb_core::wire::arp::{self, Operation};
-use slb_core::wire::ethernet::MacAddress;
-use slb_core::{Burst, DropReason, Frame, HEADROOM, Host, Key, Verdict};
+use slb_core::spec::{Network, ProxyPorts, Rule, RuleItem, Spec, SpecError};
+use slb_core::{Host, Key};
 
-use super::net::{
-    DNS, End, FABRIC, GATEWAY_MAC, HTTP, Net, Plan, SERVED, SSH, Segment, ip, outbound, outer,
-    through_mux, vip,
-};
-use super::{CLIENT, connect, send, syn};
-use crate::common::{faults_of, through};
+use super::net::{Plan, outbound, through_mux, vip};
+use crate::common::faults_of;
 
 /// The faults of the first host's spec as `change` leaves it.
 fn faults(change: impl FnOnce(Spec<'_>, &mut dyn FnMut(&Spec<'_>))) -> Vec<SpecError> {

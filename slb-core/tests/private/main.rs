@@ -8,27 +8,16 @@ mod faults;
 mod messages;
 mod net;
 
-use std::net::IpAddr;
 use std::num::NonZeroU16;
-use std::time::Duration;
 
-use crate::common::{faults_of, through};
-use etherparse::PacketBuilder;
+use crate::common::through;
 use slb_core::hash::Distribution;
 use slb_core::mux::Mux;
-use slb_core::nat::NatOptions;
 use slb_core::snapshot::Snapshot;
-use slb_core::spec::{Echo, Network, ProxyPorts, Rule, RuleItem, Spec, SpecError};
-use slb_core::state::{Age, Cursor};
 use slb_core::steer::Steering;
-use slb_core::wire::arp::{self, Operation};
-use slb_core::wire::ethernet::MacAddress;
-use slb_core::{Burst, DropReason, Frame, HEADROOM, Host, Key, Verdict};
+use slb_core::{DropReason, Frame, HEADROOM, Key, Verdict};
 
-use net::{
-    DNS, End, FABRIC, GATEWAY_MAC, HTTP, Net, Plan, SERVED, SSH, Segment, ip, outbound, outer,
-    through_mux, vip,
-};
+use net::{DNS, End, FABRIC, GATEWAY_MAC, HTTP, Net, Plan, SERVED, SSH, Segment, ip, outer, vip};
 
 /// The client of the first network.
 const CLIENT: usize = 0;
@@ -349,7 +338,7 @@ fn a_call_of_a_backend_on_the_callers_host_is_one_workers() {
                 let call = call.frame(macs[0], GATEWAY_MAC);
                 let answer = Segment::udp((server, port), client, b"!");
                 let answer = answer.frame(macs[1], GATEWAY_MAC);
-                let error = unreachable(macs[0], GATEWAY_MAC, &{
+                let error = messages::unreachable(macs[0], GATEWAY_MAC, &{
                     Segment::udp((vip(is_ipv6), port), client, b"!").frame(macs[1], macs[0])
                 });
                 let owners = [(CLIENT, call), (1, answer), (CLIENT, error)];

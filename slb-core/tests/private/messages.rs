@@ -1,27 +1,16 @@
 //! Messages beside a call: ARP, echo, ICMP errors, fragments and the sizes of segments.
 
 use std::net::IpAddr;
-use std::num::NonZeroU16;
-use std::time::Duration;
 
 use etherparse::PacketBuilder;
-use slb_core::hash::Distribution;
-use slb_core::mux::Mux;
+use slb_core::DropReason;
 use slb_core::nat::NatOptions;
-use slb_core::snapshot::Snapshot;
-use slb_core::spec::{Echo, Network, ProxyPorts, Rule, RuleItem, Spec, SpecError};
-use slb_core::state::{Age, Cursor};
-use slb_core::steer::Steering;
+use slb_core::spec::Echo;
 use slb_core::wire::arp::{self, Operation};
 use slb_core::wire::ethernet::MacAddress;
-use slb_core::{Burst, DropReason, Frame, HEADROOM, Host, Key, Verdict};
 
-use super::net::{
-    DNS, End, FABRIC, GATEWAY_MAC, HTTP, Net, Plan, SERVED, SSH, Segment, ip, outbound, outer,
-    through_mux, vip,
-};
-use super::{CLIENT, connect, send, syn};
-use crate::common::{faults_of, through};
+use super::net::{DNS, End, GATEWAY_MAC, HTTP, Plan, SERVED, Segment, vip};
+use super::{CLIENT, closed, connect, send};
 
 /// An ICMP error of a vm's about a packet that it got.
 pub(super) fn unreachable(from: [u8; 6], to: [u8; 6], got: &[u8]) -> Vec<u8> {

@@ -2,19 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use etherparse::{PacketBuilder, SlicedPacket};
-use slb_core::observe::Step;
 use slb_core::snapshot::Snapshot;
 use slb_core::spec::{
     Answers, Backend, Echo, Frontend, FrontendPort, Outbound, Pool, PortMode, Protocol, ProxyPorts,
     Rule, Spec, Terms, Underlay,
 };
-use slb_core::wire::checksum::Sum;
-use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
-use slb_core::{
-    Dataplane, Frame, HEADROOM, Host, Instant, Key, Mux, MuxOptions, PortId, Proxy, Verdict,
-};
 
 use super::FAMILIES;
 use super::packets::Ends;

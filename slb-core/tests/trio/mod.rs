@@ -10,21 +10,16 @@ use configuration::snapshot_with;
 pub use configuration::{Way, snapshot};
 pub use packets::{
     DESTINATION_OPTIONS, Ends, TCP, UDP, assert_readable, assert_summed, echo, ends, fragment,
-    fragments, icmp, ip, packet, reassembled, tcp, udp, with_header_checksum,
+    fragments, icmp, packet, reassembled, tcp, udp, with_header_checksum,
 };
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use etherparse::{PacketBuilder, SlicedPacket};
+use etherparse::PacketBuilder;
 use slb_core::observe::Step;
 use slb_core::snapshot::Snapshot;
-use slb_core::spec::{
-    Answers, Backend, Echo, Frontend, FrontendPort, Outbound, Pool, PortMode, Protocol, ProxyPorts,
-    Rule, Spec, Terms, Underlay,
-};
-use slb_core::wire::checksum::Sum;
+use slb_core::spec::Echo;
 use slb_core::wire::ethernet::MacAddress;
-use slb_core::wire::vxlan::Vni;
 use slb_core::{
     Dataplane, Frame, HEADROOM, Host, Instant, Key, Mux, MuxOptions, PortId, Proxy, Verdict,
 };

@@ -1,21 +1,10 @@
 //! IP packets, made and read: transport headers, checksums and fragments.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use super::FAMILIES;
-use etherparse::{PacketBuilder, SlicedPacket};
-use slb_core::observe::Step;
-use slb_core::snapshot::Snapshot;
-use slb_core::spec::{
-    Answers, Backend, Echo, Frontend, FrontendPort, Outbound, Pool, PortMode, Protocol, ProxyPorts,
-    Rule, Spec, Terms, Underlay,
-};
+use etherparse::SlicedPacket;
 use slb_core::wire::checksum::Sum;
-use slb_core::wire::ethernet::MacAddress;
-use slb_core::wire::vxlan::Vni;
-use slb_core::{
-    Dataplane, Frame, HEADROOM, Host, Instant, Key, Mux, MuxOptions, PortId, Proxy, Verdict,
-};
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;

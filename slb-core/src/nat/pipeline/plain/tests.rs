@@ -4,33 +4,22 @@ mod captures;
 mod segment;
 mod twins;
 
-use alloc::boxed::Box;
 use alloc::rc::Rc;
-use alloc::vec;
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::panic::AssertUnwindSafe;
 use core::time::Duration;
 
 use super::*;
-use crate::frame::Burst;
 use crate::host::HostRole;
-use crate::key::Key as Secret;
-use crate::mem::{Boxes, Memory};
-use crate::nat::connection::Saved;
-use crate::nat::{Link, Links, NatOptions};
-use crate::packet::{Family, Packet, Part};
 use crate::proxy::ProxyRole;
 use crate::spec::{
     Answers, Backend, BackendState, Echo, Frontend, FrontendPort, Outbound, Pool, Protocol,
     ProxyPorts, Rule, Spec, Terms, UdpChecksum, Underlay, derived_mac,
 };
-use crate::stats::{SnatCounters, Stats};
-use crate::time::Instant;
-use crate::wire::checksum::{Sum, checksum};
 use crate::wire::ethernet::MacAddress;
 use segment::{Segment, spoil};
-use twins::{Outcome, Side, Twins};
+use twins::{Side, Twins};
 
 const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
 const HOST6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x16, 0, 0, 0, 0, 0, 0x101);

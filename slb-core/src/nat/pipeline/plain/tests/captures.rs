@@ -1,34 +1,18 @@
 //! Captured conversations on both ways.
 
-use alloc::boxed::Box;
 use alloc::rc::Rc;
-use alloc::vec;
 use alloc::vec::Vec;
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use core::panic::AssertUnwindSafe;
-use core::time::Duration;
+use core::net::IpAddr;
 
 use super::super::*;
 use super::segment::{Segment, pseudo};
 use super::snapshot;
 use super::twins::Twins;
-use super::{FABRIC, FLOWS, HOST, HOST6, MUX, MUX6, NODE, VMS, VNI, client, vip, vm};
-use crate::frame::Burst;
+use super::{FABRIC, VMS, client, vip, vm};
 use crate::host::HostRole;
-use crate::key::Key as Secret;
-use crate::mem::{Boxes, Memory};
-use crate::nat::connection::Saved;
-use crate::nat::{Link, Links, NatOptions};
-use crate::packet::{Family, Packet, Part};
 use crate::proxy::ProxyRole;
-use crate::spec::{
-    Answers, Backend, BackendState, Echo, Frontend, FrontendPort, Outbound, Pool, Protocol,
-    ProxyPorts, Rule, Spec, Terms, UdpChecksum, Underlay, derived_mac,
-};
-use crate::stats::{SnatCounters, Stats};
-use crate::time::Instant;
-use crate::wire::checksum::{Sum, checksum};
-use crate::wire::ethernet::MacAddress;
+use crate::spec::{BackendState, derived_mac};
+use crate::wire::checksum::checksum;
 
 /// Ethernet frames of a capture in the classic format; none of another one.
 fn frames_of(file: &[u8]) -> Vec<Vec<u8>> {

@@ -4,29 +4,19 @@ use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec;
 use alloc::vec::Vec;
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use core::panic::AssertUnwindSafe;
 use core::time::Duration;
 
 use super::super::*;
 use super::segment::Segment;
 use super::{FLOWS, HEADROOM};
 use crate::frame::Burst;
-use crate::host::HostRole;
 use crate::key::Key as Secret;
 use crate::mem::{Boxes, Memory};
 use crate::nat::connection::Saved;
 use crate::nat::{Link, Links, NatOptions};
 use crate::packet::{Family, Packet, Part};
-use crate::proxy::ProxyRole;
-use crate::spec::{
-    Answers, Backend, BackendState, Echo, Frontend, FrontendPort, Outbound, Pool, Protocol,
-    ProxyPorts, Rule, Spec, Terms, UdpChecksum, Underlay, derived_mac,
-};
 use crate::stats::{SnatCounters, Stats};
 use crate::time::Instant;
-use crate::wire::checksum::{Sum, checksum};
-use crate::wire::ethernet::MacAddress;
 
 /// A role that takes one of the ways.
 pub(super) struct Side<R: Role, const SHORT: bool> {

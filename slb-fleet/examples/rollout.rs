@@ -49,6 +49,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
             name: "host1".to_owned(),
             addresses: vec!["172.16.0.101".parse()?],
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            zone: None,
             cache: None,
         },
     )?;

@@ -13,7 +13,7 @@ use common::{CLUSTER, Controller, Running, apply, fails, fleet, put, spec, wait_
 use slb_fleet::document::Spec;
 use slb_fleet::object::{Health, Keys, Object as _, ObjectError, Report};
 use slb_fleet::rollout::Side;
-use slb_fleet::store::{MemoryStore, Operation, Store};
+use slb_fleet::store::{MemoryStore, Store};
 
 #[test]
 fn health_goes_on_while_the_wanted_state_cannot_be_read() {

@@ -71,6 +71,7 @@ fn main() -> io::Result<()> {
                     name: format!("{}{number}", side.name()),
                     addresses: vec![address_of(side, number)],
                     version: env!("CARGO_PKG_VERSION").to_owned(),
+                    zone: None,
                     cache: None,
                 },
             )?;

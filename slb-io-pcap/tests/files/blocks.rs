@@ -1,16 +1,5 @@
 //! Captures, block by block, in either byte order.
 
-use std::fs;
-use std::io::{Cursor, Read as _, Write as _};
-use std::path::PathBuf;
-use std::process::Command;
-
-use flate2::Compression;
-use flate2::write::GzEncoder;
-use ruzstd::encoding::{CompressionLevel, compress_to_vec};
-use slb_core::{Burst, Instant, PacketIo as _, Verdict};
-use slb_io_pcap::{Capture, Damage, FRAME_LEN, Format, LinkType, Next, Reader, Writer, memory_for};
-
 /// Numbers in either byte order.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Order {

@@ -5,17 +5,11 @@ mod packed;
 mod pcapng;
 mod reading;
 
-use blocks::{ORDERS, Order, datagram};
+use blocks::{ORDERS, datagram};
 use packed::capture;
-use reading::{All, read, read_with, tshark};
-use std::fs;
-use std::io::{Cursor, Read as _, Write as _};
-use std::path::PathBuf;
-use std::process::Command;
+use reading::{read, read_with, tshark};
+use std::io::{Cursor, Read as _};
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
-use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use slb_core::{Burst, Instant, PacketIo as _, Verdict};
 use slb_io_pcap::{Capture, Damage, FRAME_LEN, Format, LinkType, Next, Reader, Writer, memory_for};
 

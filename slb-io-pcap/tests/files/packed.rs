@@ -1,18 +1,18 @@
 //! Captures that gzip or zstd packed.
 
 use std::fs;
-use std::io::{Cursor, Read as _, Write as _};
+use std::io::{Cursor, Write as _};
 use std::path::PathBuf;
 use std::process::Command;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
-use slb_core::{Burst, Instant, PacketIo as _, Verdict};
-use slb_io_pcap::{Capture, Damage, FRAME_LEN, Format, LinkType, Next, Reader, Writer, memory_for};
+use slb_core::Instant;
+use slb_io_pcap::{FRAME_LEN, Format, Next, Reader, Writer};
 
-use super::blocks::{ORDERS, Order, datagram};
-use super::reading::{All, read, read_with, tshark};
+use super::blocks::{ORDERS, datagram};
+use super::reading::read;
 
 pub(super) fn capture() -> Vec<u8> {
     let mut writer = Writer::new(Vec::new(), Format::Pcap).expect("memory");

@@ -1,18 +1,7 @@
 //! Blocks of pcapng, in every form that holds a packet.
 
-use std::fs;
-use std::io::{Cursor, Read as _, Write as _};
-use std::path::PathBuf;
-use std::process::Command;
-
-use flate2::Compression;
-use flate2::write::GzEncoder;
-use ruzstd::encoding::{CompressionLevel, compress_to_vec};
-use slb_core::{Burst, Instant, PacketIo as _, Verdict};
-use slb_io_pcap::{Capture, Damage, FRAME_LEN, Format, LinkType, Next, Reader, Writer, memory_for};
-
 use super::blocks::{ORDERS, Order, datagram};
-use super::reading::{All, read, read_with, tshark};
+use super::reading::{read, tshark};
 
 #[test]
 fn timestamps_of_every_resolution_and_offset() {

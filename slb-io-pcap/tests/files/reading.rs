@@ -1,15 +1,12 @@
 //! The contents of a file, by this crate and by tshark.
 
 use std::fs;
-use std::io::{Cursor, Read as _, Write as _};
+use std::io::Cursor;
 use std::path::PathBuf;
 use std::process::Command;
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
-use ruzstd::encoding::{CompressionLevel, compress_to_vec};
-use slb_core::{Burst, Instant, PacketIo as _, Verdict};
-use slb_io_pcap::{Capture, Damage, FRAME_LEN, Format, LinkType, Next, Reader, Writer, memory_for};
+use slb_core::Instant;
+use slb_io_pcap::{FRAME_LEN, LinkType, Next, Reader};
 
 /// Contents of a file: packets with their times and the number of missing bytes, and the final error.
 #[derive(Debug, Default)]

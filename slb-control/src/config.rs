@@ -3,7 +3,7 @@
 //! A [`Config`] is valid: every reference resolves, no two rules match the same packets, and a
 //! snapshot can be built. `docs/configuration.md` lists the fields.
 
-mod addresses;
+pub(crate) mod addresses;
 mod fleet;
 mod networks;
 mod node;
@@ -39,7 +39,6 @@ pub use slb_core::spec::Protocol;
 
 pub use self::fleet::Common;
 pub use self::networks::{Network, NetworkVm};
-pub(crate) use self::networks::{beyond, network_of};
 pub use self::node::{Node, PROBE_SOURCE_IPV4, PROBE_SOURCE_IPV6, Role};
 pub use self::origin::Origin;
 pub use self::services::{

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use slb_core::PortId;
-use slb_core::spec::{FrontendPort, PortMode, Prefix, ProxyPorts, SourceRewrite};
+use slb_core::spec::{FrontendPort, PortMode, ProxyPorts, SourceRewrite};
 
-use crate::config::{beyond, network_of};
+use crate::config::addresses::{self, Kind};
 use crate::document::{Faults, Section, Span};
 
 /// Side of a proxy that a port is on.
@@ -130,7 +130,7 @@ fn read_port(section: Section<'_>) -> Option<Port> {
     let mode = section
         .has("mode")
         .then(|| section.choice("mode", &modes, PortMode::Single));
-    let address = section.optional("address", "an IPv4 address", |text| text.parse().ok());
+    let address = addresses::optional(&section, "address", Kind::Ipv4Host);
     if let (Some((PortKind::Backend, _)), Some((_, span))) = (&kind, &address) {
         section.fault(span, "address", "is for frontend ports");
     }
@@ -141,57 +141,33 @@ fn read_port(section: Section<'_>) -> Option<Port> {
         name: name?.0,
         kind: kind?.0,
         mode,
-        address: address.map(|(address, _)| address),
+        address: match address {
+            Some((IpAddr::V4(address), _)) => Some(address),
+            _ => None,
+        },
         span,
     };
     (!is_unreadable).then_some(port)
 }
 
 fn read_source_rewrite(section: Section<'_>) -> Option<(SourceRewrite, Span)> {
-    const RANGE: &str = "a range such as \"10.0.0.0/24\", or one address";
-    let from = section.required("from", RANGE, range);
-    let to = section.required("to", RANGE, range);
-    for (field, given) in [("from", &from), ("to", &to)] {
-        if let Some(((address, len), span)) = given {
-            let prefix = Prefix {
-                address: *address,
-                len: *len,
-            };
-            let whole = network_of(prefix);
-            if whole != prefix {
-                section.fault(span, field, beyond(&prefix, &whole));
-            }
+    let from = addresses::required_range(&section, "from", Kind::Host);
+    let to = addresses::required_range(&section, "to", Kind::Host);
+    let rewrite = from.zip(to).and_then(|((from, _), (to, span))| {
+        if from.address.is_ipv6() != to.address.is_ipv6() || from.len != to.len {
+            let message = format!("expected a range of the size of {from}, got {to}");
+            section.fault(&span, "to", message);
+            return None;
         }
-    }
-    let rewrite = from
-        .zip(to)
-        .and_then(|(((from, len), _), ((to, to_len), span))| {
-            if from.is_ipv6() != to.is_ipv6() || len != to_len {
-                let message =
-                    format!("expected a range of the size of {from}/{len}, got {to}/{to_len}");
-                section.fault(&span, "to", message);
-                return None;
-            }
-            Some(SourceRewrite {
-                from,
-                to,
-                prefix_len: len,
-            })
-        });
+        Some(SourceRewrite {
+            from: from.address,
+            to: to.address,
+            prefix_len: from.len,
+        })
+    });
     let span = section.span().clone();
     section.finish();
     Some((rewrite?, span))
-}
-
-/// Parses a range: its first address, and the number of bits that its addresses share.
-fn range(text: &str) -> Option<(IpAddr, u8)> {
-    let (address, len) = match text.split_once('/') {
-        Some((address, len)) => (address.parse().ok()?, Some(len.parse().ok()?)),
-        None => (text.parse::<IpAddr>().ok()?, None),
-    };
-    let most = if address.is_ipv6() { 128 } else { 32 };
-    let len = len.unwrap_or(most);
-    (len <= most).then_some((address, len))
 }
 
 /// Reports contradictions between ports that are valid by themselves.

@@ -2,8 +2,10 @@
 //! contradict each other.
 
 mod addresses;
+mod claims;
 mod faults;
 mod networks;
+mod vms;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
@@ -111,6 +113,12 @@ pub(crate) fn is_too_large(config: &Config, faults: &Faults<'_>) -> bool {
     if networks::are_too_many(config, faults) {
         return true;
     }
+    if let Some(span) = config.ports.rewrite_spans.get(MOST_RULES) {
+        let count = config.ports.rewrite_spans.len();
+        let message = format!("expected at most {MOST_RULES} source_rewrites, got {count}");
+        faults.add(span, "source_rewrite", message);
+        return true;
+    }
     let mut tables = vec![1; config.pools.len()];
     for (pool, _) in config.probed_pools() {
         tables[pool] += 1;
@@ -167,9 +175,10 @@ pub(crate) fn check(config: &Config, faults: &Faults<'_>) {
     networks::check(config, faults);
     addresses::check_vips(config, faults);
     addresses::check_source_nat(config, faults);
-    addresses::check_probe_sources(config, faults);
+    claims::check(config, faults);
     addresses::check_icmp_source(config, faults);
-    addresses::check_vms(config, faults);
+    addresses::check_muxes(config, faults);
+    vms::check(config, faults);
     addresses::check_hosts(config, faults);
     addresses::check_instances(config, faults);
     addresses::check_mtu(config, faults);
@@ -370,6 +379,7 @@ fn check_outbound(config: &Config, faults: &Faults<'_>) {
 fn check_proxy(config: &Config, faults: &Faults<'_>) {
     ports::check(&config.ports, faults);
     addresses::check_proxied(config, faults);
+    addresses::check_rewrites(config, faults);
     for rule in &config.rules {
         let place = format!("rule {:?}", rule.name);
         let by_load = rule.scheduler == Scheduler::LeastConnections;

@@ -77,13 +77,13 @@ fn lists_of_node_addresses_and_keys_are_checked() {
         ),
         (
             "probe_sources = [\"127.0.0.1\"]",
-            "f.toml:4: node: probe_sources: expected a unicast IPv4 or IPv6 address that others answer to, got \
-             loopback 127.0.0.1",
+            "f.toml:4: node: probe_sources: expected the IPv4 or IPv6 address of a host (unicast, not loopback), \
+             got \"127.0.0.1\"",
         ),
         (
             "probe_sources = [\"::1\"]",
-            "f.toml:4: node: probe_sources: expected a unicast IPv4 or IPv6 address that others answer to, got \
-             loopback ::1",
+            "f.toml:4: node: probe_sources: expected the IPv4 or IPv6 address of a host (unicast, not loopback), \
+             got \"::1\"",
         ),
         (&siphash(&format!("{}1", &zeros[1..])), ""),
         (

@@ -14,6 +14,7 @@ mod azure_stand_ins;
 mod azure_templates;
 mod config;
 mod diff;
+mod every_address;
 mod fleet;
 mod gateways;
 mod health;
@@ -23,6 +24,7 @@ mod limits;
 mod losses;
 mod network_faults;
 mod networks;
+mod one_mac;
 mod past;
 #[cfg(feature = "probe")]
 mod private_frontends;

@@ -255,7 +255,8 @@ fn a_host_needs_an_underlay_of_its_family() {
     fault(
         "\"fd00:16::11\"]",
         "\"172.16.0.12\", \"fd00:16::11\"]",
-        "web.toml:3: node: underlay: expected one address of each family, got 172.16.0.12 too",
+        "web.toml:3: node: underlay: expected one address of each family at most, got \
+         172.16.0.11 and 172.16.0.12",
     );
 }
 
@@ -571,7 +572,8 @@ fn faults_of_ports_are_told() {
     proxy_fault(
         "10.0.2.1",
         "fd00::1",
-        "proxy.toml:13: port \"more\": address: expected an IPv4 address, got \"fd00::1\"",
+        "proxy.toml:13: port \"more\": address: expected the IPv4 address of a host (unicast, neither \
+         loopback nor link-local), got \"fd00::1\"",
     );
     proxy_fault(
         "type = \"backend\"",

@@ -219,7 +219,7 @@ fn source_rewrites_are_of_unicast_addresses_and_apart() {
     );
     refused(
         &of(&[("10.1.2.0/24", "239.1.2.0/24")]),
-        "f.toml:15: source_rewrite 1: expected two ranges of unicast addresses",
+        "f.toml:17: source_rewrite 1: to: expected addresses that hosts can have, got 239.1.2.0/24",
     );
 }
 

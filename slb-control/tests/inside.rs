@@ -39,7 +39,7 @@ fn what_is_no_prefix_is_refused_with_its_line() {
             .expect_err(bad)
             .to_string();
         let expected = format!(
-            "host.toml:4: node: inside: expected an address and a length, such as \"10.0.0.0/8\", got \
+            "host.toml:4: node: inside: expected an address and a length, such as \"10.1.0.0/16\", got \
              {bad:?}"
         );
         assert!(errors.contains(&expected), "{errors}");

@@ -183,7 +183,8 @@ fn a_mac_address_of_a_network_is_at_one_host() {
         "vm \"twin\": mac: 0a:58:0a:01:00:0b in network \"blue\" is the MAC address of pool \"servers\": backend \
          \"vm1\" at host 172.16.0.101 already (line 25): expected one of its own, or one host",
     );
-    parse(&second(derived, "172.16.0.101", "blue")).expect("further addresses of one vm");
+    let named = second(derived, "172.16.0.101", "blue").replace("\"twin\"", "\"vm1\"");
+    parse(&named).expect("further addresses of one vm");
     parse(&second(derived, "172.16.0.102", "red")).expect("networks are apart");
     parse(&second("02:00:00:00:00:77", "172.16.0.102", "blue")).expect("one of its own");
 }
@@ -253,7 +254,7 @@ fn address_spaces_are_of_hosts_and_addresses_are_said_once() {
     }
     refused(
         &with("\"10.1.0.12\", ", "\"10.1.0.12\", \"10.1.0.12\", "),
-        "vm \"blue2\": address: duplicate address 10.1.0.12",
+        "vm \"blue2\": address: 10.1.0.12 is named twice",
     );
 }
 

@@ -219,8 +219,8 @@ fn a_vm_that_is_a_backend_too_has_one_port() {
     let errors = parse(&text).expect_err("two ports");
     assert!(
         errors.contains(
-            "vm \"vm1 over IPv6\": port: is one vm with backend \"vm1\" (one MAC address, 0a:58:0a:01:00:0b, in one \
-             network), which is at port 4, but says port 5"
+            "vm \"vm1 over IPv6\": port: is one vm with backend \"vm1\" of pool \"servers\" (one MAC address, \
+             0a:58:0a:01:00:0b, in one network), which is at port 4, but says port 5"
         ),
         "{errors}"
     );

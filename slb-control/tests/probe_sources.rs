@@ -45,7 +45,9 @@ fn a_frontend_or_vm_with_the_probes_address_is_refused() {
             // The usual address is not this node's then.
             (with(HOST, &own), USUAL[family], false, false),
             (with(HOST, "probing = false"), USUAL[family], false, false),
-            (with(MUX, ""), USUAL[family], false, false),
+            // The host agents' own.
+            (with(MUX, ""), USUAL[family], true, true),
+            (with(MUX, "probing = false"), USUAL[family], true, true),
             (with(MUX, &own), OWN[family], true, true),
             (with(PROXY, &own), OWN[family], true, false),
         ] {

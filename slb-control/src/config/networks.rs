@@ -1,13 +1,13 @@
 //! Networks of vms, and the vms of networks that are no backends.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use slb_core::PortId;
 use slb_core::spec::{self, Prefix};
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
 
-use super::addresses::{HOST, STATION, host, station};
+use super::addresses::{self, Kind};
 use super::{Config, Frontend};
 use crate::document::{Section, Span};
 use crate::validate::Names;
@@ -120,15 +120,14 @@ impl Config {
     }
 }
 
-/// The requirement for an address space, for messages.
-const PREFIX: &str = "an address and a length, such as \"10.1.0.0/16\"";
-
 pub(super) fn read_network(section: Section<'_>) -> Option<Network> {
     let name = section.name("name");
     let vni = section.required_integer("vni", 0..=Vni::MAX.get().into());
-    let spaces = section.one_or_more("address_spaces", PREFIX, prefix);
-    whole(&section, "address_spaces", &spaces);
-    let gateways = section.any("gateways", HOST, host);
+    if !section.has("address_spaces") {
+        section.fault(section.span(), "address_spaces", "is missing");
+    }
+    let spaces = addresses::prefixes(&section, "address_spaces", Kind::Host);
+    let gateways = addresses::any(&section, "gateways", Kind::Host);
     let span = section.span().clone();
     section.finish();
     let vni = vni.and_then(|(vni, _)| Vni::new(vni as u32));
@@ -144,10 +143,10 @@ pub(super) fn read_network(section: Section<'_>) -> Option<Network> {
 pub(super) fn read_vm(section: Section<'_>, networks: &Names) -> Option<NetworkVm> {
     let name = section.name("name");
     let network = super::read::refer(&section, "network", networks);
-    let addresses = section.one_or_more("address", HOST, host);
-    let host = section.required("host", HOST, host);
-    let mac = section.optional("mac", STATION, station);
-    let next_hop = section.optional("next_hop", STATION, station);
+    let all = addresses::one_or_more(&section, "address", Kind::Host);
+    let host = addresses::required(&section, "host", Kind::Host);
+    let mac = addresses::mac(&section, "mac");
+    let next_hop = addresses::mac(&section, "next_hop");
     let port = section
         .has("port")
         .then(|| section.number("port", 1..=65_534, 1));
@@ -156,10 +155,10 @@ pub(super) fn read_vm(section: Section<'_>, networks: &Names) -> Option<NetworkV
     Some(NetworkVm {
         name: name?.0,
         network: network?,
-        addresses: values(addresses),
+        addresses: values(all),
         host: host?.0,
-        mac: mac.map(|(mac, _)| mac),
-        next_hop: next_hop.map(|(mac, _)| mac),
+        mac,
+        next_hop,
         port: port.map(|port| port as u16),
         span,
     })
@@ -182,46 +181,6 @@ pub(super) fn vni_of_pool(
     }
     let network = super::read::refer(section, "network", names)?;
     networks.get(network).copied().flatten().and_then(Vni::new)
-}
-
-/// Parses an address space.
-pub(super) fn prefix(text: &str) -> Option<Prefix> {
-    let (address, len) = text.split_once('/')?;
-    let address: IpAddr = address.parse().ok()?;
-    let len: u8 = len.parse().ok()?;
-    let most = if address.is_ipv4() { 32 } else { 128 };
-    (len <= most).then_some(Prefix { address, len })
-}
-
-/// Adds a fault for each prefix whose address has bits beyond its length, and says what the prefix is.
-pub(super) fn whole(section: &Section<'_>, field: &str, prefixes: &[(Prefix, Span)]) {
-    for (prefix, span) in prefixes {
-        let whole = network_of(*prefix);
-        if whole != *prefix {
-            section.fault(span, field, beyond(prefix, &whole));
-        }
-    }
-}
-
-/// Returns the message for an address with bits beyond its prefix length.
-pub(crate) fn beyond(prefix: &Prefix, whole: &Prefix) -> String {
-    format!("expected {whole}, got {prefix}, which has bits beyond its length")
-}
-
-/// Returns the prefix without bits beyond its length.
-pub(crate) fn network_of(prefix: Prefix) -> Prefix {
-    let len = u32::from(prefix.len);
-    let address = match prefix.address {
-        IpAddr::V4(address) => {
-            let rest = u32::MAX.checked_shr(len).unwrap_or(0);
-            Ipv4Addr::from_bits(address.to_bits() & !rest).into()
-        }
-        IpAddr::V6(address) => {
-            let rest = u128::MAX.checked_shr(len).unwrap_or(0);
-            Ipv6Addr::from_bits(address.to_bits() & !rest).into()
-        }
-    };
-    Prefix { address, ..prefix }
 }
 
 fn values<T>(all: Vec<(T, Span)>) -> Vec<T> {

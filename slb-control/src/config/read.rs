@@ -1,7 +1,7 @@
 //! Reading a [`Config`] from a document, section by section, with the position of each fault.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use slb_core::spec::{
 };
 use slb_core::wire::vxlan::Vni;
 
-use super::addresses::{HOST, STATION, UNICAST, host, station, unicast};
+use super::addresses::{self, Kind};
 use super::networks;
 use super::zones::{read_zone, read_zones};
 use super::{
@@ -24,8 +24,6 @@ use super::{
 use crate::document::{Section, Span, resembling};
 use crate::validate::Names;
 use crate::{ports, validate};
-
-const ADDRESS: &str = "an IPv4 or IPv6 address";
 
 pub(super) fn read(root: &Section<'_>, origin: Origin) -> Option<Config> {
     let node = root.section("node").and_then(read_node);
@@ -161,33 +159,21 @@ fn read_node(section: Section<'_>) -> Option<Node> {
             ],
         )
         .map(|(role, _)| role);
-    let (mut ipv4, mut ipv6) = (None, None);
-    let addresses = match role {
-        Some(Role::Proxy) => section.any("underlay", HOST, host),
-        _ => section.one_or_more("underlay", HOST, host),
-    };
-    for (address, span) in addresses {
-        let twice = match address {
-            IpAddr::V4(address) => ipv4.replace(address).is_some(),
-            IpAddr::V6(address) => ipv6.replace(address).is_some(),
-        };
-        if twice {
-            let message = format!("expected one address of each family, got {address} too");
-            section.fault(&span, "underlay", message);
-        }
+    if role.is_some_and(|role| role != Role::Proxy) && !section.has("underlay") {
+        section.fault(section.span(), "underlay", "is missing");
     }
+    let (ipv4, ipv6) = addresses::one_of_each_family(&section, "underlay", Kind::Host);
     const SLOTS: u64 = slb_core::FragmentRoom::SLOTS as u64;
     let rate = |field, most, usual| section.number(field, 0..=most, usual) as u32;
-    let mac = |field| section.optional(field, STATION, station);
     let defaults = spec::Underlay::default();
     let hash_seed = section.number("hash_seed", 0..=i64::MAX as u64, 0);
-    let icmp_source = read_icmp_source(&section);
+    let icmp_source = addresses::one_of_each_family(&section, "icmp_source", Kind::Host);
     let node = Node {
         role: role.unwrap_or(Role::Mux),
         ipv4,
         ipv6,
-        mac: mac("mac").map(|(mac, _)| mac),
-        next_hop: mac("next_hop").map(|(mac, _)| mac),
+        mac: addresses::mac(&section, "mac"),
+        next_hop: addresses::mac(&section, "next_hop"),
         mtu: {
             let mtu = section.number("mtu", 576..=65_535, defaults.mtu.into());
             section.has("mtu").then_some(mtu as u16)
@@ -219,10 +205,18 @@ fn read_node(section: Section<'_>) -> Option<Node> {
         icmp_source_ipv4: icmp_source.0,
         icmp_source_ipv6: icmp_source.1,
         clamp_mss: section.boolean("clamp_mss", false),
-        muxes: read_muxes(&section),
+        muxes: {
+            let muxes = addresses::any(&section, "muxes", Kind::Host);
+            muxes.into_iter().map(|(address, _)| address).collect()
+        },
         inside: read_inside(&section),
         withdraw_when_down: section.boolean("withdraw_when_down", false),
-        probe_sources: read_probe_sources(&section),
+        probe_sources: {
+            let (ipv4, ipv6) =
+                addresses::one_of_each_family(&section, "probe_sources", Kind::Station);
+            let ipv4 = ipv4.map(IpAddr::V4).into_iter();
+            ipv4.chain(ipv6.map(IpAddr::V6)).collect()
+        },
         zone: read_zone(&section),
         probing: section.boolean("probing", true),
         span: section.span().clone(),
@@ -261,38 +255,6 @@ fn unused_fields(role: Role) -> &'static [&'static str] {
     }
 }
 
-/// Reads the muxes, each of them once.
-fn read_muxes(section: &Section<'_>) -> Vec<IpAddr> {
-    let mut muxes = Vec::new();
-    for (address, span) in section.any("muxes", HOST, host) {
-        if muxes.contains(&address) {
-            section.fault(&span, "muxes", format!("{address} is named twice"));
-        }
-        muxes.push(address);
-    }
-    muxes
-}
-
-/// Reads the source addresses of probes: at most one of each family.
-fn read_probe_sources(section: &Section<'_>) -> Vec<IpAddr> {
-    let mut sources: Vec<IpAddr> = Vec::new();
-    for (address, span) in section.any("probe_sources", UNICAST, unicast) {
-        if address.is_loopback() {
-            let message =
-                format!("expected {UNICAST} that others answer to, got loopback {address}");
-            section.fault(&span, "probe_sources", message);
-        }
-        let same_family = |other: &&IpAddr| other.is_ipv6() == address.is_ipv6();
-        if let Some(other) = sources.iter().find(same_family) {
-            let message =
-                format!("expected one address of each family at most, got {other} and {address}");
-            section.fault(&span, "probe_sources", message);
-        }
-        sources.push(address);
-    }
-    sources
-}
-
 /// Reads the inside prefixes; a list, even an empty one, replaces the default.
 fn read_inside(section: &Section<'_>) -> Vec<Prefix> {
     const FIELD: &str = "inside";
@@ -302,38 +264,8 @@ fn read_inside(section: &Section<'_>) -> Vec<Prefix> {
     if section.is_empty_list(FIELD) {
         return Vec::new();
     }
-    let prefixes = section.any(
-        FIELD,
-        "an address and a length, such as \"10.0.0.0/8\"",
-        networks::prefix,
-    );
-    networks::whole(section, FIELD, &prefixes);
+    let prefixes = addresses::prefixes(section, FIELD, Kind::Station);
     prefixes.into_iter().map(|(prefix, _)| prefix).collect()
-}
-
-/// Reads the source addresses of a host agent's ICMP errors, at most one of each family.
-fn read_icmp_source(section: &Section<'_>) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
-    const FIELD: &str = "icmp_source";
-    let (mut ipv4, mut ipv6) = (None, None);
-    for (address, span) in section.any(FIELD, ADDRESS, |text| text.parse().ok()) {
-        let is_of_none = match address {
-            IpAddr::V4(address) => address.is_multicast() || address.is_broadcast(),
-            IpAddr::V6(address) => address.is_multicast(),
-        };
-        if is_of_none || address.is_unspecified() || address.is_loopback() {
-            let message = format!("expected the address of a host, got {address}");
-            section.fault(&span, FIELD, message);
-        }
-        let twice = match address {
-            IpAddr::V4(address) => ipv4.replace(address).is_some(),
-            IpAddr::V6(address) => ipv6.replace(address).is_some(),
-        };
-        if twice {
-            let message = format!("expected one address of each family, got {address} too");
-            section.fault(&span, FIELD, message);
-        }
-    }
-    (ipv4, ipv6)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -410,7 +342,7 @@ fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
 
 fn read_frontend(section: Section<'_>, is_proxy: bool, networks: &Names) -> Option<Frontend> {
     let name = section.name("name");
-    let address = section.required("address", HOST, host);
+    let address = addresses::required(&section, "address", Kind::Host);
     let network =
         (!is_proxy && section.has("network")).then(|| refer(&section, "network", networks));
     let icmp_echo = section.choice(
@@ -526,15 +458,15 @@ fn read_past(section: &Section<'_>, backends: &[Backend]) -> Vec<Vec<u32>> {
 
 fn read_backend(section: Section<'_>, is_proxy: bool) -> Option<Backend> {
     let name = section.name("name");
-    let address = section.required("address", HOST, host);
+    let address = addresses::required(&section, "address", Kind::Host);
     let host = if is_proxy {
-        let host = section.optional("host", HOST, host);
+        let host = addresses::optional(&section, "host", Kind::Host);
         Some(host.map_or(Ipv4Addr::UNSPECIFIED.into(), |(host, _)| host))
     } else {
-        section.required("host", HOST, host).map(|(host, _)| host)
+        addresses::required(&section, "host", Kind::Host).map(|(host, _)| host)
     };
-    let mac = section.optional("mac", STATION, station);
-    let next_hop = section.optional("next_hop", STATION, station);
+    let mac = addresses::mac(&section, "mac");
+    let next_hop = addresses::mac(&section, "next_hop");
     let weight = section.number("weight", 0..=1_000_000, 1) as u32;
     let states = [BackendState::Up, BackendState::Draining, BackendState::Down];
     let state = section.renamed_choice(
@@ -563,8 +495,8 @@ fn read_backend(section: Section<'_>, is_proxy: bool) -> Option<Backend> {
         name: name?.0,
         address: address?.0,
         host: host?,
-        mac: mac.map(|(mac, _)| mac),
-        next_hop: next_hop.map(|(mac, _)| mac),
+        mac,
+        next_hop,
         weight,
         state,
         seat: seat.flatten().map(|(seat, _)| seat),
@@ -718,7 +650,7 @@ fn read_idle_timeout(section: &Section<'_>) -> Duration {
 
 fn read_terms(section: &Section<'_>) -> Terms {
     let answers = [("direct", Answers::Direct), ("mux", Answers::ThroughMux)];
-    let source_nat = section.optional("source_nat", HOST, host);
+    let source_nat = addresses::optional(section, "source_nat", Kind::Host);
     Terms {
         floating_ip: section.boolean("floating_ip", false),
         tcp_reset: section.boolean("tcp_reset", false),

@@ -4,19 +4,16 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use slb_core::maglev::{self, Member, Turn};
-use slb_core::spec::Answers;
-use slb_core::wire::ethernet::MacAddress;
+use slb_core::spec::{Answers, Prefix};
 use slb_core::wire::ipv6;
 use slb_core::wire::vxlan::Vni;
 
+use crate::config::addresses::range;
 use crate::config::{Backend, Config, Pool, Role};
 use crate::document::Faults;
 
 /// Bytes of the outer UDP and VXLAN headers and of the inner Ethernet header.
 const VXLAN_OVERHEAD: u16 = 30;
-
-/// The identity of a vm: its host, network and MAC address.
-type Nic = (IpAddr, Vni, MacAddress);
 
 /// Adds a fault for each frontend whose address this node, a host or a mux has:
 /// a mux that takes such an address's packets cuts that machine off.
@@ -55,6 +52,49 @@ pub(super) fn check_vips(config: &Config, faults: &Faults<'_>) {
         if let Some(machine) = machines.get(&address) {
             let message = format!("expected an address of its own, but {address} is {machine}");
             faults.add(&frontend.span, place, message);
+        }
+    }
+}
+
+/// Adds a fault where a host agent is one of its own muxes: it takes no VXLAN from its own address.
+pub(super) fn check_muxes(config: &Config, faults: &Faults<'_>) {
+    let node = &config.node;
+    for mux in node.muxes.iter().filter(|&&mux| node.is(mux)) {
+        if node.role == Role::Host {
+            let message =
+                format!("expected another node's address, but {mux} is this node's (underlay)");
+            faults.add(&node.span, "node: muxes", message);
+        }
+    }
+}
+
+/// Adds a fault for each range of a proxy that gives a client the address of a frontend or a backend: answers would be
+/// for the VIP, or stay at the backend.
+///
+/// # Cost
+/// A binary search for each range.
+pub(super) fn check_rewrites(config: &Config, faults: &Faults<'_>) {
+    let frontends = config.frontends.iter();
+    let frontends = frontends.map(|one| (one.address, format!("frontend {:?}'s", one.name)));
+    let backends = backends(config);
+    let backends = backends.map(|(pool, one)| {
+        let whose = format!("that of backend {:?} of pool {:?}", one.name, pool.name);
+        (one.address, whose)
+    });
+    let mut taken: Vec<(IpAddr, String)> = frontends.chain(backends).collect();
+    taken.sort();
+    let rewrites = config.ports.source_rewrites.iter();
+    for (number, (rewrite, span)) in (1..).zip(rewrites.zip(&config.ports.rewrite_spans)) {
+        let to = Prefix {
+            address: rewrite.to,
+            len: rewrite.prefix_len,
+        };
+        let [first, last] = range(to);
+        let place = taken.partition_point(|(address, _)| *address < first);
+        if let Some((address, whose)) = taken.get(place).filter(|(address, _)| *address <= last) {
+            let message =
+                format!("expected addresses of the balancer's, but {address} in {to} is {whose}");
+            faults.add(span, format!("source_rewrite {number}: to"), message);
         }
     }
 }
@@ -117,35 +157,6 @@ pub(super) fn check_source_nat(config: &Config, faults: &Faults<'_>) {
             );
             faults.add(span, format!("{kind} {name:?}: source_nat"), message);
         }
-    }
-}
-
-/// Adds a fault for each frontend that has the address that probes come from, and for each vm that has
-/// it: packets for that address are the prober's.
-pub(super) fn check_probe_sources(config: &Config, faults: &Faults<'_>) {
-    if !config.node.probing {
-        return;
-    }
-    let source = config.node.probe_source();
-    let is_source = |address| source.is(address) || config.node.probe_sources.contains(&address);
-    let message = |address| {
-        format!(
-            "expected an address of its own, but {address} is where probes come from \
-             (probe_sources of [node])"
-        )
-    };
-    let frontends = config.frontends.iter();
-    for frontend in frontends.filter(|frontend| is_source(frontend.address)) {
-        let place = format!("frontend {:?}: address", frontend.name);
-        faults.add(&frontend.span, place, message(frontend.address));
-    }
-    // A proxy may be on the machine of its backends.
-    if config.node.role == Role::Proxy {
-        return;
-    }
-    for (pool, backend) in backends(config).filter(|(_, backend)| is_source(backend.address)) {
-        let place = format!("pool {:?}: backend {:?}: address", pool.name, backend.name);
-        faults.add(&backend.span, place, message(backend.address));
     }
 }
 
@@ -232,62 +243,6 @@ pub(super) fn check_instances(config: &Config, faults: &Faults<'_>) {
                 faults.add(&backend.span, place, message);
             }
         }
-    }
-}
-
-/// Adds a fault for each backend that shares its network, host and MAC address with another vm.
-///
-/// Two backends are one vm if they have one address, name or port, or if both name that MAC
-/// address and one is its IPv4 side, the other its IPv6 side.
-pub(super) fn check_vms(config: &Config, faults: &Faults<'_>) {
-    if config.node.role == Role::Proxy {
-        return;
-    }
-    let mut vms: HashMap<Nic, Vec<(&Pool, &Backend)>> = HashMap::new();
-    for (pool, backend) in backends(config) {
-        let same_nic = vms
-            .entry((backend.host, pool.vni, backend.mac()))
-            .or_default();
-        let Some(&(first_pool, first)) = same_nic.first() else {
-            same_nic.push((pool, backend));
-            continue;
-        };
-        let place = format!("pool {:?}: backend {:?}", pool.name, backend.name);
-        let other = format!("backend {:?} of pool {:?}", first.name, first_pool.name);
-        if let (Some(port), Some(first_port)) = (backend.port, first.port)
-            && port != first_port
-        {
-            let message = format!(
-                "is one vm with {other} (one MAC address, {}, in one network), which is at port {first_port}, \
-                 but says port {port}",
-                backend.mac()
-            );
-            faults.add(&backend.span, place, message);
-            continue;
-        }
-        let both_say = backend.mac.is_some() && first.mac.is_some();
-        let is_one_vm = same_nic.iter().any(|(_, known)| {
-            known.address == backend.address
-                || known.name == backend.name
-                || (known.port.is_some() && known.port == backend.port)
-                || (both_say && known.address.is_ipv6() != backend.address.is_ipv6())
-        });
-        if !is_one_vm {
-            let (how, cure) = if both_say {
-                ("MAC address", "two vms need two")
-            } else {
-                (
-                    "MAC address, derived from its address,",
-                    "write a mac of its own",
-                )
-            };
-            let message = format!(
-                "its {how} {} is that of {other} on the same host and network: {cure}",
-                backend.mac()
-            );
-            faults.add(&backend.span, place, message);
-        }
-        same_nic.push((pool, backend));
     }
 }
 

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use slb_core::PortId;
 use slb_core::maglev::MaglevError;
-use slb_core::spec::{NatTarget, RuleItem, SpecError};
+use slb_core::spec::{NatTarget, Prefix, RuleItem, SpecError};
 use slb_core::wire::ethernet::MacAddress;
 
+use crate::config::addresses::has_hosts;
 use crate::config::{Backend, Config, Pool, Role};
 use crate::document::{Faults, Span};
 
@@ -321,6 +322,12 @@ fn told(config: &Config, error: &SpecError) -> Option<(Span, String, String)> {
         }
         SpecError::SourceRewriteAddress { index } => {
             let span = config.ports.rewrite_spans.get(index)?.clone();
+            let rewrite = config.ports.source_rewrites.get(index)?;
+            let len = rewrite.prefix_len;
+            let mut ends = [rewrite.from, rewrite.to].into_iter();
+            if ends.any(|address| !has_hosts(Prefix { address, len })) {
+                return None; // the fields' own check reports it
+            }
             let message = "expected two ranges of unicast addresses".to_owned();
             (span, format!("source_rewrite {}", index + 1), message)
         }

@@ -2,14 +2,15 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use slb_core::spec::{Prefix, SpecError};
+use slb_core::spec::SpecError;
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
 
 use super::faults::no_underlay;
-use crate::config::{Config, MOST_BACKENDS, MOST_RULES, Network, Role, network_of};
+use crate::config::addresses::range;
+use crate::config::{Config, MOST_BACKENDS, MOST_RULES, Network, Role};
 use crate::document::{Faults, Span};
 
 /// Reports more networks or vms than can be compiled in a few seconds; returns true if there are.
@@ -53,34 +54,22 @@ pub(super) fn check(config: &Config, faults: &Faults<'_>) {
     }
     for network in &config.networks {
         check_spaces(network, faults);
-        check_use(network, faults);
     }
     check_gateways(config, faults);
     check_macs(config, faults);
-    check_vms(config, faults);
 }
 
-/// Checks that no vm, no VIP that leads into the network, and no probe source has a gateway's
-/// address.
+/// Checks that no vm and no VIP that leads into the network has a gateway's address.
 fn check_gateways(config: &Config, faults: &Faults<'_>) {
     let seats: HashSet<(Vni, IpAddr)> = seats(config)
         .map(|(vni, seat)| (vni, seat.address))
         .collect();
     let led = led(config);
-    let source = config.node.probe_source();
     for network in &config.networks {
         let place = format!("network {:?}: gateways", network.name);
         for &gateway in &network.gateways {
             if seats.contains(&(network.vni, gateway)) {
                 let message = format!("expected an address that no vm has, got {gateway}");
-                faults.add(&network.span, place.clone(), message);
-            }
-            let mut spaces = network.address_spaces.iter();
-            if let Some(space) = spaces.find(|space| is_for_none(**space, gateway)) {
-                let message = format!(
-                    "expected an address that a router can have, but {gateway} is the first or the last of {space}: \
-                     the network's own, or for all in it"
-                );
                 faults.add(&network.span, place.clone(), message);
             }
             if let Some(frontend) = led.get(&(network.vni, gateway)) {
@@ -90,29 +79,8 @@ fn check_gateways(config: &Config, faults: &Faults<'_>) {
                 );
                 faults.add(&network.span, place.clone(), message);
             }
-            let is_probes = source.is(gateway) || config.node.probe_sources.contains(&gateway);
-            if config.node.probing && is_probes {
-                faults.add(
-                    &network.span,
-                    place.clone(),
-                    where_probes_come_from(gateway),
-                );
-            }
         }
     }
-}
-
-/// Returns true for the first and the last address of an IPv4 prefix, which no station has (RFC
-/// 1122 §3.2.1.3), unless the prefix has only one or two addresses (RFC 3021).
-fn is_for_none(space: Prefix, address: IpAddr) -> bool {
-    address.is_ipv4() && space.len <= 30 && range(space).contains(&address)
-}
-
-/// Returns the message for an address that is a probe source.
-fn where_probes_come_from(address: IpAddr) -> String {
-    format!(
-        "expected an address of its own, but {address} is where probes come from (probe_sources of [node])"
-    )
 }
 
 /// A vm's address in a VNI, and its position in the file.
@@ -257,52 +225,6 @@ fn check_spaces(network: &Network, faults: &Faults<'_>) {
     }
 }
 
-/// Checks that address spaces consist of addresses that hosts can have.
-fn check_use(network: &Network, faults: &Faults<'_>) {
-    // RFC 6890 §2.2.2 and §2.2.3, RFC 5771 §3, RFC 4291 §2.4: "this network", loopback, link-local and multicast
-    // addresses, what is reserved, and IPv4-mapped addresses.
-    const NO_HOSTS: [(IpAddr, u8); 9] = [
-        (IpAddr::V4(Ipv4Addr::new(0, 0, 0, 0)), 8),
-        (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8),
-        (IpAddr::V4(Ipv4Addr::new(169, 254, 0, 0)), 16),
-        (IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 3),
-        (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 128),
-        (IpAddr::V6(Ipv6Addr::LOCALHOST), 128),
-        (IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0)), 96),
-        (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10),
-        (IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8),
-    ];
-    for &space in &network.address_spaces {
-        let [first, last] = range(space);
-        let none = NO_HOSTS.into_iter().any(|(address, len)| {
-            let [low, high] = range(Prefix { address, len });
-            low <= first && last <= high
-        });
-        if none {
-            let message = format!("expected addresses that hosts can have, got {space}");
-            let place = format!("network {:?}: address_spaces", network.name);
-            faults.add(&network.span, place, message);
-        }
-    }
-}
-
-/// Returns the first and the last address of a prefix.
-fn range(prefix: Prefix) -> [IpAddr; 2] {
-    let first = network_of(prefix).address;
-    let len = u32::from(prefix.len);
-    let last = match first {
-        IpAddr::V4(first) => {
-            let rest = u32::MAX.checked_shr(len).unwrap_or(0);
-            Ipv4Addr::from_bits(first.to_bits() | rest).into()
-        }
-        IpAddr::V6(first) => {
-            let rest = u128::MAX.checked_shr(len).unwrap_or(0);
-            Ipv6Addr::from_bits(first.to_bits() | rest).into()
-        }
-    };
-    [first, last]
-}
-
 /// Returns the indexes of overlapping ranges: each range with the earlier one that reaches
 /// furthest.
 ///
@@ -326,55 +248,6 @@ fn overlaps<T: Ord + Copy>(ranges: &[[T; 2]]) -> Vec<(usize, usize)> {
         }
     }
     found
-}
-
-/// Checks that a vm that is also a backend has one port, and that no vm has the address of a probe
-/// source.
-fn check_vms(config: &Config, faults: &Faults<'_>) {
-    let mut ports: HashMap<(IpAddr, Vni, MacAddress), (u16, &str)> = HashMap::new();
-    for pool in &config.pools {
-        for backend in &pool.backends {
-            if let Some(port) = backend.port {
-                let nic = (backend.host, pool.vni, backend.mac());
-                ports.insert(nic, (port, &backend.name));
-            }
-        }
-    }
-    let source = config.node.probe_source();
-    for vm in &config.network_vms {
-        let place = format!("vm {:?}", vm.name);
-        let vni = config.networks.get(vm.network).map(|network| network.vni);
-        let nic = (vm.host, vni.unwrap_or_default(), vm.mac());
-        match (ports.get(&nic), vm.port) {
-            (Some((port, other)), Some(own)) if *port != own => {
-                let message = format!(
-                    "is one vm with backend {other:?} (one MAC address, {}, in one network), which is at port \
-                     {port}, but says port {own}",
-                    vm.mac()
-                );
-                faults.add(&vm.span, format!("{place}: port"), message);
-            }
-            (None, Some(own)) => {
-                ports.insert(nic, (own, &vm.name));
-            }
-            _ => {}
-        }
-        let place = format!("{place}: address");
-        let mut known = HashSet::new();
-        for &address in &vm.addresses {
-            if !known.insert(address) {
-                faults.add(
-                    &vm.span,
-                    place.clone(),
-                    format!("duplicate address {address}"),
-                );
-            }
-            let is_probes = source.is(address) || config.node.probe_sources.contains(&address);
-            if config.node.probing && is_probes {
-                faults.add(&vm.span, place.clone(), where_probes_come_from(address));
-            }
-        }
-    }
 }
 
 /// Returns the line, the item and the message of a fault of networks; `None` for any other fault.

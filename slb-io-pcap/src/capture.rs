@@ -282,7 +282,7 @@ impl<'m, W: Write> PacketIo<'m> for Capture<'m, W> {
     /// An error is returned after all valid packets before it.
     fn receive(&mut self, burst: &mut Burst<'m>) -> Result<usize, CaptureError> {
         if let Some(error) = self.damaged.take() {
-            self.at_end = true;
+            self.at_end = self.inputs.has_no_error();
             return Err(CaptureError::Read(error));
         }
         let mut count = 0;
@@ -335,7 +335,7 @@ impl<'m, W: Write> PacketIo<'m> for Capture<'m, W> {
                 }
                 Err(error) if count == 0 => {
                     self.pool.put(buffer);
-                    self.at_end = true;
+                    self.at_end = self.inputs.has_no_error();
                     return Err(CaptureError::Read(error));
                 }
                 Err(error) => {

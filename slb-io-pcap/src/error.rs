@@ -12,6 +12,8 @@ pub struct ReadError {
     pub offset: u64,
     /// The fault.
     pub damage: Damage,
+    /// The place of the capture among those that are read together, from 0.
+    pub input: usize,
 }
 
 /// The fault of a capture.
@@ -24,6 +26,18 @@ pub enum Damage {
     NotACapture,
     /// The file ends within a record or block.
     Truncated,
+    /// Packed data ends too early.
+    Cut {
+        /// The packing: `gzip` or `zstd`.
+        packing: &'static str,
+    },
+    /// Bytes stand behind the packed data that are none.
+    Behind {
+        /// The packing: `gzip` or `zstd`.
+        packing: &'static str,
+        /// Offset in the packed file of the first of them.
+        at: u64,
+    },
     /// A record or block contradicts itself.
     Malformed,
     /// A record or block has an implausible length.
@@ -49,6 +63,12 @@ impl fmt::Display for Damage {
             Self::Empty => f.write_str("the file is empty: expected a pcap or pcapng file"),
             Self::NotACapture => f.write_str("expected a pcap or pcapng file"),
             Self::Truncated => f.write_str("the file ends within it"),
+            Self::Cut { packing } => write!(f, "the {packing} data ends too early"),
+            Self::Behind { packing, at } => write!(
+                f,
+                "expected {packing} data up to the end of the file, got other bytes from byte {at} on, which are \
+                 left out"
+            ),
             Self::Malformed => f.write_str("its lengths contradict each other"),
             Self::TooLong => f.write_str("it announces more bytes than a packet can have"),
             Self::Version { major, minor } => {
@@ -66,6 +86,10 @@ impl fmt::Display for ReadError {
         match self.damage {
             // There is no packet to name.
             Damage::Empty | Damage::NotACapture => self.damage.fmt(f),
+            Damage::Cut { .. } | Damage::Behind { .. } if self.packet > 1 => {
+                write!(f, "after packet {}: {}", self.packet - 1, self.damage)
+            }
+            Damage::Cut { .. } | Damage::Behind { .. } => self.damage.fmt(f),
             Damage::Truncated if self.offset == 0 => f.write_str("the file ends within its header"),
             _ => write!(
                 f,

@@ -1,5 +1,7 @@
 //! Several captures, one for each port of a node, merged in the order of their timestamps.
 
+use std::collections::VecDeque;
+
 use slb_core::{Instant, PortId};
 
 use crate::capture::FRAME_LEN;
@@ -11,7 +13,7 @@ use crate::reader::{Next, Reader};
 pub(crate) struct Merge {
     inputs: Vec<Input>,
     /// Errors of damaged inputs, reported once the others are at their end.
-    damaged: Vec<ReadError>,
+    damaged: VecDeque<ReadError>,
 }
 
 #[derive(Debug)]
@@ -33,7 +35,7 @@ impl Merge {
         });
         Self {
             inputs: inputs.collect(),
-            damaged: Vec::new(),
+            damaged: VecDeque::new(),
         }
     }
 
@@ -42,6 +44,11 @@ impl Merge {
         for input in &mut self.inputs {
             input.reader.fill_cut();
         }
+    }
+
+    /// Returns true if no error waits for its turn.
+    pub(crate) fn has_no_error(&self) -> bool {
+        self.damaged.is_empty()
     }
 
     /// Bytes of all files read so far.
@@ -53,14 +60,14 @@ impl Merge {
     /// port. Among packets with equal timestamps, the one of the earlier input comes first.
     ///
     /// # Errors
-    /// An input is damaged, and all others are at their end.
+    /// An input is damaged, and all others are at their end or damaged, too: each has its turn.
     pub(crate) fn next(
         &mut self,
         buffer: &mut [u8],
         until: Option<Instant>,
     ) -> Result<(PortId, Next), ReadError> {
         let mut first: Option<(Instant, &mut Input)> = None;
-        for input in &mut self.inputs {
+        for (place, input) in self.inputs.iter_mut().enumerate() {
             match input.look_ahead() {
                 Ok(Next::Packet { timestamp, .. }) => {
                     if first
@@ -76,13 +83,16 @@ impl Merge {
                     return Ok((input.port, left_out));
                 }
                 Err(error) => {
-                    self.damaged.push(error);
+                    self.damaged.push_back(ReadError {
+                        input: place,
+                        ..error
+                    });
                     input.ahead = Some(Next::End);
                 }
             }
         }
         let Some((timestamp, input)) = first else {
-            return match self.damaged.pop() {
+            return match self.damaged.pop_front() {
                 Some(error) => Err(error),
                 None => Ok((PortId(0), Next::End)),
             };

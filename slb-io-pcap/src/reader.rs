@@ -15,6 +15,8 @@ use crate::stream::Stream;
 
 /// The maximum length of a record or block: longer ones occur only in broken files.
 const MAX_BLOCK: usize = 1 << 26;
+/// Length of pcap's header.
+const HEADER_LEN: usize = 24;
 /// The maximum number of interfaces in a section.
 const MAX_INTERFACES: usize = 1 << 16;
 const SECOND: u64 = 1_000_000_000;
@@ -118,17 +120,20 @@ impl Reader {
             packet: 1,
             offset: 0,
             damage,
+            input: 0,
         };
-        let io = |error| at_start(Damage::Io(error));
-        let mut stream = Stream::new(input).map_err(io)?;
-        stream.fill(24).map_err(io)?;
-        let is_short = stream.ahead().len() < 24;
+        let mut stream = Stream::new(input).map_err(|error| at_start(Damage::Io(error)))?;
+        stream.fill(24).map_err(at_start)?;
+        let is_short = stream.ahead().len() < HEADER_LEN;
+        if let Some(fault) = stream.fault().filter(|_| is_short) {
+            return Err(at_start(fault));
+        }
         let (format, interface) = begin(stream.ahead()).map_err(|damage| match damage {
             Damage::Malformed if is_short => at_start(Damage::Truncated),
             damage => at_start(damage),
         })?;
         if let Format::Pcap { .. } = format {
-            stream.take(24);
+            stream.take(HEADER_LEN);
         }
         Ok(Self {
             stream,
@@ -176,6 +181,7 @@ impl Reader {
                         packet: self.packets + 1,
                         offset: self.stream.offset(),
                         damage,
+                        input: 0,
                     });
                 }
             };
@@ -206,17 +212,42 @@ impl Reader {
         if len > MAX_BLOCK {
             return Err(Damage::TooLong);
         }
-        self.stream.fill(len).map_err(Damage::Io)?;
+        self.stream.fill(len)?;
         if self.stream.ahead().len() < len {
-            return Err(Damage::Truncated);
+            return Err(self.stream.fault().unwrap_or(Damage::Truncated));
         }
         Ok(())
     }
 
     /// Returns true at the end of the file.
     fn is_at_end(&mut self) -> Result<bool, Damage> {
-        self.stream.fill(1).map_err(Damage::Io)?;
-        Ok(self.stream.ahead().is_empty())
+        self.stream.fill(1)?;
+        let is_at_end = self.stream.ahead().is_empty();
+        match self.stream.fault().filter(|_| is_at_end) {
+            Some(fault) => Err(fault),
+            None => Ok(is_at_end),
+        }
+    }
+
+    /// Takes up the header of another pcap file behind the last record, as captures have it that were appended to each
+    /// other. A record cannot look like it: it would be of the year 2055, without a byte of a packet.
+    fn begins_again(&mut self) -> Result<bool, Damage> {
+        // The version, without a correction of the time zone and a precision.
+        let is_version = |ahead: &[u8]| {
+            let bytes = ahead.get(4..16).unwrap_or_default();
+            bytes.starts_with(&[2, 0, 4, 0]) || bytes.starts_with(&[0, 2, 0, 4])
+        };
+        let has_zeros = |ahead: &[u8]| ahead.get(8..16) == Some(&[0; 8]);
+        if !is_version(self.stream.ahead()) || !has_zeros(self.stream.ahead()) {
+            return Ok(false);
+        }
+        self.stream.fill(HEADER_LEN)?;
+        let Ok((format @ Format::Pcap { .. }, interface)) = begin(self.stream.ahead()) else {
+            return Ok(false);
+        };
+        self.format = format;
+        self.interfaces = interface.into_iter().collect();
+        Ok(true)
     }
 
     /// The next record of pcap: its length, and the packet in it.
@@ -229,6 +260,9 @@ impl Reader {
             return Ok(None);
         }
         self.fill(record_len)?;
+        if self.begins_again()? {
+            return Ok(Some((HEADER_LEN, None)));
+        }
         let fields = Fields {
             bytes: self.stream.ahead(),
             is_big_endian,

@@ -15,7 +15,7 @@ use slb_control::ports::PortKind;
 use slb_control::{Config, Role};
 use slb_core::observe::{Observe as _, Step, Trail};
 use slb_core::{BURST, Burst, Frame, PacketIo, PortId};
-use slb_io_pcap::{Capture, Format as FileFormat, Reader, Writer, memory_for};
+use slb_io_pcap::{Capture, CaptureError, Format as FileFormat, Reader, Writer, memory_for};
 
 use crate::Failure;
 use crate::balancer::Balancer;
@@ -74,10 +74,10 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
     let progress = progress(size);
     let start = Instant::now();
     let mut burst = Burst::new();
-    let mut damage = None;
+    let mut damage = Vec::new();
     while !capture.is_at_end() {
         if let Err(error) = capture.receive(&mut burst) {
-            damage = Some(error);
+            damage.push(told(&error, &options.input));
         }
         let now = capture.now();
         // What was due before these packets came is sent before them.
@@ -133,9 +133,15 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
         false => Vec::new(),
     };
     let said = match options.report {
-        ReportFormat::Text => report.text() + &called_text(&config, &called, &options.input),
+        ReportFormat::Text => {
+            let damaged = damage.iter().map(|fault| format!("damaged: {fault}\n"));
+            report.text()
+                + &damaged.collect::<String>()
+                + &called_text(&config, &called, &options.input)
+        }
         ReportFormat::Json | ReportFormat::Html => {
             let mut json = report.json();
+            json["damaged"] = damage.iter().map(String::as_str).collect();
             if !called.is_empty() {
                 json["destinations"] = called.iter().map(destination_json).collect();
             }
@@ -152,8 +158,8 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
         say!("{said}")?;
     }
     let missing = history.as_ref().and_then(History::missing);
-    match damage {
-        None if capture.received == 0 => {
+    match damage.as_slice() {
+        [] if capture.received == 0 => {
             let why = if capture.left_out() == 0 {
                 "it holds none"
             } else {
@@ -164,7 +170,7 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
                 "{names}: no packet was read: {why}"
             )))
         }
-        None => match missing {
+        [] => match missing {
             None => Ok(()),
             Some(number) => Err(Failure::failed(format!(
                 "--packet {number}: {} has {} packets",
@@ -172,10 +178,19 @@ pub(crate) fn run(options: &ReplayOptions) -> Result<(), Failure> {
                 capture.received
             ))),
         },
-        Some(error) => Err(Failure::failed(format!(
-            "{}: {error}",
-            options.input.join(", ")
-        ))),
+        all => Err(Failure::failed(all.join("\n"))),
+    }
+}
+
+/// Formats the fault of a capture, with the capture's name.
+fn told(error: &CaptureError, inputs: &[String]) -> String {
+    let input = match error {
+        CaptureError::Read(error) => inputs.get(error.input),
+        _ => None,
+    };
+    match input {
+        Some(input) => format!("{input}: {error}"),
+        None => format!("{}: {error}", inputs.join(", ")),
     }
 }
 

@@ -73,8 +73,10 @@ pub fn import(inputs: &[Input<'_>], inventory: &Inventory) -> Result<Imported, C
         }
     }
     let found = resources::gather(&trees, &notes);
+    let inventory = &inventory.unused();
     let model = read::read(&found, inventory, &notes);
-    let (errors, warnings) = notes.finish();
+    let (errors, mut warnings) = notes.finish();
+    warnings.extend(inventory.warnings());
     if !errors.is_empty() {
         return Err(ConfigErrors(errors));
     }

@@ -5,6 +5,7 @@
 //! addresses in templates.
 
 mod arguments;
+mod counts;
 mod identifiers;
 mod lists;
 mod networks;
@@ -16,6 +17,7 @@ use std::rc::Rc;
 
 use self::arguments::Outcome;
 pub(super) use self::arguments::{Arguments, LONGEST};
+pub(super) use self::counts::wrong_count;
 pub(super) use self::identifiers::{guid, stand_in, unique_string};
 use self::lists::of_lists;
 use self::networks::of_networks;

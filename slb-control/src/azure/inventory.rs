@@ -1,8 +1,10 @@
 //! Data that Azure's JSON lacks: the addresses behind ids, and the hosts of backends.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use toml::de::DeTable;
 
@@ -45,8 +47,55 @@ pub struct Inventory {
     vni: Option<u32>,
     public: Vec<(String, PublicAddress)>,
     networks: Vec<(String, u32)>,
-    pub(super) backends: Vec<Entry>,
+    backends: Vec<Entry>,
     nat_pools: Vec<(String, String)>,
+    file: String,
+    /// The entries of each kind: where the file has them, and their names in messages.
+    entries: Vec<(Kind, usize, String)>,
+    uses: Uses,
+}
+
+/// Kind of an inventory's entry, with its section in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Public,
+    Network,
+    Backend,
+    NatPool,
+}
+
+impl Kind {
+    const fn section(self) -> &'static str {
+        match self {
+            Self::Public => "public_ip",
+            Self::Network => "network",
+            Self::Backend => "backend",
+            Self::NatPool => "nat_pool",
+        }
+    }
+}
+
+/// The entries that an import found something for: kinds, and places among those of a kind.
+#[derive(Debug, Default)]
+struct Uses(Mutex<BTreeSet<(Kind, usize)>>);
+
+impl Clone for Uses {
+    /// A copy has found nothing yet.
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl Uses {
+    fn add(&self, kind: Kind, place: usize) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert((kind, place));
+    }
+
+    fn has(&self, kind: Kind, place: usize) -> bool {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.contains(&(kind, place))
+    }
 }
 
 /// A public IP resource, as frontends refer to it.
@@ -127,18 +176,21 @@ impl Inventory {
         let values: toml::Table = text.parse().unwrap_or_default();
         let inventory = {
             let root = Section::root(&document, &faults);
-            let inventory = Self::read(&root, &values);
+            let inventory = Self::read(&root, &values, &faults);
             root.finish();
             inventory
         };
         if faults.is_empty() {
-            Ok(inventory)
+            Ok(Self {
+                file: file.to_owned(),
+                ..inventory
+            })
         } else {
             Err(faults.into_errors())
         }
     }
 
-    fn read(root: &Section<'_>, values: &toml::Table) -> Self {
+    fn read(root: &Section<'_>, values: &toml::Table, faults: &Faults<'_>) -> Self {
         let mut inventory = Self::default();
         if root.has("node") {
             let node = values.get("node").and_then(toml::Value::as_table);
@@ -153,6 +205,7 @@ impl Inventory {
             let expected = "an address, or a prefix such as \"40.50.60.72/30\"";
             let address = section.required("address", expected, public_address);
             if let (Some((id, _)), Some((address, _))) = (id, address) {
+                inventory.note(Kind::Public, faults.line(section.span()), &id);
                 inventory.public.push((id, address));
             }
             section.finish();
@@ -163,12 +216,14 @@ impl Inventory {
                 section.required_integer("vni", vnis.clone()),
             );
             if let (Some((id, _)), Some((vni, _))) = (id, vni) {
+                inventory.note(Kind::Network, faults.line(section.span()), &id);
                 inventory.networks.push((id, vni as u32));
             }
             section.finish();
         }
         for section in root.sections("nat_pool") {
             if let (Some((id, _)), Some((pool, _))) = (section.name("id"), section.name("pool")) {
+                inventory.note(Kind::NatPool, faults.line(section.span()), &id);
                 inventory.nat_pools.push((id, pool));
             }
             section.finish();
@@ -176,7 +231,12 @@ impl Inventory {
         let tables = values.get("backend").and_then(toml::Value::as_array);
         for (place, section) in root.sections("backend").into_iter().enumerate() {
             let table = tables.and_then(|tables| tables.get(place)?.as_table());
-            inventory.backends.push(Entry::read(&section, table));
+            let entry = Entry::read(&section, table);
+            let name = entry.id.clone().or_else(|| entry.name.clone());
+            let name = name.or_else(|| Some(entry.address?.to_string()));
+            let line = faults.line(section.span());
+            inventory.note(Kind::Backend, line, &name.unwrap_or_default());
+            inventory.backends.push(entry);
             section.finish();
         }
         inventory
@@ -188,17 +248,18 @@ impl Inventory {
     }
 
     pub(super) fn public(&self, id: &str) -> Option<PublicAddress> {
-        of_id(&self.public, id).copied()
+        self.of_id(Kind::Public, &self.public, id).copied()
     }
 
     pub(super) fn vni(&self, network: Option<&str>) -> Option<u32> {
-        let known = network.and_then(|id| of_id(&self.networks, id).copied());
+        let known = network.and_then(|id| self.of_id(Kind::Network, &self.networks, id).copied());
         known.or(self.vni)
     }
 
     /// Returns the pool of a NAT pool's instances.
     pub(super) fn nat_pool(&self, name: &str) -> Option<&str> {
-        of_id(&self.nat_pools, name).map(String::as_str)
+        let found = self.of_id(Kind::NatPool, &self.nat_pools, name);
+        found.map(String::as_str)
     }
 
     /// Finds a backend of the JSON by its id, its name, or its address.
@@ -215,7 +276,58 @@ impl Inventory {
             });
             by_id || (own.is_none() && address.is_some() && entry.address == address)
         };
-        self.backends.iter().find(is_meant)
+        let place = self.backends.iter().position(|entry| is_meant(&entry))?;
+        self.uses.add(Kind::Backend, place);
+        self.backends.get(place)
+    }
+
+    /// The backends that the inventory puts into a pool, by one of its names.
+    pub(super) fn of_pool(&self, names: [&str; 2]) -> Vec<&Entry> {
+        let all = self.backends.iter().enumerate();
+        let listed = all.filter(|(_, entry)| {
+            names
+                .iter()
+                .any(|name| entry.pools.iter().any(|pool| pool == name))
+        });
+        let listed = listed.map(|(place, entry)| {
+            self.uses.add(Kind::Backend, place);
+            entry
+        });
+        listed.collect()
+    }
+
+    fn of_id<'a, T>(&self, kind: Kind, all: &'a [(String, T)], id: &str) -> Option<&'a T> {
+        let place = all.iter().position(|(own, _)| is_end_of(own, id))?;
+        self.uses.add(kind, place);
+        all.get(place).map(|(_, value)| value)
+    }
+
+    fn note(&mut self, kind: Kind, line: usize, name: &str) {
+        self.entries.push((kind, line, name.to_owned()));
+    }
+
+    /// A copy of which no entry was used yet.
+    pub(super) fn unused(&self) -> Self {
+        self.clone()
+    }
+
+    /// A warning for each entry that nothing in the JSON needed: most are misspelt.
+    pub(super) fn warnings(&self) -> Vec<ConfigError> {
+        let mut counts = [0; 4];
+        let mut warnings = Vec::new();
+        for (kind, line, name) in &self.entries {
+            let place = counts[*kind as usize];
+            counts[*kind as usize] += 1;
+            if !self.uses.has(*kind, place) {
+                warnings.push(ConfigError {
+                    file: self.file.clone(),
+                    line: *line,
+                    place: format!("{} {name:?}", kind.section()),
+                    message: "matches nothing in the JSON, and is left out".to_owned(),
+                });
+            }
+        }
+        warnings
     }
 }
 
@@ -268,11 +380,6 @@ impl PublicAddress {
             }
         })
     }
-}
-
-fn of_id<'a, T>(all: &'a [(String, T)], id: &str) -> Option<&'a T> {
-    let found = all.iter().find(|(own, _)| is_end_of(own, id));
-    found.map(|(_, value)| value)
 }
 
 /// Returns true if a path is the end of an id, with or without the name of the configuration or

@@ -4,6 +4,7 @@
 //! in Azure, ignoring case.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -186,8 +187,27 @@ pub(super) fn parse(input: &Input<'_>) -> Result<Node, ConfigError> {
     };
     // RFC 8259 §8.1: parsers may ignore a byte order mark, and Windows' tools write one.
     let text = input.text.strip_prefix('\u{feff}').unwrap_or(input.text);
-    let parsed = parse_to_ast(text, &CollectOptions::default(), &options)
-        .map_err(|error| fault(error.line_display(), error.kind().to_string()))?;
+    let parsed = parse_to_ast(text, &CollectOptions::default(), &options).map_err(|error| {
+        let found = text.get(error.range().start..).unwrap_or_default();
+        let found: String = found
+            .chars()
+            .take_while(|c| !c.is_control())
+            .take(20)
+            .collect();
+        let mut why = error.kind().to_string();
+        if let Some(first) = why.get_mut(..1) {
+            first.make_ascii_lowercase();
+        }
+        let got = match found.is_empty() {
+            true => "the end of the line".to_owned(),
+            false => format!("{found:?}"),
+        };
+        let message = format!(
+            "expected JSON, got {got} in column {}: {why}",
+            error.column_display()
+        );
+        fault(error.line_display(), message)
+    })?;
     let ast = parsed
         .value
         .ok_or_else(|| fault(1, "expected JSON, got nothing".to_owned()))?;
@@ -195,8 +215,16 @@ pub(super) fn parse(input: &Input<'_>) -> Result<Node, ConfigError> {
         text,
         at: 0,
         line: 1,
+        twice: None,
     };
-    Ok(lines.node(ast, &Rc::from(input.file), None))
+    let node = lines.node(ast, &Rc::from(input.file), None);
+    match lines.twice {
+        None => Ok(node),
+        Some((line, name)) => Err(fault(
+            line,
+            format!("{name:?} is named twice in one object"),
+        )),
+    }
 }
 
 /// Counts lines during the walk through the tree, which follows the order of the text.
@@ -204,6 +232,8 @@ struct Lines<'t> {
     text: &'t str,
     at: usize,
     line: usize,
+    /// The first member whose object has another of its name, and its line.
+    twice: Option<(usize, String)>,
 }
 
 impl Lines<'_> {
@@ -234,6 +264,7 @@ impl Lines<'_> {
                 Value::Array(elements.map(element).collect())
             }
             Ast::Object(object) => {
+                let mut names = HashSet::new();
                 let properties = object.properties.into_iter();
                 let member = |property: jsonc_parser::ast::ObjectProp<'_>| {
                     let name = match property.name {
@@ -241,7 +272,11 @@ impl Lines<'_> {
                         ObjectPropName::Word(word) => word.value.to_owned(),
                     };
                     let path = inner(Step::Member(name.clone()));
-                    (name, self.node(property.value, file, path))
+                    let value = self.node(property.value, file, path);
+                    if !names.insert(name.to_lowercase()) && self.twice.is_none() {
+                        self.twice = Some((value.line, name.clone()));
+                    }
+                    (name, value)
                 };
                 Value::Object(properties.map(member).collect())
             }

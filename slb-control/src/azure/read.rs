@@ -9,7 +9,7 @@ mod rules;
 
 use std::collections::HashMap;
 
-use self::references::{balancer_of, check_references};
+use self::references::{balancer_of, check_references, wrong_type};
 pub(super) use self::references::{last_of, machine_of};
 use super::inventory::Inventory;
 use super::json::{Node, Notes, Object};
@@ -119,6 +119,10 @@ impl<'r> Reader<'r> {
         kind: Kind,
         id: &str,
     ) -> Option<String> {
+        if let Some(message) = wrong_type(id, kind.list()) {
+            object.error(at, name, message);
+            return None;
+        }
         let (own, balancer) = (last_of(id), &self.balancer.name);
         if let Some(other) = balancer_of(id)
             && !balancer.is_empty()

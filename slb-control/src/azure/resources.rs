@@ -53,6 +53,11 @@ pub(super) enum Kind {
     Outbound,
 }
 
+/// The most resources of all files together: twenty times those of a template that Azure takes.
+const MOST_RESOURCES: usize = 1 << 14;
+/// The most parts of a load balancer.
+const MOST_PARTS: usize = 1 << 14;
+
 /// The members of a load balancer that contain its parts.
 const LISTS: [(&str, Kind); 7] = [
     ("frontendIPConfigurations", Kind::Frontend),
@@ -143,10 +148,27 @@ impl Balancer {
     /// Adds a part. A child resource takes precedence over the inline part of its load balancer,
     /// since Azure deploys it later.
     fn add(&mut self, kind: Kind, part: Node, is_child: bool, notes: &Notes) {
-        let name = |node: &Node| Some(node.get("name")?.as_str()?.to_lowercase());
-        let own = name(&part);
+        fn name(node: &Node) -> Option<&str> {
+            node.get("name")?.as_str()
+        }
+        let own = name(&part).map(str::to_lowercase);
+        if self.parts.len() >= MOST_PARTS {
+            if self.parts.len() == MOST_PARTS {
+                let place = format!("load balancer {:?}", self.name);
+                notes.error(
+                    &part,
+                    &place,
+                    format!("expected at most {MOST_PARTS} parts"),
+                );
+                self.parts.push((kind, part));
+            }
+            return;
+        }
         let mut same = self.parts.iter_mut();
-        let same = same.find(|(other, node)| *other == kind && own.is_some() && name(node) == own);
+        let same = same.find(|(other, node)| {
+            let pair = name(node).zip(own.as_deref());
+            *other == kind && pair.is_some_and(|(node, own)| node.eq_ignore_ascii_case(own))
+        });
         match same {
             None => self.parts.push((kind, part)),
             Some((_, inline)) if is_child && !inline.is_child() => {
@@ -207,6 +229,14 @@ impl Node {
     /// Returns true if a part of a load balancer is a child resource: inline parts have no type.
     fn is_child(&self) -> bool {
         self.get("type").is_some()
+    }
+}
+
+impl Kind {
+    /// The member of a load balancer that has the parts of this kind: the type in their ids.
+    pub(super) fn list(self) -> &'static str {
+        let own = LISTS.iter().find(|(_, kind)| *kind == self);
+        own.map_or("", |(list, _)| list)
     }
 }
 
@@ -338,6 +368,7 @@ pub(super) fn gather(trees: &[Node], notes: &Notes) -> Found {
     let files = templates().map(|tree| (tree.file.to_string(), tree.clone()));
     let files: Vec<_> = files.collect();
     let all = Templates::new(files, notes);
+    let mut count = 0;
     for tree in others() {
         let deployment = if is_template(tree) {
             let name = file_name(&tree.file);
@@ -376,7 +407,14 @@ pub(super) fn gather(trees: &[Node], notes: &Notes) -> Found {
             all.deploy(root, Vec::new())
         };
         all.visit(deployment, &mut |all, resource| {
-            found.take(all, resource, notes);
+            count += 1;
+            if count == MOST_RESOURCES + 1 {
+                let message = format!("expected at most {MOST_RESOURCES} resources");
+                notes.error(tree, "template", message);
+            }
+            if count <= MOST_RESOURCES {
+                found.take(all, resource, notes);
+            }
         });
         if all.is_exhausted() {
             notes.error(tree, "template", "needs too much work");

@@ -158,7 +158,7 @@ fn expressions_without_a_value_say_why_and_where() {
         ),
         (
             "[string(div(1, 0))]",
-            "div(): the result does not fit a 64-bit integer",
+            "div(): expected a number other than 0 as argument 2, got 0",
         ),
         (
             "[string(add('a', 1))]",

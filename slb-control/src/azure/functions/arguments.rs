@@ -22,7 +22,7 @@ impl<'a> Arguments<'a> {
         Failure::Other(format!("{}(): {message}", self.function))
     }
 
-    pub(super) fn expected(&self, place: usize, expected: &str) -> Failure {
+    pub(in crate::azure) fn expected(&self, place: usize, expected: &str) -> Failure {
         let got = match self.all.get(place) {
             None => "nothing".to_owned(),
             Some(Value::Unresolved(unresolved)) => return unresolved.failure.clone(),
@@ -120,20 +120,18 @@ impl<'a> Arguments<'a> {
         }
     }
 
-    /// Returns the strings of one list, or of the arguments from `place` on.
-    pub(super) fn strings_from(&self, place: usize) -> Result<Vec<String>, Failure> {
-        match self.all.get(place) {
-            Some(Value::Array(elements)) => {
-                let values: Vec<Value> = elements.iter().map(|e| e.value.clone()).collect();
-                let inner = Arguments {
-                    all: &values,
-                    ..*self
-                };
-                (0..values.len()).map(|place| inner.text(place)).collect()
-            }
-            _ => (place..self.count())
-                .map(|place| self.text(place))
-                .collect(),
-        }
+    /// The texts of a list.
+    pub(super) fn texts(&self, place: usize) -> Result<Vec<String>, Failure> {
+        let elements = self.array(place)?.iter();
+        let texts = elements.map(|element| match (&element.value, as_text(&element.value)) {
+            (_, Some(text)) => Ok(text),
+            (Value::Unresolved(unresolved), _) => Err(unresolved.failure.clone()),
+            (value, _) => Err(self.fault(format_args!(
+                "expected a list of texts as argument {}, got one with {}",
+                place + 1,
+                value.describe()
+            ))),
+        });
+        texts.collect()
     }
 }

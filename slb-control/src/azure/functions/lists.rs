@@ -58,8 +58,14 @@ pub(super) fn of_lists(name: &str, a: &Arguments<'_>) -> Option<Outcome> {
             a.list(values?.into_iter().flatten())
         }),
         "tryget" => a.get(0).and_then(|value| {
+            if !matches!(value, Value::Null | Value::Array(_) | Value::Object(_)) {
+                return Err(a.expected(0, "a list or an object"));
+            }
             let mut value = value.clone();
             for place in 1..a.count() {
+                if !matches!(a.get(place)?, Value::Number(_) | Value::String(_)) {
+                    return Err(a.expected(place, "a name or an index"));
+                }
                 value = element(&value, a.get(place)?).unwrap_or(Value::Null);
             }
             Ok(value)
@@ -140,15 +146,7 @@ fn union(a: &Arguments<'_>) -> Outcome {
     if let Some(Value::Object(_)) = a.all.first() {
         let mut all: Vec<(String, Node)> = Vec::new();
         for place in 0..a.count() {
-            for (name, node) in a.object(place)? {
-                match all
-                    .iter_mut()
-                    .find(|(own, _)| own.eq_ignore_ascii_case(name))
-                {
-                    Some((_, own)) => *own = node.clone(),
-                    None => all.push((name.clone(), node.clone())),
-                }
-            }
+            merge(&mut all, a.object(place)?);
         }
         return Ok(Value::Object(all));
     }
@@ -164,6 +162,24 @@ fn union(a: &Arguments<'_>) -> Outcome {
         }
     }
     a.list(all)
+}
+
+/// Adds the members of another object: objects within both are merged, other values of the later one replace those of the
+/// former, lists among them.
+fn merge(all: &mut Vec<(String, Node)>, others: &[(String, Node)]) {
+    for (name, node) in others {
+        let known = all.iter_mut();
+        match known
+            .into_iter()
+            .find(|(own, _)| own.eq_ignore_ascii_case(name))
+        {
+            None => all.push((name.clone(), node.clone())),
+            Some((_, own)) => match (&mut own.value, &node.value) {
+                (Value::Object(own), Value::Object(other)) => merge(own, other),
+                _ => *own = node.clone(),
+            },
+        }
+    }
 }
 
 fn intersection(a: &Arguments<'_>) -> Outcome {

@@ -30,6 +30,9 @@ pub(super) fn of_numbers(name: &str, a: &Arguments<'_>) -> Option<Outcome> {
         "add" => two(i64::checked_add),
         "sub" => two(i64::checked_sub),
         "mul" => two(i64::checked_mul),
+        "div" | "mod" if a.number(1).is_ok_and(|divisor| divisor == 0) => {
+            Err(a.expected(1, "a number other than 0"))
+        }
         "div" => two(i64::checked_div),
         "mod" => two(i64::checked_rem),
         "int" => a.get(0).and_then(|value| {

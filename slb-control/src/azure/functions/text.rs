@@ -74,7 +74,7 @@ pub(super) fn of_text(name: &str, a: &Arguments<'_>) -> Option<Outcome> {
         "substring" => substring(a),
         "split" => split(a),
         "join" => a.string(1).and_then(|between| {
-            let texts = a.strings_from(0)?;
+            let texts = a.texts(0)?;
             a.bounded(texts.join(between))
         }),
         "replace" => replace(a),
@@ -199,7 +199,8 @@ pub(super) fn split(a: &Arguments<'_>) -> Outcome {
     let text = a.string(0)?;
     let separators = match a.get(1)? {
         Value::String(separator) => vec![separator.clone()],
-        _ => a.strings_from(1)?,
+        Value::Array(_) => a.texts(1)?,
+        _ => return Err(a.expected(1, "a string, or a list of strings")),
     };
     let (mut parts, mut rest) = (Vec::new(), text);
     loop {
@@ -238,6 +239,9 @@ fn pad_left(a: &Arguments<'_>) -> Outcome {
         2 => " ",
         _ => a.string(2)?,
     };
+    if with.chars().count() != 1 {
+        return Err(a.expected(2, "a string of one character"));
+    }
     let missing = len.saturating_sub(text.chars().count());
     if missing > LONGEST {
         return Err(a.fault(format_args!("expected a text of at most {LONGEST} bytes")));

@@ -1,7 +1,7 @@
 //! Frontend IP configurations, and the public addresses and prefixes that they refer to.
 
 use super::Reader;
-use super::references::last_of;
+use super::references::{last_of, wrong_type};
 use crate::azure::inventory::PublicAddress;
 use crate::azure::json::{Node, Object};
 use crate::azure::model::Frontend;
@@ -106,6 +106,14 @@ impl<'r> Reader<'r> {
             let Some((at, id)) = object.reference(name) else {
                 return Some(None); // reported already
             };
+            let kind = match name {
+                "publicIPAddress" => "publicIPAddresses",
+                _ => "publicIPPrefixes",
+            };
+            if let Some(message) = wrong_type(id, kind) {
+                object.error(at, name, message);
+                return Some(None);
+            }
             let last = last_of(id);
             let addresses = &self.found.addresses;
             let beside = addresses

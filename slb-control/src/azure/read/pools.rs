@@ -51,11 +51,9 @@ impl<'r> Reader<'r> {
             let backend = self.backend_by_id(&object, &interface.node, &interface.id);
             add(&mut backends, backend);
         }
-        let is_listed =
-            |entry: &&Entry| entry.pools.iter().any(|pool| *pool == own || *pool == name);
         let before = backends.len();
         let zone = self.zone_of_instances(&own);
-        for entry in self.inventory.backends.iter().filter(is_listed) {
+        for entry in self.inventory.of_pool([&own, &name]) {
             let mut backend = self.backend(&object.place, node, (None, None, None), Some(entry));
             if let (Some(backend), Some(zone)) = (&mut backend, zone) {
                 backend.fields.entry(ZONE).or_insert_with(|| zone.into());

@@ -12,10 +12,49 @@ pub(super) fn balancer_of(id: &str) -> Option<&str> {
     segments.next().map(|_| name)
 }
 
+/// The kind of thing that an id names, as its last but one segment says: `frontendIPConfigurations`. None for a name
+/// alone.
+fn type_of(id: &str) -> Option<&str> {
+    id.rsplit('/').nth(1).filter(|kind| !kind.is_empty())
+}
+
+/// Says that an id is one of another type than is wanted; `None` where it is of the type, or a name alone.
+pub(super) fn wrong_type(id: &str, expected: &str) -> Option<String> {
+    // Other types than these in an abbreviated id are parts of a path.
+    const KNOWN: [&str; 14] = [
+        "backendAddressPools",
+        "frontendIPConfigurations",
+        "inboundNatPools",
+        "inboundNatRules",
+        "ipConfigurations",
+        "loadBalancers",
+        "loadBalancingRules",
+        "networkInterfaces",
+        "outboundRules",
+        "probes",
+        "publicIPAddresses",
+        "publicIPPrefixes",
+        "subnets",
+        "virtualNetworks",
+    ];
+    let is_whole = id.to_ascii_lowercase().contains("/providers/");
+    let is_known =
+        |own: &&str| is_whole || KNOWN.iter().any(|known| own.eq_ignore_ascii_case(known));
+    let own = type_of(id).filter(|own| !own.eq_ignore_ascii_case(expected));
+    let own = own.filter(is_known)?;
+    Some(format!(
+        "expected the id of one of {expected}, got one of {own}: {id:?}"
+    ))
+}
+
 /// Checks that the references of network interfaces and scale sets exist: otherwise an item that is
 /// in no known pool would be lost silently.
 pub(super) fn check_references(found: &Found, notes: &Notes) {
     let check = |node: &Node, place: &str, kind: Kind, id: &str| {
+        if let Some(message) = wrong_type(id, kind.list()) {
+            notes.error(node, place, message);
+            return;
+        }
         let Some(name) = balancer_of(id) else { return };
         let own = |balancer: &&Balancer| balancer.name.eq_ignore_ascii_case(name);
         match found.balancers.iter().find(own) {

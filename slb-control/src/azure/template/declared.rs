@@ -20,26 +20,49 @@ pub(super) fn as_declared(declared: &Node, value: Value) -> Value {
 
 /// Checks the type of a default value, as Azure does; only given values may be strings.
 pub(super) fn check_default(name: &str, declared: &Node, default: &Value) -> Result<(), Failure> {
+    let fault = |expected| {
+        let got = default.describe();
+        other(format!(
+            "parameter {name:?}: expected {expected} as its defaultValue, got {got}"
+        ))
+    };
+    unlike(declared, default).map_or(Ok(()), |expected| Err(fault(expected)))
+}
+
+/// Arguments of a function of the template's own have the types that it declares.
+pub(super) fn check_argument(
+    function: &str,
+    name: &str,
+    declared: &Node,
+    value: &Value,
+) -> Result<(), Failure> {
+    let fault = |expected| {
+        let got = value.describe();
+        other(format!(
+            "{function}(): expected {expected} as {name:?}, got {got}"
+        ))
+    };
+    unlike(declared, value).map_or(Ok(()), |expected| Err(fault(expected)))
+}
+
+/// The type that is declared, where a value has another.
+fn unlike(declared: &Node, value: &Value) -> Option<&'static str> {
     let kind = declared.get("type").and_then(Node::as_str);
     let kind = kind.unwrap_or_default().to_ascii_lowercase();
-    let expected = match (kind.as_str(), default) {
-        (_, Value::Unresolved(_) | Value::Null) => return Ok(()),
+    Some(match (kind.as_str(), value) {
+        (_, Value::Unresolved(_) | Value::Null) => return None,
         ("int", Value::Number(_))
         | ("bool", Value::Bool(_))
         | ("string" | "securestring", Value::String(_))
         | ("array", Value::Array(_))
-        | ("object" | "secureobject", Value::Object(_)) => return Ok(()),
+        | ("object" | "secureobject", Value::Object(_)) => return None,
         ("int", _) => "an int",
         ("bool", _) => "a bool",
         ("string" | "securestring", _) => "a string",
         ("array", _) => "a list",
         ("object" | "secureobject", _) => "an object",
-        _ => return Ok(()),
-    };
-    Err(other(format!(
-        "parameter {name:?}: expected {expected} as its defaultValue, got {}",
-        default.describe()
-    )))
+        _ => return None,
+    })
 }
 
 /// Checks a value against the declaration's constraints, as Azure does.

@@ -267,6 +267,9 @@ impl Templates<'_> {
         node: &Node,
         context: &Context<'_>,
     ) -> Outcome {
+        if let Some(fault) = functions::wrong_count(function, arguments.len()) {
+            return Err(other(fault));
+        }
         // Lazy functions evaluate only some of their arguments.
         if let Some(outcome) = self.lazy(function, arguments, node, context) {
             return outcome;
@@ -481,11 +484,17 @@ impl Templates<'_> {
             "pickzones" => {
                 stand_in("known to Azure alone: the first zones are used instead");
                 let count = if a.count() > 3 { a.number(3) } else { Ok(1) };
-                count.map(|count| {
-                    let zones =
-                        (1..=count.clamp(0, 3)).map(|zone| a.node(Value::String(zone.to_string())));
-                    Value::Array(zones.collect())
-                })
+                (0..3)
+                    .try_for_each(|place| a.string(place).map(drop))
+                    .and(count)
+                    .and_then(|count| match count {
+                        1..=3 => {
+                            let zones =
+                                (1..=count).map(|zone| a.node(Value::String(zone.to_string())));
+                            Ok(Value::Array(zones.collect()))
+                        }
+                        _ => Err(a.fault(format_args!("expected 1 to 3 zones, got {count}"))),
+                    })
             }
             _ => return None,
         })
@@ -498,6 +507,9 @@ pub(super) fn copy_index(a: &Arguments<'_>, context: &Context<'_>) -> Outcome {
         Some(Value::String(name)) => (Some(name.as_str()), 1),
         _ => (None, 0),
     };
+    if a.count() > offset + 1 {
+        return Err(a.expected(0, "a loop's name before the offset"));
+    }
     let offset = if a.count() > offset {
         a.number(offset)?
     } else {

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::super::functions::Arguments;
 use super::super::json::{Failure, Node, Value};
-use super::declared::{as_declared, check_declared, check_default};
+use super::declared::{as_declared, check_argument, check_declared, check_default};
 use super::{
     Context, DEPLOYMENT, Loops, Outcome, Resource, Templates, found_or, known, other, size_of,
     unresolved,
@@ -128,13 +128,19 @@ impl Templates<'_> {
             .get("parameters")
             .map(Node::as_array)
             .unwrap_or_default();
+        if declared.len() != a.count() {
+            let (count, got) = (declared.len(), a.count());
+            return Err(a.fault(format_args!("expected {count} arguments, got {got}")));
+        }
         let mut own = Vec::new();
         for (place, declared) in declared.iter().enumerate() {
             let name = declared
                 .get("name")
                 .and_then(Node::as_str)
                 .unwrap_or_default();
-            own.push((name.to_owned(), a.get(place)?.clone()));
+            let value = a.get(place)?.clone();
+            check_argument(a.function, name, declared, &value)?;
+            own.push((name.to_owned(), value));
         }
         let output = found.get("output").and_then(|output| output.get("value"));
         let output = output.ok_or_else(|| a.fault("has no output"))?;
@@ -188,6 +194,16 @@ impl Templates<'_> {
             depth: context.depth,
             ..resource.context()
         };
+        if let Some(value) = a.all.get(1)
+            && !matches!(value, Value::String(_) | Value::Null)
+        {
+            return Err(a.expected(1, "the version of an API"));
+        }
+        if let Some(value) = a.all.get(2)
+            && !matches!(value, Value::String(text) if text.eq_ignore_ascii_case("Full"))
+        {
+            return Err(a.expected(2, "\"Full\""));
+        }
         let is_full =
             matches!(a.all.get(2), Some(Value::String(text)) if text.eq_ignore_ascii_case("Full"));
         if is_full {

@@ -306,11 +306,26 @@ pub const MOST_RULES: usize = 1 << 14;
 /// another one for each probe that its rules use.
 pub const MOST_SLOTS: u64 = 1 << 28;
 
+/// Errors of the TOML itself that are told: one missing bracket may make thousands.
+const MOST_TOML_ERRORS: usize = 100;
+
 /// Parses a text as TOML. Reports syntax errors, and returns `None` in that case.
 fn parse_document<'t>(text: &'t str, faults: &Faults<'_>) -> Option<Spanned<DeTable<'t>>> {
     let (document, errors) = DeTable::parse_recoverable(text);
-    for error in errors {
-        faults.add(&error.span().unwrap_or(0..0), "", error.message());
+    if let Some(place) = text.find('\0') {
+        let message = "expected text, got a NUL byte: is it another file, or in UTF-16?";
+        faults.add(&(place..place + 1), "", message);
+        return None;
+    }
+    for error in errors.iter().take(MOST_TOML_ERRORS) {
+        let span = error.span().unwrap_or(0..0);
+        let is_duplicate = error.message() == "duplicate key";
+        let key = text.get(span.clone()).filter(|_| is_duplicate);
+        let message = match key {
+            Some(key) => format!("duplicate key {key:?}"),
+            None => error.message().to_owned(),
+        };
+        faults.add(&span, "", message);
     }
     faults.is_empty().then_some(document)
 }
@@ -320,15 +335,22 @@ fn parse_document<'t>(text: &'t str, faults: &Faults<'_>) -> Option<Spanned<DeTa
 /// # Errors
 /// The text cannot be read, is too large or is not UTF-8; the message says which.
 pub fn read_text(reader: io::Result<impl io::Read>) -> Result<String, String> {
-    let read = |mut text: String| {
-        reader?.take(LARGEST_FILE + 1).read_to_string(&mut text)?;
-        Ok::<String, io::Error>(text)
+    let read = |mut bytes: Vec<u8>| {
+        reader?.take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;
+        Ok::<Vec<u8>, io::Error>(bytes)
     };
-    let text = read(String::new()).map_err(|error| format!("cannot be read: {error}"))?;
-    match text.len() as u64 > LARGEST_FILE {
-        true => Err(format!(
+    let bytes = read(Vec::new()).map_err(|error| format!("cannot be read: {error}"))?;
+    if bytes.len() as u64 > LARGEST_FILE {
+        return Err(format!(
             "expected a file of at most {LARGEST_FILE} bytes, got more"
-        )),
-        false => Ok(text),
+        ));
     }
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err("expected text in UTF-8, got UTF-16: save the file as UTF-8".to_owned());
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let place = error.utf8_error().valid_up_to();
+        let byte = error.as_bytes().get(place).copied().unwrap_or_default();
+        format!("expected text in UTF-8, got byte {byte:#04x} at byte {place}, which is none")
+    })
 }

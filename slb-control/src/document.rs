@@ -3,7 +3,7 @@
 //! A [`Section`] records the fields that were read. Other fields are reported as unknown, with the
 //! known name that they resemble.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
@@ -24,7 +24,12 @@ pub(crate) struct Faults<'t> {
     /// The positions of line feeds, found on first use.
     line_feeds: OnceCell<Vec<usize>>,
     errors: RefCell<Vec<ConfigError>>,
+    /// Faults beyond those that are kept.
+    more: Cell<usize>,
 }
+
+/// Faults that are kept and told: a file of millions would take more memory than its text.
+const MOST_FAULTS: usize = 1 << 16;
 
 impl<'t> Faults<'t> {
     pub(crate) fn new(file: &'t str, text: &'t str) -> Self {
@@ -33,6 +38,7 @@ impl<'t> Faults<'t> {
             text,
             line_feeds: OnceCell::new(),
             errors: RefCell::default(),
+            more: Cell::new(0),
         }
     }
 
@@ -60,6 +66,10 @@ impl<'t> Faults<'t> {
     }
 
     pub(crate) fn add(&self, span: &Span, place: impl Into<String>, message: impl Into<String>) {
+        if self.errors.borrow().len() >= MOST_FAULTS {
+            self.more.set(self.more.get() + 1);
+            return;
+        }
         let line = self.line(span);
         self.errors.borrow_mut().push(ConfigError {
             file: self.file.to_owned(),
@@ -83,6 +93,15 @@ impl<'t> Faults<'t> {
     pub(crate) fn into_errors(self) -> ConfigErrors {
         let mut errors = self.errors.into_inner();
         errors.sort_by_key(|error| error.line);
+        if self.more.get() > 0 {
+            let line = errors.last().map_or(1, |error| error.line);
+            errors.push(ConfigError {
+                file: self.file.to_owned(),
+                line,
+                place: String::new(),
+                message: format!("there are {} more faults", self.more.get()),
+            });
+        }
         ConfigErrors(errors)
     }
 }
@@ -153,8 +172,25 @@ impl<'d> Section<'d> {
         let Some(value) = self.get(field) else {
             return Vec::new();
         };
-        let Some(array) = value.get_ref().as_array() else {
-            self.wrong_type(value, field, "a list of tables");
+        match value.get_ref().as_array() {
+            None => self.wrong_type(value, field, "a list of tables"),
+            Some(array) => {
+                let others = array
+                    .iter()
+                    .filter(|one| one.get_ref().as_table().is_none());
+                others.for_each(|one| self.wrong_type(one, field, "a table"));
+            }
+        }
+        self.peek_sections(field)
+    }
+
+    /// The sections `[[field]]`; no fault where there is something else.
+    pub(crate) fn peek_sections(&self, field: &'static str) -> Vec<Self> {
+        let Some(array) = self
+            .table
+            .get(field)
+            .and_then(|value| value.get_ref().as_array())
+        else {
             return Vec::new();
         };
         // In `backends = [...]` of a pool, the kind is "backend".
@@ -162,7 +198,6 @@ impl<'d> Section<'d> {
         let mut sections = Vec::new();
         for (index, element) in array.iter().enumerate() {
             let Some(table) = element.get_ref().as_table() else {
-                self.wrong_type(element, field, "a table");
                 continue;
             };
             let name = table.get("name").and_then(|name| name.get_ref().as_str());
@@ -210,7 +245,10 @@ impl<'d> Section<'d> {
     }
 
     fn wrong_type(&self, value: &Spanned<DeValue<'_>>, field: &str, expected: &str) {
-        let got = value.get_ref().type_str();
+        let got = match field {
+            "hash_key" => value.get_ref().type_str().to_owned(), // it is secret
+            _ => described(value.get_ref()),
+        };
         self.fault(
             &value.span(),
             field,
@@ -492,13 +530,31 @@ impl<'d> Section<'d> {
         for key in self.table.keys() {
             let name: &str = key.get_ref();
             if !asked.contains(&name) {
-                let hint = resembling(name, asked.iter().copied()).map_or_else(
+                let alike = self
+                    .has_few_faults()
+                    .then(|| resembling(name, asked.iter().copied()));
+                let hint = alike.flatten().map_or_else(
                     || format!("expected {}", list(asked.iter().copied())),
                     |known| format!("did you mean {known:?}?"),
                 );
                 self.fault(&key.span(), "", format!("unknown field {name:?}: {hint}"));
             }
         }
+    }
+}
+
+/// A value as messages show it.
+pub(crate) fn described(value: &DeValue<'_>) -> String {
+    const LONGEST: usize = 60;
+    match value {
+        DeValue::String(text) if text.chars().count() <= LONGEST => format!("{text:?}"),
+        DeValue::String(_) => "a string".to_owned(),
+        DeValue::Integer(number) => number.as_str().to_owned(),
+        DeValue::Float(number) => number.as_str().to_owned(),
+        DeValue::Boolean(value) => value.to_string(),
+        DeValue::Datetime(time) => time.to_string(),
+        DeValue::Array(_) => "a list".to_owned(),
+        DeValue::Table(_) => "a table".to_owned(),
     }
 }
 

@@ -6,6 +6,8 @@ mod addresses;
 #[cfg(feature = "azure")]
 mod azure;
 #[cfg(feature = "azure")]
+mod azure_arguments;
+#[cfg(feature = "azure")]
 mod azure_functions;
 mod azure_places;
 #[cfg(feature = "azure")]
@@ -22,6 +24,7 @@ mod impossible;
 mod inside;
 mod limits;
 mod losses;
+mod messages;
 mod network_faults;
 mod networks;
 mod one_mac;

@@ -143,7 +143,7 @@ fn values_are_told_what_is_allowed() {
     fault(
         "frontend_port = 80",
         "frontend_port = \"http\"",
-        "web.toml:42: rule \"http\": frontend_port: expected 0 to 65535, got string",
+        "web.toml:42: rule \"http\": frontend_port: expected 0 to 65535, got \"http\"",
     );
     fault(
         "frontend_port = 80",

@@ -66,10 +66,10 @@ fn a_field_of_one_node_is_refused_with_its_line() {
     );
     assert_eq!(
         faults("# none\nfleet = 3\n"),
-        ["web.toml:2: fleet: expected one section [fleet], got integer"]
+        ["web.toml:2: fleet: expected one section [fleet], got 3"]
     );
     assert_eq!(
         faults("[[fleet]]\nhash_seed = 1\n"),
-        ["web.toml:1: fleet: expected one section [fleet], got array"]
+        ["web.toml:1: fleet: expected one section [fleet], got a list"]
     );
 }

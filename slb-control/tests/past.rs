@@ -66,12 +66,9 @@ fn what_a_past_cannot_be_is_said_with_its_line() {
     for (past, expected) in [
         (
             "past = 1",
-            "pool \"p\": past: expected a list of tables, got integer",
+            "pool \"p\": past: expected a list of tables, got 1",
         ),
-        (
-            "past = [1]",
-            "pool \"p\": past: expected a table, got integer",
-        ),
+        ("past = [1]", "pool \"p\": past: expected a table, got 1"),
         (
             "past = [{ b1 = -1 }]",
             "pool \"p\": past 1: b1: expected 0 to 1000000, got -1",

@@ -4,7 +4,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use super::{Config, parse_document};
-use crate::document::Faults;
+use crate::document::{Faults, described};
 use crate::error::ConfigErrors;
 
 /// Name of the section.
@@ -71,7 +71,7 @@ fn table<'t>(fleet: Spanned<DeValue<'t>>, faults: &Faults<'_>) -> Option<DeTable
     match fleet.into_inner() {
         DeValue::Table(table) => Some(table),
         other => {
-            let message = format!("expected one section [fleet], got {}", other.type_str());
+            let message = format!("expected one section [fleet], got {}", described(&other));
             faults.add(&span, FLEET, message);
             None
         }

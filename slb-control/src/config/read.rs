@@ -117,8 +117,8 @@ struct AllNames {
 impl AllNames {
     fn of(root: &Section<'_>) -> Self {
         let name = |section: &Section<'_>| section.peek_name().unwrap_or_default();
-        let names = |field| root.sections(field).iter().map(name).collect();
-        let pools = root.sections("pool");
+        let names = |field| root.peek_sections(field).iter().map(name).collect();
+        let pools = root.peek_sections("pool");
         Self {
             networks: names("network"),
             frontends: names("frontend"),
@@ -126,7 +126,7 @@ impl AllNames {
             probes: names("probe"),
             backends: pools
                 .iter()
-                .map(|pool| pool.sections("backends").iter().map(name).collect())
+                .map(|pool| pool.peek_sections("backends").iter().map(name).collect())
                 .collect(),
         }
     }

@@ -85,6 +85,11 @@ fn values_of_wrong_types_are_shown_and_told_once() {
             node("mtu = 99999999999999999999"),
             "node: mtu: expected 576 to 65535, got 99999999999999999999",
         ),
+        // A key is secret.
+        (
+            node("hash = \"toeplitz\"\nhash_key = 123456"),
+            "node: hash_key: expected a string, got integer",
+        ),
         (
             node("probing = 1"),
             "node: probing: expected true or false, got 1",

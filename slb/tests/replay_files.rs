@@ -336,3 +336,57 @@ fn packets_in_pcapng_say_in_a_comment_what_was_done_with_them() {
         assert!(comment.ends_with("; verdict pass, untouched"), "{comment}");
     }
 }
+
+/// A packed capture that is cut off, or that other bytes follow: its whole packets are replayed, the rest is told in text
+/// and JSON, each file by its name, and the exit status is 1.
+#[test]
+fn packed_captures_that_do_not_end_well_are_told_and_replayed() {
+    let desk = Desk::new();
+    let plain = desk.text("plain.pcap");
+    fs::write(&plain, pcap(1, &[(&[7; 60], 60), (&[8; 60], 60)])).expect("a file");
+    for program in ["gzip", "zstd"] {
+        let Ok(packed) = Command::new(program).args(["-c", &plain]).output() else {
+            let is_required = std::env::var_os("SLB_REQUIRE_ALL").is_some();
+            assert!(!is_required, "{program} is not installed");
+            println!("SKIPPED: {program} is not installed");
+            continue;
+        };
+        let packed = packed.stdout;
+        let (behind, cut) = (desk.text("behind"), desk.text("cut"));
+        fs::write(&behind, [&packed, &b"abc"[..]].concat()).expect("a file");
+        fs::write(&cut, &packed[..packed.len() - 2]).expect("a file");
+        let told = [
+            format!(
+                "{behind}: after packet 2: expected {program} data up to the end of the file, got other bytes from \
+                 byte {} on, which are left out",
+                packed.len()
+            ),
+            format!("{cut}: after packet 2: the {program} data ends too early"),
+        ];
+        for (file, told) in [&behind, &cut].into_iter().zip(&told) {
+            let output = replay(file, &[]);
+            let (text, error) = said(&output);
+            assert_eq!(output.status.code(), Some(1));
+            assert!(text.contains(&format!("damaged: {told}\n")), "{text}");
+            assert_eq!(error, format!("slb: {told}\n"));
+        }
+        // Of several, each is told.
+        let output = replay(&behind, &["--in", &cut, "--report", "json"]);
+        let (text, _) = said(&output);
+        let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(report["received"]["packets"], 4);
+        let mut damaged: Vec<&str> = report["damaged"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter_map(serde_json::Value::as_str)
+            .collect();
+        damaged.sort_unstable();
+        assert_eq!(damaged, told);
+        assert_eq!(output.status.code(), Some(1));
+    }
+    let whole = replay(&plain, &["--report", "json"]);
+    let report: serde_json::Value = serde_json::from_str(&said(&whole).0).expect("JSON");
+    assert_eq!(report["damaged"], serde_json::json!([]));
+    assert!(whole.status.success());
+}

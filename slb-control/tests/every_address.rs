@@ -259,7 +259,7 @@ fn every_field_refuses_addresses_that_no_host_has() {
         });
 }
 
-/// What a change of the file makes the checker say, each on its item.
+/// Each change of the file has a fault at its item.
 #[test]
 fn addresses_that_others_have_are_refused() {
     let host =

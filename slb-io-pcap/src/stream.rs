@@ -257,7 +257,7 @@ impl<R: Read> BufRead for Packed<R> {
     }
 }
 
-/// What a member or a frame is read from: its first bytes, which were looked at, and the rest of the file.
+/// The input of a member: its first bytes, which were read to tell its kind, and the rest of the file.
 type Member<R> = io::Chain<Cursor<Vec<u8>>, Packed<R>>;
 
 /// The members of a gzip file, one behind the other.

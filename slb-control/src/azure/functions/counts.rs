@@ -1,4 +1,4 @@
-//! How many arguments each function takes.
+//! The numbers of arguments that functions take.
 //!
 //! Source: "ARM template functions", Azure Resource Manager's documentation.
 

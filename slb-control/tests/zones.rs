@@ -108,7 +108,7 @@ fn zones_without_a_name_or_named_twice_are_faults() {
         (
             "zones = \"2\"",
             "zones = [2]".to_owned(),
-            "frontend \"two\": zones: expected a string, got integer",
+            "frontend \"two\": zones: expected a string, got 2",
         ),
         (
             "weight = 2, zone = \"1\"",

@@ -400,6 +400,7 @@ impl AnySpec {
             prefixes: &spaces[own],
             gateways: &gateways[own],
             frontends: &private[own],
+            ..Network::default()
         });
         let seats: Vec<Vec<IpAddr>> = few(&self.vms, |_, any| {
             few(&any.addresses, |_, &which| address(which | 0x52))
@@ -412,6 +413,7 @@ impl AnySpec {
             mac: any.mac.map(|mac| MacAddress([2, 0, 0, 0, 0, mac % 8])),
             next_hop: None,
             port: any.port.map(|port| PortId((port % 32).into())),
+            ..NetworkVm::default()
         });
         take(&Spec {
             networks: &networks,

@@ -9,6 +9,7 @@ mod networks;
 mod node;
 mod origin;
 mod read;
+mod security;
 mod services;
 mod spec;
 mod standing;
@@ -23,7 +24,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use slb_core::mem::Memory;
-use slb_core::nat::NatOptions;
+use slb_core::nat::{DirectFlows, NatOptions};
 use slb_core::snapshot::Snapshot;
 use slb_core::spec::{BackendHealth, SpecError};
 use slb_core::{FragmentRoom, Key, MuxOptions, PortId, SourceLimiter};
@@ -41,6 +42,8 @@ pub use self::fleet::Common;
 pub use self::networks::{Network, NetworkVm};
 pub use self::node::{Node, PROBE_SOURCE_IPV4, PROBE_SOURCE_IPV6, Role};
 pub use self::origin::Origin;
+pub use self::security::{SecurityList, SecurityRule};
+pub(crate) use self::security::{direction_name, named, named_ports};
 pub use self::services::{
     Backend, Frontend, InboundNat, MAX_IDLE_TIMEOUT, MIN_IDLE_TIMEOUT, NoHealthyBackends, Outbound,
     Pool, Probe, ProbeProtocol, Rule,
@@ -59,6 +62,8 @@ pub struct Config {
     pub networks: Vec<Network>,
     /// `[[vm]]`.
     pub network_vms: Vec<NetworkVm>,
+    /// `[[security_list]]`, each with its `[[security_rule]]`s.
+    pub security_lists: Vec<SecurityList>,
     /// `[[frontend]]`.
     pub frontends: Vec<Frontend>,
     /// `[[pool]]`.
@@ -201,6 +206,18 @@ impl Config {
     ) -> Option<Option<FragmentRoom<'m>>> {
         let slots = self.node.waiting_fragments;
         (slots > 0).then(|| FragmentRoom::build(slots, key, memory))
+    }
+
+    /// The table of direct flows out of `memory`, if the node has one: of host agents with access lists. The inner
+    /// option is `None` if `memory` is used up.
+    pub fn direct_flows<'m>(
+        &self,
+        key: Key,
+        memory: &mut impl Memory<'m>,
+    ) -> Option<Option<DirectFlows<'m>>> {
+        let flows = self.node.direct_flows;
+        let is_used = self.node.role == Role::Host && flows > 0;
+        is_used.then(|| DirectFlows::build(flows, key, memory))
     }
 
     /// Returns the options of a mux with this configuration.

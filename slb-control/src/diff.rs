@@ -8,7 +8,9 @@ use std::ops::RangeInclusive;
 use slb_core::hash::TupleHasher;
 use slb_core::spec::{BackendState, Protocol, SpecError};
 
-use crate::config::{Backend, Config, Node, Rule, Vm, zone_changes};
+use crate::config::{
+    Backend, Config, Node, Rule, Vm, direction_name, named, named_ports, zone_changes,
+};
 use crate::holders::InboundPort;
 
 /// The differences between two configurations.
@@ -92,6 +94,7 @@ impl Diff {
         diff.compare_parts(old, new);
         diff.compare_fields("network", &networks(old), &networks(new));
         diff.compare_fields("vm", &network_vms(old), &network_vms(new));
+        diff.compare_fields("security_rule", &security_rules(old), &security_rules(new));
         diff.changed.extend(vm_moves(old, new));
         diff.changed.extend(zone_changes(old, new));
         diff.ports = inbound_moves(old, new);
@@ -168,7 +171,8 @@ impl Diff {
 
     fn compare_parts(&mut self, old: &Config, new: &Config) {
         type Parts = fn(&Config) -> Vec<Part>;
-        let kinds: [(&str, Parts); 8] = [
+        let kinds: [(&str, Parts); 9] = [
+            ("security_list", lists),
             ("port", ports),
             ("frontend", frontends),
             ("rule", rules),
@@ -253,6 +257,7 @@ impl Diff {
                 "waiting_fragments",
                 was.waiting_fragments == is.waiting_fragments,
             ),
+            ("direct_flows", was.direct_flows == is.direct_flows),
         ] {
             if !same {
                 self.restart.push(field);
@@ -513,8 +518,51 @@ fn networks(config: &Config) -> Vec<Fields> {
             ("vni", network.vni.to_string()),
             ("address_spaces", several(&network.address_spaces)),
             ("gateways", several(&network.gateways)),
+            (
+                "security_list",
+                security_lists(config, &network.security_lists),
+            ),
         ];
         (network.name.clone(), fields)
+    });
+    fields.collect()
+}
+
+fn lists(config: &Config) -> Vec<Part> {
+    parts(&config.security_lists, |list| (&list.name, String::new()))
+}
+
+/// The names of access lists by their places.
+fn security_lists(config: &Config, places: &[usize]) -> String {
+    let lists = places
+        .iter()
+        .filter_map(|place| config.security_lists.get(*place));
+    let names: Vec<&str> = lists.map(|list| &*list.name).collect();
+    match names.is_empty() {
+        true => "none".to_owned(),
+        false => names.join(", "),
+    }
+}
+
+/// The rules of access lists, each with its list's name.
+fn security_rules(config: &Config) -> Vec<Fields> {
+    let lists = config.security_lists.iter();
+    let rules = lists.flat_map(|list| list.rules.iter().map(move |rule| (list, rule)));
+    let fields = rules.map(|(list, rule)| {
+        let fields = vec![
+            ("priority", rule.priority.to_string()),
+            ("direction", direction_name(rule.direction).to_owned()),
+            ("access", rule.access.name().to_owned()),
+            ("protocol", rule.protocol.name().to_owned()),
+            ("sources", named(&rule.sources).join(", ")),
+            ("destinations", named(&rule.destinations).join(", ")),
+            ("source_ports", named_ports(&rule.source_ports).join(", ")),
+            (
+                "destination_ports",
+                named_ports(&rule.destination_ports).join(", "),
+            ),
+        ];
+        (format!("{}/{}", list.name, rule.name), fields)
     });
     fields.collect()
 }
@@ -532,6 +580,7 @@ fn network_vms(config: &Config) -> Vec<Fields> {
             ("mac", vm.mac().to_string()),
             ("next_hop", or_none(vm.next_hop.map(|mac| mac.to_string()))),
             ("port", or_none(vm.port.map(|port| port.to_string()))),
+            ("security_list", security_lists(config, &vm.security_lists)),
         ];
         (format!("{network}/{}", vm.name), fields)
     });
@@ -633,7 +682,14 @@ fn probes(config: &Config) -> Vec<Part> {
 
 fn pools(config: &Config) -> Vec<Part> {
     parts(&config.pools, |pool| {
-        let how = (pool.vni, pool.table_size, pool.slow_start, pool.passive);
+        let lists = security_lists(config, &pool.security_lists);
+        let how = (
+            pool.vni,
+            pool.table_size,
+            pool.slow_start,
+            pool.passive,
+            lists,
+        );
         (&pool.name, format!("{how:?}"))
     })
 }

@@ -5,6 +5,7 @@ mod addresses;
 mod claims;
 mod faults;
 mod networks;
+mod security;
 mod vms;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -110,7 +111,7 @@ pub(crate) fn is_too_large(config: &Config, faults: &Faults<'_>) -> bool {
             return true;
         }
     }
-    if networks::are_too_many(config, faults) {
+    if networks::are_too_many(config, faults) || security::are_too_many(config, faults) {
         return true;
     }
     if let Some(span) = config.ports.rewrite_spans.get(MOST_RULES) {
@@ -173,6 +174,7 @@ pub(crate) fn check(config: &Config, faults: &Faults<'_>) {
         outbound.map(|rule| (rule.name.clone(), &rule.span)),
     );
     networks::check(config, faults);
+    security::check(config, faults);
     addresses::check_vips(config, faults);
     addresses::check_source_nat(config, faults);
     claims::check(config, faults);

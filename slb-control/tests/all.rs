@@ -39,6 +39,7 @@ mod prober;
 mod quic;
 mod scale;
 mod seats;
+mod security;
 #[cfg(feature = "probe")]
 mod vms;
 mod zones;

@@ -115,7 +115,7 @@ fn fields_that_are_not_known_are_errors_with_a_suggestion() {
         "web.toml:4: node: unknown field \"zzz\": expected \"role\", \"underlay\", \"hash_seed\", \
          \"icmp_source\", \"mac\", \"next_hop\", \"mtu\", \"hop_limit\", \"udp_checksum\", \
          \"hash\", \"hash_key\", \"flows\", \"answers_per_second\", \"too_big_per_second\", \
-         \"errors_per_second\", \"connections\", \"waiting_fragments\", \"flows_per_source\", \
+         \"errors_per_second\", \"connections\", \"waiting_fragments\", \"direct_flows\", \"flows_per_source\", \
          \"flows_per_source_at_once\", \"resets_per_second\", \"passes_per_second\", \
          \"take_ups_per_second\", \"clamp_mss\", \"muxes\", \"inside\", \"withdraw_when_down\", \"probe_sources\", \"zone\" or \"probing\"",
     );

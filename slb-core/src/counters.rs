@@ -1,13 +1,13 @@
-//! The counters of rules and backends, and their move into larger memory.
+//! The counters of rules, backends and access lists, and their move into larger memory.
 //!
 //! A rule or backend keeps its slot in all following snapshots, and its counters are in that slot.
 //! When a removed owner's slot is reused, the new owner's counters begin at zero.
 
 use crate::mem::{Mem, Memory};
 use crate::snapshot::Snapshot;
-use crate::stats::{BackendCounters, RuleCounters, SnatCounters};
+use crate::stats::{BackendCounters, RuleCounters, SecurityCounters, SnatCounters};
 
-/// Memory for counters of rules, backends and, at a host agent, SNAT ports.
+/// Memory for counters of rules, backends and, at a host agent, SNAT ports and rules of access lists.
 ///
 /// A role has counters for as many rules and backends as its memory has room for; others are not
 /// counted. Before you install a snapshot with more of them, give the role larger memory, with
@@ -30,6 +30,8 @@ pub struct CounterMemory<'m> {
     pub backends: Mem<'m, BackendCounters>,
     /// SNAT counters by [`BackendId::slot`](crate::snapshot::BackendId::slot). Muxes have none.
     pub snat: Mem<'m, SnatCounters>,
+    /// Counters of the rules of access lists; a mux has none.
+    pub security: Mem<'m, SecurityCounters>,
 }
 
 impl<'m> CounterMemory<'m> {
@@ -40,19 +42,21 @@ impl<'m> CounterMemory<'m> {
     /// Makes counters for a snapshot, and for as many further rules and backends. Returns `None` if
     /// the memory is used up.
     pub fn build(snapshot: &Snapshot<'_>, memory: &mut impl Memory<'m>) -> Option<Self> {
-        let (rules, backends) = Self::size_for(snapshot);
+        let (rules, backends, security) = Self::size_for(snapshot);
         Some(Self {
             rules: memory.take(rules, RuleCounters::default())?,
             backends: memory.take(backends, BackendCounters::default())?,
             snat: memory.take(backends, SnatCounters::default())?,
+            security: memory.take(security, SecurityCounters::default())?,
         })
     }
 
-    /// Returns the numbers of rules and backends that [`build`](Self::build) makes counters for.
-    pub fn size_for(snapshot: &Snapshot<'_>) -> (usize, usize) {
+    /// Returns the numbers of rules, of backends and of rules of access lists that [`build`](Self::build) makes
+    /// counters for.
+    pub fn size_for(snapshot: &Snapshot<'_>) -> (usize, usize, usize) {
         let rules = (2 * snapshot.rule_slots()).max(Self::LEAST_RULES);
         let backends = (2 * snapshot.backend_slots()).max(Self::LEAST_BACKENDS);
-        (rules, backends)
+        (rules, backends, 2 * snapshot.security_slots())
     }
 }
 
@@ -60,11 +64,12 @@ impl<'m> CounterMemory<'m> {
 impl CounterMemory<'static> {
     /// Makes counters like [`build`](Self::build), in boxes.
     pub fn new(snapshot: &Snapshot<'_>) -> Self {
-        let (rules, backends) = Self::size_for(snapshot);
+        let (rules, backends, security) = Self::size_for(snapshot);
         Self {
             rules: alloc::vec![RuleCounters::default(); rules].into(),
             backends: alloc::vec![BackendCounters::default(); backends].into(),
             snat: alloc::vec![SnatCounters::default(); backends].into(),
+            security: alloc::vec![SecurityCounters::default(); security].into(),
         }
     }
 }
@@ -101,6 +106,20 @@ pub(crate) fn name(
             if let Some(snat) = snat.get_mut(id.slot()) {
                 *snat = SnatCounters::default();
             }
+        }
+    }
+}
+
+/// Starts the counters of every rule of an access list whose slot had another owner at zero.
+pub(crate) fn name_security(snapshot: &Snapshot<'_>, all: &mut [SecurityCounters]) {
+    for (place, id) in snapshot.nat.security.counter_ids() {
+        if let Some(counters) = all.get_mut(place)
+            && counters.id != id
+        {
+            *counters = SecurityCounters {
+                id,
+                ..SecurityCounters::default()
+            };
         }
     }
 }

@@ -16,6 +16,7 @@
 //! Each stage is a loop over the burst, as in [`mux`](crate::mux). Established connections are
 //! never forgotten before they expire. Unestablished and finished ones make room for new
 //! connections; if there are none, new connections are refused and counted.
+mod admit;
 mod call;
 mod establish;
 mod pass_on;
@@ -39,14 +40,14 @@ use crate::nat::pipeline::{
     Asked, Elsewhere, Lane, Opened, Origin, Pipeline, PlainLane, Role, Table, TakeUp, leave_through,
 };
 use crate::nat::tcp::Segment;
-use crate::nat::{Connection, Direction, NatOptions, NatTable, NatTables};
+use crate::nat::{Connection, DirectFlows, Direction, NatOptions, NatTable, NatTables};
 use crate::observe::{Observe, Step};
 use crate::packet::{Family, Packet, Read, ends_of_bad};
 use crate::snapshot::locals::NO_SENDER;
 use crate::snapshot::terms::RuleKind;
 use crate::snapshot::{BackendKey, Rejected, RoleError, RuleKey, RuleMatch, Snapshot};
 use crate::state::{Age, Cursor, Exported, Imported, Kind, StateError};
-use crate::stats::{BackendCounters, RuleCounters, SnatCounters, Stats};
+use crate::stats::{BackendCounters, RuleCounters, SecurityCounters, SnatCounters, Stats};
 use crate::steer::Share;
 use crate::time::Instant;
 use crate::tunnel::decapsulation::{CommonHead, CommonName, Outer, OuterName};
@@ -108,6 +109,14 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     #[must_use]
     pub fn with_fragment_room(mut self, room: FragmentRoom<'m>) -> Self {
         self.pipeline.room = room;
+        self
+    }
+
+    /// Adds a table of flows that have no connection, of vms that have [access lists](crate::spec::SecurityList).
+    /// Without one, the lists are asked about each packet of these flows, so answers need a rule of their own.
+    #[must_use]
+    pub fn with_direct_flows(mut self, flows: DirectFlows<'m>) -> Self {
+        self.pipeline.direct_flows = flows;
         self
     }
 
@@ -300,6 +309,14 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     /// for its counters.
     pub fn backend_counters(&self, backend: impl BackendKey) -> Option<BackendCounters> {
         self.pipeline.backend_counters(backend)
+    }
+
+    /// Counters of a rule of an access list: by the index of the list in
+    /// [`Spec::security_lists`](crate::spec::Spec::security_lists), and the rule's index among
+    /// [all rules](crate::spec::SecurityList::all_rules) of the list. `None` where there is no such rule, no memory
+    /// for its counters, or no vm of this node that has a list.
+    pub fn security_counters(&self, list: usize, rule: usize) -> Option<SecurityCounters> {
+        self.pipeline.security_counters(list, rule)
     }
 
     /// Returns the SNAT counters of a backend, which is given as for
@@ -644,6 +661,39 @@ impl Role for HostRole {
         seen: &mut impl Observe,
     ) -> Verdict {
         pipeline.switch(frame, lane, seen)
+    }
+
+    #[inline]
+    fn deliver<'s, S: Deref<Target = Snapshot<'s>>>(
+        pipeline: &mut Pipeline<'_, S>,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+        port: PortId,
+        seen: &mut impl Observe,
+    ) -> Verdict {
+        let is_vms = lane.direction == Direction::Inward && port == lane.zone;
+        match is_vms && !pipeline.snapshot.nat.security.is_unused() {
+            true => pipeline.deliver(frame, lane, port, seen),
+            false => Verdict::Forward(port),
+        }
+    }
+
+    #[inline]
+    fn admit<'s, A: Table, S: Deref<Target = Snapshot<'s>>>(
+        pipeline: &mut Pipeline<'_, S>,
+        lane: &Lane,
+        connection: &Connection<A>,
+        seen: &mut impl Observe,
+    ) -> Result<(), Verdict> {
+        match pipeline.snapshot.nat.security.is_unused() {
+            true => Ok(()),
+            false => pipeline.admit_connection(lane, connection, seen),
+        }
+    }
+
+    #[inline]
+    fn judges(snapshot: &Snapshot<'_>, lane: &Lane) -> bool {
+        !snapshot.nat.security.is_unused() && Self::has_lists(snapshot, lane)
     }
 
     fn neighbour_discovery(_: &Snapshot<'_>, lane: &Lane) -> Verdict {

@@ -61,6 +61,8 @@ pub(crate) enum Purpose {
     Fragments = 6,
     /// The division of connections among workers.
     Steering = 7,
+    /// The hash of a table of direct flows.
+    DirectFlows = 8,
 }
 
 #[cfg(test)]
@@ -78,6 +80,7 @@ mod tests {
                 Purpose::PortTable,
                 Purpose::Fragments,
                 Purpose::Steering,
+                Purpose::DirectFlows,
             ]
             .map(|purpose| key.derive(purpose))
         };

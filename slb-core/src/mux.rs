@@ -393,7 +393,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         memory: &mut impl Memory<'m>,
     ) -> Option<MuxTables<'m>> {
         const FRAGMENTS: usize = 4096;
-        let (rules, backends) = CounterMemory::size_for(snapshot);
+        let (rules, backends, _) = CounterMemory::size_for(snapshot);
         Some(MuxTables {
             flows: match flows {
                 0 => None,

@@ -21,9 +21,10 @@ use core::net::IpAddr;
 
 use crate::flow::FlowState;
 pub use crate::mark::Handover;
-use crate::nat::ConnectionState;
+use crate::nat::{ConnectionState, Direction};
 use crate::packet::{Packet, Tuple};
 use crate::snapshot::RuleMatch;
+use crate::spec::Access;
 use crate::verdict::{PortId, Verdict};
 use crate::wire::vxlan::Vni;
 
@@ -81,6 +82,17 @@ pub enum Step {
         to: IpAddr,
         /// The underlay address of that vm's host; `None` if the vm is on this node.
         host: Option<IpAddr>,
+    },
+    /// An access list of a vm decided about the first packet of a connection.
+    Judged {
+        /// The list, by its index in [`Spec::security_lists`](crate::spec::Spec::security_lists).
+        list: u32,
+        /// The rule that decided, by its index among [all rules](crate::spec::SecurityList::all_rules) of the list.
+        rule: u16,
+        /// The direction of the connection, seen from the vm.
+        direction: Direction,
+        /// The decision.
+        access: Access,
     },
     /// The packet was translated to this tuple.
     Translated(Tuple),

@@ -284,6 +284,21 @@ impl AddAssign for BackendCounters {
     }
 }
 
+/// Counters of a rule of an access list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SecurityCounters {
+    /// Frames that the rule decided about: the first one of each connection, and all that it denied.
+    pub judged: Count,
+    /// Id of the rule: the counters start at zero when their slot gets another rule.
+    pub(crate) id: u32,
+}
+
+impl AddAssign for SecurityCounters {
+    fn add_assign(&mut self, other: Self) {
+        self.judged += other.judged;
+    }
+}
+
 /// The SNAT ports of a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SnatCounters {

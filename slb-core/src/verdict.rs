@@ -182,6 +182,10 @@ drop_reasons! {
     /// see [`Stats::count_unseen`](crate::Stats::count_unseen).
     TooLong = "too_long":
         "the packet is longer than the memory that the device has for one",
+    /// An access list of the vm denies the connection that the packet begins: see
+    /// [`SecurityList`](crate::spec::SecurityList).
+    Denied = "denied":
+        "an access list of the vm denies the connection",
 }
 
 impl fmt::Display for DropReason {

@@ -68,6 +68,8 @@ mod rates;
 mod refused_take_up;
 mod removed_rules;
 mod seats;
+#[path = "security/main.rs"]
+mod security;
 mod services;
 mod snat;
 mod spec;

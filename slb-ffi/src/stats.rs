@@ -232,6 +232,7 @@ const C_NAMES: [&CStr; DropReason::COUNT] = [
     c"astray",
     c"no_neighbour",
     c"too_long",
+    c"denied",
 ];
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use slb_core::snapshot::Rejected;
 use slb_core::snapshot::{BackendId, RoleError, Snapshot};
 #[cfg(feature = "live")]
 use slb_core::state::{Age, Cursor, Exported, Imported, StateError};
-use slb_core::stats::{BackendCounters, RuleCounters, SnatCounters};
+use slb_core::stats::{BackendCounters, RuleCounters, SecurityCounters, SnatCounters};
 #[cfg(feature = "live")]
 use slb_core::steer::Share;
 use slb_core::{
@@ -156,6 +156,12 @@ impl Balancer {
         let role = match room.map(|room| room.ok_or_else(none)).transpose()? {
             Some(room) => role.with_fragment_room(room),
             None => role,
+        };
+        let flows = config.direct_flows(key, memory);
+        let flows = flows.map(|flows| flows.ok_or_else(none)).transpose()?;
+        let role = match (role, flows) {
+            (Running::Host(host), Some(flows)) => Running::Host(host.with_direct_flows(flows)),
+            (role, _) => role,
         };
         let vms = config.vms().into_iter();
         let vms = vms.filter_map(|vm| Some((vm.port?, vm.mac.0))).collect();
@@ -323,6 +329,16 @@ impl Balancer {
 
     pub(crate) fn rule_counters(&self, rule: u32) -> Option<RuleCounters> {
         on!(&self.role, role => role.rule_counters(rule as usize))
+    }
+
+    /// Counters of all rules of an access list; `None` where there is no such list, or no vm with any.
+    pub(crate) fn security_counters(&self, list: usize) -> Option<Vec<SecurityCounters>> {
+        let Running::Host(host) = &self.role else {
+            return None;
+        };
+        let rules = host.snapshot().security_rules(list)?;
+        let counters = (0..rules).map(|rule| host.security_counters(list, rule));
+        Some(counters.map(Option::unwrap_or_default).collect())
     }
 
     pub(crate) fn backend_counters(&self, id: BackendId) -> Option<BackendCounters> {

@@ -13,6 +13,7 @@ use slb_core::wire::vxlan::Vni;
 use crate::Failure;
 use crate::cli::{BalancerOptions, CheckOptions, DiffOptions};
 use crate::output::is_standard;
+use crate::report::counted;
 
 pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
     let path = options.config.path();
@@ -104,6 +105,25 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
                 more => format!(", {more} private frontends"),
             }
         )?;
+    }
+    for (place, list) in config.security_lists.iter().enumerate() {
+        let has = |lists: &[usize]| lists.contains(&place);
+        let networks = config.networks.iter().filter(|of| has(&of.security_lists));
+        let pools = config.pools.iter().filter(|of| has(&of.security_lists));
+        let vms = config
+            .network_vms
+            .iter()
+            .filter(|of| has(&of.security_lists));
+        let networks = networks.map(|of| format!("network {:?}", of.name));
+        let pools = pools.map(|of| format!("pool {:?}", of.name));
+        let vms = vms.map(|of| format!("vm {:?}", of.name));
+        let users: Vec<String> = networks.chain(pools).chain(vms).collect();
+        let users = match users.is_empty() {
+            true => "of no vm".to_owned(),
+            false => format!("of {}", users.join(", ")),
+        };
+        let rules = counted(list.rules.len() as u64, "rule");
+        say_line!("  security list {:?}: {rules}, {users}", list.name)?;
     }
     for vm in config.vms() {
         let addresses: Vec<String> = vm.addresses.iter().map(ToString::to_string).collect();

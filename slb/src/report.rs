@@ -3,6 +3,7 @@
 #[cfg(feature = "live")]
 pub(crate) mod metrics;
 pub(crate) mod rules;
+mod security;
 #[cfg(feature = "live")]
 pub(crate) mod totals;
 pub(crate) mod zones;
@@ -18,11 +19,12 @@ use slb_control::Config;
 use slb_control::config::Standing;
 use slb_core::nat::{ConnectionState, NatTable};
 use slb_core::snapshot::{CompiledBackend, Snapshot};
-use slb_core::stats::{BackendCounters, Count, RuleCounters, SnatCounters};
+use slb_core::stats::{BackendCounters, Count, RuleCounters, SecurityCounters, SnatCounters};
 use slb_core::{DropReason, Stats};
 use slb_io_pcap::{CaptureStats, LinkType};
 
 use self::rules::RuleLine;
+use self::security::SecurityLine;
 use self::zones::ZoneLine;
 use crate::balancer::Balancer;
 
@@ -57,6 +59,8 @@ pub(crate) struct Tally {
     rules: Vec<RuleCounters>,
     backends: Vec<BackendCounters>,
     snat: Vec<Option<SnatCounters>>,
+    /// Counters of the rules of each access list.
+    security: Vec<Vec<SecurityCounters>>,
     is_pinned: bool,
     /// Connections in each state, for a host or a proxy.
     states: Option<[u64; ConnectionState::ALL.len()]>,
@@ -75,6 +79,9 @@ impl Tally {
                 .collect(),
             backends: ids.clone().map(counters).collect(),
             snat: ids.map(|id| balancer.snat_counters(id)).collect(),
+            security: (0..)
+                .map_while(|list| balancer.security_counters(list))
+                .collect(),
             is_pinned: balancer.is_pinned(),
             states: balancer.connections().map(NatTable::states),
             snapshot,
@@ -104,6 +111,9 @@ impl Tally {
         rules.for_each(|(own, &rule)| *own += rule);
         let backends = self.backends.iter_mut().zip(&other.backends);
         backends.for_each(|(own, &backend)| *own += backend);
+        let lists = self.security.iter_mut().zip(&other.security);
+        let rules = lists.flat_map(|(own, list)| own.iter_mut().zip(list));
+        rules.for_each(|(own, &rule)| *own += rule);
         for (own, snat) in self.snat.iter_mut().zip(&other.snat) {
             if let (Some(own), &Some(snat)) = (own, snat) {
                 // Workers have the same ports, and none knows of those that others use towards other destinations: a
@@ -134,6 +144,7 @@ impl Tally {
 pub(crate) struct Report<'a> {
     tally: Tally,
     rules: Vec<RuleLine>,
+    security: Vec<SecurityLine>,
     /// Name and address of each frontend.
     frontends: Vec<(String, IpAddr)>,
     capture: &'a CaptureStats,
@@ -236,9 +247,11 @@ impl<'a> Report<'a> {
             total.packets += share.forwarded.packets;
         }
         let rules = rules::lines(config, &tally.rules);
+        let security = security::lines(config, &tally.security);
         let frontends = config.frontends.iter();
         Self {
             rules,
+            security,
             frontends: frontends.map(|f| (f.name.clone(), f.address)).collect(),
             tally,
             capture,
@@ -429,6 +442,21 @@ impl<'a> Report<'a> {
                 );
             }
         }
+        for line in self
+            .security
+            .iter()
+            .filter(|line| line.counters.judged.packets > 0)
+        {
+            let _ = writeln!(
+                text,
+                "access list {:?}: {} rule {:?} ({}) decided about {}",
+                line.list,
+                line.direction,
+                line.rule,
+                line.access.name(),
+                counted(line.counters.judged.packets, "packet")
+            );
+        }
         text
     }
 
@@ -502,6 +530,17 @@ impl<'a> Report<'a> {
                 })
             })
             .collect();
+        let security: Vec<Value> = self
+            .security
+            .iter()
+            .map(|line| {
+                json!({
+                    "list": line.list, "rule": line.rule, "direction": line.direction,
+                    "access": line.access.name(), "priority": line.priority,
+                    "judged": count(line.counters.judged),
+                })
+            })
+            .collect();
         let flows = self.tally.stats.flows;
         let connections = self.tally.stats.connections;
         let states: serde_json::Map<String, Value> = ConnectionState::ALL
@@ -544,6 +583,7 @@ impl<'a> Report<'a> {
                 "refused": flows.refused, "live": flows.live, "places": flows.places,
             },
             "rules": rules,
+            "security_rules": security,
             "backends": backends,
             "zones": self.zones.iter().map(ZoneLine::json).collect::<Vec<Value>>(),
             "packets_per_second": self.rate(),

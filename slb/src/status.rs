@@ -220,6 +220,35 @@ fn table(now: &Value, before: Option<&Value>) -> String {
             number(now, &format!("{path}/flows")),
         );
     }
+    out + &security_text(now, rate)
+}
+
+/// The rules of access lists that decided about packets.
+fn security_text(now: &Value, rate: impl Fn(&str) -> String) -> String {
+    let rules = now.pointer("/security_rules").and_then(Value::as_array);
+    let paths = (0..rules.map_or(0, Vec::len)).map(|at| format!("/security_rules/{at}"));
+    let paths = paths.filter(|path| number(now, &format!("{path}/judged/packets")) > 0.0);
+    let mut out = String::new();
+    for path in paths {
+        if out.is_empty() {
+            let _ = writeln!(
+                out,
+                "\n{:<20} {:<28} {:<9} {:<6} {:>12} {:>10}",
+                "access list", "rule", "", "", "packets", "per s"
+            );
+        }
+        let packets = format!("{path}/judged/packets");
+        let _ = writeln!(
+            out,
+            "{:<20} {:<28} {:<9} {:<6} {:>12} {:>10}",
+            text(now, &format!("{path}/list")),
+            text(now, &format!("{path}/rule")),
+            text(now, &format!("{path}/direction")),
+            text(now, &format!("{path}/access")),
+            number(now, &packets),
+            rate(&packets),
+        );
+    }
     out += &zones_text(now);
     out
 }

@@ -78,6 +78,7 @@ mod restart;
 mod scarce;
 #[cfg(feature = "live")]
 mod schema;
+mod security_explained;
 mod source;
 #[cfg(feature = "live")]
 mod spoofed;

@@ -33,6 +33,20 @@ address = ["10.10.9.9"]
 host = "172.16.0.102"
 mac = "02:00:0a:0a:09:09"
 
+[[security_list]]
+name = "closed"
+
+[[security_rule]]
+name = "out"
+security_list = "closed"
+priority = 100
+direction = "outbound"
+access = "deny"
+protocol = "tcp"
+sources = "any"
+destinations = ["internet", "10.9.0.0/16"]
+destination_ports = ["25", "6000-6063"]
+
 [[frontend]]
 name = "web"
 address = "20.20.20.100"

@@ -174,14 +174,7 @@ pub(crate) fn required_range(
     field: &'static str,
     kind: Kind,
 ) -> Option<(Prefix, Span)> {
-    let parse = |text: &str| {
-        let single = || {
-            let address: IpAddr = text.parse().ok()?;
-            let len = width(address);
-            Some(Prefix { address, len })
-        };
-        prefix(text).or_else(single)
-    };
+    let parse = |text: &str| prefix_or_address(text);
     let expected = "a range such as \"10.0.0.0/24\", or one address";
     let (prefix, span) = section.required(field, expected, parse)?;
     check_prefix(section, field, kind, prefix, &span);
@@ -198,12 +191,17 @@ pub(crate) fn mac(section: &Section<'_>, field: &'static str) -> Option<MacAddre
     found.map(|(address, _)| address)
 }
 
-fn check_prefix(section: &Section<'_>, field: &str, kind: Kind, prefix: Prefix, span: &Span) {
+/// Adds a fault where a prefix has bits beyond its length.
+pub(crate) fn check_length(section: &Section<'_>, field: &str, prefix: Prefix, span: &Span) {
     let whole = network_of(prefix);
     if whole != prefix {
         let message = format!("expected {whole}, got {prefix}, which has bits beyond its length");
         section.fault(span, field, message);
     }
+}
+
+fn check_prefix(section: &Section<'_>, field: &str, kind: Kind, prefix: Prefix, span: &Span) {
+    check_length(section, field, prefix, span);
     if !kind.has(range(prefix)) {
         let message = format!("expected addresses that hosts can have, got {prefix}");
         section.fault(span, field, message);
@@ -228,6 +226,16 @@ fn once<T: Eq + Hash + Display>(
 /// Returns true if hosts can have addresses of a prefix.
 pub(crate) fn has_hosts(prefix: Prefix) -> bool {
     Kind::Host.has(range(prefix))
+}
+
+/// Parses a prefix, or one address.
+pub(crate) fn prefix_or_address(text: &str) -> Option<Prefix> {
+    let single = || {
+        let address: IpAddr = text.parse().ok()?;
+        let len = width(address);
+        Some(Prefix { address, len })
+    };
+    prefix(text).or_else(single)
 }
 
 fn prefix(text: &str) -> Option<Prefix> {

@@ -8,7 +8,7 @@ use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
 
 use super::addresses::{self, Kind};
-use super::{Config, Frontend};
+use super::{Config, Frontend, security};
 use crate::document::{Section, Span};
 use crate::validate::Names;
 
@@ -23,6 +23,8 @@ pub struct Network {
     pub address_spaces: Vec<Prefix>,
     /// Addresses of the network's routers, which host agents answer for.
     pub gateways: Vec<IpAddr>,
+    /// Places of the access lists of all its vms.
+    pub security_lists: Vec<usize>,
     pub(crate) span: Span,
 }
 
@@ -43,6 +45,8 @@ pub struct NetworkVm {
     pub next_hop: Option<MacAddress>,
     /// The host's port for the vm, unless it is counted.
     pub port: Option<u16>,
+    /// Places of the access lists of the vm.
+    pub security_lists: Vec<usize>,
     pub(crate) span: Span,
 }
 
@@ -64,6 +68,7 @@ impl NetworkVm {
             mac: self.mac,
             next_hop: self.next_hop,
             port,
+            security_lists: &self.security_lists,
         }
     }
 }
@@ -77,6 +82,7 @@ impl Network {
             prefixes: &self.address_spaces,
             gateways: &self.gateways,
             frontends,
+            security_lists: &self.security_lists,
         }
     }
 }
@@ -120,7 +126,7 @@ impl Config {
     }
 }
 
-pub(super) fn read_network(section: Section<'_>) -> Option<Network> {
+pub(super) fn read_network(section: Section<'_>, lists: &Names) -> Option<Network> {
     let name = section.name("name");
     let vni = section.required_integer("vni", 0..=Vni::MAX.get().into());
     if !section.has("address_spaces") {
@@ -128,6 +134,7 @@ pub(super) fn read_network(section: Section<'_>) -> Option<Network> {
     }
     let spaces = addresses::prefixes(&section, "address_spaces", Kind::Host);
     let gateways = addresses::any(&section, "gateways", Kind::Host);
+    let security_lists = security::read_lists(&section, lists);
     let span = section.span().clone();
     section.finish();
     let vni = vni.and_then(|(vni, _)| Vni::new(vni as u32));
@@ -136,11 +143,12 @@ pub(super) fn read_network(section: Section<'_>) -> Option<Network> {
         vni: vni?,
         address_spaces: values(spaces),
         gateways: values(gateways),
+        security_lists: security_lists?,
         span,
     })
 }
 
-pub(super) fn read_vm(section: Section<'_>, networks: &Names) -> Option<NetworkVm> {
+pub(super) fn read_vm(section: Section<'_>, networks: &Names, lists: &Names) -> Option<NetworkVm> {
     let name = section.name("name");
     let network = super::read::refer(&section, "network", networks);
     let all = addresses::one_or_more(&section, "address", Kind::Host);
@@ -150,6 +158,7 @@ pub(super) fn read_vm(section: Section<'_>, networks: &Names) -> Option<NetworkV
     let port = section
         .has("port")
         .then(|| section.number("port", 1..=65_534, 1));
+    let security_lists = security::read_lists(&section, lists);
     let span = section.span().clone();
     section.finish();
     Some(NetworkVm {
@@ -160,6 +169,7 @@ pub(super) fn read_vm(section: Section<'_>, networks: &Names) -> Option<NetworkV
         mac,
         next_hop,
         port: port.map(|port| port as u16),
+        security_lists: security_lists?,
         span,
     })
 }

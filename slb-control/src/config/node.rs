@@ -68,6 +68,8 @@ pub struct Node {
     pub connections: usize,
     /// Later fragments that can wait for their first one; zero for none.
     pub waiting_fragments: usize,
+    /// Flows without connections that a host agent remembers for vms with access lists; zero: none.
+    pub direct_flows: usize,
     /// New flows per second of one source, on average; zero for no limit.
     pub flows_per_source: u32,
     /// Burst of new flows of one source.

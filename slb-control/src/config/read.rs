@@ -15,26 +15,30 @@ use slb_core::spec::{
 use slb_core::wire::vxlan::Vni;
 
 use super::addresses::{self, Kind};
-use super::networks;
 use super::zones::{read_zone, read_zones};
 use super::{
     Backend, Config, Findings, Frontend, InboundNat, MAX_IDLE_TIMEOUT, MIN_IDLE_TIMEOUT,
     NoHealthyBackends, Node, Origin, Outbound, Pool, Probe, ProbeProtocol, Protocol, Role, Rule,
+    SecurityList,
 };
+use super::{networks, security};
 use crate::document::{Section, Span, resembling};
 use crate::validate::Names;
 use crate::{ports, validate};
 
 pub(super) fn read(root: &Section<'_>, origin: Origin) -> Option<Config> {
     let node = root.section("node").and_then(read_node);
-    let networks = read_all(root, "network", networks::read_network);
     let is_proxy = node.as_ref().is_some_and(|node| node.role == Role::Proxy);
     let names = AllNames::of(root);
+    let networks = read_all(root, "network", |section| {
+        networks::read_network(section, &names.security_lists)
+    });
+    let security_lists = read_security(root, &names.security_lists);
     let frontends = read_all(root, "frontend", |section| {
         read_frontend(section, is_proxy, &names.networks)
     });
     let network_vms = read_all(root, "vm", |section| {
-        networks::read_vm(section, &names.networks)
+        networks::read_vm(section, &names.networks, &names.security_lists)
     });
     let mut by_name = HashMap::new();
     for network in networks.iter().flatten() {
@@ -43,7 +47,7 @@ pub(super) fn read(root: &Section<'_>, origin: Origin) -> Option<Config> {
     let vnis = names.networks.all().iter();
     let vnis: Vec<Option<u32>> = vnis.map(|name| by_name.get(&**name).copied()).collect();
     let pools = read_all(root, "pool", |section| {
-        read_pool(section, is_proxy, (&names.networks, &vnis))
+        read_pool(section, is_proxy, &names, &vnis)
     });
     let ports = ports::read(root);
     let probes = read_all(root, "probe", read_probe);
@@ -66,6 +70,7 @@ pub(super) fn read(root: &Section<'_>, origin: Origin) -> Option<Config> {
         node: node?,
         networks: networks?,
         network_vms: network_vms?,
+        security_lists: security_lists?,
         frontends: frontends?,
         pools: pools?,
         probes: probes?,
@@ -76,6 +81,19 @@ pub(super) fn read(root: &Section<'_>, origin: Origin) -> Option<Config> {
         health: Findings::default(),
         origin: Arc::new(origin),
     })
+}
+
+/// Reads the access lists and their rules.
+fn read_security(root: &Section<'_>, names: &Names) -> Option<Vec<SecurityList>> {
+    let lists = read_all(root, "security_list", security::read_list);
+    let rules = read_all(root, "security_rule", |section| {
+        security::read_rule(section, names)
+    });
+    let (mut lists, rules) = (lists?, rules?);
+    for (list, rule) in rules {
+        lists.get_mut(list)?.rules.push(rule);
+    }
+    Some(lists)
 }
 
 /// Adds the outbound rules that load-balancing rules imply: without `disable_outbound_snat`, a
@@ -107,6 +125,7 @@ fn add_implied(rules: &[Rule], outbound: &mut Vec<Outbound>) {
 /// The names that can be referred to, including those of sections with faults.
 struct AllNames {
     networks: Names,
+    security_lists: Names,
     frontends: Names,
     pools: Names,
     probes: Names,
@@ -121,6 +140,7 @@ impl AllNames {
         let pools = root.peek_sections("pool");
         Self {
             networks: names("network"),
+            security_lists: names("security_list"),
             frontends: names("frontend"),
             pools: names("pool"),
             probes: names("probe"),
@@ -164,6 +184,7 @@ fn read_node(section: Section<'_>) -> Option<Node> {
     }
     let (ipv4, ipv6) = addresses::one_of_each_family(&section, "underlay", Kind::Host);
     const SLOTS: u64 = slb_core::FragmentRoom::SLOTS as u64;
+    const DIRECT_FLOWS: u64 = slb_core::nat::DirectFlows::FLOWS as u64;
     let rate = |field, most, usual| section.number(field, 0..=most, usual) as u32;
     let defaults = spec::Underlay::default();
     let hash_seed = section.number("hash_seed", 0..=i64::MAX as u64, 0);
@@ -196,6 +217,7 @@ fn read_node(section: Section<'_>) -> Option<Node> {
         errors_per_second: rate("errors_per_second", 1_000_000, 1000),
         connections: section.number("connections", 1..=1 << 31, 1 << 18) as usize,
         waiting_fragments: section.number("waiting_fragments", 0..=1 << 20, SLOTS) as usize,
+        direct_flows: section.number("direct_flows", 0..=1 << 24, DIRECT_FLOWS) as usize,
         flows_per_source: section.number("flows_per_source", 0..=1_000_000, 0) as u32,
         flows_per_source_at_once: section.number("flows_per_source_at_once", 1..=1_000_000, 100)
             as u32,
@@ -239,6 +261,7 @@ fn unused_fields(role: Role) -> &'static [&'static str] {
             "icmp_source",
             "clamp_mss",
             "inside",
+            "direct_flows",
         ],
         Role::Host => &["flows", "withdraw_when_down"],
         Role::Proxy => &[
@@ -251,6 +274,7 @@ fn unused_fields(role: Role) -> &'static [&'static str] {
             "withdraw_when_down",
             "passes_per_second",
             "take_ups_per_second",
+            "direct_flows",
         ],
     }
 }
@@ -376,14 +400,15 @@ const MOST_PAST: usize = 32;
 fn read_pool(
     section: Section<'_>,
     is_proxy: bool,
-    (names, networks): (&Names, &[Option<u32>]),
+    names: &AllNames,
+    networks: &[Option<u32>],
 ) -> Option<Pool> {
     let name = section.name("name");
     let vni = if is_proxy {
         let vni = section.integer("vni", 0..=Vni::MAX.get().into(), 0); // nothing is encapsulated
         vni.and_then(|(vni, _)| Vni::new(vni as u32))
     } else {
-        networks::vni_of_pool(&section, names, networks)
+        networks::vni_of_pool(&section, &names.networks, networks)
     };
     let sizes = 3..=maglev::MAX_SIZE.into();
     let size = section.integer("table_size", sizes, maglev::DEFAULT_SIZE.into());
@@ -410,6 +435,7 @@ fn read_pool(
     let backends = read_all(&section, "backends", |section| {
         read_backend(section, is_proxy)
     });
+    let security_lists = security::read_lists(&section, &names.security_lists);
     let past = read_past(&section, backends.as_deref().unwrap_or_default());
     let span = section.span().clone();
     section.finish();
@@ -421,6 +447,7 @@ fn read_pool(
         passive: (threshold > 0).then_some(passive),
         backends: backends?,
         past,
+        security_lists: security_lists?,
         span,
     })
 }

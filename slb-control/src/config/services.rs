@@ -46,6 +46,8 @@ pub struct Pool {
     /// pool, the oldest first. A host agent that starts derives from them which hosts may have a
     /// connection.
     pub past: Vec<Vec<u32>>,
+    /// Places of the access lists of its vms.
+    pub security_lists: Vec<usize>,
     pub(crate) span: Span,
 }
 

@@ -8,7 +8,7 @@ use slb_core::spec::{self, PoolHealth, Spec};
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
 
-use super::{Backend, Config, Frontend, InboundNat, Outbound, Pool, Role, Rule};
+use super::{Backend, Config, Frontend, InboundNat, Outbound, Pool, Role, Rule, SecurityList};
 
 impl Config {
     /// Lends the configuration as a `Spec`.
@@ -87,6 +87,20 @@ impl Config {
                 vm.spec(port.filter(|_| self.node.is(vm.host)).copied())
             })
             .collect();
+        let security_rules: Vec<_> = self
+            .security_lists
+            .iter()
+            .map(SecurityList::rules_spec)
+            .collect();
+        let security_lists: Vec<_> = self
+            .security_lists
+            .iter()
+            .zip(&security_rules)
+            .map(|(list, rules)| spec::SecurityList {
+                name: &list.name,
+                rules,
+            })
+            .collect();
         let is_proxy = self.node.role == Role::Proxy;
         let proxy_ports = self.ports.frontends();
         f(&Spec {
@@ -102,6 +116,7 @@ impl Config {
             muxes: &self.node.muxes,
             networks: if is_proxy { &[] } else { &networks },
             vms: if is_proxy { &[] } else { &vms },
+            security_lists: &security_lists,
             inside: &self.node.inside,
             probe_source: self.node.probe_source(),
             proxy: is_proxy.then(|| self.ports.spec(&proxy_ports)),
@@ -179,6 +194,7 @@ impl Pool {
             table_size: self.table_size,
             backends,
             past,
+            security_lists: &self.security_lists,
         }
     }
 }

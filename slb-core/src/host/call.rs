@@ -57,6 +57,10 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if (flow.source, flow.destination) != (own.source, own.destination) {
             return Some(Verdict::Drop(DropReason::IcmpUnmatched));
         }
+        let vm = *vm;
+        if let Err(verdict) = self.admit(&vm, Direction::Outward, lane, seen) {
+            return Some(verdict);
+        }
         let rule = match self.rule_of_call(frame, lane, vip, seen) {
             Ok(rule) => rule,
             Err(verdict) => return Some(verdict),

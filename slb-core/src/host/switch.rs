@@ -20,12 +20,12 @@
 use core::net::{IpAddr, Ipv6Addr};
 use core::ops::Deref;
 
-use super::establish::{is_local, is_of_vm};
+use super::establish::is_of_vm;
 use crate::answer::{self, IcmpError};
 use crate::frame::Frame;
 use crate::link::{self, Link};
 use crate::mark::unmarked;
-use crate::nat::pipeline::{Lane, NO_CONNECTION, Pipeline, clamped_mss, report_error};
+use crate::nat::pipeline::{Lane, Pipeline, clamped_mss, report_error};
 use crate::nat::rewrite;
 use crate::nat::tcp::Direction;
 use crate::observe::{Observe, Step};
@@ -61,7 +61,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             return Verdict::Pass;
         };
         let Some(&network) = nat.networks.of(vm.vni) else {
-            return Verdict::Pass;
+            return self.pass_on_link(frame, lane, &vm, seen);
         };
         let mut packet = Packet::EMPTY;
         match packet.read(frame.bytes()) {
@@ -73,17 +73,12 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             return self.answer_solicitation(frame, &packet, &vm, &network);
         }
         let tuple = packet.tuple();
-        let (source, destination) = (tuple.source, tuple.destination);
-        if is_local(destination) || snapshot.probe_source().is(destination) {
-            return Verdict::Pass;
+        let destination = tuple.destination;
+        if let Err(verdict) = self.let_out(frame, lane, (&vm, &packet), seen) {
+            return verdict;
         }
-        if !is_of_vm(snapshot, &vm, source) {
-            // A floating-IP answer whose connection is over.
-            return match snapshot.is_vip_at(vm.port, source) {
-                true => NO_CONNECTION,
-                false => Verdict::Drop(DropReason::SpoofedSource),
-            };
-        }
+        let snapshot = &*self.snapshot;
+        let nat = &snapshot.nat;
         let Some(&neighbour) = nat.networks.neighbour(destination, vm.vni) else {
             if snapshot.is_vip_at(vm.port, destination) {
                 return Verdict::Pass;
@@ -100,6 +95,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if neighbour.port == Some(vm.port) {
             return NO_NEIGHBOUR; // the vm's own address
         }
+        if let Some(&other) = neighbour.port.and_then(|port| nat.vm_by_port(port))
+            && let Err(verdict) = self.admit(&other, Direction::Inward, lane, seen)
+        {
+            return verdict;
+        }
         let lane = Lane {
             packet,
             direction: Direction::Outward,
@@ -114,6 +114,28 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         };
         seen.step(lane.frame.into(), step);
         self.send_to(frame, &lane, &vm, &neighbour)
+    }
+
+    /// Leaves a frame of a vm without a network to the kernel, unless an access list of the vm denies it.
+    fn pass_on_link(
+        &mut self,
+        frame: &Frame<'_>,
+        lane: &Lane,
+        vm: &Vm,
+        seen: &mut impl Observe,
+    ) -> Verdict {
+        if vm.lists.is_empty() {
+            return Verdict::Pass;
+        }
+        let mut packet = Packet::EMPTY;
+        match packet.read(frame.bytes()) {
+            Read::Ip => match self.let_out(frame, lane, (vm, &packet), seen) {
+                Ok(()) => Verdict::Pass,
+                Err(verdict) => verdict,
+            },
+            Read::Other => Verdict::Pass,
+            Read::Bad(reason) => Verdict::Drop(reason),
+        }
     }
 
     /// Sends a packet to another vm of the sender's network.

@@ -5,6 +5,7 @@
 //! - [`tcp`]: the states of TCP connections;
 //! - `table`, `index`: all connections, found by either tuple in two cache lines;
 //! - `ages`: connections that may be evicted;
+//! - `direct_flows`: flows of vms with access lists that have no connection;
 //! - `rewrite`: headers, checksums and the quotes of ICMP errors;
 //! - [`ports`], `port_table`: the ports of a vm's outbound connections.
 //!
@@ -12,6 +13,7 @@
 
 pub(crate) mod ages;
 pub mod connection;
+mod direct_flows;
 pub(crate) mod index;
 pub(crate) mod pipeline;
 pub(crate) mod port_table;
@@ -25,6 +27,7 @@ pub mod tcp;
 pub use self::ages::AgeLink;
 pub use crate::link::Link;
 pub use connection::{Connection, ConnectionView};
+pub use direct_flows::{DirectFlowSlot, DirectFlows};
 pub use index::IndexBucket;
 pub use port_table::{PortBucket, PortTable};
 pub use table::{ConnectionMemory, NatStats};

@@ -27,7 +27,7 @@ pub(crate) use self::report::{clamped_mss, report_error};
 use self::report::{report_from, send_back, way_back};
 pub(crate) use self::role::Role;
 pub(crate) use self::take_up::{goes_on, policy};
-use super::{NatOptions, NatTable, NatTables};
+use super::{DirectFlows, NatOptions, NatTable, NatTables};
 use crate::counters::{self, CounterMemory};
 use crate::fragments::FragmentRoom;
 use crate::frame::Frame;
@@ -36,7 +36,7 @@ use crate::observe::{Observe, Step};
 use crate::packet::{Family, Packet};
 use crate::snapshot::owners::{Generations, Past};
 use crate::snapshot::{BackendKey, Rejected, RuleKey, Snapshot};
-use crate::stats::{BackendCounters, RuleCounters, Stats};
+use crate::stats::{BackendCounters, RuleCounters, SecurityCounters, Stats};
 use crate::time::{Clock, Instant};
 use crate::tunnel::encapsulation::Template;
 use crate::verdict::{DropReason, PortId, Verdict};
@@ -57,6 +57,8 @@ pub(crate) struct Pipeline<'m, S> {
     pub(crate) limits: Limits,
     pub(crate) sources: SourceLimiter<'m>,
     pub(crate) room: FragmentRoom<'m>,
+    /// Flows of vms with access lists that have no connection.
+    pub(crate) direct_flows: DirectFlows<'m>,
     pub(crate) stats: Stats,
     /// True if counters have moved since the last snapshot, so that users of SNAT ports have to be
     /// recounted.
@@ -76,6 +78,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             limits: Limits::new(&options.rates()),
             sources: SourceLimiter::none(),
             room: FragmentRoom::none(),
+            direct_flows: DirectFlows::none(),
             stats: Stats::default(),
             has_new_counters: false,
             takes_up_since: None,
@@ -92,9 +95,14 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
 
     pub(crate) fn has_counters_for(&self, snapshot: &Snapshot<'_>) -> bool {
         let NatTables {
-            rules, backends, ..
+            rules,
+            backends,
+            security,
+            ..
         } = &self.tables;
-        snapshot.rule_slots() <= rules.len() && snapshot.backend_slots() <= backends.len()
+        snapshot.rule_slots() <= rules.len()
+            && snapshot.backend_slots() <= backends.len()
+            && snapshot.security_slots() <= security.len()
     }
 
     pub(crate) fn replace_counters(
@@ -105,6 +113,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         counters::replace(&mut tables.rules, &mut counters.rules);
         counters::replace(&mut tables.backends, &mut counters.backends);
         counters::replace(&mut tables.snat, &mut counters.snat);
+        counters::replace(&mut tables.security, &mut counters.security);
         self.name_counters();
         self.has_new_counters = true;
         counters
@@ -140,6 +149,12 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         self.tables.rules.get(rule.slot()).copied()
     }
 
+    /// Counters of a rule of an access list, by the index of the list and its index among all rules of the list.
+    pub(crate) fn security_counters(&self, list: usize, rule: usize) -> Option<SecurityCounters> {
+        let place = self.snapshot.nat.security.counters_of(list, rule)?;
+        self.tables.security.get(place).copied()
+    }
+
     pub(crate) fn backend_counters(&self, backend: impl BackendKey) -> Option<BackendCounters> {
         let id = backend.id_in(&self.snapshot)?;
         let counters = self.tables.backends.get(id.slot()).copied();
@@ -155,6 +170,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             fragments.advance(now);
         }
         self.room.advance(now);
+        self.direct_flows.advance(now);
         self.limits.advance(now);
         self.sources.advance(now);
         now
@@ -243,6 +259,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
     ) {
         let verdict = match verdict {
             Verdict::Pass => R::pass(self, frame, lane, seen),
+            Verdict::Forward(port) => R::deliver(self, frame, lane, port, seen),
             _ => verdict,
         };
         finish(&mut self.stats, frame, lane, verdict, seen);

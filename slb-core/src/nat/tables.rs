@@ -12,7 +12,7 @@ use crate::mem::{Mem, Memory};
 use crate::packet::Family;
 use crate::snapshot::Snapshot;
 use crate::spec::Underlay;
-use crate::stats::{BackendCounters, RuleCounters, SnatCounters};
+use crate::stats::{BackendCounters, RuleCounters, SecurityCounters, SnatCounters};
 
 /// Options of a host agent or a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +151,8 @@ pub struct NatTables<'m> {
     /// SNAT counters of backends by [`BackendId::slot`](crate::snapshot::BackendId::slot); backends
     /// beyond the end are not counted.
     pub snat: Mem<'m, SnatCounters>,
+    /// Counters of the rules of access lists, which [`CounterMemory`] has too; rules beyond its end are not counted.
+    pub security: Mem<'m, SecurityCounters>,
     /// Ports taken by connections whose source is translated.
     pub snat_ports: PortTable<'m>,
     /// For a proxy, the link headers that its connections were opened with.
@@ -196,6 +198,7 @@ impl<'m> NatTables<'m> {
             rules: counters.rules,
             backends: counters.backends,
             snat: counters.snat,
+            security: counters.security,
             snat_ports: PortTable::build(ports, connections.saturating_mul(2), key, memory)?,
             links: Links::none(),
         })

@@ -5,10 +5,10 @@ use core::fmt;
 use super::{ConnectionStep, FlowStep, Handover, Step, Trail};
 use crate::flow::FlowState;
 use crate::health::Condition;
-use crate::nat::ConnectionState;
+use crate::nat::{ConnectionState, Direction};
 use crate::snapshot::RuleMatch;
 use crate::spec::snat::instance;
-use crate::spec::{Backend, BackendState, InboundNat, NatTarget, Network, Rule, Spec};
+use crate::spec::{Access, Backend, BackendState, InboundNat, NatTarget, Network, Rule, Spec};
 use crate::verdict::Verdict;
 use crate::wire::vxlan::Vni;
 
@@ -27,6 +27,7 @@ impl Step {
             Self::Connection(_) => "connection",
             Self::PassedOn { .. } => "passed on",
             Self::Switched { .. } => "neighbour",
+            Self::Judged { .. } => "access",
             Self::Translated(_) => "translated",
             Self::Done(_) => "verdict",
         }
@@ -127,6 +128,12 @@ impl fmt::Display for Named<'_> {
                     None => f.write_str("on this node"),
                 }
             }
+            Step::Judged {
+                list,
+                rule,
+                direction,
+                access,
+            } => self.judged(f, (list as usize, rule.into()), direction, access),
             Step::Translated(tuple) => tuple.fmt(f),
             Step::Done(verdict) => verdict.fmt(f),
         }
@@ -183,6 +190,39 @@ impl<'a> Named<'a> {
             f,
             "{hasher} of the {parts}: {hash:#018x}, slot {slot} of {size}"
         )
+    }
+
+    /// A rule of an access list, by its index among all rules of the list.
+    fn judged(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        (list, rule): (usize, usize),
+        direction: Direction,
+        access: Access,
+    ) -> fmt::Result {
+        let direction = match direction {
+            Direction::Inward => "inbound",
+            Direction::Outward => "outbound",
+        };
+        let access = access.name();
+        let lists = self.spec.map_or(&[][..], |spec| spec.security_lists);
+        let found = lists.get(list);
+        let found = found.and_then(|list| Some((list, list.all_rules().nth(rule)?)));
+        match found {
+            Some((of, found)) => {
+                let kind = if rule < of.rules.len() {
+                    "rule"
+                } else {
+                    "default rule"
+                };
+                let (list, name, priority) = (of.name, found.name, found.priority);
+                write!(
+                    f,
+                    "{direction}: list {list:?}, {kind} {name:?} (priority {priority}): {access}"
+                )
+            }
+            None => write!(f, "{direction}: list {list}, rule {rule}: {access}"),
+        }
     }
 
     /// Writes a backend by its index over all pools.

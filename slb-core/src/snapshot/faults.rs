@@ -78,6 +78,7 @@ pub(super) fn of_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError
         .chain(nat)
         .chain(outbound)
         .chain(of_private(spec))
+        .chain(spec.security_faults())
 }
 
 fn of_pool<'s>(
@@ -622,7 +623,7 @@ pub(crate) fn finder<K: Ord + Clone, V: Copy>(
 }
 
 /// Yields the indexes of equal keys: the earlier key's, then the later one's.
-fn duplicates<K: Ord>(
+pub(crate) fn duplicates<K: Ord>(
     keys: impl Iterator<Item = K> + Clone,
 ) -> impl Iterator<Item = (usize, usize)> {
     duplicates_of(keys.zip(0..))

@@ -12,6 +12,7 @@ use super::networks::Networks;
 use super::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
 use super::proxy::{CompiledProxy, next_hops_of};
 use super::registry::{Registry, RegistryEntry};
+use super::security::{Security, VmLists};
 use super::terms::CompiledTerms;
 use crate::mem::{Mem, Memory};
 use crate::nat::connection::{Policy, Span};
@@ -46,6 +47,8 @@ pub(crate) struct Vm {
     pub(crate) port: PortId,
     pub(crate) mac: MacAddress,
     pub(crate) vni: Vni,
+    /// Access lists of the vm.
+    pub(crate) lists: VmLists,
     /// The first of the vm's backends, if any.
     first: u32,
 }
@@ -119,6 +122,8 @@ pub(crate) struct Nat<'m> {
     vnis: ProbeMap<'m, u64, 5>,
     /// The owners of addresses by network.
     pub(crate) networks: Networks<'m>,
+    /// The access lists of vms.
+    pub(crate) security: Security<'m>,
     /// Vms that have moved from this node to another host: for each, the index of one of its
     /// backends among all backends.
     moved: ProbeMap<'m, [u64; 2], 3>,
@@ -149,6 +154,7 @@ impl<'m> Nat<'m> {
             port: PortId(0),
             mac: MacAddress([0; 6]),
             vni: Vni::default(),
+            lists: VmLists::NONE,
             first: NONE,
         };
         let local = Local {
@@ -195,6 +201,7 @@ impl<'m> Nat<'m> {
         let entries = memory.take(size.local_slots, RegistryEntry::EMPTY)?;
         let identities = memory.take(size.local_slots, 0)?;
         let proxy = previous.and_then(|previous| previous.proxy.as_ref());
+        let known_lists = previous.map(|previous| &previous.security);
         let previous = previous.map(|previous| &previous.local_ids);
         Some(Self {
             vms: memory.take(size.vms, vm)?,
@@ -211,6 +218,7 @@ impl<'m> Nat<'m> {
             peers: ProbeMap::new(peers),
             vnis: ProbeMap::new(vnis),
             networks: Networks::new(&size.networks, memory)?,
+            security: Security::new(&size.security, generation, known_lists, memory)?,
             moved: ProbeMap::new(moved),
             moved_count: 0,
             former_hosts: memory.take(size.former, [0; 2])?,
@@ -256,7 +264,7 @@ impl<'m> Nat<'m> {
 
     /// Returns true if the ids of vms in `old` still mean the same here.
     pub(crate) fn follows(&self, old: &Nat<'_>) -> bool {
-        self.local_ids.follows(&old.local_ids)
+        self.local_ids.follows(&old.local_ids) && self.security.follows(&old.security)
     }
 
     /// Returns the vm at a port of this node.

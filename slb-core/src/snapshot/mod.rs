@@ -30,6 +30,7 @@ mod private;
 mod probe_map;
 pub(crate) mod proxy;
 mod registry;
+pub(crate) mod security;
 mod slots;
 pub(crate) mod terms;
 
@@ -228,13 +229,14 @@ impl Snapshot<'_> {
     }
 
     /// Returns true if several workers can share the connections of this configuration: no rule
-    /// replaces all clients' addresses by one ([`source_nat`](crate::spec::Terms::source_nat)). See
-    /// [`steer`](crate::steer).
+    /// replaces all clients' addresses by one ([`source_nat`](crate::spec::Terms::source_nat)), and
+    /// no vm of this node has an [access list](crate::spec::SecurityList), since only one worker
+    /// would know a flow between two vms of the node. See [`steer`](crate::steer).
     ///
     /// # Cost
     /// Proportional to the rules.
     pub fn spreads(&self) -> bool {
-        self.terms.iter().all(|terms| terms.source_nat.is_none())
+        self.nat.security.is_unused() && self.terms.iter().all(|terms| terms.source_nat.is_none())
     }
 
     /// Returns the hasher of flows.
@@ -245,6 +247,17 @@ impl Snapshot<'_> {
     /// Returns the number of counters that backends need: [`BackendId::slot`] is always less.
     pub fn backend_slots(&self) -> usize {
         self.backend_ids.used()
+    }
+
+    /// The number of rules of an access list, with the default ones; `None` where there is no such list, or no vm of
+    /// this node has any.
+    pub fn security_rules(&self, list: usize) -> Option<usize> {
+        self.nat.security.rules_of(list)
+    }
+
+    /// Places that counters of rules of access lists need.
+    pub fn security_slots(&self) -> usize {
+        self.nat.security.counter_slots()
     }
 
     /// Returns the number of counters that rules need: [`CompiledRule::slot`] is always less.

@@ -416,6 +416,39 @@ pub enum SpecError {
         /// Port of the vm.
         port: PortId,
     },
+    /// Two access lists have one name.
+    DuplicateSecurityList {
+        /// The earlier one.
+        first: usize,
+        /// The later one.
+        second: usize,
+    },
+    /// Two rules of an access list have one name.
+    DuplicateSecurityRule {
+        /// The index of the list in [`Spec::security_lists`].
+        list: usize,
+        /// The earlier one.
+        first: usize,
+        /// The later one.
+        second: usize,
+    },
+    /// A rule of an access list has a priority of 65000 or more, a prefix that is longer than addresses of its
+    /// family, or a range of ports that ends before its beginning.
+    SecurityRule {
+        /// The index of the list in [`Spec::security_lists`].
+        list: usize,
+        /// The index in [`SecurityList::rules`](super::SecurityList::rules).
+        rule: usize,
+        /// The field.
+        field: &'static str,
+    },
+    /// A pool, a vm or a network refers to an access list that does not exist.
+    DanglingSecurityList {
+        /// The index that was given.
+        list: usize,
+        /// The number of lists.
+        count: usize,
+    },
     /// The spec has more items of a kind than can be numbered.
     TooMany {
         /// The kind.

@@ -6,12 +6,17 @@ pub(crate) mod network;
 mod prefix;
 mod proxy;
 pub(crate) mod ranges;
+pub(crate) mod security;
 pub(crate) mod snat;
 
 pub use error::{RuleItem, SpecError};
 pub use network::{Network, NetworkVm};
 pub use prefix::{INSIDE, Prefix};
 pub use proxy::{FrontendPort, PortMode, ProxyPorts, SourceRewrite};
+pub use security::{
+    Access, DefaultRule, MOST_LISTS, MOST_RANGES_OF_LIST, MOST_RULES_OF_LIST, Peers, SecurityList,
+    SecurityProtocol, SecurityRule,
+};
 
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -56,6 +61,9 @@ pub struct Spec<'a> {
     pub networks: &'a [Network<'a>],
     /// Vms of networks that are no backends.
     pub vms: &'a [NetworkVm<'a>],
+    /// Access lists, which pools, vms and networks refer to by their indexes. Host agents enforce them; other roles
+    /// ignore them.
+    pub security_lists: &'a [SecurityList<'a>],
     /// For a host agent: addresses that vms reach and answer with their own addresses, without an
     /// outbound rule. All others are outside. The default is [`INSIDE`].
     pub inside: &'a [Prefix],
@@ -109,6 +117,7 @@ impl Default for Spec<'_> {
             muxes: &[],
             networks: &[],
             vms: &[],
+            security_lists: &[],
             inside: INSIDE,
             probe_source: ProbeSource::default(),
             proxy: None,
@@ -475,6 +484,8 @@ pub struct Pool<'a> {
     /// backend that did not exist, or got no new flows. A snapshot without a predecessor derives
     /// the former owners of slots from it; one with a predecessor knows them already.
     pub past: &'a [&'a [u32]],
+    /// Access lists of the pool's vms, by their indexes in [`Spec::security_lists`], at most [`MOST_LISTS`].
+    pub security_lists: &'a [usize],
 }
 
 /// A backend server.
@@ -624,6 +635,7 @@ impl Default for Pool<'_> {
             table_size: maglev::DEFAULT_SIZE,
             backends: &[],
             past: &[],
+            security_lists: &[],
         }
     }
 }

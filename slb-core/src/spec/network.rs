@@ -31,6 +31,9 @@ pub struct Network<'a> {
     /// the host agent of the calling vm chooses the backend. Their addresses lie in the network's address
     /// spaces, and their rules lead to pools of the network. All other frontends are public.
     pub frontends: &'a [usize],
+    /// Access lists of all vms of the network, by their indexes in [`Spec::security_lists`], at most
+    /// [`MOST_LISTS`](super::MOST_LISTS). They apply in addition to a vm's own lists and those of its pools.
+    pub security_lists: &'a [usize],
 }
 
 /// A vm of a network that is no backend, or further addresses of one that is.
@@ -50,6 +53,9 @@ pub struct NetworkVm<'a> {
     pub next_hop: Option<MacAddress>,
     /// The port of this node for the vm; `None` if the vm runs on another host.
     pub port: Option<PortId>,
+    /// Access lists of the vm, by their indexes in [`Spec::security_lists`], at most
+    /// [`MOST_LISTS`](super::MOST_LISTS).
+    pub security_lists: &'a [usize],
 }
 
 impl Default for NetworkVm<'_> {
@@ -63,6 +69,7 @@ impl Default for NetworkVm<'_> {
             mac: None,
             next_hop: None,
             port: None,
+            security_lists: &[],
         }
     }
 }

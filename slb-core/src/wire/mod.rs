@@ -65,6 +65,8 @@ pub mod protocol {
     pub const ROUTING: u8 = 43;
     /// IPv6 fragment header (RFC 8200 §4.5).
     pub const FRAGMENT: u8 = 44;
+    /// Encapsulating security payload (RFC 4303).
+    pub const ESP: u8 = 50;
     /// Authentication header (RFC 4302).
     pub const AUTHENTICATION: u8 = 51;
     /// ICMPv6 (RFC 4443).

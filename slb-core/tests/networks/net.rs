@@ -142,6 +142,7 @@ impl Plan {
                     mac,
                     port,
                     next_hop: None,
+                    ..NetworkVm::default()
                 });
             }
         }

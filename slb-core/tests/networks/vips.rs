@@ -369,8 +369,7 @@ fn twenty_thousand_networks_and_vms_are_compiled() {
             name: &names[n],
             vni: Vni::new(n as u32 + 1).expect("a VNI"),
             prefixes: &spaces[n],
-            gateways: &[],
-            frontends: &[],
+            ..slb_core::spec::Network::default()
         })
         .collect();
     let addresses: Vec<_> = (0..COUNT).map(|n| [address(n)]).collect();

@@ -136,6 +136,7 @@ pub fn snapshot(
             table_size: 251,
             backends: &backends,
             past,
+            ..Pool::default()
         }],
         muxes: &[MUX.into()],
         ..Spec::default()

@@ -6,7 +6,7 @@ mod closed;
 mod endings;
 mod faults;
 mod messages;
-mod net;
+pub mod net;
 
 use std::num::NonZeroU16;
 

@@ -145,6 +145,7 @@ pub unsafe extern "C" fn slb_builder_vm(builder: *mut slb_builder, vm: *const sl
             mac: given.mac.optional(),
             next_hop: given.next_hop.optional(),
             port,
+            security_lists: &[],
         };
         if parts.vms.room() == 0 {
             return Err(parts.vms.full());

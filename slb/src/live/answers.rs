@@ -173,6 +173,7 @@ fn explained(asked: &Value, shared: &Shared) -> Result<String, String> {
     node.flows = node.flows.min(COPY);
     node.connections = node.connections.min(COPY);
     node.waiting_fragments = node.waiting_fragments.min(16);
+    node.direct_flows = node.direct_flows.min(COPY);
     node.flows_per_source = 0;
     let key = secret().map_err(message)?;
     let mut copy = Balancer::with_snapshot(&config, snapshot, key).map_err(message)?;

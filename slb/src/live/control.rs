@@ -99,8 +99,9 @@ pub(super) struct Control<'o> {
     pub(super) begun: Node,
     /// The limits of all workers; `None` if some are unknown.
     pub(super) limits: Option<NodeLimits>,
-    /// The numbers of rules and backends for which the workers have counters.
-    pub(super) counters: (usize, usize),
+    /// The numbers of rules, of backends and of rules of access lists for which the workers have
+    /// counters.
+    pub(super) counters: (usize, usize, usize),
     pub(super) workers: Vec<Worker>,
     /// The queues of each worker.
     pub(super) slots: Vec<Vec<Slot>>,
@@ -442,11 +443,16 @@ pub(super) fn expect_shareable(
     let nat = config.inbound_nat.iter().map(|nat| (&nat.name, &nat.terms));
     let mut all = rules.chain(nat);
     let name = all.find_map(|(name, terms)| terms.source_nat.map(|_| name.as_str()));
-    Err(Failure::usage(format!(
-        "--workers {workers}: rule {:?} has source_nat, which shows servers one address for all clients: expected one \
-         worker, or no source_nat",
-        name.unwrap_or_default()
-    )))
+    Err(Failure::usage(match name {
+        Some(name) => format!(
+            "--workers {workers}: rule {name:?} has source_nat, which shows servers one address for all clients: \
+             expected one worker, or no source_nat"
+        ),
+        None => format!(
+            "--workers {workers}: vms of this host have access lists, whose direct flows only one worker knows: expected \
+             one worker, or no security_list"
+        ),
+    }))
 }
 
 impl Counted {

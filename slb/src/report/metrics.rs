@@ -7,6 +7,7 @@ use slb_core::stats::Count;
 
 use super::Report;
 use super::rules::RuleLine;
+use super::security::SecurityLine;
 use super::zones::ZoneLine;
 
 /// A metric, with a value for each set of labels.
@@ -78,6 +79,7 @@ impl Report<'_> {
     pub(crate) fn families(&self) -> Vec<Family> {
         let mut families = self.of_packets();
         families.extend(self.of_rules());
+        families.extend(self.of_security());
         families.extend(self.of_backends());
         families.extend(self.of_zones());
         families.extend(self.of_tables());
@@ -181,6 +183,33 @@ impl Report<'_> {
                 of(|rule| rule.syns),
             ),
             Family::counter("slb_rule_flows", "Flows of a rule", of(|rule| rule.flows)),
+        ]
+    }
+
+    fn of_security(&self) -> Vec<Family> {
+        let of = |value: fn(Count) -> u64| -> Vec<Sample> {
+            let sample = |line: &SecurityLine| {
+                let labels = vec![
+                    ("list", line.list.clone()),
+                    ("rule", line.rule.clone()),
+                    ("direction", line.direction.to_owned()),
+                    ("access", line.access.name().to_owned()),
+                ];
+                (labels, value(line.counters.judged) as f64)
+            };
+            self.security.iter().map(sample).collect()
+        };
+        vec![
+            Family::counter(
+                "slb_security_rule_packets",
+                "Frames that a rule of an access list decided about",
+                of(|count| count.packets),
+            ),
+            Family::counter(
+                "slb_security_rule_bytes",
+                "Their bytes",
+                of(|count| count.bytes),
+            ),
         ]
     }
 

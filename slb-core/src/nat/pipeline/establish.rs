@@ -50,7 +50,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 }
             };
         }
-        let (number, server) = match R::open::<A, S>(self, frame, lane, segment, seen)? {
+        let opened = R::open::<A, S>(self, frame, lane, segment, seen)?;
+        if let Opened::New(connection) | Opened::TakenUp(connection) = &opened {
+            R::admit::<A, S>(self, lane, connection, seen)?;
+        }
+        let (number, server) = match opened {
             Opened::New(mut connection) => {
                 connection.open(A::table(&mut self.tables.connections).now(), segment);
                 let number = self.add(&connection, lane, segment)?;

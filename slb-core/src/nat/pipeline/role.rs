@@ -146,6 +146,37 @@ pub(crate) trait Role: Sized {
         Verdict::Pass
     }
 
+    /// Decides about a frame that no connection has, and that is to leave by a port: an untouched one for a vm, or
+    /// an answer.
+    fn deliver<'s, S: Deref<Target = Snapshot<'s>>>(
+        _: &mut Pipeline<'_, S>,
+        _: &mut Frame<'_>,
+        _: &Lane,
+        port: PortId,
+        _: &mut impl Observe,
+    ) -> Verdict {
+        Verdict::Forward(port)
+    }
+
+    /// Decides whether a connection may begin.
+    ///
+    /// # Errors
+    /// The verdict of its first packet if it may not.
+    fn admit<'s, A: Table, S: Deref<Target = Snapshot<'s>>>(
+        _: &mut Pipeline<'_, S>,
+        _: &Lane,
+        _: &Connection<A>,
+        _: &mut impl Observe,
+    ) -> Result<(), Verdict> {
+        Ok(())
+    }
+
+    /// Returns true if a packet is judged by its ports, so that later fragments need their first one even if no
+    /// connection has them.
+    fn judges(_: &Snapshot<'_>, _: &Lane) -> bool {
+        false
+    }
+
     /// Decides about neighbour discovery.
     fn neighbour_discovery(snapshot: &Snapshot<'_>, lane: &Lane) -> Verdict;
 

@@ -98,9 +98,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             rules,
             backends,
             snat,
+            security,
             ..
         } = &mut self.tables;
         counters::name(&self.snapshot, rules, backends, snat);
+        counters::name_security(&self.snapshot, security);
     }
 
     /// Recounts the users of SNAT ports from all connections, since blocks have moved.

@@ -65,6 +65,9 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
                 seen.step(lane.frame.into(), Step::FragmentPorts(tuple));
                 return Ok(());
             }
+            Recalled::Overlaps if R::judges(&self.snapshot, lane) => {
+                return Err(Verdict::Drop(DropReason::TinyFragment));
+            }
             Recalled::Overlaps => {
                 return Err(R::unmatched(&self.snapshot, lane, DropReason::TinyFragment));
             }
@@ -73,7 +76,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         }
         let missing = Verdict::Drop(DropReason::FragmentWithoutFirst);
         let unmatched = R::unmatched(&self.snapshot, lane, DropReason::FragmentWithoutFirst);
-        if unmatched != missing {
+        if unmatched != missing && !R::judges(&self.snapshot, lane) {
             return Err(unmatched);
         }
         let arrival = Arrival {

@@ -8,6 +8,7 @@ use crate::nat::connection::Span;
 use crate::snapshot::addresses::{address_bytes, raw_port, words};
 use crate::snapshot::probe_map::NONE;
 use crate::snapshot::registry::{AlreadyRegistered, SLOT_BITS, identity};
+use crate::snapshot::security::VmLists;
 use crate::spec::{Backend, Spec, SpecError, derived_mac, ranges};
 use crate::tunnel::encapsulation::Template;
 use crate::verdict::PortId;
@@ -29,6 +30,8 @@ impl Nat<'_> {
             self.compile_moved(spec, previous);
         }
         self.networks.compile(spec)?;
+        let known_lists = previous.map(|previous| &previous.security);
+        self.security.compile(spec, known_lists)?;
         self.compile_inside(spec)?;
         for (place, rule) in self.outbound.iter_mut().zip(spec.outbound) {
             *place = CompiledOutbound {
@@ -80,7 +83,9 @@ impl Nat<'_> {
                 continue;
             };
             let at = self.vm_at(port, vm.mac(), network.vni);
-            at.map_err(|_| SpecError::VmPortConflict { vm: index, port })?;
+            let at = at.map_err(|_| SpecError::VmPortConflict { vm: index, port })?;
+            self.add_lists(at, network.security_lists);
+            self.add_lists(at, vm.security_lists);
         }
         Ok(())
     }
@@ -139,6 +144,12 @@ impl Nat<'_> {
                         let mac = backend.mac.unwrap_or(derived_mac(backend.address));
                         let vm = self.vm_at(port, mac, pool.vni);
                         let vm = vm.map_err(|known| self.conflict(known, port, index))?;
+                        if !spec.security_lists.is_empty() {
+                            let mut networks = spec.networks.iter();
+                            let network = networks.find(|network| network.vni == pool.vni);
+                            self.add_lists(vm, network.map_or(&[], |of| of.security_lists));
+                            self.add_lists(vm, pool.security_lists);
+                        }
                         // A vm that is twice in a pool gets the rules of its first name.
                         let _ = self
                             .local_by_pool
@@ -212,11 +223,20 @@ impl Nat<'_> {
                     port,
                     mac,
                     vni,
+                    lists: VmLists::NONE,
                     first: NONE,
                 };
                 self.vm_count += 1;
                 Ok(index as usize)
             }
+        }
+    }
+
+    /// Adds access lists to those of a vm.
+    fn add_lists(&mut self, vm: usize, lists: &[usize]) {
+        if let Some(vm) = self.vms.get_mut(vm) {
+            let all = lists.iter();
+            all.for_each(|list| self.security.add_to(&mut vm.lists, *list));
         }
     }
 

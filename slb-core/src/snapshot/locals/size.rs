@@ -10,6 +10,7 @@ use crate::mem::Counter;
 use crate::snapshot::networks::NetworksSize;
 use crate::snapshot::probe_map::{ProbeMap, RuleBucket, VipBucket};
 use crate::snapshot::registry::{Registry, RegistryEntry};
+use crate::snapshot::security::SecuritySize;
 use crate::spec::Spec;
 use crate::spec::snat::{GRANULES, outbound_frontends};
 
@@ -27,6 +28,7 @@ pub(crate) struct NatSize {
     pub(super) pools: usize,
     pub(super) inside: usize,
     pub(super) networks: NetworksSize,
+    pub(super) security: SecuritySize,
     pub(super) moved: usize,
     pub(super) former: usize,
 }
@@ -65,6 +67,11 @@ impl NatSize {
             pools: spec.pools.len(),
             inside: if vms == 0 { 0 } else { spec.inside.len() },
             networks: NetworksSize::of(spec),
+            security: SecuritySize::of(
+                spec,
+                vm_lists(spec),
+                previous.map(|previous| &previous.security),
+            ),
         }
     }
 
@@ -85,14 +92,41 @@ impl NatSize {
         counter.add::<CompiledOutbound>(self.outbound)?;
         counter.add::<CompiledMux>(self.muxes)?;
         counter.add::<[IpAddr; 2]>(self.inside)?;
-        self.networks.count(counter)
+        self.networks.count(counter)?;
+        self.security.count(counter)
     }
 
     /// Returns the number of items of each kind that has numbers, and its maximum.
-    pub(crate) fn limits(&self) -> [(&'static str, usize, usize); 2] {
+    pub(crate) fn limits(&self) -> [(&'static str, usize, usize); 3] {
         [
             ("backends on one host", self.local_slots, MAX_LOCALS),
             ("muxes", self.muxes, MAX_MUXES),
+            self.security.limit(),
         ]
     }
+}
+
+/// The most access lists that the vms of this node have, each counted for each of its pools and addresses.
+fn vm_lists(spec: &Spec<'_>) -> usize {
+    if spec.proxy.is_some() || spec.security_lists.is_empty() {
+        return 0;
+    }
+    let of_network = |vni| {
+        let network = spec.networks.iter().find(|network| network.vni == vni);
+        network.map_or(0, |network| network.security_lists.len())
+    };
+    let pools = spec.pools.iter().map(|pool| {
+        let here = pool.backends.iter().filter(|one| is_local(spec, one));
+        let lists = || pool.security_lists.len() + of_network(pool.vni);
+        match here.count() {
+            0 => 0,
+            here => here * lists(),
+        }
+    });
+    let vms = spec.vms.iter().filter(|vm| vm.port.is_some());
+    let vms = vms.filter_map(|vm| {
+        let network = spec.networks.get(vm.network)?;
+        Some(vm.security_lists.len() + network.security_lists.len())
+    });
+    pools.sum::<usize>() + vms.sum::<usize>()
 }

@@ -34,6 +34,17 @@ impl<'a> Named<'a> {
         Name(index, found.map(|network| network.name))
     }
 
+    fn list(&self, index: usize) -> Name<'a> {
+        let found = self.spec.and_then(|spec| spec.security_lists.get(index));
+        Name(index, found.map(|list| list.name))
+    }
+
+    fn list_rule(&self, list: usize, index: usize) -> Name<'a> {
+        let list = self.spec.and_then(|spec| spec.security_lists.get(list));
+        let found = list.and_then(|list| list.rules.get(index));
+        Name(index, found.map(|rule| rule.name))
+    }
+
     fn vm(&self, index: usize) -> Name<'a> {
         let found = self.spec.and_then(|spec| spec.vms.get(index));
         Name(index, found.map(|vm| vm.name))
@@ -445,6 +456,40 @@ impl fmt::Display for Named<'_> {
                 f,
                 "frontend {} belongs to a network: expected public frontends only, since a proxy knows no networks",
                 self.frontend(frontend)
+            ),
+            SpecError::DuplicateSecurityList { first, second } => {
+                let (first, second) = (self.list(first), self.list(second));
+                write!(f, "security lists {first} and {second} have the same name")
+            }
+            SpecError::DuplicateSecurityRule {
+                list,
+                first,
+                second,
+            } => {
+                let (one, other) = (self.list_rule(list, first), self.list_rule(list, second));
+                let list = self.list(list);
+                write!(
+                    f,
+                    "security list {list}: rules {one} and {other} have the same name"
+                )
+            }
+            SpecError::SecurityRule { list, rule, field } => {
+                let (of, rule) = (self.list(list), self.list_rule(list, rule));
+                let expected = match field {
+                    "priority" => "a priority below 65000, where the default rules begin",
+                    "sources" | "destinations" => {
+                        "prefixes that are no longer than addresses of their family"
+                    }
+                    _ => "ranges of ports that end after their beginning",
+                };
+                write!(
+                    f,
+                    "security list {of}: rule {rule}: {field}: expected {expected}"
+                )
+            }
+            SpecError::DanglingSecurityList { list, count } => write!(
+                f,
+                "security list {list} does not exist, there are {count}"
             ),
             SpecError::TooMany { what, count, most } => {
                 write!(f, "expected at most {most} {what}, got {count}")

@@ -117,6 +117,7 @@ impl Control<'_> {
                 old.waiting_fragments,
                 new.waiting_fragments,
             ),
+            ("direct_flows", old.direct_flows, new.direct_flows),
         ] {
             if was != is {
                 warn!("{size} = {is} takes effect after a restart; until then it is {was}");
@@ -338,8 +339,9 @@ impl Control<'_> {
         let both: Vec<_> = self.taken.iter().zip(&taken).map(both).collect();
         self.take(&both)?;
         let generation = snapshot.generation();
-        let is_larger =
-            snapshot.rule_slots() > self.counters.0 || snapshot.backend_slots() > self.counters.1;
+        let is_larger = snapshot.rule_slots() > self.counters.0
+            || snapshot.backend_slots() > self.counters.1
+            || snapshot.security_slots() > self.counters.2;
         if is_larger {
             self.counters = CounterMemory::size_for(&snapshot);
         }
@@ -361,7 +363,7 @@ impl Control<'_> {
             if !worker.mailbox.wait_for(generation) {
                 // The next snapshot replaces one that was not installed, and brings counters and
                 // limits again.
-                self.counters = (0, 0);
+                self.counters = (0, 0, 0);
                 self.limits = None;
                 warn!(
                     worker = worker.names.join(", "),

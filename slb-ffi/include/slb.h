@@ -900,6 +900,11 @@ typedef struct slb_nat_options {
      * Burst of connections taken up.
      */
     uint32_t take_ups_at_once;
+    /**
+     * For a host agent: flows without connections that it remembers for vms with access lists, at 96 bytes each;
+     * 0: none, so that the answers of such flows need rules of their own.
+     */
+    uint32_t direct_flows;
 } slb_nat_options;
 
 /**
@@ -1940,7 +1945,7 @@ int slb_host_install(struct slb_host *host,
 
 /**
  * Changes the options. A limit with the same rate keeps its present level. `connections`,
- * `flows_per_source`, `waiting_fragments` and the key keep their initial values.
+ * `flows_per_source`, `waiting_fragments`, `direct_flows` and the key keep their initial values.
  *
  * The caller promises:
  * `host` is a host agent, and `options` points to options.
@@ -2509,7 +2514,8 @@ int slb_steer(const struct slb_snapshot *snapshot,
 
 /**
  * Returns 1 if several workers can share the connections of a snapshot, else 0: if a rule has a source NAT address,
- * servers see one address for all clients, so one worker has to have all connections.
+ * servers see one address for all clients, so one worker has to have all connections. So does a vm of the node with an
+ * access list.
  *
  * The caller promises:
  * The snapshot is one.
@@ -2537,7 +2543,7 @@ SLB_ASSERT(sizeof(slb_frame) == 24);
 SLB_ASSERT(sizeof(slb_backend) == 72);
 SLB_ASSERT(sizeof(slb_rule) == 56);
 SLB_ASSERT(sizeof(slb_mux_options) == 72);
-SLB_ASSERT(sizeof(slb_nat_options) == 112);
+SLB_ASSERT(sizeof(slb_nat_options) == 120);
 #endif
 #undef SLB_ASSERT
 #endif

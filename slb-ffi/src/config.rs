@@ -204,6 +204,10 @@ pub unsafe extern "C" fn slb_config_nat_options(
         options.passes_at_once = said.passes_at_once;
         options.take_ups_per_second = said.take_ups_per_second;
         options.take_ups_at_once = said.take_ups_at_once;
+        options.direct_flows = match config.security_lists.is_empty() {
+            true => 0,
+            false => u32::try_from(config.node.direct_flows).unwrap_or(u32::MAX),
+        };
         Ok(0)
     })
 }

@@ -47,12 +47,14 @@ impl Role for Inner {
             Some(limit) => host.with_source_limit(limit),
             None => host,
         };
-        Ok(
-            match options.fragment_room(memory).ok_or(SLB_ERROR_SHORT)? {
-                Some(room) => host.with_fragment_room(room),
-                None => host,
-            },
-        )
+        let host = match options.fragment_room(memory).ok_or(SLB_ERROR_SHORT)? {
+            Some(room) => host.with_fragment_room(room),
+            None => host,
+        };
+        Ok(match options.direct_flows(memory).ok_or(SLB_ERROR_SHORT)? {
+            Some(flows) => host.with_direct_flows(flows),
+            None => host,
+        })
     }
 
     fn install(&mut self, snapshot: Shared) -> Result<Shared, Error> {
@@ -226,7 +228,7 @@ pub unsafe extern "C" fn slb_host_install(
 }
 
 /// Changes the options. A limit with the same rate keeps its present level. `connections`,
-/// `flows_per_source`, `waiting_fragments` and the key keep their initial values.
+/// `flows_per_source`, `waiting_fragments`, `direct_flows` and the key keep their initial values.
 ///
 /// # Safety
 /// `host` is a host agent, and `options` points to options.

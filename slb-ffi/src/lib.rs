@@ -69,7 +69,7 @@ const _: () = {
     assert!(size_of::<slb_backend>() == 72);
     assert!(size_of::<slb_rule>() == 56);
     assert!(size_of::<slb_mux_options>() == 72);
-    assert!(size_of::<slb_nat_options>() == 112);
+    assert!(size_of::<slb_nat_options>() == 120);
 };
 
 /// No function panics; if one did, the program would stop here.

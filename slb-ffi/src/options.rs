@@ -1,7 +1,7 @@
 //! Options of the roles.
 
 use slb_core::mem::Memory;
-use slb_core::nat::NatOptions;
+use slb_core::nat::{DirectFlows, NatOptions};
 use slb_core::{FragmentRoom, Key, MuxOptions, SourceLimiter};
 
 /// Options of a mux. `slb_mux_options_init` sets the defaults.
@@ -87,6 +87,9 @@ pub struct slb_nat_options {
     pub take_ups_per_second: u32,
     /// Burst of connections taken up.
     pub take_ups_at_once: u32,
+    /// For a host agent: flows without connections that it remembers for vms with access lists, at 96 bytes each;
+    /// 0: none, so that the answers of such flows need rules of their own.
+    pub direct_flows: u32,
 }
 
 impl slb_mux_options {
@@ -125,6 +128,17 @@ impl slb_nat_options {
         memory: &mut impl Memory<'static>,
     ) -> Option<Option<FragmentRoom<'static>>> {
         fragment_room(self.waiting_fragments, Key::new(self.key), memory)
+    }
+
+    pub(crate) fn direct_flows(
+        &self,
+        memory: &mut impl Memory<'static>,
+    ) -> Option<Option<DirectFlows<'static>>> {
+        let flows = self.direct_flows as usize;
+        match flows {
+            0 => Some(None),
+            flows => DirectFlows::build(flows, Key::new(self.key), memory).map(Some),
+        }
     }
 
     pub(crate) fn source_limit(
@@ -244,6 +258,7 @@ pub unsafe extern "C" fn slb_nat_options_init(options: *mut slb_nat_options) {
         passes_at_once: usual.passes_at_once,
         take_ups_per_second: usual.take_ups_per_second,
         take_ups_at_once: usual.take_ups_at_once,
+        direct_flows: 0,
     };
     // SAFETY: guaranteed by the caller.
     let _ = unsafe { crate::memory::put(options, usual) };

@@ -90,7 +90,8 @@ pub unsafe extern "C" fn slb_steer(
 }
 
 /// Returns 1 if several workers can share the connections of a snapshot, else 0: if a rule has a source NAT address,
-/// servers see one address for all clients, so one worker has to have all connections.
+/// servers see one address for all clients, so one worker has to have all connections. So does a vm of the node with an
+/// access list.
 ///
 /// # Safety
 /// The snapshot is one.

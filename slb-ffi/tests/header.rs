@@ -44,7 +44,7 @@ SLB_ASSERT(sizeof(slb_frame) == 24);
 SLB_ASSERT(sizeof(slb_backend) == 72);
 SLB_ASSERT(sizeof(slb_rule) == 56);
 SLB_ASSERT(sizeof(slb_mux_options) == 72);
-SLB_ASSERT(sizeof(slb_nat_options) == 112);
+SLB_ASSERT(sizeof(slb_nat_options) == 120);
 #endif
 #undef SLB_ASSERT
 #endif";

@@ -4,6 +4,7 @@
 #[macro_use]
 mod common;
 
+mod access_lists;
 mod announce;
 #[cfg(feature = "live")]
 mod ansible;
@@ -79,6 +80,8 @@ mod scarce;
 #[cfg(feature = "live")]
 mod schema;
 mod security_explained;
+#[cfg(feature = "live")]
+mod security_live;
 mod source;
 #[cfg(feature = "live")]
 mod spoofed;

@@ -18,7 +18,6 @@ mod warnings;
 mod zones;
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs;
 use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
@@ -31,6 +30,7 @@ use slb_core::{FragmentRoom, Key, MuxOptions, PortId, SourceLimiter};
 
 use crate::document::{Faults, Section};
 use crate::error::{ConfigError, ConfigErrors};
+use crate::file::open_file;
 use crate::ports::Ports;
 use crate::validate;
 use toml::Spanned;
@@ -111,7 +111,7 @@ impl Config {
     /// All faults, each with its line. An unreadable file is a fault on line 1.
     pub fn from_path(path: impl AsRef<Path>) -> Result<Self, ConfigErrors> {
         let file = path.as_ref().display().to_string();
-        Self::of_bounded(&file, fs::File::open(path))
+        Self::of_bounded(&file, open_file(path))
     }
 
     /// Reads and checks the text of a reader; `file` is its name in errors.

@@ -3,7 +3,7 @@
 //! The first line is the SHA-256 of the rest, in hexadecimal; the rest is JSON.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use std::{error, fmt};
 
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
+use slb_control::open_file;
 
 use crate::document::Spec;
 use crate::object::{Agents, Digest, SCHEMA, Table};
@@ -159,7 +160,7 @@ impl Cache {
     /// # Errors
     /// The file is damaged, or belongs to another fleet.
     pub fn read(&self, cluster: &str) -> Result<Option<Held>, CacheError> {
-        let file = match File::open(&self.path) {
+        let file = match open_file(&self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.into()),

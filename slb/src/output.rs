@@ -16,7 +16,7 @@ use std::path::PathBuf;
 #[cfg(feature = "azure")]
 use slb_control::azure;
 #[cfg(any(feature = "azure", feature = "live"))]
-use slb_control::read_text;
+use slb_control::{open_file, read_text};
 
 use crate::Failure;
 
@@ -102,7 +102,7 @@ pub(crate) fn read_input(path: &Path) -> Result<(String, String), Failure> {
             "standard input".to_owned(),
             read_text(Ok(io::stdin().lock())),
         ),
-        false => (path.display().to_string(), read_text(File::open(path))),
+        false => (path.display().to_string(), read_text(open_file(path))),
     };
     match text {
         Ok(text) => Ok((name, text)),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use slb_control::ports::PortKind;
-use slb_control::{Config, Role};
+use slb_control::{Config, Role, open_file};
 use slb_core::observe::{Observe as _, Step, Trail};
 use slb_core::{BURST, Burst, Frame, PacketIo, PortId};
 use slb_io_pcap::{Capture, CaptureError, Format as FileFormat, Reader, Writer, memory_for};
@@ -305,13 +305,9 @@ pub(crate) fn open(path: &Path) -> Result<(Reader, u64), Failure> {
         let standard = std::io::stdin().as_fd().try_clone_to_owned();
         File::from(standard.map_err(unreadable)?)
     } else {
-        File::open(path).map_err(unreadable)?
+        open_file(path).map_err(unreadable)?
     };
-    let metadata = file.metadata().map_err(unreadable)?;
-    if metadata.is_dir() {
-        return Err(failed(&"is a directory: expected a capture"));
-    }
-    let size = metadata.len();
+    let size = file.metadata().map_err(unreadable)?.len();
     let reader = Reader::new(file).map_err(|error| failed(&error))?;
     Ok((reader, size))
 }

@@ -28,6 +28,7 @@ mod devices;
 mod events;
 mod explaining;
 mod faults;
+mod file_types;
 #[cfg(feature = "live")]
 mod fleet;
 #[cfg(feature = "live")]

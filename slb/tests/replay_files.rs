@@ -125,7 +125,10 @@ fn generate_writes_to_a_pipe() {
 fn what_cannot_be_read_is_named() {
     let desk = Desk::new();
     for (input, expected) in [
-        (desk.text(""), "is a directory: expected a capture"),
+        (
+            desk.text(""),
+            "cannot be read: expected a regular file, got a directory",
+        ),
         (
             desk.text("none.pcap"),
             "cannot be read: No such file or directory",

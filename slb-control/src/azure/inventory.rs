@@ -1,7 +1,6 @@
 //! Data that Azure's JSON lacks: the addresses behind ids, and the hosts of backends.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -11,6 +10,7 @@ use toml::de::DeTable;
 use crate::config::read_text;
 use crate::document::{Faults, Section};
 use crate::error::{ConfigError, ConfigErrors};
+use crate::file::open_file;
 
 /// An inventory: a TOML file.
 ///
@@ -137,7 +137,7 @@ impl Inventory {
     /// All faults, each with its line. An unreadable file is a fault on line 1.
     pub fn from_path(path: impl AsRef<Path>) -> Result<Self, ConfigErrors> {
         let file = path.as_ref().display().to_string();
-        match read_text(fs::File::open(&path)) {
+        match read_text(open_file(&path)) {
             Ok(text) => Self::parse(&file, &text),
             Err(error) => Err(ConfigErrors(vec![ConfigError {
                 file,

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant as Clock, SystemTime};
 
 use serde_json::{Value, json};
-use slb_control::{Config, Role, read_text};
+use slb_control::{Config, Role, open_file, read_text};
 use slb_core::list::{Ends, Subnet};
 use slb_core::packet::{Packet, Parsed, Tuple};
 use slb_core::state::Age;
@@ -33,7 +33,7 @@ const COPY: usize = 1 << 13;
 pub(super) fn config(shared: &Shared, out: &mut Answer<'_>) -> io::Result<()> {
     let (config, snapshot) = shared.in_place();
     let origin = &config.origin;
-    let on_disk = read_text(std::fs::File::open(&origin.name)).ok();
+    let on_disk = read_text(open_file(&origin.name)).ok();
     let since = |time: SystemTime| {
         time.duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default()

@@ -6,7 +6,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use slb_control::probe::Prober;
-use slb_control::{Config, Role};
+use slb_control::{Config, Role, open_file, read_text};
 use slb_core::snapshot::Snapshot;
 use slb_core::spec::BackendState;
 use slb_fleet::cache::Cache;
@@ -293,8 +293,8 @@ fn waiting_for(standing: &Standing) -> String {
 fn read(path: &Path) -> Result<(NodeFile, Config), Failure> {
     let config = crate::check::load(path)?;
     let name = path.display().to_string();
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::usage(format!("{name}: cannot be read: {error}")))?;
+    let text = read_text(open_file(path));
+    let text = text.map_err(|why| Failure::usage(format!("{name}: {why}")))?;
     let file = NodeFile::parse(&name, &text).map_err(Failure::usage)?;
     Ok((file, config))
 }

@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant as Clock, SystemTime};
 
-use slb_control::{Config, Role};
+use slb_control::{Config, Role, open_file};
 use slb_core::Instant;
 use slb_core::hash::siphash13;
 use slb_core::state::{Age, Cursor, Imported, Refusal};
@@ -336,7 +336,7 @@ impl Directory {
         let is_own = metadata.is_file()
             // A process may have been killed before it wrote anything.
             && (metadata.len() == 0
-                || File::open(path)?.read_exact(&mut begin).is_ok() && begin == *MAGIC);
+                || open_file(path)?.read_exact(&mut begin).is_ok() && begin == *MAGIC);
         match is_own {
             true => Ok(()),
             false => Err(io::Error::new(
@@ -361,7 +361,9 @@ impl Directory {
             path if path.exists() => (path, true),
             _ => (self.taken(), false),
         };
-        let bytes = match fs::read(&path) {
+        let mut bytes = Vec::new();
+        let read = open_file(&path).and_then(|mut file| file.read_to_end(&mut bytes));
+        let bytes = match read.map(|_| bytes) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 info!(directory = %self.path.display(), "no state of an earlier process");

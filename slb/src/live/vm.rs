@@ -1,9 +1,11 @@
 //! `slb state`: the connections of a vm that moves to another host.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+
+use slb_control::open_file;
 
 use super::handover::{self, STATE_MOST};
 use super::state::{HEADER, length_after};
@@ -47,7 +49,7 @@ pub(crate) fn move_state(command: &StateCommand) -> Result<(), Failure> {
             let path = &options.file;
             let state = match is_standard(path) {
                 true => read_state(io::stdin().lock()),
-                false => File::open(path).and_then(read_state),
+                false => open_file(path).and_then(read_state),
             };
             let state = state.map_err(|error| about(path, &error))?;
             let answer = handover::import_vm(&options.state, &state);

@@ -4,18 +4,20 @@
 //! is compressed, four of length, and its bytes; the outcome is in trailers.
 
 use std::error::Error;
+use std::fmt;
+use std::io::{self, Read as _};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use std::{fmt, fs, io};
 
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Bytes, Frame, Incoming};
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper::{HeaderMap, Request};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use slb_control::open_file;
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, oneshot};
 use tokio::time::timeout;
@@ -168,7 +170,12 @@ impl Access {
 }
 
 fn connector(files: Certificates<'_>) -> Result<TlsConnector, AccessError> {
-    let read = |path: &str| fs::read(path).map_err(|error| AccessError::File(path.into(), error));
+    let read = |path: &str| {
+        let mut bytes = Vec::new();
+        let read = open_file(path).and_then(|mut file| file.read_to_end(&mut bytes));
+        read.map_err(|error| AccessError::File(path.into(), error))?;
+        Ok(bytes)
+    };
     let certificates = |path: &str| {
         let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(path)?).collect();
         let all = all.map_err(|_| AccessError::Pem(path.to_owned()))?;

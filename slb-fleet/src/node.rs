@@ -36,7 +36,9 @@ pub const AUTONOMY: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(20);
 /// The minimum time between writes of changes of health to the cache.
 const BETWEEN_WRITES: Duration = Duration::from_secs(1);
-/// The pause after the store did not answer.
+/// How often a fault that lasts is logged.
+const REMIND: Duration = Duration::from_secs(60);
+/// How long it waits after the store did not answer.
 const PAUSE: Duration = Duration::from_millis(300);
 /// The pause after the store denied a request, which usually persists.
 const PAUSE_DENIED: Duration = Duration::from_secs(2);
@@ -193,6 +195,7 @@ impl Node {
             cached: held,
             is_cached: true,
             wrote: Instant::now(),
+            unwritten: None,
         };
         let thread = thread::Builder::new()
             .name("slb fleet".to_owned())
@@ -300,19 +303,22 @@ struct Follower {
     is_cached: bool,
     /// When the cache was written last.
     wrote: Instant,
+    /// When it was last said that the cache cannot be written.
+    unwritten: Option<Instant>,
 }
 
 impl Follower {
     fn run(&mut self) {
-        let mut said = String::new();
+        let mut said: Option<Instant> = None;
         while !self.shared.stop.load(Ordering::Relaxed) {
             let Err(error) = self.follow() else { return };
             let why = error.to_string();
             let mut state = self.shared.state();
-            // The same fault is not logged again, unless the store was reachable meanwhile.
-            if why != said || state.away.is_none() {
+            // Members of a store that is away give reasons in turn.
+            let is_due = said.is_none_or(|said| said.elapsed() >= REMIND);
+            if is_due || state.away.is_none() {
                 warn!("fleet: {why}");
-                said.clone_from(&why);
+                said = Some(Instant::now());
             }
             state.away.get_or_insert_with(Instant::now);
             state.fault = Some(why);
@@ -501,9 +507,18 @@ impl Follower {
         held.tables.clone_from(&state.tables);
         held.agents.clone_from(&state.agents);
         drop(state);
-        if let Err(error) = cache.write(held) {
-            let path = cache.path().display();
-            warn!("{path}: cannot be written, and keeps an earlier generation: {error}");
+        let path = cache.path().display();
+        match cache.write(held) {
+            Ok(()) => {
+                if self.unwritten.take().is_some() {
+                    info!("{path}: is written again");
+                }
+            }
+            Err(error) if self.unwritten.is_none_or(|said| said.elapsed() >= REMIND) => {
+                warn!("{path}: cannot be written, and keeps an earlier generation: {error}");
+                self.unwritten = Some(Instant::now());
+            }
+            Err(_) => {}
         }
     }
 

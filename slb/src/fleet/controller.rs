@@ -19,6 +19,8 @@ use crate::status::CONTROLLER;
 const TICK: Duration = Duration::from_millis(50);
 /// The pause after the store did not answer.
 const PAUSE: Duration = Duration::from_millis(300);
+/// How often a fault that lasts is logged.
+const REMIND: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(options: &ControllerOptions) -> Result<(), Failure> {
     crate::live::log::begin(options.log, options.log_level)?;
@@ -46,7 +48,7 @@ pub(crate) fn run(options: &ControllerOptions) -> Result<(), Failure> {
         },
     );
     info!(name, fleet = options.store.fleet.join(","), "running");
-    let mut said = String::new();
+    let mut said: Option<Instant> = None;
     while signals.pending().next().is_none() {
         let turned = leader.turn(begin.elapsed(), TICK);
         let away = telling.note(&leader, turned.as_ref().err());
@@ -56,14 +58,13 @@ pub(crate) fn run(options: &ControllerOptions) -> Result<(), Failure> {
                     let seconds = away.as_secs_f64();
                     info!(seconds, "the store answers again");
                 }
-                said.clear();
+                said = None;
             }
             Err(error) => {
-                // The same fault is not logged again.
-                let why = error.to_string();
-                if why != said {
-                    warn!("{why}");
-                    said = why;
+                // Members of a store that is away give reasons in turn.
+                if said.is_none_or(|said| said.elapsed() >= REMIND) {
+                    warn!("{error}");
+                    said = Some(Instant::now());
                 }
                 sleep(PAUSE);
             }

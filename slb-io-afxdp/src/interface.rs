@@ -52,7 +52,21 @@ impl Link {
     /// # Errors
     /// There is no such interface, or netlink fails.
     pub fn find(name: &str) -> Result<Self, InterfaceError> {
-        let link = find_link(&netlink::open()?, name)?;
+        Ok(Self::of_message(&find_link(&netlink::open()?, name)?))
+    }
+
+    /// The name and state of the interface of an index.
+    ///
+    /// # Errors
+    /// There is none, or the kernel cannot be asked.
+    pub fn of_index(index: u32) -> Result<(String, Self), InterfaceError> {
+        let unknown = || InterfaceError::Unknown(index.to_string());
+        let link = link_of(&netlink::open()?, index)?.ok_or_else(unknown)?;
+        let name = name_in(&link).ok_or_else(unknown)?;
+        Ok((name.to_owned(), Self::of_message(&link)))
+    }
+
+    fn of_message(link: &LinkMessage) -> Self {
         let mtu = link
             .attributes
             .iter()
@@ -60,11 +74,11 @@ impl Link {
                 LinkAttribute::Mtu(bytes) => Some(*bytes),
                 _ => None,
             });
-        Ok(Self {
+        Self {
             index: link.header.index,
-            is_up: is_up(&link),
+            is_up: is_up(link),
             mtu: mtu.unwrap_or(0),
-        })
+        }
     }
 }
 
@@ -341,7 +355,30 @@ fn is_on(name: &str, command: u32) -> Option<bool> {
     ethtool(name, Value { command, data: 0 }).map(|value| value.data != 0)
 }
 
-/// Returns the name of an interface's driver.
+/// The interface of an index, if there is one.
+fn link_of(socket: &Socket, index: u32) -> Result<Option<LinkMessage>, InterfaceError> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    let request = RouteNetlinkMessage::GetLink(message);
+    match netlink::request(socket, request, NLM_F_REQUEST) {
+        Ok(Some(RouteNetlinkMessage::NewLink(link))) => Ok(Some(link)),
+        Err(error) if error.raw_os_error() != Some(Errno::NODEV.raw_os_error()) => {
+            Err(error.into())
+        }
+        _ => Ok(None),
+    }
+}
+
+fn name_in(link: &LinkMessage) -> Option<&str> {
+    link.attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.as_str()),
+            _ => None,
+        })
+}
+
+/// The name of an interface's driver.
 fn driver(name: &str) -> Option<String> {
     const GET_DRIVER: u32 = 3;
     let command = DriverInfo {
@@ -405,19 +442,8 @@ impl MissingChecksums {
 
 /// Returns the name of an interface by its index.
 fn name_of(socket: &Socket, index: u32) -> Result<Option<String>, InterfaceError> {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    let request = RouteNetlinkMessage::GetLink(message);
-    let Some(RouteNetlinkMessage::NewLink(link)) =
-        netlink::request(socket, request, NLM_F_REQUEST)?
-    else {
-        return Ok(None);
-    };
-    let mut attributes = link.attributes.into_iter();
-    Ok(attributes.find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name),
-        _ => None,
-    }))
+    let link = link_of(socket, index)?;
+    Ok(link.as_ref().and_then(name_in).map(str::to_owned))
 }
 
 #[cfg(test)]

@@ -25,13 +25,16 @@ mod file;
 mod follow;
 mod handed;
 mod handover;
+mod lasting;
 pub(crate) mod log;
 mod look;
 mod mailbox;
 mod measured;
 mod metrics;
+mod narrowest;
 mod next_hops;
 mod offload;
+mod pass;
 mod probes;
 mod request;
 mod rights;
@@ -41,6 +44,7 @@ mod status;
 mod successor;
 mod sysctl;
 mod tell;
+mod underlay;
 mod vm;
 mod watchdog;
 mod worker;
@@ -49,16 +53,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use slb_control::probe::{CALLER_PORTS, Prober, ProberEnd, VipProber, way};
-use slb_control::{Config, PassiveHealth, Role, SlowStart};
+use slb_control::{Config, PassiveHealth, Role, SlowStart, is_descriptor};
 use slb_core::Key;
 use slb_core::counters::CounterMemory;
 use slb_core::steer::Steering;
 use slb_io_afxdp::{LARGE_CHUNK, Program, ProgramFault, Take, Umem, Unserved, frames_for};
-use slb_io_tun::{Device, Layer};
 use tracing::{info, warn};
 
 use self::announce::Announcer;
@@ -68,9 +72,13 @@ use self::exchange::Seat;
 use self::file::Loading;
 use self::follow::Fleet;
 use self::handover::Predecessor;
+use self::lasting::Lasting;
+use self::narrowest::Narrow;
 use self::next_hops::{NextHops, Unreached};
+use self::pass::Pass;
 use self::state::{Directory, Keeper, Pins};
 use self::successor::Successor;
+use self::sysctl::Followed;
 use self::watchdog::Life;
 use self::worker::{Go, Starting, Worker};
 use crate::Failure;
@@ -89,10 +97,18 @@ pub(crate) use self::watchdog::run as watch;
 
 pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     log::begin(options.log, options.log_level)?;
-    if is_standard(options.config.path()) {
-        return Err(Failure::usage(
-            "expected a configuration file, which is reloaded when it changes, got - for standard input",
-        ));
+    let path = options.config.path();
+    if is_standard(path) || is_descriptor(path) {
+        let is_standard = is_standard(path) || path == Path::new("/dev/stdin");
+        return Err(Failure::usage(format!(
+            "expected a configuration file, which is reloaded when it changes, got {} for {}",
+            path.display(),
+            if is_standard {
+                "standard input"
+            } else {
+                "a descriptor"
+            }
+        )));
     }
     let mut fleet = Fleet::start(options, role)?;
     // Before the first configuration, a node of a fleet reports why it is not ready, unless another
@@ -155,6 +171,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     let next_hops = NextHops::open(&plan)?;
     let found = next_hops.look_up(&given);
     let mut config = plan.complete(&given, next_hops.are_needed().then_some(&found));
+    found.limit(&mut config);
     if let Some(fleet) = &fleet {
         fleet.apply(&mut config);
     }
@@ -213,14 +230,14 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         .iter()
         .map(|slots| left.take_for(&plan.queues(slots)))
         .collect();
-    let kernel = kernel_device(options, role, &plan, left.pass.take())?;
-    // A queue that no worker resumes has to be free for one that opens it.
+    let pass = Pass::open(options, role, &plan, left.pass.take())?;
+    // A queue that no worker goes on with has to be free for one that opens it.
     drop(left);
     let saved = directory.as_ref().and_then(Directory::take).map(Arc::new);
     for (starting, devices) in starting.iter().zip(of_workers) {
         starting.go(Go {
             saved: saved.clone(),
-            kernel: kernel.as_ref().map(|(_, device)| Arc::clone(device)),
+            kernel: pass.as_ref().map(Pass::device),
             devices,
         });
     }
@@ -294,6 +311,8 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         vips,
         found,
         unreached: Unreached::default(),
+        narrow: Narrow::default(),
+        lasting: Lasting::default(),
         given,
         begun: config.node.clone(),
         limits: Some(control::limits_of(&config)),
@@ -316,7 +335,11 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         handover,
         successor: Successor::default(),
         pins,
-        kernel,
+        pass,
+        followed: Followed::default(),
+        settings: Vec::new(),
+        warned: Vec::new(),
+        said: Vec::new(),
         life: Life::begin(options.announce.as_deref(), options.log),
     };
     control.run(endpoint, place)
@@ -481,53 +504,8 @@ fn shares_of(config: &Config, plan: &Plan, slots: &[Vec<Slot>]) -> Result<Shares
     Ok((of_each, seats.into_iter(), Some(key)))
 }
 
-/// Opens the TUN device for packets that arrived by AF_XDP but belong to the kernel. A host agent
-/// has one by default, since its vms also talk to their neighbours. `left` is the device of an
-/// earlier process.
-fn kernel_device(
-    options: &LiveOptions,
-    role: Role,
-    plan: &Plan,
-    left: Option<(String, OwnedFd)>,
-) -> Result<Option<(String, Arc<Device>)>, Failure> {
-    let usual = (role != Role::Mux).then(|| "slb-pass".to_owned());
-    let name = match (&options.pass, plan) {
-        (Some(name), Plan::AfXdp(_)) => Some(name.clone()),
-        (None, Plan::AfXdp(_)) => usual,
-        (_, Plan::Tun(_)) => None,
-    };
-    let Some(name) = name.filter(|name| name != "none") else {
-        return Ok(None);
-    };
-    let failed = |error: &dyn std::fmt::Display| Failure::failed(format!("--pass {name}: {error}"));
-    // An earlier process has configured the device that it hands over.
-    if let Some((_, file)) = left.filter(|(left, _)| *left == name)
-        && let Ok(device) = Device::from_file(file, &name, Layer::Ip)
-    {
-        return Ok(Some((name, Arc::new(device))));
-    }
-    let open = || {
-        let device = Device::open(&name, Layer::Ip, false).map_err(|error| failed(&error))?;
-        slb_io_afxdp::bring_up(&name).map_err(|error| failed(&error))?;
-        if role == Role::Proxy {
-            sysctl::prepare_routed(&name)?;
-        }
-        Ok(device)
-    };
-    match open() {
-        // A proxy that does not route works without the device.
-        Err(failure) if role == Role::Proxy && options.pass.is_none() => {
-            warn!(
-                "packets that are to be routed between the proxy's interfaces are lost: {failure}"
-            );
-            Ok(None)
-        }
-        opened => opened.map(|device| Some((name, Arc::new(device)))),
-    }
-}
-
-/// The time to wait for the first answers to probes, beyond the longest timeout: probes of large
-/// pools are sent one after the other.
+/// How long the first answers to probes are waited for, beyond the longest timeout: those of large pools go
+/// out one after the other.
 const FIRST_ROUND: Duration = Duration::from_secs(5);
 
 /// The number of open files besides probes.

@@ -91,6 +91,8 @@ mod stacks;
 #[cfg(feature = "live")]
 mod systemd;
 #[cfg(feature = "live")]
+mod tun_follows;
+#[cfg(feature = "live")]
 mod tutorial;
 mod vip_probes;
 #[cfg(feature = "live")]

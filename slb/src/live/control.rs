@@ -7,7 +7,6 @@ mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,7 +21,6 @@ use slb_core::nat::NatOptions;
 use slb_core::snapshot::Snapshot;
 use slb_io_afxdp::{Program, Take};
 use slb_io_pcap::CaptureStats;
-use slb_io_tun::Device;
 use tracing::{info, warn};
 
 pub(super) use self::work::Work;
@@ -33,11 +31,15 @@ use super::file::{Loading, WatchedFile};
 use super::follow::Fleet;
 use super::handed::Devices;
 use super::handover::{Handover, Heir, Request};
+use super::lasting::Lasting;
 use super::metrics::Endpoint;
+use super::narrowest::Narrow;
 use super::next_hops::{Found, NextHops, Unreached};
+use super::pass::Pass;
 use super::state::{Keeper, Pins};
 use super::status::{Place, Shared};
 use super::successor::Successor;
+use super::sysctl::Followed;
 use super::watchdog::Life;
 use super::worker::{Counted, Worker};
 use crate::Failure;
@@ -90,7 +92,10 @@ pub(super) struct Control<'o> {
     pub(super) slow_start: SlowStart,
     pub(super) found: Found,
     pub(super) unreached: Unreached,
-    /// The configuration of the file.
+    pub(super) narrow: Narrow,
+    /// Faults that last, and are not logged each time they are found.
+    pub(super) lasting: Lasting,
+    /// The configuration as the file has it.
     pub(super) given: Config,
     /// The configuration, completed with data of the interface and the kernel's tables.
     pub(super) config: Config,
@@ -134,8 +139,15 @@ pub(super) struct Control<'o> {
     pub(super) successor: Successor,
     /// Pins of XDP programs that outlive the process (`--state` over AF_XDP).
     pub(super) pins: Option<Pins>,
-    /// The device for the kernel's packets, by name.
-    pub(super) kernel: Option<(String, Arc<Device>)>,
+    /// The device for packets that are the kernel's.
+    pub(super) pass: Option<Pass>,
+    pub(super) followed: Followed,
+    /// Why packets are lost by settings of the kernel.
+    pub(super) settings: Vec<String>,
+    /// What was last warned of about underlay addresses.
+    pub(super) warned: Vec<String>,
+    /// The trouble that was last logged as an error.
+    pub(super) said: Vec<String>,
     pub(super) life: Life,
 }
 
@@ -174,6 +186,7 @@ impl Control<'_> {
         if let Some(keeper) = &self.keeper {
             shared.set_state(keeper.status());
         }
+        self.follow_settings();
         self.look_at_trouble(&shared);
         let mut file = WatchedFile::new(self.options.config.path());
         let (mut looked, mut asked, mut verified) = (begin, None, begin);
@@ -240,7 +253,9 @@ impl Control<'_> {
             let is_due = has_changed && announced.elapsed() >= FOLLOW || announced.elapsed() >= ASK;
             if is_due {
                 announced = Instant::now();
-                if self.announcer.as_mut().is_some_and(Announcer::look) {
+                let announces = self.announcer.as_mut().is_some_and(Announcer::look);
+                let passes = self.pass.as_mut().is_some_and(Pass::look);
+                if announces || passes {
                     self.look_at_trouble(&shared);
                 }
             }
@@ -251,6 +266,7 @@ impl Control<'_> {
             if looked_at_devices.elapsed() >= LOOK_AT_DEVICES {
                 looked_at_devices = Instant::now();
                 self.follow_devices();
+                self.follow_settings();
                 self.look_at_trouble(&shared);
             }
             if (has_changed || is_due) && followed.elapsed() >= patience {
@@ -312,15 +328,12 @@ impl Control<'_> {
             keeper.finish(records);
         }
         if let Some(heir) = &mut heir {
-            devices.pass = self.kernel.as_ref().and_then(|(name, device)| {
-                let file = device.as_fd().try_clone_to_owned().ok()?;
-                Some((name.clone(), file))
-            });
+            devices.pass = self.pass.as_ref().and_then(Pass::file);
             let announced = self.announcer.as_ref().and_then(Announcer::file);
             devices.announced = announced.and_then(|file| file.try_clone_to_owned().ok());
             heir.give(&devices);
         }
-        drop((devices, self.kernel.take()));
+        drop((devices, self.pass.take()));
         self.programs.clear();
         if let Some(heir) = &mut heir {
             heir.tell(self.announcer.as_ref().and_then(Announcer::file));
@@ -393,9 +406,18 @@ impl Control<'_> {
         slb_core::Instant::from_nanos(nanos.unwrap_or(u64::MAX))
     }
 
-    fn ask(&self, all: bool) {
-        if let Err(error) = self.next_hops.ask(&self.found, all) {
-            warn!("the kernel does not resolve next hops: {error}");
+    fn ask(&mut self, all: bool) {
+        const SUBJECT: &str = "resolve next hops";
+        match self.next_hops.ask(&self.found, all) {
+            Ok(()) => {
+                if self.lasting.end(SUBJECT).is_some() {
+                    info!("the kernel resolves next hops again");
+                }
+            }
+            Err(error) if self.lasting.is_due(SUBJECT) => {
+                warn!("the kernel does not resolve next hops: {error}");
+            }
+            Err(_) => {}
         }
     }
 

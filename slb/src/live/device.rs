@@ -12,7 +12,7 @@ use slb_core::PortId;
 use slb_core::spec::Answers;
 use slb_io_afxdp::{
     Interface, InterfaceError, Kind, LARGE_CHUNK, Link, MissingChecksums, Neighbours, Program,
-    Queue, Take, Umem, Unserved,
+    Queue, Take, Umem, Unserved, bring_up,
 };
 use slb_io_tun::{Device, Layer};
 use tracing::{info, warn};
@@ -83,10 +83,14 @@ impl TunQueue {
 
     pub(super) fn open(&mut self) -> Result<Device, Failure> {
         let key = &self.key;
+        let is_new = matches!(Link::find(&key.name), Err(InterfaceError::Unknown(_)));
         let device = Device::open(&key.name, key.layer, key.has_several);
         let device = device.map_err(|error| {
             Failure::failed(format!("device {:?}: {error}{}", key.name, rights::hint()))
         })?;
+        if is_new && let Err(error) = bring_up(&key.name) {
+            warn!("device {:?} stays down: {error}", key.name);
+        }
         // It may have been made just now.
         self.index = Link::find(&key.name).ok().map(|link| link.index);
         Ok(device)
@@ -545,25 +549,15 @@ impl Plan {
         }
     }
 
-    /// The underlay addresses that are no addresses of this machine, where packets leave by an interface: the
-    /// kernel answers for none of these, so nothing reaches the node. Through a TUN device they are routed.
-    /// The interface that VIPs are announced by has the underlay address for its end, which does not count.
-    pub(super) fn foreign_underlays(&self, config: &Config, announce: Option<&str>) -> Vec<IpAddr> {
-        if matches!(self, Self::Tun(_)) || config.node.role == Role::Proxy {
-            return Vec::new();
-        }
-        let Ok(own) = Neighbours::open().and_then(|tables| tables.addresses_by_interface()) else {
+    /// The TUN devices to the fabric that are there: the kernel routes what comes from hosts and muxes into them.
+    pub(super) fn routed_fabric(&self) -> Vec<&str> {
+        let Self::Tun(names) = self else {
             return Vec::new();
         };
-        let announce = announce.and_then(|name| Some(Link::find(name).ok()?.index));
-        let own = own
-            .into_iter()
-            .filter(|(index, _)| Some(*index) != announce);
-        let own: BTreeSet<IpAddr> = own.map(|(_, address)| address).collect();
-        let node = &config.node;
-        let said = [node.ipv4.map(IpAddr::from), node.ipv6.map(IpAddr::from)];
-        let said = said.into_iter().flatten();
-        said.filter(|address| !own.contains(address)).collect()
+        let fabric = names
+            .iter()
+            .filter(|name| name.port == PortId(0) && name.layer == Layer::Ip && name.is_there);
+        fabric.map(|name| name.name.as_str()).collect()
     }
 
     /// The devices that no packets come in by, and why not.

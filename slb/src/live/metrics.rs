@@ -38,6 +38,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use super::lasting::Lasting;
 use super::tell::Tell;
 use crate::Failure;
 use crate::report::metrics::{Family, Histogram};
@@ -179,15 +180,26 @@ impl Connections {
     }
 }
 
+/// The subject of the fault that no connection is accepted.
+const ACCEPT: &str = "accept";
+
 async fn accept(listener: std::net::TcpListener, source: Arc<Source>) -> std::io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let mut connections = Connections::default();
+    let mut lasting = Lasting::default();
     loop {
         let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
+            Ok(accepted) => {
+                if lasting.end(ACCEPT).is_some() {
+                    info!("metrics: connections are accepted again");
+                }
+                accepted
+            }
             Err(error) => {
-                // A transient error, such as too many open files.
-                warn!("metrics: {error}");
+                // Too many open files, say: it passes.
+                if lasting.is_due(ACCEPT) {
+                    warn!("metrics: no connection is accepted: {error}");
+                }
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }

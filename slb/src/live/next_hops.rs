@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Deref;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use slb_io_afxdp::{Neighbours, NextHop};
 use tracing::{info, warn};
 
 use super::device::Plan;
+use super::narrowest::Narrowest;
 use crate::Failure;
 
 /// An address that only a default route covers: one for documentation (RFC 5737, RFC 3849).
@@ -57,8 +59,34 @@ impl Reach {
     }
 }
 
-/// The routes to addresses.
-pub(super) type Found = BTreeMap<IpAddr, Reach>;
+/// How each address is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Found {
+    by_address: BTreeMap<IpAddr, Reach>,
+    /// Of the interfaces that the kernel sends packets by, the one with the smallest MTU.
+    narrowest: Option<Narrowest>,
+}
+
+impl Found {
+    pub(super) fn narrowest(&self) -> Option<&Narrowest> {
+        self.narrowest.as_ref()
+    }
+
+    /// Shortens the packets of a configuration to what the interfaces carry that the kernel sends them by.
+    pub(super) fn limit(&self, config: &mut Config) {
+        if let Some(narrowest) = &self.narrowest {
+            narrowest.limit(config);
+        }
+    }
+}
+
+impl Deref for Found {
+    type Target = BTreeMap<IpAddr, Reach>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.by_address
+    }
+}
 
 pub(super) struct NextHops {
     tables: Neighbours,
@@ -109,6 +137,8 @@ impl NextHops {
             addresses: needed(given, self.are_needed()),
             fabric: self.fabric,
             crosses: (self.are_needed() || self.is_bridged) && given.node.role == Role::Proxy,
+            is_routed: !self.are_needed() && !self.is_bridged,
+            others: others(given),
         }
     }
 
@@ -135,6 +165,10 @@ pub(super) struct Query {
     fabric: Option<u32>,
     /// True if packets without a route by the fabric cross with their link headers.
     crosses: bool,
+    /// True if the kernel routes the packets.
+    is_routed: bool,
+    /// More addresses that packets go to, which are not looked up unless the kernel routes to them.
+    others: BTreeSet<IpAddr>,
 }
 
 impl Query {
@@ -147,7 +181,7 @@ impl Query {
     }
 
     fn answer(&self, tables: &Neighbours) -> Found {
-        let mut found = Found::new();
+        let mut found = BTreeMap::new();
         for &address in &self.addresses {
             let reach = match tables.next_hop(address) {
                 Ok(None) if self.crosses => Reach::Across,
@@ -165,7 +199,15 @@ impl Query {
             };
             found.insert(address, reach);
         }
-        found
+        let narrowest = self.is_routed.then(|| {
+            let next_hops = found.values().filter_map(Reach::next_hop);
+            let interfaces = next_hops.map(|next_hop| next_hop.interface);
+            Narrowest::find(tables, interfaces, &self.others)
+        });
+        Found {
+            by_address: found,
+            narrowest: narrowest.flatten(),
+        }
     }
 }
 
@@ -194,6 +236,18 @@ fn needed(given: &Config, by_interface: bool) -> BTreeSet<IpAddr> {
     let destinations = unsaid.map(|backend| destination(role, backend));
     all.extend(destinations.filter(|&address| role == Role::Proxy || !given.node.is(address)));
     all
+}
+
+/// The addresses that packets go to besides those of backends: the clients of a host agent or a proxy, by the default
+/// route, and muxes.
+fn others(given: &Config) -> BTreeSet<IpAddr> {
+    let node = &given.node;
+    if node.role == Role::Mux {
+        return BTreeSet::new();
+    }
+    let vips = given.frontends.iter().map(|frontend| frontend.address);
+    let clients = vips.map(|vip| if vip.is_ipv4() { FAR_IPV4 } else { FAR_IPV6 });
+    clients.chain(node.muxes.iter().copied()).collect()
 }
 
 /// The hosts of all vms of networks, each with its next hop if the configuration says it.

@@ -24,6 +24,10 @@ use tracing::{info, warn};
 use super::device::{Plan, own_addresses};
 use crate::Failure;
 
+mod followed;
+
+pub(super) use self::followed::{Followed, tell_apart};
+
 /// `rp_filter`: a source has to be reached by the interface that it comes by.
 const STRICT: u32 = 1;
 /// `rp_filter`: a source has to be reached by any interface.
@@ -53,8 +57,12 @@ impl Setting {
     }
 
     fn read(&self) -> u32 {
-        let text = fs::read_to_string(self.path()).unwrap_or_default();
-        text.trim().parse().unwrap_or(0)
+        self.present().unwrap_or(0)
+    }
+
+    /// The value; `None` where there is no such setting, such as of a device that is gone.
+    fn present(&self) -> Option<u32> {
+        fs::read_to_string(self.path()).ok()?.trim().parse().ok()
     }
 
     /// The name as sysctl(8) takes it: dots of the device's name are slashes there.
@@ -65,16 +73,23 @@ impl Setting {
     }
 
     fn set(&self, value: u32, why: &str) -> Result<(), Failure> {
-        let name = self.name();
+        self.write(value, why)?;
+        info!("set {} = {value}, since {why}", self.name());
+        Ok(())
+    }
+
+    fn write(&self, value: u32, why: &str) -> Result<(), Failure> {
         fs::write(self.path(), value.to_string()).map_err(|error| {
+            let name = self.name();
             Failure::failed(format!(
                 "{name} = {value} is needed, since {why}, and cannot be set: {error} (sysctl -w {name}={value})"
             ))
-        })?;
-        info!("set {name} = {value}, since {why}");
-        Ok(())
+        })
     }
 }
+
+/// A setting that is not as a device needs it, the value that it needs, and the reason.
+type Need = (Setting, u32, &'static str);
 
 /// Sets what the TUN devices of a plan need, as far as they are there.
 ///
@@ -85,27 +100,54 @@ pub(super) fn prepare(plan: &Plan, config: &Config) -> Result<(), Failure> {
     if devices.is_empty() {
         return Ok(());
     }
-    let own = own_addresses().unwrap_or_default();
-    let underlay = config.node.ipv4.map(IpAddr::from);
-    let is_own = underlay.is_some_and(|underlay| own.contains(&underlay));
+    let from_own = sends_from_own(config);
     for &device in &devices {
-        prepare_device(device, is_own)?;
+        for (setting, value, why) in needed_by_tun(device, config, from_own) {
+            setting.set(value, why)?;
+        }
     }
     Ok(())
 }
 
-fn prepare_device(device: &str, sends_from_own: bool) -> Result<(), Failure> {
+/// Returns true if packets leave with an address of this machine as their source.
+fn sends_from_own(config: &Config) -> bool {
+    let underlay = config.node.ipv4.map(IpAddr::from);
+    let own = own_addresses().unwrap_or_default();
+    underlay.is_some_and(|underlay| own.contains(&underlay))
+}
+
+/// The settings of a TUN device that are not as they have to be.
+fn needed_by_tun(device: &str, config: &Config, from_own: bool) -> Vec<Need> {
+    let mut needs = Vec::new();
     let of = |field| (Setting::of(field, device), Setting::of(field, "all").read());
     let (accept_local, of_all) = of("accept_local");
-    if sends_from_own && accept_local.read() == 0 && of_all == 0 {
-        accept_local.set(1, "packets come out of it from an address of this machine")?;
+    if from_own && accept_local.read() == 0 && of_all == 0 {
+        let why = "packets come out of it from an address of this machine";
+        needs.push((accept_local, 1, why));
     }
-    relax_rp_filter(device)?;
+    needs.extend(needed_by_routed(device));
     let (forwarding, _) = of("forwarding");
     if forwarding.read() == 0 {
-        forwarding.set(1, "packets that come out of it are forwarded")?;
+        needs.push((forwarding, 1, "packets that come out of it are forwarded"));
     }
-    Ok(())
+    let disable_ipv6 = Setting {
+        parts: ("net/ipv6/conf", "disable_ipv6"),
+        device: device.to_owned(),
+    };
+    if has_family(config, true) && disable_ipv6.read() != 0 {
+        needs.push((disable_ipv6, 0, "IPv6 packets come out of it"));
+    }
+    needs
+}
+
+/// Returns true if packets of a family go through the devices: IPv6, or IPv4.
+fn has_family(config: &Config, is_ipv6: bool) -> bool {
+    let own = match is_ipv6 {
+        true => config.node.ipv6.is_some(),
+        false => config.node.ipv4.is_some(),
+    };
+    let mut vips = config.frontends.iter();
+    own || vips.any(|frontend| frontend.address.is_ipv6() == is_ipv6)
 }
 
 /// Sets what a TUN device needs that a proxy gives packets to which the kernel routes. It forwards them where
@@ -114,10 +156,17 @@ fn prepare_device(device: &str, sends_from_own: bool) -> Result<(), Failure> {
 /// # Errors
 /// A setting is missing and cannot be set: it is named.
 pub(super) fn prepare_routed(device: &str) -> Result<(), Failure> {
-    relax_rp_filter(device)
+    if let Some((setting, value, why)) = needed_by_routed(device) {
+        setting.set(value, why)?;
+    }
+    if let Some(why) = lacks_any_address(device) {
+        warn!("{why}");
+    }
+    Ok(())
 }
 
-fn relax_rp_filter(device: &str) -> Result<(), Failure> {
+/// The setting of a device whose packets the kernel routes that is not as it has to be.
+fn needed_by_routed(device: &str) -> Option<Need> {
     // The larger of the two counts.
     let (rp_filter, of_all) = (
         Setting::of("rp_filter", device),
@@ -125,16 +174,24 @@ fn relax_rp_filter(device: &str) -> Result<(), Failure> {
     );
     let why = "answers to its packets do not come back by it";
     if of_all == 0 && rp_filter.read() != 0 {
-        rp_filter.set(0, why)?;
-    } else if rp_filter.read().max(of_all) == STRICT {
-        rp_filter.set(LOOSE, why)?;
+        return Some((rp_filter, 0, why));
     }
-    if of_all != 0 && !has_ipv4(device) {
-        warn!(
+    (rp_filter.read().max(of_all) == STRICT).then_some((rp_filter, LOOSE, why))
+}
+
+/// Why the kernel drops the IPv4 packets of a device, if it does: it checks their sources, and the device has no
+/// address.
+fn lacks_address(device: &str, config: &Config) -> Option<String> {
+    lacks_any_address(device).filter(|_| has_family(config, false))
+}
+
+fn lacks_any_address(device: &str) -> Option<String> {
+    let of_all = Setting::of("rp_filter", "all").read();
+    (of_all != 0 && !has_ipv4(device)).then(|| {
+        format!(
             "net.ipv4.conf.all.rp_filter is {of_all}: the kernel drops packets out of {device} while it has no IPv4 address (ip address add ADDRESS dev {device}, or sysctl -w net.ipv4.conf.all.rp_filter=0)"
-        );
-    }
-    Ok(())
+        )
+    })
 }
 
 /// Returns true if an interface has an IPv4 address: without one, the kernel finds no source valid
@@ -149,9 +206,16 @@ fn has_ipv4(device: &str) -> bool {
 /// Says where the machine forwards nothing to the devices: packets for VIPs that come in by other interfaces
 /// are lost then.
 pub(super) fn warn_of_machine(plan: &Plan, config: &Config) {
+    for why in machine_settings(plan, config).into_iter().flatten() {
+        warn!("{why}");
+    }
+}
+
+/// Why packets for VIPs that come in by other interfaces are lost, if they are: those of IPv4, and those of IPv6.
+fn machine_settings(plan: &Plan, config: &Config) -> [Option<String>; 2] {
     let devices = plan.routed_devices();
     if devices.is_empty() {
-        return;
+        return [None, None];
     }
     let vips = config
         .frontends
@@ -167,23 +231,24 @@ pub(super) fn warn_of_machine(plan: &Plan, config: &Config) {
         .filter(|name| !["all", "default", "lo"].contains(&&**name) && !devices.contains(&&**name));
     let forwards = |name: String| Setting::of("forwarding", &name).read() != 0;
     let devices = devices.join(", ");
-    if families.contains(&false) && !others.any(forwards) {
-        warn!(
+    let ipv4 = (families.contains(&false) && !others.any(forwards)).then(|| {
+        format!(
             "no other interface forwards IPv4: packets for VIPs that arrive elsewhere do not reach {devices} \
              (sysctl -w net.ipv4.ip_forward=1)"
-        );
-    }
-    let ipv6 = Setting {
+        )
+    });
+    let setting = Setting {
         parts: ("net/ipv6/conf", "forwarding"),
         device: "all".to_owned(),
     };
-    if families.contains(&true) && ipv6.read() == 0 {
-        warn!(
+    let ipv6 = (families.contains(&true) && setting.read() == 0).then(|| {
+        format!(
             "no interface forwards IPv6: packets for VIPs that arrive elsewhere do not reach {devices} \
              (sysctl -w {}=1)",
-            ipv6.name()
-        );
-    }
+            setting.name()
+        )
+    });
+    [ipv4, ipv6]
 }
 
 /// Fails where the kernel drops the answers to calls of announced VIPs: they come in by the fabric's interface, and the

@@ -15,7 +15,6 @@ use slb_control::{Config, Role};
 use slb_core::counters::CounterMemory;
 use slb_core::snapshot::Snapshot;
 use slb_core::{Instant, Key};
-use slb_io_tun::Device;
 use tracing::{error, warn};
 
 use self::devices::ToKernel;
@@ -26,6 +25,7 @@ use super::handed::Devices;
 use super::look::{Looker, Task};
 use super::mailbox::Mailbox;
 use super::offload::Offload;
+use super::pass::Passing;
 use super::state::{self, Importing, Saved};
 use crate::Failure;
 use crate::balancer::{Balancer, Limits};
@@ -58,7 +58,7 @@ pub(super) struct Start {
 /// process, if there is one, and the device for packets that are not the balancer's.
 pub(super) struct Go {
     pub(super) saved: Option<Arc<Saved>>,
-    pub(super) kernel: Option<Arc<Device>>,
+    pub(super) kernel: Option<Arc<Passing>>,
     /// The worker's devices, where that process left them open.
     pub(super) devices: Devices,
 }

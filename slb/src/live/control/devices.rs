@@ -75,15 +75,25 @@ impl Control<'_> {
                 continue;
             }
             touched.extend(slots.iter().map(|&(place, _)| place));
-            if let Err(failure) = worker.reopen(self.plan.queues(slots)) {
-                let device = worker.names.join(", ");
-                error!(device, "cannot be opened, will retry: {failure}");
-                self.to_reopen.extend(&places);
+            let device = worker.names.join(", ");
+            let subject = format!("open {device}");
+            match worker.reopen(self.plan.queues(slots)) {
+                Ok(()) => {
+                    if let Some(lasted) = self.lasting.end(&subject) {
+                        let seconds = lasted.as_secs_f64();
+                        info!(device, seconds, "opened again");
+                    }
+                }
+                Err(failure) => {
+                    if self.lasting.is_due(&subject) {
+                        error!(device, "cannot be opened, will retry: {failure}");
+                    }
+                    self.to_reopen.extend(&places);
+                }
             }
         }
-        if let Err(failure) = sysctl::prepare(&self.plan, &self.config) {
-            error!("{failure}");
-        }
+        // What cannot be set is reported with the settings that are followed.
+        let _ = sysctl::prepare(&self.plan, &self.config);
         for place in touched {
             // A program belongs to one interface; programs of interfaces with only new sockets stay
             // attached.
@@ -92,9 +102,20 @@ impl Control<'_> {
             {
                 *program = None;
             }
-            if let Err(failure) = self.start_again(place) {
-                let device = self.plan.name(place).to_owned();
-                error!(device, "no packets are received, will retry: {failure}");
+            self.start_or_retry(place);
+        }
+    }
+
+    /// Has the packets of an interface come to the workers' sockets, or tries that again later.
+    fn start_or_retry(&mut self, place: usize) {
+        let device = self.plan.name(place).to_owned();
+        let subject = format!("receive from {device}");
+        match self.start_again(place) {
+            Ok(()) => drop(self.lasting.end(&subject)),
+            Err(failure) => {
+                if self.lasting.is_due(&subject) {
+                    error!(device, "no packets are received, will retry: {failure}");
+                }
                 self.to_reopen.insert(place);
             }
         }
@@ -148,10 +169,7 @@ impl Control<'_> {
             }
             warn!(device, "the XDP program was detached: attaching it again");
             self.programs[place] = None;
-            if let Err(failure) = self.start_again(place) {
-                error!(device, "no packets are received, will retry: {failure}");
-                self.to_reopen.insert(place);
-            }
+            self.start_or_retry(place);
         }
     }
 }

@@ -8,8 +8,15 @@ use tracing::{error, info, warn};
 
 use super::{Control, STILL};
 use crate::live::announce::Announcer;
+use crate::live::pass::Pass;
 use crate::live::status::Shared;
+use crate::live::sysctl::tell_apart;
+use crate::live::underlay;
 use crate::live::worker::Worker;
+
+/// How long after the start troubles may last before they are logged as errors: an operator routes VIPs and addresses
+/// into a device that this process has made.
+const SETTLING: Duration = Duration::from_secs(5);
 
 impl Control<'_> {
     /// Records the reasons why packets do not arrive; the node is then not ready, and announces
@@ -22,19 +29,31 @@ impl Control<'_> {
                 trouble.push(format!("{name} cannot be opened"));
             }
         }
-        let foreign = self
-            .plan
-            .foreign_underlays(&self.given, self.options.announce.as_deref());
-        trouble.extend(foreign.into_iter().map(|address| {
-            format!("underlay {address} is no address of this machine (ip address add)")
-        }));
+        let underlays = underlay::look(&self.plan, &self.given, self.options.announce.as_deref());
+        trouble.extend(underlays.troubles);
         trouble.extend(self.announcer.as_ref().and_then(Announcer::trouble));
+        trouble.extend(self.pass.as_ref().and_then(Pass::trouble));
+        trouble.extend(self.settings.iter().cloned());
+        // Devices that were just made get their routes and addresses now.
+        let is_new = self.begin.elapsed() < SETTLING;
+        let why = trouble.join(", ");
         if trouble != self.trouble {
             match trouble.is_empty() {
                 true => info!(event = "ready", "ready again"),
-                false => error!(why = trouble.join(", "), event = "not_ready", "not ready"),
+                false if is_new => info!(why, event = "not_ready", "not ready yet"),
+                false => {}
             }
             self.trouble = trouble;
+        }
+        if !is_new {
+            tell_apart(&self.warned, &underlays.warnings);
+            self.warned = underlays.warnings;
+            if self.trouble != self.said {
+                if !self.trouble.is_empty() {
+                    error!(why, event = "not_ready", "not ready");
+                }
+                self.said.clone_from(&self.trouble);
+            }
         }
         let mut all = self.trouble.clone();
         if self.first_round.is_some() {
@@ -51,8 +70,13 @@ impl Control<'_> {
         self.announce();
     }
 
-    /// Reports how long the whole process was stalled, if it was, because it was stopped or had no
-    /// memory or CPU.
+    /// Follows the settings of the kernel that TUN devices need.
+    pub(super) fn follow_settings(&mut self) {
+        let routed = self.pass.as_ref().and_then(Pass::routed);
+        self.settings = self.followed.look(&self.plan, &self.config, routed);
+    }
+
+    /// Says how long the whole process was stalled, if it was: it was stopped, or had no memory or CPU.
     pub(super) fn heed_stop(&mut self, waited: Duration) {
         if waited < STILL {
             return;

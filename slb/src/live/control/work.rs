@@ -19,11 +19,17 @@ use crate::Failure;
 use crate::balancer::Limits;
 use crate::live::background::Background;
 use crate::live::follow::Fleet;
-use crate::live::next_hops::{Found, unresolved};
+use crate::live::next_hops::{Found, Query, unresolved};
 use crate::live::status::Shared;
 use crate::live::worker::{Next, secret};
 
-/// Background work, which takes seconds for a large configuration.
+/// The subject of the fault that next hops cannot be looked up.
+const LOOK_UP: &str = "look up next hops";
+
+/// The subject of the fault that the present configuration cannot be compiled with what is known.
+const COMPILE: &str = "compile";
+
+/// Work in threads of its own, which takes seconds for a large configuration.
 ///
 /// ```text
 ///  a file that changed ─► next hops of its hosts ─► waits ─┐
@@ -123,7 +129,7 @@ impl Control<'_> {
                 warn!("{size} = {is} takes effect after a restart; until then it is {was}");
             }
         }
-        match self.begin_look_up(&given) {
+        match self.begin_look_up(self.next_hops.query(&given)) {
             Some(job) => self.work.loaded = Some((given, job)),
             None => self.stays(&"next hops cannot be looked up"),
         }
@@ -180,17 +186,23 @@ impl Control<'_> {
         {
             self.work.wants_look_up = false;
             self.work.look_up_pace.begin();
-            self.work.look_up = self.begin_look_up(&self.given);
+            self.work.look_up = {
+                let query = self.next_hops.query(&self.given);
+                self.begin_look_up(query)
+            };
         }
         if let Some(job) = self.work.look_up.take() {
             match job.result().map(Option::transpose) {
                 Ok(Ok(None)) => self.work.look_up = Some(job),
                 Ok(Ok(Some(found))) => {
                     self.work.look_up_pace.end();
+                    if self.lasting.end(LOOK_UP).is_some() {
+                        info!("next hops are looked up again");
+                    }
                     self.found_out(found, shared);
                 }
-                Ok(Err(error)) => error!("next hops are unchanged: {error}"),
-                Err(failure) => error!("next hops are unchanged: {failure}"),
+                Ok(Err(error)) => self.no_look_up(&error),
+                Err(failure) => self.no_look_up(&failure),
             }
         }
         if self.work.compile.is_none() {
@@ -204,18 +216,30 @@ impl Control<'_> {
                 Ok(Ok(None)) => self.work.compile = Some((given, job)),
                 Ok(Ok(Some((config, snapshot)))) => {
                     self.work.compile_pace.end();
+                    self.lasting.end(COMPILE);
                     match self.put_in_place(config, snapshot) {
                         Ok(()) => self.is_in_place(given, shared),
                         Err(failure) => self.stays(&failure),
                     }
                 }
+                // The present one is compiled whenever what is known of it has changed.
+                Ok(Err(_)) if given.is_none() && !self.lasting.is_due(COMPILE) => {}
                 Ok(Err(error)) => self.stays(&error),
                 Err(failure) => self.stays(&failure),
             }
         }
     }
 
-    /// Logs why a configuration is not installed, and keeps the present one.
+    /// Says why next hops are not looked up, and tries that again.
+    fn no_look_up(&mut self, why: &dyn fmt::Display) {
+        self.work.look_up_pace.end();
+        self.work.wants_look_up = true;
+        if self.lasting.is_due(LOOK_UP) {
+            error!("next hops are unchanged: {why}");
+        }
+    }
+
+    /// Says why a configuration is not put in place, and goes on with the present one.
     fn stays(&mut self, why: &dyn fmt::Display) {
         error!(
             event = "configuration_refused",
@@ -227,27 +251,35 @@ impl Control<'_> {
         self.ask_backends(None);
     }
 
-    /// Begins to look up the routes to the addresses of a configuration.
-    fn begin_look_up(&self, given: &Config) -> Option<Background<io::Result<Found>>> {
-        let query = self.next_hops.query(given);
+    /// Begins to look up how the addresses of a configuration are reached.
+    fn begin_look_up(&mut self, query: Query) -> Option<Background<io::Result<Found>>> {
         let begun = Background::begin("look up next hops", move || query.run());
-        begun.map_err(|failure| error!("{failure}")).ok()
+        let failed = |failure| {
+            if self.lasting.is_due("begin to look up next hops") {
+                error!("{failure}");
+            }
+        };
+        begun.map_err(failed).ok()
     }
 
     /// Records the routes to the addresses of the present configuration.
     fn found_out(&mut self, found: Found, shared: &Shared) {
         let is_another = self.unreached.note(&self.given, &found);
         let fabric = self.plan.fabric().map(|interface| &*interface.name);
+        self.work.wants_compile |= self.narrow.note(&self.given, &found);
         self.unreached.note_across(&self.given, &found, fabric);
         shared.set_unreachable(self.unreached.hosts());
         let takes_others = self.plan.taken(&self.config) != self.taken;
         self.work.wants_compile |= is_another || takes_others;
-        if found != self.found {
+        if *found != *self.found {
             self.work.wants_compile = true;
             let unresolved = unresolved(&self.given, &found);
             info!(of = found.len(), unresolved, "next hops changed");
             self.found = found;
             self.ask(false);
+        } else {
+            self.work.wants_compile |= found != self.found;
+            self.found = found;
         }
     }
 
@@ -261,6 +293,7 @@ impl Control<'_> {
         };
         let known = self.next_hops.are_needed().then_some(found);
         let mut config = self.plan.complete(given, known);
+        found.limit(&mut config);
         if let Some(fleet) = &self.fleet {
             fleet.apply(&mut config);
         }

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use slb_core::PacketIo;
 use slb_io_afxdp::AfXdp;
-use slb_io_tun::{Device, Tun};
+use slb_io_tun::Tun;
+
+use crate::live::pass::Passing;
 
 /// A device that frames are written to for the kernel, for as long as the worker lives.
 #[derive(Clone)]
-pub(super) struct ToKernel(pub(super) Arc<Device>);
+pub(super) struct ToKernel(pub(super) Arc<Passing>);
 
 impl io::Write for ToKernel {
     fn write(&mut self, frame: &[u8]) -> io::Result<usize> {

@@ -12,8 +12,9 @@ use std::time::Duration;
 use common::world::{Process, World, lacking, log, ready, wait_until};
 
 fn rest_of(role: &str, underlay: &str) -> String {
+    let table = if role == "mux" { "flows" } else { "connections" };
     format!(
-        "[node]\nrole = \"{role}\"\nunderlay = \"{underlay}\"\nmtu = 1600\nflows = 1024\nconnections = 1024\n\
+        "[node]\nrole = \"{role}\"\nunderlay = \"{underlay}\"\nmtu = 1600\n{table} = 1024\n\
          [[frontend]]\nname = \"web\"\naddress = \"20.20.20.100\"\n\
          [[rule]]\nname = \"dns\"\nfrontend = \"web\"\npool = \"webs\"\n\
          protocol = \"udp\"\nfrontend_port = 53\n\
@@ -325,8 +326,6 @@ fn a_device_that_cannot_be_opened_is_one_line() {
     let lines = log(&world).matches("will retry").count();
     assert_eq!(lines, 1, "{}", log(&world));
     drop(holder);
-    world.on("m", "ip tuntap add dev slb0 mode tun");
-    world.on("m", "ip link set slb0 up");
     wait_until(&world, "it is opened", || {
         log(&world).contains("opened again")
     });

@@ -24,6 +24,14 @@ name = "other"
 network = "blue"
 address = "10.10.9.9"
 host = "172.16.0.102"
+[[security_list]]
+name = "closed"
+[[security_rule]]
+security_list = "closed"
+name = "in"
+priority = 100
+direction = "inbound"
+access = "allow"
 [[frontend]]
 name = "web"
 address = "20.20.20.100"
@@ -212,6 +220,8 @@ fn every_field_refuses_addresses_that_no_host_has() {
         "network.gateways",
         "vm.address",
         "vm.host",
+        "security_rule.sources",
+        "security_rule.destinations",
         "frontend.address",
         "pool.backends.address",
         "pool.backends.host",

@@ -59,6 +59,13 @@ fn parse(text: &str) -> Result<Config, String> {
     Config::parse("acl.toml", text).map_err(|errors| errors.to_string())
 }
 
+/// The errors of the file with one text in the place of another.
+#[track_caller]
+fn fault(old: &str, new: &str) -> String {
+    assert!(GOOD.contains(old), "{old}");
+    parse(&GOOD.replacen(old, new, 1)).expect_err(new)
+}
+
 #[test]
 fn a_list_is_read_as_written() {
     let config = parse(GOOD).expect("good");
@@ -106,6 +113,93 @@ fn a_list_is_read_as_written() {
         .replace("underlay = \"172.16.0.101\"", "underlay = \"172.16.0.11\"");
     let mux = parse(&mux).expect("good").snapshot(None).expect("good");
     assert_eq!((mux.security_rules(0), mux.security_slots()), (None, 0));
+}
+
+#[test]
+fn what_cannot_be_meant_is_a_fault() {
+    for (old, new, expected) in [
+        (
+            "security_list = \"web\"",
+            "security_list = \"wep\"",
+            "there is no security_list \"wep\": did you mean \"web\"?",
+        ),
+        ("[\"web\"]", "[\"web\", \"web\"]", "\"web\" is named twice"),
+        (
+            "\"closed\"\n\n[[pool]]",
+            "\"open\"\n\n[[pool]]",
+            "there is no security_list \"open\"",
+        ),
+        (
+            "[[security_list]]\nname = \"closed\"",
+            "[[security_list]]\nname = \"web\"\n\n[[security_list]]\nname = \"closed\"",
+            "duplicate name",
+        ),
+        (
+            "name = \"out\"",
+            "name = \"https\"",
+            "duplicate name: line 12 has it already",
+        ),
+        (
+            "direction = \"outbound\"",
+            "direction = \"inbound\"",
+            "expected a priority of its own, but 100 is that of inbound rule \"https\" too",
+        ),
+        (
+            "priority = 100",
+            "priority = 99",
+            "expected 100 to 4096, got 99",
+        ),
+        (
+            "access = \"deny\"",
+            "access = \"drop\"",
+            "expected \"allow\" or \"deny\", got \"drop\"",
+        ),
+        (
+            "\"10.9.0.0/16\"",
+            "\"10.9.0.1/16\"",
+            "expected 10.9.0.0/16, got 10.9.0.1/16, which has bits beyond its length",
+        ),
+        (
+            "\"network\"",
+            "\"VirtualNetwork\"",
+            "expected \"any\", \"network\", \"load-balancer\", \"internet\", an address",
+        ),
+        (
+            "[\"internet\",",
+            "[\"any\",",
+            "expected \"any\" alone, got other values too",
+        ),
+        (
+            "\"8000-8010\"",
+            "\"8010-8000\"",
+            "expected \"any\", a port such as \"443\", or a range",
+        ),
+        (
+            "protocol = \"tcp\"",
+            "protocol = \"icmp\"",
+            "expected \"any\", since packets of protocol \"icmp\" have no ports",
+        ),
+    ] {
+        let said = fault(old, new);
+        assert!(said.contains(expected), "{new}: {said}");
+    }
+    let proxy = r#"
+[node]
+role = "proxy"
+[[port]]
+name = "clients"
+type = "frontend"
+[[port]]
+name = "servers"
+type = "backend"
+[[security_list]]
+name = "web"
+"#;
+    let said = parse(proxy).expect_err("a proxy's");
+    assert!(
+        said.contains("security_list \"web\": is for role \"host\""),
+        "{said}"
+    );
 }
 
 #[test]

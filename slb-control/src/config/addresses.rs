@@ -191,17 +191,19 @@ pub(crate) fn mac(section: &Section<'_>, field: &'static str) -> Option<MacAddre
     found.map(|(address, _)| address)
 }
 
-/// Adds a fault where a prefix has bits beyond its length.
-pub(crate) fn check_length(section: &Section<'_>, field: &str, prefix: Prefix, span: &Span) {
+/// Adds a fault where a prefix has bits beyond its length, or no address of a kind.
+pub(crate) fn check_prefix(
+    section: &Section<'_>,
+    field: &str,
+    kind: Kind,
+    prefix: Prefix,
+    span: &Span,
+) {
     let whole = network_of(prefix);
     if whole != prefix {
         let message = format!("expected {whole}, got {prefix}, which has bits beyond its length");
         section.fault(span, field, message);
     }
-}
-
-fn check_prefix(section: &Section<'_>, field: &str, kind: Kind, prefix: Prefix, span: &Span) {
-    check_length(section, field, prefix, span);
     if !kind.has(range(prefix)) {
         let message = format!("expected addresses that hosts can have, got {prefix}");
         section.fault(span, field, message);

@@ -3,7 +3,7 @@
 use slb_core::nat::Direction;
 use slb_core::spec::{self, Access, Peers, SecurityProtocol};
 
-use super::addresses::{check_length, prefix_or_address};
+use super::addresses::{Kind, check_prefix, prefix_or_address};
 use crate::document::{Section, Span};
 use crate::validate::{self, Names};
 
@@ -205,7 +205,7 @@ fn read_peers(section: &Section<'_>, field: &'static str) -> Vec<Peers> {
     let all = section.any(field, PEERS, parse);
     for (peers, span) in &all {
         if let Some(Peers::Prefix(prefix)) = peers {
-            check_length(section, field, *prefix, span);
+            check_prefix(section, field, Kind::Host, *prefix, span);
         }
     }
     alone(section, field, all)

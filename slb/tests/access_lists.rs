@@ -531,7 +531,9 @@ impl Kernel {
         for (file, link) in seen.iter().zip([&self.namespace.link, &self.vm_link]) {
             let _ = fs::remove_file(file);
             let tcpdump = std::process::Command::new("tcpdump")
-                .args(["-i", link, "-Q", "in", "--immediate-mode", "-U", "-w"])
+                .args(["-i", link, "-Q", "in", "--immediate-mode", "-U"])
+                // The usual ring has room for few frames, and loses some on a busy machine.
+                .args(["-s", "2000", "-B", "16384", "-w"])
                 .arg(file)
                 .stderr(std::process::Stdio::null())
                 .spawn();

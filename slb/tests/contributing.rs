@@ -142,6 +142,43 @@ fn every_page_is_in_the_index_and_every_link_leads_somewhere() {
     }
 }
 
+/// `flood.rs: no_flood_moves_a_flow` names a test of a file.
+#[test]
+fn pages_name_tests_that_exist() {
+    let mut all = Vec::new();
+    for of in [
+        "slb-control",
+        "slb-core",
+        "slb-ffi",
+        "slb-fleet",
+        "slb-io-afxdp",
+        "slb-io-pcap",
+        "slb-io-tun",
+        "slb",
+    ] {
+        sources(of, &mut all);
+    }
+    all.retain(|path| !path.contains("/target/"));
+    let code: String = all.iter().map(|path| read(path)).collect();
+    let is_test = |name: &str| code.contains(&format!("fn {name}("));
+    let mut named = 0;
+    for page in ["docs/security.md", "docs/testing.md"] {
+        let text = read(page);
+        for quoted in text.split('`').skip(1).step_by(2) {
+            let Some((file, test)) = quoted.split_once(": ") else {
+                continue;
+            };
+            let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            if file.contains(' ') || !test.chars().all(is_word) {
+                continue;
+            }
+            named += 1;
+            assert!(is_test(test), "{page}: no test is called {test}");
+        }
+    }
+    assert!(named > 50, "{named}");
+}
+
 #[test]
 fn the_glossary_has_each_term_once_and_in_order() {
     let text = read("docs/glossary.md");

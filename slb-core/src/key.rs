@@ -87,7 +87,7 @@ mod tests {
         let (one, other) = (of(Key::new([1, 2])), of(Key::new([1, 3])));
         let words: alloc::collections::BTreeSet<u64> =
             one.iter().chain(&other).flatten().copied().collect();
-        assert_eq!(words.len(), 28);
+        assert_eq!(words.len(), 32);
         assert_eq!(one, of(Key::new([1, 2])));
     }
 

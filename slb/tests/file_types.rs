@@ -6,10 +6,13 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+#[cfg(feature = "live")]
 use std::thread::sleep;
+#[cfg(feature = "live")]
 use std::time::{Duration, Instant};
 
 use crate::common::sh;
+#[cfg(feature = "live")]
 use crate::common::world::Process;
 
 /// A directory with a file of each type; `web.toml` and `sample.pcap` are what their names say.

@@ -144,7 +144,7 @@ pub(super) struct Control<'o> {
     pub(super) followed: Followed,
     /// Why packets are lost by settings of the kernel.
     pub(super) settings: Vec<String>,
-    /// What was last warned of about underlay addresses.
+    /// The last warnings about underlay addresses.
     pub(super) warned: Vec<String>,
     /// The trouble that was last logged as an error.
     pub(super) said: Vec<String>,

@@ -63,7 +63,7 @@ impl Reach {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
     by_address: BTreeMap<IpAddr, Reach>,
-    /// Of the interfaces that the kernel sends packets by, the one with the smallest MTU.
+    /// The interface with the smallest MTU among those that the kernel sends packets by.
     narrowest: Option<Narrowest>,
 }
 

@@ -132,7 +132,7 @@ pub(crate) fn run(options: &WatchdogOptions) -> Result<(), Failure> {
         let ignored = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(signal, ignored).map_err(Failure::failed)?;
     }
-    log::begin(options.log, Level::INFO)?;
+    log::begin(options.log, Level::INFO);
     let name = &options.announce;
     let mut input = io::stdin();
     let mut stalled: Option<Instant> = None;

@@ -89,8 +89,8 @@ fn the_cache_is_its_owners() {
 #[test]
 fn the_common_section_is_one_section() {
     for (text, what) in [
-        ("[[fleet]]\nhash_seed = 1\n", "array"),
-        ("fleet = 3\n", "integer"),
+        ("[[fleet]]\nhash_seed = 1\n", "a list"),
+        ("fleet = 3\n", "3"),
     ] {
         let fault = Spec::parse("web.toml", text);
         let Err(ObjectError::Spec(fault)) = fault else {

@@ -56,18 +56,6 @@ pub(super) fn check_vips(config: &Config, faults: &Faults<'_>) {
     }
 }
 
-/// Adds a fault where a host agent is one of its own muxes: it takes no VXLAN from its own address.
-pub(super) fn check_muxes(config: &Config, faults: &Faults<'_>) {
-    let node = &config.node;
-    for mux in node.muxes.iter().filter(|&&mux| node.is(mux)) {
-        if node.role == Role::Host {
-            let message =
-                format!("expected another node's address, but {mux} is this node's (underlay)");
-            faults.add(&node.span, "node: muxes", message);
-        }
-    }
-}
-
 /// Adds a fault for each range of a proxy that gives a client the address of a frontend or a backend: answers would be
 /// for the VIP, or stay at the backend.
 ///

@@ -39,6 +39,7 @@ mod duration;
 mod error;
 mod file;
 mod holders;
+pub mod lasting;
 mod memory;
 mod passive;
 pub mod ports;

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use std::{io, mem};
 
 use slb_control::Config;
+use slb_control::lasting::Lasting;
 use tracing::{info, warn};
 
 use crate::cache::{Cache, Held};
@@ -36,8 +37,9 @@ pub const AUTONOMY: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(20);
 /// The minimum time between writes of changes of health to the cache.
 const BETWEEN_WRITES: Duration = Duration::from_secs(1);
-/// How often a fault that lasts is logged.
-const REMIND: Duration = Duration::from_secs(60);
+/// Faults whose lines are spaced out.
+const STORE: &str = "store";
+const CACHE: &str = "cache";
 /// How long it waits after the store did not answer.
 const PAUSE: Duration = Duration::from_millis(300);
 /// The pause after the store denied a request, which usually persists.
@@ -195,7 +197,7 @@ impl Node {
             cached: held,
             is_cached: true,
             wrote: Instant::now(),
-            unwritten: None,
+            faults: Lasting::default(),
         };
         let thread = thread::Builder::new()
             .name("slb fleet".to_owned())
@@ -303,22 +305,22 @@ struct Follower {
     is_cached: bool,
     /// When the cache was written last.
     wrote: Instant,
-    /// When it was last said that the cache cannot be written.
-    unwritten: Option<Instant>,
+    /// Faults that last.
+    faults: Lasting,
 }
 
 impl Follower {
     fn run(&mut self) {
-        let mut said: Option<Instant> = None;
         while !self.shared.stop.load(Ordering::Relaxed) {
             let Err(error) = self.follow() else { return };
             let why = error.to_string();
             let mut state = self.shared.state();
             // Members of a store that is away give reasons in turn.
-            let is_due = said.is_none_or(|said| said.elapsed() >= REMIND);
-            if is_due || state.away.is_none() {
+            if state.away.is_none() {
+                self.faults.end(STORE);
+            }
+            if self.faults.is_due(STORE) {
                 warn!("fleet: {why}");
-                said = Some(Instant::now());
             }
             state.away.get_or_insert_with(Instant::now);
             state.fault = Some(why);
@@ -510,13 +512,12 @@ impl Follower {
         let path = cache.path().display();
         match cache.write(held) {
             Ok(()) => {
-                if self.unwritten.take().is_some() {
+                if self.faults.end(CACHE).is_some() {
                     info!("{path}: is written again");
                 }
             }
-            Err(error) if self.unwritten.is_none_or(|said| said.elapsed() >= REMIND) => {
+            Err(error) if self.faults.is_due(CACHE) => {
                 warn!("{path}: cannot be written, and keeps an earlier generation: {error}");
-                self.unwritten = Some(Instant::now());
             }
             Err(_) => {}
         }

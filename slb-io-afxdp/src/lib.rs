@@ -7,7 +7,7 @@
 //!   sockets and leaves all others, such as ARP, SSH and BGP, to the kernel.
 //! - [`Neighbours`]: the MAC addresses of next hops, from the kernel's tables.
 //!
-//! It needs Linux 5.10, where sockets of several queues share their memory; CAP_NET_RAW for sockets, and
+//! The crate needs Linux 5.10, where sockets of several queues share their memory; CAP_NET_RAW for sockets, and
 //! CAP_BPF and CAP_NET_ADMIN for the program.
 //!
 //! ```no_run

@@ -29,7 +29,7 @@ trait Source {
     /// Reads some bytes; none at the end.
     ///
     /// # Errors
-    /// They cannot be read, or are damaged: [`Damage::Cut`] and [`Damage::Behind`] come after all bytes before.
+    /// The bytes cannot be read or are damaged. [`Damage::Cut`] and [`Damage::Behind`] come after all whole bytes.
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Damage>;
 }
 

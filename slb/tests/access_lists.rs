@@ -143,7 +143,7 @@ fn config(rules: &str) -> Config {
     Config::parse("acl", &text).unwrap_or_else(|errors| panic!("{errors}\n{text}"))
 }
 
-/// What nftables calls the peers of one side; each line is another way to match.
+/// Matches of nftables for the peers of one side, with one line for each alternative.
 fn matches(peers: &[Peers], side: &str) -> Vec<(Option<bool>, String)> {
     if peers.is_empty() {
         return vec![(None, String::new())];

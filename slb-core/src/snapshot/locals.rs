@@ -128,8 +128,8 @@ pub(crate) struct Nat<'m> {
     /// backends among all backends.
     moved: ProbeMap<'m, [u64; 2], 3>,
     moved_count: usize,
-    /// Hosts from which vms have moved here, and which are no longer configured, the newest first.
-    /// They pass on packets that still arrive there.
+    /// Former hosts of vms that have moved here, the newest first. A former host that the configuration no longer
+    /// names still passes packets on.
     former_hosts: Mem<'m, [u64; 2]>,
     former_count: usize,
     local_by_backend: ProbeMap<'m, u64, 5>,

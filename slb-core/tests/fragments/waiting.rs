@@ -16,7 +16,7 @@ use slb_core::{
 
 use super::{HELD, MISSING, SYN, data, datagrams, hop};
 
-/// What is given to wait in.
+/// Room for fragments that wait.
 fn room(slots: usize) -> FragmentRoom<'static> {
     FragmentRoom::build(slots, Key::new([8, 9]), &mut Boxes).unwrap()
 }
@@ -44,7 +44,7 @@ impl Roomy for Proxy<'static, Shared> {
     }
 }
 
-/// What a role sends of itself now, in so many spare frames of so many bytes.
+/// Packets that a role sends by itself now, in `frames` spare frames of `len` bytes.
 fn released(role: &mut impl Role, now: Instant, frames: usize, len: usize) -> Vec<Vec<u8>> {
     let mut memory = vec![vec![0xa5; len]; frames];
     let mut spare = Burst::new();

@@ -1,4 +1,4 @@
-//! What always holds of translated connections, whatever comes.
+//! Properties of translated connections that no packet breaks.
 
 mod net;
 mod ports;

@@ -1,4 +1,4 @@
-//! What a host agent accepts from whom.
+//! A host agent accepts VXLAN from its muxes and other hosts only, and packets of its vms only from their addresses.
 
 use std::net::Ipv4Addr;
 

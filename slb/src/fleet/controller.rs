@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use slb_control::lasting::Lasting;
 use slb_fleet::leader::{Leader, LeaderOptions};
 use tracing::{info, warn};
 
@@ -19,8 +20,8 @@ use crate::status::CONTROLLER;
 const TICK: Duration = Duration::from_millis(50);
 /// The pause after the store did not answer.
 const PAUSE: Duration = Duration::from_millis(300);
-/// How often a fault that lasts is logged.
-const REMIND: Duration = Duration::from_secs(60);
+/// The fault that the store does not answer.
+const STORE: &str = "store";
 
 pub(crate) fn run(options: &ControllerOptions) -> Result<(), Failure> {
     crate::live::log::begin(options.log, options.log_level);
@@ -48,7 +49,7 @@ pub(crate) fn run(options: &ControllerOptions) -> Result<(), Failure> {
         },
     );
     info!(name, fleet = options.store.fleet.join(","), "running");
-    let mut said: Option<Instant> = None;
+    let mut faults = Lasting::default();
     while signals.pending().next().is_none() {
         let turned = leader.turn(begin.elapsed(), TICK);
         let away = telling.note(&leader, turned.as_ref().err());
@@ -58,13 +59,12 @@ pub(crate) fn run(options: &ControllerOptions) -> Result<(), Failure> {
                     let seconds = away.as_secs_f64();
                     info!(seconds, "the store answers again");
                 }
-                said = None;
+                faults.end(STORE);
             }
             Err(error) => {
                 // Members of a store that is away give reasons in turn.
-                if said.is_none_or(|said| said.elapsed() >= REMIND) {
+                if faults.is_due(STORE) {
                     warn!("{error}");
-                    said = Some(Instant::now());
                 }
                 sleep(PAUSE);
             }

@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 use slb_control::config::Node;
+use slb_control::lasting::Lasting;
 use slb_control::probe::{BackendName, Prober, VipProber};
 use slb_control::{Config, PassiveHealth, Role, SlowStart};
 use slb_core::MuxOptions;
@@ -31,7 +32,7 @@ use super::file::{Loading, WatchedFile};
 use super::follow::Fleet;
 use super::handed::Devices;
 use super::handover::{Handover, Heir, Request};
-use super::lasting::Lasting;
+
 use super::metrics::Endpoint;
 use super::narrowest::Narrow;
 use super::next_hops::{Found, NextHops, Unreached};

@@ -33,12 +33,12 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
+use slb_control::lasting::Lasting;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::lasting::Lasting;
 use super::tell::Tell;
 use crate::Failure;
 use crate::report::metrics::{Family, Histogram};

@@ -8,7 +8,7 @@ use super::{
     lacks_address, machine_settings, needed_by_routed, needed_by_tun, prepare, sends_from_own,
 };
 use crate::live::device::Plan;
-use crate::live::lasting::Lasting;
+use slb_control::lasting::Lasting;
 
 /// The settings of the kernel, followed.
 #[derive(Debug, Default)]

@@ -1,14 +1,21 @@
 //! Faults that last: a line when one begins, one each minute while it lasts, and one when it is over.
+//!
+//! ```
+//! let mut faults = slb_control::lasting::Lasting::default();
+//! assert!(faults.is_due("eth0"), "the fault has just begun");
+//! assert!(!faults.is_due("eth0"), "the log has it");
+//! assert!(faults.end("eth0").is_some());
+//! ```
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// How often a fault that lasts is logged again.
+/// Time between two lines about one fault.
 const REMIND: Duration = Duration::from_secs(60);
 
 /// The faults that last, by their subject, such as a device and the step that fails there.
 #[derive(Debug, Default)]
-pub(super) struct Lasting(BTreeMap<String, Fault>);
+pub struct Lasting(BTreeMap<String, Fault>);
 
 #[derive(Debug)]
 struct Fault {
@@ -19,7 +26,7 @@ struct Fault {
 
 impl Lasting {
     /// Records that a fault is there. Returns true if it is to be logged: it has just begun, or was logged long ago.
-    pub(super) fn is_due(&mut self, subject: &str) -> bool {
+    pub fn is_due(&mut self, subject: &str) -> bool {
         self.is_due_at(subject, Instant::now())
     }
 
@@ -39,8 +46,8 @@ impl Lasting {
         is_due
     }
 
-    /// Records that a fault is over. Returns how long it lasted, if it was there.
-    pub(super) fn end(&mut self, subject: &str) -> Option<Duration> {
+    /// Records that a fault is over. Returns how long it lasted; `None` if it was not there.
+    pub fn end(&mut self, subject: &str) -> Option<Duration> {
         self.0.remove(subject).map(|fault| fault.since.elapsed())
     }
 }

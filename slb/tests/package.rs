@@ -386,7 +386,7 @@ fn the_package_is_installed_started_upgraded_under_downloads_and_purged() {
         let rights = machine.on(&format!("grep CapEff /proc/{pid}/status"));
         // CAP_NET_ADMIN, CAP_NET_RAW, CAP_IPC_LOCK and CAP_BPF: bits 12, 13, 14 and 39.
         assert_eq!(rights, "CapEff:\t0000008000007000\n");
-        let alone = "mount -t tmpfs tmpfs /run/systemd && slb mux --log journal /nowhere.toml";
+        let alone = "mount -t tmpfs tmpfs /run/systemd && slb mux --io tun:slb9 --log journal /nowhere.toml";
         let alone = machine.command(&format!("unshare -m sh -c '{alone}'"));
         let why = String::from_utf8_lossy(&alone.stderr);
         assert!(why.contains("cannot reach systemd's journal"), "{why}");

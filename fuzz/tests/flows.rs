@@ -169,6 +169,8 @@ fn flows_stay_and_new_ones_go_to_who_takes_some() {
             let mut mux = Mux::with_capacity(snapshot(&configured, None), 1024, Key::new([1, 2]))
                 .expect("its role");
             let mut now = Instant::from_secs(1);
+            // A mux's clock starts with the first call: changes before it have no age yet.
+            mux.process(now, &mut []);
             let mut pinned: HashMap<u8, Pinned> = HashMap::new();
             // The time of the last change of the pool's table.
             let mut changed: Option<Instant> = None;

@@ -1,6 +1,10 @@
 //! Any bytes as a host agent's, a proxy's or a mux's state: they are refused, or the connections that they
-//! tell of lead to the backends that they name, end in their time and leave nothing behind.
+//! tell of lead to the backends that they name, end in their time and leave nothing behind. Any header of the file
+//! that records are kept in: it is refused, or each of its bytes says what is read.
 
+#[path = "../../slb/src/live/state/file.rs"]
+#[allow(dead_code, reason = "the program's file is tested, and not its names")]
+mod file;
 #[path = "../../slb-core/tests/translated/mod.rs"]
 mod translated;
 
@@ -8,6 +12,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bolero::TypeGenerator;
+use file::{Contents, HEADER, Moment, Owner, Piece};
 use slb_core::hash::siphash13;
 use slb_core::state::Age;
 use slb_core::{Key, Mux, PortId};
@@ -156,4 +161,129 @@ fn any_bytes_are_no_danger() {
             assert_eq!(imported.taken, 0);
         }
     });
+}
+
+/// A state file, or nearly.
+#[derive(Clone, Debug, TypeGenerator)]
+struct NearlyAFile {
+    role: u8,
+    connections: u8,
+    /// How many of the records each piece has, and its worker.
+    pieces: Vec<(u8, u16)>,
+    workers: u32,
+    moment: ([u8; 16], u64, u64),
+    is_exact: bool,
+    ports: u64,
+    /// The role and ports that the reader has, where they are others than the writer's.
+    reader: Option<(u8, u64)>,
+    /// Bytes of the header, and of the first piece's, and what is put there.
+    changes: Vec<(u8, u8)>,
+    is_checked: bool,
+    cut: Option<u16>,
+    more: Vec<u8>,
+}
+
+/// The program's name of a role.
+fn program_role(role: Role) -> slb_control::Role {
+    match role {
+        Role::Host => slb_control::Role::Host,
+        Role::Proxy => slb_control::Role::Proxy,
+    }
+}
+
+#[test]
+fn any_header_of_a_state_file_is_refused_or_says_what_is_read() {
+    bolero::check!()
+        .with_type::<NearlyAFile>()
+        .for_each(|input| {
+            let (role, ipv6) = ROLES[usize::from(input.role) % ROLES.len()];
+            let mut all = records(&exported(role, ipv6, input.connections)).into_iter();
+            let (boot, since_boot, unix) = input.moment;
+            let pieces = input.pieces.iter().take(4).map(|&(count, worker)| Piece {
+                worker,
+                records: all.by_ref().take(count.into()).flatten().collect(),
+            });
+            let written = Contents {
+                pieces: pieces.collect(),
+                workers: input.workers,
+                moment: Moment {
+                    boot,
+                    since_boot,
+                    unix,
+                },
+                is_exact: input.is_exact,
+            };
+            let writer = Owner {
+                role: program_role(role),
+                ports: input.ports,
+            };
+            let whole = written.bytes(writer);
+            let mut bytes = whole.clone();
+            for &(at, byte) in &input.changes {
+                let most = bytes.len().min(HEADER + 8);
+                bytes[usize::from(at) % most] = byte;
+            }
+            bytes.extend(&input.more);
+            if let Some(cut) = input.cut {
+                bytes.truncate(cut.into());
+            }
+            if input.is_checked && bytes.len() >= HEADER {
+                let len = (bytes.len() - HEADER) as u64;
+                let (header, body) = bytes.split_at_mut(HEADER);
+                if !input.more.is_empty() || input.cut.is_some() {
+                    header[56..64].copy_from_slice(&len.to_be_bytes());
+                }
+                let check = file::check_of(header, body);
+                header[64..].copy_from_slice(&check.to_be_bytes());
+            }
+            let (reader_role, ports) = input.reader.unwrap_or((input.role, input.ports));
+            let (reader_role, reader_ipv6) = ROLES[usize::from(reader_role) % ROLES.len()];
+            let reader = Owner {
+                role: program_role(reader_role),
+                ports,
+            };
+            let are_workers = written.pieces.iter().all(|piece| {
+                // No worker would take the records of another one.
+                u32::from(piece.worker) < input.workers
+            });
+            let read = match Contents::read(&bytes, reader) {
+                Ok(read) => read,
+                Err(why) => {
+                    assert!(!why.is_empty());
+                    let is_whole = bytes == whole && reader == writer && are_workers;
+                    assert!(!is_whole, "{why}");
+                    return;
+                }
+            };
+            // Every byte counts: no two files say the same.
+            assert_eq!(read.bytes(reader), bytes);
+            let pieces = read.pieces.iter();
+            assert!(
+                pieces
+                    .clone()
+                    .all(|piece| u32::from(piece.worker) < read.workers)
+            );
+            if bytes == whole {
+                assert_eq!((&read, reader), (&written, writer));
+            }
+            // Whatever the time is, what is taken is counted, and ends.
+            let mut world = World::new(Setup::new(reader_role, reader_ipv6));
+            let age = Age {
+                elapsed: read.moment.elapsed(),
+                is_stale: !read.is_exact,
+            };
+            let mut taken = 0;
+            for piece in pieces {
+                if let Ok(imported) = world.import(age, &piece.records) {
+                    let count = records(&piece.records).len() as u64;
+                    assert_eq!(imported.taken + imported.all_refused(), count);
+                    taken += imported.taken;
+                }
+            }
+            assert_eq!(world.connections().live, taken);
+            for _ in 0..3 {
+                world.wait(Duration::from_secs(80 * 60));
+            }
+            assert_eq!(world.connections().live, 0);
+        });
 }

@@ -9,16 +9,9 @@
 //! one. Whoever starts reads it and renames it to `ROLE.taken`: what it says is true once. A process
 //! that died before it wrote a checkpoint leaves only that, and the next one takes it as such.
 //!
-//! ```text
-//!   0   8  "slbstate"                      40   8  Unix time, in ns
-//!   8   2  version of the file: 1          48   8  hash of the ports' names, of a proxy
-//!  10   1  role: 1 mux, 2 host, 3 proxy    56   8  length of what follows the header
-//!  11   1  1: no packet was moved after    64   8  SipHash-1-3 of all other bytes
-//!  12   4  workers                         72  ..  pieces: worker (2), zero (2), length (4),
-//!  16  16  the kernel's boot id                    records as in `slb_core::state`
-//!  32   8  time since the boot, in ns
-//! ```
-//! Numbers are big-endian. The file is for this user only.
+//! Its layout is in [`file`]. The file is for this user only.
+
+mod file;
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -27,7 +20,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant as Clock, SystemTime};
+use std::time::{Duration, Instant as Clock};
 
 use slb_control::{Config, Role, open_file};
 use slb_core::Instant;
@@ -36,6 +29,8 @@ use slb_core::state::{Age, Cursor, Imported, Refusal};
 use slb_core::steer::Share;
 use tracing::{error, info, warn};
 
+use self::file::{Contents, MAGIC, Moment, Owner, Piece};
+pub(super) use self::file::{HEADER, length_after};
 use super::exchange::Seat;
 use super::handover::{Handover, Peer};
 use super::mailbox::Fill;
@@ -43,72 +38,15 @@ use super::worker::Worker;
 use crate::Failure;
 use crate::balancer::Balancer;
 
-const MAGIC: &[u8; 8] = b"slbstate";
-const VERSION: u16 = 1;
-pub(super) const HEADER: usize = 72;
-/// Offset of the hash of all other bytes.
-const CHECK: std::ops::Range<usize> = 64..72;
-/// Before the records of a piece.
-const PIECE_HEADER: usize = 8;
 /// Records that a worker writes before it gives them away: some 20 000 connections.
 const BUFFER: usize = 2 << 20;
 /// From the beginning of a checkpoint to that of the next one; or longer, where one takes long: then four
 /// times as long as that took.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// Records of a worker.
-pub(super) struct Piece {
-    worker: u16,
-    records: Vec<u8>,
-}
-
-/// When something was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Moment {
-    boot: [u8; 16],
-    /// Nanoseconds.
-    since_boot: u64,
-    unix: u64,
-}
-
-impl Moment {
-    fn now() -> Self {
-        let id = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let digits = id.iter().filter(|byte| **byte != b'-');
-        let mut boot = [0; 16];
-        for (place, digit) in digits.take(32).enumerate() {
-            let digit = (*digit as char).to_digit(16).unwrap_or(0) as u8;
-            boot[place / 2] = boot[place / 2] << 4 | digit;
-        }
-        // Counts the time that a machine sleeps, too.
-        let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
-        let uptime = uptime.split_whitespace().next();
-        let seconds: f64 = uptime.and_then(|text| text.parse().ok()).unwrap_or(0.0);
-        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let unix = unix.unwrap_or_default().as_nanos();
-        Self {
-            boot,
-            since_boot: (seconds * 1e9) as u64,
-            unix: u64::try_from(unix).unwrap_or(u64::MAX),
-        }
-    }
-
-    /// The time from then to now: of another boot by the wall clock.
-    fn elapsed(&self) -> Duration {
-        let now = Self::now();
-        Duration::from_nanos(match self.boot == now.boot {
-            true => now.since_boot.saturating_sub(self.since_boot),
-            false => now.unix.saturating_sub(self.unix),
-        })
-    }
-}
-
 /// The state of an earlier process.
 pub(super) struct Saved {
-    pieces: Vec<Piece>,
-    workers: u32,
-    moment: Moment,
-    is_exact: bool,
+    contents: Contents,
     imported: Mutex<Imported>,
 }
 
@@ -122,10 +60,10 @@ impl Saved {
         workers: usize,
         now: Instant,
     ) {
-        let is_same = self.workers as usize == workers;
+        let is_same = self.contents.workers as usize == workers;
         let mut total = Imported::default();
         // The latest first: of a connection that was made anew while a checkpoint was taken, it counts.
-        for piece in self.pieces.iter().rev() {
+        for piece in self.contents.pieces.iter().rev() {
             if is_same && usize::from(piece.worker) != number {
                 continue;
             }
@@ -141,7 +79,7 @@ impl Saved {
     /// Gives one of several workers the connections that it has now, whichever had them before.
     pub(super) fn import_share(&self, balancer: &mut Balancer, seat: &Seat, now: Instant) {
         let mut total = Imported::default();
-        for piece in self.pieces.iter().rev() {
+        for piece in self.contents.pieces.iter().rev() {
             let share = Share {
                 steering: seat.steering(),
                 worker: seat.number(),
@@ -161,14 +99,14 @@ impl Saved {
     /// Returns the age of the records.
     fn age(&self) -> Age {
         Age {
-            elapsed: self.moment.elapsed(),
-            is_stale: !self.is_exact,
+            elapsed: self.contents.moment.elapsed(),
+            is_stale: !self.contents.is_exact,
         }
     }
 
     /// Returns true if no packet was processed after it was written.
     pub(super) fn is_exact(&self) -> bool {
-        self.is_exact
+        self.contents.is_exact
     }
 
     /// Returns the result of all workers' imports.
@@ -187,8 +125,8 @@ impl Saved {
         info!(
             taken = imported.taken,
             refused = imported.all_refused(),
-            age = self.moment.elapsed().as_secs_f64(),
-            is_checkpoint = !self.is_exact,
+            age = self.contents.moment.elapsed().as_secs_f64(),
+            is_checkpoint = !self.contents.is_exact,
             "state of the previous process is in place"
         );
         if !why.is_empty() {
@@ -217,7 +155,7 @@ impl Importing {
         seat: Option<&Seat>,
         now: Instant,
     ) -> bool {
-        let Some(piece) = self.saved.pieces.get(self.piece) else {
+        let Some(piece) = self.saved.contents.pieces.get(self.piece) else {
             return false;
         };
         let rest = piece.records.get(self.at..).unwrap_or_default();
@@ -242,7 +180,7 @@ impl Importing {
         if self.at >= piece.records.len() {
             (self.piece, self.at) = (self.piece + 1, 0);
         }
-        self.piece < self.saved.pieces.len()
+        self.piece < self.saved.contents.pieces.len()
     }
 
     /// Returns how many records were imported and refused.
@@ -271,8 +209,7 @@ fn first_records(records: &[u8], count: usize) -> usize {
 #[derive(Clone, Debug)]
 pub(super) struct Directory {
     path: PathBuf,
-    role: Role,
-    ports: u64,
+    owner: Owner,
 }
 
 impl Directory {
@@ -295,8 +232,7 @@ impl Directory {
         };
         let own = Self {
             path: path.to_owned(),
-            role,
-            ports,
+            owner: Owner { role, ports },
         };
         for name in [own.file(), own.taken(), own.unfinished()] {
             own.expect_own(&name).map_err(|error| failed(&error))?;
@@ -310,20 +246,22 @@ impl Directory {
     }
 
     fn file(&self) -> PathBuf {
-        self.path.join(format!("{}.state", self.role.name()))
+        self.path.join(format!("{}.state", self.owner.role.name()))
     }
 
     fn taken(&self) -> PathBuf {
-        self.path.join(format!("{}.taken", self.role.name()))
+        self.path.join(format!("{}.taken", self.owner.role.name()))
     }
 
     /// The socket by which a process takes over from the one that runs.
     pub(super) fn handover(&self) -> PathBuf {
-        self.path.join(format!("{}.handover", self.role.name()))
+        self.path
+            .join(format!("{}.handover", self.owner.role.name()))
     }
 
     fn unfinished(&self) -> PathBuf {
-        self.path.join(format!("{}.unfinished", self.role.name()))
+        self.path
+            .join(format!("{}.unfinished", self.owner.role.name()))
     }
 
     /// Fails where a file is there that no process like this one has made.
@@ -381,7 +319,7 @@ impl Directory {
         }
         match self.read(&bytes) {
             Ok(mut saved) => {
-                saved.is_exact &= is_first;
+                saved.contents.is_exact &= is_first;
                 Some(saved)
             }
             Err(why) => {
@@ -393,50 +331,8 @@ impl Directory {
 
     /// Reads a file's bytes.
     pub(super) fn read(&self, bytes: &[u8]) -> Result<Saved, String> {
-        let header = header_of(bytes)?;
-        let number = |at, len| number_in(header, at, len);
-        let mut body = &bytes[HEADER..];
-        let said = length_after(bytes)?;
-        if said != body.len() as u64 {
-            let left = body.len();
-            return Err(format!("its header announces {said} bytes, got {left}"));
-        }
-        if number(CHECK.start, 8) != check_of(header, body) {
-            return Err("it is damaged: its checksum is wrong".to_owned());
-        }
-        if header[10] != number_of(self.role) {
-            return Err(format!(
-                "it is of another role, expected a {}'s",
-                self.role.name()
-            ));
-        }
-        if number(48, 8) != self.ports {
-            return Err("it is of a configuration with other ports".to_owned());
-        }
-        let mut pieces = Vec::new();
-        while let Some((head, rest)) = body.split_first_chunk::<PIECE_HEADER>() {
-            let [a, b, _, _, len @ ..] = *head;
-            let len = u32::from_be_bytes(len) as usize;
-            let (records, rest) = rest
-                .split_at_checked(len)
-                .ok_or_else(|| format!("a piece of {len} bytes is cut off"))?;
-            pieces.push(Piece {
-                worker: u16::from_be_bytes([a, b]),
-                records: records.to_vec(),
-            });
-            body = rest;
-        }
-        let mut boot = [0; 16];
-        boot.copy_from_slice(&header[16..32]);
         Ok(Saved {
-            pieces,
-            workers: number(12, 4) as u32,
-            moment: Moment {
-                boot,
-                since_boot: number(32, 8),
-                unix: number(40, 8),
-            },
-            is_exact: header[11] & 1 != 0,
+            contents: Contents::read(bytes, self.owner)?,
             imported: Mutex::default(),
         })
     }
@@ -444,83 +340,18 @@ impl Directory {
     /// Writes a whole file in the place of the one that is there. The file outlives the process. The disk has it
     /// when the kernel writes it there, for which no one waits: the next process starts only when this one has ended,
     /// and packets would wait for the disk as well.
-    fn write(&self, state: &Written) -> io::Result<u64> {
+    fn write(&self, state: &Contents) -> io::Result<u64> {
         let (file, unfinished) = (self.file(), self.unfinished());
         self.expect_own(&file)?;
         match fs::remove_file(&unfinished) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let bytes = self.bytes(state);
+        let bytes = state.bytes(self.owner);
         let mut new = self.create(&unfinished)?;
         new.write_all(&bytes)?;
         fs::rename(&unfinished, &file)?;
         Ok(bytes.len() as u64)
-    }
-
-    fn bytes(&self, state: &Written) -> Vec<u8> {
-        let pieces = state.pieces.iter();
-        let len: usize = pieces.map(|piece| PIECE_HEADER + piece.records.len()).sum();
-        let mut bytes = Vec::with_capacity(HEADER + len);
-        bytes.extend(MAGIC);
-        bytes.extend(VERSION.to_be_bytes());
-        bytes.extend([number_of(self.role), u8::from(state.is_exact)]);
-        bytes.extend(state.workers.to_be_bytes());
-        bytes.extend(state.moment.boot);
-        bytes.extend(state.moment.since_boot.to_be_bytes());
-        bytes.extend(state.moment.unix.to_be_bytes());
-        bytes.extend(self.ports.to_be_bytes());
-        bytes.extend((len as u64).to_be_bytes());
-        bytes.extend([0; 8]);
-        for piece in &state.pieces {
-            bytes.extend(piece.worker.to_be_bytes());
-            bytes.extend([0; 2]);
-            bytes.extend((piece.records.len() as u32).to_be_bytes());
-            bytes.extend(&piece.records);
-        }
-        let (header, body) = bytes.split_at_mut(HEADER);
-        let check = check_of(header, body);
-        header[CHECK].copy_from_slice(&check.to_be_bytes());
-        bytes
-    }
-}
-
-/// The hash of a header up to the hash itself, and of what follows.
-/// The header of a state that this version writes.
-fn header_of(bytes: &[u8]) -> Result<&[u8; HEADER], String> {
-    let header: &[u8; HEADER] = bytes
-        .first_chunk()
-        .ok_or_else(|| format!("expected {HEADER} bytes or more, got {}", bytes.len()))?;
-    if header[..8] != MAGIC[..] {
-        return Err("it is not a state file of slb".to_owned());
-    }
-    let version = number_in(header, 8, 2);
-    match version == u64::from(VERSION) {
-        true => Ok(header),
-        false => Err(format!("it has version {version}, expected {VERSION}")),
-    }
-}
-
-/// Bytes that follow the header of a state, as the header says.
-pub(super) fn length_after(bytes: &[u8]) -> Result<u64, String> {
-    Ok(number_in(header_of(bytes)?, 56, 8))
-}
-
-fn number_in(header: &[u8; HEADER], at: usize, len: usize) -> u64 {
-    let bytes = header.get(at..at + len).unwrap_or_default().iter();
-    bytes.fold(0, |so_far, &byte| so_far << 8 | u64::from(byte))
-}
-
-fn check_of(header: &[u8], body: &[u8]) -> u64 {
-    let head = siphash13([0, 0], &header[..CHECK.start]);
-    siphash13([head, 0], body)
-}
-
-const fn number_of(role: Role) -> u8 {
-    match role {
-        Role::Mux => 1,
-        Role::Host => 2,
-        Role::Proxy => 3,
     }
 }
 
@@ -562,14 +393,6 @@ impl Pins {
     pub(super) fn name(&self, interface: &str) -> String {
         format!("{}-{interface}", self.role.name())
     }
-}
-
-/// The result of writing.
-struct Written {
-    pieces: Vec<Piece>,
-    workers: u32,
-    moment: Moment,
-    is_exact: bool,
 }
 
 /// How the state is, for the status and metrics.
@@ -621,7 +444,8 @@ impl Keeper {
             step: Step::Waits(Clock::now()),
             status: StateStatus {
                 imported: saved.map(Saved::imported).unwrap_or_default(),
-                origin: saved.map(|saved| (saved.moment.elapsed(), !saved.is_exact)),
+                origin: saved
+                    .map(|saved| (saved.contents.moment.elapsed(), !saved.contents.is_exact)),
                 ..StateStatus::default()
             },
             leaving: VecDeque::new(),
@@ -745,7 +569,7 @@ impl Keeper {
                 if !left.is_empty() {
                     return false;
                 }
-                let state = Written {
+                let state = Contents {
                     pieces: std::mem::take(pieces),
                     workers: workers.len() as u32,
                     moment: *moment,
@@ -753,7 +577,7 @@ impl Keeper {
                 };
                 let (begin, directory) = (*begin, self.directory.clone());
                 if let Some(peer) = peer.take() {
-                    peer.answer(&directory.bytes(&state));
+                    peer.answer(&state.bytes(directory.owner));
                     self.step = Step::Waits(Clock::now());
                     return false;
                 }
@@ -809,7 +633,7 @@ impl Keeper {
         let begin = Clock::now();
         let workers = records.len() as u32;
         let numbered = (0..).zip(records);
-        let state = Written {
+        let state = Contents {
             pieces: numbered
                 .map(|(worker, records)| Piece { worker, records })
                 .collect(),
@@ -866,8 +690,8 @@ mod tests {
         Config::parse("test.toml", text).expect("a good configuration")
     }
 
-    fn written(is_exact: bool) -> Written {
-        Written {
+    fn written(is_exact: bool) -> Contents {
+        Contents {
             pieces: vec![
                 Piece {
                     worker: 0,
@@ -891,14 +715,17 @@ mod tests {
             let directory = Directory::open(place.path(), &config("host")).expect("it is writable");
             directory.write(&written(is_exact)).expect("it is writable");
             let saved = directory.take().expect("a state");
-            assert_eq!((saved.workers, saved.is_exact), (2, is_exact));
-            assert!(saved.moment.elapsed() < Duration::from_secs(60));
-            let pieces = saved.pieces.iter();
+            assert_eq!(
+                (saved.contents.workers, saved.contents.is_exact),
+                (2, is_exact)
+            );
+            assert!(saved.contents.moment.elapsed() < Duration::from_secs(60));
+            let pieces = saved.contents.pieces.iter();
             let pieces = pieces.map(|piece| (piece.worker, piece.records.len()));
             assert_eq!(pieces.collect::<Vec<_>>(), [(0, 300), (1, 20)]);
             // Who died before its first checkpoint leaves it to the next one, and it is old by then.
             let again = directory.take().expect("what was taken is there");
-            assert!(!again.is_exact);
+            assert!(!again.contents.is_exact);
         }
     }
 
@@ -907,7 +734,7 @@ mod tests {
         let place = tempfile::tempdir().expect("a directory");
         let of = |role| Directory::open(place.path(), &config(role)).expect("it is writable");
         let host = of("host");
-        let bytes = host.bytes(&written(true));
+        let bytes = written(true).bytes(host.owner);
         assert!(host.read(&bytes).is_ok());
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();
@@ -918,7 +745,7 @@ mod tests {
         let why = |directory: Directory| directory.read(&bytes).err().unwrap_or_default();
         assert!(why(of("mux")).contains("another role"));
         assert!(why(of("proxy")).contains("another role"));
-        let proxy = of("proxy").bytes(&written(true));
+        let proxy = written(true).bytes(of("proxy").owner);
         let mut other = config("proxy");
         other.ports.all.reverse();
         let other = Directory::open(place.path(), &other).expect("it is writable");

@@ -1,0 +1,120 @@
+//! The status as a JSON document.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+use slb_control::probe::BackendName;
+use slb_control::{Config, Role};
+use slb_core::state::Refusal;
+use slb_io_pcap::CaptureStats;
+
+use super::Shared;
+use crate::live::follow::standing_json;
+use crate::live::state::StateStatus;
+use crate::live::worker::Counted;
+use crate::report::Report;
+
+impl Shared {
+    /// The document; `None` if a worker does not answer.
+    pub(in crate::live) fn document(&self) -> Option<Value> {
+        let (counted, mut state) = self.count_in_place()?;
+        let one = |(counted, (_, names, cpu)): (&Counted, &(_, Vec<String>, Option<usize>))| json!({ "queues": names, "cpu": cpu, "io": counted.io_json() });
+        let workers: Vec<Value> = counted.iter().zip(&self.workers).map(one).collect();
+        let total = counted.into_iter().reduce(Counted::and)?;
+        let (io, generation) = (total.io_json(), total.tally.generation());
+        let tables = state.tables();
+        let config = &*state.config;
+        let none = CaptureStats::default();
+        let report = Report::new(config, total.tally, &none, self.begin.elapsed());
+        let mut document = report.json();
+        mark(&mut document, &state.unreachable(), &state.sick);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let more = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "role": config.node.role.name(),
+            "zone": config.node.zone,
+            "frontends": frontends(config),
+            "generation": generation,
+            "uptime": self.begin.elapsed().as_secs_f64(),
+            "time": now.unwrap_or_default().as_secs_f64(),
+            "io": io,
+            "trouble": state.trouble(),
+            "workers": workers,
+            "state": state.kept.as_ref().map(kept_json),
+            "fleet": state.fleet.as_ref().map(|standing| standing_json(standing, tables.as_deref())),
+        });
+        if let (Value::Object(document), Value::Object(more)) = (&mut document, more) {
+            document.extend(more);
+        }
+        Some(document)
+    }
+}
+
+/// The frontends as JSON, each with its zones and its availability.
+fn frontends(config: &Config) -> Vec<Value> {
+    let is_mux = config.node.role == Role::Mux;
+    let all = config.frontends.iter().enumerate();
+    let all = all.map(|(place, frontend)| {
+        json!({
+            "frontend": frontend.name,
+            "address": frontend.address,
+            "zones": frontend.zones,
+            "zonal": frontend.zone().is_some(),
+            "of_this_mux": is_mux.then(|| config.announces(frontend)),
+            "available": config.is_available(place),
+        })
+    });
+    all.collect()
+}
+
+/// The state taken over from an earlier process, and the age of the last checkpoint, as JSON.
+fn kept_json(kept: &StateStatus) -> Value {
+    let refused = Refusal::ALL
+        .iter()
+        .map(|&why| (why.name().to_owned(), kept.imported.refused(why).into()));
+    let refused: serde_json::Map<String, Value> = refused.collect();
+    let checkpoint = kept.checkpoint.map(|(begin, took, bytes)| {
+        json!({
+            "age": begin.elapsed().as_secs_f64(),
+            "seconds": took.as_secs_f64(),
+            "bytes": bytes,
+        })
+    });
+    json!({
+        "imported": kept.imported.taken,
+        "age": kept.origin.map(|(age, _)| age.as_secs_f64()),
+        "is_checkpoint": kept.origin.map(|(_, is_checkpoint)| is_checkpoint),
+        "refused": refused,
+        "checkpoint": checkpoint,
+        "trouble": kept.trouble,
+    })
+}
+
+/// Says in a document which backends no packet can reach, and why others are not well.
+fn mark(
+    document: &mut Value,
+    unreachable: &BTreeSet<(&str, &str)>,
+    sick: &BTreeMap<BackendName, String>,
+) {
+    let backends = document.get_mut("backends").and_then(Value::as_array_mut);
+    for backend in backends.into_iter().flatten() {
+        let name = |key: &str| backend.get(key).and_then(Value::as_str).unwrap_or_default();
+        let (pool, own) = (name("pool").to_owned(), name("backend").to_owned());
+        if unreachable.contains(&(&*pool, &*own)) {
+            backend["state"] = "unreachable".into();
+        } else if let Some(why) = sick.get(&(pool, own)) {
+            backend["why"] = why.as_str().into();
+        }
+    }
+}
+
+impl Counted {
+    fn io_json(&self) -> Value {
+        let counters = self.io.iter();
+        counters
+            .map(|&(name, count)| (name.to_owned(), Value::from(count)))
+            .collect()
+    }
+}

@@ -33,6 +33,7 @@ mod fragmented_syn;
 #[path = "fragments/main.rs"]
 mod fragments;
 mod hairpin;
+#[path = "health/main.rs"]
 mod health;
 mod icmp;
 mod icmp_kinds;

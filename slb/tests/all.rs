@@ -55,6 +55,7 @@ mod look;
 mod manual;
 #[cfg(feature = "live")]
 mod metrics;
+#[path = "nat/main.rs"]
 mod nat;
 mod networks;
 mod networks_explained;

@@ -93,7 +93,7 @@ impl Nearly {
         packet
     }
 
-    /// What an ICMP error would quote: a packet from the VIP.
+    /// The packet that an ICMP error quotes: one from the VIP.
     fn quoted(&self) -> Vec<u8> {
         let link = PacketBuilder::ethernet2([0; 6], [0; 6]);
         let ip = match self.kind & 1 {
@@ -127,18 +127,18 @@ pub fn write(frame: &mut [u8], parts: &[(usize, &[u8])]) {
 /// its data. An echo's identifier stands for the port of who asks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Talk {
-    /// Who sends it.
+    /// The sender.
     pub from: SocketAddr,
-    /// Whom it is for.
+    /// The receiver.
     pub to: SocketAddr,
-    /// Whether it is a TCP segment that ends its connection at once.
+    /// True if this is a TCP segment that ends its connection at once.
     pub is_reset: bool,
-    /// What it carries.
+    /// The payload.
     pub data: Vec<u8>,
 }
 
 impl Talk {
-    /// Of a frame, if it is such a packet.
+    /// Reads a frame; `None` if it is no such packet.
     pub fn of(frame: &[u8]) -> Option<Self> {
         is_right(frame).then_some(())?;
         let sliced = SlicedPacket::from_ethernet(frame).ok()?;
@@ -194,7 +194,7 @@ impl Talk {
         })
     }
 
-    /// What the other end would answer, with the same data, as an acknowledgement.
+    /// Returns the other end's answer, with the same data, as an acknowledgement.
     pub fn answer(frame: &[u8]) -> Option<Vec<u8>> {
         let sliced = SlicedPacket::from_ethernet(frame).ok()?;
         let mut answer = frame.to_vec();
@@ -255,7 +255,7 @@ pub fn right_header(frame: &mut [u8]) {
     }
 }
 
-/// Whether every checksum of a whole packet is right; false where they cannot all be verified.
+/// Returns true if every checksum of a whole packet is right; false if they cannot all be verified.
 pub fn is_right(frame: &[u8]) -> bool {
     let is_right = |field: Checksum| field.is == field.right;
     checksums(frame).is_some_and(|fields| fields.into_iter().flatten().all(is_right))

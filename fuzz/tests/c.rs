@@ -70,7 +70,7 @@ enum Role {
     Proxy(*mut slb_proxy),
 }
 
-/// The same function of whichever role it is.
+/// Calls the function of a role, by the role's prefix.
 macro_rules! of {
     ($role:expr, $mux:ident $host:ident $proxy:ident ($($argument:expr),*)) => {
         match $role {
@@ -91,7 +91,7 @@ impl Role {
     }
 }
 
-/// What a program holds, and has not freed.
+/// The objects that a program has made and not freed.
 #[derive(Default)]
 struct Program {
     configs: Vec<*mut slb_config>,
@@ -99,14 +99,14 @@ struct Program {
     roles: Vec<Role>,
 }
 
-/// One of them, or NULL.
+/// Picks one of the objects, or NULL.
 fn pick<T>(all: &[*mut T], which: u8) -> *mut T {
     let place = usize::from(which) % (all.len() + 1);
     all.get(place).copied().unwrap_or(null_mut())
 }
 
 impl Program {
-    /// One that runs: a mux and a host agent.
+    /// Makes a program that runs a mux and a host agent.
     fn new() -> Self {
         let mut program = Self::default();
         program.parse(1, &[]);
@@ -367,7 +367,7 @@ impl Program {
         }
     }
 
-    /// What is in use cannot go; in the right order all goes.
+    /// Objects in use cannot be freed; in the right order all of them can.
     fn end(mut self) {
         while !self.roles.is_empty() {
             self.free_role(0);
@@ -383,7 +383,7 @@ impl Program {
     }
 }
 
-/// What a role counted; each frame once.
+/// Returns the counters of a role, in which each frame is counted once.
 fn stats(role: Role) -> slb_stats {
     let mut stats = slb_stats::default();
     // SAFETY: the handle is ours, and not freed.

@@ -37,7 +37,7 @@ struct Written {
     packets: Vec<(u32, Vec<u8>)>,
     /// Bytes of the file that are changed.
     changes: Vec<(u16, u8)>,
-    /// Where it ends too early, if it does.
+    /// The length at which the file is cut off, if it is.
     cut: Option<u16>,
 }
 

@@ -59,7 +59,7 @@ fn text(node: u8, lines: &[u8]) -> String {
     format!("{}{}\n", NODES[usize::from(node) % 3], lines.join("\n"))
 }
 
-/// What it does with a packet is other tests' matter.
+/// Gives the mux a packet; other tests check the verdict.
 fn take_a_packet(config: &Config) {
     let snapshot = config.snapshot(None).expect("it was found good");
     let mut buffer = [0; HEADROOM + 60];

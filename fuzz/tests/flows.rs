@@ -20,7 +20,7 @@ const IDLE: Duration = Duration::from_secs(600);
 enum Operation {
     /// A SYN of this client's; where it has a flow, a new connection with the old ports.
     Syn(u8),
-    /// What belongs to a connection.
+    /// A segment of an established connection.
     Ack(u8),
     /// A backend's state and weight.
     Set(u8, u8, u8),
@@ -33,7 +33,7 @@ enum Operation {
     Move,
 }
 
-/// What is configured.
+/// The configuration.
 struct Configured {
     /// Each backend, if it is there: its state and weight. The first half is one pool, the second another.
     backends: [Option<(BackendState, u32)>; BACKENDS],
@@ -46,7 +46,7 @@ impl Configured {
         self.backends[number].is_some()
     }
 
-    /// Whether the rule's new flows may go to a backend.
+    /// Returns true if the rule's new flows may go to a backend.
     fn takes(&self, number: usize) -> bool {
         pool_of(number) == self.pool
             && matches!(self.backends[number], Some((BackendState::Up, 1..)))
@@ -105,7 +105,8 @@ fn snapshot(configured: &Configured, previous: Option<&Snapshot<'_>>) -> Box<Sna
     Box::new(Snapshot::new(&spec, previous).expect("a good spec"))
 }
 
-/// Where a packet goes, by the outer header that etherparse reads; `None`: refused.
+/// Returns the destination of a packet, by the outer header that etherparse reads; `None` if it is
+/// refused.
 fn sent(
     mux: &mut Mux<'_, Box<Snapshot<'static>>>,
     now: Instant,
@@ -134,7 +135,7 @@ fn sent(
     }
 }
 
-/// What the mux should know of a client's flow.
+/// The state of a client's flow that the mux is expected to have.
 #[derive(Clone, Copy)]
 struct Pinned {
     backend: usize,
@@ -145,8 +146,8 @@ struct Pinned {
 }
 
 impl Pinned {
-    /// Whether it may be forgotten: a half-open one after four minutes; others after their idle
-    /// timeout. The wheel is a few seconds coarse.
+    /// Returns true if the flow may be forgotten: a half-open one after four minutes, others after
+    /// their idle timeout. The wheel is a few seconds coarse.
     fn may_be_forgotten(&self, now: Instant) -> bool {
         let least = if self.is_established {
             IDLE

@@ -123,16 +123,16 @@ fn snapshot(
     Snapshot::new(&spec, previous).unwrap()
 }
 
-/// What comes, and from where.
+/// A frame, and its origin.
 #[derive(Clone, Debug, TypeGenerator)]
 enum Arrival {
-    /// For a VIP, in VXLAN.
+    /// A packet for a VIP, in VXLAN.
     FromMux(Nearly),
     /// Bytes in VXLAN.
     Inner(Vec<u8>),
     /// Bytes from the fabric.
     FromFabric(Vec<u8>),
-    /// As if the vm were the VIP's client, or somebody's who is far away.
+    /// A packet of the vm as a client of the VIP, or of a remote server.
     FromVm(Nearly),
     /// A packet for a VIP turned round: what the vm would answer.
     Answer(Nearly),
@@ -289,7 +289,7 @@ fn process(host: &mut Dut, now: Instant, arrivals: &[Arrival]) {
     );
 }
 
-/// What somebody far away answers to a SNAT port reaches the vm that asked.
+/// Checks that a remote server's answer to a SNAT port reaches the vm that asked.
 fn is_answered_from_afar(host: &mut Dut, now: Instant, asked: &Talk, sent: &[u8]) {
     let given = Talk::of(sent).expect("right checksums");
     assert_eq!(given.to, asked.to);
@@ -309,7 +309,8 @@ fn is_answered_from_afar(host: &mut Dut, now: Instant, asked: &Talk, sent: &[u8]
     assert_eq!(got.data, asked.data);
 }
 
-/// What the vm answers goes to who asked, from whom was asked; or to a mux, on its way there.
+/// Checks that the vm's answer goes to the client, from the address that the client asked, or to a
+/// mux on its way there.
 fn is_answered(host: &mut Dut, now: Instant, asked: &Talk, delivered: &[u8]) {
     const HEADROOM: usize = 64;
     let Some(given) = Talk::of(delivered) else {

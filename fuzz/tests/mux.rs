@@ -159,7 +159,7 @@ fn process(mux: &mut Mux<'_, Arc<Snapshot<'static>>>, now: Instant, packets: &[(
     assert_eq!(stats.received, stats.accounted());
 }
 
-/// What is inside.
+/// Returns the inner packet.
 fn forwarded(frame: &[u8]) -> &[u8] {
     let outer = SlicedPacket::from_ethernet(frame).unwrap();
     match outer.net.unwrap() {

@@ -142,7 +142,7 @@ fn shown(step: Step) -> String {
 struct Kind {
     /// Choice of outer UDP checksums.
     udp_checksum: UdpChecksum,
-    /// Whether hosts are reached over IPv6.
+    /// True if hosts are reached over IPv6.
     over_ipv6: bool,
     distribution: Distribution,
     sip_hash: bool,
@@ -309,7 +309,7 @@ enum Operation {
 #[derive(Clone, Debug, TypeGenerator)]
 struct Sketch {
     nearly: Nearly,
-    /// Where it differs from the last one only in its flags, so that flows go on.
+    /// True if the packet differs from the last one only in its flags, so that flows go on.
     again: bool,
     flags: u8,
     tags: u8,

@@ -26,7 +26,7 @@ fn server(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 10, 1, number)
 }
 
-/// Of each, the servers that take new flows.
+/// The servers of each that take new flows.
 const TAKERS: [&[u8]; 3] = [&[0, 1], &[0], &[0]];
 
 /// The configurations that follow each other: how many backends, the state of all but the first one, and
@@ -117,12 +117,12 @@ fn snapshot(
     Snapshot::new(&spec, previous).unwrap()
 }
 
-/// What comes, and from where.
+/// A frame, and its origin.
 #[derive(Clone, Debug, TypeGenerator)]
 enum Arrival {
-    /// For a VIP.
+    /// A packet for a VIP.
     FromClient(bool, Nearly),
-    /// For somebody else.
+    /// A packet for another destination.
     ToStranger(Nearly),
     /// The other way round: what a server would answer.
     Answer(u8, Nearly),
@@ -250,7 +250,7 @@ fn process(
     );
 }
 
-/// What the server answers reaches who asked, from whom was asked.
+/// Checks that the server's answer reaches the client, from the address that the client asked.
 fn is_answered(proxy: &mut Dut, now: Instant, port: PortId, asked: &Talk, forwarded: &[u8]) {
     let answer = Talk::answer(forwarded).unwrap();
     let mut buffer = answer.clone();

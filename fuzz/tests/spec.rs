@@ -192,7 +192,7 @@ fn terms(any: &AnyTerms) -> Terms {
     }
 }
 
-/// So many of each: what goes wrong goes wrong with few.
+/// The maximum number of each item: faults show with few.
 const FEW: usize = 5;
 
 impl AnySpec {

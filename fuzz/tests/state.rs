@@ -25,9 +25,9 @@ struct Nearly {
     connections: u8,
     elapsed: u16,
     is_stale: bool,
-    /// Where in which record, and what is put there.
+    /// Record, offset and new value of each changed byte.
     changes: Vec<(u8, u8, u8)>,
-    /// Whether the checks are those of the changed records.
+    /// True if the checks are computed from the changed records.
     is_checked: bool,
     cut: Option<u16>,
 }

@@ -128,7 +128,7 @@ impl Tunnelled {
     }
 }
 
-/// Whether a frame may go to the vm, as etherparse reads it.
+/// Returns true if a frame may go to the vm, as etherparse reads it.
 fn may_be_delivered(frame: &[u8]) -> bool {
     let Ok(outer) = SlicedPacket::from_ethernet(frame) else {
         return false;

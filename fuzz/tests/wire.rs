@@ -93,7 +93,7 @@ fn ipv4_agrees_with_etherparse_and_smoltcp() {
     });
 }
 
-/// Whether it is the number of an extension header that is walked.
+/// Returns true if the number is that of an extension header that is walked.
 fn is_extension(next: u8) -> bool {
     matches!(next, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140)
 }
@@ -256,7 +256,8 @@ fn the_small_headers_agree_with_smoltcp() {
     });
 }
 
-/// What the dataplane reads in one straight run is what the views say, and what etherparse says.
+/// The dataplane's parser, which reads a packet in one straight run, agrees with the views and with
+/// etherparse.
 #[test]
 fn the_packet_is_what_etherparse_reads() {
     bolero::check!().with_type::<Mutated>().for_each(|mutated| {

@@ -503,8 +503,8 @@ fn shares_of(config: &Config, plan: &Plan, slots: &[Vec<Slot>]) -> Result<Shares
     Ok((of_each, seats.into_iter(), Some(key)))
 }
 
-/// How long the first answers to probes are waited for, beyond the longest timeout: those of large pools go
-/// out one after the other.
+/// The time that the first answers to probes may take, beyond the longest timeout: probes of large
+/// pools go out one after the other.
 const FIRST_ROUND: Duration = Duration::from_secs(5);
 
 /// The number of open files besides probes.

@@ -365,7 +365,7 @@ impl Ours {
         }
     }
 
-    /// One conversation, each end of which says what it would in answer to what it got.
+    /// Holds one conversation, in which each end answers only the packets that reached it.
     fn converse(&mut self, random: &mut Random, number: u32) {
         let is_ipv6 = random.below(2) == 0;
         let own = 41_000 + number as u16;
@@ -565,7 +565,7 @@ impl Kernel {
     }
 }
 
-/// How often each packet came out, whatever its TTL; of the kernel's own packets none.
+/// Counts each packet that came out, without its TTL; the kernel's own packets are left out.
 fn counted(frames: &[Vec<u8>]) -> BTreeMap<Vec<u8>, usize> {
     let mut all = BTreeMap::new();
     for frame in frames {

@@ -41,7 +41,7 @@ fn start(world: &World) -> Process {
     )
 }
 
-/// Whether the interface is up and leads to the VIP.
+/// Returns true if the interface is up and leads to the VIP.
 fn is_announced(world: &World, vip: &str) -> bool {
     let show = "ip address show dev vips up";
     let output = world.command("m", show).output().unwrap();

@@ -1,4 +1,4 @@
-//! What commands say that ask a balancer or a fleet for something that cannot be. No root, no network.
+//! Messages of commands that ask a balancer or a fleet for the impossible. No root, no network.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -68,7 +68,7 @@ fn a_socket_that_no_balancer_answers_at_is_told_apart() {
     assert_eq!(fs::read(&file).unwrap(), b"root:x:0:0");
 }
 
-/// There is one place for a capture at a node: whoever cannot write what comes does not take it.
+/// A node runs one capture at a time, so a command that cannot write its output must not start one.
 #[test]
 fn a_capture_that_cannot_be_written_is_not_asked_for() {
     let folder = tempfile::tempdir().unwrap();

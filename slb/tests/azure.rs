@@ -140,7 +140,7 @@ impl World {
         (frames[0].verdict(), frames[0].bytes().to_vec())
     }
 
-    /// How many of `count` new connections each vm gets.
+    /// Counts the connections that each vm gets, of `count` new ones.
     fn spread(&mut self, count: u32, to: SocketAddrV4) -> BTreeMap<IpAddr, u32> {
         let mut got = BTreeMap::new();
         for number in 0..count {

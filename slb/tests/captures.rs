@@ -76,7 +76,7 @@ fn leave_loopback(ip: &mut [u8]) {
 }
 
 struct Processed {
-    /// What came in, what went out.
+    /// Time, input and output of each forwarded frame.
     forwarded: Vec<(Instant, Vec<u8>, Vec<u8>)>,
     dropped: u64,
 }

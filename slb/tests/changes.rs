@@ -1,4 +1,5 @@
-//! What changes under a mux that runs: the MAC address of its interface, and a file that takes something away.
+//! Changes around a running mux: the MAC address of its interface, and a file that takes something
+//! away.
 //!
 //! Needs root; without, or where a tool is missing, it says so and is skipped.
 

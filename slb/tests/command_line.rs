@@ -1,4 +1,5 @@
-//! How commands name their configuration, and the port that an explained packet comes in by. No root.
+//! The options that name a command's configuration, and the port of arrival of an explained packet.
+//! No root.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

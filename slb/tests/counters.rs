@@ -16,8 +16,8 @@ use common::world::{Process, World, lacking};
 const NETWORK: &str = "20.20.20.100";
 const NETWORK6: &str = "2001:db8:20::100";
 
-/// What a configuration has: its rules, each of which has the port of its number, and how many backends
-/// each of its two pools has.
+/// A configuration: its rules, each of which has the port of its number, and the number of backends
+/// of each of its two pools.
 struct Plan {
     rules: std::ops::Range<u16>,
     backends: u16,

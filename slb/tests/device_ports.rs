@@ -1,4 +1,4 @@
-//! What `--io` has to name: a device for each port that packets cannot do without. No root.
+//! `--io` has to name a device for each port that packets need. No root.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -18,7 +18,7 @@ use slb_io_pcap::{Format, Writer};
 use common::captured::{HOST, Processed, STEPS, behind_a_mux, behind_a_proxy};
 use common::{captures, configuration_text, has, read};
 
-/// Of each capture: the kinds are what matters.
+/// The maximum number of packets of each capture: only their kinds matter.
 const MOST: usize = 2000;
 
 /// A packet that came in, and the one that was sent because of it.

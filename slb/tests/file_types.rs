@@ -101,7 +101,7 @@ fn commands_refuse_files_that_are_no_regular_ones() {
     }
 }
 
-/// What a shell gives a command is read, whatever it is.
+/// Commands read any file that a shell passes to them.
 #[test]
 fn pipes_that_the_caller_made_are_read() {
     let desk = Desk::new();

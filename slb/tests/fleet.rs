@@ -28,10 +28,10 @@ const TALKS: usize = 20;
 const QUIC_CONNECTIONS: usize = 10;
 /// Between two questions of a talk or a QUIC connection.
 const PAUSE: Duration = Duration::from_millis(40);
-/// How long an answer is waited for. A datagram is sent again meanwhile, by the talk or by QUIC.
+/// The maximum time for an answer. A datagram is sent again meanwhile, by the talk or by QUIC.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// One data centre at a time: they have the same names, and each loads both processors.
+/// Lets one data centre run at a time: they have the same names, and each loads both processors.
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// A flag that ends threads, also those of a test that panics.

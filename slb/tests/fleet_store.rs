@@ -64,7 +64,7 @@ fn start_controller(world: &World, number: u32) -> Process {
     )
 }
 
-/// Whether a line of `[node]` is for all nodes.
+/// Returns true if a line of `[node]` is for all nodes.
 fn is_common(line: &str) -> bool {
     line.starts_with("hash_seed") || line.starts_with("muxes")
 }

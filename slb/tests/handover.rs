@@ -1,5 +1,5 @@
-//! From one process to the next: what is announced stays announced, SIGUSR2 starts the program again in the same
-//! service, and while no process serves, the kernel gets nothing of the balancer's.
+//! Handover between processes: announced VIPs stay announced, SIGUSR2 starts the program again in
+//! the same service, and while no process serves, the kernel gets none of the balancer's packets.
 //!
 //! Needs root; without, or where a tool is missing, it says so and is skipped.
 
@@ -380,7 +380,7 @@ impl Node {
         process
     }
 
-    /// Whether a connection can be made from a machine.
+    /// Returns true if a machine can open a connection.
     fn connects(&self, machine: &str, address: &str, port: u16) -> bool {
         let connect = format!(
             "python3 -c 'import socket; socket.create_connection((\"{address}\", {port}), 1)'"
@@ -425,7 +425,7 @@ impl Node {
         }
     }
 
-    /// How XDP is attached to an interface: as `ip` shows it.
+    /// Returns the XDP mode of an interface, as `ip` shows it.
     fn xdp(&self, role: &str, interface: &str) -> String {
         let show = format!("ip link show dev {interface}");
         let shown = self.site.world.on(role, &show);
@@ -434,7 +434,8 @@ impl Node {
         xdp.concat()
     }
 
-    /// What a node's kernel sends of the balancer's while all of these ask.
+    /// Returns the packets that a node's kernel sends under the balancer's addresses while all of
+    /// these ask.
     fn leaks(&self, role: &str) -> String {
         let mac = self
             .site

@@ -1,4 +1,5 @@
-//! What the program needs of the kernel around it: addresses, settings of devices, XDP in drivers, checksums.
+//! Requirements of the program on the kernel: addresses, settings of devices, XDP in drivers,
+//! checksums.
 //!
 //! Needs root; without, or where a tool is missing, it says so and is skipped.
 

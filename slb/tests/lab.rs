@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use common::fabric::{CLIENT, CLIENT6};
 use common::lab::{Change, Io, Lab, NO_CHANGE, SLOW, TOOLS, VIP, VIP6};
 use common::world::{Process, lacking};
-/// What a service is for: who answers, whom they see, and whole files.
+/// Checks the service: who answers, the client's address that they see, and whole files.
 fn serves(lab: &Lab) {
     for (vip, client) in [(VIP, CLIENT), ("[2001:db8:20::100]", CLIENT6)] {
         let mut served = BTreeMap::<String, u32>::new();
@@ -172,8 +172,8 @@ fn reloads_disturb_nobody(lab: &Lab, how_long: Duration) {
     assert!(generation > seconds * 3, "{generation} configurations");
 }
 
-/// Who says that he is not well gets no new flows, and keeps those that he has; and where nobody is,
-/// the routes go.
+/// A vm that reports that it is unhealthy gets no new flows, and keeps its present ones; without a
+/// healthy vm, the routes go.
 fn the_sick_get_no_new_flows(lab: &Lab) {
     let is_sick = |vm: u32, is_sick: bool| {
         let file = lab.world.path(&format!("www-vm{vm}/sick"));

@@ -128,7 +128,7 @@ impl Fabric {
         fs::read_to_string(self.world.path("m.log")).unwrap_or_default()
     }
 
-    /// How often something was logged.
+    /// Counts the lines of the log with a text.
     fn count(&self, line: &str) -> usize {
         self.log().matches(line).count()
     }

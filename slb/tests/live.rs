@@ -26,7 +26,7 @@ use std::time::Duration;
 use common::world::{Process, World, lacking, peer};
 
 impl World {
-    /// What the proxy stands between.
+    /// Makes the machines on both sides of a proxy.
     fn of_proxy(kind: &str, over: &str) -> Self {
         let world = Self::new(kind, &["c0", "c1", "lb", "r", "s1", "s2", "s3"]);
         let bridge = |port: &str| {

@@ -18,7 +18,7 @@ use std::process::Command;
 
 use common::world::lacking;
 
-/// What the commands of the page find: run by bash in namespaces of its own.
+/// The setup for the commands of the page, run by bash in namespaces of its own.
 const SETUP: &str = r#"
 set -e
 mount -t tmpfs none /run

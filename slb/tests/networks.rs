@@ -265,7 +265,7 @@ fn agent(
     Host::with_capacity(snapshot, 1024, Key::new([1, 2])).expect("its role")
 }
 
-/// What a host agent makes of a frame that comes in by a port.
+/// Passes a frame that arrives by a port through a host agent.
 fn through(
     host: &mut Host<'static, std::sync::Arc<slb_core::snapshot::Snapshot<'static>>>,
     port: u16,

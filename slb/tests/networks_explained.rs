@@ -1,4 +1,4 @@
-//! What `slb check` and `slb explain` say of networks. No root.
+//! Output of `slb check` and `slb explain` about networks. No root.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! What happens to a mux in the course of its life, under requests and downloads: nothing fails that need not,
-//! and each event leaves a line that says what happened.
+//! Events in the life of a mux, under requests and downloads: nothing fails that need not, and each
+//! event leaves a line that says what happened.
 //!
 //! In the data centre of [`common::lab`], with two muxes and two hosts, all of it happens to mux1: its file
 //! changes, its interface is cut, deleted and made again, it loses its address, routes flap, clients flood it, it

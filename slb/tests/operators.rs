@@ -1,4 +1,4 @@
-//! What an operator can get wrong, and what the program makes of it. No root, no network.
+//! Mistakes of operators, and the program's messages about them. No root, no network.
 
 use std::fs;
 use std::os::unix::fs::symlink;

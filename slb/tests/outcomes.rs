@@ -55,7 +55,7 @@ impl Outcomes {
     }
 }
 
-/// One line for each step that packets of the capture took, by its beginning.
+/// Returns one line for each step that packets of the capture took, by its beginning.
 fn lines_of(path: &Path, total: &mut u64) -> BTreeMap<String, String> {
     let packets = read(path);
     let text = configuration_text(&packets, HOST, "02:00:00:00:00:02", 9000);

@@ -24,7 +24,7 @@ const LOAD_BALANCER: &str = r#"{
 }"#;
 const INVENTORY: &str = "vni = 5001\n[node]\nrole = \"mux\"\nunderlay = \"172.16.0.11\"\n";
 
-/// Where standard output, or standard error, goes.
+/// The destination of standard output, or of standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum To {
     /// To the test.

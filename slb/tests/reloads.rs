@@ -1,4 +1,4 @@
-//! What a reload changes of a running program. Needs root; without it is skipped.
+//! Reloads of a running program. Needs root; without it is skipped.
 
 use crate::common;
 

@@ -30,7 +30,7 @@ const VIPS: [[&str; 2]; 2] = [
     ["20.20.20.102", "2001:db8:20::102"],
 ];
 
-/// Who probes the vms.
+/// The nodes that probe the vms.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Probers {
     /// The host agent alone: both vms have one address.
@@ -265,7 +265,7 @@ impl Lab {
         serde_json::from_str(&said).unwrap()
     }
 
-    /// What a node says of a vm: its state in both families, and the rules that it fails.
+    /// Returns a node's view of a vm: its state in both families, and the rules that it fails.
     fn standing(&self, role: &str, vm: u32) -> (Vec<String>, Vec<String>) {
         let status = self.status(role);
         let name = format!("vm{vm}");

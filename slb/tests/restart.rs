@@ -39,7 +39,7 @@ const INBOUND: usize = 60;
 const OUTBOUND: usize = 20;
 const TOOLS: [&str; 3] = ["ethtool", "ss", "tcpdump"];
 
-/// How a process ends before the next one starts.
+/// The end of a process before the next one starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Term,
@@ -48,11 +48,11 @@ enum End {
     TakeOver,
 }
 
-/// What all tests do on their machines.
+/// The operations of all tests on their machines.
 struct Machines<'w> {
     world: &'w World,
     io: Io,
-    /// Whether processes keep their state.
+    /// True if processes keep their state.
     keeps: bool,
 }
 
@@ -122,7 +122,7 @@ impl Machines<'_> {
         }
     }
 
-    /// So many downloads at once, half of them over IPv6.
+    /// Starts `count` downloads at once, half of them over IPv6.
     fn download(
         &self,
         machine: &str,
@@ -247,7 +247,7 @@ fn is_short(stream: Stream, role: &str, end: End, io: Io, attempt: usize) -> boo
     is_whole || attempt == 5
 }
 
-/// How many downloads were whole.
+/// Returns the number of complete downloads.
 fn whole(downloads: Process) -> usize {
     let output = downloads.output();
     let size = SIZE.to_string();
@@ -258,7 +258,7 @@ fn whole(downloads: Process) -> usize {
     whole.len()
 }
 
-/// What tcpdump saw that must not be.
+/// A tcpdump that sees only forbidden packets.
 struct Watch {
     process: Process,
     file: String,
@@ -574,7 +574,7 @@ impl ProxyLab {
     }
 }
 
-/// With so many workers at first, and after each restart.
+/// Runs the proxy with the first number of workers, and with each of the others after a restart.
 fn proxy(io: Io, kind: &str, workers: [u32; 4]) {
     let lab = ProxyLab::new(io, kind);
     let [at_first, later @ ..] = workers;

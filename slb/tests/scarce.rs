@@ -53,7 +53,8 @@ fn start(world: &World, before: &str, io: &str) -> Process {
     )
 }
 
-/// Whether pings of many sizes and identifiers, which the driver spreads over the queues, are all answered.
+/// Returns true if all pings of many sizes and identifiers, which the driver spreads over the
+/// queues, are answered.
 fn all_ping(world: &World) -> bool {
     let pings = format!(
         "sh -c 'for n in 1 2 3 4 5 6 7 8; do ping -q -c 1 -W 1 -s $((56 + n)) {VIP} >/dev/null || exit 1; done'"

@@ -1,4 +1,4 @@
-//! What `slb check` and `slb explain` say of access lists. No root.
+//! Output of `slb check` and `slb explain` about access lists. No root.
 
 use std::path::Path;
 use std::process::Command;

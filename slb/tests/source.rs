@@ -1,5 +1,5 @@
-//! What the sources promise about themselves: each `unsafe` is listed with its reason, nothing reads in
-//! the host's byte order, and where nothing is unsafe it is forbidden.
+//! Promises of the sources about themselves: each `unsafe` is listed with its reason, nothing reads
+//! in the host's byte order, and crates without `unsafe` forbid it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -94,8 +94,8 @@ fn where_nothing_is_unsafe_it_is_forbidden() {
     }
 }
 
-/// What the dataplane computes is the same on every machine. `usize` is as wide as the machine, so what
-/// goes into hashes and packets is not that.
+/// The dataplane computes the same on every machine. `usize` is as wide as the machine, so no hash
+/// or packet contains one.
 #[test]
 fn the_dataplane_reads_nothing_in_the_hosts_order() {
     let native = [

@@ -29,9 +29,9 @@ use common::world::{Process, World, lacking, peer};
 struct Family {
     vip: &'static str,
     client: &'static str,
-    /// Of the server where it is in the client's network, and the length of its prefix.
+    /// The address of the server in the client's network, and the length of its prefix.
     beside: (&'static str, u8),
-    /// Of the vm, of its gateway, and the length of their prefix.
+    /// The addresses of the vm and of its gateway, and the length of their prefix.
     vm: (&'static str, &'static str, u8),
     /// The length of one address's prefix.
     whole: u8,
@@ -222,7 +222,7 @@ fn sysctl(world: &World, machine: &str, family: &Family) {
     );
 }
 
-/// One flood at a time: two of them are more than the machine has to give.
+/// Lets one flood run at a time: two overload the machine.
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// Sends the flood and requests from the client, then reads the report.

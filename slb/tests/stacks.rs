@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use common::world::{Process, World, lacking};
 
-/// Where the server is: the client's address for its VIP, in both families.
+/// The address of the server for its clients, the VIP, in both families.
 const VIPS: [&str; 2] = ["10.99.0.1", "fd99::1"];
 
 /// A client, a proxy and a server, in line.
@@ -83,7 +83,7 @@ impl Line {
         }
     }
 
-    /// How many connections the proxy has in each state, those of none left out.
+    /// Returns the number of the proxy's connections in each state, without states that have none.
     fn states(&self) -> Vec<(String, u64)> {
         let status = format!(
             "{} status --once --format json --socket {}",

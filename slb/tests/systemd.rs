@@ -21,7 +21,8 @@ fn read(role: &str) -> String {
     fs::read_to_string(unit(role)).unwrap()
 }
 
-/// What systemd-analyze says about a unit, with this program in the place of an installed one.
+/// Returns the output of systemd-analyze for a unit, with this program in the place of an installed
+/// one.
 fn verify(name: &str, text: &str) -> String {
     let place = tempfile::tempdir().unwrap();
     let file = place.path().join(name);

@@ -1,5 +1,5 @@
-//! What the program follows around its devices while it runs: MTUs, settings and addresses over TUN, and the devices
-//! that it makes itself.
+//! Changes around a running program's devices: MTUs, settings and addresses over TUN, and the
+//! devices that the program makes.
 //!
 //! Needs root; without, or where a tool is missing, it says so and is skipped.
 
@@ -213,7 +213,8 @@ fn a_host_agent_whose_underlay_is_not_routed_into_its_device_is_not_ready() {
     wait_until(&world, why, || ready(&world).contains(why));
 }
 
-/// What the kernel routes between a proxy's interfaces goes through the device, also through one that was made again.
+/// Packets that the kernel routes between a proxy's interfaces go through the device, also through
+/// one that was made again.
 #[test]
 #[ignore = "needs root"]
 fn the_device_for_the_kernels_packets_is_made_again() {
@@ -261,8 +262,8 @@ fn the_device_for_the_kernels_packets_is_made_again() {
     proxy.finish();
 }
 
-/// Nothing is wrong, and nothing is said to be: over TUN, in each role, where the operator lays routes after the
-/// program has made its devices.
+/// A sound setup causes no warning: over TUN, in each role, where the operator adds routes after
+/// the program has made its devices.
 #[test]
 #[ignore = "needs root"]
 fn a_healthy_life_over_tun_logs_no_warning() {

@@ -181,7 +181,8 @@ fn set_ecn(frame: &mut [u8], ecn: u8) {
     }
 }
 
-/// The same with the outer addresses exchanged, which changes no checksum: it comes from us, to the kernel.
+/// Exchanges the outer addresses, which changes no checksum: the frame comes from us, to the
+/// kernel.
 fn swapped(frame: &[u8], underlay: usize) -> Vec<u8> {
     let mut frame = frame.to_vec();
     let (at, len) = [(26, 4), (22, 16)][underlay];

@@ -55,7 +55,7 @@ fn all_are_whole(downloads: Vec<Process>) {
     }
 }
 
-/// What each worker of a node did.
+/// Returns a counter of each worker of a node.
 fn of_workers(lab: &Lab, machine: &str, counter: &str) -> Vec<u64> {
     let status = lab.status(machine);
     let workers = status["workers"].as_array().expect("workers").iter();

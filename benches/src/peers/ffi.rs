@@ -1,4 +1,4 @@
-//! What calling from C costs: the same mux, by its method and by its C function, in turn.
+//! The cost of calls from C: one mux, by its method and by its C function, in turn.
 
 #![allow(
     clippy::multiple_unsafe_ops_per_block,

@@ -36,7 +36,7 @@ fn frames(ipv6: bool) -> Vec<Vec<u8>> {
     (0..COUNT).map(frame).collect()
 }
 
-/// It gives no ports alone, so what it gives is its length.
+/// Returns the length, since the parser does not return ports alone.
 fn ours(frame: &[u8]) -> u16 {
     match Packet::parse(frame) {
         Parsed::Ip(packet) => packet.ip_len() as u16,

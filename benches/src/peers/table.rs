@@ -24,7 +24,7 @@ fn key(flow: u32) -> FlowKey<u64> {
     }
 }
 
-/// What all are asked to do.
+/// The operations that all tables are measured by.
 trait Flows {
     /// Says how many found no place.
     fn insert(&mut self, flows: &[u32]) -> usize;

@@ -1,4 +1,5 @@
-//! What it costs to probe a thousand backends by HTTP each five seconds: the prober's share of a core.
+//! The cost of probing a thousand backends by HTTP every five seconds: the prober's share of a
+//! core.
 //!
 //! The backends are addresses of the loopback network, all served by one thread, which is not counted.
 
@@ -18,10 +19,10 @@ use slb_control::probe::Prober;
 /// Probe backends that answer at once, and say what it costs.
 #[derive(Debug, Parser)]
 struct Options {
-    /// How many backends.
+    /// The number of backends.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     backends: u32,
-    /// For how many seconds, after the first five.
+    /// The duration in seconds, after the first five.
     #[arg(long, default_value_t = 20)]
     seconds: u64,
 }

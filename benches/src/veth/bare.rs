@@ -15,7 +15,7 @@ fn swap_macs(frame: &mut [u8]) {
     }
 }
 
-/// By this project's sockets.
+/// Forwards with this project's sockets.
 pub(crate) fn own(name: &str, busy: bool) -> Result<(), Box<dyn Error>> {
     let interface = Interface::find(name)?;
     let queue = Queue {
@@ -49,7 +49,7 @@ pub(crate) fn own(name: &str, busy: bool) -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// By the crate xdp.
+/// Forwards with the crate xdp.
 pub(crate) fn crate_xdp(name: &str) -> Result<(), Box<dyn Error>> {
     let interface = Interface::find(name)?;
     let config = xdp::umem::UmemCfgBuilder {

@@ -1,4 +1,4 @@
-//! Who sends, and who counts.
+//! The sender, and the receiver that counts.
 
 use std::error::Error;
 use std::time::{Duration, Instant};

@@ -34,7 +34,7 @@ enum Command {
         #[arg(long)]
         busy: bool,
     },
-    /// The same by another library's, the crate xdp.
+    /// Forwards frames with another library's sockets, the crate xdp.
     L2fwdXdp {
         /// The interface.
         interface: String,
@@ -49,7 +49,7 @@ struct Target {
     mac: MacAddress,
     /// The IPv4 address to send to, by UDP.
     address: Ipv4Addr,
-    /// For how long, in seconds.
+    /// The duration in seconds.
     #[arg(default_value_t = 3.0)]
     seconds: f64,
 }

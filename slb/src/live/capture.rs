@@ -207,7 +207,8 @@ mod tests {
         packet
     }
 
-    /// One that is forwarded, one that is dropped, and one that is none of the mux's.
+    /// Returns three packets: one that is forwarded, one that is dropped, and one for another
+    /// destination.
     fn packets() -> Vec<Vec<u8>> {
         vec![
             packet(50_000, (VIP, 80)),

@@ -143,7 +143,7 @@ pub(super) struct Control<'o> {
     /// The device for packets that are the kernel's.
     pub(super) pass: Option<Pass>,
     pub(super) followed: Followed,
-    /// Why packets are lost by settings of the kernel.
+    /// The kernel settings that lose packets.
     pub(super) settings: Vec<String>,
     /// The last warnings about underlay addresses.
     pub(super) warned: Vec<String>,

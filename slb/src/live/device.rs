@@ -32,7 +32,7 @@ pub(super) struct TunName {
     name: String,
     layer: Layer,
     queues: u32,
-    /// As it was when it was last looked at.
+    /// The link's state when the device was last looked at.
     link: Option<Link>,
     is_there: bool,
 }
@@ -40,21 +40,21 @@ pub(super) struct TunName {
 /// `afxdp:NAME[:QUEUES]`.
 pub(super) struct Card {
     port: PortId,
-    /// True if packets to backends leave by it: a mux's or host's interface to the fabric, or that
-    /// of a proxy's backend port.
+    /// True if packets to backends leave by this interface: that of a mux or host to the fabric, or
+    /// that of a proxy's backend port.
     leads_to_backends: bool,
-    /// As it was when it was last there.
+    /// The interface's state when it was last present.
     pub(super) interface: Interface,
     queues: RangeInclusive<u32>,
     is_there: bool,
-    /// True if it was gone, or its queues changed: it may have fewer queues than before.
+    /// True if the interface was gone or its queues changed: it may have fewer queues than before.
     may_lack_queues: bool,
-    /// Bytes of a chunk, as its packets needed when the device was last opened.
+    /// The chunk size in bytes that packets needed when the device was last opened.
     chunk: usize,
 }
 
 impl Plan {
-    /// The interface's name of a device, by its place.
+    /// Returns the interface name of a device, by its index.
     pub(super) fn name(&self, place: usize) -> &str {
         match self {
             Self::Tun(names) => &names[place].name,
@@ -62,7 +62,7 @@ impl Plan {
         }
     }
 
-    /// An interface that is there, by its place.
+    /// Returns an interface by its index, if it is present.
     pub(super) fn card(&self, place: usize) -> Option<&Card> {
         match self {
             Self::Tun(_) => None,
@@ -78,7 +78,7 @@ impl Plan {
         names.iter().all(|name| name.layer == Layer::Ethernet)
     }
 
-    /// The TUN devices that are there: the kernel routes to and from them.
+    /// Returns the present TUN devices, to and from which the kernel routes.
     pub(super) fn routed_devices(&self) -> Vec<&str> {
         let Self::Tun(names) = self else {
             return Vec::new();
@@ -89,7 +89,8 @@ impl Plan {
         routed.map(|name| name.name.as_str()).collect()
     }
 
-    /// The TUN devices to the fabric that are there: the kernel routes what comes from hosts and muxes into them.
+    /// Returns the present TUN devices to the fabric, into which the kernel routes packets from
+    /// hosts and muxes.
     pub(super) fn routed_fabric(&self) -> Vec<&str> {
         let Self::Tun(names) = self else {
             return Vec::new();
@@ -100,9 +101,10 @@ impl Plan {
         fabric.map(|name| name.name.as_str()).collect()
     }
 
-    /// The addresses that VIPs are called from, where the kernel is not to choose them. The prober of a host agent has
-    /// sources of its own, which the kernel does not have; the agent calls VIPs from its underlay address, if that is
-    /// the kernel's, since it takes vms' answers for that.
+    /// Returns the source addresses for calls of VIPs, where the kernel should not choose them. The
+    /// prober of a host agent has sources of its own, which the kernel does not have; the agent
+    /// calls VIPs from its underlay address, if the kernel has it, since it takes vms' answers to
+    /// that address.
     pub(super) fn callers(&self, config: &Config) -> Vec<IpAddr> {
         let node = &config.node;
         if node.role != Role::Host {
@@ -114,8 +116,8 @@ impl Plan {
         own.filter(|address| kernels.contains(address)).collect()
     }
 
-    /// A configuration with what it does not say and the interface to the fabric and the kernel's
-    /// tables know.
+    /// Completes a configuration with data of the interface to the fabric and of the kernel's
+    /// tables.
     pub(super) fn complete(&self, given: &Config, found: Option<&Found>) -> Config {
         let mut config = given.clone();
         if let (Some(interface), Self::AfXdp(cards)) = (self.fabric(), self) {
@@ -136,7 +138,7 @@ impl Plan {
         config
     }
 
-    /// The interface to the fabric, or to a proxy's backends, where packets leave by an interface.
+    /// Returns the interface to the fabric, or to a proxy's backends; `None` if it is a TUN device.
     pub(super) fn fabric(&self) -> Option<&Interface> {
         match self {
             Self::Tun(_) => None,

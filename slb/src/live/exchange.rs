@@ -77,7 +77,7 @@ pub(super) type OwnPorts = Vec<PortId>;
 /// The state that all workers share.
 struct Common {
     bells: Vec<Bell>,
-    /// How many times workers have said that they have nothing left, of all rounds.
+    /// The number of times that workers reported that they had nothing left, over all rounds.
     left: AtomicUsize,
 }
 
@@ -94,7 +94,7 @@ pub(super) struct Seat {
     /// The rings to the others, and from them; none to itself.
     givers: Vec<Option<Giver>>,
     takers: Vec<Option<Taker>>,
-    /// By port: the worker that sends for it, this one where it can.
+    /// The worker that sends for each port: this one if it can.
     ways: Vec<u16>,
     /// The ring to take from first.
     next: usize,
@@ -115,7 +115,7 @@ struct Counters {
     too_long: u64,
 }
 
-/// No worker.
+/// Marks the absence of a worker.
 const NOBODY: u16 = u16::MAX;
 
 impl Seat {
@@ -157,7 +157,7 @@ impl Seat {
         Ok(seats)
     }
 
-    /// How connections are divided.
+    /// Returns the division of connections among workers.
     pub(super) fn steering(&self) -> &Steering {
         &self.steering
     }
@@ -534,7 +534,7 @@ mod tests {
         }
     }
 
-    /// Whatever the order of who falls asleep and who gives: the frame is taken.
+    /// The frame is taken, whether the sleeper or the giver comes first.
     #[test]
     fn a_worker_that_sleeps_is_woken() {
         shuttle::check_random(

@@ -21,11 +21,11 @@ use super::status::Shared;
 use crate::Failure;
 use crate::cli::LiveOptions;
 
-/// How often it looks for the first generation.
+/// The interval of checks for the first generation.
 const TICK: Duration = Duration::from_millis(20);
-/// How long a node that has a cache waits for the store before it starts by the cache.
+/// The time that a node with a cache waits for the store before it starts from the cache.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How often connections on leaving backends are counted.
+/// The interval of counts of connections on leaving backends.
 const COUNT: Duration = Duration::from_secs(1);
 
 /// The node's fleet.
@@ -280,7 +280,7 @@ impl Fleet {
     }
 }
 
-/// Why a node has no configuration yet.
+/// Returns the reason why a node has no configuration yet.
 fn waiting_for(standing: &Standing) -> String {
     let why = match (&standing.refused, &standing.fault) {
         (Some(refused), _) => format!(": it refuses {}: {}", refused.generation, refused.why),
@@ -299,7 +299,7 @@ fn read(path: &Path) -> Result<(NodeFile, Config), Failure> {
     Ok((file, config))
 }
 
-/// How the node stands with its fleet, for the status.
+/// Returns the node's standing in its fleet as JSON, for the status.
 pub(super) fn standing_json(standing: &Standing, tables: Option<&str>) -> serde_json::Value {
     let refused = standing.refused.as_ref();
     serde_json::json!({

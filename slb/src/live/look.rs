@@ -78,7 +78,7 @@ impl Dropped {
 /// others.
 #[derive(Debug)]
 struct Drops {
-    /// By reason, each a ring.
+    /// A ring of dropped packets for each reason.
     kept: Vec<[Option<Dropped>; KEPT]>,
     next: [usize; DropReason::COUNT],
 }
@@ -147,7 +147,7 @@ pub(super) struct Page {
     /// The worker that fills it.
     worker: usize,
     pub(super) entries: Vec<Entry>,
-    /// Where they were asked for, the entries' [records](slb_core::state).
+    /// The [records](slb_core::state) of the entries, if they were asked for.
     pub(super) records: Vec<u8>,
     /// Places that were looked at for it.
     pub(super) places: u64,
@@ -169,7 +169,7 @@ pub(super) struct List {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Done,
-    /// No page is empty.
+    /// All pages are full.
     Starved,
     Over,
 }
@@ -224,7 +224,7 @@ pub(super) struct Looker {
     lists: Vec<List>,
     /// The next one to make a step.
     turn: usize,
-    /// When a step is due while packets come.
+    /// The time of the next step while packets come.
     due: Clock,
     /// Returns true if no list has an empty page.
     is_starved: bool,
@@ -235,7 +235,7 @@ pub(super) struct Looker {
 }
 
 impl Looker {
-    /// For a worker whose clock began then.
+    /// Makes the lists of a worker whose clock began at `begin`.
     pub(super) fn new(begin: Clock) -> Self {
         Self {
             lists: Vec::new(),
@@ -332,15 +332,15 @@ impl Looker {
 /// The lists of all workers, as whoever asked sees them. Dropped, it has the workers end them.
 pub(super) struct Pages {
     full: Receiver<Page>,
-    /// Where empty pages of each worker go; `None` after its last page.
+    /// The channel that takes each worker's empty pages; `None` after its last page.
     empty: Vec<Option<Sender<Page>>>,
     is_wanted: Arc<AtomicBool>,
 }
 
-/// Why there is no page.
+/// The reason why there is no page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoPage {
-    /// Not yet.
+    /// No page has come yet.
     Yet,
     /// All came.
     Left,

@@ -128,7 +128,7 @@ pub(super) trait Recipient<S, C, I = ()> {
 }
 
 impl<S, C: Clone, I> Mailbox<S, C, I> {
-    /// For a worker that has a generation in place.
+    /// Makes the mailbox of a worker that has a generation in place.
     pub(super) fn new(generation: u64) -> Self {
         Self {
             attention: AtomicBool::new(false),
@@ -373,7 +373,7 @@ mod tests {
         );
     }
 
-    /// Whoever waits for a worker that ends is told.
+    /// The end of a worker wakes the threads that wait for it.
     #[test]
     fn the_end_wakes_who_waits() {
         shuttle::check_random(

@@ -67,7 +67,7 @@ pub(crate) struct Endpoint {
 struct Source {
     /// Empty while the process waits for its first configuration.
     told: OnceLock<Arc<dyn Tell>>,
-    /// Why it waits.
+    /// The reason for waiting.
     waits: Mutex<String>,
 }
 

@@ -32,11 +32,11 @@ const WITHOUT_NEIGHBOUR: Duration = Duration::from_secs(3);
 /// The route to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reach {
-    /// By this next hop, whose MAC address is known; or the kernel sends the packets.
+    /// Packets leave by this next hop, whose MAC address is known; or the kernel sends the packets.
     Known(NextHop),
-    /// By this next hop, which has not answered yet, or does not.
+    /// Packets would leave by this next hop, which has not answered.
     Unresolved(NextHop),
-    /// By another interface than the one that packets leave by.
+    /// The route leads to another interface than the one that packets leave by.
     Elsewhere(NextHop),
     /// No route leads there.
     NoRoute,
@@ -59,7 +59,7 @@ impl Reach {
     }
 }
 
-/// How each address is reached.
+/// The next hop of each address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
     by_address: BTreeMap<IpAddr, Reach>,
@@ -301,7 +301,7 @@ pub(super) fn complete(config: &mut Config, found: &Found) {
 #[derive(Debug, Default)]
 pub(super) struct Unreached {
     lost: BTreeMap<IpAddr, (Reach, Instant, bool)>,
-    /// How many of a proxy's backends keep the link headers of their clients.
+    /// The number of a proxy's backends that keep the link headers of their clients.
     across: usize,
 }
 

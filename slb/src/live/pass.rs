@@ -118,7 +118,7 @@ impl Pass {
         Some((self.name.clone(), file))
     }
 
-    /// Why packets for the kernel are lost, if they are.
+    /// Returns the reason why packets for the kernel are lost, if they are.
     pub(super) fn trouble(&self) -> Option<String> {
         let name = &self.name;
         match self.state {

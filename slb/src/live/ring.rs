@@ -33,7 +33,7 @@ struct Line(AtomicUsize);
 struct Ring {
     /// A power of two of them.
     words: Box<[AtomicU64]>,
-    /// Where the oldest frame begins; grows without end, as the tail does.
+    /// The position of the oldest frame; grows without end, as the tail does.
     head: Line,
     tail: Line,
 }
@@ -240,8 +240,8 @@ mod tests {
         all
     }
 
-    /// In thousands of orders of both sides, in a ring that is soon full: each frame that was put in comes
-    /// out whole, once, and in order.
+    /// In thousands of interleavings of both sides, in a ring that is soon full, each frame that is
+    /// put in comes out whole, once, and in order.
     #[test]
     fn frames_come_out_whole_and_in_order() {
         shuttle::check_random(

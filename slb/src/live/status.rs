@@ -77,7 +77,7 @@ struct State {
 }
 
 impl State {
-    /// The digest of all rules' tables: the same on all muxes that choose alike.
+    /// Returns the digest of all rules' tables, which is equal on all muxes that choose alike.
     fn tables(&mut self) -> Option<String> {
         let snapshot = self.snapshot.as_deref()?;
         let generation = snapshot.generation();
@@ -97,7 +97,7 @@ impl State {
         Some(tables)
     }
 
-    /// Why it is not ready, where it is not.
+    /// Returns the reasons why the process is not ready.
     fn trouble(&self) -> Vec<String> {
         let stalled = self.stalled.iter().map(|(worker, since)| {
             let seconds = since.elapsed().as_secs_f64();
@@ -113,7 +113,7 @@ impl State {
         all.chain(control).collect()
     }
 
-    /// The backends whose hosts no packet can reach, by pool and name.
+    /// Returns the backends whose hosts no packet can reach, by pool and name.
     fn unreachable(&self) -> BTreeSet<(&str, &str)> {
         let pools = self.config.pools.iter();
         let backends = pools.flat_map(|pool| {
@@ -182,7 +182,7 @@ impl Shared {
         (state.trouble, state.stalled) = (trouble, stalled);
     }
 
-    /// Takes note that the control thread moves.
+    /// Records that the control thread makes progress.
     pub(super) fn note_alive(&self) {
         self.state().alive = Instant::now();
     }
@@ -206,7 +206,7 @@ impl Shared {
         Arc::clone(&self.state().config)
     }
 
-    /// The configuration that is in place, and what was made of it.
+    /// Returns the installed configuration, and the snapshot compiled from it.
     pub(super) fn in_place(&self) -> (Arc<Config>, Arc<Snapshot<'static>>) {
         let state = self.state();
         (Arc::clone(&state.config), Arc::clone(&state.compiled))
@@ -217,20 +217,20 @@ impl Shared {
         self.tasks.len()
     }
 
-    /// Gives a worker a task. One that has ended lets it go, which whoever waits for an answer is told by.
+    /// Gives a worker a task. A worker that has ended drops the task, which tells the requester.
     pub(super) fn assign(&self, worker: usize, task: Task) {
         let _ = self.tasks[worker].send(task);
         self.workers[worker].0.nudge();
     }
 
-    /// The searches in all workers' tables, page by page.
+    /// Searches all workers' tables, page by page.
     pub(super) fn pages(&self, wanted: &Wanted, has_records: bool) -> Pages {
         Pages::of(self.workers(), wanted, has_records, |worker, task| {
             self.assign(worker, task);
         })
     }
 
-    /// The last dropped packets of all workers; `None` if one does not answer.
+    /// Returns the last dropped packets of all workers; `None` if one does not answer.
     pub(super) fn drops(&self) -> Option<Vec<Dropped>> {
         let mut all = Vec::new();
         for worker in 0..self.workers() {
@@ -241,7 +241,8 @@ impl Shared {
         Some(all)
     }
 
-    /// Why it is not ready, where it is not: also how long workers have stood still. Waits for no worker.
+    /// Returns the reasons why the process is not ready, with the durations of stalls of workers.
+    /// Waits for no worker.
     pub(super) fn trouble(&self) -> Vec<String> {
         self.state().trouble()
     }
@@ -293,7 +294,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The counters that show trouble; `None` if a worker does not answer.
+    /// Returns the counters that show trouble; `None` if a worker does not answer.
     pub(super) fn totals(&self) -> Option<Totals> {
         let (counted, state) = self.count_in_place()?;
         let total = counted.into_iter().reduce(Counted::and)?;
@@ -304,7 +305,7 @@ impl Shared {
         Some(report.totals())
     }
 
-    /// The frontends whose rules have no backend that takes new flows.
+    /// Returns the frontends whose rules have no backend that takes new flows.
     pub(super) fn unavailable(&self) -> Vec<String> {
         let state = self.state();
         let down = availability(&state.config).filter(|(_, is_available)| !is_available);
@@ -312,7 +313,8 @@ impl Shared {
     }
 }
 
-/// For each frontend with rules: true if one of these has a backend that takes new flows.
+/// Yields each frontend with rules, and true if one of its rules has a backend that takes new
+/// flows.
 fn availability(config: &Config) -> impl Iterator<Item = (&str, bool)> {
     let frontends = config.frontends.iter().enumerate();
     frontends

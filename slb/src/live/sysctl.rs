@@ -179,8 +179,8 @@ fn needed_by_routed(device: &str) -> Option<Need> {
     (rp_filter.read().max(of_all) == STRICT).then_some((rp_filter, LOOSE, why))
 }
 
-/// Why the kernel drops the IPv4 packets of a device, if it does: it checks their sources, and the device has no
-/// address.
+/// Returns the reason why the kernel drops the IPv4 packets of a device, if it does: it checks
+/// their sources, and the device has no address.
 fn lacks_address(device: &str, config: &Config) -> Option<String> {
     lacks_any_address(device).filter(|_| has_family(config, false))
 }
@@ -211,7 +211,8 @@ pub(super) fn warn_of_machine(plan: &Plan, config: &Config) {
     }
 }
 
-/// Why packets for VIPs that come in by other interfaces are lost, if they are: those of IPv4, and those of IPv6.
+/// Returns the reasons why packets for VIPs from other interfaces are lost, if they are: those of
+/// IPv4, and those of IPv6.
 fn machine_settings(plan: &Plan, config: &Config) -> [Option<String>; 2] {
     let devices = plan.routed_devices();
     if devices.is_empty() {

@@ -12,9 +12,9 @@ use super::device::Plan;
 /// The faults of underlay addresses.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Underlays {
-    /// Why packets of VIPs are lost.
+    /// The reasons why packets of VIPs are lost.
     pub(super) troubles: Vec<String>,
-    /// Why other packets are lost.
+    /// The reasons why other packets are lost.
     pub(super) warnings: Vec<String>,
 }
 

@@ -136,7 +136,8 @@ pub(super) struct Worker {
     /// The state and devices that the worker leaves; nothing, where it ended by itself. Its thread then frees the
     /// tables, which takes long, and no one waits for that.
     left: Receiver<Left>,
-    /// How often it had looked into its mailbox when it was last heard of, and when that was.
+    /// The number of times that the worker had looked into its mailbox when it was last heard of,
+    /// and that time.
     heard: (u64, Clock),
 }
 
@@ -169,7 +170,7 @@ pub(super) struct Counted {
     pub(super) work: Work,
 }
 
-/// How much a worker had to do.
+/// The load of a worker.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Work {
     /// Bursts with at least one frame.
@@ -286,7 +287,7 @@ impl Worker {
     }
 }
 
-/// How long a worker may take to open other devices.
+/// The maximum time that a worker may take to open other devices.
 const TIME_TO_OPEN: Duration = Duration::from_secs(5);
 
 /// The thread's whole life.

@@ -38,7 +38,7 @@ pub enum Io {
     Tun,
 }
 
-/// What of the configuration a test changes.
+/// The parts of the configuration that a test changes.
 #[derive(Clone, Copy)]
 pub struct Change {
     pub mtu: Option<u32>,
@@ -46,7 +46,7 @@ pub struct Change {
     pub backends: &'static [(u32, u32)],
     pub another_vip: bool,
     pub flows: u32,
-    /// Whether there are rules for datagrams: an echo service and QUIC.
+    /// True if there are rules for datagrams: an echo service and QUIC.
     pub datagrams: bool,
 }
 
@@ -58,10 +58,10 @@ pub const NO_CHANGE: Change = Change {
     datagrams: false,
 };
 
-/// What a lab cannot do without.
+/// The tools that a lab needs.
 pub const TOOLS: [&str; 6] = ["bird", "nginx", "ethtool", "cmp", "nft", "bridge"];
 
-/// One of the examples of what stands beside a mux.
+/// Returns the path of an example configuration of a daemon beside a mux.
 fn routing(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../examples/routing")
@@ -71,7 +71,7 @@ fn routing(name: &str) -> PathBuf {
 pub struct Lab {
     pub world: World,
     pub io: Io,
-    /// How many muxes and hosts there are machines for.
+    /// The number of machines for muxes, and for hosts.
     size: (u32, u32),
     pub muxes: BTreeMap<u32, Process>,
     pub hosts: BTreeMap<u32, Process>,
@@ -80,7 +80,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// With so many muxes and so many hosts, each of these with a vm.
+    /// Makes a lab with `size` muxes and hosts, each host with a vm.
     pub fn new(io: Io, size: (u32, u32)) -> Self {
         let kind = if io == Io::AfXdp { "x" } else { "t" };
         let (muxes, hosts) = size;

@@ -139,7 +139,7 @@ pub fn is_root() -> bool {
     output.is_ok_and(|output| output.stdout == b"0\n")
 }
 
-/// Whether a host can have the address: the configuration takes no other.
+/// Returns true if a host can have the address: the configuration takes no other.
 fn may_be_a_vip(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {

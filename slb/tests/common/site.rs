@@ -26,8 +26,8 @@ pub struct Site {
 }
 
 impl Site {
-    /// With so many vms, machines besides, and VIPs that are routed to the mux. `kind` tells apart what runs
-    /// at once.
+    /// Makes a site with `vms` vms, further machines, and VIPs that are routed to the mux. `kind`
+    /// distinguishes sites that run at once.
     pub fn new(io: Io, kind: &str, (vms, more): (u32, &[&str]), vips: &[&str]) -> Self {
         let kind = format!("{kind}{}", if io == Io::AfXdp { "x" } else { "t" });
         let of_vms: Vec<String> = (1..=vms).map(|number| format!("vm{number}")).collect();

@@ -65,8 +65,8 @@ impl Device {
         }
     }
 
-    /// What comes out of its far side when `frames` go in: at the device if they come from the cable, else on
-    /// the cable.
+    /// Sends `frames` in from the cable, or from the device, and returns the frames that come out
+    /// of the other side.
     pub fn pass(&self, frames: &[Vec<u8>], from_cable: bool, directory: &Path) -> Vec<Vec<u8>> {
         let (sent, seen) = (directory.join("sent.pcap"), directory.join("seen.pcap"));
         let mut writer = Writer::new(
@@ -142,7 +142,7 @@ pub fn missing() -> Option<String> {
     missing.map(|tool| format!("{tool} is not installed"))
 }
 
-/// Where the inner frame begins.
+/// The offset of the inner frame.
 pub const INNER: [usize; 2] = [50, 70];
 
 /// The outer headers but for what each chooses for itself: the flow's source port, IPv4's identification

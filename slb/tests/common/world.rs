@@ -180,7 +180,7 @@ impl Drop for World {
     }
 }
 
-/// What the tests cannot do without.
+/// Returns a requirement of the tests that is missing here.
 pub fn lacking(more: &[&str]) -> Option<String> {
     if !is_root() {
         return Some("network namespaces need root".to_owned());

@@ -87,7 +87,12 @@ impl Kernel {
     }
 
     /// Sends the traffic through it.
-    pub(super) fn run(mut self, scenario: &Scenario, expected: usize, directory: &Path) -> Received {
+    pub(super) fn run(
+        mut self,
+        scenario: &Scenario,
+        expected: usize,
+        directory: &Path,
+    ) -> Received {
         let rules = directory.join("rules.nft");
         fs::write(&rules, scenario.nft()).unwrap();
         self.client.run(&format!("nft -f {}", rules.display()));

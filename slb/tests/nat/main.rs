@@ -1,5 +1,5 @@
-//! The same packets through Linux's nftables NAT and through ours: real captures, whose servers
-//! become VIPs, and traffic made for it, both ways.
+//! Packets through Linux's nftables NAT and through ours: real captures, whose servers become VIPs,
+//! and generated traffic, both ways.
 //!
 //! What comes out has to be the same, byte for byte but for the TTL: addresses, ports, checksums,
 //! and what ICMP errors quote.
@@ -63,9 +63,9 @@ fn ours(scenario: &Scenario) -> Received {
     received
 }
 
-/// What tells packets apart: all of the IP packet but TTL and header checksum, and how wrong the
-/// checksum is. Of fragments, what they come to: the kernel puts them together and takes them apart again,
-/// and holds back what never becomes whole.
+/// The identity of packets: all of the IP packet but TTL and header checksum, and the error of the
+/// checksum. Fragments count as the datagram that they make up: the kernel reassembles them and
+/// fragments them again, and drops those that stay incomplete.
 fn essence(frames: &[Vec<u8>]) -> BTreeMap<(Vec<u8>, Option<u16>), usize> {
     let mut all = BTreeMap::new();
     let mut pool = IpDefragPool::<(), ()>::new();

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use slb_control::Config;
 
-/// Where a packet comes from, and goes to.
+/// The side that a packet comes from or goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     Client,
@@ -23,14 +23,14 @@ pub(super) const KERNEL_VM: [u8; 6] = [2, 0, 0, 0, 1, 2];
 /// Packets in the order in which they are sent, each an IP packet.
 pub(super) type Traffic = Vec<(Side, Vec<u8>)>;
 
-/// What each side gets, in its order.
+/// The packets that each side gets, in order.
 #[derive(Debug, Default)]
 pub(super) struct Received {
     pub(super) client: Vec<Vec<u8>>,
     pub(super) vm: Vec<Vec<u8>>,
 }
 
-/// What is to be translated.
+/// Traffic, and the translation of its addresses.
 pub(super) struct Scenario {
     pub(super) name: String,
     pub(super) vip: IpAddr,

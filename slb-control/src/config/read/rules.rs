@@ -8,8 +8,7 @@ use slb_core::spec::{Answers, NatTarget, Scheduler, Terms};
 use super::{AllNames, refer};
 use crate::config::addresses::Kind;
 use crate::config::{
-    InboundNat, MAX_IDLE_TIMEOUT, MIN_IDLE_TIMEOUT, Outbound, Protocol, Rule,
-    addresses,
+    InboundNat, MAX_IDLE_TIMEOUT, MIN_IDLE_TIMEOUT, Outbound, Protocol, Rule, addresses,
 };
 use crate::document::Section;
 use crate::validate::{self, Names};

@@ -38,9 +38,9 @@ pub(super) struct Copied {
     pub(super) at: Instant,
     /// The port that the packet came by, or that the balancer's own packet leaves by.
     pub(super) port: PortId,
-    /// As it was received; `None`: the balancer made it.
+    /// The packet as it was received; `None` if the balancer made it.
     pub(super) received: Option<Kept>,
-    /// As it is sent, if it is.
+    /// The packet as it is sent; `None` if it is not.
     pub(super) sent: Option<Kept>,
     pub(super) verdict: Verdict,
     pub(super) steps: (usize, usize),
@@ -55,7 +55,7 @@ pub(in crate::live) struct Chunk {
     pub(super) bytes: Vec<u8>,
     /// Nanoseconds from 1970 to the zero of the worker's clock.
     pub(super) epoch: u64,
-    /// When the first copy came.
+    /// The arrival time of the first copy.
     pub(super) begun: Option<Clock>,
     /// The generation of the configuration that processed the packets.
     pub(super) generation: u64,
@@ -105,7 +105,7 @@ impl Chunk {
 pub(in crate::live) struct Tap {
     filter: Filter,
     snaplen: usize,
-    /// One in so many is looked at.
+    /// One of this many packets is captured.
     sample: u64,
     seen: u64,
     rate: Option<Rate>,

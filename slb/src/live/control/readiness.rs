@@ -14,8 +14,8 @@ use crate::live::sysctl::tell_apart;
 use crate::live::underlay;
 use crate::live::worker::Worker;
 
-/// How long after the start troubles may last before they are logged as errors: an operator routes VIPs and addresses
-/// into a device that this process has made.
+/// Troubles that end within this time after the start are not logged as errors: an operator routes
+/// VIPs and addresses into a device that this process has made.
 const SETTLING: Duration = Duration::from_secs(5);
 
 impl Control<'_> {

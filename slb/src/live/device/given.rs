@@ -13,7 +13,7 @@ use crate::Failure;
 use crate::replay::port_named;
 
 impl Plan {
-    /// Reads what `--io` says.
+    /// Reads the values of `--io`.
     pub(in crate::live) fn read(config: &Config, texts: &[String]) -> Result<Self, Failure> {
         let (mut tun, mut cards) = (Vec::new(), Vec::new());
         for text in texts {
@@ -93,7 +93,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Fails where a port has no device that packets cannot do without, and says which vms have none.
+    /// Fails if a port that must have a device has none, and warns of vms without one.
     fn expect_ports(&self, config: &Config) -> Result<(), Failure> {
         let has = |port: PortId| self.ports().any(|own| own == port);
         if config.node.role == Role::Proxy {

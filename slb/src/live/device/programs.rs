@@ -13,7 +13,7 @@ use crate::Failure;
 use crate::live::rights;
 
 impl Plan {
-    /// The XDP programs, loaded and not yet attached; one for each interface.
+    /// Loads the XDP program of each interface, without attaching it.
     pub(in crate::live) fn load_programs(
         &self,
         role: Role,
@@ -90,7 +90,8 @@ impl Card {
     }
 }
 
-/// Addresses that the vm at a port may ask for, since the host agent answers: those of its network.
+/// Returns the addresses that the vm at a port may ask for, since the host agent answers: those of
+/// its network.
 fn neighbours_at(config: &Config, port: PortId) -> impl Iterator<Item = (IpAddr, Take)> + '_ {
     // The program's map has room for the kernel's besides.
     const MOST: usize = 60_000;
@@ -102,8 +103,8 @@ fn neighbours_at(config: &Config, port: PortId) -> impl Iterator<Item = (IpAddr,
     addresses.map(|address| (address, Take::Neighbour))
 }
 
-/// The addresses of this machine, which stay the kernel's in every role; `None` if the kernel does not
-/// tell them.
+/// Returns the addresses of this machine, which stay with the kernel in every role; `None` if the
+/// kernel does not list them.
 pub(in crate::live) fn own_addresses() -> Option<BTreeSet<IpAddr>> {
     let addresses = Neighbours::open().and_then(|tables| tables.own_addresses());
     Some(addresses.ok()?.into_iter().collect())

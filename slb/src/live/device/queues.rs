@@ -17,7 +17,7 @@ use crate::live::rights;
 /// The queues of one worker, which it opens.
 pub(in crate::live) enum Queues {
     Tun(Vec<TunQueue>),
-    /// With the length of the longest packet, in bytes.
+    /// AF_XDP queues, and the length of the longest packet in bytes.
     AfXdp(Vec<Queue>, u32),
 }
 
@@ -26,7 +26,7 @@ pub(in crate::live) enum Queues {
 pub(in crate::live) struct TunQueue {
     pub(in crate::live) port: PortId,
     key: TunKey,
-    /// The number of the interface: one that is made again has another.
+    /// The interface index, which changes if the interface is created again.
     index: Option<u32>,
 }
 
@@ -36,12 +36,12 @@ pub(in crate::live) struct TunKey {
     name: String,
     layer: Layer,
     has_several: bool,
-    /// The number of the queue among those of the device.
+    /// The index of the queue among those of the device.
     number: u32,
 }
 
 impl TunKey {
-    /// The key in a list of devices.
+    /// Returns the key as an item of a list of devices.
     pub(in crate::live) fn to_list(&self) -> Value {
         let layer = match self.layer {
             Layer::Ip => "ip",
@@ -50,7 +50,7 @@ impl TunKey {
         json!([self.name, layer, self.has_several, self.number])
     }
 
-    /// The key of a list's item; `None`: the item is no key.
+    /// Reads the key from an item of a list; `None` if the item is no key.
     pub(in crate::live) fn from_list(item: &Value) -> Option<Self> {
         let [name, layer, has_several, number] = item.as_array()?.as_slice() else {
             return None;
@@ -88,7 +88,7 @@ impl TunQueue {
         Ok(device)
     }
 
-    /// Goes on with the queue that another process opened, if the file is one of the device.
+    /// Takes over a queue that another process opened, if the file is one of the device.
     pub(in crate::live) fn resume(&mut self, file: OwnedFd) -> Option<Device> {
         let device = Device::from_file(file, &self.key.name, self.key.layer);
         let device = device.inspect_err(|error| warn!("device {:?}: {error}", self.key.name));
@@ -97,13 +97,14 @@ impl TunQueue {
     }
 }
 
-/// A queue of a device, by the device's place in the plan.
+/// A queue of a device: the device's index in the plan, and the queue.
 pub(in crate::live) type Slot = (usize, u32);
 
 impl Plan {
-    /// The queues of each of so many workers. Without a number a mux has one worker for each queue, other roles
-    /// one for all. Queues of one number go to workers in turn, from device to device, so that devices of one
-    /// queue are spread, too. Workers of a host agent or a proxy may have none.
+    /// Returns the queues of each of `workers` workers. By default a mux has one worker for each
+    /// queue, and other roles have one for all. Queues with equal numbers go to workers in turn,
+    /// from device to device, so that devices with one queue are spread, too. Workers of a host
+    /// agent or a proxy may have none.
     ///
     /// # Errors
     /// A mux has fewer queues than workers.
@@ -148,7 +149,7 @@ impl Plan {
         Ok(by_worker)
     }
 
-    /// The ports of a worker's queues.
+    /// Returns the ports of a worker's queues.
     pub(in crate::live) fn ports_of(&self, slots: &[Slot]) -> Vec<PortId> {
         let port = |&(place, _): &Slot| match self {
             Self::Tun(names) => names[place].port,
@@ -157,8 +158,8 @@ impl Plan {
         slots.iter().map(port).collect()
     }
 
-    /// The longest packet that an interface of AF_XDP carries, in bytes: a worker's memory has room for it, since
-    /// packets cross between workers.
+    /// Returns the length in bytes of the longest packet that an AF_XDP interface carries. A
+    /// worker's memory has room for it, since packets cross between workers.
     fn longest(&self) -> u32 {
         let Self::AfXdp(cards) = self else { return 0 };
         let mtu = cards.iter().map(|card| card.interface.mtu).max();

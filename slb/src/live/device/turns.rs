@@ -22,12 +22,12 @@ pub(in crate::live) enum Turn {
 }
 
 impl Plan {
-    /// Takes note of the devices as they are now.
+    /// Records the present state of the devices.
     pub(in crate::live) fn settle(&mut self) {
         let _ = self.look();
     }
 
-    /// Looks at the devices; gives which ones are not as they were, by their place.
+    /// Looks at the devices, and returns the changed ones, by index.
     pub(in crate::live) fn look(&mut self) -> Vec<(usize, Turn)> {
         match self {
             Self::Tun(names) => {
@@ -57,8 +57,7 @@ impl Plan {
         card.interface.program.is_some()
     }
 
-    /// Returns true if the packets of an interface are longer than the memory that it was opened
-    /// with has room for.
+    /// Returns true if an interface's packets are longer than the memory that it was opened with.
     pub(in crate::live) fn needs_more_memory(&mut self, place: usize) -> bool {
         let Self::AfXdp(cards) = self else {
             return false;
@@ -72,7 +71,7 @@ impl Plan {
         needs
     }
 
-    /// The devices that no packets come in by, and why not.
+    /// Returns the devices that receive no packets, with the reason.
     pub(in crate::live) fn troubles(&self) -> Vec<String> {
         let of = |name: &str, is_there: bool, is_up: bool| match (is_there, is_up) {
             (false, _) => Some(format!("{name} is gone")),

@@ -7,7 +7,7 @@ use super::{LONGEST_PACKET, Plan};
 use crate::Failure;
 
 impl Plan {
-    /// Fails where an interface carries packets that no chunk of memory has room for.
+    /// Fails if an interface's MTU exceeds the largest chunk of memory.
     pub(in crate::live) fn expect_short_packets(&self) -> Result<(), Failure> {
         let Self::AfXdp(cards) = self else {
             return Ok(());
@@ -25,7 +25,7 @@ impl Plan {
         }
     }
 
-    /// Warns of queues that have no worker: what comes there is the kernel's.
+    /// Warns of queues without a worker, whose packets go to the kernel.
     pub(in crate::live) fn warn_of_queues(&self) {
         let Self::AfXdp(cards) = self else { return };
         for card in cards.iter().filter(|card| card.is_there) {

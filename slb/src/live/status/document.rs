@@ -16,7 +16,7 @@ use crate::live::worker::Counted;
 use crate::report::Report;
 
 impl Shared {
-    /// The document; `None` if a worker does not answer.
+    /// Returns the document; `None` if a worker does not answer.
     pub(in crate::live) fn document(&self) -> Option<Value> {
         let (counted, mut state) = self.count_in_place()?;
         let one = |(counted, (_, names, cpu)): (&Counted, &(_, Vec<String>, Option<usize>))| json!({ "queues": names, "cpu": cpu, "io": counted.io_json() });
@@ -52,7 +52,7 @@ impl Shared {
     }
 }
 
-/// The frontends as JSON, each with its zones and its availability.
+/// Returns the frontends as JSON, each with its zones and its availability.
 fn frontends(config: &Config) -> Vec<Value> {
     let is_mux = config.node.role == Role::Mux;
     let all = config.frontends.iter().enumerate();
@@ -69,7 +69,8 @@ fn frontends(config: &Config) -> Vec<Value> {
     all.collect()
 }
 
-/// The state taken over from an earlier process, and the age of the last checkpoint, as JSON.
+/// Returns the state taken over from an earlier process, and the age of the last checkpoint, as
+/// JSON.
 fn kept_json(kept: &StateStatus) -> Value {
     let refused = Refusal::ALL
         .iter()
@@ -92,7 +93,7 @@ fn kept_json(kept: &StateStatus) -> Value {
     })
 }
 
-/// Says in a document which backends no packet can reach, and why others are not well.
+/// Marks backends that no packet can reach in a document, and the reasons why others are unhealthy.
 fn mark(
     document: &mut Value,
     unreachable: &BTreeSet<(&str, &str)>,

@@ -25,21 +25,21 @@ const LOOK: Duration = Duration::from_secs(2);
 /// The maximum number of simultaneous clients.
 const MOST_CLIENTS: usize = 32;
 
-/// The places where the socket of a role may be, unless it is said: that of a process started by hand, and that
-/// of the packaged service.
+/// Returns the paths where the socket of a role may be by default: that of a process started by
+/// hand, and that of the packaged service.
 pub(crate) fn default_paths(role: &str) -> [PathBuf; 2] {
     let of_service = format!("/run/slb/slb-{role}.sock");
     [default_path(role), PathBuf::from(of_service)]
 }
 
-/// Where the socket of a role is, unless it is said: in systemd's runtime directory, if it gave one.
+/// Returns the default path of a role's socket: in systemd's runtime directory, if there is one.
 fn default_path(role: &str) -> PathBuf {
     let directory = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
     let directory = directory.unwrap_or_else(|| PathBuf::from("/run"));
     directory.join(format!("slb-{role}.sock"))
 }
 
-/// The socket; its file goes with it.
+/// A bound status socket, whose file is removed when it is dropped.
 ///
 /// A name that was removed, by whoever tidies up, is made again: a process whose socket is gone cannot be asked.
 pub(crate) struct Place {
@@ -48,7 +48,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Opens the socket. Where it was asked for it has to be had; else it may be missing.
+    /// Opens the socket. Fails only if a path was requested; otherwise there may be no socket.
     pub(crate) fn open(asked: Option<&Path>, role: &str) -> Result<Option<Self>, Failure> {
         let path = asked.map_or_else(|| default_path(role), Path::to_owned);
         match listen(&path) {
@@ -129,7 +129,7 @@ impl Named {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Listens anew where the name is gone; `None` if it is there, whoever's file that is.
+    /// Listens again if the name is gone; `None` if a file has the name, whoever made it.
     fn renew(&self) -> Result<Option<UnixListener>, String> {
         let mut name = self.name();
         let Some(own) = name.as_mut().filter(|own| own.is_gone()) else {
@@ -143,7 +143,7 @@ impl Named {
         Ok(Some(listener))
     }
 
-    /// Removes the name, which is made no more.
+    /// Removes the name, and no longer creates it.
     pub(crate) fn end(self) {
         *self.name() = None;
     }
@@ -152,13 +152,13 @@ impl Named {
 /// Clients that are being answered.
 #[derive(Default)]
 struct Clients {
-    /// Each with its number, in the order in which they came.
+    /// The clients in the order of their arrival, each with its number.
     present: Mutex<VecDeque<(u64, UnixStream)>>,
 }
 
 impl Clients {
-    /// Answers a client in a thread of its own. Where there are too many clients already, the one that has
-    /// taken longest goes.
+    /// Answers a client in a thread of its own. If there are too many clients, the oldest one is
+    /// disconnected.
     fn answer(self: &Arc<Self>, client: UnixStream, told: &Arc<dyn Tell>) {
         let Ok(own) = client.try_clone() else { return };
         let number = {
@@ -188,7 +188,8 @@ impl Clients {
     }
 }
 
-/// The name of a socket in the file system. Dropped, it removes the name, unless another file has it by then.
+/// The name of a socket in the file system. Dropping it removes the name, unless another file has
+/// it.
 pub(crate) struct Name {
     path: PathBuf,
     /// The device and the inode.

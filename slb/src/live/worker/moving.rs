@@ -33,13 +33,13 @@ const FRAMES: usize = 4 * BURST + SPARE;
 /// Polls without a packet before the thread waits: packets seldom come alone.
 const IDLE_POLLS: u32 = 64;
 
-/// How long it takes what still comes after it was told to stop.
+/// The time for which a worker still takes packets after it was told to stop.
 const LAST: Duration = Duration::from_secs(1);
 
-/// How often timers are looked at while packets come.
+/// The interval of timer checks while packets come.
 const SWEEP: Duration = Duration::from_micros(200);
 
-/// Why packets are not moved any more.
+/// The reason why packets are no longer moved.
 pub(super) enum End {
     Stopped,
     Reopen(Queues, Sender<Result<Sockets, Failure>>),

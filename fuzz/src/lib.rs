@@ -14,7 +14,7 @@ use etherparse::{Icmpv4Type, Icmpv6Type, NetSlice, PacketBuilder, SlicedPacket, 
 
 /// The VIPs that packets are for.
 pub const VIP: [u8; 4] = [20, 20, 20, 100];
-/// And over IPv6.
+/// The VIP over IPv6.
 pub const VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x20, 0, 0, 0, 0, 0x100);
 
 /// A packet that is right, or nearly.

@@ -10,7 +10,7 @@ use slb_control::{Config, ConfigErrors};
 use slb_core::hash::Distribution;
 use slb_core::spec::{BackendState, NatTarget, Protocol};
 
-/// What the reference's examples do not say.
+/// Resources that the reference's examples lack.
 const INVENTORY: &str = r#"
 vni = 5001
 [node]

@@ -1,4 +1,4 @@
-//! What is known of backends, by rule: findings of probes, their own traffic, and how they recover.
+//! Health of backends by rule: findings of probes, the backends' own traffic, and recovery.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! How large a configuration may be.
+//! Limits on the size of a configuration.
 
 use std::fmt::Write as _;
 

@@ -29,7 +29,7 @@ const MUX: &str = "role = \"mux\"\nunderlay = [\"172.16.0.11\"]";
 const PROXY: &str = "role = \"proxy\"";
 const VIP: [&str; 2] = ["20.20.20.100", "2001:db8::100"];
 const DIP: [&str; 2] = ["10.0.0.1", "fd00::1"];
-/// What a host agent probes from unless the configuration says otherwise.
+/// The sources of a host agent's probes, unless the configuration has others.
 const USUAL: [&str; 2] = ["168.63.129.16", "fd73:6c62::a83f:8110"];
 const OWN: [&str; 2] = ["10.9.9.9", "fd09::9"];
 

@@ -18,12 +18,12 @@ use smoltcp::socket::tcp;
 use smoltcp::time::Instant;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
-/// What a vm's server does.
+/// The behaviour of a vm's server.
 #[derive(Default)]
 struct Service {
-    /// Whether it answers 503.
+    /// True if it answers 503.
     is_sick: AtomicBool,
-    /// Whether it answers nothing: its vm takes connections up all the same.
+    /// True if it answers nothing: its vm accepts connections all the same.
     hangs: AtomicBool,
     asked: AtomicU32,
 }

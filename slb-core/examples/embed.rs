@@ -80,7 +80,7 @@ impl Ring<'_> {
     }
 }
 
-/// What is known of a server: what the operator wants, and what a prober of yours found.
+/// The state of a server: the operator's setting, and the result of your prober.
 #[derive(Clone, Copy)]
 struct Server {
     name: &'static str,

@@ -149,7 +149,7 @@ impl Roles {
         [mux, host, proxy].map(|(verdict, _)| verdict)
     }
 
-    /// What becomes of a packet from a backend at a host agent and at a proxy.
+    /// Returns the verdicts on a packet from a backend, at a host agent and at a proxy.
     fn outbound(&mut self, packet: &[u8]) -> [Verdict; 2] {
         let host = process(|frame| self.host.process(NOW, frame), VM, packet);
         let proxy = process(|frame| self.proxy.process(NOW, frame), BACKEND, packet);

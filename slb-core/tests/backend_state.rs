@@ -87,7 +87,7 @@ fn asks(mux: &mut Mux<'_, &Snapshot<'static>>, port: u16) -> Option<u32> {
     trail.steps().filter_map(selected).last()
 }
 
-/// What is observed of a backend makes flows without connections leave it, whatever its administrative
+/// Observations of a backend make flows without connections leave it, whatever its administrative
 /// state; and a drained backend that recovers is still drained.
 #[test]
 fn a_backend_can_be_draining_and_unhealthy() {

@@ -1,5 +1,5 @@
-//! Whatever the caller's clock does between two packets, no connection ends but by its idle timeout,
-//! and no packet leaves untranslated.
+//! However the caller's clock moves between two packets, no connection ends but by its idle
+//! timeout, and no packet leaves untranslated.
 
 use crate::common;
 use crate::translated;

@@ -1,4 +1,4 @@
-//! How connections of the host agent and the proxy begin, begin anew and end: the numbers and the
+//! Connections of the host agent and the proxy, which begin, begin again and end: the numbers and
 //! timers that count, in each role, family and direction.
 
 mod direct;

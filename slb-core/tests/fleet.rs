@@ -48,7 +48,7 @@ fn vm_address(number: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 10, 0, number as u8 + 1)
 }
 
-/// What a mux (`of` is none) or the host of a number compiles.
+/// Compiles the snapshot of a mux (`of` is none) or of a host.
 fn snapshot(
     wanted: &Wanted,
     own: Ipv4Addr,
@@ -129,7 +129,7 @@ fn client(flow: u32) -> (Ipv4Addr, u16) {
     (address, 10_000 + (flow % 50_000) as u16)
 }
 
-/// What routers spread flows by.
+/// Returns the hash by which routers spread flows.
 fn ecmp(flow: u32) -> u64 {
     let mixed = u64::from(flow)
         .wrapping_add(1)
@@ -159,7 +159,7 @@ fn records(export: impl Fn(Cursor, &mut [u8]) -> Exported) -> Vec<u8> {
 
 struct Fleet {
     muxes: Vec<Mux<'static, Shared>>,
-    /// Which muxes are there.
+    /// The present muxes.
     live: Vec<usize>,
     hosts: Vec<Host<'static, Shared>>,
     host_by_address: BTreeMap<[u8; 4], usize>,

@@ -13,7 +13,7 @@ use slb_core::{BURST, DropReason, Frame, HEADROOM, Host, Instant, Key, Mux, Port
 
 const CONNECTIONS: u32 = 10_000;
 const PACKETS: u32 = 10_000_000;
-/// How often the connections are looked at.
+/// The number of times that the connections are looked at.
 const LOOKS: u32 = 4;
 const VIP: Ipv4Addr = Ipv4Addr::new(20, 20, 20, 100);
 const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);

@@ -13,7 +13,7 @@ use translated::{ROLES, SYN, SYN_ACK, Setup, What, World};
 const SPOOFED: u32 = 1 << 25;
 const PLACES: usize = 4096;
 
-/// What a source of the flood sends, and after which of its packets the server answers.
+/// The packets of a source of the flood, and the one that the server answers.
 #[derive(Clone, Copy, Debug)]
 struct Pattern {
     first: What,

@@ -270,7 +270,8 @@ fn a_flood_that_is_not_answered_evicts_nothing_that_was() {
     }
 }
 
-/// What a port scan leaves behind: a closed port answers each SYN with a RST.
+/// A port scan leaves refused connections, which make room: a closed port answers each SYN with a
+/// RST.
 #[test]
 fn connections_that_were_refused_make_room() {
     for (role, ipv6) in ROLES {
@@ -380,8 +381,8 @@ enum Operation {
     Wait(u8),
 }
 
-/// Whatever comes in whatever order: a connection whose opener went on after the answer is there until
-/// it was idle for long enough, and unanswered ones have half of the places at most.
+/// In any order of packets, a connection whose opener went on after the answer stays until its idle
+/// timeout, and unanswered ones have half of the places at most.
 #[test]
 fn what_has_come_about_stays() {
     bolero::check!()

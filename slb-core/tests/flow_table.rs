@@ -71,8 +71,8 @@ enum Operation {
     },
 }
 
-/// Whatever is found was put there and is not past its deadline; whatever was put there and has
-/// to be found, is. Only half-open and closing flows may be missing before their time, and only by
+/// Lookups find only flows that were put there and are not past their deadlines, and all that have
+/// to be found. Only half-open and closing flows may be missing before their time, and only by
 /// eviction.
 #[test]
 fn agrees_with_a_map() {

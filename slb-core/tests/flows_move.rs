@@ -88,7 +88,7 @@ fn a_tcp_session_stays_with_its_backend_whatever_becomes_of_it() {
     }
 }
 
-/// What the old backend sends until then is still translated.
+/// Packets that the old backend sends until then are still translated.
 #[test]
 fn answers_alone_move_nothing() {
     for what in KINDS {

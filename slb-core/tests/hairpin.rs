@@ -1,5 +1,5 @@
-//! What a host agent tells vms of its own that come back to it by a VIP: it goes to the vm, and not to
-//! the fabric's router.
+//! Packets of a host agent's own vms that come back to it by a VIP: its notices to the sender go to
+//! the vm, and not to the fabric's router.
 
 use crate::translated;
 

@@ -50,7 +50,7 @@ fn flows(mux: &common::TestMux, filter: &Filter<'_>, step: usize) -> Vec<Entry> 
     all
 }
 
-/// Whether an entry is what a filter says, without the words of a table.
+/// Returns true if an entry matches a filter, without the words of a table.
 fn is_wanted(entry: &Entry, filter: &Filter<'_>) -> bool {
     let contains = |subnet: Option<Subnet>, address: std::net::IpAddr| {
         subnet.is_none_or(|subnet| match (subnet.address, address) {

@@ -1,4 +1,4 @@
-//! What a Maglev table promises: exact shares, the same for every order, little disruption.
+//! Promises of a Maglev table: exact shares, independence of the order, little disruption.
 
 use slb_core::maglev::{self, EMPTY, MaglevError, Member, Turn};
 

@@ -1,4 +1,4 @@
-//! What a mux does with a packet, read with somebody else's parser.
+//! A mux's output for a packet, read with another project's parser.
 
 mod answers;
 mod drops;

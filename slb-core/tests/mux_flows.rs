@@ -1,4 +1,4 @@
-//! How long a mux keeps a flow, and when a flow moves to another backend.
+//! Lifetimes of a mux's flows, and moves of flows to other backends.
 
 use crate::common;
 

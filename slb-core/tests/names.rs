@@ -155,7 +155,7 @@ fn names_follow_their_rules_and_backends_through_reloads() {
     assert!(host.backend_counters("web/vm3").is_some());
 }
 
-/// What is left out of a spec is either usual or refused with the field's name.
+/// A field that is left out of a spec has a usual value, or is refused by name.
 #[test]
 fn defaults_are_usual_or_refused() {
     let faults = |spec: &Spec<'_>| spec.faults().collect::<Vec<_>>();

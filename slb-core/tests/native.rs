@@ -10,7 +10,7 @@ use slb_core::{PortId, Verdict};
 
 use translated::{Outcome, Role, SERVER_ACK, SYN, SYN_ACK, Setup, What, World, packet};
 
-/// How far the connection to the VIP has come when the client connects to the vm itself.
+/// The state of the connection to the VIP when the client connects to the vm itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Old {
     Asked,

@@ -45,12 +45,12 @@ fn reply(family: Family, identifier: u16) -> Vec<u8> {
     )
 }
 
-/// What begins something of its own.
+/// Returns packets that open a conversation.
 fn questions(family: Family, port: u16) -> Vec<Vec<u8>> {
     vec![segment(family, port, SYN), datagram(family, port)]
 }
 
-/// What may answer a vm.
+/// Returns packets that may answer a vm.
 fn answers(family: Family, port: u16) -> Vec<Vec<u8>> {
     let flags = [SYN_ACK, 0x10, 0x18, 0x11, 0x04, 0x14];
     let segments = flags.map(|flags| segment(family, port, flags));

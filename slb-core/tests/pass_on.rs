@@ -355,7 +355,7 @@ fn a_mark_is_believed_from_hosts_only() {
     assert!(marked > 5, "{marked}");
 }
 
-/// Whether the mark of a frame on the fabric says that it goes back to who takes it.
+/// Returns true if the mark of a frame on the fabric sends it back to the host that takes it.
 fn is_passed_back(frame: &[u8]) -> bool {
     frame[50 + 6] == 0x72 && frame[50 + 7] & 0x18 == 0x10
 }

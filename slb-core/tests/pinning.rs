@@ -1,4 +1,4 @@
-//! Who stays where when backends come, go, fail and drain.
+//! Flows stay or move when backends come, go, fail and drain.
 
 use crate::common;
 

@@ -18,7 +18,7 @@ const FRONTEND: PortId = PortId(0);
 const BACKEND: PortId = PortId(1);
 const NOW: Instant = Instant::from_secs(1_750_000_000);
 const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x0c];
-/// Whatever clients believe to be the VIP's.
+/// The MAC address that clients have for the VIP.
 const VIP_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x0f];
 /// The proxy's own, for backends whose router is the proxy.
 const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x0e];

@@ -18,7 +18,7 @@ const HTTPS: Web = Web {
     fails: false,
 };
 
-/// How the one rule goes and the other comes: both at once, or one after the other.
+/// The reloads that replace one rule by the other: both at once, or one after the other.
 const RELOADS: [&[Option<Web>]; 2] = [&[Some(HTTPS)], &[None, Some(HTTPS)]];
 
 fn slot_of(world: &World, name: &str) -> usize {

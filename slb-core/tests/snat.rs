@@ -261,7 +261,7 @@ fn without_bitmaps_a_bounded_number_of_ports_is_tried() {
     }
 }
 
-/// What a vm gets for a call that finds no port; the first `ports` calls get out.
+/// Returns the answer to a call that finds no port, after the first `ports` calls got out.
 fn refusal(world: &mut snat_world::World, kind: Kind, ports: u16) -> (Verdict, Vec<u8>, Vec<u8>) {
     for client in 0..ports {
         let packet = kind.request((vm(world.family, 0), 2000 + client), far(world.family, 0));

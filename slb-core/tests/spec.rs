@@ -1,4 +1,4 @@
-//! What a spec may not say: each contradiction is found, and told with the places that it is at.
+//! Contradictions in a spec: each is found, and reported with all its places.
 
 #![allow(
     clippy::semicolon_if_nothing_returned,
@@ -106,7 +106,7 @@ fn with_good(change: impl FnOnce(&mut Spec<'_>)) -> Result<Snapshot<'static>, Sp
     built
 }
 
-/// What a spec refers to has to live longer than the closure that says it.
+/// Leaks a value, since a spec's references have to outlive the closure that makes it.
 fn leak<T>(value: Vec<T>) -> &'static [T] {
     Vec::leak(value)
 }

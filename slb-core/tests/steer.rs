@@ -20,14 +20,14 @@ use translated::{
     encapsulated, packet, ports,
 };
 
-/// What a client, a server or a router between them does.
+/// An action of a client, a server or a router between them.
 #[derive(Clone, Copy, Debug, TypeGenerator)]
 enum Act {
     /// A client asks a VIP.
     Ask { client: u8, kind: u8 },
     /// A vm calls out, or a backend does.
     Call { server: u8, client: u8, kind: u8 },
-    /// Whoever got a packet answers it.
+    /// The receiver of a packet answers it.
     Answer { which: u8 },
     /// A router reports an error about a packet to its sender.
     Report { which: u8 },
@@ -106,7 +106,7 @@ fn what_of(kind: u8) -> What {
     [SYN, What::Udp, What::Echo, What::Other][usize::from(kind) % 4]
 }
 
-/// What answers a packet.
+/// Returns the answer to a packet.
 fn answer_to(what: What) -> What {
     match what {
         SYN => SYN_ACK,
@@ -408,7 +408,7 @@ fn records_are_taken_over_by_whose_they_are() {
     }
 }
 
-/// What cannot be read is counted once, not by each worker.
+/// Unreadable records are counted once, not by each worker.
 #[test]
 fn unreadable_records_are_counted_once() {
     let (host, proxy) = (

@@ -1,4 +1,4 @@
-//! Which flows a mux pins while the slots of its tables change.
+//! Flows that a mux pins while the slots of its tables change.
 
 use crate::common;
 
@@ -66,7 +66,7 @@ fn install(mux: &mut TestMux, setup: &Setup) {
     mux.install(next.into()).expect("it follows");
 }
 
-/// How many places have different backends.
+/// Returns the number of slots with different backends.
 fn differing(one: &[u16], other: &[u16]) -> usize {
     let pairs = one.iter().zip(other);
     pairs.filter(|(one, other)| one != other).count()

@@ -40,7 +40,8 @@ enum Node {
     Host(usize),
 }
 
-/// What a node compiles: a host for each backend, of which only those with a weight get new flows.
+/// Compiles the snapshot of a node: a host for each backend, of which only those with a weight get
+/// new flows.
 fn snapshot(
     node: Node,
     is_ipv6: bool,

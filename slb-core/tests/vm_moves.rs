@@ -253,7 +253,7 @@ impl Fleet {
         unreachable!("there are vms")
     }
 
-    /// What a vm has under way, as the host it is at writes it.
+    /// Returns a vm's connections, as its host exports them.
     fn export(&self, host: usize, backend: &str) -> Option<(Vec<u8>, usize)> {
         let (mut all, mut records, mut next) = (Vec::new(), 0, Some(Cursor::START));
         let mut buffer = vec![0; 1 << 16];
@@ -275,7 +275,7 @@ impl Fleet {
         self.hosts[host].import(now, age, records).expect("records")
     }
 
-    /// What a host sends of its own accord in some seconds.
+    /// Returns the number of packets that a host sends unprompted in some seconds.
     fn said(&mut self, host: usize, seconds: u64) -> usize {
         let mut count = 0;
         for _ in 0..10 * seconds {

@@ -71,7 +71,7 @@ fn build(name: &str) -> PathBuf {
     folder
 }
 
-/// What pkg-config says for our library and others.
+/// Returns the flags of pkg-config for our library and others.
 fn flags(prefix: &Path, packages: &[&str]) -> Vec<String> {
     let output = ok(Command::new("pkg-config")
         .args(["--cflags", "--libs"])
@@ -83,7 +83,7 @@ fn flags(prefix: &Path, packages: &[&str]) -> Vec<String> {
     flags
 }
 
-/// Whether a compiler has its sanitizers: clang's are a package of their own.
+/// Returns true if a compiler has its sanitizers: clang's are a package of their own.
 fn sanitizes(test: &str, compiler: &str) -> bool {
     let folder = build(&format!("{test}-sanitizes-{compiler}"));
     let source = folder.join("empty.c");

@@ -1,4 +1,4 @@
-//! Which worker has a frame's connection, and takes it over, as C asks.
+//! The worker that has a frame's connection, and takes it over, through the C API.
 
 #![allow(
     clippy::multiple_unsafe_ops_per_block,

@@ -40,7 +40,7 @@ const BETWEEN_WRITES: Duration = Duration::from_secs(1);
 /// Faults whose lines are spaced out.
 const STORE: &str = "store";
 const CACHE: &str = "cache";
-/// How long it waits after the store did not answer.
+/// The waiting time after the store did not answer.
 const PAUSE: Duration = Duration::from_millis(300);
 /// The pause after the store denied a request, which usually persists.
 const PAUSE_DENIED: Duration = Duration::from_secs(2);
@@ -259,7 +259,7 @@ impl Node {
         self.shared.state().agents.clone()
     }
 
-    /// How the node stands with its fleet.
+    /// The node's standing in its fleet.
     pub fn standing(&self) -> Standing {
         let state = self.shared.state();
         Standing {

@@ -11,7 +11,7 @@ const DRAIN: Duration = Duration::from_secs(600);
 /// A backend that every host refuses.
 const POISON: u8 = 7;
 
-/// What an index stands for: backends that are there, and those of them that are leaving.
+/// The backends of an index: those that are present, and those of them that are leaving.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Spec {
     there: BTreeSet<u8>,

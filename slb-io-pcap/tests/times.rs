@@ -204,7 +204,7 @@ fn packets_of_times_that_there_are_none_of_are_left_out_and_counted() {
     }
 }
 
-/// What is written at the last times there are is what tshark reads.
+/// Frames written at the last possible times are read by tshark.
 #[test]
 fn the_last_times_are_written_as_they_are() {
     let times = [

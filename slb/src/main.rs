@@ -200,7 +200,7 @@ fn end_with_the_reader() {
     let _ = signal_hook::flag::register_conditional_default(signal_hook::consts::SIGPIPE, always);
 }
 
-/// Why the program ends with another status than 0.
+/// The reason why the program ends with another status than 0.
 #[derive(Debug)]
 struct Failure {
     status: u8,

@@ -236,9 +236,9 @@ fn tests_that_need_root_are_left_out_by_default() {
 }
 
 /// The first words of doc comments that leave their subject unsaid: pronouns, and questions.
-const OPENERS: [&str; 16] = [
+const OPENERS: [&str; 21] = [
     "It", "Its", "They", "Their", "And", "Who", "Whose", "Whom", "Which", "Those", "These",
-    "Nobody", "Somebody", "What", "Whether", "Of",
+    "Nobody", "Somebody", "Anybody", "Whoever", "What", "Whatever", "Whether", "Of", "How", "Why",
 ];
 
 /// An editor shows a doc comment alone, so that its first word has to be its subject or verb.
@@ -254,9 +254,13 @@ fn doc_comments_open_with_their_subject() {
         "slb-io-afxdp",
         "slb-io-pcap",
         "slb-io-tun",
+        "examples",
+        "fuzz",
+        "benches",
     ] {
-        sources(&format!("{of}/src"), &mut all);
+        sources(of, &mut all);
     }
+    all.retain(|path| !path.contains("/target/"));
     let doc = |line: &str| -> Option<String> {
         let text = line.trim_start();
         let text = text.strip_prefix("///").or(text.strip_prefix("//!"))?;
@@ -278,6 +282,6 @@ fn doc_comments_open_with_their_subject() {
             is_inside = comment.is_some();
         }
     }
-    assert!(checked > 2000, "{checked}");
+    assert!(checked > 4000, "{checked}");
     assert!(found.is_empty(), "{}", found.join("\n"));
 }

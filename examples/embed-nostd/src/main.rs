@@ -33,7 +33,7 @@ const VM: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 10, 1, 1), 8080);
 const MUX: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 11);
 const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
 const NOW: Instant = Instant::from_secs(1);
-/// Of the tables; a product would draw it at random.
+/// The key of the tables; a product would draw it at random.
 const KEY: Key = Key::new([3, 4]);
 
 fn run() -> Option<()> {

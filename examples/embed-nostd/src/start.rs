@@ -1,4 +1,5 @@
-//! What a libc would bring: where the program begins and ends, and the copies that the compiler calls.
+//! The parts that a libc would bring: the start and the end of the program, and the copies that the
+//! compiler calls.
 //!
 //! Linux on x86-64 is only the stage: the last instruction is its `exit`.
 

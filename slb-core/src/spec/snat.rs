@@ -280,7 +280,7 @@ mod tests {
     use crate::spec::{Backend, Frontend, Pool};
 
     thread_local! {
-        /// How often an instance number was asked for.
+        /// The number of requests for an instance number.
         pub(super) static STEPS: Cell<usize> = const { Cell::new(0) };
     }
 

@@ -1,4 +1,4 @@
-//! Which port of its block a vm's connection gets.
+//! The port of its block that a vm's connection gets.
 
 use std::collections::BTreeSet;
 

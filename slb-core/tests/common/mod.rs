@@ -204,7 +204,7 @@ pub fn host(number: u16, ipv6: bool) -> IpAddr {
     }
 }
 
-/// What became of a frame.
+/// The fate of a frame.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     pub verdict: Verdict,

@@ -48,7 +48,7 @@ impl World {
         assert!(frame.ends_with(packet), "{}", self.name());
     }
 
-    /// Whether the server's packet leaves as it is: a host agent leaves it to the kernel.
+    /// Returns true if the server's packet leaves unchanged: a host agent leaves it to the kernel.
     fn is_left_as_it_is(&mut self, packet: &[u8]) -> bool {
         let (verdict, frame) = self.give(INSIDE, packet);
         let expected = match self.role {

@@ -7,7 +7,7 @@ use super::packets::{Seg, data, scaled, seg, segment, unreachable};
 use super::setup::IDLE;
 use super::world::{Dut, Role, World, worlds};
 
-/// How the connection before ended.
+/// The end of the previous connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     BothFins,

@@ -102,7 +102,7 @@ impl World {
         format!("{:?}, IPv{}", self.role, if self.ipv6 { 6 } else { 4 })
     }
 
-    /// Whether the opener is outside.
+    /// Returns true if the opener is outside.
     pub(super) fn is_inbound(&self) -> bool {
         self.role != Role::Snat
     }
@@ -246,7 +246,7 @@ impl World {
         state
     }
 
-    /// Whether "packet too big" about a segment of the inner end's with this number passes.
+    /// Returns true if a "packet too big" about a segment of the inner end with this number passes.
     pub(super) fn tells_of_mtu(&mut self, seq: u32) -> bool {
         // As the outside sees the inner end.
         let (inner, outer) = match self.is_inbound() {

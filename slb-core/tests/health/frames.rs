@@ -84,7 +84,7 @@ pub(super) fn ends(frame: &[u8]) -> (Endpoint, Endpoint, bool) {
     )
 }
 
-/// What becomes of a frame, whatever the role.
+/// Passes a frame through a role.
 macro_rules! give {
     ($role:expr, $port:expr, $bytes:expr) => {{
         crate::common::through($port, $bytes, |frames| {

@@ -45,7 +45,7 @@ pub(super) const SICK: BackendHealth = BackendHealth {
     weight: None,
 };
 
-/// What two probes found of the backends of one pool.
+/// Results of two probes for the backends of one pool.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     ipv6: bool,

@@ -42,7 +42,7 @@ pub struct Vm {
     pub addresses: Vec<IpAddr>,
     pub mac: [u8; 6],
     pub host: usize,
-    /// Whether it serves the VIP.
+    /// True if the vm serves the VIP.
     pub is_backend: bool,
 }
 
@@ -50,7 +50,7 @@ pub struct Vm {
 pub struct Plan {
     pub tenants: Vec<Tenant>,
     pub vms: Vec<Vm>,
-    /// Whether hosts have IPv6 addresses.
+    /// True if hosts have IPv6 addresses.
     pub ipv6_underlay: bool,
     pub mtu: u16,
 }

@@ -1,5 +1,5 @@
-//! What is no vm of the network reaches no private VIP of it, by any role and with any packet: not with VXLAN of a
-//! machine that is no host either. Nothing of a network gets to the fabric outside of VXLAN.
+//! Only vms of the network reach its private VIPs, by any role and with any packet: VXLAN of a
+//! machine that is no host does not. Nothing of a network gets to the fabric outside of VXLAN.
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! How calls of private VIPs end: refused, reset, expired, or not, where the process of a host does.
+//! Ends of calls of private VIPs: refused, reset, expired; calls go on where the process of a host
+//! ends.
 
 use std::time::Duration;
 

@@ -62,7 +62,7 @@ impl Vm {
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub vnis: Vec<u32>,
-    /// Whether each network has the VIPs.
+    /// True for each network that has the VIPs.
     pub has_vip: Vec<bool>,
     pub vms: Vec<Vm>,
     pub hosts: usize,
@@ -329,10 +329,10 @@ impl Plan {
 pub enum End {
     /// The vm that got it, and the frame.
     Vm(usize, Vec<u8>),
-    /// Its sender got this.
+    /// The reply that the sender got.
     Reply(Vec<u8>),
     Dropped(DropReason),
-    /// It is the kernel's.
+    /// The kernel gets the packet.
     Passed,
 }
 
@@ -579,7 +579,7 @@ impl Segment {
     }
 }
 
-/// Of a rule that answers through a mux, or of an outbound rule: what a private frontend cannot have.
+/// Returns the terms of a rule that answers through a mux, which a private frontend cannot have.
 pub fn through_mux() -> Terms {
     Terms {
         answers: Answers::ThroughMux,

@@ -32,12 +32,12 @@ pub(crate) fn server(number: usize) -> Ipv4Addr {
 pub(crate) struct Setup {
     pub(crate) ports: Vec<FrontendPort>,
     pub(crate) mode: PortMode,
-    /// Of TCP, UDP and the rest.
+    /// The pools of TCP, UDP and the other protocols.
     pub(crate) pools: [Vec<(usize, u32, BackendState)>; 3],
     pub(crate) scheduler: Scheduler,
     pub(crate) terms: Terms,
     pub(crate) echo: Echo,
-    /// Whether echo requests have a rule.
+    /// True if echo requests have a rule.
     pub(crate) ping: bool,
     pub(crate) rewrites: Vec<SourceRewrite>,
     pub(crate) ipv6: bool,

@@ -129,7 +129,7 @@ pub fn tcp(from: Endpoint, to: Endpoint, flags: u8) -> Vec<u8> {
     packet
 }
 
-/// What the host agent is configured with.
+/// The host agent's configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     family: Family,
@@ -199,7 +199,7 @@ impl Plan {
         self
     }
 
-    /// What vms reach under their own address.
+    /// Sets the prefixes that vms reach under their own address.
     pub fn inside(mut self, inside: &[Prefix]) -> Self {
         self.inside = inside.to_vec().leak();
         self
@@ -210,7 +210,7 @@ impl Plan {
         self
     }
 
-    /// Why there is no such host agent.
+    /// Returns the error of a configuration that cannot be compiled.
     pub fn error(&self) -> Option<SpecError> {
         self.compile().err()
     }

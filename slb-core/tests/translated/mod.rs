@@ -47,7 +47,7 @@ pub const ROLES: [(Role, bool); 4] = [
     (Role::Proxy, true),
 ];
 
-/// What a packet carries.
+/// The contents of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
     /// Flags as in "SA", sequence number and acknowledgement number.
@@ -76,13 +76,13 @@ pub struct Setup {
     pub places: usize,
     /// Clients have addresses that vms reach under their own.
     pub is_client_inside: bool,
-    /// Whether there is a rule that takes every protocol and port of an address.
+    /// True if there is a rule that takes every protocol and port of an address.
     pub has_whole: bool,
     /// Rule for TCP; `None`: there is none.
     pub web: Option<Web>,
     /// Port of a further rule for TCP on the same address, towards the same port of the servers.
     pub also: Option<u16>,
-    /// Whether a host agent's vms call out.
+    /// True if a host agent's vms call out.
     pub calls_out: bool,
 }
 
@@ -284,7 +284,7 @@ impl Setup {
     }
 }
 
-/// What became of a frame.
+/// The fate of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub verdict: Verdict,
@@ -583,7 +583,8 @@ impl World {
         used.map(outcome).collect()
     }
 
-    /// How many SNAT ports of a server are in use, and by how many connections.
+    /// Returns the number of a server's SNAT ports in use, and the number of connections that use
+    /// them.
     pub fn snat(&self, server: u16) -> (u64, u64) {
         let Dut::Host(host) = &self.dut else {
             unreachable!("a proxy has none");
@@ -712,7 +713,7 @@ impl World {
         Ok((outcome.addresses().1, ports(&outcome.bytes).1))
     }
 
-    /// Whether a packet of an open connection reaches `server`, and its answer the client.
+    /// Returns true if a packet of an open connection reaches `server`, and its answer the client.
     pub fn goes_on(&mut self, server: u16, number: u32, what: What) -> bool {
         let is_tcp = matches!(what, What::Tcp(..));
         let (ask, answer) = if is_tcp {

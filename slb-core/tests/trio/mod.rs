@@ -194,7 +194,7 @@ pub trait Role: Dataplane<'static> {
     /// The port of a side.
     fn port(from: From) -> PortId;
 
-    /// Whether packets from a side come in VXLAN.
+    /// Returns true if packets from a side come in VXLAN.
     fn is_tunnelled(_: From) -> bool {
         false
     }

@@ -76,7 +76,7 @@ fn host_address(number: usize) -> Ipv4Addr {
     Ipv4Addr::new(172, 16, 0, 101 + number as u8)
 }
 
-/// What the world is like.
+/// The parameters of the world.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub seed: u64,
@@ -280,7 +280,8 @@ pub struct World {
     /// Milliseconds.
     pub now: u64,
     random: u64,
-    /// What arrives when; the second number keeps the order of what arrives at once.
+    /// The frames on the way, by arrival time; the second number keeps the order of frames that
+    /// arrive at once.
     on_the_way: BTreeMap<(u64, u64), (Place, Vec<u8>)>,
     sent: u64,
     pub muxes: Vec<Option<Mux<'static, Shared>>>,
@@ -505,7 +506,7 @@ impl World {
         }
     }
 
-    /// What the nodes take for the time, counted from 1970: their tables do not mind.
+    /// Returns the nodes' time, counted from 1970: their tables do not mind.
     pub fn clock(&self) -> Instant {
         Instant::from_secs(1_750_000_000) + Duration::from_millis(self.now)
     }
@@ -585,7 +586,7 @@ impl World {
         }
     }
 
-    /// How many clients' connections came to what, here and at vms.
+    /// Returns the number of clients' connections with an outcome, here and at vms.
     pub fn count(&self, outcome: Outcome) -> usize {
         let all = self
             .clients

@@ -60,7 +60,7 @@ fn broken(world: &mut World) -> usize {
     world.count(Outcome::UnderWay) + world.count(Outcome::Broken)
 }
 
-/// What a change did to worlds of several seeds together.
+/// The effects of a change on worlds of several seeds together.
 #[derive(Default)]
 struct Total {
     broken: usize,

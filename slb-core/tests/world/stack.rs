@@ -56,13 +56,13 @@ impl phy::Device for Wire {
     }
 }
 
-/// What a client's connection has come to.
+/// The outcome of a client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     UnderWay,
     /// All that was sent came back, and both sides closed.
     Finished,
-    /// It ended before, or what came back was not what was sent.
+    /// The connection ended early, or returned other data than it was sent.
     Broken,
 }
 
@@ -119,7 +119,7 @@ const RESET: u8 = 0xff;
 /// A question that is not answered is asked again after so many milliseconds.
 const AGAIN: i64 = 200;
 
-/// What a client sends, and gets back.
+/// Returns the byte that a client sends, and gets back, at a place.
 fn payload(seed: u8, place: usize) -> u8 {
     (place as u8).wrapping_mul(31) ^ (place >> 8) as u8 ^ seed
 }
@@ -134,9 +134,9 @@ pub struct Stack {
     /// Ports that are served, and sockets that wait there.
     listening: Vec<(u16, SocketHandle)>,
     serving: Vec<SocketHandle>,
-    /// Whom it served, as it saw them.
+    /// The peers that the server served, as it saw them.
     pub peers: HashMap<SocketAddr, u32>,
-    /// Which of its addresses they asked for.
+    /// The server's addresses that peers asked for.
     pub asked: HashMap<SocketAddr, u32>,
     next_port: u16,
 }
@@ -270,7 +270,7 @@ impl Stack {
         clients.chain(talks)
     }
 
-    /// Whether a client got all that it sent.
+    /// Returns true if a client got back all that it sent.
     pub fn has_all(&self, client: usize) -> bool {
         self.clients[client].received == self.clients[client].to_send
     }

@@ -342,7 +342,7 @@ pub fn apply(store: &dyn Store, text: &str) {
     slb_fleet::fetch::change(store, &keys, |_| Ok(spec.clone())).unwrap();
 }
 
-/// What any store has to do.
+/// Checks the behaviour that every store must have.
 pub fn behaves_as_a_store(store: &dyn Store) {
     assert_eq!(store.get("k/1").unwrap(), None);
     let put = |key: &str, value: &str| Operation::put(key, value);

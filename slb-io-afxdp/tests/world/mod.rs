@@ -15,7 +15,7 @@ macro_rules! skip {
     }};
 }
 
-/// What the tests cannot do without.
+/// Returns a requirement of the tests that is missing here.
 pub fn lacking() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("AF_XDP and network namespaces need root".to_owned());

@@ -15,7 +15,7 @@ pub(super) struct Samples {
     before: Option<Value>,
     /// Packets a second, the newest last.
     pub(super) packets: VecDeque<u64>,
-    /// Why there is no newer one.
+    /// The reason why there is no newer sample.
     pub(super) lost: Option<String>,
 }
 
@@ -75,7 +75,7 @@ impl Samples {
         &self.now
     }
 
-    /// How fast a number grows; zero where it is not known yet.
+    /// The rate at which a number grows; zero if it is not known yet.
     pub(super) fn rate(&self, path: &str) -> f64 {
         let Some(before) = &self.before else {
             return 0.0;

@@ -29,22 +29,22 @@ use tokio_rustls::rustls::{self, CertificateError, ClientConfig, RootCertStore};
 
 use super::super::StoreError;
 
-/// How long one member may take: three members are asked within the length of a lease.
+/// The maximum time of a call of one member: three members are asked within the length of a lease.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often a connection with calls on it is asked whether it is there. etcd ends connections that are asked more
-/// often than every 5 s.
+/// The interval of pings on a connection with calls on it. etcd ends connections that are pinged
+/// more often than every 5 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(6);
 /// The longest message that is taken, in bytes: a page of the longest values.
 const LONGEST_MESSAGE: usize = 20 << 20;
 
-/// How the store is reached.
+/// The addresses and credentials of the store.
 #[derive(Clone)]
 pub struct Access {
     members: Vec<Member>,
     tls: Option<TlsConnector>,
 }
 
-/// Why there is no access.
+/// The reason why there is no access.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum AccessError {

@@ -6,12 +6,8 @@
 use crate::common;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::BufWriter;
 use std::net::IpAddr;
 use std::path::Path;
-use std::process::Child;
-use std::time::{Duration, Instant as Clock};
 
 use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder, icmpv4, icmpv6};
 use slb_control::Config;
@@ -19,9 +15,9 @@ use slb_core::mem::Boxes;
 use slb_core::spec::{Access, Peers, SecurityProtocol, SecurityRule};
 use slb_core::wire::ethernet::Ethernet;
 use slb_core::{Frame, HEADROOM, Host, Instant, Key, PortId, Verdict};
-use slb_io_pcap::{Format, Writer};
 
-use common::{Namespace, has, is_root, read, sh, without_ttl};
+use common::router::{Leg, Router};
+use common::{has, is_root, without_ttl};
 
 /// MAC addresses: the router of the others, the vm, and the kernel's on either side.
 const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -430,139 +426,35 @@ impl Ours {
     }
 }
 
-/// A router in a namespace between the vm and all others.
-struct Kernel {
-    namespace: Namespace,
-    vm_link: String,
-    captures: Vec<Child>,
-}
-
-impl Drop for Kernel {
-    fn drop(&mut self) {
-        for capture in &mut self.captures {
-            capture.kill().ok();
-            capture.wait().ok();
-        }
-        sh(&format!("ip link del {}", self.vm_link));
+/// Sends the packets through the kernel with the lists as nftables rules, and returns those that came
+/// out outside and at the vm; `None` if no namespace can be made.
+fn kernels(config: &Config, ours: &Ours, directory: &Path) -> Option<[Vec<Vec<u8>>; 2]> {
+    let outside = Leg {
+        own: KERNEL_OUTSIDE,
+        addresses: ["192.0.2.2/24", "2001:db8:1::2/64"],
+        neighbour: ROUTER,
+        neighbours: ["192.0.2.1", "2001:db8:1::1"],
+    };
+    let (own, own6) = (vm(false).to_string(), vm(true).to_string());
+    let inside = Leg {
+        own: KERNEL_VM,
+        addresses: ["198.51.100.2/24", "2001:db8:2::2/64"],
+        neighbour: VM,
+        neighbours: [&own, &own6],
+    };
+    let mut router = Router::new("acl", &outside, &inside)?;
+    router.run(&format!("ip route add {own} dev vm"));
+    router.run(&format!("ip -6 route add {own6} dev vm"));
+    router.load(&nft(config), directory);
+    for setting in ["tcp_be_liberal=1", "tcp_loose=1"] {
+        router.run(&format!("sysctl -qw net.netfilter.nf_conntrack_{setting}"));
     }
-}
-
-fn mac(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
-impl Kernel {
-    fn new() -> Option<Self> {
-        let namespace = Namespace::new("acl")?;
-        let vm_link = format!("{}b", namespace.link);
-        for (link, name) in [(&namespace.link, "client"), (&vm_link, "vm")] {
-            assert!(sh(&format!(
-                "ip link add {link} type veth peer name {name} netns {} && \
-                 sysctl -qw net.ipv6.conf.{link}.disable_ipv6=1 && ip link set {link} up",
-                namespace.name
-            )));
-        }
-        for setting in [
-            "net.ipv4.ip_forward=1",
-            "net.ipv6.conf.all.forwarding=1",
-            "net.ipv4.conf.all.rp_filter=0",
-            "net.ipv4.conf.default.rp_filter=0",
-            "net.ipv4.conf.all.send_redirects=0",
-        ] {
-            namespace.run(&format!("sysctl -qw {setting}"));
-        }
-        for (name, address, address6, own) in [
-            ("client", "192.0.2.2/24", "2001:db8:1::2/64", KERNEL_OUTSIDE),
-            ("vm", "198.51.100.2/24", "2001:db8:2::2/64", KERNEL_VM),
-        ] {
-            namespace.run(&format!("ip link set {name} address {} up", mac(own)));
-            namespace.run(&format!("ip address add {address} dev {name}"));
-            namespace.run(&format!("ip address add {address6} dev {name} nodad"));
-            namespace.run(&format!("sysctl -qw net.ipv4.conf.{name}.rp_filter=0"));
-        }
-        let (own, own6) = (vm(false).to_string(), vm(true).to_string());
-        for (neighbour, of, at) in [
-            ("192.0.2.1", ROUTER, "client"),
-            ("2001:db8:1::1", ROUTER, "client"),
-            (&own, VM, "vm"),
-            (&own6, VM, "vm"),
-        ] {
-            let of = mac(of);
-            namespace.run(&format!(
-                "ip neighbour add {neighbour} lladdr {of} dev {at} nud permanent"
-            ));
-        }
-        for route in [
-            "ip route add default via 192.0.2.1".to_owned(),
-            "ip -6 route add default via 2001:db8:1::1".to_owned(),
-            format!("ip route add {own} dev vm"),
-            format!("ip -6 route add {own6} dev vm"),
-        ] {
-            namespace.run(&route);
-        }
-        Some(Self {
-            namespace,
-            vm_link,
-            captures: Vec::new(),
-        })
-    }
-
-    /// Sends the packets through it; returns those that came out outside and at the vm.
-    fn run(mut self, config: &Config, ours: &Ours, directory: &Path) -> [Vec<Vec<u8>>; 2] {
-        let rules = directory.join("rules.nft");
-        fs::write(&rules, nft(config)).unwrap();
-        self.namespace.run(&format!("nft -f {}", rules.display()));
-        for setting in ["tcp_be_liberal=1", "tcp_loose=1"] {
-            self.namespace
-                .run(&format!("sysctl -qw net.netfilter.nf_conntrack_{setting}"));
-        }
-        let sent = directory.join("sent.pcap");
-        let file = BufWriter::new(fs::File::create(&sent).unwrap());
-        let mut writer = Writer::new(file, Format::Pcap).unwrap();
-        for (side, packet) in &ours.sent {
-            let bytes = match side {
-                Side::Outside => frame(ROUTER, KERNEL_OUTSIDE, packet),
-                Side::Vm => frame(VM, KERNEL_VM, packet),
-            };
-            writer.write(Instant::from_secs(1), &bytes).unwrap();
-        }
-        writer.finish().unwrap();
-        let seen = [directory.join("outside.pcap"), directory.join("vm.pcap")];
-        for (file, link) in seen.iter().zip([&self.namespace.link, &self.vm_link]) {
-            let _ = fs::remove_file(file);
-            let tcpdump = std::process::Command::new("tcpdump")
-                .args(["-i", link, "-Q", "in", "--immediate-mode", "-U"])
-                // The usual ring has room for few frames, and loses some on a busy machine.
-                .args(["-s", "2000", "-B", "16384", "-w"])
-                .arg(file)
-                .stderr(std::process::Stdio::null())
-                .spawn();
-            self.captures.push(tcpdump.unwrap());
-        }
-        let deadline = Clock::now() + Duration::from_secs(10);
-        let is_ready = |file: &std::path::PathBuf| fs::metadata(file).is_ok_and(|m| m.len() >= 24);
-        while !seen.iter().all(is_ready) && Clock::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        let cache = directory.join("sides");
-        let (sent, cache) = (sent.display(), cache.display());
-        assert!(sh(&format!(
-            "tcpprep --mac={} --pcap={sent} --cachefile={cache} >/dev/null 2>&1 && tcpreplay \
-             --cachefile={cache} -I {} -i {} --pps 1000 {sent} >/dev/null 2>&1",
-            mac(VM),
-            self.namespace.link,
-            self.vm_link
-        )));
-        let expected: usize = ours.got.iter().map(Vec::len).sum();
-        let count = || read(&seen[0]).len() + read(&seen[1]).len();
-        let deadline = Clock::now() + Duration::from_millis(1500);
-        while count() < expected && Clock::now() < deadline {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        // Packets that nobody expects would come at once.
-        std::thread::sleep(Duration::from_millis(50));
-        seen.map(|file| read(&file).into_iter().map(|(_, frame)| frame).collect())
-    }
+    let frames = ours.sent.iter().map(|(side, packet)| match side {
+        Side::Outside => frame(ROUTER, KERNEL_OUTSIDE, packet),
+        Side::Vm => frame(VM, KERNEL_VM, packet),
+    });
+    let expected = ours.got.iter().map(Vec::len).sum();
+    Some(router.forward(frames, expected, directory))
 }
 
 /// Counts each packet that came out, without its TTL; the kernel's own packets are left out.
@@ -606,10 +498,9 @@ fn lists_let_through_what_nftables_lets_through() {
         for number in 0..200 {
             ours.converse(&mut random, number);
         }
-        let Some(kernel) = Kernel::new() else {
+        let Some(theirs) = kernels(&config, &ours, directory.path()) else {
             skip!("no namespace can be made");
         };
-        let theirs = kernel.run(&config, &ours, directory.path());
         for (place, (ours, theirs)) in ["outside", "vm"].iter().zip(ours.got.iter().zip(&theirs)) {
             let (ours, theirs) = (counted(ours), counted(theirs));
             for packet in ours.keys().chain(theirs.keys()) {

@@ -19,6 +19,7 @@ pub mod gap;
 #[cfg(feature = "live")]
 pub mod inside;
 pub mod lab;
+pub mod router;
 pub mod site;
 pub mod vxlan;
 pub mod world;

@@ -10,7 +10,7 @@ mod made;
 mod scenario;
 
 use captured::scenario_of;
-use kernel::Kernel;
+use kernel::kernels;
 use made::made;
 use scenario::{KERNEL_CLIENT, KERNEL_VM, ROUTER, Received, Scenario, Side, VM, frame};
 
@@ -100,7 +100,7 @@ fn tuple_of(frame: &[u8]) -> Option<slb_core::packet::Tuple> {
 fn compare(scenario: &Scenario, directory: &Path, tag: &str) -> Option<usize> {
     let ours = ours(scenario);
     let expected = ours.client.len() + ours.vm.len();
-    let kernel = Kernel::new(tag)?.run(scenario, expected, directory);
+    let kernel = kernels(scenario, tag, expected, directory)?;
     // Of the kernel's, what it translated: what it only routed, or says itself, is not our matter.
     let translated = |frames: Vec<Vec<u8>>, to_vm: bool| -> Vec<Vec<u8>> {
         let own: [IpAddr; 4] = [

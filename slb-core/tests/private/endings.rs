@@ -34,11 +34,8 @@ fn no_backend_is_told_with_a_reset_where_the_rule_says_so() {
 #[test]
 fn a_segment_of_no_connection_is_refused_through_the_network() {
     for only in [1, 2] {
-        let mut plan = Plan::two_tenants();
+        let mut plan = Plan::two_tenants().with_only(only);
         plan.terms.tcp_reset = true;
-        for backend in [1, 2, 3] {
-            plan.vms[backend].weight = Some(u32::from(backend == only));
-        }
         let mut net = plan.net();
         for is_ipv6 in [false, true] {
             let client = (plan.vms[CLIENT].address(is_ipv6), 47_100);
@@ -55,11 +52,8 @@ fn a_segment_of_no_connection_is_refused_through_the_network() {
 #[test]
 fn both_ends_are_reset_when_a_connection_expires() {
     for only in [1, 2] {
-        let mut plan = Plan::two_tenants();
+        let mut plan = Plan::two_tenants().with_only(only);
         plan.terms.tcp_reset = true;
-        for backend in [1, 2, 3] {
-            plan.vms[backend].weight = Some(u32::from(backend == only));
-        }
         for is_ipv6 in [false, true] {
             let mut net = plan.net();
             assert_eq!(connect(&mut net, 47_200, is_ipv6), only);

@@ -165,10 +165,7 @@ fn a_backend_of_the_callers_host_is_reached_without_the_fabric() {
 #[test]
 fn a_tagged_call_arrives_without_its_tag() {
     for only in [1, 2] {
-        let mut plan = Plan::two_tenants();
-        for backend in [1, 2, 3] {
-            plan.vms[backend].weight = Some(u32::from(backend == only));
-        }
+        let plan = Plan::two_tenants().with_only(only);
         let mut net = plan.net();
         for is_ipv6 in [false, true] {
             let call = syn(&plan, CLIENT, 42_200, is_ipv6);

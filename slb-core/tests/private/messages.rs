@@ -89,10 +89,7 @@ fn echo_requests_are_answered_by_the_callers_host() {
 #[test]
 fn errors_about_a_call_reach_both_ends_under_its_names() {
     for only in [1, 2] {
-        let mut plan = Plan::two_tenants();
-        for backend in [1, 2, 3] {
-            plan.vms[backend].weight = Some(u32::from(backend == only));
-        }
+        let plan = Plan::two_tenants().with_only(only);
         let mut net = plan.net();
         for is_ipv6 in [false, true] {
             let offset = 14 + if is_ipv6 { 40 } else { 20 } + 8;
@@ -130,10 +127,7 @@ fn errors_about_a_call_reach_both_ends_under_its_names() {
 #[test]
 fn later_fragments_follow_their_first_one() {
     for only in [1, 2] {
-        let mut plan = Plan::two_tenants();
-        for backend in [1, 2, 3] {
-            plan.vms[backend].weight = Some(u32::from(backend == only));
-        }
+        let plan = Plan::two_tenants().with_only(only);
         let mut net = plan.net();
         let client = (plan.vms[CLIENT].address(false), 49_000);
         let whole = Segment::udp(client, (vip(false), DNS), &[5; 64])

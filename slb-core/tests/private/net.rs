@@ -112,6 +112,14 @@ impl Plan {
         }
     }
 
+    /// Leaves one backend of the first network a weight: the vm with the index `only`.
+    pub fn with_only(mut self, only: usize) -> Self {
+        for backend in [1, 2, 3] {
+            self.vms[backend].weight = Some(u32::from(backend == only));
+        }
+        self
+    }
+
     pub fn host_address(&self, host: usize) -> IpAddr {
         match self.ipv6_underlay {
             false => ip(&format!("172.16.0.{}", 101 + host)),

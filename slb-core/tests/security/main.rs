@@ -35,6 +35,27 @@ struct On<'a> {
     pools: &'a [usize],
 }
 
+impl On<'static> {
+    /// The first list for the whole network.
+    const NETWORK: Self = Self {
+        network: &[0],
+        clients: &[],
+        pools: &[],
+    };
+    /// The first list for clients.
+    const CLIENTS: Self = Self {
+        clients: &[0],
+        network: &[],
+        pools: &[],
+    };
+    /// The first list for backends.
+    const POOLS: Self = Self {
+        pools: &[0],
+        network: &[],
+        clients: &[],
+    };
+}
+
 /// A node's snapshot of a plan, with lists at its first network, the vms there that are no backends, and its
 /// pools.
 fn with_lists<T>(
@@ -140,10 +161,7 @@ const NOTHING_OUT: SecurityRule<'static> = deny_all(Direction::Outward);
 #[test]
 fn a_list_without_rules_lets_the_network_in_and_out() {
     let lists = [list("defaults", &[])];
-    let on = On {
-        network: &[0],
-        ..On::default()
-    };
+    let on = On::NETWORK;
     for is_ipv6 in [false, true] {
         let mut net = net(&lists, on);
         let own = address(&net, CLIENT, is_ipv6);
@@ -174,10 +192,7 @@ fn the_internet_is_denied_unless_a_rule_lets_it_in() {
     };
     let (closed, open) = ([list("web", &[])], [web]);
     let open = [list("web", &open)];
-    let on = On {
-        pools: &[0],
-        ..On::default()
-    };
+    let on = On::POOLS;
     for (lists, is_open) in [(&closed, false), (&open, true)] {
         let mut plan = Plan::two_tenants();
         plan.is_private = false;
@@ -227,10 +242,7 @@ fn from_mux(plan: &Plan, vm: usize, segment: &Segment) -> Vec<u8> {
 fn answers_pass_although_their_direction_is_denied() {
     let rules = [NOTHING_IN];
     let lists = [list("quiet", &rules)];
-    let on = On {
-        clients: &[0],
-        ..On::default()
-    };
+    let on = On::CLIENTS;
     for is_ipv6 in [false, true] {
         let mut net = net(&lists, on);
         let own = address(&net, CLIENT, is_ipv6);
@@ -266,10 +278,7 @@ fn answers_pass_although_their_direction_is_denied() {
 fn answers_of_a_private_vip_pass_and_calls_may_be_denied() {
     let rules = [NOTHING_IN];
     let lists = [list("quiet", &rules)];
-    let on = On {
-        clients: &[0],
-        ..On::default()
-    };
+    let on = On::CLIENTS;
     let mut quiet = net(&lists, on);
     let own = address(&quiet, CLIENT, false);
     for port in 40_000..40_020 {
@@ -317,10 +326,7 @@ fn a_call_is_judged_by_what_the_backend_sees() {
         },
         ..SecurityRule::default()
     };
-    let on = On {
-        pools: &[0],
-        ..On::default()
-    };
+    let on = On::POOLS;
     for (port, reaches) in [(SERVED, true), (HTTP, false)] {
         let rules = [allow(port), NOTHING_IN];
         let lists = [list("servers", &rules)];
@@ -370,10 +376,7 @@ fn both_lists_of_a_vm_have_to_allow() {
 fn vms_without_a_list_do_as_before() {
     let rules = [NOTHING_IN, NOTHING_OUT];
     let lists = [list("nothing", &rules)];
-    let on = On {
-        clients: &[0],
-        ..On::default()
-    };
+    let on = On::CLIENTS;
     let mut net = net(&lists, on);
     // The first network's client is shut off; its backends and the other network are not.
     let own = address(&net, CLIENT, false);
@@ -393,10 +396,7 @@ fn vms_without_a_list_do_as_before() {
 fn icmp_follows_its_flow() {
     let rules = [NOTHING_IN];
     let lists = [list("quiet", &rules)];
-    let on = On {
-        clients: &[0],
-        ..On::default()
-    };
+    let on = On::CLIENTS;
     let mut net = net(&lists, on);
     let (IpAddr::V4(own), IpAddr::V4(far)) =
         (address(&net, CLIENT, false), address(&net, FAR, false))
@@ -487,10 +487,7 @@ fn later_fragments_have_the_decision_of_their_first() {
         NOTHING_IN,
     ];
     let lists = [list("dns", &rules)];
-    let on = On {
-        clients: &[0],
-        ..On::default()
-    };
+    let on = On::CLIENTS;
     let mut net = net(&lists, on);
     for (id, port, reaches) in [(1, 53u16, true), (2, 54, false)] {
         let mut first = 40_000u16.to_be_bytes().to_vec();
@@ -519,10 +516,7 @@ fn later_fragments_have_the_decision_of_their_first() {
 fn a_reload_ends_no_connection_and_denies_the_next() {
     let nothing: [SecurityRule<'_>; 2] = [NOTHING_IN, NOTHING_OUT];
     let (open, shut) = ([list("list", &[])], [list("list", &nothing)]);
-    let on = On {
-        network: &[0],
-        ..On::default()
-    };
+    let on = On::NETWORK;
     let mut net = net(&open, on);
     let own = address(&net, CLIENT, false);
     let call = |port, flags: &str| Segment::tcp((own, port), (vip(false), HTTP), flags);
@@ -611,10 +605,7 @@ fn rules_count_what_they_decide_and_keep_counting() {
         rules[0],
     ];
     let lists = [list("two", &more), list("one", &[])];
-    let on = On {
-        clients: &[0],
-        ..On::default()
-    };
+    let on = On::CLIENTS;
     let next = with_lists(&net.plan, 0, (&lists, on), |spec| {
         Snapshot::new(spec, Some(net.hosts[0].snapshot())).expect("a good spec")
     });
@@ -628,10 +619,7 @@ fn rules_count_what_they_decide_and_keep_counting() {
 fn a_trail_names_the_rule() {
     let rules = [NOTHING_OUT];
     let lists = [list("quiet", &rules)];
-    let on = On {
-        clients: &[0],
-        ..On::default()
-    };
+    let on = On::CLIENTS;
     let plan = Plan::two_tenants();
     let mut host = host(&plan, 0, &lists, on);
     let own = plan.vms[CLIENT].address(false);

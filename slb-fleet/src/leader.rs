@@ -71,6 +71,13 @@ struct Held {
     kept: Duration,
 }
 
+impl Held {
+    /// Returns true if the lease has ended, as far as the controller knows.
+    fn has_ended(&self, now: Duration) -> bool {
+        now.saturating_sub(self.kept) >= LEASE
+    }
+}
+
 impl Leader {
     /// Makes a controller that does not lead yet.
     pub fn new(store: Arc<dyn Store>, options: LeaderOptions) -> Self {
@@ -112,6 +119,7 @@ impl Leader {
     /// # Errors
     /// The store is unreachable, or its contents cannot be used. Call it again in any case.
     pub fn turn(&mut self, now: Duration, patience: Duration) -> Result<(), FetchError> {
+        let led = self.leads();
         let turned = match self.hold(now) {
             Ok(Some(lease)) => match self.office.take() {
                 Some(office) => self.lead(office, now, patience),
@@ -119,7 +127,16 @@ impl Leader {
             },
             // Without a lease, the controller does not lead.
             Ok(None) => Err(Ended::Deposed),
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                // The store ends a lease that is not renewed, and another controller may lead by now.
+                if self.lease.as_ref().is_some_and(|held| held.has_ended(now)) {
+                    self.office = None;
+                    if led {
+                        warn!("this controller no longer leads: it could not renew its lease");
+                    }
+                }
+                Err(error.into())
+            }
         };
         match turned {
             Ok(office) => {
@@ -127,7 +144,10 @@ impl Leader {
                 Ok(())
             }
             Err(Ended::Deposed) => {
-                warn!("another controller leads");
+                self.office = None;
+                if led {
+                    warn!("this controller no longer leads: its lease has ended");
+                }
                 Ok(())
             }
             Err(Ended::Failed(error)) => Err(error),

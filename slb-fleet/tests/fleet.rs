@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use common::{CLUSTER, Controller, Running, apply, behaves_as_a_store, spec, stage, wait_until};
 use slb_fleet::document::{Part, Spec};
+use slb_fleet::leader::{Leader, LeaderOptions};
 use slb_fleet::object::{CHUNK, Digest, Index, Keys, Object as _, ObjectError, Wanted};
 use slb_fleet::rollout::{SETTLE, Side, Stage};
 use slb_fleet::store::{MemoryStore, Operation, Store, StoreError};
@@ -184,6 +185,33 @@ fn two_controllers_never_both_change_something() {
         node.config()
             .is_some_and(|config| config.pools[0].backends.len() == 2)
     });
+}
+
+#[test]
+fn a_controller_does_not_claim_to_lead_for_longer_than_its_lease() {
+    let store = MemoryStore::default();
+    let options = LeaderOptions {
+        name: "one".to_owned(),
+        cluster: CLUSTER.to_owned(),
+        drain: Duration::from_secs(2),
+    };
+    let mut leader = Leader::new(Arc::new(store.clone()), options);
+    let turn =
+        |leader: &mut Leader, millis| leader.turn(Duration::from_millis(millis), Duration::ZERO);
+    turn(&mut leader, 0).unwrap();
+    assert!(leader.leads());
+    store.set_away(true);
+    turn(&mut leader, 2000).unwrap_err();
+    assert!(leader.leads(), "its lease lasts for 5 s");
+    turn(&mut leader, 5500).unwrap_err();
+    assert!(!leader.leads(), "another one may lead by now");
+    assert_eq!(leader.leader(), None);
+    store.pass(Duration::from_secs(6));
+    store.set_away(false);
+    for millis in [6000, 6500] {
+        turn(&mut leader, millis).unwrap();
+    }
+    assert!(leader.leads());
 }
 
 #[test]

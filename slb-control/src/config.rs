@@ -169,6 +169,25 @@ impl Config {
         Err(faults.into_errors())
     }
 
+    /// Returns the configuration for a node with another role. A mux out of a host's configuration gets addresses of
+    /// its own, as [`Node::become_mux`] says. Sections that the role does not use have no effect.
+    ///
+    /// # Errors
+    /// Everything that the role cannot have, such as private frontends at a proxy, each with its line.
+    pub fn in_role(mut self, role: Role) -> Result<Self, ConfigErrors> {
+        match (self.node.role, role) {
+            (Role::Host, Role::Mux) => self.node.become_mux(),
+            (_, role) => self.node.role = role,
+        }
+        let origin = Arc::clone(&self.origin);
+        let faults = Faults::new(&origin.name, origin.text());
+        validate::check_role(&self, &faults);
+        match faults.is_empty() {
+            true => Ok(self),
+            false => Err(faults.into_errors()),
+        }
+    }
+
     /// Compiles the configuration. Pass the installed snapshot as `previous`, so that backends keep
     /// their ids.
     ///

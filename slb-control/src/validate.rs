@@ -195,6 +195,25 @@ pub(crate) fn check(config: &Config, faults: &Faults<'_>) {
     faults::check(config, faults);
 }
 
+/// Reports the faults that a checked configuration has in another role than the file's.
+pub(crate) fn check_role(config: &Config, faults: &Faults<'_>) {
+    if config.node.role == Role::Proxy {
+        for frontend in &config.frontends {
+            if let Some(network) = config.network_of_frontend(frontend) {
+                let message = format!(
+                    "expected a public frontend, since a proxy knows no networks, but it belongs to network {:?}",
+                    network.name
+                );
+                let place = format!("frontend {:?}: network", frontend.name);
+                faults.add(&frontend.span, place, message);
+            }
+        }
+    }
+    if faults.is_empty() {
+        faults::check(config, faults);
+    }
+}
+
 fn unique<'c>(faults: &Faults<'_>, kind: &str, names: impl Iterator<Item = (String, &'c Span)>) {
     let mut seen = HashMap::new();
     for (name, span) in names {

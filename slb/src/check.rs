@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 
 use slb_control::config::Frontend;
-use slb_control::{Config, Diff, InboundPort, Role, format_duration};
+use slb_control::{Config, ConfigErrors, Diff, InboundPort, Role, format_duration};
 use slb_core::spec::{BackendState, NatTarget, Scheduler};
 use slb_core::wire::vxlan::Vni;
 
@@ -234,20 +234,22 @@ pub(crate) fn load(path: &Path) -> Result<Config, Failure> {
         true => Config::from_reader("standard input", io::stdin().lock()),
         false => Config::from_path(path),
     };
-    config.map_err(|errors| Failure {
+    config.map_err(faulty)
+}
+
+/// Returns the failure of a configuration with faults.
+fn faulty(errors: ConfigErrors) -> Failure {
+    Failure {
         status: 2,
         message: errors.to_string(),
-    })
+    }
 }
 
 /// Reads the configuration of a balancer, and applies its options.
 pub(crate) fn load_balancer(path: &Path, options: &BalancerOptions) -> Result<Config, Failure> {
     let mut config = load(path)?;
     if let Some(role) = options.role {
-        match (config.node.role, role.into()) {
-            (Role::Host, Role::Mux) => config.node.become_mux(),
-            (_, role) => config.node.role = role,
-        }
+        config = config.in_role(role.into()).map_err(faulty)?;
     }
     if options.stateless {
         config.node.flows = 0;

@@ -238,6 +238,18 @@ fn faults_of_private_frontends_are_told_with_their_lines() {
             "frontend \"app-red\": address: 10.1.0.100 is the address of frontend \"app\" already",
         ),
         (
+            "address = \"10.1.0.100\"\nnetwork = \"blue\"",
+            "address = \"10.1.0.0\"\nnetwork = \"blue\"",
+            "frontend \"app\": address: expected an address that a host can have, but 10.1.0.0 is the first or the \
+             last of 10.1.0.0/16",
+        ),
+        (
+            "address = \"10.1.0.100\"\nnetwork = \"blue\"",
+            "address = \"10.1.255.255\"\nnetwork = \"blue\"",
+            "frontend \"app\": address: expected an address that a host can have, but 10.1.255.255 is the first or \
+             the last of 10.1.0.0/16",
+        ),
+        (
             "backend_port = 8080\n",
             "backend_port = 8080\ndisable_outbound_snat = false\n",
             "frontends: expected a public frontend, but \"app\" belongs to network \"blue\"",
@@ -246,5 +258,25 @@ fn faults_of_private_frontends_are_told_with_their_lines() {
         assert!(all.contains(old), "{old}");
         let said = told(&all.replacen(old, new, 1));
         assert!(said.contains(expected), "{expected}: {said}");
+    }
+}
+
+#[test]
+fn a_proxy_is_told_the_names_of_private_frontends() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("net.toml");
+    std::fs::write(&path, format!("{TEXT}{PRIVATE}")).unwrap();
+    let mut slb = Command::new(env!("CARGO_BIN_EXE_slb"));
+    let slb = slb.arg("explain").arg(&path);
+    let packet = ["tcp", "1.2.3.4:2000", "10.1.0.100:80"];
+    let output = slb.args(["--role", "proxy"]).args(packet).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&output.stderr);
+    for (frontend, network) in [("app", "blue"), ("app-red", "red")] {
+        let expected = format!(
+            "frontend {frontend:?}: network: expected a public frontend, since a proxy knows no networks, but it \
+             belongs to network {network:?}"
+        );
+        assert!(said.contains(&expected), "{expected}: {said}");
     }
 }

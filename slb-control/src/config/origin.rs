@@ -54,6 +54,11 @@ impl Origin {
         shown + self.text.get(from..).unwrap_or_default()
     }
 
+    /// The text, with its secrets: for the lines of faults.
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
     /// Returns true if a text is identical to the one that was read, including secrets.
     pub fn is(&self, text: &str) -> bool {
         self.text == text

@@ -1,17 +1,21 @@
 //! The differences that another configuration would make, without installing it.
 
+mod reach;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use slb_core::hash::TupleHasher;
-use slb_core::spec::{BackendState, Protocol, SpecError};
+use slb_core::spec::{BackendState, Echo, Protocol, SpecError};
 
 use crate::config::{
     Backend, Config, Node, Rule, Vm, direction_name, named, named_ports, zone_changes,
 };
 use crate::holders::InboundPort;
+
+pub use self::reach::ReachChange;
 
 /// The differences between two configurations.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,6 +31,8 @@ pub struct Diff {
     /// Ports of VIPs that lead to another backend, or that become the SNAT ports of another
     /// backend.
     pub ports: Vec<PortMove>,
+    /// Frontends that others can call than before.
+    pub reach: Vec<ReachChange>,
     /// Settings that take effect only after a restart.
     pub restart: Vec<&'static str>,
 }
@@ -93,10 +99,12 @@ impl Diff {
         let mut diff = Self::default();
         diff.compare_parts(old, new);
         diff.compare_fields("network", &networks(old), &networks(new));
+        diff.compare_fields("frontend", &frontends(old), &frontends(new));
         diff.compare_fields("vm", &network_vms(old), &network_vms(new));
         diff.compare_fields("security_rule", &security_rules(old), &security_rules(new));
         diff.changed.extend(vm_moves(old, new));
         diff.changed.extend(zone_changes(old, new));
+        diff.reach = reach::changes(old, new);
         diff.ports = inbound_moves(old, new);
         diff.ports.extend(outbound_moves(old, new));
         let before_by_name: HashMap<&str, usize> = (0..)
@@ -171,10 +179,9 @@ impl Diff {
 
     fn compare_parts(&mut self, old: &Config, new: &Config) {
         type Parts = fn(&Config) -> Vec<Part>;
-        let kinds: [(&str, Parts); 9] = [
+        let kinds: [(&str, Parts); 8] = [
             ("security_list", lists),
             ("port", ports),
-            ("frontend", frontends),
             ("rule", rules),
             ("inbound NAT", nats),
             ("outbound rule", outbounds),
@@ -376,6 +383,15 @@ impl fmt::Display for Diff {
                 true => writeln!(f, ", {ended:.2} % end: {why}")?,
                 false => writeln!(f)?,
             }
+        }
+        if !self.reach.is_empty() {
+            writeln!(
+                f,
+                "frontends that others can call than before; install at muxes first:"
+            )?;
+        }
+        for change in &self.reach {
+            writeln!(f, "  {change}")?;
         }
         const FEW: usize = 20;
         if !self.ports.is_empty() {
@@ -592,13 +608,26 @@ fn parts<T>(all: &[T], part: impl Fn(&T) -> (&String, String)) -> Vec<Part> {
     own.map(|(name, rest)| (name.clone(), rest)).collect()
 }
 
-fn frontends(config: &Config) -> Vec<Part> {
-    parts(&config.frontends, |frontend| {
+fn frontends(config: &Config) -> Vec<Fields> {
+    let fields = config.frontends.iter().map(|frontend| {
         let network = config.network_of_frontend(frontend);
-        let network = network.map(|network| &network.name);
-        let how = (frontend.address, frontend.icmp_echo, network);
-        (&frontend.name, format!("{how:?}"))
-    })
+        let network = network.map_or("none", |network| &network.name);
+        let fields = vec![
+            ("address", frontend.address.to_string()),
+            ("icmp_echo", echo_name(frontend.icmp_echo).to_owned()),
+            ("network", network.to_owned()),
+        ];
+        (frontend.name.clone(), fields)
+    });
+    fields.collect()
+}
+
+const fn echo_name(echo: Echo) -> &'static str {
+    match echo {
+        Echo::Answer => "answer",
+        Echo::Forward => "forward",
+        Echo::Ignore => "ignore",
+    }
 }
 
 fn ports(config: &Config) -> Vec<Part> {

@@ -49,7 +49,7 @@ mod slow_start;
 mod validate;
 
 pub use config::{Config, Role, read_text};
-pub use diff::{Diff, PortMove, RuleDiff};
+pub use diff::{Diff, PortMove, ReachChange, RuleDiff};
 pub use duration::{format_duration, parse_duration};
 pub use error::{ConfigError, ConfigErrors};
 pub use file::{is_descriptor, open_file};

@@ -1,7 +1,7 @@
 //! Private frontends beside what goes by the addresses of VIPs: probes, differences and losses.
 
 use slb_control::probe::{VipProber, targets};
-use slb_control::{Config, Diff};
+use slb_control::{Config, Diff, Role};
 
 /// Two networks with the same addresses and the same private VIP, and a public VIP in one of them.
 fn text(role: &str) -> String {
@@ -81,11 +81,127 @@ fn changes_are_those_of_the_frontends_own_network() {
     let ports: Vec<String> = diff.ports.iter().map(ToString::to_string).collect();
     assert_eq!(ports.len(), 1, "{ports:?}");
     assert!(ports[0].contains("red/red-vm"), "{ports:?}");
-    // A frontend that becomes public changes.
-    let public = text("host").replace(
+}
+
+/// The lines of a difference about frontends that others can call, and the line about each change.
+fn reach(old: &str, new: &str) -> (Vec<String>, String) {
+    let diff = Diff::between(&read(old), &read(new)).unwrap();
+    let lines: Vec<String> = diff.reach.iter().map(ToString::to_string).collect();
+    let said = diff.to_string();
+    let title = "frontends that others can call than before; install at muxes first:\n";
+    for line in &lines {
+        let told = format!("  {line}\n");
+        let at = said.find(title).expect("a title");
+        assert!(said[at..].contains(&told), "{said}");
+    }
+    assert_eq!(lines.is_empty(), !said.contains(title), "{said}");
+    (lines, said)
+}
+
+#[test]
+fn a_frontend_that_becomes_public_or_private_is_told_with_its_connections() {
+    // Public frontends have addresses of their own.
+    let private = text("host").replace(
         "address = \"10.1.0.100\"\nnetwork = \"red\"",
-        "address = \"20.20.20.101\"",
+        "address = \"10.1.0.101\"\nnetwork = \"red\"",
     );
-    let diff = Diff::between(&old, &read(&public)).unwrap();
-    assert!(diff.to_string().contains("\"red\""), "{diff}");
+    let public = private.replace(
+        "address = \"10.1.0.101\"\nnetwork = \"red\"",
+        "address = \"10.1.0.101\"",
+    );
+    let (lines, said) = reach(&private, &public);
+    let expected = "frontend \"red\": for vms of network \"red\" before, now public; connections of vms of \"red\" \
+                    pass a mux from then on";
+    assert_eq!(lines, [expected]);
+    assert!(
+        said.contains("~ frontend \"red\": network red becomes none\n"),
+        "{said}"
+    );
+    let (lines, said) = reach(&public, &private);
+    let expected = "frontend \"red\": public before, now for vms of network \"red\" only; connections from \
+                    elsewhere end, and those of vms that call from SNAT ports";
+    assert_eq!(lines, [expected]);
+    assert!(
+        said.contains("~ frontend \"red\": network none becomes red\n"),
+        "{said}"
+    );
+    // With another address there is no connection that could go on.
+    let moved = public.replace(
+        "name = \"red\"\naddress = \"10.1.0.101\"",
+        "name = \"red\"\naddress = \"20.20.20.101\"",
+    );
+    let (lines, said) = reach(&private, &moved);
+    let expected = "frontend \"red\": for vms of network \"red\" before, now public; its address changes too, so all \
+                    connections end";
+    assert_eq!(lines, [expected]);
+    let fields =
+        "~ frontend \"red\": address 10.1.0.101 becomes 20.20.20.101, network red becomes none\n";
+    assert!(said.contains(fields), "{said}");
+    assert!(reach(&public, &moved).0.is_empty());
+}
+
+#[test]
+fn a_frontend_of_another_network_is_told_with_its_connections() {
+    let old = text("host");
+    // Each of the two frontends, and what leads to it, goes to the other network.
+    let swap = |name: &str, other: &str| {
+        (
+            format!("name = \"{name}\"\naddress = \"10.1.0.100\"\nnetwork = \"{name}\""),
+            format!("name = \"{name}\"\naddress = \"10.1.0.100\"\nnetwork = \"{other}\""),
+        )
+    };
+    let pool = |name: &str, other: &str| {
+        (
+            format!("name = \"{name}\"\nnetwork = \"{name}\"\nbackends"),
+            format!("name = \"{name}\"\nnetwork = \"{other}\"\nbackends"),
+        )
+    };
+    let mut new = old.clone();
+    for (was, is) in [
+        swap("blue", "red"),
+        swap("red", "blue"),
+        pool("blue", "red"),
+        pool("red", "blue"),
+    ] {
+        assert!(new.contains(&was), "{was}");
+        new = new.replace(&was, &is);
+    }
+    let (lines, _) = reach(&old, &new);
+    let expected = [
+        "frontend \"blue\": for vms of network \"blue\" before, now for those of \"red\"; connections of vms of \
+         \"blue\" end",
+        "frontend \"red\": for vms of network \"red\" before, now for those of \"blue\"; connections of vms of \
+         \"red\" end",
+    ];
+    assert_eq!(lines, expected);
+    // The network's name is not the frontend's.
+    let renamed = old.replace("name = \"red\"\nvni", "name = \"rose\"\nvni");
+    let renamed = renamed.replace("network = \"red\"", "network = \"rose\"");
+    let (lines, _) = reach(&old, &renamed);
+    assert!(lines.is_empty(), "{lines:?}");
+}
+
+#[test]
+fn another_role_is_told_what_it_cannot_have_by_name_and_line() {
+    let config = read(&text("host"));
+    let told = config.clone().in_role(Role::Proxy).unwrap_err().to_string();
+    let line = |name: &str| {
+        let all = text("host");
+        let at = all
+            .find(&format!("[[frontend]]\nname = \"{name}\""))
+            .unwrap();
+        all[..at].lines().count() + 1
+    };
+    for name in ["blue", "red"] {
+        let expected = format!(
+            "net.toml:{}: frontend {name:?}: network: expected a public frontend, since a proxy knows no networks, but \
+             it belongs to network {name:?}",
+            line(name)
+        );
+        assert!(told.contains(&expected), "{expected}: {told}");
+    }
+    assert_eq!(told.lines().count(), 2, "{told}");
+    let mux = config.in_role(Role::Mux).unwrap();
+    assert_eq!(mux.node.role, Role::Mux);
+    mux.snapshot(None).unwrap();
 }

@@ -15,6 +15,7 @@ mod functions;
 mod inventory;
 mod json;
 mod model;
+mod networks;
 mod read;
 mod resources;
 mod template;

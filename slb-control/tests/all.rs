@@ -9,6 +9,8 @@ mod azure;
 mod azure_arguments;
 #[cfg(feature = "azure")]
 mod azure_functions;
+#[cfg(feature = "azure")]
+mod azure_networks;
 mod azure_places;
 #[cfg(feature = "azure")]
 mod azure_stand_ins;

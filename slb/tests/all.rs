@@ -42,6 +42,8 @@ mod fragments;
 mod handover;
 mod import_files;
 #[cfg(feature = "azure")]
+mod import_networks;
+#[cfg(feature = "azure")]
 mod import_templates;
 mod init;
 mod kernel_settings;

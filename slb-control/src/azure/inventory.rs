@@ -256,6 +256,11 @@ impl Inventory {
         known.or(self.vni)
     }
 
+    /// Returns true if a virtual network has a VXLAN network of its own.
+    pub(super) fn has_network(&self, id: &str) -> bool {
+        self.networks.iter().any(|(own, _)| is_end_of(own, id))
+    }
+
     /// Returns the pool of a NAT pool's instances.
     pub(super) fn nat_pool(&self, name: &str) -> Option<&str> {
         let found = self.of_id(Kind::NatPool, &self.nat_pools, name);

@@ -528,6 +528,23 @@ impl<'n> Object<'n> {
         node.as_array()
     }
 
+    /// Reports a value that is no list.
+    pub(super) fn unlisted(&self, node: &Node, name: &str) {
+        self.expected(node, name, "a list");
+    }
+
+    /// Returns a list of strings, each with its position.
+    pub(super) fn texts(&self, name: &'static str) -> Vec<(&'n Node, &'n str)> {
+        let texts = self.list(name).iter().filter_map(|node| {
+            let text = node.as_str();
+            if text.is_none() {
+                self.expected(node, name, "a string");
+            }
+            Some((node, text?))
+        });
+        texts.collect()
+    }
+
     /// Returns the id in a reference `{ "id": ... }`.
     pub(super) fn reference(&self, name: &'static str) -> Option<(&'n Node, &'n str)> {
         let node = self.get(name)?;

@@ -1,4 +1,4 @@
-//! Load balancers in terms of the configuration, with names instead of ids.
+//! Load balancers, and the networks around them, in terms of the configuration, with names instead of ids.
 
 use std::net::IpAddr;
 
@@ -6,6 +6,7 @@ use slb_core::hash::Distribution;
 use slb_core::spec::Protocol;
 
 use super::json::Origin;
+use super::resources::Seat;
 use crate::config::{NoHealthyBackends, ProbeProtocol};
 
 /// All load balancers, together.
@@ -17,6 +18,54 @@ pub(super) struct Model {
     pub(super) rules: Vec<Rule>,
     pub(super) nat: Vec<Nat>,
     pub(super) outbound: Vec<Outbound>,
+    pub(super) networks: Vec<Network>,
+    pub(super) vms: Vec<Vm>,
+    pub(super) lists: Vec<SecurityList>,
+}
+
+/// A virtual network.
+#[derive(Debug)]
+pub(super) struct Network {
+    pub(super) origin: Origin,
+    pub(super) name: String,
+    pub(super) vni: u32,
+    pub(super) address_spaces: Vec<String>,
+    pub(super) gateways: Vec<String>,
+}
+
+/// Access lists of one backend, whose pool has others too.
+#[derive(Debug)]
+pub(super) struct Vm {
+    pub(super) origin: Origin,
+    pub(super) name: String,
+    pub(super) network: String,
+    pub(super) address: IpAddr,
+    /// Fields of the backend that say which vm it is.
+    pub(super) fields: toml::Table,
+    pub(super) lists: Vec<String>,
+}
+
+/// A network security group.
+#[derive(Debug)]
+pub(super) struct SecurityList {
+    pub(super) origin: Origin,
+    pub(super) name: String,
+    pub(super) rules: Vec<SecurityRule>,
+}
+
+/// A rule of a network security group, in words of the configuration; an empty list means any.
+#[derive(Debug)]
+pub(super) struct SecurityRule {
+    pub(super) origin: Origin,
+    pub(super) name: String,
+    pub(super) priority: u32,
+    pub(super) direction: &'static str,
+    pub(super) access: &'static str,
+    pub(super) protocol: &'static str,
+    pub(super) sources: Vec<String>,
+    pub(super) destinations: Vec<String>,
+    pub(super) source_ports: Vec<String>,
+    pub(super) destination_ports: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -25,6 +74,10 @@ pub(super) struct Frontend {
     pub(super) name: String,
     pub(super) address: IpAddr,
     pub(super) zones: Vec<String>,
+    /// The id of the subnet of an internal frontend.
+    pub(super) subnet: Option<String>,
+    /// The network that it is private to.
+    pub(super) network: Option<String>,
 }
 
 #[derive(Debug)]
@@ -33,6 +86,12 @@ pub(super) struct Pool {
     pub(super) name: String,
     /// VXLAN network; `None` if none is needed.
     pub(super) vni: Option<u32>,
+    /// The id of the virtual network, or of a subnet of it, where the files say it.
+    pub(super) subnet: Option<String>,
+    /// The network that it is in, if that is imported.
+    pub(super) network: Option<String>,
+    /// Access lists of all backends.
+    pub(super) lists: Vec<String>,
     pub(super) backends: Vec<Backend>,
 }
 
@@ -45,6 +104,7 @@ pub(super) struct Backend {
     pub(super) address: IpAddr,
     /// The configuration's other fields.
     pub(super) fields: toml::Table,
+    pub(super) seat: Seat,
 }
 
 #[derive(Debug)]

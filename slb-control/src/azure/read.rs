@@ -6,6 +6,7 @@ mod nat;
 mod pools;
 mod references;
 mod rules;
+mod security;
 
 use std::collections::HashMap;
 
@@ -50,6 +51,7 @@ pub(super) fn read(found: &Found, inventory: &Inventory, notes: &Notes) -> Model
             }
         }
     }
+    security::read(found, inventory, notes, &mut model);
     model
 }
 

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use super::functions;
 use super::inventory::{PublicAddress, public_address};
 use super::json::{Node, Notes, Object, Value};
+use super::networks::Networks;
 use super::template::{Resource, Templates, file_name};
 use super::zones::{Zones, zones_of};
 
@@ -18,6 +19,7 @@ pub(super) struct Found {
     pub(super) interfaces: Vec<Interface>,
     pub(super) scale_sets: Vec<ScaleSet>,
     pub(super) zones: Zones,
+    pub(super) networks: Networks,
 }
 
 /// A load balancer.
@@ -81,6 +83,27 @@ pub(super) struct Interface {
     /// The ids of its pools, and of the NAT rules that lead to it.
     pub(super) pools: Vec<String>,
     pub(super) nat_rules: Vec<String>,
+    pub(super) seat: Seat,
+}
+
+/// The subnet of an IP configuration, and the network security group of its network interface.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seat {
+    /// The id of a subnet, or of a virtual network; `None` if the files do not say it.
+    pub(super) subnet: Option<String>,
+    pub(super) group: Option<(Node, String)>,
+}
+
+impl Seat {
+    /// Reads an IP configuration, and its network interface.
+    fn read(interface: &Object<'_>, configuration: &Object<'_>) -> Self {
+        let id = |node: &Node| node.get("id").and_then(Node::as_str).map(str::to_owned);
+        let group = interface.reference("networkSecurityGroup");
+        Self {
+            subnet: configuration.get("subnet").and_then(id),
+            group: group.map(|(node, id)| (node.clone(), id.to_owned())),
+        }
+    }
 }
 
 /// A scale set with some instances' addresses in pools.
@@ -110,10 +133,11 @@ pub(super) struct Configuration {
     pub(super) pools: Vec<String>,
     pub(super) nat_rules: Vec<String>,
     pub(super) nat_pools: Vec<String>,
+    pub(super) seat: Seat,
 }
 
 impl Configuration {
-    fn read(own: &Object<'_>) -> Self {
+    fn read(interface: &Object<'_>, own: &Object<'_>) -> Self {
         let ids = |list| {
             let references = own.references(list).into_iter();
             references.map(|(_, id)| id.to_owned()).collect()
@@ -122,13 +146,21 @@ impl Configuration {
             pools: ids("loadBalancerBackendAddressPools"),
             nat_rules: ids("loadBalancerInboundNatRules"),
             nat_pools: ids("loadBalancerInboundNatPools"),
+            seat: Seat::read(interface, own),
         }
     }
 
-    /// Returns true if a load balancer leads to the IP configuration.
-    fn is_of_use(&self) -> bool {
-        let all = [&self.pools, &self.nat_rules, &self.nat_pools];
-        all.iter().any(|ids| !ids.is_empty())
+    /// Returns true if a load balancer leads to an IP configuration.
+    fn is_of_use(own: &Object<'_>) -> bool {
+        let lists = [
+            "loadBalancerBackendAddressPools",
+            "loadBalancerInboundNatRules",
+            "loadBalancerInboundNatPools",
+        ];
+        lists.iter().any(|list| {
+            let list = own.get(list);
+            list.is_some_and(|list| !matches!(&list.value, Value::Array(all) if all.is_empty()))
+        })
     }
 }
 
@@ -227,7 +259,7 @@ fn merge(inline: &mut Node, child: &Node) {
 
 impl Node {
     /// Returns true if a part of a load balancer is a child resource: inline parts have no type.
-    fn is_child(&self) -> bool {
+    pub(super) fn is_child(&self) -> bool {
         self.get("type").is_some()
     }
 }
@@ -311,14 +343,21 @@ impl Found {
 
 /// The types of resources that are read, in lower case, and the properties that are read: all if
 /// none is listed.
-pub(super) const KINDS: [(&str, &[&[&str]]); 6] = [
+pub(super) const KINDS: [(&str, &[&[&str]]); 10] = [
     ("microsoft.network/loadbalancers", &[]),
     ("microsoft.network/publicipaddresses", &[&["ipAddress"]]),
     ("microsoft.network/publicipprefixes", &[&["ipPrefix"]]),
     (
         "microsoft.network/networkinterfaces",
-        &[&["ipConfigurations"]],
+        &[&["ipConfigurations"], &["networkSecurityGroup"]],
     ),
+    (
+        "microsoft.network/virtualnetworks",
+        &[&["addressSpace"], &["subnets"], &["virtualNetworkPeerings"]],
+    ),
+    ("microsoft.network/virtualnetworks/subnets", &[]),
+    ("microsoft.network/networksecuritygroups", &[]),
+    ("microsoft.network/networksecuritygroups/securityrules", &[]),
     ("microsoft.compute/virtualmachines", INLINE),
     ("microsoft.compute/virtualmachinescalesets", OF_SCALE_SET),
 ];
@@ -446,6 +485,12 @@ impl Found {
             "microsoft.network/publicipaddresses" => self.take_address(&node(), notes),
             "microsoft.network/publicipprefixes" => self.take_prefix(&node(), notes),
             "microsoft.network/networkinterfaces" => self.take_interface(&node(), notes),
+            "microsoft.network/virtualnetworks" => self.networks.take_network(&node()),
+            "microsoft.network/virtualnetworks/subnets" => self.networks.take_subnet(&node()),
+            "microsoft.network/networksecuritygroups" => self.networks.take_group(&node()),
+            "microsoft.network/networksecuritygroups/securityrules" => {
+                self.networks.take_rule(&node(), notes);
+            }
             "microsoft.compute/virtualmachinescalesets" => self.take_scale_set(&node(), notes),
             "microsoft.compute/virtualmachines" if self.take_machine(&node(), notes) => {}
             child if child.starts_with("microsoft.network/loadbalancers/") => {
@@ -509,14 +554,7 @@ impl Found {
     fn take_child(&mut self, node: &Node, kind: &str, notes: &Notes) {
         let name = node.get("name").and_then(Node::as_str).unwrap_or_default();
         let (balancer, own) = name.split_once('/').unwrap_or(("", name));
-        let mut part = node.clone();
-        if let Value::Object(members) = &mut part.value
-            && !own.is_empty()
-        {
-            for (_, member) in members.iter_mut().filter(|(name, _)| name == "name") {
-                member.value = Value::String(own.to_owned());
-            }
-        }
+        let part = renamed(node, own);
         let list = kind.rsplit('/').next().unwrap_or_default();
         let known = LISTS
             .iter()
@@ -566,10 +604,10 @@ impl Found {
         let list = object.list("ipConfigurations");
         for node in list {
             let (own, inner) = Object::named(node, "IP configuration", notes);
-            let configuration = Configuration::read(&own);
-            if !configuration.is_of_use() {
+            if !Configuration::is_of_use(&own) {
                 continue;
             }
+            let configuration = Configuration::read(&object, &own);
             let machine = format!("networkInterfaces/{name}");
             let address = own.address("privateIPAddress");
             self.interfaces.push(Interface {
@@ -579,6 +617,7 @@ impl Found {
                 is_only: list.len() == 1,
                 pools: configuration.pools,
                 nat_rules: configuration.nat_rules,
+                seat: configuration.seat,
             });
         }
     }
@@ -593,11 +632,11 @@ impl Found {
         let mut is_one = self.zones.take_machine(&object, &machine);
         for node in object.list("networkInterfaceConfigurations") {
             is_one = true;
-            let own = Object::new(node, object.place.clone(), notes);
-            let list = own.list("ipConfigurations");
+            let interface = Object::new(node, object.place.clone(), notes);
+            let list = interface.list("ipConfigurations");
             for node in list {
                 let (own, inner) = Object::named(node, "IP configuration", notes);
-                let configuration = Configuration::read(&own);
+                let configuration = Configuration::read(&interface, &own);
                 self.interfaces.push(Interface {
                     id: format!("virtualMachines/{machine}/ipConfigurations/{inner}"),
                     node: node.clone(),
@@ -605,6 +644,7 @@ impl Found {
                     is_only: list.len() == 1,
                     pools: configuration.pools,
                     nat_rules: configuration.nat_rules,
+                    seat: configuration.seat,
                 });
             }
         }
@@ -618,13 +658,15 @@ impl Found {
         }
         let mut configurations = Vec::new();
         for node in object.list("networkInterfaceConfigurations") {
-            let own = Object::new(node, object.place.clone(), notes);
-            for node in own.list("ipConfigurations") {
+            let interface = Object::new(node, object.place.clone(), notes);
+            for node in interface.list("ipConfigurations") {
                 let own = Object::new(node, object.place.clone(), notes);
-                configurations.push(Configuration::read(&own));
+                if Configuration::is_of_use(&own) {
+                    configurations.push(Configuration::read(&interface, &own));
+                }
             }
         }
-        if !configurations.iter().any(Configuration::is_of_use) {
+        if configurations.is_empty() {
             return;
         }
         let sku = object.get("sku");
@@ -687,6 +729,19 @@ impl Found {
             ),
         }
     }
+}
+
+/// Returns a child resource under its own name, without its parent's.
+pub(super) fn renamed(node: &Node, own: &str) -> Node {
+    let mut part = node.clone();
+    if let Value::Object(members) = &mut part.value
+        && !own.is_empty()
+    {
+        for (_, member) in members.iter_mut().filter(|(name, _)| name == "name") {
+            member.value = Value::String(own.to_owned());
+        }
+    }
+    part
 }
 
 /// Returns true for an outbound rule: it has a list of frontends, like a load balancer.

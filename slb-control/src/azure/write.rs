@@ -8,7 +8,10 @@ use slb_core::spec::Protocol;
 use super::FIRST_WORDS;
 use super::inventory::Inventory;
 use super::json::Origin;
-use super::model::{Backend, Frontend, Model, Nat, Outbound, Pool, Probe, Rule, Target, Terms};
+use super::model::{
+    Backend, Frontend, Model, Nat, Network, Outbound, Pool, Probe, Rule, SecurityList, Target,
+    Terms, Vm,
+};
 use crate::config::{NoHealthyBackends, ProbeProtocol};
 use crate::error::ConfigError;
 
@@ -53,9 +56,12 @@ pub(super) fn write(model: &Model, inventory: &Inventory, from: &impl Display) -
             file.field(name, value.clone());
         }
     }
+    model.networks.iter().for_each(|part| file.network(part));
+    model.lists.iter().for_each(|part| file.list(part));
     model.frontends.iter().for_each(|part| file.frontend(part));
     model.probes.iter().for_each(|part| file.probe(part));
     model.pools.iter().for_each(|part| file.pool(part));
+    model.vms.iter().for_each(|part| file.vm(part));
     model.rules.iter().for_each(|part| file.rule(part));
     for (kind, wants_pool) in [("inbound_nat_rule", false), ("inbound_nat_pool", true)] {
         let is_one = |nat: &&Nat| matches!(nat.target, Target::Pool { .. }) == wants_pool;
@@ -109,9 +115,56 @@ impl File {
         self.part("[[frontend]]", &frontend.origin);
         self.field("name", frontend.name.as_str());
         self.field("address", frontend.address.to_string());
+        if let Some(network) = &frontend.network {
+            self.field("network", network.as_str());
+        }
         if !frontend.zones.is_empty() {
             self.field("zones", frontend.zones.clone());
         }
+    }
+
+    /// Writes a list of texts, unless it is empty.
+    fn texts(&mut self, name: &str, texts: &[String]) {
+        if !texts.is_empty() {
+            self.field(name, texts.to_vec());
+        }
+    }
+
+    fn network(&mut self, network: &Network) {
+        self.part("[[network]]", &network.origin);
+        self.field("name", network.name.as_str());
+        self.field("vni", i64::from(network.vni));
+        self.field("address_spaces", network.address_spaces.clone());
+        self.texts("gateways", &network.gateways);
+    }
+
+    fn list(&mut self, list: &SecurityList) {
+        self.part("[[security_list]]", &list.origin);
+        self.field("name", list.name.as_str());
+        for rule in &list.rules {
+            self.part("[[security_rule]]", &rule.origin);
+            self.field("name", rule.name.as_str());
+            self.field("security_list", list.name.as_str());
+            self.field("priority", i64::from(rule.priority));
+            self.field("direction", rule.direction);
+            self.field("access", rule.access);
+            self.field("protocol", rule.protocol);
+            self.texts("sources", &rule.sources);
+            self.texts("source_ports", &rule.source_ports);
+            self.texts("destinations", &rule.destinations);
+            self.texts("destination_ports", &rule.destination_ports);
+        }
+    }
+
+    fn vm(&mut self, vm: &Vm) {
+        self.part("[[vm]]", &vm.origin);
+        self.field("name", vm.name.as_str());
+        self.field("network", vm.network.as_str());
+        self.field("address", vm.address.to_string());
+        for (name, value) in &vm.fields {
+            self.field(name, value.clone());
+        }
+        self.texts("security_list", &vm.lists);
     }
 
     fn probe(&mut self, probe: &Probe) {
@@ -142,9 +195,12 @@ impl File {
     fn pool(&mut self, pool: &Pool) {
         self.part("[[pool]]", &pool.origin);
         self.field("name", pool.name.as_str());
-        if let Some(vni) = pool.vni {
-            self.field("vni", i64::from(vni));
+        match (&pool.network, pool.vni) {
+            (Some(network), _) => self.field("network", network.as_str()),
+            (None, Some(vni)) => self.field("vni", i64::from(vni)),
+            (None, None) => {}
         }
+        self.texts("security_list", &pool.lists);
         self.line("backends = [");
         pool.backends
             .iter()

@@ -55,6 +55,8 @@ impl<'r> Reader<'r> {
             let message = format!("is not the version of {}", address.first);
             object.error(at, "privateIPAddressVersion", message);
         }
+        let subnet = object.get("subnet").and_then(|node| node.get("id"));
+        let subnet = subnet.and_then(Node::as_str).map(str::to_owned);
         object.finish();
         self.is_public.insert(name.to_lowercase(), is_public);
         let Some(address) = address else { return };
@@ -70,6 +72,8 @@ impl<'r> Reader<'r> {
                 name,
                 address: address_of,
                 zones: zones.clone(),
+                subnet: subnet.clone().filter(|_| !is_public),
+                network: None,
             });
         }
         self.prefixes.insert(name, all);

@@ -97,10 +97,15 @@ impl<'r> Reader<'r> {
             }
         }
         let (pool, found) = (format!("of {name}"), backend.name.clone());
+        let subnet = backend.seat.subnet.clone();
+        let networks: Vec<&str> = subnet.as_deref().into_iter().collect();
         self.model.pools.push(Pool {
             origin: object.node.origin(),
             name: pool.clone(),
-            vni: self.vni(object, &[]),
+            vni: self.vni(object, &networks),
+            subnet: subnet.clone(),
+            network: None,
+            lists: Vec::new(),
             backends: vec![backend],
         });
         Some((pool, found))

@@ -8,7 +8,7 @@ use super::{MOST_OF_BASIC, Reader};
 use crate::azure::inventory::Entry;
 use crate::azure::json::{Node, Object};
 use crate::azure::model::{Backend, Pool};
-use crate::azure::resources::{Interface, Kind, ScaleSet, Sku};
+use crate::azure::resources::{Interface, Kind, ScaleSet, Seat, Sku};
 
 /// The field of a backend with its zone.
 const ZONE: &str = "zone";
@@ -53,10 +53,14 @@ impl<'r> Reader<'r> {
         }
         let before = backends.len();
         let zone = self.zone_of_instances(&own);
+        let seat = self.seat_of_instances(&own, &object);
         for entry in self.inventory.of_pool([&own, &name]) {
             let mut backend = self.backend(&object.place, node, (None, None, None), Some(entry));
             if let (Some(backend), Some(zone)) = (&mut backend, zone) {
                 backend.fields.entry(ZONE).or_insert_with(|| zone.into());
+            }
+            if let Some(backend) = &mut backend {
+                backend.seat = seat.clone();
             }
             add(&mut backends, backend);
         }
@@ -69,12 +73,21 @@ impl<'r> Reader<'r> {
             );
             object.error(node, "backends", message);
         }
-        let vni = self.vni(&object, &networks);
+        let own: Vec<String> = backends
+            .iter()
+            .filter_map(|backend| backend.seat.subnet.clone())
+            .collect();
+        let mut known: Vec<&str> = networks;
+        known.extend(own.iter().map(String::as_str));
+        let vni = self.vni(&object, &known);
         object.finish();
         self.model.pools.push(Pool {
             origin: node.origin(),
             name,
             vni,
+            subnet: known.first().map(|&id| id.to_owned()),
+            network: None,
+            lists: Vec::new(),
             backends,
         });
     }
@@ -94,6 +107,32 @@ impl<'r> Reader<'r> {
         let zone = sets.first()?.zone()?;
         let is_same = |set: &&ScaleSet| set.zone() == Some(zone);
         sets.iter().all(is_same).then_some(zone)
+    }
+
+    /// Returns the subnet and the network security group of a pool's instances, which have to have the same ones.
+    fn seat_of_instances(&self, pool: &str, object: &Object<'_>) -> Seat {
+        let sets = self.scale_sets(pool);
+        let seats = sets.iter().flat_map(|set| {
+            let configurations = set.configurations.iter();
+            let own = configurations.filter(|own| own.pools.iter().any(|id| self.is_own(id, pool)));
+            own.map(move |own| (*set, &own.seat))
+        });
+        let id = |seat: &Seat| {
+            let group = seat.group.as_ref().map(|(_, id)| id.to_lowercase());
+            (group, seat.subnet.as_deref().map(str::to_lowercase))
+        };
+        let mut seats = seats;
+        let Some((_, first)) = seats.next() else {
+            return Seat::default();
+        };
+        if let Some((set, _)) = seats.find(|(_, seat)| id(seat) != id(first)) {
+            let message = format!(
+                "scale sets with different subnets or network security groups have instances in pool {pool:?}, and the \
+                 inventory does not tell which is of which: expected one of each"
+            );
+            object.error(&set.node, "backends", message);
+        }
+        first.clone()
     }
 
     /// Compares the number of scale sets' instances in a pool with the number in the inventory,
@@ -197,6 +236,9 @@ impl<'r> Reader<'r> {
         let entry = self.inventory.backend(id, name.as_deref(), address);
         let about = (id, name.as_deref(), address);
         let mut backend = self.backend(place, node, about, entry);
+        if let (Some(backend), Some((_, id))) = (&mut backend, network) {
+            backend.seat.subnet = Some(id.to_owned());
+        }
         if let (Some(backend), Some(state)) = (&mut backend, state) {
             let state = toml::Value::from(state);
             backend.fields.insert("state".to_owned(), state);
@@ -269,6 +311,9 @@ impl<'r> Reader<'r> {
             id: id.map(str::to_owned),
             address,
             fields,
+            seat: interface
+                .map(|interface| interface.seat.clone())
+                .unwrap_or_default(),
         })
     }
 

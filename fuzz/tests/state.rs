@@ -168,7 +168,7 @@ fn any_bytes_are_no_danger() {
 struct NearlyAFile {
     role: u8,
     connections: u8,
-    /// How many of the records each piece has, and its worker.
+    /// The number of records of each piece, and its worker.
     pieces: Vec<(u8, u16)>,
     workers: u32,
     moment: ([u8; 16], u64, u64),

@@ -22,7 +22,7 @@ use super::{
     CompiledBackend, CompiledPool, CompiledRule, Share, Snapshot, VIP, ipv6_words, private_vip,
     rule_key,
 };
-use crate::maglev::{self, Turn};
+use crate::maglev::Turn;
 use crate::mem::Memory;
 use crate::spec::{Echo, Spec, SpecError};
 
@@ -95,7 +95,9 @@ impl<'m> Snapshot<'m> {
                 .take(size.backends, CompiledBackend::EMPTY)
                 .ok_or(none)?,
             names: memory.take(size.backends, 0).ok_or(none)?,
-            table: memory.take(size.table, maglev::EMPTY).ok_or(none)?,
+            // Slots of tables that probes share with their pools stay zero: as boxes, memory of
+            // zeros costs nothing until it is written.
+            table: memory.take(size.table, 0).ok_or(none)?,
             past: memory.take(size.past, Past::NONE).ok_or(none)?,
             ages: memory.take(size.ages, OLD).ok_or(none)?,
             private: Private::new(&size.private, memory).ok_or(none)?,

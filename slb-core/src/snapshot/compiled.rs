@@ -70,6 +70,8 @@ pub(super) struct CompiledPool {
     pub(super) identity: u64,
     /// Digest of all input to the pool's table.
     pub(super) digest: u64,
+    /// Digest of the names and seats of its backends, which are unique.
+    pub(super) names: u64,
     pub(super) table_start: u32,
     pub(super) table_size: u32,
     pub(super) first_backend: u32,
@@ -192,6 +194,7 @@ impl CompiledPool {
     pub(super) const EMPTY: Self = Self {
         identity: 0,
         digest: 0,
+        names: 0,
         table_start: 0,
         table_size: 0,
         first_backend: 0,

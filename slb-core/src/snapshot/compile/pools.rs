@@ -9,7 +9,7 @@ use crate::snapshot::names::backend_name;
 use crate::snapshot::probe_map::NONE;
 use crate::snapshot::registry::{AlreadyRegistered, identity};
 use crate::snapshot::{CompiledBackend, CompiledPool, Share, Snapshot};
-use crate::spec::{BackendHealth, Spec, SpecError, derived_mac};
+use crate::spec::{BackendHealth, Pool, Spec, SpecError, derived_mac};
 use crate::tunnel::encapsulation::Template;
 
 impl Snapshot<'_> {
@@ -87,22 +87,10 @@ impl Snapshot<'_> {
         }
         compiled.digest = digest;
         if probed.is_none() {
-            let count = pool.backends.len();
-            let name = |place: usize| Some(pool.backends[place].name);
-            if let Some((_, member)) = maglev::duplicate_name(count, name, turns) {
-                let error = MaglevError::DuplicateName { member };
-                return Err(SpecError::Table { pool: index, error });
-            }
-            let seat = |place: usize| {
-                let backend = &pool.backends[place];
-                backend.is_seated().then(|| backend.seat())
-            };
-            if let Some((first, second)) = maglev::duplicate_name(count, seat, turns) {
-                return Err(SpecError::SeatTaken {
-                    pool: index,
-                    first,
-                    second,
-                });
+            compiled.names = digest_of_names(pool);
+            let before = previous.and_then(|previous| previous.pools.get(index));
+            if before.is_none_or(|before| before.names != compiled.names) {
+                check_names(index, pool, turns)?;
             }
         }
         let Self {
@@ -154,24 +142,22 @@ impl Snapshot<'_> {
     ) -> Result<(), SpecError> {
         let previous = previous.map(|previous| &previous.backend_ids);
         let all = || {
-            let members = spec.pools.iter().enumerate().flat_map(|(pool, of)| {
-                of.backends
-                    .iter()
-                    .enumerate()
-                    .map(move |(member, backend)| {
-                        (pool, member, backend, backend_identity(of, backend))
-                    })
+            let pools = spec.pools.iter().enumerate();
+            let all = pools.flat_map(|(pool, of)| {
+                let members = of.backends.iter().enumerate();
+                members.map(move |(member, backend)| (pool, member, of, backend))
             });
-            members.enumerate()
+            all.enumerate()
         };
         let duplicate = |AlreadyRegistered(first), second: usize| SpecError::DuplicateBackend {
             first: first as usize,
             second,
         };
-        for (index, (pool, member, backend, identity)) in all() {
+        for (index, (pool, member, of, backend)) in all() {
+            let identity = backend_identity(of, backend);
             let next_hop = backend.next_hop.unwrap_or(spec.underlay.next_hop);
             let mac = backend.mac.unwrap_or(derived_mac(backend.address));
-            let vni = spec.pools[pool].vni;
+            let vni = of.vni;
             let template = if spec.proxy.is_some() {
                 Template::EMPTY // nothing is encapsulated
             } else {
@@ -181,7 +167,7 @@ impl Snapshot<'_> {
                     backend: member,
                 })?
             };
-            self.names[index] = backend_name(spec.pools[pool].name, backend.name);
+            self.names[index] = backend_name(of.name, backend.name);
             let slot = self
                 .backend_ids
                 .keep(previous, identity, index as u32)
@@ -206,8 +192,10 @@ impl Snapshot<'_> {
                 self.backends[first + place].suspect |= self.shares[start + place].is_unhealthy;
             }
         }
-        for (index, (.., identity)) in all() {
+        // Most backends are known.
+        for (index, (.., of, backend)) in all() {
             if self.backends[index].id == NONE {
+                let identity = backend_identity(of, backend);
                 let slot = self
                     .backend_ids
                     .add(identity, index as u32)
@@ -217,5 +205,37 @@ impl Snapshot<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Returns a digest of the names and seats of a pool's backends, and of who is seated.
+fn digest_of_names(pool: &Pool<'_>) -> u64 {
+    pool.backends.iter().fold(0, |digest, backend| {
+        let kind = u64::from(backend.is_seated()) << 1 | u64::from(backend.seat.is_some());
+        let digest = siphash13([digest, kind], backend.name.as_bytes());
+        let seat = backend.seat.map(str::as_bytes);
+        seat.map_or(digest, |seat| siphash13([digest, kind], seat))
+    })
+}
+
+/// Returns an error if two backends of a pool have the same name or the same seat.
+fn check_names(index: usize, pool: &Pool<'_>, turns: &mut [Turn]) -> Result<(), SpecError> {
+    let count = pool.backends.len();
+    let name = |place: usize| Some(pool.backends[place].name);
+    if let Some((_, member)) = maglev::duplicate_name(count, name, turns) {
+        let error = MaglevError::DuplicateName { member };
+        return Err(SpecError::Table { pool: index, error });
+    }
+    let seat = |place: usize| {
+        let backend = &pool.backends[place];
+        backend.is_seated().then(|| backend.seat())
+    };
+    match maglev::duplicate_name(count, seat, turns) {
+        None => Ok(()),
+        Some((first, second)) => Err(SpecError::SeatTaken {
+            pool: index,
+            first,
+            second,
+        }),
     }
 }

@@ -13,7 +13,8 @@ use self::size::SPARED_RULE_SLOTS;
 pub(super) use self::size::Size;
 use super::faults::of_items;
 use super::locals::Nat;
-use super::owners::{OLD, Past};
+use super::ages;
+use super::owners::Past;
 use super::private::Private;
 use super::probe_map::{ProbeMap, RuleBucket, VipBucket};
 use super::registry::{Registry, RegistryEntry};
@@ -99,7 +100,7 @@ impl<'m> Snapshot<'m> {
             // zeros costs nothing until it is written.
             table: memory.take(size.table, 0).ok_or(none)?,
             past: memory.take(size.past, Past::NONE).ok_or(none)?,
-            ages: memory.take(size.ages, OLD).ok_or(none)?,
+            ages: memory.take(size.ages, ages::NEVER).ok_or(none)?,
             private: Private::new(&size.private, memory).ok_or(none)?,
             nat: Nat::new(&size.nat, spec, generation, previous_nat, memory).ok_or(none)?,
         };

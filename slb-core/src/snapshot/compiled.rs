@@ -80,6 +80,8 @@ pub(super) struct CompiledPool {
     pub(super) shares: u32,
     /// Index of the past of its table, or [`NONE`].
     pub(super) past: u32,
+    /// True if a slot of its table has an [age](super::ages).
+    pub(super) has_ages: bool,
 }
 
 /// A backend's share of the new flows of rules with one probe, or without a probe.
@@ -201,6 +203,7 @@ impl CompiledPool {
         backends: 0,
         shares: 0,
         past: NONE,
+        has_ages: false,
     };
 
     /// Returns true if `other` is the same pool in a later generation, with a table of equal size.

@@ -10,6 +10,7 @@
 //! ```
 
 mod addresses;
+mod ages;
 mod classify;
 mod compile;
 mod compiled;
@@ -85,7 +86,7 @@ pub struct Snapshot<'m> {
     table: Mem<'m, u16>,
     /// Former owners of the slots of pools that have a backend on this node.
     past: Mem<'m, Past>,
-    /// Generations since each slot of the pools' tables last changed its backend; see [`owners`].
+    /// Generations since each slot of the pools' tables last changed its backend; see [`ages`].
     /// Empty at host agents and proxies.
     ages: Mem<'m, u8>,
     backend_ids: Registry<'m>,

@@ -1,4 +1,4 @@
-//! Former owners of the slots of Maglev tables, and the age of each slot's last change.
+//! Former owners of the slots of Maglev tables.
 //!
 //! ```text
 //!  slot of a table:   owner now  <-  owner before  <-  ...  the newest first, nobody twice
@@ -22,7 +22,7 @@ use crate::time::Instant;
 pub(crate) const DEPTH: usize = 7;
 
 /// The age of a slot without any remembered change.
-pub(crate) const OLD: u8 = u8::MAX;
+const OLD: u8 = u8::MAX;
 /// The age of a slot that changed at least this many generations ago.
 const OLDEST: u8 = OLD - 1;
 
@@ -181,7 +181,7 @@ impl Past {
 
 /// Returns the age of a slot one generation later, if the slot does not change.
 #[inline]
-pub(crate) const fn aged(age: u8) -> u8 {
+const fn aged(age: u8) -> u8 {
     age + (age < OLDEST) as u8
 }
 

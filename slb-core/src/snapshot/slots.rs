@@ -1,6 +1,7 @@
 //! Slots of Maglev tables: the slot of a packet, and the owners of a slot.
 
-use super::owners::{self, Past};
+use super::ages;
+use super::owners::Past;
 use super::probe_map::NONE;
 use super::terms::RuleKind;
 use super::{BackendId, CompiledBackend, CompiledRule, Slot, Snapshot};
@@ -84,8 +85,7 @@ impl Snapshot<'_> {
     /// Returns the generations since a slot last changed its backend; `None` if no change is known.
     /// The index counts the slots of all tables.
     pub(crate) fn age_of(&self, table_index: usize) -> Option<u8> {
-        let age = self.ages.get(table_index).copied();
-        age.filter(|&age| age != owners::OLD)
+        ages::generations(*self.ages.get(table_index)?)
     }
 
     /// Yields the present owner of a slot of a balancing rule's table, then the former owners, the

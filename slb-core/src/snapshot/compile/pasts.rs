@@ -1,7 +1,8 @@
 //! Previous owners of the slots of each table, and the number of generations since each changed.
 
 use crate::maglev::{self, Member, Turn};
-use crate::snapshot::owners::{Step, aged};
+use crate::snapshot::ages;
+use crate::snapshot::owners::Step;
 use crate::snapshot::probe_map::NONE;
 use crate::snapshot::registry::Registry;
 use crate::snapshot::{CompiledPool, Snapshot};
@@ -26,7 +27,7 @@ impl Snapshot<'_> {
                 Some((previous, before))
             });
             self.compile_past(spec, index, &compiled, before, turns)?;
-            self.compile_ages(&compiled, before);
+            self.pools[index].has_ages = self.compile_ages(&compiled, before);
         }
         for (index, health) in spec.health.iter().enumerate() {
             let compiled = self.probed[index];
@@ -42,44 +43,74 @@ impl Snapshot<'_> {
                 Some((previous, before))
             });
             self.compile_past(spec, health.pool, &compiled, before, turns)?;
-            self.compile_ages(&compiled, before);
+            self.probed[index].has_ages = self.compile_ages(&compiled, before);
         }
+        self.share_ages(spec);
         Ok(())
     }
 
-    /// Records how many generations ago each slot of a table changed its backend. Rules with
-    /// different probes may share a table: for each slot, the latest change counts.
+    /// Notes for all rules that share a table if its slots have ages.
+    fn share_ages(&mut self, spec: &Spec<'_>) {
+        let Self { pools, probed, .. } = self;
+        for (index, health) in spec.health.iter().enumerate() {
+            let (before, rest) = probed.split_at_mut(index);
+            let [compiled, ..] = rest else { return };
+            let start = compiled.table_start;
+            let own = pools.get_mut(health.pool).into_iter();
+            let mut sharing = own.chain(before).filter(|of| of.table_start == start);
+            if let Some(first) = sharing.next() {
+                first.has_ages |= compiled.has_ages;
+                compiled.has_ages = first.has_ages;
+            }
+        }
+        for (index, health) in spec.health.iter().enumerate() {
+            let (before, rest) = probed.split_at_mut(index);
+            let [compiled, ..] = rest else { return };
+            let start = compiled.table_start;
+            let mut sharing = pools.get(health.pool).into_iter().chain(&*before);
+            if let Some(first) = sharing.find(|of| of.table_start == start) {
+                compiled.has_ages = first.has_ages;
+            }
+        }
+    }
+
+    /// Records how many generations ago each slot of a table changed its backend, and returns true
+    /// if it did for any. Rules with different probes may share a table: for each slot, the latest
+    /// change counts.
     fn compile_ages(
         &mut self,
         compiled: &CompiledPool,
         before: Option<(&Snapshot<'_>, &CompiledPool)>,
-    ) {
-        let (Some((previous, before)), Some(ages)) = (before, self.ages.get_mut(compiled.table()))
+    ) -> bool {
+        let (Some((previous, before)), Some(all)) = (before, self.ages.get_mut(compiled.table()))
         else {
-            return;
+            return false;
         };
         let (Some(owners), Some(old_ages), Some(old_owners)) = (
             self.table.get(compiled.table()),
             previous.ages.get(before.table()),
             previous.table.get(before.table()),
         ) else {
-            return;
+            return false;
         };
-        for (age, &old) in ages.iter_mut().zip(old_ages) {
-            *age = (*age).min(aged(old));
+        if before.has_ages {
+            for (age, &old) in all.iter_mut().zip(old_ages) {
+                *age = ages::later(*age, ages::aged(old));
+            }
         }
         let backend_ids = &self.backend_ids;
         let renumbered = |member: u16| renumbered(previous, before, backend_ids, compiled, member);
         let is_same = before.digest == compiled.digest
             && (0..before.backends as u16).all(|member| renumbered(member) == Some(member));
         if is_same {
-            return;
+            return before.has_ages;
         }
-        for ((age, &owner), &old) in ages.iter_mut().zip(owners).zip(old_owners) {
+        for ((age, &owner), &old) in all.iter_mut().zip(owners).zip(old_owners) {
             if old != maglev::EMPTY && renumbered(old) != Some(owner) {
-                *age = 0;
+                *age = ages::NEW;
             }
         }
+        true
     }
 
     fn compile_past(
@@ -195,3 +226,6 @@ fn renumbered(
     let member = place.checked_sub(compiled.first_backend)?;
     (member < compiled.backends).then_some(member as u16)
 }
+
+#[cfg(all(test, feature = "alloc"))]
+mod tests;

@@ -417,8 +417,8 @@ fn populate_by_heap(turns: &mut [Turn], rounds: u32, filling: &mut Filling<'_>) 
 /// without a comparison.
 ///
 /// Positions of slots are rounded up. The sum of `n` positions is above the exact sum by at most
-/// `n`, which is less than a slot as long as `n * size` is less than 2^64. A permutation has at most
-/// 2^24 steps, and so has a table slots.
+/// `n`, which is less than a slot as long as `n * size` is less than 2^64. Sizes are at most 2^24,
+/// and so are the steps of a permutation.
 #[derive(Clone, Copy, Debug)]
 struct Circle {
     size: u64,

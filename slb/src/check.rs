@@ -234,11 +234,11 @@ pub(crate) fn load(path: &Path) -> Result<Config, Failure> {
         true => Config::from_reader("standard input", io::stdin().lock()),
         false => Config::from_path(path),
     };
-    config.map_err(faulty)
+    config.map_err(|errors| faulty(&errors))
 }
 
 /// Returns the failure of a configuration with faults.
-fn faulty(errors: ConfigErrors) -> Failure {
+fn faulty(errors: &ConfigErrors) -> Failure {
     Failure {
         status: 2,
         message: errors.to_string(),
@@ -249,7 +249,8 @@ fn faulty(errors: ConfigErrors) -> Failure {
 pub(crate) fn load_balancer(path: &Path, options: &BalancerOptions) -> Result<Config, Failure> {
     let mut config = load(path)?;
     if let Some(role) = options.role {
-        config = config.in_role(role.into()).map_err(faulty)?;
+        let in_role = config.in_role(role.into());
+        config = in_role.map_err(|errors| faulty(&errors))?;
     }
     if options.stateless {
         config.node.flows = 0;

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST};
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -138,17 +138,35 @@ impl Neighbours {
         Ok(all.map(|(_, address)| address).collect())
     }
 
-    /// The addresses of this machine, each with the index of its interface.
+    /// The addresses of this machine, each with the index of its interface. IPv6 addresses that another machine has
+    /// are left out: the kernel neither uses them nor answers for them (RFC 4862 §5.4).
     ///
     /// # Errors
     /// Netlink failed.
     pub fn addresses_by_interface(&self) -> io::Result<Vec<(u32, IpAddr)>> {
+        self.addresses(false)
+    }
+
+    /// The IPv6 addresses that this machine does not use, since another one has them (RFC 4862 §5.4), each with the
+    /// index of its interface.
+    ///
+    /// # Errors
+    /// Netlink failed.
+    pub fn duplicates(&self) -> io::Result<Vec<(u32, IpAddr)>> {
+        self.addresses(true)
+    }
+
+    fn addresses(&self, are_duplicates: bool) -> io::Result<Vec<(u32, IpAddr)>> {
         let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         let mut all = Vec::new();
         for answer in netlink::dump(&self.requests, request)? {
             let RouteNetlinkMessage::NewAddress(message) = answer else {
                 continue;
             };
+            let is_duplicate = message.header.flags.contains(AddressHeaderFlags::Dadfailed);
+            if is_duplicate != are_duplicates {
+                continue;
+            }
             // If there are two addresses, the other one belongs to the link's other end.
             let of = |attribute: &AddressAttribute| match attribute {
                 AddressAttribute::Local(address) => Some((0, *address)),

@@ -20,7 +20,11 @@ fn configuration() -> String {
 }
 
 fn start(world: &World, options: &str) -> Process {
-    fs::write(world.path("m.toml"), configuration()).unwrap();
+    start_with(world, &configuration(), options)
+}
+
+fn start_with(world: &World, configuration: &str, options: &str) -> Process {
+    fs::write(world.path("m.toml"), configuration).unwrap();
     let path = |name: &str| world.path(name).display().to_string();
     let (config, socket, log) = (path("m.toml"), path("m.sock"), path("m.log"));
     let slb = env!("CARGO_BIN_EXE_slb");
@@ -67,6 +71,48 @@ fn an_underlay_address_that_is_taken_away_withdraws_the_vips() {
     wait_until(&world, "it is named", is_named);
     wait_until(&world, "the VIP is withdrawn", || !is_announced());
     world.on("m", "ip address add 172.16.0.11/24 dev eth0");
+    wait_until(&world, "it is ready again", || ready(&world) == "ready\n");
+}
+
+/// The kernel neither uses an IPv6 address that another machine has nor answers for it (duplicate address detection).
+#[test]
+#[ignore = "needs root"]
+fn an_underlay_address_that_another_machine_has_withdraws_the_vips() {
+    if let Some(why) = lacking(&["ethtool"]) {
+        skip!("{why}");
+    }
+    let world = World::new("kd", &["c", "m"]);
+    world.plain_cable("c", "eth0", "m", "eth0", 1600);
+    world.on("c", "ip address add fd00:16::101/64 dev eth0 nodad");
+    world.on("m", "ip address add fd00:16::11/64 dev eth0 nodad");
+    world.on("m", "ip route add default via fd00:16::101");
+    let six = |text: String| {
+        let text = text.replace("\"172.16.0.11\"", "\"fd00:16::11\"");
+        text.replace("\"172.16.0.101\"", "\"fd00:16::101\"")
+    };
+    let _mux = start_with(
+        &world,
+        &six(configuration()),
+        "--io afxdp:eth0 --ring 1024 --announce vips",
+    );
+    wait_until(&world, "it is ready", || ready(&world) == "ready\n");
+    world.on("m", "sysctl -qw net.ipv6.conf.eth0.accept_dad=1");
+    world.on("m", "ip address del fd00:16::11/64 dev eth0");
+    world.on("c", "ip address add fd00:16::11/64 dev eth0 nodad");
+    world.on("m", "ip address add fd00:16::11/64 dev eth0");
+    wait_until(&world, "the kernel sees the other one", || {
+        world
+            .on("m", "ip -6 address show dev eth0")
+            .contains("dadfailed")
+    });
+    wait_until(&world, "it is named", || {
+        ready(&world).contains("underlay fd00:16::11 is an address of another machine too")
+    });
+    let shown = world.on("m", "ip address show dev vips");
+    assert!(!shown.contains("20.20.20.100"), "{shown}");
+    world.on("c", "ip address del fd00:16::11/64 dev eth0");
+    world.on("m", "ip address del fd00:16::11/64 dev eth0");
+    world.on("m", "ip address add fd00:16::11/64 dev eth0 nodad");
     wait_until(&world, "it is ready again", || ready(&world) == "ready\n");
 }
 

@@ -39,13 +39,19 @@ pub(super) fn look(plan: &Plan, config: &Config, announce: Option<&str>) -> Unde
         .into_iter()
         .filter(|(index, _)| Some(*index) != announce);
     let own: BTreeSet<IpAddr> = own.map(|(_, address)| address).collect();
+    let duplicates = tables.duplicates().unwrap_or_default();
+    let is_duplicate = |own: IpAddr| duplicates.iter().any(|(_, address)| *address == own);
     let said = [node.ipv4.map(IpAddr::from), node.ipv6.map(IpAddr::from)];
     let links = tuns.iter().filter_map(|name| Link::find(name).ok());
     let links: Vec<u32> = links.map(|link| link.index).collect();
     for address in said.into_iter().flatten() {
         let is_own = own.contains(&address);
         if plan.fabric().is_some() {
-            if !is_own {
+            if is_duplicate(address) {
+                found.troubles.push(format!(
+                    "underlay {address} is an address of another machine too, so the kernel does not use it (ip address del there, then del and add here)"
+                ));
+            } else if !is_own {
                 found.troubles.push(format!(
                     "underlay {address} is no address of this machine (ip address add)"
                 ));

@@ -109,6 +109,8 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
             }
         )));
     }
+    // One that comes while a large file is read takes effect after that: it does not end the process.
+    let signals = control::hear()?;
     let mut fleet = Fleet::start(options, role)?;
     // Before the first configuration, a node of a fleet reports why it is not ready, unless another
     // process does.
@@ -341,7 +343,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         said: Vec::new(),
         life: Life::begin(options.announce.as_deref(), options.log),
     };
-    control.run(endpoint, place)
+    control.run(endpoint, place, signals)
 }
 
 /// Starts the prober: roles that choose backends probe them, and a host agent probes its own vms

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::world::{Process, World, lacking};
+use common::world::{Process, World, lacking, log, wait_until};
 use slb_control::config::MOST_BACKENDS;
 
 #[test]
@@ -143,6 +143,43 @@ impl Fabric {
         }
         begin.elapsed()
     }
+}
+
+/// A signal for a reload that comes while the first file is still being read is heeded after that, and ends nothing.
+#[test]
+#[ignore = "needs root"]
+fn a_process_that_is_asked_to_reload_while_it_starts_starts() {
+    if let Some(why) = lacking(&[]) {
+        skip!("{why}");
+    }
+    let world = World::new("ls", &["m"]);
+    fs::write(world.path("m.toml"), configuration(MOST_BACKENDS)).unwrap();
+    let path = |name: &str| world.path(name).display().to_string();
+    let mux = world.start(
+        "m",
+        &format!(
+            "{} mux {} --io tun:slb0 --status {} 2>>{}",
+            env!("CARGO_BIN_EXE_slb"),
+            path("m.toml"),
+            path("m.sock"),
+            path("m.log")
+        ),
+    );
+    let comm = format!("/proc/{}/comm", mux.0.id());
+    wait_until(&world, "the program is there", || {
+        fs::read_to_string(&comm).is_ok_and(|comm| comm.trim() == "slb")
+    });
+    sleep(Duration::from_millis(300));
+    assert!(!log(&world).contains("running"), "{}", log(&world));
+    fs::write(world.path("m.new"), configuration(2)).unwrap();
+    fs::rename(world.path("m.new"), world.path("m.toml")).unwrap();
+    mux.signal("HUP");
+    wait_until(&world, "it runs", || log(&world).contains("running"));
+    wait_until(&world, "it reloads", || {
+        log(&world).contains("configuration in place")
+    });
+    mux.signal("TERM");
+    assert!(mux.finish().contains("flows:"));
 }
 
 /// While files of the largest size are read and compiled one after the other, a backend that falls silent, a

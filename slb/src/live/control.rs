@@ -152,6 +152,11 @@ pub(super) struct Control<'o> {
     pub(super) life: Life,
 }
 
+/// Begins to hear the signals that do not end a process that starts: those for a reload and for a take-over.
+pub(super) fn hear() -> Result<Signals, Failure> {
+    Signals::new([SIGHUP, SIGUSR2]).map_err(Failure::failed)
+}
+
 /// Returns true if a backend, named with its pool, is on this node.
 fn is_here(config: &Config, name: &str) -> bool {
     let all = config.pools.iter();
@@ -169,9 +174,11 @@ impl Control<'_> {
         mut self,
         endpoint: Option<Endpoint>,
         place: Option<Place>,
+        mut signals: Signals,
     ) -> Result<(), Failure> {
-        let mut signals =
-            Signals::new([SIGHUP, SIGINT, SIGTERM, SIGUSR2]).map_err(Failure::failed)?;
+        for signal in [SIGINT, SIGTERM] {
+            signals.add_signal(signal).map_err(Failure::failed)?;
+        }
         let begin = self.begin;
         let measured = (
             self.prober.as_ref().map(Prober::tallies),

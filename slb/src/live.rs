@@ -40,6 +40,7 @@ mod rights;
 mod ring;
 mod state;
 mod status;
+mod storm;
 mod successor;
 mod sysctl;
 mod tell;

@@ -21,6 +21,7 @@ use crate::live::background::Background;
 use crate::live::follow::Fleet;
 use crate::live::next_hops::{Found, Query, unresolved};
 use crate::live::status::Shared;
+use crate::live::storm::Storm;
 use crate::live::worker::{Next, secret};
 
 /// The subject of the fault that next hops cannot be looked up.
@@ -53,6 +54,8 @@ pub(in crate::live) struct Work {
     pub(super) wants_compile: bool,
     look_up_pace: Pace,
     compile_pace: Pace,
+    /// Changes of next hops.
+    storm: Storm,
 }
 
 /// A reloaded configuration, and the routes to its addresses.
@@ -171,6 +174,8 @@ impl Control<'_> {
 
     /// Continues the work in background threads, and installs finished snapshots.
     pub(super) fn work_on(&mut self, shared: &Shared) {
+        let changes = self.work.storm.due(Instant::now());
+        self.say_next_hops(changes);
         if let Some((given, job)) = self.work.loaded.take() {
             match job.result().map(Option::transpose) {
                 Ok(Ok(None)) => self.work.loaded = Some((given, job)),
@@ -273,13 +278,24 @@ impl Control<'_> {
         self.work.wants_compile |= is_another || takes_others;
         if *found != *self.found {
             self.work.wants_compile = true;
-            let unresolved = unresolved(&self.given, &found);
-            info!(of = found.len(), unresolved, "next hops changed");
             self.found = found;
+            let changes = self.work.storm.note(Instant::now());
+            self.say_next_hops(changes);
             self.ask(false);
         } else {
             self.work.wants_compile |= found != self.found;
             self.found = found;
+        }
+    }
+
+    /// Reports changes of next hops, if a line about them is due.
+    fn say_next_hops(&self, changes: Option<usize>) {
+        let Some(changes) = changes else { return };
+        let unresolved = unresolved(&self.given, &self.found);
+        let of = self.found.len();
+        match changes {
+            1 => info!(of, unresolved, "next hops changed"),
+            changes => info!(of, unresolved, changes, "next hops changed"),
         }
     }
 

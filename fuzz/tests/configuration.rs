@@ -42,6 +42,18 @@ const LINES: &[&str] = &[
     "[[vm]]\nname = \"v\"\nnetwork = \"red\"\naddress = \"20.20.20.100\"\nhost = \"172.16.0.1\"",
     "[[vm]]\nname = \"w\"\nnetwork = \"blue\"\naddress = [\"10.0.0.2\", \"20.20.20.100\"]\nhost = \"172.16.0.2\"\nmac = \"02:00:00:00:00:09\"",
     "[[vm]]\nname = \"x\"\nnetwork = \"red\"\naddress = \"fd00::1\"\nhost = \"172.16.0.1\"\nmac = \"02:00:00:00:00:09\"",
+    "[[security_list]]\nname = \"l\"",
+    "[[security_list]]\nname = \"m\"",
+    "security_list = \"l\"",
+    "security_list = [\"l\", \"m\"]",
+    "[[security_rule]]\nname = \"g\"\nsecurity_list = \"l\"\npriority = 100\ndirection = \"inbound\"\naccess = \"allow\"",
+    "[[security_rule]]\nname = \"h\"\nsecurity_list = \"m\"\npriority = 4096\ndirection = \"outbound\"\naccess = \"deny\"",
+    "protocol = \"udp\"",
+    "sources = [\"internet\", \"network\", \"load-balancer\", \"10.0.0.0/8\", \"fd00::/8\"]",
+    "destinations = \"0.0.0.0/0\"",
+    "source_ports = [\"0-65535\", \"7-6\"]",
+    "destination_ports = [\"80\", \"1000-65535\"]",
+    "priority = 99",
 ];
 
 const NODES: [&str; 3] = [
@@ -131,17 +143,26 @@ const PARTS: &[&str] = &[
     r#"{"type":"Microsoft.Network/loadBalancers","name":"lb","properties":{"probes":[null,7,{}],"frontendIPConfigurations":[]}}"#,
     r#"{"resources":[{"type":"Microsoft.Network/networkInterfaces","name":"[concat('n',copyIndex())]","copy":{"count":3},"properties":{"ipConfigurations":[{"name":"c"}]}}]}"#,
     r#"{"type":"Microsoft.Network/publicIPAddresses","name":"i","properties":{"ipAddress":"1.2.3.4"}}"#,
+    r#"{"type":"Microsoft.Network/virtualNetworks","name":"v","properties":{"addressSpace":{"addressPrefixes":["10.0.0.0/24"]},"subnets":[{"name":"s","properties":{"addressPrefix":"10.0.0.0/25","networkSecurityGroup":{"id":"/networkSecurityGroups/g"}}}]}}"#,
+    r#"{"type":"Microsoft.Network/virtualNetworks/subnets","name":"v/s","properties":{"addressPrefixes":["10.0.0.0/26",7]}}"#,
+    r#"{"type":"Microsoft.Network/networkSecurityGroups","name":"g","properties":{"securityRules":[{"name":"r","properties":{"protocol":"*","sourcePortRange":"*","destinationPortRange":"80-90","sourceAddressPrefix":"Internet","destinationAddressPrefixes":["10.0.0.0/8"],"access":"Deny","priority":100,"direction":"Inbound"}}]}}"#,
+    r#"{"type":"Microsoft.Network/networkSecurityGroups/securityRules","name":"g/r","properties":{"priority":101,"sourceAddressPrefix":"VirtualNetwork"}}"#,
+    r#"{"name":"p","properties":{"virtualNetwork":{"id":"/virtualNetworks/v"},"loadBalancerBackendAddresses":[{"name":"a","properties":{"ipAddress":"10.0.0.1"}}]}}"#,
     r#"{"name":"r","properties":[1,2,{"name":{}}]}"#,
 ];
 
 #[test]
 fn parts_in_any_order_are_imported_or_refused() {
-    let inventory = "vni = 1\n[node]\nrole = \"proxy\"\n[[backend]]\nid = \"a\"\naddress = \"10.0.0.1\"\n\
-                     [[nat_pool]]\nid = \"m\"\npool = \"p\"\n";
-    let inventory = Inventory::parse("inventory", inventory).expect("good");
+    let more = "[[backend]]\nid = \"a\"\naddress = \"10.0.0.1\"\nhost = \"172.16.0.1\"\n\
+                [[nat_pool]]\nid = \"m\"\npool = \"p\"\n";
+    let inventories = NODES.map(|node| {
+        let text = format!("vni = 1\n{node}{more}");
+        Inventory::parse("inventory", &text).expect("good")
+    });
     bolero::check!()
-        .with_type::<(Vec<u8>, Option<(u16, u8)>)>()
-        .for_each(move |(parts, change)| {
+        .with_type::<(u8, Vec<u8>, Option<(u16, u8)>)>()
+        .for_each(move |(node, parts, change)| {
+            let inventory = &inventories[usize::from(*node) % NODES.len()];
             let parts = parts
                 .iter()
                 .take(16)
@@ -158,7 +179,7 @@ fn parts_in_any_order_are_imported_or_refused() {
                 file: "fuzz.json",
                 text: &text,
             };
-            if let Ok(imported) = import(&[input], &inventory)
+            if let Ok(imported) = import(&[input], inventory)
                 && imported.missing.is_none()
             {
                 let config = Config::parse("imported", &imported.toml).expect("it was found whole");

@@ -8,11 +8,13 @@ use bolero::{TypeGenerator, produce};
 use slb_core::hash::Distribution;
 use slb_core::health::Condition;
 use slb_core::mem::{Arena, Line};
+use slb_core::nat::Direction;
 use slb_core::snapshot::Snapshot;
 use slb_core::spec::{
-    Answers, Backend, BackendHealth, BackendState, Echo, Frontend, FrontendPort, InboundNat,
-    NatTarget, Network, NetworkVm, Outbound, Pool, PoolHealth, PortMode, Prefix, Protocol,
-    ProxyPorts, Rule, Scheduler, SourceRewrite, Spec, SpecError, Terms, Underlay,
+    Access, Answers, Backend, BackendHealth, BackendState, Echo, Frontend, FrontendPort,
+    InboundNat, NatTarget, Network, NetworkVm, Outbound, Peers, Pool, PoolHealth, PortMode, Prefix,
+    Protocol, ProxyPorts, Rule, Scheduler, SecurityList, SecurityProtocol, SecurityRule,
+    SourceRewrite, Spec, SpecError, Terms, Underlay,
 };
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
@@ -58,6 +60,19 @@ fn address(which: u8) -> IpAddr {
     }
 }
 
+/// Senders or receivers of a rule: by a tag, or by a prefix, mostly one that addresses have.
+fn peers((len, which): (u8, u8)) -> Peers {
+    match len {
+        250 => Peers::Network,
+        251 => Peers::LoadBalancer,
+        252 => Peers::Internet,
+        _ => Peers::Prefix(Prefix {
+            address: address(which),
+            len: if len < 200 { len % 33 } else { len },
+        }),
+    }
+}
+
 fn protocol(which: u8) -> Protocol {
     [Protocol::Tcp, Protocol::Udp, Protocol::Icmp, Protocol::All][usize::from(which) % 4]
 }
@@ -93,6 +108,29 @@ struct AnySpec {
     networks: Vec<(u8, u8, u8, u8)>,
     #[generator(produce::<Vec<AnyVm>>().with().len(0..=FEW))]
     vms: Vec<AnyVm>,
+    #[generator(produce::<Vec<AnyList>>().with().len(0..=FEW))]
+    lists: Vec<AnyList>,
+}
+
+#[derive(Clone, Debug, TypeGenerator)]
+struct AnyList {
+    name: u8,
+    #[generator(produce::<Vec<AnySecurityRule>>().with().len(0..=FEW))]
+    rules: Vec<AnySecurityRule>,
+}
+
+#[derive(Clone, Debug, TypeGenerator)]
+struct AnySecurityRule {
+    name: u8,
+    priority: u16,
+    how: u8,
+    /// A kind or the length of a prefix, and its address.
+    #[generator(produce::<Vec<(u8, u8)>>().with().len(0..=FEW))]
+    sources: Vec<(u8, u8)>,
+    #[generator(produce::<Vec<(u8, u8)>>().with().len(0..=FEW))]
+    destinations: Vec<(u8, u8)>,
+    #[generator(produce::<Vec<[u16; 2]>>().with().len(0..=FEW))]
+    ports: Vec<[u16; 2]>,
 }
 
 #[derive(Clone, Debug, TypeGenerator)]
@@ -103,6 +141,8 @@ struct AnyVm {
     mac: Option<u8>,
     host: u8,
     port: Option<u8>,
+    #[generator(produce::<Vec<u8>>().with().len(0..=3_usize))]
+    lists: Vec<u8>,
 }
 
 #[derive(Clone, Debug, TypeGenerator)]
@@ -110,6 +150,8 @@ struct AnyPool {
     name: u8,
     vni: u8,
     table: u8,
+    #[generator(produce::<Vec<u8>>().with().len(0..=3_usize))]
+    lists: Vec<u8>,
     #[generator(produce::<Vec<AnyBackend>>().with().len(0..=FEW))]
     backends: Vec<AnyBackend>,
 }
@@ -197,6 +239,52 @@ const FEW: usize = 5;
 
 impl AnySpec {
     fn give<R>(&self, take: impl FnOnce(&Spec<'_>) -> R) -> R {
+        let list_places = |all: &[u8]| few(all, |_, &which| place(which, self.lists.len()));
+        let pool_lists: Vec<Vec<usize>> = few(&self.pools, |_, pool| list_places(&pool.lists));
+        let vm_lists: Vec<Vec<usize>> = few(&self.vms, |_, vm| list_places(&vm.lists));
+        let sides: Vec<Vec<[Vec<Peers>; 2]>> = few(&self.lists, |_, list| {
+            few(&list.rules, |_, rule| {
+                [&rule.sources, &rule.destinations].map(|side| few(side, |_, &which| peers(which)))
+            })
+        });
+        let lists_and_sides = self.lists.iter().zip(&sides);
+        let rules: Vec<Vec<_>> = lists_and_sides
+            .map(|(list, sides)| {
+                let rules = list.rules.iter().zip(sides).enumerate();
+                let rules = rules.map(|(own, (any, [sources, destinations]))| SecurityRule {
+                    name: name(own, any.name),
+                    // Mostly one that a rule may have, and that no other has.
+                    priority: match any.name {
+                        0..250 => 100 + 10 * own as u16 + any.priority % 10,
+                        _ => any.priority,
+                    },
+                    direction: match any.how & 1 {
+                        0 => Direction::Inward,
+                        _ => Direction::Outward,
+                    },
+                    access: match any.how & 2 {
+                        0 => Access::Allow,
+                        _ => Access::Deny,
+                    },
+                    protocol: SecurityProtocol::ALL[usize::from(any.how >> 2) % 6],
+                    sources,
+                    destinations,
+                    source_ports: match any.how & 0x40 {
+                        0 => &[],
+                        _ => &any.ports,
+                    },
+                    destination_ports: match any.how & 0x80 {
+                        0 => &[],
+                        _ => &any.ports,
+                    },
+                });
+                rules.collect()
+            })
+            .collect();
+        let lists = few(&self.lists, |own, any| SecurityList {
+            name: name(own, any.name),
+            rules: &rules[own],
+        });
         let frontends: Vec<_> = few(&self.frontends, |own, &(number, at, echo)| Frontend {
             name: name(own, number),
             address: match own {
@@ -238,6 +326,7 @@ impl AnySpec {
                     other => NO_TABLES[other % 4],
                 },
                 backends,
+                security_lists: &pool_lists[own],
                 ..Pool::default()
             })
             .collect();
@@ -413,9 +502,10 @@ impl AnySpec {
             mac: any.mac.map(|mac| MacAddress([2, 0, 0, 0, 0, mac % 8])),
             next_hop: None,
             port: any.port.map(|port| PortId((port % 32).into())),
-            ..NetworkVm::default()
+            security_lists: &vm_lists[own],
         });
         take(&Spec {
+            security_lists: &lists,
             networks: &networks,
             vms: &vms,
             hash_seed: self.seed.into(),
